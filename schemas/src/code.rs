@@ -1,0 +1,230 @@
+//! Error codes: what an operator can act on has a number, a page in `docs/errors/`, and a next step.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits::TEXT_BYTES_MAX;
+use crate::message::{V, message};
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $variant:ident = $number:literal, $title:literal, $what:literal, $next:literal;)+) => {
+        /// A coded error. Its text form is `DL` and four digits.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        #[expect(missing_docs, reason = "the table below says what each one means")]
+        pub enum Code { $($variant,)+ }
+
+        impl Code {
+            /// Every code, in order of number.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The number behind `DL`.
+            pub const fn number(self) -> u16 {
+                match self { $(Self::$variant => $number,)+ }
+            }
+
+            /// A few words, as a heading.
+            pub const fn title(self) -> &'static str {
+                match self { $(Self::$variant => $title,)+ }
+            }
+
+            /// What happened and why.
+            pub const fn what(self) -> &'static str {
+                match self { $(Self::$variant => $what,)+ }
+            }
+
+            /// What to do next.
+            pub const fn next_step(self) -> &'static str {
+                match self { $(Self::$variant => $next,)+ }
+            }
+        }
+    };
+}
+
+codes! {
+    // 01: configuration, credentials, posture.
+    ConfigInvalid = 101, "configuration not valid", "A configuration file, variable or flag has an unknown key or a value that does not parse.", "Correct the named key; `--print-config` shows every key with its value and where it came from.";
+    CredentialMissing = 102, "credential missing", "A switch demands a credential that is absent, empty or blank.", "Create it with `diloctl auth issue`, or name the file in the configuration.";
+    CredentialMalformed = 103, "credential malformed", "A key, token or credentials file does not parse, or its parts do not belong together.", "Issue it again with `diloctl auth issue`; do not edit such files by hand.";
+    CredentialHalf = 104, "half a credential", "One part of a credential pair is present without the other.", "Supply both parts or neither.";
+    CredentialExposed = 105, "credential readable by others", "A secret file's mode lets its group or everybody read it.", "Run `chmod 600` on the file and `chmod 700` on its folder, then consider the secret known and issue a new one.";
+    CredentialExpired = 106, "credential expired or not yet valid", "A token's window does not contain the present time.", "Issue a new one with `diloctl auth issue`, and check the machine's clock.";
+    DomainExists = 107, "trust domain exists", "`auth init` found a complete trust domain and does not overwrite keys.", "Use the existing folder, or move it away and run `diloctl auth init` again; everything issued from it becomes void.";
+    DomainMissing = 108, "no trust domain", "The folder holds no complete trust domain.", "Run `diloctl auth init`.";
+    PlaintextRefused = 109, "plaintext refused", "A plaintext address was given while `require_auth` covers its layer.", "Use `tls://` and `https://`; to relax the layer on purpose, add an exception that names the layer and a reason.";
+    LayerOpen = 110, "layer open", "A layer runs without authentication because an exception or switch says so.", "Remove the exception when it is no longer needed.";
+    PlaceholderSecret = 111, "placeholder secret", "A secret is a well-known sample value.", "Generate real ones with `diloctl auth init`.";
+    RoleMismatch = 112, "credential of another role", "The credential is valid but was issued for another role.", "Point the configuration at the credential of this service's role.";
+    AnonymousAccepted = 113, "server accepts strangers", "The bus or the store accepted a connection without credentials although `require_auth` is on.", "Start the server with the generated configuration; do not put this process on that bus.";
+    SignatureInvalid = 114, "signature not valid", "A signed document was altered, or was signed by a key that is not trusted here.", "Compare the trust bundle with the one that `diloctl auth show` prints; if they agree, someone altered the document.";
+    CredentialUnreadable = 115, "credential file unusable", "A file with keys, tokens or certificates cannot be read or written, or is no such file.", "Check the path and the rights of its folder.";
+    NonceRefused = 116, "server asks to sign something else", "The server sent something that is no nonce for the connection key to sign.", "Do not connect to this server; a broker that does so is captured or is no NATS server.";
+    CertificateInvalid = 117, "certificate not valid", "A certificate or its key does not parse, or the two do not belong together.", "Create them again with `diloctl auth init`, or name the right files.";
+    NameTaken = 118, "name taken", "A credential of this name exists for another role or run.", "Choose another name, or remove the old files first.";
+
+    // 02: the bus.
+    BusUnreachable = 201, "bus unreachable", "No NATS server answered at the address.", "Start it with `nats-server -c nats-config/dev.conf` or `diloctl up`, and check address and CA file.";
+    BusRefused = 202, "bus refused the credential", "The NATS server refused the credential.", "Check that the credential and the server belong to the same trust domain, and that it has not expired.";
+    BusDenied = 203, "not permitted on the bus", "The server refused to publish or subscribe: the subject is not in this role's permissions.", "Use a credential of the right role; docs/bus.md lists who may say what.";
+    NoAnswer = 204, "no answer", "A request was not answered in time.", "Check that the coordinator runs (`diloctl cluster check`); the request may be repeated.";
+    StreamMissing = 205, "stream or bucket missing", "A JetStream stream, consumer or key-value bucket does not exist.", "Run `diloctl cluster init`.";
+    StreamDrift = 206, "stream differs from its declaration", "A live stream or bucket differs from the file in nats-config.", "Compare with `diloctl cluster check`; apply with `diloctl cluster init`, or change the file.";
+    MessageInvalid = 207, "message not valid", "A message is too long, is not of the expected type, or has a version that this build does not speak.", "Run the same release everywhere; a repeated case from one worker is a reason to evict it.";
+    IdentityMismatch = 208, "sender is not who it says", "The identity that the broker wrote into the request differs from the subject's.", "Nothing at the caller; this is an attack or a broken import, look at the audit stream.";
+
+    // 03: objects and the store.
+    StoreUnreachable = 301, "store unreachable", "No S3 store answered at the address.", "Start `diloco-store` or correct the endpoint and CA file.";
+    ObjectMissing = 302, "object missing", "The store does not have an object that a digest names.", "If it should exist, look for its deletion in the store's log; a contribution can be uploaded again.";
+    ObjectMismatch = 303, "object has other bytes", "The bytes of an object do not have the digest or the length that names it.", "The object was refused; fetch again, and suspect the machine or the path if it repeats.";
+    UrlRefused = 304, "url refused", "The store refused a presigned URL: expired, altered, or used for something else.", "Ask for a new URL; if all fail, compare the clocks of store and coordinator.";
+    StoreFull = 305, "store full", "The store has no room for an object.", "Free space on the store's disk or shorten the retention, then repeat.";
+    StoreBusy = 306, "store root in use", "Another process holds the lock on the store's folder.", "Stop the other process; two on one folder would delete each other's files.";
+    StoreWeak = 307, "store does not verify", "The S3 store does not enforce a check that the design rests on.", "Run `diloctl store check`; use a store that passes.";
+    ObjectTooLarge = 308, "object too large", "An object exceeds the largest that is accepted.", "Lower `chunk_elements` of the run, or split the data.";
+    ObjectForbidden = 309, "object not granted", "The asker has no lease or role under which this object is granted.", "Nothing if the lease was lost; otherwise look at the audit stream.";
+    CacheFailed = 310, "cache failed", "The local object cache cannot be read or written.", "Check the cache folder's space and rights; it may be deleted at any time.";
+
+    // 04: leases.
+    LeaseLost = 401, "lease lost", "The lease expired or its unit was granted to another under a later epoch.", "Claim again; the unit's work counts for its present holder only.";
+    LeaseUnknown = 402, "lease unknown", "No lease of this unit and epoch exists for the asker.", "Claim first.";
+    NotJoined = 403, "not joined", "The worker has not joined the run, or was removed from it.", "Join again.";
+    RunClosed = 404, "run closed", "The run is complete or stopped and gives out no work.", "Nothing; `diloctl run get` shows how it ended.";
+    Draining = 405, "draining", "The coordinator is shutting down and gives out no work.", "Wait for it to come back; the worker asks again by itself.";
+    ManifestInvalid = 406, "manifest refused", "A lease's signed manifest failed a check: signature, window, audience or binding.", "Nothing was executed; compare the worker's trust bundle with the coordinator's.";
+
+    // 05: contributions.
+    LayoutMismatch = 501, "other layout", "A contribution's layout (names, shapes, order or types) is not the run's.", "Run the same release and the same model configuration as the run.";
+    SizeMismatch = 502, "wrong size", "A chunk does not have the length that layout and codec give.", "Run the same release; suspect the worker if it repeats.";
+    NotFinite = 503, "not finite", "A contribution holds NaN or infinity.", "Lower the learning rate or inspect the worker; the unit is issued again.";
+    NormOutlier = 504, "norm out of bounds", "A contribution's norm is too large compared with the run's bound.", "Inspect the worker; the bound is `norm_max` of the run.";
+    AlreadyCounted = 505, "already counted", "The unit has an accepted contribution already.", "Nothing; the contribution counts once.";
+    StatementInvalid = 506, "statement refused", "A result's signed statement does not verify or does not fit its lease.", "Rejoin with the worker's present audit key.";
+    TokensMismatch = 507, "wrong token count", "A result claims another number of tokens or steps than its unit has.", "Run the same release; suspect the worker if it repeats.";
+
+    // 06: runs and data.
+    RunUnknown = 601, "no such run", "The coordinator knows no run of this name.", "`diloctl run ls` lists the runs.";
+    RunExists = 602, "run exists", "A run of this name exists with other settings.", "Choose another name.";
+    SpecInvalid = 603, "run settings not valid", "A run's settings are out of bounds or do not fit together.", "Correct the named field.";
+    CorpusEmpty = 604, "corpus empty", "No usable text was found at the path, or too little of it.", "Name a folder or file with at least the stated amount of text.";
+    CorpusUnreadable = 605, "corpus unreadable", "A file of the corpus cannot be read.", "Correct its rights or leave it out.";
+    DataInvalid = 606, "data set not valid", "A data set's manifest or shard does not parse or contradicts itself.", "Import the data again with `diloctl data import`.";
+    SnapshotMissing = 607, "no such snapshot", "The run has no snapshot of this round yet.", "`diloctl snapshot ls` lists them.";
+    ModelInvalid = 608, "model configuration not valid", "A model's configuration is out of bounds or contradicts itself.", "Correct the named field of its config.json.";
+    TokenizerInvalid = 609, "tokenizer not valid", "A tokenizer.json does not load or does not fit the model's vocabulary.", "Use the tokenizer that belongs to the model.";
+    TooFewWorkers = 610, "too few workers", "The run waits because fewer workers have joined than its minimum.", "Start more workers, or create the run with a smaller `workers_min`.";
+
+    // 07: ledger and audit.
+    LedgerFenced = 701, "another coordinator leads", "The stream holds an event this coordinator did not write; it stood down before anything else left it.", "Nothing if a new coordinator was started; otherwise stop one of the two.";
+    LedgerBroken = 702, "ledger does not verify", "The coordinator's chain in stream AUDIT has a gap, a wrong signature or a wrong hash.", "Keep the stream as it is and run `diloctl audit replay`; it says where the chain breaks.";
+    LedgerUnwritable = 703, "ledger not writable", "An event could not be appended, so nothing that depends on it was done.", "Check the bus and the stream's limits; the coordinator resumes from the ledger.";
+    ReplayDiverged = 704, "replay differs", "Recomputing a merge gave another digest than the ledger records.", "Do not continue the run; compare the contributions with `diloctl audit replay`.";
+    AuditRejected = 705, "event refused", "An event in the stream does not verify; it was recorded as refused.", "Look at its emitter; the audit files name it.";
+
+    // 08: workers and training.
+    TorchMissing = 801, "libtorch missing", "libtorch was not found, or is of another version than this build needs.", "Run `cargo xtask deps`, or set LIBTORCH (build) or LD_LIBRARY_PATH (run) to libtorch 2.11.0.";
+    DeviceMissing = 802, "device missing", "The configured device is not available.", "Choose `cpu`, or install the driver and the CUDA build of libtorch.";
+    TrainingFailed = 803, "training failed", "The trainer reported an error, or a loss or gradient norm that is not finite.", "Look at the worker's log; the unit is issued again.";
+    TrainerMissing = 804, "trainer missing", "This worker was built or configured without the trainer that the run asks for.", "Use a build with the feature, or another worker.";
+    WorkerStateInvalid = 805, "worker state unusable", "The saved inner state of the worker does not fit the run.", "Nothing is lost but optimizer moments; remove the file to start them anew.";
+
+    // 09: tooling.
+    ToolMissing = 901, "tool missing", "A program that set-up needs is not on the machine.", "Install the named program and repeat.";
+    DownloadFailed = 902, "download failed", "A pinned file could not be fetched.", "Repeat when the network is back, or set NATS_SERVER_BIN and LIBTORCH to files of your own.";
+    DownloadMismatch = 903, "download has other bytes", "A downloaded file does not have the pinned sha256.", "Do not use it; repeat, and report it if it stays.";
+    PlatformUnsupported = 904, "platform not served", "There is no pinned binary for this platform.", "Set NATS_SERVER_BIN and LIBTORCH to files of your own.";
+    ProcessDied = 905, "process ended", "A process that `diloctl up` started ended by itself.", "Read the named log file.";
+    PortTaken = 906, "port taken", "A port is already in use.", "Stop the other process (`diloctl down`), or choose other ports.";
+    Interrupted = 907, "interrupted", "The operation was stopped by a signal.", "Run it again; what was finished is kept.";
+    ToolUnusable = 908, "given tool unusable", "NATS_SERVER_BIN or LIBTORCH names something that is absent, does not run or has another version than this build needs.", "Correct the variable, or unset it to use the pinned download.";
+    PageStale = 909, "generated page out of date", "A page that is generated from the code differs from what the code says now.", "Run `cargo xtask docs` and commit what it writes.";
+    Internal = 999, "internal error", "An invariant of the program did not hold.", "Report it with the log.";
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DL{:04}", self.number())
+    }
+}
+
+/// A text that is not a code of this build.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown error code {0:?}")]
+pub struct UnknownCode(String);
+
+impl FromStr for Code {
+    type Err = UnknownCode;
+
+    fn from_str(text: &str) -> Result<Self, UnknownCode> {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|code| code.to_string() == text)
+            .ok_or_else(|| UnknownCode(text.chars().take(16).collect()))
+    }
+}
+
+impl TryFrom<String> for Code {
+    type Error = UnknownCode;
+    fn try_from(text: String) -> Result<Self, UnknownCode> {
+        text.parse()
+    }
+}
+
+impl From<Code> for String {
+    fn from(code: Code) -> Self {
+        code.to_string()
+    }
+}
+
+/// A coded error with its particulars: what a request is refused with, and what a binary prints last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(deny_unknown_fields)]
+#[error("{code} {}: {detail}", code.title())]
+pub struct Refusal {
+    /// Version.
+    pub v: V<1>,
+    /// Which error.
+    pub code: Code,
+    /// What it is about: names and values, never a secret.
+    pub detail: String,
+}
+
+message!(Refusal, "Refusal", 4096);
+
+impl Refusal {
+    /// A refusal; `detail` is cut at the limit for texts.
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        let mut detail = detail.into();
+        if detail.len() > TEXT_BYTES_MAX {
+            let end = (0..=TEXT_BYTES_MAX).rev().find(|at| detail.is_char_boundary(*at)).unwrap_or(0);
+            detail.truncate(end);
+        }
+        Self { v: V, code, detail }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_unique_and_sorted() {
+        assert!(Code::ALL.windows(2).all(|pair| pair[0].number() < pair[1].number()));
+    }
+
+    #[test]
+    fn text_form_round_trips() {
+        for code in Code::ALL {
+            assert_eq!(code.to_string().parse(), Ok(*code));
+        }
+        assert!("DL0000".parse::<Code>().is_err());
+    }
+
+    #[test]
+    fn detail_is_cut_at_a_character() {
+        let refusal = Refusal::new(Code::Internal, "ä".repeat(TEXT_BYTES_MAX));
+        assert!(refusal.detail.len() <= TEXT_BYTES_MAX);
+    }
+}

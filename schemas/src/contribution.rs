@@ -1,0 +1,125 @@
+//! Results: a signed statement about what a unit came to, with the objects it uploaded.
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::{ByteArray, ByteBuf};
+
+use crate::lease::LeaseRef;
+use crate::limits::WORKER_MESSAGE_BYTES_MAX;
+use crate::message::{V, message};
+use crate::run::Codec;
+use crate::{Digest, ObjectRef, RunId, Steps, Tokens, WorkerId};
+
+/// `contribution.stage`: chunk `index` of my contribution is uploaded; read and screen it while I make the next.
+///
+/// A hint for speed: a result counts only by `contribution.submit`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageRequest {
+    /// Version.
+    pub v: V<1>,
+    /// The lease.
+    pub lease: LeaseRef,
+    /// Position of the chunk in the layout.
+    pub index: u32,
+    /// The uploaded object.
+    pub object: ObjectRef,
+}
+
+/// `contribution.submit`: the result of a leased unit. May be repeated; it counts once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SubmitRequest {
+    /// Version.
+    pub v: V<1>,
+    /// The encoding of a [`Statement`]; signed as it is, never encoded again.
+    pub statement: ByteBuf,
+    /// By the worker's audit key, over the statement under its own domain prefix.
+    pub signature: ByteArray<64>,
+}
+
+/// What a worker states about a unit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Statement {
+    /// Version.
+    pub v: V<1>,
+    /// The run.
+    pub run: RunId,
+    /// The digest of the run's settings it worked under.
+    pub spec: Digest,
+    /// The worker.
+    pub worker: WorkerId,
+    /// The lease.
+    pub lease: LeaseRef,
+    /// The result.
+    pub outcome: Outcome,
+}
+
+/// The result of a unit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Of a training unit.
+    Contribution(Contribution),
+    /// Of an evaluation unit.
+    Evaluation(Evaluation),
+}
+
+/// An outer gradient: base minus local, in the layout's order, encoded by chunk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Contribution {
+    /// The fingerprint of the layout it was made with.
+    pub layout: Digest,
+    /// How the chunks are encoded.
+    pub codec: Codec,
+    /// One object per chunk of the layout, in order.
+    pub chunks: Vec<ObjectRef>,
+    /// Tokens trained on; the weight in the mean.
+    pub tokens: Tokens,
+    /// Inner steps done.
+    pub steps: Steps,
+    /// Mean training loss over the unit, in nats a token.
+    pub loss: f64,
+    /// Wall time of the inner steps, milliseconds.
+    pub train_ms: u64,
+}
+
+/// Held-out loss of a global snapshot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Evaluation {
+    /// Sum of the loss over all tokens, in nats.
+    pub loss_sum: f64,
+    /// Tokens it was summed over.
+    pub tokens: Tokens,
+}
+
+/// The answer to a submit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SubmitReply {
+    /// Version.
+    pub v: V<1>,
+    /// What became of it.
+    pub fate: Fate,
+}
+
+/// What became of the tokens of a unit. Tokens issued equal the sum over fates, always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// Accepted: part of its round's merge (or of the run's evaluations).
+    Merged,
+    /// It came after its unit was complete or its round closed.
+    Late,
+    /// It was refused.
+    Rejected,
+    /// Its lease ended without a result.
+    Abandoned,
+}
+
+message!(StageRequest, "contribution.stage", WORKER_MESSAGE_BYTES_MAX);
+message!(SubmitRequest, "contribution.submit", WORKER_MESSAGE_BYTES_MAX);
+message!(Statement, "statement", WORKER_MESSAGE_BYTES_MAX);
+message!(SubmitReply, "contribution.submit reply", 4096);

@@ -1,0 +1,127 @@
+//! What operators ask of the coordinator.
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits::MESSAGE_BYTES_MAX;
+use crate::message::{V, message};
+use crate::run::RunSpec;
+use crate::view::{LeaseView, RoundView, RunDetail, RunView, SnapshotView, WorkerView};
+use crate::{Millis, ObjectRef, RunId};
+
+/// `run.new`: create a run. Every object that the settings name must be in the store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunNew {
+    /// Version.
+    pub v: V<1>,
+    /// Its settings.
+    pub spec: RunSpec,
+}
+
+/// `view`: show me.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ViewRequest {
+    /// Version.
+    pub v: V<1>,
+    /// What.
+    pub query: Query,
+}
+
+/// What an operator wants to see.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Query {
+    /// All runs.
+    Runs,
+    /// One run in full.
+    Run(RunId),
+    /// Workers of a run, present and past.
+    Workers(RunId),
+    /// Leases of a run.
+    Leases(RunId),
+    /// Rounds of a run.
+    Rounds(RunId),
+    /// Full snapshots of a run.
+    Snapshots(RunId),
+}
+
+/// The answer to a [`ViewRequest`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ViewReply {
+    /// Version.
+    pub v: V<1>,
+    /// What was asked for.
+    pub view: View,
+}
+
+/// What an operator sees; one variant for each [`Query`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum View {
+    /// All runs.
+    Runs(Vec<RunView>),
+    /// One run in full.
+    Run(Box<RunDetail>),
+    /// Workers of a run.
+    Workers(Vec<WorkerView>),
+    /// Leases of a run.
+    Leases(Vec<LeaseView>),
+    /// Rounds of a run.
+    Rounds(Vec<RoundView>),
+    /// Full snapshots of a run.
+    Snapshots(Vec<SnapshotView>),
+}
+
+/// `blob.put` and `blob.commit`: upload objects into quarantine, and promote them when they are there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OperatorObjects {
+    /// Version.
+    pub v: V<1>,
+    /// At most `GRANTS_MAX` objects.
+    pub objects: Vec<ObjectRef>,
+}
+
+/// `shutdown`: drain all runs and stop.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shutdown {
+    /// Version.
+    pub v: V<1>,
+    /// How long holders of leases may take to finish before the coordinator stops all the same.
+    pub drain: Millis,
+}
+
+/// The answer to a [`Shutdown`], sent when draining has begun and is in the ledger.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShutdownReply {
+    /// Version.
+    pub v: V<1>,
+    /// Leases that were held.
+    pub leases: u32,
+    /// Workers that were told.
+    pub workers: u32,
+}
+
+/// The answer to a [`RunNew`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunNewReply {
+    /// Version.
+    pub v: V<1>,
+    /// The digest of its settings.
+    pub spec_digest: crate::Digest,
+    /// Whether this request created it; false when the same run existed.
+    pub created: bool,
+}
+
+message!(RunNew, "run.new", MESSAGE_BYTES_MAX);
+message!(RunNewReply, "run.new reply", 4096);
+message!(ViewRequest, "view", 4096);
+message!(ViewReply, "view reply", MESSAGE_BYTES_MAX);
+message!(OperatorObjects, "operator objects", MESSAGE_BYTES_MAX);
+message!(Shutdown, "shutdown", 4096);
+message!(ShutdownReply, "shutdown reply", 4096);

@@ -1,0 +1,202 @@
+//! Events: signed, chained per emitter, kept in stream `AUDIT`. The coordinator's chain is the ledger: its state is the
+//! fold of it.
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteArray;
+
+use crate::code::Code;
+use crate::contribution::{Contribution, Evaluation};
+use crate::lease::{LeaseRef, Weights};
+use crate::limits::EVENT_BYTES_MAX;
+use crate::member::Posture;
+use crate::message::{V, message};
+use crate::run::{RunSpec, TrainerKind};
+use crate::{AccountId, Digest, ObjectRef, PublicKey, Round, RunId, Sequence, Tokens, UnixMillis, WorkerId};
+
+/// Header of an event message: the emitter's public audit key.
+pub const KEY_HEADER: &str = "Diloco-Key";
+/// Header of an event message: the signature over the body under its domain prefix, base64url.
+pub const SIGNATURE_HEADER: &str = "Diloco-Signature";
+
+/// The body of an event: encoded once, signed, hashed and stored as it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventBody {
+    /// Version.
+    pub v: V<1>,
+    /// The public audit key of the emitter.
+    pub emitter: PublicKey,
+    /// Its position in the emitter's chain.
+    pub sequence: Sequence,
+    /// The digest of the emitter's previous body; none for the first.
+    pub previous: Option<Digest>,
+    /// The emitter's clock: a claim.
+    pub time: UnixMillis,
+    /// The run it concerns; none for the cluster as a whole.
+    pub run: Option<RunId>,
+    /// What happened.
+    pub event: Event,
+}
+
+message!(EventBody, "event", EVENT_BYTES_MAX);
+
+/// What happened, by kind of emitter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// From the coordinator: a change of its state.
+    Ledger(LedgerEvent),
+    /// From a worker: its own account of its life.
+    Worker(WorkerEvent),
+}
+
+/// A change of the coordinator's state.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[expect(missing_docs, reason = "fields are named after the types and words of this crate")]
+pub enum LedgerEvent {
+    /// A coordinator took the lead; every lease that is still open runs on from here for one lease time.
+    CoordinatorStarted { release: String, posture: Posture },
+    /// It gave the lead up in order.
+    CoordinatorStopped { reason: String },
+    /// An operator created a run.
+    RunCreated { spec: Box<RunSpec>, operator: PublicKey },
+    /// All rounds are closed and the last snapshot is evaluated.
+    RunCompleted,
+    /// A worker is a member, or renewed its entry.
+    WorkerJoined {
+        worker: WorkerId,
+        account: AccountId,
+        audit_key: PublicKey,
+        trainers: Vec<TrainerKind>,
+        device: String,
+        release: String,
+        posture: Posture,
+    },
+    /// A worker is no longer a member.
+    WorkerLeft { worker: WorkerId, cause: Departure, detail: String },
+    /// The round's units are on offer. Which they are follows from the run's settings.
+    RoundOpened { round: Round },
+    /// A worker holds a unit.
+    LeaseGranted { lease: LeaseRef, worker: WorkerId },
+    /// It holds it no longer, and left no result. `tokens` are abandoned.
+    LeaseEnded { lease: LeaseRef, worker: WorkerId, cause: LeaseEnd, tokens: Tokens },
+    /// A contribution counts. From here on its objects are kept until a full snapshot holds it.
+    ContributionAccepted {
+        lease: LeaseRef,
+        worker: WorkerId,
+        contribution: Box<Contribution>,
+        norm: f64,
+        statement: Digest,
+        signature: ByteArray<64>,
+    },
+    /// A result was refused. `tokens` are rejected.
+    ContributionRejected { lease: LeaseRef, worker: WorkerId, code: Code, detail: String, tokens: Tokens },
+    /// A held-out loss of the round's snapshot.
+    EvaluationAccepted {
+        lease: LeaseRef,
+        worker: WorkerId,
+        evaluation: Evaluation,
+        statement: Digest,
+        signature: ByteArray<64>,
+    },
+    /// The round is merged: `broadcast` are the weights of the next one.
+    RoundClosed { round: Round, broadcast: Weights, norm: f64, tokens: Tokens },
+    /// A full snapshot of the weights that round `round` starts from stands.
+    SnapshotSaved { round: Round, manifest: ObjectRef },
+    /// An operator asked for something that changes state.
+    ControlReceived { operator: PublicKey, verb: String },
+    /// Somebody was refused; at most a few a second are recorded, `suppressed` counts the others since the last.
+    RequestDenied { account: AccountId, worker: WorkerId, verb: String, code: Code, suppressed: u64 },
+}
+
+/// Why a worker is no longer a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Departure {
+    /// It said so.
+    Left,
+    /// It was not heard for too long.
+    Silent,
+    /// It was removed for too many refused results.
+    Removed,
+}
+
+/// Why a lease ended without a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeaseEnd {
+    /// Not renewed in time.
+    Expired,
+    /// Given back.
+    Released,
+    /// Its holder is no longer a member.
+    Orphaned,
+}
+
+/// A worker's own account of its life.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[expect(missing_docs, reason = "fields are named after the types and words of this crate")]
+pub enum WorkerEvent {
+    /// It joined the run.
+    Joined { release: String, device: String },
+    /// It verified a lease and started on it.
+    Started { lease: LeaseRef },
+    /// It handed in a result, whose statement has this digest.
+    Submitted { lease: LeaseRef, statement: Digest },
+    /// It gave a lease up.
+    Dropped { lease: LeaseRef, code: Code, detail: String },
+    /// It refused something that was sent to it.
+    Refused { code: Code, detail: String },
+    /// It stops.
+    Stopped { reason: String },
+}
+
+impl Event {
+    /// Its kind as one subject token.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Ledger(event) => event.kind(),
+            Self::Worker(event) => event.kind(),
+        }
+    }
+}
+
+impl LedgerEvent {
+    /// Its kind as one subject token.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::CoordinatorStarted { .. } => "coordinator-started",
+            Self::CoordinatorStopped { .. } => "coordinator-stopped",
+            Self::RunCreated { .. } => "run-created",
+            Self::RunCompleted => "run-completed",
+            Self::WorkerJoined { .. } => "worker-joined",
+            Self::WorkerLeft { .. } => "worker-left",
+            Self::RoundOpened { .. } => "round-opened",
+            Self::LeaseGranted { .. } => "lease-granted",
+            Self::LeaseEnded { .. } => "lease-ended",
+            Self::ContributionAccepted { .. } => "contribution-accepted",
+            Self::ContributionRejected { .. } => "contribution-rejected",
+            Self::EvaluationAccepted { .. } => "evaluation-accepted",
+            Self::RoundClosed { .. } => "round-closed",
+            Self::SnapshotSaved { .. } => "snapshot-saved",
+            Self::ControlReceived { .. } => "control-received",
+            Self::RequestDenied { .. } => "request-denied",
+        }
+    }
+}
+
+impl WorkerEvent {
+    /// Its kind as one subject token.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Joined { .. } => "joined",
+            Self::Started { .. } => "started",
+            Self::Submitted { .. } => "submitted",
+            Self::Dropped { .. } => "dropped",
+            Self::Refused { .. } => "refused",
+            Self::Stopped { .. } => "stopped",
+        }
+    }
+}

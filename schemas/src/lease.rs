@@ -1,0 +1,229 @@
+//! Leases: a worker claims, and gets a signed manifest of the unit's work; it renews, releases, or hands in a result.
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits::{MESSAGE_BYTES_MAX, WORKER_MESSAGE_BYTES_MAX};
+use crate::message::{V, message};
+use crate::run::Codec;
+use crate::{Digest, Epoch, Millis, ObjectRef, Round, RunId, Steps, UnitIndex, UnixMillis, WorkerId};
+
+/// The type header of a lease's JWS.
+pub const MANIFEST_TYPE: &str = "diloco-lease+jwt";
+
+/// A unit of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnitId {
+    /// The round it belongs to.
+    pub round: Round,
+    /// Training or evaluation.
+    pub kind: UnitKind,
+    /// Its position among the round's units of that kind.
+    pub index: UnitIndex,
+}
+
+/// What a unit is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnitKind {
+    /// Inner steps that end in a contribution.
+    Train,
+    /// Held-out loss of the round's global snapshot.
+    Evaluate,
+}
+
+/// One grant of a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaseRef {
+    /// The unit.
+    pub unit: UnitId,
+    /// Which grant of it.
+    pub epoch: Epoch,
+}
+
+/// `lease.claim`: give me work, or hold the question open for a while.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClaimRequest {
+    /// Version.
+    pub v: V<1>,
+    /// How long the answer may wait for work; at most `CLAIM_WAIT_MAX`.
+    pub wait: Millis,
+}
+
+/// The answer to a claim.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClaimReply {
+    /// Version.
+    pub v: V<1>,
+    /// What to do.
+    pub outcome: ClaimOutcome,
+}
+
+/// What a claim came to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClaimOutcome {
+    /// Work: a compact JWS of type [`MANIFEST_TYPE`] over a [`Manifest`].
+    Lease(String),
+    /// No work at present; claim again.
+    Nothing,
+    /// The run is over.
+    Complete,
+}
+
+/// The claims of a lease's JWS: the only source of truth about the work. Times are Unix seconds, as in RFC 7519.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Version.
+    pub v: V<1>,
+    /// The public manifest key that signed it.
+    pub iss: String,
+    /// The worker it is for.
+    pub aud: WorkerId,
+    /// Not valid before.
+    pub nbf: u64,
+    /// Not valid from here on. Renewal extends the lease, not the manifest: it must be valid when work starts.
+    pub exp: u64,
+    /// Issued at.
+    pub iat: u64,
+    /// Unique: run, unit and epoch.
+    pub jti: String,
+    /// The run.
+    pub run: RunId,
+    /// The digest of the run's settings.
+    pub spec: Digest,
+    /// The grant.
+    pub lease: LeaseRef,
+    /// When the lease ends unless it is renewed, by the coordinator's clock.
+    pub expires_at: UnixMillis,
+    /// The weights to start from.
+    pub base: Weights,
+    /// What to do with them.
+    pub work: Work,
+}
+
+/// One copy of the global weights as it travels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Weights {
+    /// The snapshot's round.
+    pub round: Round,
+    /// How the chunks are encoded.
+    pub codec: Codec,
+    /// One object per chunk of the layout, in order.
+    pub chunks: Vec<ObjectRef>,
+}
+
+/// What a lease asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Work {
+    /// Inner steps.
+    Train {
+        /// The shards that sequences are drawn from.
+        shards: Vec<ObjectRef>,
+        /// Decides which sequences.
+        seed: u64,
+        /// How many steps.
+        steps: Steps,
+        /// Inner steps before this round, for the learning-rate schedule.
+        steps_before: Steps,
+    },
+    /// Held-out loss.
+    Evaluate {
+        /// The held-out shards.
+        shards: Vec<ObjectRef>,
+        /// Sequences to read, from the start, evenly spaced.
+        sequences: u32,
+    },
+}
+
+/// `lease.renew`: I am still at it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenewRequest {
+    /// Version.
+    pub v: V<1>,
+    /// The grant.
+    pub lease: LeaseRef,
+    /// Steps done so far.
+    pub steps_done: Steps,
+}
+
+/// The answer to a renewal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenewReply {
+    /// Version.
+    pub v: V<1>,
+    /// The lease's new end, by the coordinator's clock.
+    pub expires_at: UnixMillis,
+    /// The same as a span from now, for holders whose clock differs.
+    pub remaining: Millis,
+}
+
+/// `lease.release`: I will not finish this; give it to another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseRequest {
+    /// Version.
+    pub v: V<1>,
+    /// The grant.
+    pub lease: LeaseRef,
+    /// Why.
+    pub reason: String,
+}
+
+/// An answer that says only that it was done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Done {
+    /// Version.
+    pub v: V<1>,
+}
+
+/// An offer on the work queue: it announces that a unit waits for a holder. It carries no right.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Offer {
+    /// Version.
+    pub v: V<1>,
+    /// The run.
+    pub run: RunId,
+    /// The unit.
+    pub unit: UnitId,
+}
+
+message!(ClaimRequest, "lease.claim", WORKER_MESSAGE_BYTES_MAX);
+message!(ClaimReply, "lease.claim reply", MESSAGE_BYTES_MAX);
+message!(RenewRequest, "lease.renew", WORKER_MESSAGE_BYTES_MAX);
+message!(RenewReply, "lease.renew reply", MESSAGE_BYTES_MAX);
+message!(ReleaseRequest, "lease.release", WORKER_MESSAGE_BYTES_MAX);
+message!(Done, "done", 1024);
+message!(Offer, "work offer", 4096);
+
+impl UnitId {
+    /// Its name as one subject token: `train-3`.
+    pub fn token(&self) -> String {
+        match self.kind {
+            UnitKind::Train => format!("train-{}", self.index),
+            UnitKind::Evaluate => format!("evaluate-{}", self.index),
+        }
+    }
+}
+
+impl std::fmt::Display for UnitId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.round, self.token())
+    }
+}
+
+impl std::fmt::Display for LeaseRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}@{}", self.unit, self.epoch)
+    }
+}

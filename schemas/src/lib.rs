@@ -1,0 +1,34 @@
+//! What goes over the wire, and nothing else: quantities, identifiers, messages, subjects, the permission table,
+//! limits and error codes. Everything else in this workspace stands on this crate; it stands on no other room.
+//!
+//! Three rules hold for every message. Its first field is a version, and another version is refused ([`V`]). It is
+//! MessagePack with named fields, read through [`Message::decode`], which checks the length before it parses.
+//! Unknown fields are refused, so that two builds never disagree in silence.
+
+pub mod blob;
+pub mod code;
+pub mod contribution;
+pub mod control;
+pub mod data;
+pub mod digest;
+pub mod event;
+pub mod id;
+pub mod layout;
+pub mod lease;
+pub mod limits;
+pub mod member;
+pub mod message;
+pub mod permission;
+pub mod public;
+pub mod run;
+pub mod snapshot;
+pub mod subject;
+pub mod telemetry;
+pub mod unit;
+pub mod view;
+
+pub use code::{Code, Refusal};
+pub use digest::{Digest, Hasher, ObjectRef};
+pub use id::{AccountId, IdError, PublicKey, RunId, WorkerId};
+pub use message::{DecodeError, Message, Reply, V};
+pub use unit::{Bytes, Epoch, Millis, Round, Sequence, Steps, Tokens, UnitIndex, UnixMillis};

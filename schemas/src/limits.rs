@@ -1,0 +1,47 @@
+//! Every bound in one place, each with its reason. A bound that only one crate needs may live there; a bound that two
+//! sides must agree on lives here.
+
+use crate::{Bytes, Millis};
+
+/// Longest message that any decoder accepts. NATS is configured for 1 MiB; workers' JWTs allow 256 KiB.
+pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// Longest message from a worker: matches the payload limit in the scoped worker template.
+pub const WORKER_MESSAGE_BYTES_MAX: usize = 256 << 10;
+/// Longest event body: the audit log's entries must stay below the 64 KiB of tlog-tiles, with room for the signature.
+pub const EVENT_BYTES_MAX: usize = 16 << 10;
+/// A run's name is a subject token, an object-key segment and a table column.
+pub const RUN_ID_BYTES_MAX: usize = 32;
+/// Longest free text in a refusal or an event.
+pub const TEXT_BYTES_MAX: usize = 1024;
+/// Largest object, and so the largest single PUT (`object-store`: S3 has no whole-object sha256 for multipart).
+pub const OBJECT_BYTES_MAX: Bytes = Bytes::mebi(256);
+/// Most chunks of one copy of the weights: events name them all and stay below [`EVENT_BYTES_MAX`].
+pub const CHUNKS_MAX: usize = 256;
+/// Most objects in one request for URLs.
+pub const GRANTS_MAX: usize = 256;
+/// Most tensors in a layout.
+pub const TENSORS_MAX: usize = 16_384;
+/// Most dimensions of a tensor.
+pub const DIMENSIONS_MAX: usize = 8;
+/// Most units in a round; each is one offer on the queue.
+pub const UNITS_MAX: u32 = 4096;
+/// Most workers of one run.
+pub const WORKERS_MAX: usize = 4096;
+/// Most data shards that one unit reads.
+pub const UNIT_SHARDS_MAX: usize = 64;
+/// Most shards of a data set: they are listed in one manifest object.
+pub const SHARDS_MAX: usize = 65_536;
+/// Most runs that one coordinator knows.
+pub const RUNS_MAX: usize = 1024;
+/// A presigned URL's life by the store's clock: it covers queueing, not the transfer (expiry is checked at the start).
+pub const URL_LIFE: Millis = Millis::from_secs(60);
+/// The longest a claim is held open when there is nothing to do; below every proxy's and client's time-out.
+pub const CLAIM_WAIT_MAX: Millis = Millis::from_secs(20);
+/// How long a requester waits for an answer before it asks again; longer than [`CLAIM_WAIT_MAX`].
+pub const REQUEST_TIMEOUT: Millis = Millis::from_secs(30);
+/// Shortest lease: a fail-over of a replicated stream takes 6 s and must not cost leases.
+pub const LEASE_MIN: Millis = Millis::from_secs(5);
+/// Longest lease: a lost worker's unit is issued again after at most this.
+pub const LEASE_MAX: Millis = Millis::from_secs(24 * 3600);
+/// Largest tokens in one sequence.
+pub const SEQUENCE_TOKENS_MAX: u32 = 131_072;

@@ -1,0 +1,131 @@
+//! Encoding: MessagePack with named fields, a version first, a length bound before anything is parsed.
+
+use serde::de::{self, DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::Refusal;
+
+/// The version of a message, as a type: it is written as the number `N`, and any other number is refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct V<const N: u8>;
+
+impl<const N: u8> Serialize for V<N> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u8(N)
+    }
+}
+
+impl<'de, const N: u8> Deserialize<'de> for V<N> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let got = u64::deserialize(deserializer)?;
+        if got == u64::from(N) {
+            Ok(Self)
+        } else {
+            Err(de::Error::custom(format_args!("unknown version {got}, this build speaks version {N}")))
+        }
+    }
+}
+
+/// Why bytes are not a message.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// Longer than the type allows; nothing was parsed.
+    #[error("{name} of {bytes} bytes, at most {max} are accepted")]
+    TooLong {
+        /// The type's name.
+        name: &'static str,
+        /// What came.
+        bytes: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// Not MessagePack of this type and version.
+    #[error("not a {name}: {source}")]
+    Malformed {
+        /// The type's name.
+        name: &'static str,
+        /// What the parser met.
+        source: rmp_serde::decode::Error,
+    },
+    /// A whole message, and then more bytes.
+    #[error("{extra} bytes follow a {name}")]
+    Trailing {
+        /// The type's name.
+        name: &'static str,
+        /// How many.
+        extra: usize,
+    },
+}
+
+/// A type that crosses the bus.
+pub trait Message: Serialize + DeserializeOwned {
+    /// The name under which golden files, documentation and errors know it.
+    const NAME: &'static str;
+    /// The longest encoding that is accepted.
+    const BYTES_MAX: usize;
+
+    /// The bytes to send.
+    fn encode(&self) -> Vec<u8> {
+        rmp_serde::to_vec_named(self).expect("messages hold no map with non-string keys and no failing serializer")
+    }
+
+    /// Reads a message from untrusted bytes.
+    ///
+    /// # Errors
+    /// The bytes are too long, are not this type in this version, or are followed by others.
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let name = Self::NAME;
+        if bytes.len() > Self::BYTES_MAX {
+            return Err(DecodeError::TooLong { name, bytes: bytes.len(), max: Self::BYTES_MAX });
+        }
+        let mut reader = rmp_serde::Deserializer::from_read_ref(bytes);
+        reader.set_max_depth(DEPTH_MAX);
+        let message = Self::deserialize(&mut reader).map_err(|source| DecodeError::Malformed { name, source })?;
+        match reader.get_ref().len() {
+            0 => Ok(message),
+            extra => Err(DecodeError::Trailing { name, extra }),
+        }
+    }
+}
+
+/// Deepest nesting in a message; ours need less than ten, and each level costs stack.
+const DEPTH_MAX: usize = 32;
+
+/// The answer to a request: what was asked for, or a coded refusal.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply<T> {
+    /// It was done.
+    Ok(T),
+    /// It was not done, and nothing changed.
+    Refused(Refusal),
+}
+
+impl<T: Message> Message for Reply<T> {
+    const NAME: &'static str = T::NAME;
+    const BYTES_MAX: usize = T::BYTES_MAX;
+}
+
+impl<T> Reply<T> {
+    /// The answer as a result.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub fn into_result(self) -> Result<T, Refusal> {
+        match self {
+            Self::Ok(value) => Ok(value),
+            Self::Refused(refusal) => Err(refusal),
+        }
+    }
+}
+
+/// Declares message types: `message!(Type, "name", bytes_max)`.
+macro_rules! message {
+    ($type:ty, $name:literal, $max:expr) => {
+        impl $crate::Message for $type {
+            const NAME: &'static str = $name;
+            const BYTES_MAX: usize = $max;
+        }
+    };
+}
+pub(crate) use message;

@@ -1,0 +1,267 @@
+//! Who may say and hear what: the roles, and the permission sets that follow from [`TABLE`] and from the plumbing of
+//! JetStream. User JWTs, role templates, account exports and imports, and `docs/bus.md` are all made from here.
+
+use crate::limits::{MESSAGE_BYTES_MAX, WORKER_MESSAGE_BYTES_MAX};
+use crate::subject::{Kind, Lane, TABLE};
+
+/// What a credential is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Trains. Lives in a tenant's account.
+    Worker,
+    /// Leads runs.
+    Coordinator,
+    /// A person with `diloctl`.
+    Operator,
+    /// Reads events.
+    Auditor,
+    /// Creates streams and buckets; used by `diloctl cluster init` only.
+    Provisioner,
+}
+
+impl Role {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Worker, Self::Coordinator, Self::Operator, Self::Auditor, Self::Provisioner];
+
+    /// Its name in credentials, files and documents.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Worker => "worker",
+            Self::Coordinator => "coordinator",
+            Self::Operator => "operator",
+            Self::Auditor => "auditor",
+            Self::Provisioner => "provisioner",
+        }
+    }
+
+    /// Whether it lives in a tenant's account; the others live in the control account.
+    pub const fn is_tenant(self) -> bool {
+        matches!(self, Self::Worker)
+    }
+}
+
+/// A subject of the broker's own that a role needs, and why.
+#[derive(Clone, Copy, Debug)]
+pub struct Plumbing {
+    /// The role.
+    pub role: Role,
+    /// What it may publish.
+    pub subject: &'static str,
+    /// Why.
+    pub purpose: &'static str,
+}
+
+const fn plumbing(role: Role, subject: &'static str, purpose: &'static str) -> Plumbing {
+    Plumbing { role, subject, purpose }
+}
+
+/// Every subject of the broker's own that some role may publish.
+pub const PLUMBING: &[Plumbing] = &[
+    plumbing(Role::Coordinator, "_R_.>", "answer requests that crossed accounts"),
+    plumbing(Role::Coordinator, "_INBOX.>", "answer operators"),
+    plumbing(Role::Coordinator, "$JS.API.INFO", "see whether JetStream is on"),
+    plumbing(Role::Coordinator, "$JS.API.STREAM.INFO.AUDIT", "replay the ledger"),
+    plumbing(Role::Coordinator, "$JS.API.CONSUMER.CREATE.AUDIT", "replay the ledger (unnamed consumer)"),
+    plumbing(Role::Coordinator, "$JS.API.CONSUMER.CREATE.AUDIT.>", "replay the ledger"),
+    plumbing(Role::Coordinator, "$JS.API.CONSUMER.MSG.NEXT.AUDIT.>", "replay the ledger"),
+    plumbing(Role::Coordinator, "$JS.API.CONSUMER.INFO.AUDIT.*", "replay the ledger"),
+    plumbing(Role::Coordinator, "$JS.API.CONSUMER.DELETE.AUDIT.*", "replay the ledger"),
+    plumbing(Role::Coordinator, "$JS.API.STREAM.INFO.WORK", "read offers"),
+    plumbing(Role::Coordinator, "$JS.API.CONSUMER.INFO.WORK.lease", "read offers"),
+    plumbing(Role::Coordinator, "$JS.API.CONSUMER.MSG.NEXT.WORK.lease", "read offers"),
+    plumbing(Role::Coordinator, "$JS.ACK.WORK.lease.>", "settle offers"),
+    plumbing(Role::Coordinator, "$JS.API.STREAM.INFO.KV_state", "read pointers"),
+    plumbing(Role::Coordinator, "$JS.API.DIRECT.GET.KV_state.>", "read pointers"),
+    plumbing(Role::Coordinator, "$KV.state.>", "move pointers by compare and set"),
+    plumbing(Role::Auditor, "$JS.API.STREAM.INFO.AUDIT", "read events"),
+    plumbing(Role::Auditor, "$JS.API.CONSUMER.CREATE.AUDIT", "read events (unnamed consumer)"),
+    plumbing(Role::Auditor, "$JS.API.CONSUMER.CREATE.AUDIT.>", "read events"),
+    plumbing(Role::Auditor, "$JS.API.CONSUMER.MSG.NEXT.AUDIT.>", "read events"),
+    plumbing(Role::Auditor, "$JS.API.CONSUMER.INFO.AUDIT.*", "read events"),
+    plumbing(Role::Auditor, "$JS.API.CONSUMER.DELETE.AUDIT.*", "read events"),
+    plumbing(Role::Provisioner, "$JS.API.>", "create and compare streams and buckets"),
+];
+
+/// What the coordinator must never do to the log it writes, whatever else it is allowed.
+pub const COORDINATOR_DENIED: &[&str] = &[
+    "$JS.API.STREAM.DELETE.AUDIT",
+    "$JS.API.STREAM.UPDATE.AUDIT",
+    "$JS.API.STREAM.PURGE.AUDIT",
+    "$JS.API.STREAM.MSG.DELETE.AUDIT",
+    "$JS.API.STREAM.RESTORE.AUDIT",
+    "$JS.API.STREAM.SNAPSHOT.AUDIT",
+];
+
+/// A role's permissions in the template form of scoped signing keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Permissions {
+    /// Subjects it may publish; never empty, since an empty list allows all.
+    pub publish_allow: Vec<String>,
+    /// Subjects it may not publish.
+    pub publish_deny: Vec<String>,
+    /// Subjects it may subscribe to.
+    pub subscribe_allow: Vec<String>,
+    /// Longest payload it may send.
+    pub payload_bytes_max: usize,
+    /// Most subscriptions it may hold.
+    pub subscriptions_max: i64,
+}
+
+/// The permissions of `role`: `{{subject()}}` stands for its own nkey, `{{tag(run)}}` for the run it was issued for.
+pub fn permissions(role: Role) -> Permissions {
+    let rows = || TABLE.iter();
+    let mut publish_allow: Vec<String> =
+        rows().filter(|row| row.publishers.contains(&role)).map(|row| template(role, row.lane, row.pattern)).collect();
+    publish_allow.extend(PLUMBING.iter().filter(|row| row.role == role).map(|row| row.subject.to_owned()));
+    let mut subscribe_allow = vec!["_INBOX.{{subject()}}.>".to_owned()];
+    for row in rows().filter(|row| row.subscribers.contains(&role)) {
+        let subject =
+            if role.is_tenant() { template(role, row.lane, row.pattern) } else { format!("{}.>", row.lane.prefix()) };
+        if !subscribe_allow.contains(&subject) {
+            subscribe_allow.push(subject);
+        }
+    }
+    publish_allow.dedup();
+    let denied: &[&str] = if role == Role::Coordinator { COORDINATOR_DENIED } else { &[] };
+    Permissions {
+        publish_allow,
+        publish_deny: denied.iter().map(|subject| (*subject).to_owned()).collect(),
+        subscribe_allow,
+        payload_bytes_max: if role.is_tenant() { WORKER_MESSAGE_BYTES_MAX } else { MESSAGE_BYTES_MAX },
+        subscriptions_max: if role.is_tenant() { 64 } else { -1 },
+    }
+}
+
+/// A row's pattern as `role` may publish or hear it: own tokens fixed, the others wild.
+fn template(role: Role, lane: Lane, pattern: &str) -> String {
+    let account = if !role.is_tenant() && lane == Lane::Command { "*." } else { "" };
+    let tokens: Vec<&str> = pattern
+        .split('.')
+        .map(|token| match token {
+            "{run}" if role.is_tenant() => "{{tag(run)}}",
+            "{worker}" if role.is_tenant() => "{{subject()}}",
+            "{operator}" => "{{subject()}}",
+            token if token.starts_with('{') => "*",
+            token => token,
+        })
+        .collect();
+    format!("{}.{account}{}", lane.prefix(), tokens.join("."))
+}
+
+/// A lane that crosses accounts, as the control account exports it and tenants import it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Crossing {
+    /// The lane.
+    pub lane: Lane,
+    /// Whether it is a service (tenant to control, answered) or a stream (control to tenant).
+    pub service: bool,
+}
+
+/// Position (from 1) of the account token in the control account's form of a crossing subject.
+pub const ACCOUNT_TOKEN_POSITION: u8 = 3;
+
+/// Every lane that crosses accounts.
+pub const CROSSINGS: [Crossing; 4] = [
+    Crossing { lane: Lane::Request, service: true },
+    Crossing { lane: Lane::Event, service: true },
+    Crossing { lane: Lane::Telemetry, service: true },
+    Crossing { lane: Lane::Command, service: false },
+];
+
+impl Crossing {
+    /// What the control account exports: `diloco.request.*.>`.
+    pub fn exported(&self) -> String {
+        format!("{}.*.>", self.lane.prefix())
+    }
+
+    /// What the tenant imports: `diloco.request.<account>.>`.
+    pub fn imported(&self, account: &str) -> String {
+        format!("{}.{account}.>", self.lane.prefix())
+    }
+
+    /// Under which subject the tenant sees it: `diloco.request.>`.
+    pub fn local(&self) -> String {
+        format!("{}.>", self.lane.prefix())
+    }
+}
+
+/// The reference page of the bus, as Markdown.
+pub fn reference() -> String {
+    let mut page = String::from(
+        "# The bus\n\nGenerated from `schemas/src/subject.rs` and `schemas/src/permission.rs` by `cargo xtask docs`.\n\n\
+         Subjects are as their sender writes them. What workers send reaches the control account with the tenant's\n\
+         account as third token, written by the broker. `{worker}` and `{operator}` are public nkeys.\n\n\
+         | subject | kind | message | answer | said by | heard by | for |\n| --- | --- | --- | --- | --- | --- | --- |\n",
+    );
+    for row in TABLE {
+        let kind = match row.kind {
+            Kind::Request => "request",
+            Kind::Stream => "stream",
+            Kind::Publish => "publish",
+        };
+        let names = |roles: &[Role]| roles.iter().map(|role| role.name()).collect::<Vec<_>>().join(", ");
+        page.push_str(&format!(
+            "| `{}.{}` | {kind} | {} | {} | {} | {} | {} |\n",
+            row.lane.prefix(),
+            row.pattern,
+            row.message,
+            row.reply.unwrap_or(""),
+            names(row.publishers),
+            names(row.subscribers),
+            row.purpose,
+        ));
+    }
+    page.push_str(
+        "\n## Permissions\n\nTemplates of the scoped signing keys; everything else is refused by the broker.\n",
+    );
+    for role in Role::ALL {
+        let set = permissions(role);
+        page.push_str(&format!("\n### {}\n\n", role.name()));
+        for (title, subjects) in
+            [("publish", &set.publish_allow), ("never publish", &set.publish_deny), ("subscribe", &set.subscribe_allow)]
+        {
+            for subject in subjects {
+                page.push_str(&format!("- {title} `{subject}`\n"));
+            }
+        }
+    }
+    page.push_str("\n## Plumbing\n\n| role | subject | for |\n| --- | --- | --- |\n");
+    for row in PLUMBING {
+        page.push_str(&format!("| {} | `{}` | {} |\n", row.role.name(), row.subject, row.purpose));
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_speak_only_under_their_own_key_and_run() {
+        let set = permissions(Role::Worker);
+        assert!(set.publish_allow.iter().all(|subject| subject.contains(".{{tag(run)}}.{{subject()}}.")));
+        assert!(set.publish_allow.contains(&"diloco.request.{{tag(run)}}.{{subject()}}.lease.claim".to_owned()));
+    }
+
+    #[test]
+    fn no_role_has_an_empty_list_or_everything() {
+        for role in Role::ALL {
+            let set = permissions(role);
+            assert!(!set.publish_allow.is_empty() && !set.subscribe_allow.is_empty());
+            for subject in set.publish_allow.iter().chain(&set.subscribe_allow) {
+                assert!(subject != ">" && subject != "$JS.>" && subject != "diloco.>", "{role:?} {subject}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_coordinator_writes_the_ledger_and_commands() {
+        for role in Role::ALL {
+            let set = permissions(role);
+            let writes = |prefix: &str| set.publish_allow.iter().any(|subject| subject.starts_with(prefix));
+            assert_eq!(writes("diloco.event.control."), role == Role::Coordinator);
+            assert_eq!(writes("diloco.command."), role == Role::Coordinator);
+            assert_eq!(writes("diloco.control."), role == Role::Operator);
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! The read-only view that watchers and dashboards follow.
+
+use serde::{Deserialize, Serialize};
+
+use crate::UnixMillis;
+use crate::limits::MESSAGE_BYTES_MAX;
+use crate::message::{V, message};
+use crate::view::RunView;
+
+/// `status`: published when a run changes, at most twice a second, and every few seconds while it is open.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Status {
+    /// Version.
+    pub v: V<1>,
+    /// The coordinator's clock.
+    pub now: UnixMillis,
+    /// The run.
+    pub view: RunView,
+}
+
+message!(Status, "status", MESSAGE_BYTES_MAX);
+
+/// The type header of a command's JWS.
+pub const COMMAND_TYPE: &str = "diloco-command+jwt";
+
+/// The claims of a command to workers, signed by the manifest key (JWS of type [`COMMAND_TYPE`]).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Command {
+    /// Version.
+    pub v: V<1>,
+    /// The public manifest key that signed it.
+    pub iss: String,
+    /// The run whose workers it is for.
+    pub run: crate::RunId,
+    /// The worker it is for; none for all.
+    pub aud: Option<crate::WorkerId>,
+    /// Issued at, Unix seconds.
+    pub iat: u64,
+    /// Not valid from here on, Unix seconds.
+    pub exp: u64,
+    /// Unique.
+    pub jti: String,
+    /// What to do.
+    pub verb: CommandVerb,
+}
+
+/// What a worker is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CommandVerb {
+    /// Finish the unit you hold, hand it in, claim no other.
+    Drain,
+    /// Leave now: save your state and exit.
+    Stop,
+}
+
+impl CommandVerb {
+    /// Its name as one subject token.
+    pub const fn token(self) -> &'static str {
+        match self {
+            Self::Drain => "drain",
+            Self::Stop => "stop",
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! A run: one training job, fixed when it is created and named by its digest.
+
+use serde::{Deserialize, Serialize};
+
+use crate::code::{Code, Refusal};
+use crate::limits::{LEASE_MAX, LEASE_MIN, SEQUENCE_TOKENS_MAX, UNITS_MAX, WORKERS_MAX};
+use crate::message::{V, message};
+use crate::{Digest, Message, Millis, ObjectRef, Round, RunId, Steps, Tokens};
+
+/// Everything that decides a run's result. Workers get it when they join, and every lease names its digest; a worker with
+/// other settings is refused, never silently different.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunSpec {
+    /// Version.
+    pub v: V<1>,
+    /// Its name.
+    pub run: RunId,
+    /// What is trained.
+    pub model: ModelSpec,
+    /// The data set: an object holding a `DataManifest`.
+    pub data: ObjectRef,
+    /// How many rounds, units and steps.
+    pub schedule: Schedule,
+    /// The optimizer inside a unit.
+    pub inner: InnerOptimizer,
+    /// The optimizer between rounds.
+    pub outer: OuterOptimizer,
+    /// How contributions travel.
+    pub upload: Codec,
+    /// How global weights travel.
+    pub download: Codec,
+    /// Rules for workers and leases.
+    pub policy: Policy,
+    /// Decides initial weights, data order and stochastic rounding.
+    pub seed: u64,
+}
+
+message!(RunSpec, "RunSpec", 64 << 10);
+
+/// What is trained, and with which implementation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSpec {
+    /// Which trainer a worker uses.
+    pub trainer: TrainerKind,
+    /// The model's `config.json`.
+    pub config: ObjectRef,
+    /// The layout of its parameters.
+    pub layout: ObjectRef,
+    /// Elements a chunk; the last of a fragment may be smaller.
+    pub chunk_elements: u64,
+    /// The initial weights, fp32 little endian, one object per chunk.
+    pub initial: Vec<ObjectRef>,
+    /// Arithmetic of the inner steps.
+    pub precision: Precision,
+}
+
+/// An implementation of the inner steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrainerKind {
+    /// A Llama-style decoder on libtorch.
+    Torch,
+    /// A small model in plain Rust, for tests.
+    Reference,
+    /// No mathematics, any size, for load.
+    Synthetic,
+}
+
+/// Arithmetic of the inner steps; parameters and optimizer state are fp32 in both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// fp32 throughout.
+    Fp32,
+    /// bf16 matrix products under autocast.
+    Bf16,
+}
+
+/// How many rounds, units and steps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Schedule {
+    /// Rounds of the run.
+    pub rounds: u64,
+    /// Training units of a round; each becomes one contribution.
+    pub units: u32,
+    /// Inner steps of a unit (H).
+    pub inner_steps: Steps,
+    /// Sequences of one inner step, over all accumulated micro-batches.
+    pub batch_sequences: u32,
+    /// Micro-batches that an inner step accumulates; divides `batch_sequences`.
+    pub accumulation: u32,
+    /// Tokens that the model predicts in one sequence.
+    pub sequence_tokens: u32,
+    /// Held-out evaluation of every n-th snapshot, and of the last; 0 for none.
+    pub evaluation_every: u32,
+    /// Held-out sequences of one evaluation.
+    pub evaluation_sequences: u32,
+    /// Full snapshot (fp32 weights and outer state) of every n-th round, and of the last.
+    pub snapshot_every: u32,
+}
+
+/// AdamW with warm-up and cosine decay, clipping by global norm (DiLoCo, arXiv 2311.08105, section 3).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InnerOptimizer {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Inner steps of linear warm-up, counted over the run.
+    pub warmup_steps: Steps,
+    /// Learning rate at the end of the run as a part of the peak.
+    pub final_ratio: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Largest global gradient norm; 0 for no clipping.
+    pub clip_norm: f64,
+}
+
+/// What the coordinator does with the mean of a round's contributions.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum OuterOptimizer {
+    /// Plain averaging of the weights: subtract the mean.
+    Average,
+    /// Subtract `learning_rate` times the mean.
+    Sgd {
+        /// Outer learning rate.
+        learning_rate: f32,
+    },
+    /// Nesterov momentum in PyTorch's form (DiLoCo, arXiv 2311.08105, section 3.2).
+    Nesterov {
+        /// Outer learning rate.
+        learning_rate: f32,
+        /// Outer momentum.
+        momentum: f32,
+    },
+}
+
+/// How values travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Codec {
+    /// The number format.
+    pub kind: CodecKind,
+    /// How values are rounded to it.
+    pub rounding: Rounding,
+}
+
+/// A number format on the wire, little endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CodecKind {
+    /// 4 bytes a value, exact.
+    Fp32,
+    /// 2 bytes a value: the upper half of fp32.
+    Bf16,
+}
+
+/// How values are rounded to a narrower format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rounding {
+    /// To nearest, ties to even.
+    Nearest,
+    /// Up or down with probability by distance, from the run's seed and the element's index.
+    Stochastic,
+}
+
+/// Rules for workers and leases.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// No lease is granted before this many workers have joined.
+    pub workers_min: u32,
+    /// A lease's life without renewal; holders renew after a third of it.
+    pub lease: Millis,
+    /// A worker that was not heard for this long is taken for lost and counts no longer as a member.
+    pub silence_max: Millis,
+    /// A contribution with a larger Euclidean norm is refused; 0 for no bound.
+    pub norm_max: f64,
+    /// Refused results of one worker before it is removed from the run.
+    pub strikes_max: u32,
+}
+
+impl RunSpec {
+    /// The encoding that is signed, stored and hashed, and its digest.
+    pub fn to_object(&self) -> (Vec<u8>, Digest) {
+        let bytes = self.encode();
+        let digest = Digest::of(&bytes);
+        (bytes, digest)
+    }
+
+    /// Inner steps of the whole run, for the learning-rate schedule: rounds run one after another, a round's units beside
+    /// each other.
+    pub fn inner_steps_total(&self) -> Steps {
+        Steps(self.schedule.rounds.saturating_mul(self.schedule.inner_steps.get()))
+    }
+
+    /// Tokens of one training unit.
+    pub fn unit_tokens(&self) -> Tokens {
+        let step = u64::from(self.schedule.batch_sequences) * u64::from(self.schedule.sequence_tokens);
+        Tokens(self.schedule.inner_steps.get().saturating_mul(step))
+    }
+
+    /// Whether snapshot `round` is evaluated on held-out text.
+    pub fn evaluates(&self, round: Round) -> bool {
+        every(self.schedule.evaluation_every, round) || self.schedule.evaluation_every > 0 && self.is_last(round)
+    }
+
+    /// Whether a full snapshot of `round` is saved.
+    pub fn saves(&self, round: Round) -> bool {
+        every(self.schedule.snapshot_every, round) || self.is_last(round)
+    }
+
+    fn is_last(&self, round: Round) -> bool {
+        round.get() == self.schedule.rounds
+    }
+
+    /// Checks every bound that the rest of the program relies on.
+    ///
+    /// # Errors
+    /// [`Code::SpecInvalid`], naming the field, its value and the bound.
+    pub fn validate(&self) -> Result<(), Refusal> {
+        let schedule = &self.schedule;
+        whole("schedule.rounds", schedule.rounds, 1, 1_000_000)?;
+        whole("schedule.units", schedule.units.into(), 1, UNITS_MAX.into())?;
+        whole("schedule.inner_steps", schedule.inner_steps.get(), 1, 1_000_000)?;
+        whole("schedule.batch_sequences", schedule.batch_sequences.into(), 1, 65_536)?;
+        whole("schedule.accumulation", schedule.accumulation.into(), 1, schedule.batch_sequences.into())?;
+        if !schedule.batch_sequences.is_multiple_of(schedule.accumulation) {
+            return Err(invalid("schedule.accumulation", &schedule.accumulation, "a divisor of batch_sequences"));
+        }
+        whole("schedule.sequence_tokens", schedule.sequence_tokens.into(), 1, SEQUENCE_TOKENS_MAX.into())?;
+        whole("schedule.evaluation_sequences", schedule.evaluation_sequences.into(), 1, 65_536)?;
+        whole("schedule.snapshot_every", schedule.snapshot_every.into(), 1, 1_000_000)?;
+        whole("model.chunk_elements", self.model.chunk_elements, 1, 1 << 26)?;
+        whole("model.initial (chunks)", self.model.initial.len() as u64, 1, crate::limits::CHUNKS_MAX as u64)?;
+        self.inner.validate()?;
+        self.outer.validate()?;
+        self.policy.validate()
+    }
+}
+
+fn every(n: u32, round: Round) -> bool {
+    n > 0 && round.get().is_multiple_of(u64::from(n))
+}
+
+impl InnerOptimizer {
+    fn validate(&self) -> Result<(), Refusal> {
+        real("inner.learning_rate", self.learning_rate, 0.0, 10.0)?;
+        real("inner.final_ratio", self.final_ratio, 0.0, 1.0)?;
+        real("inner.beta1", self.beta1, 0.0, 0.999_999)?;
+        real("inner.beta2", self.beta2, 0.0, 0.999_999)?;
+        real("inner.epsilon", self.epsilon, 1e-30, 1.0)?;
+        real("inner.weight_decay", self.weight_decay, 0.0, 10.0)?;
+        real("inner.clip_norm", self.clip_norm, 0.0, 1e9)
+    }
+}
+
+impl OuterOptimizer {
+    fn validate(&self) -> Result<(), Refusal> {
+        match *self {
+            Self::Average => Ok(()),
+            Self::Sgd { learning_rate } => real("outer.learning_rate", learning_rate.into(), 0.0, 10.0),
+            Self::Nesterov { learning_rate, momentum } => {
+                real("outer.learning_rate", learning_rate.into(), 0.0, 10.0)?;
+                real("outer.momentum", momentum.into(), 0.0, 0.999)
+            }
+        }
+    }
+}
+
+impl Policy {
+    fn validate(&self) -> Result<(), Refusal> {
+        whole("policy.workers_min", self.workers_min.into(), 1, WORKERS_MAX as u64)?;
+        whole("policy.lease (ms)", self.lease.get(), LEASE_MIN.get(), LEASE_MAX.get())?;
+        whole("policy.silence_max (ms)", self.silence_max.get(), LEASE_MIN.get(), LEASE_MAX.get())?;
+        real("policy.norm_max", self.norm_max, 0.0, f64::MAX)?;
+        whole("policy.strikes_max", self.strikes_max.into(), 1, 1_000_000)
+    }
+}
+
+fn invalid(field: &str, value: &dyn std::fmt::Display, wanted: &str) -> Refusal {
+    Refusal::new(Code::SpecInvalid, format!("{field} is {value}, expected {wanted}"))
+}
+
+fn whole(field: &str, value: u64, min: u64, max: u64) -> Result<(), Refusal> {
+    if (min..=max).contains(&value) { Ok(()) } else { Err(invalid(field, &value, &format!("{min} to {max}"))) }
+}
+
+fn real(field: &str, value: f64, min: f64, max: f64) -> Result<(), Refusal> {
+    if value.is_finite() && (min..=max).contains(&value) {
+        Ok(())
+    } else {
+        Err(invalid(field, &value, &format!("{min} to {max}")))
+    }
+}

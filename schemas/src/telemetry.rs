@@ -1,0 +1,54 @@
+//! Telemetry: lossy, unsigned, never the base of a decision about a round. A heartbeat also shows that a worker lives.
+
+use serde::{Deserialize, Serialize};
+
+use crate::lease::LeaseRef;
+use crate::limits::WORKER_MESSAGE_BYTES_MAX;
+use crate::message::{V, message};
+use crate::{Bytes, Steps, Tokens};
+
+/// `heartbeat`: what the worker is doing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Heartbeat {
+    /// Version.
+    pub v: V<1>,
+    /// Where it stands.
+    pub phase: Phase,
+    /// The lease it holds.
+    pub lease: Option<LeaseRef>,
+    /// Inner steps done on it.
+    pub steps_done: Steps,
+    /// Tokens trained since the process started.
+    pub tokens: Tokens,
+    /// Recent speed.
+    pub tokens_per_second: f64,
+    /// Loss of the last step, nats a token.
+    pub loss: Option<f64>,
+    /// Uploaded since the process started.
+    pub bytes_up: Bytes,
+    /// Downloaded since the process started.
+    pub bytes_down: Bytes,
+}
+
+/// Where a worker stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// It asks to join.
+    Joining,
+    /// It waits for work.
+    Claiming,
+    /// It downloads weights or data.
+    Fetching,
+    /// It trains or evaluates.
+    Training,
+    /// It encodes and uploads.
+    Uploading,
+    /// It waits for the answer to its result.
+    Submitting,
+    /// It is stopping.
+    Leaving,
+}
+
+message!(Heartbeat, "heartbeat", WORKER_MESSAGE_BYTES_MAX);

@@ -1,0 +1,162 @@
+//! What operators are shown: the answers to `diloctl`'s questions and the status that watchers follow.
+
+use serde::{Deserialize, Serialize};
+
+use crate::contribution::Fate;
+use crate::lease::{LeaseRef, UnitId};
+use crate::member::Posture;
+use crate::run::RunSpec;
+use crate::telemetry::Phase;
+use crate::{AccountId, Bytes, Digest, ObjectRef, Round, RunId, Tokens, UnixMillis, WorkerId};
+
+/// Where a run stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunPhase {
+    /// It waits for its minimum of workers.
+    Waiting,
+    /// Units are on offer or held.
+    Training,
+    /// All units of the round are in; the outer step is being made.
+    Merging,
+    /// All rounds are closed; the last evaluation or snapshot is outstanding.
+    Finishing,
+    /// Over.
+    Complete,
+}
+
+/// A run at a glance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunView {
+    /// Its name.
+    pub run: RunId,
+    /// Where it stands.
+    pub phase: RunPhase,
+    /// The open round; equal to `rounds` when all are closed.
+    pub round: Round,
+    /// Rounds of the run.
+    pub rounds: u64,
+    /// Training units of the open round that are in.
+    pub units_done: u32,
+    /// Training units of a round.
+    pub units: u32,
+    /// Members.
+    pub workers: u32,
+    /// The minimum of members.
+    pub workers_min: u32,
+    /// Leases held.
+    pub leases: u32,
+    /// Tokens by what became of them.
+    pub tokens: Vec<(Fate, Tokens)>,
+    /// Of all members, by their heartbeats.
+    pub tokens_per_second: f64,
+    /// Mean over the last closed round's contributions, nats a token.
+    pub train_loss: Option<f64>,
+    /// The newest held-out loss, nats a token, and the snapshot it is of.
+    pub held_out_loss: Option<(Round, f64)>,
+    /// Uploaded by workers, by their heartbeats.
+    pub bytes_up: Bytes,
+    /// Downloaded by workers, by their heartbeats.
+    pub bytes_down: Bytes,
+    /// The newest full snapshot.
+    pub snapshot: Option<(Round, ObjectRef)>,
+    /// Created at.
+    pub created_at: UnixMillis,
+    /// Completed at.
+    pub completed_at: Option<UnixMillis>,
+}
+
+/// A run in full.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunDetail {
+    /// At a glance.
+    pub view: RunView,
+    /// Its settings.
+    pub spec: RunSpec,
+    /// Their digest.
+    pub spec_digest: Digest,
+}
+
+/// A worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkerView {
+    /// Its key.
+    pub worker: WorkerId,
+    /// The tenant it belongs to.
+    pub account: AccountId,
+    /// The run it joined.
+    pub run: RunId,
+    /// Whether it is a member now.
+    pub member: bool,
+    /// What it computes on.
+    pub device: String,
+    /// Its release.
+    pub release: String,
+    /// How openly it runs.
+    pub posture: Posture,
+    /// Where it stands, by its last heartbeat.
+    pub phase: Option<Phase>,
+    /// The lease it holds, by the ledger.
+    pub lease: Option<LeaseRef>,
+    /// Speed by its last heartbeat.
+    pub tokens_per_second: f64,
+    /// Contributions accepted.
+    pub accepted: u64,
+    /// Results refused.
+    pub rejected: u64,
+    /// Last heard.
+    pub heard_at: UnixMillis,
+}
+
+/// A lease.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaseView {
+    /// The run.
+    pub run: RunId,
+    /// The grant.
+    pub lease: LeaseRef,
+    /// Its holder.
+    pub worker: WorkerId,
+    /// When it ends unless it is renewed.
+    pub expires_at: UnixMillis,
+    /// Steps done by the last renewal.
+    pub steps_done: crate::Steps,
+}
+
+/// A round.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RoundView {
+    /// Which.
+    pub round: Round,
+    /// Opened at.
+    pub opened_at: UnixMillis,
+    /// Closed at.
+    pub closed_at: Option<UnixMillis>,
+    /// Units that are in.
+    pub done: Vec<UnitId>,
+    /// Tokens merged.
+    pub tokens: Tokens,
+    /// Mean training loss over its contributions, nats a token.
+    pub train_loss: Option<f64>,
+    /// Held-out loss of the snapshot it started from, nats a token.
+    pub held_out_loss: Option<f64>,
+    /// Euclidean norm of the merged contribution.
+    pub norm: Option<f64>,
+}
+
+/// A full snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotView {
+    /// The round it starts.
+    pub round: Round,
+    /// Its manifest.
+    pub manifest: ObjectRef,
+    /// Saved at.
+    pub saved_at: UnixMillis,
+}
