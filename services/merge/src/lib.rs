@@ -1,0 +1,43 @@
+//! What happens to numbers between a worker and the next snapshot: codecs for the wire, the screen that a contribution
+//! must pass, the weighted mean and the outer step.
+//!
+//! The parameters of a run are one flat vector of `f32`, cut into chunks; every function here works on one chunk as a
+//! slice. There is no I/O, no clock and no randomness: the same input gives the same bits on every machine, with every
+//! thread count and with every width of vector instructions. Large slices are worked on in parallel by the rayon pool
+//! of the caller, so call from a blocking thread, never from an async task.
+//!
+//! | to | use |
+//! | --- | --- |
+//! | make a contribution: base minus local, rounded | [`codec::encode_difference`] |
+//! | check one before it counts | [`screen()`] |
+//! | merge a chunk and take the outer step | [`merge_chunk`], [`merge_chunk_and_encode`] |
+//! | read the broadcast weights | [`codec::decode`] |
+//! | mix a fragment's local and global weights | [`blend()`] |
+//!
+//! Sign and order conventions are fixed in [`step`] (what is computed), [`mean`] (weights) and [`outer`] (the
+//! optimizers), each as a rule that can be followed by hand; `tests/reference.rs` follows them with scalar loops and
+//! expects equal bits.
+
+pub mod blend;
+pub mod codec;
+pub mod mean;
+pub mod outer;
+pub mod rounding;
+pub mod screen;
+pub mod step;
+mod vectors;
+
+pub use blend::blend;
+pub use codec::CodecError;
+pub use mean::{ContributionChunk, MeanError};
+pub use outer::{Momentum, OuterError};
+pub use rounding::{SeededRounding, broadcast_seed, contribution_seed};
+pub use screen::{ChunkStatistics, ScreenError, screen};
+pub use step::{Broadcast, MergeError, Merged, merge_chunk, merge_chunk_and_encode};
+
+/// Elements that one task works on: the unit of parallelism, 256 KiB of `f32`. Results do not depend on it, except
+/// that the sum of squares of [`screen()`] is taken block by block.
+pub const BLOCK_ELEMENTS: usize = 64 * 1024;
+
+/// Elements that pass through the first-level cache together; divides [`BLOCK_ELEMENTS`].
+const TILE_ELEMENTS: usize = 2048;

@@ -1,0 +1,203 @@
+//! The weighted mean of contributions.
+//!
+//! The rule, for contributions `0..n` in the order given (callers sort by unit, so that the order of arrival does not
+//! matter) with whole-number weights `k`:
+//!
+//! 1. `w[i]` = `k[i] / (k[0] + … + k[n-1])`: the sum exact, both sides converted to `f64`, divided in `f64`, the
+//!    quotient converted to `f32`. A single contribution has weight 1 exactly.
+//! 2. per element, `g = w[0] * x[0]`, and then for each further contribution `g = g + (w[i] * x[i])`, every product and
+//!    every sum rounded to `f32`, never fused.
+//!
+//! So the mean of `n` equal values differs from the value by at most `(n + 1)` roundings: relatively no more than
+//! `1.01 * (n + 1) * 2^-24` (for up to 100 000 contributions, away from subnormal numbers).
+
+use schemas::run::CodecKind;
+
+use crate::CodecError;
+use crate::codec::{check, encoded_bytes};
+use crate::vectors::{Vectors, vectorised};
+
+/// One chunk of a screened contribution: an outer gradient, base minus local.
+#[derive(Clone, Copy, Debug)]
+pub struct ContributionChunk<'a> {
+    /// Its share in the mean: the tokens it was trained on, or whatever the run weighs by. 0 takes no part.
+    pub weight: u64,
+    /// How it is encoded.
+    pub codec: CodecKind,
+    /// The encoded elements.
+    pub bytes: &'a [u8],
+}
+
+/// Why there is no mean.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MeanError {
+    /// Nothing was given.
+    #[error("no contributions to merge")]
+    NoContributions,
+    /// All weights are 0.
+    #[error("the {contributions} contributions weigh 0 together; at least one needs a weight")]
+    NoWeight {
+        /// How many there are.
+        contributions: usize,
+    },
+    /// A contribution has not the size of the chunk.
+    #[error("contribution {index}: {source}")]
+    WrongLength {
+        /// Its place in the order given.
+        index: usize,
+        /// Expected and found size.
+        source: CodecError,
+    },
+}
+
+/// The weights by step 1 of the rule, in the order given.
+///
+/// # Errors
+/// [`MeanError::NoContributions`], [`MeanError::NoWeight`].
+pub fn weights(contributions: &[ContributionChunk<'_>]) -> Result<Vec<f32>, MeanError> {
+    if contributions.is_empty() {
+        return Err(MeanError::NoContributions);
+    }
+    let total: u128 = contributions.iter().map(|contribution| u128::from(contribution.weight)).sum();
+    if total == 0 {
+        return Err(MeanError::NoWeight { contributions: contributions.len() });
+    }
+    Ok(contributions.iter().map(|contribution| (contribution.weight as f64 / total as f64) as f32).collect())
+}
+
+/// Contributions of one chunk, checked, with their weights.
+#[derive(Debug)]
+pub(crate) struct Mean<'a> {
+    contributions: &'a [ContributionChunk<'a>],
+    weights: Vec<f32>,
+}
+
+impl<'a> Mean<'a> {
+    pub(crate) fn new(contributions: &'a [ContributionChunk<'a>], elements: usize) -> Result<Self, MeanError> {
+        for (index, contribution) in contributions.iter().enumerate() {
+            let checked = check(contribution.codec, elements, contribution.bytes.len());
+            checked.map_err(|source| MeanError::WrongLength { index, source })?;
+        }
+        Ok(Self { contributions, weights: weights(contributions)? })
+    }
+
+    /// Step 2 of the rule for the elements from `start` on, as many as `gradient` holds.
+    ///
+    /// Contributions are taken in fours where their codec allows, to load and store the running mean less often.
+    pub(crate) fn gradient(&self, vectors: Vectors, start: usize, gradient: &mut [f32]) {
+        let elements = gradient.len();
+        let slice = |index: usize| {
+            let ContributionChunk { codec, bytes, .. } = self.contributions[index];
+            &bytes[encoded_bytes(codec, start)..encoded_bytes(codec, start + elements)]
+        };
+        let mut index = 0;
+        while index < self.contributions.len() {
+            let rest = &self.contributions[index..];
+            if rest.len() >= 4 && rest[..4].iter().all(|contribution| contribution.codec == CodecKind::Bf16) {
+                let parts = [0, 1, 2, 3].map(|offset| slice(index + offset));
+                let weights = [0, 1, 2, 3].map(|offset| self.weights[index + offset]);
+                if index == 0 {
+                    start_bf16_four(vectors, parts, weights, gradient);
+                } else {
+                    add_bf16_four(vectors, parts, weights, gradient);
+                }
+                index += 4;
+            } else {
+                let (part, weight) = (slice(index), self.weights[index]);
+                match (self.contributions[index].codec, index) {
+                    (CodecKind::Fp32, 0) => start_fp32(vectors, part, weight, gradient),
+                    (CodecKind::Fp32, _) => add_fp32(vectors, part, weight, gradient),
+                    (CodecKind::Bf16, 0) => start_bf16(vectors, part, weight, gradient),
+                    (CodecKind::Bf16, _) => add_bf16(vectors, part, weight, gradient),
+                }
+                index += 1;
+            }
+        }
+    }
+}
+
+vectorised!(fn start_fp32(part: &[u8], weight: f32, gradient: &mut [f32]) = start_fp32_body);
+vectorised!(fn add_fp32(part: &[u8], weight: f32, gradient: &mut [f32]) = add_fp32_body);
+vectorised!(fn start_bf16(part: &[u8], weight: f32, gradient: &mut [f32]) = start_bf16_body);
+vectorised!(fn add_bf16(part: &[u8], weight: f32, gradient: &mut [f32]) = add_bf16_body);
+vectorised!(fn start_bf16_four(parts: [&[u8]; 4], weights: [f32; 4], gradient: &mut [f32]) = start_bf16_four_body);
+vectorised!(fn add_bf16_four(parts: [&[u8]; 4], weights: [f32; 4], gradient: &mut [f32]) = add_bf16_four_body);
+
+#[inline(always)]
+fn bf16(bytes: [u8; 2]) -> f32 {
+    crate::rounding::widen(u16::from_le_bytes(bytes))
+}
+
+#[inline(always)]
+fn start_fp32_body(part: &[u8], weight: f32, gradient: &mut [f32]) {
+    for (gradient, bytes) in gradient.iter_mut().zip(part.as_chunks::<4>().0) {
+        *gradient = weight * f32::from_le_bytes(*bytes);
+    }
+}
+
+#[inline(always)]
+fn add_fp32_body(part: &[u8], weight: f32, gradient: &mut [f32]) {
+    for (gradient, bytes) in gradient.iter_mut().zip(part.as_chunks::<4>().0) {
+        *gradient += weight * f32::from_le_bytes(*bytes);
+    }
+}
+
+#[inline(always)]
+fn start_bf16_body(part: &[u8], weight: f32, gradient: &mut [f32]) {
+    for (gradient, bytes) in gradient.iter_mut().zip(part.as_chunks::<2>().0) {
+        *gradient = weight * bf16(*bytes);
+    }
+}
+
+#[inline(always)]
+fn add_bf16_body(part: &[u8], weight: f32, gradient: &mut [f32]) {
+    for (gradient, bytes) in gradient.iter_mut().zip(part.as_chunks::<2>().0) {
+        *gradient += weight * bf16(*bytes);
+    }
+}
+
+#[inline(always)]
+fn start_bf16_four_body(parts: [&[u8]; 4], weights: [f32; 4], gradient: &mut [f32]) {
+    let count = gradient.len();
+    let [a, b, c, d] = parts.map(|part| &part.as_chunks::<2>().0[..count]);
+    let [u, v, w, x] = weights;
+    for index in 0..count {
+        let first = u * bf16(a[index]);
+        gradient[index] = ((first + v * bf16(b[index])) + w * bf16(c[index])) + x * bf16(d[index]);
+    }
+}
+
+#[inline(always)]
+fn add_bf16_four_body(parts: [&[u8]; 4], weights: [f32; 4], gradient: &mut [f32]) {
+    let count = gradient.len();
+    let [a, b, c, d] = parts.map(|part| &part.as_chunks::<2>().0[..count]);
+    let [u, v, w, x] = weights;
+    for index in 0..count {
+        let first = gradient[index] + u * bf16(a[index]);
+        gradient[index] = ((first + v * bf16(b[index])) + w * bf16(c[index])) + x * bf16(d[index]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn weighing(weight: u64) -> ContributionChunk<'static> {
+        ContributionChunk { weight, codec: CodecKind::Fp32, bytes: &[] }
+    }
+
+    #[test]
+    fn weights_are_shares() {
+        assert_eq!(weights(&[weighing(12_345)]), Ok(vec![1.0]));
+        assert_eq!(weights(&[weighing(u64::MAX)]), Ok(vec![1.0]));
+        assert_eq!(weights(&[weighing(1), weighing(3)]), Ok(vec![0.25, 0.75]));
+        assert_eq!(weights(&[weighing(0), weighing(7)]), Ok(vec![0.0, 1.0]));
+        assert_eq!(weights(&[weighing(u64::MAX); 4]), Ok(vec![0.25; 4]));
+    }
+
+    #[test]
+    fn nothing_has_no_mean() {
+        assert_eq!(weights(&[]), Err(MeanError::NoContributions));
+        assert_eq!(weights(&[weighing(0); 3]), Err(MeanError::NoWeight { contributions: 3 }));
+    }
+}
