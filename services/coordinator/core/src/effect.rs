@@ -1,0 +1,213 @@
+//! What the coordinator asks of the world, in order: an effect is carried out only when every [`Effect::Append`] before it
+//! is in the stream. So nothing leaves the coordinator that the ledger does not hold.
+
+use schemas::blob::Grants;
+use schemas::contribution::SubmitReply;
+use schemas::control::{RunNewReply, ShutdownReply, ViewReply};
+use schemas::event::LedgerEvent;
+use schemas::lease::{ClaimReply, Done, LeaseRef, Manifest, RenewReply, UnitId};
+use schemas::member::JoinReply;
+use schemas::public::{CommandVerb, Status};
+use schemas::run::RunSpec;
+use schemas::snapshot::{MergeInput, MergeRecord};
+use schemas::{AccountId, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, WorkerId};
+
+use crate::input::{DeliveryId, ReplyId, ScreeningId, Submission};
+
+/// Something to do.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// Append an event to the ledger. When that fails the process stands down at once; nothing after it is done.
+    Append {
+        /// The run it concerns.
+        run: Option<RunId>,
+        /// The event; the core's state already holds it.
+        event: Box<LedgerEvent>,
+    },
+    /// Answer a request.
+    Reply {
+        /// Which.
+        reply: ReplyId,
+        /// With what.
+        answer: Result<Answer, Refusal>,
+    },
+    /// Sign a lease's manifest and answer a claim with it.
+    Lease {
+        /// The claim.
+        reply: ReplyId,
+        /// The manifest; the shell writes the key it signs with into `iss`.
+        manifest: Box<Manifest>,
+    },
+    /// Answer with URLs to read objects from `blobs`.
+    GrantGet {
+        /// The request.
+        reply: ReplyId,
+        /// The objects; all may be read by the asker.
+        objects: Vec<Digest>,
+    },
+    /// Answer with URLs to upload objects into quarantine.
+    GrantPut {
+        /// The request.
+        reply: ReplyId,
+        /// Whose quarantine.
+        place: Quarantine,
+        /// The objects.
+        objects: Vec<ObjectRef>,
+    },
+    /// Check and promote an operator's objects, then answer [`Answer::Done`] or the refusal; needs no input back.
+    Commit {
+        /// The request.
+        reply: ReplyId,
+        /// Whose quarantine.
+        place: Quarantine,
+        /// The objects.
+        objects: Vec<ObjectRef>,
+    },
+    /// Check that every object a new run names is in `blobs`, parses and fits; answer with `Input::RunChecked`.
+    CheckRun {
+        /// The request.
+        reply: ReplyId,
+        /// The run's settings, already within their bounds.
+        spec: Box<RunSpec>,
+    },
+    /// Publish an offer of a unit unless the queue holds one.
+    Offer {
+        /// The run.
+        run: RunId,
+        /// The unit.
+        unit: UnitId,
+    },
+    /// The unit is complete: take its offer off the queue.
+    Settle {
+        /// The delivery.
+        delivery: DeliveryId,
+    },
+    /// The unit is still held: keep its offer from being delivered again.
+    Hold {
+        /// The delivery.
+        delivery: DeliveryId,
+    },
+    /// Read and screen an uploaded chunk ahead of its submit. A hint: the result is kept until the submit or the end of
+    /// the lease, or thrown away.
+    Stage {
+        /// The run.
+        run: RunId,
+        /// The lease.
+        lease: LeaseRef,
+        /// Whose.
+        worker: WorkerId,
+        /// Position of the chunk.
+        index: u32,
+        /// The uploaded object.
+        object: ObjectRef,
+    },
+    /// Forget what was staged for a lease that ended.
+    Unstage {
+        /// The run.
+        run: RunId,
+        /// The lease.
+        lease: LeaseRef,
+    },
+    /// Check a result: signature, objects at the store, layout, sizes, finite, norm; promote its objects; answer with
+    /// `Input::Screened`. What the statement says about lease, tokens and steps was checked already.
+    Screen {
+        /// This check.
+        screening: ScreeningId,
+        /// The run's settings.
+        spec: Box<RunSpec>,
+        /// Whose.
+        worker: WorkerId,
+        /// The key that must have signed it.
+        audit_key: PublicKey,
+        /// The result.
+        submission: Box<Submission>,
+    },
+    /// Make the outer step over `inputs`, publish the weights, answer with `Input::Merged`.
+    Merge {
+        /// The run.
+        run: RunId,
+        /// The round that it closes.
+        round: Round,
+        /// What is merged, ascending by unit: the order of the sum.
+        inputs: Vec<MergeInput>,
+    },
+    /// Save the weights that `round` starts from, with the outer state, off the critical path; then move the run's pointer;
+    /// answer with `Input::Saved`.
+    Save {
+        /// The run.
+        run: RunId,
+        /// The round.
+        round: Round,
+        /// The full snapshot before it.
+        parent: Option<Digest>,
+        /// The merges since that snapshot.
+        merges: Vec<MergeRecord>,
+    },
+    /// Load a run's weights into the merge executor: from its newest full snapshot (or its initial weights), then the
+    /// merges since, each of which must give the digest that the ledger recorded; answer with `Input::Restored`.
+    Restore {
+        /// The run's settings.
+        spec: Box<RunSpec>,
+        /// The newest full snapshot's manifest.
+        snapshot: Option<ObjectRef>,
+        /// The merges since, oldest first.
+        merges: Vec<MergeRecord>,
+    },
+    /// Drop a run's weights from memory: it is complete.
+    Forget {
+        /// The run.
+        run: RunId,
+    },
+    /// Send a signed order to one worker or all of a run in one account.
+    Command {
+        /// The tenant's account.
+        account: AccountId,
+        /// The run.
+        run: RunId,
+        /// The worker; none for all.
+        worker: Option<WorkerId>,
+        /// The order.
+        verb: CommandVerb,
+    },
+    /// Publish the read-only view of a run.
+    Publish(Box<Status>),
+    /// Everything is in order: end the process.
+    Stop {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The answer to a request.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "one variant for each type of answer on the bus")]
+pub enum Answer {
+    Join(Box<JoinReply>),
+    Claim(ClaimReply),
+    Renew(RenewReply),
+    Done(Done),
+    Submit(SubmitReply),
+    Grants(Grants),
+    RunNew(RunNewReply),
+    View(Box<ViewReply>),
+    Shutdown(ShutdownReply),
+}
+
+/// Under which prefix of the bucket `incoming` objects are uploaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Quarantine {
+    /// A worker's, for one round.
+    Worker {
+        /// The run.
+        run: RunId,
+        /// The round.
+        round: Round,
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// An operator's.
+    Operator {
+        /// Its key.
+        operator: PublicKey,
+    },
+}

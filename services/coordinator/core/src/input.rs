@@ -1,0 +1,178 @@
+//! What the world tells the coordinator. The shell decodes messages and checks their form; everything that depends on
+//! state is decided in the core.
+
+use schemas::blob::{GetRequest, PutRequest};
+use schemas::contribution::{StageRequest, Statement};
+use schemas::control::{OperatorObjects, RunNew, Shutdown, ViewRequest};
+use schemas::lease::{ClaimRequest, ReleaseRequest, RenewRequest, UnitId, Weights};
+use schemas::member::{JoinRequest, LeaveRequest};
+use schemas::telemetry::Heartbeat;
+use schemas::{AccountId, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, WorkerId};
+
+/// A request that waits for its answer; the shell knows where to send it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReplyId(pub u64);
+
+/// One delivery of an offer by the queue; the shell knows its ack subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeliveryId(pub u64);
+
+/// One check of a submitted result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ScreeningId(pub u64);
+
+/// Who sent a request, as the broker wrote it: never from the payload.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Peer {
+    /// The tenant's account.
+    pub account: AccountId,
+    /// The run in the subject, which the sender's credential is bound to.
+    pub run: RunId,
+    /// The sender's nkey.
+    pub worker: WorkerId,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A worker asks.
+    Request {
+        /// Who.
+        peer: Peer,
+        /// What.
+        request: WorkerRequest,
+        /// Where the answer goes.
+        reply: ReplyId,
+    },
+    /// An operator asks.
+    Control {
+        /// Who, as the broker enforces it.
+        operator: PublicKey,
+        /// What.
+        request: ControlRequest,
+        /// Where the answer goes.
+        reply: ReplyId,
+    },
+    /// A worker lives.
+    Heartbeat {
+        /// Who.
+        peer: Peer,
+        /// What it does.
+        heartbeat: Heartbeat,
+    },
+    /// A request was refused before it reached the core (bad form, identity mismatch).
+    Denied {
+        /// Who.
+        peer: Peer,
+        /// What was asked, by its subject.
+        verb: String,
+        /// Why it was refused.
+        refusal: Refusal,
+    },
+    /// The queue delivered an offer.
+    Offered {
+        /// The run.
+        run: RunId,
+        /// The unit.
+        unit: UnitId,
+        /// This delivery.
+        delivery: DeliveryId,
+    },
+    /// The objects that a new run names were checked ([`crate::Effect::CheckRun`]).
+    RunChecked {
+        /// The request.
+        reply: ReplyId,
+        /// Whether all are there and fit together.
+        verdict: Result<(), Refusal>,
+    },
+    /// A result was checked ([`crate::Effect::Screen`]).
+    Screened {
+        /// Which check.
+        screening: ScreeningId,
+        /// Whether it may count. When it may, its objects lie in `blobs`.
+        verdict: Result<Screened, Refusal>,
+    },
+    /// An outer step was made and its weights published ([`crate::Effect::Merge`]).
+    Merged {
+        /// The run.
+        run: RunId,
+        /// The round that it closes.
+        round: Round,
+        /// The weights of the next round.
+        outcome: Result<Merged, Refusal>,
+    },
+    /// A full snapshot stands ([`crate::Effect::Save`]).
+    Saved {
+        /// The run.
+        run: RunId,
+        /// The round that starts from it.
+        round: Round,
+        /// Its manifest; an error is reported and the save tried again with the next round.
+        outcome: Result<ObjectRef, Refusal>,
+    },
+    /// The merge executor holds the run's weights again ([`crate::Effect::Restore`]).
+    Restored {
+        /// The run.
+        run: RunId,
+        /// An error stops the run: it would continue from other weights than the ledger says.
+        outcome: Result<(), Refusal>,
+    },
+    /// Nothing but time passed.
+    Tick,
+}
+
+/// What a worker asks.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "one variant for each verb of the bus")]
+pub enum WorkerRequest {
+    Join(JoinRequest),
+    Leave(LeaveRequest),
+    Claim(ClaimRequest),
+    Renew(RenewRequest),
+    Release(ReleaseRequest),
+    Put(PutRequest),
+    Get(GetRequest),
+    Stage(StageRequest),
+    Submit(Submission),
+}
+
+/// A decoded `contribution.submit`; its signature is not yet checked, since the key is in the core's state.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    /// What it states.
+    pub statement: Statement,
+    /// The statement's bytes as they were signed.
+    pub bytes: Vec<u8>,
+    /// The signature.
+    pub signature: [u8; 64],
+}
+
+/// What an operator asks.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "one variant for each verb of the bus")]
+pub enum ControlRequest {
+    RunNew(Box<RunNew>),
+    View(ViewRequest),
+    BlobPut(OperatorObjects),
+    BlobCommit(OperatorObjects),
+    BlobGet(GetRequest),
+    Shutdown(Shutdown),
+}
+
+/// What a check of a good result found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Screened {
+    /// The digest of the statement.
+    pub statement: Digest,
+    /// Euclidean norm of the contribution, over all its elements as decoded; 0 for an evaluation.
+    pub norm: f64,
+}
+
+/// What an outer step gave.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Merged {
+    /// The published weights.
+    pub broadcast: Weights,
+    /// Euclidean norm of the mean contribution.
+    pub norm: f64,
+}
