@@ -10,7 +10,7 @@ use schemas::member::JoinReply;
 use schemas::public::{CommandVerb, Status};
 use schemas::run::RunSpec;
 use schemas::snapshot::{MergeInput, MergeRecord};
-use schemas::{AccountId, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, WorkerId};
+use schemas::{AccountId, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, UnixMillis, WorkerId};
 
 use crate::input::{DeliveryId, ReplyId, ScreeningId, Submission};
 
@@ -19,6 +19,8 @@ use crate::input::{DeliveryId, ReplyId, ScreeningId, Submission};
 pub enum Effect {
     /// Append an event to the ledger. When that fails the process stands down at once; nothing after it is done.
     Append {
+        /// When, as the core's state holds it: the event's body carries exactly this time, or a replay would differ.
+        time: UnixMillis,
         /// The run it concerns.
         run: Option<RunId>,
         /// The event; the core's state already holds it.
@@ -144,7 +146,8 @@ pub enum Effect {
         merges: Vec<MergeRecord>,
     },
     /// Load a run's weights into the merge executor: from its newest full snapshot (or its initial weights), then the
-    /// merges since, each of which must give the digest that the ledger recorded; answer with `Input::Restored`.
+    /// merges since, each of which must give the digest that the ledger recorded; read the run's data manifest as well.
+    /// Answer with `Input::DataLoaded` and then `Input::Restored`.
     Restore {
         /// The run's settings.
         spec: Box<RunSpec>,

@@ -1,9 +1,12 @@
 //! What the world tells the coordinator. The shell decodes messages and checks their form; everything that depends on
 //! state is decided in the core.
 
+use std::sync::Arc;
+
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::{StageRequest, Statement};
 use schemas::control::{OperatorObjects, RunNew, Shutdown, ViewRequest};
+use schemas::data::DataManifest;
 use schemas::lease::{ClaimRequest, ReleaseRequest, RenewRequest, UnitId, Weights};
 use schemas::member::{JoinRequest, LeaveRequest};
 use schemas::telemetry::Heartbeat;
@@ -109,6 +112,14 @@ pub enum Input {
         round: Round,
         /// Its manifest; an error is reported and the save tried again with the next round.
         outcome: Result<ObjectRef, Refusal>,
+    },
+    /// The run's data manifest was read ([`crate::Effect::Restore`]); no lease is granted before. It is not in the ledger,
+    /// so it comes again after every start.
+    DataLoaded {
+        /// The run.
+        run: RunId,
+        /// The object that the run's settings name.
+        data: Arc<DataManifest>,
     },
     /// The merge executor holds the run's weights again ([`crate::Effect::Restore`]).
     Restored {
