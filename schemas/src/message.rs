@@ -78,7 +78,7 @@ pub trait Message: Serialize + DeserializeOwned {
         if bytes.len() > Self::BYTES_MAX {
             return Err(DecodeError::TooLong { name, bytes: bytes.len(), max: Self::BYTES_MAX });
         }
-        let mut reader = rmp_serde::Deserializer::from_read_ref(bytes);
+        let mut reader = rmp_serde::Deserializer::new(bytes);
         reader.set_max_depth(DEPTH_MAX);
         let message = Self::deserialize(&mut reader).map_err(|source| DecodeError::Malformed { name, source })?;
         match reader.get_ref().len() {

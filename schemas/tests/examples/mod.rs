@@ -1,0 +1,290 @@
+//! One example of every type that crosses the bus.
+
+use std::collections::BTreeMap;
+
+use schemas::blob::{GetRequest, Grant, Grants, HttpAction, Method, PutRequest};
+use schemas::contribution::{
+    Contribution, Evaluation, Fate, Outcome, StageRequest, Statement, SubmitReply, SubmitRequest,
+};
+use schemas::control::{
+    OperatorObjects, Query, RunNew, RunNewReply, Shutdown, ShutdownReply, View, ViewReply, ViewRequest,
+};
+use schemas::event::{Event, EventBody, LedgerEvent, WorkerEvent};
+use schemas::layout::{Layout, TensorSpec};
+use schemas::lease::{
+    ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, Offer, ReleaseRequest, RenewReply, RenewRequest, UnitId,
+    UnitKind, Weights,
+};
+use schemas::member::{JoinReply, JoinRequest, Layer, LeaveRequest, OpenLayer, Posture};
+use schemas::public::Status;
+use schemas::run::{
+    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding, RunSpec, Schedule,
+    TrainerKind,
+};
+use schemas::telemetry::{Heartbeat, Phase};
+use schemas::view::{RunPhase, RunView};
+use schemas::{
+    Bytes, Code, DecodeError, Digest, Epoch, Message, Millis, ObjectRef, PublicKey, Refusal, Reply, Round, RunId,
+    Sequence, Steps, Tokens, UnitIndex, UnixMillis, V, WorkerId,
+};
+use serde_bytes::{ByteArray, ByteBuf};
+
+/// An encoded example and a decoder of its type.
+pub struct Example {
+    pub name: &'static str,
+    pub bytes: Vec<u8>,
+    pub decode: fn(&[u8]) -> Result<Vec<u8>, DecodeError>,
+}
+
+fn example<T: Message>(message: &T) -> Example {
+    Example { name: T::NAME, bytes: message.encode(), decode: |bytes| T::decode(bytes).map(|message| message.encode()) }
+}
+
+fn key(kind: char) -> String {
+    format!("{kind}{}", "A".repeat(55))
+}
+
+fn worker() -> WorkerId {
+    key('U').parse().expect("a key")
+}
+
+fn public() -> PublicKey {
+    key('U').parse().expect("a key")
+}
+
+fn run() -> RunId {
+    "demo".parse().expect("a name")
+}
+
+fn object() -> ObjectRef {
+    ObjectRef::of(b"object")
+}
+
+fn lease() -> LeaseRef {
+    let unit = UnitId { round: Round(3), kind: UnitKind::Train, index: UnitIndex(1) };
+    LeaseRef { unit, epoch: Epoch(2) }
+}
+
+fn codec() -> Codec {
+    Codec { kind: CodecKind::Bf16, rounding: Rounding::Nearest }
+}
+
+/// Valid settings of a run.
+pub fn spec() -> RunSpec {
+    RunSpec {
+        v: V,
+        run: run(),
+        model: ModelSpec {
+            trainer: TrainerKind::Torch,
+            config: object(),
+            layout: object(),
+            chunk_elements: 1 << 22,
+            initial: vec![object()],
+            precision: Precision::Bf16,
+        },
+        data: object(),
+        schedule: Schedule {
+            rounds: 10,
+            units: 2,
+            inner_steps: Steps(50),
+            batch_sequences: 8,
+            accumulation: 2,
+            sequence_tokens: 256,
+            evaluation_every: 1,
+            evaluation_sequences: 64,
+            snapshot_every: 1,
+        },
+        inner: InnerOptimizer {
+            learning_rate: 4e-4,
+            warmup_steps: Steps(100),
+            final_ratio: 0.1,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            clip_norm: 1.0,
+        },
+        outer: OuterOptimizer::Nesterov { learning_rate: 0.7, momentum: 0.9 },
+        upload: codec(),
+        download: codec(),
+        policy: Policy {
+            workers_min: 2,
+            lease: Millis::from_secs(60),
+            silence_max: Millis::from_secs(30),
+            norm_max: 0.0,
+            strikes_max: 3,
+        },
+        seed: 7,
+    }
+}
+
+fn posture() -> Posture {
+    Posture { open: vec![OpenLayer { layer: Layer::Bulk, reason: "a test".to_owned() }] }
+}
+
+fn contribution() -> Contribution {
+    Contribution {
+        layout: object().digest,
+        codec: codec(),
+        chunks: vec![object()],
+        tokens: Tokens(102_400),
+        steps: Steps(50),
+        loss: 2.5,
+        train_ms: 1234,
+    }
+}
+
+fn view() -> RunView {
+    RunView {
+        run: run(),
+        phase: RunPhase::Training,
+        round: Round(3),
+        rounds: 10,
+        units_done: 1,
+        units: 2,
+        workers: 2,
+        workers_min: 2,
+        leases: 1,
+        tokens: vec![(Fate::Merged, Tokens(5)), (Fate::Abandoned, Tokens(1))],
+        tokens_per_second: 1000.5,
+        train_loss: Some(2.5),
+        held_out_loss: Some((Round(2), 2.75)),
+        bytes_up: Bytes(1),
+        bytes_down: Bytes(2),
+        snapshot: Some((Round(3), object())),
+        created_at: UnixMillis(1),
+        completed_at: None,
+    }
+}
+
+fn statement() -> Statement {
+    Statement {
+        v: V,
+        run: run(),
+        spec: object().digest,
+        worker: worker(),
+        lease: lease(),
+        outcome: Outcome::Contribution(contribution()),
+    }
+}
+
+/// Bodies of events: the largest kind, and one of each emitter.
+pub fn event(event: Event) -> EventBody {
+    EventBody {
+        v: V,
+        emitter: public(),
+        sequence: Sequence(9),
+        previous: Some(Digest::of(b"previous")),
+        time: UnixMillis(1_700_000_000_000),
+        run: Some(run()),
+        event,
+    }
+}
+
+/// A closed round with as many chunks as are allowed.
+pub fn largest_event() -> EventBody {
+    let object = ObjectRef { digest: Digest::of(b"x"), bytes: Bytes(256 << 20) };
+    let broadcast =
+        Weights { round: Round(u64::MAX), codec: codec(), chunks: vec![object; schemas::limits::CHUNKS_MAX] };
+    event(Event::Ledger(LedgerEvent::RoundClosed {
+        round: Round(u64::MAX),
+        broadcast,
+        norm: 1.0,
+        tokens: Tokens(u64::MAX),
+    }))
+}
+
+fn accepted() -> LedgerEvent {
+    LedgerEvent::ContributionAccepted {
+        lease: lease(),
+        worker: worker(),
+        contribution: Box::new(contribution()),
+        norm: 1.5,
+        statement: Digest::of(b"statement"),
+        signature: ByteArray::new([7; 64]),
+    }
+}
+
+fn grants() -> Grants {
+    let action = HttpAction {
+        method: Method::Put,
+        href: "https://store.example/incoming/key?X-Amz-Signature=00".to_owned(),
+        headers: BTreeMap::from([("content-length".to_owned(), "6".to_owned())]),
+        expires_at: UnixMillis(2),
+    };
+    Grants { v: V, grants: vec![Grant { digest: object().digest, action: Some(action) }] }
+}
+
+/// Every type, once; answers also in their refused form.
+pub fn all() -> Vec<Example> {
+    let refusal = Refusal::new(Code::LeaseLost, "3/train-1@2 is held by another");
+    let evaluation = Evaluation { loss_sum: 10.0, tokens: Tokens(4) };
+    let layout = Layout {
+        v: V,
+        tensors: vec![TensorSpec { name: "lm_head.weight".to_owned(), shape: vec![256, 64], fragment: 0 }],
+    };
+    vec![
+        example(&JoinRequest {
+            v: V,
+            audit_key: public(),
+            trainers: vec![TrainerKind::Torch, TrainerKind::Reference],
+            device: "cpu x1".to_owned(),
+            release: "0.1.0".to_owned(),
+            posture: posture(),
+        }),
+        example(&JoinReply {
+            v: V,
+            spec: spec(),
+            spec_digest: object().digest,
+            now: UnixMillis(1),
+            heartbeat: Millis(5000),
+        }),
+        example(&LeaveRequest { v: V, reason: "done".to_owned() }),
+        example(&ClaimRequest { v: V, wait: Millis(20_000) }),
+        example(&ClaimReply { v: V, outcome: ClaimOutcome::Lease("a.b.c".to_owned()) }),
+        example(&RenewRequest { v: V, lease: lease(), steps_done: Steps(5) }),
+        example(&RenewReply { v: V, expires_at: UnixMillis(5), remaining: Millis(4) }),
+        example(&ReleaseRequest { v: V, lease: lease(), reason: "stopping".to_owned() }),
+        example(&Done::default()),
+        example(&Offer { v: V, run: run(), unit: lease().unit }),
+        example(&PutRequest { v: V, lease: lease(), objects: vec![object()] }),
+        example(&GetRequest { v: V, objects: vec![object().digest] }),
+        example(&grants()),
+        example(&StageRequest { v: V, lease: lease(), index: 0, object: object() }),
+        example(&SubmitRequest { v: V, statement: ByteBuf::from([1, 2]), signature: ByteArray::new([3; 64]) }),
+        example(&statement()),
+        example(&SubmitReply { v: V, fate: Fate::Merged }),
+        example(&Heartbeat {
+            v: V,
+            phase: Phase::Training,
+            lease: Some(lease()),
+            steps_done: Steps(5),
+            tokens: Tokens(10),
+            tokens_per_second: 12.5,
+            loss: Some(3.0),
+            bytes_up: Bytes(1),
+            bytes_down: Bytes(2),
+        }),
+        example(&RunNew { v: V, spec: spec() }),
+        example(&RunNewReply { v: V, spec_digest: object().digest, created: true }),
+        example(&ViewRequest { v: V, query: Query::Run(run()) }),
+        example(&ViewReply { v: V, view: View::Runs(vec![view()]) }),
+        example(&OperatorObjects { v: V, objects: vec![object()] }),
+        example(&Shutdown { v: V, drain: Millis(30_000) }),
+        example(&ShutdownReply { v: V, leases: 1, workers: 2 }),
+        example(&Status { v: V, now: UnixMillis(3), view: view() }),
+        example(&spec()),
+        example(&layout),
+        example(&refusal),
+        example(&event(Event::Ledger(accepted()))),
+        Example { name: "refused answer", ..example(&Reply::<Done>::Refused(refusal)) },
+        Example {
+            name: "event of a worker",
+            ..example(&event(Event::Worker(WorkerEvent::Started { lease: lease() })))
+        },
+        Example {
+            name: "statement of an evaluation",
+            ..example(&Statement { outcome: Outcome::Evaluation(evaluation), ..statement() })
+        },
+    ]
+}

@@ -1,0 +1,92 @@
+//! TL-01, FG-11: whatever bytes arrive, a decoder answers with a message or an error: no panic, and nothing is allocated
+//! that the length check does not cover.
+
+mod examples;
+
+use proptest::prelude::*;
+use schemas::blob::PutRequest;
+use schemas::event::EventBody;
+use schemas::lease::{ClaimRequest, Done};
+use schemas::{DecodeError, Message, Millis, V};
+
+#[test]
+fn too_long_is_refused_before_parsing() {
+    let bytes = vec![0; Done::BYTES_MAX + 1];
+    assert!(matches!(Done::decode(&bytes), Err(DecodeError::TooLong { .. })));
+}
+
+#[test]
+fn another_version_is_refused_by_name() {
+    let mut bytes = ClaimRequest { v: V, wait: Millis(1) }.encode();
+    let at = bytes.windows(3).position(|window| window == [0xa1, b'v', 1]).expect("the version field") + 2;
+    bytes[at] = 2;
+    let error = ClaimRequest::decode(&bytes).expect_err("version 2").to_string();
+    assert!(error.contains("unknown version 2, this build speaks version 1"), "{error}");
+}
+
+#[test]
+fn unknown_fields_and_trailing_bytes_are_refused() {
+    #[derive(serde::Serialize)]
+    struct Extra {
+        v: u8,
+        wait: u64,
+        more: u8,
+    }
+    let bytes = rmp_serde::to_vec_named(&Extra { v: 1, wait: 1, more: 1 }).expect("encodes");
+    assert!(ClaimRequest::decode(&bytes).is_err());
+    let mut bytes = ClaimRequest { v: V, wait: Millis(1) }.encode();
+    bytes.push(0);
+    assert!(matches!(ClaimRequest::decode(&bytes), Err(DecodeError::Trailing { extra: 1, .. })));
+}
+
+#[test]
+fn announced_lengths_are_not_believed() {
+    // A map of one field `objects` whose array claims four thousand million elements.
+    let mut bytes = vec![0x81, 0xa7];
+    bytes.extend_from_slice(b"objects");
+    bytes.extend_from_slice(&[0xdd, 0xff, 0xff, 0xff, 0xff]);
+    assert!(PutRequest::decode(&bytes).is_err());
+}
+
+#[test]
+fn deep_nesting_is_an_error_not_an_overflow() {
+    let bytes = vec![0x91; 200_000];
+    assert!(PutRequest::decode(&bytes).is_err());
+}
+
+#[test]
+fn the_largest_event_fits() {
+    let bytes = examples::largest_event().encode();
+    assert!(bytes.len() <= EventBody::BYTES_MAX, "{} bytes", bytes.len());
+    assert!(EventBody::decode(&bytes).is_ok());
+}
+
+#[test]
+fn settings_out_of_bounds_name_the_field() {
+    let mut spec = examples::spec();
+    spec.validate().expect("the example is valid");
+    spec.inner.learning_rate = f64::NAN;
+    assert!(spec.validate().expect_err("NaN").detail.contains("inner.learning_rate"));
+    let mut spec = examples::spec();
+    spec.schedule.accumulation = 3;
+    assert!(spec.validate().expect_err("not a divisor").detail.contains("schedule.accumulation"));
+}
+
+proptest! {
+    #[test]
+    fn any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
+        for example in examples::all() {
+            let _ = (example.decode)(&bytes);
+        }
+    }
+
+    #[test]
+    fn damaged_messages(index in any::<prop::sample::Index>(), at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<bool>()) {
+        let all = examples::all();
+        let example = index.get(&all);
+        let mut bytes = example.bytes.clone();
+        let at = at.index(bytes.len());
+        if cut { bytes.truncate(at) } else { bytes[at] = byte }
+        let _ = (example.decode)(&bytes);
+    }
+}
