@@ -30,10 +30,10 @@ use schemas::{
 use serde_bytes::{ByteArray, ByteBuf};
 
 /// An encoded example and a decoder of its type.
-pub struct Example {
-    pub name: &'static str,
-    pub bytes: Vec<u8>,
-    pub decode: fn(&[u8]) -> Result<Vec<u8>, DecodeError>,
+pub(crate) struct Example {
+    pub(crate) name: &'static str,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) decode: fn(&[u8]) -> Result<Vec<u8>, DecodeError>,
 }
 
 fn example<T: Message>(message: &T) -> Example {
@@ -70,7 +70,7 @@ fn codec() -> Codec {
 }
 
 /// Valid settings of a run.
-pub fn spec() -> RunSpec {
+pub(crate) fn spec() -> RunSpec {
     RunSpec {
         v: V,
         run: run(),
@@ -169,7 +169,7 @@ fn statement() -> Statement {
 }
 
 /// Bodies of events: the largest kind, and one of each emitter.
-pub fn event(event: Event) -> EventBody {
+pub(crate) fn event(event: Event) -> EventBody {
     EventBody {
         v: V,
         emitter: public(),
@@ -182,7 +182,7 @@ pub fn event(event: Event) -> EventBody {
 }
 
 /// A closed round with as many chunks as are allowed.
-pub fn largest_event() -> EventBody {
+pub(crate) fn largest_event() -> EventBody {
     let object = ObjectRef { digest: Digest::of(b"x"), bytes: Bytes(256 << 20) };
     let broadcast =
         Weights { round: Round(u64::MAX), codec: codec(), chunks: vec![object; schemas::limits::CHUNKS_MAX] };
@@ -216,7 +216,7 @@ fn grants() -> Grants {
 }
 
 /// Every type, once; answers also in their refused form.
-pub fn all() -> Vec<Example> {
+pub(crate) fn all() -> Vec<Example> {
     let refusal = Refusal::new(Code::LeaseLost, "3/train-1@2 is held by another");
     let evaluation = Evaluation { loss_sum: 10.0, tokens: Tokens(4) };
     let layout = Layout {

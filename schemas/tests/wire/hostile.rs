@@ -1,7 +1,7 @@
 //! TL-01, FG-11: whatever bytes arrive, a decoder answers with a message or an error: no panic, and nothing is allocated
 //! that the length check does not cover.
 
-mod examples;
+use crate::examples;
 
 use proptest::prelude::*;
 use schemas::blob::PutRequest;

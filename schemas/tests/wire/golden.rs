@@ -1,8 +1,8 @@
 //! The bytes of every message type are fixed: a change here is a change of the protocol and needs a new version.
 //!
-//! `DILOCO_WRITE_GOLDEN=1 cargo test -p schemas --test golden` writes files that are missing; it never replaces one.
+//! `DILOCO_WRITE_GOLDEN=1 cargo test -p schemas --test wire golden` writes files that are missing; it never replaces one.
 
-mod examples;
+use crate::examples;
 
 use std::path::PathBuf;
 

@@ -1,0 +1,5 @@
+//! What crosses the bus: fixed bytes, and no trouble from hostile ones.
+
+mod examples;
+mod golden;
+mod hostile;
