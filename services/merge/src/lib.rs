@@ -17,6 +17,27 @@
 //! Sign and order conventions are fixed in [`step`] (what is computed), [`mean`] (weights) and [`outer`] (the
 //! optimizers), each as a rule that can be followed by hand; `tests/reference.rs` follows them with scalar loops and
 //! expects equal bits.
+//!
+//! ```
+//! use merge::{Broadcast, ContributionChunk, Momentum, SeededRounding, codec, merge_chunk_and_encode, screen};
+//! use schemas::run::{CodecKind, OuterOptimizer};
+//!
+//! // A worker: what its inner steps did to two parameters.
+//! let (base, local) = ([1.0, 2.0], [0.5, 2.25]);
+//! let mut bytes = vec![0; codec::encoded_bytes(CodecKind::Bf16, 2)];
+//! codec::encode_difference(CodecKind::Bf16, &base, &local, SeededRounding::NEAREST, &mut bytes)?;
+//!
+//! // The coordinator: is it well formed, and what is the next snapshot?
+//! assert_eq!(screen(CodecKind::Bf16, &bytes, 2)?.sum_of_squares, 0.3125);
+//! let contributions = [ContributionChunk { weight: 4096, codec: CodecKind::Bf16, bytes: &bytes }];
+//! let (mut params, mut next) = (base, vec![0; 4]);
+//! let broadcast = Broadcast { codec: CodecKind::Bf16, rounding: SeededRounding::NEAREST, out: &mut next };
+//! let average = OuterOptimizer::Average;
+//! let merged = merge_chunk_and_encode(&contributions, average, &mut params, Momentum::Absent, broadcast)?;
+//! assert!(merged.is_finite());
+//! assert_eq!(params, local);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod blend;
 pub mod codec;

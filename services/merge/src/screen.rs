@@ -176,7 +176,9 @@ mod tests {
 
     #[test]
     fn names_the_first_element_that_is_not_finite() {
-        for (codec, special) in [(CodecKind::Fp32, 0x7f80_0000_u32), (CodecKind::Fp32, 0xff80_0001), (CodecKind::Bf16, 0xff80_0000)] {
+        for (codec, special) in
+            [(CodecKind::Fp32, 0x7f80_0000_u32), (CodecKind::Fp32, 0xff80_0001), (CodecKind::Bf16, 0xff80_0000)]
+        {
             for index in [0, 15, 16, BLOCK_ELEMENTS - 1, BLOCK_ELEMENTS, BLOCK_ELEMENTS + 1000] {
                 let elements = BLOCK_ELEMENTS + 1001;
                 let mut bytes = vec![0; encoded_bytes(codec, elements)];

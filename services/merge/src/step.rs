@@ -97,7 +97,8 @@ fn merge<'a>(
     outer::check(optimizer, params.len(), &momentum)?;
     let whole = Part { start: 0, params, momentum, broadcast };
     let vectors = Vectors::widest();
-    let abs_max_bits = whole.cut(BLOCK_ELEMENTS).into_par_iter().map(|block| block.merge(vectors, &mean, optimizer)).max();
+    let abs_max_bits =
+        whole.cut(BLOCK_ELEMENTS).into_par_iter().map(|block| block.merge(vectors, &mean, optimizer)).max();
     Ok(Merged { params_abs_max: f32::from_bits(abs_max_bits.unwrap_or(0)) })
 }
 
@@ -162,4 +163,60 @@ vectorised!(fn abs_max(values: &[f32]) -> u32 = abs_max_body);
 #[inline(always)]
 fn abs_max_body(values: &[f32]) -> u32 {
     values.iter().fold(0, |max, value| max.max(value.to_bits() & 0x7fff_ffff))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rounding::noise_word;
+
+    const FIVE: [CodecKind; 5] = [CodecKind::Bf16, CodecKind::Bf16, CodecKind::Bf16, CodecKind::Bf16, CodecKind::Bf16];
+    const MIXED: [CodecKind; 5] = [CodecKind::Fp32, CodecKind::Bf16, CodecKind::Fp32, CodecKind::Bf16, CodecKind::Bf16];
+    const NINE: [CodecKind; 9] = [CodecKind::Bf16; 9];
+
+    fn numbers(seed: u64, count: usize) -> Vec<f32> {
+        (0..count as u64).map(|index| (noise_word(seed, index) >> 40) as f32 * 1e-9 - 0.01).collect()
+    }
+
+    fn merged(
+        vectors: Vectors,
+        codecs: &[CodecKind],
+        outer: OuterOptimizer,
+        elements: usize,
+    ) -> (Vec<u32>, Vec<u8>, u32) {
+        let encode = |(seed, codec): (usize, &CodecKind)| {
+            let mut bytes = vec![0; codec::encoded_bytes(*codec, elements)];
+            codec::encode(*codec, &numbers(seed as u64, elements), SeededRounding::NEAREST, &mut bytes).unwrap();
+            bytes
+        };
+        let encoded: Vec<_> = codecs.iter().enumerate().map(encode).collect();
+        let chunks = encoded.iter().zip(codecs).zip(1..);
+        let chunks: Vec<_> =
+            chunks.map(|((bytes, codec), weight)| ContributionChunk { weight, codec: *codec, bytes }).collect();
+        let (mut params, mut buffer, mut out) = (numbers(77, elements), numbers(78, elements), vec![0; 2 * elements]);
+        let momentum = if outer::keeps_momentum(outer) { Momentum::Running(&mut buffer) } else { Momentum::Absent };
+        let broadcast = Broadcast { codec: CodecKind::Bf16, rounding: SeededRounding::NEAREST, out: &mut out };
+        let part = Part { start: 0, params: &mut params, momentum, broadcast: Some(broadcast) };
+        let abs_max_bits = part.merge(vectors, &Mean::new(&chunks, elements).unwrap(), outer);
+        (params.iter().chain(&buffer).map(|value| value.to_bits()).collect(), out, abs_max_bits)
+    }
+
+    #[test]
+    fn all_vector_widths_merge_to_the_same_bits() {
+        let nesterov = OuterOptimizer::Nesterov { learning_rate: 0.7, momentum: 0.9 };
+        for outer in [OuterOptimizer::Average, OuterOptimizer::Sgd { learning_rate: 0.3 }, nesterov] {
+            for codecs in [&FIVE[..], &MIXED, &NINE] {
+                for elements in [1, 17, TILE_ELEMENTS + 33] {
+                    let expected = merged(Vectors::BASELINE, codecs, outer, elements);
+                    for vectors in Vectors::available() {
+                        assert_eq!(
+                            merged(vectors, codecs, outer, elements),
+                            expected,
+                            "{vectors:?} {outer:?} {codecs:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
 }
