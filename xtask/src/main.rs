@@ -1,0 +1,78 @@
+//! The one door to every job on this repository: set-up, checks, benches, the demo and the generated pages.
+
+mod bench;
+mod console;
+mod demo;
+mod deps;
+mod pages;
+mod process;
+mod suite;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::deps::Overrides;
+use crate::process::Workspace;
+
+/// Jobs on this repository.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    job: Job,
+}
+
+#[derive(Subcommand)]
+enum Job {
+    /// Put the pinned nats-server and libtorch under .deps/
+    Deps {
+        /// Another folder than .deps/
+        #[arg(long, value_name = "DIR", hide = true)]
+        into: Option<PathBuf>,
+    },
+    /// Everything CI runs, in order
+    Test(suite::Selection),
+    /// Measure; what follows is handed to the benches
+    Bench {
+        /// Arguments of the benches
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Set everything up, train, verify
+    Demo,
+    /// Write the pages that are generated from the code
+    Docs {
+        /// Write nothing; fail if a page differs from what the code says
+        #[arg(long)]
+        check: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().job) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            console::failure(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(job: Job) -> Result<()> {
+    let workspace = Workspace::locate();
+    let overrides = Overrides::from_environment(&workspace);
+    match job {
+        Job::Deps { into } => {
+            let folder = into.unwrap_or_else(|| workspace.deps());
+            deps::ensure(&folder, &overrides).map(|found| console::say(found.report()))
+        }
+        Job::Test(selection) => suite::run(&workspace, &overrides, &selection),
+        Job::Bench { arguments } => bench::run(&workspace, &overrides, &arguments),
+        Job::Demo => demo::run_demo(&workspace, &overrides),
+        Job::Docs { check: true } => pages::check(&workspace),
+        Job::Docs { check: false } => pages::write(&workspace),
+    }
+}

@@ -1,0 +1,115 @@
+//! Documents that are made from the code: written by `cargo xtask docs`, compared by `cargo xtask docs --check`. To add
+//! one, add a [`Generator`] to [`GENERATORS`].
+
+mod errors;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use schemas::{Code, Refusal};
+
+use crate::console;
+use crate::process::Workspace;
+
+/// Pages by their path below the top folder.
+type Pages = BTreeMap<String, String>;
+
+/// One source of pages.
+struct Generator {
+    /// Makes the pages.
+    make: fn() -> Pages,
+    /// The folder that holds its pages and nothing else, so that a page left over from an earlier build is noticed.
+    owns: Option<&'static str>,
+}
+
+const GENERATORS: &[Generator] =
+    &[Generator { make: bus, owns: None }, Generator { make: errors::pages, owns: Some("docs/errors") }];
+
+fn bus() -> Pages {
+    Pages::from([("docs/bus.md".to_owned(), schemas::permission::reference())])
+}
+
+/// Writes every page that differs and removes those that are no longer made.
+pub(crate) fn write(workspace: &Workspace) -> Result<()> {
+    let differences = differences(workspace.root())?;
+    for (path, text) in &differences {
+        let file = workspace.root().join(path);
+        match text {
+            Some(text) => {
+                let folder = file.parent().expect("a page lies in a folder");
+                fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+                fs::write(&file, text).with_context(|| format!("cannot write {path}"))?;
+                console::say(format_args!("wrote   {path}"));
+            }
+            None => {
+                fs::remove_file(&file).with_context(|| format!("cannot remove {path}"))?;
+                console::say(format_args!("removed {path}"));
+            }
+        }
+    }
+    console::say(format_args!("{} pages changed", differences.len()));
+    Ok(())
+}
+
+/// Fails if [`write`] would change anything.
+pub(crate) fn check(workspace: &Workspace) -> Result<()> {
+    let differences = differences(workspace.root())?;
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> = differences.into_keys().collect();
+    Err(Refusal::new(Code::PageStale, names.join(", ")).into())
+}
+
+/// What must be written (text) or removed (none) so that the pages below `root` are those that the code makes.
+fn differences(root: &Path) -> Result<BTreeMap<String, Option<String>>> {
+    let mut differences = BTreeMap::new();
+    for generator in GENERATORS {
+        let pages = (generator.make)();
+        for name in generator.owns.map(|folder| files_in(root, folder)).transpose()?.unwrap_or_default() {
+            if !pages.contains_key(&name) {
+                differences.insert(name, None);
+            }
+        }
+        for (path, text) in pages {
+            if fs::read_to_string(root.join(&path)).ok().as_ref() != Some(&text) {
+                differences.insert(path, Some(text));
+            }
+        }
+    }
+    Ok(differences)
+}
+
+fn files_in(root: &Path, folder: &str) -> Result<Vec<String>> {
+    let place = root.join(folder);
+    if !place.is_dir() {
+        return Ok(Vec::new());
+    }
+    let entries = fs::read_dir(&place).with_context(|| format!("cannot list {folder}"))?;
+    entries.map(|entry| Ok(format!("{folder}/{}", entry?.file_name().to_string_lossy()))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absent_altered_and_leftover_pages_are_noticed() {
+        let root = tempfile::tempdir().unwrap();
+        let all = differences(root.path()).unwrap();
+        assert!(all.contains_key("docs/bus.md") && all.contains_key("docs/errors/DL0101.md"));
+        fs::create_dir_all(root.path().join("docs/errors")).unwrap();
+        for (path, text) in &all {
+            fs::write(root.path().join(path), text.as_ref().unwrap()).unwrap();
+        }
+        assert!(differences(root.path()).unwrap().is_empty());
+
+        fs::write(root.path().join("docs/bus.md"), "altered").unwrap();
+        fs::write(root.path().join("docs/errors/DL0000.md"), "left over").unwrap();
+        let found = differences(root.path()).unwrap();
+        assert_eq!(found.keys().collect::<Vec<_>>(), ["docs/bus.md", "docs/errors/DL0000.md"]);
+        assert!(found["docs/errors/DL0000.md"].is_none());
+    }
+}

@@ -1,0 +1,89 @@
+//! Rules about files that no compiler checks: length, and markers of unfinished work.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use super::{Bench, Outcome};
+
+/// A longer file says in its first lines why, with the words "600 lines".
+const LINES_MAX: usize = 600;
+/// Where that sentence must stand.
+const REASON_WITHIN_LINES: usize = 12;
+/// Folders that hold nothing of ours.
+const SKIPPED: &[&str] = &["target", ".git", ".deps", ".diloco", "generated"];
+/// What is read.
+const EXTENSIONS: &[&str] = &["rs", "toml", "md", "conf", "sh", "py", "yml", "yaml", "cpp", "h"];
+/// Written in two parts, so that this file passes its own check.
+const MARKERS: &[&str] = &[concat!("TO", "DO"), concat!("FIX", "ME"), concat!("X", "XX"), concat!("HA", "CK")];
+
+/// The step.
+pub(super) fn check(bench: &Bench<'_>) -> Result<Outcome> {
+    let mut paths = Vec::new();
+    collect(bench.workspace.root(), &mut paths)?;
+    let mut faults = Vec::new();
+    for path in &paths {
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let name = path.strip_prefix(bench.workspace.root()).unwrap_or(path).display();
+        faults.extend(faults_in(&text).into_iter().map(|fault| format!("{name}{fault}")));
+    }
+    if faults.is_empty() {
+        return Ok(Outcome::PassedWith(format!("{} files", paths.len())));
+    }
+    bail!("{}", faults.join("\n       "))
+}
+
+fn collect(folder: &Path, paths: &mut Vec<PathBuf>) -> Result<()> {
+    let entries = fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
+    for entry in entries {
+        let entry = entry.with_context(|| format!("cannot list {}", folder.display()))?;
+        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        if entry.file_type()?.is_dir() {
+            if !SKIPPED.contains(&name.as_str()) {
+                collect(&path, paths)?;
+            }
+        } else if path.extension().is_some_and(|found| EXTENSIONS.iter().any(|extension| found == *extension)) {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(())
+}
+
+fn faults_in(text: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    let count = text.lines().count();
+    let has_reason = text.lines().take(REASON_WITHIN_LINES).any(|line| line.contains("600 lines"));
+    if count > LINES_MAX && !has_reason {
+        faults.push(format!(": {count} lines; split it, or say in its first lines why it has more than 600 lines"));
+    }
+    for (index, line) in text.lines().enumerate() {
+        let mut words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        if let Some(marker) = words.find(|word| MARKERS.contains(word)) {
+            faults.push(format!(":{}: {marker}; finish it, or write an issue", index + 1));
+        }
+    }
+    faults
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn markers_are_found_as_words() {
+        let line = format!("// {}: later\n", MARKERS[0]);
+        assert_eq!(faults_in(&line).len(), 1);
+        assert!(faults_in(&line)[0].starts_with(":1: "));
+        assert!(faults_in(&format!("let {}S = 1;", MARKERS[0])).is_empty());
+    }
+
+    #[test]
+    fn long_files_need_a_reason() {
+        let long = "line\n".repeat(LINES_MAX + 1);
+        assert_eq!(faults_in(&long).len(), 1);
+        assert!(faults_in(&format!("//! More than 600 lines: one table.\n{long}")).is_empty());
+        assert!(faults_in(&"line\n".repeat(LINES_MAX)).is_empty());
+    }
+}

@@ -1,0 +1,168 @@
+//! The files of nats-config, tried on the real server: `nats-server -t` accepts both configurations once the generated
+//! part is there, and refuses them without it. The declarations name what `schemas` names.
+
+#![expect(clippy::unwrap_used, reason = "a test program: a failed step is a failed test")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use schemas::limits::{MESSAGE_BYTES_MAX, WORKERS_MAX};
+use schemas::subject::{AUDIT_STREAM, LEADER_BUCKET, Lane, STATE_BUCKET, WORK_CONSUMER, WORK_STREAM};
+use serde_json::Value;
+
+fn config_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../nats-config")
+}
+
+fn nats_server() -> PathBuf {
+    let given = std::env::var_os("NATS_SERVER_BIN").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let path = given.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../.deps/nats/nats-server"));
+    assert!(path.is_file(), "{} is missing: run `cargo xtask deps`", path.display());
+    path
+}
+
+/// A copy of nats-config that can be filled and altered.
+struct Copy {
+    folder: tempfile::TempDir,
+}
+
+impl Copy {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for part in ["", "include"] {
+            fs::create_dir_all(folder.path().join("nats-config").join(part)).unwrap();
+            for entry in fs::read_dir(config_folder().join(part)).unwrap() {
+                let entry = entry.unwrap();
+                if entry.path().extension().is_some_and(|extension| extension == "conf") {
+                    fs::copy(entry.path(), folder.path().join("nats-config").join(part).join(entry.file_name()))
+                        .unwrap();
+                }
+            }
+        }
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// What `diloctl auth init` leaves, as far as the server's parser is concerned.
+    fn generate(&self) {
+        let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        fs::write(self.path("node.pem"), certified.cert.pem()).unwrap();
+        fs::write(self.path("node.key"), certified.signing_key.serialize_pem()).unwrap();
+        let generated = self.folder.path().join("nats-config/generated");
+        fs::create_dir(&generated).unwrap();
+        fs::write(generated.join("listen.conf"), "listen: \"127.0.0.1:4222\"\nhttp: \"127.0.0.1:8222\"\n").unwrap();
+        fs::write(generated.join("auth.conf"), "authorization { token: \"for this test\" }\n").unwrap();
+        let tls = "cert_file: \"node.pem\"\nkey_file: \"node.key\"\nca_file: \"node.pem\"\n";
+        fs::write(generated.join("tls.conf"), tls).unwrap();
+    }
+
+    fn check(&self, name: &str, environment: &BTreeMap<&str, String>) -> Output {
+        let mut command = Command::new(nats_server());
+        command.args(["-t", "-c", name]).current_dir(self.folder.path()).env_clear().envs(environment);
+        command.output().unwrap()
+    }
+
+    fn production(&self) -> BTreeMap<&'static str, String> {
+        BTreeMap::from([
+            ("NATS_NODE", "n1".to_owned()),
+            ("NATS_LISTEN", "127.0.0.1:4222".to_owned()),
+            ("NATS_CERT", self.path("node.pem")),
+            ("NATS_KEY", self.path("node.key")),
+            ("NATS_CA", self.path("node.pem")),
+            ("NATS_DATA", self.path("data")),
+            ("NATS_DATA_MAX", "100G".to_owned()),
+            ("NATS_SYNC", "always".to_owned()),
+            ("NATS_ACCOUNTS_DIR", self.path("accounts")),
+            ("NATS_CLUSTER_LISTEN", "127.0.0.1:6222".to_owned()),
+            ("NATS_ROUTE1", "nats://127.0.0.1:6222".to_owned()),
+            ("NATS_ROUTE2", "nats://127.0.0.1:6223".to_owned()),
+            ("NATS_ROUTE3", "nats://127.0.0.1:6224".to_owned()),
+        ])
+    }
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)
+}
+
+fn declaration(name: &str) -> Value {
+    serde_json::from_str(&fs::read_to_string(config_folder().join(name)).unwrap()).unwrap()
+}
+
+#[test]
+fn dev_conf_is_valid_once_generated() {
+    let copy = Copy::new();
+    let before = copy.check("nats-config/dev.conf", &BTreeMap::new());
+    assert!(!before.status.success() && said(&before).contains("generated"), "{}", said(&before));
+    copy.generate();
+    let after = copy.check("nats-config/dev.conf", &BTreeMap::new());
+    assert!(after.status.success(), "{}", said(&after));
+}
+
+#[test]
+fn prod_conf_is_valid_with_its_environment_and_names_what_is_missing() {
+    let copy = Copy::new();
+    copy.generate();
+    let whole = copy.production();
+    let output = copy.check("nats-config/prod.conf", &whole);
+    assert!(output.status.success(), "{}", said(&output));
+    for name in whole.keys() {
+        let mut less = whole.clone();
+        less.remove(name);
+        let output = copy.check("nats-config/prod.conf", &less);
+        assert!(!output.status.success() && said(&output).contains(name), "{name}: {}", said(&output));
+    }
+}
+
+#[test]
+fn the_readme_names_every_variable() {
+    let readme = fs::read_to_string(config_folder().join("README.md")).unwrap();
+    for name in Copy::new().production().keys().filter(|name| **name != "NATS_ROUTE2") {
+        assert!(readme.contains(&format!("`{name}`")), "{name}");
+    }
+}
+
+#[test]
+fn limits_agree_with_schemas() {
+    let limits = fs::read_to_string(config_folder().join("include/limits.conf")).unwrap();
+    let value = |key: &str| {
+        let line = limits.lines().find_map(|line| line.strip_prefix(&format!("{key}: "))).unwrap();
+        line.parse::<usize>().unwrap()
+    };
+    assert_eq!(value("max_payload"), MESSAGE_BYTES_MAX);
+    assert!(value("max_connections") > WORKERS_MAX);
+}
+
+#[test]
+fn declarations_name_what_schemas_names() {
+    let audit = declaration("streams/AUDIT.json");
+    assert_eq!(audit["name"], AUDIT_STREAM);
+    assert_eq!(audit["subjects"], serde_json::json!([format!("{}.>", Lane::Event.prefix())]));
+    assert_eq!((&audit["deny_delete"], &audit["deny_purge"]), (&Value::Bool(true), &Value::Bool(true)));
+    assert_eq!((&audit["allow_rollup"], audit["discard"].as_str()), (&Value::Bool(false), Some("new")));
+
+    let work = declaration("streams/WORK.json");
+    assert_eq!(work["name"], WORK_STREAM);
+    assert_eq!(work["subjects"], serde_json::json!([format!("{}.>", Lane::Work.prefix())]));
+    assert_eq!(work["retention"], "work_queue");
+    assert_eq!(work["consumers"][0]["name"], WORK_CONSUMER);
+    assert_eq!(work["consumers"][0]["filter"], work["subjects"][0]);
+
+    assert_eq!(declaration("kv/state.json")["name"], STATE_BUCKET);
+    assert_eq!(declaration("kv/leader.json")["name"], LEADER_BUCKET);
+}
+
+#[test]
+fn declarations_fit_into_the_dev_store() {
+    let names = ["streams/AUDIT.json", "streams/WORK.json", "kv/state.json", "kv/leader.json"];
+    let bytes: u64 = names.iter().map(|name| declaration(name)["max_bytes"].as_u64().unwrap()).sum();
+    let dev = fs::read_to_string(config_folder().join("dev.conf")).unwrap();
+    let line = dev.lines().find_map(|line| line.trim().strip_prefix("max_file: ")).unwrap();
+    let gibibytes: u64 = line.strip_suffix('G').unwrap().parse().unwrap();
+    assert!(bytes <= gibibytes << 30, "{bytes} bytes are declared, {gibibytes} GiB are there");
+}
