@@ -1,0 +1,195 @@
+//! `require_auth`: one umbrella over four layers, on by default, and the one check that every process makes of it before
+//! it connects or binds anything.
+
+use schemas::member::{Layer, OpenLayer, Posture};
+use schemas::{Code, Refusal};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Origins;
+use crate::materials::{Material, Materials, Reach, parse};
+use crate::switches::{self, EXCEPTIONS, UMBRELLA};
+
+/// The section `auth` of every configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AuthConfig {
+    /// The umbrella.
+    pub require_auth: bool,
+    /// Single layers.
+    pub layers: LayerSwitches,
+    /// Layers that are open on purpose.
+    pub exceptions: Vec<Exception>,
+    /// Whether this is a demonstration on one machine.
+    pub demo: bool,
+}
+
+/// One switch a layer; without one the umbrella decides.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "fields are the layers of schemas::member::Layer")]
+pub struct LayerSwitches {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bus: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bulk: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub manifests: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enrolment: Option<bool>,
+}
+
+/// A layer that is open on purpose.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exception {
+    /// Which.
+    pub layer: Layer,
+    /// Why, in the operator's words.
+    pub reason: String,
+}
+
+impl Default for AuthConfig {
+    fn default() -> Self {
+        Self { require_auth: true, layers: LayerSwitches::default(), exceptions: Vec::new(), demo: false }
+    }
+}
+
+impl LayerSwitches {
+    const fn of(&self, layer: Layer) -> Option<bool> {
+        match layer {
+            Layer::Bus => self.bus,
+            Layer::Bulk => self.bulk,
+            Layer::Manifests => self.manifests,
+            Layer::Enrolment => self.enrolment,
+        }
+    }
+}
+
+/// What decides about a layer.
+enum Stand {
+    /// Required, by this switch.
+    Required(&'static str),
+    /// Open, for this reason; whether an exception says so.
+    Open { reason: String, excepted: bool },
+}
+
+/// Checks everything that a process has to show against what its switches demand, and logs at WARN each layer that is
+/// open, with whom it is open to.
+///
+/// # Errors
+/// Everything that is wrong, each with the switch, and the place it was set, that demands what is missing.
+pub fn validate(config: &AuthConfig, materials: &Materials, origins: &Origins) -> Result<Posture, Vec<Refusal>> {
+    let mut refusals = contradictions(config, origins);
+    let mut posture = Posture::default();
+    for layer in Layer::ALL {
+        let stand = stand(config, layer, origins);
+        for item in materials.items.iter().filter(|item| item.layer() == layer) {
+            refusals.extend(judge(item, &stand, materials, origins));
+        }
+        if let Stand::Open { reason, .. } = stand {
+            posture.open.push(OpenLayer { layer, reason });
+        }
+    }
+    refusals.extend(placeholders(config, materials));
+    if !refusals.is_empty() {
+        return Err(refusals);
+    }
+    for OpenLayer { layer, reason } in &posture.open {
+        let code = Code::LayerOpen;
+        tracing::warn!(%code, layer = layer.name(), reason, "layer is open: {}", switches::open_to(*layer));
+    }
+    Ok(posture)
+}
+
+/// What decides about `layer`. An exception opens it; else its own switch or the umbrella requires it.
+fn stand(config: &AuthConfig, layer: Layer, origins: &Origins) -> Stand {
+    if let Some(exception) = config.exceptions.iter().find(|exception| exception.layer == layer) {
+        return Stand::Open { reason: exception.reason.clone(), excepted: true };
+    }
+    let switch = switches::of(layer);
+    if config.layers.of(layer) == Some(true) {
+        Stand::Required(switch.key)
+    } else if config.require_auth {
+        Stand::Required(UMBRELLA.key)
+    } else {
+        let reason = format!("{} is off ({})", UMBRELLA.key, origins.of(UMBRELLA.key));
+        Stand::Open { reason, excepted: false }
+    }
+}
+
+/// Switches that contradict each other.
+fn contradictions(config: &AuthConfig, origins: &Origins) -> Vec<Refusal> {
+    let mut found = Vec::new();
+    for (place, exception) in config.exceptions.iter().enumerate() {
+        let (name, origin) = (exception.layer.name(), origins.of(EXCEPTIONS.key));
+        if exception.reason.trim().is_empty() {
+            found.push(format!("{} ({origin}) opens {name} without a reason; give one", EXCEPTIONS.key));
+        }
+        if config.exceptions[..place].iter().any(|earlier| earlier.layer == exception.layer) {
+            found.push(format!("{} ({origin}) names {name} twice; keep one", EXCEPTIONS.key));
+        }
+        let switch = switches::of(exception.layer);
+        if config.layers.of(exception.layer) == Some(true) {
+            let required = origins.of(switch.key);
+            found.push(format!(
+                "{} ({origin}) opens {name}, {} ({required}) requires it; keep one",
+                EXCEPTIONS.key, switch.key
+            ));
+        }
+    }
+    for layer in Layer::ALL {
+        let excepted = config.exceptions.iter().any(|exception| exception.layer == layer);
+        if config.require_auth && config.layers.of(layer) == Some(false) && !excepted {
+            let switch = switches::of(layer);
+            found.push(format!(
+                "{} is false ({}), but {} ({}) covers it; add {} = [{{ layer = \"{}\", reason = \"…\" }}]",
+                switch.key,
+                origins.of(switch.key),
+                UMBRELLA.key,
+                origins.of(UMBRELLA.key),
+                EXCEPTIONS.key,
+                layer.name(),
+            ));
+        }
+    }
+    found.into_iter().map(|detail| Refusal::new(Code::ConfigInvalid, detail)).collect()
+}
+
+/// What is wrong with one thing.
+fn judge(item: &Material, stand: &Stand, materials: &Materials, origins: &Origins) -> Option<Refusal> {
+    if let Some(why) = item.missing() {
+        let Stand::Required(switch) = stand else { return None };
+        let (key, origin) = (item.key(), origins.of(switch));
+        return Some(Refusal::new(Code::CredentialMissing, format!("{key} {why}; {switch} ({origin}) demands it")));
+    }
+    // What is there must be right, whether it is demanded or not.
+    item.check(materials.now).err().or_else(|| plaintext(item, stand, origins))
+}
+
+fn plaintext(item: &Material, stand: &Stand, origins: &Origins) -> Option<Refusal> {
+    let open = item.addresses().into_iter().find(|address| {
+        parse(address).is_ok_and(|(url, reach)| match (item.is_encrypted(&url), stand) {
+            (true, _) | (_, Stand::Open { excepted: true, .. }) => false,
+            (false, Stand::Required(_)) => true,
+            (false, Stand::Open { excepted: false, .. }) => reach == Reach::Network,
+        })
+    })?;
+    let why = match stand {
+        Stand::Required(switch) => format!("{switch} ({}) demands TLS", origins.of(switch)),
+        Stand::Open { .. } => "plaintext off loopback needs an exception with a reason".to_owned(),
+    };
+    Some(Refusal::new(Code::PlaintextRefused, format!("{} is {open:?}; {why}", item.key())))
+}
+
+/// Sample secrets, unless this is a demonstration on loopback.
+fn placeholders(config: &AuthConfig, materials: &Materials) -> Vec<Refusal> {
+    let mut addresses = materials.items.iter().flat_map(Material::addresses);
+    let loopback = addresses.all(|address| parse(address).is_ok_and(|(_, reach)| reach == Reach::Loopback));
+    if config.demo && loopback || !config.require_auth {
+        return Vec::new();
+    }
+    let samples = materials.items.iter().filter_map(|item| Some((item.key(), item.placeholder()?)));
+    samples
+        .map(|(key, id)| Refusal::new(Code::PlaceholderSecret, format!("{key} holds the sample access key {id:?}")))
+        .collect()
+}

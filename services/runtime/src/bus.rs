@@ -1,0 +1,377 @@
+//! The connection to NATS: requests that fail when they are refused instead of when their time is over, subscriptions
+//! that are known to stand, and a log of what becomes of the connection.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_nats::{
+    Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, RequestErrorKind, ServerError, Subscriber,
+};
+use bytes::Bytes;
+use futures::StreamExt as _;
+use identity::source::connect_options;
+use identity::{BusTls, CredentialSource};
+use schemas::{Code, DecodeError, Message, PublicKey, Refusal, Reply, UnixMillis};
+use serde::{Deserialize, Serialize};
+
+pub use crate::denial::Direction;
+use crate::denial::{Denials, Denied};
+
+/// Longest wait for the server to show that a subscription stands.
+const ROUND_TRIP_MAX: Duration = Duration::from_secs(5);
+
+/// The section `bus` of every configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BusConfig {
+    /// Address of the NATS servers: `tls://host:port`, several separated by commas.
+    pub url: String,
+    /// Credentials file.
+    pub credentials: PathBuf,
+    /// Certificate authority of the servers, PEM.
+    pub ca: PathBuf,
+}
+
+/// A connection to the bus. Cheap to clone; clones share it.
+#[derive(Clone, Debug)]
+pub struct Bus {
+    client: Client,
+    denials: Denials,
+    public: Option<PublicKey>,
+    url: String,
+}
+
+/// A subscription. It ends with an error when the server takes the right to it away.
+pub struct Subscription {
+    subject: String,
+    messages: Subscriber,
+    denied: Denied,
+}
+
+/// Why something was not said, heard or answered.
+#[derive(Debug, thiserror::Error)]
+pub enum BusError {
+    /// No server answered.
+    #[error("{url}: {reason}")]
+    Unreachable {
+        /// Where.
+        url: String,
+        /// What was seen.
+        reason: String,
+    },
+    /// The server does not take the credential.
+    #[error("{url}: {reason}")]
+    Credential {
+        /// Where.
+        url: String,
+        /// What was seen.
+        reason: String,
+        /// The coded error.
+        code: Code,
+    },
+    /// The subject is not in this role's permissions.
+    #[error("the server refused to {} {subject}", match direction { Direction::Publish => "publish to", Direction::Subscribe => "subscribe to" })]
+    Denied {
+        /// What was tried.
+        direction: Direction,
+        /// Where.
+        subject: String,
+    },
+    /// Nobody hears the subject.
+    #[error("nobody answers {subject}: the coordinator does not run, or serves another domain")]
+    NoResponders {
+        /// Where.
+        subject: String,
+    },
+    /// No answer came in time.
+    #[error("no answer to {subject} within {} ms", after.as_millis())]
+    TimedOut {
+        /// Where.
+        subject: String,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// The answer is a refusal.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The answer, or what should be sent, is no message of its type.
+    #[error("{subject}: {source}")]
+    Message {
+        /// Where.
+        subject: String,
+        /// What is wrong.
+        source: DecodeError,
+    },
+    /// The client cannot send: it is closing, or the message is too long or has no valid subject.
+    #[error("cannot send to {subject}: {reason}")]
+    Send {
+        /// Where.
+        subject: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl BusError {
+    /// The code of the page that says what to do.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Unreachable { .. } => Code::BusUnreachable,
+            Self::Credential { code, .. } => *code,
+            Self::Denied { .. } => Code::BusDenied,
+            Self::NoResponders { .. } | Self::TimedOut { .. } => Code::NoAnswer,
+            Self::Refused(refusal) => refusal.code,
+            Self::Message { .. } | Self::Send { .. } => Code::MessageInvalid,
+        }
+    }
+
+    /// The same as a refusal.
+    pub fn into_refusal(self) -> Refusal {
+        match self {
+            Self::Refused(refusal) => refusal,
+            error => Refusal::new(error.code(), error.to_string()),
+        }
+    }
+}
+
+impl Default for BusConfig {
+    fn default() -> Self {
+        Self { url: "tls://127.0.0.1:4222".to_owned(), credentials: PathBuf::new(), ca: PathBuf::new() }
+    }
+}
+
+impl BusConfig {
+    /// Whether every address is encrypted.
+    fn tls(&self) -> Result<BusTls, BusError> {
+        let encrypted = self.addresses().all(|url| url.starts_with("tls://") || url.starts_with("wss://"));
+        if !encrypted {
+            return Ok(BusTls::Off);
+        }
+        if self.ca.as_os_str().is_empty() {
+            let reason = "the address is encrypted but bus.ca names no certificate authority".to_owned();
+            return Err(BusError::Credential { url: self.url.clone(), reason, code: Code::CredentialMissing });
+        }
+        Ok(BusTls::Required { ca: self.ca.clone() })
+    }
+
+    fn addresses(&self) -> impl Iterator<Item = &str> {
+        self.url.split(',').map(str::trim).filter(|url| !url.is_empty())
+    }
+}
+
+impl Bus {
+    /// Connects as `name`, with the credentials that `config` names, or as nobody when it names none (a layer that was
+    /// opened on purpose; see [`crate::validate`]). One attempt; once connected, the client reconnects by itself.
+    ///
+    /// # Errors
+    /// The credentials cannot be used, no server answers, or it refuses them.
+    pub async fn connect(name: &str, config: &BusConfig, now: UnixMillis) -> Result<Self, BusError> {
+        let url = config.url.clone();
+        let tls = config.tls()?;
+        let (options, public) =
+            if config.credentials.as_os_str().is_empty() {
+                let options = ConnectOptions::new().reconnect_delay_callback(identity::source::reconnect_delay);
+                let options = match tls {
+                    BusTls::Required { ca } => options.require_tls(true).add_root_certificates(ca),
+                    BusTls::Off => options,
+                };
+                (options, None)
+            } else {
+                let source = CredentialSource::open(&config.credentials, now).map_err(|error| {
+                    BusError::Credential { url: url.clone(), reason: error.to_string(), code: error.code() }
+                })?;
+                (connect_options(&source, &tls), Some(source.public().clone()))
+            };
+        let denials = Denials::default();
+        let heard = denials.clone();
+        let options = options.name(name).event_callback(move |event| {
+            on_event(&event, &heard);
+            std::future::ready(())
+        });
+        let addresses: Vec<&str> = config.addresses().collect();
+        let client = options.connect(addresses).await.map_err(|error| {
+            let reason = causes(&error);
+            match error.kind() {
+                ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
+                    BusError::Credential { url: url.clone(), reason, code: Code::BusRefused }
+                }
+                _ => BusError::Unreachable { url: url.clone(), reason },
+            }
+        })?;
+        Ok(Self { client, denials, public, url })
+    }
+
+    /// The client underneath, for JetStream.
+    pub const fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Who is connected; none for a connection as nobody.
+    pub const fn public(&self) -> Option<&PublicKey> {
+        self.public.as_ref()
+    }
+
+    /// The address that was configured.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Asks, and waits at most `wait` for the answer.
+    ///
+    /// # Errors
+    /// [`BusError::Refused`] is the peer's own refusal; the others say why there is no answer.
+    pub async fn request<Q: Message, A: Message>(
+        &self,
+        subject: &str,
+        question: &Q,
+        wait: Duration,
+    ) -> Result<A, BusError> {
+        let mut denied = self.denials.watch(Direction::Publish, subject);
+        let request = async_nats::Request::new().payload(question.encode().into()).timeout(Some(wait));
+        let answer = tokio::select! {
+            answer = self.client.send_request(subject.to_owned(), request) => answer,
+            () = denied.heard() => {
+                return Err(BusError::Denied { direction: Direction::Publish, subject: subject.to_owned() });
+            }
+        };
+        let message = answer.map_err(|error| match error.kind() {
+            RequestErrorKind::TimedOut => BusError::TimedOut { subject: subject.to_owned(), after: wait },
+            RequestErrorKind::NoResponders => BusError::NoResponders { subject: subject.to_owned() },
+            RequestErrorKind::InvalidSubject | RequestErrorKind::MaxPayloadExceeded | RequestErrorKind::Other => {
+                BusError::Send { subject: subject.to_owned(), reason: causes(&error) }
+            }
+        })?;
+        let decoded = Reply::<A>::decode(&message.payload);
+        let reply = decoded.map_err(|source| BusError::Message { subject: subject.to_owned(), source })?;
+        Ok(reply.into_result()?)
+    }
+
+    /// Says something that nobody answers. A denial of it is logged, not returned: it comes later.
+    ///
+    /// # Errors
+    /// The client is closing, or the message is too long.
+    pub async fn publish(&self, subject: &str, payload: Bytes) -> Result<(), BusError> {
+        let sent = self.client.publish(subject.to_owned(), payload).await;
+        sent.map_err(|error| BusError::Send { subject: subject.to_owned(), reason: causes(&error) })
+    }
+
+    /// Says something with headers to a stream and waits for the stream's acknowledgement, raw.
+    ///
+    /// # Errors
+    /// As [`Bus::request`]; the answer is the caller's to read.
+    pub async fn request_raw(
+        &self,
+        subject: &str,
+        headers: HeaderMap,
+        payload: Bytes,
+        wait: Duration,
+    ) -> Result<Bytes, BusError> {
+        let mut denied = self.denials.watch(Direction::Publish, subject);
+        let request = async_nats::Request::new().headers(headers).payload(payload).timeout(Some(wait));
+        let answer = tokio::select! {
+            answer = self.client.send_request(subject.to_owned(), request) => answer,
+            () = denied.heard() => {
+                return Err(BusError::Denied { direction: Direction::Publish, subject: subject.to_owned() });
+            }
+        };
+        answer.map(|message| message.payload).map_err(|error| match error.kind() {
+            RequestErrorKind::TimedOut => BusError::TimedOut { subject: subject.to_owned(), after: wait },
+            RequestErrorKind::NoResponders => BusError::NoResponders { subject: subject.to_owned() },
+            _ => BusError::Send { subject: subject.to_owned(), reason: causes(&error) },
+        })
+    }
+
+    /// Hears a subject. When this returns, the server has the subscription, so what is published from now on arrives.
+    ///
+    /// # Errors
+    /// [`BusError::Denied`], or the server does not answer.
+    pub async fn subscribe(&self, subject: &str) -> Result<Subscription, BusError> {
+        let denied = self.denials.watch(Direction::Subscribe, subject);
+        let subscribed = self.client.subscribe(subject.to_owned()).await;
+        let messages =
+            subscribed.map_err(|error| BusError::Send { subject: subject.to_owned(), reason: causes(&error) })?;
+        let mut subscription = Subscription { subject: subject.to_owned(), messages, denied };
+        self.round_trip().await?;
+        // The server works in order: a refusal was sent before the end of the round trip.
+        let refused = futures::FutureExt::now_or_never(subscription.denied.heard()).is_some();
+        if refused { Err(subscription.refusal()) } else { Ok(subscription) }
+    }
+
+    /// Waits until the server has worked off everything that was sent before. It publishes into the own inbox; a role
+    /// without that right is refused, which is an answer as well.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn round_trip(&self) -> Result<(), BusError> {
+        let inbox = self.client.new_inbox();
+        let send = |reason: String| BusError::Send { subject: inbox.clone(), reason };
+        let mut denied = self.denials.watch(Direction::Publish, &inbox);
+        let mut echo = self.client.subscribe(inbox.clone()).await.map_err(|error| send(causes(&error)))?;
+        self.client.publish(inbox.clone(), Bytes::new()).await.map_err(|error| send(causes(&error)))?;
+        let answered = async {
+            tokio::select! {
+                _ = echo.next() => {}
+                () = denied.heard() => {}
+            }
+        };
+        let timed_out = |_| BusError::TimedOut { subject: inbox.clone(), after: ROUND_TRIP_MAX };
+        tokio::time::timeout(ROUND_TRIP_MAX, answered).await.map_err(timed_out)
+    }
+
+    /// Sends what is queued.
+    ///
+    /// # Errors
+    /// The client is closed.
+    pub async fn flush(&self) -> Result<(), BusError> {
+        self.client.flush().await.map_err(|error| BusError::Send { subject: String::new(), reason: causes(&error) })
+    }
+}
+
+impl Subscription {
+    /// The next message; none when the connection is closed for good.
+    ///
+    /// # Errors
+    /// [`BusError::Denied`]: the server took the right away.
+    pub async fn next(&mut self) -> Result<Option<async_nats::Message>, BusError> {
+        tokio::select! {
+            biased;
+            message = self.messages.next() => Ok(message),
+            () = self.denied.heard() => Err(self.refusal()),
+        }
+    }
+
+    fn refusal(&self) -> BusError {
+        BusError::Denied { direction: Direction::Subscribe, subject: self.subject.clone() }
+    }
+}
+
+fn on_event(event: &Event, denials: &Denials) {
+    match event {
+        Event::Connected => tracing::info!("connected to the bus"),
+        Event::Disconnected => tracing::warn!("connection to the bus lost; trying again"),
+        Event::Closed => tracing::info!("connection to the bus closed"),
+        Event::LameDuckMode | Event::Draining => tracing::info!("bus: {event}"),
+        Event::SlowConsumer(_) => tracing::warn!("bus: {event}; messages were dropped"),
+        Event::ServerError(ServerError::Other(text)) => {
+            if !denials.hear(text) {
+                tracing::warn!("bus: {text}");
+            }
+        }
+        Event::ServerError(_) | Event::ClientError(_) => tracing::warn!("bus: {event}"),
+    }
+}
+
+/// An error with its causes, in one line.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,108 @@
+//! How a process ends badly: one coded error on stderr with the next step, and an exit status that scripts can branch on.
+
+use std::fmt::Display;
+use std::process::ExitCode;
+
+use schemas::{Code, Refusal};
+
+/// Exit status of a service with bad usage or configuration (EX_USAGE); nothing was connected or bound.
+pub const EXIT_USAGE: u8 = 64;
+/// Exit status of any other coded failure.
+pub const EXIT_FAILED: u8 = 1;
+/// Exit status when another process leads or holds what this one needs.
+pub const EXIT_CONFLICT: u8 = 4;
+/// Exit status when bus or store cannot be reached.
+pub const EXIT_UNREACHABLE: u8 = 5;
+/// Exit status when a peer refused this process.
+pub const EXIT_DENIED: u8 = 6;
+/// Exit status when a record was tampered with.
+pub const EXIT_TAMPERED: u8 = 10;
+
+/// A coded failure of a whole process, and what else went wrong at the same time.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+pub struct Failure {
+    refusals: Vec<Refusal>,
+}
+
+impl Failure {
+    /// A failure with this code; `detail` names thing and value.
+    pub fn new(code: Code, detail: impl Display) -> Self {
+        Refusal::new(code, detail.to_string()).into()
+    }
+
+    /// Several at once, as [`crate::validate`] finds them; there is at least one.
+    pub fn all(refusals: Vec<Refusal>) -> Self {
+        assert!(!refusals.is_empty(), "a failure has a reason");
+        Self { refusals }
+    }
+
+    /// The first refusal's code: what the exit status follows from.
+    pub fn code(&self) -> Code {
+        self.refusals[0].code
+    }
+
+    /// The first refusal.
+    pub fn refusal(&self) -> &Refusal {
+        &self.refusals[0]
+    }
+
+    /// The exit status of a service that ends with this failure.
+    pub fn exit_status(&self) -> u8 {
+        exit_status(self.code())
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusals: vec![refusal] }
+    }
+}
+
+/// The exit status that a code stands for in services.
+pub const fn exit_status(code: Code) -> u8 {
+    match code {
+        Code::BusUnreachable | Code::StoreUnreachable | Code::NoAnswer => EXIT_UNREACHABLE,
+        Code::BusRefused | Code::BusDenied | Code::ObjectForbidden => EXIT_DENIED,
+        Code::LedgerFenced | Code::StoreBusy | Code::PortTaken => EXIT_CONFLICT,
+        Code::LedgerBroken | Code::ReplayDiverged => EXIT_TAMPERED,
+        code if code.number() < 200 => EXIT_USAGE,
+        _ => EXIT_FAILED,
+    }
+}
+
+/// Prints the failure and gives the process's exit status: the last thing a `main` does.
+#[expect(clippy::print_stderr, reason = "the last words of a process are for whoever started it, log or not")]
+pub fn report(result: Result<(), Failure>) -> ExitCode {
+    let Err(failure) = result else { return ExitCode::SUCCESS };
+    for refusal in &failure.refusals {
+        eprintln!("{}", render(refusal));
+    }
+    ExitCode::from(failure.exit_status())
+}
+
+/// `error DL0102 credential missing: …` and the next step on a line of its own.
+pub fn render(refusal: &Refusal) -> String {
+    let Refusal { code, detail, .. } = refusal;
+    format!("error {code} {}: {detail}\n  next: {}", code.title(), code.next_step())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_coded_error_names_its_next_step() {
+        let text = render(&Refusal::new(Code::CredentialMissing, "bus.credentials is not set"));
+        assert!(text.starts_with("error DL0102 credential missing: bus.credentials is not set\n  next: "), "{text}");
+    }
+
+    #[test]
+    fn statuses_follow_the_code() {
+        assert_eq!(exit_status(Code::ConfigInvalid), 64);
+        assert_eq!(exit_status(Code::PlaintextRefused), 64);
+        assert_eq!(exit_status(Code::LedgerFenced), 4);
+        assert_eq!(exit_status(Code::StoreUnreachable), 5);
+        assert_eq!(exit_status(Code::Internal), 1);
+    }
+}

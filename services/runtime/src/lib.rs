@@ -1,0 +1,25 @@
+//! What every process shares: configuration in layers, the one check of `require_auth`, logging, shutdown, the clock,
+//! the connection to the bus, and how a process ends.
+
+pub mod auth;
+pub mod bus;
+pub mod clock;
+pub mod config;
+mod denial;
+pub mod exit;
+pub mod log;
+pub mod materials;
+mod origin;
+pub mod quantity;
+pub mod ready;
+pub mod shutdown;
+mod switches;
+
+pub use auth::{AuthConfig, validate};
+pub use bus::{Bus, BusConfig, BusError, Subscription};
+pub use config::{ConfigArgs, Loaded, Origins};
+pub use exit::Failure;
+pub use log::LogArgs;
+pub use materials::{Material, Materials};
+pub use quantity::{ConfigBytes, ConfigDuration};
+pub use switches::switches_reference;

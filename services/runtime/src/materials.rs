@@ -1,0 +1,234 @@
+//! What a process has to show: addresses, credentials, keys, certificates. Which of them a process has depends on its
+//! role; how each is checked does not.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use identity::{AuditKey, Credentials, ManifestKey, TrustBundle, store_keys, tls};
+use schemas::member::Layer;
+use schemas::{Code, Refusal, UnixMillis};
+use url::Url;
+
+/// Access keys and secrets that stand in everybody's examples.
+const PLACEHOLDERS: [&str; 12] = [
+    "changeme",
+    "change-me",
+    "minioadmin",
+    "minio",
+    "password",
+    "secret",
+    "example",
+    "test",
+    "admin",
+    "wjalrxutnfemi/k7mdeng/bpxrficyexamplekey",
+    "akiaiosfodnn7example",
+    "placeholder",
+];
+
+/// Everything a process has to show, and the time by which it is judged.
+#[derive(Clone, Debug)]
+pub struct Materials {
+    /// Each thing once.
+    pub items: Vec<Material>,
+    /// Now.
+    pub now: UnixMillis,
+}
+
+/// One thing, with the configuration key that names it. An empty path or address is "not set".
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "fields are the configuration key and its value")]
+pub enum Material {
+    /// Address of the NATS servers, separated by commas.
+    BusAddress { key: &'static str, url: String },
+    /// Address of the store.
+    StoreAddress { key: &'static str, url: String },
+    /// Credentials file for the bus.
+    Credentials { key: &'static str, path: PathBuf },
+    /// Certificate authority of a layer's servers.
+    Authority { key: &'static str, path: PathBuf, layer: Layer },
+    /// Trust bundle.
+    Trust { key: &'static str, path: PathBuf },
+    /// Seed file of the key that signs leases and commands.
+    ManifestKey { key: &'static str, path: PathBuf },
+    /// Seed file of the key that signs events and statements.
+    AuditKey { key: &'static str, path: PathBuf },
+    /// The store's access keys.
+    StoreKeys { key: &'static str, path: PathBuf },
+    /// Certificate and private key with which this process serves a layer.
+    Certificate { keys: [&'static str; 2], certificate: PathBuf, private_key: PathBuf, layer: Layer },
+}
+
+/// Whether a host is this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    Loopback,
+    Network,
+}
+
+impl Material {
+    /// The layer that demands it.
+    pub(crate) fn layer(&self) -> Layer {
+        match self {
+            Self::BusAddress { .. } | Self::Credentials { .. } => Layer::Bus,
+            Self::StoreAddress { .. } | Self::StoreKeys { .. } => Layer::Bulk,
+            Self::Trust { .. } | Self::ManifestKey { .. } | Self::AuditKey { .. } => Layer::Manifests,
+            Self::Authority { layer, .. } | Self::Certificate { layer, .. } => *layer,
+        }
+    }
+
+    /// The key in the configuration.
+    pub(crate) fn key(&self) -> &'static str {
+        match self {
+            Self::BusAddress { key, .. }
+            | Self::StoreAddress { key, .. }
+            | Self::Credentials { key, .. }
+            | Self::Authority { key, .. }
+            | Self::Trust { key, .. }
+            | Self::ManifestKey { key, .. }
+            | Self::AuditKey { key, .. }
+            | Self::StoreKeys { key, .. } => key,
+            Self::Certificate { keys: [key, _], .. } => key,
+        }
+    }
+
+    /// The addresses it names.
+    pub(crate) fn addresses(&self) -> Vec<&str> {
+        match self {
+            Self::BusAddress { url, .. } | Self::StoreAddress { url, .. } => {
+                url.split(',').map(str::trim).filter(|url| !url.is_empty()).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether the scheme encrypts.
+    pub(crate) fn is_encrypted(&self, url: &Url) -> bool {
+        match self {
+            Self::StoreAddress { .. } => url.scheme() == "https",
+            _ => matches!(url.scheme(), "tls" | "wss"),
+        }
+    }
+
+    /// Whether it is not there at all: not set, or a file that is absent, empty or blank. Says which.
+    pub(crate) fn missing(&self) -> Option<String> {
+        match self {
+            Self::BusAddress { .. } | Self::StoreAddress { .. } => {
+                self.addresses().is_empty().then(|| "is not set".to_owned())
+            }
+            Self::Certificate { certificate, private_key, .. } => {
+                // Half a pair is another error, found when it is checked.
+                let (certificate, private_key) = (absent(certificate), absent(private_key));
+                private_key.and(certificate)
+            }
+            Self::Credentials { path, .. }
+            | Self::Authority { path, .. }
+            | Self::Trust { path, .. }
+            | Self::ManifestKey { path, .. }
+            | Self::AuditKey { path, .. }
+            | Self::StoreKeys { path, .. } => absent(path),
+        }
+    }
+
+    /// Whether what is there is well formed and usable now.
+    pub(crate) fn check(&self, now: UnixMillis) -> Result<(), Refusal> {
+        let refused =
+            |code: Code, error: &dyn std::fmt::Display| Refusal::new(code, format!("{}: {error}", self.key()));
+        match self {
+            Self::BusAddress { .. } | Self::StoreAddress { .. } => {
+                let parsed = self.addresses().into_iter().try_for_each(|url| parse(url).map(|_| ()));
+                parsed.map_err(|reason| refused(Code::ConfigInvalid, &reason))
+            }
+            Self::Credentials { path, .. } => Credentials::read(path)
+                .and_then(|credentials| credentials.check(now))
+                .map_err(|error| refused(error.code(), &error)),
+            Self::Authority { path, .. } => {
+                tls::client_config(path).map(|_| ()).map_err(|error| refused(error.code(), &error))
+            }
+            Self::Trust { path, .. } => {
+                TrustBundle::read(path).map(|_| ()).map_err(|error| refused(error.code(), &error))
+            }
+            Self::ManifestKey { path, .. } => {
+                ManifestKey::read(path).map(|_| ()).map_err(|error| refused(error.code(), &error))
+            }
+            Self::AuditKey { path, .. } => {
+                AuditKey::read(path).map(|_| ()).map_err(|error| refused(error.code(), &error))
+            }
+            Self::StoreKeys { path, .. } => {
+                store_keys::StoreKeys::read(path).map(|_| ()).map_err(|error| refused(error.code(), &error))
+            }
+            Self::Certificate { keys, certificate, private_key, .. } => {
+                for (own, other, path) in [(0, 1, certificate), (1, 0, private_key)] {
+                    if let Some(why) = absent(path) {
+                        let text = format!("{} {why}, but {} is", keys[own], keys[other]);
+                        return Err(Refusal::new(Code::CredentialHalf, text));
+                    }
+                }
+                tls::server_config(certificate, private_key).map(|_| ()).map_err(|error| refused(error.code(), &error))
+            }
+        }
+    }
+
+    /// The id of an access key that is, or has a secret that is, a well-known sample.
+    pub(crate) fn placeholder(&self) -> Option<String> {
+        let Self::StoreKeys { path, .. } = self else { return None };
+        let keys = store_keys::StoreKeys::read(path).ok()?;
+        let sample = |text: &str| PLACEHOLDERS.contains(&text.to_lowercase().as_str());
+        let pairs = [keys.admin, keys.put, keys.get];
+        pairs.iter().find(|pair| sample(pair.expose_secret()) || sample(pair.id())).map(|pair| pair.id().to_owned())
+    }
+}
+
+/// Parses an address with scheme and host.
+pub(crate) fn parse(text: &str) -> Result<(Url, Reach), String> {
+    let refused = || format!("{text:?} is not an address such as tls://127.0.0.1:4222");
+    let url = Url::parse(text).map_err(|_| refused())?;
+    let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(refused)?;
+    if !matches!(url.scheme(), "tls" | "wss" | "https" | "nats" | "ws" | "http") {
+        return Err(refused());
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("an address must not hold credentials; use a credentials file".to_owned());
+    }
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    Ok((url, if loopback { Reach::Loopback } else { Reach::Network }))
+}
+
+/// Why a file counts as not given.
+fn absent(path: &Path) -> Option<String> {
+    let shown = path.to_str().unwrap_or("?");
+    if shown.trim().is_empty() {
+        return Some("is not set".to_owned());
+    }
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Some(format!("names {shown}, which is not there"))
+        }
+        Ok(metadata) if metadata.is_file() && metadata.len() < identity::secret::FILE_BYTES_MAX => {
+            let blank = std::fs::read(path).is_ok_and(|bytes| bytes.iter().all(u8::is_ascii_whitespace));
+            blank.then(|| format!("names {shown}, which is empty"))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_have_a_scheme_a_host_and_no_password() {
+        for (text, reach) in [
+            ("tls://127.0.0.1:4222", Reach::Loopback),
+            ("nats://localhost:4222", Reach::Loopback),
+            ("https://[::1]:9000", Reach::Loopback),
+            ("tls://10.0.0.1:4222", Reach::Network),
+            ("https://store.example:9000", Reach::Network),
+        ] {
+            assert_eq!(parse(text).map(|(_, reach)| reach), Ok(reach), "{text}");
+        }
+        for text in ["", "127.0.0.1:4222", "ftp://x", "tls://", "nats://user:word@host"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+}

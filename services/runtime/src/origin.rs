@@ -1,0 +1,56 @@
+//! Where each configuration value was set, so that an error can say it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+/// Where a value was set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    Default,
+    File(PathBuf),
+    Environment(String),
+    Flag(String),
+}
+
+/// Where every key was set; keys that no layer names have their default.
+#[derive(Clone, Debug, Default)]
+pub struct Origins(BTreeMap<String, Origin>);
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File(path) => write!(f, "file {}", path.display()),
+            Self::Environment(name) => write!(f, "environment variable {name}"),
+            Self::Flag(flag) => write!(f, "flag {flag}"),
+        }
+    }
+}
+
+impl Origins {
+    pub(crate) fn set(&mut self, key: &str, origin: Origin) {
+        self.0.insert(key.to_owned(), origin);
+    }
+
+    /// Where `key` (such as `bus.url`) was set, in words. A key inside a value that was set as a whole, such as an entry
+    /// of a list, has the origin of that value.
+    pub fn of(&self, key: &str) -> String {
+        let mut whole = key;
+        loop {
+            if let Some(origin) = self.0.get(whole) {
+                return origin.to_string();
+            }
+            match whole.rsplit_once('.') {
+                Some((parent, _)) => whole = parent,
+                None => return Origin::Default.to_string(),
+            }
+        }
+    }
+
+    /// The key with this last part that some layer set; of several the first.
+    pub(crate) fn named(&self, field: &str) -> Option<&str> {
+        let key = |key: &&String| key.rsplit('.').next() == Some(field) || key.split('.').any(|part| part == field);
+        self.0.keys().find(key).map(String::as_str)
+    }
+}

@@ -1,0 +1,67 @@
+//! The ready file: it appears, whole, when a service can be used, and goes with it. `diloctl up` and tests wait for it
+//! instead of guessing.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// What a ready file says (JSON).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ready {
+    /// The service's name.
+    pub service: String,
+    /// Its process.
+    pub pid: u32,
+    /// Where it listens, if it does: the port is the one that the system chose when 0 was asked for.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+}
+
+/// A ready file that is removed when this is dropped.
+#[derive(Debug)]
+pub struct ReadyFile(Option<PathBuf>);
+
+impl ReadyFile {
+    /// Writes the file under its final name in one step; with no path nothing is written.
+    ///
+    /// # Errors
+    /// The folder does not take the file.
+    pub fn announce(path: Option<&Path>, service: &str, addresses: Vec<String>) -> io::Result<Self> {
+        let Some(path) = path else { return Ok(Self(None)) };
+        let ready = Ready { service: service.to_owned(), pid: std::process::id(), addresses };
+        let text = serde_json::to_vec(&ready).map_err(io::Error::other)?;
+        let aside = path.with_extension(format!("part-{}", ready.pid));
+        let mut file = fs::File::create(&aside)?;
+        file.write_all(&text)?;
+        fs::rename(&aside, path)?;
+        Ok(Self(Some(path.to_owned())))
+    }
+}
+
+impl Drop for ReadyFile {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            // It may have been removed by whoever waited for it.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_lives_as_long_as_its_service() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let path = scratch.path().join("store.ready");
+        let ready = ReadyFile::announce(Some(&path), "store", vec!["127.0.0.1:9000".into()]).expect("a fresh folder");
+        let read: Ready = serde_json::from_slice(&fs::read(&path).expect("it is there")).expect("it is JSON");
+        assert_eq!((read.service.as_str(), read.pid), ("store", std::process::id()));
+        drop(ready);
+        assert_eq!(fs::read_dir(scratch.path()).expect("it exists").count(), 0);
+    }
+}
