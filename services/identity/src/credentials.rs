@@ -1,0 +1,278 @@
+//! Credentials files: a user token and the private key that it vouches for, in the text form that NATS tools use.
+
+use std::fmt;
+use std::path::Path;
+
+use schemas::{Code, PublicKey, UnixMillis};
+use zeroize::Zeroizing;
+
+use crate::claims::UserClaims;
+use crate::jwt::{Jwt, JwtError, verify_signature};
+use crate::key::KeyError;
+use crate::purpose::ConnectionKey;
+use crate::secret::{FileError, Seed, read_secret, write_private};
+
+const JWT: Block = Block { begin: "-----BEGIN NATS USER JWT-----", end: "------END NATS USER JWT------" };
+const SEED: Block = Block { begin: "-----BEGIN USER NKEY SEED-----", end: "------END USER NKEY SEED------" };
+
+/// What a process needs to connect: a token and its key.
+pub struct Credentials {
+    jwt: String,
+    token: Jwt<UserClaims>,
+    key: ConnectionKey,
+}
+
+/// Why credentials cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialsError {
+    /// The file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The text has other blocks than one token and one key.
+    #[error("credentials: {0}")]
+    Malformed(&'static str),
+    /// One of the two is absent.
+    #[error("credentials hold {present} but no {absent}")]
+    Half {
+        /// What is there.
+        present: &'static str,
+        /// What is not.
+        absent: &'static str,
+    },
+    /// The token.
+    #[error("token in credentials: {0}")]
+    Token(#[from] JwtError),
+    /// The key.
+    #[error("key in credentials: {0}")]
+    Key(#[from] KeyError),
+    /// Token and key do not belong together.
+    #[error("credentials hold a token of {token} and a key of {key}")]
+    Mismatch {
+        /// Whom the token is about.
+        token: PublicKey,
+        /// Whose key it is.
+        key: PublicKey,
+    },
+}
+
+impl CredentialsError {
+    /// The code of the page that says what to do.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::File(error) => error.code(),
+            Self::Malformed(_) | Self::Mismatch { .. } => Code::CredentialMalformed,
+            Self::Half { .. } => Code::CredentialHalf,
+            Self::Token(error) => error.code(),
+            Self::Key(error) => error.code(),
+        }
+    }
+}
+
+/// A part of the file between two marker lines.
+#[derive(Clone, Copy)]
+struct Block {
+    begin: &'static str,
+    end: &'static str,
+}
+
+impl Credentials {
+    /// Puts a token and its key together.
+    ///
+    /// # Errors
+    /// The token does not verify, or vouches for another key.
+    pub fn new(jwt: String, key: ConnectionKey) -> Result<Self, CredentialsError> {
+        let token = verify_signature::<UserClaims>(&jwt)?;
+        if token.subject != *key.public() {
+            return Err(CredentialsError::Mismatch { token: token.subject, key: key.public().clone() });
+        }
+        Ok(Self { jwt, token, key })
+    }
+
+    /// Reads the text of a credentials file. The token's window is checked apart, with [`Credentials::check`].
+    ///
+    /// # Errors
+    /// A part is missing or doubled, does not parse, or the two do not belong together.
+    pub fn parse(text: &str) -> Result<Self, CredentialsError> {
+        let (jwt, seed) = split(text)?;
+        let (token, key) = ("a token", "private key");
+        let (jwt, seed) = match (jwt, seed) {
+            (Some(jwt), Some(seed)) => (jwt, seed),
+            (Some(_), None) => return Err(CredentialsError::Half { present: token, absent: key }),
+            (None, Some(_)) => return Err(CredentialsError::Half { present: "a private key", absent: "token" }),
+            (None, None) => return Err(CredentialsError::Malformed("neither a token nor a key found")),
+        };
+        Self::new(jwt.to_owned(), ConnectionKey::from_seed(&Seed::new(seed.to_owned()))?)
+    }
+
+    /// Reads a credentials file.
+    ///
+    /// # Errors
+    /// As [`Credentials::parse`]; or others than its owner may read the file.
+    pub fn read(path: &Path) -> Result<Self, CredentialsError> {
+        Self::parse(&read_secret(path)?)
+    }
+
+    /// Checks that the token is valid now.
+    ///
+    /// # Errors
+    /// It has expired or has not begun.
+    pub fn check(&self, now: UnixMillis) -> Result<(), CredentialsError> {
+        Ok(self.token.check_window(now)?)
+    }
+
+    /// Writes a credentials file for its owner alone.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, path: &Path) -> Result<(), CredentialsError> {
+        let seed = self.key.seed();
+        let text = Zeroizing::new(format!(
+            "{}\n{}\n{}\n\n{}\n{}\n{}\n",
+            JWT.begin,
+            self.jwt,
+            JWT.end,
+            SEED.begin,
+            seed.expose(),
+            SEED.end
+        ));
+        Ok(write_private(path, text.as_bytes())?)
+    }
+
+    /// What the token says.
+    pub fn token(&self) -> &Jwt<UserClaims> {
+        &self.token
+    }
+
+    /// Who connects with them.
+    pub fn public(&self) -> &PublicKey {
+        self.key.public()
+    }
+
+    /// The token as it is sent to the server.
+    pub(crate) fn jwt(&self) -> &str {
+        &self.jwt
+    }
+
+    /// The key.
+    pub(crate) fn key(&self) -> &ConnectionKey {
+        &self.key
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let expires = self.token.expires;
+        f.debug_struct("Credentials")
+            .field("name", &self.token.name)
+            .field("key", &self.key)
+            .field("expires", &expires)
+            .finish()
+    }
+}
+
+/// The one line in each block. Text around the blocks, such as the warning that some tools print, is skipped; any
+/// other marker is not.
+fn split(text: &str) -> Result<(Option<&str>, Option<&str>), CredentialsError> {
+    let malformed = |reason| Err(CredentialsError::Malformed(reason));
+    let (mut jwt, mut seed) = (None, None);
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let (block, found) = match line {
+            line if line == JWT.begin => (JWT, &mut jwt),
+            line if line == SEED.begin => (SEED, &mut seed),
+            line if line.starts_with('-') => return malformed("a marker line is misplaced or misspelt"),
+            _ => continue,
+        };
+        let content = lines.next().unwrap_or("");
+        if lines.next() != Some(block.end) {
+            return malformed("expected one line between two marker lines");
+        }
+        // An empty block is the same as none: half of a pair.
+        if !content.is_empty() && found.replace(content).is_some() {
+            return malformed("a block is there twice");
+        }
+    }
+    Ok((jwt, seed))
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::AccountId;
+
+    use super::*;
+    use crate::jwt::{Subject, mint};
+    use crate::key::{KeyKind, SigningKey};
+
+    const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
+
+    fn token(key: &ConnectionKey) -> String {
+        let role = SigningKey::generate(KeyKind::Account);
+        let account: AccountId = SigningKey::generate(KeyKind::Account).public().as_str().parse().expect("an account");
+        let expires = Some(UnixMillis(NOW.get() + 60_000));
+        let subject = Subject { name: "w1", key: key.public(), not_before: None, expires };
+        mint(&subject, UserClaims::of_role(account, vec!["run:demo".into()]), &role, NOW).expect("good claims")
+    }
+
+    fn written(credentials: &Credentials) -> String {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let path = scratch.path().join("w1.creds");
+        credentials.write(&path).expect("the folder takes files");
+        assert!(Credentials::read(&path).is_ok(), "it is private");
+        read_secret(&path).expect("just written").as_str().to_owned()
+    }
+
+    #[test]
+    fn files_round_trip() {
+        let key = ConnectionKey::generate();
+        let credentials = Credentials::new(token(&key), key.clone()).expect("they belong together");
+        let text = written(&credentials);
+        let again = Credentials::parse(&text).expect("just written");
+        assert_eq!((again.jwt(), again.public()), (credentials.jwt(), key.public()));
+        let noted = text.replacen("\n\n", "\n\n************* IMPORTANT *************\nKeep this secret.\n\n", 1);
+        assert!(Credentials::parse(&noted).is_ok());
+        assert!(again.check(NOW).is_ok());
+        let error = again.check(UnixMillis(NOW.get() + 60_000)).expect_err("it is over");
+        assert_eq!(error.code(), Code::CredentialExpired);
+    }
+
+    #[test]
+    fn half_pairs_are_refused() {
+        let key = ConnectionKey::generate();
+        let text = written(&Credentials::new(token(&key), key).expect("they belong together"));
+        let middle = text.find(SEED.begin).expect("it has both blocks");
+        for half in [&text[..middle], &text[middle..]] {
+            let error = Credentials::parse(half).expect_err("half of a pair");
+            assert_eq!(error.code(), Code::CredentialHalf);
+        }
+        let blank = format!("{}\n\n{}\n{}", JWT.begin, JWT.end, &text[middle..]);
+        assert_eq!(Credentials::parse(&blank).expect_err("a blank token").code(), Code::CredentialHalf);
+    }
+
+    #[test]
+    fn odd_files_are_refused() {
+        let key = ConnectionKey::generate();
+        let text = written(&Credentials::new(token(&key), key).expect("they belong together"));
+        let doubled = format!("{text}{text}");
+        let unended = text.replace(SEED.end, "");
+        let misspelt = text.replace("USER NKEY", "USER KEY");
+        let spaced = text.replace(SEED.end, &format!(" {}", SEED.end));
+        for odd in ["", "x", doubled.as_str(), &unended, &misspelt, &spaced] {
+            assert_eq!(Credentials::parse(odd).expect_err("an odd file").code(), Code::CredentialMalformed, "{odd}");
+        }
+    }
+
+    #[test]
+    fn a_token_of_one_with_the_key_of_another_is_refused() {
+        let (a, b) = (ConnectionKey::generate(), ConnectionKey::generate());
+        assert!(matches!(Credentials::new(token(&a), b), Err(CredentialsError::Mismatch { .. })));
+    }
+
+    #[test]
+    fn credentials_print_neither_token_nor_key() {
+        let key = ConnectionKey::generate();
+        let credentials = Credentials::new(token(&key), key.clone()).expect("they belong together");
+        let printed = format!("{credentials:?} {credentials:#?}");
+        assert!(!printed.contains(key.seed().expose()) && !printed.contains(credentials.jwt()));
+        assert!(printed.contains("w1") && printed.contains(key.public().as_str()));
+    }
+}

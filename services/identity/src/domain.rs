@@ -1,0 +1,392 @@
+//! A trust domain on disk: every private key of a deployment, what is issued from them, and the configuration that the
+//! broker is given. `diloctl auth` is a thin layer over this file.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use schemas::permission::Role;
+use schemas::{AccountId, Code, Millis, PublicKey, RunId, UnixMillis, V};
+
+use crate::accounts::{control_account, system_account, tenant_account};
+use crate::claims::{OperatorClaims, UserClaims};
+use crate::credentials::{Credentials, CredentialsError};
+use crate::jwt::{JwtError, Subject, check_label, mint};
+use crate::key::{KeyError, KeyKind, SigningKey};
+use crate::layout::Layout;
+use crate::purpose::{AuditKey, ConnectionKey, ManifestKey};
+use crate::secret::{FileError, create_private_folder, read_secret, write_private};
+use crate::store_keys::{StoreKeys, StoreKeysError};
+use crate::tls::{Authority, TlsError};
+use crate::trust::{TrustBundle, TrustError};
+
+/// Life of a user token where nothing else is asked for. Short lives need renewal over the bus, which is not there yet.
+pub const LIFETIME_DEFAULT: Millis = Millis::from_secs(30 * 24 * 3600);
+/// Longest life of a user token: a longer one would outlive every rotation of keys.
+pub const LIFETIME_MAX: Millis = Millis::from_secs(366 * 24 * 3600);
+
+/// A complete trust domain.
+#[derive(Clone, Debug)]
+pub struct Domain {
+    layout: Layout,
+    trust: TrustBundle,
+}
+
+/// What a new domain is made with.
+#[derive(Clone, Debug, Default)]
+pub struct InitOptions {
+    /// Host names and addresses of broker and store, besides this machine's own.
+    pub server_names: Vec<String>,
+}
+
+/// What was issued, and where it lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Issued {
+    /// The credentials file.
+    pub credentials: PathBuf,
+    /// The seed file of the key that signs this process's events, for roles that emit some.
+    pub audit_key: Option<PathBuf>,
+    /// Who connects with the credentials.
+    pub public: PublicKey,
+    /// When they end.
+    pub expires: UnixMillis,
+}
+
+/// The texts that the broker's configuration includes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// `auth.conf`: the operator, the accounts, who may say what.
+    pub auth: String,
+    /// `tls.conf`: a `tls` block.
+    pub tls: String,
+}
+
+/// Why a domain cannot be made, opened or issued from.
+#[derive(Debug, thiserror::Error)]
+pub enum DomainError {
+    /// There is one.
+    #[error("{} holds a trust domain; use it, or move it away", .0.display())]
+    Exists(PathBuf),
+    /// There is a part of one, or something else in its place.
+    #[error("{} exists but no trust.json beside it: an unfinished trust domain; move it away and run it again", .0.display())]
+    Unfinished(PathBuf),
+    /// There is none.
+    #[error("{} holds no trust domain; run `diloctl auth init`", .0.display())]
+    Missing(PathBuf),
+    /// The name is in use for something else.
+    #[error("{} was issued for another role or run; choose another name", .0.display())]
+    Taken(PathBuf),
+    /// Workers are issued for one run, others for none.
+    #[error("a credential of role {} {}", role.name(), if role.is_tenant() { "needs a run" } else { "takes no run" })]
+    Run {
+        /// The role.
+        role: Role,
+    },
+    /// Too short or too long.
+    #[error("lifetime of {0} ms, expected from 1000 to {LIFETIME_MAX}")]
+    Lifetime(Millis),
+    /// The folder's path cannot be written into the broker's configuration.
+    #[error("{} has characters that the broker's configuration cannot quote; use another folder", .0.display())]
+    Unquotable(PathBuf),
+    /// A file or folder.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// A token.
+    #[error(transparent)]
+    Jwt(#[from] JwtError),
+    /// A credentials file.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    /// TLS material.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The trust bundle.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// The store's keys.
+    #[error(transparent)]
+    StoreKeys(#[from] StoreKeysError),
+}
+
+impl DomainError {
+    /// The code of the page that says what to do.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Exists(_) | Self::Unfinished(_) => Code::DomainExists,
+            Self::Missing(_) => Code::DomainMissing,
+            Self::Taken(_) => Code::NameTaken,
+            Self::Run { .. } | Self::Lifetime(_) | Self::Unquotable(_) => Code::ConfigInvalid,
+            Self::File(error) => error.code(),
+            Self::Key(error) => error.code(),
+            Self::Jwt(error) => error.code(),
+            Self::Credentials(error) => error.code(),
+            Self::Tls(error) => error.code(),
+            Self::Trust(error) => error.code(),
+            Self::StoreKeys(error) => error.code(),
+        }
+    }
+}
+
+impl Domain {
+    /// Makes a new domain in `folder`. Everything is made aside and moved in, the trust bundle last: without it the
+    /// folder is no domain.
+    ///
+    /// # Errors
+    /// There is a domain, or a part of one; a name cannot be certified; the folder cannot be written.
+    pub fn init(folder: &Path, options: &InitOptions, now: UnixMillis) -> Result<Self, DomainError> {
+        let layout = Layout::new(folder);
+        if layout.trust().exists() {
+            return Err(DomainError::Exists(folder.to_owned()));
+        }
+        if let Some(entry) = layout.entries().into_iter().find(|entry| entry.exists()) {
+            return Err(DomainError::Unfinished(entry));
+        }
+        create_private_folder(folder)?;
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| FileError::Write { path, source }
+        };
+        // Inside the folder, so that moving stays on one file system; tempfile makes it for its owner alone.
+        let staging = tempfile::Builder::new().prefix(".init-").tempdir_in(folder).map_err(failed(folder))?;
+        let staged = Layout::new(staging.path());
+        make(&staged, options, now)?;
+        for (from, to) in staged.entries().iter().zip(layout.entries()) {
+            fs::rename(from, &to).map_err(failed(&to))?;
+        }
+        fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed(folder))?;
+        Self::open(folder)
+    }
+
+    /// Opens a complete domain.
+    ///
+    /// # Errors
+    /// There is none, or its trust bundle cannot be used.
+    pub fn open(folder: &Path) -> Result<Self, DomainError> {
+        let layout = Layout::new(folder);
+        if !layout.trust().exists() {
+            return Err(DomainError::Missing(folder.to_owned()));
+        }
+        let trust = TrustBundle::read(&layout.trust())?;
+        Ok(Self { layout, trust })
+    }
+
+    /// Issues credentials, and an audit key to roles that emit events. Issuing a name again for the same role and run
+    /// renews its token and keeps its keys.
+    ///
+    /// # Errors
+    /// The name cannot stand in a subject or is taken, the run is missing or out of place, or a file cannot be used.
+    pub fn issue(
+        &self,
+        role: Role,
+        name: &str,
+        run: Option<&RunId>,
+        lifetime: Millis,
+        now: UnixMillis,
+    ) -> Result<Issued, DomainError> {
+        check_label(name)?;
+        if role.is_tenant() != run.is_some() {
+            return Err(DomainError::Run { role });
+        }
+        if lifetime < Millis::from_secs(1) || lifetime > LIFETIME_MAX {
+            return Err(DomainError::Lifetime(lifetime));
+        }
+        let signer = self.account_key(&self.layout.role_key(role))?;
+        let account = if role.is_tenant() { self.tenant()? } else { self.control()? };
+        let tags: Vec<String> = run.map(|run| format!("run:{run}")).into_iter().collect();
+        let path = self.layout.credentials(name);
+        let key = match path.exists() {
+            false => ConnectionKey::generate(),
+            true => {
+                let old = Credentials::read(&path)?;
+                let same = old.token().issuer == *signer.public() && old.token().claims.tags == tags;
+                if !same {
+                    return Err(DomainError::Taken(path));
+                }
+                old.key().clone()
+            }
+        };
+        // Tokens count whole seconds.
+        let expires = UnixMillis((now.after(lifetime).get() / 1000) * 1000);
+        let subject = Subject { name, key: key.public(), not_before: None, expires: Some(expires) };
+        let jwt = mint(&subject, UserClaims::of_role(account, tags), &signer, now)?;
+        let credentials = Credentials::new(jwt, key)?;
+        // The audit key first: credentials without it would look issued.
+        let audit_key = self.audit_key(role, name)?;
+        credentials.write(&path)?;
+        Ok(Issued { credentials: path, audit_key, public: credentials.public().clone(), expires })
+    }
+
+    /// The texts that the broker's configuration includes. The tokens in them are made anew from the keys and from
+    /// the permission table of this build.
+    ///
+    /// # Errors
+    /// A key cannot be read, or the folder's path cannot be quoted.
+    pub fn server_config(&self, now: UnixMillis) -> Result<ServerConfig, DomainError> {
+        let read = |name: &str, kind| SigningKey::read(kind, &self.layout.key(name));
+        let operator = read("operator", KeyKind::Operator)?;
+        let signer = read("operator-signing", KeyKind::Operator)?;
+        let (system, control, tenant) = (self.account_id("account-system")?, self.control()?, self.tenant()?);
+        let mut roles = Vec::new();
+        for role in Role::ALL {
+            roles.push((role, self.account_key(&self.layout.role_key(role))?.public().clone()));
+        }
+        let key = |role: Role| {
+            let found = roles.iter().find(|(known, _)| *known == role);
+            found.expect("the list above has every role").1.clone()
+        };
+        fn subject<'a>(name: &'a str, key: &'a PublicKey) -> Subject<'a> {
+            Subject { name, key, not_before: None, expires: None }
+        }
+        let claims = OperatorClaims {
+            signing_keys: vec![signer.public().clone()],
+            strict_signing_key_usage: true,
+            system_account: system.clone(),
+        };
+        let operator = mint(&subject("diloco", operator.public()), claims, &operator, now)?;
+        let mut preload = String::new();
+        for (name, id, claims) in [
+            ("system", &system, system_account()),
+            ("control", &control, control_account(key)),
+            ("default", &tenant, tenant_account(&tenant, &control, key)),
+        ] {
+            let public: PublicKey = id.as_str().parse().expect("an account's id is a public key");
+            let jwt = mint(&subject(name, &public), claims, &signer, now)?;
+            preload.push_str(&format!("  {id}: \"{jwt}\"\n"));
+        }
+        let auth = format!(
+            "{HEADER}operator: \"{operator}\"\nsystem_account: {system}\nresolver: MEMORY\nresolver_preload {{\n{preload}}}\n"
+        );
+        Ok(ServerConfig { auth, tls: self.tls_config()? })
+    }
+
+    /// Writes `auth.conf` and `tls.conf` into `folder`, for the owner alone.
+    ///
+    /// # Errors
+    /// As [`Domain::server_config`]; or the folder cannot be written.
+    pub fn write_server_config(&self, folder: &Path, now: UnixMillis) -> Result<(), DomainError> {
+        let config = self.server_config(now)?;
+        write_private(&folder.join("auth.conf"), config.auth.as_bytes())?;
+        Ok(write_private(&folder.join("tls.conf"), config.tls.as_bytes())?)
+    }
+
+    /// Makes a new certificate for broker and store; the old one ends after [`crate::tls::LEAF_DAYS`].
+    ///
+    /// # Errors
+    /// The authority's key cannot be read, a name cannot be certified, or a file cannot be written.
+    pub fn renew_server_certificate(&self, names: &[String], now: UnixMillis) -> Result<(), DomainError> {
+        let authority = Authority::from_key(&read_secret(&self.layout.ca_key())?, now)?;
+        write_server_certificate(&self.layout, &authority, names, now)
+    }
+
+    /// The public keys that everything is checked against.
+    pub fn trust(&self) -> &TrustBundle {
+        &self.trust
+    }
+
+    /// Where everything lies.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The control account.
+    ///
+    /// # Errors
+    /// Its key cannot be read.
+    pub fn control(&self) -> Result<AccountId, DomainError> {
+        self.account_id("account-control")
+    }
+
+    /// The tenant's account.
+    ///
+    /// # Errors
+    /// Its key cannot be read.
+    pub fn tenant(&self) -> Result<AccountId, DomainError> {
+        self.account_id("account-default")
+    }
+
+    fn account_key(&self, path: &Path) -> Result<SigningKey, DomainError> {
+        Ok(SigningKey::read(KeyKind::Account, path)?)
+    }
+
+    fn account_id(&self, name: &str) -> Result<AccountId, DomainError> {
+        let key = self.account_key(&self.layout.key(name))?;
+        Ok(key.public().as_str().parse().expect("a key of kind account is an account's id"))
+    }
+
+    /// The audit key of a process: coordinators share the one that the trust bundle names.
+    fn audit_key(&self, role: Role, name: &str) -> Result<Option<PathBuf>, DomainError> {
+        match role {
+            Role::Coordinator => return Ok(Some(self.layout.coordinator_audit_key())),
+            Role::Operator | Role::Provisioner => return Ok(None),
+            Role::Worker | Role::Auditor => {}
+        }
+        let path = self.layout.audit_key(name);
+        if path.exists() {
+            AuditKey::read(&path)?;
+        } else {
+            AuditKey::generate().seed().write(&path)?;
+        }
+        Ok(Some(path))
+    }
+
+    fn tls_config(&self) -> Result<String, DomainError> {
+        let quoted = |path: PathBuf| {
+            // The broker reads relative paths from its own working folder.
+            let absolute = fs::canonicalize(&path).map_err(|source| FileError::Read { path: path.clone(), source })?;
+            let plain = |text: &&str| !text.contains(['"', '\\', '$']) && !text.chars().any(char::is_control);
+            let text = absolute.to_str().filter(plain).map(|text| format!("\"{text}\""));
+            text.ok_or(DomainError::Unquotable(path))
+        };
+        let (certificate, key) = (quoted(self.layout.server_certificate())?, quoted(self.layout.server_key())?);
+        let ca = quoted(self.layout.ca())?;
+        Ok(format!(
+            "{HEADER}tls {{\n  cert_file: {certificate}\n  key_file: {key}\n  ca_file: {ca}\n  min_version: \"1.3\"\n  timeout: 3\n}}\n"
+        ))
+    }
+}
+
+const HEADER: &str = "# Written by `diloctl auth`; changes are lost.\n";
+
+/// Writes a whole domain where nobody looks yet.
+fn make(layout: &Layout, options: &InitOptions, now: UnixMillis) -> Result<(), DomainError> {
+    let operator = SigningKey::generate(KeyKind::Operator);
+    operator.seed().write(&layout.key("operator"))?;
+    SigningKey::generate(KeyKind::Operator).seed().write(&layout.key("operator-signing"))?;
+    for account in ["account-system", "account-control", "account-default"] {
+        SigningKey::generate(KeyKind::Account).seed().write(&layout.key(account))?;
+    }
+    for role in Role::ALL {
+        SigningKey::generate(KeyKind::Account).seed().write(&layout.role_key(role))?;
+    }
+    let (manifest, audit) = (ManifestKey::generate(), AuditKey::generate());
+    manifest.seed().write(&layout.manifest_key())?;
+    audit.seed().write(&layout.coordinator_audit_key())?;
+    let (authority, certified) = Authority::generate(now)?;
+    write_private(&layout.ca(), certified.certificate.as_bytes())?;
+    write_private(&layout.ca_key(), certified.key.as_bytes())?;
+    write_server_certificate(layout, &authority, &options.server_names, now)?;
+    StoreKeys::generate().write(&layout.store_keys())?;
+    create_private_folder(&layout.credentials_folder())?;
+    create_private_folder(&layout.audit_keys_folder())?;
+    let trust = TrustBundle {
+        v: V,
+        domain: operator.public().clone(),
+        manifest_keys: vec![manifest.public().clone()],
+        audit_keys: vec![audit.public().clone()],
+        ca: layout.ca_relative(),
+    };
+    Ok(trust.write(&layout.trust())?)
+}
+
+fn write_server_certificate(
+    layout: &Layout,
+    authority: &Authority,
+    names: &[String],
+    now: UnixMillis,
+) -> Result<(), DomainError> {
+    let certified = authority.certify(names, now)?;
+    write_private(&layout.server_key(), certified.key.as_bytes())?;
+    Ok(write_private(&layout.server_certificate(), certified.certificate.as_bytes())?)
+}

@@ -1,0 +1,28 @@
+//! Who is who: keys, NATS tokens, credentials files, signed documents and events, TLS material, and the trust domain
+//! on disk that all of them come from. Nothing here opens a connection; nothing here can print a secret.
+
+pub mod accounts;
+pub mod claims;
+pub mod credentials;
+pub mod domain;
+pub mod event;
+pub mod jws;
+pub mod jwt;
+pub mod key;
+pub mod layout;
+pub mod purpose;
+pub mod secret;
+pub mod source;
+pub mod store_keys;
+pub mod tls;
+pub mod trust;
+
+pub use credentials::Credentials;
+pub use domain::{Domain, InitOptions, Issued};
+pub use key::{KeyKind, SigningKey};
+pub use layout::Layout;
+pub use purpose::{AuditKey, ConnectionKey, ManifestKey};
+pub use secret::Seed;
+pub use source::{BusTls, CredentialSource};
+pub use store_keys::{AccessKey, StoreKeys};
+pub use trust::TrustBundle;

@@ -1,0 +1,132 @@
+//! The keys that processes hold, each of one purpose and one type, so that a signature made for one is never one for
+//! another: a captured broker chooses the nonces that a connection key signs, so nothing else may rest on that key.
+
+use std::fmt;
+use std::path::Path;
+
+use schemas::PublicKey;
+
+use crate::key::{KeyError, KeyKind, SIGNATURE_BYTES, SigningKey};
+use crate::secret::Seed;
+
+/// Longest nonce that is signed; the broker's have 15 characters.
+pub const NONCE_BYTES_MAX: usize = 64;
+
+/// The key with which a process proves to the broker who it is. It signs nonces and nothing else.
+#[derive(Clone)]
+pub struct ConnectionKey(SigningKey);
+
+/// The key with which an emitter signs its events and statements. Never used on a connection.
+#[derive(Clone)]
+pub struct AuditKey(SigningKey);
+
+/// The key with which the coordinator signs lease manifests. Never used on a connection.
+#[derive(Clone)]
+pub struct ManifestKey(SigningKey);
+
+macro_rules! purpose {
+    ($name:ident, $kind:expr) => {
+        impl $name {
+            /// A new key from the operating system's generator.
+            pub fn generate() -> Self {
+                Self(SigningKey::generate($kind))
+            }
+
+            /// The key of a seed.
+            ///
+            /// # Errors
+            /// The text is no seed of the kind that this purpose has.
+            pub fn from_seed(seed: &Seed) -> Result<Self, KeyError> {
+                Ok(Self(SigningKey::from_seed($kind, seed)?))
+            }
+
+            /// The key in a seed file.
+            ///
+            /// # Errors
+            /// The file cannot be used, or holds no seed of the kind that this purpose has.
+            pub fn read(path: &Path) -> Result<Self, KeyError> {
+                Ok(Self(SigningKey::read($kind, path)?))
+            }
+
+            /// Its public half.
+            pub fn public(&self) -> &PublicKey {
+                self.0.public()
+            }
+
+            /// Its text form, to be written to a file.
+            pub fn seed(&self) -> Seed {
+                self.0.seed()
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self.public())
+            }
+        }
+    };
+}
+
+purpose!(ConnectionKey, KeyKind::User);
+purpose!(AuditKey, KeyKind::User);
+// Another letter than the other two, so that their files cannot be swapped for it.
+purpose!(ManifestKey, KeyKind::Account);
+
+impl ConnectionKey {
+    /// Signs a server's nonce.
+    ///
+    /// # Errors
+    /// It is no nonce: a server may ask for anything, and only short base64url text is signed. Neither a token's
+    /// signing input (it has a full stop), nor a tree head (line breaks), nor an event (a byte 0xFF) is that.
+    pub fn sign_nonce(&self, nonce: &[u8]) -> Result<[u8; SIGNATURE_BYTES], KeyError> {
+        let base64url = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+        if nonce.is_empty() || nonce.len() > NONCE_BYTES_MAX || !nonce.iter().all(base64url) {
+            return Err(KeyError::Nonce(nonce.len()));
+        }
+        Ok(self.0.sign(nonce))
+    }
+}
+
+impl AuditKey {
+    /// Signs bytes that carry their own domain prefix.
+    pub(crate) fn sign(&self, prefixed: &[u8]) -> [u8; SIGNATURE_BYTES] {
+        self.0.sign(prefixed)
+    }
+}
+
+impl ManifestKey {
+    /// Signs a JWS signing input.
+    pub(crate) fn sign(&self, input: &[u8]) -> [u8; SIGNATURE_BYTES] {
+        self.0.sign(input)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::verify_strict;
+
+    #[test]
+    fn only_nonces_are_signed() {
+        let key = ConnectionKey::generate();
+        let nonce = b"aB3-_xYz0123456";
+        let signature = key.sign_nonce(nonce).expect("what servers send");
+        assert!(verify_strict(key.public(), nonce, &signature).is_ok());
+        let long = [b'a'; NONCE_BYTES_MAX + 1];
+        for bad in [&b""[..], b"a.b", b"log\n1\nroot\n", b"\xffdiloco", b"{}", &long] {
+            assert!(matches!(key.sign_nonce(bad), Err(KeyError::Nonce(_))), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn keys_print_their_public_half_only() {
+        let (connection, audit, manifest) = (ConnectionKey::generate(), AuditKey::generate(), ManifestKey::generate());
+        let signing = SigningKey::generate(KeyKind::Operator);
+        let printed = format!("{connection:?} {audit:?} {manifest:?} {signing:?}");
+        for seed in [connection.seed(), audit.seed(), manifest.seed(), signing.seed()] {
+            assert!(!printed.contains(seed.expose()));
+            assert!(!printed.contains(&seed.expose()[4..20]));
+        }
+        assert!(printed.contains(connection.public().as_str()));
+    }
+}

@@ -1,0 +1,244 @@
+//! Secrets at rest and in memory: seeds that are wiped when dropped and cannot be printed, and the files that hold
+//! them. A file that someone else could have read or written is refused, not repaired: it has to be replaced.
+
+use std::fmt;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use schemas::Code;
+use zeroize::Zeroizing;
+
+/// Longest file that is read as a secret or as a trust anchor; a credentials file has about 1 KiB, a chain of
+/// certificates a few more.
+pub const FILE_BYTES_MAX: u64 = 64 << 10;
+
+/// The text form of a private key (`S`, a kind letter, base32). Wiped when dropped; its text can be reached only
+/// inside this crate.
+#[derive(Clone)]
+pub struct Seed(Zeroizing<String>);
+
+/// Why a file with secrets, or one that trust rests on, cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It is not there, or the system refuses it.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// It, or its folder, could not be made.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// Which file or folder.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Others than its owner may read a secret.
+    #[error("{} has mode {mode:04o}, others can read it; replace the secret, then chmod 600", path.display())]
+    Exposed {
+        /// Which file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Others than its owner may change a file that trust rests on.
+    #[error("{} has mode {mode:04o}, others can change it; check its content, then chmod go-w", path.display())]
+    Writable {
+        /// Which file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// A folder, a socket, or far too long.
+    #[error("{} is not a regular file of at most {FILE_BYTES_MAX} bytes", path.display())]
+    Shape {
+        /// Which file.
+        path: PathBuf,
+    },
+}
+
+impl FileError {
+    /// The code of the page that says what to do.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Read { .. } | Self::Write { .. } | Self::Shape { .. } => Code::CredentialUnreadable,
+            Self::Exposed { .. } | Self::Writable { .. } => Code::CredentialExposed,
+        }
+    }
+}
+
+/// Reads a secret text file.
+///
+/// # Errors
+/// It cannot be read, group or others have any right to it, or it is no text file of sensible length.
+pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, FileError> {
+    read(path, |mode| match mode & 0o077 {
+        0 => Ok(()),
+        _ => Err(FileError::Exposed { path: path.to_owned(), mode }),
+    })
+}
+
+/// Reads a public text file that trust rests on, such as a CA certificate: anyone may read it, only its owner may
+/// have written it.
+///
+/// # Errors
+/// It cannot be read, group or others may write it, or it is no text file of sensible length.
+pub fn read_anchor(path: &Path) -> Result<String, FileError> {
+    let text = read(path, |mode| match mode & 0o022 {
+        0 => Ok(()),
+        _ => Err(FileError::Writable { path: path.to_owned(), mode }),
+    })?;
+    Ok(text.as_str().to_owned())
+}
+
+/// Writes a file that only its owner may read, in one step: a reader sees the old content or the new one. Missing
+/// folders are made, for the owner alone.
+///
+/// # Errors
+/// The folder or the file cannot be written.
+pub fn write_private(path: &Path, content: &[u8]) -> Result<(), FileError> {
+    let folder = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    create_private_folder(folder)?;
+    let failed = |source| FileError::Write { path: path.to_owned(), source };
+    // The temporary file is created with mode 0600 and has no name that a reader would look for.
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+    file.write_all(content).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
+    file.persist(path).map_err(|error| failed(error.error))?;
+    // The new name itself has to survive a power cut.
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+}
+
+/// Makes a folder, and those above it, that only the owner may enter. One that exists is left as it is.
+///
+/// # Errors
+/// The system refuses.
+pub fn create_private_folder(path: &Path) -> Result<(), FileError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|source| FileError::Write { path: path.to_owned(), source })
+}
+
+/// `N` bytes from the operating system's generator.
+pub(crate) fn random<const N: usize>() -> Zeroizing<[u8; N]> {
+    let mut bytes = Zeroizing::new([0; N]);
+    let generator = rustls::crypto::ring::default_provider().secure_random;
+    generator.fill(bytes.as_mut_slice()).expect("the operating system provides randomness");
+    bytes
+}
+
+impl Seed {
+    /// Wraps a text that is known to be a seed.
+    pub(crate) fn new(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+
+    /// The text, for encoding and files.
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Reads a seed file: one line. Whether it is a seed of the wanted kind is found when a key is made of it.
+    ///
+    /// # Errors
+    /// As [`read_secret`].
+    pub fn read(path: &Path) -> Result<Self, FileError> {
+        let text = read_secret(path)?;
+        Ok(Self::new(text.trim_end_matches(['\r', '\n']).to_owned()))
+    }
+
+    /// Writes a seed file.
+    ///
+    /// # Errors
+    /// As [`write_private`].
+    pub fn write(&self, path: &Path) -> Result<(), FileError> {
+        let line = Zeroizing::new(format!("{}\n", self.expose()));
+        write_private(path, line.as_bytes())
+    }
+}
+
+impl fmt::Debug for Seed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Seed(..)")
+    }
+}
+
+/// Reads a text file after `check` has seen the mode of the very file that was opened.
+fn read(path: &Path, check: impl Fn(u32) -> Result<(), FileError>) -> Result<Zeroizing<String>, FileError> {
+    let failed = |source| FileError::Read { path: path.to_owned(), source };
+    // Looked at before it is opened as well: opening a pipe would wait for its writer.
+    let shape = || FileError::Shape { path: path.to_owned() };
+    if !fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(shape());
+    }
+    let file = File::open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() || metadata.size() > FILE_BYTES_MAX {
+        return Err(shape());
+    }
+    check(metadata.permissions().mode() & 0o7777)?;
+    // Room for all of it at once, so that no copy is left behind by a growing buffer.
+    let mut text = Zeroizing::new(String::with_capacity(FILE_BYTES_MAX as usize + 1));
+    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > FILE_BYTES_MAX { Err(shape()) } else { Ok(text) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).expect("it was just written").permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn written_files_and_folders_are_the_owners_alone() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let path = scratch.path().join("a/b/seed.nk");
+        Seed::new("SUTEXT".into()).write(&path).expect("a fresh folder takes files");
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(mode(path.parent().expect("it has a folder")), 0o700);
+        assert_eq!(Seed::read(&path).expect("it is private").expose(), "SUTEXT");
+        let names: Vec<_> = fs::read_dir(scratch.path().join("a/b")).expect("it exists").collect();
+        assert_eq!(names.len(), 1, "nothing temporary stays");
+    }
+
+    #[test]
+    fn secrets_that_others_can_reach_are_refused() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let path = scratch.path().join("seed.nk");
+        write_private(&path, b"x").expect("a fresh folder takes files");
+        for open in [0o640, 0o604, 0o620, 0o602, 0o610, 0o644] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(open)).expect("it is ours");
+            let error = read_secret(&path).expect_err("others have a right");
+            assert!(matches!(error, FileError::Exposed { mode, .. } if mode == open), "{error}");
+            assert_eq!(error.code(), Code::CredentialExposed);
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("it is ours");
+        assert!(read_anchor(&path).is_ok(), "reading an anchor is harmless");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o664)).expect("it is ours");
+        assert!(matches!(read_anchor(&path), Err(FileError::Writable { .. })));
+    }
+
+    #[test]
+    fn folders_pipes_and_giants_are_not_read() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        assert!(matches!(read_secret(scratch.path()), Err(FileError::Shape { .. })));
+        assert!(matches!(read_secret(&scratch.path().join("none")), Err(FileError::Read { .. })));
+        let giant = scratch.path().join("giant");
+        write_private(&giant, &vec![b'x'; FILE_BYTES_MAX as usize + 1]).expect("a fresh folder takes files");
+        assert!(matches!(read_secret(&giant), Err(FileError::Shape { .. })));
+    }
+
+    #[test]
+    fn a_seed_cannot_be_printed() {
+        let seed = Seed::new("SUAPRIVATE".into());
+        assert_eq!(format!("{seed:?} {seed:#?}"), "Seed(..) Seed(..)");
+    }
+}

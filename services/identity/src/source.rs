@@ -1,0 +1,129 @@
+//! Where a process takes its credentials from, again at every reconnect: a token that was renewed on disk is used
+//! without a restart.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::{Auth, AuthError, ConnectOptions};
+use schemas::limits::REQUEST_TIMEOUT;
+use schemas::{PublicKey, UnixMillis};
+
+use crate::credentials::{Credentials, CredentialsError};
+
+/// Shortest pause before a reconnect. A server that accepts and cuts at once (an expired token) resets the client's
+/// own back-off, and without a floor it would be asked hundreds of times a second.
+pub const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(100);
+/// Longest pause before a reconnect.
+pub const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(4);
+/// How often an idle connection is probed.
+pub const PING_INTERVAL: Duration = Duration::from_secs(20);
+
+/// A credentials file, and whose it was when the process started.
+#[derive(Clone, Debug)]
+pub struct CredentialSource {
+    path: PathBuf,
+    public: PublicKey,
+}
+
+/// How a connection to the bus is protected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BusTls {
+    /// TLS, with servers of this certificate authority only.
+    Required {
+        /// The authority's certificate, PEM.
+        ca: PathBuf,
+    },
+    /// Plaintext: for a layer that was opened on purpose.
+    Off,
+}
+
+impl CredentialSource {
+    /// Reads the file once and checks it, so that what is wrong with it stops the process at its start.
+    ///
+    /// # Errors
+    /// It cannot be used, or its token is not valid now.
+    pub fn open(path: &Path, now: UnixMillis) -> Result<Self, CredentialsError> {
+        let credentials = Credentials::read(path)?;
+        credentials.check(now)?;
+        Ok(Self { path: path.to_owned(), public: credentials.public().clone() })
+    }
+
+    /// Who connects with them.
+    pub fn public(&self) -> &PublicKey {
+        &self.public
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads the file as it is now.
+    ///
+    /// # Errors
+    /// It cannot be used.
+    pub fn read(&self) -> Result<Credentials, CredentialsError> {
+        Credentials::read(&self.path)
+    }
+
+    /// The inbox prefix that the role templates admit: `_INBOX.<key>`.
+    pub fn inbox_prefix(&self) -> String {
+        format!("_INBOX.{}", self.public)
+    }
+
+    /// Answers a server's nonce with what the file holds now. Whether the token is still valid is for the server to
+    /// say: its clock counts.
+    fn answer(&self, nonce: &[u8]) -> Result<Auth, AuthError> {
+        let credentials = self.read().map_err(AuthError::new)?;
+        // Inboxes, subjects and leases of this process belong to the key it started with.
+        if *credentials.public() != self.public {
+            return Err(AuthError::new(format_args!(
+                "{} now holds the key {}, this process started as {}; restart it",
+                self.path.display(),
+                credentials.public(),
+                self.public
+            )));
+        }
+        let mut auth = Auth::new();
+        auth.signature = Some(credentials.key().sign_nonce(nonce).map_err(AuthError::new)?.to_vec());
+        auth.jwt = Some(credentials.jwt().to_owned());
+        Ok(auth)
+    }
+}
+
+/// Options for a connection with these credentials; the caller adds its name and callbacks.
+pub fn connect_options(source: &CredentialSource, tls: &BusTls) -> ConnectOptions {
+    let inbox = source.inbox_prefix();
+    let source = Arc::new(source.clone());
+    let options = ConnectOptions::with_auth_callback(move |nonce| {
+        let source = Arc::clone(&source);
+        async move { source.answer(&nonce) }
+    });
+    let options = options
+        .custom_inbox_prefix(inbox)
+        .reconnect_delay_callback(reconnect_delay)
+        .ping_interval(PING_INTERVAL)
+        .request_timeout(Some(REQUEST_TIMEOUT.as_duration()));
+    match tls {
+        BusTls::Required { ca } => options.require_tls(true).add_root_certificates(ca.clone()),
+        BusTls::Off => options,
+    }
+}
+
+/// The pause before a reconnect: it doubles from [`RECONNECT_DELAY_MIN`] to [`RECONNECT_DELAY_MAX`].
+pub fn reconnect_delay(attempts: usize) -> Duration {
+    let doublings = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX).min(16);
+    RECONNECT_DELAY_MIN.saturating_mul(1 << doublings).min(RECONNECT_DELAY_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_have_a_floor_and_a_ceiling() {
+        let millis: Vec<_> = [0, 1, 2, 3, 6, 7, 8, usize::MAX].map(|n| reconnect_delay(n).as_millis()).to_vec();
+        assert_eq!(millis, [100, 100, 200, 400, 3200, 4000, 4000, 4000]);
+    }
+}

@@ -1,0 +1,199 @@
+//! TLS material: a private certificate authority, certificates for servers, and rustls configurations that trust that
+//! authority and no other. The provider is ring.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use schemas::{Code, UnixMillis};
+use time::{Duration, OffsetDateTime};
+use zeroize::Zeroizing;
+
+use crate::secret::{FileError, read_anchor, read_secret};
+
+/// Life of the authority.
+pub const AUTHORITY_DAYS: i64 = 3652;
+/// Life of a server's certificate. Sessions outlive it; only new handshakes fail.
+pub const LEAF_DAYS: i64 = 30;
+
+/// How far back a certificate's life starts, for machines whose clock is slow.
+const CLOCK_SKEW: Duration = Duration::hours(1);
+/// The authority's name. It does not vary, so that the authority can be made again from its key alone.
+const AUTHORITY_NAME: &str = "diloco private authority";
+const ALWAYS: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
+/// What the bulk plane speaks.
+const ALPN: &[u8] = b"http/1.1";
+
+/// A private certificate authority.
+pub struct Authority(Issuer<'static, KeyPair>);
+
+/// A certificate and its private key, PEM.
+pub struct Certified {
+    /// The certificate.
+    pub certificate: String,
+    /// The key.
+    pub key: Zeroizing<String>,
+}
+
+/// Why TLS material cannot be made or used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A file without the PEM blocks it should have.
+    #[error("{} holds no {what}", path.display())]
+    Missing {
+        /// Which file.
+        path: PathBuf,
+        /// What should be there.
+        what: &'static str,
+    },
+    /// Certificate and key do not fit, or are of a kind that is not spoken.
+    #[error("{} cannot be used: {source}", path.display())]
+    Unusable {
+        /// Which file.
+        path: PathBuf,
+        /// What rustls says.
+        source: rustls::Error,
+    },
+    /// A host name that no certificate can carry, or a broken key of the authority.
+    #[error("cannot make a certificate: {0}")]
+    Making(#[from] rcgen::Error),
+}
+
+impl TlsError {
+    /// The code of the page that says what to do.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::File(error) => error.code(),
+            Self::Missing { .. } | Self::Unusable { .. } | Self::Making(_) => Code::CertificateInvalid,
+        }
+    }
+}
+
+/// Makes ring the provider of this process. To be called first in every `main`; more calls do nothing.
+pub fn install_provider() {
+    // An error says that a provider is installed already.
+    let _ = ring::default_provider().install_default();
+}
+
+/// A client's configuration that trusts the authority in this file alone.
+///
+/// # Errors
+/// The file cannot be used, or holds no certificate.
+pub fn client_config(ca: &Path) -> Result<ClientConfig, TlsError> {
+    let unusable = |source| TlsError::Unusable { path: ca.to_owned(), source };
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(ca)? {
+        roots.add(certificate).map_err(unusable)?;
+    }
+    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    let mut config = builder.map_err(unusable)?.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(config)
+}
+
+/// A server's configuration: TLS 1.3 only.
+///
+/// # Errors
+/// A file cannot be used, others may read the key, or the two do not fit.
+pub fn server_config(certificate: &Path, key: &Path) -> Result<ServerConfig, TlsError> {
+    let unusable = |source| TlsError::Unusable { path: certificate.to_owned(), source };
+    let chain = certificates(certificate)?;
+    let pem = read_secret(key)?;
+    let secret = PrivateKeyDer::from_pem_slice(pem.as_bytes())
+        .map_err(|_| TlsError::Missing { path: key.to_owned(), what: "private key" })?;
+    let builder = ServerConfig::builder_with_provider(provider());
+    let builder = builder.with_protocol_versions(&[&rustls::version::TLS13]).map_err(unusable)?;
+    let mut config = builder.with_no_client_auth().with_single_cert(chain, secret).map_err(unusable)?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(config)
+}
+
+impl Authority {
+    /// A new authority and its certificate and key.
+    ///
+    /// # Errors
+    /// The generator failed.
+    pub fn generate(now: UnixMillis) -> Result<(Self, Certified), TlsError> {
+        let key = KeyPair::generate()?;
+        let params = authority_params(now);
+        let certificate = params.self_signed(&key)?.pem();
+        let certified = Certified { certificate, key: Zeroizing::new(key.serialize_pem()) };
+        Ok((Self(Issuer::new(params, key)), certified))
+    }
+
+    /// The authority of a private key, to make more certificates.
+    ///
+    /// # Errors
+    /// The text is no private key.
+    pub fn from_key(pem: &str, now: UnixMillis) -> Result<Self, TlsError> {
+        Ok(Self(Issuer::new(authority_params(now), KeyPair::from_pem(pem)?)))
+    }
+
+    /// A certificate for a server on this machine and under `names` (host names and addresses). It may be used by
+    /// both ends of a connection, as the routes between brokers need.
+    ///
+    /// # Errors
+    /// A name that no certificate can carry.
+    pub fn certify(&self, names: &[String], now: UnixMillis) -> Result<Certified, TlsError> {
+        let mut all: Vec<String> = ALWAYS.map(str::to_owned).to_vec();
+        all.extend(names.iter().filter(|name| !ALWAYS.contains(&name.as_str())).cloned());
+        let mut params = CertificateParams::new(all)?;
+        params.distinguished_name.push(DnType::CommonName, "diloco server");
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        (params.not_before, params.not_after) = life(now, LEAF_DAYS);
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.0)?.pem();
+        Ok(Certified { certificate, key: Zeroizing::new(key.serialize_pem()) })
+    }
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Authority(..)")
+    }
+}
+
+impl std::fmt::Debug for Certified {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Certified(..)")
+    }
+}
+
+fn authority_params(now: UnixMillis) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, AUTHORITY_NAME);
+    // It signs servers, never another authority.
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    (params.not_before, params.not_after) = life(now, AUTHORITY_DAYS);
+    params
+}
+
+fn life(now: UnixMillis, days: i64) -> (OffsetDateTime, OffsetDateTime) {
+    let seconds = i64::try_from(now.get() / 1000).unwrap_or(i64::MAX);
+    let now = OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    (now - CLOCK_SKEW, now + Duration::days(days))
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let missing = || TlsError::Missing { path: path.to_owned(), what: "certificate" };
+    let pem = read_anchor(path)?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    found.ok().filter(|found| !found.is_empty()).ok_or_else(missing)
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(ring::default_provider())
+}

@@ -1,0 +1,154 @@
+//! The trust bundle: the few public keys that everything else is checked against. It travels to every machine once,
+//! by hand or by a tool that is trusted to; a process that was given another bundle belongs to another domain.
+
+use std::path::{Path, PathBuf};
+
+use schemas::{Code, PublicKey, V};
+use serde::{Deserialize, Serialize};
+
+use crate::key::{KeyError, KeyKind, parse_public};
+use crate::secret::{FileError, read_anchor, write_private};
+
+/// Most keys of one purpose: the present one, the next one, and some that still cover old documents.
+pub const KEYS_MAX: usize = 16;
+
+/// The file `trust.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrustBundle {
+    /// Version.
+    pub v: V<1>,
+    /// The domain: its operator's public key.
+    pub domain: PublicKey,
+    /// The keys that lease manifests may be signed with. Several, so that a key can be replaced while leases run.
+    pub manifest_keys: Vec<PublicKey>,
+    /// The keys that the coordinator's events may be signed with, oldest first.
+    pub audit_keys: Vec<PublicKey>,
+    /// The certificate authority of bus and store; relative paths start at the bundle's folder.
+    pub ca: PathBuf,
+}
+
+/// Why a trust bundle cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    /// The file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Not JSON of this form.
+    #[error("{} is no trust bundle: {source}", path.display())]
+    Malformed {
+        /// Which file.
+        path: PathBuf,
+        /// What the parser met.
+        source: serde_json::Error,
+    },
+    /// A key is mistyped or of the wrong kind.
+    #[error("key in trust bundle: {0}")]
+    Key(#[from] KeyError),
+    /// A list is empty or too long.
+    #[error("trust bundle has {count} {list}, expected 1 to {KEYS_MAX}")]
+    Count {
+        /// Which list.
+        list: &'static str,
+        /// How many it has.
+        count: usize,
+    },
+}
+
+impl TrustError {
+    /// The code of the page that says what to do.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::File(error) => error.code(),
+            Self::Malformed { .. } | Self::Key(_) | Self::Count { .. } => Code::CredentialMalformed,
+        }
+    }
+}
+
+impl TrustBundle {
+    /// Reads a bundle and resolves the path of its certificate authority.
+    ///
+    /// # Errors
+    /// The file cannot be used or could be changed by others, or a key in it is not what it should be.
+    pub fn read(path: &Path) -> Result<Self, TrustError> {
+        let text = read_anchor(path)?;
+        let malformed = |source| TrustError::Malformed { path: path.to_owned(), source };
+        let mut bundle: Self = serde_json::from_str(&text).map_err(malformed)?;
+        bundle.check()?;
+        if let Some(folder) = path.parent() {
+            bundle.ca = folder.join(&bundle.ca);
+        }
+        Ok(bundle)
+    }
+
+    /// Writes the bundle as it is.
+    ///
+    /// # Errors
+    /// A key in it is not what it should be, or the file cannot be written.
+    pub fn write(&self, path: &Path) -> Result<(), TrustError> {
+        self.check()?;
+        let mut text = serde_json::to_string_pretty(self).expect("keys and paths made of text are JSON");
+        text.push('\n');
+        Ok(write_private(path, text.as_bytes())?)
+    }
+
+    /// The manifest key of this text, if it is trusted.
+    pub(crate) fn manifest_key(&self, key_id: &str) -> Option<&PublicKey> {
+        self.manifest_keys.iter().find(|key| key.as_str() == key_id)
+    }
+
+    fn check(&self) -> Result<(), TrustError> {
+        parse_public(self.domain.as_str(), KeyKind::Operator)?;
+        let lists =
+            [("manifest keys", KeyKind::Account, &self.manifest_keys), ("audit keys", KeyKind::User, &self.audit_keys)];
+        for (list, kind, keys) in lists {
+            if keys.is_empty() || keys.len() > KEYS_MAX {
+                return Err(TrustError::Count { list, count: keys.len() });
+            }
+            for key in keys {
+                parse_public(key.as_str(), kind)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::SigningKey;
+    use crate::purpose::{AuditKey, ManifestKey};
+
+    fn bundle() -> TrustBundle {
+        TrustBundle {
+            v: V,
+            domain: SigningKey::generate(KeyKind::Operator).public().clone(),
+            manifest_keys: vec![ManifestKey::generate().public().clone(), ManifestKey::generate().public().clone()],
+            audit_keys: vec![AuditKey::generate().public().clone()],
+            ca: "tls/ca.pem".into(),
+        }
+    }
+
+    #[test]
+    fn a_bundle_round_trips_and_its_ca_lies_beside_it() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let path = scratch.path().join("trust.json");
+        let mut written = bundle();
+        written.write(&path).expect("the folder takes files");
+        written.ca = scratch.path().join("tls/ca.pem");
+        assert_eq!(TrustBundle::read(&path).expect("just written"), written);
+    }
+
+    #[test]
+    fn keys_of_another_kind_and_empty_lists_are_refused() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let path = scratch.path().join("trust.json");
+        let swapped = TrustBundle { manifest_keys: bundle().audit_keys, ..bundle() };
+        assert!(matches!(swapped.write(&path), Err(TrustError::Key(_))));
+        let empty = TrustBundle { audit_keys: vec![], ..bundle() };
+        assert!(matches!(empty.write(&path), Err(TrustError::Count { list: "audit keys", count: 0 })));
+        let text = serde_json::to_string(&bundle()).expect("it is JSON").replacen('{', r#"{"extra":1,"#, 1);
+        write_private(&path, text.as_bytes()).expect("the folder takes files");
+        assert!(matches!(TrustBundle::read(&path), Err(TrustError::Malformed { .. })));
+    }
+}

@@ -1,0 +1,106 @@
+//! TLS material in real handshakes, in memory.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use identity::secret::write_private;
+use identity::tls::{Authority, LEAF_DAYS, TlsError, client_config, install_provider, server_config};
+use rustls::{ClientConnection, ServerConnection};
+use schemas::{Code, UnixMillis};
+
+/// rustls compares with the machine's clock.
+fn now() -> UnixMillis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
+    UnixMillis(since.as_millis().try_into().expect("it is not that late"))
+}
+
+fn put(folder: &Path, name: &str, text: &str) -> PathBuf {
+    let path = folder.join(name);
+    write_private(&path, text.as_bytes()).expect("the folder takes files");
+    path
+}
+
+/// Runs a handshake to its end; returns the protocol that both chose.
+fn handshake(ca: &Path, certificate: &Path, key: &Path, host: &str) -> Result<Vec<u8>, rustls::Error> {
+    let name = host.to_owned().try_into().expect("a host name");
+    let client_config = client_config(ca).expect("a certificate");
+    let server_config = server_config(certificate, key).expect("a certificate and its key");
+    let mut client = ClientConnection::new(Arc::new(client_config), name)?;
+    let mut server = ServerConnection::new(Arc::new(server_config))?;
+    while client.is_handshaking() || server.is_handshaking() {
+        let mut wire = Vec::new();
+        client.write_tls(&mut wire).expect("memory takes bytes");
+        server.read_tls(&mut wire.as_slice()).expect("memory gives bytes");
+        server.process_new_packets()?;
+        let mut wire = Vec::new();
+        server.write_tls(&mut wire).expect("memory takes bytes");
+        client.read_tls(&mut wire.as_slice()).expect("memory gives bytes");
+        client.process_new_packets()?;
+    }
+    Ok(client.alpn_protocol().unwrap_or_default().to_vec())
+}
+
+#[test]
+fn certificates_serve_this_machine_and_the_named_hosts_only() {
+    install_provider();
+    install_provider();
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let (authority, ca) = Authority::generate(now()).expect("randomness");
+    let ca = put(scratch.path(), "ca.pem", &ca.certificate);
+    let names = ["nats.example".to_owned(), "10.0.0.7".to_owned(), "localhost".to_owned()];
+    let made = authority.certify(&names, now()).expect("names that certificates carry");
+    let (certificate, key) = (put(scratch.path(), "s.pem", &made.certificate), put(scratch.path(), "s.key", &made.key));
+    for host in ["localhost", "127.0.0.1", "::1", "nats.example", "10.0.0.7"] {
+        assert_eq!(handshake(&ca, &certificate, &key, host).expect("a name of this server"), b"http/1.1", "{host}");
+    }
+    assert!(handshake(&ca, &certificate, &key, "other.example").is_err());
+    assert!(authority.certify(&["not a host\u{e9}".into()], now()).is_err());
+}
+
+#[test]
+fn an_authority_lives_on_in_its_key() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let (_, ca) = Authority::generate(now()).expect("randomness");
+    let again = Authority::from_key(&ca.key, now()).expect("its own key");
+    let ca = put(scratch.path(), "ca.pem", &ca.certificate);
+    let made = again.certify(&[], now()).expect("names that certificates carry");
+    let (certificate, key) = (put(scratch.path(), "s.pem", &made.certificate), put(scratch.path(), "s.key", &made.key));
+    assert!(handshake(&ca, &certificate, &key, "localhost").is_ok());
+}
+
+#[test]
+fn strangers_and_old_certificates_are_refused() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let (authority, ca) = Authority::generate(now()).expect("randomness");
+    let (_, stranger) = Authority::generate(now()).expect("randomness");
+    let (ca, stranger) =
+        (put(scratch.path(), "ca.pem", &ca.certificate), put(scratch.path(), "x.pem", &stranger.certificate));
+    let made = authority.certify(&[], now()).expect("names that certificates carry");
+    let (certificate, key) = (put(scratch.path(), "s.pem", &made.certificate), put(scratch.path(), "s.key", &made.key));
+    assert!(handshake(&stranger, &certificate, &key, "localhost").is_err());
+    let long_ago = UnixMillis(now().get() - (LEAF_DAYS as u64 + 1) * 24 * 3600 * 1000);
+    let old = authority.certify(&[], long_ago).expect("names that certificates carry");
+    let (certificate, key) = (put(scratch.path(), "o.pem", &old.certificate), put(scratch.path(), "o.key", &old.key));
+    assert!(handshake(&ca, &certificate, &key, "localhost").is_err());
+}
+
+#[test]
+fn odd_files_are_refused() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let (authority, ca) = Authority::generate(now()).expect("randomness");
+    let made = authority.certify(&[], now()).expect("names that certificates carry");
+    let (certificate, key) = (put(scratch.path(), "s.pem", &made.certificate), put(scratch.path(), "s.key", &made.key));
+    let empty = put(scratch.path(), "empty.pem", "");
+    let other = put(scratch.path(), "other.key", &ca.key);
+    assert!(matches!(client_config(&empty), Err(TlsError::Missing { .. })));
+    assert!(matches!(server_config(&empty, &key), Err(TlsError::Missing { .. })));
+    assert!(matches!(server_config(&certificate, &empty), Err(TlsError::Missing { .. })));
+    let mixed = server_config(&certificate, &other).expect_err("the key of another certificate");
+    assert_eq!(mixed.code(), Code::CertificateInvalid);
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).expect("it is ours");
+    assert_eq!(server_config(&certificate, &key).expect_err("others read it").code(), Code::CredentialExposed);
+    let printed = format!("{made:?} {authority:?}");
+    assert_eq!(printed, "Certified(..) Authority(..)");
+}
