@@ -57,7 +57,7 @@ impl Merged {
 
 /// Merges `contributions`, in the order given (sort by unit), into `params` and `momentum` by `optimizer`.
 ///
-/// The contributions must have passed [`crate::screen`]; even so, huge ones can take parameters out of the range of
+/// The contributions must have passed [`crate::screen()`]; even so, huge ones can take parameters out of the range of
 /// `f32`, so look at the result before publishing.
 ///
 /// # Errors
