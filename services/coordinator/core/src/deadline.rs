@@ -1,0 +1,68 @@
+//! When to be called again. A timer only says "look now"; what is looked at holds its own due time, which may have moved
+//! on meanwhile. So nothing is ever cancelled: a renewal costs no timer, and a timer that finds nothing due is dropped or
+//! set to the present due time.
+
+use std::collections::BTreeSet;
+
+use schemas::lease::UnitId;
+use schemas::{RunId, UnixMillis, WorkerId};
+
+/// What to look at.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Timer {
+    /// A lease may have expired.
+    Lease(RunId, UnitId),
+    /// A worker may be silent for too long.
+    Silence(RunId, WorkerId),
+    /// A held claim may have waited long enough.
+    Claim(RunId, WorkerId),
+    /// An offer may have to be kept from being delivered again, or was not delivered at all.
+    Offer(RunId, UnitId),
+    /// Weights may have to be loaded, merged or saved once more.
+    Weights(RunId),
+    /// The status may have to be published.
+    Status(RunId),
+    /// The drain may have taken long enough.
+    Drain,
+}
+
+/// The timers, by time.
+#[derive(Debug, Default)]
+pub(crate) struct Timers(BTreeSet<(UnixMillis, Timer)>);
+
+impl Timers {
+    pub(crate) fn set(&mut self, at: UnixMillis, timer: Timer) {
+        self.0.insert((at, timer));
+    }
+
+    /// Takes one timer that is due.
+    pub(crate) fn take_due(&mut self, now: UnixMillis) -> Option<Timer> {
+        if self.0.first()?.0 > now {
+            return None;
+        }
+        self.0.pop_first().map(|(_, timer)| timer)
+    }
+
+    pub(crate) fn next(&self) -> Option<UnixMillis> {
+        self.0.first().map(|(at, _)| *at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn due_timers_come_in_order_of_time_and_the_others_stay() {
+        let mut timers = Timers::default();
+        let run: RunId = "a".parse().unwrap();
+        timers.set(UnixMillis(30), Timer::Drain);
+        timers.set(UnixMillis(20), Timer::Status(run.clone()));
+        timers.set(UnixMillis(10), Timer::Weights(run.clone()));
+        assert_eq!(timers.next(), Some(UnixMillis(10)));
+        assert_eq!(timers.take_due(UnixMillis(20)), Some(Timer::Weights(run.clone())));
+        assert_eq!(timers.take_due(UnixMillis(20)), Some(Timer::Status(run)));
+        assert_eq!(timers.take_due(UnixMillis(20)), None);
+        assert_eq!(timers.next(), Some(UnixMillis(30)));
+    }
+}

@@ -1,0 +1,133 @@
+//! Which data a unit reads.
+//!
+//! The run's seed fixes one order of its training shards. Units are numbered through the run (`round * units + index`), and
+//! each takes the next `k` shards of that order, around and around: so every shard is read equally often, give or take one,
+//! and neighbouring units read different text. `k` is how many shards of mean size hold the tokens of a unit; at least 1, at
+//! most as many as there are and [`UNIT_SHARDS_MAX`]. Which sequences within its shards a unit reads follows from the unit's
+//! own seed. A unit that is issued again reads the same data.
+
+use std::sync::Arc;
+
+use schemas::data::{DataManifest, Shard};
+use schemas::lease::{UnitId, UnitKind, Work};
+use schemas::limits::UNIT_SHARDS_MAX;
+use schemas::run::RunSpec;
+use schemas::{ObjectRef, Steps};
+
+/// A run's data and the order in which units take it.
+#[derive(Clone, Debug)]
+pub(crate) struct Data {
+    manifest: Arc<DataManifest>,
+    /// Positions of the training shards, in the order of the draw.
+    order: Vec<usize>,
+}
+
+impl Data {
+    pub(crate) fn new(spec: &RunSpec, manifest: Arc<DataManifest>) -> Self {
+        let mut order: Vec<usize> = (0..manifest.train.len()).collect();
+        // Fisher and Yates. The bias of the remainder is below 2^-47 for 65,536 shards.
+        let mut stream = mix(spec.seed);
+        for last in (1..order.len()).rev() {
+            stream = mix(stream);
+            order.swap(last, (stream % (last as u64 + 1)) as usize);
+        }
+        Self { manifest, order }
+    }
+
+    /// What a lease of `unit` asks for.
+    pub(crate) fn work(&self, spec: &RunSpec, unit: &UnitId, steps_before: Steps) -> Work {
+        match unit.kind {
+            UnitKind::Train => Work::Train {
+                shards: self.train_shards(spec, unit),
+                seed: unit_seed(spec.seed, unit),
+                steps: spec.schedule.inner_steps,
+                steps_before,
+            },
+            UnitKind::Evaluate => Work::Evaluate {
+                shards: self.manifest.held_out.iter().take(UNIT_SHARDS_MAX).map(|shard| shard.object).collect(),
+                sequences: spec.schedule.evaluation_sequences,
+            },
+        }
+    }
+
+    fn train_shards(&self, spec: &RunSpec, unit: &UnitId) -> Vec<ObjectRef> {
+        let count = self.order.len() as u64;
+        if count == 0 {
+            return Vec::new();
+        }
+        let taken = shards_of_unit(spec, &self.manifest.train);
+        let number = unit.round.get().wrapping_mul(spec.schedule.units.into()).wrapping_add(unit.index.get().into());
+        let first = number.wrapping_mul(taken);
+        let at = |offset: u64| self.order[(first.wrapping_add(offset) % count) as usize];
+        (0..taken).map(|offset| self.manifest.train[at(offset)].object).collect()
+    }
+}
+
+/// How many shards a unit reads.
+fn shards_of_unit(spec: &RunSpec, shards: &[Shard]) -> u64 {
+    let count = shards.len() as u64;
+    let tokens: u64 = shards.iter().fold(0, |sum, shard| shard.tokens.get().saturating_add(sum));
+    let mean = (tokens / count.max(1)).max(1);
+    spec.unit_tokens().get().div_ceil(mean).clamp(1, count.min(UNIT_SHARDS_MAX as u64).max(1))
+}
+
+fn unit_seed(seed: u64, unit: &UnitId) -> u64 {
+    mix(mix(mix(seed) ^ unit.round.get()) ^ u64::from(unit.index.get()))
+}
+
+/// The output function of `SplitMix64` (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014) after one
+/// step from `value`: a fixed bijection of 64 bits in which every input bit moves about half of the output bits.
+fn mix(value: u64) -> u64 {
+    let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use schemas::{Round, UnitIndex};
+
+    use super::*;
+    use crate::fixture::{data, spec};
+
+    #[test]
+    fn mix_is_splitmix64() {
+        // The first outputs of the published generator for seed 0: states are multiples of the golden gamma.
+        let gamma = 0x9e37_79b9_7f4a_7c15_u64;
+        assert_eq!(mix(0), 0xe220_a839_7b1d_cdaf);
+        assert_eq!(mix(gamma), 0x6e78_9e6a_a1b9_65f4);
+        assert_eq!(mix(gamma.wrapping_mul(2)), 0x06c4_5d18_8009_454f);
+    }
+
+    #[test]
+    fn rounds_cover_all_shards_evenly_and_a_unit_reads_the_same_twice() {
+        let (mut spec, data) = (spec("demo"), data(7, 40));
+        spec.schedule.units = 3;
+        let draw = Data::new(&spec, Arc::new(data));
+        let mut seen: BTreeMap<ObjectRef, u32> = BTreeMap::new();
+        for round in 0..14 {
+            for index in 0..3 {
+                let unit = UnitId { round: Round(round), kind: UnitKind::Train, index: UnitIndex(index) };
+                let work = draw.work(&spec, &unit, Steps(0));
+                assert_eq!(work, draw.work(&spec, &unit, Steps(0)));
+                let Work::Train { shards, .. } = work else { panic!("a training unit has training work") };
+                shards.into_iter().for_each(|shard| *seen.entry(shard).or_default() += 1);
+            }
+        }
+        let (least, most) = (seen.values().min().unwrap(), seen.values().max().unwrap());
+        assert!(seen.len() == 7 && most - least <= 1, "{seen:?}");
+    }
+
+    #[test]
+    fn a_unit_takes_as_many_shards_as_hold_its_tokens() {
+        let mut spec = spec("demo");
+        for (inner_steps, shard_tokens, expected) in [(1, 1_000_000, 1), (10, 32, 5), (10_000, 1, 7)] {
+            spec.schedule.inner_steps = Steps(inner_steps);
+            let manifest = data(7, shard_tokens);
+            assert_eq!(shards_of_unit(&spec, &manifest.train), expected, "{inner_steps} steps");
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! The lease broker: claims, grants, renewals, and the ends of leases.
+
+use schemas::event::{LeaseEnd, LedgerEvent};
+use schemas::lease::{
+    ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, Manifest, ReleaseRequest, RenewReply, RenewRequest, UnitId,
+};
+use schemas::limits::CLAIM_WAIT_MAX;
+use schemas::{Code, Millis, Refusal, RunId, UnixMillis, V, WorkerId};
+
+use crate::coordinator::{Coordinator, draining, run_unknown};
+use crate::deadline::Timer;
+use crate::draw::Data;
+use crate::effect::{Answer, Effect};
+use crate::input::{Peer, ReplyId};
+use crate::live::{LiveLease, LiveRun};
+use crate::membership::check_member;
+use crate::state::{Run, Standing};
+
+/// A manifest is valid from this long before it is signed: clocks of one site differ by less.
+const CLOCK_SKEW_SECONDS: u64 = 5;
+
+impl Coordinator {
+    pub(crate) fn claim(&mut self, peer: &Peer, request: &ClaimRequest, reply: ReplyId) -> Result<(), Refusal> {
+        let run = self.state.run(&peer.run).ok_or_else(|| run_unknown(&peer.run))?;
+        if run.is_complete() {
+            self.answer_claim(reply, ClaimOutcome::Complete);
+            return Ok(());
+        }
+        let member = check_member(run, peer)?;
+        let held = member.lease;
+        if self.drain.is_some() {
+            return Err(draining());
+        }
+        let until = self.now.after(request.wait.min(CLAIM_WAIT_MAX));
+        let (_, live) = self.open_run(&peer.run)?;
+        if let Some(halted) = &live.executor.halted {
+            return Err(halted.clone());
+        }
+        let older = live.claims.hold(peer.worker.clone(), reply, until);
+        self.timers.set(until, Timer::Claim(peer.run.clone(), peer.worker.clone()));
+        if let Some(older) = older {
+            self.answer_claim(older.reply, ClaimOutcome::Nothing);
+        }
+        if let Some(lease) = held {
+            self.repeat_grant(&peer.run, &peer.worker, lease);
+        }
+        self.serve(&peer.run);
+        Ok(())
+    }
+
+    pub(crate) fn claim_due(&mut self, name: &RunId, worker: &WorkerId) {
+        let now = self.now;
+        let Some(live) = self.live.get_mut(name) else { return };
+        // A later claim has a timer of its own.
+        let due = live.claims.get(worker).is_some_and(|claim| claim.until <= now);
+        if let Some(claim) = due.then(|| live.claims.take(worker)).flatten() {
+            self.answer_claim(claim.reply, ClaimOutcome::Nothing);
+        }
+    }
+
+    pub(crate) fn answer_claim(&mut self, reply: ReplyId, outcome: ClaimOutcome) {
+        self.reply(reply, Ok(Answer::Claim(ClaimReply { v: V, outcome })));
+    }
+
+    /// Grants ready units to waiting claims, as far as both go.
+    pub(crate) fn serve(&mut self, name: &RunId) {
+        while self.drain.is_none() {
+            let Ok((run, live)) = self.open_run(name) else { return };
+            let Some((worker, unit)) = pair(run, live) else { return };
+            self.grant(name, worker, unit);
+        }
+    }
+
+    fn grant(&mut self, name: &RunId, worker: WorkerId, unit: UnitId) {
+        let epoch = self.state.run(name).and_then(|run| run.units.get(&unit)).map(|found| found.epoch.next());
+        let lease = LeaseRef { unit, epoch: epoch.expect("a ready unit is in the state") };
+        self.append(Some(name), LedgerEvent::LeaseGranted { lease, worker: worker.clone() });
+        if let Some(live) = self.live.get_mut(name) {
+            live.ready.remove(&unit);
+        }
+        self.hold_lease(name, unit);
+        self.send_manifest(name, &worker, lease);
+    }
+
+    /// Gives a worker that claims while it holds a lease the same lease again: the answer may have been lost, or the worker
+    /// began anew. While its result is being checked the claim waits for what comes after.
+    fn repeat_grant(&mut self, name: &RunId, worker: &WorkerId, lease: LeaseRef) {
+        let now = self.now;
+        let Ok((run, live)) = self.open_run(name) else { return };
+        let life = run.spec.policy.lease;
+        let Some(held) = live.leases.get_mut(&lease.unit).filter(|held| held.screening.is_none()) else { return };
+        held.expires_at = now.after(life);
+        self.send_manifest(name, worker, lease);
+    }
+
+    /// Begins to watch a lease for expiry, one lease time from now.
+    pub(crate) fn hold_lease(&mut self, name: &RunId, unit: UnitId) {
+        let now = self.now;
+        let Ok((run, live)) = self.open_run(name) else { return };
+        let expires_at = now.after(run.spec.policy.lease);
+        live.leases.insert(unit, LiveLease::until(expires_at));
+        self.timers.set(expires_at, Timer::Lease(name.clone(), unit));
+    }
+
+    /// Answers the worker's held claim with its lease. Without the data there is no work to describe: the claim waits on.
+    fn send_manifest(&mut self, name: &RunId, worker: &WorkerId, lease: LeaseRef) {
+        let now = self.now;
+        let Ok((run, live)) = self.open_run(name) else { return };
+        let (Some(data), Some(held)) = (&live.data, live.leases.get(&lease.unit)) else { return };
+        let manifest = manifest(name, run, data, worker, lease, now, held.expires_at);
+        if let Some(claim) = live.claims.take(worker) {
+            self.out.push(Effect::Lease { reply: claim.reply, manifest: Box::new(manifest) });
+        }
+    }
+
+    /// Answers the claims of workers whose lease could not be described before.
+    pub(crate) fn repeat_grants(&mut self, name: &RunId) {
+        let Ok((run, live)) = self.open_run(name) else { return };
+        let waiting = live.claims.in_order();
+        let held = |worker: &WorkerId| Some((worker.clone(), run.members.get(worker)?.lease?));
+        let found: Vec<(WorkerId, LeaseRef)> = waiting.filter_map(held).collect();
+        for (worker, lease) in found {
+            self.repeat_grant(name, &worker, lease);
+        }
+    }
+
+    pub(crate) fn renew(&mut self, peer: &Peer, request: &RenewRequest, reply: ReplyId) -> Result<(), Refusal> {
+        let now = self.now;
+        let (run, live) = self.open_run(&peer.run)?;
+        check_holder(run, peer, &request.lease)?;
+        let life = run.spec.policy.lease;
+        let held = live.leases.get_mut(&request.lease.unit).expect("every lease that is held is watched");
+        held.expires_at = now.after(life);
+        held.steps_done = request.steps_done;
+        let answer = RenewReply { v: V, expires_at: held.expires_at, remaining: life };
+        self.reply(reply, Ok(Answer::Renew(answer)));
+        Ok(())
+    }
+
+    pub(crate) fn release(&mut self, peer: &Peer, request: &ReleaseRequest, reply: ReplyId) -> Result<(), Refusal> {
+        let (run, live) = self.open_run(&peer.run)?;
+        check_holder(run, peer, &request.lease)?;
+        if live.leases.get(&request.lease.unit).is_some_and(|held| held.screening.is_some()) {
+            let detail = format!("the result of {} is being checked", request.lease);
+            return Err(Refusal::new(Code::AlreadyCounted, detail));
+        }
+        self.reply(reply, Ok(Answer::Done(Done { v: V })));
+        self.end_lease(&peer.run, request.lease, LeaseEnd::Released);
+        Ok(())
+    }
+
+    pub(crate) fn lease_due(&mut self, name: &RunId, unit: UnitId) {
+        let now = self.now;
+        let Ok((run, live)) = self.open_run(name) else { return };
+        let (Some(held), Some((_, epoch))) = (live.leases.get(&unit), run.holder(&unit)) else { return };
+        if held.screening.is_some() {
+            return;
+        }
+        let expires_at = held.expires_at;
+        if expires_at > now {
+            self.timers.set(expires_at, Timer::Lease(name.clone(), unit));
+        } else {
+            self.end_lease(name, LeaseRef { unit, epoch }, LeaseEnd::Expired);
+        }
+    }
+
+    /// Ends a lease without a result; its unit may be granted again at once.
+    pub(crate) fn end_lease(&mut self, name: &RunId, lease: LeaseRef, cause: LeaseEnd) {
+        let Some(run) = self.state.run(name) else { return };
+        let tokens = run.unit_tokens(&lease.unit);
+        let holder = run.holder(&lease.unit).filter(|(_, epoch)| *epoch == lease.epoch);
+        let Some(worker) = holder.map(|(worker, _)| worker.clone()) else { return };
+        self.append(Some(name), LedgerEvent::LeaseEnded { lease, worker, cause, tokens });
+        self.free_unit(name, lease);
+    }
+
+    /// Drops what was kept for a lease that ended without a result, and lets its unit be granted again.
+    pub(crate) fn free_unit(&mut self, name: &RunId, lease: LeaseRef) {
+        if let Some(live) = self.live.get_mut(name) {
+            live.leases.remove(&lease.unit);
+        }
+        self.out.push(Effect::Unstage { run: name.clone(), lease });
+        self.make_ready(name, lease.unit);
+    }
+}
+
+/// Whether the asker holds this lease now.
+pub(crate) fn check_holder(run: &Run, peer: &Peer, lease: &LeaseRef) -> Result<(), Refusal> {
+    check_member(run, peer)?;
+    let holder = run.holder(&lease.unit);
+    if holder == Some((&peer.worker, lease.epoch)) {
+        return Ok(());
+    }
+    let granted = match run.units.get(&lease.unit) {
+        Some(unit) => lease.epoch <= unit.epoch,
+        None => lease.unit.round < run.rounds_closed() || run.accepted.contains_key(&lease.unit),
+    };
+    let foreign = holder.is_some_and(|(_, epoch)| epoch == lease.epoch);
+    if granted && !foreign {
+        Err(Refusal::new(Code::LeaseLost, format!("lease {lease} is over")))
+    } else {
+        Err(Refusal::new(Code::LeaseUnknown, format!("{} holds no lease {lease}", peer.worker)))
+    }
+}
+
+/// Who gets which unit next: claims first come first served, the oldest unit first and training before evaluation. A unit
+/// goes to the worker that failed it only if no other waits that could take it.
+fn pair(run: &Run, live: &LiveRun) -> Option<(WorkerId, UnitId)> {
+    let granting = live.executor.restored && live.executor.halted.is_none() && live.data.is_some();
+    if !granting || live.ready.is_empty() || live.claims.is_empty() {
+        return None;
+    }
+    let free = |worker: &WorkerId| run.member(worker).is_some_and(|member| member.lease.is_none());
+    let failed = |unit: &UnitId, worker: &WorkerId| {
+        run.units.get(unit).is_some_and(|found| found.failed_by.as_ref() == Some(worker))
+    };
+    let open = |unit: &UnitId| run.units.get(unit).is_some_and(|found| found.standing == Standing::Open);
+    let mut second = None;
+    for worker in live.claims.in_order().filter(|worker| free(worker)) {
+        for unit in live.ready.iter().filter(|unit| open(unit)) {
+            if !failed(unit, worker) {
+                return Some((worker.clone(), *unit));
+            }
+            second.get_or_insert_with(|| (worker.clone(), *unit));
+        }
+    }
+    second
+}
+
+fn manifest(
+    name: &RunId,
+    run: &Run,
+    data: &Data,
+    worker: &WorkerId,
+    lease: LeaseRef,
+    now: UnixMillis,
+    expires_at: UnixMillis,
+) -> Manifest {
+    let round = lease.unit.round;
+    let base = run.weights.get(&round).expect("the weights of every unit that can be held are kept");
+    let issued = now.get() / 1000;
+    Manifest {
+        v: V,
+        // The shell signs, and writes the key it signs with here.
+        iss: String::new(),
+        aud: worker.clone(),
+        nbf: issued.saturating_sub(CLOCK_SKEW_SECONDS),
+        exp: expires_at.after(Millis(999)).get() / 1000,
+        iat: issued,
+        jti: format!("{name}/{}/{}/{}", round, lease.unit.token(), lease.epoch),
+        run: name.clone(),
+        spec: run.spec_digest,
+        lease,
+        expires_at,
+        base: base.clone(),
+        work: data.work(&run.spec, &lease.unit, run.steps_before(round)),
+    }
+}

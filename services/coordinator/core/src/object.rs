@@ -1,0 +1,165 @@
+//! Who may read and write which objects.
+
+use schemas::blob::{GetRequest, PutRequest};
+use schemas::contribution::StageRequest;
+use schemas::control::OperatorObjects;
+use schemas::event::LedgerEvent;
+use schemas::lease::Done;
+use schemas::limits::{CHUNKS_MAX, GRANTS_MAX, OBJECT_BYTES_MAX};
+use schemas::{Bytes, Code, Digest, ObjectRef, PublicKey, Refusal, RunId, V};
+
+use crate::coordinator::{Coordinator, draining};
+use crate::effect::{Answer, Effect, Quarantine};
+use crate::input::{Peer, ReplyId};
+use crate::lease::check_holder;
+use crate::live::{LiveRun, Read};
+use crate::membership::check_member;
+use crate::state::Run;
+
+/// Most upload URLs under one lease: every chunk again and again while a bad line makes a worker repeat, but no end of it.
+const LEASE_UPLOADS_MAX: usize = 16 * CHUNKS_MAX;
+/// Most chunks read ahead under one lease, for the same reason.
+const LEASE_STAGED_MAX: usize = 16 * CHUNKS_MAX;
+
+impl Coordinator {
+    pub(crate) fn put(&mut self, peer: &Peer, request: PutRequest, reply: ReplyId) -> Result<(), Refusal> {
+        let (run, live) = self.open_run(&peer.run)?;
+        check_holder(run, peer, &request.lease)?;
+        check_objects(&request.objects)?;
+        let held = live.leases.get_mut(&request.lease.unit).expect("every lease that is held is watched");
+        held.uploads = held.uploads.saturating_add(request.objects.len());
+        if held.uploads > LEASE_UPLOADS_MAX {
+            let detail = format!("{} uploads under lease {}, at most {LEASE_UPLOADS_MAX}", held.uploads, request.lease);
+            return Err(Refusal::new(Code::ObjectForbidden, detail));
+        }
+        let round = request.lease.unit.round;
+        let place = Quarantine::Worker { run: peer.run.clone(), round, worker: peer.worker.clone() };
+        self.out.push(Effect::GrantPut { reply, place, objects: request.objects });
+        Ok(())
+    }
+
+    pub(crate) fn stage(&mut self, peer: &Peer, request: &StageRequest, reply: ReplyId) -> Result<(), Refusal> {
+        let (run, live) = self.open_run(&peer.run)?;
+        check_holder(run, peer, &request.lease)?;
+        check_objects(&[request.object])?;
+        let chunks = run.spec.model.initial.len();
+        if request.index as usize >= chunks {
+            let detail = format!("chunk {} of {chunks}", request.index);
+            return Err(Refusal::new(Code::LayoutMismatch, detail));
+        }
+        let held = live.leases.get_mut(&request.lease.unit).expect("every lease that is held is watched");
+        held.staged = held.staged.saturating_add(1);
+        if held.staged <= LEASE_STAGED_MAX && held.screening.is_none() {
+            let StageRequest { lease, index, object, .. } = *request;
+            let (run, worker) = (peer.run.clone(), peer.worker.clone());
+            self.out.push(Effect::Stage { run, lease, worker, index, object });
+        }
+        self.reply(reply, Ok(Answer::Done(Done { v: V })));
+        Ok(())
+    }
+
+    pub(crate) fn get(&mut self, peer: &Peer, request: GetRequest, reply: ReplyId) -> Result<(), Refusal> {
+        let (run, live) = self.open_run(&peer.run)?;
+        check_member(run, peer)?;
+        check_count(request.objects.len())?;
+        match forbidden(run, live, &request.objects) {
+            None => self.out.push(Effect::GrantGet { reply, objects: request.objects }),
+            // After a restart the data manifest may not be here yet, and the object may be one of its shards.
+            Some(_) if live.data.is_none() => {
+                let older = live.reads.insert(peer.worker.clone(), Read { reply, objects: request.objects });
+                if let Some(older) = older {
+                    self.reply(older.reply, Err(Refusal::new(Code::NoAnswer, "a newer request took its place")));
+                }
+            }
+            Some(digest) => return Err(object_forbidden(digest)),
+        }
+        Ok(())
+    }
+
+    /// Answers requests that waited for the data manifest.
+    pub(crate) fn answer_reads(&mut self, name: &RunId) {
+        let Ok((run, live)) = self.open_run(name) else { return };
+        let waiting = std::mem::take(&mut live.reads);
+        let mut effects = Vec::new();
+        for Read { reply, objects } in waiting.into_values() {
+            effects.push(match forbidden(run, live, &objects) {
+                None => Effect::GrantGet { reply, objects },
+                Some(digest) => Effect::Reply { reply, answer: Err(object_forbidden(digest)) },
+            });
+        }
+        self.out.append(&mut effects);
+    }
+
+    pub(crate) fn operator_put(
+        &mut self,
+        operator: PublicKey,
+        request: OperatorObjects,
+        reply: ReplyId,
+    ) -> Result<(), Refusal> {
+        self.check_operator(&request)?;
+        let place = Quarantine::Operator { operator };
+        self.out.push(Effect::GrantPut { reply, place, objects: request.objects });
+        Ok(())
+    }
+
+    pub(crate) fn operator_commit(
+        &mut self,
+        operator: PublicKey,
+        request: OperatorObjects,
+        reply: ReplyId,
+    ) -> Result<(), Refusal> {
+        self.check_operator(&request)?;
+        let verb = "blob.commit".to_owned();
+        self.append(None, LedgerEvent::ControlReceived { operator: operator.clone(), verb });
+        let place = Quarantine::Operator { operator };
+        self.out.push(Effect::Commit { reply, place, objects: request.objects });
+        Ok(())
+    }
+
+    /// Operators may read every object.
+    pub(crate) fn operator_get(&mut self, request: GetRequest, reply: ReplyId) -> Result<(), Refusal> {
+        check_count(request.objects.len())?;
+        self.out.push(Effect::GrantGet { reply, objects: request.objects });
+        Ok(())
+    }
+
+    fn check_operator(&self, request: &OperatorObjects) -> Result<(), Refusal> {
+        if self.drain.is_some() {
+            return Err(draining());
+        }
+        check_objects(&request.objects)
+    }
+}
+
+fn check_count(objects: usize) -> Result<(), Refusal> {
+    if (1..=GRANTS_MAX).contains(&objects) {
+        return Ok(());
+    }
+    Err(Refusal::new(Code::MessageInvalid, format!("{objects} objects in one request, expected 1 to {GRANTS_MAX}")))
+}
+
+fn check_objects(objects: &[ObjectRef]) -> Result<(), Refusal> {
+    check_count(objects.len())?;
+    if let Some(empty) = objects.iter().find(|object| object.bytes == Bytes(0)) {
+        return Err(Refusal::new(Code::SizeMismatch, format!("object {} is empty", empty.digest)));
+    }
+    match objects.iter().find(|object| object.bytes > OBJECT_BYTES_MAX) {
+        Some(large) => {
+            let detail = format!("object {} has {} bytes, at most {OBJECT_BYTES_MAX}", large.digest, large.bytes);
+            Err(Refusal::new(Code::ObjectTooLarge, detail))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The first object that a member may not read.
+fn forbidden(run: &Run, live: &LiveRun, objects: &[Digest]) -> Option<Digest> {
+    let is_weight = |digest: &Digest| {
+        run.weights.values().any(|weights| weights.chunks.iter().any(|chunk| chunk.digest == *digest))
+    };
+    objects.iter().find(|digest| !live.readable.contains(digest) && !is_weight(digest)).copied()
+}
+
+fn object_forbidden(digest: Digest) -> Refusal {
+    Refusal::new(Code::ObjectForbidden, format!("{digest} is no object that the run lets its workers read now"))
+}

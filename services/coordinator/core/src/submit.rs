@@ -1,0 +1,266 @@
+//! Results: which may count, what their checks came to, and what becomes of the tokens.
+
+use schemas::contribution::{Contribution, Evaluation, Fate, Outcome, Statement, SubmitReply};
+use schemas::event::{Departure, LedgerEvent};
+use schemas::lease::{LeaseRef, UnitKind};
+use schemas::limits::CHUNKS_MAX;
+use schemas::{Code, Digest, Refusal, RunId, V, WorkerId};
+use serde_bytes::ByteArray;
+
+use crate::coordinator::{Coordinator, run_unknown};
+use crate::deadline::Timer;
+use crate::denial::cut_text;
+use crate::effect::{Answer, Effect};
+use crate::input::{Peer, ReplyId, Screened, ScreeningId, Submission};
+use crate::lease::check_holder;
+use crate::membership::check_member;
+use crate::state::Run;
+
+/// Most repeats of a submit that wait for one check. A worker repeats every half minute, so this covers minutes.
+const REPEATS_MAX: usize = 8;
+
+/// A result that is being checked.
+#[derive(Debug)]
+pub(crate) struct Screening {
+    run: RunId,
+    worker: WorkerId,
+    submission: Submission,
+    /// The digest of the statement as it was signed.
+    statement: Digest,
+    /// Who waits, and for which statement.
+    replies: Vec<(ReplyId, Digest)>,
+}
+
+impl Coordinator {
+    pub(crate) fn submit(&mut self, peer: &Peer, submission: Submission, reply: ReplyId) -> Result<(), Refusal> {
+        let run = self.state.run(&peer.run).ok_or_else(|| run_unknown(&peer.run))?;
+        let audit_key = check_member(run, peer)?.audit_key.clone();
+        let lease = submission.statement.lease;
+        let statement = Digest::of(&submission.bytes);
+        if let Some(accepted) = run.accepted.get(&lease.unit) {
+            return if accepted.statement == statement {
+                self.answer_merged(reply);
+                Ok(())
+            } else {
+                Err(already_counted(&lease))
+            };
+        }
+        let screening = ScreeningId(self.screened + 1);
+        let (run, live) = self.open_run(&peer.run)?;
+        check_holder(run, peer, &lease)?;
+        let held = live.leases.get_mut(&lease.unit).expect("every lease that is held is watched");
+        if let Some(running) = held.screening {
+            return self.attach(running, reply, statement);
+        }
+        if let Err(refusal) = check_statement(&peer.run, run, &peer.worker, &submission.statement) {
+            self.reject(&peer.run, lease, &peer.worker, &refusal);
+            return Err(refusal);
+        }
+        let spec = Box::new(run.spec.clone());
+        held.screening = Some(screening);
+        let waiting = Screening {
+            run: peer.run.clone(),
+            worker: peer.worker.clone(),
+            submission: submission.clone(),
+            statement,
+            replies: vec![(reply, statement)],
+        };
+        self.screened += 1;
+        self.screenings.insert(screening, waiting);
+        let (worker, submission) = (peer.worker.clone(), Box::new(submission));
+        self.out.push(Effect::Screen { screening, spec, worker, audit_key, submission });
+        Ok(())
+    }
+
+    /// A worker asks again while its result is being checked: both get the answer. Another result of the same lease waits
+    /// too, and is told what became of the first.
+    fn attach(&mut self, running: ScreeningId, reply: ReplyId, statement: Digest) -> Result<(), Refusal> {
+        let screening = self.screenings.get_mut(&running).expect("a lease names only a check that runs");
+        if screening.replies.len() >= REPEATS_MAX {
+            return Err(Refusal::new(Code::NoAnswer, "the result is still being checked; ask again later"));
+        }
+        screening.replies.push((reply, statement));
+        Ok(())
+    }
+
+    pub(crate) fn screened(&mut self, screening: ScreeningId, verdict: Result<Screened, Refusal>) {
+        let Some(done) = self.screenings.remove(&screening) else { return };
+        let lease = done.submission.statement.lease;
+        if let Some(held) = self.live.get_mut(&done.run).and_then(|live| live.leases.get_mut(&lease.unit)) {
+            held.screening = None;
+        }
+        let norm_max = self.state.run(&done.run).map_or(0.0, |run| run.spec.policy.norm_max);
+        match verdict.and_then(|found| check_norm(found.norm, norm_max)) {
+            Ok(norm) => self.accept(done, norm),
+            Err(refusal) if is_transient(refusal.code) => self.check_failed(done, &refusal),
+            Err(refusal) => {
+                self.reject(&done.run, lease, &done.worker, &refusal);
+                self.answer_others(&done, &refusal);
+            }
+        }
+    }
+
+    fn accept(&mut self, done: Screening, norm: f64) {
+        let Screening { run: name, worker, submission, statement, replies } = done;
+        let lease = submission.statement.lease;
+        let signature = ByteArray::new(submission.signature);
+        let event = match submission.statement.outcome {
+            Outcome::Contribution(contribution) => {
+                let contribution = Box::new(contribution);
+                LedgerEvent::ContributionAccepted {
+                    lease,
+                    worker: worker.clone(),
+                    contribution,
+                    norm,
+                    statement,
+                    signature,
+                }
+            }
+            Outcome::Evaluation(evaluation) => {
+                LedgerEvent::EvaluationAccepted { lease, worker: worker.clone(), evaluation, statement, signature }
+            }
+        };
+        self.append(Some(&name), event);
+        if let Some(live) = self.live.get_mut(&name) {
+            live.leases.remove(&lease.unit);
+        }
+        self.settle(&name, &lease.unit);
+        for (reply, asked) in replies {
+            if asked == statement {
+                self.answer_merged(reply);
+            } else {
+                self.reply(reply, Err(already_counted(&lease)));
+            }
+        }
+        self.advance(&name);
+        // The worker may have claimed while its result was being checked.
+        self.serve(&name);
+    }
+
+    /// The check could not be made, through no fault of the result: the lease runs on and the worker may submit again.
+    fn check_failed(&mut self, done: Screening, refusal: &Refusal) {
+        let now = self.now;
+        let lease = done.submission.statement.lease;
+        if let Ok((run, live)) = self.open_run(&done.run) {
+            let expires_at = now.after(run.spec.policy.lease);
+            let gone = run.member(&done.worker).is_none();
+            if let Some(held) = live.leases.get_mut(&lease.unit) {
+                // Nobody is left to submit again.
+                let expires_at = if gone { now } else { expires_at };
+                held.expires_at = expires_at;
+                self.timers.set(expires_at, Timer::Lease(done.run.clone(), lease.unit));
+            }
+        }
+        self.answer_others(&done, refusal);
+        self.repeat_grants(&done.run);
+    }
+
+    fn answer_others(&mut self, done: &Screening, refusal: &Refusal) {
+        for (reply, _) in &done.replies {
+            self.reply(*reply, Err(refusal.clone()));
+        }
+    }
+
+    fn answer_merged(&mut self, reply: ReplyId) {
+        self.reply(reply, Ok(Answer::Submit(SubmitReply { v: V, fate: Fate::Merged })));
+    }
+
+    /// Refuses a result: its tokens are rejected, its unit is open again, and its worker has one more strike.
+    fn reject(&mut self, name: &RunId, lease: LeaseRef, worker: &WorkerId, refusal: &Refusal) {
+        let Some(run) = self.state.run(name) else { return };
+        let (tokens, strikes_max) = (run.unit_tokens(&lease.unit), u64::from(run.spec.policy.strikes_max));
+        let rejected = LedgerEvent::ContributionRejected {
+            lease,
+            worker: worker.clone(),
+            code: refusal.code,
+            detail: cut_text(&refusal.detail),
+            tokens,
+        };
+        self.append(Some(name), rejected);
+        let struck = self.state.run(name).and_then(|run| run.members.get(worker));
+        if struck.is_some_and(|member| member.rejected >= strikes_max && !member.removed) {
+            self.depart(name, worker, Departure::Removed, &format!("{strikes_max} refused results"));
+        }
+        self.free_unit(name, lease);
+    }
+}
+
+/// Failures that say nothing about the result itself. An object that is missing can be uploaded again.
+fn is_transient(code: Code) -> bool {
+    matches!(
+        code,
+        Code::StoreUnreachable
+            | Code::StoreFull
+            | Code::UrlRefused
+            | Code::ObjectMissing
+            | Code::BusUnreachable
+            | Code::NoAnswer
+            | Code::Internal
+    )
+}
+
+fn already_counted(lease: &LeaseRef) -> Refusal {
+    Refusal::new(Code::AlreadyCounted, format!("another result of unit {} counts", lease.unit))
+}
+
+fn check_norm(norm: f64, norm_max: f64) -> Result<f64, Refusal> {
+    if !norm.is_finite() {
+        return Err(Refusal::new(Code::NotFinite, format!("the contribution's norm is {norm}")));
+    }
+    if norm_max > 0.0 && norm > norm_max {
+        return Err(Refusal::new(Code::NormOutlier, format!("norm {norm} exceeds {norm_max}")));
+    }
+    Ok(norm)
+}
+
+/// What can be checked without the objects: that the statement fits its run, its worker and its unit.
+fn check_statement(name: &RunId, run: &Run, worker: &WorkerId, statement: &Statement) -> Result<(), Refusal> {
+    let unfit = |detail: String| Err(Refusal::new(Code::StatementInvalid, detail));
+    if statement.run != *name || statement.worker != *worker {
+        return unfit(format!("stated by {} for run {}, sent by {worker} for {name}", statement.worker, statement.run));
+    }
+    if statement.spec != run.spec_digest {
+        return unfit(format!("settings {} are not the run's, {}", statement.spec, run.spec_digest));
+    }
+    match (&statement.outcome, statement.lease.unit.kind) {
+        (Outcome::Contribution(contribution), UnitKind::Train) => check_contribution(run, contribution),
+        (Outcome::Evaluation(evaluation), UnitKind::Evaluate) => check_evaluation(run, evaluation),
+        (_, kind) => unfit(format!("the result is not of a unit of kind {kind:?}")),
+    }
+}
+
+fn check_contribution(run: &Run, contribution: &Contribution) -> Result<(), Refusal> {
+    let spec = &run.spec;
+    if contribution.layout != spec.model.layout.digest {
+        let detail = format!("layout {} is not the run's, {}", contribution.layout, spec.model.layout.digest);
+        return Err(Refusal::new(Code::LayoutMismatch, detail));
+    }
+    let (steps, tokens) = (spec.schedule.inner_steps, spec.unit_tokens());
+    if contribution.steps != steps || contribution.tokens != tokens {
+        let (got_steps, got_tokens) = (contribution.steps, contribution.tokens);
+        let detail = format!("{got_steps} steps and {got_tokens} tokens, the unit has {steps} and {tokens}");
+        return Err(Refusal::new(Code::TokensMismatch, detail));
+    }
+    let (chunks, expected) = (contribution.chunks.len(), spec.model.initial.len());
+    if contribution.codec != spec.upload || chunks != expected || chunks > CHUNKS_MAX {
+        let detail = format!("{chunks} chunks as {:?}, expected {expected} as {:?}", contribution.codec, spec.upload);
+        return Err(Refusal::new(Code::SizeMismatch, detail));
+    }
+    if !contribution.loss.is_finite() {
+        return Err(Refusal::new(Code::NotFinite, format!("the training loss is {}", contribution.loss)));
+    }
+    Ok(())
+}
+
+fn check_evaluation(run: &Run, evaluation: &Evaluation) -> Result<(), Refusal> {
+    let schedule = &run.spec.schedule;
+    let most = u64::from(schedule.evaluation_sequences) * u64::from(schedule.sequence_tokens);
+    if !(1..=most).contains(&evaluation.tokens.get()) {
+        let detail = format!("evaluated {} tokens, expected 1 to {most}", evaluation.tokens);
+        return Err(Refusal::new(Code::TokensMismatch, detail));
+    }
+    if !evaluation.loss_sum.is_finite() {
+        return Err(Refusal::new(Code::NotFinite, format!("the held-out loss is {}", evaluation.loss_sum)));
+    }
+    Ok(())
+}

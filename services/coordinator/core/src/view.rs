@@ -1,0 +1,212 @@
+//! What operators and watchers see: the state, with what workers say of themselves filled in.
+
+use schemas::contribution::Fate;
+use schemas::control::{Query, View, ViewReply};
+use schemas::lease::UnitId;
+use schemas::public::Status;
+use schemas::view::{LeaseView, RoundView, RunDetail, RunPhase, RunView, SnapshotView, WorkerView};
+use schemas::{Bytes, Message, Millis, Refusal, Round, RunId, Steps, UnixMillis, V};
+
+use crate::coordinator::{Coordinator, run_unknown};
+use crate::deadline::Timer;
+use crate::effect::{Answer, Effect};
+use crate::input::ReplyId;
+use crate::live::LiveRun;
+use crate::state::{RoundRecord, Run, Standing};
+
+/// A run that changes is published at most twice a second: people read no faster.
+const STATUS_EVERY_MIN: Millis = Millis(500);
+/// An open run is published at least this often, so that whoever begins to watch sees it soon.
+const STATUS_EVERY_MAX: Millis = Millis::from_secs(5);
+
+impl Coordinator {
+    pub(crate) fn view(&mut self, query: &Query, reply: ReplyId) -> Result<(), Refusal> {
+        let known = |name: &RunId| self.state.run(name).ok_or_else(|| run_unknown(name));
+        let view = match query {
+            Query::Runs => View::Runs(self.state.runs().map(|(name, run)| self.run_view(name, run)).collect()),
+            Query::Run(name) => {
+                let run = known(name)?;
+                let view = self.run_view(name, run);
+                View::Run(Box::new(RunDetail { view, spec: run.spec.clone(), spec_digest: run.spec_digest }))
+            }
+            Query::Workers(name) => View::Workers(worker_views(name, known(name)?, self.live.get(name))),
+            Query::Leases(name) => View::Leases(lease_views(name, known(name)?, self.live.get(name))),
+            Query::Rounds(name) => View::Rounds(known(name)?.round_views()),
+            Query::Snapshots(name) => View::Snapshots(known(name)?.snapshot_views()),
+        };
+        let answer = fit(ViewReply { v: V, view });
+        self.reply(reply, Ok(Answer::View(Box::new(answer))));
+        Ok(())
+    }
+
+    fn run_view(&self, name: &RunId, run: &Run) -> RunView {
+        let mut view = run.view(name);
+        let Some(live) = self.live.get(name) else { return view };
+        for heartbeat in live.presence.values().filter_map(|presence| presence.heartbeat.as_ref()) {
+            view.tokens_per_second += heartbeat.tokens_per_second;
+            view.bytes_up += heartbeat.bytes_up;
+            view.bytes_down += heartbeat.bytes_down;
+        }
+        view
+    }
+
+    /// Something about a run changed: its status is due soon.
+    pub(crate) fn mark_changed(&mut self, name: &RunId) {
+        let Some(live) = self.live.get_mut(name) else { return };
+        live.changed = true;
+        let due_at = live.published_at.after(STATUS_EVERY_MIN).max(self.now);
+        self.timers.set(due_at, Timer::Status(name.clone()));
+    }
+
+    pub(crate) fn status_due(&mut self, name: &RunId) {
+        let Some(live) = self.live.get(name) else { return };
+        let wait = if live.changed { STATUS_EVERY_MIN } else { STATUS_EVERY_MAX };
+        if live.published_at.after(wait) <= self.now {
+            self.publish(name);
+        }
+    }
+
+    pub(crate) fn publish(&mut self, name: &RunId) {
+        let Some(view) = self.state.run(name).map(|run| self.run_view(name, run)) else { return };
+        let now = self.now;
+        if let Some(live) = self.live.get_mut(name) {
+            live.changed = false;
+            live.published_at = now;
+            self.timers.set(now.after(STATUS_EVERY_MAX), Timer::Status(name.clone()));
+        }
+        self.out.push(Effect::Publish(Box::new(Status { v: V, now, view })));
+    }
+}
+
+impl Run {
+    /// The run at a glance, as far as the ledger tells; speeds and bytes are zero.
+    pub fn view(&self, name: &RunId) -> RunView {
+        let fates = &self.tokens;
+        let closed = self.rounds.iter().rev().find(|round| round.closed_at.is_some());
+        RunView {
+            run: name.clone(),
+            phase: self.phase(),
+            round: self.rounds_closed(),
+            rounds: self.spec.schedule.rounds,
+            units_done: self.inputs.len() as u32,
+            units: self.spec.schedule.units,
+            workers: self.present(),
+            workers_min: self.spec.policy.workers_min,
+            leases: self.leases().count() as u32,
+            tokens: vec![
+                (Fate::Merged, fates.merged),
+                (Fate::Late, fates.late),
+                (Fate::Rejected, fates.rejected),
+                (Fate::Abandoned, fates.abandoned),
+            ],
+            tokens_per_second: 0.0,
+            train_loss: closed.and_then(Self::train_loss),
+            held_out_loss: self.evaluations.keys().next_back().and_then(|r| self.held_out_loss(*r).map(|l| (*r, l))),
+            bytes_up: Bytes(0),
+            bytes_down: Bytes(0),
+            snapshot: self.last_snapshot().map(|snapshot| (snapshot.round, snapshot.manifest)),
+            created_at: self.created_at,
+            completed_at: self.completed_at,
+        }
+    }
+
+    /// Where the run stands.
+    pub fn phase(&self) -> RunPhase {
+        if self.is_complete() {
+            RunPhase::Complete
+        } else if self.all_rounds_closed() {
+            RunPhase::Finishing
+        } else if self.rounds.is_empty() {
+            RunPhase::Waiting
+        } else if self.round_is_full() {
+            RunPhase::Merging
+        } else {
+            RunPhase::Training
+        }
+    }
+
+    /// Its rounds, oldest first. Units of closed rounds are not listed one by one: all of them are in.
+    pub fn round_views(&self) -> Vec<RoundView> {
+        let view = |(number, record): (usize, &RoundRecord)| {
+            let round = Round(number as u64);
+            let open = record.closed_at.is_none();
+            let done = |unit: &UnitId| self.units.get(unit).is_some_and(|found| found.standing == Standing::Done);
+            RoundView {
+                round,
+                opened_at: record.opened_at,
+                closed_at: record.closed_at,
+                done: self.units.keys().filter(|unit| open && unit.round == round && done(unit)).copied().collect(),
+                tokens: record.tokens,
+                train_loss: Self::train_loss(record),
+                held_out_loss: self.held_out_loss(round),
+                norm: record.norm,
+            }
+        };
+        self.rounds.iter().enumerate().map(view).collect()
+    }
+
+    /// Its full snapshots, oldest first.
+    pub fn snapshot_views(&self) -> Vec<SnapshotView> {
+        let view = |snapshot: &crate::state::SnapshotRecord| SnapshotView {
+            round: snapshot.round,
+            manifest: snapshot.manifest,
+            saved_at: snapshot.saved_at,
+        };
+        self.snapshots.iter().map(view).collect()
+    }
+}
+
+fn worker_views(name: &RunId, run: &Run, live: Option<&LiveRun>) -> Vec<WorkerView> {
+    let mut views: Vec<WorkerView> = Vec::with_capacity(run.members.len());
+    for (worker, member) in &run.members {
+        let presence = live.and_then(|live| live.presence.get(worker));
+        let heartbeat = presence.and_then(|presence| presence.heartbeat.as_ref());
+        views.push(WorkerView {
+            worker: worker.clone(),
+            account: member.account.clone(),
+            run: name.clone(),
+            member: member.present,
+            device: member.device.clone(),
+            release: member.release.clone(),
+            posture: member.posture.clone(),
+            phase: heartbeat.map(|heartbeat| heartbeat.phase),
+            lease: member.lease,
+            tokens_per_second: heartbeat.map_or(0.0, |heartbeat| heartbeat.tokens_per_second),
+            accepted: member.accepted,
+            rejected: member.rejected,
+            heard_at: presence.map_or(member.since, |presence| presence.heard_at),
+        });
+    }
+    // Members first: the list is cut at its end when it is too long for one message.
+    views.sort_by_key(|view| !view.member);
+    views
+}
+
+fn lease_views(name: &RunId, run: &Run, live: Option<&LiveRun>) -> Vec<LeaseView> {
+    let view = |(lease, worker, since): (schemas::lease::LeaseRef, &schemas::WorkerId, UnixMillis)| {
+        let held = live.and_then(|live| live.leases.get(&lease.unit));
+        LeaseView {
+            run: name.clone(),
+            lease,
+            worker: worker.clone(),
+            expires_at: held.map_or(since.after(run.spec.policy.lease), |held| held.expires_at),
+            steps_done: held.map_or(Steps(0), |held| held.steps_done),
+        }
+    };
+    run.leases().map(view).collect()
+}
+
+/// Cuts a list until it fits into one message: the oldest rounds and snapshots go, and the last workers and leases.
+fn fit(mut reply: ViewReply) -> ViewReply {
+    while reply.encode().len() > ViewReply::BYTES_MAX {
+        match &mut reply.view {
+            View::Runs(list) => list.truncate(list.len() / 2),
+            View::Workers(list) => list.truncate(list.len() / 2),
+            View::Leases(list) => list.truncate(list.len() / 2),
+            View::Rounds(list) => drop(list.drain(..list.len().div_ceil(2))),
+            View::Snapshots(list) => drop(list.drain(..list.len().div_ceil(2))),
+            View::Run(_) => return reply,
+        }
+    }
+    reply
+}
