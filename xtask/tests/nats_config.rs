@@ -5,9 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use identity::{Domain, InitOptions, Layout};
+use schemas::UnixMillis;
 use schemas::limits::{MESSAGE_BYTES_MAX, WORKERS_MAX};
 use schemas::subject::{AUDIT_STREAM, LEADER_BUCKET, Lane, STATE_BUCKET, WORK_CONSUMER, WORK_STREAM};
 use serde_json::Value;
@@ -48,17 +53,14 @@ impl Copy {
         self.folder.path().join(name).to_str().unwrap().to_owned()
     }
 
-    /// What `diloctl auth init` leaves, as far as the server's parser is concerned.
+    /// What `diloctl auth init` leaves; port -1 lets the system choose.
     fn generate(&self) {
-        let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        fs::write(self.path("node.pem"), certified.cert.pem()).unwrap();
-        fs::write(self.path("node.key"), certified.signing_key.serialize_pem()).unwrap();
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let now = UnixMillis(since_epoch.as_millis().try_into().unwrap());
+        let domain = Domain::init(&self.folder.path().join(".diloco"), &InitOptions::default(), now).unwrap();
         let generated = self.folder.path().join("nats-config/generated");
-        fs::create_dir(&generated).unwrap();
-        fs::write(generated.join("listen.conf"), "listen: \"127.0.0.1:4222\"\nhttp: \"127.0.0.1:8222\"\n").unwrap();
-        fs::write(generated.join("auth.conf"), "authorization { token: \"for this test\" }\n").unwrap();
-        let tls = "cert_file: \"node.pem\"\nkey_file: \"node.key\"\nca_file: \"node.pem\"\n";
-        fs::write(generated.join("tls.conf"), tls).unwrap();
+        domain.write_server_config(&generated, now).unwrap();
+        fs::write(generated.join("listen.conf"), "listen: \"127.0.0.1:-1\"\nhttp: \"127.0.0.1:-1\"\n").unwrap();
     }
 
     fn check(&self, name: &str, environment: &BTreeMap<&str, String>) -> Output {
@@ -68,12 +70,14 @@ impl Copy {
     }
 
     fn production(&self) -> BTreeMap<&'static str, String> {
+        let layout = Layout::new(&self.folder.path().join(".diloco"));
+        let text = |path: PathBuf| path.to_str().unwrap().to_owned();
         BTreeMap::from([
             ("NATS_NODE", "n1".to_owned()),
             ("NATS_LISTEN", "127.0.0.1:4222".to_owned()),
-            ("NATS_CERT", self.path("node.pem")),
-            ("NATS_KEY", self.path("node.key")),
-            ("NATS_CA", self.path("node.pem")),
+            ("NATS_CERT", text(layout.server_certificate())),
+            ("NATS_KEY", text(layout.server_key())),
+            ("NATS_CA", text(layout.ca())),
             ("NATS_DATA", self.path("data")),
             ("NATS_DATA_MAX", "100G".to_owned()),
             ("NATS_SYNC", "always".to_owned()),
@@ -90,6 +94,15 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)
 }
 
+/// What the server's monitoring answers.
+fn monitored(address: &str, path: &str) -> Value {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+}
+
 fn declaration(name: &str) -> Value {
     serde_json::from_str(&fs::read_to_string(config_folder().join(name)).unwrap()).unwrap()
 }
@@ -102,6 +115,30 @@ fn dev_conf_is_valid_once_generated() {
     copy.generate();
     let after = copy.check("nats-config/dev.conf", &BTreeMap::new());
     assert!(after.status.success(), "{}", said(&after));
+}
+
+#[test]
+fn dev_conf_starts_with_jetstream_and_tls() {
+    let copy = Copy::new();
+    copy.generate();
+    let mut command = Command::new(nats_server());
+    command.args(["-c", "nats-config/dev.conf"]).current_dir(copy.folder.path()).env_clear().stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // The server's log ends when the server does, so this neither waits for ever nor sleeps.
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let seen: Vec<_> = lines.by_ref().take_while(|line| !line.contains("Server is ready")).collect();
+    let log = seen.join("\n");
+    let address = seen.iter().find_map(|line| line.split_once("Starting http monitor on "));
+    let state = address.map(|(_, address)| monitored(address, "/jsz"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    for part in ["TLS required for client connections", "Trusted Operators"] {
+        assert!(log.contains(part), "no {part:?} in:\n{log}");
+    }
+    let state = state.unwrap_or_else(|| panic!("no monitoring in:\n{log}"));
+    assert_eq!(state["config"]["sync_always"], true, "{state}");
+    assert_eq!(state["config"]["strict"], true, "{state}");
+    assert!(copy.folder.path().join(".diloco/nats").is_dir(), "{log}");
 }
 
 #[test]
@@ -163,6 +200,7 @@ fn declarations_fit_into_the_dev_store() {
     let bytes: u64 = names.iter().map(|name| declaration(name)["max_bytes"].as_u64().unwrap()).sum();
     let dev = fs::read_to_string(config_folder().join("dev.conf")).unwrap();
     let line = dev.lines().find_map(|line| line.trim().strip_prefix("max_file: ")).unwrap();
-    let gibibytes: u64 = line.strip_suffix('G').unwrap().parse().unwrap();
-    assert!(bytes <= gibibytes << 30, "{bytes} bytes are declared, {gibibytes} GiB are there");
+    // The server's G is 10^9.
+    let gigabytes: u64 = line.strip_suffix('G').unwrap().parse().unwrap();
+    assert!(bytes <= gigabytes * 1_000_000_000, "{bytes} bytes are declared, {gigabytes} GB are there");
 }
