@@ -98,6 +98,7 @@ pub fn connect_options(source: &CredentialSource, tls: &BusTls) -> ConnectOption
     let source = Arc::new(source.clone());
     let options = ConnectOptions::with_auth_callback(move |nonce| {
         let source = Arc::clone(&source);
+        // A small local file is read in place: the connection can do nothing else meanwhile.
         async move { source.answer(&nonce) }
     });
     let options = options

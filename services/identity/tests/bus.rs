@@ -6,14 +6,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use async_nats::jetstream;
 use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerError};
 use futures::StreamExt as _;
 use identity::domain::LIFETIME_DEFAULT;
 use identity::source::connect_options;
 use identity::{BusTls, CredentialSource, Domain, InitOptions};
 use schemas::permission::Role;
-use schemas::subject::{REQUEST_INFO_HEADER, Verb, request_subject};
-use schemas::{Code, Millis, RunId, UnixMillis, WorkerId};
+use schemas::public::CommandVerb;
+use schemas::subject::{
+    AUDIT_STREAM, REQUEST_INFO_HEADER, Verb, command_filters, command_subject, request_subject, worker_event_subject,
+};
+use schemas::{AccountId, Code, Millis, RunId, UnixMillis, WorkerId};
 use tokio::sync::mpsc;
 
 /// Longer than anything here takes on a busy machine.
@@ -189,6 +193,35 @@ async fn a_request_reaches_the_coordinator_with_the_senders_name_on_it() {
         client.publish(forged.clone(), "".into()).await.expect("it is sent");
         until(&mut events, |event| violation(event).is_some_and(|text| text.contains(&forged))).await;
     }
+}
+
+#[tokio::test]
+async fn events_are_stored_and_commands_reach_the_tenant_they_name() {
+    let bus = Bus::start();
+    let (provisioner, _events) = bus.connect(&bus.issue(Role::Provisioner, "p")).await.expect("its own domain");
+    let subjects = vec!["diloco.event.>".into()];
+    let stream = jetstream::stream::Config { name: AUDIT_STREAM.into(), subjects, ..Default::default() };
+    jetstream::new(provisioner).create_stream(stream).await.expect("a provisioner may");
+    let source = bus.issue(Role::Worker, "w1");
+    let worker: WorkerId = source.public().as_str().parse().expect("a user's key");
+    let (client, _worker_events) = bus.connect(&source).await.expect("its own domain");
+    let [_, own] = command_filters(&run(), &worker);
+    let mut commands = client.subscribe(own).await.expect("it is sent");
+    // The acknowledgement is a round trip: the subscription is known when it comes.
+    let subject = worker_event_subject(&run(), &worker, "joined");
+    let sent = jetstream::new(client).publish(subject, "body".into()).await.expect("it is sent");
+    let ack = sent.await.expect("the stream answers across accounts");
+    assert_eq!((ack.stream.as_str(), ack.sequence), (AUDIT_STREAM, 1));
+
+    let (coordinator, _events) = bus.connect(&bus.issue(Role::Coordinator, "c1")).await.expect("its own domain");
+    let tenant = bus.domain.tenant().expect("a key");
+    let elsewhere: AccountId = bus.domain.control().expect("a key");
+    for (account, payload) in [(&elsewhere, "for others"), (&tenant, "for us")] {
+        let subject = command_subject(account, &run(), Some(&worker), CommandVerb::Drain);
+        coordinator.publish(subject, payload.into()).await.expect("it is sent");
+    }
+    let command = tokio::time::timeout(PATIENCE, commands.next()).await.expect("it comes").expect("it is subscribed");
+    assert_eq!(command.payload.as_ref(), b"for us");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use std::path::Path;
 use identity::claims::{AccountClaims, OperatorClaims};
 use identity::domain::{DomainError, LIFETIME_DEFAULT, LIFETIME_MAX};
 use identity::jwt::{verify, verify_chain};
+use identity::tls::server_config;
 use identity::{AuditKey, Credentials, Domain, InitOptions, ManifestKey, StoreKeys};
 use schemas::permission::Role;
 use schemas::{Code, Millis, RunId, UnixMillis};
@@ -137,6 +138,21 @@ fn issuing_again_renews_and_keeps_the_keys() {
     assert_eq!(again.public(), audit.public());
     let credentials = Credentials::read(&second.credentials).expect("it is ours");
     assert_eq!(credentials.token().expires, Some(second.expires));
+}
+
+#[test]
+fn a_renewed_server_certificate_is_of_the_same_authority() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let domain = new_domain(scratch.path());
+    let layout = domain.layout();
+    let read = |path: &Path| fs::read_to_string(path).expect("it is ours");
+    let (ca, old) = (read(&layout.ca()), read(&layout.server_certificate()));
+    let config = domain.server_config(NOW).expect("all keys are there").tls;
+    domain.renew_server_certificate(&["nats.example".into()], NOW).expect("its own authority");
+    assert_eq!(read(&layout.ca()), ca);
+    assert_ne!(read(&layout.server_certificate()), old);
+    assert!(server_config(&layout.server_certificate(), &layout.server_key()).is_ok(), "certificate and key fit");
+    assert_eq!(domain.server_config(NOW).expect("all keys are there").tls, config, "under the same paths");
 }
 
 #[test]
