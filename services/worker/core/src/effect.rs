@@ -1,0 +1,131 @@
+//! What a worker asks of its shell, to be carried out in order.
+
+use std::sync::Arc;
+
+use schemas::event::WorkerEvent;
+use schemas::lease::{ClaimRequest, LeaseRef, Manifest, ReleaseRequest, RenewRequest};
+use schemas::member::{JoinReply, JoinRequest, LeaveRequest};
+use schemas::telemetry::Phase;
+use schemas::{Millis, Refusal, Steps};
+
+/// One request; its answer comes back as [`Input::Replied`](crate::Input::Replied) with the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// The work on one granted lease. Inputs about any other than the present work are without effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorkId(pub u64);
+
+/// Something to do.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// Send a request and report the answer. Every request may be repeated without harm.
+    Send {
+        /// Which.
+        id: RequestId,
+        /// What.
+        request: Request,
+        /// Report [`schemas::Code::NoAnswer`] after this.
+        patience: Millis,
+    },
+    /// The run accepted this worker under these settings; leases that name others are not valid.
+    Joined(Box<JoinReply>),
+    /// Check a lease's signed manifest, before anything it names is touched.
+    Verify {
+        /// The work it would be.
+        work: WorkId,
+        /// The compact JWS.
+        document: String,
+    },
+    /// Get what the work needs: data, and base weights straight into the trainer.
+    Fetch {
+        /// The work.
+        work: WorkId,
+        /// Its verified manifest.
+        manifest: Arc<Manifest>,
+    },
+    /// Do the inner steps.
+    Train {
+        /// The work.
+        work: WorkId,
+    },
+    /// Sum the held-out loss.
+    Evaluate {
+        /// The work.
+        work: WorkId,
+    },
+    /// Encode the difference from the base and upload it.
+    Upload {
+        /// The work.
+        work: WorkId,
+    },
+    /// End whatever is being done for this work, between two steps at the latest. The trainer keeps its inner state.
+    Stop {
+        /// The work.
+        work: WorkId,
+    },
+    /// Write the trainer's inner state to disk when it has nothing better to do.
+    SaveInner,
+    /// Sign an event, chain it, publish it until it is in the stream.
+    Emit(WorkerEvent),
+    /// Send a heartbeat; the shell adds what it counts itself.
+    Heartbeat(Pulse),
+    /// Something keeps this worker waiting: show it.
+    Waiting {
+        /// What.
+        refusal: Refusal,
+        /// When it is tried again.
+        pause: Millis,
+    },
+    /// End the process, after the events and the inner state that were asked for before.
+    Exit(Exit),
+}
+
+/// What a worker asks the coordinator about its life; objects and staging are between shell and coordinator.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "one variant for each verb of the bus")]
+pub enum Request {
+    Join(JoinRequest),
+    Leave(LeaveRequest),
+    Claim(ClaimRequest),
+    Renew(RenewRequest),
+    Release(ReleaseRequest),
+    /// The encoding of a `Statement`, to be signed as it is.
+    Submit(Vec<u8>),
+}
+
+/// What the core knows of a heartbeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pulse {
+    /// Where it stands.
+    pub phase: Phase,
+    /// The lease it holds.
+    pub lease: Option<LeaseRef>,
+    /// Inner steps done on it.
+    pub steps_done: Steps,
+}
+
+/// How a worker's life ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The run is complete.
+    Complete,
+    /// It was told to drain, and has.
+    Drained,
+    /// It was told to stop.
+    Stopped,
+    /// It cannot work.
+    Failed(Refusal),
+}
+
+impl Exit {
+    /// The reason in words, for the coordinator and the audit log.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Complete => "run complete".to_owned(),
+            Self::Drained => "drained".to_owned(),
+            Self::Stopped => "stopped".to_owned(),
+            Self::Failed(refusal) => refusal.to_string(),
+        }
+    }
+}

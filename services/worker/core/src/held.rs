@@ -1,0 +1,94 @@
+//! A lease that is held, and how far its work is.
+
+use std::sync::Arc;
+
+use schemas::lease::{LeaseRef, Manifest};
+use schemas::{Millis, Steps, UnixMillis};
+
+use crate::effect::{RequestId, WorkId};
+use crate::pace::Pace;
+use crate::settings::{RENEWAL_PATIENCE, RETRY_PAUSE};
+
+/// A lease under which this worker works.
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
+    pub(crate) work: WorkId,
+    pub(crate) manifest: Arc<Manifest>,
+    pub(crate) step: Step,
+    pub(crate) steps_done: Steps,
+    /// By this worker's clock, never later than by the coordinator's.
+    pub(crate) ends_at: UnixMillis,
+    /// Its life when it was granted or last renewed.
+    life: Millis,
+    pub(crate) renew_at: UnixMillis,
+    pub(crate) renewal: Option<Renewal>,
+    pace: Pace,
+}
+
+/// A renewal that waits for its answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Renewal {
+    pub(crate) id: RequestId,
+    pub(crate) sent_at: UnixMillis,
+}
+
+/// What is being done under a lease.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Step {
+    Fetching,
+    Training,
+    Uploading(crate::input::Trained),
+    /// The encoding of the statement.
+    Submitting(Vec<u8>),
+}
+
+impl Held {
+    /// Work that starts `now` under a lease of `policy` length that ends at `ends_at`. It is renewed a third of a lease
+    /// after it was granted.
+    pub(crate) fn new(
+        work: WorkId,
+        manifest: Arc<Manifest>,
+        (now, ends_at): (UnixMillis, UnixMillis),
+        policy: Millis,
+        seed: u64,
+    ) -> Self {
+        let life = now.until(ends_at);
+        let spent = policy - life;
+        Self {
+            work,
+            manifest,
+            step: Step::Fetching,
+            steps_done: Steps(0),
+            ends_at,
+            life,
+            renew_at: now.after(Millis(policy.get() / 3) - spent),
+            renewal: None,
+            pace: Pace::new(RETRY_PAUSE, seed),
+        }
+    }
+
+    pub(crate) fn lease(&self) -> LeaseRef {
+        self.manifest.lease
+    }
+
+    /// How long a renewal's answer is waited for.
+    pub(crate) fn renewal_patience(&self) -> Millis {
+        let (min, max) = RENEWAL_PATIENCE;
+        Millis(self.life.get() / 6).clamp(min, max)
+    }
+
+    /// The coordinator renewed the lease. The span counts from the moment of asking: it cannot have ended earlier.
+    pub(crate) fn renewed(&mut self, sent_at: UnixMillis, remaining: Millis) {
+        self.renewal = None;
+        self.pace.reset();
+        self.life = remaining;
+        self.ends_at = sent_at.after(remaining);
+        self.renew_at = sent_at.after(Millis(remaining.get() / 3));
+    }
+
+    /// No answer, or one that says to wait: soon again.
+    pub(crate) fn renew_again(&mut self, now: UnixMillis) {
+        self.renewal = None;
+        self.renew_at = now.after(self.pace.pause());
+    }
+}

@@ -1,0 +1,104 @@
+//! What the world tells a worker.
+
+use schemas::contribution::{Evaluation, SubmitReply};
+use schemas::lease::{ClaimReply, Done, LeaseRef, Manifest, RenewReply};
+use schemas::member::JoinReply;
+use schemas::public::CommandVerb;
+use schemas::{ObjectRef, Refusal, Steps, Tokens};
+
+use crate::effect::{RequestId, WorkId};
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A request was answered, refused, or not answered in time.
+    Replied {
+        /// Which.
+        id: RequestId,
+        /// The verified, decoded reply.
+        outcome: Result<Answer, Refusal>,
+    },
+    /// A manifest was checked.
+    Verified {
+        /// The work.
+        work: WorkId,
+        /// The manifest, or why it is refused.
+        outcome: Result<Box<Manifest>, NotVerified>,
+    },
+    /// Data and weights are there, or not.
+    Fetched {
+        /// The work.
+        work: WorkId,
+        /// Why not.
+        outcome: Result<(), Refusal>,
+    },
+    /// Training or evaluation goes on.
+    Progress {
+        /// The work.
+        work: WorkId,
+        /// Steps done so far.
+        steps_done: Steps,
+    },
+    /// The inner steps are done, or failed.
+    Trained {
+        /// The work.
+        work: WorkId,
+        /// What came of it.
+        outcome: Result<Trained, Refusal>,
+    },
+    /// The evaluation is done, or failed.
+    Evaluated {
+        /// The work.
+        work: WorkId,
+        /// What came of it.
+        outcome: Result<Evaluation, Refusal>,
+    },
+    /// The contribution lies at the store, or not.
+    Uploaded {
+        /// The work.
+        work: WorkId,
+        /// One object per chunk, in the layout's order.
+        outcome: Result<Vec<ObjectRef>, Refusal>,
+    },
+    /// A command of the coordinator, verified; or a signal to this process.
+    Command(CommandVerb),
+    /// A command that did not verify; it was ignored.
+    CommandRefused(Refusal),
+    /// The process cannot go on, whatever the worker is doing: the credential ended for good, for instance.
+    Broken(Refusal),
+    /// Nothing but time passed.
+    Tick,
+}
+
+/// The answer to a [`Request`](crate::Request).
+#[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "one variant for each type of answer on the bus")]
+pub enum Answer {
+    Join(Box<JoinReply>),
+    Claim(ClaimReply),
+    Renew(RenewReply),
+    Done(Done),
+    Submit(SubmitReply),
+}
+
+/// Why a manifest is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotVerified {
+    /// The failed check.
+    pub refusal: Refusal,
+    /// The lease to give back; known only when the signature and the audience were right.
+    pub lease: Option<LeaseRef>,
+}
+
+/// What inner steps came to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Trained {
+    /// Tokens trained on.
+    pub tokens: Tokens,
+    /// Steps done.
+    pub steps: Steps,
+    /// Mean loss over them, nats a token.
+    pub loss: f64,
+    /// Wall time, milliseconds.
+    pub train_ms: u64,
+}

@@ -1,0 +1,42 @@
+//! What a worker is told once, and the bounds it keeps.
+
+use schemas::member::JoinRequest;
+use schemas::{Millis, RunId, WorkerId};
+
+/// What does not change while a worker lives.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The run it works for.
+    pub run: RunId,
+    /// Its own key.
+    pub worker: WorkerId,
+    /// What it says about itself when it joins.
+    pub join: JoinRequest,
+    /// How long a claim may wait for work; at most `CLAIM_WAIT_MAX`.
+    pub claim_wait: Millis,
+    /// How long an orderly end may take.
+    pub stop_patience: Millis,
+    /// Decides the jitter of pauses. Another for every worker, or all of them come back at the same moment.
+    pub seed: u64,
+}
+
+/// Longest wait for the answer to a request that the coordinator answers at once.
+pub(crate) const PATIENCE: Millis = Millis::from_secs(10);
+/// Longest wait for the answer to a result: screening reads all of its chunks.
+pub(crate) const SUBMIT_PATIENCE: Millis = Millis::from_secs(60);
+/// Longest wait for an answer on the way out; the end of the lease says the same later.
+pub(crate) const PARTING_PATIENCE: Millis = Millis::from_secs(2);
+/// Tries to give a lease back or to say goodbye.
+pub(crate) const PARTING_TRIES: u32 = 3;
+/// Bounds of the wait for a renewal's answer; within them it is a sixth of the lease, so that several tries fit.
+pub(crate) const RENEWAL_PATIENCE: (Millis, Millis) = (Millis::from_secs(1), Millis::from_secs(10));
+/// Shortest time between two claims, should the coordinator answer that there is nothing without waiting.
+pub(crate) const CLAIM_INTERVAL_MIN: Millis = Millis(100);
+/// Shortest time between two events about refused commands: anyone on the run's command subject could cause them.
+pub(crate) const REFUSED_INTERVAL_MIN: Millis = Millis::from_secs(10);
+/// First and longest pause before a request is repeated.
+pub(crate) const RETRY_PAUSE: (Millis, Millis) = (Millis(200), Millis::from_secs(10));
+/// First and longest pause after a unit that failed here.
+pub(crate) const FAULT_PAUSE: (Millis, Millis) = (Millis(500), Millis::from_secs(60));
+/// Units that may fail here one after another before the worker ends: a machine that fails every unit only delays them.
+pub(crate) const FAULTS_MAX: u32 = 10;

@@ -1,0 +1,54 @@
+//! What a refusal means to a worker.
+
+use schemas::Code;
+
+/// What to do about a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Ask again later; nothing is wrong with this worker.
+    Wait,
+    /// The lease is another's or nobody's: stop its work.
+    LeaseLost,
+    /// Join again, then go on.
+    Rejoin,
+    /// The run gives out no more work.
+    RunOver,
+    /// This process cannot work as it is; a person must change something.
+    Fatal,
+    /// What was asked or handed in is no good; something else may be.
+    Failed,
+}
+
+/// The verdict on a code. Codes that say nothing of these kinds are [`Verdict::Failed`].
+pub(crate) fn verdict(code: Code) -> Verdict {
+    match code {
+        Code::NoAnswer
+        | Code::BusUnreachable
+        | Code::StoreUnreachable
+        | Code::Draining
+        | Code::RunUnknown
+        | Code::TooFewWorkers
+        | Code::LedgerFenced
+        | Code::LedgerUnwritable => Verdict::Wait,
+        Code::LeaseLost | Code::LeaseUnknown | Code::ObjectForbidden => Verdict::LeaseLost,
+        Code::NotJoined | Code::StatementInvalid => Verdict::Rejoin,
+        Code::RunClosed => Verdict::RunOver,
+        Code::IdentityMismatch
+        | Code::BusRefused
+        | Code::BusDenied
+        | Code::CredentialMissing
+        | Code::CredentialMalformed
+        | Code::CredentialExpired
+        | Code::CredentialUnreadable
+        | Code::RoleMismatch
+        | Code::LayerOpen
+        | Code::PlaintextRefused
+        | Code::SpecInvalid
+        | Code::ModelInvalid
+        | Code::TokenizerInvalid
+        | Code::TorchMissing
+        | Code::DeviceMissing
+        | Code::TrainerMissing => Verdict::Fatal,
+        _ => Verdict::Failed,
+    }
+}

@@ -1,0 +1,383 @@
+//! A worker's life, step by step.
+
+use scene::{LEASE, Scene, join_reply, lease, manifest, trained};
+use schemas::contribution::{Evaluation, Fate, Outcome, Statement, SubmitReply};
+use schemas::event::WorkerEvent;
+use schemas::lease::{ClaimOutcome, ClaimReply, Done, UnitKind};
+use schemas::public::CommandVerb;
+use schemas::{Code, Message as _, Millis, ObjectRef, Refusal, Steps, Tokens, V};
+use worker_core::{Answer, Effect, Exit, Input, NotVerified, Request};
+
+mod scene;
+
+fn refused(code: Code) -> Result<Answer, Refusal> {
+    Err(Refusal::new(code, "played by the test"))
+}
+
+fn fate(fate: Fate) -> Result<Answer, Refusal> {
+    Ok(Answer::Submit(SubmitReply { v: V, fate }))
+}
+
+fn claims(effect: &Effect) -> bool {
+    matches!(effect, Effect::Send { request: Request::Claim(_), .. })
+}
+
+fn joins(effect: &Effect) -> bool {
+    matches!(effect, Effect::Send { request: Request::Join(_), .. })
+}
+
+fn submits(effect: &Effect) -> bool {
+    matches!(effect, Effect::Send { request: Request::Submit(_), .. })
+}
+
+fn exits(effect: &Effect) -> bool {
+    matches!(effect, Effect::Exit(_))
+}
+
+fn dropped(code: Code) -> impl Fn(&Effect) -> bool {
+    move |effect| matches!(effect, Effect::Emit(WorkerEvent::Dropped { code: got, .. }) if *got == code)
+}
+
+#[test]
+fn a_unit_goes_from_claim_to_an_accepted_result_to_the_next_claim() {
+    let mut scene = Scene::joined();
+    assert!(scene.has(claims) && scene.has(|effect| matches!(effect, Effect::Heartbeat(_))));
+    let held = lease(0, UnitKind::Train, 1);
+    let work = scene.grant(held);
+    assert!(scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Started { lease }) if *lease == held)));
+    assert!(scene.has(|effect| matches!(effect, Effect::Fetch { .. })));
+    scene.give(Input::Fetched { work, outcome: Ok(()) });
+    assert!(scene.has(|effect| matches!(effect, Effect::Train { .. })));
+    scene.give(Input::Trained { work, outcome: Ok(trained()) });
+    assert!(scene.has(|effect| matches!(effect, Effect::Upload { .. })));
+    let chunks = vec![ObjectRef::of(b"chunk")];
+    scene.give(Input::Uploaded { work, outcome: Ok(chunks.clone()) });
+    let (_, Request::Submit(bytes)) = scene.request() else { panic!("a result is submitted") };
+    let statement = Statement::decode(bytes).expect("what was encoded");
+    let Outcome::Contribution(contribution) = statement.outcome else { panic!("of a training unit") };
+    assert_eq!((statement.lease, contribution.chunks, contribution.tokens), (held, chunks, Tokens(64)));
+    scene.answer(fate(Fate::Merged));
+    assert!(scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Submitted { .. }))));
+    assert!(scene.has(claims) && scene.has(|effect| matches!(effect, Effect::SaveInner)));
+}
+
+#[test]
+fn an_evaluation_needs_no_upload_and_touches_no_inner_state() {
+    let (mut scene, work) = Scene::holding(lease(0, UnitKind::Evaluate, 1));
+    scene.give(Input::Fetched { work, outcome: Ok(()) });
+    assert!(scene.has(|effect| matches!(effect, Effect::Evaluate { .. })));
+    let evaluation = Evaluation { loss_sum: 12.0, tokens: Tokens(4) };
+    scene.give(Input::Evaluated { work, outcome: Ok(evaluation) });
+    assert!(scene.has(submits));
+    scene.answer(fate(Fate::Merged));
+    assert!(scene.has(claims) && !scene.has(|effect| matches!(effect, Effect::SaveInner)));
+}
+
+/// LS-03, LS-04: nothing is taken for done before its reply says so.
+#[test]
+fn success_is_told_only_after_the_reply() {
+    let scene = Scene::new();
+    assert!(!scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Joined { .. }))));
+    let (mut scene, ..) = Scene::submitting();
+    assert!(!scene.has(|effect| matches!(effect, Effect::Emit(_))));
+    for fate in [fate(Fate::Late), fate(Fate::Rejected), refused(Code::AlreadyCounted), refused(Code::NotFinite)] {
+        let (mut scene, ..) = Scene::submitting();
+        scene.answer(fate);
+        assert!(!scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Submitted { .. }))));
+        assert!(scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Dropped { .. }))));
+    }
+    scene.answer(fate(Fate::Merged));
+    assert!(scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Submitted { .. }))));
+}
+
+/// FG-20: time-outs are retried, the same request again.
+#[test]
+fn unanswered_requests_are_repeated_with_growing_pauses() {
+    let (mut scene, ..) = Scene::submitting();
+    let (_, first) = scene.request();
+    let first = first.clone();
+    let mut pauses = Vec::new();
+    for _ in 0..4 {
+        scene.answer(refused(Code::NoAnswer));
+        let pause = scene.effects.iter().find_map(|effect| match effect {
+            Effect::Waiting { pause, .. } => Some(pause.get()),
+            _ => None,
+        });
+        pauses.push(pause.expect("waiting is shown"));
+        scene.until(submits);
+        assert_eq!(scene.request().1, &first);
+    }
+    assert!(pauses.windows(2).all(|pair| pair[0] < pair[1] * 2) && pauses[3] > pauses[0], "{pauses:?}");
+}
+
+/// LS-10: whoever was taken off the list joins again.
+#[test]
+fn not_joined_leads_to_another_join() {
+    let mut scene = Scene::joined();
+    scene.answer(refused(Code::NotJoined));
+    assert!(!scene.has(joins), "not in a tight loop");
+    scene.until(joins);
+    let reply = join_reply(scene.now);
+    scene.answer(Ok(Answer::Join(Box::new(reply))));
+    assert!(scene.has(claims));
+    let (mut scene, work, _) = Scene::training();
+    scene.until(|effect| matches!(effect, Effect::Send { request: Request::Renew(_), .. }));
+    scene.answer(refused(Code::NotJoined));
+    assert!(scene.has(|effect| matches!(effect, Effect::Stop { work: stopped } if *stopped == work)));
+    scene.until(joins);
+}
+
+#[test]
+fn a_run_that_is_not_ready_is_waited_for() {
+    for code in [Code::RunUnknown, Code::Draining, Code::NoAnswer, Code::MessageInvalid] {
+        let mut scene = Scene::new();
+        scene.answer(refused(code));
+        assert!(scene.has(|effect| matches!(effect, Effect::Waiting { refusal, .. } if refusal.code == code)));
+        scene.until(joins);
+    }
+    for code in [Code::TooFewWorkers, Code::Draining] {
+        let mut scene = Scene::joined();
+        scene.answer(refused(code));
+        assert!(scene.has(|effect| matches!(effect, Effect::Waiting { .. })));
+        scene.until(claims);
+    }
+}
+
+#[test]
+fn refusals_that_only_a_person_can_mend_end_the_process_with_their_code() {
+    for code in [Code::IdentityMismatch, Code::CredentialExpired, Code::BusDenied] {
+        let mut scene = Scene::new();
+        scene.answer(refused(code));
+        assert!(scene.has(|effect| matches!(effect, Effect::Exit(Exit::Failed(refusal)) if refusal.code == code)));
+        let (mut scene, ..) = Scene::submitting();
+        scene.answer(refused(code));
+        scene.until(|effect| matches!(effect, Effect::Send { request: Request::Release(_), .. }));
+    }
+}
+
+/// FG-13: other settings are refused, never silently used.
+#[test]
+fn settings_must_be_what_their_digest_says() {
+    let join = |change: &dyn Fn(&mut schemas::member::JoinReply)| {
+        let mut scene = Scene::new();
+        let mut reply = join_reply(scene.now);
+        change(&mut reply);
+        scene.answer(Ok(Answer::Join(Box::new(reply))));
+        scene.effects
+    };
+    let fails = |effects: &[Effect], wanted: Code| {
+        effects.iter().any(|effect| matches!(effect, Effect::Exit(Exit::Failed(refusal)) if refusal.code == wanted))
+    };
+    assert!(fails(&join(&|reply| reply.spec.seed += 1), Code::SpecInvalid));
+    assert!(fails(&join(&|reply| reply.spec.run = "other".parse().expect("a name")), Code::SpecInvalid));
+    assert!(fails(&join(&|reply| reply.spec.schedule.units = 0), Code::SpecInvalid));
+    let torch = join(&|reply| {
+        reply.spec.model.trainer = schemas::run::TrainerKind::Torch;
+        reply.spec_digest = reply.spec.to_object().1;
+    });
+    assert!(fails(&torch, Code::TrainerMissing));
+}
+
+#[test]
+fn a_lease_is_renewed_after_a_third_of_it() {
+    let (mut scene, ..) = Scene::training();
+    let granted = scene.now;
+    scene.until(|effect| matches!(effect, Effect::Send { request: Request::Renew(_), .. }));
+    assert_eq!(granted.until(scene.now), Millis(LEASE.get() / 3));
+    let renewed = scene.renewed();
+    scene.answer(Ok(renewed));
+    let renewed_at = scene.now;
+    scene.until(|effect| matches!(effect, Effect::Send { request: Request::Renew(_), .. }));
+    assert_eq!(renewed_at.until(scene.now), Millis(LEASE.get() / 3));
+}
+
+#[test]
+fn a_lease_that_nobody_renews_ends_here_before_it_ends_there() {
+    let (mut scene, work, _) = Scene::training();
+    let granted = scene.now;
+    scene.until(|effect| matches!(effect, Effect::Send { request: Request::Renew(_), .. }));
+    let mut renewals = 1;
+    scene.effects.clear();
+    while !scene.has(dropped(Code::LeaseLost)) {
+        scene.wait();
+        if scene.has(|effect| matches!(effect, Effect::Send { request: Request::Renew(_), .. })) {
+            renewals += 1;
+            scene.answer(refused(Code::NoAnswer));
+        } else if renewals == 1 {
+            // The first renewal was never answered at all, not even by a time-out: the lease ends all the same.
+            assert!(scene.now <= granted.after(LEASE));
+        }
+    }
+    assert_eq!(granted.until(scene.now), LEASE);
+    assert!(scene.has(|effect| matches!(effect, Effect::Stop { work: stopped } if *stopped == work)));
+    assert!(scene.has(|effect| matches!(effect, Effect::SaveInner)) && scene.has(claims));
+    scene.give(Input::Trained { work, outcome: Ok(trained()) });
+    assert!(scene.effects.is_empty(), "what a lost lease gives is of no use");
+}
+
+#[test]
+fn losing_the_lease_stops_the_work_and_keeps_the_inner_state() {
+    for code in [Code::LeaseLost, Code::LeaseUnknown] {
+        let (mut scene, work, _) = Scene::training();
+        scene.give(Input::Progress { work, steps_done: Steps(2) });
+        scene.until(|effect| matches!(effect, Effect::Send { request: Request::Renew(_), .. }));
+        scene.answer(refused(code));
+        assert!(scene.has(|effect| matches!(effect, Effect::Stop { .. })) && scene.has(dropped(code)));
+        assert!(scene.has(|effect| matches!(effect, Effect::SaveInner)) && scene.has(claims));
+        assert!(!scene.has(|effect| matches!(effect, Effect::Send { request: Request::Release(_), .. })));
+    }
+}
+
+#[test]
+fn a_unit_that_fails_here_is_given_back() {
+    let (mut scene, work, held) = Scene::training();
+    scene.give(Input::Trained { work, outcome: Err(Refusal::new(Code::TrainingFailed, "loss is NaN")) });
+    assert!(scene.has(dropped(Code::TrainingFailed)));
+    assert!(matches!(scene.request().1, Request::Release(release) if release.lease == held));
+    scene.answer(Ok(Answer::Done(Done::default())));
+    assert!(!scene.has(claims), "a pause first");
+    scene.until(claims);
+    let (mut scene, work, _) = Scene::training();
+    let mean = worker_core::Trained { loss: f64::NAN, ..trained() };
+    scene.give(Input::Trained { work, outcome: Ok(mean) });
+    assert!(scene.has(dropped(Code::TrainingFailed)));
+}
+
+#[test]
+fn a_machine_that_fails_every_unit_ends() {
+    let mut scene = Scene::joined();
+    for epoch in 1.. {
+        assert!(epoch < 100, "it never ends");
+        let work = scene.grant(lease(0, UnitKind::Train, epoch));
+        scene.give(Input::Fetched { work, outcome: Err(Refusal::new(Code::CacheFailed, "disk full")) });
+        scene.answer(Ok(Answer::Done(Done::default())));
+        if scene.has(|effect| matches!(effect, Effect::Send { request: Request::Leave(_), .. })) {
+            scene.answer(Ok(Answer::Done(Done::default())));
+            assert!(scene.has(|effect| matches!(effect, Effect::Exit(Exit::Failed(_)))));
+            return;
+        }
+        scene.until(claims);
+    }
+}
+
+/// TL-09: a manifest that does not verify starts nothing.
+#[test]
+fn a_refused_manifest_starts_nothing_and_is_told() {
+    for given in [None, Some(lease(0, UnitKind::Train, 1))] {
+        let mut scene = Scene::joined();
+        let outcome = ClaimOutcome::Lease("document".to_owned());
+        scene.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome })));
+        let Some(Effect::Verify { work, .. }) = scene.effects.last() else { panic!("verified first") };
+        let (work, refusal) = (*work, Refusal::new(Code::ManifestInvalid, "the audience is another"));
+        scene.give(Input::Verified { work, outcome: Err(NotVerified { refusal, lease: given }) });
+        assert!(scene.has(|effect| {
+            matches!(effect, Effect::Emit(WorkerEvent::Refused { code: Code::ManifestInvalid, .. }))
+        }));
+        assert!(!scene.has(|effect| matches!(effect, Effect::Fetch { .. })));
+        let releases = scene.has(|effect| matches!(effect, Effect::Send { request: Request::Release(_), .. }));
+        assert_eq!(releases, given.is_some());
+        if releases {
+            scene.answer(Ok(Answer::Done(Done::default())));
+        }
+        scene.until(claims);
+    }
+}
+
+#[test]
+fn drain_finishes_the_unit_and_leaves() {
+    let (mut scene, work, _) = Scene::training();
+    scene.give(Input::Command(CommandVerb::Drain));
+    assert!(scene.effects.is_empty(), "the unit goes on");
+    scene.give(Input::Trained { work, outcome: Ok(trained()) });
+    scene.give(Input::Uploaded { work, outcome: Ok(vec![ObjectRef::of(b"chunk")]) });
+    scene.answer(fate(Fate::Merged));
+    assert!(scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Submitted { .. }))));
+    assert!(scene.has(|effect| matches!(effect, Effect::SaveInner)) && !scene.has(claims));
+    assert!(matches!(scene.request().1, Request::Leave(_)));
+    scene.answer(Ok(Answer::Done(Done::default())));
+    assert!(scene.has(|effect| matches!(effect, Effect::Exit(Exit::Drained))));
+    let mut scene = Scene::joined();
+    scene.give(Input::Command(CommandVerb::Drain));
+    assert!(matches!(scene.request().1, Request::Leave(_)), "nothing to finish");
+}
+
+#[test]
+fn stop_gives_the_lease_back_saves_and_leaves() {
+    let (mut scene, work, held) = Scene::training();
+    scene.give(Input::Command(CommandVerb::Stop));
+    assert!(scene.has(|effect| matches!(effect, Effect::Stop { work: stopped } if *stopped == work)));
+    assert!(scene.has(|effect| matches!(effect, Effect::SaveInner)));
+    assert!(matches!(scene.request().1, Request::Release(release) if release.lease == held));
+    scene.answer(Ok(Answer::Done(Done::default())));
+    assert!(scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Stopped { .. }))));
+    assert!(matches!(scene.request().1, Request::Leave(_)));
+    scene.answer(Ok(Answer::Done(Done::default())));
+    assert!(scene.has(|effect| matches!(effect, Effect::Exit(Exit::Stopped))));
+    scene.give(Input::Tick);
+    assert!(scene.effects.is_empty() && scene.worker.next_deadline().is_none());
+}
+
+#[test]
+fn stop_ends_in_time_when_nobody_answers() {
+    for mut scene in [Scene::new(), Scene::joined(), Scene::training().0, Scene::submitting().0] {
+        let started = scene.now;
+        scene.give(Input::Command(CommandVerb::Stop));
+        scene.until(exits);
+        assert!(started.until(scene.now) <= Millis(5_000), "{}", started.until(scene.now));
+    }
+}
+
+#[test]
+fn a_complete_run_ends_the_worker() {
+    let mut scene = Scene::joined();
+    scene.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome: ClaimOutcome::Complete })));
+    scene.answer(Ok(Answer::Done(Done::default())));
+    assert!(scene.has(|effect| matches!(effect, Effect::Exit(Exit::Complete))));
+}
+
+#[test]
+fn nothing_to_do_is_not_asked_in_a_tight_loop() {
+    let mut scene = Scene::joined();
+    for _ in 0..5 {
+        let before = scene.now;
+        scene.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome: ClaimOutcome::Nothing })));
+        scene.until(claims);
+        assert!(before.until(scene.now) >= Millis(100));
+    }
+}
+
+#[test]
+fn refused_commands_are_told_at_a_bounded_rate() {
+    let mut scene = Scene::joined();
+    let told = |scene: &Scene| scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Refused { .. })));
+    let forged = || Input::CommandRefused(Refusal::new(Code::SignatureInvalid, "unsigned"));
+    scene.give(forged());
+    assert!(told(&scene));
+    for _ in 0..100 {
+        scene.give(forged());
+        assert!(!told(&scene));
+    }
+    scene.now = scene.now.after(Millis(10_000));
+    scene.give(forged());
+    let shown = scene.effects.iter().find_map(|effect| match effect {
+        Effect::Emit(WorkerEvent::Refused { detail, .. }) => Some(detail.clone()),
+        _ => None,
+    });
+    assert!(shown.is_some_and(|detail| detail.starts_with("100 more")));
+}
+
+/// A slow join makes the clock's offset useless; the first renewal, at once, mends it.
+#[test]
+fn a_lease_survives_a_join_that_took_long() {
+    let mut scene = Scene::new();
+    scene.now = scene.now.after(LEASE);
+    let reply = join_reply(scene.now);
+    scene.answer(Ok(Answer::Join(Box::new(reply))));
+    let outcome = ClaimOutcome::Lease("document".to_owned());
+    scene.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome })));
+    let Some(Effect::Verify { work, .. }) = scene.effects.last() else { panic!("verified first") };
+    let manifest = Box::new(manifest(lease(0, UnitKind::Train, 1), scene.now));
+    scene.give(Input::Verified { work: *work, outcome: Ok(manifest) });
+    assert!(scene.has(|effect| matches!(effect, Effect::Fetch { .. })));
+    assert!(matches!(scene.request().1, Request::Renew(_)));
+}
