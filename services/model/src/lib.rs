@@ -1,0 +1,18 @@
+//! What a model is, without running it: its configuration, the layout of its parameters, its initial weights, and its
+//! tensors in safetensors files. No libtorch, so that diloctl and the coordinator's tools can use all of it.
+
+mod config;
+mod file;
+mod initial;
+mod llama;
+mod preset;
+mod reference;
+mod synthetic;
+
+pub use config::{ModelConfig, ModelError};
+pub use file::{FileError, NamedTensor, TensorFile, export_safetensors, import_safetensors, write_tensors};
+pub use initial::{Initial, InitialWeights};
+pub use llama::LlamaConfig;
+pub use preset::{PRESETS, Preset};
+pub use reference::ReferenceConfig;
+pub use synthetic::SyntheticConfig;

@@ -1,0 +1,58 @@
+//! Why a trainer refused or failed.
+
+use model::FileError;
+use schemas::{Code, Refusal};
+
+/// Why a trainer refused or failed. In every case its parameters and moments are as before.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainerError {
+    /// An argument does not fit the model.
+    #[error("{0}")]
+    Input(String),
+    /// Training has gone astray.
+    #[error("{what} is {value} at inner step {step}; the step was not taken")]
+    NotFinite {
+        /// Loss or gradient norm.
+        what: &'static str,
+        /// What it was.
+        value: f64,
+        /// The optimizer's step count.
+        step: u64,
+    },
+    /// The library under the trainer refused an operation.
+    #[error("{0}")]
+    Device(String),
+    /// The configured device is not there.
+    #[error("{0}")]
+    DeviceMissing(String),
+    /// libtorch is absent or of another version.
+    #[error("{0}")]
+    LibraryMissing(String),
+    /// A saved inner state cannot be used.
+    #[error("inner state: {0}")]
+    State(String),
+}
+
+impl TrainerError {
+    /// The code that an operator sees.
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::Input(_) | Self::NotFinite { .. } | Self::Device(_) => Code::TrainingFailed,
+            Self::DeviceMissing(_) => Code::DeviceMissing,
+            Self::LibraryMissing(_) => Code::TorchMissing,
+            Self::State(_) => Code::WorkerStateInvalid,
+        }
+    }
+}
+
+impl From<TrainerError> for Refusal {
+    fn from(error: TrainerError) -> Self {
+        Self::new(error.code(), error.to_string())
+    }
+}
+
+impl From<FileError> for TrainerError {
+    fn from(error: FileError) -> Self {
+        Self::State(error.to_string())
+    }
+}
