@@ -1,0 +1,422 @@
+//! The coordinator's own access to both buckets, with the admin key.
+//!
+//! Bulk bytes, HEAD with checksums and copies go as requests signed here over one pooled HTTP/1.1 client; listing and
+//! deleting go through `object_store`, over the same client.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
+use identity::AccessKey;
+use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::client::{HttpClient, HttpConnector};
+use object_store::{ClientOptions, ObjectStore as _, ObjectStoreExt as _};
+use reqwest::header::{CONTENT_LENGTH, DATE};
+use reqwest::{Client, Response, StatusCode};
+use schemas::blob::Grant;
+use schemas::limits::{OBJECT_BYTES_MAX, URL_LIFE};
+use schemas::{Digest, ObjectRef, Refusal, UnixMillis};
+use tokio::time::{Instant, timeout_at};
+
+use crate::client;
+use crate::endpoint::Endpoint;
+use crate::error::ObjectError;
+use crate::key::{BlobKey, BucketName, IncomingKey};
+use crate::presign::{CHECKSUM, Place, Request, StoreClock, checksum};
+use crate::transfer::{Pace, Regrant, Stored, Transfer, TransferLimits};
+
+/// Whether a store keeps the sha256 it checked at upload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// It does, and it is the expected one.
+    Yes,
+    /// It does not say; only reading the object tells.
+    No,
+}
+
+/// A verified object as a listing shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// What its key names.
+    pub object: ObjectRef,
+    /// When it was stored, by the store's clock.
+    pub stored_at: UnixMillis,
+}
+
+/// Both buckets, with every right. Cheap to clone; clones share connections.
+#[derive(Clone, Debug)]
+pub struct Buckets {
+    transfer: Transfer,
+    limits: TransferLimits,
+    incoming: Place,
+    blobs: Place,
+    incoming_listing: Arc<AmazonS3>,
+    blobs_listing: Arc<AmazonS3>,
+    clock: StoreClock,
+    patience: Duration,
+}
+
+/// What a HEAD said.
+struct Head {
+    bytes: Option<u64>,
+    checksum: Option<String>,
+}
+
+impl Buckets {
+    /// Access to the store at `endpoint`. Each operation is retried until `patience` has passed.
+    ///
+    /// # Errors
+    /// The endpoint or its authority is not usable.
+    pub fn new(
+        endpoint: &Endpoint,
+        admin: &AccessKey,
+        clock: StoreClock,
+        limits: TransferLimits,
+        patience: Duration,
+    ) -> Result<Self, ObjectError> {
+        let transfer = Transfer::new(endpoint.trust(), limits.clone())?;
+        let listing = |name| listing(endpoint, admin, name, transfer.http()).map(Arc::new);
+        Ok(Self {
+            incoming: Place::new(endpoint, BucketName::Incoming, admin.clone())?,
+            blobs: Place::new(endpoint, BucketName::Blobs, admin.clone())?,
+            incoming_listing: listing(BucketName::Incoming)?,
+            blobs_listing: listing(BucketName::Blobs)?,
+            transfer,
+            limits,
+            clock,
+            patience,
+        })
+    }
+
+    /// One round trip that shows that the store is there, takes the key pair, and what time it has.
+    ///
+    /// # Errors
+    /// It does not answer, or refuses.
+    pub async fn ping(&self) -> Result<(), ObjectError> {
+        for place in [&self.incoming, &self.blobs] {
+            let request = Request { method: rusty_s3::Method::Head, key: "", headers: &[] };
+            let response = self.send("ping of the store", place, &request).await?;
+            if !response.status().is_success() {
+                return Err(refused("ping of the store", response).await);
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at an upload without reading it: is it there, with this length and, where the store kept it, this sha256.
+    ///
+    /// # Errors
+    /// [`ObjectError::Missing`], [`ObjectError::Mismatch`], or the store does not answer.
+    pub async fn head_checked(&self, key: &IncomingKey, object: ObjectRef) -> Result<Recorded, ObjectError> {
+        self.compare_head(&self.incoming, &key.to_string(), object).await
+    }
+
+    /// Copies an upload to its place in `blobs`, at the store. Nothing to do when the blob is there.
+    ///
+    /// # Errors
+    /// The upload is gone, the copy is not what it should be, or the store does not answer.
+    pub async fn promote(&self, key: &IncomingKey, object: ObjectRef) -> Result<Stored, ObjectError> {
+        let blob = BlobKey(object.digest).to_string();
+        if key.digest() != object.digest {
+            let reason = format!("its upload lies under {key}");
+            return Err(ObjectError::Mismatch { digest: object.digest, reason });
+        }
+        match self.compare_head(&self.blobs, &blob, object).await {
+            Ok(_) => return Ok(Stored::Before),
+            Err(ObjectError::Missing { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let source = format!("/{}/{key}", BucketName::Incoming);
+        let headers = [("x-amz-copy-source", source.as_str())];
+        let request = Request { method: rusty_s3::Method::Put, key: &blob, headers: &headers };
+        let during = format!("promotion of {}", object.digest);
+        let response = self.send(&during, &self.blobs, &request).await?;
+        if !response.status().is_success() {
+            return Err(refused(&during, response).await);
+        }
+        // A copy may fail after its 200 has been sent; the body then holds an error code.
+        let code = client::s3_code(response).await;
+        if !code.is_empty() {
+            return Err(ObjectError::Refused { during, status: 200, code });
+        }
+        self.compare_head(&self.blobs, &blob, object).await?;
+        Ok(Stored::Now)
+    }
+
+    /// A verified object's bytes, hashed here.
+    ///
+    /// # Errors
+    /// Why there are no verified bytes.
+    pub async fn get(&self, digest: Digest) -> Result<Bytes, ObjectError> {
+        self.read(&self.blobs, &BlobKey(digest).to_string(), digest, OBJECT_BYTES_MAX).await
+    }
+
+    /// An upload's bytes, to be screened before promotion; hashed here.
+    ///
+    /// # Errors
+    /// Why there are no verified bytes.
+    pub async fn get_incoming(&self, key: &IncomingKey, object: ObjectRef) -> Result<Bytes, ObjectError> {
+        let bytes = self.read(&self.incoming, &key.to_string(), object.digest, object.bytes).await?;
+        if bytes.len() as u64 == object.bytes.get() {
+            return Ok(bytes);
+        }
+        let reason = format!("{} bytes instead of {}", bytes.len(), object.bytes);
+        Err(ObjectError::Mismatch { digest: object.digest, reason })
+    }
+
+    /// Stores bytes of the coordinator's own making. One hash, one PUT; the store compares the hash before the object
+    /// can be seen.
+    ///
+    /// # Errors
+    /// It was not stored.
+    pub async fn put_blob(&self, bytes: Bytes) -> Result<ObjectRef, ObjectError> {
+        let hashed = bytes.clone();
+        let object = tokio::task::spawn_blocking(move || ObjectRef::of(&hashed)).await.expect("hashing does not panic");
+        self.put_blob_as(object, bytes).await?;
+        Ok(object)
+    }
+
+    /// Stores bytes whose reference the caller has computed already.
+    ///
+    /// # Errors
+    /// It was not stored; [`ObjectError::Mismatch`] when the reference is not that of the bytes.
+    pub async fn put_blob_as(&self, object: ObjectRef, bytes: Bytes) -> Result<Stored, ObjectError> {
+        if bytes.len() as u64 > OBJECT_BYTES_MAX.get() {
+            let (length, max) = (bytes.len() as u64, OBJECT_BYTES_MAX.get());
+            return Err(ObjectError::TooLarge { digest: object.digest, bytes: length, bytes_max: max });
+        }
+        if self.exists(object.digest).await? == Some(object.bytes) {
+            return Ok(Stored::Before);
+        }
+        let own =
+            OwnGrants { buckets: self, place: &self.blobs, key: BlobKey(object.digest).to_string(), put: Some(object) };
+        self.transfer.put(&own.grant(object.digest), bytes, &own, self.deadline()).await
+    }
+
+    /// The length of a verified object, if it is there.
+    ///
+    /// # Errors
+    /// The store does not answer, or refuses.
+    pub async fn exists(&self, digest: Digest) -> Result<Option<schemas::Bytes>, ObjectError> {
+        match self.head(&self.blobs, &BlobKey(digest).to_string()).await {
+            Ok(head) => Ok(head.bytes.map(schemas::Bytes)),
+            Err(ObjectError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Deletes a verified object; it need not be there.
+    ///
+    /// # Errors
+    /// The store does not answer, or refuses.
+    pub async fn delete(&self, digest: Digest) -> Result<(), ObjectError> {
+        delete(&self.blobs_listing, &BlobKey(digest).to_string()).await
+    }
+
+    /// Deletes an upload; it need not be there.
+    ///
+    /// # Errors
+    /// The store does not answer, or refuses.
+    pub async fn delete_incoming(&self, key: &IncomingKey) -> Result<(), ObjectError> {
+        delete(&self.incoming_listing, &key.to_string()).await
+    }
+
+    /// All verified objects, in order of digest. What lies in the bucket under other keys is passed over.
+    pub fn list(&self) -> BoxStream<'static, Result<Listed, ObjectError>> {
+        let entries = self.blobs_listing.list(Some(&object_store::path::Path::from("sha256")));
+        let listed =
+            entries.map_err(|error| from_object_store("listing of blobs", error)).try_filter_map(|entry| async move {
+                let key = entry.location.as_ref().parse::<BlobKey>().ok();
+                Ok(key.map(|key| Listed {
+                    object: ObjectRef { digest: key.0, bytes: schemas::Bytes(entry.size) },
+                    stored_at: UnixMillis(u64::try_from(entry.last_modified.timestamp_millis()).unwrap_or(0)),
+                }))
+            });
+        listed.boxed()
+    }
+
+    async fn read(
+        &self,
+        place: &Place,
+        key: &str,
+        digest: Digest,
+        bytes_max: schemas::Bytes,
+    ) -> Result<Bytes, ObjectError> {
+        let own = OwnGrants { buckets: self, place, key: key.to_owned(), put: None };
+        self.transfer.get(&own.grant(digest), bytes_max, &own, self.deadline()).await
+    }
+
+    async fn compare_head(&self, place: &Place, key: &str, object: ObjectRef) -> Result<Recorded, ObjectError> {
+        let digest = object.digest;
+        let head = self.head(place, key).await?;
+        if head.bytes != Some(object.bytes.get()) {
+            let reason = format!("the store has {:?} bytes of it, expected {}", head.bytes, object.bytes);
+            return Err(ObjectError::Mismatch { digest, reason });
+        }
+        match head.checksum {
+            Some(recorded) if recorded == checksum(digest) => Ok(Recorded::Yes),
+            Some(recorded) => {
+                let reason = format!("the store recorded the checksum {recorded:?}");
+                Err(ObjectError::Mismatch { digest, reason })
+            }
+            None => Ok(Recorded::No),
+        }
+    }
+
+    async fn head(&self, place: &Place, key: &str) -> Result<Head, ObjectError> {
+        let headers = [("x-amz-checksum-mode", "ENABLED")];
+        let during = format!("look at {key}");
+        let request = Request { method: rusty_s3::Method::Head, key, headers: &headers };
+        let response = self.send(&during, place, &request).await?;
+        match response.status() {
+            StatusCode::OK => {
+                let header = |name: &str| response.headers().get(name)?.to_str().ok();
+                Ok(Head {
+                    bytes: header(CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok()),
+                    checksum: header(CHECKSUM).map(str::to_owned),
+                })
+            }
+            StatusCode::NOT_FOUND => Err(ObjectError::Missing { what: key.to_owned() }),
+            _ => Err(refused(&during, response).await),
+        }
+    }
+
+    /// Sends a request without a body, again and again while the store is unreachable or busy.
+    async fn send(&self, during: &str, place: &Place, request: &Request<'_>) -> Result<Response, ObjectError> {
+        let deadline = self.deadline();
+        let mut pace = Pace::new(&self.limits, deadline);
+        loop {
+            let sent = local_now();
+            let url = place.sign(request, self.clock.at(sent), URL_LIFE);
+            let mut builder = self.transfer.http().request(method(request.method), url);
+            for (name, value) in request.headers {
+                builder = builder.header(*name, *value);
+            }
+            if matches!(request.method, rusty_s3::Method::Put) {
+                builder = builder.header(CONTENT_LENGTH, 0);
+            }
+            let until = deadline.min(Instant::now() + self.limits.idle);
+            let (reason, wait) = match timeout_at(until, builder.send()).await {
+                Ok(Ok(response)) => {
+                    self.read_clock(&response, sent);
+                    let status = response.status();
+                    if !status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS {
+                        return Ok(response);
+                    }
+                    (status.to_string(), client::retry_after(response.headers()))
+                }
+                Ok(Err(error)) => (client::describe(error), None),
+                Err(_) => ("no answer".to_owned(), None),
+            };
+            tracing::debug!(during, reason, "request to the store failed");
+            if !pace.pause(wait).await {
+                return Err(ObjectError::Unreachable { during: during.to_owned(), reason });
+            }
+        }
+    }
+
+    fn read_clock(&self, response: &Response, sent: UnixMillis) {
+        if let Some(date) = response.headers().get(DATE).and_then(|value| value.to_str().ok()) {
+            self.clock.observe(date, sent, local_now());
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.patience
+    }
+}
+
+/// The coordinator grants itself its own URLs.
+struct OwnGrants<'a> {
+    buckets: &'a Buckets,
+    place: &'a Place,
+    key: String,
+    /// What is uploaded; none for a read.
+    put: Option<ObjectRef>,
+}
+
+impl OwnGrants<'_> {
+    fn grant(&self, digest: Digest) -> Grant {
+        let now = self.buckets.clock.at(local_now());
+        let action = match self.put {
+            // Not once: bytes under a digest's key are the same bytes, and a lost answer may be repeated.
+            Some(object) => self.place.put(&self.key, digest, object.bytes, false, now),
+            None => self.place.get(&self.key, now),
+        };
+        Grant { digest, action: Some(action) }
+    }
+}
+
+#[async_trait]
+impl Regrant for OwnGrants<'_> {
+    async fn regrant(&self, digest: Digest) -> Result<Grant, Refusal> {
+        Ok(self.grant(digest))
+    }
+}
+
+/// Hands `object_store` the client that is used everywhere here: same trust, same pool, no proxies.
+#[derive(Debug)]
+struct SharedClient(Client);
+
+impl HttpConnector for SharedClient {
+    fn connect(&self, _options: &ClientOptions) -> object_store::Result<HttpClient> {
+        Ok(HttpClient::new(self.0.clone()))
+    }
+}
+
+fn listing(endpoint: &Endpoint, admin: &AccessKey, name: BucketName, http: &Client) -> Result<AmazonS3, ObjectError> {
+    AmazonS3Builder::new()
+        .with_endpoint(endpoint.url().origin().ascii_serialization())
+        .with_region(endpoint.region())
+        .with_bucket_name(name.as_str())
+        .with_access_key_id(admin.id())
+        .with_secret_access_key(admin.expose_secret())
+        .with_virtual_hosted_style_request(false)
+        .with_allow_http(endpoint.url().scheme() == "http")
+        .with_http_connector(SharedClient(http.clone()))
+        .build()
+        .map_err(|error| from_object_store("set-up of the store's client", error))
+}
+
+async fn delete(bucket: &AmazonS3, key: &str) -> Result<(), ObjectError> {
+    let path = object_store::path::Path::from(key);
+    match bucket.delete(&path).await {
+        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+        Err(error) => Err(from_object_store(&format!("deletion of {key}"), error)),
+    }
+}
+
+fn from_object_store(during: &str, error: object_store::Error) -> ObjectError {
+    let text = error.to_string();
+    // Requests of this crate's listing are signed in a header, yet nothing after a question mark is worth a risk.
+    let reason = text.split('?').next().unwrap_or_default().chars().take(200).collect();
+    ObjectError::Unreachable { during: during.to_owned(), reason }
+}
+
+async fn refused(during: &str, response: Response) -> ObjectError {
+    let status = response.status().as_u16();
+    let code = client::s3_code(response).await;
+    match (status, code.as_str()) {
+        (404, _) => ObjectError::Missing { what: during.to_owned() },
+        (507, _) => ObjectError::Full { during: during.to_owned() },
+        _ => ObjectError::Refused { during: during.to_owned(), status, code },
+    }
+}
+
+pub(crate) const fn method(method: rusty_s3::Method) -> reqwest::Method {
+    match method {
+        rusty_s3::Method::Head => reqwest::Method::HEAD,
+        rusty_s3::Method::Get => reqwest::Method::GET,
+        rusty_s3::Method::Post => reqwest::Method::POST,
+        rusty_s3::Method::Put => reqwest::Method::PUT,
+        rusty_s3::Method::Delete => reqwest::Method::DELETE,
+    }
+}
+
+/// This machine's clock; what the store's is corrected from.
+pub(crate) fn local_now() -> UnixMillis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

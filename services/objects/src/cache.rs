@@ -1,0 +1,314 @@
+//! Objects on local disk, named by digest. Several processes may share the folder, and it may be deleted at any time.
+//!
+//! ```text
+//! <folder>/objects/<ab>/<64 hex>      an object
+//! <folder>/objects/<ab>/.part-…       being written; renamed when whole, swept when abandoned
+//! ```
+//! A file's modification time is when it was last used; the longest unused goes first when the limit is passed.
+//! Reads hash again: a damaged file is removed and reported as absent. Calls block; use them off the async threads.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use schemas::{Code, Digest, Hasher};
+
+/// Unfinished and foreign files older than this are swept; no transfer of one chunk takes as long.
+const ABANDONED: Duration = Duration::from_secs(3600);
+/// After an eviction this share of the limit is in use, so that evictions are rare.
+const FILLED_AFTER_EVICTION: (u64, u64) = (9, 10);
+/// Read size when hashing.
+const READ_BYTES: usize = 1 << 20;
+
+/// A cache folder.
+#[derive(Debug)]
+pub struct Cache {
+    objects: PathBuf,
+    bytes_max: u64,
+    /// What the folder held at the last look plus what this process added; other processes add as well.
+    estimate: AtomicU64,
+}
+
+/// Why the cache cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("object cache {}: {source}", path.display())]
+pub struct CacheError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+struct Entry {
+    path: PathBuf,
+    bytes: u64,
+    used: SystemTime,
+}
+
+impl CacheError {
+    /// The coded error that this is.
+    pub const fn code(&self) -> Code {
+        Code::CacheFailed
+    }
+}
+
+impl Cache {
+    /// Opens or creates the cache in `folder`, holding about `bytes_max` bytes.
+    ///
+    /// # Errors
+    /// The folder cannot be made or read.
+    pub fn open(folder: &Path, bytes_max: schemas::Bytes) -> Result<Self, CacheError> {
+        let objects = folder.join("objects");
+        fs::create_dir_all(&objects).map_err(at(&objects))?;
+        let cache = Self { objects, bytes_max: bytes_max.get(), estimate: AtomicU64::new(0) };
+        cache.sweep(SystemTime::now())?;
+        Ok(cache)
+    }
+
+    /// The verified bytes of an object, if it is here.
+    ///
+    /// # Errors
+    /// The file is there and cannot be read.
+    pub fn get(&self, digest: Digest) -> Result<Option<Bytes>, CacheError> {
+        let path = self.path(digest);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(at(&path)(error)),
+        };
+        Ok(self.judge(&path, Digest::of(&bytes) == digest).then(|| bytes.into()))
+    }
+
+    /// The path of an object that was verified just now, if it is here. The file may be evicted while in use; an open
+    /// handle stays good.
+    ///
+    /// # Errors
+    /// The file is there and cannot be read.
+    pub fn verified(&self, digest: Digest) -> Result<Option<PathBuf>, CacheError> {
+        let path = self.path(digest);
+        match hash_file(&path) {
+            Ok(got) => Ok(self.judge(&path, got == digest).then_some(path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(at(&path)(error)),
+        }
+    }
+
+    /// Keeps an object. Readers see it whole or not at all. One that is larger than the whole cache is not kept.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn put(&self, digest: Digest, bytes: &[u8]) -> Result<(), CacheError> {
+        if bytes.len() as u64 > self.bytes_max {
+            return Ok(());
+        }
+        let path = self.slot(digest)?;
+        let folder = path.parent().expect("a slot lies in a folder");
+        let write = || -> io::Result<()> {
+            let mut file = tempfile::Builder::new().prefix(".part-").tempfile_in(folder)?;
+            file.write_all(bytes)?;
+            file.persist(&path).map(drop).map_err(|error| error.error)
+        };
+        write().map_err(at(&path))?;
+        self.added(schemas::Bytes(bytes.len() as u64))
+    }
+
+    /// Where an object belongs, for a download straight into the cache; its folder exists. Call [`Cache::added`] after.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn slot(&self, digest: Digest) -> Result<PathBuf, CacheError> {
+        let path = self.path(digest);
+        let folder = path.parent().expect("a slot lies in a folder");
+        fs::create_dir_all(folder).map_err(at(folder))?;
+        Ok(path)
+    }
+
+    /// Counts what was put into a slot, and evicts when the limit is passed.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn added(&self, bytes: schemas::Bytes) -> Result<(), CacheError> {
+        let before = self.estimate.fetch_add(bytes.get(), Ordering::Relaxed);
+        if before + bytes.get() > self.bytes_max { self.sweep(SystemTime::now()) } else { Ok(()) }
+    }
+
+    /// Removes what was abandoned before `now`, then the longest unused objects while the limit is passed.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn sweep(&self, now: SystemTime) -> Result<(), CacheError> {
+        let mut entries = self.entries(now).map_err(at(&self.objects))?;
+        let mut total: u64 = entries.iter().map(|entry| entry.bytes).sum();
+        if total > self.bytes_max {
+            let (share, whole) = FILLED_AFTER_EVICTION;
+            let goal = self.bytes_max / whole * share;
+            entries.sort_by_key(|entry| entry.used);
+            for entry in entries {
+                if total <= goal {
+                    break;
+                }
+                remove(&entry.path);
+                total -= entry.bytes;
+            }
+        }
+        self.estimate.store(total, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn path(&self, digest: Digest) -> PathBuf {
+        let hex = digest.hex();
+        self.objects.join(&hex[..2]).join(hex)
+    }
+
+    fn judge(&self, path: &Path, right: bool) -> bool {
+        if right {
+            // Without the touch the object is merely evicted earlier.
+            let touched = File::options().append(true).open(path).and_then(|file| file.set_modified(SystemTime::now()));
+            if let Err(error) = touched {
+                tracing::debug!(path = %path.display(), %error, "cannot note the use of a cached object");
+            }
+        } else {
+            tracing::warn!(path = %path.display(), "a cached object was damaged and is removed");
+            remove(path);
+        }
+        right
+    }
+
+    /// The objects; what is neither object nor fresh is removed on the way. Folders that are not ours stay.
+    fn entries(&self, now: SystemTime) -> io::Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        for folder in fs::read_dir(&self.objects)?.flatten() {
+            let files = match fs::read_dir(folder.path()) {
+                Ok(files) => files,
+                Err(_) => {
+                    remove_abandoned(&folder, now);
+                    continue;
+                }
+            };
+            for file in files.flatten() {
+                let Ok(metadata) = file.metadata() else { continue };
+                let digest = file.file_name().to_str().and_then(|hex| format!("sha256:{hex}").parse().ok());
+                if metadata.is_file() && digest.is_some_and(|digest| self.path(digest) == file.path()) {
+                    let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                    entries.push(Entry { path: file.path(), bytes: metadata.len(), used });
+                } else {
+                    remove_abandoned(&file, now);
+                }
+            }
+        }
+        Ok(entries)
+    }
+}
+
+fn remove_abandoned(file: &fs::DirEntry, now: SystemTime) {
+    let Ok(metadata) = file.metadata() else { return };
+    let age = metadata.modified().ok().and_then(|then| now.duration_since(then).ok());
+    if metadata.is_file() && age.is_some_and(|age| age > ABANDONED) {
+        remove(&file.path());
+    }
+}
+
+/// Another process may have removed it already, which is as good.
+fn remove(path: &Path) {
+    if let Err(error) = fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "cannot remove a file of the object cache");
+    }
+}
+
+fn hash_file(path: &Path) -> io::Result<Digest> {
+    let mut file = File::open(path)?;
+    let mut hasher = Hasher::default();
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hasher.finish()),
+            read => hasher.update(&buffer[..read]),
+        }
+    }
+}
+
+fn at(path: &Path) -> impl Fn(io::Error) -> CacheError + '_ {
+    move |source| CacheError { path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache(bytes_max: u64) -> (tempfile::TempDir, Cache) {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(folder.path(), schemas::Bytes(bytes_max)).unwrap();
+        (folder, cache)
+    }
+
+    fn put(cache: &Cache, bytes: &[u8]) -> Digest {
+        let digest = Digest::of(bytes);
+        cache.put(digest, bytes).unwrap();
+        digest
+    }
+
+    fn use_at(cache: &Cache, digest: Digest, seconds: u64) {
+        let file = File::options().append(true).open(cache.path(digest)).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)).unwrap();
+    }
+
+    #[test]
+    fn objects_come_back() {
+        let (folder, cache) = cache(1000);
+        let digest = put(&cache, b"some bytes");
+        assert_eq!(cache.get(digest).unwrap().as_deref(), Some(&b"some bytes"[..]));
+        assert_eq!(cache.get(Digest::of(b"other")).unwrap(), None);
+        // A second process on the same folder sees them too.
+        let other = Cache::open(folder.path(), schemas::Bytes(1000)).unwrap();
+        assert!(other.verified(digest).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_damaged_object_is_absent() {
+        let (_folder, cache) = cache(1000);
+        for look in [
+            |cache: &Cache, digest| cache.get(digest).unwrap().is_some(),
+            |cache: &Cache, digest| cache.verified(digest).unwrap().is_some(),
+        ] {
+            let digest = put(&cache, b"some bytes");
+            fs::write(cache.path(digest), b"some byteZ").unwrap();
+            assert!(!look(&cache, digest));
+            assert!(!cache.path(digest).exists());
+        }
+    }
+
+    #[test]
+    fn the_longest_unused_goes_first() {
+        let (_folder, cache) = cache(100);
+        let digests: Vec<Digest> = (0..3_u8).map(|seed| put(&cache, &[seed; 30])).collect();
+        for (digest, used) in digests.iter().zip([20, 10, 30]) {
+            use_at(&cache, *digest, used);
+        }
+        let newest = put(&cache, &[9; 30]);
+        let kept: Vec<bool> = digests.iter().map(|digest| cache.path(*digest).exists()).collect();
+        assert_eq!(kept, [true, false, true]);
+        assert!(cache.get(newest).unwrap().is_some());
+        let large = put(&cache, &[1; 101]);
+        assert_eq!(cache.get(large).unwrap(), None);
+    }
+
+    #[test]
+    fn garbage_is_swept_when_old() {
+        let (folder, cache) = cache(1000);
+        let digest = put(&cache, b"kept");
+        let part = cache.path(digest).with_file_name(".part-x");
+        let foreign = folder.path().join("objects/README");
+        let misplaced = cache.path(digest).with_file_name(Digest::of(b"elsewhere").hex());
+        for path in [&part, &foreign, &misplaced] {
+            fs::write(path, b"garbage").unwrap();
+        }
+        cache.sweep(SystemTime::now()).unwrap();
+        assert!(part.exists() && foreign.exists() && misplaced.exists());
+        cache.sweep(SystemTime::now() + 2 * ABANDONED).unwrap();
+        assert!(!part.exists() && !foreign.exists() && !misplaced.exists());
+        assert!(cache.get(digest).unwrap().is_some());
+    }
+}

@@ -1,0 +1,448 @@
+//! Does a store enforce what this design rests on? Run before a store is trusted: the rows are the facts, not the name
+//! on the box. It writes a few small objects into both buckets and removes them.
+
+use std::fmt;
+use std::hash::{BuildHasher as _, RandomState};
+use std::time::Duration;
+
+use bytes::Bytes;
+use data_encoding::BASE32_NOPAD;
+use identity::{AccessKey, StoreKeys};
+use reqwest::Client;
+use reqwest::header::CONTENT_LENGTH;
+use schemas::{Digest, Millis, PublicKey, UnixMillis};
+use serde::Serialize;
+
+use crate::buckets::{Buckets, local_now, method};
+use crate::client;
+use crate::endpoint::Endpoint;
+use crate::error::ObjectError;
+use crate::key::{BlobKey, BucketName, IncomingKey};
+use crate::presign::{CHECKSUM, CONTENT_TYPE, Place, Request, StoreClock, checksum};
+use crate::transfer::TransferLimits;
+
+/// Longest wait for any one request of a check.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Uploads that race for one key.
+const RACERS: usize = 4;
+
+/// What a row is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rule {
+    /// An upload with the right bytes is stored.
+    RightBytesStored,
+    /// An upload whose bytes do not hash to the signed sha256 is refused, and nothing appears.
+    WrongBytesRefused,
+    /// A wrong upload over a good object leaves the good one.
+    GoodObjectKept,
+    /// A signed header that is not sent, or sent with another value, is refused.
+    SignedHeadersBind,
+    /// A body of another length than signed is refused.
+    LengthBinds,
+    /// A URL whose path was changed is refused.
+    KeyBinds,
+    /// A request without a signature is refused.
+    AnonymousRefused,
+    /// A URL past its time is refused.
+    ExpiredRefused,
+    /// A URL to read cannot write.
+    ReadUrlCannotWrite,
+    /// The key for uploads cannot write verified objects.
+    PutKeyCannotWriteBlobs,
+    /// The key for reading cannot write at all.
+    GetKeyCannotWrite,
+    /// Part of an object can be read, for resumption.
+    RangeServed,
+    /// An object can be copied between the buckets at the store.
+    CopyBetweenBuckets,
+    /// Objects are listed and deleted.
+    ListedAndDeleted,
+    /// An existing key is not created again. Without it a URL may be replayed, with the same bytes.
+    OverwriteRefused,
+    /// Of uploads racing for one key exactly one succeeds.
+    OneCreatorWins,
+    /// The store keeps the sha256 it checked. Without it the coordinator reads every upload to know it.
+    ChecksumRecorded,
+    /// An unsigned `x-amz-*` header beside the signed ones is refused.
+    ExtraHeaderRefused,
+    /// The clocks of store and this machine agree to 5 s. Signatures follow the store's clock in any case.
+    ClocksAgree,
+}
+
+/// One fact about the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Row {
+    /// What was tried.
+    pub rule: Rule,
+    /// Whether the store may not be used without it.
+    pub required: bool,
+    /// Whether it holds.
+    pub holds: bool,
+    /// What the store answered.
+    pub seen: String,
+}
+
+/// Everything that was found out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// In the order tried.
+    pub rows: Vec<Row>,
+}
+
+impl Rule {
+    /// Whether a store without it is refused.
+    pub const fn is_required(self) -> bool {
+        !matches!(
+            self,
+            Self::OverwriteRefused
+                | Self::OneCreatorWins
+                | Self::ChecksumRecorded
+                | Self::ExtraHeaderRefused
+                | Self::ClocksAgree
+        )
+    }
+}
+
+impl Report {
+    /// Whether the store can be used: every required row holds.
+    pub fn is_fit(&self) -> bool {
+        self.rows.iter().all(|row| row.holds || !row.required)
+    }
+
+    /// Whether a rule was tried and holds.
+    pub fn holds(&self, rule: Rule) -> bool {
+        self.rows.iter().any(|row| row.rule == rule && row.holds)
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::RightBytesStored => "right bytes are stored",
+            Self::WrongBytesRefused => "wrong bytes are refused and absent",
+            Self::GoodObjectKept => "a wrong upload leaves a good object",
+            Self::SignedHeadersBind => "signed headers bind",
+            Self::LengthBinds => "the signed length binds",
+            Self::KeyBinds => "the signed key binds",
+            Self::AnonymousRefused => "anonymous requests are refused",
+            Self::ExpiredRefused => "expired urls are refused",
+            Self::ReadUrlCannotWrite => "a url to read cannot write",
+            Self::PutKeyCannotWriteBlobs => "the put key cannot write blobs",
+            Self::GetKeyCannotWrite => "the get key cannot write",
+            Self::RangeServed => "ranges are served",
+            Self::CopyBetweenBuckets => "objects are copied between the buckets",
+            Self::ListedAndDeleted => "objects are listed and deleted",
+            Self::OverwriteRefused => "an existing object is not created again",
+            Self::OneCreatorWins => "of racing uploads one wins",
+            Self::ChecksumRecorded => "the checksum is recorded",
+            Self::ExtraHeaderRefused => "unsigned x-amz headers are refused",
+            Self::ClocksAgree => "the clocks agree",
+        })
+    }
+}
+
+/// Tries the store at `endpoint`.
+///
+/// # Errors
+/// The store cannot be reached or refuses the admin key, so that nothing can be said about it.
+pub async fn check(endpoint: &Endpoint, keys: &StoreKeys) -> Result<Report, ObjectError> {
+    let probe = Probe::new(endpoint, keys)?;
+    probe.buckets.ping().await?;
+    let mut report = Report { rows: Vec::new() };
+    probe.uploads(&mut report).await;
+    probe.bindings(&mut report).await;
+    probe.rights(&mut report).await;
+    probe.creation(&mut report).await;
+    probe.reading(&mut report).await;
+    probe.housekeeping(&mut report).await;
+    let offset = probe.clock.offset_ms();
+    report.note(Rule::ClocksAgree, !probe.clock.is_alarming(), format!("store minus local: {offset} ms"));
+    Ok(report)
+}
+
+impl Report {
+    fn note(&mut self, rule: Rule, holds: bool, seen: impl Into<String>) {
+        self.rows.push(Row { rule, required: rule.is_required(), holds, seen: seen.into() });
+    }
+}
+
+struct Probe {
+    http: Client,
+    buckets: Buckets,
+    clock: StoreClock,
+    operator: PublicKey,
+    put: Place,
+    get: Place,
+    put_on_blobs: Place,
+    get_on_incoming: Place,
+    admin_incoming: Place,
+}
+
+/// A small object of this check, with its place in quarantine.
+struct Sample {
+    bytes: Bytes,
+    digest: Digest,
+    key: IncomingKey,
+    path: String,
+}
+
+/// An HTTP status, or what went wrong instead.
+struct Answer(Result<u16, String>);
+
+impl Answer {
+    const fn accepted(&self) -> bool {
+        matches!(self.0, Ok(200..=299))
+    }
+
+    const fn refused(&self) -> bool {
+        matches!(self.0, Ok(400..=499))
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Ok(status) => status.fmt(f),
+            Err(text) => f.write_str(text),
+        }
+    }
+}
+
+impl Probe {
+    fn new(endpoint: &Endpoint, keys: &StoreKeys) -> Result<Self, ObjectError> {
+        let limits = TransferLimits::default();
+        let clock = StoreClock::default();
+        let random: Vec<u8> = (0..5_u8).flat_map(|seed| RandomState::new().hash_one(seed).to_le_bytes()).collect();
+        let name = format!("U{}", &BASE32_NOPAD.encode(&random)[..55]);
+        let place = |bucket, key: &AccessKey| Place::new(endpoint, bucket, key.clone());
+        Ok(Self {
+            http: client::build(endpoint.trust(), &limits)?,
+            buckets: Buckets::new(endpoint, &keys.admin, clock.clone(), limits, PATIENCE)?,
+            clock,
+            operator: name.parse().expect("a letter and base32 have the form of a key"),
+            put: place(BucketName::Incoming, &keys.put)?,
+            get: place(BucketName::Blobs, &keys.get)?,
+            put_on_blobs: place(BucketName::Blobs, &keys.put)?,
+            get_on_incoming: place(BucketName::Incoming, &keys.get)?,
+            admin_incoming: place(BucketName::Incoming, &keys.admin)?,
+        })
+    }
+
+    fn sample(&self, name: &str) -> Sample {
+        let bytes = Bytes::from(format!("store check, {name}, {}, {}", self.operator, "x".repeat(1000)));
+        let digest = Digest::of(&bytes);
+        let key = IncomingKey::operator(&self.operator, digest);
+        Sample { bytes, digest, path: key.to_string(), key }
+    }
+
+    async fn uploads(&self, report: &mut Report) {
+        let good = self.sample("good");
+        let answer = self.upload(&self.put, &good, &good.bytes).await;
+        report.note(Rule::RightBytesStored, answer.accepted() && self.has(&good).await, answer.to_string());
+
+        let wrong = self.sample("wrong");
+        let answer = self.upload(&self.put, &wrong, &altered(&wrong.bytes)).await;
+        report.note(Rule::WrongBytesRefused, answer.refused() && !self.has(&wrong).await, answer.to_string());
+
+        let over = self.send_put(&self.admin_incoming, &good.path, &headers(&good, false), &altered(&good.bytes)).await;
+        let kept = self.buckets.get_incoming(&good.key, schemas::ObjectRef::of(&good.bytes)).await.is_ok();
+        report.note(Rule::GoodObjectKept, over.refused() && kept, over.to_string());
+
+        let again = self.upload(&self.put, &good, &good.bytes).await;
+        report.note(Rule::OverwriteRefused, matches!(again.0, Ok(409 | 412)), again.to_string());
+        self.forget(&[good, wrong]).await;
+    }
+
+    async fn bindings(&self, report: &mut Report) {
+        let sample = self.sample("bindings");
+        let signed = headers(&sample, true);
+        let other = checksum(Digest::of(b"other"));
+        let without: Vec<_> = signed.iter().filter(|(name, _)| *name != CHECKSUM).cloned().collect();
+        let mut changed = without.clone();
+        changed.push((CHECKSUM, other));
+        let url = self.sign(&self.put, rusty_s3::Method::Put, &sample.path, &signed, 0);
+        let omitted = self.put_to(&url, &without, sample.bytes.clone()).await;
+        let replaced = self.put_to(&url, &changed, sample.bytes.clone()).await;
+        let holds = omitted.refused() && replaced.refused() && !self.has(&sample).await;
+        report.note(Rule::SignedHeadersBind, holds, format!("omitted: {omitted}, altered: {replaced}"));
+
+        let longer = Bytes::from([&sample.bytes[..], b"more"].concat());
+        let mut lengthened = signed.clone();
+        lengthened[0].1 = longer.len().to_string();
+        let answer = self.put_to(&url, &lengthened, longer).await;
+        report.note(Rule::LengthBinds, answer.refused() && !self.has(&sample).await, answer.to_string());
+
+        let target = self.sample("other key");
+        let answer = self.put_to(&url.replace(&sample.path, &target.path), &signed, sample.bytes.clone()).await;
+        let holds = answer.refused() && !self.has(&target).await;
+        report.note(Rule::KeyBinds, holds, answer.to_string());
+
+        let bare = url.split('?').next().unwrap_or_default();
+        let answer = self.put_to(bare, &signed, sample.bytes.clone()).await;
+        report.note(Rule::AnonymousRefused, answer.refused() && !self.has(&sample).await, answer.to_string());
+
+        let expired = self.sign(&self.put, rusty_s3::Method::Put, &sample.path, &signed, 120_000);
+        let answer = self.put_to(&expired, &signed, sample.bytes.clone()).await;
+        report.note(Rule::ExpiredRefused, answer.refused() && !self.has(&sample).await, answer.to_string());
+
+        let mut extra = signed.clone();
+        extra.push(("x-amz-meta-note", "unsigned".to_owned()));
+        let answer = self.put_to(&url, &extra, sample.bytes.clone()).await;
+        report.note(Rule::ExtraHeaderRefused, answer.refused(), answer.to_string());
+        self.forget(&[sample, target]).await;
+    }
+
+    async fn rights(&self, report: &mut Report) {
+        let sample = self.sample("rights");
+        let blob = BlobKey(sample.digest).to_string();
+        let url = self.sign(&self.get, rusty_s3::Method::Get, &blob, &[], 0);
+        let answer = self.put_to(&url, &headers(&sample, true), sample.bytes.clone()).await;
+        let absent = self.blob_is_absent(&sample).await;
+        report.note(Rule::ReadUrlCannotWrite, answer.refused() && absent, answer.to_string());
+
+        let answer = self.send_put(&self.put_on_blobs, &blob, &headers(&sample, true), &sample.bytes).await;
+        let absent = self.blob_is_absent(&sample).await;
+        report.note(Rule::PutKeyCannotWriteBlobs, answer.refused() && absent, answer.to_string());
+
+        let blobs = self.send_put(&self.get, &blob, &headers(&sample, true), &sample.bytes).await;
+        let incoming = self.send_put(&self.get_on_incoming, &sample.path, &headers(&sample, true), &sample.bytes).await;
+        let absent = self.blob_is_absent(&sample).await && !self.has(&sample).await;
+        let holds = blobs.refused() && incoming.refused() && absent;
+        report.note(Rule::GetKeyCannotWrite, holds, format!("blobs: {blobs}, incoming: {incoming}"));
+        self.forget(&[sample]).await;
+    }
+
+    async fn creation(&self, report: &mut Report) {
+        let sample = self.sample("race");
+        let racers = (0..RACERS).map(|_| self.upload(&self.put, &sample, &sample.bytes));
+        let answers = futures::future::join_all(racers).await;
+        let seen: Vec<String> = answers.iter().map(ToString::to_string).collect();
+        let winners = answers.iter().filter(|answer| answer.accepted()).count();
+        report.note(Rule::OneCreatorWins, winners == 1, seen.join(", "));
+
+        let recorded = self.buckets.head_checked(&sample.key, schemas::ObjectRef::of(&sample.bytes)).await;
+        let holds = matches!(recorded, Ok(crate::buckets::Recorded::Yes));
+        report.note(
+            Rule::ChecksumRecorded,
+            holds,
+            recorded.map_or_else(|error| error.to_string(), |seen| format!("{seen:?}")),
+        );
+        self.forget(&[sample]).await;
+    }
+
+    async fn reading(&self, report: &mut Report) {
+        let sample = self.sample("reading");
+        let stored = self.upload(&self.put, &sample, &sample.bytes).await;
+        let promoted = self.buckets.promote(&sample.key, schemas::ObjectRef::of(&sample.bytes)).await;
+        let read = self.buckets.get(sample.digest).await;
+        let holds = stored.accepted() && promoted.is_ok() && read.as_ref().ok() == Some(&sample.bytes);
+        report.note(Rule::CopyBetweenBuckets, holds, outcome(&promoted));
+
+        let url = self.sign(&self.get, rusty_s3::Method::Get, &BlobKey(sample.digest).to_string(), &[], 0);
+        let answer = self.http.get(url).header("range", "bytes=5-14").timeout(PATIENCE).send().await;
+        let (holds, seen) = match answer {
+            Ok(response) => {
+                let status = response.status().as_u16();
+                let body = response.bytes().await.unwrap_or_default();
+                (status == 206 && body == sample.bytes[5..15], format!("{status}, {} bytes", body.len()))
+            }
+            Err(error) => (false, client::describe(error)),
+        };
+        report.note(Rule::RangeServed, holds, seen);
+        self.forget(&[sample]).await;
+    }
+
+    async fn housekeeping(&self, report: &mut Report) {
+        use futures::StreamExt as _;
+        let sample = self.sample("housekeeping");
+        let stored = self.buckets.put_blob(sample.bytes.clone()).await;
+        let mut listing = self.buckets.list();
+        let mut listed = false;
+        while let Some(Ok(entry)) = listing.next().await {
+            listed |= entry.object.digest == sample.digest;
+        }
+        let deleted = self.buckets.delete(sample.digest).await;
+        let gone = self.blob_is_absent(&sample).await;
+        let seen = format!("stored: {}, listed: {listed}, deleted: {}", outcome(&stored), outcome(&deleted));
+        report.note(Rule::ListedAndDeleted, stored.is_ok() && listed && deleted.is_ok() && gone, seen);
+        self.forget(&[sample]).await;
+    }
+
+    /// An upload as a worker does it.
+    async fn upload(&self, place: &Place, sample: &Sample, bytes: &Bytes) -> Answer {
+        self.send_put(place, &sample.path, &headers(sample, true), bytes).await
+    }
+
+    async fn send_put(&self, place: &Place, path: &str, headers: &[(&'static str, String)], bytes: &Bytes) -> Answer {
+        let url = self.sign(place, rusty_s3::Method::Put, path, headers, 0);
+        self.put_to(&url, headers, bytes.clone()).await
+    }
+
+    fn sign(
+        &self,
+        place: &Place,
+        method: rusty_s3::Method,
+        key: &str,
+        headers: &[(&'static str, String)],
+        ago_ms: u64,
+    ) -> String {
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let at = UnixMillis(self.clock.at(local_now()).get() - ago_ms);
+        place.sign(&Request { method, key, headers: &headers }, at, Millis::from_secs(60)).into()
+    }
+
+    async fn put_to(&self, url: &str, headers: &[(&'static str, String)], bytes: Bytes) -> Answer {
+        let mut request = self.http.request(method(rusty_s3::Method::Put), url).timeout(PATIENCE).body(bytes);
+        for (name, value) in headers.iter().filter(|(name, _)| *name != CONTENT_LENGTH.as_str()) {
+            request = request.header(*name, value);
+        }
+        Answer(match request.send().await {
+            Ok(response) => Ok(response.status().as_u16()),
+            Err(error) => Err(client::describe(error)),
+        })
+    }
+
+    async fn has(&self, sample: &Sample) -> bool {
+        !matches!(
+            self.buckets.head_checked(&sample.key, schemas::ObjectRef::of(&sample.bytes)).await,
+            Err(ObjectError::Missing { .. })
+        )
+    }
+
+    async fn blob_is_absent(&self, sample: &Sample) -> bool {
+        matches!(self.buckets.exists(sample.digest).await, Ok(None))
+    }
+
+    async fn forget(&self, samples: &[Sample]) {
+        for sample in samples {
+            for done in [self.buckets.delete_incoming(&sample.key).await, self.buckets.delete(sample.digest).await] {
+                if let Err(error) = done {
+                    tracing::debug!(%error, "cannot remove an object of the store check");
+                }
+            }
+        }
+    }
+}
+
+/// The headers of an upload, sorted by name.
+fn headers(sample: &Sample, once: bool) -> Vec<(&'static str, String)> {
+    let mut headers =
+        vec![("content-length", sample.bytes.len().to_string()), ("content-type", CONTENT_TYPE.to_owned())];
+    if once {
+        headers.push(("if-none-match", "*".to_owned()));
+    }
+    headers.push((CHECKSUM, checksum(sample.digest)));
+    headers
+}
+
+/// The same length, other bytes.
+fn altered(bytes: &Bytes) -> Bytes {
+    let mut other = bytes.to_vec();
+    other[0] ^= 1;
+    other.into()
+}
+
+fn outcome<T>(result: &Result<T, ObjectError>) -> String {
+    result.as_ref().map_or_else(ToString::to_string, |_| "ok".to_owned())
+}

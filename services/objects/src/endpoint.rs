@@ -1,0 +1,168 @@
+//! Which store, and whom to trust on the way to it. There are no system roots: the authority is always named.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use url::{Host, Url};
+
+/// How the connection to a store is protected.
+#[derive(Clone)]
+pub enum Trust {
+    /// TLS, with the PEM certificates of the authorities that may have signed the store's certificate.
+    Authority(Vec<u8>),
+    /// No TLS; accepted for loopback addresses only.
+    PlainLoopback,
+}
+
+/// An S3 store: where it is, as which region it signs, whom to trust.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    url: Url,
+    region: String,
+    trust: Trust,
+}
+
+/// Why an endpoint is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// The text is not a URL with a host and nothing after it.
+    #[error("store endpoint {0:?} is not of the form https://host:port")]
+    Url(String),
+    /// Plaintext to another machine, or TLS settings that contradict the scheme.
+    #[error("store endpoint {0} needs https and a CA file; plain http is for loopback addresses, when asked for")]
+    Plaintext(String),
+    /// The CA file holds no usable certificate.
+    #[error("no usable CA certificate for the store: {0}")]
+    Authority(String),
+    /// A TLS client could not be made.
+    #[error("cannot set up the store's client: {0}")]
+    Client(String),
+}
+
+impl Endpoint {
+    /// An endpoint such as `https://127.0.0.1:9000`. The embedded store accepts any region name; `us-east-1` is usual.
+    ///
+    /// # Errors
+    /// The URL has another form, or scheme, host and trust do not fit together.
+    pub fn new(url: &str, region: &str, trust: Trust) -> Result<Self, EndpointError> {
+        let refused = || EndpointError::Url(url.split('?').next().unwrap_or_default().chars().take(120).collect());
+        let parsed = Url::parse(url).map_err(|_| refused())?;
+        let bare = parsed.path() == "/" && parsed.query().is_none() && parsed.username().is_empty();
+        if parsed.host().is_none() || !bare || parsed.password().is_some() {
+            return Err(refused());
+        }
+        trust.permits(&parsed)?;
+        Ok(Self { url: parsed, region: region.to_owned(), trust })
+    }
+
+    /// The base URL.
+    pub const fn url(&self) -> &Url {
+        &self.url
+    }
+
+    /// The region that signatures name.
+    pub fn region(&self) -> &str {
+        &self.region
+    }
+
+    /// Whom to trust.
+    pub const fn trust(&self) -> &Trust {
+        &self.trust
+    }
+}
+
+impl Trust {
+    /// Whether a request to `url` is protected as this trust demands.
+    ///
+    /// # Errors
+    /// Plaintext where TLS is demanded or beyond loopback, or TLS without an authority.
+    pub(crate) fn permits(&self, url: &Url) -> Result<(), EndpointError> {
+        let right = match self {
+            Self::Authority(_) => url.scheme() == "https",
+            Self::PlainLoopback => url.scheme() == "http" && is_loopback(url),
+        };
+        if right { Ok(()) } else { Err(EndpointError::Plaintext(url.origin().ascii_serialization())) }
+    }
+
+    /// The rustls configuration: ring, the named authorities, HTTP/1.1 only (HTTP/2 uploads are several times slower).
+    /// Without an authority it trusts nobody.
+    ///
+    /// # Errors
+    /// The PEM text holds no usable certificate.
+    pub(crate) fn tls(&self) -> Result<ClientConfig, EndpointError> {
+        let roots = match self {
+            Self::Authority(pem) => roots(pem).map_err(EndpointError::Authority)?,
+            Self::PlainLoopback => RootCertStore::empty(),
+        };
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut tls = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| EndpointError::Client(error.to_string()))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(tls)
+    }
+}
+
+impl std::fmt::Debug for Trust {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Authority(_) => "Authority",
+            Self::PlainLoopback => "PlainLoopback",
+        })
+    }
+}
+
+fn roots(pem: &[u8]) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(|error| error.to_string())?;
+        roots.add(certificate).map_err(|error| error.to_string())?;
+    }
+    if roots.is_empty() { Err("the PEM text holds none".to_owned()) } else { Ok(roots) }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Ipv4(ip)) => IpAddr::V4(ip).is_loopback(),
+        Some(Host::Ipv6(ip)) => IpAddr::V6(ip).is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost",
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plaintext_is_for_loopback_when_asked_for() {
+        assert!(Endpoint::new("http://127.0.0.1:9000", "r", Trust::PlainLoopback).is_ok());
+        for (url, trust) in [
+            ("http://10.0.0.1:9000", Trust::PlainLoopback),
+            ("http://127.0.0.1:9000", Trust::Authority(Vec::new())),
+            ("https://127.0.0.1:9000", Trust::PlainLoopback),
+        ] {
+            assert!(matches!(Endpoint::new(url, "r", trust), Err(EndpointError::Plaintext(_))), "{url}");
+        }
+    }
+
+    #[test]
+    fn only_a_bare_origin_is_an_endpoint() {
+        for url in ["", "store", "https://h/path", "https://h/?q=1", "https://user:secret@h"] {
+            assert!(
+                matches!(Endpoint::new(url, "r", Trust::Authority(Vec::new())), Err(EndpointError::Url(_))),
+                "{url}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_empty_ca_file_is_refused() {
+        assert!(matches!(Trust::Authority(b"nothing".to_vec()).tls(), Err(EndpointError::Authority(_))));
+    }
+}

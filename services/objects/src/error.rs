@@ -1,0 +1,111 @@
+//! What goes wrong between this process and a store. No message holds a URL's query, so none holds a signature.
+
+use std::path::PathBuf;
+
+use schemas::{Code, Digest, Refusal};
+
+use crate::endpoint::EndpointError;
+use crate::key::KeyError;
+
+/// Why an object was not read or stored.
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectError {
+    /// No answer, or the connection broke, and the time allowed has passed.
+    #[error("{during}: the store did not answer in time: {reason}")]
+    Unreachable {
+        /// Which operation.
+        during: String,
+        /// The last thing that was seen.
+        reason: String,
+    },
+    /// An upload's answer was lost and the time allowed has passed: the object may be there. Ask the coordinator.
+    #[error("upload of {digest} may or may not have happened, ask the coordinator: {reason}")]
+    Uncertain {
+        /// Which object.
+        digest: Digest,
+        /// The last thing that was seen.
+        reason: String,
+    },
+    /// The store does not have it.
+    #[error("the store has no {what}")]
+    Missing {
+        /// Digest or key.
+        what: String,
+    },
+    /// The bytes are not what the digest names.
+    #[error("{digest} has other bytes: {reason}")]
+    Mismatch {
+        /// The digest asked for.
+        digest: Digest,
+        /// What differs.
+        reason: String,
+    },
+    /// The store refused the request, and another URL did not help or cannot be had.
+    #[error("{during}: the store refused with {status} {code}")]
+    Refused {
+        /// Which operation.
+        during: String,
+        /// HTTP status.
+        status: u16,
+        /// The S3 error code, or empty.
+        code: String,
+    },
+    /// The store has no room.
+    #[error("{during}: the store has no room")]
+    Full {
+        /// Which operation.
+        during: String,
+    },
+    /// Larger than the caller or the design accepts.
+    #[error("{digest} has {bytes} bytes, at most {bytes_max} are accepted")]
+    TooLarge {
+        /// Which object.
+        digest: Digest,
+        /// What was announced.
+        bytes: u64,
+        /// The bound.
+        bytes_max: u64,
+    },
+    /// Whoever grants URLs refused another one.
+    #[error("no url: {0}")]
+    Denied(#[from] Refusal),
+    /// A grant is not usable: no action where one is needed, another method, a malformed URL or header.
+    #[error("the grant for {digest} is not usable: {reason}")]
+    GrantInvalid {
+        /// Which object.
+        digest: Digest,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The object's key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The store's address or authority.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    /// A local file.
+    #[error("cannot write {}: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl ObjectError {
+    /// The coded error that this is.
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::Unreachable { .. } | Self::Uncertain { .. } => Code::StoreUnreachable,
+            Self::Missing { .. } => Code::ObjectMissing,
+            Self::Mismatch { .. } => Code::ObjectMismatch,
+            Self::Refused { .. } | Self::GrantInvalid { .. } => Code::UrlRefused,
+            Self::Full { .. } => Code::StoreFull,
+            Self::TooLarge { .. } => Code::ObjectTooLarge,
+            Self::Denied(refusal) => refusal.code,
+            Self::Key(_) | Self::Endpoint(_) => Code::ConfigInvalid,
+            Self::File { .. } => Code::CacheFailed,
+        }
+    }
+}

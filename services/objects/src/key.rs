@@ -1,0 +1,238 @@
+//! Object keys. Two buckets: `incoming` takes what workers upload, `blobs` holds what was verified.
+//!
+//! ```text
+//! incoming/<run>/<round>/<worker>/<64 hex>      quarantine of a lease
+//! incoming/operator/<user nkey>/<64 hex>        quarantine of an operator's import
+//! blobs/sha256/<ab>/<cd>/<64 hex>               verified objects
+//! ```
+//! `operator` is therefore not usable as the name of a run that uploads; [`IncomingKey::worker`] refuses it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use schemas::{Digest, PublicKey, Round, RunId, WorkerId};
+
+/// Longest key that is accepted anywhere: ours have at most 180 bytes, S3 allows 1024.
+pub const KEY_BYTES_MAX: usize = 256;
+
+const OPERATOR: &str = "operator";
+const ALGORITHM: &str = "sha256";
+
+/// One of the two buckets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BucketName {
+    /// Quarantine: write-once for holders of a PUT URL, read by the coordinator.
+    Incoming,
+    /// Verified objects: written by the coordinator, read through GET URLs.
+    Blobs,
+}
+
+/// The key of a verified object in `blobs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BlobKey(pub Digest);
+
+/// The key of an upload in `incoming`. Its last segment promises the digest.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IncomingKey {
+    owner: Owner,
+    digest: Digest,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Owner {
+    Worker { run: RunId, round: Round, worker: WorkerId },
+    Operator(PublicKey),
+}
+
+/// Why a text is not a key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// Not of the form that this bucket uses.
+    #[error("not an object key of bucket {bucket}: {text:?}")]
+    Form {
+        /// The bucket.
+        bucket: BucketName,
+        /// What was given, shortened.
+        text: String,
+    },
+    /// A run with a reserved name.
+    #[error("the run name {OPERATOR:?} is reserved for imports; name the run otherwise")]
+    ReservedRun,
+    /// Not one of the two buckets.
+    #[error("no bucket {0:?}; there are incoming and blobs")]
+    Bucket(String),
+}
+
+impl BucketName {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Incoming, Self::Blobs];
+
+    /// The name in URLs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Incoming => "incoming",
+            Self::Blobs => "blobs",
+        }
+    }
+}
+
+impl fmt::Display for BucketName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for BucketName {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        Self::ALL.into_iter().find(|name| name.as_str() == text).ok_or_else(|| KeyError::Bucket(shortened(text)))
+    }
+}
+
+impl fmt::Display for BlobKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hex = self.0.hex();
+        write!(f, "{ALGORITHM}/{}/{}/{hex}", &hex[..2], &hex[2..4])
+    }
+}
+
+impl FromStr for BlobKey {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        let key = text.rsplit('/').next().and_then(digest_of_hex).map(Self);
+        key.filter(|key| key.to_string() == text)
+            .ok_or_else(|| KeyError::Form { bucket: BucketName::Blobs, text: shortened(text) })
+    }
+}
+
+impl IncomingKey {
+    /// Where `worker` uploads an object of a unit of `round`.
+    ///
+    /// # Errors
+    /// The run has the reserved name `operator`.
+    pub fn worker(run: &RunId, round: Round, worker: &WorkerId, digest: Digest) -> Result<Self, KeyError> {
+        if run.as_str() == OPERATOR {
+            return Err(KeyError::ReservedRun);
+        }
+        Ok(Self { owner: Owner::Worker { run: run.clone(), round, worker: worker.clone() }, digest })
+    }
+
+    /// Where an operator uploads an object of an import.
+    pub fn operator(operator: &PublicKey, digest: Digest) -> Self {
+        Self { owner: Owner::Operator(operator.clone()), digest }
+    }
+
+    /// What its bytes must hash to.
+    pub const fn digest(&self) -> Digest {
+        self.digest
+    }
+}
+
+impl fmt::Display for IncomingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.owner {
+            Owner::Worker { run, round, worker } => write!(f, "{run}/{round}/{worker}/{}", self.digest.hex()),
+            Owner::Operator(operator) => write!(f, "{OPERATOR}/{operator}/{}", self.digest.hex()),
+        }
+    }
+}
+
+impl FromStr for IncomingKey {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        parse_incoming(text)
+            .filter(|key| key.to_string() == text)
+            .ok_or_else(|| KeyError::Form { bucket: BucketName::Incoming, text: shortened(text) })
+    }
+}
+
+fn parse_incoming(text: &str) -> Option<IncomingKey> {
+    if text.len() > KEY_BYTES_MAX {
+        return None;
+    }
+    let segments: Vec<&str> = text.split('/').collect();
+    match segments[..] {
+        [OPERATOR, operator, hex] => Some(IncomingKey::operator(&operator.parse().ok()?, digest_of_hex(hex)?)),
+        [run, round, worker, hex] => {
+            let round = Round(round.parse().ok()?);
+            IncomingKey::worker(&run.parse().ok()?, round, &worker.parse().ok()?, digest_of_hex(hex)?).ok()
+        }
+        _ => None,
+    }
+}
+
+fn digest_of_hex(hex: &str) -> Option<Digest> {
+    format!("{ALGORITHM}:{hex}").parse().ok()
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn worker(seed: u8) -> WorkerId {
+        format!("U{}", char::from(b'A' + seed % 26).to_string().repeat(55)).parse().unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn a_key_reads_back(raw in any::<[u8; 32]>(), round in any::<u64>(), run in "[a-z0-9][a-z0-9-]{0,31}", seed in any::<u8>()) {
+            let digest = Digest::from_bytes(raw);
+            prop_assert_eq!(BlobKey(digest).to_string().parse(), Ok(BlobKey(digest)));
+            let run: RunId = run.parse().unwrap();
+            let id = worker(seed);
+            let key = IncomingKey::worker(&run, Round(round), &id, digest).unwrap();
+            prop_assert_eq!(key.to_string().parse(), Ok(key.clone()));
+            let operator = IncomingKey::operator(&id.as_str().parse().unwrap(), digest);
+            prop_assert_eq!(operator.to_string().parse(), Ok(operator.clone()));
+        }
+
+        #[test]
+        fn whatever_parses_prints_itself(text in "[a-z0-9/.%U-]{0,120}") {
+            if let Ok(key) = text.parse::<IncomingKey>() {
+                prop_assert_eq!(key.to_string(), text.clone());
+            }
+            if let Ok(key) = text.parse::<BlobKey>() {
+                prop_assert_eq!(key.to_string(), text);
+            }
+        }
+    }
+
+    #[test]
+    fn hostile_texts_are_not_keys() {
+        let hex = Digest::of(b"x").hex();
+        let id = worker(3);
+        for text in [
+            String::new(),
+            format!("../{id}/{hex}"),
+            format!("/demo/1/{id}/{hex}"),
+            format!("demo/01/{id}/{hex}"),
+            format!("demo/+1/{id}/{hex}"),
+            format!("demo/1/{id}/{}", hex.to_uppercase()),
+            format!("demo/1/{id}/{hex}/"),
+            format!("operator/1/{id}/{hex}"),
+            format!("dëmo/1/{id}/{hex}"),
+            "a".repeat(4096),
+        ] {
+            assert!(text.parse::<IncomingKey>().is_err(), "{text}");
+        }
+        for text in [hex.clone(), format!("sha256/00/00/{hex}"), format!("sha256/{hex}"), format!("sha256/../../{hex}")]
+        {
+            assert!(text.parse::<BlobKey>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_run_cannot_shadow_imports() {
+        let run: RunId = "operator".parse().unwrap();
+        assert_eq!(IncomingKey::worker(&run, Round(0), &worker(0), Digest::of(b"")), Err(KeyError::ReservedRun));
+    }
+}

@@ -1,0 +1,31 @@
+//! The bulk plane: immutable objects in an S3 store, named by the sha256 of their bytes.
+//!
+//! * [`key`]: where an object lies; keys are built and parsed there only.
+//! * [`endpoint`]: which store, and whom to trust on the way to it.
+//! * [`presign`]: short URLs for one object and one method, signed by the store's clock.
+//! * [`buckets`]: the coordinator's own access; [`transfer`]: a worker's, through granted URLs only.
+//! * [`cache`]: objects on local disk; [`check`]: does a store enforce what this design rests on.
+//!
+//! Nobody gets a byte that was not hashed: every read compares digest and length before it returns.
+//!
+//! Architecture invariant: no URL that leaves this crate can write to the bucket `blobs`, and nothing here follows
+//! redirects, uses proxies or system trust roots, or decodes content.
+
+pub mod buckets;
+pub mod cache;
+pub mod check;
+mod client;
+pub mod endpoint;
+pub mod error;
+pub mod key;
+pub mod presign;
+mod sink;
+pub mod transfer;
+
+pub use buckets::{Buckets, Recorded};
+pub use cache::{Cache, CacheError};
+pub use endpoint::{Endpoint, EndpointError, Trust};
+pub use error::ObjectError;
+pub use key::{BlobKey, BucketName, IncomingKey, KeyError};
+pub use presign::{Signer, StoreClock};
+pub use transfer::{Regrant, Stored, Transfer, TransferLimits};

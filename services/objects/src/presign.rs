@@ -1,0 +1,242 @@
+//! Presigned requests: SigV4 in the query, by the store's clock, with every header that matters under the signature.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use identity::{AccessKey, StoreKeys};
+use jiff::Timestamp;
+use jiff::fmt::rfc2822;
+use rusty_s3::UrlStyle;
+use schemas::blob::{Grant, HttpAction, Method};
+use schemas::limits::URL_LIFE;
+use schemas::{Digest, Millis, UnixMillis};
+use url::Url;
+
+use crate::endpoint::{Endpoint, EndpointError};
+use crate::key::{BlobKey, BucketName, IncomingKey};
+
+/// Difference of clocks at which someone should look: it eats a tenth of a URL's life.
+pub const CLOCK_ALARM: Millis = Millis::from_secs(5);
+
+/// The header that carries an object's sha256, in base64.
+pub(crate) const CHECKSUM: &str = "x-amz-checksum-sha256";
+/// The only content type there is: nothing looks inside.
+pub(crate) const CONTENT_TYPE: &str = "application/octet-stream";
+
+/// The store's clock, as its `Date` headers show it. Clones share the measurement.
+#[derive(Clone, Debug, Default)]
+pub struct StoreClock(Arc<AtomicI64>);
+
+/// Signs URLs for workers: uploads into `incoming`, reads from `blobs`. It does no I/O and is cheap: six HMACs a URL.
+#[derive(Clone, Debug)]
+pub struct Signer {
+    incoming: Place,
+    blobs: Place,
+    clock: StoreClock,
+}
+
+/// A bucket of an endpoint with the access key that signs for it.
+#[derive(Clone)]
+pub(crate) struct Place {
+    bucket: rusty_s3::Bucket,
+    key: AccessKey,
+}
+
+/// What a signature covers beside bucket and date.
+pub(crate) struct Request<'a> {
+    pub(crate) method: rusty_s3::Method,
+    pub(crate) key: &'a str,
+    /// Sorted by name, lower case.
+    pub(crate) headers: &'a [(&'a str, &'a str)],
+}
+
+impl StoreClock {
+    /// Learns from a `Date` header of an answer to a request sent and received at these local times.
+    ///
+    /// The header counts whole seconds, so the measurement is good to about half a second.
+    pub fn observe(&self, date: &str, sent: UnixMillis, received: UnixMillis) {
+        let Ok(date) = rfc2822::DateTimeParser::new().parse_timestamp(date) else { return };
+        let middle = sent.get().midpoint(received.get());
+        let offset = date.as_millisecond() + 500 - i64::try_from(middle).unwrap_or(i64::MAX);
+        let before = Millis(self.0.swap(offset, Ordering::Relaxed).unsigned_abs());
+        if Millis(offset.unsigned_abs()) > CLOCK_ALARM && before <= CLOCK_ALARM {
+            tracing::warn!(offset_ms = offset, "the store's clock differs from this machine's; correct one of them");
+        }
+    }
+
+    /// The store's time minus this machine's, in milliseconds; 0 before the first measurement.
+    pub fn offset_ms(&self) -> i64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Whether the clocks differ by more than [`CLOCK_ALARM`].
+    pub fn is_alarming(&self) -> bool {
+        Millis(self.offset_ms().unsigned_abs()) > CLOCK_ALARM
+    }
+
+    /// The store's time when this machine's clock shows `now`.
+    pub fn at(&self, now: UnixMillis) -> UnixMillis {
+        UnixMillis(now.get().saturating_add_signed(self.offset_ms()))
+    }
+}
+
+impl Signer {
+    /// A signer for `endpoint`. It uses the `put` and `get` keys only.
+    ///
+    /// # Errors
+    /// The endpoint does not make a bucket URL.
+    pub fn new(endpoint: &Endpoint, keys: &StoreKeys, clock: StoreClock) -> Result<Self, EndpointError> {
+        Ok(Self {
+            incoming: Place::new(endpoint, BucketName::Incoming, keys.put.clone())?,
+            blobs: Place::new(endpoint, BucketName::Blobs, keys.get.clone())?,
+            clock,
+        })
+    }
+
+    /// A URL to create `key` with exactly `bytes` bytes of its digest, once. `now` is this machine's clock.
+    pub fn put(&self, key: &IncomingKey, bytes: schemas::Bytes, now: UnixMillis) -> Grant {
+        let now = self.clock.at(now);
+        Grant {
+            digest: key.digest(),
+            action: Some(self.incoming.put(&key.to_string(), key.digest(), bytes, true, now)),
+        }
+    }
+
+    /// A URL to read one verified object. `now` is this machine's clock.
+    pub fn get(&self, digest: Digest, now: UnixMillis) -> Grant {
+        let now = self.clock.at(now);
+        Grant { digest, action: Some(self.blobs.get(&BlobKey(digest).to_string(), now)) }
+    }
+
+    /// The measurement this signer uses.
+    pub const fn clock(&self) -> &StoreClock {
+        &self.clock
+    }
+}
+
+impl Place {
+    pub(crate) fn new(endpoint: &Endpoint, name: BucketName, key: AccessKey) -> Result<Self, EndpointError> {
+        let bucket =
+            rusty_s3::Bucket::new(endpoint.url().clone(), UrlStyle::Path, name.as_str(), endpoint.region().to_owned())
+                .map_err(|error| EndpointError::Url(error.to_string()))?;
+        Ok(Self { bucket, key })
+    }
+
+    /// A PUT of these bytes alone; `once` makes the store refuse it when the key exists.
+    pub(crate) fn put(
+        &self,
+        key: &str,
+        digest: Digest,
+        bytes: schemas::Bytes,
+        once: bool,
+        store_now: UnixMillis,
+    ) -> HttpAction {
+        let (length, checksum) = (bytes.to_string(), checksum(digest));
+        let mut headers = vec![("content-length", length.as_str()), ("content-type", CONTENT_TYPE)];
+        if once {
+            headers.push(("if-none-match", "*"));
+        }
+        headers.push((CHECKSUM, &checksum));
+        self.action(Method::Put, key, &headers, store_now)
+    }
+
+    pub(crate) fn get(&self, key: &str, store_now: UnixMillis) -> HttpAction {
+        self.action(Method::Get, key, &[], store_now)
+    }
+
+    fn action(&self, method: Method, key: &str, headers: &[(&str, &str)], store_now: UnixMillis) -> HttpAction {
+        let signed = match method {
+            Method::Get => rusty_s3::Method::Get,
+            Method::Put => rusty_s3::Method::Put,
+        };
+        let url = self.sign(&Request { method: signed, key, headers }, store_now, URL_LIFE);
+        let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        HttpAction {
+            method,
+            href: url.into(),
+            headers: headers.collect::<BTreeMap<_, _>>(),
+            expires_at: UnixMillis(store_now.get() / 1000 * 1000).after(URL_LIFE),
+        }
+    }
+
+    /// The signed URL of `request`, valid for `life` from `store_now`.
+    pub(crate) fn sign(&self, request: &Request<'_>, store_now: UnixMillis, life: Millis) -> Url {
+        let seconds = i64::try_from(store_now.get() / 1000).unwrap_or(i64::MAX);
+        let date = Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX);
+        let url =
+            if request.key.is_empty() { self.bucket.base_url().clone() } else { self.bucket.object_url(request.key) };
+        rusty_s3::signing::sign(
+            &date,
+            request.method,
+            url,
+            self.key.id(),
+            self.key.expose_secret(),
+            None,
+            self.bucket.region(),
+            life.get() / 1000,
+            std::iter::empty(),
+            request.headers.iter().copied(),
+        )
+    }
+}
+
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Place").field("bucket", &self.bucket.name()).field("key", &self.key).finish()
+    }
+}
+
+/// A digest as S3 writes it in headers.
+pub(crate) fn checksum(digest: Digest) -> String {
+    BASE64.encode(digest.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoint::Trust;
+
+    fn signer() -> Signer {
+        let endpoint = Endpoint::new("http://127.0.0.1:9000", "us-east-1", Trust::PlainLoopback).unwrap();
+        Signer::new(&endpoint, &StoreKeys::generate(), StoreClock::default()).unwrap()
+    }
+
+    #[test]
+    fn a_put_signs_what_bounds_it() {
+        let digest = Digest::of(b"abc");
+        let operator = format!("U{}", "A".repeat(55)).parse().unwrap();
+        let key = IncomingKey::operator(&operator, digest);
+        let grant = signer().put(&key, schemas::Bytes(3), UnixMillis(1_700_000_000_000));
+        let action = grant.action.unwrap();
+        let signed = "content-length%3Bcontent-type%3Bhost%3Bif-none-match%3Bx-amz-checksum-sha256";
+        assert!(action.href.contains(&format!("X-Amz-SignedHeaders={signed}&")), "{}", action.href);
+        assert!(action.href.starts_with(&format!("http://127.0.0.1:9000/incoming/{key}?")), "{}", action.href);
+        assert_eq!(action.headers["content-length"], "3");
+        assert_eq!(action.headers["if-none-match"], "*");
+        assert_eq!(action.headers[CHECKSUM], "ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=");
+        assert_eq!(action.expires_at, UnixMillis(1_700_000_060_000));
+    }
+
+    #[test]
+    fn signatures_follow_the_store_clock() {
+        let signer = signer();
+        let now = UnixMillis(1_700_000_000_000);
+        // Tue, 14 Nov 2023 22:13:20 GMT is 1_700_000_000; the store is 100 s ahead.
+        signer.clock().observe("Tue, 14 Nov 2023 22:15:00 GMT", now, now);
+        assert_eq!(signer.clock().offset_ms(), 100_500);
+        assert!(signer.clock().is_alarming());
+        let action = signer.get(Digest::of(b""), now).action.unwrap();
+        assert!(action.href.contains("X-Amz-Date=20231114T221500Z"), "{}", action.href);
+        assert_eq!(action.headers.len(), 0);
+    }
+
+    #[test]
+    fn nonsense_dates_change_nothing() {
+        let clock = StoreClock::default();
+        clock.observe("yesterday", UnixMillis(0), UnixMillis(0));
+        assert_eq!(clock.offset_ms(), 0);
+    }
+}

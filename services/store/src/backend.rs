@@ -1,0 +1,325 @@
+//! The S3 operations that this store has, over its folder.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use futures::Stream;
+use s3s::dto::{
+    ChecksumMode, CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource, DeleteObjectInput,
+    DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, DeletedObject, ETag, GetObjectInput, GetObjectOutput,
+    HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output,
+    Object, PutObjectInput, PutObjectOutput, Range, StreamingBlob,
+};
+use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
+use schemas::Digest;
+use tokio::task::JoinHandle;
+
+use crate::listing;
+use crate::place::{Place, parse_bucket};
+use crate::root::{Publish, Root};
+use crate::upload::{self, Upload, storage_error};
+
+/// Read size: one hop to the blocking threads and one allocation each.
+const READ_BYTES: u64 = 1 << 20;
+/// Keys on a page, as S3 has it.
+const KEYS_MAX: usize = 1000;
+
+/// The backend under `s3s`.
+pub(crate) struct Backend {
+    pub(crate) root: Arc<Root>,
+    pub(crate) object_bytes_max: u64,
+    pub(crate) idle: Duration,
+}
+
+/// An open object, with the first piece of what is asked for.
+struct Opened {
+    file: File,
+    bytes: u64,
+    modified: SystemTime,
+    range: std::ops::Range<u64>,
+    first: Bytes,
+}
+
+#[async_trait]
+impl S3 for Backend {
+    async fn head_bucket(&self, request: S3Request<HeadBucketInput>) -> S3Result<S3Response<HeadBucketOutput>> {
+        parse_bucket(&request.input.bucket)?;
+        Ok(S3Response::new(HeadBucketOutput::default()))
+    }
+
+    async fn put_object(&self, request: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
+        let input = request.input;
+        let place = Place::parse(&input.bucket, &input.key)?;
+        let bytes = input.content_length.and_then(|length| u64::try_from(length).ok());
+        let bytes = bytes.ok_or_else(|| s3_error!(MissingContentLength))?;
+        if bytes > self.object_bytes_max {
+            return Err(s3_error!(EntityTooLarge, "{bytes} bytes, at most {} are accepted", self.object_bytes_max));
+        }
+        let how = match &input.if_none_match {
+            None => Publish::Replace,
+            Some(condition) if condition.is_any() => Publish::Once,
+            Some(_) => return Err(s3_error!(NotImplemented, "if-none-match takes * only")),
+        };
+        if input.if_match.is_some() {
+            return Err(s3_error!(NotImplemented, "if-match is not for uploads here"));
+        }
+        if how == Publish::Once && place.path(self.root.path()).exists() {
+            return Err(s3_error!(PreconditionFailed, "the object exists"));
+        }
+        let room = self.root.reserve(bytes).map_err(storage_error)?.ok_or_else(upload::full)?;
+        let body = input.body.unwrap_or_else(|| StreamingBlob::from(s3s::Body::empty()));
+        let upload = Upload { place, bytes, checksum: input.checksum_sha256, how, idle: self.idle, room };
+        let digest = upload::receive(self.root.clone(), body, upload).await?;
+        Ok(S3Response::new(PutObjectOutput {
+            e_tag: Some(ETag::Strong(digest.hex())),
+            checksum_sha256: Some(BASE64.encode(digest.as_bytes())),
+            ..Default::default()
+        }))
+    }
+
+    async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
+        let input = request.input;
+        let place = Place::parse(&input.bucket, &input.key)?;
+        let path = place.path(self.root.path());
+        let ranged = input.range.is_some();
+        let opened = blocking(move || open(&path, input.range.as_ref())).await?;
+        let length = opened.range.end - opened.range.start;
+        let content_range =
+            ranged.then(|| format!("bytes {}-{}/{}", opened.range.start, opened.range.end - 1, opened.bytes));
+        let tag = e_tag(&place, opened.bytes, opened.modified);
+        let checksum = recorded(&place, input.checksum_mode.as_ref()).filter(|_| !ranged);
+        let modified = opened.modified;
+        Ok(S3Response::new(GetObjectOutput {
+            body: Some(StreamingBlob::wrap(stream(opened))),
+            content_length: Some(as_length(length)),
+            content_range,
+            accept_ranges: Some("bytes".to_owned()),
+            content_type: Some("application/octet-stream".to_owned()),
+            e_tag: Some(tag),
+            checksum_sha256: checksum,
+            last_modified: Some(modified.into()),
+            ..Default::default()
+        }))
+    }
+
+    async fn head_object(&self, request: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
+        let input = request.input;
+        let place = Place::parse(&input.bucket, &input.key)?;
+        let path = place.path(self.root.path());
+        let (bytes, modified) = blocking(move || {
+            let metadata = fs::metadata(&path).map_err(no_key)?;
+            if !metadata.is_file() {
+                return Err(s3_error!(NoSuchKey));
+            }
+            Ok((metadata.len(), metadata.modified().map_err(storage_error)?))
+        })
+        .await?;
+        Ok(S3Response::new(HeadObjectOutput {
+            content_length: Some(as_length(bytes)),
+            accept_ranges: Some("bytes".to_owned()),
+            content_type: Some("application/octet-stream".to_owned()),
+            e_tag: Some(e_tag(&place, bytes, modified)),
+            checksum_sha256: recorded(&place, input.checksum_mode.as_ref()),
+            last_modified: Some(modified.into()),
+            ..Default::default()
+        }))
+    }
+
+    async fn copy_object(&self, request: S3Request<CopyObjectInput>) -> S3Result<S3Response<CopyObjectOutput>> {
+        let input = request.input;
+        let CopySource::Bucket { bucket, key, version_id: None } = &input.copy_source else {
+            return Err(s3_error!(NotImplemented, "copies are from a bucket and a key"));
+        };
+        let source = Place::parse(bucket, key)?;
+        let target = Place::parse(&input.bucket, &input.key)?;
+        let digest = source.digest.filter(|digest| target.digest == Some(*digest));
+        let digest = digest.ok_or_else(|| s3_error!(InvalidArgument, "a copy keeps the digest that its key names"))?;
+        let root = self.root.clone();
+        let modified = blocking(move || {
+            let (from, to) = (source.path(root.path()), target.path(root.path()));
+            match root.link(&from, &to) {
+                // The same digest: what is there is what was asked for.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(no_key(error)),
+                Ok(()) => {}
+            }
+            fs::metadata(&to).and_then(|metadata| metadata.modified()).map_err(no_key)
+        })
+        .await?;
+        let result = CopyObjectResult {
+            e_tag: Some(ETag::Strong(digest.hex())),
+            checksum_sha256: Some(BASE64.encode(digest.as_bytes())),
+            last_modified: Some(modified.into()),
+            ..Default::default()
+        };
+        Ok(S3Response::new(CopyObjectOutput { copy_object_result: Some(result), ..Default::default() }))
+    }
+
+    async fn delete_object(&self, request: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
+        let path = Place::parse(&request.input.bucket, &request.input.key)?.path(self.root.path());
+        blocking(move || remove(&path)).await?;
+        Ok(S3Response::new(DeleteObjectOutput::default()))
+    }
+
+    async fn delete_objects(
+        &self,
+        request: S3Request<DeleteObjectsInput>,
+    ) -> S3Result<S3Response<DeleteObjectsOutput>> {
+        let input = request.input;
+        if input.delete.objects.len() > KEYS_MAX {
+            return Err(s3_error!(MalformedXML, "at most {KEYS_MAX} keys are deleted at a time"));
+        }
+        let places = input.delete.objects.into_iter().map(|object| Place::parse(&input.bucket, &object.key));
+        let places = places.collect::<S3Result<Vec<_>>>()?;
+        let root = self.root.clone();
+        let deleted = blocking(move || {
+            let delete = |place: Place| {
+                remove(&place.path(root.path()))?;
+                Ok(DeletedObject { key: Some(place.key), ..Default::default() })
+            };
+            places.into_iter().map(delete).collect::<S3Result<Vec<_>>>()
+        })
+        .await?;
+        Ok(S3Response::new(DeleteObjectsOutput { deleted: Some(deleted), ..Default::default() }))
+    }
+
+    async fn list_objects_v2(
+        &self,
+        request: S3Request<ListObjectsV2Input>,
+    ) -> S3Result<S3Response<ListObjectsV2Output>> {
+        let input = request.input;
+        let bucket = parse_bucket(&input.bucket)?;
+        if input.delimiter.is_some() {
+            return Err(s3_error!(NotImplemented, "listings have no delimiter here"));
+        }
+        let asked = input.max_keys.map_or(KEYS_MAX, |keys| usize::try_from(keys).unwrap_or(0));
+        let keys_max = asked.min(KEYS_MAX);
+        let prefix = input.prefix.clone().unwrap_or_default();
+        // A page's token is its last key.
+        let after = input.continuation_token.clone().or(input.start_after.clone());
+        let folder = self.root.bucket(bucket);
+        let (found, more) = blocking(move || {
+            let page = listing::Page { prefix: &prefix, after: after.as_deref(), keys_max };
+            listing::list(&folder, &page).map_err(storage_error)
+        })
+        .await?;
+        let next = found.last().filter(|_| more).map(|last| last.key.clone());
+        let contents: Vec<Object> = found.into_iter().filter_map(|found| listed(bucket.as_str(), found)).collect();
+        Ok(S3Response::new(ListObjectsV2Output {
+            name: Some(input.bucket),
+            prefix: input.prefix,
+            max_keys: Some(i32::try_from(keys_max).unwrap_or(i32::MAX)),
+            key_count: Some(i32::try_from(contents.len()).unwrap_or(i32::MAX)),
+            continuation_token: input.continuation_token,
+            is_truncated: Some(more),
+            next_continuation_token: next,
+            contents: Some(contents),
+            ..Default::default()
+        }))
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> S3Result<T> + Send + 'static) -> S3Result<T> {
+    let failed = |error| S3Error::with_source(S3ErrorCode::InternalError, Box::new(error));
+    tokio::task::spawn_blocking(work).await.map_err(failed)?
+}
+
+fn open(path: &std::path::Path, range: Option<&Range>) -> S3Result<Opened> {
+    let mut file = File::open(path).map_err(no_key)?;
+    let metadata = file.metadata().map_err(storage_error)?;
+    if !metadata.is_file() {
+        return Err(s3_error!(NoSuchKey));
+    }
+    let bytes = metadata.len();
+    let range = match range {
+        Some(range) => range.check(bytes)?,
+        None => 0..bytes,
+    };
+    if range.start > 0 {
+        file.seek(SeekFrom::Start(range.start)).map_err(storage_error)?;
+    }
+    let (file, first) = read(file, range.end - range.start).map_err(storage_error)?;
+    Ok(Opened { file, bytes, modified: metadata.modified().map_err(storage_error)?, range, first })
+}
+
+/// The next piece of a file, at most `left` bytes; with the file, so that it can move between threads.
+fn read(file: File, left: u64) -> io::Result<(File, Bytes)> {
+    let wanted = left.min(READ_BYTES);
+    let mut piece = Vec::with_capacity(usize::try_from(wanted).expect("a piece fits into memory"));
+    (&file).take(wanted).read_to_end(&mut piece)?;
+    if (piece.len() as u64) < wanted {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "an object became shorter"));
+    }
+    Ok((file, piece.into()))
+}
+
+/// The bytes asked for; while one piece is sent the next is read.
+fn stream(opened: Opened) -> impl Stream<Item = io::Result<Bytes>> + Send + Sync {
+    struct Rest {
+        ready: Option<Bytes>,
+        /// Bytes after the piece that is ready.
+        left: u64,
+        reading: Option<JoinHandle<io::Result<(File, Bytes)>>>,
+    }
+    let ahead = |file, left| (left > 0).then(|| tokio::task::spawn_blocking(move || read(file, left)));
+    let left = opened.range.end - opened.range.start - opened.first.len() as u64;
+    let start = Rest { ready: Some(opened.first), left, reading: ahead(opened.file, left) };
+    futures::stream::try_unfold(start, move |mut rest| async move {
+        if let Some(piece) = rest.ready.take() {
+            return Ok((!piece.is_empty()).then_some((piece, rest)));
+        }
+        let Some(reading) = rest.reading.take() else { return Ok(None) };
+        let (file, piece) = reading.await.map_err(io::Error::other)??;
+        rest.left -= piece.len() as u64;
+        rest.reading = ahead(file, rest.left);
+        Ok(Some((piece, rest)))
+    })
+}
+
+fn remove(path: &std::path::Path) -> S3Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.map_err(storage_error),
+    }
+}
+
+fn no_key(error: io::Error) -> S3Error {
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => s3_error!(NoSuchKey),
+        _ => storage_error(error),
+    }
+}
+
+/// The digest where the key names one; else something that changes with the file.
+fn e_tag(place: &Place, bytes: u64, modified: SystemTime) -> ETag {
+    let since = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    ETag::Strong(place.digest.map_or_else(|| format!("{:x}-{bytes:x}", since.as_nanos()), |digest| digest.hex()))
+}
+
+/// The checksum header, where the client asks for it. The digest was compared before the object had its name.
+fn recorded(place: &Place, mode: Option<&ChecksumMode>) -> Option<String> {
+    let asked = mode.is_some_and(|mode| mode.as_str() == ChecksumMode::ENABLED);
+    place.digest.filter(|_| asked).map(|digest: Digest| BASE64.encode(digest.as_bytes()))
+}
+
+/// A found file as an entry; what has no place (left by hand) is not shown.
+fn listed(bucket: &str, found: listing::Found) -> Option<Object> {
+    let place = Place::parse(bucket, &found.key).ok()?;
+    Some(Object {
+        e_tag: Some(e_tag(&place, found.bytes, found.modified)),
+        key: Some(found.key),
+        size: Some(as_length(found.bytes)),
+        last_modified: Some(found.modified.into()),
+        ..Default::default()
+    })
+}
+
+fn as_length(bytes: u64) -> i64 {
+    i64::try_from(bytes).expect("no file has more than 2^63 bytes")
+}

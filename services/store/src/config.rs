@@ -1,0 +1,97 @@
+//! What a store needs to know, as valid values.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use identity::StoreKeys;
+use schemas::Bytes;
+use schemas::limits::OBJECT_BYTES_MAX;
+use serde::{Deserialize, Serialize};
+
+/// A store: where it listens, where its objects lie, who may do what.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// Port 0 takes any free port.
+    pub listen: SocketAddr,
+    /// The folder of its objects; made when it is missing.
+    pub root: PathBuf,
+    /// The three access keys.
+    pub keys: StoreKeys,
+    /// The certificate.
+    pub tls: Tls,
+    /// What an answered upload survives.
+    pub durability: Durability,
+    /// Bounds.
+    pub limits: StoreLimits,
+}
+
+/// How connections are protected.
+#[derive(Clone)]
+pub enum Tls {
+    /// A certificate chain and its private key, both PEM.
+    Pem {
+        /// The chain, own certificate first.
+        certificate: Vec<u8>,
+        /// The private key.
+        key: Vec<u8>,
+    },
+    /// None; the store then listens on loopback only.
+    PlainLoopback,
+}
+
+/// What an upload survives once it was answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// A power failure: file and folder are synced before the answer.
+    #[default]
+    Always,
+    /// The end of the process, not of the machine: the kernel writes when it likes.
+    Kernel,
+}
+
+/// Bounds of a store.
+#[derive(Clone, Debug)]
+pub struct StoreLimits {
+    /// Connections served at a time; others wait in the kernel's queue.
+    pub connections_max: usize,
+    /// Longest silence of a peer in the middle of a request, and longest wait for the next one.
+    pub idle: Duration,
+    /// Largest object.
+    pub object_bytes_max: Bytes,
+    /// An upload is refused when less than this would remain free on the disk.
+    pub free_bytes_min: Bytes,
+    /// Age at which objects of `incoming` are swept.
+    pub incoming_life: Duration,
+    /// Time between sweeps.
+    pub sweep_every: Duration,
+    /// How long requests in progress may take to end at shutdown.
+    pub drain: Duration,
+}
+
+impl Default for StoreLimits {
+    fn default() -> Self {
+        Self {
+            // A worker holds about 16 at most; each costs some 100 KiB.
+            connections_max: 512,
+            // Above the clients' 25 s for pooled connections, so that they let go first.
+            idle: Duration::from_secs(40),
+            object_bytes_max: OBJECT_BYTES_MAX,
+            free_bytes_min: Bytes::mebi(256),
+            incoming_life: Duration::from_secs(3 * 24 * 3600),
+            sweep_every: Duration::from_secs(600),
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pem { .. } => "Pem",
+            Self::PlainLoopback => "PlainLoopback",
+        })
+    }
+}

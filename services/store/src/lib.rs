@@ -1,0 +1,30 @@
+//! `diloco-store`: an S3 store in one process, for one machine and for tests.
+//!
+//! The S3 protocol, signatures and expiry are `s3s`; what lies under it is ours, because bytes must be verified before
+//! they can be seen. An upload goes to a temporary file on the same file system, is hashed on the way, and is linked
+//! under its key only when length and sha256 agree. See [`Store`].
+//!
+//! ```text
+//! <root>/lock        held while a process serves the root; two would delete each other's temporary files
+//! <root>/tmp/        uploads in progress; emptied at start
+//! <root>/incoming/   bucket `incoming`: created once by holders of PUT URLs, swept after some days
+//! <root>/blobs/      bucket `blobs`: verified objects, and small named files that the admin key writes
+//! ```
+//! Architecture invariants: there is no multipart upload, no other bucket, no anonymous request, no plaintext beyond
+//! loopback; the put key cannot write to `blobs` and the get key cannot write at all.
+
+mod backend;
+pub mod config;
+mod gate;
+mod guard;
+mod listing;
+mod place;
+mod rights;
+mod root;
+mod server;
+pub mod settings;
+mod sweep;
+mod upload;
+
+pub use config::{Durability, StoreConfig, StoreLimits, Tls};
+pub use server::{Store, StoreError};

@@ -1,0 +1,97 @@
+//! Where a key lies on the disk. A key is parsed into segments that are safe as file names before it becomes a path.
+
+use std::path::{Path, PathBuf};
+
+use objects::key::KEY_BYTES_MAX;
+use objects::{BlobKey, BucketName, IncomingKey};
+use s3s::{S3Result, s3_error};
+use schemas::Digest;
+
+/// Longest segment of a named file's key.
+const SEGMENT_BYTES_MAX: usize = 128;
+
+/// A key that this store accepts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) bucket: BucketName,
+    pub(crate) key: String,
+    /// What its bytes must hash to; none for the named files of `blobs`.
+    pub(crate) digest: Option<Digest>,
+}
+
+impl Place {
+    /// Parses a bucket's name and a key.
+    pub(crate) fn parse(bucket: &str, key: &str) -> S3Result<Self> {
+        let bucket = parse_bucket(bucket)?;
+        let refused = || s3_error!(InvalidArgument, "not a key of bucket {bucket}");
+        let digest = match bucket {
+            BucketName::Incoming => Some(key.parse::<IncomingKey>().map_err(|_| refused())?.digest()),
+            BucketName::Blobs if key.starts_with("sha256/") => Some(key.parse::<BlobKey>().map_err(|_| refused())?.0),
+            BucketName::Blobs if is_named(key) => None,
+            BucketName::Blobs => return Err(refused()),
+        };
+        Ok(Self { bucket, key: key.to_owned(), digest })
+    }
+
+    /// The file under `root`.
+    pub(crate) fn path(&self, root: &Path) -> PathBuf {
+        root.join(self.bucket.as_str()).join(&self.key)
+    }
+}
+
+pub(crate) fn parse_bucket(name: &str) -> S3Result<BucketName> {
+    name.parse().map_err(|_| s3_error!(NoSuchBucket, "there are incoming and blobs"))
+}
+
+fn is_named(key: &str) -> bool {
+    let safe = |c: char| c.is_ascii_alphanumeric() || "._=-".contains(c);
+    let segment = |text: &str| {
+        !text.is_empty() && text.len() <= SEGMENT_BYTES_MAX && !text.starts_with('.') && text.chars().all(safe)
+    };
+    key.len() <= KEY_BYTES_MAX && key.split('/').all(segment)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostile_keys_have_no_place() {
+        let hex = Digest::of(b"").hex();
+        for key in [
+            "",
+            "/",
+            "..",
+            "../blobs/x",
+            "/etc/passwd",
+            "a/../b",
+            "a//b",
+            "a/./b",
+            "a/.hidden",
+            "a/",
+            "ä",
+            "a b",
+            "a\\b",
+            "a\0b",
+            "a%2e",
+            &"a".repeat(300),
+            &"a/".repeat(200),
+            &format!("sha256/{hex}"),
+            "sha256/x",
+        ] {
+            assert!(Place::parse("blobs", key).is_err(), "{key}");
+            assert!(Place::parse("incoming", key).is_err(), "{key}");
+        }
+        assert!(Place::parse("other", "a").is_err());
+        assert!(Place::parse("..", "a").is_err());
+    }
+
+    #[test]
+    fn good_keys_keep_their_promise() {
+        let digest = Digest::of(b"x");
+        let place = Place::parse("blobs", &BlobKey(digest).to_string()).unwrap();
+        assert_eq!(place.digest, Some(digest));
+        assert!(place.path(Path::new("/r")).starts_with("/r/blobs/sha256"));
+        assert_eq!(Place::parse("blobs", "audit/tile/0/x001/067").unwrap().digest, None);
+    }
+}

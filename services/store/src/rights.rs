@@ -1,0 +1,125 @@
+//! Who may do what: three access keys, and nothing for anybody else.
+//!
+//! | key | may |
+//! | --- | --- |
+//! | admin | everything this store does |
+//! | put | create objects in `incoming`, through presigned URLs whose signature covers length, sha256 and `if-none-match` |
+//! | get | read verified objects in `blobs`, through presigned URLs |
+
+use async_trait::async_trait;
+use identity::StoreKeys;
+use objects::BucketName;
+use s3s::access::{S3Access, S3AccessContext};
+use s3s::auth::{S3Auth, SecretKey};
+use s3s::path::S3Path;
+use s3s::{S3Result, s3_error};
+
+use crate::gate::query_value;
+
+/// S3's own bound on a presigned URL's life.
+const EXPIRES_SECONDS_MAX: u32 = 7 * 24 * 3600;
+/// What the signature of an upload by the put key must cover.
+const UPLOAD_HEADERS: [&str; 3] = ["content-length", "if-none-match", "x-amz-checksum-sha256"];
+/// What the admin key may ask for; all else is not implemented here.
+const OPERATIONS: [&str; 8] = [
+    "CopyObject",
+    "DeleteObject",
+    "DeleteObjects",
+    "GetObject",
+    "HeadBucket",
+    "HeadObject",
+    "ListObjectsV2",
+    "PutObject",
+];
+
+/// The rights table, as `s3s` asks it.
+#[derive(Clone)]
+pub(crate) struct Rights {
+    keys: StoreKeys,
+}
+
+enum Role {
+    Admin,
+    Put,
+    Get,
+}
+
+impl Rights {
+    pub(crate) const fn new(keys: StoreKeys) -> Self {
+        Self { keys }
+    }
+
+    fn role(&self, access: &str) -> Option<Role> {
+        match access {
+            _ if access == self.keys.admin.id() => Some(Role::Admin),
+            _ if access == self.keys.put.id() => Some(Role::Put),
+            _ if access == self.keys.get.id() => Some(Role::Get),
+            _ => None,
+        }
+    }
+}
+
+#[async_trait]
+impl S3Auth for Rights {
+    async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
+        let key = match self.role(access_key) {
+            Some(Role::Admin) => &self.keys.admin,
+            Some(Role::Put) => &self.keys.put,
+            Some(Role::Get) => &self.keys.get,
+            None => return Err(s3_error!(InvalidAccessKeyId)),
+        };
+        Ok(SecretKey::from(key.expose_secret()))
+    }
+}
+
+#[async_trait]
+impl S3Access for Rights {
+    async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
+        let role = cx.credentials().and_then(|credentials| self.role(&credentials.access_key));
+        let role = role.ok_or_else(|| s3_error!(AccessDenied, "a signature is required"))?;
+        let signed = signed_headers(cx)?;
+        if !OPERATIONS.contains(&cx.s3_op().name()) {
+            return Err(s3_error!(NotImplemented, "this store has no {}", cx.s3_op().name()));
+        }
+        let allowed = match role {
+            Role::Admin => true,
+            Role::Put => {
+                cx.s3_op().name() == "PutObject"
+                    && in_bucket(cx.s3_path(), BucketName::Incoming, "")
+                    && signed
+                        .is_some_and(|signed| UPLOAD_HEADERS.iter().all(|name| signed.iter().any(|have| have == name)))
+            }
+            Role::Get => {
+                matches!(cx.s3_op().name(), "GetObject" | "HeadObject")
+                    && in_bucket(cx.s3_path(), BucketName::Blobs, "sha256/")
+                    && signed.is_some()
+            }
+        };
+        if allowed { Ok(()) } else { Err(s3_error!(AccessDenied, "not a right of this key")) }
+    }
+}
+
+/// The names that a presigned URL's signature covers; none for a request signed in its header. Headers that change
+/// what is stored must be among them.
+fn signed_headers(cx: &S3AccessContext<'_>) -> S3Result<Option<Vec<String>>> {
+    let Some(query) = cx.uri().query().filter(|query| query_value(query, "X-Amz-Signature").is_some()) else {
+        return Ok(None);
+    };
+    let seconds = query_value(query, "X-Amz-Expires").and_then(|text| text.parse::<u32>().ok());
+    if !seconds.is_some_and(|seconds| (1..=EXPIRES_SECONDS_MAX).contains(&seconds)) {
+        return Err(s3_error!(AuthorizationQueryParametersError, "X-Amz-Expires must lie between 1 and 604800"));
+    }
+    let names = query_value(query, "X-Amz-SignedHeaders").unwrap_or_default();
+    let names: Vec<String> = names.replace("%3B", ";").replace("%3b", ";").split(';').map(str::to_owned).collect();
+    let unsigned = |name: &&http::HeaderName| {
+        name.as_str().starts_with("x-amz-") && !names.iter().any(|have| have == name.as_str())
+    };
+    match cx.headers().keys().find(unsigned) {
+        Some(name) => Err(s3_error!(AccessDenied, "the header {name} is not signed")),
+        None => Ok(Some(names)),
+    }
+}
+
+fn in_bucket(path: &S3Path, wanted: BucketName, prefix: &str) -> bool {
+    matches!(path, S3Path::Object { bucket, key } if **bucket == *wanted.as_str() && key.starts_with(prefix))
+}

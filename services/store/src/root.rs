@@ -1,0 +1,241 @@
+//! The store's folder: its lock, its free space, and how files appear and vanish in it.
+
+use std::ffi::CString;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use objects::BucketName;
+use tempfile::NamedTempFile;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Durability;
+
+/// A folder that vanishes between its making and the link into it (the sweeper removes empty ones) is made again.
+const PUBLISH_TRIES_MAX: usize = 3;
+
+/// A locked root.
+#[derive(Debug)]
+pub(crate) struct Root {
+    path: PathBuf,
+    durability: Durability,
+    free_bytes_min: u64,
+    /// Bytes of uploads in progress that are announced and not yet on the disk.
+    reserved: Arc<AtomicU64>,
+    /// The writing threads: the lock is not given up while one runs.
+    writers: TaskTracker,
+    /// The lock lives as long as this handle.
+    _lock: File,
+}
+
+/// Why a root cannot be opened.
+#[derive(Debug)]
+pub(crate) enum RootError {
+    Busy,
+    Io(io::Error),
+}
+
+/// Room for one upload; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    reserved: Arc<AtomicU64>,
+    bytes: u64,
+}
+
+/// How a file gets its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Publish {
+    /// Fails when the name is taken.
+    Once,
+    /// Replaces what has the name.
+    Replace,
+}
+
+impl Root {
+    /// Makes and locks the folder, and removes what an earlier process left unfinished.
+    pub(crate) fn open(path: &Path, durability: Durability, free_bytes_min: u64) -> Result<Self, RootError> {
+        for folder in ["", "tmp", BucketName::Incoming.as_str(), BucketName::Blobs.as_str()] {
+            fs::create_dir_all(path.join(folder)).map_err(RootError::Io)?;
+        }
+        let lock = File::options().create(true).truncate(false).write(true).open(path.join("lock"));
+        let lock = lock.map_err(RootError::Io)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(RootError::Busy),
+            Err(TryLockError::Error(error)) => return Err(RootError::Io(error)),
+        }
+        let root = Self {
+            path: path.to_owned(),
+            durability,
+            free_bytes_min,
+            reserved: Arc::new(AtomicU64::new(0)),
+            writers: TaskTracker::new(),
+            _lock: lock,
+        };
+        root.empty_tmp().map_err(RootError::Io)?;
+        Ok(root)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn bucket(&self, bucket: BucketName) -> PathBuf {
+        self.path.join(bucket.as_str())
+    }
+
+    pub(crate) const fn writers(&self) -> &TaskTracker {
+        &self.writers
+    }
+
+    /// Room for `bytes`, if enough stays free beside all uploads in progress.
+    pub(crate) fn reserve(&self, bytes: u64) -> io::Result<Option<Reservation>> {
+        let free = free_bytes(&self.path)?;
+        let before = self.reserved.fetch_add(bytes, Ordering::Relaxed);
+        let reservation = Reservation { reserved: self.reserved.clone(), bytes };
+        let needed = before.saturating_add(bytes).saturating_add(self.free_bytes_min);
+        Ok((free >= needed).then_some(reservation))
+    }
+
+    /// A file for an upload; it vanishes when dropped.
+    pub(crate) fn temporary(&self) -> io::Result<NamedTempFile> {
+        NamedTempFile::new_in(self.path.join("tmp"))
+    }
+
+    /// Gives a complete file its name. `AlreadyExists` when it is taken and `how` is once.
+    pub(crate) fn publish(&self, file: NamedTempFile, name: &Path, how: Publish) -> io::Result<()> {
+        if self.durability == Durability::Always {
+            file.as_file().sync_data()?;
+        }
+        let file = file.into_temp_path();
+        self.in_folder_of(name, || match how {
+            Publish::Once => fs::hard_link(&file, name),
+            Publish::Replace => fs::rename(&file, name),
+        })?;
+        if how == Publish::Replace {
+            // The temporary name is gone; there is nothing left to remove.
+            let _renamed = file.keep();
+        }
+        Ok(())
+    }
+
+    /// Gives the file `source` a second name. `AlreadyExists` when it is taken. Its time is set to now: an object's age
+    /// in a bucket counts from its arrival there.
+    pub(crate) fn link(&self, source: &Path, name: &Path) -> io::Result<()> {
+        self.in_folder_of(name, || fs::hard_link(source, name))?;
+        File::options().append(true).open(name)?.set_modified(SystemTime::now())
+    }
+
+    fn in_folder_of(&self, name: &Path, put: impl Fn() -> io::Result<()>) -> io::Result<()> {
+        let folder = name.parent().expect("a key lies in a bucket's folder");
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            self.make_folder(folder)?;
+            match put() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && tries < PUBLISH_TRIES_MAX => {}
+                Err(error) => return Err(error),
+                Ok(()) => break,
+            }
+        }
+        if self.durability == Durability::Always { File::open(folder)?.sync_all() } else { Ok(()) }
+    }
+
+    /// Makes a folder and its parents, each durably before its children.
+    fn make_folder(&self, folder: &Path) -> io::Result<()> {
+        if folder.is_dir() {
+            return Ok(());
+        }
+        let parent = folder.parent().expect("the root lies above");
+        self.make_folder(parent)?;
+        match fs::create_dir(folder) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        if self.durability == Durability::Always { File::open(parent)?.sync_all() } else { Ok(()) }
+    }
+
+    fn empty_tmp(&self) -> io::Result<()> {
+        for entry in fs::read_dir(self.path.join("tmp"))? {
+            fs::remove_file(entry?.path())?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.reserved.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+fn free_bytes(path: &Path) -> io::Result<u64> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
+    let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: `path` is a C string that outlives the call, and `stat` is room for what the call writes.
+    let status = unsafe { libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) };
+    if status != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so it filled `stat`.
+    let stat = unsafe { stat.assume_init() };
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn root(folder: &Path) -> Root {
+        Root::open(folder, Durability::Always, 0).unwrap()
+    }
+
+    #[test]
+    fn a_second_process_is_refused_and_leftovers_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = root(folder.path());
+        assert!(matches!(Root::open(folder.path(), Durability::Kernel, 0), Err(RootError::Busy)));
+        let leftover = folder.path().join("tmp/leftover");
+        fs::write(&leftover, b"half").unwrap();
+        drop(first);
+        let _second = root(folder.path());
+        assert!(!leftover.exists());
+    }
+
+    #[test]
+    fn names_are_given_once_or_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = root(folder.path());
+        let name = folder.path().join("blobs/a/b/c");
+        let write = |text: &[u8], how| {
+            let mut file = root.temporary().unwrap();
+            file.write_all(text).unwrap();
+            root.publish(file, &name, how)
+        };
+        write(b"first", Publish::Once).unwrap();
+        assert_eq!(write(b"second", Publish::Once).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&name).unwrap(), b"first");
+        write(b"third", Publish::Replace).unwrap();
+        assert_eq!(fs::read(&name).unwrap(), b"third");
+        assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn room_is_counted_with_uploads_in_progress() {
+        let folder = tempfile::tempdir().unwrap();
+        let free = free_bytes(folder.path()).unwrap();
+        let root = Root::open(folder.path(), Durability::Kernel, free / 2).unwrap();
+        let first = root.reserve(free / 3).unwrap();
+        assert!(first.is_some());
+        assert!(root.reserve(free / 3).unwrap().is_none());
+        drop(first);
+        assert!(root.reserve(free / 3).unwrap().is_some());
+    }
+}

@@ -1,0 +1,282 @@
+//! Connections: TLS, limits, and an orderly end.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use objects::BucketName;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use s3s::config::{S3Config, StaticConfigProvider};
+use s3s::service::{S3Service, S3ServiceBuilder};
+use schemas::Code;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use crate::backend::Backend;
+use crate::config::{StoreConfig, StoreLimits, Tls};
+use crate::gate;
+use crate::guard::Guarded;
+use crate::rights::Rights;
+use crate::root::{Root, RootError};
+use crate::sweep;
+
+/// Longest TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Pause after the system refused to accept a connection (no file handles left): the condition does not pass at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Largest XML document of a request: a thousand keys to delete.
+const XML_BYTES_MAX: usize = 1 << 20;
+
+/// A store that holds its root and its port, and serves when it is [run](Store::run).
+pub struct Store {
+    listener: TcpListener,
+    address: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    service: S3Service,
+    root: Arc<Root>,
+    limits: StoreLimits,
+}
+
+/// Why a store does not start or ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process serves the root.
+    #[error("another process holds {}", root.join("lock").display())]
+    Busy {
+        /// The folder.
+        root: PathBuf,
+    },
+    /// The root cannot be made or read.
+    #[error("cannot use the store's folder {}: {source}", root.display())]
+    Root {
+        /// The folder.
+        root: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The certificate or its key is not usable.
+    #[error("the store's certificate is not usable: {0}")]
+    Tls(String),
+    /// Plaintext beyond loopback.
+    #[error("plain http is for loopback addresses, {0} is not one; give a certificate")]
+    Plaintext(SocketAddr),
+    /// The port cannot be had.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl StoreError {
+    /// The coded error that this is.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Busy { .. } => Code::StoreBusy,
+            Self::Root { .. } => Code::ConfigInvalid,
+            Self::Tls(_) => Code::CredentialMalformed,
+            Self::Plaintext(_) => Code::PlaintextRefused,
+            Self::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => Code::PortTaken,
+            Self::Listen { .. } => Code::ConfigInvalid,
+        }
+    }
+}
+
+impl Store {
+    /// Checks everything, locks the root, empties its temporary folder and takes the port.
+    ///
+    /// # Errors
+    /// What stands in the way; nothing is left behind but the empty folders of the root.
+    pub async fn bind(config: StoreConfig) -> Result<Self, StoreError> {
+        let tls = match &config.tls {
+            Tls::Pem { certificate, key } => Some(acceptor(certificate, key).map_err(StoreError::Tls)?),
+            Tls::PlainLoopback if config.listen.ip().is_loopback() => None,
+            Tls::PlainLoopback => return Err(StoreError::Plaintext(config.listen)),
+        };
+        let limits = config.limits;
+        let root =
+            Root::open(&config.root, config.durability, limits.free_bytes_min.get()).map_err(|error| match error {
+                RootError::Busy => StoreError::Busy { root: config.root.clone() },
+                RootError::Io(source) => StoreError::Root { root: config.root.clone(), source },
+            })?;
+        let root = Arc::new(root);
+        let no_port = |source| StoreError::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(no_port)?;
+        let address = listener.local_addr().map_err(no_port)?;
+        let backend =
+            Backend { root: root.clone(), object_bytes_max: limits.object_bytes_max.get(), idle: limits.idle };
+        Ok(Self { listener, address, tls, service: service(backend, Rights::new(config.keys)), root, limits })
+    }
+
+    /// The address it took.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown` is cancelled, then lets requests in progress end, for as long as the limits allow.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let sweeper = tokio::spawn(sweeper(self.root.clone(), self.limits.clone(), shutdown.clone()));
+        let places = Arc::new(Semaphore::new(self.limits.connections_max));
+        let mut connections = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                () = shutdown.cancelled() => break,
+                accepted = accept(&self.listener, &places) => accepted,
+                Some(_ended) = connections.join_next(), if !connections.is_empty() => continue,
+            };
+            let (stream, place) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let serving = serve(stream, self.tls.clone(), self.service.clone(), self.limits.clone(), shutdown.clone());
+            connections.spawn(async move {
+                serving.await;
+                drop(place);
+            });
+        }
+        drop(self.listener);
+        let drained = timeout(self.limits.drain, async { while connections.join_next().await.is_some() {} }).await;
+        if drained.is_err() {
+            tracing::warn!(connections = connections.len(), "requests still in progress are cut off");
+            connections.shutdown().await;
+        }
+        sweeper.abort();
+        self.root.writers().close();
+        self.root.writers().wait().await;
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, _peer) = listener.accept().await?;
+    Ok((stream, place))
+}
+
+async fn serve(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    service: S3Service,
+    limits: StoreLimits,
+    shutdown: CancellationToken,
+) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "cannot set a socket's options");
+    }
+    let stream = Guarded::new(stream, limits.idle);
+    match tls {
+        None => speak(stream, service, &limits, shutdown).await,
+        Some(acceptor) => match timeout(HANDSHAKE, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => speak(stream, service, &limits, shutdown).await,
+            Ok(Err(error)) => tracing::debug!(%error, "a tls handshake failed"),
+            Err(_) => tracing::debug!("a tls handshake took too long"),
+        },
+    }
+}
+
+async fn speak<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    service: S3Service,
+    limits: &StoreLimits,
+    shutdown: CancellationToken,
+) {
+    let object_bytes_max = limits.object_bytes_max.get();
+    let answer = service_fn(move |request| answer(service.clone(), request, object_bytes_max));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.idle)
+        .serve_connection(TokioIo::new(stream), answer);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+async fn answer(
+    service: S3Service,
+    request: Request<Incoming>,
+    object_bytes_max: u64,
+) -> Result<Response<s3s::Body>, s3s::HttpError> {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let response = match gate::refusal(&request, object_bytes_max) {
+        Some(refusal) => refusal,
+        None => Service::call(&service, request).await?,
+    };
+    // The path only: a query may hold a signature.
+    tracing::debug!(%method, path, status = response.status().as_u16(), "answered");
+    Ok(response)
+}
+
+async fn sweeper(root: Arc<Root>, limits: StoreLimits, shutdown: CancellationToken) {
+    let mut ticks = tokio::time::interval(limits.sweep_every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let (folder, life) = (root.bucket(BucketName::Incoming), limits.incoming_life);
+        let swept = tokio::task::spawn_blocking(move || sweep::sweep(&folder, life, SystemTime::now())).await;
+        match swept {
+            Ok(Ok(0)) => {}
+            Ok(Ok(removed)) => tracing::info!(removed, "uploads that were never promoted are gone"),
+            Ok(Err(error)) => tracing::warn!(%error, "cannot sweep old uploads"),
+            Err(error) => tracing::error!(%error, "the sweep of old uploads panicked"),
+        }
+    }
+}
+
+fn service(backend: Backend, rights: Rights) -> S3Service {
+    let mut config = S3Config::default();
+    config.xml_max_body_size = XML_BYTES_MAX;
+    let mut builder = S3ServiceBuilder::new(backend);
+    builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
+    builder.set_auth(rights.clone());
+    builder.set_access(rights);
+    builder.build()
+}
+
+fn acceptor(certificate: &[u8], key: &[u8]) -> Result<TlsAcceptor, String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let chain: Vec<CertificateDer<'static>> =
+        CertificateDer::pem_slice_iter(certificate).collect::<Result<_, _>>().map_err(|error| text(&error))?;
+    if chain.is_empty() {
+        return Err("the PEM text holds no certificate".to_owned());
+    }
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| text(&error))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
+        .map_err(|error| text(&error))?;
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(tls)))
+}

@@ -1,0 +1,152 @@
+//! The configuration of the program `diloco-store`: sections `store_server` and `auth`, in the layers of crate
+//! `runtime` (`DILOCO_STORE_SERVER__ROOT=…`, `--set store_server.root=…`).
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use identity::StoreKeys;
+use runtime::{AuthConfig, ConfigBytes, ConfigDuration, Failure, Material, Materials, Origins};
+use schemas::member::Layer;
+use schemas::{Code, UnixMillis};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Durability, StoreConfig, StoreLimits, Tls};
+
+const KEYS: &str = "store_server.keys";
+const CERTIFICATE: [&str; 2] = ["store_server.tls_cert", "store_server.tls_key"];
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// The server.
+    pub store_server: ServerSettings,
+    /// What must be protected. An exception for the layer `bulk` allows plain http on loopback.
+    pub auth: AuthConfig,
+}
+
+/// The section `store_server`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerSettings {
+    /// Where to listen; port 0 takes any.
+    pub listen: SocketAddr,
+    /// The folder of the objects.
+    pub root: PathBuf,
+    /// The file of the access keys.
+    pub keys: PathBuf,
+    /// Certificate chain, PEM.
+    pub tls_cert: PathBuf,
+    /// Its private key, PEM.
+    pub tls_key: PathBuf,
+    /// `always` or `kernel`.
+    pub durability: Durability,
+    /// Largest object.
+    pub object_bytes_max: ConfigBytes,
+    /// Uploads are refused when less than this would remain free.
+    pub free_bytes_min: ConfigBytes,
+    /// Connections served at a time.
+    pub connections_max: usize,
+    /// Longest silence of a peer.
+    pub idle: ConfigDuration,
+    /// Age at which uploads that were not promoted are removed.
+    pub incoming_life: ConfigDuration,
+    /// Time between two looks for such uploads.
+    pub sweep_every: ConfigDuration,
+    /// How long requests in progress may take to end at shutdown.
+    pub drain: ConfigDuration,
+    /// Written when the store can be used; none when empty.
+    pub ready_file: PathBuf,
+}
+
+impl Default for ServerSettings {
+    fn default() -> Self {
+        let limits = StoreLimits::default();
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 9000)),
+            root: PathBuf::from(".diloco/store"),
+            keys: PathBuf::new(),
+            tls_cert: PathBuf::new(),
+            tls_key: PathBuf::new(),
+            durability: Durability::default(),
+            object_bytes_max: ConfigBytes(limits.object_bytes_max.get()),
+            free_bytes_min: ConfigBytes(limits.free_bytes_min.get()),
+            connections_max: limits.connections_max,
+            idle: ConfigDuration(limits.idle),
+            incoming_life: ConfigDuration(limits.incoming_life),
+            sweep_every: ConfigDuration(limits.sweep_every),
+            drain: ConfigDuration(limits.drain),
+            ready_file: PathBuf::new(),
+        }
+    }
+}
+
+impl Settings {
+    /// Checks what the settings name against what `auth` demands, and reads it.
+    ///
+    /// # Errors
+    /// Everything that is wrong, coded; nothing was bound.
+    pub fn resolve(&self, origins: &Origins, now: UnixMillis) -> Result<StoreConfig, Failure> {
+        let server = &self.store_server;
+        let items = vec![
+            Material::StoreKeys { key: KEYS, path: server.keys.clone() },
+            Material::Certificate {
+                keys: CERTIFICATE,
+                certificate: server.tls_cert.clone(),
+                private_key: server.tls_key.clone(),
+                layer: Layer::Bulk,
+            },
+        ];
+        runtime::validate(&self.auth, &Materials { items, now }, origins).map_err(Failure::all)?;
+        if server.keys.as_os_str().is_empty() {
+            return Err(Failure::new(
+                Code::CredentialMissing,
+                format!("{KEYS} is not set; a store without keys serves nobody"),
+            ));
+        }
+        let keys = StoreKeys::read(&server.keys).map_err(|error| Failure::new(error.code(), &error))?;
+        Ok(StoreConfig {
+            listen: server.listen,
+            root: server.root.clone(),
+            keys,
+            tls: self.tls()?,
+            durability: server.durability,
+            limits: server.limits()?,
+        })
+    }
+
+    fn tls(&self) -> Result<Tls, Failure> {
+        let server = &self.store_server;
+        if server.tls_cert.as_os_str().is_empty() && server.tls_key.as_os_str().is_empty() {
+            return Ok(Tls::PlainLoopback);
+        }
+        let read = |path: &PathBuf| {
+            std::fs::read(path).map_err(|error| {
+                Failure::new(Code::CredentialMissing, format!("cannot read {}: {error}", path.display()))
+            })
+        };
+        Ok(Tls::Pem { certificate: read(&server.tls_cert)?, key: read(&server.tls_key)? })
+    }
+}
+
+impl ServerSettings {
+    fn limits(&self) -> Result<StoreLimits, Failure> {
+        let spans = [("idle", self.idle), ("incoming_life", self.incoming_life), ("sweep_every", self.sweep_every)];
+        let zero = spans.into_iter().find(|(_, span)| span.0.is_zero()).map(|(name, _)| name);
+        if let Some(name) = zero.or((self.connections_max == 0).then_some("connections_max")) {
+            return Err(Failure::new(
+                Code::ConfigInvalid,
+                format!("store_server.{name} is zero; nothing would be served"),
+            ));
+        }
+        Ok(StoreLimits {
+            connections_max: self.connections_max,
+            idle: self.idle.0,
+            object_bytes_max: self.object_bytes_max.bytes(),
+            free_bytes_min: self.free_bytes_min.bytes(),
+            incoming_life: self.incoming_life.0,
+            sweep_every: self.sweep_every.0,
+            drain: self.drain.0,
+        })
+    }
+}

@@ -1,0 +1,49 @@
+//! `incoming` forgets: what was not promoted within some days is removed. External stores do this by a lifecycle rule.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+/// Removes files under `folder` older than `life` at `now`, and the folders that this leaves empty. Returns how many
+/// files went.
+pub(crate) fn sweep(folder: &Path, life: Duration, now: SystemTime) -> io::Result<u64> {
+    let mut removed = 0;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let metadata = match entry.metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            metadata => metadata?,
+        };
+        if metadata.is_dir() {
+            removed += sweep(&entry.path(), life, now)?;
+            // Fails unless it is empty, which is what is wanted. An upload that needs the folder makes it again.
+            let _kept = fs::remove_dir(entry.path());
+        } else if now.duration_since(metadata.modified()?).is_ok_and(|age| age > life) {
+            fs::remove_file(entry.path())?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_uploads_and_their_folders_go() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("incoming");
+        let old = folder.join("demo/1/U/old");
+        let fresh = folder.join("demo/2/U/fresh");
+        let now = SystemTime::now();
+        for (path, age) in [(&old, 100), (&fresh, 10)] {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let file = fs::File::create(path).unwrap();
+            file.set_modified(now - Duration::from_secs(age)).unwrap();
+        }
+        assert_eq!(sweep(&folder, Duration::from_secs(50), now).unwrap(), 1);
+        assert!(!folder.join("demo/1").exists() && fresh.exists() && folder.exists());
+    }
+}

@@ -1,0 +1,177 @@
+//! The way of an upload: socket → bounded channel → one blocking thread that hashes and writes → checked → named.
+
+use std::io::{self, IoSlice, Write as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use s3s::dto::StreamingBlob;
+use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
+use schemas::{Digest, Hasher};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
+
+use crate::place::Place;
+use crate::root::{Publish, Reservation, Root};
+
+/// Frames (16 KiB under TLS) gathered before they go to the writing thread: fewer wake-ups, larger writes.
+const BATCH_BYTES: usize = 512 << 10;
+/// Batches on their way; with [`BATCH_BYTES`] this bounds the memory of one upload.
+const BATCHES_MAX: usize = 4;
+/// Slowest upload that is tolerated on the whole.
+const BYTES_PER_SECOND_MIN: u64 = 16 << 10;
+
+/// What a body must be, and where it goes.
+pub(crate) struct Upload {
+    pub(crate) place: Place,
+    pub(crate) bytes: u64,
+    /// The sha256 that the client sent, base64.
+    pub(crate) checksum: Option<String>,
+    pub(crate) how: Publish,
+    pub(crate) idle: Duration,
+    pub(crate) room: Reservation,
+}
+
+enum Piece {
+    Frames(Vec<Bytes>),
+    /// The body is complete. Without it the writing thread drops the file.
+    End,
+}
+
+/// Why a complete body was not stored.
+enum Failure {
+    Io(io::Error),
+    Refused(S3Error),
+    Abandoned,
+}
+
+/// Stores a body. Nothing appears under the key unless length and sha256 agree; nothing remains when the client leaves.
+pub(crate) async fn receive(root: Arc<Root>, mut body: StreamingBlob, upload: Upload) -> S3Result<Digest> {
+    let start = Instant::now();
+    let idle = upload.idle;
+    let latest = start + idle + Duration::from_secs(upload.bytes / BYTES_PER_SECOND_MIN);
+    let (sender, pieces) = mpsc::channel(BATCHES_MAX);
+    let writers = root.writers().clone();
+    let writer = writers.spawn_blocking(move || write(&root, upload, pieces));
+    let mut batch = Vec::new();
+    let mut gathered = 0;
+    loop {
+        let frame = timeout_at(latest.min(Instant::now() + idle), body.next()).await;
+        match frame {
+            Ok(Some(Ok(frame))) => {
+                gathered += frame.len();
+                batch.push(frame);
+            }
+            Ok(Some(Err(_))) => return Err(s3_error!(IncompleteBody, "the body broke off")),
+            Ok(None) => break,
+            Err(_) => return Err(s3_error!(RequestTimeout, "the body came too slowly")),
+        }
+        if gathered >= BATCH_BYTES {
+            gathered = 0;
+            if sender.send(Piece::Frames(std::mem::take(&mut batch))).await.is_err() {
+                break;
+            }
+        }
+    }
+    // A failed send means that the writing thread has ended early; its result says why.
+    if sender.send(Piece::Frames(batch)).await.is_ok() {
+        let _ended = sender.send(Piece::End).await;
+    }
+    drop(sender);
+    match writer.await {
+        Ok(Ok(digest)) => Ok(digest),
+        Ok(Err(Failure::Refused(error))) => Err(error),
+        Ok(Err(Failure::Io(error))) => Err(storage_error(error)),
+        Ok(Err(Failure::Abandoned)) => Err(s3_error!(IncompleteBody)),
+        Err(error) => Err(S3Error::with_source(S3ErrorCode::InternalError, Box::new(error))),
+    }
+}
+
+/// A disk error as S3 says it: 507 when the disk is full.
+pub(crate) fn storage_error(error: io::Error) -> S3Error {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => full(),
+        _ => {
+            tracing::error!(%error, "the store's disk failed");
+            S3Error::with_source(S3ErrorCode::InternalError, Box::new(error))
+        }
+    }
+}
+
+/// No room: 507, which clients take as busy and repeat until their deadline.
+pub(crate) fn full() -> S3Error {
+    let mut error = S3Error::with_message(S3ErrorCode::Custom("InsufficientStorage".into()), "the store has no room");
+    error.set_status_code(http::StatusCode::INSUFFICIENT_STORAGE);
+    error
+}
+
+fn write(root: &Root, upload: Upload, mut pieces: mpsc::Receiver<Piece>) -> Result<Digest, Failure> {
+    let mut file = root.temporary().map_err(Failure::Io)?;
+    let mut hasher = Hasher::default();
+    let mut length = 0_u64;
+    loop {
+        match pieces.blocking_recv() {
+            Some(Piece::Frames(frames)) => {
+                for frame in &frames {
+                    length += frame.len() as u64;
+                    hasher.update(frame);
+                }
+                if length > upload.bytes {
+                    return Err(Failure::Refused(s3_error!(IncompleteBody, "more bytes than announced")));
+                }
+                write_frames(file.as_file_mut(), &frames).map_err(Failure::Io)?;
+            }
+            Some(Piece::End) => break,
+            None => return Err(Failure::Abandoned),
+        }
+    }
+    let digest = hasher.finish();
+    check(&upload, length, digest).map_err(Failure::Refused)?;
+    let name = upload.place.path(root.path());
+    match root.publish(file, &name, upload.how) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            return Err(Failure::Refused(s3_error!(PreconditionFailed, "the object exists")));
+        }
+        Err(error) => return Err(Failure::Io(error)),
+    }
+    drop(upload.room);
+    Ok(digest)
+}
+
+fn check(upload: &Upload, length: u64, digest: Digest) -> S3Result<()> {
+    use base64::Engine as _;
+    if length != upload.bytes {
+        return Err(s3_error!(IncompleteBody, "{length} bytes instead of {}", upload.bytes));
+    }
+    let sent = base64::engine::general_purpose::STANDARD.encode(digest.as_bytes());
+    if upload.checksum.as_ref().is_some_and(|announced| *announced != sent) {
+        return Err(s3_error!(BadDigest, "the sha256 of the body is another"));
+    }
+    if upload.place.digest.is_some_and(|promised| promised != digest) {
+        return Err(s3_error!(BadDigest, "the sha256 of the body is not that of the key"));
+    }
+    Ok(())
+}
+
+/// Writes all frames with as few calls as the kernel allows, without copying them together.
+fn write_frames(file: &mut std::fs::File, frames: &[Bytes]) -> io::Result<()> {
+    /// The kernel takes 1024 at most.
+    const SLICES_MAX: usize = 512;
+    for group in frames.chunks(SLICES_MAX) {
+        let mut slices: Vec<IoSlice<'_>> = group.iter().map(|frame| IoSlice::new(frame)).collect();
+        let mut rest = &mut slices[..];
+        // Passes over empty frames at the front, so that an empty group writes nothing.
+        IoSlice::advance_slices(&mut rest, 0);
+        while !rest.is_empty() {
+            match file.write_vectored(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => IoSlice::advance_slices(&mut rest, written),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}

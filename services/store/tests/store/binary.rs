@@ -1,0 +1,155 @@
+//! The program: its exit statuses, its lock, and what a kill leaves.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use identity::StoreKeys;
+use objects::{Endpoint, Signer, StoreClock, Stored, Transfer, Trust};
+use runtime::ready::Ready;
+use schemas::ObjectRef;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStderr, Command};
+use tokio::time::timeout;
+
+use crate::connections::tls;
+use crate::support::{certificates, key_of, nobody, noise, now, quick, soon};
+
+/// Kept open: a program whose stderr is gone cannot say its last words.
+type Log = Lines<BufReader<ChildStderr>>;
+
+struct Setup {
+    folder: TempDir,
+    keys: StoreKeys,
+    authority: Vec<u8>,
+}
+
+impl Setup {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (made, keys) = (certificates(), StoreKeys::generate());
+        keys.write(&folder.path().join("keys.json")).unwrap();
+        for (name, text) in [("cert.pem", &made.certificate), ("key.pem", &made.key)] {
+            fs::write(folder.path().join(name), text).unwrap();
+            fs::set_permissions(folder.path().join(name), fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        Self { folder, keys, authority: made.authority }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The program with its usual flags, less those left out.
+    fn command(&self, left_out: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_diloco-store"));
+        command.args(["--listen", "127.0.0.1:0"]);
+        for (flag, name) in
+            [("--root", "root"), ("--keys", "keys.json"), ("--tls-cert", "cert.pem"), ("--tls-key", "key.pem")]
+        {
+            if !left_out.contains(&flag) {
+                command.arg(flag).arg(self.path(name));
+            }
+        }
+        command.arg("--ready-file").arg(self.path("ready")).args(["--set", "store_server.free_bytes_min=0"]);
+        command.stderr(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        command
+    }
+
+    async fn start(&self) -> (Child, Endpoint, Log) {
+        let mut child = self.command(&[]).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        while let Some(line) = timeout(Duration::from_secs(20), lines.next_line()).await.unwrap().unwrap() {
+            if line.contains("the store listens") {
+                let ready: Ready = serde_json::from_slice(&fs::read(self.path("ready")).unwrap()).unwrap();
+                let url = format!("https://{}", ready.addresses[0]);
+                let trust = Trust::Authority(self.authority.clone());
+                return (child, Endpoint::new(&url, "us-east-1", trust).unwrap(), lines);
+            }
+        }
+        panic!("the store did not start");
+    }
+
+    /// Exit status and everything printed.
+    async fn ends(&self, left_out: &[&str], more: &[&str]) -> (Option<i32>, String) {
+        let output = self.command(left_out).args(more).output();
+        let Output { status, stderr, stdout } = timeout(Duration::from_secs(20), output).await.unwrap().unwrap();
+        (status.code(), String::from_utf8([stderr, stdout].concat()).unwrap())
+    }
+}
+
+#[tokio::test]
+async fn a_kill_in_mid_upload_leaves_nothing_that_matters() {
+    let setup = Setup::new();
+    let bytes = noise(3 << 20, 31);
+    let object = ObjectRef::of(&bytes);
+    let (mut child, endpoint, _log) = setup.start().await;
+    let signer = Signer::new(&endpoint, &setup.keys, StoreClock::default()).unwrap();
+    let action = signer.put(&key_of(object), object.bytes, now()).action.unwrap();
+    let host = endpoint.url().socket_addrs(|| None).unwrap()[0];
+    let mut stream = tls(host, &setup.authority).await;
+    let path = &action.href[action.href.find("/incoming").unwrap()..];
+    stream.write_all(format!("PUT {path} HTTP/1.1\r\nhost: {host}\r\n").as_bytes()).await.unwrap();
+    for (name, value) in &action.headers {
+        stream.write_all(format!("{name}: {value}\r\n").as_bytes()).await.unwrap();
+    }
+    stream.write_all(b"\r\n").await.unwrap();
+    stream.write_all(&bytes[..2 << 20]).await.unwrap();
+    child.kill().await.unwrap();
+
+    let (mut child, endpoint, _log) = setup.start().await;
+    assert_eq!(fs::read_dir(setup.path("root/tmp")).unwrap().count(), 0);
+    let signer = Signer::new(&endpoint, &setup.keys, StoreClock::default()).unwrap();
+    let transfer = Transfer::new(endpoint.trust(), quick()).unwrap();
+    let grant = signer.put(&key_of(object), object.bytes, now());
+    assert_eq!(transfer.put(&grant, bytes, &nobody(), soon()).await.unwrap(), Stored::Now);
+
+    let pid = child.id().unwrap().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().await.unwrap().success());
+    assert!(child.wait().await.unwrap().success());
+    assert!(!setup.path("ready").exists());
+}
+
+#[tokio::test]
+async fn a_second_process_on_the_root_ends_with_a_code() {
+    let setup = Setup::new();
+    let _running = setup.start().await;
+    let (status, text) = setup.ends(&[], &[]).await;
+    assert!(status == Some(4) && text.contains("DL0306"), "{status:?} {text}");
+}
+
+#[tokio::test]
+async fn bad_configuration_ends_with_64() {
+    let setup = Setup::new();
+    for (left_out, more, expected) in [
+        (&[][..], &["--set", "store_server.nonsense=1"][..], "DL0101"),
+        (&[], &["--set", "store_server.connections_max=0"], "DL0101"),
+        (&[], &["--durability", "sometimes"], "DL0101"),
+        (&[], &["--no-such-flag"], "no-such-flag"),
+        (&["--keys"], &[], "DL0102"),
+        (&["--tls-cert"], &[], "DL0104"),
+        (&["--tls-cert", "--tls-key"], &[], "DL0102"),
+    ] {
+        let (status, text) = setup.ends(left_out, more).await;
+        assert!(status == Some(64) && text.contains(expected), "{left_out:?} {more:?}: {status:?} {text}");
+    }
+    fs::set_permissions(setup.path("keys.json"), fs::Permissions::from_mode(0o644)).unwrap();
+    let (status, text) = setup.ends(&[], &[]).await;
+    assert!(status == Some(64) && text.contains("DL0105"), "{status:?} {text}");
+    assert!(!setup.path("root").exists(), "nothing was touched");
+}
+
+#[tokio::test]
+async fn configuration_is_printed_and_checked() {
+    let setup = Setup::new();
+    let (status, text) = setup.ends(&[], &["--print-config"]).await;
+    assert!(status == Some(0) && text.contains("durability = \"always\""), "{status:?} {text}");
+    assert!(!text.contains(setup.keys.admin.expose_secret()));
+    assert_eq!(setup.ends(&[], &["--check-config"]).await.0, Some(0));
+    let plain = ["--check-config", "--set", "auth.exceptions=[{layer=\"bulk\",reason=\"a test\"}]"];
+    let (status, text) = setup.ends(&["--tls-cert", "--tls-key"], &plain).await;
+    assert!(status == Some(0) && text.contains("DL0110"), "{status:?} {text}");
+}

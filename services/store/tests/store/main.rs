@@ -1,0 +1,8 @@
+//! The embedded store and the clients of crate `objects` against each other, over TLS with a CA of the test's own.
+
+mod binary;
+mod conformance;
+mod connections;
+mod support;
+mod transfers;
+mod uploads;

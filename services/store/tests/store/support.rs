@@ -1,0 +1,297 @@
+//! A store in this process, a proxy that cuts connections, and a stub that answers what it is told.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use diloco_store::{Durability, Store, StoreConfig, StoreLimits, Tls};
+use identity::StoreKeys;
+use objects::{Buckets, Endpoint, IncomingKey, Regrant, Signer, StoreClock, Transfer, TransferLimits, Trust};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair as CertificateKey};
+use schemas::blob::Grant;
+use schemas::{Code, Digest, ObjectRef, Refusal, Round, UnixMillis};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) struct TestStore {
+    pub(crate) root: TempDir,
+    pub(crate) keys: StoreKeys,
+    pub(crate) authority: Vec<u8>,
+    pub(crate) address: SocketAddr,
+    shutdown: CancellationToken,
+    serving: JoinHandle<()>,
+}
+
+pub(crate) struct Certificates {
+    pub(crate) authority: Vec<u8>,
+    pub(crate) certificate: Vec<u8>,
+    pub(crate) key: Vec<u8>,
+}
+
+pub(crate) fn certificates() -> Certificates {
+    let authority_key = CertificateKey::generate().unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = params.self_signed(&authority_key).unwrap();
+    let key = CertificateKey::generate().unwrap();
+    let issuer = Issuer::from_params(&params, authority_key);
+    let leaf = CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
+    let certificate = leaf.signed_by(&key, &issuer).unwrap();
+    Certificates {
+        authority: authority.pem().into_bytes(),
+        certificate: certificate.pem().into_bytes(),
+        key: key.serialize_pem().into_bytes(),
+    }
+}
+
+impl TestStore {
+    pub(crate) async fn start() -> Self {
+        Self::with(StoreLimits { free_bytes_min: schemas::Bytes(0), ..StoreLimits::default() }).await
+    }
+
+    pub(crate) async fn with(limits: StoreLimits) -> Self {
+        Self::on(tempfile::tempdir().unwrap(), StoreKeys::generate(), limits).await
+    }
+
+    pub(crate) async fn on(root: TempDir, keys: StoreKeys, limits: StoreLimits) -> Self {
+        let made = certificates();
+        let config = StoreConfig {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            root: root.path().to_owned(),
+            keys: keys.clone(),
+            tls: Tls::Pem { certificate: made.certificate, key: made.key },
+            durability: Durability::Kernel,
+            limits,
+        };
+        let store = Store::bind(config).await.unwrap();
+        let (address, shutdown) = (store.address(), CancellationToken::new());
+        let serving = tokio::spawn(store.run(shutdown.clone()));
+        Self { root, keys, authority: made.authority, address, shutdown, serving }
+    }
+
+    pub(crate) fn trust(&self) -> Trust {
+        Trust::Authority(self.authority.clone())
+    }
+
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        self.endpoint_at(self.address)
+    }
+
+    /// The store as seen through another port.
+    pub(crate) fn endpoint_at(&self, address: SocketAddr) -> Endpoint {
+        Endpoint::new(&format!("https://{address}"), "us-east-1", self.trust()).unwrap()
+    }
+
+    pub(crate) fn signer_at(&self, address: SocketAddr) -> Signer {
+        Signer::new(&self.endpoint_at(address), &self.keys, StoreClock::default()).unwrap()
+    }
+
+    pub(crate) fn buckets(&self) -> Buckets {
+        buckets(&self.endpoint(), &self.keys)
+    }
+
+    pub(crate) fn transfer(&self) -> Transfer {
+        Transfer::new(&self.trust(), quick()).unwrap()
+    }
+
+    pub(crate) fn uploads(&self) -> Vec<String> {
+        files(&self.root.path().join("incoming"))
+    }
+
+    pub(crate) fn unfinished(&self) -> Vec<String> {
+        files(&self.root.path().join("tmp"))
+    }
+
+    /// Ends it in order; when this returns no writer runs any more.
+    pub(crate) async fn stop(self) -> TempDir {
+        self.shutdown.cancel();
+        self.serving.await.unwrap();
+        self.root
+    }
+}
+
+pub(crate) fn buckets(endpoint: &Endpoint, keys: &StoreKeys) -> Buckets {
+    Buckets::new(endpoint, &keys.admin, StoreClock::default(), quick(), Duration::from_secs(20)).unwrap()
+}
+
+fn files(folder: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { names.extend(files(&path)) } else { names.push(path.display().to_string()) }
+    }
+    names
+}
+
+pub(crate) fn quick() -> TransferLimits {
+    TransferLimits {
+        pause_first: Duration::from_millis(10),
+        pause_max: Duration::from_millis(50),
+        ..TransferLimits::default()
+    }
+}
+
+pub(crate) fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(30)
+}
+
+pub(crate) fn now() -> UnixMillis {
+    UnixMillis(u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap())
+}
+
+/// Bytes that do not repeat.
+pub(crate) fn noise(length: usize, seed: u64) -> Bytes {
+    let mut state = 2 * seed + 1;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[0]
+    };
+    std::iter::repeat_with(next).take(length).collect::<Vec<u8>>().into()
+}
+
+pub(crate) fn key_of(object: ObjectRef) -> IncomingKey {
+    let worker = format!("U{}", "B".repeat(55)).parse().unwrap();
+    IncomingKey::worker(&"demo".parse().unwrap(), Round(3), &worker, object.digest).unwrap()
+}
+
+/// Grants by a closure, and counts how often it was asked.
+pub(crate) struct Grants<F> {
+    grant: F,
+    pub(crate) asked: AtomicUsize,
+}
+
+impl<F: Fn(Digest) -> Option<Grant> + Send + Sync> Grants<F> {
+    pub(crate) fn new(grant: F) -> Self {
+        Self { grant, asked: AtomicUsize::new(0) }
+    }
+}
+
+#[async_trait]
+impl<F: Fn(Digest) -> Option<Grant> + Send + Sync> Regrant for Grants<F> {
+    async fn regrant(&self, digest: Digest) -> Result<Grant, Refusal> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        (self.grant)(digest).ok_or_else(|| Refusal::new(Code::ObjectForbidden, "no more"))
+    }
+}
+
+/// Nobody grants anything.
+pub(crate) fn nobody() -> Grants<impl Fn(Digest) -> Option<Grant> + Send + Sync> {
+    Grants::new(|_| None)
+}
+
+/// What a [`Proxy`] does to a connection.
+#[derive(Clone, Copy)]
+pub(crate) enum Cut {
+    /// Passes this many bytes from the store, then closes.
+    DownAfter(u64),
+    /// Passes this many bytes to the store, then closes.
+    UpAfter(u64),
+    /// Passes everything to the store, and nothing of its answer to the last request of this many bytes and more.
+    AnswerAfter(u64),
+}
+
+/// A TCP proxy that mistreats its first connections.
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
+    pub(crate) connections: Arc<AtomicUsize>,
+    running: JoinHandle<()>,
+}
+
+impl Proxy {
+    pub(crate) async fn start(target: SocketAddr, cut: Cut, times: usize) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = connections.clone();
+        let running = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let nth = count.fetch_add(1, Ordering::SeqCst);
+                let cut = (nth < times).then_some(cut);
+                tokio::spawn(pass(client, target, cut));
+            }
+        });
+        Self { address, connections, running }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.running.abort();
+    }
+}
+
+async fn pass(client: TcpStream, target: SocketAddr, cut: Option<Cut>) {
+    let Ok(server) = TcpStream::connect(target).await else { return };
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let (mut up, mut down) = ([0; 16 << 10], [0; 16 << 10]);
+    let (mut sent, mut received) = (0_u64, 0_u64);
+    loop {
+        tokio::select! {
+            read = from_client.read(&mut up) => {
+                let Ok(length @ 1..) = read else { return };
+                sent += length as u64;
+                if to_server.write_all(&up[..length]).await.is_err() || matches!(cut, Some(Cut::UpAfter(most)) if sent > most) {
+                    return;
+                }
+            }
+            read = from_server.read(&mut down) => {
+                let Ok(length @ 1..) = read else { return };
+                received += length as u64;
+                let lost = matches!(cut, Some(Cut::AnswerAfter(most)) if sent > most);
+                if lost || to_client.write_all(&down[..length]).await.is_err() || matches!(cut, Some(Cut::DownAfter(most)) if received > most) {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// A plain HTTP server that gives these answers in turn, one a connection, and remembers the heads it was sent.
+pub(crate) struct Stub {
+    pub(crate) address: SocketAddr,
+    pub(crate) heads: Arc<tokio::sync::Mutex<Vec<String>>>,
+}
+
+impl Stub {
+    pub(crate) async fn start(answers: Vec<Vec<u8>>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let heads = Arc::new(tokio::sync::Mutex::new(Vec::new()));
+        let seen = heads.clone();
+        tokio::spawn(async move {
+            for answer in answers {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await.unwrap());
+                }
+                seen.lock().await.push(String::from_utf8(head).unwrap());
+                stream.write_all(&answer).await.unwrap();
+                stream.shutdown().await.unwrap();
+            }
+        });
+        Self { address, heads }
+    }
+
+    pub(crate) fn grant(&self, digest: Digest) -> Grant {
+        let endpoint = Endpoint::new(&format!("http://{}", self.address), "us-east-1", Trust::PlainLoopback).unwrap();
+        Signer::new(&endpoint, &StoreKeys::generate(), StoreClock::default()).unwrap().get(digest, now())
+    }
+}
+
+/// An HTTP answer.
+pub(crate) fn answer(status: &str, headers: &str, body: &[u8]) -> Vec<u8> {
+    let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n{headers}\r\n", body.len());
+    [head.as_bytes(), body].concat()
+}

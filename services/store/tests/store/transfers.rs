@@ -1,0 +1,169 @@
+//! Transfers over connections that break, to servers that misbehave.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use objects::{ObjectError, Stored, Transfer, Trust};
+use schemas::blob::Grant;
+use schemas::{Code, Digest, ObjectRef};
+use tokio::time::Instant;
+
+use crate::support::{Cut, Grants, Proxy, Stub, TestStore, answer, key_of, nobody, noise, now, quick, soon};
+
+#[tokio::test]
+async fn a_download_resumes_where_it_broke() {
+    let store = TestStore::start().await;
+    let bytes = noise(4 << 20, 21);
+    let object = store.buckets().put_blob(bytes.clone()).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("object");
+    for to_file in [false, true] {
+        let proxy = Proxy::start(store.address, Cut::DownAfter(400 << 10), 8).await;
+        let signer = store.signer_at(proxy.address);
+        let grant = signer.get(object.digest, now());
+        let read: Bytes = if to_file {
+            let length = store.transfer().get_to_file(&grant, object.bytes, &path, &nobody(), soon()).await.unwrap();
+            assert_eq!(length, object.bytes);
+            std::fs::read(&path).unwrap().into()
+        } else {
+            store.transfer().get(&grant, object.bytes, &nobody(), soon()).await.unwrap()
+        };
+        assert!(read == bytes, "other bytes");
+        // 8 cut connections brought less than 400 KiB each, the ninth the rest.
+        assert_eq!(proxy.connections.load(Ordering::SeqCst), 9);
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn a_broken_upload_asks_for_another_url_and_succeeds() {
+    let store = TestStore::start().await;
+    let bytes = noise(2 << 20, 22);
+    let object = ObjectRef::of(&bytes);
+    let proxy = Proxy::start(store.address, Cut::UpAfter(500 << 10), 3).await;
+    let signer = store.signer_at(proxy.address);
+    let grant = signer.put(&key_of(object), object.bytes, now());
+    let grants = Grants::new(|_| Some(signer.put(&key_of(object), object.bytes, now())));
+    let stored = store.transfer().put(&grant, bytes, &grants, soon()).await.unwrap();
+    assert_eq!((stored, grants.asked.load(Ordering::SeqCst)), (Stored::Now, 3));
+    assert_eq!(store.uploads().len(), 1);
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_settled_by_asking() {
+    let store = TestStore::start().await;
+    let bytes = noise(1 << 20, 23);
+    let object = ObjectRef::of(&bytes);
+    let proxy = Proxy::start(store.address, Cut::AnswerAfter(1 << 20), usize::MAX).await;
+    let grant = store.signer_at(proxy.address).put(&key_of(object), object.bytes, now());
+    // The coordinator looks at the store and finds the object.
+    let known = Grants::new(|digest| Some(Grant { digest, action: None }));
+    let stored = store.transfer().put(&grant, bytes.clone(), &known, soon()).await.unwrap();
+    assert_eq!((stored, known.asked.load(Ordering::SeqCst)), (Stored::Before, 1));
+    store.buckets().head_checked(&key_of(object), object).await.unwrap();
+    // Nobody can tell: the error says so.
+    let proxy = Proxy::start(store.address, Cut::UpAfter(100 << 10), usize::MAX).await;
+    let signer = store.signer_at(proxy.address);
+    let other = noise(1 << 20, 24);
+    let object = ObjectRef::of(&other);
+    let grant = signer.put(&key_of(object), object.bytes, now());
+    let blind = Grants::new(|_| Some(signer.put(&key_of(object), object.bytes, now())));
+    let until = Instant::now() + Duration::from_millis(300);
+    let unknown = store.transfer().put(&grant, other, &blind, until).await;
+    assert!(matches!(unknown, Err(ObjectError::Uncertain { .. })), "{unknown:?}");
+}
+
+#[tokio::test]
+async fn an_upload_that_is_not_needed_is_not_sent() {
+    let store = TestStore::start().await;
+    let grant = Grant { digest: Digest::of(b"x"), action: None };
+    assert_eq!(
+        store.transfer().put(&grant, Bytes::from_static(b"x"), &nobody(), soon()).await.unwrap(),
+        Stored::Before
+    );
+    let unreadable = store.transfer().get(&grant, schemas::Bytes(1), &nobody(), soon()).await;
+    assert!(matches!(unreadable, Err(ObjectError::GrantInvalid { .. })));
+}
+
+#[tokio::test]
+async fn a_deadline_ends_a_transfer_to_nowhere() {
+    let store = TestStore::start().await;
+    let (signer, transfer) = (store.signer_at(store.address), store.transfer());
+    let _root = store.stop().await;
+    let start = Instant::now();
+    let until = start + Duration::from_millis(400);
+    let gone =
+        transfer.get(&signer.get(Digest::of(b""), now()), schemas::Bytes(1), &nobody(), until).await.unwrap_err();
+    assert_eq!(gone.code(), Code::StoreUnreachable, "{gone}");
+    assert!(start.elapsed() < Duration::from_secs(5) && !gone.to_string().contains("X-Amz"), "{gone}");
+}
+
+#[tokio::test]
+async fn a_stranger_with_another_ca_is_not_spoken_to() {
+    let store = TestStore::start().await;
+    let object = store.buckets().put_blob(noise(10, 1)).await.unwrap();
+    let other = Transfer::new(&Trust::Authority(crate::support::certificates().authority), quick()).unwrap();
+    let until = Instant::now() + Duration::from_millis(200);
+    let grant = store.signer_at(store.address).get(object.digest, now());
+    let refused = other.get(&grant, object.bytes, &nobody(), until).await.unwrap_err();
+    assert!(refused.to_string().contains("certificate"), "{refused}");
+}
+
+fn plain() -> Transfer {
+    Transfer::new(&Trust::PlainLoopback, quick()).unwrap()
+}
+
+#[tokio::test]
+async fn busy_servers_are_given_the_time_they_ask_for() {
+    let body = b"some bytes";
+    let busy = answer("503 Slow Down", "retry-after: 1\r\n", b"<Error><Code>SlowDown</Code></Error>");
+    let stub = Stub::start(vec![busy, answer("200 OK", "", body)]).await;
+    let start = Instant::now();
+    let read = plain().get(&stub.grant(Digest::of(body)), schemas::Bytes(100), &nobody(), soon()).await.unwrap();
+    assert_eq!(&read[..], body);
+    assert!(start.elapsed() >= Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn redirects_are_not_followed() {
+    let stub = Stub::start(vec![answer("307 Temporary Redirect", "location: http://127.0.0.1:1/\r\n", b"")]).await;
+    let refused = plain().get(&stub.grant(Digest::of(b"")), schemas::Bytes(100), &nobody(), soon()).await;
+    assert!(matches!(refused, Err(ObjectError::Refused { status: 307, .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn nothing_is_decoded_and_nothing_asked_for() {
+    let body = b"not gzip at all";
+    let stub = Stub::start(vec![answer("200 OK", "content-encoding: gzip\r\n", body)]).await;
+    let read = plain().get(&stub.grant(Digest::of(body)), schemas::Bytes(100), &nobody(), soon()).await.unwrap();
+    assert_eq!(&read[..], body);
+    assert!(!stub.heads.lock().await[0].to_lowercase().contains("accept-encoding"));
+}
+
+#[tokio::test]
+async fn wrong_bytes_never_reach_the_caller() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("object");
+    let wrong = answer("200 OK", "", b"other bytes");
+    let stub = Stub::start(vec![wrong.clone(), wrong, answer("200 OK", "", b"too many bytes")]).await;
+    let grant = stub.grant(Digest::of(b"right bytes"));
+    let memory = plain().get(&grant, schemas::Bytes(11), &nobody(), soon()).await;
+    assert!(matches!(memory, Err(ObjectError::Mismatch { .. })), "{memory:?}");
+    let file = plain().get_to_file(&grant, schemas::Bytes(11), &path, &nobody(), soon()).await;
+    assert!(matches!(file, Err(ObjectError::Mismatch { .. })), "{file:?}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    let large = plain().get(&grant, schemas::Bytes(11), &nobody(), soon()).await;
+    assert!(matches!(large, Err(ObjectError::TooLarge { .. })), "{large:?}");
+}
+
+#[tokio::test]
+async fn a_server_without_ranges_is_read_from_the_start() {
+    let body = noise(100, 3);
+    let whole = answer("200 OK", "", &body);
+    let half = whole[..whole.len() - 40].to_vec();
+    let stub = Stub::start(vec![half, whole]).await;
+    let read = plain().get(&stub.grant(Digest::of(&body)), schemas::Bytes(100), &nobody(), soon()).await.unwrap();
+    assert!(read == body);
+    assert!(stub.heads.lock().await[1].contains("range: bytes=60-"));
+}
