@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn a_unit_takes_as_many_shards_as_hold_its_tokens() {
         let mut spec = spec("demo");
-        for (inner_steps, shard_tokens, expected) in [(1, 1_000_000, 1), (10, 32, 5), (10_000, 1, 7)] {
+        for (inner_steps, shard_tokens, expected) in [(1, 1_000_000, 1), (10, 32, 3), (10_000, 1, 7)] {
             spec.schedule.inner_steps = Steps(inner_steps);
             let manifest = data(7, shard_tokens);
             assert_eq!(shards_of_unit(&spec, &manifest.train), expected, "{inner_steps} steps");

@@ -1,0 +1,378 @@
+//! What tests share: a small run, and a world that carries effects out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use schemas::contribution::{Contribution, Evaluation, Outcome, Statement};
+use schemas::control::{RunNew, Shutdown};
+use schemas::data::{DataManifest, Entropy, Shard, Tokenizer};
+use schemas::event::{Event, EventBody, LedgerEvent};
+use schemas::lease::{ClaimRequest, LeaseRef, Manifest, UnitId, UnitKind, Weights};
+use schemas::member::{JoinRequest, Posture};
+use schemas::run::{
+    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding, RunSpec, Schedule,
+    TrainerKind,
+};
+use schemas::{
+    AccountId, Digest, Epoch, Message, Millis, ObjectRef, PublicKey, Refusal, Round, RunId, Sequence, Steps, Tokens,
+    UnitIndex, UnixMillis, V, WorkerId,
+};
+
+use crate::{
+    Answer, ControlRequest, Coordinator, DeliveryId, Effect, Input, Merged, Peer, ReplyId, Run, Screened, Settings,
+    Submission, WorkerRequest,
+};
+
+pub(crate) const BF16: Codec = Codec { kind: CodecKind::Bf16, rounding: Rounding::Nearest };
+pub(crate) const LEASE: Millis = Millis::from_secs(30);
+pub(crate) const SILENCE: Millis = Millis::from_secs(90);
+pub(crate) const START: UnixMillis = UnixMillis(1_700_000_000_000);
+
+pub(crate) fn object(name: &str) -> ObjectRef {
+    ObjectRef::of(name.as_bytes())
+}
+
+/// Two units of 4 * 2 * 4 = 32 tokens a round, two rounds, one worker at least, two chunks.
+pub(crate) fn spec(run: &str) -> RunSpec {
+    RunSpec {
+        v: V,
+        run: run.parse().unwrap(),
+        model: ModelSpec {
+            trainer: TrainerKind::Reference,
+            config: object("config"),
+            layout: object("layout"),
+            chunk_elements: 8,
+            initial: vec![object("initial 0"), object("initial 1")],
+            precision: Precision::Fp32,
+        },
+        data: object("data"),
+        schedule: Schedule {
+            rounds: 2,
+            units: 2,
+            inner_steps: Steps(4),
+            batch_sequences: 2,
+            accumulation: 1,
+            sequence_tokens: 4,
+            evaluation_every: 0,
+            evaluation_sequences: 4,
+            snapshot_every: 1,
+        },
+        inner: InnerOptimizer {
+            learning_rate: 1e-3,
+            warmup_steps: Steps(1),
+            final_ratio: 0.1,
+            beta1: 0.9,
+            beta2: 0.99,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            clip_norm: 1.0,
+        },
+        outer: OuterOptimizer::Nesterov { learning_rate: 0.7, momentum: 0.9 },
+        upload: BF16,
+        download: BF16,
+        policy: Policy { workers_min: 1, lease: LEASE, silence_max: SILENCE, norm_max: 10.0, strikes_max: 3 },
+        seed: 7,
+    }
+}
+
+pub(crate) fn data(shards: usize, shard_tokens: u64) -> DataManifest {
+    let shard = |name: String| Shard { object: object(&name), tokens: Tokens(shard_tokens) };
+    DataManifest {
+        v: V,
+        source: "test".to_owned(),
+        tokenizer: Tokenizer::HuggingFace(object("tokenizer")),
+        vocabulary: 256,
+        token_bytes: 1,
+        train: (0..shards).map(|n| shard(format!("train {n}"))).collect(),
+        held_out: vec![shard("held out".to_owned())],
+        entropy: Entropy { unigram: 3.0, bigram: 2.0 },
+    }
+}
+
+fn key(kind: char, number: u32) -> String {
+    let letters = ['A', 'B', 'C', 'D', 'E', 'F', 'G', 'H'];
+    let digits: String = (0..8).rev().map(|at| letters[(number >> (3 * at)) as usize % 8]).collect();
+    format!("{kind}{}{digits}", "A".repeat(47))
+}
+
+pub(crate) fn worker(number: u32) -> WorkerId {
+    key('U', number).parse().unwrap()
+}
+
+pub(crate) fn account(number: u32) -> AccountId {
+    key('A', number).parse().unwrap()
+}
+
+pub(crate) fn public_key(number: u32) -> PublicKey {
+    key('U', number).parse().unwrap()
+}
+
+pub(crate) fn run_id() -> RunId {
+    "demo".parse().unwrap()
+}
+
+pub(crate) fn peer(number: u32) -> Peer {
+    Peer { account: account(1), run: run_id(), worker: worker(number) }
+}
+
+pub(crate) fn settings() -> Settings {
+    Settings { release: "1".to_owned(), posture: Posture::default(), heartbeat: Millis::from_secs(5) }
+}
+
+pub(crate) fn join_request(number: u32) -> JoinRequest {
+    JoinRequest {
+        v: V,
+        audit_key: public_key(1000 + number),
+        trainers: vec![TrainerKind::Reference],
+        device: "cpu x1".to_owned(),
+        release: "1".to_owned(),
+        posture: Posture::default(),
+    }
+}
+
+pub(crate) fn train(round: u64, index: u32) -> UnitId {
+    UnitId { round: Round(round), kind: UnitKind::Train, index: UnitIndex(index) }
+}
+
+pub(crate) fn evaluate(round: u64) -> UnitId {
+    UnitId { round: Round(round), kind: UnitKind::Evaluate, index: UnitIndex(0) }
+}
+
+pub(crate) fn lease(unit: UnitId, epoch: u64) -> LeaseRef {
+    LeaseRef { unit, epoch: Epoch(epoch) }
+}
+
+/// A result as worker `number` would state it; `salt` makes it another one.
+pub(crate) fn submission(spec: &RunSpec, number: u32, lease: LeaseRef, salt: u32) -> Submission {
+    let outcome = match lease.unit.kind {
+        UnitKind::Train => Outcome::Contribution(Contribution {
+            layout: spec.model.layout.digest,
+            codec: spec.upload,
+            chunks: (0..spec.model.initial.len()).map(|n| object(&format!("{number} {lease} {salt} {n}"))).collect(),
+            tokens: spec.unit_tokens(),
+            steps: spec.schedule.inner_steps,
+            loss: 2.5,
+            train_ms: 10,
+        }),
+        UnitKind::Evaluate => Outcome::Evaluation(Evaluation { loss_sum: 32.0, tokens: Tokens(16) }),
+    };
+    stated(Statement { v: V, run: spec.run.clone(), spec: spec.to_object().1, worker: worker(number), lease, outcome })
+}
+
+pub(crate) fn stated(statement: Statement) -> Submission {
+    Submission { bytes: statement.encode(), statement, signature: [7; 64] }
+}
+
+pub(crate) fn merged(spec: &RunSpec, round: Round) -> Merged {
+    let next = round.next();
+    let chunks = (0..spec.model.initial.len()).map(|n| object(&format!("weights {next} {n}"))).collect();
+    Merged { broadcast: Weights { round: next, codec: spec.download, chunks }, norm: 1.0 }
+}
+
+/// A coordinator with the ledger it wrote, the answers it gave, and the effects that still want an answer.
+pub(crate) struct World {
+    pub(crate) core: Coordinator,
+    pub(crate) now: UnixMillis,
+    pub(crate) journal: Vec<EventBody>,
+    pub(crate) answers: BTreeMap<ReplyId, Result<Answer, Refusal>>,
+    pub(crate) manifests: BTreeMap<ReplyId, Manifest>,
+    /// Effects that an input answers.
+    pub(crate) pending: Vec<Effect>,
+    /// All others, except events and answers.
+    pub(crate) seen: Vec<Effect>,
+    pub(crate) requests: u64,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let mut world = Self {
+            core: Coordinator::new(settings()),
+            now: START,
+            journal: Vec::new(),
+            answers: BTreeMap::new(),
+            manifests: BTreeMap::new(),
+            pending: Vec::new(),
+            seen: Vec::new(),
+            requests: 0,
+        };
+        world.start();
+        world
+    }
+
+    /// A world with one run in it, restored, without workers.
+    pub(crate) fn with_run(spec: RunSpec) -> Self {
+        let mut world = Self::new();
+        world.control(ControlRequest::RunNew(Box::new(RunNew { v: V, spec })));
+        world.answer_pending();
+        world
+    }
+
+    fn start(&mut self) {
+        let mut effects = Vec::new();
+        self.core.start(self.now, &mut effects);
+        self.take(effects);
+    }
+
+    /// The process dies; another begins from the ledger.
+    pub(crate) fn restart(&mut self) {
+        self.core = Coordinator::replay(settings(), &self.journal).unwrap();
+        self.pending.clear();
+        self.start();
+    }
+
+    pub(crate) fn input(&mut self, input: Input) {
+        let mut effects = Vec::new();
+        self.core.handle(self.now, input, &mut effects);
+        self.take(effects);
+    }
+
+    fn take(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Append { time, run, event } => self.append(time, run, *event),
+                Effect::Reply { reply, answer } => {
+                    assert!(self.answers.insert(reply, answer).is_none(), "{reply:?} was answered twice");
+                }
+                Effect::Lease { reply, manifest } => {
+                    assert!(self.manifests.insert(reply, *manifest).is_none(), "{reply:?} was answered twice");
+                }
+                Effect::CheckRun { .. }
+                | Effect::Screen { .. }
+                | Effect::Merge { .. }
+                | Effect::Save { .. }
+                | Effect::Restore { .. }
+                | Effect::Offer { .. } => self.pending.push(effect),
+                _ => self.seen.push(effect),
+            }
+        }
+        self.core.state().check().unwrap();
+        let replayed = Coordinator::replay(settings(), &self.journal).unwrap();
+        assert!(replayed.state() == self.core.state(), "a replay gives another state");
+    }
+
+    fn append(&mut self, time: UnixMillis, run: Option<RunId>, event: LedgerEvent) {
+        let sequence = Sequence(self.journal.len() as u64);
+        let event = Event::Ledger(event);
+        let body = EventBody { v: V, emitter: public_key(1), sequence, previous: None, time, run, event };
+        assert_eq!(EventBody::decode(&body.encode()).unwrap(), body, "events read back as they were written");
+        self.journal.push(body);
+    }
+
+    /// Lets time pass; every deadline on the way is met.
+    pub(crate) fn wait(&mut self, span: Millis) {
+        let end = self.now.after(span);
+        while let Some(next) = self.core.next_deadline().filter(|next| *next <= end) {
+            assert!(next > self.now || self.now == START, "a deadline does not lie in the past");
+            self.now = next;
+            self.input(Input::Tick);
+        }
+        self.now = end;
+    }
+
+    /// Answers everything that waits for an answer, and what follows from it, with success.
+    pub(crate) fn answer_pending(&mut self) {
+        for _ in 0..1000 {
+            let Some(effect) = (!self.pending.is_empty()).then(|| self.pending.remove(0)) else { return };
+            self.answer_one(effect);
+        }
+        panic!("effects follow each other without end");
+    }
+
+    pub(crate) fn answer_one(&mut self, effect: Effect) {
+        match effect {
+            Effect::CheckRun { reply, .. } => self.input(Input::RunChecked { reply, verdict: Ok(()) }),
+            Effect::Screen { screening, submission, .. } => {
+                let statement = Digest::of(&submission.bytes);
+                self.input(Input::Screened { screening, verdict: Ok(Screened { statement, norm: 1.0 }) });
+            }
+            Effect::Merge { run, round, .. } => {
+                let outcome = Ok(merged(&self.run_named(&run).spec, round));
+                self.input(Input::Merged { run, round, outcome });
+            }
+            Effect::Save { run, round, .. } => {
+                let outcome = Ok(object(&format!("snapshot {round}")));
+                self.input(Input::Saved { run, round, outcome });
+            }
+            Effect::Restore { spec, .. } => {
+                self.input(Input::DataLoaded { run: spec.run.clone(), data: Arc::new(data(5, 20)) });
+                self.input(Input::Restored { run: spec.run, outcome: Ok(()) });
+            }
+            Effect::Offer { run, unit } => {
+                self.requests += 1;
+                self.input(Input::Offered { run, unit, delivery: DeliveryId(self.requests) });
+            }
+            other => panic!("{other:?} wants no answer"),
+        }
+    }
+
+    /// Takes the first pending effect that `wanted` picks.
+    pub(crate) fn take_pending(&mut self, wanted: impl Fn(&Effect) -> bool) -> Effect {
+        let at = self.pending.iter().position(wanted).expect("the effect is pending");
+        self.pending.remove(at)
+    }
+
+    pub(crate) fn ask(&mut self, peer: Peer, request: WorkerRequest) -> ReplyId {
+        self.requests += 1;
+        let reply = ReplyId(self.requests);
+        self.input(Input::Request { peer, request, reply });
+        reply
+    }
+
+    pub(crate) fn control(&mut self, request: ControlRequest) -> ReplyId {
+        self.requests += 1;
+        let reply = ReplyId(self.requests);
+        self.input(Input::Control { operator: public_key(2), request, reply });
+        reply
+    }
+
+    pub(crate) fn join(&mut self, number: u32) -> ReplyId {
+        let reply = self.ask(peer(number), WorkerRequest::Join(join_request(number)));
+        self.answer_pending();
+        reply
+    }
+
+    pub(crate) fn claim(&mut self, number: u32) -> ReplyId {
+        let wait = Millis::from_secs(20);
+        self.ask(peer(number), WorkerRequest::Claim(ClaimRequest { v: V, wait }))
+    }
+
+    /// Claims and expects a lease.
+    pub(crate) fn lease(&mut self, number: u32) -> LeaseRef {
+        let reply = self.claim(number);
+        self.manifests.get(&reply).unwrap_or_else(|| panic!("no lease: {:?}", self.answers.get(&reply))).lease
+    }
+
+    pub(crate) fn submit(&mut self, number: u32, lease: LeaseRef) -> ReplyId {
+        let result = submission(&self.run().spec, number, lease, 0);
+        self.ask(peer(number), WorkerRequest::Submit(result))
+    }
+
+    pub(crate) fn shut_down(&mut self, drain: Millis) -> ReplyId {
+        self.control(ControlRequest::Shutdown(Shutdown { v: V, drain }))
+    }
+
+    pub(crate) fn run(&self) -> &Run {
+        self.run_named(&run_id())
+    }
+
+    fn run_named(&self, run: &RunId) -> &Run {
+        self.core.state().run(run).unwrap()
+    }
+
+    pub(crate) fn refusal(&self, reply: ReplyId) -> schemas::Code {
+        match self.answers.get(&reply) {
+            Some(Err(refusal)) => refusal.code,
+            other => panic!("expected a refusal, got {other:?}"),
+        }
+    }
+
+    /// Kinds of the events since the journal had `from`.
+    pub(crate) fn kinds(&self, from: usize) -> Vec<&'static str> {
+        self.journal[from..].iter().map(|body| body.event.kind()).collect()
+    }
+
+    pub(crate) fn count(&self, wanted: impl Fn(&LedgerEvent) -> bool) -> usize {
+        let ledger = |body: &&EventBody| matches!(&body.event, Event::Ledger(event) if wanted(event));
+        self.journal.iter().filter(ledger).count()
+    }
+}

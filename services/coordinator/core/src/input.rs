@@ -37,6 +37,7 @@ pub struct Peer {
 
 /// Something that happened.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "handed over by value one at a time and kept nowhere")]
 pub enum Input {
     /// A worker asks.
     Request {

@@ -34,6 +34,9 @@ mod state;
 mod submit;
 mod view;
 
+#[cfg(test)]
+mod tests;
+
 pub use apply::ApplyError;
 pub use coordinator::{Coordinator, ReplayError, Settings};
 pub use effect::{Answer, Effect, Quarantine};

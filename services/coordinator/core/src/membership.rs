@@ -97,8 +97,9 @@ impl Coordinator {
         let Some(presence) = self.live.get_mut(&peer.run).and_then(|live| live.presence.get_mut(&peer.worker)) else {
             return;
         };
-        // `max` also turns NaN into a number, which tables and sums can stand.
-        let tokens_per_second = heartbeat.tokens_per_second.max(0.0).min(f64::MAX);
+        let speed = heartbeat.tokens_per_second;
+        // A claim of the worker's; whatever it is, sums over all workers must stay numbers.
+        let tokens_per_second = if speed.is_finite() { speed.max(0.0) } else { 0.0 };
         presence.heartbeat = Some(Heartbeat { tokens_per_second, ..heartbeat });
         self.mark_changed(&peer.run);
     }

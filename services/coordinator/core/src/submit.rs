@@ -107,17 +107,10 @@ impl Coordinator {
         let event = match submission.statement.outcome {
             Outcome::Contribution(contribution) => {
                 let contribution = Box::new(contribution);
-                LedgerEvent::ContributionAccepted {
-                    lease,
-                    worker: worker.clone(),
-                    contribution,
-                    norm,
-                    statement,
-                    signature,
-                }
+                LedgerEvent::ContributionAccepted { lease, worker, contribution, norm, statement, signature }
             }
             Outcome::Evaluation(evaluation) => {
-                LedgerEvent::EvaluationAccepted { lease, worker: worker.clone(), evaluation, statement, signature }
+                LedgerEvent::EvaluationAccepted { lease, worker, evaluation, statement, signature }
             }
         };
         self.append(Some(&name), event);

@@ -1,0 +1,198 @@
+use schemas::event::{LeaseEnd, LedgerEvent};
+use schemas::lease::{ClaimOutcome, ClaimReply, ClaimRequest, ReleaseRequest, RenewRequest, Work};
+use schemas::{Code, Millis, Steps, V};
+
+use crate::fixture::*;
+use crate::{Answer, DeliveryId, Effect, Input, ReplyId, WorkerRequest};
+
+fn renew(world: &mut World, number: u32, held: schemas::lease::LeaseRef) -> ReplyId {
+    world.ask(peer(number), WorkerRequest::Renew(RenewRequest { v: V, lease: held, steps_done: Steps(1) }))
+}
+
+fn is_nothing(world: &World, reply: ReplyId) -> bool {
+    let nothing = ClaimReply { v: V, outcome: ClaimOutcome::Nothing };
+    matches!(world.answers.get(&reply), Some(Ok(Answer::Claim(found))) if *found == nothing)
+}
+
+#[test]
+fn a_manifest_says_all_about_the_work() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let reply = world.claim(1);
+    let manifest = &world.manifests[&reply];
+    let spec = spec("demo");
+    assert_eq!(manifest.aud, worker(1));
+    assert_eq!((manifest.run.as_str(), manifest.spec), ("demo", spec.to_object().1));
+    assert_eq!(manifest.lease, lease(train(0, 0), 1));
+    assert_eq!(manifest.jti, "demo/0/train-0/1");
+    assert_eq!(manifest.base.chunks, spec.model.initial);
+    let seconds = START.get() / 1000;
+    assert_eq!((manifest.nbf, manifest.iat, manifest.exp), (seconds - 5, seconds, seconds + 30));
+    assert_eq!(manifest.expires_at, START.after(LEASE));
+    assert!(
+        matches!(&manifest.work, Work::Train { shards, steps: Steps(4), steps_before: Steps(0), .. } if shards.len() == 2)
+    );
+}
+
+#[test]
+fn a_lost_answer_is_given_again_under_the_same_epoch() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let first = world.lease(1);
+    let before = world.journal.len();
+    assert_eq!(world.lease(1), first);
+    assert_eq!(world.journal.len(), before);
+}
+
+#[test]
+fn fg_06_an_expired_unit_is_granted_again_under_the_next_epoch_and_the_late_holder_is_fenced_off() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    world.join(2);
+    let lost = world.lease(1);
+    world.lease(2);
+    world.wait(LEASE - Millis(1));
+    assert_eq!(world.run().leases().count(), 2);
+    world.wait(Millis(1));
+    assert_eq!(world.count(|event| matches!(event, LedgerEvent::LeaseEnded { cause: LeaseEnd::Expired, .. })), 2);
+    let next = world.lease(2);
+    assert_eq!(next, lease(lost.unit, 2), "the other worker takes over what this one lost");
+    let late = world.submit(1, lost);
+    let renewed = renew(&mut world, 1, lost);
+    assert_eq!(world.refusal(late), Code::LeaseLost);
+    assert_eq!(world.refusal(renewed), Code::LeaseLost);
+    let forged = renew(&mut world, 1, next);
+    assert_eq!(world.refusal(forged), Code::LeaseUnknown);
+    assert_eq!(world.run().tokens().abandoned.get(), 64);
+}
+
+#[test]
+fn renewals_keep_a_lease() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    for _ in 0..20 {
+        world.wait(Millis::from_secs(10));
+        let reply = renew(&mut world, 1, held);
+        assert!(matches!(world.answers[&reply], Ok(Answer::Renew(_))));
+    }
+    assert_eq!(world.run().holder(&held.unit), Some((&worker(1), held.epoch)));
+}
+
+#[test]
+fn a_renewal_that_the_process_was_too_busy_to_read_still_counts() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    world.now = world.now.after(LEASE).after(Millis(500));
+    let reply = renew(&mut world, 1, held);
+    assert!(matches!(world.answers[&reply], Ok(Answer::Renew(_))));
+    assert_eq!(world.run().leases().count(), 1);
+}
+
+#[test]
+fn a_unit_goes_to_another_worker_than_the_one_that_gave_it_back() {
+    let mut world = World::with_run(spec("demo"));
+    for number in 1..=3 {
+        world.join(number);
+    }
+    let given_back = world.lease(1);
+    world.lease(2);
+    let waiting = [world.claim(3)];
+    world.ask(peer(1), WorkerRequest::Release(ReleaseRequest { v: V, lease: given_back, reason: "sick".to_owned() }));
+    assert_eq!(world.manifests[&waiting[0]].lease, lease(given_back.unit, 2));
+    // When nobody else waits, it gets it again.
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    world.join(2);
+    let given_back = world.lease(1);
+    world.lease(2);
+    world.ask(peer(1), WorkerRequest::Release(ReleaseRequest { v: V, lease: given_back, reason: String::new() }));
+    assert_eq!(world.lease(1), lease(given_back.unit, 2));
+}
+
+#[test]
+fn claims_wait_for_work_and_no_longer() {
+    let mut world = World::with_run(spec("demo"));
+    for number in 1..=3 {
+        world.join(number);
+    }
+    world.lease(1);
+    world.lease(2);
+    let older = world.claim(3);
+    let newer = world.claim(3);
+    assert!(is_nothing(&world, older) && !world.answers.contains_key(&newer));
+    world.wait(Millis(19_999));
+    assert!(!world.answers.contains_key(&newer));
+    world.wait(Millis(1));
+    assert!(is_nothing(&world, newer));
+    let no_wait = world.ask(peer(3), WorkerRequest::Claim(ClaimRequest { v: V, wait: Millis(0) }));
+    assert!(is_nothing(&world, no_wait));
+}
+
+#[test]
+fn first_come_first_served() {
+    let mut spec = spec("demo");
+    spec.policy.workers_min = 3;
+    let mut world = World::with_run(spec);
+    world.join(1);
+    world.join(2);
+    let claims = [world.claim(2), world.claim(1)];
+    world.join(3);
+    assert_eq!(world.manifests[&claims[0]].lease.unit, train(0, 0));
+    assert_eq!(world.manifests[&claims[1]].lease.unit, train(0, 1));
+}
+
+#[test]
+fn the_offer_of_a_unit_is_held_until_it_is_complete_and_then_settled() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    let delivery = DeliveryId(77);
+    world.input(Input::Offered { run: run_id(), unit: held.unit, delivery });
+    for _ in 0..4 {
+        world.wait(Millis::from_secs(20));
+        renew(&mut world, 1, held);
+    }
+    let held_times = |effect: &&Effect| matches!(effect, Effect::Hold { delivery: DeliveryId(77) });
+    assert_eq!(world.seen.iter().filter(held_times).count(), 4);
+    world.submit(1, held);
+    world.answer_pending();
+    let settled = |effect: &Effect| matches!(effect, Effect::Settle { delivery: DeliveryId(77) });
+    assert!(world.seen.iter().any(settled));
+    let from = world.seen.len();
+    world.input(Input::Offered { run: run_id(), unit: held.unit, delivery });
+    world.input(Input::Offered { run: "other".parse().unwrap(), unit: held.unit, delivery });
+    assert_eq!(world.seen[from..].iter().filter(|effect| settled(effect)).count(), 2);
+}
+
+#[test]
+fn a_message_that_the_queue_lost_does_not_stop_a_unit() {
+    let mut world = World::with_run(spec("demo"));
+    world.ask(peer(1), WorkerRequest::Join(join_request(1)));
+    world.pending.retain(|effect| !matches!(effect, Effect::Offer { .. }));
+    let claim = world.claim(1);
+    assert!(!world.manifests.contains_key(&claim));
+    world.wait(Millis::from_secs(3));
+    assert!(world.manifests.contains_key(&claim));
+}
+
+#[test]
+fn a_restart_keeps_leases_for_one_lease_time_and_repeats_the_offers() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    world.wait(LEASE - Millis(1));
+    world.restart();
+    let offers = world.pending.iter().filter(|effect| matches!(effect, Effect::Offer { .. })).count();
+    assert_eq!(offers, 2);
+    // The claim of a worker that lost its answer waits until the data are known again.
+    let claim = world.claim(1);
+    assert!(!world.manifests.contains_key(&claim));
+    world.answer_pending();
+    assert_eq!(world.manifests[&claim].lease, held);
+    world.wait(LEASE - Millis(1));
+    assert_eq!(world.run().leases().count(), 1);
+    world.wait(Millis(1));
+    assert_eq!(world.run().leases().count(), 0);
+}

@@ -1,0 +1,143 @@
+use schemas::event::{Departure, LedgerEvent};
+use schemas::member::{Layer, LeaveRequest, OpenLayer};
+use schemas::run::TrainerKind;
+use schemas::telemetry::{Heartbeat, Phase};
+use schemas::view::RunPhase;
+use schemas::{Bytes, Code, Millis, Steps, Tokens, V};
+
+use crate::fixture::*;
+use crate::{Answer, Input, WorkerRequest};
+
+fn heartbeat() -> Heartbeat {
+    Heartbeat {
+        v: V,
+        phase: Phase::Training,
+        lease: None,
+        steps_done: Steps(1),
+        tokens: Tokens(8),
+        tokens_per_second: f64::NAN,
+        loss: None,
+        bytes_up: Bytes(1),
+        bytes_down: Bytes(2),
+    }
+}
+
+#[test]
+fn fg_15_fg_25_a_run_waits_for_its_least_number_of_workers_and_says_so() {
+    let mut spec = spec("demo");
+    spec.policy.workers_min = 2;
+    let mut world = World::with_run(spec);
+    world.join(1);
+    let claim = world.claim(1);
+    world.wait(Millis::from_secs(10));
+    assert_eq!(world.run().phase(), RunPhase::Waiting);
+    assert!(!world.manifests.contains_key(&claim));
+    assert_eq!(world.core.warnings()[0].1.code, Code::TooFewWorkers);
+    world.join(2);
+    assert_eq!(world.run().phase(), RunPhase::Training);
+    assert!(world.manifests.contains_key(&claim), "the claim that waited is served");
+    assert!(world.core.warnings().is_empty());
+}
+
+#[test]
+fn fg_02_a_stranger_is_refused_everywhere_and_recorded() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    let claim = world.claim(2);
+    let submit = world.submit(2, held);
+    assert_eq!(world.refusal(claim), Code::NotJoined);
+    assert_eq!(world.refusal(submit), Code::NotJoined);
+    let mut other = peer(1);
+    other.account = account(9);
+    let leave = world.ask(other, WorkerRequest::Leave(LeaveRequest { v: V, reason: String::new() }));
+    assert_eq!(world.refusal(leave), Code::IdentityMismatch);
+    assert_eq!(world.count(|event| matches!(event, LedgerEvent::RequestDenied { .. })), 3);
+}
+
+#[test]
+fn joins_that_do_not_fit_are_refused() {
+    let mut world = World::with_run(spec("demo"));
+    let mut no_trainer = join_request(1);
+    no_trainer.trainers = vec![TrainerKind::Torch];
+    let mut open = join_request(1);
+    open.posture.open = vec![OpenLayer { layer: Layer::Bus, reason: "laboratory".to_owned() }];
+    let mut long = join_request(1);
+    long.device = "x".repeat(129);
+    for (request, code) in [(no_trainer, Code::TrainerMissing), (open, Code::LayerOpen), (long, Code::MessageInvalid)] {
+        let reply = world.ask(peer(1), WorkerRequest::Join(request));
+        assert_eq!(world.refusal(reply), code);
+    }
+    let mut elsewhere = peer(1);
+    elsewhere.run = "other".parse().unwrap();
+    let reply = world.ask(elsewhere, WorkerRequest::Join(join_request(1)));
+    assert_eq!(world.refusal(reply), Code::RunUnknown);
+}
+
+#[test]
+fn a_second_join_is_answered_and_writes_nothing_unless_something_changed() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let before = world.journal.len();
+    let reply = world.join(1);
+    assert!(matches!(world.answers[&reply], Ok(Answer::Join(_))));
+    assert_eq!(world.journal.len(), before);
+    let mut moved = join_request(1);
+    moved.device = "cuda:0".to_owned();
+    world.ask(peer(1), WorkerRequest::Join(moved));
+    assert_eq!(world.kinds(before), ["worker-joined"]);
+}
+
+#[test]
+fn a_silent_worker_is_no_member_and_its_unit_is_granted_to_another() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    // Renewing without end would keep the lease; here the worker is heard by its heartbeats only.
+    world.wait(Millis::from_secs(20));
+    world.input(Input::Heartbeat { peer: peer(1), heartbeat: heartbeat() });
+    world.wait(SILENCE - Millis(1));
+    assert!(world.run().member(&worker(1)).is_some());
+    world.wait(Millis(1));
+    assert!(world.run().member(&worker(1)).is_none());
+    world.join(2);
+    let next = world.lease(2);
+    assert_eq!((next.unit, next.epoch.get()), (held.unit, held.epoch.get() + 1));
+}
+
+#[test]
+fn fg_04_who_leaves_loses_its_lease_at_once() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    world.join(2);
+    let held = world.lease(1);
+    let other = world.lease(2);
+    let waiting = {
+        world.join(3);
+        world.claim(3)
+    };
+    let before = world.journal.len();
+    world.ask(peer(1), WorkerRequest::Leave(LeaveRequest { v: V, reason: "power".to_owned() }));
+    assert_eq!(world.kinds(before), ["worker-left", "lease-ended", "lease-granted"]);
+    assert_eq!(world.manifests[&waiting].lease, lease(held.unit, 2));
+    let late = world.submit(1, held);
+    assert_eq!(world.refusal(late), Code::NotJoined);
+    assert_ne!(other.unit, held.unit);
+}
+
+#[test]
+fn too_many_refused_results_end_a_membership_for_good() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    for _ in 0..3 {
+        let held = world.lease(1);
+        let mut bad = submission(&world.run().spec.clone(), 1, held, 0).statement;
+        bad.spec = object("other settings").digest;
+        let reply = world.ask(peer(1), WorkerRequest::Submit(stated(bad)));
+        assert_eq!(world.refusal(reply), Code::StatementInvalid);
+    }
+    assert_eq!(world.count(|event| matches!(event, LedgerEvent::WorkerLeft { cause: Departure::Removed, .. })), 1);
+    let reply = world.ask(peer(1), WorkerRequest::Join(join_request(1)));
+    assert_eq!(world.refusal(reply), Code::NotJoined);
+    assert_eq!(world.run().tokens().rejected, Tokens(3 * 32));
+}

@@ -1,0 +1,210 @@
+//! Random inputs in any order: whatever comes, nothing breaks. `fixture::World` checks the invariants after every input;
+//! here the ledger as a whole is checked at the end.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+use schemas::event::{Event, LedgerEvent};
+use schemas::lease::{ClaimRequest, LeaseRef, ReleaseRequest, RenewRequest, UnitId};
+use schemas::member::LeaveRequest;
+use schemas::{Code, Millis, Refusal, Steps, V};
+
+use crate::fixture::*;
+use crate::{DeliveryId, Effect, Input, Screened, WorkerRequest};
+
+/// One thing that may happen. Numbers choose among what there is.
+#[derive(Clone, Debug)]
+enum Step {
+    Join(u32),
+    Leave(u32),
+    Claim(u32),
+    Renew(u32, usize),
+    Release(u32, usize),
+    Submit(u32, usize, u32),
+    Offer(u32),
+    Answer(usize),
+    Fail(usize),
+    Drop(usize),
+    Wait(u64),
+    Restart,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let who = 1..4_u32;
+    prop_oneof![
+        2 => who.clone().prop_map(Step::Join),
+        1 => who.clone().prop_map(Step::Leave),
+        8 => who.clone().prop_map(Step::Claim),
+        2 => (who.clone(), 0..6_usize).prop_map(|(who, lease)| Step::Renew(who, lease)),
+        1 => (who.clone(), 0..6_usize).prop_map(|(who, lease)| Step::Release(who, lease)),
+        8 => (who, 0..6_usize, 0..3_u32).prop_map(|(who, lease, salt)| Step::Submit(who, lease, salt)),
+        2 => (0..6_u32).prop_map(Step::Offer),
+        12 => (0..4_usize).prop_map(Step::Answer),
+        1 => (0..4_usize).prop_map(Step::Fail),
+        1 => (0..4_usize).prop_map(Step::Drop),
+        3 => (0..50_000_u64).prop_map(Step::Wait),
+        1 => Just(Step::Restart),
+    ]
+}
+
+/// A lease that was granted once, counted back from the newest; or one that never was.
+fn some_lease(world: &World, back: usize) -> LeaseRef {
+    let granted = world.journal.iter().rev().filter_map(|body| match &body.event {
+        Event::Ledger(LedgerEvent::LeaseGranted { lease, .. }) => Some(*lease),
+        _ => None,
+    });
+    granted.into_iter().nth(back).unwrap_or(lease(train(0, 0), 9))
+}
+
+fn take(world: &mut World, at: usize) -> Option<Effect> {
+    let len = world.pending.len();
+    (len > 0).then(|| world.pending.remove(at % len))
+}
+
+fn fail(world: &mut World, effect: Effect) {
+    let refusal = Refusal::new(Code::NotFinite, "test");
+    match effect {
+        Effect::Screen { screening, .. } => world.input(Input::Screened { screening, verdict: Err(refusal) }),
+        Effect::Merge { run, round, .. } => world.input(Input::Merged { run, round, outcome: Err(refusal) }),
+        Effect::Save { run, round, .. } => world.input(Input::Saved { run, round, outcome: Err(refusal) }),
+        Effect::Restore { spec, .. } => world.input(Input::Restored { run: spec.run, outcome: Err(refusal) }),
+        other => world.pending.push(other),
+    }
+}
+
+fn play(world: &mut World, step: Step) {
+    let ask = |world: &mut World, who: u32, request: WorkerRequest| {
+        world.ask(peer(who), request);
+    };
+    match step {
+        Step::Join(who) => ask(world, who, WorkerRequest::Join(join_request(who))),
+        Step::Leave(who) => ask(world, who, WorkerRequest::Leave(LeaveRequest { v: V, reason: String::new() })),
+        Step::Claim(who) => ask(world, who, WorkerRequest::Claim(ClaimRequest { v: V, wait: Millis(9000) })),
+        Step::Renew(who, back) => {
+            let lease = some_lease(world, back);
+            ask(world, who, WorkerRequest::Renew(RenewRequest { v: V, lease, steps_done: Steps(0) }));
+        }
+        Step::Release(who, back) => {
+            let lease = some_lease(world, back);
+            ask(world, who, WorkerRequest::Release(ReleaseRequest { v: V, lease, reason: String::new() }));
+        }
+        Step::Submit(who, back, salt) => {
+            let result = submission(&world.run().spec.clone(), who, some_lease(world, back), salt);
+            ask(world, who, WorkerRequest::Submit(result));
+        }
+        Step::Offer(index) => {
+            let unit = train(u64::from(index) / 2, index % 2);
+            world.input(Input::Offered { run: run_id(), unit, delivery: DeliveryId(index.into()) });
+        }
+        Step::Answer(at) => {
+            if let Some(effect) = take(world, at) {
+                world.answer_one(effect);
+            }
+        }
+        Step::Fail(at) => {
+            if let Some(effect) = take(world, at) {
+                fail(world, effect);
+            }
+        }
+        // Only what the outside may lose: the shell answers all the rest.
+        Step::Drop(at) => match take(world, at) {
+            Some(Effect::Offer { .. }) | None => {}
+            Some(effect) => world.pending.push(effect),
+        },
+        Step::Wait(span) => world.wait(Millis(span)),
+        Step::Restart => world.restart(),
+    }
+}
+
+/// Reads the ledger with a few lines of its own, not with the fold.
+fn check_ledger(world: &World) {
+    let (mut held, mut epochs) = (BTreeMap::new(), BTreeMap::<UnitId, u64>::new());
+    let (mut counted, mut closed) = (BTreeSet::new(), BTreeSet::new());
+    for body in &world.journal {
+        let Event::Ledger(event) = &body.event else { panic!("a ledger holds nothing else") };
+        match event {
+            LedgerEvent::LeaseGranted { lease, worker } => {
+                assert!(held.insert(lease.unit, worker.clone()).is_none(), "{lease} has two holders");
+                let last = epochs.insert(lease.unit, lease.epoch.get()).unwrap_or(0);
+                assert!(lease.epoch.get() > last, "{lease} follows epoch {last}");
+                assert!(!counted.contains(&lease.unit), "{lease} was complete");
+            }
+            LedgerEvent::LeaseEnded { lease, worker, .. } | LedgerEvent::ContributionRejected { lease, worker, .. } => {
+                assert_eq!(held.remove(&lease.unit).as_ref(), Some(worker), "{lease}");
+            }
+            LedgerEvent::ContributionAccepted { lease, worker, .. }
+            | LedgerEvent::EvaluationAccepted { lease, worker, .. } => {
+                assert_eq!(held.remove(&lease.unit).as_ref(), Some(worker), "{lease}");
+                assert_eq!(epochs.get(&lease.unit), Some(&lease.epoch.get()));
+                assert!(counted.insert(lease.unit), "{lease} counts twice");
+            }
+            LedgerEvent::RoundClosed { round, .. } => assert!(closed.insert(*round), "round {round} closed twice"),
+            _ => {}
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(192))]
+
+    #[test]
+    fn whatever_comes_nothing_breaks(steps in proptest::collection::vec(step(), 1..120)) {
+        let mut spec = spec("demo");
+        spec.schedule.evaluation_every = 1;
+        spec.policy.strikes_max = 6;
+        let mut world = World::with_run(spec);
+        for step in steps {
+            play(&mut world, step);
+        }
+        check_ledger(&world);
+    }
+
+    #[test]
+    fn a_run_ends_once_everybody_behaves(steps in proptest::collection::vec(step(), 1..80)) {
+        let mut spec = spec("demo");
+        spec.policy.strikes_max = 1_000_000;
+        let mut world = World::with_run(spec);
+        for step in steps {
+            play(&mut world, step);
+        }
+        world.restart();
+        world.join(1);
+        for _ in 0..200 {
+            if world.run().is_complete() {
+                break;
+            }
+            world.answer_pending();
+            let claim = world.claim(1);
+            world.answer_pending();
+            match world.manifests.get(&claim).map(|manifest| manifest.lease) {
+                Some(held) => {
+                    world.submit(1, held);
+                }
+                None => world.wait(Millis(10_000)),
+            }
+        }
+        prop_assert!(world.run().is_complete(), "{:?}", world.kinds(0));
+        check_ledger(&world);
+    }
+}
+
+/// `Screened` in the fixture carries the statement's digest; the core trusts its own.
+#[test]
+fn the_ledger_names_the_statement_that_was_sent() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    world.submit(1, held);
+    let Effect::Screen { screening, submission, .. } = world.take_pending(|e| matches!(e, Effect::Screen { .. }))
+    else {
+        panic!("a result is screened");
+    };
+    let wrong = Screened { statement: object("another").digest, norm: 1.0 };
+    world.input(Input::Screened { screening, verdict: Ok(wrong) });
+    let right = schemas::Digest::of(&submission.bytes);
+    assert_eq!(
+        world
+            .count(|event| matches!(event, LedgerEvent::ContributionAccepted { statement, .. } if *statement == right)),
+        1
+    );
+}

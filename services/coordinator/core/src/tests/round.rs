@@ -1,0 +1,234 @@
+use schemas::contribution::Fate;
+use schemas::event::LedgerEvent;
+use schemas::lease::{ClaimOutcome, ClaimReply};
+use schemas::view::RunPhase;
+use schemas::{Code, Millis, Refusal, Round, Tokens};
+
+use crate::fixture::*;
+use crate::{Answer, Effect, Input, Merged};
+
+/// Lets worker 1 do every unit that it can get, until the run is complete.
+fn work_to_the_end(world: &mut World) {
+    for _ in 0..100 {
+        let claim = world.claim(1);
+        if let Some(Ok(Answer::Claim(ClaimReply { outcome: ClaimOutcome::Complete, .. }))) = world.answers.get(&claim) {
+            return;
+        }
+        let held = world.manifests.get(&claim).expect("there is work until the end").lease;
+        world.submit(1, held);
+        world.answer_pending();
+    }
+    panic!("the run does not end");
+}
+
+#[test]
+fn a_run_goes_through_its_rounds_to_its_end() {
+    let mut spec = spec("demo");
+    spec.schedule.evaluation_every = 1;
+    let mut world = World::with_run(spec);
+    world.join(1);
+    work_to_the_end(&mut world);
+    let run = world.run();
+    assert_eq!(run.phase(), RunPhase::Complete);
+    assert_eq!(run.rounds_closed(), Round(2));
+    assert_eq!(run.tokens().merged, Tokens(4 * 32));
+    assert_eq!(world.count(|event| matches!(event, LedgerEvent::RoundClosed { .. })), 2);
+    assert_eq!(world.count(|event| matches!(event, LedgerEvent::EvaluationAccepted { .. })), 3);
+    assert_eq!(world.kinds(world.journal.len() - 1), ["run-completed"]);
+    assert!(world.seen.iter().any(|effect| matches!(effect, Effect::Forget { .. })));
+    let view = run.view(&run_id());
+    assert_eq!(view.held_out_loss, Some((Round(2), 2.0)));
+    assert_eq!(view.train_loss, Some(2.5));
+    assert_eq!(view.snapshot.map(|(round, _)| round), Some(Round(2)));
+    assert!(view.tokens.contains(&(Fate::Merged, Tokens(128))));
+    assert!(world.core.next_deadline().is_none_or(|at| at > world.now));
+}
+
+#[test]
+fn inputs_are_merged_in_order_of_their_units() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    world.join(2);
+    let (first, second) = (world.lease(1), world.lease(2));
+    world.submit(2, second);
+    world.answer_pending();
+    world.submit(1, first);
+    let screen = world.take_pending(|effect| matches!(effect, Effect::Screen { .. }));
+    world.answer_one(screen);
+    let Effect::Merge { inputs, round, .. } = world.take_pending(|effect| matches!(effect, Effect::Merge { .. }))
+    else {
+        panic!("a full round is merged");
+    };
+    assert_eq!(round, Round(0));
+    assert_eq!(inputs.iter().map(|input| input.lease).collect::<Vec<_>>(), [first, second]);
+    assert_eq!(world.run().phase(), RunPhase::Merging);
+}
+
+#[test]
+fn the_next_round_starts_from_the_published_weights_and_serves_those_who_wait() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    world.join(2);
+    let (first, second) = (world.lease(1), world.lease(2));
+    world.submit(1, first);
+    world.submit(2, second);
+    let waiting = [world.claim(1), world.claim(2)];
+    world.answer_pending();
+    for claim in waiting {
+        let manifest = &world.manifests[&claim];
+        assert_eq!(manifest.base, merged(&spec("demo"), Round(0)).broadcast);
+        assert_eq!(manifest.lease.unit.round, Round(1));
+    }
+}
+
+#[test]
+fn a_merge_that_fails_is_tried_again_and_is_seen() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    for _ in 0..2 {
+        let held = world.lease(1);
+        world.submit(1, held);
+        let screen = world.take_pending(|effect| matches!(effect, Effect::Screen { .. }));
+        world.answer_one(screen);
+    }
+    for attempt in 0..3 {
+        world.take_pending(|effect| matches!(effect, Effect::Merge { .. }));
+        let outcome = match attempt {
+            // Weights that the next round cannot start from are a failure too.
+            0 => {
+                let mut short = merged(&spec("demo"), Round(0));
+                short.broadcast.chunks.pop();
+                Ok(short)
+            }
+            _ => Err(Refusal::new(Code::StoreUnreachable, "test")),
+        };
+        world.input(Input::Merged { run: run_id(), round: Round(0), outcome });
+        assert_eq!(world.run().phase(), RunPhase::Merging);
+        assert_eq!(world.core.warnings().len(), 1);
+        assert!(world.pending.is_empty());
+        world.wait(Millis::from_secs(1 << attempt));
+    }
+    world.answer_pending();
+    assert_eq!(world.run().rounds_closed(), Round(1));
+    assert!(world.core.warnings().is_empty());
+}
+
+#[test]
+fn a_round_closes_once() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    for _ in 0..2 {
+        let held = world.lease(1);
+        world.submit(1, held);
+        world.answer_pending();
+    }
+    let before = world.journal.len();
+    for round in [0, 1, 7] {
+        let Merged { broadcast, norm } = merged(&spec("demo"), Round(round));
+        world.input(Input::Merged { run: run_id(), round: Round(round), outcome: Ok(Merged { broadcast, norm }) });
+    }
+    assert_eq!(world.journal.len(), before, "a merge that nobody asked for closes nothing");
+}
+
+#[test]
+fn fg_22_a_save_runs_beside_the_rounds_and_the_last_is_never_left_out() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    for _ in 0..2 {
+        for _ in 0..2 {
+            let held = world.lease(1);
+            world.submit(1, held);
+            let screen = world.take_pending(|effect| matches!(effect, Effect::Screen { .. }));
+            world.answer_one(screen);
+        }
+        let merge = world.take_pending(|effect| matches!(effect, Effect::Merge { .. }));
+        world.answer_one(merge);
+        while let Some(at) = world.pending.iter().position(|effect| matches!(effect, Effect::Offer { .. })) {
+            let offer = world.pending.remove(at);
+            world.answer_one(offer);
+        }
+    }
+    // Both rounds closed while the first save was still under way.
+    assert_eq!(world.run().phase(), RunPhase::Finishing);
+    let saves = |world: &World| world.pending.iter().filter(|e| matches!(e, Effect::Save { .. })).count();
+    assert_eq!(saves(&world), 1);
+    world.take_pending(|effect| matches!(effect, Effect::Save { round: Round(1), .. }));
+    let outcome = Err(Refusal::new(Code::StoreFull, "test"));
+    world.input(Input::Saved { run: run_id(), round: Round(1), outcome });
+    assert_eq!(saves(&world), 0);
+    world.wait(Millis::from_secs(1));
+    let save = world.take_pending(|effect| matches!(effect, Effect::Save { .. }));
+    let Effect::Save { round, merges, parent, .. } = &save else { panic!("it was picked as one") };
+    assert_eq!((round, merges.len(), parent), (&Round(2), 2, &None));
+    world.answer_one(save);
+    assert_eq!(world.run().phase(), RunPhase::Complete);
+}
+
+#[test]
+fn a_restart_in_the_middle_of_a_merge_merges_again() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    for _ in 0..2 {
+        let held = world.lease(1);
+        world.submit(1, held);
+        let screen = world.take_pending(|effect| matches!(effect, Effect::Screen { .. }));
+        world.answer_one(screen);
+    }
+    world.restart();
+    assert!(
+        !world.pending.iter().any(|effect| matches!(effect, Effect::Merge { .. })),
+        "not before the weights are there"
+    );
+    world.answer_pending();
+    assert_eq!(world.run().rounds_closed(), Round(1));
+    // The first save was lost with the process that made it, or is repeated: the weights are the same.
+    world.restart();
+    let restore = world.take_pending(|effect| matches!(effect, Effect::Restore { .. }));
+    let Effect::Restore { snapshot, merges, .. } = &restore else { panic!("it was picked as one") };
+    assert!(snapshot.is_some() && merges.is_empty());
+    world.answer_one(restore);
+}
+
+#[test]
+fn a_restore_that_diverges_stops_the_run_and_one_that_fails_is_repeated() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    world.restart();
+    world.take_pending(|effect| matches!(effect, Effect::Restore { .. }));
+    let outcome = Err(Refusal::new(Code::StoreUnreachable, "test"));
+    world.input(Input::Restored { run: run_id(), outcome });
+    assert!(!world.pending.iter().any(|effect| matches!(effect, Effect::Restore { .. })));
+    world.wait(Millis::from_secs(1));
+    world.take_pending(|effect| matches!(effect, Effect::Restore { .. }));
+    let waiting = world.claim(1);
+    let outcome = Err(Refusal::new(Code::ReplayDiverged, "test"));
+    world.input(Input::Restored { run: run_id(), outcome });
+    assert_eq!(world.refusal(waiting), Code::ReplayDiverged);
+    let later = world.claim(1);
+    assert_eq!(world.refusal(later), Code::ReplayDiverged);
+    world.wait(Millis::from_secs(60));
+    assert!(!world.pending.iter().any(|effect| matches!(effect, Effect::Restore { .. })));
+}
+
+#[test]
+fn evaluations_gate_no_round_and_read_the_snapshot_they_are_of() {
+    let mut spec = spec("demo");
+    spec.schedule.units = 1;
+    spec.schedule.evaluation_every = 1;
+    let mut world = World::with_run(spec);
+    world.join(1);
+    world.join(2);
+    let (training, evaluation) = (world.lease(1), world.lease(2));
+    assert_eq!((training.unit, evaluation.unit), (train(0, 0), evaluate(0)));
+    world.submit(1, training);
+    world.answer_pending();
+    assert_eq!(world.run().rounds_closed(), Round(1), "the round closed while the evaluation is held");
+    // The holder's manifest is given again, still on the snapshot of round 0.
+    let again = world.claim(2);
+    assert_eq!(world.manifests[&again].base.round, Round(0));
+    world.submit(2, evaluation);
+    world.answer_pending();
+    assert_eq!(world.run().round_views()[0].held_out_loss, Some(2.0));
+    work_to_the_end(&mut world);
+    assert!(world.run().weights.len() == 1, "copies that nobody reads are forgotten");
+}

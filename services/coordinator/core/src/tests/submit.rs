@@ -1,0 +1,179 @@
+use schemas::contribution::{Contribution, Fate, Outcome, SubmitReply};
+use schemas::event::LedgerEvent;
+use schemas::{Code, Digest, Millis, Refusal, Steps, Tokens, V};
+
+use crate::fixture::*;
+use crate::{Answer, Effect, Input, ReplyId, Screened, ScreeningId, WorkerRequest};
+
+fn is_merged(world: &World, reply: ReplyId) -> bool {
+    let merged = SubmitReply { v: V, fate: Fate::Merged };
+    matches!(world.answers.get(&reply), Some(Ok(Answer::Submit(found))) if *found == merged)
+}
+
+fn screening(world: &mut World) -> ScreeningId {
+    match world.take_pending(|effect| matches!(effect, Effect::Screen { .. })) {
+        Effect::Screen { screening, .. } => screening,
+        _ => unreachable!("it was picked as one"),
+    }
+}
+
+fn verdict(world: &mut World, screening: ScreeningId, verdict: Result<f64, Code>) {
+    let found = |norm| Screened { statement: Digest::of(b"any"), norm };
+    let verdict = verdict.map(found).map_err(|code| Refusal::new(code, "test"));
+    world.input(Input::Screened { screening, verdict });
+}
+
+#[test]
+fn fg_17_a_repeated_result_counts_once() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    let first = world.submit(1, held);
+    let during = world.submit(1, held);
+    world.answer_pending();
+    let after = world.submit(1, held);
+    for reply in [first, during, after] {
+        assert!(is_merged(&world, reply));
+    }
+    assert_eq!(world.count(|event| matches!(event, LedgerEvent::ContributionAccepted { .. })), 1);
+    assert_eq!(world.run().tokens().merged, Tokens(32));
+    // Also when its round closed meanwhile.
+    let other = world.lease(1);
+    world.submit(1, other);
+    world.answer_pending();
+    let much_later = world.submit(1, held);
+    assert!(is_merged(&world, much_later));
+}
+
+#[test]
+fn another_result_for_a_unit_that_is_in_is_refused() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    world.submit(1, held);
+    let spec = world.run().spec.clone();
+    let beside = world.ask(peer(1), WorkerRequest::Submit(submission(&spec, 1, held, 1)));
+    world.answer_pending();
+    assert_eq!(world.refusal(beside), Code::AlreadyCounted);
+    let after = world.ask(peer(1), WorkerRequest::Submit(submission(&spec, 1, held, 2)));
+    assert_eq!(world.refusal(after), Code::AlreadyCounted);
+}
+
+#[test]
+fn fg_16_a_bad_result_is_refused_alone_and_its_unit_is_open_again() {
+    let spec = spec("demo");
+    type Spoil = fn(&mut Contribution);
+    let spoiled: [(Spoil, Code); 7] = [
+        (|result| result.layout = object("other").digest, Code::LayoutMismatch),
+        (|result| result.tokens = Tokens(31), Code::TokensMismatch),
+        (|result| result.steps = Steps(5), Code::TokensMismatch),
+        (|result| result.loss = f64::NAN, Code::NotFinite),
+        (|result| result.chunks.truncate(1), Code::SizeMismatch),
+        (|result| result.chunks.clear(), Code::SizeMismatch),
+        (|result| result.codec.kind = schemas::run::CodecKind::Fp32, Code::SizeMismatch),
+    ];
+    for (spoil, code) in spoiled {
+        let mut world = World::with_run(spec.clone());
+        world.join(1);
+        world.join(2);
+        let (held, other) = (world.lease(1), world.lease(2));
+        let mut statement = submission(&spec, 1, held, 0).statement;
+        let Outcome::Contribution(result) = &mut statement.outcome else { panic!("a training unit") };
+        spoil(result);
+        let reply = world.ask(peer(1), WorkerRequest::Submit(stated(statement)));
+        assert_eq!(world.refusal(reply), code);
+        assert_eq!(world.run().tokens().rejected, Tokens(32));
+        let good = world.submit(2, other);
+        world.answer_pending();
+        assert!(is_merged(&world, good), "the round goes on");
+        let again = world.lease(2);
+        assert_eq!(again, lease(held.unit, 2));
+    }
+}
+
+#[test]
+fn results_that_the_check_refuses_and_outliers_are_rejected() {
+    for (outcome, code) in [
+        (Err(Code::NotFinite), Code::NotFinite),
+        (Err(Code::StatementInvalid), Code::StatementInvalid),
+        (Ok(10.5), Code::NormOutlier),
+        (Ok(f64::NAN), Code::NotFinite),
+    ] {
+        let mut world = World::with_run(spec("demo"));
+        world.join(1);
+        let held = world.lease(1);
+        let reply = world.submit(1, held);
+        let id = screening(&mut world);
+        verdict(&mut world, id, outcome);
+        assert_eq!(world.refusal(reply), code);
+        let rejected = |event: &LedgerEvent| matches!(event, LedgerEvent::ContributionRejected { code: found, .. } if *found == code);
+        assert_eq!(world.count(rejected), 1);
+        assert!(world.seen.iter().any(|effect| matches!(effect, Effect::Unstage { .. })));
+    }
+}
+
+#[test]
+fn a_lease_does_not_end_while_its_result_is_checked() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    let reply = world.submit(1, held);
+    world.wait(SILENCE + LEASE);
+    assert_eq!(world.run().leases().count(), 1);
+    assert!(world.run().member(&worker(1)).is_none(), "the worker itself is gone");
+    let id = screening(&mut world);
+    verdict(&mut world, id, Ok(1.0));
+    assert!(is_merged(&world, reply));
+    assert_eq!(world.run().tokens().merged, Tokens(32));
+}
+
+#[test]
+fn a_check_that_could_not_be_made_costs_neither_lease_nor_strike() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    let reply = world.submit(1, held);
+    let claim = world.claim(1);
+    assert!(!world.manifests.contains_key(&claim), "the claim waits for what becomes of the result");
+    let id = screening(&mut world);
+    verdict(&mut world, id, Err(Code::StoreUnreachable));
+    assert_eq!(world.refusal(reply), Code::StoreUnreachable);
+    assert_eq!(world.manifests[&claim].lease, held);
+    world.wait(LEASE - Millis(1));
+    let again = world.submit(1, held);
+    world.answer_pending();
+    assert!(is_merged(&world, again));
+}
+
+#[test]
+fn an_answer_to_a_check_that_is_over_changes_nothing() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    world.submit(1, held);
+    let id = screening(&mut world);
+    verdict(&mut world, id, Ok(1.0));
+    let before = world.journal.len();
+    verdict(&mut world, id, Ok(1.0));
+    verdict(&mut world, ScreeningId(99), Err(Code::NotFinite));
+    assert_eq!(world.journal.len(), before);
+}
+
+#[test]
+fn a_statement_made_by_another_is_refused() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    world.join(2);
+    let (held, foreign) = (world.lease(1), world.lease(2));
+    let spec = spec("demo");
+    // Somebody else's lease is not touched by this.
+    let stolen = world.ask(peer(1), WorkerRequest::Submit(submission(&spec, 1, foreign, 0)));
+    assert_eq!(world.refusal(stolen), Code::LeaseUnknown);
+    assert_eq!(world.run().holder(&foreign.unit), Some((&worker(2), foreign.epoch)));
+    let copied = world.ask(peer(1), WorkerRequest::Submit(submission(&spec, 2, held, 0)));
+    assert_eq!(world.refusal(copied), Code::StatementInvalid);
+    let mut statement = submission(&spec, 2, foreign, 0).statement;
+    statement.run = "other".parse().unwrap();
+    let moved = world.ask(peer(2), WorkerRequest::Submit(stated(statement)));
+    assert_eq!(world.refusal(moved), Code::StatementInvalid);
+}
