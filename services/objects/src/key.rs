@@ -190,9 +190,9 @@ mod tests {
             let run: RunId = run.parse().unwrap();
             let id = worker(seed);
             let key = IncomingKey::worker(&run, Round(round), &id, digest).unwrap();
-            prop_assert_eq!(key.to_string().parse(), Ok(key.clone()));
+            prop_assert_eq!(key.to_string().parse(), Ok(key));
             let operator = IncomingKey::operator(&id.as_str().parse().unwrap(), digest);
-            prop_assert_eq!(operator.to_string().parse(), Ok(operator.clone()));
+            prop_assert_eq!(operator.to_string().parse(), Ok(operator));
         }
 
         #[test]

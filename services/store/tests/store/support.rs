@@ -193,11 +193,11 @@ pub(crate) fn nobody() -> Grants<impl Fn(Digest) -> Option<Grant> + Send + Sync>
 #[derive(Clone, Copy)]
 pub(crate) enum Cut {
     /// Passes this many bytes from the store, then closes.
-    DownAfter(u64),
+    Down(u64),
     /// Passes this many bytes to the store, then closes.
-    UpAfter(u64),
+    Up(u64),
     /// Passes everything to the store, and nothing of its answer to the last request of this many bytes and more.
-    AnswerAfter(u64),
+    Answer(u64),
 }
 
 /// A TCP proxy that mistreats its first connections.
@@ -241,15 +241,15 @@ async fn pass(client: TcpStream, target: SocketAddr, cut: Option<Cut>) {
             read = from_client.read(&mut up) => {
                 let Ok(length @ 1..) = read else { return };
                 sent += length as u64;
-                if to_server.write_all(&up[..length]).await.is_err() || matches!(cut, Some(Cut::UpAfter(most)) if sent > most) {
+                if to_server.write_all(&up[..length]).await.is_err() || matches!(cut, Some(Cut::Up(most)) if sent > most) {
                     return;
                 }
             }
             read = from_server.read(&mut down) => {
                 let Ok(length @ 1..) = read else { return };
                 received += length as u64;
-                let lost = matches!(cut, Some(Cut::AnswerAfter(most)) if sent > most);
-                if lost || to_client.write_all(&down[..length]).await.is_err() || matches!(cut, Some(Cut::DownAfter(most)) if received > most) {
+                let lost = matches!(cut, Some(Cut::Answer(most)) if sent > most);
+                if lost || to_client.write_all(&down[..length]).await.is_err() || matches!(cut, Some(Cut::Down(most)) if received > most) {
                     return;
                 }
             }

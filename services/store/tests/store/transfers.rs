@@ -19,7 +19,7 @@ async fn a_download_resumes_where_it_broke() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("object");
     for to_file in [false, true] {
-        let proxy = Proxy::start(store.address, Cut::DownAfter(400 << 10), 8).await;
+        let proxy = Proxy::start(store.address, Cut::Down(400 << 10), 8).await;
         let signer = store.signer_at(proxy.address);
         let grant = signer.get(object.digest, now());
         let read: Bytes = if to_file {
@@ -41,7 +41,7 @@ async fn a_broken_upload_asks_for_another_url_and_succeeds() {
     let store = TestStore::start().await;
     let bytes = noise(2 << 20, 22);
     let object = ObjectRef::of(&bytes);
-    let proxy = Proxy::start(store.address, Cut::UpAfter(500 << 10), 3).await;
+    let proxy = Proxy::start(store.address, Cut::Up(500 << 10), 3).await;
     let signer = store.signer_at(proxy.address);
     let grant = signer.put(&key_of(object), object.bytes, now());
     let grants = Grants::new(|_| Some(signer.put(&key_of(object), object.bytes, now())));
@@ -55,7 +55,7 @@ async fn a_lost_answer_is_settled_by_asking() {
     let store = TestStore::start().await;
     let bytes = noise(1 << 20, 23);
     let object = ObjectRef::of(&bytes);
-    let proxy = Proxy::start(store.address, Cut::AnswerAfter(1 << 20), usize::MAX).await;
+    let proxy = Proxy::start(store.address, Cut::Answer(1 << 20), usize::MAX).await;
     let grant = store.signer_at(proxy.address).put(&key_of(object), object.bytes, now());
     // The coordinator looks at the store and finds the object.
     let known = Grants::new(|digest| Some(Grant { digest, action: None }));
@@ -63,7 +63,7 @@ async fn a_lost_answer_is_settled_by_asking() {
     assert_eq!((stored, known.asked.load(Ordering::SeqCst)), (Stored::Before, 1));
     store.buckets().head_checked(&key_of(object), object).await.unwrap();
     // Nobody can tell: the error says so.
-    let proxy = Proxy::start(store.address, Cut::UpAfter(100 << 10), usize::MAX).await;
+    let proxy = Proxy::start(store.address, Cut::Up(100 << 10), usize::MAX).await;
     let signer = store.signer_at(proxy.address);
     let other = noise(1 << 20, 24);
     let object = ObjectRef::of(&other);
