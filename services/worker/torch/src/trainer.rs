@@ -1,0 +1,264 @@
+//! The trainer: batches in, AdamW steps, parameters out.
+
+use std::path::Path;
+
+use model::{LlamaConfig, ModelConfig};
+use schemas::Tokens;
+use schemas::layout::Layout;
+use schemas::run::Precision;
+use tch::{Device, Kind, Reduction, Tensor};
+use trainer::{
+    Batch, EvaluationReport, InnerMoments, Sampler, StepReport, StepSettings, Trainer, TrainerError, load_inner,
+    save_inner,
+};
+
+use crate::decoder::{Decoder, shapes};
+use crate::error::TorchError;
+use crate::flat::Flat;
+use crate::runtime::{DeviceChoice, init, use_threads};
+use crate::shim::{self, AdamW, Autocast};
+
+/// Tokens of one forward pass without gradients: bounds memory, large enough for the matrix products.
+const FORWARD_TOKENS: usize = 8192;
+/// Tokens that are looked back at when text is generated; each new token costs a pass over them.
+const GENERATE_TOKENS: usize = 256;
+
+/// How a [`TorchTrainer`] computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TorchOptions {
+    /// Where.
+    pub device: DeviceChoice,
+    /// In which arithmetic; parameters and moments are fp32 in both.
+    pub precision: Precision,
+    /// With how many CPU threads. More than there are cores makes it slower than one.
+    pub threads: usize,
+}
+
+/// A Llama-style decoder with its AdamW state.
+///
+/// Weight decay takes every parameter, norms included, as `torch.optim.AdamW` does by default.
+#[derive(Debug)]
+pub struct TorchTrainer {
+    config: LlamaConfig,
+    options: TorchOptions,
+    device: Device,
+    layout: Layout,
+    decoder: Decoder,
+    /// What the decoder's weights are views of.
+    parameters: Flat,
+    steps: u64,
+    first: Flat,
+    second: Flat,
+    first_views: Vec<Tensor>,
+    second_views: Vec<Tensor>,
+}
+
+impl TorchTrainer {
+    /// A trainer with all parameters and moments zero.
+    ///
+    /// # Errors
+    /// libtorch is of another version, the device is not there, or memory does not suffice.
+    pub fn new(config: &LlamaConfig, options: TorchOptions) -> Result<Self, TrainerError> {
+        let library = init(options.device, options.threads)?;
+        let device = options.device.resolve(&library)?;
+        let layout = ModelConfig::Llama(config.clone()).layout();
+        let elements = usize::try_from(layout.elements()).expect("a model that fits in memory");
+        let shapes = shapes(config);
+        let vector = || Flat::zeros(elements, device);
+        let (parameters, first, second) = (vector()?, vector()?, vector()?);
+        let decoder = Decoder::new(config, parameters.views(&shapes, true)?);
+        let (first_views, second_views) = (first.views(&shapes, false)?, second.views(&shapes, false)?);
+        Ok(Self {
+            config: config.clone(),
+            options,
+            device,
+            layout,
+            decoder,
+            parameters,
+            steps: 0,
+            first,
+            second,
+            first_views,
+            second_views,
+        })
+    }
+
+    fn prepare(&self, batch: &Batch<'_>) -> Result<(), TrainerError> {
+        use_threads(self.options.threads)?;
+        batch.check(self.config.vocabulary, self.config.positions)
+    }
+
+    /// Logits `[sequences, tokens, vocabulary]` in fp32, for token ids `[sequences, tokens]`.
+    fn logits(&mut self, tokens: &Tensor, last_only: bool) -> Result<Tensor, TorchError> {
+        let autocast = match self.options.precision {
+            Precision::Fp32 => None,
+            Precision::Bf16 => Some(Autocast::new(self.device)?),
+        };
+        let mut hidden = self.decoder.hidden(tokens)?;
+        if last_only {
+            hidden = hidden.f_narrow(1, hidden.size3()?.1 - 1, 1)?;
+        }
+        let logits = self.decoder.logits(&hidden)?;
+        drop(autocast);
+        Ok(logits.f_to_dtype(Kind::Float, false, false)?)
+    }
+
+    /// Cross entropy in nats, as a tensor that gradients can be taken of.
+    fn loss(&mut self, batch: &Batch<'_>, reduction: Reduction) -> Result<Tensor, TorchError> {
+        let (inputs, targets) = self.upload(batch)?;
+        let logits = self.logits(&inputs, false)?.f_view([-1, i64::from(self.config.vocabulary)])?;
+        Ok(logits.f_cross_entropy_loss(&targets.f_view([-1])?, None::<&Tensor>, reduction, -100, 0.0)?)
+    }
+
+    /// Inputs and targets `[sequences, tokens]` on the device.
+    fn upload(&self, batch: &Batch<'_>) -> Result<(Tensor, Tensor), TorchError> {
+        let tokens: Vec<i64> = batch.tokens().iter().map(|token| i64::from(*token)).collect();
+        let length = batch.sequence_tokens() as i64;
+        let all = Tensor::f_from_slice(&tokens)?.f_view([batch.sequences() as i64, length + 1])?.f_to(self.device)?;
+        Ok((all.f_narrow(1, 0, length)?, all.f_narrow(1, 1, length)?.f_contiguous()?))
+    }
+
+    fn gradients(&self) -> Vec<Tensor> {
+        self.decoder.weights().iter().map(Tensor::grad).filter(Tensor::defined).collect()
+    }
+
+    /// Backward passes over all micro-batches; the mean loss and the summed gradients' norm.
+    fn accumulate(&mut self, batch: &Batch<'_>, accumulation: u32) -> Result<(f64, f64), TrainerError> {
+        let mut loss = 0.0;
+        for part in batch.micro(accumulation)? {
+            let tensor = self.loss(&part, Reduction::Mean)?;
+            loss += item(&tensor)? / f64::from(accumulation);
+            backward(&tensor)?;
+        }
+        let gradients = self.gradients();
+        assert_eq!(gradients.len(), self.decoder.weights().len(), "every weight takes part in the loss");
+        let norm = shim::norm(&gradients)? / f64::from(accumulation);
+        Ok((self.finite("loss", loss)?, self.finite("gradient norm", norm)?))
+    }
+
+    fn update(&mut self, norm: f64, settings: &StepSettings<'_>) -> Result<(), TorchError> {
+        let optimizer = settings.optimizer;
+        let clip = if optimizer.clip_norm > 0.0 { (norm / optimizer.clip_norm).max(1.0) } else { 1.0 };
+        let numbers = AdamW {
+            step: self.steps + 1,
+            rate: settings.learning_rate,
+            beta1: optimizer.beta1,
+            beta2: optimizer.beta2,
+            decay: optimizer.weight_decay,
+            epsilon: optimizer.epsilon,
+            gradient_scale: clip * f64::from(settings.accumulation),
+        };
+        shim::adamw(self.decoder.weights(), &self.gradients(), &self.first_views, &self.second_views, &numbers)?;
+        self.steps += 1;
+        Ok(())
+    }
+
+    fn finite(&self, what: &'static str, value: f64) -> Result<f64, TrainerError> {
+        if value.is_finite() { Ok(value) } else { Err(TrainerError::NotFinite { what, value, step: self.steps }) }
+    }
+}
+
+impl Trainer for TorchTrainer {
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn set_parameters(&mut self, start: usize, values: &[f32]) -> Result<(), TrainerError> {
+        let _no_grad = tch::no_grad_guard();
+        self.parameters.write(start, values)
+    }
+
+    fn parameters(&mut self) -> Result<&[f32], TrainerError> {
+        Ok(self.parameters.read()?)
+    }
+
+    fn step(&mut self, batch: &Batch<'_>, settings: &StepSettings<'_>) -> Result<StepReport, TrainerError> {
+        self.prepare(batch)?;
+        batch.micro_sequences(settings.accumulation)?;
+        let result = self.accumulate(batch, settings.accumulation);
+        let result = result.and_then(|(loss, norm)| {
+            self.update(norm, settings)?;
+            Ok(StepReport { loss, gradient_norm: norm, tokens: Tokens(batch.predicted() as u64) })
+        });
+        // Also after a failure: what is left at the weights would be added to the next step's gradients.
+        shim::zero(&self.gradients())?;
+        result
+    }
+
+    fn evaluate(&mut self, batch: &Batch<'_>) -> Result<EvaluationReport, TrainerError> {
+        self.prepare(batch)?;
+        let _no_grad = tch::no_grad_guard();
+        let rows = (FORWARD_TOKENS / batch.sequence_tokens()).max(1);
+        let mut loss_sum = 0.0;
+        for start in (0..batch.sequences()).step_by(rows) {
+            let part = batch.part(start..(start + rows).min(batch.sequences()));
+            loss_sum += item(&self.loss(&part, Reduction::Sum)?)?;
+        }
+        let loss_sum = self.finite("held-out loss", loss_sum)?;
+        Ok(EvaluationReport { loss_sum, tokens: Tokens(batch.predicted() as u64) })
+    }
+
+    fn save_inner(&mut self, path: &Path) -> Result<(), TrainerError> {
+        save_inner(path, &self.layout, self.steps, self.first.read()?, self.second.read()?)
+    }
+
+    fn load_inner(&mut self, path: &Path) -> Result<(), TrainerError> {
+        let InnerMoments { steps, first, second } = load_inner(path, &self.layout)?;
+        let _no_grad = tch::no_grad_guard();
+        self.first.write(0, &first)?;
+        self.second.write(0, &second)?;
+        self.steps = steps;
+        Ok(())
+    }
+
+    fn generate(
+        &mut self,
+        prompt: &[u32],
+        count: usize,
+        temperature: f64,
+        seed: u64,
+    ) -> Result<Vec<u32>, TrainerError> {
+        use_threads(self.options.threads)?;
+        let _no_grad = tch::no_grad_guard();
+        let mut sampler = Sampler::new(prompt, self.config.vocabulary, count, temperature, seed)?;
+        let window = GENERATE_TOKENS.min(self.config.positions as usize);
+        let mut tokens: Vec<i64> = prompt.iter().map(|token| i64::from(*token)).collect();
+        let mut drawn = Vec::with_capacity(count);
+        let mut logits = vec![0.0; self.config.vocabulary as usize];
+        for _ in 0..count {
+            let recent = &tokens[tokens.len().saturating_sub(window)..];
+            self.last_logits(recent, &mut logits)?;
+            let token = sampler.draw(&logits)?;
+            tokens.push(i64::from(token));
+            drawn.push(token);
+        }
+        Ok(drawn)
+    }
+
+    fn device(&self) -> String {
+        let precision = match self.options.precision {
+            Precision::Fp32 => "fp32",
+            Precision::Bf16 => "bf16",
+        };
+        match self.device {
+            Device::Cuda(index) => format!("cuda:{index}, {precision}"),
+            _ => format!("cpu, {} threads, {precision}", self.options.threads),
+        }
+    }
+}
+
+impl TorchTrainer {
+    fn last_logits(&mut self, recent: &[i64], logits: &mut [f32]) -> Result<(), TorchError> {
+        let input = Tensor::f_from_slice(recent)?.f_view([1, -1])?.f_to(self.device)?;
+        let output = self.logits(&input, true)?;
+        Ok(output.f_copy_data(logits, logits.len())?)
+    }
+}
+
+fn item(tensor: &Tensor) -> Result<f64, TorchError> {
+    Ok(tensor.f_double_value(&[])?)
+}
+
+fn backward(loss: &Tensor) -> Result<(), TorchError> {
+    Ok(loss.f_backward()?)
+}
