@@ -1,0 +1,154 @@
+//! One emitter's chain: every event names its position and the digest of the event before it.
+
+use std::collections::BTreeMap;
+
+use schemas::event::EventBody;
+use schemas::{Digest, Sequence, UnixMillis};
+
+use crate::finding::Finding;
+
+/// How far back a repeated event is recognised. An emitter repeats within seconds, when an acknowledgement was lost; a
+/// chain that is older than this and comes again is no repetition.
+const REMEMBERED: u64 = 1024;
+
+/// What was seen of a chain so far.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Chain {
+    next: Sequence,
+    head: Option<Digest>,
+    recent: BTreeMap<Sequence, Digest>,
+    /// The emitter's own time in its newest event.
+    pub(crate) time: UnixMillis,
+    /// Events that were its own and new, whatever else was wrong with them.
+    pub(crate) events: u64,
+    /// Whether nothing was wrong so far.
+    pub(crate) whole: bool,
+}
+
+/// How an event stands to its chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Link {
+    /// It is the next.
+    Follows,
+    /// It is an event that was seen before, byte for byte.
+    Repeats,
+    /// It does not follow. The chain goes on from it, so that one fault is one finding.
+    Breaks(Finding),
+}
+
+impl Chain {
+    pub(crate) fn new() -> Self {
+        Self { whole: true, ..Self::default() }
+    }
+
+    /// Takes the next event of this emitter, whose body has this digest.
+    pub(crate) fn link(&mut self, body: &EventBody, digest: Digest) -> Link {
+        let sequence = body.sequence;
+        if sequence < self.next {
+            return self.look_back(sequence, digest);
+        }
+        let gap = (sequence > self.next).then(|| Finding::Gap { from: self.next, to: Sequence(sequence.get() - 1) });
+        // After a gap the event before is unknown, but there must be one.
+        let fits = if gap.is_some() { body.previous.is_some() } else { body.previous == self.head };
+        self.next = sequence.next();
+        self.head = Some(digest);
+        self.time = body.time;
+        self.remember(sequence, digest);
+        self.events += 1;
+        let broken = gap.or_else(|| (!fits).then_some(Finding::WrongHash { sequence }));
+        self.whole &= broken.is_none();
+        broken.map_or(Link::Follows, Link::Breaks)
+    }
+
+    /// An event at a position that the chain has passed.
+    fn look_back(&mut self, sequence: Sequence, digest: Digest) -> Link {
+        let oldest = self.next.get().saturating_sub(REMEMBERED);
+        match self.recent.get(&sequence) {
+            Some(known) if *known == digest => Link::Repeats,
+            None if sequence.get() >= oldest => {
+                self.remember(sequence, digest);
+                self.events += 1;
+                self.whole = false;
+                Link::Breaks(Finding::Displaced { sequence })
+            }
+            _ => {
+                self.whole = false;
+                Link::Breaks(Finding::Reused { sequence })
+            }
+        }
+    }
+
+    fn remember(&mut self, sequence: Sequence, digest: Digest) {
+        self.recent.insert(sequence, digest);
+        let oldest = Sequence(self.next.get().saturating_sub(REMEMBERED));
+        while self.recent.first_key_value().is_some_and(|(first, _)| *first < oldest) {
+            self.recent.pop_first();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::V;
+    use schemas::event::{Event, LedgerEvent};
+
+    use super::*;
+
+    fn body(sequence: u64, previous: Option<&[u8]>) -> EventBody {
+        EventBody {
+            v: V,
+            emitter: format!("U{}", "A".repeat(55)).parse().unwrap(),
+            sequence: Sequence(sequence),
+            previous: previous.map(Digest::of),
+            time: UnixMillis(sequence),
+            run: None,
+            event: Event::Ledger(LedgerEvent::RunCompleted),
+        }
+    }
+
+    #[test]
+    fn a_chain_starts_at_zero_with_nothing_before_it() {
+        assert_eq!(Chain::new().link(&body(0, None), Digest::of(b"0")), Link::Follows);
+        let with_past = Chain::new().link(&body(0, Some(b"x")), Digest::of(b"0"));
+        assert_eq!(with_past, Link::Breaks(Finding::WrongHash { sequence: Sequence(0) }));
+        let late = Chain::new().link(&body(2, Some(b"x")), Digest::of(b"2"));
+        assert_eq!(late, Link::Breaks(Finding::Gap { from: Sequence(0), to: Sequence(1) }));
+    }
+
+    #[test]
+    fn one_fault_is_one_finding() {
+        let mut chain = Chain::new();
+        assert_eq!(chain.link(&body(0, None), Digest::of(b"0")), Link::Follows);
+        let gap = Link::Breaks(Finding::Gap { from: Sequence(1), to: Sequence(1) });
+        assert_eq!(chain.link(&body(2, Some(b"1")), Digest::of(b"2")), gap);
+        assert!(!chain.whole);
+        assert_eq!(chain.link(&body(3, Some(b"2")), Digest::of(b"3")), Link::Follows);
+        let displaced = Link::Breaks(Finding::Displaced { sequence: Sequence(1) });
+        assert_eq!(chain.link(&body(1, Some(b"0")), Digest::of(b"1")), displaced);
+        assert_eq!(chain.link(&body(1, Some(b"0")), Digest::of(b"1")), Link::Repeats);
+        let reused = Link::Breaks(Finding::Reused { sequence: Sequence(3) });
+        assert_eq!(chain.link(&body(3, Some(b"2")), Digest::of(b"other")), reused);
+        assert_eq!(chain.events, 4);
+    }
+
+    #[test]
+    fn what_is_remembered_has_a_bound() {
+        let mut chain = Chain::new();
+        for sequence in 0..3 * REMEMBERED {
+            let previous = sequence.checked_sub(1).map(|at| at.to_be_bytes());
+            let link =
+                chain.link(&body(sequence, previous.as_ref().map(|b| &b[..])), Digest::of(&sequence.to_be_bytes()));
+            assert_eq!(link, Link::Follows);
+        }
+        assert_eq!(chain.recent.len() as u64, REMEMBERED);
+        let old = chain.link(&body(0, None), Digest::of(&0u64.to_be_bytes()));
+        assert_eq!(old, Link::Breaks(Finding::Reused { sequence: Sequence(0) }));
+    }
+
+    #[test]
+    fn the_largest_sequence_is_a_gap_and_no_panic() {
+        let mut chain = Chain::new();
+        let link = chain.link(&body(u64::MAX, Some(b"x")), Digest::of(b"max"));
+        assert_eq!(link, Link::Breaks(Finding::Gap { from: Sequence(0), to: Sequence(u64::MAX - 1) }));
+    }
+}

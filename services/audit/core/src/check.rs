@@ -1,0 +1,325 @@
+//! The auditor: every check on every record, in the order of the stream, and the fold of the ledger.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use coordinator_core::State;
+use schemas::event::{Event, EventBody, LedgerEvent};
+use schemas::subject::Incoming;
+use schemas::{AccountId, Digest, Message, Millis, PublicKey, RunId, UnixMillis, WorkerId};
+use serde::{Deserialize, Serialize};
+
+use crate::chain::{Chain, Link};
+use crate::finding::{Finding, Found};
+use crate::record::{Record, StreamSequence};
+use crate::signature::{decode_signature, is_signed_event};
+use crate::summary::{EmitterSummary, Summary, Tally};
+use crate::timeline::TimelineRow;
+
+/// Most events that wait for their emitter to be enrolled. Each is at most 16 KiB; a member's first event follows its
+/// enrolment within seconds, so only strangers fill this.
+pub const HELD_MAX: usize = 1024;
+/// How far an emitter's clock may lie after the broker's, or go back: machines without NTP drift by seconds a day.
+const CLOCK_SKEW_MAX: Millis = Millis::from_secs(600);
+
+/// What a record came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Everything about it is right.
+    Verified,
+    /// Byte for byte an event that was verified before. It counts once.
+    Repeated,
+    /// Signed, by a key that the ledger has not enrolled yet.
+    Unenrolled,
+    /// Something is wrong.
+    Rejected,
+}
+
+/// A record after its checks.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// What it came to.
+    pub verdict: Verdict,
+    /// Everything that is wrong or strange.
+    pub findings: Vec<Found>,
+    /// It as a line for people.
+    pub row: TimelineRow,
+}
+
+/// Checks records one by one. Give it the stream from its first message on.
+#[derive(Debug)]
+pub struct Auditor {
+    domain: String,
+    coordinators: BTreeSet<PublicKey>,
+    chains: BTreeMap<PublicKey, Chain>,
+    enrolled: BTreeMap<(RunId, WorkerId), BTreeSet<(AccountId, PublicKey)>>,
+    held: VecDeque<Held>,
+    state: State,
+    last: StreamSequence,
+    tally: Tally,
+}
+
+/// A signed event of a worker, in its parts.
+#[derive(Debug)]
+struct Held {
+    stored_at: UnixMillis,
+    account: AccountId,
+    run: RunId,
+    worker: WorkerId,
+    body: EventBody,
+    digest: Digest,
+    row: TimelineRow,
+}
+
+impl Auditor {
+    /// An auditor of the trust domain `domain` (its id as text) that takes ledger events from these audit keys only.
+    pub fn new(domain: &str, coordinators: impl IntoIterator<Item = PublicKey>) -> Self {
+        Self {
+            domain: domain.to_owned(),
+            coordinators: coordinators.into_iter().collect(),
+            chains: BTreeMap::new(),
+            enrolled: BTreeMap::new(),
+            held: VecDeque::new(),
+            state: State::default(),
+            last: StreamSequence(0),
+            tally: Tally::default(),
+        }
+    }
+
+    /// Checks the next record. The first result is about it; others are about earlier records that waited for the worker
+    /// that this one enrols, or that wait no longer.
+    pub fn observe(&mut self, record: &Record) -> Vec<Checked> {
+        let mut findings = self.position(record.stream_sequence);
+        let mut results = Vec::new();
+        match self.authentic(record) {
+            Ok((Incoming::Ledger { .. }, body)) => {
+                let enrols = matches!(body.event, Event::Ledger(LedgerEvent::WorkerJoined { .. }));
+                results.push(self.ledger(record, body, findings));
+                if enrols {
+                    self.release(&mut results);
+                }
+            }
+            Ok((Incoming::WorkerEvent { account, run, worker, .. }, body)) => {
+                let row = TimelineRow::of_worker(record, &worker, &body);
+                let digest = Digest::of(&record.body);
+                let event = Held { stored_at: record.stored_at, account, run, worker, body, digest, row };
+                self.worker(event, findings, &mut results);
+            }
+            Ok((_, _)) => unreachable!("authentic events have the subject of a ledger or of a worker"),
+            Err(finding) => {
+                findings.push(finding);
+                let ledger = is_ledger(&record.subject);
+                results.push(self.settle(Verdict::Rejected, ledger, findings, TimelineRow::of_record(record)));
+            }
+        }
+        results
+    }
+
+    /// What is still open at the end of the stream, whose last position is `last`: events whose emitter never joined, and
+    /// messages that the stream counts and does not give.
+    pub fn conclude(&mut self, last: StreamSequence) -> Vec<Checked> {
+        let mut results: Vec<Checked> = Vec::new();
+        while let Some(held) = self.held.pop_front() {
+            results.push(self.stranger(held));
+        }
+        let missing = (last > self.last).then(|| Finding::Hole { from: self.last.next(), to: last });
+        for finding in missing.into_iter().chain(self.contradiction()) {
+            self.note(&Found { stream_sequence: last, ledger: true, finding });
+        }
+        results
+    }
+
+    /// Adds a finding that was made elsewhere, such as in a comparison with what was kept.
+    pub fn note(&mut self, found: &Found) {
+        self.tally.find(found);
+    }
+
+    /// The coordinator's state as the ledger tells it up to the newest record.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The position of the newest record; 0 before the first.
+    pub fn last(&self) -> StreamSequence {
+        self.last
+    }
+
+    /// Everything that was found so far.
+    pub fn findings(&self) -> &[Found] {
+        self.tally.findings()
+    }
+
+    /// The first finding that is evidence of tampering or of an emitter that lies.
+    pub fn evidence(&self) -> Option<&Found> {
+        self.tally.first_evidence()
+    }
+
+    /// What it all came to so far.
+    pub fn summary(&self) -> Summary {
+        let emitters = EmitterSummary::all(&self.chains, &self.enrolled);
+        Summary::new(self.last, self.held.len(), &self.tally, emitters, &self.state)
+    }
+
+    fn position(&mut self, at: StreamSequence) -> Vec<Finding> {
+        let before = std::mem::replace(&mut self.last, at);
+        if at <= before {
+            vec![Finding::Rewound { sequence: at, after: before }]
+        } else if at > before.next() {
+            vec![Finding::Hole { from: before.next(), to: StreamSequence(at.0 - 1) }]
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// Checks what a record says of itself: subject, body and headers agree, and the signature is right.
+    fn authentic(&self, record: &Record) -> Result<(Incoming, EventBody), Finding> {
+        let malformed = |reason: String| Finding::Malformed { reason };
+        let incoming: Incoming = record.subject.parse().map_err(|error| malformed(format!("{error}")))?;
+        let body = EventBody::decode(&record.body).map_err(|error| malformed(error.to_string()))?;
+        if record.key != body.emitter.as_str() {
+            return Err(malformed("the key in the header is not the one in the body".to_owned()));
+        }
+        let signature = decode_signature(&record.signature).ok_or_else(|| bad_signature(&record.key))?;
+        if !is_signed_event(&self.domain, &record.key, &signature, &record.body) {
+            return Err(bad_signature(&record.key));
+        }
+        let (run, kind) = match (&incoming, &body.event) {
+            (Incoming::Ledger { run, emitter, kind }, Event::Ledger(_)) => {
+                if *emitter != body.emitter {
+                    return Err(malformed(format!("the subject names {emitter}, the body {}", body.emitter)));
+                }
+                (run.as_ref(), kind)
+            }
+            (Incoming::WorkerEvent { run, kind, .. }, Event::Worker(_)) => (Some(run), kind),
+            _ => return Err(Finding::Foreign { reason: format!("{} under this subject", body.event.kind()) }),
+        };
+        if run != body.run.as_ref() {
+            return Err(malformed("the run in the subject is not the one in the body".to_owned()));
+        }
+        if kind != body.event.kind() {
+            return Err(malformed(format!("the subject says {kind}, the body {}", body.event.kind())));
+        }
+        let coordinator = self.coordinators.contains(&body.emitter);
+        match incoming {
+            Incoming::Ledger { .. } if !coordinator => {
+                Err(Finding::Foreign { reason: format!("{} is not trusted to write the ledger", body.emitter) })
+            }
+            Incoming::WorkerEvent { .. } if coordinator => {
+                Err(Finding::Foreign { reason: "the coordinator's key speaks for a worker".to_owned() })
+            }
+            incoming => Ok((incoming, body)),
+        }
+    }
+
+    fn ledger(&mut self, record: &Record, body: EventBody, mut findings: Vec<Finding>) -> Checked {
+        let row = TimelineRow::of_ledger(record, &body);
+        if self.link(&body, Digest::of(&record.body), record.stored_at, &mut findings) {
+            return self.settle(Verdict::Repeated, true, findings, row);
+        }
+        let Event::Ledger(event) = &body.event else { unreachable!("the subject of a ledger was checked") };
+        match self.state.apply(body.time, body.run.as_ref(), event) {
+            Ok(()) => {
+                if let (LedgerEvent::WorkerJoined { worker, account, audit_key, .. }, Some(run)) = (event, &body.run) {
+                    let member = self.enrolled.entry((run.clone(), worker.clone())).or_default();
+                    member.insert((account.clone(), audit_key.clone()));
+                }
+                if matches!(event, LedgerEvent::RoundClosed { .. }) {
+                    findings.extend(self.contradiction());
+                }
+            }
+            Err(error) => findings.push(Finding::OutOfPlace { reason: error.to_string() }),
+        }
+        self.settle(Verdict::Verified, true, findings, row)
+    }
+
+    fn worker(&mut self, event: Held, findings: Vec<Finding>, results: &mut Vec<Checked>) {
+        if self.is_enrolled(&event) {
+            results.push(self.member(event, findings));
+            return;
+        }
+        let (verdict, row) = (Verdict::Unenrolled, event.row.clone());
+        let findings = self.book(false, findings, row.stream_sequence);
+        results.push(Checked { verdict, findings, row: TimelineRow { verdict, ..row } });
+        self.held.push_back(event);
+        if self.held.len() > HELD_MAX {
+            let oldest = self.held.pop_front().expect("it was just filled");
+            results.push(self.stranger(oldest));
+        }
+    }
+
+    /// A worker's event whose key the ledger names.
+    fn member(&mut self, event: Held, mut findings: Vec<Finding>) -> Checked {
+        let repeated = self.link(&event.body, event.digest, event.stored_at, &mut findings);
+        let verdict = if repeated { Verdict::Repeated } else { Verdict::Verified };
+        self.settle(verdict, false, findings, event.row)
+    }
+
+    /// A worker's event whose key the ledger does not name.
+    fn stranger(&mut self, event: Held) -> Checked {
+        let finding = Finding::UnknownEmitter { key: event.body.emitter };
+        self.settle(Verdict::Rejected, false, vec![finding], event.row)
+    }
+
+    /// Goes on with the events that waited for an enrolment that is there now, in their order.
+    fn release(&mut self, results: &mut Vec<Checked>) {
+        if self.held.is_empty() {
+            return;
+        }
+        let (ready, waiting) = std::mem::take(&mut self.held).into_iter().partition(|event| self.is_enrolled(event));
+        self.held = waiting;
+        for event in ready {
+            results.push(self.member(event, Vec::new()));
+        }
+    }
+
+    fn is_enrolled(&self, event: &Held) -> bool {
+        let member = self.enrolled.get(&(event.run.clone(), event.worker.clone()));
+        member.is_some_and(|keys| keys.contains(&(event.account.clone(), event.body.emitter.clone())))
+    }
+
+    /// Links an event into its emitter's chain and looks at its time; whether it is a repetition.
+    fn link(&mut self, body: &EventBody, digest: Digest, stored_at: UnixMillis, findings: &mut Vec<Finding>) -> bool {
+        let chain = self.chains.entry(body.emitter.clone()).or_insert_with(Chain::new);
+        let before = chain.time;
+        match chain.link(body, digest) {
+            Link::Repeats => return true,
+            Link::Follows => {}
+            Link::Breaks(finding) => findings.push(finding),
+        }
+        let against = [(body.time, stored_at), (before, body.time)];
+        let clock = against.into_iter().find(|(late, early)| early.until(*late) > CLOCK_SKEW_MAX);
+        findings.extend(clock.map(|(late, early)| {
+            let against = if late == body.time { early } else { late };
+            Finding::Clock { time: body.time, against }
+        }));
+        false
+    }
+
+    fn contradiction(&self) -> Option<Finding> {
+        self.state.check().err().map(|reason| Finding::Contradiction { reason })
+    }
+
+    /// Books a result. Evidence overrules the verdict.
+    fn settle(&mut self, verdict: Verdict, ledger: bool, findings: Vec<Finding>, row: TimelineRow) -> Checked {
+        let rejected = findings.iter().any(Finding::is_evidence);
+        let verdict = if rejected { Verdict::Rejected } else { verdict };
+        let findings = self.book(ledger, findings, row.stream_sequence);
+        self.tally.count(&row, verdict);
+        let problem = findings.iter().map(|found| found.finding.to_string()).collect::<Vec<_>>().join("; ");
+        let row = TimelineRow { verdict, problem: (!problem.is_empty()).then_some(problem), ..row };
+        Checked { verdict, findings, row }
+    }
+
+    fn book(&mut self, ledger: bool, findings: Vec<Finding>, stream_sequence: StreamSequence) -> Vec<Found> {
+        let found = findings.into_iter().map(|finding| Found { stream_sequence, ledger, finding });
+        found.inspect(|found| self.tally.find(found)).collect()
+    }
+}
+
+fn bad_signature(key: &str) -> Finding {
+    Finding::BadSignature { key: key.chars().take(64).collect() }
+}
+
+fn is_ledger(subject: &str) -> bool {
+    subject.starts_with(schemas::subject::LEDGER_FILTER.trim_end_matches('>'))
+}

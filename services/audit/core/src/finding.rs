@@ -1,0 +1,168 @@
+//! What can be wrong with a record.
+
+use schemas::{Code, PublicKey, Sequence, UnixMillis};
+use serde::{Deserialize, Serialize};
+
+use crate::record::StreamSequence;
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Finding {
+    /// Subject or body are none of ours, or contradict each other.
+    #[error("malformed: {reason}")]
+    Malformed {
+        /// What does not parse or fit.
+        reason: String,
+    },
+    /// Who signed it may not speak there: a worker in the ledger, or one in another's name or run.
+    #[error("foreign: {reason}")]
+    Foreign {
+        /// Who spoke where.
+        reason: String,
+    },
+    /// The signature is missing, or was not made by the named key over this body in this domain.
+    #[error("signature does not verify under {key}")]
+    BadSignature {
+        /// The named key.
+        key: String,
+    },
+    /// A worker's event whose key the ledger enrolled for nobody.
+    #[error("no worker joined with the key {key}")]
+    UnknownEmitter {
+        /// The key.
+        key: PublicKey,
+    },
+    /// Events of this emitter are missing before this one.
+    #[error("events {from} to {to} of this emitter are missing")]
+    Gap {
+        /// The first that is missing.
+        from: Sequence,
+        /// The last that is missing.
+        to: Sequence,
+    },
+    /// The emitter's chain has another event at this position.
+    #[error("the emitter's event {sequence} exists with other content, or is too old to be repeated")]
+    Reused {
+        /// The position.
+        sequence: Sequence,
+    },
+    /// The event comes after later events of its emitter.
+    #[error("the emitter's event {sequence} comes after later ones")]
+    Displaced {
+        /// Its position in the chain.
+        sequence: Sequence,
+    },
+    /// The event does not name the event before it.
+    #[error("the emitter's event {sequence} does not name the one before it")]
+    WrongHash {
+        /// Its position in the chain.
+        sequence: Sequence,
+    },
+    /// The event is in the ledger and cannot follow on what the ledger says.
+    #[error("does not follow on the ledger: {reason}")]
+    OutOfPlace {
+        /// What contradicts.
+        reason: String,
+    },
+    /// What must hold after every event of the ledger does not hold.
+    #[error("the ledger contradicts itself: {reason}")]
+    Contradiction {
+        /// What does not add up.
+        reason: String,
+    },
+    /// The stream lacks messages before this one.
+    #[error("messages {from} to {to} of the stream are missing")]
+    Hole {
+        /// The first that is missing.
+        from: StreamSequence,
+        /// The last that is missing.
+        to: StreamSequence,
+    },
+    /// The stream's position goes back.
+    #[error("stream sequence {sequence} comes after {after}")]
+    Rewound {
+        /// The position.
+        sequence: StreamSequence,
+        /// The position before it.
+        after: StreamSequence,
+    },
+    /// The stream holds other bytes at this position than were kept.
+    #[error("stream sequence {sequence} has other bytes than were kept")]
+    Altered {
+        /// The position.
+        sequence: StreamSequence,
+    },
+    /// The stream ends before what was kept of it.
+    #[error("the stream ends at {last}, but {kept} was kept")]
+    Truncated {
+        /// Its last position.
+        last: StreamSequence,
+        /// The last position that was kept.
+        kept: StreamSequence,
+    },
+    /// The emitter's time lies far after the broker's, or far before its own last event. A clock, not a forgery.
+    #[error("the emitter's time {time} is far from {against}")]
+    Clock {
+        /// The emitter's time.
+        time: UnixMillis,
+        /// The broker's time, or that of the emitter's last event.
+        against: UnixMillis,
+    },
+}
+
+impl Finding {
+    /// Whether it is evidence that the record was tampered with, or that an emitter lied. A wrong clock is not.
+    pub const fn is_evidence(&self) -> bool {
+        !matches!(self, Self::Clock { .. })
+    }
+
+    /// Its name as one word.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Malformed { .. } => "malformed",
+            Self::Foreign { .. } => "foreign",
+            Self::BadSignature { .. } => "bad-signature",
+            Self::UnknownEmitter { .. } => "unknown-emitter",
+            Self::Gap { .. } => "gap",
+            Self::Reused { .. } => "reused",
+            Self::Displaced { .. } => "displaced",
+            Self::WrongHash { .. } => "wrong-hash",
+            Self::OutOfPlace { .. } => "out-of-place",
+            Self::Contradiction { .. } => "contradiction",
+            Self::Hole { .. } => "hole",
+            Self::Rewound { .. } => "rewound",
+            Self::Altered { .. } => "altered",
+            Self::Truncated { .. } => "truncated",
+            Self::Clock { .. } => "clock",
+        }
+    }
+}
+
+/// A finding and where it was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Found {
+    /// The record.
+    pub stream_sequence: StreamSequence,
+    /// Whether the ledger is concerned, as far as the subject says; otherwise a worker's own account.
+    pub ledger: bool,
+    /// What is wrong.
+    pub finding: Finding,
+}
+
+impl Found {
+    /// The code of the page that says what to do.
+    pub const fn code(&self) -> Code {
+        let stream = matches!(
+            self.finding,
+            Finding::Hole { .. } | Finding::Rewound { .. } | Finding::Altered { .. } | Finding::Truncated { .. }
+        );
+        if self.ledger || stream { Code::LedgerBroken } else { Code::AuditRejected }
+    }
+}
+
+impl std::fmt::Display for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "at stream sequence {}: {}", self.stream_sequence, self.finding)
+    }
+}

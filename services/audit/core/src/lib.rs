@@ -1,0 +1,33 @@
+//! The auditor's decisions: whether an event is its emitter's, whether the emitter's chain holds, what the ledger came
+//! to. No I/O, no clock, no randomness: the same records give the same verdicts on every machine.
+//!
+//! [`Auditor::observe`] takes the messages of stream `AUDIT` one by one, as [`Record`]s, and gives a [`Checked`] for each.
+//! What is wrong with a record is a [`Finding`]; one bad record never stops the others from being checked.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `record` | one message of the stream |
+//! | `signature` | who signed it |
+//! | `chain` | one emitter's chain |
+//! | `check` | the auditor: all checks in their order, and the fold of the ledger |
+//! | `finding` | what can be wrong |
+//! | `timeline` | an event as a line for people |
+//! | `summary` | what a whole replay came to |
+//!
+//! Chains show what is missing between two events of one emitter. They cannot show that the newest events of an emitter
+//! were cut off; a tree over all events, with heads that others keep, is what will.
+
+mod chain;
+mod check;
+mod finding;
+mod record;
+mod signature;
+mod summary;
+mod timeline;
+
+pub use check::{Auditor, Checked, HELD_MAX, Verdict};
+pub use finding::{Finding, Found};
+pub use record::{Record, StreamSequence};
+pub use signature::{decode_signature, encode_signature, is_signed_event};
+pub use summary::{EmitterSummary, RunSummary, Summary};
+pub use timeline::TimelineRow;

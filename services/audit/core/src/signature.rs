@@ -1,0 +1,96 @@
+//! Signatures of events, checked from the raw key in the text form of nkeys. Crate `identity` signs and checks the same
+//! bytes; it is not used here because it reads files and knows the bus. A test in `diloco-audit` holds the two together.
+
+use data_encoding::{BASE32_NOPAD, BASE64URL_NOPAD};
+use ed25519_dalek::{Signature, VerifyingKey};
+use schemas::Digest;
+
+/// Purpose of the signature, in the signed bytes.
+const PURPOSE: &[u8] = b"diloco/audit-event/v1";
+/// First byte of a user's public key in the binary form of nkeys.
+const USER_PREFIX: u8 = 20 << 3;
+const KEY_BYTES: usize = 32;
+const SIGNATURE_BYTES: usize = 64;
+
+/// Whether `signature` is one of the audit key `public` (an nkey of kind `U`) over an event's `body` in `domain`. Strict:
+/// no small-order keys, no second form of a signature.
+pub fn is_signed_event(domain: &str, public: &str, signature: &[u8], body: &[u8]) -> bool {
+    let Some(key) = user_key(public) else { return false };
+    let Ok(key) = VerifyingKey::from_bytes(&key) else { return false };
+    let Ok(signature) = Signature::from_slice(signature) else { return false };
+    key.verify_strict(&signed_bytes(domain, body), &signature).is_ok()
+}
+
+/// A signature as the header carries it: base64url without padding.
+pub fn encode_signature(signature: &[u8; SIGNATURE_BYTES]) -> String {
+    BASE64URL_NOPAD.encode(signature)
+}
+
+/// A signature from its header. None for anything but 64 bytes in base64url without padding, in its one form.
+pub fn decode_signature(text: &str) -> Option<[u8; SIGNATURE_BYTES]> {
+    BASE64URL_NOPAD.decode(text.as_bytes()).ok()?.try_into().ok()
+}
+
+/// `0xFF`, purpose, `0x00`, sha256 of the domain's id, body.
+fn signed_bytes(domain: &str, body: &[u8]) -> Vec<u8> {
+    let domain = Digest::of(domain.as_bytes());
+    [&[0xFF], PURPOSE, &[0x00], domain.as_bytes(), body].concat()
+}
+
+/// The raw key in the text form: base32 of a prefix byte, 32 bytes, and their CRC-16, low byte first.
+fn user_key(text: &str) -> Option<[u8; KEY_BYTES]> {
+    let raw = BASE32_NOPAD.decode(text.as_bytes()).ok()?;
+    let (content, checksum) = raw.split_at_checked(1 + KEY_BYTES)?;
+    let right = content[0] == USER_PREFIX && checksum == crc16(content).to_le_bytes();
+    right.then(|| content[1..].try_into().expect("split after 33 bytes"))
+}
+
+/// CRC-16/XMODEM: polynomial 0x1021, start 0, most significant bit first.
+fn crc16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0, |crc, byte| {
+        (0..8).fold(crc ^ (u16::from(*byte) << 8), |crc, _| (crc << 1) ^ if crc & 0x8000 == 0 { 0 } else { 0x1021 })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checksum_is_xmodem() {
+        assert_eq!(crc16(b"123456789"), 0x31C3);
+    }
+
+    #[test]
+    fn only_whole_keys_of_users_are_read() {
+        let text = |prefix: u8| {
+            let mut raw = [&[prefix][..], &[7; 32]].concat();
+            raw.extend(crc16(&raw).to_le_bytes());
+            BASE32_NOPAD.encode(&raw)
+        };
+        let good = text(USER_PREFIX);
+        assert_eq!(user_key(&good), Some([7; 32]));
+        assert!(good.starts_with('U'));
+        assert_eq!(user_key(&text(0)), None, "an account's");
+        for at in 0..good.len() {
+            let mut wrong = good.clone().into_bytes();
+            wrong[at] = if wrong[at] == b'B' { b'C' } else { b'B' };
+            assert_eq!(user_key(&String::from_utf8(wrong).unwrap()), None, "letter {at}");
+        }
+        for short in ["", "U", &good[..55]] {
+            assert_eq!(user_key(short), None);
+        }
+    }
+
+    #[test]
+    fn a_signature_has_one_text() {
+        let text = encode_signature(&[1; 64]);
+        assert_eq!(decode_signature(&text), Some([1; 64]));
+        // The last letter holds two bits that nobody needs; they must be zero.
+        let mut other = text.clone().into_bytes();
+        *other.last_mut().unwrap() = b'R';
+        for wrong in [String::from_utf8(other).unwrap(), format!("{text}="), text[1..].to_owned(), String::new()] {
+            assert_eq!(decode_signature(&wrong), None, "{wrong}");
+        }
+    }
+}

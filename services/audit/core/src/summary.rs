@@ -1,0 +1,192 @@
+//! What a whole replay came to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use coordinator_core::{Run, State};
+use schemas::contribution::Fate;
+use schemas::view::RunPhase;
+use schemas::{AccountId, ObjectRef, PublicKey, Round, RunId, Tokens, WorkerId};
+use serde::Serialize;
+
+use crate::chain::Chain;
+use crate::check::Verdict;
+use crate::finding::Found;
+use crate::record::StreamSequence;
+use crate::timeline::{COORDINATOR, TimelineRow};
+
+/// Most findings that are kept; a stream that is wrong throughout has as many as messages. All are counted.
+const FINDINGS_MAX: usize = 10_000;
+
+/// A replay at a glance.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    /// The newest position that was checked.
+    pub last: StreamSequence,
+    /// Messages that were checked.
+    pub events: u64,
+    /// Those that verify.
+    pub verified: u64,
+    /// Repetitions of events that verify.
+    pub repeated: u64,
+    /// Those of workers that have not joined yet.
+    pub unenrolled: u64,
+    /// Those with evidence against them.
+    pub rejected: u64,
+    /// Whether there is evidence of tampering or of an emitter that lies.
+    pub evidence: bool,
+    /// Findings by their names.
+    pub findings: BTreeMap<String, u64>,
+    /// The first finding that is evidence, in words.
+    pub first_evidence: Option<String>,
+    /// Events by what happened; only those that verify.
+    pub kinds: BTreeMap<String, u64>,
+    /// Everyone who has a chain.
+    pub emitters: Vec<EmitterSummary>,
+    /// Every run in the ledger.
+    pub runs: Vec<RunSummary>,
+}
+
+/// One chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct EmitterSummary {
+    /// The audit key.
+    pub key: PublicKey,
+    /// `coordinator`, or the first letters of a worker's connection key.
+    pub name: String,
+    /// Events in it.
+    pub events: u64,
+    /// Whether none is missing, altered or out of order.
+    pub whole: bool,
+}
+
+/// One run, as the ledger tells it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RunSummary {
+    /// Its name.
+    pub run: RunId,
+    /// Where it stands.
+    pub phase: RunPhase,
+    /// Rounds that are closed.
+    pub rounds_closed: Round,
+    /// Rounds of the run.
+    pub rounds: u64,
+    /// Tokens issued with leases.
+    pub issued: Tokens,
+    /// Tokens of leases held now.
+    pub in_flight: Tokens,
+    /// What became of the others.
+    pub fates: Vec<(Fate, Tokens)>,
+    /// Whether issued tokens equal the sum of fates and those in flight.
+    pub adds_up: bool,
+    /// The newest held-out loss, nats a token, and the snapshot it is of.
+    pub held_out_loss: Option<(Round, f64)>,
+    /// The newest full snapshot.
+    pub snapshot: Option<(Round, ObjectRef)>,
+}
+
+/// Counts while records are checked.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tally {
+    verdicts: [u64; 4],
+    kinds: BTreeMap<String, u64>,
+    findings: Vec<Found>,
+    names: BTreeMap<&'static str, u64>,
+    first_evidence: Option<Found>,
+}
+
+impl Tally {
+    /// Counts a record that is settled.
+    pub(crate) fn count(&mut self, row: &TimelineRow, verdict: Verdict) {
+        self.verdicts[verdict as usize] += 1;
+        if verdict == Verdict::Verified {
+            *self.kinds.entry(row.kind.clone()).or_default() += 1;
+        }
+    }
+
+    pub(crate) fn find(&mut self, found: &Found) {
+        *self.names.entry(found.finding.name()).or_default() += 1;
+        if self.first_evidence.is_none() && found.finding.is_evidence() {
+            self.first_evidence = Some(found.clone());
+        }
+        if self.findings.len() < FINDINGS_MAX {
+            self.findings.push(found.clone());
+        }
+    }
+
+    pub(crate) fn findings(&self) -> &[Found] {
+        &self.findings
+    }
+
+    pub(crate) fn first_evidence(&self) -> Option<&Found> {
+        self.first_evidence.as_ref()
+    }
+
+    fn of(&self, verdict: Verdict) -> u64 {
+        self.verdicts[verdict as usize]
+    }
+}
+
+impl Summary {
+    pub(crate) fn new(
+        last: StreamSequence,
+        held: usize,
+        tally: &Tally,
+        emitters: Vec<EmitterSummary>,
+        state: &State,
+    ) -> Self {
+        let unenrolled = held as u64;
+        Self {
+            last,
+            events: tally.verdicts.iter().sum::<u64>() + unenrolled,
+            verified: tally.of(Verdict::Verified),
+            repeated: tally.of(Verdict::Repeated),
+            unenrolled,
+            rejected: tally.of(Verdict::Rejected),
+            evidence: tally.first_evidence.is_some(),
+            findings: tally.names.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
+            first_evidence: tally.first_evidence.as_ref().map(ToString::to_string),
+            kinds: tally.kinds.clone(),
+            emitters,
+            runs: state.runs().map(|(name, run)| RunSummary::new(name, run)).collect(),
+        }
+    }
+}
+
+impl EmitterSummary {
+    pub(crate) fn all(
+        chains: &BTreeMap<PublicKey, Chain>,
+        enrolled: &BTreeMap<(RunId, WorkerId), BTreeSet<(AccountId, PublicKey)>>,
+    ) -> Vec<Self> {
+        let worker = |key: &PublicKey| {
+            let mut members = enrolled.iter();
+            members.find(|(_, keys)| keys.iter().any(|(_, own)| own == key)).map(|((_, worker), _)| worker.short())
+        };
+        let one = |(key, chain): (&PublicKey, &Chain)| Self {
+            key: key.clone(),
+            name: worker(key).unwrap_or(COORDINATOR).to_owned(),
+            events: chain.events,
+            whole: chain.whole,
+        };
+        chains.iter().map(one).collect()
+    }
+}
+
+impl RunSummary {
+    fn new(name: &RunId, run: &Run) -> Self {
+        let view = run.view(name);
+        let in_flight = run.tokens_in_flight();
+        let settled = view.tokens.iter().fold(Tokens(0), |sum, (_, tokens)| sum + *tokens);
+        Self {
+            run: name.clone(),
+            phase: view.phase,
+            rounds_closed: run.rounds_closed(),
+            rounds: view.rounds,
+            issued: run.tokens().issued,
+            in_flight,
+            adds_up: settled + in_flight == run.tokens().issued,
+            fates: view.tokens,
+            held_out_loss: view.held_out_loss,
+            snapshot: view.snapshot,
+        }
+    }
+}

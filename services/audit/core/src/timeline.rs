@@ -1,0 +1,170 @@
+//! An event as a line for people: when, which run, who, what, about what.
+
+use schemas::event::{Event, EventBody, LedgerEvent, WorkerEvent};
+use schemas::{RunId, UnixMillis, WorkerId};
+use serde::Serialize;
+
+use crate::check::Verdict;
+use crate::record::{Record, StreamSequence};
+
+/// Longest free text in a line.
+const DETAIL_CHARACTERS_MAX: usize = 100;
+/// How the coordinator is called.
+pub(crate) const COORDINATOR: &str = "coordinator";
+
+/// One line of the timeline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TimelineRow {
+    /// Position in the stream.
+    pub stream_sequence: StreamSequence,
+    /// The emitter's time; the broker's where the body cannot be read.
+    pub time: UnixMillis,
+    /// The run it concerns.
+    pub run: Option<RunId>,
+    /// Who says so: `coordinator`, the first letters of a worker's key, or `?`.
+    pub emitter: String,
+    /// What happened, as in the subject.
+    pub kind: String,
+    /// About what: a round, a unit with its epoch, or nothing.
+    pub about: String,
+    /// More, in words. Text of others is cut and has no control characters.
+    pub detail: String,
+    /// What the record came to.
+    pub verdict: Verdict,
+    /// What is wrong with it.
+    pub problem: Option<String>,
+}
+
+impl TimelineRow {
+    pub(crate) fn of_ledger(record: &Record, body: &EventBody) -> Self {
+        Self::of_body(record, COORDINATOR, body)
+    }
+
+    pub(crate) fn of_worker(record: &Record, worker: &WorkerId, body: &EventBody) -> Self {
+        Self::of_body(record, worker.short(), body)
+    }
+
+    /// A record that cannot be read, or that nobody stands for.
+    pub(crate) fn of_record(record: &Record) -> Self {
+        Self {
+            stream_sequence: record.stream_sequence,
+            time: record.stored_at,
+            run: None,
+            emitter: "?".to_owned(),
+            kind: "unreadable".to_owned(),
+            about: String::new(),
+            detail: plain(&record.subject),
+            verdict: Verdict::Rejected,
+            problem: None,
+        }
+    }
+
+    /// Whether it belongs into the timeline of `run`: it concerns that run, or no single one.
+    pub fn concerns(&self, run: &RunId) -> bool {
+        self.run.as_ref().is_none_or(|own| own == run)
+    }
+
+    fn of_body(record: &Record, emitter: &str, body: &EventBody) -> Self {
+        let (about, detail) = match &body.event {
+            Event::Ledger(event) => of_ledger(event),
+            Event::Worker(event) => of_worker(event),
+        };
+        Self {
+            stream_sequence: record.stream_sequence,
+            time: body.time,
+            run: body.run.clone(),
+            emitter: emitter.to_owned(),
+            kind: body.event.kind().to_owned(),
+            about,
+            detail: plain(&detail),
+            verdict: Verdict::Verified,
+            problem: None,
+        }
+    }
+}
+
+/// About what an event of the ledger is, and more.
+fn of_ledger(event: &LedgerEvent) -> (String, String) {
+    let none = String::new;
+    match event {
+        LedgerEvent::CoordinatorStarted { release, posture } => {
+            let open = posture.open.iter().map(|open| open.layer.name()).collect::<Vec<_>>().join(", ");
+            let open = if open.is_empty() { open } else { format!(", open layers: {open}") };
+            (none(), format!("release {release}{open}"))
+        }
+        LedgerEvent::CoordinatorStopped { reason } => (none(), reason.clone()),
+        LedgerEvent::RunCreated { spec, operator } => {
+            let schedule = &spec.schedule;
+            let plan =
+                format!("{} rounds of {} units, by {}", schedule.rounds, schedule.units, short(operator.as_str()));
+            (none(), plan)
+        }
+        LedgerEvent::RunCompleted => (none(), none()),
+        LedgerEvent::WorkerJoined { worker, device, release, .. } => {
+            (worker.short().to_owned(), format!("{device}, release {release}"))
+        }
+        LedgerEvent::WorkerLeft { worker, cause, detail } => {
+            (worker.short().to_owned(), format!("{cause:?}: {detail}"))
+        }
+        LedgerEvent::RoundOpened { round } => (format!("round {round}"), none()),
+        LedgerEvent::LeaseGranted { lease, worker } => (lease.to_string(), format!("to {}", worker.short())),
+        LedgerEvent::LeaseEnded { lease, worker, cause, tokens } => {
+            (lease.to_string(), format!("{cause:?}, of {}, {tokens} tokens abandoned", worker.short()))
+        }
+        LedgerEvent::ContributionAccepted { lease, worker, contribution, norm, .. } => {
+            let (tokens, loss) = (contribution.tokens, contribution.loss);
+            (lease.to_string(), format!("of {}, {tokens} tokens, loss {loss:.4}, norm {norm:.3}", worker.short()))
+        }
+        LedgerEvent::ContributionRejected { lease, worker, code, detail, tokens } => {
+            (lease.to_string(), format!("{code} of {}, {tokens} tokens: {detail}", worker.short()))
+        }
+        LedgerEvent::EvaluationAccepted { lease, worker, evaluation, .. } => {
+            let loss = evaluation.loss_sum / evaluation.tokens.get().max(1) as f64;
+            (lease.to_string(), format!("of {}, held-out loss {loss:.4}", worker.short()))
+        }
+        LedgerEvent::RoundClosed { round, broadcast, norm, tokens } => {
+            let weights = short(&broadcast.digest().hex()).to_owned();
+            (format!("round {round}"), format!("{tokens} tokens, norm {norm:.3}, weights {weights}"))
+        }
+        LedgerEvent::SnapshotSaved { round, manifest } => (format!("round {round}"), manifest.digest.to_string()),
+        LedgerEvent::ControlReceived { operator, verb } => (none(), format!("{verb} by {}", short(operator.as_str()))),
+        LedgerEvent::RequestDenied { worker, verb, code, suppressed, .. } => {
+            (worker.short().to_owned(), format!("{code} to {verb}, {suppressed} more not recorded"))
+        }
+    }
+}
+
+/// About what a worker's event is, and more.
+fn of_worker(event: &WorkerEvent) -> (String, String) {
+    match event {
+        WorkerEvent::Joined { release, device } => (String::new(), format!("{device}, release {release}")),
+        WorkerEvent::Started { lease } => (lease.to_string(), String::new()),
+        WorkerEvent::Submitted { lease, statement } => {
+            (lease.to_string(), format!("statement {}", short(&statement.hex())))
+        }
+        WorkerEvent::Dropped { lease, code, detail } => (lease.to_string(), format!("{code}: {detail}")),
+        WorkerEvent::Refused { code, detail } => (String::new(), format!("{code}: {detail}")),
+        WorkerEvent::Stopped { reason } => (String::new(), reason.clone()),
+    }
+}
+
+/// The first letters of a key or digest.
+fn short(text: &str) -> &str {
+    text.get(..8).unwrap_or(text)
+}
+
+/// Text of others, fit for a terminal: cut, and without control characters.
+fn plain(text: &str) -> String {
+    text.chars().take(DETAIL_CHARACTERS_MAX).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_of_others_cannot_move_the_cursor() {
+        assert_eq!(plain("a\u{1b}[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
+        assert_eq!(plain(&"x".repeat(4096)).len(), DETAIL_CHARACTERS_MAX);
+    }
+}

@@ -1,0 +1,296 @@
+//! Logs as a coordinator and its workers write them, signed, chained and numbered.
+
+use audit_core::{Auditor, Checked, Record, StreamSequence, encode_signature};
+use data_encoding::BASE32_NOPAD;
+use ed25519_dalek::{Signer as _, SigningKey};
+use schemas::contribution::Contribution;
+use schemas::event::{Event, EventBody, LeaseEnd, LedgerEvent, WorkerEvent};
+use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
+use schemas::member::Posture;
+use schemas::run::{
+    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding, RunSpec, Schedule,
+    TrainerKind,
+};
+use schemas::subject::{ledger_subject, worker_event_subject};
+use schemas::{
+    AccountId, Digest, Epoch, Message as _, Millis, ObjectRef, PublicKey, Round, RunId, Sequence, Steps, UnitIndex,
+    UnixMillis, V, WorkerId,
+};
+use serde_bytes::ByteArray;
+
+pub(crate) const DOMAIN: &str = "a domain";
+const START: u64 = 1_700_000_000_000;
+
+/// Someone who signs events.
+#[derive(Clone)]
+pub(crate) struct Emitter {
+    key: SigningKey,
+    pub(crate) public: PublicKey,
+    next: u64,
+    head: Option<Digest>,
+}
+
+/// A worker: where it speaks, and with which key.
+#[derive(Clone)]
+pub(crate) struct Member {
+    pub(crate) worker: WorkerId,
+    pub(crate) account: AccountId,
+    pub(crate) emitter: Emitter,
+}
+
+/// A log that is being written.
+pub(crate) struct Log {
+    pub(crate) domain: String,
+    pub(crate) coordinator: Emitter,
+    pub(crate) records: Vec<Record>,
+}
+
+/// What a generated log looks like.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) workers: u8,
+    pub(crate) rounds: u64,
+    pub(crate) units: u32,
+    /// Whether workers speak before the ledger says that they joined.
+    pub(crate) early: bool,
+    /// Whether the first lease of each round expires.
+    pub(crate) expiries: bool,
+    /// Distinguishes keys.
+    pub(crate) seed: u8,
+}
+
+pub(crate) fn run() -> RunId {
+    "demo".parse().unwrap()
+}
+
+/// A public key in text form: kind, 32 bytes, checksum.
+pub(crate) fn nkey(prefix: u8, raw: &[u8; 32]) -> String {
+    let mut bytes = vec![prefix];
+    bytes.extend(raw);
+    let mut crc = 0u16;
+    for byte in &bytes {
+        crc ^= u16::from(*byte) << 8;
+        for _ in 0..8 {
+            crc = if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 };
+        }
+    }
+    bytes.extend(crc.to_le_bytes());
+    BASE32_NOPAD.encode(&bytes)
+}
+
+impl Emitter {
+    pub(crate) fn new(seed: u8) -> Self {
+        let key = SigningKey::from_bytes(&[seed; 32]);
+        let public = nkey(20 << 3, key.verifying_key().as_bytes()).parse().unwrap();
+        Self { key, public, next: 0, head: None }
+    }
+
+    /// Its next event: the encoded body and the signature's header.
+    pub(crate) fn speak(&mut self, domain: &str, time: u64, run: Option<RunId>, event: Event) -> (Vec<u8>, String) {
+        let body = EventBody {
+            v: V,
+            emitter: self.public.clone(),
+            sequence: Sequence(self.next),
+            previous: self.head,
+            time: UnixMillis(time),
+            run,
+            event,
+        };
+        let body = body.encode();
+        self.next += 1;
+        self.head = Some(Digest::of(&body));
+        let hash = Digest::of(domain.as_bytes());
+        let signed = [&[0xFF], &b"diloco/audit-event/v1"[..], &[0], hash.as_bytes(), &body].concat();
+        (body, encode_signature(&self.key.sign(&signed).to_bytes()))
+    }
+}
+
+impl Member {
+    pub(crate) fn new(seed: u8) -> Self {
+        let worker = nkey(20 << 3, &[seed; 32]).parse().unwrap();
+        Self { worker, account: nkey(0, &[9; 32]).parse().unwrap(), emitter: Emitter::new(seed) }
+    }
+
+    pub(crate) fn joined(&self) -> LedgerEvent {
+        LedgerEvent::WorkerJoined {
+            worker: self.worker.clone(),
+            account: self.account.clone(),
+            audit_key: self.emitter.public.clone(),
+            trainers: vec![TrainerKind::Reference],
+            device: "cpu".to_owned(),
+            release: "0.1.0".to_owned(),
+            posture: Posture::default(),
+        }
+    }
+}
+
+impl Log {
+    pub(crate) fn new(domain: &str, seed: u8) -> Self {
+        Self { domain: domain.to_owned(), coordinator: Emitter::new(seed), records: Vec::new() }
+    }
+
+    pub(crate) fn auditor(&self) -> Auditor {
+        Auditor::new(DOMAIN, [self.coordinator.public.clone()])
+    }
+
+    fn now(&self) -> u64 {
+        START + 1000 * self.records.len() as u64
+    }
+
+    pub(crate) fn push(&mut self, subject: String, key: &PublicKey, (body, signature): (Vec<u8>, String)) {
+        let stream_sequence = StreamSequence(self.records.len() as u64 + 1);
+        let (key, stored_at) = (key.to_string(), UnixMillis(self.now() + 3));
+        self.records.push(Record { stream_sequence, subject, key, signature, stored_at, body });
+    }
+
+    pub(crate) fn ledger(&mut self, run: Option<RunId>, event: LedgerEvent) {
+        let subject = ledger_subject(run.as_ref(), &self.coordinator.public, event.kind());
+        let time = self.now();
+        let said = self.coordinator.speak(&self.domain, time, run, Event::Ledger(event));
+        let key = self.coordinator.public.clone();
+        self.push(subject, &key, said);
+    }
+
+    pub(crate) fn worker(&mut self, member: &mut Member, event: WorkerEvent) {
+        let own = worker_event_subject(&run(), &member.worker, event.kind());
+        // As the broker writes it: the tenant's account is the third token.
+        let subject = own.replacen("diloco.event.", &format!("diloco.event.{}.", member.account), 1);
+        let time = self.now();
+        let said = member.emitter.speak(&self.domain, time, Some(run()), Event::Worker(event));
+        let key = member.emitter.public.clone();
+        self.push(subject, &key, said);
+    }
+
+    /// A whole run, from the coordinator's start to the run's end.
+    pub(crate) fn write(plan: &Plan) -> Self {
+        let mut log = Self::new(DOMAIN, plan.seed);
+        let mut members: Vec<Member> = (0..plan.workers).map(|at| Member::new(plan.seed + 1 + at)).collect();
+        let spec = spec(plan);
+        let joined = || WorkerEvent::Joined { release: "0.1.0".to_owned(), device: "cpu".to_owned() };
+        log.ledger(None, LedgerEvent::CoordinatorStarted { release: "0.1.0".to_owned(), posture: Posture::default() });
+        let operator = log.coordinator.public.clone();
+        log.ledger(Some(run()), LedgerEvent::RunCreated { spec: Box::new(spec.clone()), operator });
+        for member in &mut members {
+            if plan.early {
+                log.worker(member, joined());
+            }
+            log.ledger(Some(run()), member.joined());
+            if !plan.early {
+                log.worker(member, joined());
+            }
+        }
+        for round in (0..plan.rounds).map(Round) {
+            log.round(plan, &spec, round, &mut members);
+        }
+        log.ledger(Some(run()), LedgerEvent::RunCompleted);
+        log
+    }
+
+    fn round(&mut self, plan: &Plan, spec: &RunSpec, round: Round, members: &mut [Member]) {
+        self.ledger(Some(run()), LedgerEvent::RoundOpened { round });
+        for index in (0..plan.units).map(UnitIndex) {
+            let at = index.get() as usize % members.len();
+            let member = &mut members[at];
+            let unit = UnitId { round, kind: UnitKind::Train, index };
+            let mut lease = LeaseRef { unit, epoch: Epoch(1) };
+            let worker = member.worker.clone();
+            self.ledger(Some(run()), LedgerEvent::LeaseGranted { lease, worker: worker.clone() });
+            self.worker(member, WorkerEvent::Started { lease });
+            if plan.expiries && index.get() == 0 {
+                let (cause, tokens) = (LeaseEnd::Expired, spec.unit_tokens());
+                self.ledger(Some(run()), LedgerEvent::LeaseEnded { lease, worker: worker.clone(), cause, tokens });
+                lease.epoch = lease.epoch.next();
+                self.ledger(Some(run()), LedgerEvent::LeaseGranted { lease, worker: worker.clone() });
+            }
+            let statement = Digest::of(lease.to_string().as_bytes());
+            self.worker(member, WorkerEvent::Submitted { lease, statement });
+            let (contribution, signature) = (Box::new(contribution(spec)), ByteArray::new([0; 64]));
+            let accepted =
+                LedgerEvent::ContributionAccepted { lease, worker, contribution, norm: 1.0, statement, signature };
+            self.ledger(Some(run()), accepted);
+        }
+        let broadcast = Weights { round: round.next(), codec: spec.download, chunks: vec![object()] };
+        let tokens = spec.unit_tokens();
+        self.ledger(Some(run()), LedgerEvent::RoundClosed { round, broadcast, norm: 0.5, tokens });
+        self.ledger(Some(run()), LedgerEvent::SnapshotSaved { round: round.next(), manifest: object() });
+    }
+}
+
+/// Numbers records as a stream would.
+pub(crate) fn renumber(records: &mut [Record]) {
+    for (at, record) in records.iter_mut().enumerate() {
+        record.stream_sequence = StreamSequence(at as u64 + 1);
+    }
+}
+
+/// Everything an auditor says of records that end at `last`.
+pub(crate) fn audit(auditor: &mut Auditor, records: &[Record], last: StreamSequence) -> Vec<Checked> {
+    let mut results: Vec<Checked> = records.iter().flat_map(|record| auditor.observe(record)).collect();
+    results.extend(auditor.conclude(last));
+    results
+}
+
+fn object() -> ObjectRef {
+    ObjectRef::of(b"object")
+}
+
+fn contribution(spec: &RunSpec) -> Contribution {
+    Contribution {
+        layout: object().digest,
+        codec: spec.upload,
+        chunks: vec![object()],
+        tokens: spec.unit_tokens(),
+        steps: spec.schedule.inner_steps,
+        loss: 2.5,
+        train_ms: 10,
+    }
+}
+
+fn spec(plan: &Plan) -> RunSpec {
+    let codec = Codec { kind: CodecKind::Bf16, rounding: Rounding::Nearest };
+    RunSpec {
+        v: V,
+        run: run(),
+        model: ModelSpec {
+            trainer: TrainerKind::Reference,
+            config: object(),
+            layout: object(),
+            chunk_elements: 1 << 10,
+            initial: vec![object()],
+            precision: Precision::Fp32,
+        },
+        data: object(),
+        schedule: Schedule {
+            rounds: plan.rounds,
+            units: plan.units,
+            inner_steps: Steps(5),
+            batch_sequences: 2,
+            accumulation: 1,
+            sequence_tokens: 16,
+            evaluation_every: 0,
+            evaluation_sequences: 1,
+            snapshot_every: 1,
+        },
+        inner: InnerOptimizer {
+            learning_rate: 1e-3,
+            warmup_steps: Steps(0),
+            final_ratio: 0.1,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            clip_norm: 1.0,
+        },
+        outer: OuterOptimizer::Average,
+        upload: codec,
+        download: codec,
+        policy: Policy {
+            workers_min: 1,
+            lease: Millis::from_secs(60),
+            silence_max: Millis::from_secs(60),
+            norm_max: 0.0,
+            strikes_max: 3,
+        },
+        seed: 1,
+    }
+}

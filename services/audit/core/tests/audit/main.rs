@@ -1,0 +1,5 @@
+//! The auditor on whole logs: what verifies, and what does not.
+
+mod log;
+mod properties;
+mod verdicts;

@@ -1,0 +1,163 @@
+//! Whatever is done to a log that verifies is found; and no bytes make the auditor panic.
+
+use audit_core::{Record, StreamSequence, Verdict};
+use proptest::prelude::*;
+use schemas::UnixMillis;
+
+use crate::log::{Log, Plan, audit, renumber};
+
+prop_compose! {
+    fn plans()(workers in 1u8..4, rounds in 1u64..3, units in 1u32..4, early: bool, expiries: bool) -> Plan {
+        Plan { workers, rounds, units, early, expiries, seed: 10 }
+    }
+}
+
+/// Whether an auditor that trusts `log`'s coordinator has evidence against `records`.
+fn is_found(log: &Log, records: &[Record]) -> bool {
+    let mut auditor = log.auditor();
+    audit(&mut auditor, records, StreamSequence(log.records.len() as u64));
+    auditor.evidence().is_some()
+}
+
+/// Whether a later record of the same emitter shows that something happened to the one at `at`.
+fn is_followed(records: &[Record], at: usize) -> bool {
+    records[at + 1..].iter().any(|later| later.key == records[at].key)
+}
+
+fn flip(text: &mut String, at: prop::sample::Index) {
+    let mut bytes = std::mem::take(text).into_bytes();
+    let at = at.index(bytes.len());
+    bytes[at] ^= 1;
+    *text = String::from_utf8(bytes).expect("ASCII stays ASCII");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn a_log_that_nobody_touched_verifies(plan in plans()) {
+        let log = Log::write(&plan);
+        let mut auditor = log.auditor();
+        audit(&mut auditor, &log.records, StreamSequence(log.records.len() as u64));
+        prop_assert_eq!(auditor.findings(), &[]);
+        prop_assert_eq!(auditor.summary().verified, log.records.len() as u64);
+        prop_assert!(auditor.summary().runs[0].adds_up);
+    }
+
+    #[test]
+    fn a_flipped_bit_is_found(plan in plans(), at: prop::sample::Index, place: prop::sample::Index, part in 0..4, bit in 0u8..8) {
+        let log = Log::write(&plan);
+        let mut records = log.records.clone();
+        let at = at.index(records.len());
+        let record = &mut records[at];
+        match part {
+            0 => flip(&mut record.subject, place),
+            1 => flip(&mut record.key, place),
+            2 => flip(&mut record.signature, place),
+            _ => {
+                let place = place.index(record.body.len());
+                record.body[place] ^= 1 << bit;
+            }
+        }
+        prop_assert!(is_found(&log, &records));
+    }
+
+    #[test]
+    fn a_dropped_event_is_found(plan in plans(), at: prop::sample::Index, renumbered: bool) {
+        let log = Log::write(&plan);
+        let mut records = log.records.clone();
+        let at = at.index(records.len());
+        // Without its number, the newest event of a chain is missed by nobody.
+        prop_assume!(!renumbered || is_followed(&records, at));
+        records.remove(at);
+        if renumbered {
+            renumber(&mut records);
+        }
+        prop_assert!(is_found(&log, &records));
+    }
+
+    #[test]
+    fn reordered_events_are_found(plan in plans(), at: prop::sample::Index, to: prop::sample::Index, renumbered: bool) {
+        let log = Log::write(&plan);
+        let mut records = log.records.clone();
+        let (at, to) = (at.index(records.len()), to.index(records.len()));
+        // Chains order the events of one emitter; between emitters only the stream's numbers do.
+        prop_assume!(at != to && (!renumbered || records[at].key == records[to].key));
+        records.swap(at, to);
+        if renumbered {
+            renumber(&mut records);
+        }
+        prop_assert!(is_found(&log, &records));
+    }
+
+    #[test]
+    fn a_repeated_event_counts_once_and_is_no_evidence(plan in plans(), at: prop::sample::Index, to: prop::sample::Index) {
+        let log = Log::write(&plan);
+        let mut records = log.records.clone();
+        let at = at.index(records.len());
+        let to = at + 1 + to.index(records.len() - at);
+        records.insert(to, records[at].clone());
+        renumber(&mut records);
+        let mut auditor = log.auditor();
+        let results = audit(&mut auditor, &records, StreamSequence(records.len() as u64));
+        prop_assert_eq!(auditor.evidence(), None);
+        prop_assert_eq!(results.iter().filter(|checked| checked.verdict == Verdict::Repeated).count(), 1);
+        let mut untouched = log.auditor();
+        audit(&mut untouched, &log.records, StreamSequence(log.records.len() as u64));
+        prop_assert_eq!(auditor.state(), untouched.state());
+    }
+
+    #[test]
+    fn events_of_another_chain_are_found(plan in plans(), at: prop::sample::Index, from: prop::sample::Index, way in 0..3) {
+        let log = Log::write(&plan);
+        let mut other = Log::write(&Plan { seed: 100, ..plan.clone() });
+        let mut records = log.records.clone();
+        let at = at.index(records.len());
+        let source = other.records.swap_remove(from.index(other.records.len()));
+        match way {
+            // In the place of an event, under its subject.
+            0 => records[at] = Record { subject: records[at].subject.clone(), ..source },
+            // In its place, under its own subject.
+            1 => records[at] = source,
+            // Between events.
+            _ => records.insert(at, source),
+        }
+        renumber(&mut records);
+        prop_assert!(is_found(&log, &records));
+    }
+
+    #[test]
+    fn events_of_another_domain_are_found(plan in plans(), at: prop::sample::Index) {
+        let log = Log::write(&plan);
+        let mut records = log.records.clone();
+        let at = at.index(records.len());
+        // The same keys, and so the same body, signed for elsewhere.
+        let mut elsewhere = Log::new("another domain", plan.seed);
+        elsewhere.ledger(None, schemas::event::LedgerEvent::RunCompleted);
+        records[at].signature = elsewhere.records[0].signature.clone();
+        prop_assert!(is_found(&log, &records));
+    }
+
+    #[test]
+    fn no_record_makes_it_panic(
+        numbers in prop::collection::vec(any::<u64>(), 1..4),
+        subject in "(diloco\\.event\\.(control|[A-Z0-9.]{0,60})\\.)?.{0,80}",
+        key in "U?[A-Z2-7]{0,60}",
+        signature in "[A-Za-z0-9_-]{0,90}",
+        body in prop::collection::vec(any::<u8>(), 0..300),
+        time: u64,
+    ) {
+        let log = Log::new("a domain", 10);
+        let mut auditor = log.auditor();
+        for number in &numbers {
+            let stream_sequence = StreamSequence(*number);
+            let (subject, key, signature) = (subject.clone(), key.clone(), signature.clone());
+            let stored_at = UnixMillis(time);
+            let record = Record { stream_sequence, subject, key, signature, stored_at, body: body.clone() };
+            let results = auditor.observe(&record);
+            prop_assert_eq!(results[0].verdict, Verdict::Rejected);
+        }
+        auditor.conclude(StreamSequence(u64::MAX));
+        prop_assert_eq!(auditor.summary().events, numbers.len() as u64);
+    }
+}

@@ -1,0 +1,152 @@
+//! What the auditor says of whole logs, and of each single thing that can be wrong.
+
+use audit_core::{Finding, HELD_MAX, StreamSequence, Verdict};
+use schemas::event::{Event, LedgerEvent, WorkerEvent};
+use schemas::view::RunPhase;
+use schemas::{Code, Round, Sequence, UnixMillis};
+
+use crate::log::{DOMAIN, Emitter, Log, Member, Plan, audit, renumber, run};
+
+const PLAN: Plan = Plan { workers: 2, rounds: 2, units: 2, early: false, expiries: true, seed: 10 };
+
+fn findings(log: &Log) -> Vec<Finding> {
+    let mut auditor = log.auditor();
+    audit(&mut auditor, &log.records, StreamSequence(log.records.len() as u64));
+    auditor.findings().iter().map(|found| found.finding.clone()).collect()
+}
+
+#[test]
+fn a_whole_run_verifies_and_adds_up() {
+    let log = Log::write(&PLAN);
+    let mut auditor = log.auditor();
+    let results = audit(&mut auditor, &log.records, StreamSequence(log.records.len() as u64));
+    assert_eq!(results.len(), log.records.len());
+    assert!(results.iter().all(|checked| checked.verdict == Verdict::Verified));
+    let summary = auditor.summary();
+    assert_eq!(
+        (summary.events, summary.verified, summary.evidence),
+        (results.len() as u64, results.len() as u64, false)
+    );
+    assert_eq!(summary.emitters.len(), 3);
+    assert!(summary.emitters.iter().all(|emitter| emitter.whole));
+    assert_eq!(summary.kinds["round-closed"], 2);
+    let [of_run] = &summary.runs[..] else { panic!("one run: {:?}", summary.runs) };
+    assert_eq!((of_run.phase, of_run.rounds_closed, of_run.adds_up), (RunPhase::Complete, Round(2), true));
+    assert_eq!(of_run.issued.get(), 6 * 5 * 2 * 16, "two rounds of two units and one expired lease each");
+    let names: Vec<&str> = summary.emitters.iter().map(|emitter| emitter.name.as_str()).collect();
+    assert_eq!(names.iter().filter(|name| **name == "coordinator").count(), 1);
+}
+
+#[test]
+fn the_state_is_that_of_the_moment() {
+    let log = Log::write(&PLAN);
+    let mut auditor = log.auditor();
+    for record in &log.records {
+        for checked in auditor.observe(record) {
+            if checked.row.kind == "round-closed" {
+                let closed = auditor.state().run(&run()).unwrap().rounds_closed();
+                assert_eq!(checked.row.about, format!("round {}", closed.get() - 1));
+            }
+        }
+    }
+    assert!(auditor.state().run(&run()).unwrap().is_complete());
+}
+
+#[test]
+fn early_events_wait_for_their_enrolment() {
+    let log = Log::write(&Plan { early: true, ..PLAN });
+    let mut auditor = log.auditor();
+    let verdicts: Vec<Vec<Verdict>> = log
+        .records
+        .iter()
+        .map(|record| auditor.observe(record).iter().map(|checked| checked.verdict).collect())
+        .collect();
+    assert_eq!(verdicts[2], [Verdict::Unenrolled]);
+    assert_eq!(verdicts[3], [Verdict::Verified, Verdict::Verified], "the enrolment, and who waited for it");
+    assert_eq!(auditor.summary().unenrolled, 0);
+    assert!(findings(&log).is_empty());
+}
+
+#[test]
+fn strangers_are_found_at_the_end_or_when_they_are_too_many() {
+    let mut log = Log::new(DOMAIN, 10);
+    let mut stranger = Member::new(99);
+    for _ in 0..HELD_MAX + 1 {
+        log.worker(&mut stranger, WorkerEvent::Stopped { reason: "x".to_owned() });
+    }
+    let mut auditor = log.auditor();
+    let mut rejected = 0;
+    for record in &log.records {
+        rejected += auditor.observe(record).iter().filter(|checked| checked.verdict == Verdict::Rejected).count();
+    }
+    assert_eq!((rejected, auditor.summary().unenrolled), (1, HELD_MAX as u64));
+    let rest = auditor.conclude(StreamSequence(log.records.len() as u64));
+    assert_eq!(rest.len(), HELD_MAX);
+    let finding = &rest[0].findings[0];
+    assert!(matches!(&finding.finding, Finding::UnknownEmitter { key } if *key == stranger.emitter.public));
+    assert_eq!(finding.code(), Code::AuditRejected);
+}
+
+#[test]
+fn nobody_speaks_for_another() {
+    let trusted = Log::write(&PLAN);
+    let mut log = Log::write(&PLAN);
+    // A worker writes into the ledger.
+    let mut liar = Emitter::new(11);
+    let event = LedgerEvent::RunCompleted;
+    let subject = schemas::subject::ledger_subject(Some(&run()), &liar.public, event.kind());
+    let said = liar.speak(DOMAIN, 1_700_000_000_000, Some(run()), Event::Ledger(event));
+    log.push(subject, &liar.public, said);
+    // A worker's event under the subject of another one.
+    let mut moved = log.records.iter().find(|record| record.subject.ends_with(".started")).unwrap().clone();
+    let [first, second] = [Member::new(11), Member::new(12)];
+    moved.subject = if moved.subject.contains(first.worker.as_str()) {
+        moved.subject.replace(first.worker.as_str(), second.worker.as_str())
+    } else {
+        moved.subject.replace(second.worker.as_str(), first.worker.as_str())
+    };
+    log.records.push(moved);
+    renumber(&mut log.records);
+    let found = findings(&log);
+    assert!(matches!(&found[..], [Finding::Foreign { .. }, Finding::UnknownEmitter { .. }]), "{found:?}");
+    // A coordinator of another key.
+    let mut auditor = trusted.auditor();
+    let other = Log::write(&Plan { seed: 50, ..PLAN });
+    let results = audit(&mut auditor, &other.records, StreamSequence(other.records.len() as u64));
+    assert!(results.iter().all(|checked| matches!(checked.verdict, Verdict::Rejected | Verdict::Unenrolled)));
+    assert_eq!(auditor.summary().verified, 0);
+}
+
+#[test]
+fn a_signed_event_that_cannot_be_is_found_and_changes_nothing() {
+    let mut log = Log::write(&PLAN);
+    log.ledger(Some(run()), LedgerEvent::RoundOpened { round: Round(7) });
+    let mut auditor = log.auditor();
+    audit(&mut auditor, &log.records, StreamSequence(log.records.len() as u64));
+    let evidence = auditor.evidence().expect("it is out of place");
+    assert!(matches!(evidence.finding, Finding::OutOfPlace { .. }));
+    assert_eq!(evidence.code(), Code::LedgerBroken);
+    assert!(auditor.state().run(&run()).unwrap().is_complete());
+}
+
+#[test]
+fn a_wrong_clock_is_no_evidence() {
+    let mut log = Log::write(&PLAN);
+    let late = log.records.len() - 1;
+    log.records[late].stored_at = UnixMillis(log.records[late].stored_at.get() - 3_600_000);
+    let found = findings(&log);
+    assert!(matches!(&found[..], [Finding::Clock { .. }]), "{found:?}");
+    assert!(!found[0].is_evidence());
+}
+
+#[test]
+fn the_stream_itself_has_no_holes() {
+    let log = Log::write(&PLAN);
+    let mut auditor = log.auditor();
+    let last = StreamSequence(log.records.len() as u64);
+    audit(&mut auditor, &log.records[2..], last.next());
+    let found: Vec<&Finding> = auditor.findings().iter().map(|found| &found.finding).collect();
+    assert!(matches!(found[0], Finding::Hole { from: StreamSequence(1), to: StreamSequence(2) }), "{found:?}");
+    assert!(matches!(found[1], Finding::Gap { from: Sequence(0), to: Sequence(1) }), "{found:?}");
+    assert_eq!(**found.last().unwrap(), Finding::Hole { from: last.next(), to: last.next() });
+}
