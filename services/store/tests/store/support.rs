@@ -139,6 +139,11 @@ pub(crate) fn quick() -> TransferLimits {
     }
 }
 
+/// One attempt: the first pause is longer than any deadline here.
+pub(crate) fn once() -> TransferLimits {
+    TransferLimits { pause_first: Duration::from_secs(600), ..TransferLimits::default() }
+}
+
 pub(crate) fn soon() -> Instant {
     Instant::now() + Duration::from_secs(30)
 }

@@ -9,7 +9,7 @@ use schemas::blob::Grant;
 use schemas::{Code, Digest, ObjectRef};
 use tokio::time::Instant;
 
-use crate::support::{Cut, Grants, Proxy, Stub, TestStore, answer, key_of, nobody, noise, now, quick, soon};
+use crate::support::{Cut, Grants, Proxy, Stub, TestStore, answer, key_of, nobody, noise, now, once, quick, soon};
 
 #[tokio::test]
 async fn a_download_resumes_where_it_broke() {
@@ -103,10 +103,9 @@ async fn a_deadline_ends_a_transfer_to_nowhere() {
 async fn a_stranger_with_another_ca_is_not_spoken_to() {
     let store = TestStore::start().await;
     let object = store.buckets().put_blob(noise(10, 1)).await.unwrap();
-    let other = Transfer::new(&Trust::Authority(crate::support::certificates().authority), quick()).unwrap();
-    let until = Instant::now() + Duration::from_millis(200);
+    let other = Transfer::new(&Trust::Authority(crate::support::certificates().authority), once()).unwrap();
     let grant = store.signer_at(store.address).get(object.digest, now());
-    let refused = other.get(&grant, object.bytes, &nobody(), until).await.unwrap_err();
+    let refused = other.get(&grant, object.bytes, &nobody(), soon()).await.unwrap_err();
     assert!(refused.to_string().contains("certificate"), "{refused}");
 }
 
