@@ -1,0 +1,27 @@
+//! The simulator: the real cores of coordinator and workers on a simulated bus, queue, store and clock. One seed decides
+//! everything: how long each message takes, which are lost or come twice, who crashes when and comes back.
+//!
+//! | file | stands for |
+//! | --- | --- |
+//! | `chance` | all randomness, from the seed |
+//! | `plan` | the run, the number of workers and the faults of a seed |
+//! | `world` | time, the bus, and what happens next |
+//! | `coordinator`, `worker` | the shells around the two cores, with their processes' crashes |
+//! | `queue` | the JetStream work queue with its redeliveries and its sins |
+//! | `store` | objects by digest, and the merge as a reference model on digests |
+//! | `monitor` | what must hold after every event, read from the ledger without the core's own fold |
+//!
+//! While faults last anything may fail; after that nothing does, and the run must end. [`simulate`] panics when something
+//! does not hold; print the seed before calling it.
+
+mod chance;
+mod coordinator;
+mod monitor;
+mod plan;
+mod queue;
+mod store;
+mod worker;
+mod world;
+
+pub use monitor::Counts;
+pub use world::{Report, simulate};

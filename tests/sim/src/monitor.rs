@@ -1,0 +1,203 @@
+//! What must hold after every event of the ledger. It keeps its own few books and shares no code with the core's fold.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use schemas::event::{LeaseEnd, LedgerEvent};
+use schemas::lease::{LeaseRef, UnitId, UnitKind};
+use schemas::run::RunSpec;
+use schemas::snapshot::MergeInput;
+use schemas::{Round, WorkerId};
+
+use crate::store::{Model, Store};
+
+/// How often things happened: a simulation in which nothing went wrong proves little.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Events in the ledger.
+    pub events: u64,
+    /// Coordinators that took the lead.
+    pub starts: u64,
+    /// Leases granted.
+    pub granted: u64,
+    /// Leases that expired.
+    pub expired: u64,
+    /// Leases given back.
+    pub released: u64,
+    /// Leases of workers that were no longer members.
+    pub orphaned: u64,
+    /// Results refused.
+    pub rejected: u64,
+    /// Contributions that count.
+    pub accepted: u64,
+    /// Held-out losses.
+    pub evaluated: u64,
+    /// Full snapshots.
+    pub saved: u64,
+    /// Refused requests that were recorded.
+    pub denied: u64,
+}
+
+/// The books.
+#[derive(Debug)]
+pub(crate) struct Monitor {
+    spec: RunSpec,
+    held: BTreeMap<UnitId, (LeaseRef, WorkerId)>,
+    epochs: BTreeMap<UnitId, u64>,
+    counted: BTreeSet<UnitId>,
+    /// Contributions of the open round, by unit.
+    inputs: BTreeMap<UnitId, MergeInput>,
+    members: BTreeSet<WorkerId>,
+    open: Option<Round>,
+    /// What the weights are by the ledger alone; later ones behind.
+    model: Model,
+    models: Vec<Model>,
+    issued: u64,
+    ended: u64,
+    complete: bool,
+    pub(crate) counts: Counts,
+}
+
+impl Monitor {
+    pub(crate) fn new(spec: &RunSpec) -> Self {
+        Self {
+            spec: spec.clone(),
+            held: BTreeMap::new(),
+            epochs: BTreeMap::new(),
+            counted: BTreeSet::new(),
+            inputs: BTreeMap::new(),
+            members: BTreeSet::new(),
+            open: None,
+            model: Model::initial(spec),
+            models: vec![Model::initial(spec)],
+            issued: 0,
+            ended: 0,
+            complete: false,
+            counts: Counts::default(),
+        }
+    }
+
+    pub(crate) fn complete(&self) -> bool {
+        self.complete
+    }
+
+    /// Takes note of one event and checks that it may follow.
+    pub(crate) fn note(&mut self, event: &LedgerEvent, store: &Store) {
+        assert!(!self.complete || !is_work(event), "{event:?} after the end");
+        self.counts.events += 1;
+        match event {
+            LedgerEvent::CoordinatorStarted { .. } => self.counts.starts += 1,
+            LedgerEvent::WorkerJoined { worker, .. } => {
+                self.members.insert(worker.clone());
+            }
+            LedgerEvent::WorkerLeft { worker, .. } => {
+                self.members.remove(worker);
+            }
+            LedgerEvent::RoundOpened { round } => self.open_round(*round),
+            LedgerEvent::LeaseGranted { lease, worker } => self.grant(*lease, worker),
+            LedgerEvent::LeaseEnded { lease, worker, cause, tokens } => {
+                match cause {
+                    LeaseEnd::Expired => self.counts.expired += 1,
+                    LeaseEnd::Released => self.counts.released += 1,
+                    LeaseEnd::Orphaned => self.counts.orphaned += 1,
+                }
+                self.end(*lease, worker, tokens.get());
+            }
+            LedgerEvent::ContributionRejected { lease, worker, tokens, .. } => {
+                self.counts.rejected += 1;
+                self.end(*lease, worker, tokens.get());
+            }
+            LedgerEvent::ContributionAccepted { lease, worker, contribution, .. } => {
+                self.counts.accepted += 1;
+                self.end(*lease, worker, contribution.tokens.get());
+                self.count(*lease);
+                for chunk in &contribution.chunks {
+                    assert!(store.blobs.contains(&chunk.digest), "{lease}: a chunk that counts is not in the store");
+                    assert!(!store.poisoned.contains(&chunk.digest), "{lease}: NaN counts");
+                }
+                let (tokens, chunks) = (contribution.tokens, contribution.chunks.clone());
+                let input = MergeInput { lease: *lease, worker: worker.clone(), tokens, chunks };
+                self.inputs.insert(lease.unit, input);
+            }
+            LedgerEvent::EvaluationAccepted { lease, worker, .. } => {
+                self.counts.evaluated += 1;
+                self.end(*lease, worker, 0);
+                self.count(*lease);
+            }
+            LedgerEvent::RoundClosed { round, broadcast, .. } => self.close(*round, broadcast),
+            LedgerEvent::SnapshotSaved { round, manifest } => {
+                self.counts.saved += 1;
+                let right = self.models.get(round.get() as usize).copied();
+                assert!(right.is_some(), "snapshot {round} comes before its round");
+                assert_eq!(store.snapshot(manifest), right, "snapshot {round} holds other weights");
+            }
+            LedgerEvent::RunCompleted => {
+                assert_eq!(self.model.round.get(), self.spec.schedule.rounds, "the end comes after the last round");
+                assert!(self.held.is_empty(), "the end comes after the last lease: {:?}", self.held);
+                self.complete = true;
+            }
+            LedgerEvent::RequestDenied { .. } => self.counts.denied += 1,
+            LedgerEvent::CoordinatorStopped { .. }
+            | LedgerEvent::RunCreated { .. }
+            | LedgerEvent::ControlReceived { .. } => {}
+        }
+        let flying = self.held.keys().map(|unit| self.tokens(unit)).sum::<u64>();
+        assert_eq!(self.issued, self.ended + flying, "tokens issued, and their fates with those in flight");
+    }
+
+    fn tokens(&self, unit: &UnitId) -> u64 {
+        if unit.kind == UnitKind::Train { self.spec.unit_tokens().get() } else { 0 }
+    }
+
+    fn open_round(&mut self, round: Round) {
+        assert_eq!(self.open, None, "two rounds are open");
+        assert_eq!(round, self.model.round, "rounds follow each other");
+        let least = self.spec.policy.workers_min as usize;
+        assert!(round.get() > 0 || self.members.len() >= least, "{} of {least} workers", self.members.len());
+        self.open = Some(round);
+    }
+
+    fn grant(&mut self, lease: LeaseRef, worker: &WorkerId) {
+        self.counts.granted += 1;
+        assert!(self.members.contains(worker), "{worker} is no member");
+        assert!(!self.counted.contains(&lease.unit), "{lease} is complete");
+        assert!(self.held.values().all(|(_, holder)| holder != worker), "{worker} holds two leases");
+        let last = self.epochs.insert(lease.unit, lease.epoch.get()).unwrap_or(0);
+        assert!(lease.epoch.get() > last, "{lease} follows epoch {last}");
+        let earlier = self.held.insert(lease.unit, (lease, worker.clone()));
+        assert_eq!(earlier, None, "{lease} has two holders");
+        self.issued += self.tokens(&lease.unit);
+    }
+
+    fn end(&mut self, lease: LeaseRef, worker: &WorkerId, tokens: u64) {
+        assert_eq!(self.held.remove(&lease.unit), Some((lease, worker.clone())), "{worker} does not hold {lease}");
+        self.ended += tokens;
+    }
+
+    fn count(&mut self, lease: LeaseRef) {
+        assert!(self.counted.insert(lease.unit), "{lease} counts twice");
+    }
+
+    fn close(&mut self, round: Round, broadcast: &schemas::lease::Weights) {
+        assert_eq!(self.open.take(), Some(round), "a round closes once, after it was opened");
+        // The map is ordered by unit, whatever the order of arrival was.
+        let inputs: Vec<MergeInput> = std::mem::take(&mut self.inputs).into_values().collect();
+        assert_eq!(inputs.len(), self.spec.schedule.units as usize, "round {round} closed without all of its units");
+        self.model = self.model.step(&inputs);
+        self.models.push(self.model);
+        assert_eq!(*broadcast, self.model.broadcast(&self.spec), "round {round} gave other weights than its inputs");
+    }
+}
+
+/// Events that a complete run has no more.
+fn is_work(event: &LedgerEvent) -> bool {
+    matches!(
+        event,
+        LedgerEvent::RunCompleted
+            | LedgerEvent::RoundOpened { .. }
+            | LedgerEvent::RoundClosed { .. }
+            | LedgerEvent::LeaseGranted { .. }
+            | LedgerEvent::ContributionAccepted { .. }
+            | LedgerEvent::EvaluationAccepted { .. }
+            | LedgerEvent::SnapshotSaved { .. }
+    )
+}

@@ -1,0 +1,80 @@
+//! The object store, and the merge as a reference model: weights are a digest, and an outer step gives the digest of the
+//! weights before it and of what was merged, in order. Any other set, order or base gives other weights.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use schemas::data::DataManifest;
+use schemas::lease::Weights;
+use schemas::run::RunSpec;
+use schemas::snapshot::MergeInput;
+use schemas::{Bytes, Digest, Hasher, ObjectRef, Round};
+
+/// Everything at the store. It survives every crash.
+#[derive(Debug, Default)]
+pub(crate) struct Store {
+    /// Readable objects.
+    pub(crate) blobs: BTreeSet<Digest>,
+    /// Uploaded and not yet screened.
+    pub(crate) incoming: BTreeSet<Digest>,
+    /// Chunks that hold a NaN. Only screening knows.
+    pub(crate) poisoned: BTreeSet<Digest>,
+    /// Full snapshots by their manifest.
+    snapshots: BTreeMap<Digest, Model>,
+}
+
+/// The global weights of a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Model {
+    pub(crate) round: Round,
+    weights: Digest,
+}
+
+impl Store {
+    pub(crate) fn new(spec: &RunSpec, data: &DataManifest) -> Self {
+        let model = &spec.model;
+        let shards = data.train.iter().chain(&data.held_out).map(|shard| shard.object);
+        let named = [model.config, model.layout, spec.data];
+        let all = named.into_iter().chain(model.initial.iter().copied()).chain(shards);
+        Self { blobs: all.map(|object| object.digest).collect(), ..Self::default() }
+    }
+
+    pub(crate) fn save(&mut self, model: Model, parent: Option<Digest>) -> ObjectRef {
+        let text = format!("snapshot {} {} {parent:?}", model.round, model.weights);
+        let manifest = ObjectRef::of(text.as_bytes());
+        self.snapshots.insert(manifest.digest, model);
+        manifest
+    }
+
+    pub(crate) fn snapshot(&self, manifest: &ObjectRef) -> Option<Model> {
+        self.snapshots.get(&manifest.digest).copied()
+    }
+}
+
+impl Model {
+    pub(crate) fn initial(spec: &RunSpec) -> Self {
+        let chunks = spec.model.initial.iter().map(|chunk| chunk.digest);
+        Self { round: Round(0), weights: digest_of(chunks) }
+    }
+
+    /// One outer step.
+    pub(crate) fn step(&self, inputs: &[MergeInput]) -> Self {
+        let chunks = inputs.iter().flat_map(|input| input.chunks.iter().map(|chunk| chunk.digest));
+        Self { round: self.round.next(), weights: digest_of([self.weights].into_iter().chain(chunks)) }
+    }
+
+    /// The copy that workers get.
+    pub(crate) fn broadcast(&self, spec: &RunSpec) -> Weights {
+        let chunk = |n: usize| {
+            let text = format!("weights {} {} {n}", self.round, self.weights);
+            ObjectRef { digest: Digest::of(text.as_bytes()), bytes: Bytes(16) }
+        };
+        let chunks = (0..spec.model.initial.len()).map(chunk).collect();
+        Weights { round: self.round, codec: spec.download, chunks }
+    }
+}
+
+fn digest_of(digests: impl Iterator<Item = Digest>) -> Digest {
+    let mut hasher = Hasher::default();
+    digests.for_each(|digest| hasher.update(digest.as_bytes()));
+    hasher.finish()
+}

@@ -1,0 +1,303 @@
+//! A worker's process: the real core, a shell that carries its effects out, and its sudden end.
+
+use coordinator_core::{Submission, WorkerRequest};
+use schemas::blob::{GetRequest, PutRequest};
+use schemas::contribution::{Evaluation, Statement};
+use schemas::lease::{Manifest, Work};
+use schemas::member::{JoinRequest, Posture};
+use schemas::run::TrainerKind;
+use schemas::telemetry::Heartbeat;
+use schemas::{Bytes, Code, Digest, Message as _, Millis, ObjectRef, Refusal, Tokens, UnixMillis, V};
+use worker_core::{Effect, Exit, Input, NotVerified, Request, RequestId, Settings, Trained, WorkId, Worker};
+
+use crate::plan::{audit_key, object, run_id, worker_id};
+use crate::world::{Delivered, Happening, Purpose, Route, World};
+
+/// How long the shell waits for URLs.
+const GRANT_PATIENCE: Millis = Millis::from_secs(10);
+/// Workers' clocks differ from the coordinator's by at most this, either way.
+const SKEW_MAX_MS: u64 = 2_000;
+
+/// Where a worker runs.
+#[derive(Debug, Default)]
+pub(crate) struct Station {
+    process: Option<Process>,
+    /// How many began; an answer to an earlier one is void.
+    incarnation: u64,
+    /// No message comes through before this.
+    cut_off_until: UnixMillis,
+}
+
+#[derive(Debug)]
+struct Process {
+    core: Worker,
+    /// The work at hand.
+    present: Option<(WorkId, Manifest)>,
+    /// How far its clock is ahead of time minus [`SKEW_MAX_MS`].
+    skew: Millis,
+}
+
+impl Process {
+    /// Its clock.
+    fn reads(&self, now: UnixMillis) -> UnixMillis {
+        UnixMillis(now.after(self.skew).get() - SKEW_MAX_MS)
+    }
+}
+
+impl Station {
+    pub(crate) fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    pub(crate) fn deadline(&self) -> Option<UnixMillis> {
+        let process = self.process.as_ref()?;
+        let local = process.core.next_deadline()?;
+        Some(UnixMillis((local.get() + SKEW_MAX_MS).saturating_sub(process.skew.get())))
+    }
+
+    pub(crate) fn is_cut_off(&self, now: UnixMillis) -> bool {
+        now < self.cut_off_until
+    }
+
+    pub(crate) fn cut_off(&mut self, until: UnixMillis) {
+        self.cut_off_until = until;
+    }
+
+    pub(crate) fn reconnect(&mut self) {
+        self.cut_off_until = UnixMillis(0);
+    }
+}
+
+impl World {
+    pub(crate) fn start_worker(&mut self, worker: usize) {
+        if self.stations[worker].process.is_some() {
+            return;
+        }
+        let settings = Settings {
+            run: run_id(),
+            worker: worker_id(worker),
+            join: JoinRequest {
+                v: V,
+                audit_key: audit_key(worker),
+                trainers: vec![TrainerKind::Reference],
+                device: "simulated".to_owned(),
+                release: "sim".to_owned(),
+                posture: Posture::default(),
+            },
+            claim_wait: Millis::from_secs(15),
+            stop_patience: Millis::from_secs(5),
+            seed: self.chance.between(0, u64::MAX - 1),
+        };
+        let skew = self.chance.millis(0, 2 * SKEW_MAX_MS);
+        let station = &mut self.stations[worker];
+        station.incarnation += 1;
+        station.process = Some(Process { core: Worker::new(settings), present: None, skew });
+        self.tell_worker(worker, Input::Tick);
+    }
+
+    pub(crate) fn crash_worker(&mut self, worker: usize) {
+        if self.stations[worker].process.take().is_some() {
+            self.worker_crashes += 1;
+            self.restart_worker(worker);
+        }
+    }
+
+    fn restart_worker(&mut self, worker: usize) {
+        let pause = self.chance.millis(50, 20_000);
+        self.after(pause, Happening::StartWorker(worker));
+    }
+
+    pub(crate) fn tell_worker(&mut self, worker: usize, input: Input) {
+        let now = self.now;
+        let Some(process) = &mut self.stations[worker].process else { return };
+        let mut effects = Vec::new();
+        let local = process.reads(now);
+        process.core.handle(local, input, &mut effects);
+        for effect in effects {
+            self.carry_out_for(worker, effect);
+        }
+    }
+
+    fn carry_out_for(&mut self, worker: usize, effect: Effect) {
+        match effect {
+            Effect::Send { id, request, patience } => self.send(worker, id, request, patience),
+            Effect::Verify { work, document } => {
+                let outcome = self.verify(worker, &document);
+                if let (Ok(manifest), Some(process)) = (&outcome, &mut self.stations[worker].process) {
+                    process.present = Some((work, (**manifest).clone()));
+                }
+                self.to_worker(worker, Millis(1), Input::Verified { work, outcome });
+            }
+            Effect::Fetch { work, manifest } => self.fetch(worker, work, &manifest),
+            Effect::Train { work } => self.train(worker, work),
+            Effect::Evaluate { work } => {
+                let span = self.chance.millis(100, 3_000);
+                let outcome = Ok(Evaluation { loss_sum: 32.0, tokens: Tokens(16) });
+                self.to_worker(worker, span, Input::Evaluated { work, outcome });
+            }
+            Effect::Upload { work } => self.upload(worker, work),
+            Effect::Heartbeat(pulse) => {
+                let heartbeat = Heartbeat {
+                    v: V,
+                    phase: pulse.phase,
+                    lease: pulse.lease,
+                    steps_done: pulse.steps_done,
+                    tokens: Tokens(0),
+                    tokens_per_second: 1.0,
+                    loss: None,
+                    bytes_up: Bytes(0),
+                    bytes_down: Bytes(0),
+                };
+                for span in self.transits(worker) {
+                    self.after(span, Happening::Heartbeat { worker, heartbeat: heartbeat.clone() });
+                }
+            }
+            Effect::Exit(exit) => {
+                self.stations[worker].process = None;
+                if exit != Exit::Complete {
+                    self.restart_worker(worker);
+                }
+            }
+            // The core ignores what comes of work that it stopped.
+            Effect::Stop { .. } | Effect::Joined(_) | Effect::SaveInner | Effect::Emit(_) | Effect::Waiting { .. } => {}
+        }
+    }
+
+    fn to_worker(&mut self, worker: usize, span: Millis, input: Input) {
+        let incarnation = self.stations[worker].incarnation;
+        self.after(span, Happening::Worker { worker, incarnation, input });
+    }
+
+    fn send(&mut self, worker: usize, id: RequestId, request: Request, patience: Millis) {
+        let request = match request {
+            Request::Join(request) => WorkerRequest::Join(request),
+            Request::Leave(request) => WorkerRequest::Leave(request),
+            Request::Claim(request) => WorkerRequest::Claim(request),
+            Request::Renew(request) => WorkerRequest::Renew(request),
+            Request::Release(request) => WorkerRequest::Release(request),
+            Request::Submit(bytes) => {
+                let statement = Statement::decode(&bytes).expect("the core encoded it");
+                WorkerRequest::Submit(Submission { statement, bytes, signature: [worker as u8; 64] })
+            }
+        };
+        let outcome = Err(Refusal::new(Code::NoAnswer, "simulated"));
+        self.to_worker(worker, patience, Input::Replied { id, outcome });
+        self.request(worker, Purpose::Core(id), &request);
+    }
+
+    fn request(&mut self, worker: usize, purpose: Purpose, request: &WorkerRequest) {
+        let route = Route { worker, incarnation: self.stations[worker].incarnation, purpose };
+        for span in self.transits(worker) {
+            self.after(span, Happening::Request { route: route.clone(), request: request.clone() });
+        }
+    }
+
+    /// Stands for the signature and window checks of the shell.
+    fn verify(&self, worker: usize, document: &str) -> Result<Box<Manifest>, NotVerified> {
+        let position: usize = document.parse().expect("documents are positions");
+        let manifest = self.documents[position].clone();
+        assert_eq!(manifest.aud, worker_id(worker), "a manifest for another worker");
+        let local = self.stations[worker].process.as_ref().map_or(self.now, |process| process.reads(self.now));
+        if (manifest.nbf..manifest.exp).contains(&(local.get() / 1000)) {
+            return Ok(Box::new(manifest));
+        }
+        let refusal = Refusal::new(Code::ManifestInvalid, "the window does not contain the present time");
+        Err(NotVerified { refusal, lease: Some(manifest.lease) })
+    }
+
+    fn fetch(&mut self, worker: usize, work: WorkId, manifest: &Manifest) {
+        let (Work::Train { shards, .. } | Work::Evaluate { shards, .. }) = &manifest.work;
+        let objects = manifest.base.chunks.iter().chain(shards).map(|object| object.digest).collect();
+        let request = WorkerRequest::Get(GetRequest { v: V, objects });
+        self.ask_for_urls(worker, Purpose::Fetch(work), &request);
+    }
+
+    fn ask_for_urls(&mut self, worker: usize, purpose: Purpose, request: &WorkerRequest) {
+        let incarnation = self.stations[worker].incarnation;
+        let route = Route { worker, incarnation, purpose: purpose.clone() };
+        self.after(GRANT_PATIENCE, Happening::GiveUp { route });
+        self.request(worker, purpose, request);
+    }
+
+    fn train(&mut self, worker: usize, work: WorkId) {
+        let schedule = &self.plan.spec.schedule;
+        let (steps, tokens) = (schedule.inner_steps, self.plan.spec.unit_tokens());
+        // Sometimes longer than any lease, which then has to be renewed.
+        let span =
+            if self.chance.hits(100) { self.chance.millis(5_000, 40_000) } else { self.chance.millis(200, 5_000) };
+        let outcome = if self.chance.hits(self.faults.training) {
+            Err(Refusal::new(Code::TrainingFailed, "simulated"))
+        } else {
+            Ok(Trained { tokens, steps, loss: 2.5, train_ms: span.get() })
+        };
+        self.to_worker(worker, span, Input::Trained { work, outcome });
+    }
+
+    /// Two passes over the same unit give different bytes, as on real hardware.
+    fn upload(&mut self, worker: usize, work: WorkId) {
+        let Some((_, manifest)) = self.stations[worker].process.as_ref().and_then(|process| process.present.clone())
+        else {
+            return;
+        };
+        let salt = self.chance.between(0, u64::MAX - 1);
+        let chunks = self.plan.spec.model.initial.len();
+        let named = |n: usize| object(&format!("{worker} {} {salt} {n}", manifest.lease));
+        let objects: Vec<ObjectRef> = (0..chunks).map(named).collect();
+        if self.chance.hits(self.faults.poison) {
+            self.store.poisoned.insert(objects[0].digest);
+        }
+        let request = WorkerRequest::Put(PutRequest { v: V, lease: manifest.lease, objects: objects.clone() });
+        self.ask_for_urls(worker, Purpose::Upload(work, objects), &request);
+    }
+
+    pub(crate) fn answer_arrives(&mut self, route: Route, answer: Delivered) {
+        let Route { worker, incarnation, purpose } = route;
+        if self.stations[worker].incarnation != incarnation {
+            return;
+        }
+        match (purpose, answer) {
+            (Purpose::Core(id), Delivered::Answer(answer)) => {
+                self.tell_worker(worker, Input::Replied { id, outcome: Ok(answer) });
+            }
+            (Purpose::Core(id), Delivered::Refused(refusal)) => {
+                self.tell_worker(worker, Input::Replied { id, outcome: Err(refusal) });
+            }
+            (Purpose::Fetch(work), Delivered::Granted) => {
+                let span = self.chance.millis(10, 2_000);
+                self.to_worker(worker, span, Input::Fetched { work, outcome: Ok(()) });
+            }
+            (Purpose::Fetch(work), Delivered::Refused(refusal)) => {
+                self.tell_worker(worker, Input::Fetched { work, outcome: Err(refusal) });
+            }
+            (Purpose::Upload(work, objects), Delivered::Granted) => {
+                let digests: Vec<Digest> = objects.iter().map(|object| object.digest).collect();
+                self.store.incoming.extend(digests);
+                let span = self.chance.millis(10, 2_000);
+                self.to_worker(worker, span, Input::Uploaded { work, outcome: Ok(objects) });
+            }
+            (Purpose::Upload(work, _), Delivered::Refused(refusal)) => {
+                self.tell_worker(worker, Input::Uploaded { work, outcome: Err(refusal) });
+            }
+            (purpose, answer) => panic!("{answer:?} is no answer to {purpose:?}"),
+        }
+    }
+
+    /// No URLs came in time. The core knows whether that still matters.
+    pub(crate) fn give_up(&mut self, route: &Route) {
+        let refusal = Refusal::new(Code::NoAnswer, "simulated");
+        if self.stations[route.worker].incarnation != route.incarnation {
+            return;
+        }
+        match &route.purpose {
+            Purpose::Core(id) => {
+                self.tell_worker(route.worker, Input::Replied { id: *id, outcome: Err(refusal) });
+            }
+            Purpose::Fetch(work) => {
+                self.tell_worker(route.worker, Input::Fetched { work: *work, outcome: Err(refusal) });
+            }
+            Purpose::Upload(work, _) => {
+                self.tell_worker(route.worker, Input::Uploaded { work: *work, outcome: Err(refusal) });
+            }
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! Time, the bus, and what happens next.
+
+use std::collections::BTreeMap;
+
+use coordinator_core::{ReplyId, WorkerRequest};
+use schemas::event::EventBody;
+use schemas::lease::Manifest;
+use schemas::telemetry::Heartbeat;
+use schemas::{Digest, Hasher, Message as _, Millis, ObjectRef, Refusal, UnixMillis};
+
+use crate::chance::Chance;
+use crate::coordinator::Site;
+use crate::monitor::{Counts, Monitor};
+use crate::plan::{Faults, Plan};
+use crate::queue::Queue;
+use crate::store::Store;
+use crate::worker::Station;
+
+/// Simulated time at the start.
+const START: UnixMillis = UnixMillis(1_700_000_000_000);
+/// A run that nothing disturbs any more ends within this.
+const QUIET_MAX: Millis = Millis::from_secs(3600);
+/// More steps than any run takes: a loop that gets nowhere ends here.
+const STEPS_MAX: u64 = 500_000;
+
+/// What a simulation came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// How often things happened.
+    pub counts: Counts,
+    /// Coordinators that died, some of them between two effects.
+    pub coordinator_crashes: u64,
+    /// Workers that died.
+    pub worker_crashes: u64,
+    /// Messages that were lost.
+    pub lost: u64,
+    /// Simulated time from start to end.
+    pub span: Millis,
+    /// The digest of all events: two simulations of one seed give the same.
+    pub ledger: Digest,
+}
+
+/// Something that will happen.
+#[derive(Debug)]
+pub(crate) enum Happening {
+    /// A worker's request reaches the coordinator.
+    Request {
+        route: Route,
+        request: WorkerRequest,
+    },
+    /// A worker's heartbeat reaches the coordinator.
+    Heartbeat {
+        worker: usize,
+        heartbeat: Heartbeat,
+    },
+    /// An answer reaches a worker.
+    Answer {
+        route: Route,
+        answer: Delivered,
+    },
+    /// Something inside the coordinator's process; void when another has begun.
+    Coordinator {
+        generation: u64,
+        input: Box<coordinator_core::Input>,
+    },
+    /// Something inside a worker's process; void when another has begun.
+    Worker {
+        worker: usize,
+        incarnation: u64,
+        input: worker_core::Input,
+    },
+    /// The executor is done; what it did depends on the process.
+    Executor {
+        generation: u64,
+        job: crate::coordinator::Job,
+    },
+    /// A worker has waited long enough for URLs.
+    GiveUp {
+        route: Route,
+    },
+    /// The queue may deliver a message.
+    Deliver {
+        message: u64,
+    },
+    StartCoordinator,
+    StartWorker(usize),
+    /// The operator asks for the run until it is there.
+    CreateRun,
+    /// A process dies or is cut off.
+    Mishap,
+    EndOfFaults,
+}
+
+/// Where an answer goes.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Route {
+    pub(crate) worker: usize,
+    pub(crate) incarnation: u64,
+    pub(crate) purpose: Purpose,
+}
+
+/// What a worker asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Purpose {
+    /// A request of its core.
+    Core(worker_core::RequestId),
+    /// URLs to read what its work needs.
+    Fetch(worker_core::WorkId),
+    /// URLs to upload its contribution.
+    Upload(worker_core::WorkId, Vec<ObjectRef>),
+}
+
+/// An answer on the bus.
+#[derive(Clone, Debug)]
+pub(crate) enum Delivered {
+    Answer(worker_core::Answer),
+    Refused(Refusal),
+    /// URLs.
+    Granted,
+}
+
+/// Everything there is.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) chance: Chance,
+    pub(crate) plan: Plan,
+    pub(crate) faults: Faults,
+    pub(crate) now: UnixMillis,
+    happenings: BTreeMap<(UnixMillis, u64), Happening>,
+    serial: u64,
+    pub(crate) site: Site,
+    pub(crate) stations: Vec<Station>,
+    pub(crate) queue: Queue,
+    pub(crate) store: Store,
+    pub(crate) monitor: Monitor,
+    pub(crate) journal: Vec<EventBody>,
+    pub(crate) routes: BTreeMap<ReplyId, Route>,
+    /// Signed manifests: a document is a position in this list.
+    pub(crate) documents: Vec<Manifest>,
+    pub(crate) lost: u64,
+    pub(crate) worker_crashes: u64,
+    steps: u64,
+}
+
+/// Plays one seed to the end of its run.
+///
+/// # Panics
+/// Something does not hold that must hold: then this seed has found a defect.
+pub fn simulate(seed: u64) -> Report {
+    let mut world = World::new(seed);
+    world.play();
+    world.report()
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut chance = Chance::new(seed);
+        let plan = Plan::new(&mut chance);
+        let mut world = Self {
+            faults: plan.faults,
+            now: START,
+            happenings: BTreeMap::new(),
+            serial: 0,
+            site: Site::default(),
+            stations: (0..plan.workers).map(|_| Station::default()).collect(),
+            queue: Queue::default(),
+            store: Store::new(&plan.spec, &plan.data),
+            monitor: Monitor::new(&plan.spec),
+            journal: Vec::new(),
+            routes: BTreeMap::new(),
+            documents: Vec::new(),
+            lost: 0,
+            worker_crashes: 0,
+            steps: 0,
+            chance,
+            plan,
+        };
+        world.after(Millis(0), Happening::StartCoordinator);
+        world.after(Millis(10), Happening::CreateRun);
+        for worker in 0..world.plan.workers {
+            let delay = world.chance.millis(0, 5_000);
+            world.after(delay, Happening::StartWorker(worker));
+        }
+        world.next_mishap();
+        world.after(world.plan.faults_last, Happening::EndOfFaults);
+        world
+    }
+
+    /// Lets things happen until the run is complete.
+    fn play(&mut self) {
+        while !self.monitor.complete() {
+            self.steps += 1;
+            assert!(self.steps < STEPS_MAX, "the run gets nowhere: {} events", self.journal.len());
+            let last = START.after(self.plan.faults_last).after(QUIET_MAX);
+            assert!(self.now < last, "the run does not end although nothing is wrong any more: {self:#?}");
+            self.step();
+        }
+    }
+
+    /// The next thing: a happening, or a deadline of a core when that comes first.
+    fn step(&mut self) {
+        let next = self.happenings.first_key_value().map_or(UnixMillis(u64::MAX), |((at, _), _)| *at);
+        let coordinator = self.site.deadline().filter(|at| *at < next);
+        let workers = self.stations.iter().enumerate();
+        let worker =
+            workers.filter_map(|(n, station)| Some((station.deadline()?, n))).min().filter(|(at, _)| *at < next);
+        match (coordinator, worker) {
+            (Some(at), other) if other.is_none_or(|(sooner, _)| at <= sooner) => {
+                self.now = self.now.max(at);
+                self.tell_coordinator(coordinator_core::Input::Tick);
+            }
+            (_, Some((at, worker))) => {
+                self.now = self.now.max(at);
+                self.tell_worker(worker, worker_core::Input::Tick);
+            }
+            _ => {
+                let ((at, _), happening) = self.happenings.pop_first().expect("a mishap or the end of faults waits");
+                self.now = self.now.max(at);
+                self.happen(happening);
+            }
+        }
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Request { route, request } => self.request_arrives(route, request),
+            Happening::Heartbeat { worker, heartbeat } => self.heartbeat_arrives(worker, heartbeat),
+            Happening::Answer { route, answer } => self.answer_arrives(route, answer),
+            Happening::Coordinator { generation, input } => {
+                if generation == self.site.generation() {
+                    self.tell_coordinator(*input);
+                }
+            }
+            Happening::Worker { worker, incarnation, input } => {
+                if self.stations[worker].incarnation() == incarnation {
+                    self.tell_worker(worker, input);
+                }
+            }
+            Happening::Executor { generation, job } => {
+                if generation == self.site.generation() {
+                    self.finish_job(job);
+                }
+            }
+            Happening::GiveUp { route } => self.give_up(&route),
+            Happening::Deliver { message } => self.deliver(message),
+            Happening::StartCoordinator => self.start_coordinator(),
+            Happening::StartWorker(worker) => self.start_worker(worker),
+            Happening::CreateRun => self.create_run(),
+            Happening::Mishap => self.mishap(),
+            Happening::EndOfFaults => {
+                self.faults = Faults::default();
+                self.stations.iter_mut().for_each(Station::reconnect);
+            }
+        }
+    }
+
+    pub(crate) fn after(&mut self, span: Millis, happening: Happening) {
+        self.serial += 1;
+        self.happenings.insert((self.now.after(span), self.serial), happening);
+    }
+
+    /// How long a message takes.
+    fn transit(&mut self) -> Millis {
+        if self.chance.hits(self.faults.slow) { self.chance.millis(500, 12_000) } else { self.chance.millis(1, 40) }
+    }
+
+    /// How often a message between `worker` and the coordinator comes, after how long each time.
+    pub(crate) fn transits(&mut self, worker: usize) -> Vec<Millis> {
+        let cut_off = self.stations[worker].is_cut_off(self.now);
+        if cut_off || self.chance.hits(self.faults.loss) {
+            self.lost += 1;
+            return Vec::new();
+        }
+        let copies = if self.chance.hits(self.faults.copies) { 2 } else { 1 };
+        (0..copies).map(|_| self.transit()).collect()
+    }
+
+    fn next_mishap(&mut self) {
+        let calm = self.faults.calm.get().max(1_001);
+        let span = self.chance.millis(1_000, calm);
+        self.after(span, Happening::Mishap);
+    }
+
+    fn mishap(&mut self) {
+        if self.faults.calm == Millis(0) {
+            return;
+        }
+        let worker = self.chance.between(0, self.plan.workers as u64 - 1) as usize;
+        match self.chance.between(0, 9) {
+            0..=2 => self.crash_coordinator(),
+            3 => self.shut_down(),
+            4..=6 => self.crash_worker(worker),
+            _ => {
+                let span = self.chance.millis(1_000, 45_000);
+                let until = self.now.after(span);
+                self.stations[worker].cut_off(until);
+            }
+        }
+        self.next_mishap();
+    }
+
+    fn report(&self) -> Report {
+        let mut hasher = Hasher::default();
+        self.journal.iter().for_each(|body| hasher.update(&body.encode()));
+        Report {
+            counts: self.monitor.counts,
+            coordinator_crashes: self.site.crashes,
+            worker_crashes: self.worker_crashes,
+            lost: self.lost,
+            span: START.until(self.now),
+            ledger: hasher.finish(),
+        }
+    }
+}

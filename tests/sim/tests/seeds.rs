@@ -1,0 +1,64 @@
+//! Plays seeds. `SIM_SEED=7 cargo test -p sim` plays one; `SIM_SEEDS=5000` plays that many from 0 on.
+
+use sim::{Counts, Report, simulate};
+
+/// Seeds of a usual test run.
+const SEEDS: u64 = 200;
+
+/// Seeds that once found a defect, one a line, with what it was behind `#`.
+const KEPT: &str = include_str!("../seeds/kept.txt");
+
+#[expect(clippy::print_stderr, reason = "the seed is what a person needs to repeat a failure")]
+fn play(seed: u64) -> Report {
+    eprintln!("seed {seed}: repeat with SIM_SEED={seed} cargo test -p sim");
+    simulate(seed)
+}
+
+fn variable(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is {text:?}, expected a whole number")))
+}
+
+#[test]
+fn every_run_ends_and_nothing_breaks_on_the_way() {
+    if let Some(seed) = variable("SIM_SEED") {
+        play(seed);
+        return;
+    }
+    let mut sum = Counts::default();
+    let (mut coordinators, mut workers, mut lost) = (0, 0, 0);
+    for seed in 0..variable("SIM_SEEDS").unwrap_or(SEEDS) {
+        let Report { counts, coordinator_crashes, worker_crashes, lost: messages, .. } = play(seed);
+        coordinators += coordinator_crashes;
+        workers += worker_crashes;
+        lost += messages;
+        sum.expired += counts.expired;
+        sum.released += counts.released;
+        sum.orphaned += counts.orphaned;
+        sum.rejected += counts.rejected;
+        sum.evaluated += counts.evaluated;
+        sum.saved += counts.saved;
+        sum.denied += counts.denied;
+    }
+    // Without these the seeds would prove nothing.
+    let seen = [sum.expired, sum.released, sum.orphaned, sum.rejected, sum.evaluated, sum.saved, sum.denied];
+    assert!(seen.iter().all(|count| *count >= 20), "{sum:?}");
+    assert!(coordinators >= 100 && workers >= 100 && lost >= 1000, "{coordinators}, {workers} crashes, {lost} lost");
+}
+
+#[test]
+fn seeds_that_found_defects_are_played_again() {
+    for line in KEPT.lines() {
+        let seed = line.split('#').next().unwrap_or_default().trim();
+        if !seed.is_empty() {
+            play(seed.parse().expect("kept.txt holds one whole number a line"));
+        }
+    }
+}
+
+#[test]
+fn one_seed_is_one_story() {
+    for seed in [3, 17] {
+        assert_eq!(play(seed), play(seed));
+    }
+}
