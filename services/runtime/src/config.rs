@@ -123,7 +123,7 @@ impl Layers {
             let Ok(name) = name.into_string() else { continue };
             let Some(rest) = name.strip_prefix(ENVIRONMENT_PREFIX) else { continue };
             let key = rest.to_lowercase().replace("__", ".");
-            if key.contains('.') && sections.iter().any(|section| key.split('.').next() == Some(section)) {
+            if sections.iter().any(|section| key.split('.').next() == Some(section)) {
                 named.push((key, name, value));
             }
         }

@@ -1,6 +1,7 @@
 //! How a process ends badly: one coded error on stderr with the next step, and an exit status that scripts can branch on.
 
 use std::fmt::Display;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use schemas::{Code, Refusal};
@@ -79,6 +80,27 @@ pub fn report(result: Result<(), Failure>) -> ExitCode {
         eprintln!("{}", render(refusal));
     }
     ExitCode::from(failure.exit_status())
+}
+
+/// Parses the command line of a service. `--help` and `--version` end well, bad usage with [`EXIT_USAGE`].
+///
+/// # Errors
+/// The exit status to end with; what there is to say was printed.
+pub fn parse<A: clap::Parser>() -> Result<A, ExitCode> {
+    A::try_parse().map_err(|error| {
+        // Nothing can be told to whom cannot be written to.
+        let _ = error.print();
+        if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS }
+    })
+}
+
+/// Writes what was asked for to stdout; a reader that has gone is no error.
+///
+/// # Errors
+/// Never; the type lets a `main` end with it.
+pub fn print(text: &str) -> Result<(), Failure> {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    Ok(())
 }
 
 /// `error DL0102 credential missing: …` and the next step on a line of its own.

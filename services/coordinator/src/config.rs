@@ -1,0 +1,143 @@
+//! The coordinator's configuration.
+
+use std::path::{Path, PathBuf};
+
+use identity::Layout;
+use runtime::{AuthConfig, BusConfig, ConfigBytes, ConfigDuration, Material, Materials};
+use schemas::UnixMillis;
+use schemas::member::Layer;
+use serde::{Deserialize, Serialize};
+
+/// Everything that can be set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Folder of the trust domain; paths that are not set lie in it.
+    pub domain: PathBuf,
+    /// The bus.
+    pub bus: BusConfig,
+    /// The store.
+    pub store: StoreConfig,
+    /// Keys and the trust bundle.
+    pub keys: KeysConfig,
+    /// What is demanded.
+    pub auth: AuthConfig,
+    /// Bounds.
+    pub limits: LimitsConfig,
+}
+
+/// The store: where it is, with which keys.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StoreConfig {
+    /// Address: `https://host:port`.
+    pub url: String,
+    /// Region that signatures name.
+    pub region: String,
+    /// The file with the store's access keys.
+    pub keys: PathBuf,
+    /// Certificate authority of the store, PEM.
+    pub ca: PathBuf,
+}
+
+/// Keys and the trust bundle.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KeysConfig {
+    /// The trust bundle.
+    pub trust: PathBuf,
+    /// Seed file of the key that signs leases and commands.
+    pub manifest: PathBuf,
+    /// Seed file of the key that signs the ledger.
+    pub audit: PathBuf,
+}
+
+/// Bounds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// Memory for contributions that were screened and wait for their merge; what does not fit is fetched again.
+    pub contributions_memory: ConfigBytes,
+    /// Chunks that are fetched or stored at a time. Each holds its bytes in memory.
+    pub transfers: u32,
+    /// How long an operation at the store is retried.
+    pub store_patience: ConfigDuration,
+    /// How long an event is offered to the ledger before the coordinator stands down.
+    pub ledger_patience: ConfigDuration,
+    /// How often workers shall say that they live.
+    pub heartbeat: ConfigDuration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            domain: PathBuf::from(".diloco"),
+            bus: BusConfig::default(),
+            store: StoreConfig::default(),
+            keys: KeysConfig::default(),
+            auth: AuthConfig::default(),
+            limits: LimitsConfig::default(),
+        }
+    }
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self {
+            url: "https://127.0.0.1:9000".to_owned(),
+            region: "us-east-1".to_owned(),
+            keys: PathBuf::new(),
+            ca: PathBuf::new(),
+        }
+    }
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            contributions_memory: ConfigBytes::mebi(512),
+            transfers: 4,
+            store_patience: ConfigDuration::from_secs(30),
+            ledger_patience: ConfigDuration::from_secs(120),
+            heartbeat: ConfigDuration::from_secs(3),
+        }
+    }
+}
+
+impl Config {
+    /// The configuration with every path that was not set taken from the trust domain's folder.
+    #[must_use]
+    pub fn completed(mut self) -> Self {
+        let layout = Layout::new(&self.domain);
+        fill(&mut self.bus.credentials, layout.credentials("coordinator"));
+        fill(&mut self.bus.ca, layout.ca());
+        fill(&mut self.store.keys, layout.store_keys());
+        fill(&mut self.store.ca, layout.ca());
+        fill(&mut self.keys.trust, layout.trust());
+        fill(&mut self.keys.manifest, layout.manifest_key());
+        fill(&mut self.keys.audit, layout.coordinator_audit_key());
+        self
+    }
+
+    /// What the coordinator has to show.
+    pub fn materials(&self, now: UnixMillis) -> Materials {
+        let items = vec![
+            Material::BusAddress { key: "bus.url", url: self.bus.url.clone() },
+            Material::Credentials { key: "bus.credentials", path: self.bus.credentials.clone() },
+            Material::Authority { key: "bus.ca", path: self.bus.ca.clone(), layer: Layer::Bus },
+            Material::StoreAddress { key: "store.url", url: self.store.url.clone() },
+            Material::StoreKeys { key: "store.keys", path: self.store.keys.clone() },
+            Material::Authority { key: "store.ca", path: self.store.ca.clone(), layer: Layer::Bulk },
+            Material::Trust { key: "keys.trust", path: self.keys.trust.clone() },
+            Material::ManifestKey { key: "keys.manifest", path: self.keys.manifest.clone() },
+            Material::AuditKey { key: "keys.audit", path: self.keys.audit.clone() },
+        ];
+        Materials { items, now }
+    }
+}
+
+fn fill(path: &mut PathBuf, default: PathBuf) {
+    if path == Path::new("") {
+        *path = default;
+    }
+}

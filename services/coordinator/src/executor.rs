@@ -1,0 +1,287 @@
+//! The merge executor of one run: a task that holds the run's weights and does one thing to them at a time. It can lose
+//! them at any moment without harm: what it did since the last full snapshot can be done again from objects.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use coordinator_core::{Input, Merged};
+use futures::future::try_join_all;
+use schemas::lease::{LeaseRef, Weights as Published};
+use schemas::run::RunSpec;
+use schemas::snapshot::{MergeInput, MergeRecord};
+use schemas::{Code, Digest, ObjectRef, Refusal, Round};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::arrival::Arrival;
+use crate::context::RunContext;
+use crate::pointer::Pointer;
+use crate::restore;
+use crate::save::{self, Snapshot};
+use crate::screen::KeptChunks;
+use crate::store::Store;
+use crate::weights::{Part, Step, Stepped, Weights};
+
+/// Orders that wait for an executor: the core gives it one at a time, and a save beside.
+const ORDERS_MAX: usize = 8;
+
+/// What an executor is told.
+#[derive(Debug)]
+pub(crate) enum Order {
+    Restore { spec: Box<RunSpec>, snapshot: Option<ObjectRef>, merges: Vec<MergeRecord> },
+    Merge { round: Round, inputs: Vec<MergeInput>, kept: BTreeMap<LeaseRef, KeptChunks> },
+    Save { round: Round, parent: Option<Digest>, merges: Vec<MergeRecord> },
+}
+
+/// A running executor, as the shell sees it. It ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    orders: mpsc::Sender<Order>,
+    context: watch::Receiver<Option<Arc<RunContext>>>,
+    task: JoinHandle<()>,
+}
+
+/// From which snapshot the weights came, and what was done to them since.
+#[derive(Debug, Default)]
+struct History {
+    snapshot: Option<ObjectRef>,
+    merges: Vec<MergeRecord>,
+}
+
+struct Executor {
+    store: Store,
+    pointer: Pointer,
+    arrivals: mpsc::Sender<Arrival>,
+    publish_context: watch::Sender<Option<Arc<RunContext>>>,
+    context: Option<Arc<RunContext>>,
+    history: History,
+    weights: Option<Weights>,
+}
+
+impl Handle {
+    pub(crate) fn start(store: Store, pointer: Pointer, arrivals: mpsc::Sender<Arrival>) -> Self {
+        let (orders, queue) = mpsc::channel(ORDERS_MAX);
+        let (publish_context, context) = watch::channel(None);
+        let history = History::default();
+        let executor = Executor { store, pointer, arrivals, publish_context, context: None, history, weights: None };
+        Self { orders, context, task: tokio::spawn(executor.run(queue)) }
+    }
+
+    /// Gives an order.
+    pub(crate) fn order(&self, order: Order) -> Result<(), Refusal> {
+        let failed = |error: mpsc::error::TrySendError<Order>| Refusal::new(Code::Internal, format!("executor: {error}"));
+        self.orders.try_send(order).map_err(failed)
+    }
+
+    /// The run's context, once it is known.
+    pub(crate) fn context(&self) -> watch::Receiver<Option<Arc<RunContext>>> {
+        self.context.clone()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Executor {
+    async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
+        while let Some(order) = orders.recv().await {
+            let delivered = match order {
+                Order::Restore { spec, snapshot, merges } => self.restore(*spec, snapshot, merges).await,
+                Order::Merge { round, inputs, kept } => {
+                    let outcome = self.merge(round, inputs, kept).await;
+                    self.tell(|run| Input::Merged { run, round, outcome }).await
+                }
+                Order::Save { round, parent, merges } => self.save(round, parent, merges).await,
+            };
+            if delivered.is_none() {
+                // The shell has ended.
+                return;
+            }
+        }
+    }
+
+    async fn tell(&self, input: impl FnOnce(schemas::RunId) -> Input) -> Option<()> {
+        let run = self.context.as_ref()?.spec.run.clone();
+        self.arrivals.send(Arrival::Input(input(run))).await.ok()
+    }
+
+    async fn restore(&mut self, spec: RunSpec, snapshot: Option<ObjectRef>, merges: Vec<MergeRecord>) -> Option<()> {
+        let run = spec.run.clone();
+        self.history = History { snapshot, merges };
+        self.weights = None;
+        let outcome = self.load(spec).await;
+        if let Err(refusal) = &outcome {
+            tracing::warn!(%run, %refusal, "weights not restored");
+        }
+        self.arrivals.send(Arrival::Input(Input::Restored { run, outcome })).await.ok()
+    }
+
+    /// Context, data manifest and weights.
+    async fn load(&mut self, spec: RunSpec) -> Result<(), Refusal> {
+        let (run, data) = (spec.run.clone(), spec.data);
+        let context = Arc::new(RunContext::load(&self.store, spec).await?);
+        self.context = Some(Arc::clone(&context));
+        self.publish_context.send_replace(Some(Arc::clone(&context)));
+        let data = Arc::new(crate::check::data(&self.store, data).await?);
+        let ended = |_| Refusal::new(Code::Draining, "the coordinator is stopping");
+        self.arrivals.send(Arrival::Input(Input::DataLoaded { run, data })).await.map_err(ended)?;
+        let History { snapshot, merges } = &self.history;
+        self.weights = Some(restore::weights(&self.store, &context, *snapshot, merges).await?);
+        Ok(())
+    }
+
+    async fn merge(
+        &mut self,
+        round: Round,
+        inputs: Vec<MergeInput>,
+        kept: BTreeMap<LeaseRef, KeptChunks>,
+    ) -> Result<Merged, Refusal> {
+        let internal = |detail: String| Refusal::new(Code::Internal, detail);
+        let context = self.context.clone().ok_or_else(|| internal(format!("merge of round {round} before a restore")))?;
+        // Taken out, so that a merge that breaks off half-way leaves nothing that could be used.
+        let mut weights = match self.weights.take() {
+            Some(weights) => weights,
+            None => restore::weights(&self.store, &context, self.history.snapshot, &self.history.merges).await?,
+        };
+        if weights.round != round {
+            let held = weights.round;
+            self.weights = Some(weights);
+            return Err(internal(format!("merge of round {round}, but the weights are of round {held}")));
+        }
+        let started = std::time::Instant::now();
+        let merged = step_all(&self.store, &context, &mut weights, &inputs, kept).await?;
+        let broadcast = merged.broadcast.digest();
+        tracing::info!(
+            run = %context.spec.run,
+            round = round.get(),
+            inputs = inputs.len(),
+            took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "merged"
+        );
+        self.history.merges.push(MergeRecord { round, inputs, broadcast });
+        self.weights = Some(weights);
+        Ok(merged)
+    }
+
+    /// Shares the chunks as they are now with a task of its own.
+    async fn save(&mut self, round: Round, parent: Option<Digest>, merges: Vec<MergeRecord>) -> Option<()> {
+        let context = self.context.clone()?;
+        let Some(weights) = self.weights.clone().filter(|weights| weights.round == round) else {
+            let outcome = Err(Refusal::new(Code::SnapshotMissing, format!("the weights of round {round} are not held")));
+            return self.tell(|run| Input::Saved { run, round, outcome }).await;
+        };
+        let (store, pointer, arrivals) = (self.store.clone(), self.pointer.clone(), self.arrivals.clone());
+        let snapshot = Snapshot { context, weights, parent, merges };
+        // Not waited for: the next merge may begin.
+        tokio::spawn(async move {
+            let run = snapshot.context.spec.run.clone();
+            let outcome = save::save(&store, &pointer, snapshot).await;
+            // When the shell has ended nobody needs to know.
+            let _ = arrivals.send(Arrival::Input(Input::Saved { run, round, outcome })).await;
+        });
+        Some(())
+    }
+}
+
+/// Makes the outer step chunk by chunk: while one is merged the next is fetched and the ones before are stored.
+async fn step_all(
+    store: &Store,
+    context: &Arc<RunContext>,
+    weights: &mut Weights,
+    inputs: &[MergeInput],
+    mut kept: BTreeMap<LeaseRef, KeptChunks>,
+) -> Result<Merged, Refusal> {
+    let round = weights.round;
+    let first = weights.momentum.is_empty();
+    let step = Step::new(&context.spec, round, first);
+    let count = context.chunks.len();
+    let mut uploads = Vec::with_capacity(count);
+    let mut sum_of_squares = 0.0;
+    let mut next = gather(store, inputs, &mut kept, 0)?;
+    for index in 0..count {
+        let parts = joined(&mut next).await??;
+        if index + 1 < count {
+            next = gather(store, inputs, &mut kept, index + 1)?;
+        }
+        // Bounds the encoded chunks that wait to be stored.
+        let permit = store.transfer().await;
+        let mut piece = weights.take(index, step);
+        let start = context.chunks[index].start;
+        let work = tokio::task::spawn_blocking(move || {
+            let stepped = step.run(&mut piece, &parts, start);
+            (piece, stepped)
+        });
+        let (piece, stepped) = work.await.map_err(|error| Refusal::new(Code::Internal, format!("merge: {error}")))?;
+        let stepped: Stepped =
+            stepped.map_err(|error| Refusal::new(Code::Internal, format!("merge of chunk {index}: {error}")))?;
+        if !stepped.finite {
+            let detail = format!("round {round}: chunk {index} of the weights is no longer finite after the outer step");
+            return Err(Refusal::new(Code::NotFinite, detail));
+        }
+        weights.put(index, piece);
+        sum_of_squares += stepped.sum_of_squares;
+        let (store, bytes) = (store.clone(), Bytes::from(stepped.broadcast));
+        uploads.push(AbortOnDrop(tokio::spawn(async move {
+            let stored = store.publish(bytes).await;
+            drop(permit);
+            stored
+        })));
+    }
+    let mut chunks = Vec::with_capacity(count);
+    for upload in &mut uploads {
+        chunks.push(joined(upload).await??);
+    }
+    let broadcast = Published { round: round.next(), codec: context.spec.download, chunks };
+    weights.round = round.next();
+    weights.broadcast = broadcast.clone();
+    Ok(Merged { broadcast, norm: sum_of_squares.sqrt() })
+}
+
+/// A task that ends with whoever waits for it.
+struct AbortOnDrop<T>(JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn joined<T>(task: &mut AbortOnDrop<T>) -> Result<T, Refusal> {
+    (&mut task.0).await.map_err(|error| Refusal::new(Code::Internal, format!("merge: {error}")))
+}
+
+/// Brings chunk `index` of every input together: from memory, or from the store.
+fn gather(
+    store: &Store,
+    inputs: &[MergeInput],
+    kept: &mut BTreeMap<LeaseRef, KeptChunks>,
+    index: usize,
+) -> Result<AbortOnDrop<Result<Vec<Part>, Refusal>>, Refusal> {
+    let mut sources = Vec::with_capacity(inputs.len());
+    for input in inputs {
+        let object = input.chunks.get(index).copied();
+        let object = object.ok_or_else(|| {
+            Refusal::new(Code::LayoutMismatch, format!("{} has {} chunks", input.lease, input.chunks.len()))
+        })?;
+        let held = kept.get_mut(&input.lease).and_then(|chunks| chunks.get_mut(index)).and_then(Option::take);
+        sources.push((input.tokens.get(), object, held));
+    }
+    let store = store.clone();
+    Ok(AbortOnDrop(tokio::spawn(async move {
+        let parts = sources.into_iter().map(|(weight, object, held)| {
+            let store = &store;
+            async move {
+                match held {
+                    // The room in the bound is given back here, a moment before the bytes themselves.
+                    Some(kept) => Ok((weight, kept.bytes)),
+                    None => Ok::<Part, Refusal>((weight, store.fetch(object).await?)),
+                }
+            }
+        });
+        try_join_all(parts).await
+    })))
+}

@@ -1,0 +1,109 @@
+//! URLs for others, and the promotion of what operators upload.
+
+use std::collections::BTreeSet;
+
+use coordinator_core::{Answer, Quarantine};
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use objects::{IncomingKey, ObjectError, Recorded};
+use runtime::clock;
+use schemas::blob::{Grant, Grants};
+use schemas::lease::Done;
+use schemas::{Digest, ObjectRef, Refusal, V};
+
+use crate::store::{Store, incoming_key, refusal};
+
+/// Objects of one request that are looked at at a time.
+const LOOKS_MAX: usize = 16;
+/// Uploads that are remembered as granted; above that all are forgotten, which costs a look at the store each.
+const REMEMBERED_MAX: usize = 16_384;
+
+/// Uploads that were granted before: a worker that asks for one again may have lost the answer to it, so only then is
+/// the store asked whether the object is there.
+#[derive(Debug, Default)]
+pub(crate) struct Granted(BTreeSet<IncomingKey>);
+
+impl Granted {
+    /// For each object whether its upload was granted before; from now on it was.
+    pub(crate) fn mark(&mut self, place: &Quarantine, objects: &[ObjectRef]) -> Result<Vec<Upload>, Refusal> {
+        if self.0.len() + objects.len() > REMEMBERED_MAX {
+            self.0.clear();
+        }
+        let upload = |object: &ObjectRef| {
+            let key = incoming_key(place, object.digest)?;
+            let fresh = self.0.insert(key.clone());
+            Ok(Upload { key, object: *object, fresh })
+        };
+        objects.iter().map(upload).collect()
+    }
+}
+
+/// An upload to grant.
+#[derive(Clone, Debug)]
+pub(crate) struct Upload {
+    key: IncomingKey,
+    object: ObjectRef,
+    fresh: bool,
+}
+
+/// URLs to read.
+pub(crate) fn get(store: &Store, objects: &[Digest]) -> Answer {
+    let now = clock::now();
+    let grants = objects.iter().map(|digest| store.signer.get(*digest, now)).collect();
+    Answer::Grants(Grants { v: V, grants })
+}
+
+/// URLs to upload. What the store has needs none.
+pub(crate) async fn put(store: &Store, place: &Quarantine, uploads: Vec<Upload>) -> Result<Answer, Refusal> {
+    let operator = matches!(place, Quarantine::Operator { .. });
+    let grants = uploads.into_iter().map(|upload| async move {
+        let there = match (operator, upload.fresh) {
+            (true, _) => blob_is_there(store, upload.object).await?,
+            (false, true) => false,
+            (false, false) => upload_is_there(store, &upload).await?,
+        };
+        let digest = upload.object.digest;
+        let grant = if there {
+            Grant { digest, action: None }
+        } else {
+            store.signer.put(&upload.key, upload.object.bytes, clock::now())
+        };
+        Ok::<Grant, Refusal>(grant)
+    });
+    let grants = stream::iter(grants).buffered(LOOKS_MAX).try_collect().await?;
+    Ok(Answer::Grants(Grants { v: V, grants }))
+}
+
+/// Checks and promotes an operator's uploads.
+pub(crate) async fn commit(store: &Store, place: &Quarantine, objects: &[ObjectRef]) -> Result<Answer, Refusal> {
+    let keys: Vec<_> = objects.iter().map(|object| incoming_key(place, object.digest)).collect::<Result<_, _>>()?;
+    let promotions: Vec<_> = keys.iter().zip(objects).map(|(key, object)| promote(store, key, *object)).collect();
+    stream::iter(promotions).buffer_unordered(LOOKS_MAX).try_collect::<()>().await?;
+    Ok(Answer::Done(Done { v: V }))
+}
+
+async fn promote(store: &Store, key: &IncomingKey, object: ObjectRef) -> Result<(), Refusal> {
+    if blob_is_there(store, object).await? {
+        return Ok(());
+    }
+    let recorded = store.buckets.head_checked(key, object).await.map_err(|error| refusal(&error))?;
+    if recorded == Recorded::No {
+        // The store did not keep the hash that it checked: only reading tells.
+        let _permit = store.transfer().await;
+        store.buckets.get_incoming(key, object).await.map_err(|error| refusal(&error))?;
+    }
+    store.buckets.promote(key, object).await.map_err(|error| refusal(&error))?;
+    Ok(())
+}
+
+async fn blob_is_there(store: &Store, object: ObjectRef) -> Result<bool, Refusal> {
+    let found = store.buckets.exists(object.digest).await.map_err(|error| refusal(&error))?;
+    Ok(found == Some(object.bytes))
+}
+
+async fn upload_is_there(store: &Store, upload: &Upload) -> Result<bool, Refusal> {
+    match store.buckets.head_checked(&upload.key, upload.object).await {
+        Ok(_) => Ok(true),
+        Err(ObjectError::Missing { .. }) => Ok(false),
+        Err(error) => Err(refusal(&error)),
+    }
+}

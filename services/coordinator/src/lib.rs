@@ -1,0 +1,38 @@
+//! The coordinator's shell: it feeds the core from the bus, the queue, the store and the clock, and carries out what the
+//! core asks for.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `service` | building and running everything |
+//! | `shell` | the decision loop: inputs in, effects out, in order |
+//! | `incoming`, `serve`, `answer` | messages: who says what, in which form; answers |
+//! | `ledger` | the signed chain in stream `AUDIT`, fenced by its last sequence |
+//! | `queue` | offers: publish, pull, settle, hold |
+//! | `store`, `grants` | the store, and URLs to it for others |
+//! | `check`, `screen` | a new run's objects; a result's chunks |
+//! | `context`, `weights`, `executor`, `restore`, `save`, `pointer` | a run's weights: step, recompute, keep |
+
+mod answer;
+mod arrival;
+mod check;
+mod config;
+mod context;
+mod executor;
+mod grants;
+mod incoming;
+mod ledger;
+mod pointer;
+mod queue;
+mod restore;
+mod save;
+mod screen;
+mod serve;
+mod service;
+mod shell;
+mod store;
+mod weights;
+
+pub use config::{Config, KeysConfig, LimitsConfig, StoreConfig};
+pub use ledger::{Ledger, LedgerError};
+pub use pointer::SnapshotPointer;
+pub use service::Service;

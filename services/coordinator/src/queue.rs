@@ -1,0 +1,183 @@
+//! The work queue: offers are published once, pulled, and settled or held through the subject that came with them. An
+//! acknowledgement frees the queue and means nothing else; what counts is in the ledger.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::PullConsumer;
+use async_nats::jetstream::{self, ErrorCode};
+use async_nats::{HeaderMap, Subject};
+use bytes::Bytes;
+use coordinator_core::DeliveryId;
+use futures::StreamExt as _;
+use runtime::{Bus, Failure};
+use schemas::lease::{Offer, UnitId};
+use schemas::subject::{WORK_CONSUMER, WORK_STREAM, offer_subject};
+use schemas::{Code, Message as _, RunId, V};
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use crate::arrival::Arrival;
+
+/// Offers asked for at a time.
+const BATCH: usize = 256;
+/// How long one publish waits for its acknowledgement.
+const ACK_WAIT: Duration = Duration::from_secs(5);
+/// Tries to publish an offer; the core offers again later what was not delivered.
+const TRIES_MAX: u32 = 4;
+/// Pause after the pulling was interrupted.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Ack subjects of offers that were delivered and not settled.
+#[derive(Debug, Default)]
+pub(crate) struct Deliveries {
+    next: u64,
+    acks: BTreeMap<DeliveryId, (u64, Subject)>,
+    /// The newest delivery of each message of the stream.
+    newest: BTreeMap<u64, DeliveryId>,
+}
+
+#[derive(Deserialize)]
+struct Acknowledgement {
+    error: Option<AckError>,
+}
+
+#[derive(Deserialize)]
+struct AckError {
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}
+
+impl Deliveries {
+    /// Notes a delivery; an earlier one of the same message is over.
+    pub(crate) fn note(&mut self, stream_sequence: u64, ack: Subject) -> DeliveryId {
+        self.next += 1;
+        let delivery = DeliveryId(self.next);
+        if let Some(before) = self.newest.insert(stream_sequence, delivery) {
+            self.acks.remove(&before);
+        }
+        self.acks.insert(delivery, (stream_sequence, ack));
+        delivery
+    }
+
+    /// Where a delivery is acknowledged.
+    pub(crate) fn ack(&self, delivery: DeliveryId) -> Option<Subject> {
+        self.acks.get(&delivery).map(|(_, ack)| ack.clone())
+    }
+
+    /// Forgets a delivery that is being settled.
+    pub(crate) fn settle(&mut self, delivery: DeliveryId) -> Option<Subject> {
+        let (stream_sequence, ack) = self.acks.remove(&delivery)?;
+        self.newest.remove(&stream_sequence);
+        Some(ack)
+    }
+}
+
+/// Publishes an offer unless the queue holds one of the unit.
+pub(crate) async fn offer(bus: Bus, run: RunId, unit: UnitId) {
+    let subject = offer_subject(&run, unit);
+    let payload = Bytes::from(Offer { v: V, run, unit }.encode());
+    let mut headers = HeaderMap::new();
+    headers.insert(async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, "0");
+    for _ in 0..TRIES_MAX {
+        let reason = match bus.request_raw(&subject, headers.clone(), payload.clone(), ACK_WAIT).await {
+            Ok(answer) => match serde_json::from_slice::<Acknowledgement>(&answer).map(|ack| ack.error) {
+                Ok(None) => return,
+                Ok(Some(error)) if error.err_code == ErrorCode::STREAM_WRONG_LAST_SEQUENCE.0 => return,
+                Ok(Some(error)) => error.description,
+                Err(error) => error.to_string(),
+            },
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(subject, reason, "offer not published; trying again");
+        sleep(PAUSE).await;
+    }
+}
+
+/// Takes a unit's offer off the queue. Twice does no harm; an acknowledgement that is lost comes back as a delivery.
+pub(crate) async fn settle(bus: Bus, ack: Subject) {
+    acknowledge(&bus, ack, "+ACK").await;
+}
+
+/// Keeps an offer from being delivered again for a while.
+pub(crate) async fn hold(bus: Bus, ack: Subject) {
+    acknowledge(&bus, ack, "+WPI").await;
+}
+
+async fn acknowledge(bus: &Bus, ack: Subject, what: &'static str) {
+    if let Err(error) = bus.publish(&ack, Bytes::from_static(what.as_bytes())).await {
+        tracing::debug!(%error, what, "offer not acknowledged");
+    }
+}
+
+/// Finds the durable consumer of the queue.
+///
+/// # Errors
+/// [`Code::StreamMissing`].
+pub(crate) async fn consumer(bus: &Bus) -> Result<PullConsumer, Failure> {
+    let jetstream = jetstream::new(bus.client().clone());
+    let missing = |error: &dyn std::fmt::Display| {
+        Failure::new(Code::StreamMissing, format!("consumer {WORK_CONSUMER} of stream {WORK_STREAM}: {error}"))
+    };
+    let stream = jetstream.get_stream_no_info(WORK_STREAM).await.map_err(|error| missing(&error))?;
+    stream.get_consumer(WORK_CONSUMER).await.map_err(|error| missing(&error))
+}
+
+/// Pulls offers for as long as the process lives.
+pub(crate) async fn pull(bus: Bus, consumer: PullConsumer, arrivals: mpsc::Sender<Arrival>) {
+    loop {
+        let mut messages = match consumer.stream().max_messages_per_batch(BATCH).messages().await {
+            Ok(messages) => messages,
+            Err(error) => {
+                tracing::warn!(%error, "offers cannot be pulled; trying again");
+                sleep(PAUSE).await;
+                continue;
+            }
+        };
+        while let Some(next) = messages.next().await {
+            let message = match next {
+                Ok(message) => message,
+                Err(error) => {
+                    tracing::debug!(%error, "pulling of offers interrupted");
+                    break;
+                }
+            };
+            let Some(ack) = message.reply.clone() else { continue };
+            let sequence = message.info().map(|info| info.stream_sequence);
+            let arrival = match (Offer::decode(&message.payload), sequence) {
+                (Ok(Offer { run, unit, .. }), Ok(stream_sequence)) => Arrival::Offer { run, unit, stream_sequence, ack },
+                (offer, _) => {
+                    tracing::warn!(error = ?offer.err(), subject = %message.subject, "not an offer; taken off the queue");
+                    acknowledge(&bus, ack, "+TERM").await;
+                    continue;
+                }
+            };
+            if arrivals.send(arrival).await.is_err() {
+                return;
+            }
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redelivery_replaces_the_delivery_before_it() {
+        let mut deliveries = Deliveries::default();
+        let first = deliveries.note(7, "a.1".into());
+        let other = deliveries.note(8, "b.1".into());
+        let second = deliveries.note(7, "a.2".into());
+        assert_eq!(deliveries.ack(first), None);
+        assert_eq!(deliveries.ack(second).as_deref(), Some("a.2"));
+        assert_eq!(deliveries.settle(second).as_deref(), Some("a.2"));
+        assert_eq!(deliveries.settle(second), None);
+        assert_eq!((deliveries.acks.len(), deliveries.newest.len()), (1, 1));
+        assert!(deliveries.ack(other).is_some());
+    }
+}

@@ -1,0 +1,69 @@
+//! Full snapshots, off the critical path: fp32 chunks, then the manifest that names them, then the pointer.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use merge::SeededRounding;
+use schemas::run::CodecKind;
+use schemas::snapshot::{MergeRecord, SnapshotManifest};
+use schemas::{Code, Digest, ObjectRef, Refusal, Round, V};
+
+use crate::context::RunContext;
+use crate::pointer::Pointer;
+use crate::store::Store;
+use crate::weights::Weights;
+
+/// What is saved.
+pub(crate) struct Snapshot {
+    pub(crate) context: Arc<RunContext>,
+    pub(crate) weights: Weights,
+    pub(crate) parent: Option<Digest>,
+    pub(crate) merges: Vec<MergeRecord>,
+}
+
+/// Writes everything and returns the manifest's reference. Each chunk is let go of once it is stored.
+pub(crate) async fn save(store: &Store, pointer: &Pointer, snapshot: Snapshot) -> Result<ObjectRef, Refusal> {
+    let Snapshot { context, weights, parent, merges } = snapshot;
+    let Weights { round, params, momentum, broadcast } = weights;
+    let spec = &context.spec;
+    let weights = if round == Round(0) { spec.model.initial.clone() } else { chunks(store, params).await? };
+    let momentum = chunks(store, momentum).await?;
+    let manifest = SnapshotManifest {
+        v: V,
+        run: spec.run.clone(),
+        spec: context.spec_digest,
+        round,
+        config: spec.model.config,
+        layout: spec.model.layout,
+        data: spec.data,
+        weights,
+        momentum,
+        broadcast,
+        parent,
+        merges,
+    };
+    let text = serde_json::to_vec(&manifest).map_err(|error| Refusal::new(Code::Internal, error.to_string()))?;
+    let object = store.publish(text.into()).await?;
+    pointer.advance(&spec.run, round, object).await?;
+    tracing::info!(run = %spec.run, round = round.get(), manifest = %object.digest, "full snapshot saved");
+    Ok(object)
+}
+
+async fn chunks(store: &Store, chunks: Vec<Arc<Vec<f32>>>) -> Result<Vec<ObjectRef>, Refusal> {
+    let mut objects = Vec::with_capacity(chunks.len());
+    for chunk in chunks {
+        // One at a time: a save has until the next one, and memory for its copies is short.
+        let _permit = store.transfer().await;
+        let encoded = tokio::task::spawn_blocking(move || encode(&chunk)).await;
+        let encoded = encoded.map_err(|error| Refusal::new(Code::Internal, format!("save: {error}")))?;
+        objects.push(store.publish(encoded).await?);
+    }
+    Ok(objects)
+}
+
+fn encode(values: &[f32]) -> Bytes {
+    let mut bytes = vec![0; merge::codec::encoded_bytes(CodecKind::Fp32, values.len())];
+    let encoded = merge::codec::encode(CodecKind::Fp32, values, SeededRounding::NEAREST, &mut bytes);
+    encoded.expect("the buffer has the size of the encoding");
+    bytes.into()
+}

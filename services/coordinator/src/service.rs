@@ -1,0 +1,91 @@
+//! Building the coordinator from its configuration, in an order in which nothing is heard before it can be answered: keys,
+//! bus, ledger, store, then the subscriptions.
+
+use std::path::Path;
+
+use coordinator_core::{Coordinator, Settings};
+use identity::{AuditKey, ManifestKey, TrustBundle};
+use runtime::{Bus, Failure, clock};
+use schemas::member::{Layer, Posture};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::arrival::Arrival;
+use crate::config::Config;
+use crate::incoming::Identity;
+use crate::ledger::Ledger;
+use crate::pointer::Pointer;
+use crate::queue;
+use crate::serve;
+use crate::shell::{Shell, Tables};
+use crate::store::Store;
+
+/// Arrivals that wait for the loop. Beyond it the bus keeps them, and drops what it cannot keep.
+const ARRIVALS_MAX: usize = 4096;
+
+/// A coordinator that leads.
+pub struct Service {
+    shell: Shell,
+    core: Coordinator,
+    arrivals: mpsc::Receiver<Arrival>,
+    /// Tasks that live as long as the service.
+    feeders: JoinSet<()>,
+}
+
+impl Service {
+    /// Connects, replays the ledger, takes the lead and begins to hear.
+    ///
+    /// # Errors
+    /// The coded reason why it cannot lead.
+    pub async fn build(config: &Config, posture: Posture) -> Result<Self, Failure> {
+        let identity = match posture.open.iter().any(|open| open.layer == Layer::Bus) {
+            true => Identity::BySubject,
+            false => Identity::ByBroker,
+        };
+        let trust = TrustBundle::read(&config.keys.trust).map_err(|error| Failure::new(error.code(), error))?;
+        let key = |path: &Path| AuditKey::read(path).map_err(|error| Failure::new(error.code(), error));
+        let audit_key = key(&config.keys.audit)?;
+        let manifest_key =
+            ManifestKey::read(&config.keys.manifest).map_err(|error| Failure::new(error.code(), error))?;
+        let store = Store::new(config)?;
+        store.buckets.ping().await.map_err(|error| Failure::new(error.code(), error))?;
+        let bus = Bus::connect("diloco-coordinator", &config.bus, clock::now()).await;
+        let bus = bus.map_err(|error| Failure::from(error.into_refusal()))?;
+        let consumer = queue::consumer(&bus).await?;
+        let pointer = Pointer::open(&bus).await?;
+        let patience = config.limits.ledger_patience.0;
+        let (ledger, events) = Ledger::open(bus.clone(), audit_key, &trust, patience).await?;
+        let settings = Settings {
+            release: env!("CARGO_PKG_VERSION").to_owned(),
+            posture,
+            heartbeat: config.limits.heartbeat.millis(),
+        };
+        let broken = |error| Failure::new(schemas::Code::LedgerBroken, error);
+        let core = Coordinator::replay(settings, &events).map_err(broken)?;
+        tracing::info!(events = events.len(), "ledger verified and replayed");
+        let (sender, arrivals) = mpsc::channel(ARRIVALS_MAX);
+        let mut feeders = JoinSet::new();
+        for subscription in serve::subscribe(&bus).await? {
+            feeders.spawn(serve::forward(bus.clone(), subscription, identity, sender.clone()));
+        }
+        let domain = trust.domain.to_string();
+        let tables = Tables::default();
+        let shell = Shell { bus, store, pointer, ledger, manifest_key, domain, arrivals: sender, tables };
+        let mut service = Self { shell, core, arrivals, feeders };
+        // The first append fences off a coordinator that led before; only then are offers taken from the queue.
+        service.shell.start(&mut service.core).await?;
+        service.feeders.spawn(queue::pull(service.shell.bus.clone(), consumer, service.shell.arrivals.clone()));
+        Ok(service)
+    }
+
+    /// Leads until an operator stops it, `shutdown` is cancelled, or it must stand down.
+    ///
+    /// # Errors
+    /// The coded reason to stand down.
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), Failure> {
+        let ended = self.shell.run(&mut self.core, self.arrivals, shutdown).await;
+        self.feeders.abort_all();
+        ended
+    }
+}

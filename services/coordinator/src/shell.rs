@@ -1,0 +1,343 @@
+//! The decision loop: one input at a time goes through the core, its effects are carried out in order. Appends are waited
+//! for; whatever else takes time runs beside and comes back as an input. Nothing is decided here.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_nats::Subject;
+use coordinator_core::{Answer, Coordinator, Effect, Input, Quarantine, ReplyId};
+use identity::ManifestKey;
+use runtime::{Bus, Failure, clock};
+use schemas::lease::{ClaimOutcome, ClaimReply, LeaseRef, MANIFEST_TYPE, Manifest};
+use schemas::public::{COMMAND_TYPE, Command, CommandVerb, Status};
+use schemas::snapshot::MergeInput;
+use schemas::subject::{command_subject, status_subject};
+use schemas::{AccountId, Code, Message as _, ObjectRef, Refusal, Round, RunId, V, WorkerId};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::arrival::Arrival;
+use crate::executor::{Handle, Order};
+use crate::grants::{self, Granted};
+use crate::ledger::Ledger;
+use crate::pointer::Pointer;
+use crate::queue::{self, Deliveries};
+use crate::screen::{self, KeptChunks, Source, Staged};
+use crate::store::Store;
+use crate::{answer, check};
+
+/// How long a command may be obeyed after it was signed: covers clocks that differ, not more.
+const COMMAND_LIFE_SECONDS: u64 = 120;
+/// Longest sleep without a deadline: bounds what a clock that was set back can do.
+const IDLE_MAX: Duration = Duration::from_secs(5);
+
+/// Everything that the loop works with.
+pub(crate) struct Shell {
+    pub(crate) bus: Bus,
+    pub(crate) store: Store,
+    pub(crate) pointer: Pointer,
+    pub(crate) ledger: Ledger,
+    pub(crate) manifest_key: ManifestKey,
+    pub(crate) domain: String,
+    pub(crate) arrivals: mpsc::Sender<Arrival>,
+    pub(crate) tables: Tables,
+}
+
+/// What the shell remembers between a request and its answer. Losing it costs a repeat, never a result.
+#[derive(Default)]
+pub(crate) struct Tables {
+    replies: BTreeMap<ReplyId, Subject>,
+    replied: u64,
+    deliveries: Deliveries,
+    granted: Granted,
+    executors: BTreeMap<RunId, Handle>,
+    staged: BTreeMap<(RunId, LeaseRef), Staged>,
+    kept: BTreeMap<(RunId, LeaseRef), KeptChunks>,
+}
+
+/// Whether the loop goes on.
+enum Flow {
+    On,
+    /// The core is done.
+    Stop(String),
+}
+
+impl Shell {
+    /// Runs until the core stops, `shutdown` is asked for, or something fails that the process cannot go on without.
+    ///
+    /// # Errors
+    /// The coded reason to stand down.
+    pub(crate) async fn run(
+        &mut self,
+        core: &mut Coordinator,
+        mut queue: mpsc::Receiver<Arrival>,
+        shutdown: CancellationToken,
+    ) -> Result<(), Failure> {
+        let mut effects = Vec::new();
+        loop {
+            let wait = core.next_deadline().map_or(IDLE_MAX, |at| clock::now().until(at).as_duration().min(IDLE_MAX));
+            let input = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => {
+                    // Nothing is lost: the ledger holds every decision, and a restart continues from it.
+                    tracing::info!("stopping; leases run on until they expire");
+                    break;
+                }
+                arrival = queue.recv() => match arrival {
+                    Some(arrival) => self.input(arrival)?,
+                    None => break,
+                },
+                () = tokio::time::sleep(wait) => Input::Tick,
+            };
+            core.handle(clock::now(), input, &mut effects);
+            if let Flow::Stop(reason) = self.carry_out(&mut effects).await? {
+                tracing::info!(reason, "everything is in order; ending");
+                break;
+            }
+        }
+        // What was answered last has left when the server has answered this.
+        self.bus.round_trip().await.map_err(|error| Failure::from(error.into_refusal()))
+    }
+
+    /// Carries out effects in order.
+    pub(crate) async fn start(&mut self, core: &mut Coordinator) -> Result<(), Failure> {
+        let mut effects = Vec::new();
+        core.start(clock::now(), &mut effects);
+        self.carry_out(&mut effects).await.map(|_| ())
+    }
+
+    /// An arrival as the core understands it.
+    fn input(&mut self, arrival: Arrival) -> Result<Input, Failure> {
+        Ok(match arrival {
+            Arrival::Worker { peer, request, reply } => {
+                Input::Request { peer, request, reply: self.tables.expect_reply(reply) }
+            }
+            Arrival::Operator { operator, request, reply } => {
+                Input::Control { operator, request, reply: self.tables.expect_reply(reply) }
+            }
+            Arrival::Offer { run, unit, stream_sequence, ack } => {
+                Input::Offered { run, unit, delivery: self.tables.deliveries.note(stream_sequence, ack) }
+            }
+            Arrival::Screened { screening, run, lease, verdict } => {
+                let verdict = verdict.map(|(screened, kept)| {
+                    self.tables.kept.insert((run, lease), kept);
+                    screened
+                });
+                Input::Screened { screening, verdict }
+            }
+            Arrival::Input(input) => input,
+            Arrival::Failed(failure) => return Err(failure),
+        })
+    }
+
+    async fn carry_out(&mut self, effects: &mut Vec<Effect>) -> Result<Flow, Failure> {
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Append { time, run, event } => {
+                    tracing::debug!(kind = event.kind(), run = run.as_ref().map(RunId::as_str), "append");
+                    self.ledger.append(time, run.as_ref(), *event).await?;
+                }
+                Effect::Stop { reason } => return Ok(Flow::Stop(reason)),
+                effect => self.perform(effect).await?,
+            }
+        }
+        Ok(Flow::On)
+    }
+
+    /// Everything but appends and the end.
+    async fn perform(&mut self, effect: Effect) -> Result<(), Failure> {
+        match effect {
+            Effect::Append { .. } | Effect::Stop { .. } => unreachable!("carry_out does these itself"),
+            Effect::Reply { reply, answer } => self.reply(reply, answer).await,
+            Effect::Lease { reply, manifest } => self.lease(reply, *manifest).await,
+            Effect::GrantGet { reply, objects } => {
+                let answer = grants::get(&self.store, &objects);
+                self.reply(reply, Ok(answer)).await;
+            }
+            Effect::GrantPut { reply, place, objects } => self.grant_put(reply, place, &objects).await,
+            Effect::Commit { reply, place, objects } => self.commit(reply, place, objects),
+            Effect::CheckRun { reply, spec } => {
+                let store = self.store.clone();
+                self.beside(async move {
+                    let verdict = check::run(&store, *spec).await;
+                    Arrival::Input(Input::RunChecked { reply, verdict })
+                });
+            }
+            Effect::Offer { run, unit } => drop(tokio::spawn(queue::offer(self.bus.clone(), run, unit))),
+            Effect::Settle { delivery } => {
+                if let Some(ack) = self.tables.deliveries.settle(delivery) {
+                    queue::settle(self.bus.clone(), ack).await;
+                }
+            }
+            Effect::Hold { delivery } => {
+                if let Some(ack) = self.tables.deliveries.ack(delivery) {
+                    queue::hold(self.bus.clone(), ack).await;
+                }
+            }
+            Effect::Stage { run, lease, worker, index, object } => self.stage(run, lease, worker, index, object),
+            Effect::Unstage { run, lease } => {
+                self.tables.staged.remove(&(run.clone(), lease));
+                self.tables.kept.remove(&(run, lease));
+            }
+            Effect::Screen { .. } => self.screen(effect),
+            Effect::Merge { run, round, inputs } => self.merge(&run, round, inputs)?,
+            Effect::Save { run, round, parent, merges } => {
+                self.order(&run, Order::Save { round, parent, merges })?;
+            }
+            Effect::Restore { spec, snapshot, merges } => {
+                let run = spec.run.clone();
+                self.tables.executors.entry(run.clone()).or_insert_with(|| {
+                    Handle::start(self.store.clone(), self.pointer.clone(), self.arrivals.clone())
+                });
+                self.order(&run, Order::Restore { spec, snapshot, merges })?;
+            }
+            Effect::Forget { run } => self.tables.forget(&run),
+            Effect::Command { account, run, worker, verb } => self.command(&account, run, worker, verb).await,
+            Effect::Publish(status) => self.publish(&status).await,
+        }
+        Ok(())
+    }
+
+    async fn reply(&mut self, reply: ReplyId, answer: Result<Answer, Refusal>) {
+        if let Some(subject) = self.tables.replies.remove(&reply) {
+            send(&self.bus, &subject, answer).await;
+        }
+    }
+
+    async fn lease(&mut self, reply: ReplyId, mut manifest: Manifest) {
+        manifest.iss = self.manifest_key.public().to_string();
+        let signed = self.manifest_key.sign_document(MANIFEST_TYPE, &manifest);
+        let answer = signed
+            .map(|compact| Answer::Claim(ClaimReply { v: V, outcome: ClaimOutcome::Lease(compact) }))
+            .map_err(|error| Refusal::new(Code::Internal, format!("lease {}: {error}", manifest.lease)));
+        self.reply(reply, answer).await;
+    }
+
+    async fn grant_put(&mut self, reply: ReplyId, place: Quarantine, objects: &[ObjectRef]) {
+        let uploads = match self.tables.granted.mark(&place, objects) {
+            Ok(uploads) => uploads,
+            Err(refusal) => return self.reply(reply, Err(refusal)).await,
+        };
+        let Some(subject) = self.tables.replies.remove(&reply) else { return };
+        let (store, bus) = (self.store.clone(), self.bus.clone());
+        tokio::spawn(async move {
+            let answer = grants::put(&store, &place, uploads).await;
+            send(&bus, &subject, answer).await;
+        });
+    }
+
+    fn commit(&mut self, reply: ReplyId, place: Quarantine, objects: Vec<ObjectRef>) {
+        let Some(subject) = self.tables.replies.remove(&reply) else { return };
+        let (store, bus) = (self.store.clone(), self.bus.clone());
+        tokio::spawn(async move {
+            let answer = grants::commit(&store, &place, &objects).await;
+            send(&bus, &subject, answer).await;
+        });
+    }
+
+    /// A hint: without the run's context there is nothing to check a chunk against yet, and the submit will do it.
+    fn stage(&mut self, run: RunId, lease: LeaseRef, worker: WorkerId, index: u32, object: ObjectRef) {
+        let context = self.tables.executors.get(&run).and_then(|executor| executor.context().borrow().clone());
+        let Some(context) = context else { return };
+        let staged = self.tables.staged.entry((run.clone(), lease)).or_default();
+        screen::stage(staged, &self.store, &context, Source { run, lease, worker }, index, object);
+    }
+
+    fn screen(&mut self, effect: Effect) {
+        let Effect::Screen { screening, spec, worker, audit_key, submission } = effect else { return };
+        let (run, lease) = (spec.run, submission.statement.lease);
+        let staged = self.tables.staged.remove(&(run.clone(), lease)).unwrap_or_default();
+        let context = self.tables.executors.get(&run).map(Handle::context);
+        let (store, domain) = (self.store.clone(), self.domain.clone());
+        self.beside(async move {
+            let verdict = async {
+                let unknown = || Refusal::new(Code::NoAnswer, "the run's layout is not loaded yet; submit again");
+                let mut context = context.ok_or_else(unknown)?;
+                let context = context.wait_for(Option::is_some).await.map_err(|_| unknown())?.clone();
+                let context = context.ok_or_else(unknown)?;
+                screen::check(&store, &context, &domain, &worker, &audit_key, &submission, staged).await
+            };
+            let verdict = verdict.await;
+            Arrival::Screened { screening, run, lease, verdict }
+        });
+    }
+
+    fn merge(&mut self, run: &RunId, round: Round, inputs: Vec<MergeInput>) -> Result<(), Failure> {
+        let kept = self.tables.take_kept(run, round, &inputs);
+        self.order(run, Order::Merge { round, inputs, kept })
+    }
+
+    fn order(&self, run: &RunId, order: Order) -> Result<(), Failure> {
+        let executor = self.tables.executors.get(run);
+        let executor = executor.ok_or_else(|| Failure::new(Code::Internal, format!("run {run} was never restored")))?;
+        Ok(executor.order(order)?)
+    }
+
+    async fn command(&self, account: &AccountId, run: RunId, worker: Option<WorkerId>, verb: CommandVerb) {
+        let subject = command_subject(account, &run, worker.as_ref(), verb);
+        let now = clock::now();
+        let issued = now.get() / 1000;
+        let command = Command {
+            v: V,
+            iss: self.manifest_key.public().to_string(),
+            jti: format!("{run}/{}/{now}", verb.token()),
+            run,
+            aud: worker,
+            iat: issued,
+            exp: issued + COMMAND_LIFE_SECONDS,
+            verb,
+        };
+        let sent = match self.manifest_key.sign_document(COMMAND_TYPE, &command) {
+            Ok(compact) => self.bus.publish(&subject, compact.into()).await.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(reason) = sent {
+            tracing::warn!(subject, reason, "command not sent");
+        }
+    }
+
+    async fn publish(&self, status: &Status) {
+        let subject = status_subject(&status.view.run);
+        if let Err(error) = self.bus.publish(&subject, status.encode().into()).await {
+            tracing::debug!(%error, "status not published");
+        }
+    }
+
+    /// Runs beside the loop; what comes of it is an arrival. When the loop has ended nobody needs it.
+    fn beside(&self, work: impl Future<Output = Arrival> + Send + 'static) {
+        let arrivals = self.arrivals.clone();
+        tokio::spawn(async move {
+            let arrival = work.await;
+            let _ = arrivals.send(arrival).await;
+        });
+    }
+}
+
+impl Tables {
+    fn expect_reply(&mut self, subject: Subject) -> ReplyId {
+        self.replied += 1;
+        let reply = ReplyId(self.replied);
+        self.replies.insert(reply, subject);
+        reply
+    }
+
+    /// The chunks in memory of a round's inputs; those of its other contributions are dropped.
+    fn take_kept(&mut self, run: &RunId, round: Round, inputs: &[MergeInput]) -> BTreeMap<LeaseRef, KeptChunks> {
+        let take = |input: &MergeInput| Some((input.lease, self.kept.remove(&(run.clone(), input.lease))?));
+        let kept = inputs.iter().filter_map(take).collect();
+        self.kept.retain(|(of, lease), _| of != run || lease.unit.round > round);
+        kept
+    }
+
+    fn forget(&mut self, run: &RunId) {
+        self.executors.remove(run);
+        self.staged.retain(|(of, _), _| of != run);
+        self.kept.retain(|(of, _), _| of != run);
+    }
+}
+
+async fn send(bus: &Bus, subject: &Subject, answer: Result<Answer, Refusal>) {
+    if let Err(error) = bus.publish(subject, answer::encode(answer)).await {
+        tracing::warn!(%error, "answer not sent");
+    }
+}

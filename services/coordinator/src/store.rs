@@ -1,0 +1,108 @@
+//! The store as the coordinator uses it: its own access, the signer of URLs for others, and how many bytes are in the air.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use coordinator_core::Quarantine;
+use objects::{Buckets, Endpoint, IncomingKey, ObjectError, Signer, StoreClock, TransferLimits, Trust};
+use runtime::Failure;
+use schemas::{Code, Digest, ObjectRef, Refusal};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::config::Config;
+
+/// The unit in which memory for contributions is counted out; a semaphore counts to less than the bytes of a machine.
+const PAGE_BYTES: u64 = 4096;
+
+/// Access to the store. Cheap to clone; clones share connections and bounds.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    pub(crate) buckets: Buckets,
+    pub(crate) signer: Signer,
+    /// One permit for each chunk that is being fetched or stored.
+    pub(crate) transfers: Arc<Semaphore>,
+    memory: Arc<Semaphore>,
+}
+
+/// Bytes that are kept within the bound for contributions; dropping them frees the room.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub(crate) bytes: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Store {
+    pub(crate) fn new(config: &Config) -> Result<Self, Failure> {
+        let invalid = |error: &dyn std::fmt::Display| Failure::new(Code::ConfigInvalid, format!("store: {error}"));
+        let trust = match config.store.url.starts_with("https://") {
+            true => {
+                let pem = std::fs::read(&config.store.ca);
+                let unreadable = |error| format!("store.ca {}: {error}", config.store.ca.display());
+                Trust::Authority(pem.map_err(|error| Failure::new(Code::CredentialUnreadable, unreadable(error)))?)
+            }
+            false => Trust::PlainLoopback,
+        };
+        let endpoint =
+            Endpoint::new(&config.store.url, &config.store.region, trust).map_err(|error| invalid(&error))?;
+        let keys = identity::StoreKeys::read(&config.store.keys)
+            .map_err(|error| Failure::new(error.code(), format!("store.keys: {error}")))?;
+        let clock = StoreClock::default();
+        let limits = TransferLimits::default();
+        let patience = config.limits.store_patience.0;
+        let buckets = Buckets::new(&endpoint, &keys.admin, clock.clone(), limits, patience)
+            .map_err(|error| Failure::new(error.code(), error))?;
+        let signer = Signer::new(&endpoint, &keys, clock).map_err(|error| invalid(&error))?;
+        let pages = usize::try_from(config.limits.contributions_memory.0 / PAGE_BYTES).unwrap_or(usize::MAX);
+        Ok(Self {
+            buckets,
+            signer,
+            transfers: Arc::new(Semaphore::new(config.limits.transfers.max(1) as usize)),
+            memory: Arc::new(Semaphore::new(pages.min(Semaphore::MAX_PERMITS))),
+        })
+    }
+
+    /// Keeps bytes if there is room for them.
+    pub(crate) fn keep(&self, bytes: Bytes) -> Option<Kept> {
+        let pages = u32::try_from((bytes.len() as u64).div_ceil(PAGE_BYTES)).ok()?;
+        let room = Arc::clone(&self.memory).try_acquire_many_owned(pages).ok()?;
+        Some(Kept { bytes, _room: room })
+    }
+
+    /// Waits until a chunk may be fetched or stored.
+    pub(crate) async fn transfer(&self) -> OwnedSemaphorePermit {
+        let permit = Arc::clone(&self.transfers).acquire_owned().await;
+        permit.expect("the semaphore is never closed")
+    }
+
+    /// A verified object of the expected length.
+    pub(crate) async fn fetch(&self, object: ObjectRef) -> Result<Bytes, Refusal> {
+        let _permit = self.transfer().await;
+        let bytes = self.buckets.get(object.digest).await.map_err(|error| refusal(&error))?;
+        if bytes.len() as u64 == object.bytes.get() {
+            return Ok(bytes);
+        }
+        let detail = format!("{} has {} bytes, expected {}", object.digest, bytes.len(), object.bytes);
+        Err(Refusal::new(Code::ObjectMismatch, detail))
+    }
+
+    /// Stores bytes in `blobs`.
+    pub(crate) async fn publish(&self, bytes: Bytes) -> Result<ObjectRef, Refusal> {
+        self.buckets.put_blob(bytes).await.map_err(|error| refusal(&error))
+    }
+}
+
+/// Where an object of a quarantine lies.
+pub(crate) fn incoming_key(place: &Quarantine, digest: Digest) -> Result<IncomingKey, Refusal> {
+    match place {
+        Quarantine::Worker { run, round, worker } => {
+            IncomingKey::worker(run, *round, worker, digest)
+                .map_err(|error| Refusal::new(Code::SpecInvalid, error.to_string()))
+        }
+        Quarantine::Operator { operator } => Ok(IncomingKey::operator(operator, digest)),
+    }
+}
+
+/// A failed operation at the store, for whoever asked.
+pub(crate) fn refusal(error: &ObjectError) -> Refusal {
+    Refusal::new(error.code(), error.to_string())
+}
