@@ -11,10 +11,23 @@ use crate::screen::KeptChunks;
 /// Something for the loop; most of it becomes an input of the core.
 #[derive(Debug)]
 pub(crate) enum Arrival {
-    Worker { peer: Peer, request: WorkerRequest, reply: Subject },
-    Operator { operator: PublicKey, request: ControlRequest, reply: Subject },
+    Worker {
+        peer: Peer,
+        request: WorkerRequest,
+        reply: Subject,
+    },
+    Operator {
+        operator: PublicKey,
+        request: ControlRequest,
+        reply: Subject,
+    },
     /// The queue delivered an offer; it is settled through this subject.
-    Offer { run: RunId, unit: UnitId, stream_sequence: u64, ack: Subject },
+    Offer {
+        run: RunId,
+        unit: UnitId,
+        stream_sequence: u64,
+        ack: Subject,
+    },
     /// A result was checked.
     Screened {
         screening: ScreeningId,

@@ -70,7 +70,8 @@ impl Handle {
 
     /// Gives an order.
     pub(crate) fn order(&self, order: Order) -> Result<(), Refusal> {
-        let failed = |error: mpsc::error::TrySendError<Order>| Refusal::new(Code::Internal, format!("executor: {error}"));
+        let failed =
+            |error: mpsc::error::TrySendError<Order>| Refusal::new(Code::Internal, format!("executor: {error}"));
         self.orders.try_send(order).map_err(failed)
     }
 
@@ -141,7 +142,8 @@ impl Executor {
         kept: BTreeMap<LeaseRef, KeptChunks>,
     ) -> Result<Merged, Refusal> {
         let internal = |detail: String| Refusal::new(Code::Internal, detail);
-        let context = self.context.clone().ok_or_else(|| internal(format!("merge of round {round} before a restore")))?;
+        let context =
+            self.context.clone().ok_or_else(|| internal(format!("merge of round {round} before a restore")))?;
         // Taken out, so that a merge that breaks off half-way leaves nothing that could be used.
         let mut weights = match self.weights.take() {
             Some(weights) => weights,
@@ -171,7 +173,8 @@ impl Executor {
     async fn save(&mut self, round: Round, parent: Option<Digest>, merges: Vec<MergeRecord>) -> Option<()> {
         let context = self.context.clone()?;
         let Some(weights) = self.weights.clone().filter(|weights| weights.round == round) else {
-            let outcome = Err(Refusal::new(Code::SnapshotMissing, format!("the weights of round {round} are not held")));
+            let outcome =
+                Err(Refusal::new(Code::SnapshotMissing, format!("the weights of round {round} are not held")));
             return self.tell(|run| Input::Saved { run, round, outcome }).await;
         };
         let (store, pointer, arrivals) = (self.store.clone(), self.pointer.clone(), self.arrivals.clone());
@@ -219,7 +222,8 @@ async fn step_all(
         let stepped: Stepped =
             stepped.map_err(|error| Refusal::new(Code::Internal, format!("merge of chunk {index}: {error}")))?;
         if !stepped.finite {
-            let detail = format!("round {round}: chunk {index} of the weights is no longer finite after the outer step");
+            let detail =
+                format!("round {round}: chunk {index} of the weights is no longer finite after the outer step");
             return Err(Refusal::new(Code::NotFinite, detail));
         }
         weights.put(index, piece);

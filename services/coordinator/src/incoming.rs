@@ -46,11 +46,8 @@ struct RequestInfo {
 
 /// Reads one message.
 pub(crate) fn read(message: &BusMessage, identity: Identity) -> Result<Heard, Rejected> {
-    let rejected = |peer: Option<&Peer>, verb: &str, refusal| Rejected {
-        peer: peer.cloned(),
-        verb: verb.to_owned(),
-        refusal,
-    };
+    let rejected =
+        |peer: Option<&Peer>, verb: &str, refusal| Rejected { peer: peer.cloned(), verb: verb.to_owned(), refusal };
     let subject = message.subject.as_str();
     let incoming = subject.parse::<Incoming>();
     let incoming =
@@ -79,8 +76,7 @@ pub(crate) fn read(message: &BusMessage, identity: Identity) -> Result<Heard, Re
         }
         Incoming::Control { operator, verb } => {
             let inbox = format!("_INBOX.{operator}.");
-            let request =
-                answerable(reply, &inbox, identity).and_then(|()| control_request(verb, &message.payload));
+            let request = answerable(reply, &inbox, identity).and_then(|()| control_request(verb, &message.payload));
             match request {
                 Ok(request) => Ok(Heard::Operator { operator, request }),
                 Err(refusal) => Err(rejected(None, verb.token(), refusal)),

@@ -59,7 +59,9 @@ pub struct Ledger {
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// Another coordinator has appended.
-    #[error("expected event {expected} of the stream to be the ledger's last, found {found}: another coordinator leads")]
+    #[error(
+        "expected event {expected} of the stream to be the ledger's last, found {found}: another coordinator leads"
+    )]
     Fenced {
         /// Stream sequence of the last event that this process knows.
         expected: u64,
@@ -281,11 +283,8 @@ const STREAM_FULL: u64 = 10077;
 async fn read(jetstream: &Context, policy: DeliverPolicy) -> Result<Vec<Stored>, LedgerError> {
     let unreadable = |error: &dyn std::fmt::Display| LedgerError::Unreadable(error.to_string());
     let stream = jetstream.get_stream_no_info(AUDIT_STREAM).await.map_err(|error| unreadable(&error))?;
-    let config = OrderedConfig {
-        filter_subject: LEDGER_FILTER.to_owned(),
-        deliver_policy: policy,
-        ..OrderedConfig::default()
-    };
+    let config =
+        OrderedConfig { filter_subject: LEDGER_FILTER.to_owned(), deliver_policy: policy, ..OrderedConfig::default() };
     let consumer = stream.create_consumer(config).await.map_err(|error| unreadable(&error))?;
     let mut pending = consumer.cached_info().num_pending;
     let mut found = Vec::new();
@@ -296,7 +295,8 @@ async fn read(jetstream: &Context, policy: DeliverPolicy) -> Result<Vec<Stored>,
     while pending > 0 {
         let next = timeout(READ_WAIT, messages.next()).await;
         let next = next.map_err(|_| unreadable(&format_args!("{pending} events did not come in {READ_WAIT:?}")))?;
-        let message = next.ok_or_else(|| unreadable(&"the reading ended early"))?.map_err(|error| unreadable(&error))?;
+        let message =
+            next.ok_or_else(|| unreadable(&"the reading ended early"))?.map_err(|error| unreadable(&error))?;
         let info = message.info().map_err(|error| unreadable(&error))?;
         let stream = info.stream_sequence;
         pending = info.pending;
@@ -325,11 +325,8 @@ fn verify(stored: &Stored, tail: &Tail, domain: &str, keys: &[PublicKey]) -> Res
     if body.previous != tail.previous {
         return Err(format!("it follows on {:?}, the event before it is {:?}", body.previous, tail.previous));
     }
-    let named = Incoming::Ledger {
-        run: body.run.clone(),
-        emitter: body.emitter.clone(),
-        kind: body.event.kind().to_owned(),
-    };
+    let named =
+        Incoming::Ledger { run: body.run.clone(), emitter: body.emitter.clone(), kind: body.event.kind().to_owned() };
     if stored.subject.parse() != Ok(named) {
         return Err(format!("it lies under {}, which is not its subject", stored.subject));
     }

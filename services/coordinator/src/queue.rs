@@ -148,7 +148,9 @@ pub(crate) async fn pull(bus: Bus, consumer: PullConsumer, arrivals: mpsc::Sende
             let Some(ack) = message.reply.clone() else { continue };
             let sequence = message.info().map(|info| info.stream_sequence);
             let arrival = match (Offer::decode(&message.payload), sequence) {
-                (Ok(Offer { run, unit, .. }), Ok(stream_sequence)) => Arrival::Offer { run, unit, stream_sequence, ack },
+                (Ok(Offer { run, unit, .. }), Ok(stream_sequence)) => {
+                    Arrival::Offer { run, unit, stream_sequence, ack }
+                }
                 (offer, _) => {
                     tracing::warn!(error = ?offer.err(), subject = %message.subject, "not an offer; taken off the queue");
                     acknowledge(&bus, ack, "+TERM").await;

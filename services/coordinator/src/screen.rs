@@ -86,11 +86,7 @@ pub(crate) async fn check(
         Outcome::Contribution(contribution) => contribution,
     };
     check_form(context, contribution)?;
-    let source = Source {
-        run: context.spec.run.clone(),
-        lease: submission.statement.lease,
-        worker: worker.clone(),
-    };
+    let source = Source { run: context.spec.run.clone(), lease: submission.statement.lease, worker: worker.clone() };
     let checks: Vec<Ahead> = (0_u32..)
         .zip(&contribution.chunks)
         .map(|(index, object)| match staged.remove(&index).filter(|ahead| ahead.object == *object) {
@@ -155,9 +151,7 @@ async fn check_chunk(
     let bytes = match store.buckets.get_incoming(&key, object).await {
         Ok(bytes) => bytes,
         // Promoted before a restart, and swept from quarantine since.
-        Err(ObjectError::Missing { .. }) => {
-            store.buckets.get(object.digest).await.map_err(|error| refusal(&error))?
-        }
+        Err(ObjectError::Missing { .. }) => store.buckets.get(object.digest).await.map_err(|error| refusal(&error))?,
         Err(error) => return Err(refusal(&error)),
     };
     let screening = bytes.clone();

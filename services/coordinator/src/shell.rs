@@ -186,9 +186,10 @@ impl Shell {
             }
             Effect::Restore { spec, snapshot, merges } => {
                 let run = spec.run.clone();
-                self.tables.executors.entry(run.clone()).or_insert_with(|| {
-                    Handle::start(self.store.clone(), self.pointer.clone(), self.arrivals.clone())
-                });
+                self.tables
+                    .executors
+                    .entry(run.clone())
+                    .or_insert_with(|| Handle::start(self.store.clone(), self.pointer.clone(), self.arrivals.clone()));
                 self.order(&run, Order::Restore { spec, snapshot, merges })?;
             }
             Effect::Forget { run } => self.tables.forget(&run),

@@ -94,10 +94,8 @@ impl Store {
 /// Where an object of a quarantine lies.
 pub(crate) fn incoming_key(place: &Quarantine, digest: Digest) -> Result<IncomingKey, Refusal> {
     match place {
-        Quarantine::Worker { run, round, worker } => {
-            IncomingKey::worker(run, *round, worker, digest)
-                .map_err(|error| Refusal::new(Code::SpecInvalid, error.to_string()))
-        }
+        Quarantine::Worker { run, round, worker } => IncomingKey::worker(run, *round, worker, digest)
+            .map_err(|error| Refusal::new(Code::SpecInvalid, error.to_string())),
         Quarantine::Operator { operator } => Ok(IncomingKey::operator(operator, digest)),
     }
 }
