@@ -1,0 +1,168 @@
+//! What is tried: every row of the table in every form, with one's own names and with everybody else's, and the broker's
+//! own subjects.
+
+use std::collections::BTreeSet;
+
+use schemas::permission::PLUMBING;
+use schemas::subject::{LEADER_BUCKET, Lane, Row, STATE_BUCKET, TABLE};
+use schemas::{AccountId, PublicKey};
+
+/// The names that subjects are filled with.
+pub(crate) struct Names<'a> {
+    pub(crate) keys: &'a [PublicKey],
+    pub(crate) runs: &'a [&'a str],
+    pub(crate) accounts: &'a [AccountId],
+}
+
+/// Subjects without wildcards.
+pub(crate) fn to_publish(names: &Names<'_>) -> Vec<String> {
+    let mut subjects = rows(names, TABLE);
+    subjects.extend(PLUMBING.iter().map(|row| row.subject.replace(['>', '*'], "probe")));
+    subjects.extend(of_the_broker());
+    subjects.extend(inboxes(names).map(|inbox| format!("{inbox}.probe")));
+    subjects.into_iter().collect()
+}
+
+/// Subjects, and patterns over them.
+pub(crate) fn to_subscribe(names: &Names<'_>) -> Vec<String> {
+    let mut subjects = rows(names, TABLE);
+    for lane in [Lane::Request, Lane::Event, Lane::Telemetry, Lane::Command, Lane::Control, Lane::Work, Lane::Public] {
+        subjects.extend([lane.prefix().to_owned(), format!("{}.>", lane.prefix()), format!("{}.*", lane.prefix())]);
+    }
+    for run in names.runs {
+        subjects.extend([format!("diloco.command.{run}.>"), format!("diloco.command.{run}.all.>")]);
+        subjects.extend(names.keys.iter().map(|key| format!("diloco.command.{run}.{key}.*")));
+        subjects.extend([format!("diloco.public.{run}.*"), format!("diloco.*.{run}.>")]);
+    }
+    subjects.extend(names.accounts.iter().map(|account| format!("diloco.command.{account}.>")));
+    subjects.extend(PLUMBING.iter().map(|row| row.subject.to_owned()));
+    subjects.extend(of_the_broker());
+    subjects.extend(inboxes(names).flat_map(|inbox| [format!("{inbox}.>"), format!("{inbox}.probe")]));
+    let wide = [
+        ">",
+        "*",
+        "*.>",
+        "*.*.>",
+        "diloco.>",
+        "diloco.*.>",
+        "_INBOX.>",
+        "_INBOX.*",
+        "_INBOX.*.>",
+        "_R_.>",
+        "$JS.>",
+        "$JS.API.>",
+        "$JS.ACK.>",
+        "$JS.FC.>",
+        "$JS.EVENT.>",
+        "$JS.EVENT.ADVISORY.>",
+        "$KV.>",
+        "$KV.state.>",
+        "$SYS.>",
+        "$SYS.ACCOUNT.>",
+        "$SRV.>",
+        "$JSC.>",
+    ];
+    subjects.extend(wide.map(str::to_owned));
+    subjects.into_iter().collect()
+}
+
+/// `rows` filled with every combination of names, as their sender writes them and as the control account sees them.
+pub(crate) fn rows(names: &Names<'_>, rows: &[Row]) -> BTreeSet<String> {
+    let mut subjects = BTreeSet::new();
+    for row in rows {
+        for key in names.keys {
+            for run in names.runs {
+                let tail = fill(row, key, run);
+                subjects.insert(format!("{}.{tail}", row.lane.prefix()));
+                for account in names.accounts {
+                    subjects.insert(format!("{}.{account}.{tail}", row.lane.prefix()));
+                }
+            }
+        }
+    }
+    subjects
+}
+
+/// The variable part of a row's subject.
+pub(crate) fn fill(row: &Row, key: &PublicKey, run: &str) -> String {
+    let tokens = row.pattern.split('.').map(|token| match token {
+        "{run}" => run,
+        "{worker}" | "{operator}" | "{emitter}" => key.as_str(),
+        "{kind}" => "joined",
+        "{verb}" => "drain",
+        "{round}" => "0",
+        "{unit}" => "train-0",
+        token if token.starts_with('{') => {
+            panic!("a new variable {token} in {}: say here what stands for it", row.pattern)
+        }
+        token => token,
+    });
+    tokens.collect::<Vec<_>>().join(".")
+}
+
+fn inboxes(names: &Names<'_>) -> impl Iterator<Item = String> {
+    names.keys.iter().map(|key| format!("_INBOX.{key}"))
+}
+
+/// Subjects of the broker's own, with what can be done to streams, buckets, leases, accounts and servers through them.
+pub(crate) fn of_the_broker() -> BTreeSet<String> {
+    let mut subjects: BTreeSet<String> = BTreeSet::new();
+    let streams = ["AUDIT".to_owned(), "WORK".to_owned(), format!("KV_{STATE_BUCKET}"), format!("KV_{LEADER_BUCKET}")];
+    for stream in &streams {
+        for verb in [
+            "CREATE",
+            "UPDATE",
+            "DELETE",
+            "PURGE",
+            "INFO",
+            "MSG.DELETE",
+            "MSG.GET",
+            "RESTORE",
+            "SNAPSHOT",
+            "LEADER.STEPDOWN",
+        ] {
+            subjects.insert(format!("$JS.API.STREAM.{verb}.{stream}"));
+        }
+        subjects.insert(format!("$JS.API.DIRECT.GET.{stream}"));
+        subjects.insert(format!("$JS.API.DIRECT.GET.{stream}.probe"));
+        for verb in ["CREATE", "DURABLE.CREATE", "DELETE", "INFO", "MSG.NEXT", "PAUSE", "UNPIN"] {
+            subjects.insert(format!("$JS.API.CONSUMER.{verb}.{stream}.lease"));
+        }
+        subjects.insert(format!("$JS.API.CONSUMER.CREATE.{stream}"));
+        subjects.insert(format!("$JS.API.CONSUMER.LIST.{stream}"));
+        subjects.insert(format!("$JS.API.CONSUMER.NAMES.{stream}"));
+        subjects.insert(format!("$JS.ACK.{stream}.lease.1.1.1.0.0"));
+        subjects.insert(format!("$JS.FC.{stream}.probe"));
+    }
+    for bucket in [STATE_BUCKET, LEADER_BUCKET, "other"] {
+        subjects.extend(["epoch", "leader", "run.demo.snapshot"].map(|key| format!("$KV.{bucket}.{key}")));
+    }
+    let others = [
+        "$JS.API.INFO",
+        "$JS.API.STREAM.NAMES",
+        "$JS.API.STREAM.LIST",
+        "$JS.API.ACCOUNT.PURGE.probe",
+        "$JS.API.SERVER.REMOVE",
+        "$JS.API.META.LEADER.STEPDOWN",
+        "$SYS.REQ.CLAIMS.UPDATE",
+        "$SYS.REQ.CLAIMS.DELETE",
+        "$SYS.REQ.CLAIMS.LIST",
+        "$SYS.REQ.SERVER.PING",
+        "$SYS.REQ.SERVER.PING.CONNZ",
+        "$SYS.REQ.USER.INFO",
+        "$SYS.REQ.ACCOUNT.probe.CLAIMS.UPDATE",
+        "$SYS.ACCOUNT.probe.CONNECT",
+        "$SRV.PING",
+        "$SRV.INFO",
+        "$SRV.STATS",
+        "$JSC.R.probe",
+        "_R_.probe",
+        "_INBOX.probe",
+        "diloco",
+        "diloco.request",
+        "diloco.probe",
+        "probe",
+    ];
+    subjects.extend(others.map(str::to_owned));
+    subjects
+}

@@ -1,0 +1,73 @@
+//! The broker: a copy of `nats-config` beside the domain, with a port that the system chose and that it keeps.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use identity::Domain;
+use runtime::clock;
+
+use crate::binary::{nats_server, workspace};
+use crate::process::{Process, Ready, Recipe};
+use crate::tenant::Tenant;
+
+/// The broker's name among a cluster's processes.
+pub(crate) const BROKER: &str = "broker";
+
+/// Starts the broker in `folder`, where the domain lies, and gives its address. After a crash it listens on the same port.
+pub(crate) async fn start(folder: &Path, domain: &Domain, tenants: &[Tenant]) -> (Process, String) {
+    let config = folder.join("nats-config");
+    copy_config(&config);
+    let generated = config.join("generated");
+    domain.write_server_config(&generated, clock::now()).unwrap_or_else(|error| panic!("the broker's tokens: {error}"));
+    for tenant in tenants {
+        tenant.preload(&generated.join("auth.conf"));
+    }
+    listen(&generated, "-1");
+    let ports = folder.join("ports");
+    fs::create_dir_all(&ports).unwrap_or_else(|error| panic!("{}: {error}", ports.display()));
+    let arguments = ["-c", "nats-config/dev.conf", "--ports_file_dir", "ports"].map(str::to_owned).to_vec();
+    let recipe = Recipe {
+        name: BROKER.to_owned(),
+        program: nats_server(),
+        arguments,
+        folder: folder.to_owned(),
+        log: folder.join("logs").join("broker.log"),
+        ready: Ready::Ports(ports),
+    };
+    let process = Process::start(recipe).await;
+    let address = process.addresses().first().unwrap_or_else(|| panic!("the broker listens nowhere"));
+    let port = address.rsplit(':').next().filter(|port| port.parse::<u16>().is_ok());
+    let port = port.unwrap_or_else(|| panic!("{address} has no port")).to_owned();
+    listen(&generated, &port);
+    (process, format!("tls://127.0.0.1:{port}"))
+}
+
+fn listen(generated: &Path, port: &str) {
+    write(&generated.join("listen.conf"), &format!("listen: \"127.0.0.1:{port}\"\n"));
+}
+
+/// The files that are committed; what `diloctl auth init` generates for this checkout is not among them.
+fn copy_config(to: &Path) {
+    let from = workspace().join("nats-config");
+    for part in ["", "include", "streams", "kv"] {
+        let (from, to) = (from.join(part), to.join(part));
+        fs::create_dir_all(&to).unwrap_or_else(|error| panic!("{}: {error}", to.display()));
+        for path in files(&from) {
+            let name = path.file_name().unwrap_or_else(|| panic!("{} has no name", path.display()));
+            fs::copy(&path, to.join(name)).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        }
+    }
+}
+
+/// The files in a folder, sorted.
+pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
+    let listed = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut paths: Vec<PathBuf> =
+        listed.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_file()).collect();
+    paths.sort();
+    paths
+}
+
+pub(crate) fn write(path: &Path, text: &str) {
+    fs::write(path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+}

@@ -1,0 +1,445 @@
+//! The cluster: what runs, and what can be done to it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use identity::{BusTls, CredentialSource, Domain, InitOptions, Issued};
+use runtime::{Bus, BusConfig, clock};
+use schemas::permission::Role;
+use schemas::{Millis, RunId};
+use tempfile::TempDir;
+
+use crate::binary::program;
+use crate::broker::{self, BROKER};
+use crate::process::{self, Output, Process, Ready, Recipe};
+use crate::{Evidence, Operator, PATIENCE, Tenant};
+
+/// Longer than any test.
+const LIFETIME: Millis = Millis::from_secs(24 * 3600);
+/// The store's name among a cluster's processes.
+const STORE: &str = "store";
+
+/// What a cluster is made with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The run that workers get credentials for.
+    pub run: RunId,
+    /// Whether there is a second tenant.
+    pub second_tenant: bool,
+}
+
+/// A domain, a broker, and the processes that were started. All of it ends when this is dropped.
+#[derive(Debug)]
+pub struct Cluster {
+    options: Options,
+    domain: Domain,
+    tenants: Vec<Tenant>,
+    bus_url: String,
+    processes: BTreeMap<String, Process>,
+    // Last, so that nothing runs in the folder when it is removed.
+    scratch: TempDir,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { run: "demo".parse().expect("a name"), second_tenant: false }
+    }
+}
+
+impl Cluster {
+    /// A new domain and its broker, with streams and buckets.
+    ///
+    /// # Panics
+    /// Anything fails.
+    pub async fn broker(options: Options) -> Self {
+        let cluster = Self::bare(options).await;
+        cluster.diloctl_ok(&["cluster", "init"]).await;
+        cluster
+    }
+
+    /// Everything: broker, store, coordinator, audit, and workers named `worker-0` and so on.
+    ///
+    /// # Panics
+    /// Anything fails.
+    pub async fn start(options: Options, workers: usize) -> Self {
+        let mut cluster = Self::broker(options).await;
+        cluster.start_store().await;
+        cluster.start_coordinator("coordinator").await;
+        cluster.start_audit().await;
+        for index in 0..workers {
+            cluster.start_worker(&format!("worker-{index}"), &[]).await;
+        }
+        cluster
+    }
+
+    /// A new domain and its broker, without streams and buckets.
+    ///
+    /// # Panics
+    /// Anything fails.
+    pub async fn bare(options: Options) -> Self {
+        let scratch = tempfile::Builder::new().prefix("diloco-").tempdir();
+        let scratch = scratch.unwrap_or_else(|error| panic!("a scratch folder: {error}"));
+        for folder in ["logs", "ready", "work"] {
+            let path = scratch.path().join(folder);
+            fs::create_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        }
+        let domain = Domain::init(&scratch.path().join(".diloco"), &InitOptions::default(), clock::now());
+        let domain = domain.unwrap_or_else(|error| panic!("a trust domain: {error}"));
+        let tenants: Vec<Tenant> = options.second_tenant.then(|| Tenant::new(&domain)).into_iter().collect();
+        let (process, bus_url) = broker::start(scratch.path(), &domain, &tenants).await;
+        let processes = BTreeMap::from([(BROKER.to_owned(), process)]);
+        let cluster = Self { options, domain, tenants, bus_url, processes, scratch };
+        cluster.write_endpoints("https://127.0.0.1:1");
+        for role in [Role::Coordinator, Role::Operator, Role::Auditor, Role::Provisioner] {
+            cluster.issue(role, role.name());
+        }
+        cluster
+    }
+
+    /// The trust domain.
+    pub const fn domain(&self) -> &Domain {
+        &self.domain
+    }
+
+    /// The run that workers work for.
+    pub const fn run(&self) -> &RunId {
+        &self.options.run
+    }
+
+    /// The second tenant.
+    ///
+    /// # Panics
+    /// The cluster was made without.
+    pub fn second_tenant(&self) -> &Tenant {
+        self.tenants.first().expect("Options::second_tenant was set")
+    }
+
+    /// The broker's address.
+    pub fn bus_url(&self) -> &str {
+        &self.bus_url
+    }
+
+    /// A path in the cluster's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    /// Issues credentials, or renews them.
+    ///
+    /// # Panics
+    /// The name is taken for something else.
+    pub fn issue(&self, role: Role, name: &str) -> Issued {
+        self.issue_for(role, name, role.is_tenant().then_some(self.run()), LIFETIME)
+    }
+
+    /// Issues credentials for any run and any time.
+    ///
+    /// # Panics
+    /// The name is taken for something else.
+    pub fn issue_for(&self, role: Role, name: &str, run: Option<&RunId>, lifetime: Millis) -> Issued {
+        let issued = self.domain.issue(role, name, run, lifetime, clock::now());
+        issued.unwrap_or_else(|error| panic!("credentials of {} {name}: {error}", role.name()))
+    }
+
+    /// Connects with the credentials that were issued under `name`, issuing them where they are missing.
+    ///
+    /// # Panics
+    /// The broker does not take them.
+    pub async fn connect(&self, role: Role, name: &str) -> Bus {
+        let credentials = self.domain.layout().folder().join("credentials").join(format!("{name}.creds"));
+        if !credentials.exists() {
+            self.issue(role, name);
+        }
+        let connected = Bus::connect(name, &self.bus_config(&credentials), clock::now()).await;
+        connected.unwrap_or_else(|error| panic!("{name} connects: {error}"))
+    }
+
+    /// The section `bus` for these credentials.
+    pub fn bus_config(&self, credentials: &Path) -> BusConfig {
+        BusConfig { url: self.bus_url.clone(), credentials: credentials.to_owned(), ca: self.domain.layout().ca() }
+    }
+
+    /// How connections to the broker are protected.
+    pub fn tls(&self) -> BusTls {
+        BusTls::Required { ca: self.domain.layout().ca() }
+    }
+
+    /// Credentials on disk, as connections read them.
+    ///
+    /// # Panics
+    /// The file cannot be used.
+    pub fn source(&self, credentials: &Path) -> CredentialSource {
+        let source = CredentialSource::open(credentials, clock::now());
+        source.unwrap_or_else(|error| panic!("{}: {error}", credentials.display()))
+    }
+
+    /// Connects as the operator.
+    ///
+    /// # Panics
+    /// The broker does not take the operator's credentials.
+    pub async fn operator(&self) -> Operator {
+        Operator::new(self.connect(Role::Operator, Role::Operator.name()).await)
+    }
+
+    /// Connects as an auditor and reads stream `AUDIT`.
+    ///
+    /// # Panics
+    /// The stream cannot be read.
+    pub async fn evidence(&self) -> Evidence {
+        Evidence::open(self.connect(Role::Auditor, Role::Auditor.name()).await).await
+    }
+
+    /// Starts the store.
+    ///
+    /// # Panics
+    /// It does not become ready.
+    pub async fn start_store(&mut self) {
+        self.launch(self.store_recipe("127.0.0.1:0")).await;
+        // It keeps its port when it is started again: grants and configurations name it.
+        let address = self.process(STORE).addresses()[0].clone();
+        let arguments = self.store_recipe(&address).arguments;
+        self.process(STORE).set_arguments(arguments);
+        self.write_endpoints(&format!("https://{address}"));
+    }
+
+    /// The store's address.
+    ///
+    /// # Panics
+    /// It was not started.
+    pub fn store_url(&self) -> String {
+        let store = self.processes.get(STORE).expect("the store is started before what uses it");
+        format!("https://{}", store.addresses()[0])
+    }
+
+    /// Starts a coordinator.
+    ///
+    /// # Panics
+    /// It does not become ready.
+    pub async fn start_coordinator(&mut self, name: &str) {
+        self.launch(self.coordinator_recipe(name)).await;
+    }
+
+    /// Starts a coordinator and does not wait for it: it may be meant to stand by or to fail.
+    pub fn spawn_coordinator(&mut self, name: &str) {
+        let recipe = self.coordinator_recipe(name);
+        self.processes.insert(name.to_owned(), Process::spawn(recipe));
+    }
+
+    /// Starts the audit service.
+    ///
+    /// # Panics
+    /// It does not become ready.
+    pub async fn start_audit(&mut self) {
+        self.launch(self.audit_recipe()).await;
+    }
+
+    /// Starts a worker; `settings` are further `key=value`.
+    ///
+    /// # Panics
+    /// It does not become ready.
+    pub async fn start_worker(&mut self, name: &str, settings: &[&str]) {
+        self.launch(self.worker_recipe(name, settings)).await;
+    }
+
+    /// Starts a worker and does not wait for it: it may be meant to fail.
+    pub fn spawn_worker(&mut self, name: &str, settings: &[&str]) {
+        let recipe = self.worker_recipe(name, settings);
+        self.processes.insert(name.to_owned(), Process::spawn(recipe));
+    }
+
+    /// A process by its name: `broker`, `store`, `coordinator`, `audit`, `worker-0` and so on.
+    ///
+    /// # Panics
+    /// There is none.
+    pub fn process(&mut self, name: &str) -> &mut Process {
+        self.processes.get_mut(name).unwrap_or_else(|| panic!("no process {name} in this cluster"))
+    }
+
+    /// The names of all processes that were started.
+    pub fn names(&self) -> Vec<String> {
+        self.processes.keys().cloned().collect()
+    }
+
+    /// Ends a process as a crash does.
+    ///
+    /// # Panics
+    /// There is none of this name.
+    pub fn kill9(&mut self, name: &str) {
+        self.process(name).kill9();
+    }
+
+    /// Starts a process again.
+    ///
+    /// # Panics
+    /// It does not become ready.
+    pub async fn restart(&mut self, name: &str) {
+        self.process(name).restart().await;
+    }
+
+    /// Ends a process in order and says how it ended.
+    ///
+    /// # Panics
+    /// It does not end.
+    pub async fn stop(&mut self, name: &str) -> ExitStatus {
+        let process = self.process(name);
+        process.terminate();
+        process.exit(PATIENCE).await
+    }
+
+    /// Runs `diloctl` in the cluster's folder to its end.
+    ///
+    /// # Panics
+    /// It does not end within [`PATIENCE`].
+    pub async fn diloctl(&self, arguments: &[&str]) -> Output {
+        process::run(&program("diloctl"), self.scratch.path(), arguments, PATIENCE).await
+    }
+
+    /// As [`Cluster::diloctl`], for commands that must succeed; gives what it printed.
+    ///
+    /// # Panics
+    /// It fails.
+    pub async fn diloctl_ok(&self, arguments: &[&str]) -> String {
+        let output = self.diloctl(arguments).await;
+        let shown = arguments.join(" ");
+        assert!(output.status.success(), "diloctl {shown}: {}\n{}{}", output.status, output.stdout, output.stderr);
+        output.stdout
+    }
+
+    /// Runs a program of the workspace to its end in the cluster's folder.
+    ///
+    /// # Panics
+    /// It runs on after `within`.
+    pub async fn run_program(&self, name: &str, arguments: &[&str], within: Duration) -> Output {
+        process::run(&program(name), self.scratch.path(), arguments, within).await
+    }
+
+    /// The arguments with which this cluster starts a worker, for tests that alter them.
+    pub fn worker_arguments(&self, name: &str) -> Vec<String> {
+        self.worker_recipe(name, &[]).arguments
+    }
+
+    /// The arguments with which this cluster starts a coordinator, for tests that alter them.
+    pub fn coordinator_arguments(&self, name: &str) -> Vec<String> {
+        self.coordinator_recipe(name).arguments
+    }
+
+    async fn launch(&mut self, recipe: Recipe) {
+        let name = recipe.name.clone();
+        assert!(!self.processes.contains_key(&name), "there is a process {name}");
+        // Known before it is ready, so that its log is shown when it does not become so.
+        self.processes.insert(name.clone(), Process::spawn(recipe));
+        self.process(&name).wait_ready().await;
+    }
+
+    fn recipe(&self, name: &str, binary: &str, settings: &[(&str, String)], more: Vec<String>) -> Recipe {
+        let folder = self.path("work").join(name);
+        fs::create_dir_all(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        let mut arguments = more;
+        for (key, value) in settings {
+            arguments.extend(["--set".to_owned(), format!("{key}={value}")]);
+        }
+        Recipe {
+            name: name.to_owned(),
+            program: program(binary),
+            arguments,
+            folder,
+            log: self.path("logs").join(format!("{name}.log")),
+            ready: Ready::File(self.ready_file(name)),
+        }
+    }
+
+    /// Tells `diloctl` where broker and store are, as `diloctl up` does.
+    fn write_endpoints(&self, store: &str) {
+        let endpoints = format!("bus = \"{}\"\nstore = \"{store}\"\n", self.bus_url);
+        broker::write(&self.domain.layout().folder().join("endpoints.toml"), &endpoints);
+    }
+
+    fn ready_file(&self, name: &str) -> PathBuf {
+        self.path("ready").join(name)
+    }
+
+    fn store_recipe(&self, listen: &str) -> Recipe {
+        let layout = self.domain.layout();
+        let settings = [
+            ("store_server.listen", listen.to_owned()),
+            ("store_server.root", shown(&self.path("store"))),
+            ("store_server.keys", shown(&layout.store_keys())),
+            ("store_server.tls_cert", shown(&layout.server_certificate())),
+            ("store_server.tls_key", shown(&layout.server_key())),
+            ("store_server.free_bytes_min", "0".to_owned()),
+            ("store_server.ready_file", shown(&self.ready_file(STORE))),
+        ];
+        self.recipe(STORE, "diloco-store", &settings, Vec::new())
+    }
+
+    fn coordinator_recipe(&self, name: &str) -> Recipe {
+        let settings = [
+            ("domain", shown(self.domain.layout().folder())),
+            ("bus.url", self.bus_url.clone()),
+            ("store.url", self.store_url()),
+            ("limits.heartbeat", "1s".to_owned()),
+        ];
+        self.recipe(name, "diloco-coordinator", &settings, self.ready_flag(name))
+    }
+
+    fn audit_recipe(&self) -> Recipe {
+        let layout = self.domain.layout();
+        let settings = [
+            ("bus.url", self.bus_url.clone()),
+            ("bus.credentials", shown(&layout.folder().join("credentials/auditor.creds"))),
+            ("bus.ca", shown(&layout.ca())),
+        ];
+        self.recipe("audit", "diloco-audit", &settings, self.ready_flag("audit"))
+    }
+
+    fn worker_recipe(&self, name: &str, more: &[&str]) -> Recipe {
+        let issued = self.issue(Role::Worker, name);
+        let layout = self.domain.layout();
+        let audit_key = issued.audit_key.expect("workers sign events");
+        let settings = [
+            ("bus.url", self.bus_url.clone()),
+            ("bus.credentials", shown(&issued.credentials)),
+            ("bus.ca", shown(&layout.ca())),
+            ("store.ca", shown(&layout.ca())),
+            ("worker.run", self.run().to_string()),
+            ("worker.audit_key", shown(&audit_key)),
+            ("worker.trust", shown(&layout.trust())),
+            ("worker.state", shown(&self.path("work").join(name).join("state"))),
+            ("worker.ready", shown(&self.ready_file(name))),
+            ("cache.folder", shown(&self.path("work").join(name).join("cache"))),
+            ("training.device", "cpu".to_owned()),
+        ];
+        let further: Vec<(&str, String)> = more
+            .iter()
+            .map(|setting| setting.split_once('=').unwrap_or_else(|| panic!("{setting} is not key=value")))
+            .map(|(key, value)| (key, value.to_owned()))
+            .collect();
+        self.recipe(name, "diloco-worker", &[settings.to_vec(), further].concat(), Vec::new())
+    }
+
+    fn ready_flag(&self, name: &str) -> Vec<String> {
+        vec!["--ready-file".to_owned(), shown(&self.ready_file(name))]
+    }
+}
+
+impl Drop for Cluster {
+    #[expect(clippy::print_stderr, reason = "what a failed test shows")]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for process in self.processes.values() {
+                eprintln!("\n--- {} ({})\n{}", process.name(), process.log_file().display(), process.tail());
+            }
+        }
+        // The broker last: services without it would fill their logs.
+        let broker = self.processes.remove(BROKER);
+        self.processes.clear();
+        drop(broker);
+    }
+}
+
+fn shown(path: &Path) -> String {
+    path.to_str().unwrap_or_else(|| panic!("{} is not text", path.display())).to_owned()
+}

@@ -1,0 +1,42 @@
+//! A whole cluster for tests and benches: a trust domain of its own in a scratch folder, the real nats-server started
+//! from `nats-config/dev.conf`, and the project's programs as child processes. Everything ends with the [`Cluster`].
+//!
+//! This is a library for tests: what cannot go on panics, with the thing and the value in the message, and a test that
+//! panics prints the last lines of every log.
+
+mod binary;
+mod broker;
+mod cluster;
+mod evidence;
+mod operator;
+mod process;
+mod tenant;
+
+pub use binary::{nats_server, program};
+pub use cluster::{Cluster, Options};
+pub use evidence::{Evidence, Recorded};
+pub use operator::Operator;
+pub use process::{Output, Process};
+pub use tenant::Tenant;
+
+use std::time::Duration;
+
+/// Longer than any single step takes on a busy machine; a step that is not done by then is broken.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often a file or a process is looked at while it is waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Looks until `seen` gives a value; none when `within` is over first.
+async fn look<T>(within: Duration, mut seen: impl FnMut() -> Option<T>) -> Option<T> {
+    let looking = async {
+        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        loop {
+            ticks.tick().await;
+            if let Some(value) = seen() {
+                return value;
+            }
+        }
+    };
+    tokio::time::timeout(within, looking).await.ok()
+}

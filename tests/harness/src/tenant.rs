@@ -1,0 +1,69 @@
+//! A second tenant: an account of its own beside the domain's, with the same crossings. `identity::Domain` makes one
+//! tenant; what keeps two apart is shown with this one.
+
+use std::path::Path;
+
+use identity::accounts::tenant_account;
+use identity::claims::UserClaims;
+use identity::jwt::{Subject, mint};
+use identity::{ConnectionKey, Credentials, Domain, KeyKind, SigningKey};
+use runtime::clock;
+use schemas::{AccountId, Millis, PublicKey, RunId};
+
+/// Longer than any test.
+const LIFETIME: Millis = Millis::from_secs(3600);
+
+/// An account of another tenant.
+#[derive(Debug)]
+pub struct Tenant {
+    account: AccountId,
+    workers: SigningKey,
+    token: String,
+}
+
+impl Tenant {
+    /// A new account, signed by `domain`'s operator.
+    ///
+    /// # Panics
+    /// The domain's keys cannot be read.
+    pub fn new(domain: &Domain) -> Self {
+        let key = SigningKey::generate(KeyKind::Account);
+        let workers = SigningKey::generate(KeyKind::Account);
+        let account: AccountId = key.public().as_str().parse().expect("a key of kind account is an account's id");
+        let control = domain.control().unwrap_or_else(|error| panic!("the control account: {error}"));
+        let path = domain.layout().folder().join("keys/operator-signing.nk");
+        let signer = SigningKey::read(KeyKind::Operator, &path).unwrap_or_else(|error| panic!("{error}"));
+        let claims = tenant_account(&account, &control, |_| workers.public().clone());
+        let subject = Subject { name: "second", key: key.public(), not_before: None, expires: None };
+        let token = mint(&subject, claims, &signer, clock::now()).unwrap_or_else(|error| panic!("{error}"));
+        Self { account, workers, token }
+    }
+
+    /// Its account.
+    pub const fn account(&self) -> &AccountId {
+        &self.account
+    }
+
+    /// Writes a worker's credentials for `run` to `path` and gives its key.
+    ///
+    /// # Panics
+    /// The file cannot be written.
+    pub fn issue(&self, name: &str, run: &RunId, path: &Path) -> PublicKey {
+        let key = ConnectionKey::generate();
+        let now = clock::now();
+        let subject = Subject { name, key: key.public(), not_before: None, expires: Some(now.after(LIFETIME)) };
+        let claims = UserClaims::of_role(self.account.clone(), vec![format!("run:{run}")]);
+        let token = mint(&subject, claims, &self.workers, now).unwrap_or_else(|error| panic!("{error}"));
+        let credentials = Credentials::new(token, key).unwrap_or_else(|error| panic!("{error}"));
+        credentials.write(path).unwrap_or_else(|error| panic!("{error}"));
+        credentials.public().clone()
+    }
+
+    /// Adds the account to the broker's configuration.
+    pub(crate) fn preload(&self, auth: &Path) {
+        let text = std::fs::read_to_string(auth).unwrap_or_else(|error| panic!("{}: {error}", auth.display()));
+        let end = text.rfind('}').unwrap_or_else(|| panic!("{} preloads nothing", auth.display()));
+        let text = format!("{}  {}: \"{}\"\n{}", &text[..end], self.account, self.token, &text[end..]);
+        crate::broker::write(auth, &text);
+    }
+}
