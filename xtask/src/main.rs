@@ -42,7 +42,7 @@ enum Job {
         arguments: Vec<String>,
     },
     /// Set everything up, train, verify
-    Demo,
+    Demo(demo::DemoOptions),
     /// Write the pages that are generated from the code
     Docs {
         /// Write nothing; fail if a page differs from what the code says
@@ -71,7 +71,7 @@ fn run(job: Job) -> Result<()> {
         }
         Job::Test(selection) => suite::run(&workspace, &overrides, &selection),
         Job::Bench { arguments } => bench::run(&workspace, &overrides, &arguments),
-        Job::Demo => demo::run_demo(&workspace, &overrides),
+        Job::Demo(options) => demo::run_demo(&workspace, &overrides, &options),
         Job::Docs { check: true } => pages::check(&workspace),
         Job::Docs { check: false } => pages::write(&workspace),
     }

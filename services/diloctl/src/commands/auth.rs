@@ -1,0 +1,163 @@
+//! `auth`: the trust domain. Works on files alone; nothing is connected.
+
+use std::path::Path;
+
+use identity::credentials::Credentials;
+use identity::domain::{Domain, InitOptions, Issued};
+use runtime::{Failure, clock};
+use schemas::permission::Role;
+use schemas::{Code, Millis, RunId, UnixMillis};
+use serde::Serialize;
+
+use crate::cli::Auth;
+use crate::context::Context;
+use crate::output::{Record, Row};
+use crate::stack::services::{self, Choices};
+use crate::table::time;
+
+pub(crate) fn run(context: &Context, command: &Auth) -> Result<(), Failure> {
+    match command {
+        Auth::Init { run, workers, server_name, nats_config } => {
+            init(context, run, *workers, server_name, nats_config)
+        }
+        Auth::Issue { role, name, run, lifetime } => {
+            let run = if role.is_tenant() { run.as_ref() } else { None };
+            let domain = context.domain()?;
+            let issued = issue(&domain, *role, name, run, lifetime.millis())?;
+            context.printer.record(&Credential::issued(*role, name, &issued));
+            Ok(())
+        }
+        Auth::Show => show(context),
+    }
+}
+
+fn init(
+    context: &Context,
+    run: &RunId,
+    workers: u32,
+    server_names: &[String],
+    nats_config: &Path,
+) -> Result<(), Failure> {
+    if !nats_config.is_dir() {
+        let text = format!("{} is no folder; run this from the repository's root", nats_config.display());
+        return Err(Failure::new(Code::ConfigInvalid, text));
+    }
+    let options = InitOptions { server_names: server_names.to_vec() };
+    let domain = Domain::init(&context.folder, &options, clock::now()).map_err(coded)?;
+    let lifetime = identity::domain::LIFETIME_DEFAULT;
+    let mut made = Vec::new();
+    for role in [Role::Coordinator, Role::Operator, Role::Auditor, Role::Provisioner] {
+        made.push(Credential::issued(role, role.name(), &issue(&domain, role, role.name(), None, lifetime)?));
+    }
+    for index in 0..workers {
+        let name = format!("worker-{index}");
+        made.push(Credential::issued(Role::Worker, &name, &issue(&domain, Role::Worker, &name, Some(run), lifetime)?));
+    }
+    domain.write_server_config(&nats_config.join("generated"), clock::now()).map_err(coded)?;
+    crate::stack::write_listen(&nats_config.join("generated"), crate::stack::BUS_PORT)?;
+    let choices = Choices {
+        endpoints: context.endpoints.clone(),
+        run: run.clone(),
+        workers,
+        threads: 1,
+        device: "auto".to_owned(),
+    };
+    services::write_configs(&services::absolute(&context.folder)?, &choices)?;
+    context.printer.rows(&made);
+    context.printer.talk(&format!(
+        "trust domain {} is in {}; its secrets are readable by you alone",
+        domain.trust().domain,
+        context.folder.display()
+    ));
+    Ok(())
+}
+
+fn issue(domain: &Domain, role: Role, name: &str, run: Option<&RunId>, lifetime: Millis) -> Result<Issued, Failure> {
+    domain.issue(role, name, run, lifetime, clock::now()).map_err(coded)
+}
+
+fn show(context: &Context) -> Result<(), Failure> {
+    let domain = context.domain()?;
+    let folder = domain.layout().credentials("any");
+    let folder = folder.parent().expect("credentials lie in a folder");
+    let failed = |error: std::io::Error| Failure::new(Code::CredentialMissing, format!("{}: {error}", folder.display()));
+    let mut rows = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let Some(name) = path.file_stem().and_then(|name| name.to_str()) else { continue };
+        let read = Credentials::read(&path).map_err(|error| Failure::new(error.code(), error))?;
+        let token = read.token();
+        rows.push(Credential {
+            name: name.to_owned(),
+            role: token.claims.tags.first().map_or_else(|| name.to_owned(), |tag| format!("worker ({tag})")),
+            public: read.public().to_string(),
+            expires: token.expires,
+            file: path.display().to_string(),
+        });
+    }
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
+    context.printer.rows(&rows);
+    context.printer.record(&Trust {
+        domain: domain.trust().domain.to_string(),
+        manifest_keys: domain.trust().manifest_keys.iter().map(ToString::to_string).collect(),
+        coordinator_audit_keys: domain.trust().audit_keys.iter().map(ToString::to_string).collect(),
+    });
+    Ok(())
+}
+
+fn coded(error: identity::domain::DomainError) -> Failure {
+    Failure::new(error.code(), error)
+}
+
+#[derive(Serialize)]
+struct Credential {
+    name: String,
+    role: String,
+    public: String,
+    expires: Option<UnixMillis>,
+    file: String,
+}
+
+impl Credential {
+    fn issued(role: Role, name: &str, issued: &Issued) -> Self {
+        Self {
+            name: name.to_owned(),
+            role: role.name().to_owned(),
+            public: issued.public.to_string(),
+            expires: Some(issued.expires),
+            file: issued.credentials.display().to_string(),
+        }
+    }
+}
+
+impl Row for Credential {
+    const TITLES: &'static [&'static str] = &["name", "role", "public key", "expires", "file"];
+
+    fn cells(&self) -> Vec<String> {
+        let expires = crate::table::or_dash(self.expires, time);
+        vec![self.name.clone(), self.role.clone(), self.public.clone(), expires, self.file.clone()]
+    }
+}
+
+impl Record for Credential {
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        Self::TITLES.iter().copied().zip(self.cells()).collect()
+    }
+}
+
+#[derive(Serialize)]
+struct Trust {
+    domain: String,
+    manifest_keys: Vec<String>,
+    coordinator_audit_keys: Vec<String>,
+}
+
+impl Record for Trust {
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("trust domain", self.domain.clone()),
+            ("manifest keys", self.manifest_keys.join(" ")),
+            ("coordinator's audit keys", self.coordinator_audit_keys.join(" ")),
+        ]
+    }
+}

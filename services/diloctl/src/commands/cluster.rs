@@ -1,0 +1,374 @@
+//! `cluster`: streams and buckets of the bus, as the files in nats-config declare them. What is missing is created; what
+//! differs is reported and left alone, since changing a stream can throw events away.
+
+use std::path::Path;
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    self,
+    consumer::{AckPolicy, pull},
+    context::GetStreamErrorKind,
+    stream::{self, Compression, DiscardPolicy, RetentionPolicy, StorageType},
+};
+use runtime::Failure;
+use schemas::Code;
+use schemas::permission::Role;
+use serde::{Deserialize, Serialize};
+
+use crate::cli::{Cluster, Declarations};
+use crate::context::Context;
+use crate::output::Row;
+
+/// How long the server may take for one change; a stream with copies needs an election.
+const CHANGE_MAX: Duration = Duration::from_secs(20);
+
+pub(crate) async fn run(context: &Context, command: &Cluster) -> Result<(), Failure> {
+    let (declarations, create) = match command {
+        Cluster::Init(declarations) => (declarations, true),
+        Cluster::Check(declarations) => (declarations, false),
+    };
+    let rows = compare(context, declarations, create).await?;
+    context.printer.rows(&rows);
+    let worst = rows.iter().find(|row| row.stand != Stand::Right && row.stand != Stand::Created);
+    match worst {
+        None => Ok(()),
+        Some(row) if row.stand == Stand::Missing => Err(Failure::new(Code::StreamMissing, &row.name)),
+        Some(row) => Err(Failure::new(Code::StreamDrift, format!("{}: {}", row.name, row.difference))),
+    }
+}
+
+/// Compares every declaration with the live server, and creates what is missing when `create`.
+pub(crate) async fn compare(
+    context: &Context,
+    declarations: &Declarations,
+    create: bool,
+) -> Result<Vec<Compared>, Failure> {
+    let bus = context.bus(Role::Provisioner).await?;
+    let mut jetstream = jetstream::new(bus.client().clone());
+    jetstream.set_timeout(CHANGE_MAX);
+    let mut rows = Vec::new();
+    for declaration in read_all(&declarations.nats_config)? {
+        let wanted = declaration.stream(declarations.replicas);
+        let (stand, difference) = settle(&jetstream, &wanted, create).await?;
+        rows.push(Compared { name: wanted.name.clone(), stand, difference });
+        if stand == Stand::Missing {
+            continue;
+        }
+        for consumer in declaration.consumers() {
+            let (stand, difference) = settle_consumer(&jetstream, &wanted.name, consumer, create).await?;
+            rows.push(Compared { name: format!("{}/{}", wanted.name, consumer.name), stand, difference });
+        }
+    }
+    Ok(rows)
+}
+
+async fn settle(
+    jetstream: &jetstream::Context,
+    wanted: &stream::Config,
+    create: bool,
+) -> Result<(Stand, String), Failure> {
+    match jetstream.get_stream(&wanted.name).await {
+        Ok(stream) => {
+            let difference = differences(wanted, &stream.cached_info().config);
+            Ok((if difference.is_empty() { Stand::Right } else { Stand::Differs }, difference))
+        }
+        Err(error) if is_missing(&error.kind()) && !create => Ok((Stand::Missing, String::new())),
+        Err(error) if is_missing(&error.kind()) => {
+            jetstream.create_stream(wanted.clone()).await.map_err(|error| refused(&wanted.name, &error))?;
+            Ok((Stand::Created, String::new()))
+        }
+        Err(error) => Err(refused(&wanted.name, &error)),
+    }
+}
+
+fn is_missing(kind: &GetStreamErrorKind) -> bool {
+    matches!(kind, GetStreamErrorKind::JetStream(error) if error.error_code() == jetstream::ErrorCode::STREAM_NOT_FOUND)
+}
+
+async fn settle_consumer(
+    jetstream: &jetstream::Context,
+    stream: &str,
+    wanted: &Consumer,
+    create: bool,
+) -> Result<(Stand, String), Failure> {
+    let handle = jetstream.get_stream(stream).await.map_err(|error| refused(stream, &error))?;
+    match handle.consumer_info(&wanted.name).await {
+        Ok(info) => {
+            let live = info.config;
+            let pairs = [
+                ("filter", wanted.filter.clone(), live.filter_subject),
+                ("ack_wait_ms", wanted.ack_wait_ms.to_string(), live.ack_wait.as_millis().to_string()),
+                ("max_deliver", wanted.max_deliver.to_string(), live.max_deliver.to_string()),
+                ("max_ack_pending", wanted.max_ack_pending.to_string(), live.max_ack_pending.to_string()),
+            ];
+            let difference = list(pairs.into_iter());
+            Ok((if difference.is_empty() { Stand::Right } else { Stand::Differs }, difference))
+        }
+        Err(_) if create => {
+            handle.create_consumer(wanted.config()).await.map_err(|error| refused(&wanted.name, &error))?;
+            Ok((Stand::Created, String::new()))
+        }
+        Err(_) => Ok((Stand::Missing, String::new())),
+    }
+}
+
+fn refused(name: &str, error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(Code::StreamMissing, format!("{name}: {error}"))
+}
+
+/// The fields on which `live` differs from `wanted`: `max_bytes is 5, declared 7`.
+fn differences(wanted: &stream::Config, live: &stream::Config) -> String {
+    let fields = |config: &stream::Config| {
+        vec![
+            ("subjects", config.subjects.join(" ")),
+            ("storage", format!("{:?}", config.storage)),
+            ("retention", format!("{:?}", config.retention)),
+            ("discard", format!("{:?}", config.discard)),
+            ("max_bytes", config.max_bytes.to_string()),
+            ("max_messages", config.max_messages.to_string()),
+            ("max_messages_per_subject", config.max_messages_per_subject.to_string()),
+            ("max_message_bytes", config.max_message_size.to_string()),
+            ("max_age", format!("{:?}", config.max_age)),
+            ("duplicate_window", format!("{:?}", config.duplicate_window)),
+            ("replicas", config.num_replicas.to_string()),
+            ("deny_delete", config.deny_delete.to_string()),
+            ("deny_purge", config.deny_purge.to_string()),
+            ("allow_rollup", config.allow_rollup.to_string()),
+            ("no_ack", config.no_ack.to_string()),
+            ("sealed", config.sealed.to_string()),
+        ]
+    };
+    list(fields(wanted).into_iter().zip(fields(live)).map(|((name, wanted), (_, live))| (name, wanted, live)))
+}
+
+fn list(fields: impl Iterator<Item = (&'static str, String, String)>) -> String {
+    fields
+        .filter(|(_, wanted, live)| wanted != live)
+        .map(|(name, wanted, live)| format!("{name} is {live}, declared {wanted}"))
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+/// How a live thing stands to its declaration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Stand {
+    Right,
+    Created,
+    Missing,
+    Differs,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Compared {
+    name: String,
+    stand: Stand,
+    difference: String,
+}
+
+impl Row for Compared {
+    const TITLES: &'static [&'static str] = &["name", "stand", "difference"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![self.name.clone(), format!("{:?}", self.stand).to_lowercase(), self.difference.clone()]
+    }
+}
+
+/// A file of `nats-config/streams` or `nats-config/kv`; nats-config/README.md explains the fields.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+enum Declaration {
+    Stream(Stream),
+    Kv(Bucket),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stream {
+    v: schemas::V<1>,
+    name: String,
+    about: String,
+    subjects: Vec<String>,
+    storage: StorageType,
+    retention: Retention,
+    discard: DiscardPolicy,
+    max_bytes: i64,
+    max_message_bytes: i32,
+    max_age_ms: u64,
+    duplicate_window_ms: u64,
+    compression: Compression,
+    deny_delete: bool,
+    deny_purge: bool,
+    allow_rollup: bool,
+    consumers: Vec<Consumer>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Retention {
+    Limits,
+    WorkQueue,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Consumer {
+    name: String,
+    about: String,
+    filter: String,
+    ack: Ack,
+    ack_wait_ms: u64,
+    max_deliver: i64,
+    max_ack_pending: i64,
+}
+
+/// Offers are always acknowledged one by one.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Ack {
+    Explicit,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Bucket {
+    v: schemas::V<1>,
+    name: String,
+    about: String,
+    storage: StorageType,
+    history: i64,
+    max_age_ms: u64,
+    max_bytes: i64,
+    max_value_bytes: i32,
+}
+
+impl Declaration {
+    fn stream(&self, replicas: usize) -> stream::Config {
+        match self {
+            Self::Stream(stream) => stream.config(replicas),
+            Self::Kv(bucket) => bucket.config(replicas),
+        }
+    }
+
+    fn consumers(&self) -> &[Consumer] {
+        match self {
+            Self::Stream(stream) => &stream.consumers,
+            Self::Kv(_) => &[],
+        }
+    }
+}
+
+impl Stream {
+    fn config(&self, replicas: usize) -> stream::Config {
+        let schemas::V = self.v;
+        stream::Config {
+            name: self.name.clone(),
+            description: Some(self.about.clone()),
+            subjects: self.subjects.clone(),
+            storage: self.storage,
+            retention: match self.retention {
+                Retention::Limits => RetentionPolicy::Limits,
+                Retention::WorkQueue => RetentionPolicy::WorkQueue,
+            },
+            discard: self.discard,
+            max_bytes: self.max_bytes,
+            max_messages: -1,
+            max_messages_per_subject: -1,
+            max_message_size: self.max_message_bytes,
+            max_age: Duration::from_millis(self.max_age_ms),
+            duplicate_window: Duration::from_millis(self.duplicate_window_ms),
+            compression: Some(self.compression.clone()),
+            deny_delete: self.deny_delete,
+            deny_purge: self.deny_purge,
+            allow_rollup: self.allow_rollup,
+            num_replicas: replicas,
+            ..stream::Config::default()
+        }
+    }
+}
+
+impl Bucket {
+    /// A key-value bucket is a stream of this shape. Rollups stay off: one message could wipe the whole bucket.
+    fn config(&self, replicas: usize) -> stream::Config {
+        let schemas::V = self.v;
+        let max_age = Duration::from_millis(self.max_age_ms);
+        // The server wants a duplicate window no longer than the age.
+        let window = Duration::from_secs(2);
+        stream::Config {
+            name: format!("KV_{}", self.name),
+            description: Some(self.about.clone()),
+            subjects: vec![format!("$KV.{}.>", self.name)],
+            storage: self.storage,
+            retention: RetentionPolicy::Limits,
+            discard: DiscardPolicy::New,
+            max_bytes: self.max_bytes,
+            max_messages: -1,
+            max_messages_per_subject: self.history,
+            max_message_size: self.max_value_bytes,
+            max_age,
+            duplicate_window: if max_age.is_zero() { window } else { window.min(max_age) },
+            deny_delete: true,
+            deny_purge: true,
+            allow_rollup: false,
+            allow_direct: true,
+            num_replicas: replicas,
+            ..stream::Config::default()
+        }
+    }
+}
+
+impl Consumer {
+    fn config(&self) -> pull::Config {
+        let Ack::Explicit = self.ack;
+        pull::Config {
+            durable_name: Some(self.name.clone()),
+            description: Some(self.about.clone()),
+            filter_subject: self.filter.clone(),
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: Duration::from_millis(self.ack_wait_ms),
+            max_deliver: self.max_deliver,
+            max_ack_pending: self.max_ack_pending,
+            ..pull::Config::default()
+        }
+    }
+}
+
+fn read_all(folder: &Path) -> Result<Vec<Declaration>, Failure> {
+    let mut declarations = Vec::new();
+    for kind in ["streams", "kv"] {
+        let folder = folder.join(kind);
+        let failed = |error: &dyn std::fmt::Display| Failure::new(Code::ConfigInvalid, format!("{}: {error}", folder.display()));
+        let mut paths = Vec::new();
+        for entry in std::fs::read_dir(&folder).map_err(|error| failed(&error))? {
+            paths.push(entry.map_err(|error| failed(&error))?.path());
+        }
+        paths.sort();
+        for path in paths.iter().filter(|path| path.extension().is_some_and(|ending| ending == "json")) {
+            let text = std::fs::read(path).map_err(|error| failed(&error))?;
+            let invalid = |error| Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display()));
+            declarations.push(serde_json::from_slice(&text).map_err(invalid)?);
+        }
+    }
+    Ok(declarations)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_declarations_of_this_repository_parse() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats-config");
+        let names: Vec<String> =
+            read_all(&folder).expect("they parse").iter().map(|one| one.stream(1).name).collect();
+        assert_eq!(names, ["AUDIT", "WORK", "KV_leader", "KV_state"]);
+    }
+
+    #[test]
+    fn a_difference_names_field_and_values() {
+        let wanted = stream::Config { max_bytes: 7, ..stream::Config::default() };
+        let live = stream::Config { max_bytes: 5, ..stream::Config::default() };
+        assert_eq!(differences(&wanted, &live), "max_bytes is 5, declared 7");
+        assert!(differences(&wanted, &wanted).is_empty());
+    }
+}

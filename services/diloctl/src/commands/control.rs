@@ -1,0 +1,61 @@
+//! `control`: orders over the bus.
+
+use std::io::{IsTerminal as _, Write as _};
+
+use runtime::Failure;
+use schemas::control::{Shutdown, ShutdownReply};
+use schemas::subject::ControlVerb;
+use schemas::{Code, V};
+use serde::Serialize;
+
+use crate::cli::Control;
+use crate::context::Context;
+use crate::output::Record;
+
+pub(crate) async fn run(context: &Context, command: &Control) -> Result<(), Failure> {
+    let Control::Shutdown { drain, yes } = command;
+    if !yes && !confirmed("stop the coordinator and all workers?")? {
+        return Err(Failure::new(Code::Interrupted, "not confirmed; nothing was done"));
+    }
+    let operator = context.operator().await?;
+    let reply: ShutdownReply = operator.ask(ControlVerb::Shutdown, &Shutdown { v: V, drain: drain.millis() }).await?;
+    context.printer.record(&Told::from(reply));
+    Ok(())
+}
+
+/// Asks on the terminal. Without one nobody can answer, and `--yes` is needed.
+#[expect(clippy::print_stderr, reason = "a question to the person at the terminal")]
+fn confirmed(question: &str) -> Result<bool, Failure> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::new(Code::ConfigInvalid, "there is no terminal to ask on; say --yes"));
+    }
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    std::io::stderr()
+        .flush()
+        .and_then(|()| std::io::stdin().read_line(&mut answer))
+        .map_err(|error| Failure::new(Code::Interrupted, error))?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+#[derive(Serialize)]
+struct Told {
+    leases: u32,
+    workers: u32,
+}
+
+impl From<ShutdownReply> for Told {
+    fn from(reply: ShutdownReply) -> Self {
+        Self { leases: reply.leases, workers: reply.workers }
+    }
+}
+
+impl Record for Told {
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("coordinator", "is draining; this is in the ledger".to_owned()),
+            ("leases held", self.leases.to_string()),
+            ("workers told", self.workers.to_string()),
+        ]
+    }
+}

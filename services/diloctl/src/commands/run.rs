@@ -1,0 +1,214 @@
+//! `run`: create training jobs, look at them, wait for them.
+
+use std::str::FromStr;
+
+use bytes::Bytes;
+use merge::{SeededRounding, codec};
+use runtime::{Failure, clock};
+use schemas::control::{Query, RunNew, RunNewReply, View};
+use schemas::layout::Chunk;
+use schemas::run::{CodecKind, ModelSpec, RunSpec};
+use schemas::subject::ControlVerb;
+use schemas::view::{RunDetail, RunPhase, RunView};
+use schemas::{Code, Digest, ObjectRef, RunId, V};
+use serde::Serialize;
+
+use crate::cli::Run;
+use crate::commands::settings::{RunArgs, RunSettings};
+use crate::commands::{data, watch};
+use crate::context::{Context, unexpected};
+use crate::objects::OperatorObjectsClient;
+use crate::output::{Record, Row};
+use crate::table::{bytes, count, or_dash, time};
+
+/// What `run wait` waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    Complete,
+    /// This many rounds are closed.
+    Round(u64),
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            None if text == "complete" => Ok(Self::Complete),
+            Some(("round", number)) => number.parse().map(Self::Round).map_err(|error| error.to_string()),
+            _ => Err("`complete` or `round=N`".to_owned()),
+        }
+    }
+}
+
+impl Target {
+    fn is_reached(self, view: &RunView) -> bool {
+        match self {
+            Self::Complete => view.phase == RunPhase::Complete,
+            Self::Round(round) => view.round.get() >= round || view.phase == RunPhase::Complete,
+        }
+    }
+}
+
+pub(crate) async fn run(context: &Context, command: Run) -> Result<(), Failure> {
+    match command {
+        Run::New(args) => new(context, &args).await,
+        Run::Ls => match context.operator().await?.view(Query::Runs).await? {
+            View::Runs(rows) => {
+                context.printer.rows(&rows);
+                Ok(())
+            }
+            other => Err(unexpected(&other)),
+        },
+        Run::Get { run } => {
+            let detail = context.operator().await?.run(&run).await?;
+            context.printer.record(&detail);
+            Ok(())
+        }
+        Run::Watch { run } => watch::watch(context, &run).await,
+        Run::Wait { run, target, within } => {
+            let waited = watch::until(context, &run, |view| target.is_reached(view));
+            let view = tokio::time::timeout(within.0, waited).await.map_err(|_| {
+                Failure::new(Code::NoAnswer, format!("run {run} did not get there within {within}"))
+            })??;
+            context.printer.rows(&[view]);
+            Ok(())
+        }
+    }
+}
+
+async fn new(context: &Context, args: &RunArgs) -> Result<(), Failure> {
+    let settings = match args.settings()? {
+        Ok(settings) => settings,
+        Err(text) => {
+            context.printer.text(&text);
+            return Ok(());
+        }
+    };
+    let operator = context.operator().await?;
+    let objects = OperatorObjectsClient::new(context, operator.clone())?;
+    let data = data::resolve(context, args.data)?;
+    let spec = build(context, &objects, &args.run, &settings, data).await?;
+    spec.validate()?;
+    let reply: RunNewReply = operator.ask(ControlVerb::RunNew, &RunNew { v: V, spec }).await?;
+    context.printer.record(&Created { run: args.run.clone(), created: reply.created, spec: reply.spec_digest });
+    Ok(())
+}
+
+/// Uploads what the run starts from and names it all in its settings.
+async fn build(
+    context: &Context,
+    objects: &OperatorObjectsClient,
+    run: &RunId,
+    settings: &RunSettings,
+    data: ObjectRef,
+) -> Result<RunSpec, Failure> {
+    let model = settings.model()?;
+    let layout = model.layout();
+    let invalid = |error: schemas::layout::LayoutError| Failure::new(Code::ModelInvalid, error);
+    layout.validate().map_err(invalid)?;
+    let chunks = layout.chunks(settings.model.chunk_elements).map_err(invalid)?;
+    let (layout, _) = layout.to_object();
+    let small = objects.put(&[Bytes::from(model.to_json()), Bytes::from(layout)], |_| ()).await?;
+    let bar = watch::bytes_bar(context.printer, "initial weights", model.parameters() * 4);
+    let weights = model.initial(settings.seed);
+    let mut initial = Vec::with_capacity(chunks.len());
+    // A few chunks at a time: a large model need not fit in memory here.
+    for group in chunks.chunks(CHUNKS_IN_MEMORY) {
+        let bodies: Vec<Bytes> = group.iter().map(|chunk| encoded(&weights, chunk)).collect();
+        initial.extend(objects.put(&bodies, |bytes| bar.inc(bytes)).await?);
+    }
+    bar.finish_and_clear();
+    Ok(RunSpec {
+        v: V,
+        run: run.clone(),
+        model: ModelSpec {
+            trainer: model.trainer(),
+            config: small[0],
+            layout: small[1],
+            chunk_elements: settings.model.chunk_elements,
+            initial,
+            precision: settings.model.precision,
+        },
+        data,
+        schedule: settings.schedule.clone(),
+        inner: settings.inner.clone(),
+        outer: settings.outer(),
+        upload: settings.upload(),
+        download: settings.download(),
+        policy: settings.policy(),
+        seed: settings.seed,
+    })
+}
+
+/// Initial weights that are made and uploaded together.
+const CHUNKS_IN_MEMORY: usize = 8;
+
+fn encoded(weights: &model::InitialWeights, chunk: &Chunk) -> Bytes {
+    let mut values = vec![0.0; chunk.range().len()];
+    weights.fill(chunk.start, &mut values);
+    let mut out = vec![0; codec::encoded_bytes(CodecKind::Fp32, values.len())];
+    codec::encode(CodecKind::Fp32, &values, SeededRounding::NEAREST, &mut out).expect("the buffer has the codec's size");
+    Bytes::from(out)
+}
+
+#[derive(Serialize)]
+struct Created {
+    run: RunId,
+    created: bool,
+    spec: Digest,
+}
+
+impl Record for Created {
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let verb = if self.created { "created" } else { "exists with the same settings" };
+        vec![("run", format!("{} {verb}", self.run)), ("settings", self.spec.to_string())]
+    }
+}
+
+impl Row for RunView {
+    const TITLES: &'static [&'static str] =
+        &["run", "phase", "round", "units", "workers", "leases", "tokens/s", "train loss", "held-out loss", "up", "down"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.run.to_string(),
+            phase(self),
+            format!("{}/{}", self.round, self.rounds),
+            format!("{}/{}", self.units_done, self.units),
+            format!("{} (min {})", self.workers, self.workers_min),
+            self.leases.to_string(),
+            count(self.tokens_per_second),
+            or_dash(self.train_loss, |loss| format!("{loss:.4}")),
+            or_dash(self.held_out_loss, |(round, loss)| format!("{loss:.4} @{round}")),
+            bytes(self.bytes_up.get()),
+            bytes(self.bytes_down.get()),
+        ]
+    }
+}
+
+/// The phase in one word.
+pub(crate) fn phase(view: &RunView) -> String {
+    format!("{:?}", view.phase).to_lowercase()
+}
+
+impl Record for RunDetail {
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let (view, spec) = (&self.view, &self.spec);
+        let tokens = view.tokens.iter().map(|(fate, tokens)| format!("{fate:?} {tokens}").to_lowercase());
+        let mut lines: Vec<(&'static str, String)> = RunView::TITLES.iter().copied().zip(view.cells()).collect();
+        lines.extend([
+            ("tokens", tokens.collect::<Vec<_>>().join(", ")),
+            ("created", time(view.created_at)),
+            ("completed", or_dash(view.completed_at, time)),
+            ("snapshot", or_dash(view.snapshot, |(round, object)| format!("{} of round {round}", object.digest))),
+            ("settings", self.spec_digest.to_string()),
+            ("trainer", format!("{:?}", spec.model.trainer).to_lowercase()),
+            ("data", spec.data.digest.to_string()),
+            ("inner steps", format!("{} of {} sequences", spec.schedule.inner_steps, spec.schedule.batch_sequences)),
+            ("outer", format!("{:?}", spec.outer)),
+            ("running for", crate::table::span(view.created_at.until(view.completed_at.unwrap_or_else(clock::now)).get())),
+        ]);
+        lines
+    }
+}

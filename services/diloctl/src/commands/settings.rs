@@ -1,0 +1,234 @@
+//! The settings of a new run: defaults, then a TOML file, then `--set`, then flags.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use model::{ModelConfig, Preset};
+use runtime::{ConfigArgs, ConfigDuration, Failure};
+use schemas::run::{
+    Codec, CodecKind, InnerOptimizer, OuterOptimizer, Policy, Precision, Rounding, Schedule, TrainerKind,
+};
+use schemas::{Code, Digest, RunId, Steps};
+use serde::{Deserialize, Serialize};
+
+/// Flags of `run new`. Everything else is in the settings file or `--set`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Its name: 1 to 32 of a-z, 0-9 and -.
+    pub(crate) run: RunId,
+    /// A preset (reference, tiny, demo, 25m, 100m) or a config.json.
+    #[arg(long)]
+    pub(crate) model: Option<String>,
+    /// The data set; by default the newest that was imported from here.
+    #[arg(long, value_parser = crate::cli::parse_digest)]
+    pub(crate) data: Option<Digest>,
+    /// Rounds of the run.
+    #[arg(long)]
+    rounds: Option<u64>,
+    /// Training units of a round: how many workers can work at a time.
+    #[arg(long)]
+    units: Option<u32>,
+    /// Inner steps of a unit (H).
+    #[arg(long)]
+    steps: Option<u64>,
+    /// Decides initial weights and data order.
+    #[arg(long)]
+    seed: Option<u64>,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// Everything that can be chosen about a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RunSettings {
+    pub(crate) seed: u64,
+    pub(crate) model: ModelSettings,
+    pub(crate) schedule: Schedule,
+    pub(crate) inner: InnerOptimizer,
+    pub(crate) outer: OuterSettings,
+    pub(crate) transfer: TransferSettings,
+    pub(crate) policy: PolicySettings,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ModelSettings {
+    /// A preset or the path of a config.json.
+    pub(crate) config: String,
+    /// Which trainer a config.json is for; a preset knows its own.
+    pub(crate) trainer: TrainerKind,
+    pub(crate) precision: Precision,
+    pub(crate) chunk_elements: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct OuterSettings {
+    pub(crate) rule: OuterRule,
+    pub(crate) learning_rate: f32,
+    pub(crate) momentum: f32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum OuterRule {
+    Average,
+    Sgd,
+    Nesterov,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct TransferSettings {
+    pub(crate) upload: CodecKind,
+    pub(crate) download: CodecKind,
+    pub(crate) rounding: Rounding,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct PolicySettings {
+    /// 0 stands for the number of units: a planned team that is not complete waits, visibly.
+    pub(crate) workers_min: u32,
+    pub(crate) lease: ConfigDuration,
+    pub(crate) silence_max: ConfigDuration,
+    pub(crate) norm_max: f64,
+    pub(crate) strikes_max: u32,
+}
+
+impl Default for RunSettings {
+    /// The demonstration: a small decoder over bytes on two CPU workers, minutes long.
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            model: ModelSettings::default(),
+            schedule: Schedule {
+                rounds: 10,
+                units: 2,
+                inner_steps: Steps(50),
+                batch_sequences: 8,
+                accumulation: 1,
+                sequence_tokens: 256,
+                evaluation_every: 1,
+                evaluation_sequences: 64,
+                snapshot_every: 1,
+            },
+            inner: InnerOptimizer {
+                learning_rate: 2e-3,
+                warmup_steps: Steps(50),
+                final_ratio: 0.1,
+                beta1: 0.9,
+                beta2: 0.95,
+                epsilon: 1e-8,
+                weight_decay: 0.1,
+                clip_norm: 1.0,
+            },
+            outer: OuterSettings::default(),
+            transfer: TransferSettings::default(),
+            policy: PolicySettings::default(),
+        }
+    }
+}
+
+impl Default for ModelSettings {
+    fn default() -> Self {
+        Self {
+            config: "demo".to_owned(),
+            trainer: TrainerKind::Torch,
+            precision: Precision::Bf16,
+            chunk_elements: 1 << 20,
+        }
+    }
+}
+
+impl Default for OuterSettings {
+    fn default() -> Self {
+        Self { rule: OuterRule::Nesterov, learning_rate: 0.7, momentum: 0.9 }
+    }
+}
+
+impl Default for TransferSettings {
+    fn default() -> Self {
+        Self { upload: CodecKind::Bf16, download: CodecKind::Bf16, rounding: Rounding::Nearest }
+    }
+}
+
+impl Default for PolicySettings {
+    fn default() -> Self {
+        Self {
+            workers_min: 0,
+            lease: ConfigDuration::from_secs(30),
+            silence_max: ConfigDuration::from_secs(60),
+            norm_max: 0.0,
+            strikes_max: 3,
+        }
+    }
+}
+
+impl RunArgs {
+    /// All layers; `None` when the settings were only to be printed or checked, with the text to print.
+    pub(crate) fn settings(&self) -> Result<Result<RunSettings, String>, Failure> {
+        let mut flags: Vec<(&str, &str, String)> = Vec::new();
+        let mut flag = |key, name, value: Option<String>| flags.extend(value.map(|value| (key, name, value)));
+        flag("model.config", "--model", self.model.clone());
+        flag("schedule.rounds", "--rounds", self.rounds.map(|value| value.to_string()));
+        flag("schedule.units", "--units", self.units.map(|value| value.to_string()));
+        flag("schedule.inner_steps", "--steps", self.steps.map(|value| value.to_string()));
+        flag("seed", "--seed", self.seed.map(|value| value.to_string()));
+        let loaded = runtime::config::load_from::<RunSettings>(&self.config, &flags, std::iter::empty())?;
+        if self.config.print_config {
+            return Ok(Err(loaded.print()));
+        }
+        if self.config.check_config {
+            loaded.value.model()?;
+            return Ok(Err("the settings parse".to_owned()));
+        }
+        Ok(Ok(loaded.value))
+    }
+}
+
+impl RunSettings {
+    /// The model that is named: a preset or a file.
+    pub(crate) fn model(&self) -> Result<ModelConfig, Failure> {
+        let name = &self.model.config;
+        if let Some(preset) = Preset::named(name) {
+            return Ok(preset.config);
+        }
+        let path = PathBuf::from(name);
+        let json = std::fs::read(&path).map_err(|error| {
+            let presets = model::PRESETS.join(", ");
+            Failure::new(Code::ModelInvalid, format!("{name} is no preset ({presets}) and no readable file: {error}"))
+        })?;
+        ModelConfig::parse(self.model.trainer, &json).map_err(|error| Failure::new(error.code(), error))
+    }
+
+    pub(crate) fn outer(&self) -> OuterOptimizer {
+        let OuterSettings { rule, learning_rate, momentum } = self.outer;
+        match rule {
+            OuterRule::Average => OuterOptimizer::Average,
+            OuterRule::Sgd => OuterOptimizer::Sgd { learning_rate },
+            OuterRule::Nesterov => OuterOptimizer::Nesterov { learning_rate, momentum },
+        }
+    }
+
+    pub(crate) fn upload(&self) -> Codec {
+        Codec { kind: self.transfer.upload, rounding: self.transfer.rounding }
+    }
+
+    pub(crate) fn download(&self) -> Codec {
+        Codec { kind: self.transfer.download, rounding: self.transfer.rounding }
+    }
+
+    pub(crate) fn policy(&self) -> Policy {
+        let policy = &self.policy;
+        let workers_min = if policy.workers_min == 0 { self.schedule.units } else { policy.workers_min };
+        Policy {
+            workers_min,
+            lease: policy.lease.millis(),
+            silence_max: policy.silence_max.millis(),
+            norm_max: policy.norm_max,
+            strikes_max: policy.strikes_max,
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What commands work with: the trust domain on disk, connections, and requests to the coordinator.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use identity::Domain;
+use runtime::{Bus, BusConfig, Failure, clock};
+use schemas::control::{Query, View, ViewReply, ViewRequest};
+use schemas::permission::Role;
+use schemas::subject::{ControlVerb, control_subject};
+use schemas::{Code, Message, PublicKey, RunId, V};
+use serde::{Deserialize, Serialize};
+
+use crate::cli::Global;
+use crate::output::Printer;
+
+/// Where broker and store are; `up` writes it, every command reads it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Endpoints {
+    /// Address of the NATS servers.
+    pub(crate) bus: String,
+    /// Address of the store.
+    pub(crate) store: String,
+}
+
+impl Default for Endpoints {
+    fn default() -> Self {
+        Self { bus: "tls://127.0.0.1:4222".to_owned(), store: "https://127.0.0.1:9000".to_owned() }
+    }
+}
+
+impl Endpoints {
+    /// Reads the file under `folder`, or takes the usual addresses when there is none.
+    pub(crate) fn read(folder: &Path) -> Result<Self, Failure> {
+        let path = Self::path(folder);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => toml::from_str(&text)
+                .map_err(|error| Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display()))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display()))),
+        }
+    }
+
+    pub(crate) fn path(folder: &Path) -> PathBuf {
+        folder.join("endpoints.toml")
+    }
+}
+
+/// Everything a command needs besides its own flags.
+#[derive(Clone, Debug)]
+pub(crate) struct Context {
+    pub(crate) folder: PathBuf,
+    pub(crate) endpoints: Endpoints,
+    pub(crate) timeout: Duration,
+    pub(crate) printer: Printer,
+}
+
+impl Context {
+    pub(crate) fn new(global: &Global) -> Result<Self, Failure> {
+        let mut endpoints = Endpoints::read(&global.domain)?;
+        if let Some(bus) = &global.bus {
+            endpoints.bus.clone_from(bus);
+        }
+        let printer = Printer::new(global.output);
+        Ok(Self { folder: global.domain.clone(), endpoints, timeout: global.timeout.0, printer })
+    }
+
+    pub(crate) fn domain(&self) -> Result<Domain, Failure> {
+        Domain::open(&self.folder).map_err(|error| Failure::new(error.code(), error))
+    }
+
+    /// Connects with the credentials of `role`, which `auth init` issued under the role's name.
+    pub(crate) async fn bus(&self, role: Role) -> Result<Bus, Failure> {
+        let layout = self.domain()?.layout().clone();
+        let credentials = layout.credentials(role.name());
+        if !credentials.exists() {
+            let text = format!("{} does not exist; `diloctl auth issue {}` makes it", credentials.display(), role.name());
+            return Err(Failure::new(Code::CredentialMissing, text));
+        }
+        let config = BusConfig { url: self.endpoints.bus.clone(), credentials, ca: layout.ca() };
+        Bus::connect("diloctl", &config, clock::now()).await.map_err(|error| error.into_refusal().into())
+    }
+
+    /// Connects as the operator, ready to ask the coordinator.
+    pub(crate) async fn operator(&self) -> Result<Operator, Failure> {
+        let bus = self.bus(Role::Operator).await?;
+        let public = bus.public().cloned().expect("connected with credentials");
+        Ok(Operator { bus, public, timeout: self.timeout })
+    }
+}
+
+/// A connection on which an operator asks the coordinator.
+#[derive(Clone, Debug)]
+pub(crate) struct Operator {
+    pub(crate) bus: Bus,
+    public: PublicKey,
+    timeout: Duration,
+}
+
+impl Operator {
+    /// One request.
+    pub(crate) async fn ask<Q: Message, A: Message>(&self, verb: ControlVerb, question: &Q) -> Result<A, Failure> {
+        let subject = control_subject(&self.public, verb);
+        self.bus.request(&subject, question, self.timeout).await.map_err(|error| error.into_refusal().into())
+    }
+
+    /// One look.
+    pub(crate) async fn view(&self, query: Query) -> Result<View, Failure> {
+        let reply: ViewReply = self.ask(ControlVerb::View, &ViewRequest { v: V, query }).await?;
+        Ok(reply.view)
+    }
+
+    /// One run in full.
+    pub(crate) async fn run(&self, run: &RunId) -> Result<schemas::view::RunDetail, Failure> {
+        match self.view(Query::Run(run.clone())).await? {
+            View::Run(detail) => Ok(*detail),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+/// An answer of another kind than the question: a defect of the peer.
+pub(crate) fn unexpected(view: &View) -> Failure {
+    let kind = match view {
+        View::Runs(_) => "runs",
+        View::Run(_) => "a run",
+        View::Workers(_) => "workers",
+        View::Leases(_) => "leases",
+        View::Rounds(_) => "rounds",
+        View::Snapshots(_) => "snapshots",
+    };
+    Failure::new(Code::MessageInvalid, format!("the coordinator answered another question, with {kind}"))
+}

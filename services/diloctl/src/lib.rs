@@ -1,0 +1,14 @@
+//! The operator's command line: noun, then verb. A command returns a typed value; [`output`](crate::output) prints it as
+//! table, JSON or JSON lines, so every command has every format. Data goes to stdout, talk to stderr.
+
+mod cli;
+mod commands;
+mod context;
+mod exit;
+mod objects;
+mod output;
+mod stack;
+mod table;
+
+pub use cli::Cli;
+pub use commands::run;

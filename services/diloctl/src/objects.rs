@@ -1,0 +1,118 @@
+//! Objects from an operator's side: uploads go through quarantine like everybody's, downloads are hashed as they come.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use objects::{Regrant, Transfer, TransferLimits, Trust};
+use runtime::Failure;
+use schemas::blob::{GetRequest, Grant, Grants};
+use schemas::control::OperatorObjects;
+use schemas::lease::Done;
+use schemas::limits::GRANTS_MAX;
+use schemas::subject::ControlVerb;
+use schemas::{Code, Digest, ObjectRef, Refusal, V};
+use tokio::time::Instant;
+
+use crate::context::{Context, Operator};
+
+/// Transfers at a time: enough to fill a link, few enough to keep what is in memory small.
+const PARALLEL: usize = 4;
+/// A whole transfer of one object may take this long.
+const TRANSFER_MAX: Duration = Duration::from_secs(600);
+
+/// Uploads and downloads on behalf of an operator.
+#[derive(Clone)]
+pub(crate) struct OperatorObjectsClient {
+    operator: Operator,
+    transfer: Transfer,
+}
+
+impl OperatorObjectsClient {
+    pub(crate) fn new(context: &Context, operator: Operator) -> Result<Self, Failure> {
+        let ca = context.domain()?.layout().ca();
+        let pem = std::fs::read(&ca)
+            .map_err(|error| Failure::new(Code::CredentialMissing, format!("{}: {error}", ca.display())))?;
+        let transfer = Transfer::new(&Trust::Authority(pem), TransferLimits::default()).map_err(coded)?;
+        Ok(Self { operator, transfer })
+    }
+
+    /// Uploads objects that are not in the store yet, and publishes them.
+    ///
+    /// `done` hears the bytes of each object as it is stored or found there.
+    pub(crate) async fn put(&self, objects: &[Bytes], done: impl Fn(u64)) -> Result<Vec<ObjectRef>, Failure> {
+        let references: Vec<ObjectRef> = objects.iter().map(|bytes| ObjectRef::of(bytes)).collect();
+        for (bodies, references) in objects.chunks(PARALLEL).zip(references.chunks(PARALLEL)) {
+            let request = OperatorObjects { v: V, objects: references.to_vec() };
+            let granted: Grants = self.operator.ask(ControlVerb::BlobPut, &request).await?;
+            if granted.grants.len() != references.len() {
+                return Err(Failure::new(Code::MessageInvalid, "the coordinator granted another number of objects"));
+            }
+            let uploads = granted.grants.iter().zip(bodies).zip(references).map(|((grant, body), reference)| async move {
+                let regrant = PutAgain { operator: &self.operator, object: *reference };
+                let deadline = Instant::now() + TRANSFER_MAX;
+                self.transfer.put(grant, body.clone(), &regrant, deadline).await.map_err(coded)
+            });
+            stream::iter(uploads).buffer_unordered(PARALLEL).try_collect::<Vec<_>>().await?;
+            let _: Done = self.operator.ask(ControlVerb::BlobCommit, &request).await?;
+            references.iter().for_each(|reference| done(reference.bytes.get()));
+        }
+        Ok(references)
+    }
+
+    /// Downloads one object; every byte was hashed before it is returned.
+    pub(crate) async fn get(&self, object: ObjectRef) -> Result<Bytes, Failure> {
+        let regrant = GetAgain { operator: &self.operator };
+        let grant = regrant.regrant(object.digest).await?;
+        let deadline = Instant::now() + TRANSFER_MAX;
+        self.transfer.get(&grant, object.bytes, &regrant, deadline).await.map_err(coded)
+    }
+
+    /// Downloads objects in order, a few ahead; `take` gets each one.
+    pub(crate) async fn get_all(
+        &self,
+        objects: &[ObjectRef],
+        mut take: impl FnMut(usize, Bytes) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        debug_assert!(PARALLEL <= GRANTS_MAX, "one request covers all that are in flight");
+        let mut downloads = stream::iter(objects.iter().map(|object| self.get(*object))).buffered(PARALLEL).enumerate();
+        while let Some((index, bytes)) = downloads.next().await {
+            take(index, bytes?)?;
+        }
+        Ok(())
+    }
+}
+
+fn coded(error: objects::ObjectError) -> Failure {
+    Failure::new(error.code(), error)
+}
+
+struct PutAgain<'a> {
+    operator: &'a Operator,
+    object: ObjectRef,
+}
+
+#[async_trait]
+impl Regrant for PutAgain<'_> {
+    async fn regrant(&self, _: Digest) -> Result<Grant, Refusal> {
+        let request = OperatorObjects { v: V, objects: vec![self.object] };
+        one(self.operator.ask(ControlVerb::BlobPut, &request).await)
+    }
+}
+
+struct GetAgain<'a> {
+    operator: &'a Operator,
+}
+
+#[async_trait]
+impl Regrant for GetAgain<'_> {
+    async fn regrant(&self, digest: Digest) -> Result<Grant, Refusal> {
+        one(self.operator.ask(ControlVerb::BlobGet, &GetRequest { v: V, objects: vec![digest] }).await)
+    }
+}
+
+fn one(granted: Result<Grants, Failure>) -> Result<Grant, Refusal> {
+    let mut granted = granted.map_err(|failure| failure.refusal().clone())?;
+    granted.grants.pop().ok_or_else(|| Refusal::new(Code::MessageInvalid, "an answer without a grant"))
+}

@@ -1,0 +1,251 @@
+//! One service as a process: a note of it on disk, so that a later `up` or `down` finds it again.
+
+use std::fs;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::net::SocketAddr;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use runtime::Failure;
+use schemas::Code;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+/// How long a service may take until it can be used; a worker loads libtorch first.
+const READY_MAX: Duration = Duration::from_secs(60);
+/// Between two looks at a process or port: there is nothing to wait on across processes that are not our children.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How much of a log is shown when its process died.
+const TAIL_BYTES: u64 = 2048;
+
+/// How to start a service.
+#[derive(Clone, Debug)]
+pub(super) struct Spec {
+    pub(super) name: String,
+    pub(super) program: PathBuf,
+    pub(super) arguments: Vec<String>,
+    pub(super) environment: Vec<(&'static str, String)>,
+    pub(super) folder: PathBuf,
+    pub(super) ready: Ready,
+}
+
+/// How a service shows that it can be used.
+#[derive(Clone, Debug)]
+pub(super) enum Ready {
+    /// It writes this file.
+    File(PathBuf),
+    /// It listens here.
+    Port(SocketAddr),
+}
+
+/// A process that was started, here or by an earlier command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Running {
+    pub(super) name: String,
+    pub(super) pid: u32,
+    /// When it started, in clock ticks since boot: a process number alone may have been given to another.
+    started: u64,
+    pub(super) log: PathBuf,
+    #[serde(skip)]
+    note: PathBuf,
+}
+
+impl Running {
+    /// The process that goes by `name`, if it lives.
+    pub(super) fn find(domain: &Path, name: &str) -> Result<Option<Self>, Failure> {
+        let note = notes(domain).join(format!("{name}.json"));
+        let text = match fs::read(&note) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(unusable(&note, &error)),
+        };
+        let running: Self = serde_json::from_slice(&text).map_err(|error| unusable(&note, &error))?;
+        Ok(Some(Self { note, ..running }).filter(Self::lives))
+    }
+
+    /// All processes that live.
+    pub(super) fn all(domain: &Path) -> Result<Vec<Self>, Failure> {
+        let folder = notes(domain);
+        let mut all = Vec::new();
+        let Ok(entries) = fs::read_dir(&folder) else { return Ok(all) };
+        for entry in entries {
+            let path = entry.map_err(|error| unusable(&folder, &error))?.path();
+            let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
+            if path.extension().is_some_and(|ending| ending == "json")
+                && let Some(running) = Self::find(domain, name)?
+            {
+                all.push(running);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Starts a service in a process group of its own, so that Ctrl-C at the terminal reaches only who is in front.
+    pub(super) fn start(domain: &Path, spec: &Spec) -> Result<Self, Failure> {
+        if let Ready::Port(address) = spec.ready
+            && std::net::TcpListener::bind(address).is_err()
+        {
+            return Err(Failure::new(Code::PortTaken, format!("{address}, wanted for {}", spec.name)));
+        }
+        if let Ready::File(path) = &spec.ready {
+            // Left by a process that was killed.
+            let _absent = fs::remove_file(path);
+        }
+        let log = domain.join("logs").join(format!("{}.log", spec.name));
+        for folder in [notes(domain), domain.join("logs")] {
+            fs::create_dir_all(&folder).map_err(|error| unusable(&folder, &error))?;
+        }
+        let out = fs::OpenOptions::new().create(true).append(true).open(&log).map_err(|error| unusable(&log, &error))?;
+        let err = out.try_clone().map_err(|error| unusable(&log, &error))?;
+        let mut command = Command::new(&spec.program);
+        command.args(&spec.arguments).envs(spec.environment.iter().map(|(name, value)| (name, value)));
+        command.current_dir(&spec.folder).stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
+        let child = command
+            .spawn()
+            .map_err(|error| Failure::new(Code::ToolMissing, format!("{}: {error}", spec.program.display())))?;
+        let pid = child.id();
+        // Reaped in the background: a child that ended must not look alive.
+        std::thread::spawn(move || {
+            let mut child = child;
+            let _status = child.wait();
+        });
+        let note = notes(domain).join(format!("{}.json", spec.name));
+        let started = start_time(pid).unwrap_or_default();
+        let running = Self { name: spec.name.clone(), pid, started, log, note };
+        let text = serde_json::to_vec(&running).map_err(|error| Failure::new(Code::Internal, error))?;
+        fs::write(&running.note, text).map_err(|error| unusable(&running.note, &error))?;
+        Ok(running)
+    }
+
+    /// Waits until the service can be used.
+    pub(super) async fn ready(&self, spec: &Spec) -> Result<(), Failure> {
+        let deadline = Instant::now() + READY_MAX;
+        loop {
+            let ready = match &spec.ready {
+                Ready::File(path) => path.exists(),
+                Ready::Port(address) => tokio::net::TcpStream::connect(address).await.is_ok(),
+            };
+            if ready {
+                return Ok(());
+            }
+            let died = !self.lives();
+            if died || Instant::now() >= deadline {
+                let what = if died { "ended before it could be used" } else { "cannot be used after a minute" };
+                let text = format!("{} {what}; the end of {}:\n{}", self.name, self.log.display(), self.tail());
+                return Err(Failure::new(Code::ProcessDied, text));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    pub(super) fn lives(&self) -> bool {
+        start_time(self.pid).is_some_and(|started| started == self.started)
+    }
+
+    /// Waits until the process has ended, at most until `deadline`.
+    pub(super) async fn ended(&self, deadline: Instant) -> bool {
+        while self.lives() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        true
+    }
+
+    /// Asks the process to end, and makes it end when it does not. Says how it went.
+    pub(super) async fn stop(&self, patience: Duration) -> &'static str {
+        let how = if !self.lives() {
+            "ended"
+        } else {
+            self.signal(libc::SIGTERM);
+            if self.ended(Instant::now() + patience).await {
+                "stopped"
+            } else {
+                self.signal(libc::SIGKILL);
+                self.ended(Instant::now() + patience).await;
+                "killed"
+            }
+        };
+        let _absent = fs::remove_file(&self.note);
+        how
+    }
+
+    fn signal(&self, signal: libc::c_int) {
+        let Ok(pid) = libc::pid_t::try_from(self.pid) else { return };
+        // SAFETY: kill(2) takes two integers and touches no memory of ours; `lives` has just shown whose number it is.
+        unsafe { libc::kill(pid, signal) };
+    }
+
+    fn tail(&self) -> String {
+        let read = || -> std::io::Result<String> {
+            let mut file = fs::File::open(&self.log)?;
+            let length = file.metadata()?.len();
+            file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes)?;
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        };
+        read().unwrap_or_default()
+    }
+}
+
+fn notes(domain: &Path) -> PathBuf {
+    domain.join("up")
+}
+
+fn unusable(path: &Path, error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display()))
+}
+
+/// When a process started (proc(5), field 22 of stat); none when there is no such process, or only its remains.
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the program's name in parentheses, which may hold anything.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?;
+    if state == "Z" || state == "X" {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(folder: &Path, script: &str) -> Spec {
+        Spec {
+            name: "test".to_owned(),
+            program: PathBuf::from("/bin/sh"),
+            arguments: vec!["-c".to_owned(), script.to_owned()],
+            environment: Vec::new(),
+            folder: folder.to_owned(),
+            ready: Ready::File(folder.join("ready")),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_is_found_again_and_stopped() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let spec = spec(scratch.path(), "touch ready; exec sleep 60");
+        let running = Running::start(scratch.path(), &spec).expect("starts");
+        running.ready(&spec).await.expect("ready");
+        let found = Running::find(scratch.path(), "test").expect("a note").expect("alive");
+        assert_eq!(found, running);
+        assert_eq!(found.stop(Duration::from_secs(5)).await, "stopped");
+        assert_eq!(Running::find(scratch.path(), "test").expect("no note"), None);
+    }
+
+    #[tokio::test]
+    async fn a_process_that_dies_early_shows_its_log() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let spec = spec(scratch.path(), "echo no luck; exit 3");
+        let running = Running::start(scratch.path(), &spec).expect("starts");
+        let failure = running.ready(&spec).await.expect_err("it died");
+        assert_eq!(failure.code(), Code::ProcessDied);
+        assert!(failure.to_string().contains("no luck"), "{failure}");
+    }
+}

@@ -1,0 +1,242 @@
+//! The services of one machine: their order, their configuration files, how each is started.
+//!
+//! The files are the same for `up` and for starting each service by hand, and hold paths, never secrets.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use identity::Domain;
+use runtime::Failure;
+use schemas::permission::Role;
+use schemas::{Code, RunId};
+use toml::{Table, Value};
+
+use super::process::{Ready, Spec};
+use super::program;
+use crate::cli::Up;
+use crate::context::{Context, Endpoints};
+
+pub(super) const BROKER: &str = "nats-server";
+const STORE: &str = "store";
+pub(super) const COORDINATOR: &str = "coordinator";
+const AUDIT: &str = "audit";
+const WORKER: &str = "worker-";
+
+/// The place in the order of starting.
+pub(super) fn rank(name: &str) -> usize {
+    let order = [BROKER, STORE, AUDIT, COORDINATOR];
+    order.iter().position(|known| *known == name).unwrap_or(order.len())
+}
+
+/// Whether it ends by itself when the coordinator drains.
+pub(super) fn drains(name: &str) -> bool {
+    name == COORDINATOR || name.starts_with(WORKER)
+}
+
+/// Worker `index` of this machine, and its credentials.
+pub(crate) fn worker_name(index: u32) -> String {
+    format!("{WORKER}{index}")
+}
+
+/// What differs from one machine to the next.
+#[derive(Clone, Debug)]
+pub(crate) struct Choices {
+    pub(crate) endpoints: Endpoints,
+    pub(crate) run: RunId,
+    pub(crate) workers: u32,
+    pub(crate) threads: u32,
+    pub(crate) device: String,
+}
+
+/// Everything that `up` starts, in order. Writes the configuration files that it is started with.
+pub(super) fn all(
+    context: &Context,
+    domain: &Domain,
+    options: &Up,
+    endpoints: &Endpoints,
+) -> Result<Vec<Spec>, Failure> {
+    let choices = Choices {
+        endpoints: endpoints.clone(),
+        run: options.run.clone(),
+        workers: options.workers,
+        threads: options.threads,
+        device: options.device.clone(),
+    };
+    for index in 0..options.workers {
+        let credentials = domain.layout().credentials(&worker_name(index));
+        if !credentials.exists() {
+            let text = format!(
+                "{} does not exist; `diloctl auth issue worker {} --run {}` makes it",
+                credentials.display(),
+                worker_name(index),
+                options.run
+            );
+            return Err(Failure::new(Code::CredentialMissing, text));
+        }
+    }
+    let folder = absolute(&context.folder)?;
+    let mut specs = vec![broker(&folder, options)?];
+    for (name, path) in write_configs(&folder, &choices)? {
+        let worker = name.starts_with(WORKER);
+        let program_name = if worker { "diloco-worker".to_owned() } else { format!("diloco-{name}") };
+        specs.push(Spec {
+            program: program(&program_name)?,
+            arguments: vec!["--config".to_owned(), path.display().to_string()],
+            environment: Vec::new(),
+            folder: folder.clone(),
+            ready: Ready::File(ready_file(&folder, &name)),
+            name,
+        });
+    }
+    specs.sort_by_key(|spec| rank(&spec.name));
+    Ok(specs)
+}
+
+fn broker(folder: &Path, options: &Up) -> Result<Spec, Failure> {
+    let server = absolute(&options.nats_server).map_err(|_| {
+        let text = format!("{}; `cargo xtask deps` puts it there", options.nats_server.display());
+        Failure::new(Code::ToolMissing, text)
+    })?;
+    let config = absolute(&options.nats_config)?.join("dev.conf");
+    Ok(Spec {
+        name: BROKER.to_owned(),
+        program: server,
+        arguments: vec!["-c".to_owned(), config.display().to_string()],
+        environment: Vec::new(),
+        // The configuration's `store_dir` is `.diloco/nats`, relative to the working directory.
+        folder: folder.parent().unwrap_or(folder).to_owned(),
+        ready: Ready::Port(SocketAddr::from((Ipv4Addr::LOCALHOST, options.bus_port))),
+    })
+}
+
+fn ready_file(folder: &Path, name: &str) -> PathBuf {
+    folder.join("up").join(format!("{name}.ready"))
+}
+
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    path.canonicalize().map_err(|error| Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display())))
+}
+
+/// Writes one file a service under `config/` of the domain's folder, and gives their names and paths.
+pub(crate) fn write_configs(folder: &Path, choices: &Choices) -> Result<Vec<(String, PathBuf)>, Failure> {
+    let mut configs = vec![
+        (STORE.to_owned(), store(folder, choices)),
+        (COORDINATOR.to_owned(), coordinator(folder, choices)),
+        (AUDIT.to_owned(), audit(folder, choices)),
+    ];
+    configs.extend((0..choices.workers).map(|index| {
+        let name = worker_name(index);
+        let config = worker(folder, choices, &name);
+        (name, config)
+    }));
+    let place = folder.join("config");
+    let failed = |error: std::io::Error| Failure::new(Code::ConfigInvalid, format!("{}: {error}", place.display()));
+    std::fs::create_dir_all(&place).map_err(failed)?;
+    let mut written = Vec::new();
+    for (name, config) in configs {
+        let path = place.join(format!("{name}.toml"));
+        std::fs::write(&path, format!("# Written by diloctl; `up` writes it again.\n\n{config}")).map_err(failed)?;
+        written.push((name, path));
+    }
+    Ok(written)
+}
+
+/// A text value for a TOML table.
+fn text(value: impl ToString) -> Value {
+    Value::String(value.to_string())
+}
+
+fn path(value: &Path) -> Value {
+    text(value.display())
+}
+
+fn table<const N: usize>(entries: [(&str, Value); N]) -> Value {
+    Value::Table(entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+}
+
+fn bus(folder: &Path, choices: &Choices, credentials: &str) -> Value {
+    let layout = identity::Layout::new(folder);
+    table([
+        ("url", text(&choices.endpoints.bus)),
+        ("credentials", path(&layout.credentials(credentials))),
+        ("ca", path(&layout.ca())),
+    ])
+}
+
+fn store(folder: &Path, choices: &Choices) -> Table {
+    let layout = identity::Layout::new(folder);
+    let listen = choices.endpoints.store.trim_start_matches("https://");
+    Table::from_iter([(
+        "store_server".to_owned(),
+        table([
+            ("listen", text(listen)),
+            ("root", path(&folder.join("objects"))),
+            ("keys", path(&layout.store_keys())),
+            ("tls_cert", path(&layout.server_certificate())),
+            ("tls_key", path(&layout.server_key())),
+            ("ready_file", path(&ready_file(folder, STORE))),
+        ]),
+    )])
+}
+
+fn coordinator(folder: &Path, choices: &Choices) -> Table {
+    let layout = identity::Layout::new(folder);
+    Table::from_iter([
+        ("bus".to_owned(), bus(folder, choices, Role::Coordinator.name())),
+        (
+            "coordinator".to_owned(),
+            table([
+                ("trust", path(&layout.trust())),
+                ("audit_key", path(&layout.coordinator_audit_key())),
+                ("manifest_key", path(&layout.manifest_key())),
+                ("ready", path(&ready_file(folder, COORDINATOR))),
+            ]),
+        ),
+        (
+            "store".to_owned(),
+            table([
+                ("endpoint", text(&choices.endpoints.store)),
+                ("ca", path(&layout.ca())),
+                ("keys", path(&layout.store_keys())),
+            ]),
+        ),
+    ])
+}
+
+fn audit(folder: &Path, choices: &Choices) -> Table {
+    let layout = identity::Layout::new(folder);
+    Table::from_iter([
+        ("bus".to_owned(), bus(folder, choices, Role::Auditor.name())),
+        (
+            "audit".to_owned(),
+            table([
+                ("trust", path(&layout.trust())),
+                ("folder", path(&folder.join("audit"))),
+                ("ready", path(&ready_file(folder, AUDIT))),
+            ]),
+        ),
+    ])
+}
+
+fn worker(folder: &Path, choices: &Choices, name: &str) -> Table {
+    let layout = identity::Layout::new(folder);
+    Table::from_iter([
+        ("bus".to_owned(), bus(folder, choices, name)),
+        (
+            "worker".to_owned(),
+            table([
+                ("run", text(&choices.run)),
+                ("audit_key", path(&layout.audit_key(name))),
+                ("trust", path(&layout.trust())),
+                ("state", path(&folder.join("workers").join(name))),
+                ("ready", path(&ready_file(folder, name))),
+            ]),
+        ),
+        ("store".to_owned(), table([("ca", path(&layout.ca()))])),
+        ("cache".to_owned(), table([("folder", path(&folder.join("cache")))])),
+        (
+            "training".to_owned(),
+            table([("device", text(&choices.device)), ("threads", Value::Integer(choices.threads.into()))]),
+        ),
+    ])
+}

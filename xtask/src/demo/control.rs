@@ -1,0 +1,133 @@
+//! Calls of `diloctl`: shown, asked, insisted on.
+
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::interrupt;
+use crate::console;
+use crate::process::{self, Workspace};
+
+/// How often a step is repeated when a service died under it: each is made so that repeating it is safe.
+const ATTEMPTS: u32 = 5;
+/// Between two looks at services and run.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// The built command line, at the top folder.
+pub(crate) struct Diloctl {
+    program: PathBuf,
+    root: PathBuf,
+    nats_server: PathBuf,
+}
+
+impl Diloctl {
+    pub(crate) fn new(workspace: &Workspace, nats_server: &Path) -> Self {
+        let program = workspace.root().join("target/release/diloctl");
+        Self { program, root: workspace.root().to_owned(), nats_server: nats_server.to_owned() }
+    }
+
+    pub(crate) fn has_domain(&self) -> bool {
+        self.domain().join("trust.json").exists()
+    }
+
+    /// Stops what runs and removes the trust domain with everything in it.
+    pub(crate) fn remove_domain(&self) -> Result<()> {
+        if self.has_domain() {
+            self.down()?;
+        }
+        match std::fs::remove_dir_all(self.domain()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("cannot remove .diloco"),
+            _ => Ok(()),
+        }
+    }
+
+    fn domain(&self) -> PathBuf {
+        self.root.join(".diloco")
+    }
+
+    /// Runs a command whose output is for people.
+    pub(crate) fn show(&self, arguments: &[&str]) -> Result<()> {
+        interrupt::check()?;
+        console::say(format_args!("$ diloctl {}", shell(arguments)));
+        let outcome = process::run(&mut self.command(arguments));
+        interrupt::check()?;
+        outcome
+    }
+
+    /// Like [`Self::show`]; when it fails, whatever died is started again and the command repeated.
+    pub(crate) fn insist(&self, arguments: &[&str]) -> Result<()> {
+        let mut attempt = 1;
+        loop {
+            let outcome = self.show(arguments);
+            if outcome.is_ok() || attempt == ATTEMPTS || interrupt::came() || !self.revive()? {
+                return outcome;
+            }
+            attempt += 1;
+        }
+    }
+
+    /// Runs a command for its JSON.
+    pub(crate) fn ask(&self, arguments: &[&str]) -> Result<Value> {
+        let text = process::capture(self.command(arguments).args(["-o", "json"]))?;
+        serde_json::from_str(&text).with_context(|| format!("`diloctl {}` printed no JSON", shell(arguments)))
+    }
+
+    /// Follows the run to its end. A service that dies meanwhile is started again.
+    pub(crate) fn watch(&self, run: &str) -> Result<()> {
+        let arguments = ["run", "watch", run];
+        console::say(format_args!("$ diloctl {}", shell(&arguments)));
+        let mut watching = self.command(&arguments).spawn().context("cannot start diloctl")?;
+        loop {
+            std::thread::sleep(LOOK_EVERY);
+            interrupt::check().inspect_err(|_| {
+                // It got the same signal; waiting only collects it.
+                let _status = watching.wait();
+            })?;
+            match watching.try_wait().context("cannot wait for diloctl")? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) if !self.revive()? => bail!("`diloctl run watch {run}` ended with {status}"),
+                Some(_) => watching = self.command(&arguments).spawn().context("cannot start diloctl")?,
+                None => {
+                    self.revive()?;
+                }
+            }
+        }
+    }
+
+    /// Starts services that died; says which, and whether there were any.
+    fn revive(&self) -> Result<bool> {
+        let answer = self.ask(&["up", "--run", super::RUN])?;
+        let rows = answer["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let started: Vec<&str> =
+            rows.iter().filter(|row| row["state"] == "started").filter_map(|row| row["service"].as_str()).collect();
+        if !started.is_empty() {
+            console::say(format_args!("ended by itself and was started again: {}", started.join(", ")));
+        }
+        Ok(!started.is_empty())
+    }
+
+    /// Stops everything. In a process group of its own: a second Ctrl-C must not leave half of it running.
+    pub(crate) fn down(&self) -> Result<()> {
+        process::run(self.command(&["down"]).process_group(0))
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(arguments).current_dir(&self.root).stdin(Stdio::null());
+        command.env("NATS_SERVER_BIN", &self.nats_server);
+        command
+    }
+}
+
+/// As a person would type it.
+fn shell(arguments: &[&str]) -> String {
+    let quoted = |argument: &&str| match argument.contains([' ', '\n', '{', '(']) {
+        true => format!("{argument:?}"),
+        false => (*argument).to_owned(),
+    };
+    arguments.iter().map(quoted).collect::<Vec<_>>().join(" ")
+}
