@@ -126,7 +126,6 @@ pub(crate) struct Scene {
     pub(crate) effects: Vec<Effect>,
 }
 
-#[allow(dead_code, reason = "each test binary uses its part of the scene")]
 impl Scene {
     pub(crate) fn new() -> Self {
         let mut scene = Self { worker: Worker::new(settings()), now: UnixMillis(1_000_000), effects: Vec::new() };

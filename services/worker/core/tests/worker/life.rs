@@ -1,14 +1,12 @@
 //! A worker's life, step by step.
 
-use scene::{LEASE, Scene, join_reply, lease, manifest, trained};
+use crate::scene::{LEASE, Scene, join_reply, lease, manifest, trained};
 use schemas::contribution::{Evaluation, Fate, Outcome, Statement, SubmitReply};
 use schemas::event::WorkerEvent;
 use schemas::lease::{ClaimOutcome, ClaimReply, Done, UnitKind};
 use schemas::public::CommandVerb;
 use schemas::{Code, Message as _, Millis, ObjectRef, Refusal, Steps, Tokens, V};
 use worker_core::{Answer, Effect, Exit, Input, NotVerified, Request};
-
-mod scene;
 
 fn refused(code: Code) -> Result<Answer, Refusal> {
     Err(Refusal::new(code, "played by the test"))

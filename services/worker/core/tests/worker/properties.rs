@@ -2,16 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use crate::scene::{Scene, join_reply, lease, manifest, trained};
 use proptest::prelude::*;
-use scene::{Scene, join_reply, lease, manifest, trained};
 use schemas::contribution::{Evaluation, Fate, SubmitReply};
 use schemas::event::WorkerEvent;
 use schemas::lease::{ClaimOutcome, ClaimReply, Done, LeaseRef, RenewReply, UnitKind};
 use schemas::public::CommandVerb;
 use schemas::{Code, Millis, ObjectRef, Refusal, Steps, Tokens, UnixMillis, V};
 use worker_core::{Answer, Effect, Input, NotVerified, Request, RequestId, WorkId};
-
-mod scene;
 
 /// What the world does next. Numbers pick among what is outstanding, modulo its count.
 #[derive(Clone, Debug)]

@@ -1,0 +1,5 @@
+//! The worker's machine, played against by hand and at random.
+
+mod life;
+mod properties;
+mod scene;

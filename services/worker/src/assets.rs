@@ -1,0 +1,79 @@
+//! What a worker reads once for a run: the model's configuration and layout, and the manifest of the data set. All are
+//! objects that the run's settings name by digest, and all are checked against each other before memory is taken.
+
+use model::ModelConfig;
+use schemas::data::{DataManifest, Shard};
+use schemas::layout::{Chunk, Layout};
+use schemas::lease::Work;
+use schemas::run::{RunSpec, TrainerKind};
+use schemas::{Code, Message as _, ObjectRef, Refusal};
+
+use crate::library::Library;
+
+/// Bytes of an initial weight: fp32.
+const INITIAL_ELEMENT_BYTES: u64 = 4;
+
+/// The run's fixed objects.
+#[derive(Clone, Debug)]
+pub(crate) struct Assets {
+    pub(crate) model: ModelConfig,
+    pub(crate) chunks: Vec<Chunk>,
+    pub(crate) data: DataManifest,
+}
+
+impl Assets {
+    /// Fetches and checks them.
+    ///
+    /// # Errors
+    /// They cannot be had, do not parse, or do not fit together.
+    pub(crate) async fn fetch(library: &Library, spec: &RunSpec) -> Result<Self, Refusal> {
+        let objects = library.keep(&[spec.model.config, spec.model.layout, spec.data]).await?;
+        let model = ModelConfig::parse(spec.model.trainer, &objects[0])
+            .map_err(|error| Refusal::new(Code::ModelInvalid, error.to_string()))?;
+        let mismatch = |detail: String| Refusal::new(Code::LayoutMismatch, detail);
+        let layout = Layout::decode(&objects[1]).map_err(|error| mismatch(error.to_string()))?;
+        let chunks = check_layout(&layout, &model, spec)?;
+        let data = data::parse_manifest(&objects[2])?;
+        let vocabulary = (data.vocabulary, model.vocabulary());
+        if spec.model.trainer != TrainerKind::Synthetic && vocabulary.0 > vocabulary.1 {
+            let detail = format!("the data has {} kinds of tokens, the model {}", vocabulary.0, vocabulary.1);
+            return Err(Refusal::new(Code::DataInvalid, detail));
+        }
+        Ok(Self { model, chunks, data })
+    }
+
+    /// The entries of the data set that a lease's work reads.
+    ///
+    /// # Errors
+    /// It names one that the data set does not have on that side: training text is never evaluated on, nor the reverse.
+    pub(crate) fn shards(&self, work: &Work) -> Result<Vec<Shard>, Refusal> {
+        let (wanted, known) = match work {
+            Work::Train { shards, .. } => (shards, &self.data.train),
+            Work::Evaluate { shards, .. } => (shards, &self.data.held_out),
+        };
+        let find = |object: &ObjectRef| {
+            let found = known.iter().find(|shard| shard.object == *object).copied();
+            let digest = object.digest;
+            found.ok_or_else(|| Refusal::new(Code::ManifestInvalid, format!("the data set has no such shard {digest}")))
+        };
+        wanted.iter().map(find).collect()
+    }
+}
+
+/// The layout must be the model's, and its chunks those that the initial weights were cut into.
+fn check_layout(layout: &Layout, model: &ModelConfig, spec: &RunSpec) -> Result<Vec<Chunk>, Refusal> {
+    let mismatch = |detail: String| Refusal::new(Code::LayoutMismatch, detail);
+    layout.validate().map_err(|error| mismatch(error.to_string()))?;
+    let own = model.layout();
+    let same = layout.tensors.len() == own.tensors.len()
+        && layout.tensors.iter().zip(&own.tensors).all(|(a, b)| a.name == b.name && a.shape == b.shape);
+    if !same {
+        return Err(mismatch("the run's layout is not that of its model".to_owned()));
+    }
+    let chunks = layout.chunks(spec.model.chunk_elements).map_err(|error| mismatch(error.to_string()))?;
+    let sizes = chunks.iter().map(|chunk| chunk.elements * INITIAL_ELEMENT_BYTES);
+    if sizes.ne(spec.model.initial.iter().map(|object| object.bytes.get())) {
+        return Err(mismatch("the initial weights are not cut as the layout is".to_owned()));
+    }
+    Ok(chunks)
+}

@@ -1,0 +1,190 @@
+//! The worker's configuration, and what it becomes once it is checked.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use identity::{AuditKey, TrustBundle};
+use objects::Trust;
+use runtime::auth::AuthConfig;
+use runtime::{BusConfig, ConfigBytes, Failure, Loaded, Material, Materials};
+use schemas::member::{Layer, Posture};
+use schemas::run::TrainerKind;
+use schemas::{Code, RunId, UnixMillis};
+use serde::{Deserialize, Serialize};
+
+use crate::trainers;
+
+/// Everything that can be set.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WorkerConfig {
+    /// Who must prove what.
+    pub auth: AuthConfig,
+    /// The bus.
+    pub bus: BusConfig,
+    /// This worker.
+    pub worker: WorkerSection,
+    /// The store; its address comes with every grant.
+    pub store: StoreSection,
+    /// Objects that are kept on disk.
+    pub cache: CacheSection,
+    /// How it trains.
+    pub training: TrainingSection,
+}
+
+/// The section `worker`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WorkerSection {
+    /// The run to work for.
+    pub run: String,
+    /// Seed file of the key that signs this worker's events and results.
+    pub audit_key: PathBuf,
+    /// Trust bundle: the keys that leases and commands may be signed with.
+    pub trust: PathBuf,
+    /// Folder for what must survive a restart: optimizer state and the end of the chain of events. One worker each.
+    pub state: PathBuf,
+    /// File that appears when the worker is connected and asks to join.
+    pub ready: PathBuf,
+}
+
+/// The section `store`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StoreSection {
+    /// Certificate authority of the store, PEM.
+    pub ca: PathBuf,
+}
+
+/// The section `cache`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CacheSection {
+    /// The folder; several workers may share it.
+    pub folder: PathBuf,
+    /// About how much it may hold.
+    pub limit: ConfigBytes,
+}
+
+/// The section `training`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainingSection {
+    /// `auto`, `cpu`, `cuda` or `cuda:<number>`.
+    pub device: String,
+    /// CPU threads. Workers times threads should not exceed the cores.
+    pub threads: usize,
+    /// Trainers to offer; all that this build has when empty.
+    pub trainers: Vec<TrainerKind>,
+}
+
+impl Default for WorkerSection {
+    fn default() -> Self {
+        Self {
+            run: String::new(),
+            audit_key: PathBuf::new(),
+            trust: PathBuf::new(),
+            state: PathBuf::from("worker-state"),
+            ready: PathBuf::new(),
+        }
+    }
+}
+
+impl Default for CacheSection {
+    fn default() -> Self {
+        Self { folder: PathBuf::from("worker-cache"), limit: ConfigBytes(4 << 30) }
+    }
+}
+
+impl Default for TrainingSection {
+    fn default() -> Self {
+        Self { device: "auto".to_owned(), threads: 1, trainers: Vec::new() }
+    }
+}
+
+/// A checked configuration, with the keys it names read.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// The values.
+    pub config: WorkerConfig,
+    /// How openly this process runs.
+    pub posture: Posture,
+    /// The run.
+    pub run: RunId,
+    /// The trust bundle.
+    pub trust: Arc<TrustBundle>,
+    /// The key for events and results.
+    pub audit_key: Arc<AuditKey>,
+    /// Whom to trust on the way to the store.
+    pub store_trust: Trust,
+    /// What it can train with, sorted.
+    pub trainers: Vec<TrainerKind>,
+    /// What it computes on, for people.
+    pub device: String,
+}
+
+/// Most threads that are accepted: more than any machine has cores.
+const THREADS_MAX: usize = 1024;
+
+impl Checked {
+    /// Checks everything that can be checked before anything is connected.
+    ///
+    /// # Errors
+    /// All that is wrong with the credentials, or the first thing that is wrong with the rest.
+    pub fn new(loaded: Loaded<WorkerConfig>, now: UnixMillis) -> Result<Self, Failure> {
+        let Loaded { value: config, origins } = loaded;
+        let posture = runtime::validate(&config.auth, &config.materials(now), &origins).map_err(Failure::all)?;
+        let invalid = |key: &str, detail: &dyn std::fmt::Display| {
+            Failure::new(Code::ConfigInvalid, format!("{key} ({}): {detail}", origins.of(key)))
+        };
+        if config.worker.run.is_empty() {
+            return Err(invalid("worker.run", &"names no run; set it, or give --run"));
+        }
+        let run: RunId = config.worker.run.parse().map_err(|error| invalid("worker.run", &error))?;
+        if !(1..=THREADS_MAX).contains(&config.training.threads) {
+            let detail = format!("is {}, expected 1 to {THREADS_MAX}", config.training.threads);
+            return Err(invalid("training.threads", &detail));
+        }
+        let (trainers, device) = trainers::offered(&config.training)?;
+        let (trust, audit_key) = keys(&config.worker)?;
+        let open = posture.open.iter().any(|open| open.layer == Layer::Bulk);
+        let store_trust = store_trust(&config.store.ca, open)?;
+        Ok(Self { posture, run, trust, audit_key, store_trust, trainers, device, config })
+    }
+}
+
+impl WorkerConfig {
+    fn materials(&self, now: UnixMillis) -> Materials {
+        let items = vec![
+            Material::BusAddress { key: "bus.url", url: self.bus.url.clone() },
+            Material::Credentials { key: "bus.credentials", path: self.bus.credentials.clone() },
+            Material::Authority { key: "bus.ca", path: self.bus.ca.clone(), layer: Layer::Bus },
+            Material::Authority { key: "store.ca", path: self.store.ca.clone(), layer: Layer::Bulk },
+            Material::Trust { key: "worker.trust", path: self.worker.trust.clone() },
+            Material::AuditKey { key: "worker.audit_key", path: self.worker.audit_key.clone() },
+        ];
+        Materials { items, now }
+    }
+}
+
+/// Needed under any switches: there is no result without a signature, and a lease that nobody checks is not worked on.
+fn keys(section: &WorkerSection) -> Result<(Arc<TrustBundle>, Arc<AuditKey>), Failure> {
+    for (key, path) in [("worker.trust", &section.trust), ("worker.audit_key", &section.audit_key)] {
+        if path.as_os_str().is_empty() {
+            return Err(Failure::new(Code::CredentialMissing, format!("{key} is not set; a worker always needs it")));
+        }
+    }
+    let trust = TrustBundle::read(&section.trust)
+        .map_err(|error| Failure::new(error.code(), format!("worker.trust: {error}")))?;
+    let audit_key = AuditKey::read(&section.audit_key)
+        .map_err(|error| Failure::new(error.code(), format!("worker.audit_key: {error}")))?;
+    Ok((Arc::new(trust), Arc::new(audit_key)))
+}
+
+fn store_trust(ca: &Path, open: bool) -> Result<Trust, Failure> {
+    if ca.as_os_str().is_empty() && open {
+        return Ok(Trust::PlainLoopback);
+    }
+    let unreadable = |error| Failure::new(Code::CredentialUnreadable, format!("store.ca {}: {error}", ca.display()));
+    Ok(Trust::Authority(std::fs::read(ca).map_err(unreadable)?))
+}

@@ -1,0 +1,302 @@
+//! A worker's own account of its life: signed, chained, and published until the stream has it.
+//!
+//! The end of the chain is on disk before an event leaves, with the event itself as long as the stream did not acknowledge
+//! it: after a crash it is sent again, byte for byte, so the chain has neither gap nor fork.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
+use identity::AuditKey;
+use identity::secret::write_private;
+use runtime::{Bus, Failure};
+use schemas::event::{Event, EventBody, KEY_HEADER, SIGNATURE_HEADER, WorkerEvent};
+use schemas::subject::worker_event_subject;
+use schemas::{Code, Digest, Message as _, PublicKey, RunId, Sequence, UnixMillis, V, WorkerId};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// Events that wait for the stream: a worker emits a few in a unit, so these are hours without a bus.
+const EVENTS_MAX: usize = 256;
+/// Longest wait for the stream's acknowledgement.
+const ACKNOWLEDGEMENT_MAX: Duration = Duration::from_secs(10);
+/// First and longest pause before an event is sent again.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+/// The end of a chain, as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ChainEnd {
+    v: V<1>,
+    emitter: PublicKey,
+    /// Of the next event.
+    sequence: Sequence,
+    /// Digest of the last event's body.
+    previous: Option<Digest>,
+    /// The last event, while the stream may not have it.
+    unacknowledged: Option<Pending>,
+}
+
+/// An event on its way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Pending {
+    pub(crate) subject: String,
+    /// The encoded body, hex.
+    body: String,
+}
+
+/// The chain of this worker's events.
+#[derive(Debug)]
+pub(crate) struct Chain {
+    path: PathBuf,
+    key: Arc<AuditKey>,
+    run: RunId,
+    worker: WorkerId,
+    end: ChainEnd,
+}
+
+impl Chain {
+    /// Continues the chain kept at `path`, or begins one: the first with this key.
+    ///
+    /// # Errors
+    /// The file is there and is no chain's end. Going on without it would fork the chain.
+    pub(crate) fn open(path: &Path, key: Arc<AuditKey>, run: RunId, worker: WorkerId) -> Result<Self, Failure> {
+        let failed = |error: &dyn std::fmt::Display| {
+            Failure::new(Code::WorkerStateInvalid, format!("chain of events {}: {error}", path.display()))
+        };
+        let fresh = ChainEnd {
+            v: V,
+            emitter: key.public().clone(),
+            sequence: Sequence(0),
+            previous: None,
+            unacknowledged: None,
+        };
+        let end = match std::fs::read(path) {
+            Ok(bytes) => {
+                let kept: ChainEnd = serde_json::from_slice(&bytes).map_err(|error| failed(&error))?;
+                if kept.emitter == fresh.emitter { kept } else { fresh }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => fresh,
+            Err(error) => return Err(failed(&error)),
+        };
+        Ok(Self { path: path.to_owned(), key, run, worker, end })
+    }
+
+    /// The event that a previous life could not deliver.
+    pub(crate) fn unacknowledged(&self) -> Option<Pending> {
+        self.end.unacknowledged.clone()
+    }
+
+    /// Adds an event to the chain; when this returns it is on disk.
+    ///
+    /// # Errors
+    /// It cannot be written; then it is not part of the chain.
+    pub(crate) fn append(&mut self, now: UnixMillis, event: WorkerEvent) -> Result<Pending, Failure> {
+        let kind = event.kind();
+        let body = EventBody {
+            v: V,
+            emitter: self.end.emitter.clone(),
+            sequence: self.end.sequence,
+            previous: self.end.previous,
+            time: now,
+            run: Some(self.run.clone()),
+            event: Event::Worker(event),
+        };
+        let body = body.encode();
+        let subject = worker_event_subject(&self.run, &self.worker, kind);
+        let pending = Pending { subject, body: HEXLOWER.encode(&body) };
+        let end = ChainEnd {
+            sequence: self.end.sequence.next(),
+            previous: Some(Digest::of(&body)),
+            unacknowledged: Some(pending.clone()),
+            ..self.end.clone()
+        };
+        self.keep(end)?;
+        Ok(pending)
+    }
+
+    /// The stream has the last event.
+    ///
+    /// # Errors
+    /// It cannot be noted; the event would be sent again after a restart.
+    pub(crate) fn acknowledged(&mut self) -> Result<(), Failure> {
+        self.keep(ChainEnd { unacknowledged: None, ..self.end.clone() })
+    }
+
+    fn keep(&mut self, end: ChainEnd) -> Result<(), Failure> {
+        let json = serde_json::to_vec(&end).map_err(|error| Failure::new(Code::Internal, error))?;
+        write_private(&self.path, &json).map_err(|error| Failure::new(error.code(), error))?;
+        self.end = end;
+        Ok(())
+    }
+}
+
+/// Where events are handed in.
+#[derive(Clone, Debug)]
+pub(crate) struct Events(mpsc::Sender<WorkerEvent>);
+
+impl Events {
+    /// Starts the task that publishes. It ends, with everything delivered, when the last clone is gone.
+    pub(crate) fn start(chain: Chain, bus: Bus, domain: &str) -> (Self, JoinHandle<()>) {
+        let (sender, queue) = mpsc::channel(EVENTS_MAX);
+        let publisher = Publisher { chain, bus, domain: domain.to_owned() };
+        (Self(sender), tokio::spawn(publisher.run(queue)))
+    }
+
+    /// Hands in an event. Never waits: work does not stand still because the audit stream is away.
+    pub(crate) fn emit(&self, event: WorkerEvent) {
+        let kind = event.kind();
+        if self.0.try_send(event).is_err() {
+            tracing::warn!(
+                kind,
+                waiting = EVENTS_MAX,
+                "too many events wait for the stream; one is left out of the chain"
+            );
+        }
+    }
+}
+
+struct Publisher {
+    chain: Chain,
+    bus: Bus,
+    domain: String,
+}
+
+impl Publisher {
+    async fn run(mut self, mut queue: mpsc::Receiver<WorkerEvent>) {
+        if let Some(pending) = self.chain.unacknowledged() {
+            self.deliver(&pending).await;
+        }
+        while let Some(event) = queue.recv().await {
+            let kind = event.kind();
+            match self.chain.append(runtime::clock::now(), event) {
+                Ok(pending) => self.deliver(&pending).await,
+                Err(failure) => tracing::error!(code = %failure.code(), kind, %failure, "an event is not recorded"),
+            }
+        }
+    }
+
+    async fn deliver(&mut self, pending: &Pending) {
+        let Ok(body) = HEXLOWER.decode(pending.body.as_bytes()) else {
+            tracing::error!(code = %Code::WorkerStateInvalid, "the kept event does not read back");
+            return;
+        };
+        let headers = headers(&self.chain.key, &self.domain, &body);
+        let body = Bytes::from(body);
+        let mut pause = PAUSE.0;
+        loop {
+            let sent = self.bus.request_raw(&pending.subject, headers.clone(), body.clone(), ACKNOWLEDGEMENT_MAX).await;
+            let refused = match sent {
+                Ok(answer) => match acknowledgement(&answer) {
+                    Ok(()) => break,
+                    Err(reason) => reason,
+                },
+                Err(error) => error.to_string(),
+            };
+            tracing::debug!(subject = pending.subject, reason = refused, "the stream does not have an event yet");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+        }
+        if let Err(failure) = self.chain.acknowledged() {
+            tracing::warn!(code = %failure.code(), %failure, "a delivered event would be sent again");
+        }
+    }
+}
+
+fn headers(key: &AuditKey, domain: &str, body: &[u8]) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(KEY_HEADER, key.public().as_str());
+    headers.insert(SIGNATURE_HEADER, BASE64URL_NOPAD.encode(&key.sign_event(domain, body)).as_str());
+    headers
+}
+
+/// Reads a PubAck.
+fn acknowledgement(answer: &[u8]) -> Result<(), String> {
+    let value: serde_json::Value = serde_json::from_slice(answer).map_err(|error| format!("no PubAck: {error}"))?;
+    match (value.get("error"), value.get("seq")) {
+        (Some(error), _) => Err(error.to_string()),
+        (None, Some(_)) => Ok(()),
+        (None, None) => Err("the answer has no sequence".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use identity::event::verify_event;
+
+    use super::*;
+
+    fn open(path: &Path, key: &Arc<AuditKey>) -> Chain {
+        let worker = format!("U{}", "B".repeat(55)).parse().expect("the form of a user key");
+        Chain::open(path, Arc::clone(key), "demo".parse().expect("a run name"), worker).expect("usable")
+    }
+
+    fn event() -> WorkerEvent {
+        WorkerEvent::Stopped { reason: "test".to_owned() }
+    }
+
+    fn body(pending: &Pending) -> (Vec<u8>, EventBody) {
+        let bytes = HEXLOWER.decode(pending.body.as_bytes()).expect("hex");
+        let body = EventBody::decode(&bytes).expect("an event");
+        (bytes, body)
+    }
+
+    #[test]
+    fn the_chain_goes_on_over_restarts_without_gap_or_fork() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let path = scratch.path().join("events.json");
+        let key = Arc::new(AuditKey::generate());
+        let mut previous = None;
+        for sequence in 0..6 {
+            // Opened anew each time: a restart between any two events.
+            let mut chain = open(&path, &key);
+            assert_eq!(chain.unacknowledged(), None);
+            let pending = chain.append(UnixMillis(sequence), event()).expect("written");
+            let (bytes, body) = body(&pending);
+            assert_eq!((body.sequence, body.previous), (Sequence(sequence), previous));
+            let signature = key.sign_event("domain", &bytes);
+            assert!(verify_event("domain", &body.emitter, &signature, &bytes).is_ok());
+            previous = Some(Digest::of(&bytes));
+            // A crash before the acknowledgement: the very same bytes are sent again.
+            let mut chain = open(&path, &key);
+            assert_eq!(chain.unacknowledged(), Some(pending));
+            chain.acknowledged().expect("written");
+        }
+    }
+
+    #[test]
+    fn another_key_has_a_chain_of_its_own() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let path = scratch.path().join("events.json");
+        let first = Arc::new(AuditKey::generate());
+        open(&path, &first).append(UnixMillis(1), event()).expect("written");
+        let mut chain = open(&path, &Arc::new(AuditKey::generate()));
+        assert_eq!(chain.unacknowledged(), None);
+        let pending = chain.append(UnixMillis(2), event()).expect("written");
+        let (_, body) = body(&pending);
+        assert_eq!((body.sequence, body.previous), (Sequence(0), None));
+    }
+
+    #[test]
+    fn a_damaged_end_is_not_passed_over() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let path = scratch.path().join("events.json");
+        std::fs::write(&path, b"{\"v\":1}").expect("written");
+        let worker = format!("U{}", "B".repeat(55)).parse().expect("the form of a user key");
+        let opened = Chain::open(&path, Arc::new(AuditKey::generate()), "demo".parse().expect("a name"), worker);
+        assert_eq!(opened.expect_err("damaged").code(), Code::WorkerStateInvalid);
+    }
+
+    #[test]
+    fn acknowledgements_are_read_not_assumed() {
+        assert!(acknowledgement(br#"{"stream":"AUDIT","seq":7}"#).is_ok());
+        for bad in [&b""[..], b"{}", b"+ACK", br#"{"error":{"code":503},"seq":0}"#] {
+            assert!(acknowledgement(bad).is_err());
+        }
+    }
+}

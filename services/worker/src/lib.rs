@@ -1,0 +1,29 @@
+//! The worker's shell: connects the pure core in `services/worker/core` with NATS, the store, the disk and the training
+//! thread.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | [`service`] | the loop: inputs to the core, effects to the world |
+//! | `asker`, `commands` | the bus |
+//! | `library`, `assets`, `unit` | objects, and a unit's way from fetch to upload |
+//! | `engine` | the training thread, the only place with a trainer and with tensors |
+//! | `verify` | what a signed document must pass before anything it names is touched |
+//! | `events`, `state` | what survives a restart |
+
+mod asker;
+mod assets;
+pub mod cli;
+mod commands;
+pub mod config;
+pub mod devices;
+mod engine;
+mod events;
+pub mod launch;
+mod library;
+mod meter;
+pub mod sample;
+pub mod service;
+mod state;
+mod trainers;
+mod unit;
+mod verify;

@@ -1,0 +1,186 @@
+//! Objects for a worker: granted over the bus, moved over HTTP, hashed on the way, shards kept on disk.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _, stream};
+use objects::{Cache, ObjectError, Regrant, Transfer};
+use schemas::blob::{GetRequest, Grant, Grants, PutRequest};
+use schemas::lease::LeaseRef;
+use schemas::limits::GRANTS_MAX;
+use schemas::subject::Verb;
+use schemas::{Code, Digest, Millis, ObjectRef, Refusal, V};
+use tokio::time::Instant;
+
+use crate::asker::Asker;
+use crate::meter::Meter;
+
+/// Objects that are moved at the same time: enough to keep one connection busy while another waits for the store.
+pub(crate) const TRANSFERS_MAX: usize = 4;
+/// Longest wait for grants.
+const GRANT_PATIENCE: Millis = Millis::from_secs(10);
+/// How long one object may take in all. Whoever holds a lease gives up much earlier, when it is lost.
+const TRANSFER_TIME_MAX: Duration = Duration::from_secs(900);
+
+/// Where a worker's objects come from and go to. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Library {
+    asker: Asker,
+    transfer: Transfer,
+    cache: Arc<Cache>,
+    meter: Arc<Meter>,
+}
+
+/// Asks for another URL to read from.
+struct ToRead<'a>(&'a Asker);
+
+/// Asks for another URL to upload an object of a unit to.
+struct ToWrite<'a>(&'a Asker, LeaseRef, ObjectRef);
+
+impl Library {
+    pub(crate) fn new(asker: Asker, transfer: Transfer, cache: Arc<Cache>, meter: Arc<Meter>) -> Self {
+        Self { asker, transfer, cache, meter }
+    }
+
+    /// Downloads objects that are needed once, several at a time, in their order. Each item is verified.
+    ///
+    /// # Errors
+    /// No grants; and in the stream, why an object could not be had.
+    pub(crate) async fn stream(
+        &self,
+        wanted: &[ObjectRef],
+    ) -> Result<impl Stream<Item = Result<(usize, Bytes), Refusal>>, Refusal> {
+        let grants = grants_to_read(&self.asker, wanted).await?;
+        let pairs: Vec<(usize, ObjectRef, Grant)> =
+            wanted.iter().zip(grants).enumerate().map(|(index, (object, grant))| (index, *object, grant)).collect();
+        let library = self.clone();
+        Ok(stream::iter(pairs)
+            .map(move |(index, object, grant)| {
+                let library = library.clone();
+                async move { Ok((index, library.download(object, grant).await?)) }
+            })
+            .buffered(TRANSFERS_MAX))
+    }
+
+    /// Objects that are needed again and again, from the cache where they are in it; in the order given.
+    ///
+    /// # Errors
+    /// Why one of them could not be had.
+    pub(crate) async fn keep(&self, wanted: &[ObjectRef]) -> Result<Vec<Bytes>, Refusal> {
+        let mut found: Vec<Option<Bytes>> = Vec::with_capacity(wanted.len());
+        for object in wanted {
+            found.push(self.cached(object.digest).await);
+        }
+        let absent: Vec<usize> = (0..wanted.len()).filter(|index| found[*index].is_none()).collect();
+        let missing: Vec<ObjectRef> = absent.iter().map(|index| wanted[*index]).collect();
+        if !missing.is_empty() {
+            let mut arriving = std::pin::pin!(self.stream(&missing).await?);
+            while let Some(item) = arriving.next().await {
+                let (position, bytes) = item?;
+                self.remember(missing[position].digest, bytes.clone()).await;
+                found[absent[position]] = Some(bytes);
+            }
+        }
+        Ok(found.into_iter().map(|bytes| bytes.expect("each was in the cache or has arrived")).collect())
+    }
+
+    /// Uploads an object of a leased unit.
+    ///
+    /// # Errors
+    /// Why it is not at the store.
+    pub(crate) async fn put(&self, lease: LeaseRef, object: ObjectRef, bytes: Bytes) -> Result<(), Refusal> {
+        let grant = grant_to_write(&self.asker, lease, object).await?;
+        let regrant = ToWrite(&self.asker, lease, object);
+        self.transfer.put(&grant, bytes, &regrant, deadline()).await.map_err(refused)?;
+        self.meter.sent(object.bytes.get());
+        Ok(())
+    }
+
+    async fn download(&self, object: ObjectRef, grant: Grant) -> Result<Bytes, Refusal> {
+        let got = self.transfer.get(&grant, object.bytes, &ToRead(&self.asker), deadline()).await;
+        let bytes = got.map_err(refused)?;
+        self.meter.received(bytes.len() as u64);
+        if bytes.len() as u64 != object.bytes.get() {
+            let detail = format!("{} has {} bytes, {} were announced", object.digest, bytes.len(), object.bytes);
+            return Err(Refusal::new(Code::ObjectMismatch, detail));
+        }
+        Ok(bytes)
+    }
+
+    /// From the cache; trouble with it costs a download, nothing else.
+    async fn cached(&self, digest: Digest) -> Option<Bytes> {
+        let cache = Arc::clone(&self.cache);
+        let got = tokio::task::spawn_blocking(move || cache.get(digest)).await.ok()?;
+        got.unwrap_or_else(|error| {
+            tracing::warn!(code = %error.code(), %error, "the cache is passed over");
+            None
+        })
+    }
+
+    async fn remember(&self, digest: Digest, bytes: Bytes) {
+        let cache = Arc::clone(&self.cache);
+        let put = tokio::task::spawn_blocking(move || cache.put(digest, &bytes)).await;
+        if let Ok(Err(error)) = put {
+            tracing::warn!(code = %error.code(), %error, "an object is not kept");
+        }
+    }
+}
+
+#[async_trait]
+impl Regrant for ToRead<'_> {
+    async fn regrant(&self, digest: Digest) -> Result<Grant, Refusal> {
+        let request = GetRequest { v: V, objects: vec![digest] };
+        first(self.0.call(Verb::BlobGet, &request, GRANT_PATIENCE).await?, &[digest])
+    }
+}
+
+#[async_trait]
+impl Regrant for ToWrite<'_> {
+    async fn regrant(&self, _: Digest) -> Result<Grant, Refusal> {
+        grant_to_write(self.0, self.1, self.2).await
+    }
+}
+
+async fn grants_to_read(asker: &Asker, wanted: &[ObjectRef]) -> Result<Vec<Grant>, Refusal> {
+    let mut grants = Vec::with_capacity(wanted.len());
+    for batch in wanted.chunks(GRANTS_MAX) {
+        let digests: Vec<Digest> = batch.iter().map(|object| object.digest).collect();
+        let request = GetRequest { v: V, objects: digests.clone() };
+        let reply: Grants = asker.call(Verb::BlobGet, &request, GRANT_PATIENCE).await?;
+        grants.extend(checked(reply, &digests)?);
+    }
+    Ok(grants)
+}
+
+async fn grant_to_write(asker: &Asker, lease: LeaseRef, object: ObjectRef) -> Result<Grant, Refusal> {
+    let request = PutRequest { v: V, lease, objects: vec![object] };
+    first(asker.call(Verb::BlobPut, &request, GRANT_PATIENCE).await?, &[object.digest])
+}
+
+/// One grant for each object, in their order, as the protocol has it.
+fn checked(reply: Grants, digests: &[Digest]) -> Result<Vec<Grant>, Refusal> {
+    let right = reply.grants.len() == digests.len()
+        && reply.grants.iter().zip(digests).all(|(grant, digest)| grant.digest == *digest);
+    if right {
+        return Ok(reply.grants);
+    }
+    Err(Refusal::new(Code::MessageInvalid, "the grants are for other objects than were asked for"))
+}
+
+fn first(reply: Grants, digests: &[Digest]) -> Result<Grant, Refusal> {
+    let mut grants = checked(reply, digests)?;
+    Ok(grants.remove(0))
+}
+
+fn deadline() -> Instant {
+    Instant::now() + TRANSFER_TIME_MAX
+}
+
+fn refused(error: ObjectError) -> Refusal {
+    match error {
+        ObjectError::Denied(refusal) => refusal,
+        error => Refusal::new(error.code(), error.to_string()),
+    }
+}

@@ -1,0 +1,90 @@
+//! `diloco-worker sample`: text from a model folder as `diloctl snapshot pull` writes it: `config.json`,
+//! `model.safetensors`, and `tokenizer.json` where the model has one.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use data::TextTokenizer;
+use model::ModelConfig;
+use runtime::Failure;
+use schemas::run::{Precision, TrainerKind};
+use schemas::{Code, Refusal};
+
+use crate::config::TrainingSection;
+use crate::trainers;
+
+/// What to print.
+#[derive(Args, Clone, Debug)]
+pub struct SampleArgs {
+    /// Folder with config.json, model.safetensors and perhaps tokenizer.json.
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Text to continue.
+    #[arg(long, default_value = "\n")]
+    pub prompt: String,
+    /// How many tokens to add.
+    #[arg(long, default_value_t = 200)]
+    pub tokens: usize,
+    /// 0 for the likeliest token each time; 1 for the model's own spread.
+    #[arg(long, default_value_t = 0.8)]
+    pub temperature: f64,
+    /// The same seed gives the same text.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Where to compute: auto, cpu, cuda or cuda:<number>.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// CPU threads.
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
+}
+
+/// Loads the model, prints prompt and continuation.
+///
+/// # Errors
+/// A file is missing or does not fit, the arguments are out of bounds, or the model needs a trainer that is not here.
+pub fn sample(args: &SampleArgs) -> Result<(), Failure> {
+    let config = read_config(&args.model.join("config.json"))?;
+    let tokenizer = read_tokenizer(&args.model.join("tokenizer.json"))?;
+    let section = TrainingSection { device: args.device.clone(), threads: args.threads, trainers: Vec::new() };
+    let mut trainer = trainers::build(&config, &section, Precision::Fp32).map_err(Failure::from)?;
+    let elements = usize::try_from(trainer.layout().elements()).expect("the trainer holds as many in memory");
+    let mut values = vec![0.0; elements];
+    let weights = args.model.join("model.safetensors");
+    model::import_safetensors(trainer.layout(), &weights, &mut values)
+        .map_err(|error| Failure::new(Code::ModelInvalid, error))?;
+    let failed = |error: trainer::TrainerError| Failure::from(Refusal::from(error));
+    trainer.set_parameters(0, &values).map_err(failed)?;
+    drop(values);
+    let prompt = tokenizer.encode(&args.prompt).map_err(|error| Failure::from(Refusal::from(error)))?;
+    let added = trainer.generate(&prompt, args.tokens, args.temperature, args.seed).map_err(failed)?;
+    let tokens: Vec<u32> = prompt.into_iter().chain(added).collect();
+    let text = tokenizer.decode(&tokens).map_err(|error| Failure::from(Refusal::from(error)))?;
+    // Whoever reads may have heard enough.
+    let _ = writeln!(std::io::stdout(), "{text}");
+    Ok(())
+}
+
+/// The kind of model is not written down; each kind refuses the others' configurations.
+fn read_config(path: &Path) -> Result<ModelConfig, Failure> {
+    let json = std::fs::read(path)
+        .map_err(|error| Failure::new(Code::ModelInvalid, format!("{}: {error}", path.display())))?;
+    let mut first = None;
+    for kind in [TrainerKind::Torch, TrainerKind::Reference, TrainerKind::Synthetic] {
+        match ModelConfig::parse(kind, &json) {
+            Ok(config) => return Ok(config),
+            Err(error) => first = first.or(Some(error)),
+        }
+    }
+    let error = first.expect("there are kinds of models");
+    Err(Failure::new(Code::ModelInvalid, format!("{}: {error}", path.display())))
+}
+
+fn read_tokenizer(path: &Path) -> Result<TextTokenizer, Failure> {
+    match std::fs::read(path) {
+        Ok(json) => TextTokenizer::hugging_face(&json).map_err(|error| Failure::from(Refusal::from(error))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(TextTokenizer::Byte),
+        Err(error) => Err(Failure::new(Code::TokenizerInvalid, format!("{}: {error}", path.display()))),
+    }
+}

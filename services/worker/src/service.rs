@@ -1,0 +1,363 @@
+//! The worker as a process: feeds its core with messages and time, and carries out what it asks for. No decision about
+//! the run is made here.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle as Thread;
+use std::time::{Duration, Instant};
+
+use objects::{Cache, Transfer, TransferLimits};
+use runtime::ready::ReadyFile;
+use runtime::{Bus, Failure};
+use schemas::limits::CLAIM_WAIT_MAX;
+use schemas::member::{JoinReply, JoinRequest};
+use schemas::public::CommandVerb;
+use schemas::subject::heartbeat_subject;
+use schemas::{Code, Digest, Message as _, Millis, Refusal, Steps, UnixMillis, V, WorkerId};
+use tokio::sync::{OnceCell, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use worker_core::{Effect, Exit, Input, Settings, WorkId, Worker};
+
+use crate::asker::Asker;
+use crate::commands::Ears;
+use crate::config::Checked;
+use crate::engine::Engine;
+use crate::events::{Chain, Events};
+use crate::library::Library;
+use crate::meter::Meter;
+use crate::state::StateFolder;
+use crate::unit::{Bench, Unit};
+use crate::verify::{self, Expected};
+
+/// Inputs that wait for the core; each of the few tasks has one at a time.
+const INPUTS_MAX: usize = 64;
+/// How long an orderly end may take before the process ends without the coordinator's answers.
+const STOP_PATIENCE: Millis = Millis::from_secs(8);
+/// How long the last events and the inner state may take after that.
+const LAST_WORDS: Duration = Duration::from_secs(8);
+/// The same reason for waiting is logged again after this.
+const WAITING_SHOWN: Duration = Duration::from_secs(30);
+
+/// A worker that is connected and ready to join.
+pub struct Service {
+    core: Worker,
+    clock: Clock,
+    inputs: mpsc::Receiver<Input>,
+    progress: watch::Receiver<(WorkId, Steps)>,
+    hands: Hands,
+    threads: (Thread<()>, JoinHandle<()>),
+    _ready: ReadyFile,
+}
+
+/// What carries out effects.
+struct Hands {
+    checked: Checked,
+    worker: WorkerId,
+    bus: Bus,
+    asker: Asker,
+    library: Library,
+    engine: Engine,
+    events: Events,
+    state: StateFolder,
+    meter: Arc<Meter>,
+    inputs: mpsc::Sender<Input>,
+    tasks: TaskTracker,
+    bench: Option<Bench>,
+    unit: Option<Unit>,
+    waiting: Option<(Refusal, Instant)>,
+}
+
+/// Time for the core: starts at the wall clock and never goes back.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    wall: UnixMillis,
+    started: Instant,
+}
+
+impl Service {
+    /// Connects and prepares everything; nothing is asked of the coordinator yet.
+    ///
+    /// # Errors
+    /// The bus does not take this worker, or a folder or thread is not to be had.
+    pub async fn build(checked: Checked) -> Result<Self, Failure> {
+        let config = &checked.config;
+        let state = StateFolder::open(&config.worker.state)?;
+        let cache = Cache::open(&config.cache.folder, config.cache.limit.bytes())
+            .map_err(|error| Failure::new(error.code(), error))?;
+        let transfer = Transfer::new(&checked.store_trust, TransferLimits::default())
+            .map_err(|error| Failure::new(error.code(), error))?;
+        let clock = Clock::start();
+        let bus = Bus::connect("diloco-worker", &config.bus, clock.wall)
+            .await
+            .map_err(|e| Failure::from(e.into_refusal()))?;
+        let worker = own_id(&bus)?;
+        let identity = (checked.run.clone(), worker.clone());
+        let domain = checked.trust.domain.as_str();
+        let chain =
+            Chain::open(&state.events(), Arc::clone(&checked.audit_key), identity.0.clone(), identity.1.clone())?;
+        let asker =
+            Asker::new(bus.clone(), identity, Arc::clone(&checked.audit_key), domain, config.bus.credentials.clone());
+        let meter = Arc::new(Meter::default());
+        let library = Library::new(asker.clone(), transfer, Arc::new(cache), Arc::clone(&meter));
+        let (sender, inputs) = mpsc::channel(INPUTS_MAX);
+        let ears = Ears { trust: Arc::clone(&checked.trust), run: checked.run.clone(), worker: worker.clone() };
+        ears.listen(&bus, sender.clone()).await.map_err(|e| Failure::from(e.into_refusal()))?;
+        let (events, publishing) = Events::start(chain, bus.clone(), domain);
+        let (told, progress) = watch::channel((WorkId(0), Steps(0)));
+        let (engine, training) = Engine::start(config.training.clone(), Arc::clone(&meter), told)
+            .map_err(|error| Failure::new(Code::Internal, format!("no training thread: {error}")))?;
+        let core = Worker::new(settings(&checked, worker.clone(), clock.wall));
+        let ready = Some(config.worker.ready.as_path()).filter(|path| *path != Path::new(""));
+        let ready = ReadyFile::announce(ready, "worker", Vec::new())
+            .map_err(|error| Failure::new(Code::ConfigInvalid, format!("worker.ready: {error}")))?;
+        tracing::info!(%worker, run = %checked.run, device = checked.device, "worker is ready to join");
+        let hands = Hands {
+            checked,
+            worker,
+            bus,
+            asker,
+            library,
+            engine,
+            events,
+            state,
+            meter,
+            inputs: sender,
+            tasks: TaskTracker::new(),
+            bench: None,
+            unit: None,
+            waiting: None,
+        };
+        Ok(Self { core, clock, inputs, progress, hands, threads: (training, publishing), _ready: ready })
+    }
+
+    /// Works until the run is complete, the worker is told to end, or cannot go on.
+    ///
+    /// # Errors
+    /// Why it cannot go on.
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), Failure> {
+        let mut effects = Vec::new();
+        let mut told = false;
+        let mut input = Input::Tick;
+        let exit = loop {
+            self.core.handle(self.clock.now(), input, &mut effects);
+            let exits = effects.drain(..).find_map(|effect| self.hands.carry_out(effect));
+            if let Some(exit) = exits {
+                break exit;
+            }
+            let deadline = self.core.next_deadline().map(|at| self.clock.instant(at));
+            input = tokio::select! {
+                biased;
+                () = shutdown.cancelled(), if !told => {
+                    told = true;
+                    Input::Command(CommandVerb::Stop)
+                }
+                Some(input) = self.inputs.recv() => input,
+                Ok(()) = self.progress.changed() => {
+                    let (work, steps_done) = *self.progress.borrow_and_update();
+                    Input::Progress { work, steps_done }
+                }
+                () = sleep_until(deadline) => Input::Tick,
+            };
+        };
+        self.end(exit).await
+    }
+
+    /// Lets the events and the inner state that were asked for get out, then ends.
+    async fn end(self, exit: Exit) -> Result<(), Failure> {
+        let Self { hands, threads: (training, publishing), .. } = self;
+        let bus = hands.bus.clone();
+        if let Some(unit) = &hands.unit {
+            unit.stop.cancel();
+        }
+        hands.tasks.close();
+        // The thread and the publisher end when nobody can send them anything any more.
+        drop(hands);
+        let trained = tokio::task::spawn_blocking(move || training.join());
+        let last_words = async { tokio::join!(trained, publishing) };
+        if tokio::time::timeout(LAST_WORDS, last_words).await.is_err() {
+            tracing::warn!("ends before the last event or the inner state got out");
+        }
+        // What was published but not acknowledged is on disk; a failed flush loses nothing else.
+        let _ = bus.flush().await;
+        tracing::info!(reason = exit.reason(), "worker ends");
+        match exit {
+            Exit::Complete | Exit::Drained | Exit::Stopped => Ok(()),
+            Exit::Failed(refusal) => Err(refusal.into()),
+        }
+    }
+}
+
+impl Hands {
+    /// Starts what an effect asks for; its end comes back as an input.
+    fn carry_out(&mut self, effect: Effect) -> Option<Exit> {
+        match effect {
+            Effect::Send { id, request, patience } => {
+                let asker = self.asker.clone();
+                self.then(async move { Input::Replied { id, outcome: asker.ask(request, patience).await } });
+            }
+            Effect::Joined(reply) => self.joined(*reply),
+            Effect::Verify { work, document } => {
+                let outcome = self.verify(&document);
+                self.then(async move { Input::Verified { work, outcome: outcome.map(Box::new) } });
+            }
+            Effect::Fetch { work, manifest } => {
+                // A lease is verified only after a join.
+                let bench = self.bench.clone()?;
+                tracing::info!(lease = %manifest.lease, "lease verified, fetching");
+                let stop = CancellationToken::new();
+                self.unit = Some(Unit { work, manifest, bench, stop, text: Arc::default() });
+                self.step(work, |unit| async move { Input::Fetched { work, outcome: unit.fetch().await } });
+            }
+            Effect::Train { work } => {
+                self.step(work, |unit| async move { Input::Trained { work, outcome: unit.train().await } });
+            }
+            Effect::Evaluate { work } => {
+                self.step(work, |unit| async move { Input::Evaluated { work, outcome: unit.evaluate().await } });
+            }
+            Effect::Upload { work } => {
+                self.step(work, |unit| async move { Input::Uploaded { work, outcome: unit.upload().await } });
+            }
+            Effect::Stop { work } => {
+                if let Some(unit) = self.unit.take_if(|unit| unit.work == work) {
+                    unit.stop.cancel();
+                }
+            }
+            Effect::SaveInner => {
+                let engine = self.engine.clone();
+                self.tasks.spawn(async move { engine.save().await });
+            }
+            Effect::Emit(event) => self.events.emit(event),
+            Effect::Heartbeat(pulse) => {
+                let subject = heartbeat_subject(&self.checked.run, &self.worker);
+                let (bus, heartbeat) = (self.bus.clone(), self.meter.heartbeat(pulse));
+                self.tasks.spawn(async move {
+                    if let Err(error) = bus.publish(&subject, heartbeat.encode().into()).await {
+                        tracing::debug!(%error, "a heartbeat was not sent");
+                    }
+                });
+            }
+            Effect::Waiting { refusal, pause } => self.show_waiting(refusal, pause),
+            Effect::Exit(exit) => return Some(exit),
+        }
+        None
+    }
+
+    fn joined(&mut self, reply: JoinReply) {
+        let JoinReply { spec, spec_digest, .. } = reply;
+        tracing::info!(run = %spec.run, settings = %spec_digest, "joined");
+        self.waiting = None;
+        if self.bench.as_ref().is_some_and(|bench| bench.spec_digest == spec_digest) {
+            return;
+        }
+        self.bench = Some(Bench {
+            asker: self.asker.clone(),
+            library: self.library.clone(),
+            engine: self.engine.clone(),
+            state: self.state.clone(),
+            spec: Arc::new(spec),
+            spec_digest,
+            assets: Arc::new(OnceCell::new()),
+            hints: self.tasks.clone(),
+        });
+    }
+
+    fn verify(&self, document: &str) -> Result<schemas::lease::Manifest, worker_core::NotVerified> {
+        let refused = |refusal| worker_core::NotVerified { refusal, lease: None };
+        let Some(bench) = &self.bench else {
+            return Err(refused(Refusal::new(Code::NotJoined, "a lease came before the settings")));
+        };
+        let Checked { trust, run, .. } = &self.checked;
+        let expected = Expected { trust, worker: &self.worker, run, now: runtime::clock::now() };
+        let checked = verify::manifest(document, &expected, &bench.spec, bench.spec_digest);
+        checked.inspect_err(|error| {
+            let refusal = &error.refusal;
+            tracing::warn!(code = %refusal.code, detail = refusal.detail, "a lease is refused; nothing of it was executed");
+        })
+    }
+
+    /// Does a step of the present unit; it ends without a word when the unit is stopped.
+    fn step<F>(&self, work: WorkId, step: impl FnOnce(Unit) -> F)
+    where
+        F: Future<Output = Input> + Send + 'static,
+    {
+        let Some(unit) = self.unit.clone().filter(|unit| unit.work == work) else { return };
+        let (stop, inputs) = (unit.stop.clone(), self.inputs.clone());
+        let step = step(unit);
+        self.tasks.spawn(async move {
+            if let Some(input) = stop.run_until_cancelled_owned(step).await {
+                // The core is gone only at the end of the process.
+                let _ = inputs.send(input).await;
+            }
+        });
+    }
+
+    fn then(&self, input: impl Future<Output = Input> + Send + 'static) {
+        let inputs = self.inputs.clone();
+        self.tasks.spawn(async move {
+            // As above.
+            let _ = inputs.send(input.await).await;
+        });
+    }
+
+    fn show_waiting(&mut self, refusal: Refusal, pause: Millis) {
+        let shown = self
+            .waiting
+            .as_ref()
+            .is_some_and(|(before, at)| before.code == refusal.code && at.elapsed() < WAITING_SHOWN);
+        if !shown {
+            let (code, title) = (refusal.code, refusal.code.title());
+            tracing::info!(%code, detail = refusal.detail, again_in_ms = pause.get(), "waiting: {title}");
+            self.waiting = Some((refusal, Instant::now()));
+        }
+    }
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self { wall: runtime::clock::now(), started: Instant::now() }
+    }
+
+    fn now(self) -> UnixMillis {
+        self.wall.after(Millis(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    fn instant(self, at: UnixMillis) -> Instant {
+        self.started + self.wall.until(at).as_duration()
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The key with which this process is connected: the broker holds it to subjects with this name.
+fn own_id(bus: &Bus) -> Result<WorkerId, Failure> {
+    let public = bus.public().ok_or_else(|| {
+        Failure::new(Code::CredentialMissing, "bus.credentials is not set; a worker's name is the key it connects with")
+    })?;
+    public
+        .as_str()
+        .parse()
+        .map_err(|error| Failure::new(Code::CredentialMalformed, format!("bus.credentials: {error}")))
+}
+
+fn settings(checked: &Checked, worker: WorkerId, now: UnixMillis) -> Settings {
+    let join = JoinRequest {
+        v: V,
+        audit_key: checked.audit_key.public().clone(),
+        trainers: checked.trainers.clone(),
+        device: checked.device.clone(),
+        release: env!("CARGO_PKG_VERSION").to_owned(),
+        posture: checked.posture.clone(),
+    };
+    // Another for every worker and life.
+    let name = Digest::of(format!("{worker} {now}").as_bytes());
+    let seed = name.as_bytes().iter().fold(0_u64, |seed, byte| seed.rotate_left(8) ^ u64::from(*byte));
+    let run = checked.run.clone();
+    Settings { run, worker, join, claim_wait: CLAIM_WAIT_MAX, stop_patience: STOP_PATIENCE, seed }
+}

@@ -1,0 +1,201 @@
+//! The work on one lease, step by step: fetch, train or evaluate, upload. Each is a future that the service drops when the
+//! lease is lost.
+
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use data::{DataError, HeldOut, TokenShard, UnitSampler};
+use futures::StreamExt as _;
+use merge::{SeededRounding, contribution_seed};
+use schemas::contribution::{Evaluation, StageRequest};
+use schemas::data::Shard;
+use schemas::lease::{Done, Manifest, Weights, Work};
+use schemas::run::RunSpec;
+use schemas::subject::Verb;
+use schemas::{Code, Digest, Millis, ObjectRef, Refusal, V};
+use tokio::sync::OnceCell;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use worker_core::{Trained, WorkId};
+
+use crate::asker::Asker;
+use crate::assets::Assets;
+use crate::engine::{Encoding, Engine, Evaluating, Opening, Training};
+use crate::library::{Library, TRANSFERS_MAX};
+use crate::state::StateFolder;
+
+/// Longest wait for the answer to a hint.
+const STAGE_PATIENCE: Millis = Millis::from_secs(5);
+
+/// What the work of every lease of a run needs.
+#[derive(Clone)]
+pub(crate) struct Bench {
+    pub(crate) asker: Asker,
+    pub(crate) library: Library,
+    pub(crate) engine: Engine,
+    pub(crate) state: StateFolder,
+    pub(crate) spec: Arc<RunSpec>,
+    pub(crate) spec_digest: Digest,
+    pub(crate) assets: Arc<OnceCell<Assets>>,
+    /// Hints that are sent beside everything else.
+    pub(crate) hints: TaskTracker,
+}
+
+/// One lease's work.
+#[derive(Clone)]
+pub(crate) struct Unit {
+    pub(crate) work: WorkId,
+    pub(crate) manifest: Arc<Manifest>,
+    pub(crate) bench: Bench,
+    pub(crate) stop: CancellationToken,
+    /// There from the fetch until the steps begin.
+    pub(crate) text: Arc<Mutex<Option<Text>>>,
+}
+
+/// The sequences of a unit.
+pub(crate) enum Text {
+    Train(Box<UnitSampler>),
+    Evaluate(HeldOut),
+}
+
+impl Unit {
+    /// Data into memory and base weights into the trainer, at the same time.
+    pub(crate) async fn fetch(&self) -> Result<(), Refusal> {
+        let Bench { library, engine, state, spec, spec_digest, .. } = &self.bench;
+        let assets = self.bench.assets.get_or_try_init(|| Assets::fetch(library, spec)).await?;
+        let shards = assets.shards(&self.manifest.work)?;
+        let opening = Opening {
+            model: assets.model.clone(),
+            precision: spec.model.precision,
+            inner: state.inner(&spec.run, *spec_digest),
+        };
+        engine.open(opening).await?;
+        let (text, ()) = tokio::try_join!(self.fetch_text(assets, shards), self.fetch_base(assets))?;
+        *self.text.lock().expect("no holder panics") = Some(text);
+        Ok(())
+    }
+
+    async fn fetch_text(&self, assets: &Assets, shards: Vec<Shard>) -> Result<Text, Refusal> {
+        let objects: Vec<ObjectRef> = shards.iter().map(|shard| shard.object).collect();
+        let bytes = self.bench.library.keep(&objects).await?;
+        let (work, vocabulary) = (self.manifest.work.clone(), assets.data.vocabulary);
+        let length = self.bench.spec.schedule.sequence_tokens as usize;
+        // Every token is checked: work for a thread that may take its time.
+        let read = tokio::task::spawn_blocking(move || {
+            let shards = bytes.into_iter().map(|bytes| TokenShard::decode(bytes.into(), vocabulary));
+            let shards = shards.collect::<Result<Vec<_>, DataError>>()?;
+            Ok(match work {
+                Work::Train { seed, .. } => Text::Train(Box::new(UnitSampler::new(shards, seed, length)?)),
+                Work::Evaluate { sequences, .. } => Text::Evaluate(HeldOut::new(shards, sequences as usize, length)?),
+            })
+        });
+        read.await
+            .map_err(|error| Refusal::new(Code::Internal, error.to_string()))?
+            .map_err(|error: DataError| error.into())
+    }
+
+    /// A chunk is decoded into its place while the next ones arrive; no more than a few are in memory.
+    async fn fetch_base(&self, assets: &Assets) -> Result<(), Refusal> {
+        let Bench { library, engine, .. } = &self.bench;
+        let base: &Weights = &self.manifest.base;
+        // The digest over the chunks does not say how they are encoded.
+        let name = Digest::of(&[base.digest().as_bytes().as_slice(), &[base.codec.kind as u8]].concat());
+        if engine.begin(name).await? {
+            return Ok(());
+        }
+        let mut arriving = std::pin::pin!(library.stream(&base.chunks).await?);
+        while let Some(item) = arriving.next().await {
+            let (index, bytes) = item?;
+            let chunk = assets
+                .chunks
+                .get(index)
+                .ok_or_else(|| Refusal::new(Code::LayoutMismatch, format!("the layout has no chunk {index}")))?;
+            engine.load(base.codec.kind, chunk.range(), bytes).await?;
+        }
+        engine.loaded(name).await
+    }
+
+    /// The inner steps.
+    pub(crate) async fn train(&self) -> Result<Trained, Refusal> {
+        let (Work::Train { steps, steps_before, .. }, Some(Text::Train(sampler))) =
+            (&self.manifest.work, self.take_text())
+        else {
+            return Err(Refusal::new(Code::Internal, "training was asked for without a training unit's text"));
+        };
+        let spec = &self.bench.spec;
+        let training = Training {
+            work: self.work,
+            stop: self.stop.clone(),
+            sampler: *sampler,
+            optimizer: spec.inner.clone(),
+            steps: *steps,
+            steps_before: *steps_before,
+            steps_total: spec.inner_steps_total(),
+            sequences: spec.schedule.batch_sequences,
+            accumulation: spec.schedule.accumulation,
+            sequence_tokens: spec.schedule.sequence_tokens,
+        };
+        self.bench.engine.train(training).await
+    }
+
+    /// The held-out loss.
+    pub(crate) async fn evaluate(&self) -> Result<Evaluation, Refusal> {
+        let Some(Text::Evaluate(held_out)) = self.take_text() else {
+            return Err(Refusal::new(Code::Internal, "an evaluation was asked for without held-out text"));
+        };
+        let schedule = &self.bench.spec.schedule;
+        let evaluating = Evaluating {
+            work: self.work,
+            stop: self.stop.clone(),
+            held_out,
+            batch_sequences: schedule.batch_sequences / schedule.accumulation.max(1),
+            sequence_tokens: schedule.sequence_tokens,
+        };
+        self.bench.engine.evaluate(evaluating).await
+    }
+
+    /// Encodes, hashes and uploads chunk by chunk, several on their way at once.
+    pub(crate) async fn upload(&self) -> Result<Vec<ObjectRef>, Refusal> {
+        let Bench { engine, spec, assets, .. } = &self.bench;
+        let unit = self.manifest.lease.unit;
+        let chunks = assets.get().map(|assets| assets.chunks.clone()).unwrap_or_default();
+        let rounding = SeededRounding {
+            rule: spec.upload.rounding,
+            seed: contribution_seed(spec.seed, unit.round, unit.index),
+            first_element: 0,
+        };
+        let count = chunks.len();
+        let encoding = Encoding { stop: self.stop.clone(), codec: spec.upload.kind, rounding, chunks };
+        let encoded = engine.encode(encoding).await?;
+        let encoded = futures::stream::unfold(encoded, |mut encoded| async { Some((encoded.recv().await?, encoded)) });
+        let uploads = encoded.map(|chunk| self.upload_chunk(chunk)).buffered(TRANSFERS_MAX);
+        let uploaded: Vec<Result<ObjectRef, Refusal>> = uploads.collect().await;
+        let objects: Vec<ObjectRef> = uploaded.into_iter().collect::<Result<_, _>>()?;
+        if objects.len() != count {
+            return Err(Refusal::new(Code::Interrupted, format!("{} of {count} chunks were encoded", objects.len())));
+        }
+        Ok(objects)
+    }
+
+    async fn upload_chunk(&self, chunk: Result<(usize, Bytes), Refusal>) -> Result<ObjectRef, Refusal> {
+        let (index, bytes) = chunk?;
+        let hashed = bytes.clone();
+        let object = tokio::task::spawn_blocking(move || ObjectRef::of(&hashed)).await;
+        let object = object.map_err(|error| Refusal::new(Code::Internal, error.to_string()))?;
+        let lease = self.manifest.lease;
+        self.bench.library.put(lease, object, bytes).await?;
+        let index = u32::try_from(index).expect("a layout has few chunks");
+        let (asker, stage) = (self.bench.asker.clone(), StageRequest { v: V, lease, index, object });
+        self.bench.hints.spawn(async move {
+            let hinted: Result<Done, Refusal> = asker.call(Verb::ContributionStage, &stage, STAGE_PATIENCE).await;
+            if let Err(refusal) = hinted {
+                tracing::debug!(%refusal, index, "the hint about a chunk was not taken");
+            }
+        });
+        Ok(object)
+    }
+
+    fn take_text(&self) -> Option<Text> {
+        self.text.lock().expect("no holder panics").take()
+    }
+}

@@ -1,0 +1,351 @@
+use identity::key::{KeyKind, SigningKey};
+use identity::{AuditKey, ManifestKey};
+use schemas::lease::UnitId;
+use schemas::run::{InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Schedule, TrainerKind};
+use schemas::{Bytes, Epoch, Round, Steps, UnitIndex, V};
+use serde_json::{Value, json};
+
+use super::*;
+
+const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
+const CHUNKS: u64 = 3;
+
+struct Scene {
+    key: ManifestKey,
+    trust: TrustBundle,
+    worker: WorkerId,
+    spec: RunSpec,
+}
+
+fn object(bytes: u64) -> ObjectRef {
+    ObjectRef { digest: Digest::of(&bytes.to_le_bytes()), bytes: Bytes(bytes) }
+}
+
+fn spec() -> RunSpec {
+    let bf16 = Codec { kind: CodecKind::Bf16, rounding: Rounding::Nearest };
+    RunSpec {
+        v: V,
+        run: "demo".parse().expect("a run name"),
+        model: ModelSpec {
+            trainer: TrainerKind::Reference,
+            config: object(1),
+            layout: object(2),
+            chunk_elements: 100,
+            initial: vec![object(400), object(400), object(40)],
+            precision: Precision::Fp32,
+        },
+        data: object(3),
+        schedule: Schedule {
+            rounds: 4,
+            units: 2,
+            inner_steps: Steps(10),
+            batch_sequences: 2,
+            accumulation: 1,
+            sequence_tokens: 8,
+            evaluation_every: 1,
+            evaluation_sequences: 16,
+            snapshot_every: 1,
+        },
+        inner: InnerOptimizer {
+            learning_rate: 1e-3,
+            warmup_steps: Steps(1),
+            final_ratio: 0.1,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            clip_norm: 1.0,
+        },
+        outer: OuterOptimizer::Average,
+        upload: bf16,
+        download: bf16,
+        policy: Policy {
+            workers_min: 1,
+            lease: Millis(30_000),
+            silence_max: Millis(60_000),
+            norm_max: 0.0,
+            strikes_max: 3,
+        },
+        seed: 1,
+    }
+}
+
+fn unit(kind: UnitKind, round: u64) -> UnitId {
+    UnitId { round: Round(round), kind, index: UnitIndex(0) }
+}
+
+impl Scene {
+    fn new() -> Self {
+        let key = ManifestKey::generate();
+        let trust = TrustBundle {
+            v: V,
+            domain: SigningKey::generate(KeyKind::Operator).public().clone(),
+            manifest_keys: vec![key.public().clone()],
+            audit_keys: vec![AuditKey::generate().public().clone()],
+            ca: "ca.pem".into(),
+        };
+        let worker = SigningKey::generate(KeyKind::User).public().as_str().parse().expect("a user key");
+        Self { key, trust, worker, spec: spec() }
+    }
+
+    fn claims(&self, unit: UnitId) -> Manifest {
+        let lease = LeaseRef { unit, epoch: Epoch(2) };
+        let seconds = NOW.get() / 1000;
+        let (round, chunks) = (unit.round, vec![object(200), object(200), object(20)]);
+        let base = match round.get() {
+            0 => Weights {
+                round,
+                codec: Codec { kind: CodecKind::Fp32, rounding: Rounding::Nearest },
+                chunks: self.spec.model.initial.clone(),
+            },
+            _ => Weights { round, codec: self.spec.download, chunks },
+        };
+        let work = match unit.kind {
+            UnitKind::Train => {
+                let steps_before = Steps(unit.round.get() * 10);
+                Work::Train { shards: vec![object(1000)], seed: 5, steps: Steps(10), steps_before }
+            }
+            UnitKind::Evaluate => Work::Evaluate { shards: vec![object(1001)], sequences: 16 },
+        };
+        Manifest {
+            v: V,
+            iss: self.key.public().to_string(),
+            aud: self.worker.clone(),
+            nbf: seconds - 60,
+            exp: seconds + 30,
+            iat: seconds,
+            jti: format!("demo/{}/{}/2", unit.round, unit.token()),
+            run: self.spec.run.clone(),
+            spec: self.spec.to_object().1,
+            lease,
+            expires_at: NOW.after(Millis(30_000)),
+            base,
+            work,
+        }
+    }
+
+    fn expected(&self) -> Expected<'_> {
+        Expected { trust: &self.trust, worker: &self.worker, run: &self.spec.run, now: NOW }
+    }
+
+    fn check(&self, document: &str) -> Result<Manifest, NotVerified> {
+        manifest(document, &self.expected(), &self.spec, self.spec.to_object().1)
+    }
+
+    /// What a coordinator gone astray would sign.
+    fn check_claims(&self, claims: &Value) -> Result<Manifest, NotVerified> {
+        self.check(&self.key.sign_document(MANIFEST_TYPE, claims).expect("small claims"))
+    }
+
+    fn command(&self, verb: CommandVerb) -> Command {
+        let iat = NOW.get() / 1000;
+        Command {
+            v: V,
+            iss: self.key.public().to_string(),
+            run: self.spec.run.clone(),
+            aud: None,
+            iat,
+            exp: iat + 60,
+            jti: "one".to_owned(),
+            verb,
+        }
+    }
+}
+
+/// Every place in a document that holds a value, as a JSON pointer.
+fn leaves(value: &Value, at: &str, found: &mut Vec<String>) {
+    match value {
+        Value::Object(map) => map.iter().for_each(|(name, value)| leaves(value, &format!("{at}/{name}"), found)),
+        Value::Array(list) => list.iter().enumerate().for_each(|(i, value)| leaves(value, &format!("{at}/{i}"), found)),
+        _ => found.push(at.to_owned()),
+    }
+}
+
+/// Another value of the same kind; for digests and keys another valid one.
+fn flipped(value: &Value) -> Value {
+    match value {
+        Value::Bool(bit) => Value::Bool(!bit),
+        Value::Number(number) => json!(number.as_u64().expect("all are whole") + 1),
+        Value::String(text) if text.starts_with("sha256:") => json!(Digest::of(text.as_bytes()).to_string()),
+        Value::String(text) if text.len() == 56 => json!(
+            SigningKey::generate(match &text[..1] {
+                "A" => KeyKind::Account,
+                _ => KeyKind::User,
+            })
+            .public()
+            .to_string()
+        ),
+        Value::String(text) => json!(format!("{text}x")),
+        other => panic!("no leaf: {other}"),
+    }
+}
+
+#[test]
+fn what_the_coordinator_signs_is_accepted() {
+    let scene = Scene::new();
+    for unit in [unit(UnitKind::Train, 0), unit(UnitKind::Train, 3), unit(UnitKind::Evaluate, 4)] {
+        let claims = scene.claims(unit);
+        let document = scene.key.sign_document(MANIFEST_TYPE, &claims).expect("small claims");
+        assert_eq!(scene.check(&document).expect("good"), claims, "{unit}");
+    }
+}
+
+/// TL-24: a changed document is refused whatever was changed in it, and nothing is given back for it.
+#[test]
+fn a_document_with_any_field_altered_is_refused() {
+    let scene = Scene::new();
+    let claims = scene.claims(unit(UnitKind::Train, 3));
+    let document = scene.key.sign_document(MANIFEST_TYPE, &claims).expect("small claims");
+    let good = serde_json::to_value(&claims).expect("JSON");
+    let mut places = Vec::new();
+    leaves(&good, "", &mut places);
+    assert!(places.len() > 25, "{places:?}");
+    for place in &places {
+        let mut bad = good.clone();
+        let value = bad.pointer_mut(place).expect("a leaf");
+        *value = flipped(value);
+        let forged = scene.key.sign_document(MANIFEST_TYPE, &bad).expect("small claims");
+        let [header, _, signature] = document.split('.').collect::<Vec<_>>()[..] else { panic!("three parts") };
+        let altered = format!("{header}.{}.{signature}", forged.split('.').nth(1).expect("three parts"));
+        let error = scene.check(&altered).expect_err(place);
+        assert_eq!((error.refusal.code, error.lease), (Code::SignatureInvalid, None), "{place}");
+    }
+}
+
+/// TL-10: even rightly signed, every field that something else decides must agree with it.
+#[test]
+fn a_signed_document_must_agree_with_settings_and_lease() {
+    let scene = Scene::new();
+    // Free for the coordinator to choose: what the store and the data set answer for, and what only it can know.
+    let free = |place: &str| {
+        ["/iat", "/expires_at", "/work/train/seed"].contains(&place)
+            || place.ends_with("/digest")
+            || place.starts_with("/work/train/shards")
+            || place == "/work/train/steps_before"
+    };
+    let good = serde_json::to_value(scene.claims(unit(UnitKind::Train, 1))).expect("JSON");
+    let mut places = Vec::new();
+    leaves(&good, "", &mut places);
+    let mut refused = 0;
+    for place in places.iter().filter(|place| !free(place)) {
+        let mut bad = good.clone();
+        let value = bad.pointer_mut(place).expect("a leaf");
+        *value = match place.as_str() {
+            // A second more would still be a good window: move it out of reach.
+            "/nbf" => json!(NOW.get() / 1000 + 3600),
+            "/exp" => json!(NOW.get() / 1000 - 3600),
+            "/base/codec/kind" => json!("fp32"),
+            "/base/codec/rounding" => json!("stochastic"),
+            "/lease/unit/kind" => json!("evaluate"),
+            _ => flipped(value),
+        };
+        assert!(scene.check_claims(&bad).is_err(), "{place} of {bad}");
+        refused += 1;
+    }
+    assert!(refused > 15, "{refused}");
+}
+
+#[test]
+fn the_initial_weights_are_those_of_the_settings() {
+    let scene = Scene::new();
+    let mut claims = scene.claims(unit(UnitKind::Train, 0));
+    claims.base.chunks[0].digest = Digest::of(b"others");
+    assert!(scene.check_claims(&serde_json::to_value(&claims).expect("JSON")).is_err());
+}
+
+#[test]
+fn work_is_within_the_run() {
+    let scene = Scene::new();
+    let refused = |change: &dyn Fn(&mut Manifest)| {
+        let mut claims = scene.claims(unit(UnitKind::Train, 1));
+        change(&mut claims);
+        claims.jti = format!("demo/{}/{}", claims.lease.unit, claims.lease.epoch);
+        scene.check_claims(&serde_json::to_value(&claims).expect("JSON")).is_err()
+    };
+    assert!(!refused(&|_| {}));
+    assert!(refused(&|claims| claims.lease.unit.index = UnitIndex(2)));
+    assert!(refused(&|claims| {
+        claims.lease.unit.round = Round(4);
+        claims.base.round = Round(4);
+    }));
+    assert!(refused(&|claims| claims.base.chunks.truncate(CHUNKS as usize - 1)));
+    assert!(refused(&|claims| claims.base.chunks.push(object(20))));
+    assert!(refused(&|claims| claims.base.chunks[2].bytes = Bytes(22)));
+    let work = |shards, steps, steps_before| {
+        move |claims: &mut Manifest| claims.work = Work::Train { shards, seed: 1, steps, steps_before }
+    };
+    let with = |count: usize, steps: u64, before: u64| {
+        let mut claims = scene.claims(unit(UnitKind::Train, 1));
+        work(vec![object(8); count], Steps(steps), Steps(before))(&mut claims);
+        scene.check_claims(&serde_json::to_value(&claims).expect("JSON")).is_err()
+    };
+    assert!(!with(1, 10, 10) && !with(UNIT_SHARDS_MAX, 10, 30));
+    assert!(with(0, 10, 10) && with(UNIT_SHARDS_MAX + 1, 10, 10));
+    assert!(with(1, 11, 10) && with(1, 10, 31) && with(1, 10, u64::MAX));
+}
+
+/// The lease is known, and given back, only where the document is the coordinator's and ours.
+#[test]
+fn only_our_own_lease_is_given_back() {
+    let scene = Scene::new();
+    let lease = |claims: &Manifest| {
+        scene.check_claims(&serde_json::to_value(claims).expect("JSON")).expect_err("refused").lease
+    };
+    let good = scene.claims(unit(UnitKind::Train, 1));
+    assert_eq!(lease(&Manifest { spec: Digest::of(b"other"), ..good.clone() }), Some(good.lease));
+    let other = SigningKey::generate(KeyKind::User).public().as_str().parse().expect("a user key");
+    assert_eq!(lease(&Manifest { aud: other, ..good.clone() }), None);
+    assert_eq!(lease(&Manifest { run: "other".parse().expect("a name"), ..good.clone() }), None);
+    assert_eq!(lease(&Manifest { exp: NOW.get() / 1000 - 61, ..good }), None);
+}
+
+#[test]
+fn a_window_without_end_is_refused() {
+    let scene = Scene::new();
+    let claims = Manifest { exp: u64::MAX, ..scene.claims(unit(UnitKind::Train, 1)) };
+    assert!(scene.check_claims(&serde_json::to_value(&claims).expect("JSON")).is_err());
+    let command = Command { exp: u64::MAX, ..scene.command(CommandVerb::Stop) };
+    let document = scene.key.sign_document(COMMAND_TYPE, &command).expect("small claims");
+    assert!(super::command(document.as_bytes(), &scene.expected()).is_err());
+}
+
+#[test]
+fn other_documents_are_no_manifests() {
+    let scene = Scene::new();
+    let claims = scene.claims(unit(UnitKind::Train, 1));
+    let as_command = scene.key.sign_document(COMMAND_TYPE, &claims).expect("small claims");
+    assert_eq!(scene.check(&as_command).expect_err("another type").refusal.code, Code::ManifestInvalid);
+    let stranger = ManifestKey::generate().sign_document(MANIFEST_TYPE, &claims).expect("small claims");
+    assert_eq!(scene.check(&stranger).expect_err("another key").refusal.code, Code::SignatureInvalid);
+    for text in ["", "a.b.c", "nonsense"] {
+        assert!(scene.check(text).is_err());
+    }
+}
+
+#[test]
+fn commands_must_be_signed_for_us_and_now() {
+    let scene = Scene::new();
+    let check = |key: &ManifestKey, command: &Command| {
+        let document = key.sign_document(COMMAND_TYPE, command).expect("small claims");
+        super::command(document.as_bytes(), &scene.expected())
+    };
+    let good = scene.command(CommandVerb::Drain);
+    assert_eq!(check(&scene.key, &good), Ok(CommandVerb::Drain));
+    assert_eq!(check(&scene.key, &Command { aud: Some(scene.worker.clone()), ..good.clone() }), Ok(CommandVerb::Drain));
+    let other: WorkerId = SigningKey::generate(KeyKind::User).public().as_str().parse().expect("a user key");
+    for bad in [
+        Command { aud: Some(other), ..good.clone() },
+        Command { run: "other".parse().expect("a name"), ..good.clone() },
+        Command { exp: good.iat - 100, iat: good.iat - 200, ..good.clone() },
+        Command { iat: good.iat + 200, exp: good.iat + 300, ..good.clone() },
+        Command { exp: good.iat + 7200, ..good.clone() },
+        Command { iss: "someone".to_owned(), ..good.clone() },
+    ] {
+        assert!(check(&scene.key, &bad).is_err(), "{bad:?}");
+    }
+    assert!(check(&ManifestKey::generate(), &good).is_err());
+    let plain = serde_json::to_vec(&good).expect("JSON");
+    for payload in [&plain[..], b"", b"\xff\xfe", b"a.b.c"] {
+        assert!(super::command(payload, &scene.expected()).is_err());
+    }
+}

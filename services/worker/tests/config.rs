@@ -1,0 +1,70 @@
+//! What is wrong with a configuration is said with a code and the key, before anything is connected (LA-02, LA-05).
+
+use std::path::Path;
+
+use diloco_worker::config::{Checked, WorkerConfig};
+use identity::AuditKey;
+use runtime::config::load_from;
+use runtime::{ConfigArgs, Failure, clock};
+use schemas::Code;
+
+fn check(set: &[String]) -> Result<Checked, Failure> {
+    let args = ConfigArgs { set: set.to_vec(), ..ConfigArgs::default() };
+    let loaded = load_from::<WorkerConfig>(&args, &[], std::iter::empty())?;
+    Checked::new(loaded, clock::now())
+}
+
+fn open(folder: &Path) -> Vec<String> {
+    let key = folder.join("audit.seed");
+    AuditKey::generate().seed().write(&key).expect("a fresh folder takes files");
+    vec![
+        "auth.require_auth=false".to_owned(),
+        "worker.run=demo".to_owned(),
+        "training.trainers=[\"reference\"]".to_owned(),
+        format!("worker.audit_key={}", key.display()),
+    ]
+}
+
+fn fails(set: &[String], code: Code, names: &str) {
+    let failure = check(set).expect_err(names);
+    assert_eq!(failure.code(), code, "{failure}");
+    assert!(failure.to_string().contains(names), "{failure} does not name {names}");
+}
+
+#[test]
+fn without_credentials_nothing_starts() {
+    let failure = check(&["worker.run=demo".to_owned()]).expect_err("the umbrella is on");
+    assert_eq!(failure.code(), Code::CredentialMissing);
+    let text = failure.to_string();
+    for key in ["bus.credentials", "bus.ca", "store.ca", "worker.trust", "worker.audit_key"] {
+        assert!(text.contains(key), "{key} in {text}");
+    }
+}
+
+#[test]
+fn wrong_values_are_named() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let with = |extra: &str| [open(scratch.path()), vec![extra.to_owned()]].concat();
+    fails(&with("worker.run="), Code::ConfigInvalid, "worker.run");
+    fails(&with("worker.run=Not A Name"), Code::ConfigInvalid, "worker.run");
+    fails(&with("training.threads=0"), Code::ConfigInvalid, "training.threads");
+    fails(&with("training.threads=many"), Code::ConfigInvalid, "training.threads");
+    fails(&with("training.trainers=[\"quantum\"]"), Code::ConfigInvalid, "quantum");
+    fails(&with("cache.limit=lots"), Code::ConfigInvalid, "cache.limit");
+    fails(&with("worker.rum=demo"), Code::ConfigInvalid, "rum");
+    fails(&open(scratch.path()), Code::CredentialMissing, "worker.trust");
+    fails(&with("worker.trust=/nowhere/trust.json"), Code::CredentialUnreadable, "trust");
+    if !cfg!(feature = "torch") {
+        fails(&with("training.trainers=[\"torch\"]"), Code::TrainerMissing, "training.trainers");
+    }
+}
+
+#[test]
+fn a_malformed_credential_is_an_error_at_start() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let mut set = open(scratch.path());
+    let path = scratch.path().join("user.creds");
+    identity::secret::write_private(&path, b"not a credentials file").expect("written");
+    set.push(format!("bus.credentials={}", path.display()));
+    fails(&set, Code::CredentialMalformed, "bus.credentials");
+}
