@@ -1,0 +1,221 @@
+//! The whole coordinator as a process, against a real broker with real permissions and the real store.
+
+mod scene;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use diloco_coordinator::SnapshotPointer;
+use identity::AuditKey;
+use schemas::contribution::Fate;
+use schemas::control::{RunNew, RunNewReply, Shutdown, ShutdownReply};
+use schemas::lease::{Manifest, ReleaseRequest};
+use schemas::permission::Role;
+use schemas::snapshot::SnapshotManifest;
+use schemas::subject::{ControlVerb, STATE_BUCKET, Verb, snapshot_key};
+use schemas::view::RunPhase;
+use schemas::{Code, Digest, Message as _, Millis, Round, V};
+
+use scene::{Reference, Scene, WAIT, Worker};
+
+/// Does one unit as it should be done and gives its chunks.
+async fn work(scene: &Scene, worker: &Worker, manifest: &Manifest, base: &[f32]) -> Vec<Bytes> {
+    let chunks = worker.contribution(manifest, base);
+    let reply = worker.submit(manifest, chunks.clone()).await.expect("accepted");
+    assert_eq!(reply.fate, Fate::Merged, "{}", scene.cluster.path("logs").display());
+    chunks
+}
+
+/// Both units of a round, by one worker; contributions in order of their units.
+async fn round(scene: &Scene, worker: &Worker, reference: &mut Reference, base: &[f32]) -> Vec<f32> {
+    let mut contributions = Vec::new();
+    for _ in 0..2 {
+        let manifest = worker.claim(scene).await.expect("the run goes on");
+        assert_eq!(worker.fetch(&manifest.base).await, base);
+        contributions.push((manifest.lease.unit, work(scene, worker, &manifest, base).await));
+    }
+    contributions.sort_by_key(|(unit, _)| *unit);
+    let chunks: Vec<_> = contributions.into_iter().map(|(_, chunks)| chunks).collect();
+    reference.step(&worker.spec, &chunks)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rounds_give_the_weights_of_the_rule_and_end_in_a_saved_snapshot() {
+    let mut scene = Scene::start(3).await;
+    let worker = scene.worker("worker-0").await;
+    let manifest = worker.claim(&scene).await.expect("work");
+    let mut base = worker.fetch(&manifest.base).await;
+    let release = ReleaseRequest { v: V, lease: manifest.lease, reason: "only looking".into() };
+    let _: schemas::lease::Done = worker.ask(Verb::LeaseRelease, &release).await.expect("released");
+    let mut reference = Reference::new(base.clone());
+    for _ in 0..3 {
+        base = round(&scene, &worker, &mut reference, &base).await;
+    }
+    assert!(worker.claim(&scene).await.is_none(), "the run is complete");
+    let view = scene.operator.until_complete(scene.cluster.run()).await;
+    assert_eq!(view.phase, RunPhase::Complete);
+
+    let snapshots = scene.operator.snapshots(scene.cluster.run()).await;
+    let last = snapshots.last().expect("snapshots were saved");
+    assert_eq!(last.round, Round(3));
+    let bus = scene.cluster.connect(Role::Provisioner, "provisioner").await;
+    let bucket = async_nats::jetstream::new(bus.client().clone()).get_key_value(STATE_BUCKET).await.expect("a bucket");
+    let entry = bucket.get(snapshot_key(scene.cluster.run())).await.expect("it answers").expect("the pointer is set");
+    let pointer: SnapshotPointer = serde_json::from_slice(&entry).expect("it is JSON");
+    assert_eq!((pointer.round, pointer.manifest), (Round(3), last.manifest));
+
+    // The exact weights are those of the rule, bit for bit.
+    let request = schemas::blob::GetRequest { v: V, objects: vec![last.manifest.digest] };
+    let grants: schemas::blob::Grants = scene.operator.ask(ControlVerb::BlobGet, &request).await.expect("granted");
+    let text = fetch(&scene, &grants.grants[0]).await;
+    let manifest: SnapshotManifest = serde_json::from_slice(&text).expect("it is JSON");
+    let request = schemas::blob::GetRequest { v: V, objects: manifest.weights.iter().map(|o| o.digest).collect() };
+    let grants: schemas::blob::Grants = scene.operator.ask(ControlVerb::BlobGet, &request).await.expect("granted");
+    let mut exact = Vec::new();
+    for grant in &grants.grants {
+        exact.extend_from_slice(&fetch(&scene, grant).await);
+    }
+    let expected: Vec<u8> = reference.params.iter().flat_map(|value| value.to_le_bytes()).collect();
+    assert_eq!(Digest::of(&exact), Digest::of(&expected));
+
+    let shutdown = Shutdown { v: V, drain: Millis::from_secs(5) };
+    let _: ShutdownReply = scene.operator.ask(ControlVerb::Shutdown, &shutdown).await.expect("it drains");
+    assert!(scene.cluster.process("coordinator").exit(WAIT).await.success());
+}
+
+async fn fetch(scene: &Scene, grant: &schemas::blob::Grant) -> Bytes {
+    struct NoOther;
+    #[async_trait::async_trait]
+    impl objects::Regrant for NoOther {
+        async fn regrant(&self, digest: Digest) -> Result<schemas::blob::Grant, schemas::Refusal> {
+            panic!("the first url for {digest} was not good enough");
+        }
+    }
+    let deadline = tokio::time::Instant::now() + WAIT;
+    let max = schemas::limits::OBJECT_BYTES_MAX;
+    scene.transfer.get(grant, max, &NoOther, deadline).await.expect("downloaded")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_coordinator_continues_with_what_was_accepted() {
+    let mut scene = Scene::start(2).await;
+    let worker = scene.worker("worker-0").await;
+    let first = worker.claim(&scene).await.expect("work");
+    let base = worker.fetch(&first.base).await;
+    let mut reference = Reference::new(base.clone());
+    let mut contributions = vec![(first.lease.unit, work(&scene, &worker, &first, &base).await)];
+    // One unit of round 0 is in the ledger, the other was never begun.
+    scene.cluster.kill9("coordinator");
+    scene.cluster.restart("coordinator").await;
+    let second = worker.claim(&scene).await.expect("work");
+    assert_ne!(second.lease.unit, first.lease.unit, "what was accepted is not given out again");
+    contributions.push((second.lease.unit, work(&scene, &worker, &second, &base).await));
+    contributions.sort_by_key(|(unit, _)| *unit);
+    let chunks: Vec<_> = contributions.into_iter().map(|(_, chunks)| chunks).collect();
+    let base = reference.step(&worker.spec, &chunks);
+    // In the middle of round 1, with a lease held: its holder hands in to the new process.
+    let held = worker.claim(&scene).await.expect("work");
+    assert_eq!(worker.fetch(&held.base).await, base);
+    scene.cluster.kill9("coordinator");
+    scene.cluster.restart("coordinator").await;
+    let mut contributions = vec![(held.lease.unit, work(&scene, &worker, &held, &base).await)];
+    let other = worker.claim(&scene).await.expect("work");
+    contributions.push((other.lease.unit, work(&scene, &worker, &other, &base).await));
+    assert!(worker.claim(&scene).await.is_none(), "the run is complete");
+    contributions.sort_by_key(|(unit, _)| *unit);
+    let chunks: Vec<_> = contributions.into_iter().map(|(_, chunks)| chunks).collect();
+    let _ = reference.step(&worker.spec, &chunks);
+    let expected: Vec<u8> = reference.params.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let snapshots = scene.operator.snapshots(scene.cluster.run()).await;
+    let last = snapshots.last().expect("the last round is saved");
+    let request = schemas::blob::GetRequest { v: V, objects: vec![last.manifest.digest] };
+    let grants: schemas::blob::Grants = scene.operator.ask(ControlVerb::BlobGet, &request).await.expect("granted");
+    let manifest: SnapshotManifest =
+        serde_json::from_slice(&fetch(&scene, &grants.grants[0]).await).expect("it is JSON");
+    let chunks = scene.layout.chunks(worker.spec.model.chunk_elements).expect("few chunks");
+    for (chunk, object) in chunks.iter().zip(manifest.weights) {
+        let range = chunk.range();
+        assert_eq!(object.digest, Digest::of(&expected[range.start * 4..range.end * 4]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_results_are_refused_alone_and_the_round_goes_on() {
+    let scene = Scene::start(1).await;
+    let worker = scene.worker("worker-0").await;
+    let code = |result: Result<schemas::contribution::SubmitReply, runtime::BusError>| match result {
+        Err(runtime::BusError::Refused(refusal)) => refusal.code,
+        other => panic!("expected a refusal, got {other:?}"),
+    };
+    let manifest = worker.claim(&scene).await.expect("work");
+    let base = worker.fetch(&manifest.base).await;
+    let mut chunks = worker.contribution(&manifest, &base);
+    let mut poisoned = chunks[1].to_vec();
+    poisoned[100..102].copy_from_slice(&0x7fc0_u16.to_le_bytes());
+    chunks[1] = poisoned.into();
+    assert_eq!(code(worker.submit(&manifest, chunks).await), Code::NotFinite);
+
+    let manifest = worker.claim(&scene).await.expect("the unit is issued again");
+    let mut chunks = worker.contribution(&manifest, &base);
+    chunks[0] = chunks[0].slice(..chunks[0].len() - 2);
+    assert_eq!(code(worker.submit(&manifest, chunks).await), Code::SizeMismatch);
+
+    let manifest = worker.claim(&scene).await.expect("the unit is issued again");
+    let stranger = AuditKey::generate();
+    let statement = schemas::contribution::Statement {
+        v: V,
+        run: worker.spec.run.clone(),
+        spec: worker.spec.to_object().1,
+        worker: manifest.aud.clone(),
+        lease: manifest.lease,
+        outcome: schemas::contribution::Outcome::Contribution(schemas::contribution::Contribution {
+            layout: worker.spec.model.layout.digest,
+            codec: scene::CODEC,
+            chunks: worker.contribution(&manifest, &base).iter().map(|b| schemas::ObjectRef::of(b)).collect(),
+            tokens: worker.spec.unit_tokens(),
+            steps: worker.spec.schedule.inner_steps,
+            loss: 1.0,
+            train_ms: 1,
+        }),
+    };
+    assert_eq!(code(worker.hand_in(statement.encode(), Some(&stranger)).await), Code::StatementInvalid);
+
+    let mut reference = Reference::new(base.clone());
+    round(&scene, &worker, &mut reference, &base).await;
+    assert!(worker.claim(&scene).await.is_none(), "the run is complete");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_names_what_is_not_there_is_refused() {
+    let scene = Scene::start(1).await;
+    let ask = async |change: &dyn Fn(&mut schemas::run::RunSpec)| {
+        let mut spec = scene.spec(1).await;
+        spec.run = "other".parse().expect("a name");
+        change(&mut spec);
+        match scene.operator.ask::<_, RunNewReply>(ControlVerb::RunNew, &RunNew { v: V, spec }).await {
+            Err(runtime::BusError::Refused(refusal)) => Some(refusal.code),
+            Ok(_) => None,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let absent = schemas::ObjectRef::of(b"never uploaded");
+    assert_eq!(ask(&|spec| spec.model.config = absent).await, Some(Code::ObjectMissing));
+    assert_eq!(ask(&|spec| spec.data = spec.model.config).await, Some(Code::DataInvalid));
+    assert_eq!(ask(&|spec| spec.model.initial.truncate(1)).await, Some(Code::SpecInvalid));
+    assert_eq!(ask(&|spec| spec.model.initial.swap(0, 3)).await, Some(Code::SizeMismatch));
+    assert_eq!(ask(&|spec| spec.model.layout = spec.model.config).await, Some(Code::SpecInvalid));
+    assert_eq!(ask(&|_| {}).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_coordinator_takes_over_and_the_first_stands_down() {
+    let mut scene = Scene::start(1).await;
+    scene.cluster.start_coordinator("successor").await;
+    // The first one learns of it with its next event, here a member's.
+    let worker = scene.worker("worker-0").await;
+    let status = scene.cluster.process("coordinator").exit(Duration::from_secs(60)).await;
+    assert_eq!(status.code(), Some(4));
+    let log = scene.cluster.process("coordinator").log();
+    assert!(log.contains("DL0701"), "{log}");
+    assert!(worker.claim(&scene).await.is_some());
+}

@@ -1,0 +1,368 @@
+//! A domain, a broker, a store and a coordinator, all real; an operator and workers that speak to them by hand, so that
+//! they can also say what no honest program would.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{AckPolicy, pull};
+use async_nats::jetstream::{self, kv, stream};
+use bytes::Bytes;
+use harness::{Cluster, Operator, Options};
+use identity::{AuditKey, jws};
+use merge::SeededRounding;
+use merge::codec::{decode, encode, encode_difference, encoded_bytes};
+use objects::{Regrant, Transfer, TransferLimits, Trust};
+use runtime::Bus;
+use schemas::blob::{GetRequest, Grant, Grants, PutRequest};
+use schemas::contribution::{Contribution, Outcome, StageRequest, Statement, SubmitReply, SubmitRequest};
+use schemas::control::{OperatorObjects, RunNew, RunNewReply};
+use schemas::data::{DataManifest, Entropy, Shard, Tokenizer};
+use schemas::layout::{Chunk, Layout, TensorSpec};
+use schemas::lease::{ClaimOutcome, ClaimReply, ClaimRequest, Done, MANIFEST_TYPE, Manifest, Weights};
+use schemas::limits::OBJECT_BYTES_MAX;
+use schemas::member::{JoinReply, JoinRequest, Posture};
+use schemas::permission::Role;
+use schemas::run::{
+    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding, RunSpec, Schedule,
+    TrainerKind,
+};
+use schemas::subject::{AUDIT_STREAM, ControlVerb, STATE_BUCKET, Verb, WORK_CONSUMER, WORK_STREAM, request_subject};
+use schemas::{Digest, Message, Millis, ObjectRef, Refusal, Steps, Tokens, V, WorkerId};
+use serde_bytes::{ByteArray, ByteBuf};
+
+pub(crate) const WAIT: Duration = Duration::from_secs(30);
+pub(crate) const CODEC: Codec = Codec { kind: CodecKind::Bf16, rounding: Rounding::Nearest };
+const CHUNK_ELEMENTS: u64 = 70_000;
+
+pub(crate) struct Scene {
+    pub(crate) cluster: Cluster,
+    pub(crate) operator: Operator,
+    pub(crate) transfer: Transfer,
+    pub(crate) layout: Layout,
+}
+
+pub(crate) struct Worker {
+    bus: Bus,
+    id: WorkerId,
+    key: AuditKey,
+    transfer: Transfer,
+    pub(crate) spec: RunSpec,
+    chunks: Vec<Chunk>,
+    layout: Digest,
+    domain: String,
+}
+
+struct NoOther;
+
+#[async_trait::async_trait]
+impl Regrant for NoOther {
+    async fn regrant(&self, digest: Digest) -> Result<Grant, Refusal> {
+        panic!("the first url for {digest} was not good enough");
+    }
+}
+
+fn deadline() -> tokio::time::Instant {
+    tokio::time::Instant::now() + WAIT
+}
+
+impl Scene {
+    /// Everything up, and a run of `rounds` rounds of two units.
+    pub(crate) async fn start(rounds: u64) -> Self {
+        let mut cluster = Cluster::bare(Options::default()).await;
+        make_streams(&cluster.connect(Role::Provisioner, "provisioner").await).await;
+        cluster.start_store().await;
+        cluster.start_coordinator("coordinator").await;
+        let operator = cluster.operator().await;
+        let pem = std::fs::read(cluster.domain().layout().ca()).expect("the authority's certificate");
+        let transfer = Transfer::new(&Trust::Authority(pem), TransferLimits::default()).expect("a client");
+        let tensor =
+            |name: &str, shape: &[u64], fragment| TensorSpec { name: name.into(), shape: shape.into(), fragment };
+        let tensors = vec![tensor("a", &[300, 500], 0), tensor("b", &[1234], 0), tensor("c", &[90], 1)];
+        let layout = Layout { v: V, tensors };
+        let scene = Self { cluster, operator, transfer, layout };
+        scene.new_run(rounds).await;
+        scene
+    }
+
+    async fn new_run(&self, rounds: u64) {
+        let spec = self.spec(rounds).await;
+        let reply: RunNewReply =
+            self.operator.ask(ControlVerb::RunNew, &RunNew { v: V, spec }).await.expect("the run is taken");
+        assert!(reply.created);
+    }
+
+    /// Uploads and commits objects as an operator does.
+    pub(crate) async fn import(&self, contents: Vec<Bytes>) -> Vec<ObjectRef> {
+        let objects: Vec<ObjectRef> = contents.iter().map(|bytes| ObjectRef::of(bytes)).collect();
+        let request = OperatorObjects { v: V, objects: objects.clone() };
+        let grants: Grants = self.operator.ask(ControlVerb::BlobPut, &request).await.expect("granted");
+        for (grant, bytes) in grants.grants.iter().zip(contents) {
+            self.transfer.put(grant, bytes, &NoOther, deadline()).await.expect("uploaded");
+        }
+        let _: Done = self.operator.ask(ControlVerb::BlobCommit, &request).await.expect("promoted");
+        objects
+    }
+
+    pub(crate) async fn spec(&self, rounds: u64) -> RunSpec {
+        let elements = self.layout.elements();
+        let values: Vec<f32> = (0..elements).map(|i| ((i * 31 % 1009) as f32 / 1009.0 - 0.5) * 0.1).collect();
+        let chunks = self.layout.chunks(CHUNK_ELEMENTS).expect("few chunks");
+        let piece = |chunk: &Chunk| values[chunk.range()].iter().flat_map(|value| value.to_le_bytes()).collect();
+        let initial = self.import(chunks.iter().map(piece).collect()).await;
+        let shards = self.import(vec![Bytes::from(vec![7; 4096]), Bytes::from(vec![8; 1024])]).await;
+        let shard = |object: ObjectRef| Shard { object, tokens: Tokens(object.bytes.get()) };
+        let data = DataManifest {
+            v: V,
+            source: "a test".into(),
+            tokenizer: Tokenizer::Byte,
+            vocabulary: 256,
+            token_bytes: 1,
+            train: vec![shard(shards[0])],
+            held_out: vec![shard(shards[1])],
+            entropy: Entropy { unigram: 1.0, bigram: 1.0 },
+        };
+        let others = vec![
+            self.layout.encode().into(),
+            Bytes::from_static(b"{\"parameters\": 151324}"),
+            serde_json::to_vec(&data).expect("it is JSON").into(),
+        ];
+        let others = self.import(others).await;
+        let schedule = Schedule {
+            rounds,
+            units: 2,
+            inner_steps: Steps(3),
+            batch_sequences: 2,
+            accumulation: 1,
+            sequence_tokens: 8,
+            evaluation_every: 0,
+            evaluation_sequences: 1,
+            snapshot_every: 1,
+        };
+        let inner = InnerOptimizer {
+            learning_rate: 1e-3,
+            warmup_steps: Steps(0),
+            final_ratio: 0.1,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            clip_norm: 1.0,
+        };
+        let policy = Policy {
+            workers_min: 1,
+            lease: Millis::from_secs(10),
+            silence_max: Millis::from_secs(60),
+            norm_max: 0.0,
+            strikes_max: 100,
+        };
+        RunSpec {
+            v: V,
+            run: self.cluster.run().clone(),
+            model: ModelSpec {
+                trainer: TrainerKind::Synthetic,
+                config: others[1],
+                layout: others[0],
+                chunk_elements: CHUNK_ELEMENTS,
+                initial,
+                precision: Precision::Fp32,
+            },
+            data: others[2],
+            schedule,
+            inner,
+            outer: OuterOptimizer::Nesterov { learning_rate: 0.7, momentum: 0.9 },
+            upload: CODEC,
+            download: CODEC,
+            policy,
+            seed: 11,
+        }
+    }
+
+    /// Connects a worker and lets it join.
+    pub(crate) async fn worker(&self, name: &str) -> Worker {
+        let issued = self.cluster.issue(Role::Worker, name);
+        let bus = self.cluster.connect(Role::Worker, name).await;
+        let key = AuditKey::read(&issued.audit_key.expect("workers sign")).expect("just issued");
+        let id: WorkerId = issued.public.as_str().parse().expect("a user key");
+        let join = JoinRequest {
+            v: V,
+            audit_key: key.public().clone(),
+            trainers: vec![TrainerKind::Synthetic],
+            device: "test".into(),
+            release: "test".into(),
+            posture: Posture::default(),
+        };
+        let subject = request_subject(self.cluster.run(), &id, Verb::Join);
+        let joined: JoinReply = bus.request(&subject, &join, WAIT).await.expect("joined");
+        let chunks = self.layout.chunks(CHUNK_ELEMENTS).expect("few chunks");
+        let layout = joined.spec.model.layout.digest;
+        let domain = self.cluster.domain().trust().domain.to_string();
+        Worker { bus, id, key, transfer: self.transfer.clone(), spec: joined.spec, chunks, layout, domain }
+    }
+}
+
+impl Worker {
+    pub(crate) async fn ask<Q: Message, A: Message>(&self, verb: Verb, question: &Q) -> Result<A, runtime::BusError> {
+        self.bus.request(&request_subject(&self.spec.run, &self.id, verb), question, WAIT).await
+    }
+
+    /// Claims until there is a lease, whose manifest is verified; none when the run is complete.
+    pub(crate) async fn claim(&self, scene: &Scene) -> Option<Manifest> {
+        loop {
+            let claim = ClaimRequest { v: V, wait: Millis::from_secs(5) };
+            match self.ask::<_, ClaimReply>(Verb::LeaseClaim, &claim).await {
+                Ok(ClaimReply { outcome: ClaimOutcome::Lease(compact), .. }) => {
+                    let trust = scene.cluster.domain().trust();
+                    let manifest: Manifest = jws::verify(&compact, MANIFEST_TYPE, trust).expect("a trusted key signed");
+                    assert_eq!(manifest.aud, self.id);
+                    return Some(manifest);
+                }
+                Ok(ClaimReply { outcome: ClaimOutcome::Complete, .. }) => return None,
+                Ok(ClaimReply { outcome: ClaimOutcome::Nothing, .. }) => {}
+                Err(error) => panic!("claim: {error}"),
+            }
+        }
+    }
+
+    /// Downloads and decodes one copy of the weights.
+    pub(crate) async fn fetch(&self, weights: &Weights) -> Vec<f32> {
+        let request = GetRequest { v: V, objects: weights.chunks.iter().map(|object| object.digest).collect() };
+        let grants: Grants = self.ask(Verb::BlobGet, &request).await.expect("granted");
+        let mut values = vec![0.0; self.chunks.iter().map(|chunk| chunk.elements as usize).sum()];
+        for (grant, chunk) in grants.grants.iter().zip(&self.chunks) {
+            let bytes = self.transfer.get(grant, OBJECT_BYTES_MAX, &NoOther, deadline()).await.expect("downloaded");
+            decode(weights.codec.kind, &bytes, &mut values[chunk.range()]).expect("of the right length");
+        }
+        values
+    }
+
+    /// The contribution that this scene's workers make: it depends on the unit alone.
+    pub(crate) fn contribution(&self, manifest: &Manifest, base: &[f32]) -> Vec<Bytes> {
+        let unit = manifest.lease.unit.index.get() as f32 + 1.0;
+        let local: Vec<f32> =
+            base.iter().enumerate().map(|(i, value)| value - ((i % 97) as f32 - 48.0) * 1e-4 * unit).collect();
+        let encoded = |chunk: &Chunk| {
+            let range = chunk.range();
+            let mut bytes = vec![0; encoded_bytes(CODEC.kind, range.len())];
+            encode_difference(CODEC.kind, &base[range.clone()], &local[range], SeededRounding::NEAREST, &mut bytes)
+                .expect("the buffer fits");
+            Bytes::from(bytes)
+        };
+        self.chunks.iter().map(encoded).collect()
+    }
+
+    /// Uploads chunks, announces each, and hands the result in.
+    pub(crate) async fn submit(
+        &self,
+        manifest: &Manifest,
+        chunks: Vec<Bytes>,
+    ) -> Result<SubmitReply, runtime::BusError> {
+        let lease = manifest.lease;
+        let objects: Vec<ObjectRef> = chunks.iter().map(|bytes| ObjectRef::of(bytes)).collect();
+        let request = PutRequest { v: V, lease, objects: objects.clone() };
+        let grants: Grants = self.ask(Verb::BlobPut, &request).await.expect("granted");
+        for (index, (grant, bytes)) in (0_u32..).zip(grants.grants.iter().zip(chunks)) {
+            self.transfer.put(grant, bytes, &NoOther, deadline()).await.expect("uploaded");
+            let stage = StageRequest { v: V, lease, index, object: objects[index as usize] };
+            let _: Done = self.ask(Verb::ContributionStage, &stage).await.expect("announced");
+        }
+        let contribution = Contribution {
+            layout: self.layout,
+            codec: CODEC,
+            chunks: objects,
+            tokens: self.spec.unit_tokens(),
+            steps: self.spec.schedule.inner_steps,
+            loss: 2.0,
+            train_ms: 5,
+        };
+        let statement = Statement {
+            v: V,
+            run: self.spec.run.clone(),
+            spec: self.spec.to_object().1,
+            worker: self.id.clone(),
+            lease,
+            outcome: Outcome::Contribution(contribution),
+        };
+        let bytes = statement.encode();
+        self.hand_in(bytes, None).await
+    }
+
+    /// Signs and sends a statement; another key may sign it.
+    pub(crate) async fn hand_in(
+        &self,
+        statement: Vec<u8>,
+        other: Option<&AuditKey>,
+    ) -> Result<SubmitReply, runtime::BusError> {
+        let signature = ByteArray::new(other.unwrap_or(&self.key).sign_statement(&self.domain, &statement));
+        self.ask(Verb::ContributionSubmit, &SubmitRequest { v: V, statement: ByteBuf::from(statement), signature })
+            .await
+    }
+}
+
+/// The global weights as the rule of the crate `merge` gives them, for comparison.
+pub(crate) struct Reference {
+    pub(crate) params: Vec<f32>,
+    momentum: Vec<f32>,
+    first: bool,
+}
+
+impl Reference {
+    pub(crate) fn new(params: Vec<f32>) -> Self {
+        Self { momentum: vec![0.0; params.len()], params, first: true }
+    }
+
+    /// The next round's weights as workers receive them.
+    pub(crate) fn step(&mut self, spec: &RunSpec, contributions: &[Vec<Bytes>]) -> Vec<f32> {
+        let whole: Vec<Vec<u8>> = contributions.iter().map(|chunks| chunks.concat()).collect();
+        let weight = spec.unit_tokens().get();
+        let part = |bytes: &Vec<u8>| -> (u64, Bytes) { (weight, Bytes::from(bytes.clone())) };
+        let parts: Vec<_> = whole.iter().map(part).collect();
+        let parts: Vec<_> = parts
+            .iter()
+            .map(|(weight, bytes)| merge::ContributionChunk { weight: *weight, codec: CODEC.kind, bytes })
+            .collect();
+        let momentum = match self.first {
+            true => merge::Momentum::First(&mut self.momentum),
+            false => merge::Momentum::Running(&mut self.momentum),
+        };
+        self.first = false;
+        let merged = merge::merge_chunk(&parts, spec.outer, &mut self.params, momentum).expect("they fit");
+        assert!(merged.is_finite());
+        let mut bytes = vec![0; encoded_bytes(CODEC.kind, self.params.len())];
+        encode(CODEC.kind, &self.params, SeededRounding::NEAREST, &mut bytes).expect("the buffer fits");
+        let mut published = vec![0.0; self.params.len()];
+        decode(CODEC.kind, &bytes, &mut published).expect("of the right length");
+        published
+    }
+}
+
+/// The streams and buckets of `nats-config`, as far as a coordinator sees them.
+async fn make_streams(bus: &Bus) {
+    let jetstream = jetstream::new(bus.client().clone());
+    let audit = stream::Config {
+        name: AUDIT_STREAM.into(),
+        subjects: vec!["diloco.event.>".into()],
+        deny_delete: true,
+        deny_purge: true,
+        max_bytes: 1 << 28,
+        duplicate_window: Duration::from_millis(100),
+        ..stream::Config::default()
+    };
+    let work = stream::Config {
+        name: WORK_STREAM.into(),
+        subjects: vec!["diloco.work.>".into()],
+        retention: stream::RetentionPolicy::WorkQueue,
+        max_bytes: 1 << 24,
+        ..stream::Config::default()
+    };
+    let consumer = pull::Config {
+        durable_name: Some(WORK_CONSUMER.into()),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: Duration::from_secs(5),
+        max_ack_pending: 4096,
+        filter_subject: "diloco.work.>".into(),
+        ..pull::Config::default()
+    };
+    let state = kv::Config { bucket: STATE_BUCKET.into(), history: 1, max_bytes: 1 << 24, ..kv::Config::default() };
+    jetstream.create_stream(audit).await.expect("stream AUDIT");
+    jetstream.create_stream(work).await.expect("stream WORK").create_consumer(consumer).await.expect("its consumer");
+    jetstream.create_key_value(state).await.expect("bucket state");
+}
