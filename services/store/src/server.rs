@@ -17,7 +17,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use schemas::Code;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -37,6 +37,8 @@ use crate::sweep;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Pause after the system refused to accept a connection (no file handles left): the condition does not pass at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Bytes read from a socket at a time. rustls alone asks for 4 KiB, which is four calls for each record of an upload.
+const SOCKET_READ_BYTES: usize = 128 << 10;
 /// Largest XML document of a request: a thousand keys to delete.
 const XML_BYTES_MAX: usize = 1 << 20;
 
@@ -184,7 +186,7 @@ async fn serve(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set a socket's options");
     }
-    let stream = Guarded::new(stream, limits.idle);
+    let stream = BufReader::with_capacity(SOCKET_READ_BYTES, Guarded::new(stream, limits.idle));
     match tls {
         None => speak(stream, service, &limits, shutdown).await,
         Some(acceptor) => match timeout(HANDSHAKE, acceptor.accept(stream)).await {
