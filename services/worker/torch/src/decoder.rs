@@ -83,10 +83,12 @@ impl Decoder {
         let normed = self.norm(first, stream)?;
         let all = linear(&normed, &self.weights[first + 1])?;
         let all = all.f_view([-1, length, heads + 2 * key_value_heads, head])?;
-        let turned = self.rotate(&all.f_narrow(2, 0, heads + key_value_heads)?, length)?;
-        let queries = turned.f_narrow(2, 0, heads)?.f_transpose(1, 2)?;
-        let keys = self.repeat(turned.f_narrow(2, heads, key_value_heads)?)?;
-        let values = self.repeat(all.f_narrow(2, heads + key_value_heads, key_value_heads)?)?;
+        // Split, not narrow: one backward step writes all parts, where each narrow would fill the whole with zeros.
+        let [turning, values] = parts(all.f_split_with_sizes([heads + key_value_heads, key_value_heads], 2)?);
+        let turned = self.rotate(&turning, length)?;
+        let [queries, keys] = parts(turned.f_split_with_sizes([heads, key_value_heads], 2)?);
+        let queries = queries.f_transpose(1, 2)?;
+        let (keys, values) = (self.repeat(keys)?, self.repeat(values)?);
         let none = None::<&Tensor>;
         let mixed = Tensor::f_scaled_dot_product_attention(&queries, &keys, &values, none, 0.0, true, None, false)?;
         let mixed = mixed.f_transpose(1, 2)?.f_reshape([-1, length, heads * head])?;
@@ -94,10 +96,9 @@ impl Decoder {
     }
 
     fn feed_forward(&self, first: usize, stream: &Tensor) -> Result<Tensor, TorchError> {
-        let intermediate = i64::from(self.config.intermediate);
         let both = linear(&self.norm(first, stream)?, &self.weights[first + 1])?;
-        let gate = both.f_narrow(-1, 0, intermediate)?.f_silu()?;
-        let inner = gate.f_mul(&both.f_narrow(-1, intermediate, intermediate)?)?;
+        let [gate, up] = parts(both.f_chunk(2, -1)?);
+        let inner = gate.f_silu()?.f_mul(&up)?;
         linear(&inner, &self.weights[first + 2])
     }
 
@@ -154,4 +155,8 @@ impl Rotary {
 
 fn linear(input: &Tensor, weight: &Tensor) -> Result<Tensor, TorchError> {
     Ok(input.f_linear(weight, None::<&Tensor>)?)
+}
+
+fn parts(tensors: Vec<Tensor>) -> [Tensor; 2] {
+    tensors.try_into().expect("a split into two")
 }

@@ -1,0 +1,56 @@
+//! Why text or a data set is refused.
+
+use std::path::PathBuf;
+
+use schemas::{Code, Refusal};
+
+/// Why text or a data set is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// Too little text.
+    #[error("{path} holds {found} bytes of usable text, at least {needed} are needed")]
+    Empty {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// Bytes of distinct text found.
+        found: u64,
+        /// Bytes that a training and a held-out part need.
+        needed: u64,
+    },
+    /// A file or folder cannot be read.
+    #[error("cannot read {path}: {reason}")]
+    Unreadable {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        reason: String,
+    },
+    /// More text was asked for than fits in memory, or none.
+    #[error("{0}")]
+    Bounds(String),
+    /// A manifest or a shard contradicts itself or the other.
+    #[error("{0}")]
+    Invalid(String),
+    /// A tokenizer that does not load or fit.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+}
+
+impl DataError {
+    /// The code that an operator sees.
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::Empty { .. } => Code::CorpusEmpty,
+            Self::Unreadable { .. } => Code::CorpusUnreadable,
+            Self::Bounds(_) => Code::SpecInvalid,
+            Self::Invalid(_) => Code::DataInvalid,
+            Self::Tokenizer(_) => Code::TokenizerInvalid,
+        }
+    }
+}
+
+impl From<DataError> for Refusal {
+    fn from(error: DataError) -> Self {
+        Self::new(error.code(), error.to_string())
+    }
+}
