@@ -200,7 +200,7 @@ impl World {
                 self.reply(reply, Delivered::Granted);
             }
             Effect::GrantPut { reply, .. } => self.reply(reply, Delivered::Granted),
-            Effect::CheckRun { reply, .. } => self.to_coordinator(10, Input::RunChecked { reply, verdict: Ok(()) }),
+            Effect::CheckRun { reply, .. } => self.inform_coordinator(10, Input::RunChecked { reply, verdict: Ok(()) }),
             Effect::Offer { unit, .. } => self.publish_offer(unit),
             Effect::Settle { delivery } => self.queue.settle(delivery),
             Effect::Hold { delivery } => self.queue.hold(self.now, delivery),
@@ -266,7 +266,7 @@ impl World {
         }
     }
 
-    fn to_coordinator(&mut self, span_ms: u64, input: Input) {
+    fn inform_coordinator(&mut self, span_ms: u64, input: Input) {
         let generation = self.site.generation;
         self.after(Millis(span_ms), Happening::Coordinator { generation, input: Box::new(input) });
     }

@@ -126,14 +126,14 @@ impl World {
                 if let (Ok(manifest), Some(process)) = (&outcome, &mut self.stations[worker].process) {
                     process.present = Some((work, (**manifest).clone()));
                 }
-                self.to_worker(worker, Millis(1), Input::Verified { work, outcome });
+                self.inform_worker(worker, Millis(1), Input::Verified { work, outcome });
             }
             Effect::Fetch { work, manifest } => self.fetch(worker, work, &manifest),
             Effect::Train { work } => self.train(worker, work),
             Effect::Evaluate { work } => {
                 let span = self.chance.millis(100, 3_000);
                 let outcome = Ok(Evaluation { loss_sum: 32.0, tokens: Tokens(16) });
-                self.to_worker(worker, span, Input::Evaluated { work, outcome });
+                self.inform_worker(worker, span, Input::Evaluated { work, outcome });
             }
             Effect::Upload { work } => self.upload(worker, work),
             Effect::Heartbeat(pulse) => {
@@ -163,7 +163,7 @@ impl World {
         }
     }
 
-    fn to_worker(&mut self, worker: usize, span: Millis, input: Input) {
+    fn inform_worker(&mut self, worker: usize, span: Millis, input: Input) {
         let incarnation = self.stations[worker].incarnation;
         self.after(span, Happening::Worker { worker, incarnation, input });
     }
@@ -181,7 +181,7 @@ impl World {
             }
         };
         let outcome = Err(Refusal::new(Code::NoAnswer, "simulated"));
-        self.to_worker(worker, patience, Input::Replied { id, outcome });
+        self.inform_worker(worker, patience, Input::Replied { id, outcome });
         self.request(worker, Purpose::Core(id), &request);
     }
 
@@ -230,7 +230,7 @@ impl World {
         } else {
             Ok(Trained { tokens, steps, loss: 2.5, train_ms: span.get() })
         };
-        self.to_worker(worker, span, Input::Trained { work, outcome });
+        self.inform_worker(worker, span, Input::Trained { work, outcome });
     }
 
     /// Two passes over the same unit give different bytes, as on real hardware.
@@ -264,7 +264,7 @@ impl World {
             }
             (Purpose::Fetch(work), Delivered::Granted) => {
                 let span = self.chance.millis(10, 2_000);
-                self.to_worker(worker, span, Input::Fetched { work, outcome: Ok(()) });
+                self.inform_worker(worker, span, Input::Fetched { work, outcome: Ok(()) });
             }
             (Purpose::Fetch(work), Delivered::Refused(refusal)) => {
                 self.tell_worker(worker, Input::Fetched { work, outcome: Err(refusal) });
@@ -273,7 +273,7 @@ impl World {
                 let digests: Vec<Digest> = objects.iter().map(|object| object.digest).collect();
                 self.store.incoming.extend(digests);
                 let span = self.chance.millis(10, 2_000);
-                self.to_worker(worker, span, Input::Uploaded { work, outcome: Ok(objects) });
+                self.inform_worker(worker, span, Input::Uploaded { work, outcome: Ok(objects) });
             }
             (Purpose::Upload(work, _), Delivered::Refused(refusal)) => {
                 self.tell_worker(worker, Input::Uploaded { work, outcome: Err(refusal) });
