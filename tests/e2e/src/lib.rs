@@ -1,1 +1,9 @@
-//! End-to-end tests: one file per promise under `tests/`.
+//! End-to-end tests: one file per promise under `tests/`. Here is what they share: how a small run is made, a worker that
+//! does what a test tells it, and the search for secrets.
+
+pub mod recipe;
+pub mod scripted;
+pub mod secrets;
+
+pub use recipe::Recipe;
+pub use scripted::Scripted;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use identity::{BusTls, CredentialSource, Domain, InitOptions, Issued};
 use runtime::{Bus, BusConfig, clock};
 use schemas::permission::Role;
-use schemas::{Millis, RunId};
+use schemas::{Millis, RunId, WorkerId};
 use tempfile::TempDir;
 
 use crate::binary::program;
@@ -29,6 +29,8 @@ pub struct Options {
     pub run: RunId,
     /// Whether there is a second tenant.
     pub second_tenant: bool,
+    /// What services log (tracing's filter syntax).
+    pub log: String,
 }
 
 /// A domain, a broker, and the processes that were started. All of it ends when this is dropped.
@@ -45,7 +47,7 @@ pub struct Cluster {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { run: "demo".parse().expect("a name"), second_tenant: false }
+        Self { run: "demo".parse().expect("a name"), second_tenant: false, log: "info".to_owned() }
     }
 }
 
@@ -258,6 +260,19 @@ impl Cluster {
         self.processes.get_mut(name).unwrap_or_else(|| panic!("no process {name} in this cluster"))
     }
 
+    /// The name under which the worker with this key was started.
+    ///
+    /// # Panics
+    /// None was.
+    pub fn worker_named(&self, worker: &WorkerId) -> String {
+        let key = |name: &String| {
+            let path = self.domain.layout().folder().join("credentials").join(format!("{name}.creds"));
+            path.exists().then(|| self.source(&path).public().to_string())
+        };
+        let found = self.processes.keys().find(|name| key(name).as_deref() == Some(worker.as_str()));
+        found.unwrap_or_else(|| panic!("no worker of this cluster has the key {worker}")).clone()
+    }
+
     /// The names of all processes that were started.
     pub fn names(&self) -> Vec<String> {
         self.processes.keys().cloned().collect()
@@ -326,6 +341,11 @@ impl Cluster {
         self.coordinator_recipe(name).arguments
     }
 
+    /// The arguments with which this cluster starts the audit service, for tests that alter them.
+    pub fn audit_arguments(&self) -> Vec<String> {
+        self.audit_recipe().arguments
+    }
+
     async fn launch(&mut self, recipe: Recipe) {
         let name = recipe.name.clone();
         assert!(!self.processes.contains_key(&name), "there is a process {name}");
@@ -338,6 +358,7 @@ impl Cluster {
         let folder = self.path("work").join(name);
         fs::create_dir_all(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
         let mut arguments = more;
+        arguments.extend(["--log".to_owned(), self.options.log.clone()]);
         for (key, value) in settings {
             arguments.extend(["--set".to_owned(), format!("{key}={value}")]);
         }

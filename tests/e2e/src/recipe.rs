@@ -1,0 +1,97 @@
+//! Small runs: text that can be learned in seconds, and settings that keep rounds short.
+
+use harness::Cluster;
+
+/// Bytes of the text.
+const CORPUS_BYTES: usize = 512 << 10;
+
+/// How a run is made with `diloctl`.
+#[derive(Clone, Debug)]
+pub struct Recipe {
+    model: &'static str,
+    rounds: u64,
+    units: u32,
+    steps: u64,
+    settings: Vec<String>,
+}
+
+impl Recipe {
+    /// A run of the trainer in plain Rust. A unit of 100 steps takes about a second on a busy core.
+    pub fn reference(rounds: u64, units: u32, steps: u64) -> Self {
+        let settings = [
+            "model.precision=fp32",
+            "schedule.batch_sequences=8",
+            "schedule.sequence_tokens=32",
+            "schedule.evaluation_sequences=32",
+            "inner.learning_rate=0.01",
+            "inner.warmup_steps=10",
+            "policy.workers_min=1",
+            "policy.lease=5s",
+        ];
+        Self { model: "reference", rounds, units, steps, settings: settings.map(str::to_owned).to_vec() }
+    }
+
+    /// A run of a small decoder on libtorch.
+    pub fn torch(rounds: u64, units: u32, steps: u64) -> Self {
+        let settings = [
+            "model.precision=fp32",
+            "schedule.batch_sequences=4",
+            "schedule.sequence_tokens=64",
+            "schedule.evaluation_sequences=8",
+            "inner.warmup_steps=4",
+            "policy.workers_min=2",
+            "policy.lease=20s",
+        ];
+        Self { model: "tiny", rounds, units, steps, settings: settings.map(str::to_owned).to_vec() }
+    }
+
+    /// The same with one more setting.
+    #[must_use]
+    pub fn set(mut self, setting: &str) -> Self {
+        self.settings.push(setting.to_owned());
+        self
+    }
+
+    /// Imports the text and creates the cluster's run.
+    ///
+    /// # Panics
+    /// `diloctl` fails.
+    pub async fn create(&self, cluster: &Cluster) {
+        let path = cluster.path("corpus.txt");
+        std::fs::write(&path, corpus()).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        cluster.diloctl_ok(&["data", "import", "--text", "corpus.txt", "--limit", "512KiB"]).await;
+        let run = cluster.run().to_string();
+        let (rounds, units, steps) = (self.rounds.to_string(), self.units.to_string(), self.steps.to_string());
+        let mut arguments = vec!["run", "new", &run, "--model", self.model, "--rounds", &rounds];
+        arguments.extend(["--units", &units, "--steps", &steps]);
+        for setting in &self.settings {
+            arguments.extend(["--set", setting]);
+        }
+        cluster.diloctl_ok(&arguments).await;
+    }
+}
+
+/// Sentences of few words in a fixed, irregular order.
+fn corpus() -> String {
+    const WORDS: [&str; 24] = [
+        "the", "river", "carries", "small", "boats", "past", "old", "mills", "and", "every", "evening", "someone",
+        "lights", "a", "lamp", "beside", "water", "while", "children", "count", "stones", "under", "bridge", "quietly",
+    ];
+    let mut text = String::with_capacity(CORPUS_BYTES + 64);
+    let mut state: u32 = 1;
+    let mut words = 0;
+    while text.len() < CORPUS_BYTES {
+        // Numerical Recipes' generator; its upper bits are good enough for word order.
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        text.push_str(WORDS[(state >> 16) as usize % WORDS.len()]);
+        words += 1;
+        text.push_str(match words % 12 {
+            0 => ".\n",
+            _ => " ",
+        });
+        if words % 120 == 0 {
+            text.push('\n');
+        }
+    }
+    text
+}

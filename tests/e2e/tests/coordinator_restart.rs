@@ -1,0 +1,59 @@
+//! The coordinator is killed in the middle of a round and started again: nothing is lost, and the weights are those of a run
+//! that nobody disturbed.
+
+use e2e::Recipe;
+use harness::{Cluster, Options, PATIENCE};
+use schemas::Digest;
+use schemas::event::LedgerEvent;
+
+const ROUNDS: u64 = 3;
+
+/// Trains with one worker, which makes the order of units certain, and gives the digest of every round's weights.
+async fn train(disturbed: bool) -> Vec<Digest> {
+    let mut cluster = Cluster::start(Options::default(), 1).await;
+    let run = cluster.run().clone();
+    let mut evidence = cluster.evidence().await;
+    Recipe::reference(ROUNDS, 2, 60).create(&cluster).await;
+    let mut accepted_before = None;
+    if disturbed {
+        let in_round_one = |event: &LedgerEvent| matches!(event, LedgerEvent::ContributionAccepted { lease, .. } if lease.unit.round.get() == 1);
+        let accepted = evidence.until_ledger("contribution to round 1", &run, in_round_one).await;
+        cluster.kill9("coordinator");
+        cluster.restart("coordinator").await;
+        let started = |event: &LedgerEvent| matches!(event, LedgerEvent::CoordinatorStarted { .. });
+        evidence
+            .until("second start", |recorded| {
+                recorded.sequence > accepted.sequence && recorded.ledger().is_some_and(started)
+            })
+            .await;
+        accepted_before = Some(accepted);
+    }
+    cluster.operator().await.until_complete(&run).await;
+    let status = cluster.process("worker-0").exit(PATIENCE).await;
+    assert!(status.success(), "worker-0: {status}");
+    cluster.diloctl_ok(&["audit", "replay", "--run", "demo", "--summary"]).await;
+    let recorded = cluster.evidence().await.everything().await;
+    if let Some(accepted) = accepted_before {
+        let Some(LedgerEvent::ContributionAccepted { lease, .. }) = accepted.ledger() else { unreachable!() };
+        let granted_again = recorded.iter().filter(|one| one.sequence > accepted.sequence).any(
+            |one| matches!(one.ledger(), Some(LedgerEvent::LeaseGranted { lease: again, .. }) if again.unit == lease.unit),
+        );
+        assert!(!granted_again, "what counted before the crash was asked for again");
+    }
+    let lost = recorded.iter().filter(|one| matches!(one.ledger(), Some(LedgerEvent::LeaseEnded { .. })));
+    assert_eq!(lost.count(), 0, "a lease was lost");
+    recorded
+        .iter()
+        .filter_map(|one| match one.ledger() {
+            Some(LedgerEvent::RoundClosed { broadcast, .. }) => Some(broadcast.digest()),
+            _ => None,
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn a_coordinator_that_is_killed_in_mid_round_loses_nothing() {
+    let (calm, disturbed) = tokio::join!(train(false), train(true));
+    assert_eq!(calm.len() as u64, ROUNDS);
+    assert_eq!(calm, disturbed, "the same seed gives the same weights, crash or not");
+}

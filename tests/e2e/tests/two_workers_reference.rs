@@ -1,0 +1,67 @@
+//! Two workers train a model with the trainer in plain Rust: the held-out loss falls, the run completes, the audit replay
+//! verifies, and no secret is left in any log or event.
+
+#![expect(clippy::unwrap_used, reason = "a test program: a failed step is a failed test")]
+
+use std::collections::BTreeSet;
+
+use e2e::{Recipe, secrets};
+use harness::{Cluster, Options, PATIENCE};
+use schemas::contribution::Fate;
+use schemas::event::LedgerEvent;
+
+const ROUNDS: u64 = 3;
+const UNITS: u32 = 2;
+
+#[tokio::test]
+async fn tl_22_two_workers_train_a_model_and_leave_evidence_without_secrets() {
+    // Everything that our programs can say: a secret that is logged for debugging is logged.
+    let log = "info,diloco_coordinator=debug,diloco_worker=debug,diloco_store=debug,runtime=debug,objects=debug";
+    let options = Options { log: log.to_owned(), ..Options::default() };
+    let mut cluster = Cluster::start(options, 2).await;
+    Recipe::reference(ROUNDS, UNITS, 60).set("policy.workers_min=2").create(&cluster).await;
+    let run = cluster.run().clone();
+    let operator = cluster.operator().await;
+    let view = operator.until_complete(&run).await;
+
+    let rounds = operator.rounds(&run).await;
+    let first = rounds.first().and_then(|round| round.held_out_loss).expect("the initial weights were evaluated");
+    let (last_round, last) = view.held_out_loss.expect("the last snapshot was evaluated");
+    assert_eq!(last_round.get(), ROUNDS);
+    assert!(last + 1.0 < first, "held-out loss went from {first} to {last}");
+    let spec = operator.run(&run).await.unwrap().spec;
+    let merged = view.tokens.iter().find(|(fate, _)| *fate == Fate::Merged).expect("tokens were merged").1;
+    assert_eq!(merged.get(), ROUNDS * u64::from(UNITS) * spec.unit_tokens().get());
+    let (round, snapshot) = view.snapshot.expect("the last round is saved");
+    assert_eq!(round.get(), ROUNDS);
+    assert!(operator.snapshots(&run).await.iter().any(|one| one.manifest == snapshot));
+
+    let replay = cluster.diloctl(&["audit", "replay", "--run", "demo", "--summary"]).await;
+    assert!(replay.status.success(), "{}{}", replay.stdout, replay.stderr);
+
+    for name in ["worker-0", "worker-1"] {
+        let status = cluster.process(name).exit(PATIENCE).await;
+        assert!(status.success(), "{name}: {status}");
+    }
+    let recorded = cluster.evidence().await.everything().await;
+    let contributors: BTreeSet<_> = recorded
+        .iter()
+        .filter_map(|one| match one.ledger() {
+            Some(LedgerEvent::ContributionAccepted { worker, .. }) => Some(worker.clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(contributors.len(), 2, "both workers contributed");
+    for name in ["coordinator", "audit", "store"] {
+        let status = cluster.stop(name).await;
+        assert!(status.success(), "{name}: {status}");
+    }
+    for name in cluster.names() {
+        let log = cluster.process(&name).log();
+        assert!(!log.is_empty(), "{name} logs nothing");
+        assert_eq!(secrets::found(&cluster, log.as_bytes()), Vec::<String>::new(), "in the log of {name}");
+    }
+    let stream: Vec<u8> = recorded.iter().flat_map(|one| one.raw.clone()).collect();
+    assert_eq!(secrets::found(&cluster, &stream), Vec::<String>::new(), "in stream AUDIT");
+    assert_eq!(secrets::found(&cluster, replay.stdout.as_bytes()), Vec::<String>::new(), "in the replay");
+}

@@ -1,0 +1,268 @@
+//! Wrong credentials of every kind stop a process, with a code and before anything is connected where that can be known.
+
+#![expect(clippy::unwrap_used, reason = "a test program: a failed step is a failed test")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use harness::{Cluster, Options, PATIENCE};
+use identity::claims::UserClaims;
+use identity::jwt::{Subject, mint};
+use identity::{ConnectionKey, Credentials, KeyKind, SigningKey};
+use runtime::clock;
+use runtime::exit::{EXIT_DENIED, EXIT_USAGE};
+use schemas::permission::Role;
+use schemas::{AccountId, Code, Millis, UnixMillis};
+
+/// A cluster whose services are tried one by one, with the arguments that would make them work.
+struct Bench {
+    cluster: Cluster,
+}
+
+/// A service and the key of its configuration under which a credential is named.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Service {
+    Worker,
+    Coordinator,
+    Audit,
+}
+
+impl Service {
+    const ALL: [Self; 3] = [Self::Worker, Self::Coordinator, Self::Audit];
+
+    const fn program(self) -> &'static str {
+        match self {
+            Self::Worker => "diloco-worker",
+            Self::Coordinator => "diloco-coordinator",
+            Self::Audit => "diloco-audit",
+        }
+    }
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let mut cluster = Cluster::bare(Options::default()).await;
+        cluster.start_store().await;
+        Self { cluster }
+    }
+
+    fn arguments(&self, service: Service) -> Vec<String> {
+        match service {
+            Service::Worker => self.cluster.worker_arguments("worker-0"),
+            Service::Coordinator => self.cluster.coordinator_arguments("tried"),
+            Service::Audit => self.cluster.audit_arguments(),
+        }
+    }
+
+    /// Runs a service with some settings changed; its exit status and everything it printed.
+    async fn ends(&self, service: Service, changes: &[(&str, &str)], more: &[&str]) -> (Option<i32>, String) {
+        let mut arguments = self.arguments(service);
+        for (key, value) in changes {
+            // The last of two settings of one key counts.
+            arguments.extend(["--set".to_owned(), format!("{key}={value}")]);
+        }
+        arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let output = self.cluster.run_program(service.program(), &arguments, PATIENCE).await;
+        (output.status.code(), output.stderr + &output.stdout)
+    }
+
+    async fn assert_ends(&self, service: Service, changes: &[(&str, &str)], status: u8, code: Code) -> String {
+        let (ended, text) = self.ends(service, changes, &[]).await;
+        let as_expected = ended == Some(i32::from(status)) && text.contains(&code.to_string());
+        assert!(
+            as_expected,
+            "{service:?} with {changes:?}: expected {status} and {code}, ended {ended:?} with\n{text}"
+        );
+        text
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.cluster.path(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        path
+    }
+
+    fn key(&self, kind: KeyKind, name: &str) -> SigningKey {
+        let path = self.cluster.domain().layout().folder().join(format!("keys/{name}.nk"));
+        SigningKey::read(kind, &path).unwrap()
+    }
+
+    /// A worker's token that is made by hand.
+    fn mint(&self, account: AccountId, signer: &SigningKey, begins: Option<UnixMillis>, name: &str) -> PathBuf {
+        let key = ConnectionKey::generate();
+        let now = clock::now();
+        let expires = Some(now.after(Millis::from_secs(7200)));
+        let subject = Subject { name: "worker-0", key: key.public(), not_before: begins, expires };
+        let token = mint(&subject, UserClaims::of_role(account, vec!["run:demo".to_owned()]), signer, now).unwrap();
+        let path = self.cluster.path(name);
+        Credentials::new(token, key).unwrap().write(&path).unwrap();
+        path
+    }
+}
+
+fn shown(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// The token and the seed of a credentials file, each with its frame.
+fn halves(path: &Path) -> (String, String) {
+    let text = fs::read_to_string(path).unwrap();
+    let (token, seed) = text.split_once("\n\n").expect("the two parts are apart");
+    (format!("{token}\n"), seed.to_owned())
+}
+
+#[tokio::test]
+async fn la_02_a_missing_credential_stops_every_process_before_it_connects() {
+    let bench = Bench::new().await;
+    let blank = bench.write("blank.creds", " \n\t\n");
+    let empty = bench.write("empty.creds", "");
+    for service in Service::ALL {
+        for path in [Path::new("nowhere.creds"), &blank, &empty] {
+            let text = bench
+                .assert_ends(service, &[("bus.credentials", shown(path))], EXIT_USAGE, Code::CredentialMissing)
+                .await;
+            // LA-09: what demanded it, and where that was set.
+            assert!(text.contains("auth.require_auth (default) demands it"), "{text}");
+            assert!(!text.contains("connected"), "{text}");
+        }
+        let changes = [("bus.credentials", "nowhere.creds"), ("auth.layers.bus", "true")];
+        let text = bench.assert_ends(service, &changes, EXIT_USAGE, Code::CredentialMissing).await;
+        assert!(text.contains("auth.layers.bus (flag --set auth.layers.bus) demands it"), "{text}");
+    }
+    bench.assert_ends(Service::Worker, &[("bus.credentials", "")], EXIT_USAGE, Code::CredentialMissing).await;
+    bench.assert_ends(Service::Coordinator, &[("store.keys", "nowhere")], EXIT_USAGE, Code::CredentialMissing).await;
+    bench.assert_ends(Service::Worker, &[("worker.trust", "nowhere")], EXIT_USAGE, Code::CredentialMissing).await;
+}
+
+#[tokio::test]
+async fn la_03_what_is_not_required_is_absent_loudly_and_la_01_an_exception_has_a_reason() {
+    let bench = Bench::new().await;
+    for service in Service::ALL {
+        let open = [("auth.require_auth", "false"), ("bus.credentials", "nowhere.creds")];
+        let (status, text) = bench.ends(service, &open, &["--check-config"]).await;
+        assert_eq!(status, Some(0), "{service:?}: {text}");
+        assert!(text.contains(&Code::LayerOpen.to_string()) && text.contains("WARN"), "{service:?}: {text}");
+        assert!(text.contains("anyone who reaches the NATS port may read and publish"), "{service:?}: {text}");
+
+        let excepted =
+            [("auth.exceptions", "[{layer=\"bus\",reason=\"a test\"}]"), ("bus.credentials", "nowhere.creds")];
+        let (status, text) = bench.ends(service, &excepted, &["--check-config"]).await;
+        assert!(status == Some(0) && text.contains("a test"), "{service:?}: {status:?} {text}");
+        bench.assert_ends(service, &[("auth.layers.bus", "false")], EXIT_USAGE, Code::ConfigInvalid).await;
+        let silent = [("auth.exceptions", "[{layer=\"bus\",reason=\" \"}]")];
+        bench.assert_ends(service, &silent, EXIT_USAGE, Code::ConfigInvalid).await;
+    }
+}
+
+#[tokio::test]
+async fn la_04_half_a_credential_is_an_error_whether_required_or_not() {
+    let bench = Bench::new().await;
+    let whole = bench.cluster.issue(Role::Worker, "worker-0").credentials;
+    let (token, seed) = halves(&whole);
+    let halves = [bench.write("token.creds", &token), bench.write("seed.creds", &seed)];
+    for service in Service::ALL {
+        for half in &halves {
+            for required in ["true", "false"] {
+                let changes = [("bus.credentials", shown(half)), ("auth.require_auth", required)];
+                bench.assert_ends(service, &changes, EXIT_USAGE, Code::CredentialHalf).await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn la_05_a_malformed_or_exposed_credential_is_an_error_at_start() {
+    let bench = Bench::new().await;
+    let (a, b) =
+        (bench.cluster.issue(Role::Worker, "a").credentials, bench.cluster.issue(Role::Worker, "b").credentials);
+    let mixed = format!("{}\n{}", halves(&a).0, halves(&b).1);
+    let cut: String = fs::read_to_string(&a).unwrap().chars().map(|c| if c == '.' { '-' } else { c }).collect();
+    let files = [
+        bench.write("mixed.creds", &mixed),
+        bench.write("noise.creds", "no credentials"),
+        bench.write("cut.creds", &cut),
+    ];
+    for service in Service::ALL {
+        for path in &files {
+            let changes = [("bus.credentials", shown(path))];
+            let text = bench.assert_ends(service, &changes, EXIT_USAGE, Code::CredentialMalformed).await;
+            assert!(!text.contains("eyJ") && !text.contains("no credentials"), "it shows what it read: {text}");
+        }
+    }
+    fs::set_permissions(&a, fs::Permissions::from_mode(0o644)).unwrap();
+    let text = bench
+        .assert_ends(Service::Worker, &[("bus.credentials", shown(&a))], EXIT_USAGE, Code::CredentialExposed)
+        .await;
+    assert!(text.contains("chmod 600"), "{text}");
+    let noise = shown(&files[1]).to_owned();
+    for key in ["keys.trust", "keys.manifest", "keys.audit", "store.keys"] {
+        bench.assert_ends(Service::Coordinator, &[(key, &noise)], EXIT_USAGE, Code::CredentialMalformed).await;
+    }
+    for key in ["worker.trust", "worker.audit_key"] {
+        bench.assert_ends(Service::Worker, &[(key, &noise)], EXIT_USAGE, Code::CredentialMalformed).await;
+    }
+}
+
+#[tokio::test]
+async fn la_06_placeholder_secrets_and_la_07_plaintext_addresses_are_refused() {
+    let bench = Bench::new().await;
+    let keys = fs::read_to_string(bench.cluster.domain().layout().store_keys()).unwrap();
+    let mut keys: serde_json::Value = serde_json::from_str(&keys).unwrap();
+    keys["admin"]["secret"] = "minioadmin".into();
+    let sample = bench.write("sample-keys.json", &keys.to_string());
+    let text = bench
+        .assert_ends(Service::Coordinator, &[("store.keys", shown(&sample))], EXIT_USAGE, Code::PlaceholderSecret)
+        .await;
+    assert!(!text.contains("minioadmin"), "{text}");
+    let plain = bench.cluster.bus_url().replace("tls://", "nats://");
+    for service in Service::ALL {
+        bench.assert_ends(service, &[("bus.url", &plain)], EXIT_USAGE, Code::PlaintextRefused).await;
+    }
+    let plain = bench.cluster.store_url().replace("https://", "http://");
+    bench.assert_ends(Service::Coordinator, &[("store.url", &plain)], EXIT_USAGE, Code::PlaintextRefused).await;
+}
+
+#[tokio::test]
+async fn tl_23_wrong_signer_window_account_role_and_nobody_are_refused() {
+    let bench = Bench::new().await;
+    let strangers = Cluster::bare(Options::default()).await;
+    let foreign = strangers.issue(Role::Worker, "worker-0").credentials;
+    let domain = bench.cluster.domain();
+    let past = UnixMillis(clock::now().get() - 60_000);
+    let run = bench.cluster.run();
+    let expired = domain.issue(Role::Worker, "expired", Some(run), Millis::from_secs(10), past).unwrap().credentials;
+    let signer = bench.key(KeyKind::Account, "role-worker");
+    let tomorrow = Some(clock::now().after(Millis::from_secs(3600)));
+    let early = bench.mint(domain.tenant().unwrap(), &signer, tomorrow, "early.creds");
+    // Signed by a key that may sign workers of the tenant, for the control account.
+    let elsewhere = bench.mint(domain.control().unwrap(), &signer, None, "elsewhere.creds");
+    // Signed by a key that no account names.
+    let unknown = bench.mint(domain.tenant().unwrap(), &SigningKey::generate(KeyKind::Account), None, "unknown.creds");
+    let operator = bench.cluster.issue(Role::Operator, "operator").credentials;
+    for (credentials, status, code) in [
+        (&foreign, EXIT_DENIED, Code::BusRefused),
+        (&expired, EXIT_USAGE, Code::CredentialExpired),
+        (&early, EXIT_USAGE, Code::CredentialExpired),
+        (&elsewhere, EXIT_DENIED, Code::BusRefused),
+        (&unknown, EXIT_DENIED, Code::BusRefused),
+        (&operator, EXIT_DENIED, Code::BusDenied),
+    ] {
+        bench.assert_ends(Service::Worker, &[("bus.credentials", shown(credentials))], status, code).await;
+    }
+    let worker = bench.cluster.issue(Role::Worker, "worker-0").credentials;
+    for service in [Service::Coordinator, Service::Audit] {
+        let (status, text) = bench.ends(service, &[("bus.credentials", shown(&worker))], &[]).await;
+        assert_eq!(status, Some(i32::from(EXIT_DENIED)), "{service:?} with a worker's credentials: {text}");
+    }
+    // A credential of the right role and run works: what is refused above is refused for its own fault.
+    let good = bench.mint(domain.tenant().unwrap(), &signer, None, "good.creds");
+    bench.cluster.source(&good);
+    let options = identity::source::connect_options(&bench.cluster.source(&good), &bench.cluster.tls());
+    options.connect(bench.cluster.bus_url()).await.expect("the broker takes a token that is right in every part");
+    let nobody = async_nats::ConnectOptions::new().require_tls(true).add_root_certificates(domain.layout().ca());
+    let refused = nobody.connect(bench.cluster.bus_url()).await.expect_err("nobody is let in");
+    assert_eq!(refused.kind(), async_nats::ConnectErrorKind::AuthorizationViolation);
+}
