@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use identity::{AuditKey, Credentials};
 use runtime::Bus;
@@ -9,6 +10,7 @@ use schemas::contribution::{SubmitReply, SubmitRequest};
 use schemas::subject::{Verb, request_subject};
 use schemas::{Code, Message, Millis, Refusal, RunId, V, WorkerId};
 use serde_bytes::{ByteArray, ByteBuf};
+use tokio::time::Instant;
 use worker_core::{Answer, Request};
 
 /// Asks in the name of this worker. Cheap to clone.
@@ -20,6 +22,19 @@ pub(crate) struct Asker {
     audit_key: Arc<AuditKey>,
     domain: Arc<str>,
     credentials: Arc<PathBuf>,
+}
+
+/// Longest wait for the answer to one try.
+const TRY_PATIENCE: Millis = Millis::from_secs(10);
+/// First and longest pause between tries.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// Whether a refusal says that the coordinator is away or busy with itself.
+fn passes(code: Code) -> bool {
+    matches!(
+        code,
+        Code::NoAnswer | Code::Draining | Code::StoreUnreachable | Code::LedgerFenced | Code::LedgerUnwritable
+    )
 }
 
 impl Asker {
@@ -64,6 +79,30 @@ impl Asker {
             let refusal = error.into_refusal();
             if refusal.code == Code::NoAnswer { self.silence(refusal) } else { refusal }
         })
+    }
+
+    /// Asks one question until it is answered: a coordinator that is away for a while costs time, not the work done. Whoever
+    /// loses the lease meanwhile drops this future.
+    ///
+    /// # Errors
+    /// A refusal that another try does not change, or the last one when `deadline` has come.
+    pub(crate) async fn call_until<Q: Message, A: Message>(
+        &self,
+        verb: Verb,
+        question: &Q,
+        deadline: Instant,
+    ) -> Result<A, Refusal> {
+        let mut pause = PAUSE.0;
+        loop {
+            match self.call(verb, question, TRY_PATIENCE).await {
+                Err(refusal) if passes(refusal.code) && Instant::now() + pause < deadline => {
+                    tracing::debug!(verb = verb.token(), %refusal, "asked again soon");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE.1);
+                }
+                answer => return answer,
+            }
+        }
     }
 
     async fn submit(&self, statement: Vec<u8>, patience: Millis) -> Result<SubmitReply, Refusal> {

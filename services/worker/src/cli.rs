@@ -21,6 +21,9 @@ pub struct Cli {
     /// The run to work for; the same as `--set worker.run=…`.
     #[arg(long, value_name = "RUN")]
     pub run: Option<String>,
+    /// File that appears when the worker is ready to join; the same as `--set worker.ready=…`.
+    #[arg(long, value_name = "FILE")]
+    pub ready_file: Option<String>,
 }
 
 /// What else this program does.
@@ -35,6 +38,7 @@ pub enum Command {
 impl Cli {
     /// The flags that are configuration keys.
     pub fn overrides(&self) -> Vec<(&'static str, &'static str, String)> {
-        self.run.iter().map(|run| ("worker.run", "--run", run.clone())).collect()
+        let flags = [("worker.run", "--run", &self.run), ("worker.ready", "--ready-file", &self.ready_file)];
+        flags.into_iter().filter_map(|(key, flag, value)| Some((key, flag, value.clone()?))).collect()
     }
 }

@@ -19,7 +19,7 @@ use crate::meter::Meter;
 
 /// Objects that are moved at the same time: enough to keep one connection busy while another waits for the store.
 pub(crate) const TRANSFERS_MAX: usize = 4;
-/// Longest wait for grants.
+/// Longest wait for one more URL in the middle of a transfer, which asks again by itself.
 const GRANT_PATIENCE: Millis = Millis::from_secs(10);
 /// How long one object may take in all. Whoever holds a lease gives up much earlier, when it is lost.
 const TRANSFER_TIME_MAX: Duration = Duration::from_secs(900);
@@ -91,7 +91,9 @@ impl Library {
     /// # Errors
     /// Why it is not at the store.
     pub(crate) async fn put(&self, lease: LeaseRef, object: ObjectRef, bytes: Bytes) -> Result<(), Refusal> {
-        let grant = grant_to_write(&self.asker, lease, object).await?;
+        let request = PutRequest { v: V, lease, objects: vec![object] };
+        let grants = self.asker.call_until(Verb::BlobPut, &request, deadline()).await?;
+        let grant = first(grants, object.digest)?;
         let regrant = ToWrite(&self.asker, lease, object);
         self.transfer.put(&grant, bytes, &regrant, deadline()).await.map_err(refused)?;
         self.meter.sent(object.bytes.get());
@@ -132,14 +134,15 @@ impl Library {
 impl Regrant for ToRead<'_> {
     async fn regrant(&self, digest: Digest) -> Result<Grant, Refusal> {
         let request = GetRequest { v: V, objects: vec![digest] };
-        first(self.0.call(Verb::BlobGet, &request, GRANT_PATIENCE).await?, &[digest])
+        first(self.0.call(Verb::BlobGet, &request, GRANT_PATIENCE).await?, digest)
     }
 }
 
 #[async_trait]
 impl Regrant for ToWrite<'_> {
     async fn regrant(&self, _: Digest) -> Result<Grant, Refusal> {
-        grant_to_write(self.0, self.1, self.2).await
+        let request = PutRequest { v: V, lease: self.1, objects: vec![self.2] };
+        first(self.0.call(Verb::BlobPut, &request, GRANT_PATIENCE).await?, self.2.digest)
     }
 }
 
@@ -148,15 +151,10 @@ async fn grants_to_read(asker: &Asker, wanted: &[ObjectRef]) -> Result<Vec<Grant
     for batch in wanted.chunks(GRANTS_MAX) {
         let digests: Vec<Digest> = batch.iter().map(|object| object.digest).collect();
         let request = GetRequest { v: V, objects: digests.clone() };
-        let reply: Grants = asker.call(Verb::BlobGet, &request, GRANT_PATIENCE).await?;
+        let reply: Grants = asker.call_until(Verb::BlobGet, &request, deadline()).await?;
         grants.extend(checked(reply, &digests)?);
     }
     Ok(grants)
-}
-
-async fn grant_to_write(asker: &Asker, lease: LeaseRef, object: ObjectRef) -> Result<Grant, Refusal> {
-    let request = PutRequest { v: V, lease, objects: vec![object] };
-    first(asker.call(Verb::BlobPut, &request, GRANT_PATIENCE).await?, &[object.digest])
 }
 
 /// One grant for each object, in their order, as the protocol has it.
@@ -169,8 +167,8 @@ fn checked(reply: Grants, digests: &[Digest]) -> Result<Vec<Grant>, Refusal> {
     Err(Refusal::new(Code::MessageInvalid, "the grants are for other objects than were asked for"))
 }
 
-fn first(reply: Grants, digests: &[Digest]) -> Result<Grant, Refusal> {
-    let mut grants = checked(reply, digests)?;
+fn first(reply: Grants, digest: Digest) -> Result<Grant, Refusal> {
+    let mut grants = checked(reply, &[digest])?;
     Ok(grants.remove(0))
 }
 

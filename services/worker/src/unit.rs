@@ -101,6 +101,7 @@ impl Unit {
         // The digest over the chunks does not say how they are encoded.
         let name = Digest::of(&[base.digest().as_bytes().as_slice(), &[base.codec.kind as u8]].concat());
         if engine.begin(name).await? {
+            tracing::info!(lease = %self.manifest.lease, round = base.round.get(), "base weights were here");
             return Ok(());
         }
         let mut arriving = std::pin::pin!(library.stream(&base.chunks).await?);
@@ -112,7 +113,9 @@ impl Unit {
                 .ok_or_else(|| Refusal::new(Code::LayoutMismatch, format!("the layout has no chunk {index}")))?;
             engine.load(base.codec.kind, chunk.range(), bytes).await?;
         }
-        engine.loaded(name).await
+        engine.loaded(name).await?;
+        tracing::info!(lease = %self.manifest.lease, round = base.round.get(), "base weights loaded");
+        Ok(())
     }
 
     /// The inner steps.
@@ -135,7 +138,10 @@ impl Unit {
             accumulation: spec.schedule.accumulation,
             sequence_tokens: spec.schedule.sequence_tokens,
         };
-        self.bench.engine.train(training).await
+        let trained = self.bench.engine.train(training).await?;
+        let (lease, round) = (self.manifest.lease, self.manifest.lease.unit.round.get());
+        tracing::info!(%lease, round, train_ms = trained.train_ms, "inner steps done");
+        Ok(trained)
     }
 
     /// The held-out loss.
@@ -174,6 +180,7 @@ impl Unit {
         if objects.len() != count {
             return Err(Refusal::new(Code::Interrupted, format!("{} of {count} chunks were encoded", objects.len())));
         }
+        tracing::info!(lease = %self.manifest.lease, round = unit.round.get(), "contribution uploaded");
         Ok(objects)
     }
 

@@ -168,6 +168,7 @@ impl Worker {
         // The claim goes out first; the shell writes the inner state while it waits.
         self.claim(now, Millis(0), effects);
         self.save(effects);
+        self.beat_now(now);
     }
 
     fn step_failed(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {

@@ -416,6 +416,11 @@ impl Worker {
         self.heartbeat_at = now;
     }
 
+    /// Shows at once what a unit came to, rather than at the next regular heartbeat.
+    pub(crate) fn beat_now(&mut self, now: UnixMillis) {
+        self.heartbeat_at = now;
+    }
+
     /// The present work, if there is any.
     fn work(&self) -> Option<WorkId> {
         match &self.stage {
