@@ -109,6 +109,9 @@ pub(crate) async fn check(
         whole.add(chunk.statistics);
         kept.push(chunk.kept);
     }
+    let (lease, in_memory) = (source.lease, kept.iter().flatten().count());
+    let (run, round, chunks) = (&source.run, lease.unit.round.get(), kept.len());
+    tracing::info!(%run, round, %lease, chunks, in_memory, "contribution screened");
     Ok((Screened { statement, norm: whole.norm() }, kept))
 }
 
