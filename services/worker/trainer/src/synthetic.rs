@@ -60,7 +60,9 @@ impl Trainer for SyntheticTrainer {
         let start = (self.steps % windows) as usize * WINDOW_ELEMENTS;
         let end = (start + WINDOW_ELEMENTS).min(self.parameters.len());
         let rate = settings.learning_rate as f32;
-        for (index, parameter) in (self.steps..).zip(&mut self.parameters[start..end]) {
+        // Two workers read different text; without it they would hand in the same bytes, which a store keeps once.
+        let text = batch.tokens().iter().fold(0_u32, |sum, token| sum.rotate_left(5) ^ token);
+        for (index, parameter) in (self.steps + u64::from(text)..).zip(&mut self.parameters[start..end]) {
             // The top bits of a multiplicative hash: cheap, and without pattern at the scale of a chunk.
             let hash = index.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
             *parameter += rate * (hash as f32 / (1_u32 << 24) as f32 - 0.5);
