@@ -262,7 +262,7 @@ impl World {
 
     /// How long a message takes.
     fn transit(&mut self) -> Millis {
-        if self.chance.hits(self.faults.slow) { self.chance.millis(500, 12_000) } else { self.chance.millis(1, 40) }
+        if self.chance.hits(self.faults.slow) { self.chance.millis(500, 30_000) } else { self.chance.millis(1, 40) }
     }
 
     /// How often a message between `worker` and the coordinator comes, after how long each time.

@@ -5,7 +5,7 @@ use sim::{Counts, Report, simulate};
 /// Seeds of a usual test run.
 const SEEDS: u64 = 200;
 
-/// Seeds that once found a defect, one a line, with what it was behind `#`.
+/// Seeds that found a defect or reach a rare situation, one a line, with what it is behind `#`.
 const KEPT: &str = include_str!("../seeds/kept.txt");
 
 #[expect(clippy::print_stderr, reason = "the seed is what a person needs to repeat a failure")]
@@ -47,7 +47,7 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
 }
 
 #[test]
-fn seeds_that_found_defects_are_played_again() {
+fn kept_seeds_are_played_again() {
     for line in KEPT.lines() {
         let seed = line.split('#').next().unwrap_or_default().trim();
         if !seed.is_empty() {
