@@ -121,6 +121,9 @@ codes! {
     LedgerUnwritable = 703, "ledger not writable", "An event could not be appended, so nothing that depends on it was done.", "Check the bus and the stream's limits; the coordinator resumes from the ledger.";
     ReplayDiverged = 704, "replay differs", "Recomputing a merge gave another digest than the ledger records.", "Do not continue the run; compare the contributions with `diloctl audit replay`.";
     AuditRejected = 705, "event refused", "An event in the stream does not verify; it was recorded as refused.", "Look at its emitter; the audit files name it.";
+    NoVerdict = 706, "no verdict", "The record of events could not be read to its end, or there is none, so nothing can be said about it.", "Check the bus and the stream (`diloctl cluster check`), then repeat; this says neither that the record is right nor that it is wrong.";
+    AuditFolderBusy = 707, "audit folder in use", "Another process holds the lock on the folder of the audit files.", "Stop the other audit service, or give this one a folder of its own.";
+    AuditFolderInvalid = 708, "audit files unusable", "A file of the audit service cannot be read or written, or was damaged other than by a crash.", "Check the folder's space and rights; keep a damaged folder as it is and start with a new one: the stream is read again from its start.";
 
     // 08: workers and training.
     TorchMissing = 801, "libtorch missing", "libtorch was not found, or is of another version than this build needs.", "Run `cargo xtask deps`, or set LIBTORCH (build) or LD_LIBRARY_PATH (run) to libtorch 2.11.0.";

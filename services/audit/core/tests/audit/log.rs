@@ -60,7 +60,7 @@ pub(crate) struct Plan {
 }
 
 pub(crate) fn run() -> RunId {
-    "demo".parse().unwrap()
+    "demo".parse().expect("a name or key")
 }
 
 /// A public key in text form: kind, 32 bytes, checksum.
@@ -81,7 +81,7 @@ pub(crate) fn nkey(prefix: u8, raw: &[u8; 32]) -> String {
 impl Emitter {
     pub(crate) fn new(seed: u8) -> Self {
         let key = SigningKey::from_bytes(&[seed; 32]);
-        let public = nkey(20 << 3, key.verifying_key().as_bytes()).parse().unwrap();
+        let public = nkey(20 << 3, key.verifying_key().as_bytes()).parse().expect("a name or key");
         Self { key, public, next: 0, head: None }
     }
 
@@ -107,8 +107,8 @@ impl Emitter {
 
 impl Member {
     pub(crate) fn new(seed: u8) -> Self {
-        let worker = nkey(20 << 3, &[seed; 32]).parse().unwrap();
-        Self { worker, account: nkey(0, &[9; 32]).parse().unwrap(), emitter: Emitter::new(seed) }
+        let worker = nkey(20 << 3, &[seed; 32]).parse().expect("a name or key");
+        Self { worker, account: nkey(0, &[9; 32]).parse().expect("a name or key"), emitter: Emitter::new(seed) }
     }
 
     pub(crate) fn joined(&self) -> LedgerEvent {

@@ -44,12 +44,12 @@ fn the_state_is_that_of_the_moment() {
     for record in &log.records {
         for checked in auditor.observe(record) {
             if checked.row.kind == "round-closed" {
-                let closed = auditor.state().run(&run()).unwrap().rounds_closed();
+                let closed = auditor.state().run(&run()).expect("the run was created").rounds_closed();
                 assert_eq!(checked.row.about, format!("round {}", closed.get() - 1));
             }
         }
     }
-    assert!(auditor.state().run(&run()).unwrap().is_complete());
+    assert!(auditor.state().run(&run()).expect("the run was created").is_complete());
 }
 
 #[test]
@@ -98,7 +98,8 @@ fn nobody_speaks_for_another() {
     let said = liar.speak(DOMAIN, 1_700_000_000_000, Some(run()), Event::Ledger(event));
     log.push(subject, &liar.public, said);
     // A worker's event under the subject of another one.
-    let mut moved = log.records.iter().find(|record| record.subject.ends_with(".started")).unwrap().clone();
+    let mut moved =
+        log.records.iter().find(|record| record.subject.ends_with(".started")).expect("workers started").clone();
     let [first, second] = [Member::new(11), Member::new(12)];
     moved.subject = if moved.subject.contains(first.worker.as_str()) {
         moved.subject.replace(first.worker.as_str(), second.worker.as_str())
@@ -126,7 +127,7 @@ fn a_signed_event_that_cannot_be_is_found_and_changes_nothing() {
     let evidence = auditor.evidence().expect("it is out of place");
     assert!(matches!(evidence.finding, Finding::OutOfPlace { .. }));
     assert_eq!(evidence.code(), Code::LedgerBroken);
-    assert!(auditor.state().run(&run()).unwrap().is_complete());
+    assert!(auditor.state().run(&run()).expect("the run was created").is_complete());
 }
 
 #[test]
@@ -148,5 +149,5 @@ fn the_stream_itself_has_no_holes() {
     let found: Vec<&Finding> = auditor.findings().iter().map(|found| &found.finding).collect();
     assert!(matches!(found[0], Finding::Hole { from: StreamSequence(1), to: StreamSequence(2) }), "{found:?}");
     assert!(matches!(found[1], Finding::Gap { from: Sequence(0), to: Sequence(1) }), "{found:?}");
-    assert_eq!(**found.last().unwrap(), Finding::Hole { from: last.next(), to: last.next() });
+    assert_eq!(**found.last().expect("something was found"), Finding::Hole { from: last.next(), to: last.next() });
 }

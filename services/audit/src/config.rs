@@ -1,0 +1,82 @@
+//! The audit service's configuration.
+
+use std::path::{Path, PathBuf};
+
+use identity::Layout;
+use runtime::{AuthConfig, BusConfig, Material, Materials};
+use schemas::UnixMillis;
+use schemas::member::Layer;
+use schemas::permission::Role;
+use serde::{Deserialize, Serialize};
+
+/// Everything that can be set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Folder of the trust domain; paths that are not set lie in it.
+    pub domain: PathBuf,
+    /// The bus.
+    pub bus: BusConfig,
+    /// This service.
+    pub audit: AuditSection,
+    /// What is demanded.
+    pub auth: AuthConfig,
+}
+
+/// The section `audit`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AuditSection {
+    /// Trust bundle: the keys that ledger events may be signed with.
+    pub trust: PathBuf,
+    /// Folder of the append-only files; one service each.
+    pub folder: PathBuf,
+    /// Written when the service reads the stream; none when empty.
+    pub ready: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            domain: PathBuf::from(".diloco"),
+            bus: BusConfig::default(),
+            audit: AuditSection::default(),
+            auth: AuthConfig::default(),
+        }
+    }
+}
+
+impl Config {
+    /// The configuration with every path that was not set taken from the trust domain's folder.
+    #[must_use]
+    pub fn completed(mut self) -> Self {
+        let layout = Layout::new(&self.domain);
+        fill(&mut self.bus.credentials, layout.credentials(Role::Auditor.name()));
+        fill(&mut self.bus.ca, layout.ca());
+        fill(&mut self.audit.trust, layout.trust());
+        fill(&mut self.audit.folder, layout.folder().join("audit"));
+        self
+    }
+
+    /// What the service has to show.
+    pub fn materials(&self, now: UnixMillis) -> Materials {
+        let items = vec![
+            Material::BusAddress { key: "bus.url", url: self.bus.url.clone() },
+            Material::Credentials { key: "bus.credentials", path: self.bus.credentials.clone() },
+            Material::Authority { key: "bus.ca", path: self.bus.ca.clone(), layer: Layer::Bus },
+            Material::Trust { key: "audit.trust", path: self.audit.trust.clone() },
+        ];
+        Materials { items, now }
+    }
+
+    /// Where to write the ready file.
+    pub fn ready_file(&self) -> Option<&Path> {
+        Some(self.audit.ready.as_path()).filter(|path| !path.as_os_str().is_empty())
+    }
+}
+
+fn fill(path: &mut PathBuf, default: PathBuf) {
+    if path.as_os_str().is_empty() {
+        *path = default;
+    }
+}

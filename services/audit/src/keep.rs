@@ -1,0 +1,241 @@
+//! What the audit service saw, in append-only files: `<YYYYMMDD>.log` in one folder, JSON lines, one writer. A batch is on
+//! the disk before the next is read, so a crash at any moment loses nothing that was acted on.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+
+use audit_core::{Found, Record, StreamSequence};
+use schemas::{Code, Digest, UnixMillis};
+
+use crate::line::Line;
+
+/// Longest line that is read: a message of the stream (64 KiB with its headers) in base64, and names.
+const LINE_BYTES_MAX: u64 = 256 << 10;
+
+/// Why the files cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeepError {
+    /// Another process has the folder.
+    #[error("{} is in use by another process", .0.display())]
+    Busy(PathBuf),
+    /// A file or folder cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A line was changed after it was written. A line that a crash cut off at the end of the newest file is not that.
+    #[error("{} line {number} is damaged; keep the folder as it is, and start with a new one", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Which line, from 1.
+        number: u64,
+    },
+}
+
+impl KeepError {
+    /// The code of the page that says what to do.
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::Busy(_) => Code::AuditFolderBusy,
+            Self::Io { .. } | Self::Damaged { .. } => Code::AuditFolderInvalid,
+        }
+    }
+}
+
+/// The files, open for appending.
+#[derive(Debug)]
+pub struct Keep {
+    folder: PathBuf,
+    /// The newest file; none before the first line.
+    newest: Option<(String, File)>,
+    known: BTreeMap<StreamSequence, Digest>,
+    // Released when it is closed.
+    _lock: File,
+}
+
+/// What was kept before, in the order in which it was written.
+pub(crate) enum Past {
+    Record(Record),
+    Found(Found),
+}
+
+/// How a record stands to what was kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    New,
+    Same,
+    Altered,
+}
+
+impl Keep {
+    /// Opens the folder, makes it where it is missing, repairs a torn end, and gives everything that was kept to `each`.
+    ///
+    /// # Errors
+    /// Another process has it, it cannot be read or written, or a line was damaged.
+    pub(crate) fn open(folder: &Path, each: &mut dyn FnMut(Past)) -> Result<Self, KeepError> {
+        fs::create_dir_all(folder).map_err(|source| io_error(folder, source))?;
+        let lock = lock(folder)?;
+        let mut keep = Self { folder: folder.to_owned(), newest: None, known: BTreeMap::new(), _lock: lock };
+        let names = log_names(folder)?;
+        let last = names.last().cloned();
+        for name in names {
+            let is_last = last.as_ref() == Some(&name);
+            let path = folder.join(&name);
+            let mut file = open_for_append(&path)?;
+            let whole = keep.load(&path, &file, is_last, each)?;
+            if is_last {
+                file.set_len(whole).and_then(|()| file.seek(SeekFrom::End(0))).map_err(|e| io_error(&path, e))?;
+                keep.newest = Some((name, file));
+            }
+        }
+        Ok(keep)
+    }
+
+    /// The newest position that was kept; 0 for none.
+    pub fn last(&self) -> StreamSequence {
+        self.known.last_key_value().map_or(StreamSequence(0), |(last, _)| *last)
+    }
+
+    /// How many positions were kept.
+    pub fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Whether nothing was kept yet.
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+
+    pub(crate) fn standing(&self, at: StreamSequence, digest: Digest) -> Standing {
+        match self.known.get(&at) {
+            None => Standing::New,
+            Some(known) if *known == digest => Standing::Same,
+            Some(_) => Standing::Altered,
+        }
+    }
+
+    pub(crate) fn know(&mut self, at: StreamSequence, digest: Digest) {
+        self.known.insert(at, digest);
+    }
+
+    /// Writes lines and returns when they are on the disk.
+    pub(crate) fn append(&mut self, lines: &[Line], now: UnixMillis) -> Result<(), KeepError> {
+        if lines.is_empty() {
+            return Ok(());
+        }
+        let mut bytes = Vec::new();
+        lines.iter().for_each(|line| line.encode(&mut bytes));
+        let (name, file) = self.file_of(now)?;
+        let path = self.folder.join(&name);
+        let written = (&file).write_all(&bytes).and_then(|()| file.sync_data());
+        self.newest = Some((name, file));
+        written.map_err(|source| io_error(&path, source))
+    }
+
+    /// The file of the day. Names never go back, so that their order is that of writing.
+    fn file_of(&mut self, now: UnixMillis) -> Result<(String, File), KeepError> {
+        let today = format!("{}.log", day(now));
+        if let Some((name, file)) = self.newest.take_if(|(name, _)| *name >= today) {
+            return Ok((name, file));
+        }
+        let path = self.folder.join(&today);
+        let file = open_for_append(&path)?;
+        // The name must be on the disk before what is in the file counts.
+        File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(|e| io_error(&self.folder, e))?;
+        Ok((today, file))
+    }
+
+    /// Reads one file; gives the length up to the end of its last whole line.
+    fn load(&mut self, path: &Path, file: &File, is_last: bool, each: &mut dyn FnMut(Past)) -> Result<u64, KeepError> {
+        let mut reader = BufReader::new(file);
+        let (mut whole, mut number) = (0, 0);
+        loop {
+            let mut text = Vec::new();
+            let mut bounded = reader.by_ref().take(LINE_BYTES_MAX);
+            let length = bounded.read_until(b'\n', &mut text).map_err(|source| io_error(path, source))?;
+            if length == 0 {
+                return Ok(whole);
+            }
+            number += 1;
+            let damaged = || KeepError::Damaged { path: path.to_owned(), number };
+            if text.last() != Some(&b'\n') {
+                let torn = is_last && (length as u64) < LINE_BYTES_MAX;
+                if torn {
+                    tracing::warn!(file = %path.display(), bytes = length, "the last line was cut off by a crash; removed");
+                }
+                return if torn { Ok(whole) } else { Err(damaged()) };
+            }
+            match serde_json::from_slice(&text).map_err(|_| damaged())? {
+                Line::Record(kept) => {
+                    let (record, digest) = kept.record().ok_or_else(damaged)?;
+                    self.know(record.stream_sequence, digest);
+                    each(Past::Record(record));
+                }
+                Line::Finding { found, .. } => each(Past::Found(found)),
+                Line::Verdict { .. } => {}
+            }
+            whole += length as u64;
+        }
+    }
+}
+
+/// Holds the folder until the file is closed.
+fn lock(folder: &Path) -> Result<File, KeepError> {
+    let path = folder.join("lock");
+    let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = opened.map_err(|source| io_error(&path, source))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(KeepError::Busy(folder.to_owned())),
+        Err(TryLockError::Error(source)) => Err(io_error(&path, source)),
+    }
+}
+
+/// The names of the files in the order in which they were written.
+fn log_names(folder: &Path) -> Result<Vec<String>, KeepError> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(|source| io_error(folder, source))? {
+        let name = entry.map_err(|source| io_error(folder, source))?.file_name();
+        let name = name.to_string_lossy().into_owned();
+        let date = name.strip_suffix(".log");
+        if date.is_some_and(|date| date.len() == 8 && date.bytes().all(|b| b.is_ascii_digit())) {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn open_for_append(path: &Path) -> Result<File, KeepError> {
+    let opened = OpenOptions::new().create(true).read(true).append(true).open(path);
+    opened.map_err(|source| io_error(path, source))
+}
+
+fn io_error(path: &Path, source: io::Error) -> KeepError {
+    KeepError::Io { path: path.to_owned(), source }
+}
+
+/// `YYYYMMDD`, UTC.
+fn day(now: UnixMillis) -> String {
+    let millis = i64::try_from(now.get()).unwrap_or(i64::MAX);
+    let time = jiff::Timestamp::from_millisecond(millis).unwrap_or(jiff::Timestamp::MAX);
+    time.to_zoned(jiff::tz::TimeZone::UTC).strftime("%Y%m%d").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_are_utc() {
+        assert_eq!(day(UnixMillis(0)), "19700101");
+        assert_eq!(day(UnixMillis(1_700_000_000_000)), "20231114");
+        assert_eq!(day(UnixMillis(u64::MAX)).len(), 8);
+    }
+}

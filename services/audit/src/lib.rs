@@ -1,0 +1,31 @@
+//! The audit service around [`audit_core`]: reads stream `AUDIT`, has every event checked, and keeps what it saw in files
+//! of its own, so that a stream that is changed later contradicts them.
+//!
+//! [`Replay`] is the same reading and checking for a command line, without files.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `reader` | the stream, in order, across reconnects |
+//! | `keep`, `line` | the append-only files |
+//! | `desk` | auditor and files together: a batch in, findings out |
+//! | `service` | the loop of the program |
+//! | `replay` | a whole replay, and following on |
+//! | `config` | the program's configuration |
+
+pub mod config;
+pub mod desk;
+pub mod keep;
+mod line;
+pub mod reader;
+pub mod replay;
+pub mod service;
+
+pub use audit_core::{
+    Auditor, Checked, EmitterSummary, Finding, Found, Record, RunSummary, StreamSequence, Summary, TimelineRow, Verdict,
+};
+pub use config::Config;
+pub use desk::Desk;
+pub use keep::{Keep, KeepError};
+pub use reader::{ReadError, Reader, Span};
+pub use replay::{Replay, ReplayError};
+pub use service::Service;

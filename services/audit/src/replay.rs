@@ -1,0 +1,127 @@
+//! A replay from the stream alone: everything is checked from the first message on, and what comes later is followed.
+
+use std::time::Duration;
+
+use audit_core::{Auditor, Checked, Record, StreamSequence};
+use identity::TrustBundle;
+use runtime::{Bus, Failure};
+use schemas::Code;
+
+use crate::reader::{ReadError, Reader, Span};
+
+/// Why a replay came to no verdict.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// The stream cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// There is nothing to check.
+    #[error("the stream never held an event; nothing was checked")]
+    Empty,
+    /// The stream does not reach that far.
+    #[error("the stream ends at sequence {last}; there is no state after {wanted}")]
+    Beyond {
+        /// The position asked for.
+        wanted: StreamSequence,
+        /// The stream's last.
+        last: StreamSequence,
+    },
+    /// No more messages came.
+    #[error("reading stopped at sequence {at} of {end}: nothing came for {} s", waited.as_secs())]
+    Stalled {
+        /// The newest that came.
+        at: StreamSequence,
+        /// The last that was wanted.
+        end: StreamSequence,
+        /// How long was waited.
+        waited: Duration,
+    },
+}
+
+impl From<ReplayError> for Failure {
+    fn from(error: ReplayError) -> Self {
+        Self::new(Code::NoVerdict, error)
+    }
+}
+
+/// A replay, from the stream's first message.
+pub struct Replay {
+    reader: Reader,
+    auditor: Auditor,
+    span: Span,
+    /// Read, and not checked yet: they lie after the position that was asked for.
+    later: Vec<Record>,
+}
+
+impl Replay {
+    /// Looks where the stream starts and ends; nothing is read yet.
+    ///
+    /// # Errors
+    /// There is no stream, or the broker does not answer.
+    pub async fn open(bus: &Bus, trust: &TrustBundle) -> Result<Self, ReplayError> {
+        let reader = Reader::new(bus, StreamSequence(1));
+        let span = reader.span().await?;
+        let auditor = Auditor::new(trust.domain.as_str(), trust.audit_keys.iter().cloned());
+        Ok(Self { reader, auditor, span, later: Vec::new() })
+    }
+
+    /// Where the stream started and ended when it was opened.
+    pub const fn span(&self) -> Span {
+        self.span
+    }
+
+    /// Checks everything from the first message to the end that the stream had when it was opened, and gives each result
+    /// to `each`: those about one record may come twice, the first time as waiting for its worker to join.
+    ///
+    /// # Errors
+    /// The stream is empty, or nothing comes for `patience`.
+    pub async fn run(&mut self, patience: Duration, each: &mut dyn FnMut(Checked)) -> Result<(), ReplayError> {
+        self.catch_up(self.span.last, patience, each).await?;
+        self.auditor.conclude(self.span.last).into_iter().for_each(each);
+        Ok(())
+    }
+
+    /// Checks everything from the first message to position `end`, which may not lie beyond the stream's last. Events that
+    /// still wait for their worker go on waiting.
+    ///
+    /// # Errors
+    /// As [`Replay::run`]; or the stream does not reach `end`.
+    pub async fn catch_up(
+        &mut self,
+        end: StreamSequence,
+        patience: Duration,
+        each: &mut dyn FnMut(Checked),
+    ) -> Result<(), ReplayError> {
+        let last = self.span.last;
+        if last == StreamSequence(0) {
+            return Err(ReplayError::Empty);
+        }
+        if end > last {
+            return Err(ReplayError::Beyond { wanted: end, last });
+        }
+        let mut left = self.span.messages;
+        while left > 0 && self.auditor.last() < end {
+            let batch = tokio::time::timeout(patience, self.reader.batch()).await;
+            let stalled = |_| ReplayError::Stalled { at: self.auditor.last(), end, waited: patience };
+            let mut batch = batch.map_err(stalled)?;
+            left = self.reader.pending();
+            self.later = batch.split_off(batch.partition_point(|record| record.stream_sequence <= end));
+            batch.iter().flat_map(|record| self.auditor.observe(record)).for_each(&mut *each);
+            if !self.later.is_empty() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The next results after [`Replay::catch_up`] to the end; waits until there are some.
+    pub async fn follow(&mut self) -> Vec<Checked> {
+        let batch = if self.later.is_empty() { self.reader.batch().await } else { std::mem::take(&mut self.later) };
+        batch.iter().flat_map(|record| self.auditor.observe(record)).collect()
+    }
+
+    /// What was checked so far.
+    pub fn auditor(&self) -> &Auditor {
+        &self.auditor
+    }
+}

@@ -1,0 +1,93 @@
+//! The program: killed, started again, with a broker that crashes as well.
+
+use std::process::Stdio;
+
+use diloco_audit::{Desk, Found, StreamSequence};
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStderr, Command};
+
+use crate::broker::{Broker, PATIENCE, publish};
+
+struct Program {
+    child: Child,
+    log: Lines<BufReader<ChildStderr>>,
+}
+
+impl Program {
+    fn start(broker: &Broker) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_diloco-audit"));
+        command.arg("--domain").arg(broker.domain.layout().folder());
+        command.arg("--ready-file").arg(broker.scratch.path().join("audit.ready"));
+        command.args(["--set", &format!("bus.url={}", broker.url)]);
+        command.args(["--log", "diloco_audit=debug", "--log-format", "json"]);
+        let mut child = command.stderr(Stdio::piped()).kill_on_drop(true).spawn().expect("it was built");
+        let log = BufReader::new(child.stderr.take().expect("it is piped")).lines();
+        Self { child, log }
+    }
+
+    /// Reads its log until a line that holds all of `parts`.
+    async fn until(&mut self, parts: &[&str]) {
+        let mut seen = String::new();
+        let found = async {
+            while let Some(line) = self.log.next_line().await.expect("it logs text") {
+                if parts.iter().all(|part| line.contains(part)) {
+                    return true;
+                }
+                seen.push_str(&line);
+                seen.push('\n');
+            }
+            false
+        };
+        let found = tokio::time::timeout(PATIENCE, found).await;
+        assert!(matches!(found, Ok(true)), "no {parts:?} in:\n{seen}");
+    }
+
+    async fn kill(mut self) {
+        self.child.kill().await.expect("it is ours");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kept_across_kills_of_the_service_and_of_the_broker() {
+    let mut broker = Broker::start();
+    broker.create_stream().await;
+    let mut cast = broker.cast().await;
+    for _ in 0..5 {
+        publish(&cast.coordinator, &cast.ledger.remark()).await;
+    }
+    let mut program = Program::start(&broker);
+    program.until(&["a batch is kept", "\"kept\":5"]).await;
+    assert!(broker.scratch.path().join("audit.ready").exists());
+    program.kill().await;
+    // Nobody listens meanwhile.
+    for _ in 0..5 {
+        publish(&cast.coordinator, &cast.ledger.remark()).await;
+    }
+    let mut program = Program::start(&broker);
+    program.until(&["\"auditing\"", "\"kept\":5"]).await;
+    program.until(&["a batch is kept", "\"kept\":10"]).await;
+    // The broker dies under it; both sides come back by themselves.
+    broker.crash();
+    publish(&broker.bus("coordinator").await, &cast.ledger.remark()).await;
+    program.until(&["a batch is kept", "\"kept\":11"]).await;
+    program.kill().await;
+    let desk = Desk::open(&broker.domain.layout().folder().join("audit"), broker.domain.trust()).expect("whole files");
+    assert_eq!((desk.keep().last(), desk.keep().len()), (StreamSequence(11), 11));
+    assert_eq!(desk.auditor().findings(), &[] as &[Found]);
+    assert_eq!(desk.auditor().summary().verified, 11);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn findings_are_logged_with_their_code_and_kept() {
+    let broker = Broker::start();
+    broker.create_stream().await;
+    let mut cast = broker.cast().await;
+    publish(&cast.coordinator, &cast.ledger.remark()).await;
+    let _swallowed = cast.ledger.remark();
+    publish(&cast.coordinator, &cast.ledger.remark()).await;
+    let mut program = Program::start(&broker);
+    program.until(&["\"ERROR\"", "DL0702", "\"finding\":\"gap\""]).await;
+    program.kill().await;
+    let mut program = Program::start(&broker);
+    program.until(&["what was kept has evidence of tampering"]).await;
+}

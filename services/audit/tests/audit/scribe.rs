@@ -1,0 +1,152 @@
+//! Events as the processes of a domain write them, with the keys that the domain issued.
+
+use audit_core::{Record, StreamSequence, encode_signature};
+use identity::AuditKey;
+use schemas::event::{Event, EventBody, LedgerEvent, WorkerEvent};
+use schemas::member::Posture;
+use schemas::run::{
+    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding, RunSpec, Schedule,
+    TrainerKind,
+};
+use schemas::subject::{ledger_subject, worker_event_subject};
+use schemas::{AccountId, Digest, Message as _, Millis, ObjectRef, RunId, Sequence, Steps, UnixMillis, V, WorkerId};
+
+/// One emitter's chain, as it is written.
+#[derive(Clone)]
+pub(crate) struct Scribe {
+    domain: String,
+    key: AuditKey,
+    next: u64,
+    head: Option<Digest>,
+}
+
+/// An event, ready to be sent.
+#[derive(Clone)]
+pub(crate) struct Said {
+    pub(crate) subject: String,
+    pub(crate) key: String,
+    pub(crate) signature: String,
+    pub(crate) body: Vec<u8>,
+}
+
+pub(crate) fn run() -> RunId {
+    "demo".parse().expect("a name or key")
+}
+
+impl Scribe {
+    pub(crate) fn new(domain: &str, key: AuditKey) -> Self {
+        Self { domain: domain.to_owned(), key, next: 0, head: None }
+    }
+
+    pub(crate) fn ledger(&mut self, run: Option<RunId>, event: LedgerEvent) -> Said {
+        let subject = ledger_subject(run.as_ref(), self.key.public(), event.kind());
+        self.say(subject, run, Event::Ledger(event))
+    }
+
+    pub(crate) fn worker(&mut self, worker: &WorkerId, event: WorkerEvent) -> Said {
+        let subject = worker_event_subject(&run(), worker, event.kind());
+        self.say(subject, Some(run()), Event::Worker(event))
+    }
+
+    /// Something that the coordinator may say at any time.
+    pub(crate) fn remark(&mut self) -> Said {
+        let operator = self.key.public().clone();
+        self.ledger(None, LedgerEvent::ControlReceived { operator, verb: "view".to_owned() })
+    }
+
+    /// The start of a ledger: a coordinator, a run, a worker that joins it.
+    pub(crate) fn beginning(&mut self, worker: &WorkerId, account: &AccountId, audit: &AuditKey) -> Vec<Said> {
+        let operator = self.key.public().clone();
+        let (release, posture) = ("0.1.0".to_owned(), Posture::default());
+        let joined = LedgerEvent::WorkerJoined {
+            worker: worker.clone(),
+            account: account.clone(),
+            audit_key: audit.public().clone(),
+            trainers: vec![TrainerKind::Reference],
+            device: "cpu".to_owned(),
+            release: release.clone(),
+            posture: posture.clone(),
+        };
+        vec![
+            self.ledger(None, LedgerEvent::CoordinatorStarted { release, posture }),
+            self.ledger(Some(run()), LedgerEvent::RunCreated { spec: Box::new(spec()), operator }),
+            self.ledger(Some(run()), joined),
+        ]
+    }
+
+    fn say(&mut self, subject: String, run: Option<RunId>, event: Event) -> Said {
+        let body = EventBody {
+            v: V,
+            emitter: self.key.public().clone(),
+            sequence: Sequence(self.next),
+            previous: self.head,
+            time: runtime::clock::now(),
+            run,
+            event,
+        };
+        let body = body.encode();
+        self.next += 1;
+        self.head = Some(Digest::of(&body));
+        let signature = encode_signature(&self.key.sign_event(&self.domain, &body));
+        Said { subject, key: self.key.public().to_string(), signature, body }
+    }
+}
+
+impl Said {
+    /// As the stream gives it back.
+    pub(crate) fn at(self, sequence: u64) -> Record {
+        let Self { subject, key, signature, body } = self;
+        let (stream_sequence, stored_at) = (StreamSequence(sequence), runtime::clock::now());
+        Record { stream_sequence, subject, key, signature, stored_at, body }
+    }
+}
+
+fn spec() -> RunSpec {
+    let object = || ObjectRef::of(b"object");
+    let codec = Codec { kind: CodecKind::Bf16, rounding: Rounding::Nearest };
+    RunSpec {
+        v: V,
+        run: run(),
+        model: ModelSpec {
+            trainer: TrainerKind::Reference,
+            config: object(),
+            layout: object(),
+            chunk_elements: 1 << 10,
+            initial: vec![object()],
+            precision: Precision::Fp32,
+        },
+        data: object(),
+        schedule: Schedule {
+            rounds: 1,
+            units: 1,
+            inner_steps: Steps(1),
+            batch_sequences: 1,
+            accumulation: 1,
+            sequence_tokens: 16,
+            evaluation_every: 0,
+            evaluation_sequences: 1,
+            snapshot_every: 1,
+        },
+        inner: InnerOptimizer {
+            learning_rate: 1e-3,
+            warmup_steps: Steps(0),
+            final_ratio: 0.1,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            clip_norm: 1.0,
+        },
+        outer: OuterOptimizer::Average,
+        upload: codec,
+        download: codec,
+        policy: Policy {
+            workers_min: 1,
+            lease: Millis::from_secs(60),
+            silence_max: Millis::from_secs(60),
+            norm_max: 0.0,
+            strikes_max: 3,
+        },
+        seed: 1,
+    }
+}

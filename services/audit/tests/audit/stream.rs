@@ -1,0 +1,101 @@
+//! Replay from a real stream: what verifies, what was tampered with, and what gives no verdict.
+
+use audit_core::{Finding, StreamSequence, Verdict};
+use diloco_audit::{Checked, ReadError, Replay, ReplayError};
+use schemas::event::WorkerEvent;
+use schemas::permission::Role;
+use schemas::{Code, Sequence};
+
+use crate::broker::{Broker, Cast, PATIENCE, publish};
+use crate::scribe::run;
+
+/// Writes the ledger's beginning and the worker's first event: four messages.
+async fn beginning(broker: &Broker, cast: &mut Cast) {
+    let account = broker.domain.tenant().expect("a fresh name");
+    for said in cast.ledger.beginning(&cast.worker, &account, &cast.worker_key) {
+        publish(&cast.coordinator, &said).await;
+    }
+    let joined = WorkerEvent::Joined { release: "0.1.0".to_owned(), device: "cpu".to_owned() };
+    let said = cast.account_chain.worker(&cast.worker, joined);
+    publish(&cast.worker_bus, &said).await;
+}
+
+async fn replay(broker: &Broker) -> (Replay, Vec<Checked>) {
+    let bus = broker.bus(Role::Auditor.name()).await;
+    let mut replay = Replay::open(&bus, broker.domain.trust()).await.expect("there is a stream");
+    let mut results = Vec::new();
+    replay.run(PATIENCE, &mut |checked| results.push(checked)).await.expect("it is read to its end");
+    (replay, results)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_ledger_replays_and_is_followed() {
+    let broker = Broker::start();
+    let bus = broker.bus(Role::Auditor.name()).await;
+    let missing = Replay::open(&bus, broker.domain.trust()).await.err().expect("no stream yet");
+    assert!(matches!(missing, ReplayError::Read(ReadError::Missing)), "{missing}");
+    broker.create_stream().await;
+    let mut empty = Replay::open(&bus, broker.domain.trust()).await.expect("there is a stream");
+    let error = empty.run(PATIENCE, &mut |_| {}).await.expect_err("nothing can be checked");
+    assert!(matches!(error, ReplayError::Empty));
+    assert_eq!(runtime::Failure::from(error).code(), Code::NoVerdict);
+
+    let mut cast = broker.cast().await;
+    beginning(&broker, &mut cast).await;
+    let (mut whole, results) = replay(&broker).await;
+    assert_eq!(results.len(), 4);
+    assert!(results.iter().all(|checked| checked.verdict == Verdict::Verified), "{results:?}");
+    assert_eq!(results[3].row.emitter, cast.worker.short());
+    assert!(whole.auditor().evidence().is_none());
+
+    // The state of a moment, and what lies beyond the end.
+    let mut moment = Replay::open(&bus, broker.domain.trust()).await.expect("there is a stream");
+    moment.catch_up(StreamSequence(1), PATIENCE, &mut |_| {}).await.expect("one event");
+    assert!(moment.auditor().state().run(&run()).is_none());
+    let beyond = moment.catch_up(StreamSequence(9), PATIENCE, &mut |_| {}).await;
+    assert!(matches!(beyond, Err(ReplayError::Beyond { last: StreamSequence(4), .. })));
+    // What was read and not asked for comes when it is followed, and then what is new.
+    assert_eq!(moment.follow().await.len(), 3);
+    publish(&cast.coordinator, &cast.ledger.remark()).await;
+    for following in [&mut moment, &mut whole] {
+        let more = tokio::time::timeout(PATIENCE, following.follow()).await.expect("it comes");
+        assert_eq!(more[0].row.kind, "control-received");
+        assert_eq!(more[0].verdict, Verdict::Verified);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_tampered_with_is_found() {
+    let broker = Broker::start();
+    let provisioner = broker.create_stream().await;
+    let mut cast = broker.cast().await;
+    beginning(&broker, &mut cast).await;
+    // Whoever may delete, deletes: here the run's creation.
+    let stream = provisioner.get_stream("AUDIT").await.expect("it is there");
+    stream.delete_message(2).await.expect("this stream allows it");
+    // Somebody with the coordinator's connection but not its audit key.
+    let mut forged = cast.ledger.clone().remark();
+    forged.body[20] ^= 1;
+    publish(&cast.coordinator, &forged).await;
+    // The coordinator's chain forks, and then an event of it is swallowed.
+    let mut fork = cast.ledger.clone();
+    publish(&cast.coordinator, &cast.ledger.remark()).await;
+    let said = fork.ledger(None, schemas::event::LedgerEvent::CoordinatorStopped { reason: "fork".to_owned() });
+    publish(&cast.coordinator, &said).await;
+    let _swallowed = cast.ledger.remark();
+    publish(&cast.coordinator, &cast.ledger.remark()).await;
+    let (replay, _) = replay(&broker).await;
+    let found: Vec<Finding> = replay.auditor().findings().iter().map(|found| found.finding.clone()).collect();
+    let expected = [
+        Finding::Hole { from: StreamSequence(2), to: StreamSequence(2) },
+        Finding::Gap { from: Sequence(1), to: Sequence(1) },
+        Finding::Reused { sequence: Sequence(3) },
+        Finding::Gap { from: Sequence(4), to: Sequence(4) },
+    ];
+    for finding in expected {
+        assert!(found.contains(&finding), "{finding:?} in {found:?}");
+    }
+    let forgery = |finding: &Finding| matches!(finding, Finding::BadSignature { .. } | Finding::Malformed { .. });
+    assert!(found.iter().any(forgery), "{found:?}");
+    assert_eq!(replay.auditor().evidence().expect("much of it").code(), Code::LedgerBroken);
+}
