@@ -45,9 +45,10 @@ struct RequestInfo {
 }
 
 /// Reads one message.
-pub(crate) fn read(message: &BusMessage, identity: Identity) -> Result<Heard, Rejected> {
-    let rejected =
-        |peer: Option<&Peer>, verb: &str, refusal| Rejected { peer: peer.cloned(), verb: verb.to_owned(), refusal };
+pub(crate) fn read(message: &BusMessage, identity: Identity) -> Result<Heard, Box<Rejected>> {
+    let rejected = |peer: Option<&Peer>, verb: &str, refusal| {
+        Box::new(Rejected { peer: peer.cloned(), verb: verb.to_owned(), refusal })
+    };
     let subject = message.subject.as_str();
     let incoming = subject.parse::<Incoming>();
     let incoming =

@@ -208,16 +208,16 @@ impl Ledger {
         let headers = self.headers(&body, digest);
         let deadline = Instant::now() + self.patience;
         let mut pause = Duration::from_millis(50);
-        loop {
+        let stream = loop {
             let mut reason = match self.publish(&subject, &headers, &body).await {
-                Published::At(stream) => return Ok(self.advance(stream, digest)),
+                Published::At(stream) => break stream,
                 Published::Refused(reason) => return Err(unwritable(reason)),
                 Published::Elsewhere => "the broker sees another end of the ledger".to_owned(),
                 Published::Unknown(reason) => reason,
             };
             // It is published again only when the ledger is seen to end where it did: never twice.
             match self.last().await {
-                Ok(Some((stream, last))) if last == digest => return Ok(self.advance(stream, digest)),
+                Ok(Some((stream, last))) if last == digest => break stream,
                 Ok(last) => {
                     let found = last.map_or(0, |(stream, _)| stream);
                     if found != self.tail.stream {
@@ -232,11 +232,9 @@ impl Ledger {
             tracing::warn!(kind, sequence = sequence.get(), reason, "event not acknowledged; trying again");
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
-        }
-    }
-
-    fn advance(&mut self, stream: u64, digest: Digest) {
-        self.tail = Tail { stream, next: self.tail.next.next(), previous: Some(digest) };
+        };
+        self.tail = Tail { stream, next: sequence.next(), previous: Some(digest) };
+        Ok(())
     }
 
     fn headers(&self, body: &[u8], digest: Digest) -> HeaderMap {

@@ -56,12 +56,12 @@ async fn lead(args: &Args, config: &Config, posture: Posture) -> Result<(), Fail
     let internal = |error: std::io::Error| Failure::new(Code::Internal, error);
     let shutdown = shutdown::on_signals().map_err(internal)?;
     let service = tokio::select! {
-        service = Service::build(config, posture) => service?,
+        service = Box::pin(Service::build(config, posture)) => service?,
         () = shutdown.cancelled() => return Ok(()),
     };
     let ready = ReadyFile::announce(args.ready_file.as_deref(), "coordinator", Vec::new()).map_err(internal)?;
     tracing::info!("the coordinator leads");
-    let ended = service.run(shutdown).await;
+    let ended = Box::pin(service.run(shutdown)).await;
     drop(ready);
     ended
 }

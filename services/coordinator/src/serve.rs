@@ -51,7 +51,7 @@ pub(crate) async fn forward(
                 Some(reply) => Arrival::Operator { operator, request, reply },
                 None => continue,
             },
-            Err(rejected) => match refuse(&bus, &message, rejected).await {
+            Err(rejected) => match refuse(&bus, &message, *rejected).await {
                 Some(arrival) => arrival,
                 None => continue,
             },

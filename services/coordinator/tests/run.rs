@@ -219,3 +219,37 @@ async fn a_second_coordinator_takes_over_and_the_first_stands_down() {
     assert!(log.contains("DL0701"), "{log}");
     assert!(worker.claim(&scene).await.is_some());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_configuration_ends_with_64_before_anything_is_connected() {
+    let cluster = harness::Cluster::bare(harness::Options::default()).await;
+    let domain = cluster.domain().layout().folder().display().to_string();
+    let run = async |arguments: &[&str]| {
+        let all: Vec<&str> = ["--domain", domain.as_str()].iter().chain(arguments).copied().collect();
+        cluster.run_program("diloco-coordinator", &all, WAIT).await
+    };
+    let good = run(&["--check-config"]).await;
+    assert!(good.status.success(), "{}", good.stderr);
+    for (arguments, code) in [
+        (vec!["--set", "bus.urll=x"], "DL0101"),
+        (vec!["--set", "limits.transfers=many"], "DL0101"),
+        (vec!["--set", "bus.url=nats://127.0.0.1:4222"], "DL0109"),
+        (vec!["--set", "keys.manifest=/nowhere/manifest.nk"], "DL0102"),
+        (vec!["--set", "auth.layers.bulk=false"], "DL0101"),
+        (vec!["--config", "/nowhere/coordinator.toml"], "DL0101"),
+    ] {
+        let output = run(&arguments).await;
+        assert_eq!(output.status.code(), Some(64), "{arguments:?}: {}", output.stderr);
+        assert!(output.stderr.contains(code), "{arguments:?}: {}", output.stderr);
+        assert!(output.stderr.contains("\n  next: "), "{arguments:?}: {}", output.stderr);
+    }
+    assert_eq!(run(&["--unknown"]).await.status.code(), Some(64));
+    let printed = run(&["--print-config", "--set", "limits.transfers=3"]).await;
+    assert!(printed.stdout.contains("transfers = 3  # flag --set limits.transfers"), "{}", printed.stdout);
+    // A loud exception lets it go on, as far as a store that is not there.
+    let open = "auth.exceptions=[{ layer = \"bus\", reason = \"a test\" }]";
+    let output =
+        run(&["--set", open, "--set", "store.url=https://127.0.0.1:1", "--set", "limits.store_patience=1s"]).await;
+    assert_eq!(output.status.code(), Some(5), "{}", output.stderr);
+    assert!(output.stderr.contains("layer is open") && output.stderr.contains("a test"), "{}", output.stderr);
+}

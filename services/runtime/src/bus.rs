@@ -13,6 +13,7 @@ use identity::source::connect_options;
 use identity::{BusTls, CredentialSource};
 use schemas::{Code, DecodeError, Message, PublicKey, Refusal, Reply, UnixMillis};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 pub use crate::denial::Direction;
 use crate::denial::{Denials, Denied};
@@ -37,6 +38,8 @@ pub struct BusConfig {
 pub struct Bus {
     client: Client,
     denials: Denials,
+    /// Counts how often the connection was lost: what was being waited for then does not come any more.
+    lost: watch::Sender<u64>,
     public: Option<PublicKey>,
     url: String,
 }
@@ -91,6 +94,12 @@ pub enum BusError {
         /// How long was waited.
         after: Duration,
     },
+    /// The connection was lost while the answer was waited for. Whether the question arrived is not known.
+    #[error("the connection was lost while {subject} was asked")]
+    Lost {
+        /// Where.
+        subject: String,
+    },
     /// The answer is a refusal.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -119,7 +128,7 @@ impl BusError {
             Self::Unreachable { .. } => Code::BusUnreachable,
             Self::Credential { code, .. } => *code,
             Self::Denied { .. } => Code::BusDenied,
-            Self::NoResponders { .. } | Self::TimedOut { .. } => Code::NoAnswer,
+            Self::NoResponders { .. } | Self::TimedOut { .. } | Self::Lost { .. } => Code::NoAnswer,
             Self::Refused(refusal) => refusal.code,
             Self::Message { .. } | Self::Send { .. } => Code::MessageInvalid,
         }
@@ -183,9 +192,10 @@ impl Bus {
                 (connect_options(&source, &tls), Some(source.public().clone()))
             };
         let denials = Denials::default();
-        let heard = denials.clone();
+        let lost = watch::Sender::new(0);
+        let (heard, losses) = (denials.clone(), lost.clone());
         let options = options.name(name).event_callback(move |event| {
-            on_event(&event, &heard);
+            on_event(&event, &heard, &losses);
             std::future::ready(())
         });
         let addresses: Vec<&str> = config.addresses().collect();
@@ -198,7 +208,7 @@ impl Bus {
                 _ => BusError::Unreachable { url: url.clone(), reason },
             }
         })?;
-        Ok(Self { client, denials, public, url })
+        Ok(Self { client, denials, lost, public, url })
     }
 
     /// The client underneath, for JetStream.
@@ -226,22 +236,9 @@ impl Bus {
         question: &Q,
         wait: Duration,
     ) -> Result<A, BusError> {
-        let mut denied = self.denials.watch(Direction::Publish, subject);
         let request = async_nats::Request::new().payload(question.encode().into()).timeout(Some(wait));
-        let answer = tokio::select! {
-            answer = self.client.send_request(subject.to_owned(), request) => answer,
-            () = denied.heard() => {
-                return Err(BusError::Denied { direction: Direction::Publish, subject: subject.to_owned() });
-            }
-        };
-        let message = answer.map_err(|error| match error.kind() {
-            RequestErrorKind::TimedOut => BusError::TimedOut { subject: subject.to_owned(), after: wait },
-            RequestErrorKind::NoResponders => BusError::NoResponders { subject: subject.to_owned() },
-            RequestErrorKind::InvalidSubject | RequestErrorKind::MaxPayloadExceeded | RequestErrorKind::Other => {
-                BusError::Send { subject: subject.to_owned(), reason: causes(&error) }
-            }
-        })?;
-        let decoded = Reply::<A>::decode(&message.payload);
+        let payload = self.send(subject, request, wait).await?;
+        let decoded = Reply::<A>::decode(&payload);
         let reply = decoded.map_err(|source| BusError::Message { subject: subject.to_owned(), source })?;
         Ok(reply.into_result()?)
     }
@@ -266,18 +263,26 @@ impl Bus {
         payload: Bytes,
         wait: Duration,
     ) -> Result<Bytes, BusError> {
-        let mut denied = self.denials.watch(Direction::Publish, subject);
         let request = async_nats::Request::new().headers(headers).payload(payload).timeout(Some(wait));
+        self.send(subject, request, wait).await
+    }
+
+    /// Sends a request and waits for its answer, a denial, the loss of the connection, or the end of `wait`.
+    async fn send(&self, subject: &str, request: async_nats::Request, wait: Duration) -> Result<Bytes, BusError> {
+        let mut denied = self.denials.watch(Direction::Publish, subject);
+        let mut lost = self.lost.subscribe();
+        let subject = subject.to_owned();
         let answer = tokio::select! {
-            answer = self.client.send_request(subject.to_owned(), request) => answer,
-            () = denied.heard() => {
-                return Err(BusError::Denied { direction: Direction::Publish, subject: subject.to_owned() });
-            }
+            answer = self.client.send_request(subject.clone(), request) => answer,
+            () = denied.heard() => return Err(BusError::Denied { direction: Direction::Publish, subject }),
+            _ = lost.changed() => return Err(BusError::Lost { subject }),
         };
         answer.map(|message| message.payload).map_err(|error| match error.kind() {
-            RequestErrorKind::TimedOut => BusError::TimedOut { subject: subject.to_owned(), after: wait },
-            RequestErrorKind::NoResponders => BusError::NoResponders { subject: subject.to_owned() },
-            _ => BusError::Send { subject: subject.to_owned(), reason: causes(&error) },
+            RequestErrorKind::TimedOut => BusError::TimedOut { subject, after: wait },
+            RequestErrorKind::NoResponders => BusError::NoResponders { subject },
+            RequestErrorKind::InvalidSubject | RequestErrorKind::MaxPayloadExceeded | RequestErrorKind::Other => {
+                BusError::Send { subject, reason: causes(&error) }
+            }
         })
     }
 
@@ -345,10 +350,13 @@ impl Subscription {
     }
 }
 
-fn on_event(event: &Event, denials: &Denials) {
+fn on_event(event: &Event, denials: &Denials, lost: &watch::Sender<u64>) {
     match event {
         Event::Connected => tracing::info!("connected to the bus"),
-        Event::Disconnected => tracing::warn!("connection to the bus lost; trying again"),
+        Event::Disconnected => {
+            tracing::warn!("connection to the bus lost; trying again");
+            lost.send_modify(|count| *count += 1);
+        }
         Event::Closed => tracing::info!("connection to the bus closed"),
         Event::LameDuckMode | Event::Draining => tracing::info!("bus: {event}"),
         Event::SlowConsumer(_) => tracing::warn!("bus: {event}; messages were dropped"),

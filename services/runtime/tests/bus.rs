@@ -1,0 +1,95 @@
+//! The bus with a real broker and real permissions: what is refused fails at once, by name.
+
+use std::time::{Duration, Instant};
+
+use harness::{Cluster, Options};
+use identity::{Domain, InitOptions};
+use runtime::bus::Direction;
+use runtime::{Bus, BusConfig, BusError, clock};
+use schemas::lease::{Done, ReleaseRequest};
+use schemas::permission::Role;
+use schemas::subject::{ControlVerb, command_filters, control_subject};
+use schemas::{Code, WorkerId};
+
+/// Much longer than a refusal takes, much shorter than a request waits.
+const AT_ONCE: Duration = Duration::from_secs(5);
+const WAIT: Duration = Duration::from_secs(30);
+
+fn question() -> ReleaseRequest {
+    let unit = schemas::lease::UnitId {
+        round: schemas::Round(0),
+        kind: schemas::lease::UnitKind::Train,
+        index: schemas::UnitIndex(0),
+    };
+    let lease = schemas::lease::LeaseRef { unit, epoch: schemas::Epoch(1) };
+    ReleaseRequest { v: schemas::V, lease, reason: "a test".into() }
+}
+
+#[tokio::test]
+async fn a_refused_request_fails_at_once_and_by_name() {
+    let cluster = Cluster::bare(Options::default()).await;
+    let worker = cluster.connect(Role::Worker, "worker-0").await;
+    let operator = cluster.connect(Role::Operator, "operator").await;
+    let public = operator.public().expect("connected with credentials");
+    let subject = control_subject(public, ControlVerb::Shutdown);
+    let started = Instant::now();
+    let error = worker.request::<_, Done>(&subject, &question(), WAIT).await.expect_err("workers control nothing");
+    assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
+    assert_eq!(error.code(), Code::BusDenied);
+    match error {
+        BusError::Denied { direction: Direction::Publish, subject: refused } => assert_eq!(refused, subject),
+        other => panic!("{other}"),
+    }
+    // Its own verb, which nobody answers yet.
+    let error = operator.request::<_, Done>(&subject, &question(), WAIT).await.expect_err("no coordinator");
+    assert_eq!(error.code(), Code::NoAnswer);
+}
+
+#[tokio::test]
+async fn a_refused_subscription_is_an_error_and_a_granted_one_stands() {
+    let cluster = Cluster::bare(Options::default()).await;
+    let worker = cluster.connect(Role::Worker, "worker-0").await;
+    let id: WorkerId = worker.public().expect("connected with credentials").as_str().parse().expect("a user key");
+    for filter in command_filters(cluster.run(), &id) {
+        worker.subscribe(&filter).await.expect("its own commands");
+    }
+    let error = worker.subscribe("diloco.request.>").await.map(|_| ()).expect_err("requests are the coordinator's");
+    assert!(matches!(error, BusError::Denied { direction: Direction::Subscribe, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_lost_connection_ends_what_waited_and_comes_back() {
+    let mut cluster = Cluster::bare(Options::default()).await;
+    let coordinator = cluster.connect(Role::Coordinator, "coordinator").await;
+    let mut silent = coordinator.subscribe("diloco.control.>").await.expect("it may");
+    let operator = cluster.connect(Role::Operator, "operator").await;
+    let subject = control_subject(operator.public().expect("with credentials"), ControlVerb::Shutdown);
+    let asker = operator.clone();
+    let asked = subject.clone();
+    let asking = tokio::spawn(async move { asker.request::<_, Done>(&asked, &question(), WAIT).await });
+    silent.next().await.expect("allowed").expect("the question arrives and is not answered");
+    cluster.kill9("broker");
+    let error = asking.await.expect("no panic").expect_err("nobody answers");
+    assert!(matches!(error, BusError::Lost { .. }), "{error}");
+    cluster.restart("broker").await;
+    operator.round_trip().await.expect("connected again");
+}
+
+#[tokio::test]
+async fn strangers_and_absent_servers_have_codes() {
+    let cluster = Cluster::bare(Options::default()).await;
+    let other = Domain::init(&cluster.path("other"), &InitOptions::default(), clock::now()).expect("another domain");
+    let lifetime = schemas::Millis::from_secs(3600);
+    let issued = other.issue(Role::Coordinator, "stranger", None, lifetime, clock::now()).expect("issued");
+    let config = cluster.bus_config(&issued.credentials);
+    let error = Bus::connect("stranger", &config, clock::now()).await.expect_err("of another domain");
+    assert_eq!(error.code(), Code::BusRefused, "{error}");
+    let own = cluster.issue(Role::Coordinator, "coordinator");
+    // The authority of another domain did not sign this server's certificate.
+    let config = BusConfig { ca: other.layout().ca(), ..cluster.bus_config(&own.credentials) };
+    let error = Bus::connect("mistaken", &config, clock::now()).await.expect_err("an unknown server");
+    assert_eq!(error.code(), Code::BusUnreachable, "{error}");
+    let nowhere = BusConfig { url: "tls://127.0.0.1:1".into(), ..cluster.bus_config(&own.credentials) };
+    let error = Bus::connect("early", &nowhere, clock::now()).await.expect_err("nobody there");
+    assert_eq!(error.code(), Code::BusUnreachable, "{error}");
+}
