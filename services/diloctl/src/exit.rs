@@ -28,6 +28,7 @@ pub(crate) const fn status(code: Code) -> u8 {
         | Code::RoleMismatch => 6,
         Code::NoAnswer => 7,
         Code::LedgerBroken | Code::AuditRejected | Code::ReplayDiverged | Code::SignatureInvalid => 10,
+        Code::NoVerdict => 11,
         _ => 1,
     }
 }

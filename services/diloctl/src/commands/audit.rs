@@ -1,2 +1,216 @@
+//! `audit`: the record of what happened, checked from the stream alone.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use diloco_audit::{Checked, Replay, StreamSequence, Summary, TimelineRow, Verdict};
+use runtime::Failure;
+use schemas::permission::Role;
+use schemas::view::RunView;
+use schemas::{Code, RunId};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::cli::Audit;
 use crate::context::Context;
-pub(crate) async fn run(_: &Context, _: &crate::cli::Audit) -> Result<(), runtime::Failure> { Ok(()) }
+use crate::output::{Record, Row};
+use crate::table::{or_dash, time};
+
+/// How many earlier events `tail` starts with.
+const TAIL_ROWS: usize = 10;
+
+pub(crate) async fn run(context: &Context, command: &Audit) -> Result<(), Failure> {
+    match command {
+        Audit::Replay { run, at: Some(at), .. } => state(context, run.as_ref(), StreamSequence(*at)).await,
+        Audit::Replay { run, at: None, summary } => replay(context, run.as_ref(), *summary).await,
+        Audit::Tail { run } => tail(context, run.as_ref()).await,
+    }
+}
+
+async fn open(context: &Context) -> Result<Replay, Failure> {
+    let domain = context.domain()?;
+    let bus = context.bus(Role::Auditor).await?;
+    Ok(Replay::open(&bus, domain.trust()).await?)
+}
+
+/// The timeline, or its summary.
+async fn replay(context: &Context, run: Option<&RunId>, summary_only: bool) -> Result<(), Failure> {
+    let mut replay = open(context).await?;
+    // An event that waited for its worker to join comes twice; the second result counts.
+    let mut rows = BTreeMap::new();
+    let mut keep = |checked: Checked| {
+        if !summary_only && run.is_none_or(|run| checked.row.concerns(run)) {
+            rows.insert(checked.row.stream_sequence, checked.row);
+        }
+    };
+    replay.run(context.timeout, &mut keep).await?;
+    let mut summary = replay.auditor().summary();
+    summary.runs.retain(|of_run| run.is_none_or(|run| of_run.run == *run));
+    if summary_only {
+        context.printer.record(&summary);
+    } else {
+        let rows: Vec<TimelineRow> = rows.into_values().collect();
+        context.printer.rows(&rows);
+        context.printer.talk(&verdict(&summary));
+    }
+    judge(&replay, run)
+}
+
+/// The coordinator's state after one position of the stream.
+async fn state(context: &Context, run: Option<&RunId>, at: StreamSequence) -> Result<(), Failure> {
+    let mut replay = open(context).await?;
+    replay.catch_up(at, context.timeout, &mut |_| {}).await?;
+    let state = replay.auditor().state();
+    let wanted = |name: &RunId| run.is_none_or(|run| name == run);
+    let runs = state.runs().filter(|(name, _)| wanted(name)).map(|(name, of_run)| of_run.view(name)).collect();
+    let state = serde_json::to_value(state).map_err(|error| Failure::new(Code::Internal, error))?;
+    context.printer.record(&Moment { stream_sequence: at, runs, state });
+    judge(&replay, run)
+}
+
+/// Follows; ends well when the reader has seen enough.
+async fn tail(context: &Context, run: Option<&RunId>) -> Result<(), Failure> {
+    let mut replay = open(context).await?;
+    let wanted = |row: &TimelineRow| run.is_none_or(|run| row.concerns(run));
+    let mut rows = VecDeque::new();
+    let end = replay.span().last;
+    if end > StreamSequence(0) {
+        let mut keep = |checked: Checked| {
+            if wanted(&checked.row) {
+                rows.push_back(checked.row);
+            }
+            if rows.len() > TAIL_ROWS {
+                rows.pop_front();
+            }
+        };
+        replay.catch_up(end, context.timeout, &mut keep).await?;
+    }
+    let mut first = true;
+    loop {
+        for row in rows.drain(..) {
+            context.printer.follow(&row, std::mem::take(&mut first));
+        }
+        let more = tokio::select! {
+            biased;
+            _ = tokio::signal::ctrl_c() => return Ok(()),
+            more = replay.follow() => more,
+        };
+        rows.extend(more.into_iter().map(|checked| checked.row).filter(wanted));
+    }
+}
+
+/// Evidence in any run counts: one chain holds all of them.
+fn judge(replay: &Replay, run: Option<&RunId>) -> Result<(), Failure> {
+    let auditor = replay.auditor();
+    if let Some(found) = auditor.evidence() {
+        let evidence = auditor.findings().iter().filter(|found| found.finding.is_evidence()).count();
+        let more = if evidence > 1 { format!(", and {} findings more", evidence - 1) } else { String::new() };
+        return Err(Failure::new(found.code(), format!("{found}{more}")));
+    }
+    match run {
+        Some(run) if auditor.state().run(run).is_none() => {
+            Err(Failure::new(Code::RunUnknown, format!("no event created {run} up to there")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn verdict(summary: &Summary) -> String {
+    let Summary { events, verified, repeated, unenrolled, rejected, .. } = summary;
+    let whole = summary.emitters.iter().filter(|emitter| emitter.whole).count();
+    let chains = format!("{whole} of {} chains whole", summary.emitters.len());
+    let others = format!("{repeated} repeated, {unenrolled} of workers that have not joined, {rejected} rejected");
+    format!("{events} events: {verified} verified, {others}; {chains}")
+}
+
+impl Row for TimelineRow {
+    const TITLES: &'static [&'static str] = &["seq", "time", "run", "by", "event", "about", "detail", "verdict"];
+
+    fn cells(&self) -> Vec<String> {
+        let verdict = match self.verdict {
+            Verdict::Verified => "ok",
+            Verdict::Repeated => "repeated",
+            Verdict::Unenrolled => "not joined",
+            Verdict::Rejected => "REJECTED",
+        };
+        let problem = self.problem.as_ref().map_or_else(String::new, |problem| format!(": {problem}"));
+        vec![
+            self.stream_sequence.to_string(),
+            time(self.time),
+            or_dash(self.run.as_ref(), ToString::to_string),
+            self.emitter.clone(),
+            self.kind.clone(),
+            self.about.clone(),
+            self.detail.clone(),
+            format!("{verdict}{problem}"),
+        ]
+    }
+}
+
+impl Record for Summary {
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let mut lines = vec![
+            ("verdict", if self.evidence { "EVIDENCE OF TAMPERING" } else { "verified" }.to_owned()),
+            ("events", verdict(self)),
+        ];
+        lines.extend(self.first_evidence.iter().map(|found| ("first finding", found.clone())));
+        let counts = |map: &BTreeMap<String, u64>| {
+            map.iter().map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>().join(", ")
+        };
+        if !self.findings.is_empty() {
+            lines.push(("findings", counts(&self.findings)));
+        }
+        lines.push(("kinds", counts(&self.kinds)));
+        for emitter in &self.emitters {
+            let whole = if emitter.whole { "whole" } else { "BROKEN" };
+            lines.push(("chain", format!("{} ({}): {} events, {whole}", emitter.name, emitter.key, emitter.events)));
+        }
+        for run in &self.runs {
+            let fates =
+                run.fates.iter().map(|(fate, tokens)| format!("{tokens} {}", format!("{fate:?}").to_lowercase()));
+            let fates = fates.collect::<Vec<_>>().join(", ");
+            let adds_up = if run.adds_up { "adds up" } else { "DOES NOT ADD UP" };
+            let phase = format!("{:?}", run.phase).to_lowercase();
+            lines.push(("run", format!("{}: {phase}, {} of {} rounds closed", run.run, run.rounds_closed, run.rounds)));
+            lines.push(("tokens", format!("{} issued: {fates}, {} in flight; {adds_up}", run.issued, run.in_flight)));
+            let loss = run.held_out_loss;
+            lines.extend(loss.map(|(round, loss)| ("held-out loss", format!("{loss:.4} at round {round}"))));
+            let snapshot = run.snapshot;
+            lines.extend(snapshot.map(|(round, object)| ("snapshot", format!("{} at round {round}", object.digest))));
+        }
+        lines
+    }
+}
+
+/// The coordinator's state after a position of the stream.
+#[derive(Serialize)]
+struct Moment {
+    stream_sequence: StreamSequence,
+    runs: Vec<RunView>,
+    state: Value,
+}
+
+impl Record for Moment {
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let mut lines = vec![("after sequence", self.stream_sequence.to_string())];
+        for run in &self.runs {
+            let phase = format!("{:?}", run.phase).to_lowercase();
+            lines.push(("run", format!("{}: {phase}", run.run)));
+            lines.push(("round", format!("{} of {}", run.round, run.rounds)));
+            lines.push(("units in", format!("{} of {}", run.units_done, run.units)));
+            lines.push(("workers", format!("{} present, {} needed", run.workers, run.workers_min)));
+            lines.push(("leases held", run.leases.to_string()));
+            let fates =
+                run.tokens.iter().map(|(fate, tokens)| format!("{tokens} {}", format!("{fate:?}").to_lowercase()));
+            lines.push(("tokens", fates.collect::<Vec<_>>().join(", ")));
+            lines.push(("train loss", or_dash(run.train_loss, |loss| format!("{loss:.4}"))));
+            let loss = or_dash(run.held_out_loss, |(round, loss)| format!("{loss:.4} at round {round}"));
+            lines.push(("held-out loss", loss));
+            let snapshot = or_dash(run.snapshot, |(round, object)| format!("{} at round {round}", object.digest));
+            lines.push(("snapshot", snapshot));
+        }
+        if self.runs.is_empty() {
+            lines.push(("runs", "none yet".to_owned()));
+        }
+        lines
+    }
+}

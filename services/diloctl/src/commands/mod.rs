@@ -26,6 +26,8 @@ pub async fn run(cli: Cli) -> ExitCode {
     let format = cli.global.output;
     let outcome = match Context::new(&cli.global) {
         Ok(context) => tokio::select! {
+            // A command that ends well on a signal, such as `audit tail`, is asked first.
+            biased;
             outcome = dispatch(&context, cli.command) => outcome,
             _ = tokio::signal::ctrl_c() => Err(Failure::new(schemas::Code::Interrupted, "stopped by a signal")),
         },
