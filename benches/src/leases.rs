@@ -1,0 +1,123 @@
+//! Claims at a fixed rate from scripted workers with real credentials: the time from the moment a claim is due to the
+//! signed grant in the worker's hands. Each grant, and each release after it, is an event that the broker syncs to disk
+//! before the coordinator goes on.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use harness::Cluster;
+use identity::{AuditKey, TrustBundle, jws};
+use runtime::Bus;
+use schemas::lease::{ClaimOutcome, ClaimReply, ClaimRequest, Done, MANIFEST_TYPE, Manifest, ReleaseRequest};
+use schemas::member::{JoinReply, JoinRequest, Posture};
+use schemas::permission::Role;
+use schemas::run::TrainerKind;
+use schemas::subject::{Verb, request_subject};
+use schemas::{Message, Millis, RunId, V, WorkerId};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::Effort;
+use crate::cluster_run::{self, Shape};
+use crate::row::{Reach, Row};
+
+const CLAIMS_PER_SECOND: u64 = 100;
+/// More than are ever busy when claims are answered in time; a claim that finds none idle waits, and that counts.
+const CLAIMERS: usize = 32;
+/// More units than claimers, so that a claim never waits for one.
+const UNITS: u32 = 256;
+/// Claims that are not counted.
+const WARMUP_CLAIMS: usize = 100;
+/// Longest wait for an answer.
+const ANSWER_WAIT: Duration = Duration::from_secs(20);
+
+/// A worker that claims and releases.
+struct Claimer {
+    bus: Bus,
+    run: RunId,
+    worker: WorkerId,
+    trust: TrustBundle,
+}
+
+/// The rows of this bench.
+pub(crate) async fn measure(effort: Effort) -> Result<Vec<Row>> {
+    let counted = if effort == Effort::Full { 1500 } else { 100 };
+    let shape =
+        Shape { parameters: 1000, step_ms: 0, steps: 1, units: UNITS, rounds: 1, workers_min: 1, snapshot_every: 1 };
+    let cluster = cluster_run::start(&shape).await?;
+    let (idle, mut waiting) = mpsc::channel(CLAIMERS);
+    for index in 0..CLAIMERS {
+        let claimer = Claimer::join(&cluster, &format!("claimer-{index}")).await?;
+        idle.try_send(claimer).ok().context("there is room for all")?;
+    }
+    let (times, mut taken) = mpsc::channel(CLAIMERS);
+    let mut ticks = tokio::time::interval(Duration::from_millis(1000 / CLAIMS_PER_SECOND));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let claiming = async {
+        for _ in 0..WARMUP_CLAIMS + counted {
+            let due = ticks.tick().await;
+            let claimer = waiting.recv().await.context("claimers come back")?;
+            let (idle, times) = (idle.clone(), times.clone());
+            tokio::spawn(async move {
+                let taken = claimer.claim(due).await;
+                // The receiver is gone only when an earlier claim failed.
+                let _ = times.send(taken).await;
+                let _ = idle.send(claimer).await;
+            });
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    let reading = async {
+        let mut milliseconds = Vec::with_capacity(counted);
+        for index in 0..WARMUP_CLAIMS + counted {
+            let taken: Result<Duration> = taken.recv().await.context("no claim was made")?;
+            let taken = taken.with_context(|| format!("claim {index}"))?;
+            if index >= WARMUP_CLAIMS {
+                milliseconds.push(taken.as_secs_f64() * 1e3);
+            }
+        }
+        Ok::<_, anyhow::Error>(milliseconds)
+    };
+    let ((), milliseconds) = tokio::try_join!(claiming, reading)?;
+    let row = Row::new(format!("lease claim to grant, {CLAIMS_PER_SECOND}/s"), "ms", milliseconds);
+    let tail = Row::new(format!("lease claim to grant, {CLAIMS_PER_SECOND}/s, p99"), "ms", vec![row.quantile(0.99)]);
+    let note = "sync_interval: always; a release for each grant";
+    Ok(vec![row.note(note), tail.reach(Reach::AtMost(10.0)).note(note)])
+}
+
+impl Claimer {
+    async fn join(cluster: &Cluster, name: &str) -> Result<Self> {
+        let issued = cluster.issue(Role::Worker, name);
+        let bus = cluster.connect(Role::Worker, name).await;
+        let audit_key = AuditKey::read(&issued.audit_key.context("workers sign events")?)?;
+        let worker = issued.public.as_str().parse()?;
+        let claimer = Self { bus, run: cluster.run().clone(), worker, trust: cluster.domain().trust().clone() };
+        let join = JoinRequest {
+            v: V,
+            audit_key: audit_key.public().clone(),
+            trainers: vec![TrainerKind::Synthetic],
+            device: "a bench".to_owned(),
+            release: "0".to_owned(),
+            posture: Posture::default(),
+        };
+        let _: JoinReply = claimer.ask(Verb::Join, &join).await?;
+        Ok(claimer)
+    }
+
+    /// Claims, and gives the lease back. The time is from `due` to the verified grant.
+    async fn claim(&self, due: Instant) -> Result<Duration> {
+        let claim = ClaimRequest { v: V, wait: Millis::from_secs(10) };
+        let reply: ClaimReply = self.ask(Verb::LeaseClaim, &claim).await?;
+        let ClaimOutcome::Lease(document) = reply.outcome else { bail!("{:?} instead of a lease", reply.outcome) };
+        let manifest: Manifest = jws::verify(&document, MANIFEST_TYPE, &self.trust)?;
+        let taken = due.elapsed();
+        let release = ReleaseRequest { v: V, lease: manifest.lease, reason: "measured".to_owned() };
+        let _: Done = self.ask(Verb::LeaseRelease, &release).await?;
+        Ok(taken)
+    }
+
+    async fn ask<Q: Message, A: Message>(&self, verb: Verb, question: &Q) -> Result<A> {
+        let subject = request_subject(&self.run, &self.worker, verb);
+        Ok(self.bus.request(&subject, question, ANSWER_WAIT).await?)
+    }
+}

@@ -1,0 +1,198 @@
+//! Sync time: from the moment the last worker ends its inner steps to the moment every worker holds the next weights, over
+//! the real broker, store, coordinator and workers on loopback with TLS. bf16 in both directions.
+//!
+//! Inner steps sleep long enough for a full snapshot to be saved meanwhile, as it would be in training; its cost shows
+//! in the processor time of its own row.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use harness::Cluster;
+
+use crate::Effort;
+use crate::cluster_run::{self, Shape, peak_bytes, processor_seconds};
+use crate::row::{Reach, Row};
+use crate::timeline::{Sync, Timeline};
+
+/// Rounds that warm connections and caches and are not counted.
+const WARMUP_ROUNDS: u64 = 2;
+/// Longest time for all rounds; far above what a busy machine needs.
+const PATIENCE: Duration = Duration::from_secs(540);
+/// Parameters that a step of the synthetic trainer moves: as many steps as windows, or chunks would not change.
+const WINDOW_PARAMETERS: u64 = 1 << 20;
+
+/// How many parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Size {
+    M10,
+    M100,
+}
+
+/// What processes used up per round.
+struct Costs {
+    coordinator: f64,
+    store: f64,
+    broker: f64,
+    workers: f64,
+}
+
+impl Size {
+    const fn parameters(self) -> u64 {
+        match self {
+            Self::M10 => 10_000_000,
+            Self::M100 => 100_000_000,
+        }
+    }
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::M10 => "10M",
+            Self::M100 => "100M",
+        }
+    }
+
+    /// Milliseconds of a unit's inner steps.
+    const fn training_ms(self) -> u64 {
+        match self {
+            Self::M10 => 1_000,
+            Self::M100 => 8_000,
+        }
+    }
+
+    /// Rounds that are counted.
+    const fn rounds(self, effort: Effort) -> u64 {
+        match (self, effort) {
+            (_, Effort::Quick) => 2,
+            (Self::M10, Effort::Full) => 15,
+            (Self::M100, Effort::Full) => 7,
+        }
+    }
+
+    /// Seconds, from the table.
+    const fn sync_reach(self, workers: usize) -> Option<f64> {
+        match (self, workers) {
+            (Self::M10, 2) => Some(0.16),
+            (Self::M10, 4) => Some(0.25),
+            (Self::M100, 2) => Some(1.2),
+            (Self::M100, 4) => Some(2.2),
+            _ => None,
+        }
+    }
+}
+
+/// All rows of one size and number of workers.
+pub(crate) async fn measure(size: Size, workers: usize, effort: Effort) -> Result<Vec<Row>> {
+    let label = format!("{} x{workers}", size.label());
+    let (mut rows, costs) = rounds(size, workers, effort, 1, &label).await?;
+    rows.extend(costs.rows(&label, "with a full snapshot in each round"));
+    if size == Size::M10 && workers == 2 {
+        // The peer writes nothing: the same without full snapshots is what compares.
+        let (_, costs) = rounds(size, workers, effort, 1_000_000, &label).await?;
+        let row =
+            Row::new(format!("{label}: coordinator + store CPU"), "s/round", vec![costs.coordinator + costs.store]);
+        rows.push(row.reach(Reach::AtMost(0.15)).note("without full snapshots"));
+    }
+    Ok(rows)
+}
+
+async fn rounds(
+    size: Size,
+    workers: usize,
+    effort: Effort,
+    snapshot_every: u64,
+    label: &str,
+) -> Result<(Vec<Row>, Costs)> {
+    let steps = size.parameters().div_ceil(WINDOW_PARAMETERS);
+    let counted = size.rounds(effort);
+    let last = WARMUP_ROUNDS + counted;
+    let shape = Shape {
+        parameters: size.parameters(),
+        step_ms: size.training_ms() / steps,
+        steps,
+        units: u32::try_from(workers).context("few workers")?,
+        // One more, which the last counted sync leads into.
+        rounds: last + 1,
+        workers_min: workers,
+        snapshot_every,
+    };
+    let mut cluster = cluster_run::start(&shape).await?;
+    for index in 0..workers {
+        cluster.start_worker(&worker(index), &[]).await;
+    }
+    let run = cluster.run().clone();
+    let operator = cluster.operator().await;
+    operator.until(&run, PATIENCE, |view| view.round.get() >= WARMUP_ROUNDS).await;
+    let before = used(&mut cluster, workers)?;
+    operator.until(&run, PATIENCE, |view| view.round.get() >= last).await;
+    let after = used(&mut cluster, workers)?;
+    operator.until(&run, PATIENCE, |view| view.round.get() > last).await;
+    let peak = peak_bytes(pid(&mut cluster, "coordinator")?)?;
+    let mut timeline = Timeline::default();
+    timeline.read(&cluster.process("coordinator").log());
+    for index in 0..workers {
+        timeline.read(&cluster.process(&worker(index)).log());
+    }
+    let syncs = timeline.syncs(WARMUP_ROUNDS..last, workers);
+    ensure!(2 * syncs.len() as u64 > counted, "{} of {counted} syncs were seen in the logs", syncs.len());
+    let mut rows = stages(&syncs, label, size.sync_reach(workers));
+    let mut memory = Row::new(format!("{label}: coordinator peak memory"), "GB", vec![peak / 1e9]);
+    if size == Size::M100 {
+        memory = memory.reach(Reach::AtMost(1.5));
+    }
+    rows.push(memory);
+    Ok((rows, after.since(&before, counted as f64)))
+}
+
+fn stages(syncs: &[Sync], label: &str, reach: Option<f64>) -> Vec<Row> {
+    let row =
+        |name: &str, of: fn(&Sync) -> f64| Row::new(format!("sync {label}{name}"), "s", syncs.iter().map(of).collect());
+    let total = row("", Sync::total);
+    vec![
+        match reach {
+            Some(reach) => total.reach(Reach::AtMost(reach)),
+            None => total,
+        },
+        row(": encode + upload", |sync| sync.upload),
+        row(": screen", |sync| sync.screen),
+        row(": merge + publish", |sync| sync.merge),
+        row(": lease", |sync| sync.open),
+        row(": download + decode", |sync| sync.download),
+    ]
+}
+
+impl Costs {
+    fn since(&self, before: &Self, rounds: f64) -> Self {
+        Self {
+            coordinator: (self.coordinator - before.coordinator) / rounds,
+            store: (self.store - before.store) / rounds,
+            broker: (self.broker - before.broker) / rounds,
+            workers: (self.workers - before.workers) / rounds,
+        }
+    }
+
+    fn rows(&self, label: &str, note: &str) -> Vec<Row> {
+        let row = |name: &str, value: f64| Row::new(format!("{label}: {name} CPU"), "s/round", vec![value]).note(note);
+        vec![
+            row("coordinator", self.coordinator),
+            row("store", self.store),
+            row("broker", self.broker),
+            row("all workers'", self.workers),
+        ]
+    }
+}
+
+/// What has been used so far.
+fn used(cluster: &mut Cluster, workers: usize) -> Result<Costs> {
+    let mut seconds = |name: &str| processor_seconds(pid(cluster, name)?);
+    let (coordinator, store, broker) = (seconds("coordinator")?, seconds("store")?, seconds("broker")?);
+    let each = (0..workers).map(|index| seconds(&worker(index))).collect::<Result<Vec<f64>>>()?;
+    Ok(Costs { coordinator, store, broker, workers: each.iter().sum() })
+}
+
+fn pid(cluster: &mut Cluster, name: &str) -> Result<u32> {
+    cluster.process(name).pid().with_context(|| format!("{name} does not run"))
+}
+
+fn worker(index: usize) -> String {
+    format!("worker-{index}")
+}

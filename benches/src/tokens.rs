@@ -1,0 +1,160 @@
+//! Training speed of the demonstration's decoder on one thread, in tokens a second, beside PyTorch eager where a Python
+//! with it is named by `DILOCO_BENCH_PYTHON`. Both run in processes of their own, in turns.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use model::{ModelConfig, Preset};
+use schemas::Steps;
+use schemas::run::{InnerOptimizer, Precision};
+use serde::{Deserialize, Serialize};
+use torch::{DeviceChoice, TorchOptions, TorchTrainer};
+use trainer::{Batch, StepSettings, Trainer as _};
+
+use crate::Effort;
+use crate::row::{Reach, Row};
+use crate::table;
+
+/// Names the Python whose torch is the peer.
+const PYTHON: &str = "DILOCO_BENCH_PYTHON";
+/// The model, batch and optimizer of `benches/peer/train.py`.
+const PRESET: &str = "demo";
+const SEQUENCES: usize = 8;
+const SEQUENCE_TOKENS: usize = 256;
+const STEPS: usize = 20;
+/// Steps that warm caches and are not counted.
+const WARMUP_STEPS: usize = 3;
+const OPTIMIZER: InnerOptimizer = InnerOptimizer {
+    learning_rate: 1e-3,
+    warmup_steps: Steps(0),
+    final_ratio: 1.0,
+    beta1: 0.9,
+    beta2: 0.95,
+    epsilon: 1e-8,
+    weight_decay: 0.1,
+    clip_norm: 1.0,
+};
+
+/// Tokens a second.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Speed {
+    fp32: f64,
+    bf16: f64,
+}
+
+/// Ours and the peer's, in turns.
+pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
+    let turns = if effort == Effort::Full { 5 } else { 1 };
+    let python = std::env::var_os(PYTHON).filter(|path| !path.is_empty());
+    let (mut ours, mut peers) = (Vec::new(), Vec::new());
+    for _ in 0..turns {
+        ours.push(here()?);
+        if let Some(python) = &python {
+            peers.push(pytorch(Path::new(python))?);
+        }
+    }
+    let mut rows = Vec::new();
+    let dtypes: [(&str, fn(&Speed) -> f64); 2] = [("fp32", |speed| speed.fp32), ("bf16", |speed| speed.bf16)];
+    for (dtype, of) in dtypes {
+        let name = format!("worker, {PRESET} {dtype}, 1 thread");
+        let row = Row::new(name.clone(), "tokens/s", ours.iter().map(of).collect());
+        if peers.is_empty() {
+            rows.push(row.note(format!("no PyTorch here: {PYTHON} is not set, the ratio is not judged")));
+            continue;
+        }
+        rows.push(row);
+        rows.push(Row::new(
+            format!("PyTorch eager, {PRESET} {dtype}, 1 thread"),
+            "tokens/s",
+            peers.iter().map(of).collect(),
+        ));
+        let ratios = ours.iter().zip(&peers).map(|(ours, peer)| of(ours) / of(peer)).collect();
+        // The fast path that needs the processor's maker to be misjudged by MKL exists on AMD alone.
+        let reach = if dtype == "bf16" && is_amd() { 1.9 } else { 1.0 };
+        rows.push(Row::new(format!("{name} beside PyTorch"), "ratio", ratios).reach(Reach::AtLeast(reach)));
+    }
+    Ok(rows)
+}
+
+/// In a process that starts as the worker does: its libraries read some settings before `main`.
+fn here() -> Result<Speed> {
+    let program = std::env::current_exe().context("where this program is")?;
+    let output = Command::new(program).arg("--tokens-here").output().context("cannot start this program again")?;
+    ensure!(output.status.success(), "tokens: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).context("its answer is no speed")
+}
+
+/// Measures in this process and prints the speed.
+///
+/// # Errors
+/// libtorch cannot be used.
+pub(crate) fn print_here() -> Result<()> {
+    diloco_worker::launch::settle();
+    torch::init(DeviceChoice::Cpu, 1)?;
+    let speed = Speed { fp32: speed(Precision::Fp32)?, bf16: speed(Precision::Bf16)? };
+    table::say(&serde_json::to_string(&speed)?);
+    Ok(())
+}
+
+fn speed(precision: Precision) -> Result<f64> {
+    let preset = Preset::named(PRESET).context("the preset is listed")?;
+    let ModelConfig::Llama(config) = &preset.config else { bail!("preset {PRESET} is not for trainer torch") };
+    let initial = preset.config.initial(1);
+    let mut values = vec![0.0; initial.elements() as usize];
+    initial.fill(0, &mut values);
+    let count = SEQUENCES * (SEQUENCE_TOKENS + 1);
+    let tokens: Vec<u32> = (0..count as u32).map(|i| (i * i * 31 + i * 17) % 251).collect();
+    let batch = Batch::new(&tokens, SEQUENCES, SEQUENCE_TOKENS)?;
+    let mut trainer = TorchTrainer::new(config, TorchOptions { device: DeviceChoice::Cpu, precision, threads: 1 })?;
+    trainer.set_parameters(0, &values)?;
+    let settings = StepSettings { optimizer: &OPTIMIZER, learning_rate: 1e-3, accumulation: 1 };
+    let mut seconds = Vec::with_capacity(STEPS);
+    for step in 0..WARMUP_STEPS + STEPS {
+        let start = Instant::now();
+        let report = trainer.step(&batch, &settings)?;
+        ensure!(report.loss.is_finite(), "the loss of step {step} is {}", report.loss);
+        if step >= WARMUP_STEPS {
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+    }
+    seconds.sort_by(f64::total_cmp);
+    Ok(batch.predicted() as f64 / seconds[STEPS / 2])
+}
+
+/// The peer with its default optimizer, as `eager` means.
+fn pytorch(python: &Path) -> Result<Speed> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peer/train.py");
+    let output = Command::new(python).arg(script).args(["--preset", PRESET, "--threads", "1"]).output();
+    let output = output.with_context(|| format!("{PYTHON}: {}", python.display()))?;
+    ensure!(output.status.success(), "{PYTHON}: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let speed = |dtype: &str| peer_speed(&text, dtype).with_context(|| format!("{dtype} is not in {text:?}"));
+    Ok(Speed { fp32: speed("fp32")?, bf16: speed("bf16")? })
+}
+
+/// From a line such as `demo cpu, 1 threads, fp32, default AdamW: 9000 tokens/s, torch 2.11.0`.
+fn peer_speed(text: &str, dtype: &str) -> Option<f64> {
+    let wanted = format!(", {dtype}, default AdamW: ");
+    let line = text.lines().find(|line| line.contains(&wanted))?;
+    line.split(&wanted).nth(1)?.split_whitespace().next()?.parse().ok()
+}
+
+fn is_amd() -> bool {
+    std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains("AuthenticAMD"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peers_lines_are_read() {
+        let text = "demo cpu, 1 threads, fp32, default AdamW: 9000 tokens/s, torch 2.11.0\n\
+                    demo cpu, 1 threads, fp32, fused AdamW: 9500 tokens/s, torch 2.11.0\n\
+                    demo cpu, 1 threads, bf16, default AdamW: 12000 tokens/s, torch 2.11.0\n";
+        assert_eq!((peer_speed(text, "fp32"), peer_speed(text, "bf16")), (Some(9000.0), Some(12000.0)));
+        assert_eq!(peer_speed(text, "fp16"), None);
+    }
+}
