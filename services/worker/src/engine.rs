@@ -104,8 +104,8 @@ impl Engine {
         progress: watch::Sender<(WorkId, Steps)>,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (jobs, queue) = mpsc::channel(JOBS_MAX);
-        let bench = Bench { section, meter, progress, open: None };
-        let thread = std::thread::Builder::new().name("training".to_owned()).spawn(move || bench.work(queue))?;
+        let thread = TrainingThread { section, meter, progress, open: None };
+        let thread = std::thread::Builder::new().name("training".to_owned()).spawn(move || thread.work(queue))?;
         Ok((Self(jobs), thread))
     }
 
@@ -163,7 +163,7 @@ impl Engine {
 }
 
 /// What the thread has on its table.
-struct Bench {
+struct TrainingThread {
     section: TrainingSection,
     meter: Arc<Meter>,
     progress: watch::Sender<(WorkId, Steps)>,
@@ -183,7 +183,7 @@ struct Open {
     fault: Option<Refusal>,
 }
 
-impl Bench {
+impl TrainingThread {
     fn work(mut self, mut queue: mpsc::Receiver<Job>) {
         while let Some(job) = queue.blocking_recv() {
             // Whoever asked may have gone; the answer is then for nobody.
@@ -384,3 +384,6 @@ fn stopped() -> Refusal {
 fn ended() -> Refusal {
     Refusal::new(Code::Internal, "the training thread has ended")
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,9 @@ use schemas::lease::LeaseRef;
 use schemas::limits::GRANTS_MAX;
 use schemas::subject::Verb;
 use schemas::{Code, Digest, Millis, ObjectRef, Refusal, V};
+use tokio::task::JoinError;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::asker::Asker;
 use crate::meter::Meter;
@@ -59,7 +61,9 @@ impl Library {
         Ok(stream::iter(pairs)
             .map(move |(index, object, grant)| {
                 let library = library.clone();
-                async move { Ok((index, library.download(object, grant).await?)) }
+                // A task of its own: several cores hash and decrypt. It ends with the stream.
+                let task = AbortOnDropHandle::new(tokio::spawn(async move { library.download(object, grant).await }));
+                async move { Ok((index, task.await.map_err(broken)??)) }
             })
             .buffered(TRANSFERS_MAX))
     }
@@ -94,8 +98,12 @@ impl Library {
         let request = PutRequest { v: V, lease, objects: vec![object] };
         let grants = self.asker.call_until(Verb::BlobPut, &request, deadline()).await?;
         let grant = first(grants, object.digest)?;
-        let regrant = ToWrite(&self.asker, lease, object);
-        self.transfer.put(&grant, bytes, &regrant, deadline()).await.map_err(refused)?;
+        let (asker, transfer) = (self.asker.clone(), self.transfer.clone());
+        let sending = async move {
+            let regrant = ToWrite(&asker, lease, object);
+            transfer.put(&grant, bytes, &regrant, deadline()).await
+        };
+        AbortOnDropHandle::new(tokio::spawn(sending)).await.map_err(broken)?.map_err(refused)?;
         self.meter.sent(object.bytes.get());
         Ok(())
     }
@@ -176,9 +184,34 @@ fn deadline() -> Instant {
     Instant::now() + TRANSFER_TIME_MAX
 }
 
+/// A transfer that panicked.
+fn broken(error: JoinError) -> Refusal {
+    Refusal::new(Code::Internal, error.to_string())
+}
+
 fn refused(error: ObjectError) -> Refusal {
     match error {
         ObjectError::Denied(refusal) => refusal,
         error => Refusal::new(error.code(), error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grants_must_be_for_what_was_asked() {
+        let digests = [Digest::of(b"a"), Digest::of(b"b")];
+        let grants = |digests: &[Digest]| {
+            let grants = digests.iter().map(|digest| Grant { digest: *digest, action: None });
+            Grants { v: V, grants: grants.collect() }
+        };
+        assert!(checked(grants(&digests), &digests).is_ok());
+        let swapped = [digests[1], digests[0]];
+        for other in [&swapped[..], &digests[..1], &[], &[digests[0], digests[1], digests[1]]] {
+            assert_eq!(checked(grants(other), &digests).expect_err("refused").code, Code::MessageInvalid);
+        }
+        assert!(first(grants(&[]), digests[0]).is_err());
     }
 }

@@ -1,0 +1,217 @@
+use data::{TokenShard, encode_shard};
+use merge::codec::encode;
+use model::Preset;
+use schemas::run::Rounding;
+
+use super::*;
+
+const SEQUENCE: u32 = 16;
+
+struct Scene {
+    engine: Engine,
+    thread: JoinHandle<()>,
+    opening: Opening,
+    initial: Vec<f32>,
+    scratch: tempfile::TempDir,
+}
+
+fn opening(folder: &std::path::Path) -> Opening {
+    let model = Preset::named("reference").expect("a preset").config;
+    Opening { model, precision: Precision::Fp32, inner: folder.join("run").join("inner.safetensors") }
+}
+
+fn start() -> (Engine, JoinHandle<()>) {
+    let (progress, _) = watch::channel((WorkId(0), Steps(0)));
+    Engine::start(TrainingSection::default(), Arc::new(Meter::default()), progress).expect("a thread")
+}
+
+fn shard() -> TokenShard {
+    let tokens: Vec<u32> = (0..2000_u32).map(|at| (at * at) % 251).collect();
+    TokenShard::decode(encode_shard(&tokens, 1), 256).expect("valid")
+}
+
+fn training(steps: u64, stop: CancellationToken) -> Training {
+    Training {
+        work: WorkId(1),
+        stop,
+        sampler: UnitSampler::new(vec![shard()], 3, SEQUENCE as usize).expect("long enough"),
+        optimizer: InnerOptimizer {
+            learning_rate: 1e-2,
+            warmup_steps: Steps(1),
+            final_ratio: 0.1,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            clip_norm: 1.0,
+        },
+        steps: Steps(steps),
+        steps_before: Steps(0),
+        steps_total: Steps(100),
+        sequences: 4,
+        accumulation: 2,
+        sequence_tokens: SEQUENCE,
+    }
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let opening = opening(scratch.path());
+        let (engine, thread) = start();
+        engine.open(opening.clone()).await.expect("a small model");
+        let mut initial = vec![0.0; opening.model.parameters() as usize];
+        opening.model.initial(1).fill(0, &mut initial);
+        Self { engine, thread, opening, initial, scratch }
+    }
+
+    /// Loads the initial weights in chunks of `size`.
+    async fn load(&self, base: Digest, size: usize) -> Result<(), Refusal> {
+        if self.engine.begin(base).await? {
+            return Ok(());
+        }
+        for (index, values) in self.initial.chunks(size).enumerate() {
+            let mut bytes = vec![0; values.len() * 4];
+            encode(CodecKind::Fp32, values, SeededRounding::NEAREST, &mut bytes).expect("sizes agree");
+            let start = index * size;
+            self.engine.load(CodecKind::Fp32, start..start + values.len(), bytes.into()).await?;
+        }
+        self.engine.loaded(base).await
+    }
+
+    /// The contribution as the coordinator would read it.
+    async fn contribution(&self, size: u64) -> Vec<f32> {
+        let chunks = self.opening.model.layout().chunks(size).expect("few chunks");
+        let encoding = Encoding {
+            stop: CancellationToken::new(),
+            codec: CodecKind::Fp32,
+            rounding: SeededRounding::NEAREST,
+            chunks,
+        };
+        let mut arriving = self.engine.encode(encoding.clone()).await.expect("the thread lives");
+        let mut values = vec![f32::NAN; self.initial.len()];
+        while let Some(chunk) = arriving.recv().await {
+            let (index, bytes) = chunk.expect("encoded");
+            decode(CodecKind::Fp32, &bytes, &mut values[encoding.chunks[index].range()]).expect("sizes agree");
+        }
+        values
+    }
+}
+
+#[tokio::test]
+async fn a_contribution_is_base_minus_local_however_it_is_cut() {
+    let scene = Scene::new().await;
+    scene.load(Digest::of(b"base"), 5000).await.expect("complete");
+    assert!(scene.contribution(7000).await.iter().all(|value| *value == 0.0), "nothing was trained");
+    let trained = scene.engine.train(training(5, CancellationToken::new())).await.expect("trains");
+    assert_eq!((trained.steps, trained.tokens), (Steps(5), Tokens(5 * 4 * u64::from(SEQUENCE))));
+    assert!(trained.loss.is_finite());
+    let (whole, cut) = (scene.contribution(1 << 20).await, scene.contribution(999).await);
+    assert_eq!(whole, cut);
+    assert!(whole.iter().any(|value| *value != 0.0));
+    // Back to the same base without loading it again: the contribution is nothing once more.
+    assert!(scene.engine.begin(Digest::of(b"base")).await.expect("at hand"));
+    assert!(scene.contribution(7000).await.iter().all(|value| *value == 0.0));
+}
+
+#[tokio::test]
+async fn an_incomplete_or_wrong_base_is_no_base() {
+    let scene = Scene::new().await;
+    let base = Digest::of(b"base");
+    assert!(!scene.engine.begin(base).await.expect("at hand"));
+    scene.engine.load(CodecKind::Fp32, 0..2, Bytes::from_static(&[0; 8])).await.expect("the thread lives");
+    assert_eq!(scene.engine.loaded(base).await.expect_err("two of many").code, Code::LayoutMismatch);
+    assert!(!scene.engine.begin(base).await.expect("at hand"), "it is not taken for complete");
+    scene.engine.load(CodecKind::Fp32, 0..2, Bytes::from_static(&[0; 7])).await.expect("the thread lives");
+    assert_eq!(scene.engine.loaded(base).await.expect_err("seven bytes").code, Code::SizeMismatch);
+    assert!(!scene.engine.begin(base).await.expect("at hand"));
+    let outside = usize::MAX - 2..usize::MAX;
+    scene.engine.load(CodecKind::Fp32, outside, Bytes::from_static(&[0; 8])).await.expect("the thread lives");
+    assert_eq!(scene.engine.loaded(base).await.expect_err("outside").code, Code::LayoutMismatch);
+}
+
+#[tokio::test]
+async fn a_stopped_unit_ends_early_and_the_thread_goes_on() {
+    let scene = Scene::new().await;
+    scene.load(Digest::of(b"base"), 5000).await.expect("complete");
+    let stop = CancellationToken::new();
+    stop.cancel();
+    let error = scene.engine.train(training(1_000_000, stop)).await.expect_err("stopped");
+    assert_eq!(error.code, Code::Interrupted);
+    scene.engine.train(training(1, CancellationToken::new())).await.expect("the next unit trains");
+}
+
+#[tokio::test]
+async fn the_inner_state_survives_a_restart_and_a_damaged_one_is_put_aside() {
+    let scene = Scene::new().await;
+    let base = Digest::of(b"base");
+    scene.load(base, 5000).await.expect("complete");
+    scene.engine.train(training(3, CancellationToken::new())).await.expect("trains");
+    scene.engine.save().await.expect("the thread lives");
+    scene.load(base, 5000).await.expect("back to the base");
+    scene.engine.train(training(2, CancellationToken::new())).await.expect("trains");
+    let expected = scene.contribution(5000).await;
+    let Scene { engine, thread, opening, initial, scratch } = scene;
+    drop(engine);
+    thread.join().expect("it ends when nobody can ask any more");
+
+    let (engine, thread) = start();
+    engine.open(opening.clone()).await.expect("a small model");
+    let scene = Scene { engine, thread, opening, initial, scratch };
+    scene.load(base, 4000).await.expect("complete");
+    scene.engine.train(training(2, CancellationToken::new())).await.expect("trains");
+    assert_eq!(scene.contribution(5000).await, expected, "as if there had been no restart");
+
+    std::fs::write(&scene.opening.inner, b"damaged").expect("written");
+    let (engine, _thread) = start();
+    engine.open(scene.opening.clone()).await.expect("moments start anew");
+    assert!(!scene.opening.inner.exists() && scene.opening.inner.with_extension("refused").exists());
+    assert!(scene.scratch.path().exists());
+}
+
+#[tokio::test]
+async fn a_held_out_loss_is_the_same_in_any_batches() {
+    let scene = Scene::new().await;
+    scene.load(Digest::of(b"base"), 5000).await.expect("complete");
+    let mut losses = Vec::new();
+    for batch_sequences in [1, 3, 100] {
+        let evaluating = Evaluating {
+            work: WorkId(1),
+            stop: CancellationToken::new(),
+            held_out: HeldOut::new(vec![shard()], 10, SEQUENCE as usize).expect("long enough"),
+            batch_sequences,
+            sequence_tokens: SEQUENCE,
+        };
+        let evaluation = scene.engine.evaluate(evaluating).await.expect("finite");
+        assert_eq!(evaluation.tokens, Tokens(10 * u64::from(SEQUENCE)));
+        losses.push(evaluation.loss_sum);
+    }
+    assert!(losses.iter().all(|loss| (loss - losses[0]).abs() < 1e-3 * losses[0]), "{losses:?}");
+}
+
+#[tokio::test]
+async fn rounding_names_the_place_in_the_whole_vector() {
+    let scene = Scene::new().await;
+    scene.load(Digest::of(b"base"), 5000).await.expect("complete");
+    scene.engine.train(training(1, CancellationToken::new())).await.expect("trains");
+    let encoded = async |size: u64| {
+        let rounding = SeededRounding { rule: Rounding::Stochastic, seed: 9, first_element: 0 };
+        let chunks = scene.opening.model.layout().chunks(size).expect("few chunks");
+        let encoding = Encoding { stop: CancellationToken::new(), codec: CodecKind::Bf16, rounding, chunks };
+        let mut arriving = scene.engine.encode(encoding).await.expect("the thread lives");
+        let mut bytes = Vec::new();
+        while let Some(chunk) = arriving.recv().await {
+            bytes.extend_from_slice(&chunk.expect("encoded").1);
+        }
+        bytes
+    };
+    assert_eq!(encoded(1 << 20).await, encoded(1000).await);
+}
+
+#[tokio::test]
+async fn jobs_without_a_model_are_refused() {
+    let (engine, _thread) = start();
+    assert_eq!(engine.begin(Digest::of(b"x")).await.expect_err("no model").code, Code::Internal);
+    let error = engine.train(training(1, CancellationToken::new())).await.expect_err("no model");
+    assert_eq!(error.code, Code::Internal);
+}
