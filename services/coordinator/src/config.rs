@@ -95,7 +95,8 @@ impl Default for StoreConfig {
 impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
-            contributions_memory: ConfigBytes::mebi(512),
+            // With fp32 weights and momentum of 100M parameters (800 MB) and the chunks in the air it stays below 1.5 GB.
+            contributions_memory: ConfigBytes::mebi(384),
             transfers: 4,
             store_patience: ConfigDuration::from_secs(30),
             ledger_patience: ConfigDuration::from_secs(120),
