@@ -21,8 +21,8 @@ pub(crate) struct Chain {
     pub(crate) time: UnixMillis,
     /// Events that were its own and new, whatever else was wrong with them.
     pub(crate) events: u64,
-    /// Whether nothing was wrong so far.
-    pub(crate) whole: bool,
+    /// Whether anything was wrong so far.
+    pub(crate) broken: bool,
 }
 
 /// How an event stands to its chain.
@@ -37,10 +37,6 @@ pub(crate) enum Link {
 }
 
 impl Chain {
-    pub(crate) fn new() -> Self {
-        Self { whole: true, ..Self::default() }
-    }
-
     /// Takes the next event of this emitter, whose body has this digest.
     pub(crate) fn link(&mut self, body: &EventBody, digest: Digest) -> Link {
         let sequence = body.sequence;
@@ -56,7 +52,7 @@ impl Chain {
         self.remember(sequence, digest);
         self.events += 1;
         let broken = gap.or_else(|| (!fits).then_some(Finding::WrongHash { sequence }));
-        self.whole &= broken.is_none();
+        self.broken |= broken.is_some();
         broken.map_or(Link::Follows, Link::Breaks)
     }
 
@@ -68,11 +64,11 @@ impl Chain {
             None if sequence.get() >= oldest => {
                 self.remember(sequence, digest);
                 self.events += 1;
-                self.whole = false;
+                self.broken = true;
                 Link::Breaks(Finding::Displaced { sequence })
             }
             _ => {
-                self.whole = false;
+                self.broken = true;
                 Link::Breaks(Finding::Reused { sequence })
             }
         }
@@ -108,20 +104,20 @@ mod tests {
 
     #[test]
     fn a_chain_starts_at_zero_with_nothing_before_it() {
-        assert_eq!(Chain::new().link(&body(0, None), Digest::of(b"0")), Link::Follows);
-        let with_past = Chain::new().link(&body(0, Some(b"x")), Digest::of(b"0"));
+        assert_eq!(Chain::default().link(&body(0, None), Digest::of(b"0")), Link::Follows);
+        let with_past = Chain::default().link(&body(0, Some(b"x")), Digest::of(b"0"));
         assert_eq!(with_past, Link::Breaks(Finding::WrongHash { sequence: Sequence(0) }));
-        let late = Chain::new().link(&body(2, Some(b"x")), Digest::of(b"2"));
+        let late = Chain::default().link(&body(2, Some(b"x")), Digest::of(b"2"));
         assert_eq!(late, Link::Breaks(Finding::Gap { from: Sequence(0), to: Sequence(1) }));
     }
 
     #[test]
     fn one_fault_is_one_finding() {
-        let mut chain = Chain::new();
+        let mut chain = Chain::default();
         assert_eq!(chain.link(&body(0, None), Digest::of(b"0")), Link::Follows);
         let gap = Link::Breaks(Finding::Gap { from: Sequence(1), to: Sequence(1) });
         assert_eq!(chain.link(&body(2, Some(b"1")), Digest::of(b"2")), gap);
-        assert!(!chain.whole);
+        assert!(chain.broken);
         assert_eq!(chain.link(&body(3, Some(b"2")), Digest::of(b"3")), Link::Follows);
         let displaced = Link::Breaks(Finding::Displaced { sequence: Sequence(1) });
         assert_eq!(chain.link(&body(1, Some(b"0")), Digest::of(b"1")), displaced);
@@ -133,7 +129,7 @@ mod tests {
 
     #[test]
     fn what_is_remembered_has_a_bound() {
-        let mut chain = Chain::new();
+        let mut chain = Chain::default();
         for sequence in 0..3 * REMEMBERED {
             let previous = sequence.checked_sub(1).map(|at| at.to_be_bytes());
             let link =
@@ -147,7 +143,7 @@ mod tests {
 
     #[test]
     fn the_largest_sequence_is_a_gap_and_no_panic() {
-        let mut chain = Chain::new();
+        let mut chain = Chain::default();
         let link = chain.link(&body(u64::MAX, Some(b"x")), Digest::of(b"max"));
         assert_eq!(link, Link::Breaks(Finding::Gap { from: Sequence(0), to: Sequence(u64::MAX - 1) }));
     }

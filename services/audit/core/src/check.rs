@@ -279,7 +279,7 @@ impl Auditor {
 
     /// Links an event into its emitter's chain and looks at its time; whether it is a repetition.
     fn link(&mut self, body: &EventBody, digest: Digest, stored_at: UnixMillis, findings: &mut Vec<Finding>) -> bool {
-        let chain = self.chains.entry(body.emitter.clone()).or_insert_with(Chain::new);
+        let chain = self.chains.entry(body.emitter.clone()).or_default();
         let before = chain.time;
         match chain.link(body, digest) {
             Link::Repeats => return true,

@@ -165,7 +165,7 @@ impl EmitterSummary {
             key: key.clone(),
             name: worker(key).unwrap_or(COORDINATOR).to_owned(),
             events: chain.events,
-            whole: chain.whole,
+            whole: !chain.broken,
         };
         chains.iter().map(one).collect()
     }

@@ -9,7 +9,7 @@ use schemas::run::{
     TrainerKind,
 };
 use schemas::subject::{ledger_subject, worker_event_subject};
-use schemas::{AccountId, Digest, Message as _, Millis, ObjectRef, RunId, Sequence, Steps, UnixMillis, V, WorkerId};
+use schemas::{AccountId, Digest, Message as _, Millis, ObjectRef, RunId, Sequence, Steps, V, WorkerId};
 
 /// One emitter's chain, as it is written.
 #[derive(Clone)]
