@@ -17,7 +17,7 @@ import torch.nn.functional as F
 # hidden, intermediate, layers, heads, key-value heads: model::Preset
 PRESETS = {
     "tiny": (96, 264, 2, 3, 3),
-    "demo": (256, 688, 4, 4, 4),
+    "demo": (128, 384, 4, 4, 4),
     "25m": (512, 1376, 8, 8, 8),
     "100m": (768, 2560, 13, 12, 4),
 }

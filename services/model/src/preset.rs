@@ -30,8 +30,8 @@ impl Preset {
             "tiny" => ("tiny", "0.3 M parameters over bytes, for tests", llama(96, 264, 2, (3, 3), 512)),
             "demo" => (
                 "demo",
-                "3 M parameters over bytes, learns on two CPU cores in minutes",
-                llama(256, 688, 4, (4, 4), 1024),
+                "0.9 M parameters over bytes, learns on two CPU cores in minutes",
+                llama(128, 384, 4, (4, 4), 1024),
             ),
             "25m" => ("25m", "25 M parameters over bytes", llama(512, 1376, 8, (8, 8), 2048)),
             "100m" => ("100m", "100 M parameters over bytes, grouped queries", llama(768, 2560, 13, (12, 4), 2048)),
@@ -67,7 +67,7 @@ mod tests {
         let sizes = [
             (10_000, 60_000),
             (200_000, 400_000),
-            (2_500_000, 3_500_000),
+            (800_000, 1_000_000),
             (23e6 as u64, 27e6 as u64),
             (95e6 as u64, 105e6 as u64),
         ];
