@@ -107,13 +107,18 @@ pub struct Permissions {
     pub subscriptions_max: i64,
 }
 
+/// Where a client hears answers; nobody else may hear it.
+const OWN_INBOX: &str = "_INBOX.{{subject()}}.>";
+
 /// The permissions of `role`: `{{subject()}}` stands for its own nkey, `{{tag(run)}}` for the run it was issued for.
 pub fn permissions(role: Role) -> Permissions {
     let rows = || TABLE.iter();
     let mut publish_allow: Vec<String> =
         rows().filter(|row| row.publishers.contains(&role)).map(|row| template(role, row.lane, row.pattern)).collect();
     publish_allow.extend(PLUMBING.iter().filter(|row| row.role == role).map(|row| row.subject.to_owned()));
-    let mut subscribe_allow = vec!["_INBOX.{{subject()}}.>".to_owned()];
+    // A message to itself and back shows that a subscription stands.
+    publish_allow.push(OWN_INBOX.to_owned());
+    let mut subscribe_allow = vec![OWN_INBOX.to_owned()];
     for row in rows().filter(|row| row.subscribers.contains(&role)) {
         let subject =
             if role.is_tenant() { template(role, row.lane, row.pattern) } else { format!("{}.>", row.lane.prefix()) };
@@ -239,7 +244,8 @@ mod tests {
     #[test]
     fn workers_speak_only_under_their_own_key_and_run() {
         let set = permissions(Role::Worker);
-        assert!(set.publish_allow.iter().all(|subject| subject.contains(".{{tag(run)}}.{{subject()}}.")));
+        let own = |subject: &String| subject.contains(".{{tag(run)}}.{{subject()}}.") || subject == OWN_INBOX;
+        assert!(set.publish_allow.iter().all(own));
         assert!(set.publish_allow.contains(&"diloco.request.{{tag(run)}}.{{subject()}}.lease.claim".to_owned()));
     }
 

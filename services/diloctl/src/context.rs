@@ -75,7 +75,8 @@ impl Context {
         let layout = self.domain()?.layout().clone();
         let credentials = layout.credentials(role.name());
         if !credentials.exists() {
-            let text = format!("{} does not exist; `diloctl auth issue {}` makes it", credentials.display(), role.name());
+            let text =
+                format!("{} does not exist; `diloctl auth issue {}` makes it", credentials.display(), role.name());
             return Err(Failure::new(Code::CredentialMissing, text));
         }
         let config = BusConfig { url: self.endpoints.bus.clone(), credentials, ca: layout.ca() };

@@ -7,8 +7,10 @@ mod context;
 mod exit;
 mod objects;
 mod output;
+mod reference;
 mod stack;
 mod table;
 
 pub use cli::Cli;
 pub use commands::run;
+pub use reference::reference;

@@ -10,7 +10,6 @@ use runtime::Failure;
 use schemas::blob::{GetRequest, Grant, Grants};
 use schemas::control::OperatorObjects;
 use schemas::lease::Done;
-use schemas::limits::GRANTS_MAX;
 use schemas::subject::ControlVerb;
 use schemas::{Code, Digest, ObjectRef, Refusal, V};
 use tokio::time::Instant;
@@ -49,11 +48,12 @@ impl OperatorObjectsClient {
             if granted.grants.len() != references.len() {
                 return Err(Failure::new(Code::MessageInvalid, "the coordinator granted another number of objects"));
             }
-            let uploads = granted.grants.iter().zip(bodies).zip(references).map(|((grant, body), reference)| async move {
-                let regrant = PutAgain { operator: &self.operator, object: *reference };
-                let deadline = Instant::now() + TRANSFER_MAX;
-                self.transfer.put(grant, body.clone(), &regrant, deadline).await.map_err(coded)
-            });
+            let uploads =
+                granted.grants.iter().zip(bodies).zip(references).map(|((grant, body), reference)| async move {
+                    let regrant = PutAgain { operator: &self.operator, object: *reference };
+                    let deadline = Instant::now() + TRANSFER_MAX;
+                    self.transfer.put(grant, body.clone(), &regrant, deadline).await.map_err(coded)
+                });
             stream::iter(uploads).buffer_unordered(PARALLEL).try_collect::<Vec<_>>().await?;
             let _: Done = self.operator.ask(ControlVerb::BlobCommit, &request).await?;
             references.iter().for_each(|reference| done(reference.bytes.get()));
@@ -75,7 +75,6 @@ impl OperatorObjectsClient {
         objects: &[ObjectRef],
         mut take: impl FnMut(usize, Bytes) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        debug_assert!(PARALLEL <= GRANTS_MAX, "one request covers all that are in flight");
         let mut downloads = stream::iter(objects.iter().map(|object| self.get(*object))).buffered(PARALLEL).enumerate();
         while let Some((index, bytes)) = downloads.next().await {
             take(index, bytes?)?;

@@ -47,10 +47,6 @@ impl Printer {
         Self { format }
     }
 
-    pub(crate) const fn format(self) -> Format {
-        self.format
-    }
-
     /// Whether a person watches: bars and colours make sense.
     pub(crate) fn is_live(self) -> bool {
         self.format == Format::Table && io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none()

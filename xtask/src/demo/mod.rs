@@ -95,7 +95,8 @@ fn train(diloctl: &Diloctl, options: &DemoOptions) -> Result<()> {
 
 /// Imports text unless there is a data set already: repeating the demo continues its run.
 fn import(diloctl: &Diloctl, options: &DemoOptions) -> Result<()> {
-    if options.text.is_none() && diloctl.ask(&["data", "ls"])?["items"].as_array().is_some_and(|sets| !sets.is_empty()) {
+    if options.text.is_none() && diloctl.ask(&["data", "ls"])?["items"].as_array().is_some_and(|sets| !sets.is_empty())
+    {
         console::say("the data set that was imported before is used");
         return Ok(());
     }

@@ -2,6 +2,7 @@
 //! one, add a [`Generator`] to [`GENERATORS`].
 
 mod errors;
+mod requirements;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,23 +12,26 @@ use anyhow::{Context, Result};
 use schemas::{Code, Refusal};
 
 use crate::console;
-use crate::process::Workspace;
+use crate::process::{self, Workspace};
 
 /// Pages by their path below the top folder.
 type Pages = BTreeMap<String, String>;
 
 /// One source of pages.
 struct Generator {
-    /// Makes the pages.
-    make: fn() -> Pages,
+    /// Makes the pages of the checkout at this folder.
+    make: fn(&Path) -> Pages,
     /// The folder that holds its pages and nothing else, so that a page left over from an earlier build is noticed.
     owns: Option<&'static str>,
 }
 
-const GENERATORS: &[Generator] =
-    &[Generator { make: bus, owns: None }, Generator { make: errors::pages, owns: Some("docs/errors") }];
+const GENERATORS: &[Generator] = &[
+    Generator { make: bus, owns: None },
+    Generator { make: |_| errors::pages(), owns: Some("docs/errors") },
+    Generator { make: requirements::pages, owns: None },
+];
 
-fn bus() -> Pages {
+fn bus(_: &Path) -> Pages {
     Pages::from([("docs/bus.md".to_owned(), schemas::permission::reference())])
 }
 
@@ -50,7 +54,9 @@ pub(crate) fn write(workspace: &Workspace) -> Result<()> {
         }
     }
     console::say(format_args!("{} pages changed", differences.len()));
-    Ok(())
+    // Pages about crates that are too heavy to build for this program; their tests compare, or write when told to.
+    let mut heavy = workspace.cargo(&["test", "--quiet", "--package", "diloctl", "--test", "pages"]);
+    process::run(heavy.env("DILOCO_WRITE_PAGES", "1"))
 }
 
 /// Fails if [`write`] would change anything.
@@ -67,7 +73,7 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
 fn differences(root: &Path) -> Result<BTreeMap<String, Option<String>>> {
     let mut differences = BTreeMap::new();
     for generator in GENERATORS {
-        let pages = (generator.make)();
+        let pages = (generator.make)(root);
         for name in generator.owns.map(|folder| files_in(root, folder)).transpose()?.unwrap_or_default() {
             if !pages.contains_key(&name) {
                 differences.insert(name, None);

@@ -13,7 +13,7 @@ use crate::deadline::{Timer, Timers};
 use crate::denial::Denials;
 use crate::effect::{Answer, Effect};
 use crate::input::{ControlRequest, Input, Peer, ReplyId, ScreeningId, WorkerRequest};
-use crate::live::LiveRun;
+use crate::live::{LiveRun, Traffic};
 use crate::state::{Run, State};
 use crate::submit::Screening;
 
@@ -51,6 +51,8 @@ pub struct Coordinator {
     pub(crate) state: State,
     /// One entry for each run that is not complete.
     pub(crate) live: BTreeMap<RunId, LiveRun>,
+    /// What workers say they moved since this coordinator started; it outlives their membership and the run.
+    pub(crate) traffic: BTreeMap<RunId, Traffic>,
     pub(crate) timers: Timers,
     /// The latest time that was passed in; it never goes back.
     pub(crate) now: UnixMillis,
@@ -71,6 +73,7 @@ impl Coordinator {
             settings,
             state: State::default(),
             live: BTreeMap::new(),
+            traffic: BTreeMap::new(),
             timers: Timers::default(),
             now: UnixMillis(0),
             out: Vec::new(),

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemas::lease::UnitId;
 use schemas::run::RunSpec;
 use schemas::telemetry::Heartbeat;
-use schemas::{Digest, Millis, ObjectRef, Refusal, Steps, UnixMillis, WorkerId};
+use schemas::{Bytes, Digest, Millis, ObjectRef, Refusal, Steps, UnixMillis, WorkerId};
 
 use crate::draw::Data;
 use crate::input::{DeliveryId, ReplyId, ScreeningId};
@@ -97,6 +97,24 @@ pub(crate) struct LiveLease {
 pub(crate) struct Presence {
     pub(crate) heard_at: UnixMillis,
     pub(crate) heartbeat: Option<Heartbeat>,
+}
+
+/// Bytes that the workers of a run moved, by their own account.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Traffic {
+    pub(crate) up: Bytes,
+    pub(crate) down: Bytes,
+}
+
+impl Traffic {
+    /// Adds what a worker moved between two heartbeats. Its counts start again with its process.
+    pub(crate) fn add(&mut self, before: Option<&Heartbeat>, now: &Heartbeat) {
+        let moved = |before: Option<Bytes>, now: Bytes| {
+            before.filter(|before| *before <= now).map_or(now, |before| now - before)
+        };
+        self.up += moved(before.map(|before| before.bytes_up), now.bytes_up);
+        self.down += moved(before.map(|before| before.bytes_down), now.bytes_down);
+    }
 }
 
 /// A held request for objects.

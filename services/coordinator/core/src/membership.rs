@@ -100,6 +100,7 @@ impl Coordinator {
         let speed = heartbeat.tokens_per_second;
         // A claim of the worker's; whatever it is, sums over all workers must stay numbers.
         let tokens_per_second = if speed.is_finite() { speed.max(0.0) } else { 0.0 };
+        self.traffic.entry(peer.run.clone()).or_default().add(presence.heartbeat.as_ref(), &heartbeat);
         presence.heartbeat = Some(Heartbeat { tokens_per_second, ..heartbeat });
         self.mark_changed(&peer.run);
     }

@@ -41,11 +41,11 @@ impl Coordinator {
 
     fn run_view(&self, name: &RunId, run: &Run) -> RunView {
         let mut view = run.view(name);
+        let traffic = self.traffic.get(name).copied().unwrap_or_default();
+        (view.bytes_up, view.bytes_down) = (traffic.up, traffic.down);
         let Some(live) = self.live.get(name) else { return view };
         for heartbeat in live.presence.values().filter_map(|presence| presence.heartbeat.as_ref()) {
             view.tokens_per_second += heartbeat.tokens_per_second;
-            view.bytes_up += heartbeat.bytes_up;
-            view.bytes_down += heartbeat.bytes_down;
         }
         view
     }

@@ -17,9 +17,7 @@ use crate::table::time;
 
 pub(crate) fn run(context: &Context, command: &Auth) -> Result<(), Failure> {
     match command {
-        Auth::Init { run, workers, server_name, nats_config } => {
-            init(context, run, *workers, server_name, nats_config)
-        }
+        Auth::Init { run, workers, server_name, nats_config } => init(context, run, *workers, server_name, nats_config),
         Auth::Issue { role, name, run, lifetime } => {
             let run = if role.is_tenant() { run.as_ref() } else { None };
             let domain = context.domain()?;
@@ -80,7 +78,8 @@ fn show(context: &Context) -> Result<(), Failure> {
     let domain = context.domain()?;
     let folder = domain.layout().credentials("any");
     let folder = folder.parent().expect("credentials lie in a folder");
-    let failed = |error: std::io::Error| Failure::new(Code::CredentialMissing, format!("{}: {error}", folder.display()));
+    let failed =
+        |error: std::io::Error| Failure::new(Code::CredentialMissing, format!("{}: {error}", folder.display()));
     let mut rows = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
@@ -96,11 +95,11 @@ fn show(context: &Context) -> Result<(), Failure> {
         });
     }
     rows.sort_by(|a, b| a.name.cmp(&b.name));
-    context.printer.rows(&rows);
-    context.printer.record(&Trust {
+    context.printer.record(&Shown {
         domain: domain.trust().domain.to_string(),
         manifest_keys: domain.trust().manifest_keys.iter().map(ToString::to_string).collect(),
         coordinator_audit_keys: domain.trust().audit_keys.iter().map(ToString::to_string).collect(),
+        credentials: rows,
     });
     Ok(())
 }
@@ -146,18 +145,25 @@ impl Record for Credential {
 }
 
 #[derive(Serialize)]
-struct Trust {
+struct Shown {
     domain: String,
     manifest_keys: Vec<String>,
     coordinator_audit_keys: Vec<String>,
+    credentials: Vec<Credential>,
 }
 
-impl Record for Trust {
+impl Record for Shown {
     fn lines(&self) -> Vec<(&'static str, String)> {
-        vec![
+        let mut lines = vec![
             ("trust domain", self.domain.clone()),
             ("manifest keys", self.manifest_keys.join(" ")),
             ("coordinator's audit keys", self.coordinator_audit_keys.join(" ")),
-        ]
+        ];
+        let line = |one: &Credential| {
+            let until = crate::table::or_dash(one.expires, time);
+            format!("{}  {}  {} until {until}", one.public, one.name, one.role)
+        };
+        lines.extend(self.credentials.iter().map(|one| ("credentials", line(one))));
+        lines
     }
 }

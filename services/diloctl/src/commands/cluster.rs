@@ -337,7 +337,8 @@ fn read_all(folder: &Path) -> Result<Vec<Declaration>, Failure> {
     let mut declarations = Vec::new();
     for kind in ["streams", "kv"] {
         let folder = folder.join(kind);
-        let failed = |error: &dyn std::fmt::Display| Failure::new(Code::ConfigInvalid, format!("{}: {error}", folder.display()));
+        let failed =
+            |error: &dyn std::fmt::Display| Failure::new(Code::ConfigInvalid, format!("{}: {error}", folder.display()));
         let mut paths = Vec::new();
         for entry in std::fs::read_dir(&folder).map_err(|error| failed(&error))? {
             paths.push(entry.map_err(|error| failed(&error))?.path());
@@ -359,8 +360,7 @@ mod tests {
     #[test]
     fn the_declarations_of_this_repository_parse() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats-config");
-        let names: Vec<String> =
-            read_all(&folder).expect("they parse").iter().map(|one| one.stream(1).name).collect();
+        let names: Vec<String> = read_all(&folder).expect("they parse").iter().map(|one| one.stream(1).name).collect();
         assert_eq!(names, ["AUDIT", "WORK", "KV_leader", "KV_state"]);
     }
 

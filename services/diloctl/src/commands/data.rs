@@ -123,7 +123,8 @@ fn read(folder: &Path) -> Result<Vec<Imported>, Failure> {
         Err(error) => return Err(Failure::new(Code::DataInvalid, format!("{}: {error}", path.display()))),
     };
     let parse = |line: &str| {
-        serde_json::from_str(line).map_err(|error| Failure::new(Code::DataInvalid, format!("{}: {error}", path.display())))
+        serde_json::from_str(line)
+            .map_err(|error| Failure::new(Code::DataInvalid, format!("{}: {error}", path.display())))
     };
     text.lines().map(parse).collect()
 }
@@ -134,7 +135,8 @@ fn remember(folder: &Path, imported: Imported) -> Result<(), Failure> {
     all.retain(|one| one.manifest != imported.manifest);
     all.push(imported);
     let path = list(folder);
-    let failed = |error: &dyn std::fmt::Display| Failure::new(Code::DataInvalid, format!("{}: {error}", path.display()));
+    let failed =
+        |error: &dyn std::fmt::Display| Failure::new(Code::DataInvalid, format!("{}: {error}", path.display()));
     let mut text = String::new();
     for one in &all {
         text.push_str(&serde_json::to_string(one).map_err(|error| failed(&error))?);

@@ -62,12 +62,7 @@ impl Row for LeaseView {
     const TITLES: &'static [&'static str] = &["lease", "worker", "steps", "expires"];
 
     fn cells(&self) -> Vec<String> {
-        vec![
-            self.lease.to_string(),
-            self.worker.short().to_owned(),
-            self.steps_done.to_string(),
-            time(self.expires_at),
-        ]
+        vec![self.lease.to_string(), self.worker.short().to_owned(), self.steps_done.to_string(), time(self.expires_at)]
     }
 }
 
@@ -80,7 +75,8 @@ impl Row for RoundView {
             self.round.to_string(),
             time(self.opened_at),
             or_dash(self.closed_at, |closed| span(self.opened_at.until(closed).get())),
-            self.done.len().to_string(),
+            // A closed round has all its units in; they are not listed again.
+            if self.closed_at.is_some() { "all".to_owned() } else { self.done.len().to_string() },
             count(self.tokens.get() as f64),
             or_dash(self.train_loss, |loss| format!("{loss:.4}")),
             or_dash(self.held_out_loss, |loss| format!("{loss:.4}")),

@@ -68,9 +68,9 @@ pub(crate) async fn run(context: &Context, command: Run) -> Result<(), Failure> 
         Run::Watch { run } => watch::watch(context, &run).await,
         Run::Wait { run, target, within } => {
             let waited = watch::until(context, &run, |view| target.is_reached(view));
-            let view = tokio::time::timeout(within.0, waited).await.map_err(|_| {
-                Failure::new(Code::NoAnswer, format!("run {run} did not get there within {within}"))
-            })??;
+            let view = tokio::time::timeout(within.0, waited)
+                .await
+                .map_err(|_| Failure::new(Code::NoAnswer, format!("run {run} did not get there within {within}")))??;
             context.printer.rows(&[view]);
             Ok(())
         }
@@ -148,7 +148,8 @@ fn encoded(weights: &model::InitialWeights, chunk: &Chunk) -> Bytes {
     let mut values = vec![0.0; chunk.range().len()];
     weights.fill(chunk.start, &mut values);
     let mut out = vec![0; codec::encoded_bytes(CodecKind::Fp32, values.len())];
-    codec::encode(CodecKind::Fp32, &values, SeededRounding::NEAREST, &mut out).expect("the buffer has the codec's size");
+    codec::encode(CodecKind::Fp32, &values, SeededRounding::NEAREST, &mut out)
+        .expect("the buffer has the codec's size");
     Bytes::from(out)
 }
 
@@ -167,8 +168,19 @@ impl Record for Created {
 }
 
 impl Row for RunView {
-    const TITLES: &'static [&'static str] =
-        &["run", "phase", "round", "units", "workers", "leases", "tokens/s", "train loss", "held-out loss", "up", "down"];
+    const TITLES: &'static [&'static str] = &[
+        "run",
+        "phase",
+        "round",
+        "units",
+        "workers",
+        "leases",
+        "tokens/s",
+        "train loss",
+        "held-out loss",
+        "up",
+        "down",
+    ];
 
     fn cells(&self) -> Vec<String> {
         vec![
@@ -207,7 +219,10 @@ impl Record for RunDetail {
             ("data", spec.data.digest.to_string()),
             ("inner steps", format!("{} of {} sequences", spec.schedule.inner_steps, spec.schedule.batch_sequences)),
             ("outer", format!("{:?}", spec.outer)),
-            ("running for", crate::table::span(view.created_at.until(view.completed_at.unwrap_or_else(clock::now)).get())),
+            (
+                "running for",
+                crate::table::span(view.created_at.until(view.completed_at.unwrap_or_else(clock::now)).get()),
+            ),
         ]);
         lines
     }

@@ -1,7 +1,7 @@
 //! `snapshot`: saved models, as folders that other tools can read.
 
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 
 use bytes::Bytes;
@@ -83,8 +83,13 @@ async fn pull(context: &Context, run: &RunId, round: Option<u64>, to: &Path) -> 
     tokenizer(&objects, manifest.data, to).await?;
     let (layout, values) = weights(context, &objects, &manifest).await?;
     let path = to.join(MODEL_FILE);
-    model::export_safetensors(&layout, &values, &path, &std::collections::BTreeMap::from([("snapshot".to_owned(), pulled.manifest.to_string())]))
-        .map_err(|error| unwritable(&path, &error))?;
+    model::export_safetensors(
+        &layout,
+        &values,
+        &path,
+        &std::collections::BTreeMap::from([("snapshot".to_owned(), pulled.manifest.to_string())]),
+    )
+    .map_err(|error| unwritable(&path, &error))?;
     write(&stamp, &bytes)?;
     Ok(pulled)
 }
@@ -155,13 +160,16 @@ fn sample(context: &Context, folder: &Path, arguments: &[(&str, String)]) -> Res
     }
     let output = command.output().map_err(|error| missing(&worker, &error))?;
     if !output.status.success() {
-        return Err(Failure::new(Code::TrainingFailed, format!("{} sample ended with {}", worker.display(), output.status)));
+        return Err(Failure::new(
+            Code::TrainingFailed,
+            format!("{} sample ended with {}", worker.display(), output.status),
+        ));
     }
     context.printer.text(&String::from_utf8_lossy(&output.stdout));
     Ok(())
 }
 
-fn missing(program: &PathBuf, error: &std::io::Error) -> Failure {
+fn missing(program: &Path, error: &std::io::Error) -> Failure {
     Failure::new(Code::ToolMissing, format!("{}: {error}", program.display()))
 }
 

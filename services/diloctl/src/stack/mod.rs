@@ -29,7 +29,8 @@ const STOP_MAX: Duration = Duration::from_secs(10);
 pub(crate) fn write_listen(generated: &Path, port: u16) -> Result<(), Failure> {
     let path = generated.join("listen.conf");
     let text = format!("# Written by diloctl.\nlisten: \"127.0.0.1:{port}\"\n");
-    std::fs::write(&path, text).map_err(|error| Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display())))
+    std::fs::write(&path, text)
+        .map_err(|error| Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display())))
 }
 
 /// One of our programs: beside this one, or on the path.
@@ -40,10 +41,9 @@ pub(crate) fn program(name: &str) -> Result<PathBuf, Failure> {
         return Ok(beside);
     }
     let paths = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&paths)
-        .map(|folder| folder.join(name))
-        .find(|path| path.exists())
-        .ok_or_else(|| Failure::new(Code::ToolMissing, format!("{name} is neither beside {} nor on the path", own.display())))
+    std::env::split_paths(&paths).map(|folder| folder.join(name)).find(|path| path.exists()).ok_or_else(|| {
+        Failure::new(Code::ToolMissing, format!("{name} is neither beside {} nor on the path", own.display()))
+    })
 }
 
 pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
@@ -86,7 +86,8 @@ async fn ensure(context: &Context, spec: &Spec) -> Result<(Running, bool), Failu
 fn write_endpoints(context: &Context, endpoints: &Endpoints) -> Result<(), Failure> {
     let path = Endpoints::path(&context.folder);
     let text = toml::to_string(endpoints).map_err(|error| Failure::new(Code::Internal, error))?;
-    std::fs::write(&path, text).map_err(|error| Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display())))
+    std::fs::write(&path, text)
+        .map_err(|error| Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display())))
 }
 
 pub(crate) async fn down(context: &Context, options: &Down) -> Result<(), Failure> {

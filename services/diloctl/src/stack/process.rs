@@ -36,8 +36,9 @@ pub(super) struct Spec {
 pub(super) enum Ready {
     /// It writes this file.
     File(PathBuf),
-    /// It listens here.
-    Port(SocketAddr),
+    /// It listens here, and writes a file of its own naming into this folder when it does: connecting to try it would
+    /// leave an error in its log.
+    Broker { address: SocketAddr, folder: PathBuf },
 }
 
 /// A process that was started, here or by an earlier command.
@@ -84,7 +85,7 @@ impl Running {
 
     /// Starts a service in a process group of its own, so that Ctrl-C at the terminal reaches only who is in front.
     pub(super) fn start(domain: &Path, spec: &Spec) -> Result<Self, Failure> {
-        if let Ready::Port(address) = spec.ready
+        if let Ready::Broker { address, .. } = &spec.ready
             && std::net::TcpListener::bind(address).is_err()
         {
             return Err(Failure::new(Code::PortTaken, format!("{address}, wanted for {}", spec.name)));
@@ -97,7 +98,8 @@ impl Running {
         for folder in [notes(domain), domain.join("logs")] {
             fs::create_dir_all(&folder).map_err(|error| unusable(&folder, &error))?;
         }
-        let out = fs::OpenOptions::new().create(true).append(true).open(&log).map_err(|error| unusable(&log, &error))?;
+        let out =
+            fs::OpenOptions::new().create(true).append(true).open(&log).map_err(|error| unusable(&log, &error))?;
         let err = out.try_clone().map_err(|error| unusable(&log, &error))?;
         let mut command = Command::new(&spec.program);
         command.args(&spec.arguments).envs(spec.environment.iter().map(|(name, value)| (name, value)));
@@ -125,7 +127,10 @@ impl Running {
         loop {
             let ready = match &spec.ready {
                 Ready::File(path) => path.exists(),
-                Ready::Port(address) => tokio::net::TcpStream::connect(address).await.is_ok(),
+                Ready::Broker { folder, .. } => {
+                    let program = spec.program.file_name().unwrap_or_default().to_string_lossy();
+                    folder.join(format!("{program}_{}.ports", self.pid)).exists()
+                }
             };
             if ready {
                 return Ok(());

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use identity::Domain;
 use runtime::Failure;
-use schemas::permission::Role;
 use schemas::{Code, RunId};
 use toml::{Table, Value};
 
@@ -78,13 +77,16 @@ pub(super) fn all(
     let mut specs = vec![broker(&folder, options)?];
     for (name, path) in write_configs(&folder, &choices)? {
         let worker = name.starts_with(WORKER);
+        let ready = ready_file(&folder, &name);
         let program_name = if worker { "diloco-worker".to_owned() } else { format!("diloco-{name}") };
         specs.push(Spec {
             program: program(&program_name)?,
-            arguments: vec!["--config".to_owned(), path.display().to_string()],
+            arguments: ["--config", &path.display().to_string(), "--ready-file", &ready.display().to_string()]
+                .map(str::to_owned)
+                .to_vec(),
             environment: Vec::new(),
             folder: folder.clone(),
-            ready: Ready::File(ready_file(&folder, &name)),
+            ready: Ready::File(ready),
             name,
         });
     }
@@ -98,14 +100,17 @@ fn broker(folder: &Path, options: &Up) -> Result<Spec, Failure> {
         Failure::new(Code::ToolMissing, text)
     })?;
     let config = absolute(&options.nats_config)?.join("dev.conf");
+    let ports = folder.join("up");
     Ok(Spec {
         name: BROKER.to_owned(),
         program: server,
-        arguments: vec!["-c".to_owned(), config.display().to_string()],
+        arguments: ["-c", &config.display().to_string(), "--ports_file_dir", &ports.display().to_string()]
+            .map(str::to_owned)
+            .to_vec(),
         environment: Vec::new(),
         // The configuration's `store_dir` is `.diloco/nats`, relative to the working directory.
         folder: folder.parent().unwrap_or(folder).to_owned(),
-        ready: Ready::Port(SocketAddr::from((Ipv4Addr::LOCALHOST, options.bus_port))),
+        ready: Ready::Broker { address: SocketAddr::from((Ipv4Addr::LOCALHOST, options.bus_port)), folder: ports },
     })
 }
 
@@ -154,15 +159,6 @@ fn table<const N: usize>(entries: [(&str, Value); N]) -> Value {
     Value::Table(entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
 }
 
-fn bus(folder: &Path, choices: &Choices, credentials: &str) -> Value {
-    let layout = identity::Layout::new(folder);
-    table([
-        ("url", text(&choices.endpoints.bus)),
-        ("credentials", path(&layout.credentials(credentials))),
-        ("ca", path(&layout.ca())),
-    ])
-}
-
 fn store(folder: &Path, choices: &Choices) -> Table {
     let layout = identity::Layout::new(folder);
     let listen = choices.endpoints.store.trim_start_matches("https://");
@@ -174,54 +170,36 @@ fn store(folder: &Path, choices: &Choices) -> Table {
             ("keys", path(&layout.store_keys())),
             ("tls_cert", path(&layout.server_certificate())),
             ("tls_key", path(&layout.server_key())),
-            ("ready_file", path(&ready_file(folder, STORE))),
         ]),
     )])
 }
 
 fn coordinator(folder: &Path, choices: &Choices) -> Table {
-    let layout = identity::Layout::new(folder);
     Table::from_iter([
-        ("bus".to_owned(), bus(folder, choices, Role::Coordinator.name())),
-        (
-            "coordinator".to_owned(),
-            table([
-                ("trust", path(&layout.trust())),
-                ("audit_key", path(&layout.coordinator_audit_key())),
-                ("manifest_key", path(&layout.manifest_key())),
-                ("ready", path(&ready_file(folder, COORDINATOR))),
-            ]),
-        ),
-        (
-            "store".to_owned(),
-            table([
-                ("endpoint", text(&choices.endpoints.store)),
-                ("ca", path(&layout.ca())),
-                ("keys", path(&layout.store_keys())),
-            ]),
-        ),
+        ("domain".to_owned(), path(folder)),
+        ("bus".to_owned(), table([("url", text(&choices.endpoints.bus))])),
+        ("store".to_owned(), table([("url", text(&choices.endpoints.store))])),
     ])
 }
 
 fn audit(folder: &Path, choices: &Choices) -> Table {
-    let layout = identity::Layout::new(folder);
     Table::from_iter([
-        ("bus".to_owned(), bus(folder, choices, Role::Auditor.name())),
-        (
-            "audit".to_owned(),
-            table([
-                ("trust", path(&layout.trust())),
-                ("folder", path(&folder.join("audit"))),
-                ("ready", path(&ready_file(folder, AUDIT))),
-            ]),
-        ),
+        ("domain".to_owned(), path(folder)),
+        ("bus".to_owned(), table([("url", text(&choices.endpoints.bus))])),
     ])
 }
 
 fn worker(folder: &Path, choices: &Choices, name: &str) -> Table {
     let layout = identity::Layout::new(folder);
     Table::from_iter([
-        ("bus".to_owned(), bus(folder, choices, name)),
+        (
+            "bus".to_owned(),
+            table([
+                ("url", text(&choices.endpoints.bus)),
+                ("credentials", path(&layout.credentials(name))),
+                ("ca", path(&layout.ca())),
+            ]),
+        ),
         (
             "worker".to_owned(),
             table([
@@ -229,7 +207,6 @@ fn worker(folder: &Path, choices: &Choices, name: &str) -> Table {
                 ("audit_key", path(&layout.audit_key(name))),
                 ("trust", path(&layout.trust())),
                 ("state", path(&folder.join("workers").join(name))),
-                ("ready", path(&ready_file(folder, name))),
             ]),
         ),
         ("store".to_owned(), table([("ca", path(&layout.ca()))])),

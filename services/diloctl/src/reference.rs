@@ -1,0 +1,31 @@
+//! The reference page of the command line, made from the tree of commands.
+
+use clap::{Command, CommandFactory as _};
+
+use crate::cli::Cli;
+
+/// Every command with its help, as Markdown.
+pub fn reference() -> String {
+    let mut page = String::from(
+        "# diloctl\n\nGenerated from the tree of commands; `DILOCO_WRITE_PAGES=1 cargo test -p diloctl --test pages` writes it.\n",
+    );
+    let mut root = Cli::command().term_width(100);
+    root.build();
+    describe(&mut root, "", &mut page);
+    page
+}
+
+fn describe(command: &mut Command, prefix: &str, page: &mut String) {
+    let name =
+        if prefix.is_empty() { command.get_name().to_owned() } else { format!("{prefix} {}", command.get_name()) };
+    let help = command.render_long_help().to_string();
+    page.push_str(&format!("\n## {name}\n\n```\n{}\n```\n", trimmed(&help)));
+    for subcommand in command.get_subcommands_mut().filter(|subcommand| subcommand.get_name() != "help") {
+        describe(subcommand, &name, page);
+    }
+}
+
+/// Without blanks at line ends: they come and go with the width.
+fn trimmed(text: &str) -> String {
+    text.trim().lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+}
