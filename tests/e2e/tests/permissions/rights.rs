@@ -17,7 +17,8 @@ impl Somebody {
         let rows = TABLE.iter().filter(|row| row.publishers.contains(&self.role)).map(|row| self.own(row));
         let plumbing = PLUMBING.iter().filter(|row| row.role == self.role).map(|row| row.subject.to_owned());
         let denied = self.role == Role::Coordinator && COORDINATOR_DENIED.contains(&subject);
-        !denied && rows.chain(plumbing).any(|pattern| covers(&pattern, subject))
+        let inbox = format!("_INBOX.{}.>", self.key);
+        !denied && rows.chain(plumbing).chain([inbox]).any(|pattern| covers(&pattern, subject))
     }
 
     pub(crate) fn may_subscribe(&self, subject: &str) -> bool {
