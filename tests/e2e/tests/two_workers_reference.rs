@@ -56,6 +56,8 @@ async fn tl_22_two_workers_train_a_model_and_leave_evidence_without_secrets() {
         let status = cluster.stop(name).await;
         assert!(status.success(), "{name}: {status}");
     }
+    let credentials = std::fs::read(cluster.path(".diloco/credentials/worker-0.creds")).unwrap();
+    assert!(secrets::found(&cluster, &credentials).len() >= 3, "the search finds a seed, a token and whose they are");
     for name in cluster.names() {
         let log = cluster.process(&name).log();
         assert!(!log.is_empty(), "{name} logs nothing");

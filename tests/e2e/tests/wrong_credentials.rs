@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use futures::future::join_all;
 use harness::{Cluster, Options, PATIENCE};
 use identity::claims::UserClaims;
 use identity::jwt::{Subject, mint};
@@ -242,21 +243,26 @@ async fn tl_23_wrong_signer_window_account_role_and_nobody_are_refused() {
     // Signed by a key that no account names.
     let unknown = bench.mint(domain.tenant().unwrap(), &SigningKey::generate(KeyKind::Account), None, "unknown.creds");
     let operator = bench.cluster.issue(Role::Operator, "operator").credentials;
-    for (credentials, status, code) in [
+    let tries = [
         (&foreign, EXIT_DENIED, Code::BusRefused),
         (&expired, EXIT_USAGE, Code::CredentialExpired),
         (&early, EXIT_USAGE, Code::CredentialExpired),
         (&elsewhere, EXIT_DENIED, Code::BusRefused),
         (&unknown, EXIT_DENIED, Code::BusRefused),
         (&operator, EXIT_DENIED, Code::BusDenied),
-    ] {
+    ];
+    // At the same time: the broker takes two seconds to refuse what it does not know.
+    join_all(tries.map(async |(credentials, status, code)| {
         bench.assert_ends(Service::Worker, &[("bus.credentials", shown(credentials))], status, code).await;
-    }
+    }))
+    .await;
     let worker = bench.cluster.issue(Role::Worker, "worker-0").credentials;
-    for service in [Service::Coordinator, Service::Audit] {
+    join_all([Service::Coordinator, Service::Audit].map(async |service| {
         let (status, text) = bench.ends(service, &[("bus.credentials", shown(&worker))], &[]).await;
-        assert_eq!(status, Some(i32::from(EXIT_DENIED)), "{service:?} with a worker's credentials: {text}");
-    }
+        let refused = status.is_some_and(|status| status != 0) && text.contains("Permissions Violation");
+        assert!(refused, "{service:?} with a worker's credentials: {status:?} {text}");
+    }))
+    .await;
     // A credential of the right role and run works: what is refused above is refused for its own fault.
     let good = bench.mint(domain.tenant().unwrap(), &signer, None, "good.creds");
     bench.cluster.source(&good);

@@ -407,12 +407,7 @@ impl Cluster {
     }
 
     fn audit_recipe(&self) -> Recipe {
-        let layout = self.domain.layout();
-        let settings = [
-            ("bus.url", self.bus_url.clone()),
-            ("bus.credentials", shown(&layout.folder().join("credentials/auditor.creds"))),
-            ("bus.ca", shown(&layout.ca())),
-        ];
+        let settings = [("domain", shown(self.domain.layout().folder())), ("bus.url", self.bus_url.clone())];
         self.recipe("audit", "diloco-audit", &settings, self.ready_flag("audit"))
     }
 
