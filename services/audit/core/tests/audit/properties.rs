@@ -110,7 +110,7 @@ proptest! {
     #[test]
     fn events_of_another_chain_are_found(plan in plans(), at: prop::sample::Index, from: prop::sample::Index, way in 0..3) {
         let log = Log::write(&plan);
-        let mut other = Log::write(&Plan { seed: 100, ..plan.clone() });
+        let mut other = Log::write(&Plan { seed: 100, ..plan });
         let mut records = log.records.clone();
         let at = at.index(records.len());
         let source = other.records.swap_remove(from.index(other.records.len()));
