@@ -49,6 +49,15 @@ struct History {
     merges: Vec<MergeRecord>,
 }
 
+impl History {
+    /// Starts from a newer full snapshot, of the weights that `round` starts from; the merges before it are in it.
+    fn shorten(&mut self, saved: Option<(Round, ObjectRef)>) {
+        let Some((round, manifest)) = saved else { return };
+        self.snapshot = Some(manifest);
+        self.merges.retain(|merge| merge.round >= round);
+    }
+}
+
 struct Executor {
     store: Store,
     pointer: Pointer,
@@ -57,14 +66,24 @@ struct Executor {
     context: Option<Arc<RunContext>>,
     history: History,
     weights: Option<Weights>,
+    /// The newest full snapshot, from the task that saved it.
+    saved: watch::Sender<Option<(Round, ObjectRef)>>,
 }
 
 impl Handle {
     pub(crate) fn start(store: Store, pointer: Pointer, arrivals: mpsc::Sender<Arrival>) -> Self {
         let (orders, queue) = mpsc::channel(ORDERS_MAX);
         let (publish_context, context) = watch::channel(None);
-        let history = History::default();
-        let executor = Executor { store, pointer, arrivals, publish_context, context: None, history, weights: None };
+        let executor = Executor {
+            store,
+            pointer,
+            arrivals,
+            publish_context,
+            context: None,
+            history: History::default(),
+            weights: None,
+            saved: watch::Sender::new(None),
+        };
         Self { orders, context, task: tokio::spawn(executor.run(queue)) }
     }
 
@@ -113,6 +132,7 @@ impl Executor {
     async fn restore(&mut self, spec: RunSpec, snapshot: Option<ObjectRef>, merges: Vec<MergeRecord>) -> Option<()> {
         let run = spec.run.clone();
         self.history = History { snapshot, merges };
+        self.saved.send_replace(None);
         self.weights = None;
         let outcome = self.load(spec).await;
         if let Err(refusal) = &outcome {
@@ -144,6 +164,7 @@ impl Executor {
         let internal = |detail: String| Refusal::new(Code::Internal, detail);
         let context =
             self.context.clone().ok_or_else(|| internal(format!("merge of round {round} before a restore")))?;
+        self.history.shorten(*self.saved.borrow());
         // Taken out, so that a merge that breaks off half-way leaves nothing that could be used.
         let mut weights = match self.weights.take() {
             Some(weights) => weights,
@@ -178,11 +199,15 @@ impl Executor {
             return self.tell(|run| Input::Saved { run, round, outcome }).await;
         };
         let (store, pointer, arrivals) = (self.store.clone(), self.pointer.clone(), self.arrivals.clone());
+        let saved = self.saved.clone();
         let snapshot = Snapshot { context, weights, parent, merges };
         // Not waited for: the next merge may begin.
         tokio::spawn(async move {
             let run = snapshot.context.spec.run.clone();
             let outcome = save::save(&store, &pointer, snapshot).await;
+            if let Ok(manifest) = outcome {
+                saved.send_replace(Some((round, manifest)));
+            }
             // When the shell has ended nobody needs to know.
             let _ = arrivals.send(Arrival::Input(Input::Saved { run, round, outcome })).await;
         });

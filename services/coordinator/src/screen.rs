@@ -16,6 +16,11 @@ use tokio::task::JoinHandle;
 use crate::context::RunContext;
 use crate::store::{Kept, Store, incoming_key, refusal};
 
+/// Largest magnitude of a value in a contribution. An outer step over values this large stays far from the end of fp32
+/// under any momentum that a run may have; real ones are below 1e3. Beyond it a finite contribution could leave weights that
+/// are not.
+const MAGNITUDE_MAX: f32 = 1e30;
+
 /// A chunk that may be merged.
 #[derive(Debug)]
 pub(crate) struct Chunk {
@@ -162,6 +167,11 @@ async fn check_chunk(
     let statistics = statistics
         .map_err(|error| Refusal::new(Code::Internal, format!("screen of chunk {index}: {error}")))?
         .map_err(|error| Refusal::new(error.code(), format!("chunk {index}: {error}")))?;
+    if statistics.abs_max > MAGNITUDE_MAX {
+        let detail =
+            format!("chunk {index} holds a value of magnitude {:e}, at most {MAGNITUDE_MAX:e}", statistics.abs_max);
+        return Err(Refusal::new(Code::NormOutlier, detail));
+    }
     store.buckets.promote(&key, object).await.map_err(|error| refusal(&error))?;
     let kept = store.keep(bytes);
     drop(permit);

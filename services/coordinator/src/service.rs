@@ -7,6 +7,7 @@ use coordinator_core::{Coordinator, Settings};
 use identity::{AuditKey, ManifestKey, TrustBundle};
 use runtime::{Bus, Failure, clock};
 use schemas::member::{Layer, Posture};
+use schemas::{Millis, UnixMillis};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +32,22 @@ pub struct Service {
     arrivals: mpsc::Receiver<Arrival>,
     /// Tasks that live as long as the service.
     feeders: JoinSet<()>,
+}
+
+/// How far the ledger's newest event may lie ahead of this machine's clock. Time never runs back in the ledger, so leases
+/// would be issued for the future until the clock has caught up.
+const AHEAD_MAX: Millis = Millis::from_secs(120);
+
+fn check_clock(newest: Option<UnixMillis>) -> Result<(), Failure> {
+    let now = clock::now();
+    match newest {
+        Some(newest) if newest > now.after(AHEAD_MAX) => {
+            let detail =
+                format!("the newest event is of {newest} ms, this machine's clock says {now} ms; correct the clock");
+            Err(Failure::new(schemas::Code::LedgerBroken, detail))
+        }
+        _ => Ok(()),
+    }
 }
 
 impl Service {
@@ -61,6 +78,7 @@ impl Service {
             posture,
             heartbeat: config.limits.heartbeat.millis(),
         };
+        check_clock(events.last().map(|body| body.time))?;
         let broken = |error| Failure::new(schemas::Code::LedgerBroken, error);
         let core = Coordinator::replay(settings, &events).map_err(broken)?;
         tracing::info!(events = events.len(), "ledger verified and replayed");

@@ -34,6 +34,7 @@ impl Coordinator {
         }
         let before = run.members.get(&peer.worker);
         check_place(run, before, peer)?;
+        check_key(before, peer, &request)?;
         let renewed = before.is_some_and(|member| is_renewed(member, &request));
         let answer = JoinReply {
             v: V,
@@ -160,6 +161,17 @@ fn not_joined(worker: &WorkerId) -> Refusal {
 }
 
 /// Whether there is a place for the asker.
+/// A worker keeps the audit key of its first join: whoever holds only its credentials cannot sign results in its name.
+fn check_key(before: Option<&Member>, peer: &Peer, request: &JoinRequest) -> Result<(), Refusal> {
+    match before {
+        Some(member) if member.audit_key != request.audit_key => {
+            let detail = format!("{} joined before with audit key {}", peer.worker, member.audit_key);
+            Err(Refusal::new(Code::IdentityMismatch, detail))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn check_place(run: &Run, before: Option<&Member>, peer: &Peer) -> Result<(), Refusal> {
     match before {
         Some(member) if member.removed => {

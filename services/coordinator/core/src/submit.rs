@@ -239,10 +239,7 @@ fn check_contribution(run: &Run, contribution: &Contribution) -> Result<(), Refu
         let detail = format!("{chunks} chunks as {:?}, expected {expected} as {:?}", contribution.codec, spec.upload);
         return Err(Refusal::new(Code::SizeMismatch, detail));
     }
-    if !contribution.loss.is_finite() {
-        return Err(Refusal::new(Code::NotFinite, format!("the training loss is {}", contribution.loss)));
-    }
-    Ok(())
+    check_loss("training", contribution.loss)
 }
 
 fn check_evaluation(run: &Run, evaluation: &Evaluation) -> Result<(), Refusal> {
@@ -252,8 +249,15 @@ fn check_evaluation(run: &Run, evaluation: &Evaluation) -> Result<(), Refusal> {
         let detail = format!("evaluated {} tokens, expected 1 to {most}", evaluation.tokens);
         return Err(Refusal::new(Code::TokensMismatch, detail));
     }
-    if !evaluation.loss_sum.is_finite() {
-        return Err(Refusal::new(Code::NotFinite, format!("the held-out loss is {}", evaluation.loss_sum)));
+    check_loss("held-out", evaluation.loss_sum / evaluation.tokens.get() as f64)
+}
+
+/// Largest loss in nats a token: that of a uniform guess among 2^64 tokens is 44. Sums over a run stay finite below it.
+const LOSS_MAX: f64 = 1e6;
+
+fn check_loss(which: &str, loss: f64) -> Result<(), Refusal> {
+    if loss.abs() <= LOSS_MAX {
+        return Ok(());
     }
-    Ok(())
+    Err(Refusal::new(Code::NotFinite, format!("the {which} loss is {loss}, at most {LOSS_MAX} nats a token")))
 }

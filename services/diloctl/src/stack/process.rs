@@ -62,7 +62,8 @@ impl Running {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(unusable(&note, &error)),
         };
-        let running: Self = serde_json::from_slice(&text).map_err(|error| unusable(&note, &error))?;
+        // One that does not parse was left by a crash of an older build; there is nothing to find by it.
+        let Ok(running) = serde_json::from_slice::<Self>(&text) else { return Ok(None) };
         Ok(Some(Self { note, ..running }).filter(Self::lives))
     }
 
@@ -117,7 +118,9 @@ impl Running {
         let started = start_time(pid).unwrap_or_default();
         let running = Self { name: spec.name.clone(), pid, started, log, note };
         let text = serde_json::to_vec(&running).map_err(|error| Failure::new(Code::Internal, error))?;
-        fs::write(&running.note, text).map_err(|error| unusable(&running.note, &error))?;
+        let aside = running.note.with_extension("part");
+        let written = fs::write(&aside, text).and_then(|()| fs::rename(&aside, &running.note));
+        written.map_err(|error| unusable(&running.note, &error))?;
         Ok(running)
     }
 

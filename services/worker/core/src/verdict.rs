@@ -25,6 +25,9 @@ pub(crate) fn verdict(code: Code) -> Verdict {
         Code::NoAnswer
         | Code::BusUnreachable
         | Code::StoreUnreachable
+        | Code::StoreFull
+        | Code::UrlRefused
+        | Code::Internal
         | Code::Draining
         | Code::RunUnknown
         | Code::TooFewWorkers
