@@ -4,10 +4,12 @@
 //! Inner steps sleep long enough for a full snapshot to be saved meanwhile, as it would be in training; its cost shows
 //! in the processor time of its own row.
 
-use std::time::Duration;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use harness::Cluster;
+use schemas::Digest;
 
 use crate::Effort;
 use crate::cluster_run::{self, Shape, peak_bytes, processor_seconds};
@@ -135,6 +137,7 @@ async fn rounds(
     let syncs = timeline.syncs(WARMUP_ROUNDS..last, workers);
     ensure!(2 * syncs.len() as u64 > counted, "{} of {counted} syncs were seen in the logs", syncs.len());
     let mut rows = stages(&syncs, label, size.sync_reach(workers));
+    rows.push(hashing(size, workers, label));
     let mut memory = Row::new(format!("{label}: coordinator peak memory"), "GB", vec![peak / 1e9]);
     if size == Size::M100 {
         memory = memory.reach(Reach::AtMost(1.5));
@@ -158,6 +161,25 @@ fn stages(syncs: &[Sync], label: &str, reach: Option<f64>) -> Vec<Row> {
         row(": lease", |sync| sync.open),
         row(": download + decode", |sync| sync.download),
     ]
+}
+
+/// What of a sync is sha256 alone, with every core at it: each upload is hashed by its worker, the store and the coordinator,
+/// the broadcast by the coordinator, the store and each worker. The peer hashes nothing.
+fn hashing(size: Size, workers: usize, label: &str) -> Row {
+    const SAMPLE_BYTES: usize = 32 << 20;
+    const BF16_BYTES: u64 = 2;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let sample = vec![7_u8; SAMPLE_BYTES];
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| black_box(Digest::of(black_box(&sample))));
+        }
+    });
+    let rate = (cores * SAMPLE_BYTES) as f64 / start.elapsed().as_secs_f64();
+    let hashed = size.parameters() * BF16_BYTES * (3 * workers + 2 + workers) as u64;
+    let row = Row::new(format!("sync {label}: of it sha256, all cores"), "s", vec![hashed as f64 / rate]);
+    row.note(format!("{} MB hashed at {:.1} GB/s; a bound from below", hashed / 1_000_000, rate / 1e9))
 }
 
 impl Costs {

@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, Table, TableComponent, presets};
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
@@ -34,6 +34,9 @@ pub(crate) fn print(rows: &[Row]) {
     let reference = baseline().unwrap_or_default();
     let mut table = Table::new();
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+    for line in [TableComponent::HorizontalLines, TableComponent::MiddleIntersections] {
+        table.remove_style(line);
+    }
     table.set_header(["name", "unit", "median", "min..max (n)", "reach", "of baseline", ""]);
     for row in rows {
         let before = reference.iter().find(|entry| entry.name == row.name);

@@ -97,7 +97,8 @@ impl Default for LimitsConfig {
         Self {
             // With fp32 weights and momentum of 100M parameters (800 MB) and the chunks in the air it stays below 1.5 GB.
             contributions_memory: ConfigBytes::mebi(384),
-            transfers: 4,
+            // While some wait for the store's disk, others keep the cores busy.
+            transfers: 8,
             store_patience: ConfigDuration::from_secs(30),
             ledger_patience: ConfigDuration::from_secs(120),
             heartbeat: ConfigDuration::from_secs(3),

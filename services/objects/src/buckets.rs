@@ -113,7 +113,9 @@ impl Buckets {
         self.compare_head(&self.incoming, &key.to_string(), object).await
     }
 
-    /// Copies an upload to its place in `blobs`, at the store. Nothing to do when the blob is there.
+    /// Copies an upload to its place in `blobs`, at the store: one request where the store answers a copy with its sha256.
+    /// A copy over a blob that is there writes the same bytes; an upload that is gone is no loss when the blob is there.
+    /// The upload's length is the caller's to compare, as [`Buckets::get_incoming`] and [`Buckets::head_checked`] do.
     ///
     /// # Errors
     /// The upload is gone, the copy is not what it should be, or the store does not answer.
@@ -123,25 +125,25 @@ impl Buckets {
             let reason = format!("its upload lies under {key}");
             return Err(ObjectError::Mismatch { digest: object.digest, reason });
         }
-        match self.compare_head(&self.blobs, &blob, object).await {
-            Ok(_) => return Ok(Stored::Before),
-            Err(ObjectError::Missing { .. }) => {}
-            Err(error) => return Err(error),
-        }
         let source = format!("/{}/{key}", BucketName::Incoming);
         let headers = [("x-amz-copy-source", source.as_str())];
         let request = Request { method: rusty_s3::Method::Put, key: &blob, headers: &headers };
         let during = format!("promotion of {}", object.digest);
         let response = self.send(&during, &self.blobs, &request).await?;
+        if response.status() == StatusCode::NOT_FOUND {
+            return self.compare_head(&self.blobs, &blob, object).await.map(|_| Stored::Before);
+        }
         if !response.status().is_success() {
             return Err(refused(&during, response).await);
         }
         // A copy may fail after its 200 has been sent; the body then holds an error code.
-        let code = client::s3_code(response).await;
-        if !code.is_empty() {
-            return Err(ObjectError::Refused { during, status: 200, code });
+        let answer = client::s3_answer(response).await;
+        if !answer.code.is_empty() {
+            return Err(ObjectError::Refused { during, status: 200, code: answer.code });
         }
-        self.compare_head(&self.blobs, &blob, object).await?;
+        if answer.checksum != checksum(object.digest) {
+            self.compare_head(&self.blobs, &blob, object).await?;
+        }
         Ok(Stored::Now)
     }
 

@@ -45,8 +45,21 @@ pub(crate) fn describe(error: reqwest::Error) -> String {
     text
 }
 
+/// What an S3 document says; a field is empty when the document does not have it.
+pub(crate) struct S3Answer {
+    /// `<Code>`: it is an error.
+    pub(crate) code: String,
+    /// `<ChecksumSHA256>`: base64, of the object that a copy made.
+    pub(crate) checksum: String,
+}
+
 /// The `<Code>` of an S3 error document; empty when there is none. Consumes the body, so the connection is reusable.
-pub(crate) async fn s3_code(mut response: Response) -> String {
+pub(crate) async fn s3_code(response: Response) -> String {
+    s3_answer(response).await.code
+}
+
+/// As [`s3_code`], with all that is read from a document.
+pub(crate) async fn s3_answer(mut response: Response) -> S3Answer {
     let mut text = Vec::new();
     while let Ok(Some(piece)) = response.chunk().await {
         text.extend_from_slice(&piece);
@@ -55,8 +68,13 @@ pub(crate) async fn s3_code(mut response: Response) -> String {
         }
     }
     let text = String::from_utf8_lossy(&text);
-    let code = text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>")).map_or("", |(code, _)| code);
-    code.chars().filter(char::is_ascii_alphanumeric).take(64).collect()
+    let element = |name: &str| {
+        let (_, rest) = text.split_once(&format!("<{name}>"))?;
+        rest.split_once('<').map(|(content, _)| content)
+    };
+    let code = element("Code").unwrap_or("").chars().filter(char::is_ascii_alphanumeric).take(64).collect();
+    let checksum = element("ChecksumSHA256").unwrap_or("").trim().to_owned();
+    S3Answer { code, checksum }
 }
 
 /// `Retry-After` in whole seconds; the form with a date is rare and ignored.

@@ -1,12 +1,13 @@
 //! The store's folder: its lock, its free space, and how files appear and vanish in it.
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use objects::BucketName;
@@ -26,6 +27,8 @@ pub(crate) struct Root {
     free_bytes_min: u64,
     /// Bytes of uploads in progress that are announced and not yet on the disk.
     reserved: Arc<AtomicU64>,
+    /// Folders that were made and whose own entry may not be durable yet.
+    fresh: Mutex<BTreeSet<PathBuf>>,
     /// The writing threads: the lock is not given up while one runs.
     writers: TaskTracker,
     /// The lock lives as long as this handle.
@@ -73,6 +76,7 @@ impl Root {
             durability,
             free_bytes_min,
             reserved: Arc::new(AtomicU64::new(0)),
+            fresh: Mutex::default(),
             writers: TaskTracker::new(),
             _lock: lock,
         };
@@ -142,22 +146,44 @@ impl Root {
                 Ok(()) => break,
             }
         }
-        if self.durability == Durability::Always { File::open(folder)?.sync_all() } else { Ok(()) }
+        if self.durability == Durability::Always { self.sync_folders(folder) } else { Ok(()) }
     }
 
-    /// Makes a folder and its parents, each durably before its children.
+    /// Makes a folder and its parents. That they are durable is for [`Root::sync_folders`] to see to.
     fn make_folder(&self, folder: &Path) -> io::Result<()> {
         if folder.is_dir() {
             return Ok(());
         }
         let parent = folder.parent().expect("the root lies above");
         self.make_folder(parent)?;
-        match fs::create_dir(folder) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => return Ok(()),
-            Err(error) => return Err(error),
+        if self.durability == Durability::Always {
+            // Noted before it can be seen, so that whoever else uses it knows.
+            self.fresh().insert(folder.to_owned());
         }
-        if self.durability == Durability::Always { File::open(parent)?.sync_all() } else { Ok(()) }
+        match fs::create_dir(folder) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes the entries of `folder` durable, then those of the folders above it that may not be. The deepest comes first:
+    /// a journal then writes all of them at once, and the rest find nothing to do.
+    fn sync_folders(&self, folder: &Path) -> io::Result<()> {
+        File::open(folder)?.sync_all()?;
+        for folder in folder.ancestors().take_while(|folder| *folder != self.path) {
+            if !self.fresh().contains(folder) {
+                continue;
+            }
+            let parent = folder.parent().expect("the root lies above");
+            File::open(parent)?.sync_all()?;
+            self.fresh().remove(folder);
+        }
+        Ok(())
+    }
+
+    fn fresh(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.fresh.lock().expect("no holder panics")
     }
 
     fn empty_tmp(&self) -> io::Result<()> {
@@ -225,6 +251,7 @@ mod tests {
         write(b"third", Publish::Replace).unwrap();
         assert_eq!(fs::read(&name).unwrap(), b"third");
         assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
+        assert!(root.fresh().is_empty(), "every folder above was synced");
     }
 
     #[test]

@@ -19,8 +19,8 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::asker::Asker;
 use crate::meter::Meter;
 
-/// Objects that are moved at the same time: enough to keep one connection busy while another waits for the store.
-pub(crate) const TRANSFERS_MAX: usize = 4;
+/// Objects that are moved at the same time: enough to keep the cores busy while others wait for the store's disk.
+pub(crate) const TRANSFERS_MAX: usize = 8;
 /// Longest wait for one more URL in the middle of a transfer, which asks again by itself.
 const GRANT_PATIENCE: Millis = Millis::from_secs(10);
 /// How long one object may take in all. Whoever holds a lease gives up much earlier, when it is lost.

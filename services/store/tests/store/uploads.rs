@@ -33,6 +33,8 @@ async fn an_object_goes_up_is_promoted_and_comes_down() {
         assert_eq!(buckets.get_incoming(&key, object).await.unwrap(), bytes);
         assert_eq!(buckets.exists(object.digest).await.unwrap(), None);
         assert_eq!(buckets.promote(&key, object).await.unwrap(), Stored::Now);
+        assert_eq!(buckets.promote(&key, object).await.unwrap(), Stored::Now);
+        buckets.delete_incoming(&key).await.unwrap();
         assert_eq!(buckets.promote(&key, object).await.unwrap(), Stored::Before);
         assert_eq!(buckets.exists(object.digest).await.unwrap(), Some(object.bytes));
         assert_eq!(buckets.get(object.digest).await.unwrap(), bytes);
