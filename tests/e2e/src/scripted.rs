@@ -134,7 +134,7 @@ impl Scripted {
         let [grant] = grants.grants.as_slice() else { panic!("one grant for one object: {grants:?}") };
         if grant.action.is_some() {
             let deadline = tokio::time::Instant::now() + PATIENCE;
-            let sent = self.transfer.put(grant, Bytes::from(bytes), &Once, deadline.into()).await;
+            let sent = self.transfer.put(grant, Bytes::from(bytes), &Once, deadline).await;
             sent.unwrap_or_else(|error| panic!("{}: {error}", object.digest));
         }
         object

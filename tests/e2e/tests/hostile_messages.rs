@@ -1,8 +1,6 @@
 //! A worker with real credentials says wrong things: each is refused by itself with a code, nothing counts that should not,
 //! and everybody else goes on.
 
-#![expect(clippy::unwrap_used, reason = "a test program: a failed step is a failed test")]
-
 use std::time::Duration;
 
 use async_nats::HeaderMap;

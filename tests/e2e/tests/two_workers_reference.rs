@@ -1,8 +1,6 @@
 //! Two workers train a model with the trainer in plain Rust: the held-out loss falls, the run completes, the audit replay
 //! verifies, and no secret is left in any log or event.
 
-#![expect(clippy::unwrap_used, reason = "a test program: a failed step is a failed test")]
-
 use std::collections::BTreeSet;
 
 use e2e::{Recipe, secrets};

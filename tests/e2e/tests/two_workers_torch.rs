@@ -1,7 +1,5 @@
 //! Two workers train a small decoder on libtorch.
 
-#![expect(clippy::unwrap_used, reason = "a test program: a failed step is a failed test")]
-
 use e2e::Recipe;
 use harness::{Cluster, Options, PATIENCE};
 
