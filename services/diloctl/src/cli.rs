@@ -219,13 +219,13 @@ pub(crate) enum Snapshot {
         #[arg(long)]
         round: Option<u64>,
         /// Text to go on from.
-        #[arg(long, default_value = "fn main() {\n")]
+        #[arg(long, default_value = "pub fn ")]
         prompt: String,
         /// How many tokens.
         #[arg(long, default_value_t = 200)]
         tokens: u32,
         /// 0 takes the likeliest token; 1 draws as the model says.
-        #[arg(long, default_value_t = 0.7)]
+        #[arg(long, default_value_t = 0.9)]
         temperature: f64,
         /// Decides the draws.
         #[arg(long, default_value_t = 0)]
