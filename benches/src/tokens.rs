@@ -56,8 +56,8 @@ pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
         }
     }
     let mut rows = Vec::new();
-    let dtypes: [(&str, fn(&Speed) -> f64); 2] = [("fp32", |speed| speed.fp32), ("bf16", |speed| speed.bf16)];
-    for (dtype, of) in dtypes {
+    for dtype in ["fp32", "bf16"] {
+        let of = |speed: &Speed| if dtype == "bf16" { speed.bf16 } else { speed.fp32 };
         let name = format!("worker, {PRESET} {dtype}, 1 thread");
         let row = Row::new(name.clone(), "tokens/s", ours.iter().map(of).collect());
         if peers.is_empty() {
