@@ -69,6 +69,8 @@ impl Service {
         store.buckets.ping().await.map_err(|error| Failure::new(error.code(), error))?;
         let bus = Bus::connect("diloco-coordinator", &config.bus, clock::now()).await;
         let bus = bus.map_err(|error| Failure::from(error.into_refusal()))?;
+        // A credential of another role shows here, at once; the requests that follow would only time out.
+        drop(serve::subscribe(&bus).await?);
         let consumer = queue::consumer(&bus).await?;
         let pointer = Pointer::open(&bus).await?;
         let patience = config.limits.ledger_patience.0;

@@ -253,16 +253,17 @@ async fn tl_23_wrong_signer_window_account_role_and_nobody_are_refused() {
     ];
     // At the same time: the broker takes two seconds to refuse what it does not know.
     join_all(tries.map(async |(credentials, status, code)| {
-        bench.assert_ends(Service::Worker, &[("bus.credentials", shown(credentials))], status, code).await;
+        let state = bench.cluster.path("work").join(credentials.file_stem().unwrap());
+        let changes = [("bus.credentials", shown(credentials)), ("worker.state", shown(&state))];
+        bench.assert_ends(Service::Worker, &changes, status, code).await;
     }))
     .await;
     let worker = bench.cluster.issue(Role::Worker, "worker-0").credentials;
-    join_all([Service::Coordinator, Service::Audit].map(async |service| {
-        let (status, text) = bench.ends(service, &[("bus.credentials", shown(&worker))], &[]).await;
-        let refused = status.is_some_and(|status| status != 0) && text.contains("Permissions Violation");
-        assert!(refused, "{service:?} with a worker's credentials: {status:?} {text}");
-    }))
-    .await;
+    let changes = [("bus.credentials", shown(&worker))];
+    bench.assert_ends(Service::Coordinator, &changes, EXIT_DENIED, Code::BusDenied).await;
+    let (status, text) = bench.ends(Service::Audit, &changes, &[]).await;
+    let refused = status.is_some_and(|status| status != 0) && text.contains("Permissions Violation");
+    assert!(refused, "the audit service with a worker's credentials: {status:?} {text}");
     // A credential of the right role and run works: what is refused above is refused for its own fault.
     let good = bench.mint(domain.tenant().unwrap(), &signer, None, "good.creds");
     bench.cluster.source(&good);

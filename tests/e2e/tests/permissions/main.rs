@@ -9,7 +9,7 @@ mod rights;
 mod tenants;
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candidates::{Names, fill, of_the_broker, to_publish, to_subscribe};
 use harness::{Cluster, Options};
@@ -58,7 +58,7 @@ impl Crowd {
         vec![domain.tenant().unwrap(), domain.control().unwrap(), self.cluster.second_tenant().account().clone()]
     }
 
-    pub(crate) async fn probe(&self, credentials: &PathBuf) -> Probe {
+    pub(crate) async fn probe(&self, credentials: &Path) -> Probe {
         Probe::connect(&self.cluster, credentials).await
     }
 }
