@@ -18,7 +18,14 @@ pub fn reference() -> String {
 fn describe(command: &mut Command, prefix: &str, page: &mut String) {
     let name =
         if prefix.is_empty() { command.get_name().to_owned() } else { format!("{prefix} {}", command.get_name()) };
-    let help = command.render_long_help().to_string();
+    // Flags of every command are told once, at the top.
+    let told = !prefix.is_empty();
+    let mut shown = command.clone().mut_args(|flag| {
+        let hidden = told && flag.is_global_set();
+        // The page is the same whatever is set where it is made.
+        flag.hide_env_values(true).hide(hidden)
+    });
+    let help = shown.render_help().to_string();
     page.push_str(&format!("\n## {name}\n\n```\n{}\n```\n", trimmed(&help)));
     for subcommand in command.get_subcommands_mut().filter(|subcommand| subcommand.get_name() != "help") {
         describe(subcommand, &name, page);
