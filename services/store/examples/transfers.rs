@@ -1,6 +1,6 @@
 //! Speed of store and clients over TLS loopback: MB/s, and CPU seconds per GB of each side.
 //!
-//! `cargo run --release -p diloco-store --example throughput [MiB of one object]... [--durability kernel]`
+//! `cargo run --release -p diloco-store --example transfers [MiB of one object]... [--durability kernel]`
 //!
 //! The store runs as a process of its own, so that its CPU time can be told from the client's.
 
