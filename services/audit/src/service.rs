@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use async_nats::HeaderMap;
 use audit_core::{Found, Record, StreamSequence};
 use identity::TrustBundle;
-use runtime::{Bus, Failure, clock};
+use runtime::{Bus, BusError, Failure, clock};
 use schemas::Code;
+use schemas::subject::AUDIT_STREAM;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -15,6 +17,8 @@ use crate::reader::Reader;
 
 /// How often the end of the stream is compared with what was kept.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
+/// How long the broker may take to say that this credential may read the stream; when it says nothing, reading will tell.
+const ASK_MAX: Duration = Duration::from_secs(5);
 /// Most findings of one batch that are logged one by one; the files have all of them.
 const FINDINGS_LOGGED_MAX: usize = 20;
 
@@ -36,6 +40,12 @@ impl Service {
         let desk = blocking(move || Desk::open(&folder, &trust)).await?;
         let connected = Bus::connect("diloco-audit", &config.bus, clock::now()).await;
         let bus = connected.map_err(|error| Failure::from(error.into_refusal()))?;
+        // A credential of another role shows here, at once; reading would only time out.
+        let subject = format!("$JS.API.STREAM.INFO.{AUDIT_STREAM}");
+        let asked = bus.request_raw(&subject, HeaderMap::new(), Vec::new().into(), ASK_MAX).await;
+        if let Err(error @ BusError::Denied { .. }) = asked {
+            return Err(error.into_refusal().into());
+        }
         // From the first message on, so that the whole stream is compared with what was kept.
         let reader = Reader::new(&bus, StreamSequence(1));
         let span = reader.span().await.map_err(|error| Failure::new(error.code(), error))?;

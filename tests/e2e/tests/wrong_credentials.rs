@@ -260,10 +260,9 @@ async fn tl_23_wrong_signer_window_account_role_and_nobody_are_refused() {
     .await;
     let worker = bench.cluster.issue(Role::Worker, "worker-0").credentials;
     let changes = [("bus.credentials", shown(&worker))];
-    bench.assert_ends(Service::Coordinator, &changes, EXIT_DENIED, Code::BusDenied).await;
-    let (status, text) = bench.ends(Service::Audit, &changes, &[]).await;
-    let refused = status.is_some_and(|status| status != 0) && text.contains("Permissions Violation");
-    assert!(refused, "the audit service with a worker's credentials: {status:?} {text}");
+    for service in [Service::Coordinator, Service::Audit] {
+        bench.assert_ends(service, &changes, EXIT_DENIED, Code::BusDenied).await;
+    }
     // A credential of the right role and run works: what is refused above is refused for its own fault.
     let good = bench.mint(domain.tenant().unwrap(), &signer, None, "good.creds");
     bench.cluster.source(&good);

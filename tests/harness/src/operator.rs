@@ -124,9 +124,9 @@ impl Operator {
     /// Follows a run until it is complete.
     ///
     /// # Panics
-    /// It is not within [`PATIENCE`].
+    /// It is not within twice [`PATIENCE`]: a claim that died with its coordinator is asked again after half a minute.
     pub async fn until_complete(&self, run: &RunId) -> RunView {
-        self.until(run, PATIENCE, |view| view.phase == RunPhase::Complete).await
+        self.until(run, 2 * PATIENCE, |view| view.phase == RunPhase::Complete).await
     }
 
     async fn follow(
