@@ -32,7 +32,7 @@ pub struct SampleArgs {
     /// The same seed gives the same text.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Where to compute: auto, cpu, cuda or cuda:<number>.
+    /// Where to compute: auto, cpu, cuda or cuda:NUMBER.
     #[arg(long, default_value = "auto")]
     pub device: String,
     /// CPU threads.

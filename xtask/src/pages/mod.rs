@@ -59,7 +59,7 @@ pub(crate) fn write(workspace: &Workspace) -> Result<()> {
     process::run(heavy.env("DILOCO_WRITE_PAGES", "1"))
 }
 
-/// Fails if [`write`] would change anything.
+/// Fails if [`write()`] would change anything.
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     let differences = differences(workspace.root())?;
     if differences.is_empty() {
