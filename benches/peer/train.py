@@ -98,9 +98,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--preset", default="demo", choices=PRESETS)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--bf16", action="store_true", help="bf16 autocast as well")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    for bf16 in (False, True):
+    for bf16 in (False, True) if given.bf16 else (False,):
         for fused in (False, True):
             rate = measure(given.preset, bf16, fused)
             print(f"{given.preset} cpu, {given.threads} threads, {'bf16' if bf16 else 'fp32'}, "

@@ -41,7 +41,15 @@ const OPTIMIZER: InnerOptimizer = InnerOptimizer {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 struct Speed {
     fp32: f64,
-    bf16: f64,
+    /// Where the processor has instructions for it.
+    bf16: Option<f64>,
+}
+
+impl Speed {
+    /// With the precision that a run has by default.
+    fn default_precision(&self) -> f64 {
+        self.bf16.unwrap_or(self.fp32)
+    }
 }
 
 /// Ours and the peer's, in turns.
@@ -50,32 +58,37 @@ pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
     let python = std::env::var_os(PYTHON).filter(|path| !path.is_empty());
     let (mut ours, mut peers) = (Vec::new(), Vec::new());
     for _ in 0..turns {
-        ours.push(here()?);
+        let here = here()?;
+        ours.push(here);
         if let Some(python) = &python {
-            peers.push(pytorch(Path::new(python))?);
+            peers.push(pytorch(Path::new(python), here.bf16.is_some())?);
         }
     }
-    let mut rows = Vec::new();
-    for dtype in ["fp32", "bf16"] {
-        let of = |speed: &Speed| if dtype == "bf16" { speed.bf16 } else { speed.fp32 };
-        let name = format!("worker, {PRESET} {dtype}, 1 thread");
-        let row = Row::new(name.clone(), "tokens/s", ours.iter().map(of).collect());
-        if peers.is_empty() {
-            rows.push(row.note(format!("no PyTorch here: {PYTHON} is not set, the ratio is not judged")));
-            continue;
-        }
-        rows.push(row);
-        rows.push(Row::new(
-            format!("PyTorch eager, {PRESET} {dtype}, 1 thread"),
-            "tokens/s",
-            peers.iter().map(of).collect(),
-        ));
-        let ratios = ours.iter().zip(&peers).map(|(ours, peer)| of(ours) / of(peer)).collect();
-        // The fast path that needs the processor's maker to be misjudged by MKL exists on AMD alone.
-        let reach = if dtype == "bf16" && is_amd() { 1.9 } else { 1.0 };
-        rows.push(Row::new(format!("{name} beside PyTorch"), "ratio", ratios).reach(Reach::AtLeast(reach)));
+    let mut rows = rows("fp32", &ours, &peers, |speed| Some(speed.fp32));
+    rows.extend(self::rows("bf16", &ours, &peers, |speed| speed.bf16));
+    if !peers.is_empty() {
+        let ratios = ours.iter().zip(&peers).map(|(ours, peer)| ours.default_precision() / peer.fp32).collect();
+        let fast = Row::new(format!("worker, {PRESET}, default settings beside PyTorch fp32"), "ratio", ratios);
+        rows.push(fast.reach(Reach::AtLeast(1.9)).note(if ours[0].bf16.is_some() { "bf16 here" } else { "fp32 here" }));
     }
     Ok(rows)
+}
+
+/// One arithmetic on both sides; no rows where the processor does not have it.
+fn rows(dtype: &str, ours: &[Speed], peers: &[Speed], of: fn(&Speed) -> Option<f64>) -> Vec<Row> {
+    let of_all = |speeds: &[Speed]| speeds.iter().filter_map(of).collect::<Vec<f64>>();
+    let (ours, peers) = (of_all(ours), of_all(peers));
+    if ours.is_empty() {
+        return Vec::new();
+    }
+    let name = format!("worker, {PRESET} {dtype}, 1 thread");
+    let ratios = ours.iter().zip(&peers).map(|(ours, peer)| ours / peer).collect::<Vec<f64>>();
+    let row = Row::new(name.clone(), "tokens/s", ours);
+    if peers.is_empty() {
+        return vec![row.note(format!("no PyTorch here: {PYTHON} is not set, the ratio is not judged"))];
+    }
+    let peer = Row::new(format!("PyTorch eager, {PRESET} {dtype}, 1 thread"), "tokens/s", peers);
+    vec![row, peer, Row::new(format!("{name} beside PyTorch"), "ratio", ratios).reach(Reach::AtLeast(1.0))]
 }
 
 /// In a process that starts as the worker does: its libraries read some settings before `main`.
@@ -93,7 +106,9 @@ fn here() -> Result<Speed> {
 pub(crate) fn print_here() -> Result<()> {
     diloco_worker::launch::settle();
     torch::init(DeviceChoice::Cpu, 1)?;
-    let speed = Speed { fp32: speed(Precision::Fp32)?, bf16: speed(Precision::Bf16)? };
+    // Without instructions for bf16 its products are emulated, which nobody would choose.
+    let bf16 = torch::processor_has_bf16().then(|| speed(Precision::Bf16)).transpose()?;
+    let speed = Speed { fp32: speed(Precision::Fp32)?, bf16 };
     table::say(&serde_json::to_string(&speed)?);
     Ok(())
 }
@@ -124,14 +139,18 @@ fn speed(precision: Precision) -> Result<f64> {
 }
 
 /// The peer with its default optimizer, as `eager` means.
-fn pytorch(python: &Path) -> Result<Speed> {
+fn pytorch(python: &Path, bf16: bool) -> Result<Speed> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peer/train.py");
-    let output = Command::new(python).arg(script).args(["--preset", PRESET, "--threads", "1"]).output();
-    let output = output.with_context(|| format!("{PYTHON}: {}", python.display()))?;
+    let mut command = Command::new(python);
+    command.arg(script).args(["--preset", PRESET, "--threads", "1"]);
+    if bf16 {
+        command.arg("--bf16");
+    }
+    let output = command.output().with_context(|| format!("{PYTHON}: {}", python.display()))?;
     ensure!(output.status.success(), "{PYTHON}: {}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let speed = |dtype: &str| peer_speed(&text, dtype).with_context(|| format!("{dtype} is not in {text:?}"));
-    Ok(Speed { fp32: speed("fp32")?, bf16: speed("bf16")? })
+    let fp32 = peer_speed(&text, "fp32").with_context(|| format!("fp32 is not in {text:?}"))?;
+    Ok(Speed { fp32, bf16: peer_speed(&text, "bf16") })
 }
 
 /// From a line such as `demo cpu, 1 threads, fp32, default AdamW: 9000 tokens/s, torch 2.11.0`.
@@ -139,10 +158,6 @@ fn peer_speed(text: &str, dtype: &str) -> Option<f64> {
     let wanted = format!(", {dtype}, default AdamW: ");
     let line = text.lines().find(|line| line.contains(&wanted))?;
     line.split(&wanted).nth(1)?.split_whitespace().next()?.parse().ok()
-}
-
-fn is_amd() -> bool {
-    std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains("AuthenticAMD"))
 }
 
 #[cfg(test)]

@@ -68,13 +68,15 @@ pub enum TrainerKind {
     Synthetic,
 }
 
-/// Arithmetic of the inner steps; parameters and optimizer state are fp32 in both.
+/// Arithmetic of the inner steps; parameters and optimizer state are fp32 in all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
+    /// bf16 on a device that has instructions for it, fp32 elsewhere; each worker finds out for itself.
+    Auto,
     /// fp32 throughout.
     Fp32,
-    /// bf16 matrix products under autocast.
+    /// bf16 matrix products under autocast. A processor without instructions for it takes many times longer than in fp32.
     Bf16,
 }
 

@@ -2,7 +2,7 @@
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -53,9 +53,9 @@ impl Diloctl {
     pub(crate) fn show(&self, arguments: &[&str]) -> Result<()> {
         interrupt::check()?;
         console::say(format_args!("$ diloctl {}", shell(arguments)));
-        let outcome = process::run(&mut self.command(arguments));
-        interrupt::check()?;
-        outcome
+        let mut child = self.start(arguments)?;
+        let status = interrupt::wait(&mut child)?;
+        if status.success() { Ok(()) } else { bail!("`diloctl {}` failed ({status})", shell(arguments)) }
     }
 
     /// Like [`Self::show`]; when it fails, whatever died is started again and the command repeated.
@@ -80,22 +80,21 @@ impl Diloctl {
     pub(crate) fn watch(&self, run: &str) -> Result<()> {
         let arguments = ["run", "watch", run];
         console::say(format_args!("$ diloctl {}", shell(&arguments)));
-        let mut watching = self.command(&arguments).spawn().context("cannot start diloctl")?;
+        let mut watching = self.start(&arguments)?;
         loop {
-            std::thread::sleep(LOOK_EVERY);
-            interrupt::check().inspect_err(|_| {
-                // It got the same signal; waiting only collects it.
-                let _status = watching.wait();
-            })?;
-            match watching.try_wait().context("cannot wait for diloctl")? {
+            match interrupt::wait_for(&mut watching, LOOK_EVERY)? {
                 Some(status) if status.success() => return Ok(()),
                 Some(status) if !self.revive()? => bail!("`diloctl run watch {run}` ended with {status}"),
-                Some(_) => watching = self.command(&arguments).spawn().context("cannot start diloctl")?,
+                Some(_) => watching = self.start(&arguments)?,
                 None => {
                     self.revive()?;
                 }
             }
         }
+    }
+
+    fn start(&self, arguments: &[&str]) -> Result<Child> {
+        self.command(arguments).spawn().context("cannot start diloctl")
     }
 
     /// Starts services that died; says which, and whether there were any.

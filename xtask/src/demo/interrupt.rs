@@ -1,9 +1,14 @@
 //! Ctrl-C during the demo: remembered, so that everything is stopped in order before this program ends.
 
+use std::process::{Child, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use schemas::{Code, Refusal};
+
+/// Between two looks at a child and at the signal.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
@@ -27,4 +32,60 @@ pub(crate) fn came() -> bool {
 /// An error once a signal came.
 pub(crate) fn check() -> Result<()> {
     if came() { Err(Refusal::new(Code::Interrupted, "stopped by a signal").into()) } else { Ok(()) }
+}
+
+/// Waits for a child's end. Once a signal came the child is told as well (a signal sent to this program alone reaches nobody
+/// else) and its end is an error.
+pub(crate) fn wait(child: &mut Child) -> Result<ExitStatus> {
+    loop {
+        if let Some(status) = wait_for(child, Duration::MAX)? {
+            return Ok(status);
+        }
+    }
+}
+
+/// Like [`wait`], for so long at most; none when the child still runs.
+pub(crate) fn wait_for(child: &mut Child, patience: Duration) -> Result<Option<ExitStatus>> {
+    let begun = Instant::now();
+    while begun.elapsed() < patience {
+        let status = child.try_wait().context("cannot wait for a program")?;
+        if came() {
+            if status.is_none() {
+                end(child)?;
+            }
+            check()?;
+        }
+        if status.is_some() {
+            return Ok(status);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+    Ok(None)
+}
+
+fn end(child: &mut Child) -> Result<()> {
+    let id = libc::pid_t::try_from(child.id()).context("a process id fits")?;
+    // SAFETY: the child was not collected yet, so the id is its own.
+    unsafe { libc::kill(id, libc::SIGTERM) };
+    child.wait().context("cannot wait for a program")?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_signal_to_this_program_ends_its_child() {
+        let sleeping = || Command::new("sleep").arg("600").spawn().expect("sleep starts");
+        let mut child = sleeping();
+        assert!(wait_for(&mut child, Duration::from_millis(10)).expect("it runs").is_none());
+        INTERRUPTED.store(true, Ordering::SeqCst);
+        let error = wait(&mut child).expect_err("interrupted");
+        INTERRUPTED.store(false, Ordering::SeqCst);
+        assert_eq!(error.downcast_ref::<Refusal>().map(|refusal| refusal.code), Some(Code::Interrupted));
+        assert!(child.try_wait().expect("collected").is_some());
+    }
 }

@@ -8,12 +8,12 @@ mod report;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::console;
 use crate::deps::{self, Overrides};
-use crate::process::{self, Workspace};
+use crate::process::Workspace;
 use control::Diloctl;
 
 /// The programs that the demo starts: package and program have one name.
@@ -70,7 +70,9 @@ fn build(workspace: &Workspace) -> Result<()> {
     for program in PROGRAMS {
         command.args(["--package", program, "--bin", program]);
     }
-    process::run(&mut command)
+    let mut child = command.spawn().context("cannot start cargo")?;
+    let status = interrupt::wait(&mut child)?;
+    if status.success() { Ok(()) } else { bail!("the build failed ({status})") }
 }
 
 fn train(diloctl: &Diloctl, options: &DemoOptions) -> Result<()> {

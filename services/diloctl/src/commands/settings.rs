@@ -136,7 +136,7 @@ impl Default for ModelSettings {
         Self {
             config: "demo".to_owned(),
             trainer: TrainerKind::Torch,
-            precision: Precision::Bf16,
+            precision: Precision::Auto,
             chunk_elements: 1 << 20,
         }
     }

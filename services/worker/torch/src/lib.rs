@@ -22,5 +22,5 @@ mod runtime;
 mod shim;
 mod trainer;
 
-pub use crate::runtime::{DeviceChoice, Library, init};
+pub use crate::runtime::{DeviceChoice, Library, init, processor_has_bf16};
 pub use crate::trainer::{TorchOptions, TorchTrainer};

@@ -55,6 +55,15 @@ pub fn init(device: DeviceChoice, threads: usize) -> Result<Library, TrainerErro
     Ok(Library { version, cuda_devices })
 }
 
+/// Whether the processor multiplies bf16 itself: AVX512-BF16, which AMX comes with. Without it the products are emulated and
+/// take many times longer than in fp32.
+pub fn processor_has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
 /// Sets the number of threads for work that this thread starts; libtorch keeps it per thread.
 pub(crate) fn use_threads(threads: usize) -> Result<(), TrainerError> {
     thread_local! {

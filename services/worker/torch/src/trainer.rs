@@ -15,7 +15,7 @@ use trainer::{
 use crate::decoder::{Decoder, shapes};
 use crate::error::TorchError;
 use crate::flat::Flat;
-use crate::runtime::{DeviceChoice, init, use_threads};
+use crate::runtime::{DeviceChoice, init, processor_has_bf16, use_threads};
 use crate::shim::{self, AdamW, Autocast};
 
 /// Tokens of one forward pass without gradients: bounds memory, large enough for the matrix products.
@@ -28,10 +28,17 @@ const GENERATE_TOKENS: usize = 256;
 pub struct TorchOptions {
     /// Where.
     pub device: DeviceChoice,
-    /// In which arithmetic; parameters and moments are fp32 in both.
+    /// In which arithmetic; parameters and moments are fp32 in all.
     pub precision: Precision,
     /// With how many CPU threads. More than there are cores makes it slower than one.
     pub threads: usize,
+}
+
+/// What matrix products are computed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Arithmetic {
+    Fp32,
+    Bf16,
 }
 
 /// A Llama-style decoder with its AdamW state.
@@ -40,8 +47,9 @@ pub struct TorchOptions {
 #[derive(Debug)]
 pub struct TorchTrainer {
     config: LlamaConfig,
-    options: TorchOptions,
     device: Device,
+    threads: usize,
+    arithmetic: Arithmetic,
     layout: Layout,
     decoder: Decoder,
     /// What the decoder's weights are views of.
@@ -51,6 +59,18 @@ pub struct TorchTrainer {
     second: Flat,
     first_views: Vec<Tensor>,
     second_views: Vec<Tensor>,
+}
+
+impl Arithmetic {
+    fn of(precision: Precision, device: Device) -> Self {
+        match precision {
+            Precision::Fp32 => Self::Fp32,
+            Precision::Bf16 => Self::Bf16,
+            // CUDA devices have it since Ampere (2020).
+            Precision::Auto if matches!(device, Device::Cuda(_)) || processor_has_bf16() => Self::Bf16,
+            Precision::Auto => Self::Fp32,
+        }
+    }
 }
 
 impl TorchTrainer {
@@ -70,8 +90,9 @@ impl TorchTrainer {
         let (first_views, second_views) = (first.views(&shapes, false)?, second.views(&shapes, false)?);
         Ok(Self {
             config: config.clone(),
-            options,
             device,
+            threads: options.threads,
+            arithmetic: Arithmetic::of(options.precision, device),
             layout,
             decoder,
             parameters,
@@ -84,15 +105,15 @@ impl TorchTrainer {
     }
 
     fn prepare(&self, batch: &Batch<'_>) -> Result<(), TrainerError> {
-        use_threads(self.options.threads)?;
+        use_threads(self.threads)?;
         batch.check(self.config.vocabulary, self.config.positions)
     }
 
     /// Logits `[sequences, tokens, vocabulary]` in fp32, for token ids `[sequences, tokens]`.
     fn logits(&mut self, tokens: &Tensor, last_only: bool) -> Result<Tensor, TorchError> {
-        let autocast = match self.options.precision {
-            Precision::Fp32 => None,
-            Precision::Bf16 => Some(Autocast::new(self.device)?),
+        let autocast = match self.arithmetic {
+            Arithmetic::Fp32 => None,
+            Arithmetic::Bf16 => Some(Autocast::new(self.device)?),
         };
         let mut hidden = self.decoder.hidden(tokens)?;
         if last_only {
@@ -218,7 +239,7 @@ impl Trainer for TorchTrainer {
         temperature: f64,
         seed: u64,
     ) -> Result<Vec<u32>, TrainerError> {
-        use_threads(self.options.threads)?;
+        use_threads(self.threads)?;
         let _no_grad = tch::no_grad_guard();
         let mut sampler = Sampler::new(prompt, self.config.vocabulary, count, temperature, seed)?;
         let window = GENERATE_TOKENS.min(self.config.positions as usize);
@@ -236,13 +257,13 @@ impl Trainer for TorchTrainer {
     }
 
     fn device(&self) -> String {
-        let precision = match self.options.precision {
-            Precision::Fp32 => "fp32",
-            Precision::Bf16 => "bf16",
+        let arithmetic = match self.arithmetic {
+            Arithmetic::Fp32 => "fp32",
+            Arithmetic::Bf16 => "bf16",
         };
         match self.device {
-            Device::Cuda(index) => format!("cuda:{index}, {precision}"),
-            _ => format!("cpu, {} threads, {precision}", self.options.threads),
+            Device::Cuda(index) => format!("cuda:{index}, {arithmetic}"),
+            _ => format!("cpu, {} threads, {arithmetic}", self.threads),
         }
     }
 }
