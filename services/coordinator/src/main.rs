@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use diloco_coordinator::{Config, Service};
 use runtime::ready::ReadyFile;
-use runtime::{ConfigArgs, Failure, Loaded, LogArgs, clock, config, exit, log, shutdown, validate};
+use runtime::{ConfigArgs, Failure, Loaded, LogArgs, clock, config, exit, log, memory, shutdown, validate};
 use schemas::Code;
 use schemas::member::Posture;
 
@@ -27,6 +27,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    memory::keep_freed();
     match exit::parse::<Args>() {
         Ok(args) => exit::report(start(&args)),
         Err(status) => status,

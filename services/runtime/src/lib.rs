@@ -9,6 +9,7 @@ mod denial;
 pub mod exit;
 pub mod log;
 pub mod materials;
+pub mod memory;
 mod origin;
 pub mod quantity;
 pub mod ready;

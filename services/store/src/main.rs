@@ -9,7 +9,7 @@ use diloco_store::Store;
 use diloco_store::settings::Settings;
 use runtime::exit::{EXIT_USAGE, report};
 use runtime::ready::ReadyFile;
-use runtime::{ConfigArgs, Failure, LogArgs, clock, config, log, shutdown};
+use runtime::{ConfigArgs, Failure, LogArgs, clock, config, log, memory, shutdown};
 use schemas::Code;
 
 /// An S3 store for one machine: two buckets, three access keys, every object verified before it can be seen.
@@ -45,6 +45,7 @@ struct Cli {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    memory::keep_freed();
     match Cli::try_parse() {
         Ok(cli) => report(run(cli).await),
         Err(usage) => {

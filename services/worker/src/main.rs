@@ -8,11 +8,12 @@ use diloco_worker::cli::{Cli, Command};
 use diloco_worker::config::{Checked, WorkerConfig};
 use diloco_worker::{devices, launch, sample, service::Service};
 use runtime::exit::{EXIT_USAGE, report};
-use runtime::{Failure, clock, config, log, shutdown};
+use runtime::{Failure, clock, config, log, memory, shutdown};
 use schemas::Code;
 
 fn main() -> ExitCode {
     launch::settle();
+    memory::keep_freed();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
