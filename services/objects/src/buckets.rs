@@ -13,14 +13,14 @@ use identity::AccessKey;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::client::{HttpClient, HttpConnector};
 use object_store::{ClientOptions, ObjectStore as _, ObjectStoreExt as _};
-use reqwest::header::{CONTENT_LENGTH, DATE};
-use reqwest::{Client, Response, StatusCode};
+use http::header::{CONTENT_LENGTH, DATE, HeaderMap, HeaderName, HeaderValue};
+use http::{StatusCode, Uri};
 use schemas::blob::Grant;
 use schemas::limits::{OBJECT_BYTES_MAX, URL_LIFE};
 use schemas::{Digest, ObjectRef, Refusal, UnixMillis};
 use tokio::time::{Instant, timeout_at};
 
-use crate::client;
+use crate::client::{self, Client, Response};
 use crate::endpoint::Endpoint;
 use crate::error::ObjectError;
 use crate::key::{BlobKey, BucketName, IncomingKey};
@@ -292,15 +292,13 @@ impl Buckets {
         loop {
             let sent = local_now();
             let url = place.sign(request, self.clock.at(sent), URL_LIFE);
-            let mut builder = self.transfer.http().request(method(request.method), url);
-            for (name, value) in request.headers {
-                builder = builder.header(*name, *value);
-            }
+            let (uri, mut headers) = parts(url.as_str(), request.headers);
             if matches!(request.method, rusty_s3::Method::Put) {
-                builder = builder.header(CONTENT_LENGTH, 0);
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
             }
+            let sending = self.transfer.http().send(method(request.method), uri, headers, Bytes::new());
             let until = deadline.min(Instant::now() + self.limits.idle);
-            let (reason, wait) = match timeout_at(until, builder.send()).await {
+            let (reason, wait) = match timeout_at(until, sending).await {
                 Ok(Ok(response)) => {
                     self.read_clock(&response, sent);
                     let status = response.status();
@@ -309,7 +307,7 @@ impl Buckets {
                     }
                     (status.to_string(), client::retry_after(response.headers()))
                 }
-                Ok(Err(error)) => (client::describe(error), None),
+                Ok(Err(error)) => (client::describe(&error), None),
                 Err(_) => ("no answer".to_owned(), None),
             };
             tracing::debug!(during, reason, "request to the store failed");
@@ -407,13 +405,23 @@ async fn refused(during: &str, response: Response) -> ObjectError {
     }
 }
 
-pub(crate) const fn method(method: rusty_s3::Method) -> reqwest::Method {
+/// A request of this crate's own signing, as the client takes it.
+pub(crate) fn parts(url: &str, headers: &[(&str, &str)]) -> (Uri, HeaderMap) {
+    let uri = url.parse().expect("a signed url is a uri");
+    let header = |(name, value): &(&str, &str)| {
+        let name: HeaderName = name.parse().expect("signed headers have valid names");
+        (name, HeaderValue::from_str(value).expect("signed headers have valid values"))
+    };
+    (uri, headers.iter().map(header).collect())
+}
+
+pub(crate) const fn method(method: rusty_s3::Method) -> http::Method {
     match method {
-        rusty_s3::Method::Head => reqwest::Method::HEAD,
-        rusty_s3::Method::Get => reqwest::Method::GET,
-        rusty_s3::Method::Post => reqwest::Method::POST,
-        rusty_s3::Method::Put => reqwest::Method::PUT,
-        rusty_s3::Method::Delete => reqwest::Method::DELETE,
+        rusty_s3::Method::Head => http::Method::HEAD,
+        rusty_s3::Method::Get => http::Method::GET,
+        rusty_s3::Method::Post => http::Method::POST,
+        rusty_s3::Method::Put => http::Method::PUT,
+        rusty_s3::Method::Delete => http::Method::DELETE,
     }
 }
 

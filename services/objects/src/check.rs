@@ -7,14 +7,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use data_encoding::BASE32_NOPAD;
+use http::HeaderValue;
+use http::header::CONTENT_LENGTH;
+use http_body_util::BodyExt as _;
 use identity::{AccessKey, StoreKeys};
-use reqwest::Client;
-use reqwest::header::CONTENT_LENGTH;
 use schemas::{Digest, Millis, PublicKey, UnixMillis};
 use serde::Serialize;
+use tokio::time::timeout;
 
-use crate::buckets::{Buckets, local_now, method};
-use crate::client;
+use crate::buckets::{self, Buckets, local_now};
+use crate::client::{self, Client, Response};
 use crate::endpoint::Endpoint;
 use crate::error::ObjectError;
 use crate::key::{BlobKey, BucketName, IncomingKey};
@@ -217,7 +219,7 @@ impl Probe {
         let name = format!("U{}", &BASE32_NOPAD.encode(&random)[..55]);
         let place = |bucket, key: &AccessKey| Place::new(endpoint, bucket, key.clone());
         Ok(Self {
-            http: client::build(endpoint.trust(), &limits)?,
+            http: Client::new(endpoint.trust(), &limits)?,
             buckets: Buckets::new(endpoint, &keys.admin, clock.clone(), limits, PATIENCE)?,
             clock,
             operator: name.parse().expect("a letter and base32 have the form of a key"),
@@ -340,14 +342,14 @@ impl Probe {
         report.note(Rule::CopyBetweenBuckets, holds, outcome(&promoted));
 
         let url = self.sign(&self.get, rusty_s3::Method::Get, &BlobKey(sample.digest).to_string(), &[], 0);
-        let answer = self.http.get(url).header("range", "bytes=5-14").timeout(PATIENCE).send().await;
-        let (holds, seen) = match answer {
+        let (holds, seen) = match self.send(rusty_s3::Method::Get, &url, &[("range", "bytes=5-14")], Bytes::new()).await {
             Ok(response) => {
                 let status = response.status().as_u16();
-                let body = response.bytes().await.unwrap_or_default();
+                let body = timeout(PATIENCE, response.collect()).await;
+                let body = body.ok().and_then(Result::ok).map(|body| body.to_bytes()).unwrap_or_default();
                 (status == 206 && body == sample.bytes[5..15], format!("{status}, {} bytes", body.len()))
             }
-            Err(error) => (false, client::describe(error)),
+            Err(reason) => (false, reason),
         };
         report.note(Rule::RangeServed, holds, seen);
         self.forget(&[sample]).await;
@@ -393,14 +395,27 @@ impl Probe {
     }
 
     async fn put_to(&self, url: &str, headers: &[(&'static str, String)], bytes: Bytes) -> Answer {
-        let mut request = self.http.request(method(rusty_s3::Method::Put), url).timeout(PATIENCE).body(bytes);
-        for (name, value) in headers.iter().filter(|(name, _)| *name != CONTENT_LENGTH.as_str()) {
-            request = request.header(*name, value);
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let sent = self.send(rusty_s3::Method::Put, url, &headers, bytes).await;
+        Answer(sent.map(|response| response.status().as_u16()))
+    }
+
+    async fn send(
+        &self,
+        method: rusty_s3::Method,
+        url: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<Response, String> {
+        let (uri, mut headers) = buckets::parts(url, headers);
+        if matches!(method, rusty_s3::Method::Put) {
+            // The length of what is sent, whatever was signed.
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
         }
-        Answer(match request.send().await {
-            Ok(response) => Ok(response.status().as_u16()),
-            Err(error) => Err(client::describe(error)),
-        })
+        match timeout(PATIENCE, self.http.send(buckets::method(method), uri, headers, body)).await {
+            Ok(sent) => sent.map_err(|error| client::describe(&error)),
+            Err(_) => Err("no answer".to_owned()),
+        }
     }
 
     async fn has(&self, sample: &Sample) -> bool {

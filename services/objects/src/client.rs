@@ -1,10 +1,26 @@
-//! The HTTP client under everything here, and how its answers are read.
+//! The HTTP client under everything here: HTTP/1.1 over pooled connections. It trusts one authority, follows nothing, decodes
+//! nothing and uses no proxy. And how its answers are read.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use reqwest::header::HeaderMap;
-use reqwest::redirect::Policy;
-use reqwest::{Client, Response};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http::{HeaderMap, Method, Request, Uri};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Body as _, Incoming};
+use hyper::rt::ReadBufCursor;
+use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
+use hyper_util::client::legacy::{self, Error};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use object_store::client::{HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody, HttpService};
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, BufReader};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tower_service::Service;
 
 use crate::endpoint::{EndpointError, Trust};
 use crate::transfer::TransferLimits;
@@ -13,30 +29,181 @@ use crate::transfer::TransferLimits;
 const ERROR_BYTES_MAX: usize = 8 << 10;
 /// Connections kept for reuse; below the store's own idle limit, so that it is the client who lets go first.
 const POOL_IDLE: Duration = Duration::from_secs(25);
+/// Bytes read from a socket at a time. rustls alone asks for 4 KiB, which is four calls for each record of a download.
+const SOCKET_READ_BYTES: usize = 128 << 10;
 
-/// A client that trusts `trust` alone, follows nothing, decodes nothing, uses no proxy and never retries by itself.
-pub(crate) fn build(trust: &Trust, limits: &TransferLimits) -> Result<Client, EndpointError> {
-    Client::builder()
-        .tls_backend_preconfigured(trust.tls()?)
-        .https_only(matches!(trust, Trust::Authority(_)))
-        .no_proxy()
-        .redirect(Policy::none())
-        .referer(false)
-        .http1_only()
-        .tcp_nodelay(true)
-        .connect_timeout(limits.connect)
-        .tcp_user_timeout(limits.idle)
-        .pool_idle_timeout(POOL_IDLE)
-        .pool_max_idle_per_host(limits.connections_max)
-        .build()
-        .map_err(|error| EndpointError::Client(describe(error)))
+/// An answer whose body has not been read.
+pub(crate) type Response = http::Response<Incoming>;
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The client. Cheap to clone; clones share connections.
+#[derive(Clone, Debug)]
+pub(crate) struct Client(legacy::Client<Connector, Full<Bytes>>);
+
+/// Makes connections: TCP, and TLS over it where the URL says so.
+#[derive(Clone, Debug)]
+struct Connector {
+    tcp: HttpConnector,
+    tls: TlsConnectorDebug,
+    patience: Duration,
 }
 
-/// The chain of causes without the URL, which may carry a signature.
-pub(crate) fn describe(error: reqwest::Error) -> String {
-    let error = error.without_url();
+/// A TLS configuration, which has nothing to show.
+#[derive(Clone)]
+struct TlsConnectorDebug(TlsConnector);
+
+/// A connection, with TLS or without.
+struct Stream(TokioIo<Pin<Box<dyn Socket>>>);
+
+trait Socket: AsyncRead + AsyncWrite + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Send> Socket for S {}
+
+impl Client {
+    /// A client that trusts `trust` alone.
+    pub(crate) fn new(trust: &Trust, limits: &TransferLimits) -> Result<Self, EndpointError> {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(limits.connect));
+        tcp.set_tcp_user_timeout(Some(limits.idle));
+        let tls = TlsConnectorDebug(TlsConnector::from(std::sync::Arc::new(trust.tls()?)));
+        let client = legacy::Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(POOL_IDLE)
+            .pool_max_idle_per_host(limits.connections_max)
+            .build(Connector { tcp, tls, patience: limits.connect });
+        Ok(Self(client))
+    }
+
+    /// Sends a request. Whether the URL may be used at all is the caller's to know, and so is how long to wait.
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        uri: Uri,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Response, Error> {
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = headers;
+        self.0.request(request).await
+    }
+}
+
+/// For `object_store`: its requests over the same connections.
+#[async_trait]
+impl HttpService for Client {
+    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let (parts, body) = request.into_parts();
+        let body = body.collect().await?.to_bytes();
+        let sent = self.send(parts.method, parts.uri, parts.headers, body).await;
+        let kind = |error: &Error| if error.is_connect() { HttpErrorKind::Connect } else { HttpErrorKind::Request };
+        let response = sent.map_err(|error| HttpError::new(kind(&error), error))?;
+        let (parts, body) = response.into_parts();
+        let body = body.map_err(|error| HttpError::new(HttpErrorKind::Interrupted, error));
+        Ok(HttpResponse::from_parts(parts, HttpResponseBody::new(body)))
+    }
+}
+
+impl Service<Uri> for Connector {
+    type Response = Stream;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Stream, BoxError>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.tcp.poll_ready(context).map_err(Into::into)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connecting = self.tcp.call(uri.clone());
+        let (tls, patience) = (self.tls.0.clone(), self.patience);
+        Box::pin(async move {
+            let socket = BufReader::with_capacity(SOCKET_READ_BYTES, connecting.await?.into_inner());
+            if uri.scheme() != Some(&http::uri::Scheme::HTTPS) {
+                return Ok(Stream(TokioIo::new(Box::pin(socket))));
+            }
+            let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+            let name = ServerName::try_from(host.to_owned())?;
+            let secured = timeout(patience, tls.connect(name, socket)).await??;
+            Ok(Stream(TokioIo::new(Box::pin(secured))))
+        })
+    }
+}
+
+impl std::fmt::Debug for TlsConnectorDebug {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TlsConnector")
+    }
+}
+
+impl Connection for Stream {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl hyper::rt::Read for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl hyper::rt::Write for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
+
+/// The next piece of a body; none at its end.
+pub(crate) async fn piece(response: &mut Response) -> Result<Option<Bytes>, hyper::Error> {
+    while let Some(frame) = response.frame().await {
+        // Trailers say nothing here.
+        if let Ok(piece) = frame?.into_data() {
+            return Ok(Some(piece));
+        }
+    }
+    Ok(None)
+}
+
+/// The body's length, where the answer states it.
+pub(crate) fn length(response: &Response) -> Option<u64> {
+    response.body().size_hint().exact()
+}
+
+/// The chain of causes. No cause names the URL, which may carry a signature.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
-    let mut cause = std::error::Error::source(&error);
+    let mut cause = error.source();
     while let Some(inner) = cause {
         text.push_str(": ");
         text.push_str(&inner.to_string());
@@ -61,7 +228,7 @@ pub(crate) async fn s3_code(response: Response) -> String {
 /// As [`s3_code`], with all that is read from a document.
 pub(crate) async fn s3_answer(mut response: Response) -> S3Answer {
     let mut text = Vec::new();
-    while let Ok(Some(piece)) = response.chunk().await {
+    while let Ok(Some(piece)) = piece(&mut response).await {
         text.extend_from_slice(&piece);
         if text.len() > ERROR_BYTES_MAX {
             break;

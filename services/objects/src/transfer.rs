@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use reqwest::header::{CONTENT_RANGE, HeaderMap, HeaderName, HeaderValue, RANGE};
-use reqwest::{Client, Response, StatusCode};
+use http::header::{CONTENT_RANGE, HeaderMap, HeaderName, HeaderValue, RANGE};
+use http::{StatusCode, Uri};
 use schemas::blob::{Grant, HttpAction, Method};
 use schemas::{Code, Digest, Refusal};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use url::Url;
 
-use crate::client;
+use crate::client::{self, Client, Response};
 use crate::endpoint::Trust;
 use crate::error::ObjectError;
 use crate::sink::Sink;
@@ -104,7 +104,7 @@ impl Transfer {
     /// # Errors
     /// The authority's certificates are not usable.
     pub fn new(trust: &Trust, limits: TransferLimits) -> Result<Self, ObjectError> {
-        Ok(Self { http: client::build(trust, &limits)?, trust: trust.clone(), limits })
+        Ok(Self { http: Client::new(trust, &limits)?, trust: trust.clone(), limits })
     }
 
     pub(crate) const fn http(&self) -> &Client {
@@ -195,14 +195,14 @@ impl Transfer {
         bytes: &Bytes,
         deadline: Instant,
     ) -> Result<Stored, Failure> {
-        let (url, headers) = self.prepared(digest, action, Method::Put)?;
+        let (uri, headers) = self.prepared(digest, action, Method::Put)?;
         let length = headers.get("content-length").and_then(|value| value.to_str().ok());
         if length.is_some_and(|length| length != bytes.len().to_string()) {
             let reason = format!("it is for {} bytes, the object has {}", length.unwrap_or_default(), bytes.len());
             return Err(Failure::Final(ObjectError::GrantInvalid { digest, reason }));
         }
         let patience = self.limits.idle + Duration::from_secs(bytes.len() as u64 / UPLOAD_BYTES_PER_SECOND_MIN);
-        let sending = self.http.put(url).headers(headers).body(bytes.clone()).send();
+        let sending = self.http.send(http::Method::PUT, uri, headers, bytes.clone());
         let response = self.answered(sending, deadline.min(Instant::now() + patience)).await?;
         match response.status() {
             status if status.is_success() => Ok(Stored::Now),
@@ -254,14 +254,14 @@ impl Transfer {
         sink: &mut Sink,
         deadline: Instant,
     ) -> Result<(), Failure> {
-        let (url, mut headers) = self.prepared(digest, action, Method::Get)?;
+        let (uri, mut headers) = self.prepared(digest, action, Method::Get)?;
         if sink.len() > 0 {
             let range = HeaderValue::from_str(&format!("bytes={}-", sink.len())).expect("digits are a header value");
             headers.insert(RANGE, range);
         }
-        let sending = self.http.get(url).headers(headers).send();
+        let sending = self.http.send(http::Method::GET, uri, headers, Bytes::new());
         let mut response = self.answered(sending, deadline.min(Instant::now() + self.limits.idle)).await?;
-        let mut skip = match (response.status(), response.content_length()) {
+        let mut skip = match (response.status(), client::length(&response)) {
             (StatusCode::OK, Some(total)) => {
                 sink.expect(total).map_err(Failure::Final)?;
                 sink.len()
@@ -279,11 +279,11 @@ impl Transfer {
             _ => return Err(self.refused(digest, response).await),
         };
         while !sink.is_complete() {
-            let step = timeout_at(deadline, timeout(self.limits.idle, response.chunk())).await;
+            let step = timeout_at(deadline, timeout(self.limits.idle, client::piece(&mut response))).await;
             let piece = match step {
                 Ok(Ok(Ok(Some(piece)))) => piece,
                 Ok(Ok(Ok(None))) => return Err(Reason::broken(format!("the answer ended at {}", sink.len()))),
-                Ok(Ok(Err(error))) => return Err(Reason::broken(client::describe(error))),
+                Ok(Ok(Err(error))) => return Err(Reason::broken(client::describe(&error))),
                 Ok(Err(_)) | Err(_) => return Err(Reason::broken(format!("silence at {}", sink.len()))),
             };
             // A server that ignores ranges starts anew; what was hashed already is passed over.
@@ -295,30 +295,31 @@ impl Transfer {
         Ok(())
     }
 
-    fn prepared(&self, digest: Digest, action: &HttpAction, method: Method) -> Result<(Url, HeaderMap), Failure> {
+    fn prepared(&self, digest: Digest, action: &HttpAction, method: Method) -> Result<(Uri, HeaderMap), Failure> {
         let invalid = |reason: String| Failure::Final(ObjectError::GrantInvalid { digest, reason });
         if action.method != method {
             return Err(invalid(format!("it is for {:?}, not {method:?}", action.method)));
         }
         let url = Url::parse(&action.href).map_err(|error| invalid(format!("its url does not parse: {error}")))?;
         self.trust.permits(&url).map_err(|error| invalid(error.to_string()))?;
+        let uri = url.as_str().parse().map_err(|error| invalid(format!("its url does not parse: {error}")))?;
         let mut headers = HeaderMap::with_capacity(action.headers.len());
         for (name, value) in &action.headers {
             let parsed = name.parse::<HeaderName>().ok().zip(HeaderValue::from_str(value).ok());
             let (parsed, value) = parsed.ok_or_else(|| invalid(format!("its header {name:?} does not parse")))?;
             headers.insert(parsed, value);
         }
-        Ok((url, headers))
+        Ok((uri, headers))
     }
 
     async fn answered(
         &self,
-        sending: impl Future<Output = reqwest::Result<Response>>,
+        sending: impl Future<Output = Result<Response, hyper_util::client::legacy::Error>>,
         until: Instant,
     ) -> Result<Response, Failure> {
         match timeout_at(until, sending).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(Reason::broken(client::describe(error))),
+            Ok(Err(error)) => Err(Reason::broken(client::describe(&error))),
             Err(_) => Err(Reason::broken("no answer")),
         }
     }
