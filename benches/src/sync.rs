@@ -85,15 +85,17 @@ impl Size {
 /// All rows of one size and number of workers.
 pub(crate) async fn measure(size: Size, workers: usize, effort: Effort) -> Result<Vec<Row>> {
     let label = format!("{} x{workers}", size.label());
-    let (mut rows, costs) = rounds(size, workers, effort, 1, &label).await?;
+    let (mut rows, costs, ended) = rounds(size, workers, effort, 1, &label).await?;
     rows.extend(costs.rows(&label, "with a full snapshot in each round"));
     if size == Size::M10 && workers == 2 {
         // The peer writes nothing: the same without full snapshots is what compares.
-        let (_, costs) = rounds(size, workers, effort, 1_000_000, &label).await?;
+        let (_, costs, _ended) = rounds(size, workers, effort, 1_000_000, &label).await?;
         let row =
             Row::new(format!("{label}: coordinator + store CPU"), "s/round", vec![costs.coordinator + costs.store]);
         rows.push(row.reach(Reach::AtMost(0.15)).note("without full snapshots"));
     }
+    // Its folder goes only now: for a minute after thousands of files were deleted ext4 makes new ones slowly.
+    drop(ended);
     Ok(rows)
 }
 
@@ -103,7 +105,7 @@ async fn rounds(
     effort: Effort,
     snapshot_every: u64,
     label: &str,
-) -> Result<(Vec<Row>, Costs)> {
+) -> Result<(Vec<Row>, Costs, Cluster)> {
     let steps = size.parameters().div_ceil(WINDOW_PARAMETERS);
     let counted = size.rounds(effort);
     let last = WARMUP_ROUNDS + counted;
@@ -143,7 +145,10 @@ async fn rounds(
         memory = memory.reach(Reach::AtMost(1.5));
     }
     rows.push(memory);
-    Ok((rows, after.since(&before, counted as f64)))
+    for name in cluster.names() {
+        cluster.kill9(&name);
+    }
+    Ok((rows, after.since(&before, counted as f64), cluster))
 }
 
 fn stages(syncs: &[Sync], label: &str, reach: Option<f64>) -> Vec<Row> {

@@ -168,29 +168,33 @@ impl Buckets {
         Err(ObjectError::Mismatch { digest: object.digest, reason })
     }
 
-    /// Stores bytes of the coordinator's own making. One hash, one PUT; the store compares the hash before the object
-    /// can be seen.
+    /// Stores bytes that were just made, so that nobody looks whether they are there. One hash, one PUT; the store compares
+    /// the hash before the object can be seen.
     ///
     /// # Errors
     /// It was not stored.
     pub async fn put_blob(&self, bytes: Bytes) -> Result<ObjectRef, ObjectError> {
         let hashed = bytes.clone();
         let object = tokio::task::spawn_blocking(move || ObjectRef::of(&hashed)).await.expect("hashing does not panic");
-        self.put_blob_as(object, bytes).await?;
+        self.upload(object, bytes).await?;
         Ok(object)
     }
 
-    /// Stores bytes whose reference the caller has computed already.
+    /// Stores bytes whose reference the caller has computed already, unless they are there.
     ///
     /// # Errors
     /// It was not stored; [`ObjectError::Mismatch`] when the reference is not that of the bytes.
     pub async fn put_blob_as(&self, object: ObjectRef, bytes: Bytes) -> Result<Stored, ObjectError> {
+        if self.exists(object.digest).await? == Some(object.bytes) {
+            return Ok(Stored::Before);
+        }
+        self.upload(object, bytes).await
+    }
+
+    async fn upload(&self, object: ObjectRef, bytes: Bytes) -> Result<Stored, ObjectError> {
         if bytes.len() as u64 > OBJECT_BYTES_MAX.get() {
             let (length, max) = (bytes.len() as u64, OBJECT_BYTES_MAX.get());
             return Err(ObjectError::TooLarge { digest: object.digest, bytes: length, bytes_max: max });
-        }
-        if self.exists(object.digest).await? == Some(object.bytes) {
-            return Ok(Stored::Before);
         }
         let own =
             OwnGrants { buckets: self, place: &self.blobs, key: BlobKey(object.digest).to_string(), put: Some(object) };

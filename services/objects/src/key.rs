@@ -3,7 +3,7 @@
 //! ```text
 //! incoming/<run>/<round>/<worker>/<64 hex>      quarantine of a lease
 //! incoming/operator/<user nkey>/<64 hex>        quarantine of an operator's import
-//! blobs/sha256/<ab>/<cd>/<64 hex>               verified objects
+//! blobs/sha256/<ab>/<64 hex>                    verified objects
 //! ```
 //! `operator` is therefore not usable as the name of a run that uploads; [`IncomingKey::worker`] refuses it.
 
@@ -93,7 +93,7 @@ impl FromStr for BucketName {
 impl fmt::Display for BlobKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hex = self.0.hex();
-        write!(f, "{ALGORITHM}/{}/{}/{hex}", &hex[..2], &hex[2..4])
+        write!(f, "{ALGORITHM}/{}/{hex}", &hex[..2])
     }
 }
 
@@ -224,8 +224,7 @@ mod tests {
         ] {
             assert!(text.parse::<IncomingKey>().is_err(), "{text}");
         }
-        for text in [hex.clone(), format!("sha256/00/00/{hex}"), format!("sha256/{hex}"), format!("sha256/../../{hex}")]
-        {
+        for text in [hex.clone(), format!("sha256/00/{hex}"), format!("sha256/{hex}"), format!("sha256/../{hex}")] {
             assert!(text.parse::<BlobKey>().is_err(), "{text}");
         }
     }

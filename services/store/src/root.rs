@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs::{self, File, TryLockError};
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -131,22 +132,30 @@ impl Root {
     /// in a bucket counts from its arrival there.
     pub(crate) fn link(&self, source: &Path, name: &Path) -> io::Result<()> {
         self.in_folder_of(name, || fs::hard_link(source, name))?;
-        File::options().append(true).open(name)?.set_modified(SystemTime::now())
+        let file = File::options().append(true).open(name)?;
+        file.set_modified(SystemTime::now())?;
+        forget_pages(&file);
+        Ok(())
     }
 
     fn in_folder_of(&self, name: &Path, put: impl Fn() -> io::Result<()>) -> io::Result<()> {
         let folder = name.parent().expect("a key lies in a bucket's folder");
         let mut tries = 0;
-        loop {
+        let put = loop {
             tries += 1;
             self.make_folder(folder)?;
             match put() {
                 Err(error) if error.kind() == io::ErrorKind::NotFound && tries < PUBLISH_TRIES_MAX => {}
-                Err(error) => return Err(error),
-                Ok(()) => break,
+                put => break put,
             }
+        };
+        // A name that is taken may have been given just before the power failed, or by a request that is still at it:
+        // whoever is told that the object is there relies on it.
+        let is_there = put.as_ref().err().is_none_or(|error| error.kind() == io::ErrorKind::AlreadyExists);
+        if is_there && self.durability == Durability::Always {
+            self.sync_folders(folder)?;
         }
-        if self.durability == Durability::Always { self.sync_folders(folder) } else { Ok(()) }
+        put
     }
 
     /// Makes a folder and its parents. That they are durable is for [`Root::sync_folders`] to see to.
@@ -197,6 +206,16 @@ impl Root {
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.reserved.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Gives a file's memory in the system's cache back. Whoever promotes an upload has read it, and rarely does again; the next
+/// upload is written into memory that is at hand.
+fn forget_pages(file: &File) {
+    // SAFETY: the descriptor is open for as long as `file` lives; the call changes no data.
+    let advised = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    if advised != 0 {
+        tracing::debug!(error = advised, "the cache keeps a promoted file");
     }
 }
 

@@ -9,22 +9,28 @@ use std::time::{Duration, SystemTime};
 /// files went.
 pub(crate) fn sweep(folder: &Path, life: Duration, now: SystemTime) -> io::Result<u64> {
     let mut removed = 0;
-    for entry in fs::read_dir(folder)? {
+    let Some(entries) = unless_gone(fs::read_dir(folder))? else { return Ok(0) };
+    for entry in entries {
         let entry = entry?;
-        let metadata = match entry.metadata() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            metadata => metadata?,
-        };
+        let Some(metadata) = unless_gone(entry.metadata())? else { continue };
         if metadata.is_dir() {
             removed += sweep(&entry.path(), life, now)?;
             // Fails unless it is empty, which is what is wanted. An upload that needs the folder makes it again.
             let _kept = fs::remove_dir(entry.path());
         } else if now.duration_since(metadata.modified()?).is_ok_and(|age| age > life) {
-            fs::remove_file(entry.path())?;
-            removed += 1;
+            removed += u64::from(unless_gone(fs::remove_file(entry.path()))?.is_some());
         }
     }
     Ok(removed)
+}
+
+/// What somebody else has removed meanwhile is no failure.
+fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
@@ -45,5 +51,6 @@ mod tests {
         }
         assert_eq!(sweep(&folder, Duration::from_secs(50), now).unwrap(), 1);
         assert!(!folder.join("demo/1").exists() && fresh.exists() && folder.exists());
+        assert_eq!(sweep(&folder.join("demo/1"), Duration::ZERO, now).unwrap(), 0, "what is gone is no failure");
     }
 }
