@@ -342,7 +342,8 @@ impl Probe {
         report.note(Rule::CopyBetweenBuckets, holds, outcome(&promoted));
 
         let url = self.sign(&self.get, rusty_s3::Method::Get, &BlobKey(sample.digest).to_string(), &[], 0);
-        let (holds, seen) = match self.send(rusty_s3::Method::Get, &url, &[("range", "bytes=5-14")], Bytes::new()).await {
+        let (holds, seen) = match self.send(rusty_s3::Method::Get, &url, &[("range", "bytes=5-14")], Bytes::new()).await
+        {
             Ok(response) => {
                 let status = response.status().as_u16();
                 let body = timeout(PATIENCE, response.collect()).await;
