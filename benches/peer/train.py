@@ -2,7 +2,7 @@
 
     python3 benches/peer/train.py --preset demo --threads 1
 
-Model, batch, optimizer and counting are those of `services/worker/torch/examples/tokens.rs`: fp32 and bf16 autocast, AdamW
+Model, batch, optimizer and counting are those of `benches/src/tokens.rs`: fp32 and bf16 autocast, AdamW
 (fused and not) with clipping, median over steps of 2048 tokens.
 """
 

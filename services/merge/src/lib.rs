@@ -15,7 +15,7 @@
 //! | mix a fragment's local and global weights | [`blend()`] |
 //!
 //! Sign and order conventions are fixed in [`step`] (what is computed), [`mean`] (weights) and [`outer`] (the
-//! optimizers), each as a rule that can be followed by hand; `tests/reference.rs` follows them with scalar loops and
+//! optimizers), each as a rule that can be followed by hand; `tests/merge/reference.rs` follows them with scalar loops and
 //! expects equal bits.
 //!
 //! ```

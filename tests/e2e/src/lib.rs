@@ -1,5 +1,5 @@
-//! End-to-end tests: one file per promise under `tests/`. Here is what they share: how a small run is made, a worker that
-//! does what a test tells it, and the search for secrets.
+//! End-to-end tests: one module per promise under `tests/promises/`. Here is what they share: how a small run is made, a
+//! worker that does what a test tells it, and the search for secrets.
 
 pub mod recipe;
 pub mod scripted;

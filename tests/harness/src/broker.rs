@@ -22,28 +22,34 @@ pub(crate) async fn start(folder: &Path, domain: &Domain, tenants: &[Tenant]) ->
     for tenant in tenants {
         tenant.preload(&generated.join("auth.conf"));
     }
-    listen(&generated, "-1");
+    let (process, port) = launch(folder, "nats-config/dev.conf", &generated).await;
+    (process, format!("tls://127.0.0.1:{port}"))
+}
+
+/// Starts a nats-server in `folder` and gives its port. Its configuration includes `listen.conf` from the folder
+/// `listening`, which names that port at the next start.
+pub(crate) async fn launch(folder: &Path, config: &str, listening: &Path) -> (Process, String) {
+    let listen = |port: &str| write(&listening.join("listen.conf"), &format!("listen: \"127.0.0.1:{port}\"\n"));
+    listen("-1");
     let ports = folder.join("ports");
-    fs::create_dir_all(&ports).unwrap_or_else(|error| panic!("{}: {error}", ports.display()));
-    let arguments = ["-c", "nats-config/dev.conf", "--ports_file_dir", "ports"].map(str::to_owned).to_vec();
+    let logs = folder.join("logs");
+    for folder in [&ports, &logs] {
+        fs::create_dir_all(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    }
     let recipe = Recipe {
         name: BROKER.to_owned(),
         program: nats_server(),
-        arguments,
+        arguments: ["-c", config, "--ports_file_dir", "ports"].map(str::to_owned).to_vec(),
         folder: folder.to_owned(),
-        log: folder.join("logs").join("broker.log"),
+        log: logs.join("broker.log"),
         ready: Ready::Ports(ports),
     };
     let process = Process::start(recipe).await;
     let address = process.addresses().first().unwrap_or_else(|| panic!("the broker listens nowhere"));
     let port = address.rsplit(':').next().filter(|port| port.parse::<u16>().is_ok());
     let port = port.unwrap_or_else(|| panic!("{address} has no port")).to_owned();
-    listen(&generated, &port);
-    (process, format!("tls://127.0.0.1:{port}"))
-}
-
-fn listen(generated: &Path, port: &str) {
-    write(&generated.join("listen.conf"), &format!("listen: \"127.0.0.1:{port}\"\n"));
+    listen(&port);
+    (process, port)
 }
 
 /// The files that are committed; what `diloctl auth init` generates for this checkout is not among them.

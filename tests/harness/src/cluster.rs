@@ -304,6 +304,36 @@ impl Cluster {
         process.exit(PATIENCE).await
     }
 
+    /// Waits until these have ended by themselves.
+    ///
+    /// # Panics
+    /// One runs on after [`PATIENCE`], or does not end with status 0.
+    pub async fn end_well(&mut self, names: &[&str]) {
+        for name in names {
+            let status = self.process(name).exit(PATIENCE).await;
+            assert!(status.success(), "{name}: {status}");
+        }
+    }
+
+    /// Ends these in order.
+    ///
+    /// # Panics
+    /// As [`Cluster::end_well`].
+    pub async fn stop_well(&mut self, names: &[&str]) {
+        for name in names {
+            let status = self.stop(name).await;
+            assert!(status.success(), "{name}: {status}");
+        }
+    }
+
+    /// Replays the record of the run, in which every event must verify; gives what was printed.
+    ///
+    /// # Panics
+    /// It does not verify.
+    pub async fn record_verifies(&self) -> String {
+        self.diloctl_ok(&["audit", "replay", "--run", &self.options.run.to_string(), "--summary"]).await
+    }
+
     /// Runs `diloctl` in the cluster's folder to its end.
     ///
     /// # Panics

@@ -1,7 +1,5 @@
 //! Stream `AUDIT`, as an auditor reads it.
 
-use std::time::Duration;
-
 use async_nats::jetstream::{self, consumer::pull};
 use futures::StreamExt as _;
 use runtime::Bus;
@@ -28,6 +26,8 @@ pub struct Recorded {
 pub struct Evidence {
     messages: pull::Ordered,
     seen: Vec<Recorded>,
+    /// How many messages lay behind the last one that was read.
+    pending: Option<u64>,
     // The messages come over it.
     _bus: Bus,
 }
@@ -41,7 +41,7 @@ impl Evidence {
         let consumer = consumer.unwrap_or_else(|error| panic!("a consumer of {AUDIT_STREAM}: {error}"));
         let messages = consumer.messages().await;
         let messages = messages.unwrap_or_else(|error| panic!("messages of {AUDIT_STREAM}: {error}"));
-        Self { messages, seen: Vec::new(), _bus: bus }
+        Self { messages, seen: Vec::new(), pending: None, _bus: bus }
     }
 
     /// Reads on until `wanted` holds for an event, and gives it. Events that were read before do not count.
@@ -70,26 +70,30 @@ impl Evidence {
         self.until(what, |recorded| of_run(recorded) && recorded.ledger().is_some_and(&wanted)).await
     }
 
-    /// Reads what is there until nothing comes for a while, and gives everything from the start.
+    /// Reads to the end of the stream as it is now, and gives everything from the start.
     ///
     /// # Panics
-    /// Something in the stream is no event.
+    /// The stream is empty, or something in it is no event.
     pub async fn everything(mut self) -> Vec<Recorded> {
-        const QUIET: Duration = Duration::from_millis(700);
-        while tokio::time::timeout(QUIET, self.next()).await.is_ok() {}
+        while self.pending != Some(0) {
+            let next = tokio::time::timeout(PATIENCE, self.next()).await;
+            next.unwrap_or_else(|_| panic!("stream {AUDIT_STREAM} stalls; it ends with {}", self.tail()));
+        }
         self.seen
     }
 
     async fn next(&mut self) -> Recorded {
         let message = self.messages.next().await.expect("an ordered consumer does not end");
         let message = message.unwrap_or_else(|error| panic!("stream {AUDIT_STREAM}: {error}"));
-        let sequence = message.info().map(|info| info.stream_sequence).unwrap_or_else(|error| panic!("{error}"));
+        let info = message.info().unwrap_or_else(|error| panic!("{error}"));
+        let (sequence, pending) = (info.stream_sequence, info.pending);
         let subject = message.subject.to_string();
         let body = EventBody::decode(&message.payload);
         let body = body.unwrap_or_else(|error| panic!("{subject} at {sequence} is no event: {error}"));
         let mut raw = format!("{:?}\n", message.headers).into_bytes();
         raw.extend_from_slice(&message.payload);
         let recorded = Recorded { sequence, subject, raw, body };
+        self.pending = Some(pending);
         self.seen.push(recorded.clone());
         recorded
     }

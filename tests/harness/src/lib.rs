@@ -10,6 +10,7 @@ mod cluster;
 mod evidence;
 mod operator;
 mod process;
+mod server;
 mod tenant;
 
 pub use binary::{nats_server, program};
@@ -17,6 +18,7 @@ pub use cluster::{Cluster, Options};
 pub use evidence::{Evidence, Recorded};
 pub use operator::Operator;
 pub use process::{Output, Process};
+pub use server::NatsServer;
 pub use tenant::Tenant;
 
 use std::time::Duration;

@@ -1,13 +1,10 @@
 //! A real broker with a domain of its own, which keeps its port and its files when it is started again.
 
-use std::fs;
-use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::path::PathBuf;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::{self, stream};
+use harness::{NatsServer, PATIENCE};
 use identity::domain::LIFETIME_DEFAULT;
 use identity::{AuditKey, Domain, InitOptions};
 use runtime::{Bus, BusConfig, clock};
@@ -18,15 +15,10 @@ use schemas::subject::AUDIT_STREAM;
 
 use crate::scribe::{Said, Scribe, run};
 
-/// Longer than anything here takes on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-
 pub(crate) struct Broker {
-    child: Child,
-    config: PathBuf,
+    server: NatsServer,
     pub(crate) url: String,
     pub(crate) domain: Domain,
-    pub(crate) scratch: tempfile::TempDir,
 }
 
 /// Who writes events, connected.
@@ -39,15 +31,8 @@ pub(crate) struct Cast {
     pub(crate) account_chain: Scribe,
 }
 
-fn binary() -> PathBuf {
-    let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.deps/nats/nats-server");
-    let path = std::env::var_os("NATS_SERVER_BIN").map_or(bundled, PathBuf::from);
-    assert!(path.exists(), "no nats-server at {}; run `cargo xtask deps`, or set NATS_SERVER_BIN", path.display());
-    path
-}
-
 impl Broker {
-    pub(crate) fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let now = clock::now();
         let domain = Domain::init(&scratch.path().join(".diloco"), &InitOptions::default(), now).expect("a fresh name");
@@ -55,17 +40,20 @@ impl Broker {
         for role in [Role::Coordinator, Role::Auditor, Role::Provisioner] {
             domain.issue(role, role.name(), None, LIFETIME_DEFAULT, now).expect("a fresh name");
         }
-        let config = scratch.path().join("server.conf");
-        let (child, port) = launch(&config, scratch.path(), "-1");
-        Self { child, config, url: format!("tls://127.0.0.1:{port}"), domain, scratch }
+        let config = "include \"generated/auth.conf\"\ninclude \"generated/tls.conf\"\n\
+                      jetstream { store_dir: \"js\", sync_interval: always }\n";
+        let server = NatsServer::start(scratch, config).await;
+        Self { url: format!("tls://{}", server.address()), server, domain }
     }
 
     /// Kills it, and starts it again where it was.
-    pub(crate) fn crash(&mut self) {
-        self.child.kill().expect("the process is ours");
-        self.child.wait().expect("the process is ours");
-        let port = self.url.rsplit(':').next().expect("splitting gives a part").to_owned();
-        (self.child, _) = launch(&self.config, self.scratch.path(), &port);
+    pub(crate) async fn crash(&mut self) {
+        self.server.restart().await;
+    }
+
+    /// A path in its folder.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.server.folder().join(name)
     }
 
     pub(crate) async fn bus(&self, name: &str) -> Bus {
@@ -103,13 +91,6 @@ impl Broker {
     }
 }
 
-impl Drop for Broker {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// Publishes an event and waits until the stream has it.
 pub(crate) async fn publish(bus: &Bus, said: &Said) {
     let mut headers = HeaderMap::new();
@@ -118,33 +99,4 @@ pub(crate) async fn publish(bus: &Bus, said: &Said) {
     let answer = bus.request_raw(&said.subject, headers, said.body.clone().into(), PATIENCE).await.expect("a PubAck");
     let answer: serde_json::Value = serde_json::from_slice(&answer).expect("it is JSON");
     assert_eq!(answer["stream"], AUDIT_STREAM, "{answer}");
-}
-
-/// Starts the server and waits until it can be used; gives its port.
-fn launch(config: &Path, scratch: &Path, port: &str) -> (Child, String) {
-    let text = format!(
-        "listen: \"127.0.0.1:{port}\"\ninclude \"generated/auth.conf\"\ninclude \"generated/tls.conf\"\n\
-         jetstream {{ store_dir: \"{}/js\", sync_interval: always }}\n",
-        scratch.display()
-    );
-    fs::write(config, text).expect("the folder is ours");
-    let mut child =
-        Command::new(binary()).arg("-c").arg(config).stderr(Stdio::piped()).spawn().expect("the process is ours");
-    let mut log = BufReader::new(child.stderr.take().expect("it is piped"));
-    let (mut port, mut seen) = (None, String::new());
-    loop {
-        let mut line = String::new();
-        let bytes = log.read_line(&mut line).expect("the broker logs text");
-        assert!(bytes > 0, "the broker ended:\n{seen}");
-        if let Some((_, rest)) = line.split_once("Listening for client connections on 127.0.0.1:") {
-            port = Some(rest.trim().to_owned());
-        }
-        if line.contains("Server is ready") {
-            break;
-        }
-        seen.push_str(&line);
-    }
-    // A full pipe would stop the broker.
-    std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-    (child, port.expect("it said where it listens"))
 }

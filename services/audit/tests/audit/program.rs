@@ -3,10 +3,11 @@
 use std::process::Stdio;
 
 use diloco_audit::{Desk, Found, StreamSequence};
+use harness::PATIENCE;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
 
-use crate::broker::{Broker, PATIENCE, publish};
+use crate::broker::{Broker, publish};
 
 struct Program {
     child: Child,
@@ -17,7 +18,7 @@ impl Program {
     fn start(broker: &Broker) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_diloco-audit"));
         command.arg("--domain").arg(broker.domain.layout().folder());
-        command.arg("--ready-file").arg(broker.scratch.path().join("audit.ready"));
+        command.arg("--ready-file").arg(broker.path("audit.ready"));
         command.args(["--set", &format!("bus.url={}", broker.url)]);
         command.args(["--log", "diloco_audit=debug", "--log-format", "json"]);
         let mut child = command.stderr(Stdio::piped()).kill_on_drop(true).spawn().expect("it was built");
@@ -49,7 +50,7 @@ impl Program {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kept_across_kills_of_the_service_and_of_the_broker() {
-    let mut broker = Broker::start();
+    let mut broker = Broker::start().await;
     broker.create_stream().await;
     let mut cast = broker.cast().await;
     for _ in 0..5 {
@@ -57,7 +58,7 @@ async fn kept_across_kills_of_the_service_and_of_the_broker() {
     }
     let mut program = Program::start(&broker);
     program.until(&["a batch is kept", "\"kept\":5"]).await;
-    assert!(broker.scratch.path().join("audit.ready").exists());
+    assert!(broker.path("audit.ready").exists());
     program.kill().await;
     // Nobody listens meanwhile.
     for _ in 0..5 {
@@ -67,7 +68,7 @@ async fn kept_across_kills_of_the_service_and_of_the_broker() {
     program.until(&["\"auditing\"", "\"kept\":5"]).await;
     program.until(&["a batch is kept", "\"kept\":10"]).await;
     // The broker dies under it; both sides come back by themselves.
-    broker.crash();
+    broker.crash().await;
     publish(&broker.bus("coordinator").await, &cast.ledger.remark()).await;
     program.until(&["a batch is kept", "\"kept\":11"]).await;
     program.kill().await;
@@ -79,7 +80,7 @@ async fn kept_across_kills_of_the_service_and_of_the_broker() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn findings_are_logged_with_their_code_and_kept() {
-    let broker = Broker::start();
+    let broker = Broker::start().await;
     broker.create_stream().await;
     let mut cast = broker.cast().await;
     publish(&cast.coordinator, &cast.ledger.remark()).await;

@@ -2,11 +2,12 @@
 
 use audit_core::{Finding, StreamSequence, Verdict};
 use diloco_audit::{Checked, ReadError, Replay, ReplayError};
+use harness::PATIENCE;
 use schemas::event::WorkerEvent;
 use schemas::permission::Role;
 use schemas::{Code, Sequence};
 
-use crate::broker::{Broker, Cast, PATIENCE, publish};
+use crate::broker::{Broker, Cast, publish};
 use crate::scribe::run;
 
 /// Writes the ledger's beginning and the worker's first event: four messages.
@@ -39,7 +40,7 @@ async fn follow(replay: &mut Replay, count: usize) -> Vec<Checked> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_small_ledger_replays_and_is_followed() {
-    let broker = Broker::start();
+    let broker = Broker::start().await;
     let bus = broker.bus(Role::Auditor.name()).await;
     let missing = Replay::open(&bus, broker.domain.trust()).await.err().expect("no stream yet");
     assert!(matches!(missing, ReplayError::Read(ReadError::Missing)), "{missing}");
@@ -74,7 +75,7 @@ async fn a_small_ledger_replays_and_is_followed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_tampered_with_is_found() {
-    let broker = Broker::start();
+    let broker = Broker::start().await;
     let provisioner = broker.create_stream().await;
     let mut cast = broker.cast().await;
     beginning(&broker, &mut cast).await;

@@ -1,6 +1,5 @@
 //! Two replicas, two fragments of one value, followed by hand: the published vectors of the streaming schedule, which
 //! fix the signs of gradient and step, when a gradient is captured, and what alpha means.
-#![expect(clippy::unwrap_used, reason = "clippy does not take helpers of tests for tests")]
 
 use merge::{ContributionChunk, Momentum, SeededRounding, blend, codec};
 use schemas::run::{CodecKind, OuterOptimizer};

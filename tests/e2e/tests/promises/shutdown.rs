@@ -1,7 +1,7 @@
 //! `diloctl control shutdown` drains over the bus: everything ends in order with status 0, and a restart goes on.
 
 use e2e::Recipe;
-use harness::{Cluster, Options, PATIENCE};
+use harness::{Cluster, Options};
 use schemas::event::LedgerEvent;
 
 #[tokio::test]
@@ -17,17 +17,11 @@ async fn a_shutdown_over_the_bus_drains_and_a_restart_goes_on() {
     let refused = cluster.diloctl(&["control", "shutdown"]).await;
     assert!(!refused.status.success(), "without --yes and without a terminal nobody can agree: {}", refused.stdout);
     cluster.diloctl_ok(&["control", "shutdown", "--yes", "--drain", "20s"]).await;
-    for name in ["worker-0", "worker-1", "coordinator"] {
-        let status = cluster.process(name).exit(PATIENCE).await;
-        assert!(status.success(), "{name}: {status}");
-    }
+    cluster.end_well(&["worker-0", "worker-1", "coordinator"]).await;
     let stopped = |event: &LedgerEvent| matches!(event, LedgerEvent::CoordinatorStopped { .. });
     let stopped = evidence.until("stop", |recorded| recorded.ledger().is_some_and(stopped)).await;
-    for name in ["audit", "store"] {
-        let status = cluster.stop(name).await;
-        assert!(status.success(), "{name}: {status}");
-    }
-    cluster.diloctl_ok(&["audit", "replay", "--run", "demo", "--summary"]).await;
+    cluster.stop_well(&["audit", "store"]).await;
+    cluster.record_verifies().await;
     let before = cluster.evidence().await.everything().await;
     let ordered = before
         .iter()

@@ -22,5 +22,5 @@ async fn the_second_coordinator_leads_and_the_first_stands_down() {
     assert!(log.contains(&Code::LedgerFenced.to_string()), "{log}");
     cluster.operator().await.until_complete(&run).await;
     assert!(cluster.process("successor").ended().is_none(), "the successor leads on");
-    cluster.diloctl_ok(&["audit", "replay", "--run", "demo", "--summary"]).await;
+    cluster.record_verifies().await;
 }

@@ -1,7 +1,5 @@
 //! The whole coordinator as a process, against a real broker with real permissions and the real store.
 
-mod scene;
-
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,7 +14,7 @@ use schemas::subject::{ControlVerb, STATE_BUCKET, Verb, snapshot_key};
 use schemas::view::RunPhase;
 use schemas::{Code, Digest, Message as _, Millis, Round, V};
 
-use scene::{Reference, Scene, WAIT, Worker};
+use crate::scene::{self, Reference, Scene, WAIT, Worker};
 
 /// Does one unit as it should be done and gives its chunks.
 async fn work(scene: &Scene, worker: &Worker, manifest: &Manifest, base: &[f32]) -> Vec<Bytes> {

@@ -1,7 +1,7 @@
 //! Two workers train a small decoder on libtorch.
 
 use e2e::Recipe;
-use harness::{Cluster, Options, PATIENCE};
+use harness::{Cluster, Options};
 
 #[tokio::test]
 async fn two_workers_train_a_decoder_and_it_can_be_pulled() {
@@ -13,10 +13,7 @@ async fn two_workers_train_a_decoder_and_it_can_be_pulled() {
     let first = operator.rounds(&run).await[0].held_out_loss.expect("the initial weights were evaluated");
     let (_, last) = view.held_out_loss.expect("the last snapshot was evaluated");
     assert!(last + 0.3 < first, "held-out loss went from {first} to {last}");
-    for name in ["worker-0", "worker-1"] {
-        let status = cluster.process(name).exit(PATIENCE).await;
-        assert!(status.success(), "{name}: {status}");
-    }
+    cluster.end_well(&["worker-0", "worker-1"]).await;
     cluster.diloctl_ok(&["snapshot", "pull", "demo", "--to", "model"]).await;
     let config: serde_json::Value =
         serde_json::from_slice(&std::fs::read(cluster.path("model/config.json")).unwrap()).unwrap();

@@ -1,8 +1,6 @@
 //! The ledger against a real server: what it holds is exactly what was appended, by one coordinator at a time, and a
 //! chain that was tampered with is not followed.
 
-mod server;
-
 use std::time::Duration;
 
 use async_nats::HeaderMap;
@@ -13,7 +11,7 @@ use schemas::event::{Event, EventBody, KEY_HEADER, LedgerEvent, SIGNATURE_HEADER
 use schemas::subject::{ledger_subject, worker_event_subject};
 use schemas::{Digest, Message as _, Sequence, UnixMillis, V};
 
-use server::Server;
+use crate::server::Server;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -121,7 +119,7 @@ async fn an_append_outlives_a_server_that_is_killed() {
     ledger.append(UnixMillis(1), None, stopped("before")).await.expect("appended");
     scene.server.kill();
     let append = tokio::spawn(async move { ledger.append(UnixMillis(2), None, stopped("meanwhile")).await });
-    scene.server.restart();
+    scene.server.restart().await;
     append.await.expect("no panic").expect("appended when the server is back");
     assert_eq!(reasons(&scene.open().await.expect("it verifies").1), ["before", "meanwhile"]);
 }

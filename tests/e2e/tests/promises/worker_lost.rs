@@ -40,7 +40,7 @@ async fn fg_06_the_unit_of_a_killed_worker_is_issued_again_and_the_run_completes
     evidence.until_ledger("second grant of the unit", &run, again).await;
     let view = cluster.operator().await.until_complete(&run).await;
     assert_eq!(view.round.get(), 2);
-    cluster.diloctl_ok(&["audit", "replay", "--run", "demo", "--summary"]).await;
+    cluster.record_verifies().await;
     for recorded in cluster.evidence().await.everything().await {
         if let Some(LedgerEvent::ContributionAccepted { worker, .. }) = recorded.ledger() {
             assert_ne!(*worker, holder.worker, "the killed worker handed nothing in");

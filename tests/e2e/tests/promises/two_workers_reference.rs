@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use e2e::{Recipe, secrets};
-use harness::{Cluster, Options, PATIENCE};
+use harness::{Cluster, Options};
 use schemas::contribution::Fate;
 use schemas::event::LedgerEvent;
 
@@ -34,13 +34,8 @@ async fn tl_22_two_workers_train_a_model_and_leave_evidence_without_secrets() {
     assert_eq!(round.get(), ROUNDS);
     assert!(operator.snapshots(&run).await.iter().any(|one| one.manifest == snapshot));
 
-    let replay = cluster.diloctl(&["audit", "replay", "--run", "demo", "--summary"]).await;
-    assert!(replay.status.success(), "{}{}", replay.stdout, replay.stderr);
-
-    for name in ["worker-0", "worker-1"] {
-        let status = cluster.process(name).exit(PATIENCE).await;
-        assert!(status.success(), "{name}: {status}");
-    }
+    let replay = cluster.record_verifies().await;
+    cluster.end_well(&["worker-0", "worker-1"]).await;
     let recorded = cluster.evidence().await.everything().await;
     let contributors: BTreeSet<_> = recorded
         .iter()
@@ -50,10 +45,7 @@ async fn tl_22_two_workers_train_a_model_and_leave_evidence_without_secrets() {
         })
         .collect();
     assert_eq!(contributors.len(), 2, "both workers contributed");
-    for name in ["coordinator", "audit", "store"] {
-        let status = cluster.stop(name).await;
-        assert!(status.success(), "{name}: {status}");
-    }
+    cluster.stop_well(&["coordinator", "audit", "store"]).await;
     let credentials = std::fs::read(cluster.path(".diloco/credentials/worker-0.creds")).unwrap();
     assert!(secrets::found(&cluster, &credentials).len() >= 3, "the search finds a seed, a token and whose they are");
     for name in cluster.names() {
@@ -63,5 +55,5 @@ async fn tl_22_two_workers_train_a_model_and_leave_evidence_without_secrets() {
     }
     let stream: Vec<u8> = recorded.iter().flat_map(|one| one.raw.clone()).collect();
     assert_eq!(secrets::found(&cluster, &stream), Vec::<String>::new(), "in stream AUDIT");
-    assert_eq!(secrets::found(&cluster, replay.stdout.as_bytes()), Vec::<String>::new(), "in the replay");
+    assert_eq!(secrets::found(&cluster, replay.as_bytes()), Vec::<String>::new(), "in the replay");
 }

@@ -1,7 +1,5 @@
 //! Wrong credentials of every kind stop a process, with a code and before anything is connected where that can be known.
 
-#![expect(clippy::unwrap_used, reason = "a test program: a failed step is a failed test")]
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};

@@ -2,7 +2,7 @@
 //! that nobody disturbed.
 
 use e2e::Recipe;
-use harness::{Cluster, Options, PATIENCE};
+use harness::{Cluster, Options};
 use schemas::Digest;
 use schemas::event::LedgerEvent;
 
@@ -32,11 +32,8 @@ async fn train(disturbed: bool) -> Vec<Digest> {
         accepted_before = Some(accepted);
     }
     cluster.operator().await.until_complete(&run).await;
-    for name in ["worker-0", "worker-1"] {
-        let status = cluster.process(name).exit(PATIENCE).await;
-        assert!(status.success(), "{name}: {status}");
-    }
-    cluster.diloctl_ok(&["audit", "replay", "--run", "demo", "--summary"]).await;
+    cluster.end_well(&["worker-0", "worker-1"]).await;
+    cluster.record_verifies().await;
     let recorded = cluster.evidence().await.everything().await;
     if let Some(accepted) = accepted_before {
         let Some(LedgerEvent::ContributionAccepted { lease, .. }) = accepted.ledger() else { unreachable!() };

@@ -1,8 +1,4 @@
 //! What the arithmetic promises: right weights, honest rounding, no panic and no change on bad input.
-#![expect(clippy::unwrap_used, reason = "clippy does not take helpers of tests for tests")]
-
-#[expect(dead_code, reason = "only the codec is used here, the rest by reference.rs")]
-mod naive;
 
 use merge::{
     Broadcast, CodecError, ContributionChunk, MeanError, MergeError, Momentum, OuterError, ScreenError, SeededRounding,
@@ -11,6 +7,8 @@ use merge::{
 use proptest::prelude::*;
 use schemas::run::{CodecKind, OuterOptimizer, Rounding};
 use schemas::{Round, UnitIndex};
+
+use crate::naive;
 
 const STOCK: OuterOptimizer = OuterOptimizer::Nesterov { learning_rate: 0.7, momentum: 0.9 };
 

@@ -13,8 +13,8 @@ use schemas::subject::{
 };
 use schemas::{AccountId, PublicKey, RunId, WorkerId};
 
-use crate::probe::Probe;
-use crate::{Crowd, candidates};
+use super::probe::Probe;
+use super::{Crowd, candidates};
 
 fn run() -> RunId {
     "demo".parse().unwrap()

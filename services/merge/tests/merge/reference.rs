@@ -1,12 +1,10 @@
 //! The crate against the naive loops: equal bits for any thread count, any cut into chunks and any order of arrival.
-#![expect(clippy::unwrap_used, reason = "clippy does not take helpers of tests for tests")]
-
-mod naive;
 
 use merge::{BLOCK_ELEMENTS, Broadcast, ContributionChunk, Momentum, SeededRounding, codec};
-use naive::Given;
 use proptest::prelude::*;
 use schemas::run::{CodecKind, OuterOptimizer, Rounding};
+
+use crate::naive::{self, Given};
 
 const CODECS: [CodecKind; 2] = [CodecKind::Fp32, CodecKind::Bf16];
 

@@ -1,0 +1,45 @@
+//! A real nats-server without accounts: what is tested here is the ledger, not who may write it.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{self, stream};
+use harness::NatsServer;
+use runtime::{Bus, BusConfig, clock};
+use schemas::subject::AUDIT_STREAM;
+
+pub(crate) struct Server {
+    process: NatsServer,
+}
+
+impl Server {
+    pub(crate) async fn start() -> Self {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let config = "jetstream { store_dir: \"data\", sync_interval: always }\n";
+        let server = Self { process: NatsServer::start(scratch, config).await };
+        let bus = server.bus().await;
+        let config = stream::Config {
+            name: AUDIT_STREAM.into(),
+            subjects: vec!["diloco.event.>".into()],
+            deny_delete: true,
+            deny_purge: true,
+            duplicate_window: Duration::from_millis(100),
+            ..stream::Config::default()
+        };
+        jetstream::new(bus.client().clone()).create_stream(config).await.expect("a new server takes a stream");
+        server
+    }
+
+    /// Ends it as a crash would.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill9();
+    }
+
+    pub(crate) async fn restart(&mut self) {
+        self.process.restart().await;
+    }
+
+    pub(crate) async fn bus(&self) -> Bus {
+        let config = BusConfig { url: format!("nats://{}", self.process.address()), ..BusConfig::default() };
+        Bus::connect("test", &config, clock::now()).await.expect("a server without accounts takes everybody")
+    }
+}

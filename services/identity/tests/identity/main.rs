@@ -1,0 +1,6 @@
+//! Keys, tokens, certificates and trust domains: on disk, in handshakes, and in front of a real broker.
+
+mod bus;
+mod domain;
+mod jwt;
+mod tls;

@@ -1,0 +1,4 @@
+//! What every service does at its start: demands of credentials, and the bus.
+
+mod auth;
+mod bus;

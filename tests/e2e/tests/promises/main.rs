@@ -1,0 +1,18 @@
+//! The promises that whole clusters keep, one module each. They are one program: linked once, and its tests run side by
+//! side. `cargo test -p e2e --test promises worker_lost` runs one module.
+
+#![expect(clippy::unwrap_used, reason = "a test program: a failed step is a failed test")]
+
+mod audit_tamper;
+mod cluster_check;
+mod coordinator_restart;
+mod hostile_messages;
+mod permissions;
+mod service_restart;
+mod shutdown;
+mod team;
+mod two_coordinators;
+mod two_workers_reference;
+mod two_workers_torch;
+mod worker_lost;
+mod wrong_credentials;
