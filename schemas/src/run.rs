@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::code::{Code, Refusal};
 use crate::limits::{LEASE_MAX, LEASE_MIN, SEQUENCE_TOKENS_MAX, UNITS_MAX, WORKERS_MAX};
 use crate::message::{V, message};
-use crate::{Digest, Message, Millis, ObjectRef, Round, RunId, Steps, Tokens};
+use crate::{Bytes, Digest, Message, Millis, ObjectRef, Round, RunId, Steps, Tokens};
 
 /// Everything that decides a run's result. Workers get it when they join, and every lease names its digest; a worker with
 /// other settings is refused, never silently different.
@@ -166,6 +166,16 @@ pub enum CodecKind {
     Bf16,
 }
 
+impl CodecKind {
+    /// Bytes of one encoded value.
+    pub const fn value_bytes(self) -> u64 {
+        match self {
+            Self::Fp32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
 /// How values are rounded to a narrower format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -210,6 +220,13 @@ impl RunSpec {
     pub fn unit_tokens(&self) -> Tokens {
         let step = u64::from(self.schedule.batch_sequences) * u64::from(self.schedule.sequence_tokens);
         Tokens(self.schedule.inner_steps.get().saturating_mul(step))
+    }
+
+    /// Whether an uploaded chunk of a contribution may have this length: what the upload codec makes of one of the initial
+    /// weights' chunks, whose lengths were compared with the layout when the run was created.
+    pub fn is_upload_length(&self, bytes: Bytes) -> bool {
+        let (from, to) = (CodecKind::Fp32.value_bytes(), self.upload.kind.value_bytes());
+        self.model.initial.iter().any(|chunk| (chunk.bytes.get() / from).saturating_mul(to) == bytes.get())
     }
 
     /// Whether snapshot `round` is evaluated on held-out text.

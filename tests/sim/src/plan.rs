@@ -5,7 +5,7 @@ use schemas::run::{
     Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding, RunSpec, Schedule,
     TrainerKind,
 };
-use schemas::{AccountId, Millis, ObjectRef, PublicKey, RunId, Steps, Tokens, V, WorkerId};
+use schemas::{AccountId, Bytes, Millis, ObjectRef, PublicKey, RunId, Steps, Tokens, V, WorkerId};
 
 use crate::chance::Chance;
 
@@ -117,7 +117,7 @@ fn spec() -> RunSpec {
             config: object("config"),
             layout: object("layout"),
             chunk_elements: 8,
-            initial: vec![object("initial 0"), object("initial 1")],
+            initial: (0..2).map(|n| ObjectRef { bytes: Bytes(32), ..object(&format!("initial {n}")) }).collect(),
             precision: Precision::Fp32,
         },
         data: object("data"),

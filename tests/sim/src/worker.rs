@@ -241,7 +241,9 @@ impl World {
         };
         let salt = self.chance.between(0, u64::MAX - 1);
         let chunks = self.plan.spec.model.initial.len();
-        let named = |n: usize| object(&format!("{worker} {} {salt} {n}", manifest.lease));
+        // Eight elements in bf16.
+        let named =
+            |n: usize| ObjectRef { bytes: Bytes(16), ..object(&format!("{worker} {} {salt} {n}", manifest.lease)) };
         let objects: Vec<ObjectRef> = (0..chunks).map(named).collect();
         if self.chance.hits(self.faults.poison) {
             self.store.poisoned.insert(objects[0].digest);

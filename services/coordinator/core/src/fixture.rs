@@ -14,8 +14,8 @@ use schemas::run::{
     TrainerKind,
 };
 use schemas::{
-    AccountId, Digest, Epoch, Message, Millis, ObjectRef, PublicKey, Refusal, Round, RunId, Sequence, Steps, Tokens,
-    UnitIndex, UnixMillis, V, WorkerId,
+    AccountId, Bytes, Digest, Epoch, Message, Millis, ObjectRef, PublicKey, Refusal, Round, RunId, Sequence, Steps,
+    Tokens, UnitIndex, UnixMillis, V, WorkerId,
 };
 
 use crate::{
@@ -32,6 +32,16 @@ pub(crate) fn object(name: &str) -> ObjectRef {
     ObjectRef::of(name.as_bytes())
 }
 
+/// The fp32 initial weights of a chunk.
+fn initial(index: usize, elements: u64) -> ObjectRef {
+    ObjectRef { bytes: Bytes(4 * elements), ..object(&format!("initial {index}")) }
+}
+
+/// A chunk of a contribution: 8 elements in bf16.
+pub(crate) fn upload(name: &str) -> ObjectRef {
+    ObjectRef { bytes: Bytes(16), ..object(name) }
+}
+
 /// Two units of 4 * 2 * 4 = 32 tokens a round, two rounds, one worker at least, two chunks.
 pub(crate) fn spec(run: &str) -> RunSpec {
     RunSpec {
@@ -42,7 +52,7 @@ pub(crate) fn spec(run: &str) -> RunSpec {
             config: object("config"),
             layout: object("layout"),
             chunk_elements: 8,
-            initial: vec![object("initial 0"), object("initial 1")],
+            initial: vec![initial(0, 8), initial(1, 5)],
             precision: Precision::Fp32,
         },
         data: object("data"),

@@ -84,8 +84,8 @@ pub(crate) struct Offered {
 pub(crate) struct LiveLease {
     pub(crate) expires_at: UnixMillis,
     pub(crate) steps_done: Steps,
-    /// Upload URLs handed out under it.
-    pub(crate) uploads: usize,
+    /// Objects whose upload was granted under it.
+    pub(crate) uploads: BTreeSet<Digest>,
     /// Chunks read ahead under it.
     pub(crate) staged: usize,
     /// The check of its result, while it runs; the lease does not expire meanwhile.
@@ -146,7 +146,7 @@ impl LiveRun {
 
 impl LiveLease {
     pub(crate) fn until(expires_at: UnixMillis) -> Self {
-        Self { expires_at, steps_done: Steps(0), uploads: 0, staged: 0, screening: None }
+        Self { expires_at, steps_done: Steps(0), uploads: BTreeSet::new(), staged: 0, screening: None }
     }
 }
 

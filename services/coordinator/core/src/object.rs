@@ -1,10 +1,12 @@
 //! Who may read and write which objects.
 
+use std::collections::BTreeSet;
+
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::StageRequest;
 use schemas::control::OperatorObjects;
 use schemas::event::LedgerEvent;
-use schemas::lease::Done;
+use schemas::lease::{Done, UnitKind};
 use schemas::limits::{CHUNKS_MAX, GRANTS_MAX, OBJECT_BYTES_MAX};
 use schemas::{Bytes, Code, Digest, ObjectRef, PublicKey, Refusal, RunId, V};
 
@@ -16,9 +18,10 @@ use crate::live::{LiveRun, Read};
 use crate::membership::check_member;
 use crate::state::Run;
 
-/// Most upload URLs under one lease: every chunk again and again while a bad line makes a worker repeat, but no end of it.
-const LEASE_UPLOADS_MAX: usize = 16 * CHUNKS_MAX;
-/// Most chunks read ahead under one lease, for the same reason.
+/// Most different objects that may be uploaded under one lease, for each chunk of the run: a worker that begins a unit
+/// anew may come to other bytes, but not often. An upload that is asked for again is the same object.
+const UPLOADS_A_CHUNK_MAX: usize = 4;
+/// Most chunks read ahead under one lease: every chunk again and again while a bad line makes a worker repeat.
 const LEASE_STAGED_MAX: usize = 16 * CHUNKS_MAX;
 
 impl Coordinator {
@@ -26,12 +29,20 @@ impl Coordinator {
         let (run, live) = self.open_run(&peer.run)?;
         check_holder(run, peer, &request.lease)?;
         check_objects(&request.objects)?;
+        check_uploads(run, &request)?;
         let held = live.leases.get_mut(&request.lease.unit).expect("every lease that is held is watched");
-        held.uploads = held.uploads.saturating_add(request.objects.len());
-        if held.uploads > LEASE_UPLOADS_MAX {
-            let detail = format!("{} uploads under lease {}, at most {LEASE_UPLOADS_MAX}", held.uploads, request.lease);
+        let new: BTreeSet<Digest> = request
+            .objects
+            .iter()
+            .map(|object| object.digest)
+            .filter(|digest| !held.uploads.contains(digest))
+            .collect();
+        let (asked, most) = (held.uploads.len() + new.len(), UPLOADS_A_CHUNK_MAX * run.spec.model.initial.len());
+        if asked > most {
+            let detail = format!("{asked} different objects under lease {}, at most {most}", request.lease);
             return Err(Refusal::new(Code::ObjectForbidden, detail));
         }
+        held.uploads.extend(new);
         let round = request.lease.unit.round;
         let place = Quarantine::Worker { run: peer.run.clone(), round, worker: peer.worker.clone() };
         self.out.push(Effect::GrantPut { reply, place, objects: request.objects });
@@ -147,6 +158,21 @@ fn check_objects(objects: &[ObjectRef]) -> Result<(), Refusal> {
         Some(large) => {
             let detail = format!("object {} has {} bytes, at most {OBJECT_BYTES_MAX}", large.digest, large.bytes);
             Err(Refusal::new(Code::ObjectTooLarge, detail))
+        }
+        None => Ok(()),
+    }
+}
+
+/// What is uploaded under a lease are chunks of a contribution, and nothing of another length.
+fn check_uploads(run: &Run, request: &PutRequest) -> Result<(), Refusal> {
+    if request.lease.unit.kind == UnitKind::Evaluate {
+        let detail = format!("lease {} is of an evaluation, which uploads nothing", request.lease);
+        return Err(Refusal::new(Code::ObjectForbidden, detail));
+    }
+    match request.objects.iter().find(|object| !run.spec.is_upload_length(object.bytes)) {
+        Some(other) => {
+            let detail = format!("object {} has {} bytes, no chunk of the run has", other.digest, other.bytes);
+            Err(Refusal::new(Code::SizeMismatch, detail))
         }
         None => Ok(()),
     }

@@ -1,5 +1,6 @@
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::StageRequest;
+use schemas::lease::UnitKind;
 use schemas::limits::OBJECT_BYTES_MAX;
 use schemas::{Bytes, Code, Digest, ObjectRef, Round, V};
 
@@ -64,21 +65,60 @@ fn only_the_holder_uploads_and_only_plausible_objects() {
     let put = |world: &mut World, number: u32, objects: Vec<ObjectRef>| {
         world.ask(peer(number), WorkerRequest::Put(PutRequest { v: V, lease: held, objects }))
     };
-    put(&mut world, 1, vec![object("a")]);
+    put(&mut world, 1, vec![upload("a")]);
     let place = Quarantine::Worker { run: run_id(), round: Round(0), worker: worker(1) };
     assert!(world.seen.iter().any(|effect| matches!(effect, Effect::GrantPut { place: found, .. } if *found == place)));
-    let foreign = put(&mut world, 2, vec![object("a")]);
+    let foreign = put(&mut world, 2, vec![upload("a")]);
     assert_eq!(world.refusal(foreign), Code::LeaseUnknown);
     let digest = object("a").digest;
     let large = put(&mut world, 1, vec![ObjectRef { digest, bytes: OBJECT_BYTES_MAX.next() }]);
     assert_eq!(world.refusal(large), Code::ObjectTooLarge);
     let empty = put(&mut world, 1, vec![ObjectRef { digest, bytes: Bytes(0) }]);
     assert_eq!(world.refusal(empty), Code::SizeMismatch);
-    for _ in 0..15 {
-        put(&mut world, 1, vec![object("a"); 256]);
+}
+
+#[test]
+fn only_chunks_of_the_run_are_uploaded_and_only_some_for_each() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    let put = |world: &mut World, objects: Vec<ObjectRef>| {
+        world.ask(peer(1), WorkerRequest::Put(PutRequest { v: V, lease: held, objects }))
+    };
+    // Chunks of 8 and 5 elements, two bytes each.
+    for bytes in [16, 10] {
+        let granted = put(&mut world, vec![ObjectRef { bytes: Bytes(bytes), ..upload("a") }]);
+        assert!(!world.answers.contains_key(&granted), "granted, not refused");
     }
-    let endless = put(&mut world, 1, vec![object("a"); 256]);
+    for bytes in [1, 9, 17, 32, OBJECT_BYTES_MAX.get()] {
+        let other = put(&mut world, vec![upload("b"), ObjectRef { bytes: Bytes(bytes), ..upload("c") }]);
+        assert_eq!(world.refusal(other), Code::SizeMismatch, "{bytes}");
+    }
+    // "a" was granted; seven more are different, and repeating them is no more.
+    let several: Vec<ObjectRef> = (0..7).map(|n| upload(&format!("more {n}"))).collect();
+    for _ in 0..100 {
+        let granted = put(&mut world, several.clone());
+        assert!(!world.answers.contains_key(&granted), "granted, not refused");
+    }
+    let endless = put(&mut world, vec![upload("one more")]);
     assert_eq!(world.refusal(endless), Code::ObjectForbidden);
+    let known = put(&mut world, vec![several[6]]);
+    assert!(!world.answers.contains_key(&known), "what was granted is granted again");
+}
+
+#[test]
+fn an_evaluation_uploads_nothing() {
+    let mut with_evaluation = spec("demo");
+    with_evaluation.schedule.evaluation_every = 1;
+    with_evaluation.schedule.units = 1;
+    let mut world = World::with_run(with_evaluation);
+    world.join(1);
+    world.join(2);
+    let leases = [world.lease(1), world.lease(2)];
+    let number = leases.iter().position(|lease| lease.unit.kind == UnitKind::Evaluate).expect("one is an evaluation");
+    let request = PutRequest { v: V, lease: leases[number], objects: vec![upload("a")] };
+    let refused = world.ask(peer(number as u32 + 1), WorkerRequest::Put(request));
+    assert_eq!(world.refusal(refused), Code::ObjectForbidden);
 }
 
 #[test]
