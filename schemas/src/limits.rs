@@ -35,8 +35,9 @@ pub const SHARDS_MAX: usize = 65_536;
 pub const RUNS_MAX: usize = 1024;
 /// A presigned URL's life by the store's clock: it covers queueing, not the transfer (expiry is checked at the start).
 pub const URL_LIFE: Millis = Millis::from_secs(60);
-/// The longest a claim is held open when there is nothing to do; below every proxy's and client's time-out.
-pub const CLAIM_WAIT_MAX: Millis = Millis::from_secs(20);
+/// The longest a claim is held open when there is nothing to do. A claim that is lost with its coordinator costs its worker
+/// this long and a little more, so it is short; and a claim every few seconds from each idle worker is little to answer.
+pub const CLAIM_WAIT_MAX: Millis = Millis::from_secs(5);
 /// How long a requester waits for an answer before it asks again; longer than [`CLAIM_WAIT_MAX`].
 pub const REQUEST_TIMEOUT: Millis = Millis::from_secs(30);
 /// Shortest lease: a fail-over of a replicated stream takes 6 s and must not cost leases.

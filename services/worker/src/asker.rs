@@ -26,8 +26,8 @@ pub(crate) struct Asker {
 
 /// Longest wait for the answer to one try.
 const TRY_PATIENCE: Millis = Millis::from_secs(10);
-/// First and longest pause between tries.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// First and longest pause between tries. A try that waits for somebody who is away fails at once.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// Whether a refusal says that the coordinator is away or busy with itself.
 fn passes(code: Code) -> bool {

@@ -16,7 +16,8 @@ use crate::lease::check_holder;
 use crate::membership::check_member;
 use crate::state::Run;
 
-/// Most repeats of a submit that wait for one check. A worker repeats every half minute, so this covers minutes.
+/// Most askers that wait for one check. A worker that asks again no longer hears the answer to its first question, so the
+/// oldest gives way.
 const REPEATS_MAX: usize = 8;
 
 /// A result that is being checked.
@@ -76,10 +77,12 @@ impl Coordinator {
     /// too, and is told what became of the first.
     fn attach(&mut self, running: ScreeningId, reply: ReplyId, statement: Digest) -> Result<(), Refusal> {
         let screening = self.screenings.get_mut(&running).expect("a lease names only a check that runs");
-        if screening.replies.len() >= REPEATS_MAX {
-            return Err(Refusal::new(Code::NoAnswer, "the result is still being checked; ask again later"));
-        }
+        let crowded = screening.replies.len() >= REPEATS_MAX;
+        let oldest = crowded.then(|| screening.replies.remove(0).0);
         screening.replies.push((reply, statement));
+        if let Some(oldest) = oldest {
+            self.reply(oldest, Err(Refusal::new(Code::NoAnswer, "a newer request took its place")));
+        }
         Ok(())
     }
 

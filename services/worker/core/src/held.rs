@@ -7,7 +7,7 @@ use schemas::{Millis, Steps, UnixMillis};
 
 use crate::effect::{RequestId, WorkId};
 use crate::pace::Pace;
-use crate::settings::{RENEWAL_PATIENCE, RETRY_PAUSE};
+use crate::settings::{ABSENCE_PAUSE_MAX, RENEWAL_PATIENCE, RETRY_PAUSE};
 
 /// A lease under which this worker works.
 #[derive(Clone, Debug)]
@@ -89,6 +89,6 @@ impl Held {
     /// No answer, or one that says to wait: soon again.
     pub(crate) fn renew_again(&mut self, now: UnixMillis) {
         self.renewal = None;
-        self.renew_at = now.after(self.pace.pause());
+        self.renew_at = now.after(self.pace.pause_up_to(ABSENCE_PAUSE_MAX));
     }
 }

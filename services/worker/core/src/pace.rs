@@ -28,9 +28,14 @@ impl Pace {
 
     /// Counts a failure; the pause after it lies between half and the whole of the doubled span.
     pub(crate) fn pause(&mut self) -> Millis {
+        self.pause_up_to(self.max)
+    }
+
+    /// As [`Pace::pause`], with a ceiling of its own.
+    pub(crate) fn pause_up_to(&mut self, max: Millis) -> Millis {
         let doublings = self.tries.min(20);
         self.tries = self.tries.saturating_add(1);
-        let span = self.first.get().saturating_mul(1 << doublings).min(self.max.get()).max(2);
+        let span = self.first.get().saturating_mul(1 << doublings).min(max.get()).max(2);
         self.noise = self.noise.wrapping_add(0x9e37_79b9_7f4a_7c15);
         Millis(span / 2 + mix(self.noise) % (span - span / 2 + 1))
     }

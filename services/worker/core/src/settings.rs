@@ -20,10 +20,11 @@ pub struct Settings {
     pub seed: u64,
 }
 
-/// Longest wait for the answer to a request that the coordinator answers at once.
+/// Longest wait for an answer. The check of a result may take longer: asked again, the coordinator answers both at its end.
+/// What a coordinator that died was asked is asked again after this.
 pub(crate) const PATIENCE: Millis = Millis::from_secs(10);
-/// Longest wait for the answer to a result: screening reads all of its chunks.
-pub(crate) const SUBMIT_PATIENCE: Millis = Millis::from_secs(60);
+/// How much longer than it may be held open a claim's answer is waited for.
+pub(crate) const CLAIM_MARGIN: Millis = Millis::from_secs(2);
 /// Longest wait for an answer on the way out; the end of the lease says the same later.
 pub(crate) const PARTING_PATIENCE: Millis = Millis::from_secs(2);
 /// Tries to give a lease back or to say goodbye.
@@ -36,6 +37,8 @@ pub(crate) const CLAIM_INTERVAL_MIN: Millis = Millis(100);
 pub(crate) const REFUSED_INTERVAL_MIN: Millis = Millis::from_secs(10);
 /// First and longest pause before a request is repeated.
 pub(crate) const RETRY_PAUSE: (Millis, Millis) = (Millis(200), Millis::from_secs(10));
+/// Longest pause while nobody answers: the broker says so at once, and a coordinator that is back is found this soon.
+pub(crate) const ABSENCE_PAUSE_MAX: Millis = Millis::from_secs(1);
 /// First and longest pause after a unit that failed here.
 pub(crate) const FAULT_PAUSE: (Millis, Millis) = (Millis(500), Millis::from_secs(60));
 /// Units that may fail here one after another before the worker ends: a machine that fails every unit only delays them.

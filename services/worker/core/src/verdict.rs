@@ -19,7 +19,13 @@ pub(crate) enum Verdict {
     Failed,
 }
 
-/// The verdict on a code. Codes that say nothing of these kinds are [`Verdict::Failed`].
+/// Whether a refusal says that the coordinator is away: it is asked again soon, since it may be back at any moment.
+pub(crate) fn is_absence(code: Code) -> bool {
+    matches!(code, Code::NoAnswer | Code::BusUnreachable | Code::Draining)
+}
+
+/// The verdict on a code. Codes that say nothing of these kinds are [`Verdict::Failed`]; so is an object that is not
+/// granted. When the lease was lost the release says so, and when it was not, the same lease would come again at once.
 pub(crate) fn verdict(code: Code) -> Verdict {
     match code {
         Code::NoAnswer
@@ -33,7 +39,7 @@ pub(crate) fn verdict(code: Code) -> Verdict {
         | Code::TooFewWorkers
         | Code::LedgerFenced
         | Code::LedgerUnwritable => Verdict::Wait,
-        Code::LeaseLost | Code::LeaseUnknown | Code::ObjectForbidden => Verdict::LeaseLost,
+        Code::LeaseLost | Code::LeaseUnknown => Verdict::LeaseLost,
         Code::NotJoined | Code::StatementInvalid => Verdict::Rejoin,
         Code::RunClosed => Verdict::RunOver,
         Code::IdentityMismatch

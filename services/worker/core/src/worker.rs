@@ -16,9 +16,10 @@ use crate::held::{Held, Renewal, Step};
 use crate::input::Input;
 use crate::pace::Pace;
 use crate::settings::{
-    FAULT_PAUSE, PARTING_PATIENCE, PARTING_TRIES, PATIENCE, REFUSED_INTERVAL_MIN, RETRY_PAUSE, SUBMIT_PATIENCE,
-    Settings,
+    ABSENCE_PAUSE_MAX, CLAIM_MARGIN, FAULT_PAUSE, PARTING_PATIENCE, PARTING_TRIES, PATIENCE, REFUSED_INTERVAL_MIN,
+    RETRY_PAUSE, Settings,
 };
+use crate::verdict::is_absence;
 
 /// One worker of one run.
 #[derive(Clone, Debug)]
@@ -218,10 +219,13 @@ impl Worker {
             Stage::Joining => Some((Request::Join(self.settings.join.clone()), PATIENCE)),
             Stage::Claiming => {
                 let wait = self.settings.claim_wait.min(CLAIM_WAIT_MAX);
-                Some((Request::Claim(ClaimRequest { v: V, wait }), Millis(wait.get().saturating_add(PATIENCE.get()))))
+                Some((
+                    Request::Claim(ClaimRequest { v: V, wait }),
+                    Millis(wait.get().saturating_add(CLAIM_MARGIN.get())),
+                ))
             }
             Stage::Holding(held) => match &held.step {
-                Step::Submitting(statement) => Some((Request::Submit(statement.clone()), SUBMIT_PATIENCE)),
+                Step::Submitting(statement) => Some((Request::Submit(statement.clone()), PATIENCE)),
                 Step::Fetching | Step::Training | Step::Uploading(_) => None,
             },
             Stage::Releasing { lease, reason, .. } => {
@@ -256,7 +260,7 @@ impl Worker {
 
     /// Asks the stage's question again, later and visibly.
     pub(crate) fn ask_again(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
-        let pause = self.pace.pause();
+        let pause = if is_absence(refusal.code) { self.pace.pause_up_to(ABSENCE_PAUSE_MAX) } else { self.pace.pause() };
         self.asked = None;
         self.ask_at = now.after(pause);
         effects.push(Effect::Waiting { refusal, pause });

@@ -29,7 +29,7 @@ fn fg_15_fg_25_a_run_waits_for_its_least_number_of_workers_and_says_so() {
     let mut world = World::with_run(spec);
     world.join(1);
     let claim = world.claim(1);
-    world.wait(Millis::from_secs(10));
+    world.wait(Millis::from_secs(4));
     assert_eq!(world.run().phase(), RunPhase::Waiting);
     assert!(!world.manifests.contains_key(&claim));
     assert_eq!(world.core.warnings()[0].1.code, Code::TooFewWorkers);

@@ -46,6 +46,20 @@ fn fg_17_a_repeated_result_counts_once() {
 }
 
 #[test]
+fn whoever_asks_last_hears_what_became_of_its_result() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    let asked: Vec<_> = (0..20).map(|_| world.submit(1, held)).collect();
+    assert_eq!(world.refusal(asked[0]), Code::NoAnswer, "it gave way");
+    let last = *asked.last().unwrap();
+    assert!(!world.answers.contains_key(&last), "it waits");
+    world.answer_pending();
+    assert!(is_merged(&world, last));
+    assert!(asked.iter().all(|reply| world.answers.contains_key(reply)), "everybody was answered");
+}
+
+#[test]
 fn another_result_for_a_unit_that_is_in_is_refused() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);

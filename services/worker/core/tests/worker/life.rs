@@ -243,18 +243,69 @@ fn a_unit_that_fails_here_is_given_back() {
 
 #[test]
 fn a_machine_that_fails_every_unit_ends() {
-    let mut scene = Scene::joined();
-    for epoch in 1.. {
-        assert!(epoch < 100, "it never ends");
-        let work = scene.grant(lease(0, UnitKind::Train, epoch));
-        scene.give(Input::Fetched { work, outcome: Err(Refusal::new(Code::CacheFailed, "disk full")) });
-        scene.answer(Ok(Answer::Done(Done::default())));
-        if scene.has(|effect| matches!(effect, Effect::Send { request: Request::Leave(_), .. })) {
+    // An object that is not granted is a failure too: the same lease may come again and again.
+    for code in [Code::CacheFailed, Code::ObjectForbidden] {
+        let mut scene = Scene::joined();
+        for epoch in 1.. {
+            assert!(epoch < 100, "{code}: it never ends");
+            let work = scene.grant(lease(0, UnitKind::Train, epoch));
+            scene.give(Input::Fetched { work, outcome: Err(Refusal::new(code, "played by the test")) });
+            assert!(matches!(scene.request().1, Request::Release(_)), "{code}");
             scene.answer(Ok(Answer::Done(Done::default())));
-            assert!(scene.has(|effect| matches!(effect, Effect::Exit(Exit::Failed(_)))));
-            return;
+            if scene.has(|effect| matches!(effect, Effect::Send { request: Request::Leave(_), .. })) {
+                scene.answer(Ok(Answer::Done(Done::default())));
+                assert!(scene.has(|effect| matches!(effect, Effect::Exit(Exit::Failed(_)))));
+                break;
+            }
+            assert!(!scene.has(claims), "{code}: a pause first");
+            scene.until(claims);
         }
-        scene.until(claims);
+    }
+}
+
+/// What a coordinator that died was asked is not waited for much longer than an answer takes.
+#[test]
+fn a_lost_answer_costs_seconds() {
+    let patience = |scene: &Scene| {
+        let patience = |effect: &Effect| match effect {
+            Effect::Send { patience, .. } => Some(*patience),
+            _ => None,
+        };
+        scene.effects.iter().find_map(patience).expect("a request was sent")
+    };
+    let claiming = Scene::joined();
+    let Request::Claim(claim) = claiming.request().1 else { panic!("it claims") };
+    assert!(claim.wait <= Millis::from_secs(5) && claim.wait < patience(&claiming));
+    assert!(patience(&claiming) <= Millis::from_secs(8));
+    assert!(patience(&Scene::new()) <= Millis::from_secs(10));
+    assert!(patience(&Scene::submitting().0) <= Millis::from_secs(10));
+}
+
+/// The broker says at once that nobody answers; however long that lasted, a coordinator that is back is found soon.
+#[test]
+fn a_coordinator_that_is_back_is_found_within_a_second() {
+    type Sought = fn(&Effect) -> bool;
+    for (mut scene, wanted) in
+        [(Scene::new(), joins as Sought), (Scene::joined(), claims), (Scene::submitting().0, submits)]
+    {
+        let mut pauses = std::collections::BTreeSet::new();
+        for _ in 0..30 {
+            let asked_at = scene.now;
+            scene.answer(refused(Code::NoAnswer));
+            while !scene.has(wanted) {
+                // A held lease is renewed meanwhile; nobody answers that either.
+                scene.wait();
+                if scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Dropped { .. }))) {
+                    break;
+                }
+            }
+            assert!(asked_at.until(scene.now) <= Millis::from_secs(1), "{}", asked_at.until(scene.now));
+            pauses.insert(asked_at.until(scene.now));
+            if !scene.has(wanted) {
+                break;
+            }
+        }
+        assert!(pauses.len() > 5, "all workers would come back at the same moment: {pauses:?}");
     }
 }
 
