@@ -7,7 +7,7 @@ use crate::lease::{LeaseRef, UnitId};
 use crate::member::Posture;
 use crate::run::RunSpec;
 use crate::telemetry::Phase;
-use crate::{AccountId, Bytes, Digest, ObjectRef, Round, RunId, Tokens, UnixMillis, WorkerId};
+use crate::{AccountId, Bytes, Digest, ObjectRef, Refusal, Round, RunId, Tokens, UnixMillis, WorkerId};
 
 /// Where a run stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +21,8 @@ pub enum RunPhase {
     Merging,
     /// All rounds are closed; the last evaluation or snapshot is outstanding.
     Finishing,
+    /// It gives out no work, for a reason that another try does not mend; the coordinator looks again when it is restarted.
+    Halted,
     /// Over.
     Complete,
 }
@@ -33,6 +35,9 @@ pub struct RunView {
     pub run: RunId,
     /// Where it stands.
     pub phase: RunPhase,
+    /// Why it is halted; there in phase [`RunPhase::Halted`] only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub halted: Option<Refusal>,
     /// The open round; equal to `rounds` when all are closed.
     pub round: Round,
     /// Rounds of the run.

@@ -138,6 +138,7 @@ fn view() -> RunView {
     RunView {
         run: run(),
         phase: RunPhase::Training,
+        halted: None,
         round: Round(3),
         rounds: 10,
         units_done: 1,

@@ -169,7 +169,7 @@ pub(crate) enum Run {
         /// Its name.
         run: RunId,
     },
-    /// Wait until a run is complete, or has closed a number of rounds.
+    /// Wait until a run is complete, or has closed a number of rounds; fails with the reason when the run is halted.
     Wait {
         /// Its name.
         run: RunId,

@@ -100,9 +100,11 @@ impl Coordinator {
             }
             Err(refusal) if is_final(refusal.code) => {
                 live.executor.halted = Some(refusal.clone());
+                live.executor.trouble = None;
                 for reply in live.claims.drain() {
                     self.reply(reply, Err(refusal.clone()));
                 }
+                self.mark_changed(name);
             }
             Err(refusal) => self.try_later(name, refusal),
         }

@@ -44,6 +44,9 @@ impl Coordinator {
         let traffic = self.traffic.get(name).copied().unwrap_or_default();
         (view.bytes_up, view.bytes_down) = (traffic.up, traffic.down);
         let Some(live) = self.live.get(name) else { return view };
+        if let Some(halted) = &live.executor.halted {
+            (view.phase, view.halted) = (RunPhase::Halted, Some(halted.clone()));
+        }
         for heartbeat in live.presence.values().filter_map(|presence| presence.heartbeat.as_ref()) {
             view.tokens_per_second += heartbeat.tokens_per_second;
         }
@@ -86,6 +89,7 @@ impl Run {
         RunView {
             run: name.clone(),
             phase: self.phase(),
+            halted: None,
             round: self.rounds_closed(),
             rounds: self.spec.schedule.rounds,
             units_done: self.inputs.len() as u32,
@@ -110,7 +114,7 @@ impl Run {
         }
     }
 
-    /// Where the run stands.
+    /// Where the run stands by the ledger. Whether it is halted only the coordinator knows that holds its weights.
     pub fn phase(&self) -> RunPhase {
         if self.is_complete() {
             RunPhase::Complete

@@ -67,7 +67,10 @@ pub(crate) async fn run(context: &Context, command: Run) -> Result<(), Failure> 
         }
         Run::Watch { run } => watch::watch(context, &run).await,
         Run::Wait { run, target, within } => {
-            let waited = watch::until(context, &run, |view| target.is_reached(view));
+            let waited = watch::until(context, &run, |view| {
+                // A round that was closed before stays closed.
+                if target.is_reached(view) { Ok(true) } else { not_halted(view).map(|()| false) }
+            });
             let view = tokio::time::timeout(within.0, waited)
                 .await
                 .map_err(|_| Failure::new(Code::NoAnswer, format!("run {run} did not get there within {within}")))??;
@@ -199,9 +202,21 @@ impl Row for RunView {
     }
 }
 
-/// The phase in one word.
+/// The phase in one word, and why when it is one that nobody wants.
 pub(crate) fn phase(view: &RunView) -> String {
-    format!("{:?}", view.phase).to_lowercase()
+    let phase = format!("{:?}", view.phase).to_lowercase();
+    match &view.halted {
+        Some(why) => format!("{phase}: {} {}", why.code, why.code.title()),
+        None => phase,
+    }
+}
+
+/// A halted run reaches nothing any more until its coordinator is started again.
+pub(crate) fn not_halted(view: &RunView) -> Result<(), Failure> {
+    match &view.halted {
+        Some(why) => Err(Failure::new(why.code, format!("run {} is halted: {}", view.run, why.detail))),
+        None => Ok(()),
+    }
 }
 
 impl Record for RunDetail {
@@ -209,6 +224,7 @@ impl Record for RunDetail {
         let (view, spec) = (&self.view, &self.spec);
         let tokens = view.tokens.iter().map(|(fate, tokens)| format!("{fate:?} {tokens}").to_lowercase());
         let mut lines: Vec<(&'static str, String)> = RunView::TITLES.iter().copied().zip(view.cells()).collect();
+        lines.extend(view.halted.iter().map(|why| ("halted because", why.to_string())));
         lines.extend([
             ("tokens", tokens.collect::<Vec<_>>().join(", ")),
             ("created", time(view.created_at)),

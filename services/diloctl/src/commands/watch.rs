@@ -10,7 +10,7 @@ use schemas::view::{RunPhase, RunView};
 use schemas::{Code, Message as _, RunId};
 use tokio::time::{Instant, sleep};
 
-use crate::commands::run::phase;
+use crate::commands::run::{not_halted, phase};
 use crate::context::{Context, Operator};
 use crate::output::Printer;
 use crate::table::{bytes, count};
@@ -69,22 +69,22 @@ const fn is_absence(code: Code) -> bool {
     matches!(code, Code::NoAnswer | Code::BusUnreachable | Code::Draining)
 }
 
-/// Follows a run until `reached`, and gives the view that reached it.
+/// Follows a run until `reached`, and gives the view that reached it; or why it never will.
 pub(crate) async fn until(
     context: &Context,
     run: &RunId,
-    reached: impl Fn(&RunView) -> bool,
+    reached: impl Fn(&RunView) -> Result<bool, Failure>,
 ) -> Result<RunView, Failure> {
     let mut statuses = Statuses::open(context, run).await?;
     loop {
         let view = statuses.next().await?;
-        if reached(&view) {
+        if reached(&view)? {
             return Ok(view);
         }
     }
 }
 
-/// Shows a run until it is complete: one bar on a terminal, a line per change elsewhere.
+/// Shows a run until it is complete or halted: one bar on a terminal, a line per change elsewhere.
 pub(crate) async fn watch(context: &Context, run: &RunId) -> Result<(), Failure> {
     let mut statuses = Statuses::open(context, run).await?;
     let mut view = statuses.next().await?;
@@ -97,12 +97,12 @@ pub(crate) async fn watch(context: &Context, run: &RunId) -> Result<(), Failure>
             context.printer.follow(&view, shown.is_none());
             shown = Some(view.clone());
         }
-        if view.phase == RunPhase::Complete {
+        if matches!(view.phase, RunPhase::Complete | RunPhase::Halted) {
             bar.finish_and_clear();
             if context.printer.is_live() {
-                context.printer.rows(&[view]);
+                context.printer.rows(std::slice::from_ref(&view));
             }
-            return Ok(());
+            return not_halted(&view);
         }
         view = statuses.next().await?;
     }

@@ -1,11 +1,12 @@
 use schemas::contribution::Fate;
+use schemas::control::{Query, View, ViewRequest};
 use schemas::event::LedgerEvent;
 use schemas::lease::{ClaimOutcome, ClaimReply};
-use schemas::view::RunPhase;
-use schemas::{Code, Millis, Refusal, Round, Tokens};
+use schemas::view::{RunPhase, RunView};
+use schemas::{Code, Millis, Refusal, Round, Tokens, V};
 
 use crate::fixture::*;
-use crate::{Answer, Effect, Input, Merged};
+use crate::{Answer, ControlRequest, Effect, Input, Merged};
 
 /// Lets worker 1 do every unit that it can get, until the run is complete.
 fn work_to_the_end(world: &mut World) {
@@ -206,6 +207,16 @@ fn a_restore_that_diverges_stops_the_run_and_one_that_fails_is_repeated() {
     assert_eq!(world.refusal(waiting), Code::ReplayDiverged);
     let later = world.claim(1);
     assert_eq!(world.refusal(later), Code::ReplayDiverged);
+    // Whoever looks or watches sees it, and why.
+    let reply = world.control(ControlRequest::View(ViewRequest { v: V, query: Query::Runs }));
+    let Ok(Answer::View(found)) = &world.answers[&reply] else { panic!("asked for runs") };
+    let View::Runs(runs) = &found.view else { panic!("asked for runs") };
+    let why = |view: &RunView| view.halted.as_ref().map(|refusal| refusal.code);
+    assert_eq!((runs[0].phase, why(&runs[0])), (RunPhase::Halted, Some(Code::ReplayDiverged)));
+    world.seen.clear();
+    world.wait(Millis::from_secs(1));
+    let told = |effect: &Effect| matches!(effect, Effect::Publish(status) if status.view.phase == RunPhase::Halted);
+    assert!(world.seen.iter().any(told));
     world.wait(Millis::from_secs(60));
     assert!(!world.pending.iter().any(|effect| matches!(effect, Effect::Restore { .. })));
 }
