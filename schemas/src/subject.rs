@@ -354,6 +354,13 @@ pub enum Incoming {
     Offer { run: RunId, round: Round, unit: String },
 }
 
+/// Whose event a subject carries, read off the tokens to which the broker holds a worker; what the event calls itself may be
+/// anything.
+pub fn worker_event_sender(subject: &str) -> Option<(AccountId, RunId, WorkerId)> {
+    let rest = subject.strip_prefix(Lane::Event.prefix())?.strip_prefix('.')?;
+    sender(rest).map(|(account, run, worker, _)| (account, run, worker))
+}
+
 /// A subject that is none of ours.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no such subject: {0:?}")]
@@ -496,6 +503,18 @@ mod tests {
         let unit = UnitId { round: Round(3), kind: UnitKind::Train, index: UnitIndex(1) };
         assert!(matches!(offer_subject(&run(), unit).parse(), Ok(Incoming::Offer { round: Round(3), .. })));
         let _ = Epoch(0);
+    }
+
+    #[test]
+    fn the_sender_of_a_worker_event_is_known_whatever_it_calls_the_event() {
+        let sender = Some((account(), run(), worker()));
+        for kind in ["joined", "no_kind", "a.b"] {
+            assert_eq!(worker_event_sender(&mapped(&worker_event_subject(&run(), &worker(), kind))), sender, "{kind}");
+        }
+        let key: PublicKey = worker().as_str().parse().expect("a key");
+        for subject in [ledger_subject(Some(&run()), &key, "joined"), "diloco.eventful".to_owned(), String::new()] {
+            assert_eq!(worker_event_sender(&subject), None, "{subject}");
+        }
     }
 
     #[test]

@@ -11,14 +11,19 @@ use crate::output::Format;
 /// What `--help` says about them.
 pub(crate) const HELP: &str = "\
 Exit status: 0 done; 1 failed; 2 wrong usage; 3 not found; 4 conflict; 5 bus or store unreachable; 6 not allowed; \
-7 timed out; 10 evidence of tampering; 11 no verdict.
+7 timed out; 10 evidence of tampering; 11 no verdict; 12 the ledger is whole, events of workers are not.
 Documentation of error codes: docs/errors/.";
 
 /// The status that a code stands for.
 pub(crate) const fn status(code: Code) -> u8 {
     match code {
         Code::RunUnknown | Code::SnapshotMissing | Code::ObjectMissing | Code::DomainMissing | Code::StreamMissing => 3,
-        Code::RunExists | Code::DomainExists | Code::PortTaken | Code::StoreBusy | Code::LedgerFenced => 4,
+        Code::RunExists
+        | Code::DomainExists
+        | Code::PortTaken
+        | Code::StoreBusy
+        | Code::AuditFolderBusy
+        | Code::LedgerFenced => 4,
         Code::BusUnreachable | Code::StoreUnreachable => 5,
         Code::BusRefused
         | Code::BusDenied
@@ -27,8 +32,9 @@ pub(crate) const fn status(code: Code) -> u8 {
         | Code::CredentialExpired
         | Code::RoleMismatch => 6,
         Code::NoAnswer => 7,
-        Code::LedgerBroken | Code::AuditRejected | Code::ReplayDiverged | Code::SignatureInvalid => 10,
+        Code::LedgerBroken | Code::ReplayDiverged | Code::SignatureInvalid => 10,
         Code::NoVerdict => 11,
+        Code::AuditRejected => 12,
         _ => 1,
     }
 }

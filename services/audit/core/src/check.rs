@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use coordinator_core::State;
 use schemas::event::{Event, EventBody, LedgerEvent};
-use schemas::subject::Incoming;
+use schemas::subject::{Incoming, worker_event_sender};
 use schemas::{AccountId, Digest, Message, Millis, PublicKey, RunId, UnixMillis, WorkerId};
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,7 @@ use crate::chain::{Chain, Link};
 use crate::finding::{Finding, Found};
 use crate::record::{Record, StreamSequence};
 use crate::signature::{decode_signature, is_signed_event};
-use crate::summary::{EmitterSummary, Summary, Tally};
+use crate::summary::{EmitterSummary, FaultyWorker, Summary, Tally};
 use crate::timeline::TimelineRow;
 
 /// Most events that wait for their emitter to be enrolled. Each is at most 16 KiB; a member's first event follows its
@@ -57,6 +57,13 @@ pub struct Auditor {
     state: State,
     last: StreamSequence,
     tally: Tally,
+}
+
+/// Whose account a record is.
+#[derive(Clone, Debug)]
+enum Account {
+    Ledger,
+    Worker(RunId, WorkerId),
 }
 
 /// A signed event of a worker, in its parts.
@@ -108,8 +115,8 @@ impl Auditor {
             Ok((_, _)) => unreachable!("authentic events have the subject of a ledger or of a worker"),
             Err(finding) => {
                 findings.push(finding);
-                let ledger = is_ledger(&record.subject);
-                results.push(self.settle(Verdict::Rejected, ledger, findings, TimelineRow::of_record(record)));
+                let account = blamed(record, &findings);
+                results.push(self.settle(Verdict::Rejected, &account, findings, TimelineRow::of_record(record)));
             }
         }
         results
@@ -149,9 +156,15 @@ impl Auditor {
         self.tally.findings()
     }
 
-    /// The first finding that is evidence of tampering or of an emitter that lies.
+    /// The first finding that is evidence against the ledger or the stream: what the record says of the runs is not proven.
+    /// What is wrong with the accounts of single workers stands in [`Auditor::faulty_workers`].
     pub fn evidence(&self) -> Option<&Found> {
         self.tally.first_evidence()
+    }
+
+    /// Workers whose own events do not verify, in order of run and worker. The ledger does not rest on them.
+    pub fn faulty_workers(&self) -> &[FaultyWorker] {
+        self.tally.faulty_workers()
     }
 
     /// What it all came to so far.
@@ -204,9 +217,7 @@ impl Auditor {
             Incoming::Ledger { .. } if !coordinator => {
                 Err(Finding::Foreign { reason: format!("{} is not trusted to write the ledger", body.emitter) })
             }
-            Incoming::WorkerEvent { .. } if coordinator => {
-                Err(Finding::Foreign { reason: "the coordinator's key speaks for a worker".to_owned() })
-            }
+            Incoming::WorkerEvent { .. } if coordinator => Err(Finding::Usurped),
             incoming => Ok((incoming, body)),
         }
     }
@@ -214,7 +225,7 @@ impl Auditor {
     fn ledger(&mut self, record: &Record, body: EventBody, mut findings: Vec<Finding>) -> Checked {
         let row = TimelineRow::of_ledger(record, &body);
         if self.link(&body, Digest::of(&record.body), record.stored_at, &mut findings) {
-            return self.settle(Verdict::Repeated, true, findings, row);
+            return self.settle(Verdict::Repeated, &Account::Ledger, findings, row);
         }
         let Event::Ledger(event) = &body.event else { unreachable!("the subject of a ledger was checked") };
         match self.state.apply(body.time, body.run.as_ref(), event) {
@@ -229,7 +240,7 @@ impl Auditor {
             }
             Err(error) => findings.push(Finding::OutOfPlace { reason: error.to_string() }),
         }
-        self.settle(Verdict::Verified, true, findings, row)
+        self.settle(Verdict::Verified, &Account::Ledger, findings, row)
     }
 
     fn worker(&mut self, event: Held, findings: Vec<Finding>, results: &mut Vec<Checked>) {
@@ -238,7 +249,7 @@ impl Auditor {
             return;
         }
         let (verdict, row) = (Verdict::Unenrolled, event.row.clone());
-        let findings = self.book(false, findings, row.stream_sequence);
+        let findings = self.book(&event.account(), findings, row.stream_sequence);
         results.push(Checked { verdict, findings, row: TimelineRow { verdict, ..row } });
         self.held.push_back(event);
         if self.held.len() > HELD_MAX {
@@ -251,13 +262,14 @@ impl Auditor {
     fn member(&mut self, event: Held, mut findings: Vec<Finding>) -> Checked {
         let repeated = self.link(&event.body, event.digest, event.stored_at, &mut findings);
         let verdict = if repeated { Verdict::Repeated } else { Verdict::Verified };
-        self.settle(verdict, false, findings, event.row)
+        self.settle(verdict, &event.account(), findings, event.row)
     }
 
     /// A worker's event whose key the ledger does not name.
     fn stranger(&mut self, event: Held) -> Checked {
+        let account = event.account();
         let finding = Finding::UnknownEmitter { key: event.body.emitter };
-        self.settle(Verdict::Rejected, false, vec![finding], event.row)
+        self.settle(Verdict::Rejected, &account, vec![finding], event.row)
     }
 
     /// Goes on with the events that waited for an enrolment that is there now, in their order.
@@ -300,26 +312,46 @@ impl Auditor {
     }
 
     /// Books a result. Evidence overrules the verdict.
-    fn settle(&mut self, verdict: Verdict, ledger: bool, findings: Vec<Finding>, row: TimelineRow) -> Checked {
+    fn settle(&mut self, verdict: Verdict, account: &Account, findings: Vec<Finding>, row: TimelineRow) -> Checked {
         let rejected = findings.iter().any(Finding::is_evidence);
         let verdict = if rejected { Verdict::Rejected } else { verdict };
-        let findings = self.book(ledger, findings, row.stream_sequence);
+        let findings = self.book(account, findings, row.stream_sequence);
         self.tally.count(&row, verdict);
         let problem = findings.iter().map(|found| found.finding.to_string()).collect::<Vec<_>>().join("; ");
         let row = TimelineRow { verdict, problem: (!problem.is_empty()).then_some(problem), ..row };
         Checked { verdict, findings, row }
     }
 
-    fn book(&mut self, ledger: bool, findings: Vec<Finding>, stream_sequence: StreamSequence) -> Vec<Found> {
+    fn book(&mut self, account: &Account, findings: Vec<Finding>, stream_sequence: StreamSequence) -> Vec<Found> {
+        let ledger = matches!(account, Account::Ledger);
         let found = findings.into_iter().map(|finding| Found { stream_sequence, ledger, finding });
-        found.inspect(|found| self.tally.find(found)).collect()
+        found
+            .inspect(|found| {
+                self.tally.find(found);
+                if let Account::Worker(run, worker) = account {
+                    self.tally.blame(run, worker, found);
+                }
+            })
+            .collect()
+    }
+}
+
+impl Held {
+    fn account(&self) -> Account {
+        Account::Worker(self.run.clone(), self.worker.clone())
+    }
+}
+
+/// Whose account a record is that is not even authentic. The broker lets nobody but the worker itself publish under a worker's
+/// subject; everything else in the stream is the ledger's. A worker cannot make the coordinator's signature.
+fn blamed(record: &Record, findings: &[Finding]) -> Account {
+    let stolen = findings.iter().any(|finding| matches!(finding, Finding::Usurped));
+    match worker_event_sender(&record.subject) {
+        Some((_, run, worker)) if !stolen => Account::Worker(run, worker),
+        _ => Account::Ledger,
     }
 }
 
 fn bad_signature(key: &str) -> Finding {
     Finding::BadSignature { key: key.chars().take(64).collect() }
-}
-
-fn is_ledger(subject: &str) -> bool {
-    subject.starts_with(schemas::subject::LEDGER_FILTER.trim_end_matches('>'))
 }

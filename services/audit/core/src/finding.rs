@@ -21,6 +21,9 @@ pub enum Finding {
         /// Who spoke where.
         reason: String,
     },
+    /// A worker's event that the coordinator's key signed: somebody else holds that key.
+    #[error("the coordinator's key speaks for a worker")]
+    Usurped,
     /// The signature is missing, or was not made by the named key over this body in this domain.
     #[error("signature does not verify under {key}")]
     BadSignature {
@@ -122,6 +125,7 @@ impl Finding {
         match self {
             Self::Malformed { .. } => "malformed",
             Self::Foreign { .. } => "foreign",
+            Self::Usurped => "usurped",
             Self::BadSignature { .. } => "bad-signature",
             Self::UnknownEmitter { .. } => "unknown-emitter",
             Self::Gap { .. } => "gap",
@@ -144,20 +148,30 @@ impl Finding {
 pub struct Found {
     /// The record.
     pub stream_sequence: StreamSequence,
-    /// Whether the ledger is concerned, as far as the subject says; otherwise a worker's own account.
+    /// Whether the ledger is concerned. It is not when the subject is one that the broker keeps for a worker.
     pub ledger: bool,
     /// What is wrong.
     pub finding: Finding,
 }
 
 impl Found {
+    /// Whether it is evidence against the record on which a run's timeline rests: the ledger, and the stream itself, which no
+    /// worker can shorten or alter. Other evidence is against one worker's own account.
+    pub const fn is_evidence(&self) -> bool {
+        self.finding.is_evidence() && self.is_of_the_record()
+    }
+
     /// The code of the page that says what to do.
     pub const fn code(&self) -> Code {
+        if self.is_of_the_record() { Code::LedgerBroken } else { Code::AuditRejected }
+    }
+
+    const fn is_of_the_record(&self) -> bool {
         let stream = matches!(
             self.finding,
             Finding::Hole { .. } | Finding::Rewound { .. } | Finding::Altered { .. } | Finding::Truncated { .. }
         );
-        if self.ledger || stream { Code::LedgerBroken } else { Code::AuditRejected }
+        self.ledger || stream
     }
 }
 

@@ -29,5 +29,5 @@ pub use check::{Auditor, Checked, HELD_MAX, Verdict};
 pub use finding::{Finding, Found};
 pub use record::{Record, StreamSequence};
 pub use signature::{decode_signature, encode_signature, is_signed_event};
-pub use summary::{EmitterSummary, RunSummary, Summary};
+pub use summary::{EmitterSummary, FaultyWorker, RunSummary, Summary};
 pub use timeline::TimelineRow;

@@ -14,6 +14,9 @@ use crate::finding::Found;
 use crate::record::StreamSequence;
 use crate::timeline::{COORDINATOR, TimelineRow};
 
+/// Most workers whose faults are listed; the broker lets nobody speak without credentials, so there are as many as were
+/// issued. The findings of all are counted.
+const FAULTY_WORKERS_MAX: usize = 4096;
 /// Most findings that are kept; a stream that is wrong throughout has as many as messages. All are counted.
 const FINDINGS_MAX: usize = 10_000;
 
@@ -32,18 +35,34 @@ pub struct Summary {
     pub unenrolled: u64,
     /// Those with evidence against them.
     pub rejected: u64,
-    /// Whether there is evidence of tampering or of an emitter that lies.
+    /// Whether there is evidence against the ledger or the stream; without it the runs below are proven, whatever single
+    /// workers did.
     pub evidence: bool,
     /// Findings by their names.
     pub findings: BTreeMap<String, u64>,
-    /// The first finding that is evidence, in words.
+    /// The first finding that is evidence against ledger or stream, in words.
     pub first_evidence: Option<String>,
     /// Events by what happened; only those that verify.
     pub kinds: BTreeMap<String, u64>,
+    /// Workers whose own events do not verify.
+    pub faulty_workers: Vec<FaultyWorker>,
     /// Everyone who has a chain.
     pub emitters: Vec<EmitterSummary>,
     /// Every run in the ledger.
     pub runs: Vec<RunSummary>,
+}
+
+/// What is wrong with the account of one worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FaultyWorker {
+    /// The run under which it spoke, by the subject.
+    pub run: RunId,
+    /// The worker, by the subject.
+    pub worker: WorkerId,
+    /// How many things are wrong.
+    pub faults: u64,
+    /// The first of them, in words.
+    pub first: String,
 }
 
 /// One chain.
@@ -92,6 +111,7 @@ pub(crate) struct Tally {
     findings: Vec<Found>,
     names: BTreeMap<&'static str, u64>,
     first_evidence: Option<Found>,
+    faulty_workers: Vec<FaultyWorker>,
 }
 
 impl Tally {
@@ -105,12 +125,32 @@ impl Tally {
 
     pub(crate) fn find(&mut self, found: &Found) {
         *self.names.entry(found.finding.name()).or_default() += 1;
-        if self.first_evidence.is_none() && found.finding.is_evidence() {
+        if self.first_evidence.is_none() && found.is_evidence() {
             self.first_evidence = Some(found.clone());
         }
         if self.findings.len() < FINDINGS_MAX {
             self.findings.push(found.clone());
         }
+    }
+
+    /// Holds what was found against the worker in whose account it stands.
+    pub(crate) fn blame(&mut self, run: &RunId, worker: &WorkerId, found: &Found) {
+        if found.is_evidence() || !found.finding.is_evidence() {
+            return;
+        }
+        let place = self.faulty_workers.binary_search_by(|faulty| (&faulty.run, &faulty.worker).cmp(&(run, worker)));
+        match place {
+            Ok(at) => self.faulty_workers[at].faults += 1,
+            Err(at) if self.faulty_workers.len() < FAULTY_WORKERS_MAX => {
+                let (run, worker) = (run.clone(), worker.clone());
+                self.faulty_workers.insert(at, FaultyWorker { run, worker, faults: 1, first: found.to_string() });
+            }
+            Err(_) => {}
+        }
+    }
+
+    pub(crate) fn faulty_workers(&self) -> &[FaultyWorker] {
+        &self.faulty_workers
     }
 
     pub(crate) fn findings(&self) -> &[Found] {
@@ -146,6 +186,7 @@ impl Summary {
             findings: tally.names.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
             first_evidence: tally.first_evidence.as_ref().map(ToString::to_string),
             kinds: tally.kinds.clone(),
+            faulty_workers: tally.faulty_workers.clone(),
             emitters,
             runs: state.runs().map(|(name, run)| RunSummary::new(name, run)).collect(),
         }

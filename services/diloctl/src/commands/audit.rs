@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use diloco_audit::{Checked, Replay, StreamSequence, Summary, TimelineRow, Verdict};
+use diloco_audit::{Checked, FaultyWorker, Replay, StreamSequence, Summary, TimelineRow, Verdict};
 use runtime::Failure;
 use schemas::permission::Role;
 use schemas::view::RunView;
@@ -45,6 +45,7 @@ async fn replay(context: &Context, run: Option<&RunId>, summary_only: bool) -> R
     replay.run(context.timeout, &mut keep).await?;
     let mut summary = replay.auditor().summary();
     summary.runs.retain(|of_run| run.is_none_or(|run| of_run.run == *run));
+    summary.faulty_workers.retain(|faulty| run.is_none_or(|run| faulty.run == *run));
     if summary_only {
         context.printer.record(&summary);
     } else {
@@ -98,20 +99,43 @@ async fn tail(context: &Context, run: Option<&RunId>) -> Result<(), Failure> {
     }
 }
 
-/// Evidence in any run counts: one chain holds all of them.
+/// Evidence against the ledger counts for every run: one chain holds all of them. A worker's own events count for its run, and
+/// put nothing in doubt that the ledger says.
 fn judge(replay: &Replay, run: Option<&RunId>) -> Result<(), Failure> {
     let auditor = replay.auditor();
     if let Some(found) = auditor.evidence() {
-        let evidence = auditor.findings().iter().filter(|found| found.finding.is_evidence()).count();
+        let evidence = auditor.findings().iter().filter(|found| found.is_evidence()).count();
         let more = if evidence > 1 { format!(", and {} findings more", evidence - 1) } else { String::new() };
         return Err(Failure::new(found.code(), format!("{found}{more}")));
     }
-    match run {
-        Some(run) if auditor.state().run(run).is_none() => {
-            Err(Failure::new(Code::RunUnknown, format!("no event created {run} up to there")))
-        }
-        _ => Ok(()),
+    if let Some(run) = run.filter(|run| auditor.state().run(run).is_none()) {
+        return Err(Failure::new(Code::RunUnknown, format!("no event created {run} up to there")));
     }
+    let mut faulty = auditor.faulty_workers().iter().filter(|faulty| run.is_none_or(|run| faulty.run == *run));
+    match faulty.next() {
+        Some(first) => {
+            let detail = format!("{}; first {}", ledger_whole(1 + faulty.count()), faults(first));
+            Err(Failure::new(Code::AuditRejected, detail))
+        }
+        None => Ok(()),
+    }
+}
+
+fn good_verdict(summary: &Summary) -> String {
+    match summary.faulty_workers.len() {
+        0 => "verified".to_owned(),
+        faulty => ledger_whole(faulty),
+    }
+}
+
+fn ledger_whole(faulty: usize) -> String {
+    let plural = if faulty == 1 { "" } else { "s" };
+    format!("ledger whole, {faulty} worker chain{plural} with faults")
+}
+
+fn faults(worker: &FaultyWorker) -> String {
+    let FaultyWorker { run, worker, faults, first } = worker;
+    format!("{worker} of run {run}, {faults} in all: {first}")
 }
 
 fn verdict(summary: &Summary) -> String {
@@ -149,7 +173,7 @@ impl Row for TimelineRow {
 impl Record for Summary {
     fn lines(&self) -> Vec<(&'static str, String)> {
         let mut lines = vec![
-            ("verdict", if self.evidence { "EVIDENCE OF TAMPERING" } else { "verified" }.to_owned()),
+            ("verdict", if self.evidence { "EVIDENCE OF TAMPERING".to_owned() } else { good_verdict(self) }),
             ("events", verdict(self)),
         ];
         lines.extend(self.first_evidence.iter().map(|found| ("first finding", found.clone())));
@@ -159,6 +183,7 @@ impl Record for Summary {
         if !self.findings.is_empty() {
             lines.push(("findings", counts(&self.findings)));
         }
+        lines.extend(self.faulty_workers.iter().map(|faulty| ("faulty worker", faults(faulty))));
         lines.push(("kinds", counts(&self.kinds)));
         for emitter in &self.emitters {
             let whole = if emitter.whole { "whole" } else { "BROKEN" };

@@ -1,15 +1,16 @@
-//! The record notices what is done to it: events that disappear, and events that nobody signed.
+//! The record notices what is done to it: events that disappear, and events that nobody signed. What a worker puts into its
+//! own account puts nothing else in doubt.
 
 use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream;
-use e2e::Recipe;
+use e2e::{Recipe, Scripted};
 use harness::{Cluster, Options, PATIENCE};
 use runtime::exit::{EXIT_CONFLICT, EXIT_TAMPERED};
 use schemas::Code;
 use schemas::permission::Role;
-use schemas::subject::{AUDIT_STREAM, ledger_subject};
+use schemas::subject::{AUDIT_STREAM, ledger_subject, worker_event_subject};
 
 /// A cluster with a completed run.
 async fn trained() -> Cluster {
@@ -59,4 +60,21 @@ async fn fg_07_an_event_that_the_coordinator_did_not_sign_stops_it_and_does_not_
     let (_, status) = tokio::join!(asked, cluster.process("coordinator").exit(PATIENCE));
     assert_eq!(status.code(), Some(i32::from(EXIT_CONFLICT)), "{status}");
     assert!(cluster.process("audit").ended().is_none(), "the audit service goes on");
+}
+
+#[tokio::test]
+async fn a_worker_that_writes_nonsense_is_named_and_the_ledger_is_whole() {
+    const WORKERS_FAULTY: i32 = 12;
+    let cluster = trained().await;
+    let liar = Scripted::connect(&cluster, "worker-0").await;
+    let subject = worker_event_subject(cluster.run(), &liar.worker, "joined");
+    let stored = liar.bus.request_raw(&subject, HeaderMap::new(), "nonsense".into(), Duration::from_secs(10)).await;
+    stored.expect("the stream takes what the worker may publish");
+    for arguments in [&["audit", "replay", "--summary"][..], &["audit", "replay", "--run", "demo"]] {
+        let replay = cluster.diloctl(arguments).await;
+        let said = format!("{}{}", replay.stdout, replay.stderr);
+        assert_eq!(replay.status.code(), Some(WORKERS_FAULTY), "{said}");
+        assert!(said.contains("ledger whole, 1 worker chain with faults"), "{said}");
+        assert!(said.contains(liar.worker.as_str()) && said.contains(&Code::AuditRejected.to_string()), "{said}");
+    }
 }

@@ -87,6 +87,84 @@ fn strangers_are_found_at_the_end_or_when_they_are_too_many() {
     assert_eq!(finding.code(), Code::AuditRejected);
 }
 
+/// Whatever one worker puts into the stream, the ledger is as good as before, and the worker is named.
+#[test]
+fn a_workers_faults_are_its_own() {
+    type Spoil = fn(&mut audit_core::Record);
+    let spoils: [(&str, Spoil); 5] = [
+        ("bad-signature", |record| record.signature = audit_core::encode_signature(&[7; 64])),
+        ("malformed", |record| record.body = b"nonsense".to_vec()),
+        ("malformed", |record| record.key = String::new()),
+        ("malformed", |record| record.subject = record.subject.replace(".started", ".no_kind~")),
+        ("foreign", |_| ()),
+    ];
+    for (name, spoil) in spoils {
+        let mut log = Log::write(&PLAN);
+        let ledgers = log.records.iter().find(|record| record.subject.contains(".control.")).expect("a ledger").clone();
+        let at = log.records.iter().position(|record| record.subject.ends_with(".started")).expect("workers started");
+        let mut bad = log.records[at].clone();
+        if name == "foreign" {
+            // What the coordinator signed, said again by a worker.
+            (bad.key, bad.signature, bad.body) = (ledgers.key, ledgers.signature, ledgers.body);
+        }
+        spoil(&mut bad);
+        log.records.push(bad);
+        renumber(&mut log.records);
+        let mut auditor = log.auditor();
+        audit(&mut auditor, &log.records, StreamSequence(log.records.len() as u64));
+        let summary = auditor.summary();
+        assert_eq!((auditor.evidence(), summary.evidence), (None, false), "{name}");
+        assert_eq!(summary.findings.get(name), Some(&1), "{:?}", summary.findings);
+        let [faulty] = auditor.faulty_workers() else { panic!("{name}: one worker: {:?}", auditor.faulty_workers()) };
+        let record = &log.records[at];
+        assert!(record.subject.contains(faulty.worker.as_str()) && faulty.run == run(), "{faulty:?}");
+        assert_eq!(faulty.faults, 1);
+        assert_eq!(auditor.findings()[0].code(), Code::AuditRejected);
+        assert!(summary.runs[0].adds_up && auditor.state().run(&run()).is_some_and(|run| run.is_complete()));
+    }
+    // A gap in a worker's chain, with nothing missing in the stream.
+    let mut log = Log::write(&PLAN);
+    let at = log.records.iter().position(|record| record.subject.ends_with(".started")).expect("workers started");
+    log.records.remove(at);
+    renumber(&mut log.records);
+    let mut auditor = log.auditor();
+    audit(&mut auditor, &log.records, StreamSequence(log.records.len() as u64));
+    assert_eq!((auditor.evidence(), auditor.faulty_workers().len()), (None, 1));
+    assert_eq!(auditor.summary().emitters.iter().filter(|emitter| !emitter.whole).count(), 1);
+}
+
+#[test]
+fn the_same_under_the_ledgers_subject_is_evidence() {
+    let log = Log::write(&PLAN);
+    let ledgers = log.records.last().expect("the run's end").clone();
+    type Spoil = fn(&mut audit_core::Record);
+    let spoils: [Spoil; 4] = [
+        |record| record.signature = audit_core::encode_signature(&[7; 64]),
+        |record| record.body = b"nonsense".to_vec(),
+        |record| record.key = String::new(),
+        |record| record.subject = record.subject.replace("diloco.event.control.", "diloco.event.kontrol."),
+    ];
+    for spoil in spoils {
+        let mut records = log.records.clone();
+        let mut bad = ledgers.clone();
+        spoil(&mut bad);
+        records.push(bad);
+        renumber(&mut records);
+        let mut auditor = log.auditor();
+        audit(&mut auditor, &records, StreamSequence(records.len() as u64));
+        assert_eq!(auditor.evidence().map(|found| found.code()), Some(Code::LedgerBroken));
+        assert!(auditor.faulty_workers().is_empty());
+    }
+    // Nor may the coordinator's key speak for a worker: whoever holds it could write the ledger.
+    let mut log = Log::write(&PLAN);
+    let mut thief = Member::new(PLAN.seed);
+    thief.emitter = log.coordinator.clone();
+    log.worker(&mut thief, WorkerEvent::Stopped { reason: "x".to_owned() });
+    let mut auditor = log.auditor();
+    audit(&mut auditor, &log.records, StreamSequence(log.records.len() as u64));
+    assert_eq!(auditor.evidence().map(|found| found.finding.clone()), Some(Finding::Usurped));
+}
+
 #[test]
 fn nobody_speaks_for_another() {
     let trusted = Log::write(&PLAN);
