@@ -2,12 +2,14 @@
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use merge::codec::encoded_bytes;
+use model::ModelConfig;
 use schemas::data::{DataManifest, Tokenizer};
+use schemas::layout::{Layout, TensorSpec};
 use schemas::limits::{OBJECT_BYTES_MAX, SHARDS_MAX};
-use schemas::run::{CodecKind, RunSpec};
+use schemas::run::{CodecKind, RunSpec, TrainerKind};
 use schemas::{Bytes, Code, ObjectRef, Refusal};
 
-use crate::context::RunContext;
+use crate::context::{RunContext, layout};
 use crate::store::{Store, refusal};
 
 /// Objects that are looked at at a time.
@@ -19,7 +21,8 @@ const DATA_BYTES_MAX: u64 = 32 << 20;
 
 /// Checks a run's settings against the store.
 pub(crate) async fn run(store: &Store, spec: RunSpec) -> Result<(), Refusal> {
-    let context = RunContext::load(store, spec).await?;
+    let layout = layout(store, spec.model.layout).await?;
+    let context = RunContext::new(&layout, spec)?;
     let spec = &context.spec;
     let mut objects = Vec::new();
     for (index, object) in spec.model.initial.iter().enumerate() {
@@ -35,8 +38,7 @@ pub(crate) async fn run(store: &Store, spec: RunSpec) -> Result<(), Refusal> {
         return Err(Refusal::new(Code::ModelInvalid, detail));
     }
     let config = store.fetch(spec.model.config).await?;
-    serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&config)
-        .map_err(|error| Refusal::new(Code::ModelInvalid, format!("model.config is no JSON object: {error}")))?;
+    check_model(spec.model.trainer, &config, &layout)?;
     let data = data(store, spec.data).await?;
     check_data(spec, &data)?;
     objects.extend(data.train.iter().chain(&data.held_out).map(|shard| shard.object));
@@ -45,6 +47,32 @@ pub(crate) async fn run(store: &Store, spec: RunSpec) -> Result<(), Refusal> {
     }
     let looks = objects.into_iter().map(|object| look(store, object));
     stream::iter(looks).buffer_unordered(LOOKS_MAX).try_collect::<()>().await
+}
+
+/// The layout must be the model's, tensor by tensor; how it is cut into fragments is the run's own choice. Otherwise the run
+/// would be created, and every worker would refuse to train it.
+fn check_model(trainer: TrainerKind, config: &[u8], layout: &Layout) -> Result<(), Refusal> {
+    let own = ModelConfig::parse(trainer, config)
+        .map_err(|error| Refusal::new(Code::ModelInvalid, format!("model.config: {error}")))?
+        .layout();
+    let (expected, got) = (own.tensors.len(), layout.tensors.len());
+    if expected != got {
+        let detail = format!("model.layout has {got} tensors, model.config gives {expected}");
+        return Err(Refusal::new(Code::LayoutMismatch, detail));
+    }
+    let shown = |tensor: &TensorSpec| format!("{} {:?}", tensor.name, tensor.shape);
+    match own
+        .tensors
+        .iter()
+        .zip(&layout.tensors)
+        .find(|(own, given)| own.name != given.name || own.shape != given.shape)
+    {
+        Some((own, given)) => {
+            let detail = format!("model.layout has tensor {}, model.config gives {}", shown(given), shown(own));
+            Err(Refusal::new(Code::LayoutMismatch, detail))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Fetches and parses a data manifest.
@@ -88,5 +116,47 @@ async fn look(store: &Store, object: ObjectRef) -> Result<(), Refusal> {
             Err(Refusal::new(Code::ObjectMismatch, format!("{digest} has {bytes} bytes, expected {expected}")))
         }
         None => Err(Refusal::new(Code::ObjectMissing, format!("{digest}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::Preset;
+
+    use super::*;
+
+    #[test]
+    fn the_layout_must_be_the_models() {
+        let model = &Preset::named("reference").expect("a preset").config;
+        let (config, layout) = (model.to_json(), model.layout());
+        let check = |layout: &Layout| check_model(TrainerKind::Reference, &config, layout).map_err(|found| found.code);
+        assert_eq!(check(&layout), Ok(()));
+        let mut fragments = layout.clone();
+        fragments.tensors.last_mut().expect("tensors").fragment = 1;
+        assert_eq!(check(&fragments), Ok(()), "fragments are the run's choice");
+        type Change = fn(&mut Layout);
+        let changes: [Change; 4] = [
+            |layout| layout.tensors[0].name.push('x'),
+            |layout| layout.tensors[0].shape[0] += 1,
+            |layout| layout.tensors.swap(0, 1),
+            |layout| drop(layout.tensors.pop()),
+        ];
+        for (number, change) in changes.iter().enumerate() {
+            let mut other = layout.clone();
+            change(&mut other);
+            assert_eq!(check(&other), Err(Code::LayoutMismatch), "change {number}");
+        }
+        let torch = check_model(TrainerKind::Torch, &config, &layout).expect_err("a configuration of another trainer");
+        assert_eq!(torch.code, Code::ModelInvalid);
+    }
+
+    /// What the core lets a worker upload is what the check of a result expects.
+    #[test]
+    fn the_words_for_codecs_and_the_codecs_agree_on_lengths() {
+        for codec in [CodecKind::Fp32, CodecKind::Bf16] {
+            for elements in [1, 2, 3, 64, 1023, 65_536, 65_537, 1_000_003] {
+                assert_eq!(encoded_bytes(codec, elements) as u64, elements as u64 * codec.value_bytes(), "{codec:?}");
+            }
+        }
     }
 }

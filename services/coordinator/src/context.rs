@@ -18,6 +18,11 @@ impl RunContext {
     /// Fetches the layout and cuts it as the settings say.
     pub(crate) async fn load(store: &Store, spec: RunSpec) -> Result<Self, Refusal> {
         let layout = layout(store, spec.model.layout).await?;
+        Self::new(&layout, spec)
+    }
+
+    /// Cuts a valid layout as the settings say.
+    pub(crate) fn new(layout: &Layout, spec: RunSpec) -> Result<Self, Refusal> {
         let chunks = layout.chunks(spec.model.chunk_elements);
         let chunks = chunks.map_err(|error| Refusal::new(Code::SpecInvalid, error.to_string()))?;
         let (expected, got) = (chunks.len(), spec.model.initial.len());
@@ -36,7 +41,7 @@ impl RunContext {
 }
 
 /// Fetches and checks a layout.
-async fn layout(store: &Store, object: ObjectRef) -> Result<Layout, Refusal> {
+pub(crate) async fn layout(store: &Store, object: ObjectRef) -> Result<Layout, Refusal> {
     let bytes = store.fetch(object).await?;
     let invalid = |reason: String| Refusal::new(Code::SpecInvalid, format!("model.layout {}: {reason}", object.digest));
     let layout = Layout::decode(&bytes).map_err(|error| invalid(error.to_string()))?;

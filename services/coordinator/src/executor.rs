@@ -10,12 +10,13 @@ use futures::future::try_join_all;
 use schemas::lease::{LeaseRef, Weights as Published};
 use schemas::run::RunSpec;
 use schemas::snapshot::{MergeInput, MergeRecord};
-use schemas::{Code, Digest, ObjectRef, Refusal, Round};
+use schemas::{Code, Digest, ObjectRef, Refusal, Round, RunId};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::arrival::Arrival;
 use crate::context::RunContext;
+use crate::guard::answered;
 use crate::pointer::Pointer;
 use crate::restore;
 use crate::save::{self, Snapshot};
@@ -112,7 +113,7 @@ impl Executor {
             let delivered = match order {
                 Order::Restore { spec, snapshot, merges } => self.restore(*spec, snapshot, merges).await,
                 Order::Merge { round, inputs, kept } => {
-                    let outcome = self.merge(round, inputs, kept).await;
+                    let outcome = answered("merge", self.merge(round, inputs, kept)).await;
                     self.tell(|run| Input::Merged { run, round, outcome }).await
                 }
                 Order::Save { round, parent, merges } => self.save(round, parent, merges).await,
@@ -124,7 +125,7 @@ impl Executor {
         }
     }
 
-    async fn tell(&self, input: impl FnOnce(schemas::RunId) -> Input) -> Option<()> {
+    async fn tell(&self, input: impl FnOnce(RunId) -> Input) -> Option<()> {
         let run = self.context.as_ref()?.spec.run.clone();
         self.arrivals.send(Arrival::Input(input(run))).await.ok()
     }
@@ -134,7 +135,7 @@ impl Executor {
         self.history = History { snapshot, merges };
         self.saved.send_replace(None);
         self.weights = None;
-        let outcome = self.load(spec).await;
+        let outcome = answered("restore", self.load(spec)).await;
         if let Err(refusal) = &outcome {
             tracing::warn!(%run, %refusal, "weights not restored");
         }
@@ -200,19 +201,31 @@ impl Executor {
         };
         let (store, pointer, arrivals) = (self.store.clone(), self.pointer.clone(), self.arrivals.clone());
         let saved = self.saved.clone();
+        let run = context.spec.run.clone();
         let snapshot = Snapshot { context, weights, parent, merges };
         // Not waited for: the next merge may begin.
         tokio::spawn(async move {
-            let run = snapshot.context.spec.run.clone();
-            let outcome = save::save(&store, &pointer, snapshot).await;
-            if let Ok(manifest) = outcome {
+            let work = async {
+                let manifest = save::save(&store, &pointer, snapshot).await?;
                 saved.send_replace(Some((round, manifest)));
-            }
-            // When the shell has ended nobody needs to know.
-            let _ = arrivals.send(Arrival::Input(Input::Saved { run, round, outcome })).await;
+                Ok(manifest)
+            };
+            tell_saved(&arrivals, run, round, work).await;
         });
         Some(())
     }
+}
+
+/// Saves, and says what came of it whatever happens: without an answer no later round would be saved.
+async fn tell_saved(
+    arrivals: &mpsc::Sender<Arrival>,
+    run: RunId,
+    round: Round,
+    save: impl Future<Output = Result<ObjectRef, Refusal>>,
+) {
+    let outcome = answered("save", save).await;
+    // When the shell has ended nobody needs to know.
+    let _ = arrivals.send(Arrival::Input(Input::Saved { run, round, outcome })).await;
 }
 
 /// Makes the outer step chunk by chunk: while one is merged the next is fetched and the ones before are stored.
@@ -313,4 +326,27 @@ fn gather(
         });
         try_join_all(parts).await
     })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_save_that_panics_is_told_as_one_that_failed() {
+        let (arrivals, mut heard) = mpsc::channel(1);
+        let run: RunId = "demo".parse().expect("a name");
+        let broken = "an empty list is not saved";
+        let save = async move { if broken.is_empty() { Ok(ObjectRef::of(b"x")) } else { panic!("{broken}") } };
+        // As the executor spawns it: the task itself ends well.
+        let task = tokio::spawn(async move { tell_saved(&arrivals, run, Round(3), save).await });
+        match heard.recv().await {
+            Some(Arrival::Input(Input::Saved { round: Round(3), outcome: Err(refusal), .. })) => {
+                assert_eq!(refusal.code, Code::Internal);
+                assert!(refusal.detail.contains(broken), "{}", refusal.detail);
+            }
+            other => panic!("the core was told {other:?}"),
+        }
+        task.await.expect("it caught the panic");
+    }
 }

@@ -6,6 +6,8 @@
 //! | `service` | building and running everything |
 //! | `shell` | the decision loop: inputs in, effects out, in order |
 //! | `incoming`, `serve`, `answer` | messages: who says what, in which form; answers |
+//! | `refusals` | what of refused messages is logged |
+//! | `guard` | a panic of work that somebody waits for, as its outcome |
 //! | `ledger` | the signed chain in stream `AUDIT`, fenced by its last sequence |
 //! | `queue` | offers: publish, pull, settle, hold |
 //! | `store`, `grants` | the store, and URLs to it for others |
@@ -19,10 +21,12 @@ mod config;
 mod context;
 mod executor;
 mod grants;
+mod guard;
 mod incoming;
 mod ledger;
 mod pointer;
 mod queue;
+mod refusals;
 mod restore;
 mod save;
 mod screen;

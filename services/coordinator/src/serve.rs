@@ -1,14 +1,16 @@
 //! From subscriptions to the decision loop: each message is read, and refused at once when its form or sender is wrong.
 
-use coordinator_core::Input;
+use coordinator_core::{Input, Peer};
 use runtime::{Bus, Failure, Subscription};
 use schemas::Code;
-use schemas::subject::COORDINATOR_FILTERS;
+use schemas::subject::{COORDINATOR_FILTERS, Incoming};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::answer;
 use crate::arrival::Arrival;
 use crate::incoming::{self, Heard, Identity, Rejected};
+use crate::refusals::{Many, Refusals, SUMMARY_EVERY};
 
 /// Subscribes to everything that is said to the coordinator.
 ///
@@ -30,8 +32,18 @@ pub(crate) async fn forward(
     identity: Identity,
     arrivals: mpsc::Sender<Arrival>,
 ) {
+    let mut refusals = Refusals::default();
+    let mut summaries = tokio::time::interval(SUMMARY_EVERY);
+    summaries.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let message = match subscription.next().await {
+        let next = tokio::select! {
+            next = subscription.next() => next,
+            _ = summaries.tick() => {
+                log_many(&mut refusals);
+                continue;
+            }
+        };
+        let message = match next {
             Ok(Some(message)) => message,
             Ok(None) => break,
             Err(error) => {
@@ -51,7 +63,7 @@ pub(crate) async fn forward(
                 Some(reply) => Arrival::Operator { operator, request, reply },
                 None => continue,
             },
-            Err(rejected) => match refuse(&bus, &message, *rejected).await {
+            Err(rejected) => match refuse(&bus, &message, *rejected, &mut refusals).await {
                 Some(arrival) => arrival,
                 None => continue,
             },
@@ -64,13 +76,35 @@ pub(crate) async fn forward(
 }
 
 /// Refuses a message, unless answering it would be what an attacker wants, and gives what is to be recorded.
-async fn refuse(bus: &Bus, message: &async_nats::Message, rejected: Rejected) -> Option<Arrival> {
+async fn refuse(
+    bus: &Bus,
+    message: &async_nats::Message,
+    rejected: Rejected,
+    refusals: &mut Refusals,
+) -> Option<Arrival> {
     let Rejected { peer, verb, refusal } = rejected;
-    tracing::warn!(subject = %message.subject, %refusal, "message refused");
+    if refusals.note(&sender(&message.subject, peer.as_ref()), refusal.code, Instant::now()) {
+        tracing::warn!(subject = %message.subject, %refusal, "message refused");
+    }
     if let Some(reply) = message.reply.as_ref().filter(|_| refusal.code != Code::IdentityMismatch)
         && let Err(error) = bus.publish(reply, answer::refused(refusal.clone())).await
     {
         tracing::warn!(%error, "refusal not sent");
     }
     peer.map(|peer| Arrival::Input(Input::Denied { peer, verb, refusal }))
+}
+
+/// Who is refused, for the log: a peer by its names, an operator by its key, all else by the lane on which it spoke.
+fn sender(subject: &str, peer: Option<&Peer>) -> String {
+    match (peer, subject.parse::<Incoming>()) {
+        (Some(Peer { account, run, worker }), _) => format!("{worker} of {run} in {account}"),
+        (None, Ok(Incoming::Control { operator, .. })) => operator.to_string(),
+        (None, _) => subject.split('.').take(2).collect::<Vec<_>>().join("."),
+    }
+}
+
+fn log_many(refusals: &mut Refusals) {
+    for Many { sender, count, last } in refusals.summaries(Instant::now()) {
+        tracing::warn!(sender, count, code = %last, "further messages refused; the code is that of the newest");
+    }
 }

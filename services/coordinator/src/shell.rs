@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::arrival::Arrival;
 use crate::executor::{Handle, Order};
 use crate::grants::{self, Granted};
+use crate::guard::answered;
 use crate::ledger::Ledger;
 use crate::pointer::Pointer;
 use crate::queue::{self, Deliveries};
@@ -162,7 +163,7 @@ impl Shell {
             Effect::CheckRun { reply, spec } => {
                 let store = self.store.clone();
                 self.beside(async move {
-                    let verdict = check::run(&store, *spec).await;
+                    let verdict = answered("check of a run", check::run(&store, *spec)).await;
                     Arrival::Input(Input::RunChecked { reply, verdict })
                 });
             }
@@ -261,7 +262,7 @@ impl Shell {
                 let context = context.ok_or_else(unknown)?;
                 screen::check(&store, &context, &domain, &worker, &audit_key, &submission, staged).await
             };
-            let verdict = verdict.await;
+            let verdict = answered("check of a result", verdict).await;
             Arrival::Screened { screening, run, lease, verdict }
         });
     }

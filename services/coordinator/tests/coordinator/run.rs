@@ -197,7 +197,10 @@ async fn a_run_that_names_what_is_not_there_is_refused() {
         }
     };
     let absent = schemas::ObjectRef::of(b"never uploaded");
+    let other_model = scene.import(vec![scene::model_of(301).to_json().into()]).await[0];
     assert_eq!(ask(&|spec| spec.model.config = absent).await, Some(Code::ObjectMissing));
+    assert_eq!(ask(&|spec| spec.model.config = other_model).await, Some(Code::LayoutMismatch));
+    assert_eq!(ask(&|spec| spec.model.config = spec.data).await, Some(Code::ModelInvalid));
     assert_eq!(ask(&|spec| spec.data = spec.model.config).await, Some(Code::DataInvalid));
     assert_eq!(ask(&|spec| spec.model.initial.truncate(1)).await, Some(Code::SpecInvalid));
     assert_eq!(ask(&|spec| spec.model.initial.swap(0, 3)).await, Some(Code::SizeMismatch));

@@ -10,13 +10,14 @@ use harness::{Cluster, Operator, Options};
 use identity::{AuditKey, jws};
 use merge::SeededRounding;
 use merge::codec::{decode, encode, encode_difference, encoded_bytes};
+use model::{ModelConfig, ReferenceConfig};
 use objects::{Regrant, Transfer, TransferLimits, Trust};
 use runtime::Bus;
 use schemas::blob::{GetRequest, Grant, Grants, PutRequest};
 use schemas::contribution::{Contribution, Outcome, StageRequest, Statement, SubmitReply, SubmitRequest};
 use schemas::control::{OperatorObjects, RunNew, RunNewReply};
 use schemas::data::{DataManifest, Entropy, Shard, Tokenizer};
-use schemas::layout::{Chunk, Layout, TensorSpec};
+use schemas::layout::{Chunk, Layout};
 use schemas::lease::{ClaimOutcome, ClaimReply, ClaimRequest, Done, MANIFEST_TYPE, Manifest, Weights};
 use schemas::limits::OBJECT_BYTES_MAX;
 use schemas::member::{JoinReply, JoinRequest, Posture};
@@ -60,6 +61,16 @@ impl Regrant for NoOther {
     }
 }
 
+/// What the run trains; nobody here does.
+fn model() -> ModelConfig {
+    model_of(300)
+}
+
+/// The same with another width.
+pub(crate) fn model_of(hidden: u32) -> ModelConfig {
+    ModelConfig::Reference(ReferenceConfig { vocabulary: 256, context: 8, embedding: 32, hidden })
+}
+
 fn deadline() -> tokio::time::Instant {
     tokio::time::Instant::now() + WAIT
 }
@@ -74,10 +85,9 @@ impl Scene {
         let operator = cluster.operator().await;
         let pem = std::fs::read(cluster.domain().layout().ca()).expect("the authority's certificate");
         let transfer = Transfer::new(&Trust::Authority(pem), TransferLimits::default()).expect("a client");
-        let tensor =
-            |name: &str, shape: &[u64], fragment| TensorSpec { name: name.into(), shape: shape.into(), fragment };
-        let tensors = vec![tensor("a", &[300, 500], 0), tensor("b", &[1234], 0), tensor("c", &[90], 1)];
-        let layout = Layout { v: V, tensors };
+        // Three chunks, and a fourth in a fragment of its own.
+        let mut layout = model().layout();
+        layout.tensors.last_mut().expect("a model has tensors").fragment = 1;
         let scene = Self { cluster, operator, transfer, layout };
         scene.new_run(rounds).await;
         scene
@@ -122,7 +132,7 @@ impl Scene {
         };
         let others = vec![
             self.layout.encode().into(),
-            Bytes::from_static(b"{\"parameters\": 151324}"),
+            model().to_json().into(),
             serde_json::to_vec(&data).expect("it is JSON").into(),
         ];
         let others = self.import(others).await;
@@ -158,7 +168,7 @@ impl Scene {
             v: V,
             run: self.cluster.run().clone(),
             model: ModelSpec {
-                trainer: TrainerKind::Synthetic,
+                trainer: TrainerKind::Reference,
                 config: others[1],
                 layout: others[0],
                 chunk_elements: CHUNK_ELEMENTS,
@@ -185,7 +195,7 @@ impl Scene {
         let join = JoinRequest {
             v: V,
             audit_key: key.public().clone(),
-            trainers: vec![TrainerKind::Synthetic],
+            trainers: vec![TrainerKind::Reference],
             device: "test".into(),
             release: "test".into(),
             posture: Posture::default(),
