@@ -1,8 +1,10 @@
 //! The coordinator is killed in the middle of a round and started again: nothing is lost, and the weights are those of a run
 //! that nobody disturbed.
 
-use e2e::Recipe;
-use harness::{Cluster, Options};
+use std::time::{Duration, Instant};
+
+use e2e::{Recipe, Scripted};
+use harness::{Cluster, Options, PATIENCE};
 use schemas::Digest;
 use schemas::event::LedgerEvent;
 
@@ -58,4 +60,27 @@ async fn a_coordinator_that_is_killed_in_mid_round_loses_nothing() {
     let (calm, disturbed) = tokio::join!(train(false), train(true));
     assert_eq!(calm.len() as u64, ROUNDS);
     assert_eq!(calm, disturbed, "the same seed gives the same weights, crash or not");
+}
+
+/// A worker waits for work when its coordinator dies and comes back: it is given work as soon as there is some, not when the
+/// answer that was lost is overdue.
+#[tokio::test]
+async fn a_worker_that_waits_for_work_finds_the_next_coordinator_soon() {
+    /// The lost claim is noticed after 7 s and asked again within one; the rest is for a busy machine.
+    const SOON: Duration = Duration::from_secs(18);
+    let mut cluster = Cluster::start(Options::default(), 1).await;
+    let run = cluster.run().clone();
+    let mut evidence = cluster.evidence().await;
+    // One worker more is needed than there is, so the one that is there only waits.
+    Recipe::reference(1, 1, 5).set("policy.workers_min=2").create(&cluster).await;
+    let joined = |event: &LedgerEvent| matches!(event, LedgerEvent::WorkerJoined { .. });
+    evidence.until_ledger("member", &run, joined).await;
+    cluster.kill9("coordinator");
+    cluster.restart("coordinator").await;
+    let started = Instant::now();
+    let second = Scripted::connect(&cluster, "worker-1").await;
+    second.join().await;
+    let granted = |event: &LedgerEvent| matches!(event, LedgerEvent::LeaseGranted { .. });
+    evidence.until_ledger("lease", &run, granted).await;
+    assert!(started.elapsed() < SOON, "granted after {:?}", started.elapsed());
 }

@@ -8,6 +8,7 @@ mod cluster_check;
 mod coordinator_restart;
 mod hostile_messages;
 mod permissions;
+mod run_halted;
 mod service_restart;
 mod shutdown;
 mod team;
