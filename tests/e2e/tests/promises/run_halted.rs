@@ -24,7 +24,7 @@ async fn a_run_that_cannot_be_restored_is_shown_as_halted_and_waiting_for_it_fai
     let spec = cluster.operator().await.run(&run).await.expect("it was created").spec;
     cluster.kill9("coordinator");
     let initial = spec.model.initial[0].digest.hex();
-    let file = find(&cluster.path("store"), &initial).expect("the store holds the initial weights");
+    let file = find(&cluster.path("store").join("blobs"), &initial).expect("the store holds the initial weights");
     std::fs::remove_file(file).expect("the test owns the folder");
     cluster.restart("coordinator").await;
     let view = cluster.operator().await.until(&run, PATIENCE, |view| view.phase == RunPhase::Halted).await;
