@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use diloco_coordinator::SnapshotPointer;
 use identity::AuditKey;
+use schemas::blob::{Grants, PutRequest};
 use schemas::contribution::Fate;
 use schemas::control::{RunNew, RunNewReply, Shutdown, ShutdownReply};
 use schemas::lease::{Manifest, ReleaseRequest};
@@ -12,7 +13,7 @@ use schemas::permission::Role;
 use schemas::snapshot::SnapshotManifest;
 use schemas::subject::{ControlVerb, STATE_BUCKET, Verb, snapshot_key};
 use schemas::view::RunPhase;
-use schemas::{Code, Digest, Message as _, Millis, Round, V};
+use schemas::{Code, Digest, Message as _, Millis, ObjectRef, Round, V};
 
 use crate::scene::{self, Reference, Scene, WAIT, Worker};
 
@@ -155,7 +156,15 @@ async fn bad_results_are_refused_alone_and_the_round_goes_on() {
 
     let manifest = worker.claim(&scene).await.expect("the unit is issued again");
     let mut chunks = worker.contribution(&manifest, &base);
-    chunks[0] = chunks[0].slice(..chunks[0].len() - 2);
+    // No chunk of the run is this long, so it gets no URL; the lease is untouched.
+    let short = ObjectRef::of(&chunks[0].slice(..chunks[0].len() - 2));
+    let request = PutRequest { v: V, lease: manifest.lease, objects: vec![short] };
+    match worker.ask::<_, Grants>(Verb::BlobPut, &request).await {
+        Err(runtime::BusError::Refused(refusal)) => assert_eq!(refusal.code, Code::SizeMismatch),
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+    // Each of these is as long as a chunk of the run, but not as this one.
+    chunks.swap(0, 3);
     assert_eq!(code(worker.submit(&manifest, chunks).await), Code::SizeMismatch);
 
     let manifest = worker.claim(&scene).await.expect("the unit is issued again");
