@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use e2e::{Recipe, Scripted};
-use harness::{Cluster, Options, PATIENCE};
+use harness::{Cluster, Options};
 use schemas::Digest;
 use schemas::event::LedgerEvent;
 
