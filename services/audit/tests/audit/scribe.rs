@@ -1,6 +1,6 @@
 //! Events as the processes of a domain write them, with the keys that the domain issued.
 
-use audit_core::{Record, StreamSequence, encode_signature};
+use audit_core::encode_signature;
 use identity::AuditKey;
 use schemas::event::{Event, EventBody, LedgerEvent, WorkerEvent};
 use schemas::member::Posture;
@@ -89,15 +89,6 @@ impl Scribe {
         self.head = Some(Digest::of(&body));
         let signature = encode_signature(&self.key.sign_event(&self.domain, &body));
         Said { subject, key: self.key.public().to_string(), signature, body }
-    }
-}
-
-impl Said {
-    /// As the stream gives it back.
-    pub(crate) fn at(self, sequence: u64) -> Record {
-        let Self { subject, key, signature, body } = self;
-        let (stream_sequence, stored_at) = (StreamSequence(sequence), runtime::clock::now());
-        Record { stream_sequence, subject, key, signature, stored_at, body }
     }
 }
 
