@@ -97,7 +97,7 @@ codes! {
     // 05: contributions.
     LayoutMismatch = 501, "other layout", "A contribution's layout (names, shapes, order or types) is not the run's.", "Run the same release and the same model configuration as the run.";
     SizeMismatch = 502, "wrong size", "A chunk does not have the length that layout and codec give.", "Run the same release; suspect the worker if it repeats.";
-    NotFinite = 503, "not finite", "A contribution holds NaN or infinity.", "Lower the learning rate or inspect the worker; the unit is issued again.";
+    NotFinite = 503, "not finite", "A contribution, or the weights after an outer step, hold NaN or infinity.", "A contribution is refused alone and its unit issued again: inspect the worker. Weights halt the run; its last full snapshot stands: start another run with a lower learning rate.";
     NormOutlier = 504, "norm out of bounds", "A contribution's norm is too large compared with the run's bound.", "Inspect the worker; the bound is `norm_max` of the run.";
     AlreadyCounted = 505, "already counted", "The unit has an accepted contribution already.", "Nothing; the contribution counts once.";
     StatementInvalid = 506, "statement refused", "A result's signed statement does not verify or does not fit its lease.", "Rejoin with the worker's present audit key.";

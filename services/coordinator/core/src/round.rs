@@ -98,18 +98,22 @@ impl Coordinator {
                 live.executor.failures = 0;
                 live.executor.trouble = None;
             }
-            Err(refusal) if is_final(refusal.code) => {
-                live.executor.halted = Some(refusal.clone());
-                live.executor.trouble = None;
-                for reply in live.claims.drain() {
-                    self.reply(reply, Err(refusal.clone()));
-                }
-                self.mark_changed(name);
-            }
+            Err(refusal) if is_final(refusal.code) => self.halt(name, &refusal),
             Err(refusal) => self.try_later(name, refusal),
         }
         self.advance(name);
         self.serve(name);
+    }
+
+    /// The run cannot go on; whoever asks about it hears why.
+    fn halt(&mut self, name: &RunId, refusal: &Refusal) {
+        let Some(live) = self.live.get_mut(name) else { return };
+        live.executor.halted = Some(refusal.clone());
+        live.executor.trouble = None;
+        for reply in live.claims.drain() {
+            self.reply(reply, Err(refusal.clone()));
+        }
+        self.mark_changed(name);
     }
 
     fn open_round(&mut self, name: &RunId, round: Round) {
@@ -152,6 +156,8 @@ impl Coordinator {
                 // Only after the last round: the evaluation of the final weights.
                 self.offer_new(name, round.next());
             }
+            // Made again from the same contributions, the weights would be the same.
+            Err(refusal) if refusal.code == Code::NotFinite => self.halt(name, &refusal),
             Err(refusal) => self.try_later(name, refusal),
         }
         self.advance(name);

@@ -115,6 +115,25 @@ fn a_merge_that_fails_is_tried_again_and_is_seen() {
 }
 
 #[test]
+fn weights_that_are_no_numbers_any_more_halt_the_run() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    for _ in 0..2 {
+        let held = world.lease(1);
+        world.submit(1, held);
+        let screen = world.take_pending(|effect| matches!(effect, Effect::Screen { .. }));
+        world.answer_one(screen);
+    }
+    world.take_pending(|effect| matches!(effect, Effect::Merge { .. }));
+    let outcome = Err(Refusal::new(Code::NotFinite, "test"));
+    world.input(Input::Merged { run: run_id(), round: Round(0), outcome });
+    world.wait(Millis::from_secs(60));
+    assert!(world.pending.is_empty(), "it is not tried again");
+    let claim = world.claim(1);
+    assert_eq!(world.refusal(claim), Code::NotFinite);
+}
+
+#[test]
 fn a_round_closes_once() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
