@@ -72,7 +72,8 @@ pub enum TrainerKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
-    /// bf16 on a device that has instructions for it, fp32 elsewhere; each worker finds out for itself.
+    /// bf16 on a CUDA device (those before Ampere emulate it: choose fp32 for them) and on a processor that has instructions
+    /// for it, fp32 elsewhere. Each worker finds out for itself.
     Auto,
     /// fp32 throughout.
     Fp32,

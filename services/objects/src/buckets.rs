@@ -99,7 +99,7 @@ impl Buckets {
             let request = Request { method: rusty_s3::Method::Head, key: "", headers: &[] };
             let response = self.send("ping of the store", place, &request).await?;
             if !response.status().is_success() {
-                return Err(refused("ping of the store", response).await);
+                return Err(self.refused("ping of the store", response).await);
             }
         }
         Ok(())
@@ -134,10 +134,10 @@ impl Buckets {
             return self.compare_head(&self.blobs, &blob, object).await.map(|_| Stored::Before);
         }
         if !response.status().is_success() {
-            return Err(refused(&during, response).await);
+            return Err(self.refused(&during, response).await);
         }
         // A copy may fail after its 200 has been sent; the body then holds an error code.
-        let answer = client::s3_answer(response).await;
+        let answer = client::s3_answer(response, self.limits.idle).await;
         if !answer.code.is_empty() {
             return Err(ObjectError::Refused { during, status: 200, code: answer.code });
         }
@@ -285,7 +285,7 @@ impl Buckets {
                 })
             }
             StatusCode::NOT_FOUND => Err(ObjectError::Missing { what: key.to_owned() }),
-            _ => Err(refused(&during, response).await),
+            _ => Err(self.refused(&during, response).await),
         }
     }
 
@@ -318,6 +318,16 @@ impl Buckets {
             if !pace.pause(wait).await {
                 return Err(ObjectError::Unreachable { during: during.to_owned(), reason });
             }
+        }
+    }
+
+    async fn refused(&self, during: &str, response: Response) -> ObjectError {
+        let status = response.status().as_u16();
+        let code = client::s3_code(response, self.limits.idle).await;
+        match (status, code.as_str()) {
+            (404, _) => ObjectError::Missing { what: during.to_owned() },
+            (507, _) => ObjectError::Full { during: during.to_owned() },
+            _ => ObjectError::Refused { during: during.to_owned(), status, code },
         }
     }
 
@@ -397,16 +407,6 @@ fn from_object_store(during: &str, error: object_store::Error) -> ObjectError {
     // Requests of this crate's listing are signed in a header, yet nothing after a question mark is worth a risk.
     let reason = text.split('?').next().unwrap_or_default().chars().take(200).collect();
     ObjectError::Unreachable { during: during.to_owned(), reason }
-}
-
-async fn refused(during: &str, response: Response) -> ObjectError {
-    let status = response.status().as_u16();
-    let code = client::s3_code(response).await;
-    match (status, code.as_str()) {
-        (404, _) => ObjectError::Missing { what: during.to_owned() },
-        (507, _) => ObjectError::Full { during: during.to_owned() },
-        _ => ObjectError::Refused { during: during.to_owned(), status, code },
-    }
 }
 
 /// A request of this crate's own signing, as the client takes it.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use http::uri::Scheme;
 use http::{HeaderMap, Method, Request, Uri};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Incoming};
@@ -29,6 +30,11 @@ use crate::transfer::TransferLimits;
 const ERROR_BYTES_MAX: usize = 8 << 10;
 /// Connections kept for reuse; below the store's own idle limit, so that it is the client who lets go first.
 const POOL_IDLE: Duration = Duration::from_secs(25);
+/// A peer that vanished without a word is noticed after this silence and [`KEEPALIVE_PROBES`] questions as far apart.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+const KEEPALIVE_PROBES: u32 = 3;
+/// Longest wait for the answer to a request of `object_store`, which has no bound of its own here.
+const LISTING_PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes read from a socket at a time. rustls alone asks for 4 KiB, which is four calls for each record of a download.
 const SOCKET_READ_BYTES: usize = 128 << 10;
 
@@ -45,6 +51,8 @@ pub(crate) struct Client(legacy::Client<Connector, Full<Bytes>>);
 struct Connector {
     tcp: HttpConnector,
     tls: TlsConnectorDebug,
+    /// Whether plaintext is what is meant; otherwise it is refused, whatever a URL says.
+    plain: bool,
     patience: Duration,
 }
 
@@ -67,12 +75,15 @@ impl Client {
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(limits.connect));
         tcp.set_tcp_user_timeout(Some(limits.idle));
+        tcp.set_keepalive(Some(KEEPALIVE));
+        tcp.set_keepalive_interval(Some(KEEPALIVE));
+        tcp.set_keepalive_retries(Some(KEEPALIVE_PROBES));
         let tls = TlsConnectorDebug(TlsConnector::from(std::sync::Arc::new(trust.tls()?)));
         let client = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE)
             .pool_max_idle_per_host(limits.connections_max)
-            .build(Connector { tcp, tls, patience: limits.connect });
+            .build(Connector { tcp, tls, plain: matches!(trust, Trust::PlainLoopback), patience: limits.connect });
         Ok(Self(client))
     }
 
@@ -98,7 +109,9 @@ impl HttpService for Client {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let (parts, body) = request.into_parts();
         let body = body.collect().await?.to_bytes();
-        let sent = self.send(parts.method, parts.uri, parts.headers, body).await;
+        let sending = self.send(parts.method, parts.uri, parts.headers, body);
+        let sent =
+            timeout(LISTING_PATIENCE, sending).await.map_err(|late| HttpError::new(HttpErrorKind::Timeout, late))?;
         let kind = |error: &Error| if error.is_connect() { HttpErrorKind::Connect } else { HttpErrorKind::Request };
         let response = sent.map_err(|error| HttpError::new(kind(&error), error))?;
         let (parts, body) = response.into_parts();
@@ -117,11 +130,15 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
+        let secure = uri.scheme() == Some(&Scheme::HTTPS);
+        if secure == self.plain {
+            return Box::pin(async { Err("plaintext where TLS is meant, or the reverse".into()) });
+        }
         let connecting = self.tcp.call(uri.clone());
         let (tls, patience) = (self.tls.0.clone(), self.patience);
         Box::pin(async move {
             let socket = BufReader::with_capacity(SOCKET_READ_BYTES, connecting.await?.into_inner());
-            if uri.scheme() != Some(&http::uri::Scheme::HTTPS) {
+            if !secure {
                 return Ok(Stream(TokioIo::new(Box::pin(socket))));
             }
             let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
@@ -217,14 +234,14 @@ pub(crate) struct S3Answer {
 }
 
 /// The `<Code>` of an S3 error document; empty when there is none. Consumes the body, so the connection is reusable.
-pub(crate) async fn s3_code(response: Response) -> String {
-    s3_answer(response).await.code
+pub(crate) async fn s3_code(response: Response, idle: Duration) -> String {
+    s3_answer(response, idle).await.code
 }
 
-/// As [`s3_code`], with all that is read from a document.
-pub(crate) async fn s3_answer(mut response: Response) -> S3Answer {
+/// As [`s3_code`], with all that is read from a document. What has not come after a silence of `idle` is not waited for.
+pub(crate) async fn s3_answer(mut response: Response, idle: Duration) -> S3Answer {
     let mut text = Vec::new();
-    while let Ok(Some(piece)) = piece(&mut response).await {
+    while let Ok(Ok(Some(piece))) = timeout(idle, piece(&mut response)).await {
         text.extend_from_slice(&piece);
         if text.len() > ERROR_BYTES_MAX {
             break;

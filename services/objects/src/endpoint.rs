@@ -51,7 +51,9 @@ impl Endpoint {
         let refused = || EndpointError::Url(url.split('?').next().unwrap_or_default().chars().take(120).collect());
         let parsed = Url::parse(url).map_err(|_| refused())?;
         let bare = parsed.path() == "/" && parsed.query().is_none() && parsed.username().is_empty();
-        if parsed.host().is_none() || !bare || parsed.password().is_some() {
+        // Some hosts that a url may have, `{store}` for one, no request can name.
+        let is_uri = parsed.as_str().parse::<http::Uri>().is_ok();
+        if parsed.host().is_none() || !bare || parsed.password().is_some() || !is_uri {
             return Err(refused());
         }
         trust.permits(&parsed)?;
@@ -153,7 +155,7 @@ mod tests {
 
     #[test]
     fn only_a_bare_origin_is_an_endpoint() {
-        for url in ["", "store", "https://h/path", "https://h/?q=1", "https://user:secret@h"] {
+        for url in ["", "store", "https://h/path", "https://h/?q=1", "https://user:secret@h", "https://{store}:9000"] {
             assert!(
                 matches!(Endpoint::new(url, "r", Trust::Authority(Vec::new())), Err(EndpointError::Url(_))),
                 "{url}"

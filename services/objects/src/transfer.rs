@@ -327,7 +327,7 @@ impl Transfer {
     async fn refused(&self, digest: Digest, response: Response) -> Failure {
         let status = response.status();
         let wait = client::retry_after(response.headers());
-        let code = timeout(self.limits.idle, client::s3_code(response)).await.unwrap_or_default();
+        let code = client::s3_code(response, self.limits.idle).await;
         let reason = Reason { text: format!("{status} {code}"), status: Some((status.as_u16(), code.clone())) };
         match status {
             StatusCode::BAD_REQUEST

@@ -4,7 +4,7 @@
 /// buffers of megabytes all the time, and each fresh one costs a page fault for every 4 KiB: a tenth of a round's processor
 /// time. Memory stays at its peak, which is what has to be there anyway.
 ///
-/// Called first thing; does nothing where the allocator is not glibc's.
+/// Called first thing, before there are other threads; does nothing where the allocator is not glibc's.
 pub fn keep_freed() {
     #[cfg(target_env = "gnu")]
     {

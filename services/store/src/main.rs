@@ -43,11 +43,10 @@ struct Cli {
     ready_file: Option<PathBuf>,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     memory::keep_freed();
     match Cli::try_parse() {
-        Ok(cli) => report(run(cli).await),
+        Ok(cli) => report(start(cli)),
         Err(usage) => {
             let status = if usage.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
             // Nobody is left to tell when the terminal is gone.
@@ -55,6 +54,11 @@ async fn main() -> ExitCode {
             status
         }
     }
+}
+
+fn start(cli: Cli) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.map_err(|error| Failure::new(Code::Internal, format!("no async runtime: {error}")))?.block_on(run(cli))
 }
 
 #[expect(clippy::print_stdout, reason = "the configuration was asked for on stdout")]

@@ -150,7 +150,7 @@ impl Root {
             }
         };
         // A name that is taken may have been given just before the power failed, or by a request that is still at it:
-        // whoever is told that the object is there relies on it.
+        // whose promotion is answered with it relies on it.
         let is_there = put.as_ref().err().is_none_or(|error| error.kind() == io::ErrorKind::AlreadyExists);
         if is_there && self.durability == Durability::Always {
             self.sync_folders(folder)?;

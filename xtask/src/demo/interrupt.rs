@@ -10,6 +10,9 @@ use schemas::{Code, Refusal};
 /// Between two looks at a child and at the signal.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
+/// How long a child may take to end after the signal.
+const END_PATIENCE: Duration = Duration::from_secs(20);
+
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn remember(_: libc::c_int) {
@@ -63,11 +66,18 @@ pub(crate) fn wait_for(child: &mut Child, patience: Duration) -> Result<Option<E
     Ok(None)
 }
 
+/// With the signal that it gets at a terminal anyway, and knows; then without asking.
 fn end(child: &mut Child) -> Result<()> {
     let id = libc::pid_t::try_from(child.id()).context("a process id fits")?;
     // SAFETY: the child was not collected yet, so the id is its own.
-    unsafe { libc::kill(id, libc::SIGTERM) };
-    child.wait().context("cannot wait for a program")?;
+    unsafe { libc::kill(id, libc::SIGINT) };
+    let told = Instant::now();
+    while child.try_wait().context("cannot wait for a program")?.is_none() {
+        if told.elapsed() > END_PATIENCE {
+            child.kill().context("cannot end a program")?;
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
     Ok(())
 }
 

@@ -43,10 +43,11 @@ pub(crate) struct DemoOptions {
 
 /// Sets everything up, trains, verifies, shows, stops.
 pub(crate) fn run_demo(workspace: &Workspace, overrides: &Overrides, options: &DemoOptions) -> Result<()> {
-    interrupt::listen();
     console::say("1/7 what the project needs");
     let found = deps::ensure(&workspace.deps(), overrides)?;
     console::say(found.report());
+    // From here on there is something to stop in order; a download just ends.
+    interrupt::listen();
     console::say("2/7 release build (several minutes the first time)");
     let begun = Instant::now();
     build(workspace)?;

@@ -90,6 +90,8 @@ pub(crate) struct LiveLease {
     pub(crate) staged: usize,
     /// The check of its result, while it runs; the lease does not expire meanwhile.
     pub(crate) screening: Option<ScreeningId>,
+    /// Checks of its results that broke off or did not find the objects.
+    pub(crate) checks_failed: u32,
 }
 
 /// A member as it was last heard.
@@ -146,7 +148,8 @@ impl LiveRun {
 
 impl LiveLease {
     pub(crate) fn until(expires_at: UnixMillis) -> Self {
-        Self { expires_at, steps_done: Steps(0), uploads: BTreeSet::new(), staged: 0, screening: None }
+        let (steps_done, uploads) = (Steps(0), BTreeSet::new());
+        Self { expires_at, steps_done, uploads, staged: 0, screening: None, checks_failed: 0 }
     }
 }
 

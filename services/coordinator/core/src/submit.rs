@@ -19,6 +19,8 @@ use crate::state::Run;
 /// Most askers that wait for one check. A worker that asks again no longer hears the answer to its first question, so the
 /// oldest gives way.
 const REPEATS_MAX: usize = 8;
+/// Checks under one lease that may break off or miss an object before the result is refused.
+const CHECKS_FAILED_MAX: u32 = 4;
 
 /// A result that is being checked.
 #[derive(Debug)]
@@ -95,7 +97,9 @@ impl Coordinator {
         let norm_max = self.state.run(&done.run).map_or(0.0, |run| run.spec.policy.norm_max);
         match verdict.and_then(|found| check_norm(found.norm, norm_max)) {
             Ok(norm) => self.accept(done, norm),
-            Err(refusal) if is_transient(refusal.code) => self.check_failed(done, &refusal),
+            Err(refusal) if is_transient(refusal.code) && !self.has_failed_enough(&done, refusal.code) => {
+                self.check_failed(done, &refusal);
+            }
             Err(refusal) => {
                 self.reject(&done.run, lease, &done.worker, &refusal);
                 self.answer_others(&done, &refusal);
@@ -131,6 +135,18 @@ impl Coordinator {
         self.advance(&name);
         // The worker may have claimed while its result was being checked.
         self.serve(&name);
+    }
+
+    /// Whether this check ends the patience with a result. A store that is away is nobody's fault; a check that breaks off, or
+    /// that finds no object, again and again is the result's, and must not hold its unit for ever.
+    fn has_failed_enough(&mut self, done: &Screening, code: Code) -> bool {
+        if !matches!(code, Code::Internal | Code::ObjectMissing) {
+            return false;
+        }
+        let unit = &done.submission.statement.lease.unit;
+        let Some(held) = self.live.get_mut(&done.run).and_then(|live| live.leases.get_mut(unit)) else { return false };
+        held.checks_failed += 1;
+        held.checks_failed >= CHECKS_FAILED_MAX
     }
 
     /// The check could not be made, through no fault of the result: the lease runs on and the worker may submit again.

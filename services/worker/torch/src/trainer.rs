@@ -66,7 +66,7 @@ impl Arithmetic {
         match precision {
             Precision::Fp32 => Self::Fp32,
             Precision::Bf16 => Self::Bf16,
-            // CUDA devices have it since Ampere (2020).
+            // CUDA devices have it since Ampere; libtorch's headers for processors do not tell which one this is.
             Precision::Auto if matches!(device, Device::Cuda(_)) || processor_has_bf16() => Self::Bf16,
             Precision::Auto => Self::Fp32,
         }

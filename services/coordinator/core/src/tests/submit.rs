@@ -160,6 +160,26 @@ fn a_check_that_could_not_be_made_costs_neither_lease_nor_strike() {
 }
 
 #[test]
+fn a_result_whose_check_breaks_off_every_time_does_not_hold_its_unit_for_ever() {
+    for code in [Code::Internal, Code::ObjectMissing] {
+        let mut world = World::with_run(spec("demo"));
+        world.join(1);
+        let held = world.lease(1);
+        let mut tries = 0;
+        while world.count(|event| matches!(event, LedgerEvent::ContributionRejected { .. })) == 0 {
+            tries += 1;
+            assert!(tries < 10, "{code:?} is tried again without end");
+            let reply = world.submit(1, held);
+            let id = screening(&mut world);
+            verdict(&mut world, id, Err(code));
+            assert_eq!(world.refusal(reply), code);
+        }
+        assert!(tries > 1, "once may be an accident");
+        assert!(world.lease(1).epoch > held.epoch, "the unit is issued again");
+    }
+}
+
+#[test]
 fn an_answer_to_a_check_that_is_over_changes_nothing() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
