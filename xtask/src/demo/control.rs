@@ -1,6 +1,6 @@
 //! Calls of `diloctl`: shown, asked, insisted on.
 
-use std::os::unix::process::CommandExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -84,8 +84,13 @@ impl Diloctl {
         loop {
             match interrupt::wait_for(&mut watching, LOOK_EVERY)? {
                 Some(status) if status.success() => return Ok(()),
-                Some(status) if !self.revive()? => bail!("`diloctl run watch {run}` ended with {status}"),
-                Some(_) => watching = self.start(&arguments)?,
+                Some(status) => {
+                    // Killed, or cut off by a service that died; otherwise it has said what is wrong with the run.
+                    if !self.revive()? && status.signal().is_none() {
+                        bail!("`diloctl run watch {run}` ended with {status}");
+                    }
+                    watching = self.start(&arguments)?;
+                }
                 None => {
                     self.revive()?;
                 }
