@@ -22,7 +22,7 @@ pub(crate) fn show(diloctl: &Diloctl, run: &str, took: Duration) -> Result<()> {
     let data = diloctl.ask(&["data", "ls"])?;
     let entropy = data["items"].as_array().and_then(|sets| sets.last()).context("there is no data set")?;
     table(&rounds, &detail, entropy);
-    console::say(format_args!("\nwall time {} from the first key to here", console::span(took)));
+    console::say(format_args!("\nwall time {} from step 3 to here", console::span(took)));
     let view = &detail["view"];
     console::say(format_args!(
         "bytes     {} uploaded, {} downloaded by workers",
