@@ -95,7 +95,7 @@ pub(crate) async fn measure(size: Size, workers: usize, effort: Effort) -> Resul
         };
         let both = row("coordinator + store CPU", costs.coordinator + costs.store);
         rows.push(both.reach(Reach::AtMost(0.15)));
-        rows.push(row("a core's share of all processes' CPU", costs.all() / cores() as f64));
+        rows.push(row("a core's share of all CPU", costs.all() / cores() as f64));
     }
     // Its folder goes only now: for a minute after thousands of files were deleted ext4 makes new ones slowly.
     drop(ended);
