@@ -1,6 +1,6 @@
 use schemas::blob::GetRequest;
 use schemas::control::{OperatorObjects, Query, RunNew, RunNewReply, ShutdownReply, View, ViewRequest};
-use schemas::event::LedgerEvent;
+use schemas::event::{Event, LedgerEvent};
 use schemas::limits::{CHUNKS_MAX, EVENT_BYTES_MAX};
 use schemas::public::CommandVerb;
 use schemas::{Bytes, Code, Message, Millis, ObjectRef, Refusal, RunId, V};
@@ -215,4 +215,66 @@ fn the_state_can_be_written_as_json_and_a_foreign_ledger_is_refused() {
     // Without its first half the ledger does not fit together.
     let half = &world.journal[2..];
     assert!(Coordinator::replay(settings(), half).is_err());
+}
+
+/// Whom an event names as its cause; nobody where the coordinator, which signs it, took the step by itself.
+fn cause(event: &LedgerEvent) -> Option<String> {
+    match event {
+        LedgerEvent::RunCreated { operator, .. } | LedgerEvent::ControlReceived { operator, .. } => {
+            Some(operator.to_string())
+        }
+        LedgerEvent::WorkerJoined { worker, .. }
+        | LedgerEvent::WorkerLeft { worker, .. }
+        | LedgerEvent::LeaseGranted { worker, .. }
+        | LedgerEvent::LeaseEnded { worker, .. }
+        | LedgerEvent::ContributionAccepted { worker, .. }
+        | LedgerEvent::ContributionRejected { worker, .. }
+        | LedgerEvent::EvaluationAccepted { worker, .. }
+        | LedgerEvent::RequestDenied { worker, .. } => Some(worker.to_string()),
+        LedgerEvent::CoordinatorStarted { .. }
+        | LedgerEvent::CoordinatorStopped { .. }
+        | LedgerEvent::RunCompleted
+        | LedgerEvent::RoundOpened { .. }
+        | LedgerEvent::RoundClosed { .. }
+        | LedgerEvent::SnapshotSaved { .. } => None,
+    }
+}
+
+#[test]
+fn tl_15_every_change_names_who_caused_it() {
+    let operator = public_key(2).to_string();
+    let mut world = World::with_run(spec("demo"));
+    let mut from = 0;
+    let mut caused_by = |world: &World, who: &str, kinds: &[&str]| {
+        let named = world.journal[from..].iter().filter_map(|body| match &body.event {
+            Event::Ledger(event) => cause(event).map(|cause| (event.kind(), cause)),
+            Event::Worker(_) => None,
+        });
+        let expected: Vec<_> = kinds.iter().map(|kind| (*kind, who.to_owned())).collect();
+        assert_eq!(named.collect::<Vec<_>>(), expected);
+        from = world.journal.len();
+    };
+    caused_by(&world, &operator, &["run-created"]);
+    for number in [1, 2] {
+        world.join(number);
+        caused_by(&world, worker(number).as_str(), &["worker-joined"]);
+    }
+    let held = world.lease(1);
+    caused_by(&world, worker(1).as_str(), &["lease-granted"]);
+    world.submit(1, held);
+    world.answer_pending();
+    caused_by(&world, worker(1).as_str(), &["contribution-accepted"]);
+    let held = world.lease(2);
+    let mut bad = submission(&spec("demo"), 2, held, 0).statement;
+    bad.spec = object("other settings").digest;
+    world.ask(peer(2), crate::WorkerRequest::Submit(crate::fixture::stated(bad)));
+    caused_by(&world, worker(2).as_str(), &["lease-granted", "contribution-rejected", "request-denied"]);
+    world.claim(3);
+    caused_by(&world, worker(3).as_str(), &["request-denied"]);
+    world.lease(2);
+    let leave = schemas::member::LeaveRequest { v: V, reason: String::new() };
+    world.ask(peer(2), crate::WorkerRequest::Leave(leave));
+    caused_by(&world, worker(2).as_str(), &["lease-granted", "worker-left", "lease-ended"]);
+    world.shut_down(Millis(0));
+    caused_by(&world, &operator, &["control-received"]);
 }

@@ -15,7 +15,7 @@ fn is_nothing(world: &World, reply: ReplyId) -> bool {
 }
 
 #[test]
-fn a_manifest_says_all_about_the_work() {
+fn tl_10_tl_14_a_manifest_says_all_about_the_work() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     let reply = world.claim(1);
@@ -45,7 +45,7 @@ fn a_lost_answer_is_given_again_under_the_same_epoch() {
 }
 
 #[test]
-fn fg_06_an_expired_unit_is_granted_again_under_the_next_epoch_and_the_late_holder_is_fenced_off() {
+fn fg_06_tl_01_tl_14_an_expired_unit_is_granted_again_under_the_next_epoch_and_the_late_holder_is_fenced_off() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     world.join(2);

@@ -1,4 +1,7 @@
+use schemas::blob::{GetRequest, PutRequest};
+use schemas::contribution::StageRequest;
 use schemas::event::{Departure, LedgerEvent};
+use schemas::lease::{ClaimRequest, ReleaseRequest, RenewRequest};
 use schemas::member::{Layer, LeaveRequest, OpenLayer};
 use schemas::run::TrainerKind;
 use schemas::telemetry::{Heartbeat, Phase};
@@ -6,7 +9,7 @@ use schemas::view::RunPhase;
 use schemas::{Bytes, Code, Millis, Steps, Tokens, V};
 
 use crate::fixture::*;
-use crate::{Answer, Input, WorkerRequest};
+use crate::{Answer, Effect, Input, Peer, WorkerRequest};
 
 fn heartbeat() -> Heartbeat {
     Heartbeat {
@@ -140,4 +143,36 @@ fn too_many_refused_results_end_a_membership_for_good() {
     let reply = world.ask(peer(1), WorkerRequest::Join(join_request(1)));
     assert_eq!(world.refusal(reply), Code::NotJoined);
     assert_eq!(world.run().tokens().rejected, Tokens(3 * 32));
+}
+
+/// A stranger, and somebody who has a member's name but another account, ask for everything there is.
+#[test]
+fn ls_01_a_refused_request_changes_nothing() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    let elsewhere = Peer { account: account(9), ..peer(1) };
+    let (before, pending) = (world.run().clone(), world.pending.len());
+    let (objects, reason) = (vec![upload("a")], String::new());
+    for (asker, code) in [(peer(2), Code::NotJoined), (elsewhere, Code::IdentityMismatch)] {
+        for request in [
+            WorkerRequest::Claim(ClaimRequest { v: V, wait: Millis(0) }),
+            WorkerRequest::Renew(RenewRequest { v: V, lease: held, steps_done: Steps(1) }),
+            WorkerRequest::Release(ReleaseRequest { v: V, lease: held, reason: reason.clone() }),
+            WorkerRequest::Get(GetRequest { v: V, objects: vec![object("config").digest] }),
+            WorkerRequest::Put(PutRequest { v: V, lease: held, objects: objects.clone() }),
+            WorkerRequest::Stage(StageRequest { v: V, lease: held, index: 0, object: objects[0] }),
+            WorkerRequest::Submit(submission(&spec("demo"), 1, held, 0)),
+            WorkerRequest::Leave(LeaveRequest { v: V, reason: reason.clone() }),
+        ] {
+            let verb = format!("{request:?}");
+            let reply = world.ask(asker.clone(), request);
+            assert_eq!(world.refusal(reply), code, "{verb}");
+        }
+    }
+    assert!(*world.run() == before && world.pending.len() == pending, "a refusal changed the run");
+    let granted = |effect: &Effect| {
+        matches!(effect, Effect::GrantGet { .. } | Effect::GrantPut { .. } | Effect::Stage { .. })
+    };
+    assert!(!world.seen.iter().any(granted));
 }

@@ -262,3 +262,26 @@ fn evaluations_gate_no_round_and_read_the_snapshot_they_are_of() {
     work_to_the_end(&mut world);
     assert!(world.run().weights.len() == 1, "copies that nobody reads are forgotten");
 }
+
+#[test]
+fn fg_24_the_weights_of_a_round_are_made_once_and_are_the_same_objects_for_everybody() {
+    let mut world = World::with_run(spec("demo"));
+    for number in [1, 2] {
+        world.join(number);
+    }
+    for number in [1, 2] {
+        let held = world.lease(number);
+        world.submit(number, held);
+        let screen = world.take_pending(|effect| matches!(effect, Effect::Screen { .. }));
+        world.answer_one(screen);
+    }
+    assert_eq!(world.pending.iter().filter(|effect| matches!(effect, Effect::Merge { .. })).count(), 1);
+    world.answer_pending();
+    let bases = [1, 2].map(|number| {
+        let claim = world.claim(number);
+        world.manifests[&claim].base.clone()
+    });
+    assert_eq!(bases[0].round, Round(1));
+    assert_eq!(bases[0], bases[1]);
+    assert_eq!(world.count(|event| matches!(event, LedgerEvent::RoundClosed { .. })), 1);
+}

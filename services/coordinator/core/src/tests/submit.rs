@@ -60,7 +60,7 @@ fn whoever_asks_last_hears_what_became_of_its_result() {
 }
 
 #[test]
-fn another_result_for_a_unit_that_is_in_is_refused() {
+fn tl_01_tl_14_another_result_for_a_unit_that_is_in_is_refused() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     let held = world.lease(1);
@@ -106,7 +106,7 @@ fn fg_16_a_bad_result_is_refused_alone_and_its_unit_is_open_again() {
 }
 
 #[test]
-fn results_that_the_check_refuses_and_outliers_are_rejected() {
+fn fg_16_tl_01_results_that_the_check_refuses_and_outliers_are_rejected() {
     for (outcome, code) in [
         (Err(Code::NotFinite), Code::NotFinite),
         (Err(Code::StatementInvalid), Code::StatementInvalid),
@@ -196,7 +196,7 @@ fn an_answer_to_a_check_that_is_over_changes_nothing() {
 }
 
 #[test]
-fn a_statement_made_by_another_is_refused() {
+fn tl_01_a_statement_made_by_another_is_refused() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     world.join(2);
@@ -212,4 +212,16 @@ fn a_statement_made_by_another_is_refused() {
     statement.run = "other".parse().unwrap();
     let moved = world.ask(peer(2), WorkerRequest::Submit(stated(statement)));
     assert_eq!(world.refusal(moved), Code::StatementInvalid);
+}
+
+#[test]
+fn tl_01_a_result_for_another_round_counts_nowhere() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    let tomorrow = lease(train(1, held.unit.index.0), held.epoch.get());
+    let reply = world.submit(1, tomorrow);
+    assert_eq!(world.refusal(reply), Code::LeaseUnknown);
+    assert_eq!(world.run().tokens().merged, Tokens(0));
+    assert_eq!(world.run().holder(&held.unit), Some((&worker(1), held.epoch)));
 }

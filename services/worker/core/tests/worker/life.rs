@@ -73,7 +73,7 @@ fn an_evaluation_needs_no_upload_and_touches_no_inner_state() {
 
 /// LS-03, LS-04: nothing is taken for done before its reply says so.
 #[test]
-fn success_is_told_only_after_the_reply() {
+fn ls_03_ls_04_success_is_told_only_after_the_reply() {
     let scene = Scene::new();
     assert!(!scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Joined { .. }))));
     let (mut scene, ..) = Scene::submitting();
@@ -90,7 +90,7 @@ fn success_is_told_only_after_the_reply() {
 
 /// FG-20: time-outs are retried, the same request again.
 #[test]
-fn unanswered_requests_are_repeated_with_growing_pauses() {
+fn fg_20_unanswered_requests_are_repeated_with_growing_pauses() {
     let (mut scene, ..) = Scene::submitting();
     let (_, first) = scene.request();
     let first = first.clone();
@@ -110,7 +110,7 @@ fn unanswered_requests_are_repeated_with_growing_pauses() {
 
 /// LS-10: whoever was taken off the list joins again.
 #[test]
-fn not_joined_leads_to_another_join() {
+fn ls_10_not_joined_leads_to_another_join() {
     let mut scene = Scene::joined();
     scene.answer(refused(Code::NotJoined));
     assert!(!scene.has(joins), "not in a tight loop");
@@ -126,7 +126,7 @@ fn not_joined_leads_to_another_join() {
 }
 
 #[test]
-fn a_run_that_is_not_ready_is_waited_for() {
+fn ls_04_ls_11_a_run_that_is_not_ready_is_waited_for() {
     for code in [Code::RunUnknown, Code::Draining, Code::NoAnswer, Code::MessageInvalid] {
         let mut scene = Scene::new();
         scene.answer(refused(code));
@@ -142,7 +142,7 @@ fn a_run_that_is_not_ready_is_waited_for() {
 }
 
 #[test]
-fn refusals_that_only_a_person_can_mend_end_the_process_with_their_code() {
+fn ls_11_refusals_that_only_a_person_can_mend_end_the_process_with_their_code() {
     for code in [Code::IdentityMismatch, Code::CredentialExpired, Code::BusDenied] {
         let mut scene = Scene::new();
         scene.answer(refused(code));
@@ -155,7 +155,7 @@ fn refusals_that_only_a_person_can_mend_end_the_process_with_their_code() {
 
 /// FG-13: other settings are refused, never silently used.
 #[test]
-fn settings_must_be_what_their_digest_says() {
+fn fg_13_settings_must_be_what_their_digest_says() {
     let join = |change: &dyn Fn(&mut schemas::member::JoinReply)| {
         let mut scene = Scene::new();
         let mut reply = join_reply(scene.now);
@@ -214,7 +214,7 @@ fn a_lease_that_nobody_renews_ends_here_before_it_ends_there() {
 }
 
 #[test]
-fn losing_the_lease_stops_the_work_and_keeps_the_inner_state() {
+fn ls_04_losing_the_lease_stops_the_work_and_keeps_the_inner_state() {
     for code in [Code::LeaseLost, Code::LeaseUnknown] {
         let (mut scene, work, _) = Scene::training();
         scene.give(Input::Progress { work, steps_done: Steps(2) });
@@ -311,7 +311,7 @@ fn a_coordinator_that_is_back_is_found_within_a_second() {
 
 /// TL-09: a manifest that does not verify starts nothing.
 #[test]
-fn a_refused_manifest_starts_nothing_and_is_told() {
+fn tl_09_tl_11_a_refused_manifest_starts_nothing_and_is_told() {
     for given in [None, Some(lease(0, UnitKind::Train, 1))] {
         let mut scene = Scene::joined();
         let outcome = ClaimOutcome::Lease("document".to_owned());
@@ -330,6 +330,24 @@ fn a_refused_manifest_starts_nothing_and_is_told() {
         }
         scene.until(claims);
     }
+}
+
+#[test]
+fn tl_11_nothing_is_fetched_before_the_manifest_verifies_nor_trained_before_the_objects_do() {
+    let fetches = |effect: &Effect| matches!(effect, Effect::Fetch { .. });
+    let trains = |effect: &Effect| matches!(effect, Effect::Train { .. });
+    let mut scene = Scene::joined();
+    let outcome = ClaimOutcome::Lease("document".to_owned());
+    scene.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome })));
+    let Some(Effect::Verify { work, .. }) = scene.effects.last() else { panic!("verified first") };
+    let work = *work;
+    assert!(!scene.has(fetches) && !scene.has(trains));
+    let manifest = Box::new(manifest(lease(0, UnitKind::Train, 1), scene.now));
+    scene.give(Input::Verified { work, outcome: Ok(manifest) });
+    assert!(scene.has(fetches) && !scene.has(trains));
+    let mismatch = Refusal::new(Code::ObjectMismatch, "other bytes");
+    scene.give(Input::Fetched { work, outcome: Err(mismatch) });
+    assert!(!scene.has(trains) && matches!(scene.request().1, Request::Release(_)));
 }
 
 #[test]
