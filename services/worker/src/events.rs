@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn acknowledgements_are_read_not_assumed() {
+    fn ls_04_acknowledgements_are_read_not_assumed() {
         assert!(acknowledgement(br#"{"stream":"AUDIT","seq":7}"#).is_ok());
         for bad in [&b""[..], b"{}", b"+ACK", br#"{"error":{"code":503},"seq":0}"#] {
             assert!(acknowledgement(bad).is_err());

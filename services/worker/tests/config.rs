@@ -1,12 +1,14 @@
 //! What is wrong with a configuration is said with a code and the key, before anything is connected (LA-02, LA-05).
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use diloco_worker::config::{Checked, WorkerConfig};
-use identity::AuditKey;
+use identity::{AuditKey, KeyKind, ManifestKey, SigningKey, TrustBundle};
 use runtime::config::load_from;
 use runtime::{ConfigArgs, Failure, clock};
-use schemas::Code;
+use schemas::{Code, V};
 
 fn check(set: &[String]) -> Result<Checked, Failure> {
     let args = ConfigArgs { set: set.to_vec(), ..ConfigArgs::default() };
@@ -67,4 +69,37 @@ fn a_malformed_credential_is_an_error_at_start() {
     identity::secret::write_private(&path, b"not a credentials file").expect("written");
     set.push(format!("bus.credentials={}", path.display()));
     fails(&set, Code::CredentialMalformed, "bus.credentials");
+}
+
+/// What a worker transfers, it transfers through URLs that it was granted: there is no place to put a key of the store.
+#[test]
+fn tl_20_a_worker_takes_no_key_of_the_store() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    for key in ["store.keys", "store.access_key", "store.secret"] {
+        let set = [open(scratch.path()), vec![format!("{key}=x")]].concat();
+        fails(&set, Code::ConfigInvalid, key.trim_start_matches("store."));
+    }
+}
+
+/// The umbrella is off here: what decides which leases are followed is pinned under any switches.
+#[test]
+fn tl_12_keys_and_trust_come_from_files_that_only_their_owner_can_change() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let path = scratch.path().join("trust.json");
+    let bundle = TrustBundle {
+        v: V,
+        domain: SigningKey::generate(KeyKind::Operator).public().clone(),
+        manifest_keys: vec![ManifestKey::generate().public().clone()],
+        audit_keys: vec![AuditKey::generate().public().clone()],
+        ca: "ca.pem".into(),
+    };
+    bundle.write(&path).expect("written");
+    let set = [open(scratch.path()), vec![format!("worker.trust={}", path.display())]].concat();
+    assert_eq!(check(&set).expect("it is all there").trust.manifest_keys, bundle.manifest_keys);
+    let mode = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).expect("it is ours");
+    mode(&path, 0o666);
+    fails(&set, Code::CredentialExposed, "trust.json");
+    mode(&path, 0o600);
+    mode(&scratch.path().join("audit.seed"), 0o640);
+    fails(&set, Code::CredentialExposed, "audit.seed");
 }

@@ -192,7 +192,7 @@ fn what_the_coordinator_signs_is_accepted() {
 
 /// TL-24: a changed document is refused whatever was changed in it, and nothing is given back for it.
 #[test]
-fn a_document_with_any_field_altered_is_refused() {
+fn tl_24_a_document_with_any_field_altered_is_refused() {
     let scene = Scene::new();
     let claims = scene.claims(unit(UnitKind::Train, 3));
     let document = scene.key.sign_document(MANIFEST_TYPE, &claims).expect("small claims");
@@ -214,7 +214,7 @@ fn a_document_with_any_field_altered_is_refused() {
 
 /// TL-10: even rightly signed, every field that something else decides must agree with it.
 #[test]
-fn a_signed_document_must_agree_with_settings_and_lease() {
+fn tl_10_tl_24_a_signed_document_must_agree_with_settings_and_lease() {
     let scene = Scene::new();
     // Free for the coordinator to choose: what the store and the data set answer for, and what only it can know.
     let free = |place: &str| {
@@ -243,6 +243,58 @@ fn a_signed_document_must_agree_with_settings_and_lease() {
         refused += 1;
     }
     assert!(refused > 15, "{refused}");
+}
+
+#[test]
+fn tl_10_every_claim_is_required() {
+    let scene = Scene::new();
+    let good = serde_json::to_value(scene.claims(unit(UnitKind::Train, 1))).expect("JSON");
+    let mut places = Vec::new();
+    leaves(&good, "", &mut places);
+    for place in &places {
+        let (parent, name) = place.rsplit_once('/').expect("a pointer");
+        let mut bad = good.clone();
+        let Some(map) = bad.pointer_mut(parent).expect("it holds a leaf").as_object_mut() else { continue };
+        map.remove(name).expect("a leaf");
+        let error = scene.check_claims(&bad).expect_err(place);
+        assert_eq!((error.refusal.code, error.lease), (Code::ManifestInvalid, None), "{place}");
+    }
+}
+
+/// Everything is wrong at first; each check speaks up once those before it are content.
+#[test]
+fn tl_11_signature_window_audience_and_binding_are_checked_in_this_order() {
+    let scene = Scene::new();
+    let good = scene.claims(unit(UnitKind::Train, 1));
+    let other = SigningKey::generate(KeyKind::User).public().as_str().parse().expect("a user key");
+    let unbound = Manifest { spec: Digest::of(b"other"), ..good.clone() };
+    let foreign = Manifest { aud: other, ..unbound.clone() };
+    let old = Manifest { exp: NOW.get() / 1000 - 3600, ..foreign.clone() };
+    let refused = |key: &ManifestKey, claims: &Manifest| {
+        let document = key.sign_document(MANIFEST_TYPE, claims).expect("small claims");
+        scene.check(&document).expect_err("refused").refusal
+    };
+    assert_eq!(refused(&ManifestKey::generate(), &old).code, Code::SignatureInvalid);
+    for (claims, says) in [(&old, "is valid from"), (&foreign, "the manifest is for"), (&unbound, "settings are")] {
+        let refusal = refused(&scene.key, claims);
+        assert!(refusal.detail.contains(says), "{says}: {}", refusal.detail);
+    }
+    assert!(scene.check_claims(&serde_json::to_value(&good).expect("JSON")).is_ok());
+}
+
+#[test]
+fn tl_13_either_of_two_trusted_keys_may_sign_until_it_leaves_the_bundle() {
+    let mut scene = Scene::new();
+    let next = ManifestKey::generate();
+    let by_old = scene.claims(unit(UnitKind::Train, 1));
+    let by_next = Manifest { iss: next.public().to_string(), ..by_old.clone() };
+    let old = scene.key.sign_document(MANIFEST_TYPE, &by_old).expect("small claims");
+    let new = next.sign_document(MANIFEST_TYPE, &by_next).expect("small claims");
+    assert!(scene.check(&old).is_ok() && scene.check(&new).is_err());
+    scene.trust.manifest_keys.push(next.public().clone());
+    assert!(scene.check(&old).is_ok() && scene.check(&new).is_ok());
+    scene.trust.manifest_keys.remove(0);
+    assert!(scene.check(&old).is_err() && scene.check(&new).is_ok());
 }
 
 #[test]
@@ -300,7 +352,7 @@ fn only_our_own_lease_is_given_back() {
 }
 
 #[test]
-fn a_window_without_end_is_refused() {
+fn tl_10_a_window_without_end_is_refused() {
     let scene = Scene::new();
     let claims = Manifest { exp: u64::MAX, ..scene.claims(unit(UnitKind::Train, 1)) };
     assert!(scene.check_claims(&serde_json::to_value(&claims).expect("JSON")).is_err());
@@ -310,7 +362,7 @@ fn a_window_without_end_is_refused() {
 }
 
 #[test]
-fn other_documents_are_no_manifests() {
+fn tl_09_other_documents_are_no_manifests() {
     let scene = Scene::new();
     let claims = scene.claims(unit(UnitKind::Train, 1));
     let as_command = scene.key.sign_document(COMMAND_TYPE, &claims).expect("small claims");
