@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn both_keys_of_a_rotation_verify() {
+    fn tl_13_both_keys_of_a_rotation_verify() {
         let (old, new) = (ManifestKey::generate(), ManifestKey::generate());
         let trust = trust(&[&old, &new]);
         for key in [&old, &new] {
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_decides_nothing() {
+    fn tl_24_the_header_decides_nothing() {
         let (key, other) = (ManifestKey::generate(), ManifestKey::generate());
         let trust = trust(&[&key, &other]);
         let kid = key.public().as_str();
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_forms_are_refused() {
+    fn tl_09_odd_forms_are_refused() {
         let key = ManifestKey::generate();
         let trust = trust(&[&key]);
         let good = key.sign_document(TYPE, &json!({"a": 1})).expect("small claims");

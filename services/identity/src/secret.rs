@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_that_others_can_reach_are_refused() {
+    fn tl_12_secrets_that_others_can_reach_are_refused() {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let path = scratch.path().join("seed.nk");
         write_private(&path, b"x").expect("a fresh folder takes files");

@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn half_pairs_shared_keys_and_odd_files_are_refused() {
+    fn ls_09_half_pairs_shared_keys_and_odd_files_are_refused() {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let path = scratch.path().join("keys.json");
         let mut keys = StoreKeys::generate();

@@ -1,9 +1,10 @@
 //! The generated accounts, roles and certificates in front of a real broker.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::jetstream;
@@ -156,7 +157,7 @@ async fn every_role_connects_and_may_say_what_its_table_says() {
 }
 
 #[tokio::test]
-async fn a_request_reaches_the_coordinator_with_the_senders_name_on_it() {
+async fn ls_02_a_request_reaches_the_coordinator_with_the_senders_name_on_it() {
     let bus = Bus::start();
     let (coordinator, _events) = bus.connect(&bus.issue(Role::Coordinator, "c1")).await.expect("its own domain");
     let mut requests = coordinator.subscribe("diloco.request.>").await.expect("it is sent");
@@ -282,4 +283,32 @@ async fn a_file_that_changed_hands_is_not_used() {
     let outcome = connect_options(&a, &bus.tls()).connect(bus.url.as_str()).await;
     let error = outcome.expect_err("subjects and inboxes belong to the first key");
     assert_eq!(error.kind(), ConnectErrorKind::Authentication);
+}
+
+/// A handshake with the broker by a client that speaks this version alone.
+fn handshake(bus: &Bus, version: &'static rustls::SupportedProtocolVersion) -> std::io::Result<()> {
+    let address = bus.url.strip_prefix("tls://").expect("a TLS address");
+    let mut stream = std::net::TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    // The broker says who it is in one line before TLS begins.
+    let mut byte = [0];
+    while byte != *b"\n" {
+        stream.read_exact(&mut byte)?;
+    }
+    let ca = fs::read(&bus.domain.trust().ca)?;
+    let name = "localhost".try_into().expect("a host name");
+    let config = crate::tls::client_of_version(&ca, version);
+    let mut client = rustls::ClientConnection::new(Arc::new(config), name).expect("a configuration that fits");
+    while client.is_handshaking() {
+        client.complete_io(&mut stream)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn tl_21_the_broker_speaks_nothing_older_than_tls_1_3() {
+    let bus = Bus::start();
+    handshake(&bus, &rustls::version::TLS13).expect("the version that is pinned");
+    let refused = handshake(&bus, &rustls::version::TLS12).expect_err("an old version");
+    assert!(refused.to_string().contains("ProtocolVersion"), "{refused}");
 }

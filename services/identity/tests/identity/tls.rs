@@ -7,7 +7,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use identity::secret::write_private;
 use identity::tls::{Authority, LEAF_DAYS, TlsError, client_config, install_provider, server_config};
-use rustls::{ClientConnection, ServerConnection};
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, SupportedProtocolVersion};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 use schemas::{Code, UnixMillis};
 
 /// rustls compares with the machine's clock.
@@ -24,11 +27,23 @@ fn put(folder: &Path, name: &str, text: &str) -> PathBuf {
 
 /// Runs a handshake to its end; returns the protocol that both chose.
 fn handshake(ca: &Path, certificate: &Path, key: &Path, host: &str) -> Result<Vec<u8>, rustls::Error> {
+    let server = server_config(certificate, key).expect("a certificate and its key");
+    shake_hands(client_config(ca).expect("a certificate"), server, host)
+}
+
+/// A client that trusts this authority and speaks this version alone.
+pub(crate) fn client_of_version(ca: &[u8], version: &'static SupportedProtocolVersion) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(ca).expect("a certificate")).expect("of an authority");
+    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+    let builder = builder.with_protocol_versions(&[version]).expect("a version that ring speaks");
+    builder.with_root_certificates(roots).with_no_client_auth()
+}
+
+fn shake_hands(client: ClientConfig, server: ServerConfig, host: &str) -> Result<Vec<u8>, rustls::Error> {
     let name = host.to_owned().try_into().expect("a host name");
-    let client_config = client_config(ca).expect("a certificate");
-    let server_config = server_config(certificate, key).expect("a certificate and its key");
-    let mut client = ClientConnection::new(Arc::new(client_config), name)?;
-    let mut server = ServerConnection::new(Arc::new(server_config))?;
+    let mut client = ClientConnection::new(Arc::new(client), name)?;
+    let mut server = ServerConnection::new(Arc::new(server))?;
     while client.is_handshaking() || server.is_handshaking() {
         let mut wire = Vec::new();
         client.write_tls(&mut wire).expect("memory takes bytes");
@@ -103,4 +118,19 @@ fn odd_files_are_refused() {
     assert_eq!(server_config(&certificate, &key).expect_err("others read it").code(), Code::CredentialExposed);
     let printed = format!("{made:?} {authority:?}");
     assert_eq!(printed, "Certified(..) Authority(..)");
+}
+
+#[test]
+fn tl_21_servers_speak_nothing_older_than_tls_1_3() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let (authority, ca) = Authority::generate(now()).expect("randomness");
+    let made = authority.certify(&[], now()).expect("names that certificates carry");
+    let (certificate, key) = (put(scratch.path(), "s.pem", &made.certificate), put(scratch.path(), "s.key", &made.key));
+    let answers = |version| {
+        let client = client_of_version(ca.certificate.as_bytes(), version);
+        shake_hands(client, server_config(&certificate, &key).expect("a certificate and its key"), "localhost")
+    };
+    assert!(answers(&TLS13).is_ok());
+    let refused = answers(&TLS12).expect_err("an old version");
+    assert!(matches!(refused, rustls::Error::PeerIncompatible(_)), "{refused}");
 }

@@ -81,7 +81,7 @@ fn la_01_the_umbrella_implies_all_layers_and_only_an_exception_relaxes_one() {
 }
 
 #[test]
-fn la_02_missing_empty_and_blank_are_the_same() {
+fn la_02_ls_09_missing_empty_and_blank_are_the_same() {
     let scene = Scene::new();
     let blank = scene.file("blank.creds", " \n\t\n");
     let empty = scene.file("empty.creds", "");
@@ -166,7 +166,7 @@ fn la_06_sample_secrets_need_loopback_and_a_demo() {
 }
 
 #[test]
-fn la_07_plaintext_is_refused() {
+fn la_07_tl_02_plaintext_is_refused() {
     let scene = Scene::new();
     let plain = |url| scene.materials(url, &scene.credentials);
     for url in ["nats://127.0.0.1:4222", "nats://10.0.0.1:4222", "tls://127.0.0.1:4222,nats://127.0.0.1:4223"] {
@@ -176,6 +176,15 @@ fn la_07_plaintext_is_refused() {
     assert!(check(&open, &plain("nats://127.0.0.1:4222")).is_ok());
     assert_eq!(codes(check(&open, &plain("nats://10.0.0.1:4222"))), [Code::PlaintextRefused]);
     assert!(check(&exception(Layer::Bus, "an isolated network"), &plain("nats://10.0.0.1:4222")).is_ok());
+}
+
+/// Who has a token but no TLS is not protected: the layer shows as open, and so it is logged at every start.
+#[test]
+fn ls_06_credentials_over_plaintext_show_as_an_open_layer() {
+    let scene = Scene::new();
+    let config = exception(Layer::Bus, "an isolated network");
+    let plain = scene.materials("nats://10.0.0.1:4222", &scene.credentials);
+    assert_eq!(check(&config, &plain), Ok(vec![Layer::Bus]));
 }
 
 #[test]

@@ -26,7 +26,7 @@ fn question() -> ReleaseRequest {
 }
 
 #[tokio::test]
-async fn a_refused_request_fails_at_once_and_by_name() {
+async fn ls_11_a_refused_request_fails_at_once_and_by_name() {
     let cluster = Cluster::bare(Options::default()).await;
     let worker = cluster.connect(Role::Worker, "worker-0").await;
     let operator = cluster.connect(Role::Operator, "operator").await;
