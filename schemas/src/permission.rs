@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_coordinator_writes_the_ledger_and_commands() {
+    fn tl_15_only_the_coordinator_writes_the_ledger_and_commands() {
         for role in Role::ALL {
             let set = permissions(role);
             let writes = |prefix: &str| set.publish_allow.iter().any(|subject| subject.starts_with(prefix));

@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plaintext_is_for_loopback_when_asked_for() {
+    fn tl_02_plaintext_is_for_loopback_when_asked_for() {
         assert!(Endpoint::new("http://127.0.0.1:9000", "r", Trust::PlainLoopback).is_ok());
         for (url, trust) in [
             ("http://10.0.0.1:9000", Trust::PlainLoopback),

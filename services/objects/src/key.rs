@@ -184,7 +184,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_key_reads_back(raw in any::<[u8; 32]>(), round in any::<u64>(), run in "[a-z0-9][a-z0-9-]{0,31}", seed in any::<u8>()) {
+        fn tl_18_a_key_reads_back(raw in any::<[u8; 32]>(), round in any::<u64>(), run in "[a-z0-9][a-z0-9-]{0,31}", seed in any::<u8>()) {
             let digest = Digest::from_bytes(raw);
             prop_assert_eq!(BlobKey(digest).to_string().parse(), Ok(BlobKey(digest)));
             let run: RunId = run.parse().unwrap();

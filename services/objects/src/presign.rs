@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_put_signs_what_bounds_it() {
+    fn tl_20_a_put_signs_what_bounds_it() {
         let digest = Digest::of(b"abc");
         let operator = format!("U{}", "A".repeat(55)).parse().unwrap();
         let key = IncomingKey::operator(&operator, digest);

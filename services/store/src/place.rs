@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn good_keys_keep_their_promise() {
+    fn tl_18_good_keys_keep_their_promise() {
         let digest = Digest::of(b"x");
         let place = Place::parse("blobs", &BlobKey(digest).to_string()).unwrap();
         assert_eq!(place.digest, Some(digest));

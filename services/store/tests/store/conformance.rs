@@ -9,7 +9,7 @@ use objects::{Endpoint, Trust};
 use crate::support::TestStore;
 
 #[tokio::test]
-async fn the_embedded_store_passes_every_row() {
+async fn tl_20_tl_27_the_embedded_store_passes_every_row() {
     let store = TestStore::start().await;
     let report = check(&store.endpoint(), &store.keys).await.unwrap();
     for row in &report.rows {

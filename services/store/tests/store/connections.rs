@@ -65,7 +65,7 @@ async fn garbage_does_no_harm() {
 }
 
 #[tokio::test]
-async fn strangers_and_old_signatures_are_refused() {
+async fn ls_01_ls_05_strangers_and_old_signatures_are_refused() {
     let store = TestStore::start().await;
     let object = store.buckets().put_blob(noise(10, 1)).await.unwrap();
     let path = format!("/blobs/{}", BlobKey(object.digest));
@@ -81,7 +81,7 @@ async fn strangers_and_old_signatures_are_refused() {
 }
 
 #[tokio::test]
-async fn a_url_serves_its_one_request() {
+async fn tl_20_a_url_serves_its_one_request() {
     let store = TestStore::start().await;
     let object = store.buckets().put_blob(noise(10, 1)).await.unwrap();
     let url = store.signer_at(store.address).get(object.digest, now()).action.unwrap().href;

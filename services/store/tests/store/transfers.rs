@@ -1,12 +1,15 @@
 //! Transfers over connections that break, to servers that misbehave.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use objects::{ObjectError, Stored, Transfer, Trust};
+use objects::{ObjectError, Stored, Transfer, TransferLimits, Trust};
 use schemas::blob::Grant;
 use schemas::{Code, Digest, ObjectRef};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use crate::support::{Cut, Grants, Proxy, Stub, TestStore, answer, key_of, nobody, noise, now, once, quick, soon};
@@ -141,7 +144,7 @@ async fn nothing_is_decoded_and_nothing_asked_for() {
 }
 
 #[tokio::test]
-async fn wrong_bytes_never_reach_the_caller() {
+async fn tl_11_wrong_bytes_never_reach_the_caller() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("object");
     let wrong = answer("200 OK", "", b"other bytes");
@@ -165,4 +168,32 @@ async fn a_server_without_ranges_is_read_from_the_start() {
     let read = plain().get(&stub.grant(Digest::of(&body)), schemas::Bytes(100), &nobody(), soon()).await.unwrap();
     assert!(read == body);
     assert!(stub.heads.lock().await[1].contains("range: bytes=60-"));
+}
+
+#[tokio::test]
+async fn fg_20_a_server_that_falls_silent_is_asked_again() {
+    let body = noise(100, 3);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stub = Stub { address: listener.local_addr().unwrap(), heads: Arc::default() };
+    let whole = answer("200 OK", "", &body);
+    let half = whole[..whole.len() - 40].to_vec();
+    let serving = tokio::spawn(async move {
+        let mut streams = Vec::new();
+        for part in [half, whole] {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            stream.write_all(&part).await.unwrap();
+            // None is closed before the client is done: it learns nothing but silence.
+            streams.push(stream);
+        }
+        streams
+    });
+    let limits = TransferLimits { idle: Duration::from_millis(200), ..quick() };
+    let transfer = Transfer::new(&Trust::PlainLoopback, limits).unwrap();
+    let read = transfer.get(&stub.grant(Digest::of(&body)), schemas::Bytes(100), &nobody(), soon()).await.unwrap();
+    assert!(read == body);
+    serving.await.unwrap();
 }

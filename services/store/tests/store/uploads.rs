@@ -62,7 +62,7 @@ async fn own_bytes_are_stored_once_listed_and_deleted() {
 }
 
 #[tokio::test]
-async fn a_wrong_reference_is_refused_and_absent() {
+async fn tl_26_a_wrong_reference_is_refused_and_absent() {
     let store = TestStore::start().await;
     let object = ObjectRef::of(&noise(1000, 1));
     let wrong = store.buckets().put_blob_as(object, noise(1000, 2)).await;
@@ -78,7 +78,7 @@ async fn a_wrong_reference_is_refused_and_absent() {
 }
 
 #[tokio::test]
-async fn a_url_used_again_changes_nothing() {
+async fn tl_27_a_url_used_again_changes_nothing() {
     let store = TestStore::start().await;
     let bytes = noise(1000, 3);
     let object = ObjectRef::of(&bytes);
@@ -90,7 +90,7 @@ async fn a_url_used_again_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_promotion_needs_the_upload_and_its_digest() {
+async fn tl_18_tl_26_a_promotion_needs_the_upload_and_its_digest() {
     let store = TestStore::start().await;
     let object = ObjectRef::of(b"never uploaded");
     let missing = store.buckets().promote(&key_of(object), object).await;
@@ -180,7 +180,7 @@ async fn a_root_is_served_by_one_process() {
 }
 
 #[tokio::test]
-async fn plaintext_stays_on_loopback() {
+async fn tl_02_plaintext_stays_on_loopback() {
     let root = tempfile::tempdir().unwrap();
     let config = StoreConfig {
         listen: "0.0.0.0:0".parse().unwrap(),
@@ -205,7 +205,7 @@ async fn objects_survive_a_restart() {
 }
 
 #[tokio::test]
-async fn a_damaged_object_is_not_handed_out() {
+async fn tl_26_a_damaged_object_is_not_handed_out() {
     let store = TestStore::start().await;
     let object = store.buckets().put_blob(noise(1000, 8)).await.unwrap();
     let path = store.root.path().join("blobs").join(objects::BlobKey(object.digest).to_string());
@@ -226,7 +226,7 @@ async fn the_clock_of_the_store_is_measured() {
 }
 
 #[tokio::test]
-async fn an_expired_url_is_replaced_once() {
+async fn tl_27_an_expired_url_is_replaced_once() {
     let store = TestStore::start().await;
     let object = store.buckets().put_blob(noise(1000, 8)).await.unwrap();
     let signer = store.signer_at(store.address);
@@ -236,4 +236,15 @@ async fn an_expired_url_is_replaced_once() {
     assert_eq!((read.len(), grants.asked.load(Ordering::SeqCst)), (1000, 1));
     let denied = store.transfer().get(&expired, object.bytes, &nobody(), soon()).await.unwrap_err();
     assert_eq!(denied.code(), Code::ObjectForbidden);
+}
+
+/// A contribution is read by its digest before it is promoted or merged: other bytes under its name get into neither.
+#[tokio::test]
+async fn tl_26_a_damaged_upload_is_not_read() {
+    let store = TestStore::start().await;
+    let object = upload(&store, &noise(1000, 8)).await;
+    let key = key_of(object);
+    std::fs::write(store.root.path().join("incoming").join(key.to_string()), noise(1000, 9)).unwrap();
+    let read = store.buckets().get_incoming(&key, object).await;
+    assert!(matches!(read, Err(ObjectError::Mismatch { .. })), "{read:?}");
 }
