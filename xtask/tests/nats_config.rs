@@ -204,3 +204,15 @@ fn declarations_fit_into_the_dev_store() {
     let gigabytes: u64 = line.strip_suffix('G').unwrap().parse().unwrap();
     assert!(bytes <= gigabytes * 1_000_000_000, "{bytes} bytes are declared, {gigabytes} GB are there");
 }
+
+#[test]
+fn tl_21_every_port_of_a_production_node_pins_tls_1_3() {
+    let read = |name: &str| fs::read_to_string(config_folder().join(name)).unwrap();
+    let prod = read("prod.conf");
+    let blocks: Vec<&str> = prod.split("tls {").skip(1).map(|rest| rest.split('}').next().unwrap()).collect();
+    assert_eq!(blocks.len(), 2, "clients and routes");
+    for block in blocks {
+        let included = block.lines().find_map(|line| line.trim().strip_prefix("include ")).unwrap();
+        assert!(read(included).lines().any(|line| line == "min_version: \"1.3\""), "{included}");
+    }
+}

@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn the_broker_and_the_subject_must_name_the_same_sender() {
+    fn tl_01_ls_07_the_broker_and_the_subject_must_name_the_same_sender() {
         let good = claim(&account(), worker().as_str(), Some("_R_.x"));
         assert!(matches!(read(&good, Identity::ByBroker), Ok(Heard::Worker { request: WorkerRequest::Claim(_), .. })));
         let other = format!("U{}", "C".repeat(55));
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_go_only_where_the_asker_hears_them() {
+    fn ls_05_answers_go_only_where_the_asker_hears_them() {
         for reply in ["_INBOX.x.1", "$JS.API.STREAM.DELETE.AUDIT", "diloco.command.x", "_R_"] {
             assert_eq!(code(&claim(&account(), worker().as_str(), Some(reply))), Code::IdentityMismatch, "{reply}");
         }

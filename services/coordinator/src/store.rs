@@ -104,3 +104,30 @@ pub(crate) fn incoming_key(place: &Quarantine, digest: Digest) -> Result<Incomin
 pub(crate) fn refusal(error: &ObjectError) -> Refusal {
     Refusal::new(error.code(), error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use runtime::ConfigBytes;
+
+    use super::*;
+    use crate::config::{LimitsConfig, StoreConfig};
+
+    #[tokio::test]
+    async fn fg_24_memory_for_contributions_is_bounded_however_many_workers_send_them() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let keys = scratch.path().join("keys.json");
+        identity::StoreKeys::generate().write(&keys).expect("the folder takes files");
+        let config = Config {
+            store: StoreConfig { url: "http://127.0.0.1:9".to_owned(), keys, ..StoreConfig::default() },
+            limits: LimitsConfig { contributions_memory: ConfigBytes(3 * PAGE_BYTES), ..LimitsConfig::default() },
+            ..Config::default()
+        };
+        let store = Store::new(&config).expect("nothing is connected yet");
+        let chunk = Bytes::from(vec![0; PAGE_BYTES as usize]);
+        let kept: Vec<Option<Kept>> = (0..100).map(|_| store.keep(chunk.clone())).collect();
+        assert_eq!(kept.iter().flatten().count(), 3);
+        drop(kept);
+        assert!(store.keep(vec![0; 4 * PAGE_BYTES as usize].into()).is_none(), "more than there is room for");
+        assert!(store.keep(vec![0; 3 * PAGE_BYTES as usize].into()).is_some(), "what was dropped gave its room back");
+    }
+}

@@ -87,7 +87,7 @@ async fn what_was_appended_is_read_back_in_order_and_goes_on() {
 }
 
 #[tokio::test]
-async fn a_second_coordinator_fences_the_first_off() {
+async fn tl_15_a_second_coordinator_fences_the_first_off() {
     let scene = Scene::new().await;
     let (mut first, _) = scene.open().await.expect("an empty ledger");
     first.append(UnixMillis(1), None, stopped("first")).await.expect("appended");

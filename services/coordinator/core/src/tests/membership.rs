@@ -171,8 +171,7 @@ fn ls_01_a_refused_request_changes_nothing() {
         }
     }
     assert!(*world.run() == before && world.pending.len() == pending, "a refusal changed the run");
-    let granted = |effect: &Effect| {
-        matches!(effect, Effect::GrantGet { .. } | Effect::GrantPut { .. } | Effect::Stage { .. })
-    };
+    let granted =
+        |effect: &Effect| matches!(effect, Effect::GrantGet { .. } | Effect::GrantPut { .. } | Effect::Stage { .. });
     assert!(!world.seen.iter().any(granted));
 }
