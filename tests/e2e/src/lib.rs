@@ -1,6 +1,8 @@
 //! End-to-end tests: one module per promise under `tests/promises/`. Here is what they share: how a small run is made, a
-//! worker that does what a test tells it, and the search for secrets.
+//! worker that does what a test tells it, the search for secrets, and for
+//! sockets that listen.
 
+pub mod ears;
 pub mod recipe;
 pub mod scripted;
 pub mod secrets;

@@ -226,7 +226,7 @@ async fn events_are_stored_and_commands_reach_the_tenant_they_name() {
 }
 
 #[tokio::test]
-async fn strangers_and_mixed_pairs_are_refused() {
+async fn tl_05_strangers_and_mixed_pairs_are_refused() {
     let bus = Bus::start();
     let connect = |options: ConnectOptions| async {
         options.require_tls(true).add_root_certificates(bus.domain.trust().ca.clone()).connect(bus.url.as_str()).await

@@ -182,7 +182,7 @@ async fn fg_16_a_bad_contribution_is_refused_alone_and_fg_17_a_repeated_one_coun
 }
 
 #[tokio::test]
-async fn a_worker_gets_only_what_its_lease_and_its_run_give_it() {
+async fn ls_05_a_worker_gets_only_what_its_lease_and_its_run_give_it() {
     let cluster = stage().await;
     let (holder, other) =
         (Scripted::connect(&cluster, "worker-0").await, Scripted::connect(&cluster, "worker-1").await);

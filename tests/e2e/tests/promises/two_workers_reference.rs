@@ -3,8 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use e2e::{Recipe, secrets};
-use harness::{Cluster, Options};
+use e2e::{Recipe, ears, secrets};
+use harness::{Cluster, Options, PATIENCE};
 use schemas::contribution::Fate;
 use schemas::event::LedgerEvent;
 
@@ -12,7 +12,7 @@ const ROUNDS: u64 = 3;
 const UNITS: u32 = 2;
 
 #[tokio::test]
-async fn tl_22_two_workers_train_a_model_and_leave_evidence_without_secrets() {
+async fn tl_22_two_workers_train_a_model_and_leave_evidence_without_secrets_and_tl_05_listen_nowhere() {
     // Everything that our programs can say: a secret that is logged for debugging is logged.
     let log = "info,diloco_coordinator=debug,diloco_worker=debug,diloco_store=debug,runtime=debug,objects=debug";
     let options = Options { log: log.to_owned(), ..Options::default() };
@@ -20,6 +20,12 @@ async fn tl_22_two_workers_train_a_model_and_leave_evidence_without_secrets() {
     Recipe::reference(ROUNDS, UNITS, 60).set("policy.workers_min=2").create(&cluster).await;
     let run = cluster.run().clone();
     let operator = cluster.operator().await;
+    operator.until(&run, PATIENCE, |view| view.workers == 2).await;
+    let mut listening = |name: &str| ears::listening(cluster.process(name).pid().expect("it lives"));
+    assert!(!listening("store").is_empty(), "the tables show who listens");
+    for worker in ["worker-0", "worker-1"] {
+        assert_eq!(listening(worker), Vec::<String>::new(), "{worker} connects outwards only");
+    }
     let view = operator.until_complete(&run).await;
 
     let rounds = operator.rounds(&run).await;

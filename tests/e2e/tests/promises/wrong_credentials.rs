@@ -206,7 +206,7 @@ async fn la_05_a_malformed_or_exposed_credential_is_an_error_at_start() {
 }
 
 #[tokio::test]
-async fn la_06_placeholder_secrets_and_la_07_plaintext_addresses_are_refused() {
+async fn la_06_placeholder_secrets_and_la_07_tl_02_plaintext_addresses_are_refused() {
     let bench = Bench::new().await;
     let keys = fs::read_to_string(bench.cluster.domain().layout().store_keys()).unwrap();
     let mut keys: serde_json::Value = serde_json::from_str(&keys).unwrap();
@@ -225,7 +225,7 @@ async fn la_06_placeholder_secrets_and_la_07_plaintext_addresses_are_refused() {
 }
 
 #[tokio::test]
-async fn tl_23_wrong_signer_window_account_role_and_nobody_are_refused() {
+async fn tl_23_ls_01_wrong_signer_window_account_role_and_nobody_are_refused() {
     let bench = Bench::new().await;
     let strangers = Cluster::bare(Options::default()).await;
     let foreign = strangers.issue(Role::Worker, "worker-0").credentials;

@@ -46,7 +46,7 @@ async fn hear(client: &async_nats::Client, subject: &str) -> async_nats::Subscri
 }
 
 #[tokio::test]
-async fn fg_02_every_request_carries_the_senders_name() {
+async fn fg_02_ls_02_every_request_carries_the_senders_name() {
     let crowd = Crowd::gather().await;
     let coordinator = coordinator(&crowd).await;
     let mut requests = hear(&coordinator, "diloco.request.>").await;
