@@ -1,7 +1,7 @@
 //! Who works for a run: joining, leaving, being heard, being removed.
 
 use schemas::event::{Departure, LeaseEnd, LedgerEvent};
-use schemas::lease::{ClaimOutcome, ClaimReply, Done};
+use schemas::lease::Done;
 use schemas::limits::{TEXT_BYTES_MAX, WORKERS_MAX};
 use schemas::member::{JoinReply, JoinRequest, Layer, LeaveRequest, Posture};
 use schemas::telemetry::Heartbeat;
@@ -81,12 +81,9 @@ impl Coordinator {
         let claim = live.claims.take(worker);
         let read = live.reads.remove(worker);
         let checked = lease.and_then(|lease| live.leases.get(&lease.unit)).is_some_and(|held| held.screening.is_some());
-        if let Some(claim) = claim {
-            let nothing = ClaimReply { v: V, outcome: ClaimOutcome::Nothing };
-            self.reply(claim.reply, Ok(Answer::Claim(nothing)));
-        }
-        if let Some(read) = read {
-            self.reply(read.reply, Err(not_joined(worker)));
+        // Whoever waits is told at once.
+        for reply in claim.map(|claim| claim.reply).into_iter().chain(read.map(|read| read.reply)) {
+            self.reply(reply, Err(not_joined(worker)));
         }
         if let Some(lease) = lease.filter(|_| !checked) {
             self.end_lease(name, lease, LeaseEnd::Orphaned);

@@ -129,6 +129,20 @@ fn fg_04_who_leaves_loses_its_lease_at_once() {
 }
 
 #[test]
+fn fg_21_who_is_no_member_any_more_while_it_waits_is_told_at_once() {
+    let mut world = World::with_run(spec("demo"));
+    for number in 1..=3 {
+        world.join(number);
+    }
+    let held = [world.lease(1), world.lease(2)];
+    assert_ne!(held[0].unit, held[1].unit, "nothing is left to claim");
+    let waiting = world.claim(3);
+    assert!(!world.answers.contains_key(&waiting));
+    world.ask(peer(3), WorkerRequest::Leave(LeaveRequest { v: V, reason: "by another of its requests".to_owned() }));
+    assert_eq!(world.refusal(waiting), Code::NotJoined);
+}
+
+#[test]
 fn too_many_refused_results_end_a_membership_for_good() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
