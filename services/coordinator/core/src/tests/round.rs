@@ -82,8 +82,8 @@ fn the_next_round_starts_from_the_published_weights_and_serves_those_who_wait() 
     }
 }
 
-#[test]
-fn a_merge_that_fails_is_tried_again_and_is_seen() {
+/// A run whose first round has all its contributions.
+fn about_to_merge() -> World {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     for _ in 0..2 {
@@ -92,6 +92,12 @@ fn a_merge_that_fails_is_tried_again_and_is_seen() {
         let screen = world.take_pending(|effect| matches!(effect, Effect::Screen { .. }));
         world.answer_one(screen);
     }
+    world
+}
+
+#[test]
+fn a_merge_that_fails_is_tried_again_and_is_seen() {
+    let mut world = about_to_merge();
     for attempt in 0..3 {
         world.take_pending(|effect| matches!(effect, Effect::Merge { .. }));
         let outcome = match attempt {
@@ -116,14 +122,7 @@ fn a_merge_that_fails_is_tried_again_and_is_seen() {
 
 #[test]
 fn weights_that_are_no_numbers_any_more_halt_the_run() {
-    let mut world = World::with_run(spec("demo"));
-    world.join(1);
-    for _ in 0..2 {
-        let held = world.lease(1);
-        world.submit(1, held);
-        let screen = world.take_pending(|effect| matches!(effect, Effect::Screen { .. }));
-        world.answer_one(screen);
-    }
+    let mut world = about_to_merge();
     world.take_pending(|effect| matches!(effect, Effect::Merge { .. }));
     let outcome = Err(Refusal::new(Code::NotFinite, "test"));
     world.input(Input::Merged { run: run_id(), round: Round(0), outcome });
