@@ -24,6 +24,9 @@ use crate::sink::Sink;
 
 /// Slowest upload that is waited for; below it an attempt is given up and repeated.
 const UPLOAD_BYTES_PER_SECOND_MIN: u64 = 64 << 10;
+/// So many times an upload hears that the store has no room; room that uploads in progress take comes back at once, other room
+/// when somebody makes it, and the caller can say so.
+const FULL_ANSWERS_MAX: u32 = 4;
 /// Longest `Retry-After` that is obeyed.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 
@@ -126,6 +129,7 @@ impl Transfer {
         let Some(mut action) = grant.action.clone() else { return Ok(Stored::Before) };
         let mut pace = Pace::new(&self.limits, deadline);
         let mut sent_blind = false;
+        let mut full_answers = 0;
         loop {
             let failure = match self.put_once(digest, &action, &bytes, deadline).await {
                 Ok(stored) => return Ok(stored),
@@ -142,7 +146,8 @@ impl Transfer {
                 }
             };
             tracing::debug!(%digest, reason = reason.text, "upload attempt failed");
-            if !pace.pause(wait).await {
+            full_answers += u32::from(reason.is_full());
+            if full_answers == FULL_ANSWERS_MAX || !pace.pause(wait).await {
                 return Err(reason.gave_up(digest, "upload", sent_blind));
             }
             if ask {
@@ -354,6 +359,10 @@ impl Transfer {
 impl Reason {
     fn broken(text: impl Into<String>) -> Failure {
         Failure::Broken(Self { text: text.into(), status: None })
+    }
+
+    fn is_full(&self) -> bool {
+        self.status.as_ref().is_some_and(|(status, _)| *status == StatusCode::INSUFFICIENT_STORAGE.as_u16())
     }
 
     fn gave_up(self, digest: Digest, verb: &str, sent_blind: bool) -> ObjectError {

@@ -99,7 +99,7 @@ pub(crate) fn storage_error(error: io::Error) -> S3Error {
     }
 }
 
-/// No room: 507, which clients take as busy and repeat until their deadline.
+/// No room: 507, which clients repeat a few times before they say so.
 pub(crate) fn full() -> S3Error {
     let mut error = S3Error::with_message(S3ErrorCode::Custom("InsufficientStorage".into()), "the store has no room");
     error.set_status_code(http::StatusCode::INSUFFICIENT_STORAGE);

@@ -7,9 +7,10 @@ use bytes::Bytes;
 use diloco_store::{Store, StoreConfig, StoreError, StoreLimits, Tls};
 use futures::StreamExt as _;
 use identity::StoreKeys;
-use objects::{Buckets, ObjectError, Recorded, Stored, Transfer};
+use objects::{Buckets, ObjectError, Recorded, Stored, Transfer, TransferLimits};
 use schemas::{Code, ObjectRef};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::Instant;
 
 use crate::support::{Grants, TestStore, key_of, nobody, noise, now, once, soon};
 
@@ -113,6 +114,11 @@ async fn a_full_disk_refuses_before_it_reads() {
     let full = transfer.put(&grant, Bytes::from_static(b"abc"), &nobody(), soon()).await.unwrap_err();
     assert_eq!(full.code(), Code::StoreFull, "{full}");
     assert_eq!(store.uploads(), Vec::<String>::new());
+    // Patience for a day is not for this: whoever waits would learn nothing.
+    let patient = Transfer::new(&store.trust(), TransferLimits::default()).unwrap();
+    let tomorrow = Instant::now() + Duration::from_secs(86_400);
+    let full = patient.put(&grant, Bytes::from_static(b"abc"), &nobody(), tomorrow).await.unwrap_err();
+    assert_eq!(full.code(), Code::StoreFull, "{full}");
 }
 
 #[tokio::test]
