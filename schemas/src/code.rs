@@ -79,7 +79,7 @@ codes! {
     ObjectMissing = 302, "object missing", "The store does not have an object that a digest names.", "If it should exist, look for its deletion in the store's log; a contribution can be uploaded again.";
     ObjectMismatch = 303, "object has other bytes", "The bytes of an object do not have the digest or the length that names it.", "The object was refused; fetch again, and suspect the machine or the path if it repeats.";
     UrlRefused = 304, "url refused", "The store refused a presigned URL: expired, altered, or used for something else.", "Ask for a new URL; if all fail, compare the clocks of store and coordinator.";
-    StoreFull = 305, "store full", "The store has no room for an object.", "Free space on the store's disk or shorten the retention, then repeat.";
+    StoreFull = 305, "store full", "The store has no room for an object.", "Free space on the store's disk, or give it a larger one, then repeat.";
     StoreBusy = 306, "store root in use", "Another process holds the lock on the store's folder.", "Stop the other process; two on one folder would delete each other's files.";
     StoreWeak = 307, "store does not verify", "The S3 store does not enforce a check that the design rests on.", "Run `diloctl store check`; use a store that passes.";
     ObjectTooLarge = 308, "object too large", "An object exceeds the largest that is accepted.", "Lower `chunk_elements` of the run, or split the data.";
