@@ -2,6 +2,7 @@
 //! nothing and uses no proxy. And how its answers are read.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::client::legacy::{self, Error};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use object_store::client::{HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody, HttpService};
+use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::time::timeout;
@@ -50,15 +52,11 @@ pub(crate) struct Client(legacy::Client<Connector, Full<Bytes>>);
 #[derive(Clone, Debug)]
 struct Connector {
     tcp: HttpConnector,
-    tls: TlsConnectorDebug,
+    tls: Arc<ClientConfig>,
     /// Whether plaintext is what is meant; otherwise it is refused, whatever a URL says.
     plain: bool,
     patience: Duration,
 }
-
-/// A TLS configuration, which has nothing to show.
-#[derive(Clone)]
-struct TlsConnectorDebug(TlsConnector);
 
 /// A connection, with TLS or without.
 struct Stream(TokioIo<Pin<Box<dyn Socket>>>);
@@ -78,7 +76,7 @@ impl Client {
         tcp.set_keepalive(Some(KEEPALIVE));
         tcp.set_keepalive_interval(Some(KEEPALIVE));
         tcp.set_keepalive_retries(Some(KEEPALIVE_PROBES));
-        let tls = TlsConnectorDebug(TlsConnector::from(std::sync::Arc::new(trust.tls()?)));
+        let tls = Arc::new(trust.tls()?);
         let client = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE)
@@ -135,7 +133,7 @@ impl Service<Uri> for Connector {
             return Box::pin(async { Err("plaintext where TLS is meant, or the reverse".into()) });
         }
         let connecting = self.tcp.call(uri.clone());
-        let (tls, patience) = (self.tls.0.clone(), self.patience);
+        let (tls, patience) = (TlsConnector::from(Arc::clone(&self.tls)), self.patience);
         Box::pin(async move {
             let socket = BufReader::with_capacity(SOCKET_READ_BYTES, connecting.await?.into_inner());
             if !secure {
@@ -146,12 +144,6 @@ impl Service<Uri> for Connector {
             let secured = timeout(patience, tls.connect(name, socket)).await??;
             Ok(Stream(TokioIo::new(Box::pin(secured))))
         })
-    }
-}
-
-impl std::fmt::Debug for TlsConnectorDebug {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("TlsConnector")
     }
 }
 

@@ -1,5 +1,5 @@
 //! What every process shares: configuration in layers, the one check of `require_auth`, logging, shutdown, the clock,
-//! the connection to the bus, and how a process ends.
+//! the connection to the bus, what the allocator keeps, and how a process ends.
 
 pub mod auth;
 pub mod bus;
