@@ -21,6 +21,9 @@ use crate::denial::{Denials, Denied};
 /// Longest wait for the server to show that a subscription stands.
 const ROUND_TRIP_MAX: Duration = Duration::from_secs(5);
 
+/// How long a refusal that has arrived may take through the client's own task.
+const REFUSAL_GRACE: Duration = Duration::from_millis(100);
+
 /// The section `bus` of every configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -297,8 +300,9 @@ impl Bus {
             subscribed.map_err(|error| BusError::Send { subject: subject.to_owned(), reason: causes(&error) })?;
         let mut subscription = Subscription { subject: subject.to_owned(), messages, denied };
         self.round_trip().await?;
-        // The server works in order: a refusal was sent before the end of the round trip.
-        let refused = futures::FutureExt::now_or_never(subscription.denied.heard()).is_some();
+        // The server works in order: a refusal has arrived before the end of the round trip. But the client hands it on
+        // through a task of its own, which the echo can overtake.
+        let refused = tokio::time::timeout(REFUSAL_GRACE, subscription.denied.heard()).await.is_ok();
         if refused { Err(subscription.refusal()) } else { Ok(subscription) }
     }
 
