@@ -17,7 +17,7 @@ use identity::{AuditKey, TrustBundle};
 use runtime::{Bus, BusError, Failure};
 use schemas::event::{Event, EventBody, KEY_HEADER, LedgerEvent, SIGNATURE_HEADER};
 use schemas::subject::{AUDIT_STREAM, Incoming, LEDGER_FILTER, ledger_subject};
-use schemas::{Code, Digest, Message as _, PublicKey, RunId, Sequence, UnixMillis, V};
+use schemas::{Code, Digest, Message as _, RunId, Sequence, UnixMillis, V};
 use serde::Deserialize;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -50,7 +50,8 @@ pub struct Ledger {
     bus: Bus,
     jetstream: Context,
     key: AuditKey,
-    domain: String,
+    /// Whose signatures count.
+    trust: TrustBundle,
     tail: Tail,
     patience: Duration,
 }
@@ -151,25 +152,37 @@ impl Ledger {
     /// `patience` has passed.
     ///
     /// # Errors
-    /// [`LedgerError::Broken`] names the first event that does not verify; otherwise the stream cannot be read.
+    /// As [`Ledger::catch_up`].
     pub async fn open(
         bus: Bus,
         key: AuditKey,
-        trust: &TrustBundle,
+        trust: TrustBundle,
         patience: Duration,
     ) -> Result<(Self, Vec<EventBody>), LedgerError> {
         let jetstream = jetstream::new(bus.client().clone());
-        let domain = trust.domain.to_string();
-        let mut tail = Tail::default();
+        let mut ledger = Self { bus, jetstream, key, trust, tail: Tail::default(), patience };
+        let bodies = ledger.catch_up().await?;
+        Ok((ledger, bodies))
+    }
+
+    /// Reads and verifies what others have appended since this process last read or appended; afterwards it may append.
+    ///
+    /// # Errors
+    /// [`LedgerError::Broken`] names the first event that does not verify; otherwise the stream cannot be read.
+    pub async fn catch_up(&mut self) -> Result<Vec<EventBody>, LedgerError> {
+        let policy = match self.tail.stream {
+            0 => DeliverPolicy::All,
+            last => DeliverPolicy::ByStartSequence { start_sequence: last + 1 },
+        };
         let mut bodies = Vec::new();
-        for stored in read(&jetstream, DeliverPolicy::All).await? {
+        for stored in read(&self.jetstream, policy).await? {
             let broken = |reason| LedgerError::Broken { stream: stored.stream, reason };
-            let body = verify(&stored, &tail, &domain, &trust.audit_keys).map_err(broken)?;
+            let body = verify(&stored, &self.tail, &self.trust).map_err(broken)?;
             let previous = Some(Digest::of(&stored.payload));
-            tail = Tail { stream: stored.stream, next: body.sequence.next(), previous };
+            self.tail = Tail { stream: stored.stream, next: body.sequence.next(), previous };
             bodies.push(body);
         }
-        Ok((Self { bus, jetstream, key, domain, tail, patience }, bodies))
+        Ok(bodies)
     }
 
     /// Events in the chain.
@@ -238,7 +251,7 @@ impl Ledger {
     }
 
     fn headers(&self, body: &[u8], digest: Digest) -> HeaderMap {
-        let signature = self.key.sign_event(&self.domain, body);
+        let signature = self.key.sign_event(self.trust.domain.as_str(), body);
         let mut headers = HeaderMap::new();
         headers.insert(KEY_HEADER, self.key.public().as_str());
         headers.insert(SIGNATURE_HEADER, BASE64URL_NOPAD.encode(&signature));
@@ -305,14 +318,14 @@ async fn read(jetstream: &Context, policy: DeliverPolicy) -> Result<Vec<Stored>,
 }
 
 /// Checks an event's signature, key, place and subject, and gives its body.
-fn verify(stored: &Stored, tail: &Tail, domain: &str, keys: &[PublicKey]) -> Result<EventBody, String> {
+fn verify(stored: &Stored, tail: &Tail, trust: &TrustBundle) -> Result<EventBody, String> {
     let header = |name| stored.headers.get(name).map(|value| value.as_str().to_owned());
     let key = header(KEY_HEADER).ok_or("it names no key")?;
-    let key = keys.iter().find(|trusted| trusted.as_str() == key);
+    let key = trust.audit_keys.iter().find(|trusted| trusted.as_str() == key);
     let key = key.ok_or("its key is not an audit key of the trust bundle")?;
     let signature = header(SIGNATURE_HEADER).ok_or("it has no signature")?;
     let signature = BASE64URL_NOPAD.decode(signature.as_bytes()).map_err(|_| "its signature is not base64url")?;
-    verify_event(domain, key, &signature, &stored.payload).map_err(|error| error.to_string())?;
+    verify_event(trust.domain.as_str(), key, &signature, &stored.payload).map_err(|error| error.to_string())?;
     let body = EventBody::decode(&stored.payload).map_err(|error| error.to_string())?;
     if body.emitter != *key {
         return Err(format!("its emitter is {}, its signer {key}", body.emitter));

@@ -17,12 +17,7 @@ use crate::refusals::{Many, Refusals, SUMMARY_EVERY};
 /// # Errors
 /// The bus refuses.
 pub(crate) async fn subscribe(bus: &Bus) -> Result<Vec<Subscription>, Failure> {
-    let mut subscriptions = Vec::with_capacity(COORDINATOR_FILTERS.len());
-    for filter in COORDINATOR_FILTERS {
-        let subscribed = bus.subscribe(filter).await;
-        subscriptions.push(subscribed.map_err(|error| Failure::from(error.into_refusal()))?);
-    }
-    Ok(subscriptions)
+    bus.subscribe_all(&COORDINATOR_FILTERS).await.map_err(|error| error.into_refusal().into())
 }
 
 /// Passes messages on until the subscription ends.

@@ -7,7 +7,6 @@ use coordinator_core::{Coordinator, Settings};
 use identity::{AuditKey, ManifestKey, TrustBundle};
 use runtime::{Bus, Failure, clock};
 use schemas::member::{Layer, Posture};
-use schemas::{Millis, UnixMillis};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -34,22 +33,6 @@ pub struct Service {
     feeders: JoinSet<()>,
 }
 
-/// How far the ledger's newest event may lie ahead of this machine's clock. Time never runs back in the ledger, so leases
-/// would be issued for the future until the clock has caught up.
-const AHEAD_MAX: Millis = Millis::from_secs(120);
-
-fn check_clock(newest: Option<UnixMillis>) -> Result<(), Failure> {
-    let now = clock::now();
-    match newest {
-        Some(newest) if newest > now.after(AHEAD_MAX) => {
-            let detail =
-                format!("the newest event is of {newest} ms, this machine's clock says {now} ms; correct the clock");
-            Err(Failure::new(schemas::Code::LedgerBroken, detail))
-        }
-        _ => Ok(()),
-    }
-}
-
 impl Service {
     /// Connects, replays the ledger, takes the lead and begins to hear.
     ///
@@ -74,29 +57,24 @@ impl Service {
         let consumer = queue::consumer(&bus).await?;
         let pointer = Pointer::open(&bus).await?;
         let patience = config.limits.ledger_patience.0;
-        let (ledger, events) = Ledger::open(bus.clone(), audit_key, &trust, patience).await?;
+        let domain = trust.domain.to_string();
+        let (ledger, events) = Ledger::open(bus.clone(), audit_key, trust, patience).await?;
         let settings = Settings {
             release: env!("CARGO_PKG_VERSION").to_owned(),
             posture,
             heartbeat: config.limits.heartbeat.millis(),
         };
-        check_clock(events.last().map(|body| body.time))?;
-        let broken = |error| Failure::new(schemas::Code::LedgerBroken, error);
-        let core = Coordinator::replay(settings, &events).map_err(broken)?;
-        tracing::info!(events = events.len(), "ledger verified and replayed");
         let (sender, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let mut feeders = JoinSet::new();
         for subscription in serve::subscribe(&bus).await? {
             feeders.spawn(serve::forward(bus.clone(), subscription, identity, sender.clone()));
         }
-        let domain = trust.domain.to_string();
         let tables = Tables::default();
-        let shell = Shell { bus, store, pointer, ledger, manifest_key, domain, arrivals: sender, tables };
-        let mut service = Self { shell, core, arrivals, feeders };
-        // The first append fences off a coordinator that led before; only then are offers taken from the queue.
-        service.shell.start(&mut service.core).await?;
-        service.feeders.spawn(queue::pull(service.shell.bus.clone(), consumer, service.shell.arrivals.clone()));
-        Ok(service)
+        let mut shell = Shell { bus, store, pointer, ledger, manifest_key, domain, arrivals: sender, tables };
+        let core = shell.lead(&settings, events, patience).await?;
+        // Offers are taken from the queue only by the one that leads.
+        feeders.spawn(queue::pull(shell.bus.clone(), consumer, shell.arrivals.clone()));
+        Ok(Self { shell, core, arrivals, feeders })
     }
 
     /// Leads until an operator stops it, `shutdown` is cancelled, or it must stand down.

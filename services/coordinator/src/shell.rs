@@ -5,15 +5,17 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_nats::Subject;
-use coordinator_core::{Answer, Coordinator, Effect, Input, Quarantine, ReplyId};
+use coordinator_core::{Answer, Coordinator, Effect, Input, Quarantine, ReplyId, Settings};
 use identity::ManifestKey;
 use runtime::{Bus, Failure, clock};
+use schemas::event::EventBody;
 use schemas::lease::{ClaimOutcome, ClaimReply, LeaseRef, MANIFEST_TYPE, Manifest};
 use schemas::public::{COMMAND_TYPE, Command, CommandVerb, Status};
 use schemas::snapshot::MergeInput;
 use schemas::subject::{command_subject, status_subject};
-use schemas::{AccountId, Code, Message as _, ObjectRef, Refusal, Round, RunId, V, WorkerId};
+use schemas::{AccountId, Code, Message as _, Millis, ObjectRef, Refusal, Round, RunId, V, WorkerId};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::arrival::Arrival;
@@ -31,6 +33,10 @@ use crate::{answer, check};
 const COMMAND_LIFE_SECONDS: u64 = 120;
 /// Longest sleep without a deadline: bounds what a clock that was set back can do.
 const IDLE_MAX: Duration = Duration::from_secs(5);
+
+/// How far the ledger's newest event may lie ahead of this machine's clock. Time never runs back in the ledger, so leases
+/// would be issued for the future until the clock has caught up.
+const AHEAD_MAX: Millis = Millis::from_secs(120);
 
 /// Everything that the loop works with.
 pub(crate) struct Shell {
@@ -103,11 +109,42 @@ impl Shell {
         Ok(())
     }
 
-    /// Takes the lead.
-    pub(crate) async fn start(&mut self, core: &mut Coordinator) -> Result<(), Failure> {
-        let mut effects = Vec::new();
-        core.start(clock::now(), &mut effects);
-        self.carry_out(&mut effects).await.map(|_| ())
+    /// Takes the lead: its first append fences off whoever led before. `events` is the whole ledger as it was read. A
+    /// predecessor that still appends is read on and tried again, for as long as one append is.
+    ///
+    /// # Errors
+    /// The ledger cannot be followed or written, or the predecessor stays faster.
+    pub(crate) async fn lead(
+        &mut self,
+        settings: &Settings,
+        mut events: Vec<EventBody>,
+        patience: Duration,
+    ) -> Result<Coordinator, Failure> {
+        let deadline = Instant::now() + patience;
+        loop {
+            check_clock(events.last())?;
+            let replayed = Coordinator::replay(settings.clone(), &events);
+            let mut core = replayed.map_err(|error| Failure::new(Code::LedgerBroken, error))?;
+            let mut effects = Vec::new();
+            core.start(clock::now(), &mut effects);
+            match self.carry_out(&mut effects).await {
+                Err(failure) if failure.code() == Code::LedgerFenced && self.overtaken(&events, deadline) => {
+                    tracing::info!(events = events.len(), "another coordinator has appended meanwhile; reading on");
+                    events.append(&mut self.ledger.catch_up().await?);
+                }
+                Err(failure) => return Err(failure),
+                Ok(_) => {
+                    tracing::info!(events = events.len(), "ledger verified and replayed");
+                    return Ok(core);
+                }
+            }
+        }
+    }
+
+    /// Whether not even the first event of this coordinator was taken, and there is time for another try. Once it leads,
+    /// to be fenced off is final.
+    fn overtaken(&self, events: &[EventBody], deadline: Instant) -> bool {
+        self.ledger.len() == events.len() as u64 && Instant::now() < deadline
     }
 
     /// An arrival as the core understands it.
@@ -338,6 +375,18 @@ impl Tables {
         self.executors.remove(run);
         self.staged.retain(|(of, _), _| of != run);
         self.kept.retain(|(of, _), _| of != run);
+    }
+}
+
+fn check_clock(newest: Option<&EventBody>) -> Result<(), Failure> {
+    let now = clock::now();
+    match newest.map(|body| body.time) {
+        Some(newest) if newest > now.after(AHEAD_MAX) => {
+            let detail =
+                format!("the newest event is of {newest} ms, this machine's clock says {now} ms; correct the clock");
+            Err(Failure::new(Code::LedgerBroken, detail))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -64,6 +64,11 @@ impl Denials {
 }
 
 impl Denied {
+    /// Whether a refusal has come that nobody waited for yet.
+    pub(crate) fn was_heard(&mut self) -> bool {
+        self.heard.try_recv().is_ok()
+    }
+
     /// Waits for a refusal; for ever when none comes.
     pub(crate) async fn heard(&mut self) {
         if (&mut self.heard).await.is_err() {

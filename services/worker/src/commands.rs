@@ -25,8 +25,7 @@ impl Ears {
     /// # Errors
     /// The server does not let this worker listen.
     pub(crate) async fn listen(self, bus: &Bus, inputs: mpsc::Sender<Input>) -> Result<(), BusError> {
-        for subject in command_filters(&self.run, &self.worker) {
-            let subscription = bus.subscribe(&subject).await?;
+        for subscription in bus.subscribe_all(&command_filters(&self.run, &self.worker)).await? {
             tokio::spawn(self.clone().hear(subscription, inputs.clone()));
         }
         Ok(())

@@ -35,7 +35,7 @@ impl Scene {
     }
 
     async fn open(&self) -> Result<(Ledger, Vec<EventBody>), LedgerError> {
-        Ledger::open(self.server.bus().await, self.key.clone(), &self.trust, PATIENCE).await
+        Ledger::open(self.server.bus().await, self.key.clone(), self.trust.clone(), PATIENCE).await
     }
 
     /// Puts an event into the stream past the ledger.
@@ -97,6 +97,23 @@ async fn tl_15_a_second_coordinator_fences_the_first_off() {
     let refused = first.append(UnixMillis(3), None, stopped("late")).await;
     assert!(matches!(refused, Err(LedgerError::Fenced { expected: 1, found: 2 })), "{refused:?}");
     assert_eq!(reasons(&scene.open().await.expect("it verifies").1), ["first", "second"]);
+}
+
+/// What a coordinator does that starts while another one is busy: it reads on until its own event is the next.
+#[tokio::test]
+async fn one_that_was_overtaken_reads_on_and_then_appends() {
+    let scene = Scene::new().await;
+    let (mut first, _) = scene.open().await.expect("an empty ledger");
+    first.append(UnixMillis(1), None, stopped("first")).await.expect("appended");
+    let (mut second, _) = scene.open().await.expect("it verifies");
+    first.append(UnixMillis(2), None, stopped("meanwhile")).await.expect("appended");
+    let refused = second.append(UnixMillis(3), None, stopped("second")).await;
+    assert!(matches!(refused, Err(LedgerError::Fenced { .. })), "{refused:?}");
+    assert_eq!(second.len(), 1, "nothing of its own is in the chain");
+    assert_eq!(reasons(&second.catch_up().await.expect("it verifies")), ["meanwhile"]);
+    assert_eq!(second.catch_up().await.expect("it verifies"), []);
+    second.append(UnixMillis(3), None, stopped("second")).await.expect("appended");
+    assert_eq!(reasons(&scene.open().await.expect("it verifies").1), ["first", "meanwhile", "second"]);
 }
 
 /// The answer to a publish can be lost after the event was stored. The same event from the same place stands for that
