@@ -31,6 +31,8 @@ use crate::{answer, check};
 
 /// How long a command may be obeyed after it was signed: covers clocks that differ, not more.
 const COMMAND_LIFE_SECONDS: u64 = 120;
+/// How long an event may still take when the process is told to stop: less than service managers wait.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// Longest sleep without a deadline: bounds what a clock that was set back can do.
 const IDLE_MAX: Duration = Duration::from_secs(5);
 
@@ -97,7 +99,14 @@ impl Shell {
                 () = tokio::time::sleep(wait) => Input::Tick,
             };
             core.handle(clock::now(), input, &mut effects);
-            if let Flow::Stop(reason) = self.carry_out(&mut effects).await? {
+            let flow = tokio::select! {
+                flow = self.carry_out(&mut effects) => flow?,
+                () = overdue(&shutdown) => {
+                    let detail = "the bus took no event while the coordinator was told to stop; a restart continues";
+                    return Err(Failure::new(Code::LedgerUnwritable, detail));
+                }
+            };
+            if let Flow::Stop(reason) = flow {
                 tracing::info!(reason, "everything is in order; ending");
                 break;
             }
@@ -376,6 +385,13 @@ impl Tables {
         self.staged.retain(|(of, _), _| of != run);
         self.kept.retain(|(of, _), _| of != run);
     }
+}
+
+/// Resolves when it is time to end without what is being done. Whether an event that was under way is in the ledger is for
+/// the next reader to see, as after a crash.
+async fn overdue(shutdown: &CancellationToken) {
+    shutdown.cancelled().await;
+    tokio::time::sleep(STOP_PATIENCE).await;
 }
 
 fn check_clock(newest: Option<&EventBody>) -> Result<(), Failure> {

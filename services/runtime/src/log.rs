@@ -5,6 +5,9 @@ use std::io::IsTerminal as _;
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
+/// The client of the bus logs each of its events once more, without saying what it means.
+const FILTER: &str = "info,async_nats=warn";
+
 /// How a process logs.
 #[derive(Args, Clone, Debug, Default)]
 pub struct LogArgs {
@@ -12,7 +15,7 @@ pub struct LogArgs {
     #[arg(long, value_enum, default_value_t = LogFormat::Human, global = true, env = "DILOCO_LOG_FORMAT")]
     pub log_format: LogFormat,
     /// What to log: a level, or `target=level` pairs (tracing's filter syntax).
-    #[arg(long, default_value = "info", global = true, env = "DILOCO_LOG")]
+    #[arg(long, default_value = FILTER, global = true, env = "DILOCO_LOG")]
     pub log: String,
 }
 

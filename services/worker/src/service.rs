@@ -175,12 +175,14 @@ impl Service {
         // The thread and the publisher end when nobody can send them anything any more.
         drop(hands);
         let trained = tokio::task::spawn_blocking(move || training.join());
-        let last_words = async { tokio::join!(trained, publishing) };
-        if tokio::time::timeout(LAST_WORDS, last_words).await.is_err() {
+        let last_words = async {
+            let _ended = tokio::join!(trained, publishing);
+            bus.round_trip().await
+        };
+        if !matches!(tokio::time::timeout(LAST_WORDS, last_words).await, Ok(Ok(()))) {
+            // What was not acknowledged is on disk and leaves after the next start.
             tracing::warn!("ends before the last event or the inner state got out");
         }
-        // What was published but not acknowledged is on disk; a failed flush loses nothing else.
-        let _ = bus.flush().await;
         tracing::info!(reason = exit.reason(), "worker ends");
         match exit {
             Exit::Complete | Exit::Drained | Exit::Stopped => Ok(()),
@@ -229,6 +231,8 @@ impl Hands {
                 self.tasks.spawn(async move { engine.save().await });
             }
             Effect::Emit(event) => self.events.emit(event),
+            // Old heartbeats are of no use to anyone: none is kept for the time when there is a connection again.
+            Effect::Heartbeat(_) if !self.bus.is_connected() => {}
             Effect::Heartbeat(pulse) => {
                 let subject = heartbeat_subject(&self.checked.run, &self.worker);
                 let (bus, heartbeat) = (self.bus.clone(), self.meter.heartbeat(pulse));

@@ -1,0 +1,34 @@
+//! A process that is told to stop while the bus is gone stops all the same.
+
+use std::time::Duration;
+
+use e2e::Recipe;
+use harness::{Cluster, Options};
+use schemas::event::LedgerEvent;
+
+/// What a process is told to do stays undone; it ends before the service manager would kill it (90 s with systemd).
+const STOP_MAX: Duration = Duration::from_secs(45);
+
+#[tokio::test]
+async fn every_process_stops_without_the_bus() {
+    let mut cluster = Cluster::start(Options::default(), 1).await;
+    let run = cluster.run().clone();
+    let mut evidence = cluster.evidence().await;
+    Recipe::reference(50, 1, 60).create(&cluster).await;
+    let granted = |event: &LedgerEvent| matches!(event, LedgerEvent::LeaseGranted { .. });
+    evidence.until_ledger("lease", &run, granted).await;
+    cluster.kill9("broker");
+    // Long enough for each to notice and to have something that it cannot say.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+
+    let names = ["worker-0", "coordinator", "audit", "store"];
+    for name in names {
+        cluster.process(name).terminate();
+    }
+    for name in names {
+        let status = cluster.process(name).exit(STOP_MAX).await;
+        // One that was about to append says that it could not.
+        let in_order = status.success() || (name == "coordinator" && status.code().is_some());
+        assert!(in_order, "{name}: {status}");
+    }
+}
