@@ -57,21 +57,20 @@ codes! {
     LayerOpen = 110, "layer open", "A layer runs without authentication because an exception or switch says so.", "Remove the exception when it is no longer needed.";
     PlaceholderSecret = 111, "placeholder secret", "A secret is a well-known sample value.", "Generate real ones with `diloctl auth init`.";
     RoleMismatch = 112, "credential of another role", "The credential is valid but was issued for another role.", "Point the configuration at the credential of this service's role.";
-    AnonymousAccepted = 113, "server accepts strangers", "The bus or the store accepted a connection without credentials although `require_auth` is on.", "Start the server with the generated configuration; do not put this process on that bus.";
     SignatureInvalid = 114, "signature not valid", "A signed document was altered, or was signed by a key that is not trusted here.", "Compare the trust bundle with the one that `diloctl auth show` prints; if they agree, someone altered the document.";
     CredentialUnreadable = 115, "credential file unusable", "A file with keys, tokens or certificates cannot be read or written, or is no such file.", "Check the path and the rights of its folder.";
     NonceRefused = 116, "server asks to sign something else", "The server sent something that is no nonce for the connection key to sign.", "Do not connect to this server; a broker that does so is captured or is no NATS server.";
-    CertificateInvalid = 117, "certificate not valid", "A certificate or its key does not parse, or the two do not belong together.", "Create them again with `diloctl auth init`, or name the right files.";
+    CertificateInvalid = 117, "certificate not valid", "A certificate or its key does not parse, or the two do not belong together.", "Make a new one with `diloctl auth certificate` and restart broker and store, or name the right files.";
     NameTaken = 118, "name taken", "A credential of this name exists for another role or run.", "Choose another name, or remove the old files first.";
 
     // 02: the bus.
-    BusUnreachable = 201, "bus unreachable", "No NATS server answered at the address.", "Start it with `nats-server -c nats-config/dev.conf` or `diloctl up`, and check address and CA file.";
+    BusUnreachable = 201, "bus unreachable", "No NATS server answered at the address.", "Start it with `nats-server -c nats-config/dev.conf` or `diloctl up`, and check address and CA file; if its certificate has expired, `diloctl auth certificate` makes another.";
     BusRefused = 202, "bus refused the credential", "The NATS server refused the credential.", "Check that the credential and the server belong to the same trust domain, and that it has not expired.";
     BusDenied = 203, "not permitted on the bus", "The server refused to publish or subscribe: the subject is not in this role's permissions.", "Use a credential of the right role; docs/bus.md lists who may say what.";
-    NoAnswer = 204, "no answer", "A request was not answered in time.", "Check that the coordinator runs (`diloctl cluster check`); the request may be repeated.";
+    NoAnswer = 204, "no answer", "A request was not answered in time.", "Look whether `diloco-coordinator` runs, and at its log; the request may be repeated.";
     StreamMissing = 205, "stream or bucket missing", "A JetStream stream, consumer or key-value bucket does not exist.", "Run `diloctl cluster init`.";
-    StreamDrift = 206, "stream differs from its declaration", "A live stream or bucket differs from the file in nats-config.", "Compare with `diloctl cluster check`; apply with `diloctl cluster init`, or change the file.";
-    MessageInvalid = 207, "message not valid", "A message is too long, is not of the expected type, or has a version that this build does not speak.", "Run the same release everywhere; a repeated case from one worker is a reason to evict it.";
+    StreamDrift = 206, "stream differs from its declaration", "A live stream or bucket differs from the file in nats-config.", "`diloctl cluster check` shows the difference. `diloctl cluster init` alters nothing that exists: change the stream with the tools of NATS, or the file, then check again.";
+    MessageInvalid = 207, "message not valid", "A message is too long, is not of the expected type, or has a version that this build does not speak.", "Run the same release everywhere; a repeated case from one worker is a reason to stop that worker.";
     IdentityMismatch = 208, "sender is not who it says", "The identity that the broker wrote into the request differs from the subject's.", "Nothing at the caller; this is an attack or a broken import, look at the audit stream.";
 
     // 03: objects and the store.
@@ -81,7 +80,6 @@ codes! {
     UrlRefused = 304, "url refused", "The store refused a presigned URL: expired, altered, or used for something else.", "Ask for a new URL; if all fail, compare the clocks of store and coordinator.";
     StoreFull = 305, "store full", "The store has no room for an object.", "Free space on the store's disk, or give it a larger one, then repeat.";
     StoreBusy = 306, "store root in use", "Another process holds the lock on the store's folder.", "Stop the other process; two on one folder would delete each other's files.";
-    StoreWeak = 307, "store does not verify", "The S3 store does not enforce a check that the design rests on.", "Run `diloctl store check`; use a store that passes.";
     ObjectTooLarge = 308, "object too large", "An object exceeds the largest that is accepted.", "Lower `chunk_elements` of the run, or split the data.";
     ObjectForbidden = 309, "object not granted", "The asker has no lease or role under which this object is granted.", "Nothing if the lease was lost; otherwise look at the audit stream.";
     CacheFailed = 310, "cache failed", "The local object cache cannot be read or written.", "Check the cache folder's space and rights; it may be deleted at any time.";
@@ -130,7 +128,8 @@ codes! {
     DeviceMissing = 802, "device missing", "The configured device is not available.", "Choose `cpu`, or install the driver and the CUDA build of libtorch.";
     TrainingFailed = 803, "training failed", "The trainer reported an error, or a loss or gradient norm that is not finite.", "Look at the worker's log; the unit is issued again.";
     TrainerMissing = 804, "trainer missing", "This worker was built or configured without the trainer that the run asks for.", "Use a build with the feature, or another worker.";
-    WorkerStateInvalid = 805, "worker state unusable", "The saved inner state of the worker does not fit the run.", "Nothing is lost but optimizer moments; remove the file to start them anew.";
+    WorkerStateInvalid = 805, "worker state unusable", "The worker's folder for its state cannot be used, or the saved inner state does not fit the run.", "Give each worker a folder of its own that it can write. A damaged `inner.safetensors` may be removed: nothing is lost but optimizer moments.";
+    WorkerChainInvalid = 806, "worker's chain of events unusable", "The file that holds the end of a worker's chain of events cannot be read or written.", "Check the space and rights of `worker.state`. Never remove `events.json`: the chain would fork, and its replay would fail. If it is damaged, issue the worker a new name with `diloctl auth issue`.";
 
     // 09: tooling.
     ToolMissing = 901, "tool missing", "A program that set-up needs is not on the machine.", "Install the named program and repeat.";

@@ -31,6 +31,9 @@ pub(crate) struct Global {
     /// Folder of the trust domain: keys, credentials, certificates.
     #[arg(long, global = true, value_name = "DIR", default_value = ".diloco", env = "DILOCO_DOMAIN")]
     pub(crate) domain: PathBuf,
+    /// Credentials file to connect with, instead of the folder's own for the role that the command needs.
+    #[arg(long, global = true, value_name = "FILE", env = "DILOCO_BUS__CREDENTIALS")]
+    pub(crate) credentials: Option<PathBuf>,
     /// Address of the NATS servers; by default the one that `up` started, or tls://127.0.0.1:4222.
     #[arg(long, global = true, value_name = "URL", env = "DILOCO_BUS__URL")]
     pub(crate) bus: Option<String>,
@@ -104,14 +107,21 @@ pub(crate) enum Auth {
         /// For what.
         #[arg(value_parser = parse_role)]
         role: schemas::permission::Role,
-        /// Under which name: letters, digits, `-` and `_`.
+        /// Under which name: letters, digits, `-` and `_`. diloctl itself uses the one that is called like the role,
+        /// unless `--credentials` names another.
         name: String,
-        /// The run, for workers.
+        /// The run, for workers and for them alone.
         #[arg(long)]
         run: Option<RunId>,
         /// How long they are valid.
         #[arg(long, default_value = "30d")]
         lifetime: runtime::ConfigDuration,
+    },
+    /// Make a new certificate for broker and store, valid for 30 days; restart both afterwards.
+    Certificate {
+        /// Host names or addresses of broker and store besides localhost; all of them, the old ones are not kept.
+        #[arg(long, value_name = "NAME")]
+        server_name: Vec<String>,
     },
     /// Show the trust domain: public keys and who was issued what. No secret is printed.
     Show,

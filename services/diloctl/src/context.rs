@@ -52,6 +52,8 @@ impl Endpoints {
 pub(crate) struct Context {
     pub(crate) folder: PathBuf,
     pub(crate) endpoints: Endpoints,
+    /// Chosen instead of the role's own.
+    pub(crate) credentials: Option<PathBuf>,
     pub(crate) timeout: Duration,
     pub(crate) printer: Printer,
 }
@@ -63,20 +65,22 @@ impl Context {
             endpoints.bus.clone_from(bus);
         }
         let printer = Printer::new(global.output);
-        Ok(Self { folder: global.domain.clone(), endpoints, timeout: global.timeout.0, printer })
+        let (folder, credentials) = (global.domain.clone(), global.credentials.clone());
+        Ok(Self { folder, endpoints, credentials, timeout: global.timeout.0, printer })
     }
 
     pub(crate) fn domain(&self) -> Result<Domain, Failure> {
         Domain::open(&self.folder).map_err(|error| Failure::new(error.code(), error))
     }
 
-    /// Connects with the credentials of `role`, which `auth init` issued under the role's name.
+    /// Connects with the credentials that were chosen, or those of `role`, which `auth init` issued under the role's name.
     pub(crate) async fn bus(&self, role: Role) -> Result<Bus, Failure> {
         let layout = self.domain()?.layout().clone();
-        let credentials = layout.credentials(role.name());
+        let own = || layout.credentials(role.name());
+        let credentials = self.credentials.clone().unwrap_or_else(own);
         if !credentials.exists() {
-            let text =
-                format!("{} does not exist; `diloctl auth issue {}` makes it", credentials.display(), role.name());
+            let (file, role) = (credentials.display(), role.name());
+            let text = format!("{file} does not exist; `diloctl auth issue {role} {role}` makes the role's own");
             return Err(Failure::new(Code::CredentialMissing, text));
         }
         let config = BusConfig { url: self.endpoints.bus.clone(), credentials, ca: layout.ca() };

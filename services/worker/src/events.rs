@@ -67,7 +67,7 @@ impl Chain {
     /// The file is there and is no chain's end. Going on without it would fork the chain.
     pub(crate) fn open(path: &Path, key: Arc<AuditKey>, run: RunId, worker: WorkerId) -> Result<Self, Failure> {
         let failed = |error: &dyn std::fmt::Display| {
-            Failure::new(Code::WorkerStateInvalid, format!("chain of events {}: {error}", path.display()))
+            Failure::new(Code::WorkerChainInvalid, format!("chain of events {}: {error}", path.display()))
         };
         let fresh = ChainEnd {
             v: V,
@@ -130,7 +130,9 @@ impl Chain {
 
     fn keep(&mut self, end: ChainEnd) -> Result<(), Failure> {
         let json = serde_json::to_vec(&end).map_err(|error| Failure::new(Code::Internal, error))?;
-        write_private(&self.path, &json).map_err(|error| Failure::new(error.code(), error))?;
+        write_private(&self.path, &json).map_err(|error| {
+            Failure::new(Code::WorkerChainInvalid, format!("chain of events {}: {error}", self.path.display()))
+        })?;
         self.end = end;
         Ok(())
     }
@@ -183,7 +185,7 @@ impl Publisher {
 
     async fn deliver(&mut self, pending: &Pending) {
         let Ok(body) = HEXLOWER.decode(pending.body.as_bytes()) else {
-            tracing::error!(code = %Code::WorkerStateInvalid, "the kept event does not read back");
+            tracing::error!(code = %Code::WorkerChainInvalid, "the kept event does not read back");
             return;
         };
         let headers = headers(&self.chain.key, &self.domain, &body);
@@ -289,7 +291,7 @@ mod tests {
         std::fs::write(&path, b"{\"v\":1}").expect("written");
         let worker = format!("U{}", "B".repeat(55)).parse().expect("the form of a user key");
         let opened = Chain::open(&path, Arc::new(AuditKey::generate()), "demo".parse().expect("a name"), worker);
-        assert_eq!(opened.expect_err("damaged").code(), Code::WorkerStateInvalid);
+        assert_eq!(opened.expect_err("damaged").code(), Code::WorkerChainInvalid);
     }
 
     #[test]

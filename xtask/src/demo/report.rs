@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::control::Diloctl;
@@ -32,10 +32,9 @@ pub(crate) fn show(diloctl: &Diloctl, run: &str, took: Duration) -> Result<()> {
     diloctl.show(&["snapshot", "ls", run])?;
     diloctl.show(&["audit", "replay", "--run", run, "--summary"])?;
     diloctl.show(&["snapshot", "sample", run])?;
-    verdict(&detail, entropy)?;
     console::say("\nnext:");
     NEXT.iter().for_each(console::say);
-    Ok(())
+    verdict(&detail, entropy)
 }
 
 fn table(rounds: &Value, detail: &Value, entropy: &Value) {
@@ -63,14 +62,12 @@ fn table(rounds: &Value, detail: &Value, entropy: &Value) {
 fn verdict(detail: &Value, entropy: &Value) -> Result<()> {
     let last = number(&detail["view"]["held_out_loss"][1]);
     let bigram = number(&entropy["bigram_nats"]);
-    anyhow::ensure!(last.is_finite(), "the run has no held-out loss");
-    if last < bigram {
-        console::say(format_args!("\nverified: held-out loss {last:.4} is below the bigram entropy {bigram:.4}"));
-    } else {
-        console::say(format_args!(
-            "\nheld-out loss {last:.4} is not below the bigram entropy {bigram:.4}: more rounds are needed"
-        ));
-    }
+    ensure!(last.is_finite(), "the run has no held-out loss");
+    ensure!(
+        last < bigram,
+        "held-out loss {last:.4} is not below the bigram entropy {bigram:.4}: more rounds are needed"
+    );
+    console::say(format_args!("\nverified: held-out loss {last:.4} is below the bigram entropy {bigram:.4}"));
     Ok(())
 }
 

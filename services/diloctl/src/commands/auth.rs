@@ -19,10 +19,15 @@ pub(crate) fn run(context: &Context, command: &Auth) -> Result<(), Failure> {
     match command {
         Auth::Init { run, workers, server_name, nats_config } => init(context, run, *workers, server_name, nats_config),
         Auth::Issue { role, name, run, lifetime } => {
-            let run = if role.is_tenant() { run.as_ref() } else { None };
-            let domain = context.domain()?;
-            let issued = issue(&domain, *role, name, run, lifetime.millis())?;
+            let issued = issue(&context.domain()?, *role, name, run.as_ref(), lifetime.millis())?;
             context.printer.record(&Credential::issued(*role, name, &issued));
+            Ok(())
+        }
+        Auth::Certificate { server_name } => {
+            let domain = context.domain()?;
+            domain.renew_server_certificate(server_name, clock::now()).map_err(coded)?;
+            let file = domain.layout().server_certificate();
+            context.printer.talk(&format!("{} is new; restart broker and store", file.display()));
             Ok(())
         }
         Auth::Show => show(context),
@@ -92,6 +97,9 @@ fn show(context: &Context) -> Result<(), Failure> {
             public: read.public().to_string(),
             expires: token.expires,
             file: path.display().to_string(),
+            audit_key: Some(domain.layout().audit_key(name))
+                .filter(|key| key.exists())
+                .map(|key| key.display().to_string()),
         });
     }
     rows.sort_by(|a, b| a.name.cmp(&b.name));
@@ -115,6 +123,8 @@ struct Credential {
     public: String,
     expires: Option<UnixMillis>,
     file: String,
+    /// Of roles that sign events.
+    audit_key: Option<String>,
 }
 
 impl Credential {
@@ -125,6 +135,7 @@ impl Credential {
             public: issued.public.to_string(),
             expires: Some(issued.expires),
             file: issued.credentials.display().to_string(),
+            audit_key: issued.audit_key.as_ref().map(|path| path.display().to_string()),
         }
     }
 }
@@ -140,7 +151,8 @@ impl Row for Credential {
 
 impl Record for Credential {
     fn lines(&self) -> Vec<(&'static str, String)> {
-        Self::TITLES.iter().copied().zip(self.cells()).collect()
+        let key = self.audit_key.iter().map(|key| ("audit key", key.clone()));
+        Self::TITLES.iter().copied().zip(self.cells()).chain(key).collect()
     }
 }
 

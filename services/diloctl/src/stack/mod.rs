@@ -18,10 +18,12 @@ use crate::cli::{Declarations, Down, Up};
 use crate::commands::cluster;
 use crate::context::{Context, Endpoints};
 use crate::output::Row;
-use process::{Running, Spec};
+use process::{Readiness, Running, Spec};
 
 /// The usual port of the broker.
 pub(crate) const BUS_PORT: u16 = 4222;
+/// What became of a service that did not run and can be used now.
+const STARTED: &str = "started";
 /// How long processes may take to end after they were told, beyond the drain time.
 const STOP_MAX: Duration = Duration::from_secs(10);
 
@@ -61,9 +63,9 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
             write_listen(&generated, options.bus_port)?;
             write_endpoints(context, &endpoints)?;
         }
-        let (running, started) = ensure(context, spec).await?;
-        rows.push(Outcome::new(&running, if started { "started" } else { "runs" }));
-        if spec.name == services::BROKER && started {
+        let (running, state) = ensure(context, spec).await?;
+        rows.push(Outcome::new(&running, state));
+        if spec.name == services::BROKER && state == STARTED {
             let declarations = Declarations { nats_config: options.nats_config.clone(), replicas: 1 };
             let here = Context { endpoints: endpoints.clone(), ..context.clone() };
             cluster::compare(&here, &declarations, true).await?;
@@ -73,14 +75,17 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Starts a service unless it runs, and waits until it can be used.
-async fn ensure(context: &Context, spec: &Spec) -> Result<(Running, bool), Failure> {
+/// Starts a service unless it runs, and waits until it can be used. Says what became of it.
+async fn ensure(context: &Context, spec: &Spec) -> Result<(Running, &'static str), Failure> {
     if let Some(running) = Running::find(&context.folder, &spec.name)? {
-        return Ok((running, false));
+        return Ok((running, "runs"));
     }
-    let running = Running::start(&context.folder, spec)?;
-    running.ready(spec).await?;
-    Ok((running, true))
+    let started = Running::start(&context.folder, spec)?;
+    let state = match started.ready(spec).await? {
+        Readiness::Ready => STARTED,
+        Readiness::Done => "ended",
+    };
+    Ok((started.running, state))
 }
 
 fn write_endpoints(context: &Context, endpoints: &Endpoints) -> Result<(), Failure> {

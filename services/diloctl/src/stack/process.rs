@@ -5,7 +5,8 @@ use std::io::{Read as _, Seek as _, SeekFrom};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use runtime::Failure;
@@ -53,6 +54,23 @@ pub(super) struct Running {
     note: PathBuf,
 }
 
+/// A process that this one has just started.
+#[derive(Debug)]
+pub(super) struct Started {
+    pub(super) running: Running,
+    /// How it ended, once it has.
+    ended: Arc<OnceLock<ExitStatus>>,
+}
+
+/// What became of a process that was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Readiness {
+    /// It can be used.
+    Ready,
+    /// It had nothing to do and has ended with success.
+    Done,
+}
+
 impl Running {
     /// The process that goes by `name`, if it lives.
     pub(super) fn find(domain: &Path, name: &str) -> Result<Option<Self>, Failure> {
@@ -85,7 +103,7 @@ impl Running {
     }
 
     /// Starts a service in a process group of its own, so that Ctrl-C at the terminal reaches only who is in front.
-    pub(super) fn start(domain: &Path, spec: &Spec) -> Result<Self, Failure> {
+    pub(super) fn start(domain: &Path, spec: &Spec) -> Result<Started, Failure> {
         if let Ready::Broker { address, .. } = &spec.ready
             && std::net::TcpListener::bind(address).is_err()
         {
@@ -109,10 +127,14 @@ impl Running {
             .spawn()
             .map_err(|error| Failure::new(Code::ToolMissing, format!("{}: {error}", spec.program.display())))?;
         let pid = child.id();
+        let ended = Arc::new(OnceLock::new());
+        let end = Arc::clone(&ended);
         // Reaped in the background: a child that ended must not look alive.
         std::thread::spawn(move || {
             let mut child = child;
-            let _status = child.wait();
+            if let Ok(status) = child.wait() {
+                let _first = end.set(status);
+            }
         });
         let note = notes(domain).join(format!("{}.json", spec.name));
         let started = start_time(pid).unwrap_or_default();
@@ -121,31 +143,7 @@ impl Running {
         let aside = running.note.with_extension("part");
         let written = fs::write(&aside, text).and_then(|()| fs::rename(&aside, &running.note));
         written.map_err(|error| unusable(&running.note, &error))?;
-        Ok(running)
-    }
-
-    /// Waits until the service can be used.
-    pub(super) async fn ready(&self, spec: &Spec) -> Result<(), Failure> {
-        let deadline = Instant::now() + READY_MAX;
-        loop {
-            let ready = match &spec.ready {
-                Ready::File(path) => path.exists(),
-                Ready::Broker { folder, .. } => {
-                    let program = spec.program.file_name().unwrap_or_default().to_string_lossy();
-                    folder.join(format!("{program}_{}.ports", self.pid)).exists()
-                }
-            };
-            if ready {
-                return Ok(());
-            }
-            let died = !self.lives();
-            if died || Instant::now() >= deadline {
-                let what = if died { "ended before it could be used" } else { "cannot be used after a minute" };
-                let text = format!("{} {what}; the end of {}:\n{}", self.name, self.log.display(), self.tail());
-                return Err(Failure::new(Code::ProcessDied, text));
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
+        Ok(Started { running, ended })
     }
 
     pub(super) fn lives(&self) -> bool {
@@ -200,6 +198,37 @@ impl Running {
     }
 }
 
+impl Started {
+    /// Waits until the service can be used, or has ended with success: a worker has nothing to do when its run is complete.
+    pub(super) async fn ready(&self, spec: &Spec) -> Result<Readiness, Failure> {
+        let deadline = Instant::now() + READY_MAX;
+        let Running { name, pid, log, .. } = &self.running;
+        loop {
+            let ready = match &spec.ready {
+                Ready::File(path) => path.exists(),
+                Ready::Broker { folder, .. } => {
+                    let program = spec.program.file_name().unwrap_or_default().to_string_lossy();
+                    folder.join(format!("{program}_{pid}.ports")).exists()
+                }
+            };
+            if ready {
+                return Ok(Readiness::Ready);
+            }
+            let what = match self.ended.get() {
+                Some(status) if status.success() => return Ok(Readiness::Done),
+                Some(status) => format!("ended before it could be used ({status})"),
+                None if Instant::now() >= deadline => "cannot be used after a minute".to_owned(),
+                None => {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                    continue;
+                }
+            };
+            let text = format!("{name} {what}; the end of {}:\n{}", log.display(), self.running.tail());
+            return Err(Failure::new(Code::ProcessDied, text));
+        }
+    }
+}
+
 fn notes(domain: &Path) -> PathBuf {
     domain.join("up")
 }
@@ -239,20 +268,33 @@ mod tests {
     async fn a_process_is_found_again_and_stopped() {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let spec = spec(scratch.path(), "touch ready; exec sleep 60");
-        let running = Running::start(scratch.path(), &spec).expect("starts");
-        running.ready(&spec).await.expect("ready");
+        let started = Running::start(scratch.path(), &spec).expect("starts");
+        assert_eq!(started.ready(&spec).await.expect("it writes the file"), Readiness::Ready);
         let found = Running::find(scratch.path(), "test").expect("a note").expect("alive");
-        assert_eq!(found, running);
+        assert_eq!(found, started.running);
         assert_eq!(found.stop(Duration::from_secs(5)).await, "stopped");
         assert_eq!(Running::find(scratch.path(), "test").expect("no note"), None);
+    }
+
+    /// A worker whose run is complete is ready and gone between two looks.
+    #[tokio::test]
+    async fn a_process_that_has_nothing_to_do_is_no_failure() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let spec = spec(scratch.path(), "touch ready; rm ready; exit 0");
+        let started = Running::start(scratch.path(), &spec).expect("starts");
+        let reached = started.ready(&spec).await.expect("success is no failure");
+        // Which of the two is a matter of when it was looked at.
+        assert!(matches!(reached, Readiness::Ready | Readiness::Done));
+        assert!(started.running.ended(Instant::now() + READY_MAX).await);
+        assert_eq!(started.ready(&spec).await.expect("success is no failure"), Readiness::Done);
     }
 
     #[tokio::test]
     async fn a_process_that_dies_early_shows_its_log() {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let spec = spec(scratch.path(), "echo no luck; exit 3");
-        let running = Running::start(scratch.path(), &spec).expect("starts");
-        let failure = running.ready(&spec).await.expect_err("it died");
+        let started = Running::start(scratch.path(), &spec).expect("starts");
+        let failure = started.ready(&spec).await.expect_err("it died");
         assert_eq!(failure.code(), Code::ProcessDied);
         assert!(failure.to_string().contains("no luck"), "{failure}");
     }
