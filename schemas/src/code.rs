@@ -91,6 +91,7 @@ codes! {
     RunClosed = 404, "run closed", "The run is complete or stopped and gives out no work.", "Nothing; `diloctl run get` shows how it ended.";
     Draining = 405, "draining", "The coordinator is shutting down and gives out no work.", "Wait for it to come back; the worker asks again by itself.";
     ManifestInvalid = 406, "manifest refused", "A lease's signed manifest failed a check: signature, window, audience or binding.", "Nothing was executed; compare the worker's trust bundle with the coordinator's.";
+    AskedTooMuch = 407, "asked too much", "A worker sent more requests than any worker needs, and was not listened to for a moment.", "An honest worker slows down by itself. If it repeats, look at that worker: it is broken or hostile.";
 
     // 05: contributions.
     LayoutMismatch = 501, "other layout", "A contribution's layout (names, shapes, order or types) is not the run's.", "Run the same release and the same model configuration as the run.";

@@ -47,8 +47,12 @@ pub struct RunId(String);
 
 const KEY_CHARACTERS: usize = 56;
 
-/// Stands in subjects where an event concerns no single run; so no run may have this name.
+/// Stands in subjects where an event concerns no single run.
 pub const CLUSTER: &str = "cluster";
+/// Stands in the keys of what operators upload, where workers have their run.
+pub const OPERATOR: &str = "operator";
+/// What no run may be called.
+const RESERVED: [&str; 2] = [CLUSTER, OPERATOR];
 
 fn check_key(text: &str, kinds: &[char]) -> Result<(), IdError> {
     let base32 = |c: char| c.is_ascii_uppercase() || ('2'..='7').contains(&c);
@@ -60,7 +64,7 @@ fn check_key(text: &str, kinds: &[char]) -> Result<(), IdError> {
 fn check_run(text: &str) -> Result<(), IdError> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let formed = !text.is_empty() && text.len() <= RUN_ID_BYTES_MAX && text.chars().all(allowed);
-    let right = formed && !text.starts_with('-') && text != CLUSTER;
+    let right = formed && !text.starts_with('-') && !RESERVED.contains(&text);
     if right { Ok(()) } else { Err(IdError::Run(text.chars().take(64).collect())) }
 }
 

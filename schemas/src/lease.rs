@@ -203,7 +203,7 @@ message!(ClaimReply, "lease.claim reply", MESSAGE_BYTES_MAX);
 message!(RenewRequest, "lease.renew", WORKER_MESSAGE_BYTES_MAX);
 message!(RenewReply, "lease.renew reply", MESSAGE_BYTES_MAX);
 message!(ReleaseRequest, "lease.release", WORKER_MESSAGE_BYTES_MAX);
-message!(Done, "done", 1024);
+message!(Done, "done", 4096);
 message!(Offer, "work offer", 4096);
 
 impl UnitId {

@@ -38,6 +38,9 @@ pub struct RunView {
     /// Why it is halted; there in phase [`RunPhase::Halted`] only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub halted: Option<Refusal>,
+    /// What holds it up at present and passes by itself, or is tried again: missing workers, a merge or save that failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<Refusal>,
     /// The open round; equal to `rounds` when all are closed.
     pub round: Round,
     /// Rounds of the run.

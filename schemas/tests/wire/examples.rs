@@ -139,6 +139,7 @@ fn view() -> RunView {
         run: run(),
         phase: RunPhase::Training,
         halted: None,
+        trouble: None,
         round: Round(3),
         rounds: 10,
         units_done: 1,

@@ -114,6 +114,9 @@ impl Executor {
                 Order::Restore { spec, snapshot, merges } => self.restore(*spec, snapshot, merges).await,
                 Order::Merge { round, inputs, kept } => {
                     let outcome = answered("merge", self.merge(round, inputs, kept)).await;
+                    if let (Err(refusal), Some(context)) = (&outcome, &self.context) {
+                        tracing::warn!(run = %context.spec.run, round = round.get(), %refusal, "round not merged");
+                    }
                     self.tell(|run| Input::Merged { run, round, outcome }).await
                 }
                 Order::Save { round, parent, merges } => self.save(round, parent, merges).await,
@@ -224,6 +227,9 @@ async fn tell_saved(
     save: impl Future<Output = Result<ObjectRef, Refusal>>,
 ) {
     let outcome = answered("save", save).await;
+    if let Err(refusal) = &outcome {
+        tracing::warn!(%run, round = round.get(), %refusal, "full snapshot not saved");
+    }
     // When the shell has ended nobody needs to know.
     let _ = arrivals.send(Arrival::Input(Input::Saved { run, round, outcome })).await;
 }

@@ -24,14 +24,14 @@ pub(crate) struct Granted(BTreeSet<IncomingKey>);
 
 impl Granted {
     /// For each object whether its upload was granted before; from now on it was.
-    pub(crate) fn mark(&mut self, place: &Quarantine, objects: &[ObjectRef]) -> Result<Vec<Upload>, Refusal> {
+    pub(crate) fn mark(&mut self, place: &Quarantine, objects: &[ObjectRef]) -> Vec<Upload> {
         if self.0.len() + objects.len() > REMEMBERED_MAX {
             self.0.clear();
         }
         let upload = |object: &ObjectRef| {
-            let key = incoming_key(place, object.digest)?;
+            let key = incoming_key(place, object.digest);
             let fresh = self.0.insert(key.clone());
-            Ok(Upload { key, object: *object, fresh })
+            Upload { key, object: *object, fresh }
         };
         objects.iter().map(upload).collect()
     }
@@ -75,7 +75,7 @@ pub(crate) async fn put(store: &Store, place: &Quarantine, uploads: Vec<Upload>)
 
 /// Checks and promotes an operator's uploads.
 pub(crate) async fn commit(store: &Store, place: &Quarantine, objects: &[ObjectRef]) -> Result<Answer, Refusal> {
-    let keys: Vec<_> = objects.iter().map(|object| incoming_key(place, object.digest)).collect::<Result<_, _>>()?;
+    let keys: Vec<_> = objects.iter().map(|object| incoming_key(place, object.digest)).collect();
     let promotions: Vec<_> = keys.iter().zip(objects).map(|(key, object)| promote(store, key, *object)).collect();
     stream::iter(promotions).buffer_unordered(LOOKS_MAX).try_collect::<()>().await?;
     Ok(Answer::Done(Done { v: V }))
@@ -96,11 +96,13 @@ async fn promote(store: &Store, key: &IncomingKey, object: ObjectRef) -> Result<
 }
 
 async fn blob_is_there(store: &Store, object: ObjectRef) -> Result<bool, Refusal> {
+    let _permit = store.look().await;
     let found = store.buckets.exists(object.digest).await.map_err(|error| refusal(&error))?;
     Ok(found == Some(object.bytes))
 }
 
 async fn upload_is_there(store: &Store, upload: &Upload) -> Result<bool, Refusal> {
+    let _permit = store.look().await;
     match store.buckets.head_checked(&upload.key, upload.object).await {
         Ok(_) => Ok(true),
         Err(ObjectError::Missing { .. }) => Ok(false),

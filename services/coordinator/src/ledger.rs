@@ -148,41 +148,36 @@ struct AckError {
 }
 
 impl Ledger {
-    /// Reads and verifies the whole chain. What comes back are its bodies, oldest first. A publish is retried until
-    /// `patience` has passed.
-    ///
-    /// # Errors
-    /// As [`Ledger::catch_up`].
-    pub async fn open(
-        bus: Bus,
-        key: AuditKey,
-        trust: TrustBundle,
-        patience: Duration,
-    ) -> Result<(Self, Vec<EventBody>), LedgerError> {
+    /// The chain as it is before anything was read: [`Ledger::catch_up`] comes first. A publish is retried until `patience`
+    /// has passed.
+    pub fn new(bus: Bus, key: AuditKey, trust: TrustBundle, patience: Duration) -> Self {
         let jetstream = jetstream::new(bus.client().clone());
-        let mut ledger = Self { bus, jetstream, key, trust, tail: Tail::default(), patience };
-        let bodies = ledger.catch_up().await?;
-        Ok((ledger, bodies))
+        Self { bus, jetstream, key, trust, tail: Tail::default(), patience }
     }
 
-    /// Reads and verifies what others have appended since this process last read or appended; afterwards it may append.
+    /// Reads and verifies what was appended since this process last read or appended, and hands each body to `follow`, oldest
+    /// first; none is kept. Afterwards this process may append.
     ///
     /// # Errors
-    /// [`LedgerError::Broken`] names the first event that does not verify; otherwise the stream cannot be read.
-    pub async fn catch_up(&mut self) -> Result<Vec<EventBody>, LedgerError> {
+    /// [`LedgerError::Broken`] names the first event that does not verify, or that `follow` does not take; otherwise the
+    /// stream cannot be read.
+    pub async fn catch_up<E: std::fmt::Display>(
+        &mut self,
+        mut follow: impl FnMut(EventBody) -> Result<(), E>,
+    ) -> Result<(), LedgerError> {
         let policy = match self.tail.stream {
             0 => DeliverPolicy::All,
             last => DeliverPolicy::ByStartSequence { start_sequence: last + 1 },
         };
-        let mut bodies = Vec::new();
-        for stored in read(&self.jetstream, policy).await? {
+        let Self { jetstream, tail, trust, .. } = self;
+        read(jetstream, policy, |stored| {
             let broken = |reason| LedgerError::Broken { stream: stored.stream, reason };
-            let body = verify(&stored, &self.tail, &self.trust).map_err(broken)?;
+            let body = verify(&stored, tail, trust).map_err(broken)?;
             let previous = Some(Digest::of(&stored.payload));
-            self.tail = Tail { stream: stored.stream, next: body.sequence.next(), previous };
-            bodies.push(body);
-        }
-        Ok(bodies)
+            *tail = Tail { stream: stored.stream, next: body.sequence.next(), previous };
+            follow(body).map_err(|error| broken(error.to_string()))
+        })
+        .await
     }
 
     /// Events in the chain.
@@ -198,8 +193,8 @@ impl Ledger {
     /// Appends one event and returns when it is stored, exactly once.
     ///
     /// # Errors
-    /// Any error means that this process must stand down: whether the event will ever be in the chain is for the next
-    /// reader to see.
+    /// [`LedgerError::Fenced`]: it is not in the chain, since others have appended. After any other error whether it will
+    /// ever be there is for the next reader to see. Who leads must stand down either way.
     pub async fn append(
         &mut self,
         time: UnixMillis,
@@ -282,25 +277,33 @@ impl Ledger {
 
     /// Stream sequence and digest of the last ledger event.
     async fn last(&self) -> Result<Option<(u64, Digest)>, LedgerError> {
-        let stored = read(&self.jetstream, DeliverPolicy::Last).await?;
-        Ok(stored.last().map(|stored| (stored.stream, Digest::of(&stored.payload))))
+        let mut last = None;
+        let note = |stored: Stored| {
+            last = Some((stored.stream, Digest::of(&stored.payload)));
+            Ok(())
+        };
+        read(&self.jetstream, DeliverPolicy::Last, note).await?;
+        Ok(last)
     }
 }
 
 /// The broker's error for a stream that is full and refuses new messages.
 const STREAM_FULL: u64 = 10077;
 
-/// Every ledger event that `policy` selects.
-async fn read(jetstream: &Context, policy: DeliverPolicy) -> Result<Vec<Stored>, LedgerError> {
+/// Gives every ledger event that `policy` selects to `each`, until one is refused.
+async fn read(
+    jetstream: &Context,
+    policy: DeliverPolicy,
+    mut each: impl FnMut(Stored) -> Result<(), LedgerError>,
+) -> Result<(), LedgerError> {
     let unreadable = |error: &dyn std::fmt::Display| LedgerError::Unreadable(error.to_string());
     let stream = jetstream.get_stream_no_info(AUDIT_STREAM).await.map_err(|error| unreadable(&error))?;
     let config =
         OrderedConfig { filter_subject: LEDGER_FILTER.to_owned(), deliver_policy: policy, ..OrderedConfig::default() };
     let consumer = stream.create_consumer(config).await.map_err(|error| unreadable(&error))?;
     let mut pending = consumer.cached_info().num_pending;
-    let mut found = Vec::new();
     if pending == 0 {
-        return Ok(found);
+        return Ok(());
     }
     let mut messages = consumer.messages().await.map_err(|error| unreadable(&error))?;
     while pending > 0 {
@@ -312,9 +315,9 @@ async fn read(jetstream: &Context, policy: DeliverPolicy) -> Result<Vec<Stored>,
         let stream = info.stream_sequence;
         pending = info.pending;
         let async_nats::Message { subject, payload, headers, .. } = message.message;
-        found.push(Stored { stream, subject: subject.to_string(), headers: headers.unwrap_or_default(), payload });
+        each(Stored { stream, subject: subject.to_string(), headers: headers.unwrap_or_default(), payload })?;
     }
-    Ok(found)
+    Ok(())
 }
 
 /// Checks an event's signature, key, place and subject, and gives its body.

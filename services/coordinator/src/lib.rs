@@ -14,6 +14,7 @@
 //! | `check`, `screen` | a new run's objects; a result's chunks |
 //! | `context`, `weights`, `executor`, `restore`, `save`, `pointer` | a run's weights: step, recompute, keep |
 
+mod allowance;
 mod answer;
 mod arrival;
 mod check;

@@ -154,7 +154,7 @@ async fn check_chunk(
     }
     let Source { run, lease, worker } = source;
     let place = Quarantine::Worker { run: run.clone(), round: lease.unit.round, worker: worker.clone() };
-    let key = incoming_key(&place, object.digest)?;
+    let key = incoming_key(&place, object.digest);
     let permit = store.transfer().await;
     let bytes = match store.buckets.get_incoming(&key, object).await {
         Ok(bytes) => bytes,

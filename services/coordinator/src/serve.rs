@@ -2,11 +2,12 @@
 
 use coordinator_core::{Input, Peer};
 use runtime::{Bus, Failure, Subscription};
-use schemas::Code;
 use schemas::subject::{COORDINATOR_FILTERS, Incoming};
+use schemas::{Code, Refusal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use crate::allowance::{Allowances, HEARTBEAT_COST, cost};
 use crate::answer;
 use crate::arrival::Arrival;
 use crate::incoming::{self, Heard, Identity, Rejected};
@@ -28,6 +29,7 @@ pub(crate) async fn forward(
     arrivals: mpsc::Sender<Arrival>,
 ) {
     let mut refusals = Refusals::default();
+    let mut allowances = Allowances::default();
     let mut summaries = tokio::time::interval(SUMMARY_EVERY);
     summaries.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -48,7 +50,8 @@ pub(crate) async fn forward(
             }
         };
         let reply = message.reply.clone();
-        let arrival = match incoming::read(&message, identity) {
+        let heard = incoming::read(&message, identity).and_then(|heard| affordable(heard, &mut allowances));
+        let arrival = match heard {
             Ok(Heard::Heartbeat { peer, heartbeat }) => Arrival::Input(Input::Heartbeat { peer, heartbeat }),
             Ok(Heard::Worker { peer, request }) => match reply {
                 Some(reply) => Arrival::Worker { peer, request, reply },
@@ -68,6 +71,20 @@ pub(crate) async fn forward(
         }
     }
     let _ = arrivals.send(Arrival::Failed(Failure::new(Code::BusUnreachable, "the connection was closed"))).await;
+}
+
+/// Refuses a worker that has asked more than any worker needs.
+fn affordable(heard: Heard, allowances: &mut Allowances) -> Result<Heard, Box<Rejected>> {
+    let (peer, verb, cost) = match &heard {
+        Heard::Worker { peer, request } => (peer, request.verb().token(), cost(request)),
+        Heard::Heartbeat { peer, .. } => (peer, "heartbeat", HEARTBEAT_COST),
+        Heard::Operator { .. } => return Ok(heard),
+    };
+    if allowances.admit(peer, cost, Instant::now()) {
+        return Ok(heard);
+    }
+    let refusal = Refusal::new(Code::AskedTooMuch, format!("{} asks more than a worker needs", peer.worker));
+    Err(Box::new(Rejected { peer: Some(peer.clone()), verb: verb.to_owned(), refusal }))
 }
 
 /// Refuses a message, unless answering it would be what an attacker wants, and gives what is to be recorded.

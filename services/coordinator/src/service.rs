@@ -22,7 +22,7 @@ use crate::shell::{Shell, Tables};
 use crate::store::Store;
 
 /// Arrivals that wait for the loop. Beyond it the bus keeps them, and drops what it cannot keep.
-const ARRIVALS_MAX: usize = 4096;
+const ARRIVALS_MAX: usize = 1024;
 
 /// A coordinator that leads.
 pub struct Service {
@@ -58,21 +58,21 @@ impl Service {
         let pointer = Pointer::open(&bus).await?;
         let patience = config.limits.ledger_patience.0;
         let domain = trust.domain.to_string();
-        let (ledger, events) = Ledger::open(bus.clone(), audit_key, trust, patience).await?;
+        let ledger = Ledger::new(bus.clone(), audit_key, trust, patience);
         let settings = Settings {
             release: env!("CARGO_PKG_VERSION").to_owned(),
             posture,
             heartbeat: config.limits.heartbeat.millis(),
         };
         let (sender, arrivals) = mpsc::channel(ARRIVALS_MAX);
-        let mut feeders = JoinSet::new();
-        for subscription in serve::subscribe(&bus).await? {
-            feeders.spawn(serve::forward(bus.clone(), subscription, identity, sender.clone()));
-        }
         let tables = Tables::default();
         let mut shell = Shell { bus, store, pointer, ledger, manifest_key, domain, arrivals: sender, tables };
-        let core = shell.lead(&settings, events, patience).await?;
-        // Offers are taken from the queue only by the one that leads.
+        let core = shell.lead(&settings, patience).await?;
+        // Only who leads hears requests and takes offers: what was said before was said to a predecessor.
+        let mut feeders = JoinSet::new();
+        for subscription in serve::subscribe(&shell.bus).await? {
+            feeders.spawn(serve::forward(shell.bus.clone(), subscription, identity, shell.arrivals.clone()));
+        }
         feeders.spawn(queue::pull(shell.bus.clone(), consumer, shell.arrivals.clone()));
         Ok(Self { shell, core, arrivals, feeders })
     }

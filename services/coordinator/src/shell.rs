@@ -5,15 +5,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_nats::Subject;
-use coordinator_core::{Answer, Coordinator, Effect, Input, Quarantine, ReplyId, Settings};
+use coordinator_core::{Answer, Coordinator, Effect, Input, Quarantine, ReplyId, Settings, State};
 use identity::ManifestKey;
 use runtime::{Bus, Failure, clock};
-use schemas::event::EventBody;
 use schemas::lease::{ClaimOutcome, ClaimReply, LeaseRef, MANIFEST_TYPE, Manifest};
 use schemas::public::{COMMAND_TYPE, Command, CommandVerb, Status};
 use schemas::snapshot::MergeInput;
 use schemas::subject::{command_subject, status_subject};
-use schemas::{AccountId, Code, Message as _, Millis, ObjectRef, Refusal, Round, RunId, V, WorkerId};
+use schemas::{AccountId, Code, Message as _, Millis, ObjectRef, Refusal, Round, RunId, UnixMillis, V, WorkerId};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -83,8 +82,11 @@ impl Shell {
         shutdown: CancellationToken,
     ) -> Result<(), Failure> {
         let mut effects = Vec::new();
+        let mut backlog = None;
         loop {
             let wait = core.next_deadline().map_or(IDLE_MAX, |at| clock::now().until(at).as_duration().min(IDLE_MAX));
+            // A deadline that has passed is looked at after what came in until then, and before what came in since.
+            let ahead = if wait.is_zero() { *backlog.get_or_insert(queue.len()) } else { 0 };
             let input = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => {
@@ -92,11 +94,17 @@ impl Shell {
                     tracing::info!("stopping; leases run on until they expire");
                     break;
                 }
-                arrival = queue.recv() => match arrival {
-                    Some(arrival) => self.input(arrival)?,
+                arrival = queue.recv(), if !wait.is_zero() || ahead > 0 => match arrival {
+                    Some(arrival) => {
+                        backlog = backlog.map(|waiting: usize| waiting.saturating_sub(1));
+                        self.input(arrival)?
+                    }
                     None => break,
                 },
-                () = tokio::time::sleep(wait) => Input::Tick,
+                () = tokio::time::sleep(wait) => {
+                    backlog = None;
+                    Input::Tick
+                }
             };
             core.handle(clock::now(), input, &mut effects);
             let flow = tokio::select! {
@@ -108,6 +116,13 @@ impl Shell {
             };
             if let Flow::Stop(reason) = flow {
                 tracing::info!(reason, "everything is in order; ending");
+                // Who asked meanwhile is told.
+                while let Ok(arrival) = queue.try_recv() {
+                    if let Ok(input) = self.input(arrival) {
+                        core.handle(clock::now(), input, &mut effects);
+                    }
+                }
+                self.carry_out(&mut effects).await?;
                 break;
             }
         }
@@ -118,42 +133,36 @@ impl Shell {
         Ok(())
     }
 
-    /// Takes the lead: its first append fences off whoever led before. `events` is the whole ledger as it was read. A
-    /// predecessor that still appends is read on and tried again, for as long as one append is.
+    /// Takes the lead: its first append fences off whoever led before. A predecessor that still appends is read on and tried
+    /// again, for as long as one append is.
     ///
     /// # Errors
     /// The ledger cannot be followed or written, or the predecessor stays faster.
-    pub(crate) async fn lead(
-        &mut self,
-        settings: &Settings,
-        mut events: Vec<EventBody>,
-        patience: Duration,
-    ) -> Result<Coordinator, Failure> {
+    pub(crate) async fn lead(&mut self, settings: &Settings, patience: Duration) -> Result<Coordinator, Failure> {
         let deadline = Instant::now() + patience;
+        let mut state = State::default();
         loop {
-            check_clock(events.last())?;
-            let replayed = Coordinator::replay(settings.clone(), &events);
-            let mut core = replayed.map_err(|error| Failure::new(Code::LedgerBroken, error))?;
+            self.ledger.catch_up(|body| state.follow(&body)).await?;
+            check_clock(state.time())?;
+            let events = self.ledger.len();
+            let mut core = Coordinator::new(settings.clone(), state.clone());
             let mut effects = Vec::new();
             core.start(clock::now(), &mut effects);
             match self.carry_out(&mut effects).await {
-                Err(failure) if failure.code() == Code::LedgerFenced && self.overtaken(&events, deadline) => {
-                    tracing::info!(events = events.len(), "another coordinator has appended meanwhile; reading on");
-                    events.append(&mut self.ledger.catch_up().await?);
-                }
-                Err(failure) => return Err(failure),
                 Ok(_) => {
-                    tracing::info!(events = events.len(), "ledger verified and replayed");
+                    tracing::info!(events, "ledger verified and replayed");
                     return Ok(core);
                 }
+                // Once a first event was taken, to be fenced off is final.
+                Err(failure) if failure.code() == Code::LedgerFenced && self.ledger.len() == events => {
+                    if Instant::now() >= deadline {
+                        return Err(failure);
+                    }
+                    tracing::info!(events, "another coordinator has appended meanwhile; reading on");
+                }
+                Err(failure) => return Err(failure),
             }
         }
-    }
-
-    /// Whether not even the first event of this coordinator was taken, and there is time for another try. Once it leads,
-    /// to be fenced off is final.
-    fn overtaken(&self, events: &[EventBody], deadline: Instant) -> bool {
-        self.ledger.len() == events.len() as u64 && Instant::now() < deadline
     }
 
     /// An arrival as the core understands it.
@@ -265,10 +274,7 @@ impl Shell {
     }
 
     async fn grant_put(&mut self, reply: ReplyId, place: Quarantine, objects: &[ObjectRef]) {
-        let uploads = match self.tables.granted.mark(&place, objects) {
-            Ok(uploads) => uploads,
-            Err(refusal) => return self.reply(reply, Err(refusal)).await,
-        };
+        let uploads = self.tables.granted.mark(&place, objects);
         let Some(subject) = self.tables.replies.remove(&reply) else { return };
         let (store, bus) = (self.store.clone(), self.bus.clone());
         tokio::spawn(async move {
@@ -394,16 +400,13 @@ async fn overdue(shutdown: &CancellationToken) {
     tokio::time::sleep(STOP_PATIENCE).await;
 }
 
-fn check_clock(newest: Option<&EventBody>) -> Result<(), Failure> {
+fn check_clock(newest: UnixMillis) -> Result<(), Failure> {
     let now = clock::now();
-    match newest.map(|body| body.time) {
-        Some(newest) if newest > now.after(AHEAD_MAX) => {
-            let detail =
-                format!("the newest event is of {newest} ms, this machine's clock says {now} ms; correct the clock");
-            Err(Failure::new(Code::LedgerBroken, detail))
-        }
-        _ => Ok(()),
+    if newest <= now.after(AHEAD_MAX) {
+        return Ok(());
     }
+    let detail = format!("the newest event is of {newest} ms, this machine's clock says {now} ms; correct the clock");
+    Err(Failure::new(Code::LedgerBroken, detail))
 }
 
 async fn send(bus: &Bus, subject: &Subject, answer: Result<Answer, Refusal>) {

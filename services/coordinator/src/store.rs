@@ -7,12 +7,14 @@ use coordinator_core::Quarantine;
 use objects::{Buckets, Endpoint, IncomingKey, ObjectError, Signer, StoreClock, TransferLimits, Trust};
 use runtime::Failure;
 use schemas::{Code, Digest, ObjectRef, Refusal};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::config::Config;
 
 /// The unit in which memory for contributions is counted out; a semaphore counts to less than the bytes of a machine.
 const PAGE_BYTES: u64 = 4096;
+/// Most questions at a time whether the store has an object.
+const LOOKS_MAX: usize = 32;
 
 /// Access to the store. Cheap to clone; clones share connections and bounds.
 #[derive(Clone, Debug)]
@@ -21,6 +23,7 @@ pub(crate) struct Store {
     pub(crate) signer: Signer,
     /// One permit for each chunk that is being fetched or stored.
     pub(crate) transfers: Arc<Semaphore>,
+    looks: Arc<Semaphore>,
     memory: Arc<Semaphore>,
 }
 
@@ -57,6 +60,7 @@ impl Store {
             buckets,
             signer,
             transfers: Arc::new(Semaphore::new(config.limits.transfers.max(1) as usize)),
+            looks: Arc::new(Semaphore::new(LOOKS_MAX)),
             memory: Arc::new(Semaphore::new(pages.min(Semaphore::MAX_PERMITS))),
         })
     }
@@ -66,6 +70,12 @@ impl Store {
         let pages = u32::try_from((bytes.len() as u64).div_ceil(PAGE_BYTES)).ok()?;
         let room = Arc::clone(&self.memory).try_acquire_many_owned(pages).ok()?;
         Some(Kept { bytes, _room: room })
+    }
+
+    /// Waits until the store may be asked whether it has an object. Many ask at a time, but not without end: the store has
+    /// other work.
+    pub(crate) async fn look(&self) -> SemaphorePermit<'_> {
+        self.looks.acquire().await.expect("the semaphore is never closed")
     }
 
     /// Waits until a chunk may be fetched or stored.
@@ -92,11 +102,10 @@ impl Store {
 }
 
 /// Where an object of a quarantine lies.
-pub(crate) fn incoming_key(place: &Quarantine, digest: Digest) -> Result<IncomingKey, Refusal> {
+pub(crate) fn incoming_key(place: &Quarantine, digest: Digest) -> IncomingKey {
     match place {
-        Quarantine::Worker { run, round, worker } => IncomingKey::worker(run, *round, worker, digest)
-            .map_err(|error| Refusal::new(Code::SpecInvalid, error.to_string())),
-        Quarantine::Operator { operator } => Ok(IncomingKey::operator(operator, digest)),
+        Quarantine::Worker { run, round, worker } => IncomingKey::worker(run, *round, worker, digest),
+        Quarantine::Operator { operator } => IncomingKey::operator(operator, digest),
     }
 }
 

@@ -18,6 +18,9 @@ pub const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(100);
 pub const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(4);
 /// How often an idle connection is probed.
 pub const PING_INTERVAL: Duration = Duration::from_secs(20);
+/// Messages of one subscription that may wait for this process; more are dropped. With the largest message this bounds its
+/// memory.
+const SUBSCRIPTION_MESSAGES_MAX: usize = 4096;
 
 /// A credentials file, and whose it was when the process started.
 #[derive(Clone, Debug)]
@@ -104,6 +107,7 @@ pub fn connect_options(source: &CredentialSource, tls: &BusTls) -> ConnectOption
     let options = options
         .custom_inbox_prefix(inbox)
         .reconnect_delay_callback(reconnect_delay)
+        .subscription_capacity(SUBSCRIPTION_MESSAGES_MAX)
         .ping_interval(PING_INTERVAL)
         .request_timeout(Some(REQUEST_TIMEOUT.as_duration()));
     match tls {

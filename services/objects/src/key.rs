@@ -10,12 +10,12 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemas::id::OPERATOR;
 use schemas::{Digest, PublicKey, Round, RunId, WorkerId};
 
 /// Longest key that is accepted anywhere: ours have at most 180 bytes, S3 allows 1024.
 pub const KEY_BYTES_MAX: usize = 256;
 
-const OPERATOR: &str = "operator";
 const ALGORITHM: &str = "sha256";
 
 /// One of the two buckets.
@@ -55,9 +55,6 @@ pub enum KeyError {
         /// What was given, shortened.
         text: String,
     },
-    /// A run with a reserved name.
-    #[error("the run name {OPERATOR:?} is reserved for imports; name the run otherwise")]
-    ReservedRun,
     /// Not one of the two buckets.
     #[error("no bucket {0:?}; there are incoming and blobs")]
     Bucket(String),
@@ -109,14 +106,8 @@ impl FromStr for BlobKey {
 
 impl IncomingKey {
     /// Where `worker` uploads an object of a unit of `round`.
-    ///
-    /// # Errors
-    /// The run has the reserved name `operator`.
-    pub fn worker(run: &RunId, round: Round, worker: &WorkerId, digest: Digest) -> Result<Self, KeyError> {
-        if run.as_str() == OPERATOR {
-            return Err(KeyError::ReservedRun);
-        }
-        Ok(Self { owner: Owner::Worker { run: run.clone(), round, worker: worker.clone() }, digest })
+    pub fn worker(run: &RunId, round: Round, worker: &WorkerId, digest: Digest) -> Self {
+        Self { owner: Owner::Worker { run: run.clone(), round, worker: worker.clone() }, digest }
     }
 
     /// Where an operator uploads an object of an import.
@@ -158,7 +149,7 @@ fn parse_incoming(text: &str) -> Option<IncomingKey> {
         [OPERATOR, operator, hex] => Some(IncomingKey::operator(&operator.parse().ok()?, digest_of_hex(hex)?)),
         [run, round, worker, hex] => {
             let round = Round(round.parse().ok()?);
-            IncomingKey::worker(&run.parse().ok()?, round, &worker.parse().ok()?, digest_of_hex(hex)?).ok()
+            Some(IncomingKey::worker(&run.parse().ok()?, round, &worker.parse().ok()?, digest_of_hex(hex)?))
         }
         _ => None,
     }
@@ -189,7 +180,7 @@ mod tests {
             prop_assert_eq!(BlobKey(digest).to_string().parse(), Ok(BlobKey(digest)));
             let run: RunId = run.parse().unwrap();
             let id = worker(seed);
-            let key = IncomingKey::worker(&run, Round(round), &id, digest).unwrap();
+            let key = IncomingKey::worker(&run, Round(round), &id, digest);
             prop_assert_eq!(key.to_string().parse(), Ok(key));
             let operator = IncomingKey::operator(&id.as_str().parse().unwrap(), digest);
             prop_assert_eq!(operator.to_string().parse(), Ok(operator));
@@ -231,7 +222,6 @@ mod tests {
 
     #[test]
     fn a_run_cannot_shadow_imports() {
-        let run: RunId = "operator".parse().unwrap();
-        assert_eq!(IncomingKey::worker(&run, Round(0), &worker(0), Digest::of(b"")), Err(KeyError::ReservedRun));
+        assert!(OPERATOR.parse::<RunId>().is_err());
     }
 }

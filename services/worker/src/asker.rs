@@ -33,7 +33,12 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 fn passes(code: Code) -> bool {
     matches!(
         code,
-        Code::NoAnswer | Code::Draining | Code::StoreUnreachable | Code::LedgerFenced | Code::LedgerUnwritable
+        Code::NoAnswer
+            | Code::AskedTooMuch
+            | Code::Draining
+            | Code::StoreUnreachable
+            | Code::LedgerFenced
+            | Code::LedgerUnwritable
     )
 }
 

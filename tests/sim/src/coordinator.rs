@@ -164,8 +164,10 @@ impl World {
     pub(crate) fn tell_coordinator(&mut self, input: Input) {
         let now = self.now;
         let Some(process) = &mut self.site.process else { return };
-        let mut effects = Vec::new();
+        let (mut effects, ticked) = (Vec::new(), matches!(input, Input::Tick));
         process.core.handle(now, input, &mut effects);
+        let next = process.core.next_deadline();
+        assert!(!ticked || next.is_none_or(|next| next > now), "a deadline at {next:?} is not later than {now}");
         self.perform(effects);
     }
 
@@ -180,8 +182,6 @@ impl World {
         let Some(process) = &self.site.process else { return };
         assert!(*process.core.state() == self.site.shadow, "the state is not the fold of the ledger");
         self.site.shadow.check().expect("the state's invariants hold");
-        let next = process.core.next_deadline();
-        assert!(next.is_none_or(|next| next > self.now), "a deadline at {next:?} is not later than {}", self.now);
     }
 
     fn carry_out(&mut self, effect: Effect) {

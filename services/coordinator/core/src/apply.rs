@@ -3,16 +3,32 @@
 use std::collections::BTreeMap;
 
 use schemas::contribution::{Contribution, Evaluation};
-use schemas::event::{Departure, LedgerEvent};
+use schemas::event::{Departure, Event, EventBody, LedgerEvent};
 use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
 use schemas::run::RunSpec;
 use schemas::snapshot::{MergeInput, MergeRecord};
-use schemas::{Digest, Epoch, ObjectRef, PublicKey, Refusal, Round, RunId, UnitIndex, UnixMillis, WorkerId};
+use schemas::{Digest, Epoch, ObjectRef, PublicKey, Refusal, Round, RunId, Sequence, UnitIndex, UnixMillis, WorkerId};
 
 use crate::state::{
     Accepted, Fates, Leader, Member, ROUNDS_REMEMBERED, RoundRecord, Run, SnapshotRecord, Standing, State, Unit,
     initial_weights,
 };
+
+/// Why a ledger does not give a state.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// An event does not follow on those before it.
+    #[error("event {sequence} of the ledger does not fit: {source}")]
+    Apply {
+        /// Its position.
+        sequence: Sequence,
+        /// What is wrong.
+        source: ApplyError,
+    },
+    /// The chain holds an event that is not the coordinator's.
+    #[error("event {0} is no event of a ledger; replay the coordinator's chain only")]
+    Foreign(Sequence),
+}
 
 /// Why an event cannot follow on the events before it. In a ledger that verifies this means a defect or another release.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -63,6 +79,16 @@ pub enum ApplyError {
 }
 
 impl State {
+    /// Folds the next event of the coordinator's chain in.
+    ///
+    /// # Errors
+    /// The event does not follow on those before it, or is not of this chain; the state is then as it was.
+    pub fn follow(&mut self, body: &EventBody) -> Result<(), ReplayError> {
+        let Event::Ledger(event) = &body.event else { return Err(ReplayError::Foreign(body.sequence)) };
+        let applied = self.apply(body.time, body.run.as_ref(), event);
+        applied.map_err(|source| ReplayError::Apply { sequence: body.sequence, source })
+    }
+
     /// Folds one event in.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ use crate::coordinator::{Coordinator, draining};
 use crate::deadline::Timer;
 use crate::effect::{Answer, Effect};
 use crate::input::ReplyId;
+use crate::submit::Screening;
 
 /// Most new runs whose objects are being checked at once; each reads a few objects.
 const CHECKS_MAX: usize = 16;
@@ -128,7 +129,8 @@ impl Coordinator {
         let checks = std::mem::take(&mut self.checks);
         let reads: Vec<ReplyId> =
             self.live.values().flat_map(|live| live.reads.values()).map(|read| read.reply).collect();
-        for reply in checks.into_keys().chain(reads) {
+        let results = std::mem::take(&mut self.screenings).into_values().flat_map(Screening::into_replies);
+        for reply in checks.into_keys().chain(reads).chain(results) {
             self.reply(reply, Err(draining()));
         }
         self.out.push(Effect::Stop { reason });

@@ -3,11 +3,11 @@
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
 
-use schemas::event::{Event, EventBody, LedgerEvent};
+use schemas::event::{EventBody, LedgerEvent};
 use schemas::member::Posture;
-use schemas::{Code, Millis, Refusal, RunId, Sequence, UnixMillis};
+use schemas::{Code, Millis, Refusal, RunId, UnixMillis};
 
-use crate::apply::ApplyError;
+use crate::apply::ReplayError;
 use crate::control::{Check, Drain};
 use crate::deadline::{Timer, Timers};
 use crate::denial::Denials;
@@ -26,22 +26,6 @@ pub struct Settings {
     pub posture: Posture,
     /// How often workers shall send a heartbeat.
     pub heartbeat: Millis,
-}
-
-/// Why a ledger does not give a state.
-#[derive(Debug, thiserror::Error)]
-pub enum ReplayError {
-    /// An event does not follow on those before it.
-    #[error("event {sequence} of the ledger does not fit: {source}")]
-    Apply {
-        /// Its position.
-        sequence: Sequence,
-        /// What is wrong.
-        source: ApplyError,
-    },
-    /// The chain holds an event that is not the coordinator's.
-    #[error("event {0} is no event of a ledger; replay the coordinator's chain only")]
-    Foreign(Sequence),
 }
 
 /// Every decision of the coordinator. Give it inputs one at a time, carry its effects out in order.
@@ -67,11 +51,11 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// A coordinator with an empty ledger. Call [`Coordinator::start`] before the first input.
-    pub fn new(settings: Settings) -> Self {
+    /// A coordinator that continues where the ledger has led to. Call [`Coordinator::start`] before the first input.
+    pub fn new(settings: Settings, state: State) -> Self {
         Self {
             settings,
-            state: State::default(),
+            state,
             live: BTreeMap::new(),
             traffic: BTreeMap::new(),
             timers: Timers::default(),
@@ -94,14 +78,11 @@ impl Coordinator {
         settings: Settings,
         events: impl IntoIterator<Item = impl Borrow<EventBody>>,
     ) -> Result<Self, ReplayError> {
-        let mut coordinator = Self::new(settings);
+        let mut state = State::default();
         for body in events {
-            let body = body.borrow();
-            let Event::Ledger(event) = &body.event else { return Err(ReplayError::Foreign(body.sequence)) };
-            let applied = coordinator.state.apply(body.time, body.run.as_ref(), event);
-            applied.map_err(|source| ReplayError::Apply { sequence: body.sequence, source })?;
+            state.follow(body.borrow())?;
         }
-        Ok(coordinator)
+        Ok(Self::new(settings, state))
     }
 
     /// Takes the lead: every open lease runs on for one lease time from now, every unit that waits is offered again, and
@@ -125,9 +106,9 @@ impl Coordinator {
         if self.stopped {
             self.decline(input);
         } else {
-            // The input comes first: a renewal that waited while the process was busy still counts.
+            // Deadlines are looked at when the shell says so, after everything that came in before: a renewal that waited
+            // while the process was busy still counts.
             self.dispatch(input);
-            self.fire_due();
             self.end_drain();
         }
         effects.append(&mut self.out);
@@ -143,23 +124,6 @@ impl Coordinator {
         &self.state
     }
 
-    /// What somebody should look at: runs that wait for workers, and merges, saves or restores that failed and are tried
-    /// again. Empty when all is well.
-    pub fn warnings(&self) -> Vec<(RunId, Refusal)> {
-        let mut found = Vec::new();
-        for (name, live) in &self.live {
-            let Some(run) = self.state.run(name) else { continue };
-            let (present, least) = (run.present(), run.spec.policy.workers_min);
-            if present < least {
-                let detail = format!("{present} of at least {least} workers are members");
-                found.push((name.clone(), Refusal::new(Code::TooFewWorkers, detail)));
-            }
-            let troubles = [&live.executor.halted, &live.executor.trouble, &live.executor.save_trouble];
-            found.extend(troubles.into_iter().flatten().map(|trouble| (name.clone(), trouble.clone())));
-        }
-        found
-    }
-
     fn dispatch(&mut self, input: Input) {
         match input {
             Input::Request { peer, request, reply } => self.request(peer, request, reply),
@@ -173,25 +137,26 @@ impl Coordinator {
             Input::Saved { run, round, outcome } => self.saved(&run, round, outcome),
             Input::DataLoaded { run, data } => self.data_loaded(&run, data),
             Input::Restored { run, outcome } => self.restored(&run, outcome),
-            Input::Tick => {}
+            Input::Tick => self.fire_due(),
         }
     }
 
     fn request(&mut self, peer: Peer, request: WorkerRequest, reply: ReplyId) {
         self.heard(&peer);
-        let (verb, outcome) = match request {
-            WorkerRequest::Join(request) => ("join", self.join(&peer, request, reply)),
-            WorkerRequest::Leave(request) => ("leave", self.leave(&peer, &request, reply)),
-            WorkerRequest::Claim(request) => ("lease.claim", self.claim(&peer, &request, reply)),
-            WorkerRequest::Renew(request) => ("lease.renew", self.renew(&peer, &request, reply)),
-            WorkerRequest::Release(request) => ("lease.release", self.release(&peer, &request, reply)),
-            WorkerRequest::Put(request) => ("blob.put", self.put(&peer, request, reply)),
-            WorkerRequest::Get(request) => ("blob.get", self.get(&peer, request, reply)),
-            WorkerRequest::Stage(request) => ("contribution.stage", self.stage(&peer, &request, reply)),
-            WorkerRequest::Submit(submission) => ("contribution.submit", self.submit(&peer, submission, reply)),
+        let verb = request.verb();
+        let outcome = match request {
+            WorkerRequest::Join(request) => self.join(&peer, request, reply),
+            WorkerRequest::Leave(request) => self.leave(&peer, &request, reply),
+            WorkerRequest::Claim(request) => self.claim(&peer, &request, reply),
+            WorkerRequest::Renew(request) => self.renew(&peer, &request, reply),
+            WorkerRequest::Release(request) => self.release(&peer, &request, reply),
+            WorkerRequest::Put(request) => self.put(&peer, request, reply),
+            WorkerRequest::Get(request) => self.get(&peer, request, reply),
+            WorkerRequest::Stage(request) => self.stage(&peer, &request, reply),
+            WorkerRequest::Submit(submission) => self.submit(&peer, submission, reply),
         };
         if let Err(refusal) = outcome {
-            self.record_denial(&peer, verb, &refusal);
+            self.record_denial(&peer, verb.token(), &refusal);
             self.reply(reply, Err(refusal));
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use schemas::contribution::{Contribution, Evaluation, Outcome, Statement};
-use schemas::control::{RunNew, Shutdown};
+use schemas::control::{Query, RunNew, Shutdown, View, ViewRequest};
 use schemas::data::{DataManifest, Entropy, Shard, Tokenizer};
 use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::lease::{ClaimRequest, LeaseRef, Manifest, UnitId, UnitKind, Weights};
@@ -18,10 +18,12 @@ use schemas::{
     Tokens, UnitIndex, UnixMillis, V, WorkerId,
 };
 
+use crate::state::State;
 use crate::{
     Answer, ControlRequest, Coordinator, DeliveryId, Effect, Input, Merged, Peer, ReplyId, Run, Screened, Settings,
     Submission, WorkerRequest,
 };
+use schemas::view::RunView;
 
 pub(crate) const BF16: Codec = Codec { kind: CodecKind::Bf16, rounding: Rounding::Nearest };
 pub(crate) const LEASE: Millis = Millis::from_secs(30);
@@ -196,7 +198,7 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new() -> Self {
         let mut world = Self {
-            core: Coordinator::new(settings()),
+            core: Coordinator::new(settings(), State::default()),
             now: START,
             journal: Vec::new(),
             answers: BTreeMap::new(),
@@ -230,10 +232,31 @@ impl World {
         self.start();
     }
 
+    /// Gives one input, and a tick when one is due, as the shell does when nothing else waits.
     pub(crate) fn input(&mut self, input: Input) {
+        self.input_alone(input);
+        if self.core.next_deadline().is_some_and(|next| next <= self.now) {
+            self.input_alone(Input::Tick);
+        }
+    }
+
+    /// Gives one input of several that wait.
+    pub(crate) fn input_alone(&mut self, input: Input) {
         let mut effects = Vec::new();
         self.core.handle(self.now, input, &mut effects);
         self.take(effects);
+    }
+
+    /// The only run as operators see it.
+    pub(crate) fn view(&mut self) -> RunView {
+        let reply = self.control(ControlRequest::View(ViewRequest { v: V, query: Query::Runs }));
+        match &self.answers[&reply] {
+            Ok(Answer::View(found)) => match &found.view {
+                View::Runs(runs) => runs[0].clone(),
+                other => panic!("asked for runs: {other:?}"),
+            },
+            other => panic!("no view: {other:?}"),
+        }
     }
 
     fn take(&mut self, effects: Vec<Effect>) {

@@ -9,6 +9,7 @@ use schemas::control::{OperatorObjects, RunNew, Shutdown, ViewRequest};
 use schemas::data::DataManifest;
 use schemas::lease::{ClaimRequest, ReleaseRequest, RenewRequest, UnitId, Weights};
 use schemas::member::{JoinRequest, LeaveRequest};
+use schemas::subject::Verb;
 use schemas::telemetry::Heartbeat;
 use schemas::{AccountId, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, WorkerId};
 
@@ -146,6 +147,23 @@ pub enum WorkerRequest {
     Get(GetRequest),
     Stage(StageRequest),
     Submit(Submission),
+}
+
+impl WorkerRequest {
+    /// The verb under which it came.
+    pub const fn verb(&self) -> Verb {
+        match self {
+            Self::Join(_) => Verb::Join,
+            Self::Leave(_) => Verb::Leave,
+            Self::Claim(_) => Verb::LeaseClaim,
+            Self::Renew(_) => Verb::LeaseRenew,
+            Self::Release(_) => Verb::LeaseRelease,
+            Self::Put(_) => Verb::BlobPut,
+            Self::Get(_) => Verb::BlobGet,
+            Self::Stage(_) => Verb::ContributionStage,
+            Self::Submit(_) => Verb::ContributionSubmit,
+        }
+    }
 }
 
 /// A decoded `contribution.submit`; its signature is not yet checked, since the key is in the core's state.

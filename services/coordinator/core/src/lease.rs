@@ -33,8 +33,10 @@ impl Coordinator {
         }
         let until = self.now.after(request.wait.min(CLAIM_WAIT_MAX));
         let (_, live) = self.open_run(&peer.run)?;
-        if let Some(halted) = &live.executor.halted {
-            return Err(halted.clone());
+        if let Some(halted) = live.executor.halted.clone() {
+            // Not the asker's fault, so not a denial to record: it asks again every few seconds for as long as that lasts.
+            self.reply(reply, Err(halted));
+            return Ok(());
         }
         let older = live.claims.hold(peer.worker.clone(), reply, until);
         self.timers.set(until, Timer::Claim(peer.run.clone(), peer.worker.clone()));

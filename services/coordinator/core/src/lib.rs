@@ -37,8 +37,8 @@ mod view;
 #[cfg(test)]
 mod tests;
 
-pub use apply::ApplyError;
-pub use coordinator::{Coordinator, ReplayError, Settings};
+pub use apply::{ApplyError, ReplayError};
+pub use coordinator::{Coordinator, Settings};
 pub use effect::{Answer, Effect, Quarantine};
 pub use input::{
     ControlRequest, DeliveryId, Input, Merged, Peer, ReplyId, Screened, ScreeningId, Submission, WorkerRequest,

@@ -17,6 +17,8 @@ use crate::state::{Member, Run};
 
 /// Longest description of a device or release; both are shown in tables and repeated in every view.
 const LABEL_BYTES_MAX: usize = 128;
+/// Highest speed that a worker is believed, tokens a second: more than any machine, less than a sum could not hold.
+const SPEED_MAX: f64 = 1e12;
 /// Most entries of a run's roster, which keeps those who left: bounds memory against a tenant that makes keys without end.
 const ROSTER_MAX: usize = 4 * WORKERS_MAX;
 
@@ -97,7 +99,7 @@ impl Coordinator {
         };
         let speed = heartbeat.tokens_per_second;
         // A claim of the worker's; whatever it is, sums over all workers must stay numbers.
-        let tokens_per_second = if speed.is_finite() { speed.max(0.0) } else { 0.0 };
+        let tokens_per_second = if speed.is_finite() { speed.clamp(0.0, SPEED_MAX) } else { 0.0 };
         self.traffic.entry(peer.run.clone()).or_default().add(presence.heartbeat.as_ref(), &heartbeat);
         presence.heartbeat = Some(Heartbeat { tokens_per_second, ..heartbeat });
         self.mark_changed(&peer.run);
@@ -157,7 +159,6 @@ fn not_joined(worker: &WorkerId) -> Refusal {
     Refusal::new(Code::NotJoined, format!("{worker} is no member"))
 }
 
-/// Whether there is a place for the asker.
 /// A worker keeps the audit key of its first join: whoever holds only its credentials cannot sign results in its name.
 fn check_key(before: Option<&Member>, peer: &Peer, request: &JoinRequest) -> Result<(), Refusal> {
     match before {
@@ -169,6 +170,7 @@ fn check_key(before: Option<&Member>, peer: &Peer, request: &JoinRequest) -> Res
     }
 }
 
+/// Whether there is a place for the asker.
 fn check_place(run: &Run, before: Option<&Member>, peer: &Peer) -> Result<(), Refusal> {
     match before {
         Some(member) if member.removed => {
@@ -178,6 +180,9 @@ fn check_place(run: &Run, before: Option<&Member>, peer: &Peer) -> Result<(), Re
         Some(member) if member.present => check_account(member, peer),
         Some(_) if (run.present() as usize) < WORKERS_MAX => Ok(()),
         None if (run.present() as usize) < WORKERS_MAX && run.members.len() < ROSTER_MAX => Ok(()),
+        None if run.members.len() >= ROSTER_MAX => {
+            Err(Refusal::new(Code::NotJoined, format!("the run has had its most workers, {ROSTER_MAX}")))
+        }
         _ => Err(Refusal::new(Code::NotJoined, format!("the run has its most workers, {WORKERS_MAX}"))),
     }
 }

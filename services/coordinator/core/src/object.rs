@@ -30,19 +30,20 @@ impl Coordinator {
         check_holder(run, peer, &request.lease)?;
         check_objects(&request.objects)?;
         check_uploads(run, &request)?;
+        let asked: BTreeSet<Digest> = request.objects.iter().map(|object| object.digest).collect();
+        if asked.len() < request.objects.len() {
+            return Err(Refusal::new(Code::MessageInvalid, "an object is named twice in one request"));
+        }
         let held = live.leases.get_mut(&request.lease.unit).expect("every lease that is held is watched");
-        let new: BTreeSet<Digest> = request
-            .objects
-            .iter()
-            .map(|object| object.digest)
-            .filter(|digest| !held.uploads.contains(digest))
-            .collect();
-        let (asked, most) = (held.uploads.len() + new.len(), UPLOADS_A_CHUNK_MAX * run.spec.model.initial.len());
-        if asked > most {
-            let detail = format!("{asked} different objects under lease {}, at most {most}", request.lease);
+        let chunks = run.spec.model.initial.len();
+        let new = asked.iter().filter(|digest| !held.uploads.contains(digest)).count();
+        let (different, different_max) = (held.uploads.len() + new, UPLOADS_A_CHUNK_MAX * chunks);
+        if different > different_max {
+            let detail =
+                format!("{different} different objects under lease {}, at most {different_max}", request.lease);
             return Err(Refusal::new(Code::ObjectForbidden, detail));
         }
-        held.uploads.extend(new);
+        held.uploads.extend(asked);
         let round = request.lease.unit.round;
         let place = Quarantine::Worker { run: peer.run.clone(), round, worker: peer.worker.clone() };
         self.out.push(Effect::GrantPut { reply, place, objects: request.objects });
@@ -73,6 +74,10 @@ impl Coordinator {
         let (run, live) = self.open_run(&peer.run)?;
         check_member(run, peer)?;
         check_count(request.objects.len())?;
+        if let Some(halted) = live.executor.halted.clone() {
+            self.reply(reply, Err(halted));
+            return Ok(());
+        }
         match forbidden(run, live, &request.objects) {
             None => self.out.push(Effect::GrantGet { reply, objects: request.objects }),
             // After a restart the data manifest may not be here yet, and the object may be one of its shards.

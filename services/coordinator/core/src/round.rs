@@ -11,7 +11,7 @@ use crate::coordinator::Coordinator;
 use crate::deadline::Timer;
 use crate::draw::Data;
 use crate::effect::Effect;
-use crate::input::Merged;
+use crate::input::{Merged, ReplyId};
 use crate::live::{LiveRun, backoff};
 use crate::state::{Run, Standing};
 
@@ -110,7 +110,9 @@ impl Coordinator {
         let Some(live) = self.live.get_mut(name) else { return };
         live.executor.halted = Some(refusal.clone());
         live.executor.trouble = None;
-        for reply in live.claims.drain() {
+        let reads = std::mem::take(&mut live.reads).into_values().map(|read| read.reply);
+        let waiting: Vec<ReplyId> = live.claims.drain().into_iter().chain(reads).collect();
+        for reply in waiting {
             self.reply(reply, Err(refusal.clone()));
         }
         self.mark_changed(name);

@@ -166,6 +166,11 @@ pub struct Fates {
 }
 
 impl State {
+    /// Time of the last event; 0 before the first.
+    pub fn time(&self) -> UnixMillis {
+        self.time
+    }
+
     /// Every run, by name.
     pub fn runs(&self) -> impl Iterator<Item = (&RunId, &Run)> {
         self.runs.iter()

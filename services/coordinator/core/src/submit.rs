@@ -3,7 +3,6 @@
 use schemas::contribution::{Contribution, Evaluation, Fate, Outcome, Statement, SubmitReply};
 use schemas::event::{Departure, LedgerEvent};
 use schemas::lease::{LeaseRef, UnitKind};
-use schemas::limits::CHUNKS_MAX;
 use schemas::{Code, Digest, Refusal, RunId, V, WorkerId};
 use serde_bytes::ByteArray;
 
@@ -32,6 +31,13 @@ pub(crate) struct Screening {
     statement: Digest,
     /// Who waits, and for which statement.
     replies: Vec<(ReplyId, Digest)>,
+}
+
+impl Screening {
+    /// Who waits for the verdict.
+    pub(crate) fn into_replies(self) -> impl Iterator<Item = ReplyId> {
+        self.replies.into_iter().map(|(reply, _)| reply)
+    }
 }
 
 impl Coordinator {
@@ -254,7 +260,7 @@ fn check_contribution(run: &Run, contribution: &Contribution) -> Result<(), Refu
         return Err(Refusal::new(Code::TokensMismatch, detail));
     }
     let (chunks, expected) = (contribution.chunks.len(), spec.model.initial.len());
-    if contribution.codec != spec.upload || chunks != expected || chunks > CHUNKS_MAX {
+    if contribution.codec != spec.upload || chunks != expected {
         let detail = format!("{chunks} chunks as {:?}, expected {expected} as {:?}", contribution.codec, spec.upload);
         return Err(Refusal::new(Code::SizeMismatch, detail));
     }

@@ -5,7 +5,7 @@ use schemas::control::{Query, View, ViewReply};
 use schemas::lease::UnitId;
 use schemas::public::Status;
 use schemas::view::{LeaseView, RoundView, RunDetail, RunPhase, RunView, SnapshotView, WorkerView};
-use schemas::{Bytes, Message, Millis, Refusal, Round, RunId, Steps, UnixMillis, V};
+use schemas::{Bytes, Code, Message, Millis, Refusal, Round, RunId, Steps, UnixMillis, V};
 
 use crate::coordinator::{Coordinator, run_unknown};
 use crate::deadline::Timer;
@@ -47,6 +47,7 @@ impl Coordinator {
         if let Some(halted) = &live.executor.halted {
             (view.phase, view.halted) = (RunPhase::Halted, Some(halted.clone()));
         }
+        view.trouble = trouble(run, live);
         for heartbeat in live.presence.values().filter_map(|presence| presence.heartbeat.as_ref()) {
             view.tokens_per_second += heartbeat.tokens_per_second;
         }
@@ -81,6 +82,16 @@ impl Coordinator {
     }
 }
 
+/// What holds a run up and passes by itself: workers that are missing, or what the executor tries again.
+fn trouble(run: &Run, live: &LiveRun) -> Option<Refusal> {
+    let (present, least) = (run.present(), run.spec.policy.workers_min);
+    if present < least {
+        let detail = format!("{present} of at least {least} workers are members");
+        return Some(Refusal::new(Code::TooFewWorkers, detail));
+    }
+    live.executor.trouble.as_ref().or(live.executor.save_trouble.as_ref()).cloned()
+}
+
 impl Run {
     /// The run at a glance, as far as the ledger tells; speeds and bytes are zero.
     pub fn view(&self, name: &RunId) -> RunView {
@@ -90,6 +101,7 @@ impl Run {
             run: name.clone(),
             phase: self.phase(),
             halted: None,
+            trouble: None,
             round: self.rounds_closed(),
             rounds: self.spec.schedule.rounds,
             units_done: self.inputs.len() as u32,

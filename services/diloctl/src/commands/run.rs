@@ -205,7 +205,7 @@ impl Row for RunView {
 /// The phase in one word, and why when it is one that nobody wants.
 pub(crate) fn phase(view: &RunView) -> String {
     let phase = format!("{:?}", view.phase).to_lowercase();
-    match &view.halted {
+    match view.halted.as_ref().or(view.trouble.as_ref()) {
         Some(why) => format!("{phase}: {} {}", why.code, why.code.title()),
         None => phase,
     }
@@ -225,6 +225,7 @@ impl Record for RunDetail {
         let tokens = view.tokens.iter().map(|(fate, tokens)| format!("{fate:?} {tokens}").to_lowercase());
         let mut lines: Vec<(&'static str, String)> = RunView::TITLES.iter().copied().zip(view.cells()).collect();
         lines.extend(view.halted.iter().map(|why| ("halted because", why.to_string())));
+        lines.extend(view.trouble.iter().map(|why| ("held up by", why.to_string())));
         lines.extend([
             ("tokens", tokens.collect::<Vec<_>>().join(", ")),
             ("created", time(view.created_at)),

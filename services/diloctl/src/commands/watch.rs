@@ -110,7 +110,9 @@ pub(crate) async fn watch(context: &Context, run: &RunId) -> Result<(), Failure>
 
 /// Whether a line is worth printing; speeds change all the time.
 fn differs(shown: &RunView, view: &RunView) -> bool {
-    let marks = |view: &RunView| (view.phase, view.round, view.units_done, view.workers, view.held_out_loss);
+    let trouble = |view: &RunView| view.trouble.as_ref().map(|why| why.code);
+    let marks =
+        |view: &RunView| (view.phase, trouble(view), view.round, view.units_done, view.workers, view.held_out_loss);
     marks(shown) != marks(view)
 }
 

@@ -166,7 +166,7 @@ pub(crate) fn noise(length: usize, seed: u64) -> Bytes {
 
 pub(crate) fn key_of(object: ObjectRef) -> IncomingKey {
     let worker = format!("U{}", "B".repeat(55)).parse().unwrap();
-    IncomingKey::worker(&"demo".parse().unwrap(), Round(3), &worker, object.digest).unwrap()
+    IncomingKey::worker(&"demo".parse().unwrap(), Round(3), &worker, object.digest)
 }
 
 /// Grants by a closure, and counts how often it was asked.

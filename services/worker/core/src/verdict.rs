@@ -37,6 +37,7 @@ pub(crate) fn verdict(code: Code) -> Verdict {
         | Code::Draining
         | Code::RunUnknown
         | Code::TooFewWorkers
+        | Code::AskedTooMuch
         | Code::LedgerFenced
         | Code::LedgerUnwritable => Verdict::Wait,
         Code::LeaseLost | Code::LeaseUnknown => Verdict::LeaseLost,

@@ -91,6 +91,26 @@ fn a_renewal_that_the_process_was_too_busy_to_read_still_counts() {
 }
 
 #[test]
+fn everything_that_waited_while_the_process_was_busy_counts_before_a_deadline_does() {
+    let mut world = World::with_run(spec("demo"));
+    let holders = [1, 2];
+    let leases = holders.map(|number| {
+        world.join(number);
+        world.lease(number)
+    });
+    // Past the leases, and past the silence after which a worker is dropped.
+    world.now = world.now.after(Millis::from_secs(120));
+    for (number, lease) in holders.into_iter().zip(leases) {
+        let reply = ReplyId(9000 + u64::from(number));
+        let request = WorkerRequest::Renew(RenewRequest { v: V, lease, steps_done: Steps(1) });
+        world.input_alone(Input::Request { peer: peer(number), request, reply });
+        assert!(matches!(world.answers[&reply], Ok(Answer::Renew(_))), "worker {number}");
+    }
+    world.input_alone(Input::Tick);
+    assert_eq!((world.run().leases().count(), world.run().present()), (2, 2));
+}
+
+#[test]
 fn a_unit_goes_to_another_worker_than_the_one_that_gave_it_back() {
     let mut world = World::with_run(spec("demo"));
     for number in 1..=3 {

@@ -35,11 +35,11 @@ fn fg_15_fg_25_a_run_waits_for_its_least_number_of_workers_and_says_so() {
     world.wait(Millis::from_secs(4));
     assert_eq!(world.run().phase(), RunPhase::Waiting);
     assert!(!world.manifests.contains_key(&claim));
-    assert_eq!(world.core.warnings()[0].1.code, Code::TooFewWorkers);
+    assert_eq!(world.view().trouble.expect("workers are missing").code, Code::TooFewWorkers);
     world.join(2);
     assert_eq!(world.run().phase(), RunPhase::Training);
     assert!(world.manifests.contains_key(&claim), "the claim that waited is served");
-    assert!(world.core.warnings().is_empty());
+    assert_eq!(world.view().trouble, None);
 }
 
 #[test]

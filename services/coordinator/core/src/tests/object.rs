@@ -90,6 +90,8 @@ fn only_chunks_of_the_run_are_uploaded_and_only_some_for_each() {
         let granted = put(&mut world, vec![ObjectRef { bytes: Bytes(bytes), ..upload("a") }]);
         assert!(!world.answers.contains_key(&granted), "granted, not refused");
     }
+    let twice = put(&mut world, vec![upload("b"), upload("b")]);
+    assert_eq!(world.refusal(twice), Code::MessageInvalid);
     for bytes in [1, 9, 17, 32, OBJECT_BYTES_MAX.get()] {
         let other = put(&mut world, vec![upload("b"), ObjectRef { bytes: Bytes(bytes), ..upload("c") }]);
         assert_eq!(world.refusal(other), Code::SizeMismatch, "{bytes}");

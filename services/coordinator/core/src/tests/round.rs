@@ -1,12 +1,11 @@
 use schemas::contribution::Fate;
-use schemas::control::{Query, View, ViewRequest};
 use schemas::event::LedgerEvent;
 use schemas::lease::{ClaimOutcome, ClaimReply};
-use schemas::view::{RunPhase, RunView};
-use schemas::{Code, Millis, Refusal, Round, Tokens, V};
+use schemas::view::RunPhase;
+use schemas::{Code, Millis, Refusal, Round, Tokens};
 
 use crate::fixture::*;
-use crate::{Answer, ControlRequest, Effect, Input, Merged};
+use crate::{Answer, Effect, Input, Merged};
 
 /// Lets worker 1 do every unit that it can get, until the run is complete.
 fn work_to_the_end(world: &mut World) {
@@ -111,13 +110,13 @@ fn a_merge_that_fails_is_tried_again_and_is_seen() {
         };
         world.input(Input::Merged { run: run_id(), round: Round(0), outcome });
         assert_eq!(world.run().phase(), RunPhase::Merging);
-        assert_eq!(world.core.warnings().len(), 1);
+        assert!(world.view().trouble.is_some());
         assert!(world.pending.is_empty());
         world.wait(Millis::from_secs(1 << attempt));
     }
     world.answer_pending();
     assert_eq!(world.run().rounds_closed(), Round(1));
-    assert!(world.core.warnings().is_empty());
+    assert_eq!(world.view().trouble, None);
 }
 
 #[test]
@@ -220,18 +219,21 @@ fn a_restore_that_diverges_stops_the_run_and_one_that_fails_is_repeated() {
     world.wait(Millis::from_secs(1));
     world.take_pending(|effect| matches!(effect, Effect::Restore { .. }));
     let waiting = world.claim(1);
+    world.seen.clear();
     let outcome = Err(Refusal::new(Code::ReplayDiverged, "test"));
     world.input(Input::Restored { run: run_id(), outcome });
     assert_eq!(world.refusal(waiting), Code::ReplayDiverged);
     let later = world.claim(1);
     assert_eq!(world.refusal(later), Code::ReplayDiverged);
+    assert_eq!(
+        world.count(|event| matches!(event, LedgerEvent::RequestDenied { .. })),
+        0,
+        "it asks for as long as that lasts"
+    );
     // Whoever looks or watches sees it, and why.
-    let reply = world.control(ControlRequest::View(ViewRequest { v: V, query: Query::Runs }));
-    let Ok(Answer::View(found)) = &world.answers[&reply] else { panic!("asked for runs") };
-    let View::Runs(runs) = &found.view else { panic!("asked for runs") };
-    let why = |view: &RunView| view.halted.as_ref().map(|refusal| refusal.code);
-    assert_eq!((runs[0].phase, why(&runs[0])), (RunPhase::Halted, Some(Code::ReplayDiverged)));
-    world.seen.clear();
+    let view = world.view();
+    let why = view.halted.map(|refusal| refusal.code);
+    assert_eq!((view.phase, why), (RunPhase::Halted, Some(Code::ReplayDiverged)));
     world.wait(Millis::from_secs(1));
     let told = |effect: &Effect| matches!(effect, Effect::Publish(status) if status.view.phase == RunPhase::Halted);
     assert!(world.seen.iter().any(told));
