@@ -108,6 +108,69 @@ fn fg_20_unanswered_requests_are_repeated_with_growing_pauses() {
     assert!(pauses.windows(2).all(|pair| pair[0] < pair[1] * 2) && pauses[3] > pauses[0], "{pauses:?}");
 }
 
+/// FG-19: whoever loses the coordinator and finds it again within its lease goes on where it was, and hands everything in.
+#[test]
+fn fg_19_an_absence_within_the_lease_costs_no_local_step() {
+    /// What would throw steps away, or begin the unit anew.
+    fn disturbs(effect: &Effect) -> bool {
+        match effect {
+            Effect::Send { request, .. } => !matches!(request, Request::Renew(_) | Request::Submit(_)),
+            Effect::Emit(event) => matches!(event, WorkerEvent::Dropped { .. } | WorkerEvent::Stopped { .. }),
+            Effect::Upload { .. } | Effect::Heartbeat(_) | Effect::Waiting { .. } | Effect::SaveInner => false,
+            _ => true,
+        }
+    }
+    fn renews(effect: &Effect) -> bool {
+        matches!(effect, Effect::Send { request: Request::Renew(_), .. })
+    }
+    for away in [Code::NoAnswer, Code::BusUnreachable, Code::Draining] {
+        let (mut scene, work, held) = Scene::training();
+        let ends_at = scene.now.after(LEASE);
+        let mut missed = 0;
+        // Steps go on all the time; the last renewal before the end of the lease is the one that arrives.
+        loop {
+            scene.give(Input::Progress { work, steps_done: Steps(1 + missed.min(2)) });
+            assert!(scene.effects.is_empty());
+            scene.until(renews);
+            assert!(!scene.has(disturbs), "{away}: {:?}", scene.effects);
+            if scene.now.until(ends_at) <= Millis::from_secs(1) {
+                break;
+            }
+            scene.answer(refused(away));
+            assert!(!scene.has(disturbs), "{away}: {:?}", scene.effects);
+            missed += 1;
+        }
+        assert!(missed > 5, "it was away for long: {missed}");
+        let Request::Renew(renewal) = scene.request().1 else { panic!("it renews") };
+        assert_eq!((renewal.lease, renewal.steps_done), (held, Steps(3)), "{away}");
+        let renewed = scene.renewed();
+        scene.answer(Ok(renewed));
+        assert!(!scene.has(disturbs), "{away}: {:?}", scene.effects);
+        scene.now = scene.now.after(Millis::from_secs(2));
+        scene.give(Input::Trained { work, outcome: Ok(trained()) });
+        assert!(
+            scene.now > ends_at && scene.has(|effect| matches!(effect, Effect::Upload { .. })) && !scene.has(disturbs)
+        );
+        scene.give(Input::Uploaded { work, outcome: Ok(vec![ObjectRef::of(b"chunk")]) });
+        // Away again, with the result in hand.
+        let (_, Request::Submit(stated)) = scene.request() else { panic!("a result is submitted") };
+        let stated = stated.clone();
+        for _ in 0..5 {
+            scene.answer(refused(away));
+            scene.until(submits);
+            assert!(!scene.has(disturbs), "{away}: {:?}", scene.effects);
+            assert_eq!(scene.request().1, &Request::Submit(stated.clone()));
+        }
+        let statement = Statement::decode(&stated).expect("what was encoded");
+        let Outcome::Contribution(contribution) = statement.outcome else { panic!("of a training unit") };
+        assert_eq!((statement.lease, contribution.steps), (held, trained().steps), "{away}");
+        scene.answer(fate(Fate::Merged));
+        assert!(
+            scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Submitted { lease, .. }) if *lease == held))
+        );
+    }
+}
+
 /// LS-10: whoever was taken off the list joins again.
 #[test]
 fn ls_10_not_joined_leads_to_another_join() {
