@@ -8,7 +8,7 @@ use schemas::control::OperatorObjects;
 use schemas::event::LedgerEvent;
 use schemas::lease::{Done, UnitKind};
 use schemas::limits::{CHUNKS_MAX, GRANTS_MAX, OBJECT_BYTES_MAX};
-use schemas::{Bytes, Code, Digest, ObjectRef, PublicKey, Refusal, RunId, V};
+use schemas::{Bytes, Code, Digest, ObjectRef, PublicKey, Refusal, RunId, V, WorkerId};
 
 use crate::coordinator::{Coordinator, draining};
 use crate::effect::{Answer, Effect, Quarantine};
@@ -96,14 +96,22 @@ impl Coordinator {
     pub(crate) fn answer_reads(&mut self, name: &RunId) {
         let Ok((run, live)) = self.open_run(name) else { return };
         let waiting = std::mem::take(&mut live.reads);
-        let mut effects = Vec::new();
-        for Read { reply, objects } in waiting.into_values() {
-            effects.push(match forbidden(run, live, &objects) {
-                None => Effect::GrantGet { reply, objects },
-                Some(digest) => Effect::Reply { reply, answer: Err(object_forbidden(digest)) },
-            });
+        let judge = |(worker, Read { reply, objects })| (worker, reply, forbidden(run, live, &objects), objects);
+        let judged: Vec<_> = waiting.into_iter().map(judge).collect();
+        for (worker, reply, forbidden, objects) in judged {
+            match forbidden {
+                None => self.out.push(Effect::GrantGet { reply, objects }),
+                Some(digest) => self.refuse_read(name, worker, reply, digest),
+            }
         }
-        self.out.append(&mut effects);
+    }
+
+    fn refuse_read(&mut self, name: &RunId, worker: WorkerId, reply: ReplyId, digest: Digest) {
+        let member = self.state.run(name).and_then(|run| run.member(&worker));
+        let account = member.expect("the reads of who leaves are answered then").account.clone();
+        let refusal = object_forbidden(digest);
+        self.record_denial(&Peer { account, run: name.clone(), worker }, "blob.get", &refusal);
+        self.reply(reply, Err(refusal));
     }
 
     pub(crate) fn operator_put(

@@ -62,8 +62,10 @@ impl Coordinator {
             return self.attach(running, reply, statement);
         }
         if let Err(refusal) = check_statement(&peer.run, run, &peer.worker, &submission.statement) {
+            // The event of the rejection says it, as for a result that the check refuses later.
             self.reject(&peer.run, lease, &peer.worker, &refusal);
-            return Err(refusal);
+            self.reply(reply, Err(refusal));
+            return Ok(());
         }
         let spec = Box::new(run.spec.clone());
         held.screening = Some(screening);

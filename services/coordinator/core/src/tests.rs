@@ -3,6 +3,7 @@
 //! (`fixture::World`).
 
 mod control;
+mod denial;
 mod lease;
 mod membership;
 mod object;

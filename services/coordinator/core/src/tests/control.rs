@@ -268,7 +268,7 @@ fn tl_15_every_change_names_who_caused_it() {
     let mut bad = submission(&spec("demo"), 2, held, 0).statement;
     bad.spec = object("other settings").digest;
     world.ask(peer(2), crate::WorkerRequest::Submit(crate::fixture::stated(bad)));
-    caused_by(&world, worker(2).as_str(), &["lease-granted", "contribution-rejected", "request-denied"]);
+    caused_by(&world, worker(2).as_str(), &["lease-granted", "contribution-rejected"]);
     world.claim(3);
     caused_by(&world, worker(3).as_str(), &["request-denied"]);
     world.lease(2);
