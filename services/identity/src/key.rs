@@ -159,7 +159,7 @@ impl SigningKey {
         let (prefix, raw) = nkeys::decode_seed(seed.expose()).map_err(|_| KeyError::Seed { kind })?;
         let key = Self::from_raw(kind, &Zeroizing::new(raw));
         // One key has one text: the form has three bits that its reader ignores.
-        let same = prefix == kind.prefix() && key.seed().expose() == seed.expose();
+        let same = prefix == kind.prefix() && key.seed().same(seed);
         if same { Ok(key) } else { Err(KeyError::Seed { kind }) }
     }
 

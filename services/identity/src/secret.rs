@@ -8,16 +8,22 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as 
 use std::path::{Path, PathBuf};
 
 use schemas::Code;
+use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 /// Longest file that is read as a secret or as a trust anchor; a credentials file has about 1 KiB, a chain of
 /// certificates a few more.
 pub const FILE_BYTES_MAX: u64 = 64 << 10;
 
+/// Text that only its owner may know. Wiped when dropped and never printed. It has no `==`, which would end at the first
+/// byte that differs and so tell how much of a guess is right.
+#[derive(Clone)]
+pub(crate) struct Secret(Zeroizing<String>);
+
 /// The text form of a private key (`S`, a kind letter, base32). Wiped when dropped; its text can be reached only
 /// inside this crate.
 #[derive(Clone)]
-pub struct Seed(Zeroizing<String>);
+pub struct Seed(Secret);
 
 /// Why a file with secrets, or one that trust rests on, cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -133,15 +139,36 @@ pub(crate) fn random<const N: usize>() -> Zeroizing<[u8; N]> {
     bytes
 }
 
-impl Seed {
-    /// Wraps a text that is known to be a seed.
+impl Secret {
     pub(crate) fn new(text: String) -> Self {
         Self(Zeroizing::new(text))
     }
 
-    /// The text, for encoding and files.
+    /// The text, for what signs or writes it.
     pub(crate) fn expose(&self) -> &str {
         &self.0
+    }
+
+    /// Whether both are the same text, in a time that depends on their lengths only.
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
+    }
+}
+
+impl Seed {
+    /// Wraps a text that is known to be a seed.
+    pub(crate) fn new(text: String) -> Self {
+        Self(Secret::new(text))
+    }
+
+    /// The text, for encoding and files.
+    pub(crate) fn expose(&self) -> &str {
+        self.0.expose()
+    }
+
+    /// As [`Secret::same`].
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        self.0.same(&other.0)
     }
 
     /// Reads a seed file: one line. Whether it is a seed of the wanted kind is found when a key is made of it.
@@ -160,6 +187,12 @@ impl Seed {
     pub fn write(&self, path: &Path) -> Result<(), FileError> {
         let line = Zeroizing::new(format!("{}\n", self.expose()));
         write_private(path, line.as_bytes())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
     }
 }
 
@@ -239,6 +272,45 @@ mod tests {
     #[test]
     fn a_seed_cannot_be_printed() {
         let seed = Seed::new("SUAPRIVATE".into());
-        assert_eq!(format!("{seed:?} {seed:#?}"), "Seed(..) Seed(..)");
+        assert_eq!(format!("{seed:?} {seed:#?} {:?}", seed.0), "Seed(..) Seed(..) Secret(..)");
+    }
+
+    /// Whether `T` has `==`: the constant of its own impl goes before the trait's, where the bound of that impl holds.
+    struct Probe<T>(std::marker::PhantomData<T>);
+
+    trait Otherwise {
+        const HAS_EQUALITY: bool = false;
+    }
+
+    impl<T> Otherwise for Probe<T> {}
+
+    impl<T: PartialEq> Probe<T> {
+        const HAS_EQUALITY: bool = true;
+    }
+
+    /// Where there is no `==`, nobody can write it by mistake.
+    #[test]
+    fn ls_08_secrets_have_no_equality_but_one_in_constant_time() {
+        use crate::{AccessKey, AuditKey, ConnectionKey, Credentials, ManifestKey, SigningKey, StoreKeys};
+        for (name, has_equality, expected) in [
+            ("String", Probe::<String>::HAS_EQUALITY, true),
+            ("PublicKey", Probe::<schemas::PublicKey>::HAS_EQUALITY, true),
+            ("Secret", Probe::<Secret>::HAS_EQUALITY, false),
+            ("Seed", Probe::<Seed>::HAS_EQUALITY, false),
+            ("AccessKey", Probe::<AccessKey>::HAS_EQUALITY, false),
+            ("StoreKeys", Probe::<StoreKeys>::HAS_EQUALITY, false),
+            ("SigningKey", Probe::<SigningKey>::HAS_EQUALITY, false),
+            ("ConnectionKey", Probe::<ConnectionKey>::HAS_EQUALITY, false),
+            ("AuditKey", Probe::<AuditKey>::HAS_EQUALITY, false),
+            ("ManifestKey", Probe::<ManifestKey>::HAS_EQUALITY, false),
+            ("Credentials", Probe::<Credentials>::HAS_EQUALITY, false),
+        ] {
+            assert_eq!(has_equality, expected, "{name}");
+        }
+        let same = |a: &str, b: &str| Secret::new(a.to_owned()).same(&Secret::new(b.to_owned()));
+        assert!(same("", "") && same("secret", "secret"));
+        for other in ["", "s", "secre", "Secret", "secreT", "secrets"] {
+            assert!(!same("secret", other) && !same(other, "secret"), "{other}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use schemas::{Code, V};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::secret::{FileError, random, read_secret, write_private};
+use crate::secret::{FileError, Secret, random, read_secret, write_private};
 
 /// The file `keys.json` of a store.
 #[derive(Clone, Debug)]
@@ -26,7 +26,7 @@ pub struct StoreKeys {
 #[derive(Clone)]
 pub struct AccessKey {
     id: String,
-    secret: Zeroizing<String>,
+    secret: Secret,
 }
 
 /// Why a store's keys cannot be used.
@@ -97,7 +97,7 @@ impl StoreKeys {
             line: error.line(),
             column: error.column(),
         })?;
-        let key = |pair: Pair<String>| AccessKey { id: pair.id, secret: Zeroizing::new(pair.secret) };
+        let key = |pair: Pair<String>| AccessKey { id: pair.id, secret: Secret::new(pair.secret) };
         let keys = Self { admin: key(wire.admin), put: key(wire.put), get: key(wire.get) };
         keys.check()?;
         Ok(keys)
@@ -109,7 +109,7 @@ impl StoreKeys {
     /// It cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), StoreKeysError> {
         fn pair(key: &AccessKey) -> Pair<&str> {
-            Pair { id: &key.id, secret: &key.secret }
+            Pair { id: &key.id, secret: key.secret.expose() }
         }
         let wire = Wire { v: V, admin: pair(&self.admin), put: pair(&self.put), get: pair(&self.get) };
         let text = Zeroizing::new(serde_json::to_string_pretty(&wire).expect("text is JSON"));
@@ -118,12 +118,12 @@ impl StoreKeys {
 
     fn check(&self) -> Result<(), StoreKeysError> {
         for (name, key) in [("admin", &self.admin), ("put", &self.put), ("get", &self.get)] {
-            if key.id.trim().is_empty() || key.secret.trim().is_empty() {
+            if key.id.trim().is_empty() || key.secret.expose().trim().is_empty() {
                 return Err(StoreKeysError::Half(name));
             }
         }
         for (a, b) in [(&self.admin, &self.put), (&self.admin, &self.get), (&self.put, &self.get)] {
-            if a.id == b.id || a.secret == b.secret {
+            if a.id == b.id || a.secret.same(&b.secret) {
                 return Err(StoreKeysError::Shared(a.id.clone()));
             }
         }
@@ -135,7 +135,7 @@ impl AccessKey {
     /// A new pair: an id of 20 characters, a secret of 240 bits.
     pub fn generate() -> Self {
         let id = format!("DILO{}", BASE32_NOPAD.encode(random::<10>().as_slice()));
-        Self { id, secret: Zeroizing::new(BASE64URL_NOPAD.encode(random::<30>().as_slice())) }
+        Self { id, secret: Secret::new(BASE64URL_NOPAD.encode(random::<30>().as_slice())) }
     }
 
     /// The id: not secret.
@@ -145,7 +145,7 @@ impl AccessKey {
 
     /// The secret, for what signs requests. Never for a log or an error.
     pub fn expose_secret(&self) -> &str {
-        &self.secret
+        self.secret.expose()
     }
 }
 
@@ -179,7 +179,7 @@ mod tests {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let path = scratch.path().join("keys.json");
         let mut keys = StoreKeys::generate();
-        keys.put.secret = Zeroizing::new(" ".into());
+        keys.put.secret = Secret::new(" ".into());
         keys.write(&path).expect("the folder takes files");
         assert_eq!(StoreKeys::read(&path).expect_err("half a pair").code(), Code::CredentialHalf);
         let mut keys = StoreKeys::generate();
