@@ -178,6 +178,36 @@ fn la_07_tl_02_plaintext_is_refused() {
     assert!(check(&exception(Layer::Bus, "an isolated network"), &plain("nats://10.0.0.1:4222")).is_ok());
 }
 
+/// An exception for the store opens the store's plane and nothing else, and no other exception opens it.
+#[test]
+fn fg_09_plaintext_can_be_allowed_for_the_store_alone() {
+    let scene = Scene::new();
+    let plain_store = |bus: &str, credentials: &Path| {
+        let mut materials = scene.materials(bus, credentials);
+        materials.items.push(Material::StoreAddress { key: "store.url", url: "http://127.0.0.1:9000".into() });
+        materials
+    };
+    let (bulk, good) = (exception(Layer::Bulk, "a sealed network"), plain_store(TLS, &scene.credentials));
+    assert_eq!(codes(check(&AuthConfig::default(), &good)), [Code::PlaintextRefused], "closed by default");
+    assert_eq!(check(&bulk, &good), Ok(vec![Layer::Bulk]));
+    let plain_bus = "nats://127.0.0.1:4222";
+    assert_eq!(codes(check(&bulk, &plain_store(plain_bus, &scene.credentials))), [Code::PlaintextRefused]);
+    for layer in [Layer::Bus, Layer::Manifests, Layer::Enrolment] {
+        assert_eq!(codes(check(&exception(layer, "a sealed network"), &good)), [Code::PlaintextRefused], "{layer:?}");
+    }
+    // What vouches for the digests is demanded as before.
+    assert_eq!(codes(check(&bulk, &plain_store(TLS, Path::new("")))), [Code::CredentialMissing]);
+    for (place, absent) in [
+        (2, Material::Authority { key: "bus.ca", path: PathBuf::new(), layer: Layer::Bus }),
+        (3, Material::Trust { key: "keys.trust", path: PathBuf::new() }),
+        (4, Material::ManifestKey { key: "keys.manifest", path: PathBuf::new() }),
+    ] {
+        let mut materials = plain_store(TLS, &scene.credentials);
+        materials.items[place] = absent;
+        assert_eq!(codes(check(&bulk, &materials)), [Code::CredentialMissing], "{place}");
+    }
+}
+
 /// Who has a token but no TLS is not protected: the layer shows as open, and so it is logged at every start.
 #[test]
 fn ls_06_credentials_over_plaintext_show_as_an_open_layer() {

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) struct TestStore {
     pub(crate) root: TempDir,
     pub(crate) keys: StoreKeys,
+    /// Empty without TLS.
     pub(crate) authority: Vec<u8>,
     pub(crate) address: SocketAddr,
     shutdown: CancellationToken,
@@ -63,22 +64,34 @@ impl TestStore {
 
     pub(crate) async fn on(root: TempDir, keys: StoreKeys, limits: StoreLimits) -> Self {
         let made = certificates();
+        let tls = Tls::Pem { certificate: made.certificate, key: made.key };
+        Self::serve(root, keys, limits, tls, made.authority).await
+    }
+
+    /// Without TLS.
+    pub(crate) async fn plain() -> Self {
+        let limits = StoreLimits { free_bytes_min: schemas::Bytes(0), ..StoreLimits::default() };
+        let root = tempfile::tempdir().unwrap();
+        Self::serve(root, StoreKeys::generate(), limits, Tls::PlainLoopback, Vec::new()).await
+    }
+
+    async fn serve(root: TempDir, keys: StoreKeys, limits: StoreLimits, tls: Tls, authority: Vec<u8>) -> Self {
         let config = StoreConfig {
             listen: "127.0.0.1:0".parse().unwrap(),
             root: root.path().to_owned(),
             keys: keys.clone(),
-            tls: Tls::Pem { certificate: made.certificate, key: made.key },
+            tls,
             durability: Durability::Kernel,
             limits,
         };
         let store = Store::bind(config).await.unwrap();
         let (address, shutdown) = (store.address(), CancellationToken::new());
         let serving = tokio::spawn(store.run(shutdown.clone()));
-        Self { root, keys, authority: made.authority, address, shutdown, serving }
+        Self { root, keys, authority, address, shutdown, serving }
     }
 
     pub(crate) fn trust(&self) -> Trust {
-        Trust::Authority(self.authority.clone())
+        if self.authority.is_empty() { Trust::PlainLoopback } else { Trust::Authority(self.authority.clone()) }
     }
 
     pub(crate) fn endpoint(&self) -> Endpoint {
@@ -87,7 +100,8 @@ impl TestStore {
 
     /// The store as seen through another port.
     pub(crate) fn endpoint_at(&self, address: SocketAddr) -> Endpoint {
-        Endpoint::new(&format!("https://{address}"), "us-east-1", self.trust()).unwrap()
+        let scheme = if self.authority.is_empty() { "http" } else { "https" };
+        Endpoint::new(&format!("{scheme}://{address}"), "us-east-1", self.trust()).unwrap()
     }
 
     pub(crate) fn signer_at(&self, address: SocketAddr) -> Signer {
