@@ -11,6 +11,7 @@ mod permissions;
 mod run_halted;
 mod service_restart;
 mod shutdown;
+mod status;
 mod stop_alone;
 mod team;
 mod two_coordinators;
