@@ -44,7 +44,8 @@ impl Denials {
 }
 
 impl Coordinator {
-    /// Records a refusal, unless it only says that there is no work at present or that the same thing was done before.
+    /// Records a refusal, unless it only says that there is no work at present, or no run yet, or that the same thing was done
+    /// before.
     pub(crate) fn record_denial(&mut self, peer: &Peer, verb: &str, refusal: &Refusal) {
         let benign = [Code::Draining, Code::RunClosed, Code::RunUnknown, Code::NoAnswer, Code::AlreadyCounted];
         if benign.contains(&refusal.code) {
