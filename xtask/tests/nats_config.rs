@@ -1,5 +1,6 @@
 //! The files of nats-config, tried on the real server: `nats-server -t` accepts both configurations once the generated
-//! part is there, and refuses them without it. The declarations name what `schemas` names.
+//! part is there, and refuses them without it; a node that is started from either serves who it should. The declarations
+//! name what `schemas` names.
 
 #![expect(clippy::unwrap_used, reason = "a test program: a failed step is a failed test")]
 
@@ -8,12 +9,14 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 
+use identity::domain::LIFETIME_DEFAULT;
 use identity::{Domain, InitOptions, Layout};
-use schemas::UnixMillis;
+use runtime::{Bus, BusConfig, clock};
+use schemas::Code;
 use schemas::limits::{MESSAGE_BYTES_MAX, WORKERS_MAX};
+use schemas::permission::Role;
 use schemas::subject::{AUDIT_STREAM, LEADER_BUCKET, Lane, STATE_BUCKET, WORK_CONSUMER, WORK_STREAM};
 use serde_json::Value;
 
@@ -54,19 +57,32 @@ impl Copy {
     }
 
     /// What `diloctl auth init` leaves; port -1 lets the system choose.
-    fn generate(&self) {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        let now = UnixMillis(since_epoch.as_millis().try_into().unwrap());
+    fn generate(&self) -> Domain {
+        let now = clock::now();
         let domain = Domain::init(&self.folder.path().join(".diloco"), &InitOptions::default(), now).unwrap();
         let generated = self.folder.path().join("nats-config/generated");
         domain.write_server_config(&generated, now).unwrap();
-        fs::write(generated.join("listen.conf"), "listen: \"127.0.0.1:-1\"\nhttp: \"127.0.0.1:-1\"\n").unwrap();
+        fs::write(generated.join("listen.conf"), "listen: \"127.0.0.1:-1\"\n").unwrap();
+        domain
     }
 
     fn check(&self, name: &str, environment: &BTreeMap<&str, String>) -> Output {
         let mut command = Command::new(nats_server());
         command.args(["-t", "-c", name]).current_dir(self.folder.path()).env_clear().envs(environment);
         command.output().unwrap()
+    }
+
+    /// Starts a node and waits until it is ready. Monitoring gets any port: `dev.conf` has none, and that of `prod.conf`
+    /// may be taken on this machine.
+    fn start(&self, name: &str, environment: &BTreeMap<&str, String>) -> Node {
+        let mut command = Command::new(nats_server());
+        command.args(["-c", name, "-m", "-1"]).current_dir(self.folder.path()).env_clear().envs(environment);
+        let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut output = BufReader::new(process.stderr.take().unwrap());
+        // The server's log ends when the server does, so this neither waits for ever nor sleeps.
+        let lines = output.by_ref().lines().map(Result::unwrap);
+        let log = lines.take_while(|line| !line.contains("Server is ready")).collect();
+        Node { process, log, _output: output }
     }
 
     fn production(&self) -> BTreeMap<&'static str, String> {
@@ -87,6 +103,31 @@ impl Copy {
             ("NATS_ROUTE2", "nats://127.0.0.1:6223".to_owned()),
             ("NATS_ROUTE3", "nats://127.0.0.1:6224".to_owned()),
         ])
+    }
+}
+
+/// A node that runs until this is dropped.
+struct Node {
+    process: Child,
+    /// What it said until it was ready.
+    log: Vec<String>,
+    /// Kept open: a server that cannot write its log ends.
+    _output: BufReader<ChildStderr>,
+}
+
+impl Node {
+    /// Where it listens, by what its log says before the address.
+    fn address(&self, said: &str) -> &str {
+        let found = self.log.iter().find_map(|line| Some(line.split_once(said)?.1.trim()));
+        found.unwrap_or_else(|| panic!("no {said:?} in:\n{}", self.log.join("\n")))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // One that has ended by itself cannot be killed, which is as good.
+        let _ended = self.process.kill();
+        let _status = self.process.wait();
     }
 }
 
@@ -121,24 +162,39 @@ fn dev_conf_is_valid_once_generated() {
 fn dev_conf_starts_with_jetstream_and_tls() {
     let copy = Copy::new();
     copy.generate();
-    let mut command = Command::new(nats_server());
-    command.args(["-c", "nats-config/dev.conf"]).current_dir(copy.folder.path()).env_clear().stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    // The server's log ends when the server does, so this neither waits for ever nor sleeps.
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
-    let seen: Vec<_> = lines.by_ref().take_while(|line| !line.contains("Server is ready")).collect();
-    let log = seen.join("\n");
-    let address = seen.iter().find_map(|line| line.split_once("Starting http monitor on "));
-    let state = address.map(|(_, address)| monitored(address, "/jsz"));
-    child.kill().unwrap();
-    child.wait().unwrap();
+    let node = copy.start("nats-config/dev.conf", &BTreeMap::new());
+    let log = node.log.join("\n");
     for part in ["TLS required for client connections", "Trusted Operators"] {
         assert!(log.contains(part), "no {part:?} in:\n{log}");
     }
-    let state = state.unwrap_or_else(|| panic!("no monitoring in:\n{log}"));
+    let state = monitored(node.address("Starting http monitor on "), "/jsz");
     assert_eq!(state["config"]["sync_always"], true, "{state}");
     assert_eq!(state["config"]["strict"], true, "{state}");
     assert!(copy.folder.path().join(".diloco/nats").is_dir(), "{log}");
+}
+
+/// Whether a configuration is valid says nothing about who gets in.
+#[tokio::test]
+async fn a_node_of_prod_conf_serves_clients_with_credentials_and_nobody_else() {
+    identity::tls::install_provider();
+    let copy = Copy::new();
+    let domain = copy.generate();
+    let mut environment = copy.production();
+    for name in ["NATS_LISTEN", "NATS_CLUSTER_LISTEN"] {
+        environment.insert(name, "127.0.0.1:-1".to_owned());
+    }
+    let node = copy.start("nats-config/prod.conf", &environment);
+    let url = format!("tls://{}", node.address("Listening for client connections on "));
+    let connect = async |credentials: PathBuf| {
+        let config = BusConfig { url: url.clone(), credentials, ca: domain.layout().ca() };
+        Bus::connect("test", &config, clock::now()).await
+    };
+
+    let issued = domain.issue(Role::Operator, "operator", None, LIFETIME_DEFAULT, clock::now()).unwrap();
+    let bus = connect(issued.credentials).await.unwrap();
+    bus.round_trip().await.unwrap();
+    let refused = connect(PathBuf::new()).await.expect_err("nobody has no credentials");
+    assert_eq!(refused.code(), Code::BusRefused, "{refused}");
 }
 
 #[test]
@@ -215,4 +271,10 @@ fn tl_21_every_port_of_a_production_node_pins_tls_1_3() {
         let included = block.lines().find_map(|line| line.trim().strip_prefix("include ")).unwrap();
         assert!(read(included).lines().any(|line| line == "min_version: \"1.3\""), "{included}");
     }
+}
+
+#[test]
+fn nodes_show_each_other_certificates() {
+    let route = fs::read_to_string(config_folder().join("include/tls-route.conf")).unwrap();
+    assert!(route.lines().any(|line| line == "verify: true"), "{route}");
 }
