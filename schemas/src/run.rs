@@ -249,18 +249,7 @@ impl RunSpec {
     /// # Errors
     /// [`Code::SpecInvalid`], naming the field, its value and the bound.
     pub fn validate(&self) -> Result<(), Refusal> {
-        let schedule = &self.schedule;
-        whole("schedule.rounds", schedule.rounds, 1, 1_000_000)?;
-        whole("schedule.units", schedule.units.into(), 1, UNITS_MAX.into())?;
-        whole("schedule.inner_steps", schedule.inner_steps.get(), 1, 1_000_000)?;
-        whole("schedule.batch_sequences", schedule.batch_sequences.into(), 1, 65_536)?;
-        whole("schedule.accumulation", schedule.accumulation.into(), 1, schedule.batch_sequences.into())?;
-        if !schedule.batch_sequences.is_multiple_of(schedule.accumulation) {
-            return Err(invalid("schedule.accumulation", &schedule.accumulation, "a divisor of batch_sequences"));
-        }
-        whole("schedule.sequence_tokens", schedule.sequence_tokens.into(), 1, SEQUENCE_TOKENS_MAX.into())?;
-        whole("schedule.evaluation_sequences", schedule.evaluation_sequences.into(), 1, 65_536)?;
-        whole("schedule.snapshot_every", schedule.snapshot_every.into(), 1, 1_000_000)?;
+        self.schedule.validate()?;
         whole("model.chunk_elements", self.model.chunk_elements, 1, 1 << 26)?;
         whole("model.initial (chunks)", self.model.initial.len() as u64, 1, crate::limits::CHUNKS_MAX as u64)?;
         self.inner.validate()?;
@@ -273,8 +262,32 @@ fn every(n: u32, round: Round) -> bool {
     n > 0 && round.get().is_multiple_of(u64::from(n))
 }
 
+impl Schedule {
+    /// Checks that every number is within its bounds.
+    ///
+    /// # Errors
+    /// As [`RunSpec::validate`].
+    pub fn validate(&self) -> Result<(), Refusal> {
+        whole("schedule.rounds", self.rounds, 1, 1_000_000)?;
+        whole("schedule.units", self.units.into(), 1, UNITS_MAX.into())?;
+        whole("schedule.inner_steps", self.inner_steps.get(), 1, 1_000_000)?;
+        whole("schedule.batch_sequences", self.batch_sequences.into(), 1, 65_536)?;
+        whole("schedule.accumulation", self.accumulation.into(), 1, self.batch_sequences.into())?;
+        if !self.batch_sequences.is_multiple_of(self.accumulation) {
+            return Err(invalid("schedule.accumulation", &self.accumulation, "a divisor of batch_sequences"));
+        }
+        whole("schedule.sequence_tokens", self.sequence_tokens.into(), 1, SEQUENCE_TOKENS_MAX.into())?;
+        whole("schedule.evaluation_sequences", self.evaluation_sequences.into(), 1, 65_536)?;
+        whole("schedule.snapshot_every", self.snapshot_every.into(), 1, 1_000_000)
+    }
+}
+
 impl InnerOptimizer {
-    fn validate(&self) -> Result<(), Refusal> {
+    /// Checks that every number is within its bounds.
+    ///
+    /// # Errors
+    /// As [`RunSpec::validate`].
+    pub fn validate(&self) -> Result<(), Refusal> {
         real("inner.learning_rate", self.learning_rate, 0.0, 10.0)?;
         real("inner.final_ratio", self.final_ratio, 0.0, 1.0)?;
         real("inner.beta1", self.beta1, 0.0, 0.999_999)?;
@@ -286,7 +299,11 @@ impl InnerOptimizer {
 }
 
 impl OuterOptimizer {
-    fn validate(&self) -> Result<(), Refusal> {
+    /// Checks that every number is within its bounds.
+    ///
+    /// # Errors
+    /// As [`RunSpec::validate`].
+    pub fn validate(&self) -> Result<(), Refusal> {
         match *self {
             Self::Average => Ok(()),
             Self::Sgd { learning_rate } => real("outer.learning_rate", learning_rate.into(), 0.0, 10.0),
@@ -299,7 +316,11 @@ impl OuterOptimizer {
 }
 
 impl Policy {
-    fn validate(&self) -> Result<(), Refusal> {
+    /// Checks that every number is within its bounds.
+    ///
+    /// # Errors
+    /// As [`RunSpec::validate`].
+    pub fn validate(&self) -> Result<(), Refusal> {
         whole("policy.workers_min", self.workers_min.into(), 1, WORKERS_MAX as u64)?;
         whole("policy.lease (ms)", self.lease.get(), LEASE_MIN.get(), LEASE_MAX.get())?;
         whole("policy.silence_max (ms)", self.silence_max.get(), LEASE_MIN.get(), LEASE_MAX.get())?;

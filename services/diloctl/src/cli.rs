@@ -123,6 +123,12 @@ pub(crate) enum Auth {
         #[arg(long, value_name = "NAME")]
         server_name: Vec<String>,
     },
+    /// Write the generated part of the broker's configuration again, after an upgrade that changes who may say what.
+    Config {
+        /// Folder of the broker's configuration; its `generated` folder is written.
+        #[arg(long, value_name = "DIR", default_value = "nats-config")]
+        nats_config: PathBuf,
+    },
     /// Show the trust domain: public keys and who was issued what. No secret is printed.
     Show,
 }
@@ -267,7 +273,7 @@ pub(crate) enum Audit {
         #[arg(long, value_name = "SEQUENCE")]
         at: Option<u64>,
         /// Only the summary.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "at")]
         summary: bool,
     },
     /// Follow events as they come.

@@ -30,6 +30,12 @@ pub(crate) fn run(context: &Context, command: &Auth) -> Result<(), Failure> {
             context.printer.talk(&format!("{} is new; restart broker and store", file.display()));
             Ok(())
         }
+        Auth::Config { nats_config } => {
+            let generated = nats_config.join("generated");
+            context.domain()?.write_server_config(&generated, clock::now()).map_err(coded)?;
+            context.printer.talk(&format!("{} is written again; reload or restart the broker", generated.display()));
+            Ok(())
+        }
         Auth::Show => show(context),
     }
 }

@@ -97,6 +97,7 @@ async fn settle_consumer(
             let live = info.config;
             let pairs = [
                 ("filter", wanted.filter.clone(), live.filter_subject),
+                ("ack", format!("{:?}", wanted.config().ack_policy), format!("{:?}", live.ack_policy)),
                 ("ack_wait_ms", wanted.ack_wait_ms.to_string(), live.ack_wait.as_millis().to_string()),
                 ("max_deliver", wanted.max_deliver.to_string(), live.max_deliver.to_string()),
                 ("max_ack_pending", wanted.max_ack_pending.to_string(), live.max_ack_pending.to_string()),
@@ -135,6 +136,8 @@ fn differences(wanted: &stream::Config, live: &stream::Config) -> String {
             ("deny_purge", config.deny_purge.to_string()),
             ("allow_rollup", config.allow_rollup.to_string()),
             ("no_ack", config.no_ack.to_string()),
+            ("compression", format!("{:?}", config.compression.clone().unwrap_or(Compression::None))),
+            ("allow_direct", config.allow_direct.to_string()),
             ("sealed", config.sealed.to_string()),
         ]
     };

@@ -75,8 +75,11 @@ pub(crate) fn resolve(context: &Context, wanted: Option<Digest>) -> Result<Objec
     let known = read(&context.folder)?;
     let found = known.iter().rfind(|one| wanted.is_none_or(|digest| one.manifest.digest == digest));
     found.map(|one| one.manifest).ok_or_else(|| {
-        let which = wanted.map_or_else(|| "no data set was imported from here".to_owned(), |digest| digest.to_string());
-        Failure::new(Code::DataInvalid, format!("{which}; see `diloctl data ls`"))
+        let what = match wanted {
+            Some(digest) => format!("{digest} was not imported from this folder"),
+            None => "no data set was imported from this folder".to_owned(),
+        };
+        Failure::new(Code::DataInvalid, format!("{what}; see `diloctl data ls`"))
     })
 }
 

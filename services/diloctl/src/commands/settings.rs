@@ -19,8 +19,8 @@ pub(crate) struct RunArgs {
     /// A preset (reference, tiny, demo, 25m, 100m) or a config.json.
     #[arg(long)]
     pub(crate) model: Option<String>,
-    /// The data set; by default the newest that was imported from here.
-    #[arg(long, value_parser = crate::cli::parse_digest)]
+    /// The data set, `sha256:…`: one that was imported from here, by default the newest.
+    #[arg(long, value_name = "DIGEST", value_parser = crate::cli::parse_digest)]
     pub(crate) data: Option<Digest>,
     /// Rounds of the run.
     #[arg(long)]
@@ -184,14 +184,27 @@ impl RunArgs {
             return Ok(Err(loaded.print()));
         }
         if self.config.check_config {
-            loaded.value.model()?;
-            return Ok(Err("the settings parse".to_owned()));
+            loaded.value.validate()?;
+            return Ok(Err("the settings are valid".to_owned()));
         }
+        loaded.value.validate()?;
         Ok(Ok(loaded.value))
     }
 }
 
 impl RunSettings {
+    /// Checks all that can be checked before anything is uploaded.
+    fn validate(&self) -> Result<(), Failure> {
+        let invalid = |error: schemas::layout::LayoutError| Failure::new(Code::ModelInvalid, error);
+        let layout = self.model()?.layout();
+        layout.validate().map_err(invalid)?;
+        layout.chunks(self.model.chunk_elements).map_err(invalid)?;
+        self.schedule.validate()?;
+        self.inner.validate()?;
+        self.outer().validate()?;
+        Ok(self.policy().validate()?)
+    }
+
     /// The model that is named: a preset or a file.
     pub(crate) fn model(&self) -> Result<ModelConfig, Failure> {
         let name = &self.model.config;
