@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::code::{Code, Refusal};
+use crate::lease::Weights;
 use crate::limits::{LEASE_MAX, LEASE_MIN, SEQUENCE_TOKENS_MAX, UNITS_MAX, WORKERS_MAX};
 use crate::message::{V, message};
 use crate::{Bytes, Digest, Message, Millis, ObjectRef, Round, RunId, Steps, Tokens};
@@ -221,6 +222,12 @@ impl RunSpec {
     pub fn unit_tokens(&self) -> Tokens {
         let step = u64::from(self.schedule.batch_sequences) * u64::from(self.schedule.sequence_tokens);
         Tokens(self.schedule.inner_steps.get().saturating_mul(step))
+    }
+
+    /// The initial weights as the broadcast of round 0.
+    pub fn initial_weights(&self) -> Weights {
+        let codec = Codec { kind: CodecKind::Fp32, rounding: Rounding::Nearest };
+        Weights { round: Round(0), codec, chunks: self.model.initial.clone() }
     }
 
     /// Whether an uploaded chunk of a contribution may have this length: what the upload codec makes of one of the initial

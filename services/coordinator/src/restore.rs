@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use schemas::lease::Weights as Published;
-use schemas::run::{Codec, CodecKind, Rounding};
+use schemas::run::CodecKind;
 use schemas::snapshot::{MergeInput, MergeRecord, SnapshotManifest};
 use schemas::{Code, ObjectRef, Refusal, Round};
 
@@ -17,8 +17,6 @@ use crate::weights::{Part, Piece, Step, Weights};
 const CHUNKS_AT_A_TIME: usize = 2;
 /// Largest manifest of a snapshot: it lists at most 256 chunks a few times, and merges since the one before.
 const MANIFEST_BYTES_MAX: u64 = 64 << 20;
-/// How initial weights are encoded.
-pub(crate) const EXACT: Codec = Codec { kind: CodecKind::Fp32, rounding: Rounding::Nearest };
 
 /// Where a restore begins.
 struct Base {
@@ -72,9 +70,9 @@ pub(crate) async fn weights(
 async fn base(store: &Store, context: &RunContext, snapshot: Option<ObjectRef>) -> Result<Base, Refusal> {
     let spec = &context.spec;
     let Some(object) = snapshot else {
-        let chunks = spec.model.initial.clone();
-        let broadcast = Published { round: Round(0), codec: EXACT, chunks: chunks.clone() };
-        return Ok(Base { round: Round(0), params: chunks, momentum: Vec::new(), broadcast });
+        let broadcast = spec.initial_weights();
+        let params = broadcast.chunks.clone();
+        return Ok(Base { round: Round(0), params, momentum: Vec::new(), broadcast });
     };
     let invalid = |reason: &dyn std::fmt::Display| {
         Refusal::new(Code::ReplayDiverged, format!("snapshot {} of run {}: {reason}", object.digest, spec.run))

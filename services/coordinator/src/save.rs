@@ -6,7 +6,7 @@ use bytes::Bytes;
 use merge::SeededRounding;
 use schemas::run::CodecKind;
 use schemas::snapshot::{MergeRecord, SnapshotManifest};
-use schemas::{Code, Digest, ObjectRef, Refusal, Round, V};
+use schemas::{Code, Digest, ObjectRef, Refusal, V};
 
 use crate::context::RunContext;
 use crate::pointer::Pointer;
@@ -26,7 +26,7 @@ pub(crate) async fn save(store: &Store, pointer: &Pointer, snapshot: Snapshot) -
     let Snapshot { context, weights, parent, merges } = snapshot;
     let Weights { round, params, momentum, broadcast } = weights;
     let spec = &context.spec;
-    let weights = if round == Round(0) { spec.model.initial.clone() } else { chunks(store, params).await? };
+    let weights = chunks(store, params).await?;
     let momentum = chunks(store, momentum).await?;
     let manifest = SnapshotManifest {
         v: V,

@@ -8,7 +8,7 @@ use coordinator_core::{Quarantine, Screened, Submission};
 use identity::event::verify_statement;
 use merge::ChunkStatistics;
 use objects::ObjectError;
-use schemas::contribution::{Contribution, Outcome};
+use schemas::contribution::Outcome;
 use schemas::lease::LeaseRef;
 use schemas::{Code, Digest, ObjectRef, PublicKey, Refusal, RunId, WorkerId};
 use tokio::task::JoinHandle;
@@ -90,7 +90,7 @@ pub(crate) async fn check(
         Outcome::Evaluation(_) => return Ok((Screened { statement, norm: 0.0 }, Vec::new())),
         Outcome::Contribution(contribution) => contribution,
     };
-    check_form(context, contribution)?;
+    // The core has compared layout, codec and number of chunks with the run's.
     let source = Source { run: context.spec.run.clone(), lease: submission.statement.lease, worker: worker.clone() };
     let checks: Vec<Ahead> = (0_u32..)
         .zip(&contribution.chunks)
@@ -118,21 +118,6 @@ pub(crate) async fn check(
     let (run, round, chunks) = (&source.run, lease.unit.round.get(), kept.len());
     tracing::info!(%run, round, %lease, chunks, in_memory, "contribution screened");
     Ok((Screened { statement, norm: whole.norm() }, kept))
-}
-
-fn check_form(context: &RunContext, contribution: &Contribution) -> Result<(), Refusal> {
-    let mismatch = |detail| Err(Refusal::new(Code::LayoutMismatch, detail));
-    let (expected, got) = (context.chunks.len(), contribution.chunks.len());
-    if contribution.layout != context.spec.model.layout.digest {
-        return mismatch(format!("layout {}, the run has {}", contribution.layout, context.spec.model.layout.digest));
-    }
-    if contribution.codec != context.spec.upload {
-        return mismatch(format!("codec {:?}, the run has {:?}", contribution.codec, context.spec.upload));
-    }
-    if got != expected {
-        return mismatch(format!("{got} chunks, the run has {expected}"));
-    }
-    Ok(())
 }
 
 /// Reads a chunk from quarantine, looks at its numbers, promotes it.

@@ -11,7 +11,6 @@ use schemas::{Digest, Epoch, ObjectRef, PublicKey, Refusal, Round, RunId, Sequen
 
 use crate::state::{
     Accepted, Fates, Leader, Member, ROUNDS_REMEMBERED, RoundRecord, Run, SnapshotRecord, Standing, State, Unit,
-    initial_weights,
 };
 
 /// Why a ledger does not give a state.
@@ -137,7 +136,7 @@ impl State {
             units: BTreeMap::new(),
             inputs: BTreeMap::new(),
             accepted: BTreeMap::new(),
-            weights: BTreeMap::from([(Round(0), initial_weights(spec))]),
+            weights: BTreeMap::from([(Round(0), spec.initial_weights())]),
             merges: Vec::new(),
             snapshots: Vec::new(),
             evaluations: BTreeMap::new(),

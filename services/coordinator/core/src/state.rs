@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemas::contribution::Evaluation;
 use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
 use schemas::member::Posture;
-use schemas::run::{Codec, CodecKind, Rounding, RunSpec, TrainerKind};
+use schemas::run::{RunSpec, TrainerKind};
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::{
     AccountId, Digest, Epoch, ObjectRef, PublicKey, Round, RunId, Steps, Tokens, UnitIndex, UnixMillis, WorkerId,
@@ -322,12 +322,6 @@ impl Run {
         }
         Ok(())
     }
-}
-
-/// The run's initial weights as the broadcast of round 0.
-pub(crate) fn initial_weights(spec: &RunSpec) -> Weights {
-    let codec = Codec { kind: CodecKind::Fp32, rounding: Rounding::Nearest };
-    Weights { round: Round(0), codec, chunks: spec.model.initial.clone() }
 }
 
 /// A map whose keys are no texts, as a list of pairs, so that it can be written as JSON.
