@@ -39,8 +39,6 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes read from a socket at a time. rustls alone asks for 4 KiB, which is four calls for each record of an upload.
 const SOCKET_READ_BYTES: usize = 128 << 10;
-/// Largest XML document of a request: a thousand keys to delete.
-const XML_BYTES_MAX: usize = 1 << 20;
 
 /// A store that holds its root and its port, and serves when it is [run](Store::run).
 pub struct Store {
@@ -258,7 +256,12 @@ async fn sweeper(root: Arc<Root>, limits: StoreLimits, shutdown: CancellationTok
 
 fn service(backend: Backend, rights: Rights) -> S3Service {
     let mut config = S3Config::default();
-    config.xml_max_body_size = XML_BYTES_MAX;
+    config.xml_max_body_size = usize::try_from(gate::XML_BYTES_MAX).expect("a mebibyte is a number of bytes");
+    // There are no forms; the gate refuses them.
+    config.post_object_max_file_size = 0;
+    config.form_max_field_size = 0;
+    config.form_max_fields_size = 0;
+    config.form_max_parts = 0;
     let mut builder = S3ServiceBuilder::new(backend);
     builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
     builder.set_auth(rights.clone());

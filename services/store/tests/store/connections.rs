@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use objects::BlobKey;
+use rustls::SupportedProtocolVersion;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName};
 use schemas::ObjectRef;
@@ -15,17 +16,26 @@ use crate::support::{TestStore, noise, now};
 
 /// A TLS connection to a store, to say anything over.
 pub(crate) async fn tls(address: SocketAddr, authority: &[u8]) -> TlsStream<TcpStream> {
+    let stream = TcpStream::connect(address).await.unwrap();
+    over_tls(stream, authority, rustls::DEFAULT_VERSIONS).await.unwrap()
+}
+
+/// TLS of one of these versions over a connection.
+pub(crate) async fn over_tls(
+    stream: TcpStream,
+    authority: &[u8],
+    versions: &[&'static SupportedProtocolVersion],
+) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(authority).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let stream = TcpStream::connect(address).await.unwrap();
     let name = ServerName::try_from("127.0.0.1").unwrap();
-    tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+    tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await
 }
 
 async fn say(store: &TestStore, text: &str) -> String {

@@ -7,6 +7,7 @@ mod altered;
 mod binary;
 mod conformance;
 mod connections;
+mod hostile;
 mod support;
 mod transfers;
 mod uploads;
