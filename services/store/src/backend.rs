@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use base64::Engine as _;
@@ -34,7 +34,6 @@ const KEYS_MAX: usize = 1000;
 pub(crate) struct Backend {
     pub(crate) root: Arc<Root>,
     pub(crate) object_bytes_max: u64,
-    pub(crate) idle: Duration,
 }
 
 /// An open object, with the first piece of what is asked for.
@@ -74,7 +73,7 @@ impl S3 for Backend {
         }
         let room = self.root.reserve(bytes).map_err(storage_error)?.ok_or_else(upload::full)?;
         let body = input.body.unwrap_or_else(|| StreamingBlob::from(s3s::Body::empty()));
-        let upload = Upload { place, bytes, checksum: input.checksum_sha256, how, idle: self.idle, room };
+        let upload = Upload { place, bytes, checksum: input.checksum_sha256, how, room };
         let digest = upload::receive(self.root.clone(), body, upload).await?;
         Ok(S3Response::new(PutObjectOutput {
             e_tag: Some(ETag::Strong(digest.hex())),

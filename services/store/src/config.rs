@@ -57,6 +57,8 @@ pub enum Durability {
 pub struct StoreLimits {
     /// Connections served at a time; others wait in the kernel's queue.
     pub connections_max: usize,
+    /// The share of them that one peer may hold, in percent; more are closed as they come.
+    pub connections_peer_percent: u8,
     /// Longest silence of a peer in the middle of a request, and longest wait for the next one.
     pub idle: Duration,
     /// Largest object.
@@ -76,6 +78,8 @@ impl Default for StoreLimits {
         Self {
             // A worker holds about 16 at most; each costs some 100 KiB.
             connections_max: 512,
+            // Many workers may share one address; even so another finds a place.
+            connections_peer_percent: 50,
             // Above the clients' 25 s for pooled connections, so that they let go first.
             idle: Duration::from_secs(40),
             object_bytes_max: OBJECT_BYTES_MAX,
@@ -84,6 +88,13 @@ impl Default for StoreLimits {
             sweep_every: Duration::from_secs(600),
             drain: Duration::from_secs(10),
         }
+    }
+}
+
+impl StoreLimits {
+    /// Connections of one peer at a time.
+    pub(crate) fn peer_connections_max(&self) -> usize {
+        (self.connections_max.saturating_mul(self.connections_peer_percent.into()) / 100).max(1)
     }
 }
 

@@ -14,10 +14,12 @@
 //! loopback; the put key cannot write to `blobs` and the get key cannot write at all.
 
 mod backend;
+mod body;
 pub mod config;
 mod gate;
 mod guard;
 mod listing;
+mod peers;
 mod place;
 mod rights;
 mod root;

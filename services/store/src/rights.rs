@@ -6,6 +6,9 @@
 //! | put | create objects in `incoming`, through presigned URLs whose signature covers length, sha256 and `if-none-match` |
 //! | get | read verified objects in `blobs`, through presigned URLs |
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use async_trait::async_trait;
 use identity::StoreKeys;
 use objects::BucketName;
@@ -38,10 +41,20 @@ pub(crate) struct Rights {
     keys: StoreKeys,
 }
 
+/// Travels with a request: whether its signature and the rights of its key were found good.
+#[derive(Clone, Default)]
+pub(crate) struct Admission(Arc<AtomicBool>);
+
 enum Role {
     Admin,
     Put,
     Get,
+}
+
+impl Admission {
+    pub(crate) fn is_given(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl Rights {
@@ -95,7 +108,13 @@ impl S3Access for Rights {
                     && signed.is_some()
             }
         };
-        if allowed { Ok(()) } else { Err(s3_error!(AccessDenied, "not a right of this key")) }
+        if !allowed {
+            return Err(s3_error!(AccessDenied, "not a right of this key"));
+        }
+        if let Some(Admission(given)) = cx.extensions_mut().get() {
+            given.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 }
 

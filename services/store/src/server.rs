@@ -1,15 +1,15 @@
 //! Connections: TLS, limits, and an orderly end.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::{Request, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
-use hyper::service::{Service, service_fn};
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use objects::BucketName;
 use rustls_pki_types::pem::PemObject as _;
@@ -26,10 +26,12 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::Backend;
+use crate::body::Paced;
 use crate::config::{StoreConfig, StoreLimits, Tls};
 use crate::gate;
 use crate::guard::Guarded;
-use crate::rights::Rights;
+use crate::peers::Peers;
+use crate::rights::{Admission, Rights};
 use crate::root::{Root, RootError};
 use crate::sweep;
 
@@ -118,8 +120,7 @@ impl Store {
         let no_port = |source| StoreError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(no_port)?;
         let address = listener.local_addr().map_err(no_port)?;
-        let backend =
-            Backend { root: root.clone(), object_bytes_max: limits.object_bytes_max.get(), idle: limits.idle };
+        let backend = Backend { root: root.clone(), object_bytes_max: limits.object_bytes_max.get() };
         Ok(Self { listener, address, tls, service: service(backend, Rights::new(config.keys)), root, limits })
     }
 
@@ -132,14 +133,20 @@ impl Store {
     pub async fn run(self, shutdown: CancellationToken) {
         let sweeper = tokio::spawn(sweeper(self.root.clone(), self.limits.clone(), shutdown.clone()));
         let places = Arc::new(Semaphore::new(self.limits.connections_max));
+        let mut peers = Peers::new(self.limits.peer_connections_max());
         let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
+                // Places that were given back are counted before another is given away.
+                biased;
                 () = shutdown.cancelled() => break,
+                Some(ended) = connections.join_next_with_id(), if !connections.is_empty() => {
+                    peers.closed(ended.map_or_else(|failed| failed.id(), |(task, ())| task));
+                    continue;
+                }
                 accepted = accept(&self.listener, &places) => accepted,
-                Some(_ended) = connections.join_next(), if !connections.is_empty() => continue,
             };
-            let (stream, place) = match accepted {
+            let (stream, peer, place) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -147,11 +154,15 @@ impl Store {
                     continue;
                 }
             };
+            if !peers.has_room(peer) {
+                continue;
+            }
             let serving = serve(stream, self.tls.clone(), self.service.clone(), self.limits.clone(), shutdown.clone());
-            connections.spawn(async move {
+            let task = connections.spawn(async move {
                 serving.await;
                 drop(place);
             });
+            peers.opened(task.id(), peer);
         }
         drop(self.listener);
         let drained = timeout(self.limits.drain, async { while connections.join_next().await.is_some() {} }).await;
@@ -168,10 +179,10 @@ impl Store {
 async fn accept(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> io::Result<(TcpStream, IpAddr, tokio::sync::OwnedSemaphorePermit)> {
     let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, _peer) = listener.accept().await?;
-    Ok((stream, place))
+    let (stream, peer) = listener.accept().await?;
+    Ok((stream, peer.ip(), place))
 }
 
 async fn serve(
@@ -201,8 +212,8 @@ async fn speak<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     limits: &StoreLimits,
     shutdown: CancellationToken,
 ) {
-    let object_bytes_max = limits.object_bytes_max.get();
-    let answer = service_fn(move |request| answer(service.clone(), request, object_bytes_max));
+    let (object_bytes_max, idle) = (limits.object_bytes_max.get(), limits.idle);
+    let answer = service_fn(move |request| answer(service.clone(), request, object_bytes_max, idle));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.idle)
@@ -224,14 +235,35 @@ async fn answer(
     service: S3Service,
     request: Request<Incoming>,
     object_bytes_max: u64,
+    idle: Duration,
 ) -> Result<Response<s3s::Body>, s3s::HttpError> {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let response = match gate::refusal(&request, object_bytes_max) {
         Some(refusal) => refusal,
-        None => Service::call(&service, request).await?,
+        None => admitted(&service, request, idle).await?,
     };
     // The path only: a query may hold a signature.
     tracing::debug!(%method, path, status = response.status().as_u16(), "answered");
+    Ok(response)
+}
+
+/// Passes a request on to the protocol layer. Every read of its body is bounded, whoever reads it; and a peer whose
+/// signature turns out to be worth nothing is let go.
+async fn admitted(
+    service: &S3Service,
+    request: Request<Incoming>,
+    idle: Duration,
+) -> Result<Response<s3s::Body>, s3s::HttpError> {
+    let mut request = request.map(|body| match body.is_end_stream() {
+        true => s3s::Body::empty(),
+        false => s3s::Body::http_body(Paced::new(body, idle)),
+    });
+    let admission = Admission::default();
+    request.extensions_mut().insert(admission.clone());
+    let mut response = service.call(request).await?;
+    if !admission.is_given() {
+        gate::close(&mut response);
+    }
     Ok(response)
 }
 

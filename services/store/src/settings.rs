@@ -47,6 +47,8 @@ pub struct ServerSettings {
     pub free_bytes_min: ConfigBytes,
     /// Connections served at a time.
     pub connections_max: usize,
+    /// The share of them that one address may hold, in percent.
+    pub connections_peer_percent: u8,
     /// Longest silence of a peer.
     pub idle: ConfigDuration,
     /// Age at which uploads that were not promoted are removed.
@@ -72,6 +74,7 @@ impl Default for ServerSettings {
             object_bytes_max: ConfigBytes(limits.object_bytes_max.get()),
             free_bytes_min: ConfigBytes(limits.free_bytes_min.get()),
             connections_max: limits.connections_max,
+            connections_peer_percent: limits.connections_peer_percent,
             idle: ConfigDuration(limits.idle),
             incoming_life: ConfigDuration(limits.incoming_life),
             sweep_every: ConfigDuration(limits.sweep_every),
@@ -139,8 +142,13 @@ impl ServerSettings {
                 format!("store_server.{name} is zero; nothing would be served"),
             ));
         }
+        if !(1..=100).contains(&self.connections_peer_percent) {
+            let text = "store_server.connections_peer_percent lies between 1 and 100";
+            return Err(Failure::new(Code::ConfigInvalid, text));
+        }
         Ok(StoreLimits {
             connections_max: self.connections_max,
+            connections_peer_percent: self.connections_peer_percent,
             idle: self.idle.0,
             object_bytes_max: self.object_bytes_max.bytes(),
             free_bytes_min: self.free_bytes_min.bytes(),

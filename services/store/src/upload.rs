@@ -2,7 +2,6 @@
 
 use std::io::{self, IoSlice, Write as _};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -10,8 +9,8 @@ use s3s::dto::StreamingBlob;
 use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
 use schemas::{Digest, Hasher};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout_at};
 
+use crate::body::is_late;
 use crate::place::Place;
 use crate::root::{Publish, Reservation, Root};
 
@@ -19,8 +18,6 @@ use crate::root::{Publish, Reservation, Root};
 const BATCH_BYTES: usize = 512 << 10;
 /// Batches on their way; with [`BATCH_BYTES`] this bounds the memory of one upload.
 const BATCHES_MAX: usize = 4;
-/// Slowest upload that is tolerated on the whole.
-const BYTES_PER_SECOND_MIN: u64 = 16 << 10;
 
 /// What a body must be, and where it goes.
 pub(crate) struct Upload {
@@ -29,7 +26,6 @@ pub(crate) struct Upload {
     /// The sha256 that the client sent, base64.
     pub(crate) checksum: Option<String>,
     pub(crate) how: Publish,
-    pub(crate) idle: Duration,
     pub(crate) room: Reservation,
 }
 
@@ -48,24 +44,19 @@ enum Failure {
 
 /// Stores a body. Nothing appears under the key unless length and sha256 agree; nothing remains when the client leaves.
 pub(crate) async fn receive(root: Arc<Root>, mut body: StreamingBlob, upload: Upload) -> S3Result<Digest> {
-    let start = Instant::now();
-    let idle = upload.idle;
-    let latest = start + idle + Duration::from_secs(upload.bytes / BYTES_PER_SECOND_MIN);
     let (sender, pieces) = mpsc::channel(BATCHES_MAX);
     let writers = root.writers().clone();
     let writer = writers.spawn_blocking(move || write(&root, upload, pieces));
     let mut batch = Vec::new();
     let mut gathered = 0;
-    loop {
-        let frame = timeout_at(latest.min(Instant::now() + idle), body.next()).await;
+    while let Some(frame) = body.next().await {
         match frame {
-            Ok(Some(Ok(frame))) => {
+            Ok(frame) => {
                 gathered += frame.len();
                 batch.push(frame);
             }
-            Ok(Some(Err(_))) => return Err(s3_error!(IncompleteBody, "the body broke off")),
-            Ok(None) => break,
-            Err(_) => return Err(s3_error!(RequestTimeout, "the body came too slowly")),
+            Err(error) if is_late(&*error) => return Err(s3_error!(RequestTimeout, "the body came too slowly")),
+            Err(_) => return Err(s3_error!(IncompleteBody, "the body broke off")),
         }
         if gathered >= BATCH_BYTES {
             gathered = 0;

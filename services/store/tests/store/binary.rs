@@ -127,6 +127,7 @@ async fn bad_configuration_ends_with_64() {
     for (left_out, more, expected) in [
         (&[][..], &["--set", "store_server.nonsense=1"][..], "DL0101"),
         (&[], &["--set", "store_server.connections_max=0"], "DL0101"),
+        (&[], &["--set", "store_server.connections_peer_percent=101"], "DL0101"),
         (&[], &["--durability", "sometimes"], "DL0101"),
         (&[], &["--no-such-flag"], "no-such-flag"),
         (&["--keys"], &[], "DL0102"),

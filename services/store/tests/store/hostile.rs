@@ -60,3 +60,116 @@ async fn ls_05_forms_are_refused_before_a_byte_of_them_is_read() {
         }
     }
 }
+
+#[tokio::test]
+async fn whoever_is_not_admitted_is_let_go_at_once() {
+    let store = TestStore::start().await;
+    let object = store.buckets().put_blob(noise(10, 1)).await.unwrap();
+    let (read, _) = spoken(&store.signer_at(store.address).get(object.digest, now()).action.unwrap(), "/blobs");
+    let (_, rest) = read.split_once("X-Amz-Date=").unwrap();
+    let (time, day) = (&rest[..16], &rest[..8]);
+    let id = store.keys.put.id();
+    let signed = |service: &str| {
+        format!(
+            "authorization: AWS4-HMAC-SHA256 Credential={id}/{day}/us-east-1/{service}/aws4_request, \
+             SignedHeaders=host;x-amz-date, Signature={}\r\nx-amz-date: {time}\r\n",
+            "0".repeat(64)
+        )
+    };
+    let plain = "x-amz-content-sha256: UNSIGNED-PAYLOAD\r\n";
+    let framed = "x-amz-content-sha256: STREAMING-UNSIGNED-PAYLOAD-TRAILER\r\nx-amz-decoded-content-length: 9\r\n";
+    let waiting = "content-length: 100\r\n";
+    let mut kept = Vec::new();
+    for (line, headers) in [
+        ("GET /blobs/x".to_owned(), String::new()),
+        (read.replace("X-Amz-Expires=60", "X-Amz-Expires=61"), String::new()),
+        (read.replace("/blobs/", "/incoming/"), String::new()),
+        ("POST /incoming?delete".to_owned(), format!("{}{waiting}", signed("sts"))),
+        ("POST /incoming?delete".to_owned(), format!("{}{waiting}", signed("s3"))),
+        ("POST /incoming?delete".to_owned(), format!("{}{plain}{waiting}", signed("s3"))),
+        ("PUT /incoming/x".to_owned(), format!("{}{framed}{waiting}", signed("s3"))),
+        ("PUT /incoming/x?X-Amz-Signature=x".to_owned(), "transfer-encoding: chunked\r\n".to_owned()),
+        ("PUT /incoming/x?X-Amz-Signature=x".to_owned(), waiting.to_owned()),
+        ("PUT /incoming/x?X-Amz-Signature=x".to_owned(), String::new()),
+    ] {
+        let line = if line.starts_with('/') { format!("GET {line}") } else { line };
+        let status = dismissed(&store, &line, &headers).await;
+        if !matches!(status, Ok(400..=499)) {
+            kept.push(format!("{line}\r\n{headers}: {status:?}"));
+        }
+    }
+    assert!(kept.is_empty(), "{}", kept.join("\n\n"));
+}
+
+#[tokio::test]
+async fn a_signed_body_that_falls_silent_ends() {
+    let store = TestStore::with(short(Duration::from_millis(300))).await;
+    let endpoint: url::Url = format!("https://{}", store.address).parse().unwrap();
+    let bucket = rusty_s3::Bucket::new(endpoint, rusty_s3::UrlStyle::Path, "blobs", "us-east-1").unwrap();
+    let admin = &store.keys.admin;
+    let url = rusty_s3::signing::sign(
+        &jiff::Timestamp::now(),
+        rusty_s3::Method::Post,
+        bucket.base_url().clone(),
+        admin.id(),
+        admin.expose_secret(),
+        None,
+        bucket.region(),
+        60,
+        [("delete", "")].into_iter(),
+        std::iter::empty(),
+    );
+    let path = url.as_str().strip_prefix(&format!("https://{}", store.address)).unwrap().to_owned();
+    let headers = "content-type: application/xml\r\ncontent-length: 100\r\n";
+    let ended = dismissed(&store, &format!("POST {path}"), headers).await;
+    assert!(!ended.as_ref().is_err_and(|text| text.starts_with("still open")), "{ended:?}");
+}
+
+#[tokio::test]
+async fn an_upload_that_trickles_ends() {
+    let store = TestStore::with(short(Duration::from_millis(400))).await;
+    let object = ObjectRef::of(&noise(1 << 20, 2));
+    let grant = store.signer_at(store.address).put(&key_of(object), object.bytes, now());
+    let (path, headers) = spoken(&grant.action.unwrap(), "/incoming");
+    let mut stream = tls(store.address, &store.authority).await;
+    stream
+        .write_all(format!("PUT {path} HTTP/1.1\r\nhost: {}\r\n{headers}\r\n", store.address).as_bytes())
+        .await
+        .unwrap();
+    let start = Instant::now();
+    let mut answer = [0; 1];
+    while timeout(Duration::from_millis(50), stream.read(&mut answer)).await.is_err() {
+        assert!(start.elapsed() < AT_ONCE, "a byte now and then keeps the place");
+        let _closed = stream.write_all(b"x").await;
+        let _closed = stream.flush().await;
+    }
+    let root = store.stop().await;
+    assert_eq!(std::fs::read_dir(root.path().join("tmp")).unwrap().count(), 0);
+}
+
+async fn from(source: [u8; 4], store: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from((source, 0))).unwrap();
+    socket.connect(store).await.unwrap()
+}
+
+#[tokio::test]
+async fn one_peer_cannot_take_every_connection() {
+    let store = TestStore::with(StoreLimits { connections_max: 8, ..short(Duration::from_secs(40)) }).await;
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        held.push(from([127, 0, 0, 2], store.address).await);
+    }
+    // The store lets the half that is too much go without a word.
+    let mut open = 0;
+    for stream in &mut held {
+        open += usize::from(timeout(Duration::from_millis(200), stream.read_u8()).await.is_err());
+    }
+    assert_eq!(open, 4);
+    timeout(AT_ONCE, store.buckets().ping()).await.expect("there is a place for another peer").unwrap();
+    // A place that was given back can be taken again.
+    drop(held);
+    let again = from([127, 0, 0, 2], store.address).await;
+    let spoken = timeout(AT_ONCE, over_tls(again, &store.authority, &[&TLS13])).await;
+    assert!(spoken.is_ok_and(|spoken| spoken.is_ok()));
+}

@@ -1,0 +1,182 @@
+//! A request's body whose sender must keep sending: without it one silent sender holds a connection for ever.
+
+use std::error::Error;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, SizeHint};
+use tokio::time::{Instant, Sleep};
+
+/// Slowest sender that is waited for; the clients give an upload up at the same speed.
+const BYTES_PER_SECOND_MIN: u64 = 64 << 10;
+
+/// A body that fails when its sender is silent for too long, or keeps us waiting for longer than its bytes so far are
+/// worth. Time in which nobody asks for more is not the sender's.
+///
+/// It costs a look at the clock when it waits and another when that ends; the timer is set anew once a window, not once a
+/// frame.
+pub(crate) struct Paced<B> {
+    body: B,
+    /// Longest silence, and the credit that a sender starts with.
+    idle: Duration,
+    received: u64,
+    /// The waits that are over, summed.
+    waited: Duration,
+    waiting_since: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl<B> Paced<B> {
+    pub(crate) const fn new(body: B, idle: Duration) -> Self {
+        Self { body, idle, received: 0, waited: Duration::ZERO, waiting_since: None, timer: None }
+    }
+
+    /// Ready when the sender has had its time.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let since = *self.waiting_since.get_or_insert_with(Instant::now);
+        let worth = Duration::from_millis(self.received.saturating_mul(1000) / BYTES_PER_SECOND_MIN);
+        let credit = self.idle.saturating_add(worth).saturating_sub(self.waited);
+        let due = since + credit.min(self.idle);
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+        loop {
+            // The time that is due only ever moves on, so an old timer rings too early, never too late.
+            ready!(timer.as_mut().poll(cx));
+            if timer.deadline() >= due {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(due);
+        }
+    }
+}
+
+impl<B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin> Body for Paced<B> {
+    type Data = Bytes;
+    type Error = Box<dyn Error + Send + Sync>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+            ready!(self.poll_late(cx));
+            let late = io::Error::new(io::ErrorKind::TimedOut, "the body comes too slowly");
+            return Poll::Ready(Some(Err(late.into())));
+        };
+        if let Some(since) = self.waiting_since.take() {
+            self.waited += since.elapsed();
+        }
+        if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
+            self.received += data.len() as u64;
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Whether a body failed because it came too slowly.
+pub(crate) fn is_late(error: &(dyn Error + 'static)) -> bool {
+    let timed_out = |error: &io::Error| error.kind() == io::ErrorKind::TimedOut;
+    std::iter::successors(Some(error), |error| (**error).source())
+        .any(|error| error.downcast_ref::<io::Error>().is_some_and(timed_out))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::future::poll_fn;
+
+    use tokio::sync::mpsc;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    /// What a channel brings.
+    struct Pieces(mpsc::Receiver<Bytes>);
+
+    impl Body for Pieces {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            self.0.poll_recv(cx).map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
+        }
+    }
+
+    const IDLE: Duration = Duration::from_millis(200);
+
+    fn body() -> (mpsc::Sender<Bytes>, Paced<Pieces>) {
+        let (sender, pieces) = mpsc::channel(1);
+        (sender, Paced::new(Pieces(pieces), IDLE))
+    }
+
+    /// Reads to the end; the bytes, or whether the error was one of time.
+    async fn read(mut body: Paced<Pieces>) -> Result<usize, bool> {
+        let mut length = 0;
+        while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+            length += frame.map_err(|error| is_late(&*error))?.into_data().map_or(0, |data| data.len());
+        }
+        Ok(length)
+    }
+
+    #[tokio::test]
+    async fn silence_ends_a_body() {
+        let (sender, body) = body();
+        let start = Instant::now();
+        sender.send(Bytes::from(vec![0; 1 << 20])).await.unwrap();
+        assert_eq!(read(body).await, Err(true));
+        assert!(start.elapsed() >= IDLE, "and no sooner");
+    }
+
+    #[tokio::test]
+    async fn a_trickle_ends_although_it_never_falls_silent() {
+        let (sender, body) = body();
+        let reading = tokio::spawn(read(body));
+        let start = Instant::now();
+        while !sender.is_closed() {
+            assert!(start.elapsed() < 20 * IDLE);
+            sleep(IDLE / 10).await;
+            let _closed = sender.try_send(Bytes::from_static(b"x"));
+        }
+        assert_eq!(reading.await.unwrap(), Err(true));
+    }
+
+    #[tokio::test]
+    async fn a_sender_with_pauses_is_waited_for_as_long_as_it_brings_enough() {
+        let (sender, body) = body();
+        let reading = tokio::spawn(read(body));
+        let start = Instant::now();
+        while start.elapsed() < 5 * IDLE {
+            sender.send(Bytes::from(vec![0; 16 << 10])).await.unwrap();
+            sleep(IDLE / 4).await;
+        }
+        drop(sender);
+        assert!(reading.await.unwrap().is_ok_and(|length| length >= 64 << 10));
+    }
+
+    #[tokio::test]
+    async fn what_a_slow_reader_takes_is_not_the_senders_time() {
+        let (sender, mut body) = body();
+        for _ in 0..3 {
+            let piece = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
+            let sent = sender.send(Bytes::from_static(b"x"));
+            let (piece, _sent) = tokio::join!(piece, sent);
+            assert!(piece.unwrap().is_ok());
+            sleep(IDLE).await;
+        }
+        drop(sender);
+        assert_eq!(read(body).await, Ok(0));
+    }
+}
