@@ -68,6 +68,17 @@ pub enum TlsError {
     Making(#[from] rcgen::Error),
 }
 
+/// Why a client cannot trust an authority.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// The PEM text has no certificate, or a broken one.
+    #[error("the PEM text holds no certificate")]
+    Missing,
+    /// A certificate that rustls does not take.
+    #[error(transparent)]
+    Unusable(#[from] rustls::Error),
+}
+
 impl TlsError {
     /// The code of the page that says what to do.
     pub fn code(&self) -> Code {
@@ -84,29 +95,42 @@ pub fn install_provider() {
     let _ = ring::default_provider().install_default();
 }
 
-/// A client's configuration that trusts the authority in this file alone.
+/// A client's configuration that trusts the authorities in this PEM text alone. The bulk plane speaks HTTP/1.1 only: uploads
+/// over HTTP/2 are several times slower.
 ///
 /// # Errors
-/// The file cannot be used, or holds no certificate.
-pub fn client_config(ca: &Path) -> Result<ClientConfig, TlsError> {
-    let unusable = |source| TlsError::Unusable { path: ca.to_owned(), source };
+/// The text holds no usable certificate.
+pub fn client_config(authorities: &[u8]) -> Result<ClientConfig, AuthorityError> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(ca)? {
-        roots.add(certificate).map_err(unusable)?;
+    for certificate in certificates(authorities).ok_or(AuthorityError::Missing)? {
+        roots.add(certificate)?;
     }
-    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
-    let mut config = builder.map_err(unusable)?.with_root_certificates(roots).with_no_client_auth();
+    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(config)
 }
 
-/// A server's configuration: TLS 1.3 only.
+/// Whether [`client_config`] takes the authorities in this file.
+///
+/// # Errors
+/// The file cannot be used, or holds no usable certificate.
+pub fn check_authority(ca: &Path) -> Result<(), TlsError> {
+    let made = client_config(read_anchor(ca)?.as_bytes());
+    made.map(drop).map_err(|error| match error {
+        AuthorityError::Missing => TlsError::Missing { path: ca.to_owned(), what: "certificate" },
+        AuthorityError::Unusable(source) => TlsError::Unusable { path: ca.to_owned(), source },
+    })
+}
+
+/// A server's configuration: TLS 1.3 only, HTTP/1.1 only.
 ///
 /// # Errors
 /// A file cannot be used, others may read the key, or the two do not fit.
 pub fn server_config(certificate: &Path, key: &Path) -> Result<ServerConfig, TlsError> {
     let unusable = |source| TlsError::Unusable { path: certificate.to_owned(), source };
-    let chain = certificates(certificate)?;
+    let chain = certificates(read_anchor(certificate)?.as_bytes())
+        .ok_or_else(|| TlsError::Missing { path: certificate.to_owned(), what: "certificate" })?;
     let pem = read_secret(key)?;
     let secret = PrivateKeyDer::from_pem_slice(pem.as_bytes())
         .map_err(|_| TlsError::Missing { path: key.to_owned(), what: "private key" })?;
@@ -187,11 +211,10 @@ fn life(now: UnixMillis, days: i64) -> (OffsetDateTime, OffsetDateTime) {
     (now - CLOCK_SKEW, now + Duration::days(days))
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let missing = || TlsError::Missing { path: path.to_owned(), what: "certificate" };
-    let pem = read_anchor(path)?;
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
-    found.ok().filter(|found| !found.is_empty()).ok_or_else(missing)
+/// The certificates of a PEM text; none when one is broken or there is none.
+fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    found.ok().filter(|found| !found.is_empty())
 }
 
 fn provider() -> Arc<CryptoProvider> {

@@ -52,9 +52,8 @@ pub(crate) struct Client(legacy::Client<Connector, Full<Bytes>>);
 #[derive(Clone, Debug)]
 struct Connector {
     tcp: HttpConnector,
-    tls: Arc<ClientConfig>,
-    /// Whether plaintext is what is meant; otherwise it is refused, whatever a URL says.
-    plain: bool,
+    /// None where plaintext is what is meant; otherwise that is refused, whatever a URL says.
+    tls: Option<Arc<ClientConfig>>,
     patience: Duration,
 }
 
@@ -76,12 +75,12 @@ impl Client {
         tcp.set_keepalive(Some(KEEPALIVE));
         tcp.set_keepalive_interval(Some(KEEPALIVE));
         tcp.set_keepalive_retries(Some(KEEPALIVE_PROBES));
-        let tls = Arc::new(trust.tls()?);
+        let tls = trust.tls()?.map(Arc::new);
         let client = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE)
             .pool_max_idle_per_host(limits.connections_max)
-            .build(Connector { tcp, tls, plain: matches!(trust, Trust::PlainLoopback), patience: limits.connect });
+            .build(Connector { tcp, tls, patience: limits.connect });
         Ok(Self(client))
     }
 
@@ -129,16 +128,14 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let secure = uri.scheme() == Some(&Scheme::HTTPS);
-        if secure == self.plain {
+        if secure != self.tls.is_some() {
             return Box::pin(async { Err("plaintext where TLS is meant, or the reverse".into()) });
         }
         let connecting = self.tcp.call(uri.clone());
-        let (tls, patience) = (TlsConnector::from(Arc::clone(&self.tls)), self.patience);
+        let (tls, patience) = (self.tls.clone().map(TlsConnector::from), self.patience);
         Box::pin(async move {
             let socket = BufReader::with_capacity(SOCKET_READ_BYTES, connecting.await?.into_inner());
-            if !secure {
-                return Ok(Stream(TokioIo::new(Box::pin(socket))));
-            }
+            let Some(tls) = tls else { return Ok(Stream(TokioIo::new(Box::pin(socket)))) };
             let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
             let name = ServerName::try_from(host.to_owned())?;
             let secured = timeout(patience, tls.connect(name, socket)).await??;

@@ -1,11 +1,9 @@
 //! Which store, and whom to trust on the way to it. There are no system roots: the authority is always named.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject as _;
+use identity::tls::{AuthorityError, client_config};
+use rustls::ClientConfig;
 use url::{Host, Url};
 
 /// How the connection to a store is protected.
@@ -36,10 +34,7 @@ pub enum EndpointError {
     Plaintext(String),
     /// The CA file holds no usable certificate.
     #[error("no usable CA certificate for the store: {0}")]
-    Authority(String),
-    /// A TLS client could not be made.
-    #[error("cannot set up the store's client: {0}")]
-    Client(String),
+    Authority(#[from] AuthorityError),
 }
 
 impl Endpoint {
@@ -89,24 +84,15 @@ impl Trust {
         if right { Ok(()) } else { Err(EndpointError::Plaintext(url.origin().ascii_serialization())) }
     }
 
-    /// The rustls configuration: ring, the named authorities, HTTP/1.1 only (HTTP/2 uploads are several times slower).
-    /// Without an authority it trusts nobody.
+    /// The configuration of TLS connections; none where plaintext is meant.
     ///
     /// # Errors
     /// The PEM text holds no usable certificate.
-    pub(crate) fn tls(&self) -> Result<ClientConfig, EndpointError> {
-        let roots = match self {
-            Self::Authority(pem) => roots(pem).map_err(EndpointError::Authority)?,
-            Self::PlainLoopback => RootCertStore::empty(),
-        };
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut tls = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| EndpointError::Client(error.to_string()))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(tls)
+    pub(crate) fn tls(&self) -> Result<Option<ClientConfig>, EndpointError> {
+        match self {
+            Self::Authority(pem) => Ok(Some(client_config(pem)?)),
+            Self::PlainLoopback => Ok(None),
+        }
     }
 }
 
@@ -117,15 +103,6 @@ impl std::fmt::Debug for Trust {
             Self::PlainLoopback => "PlainLoopback",
         })
     }
-}
-
-fn roots(pem: &[u8]) -> Result<RootCertStore, String> {
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(pem) {
-        let certificate = certificate.map_err(|error| error.to_string())?;
-        roots.add(certificate).map_err(|error| error.to_string())?;
-    }
-    if roots.is_empty() { Err("the PEM text holds none".to_owned()) } else { Ok(roots) }
 }
 
 fn is_loopback(url: &Url) -> bool {

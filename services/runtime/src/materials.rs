@@ -141,9 +141,7 @@ impl Material {
             Self::Credentials { path, .. } => Credentials::read(path)
                 .and_then(|credentials| credentials.check(now))
                 .map_err(|error| refused(error.code(), &error)),
-            Self::Authority { path, .. } => {
-                tls::client_config(path).map(|_| ()).map_err(|error| refused(error.code(), &error))
-            }
+            Self::Authority { path, .. } => tls::check_authority(path).map_err(|error| refused(error.code(), &error)),
             Self::Trust { path, .. } => {
                 TrustBundle::read(path).map(|_| ()).map_err(|error| refused(error.code(), &error))
             }

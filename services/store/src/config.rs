@@ -1,6 +1,5 @@
 //! What a store needs to know, as valid values.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -28,14 +27,14 @@ pub struct StoreConfig {
 }
 
 /// How connections are protected.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub enum Tls {
-    /// A certificate chain and its private key, both PEM.
-    Pem {
+    /// TLS 1.3, with a certificate chain and its private key, both PEM.
+    Files {
         /// The chain, own certificate first.
-        certificate: Vec<u8>,
-        /// The private key.
-        key: Vec<u8>,
+        certificate: PathBuf,
+        /// The private key, for nobody else to read.
+        key: PathBuf,
     },
     /// None; the store then listens on loopback only.
     PlainLoopback,
@@ -95,14 +94,5 @@ impl StoreLimits {
     /// Connections of one peer at a time.
     pub(crate) fn peer_connections_max(&self) -> usize {
         (self.connections_max.saturating_mul(self.connections_peer_percent.into()) / 100).max(1)
-    }
-}
-
-impl fmt::Debug for Tls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Pem { .. } => "Pem",
-            Self::PlainLoopback => "PlainLoopback",
-        })
     }
 }

@@ -11,9 +11,8 @@ use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use identity::tls::{TlsError, server_config};
 use objects::BucketName;
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use schemas::Code;
@@ -71,7 +70,7 @@ pub enum StoreError {
     },
     /// The certificate or its key is not usable.
     #[error("the store's certificate is not usable: {0}")]
-    Tls(String),
+    Tls(#[from] TlsError),
     /// Plaintext beyond loopback.
     #[error("plain http is for loopback addresses, {0} is not one; give a certificate")]
     Plaintext(SocketAddr),
@@ -91,7 +90,7 @@ impl StoreError {
         match self {
             Self::Busy { .. } => Code::StoreBusy,
             Self::Root { .. } => Code::ConfigInvalid,
-            Self::Tls(_) => Code::CredentialMalformed,
+            Self::Tls(error) => error.code(),
             Self::Plaintext(_) => Code::PlaintextRefused,
             Self::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => Code::PortTaken,
             Self::Listen { .. } => Code::ConfigInvalid,
@@ -106,7 +105,7 @@ impl Store {
     /// What stands in the way; nothing is left behind but the empty folders of the root.
     pub async fn bind(config: StoreConfig) -> Result<Self, StoreError> {
         let tls = match &config.tls {
-            Tls::Pem { certificate, key } => Some(acceptor(certificate, key).map_err(StoreError::Tls)?),
+            Tls::Files { certificate, key } => Some(TlsAcceptor::from(Arc::new(server_config(certificate, key)?))),
             Tls::PlainLoopback if config.listen.ip().is_loopback() => None,
             Tls::PlainLoopback => return Err(StoreError::Plaintext(config.listen)),
         };
@@ -299,21 +298,4 @@ fn service(backend: Backend, rights: Rights) -> S3Service {
     builder.set_auth(rights.clone());
     builder.set_access(rights);
     builder.build()
-}
-
-fn acceptor(certificate: &[u8], key: &[u8]) -> Result<TlsAcceptor, String> {
-    let text = |error: &dyn std::fmt::Display| error.to_string();
-    let chain: Vec<CertificateDer<'static>> =
-        CertificateDer::pem_slice_iter(certificate).collect::<Result<_, _>>().map_err(|error| text(&error))?;
-    if chain.is_empty() {
-        return Err("the PEM text holds no certificate".to_owned());
-    }
-    let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| text(&error))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
-        .map_err(|error| text(&error))?;
-    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(tls)))
 }

@@ -112,27 +112,21 @@ impl Settings {
             listen: server.listen,
             root: server.root.clone(),
             keys,
-            tls: self.tls()?,
+            tls: server.tls(),
             durability: server.durability,
             limits: server.limits()?,
         })
     }
-
-    fn tls(&self) -> Result<Tls, Failure> {
-        let server = &self.store_server;
-        if server.tls_cert.as_os_str().is_empty() && server.tls_key.as_os_str().is_empty() {
-            return Ok(Tls::PlainLoopback);
-        }
-        let read = |path: &PathBuf| {
-            std::fs::read(path).map_err(|error| {
-                Failure::new(Code::CredentialMissing, format!("cannot read {}: {error}", path.display()))
-            })
-        };
-        Ok(Tls::Pem { certificate: read(&server.tls_cert)?, key: read(&server.tls_key)? })
-    }
 }
 
 impl ServerSettings {
+    fn tls(&self) -> Tls {
+        match self.tls_cert.as_os_str().is_empty() && self.tls_key.as_os_str().is_empty() {
+            true => Tls::PlainLoopback,
+            false => Tls::Files { certificate: self.tls_cert.clone(), key: self.tls_key.clone() },
+        }
+    }
+
     fn limits(&self) -> Result<StoreLimits, Failure> {
         let spans = [("idle", self.idle), ("incoming_life", self.incoming_life), ("sweep_every", self.sweep_every)];
         let zero = spans.into_iter().find(|(_, span)| span.0.is_zero()).map(|(name, _)| name);

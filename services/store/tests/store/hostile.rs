@@ -173,3 +173,15 @@ async fn one_peer_cannot_take_every_connection() {
     let spoken = timeout(AT_ONCE, over_tls(again, &store.authority, &[&TLS13])).await;
     assert!(spoken.is_ok_and(|spoken| spoken.is_ok()));
 }
+
+#[tokio::test]
+async fn tl_21_the_running_store_speaks_nothing_older_than_tls_1_3() {
+    let store = TestStore::start().await;
+    let speak = async |version: &'static SupportedProtocolVersion| {
+        let stream = TcpStream::connect(store.address).await.unwrap();
+        over_tls(stream, &store.authority, &[version]).await
+    };
+    speak(&TLS13).await.unwrap();
+    let refused = speak(&TLS12).await.expect_err("an old version");
+    assert!(refused.to_string().contains("ProtocolVersion"), "{refused}");
+}

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use diloco_store::{Durability, Store, StoreConfig, StoreLimits, Tls};
 use identity::StoreKeys;
+use identity::secret::write_private;
 use objects::{Buckets, Endpoint, IncomingKey, Regrant, Signer, StoreClock, Transfer, TransferLimits, Trust};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair as CertificateKey};
 use schemas::blob::Grant;
@@ -63,8 +64,11 @@ impl TestStore {
     }
 
     pub(crate) async fn on(root: TempDir, keys: StoreKeys, limits: StoreLimits) -> Self {
-        let made = certificates();
-        let tls = Tls::Pem { certificate: made.certificate, key: made.key };
+        let (made, folder) = (certificates(), tempfile::tempdir().unwrap());
+        let (certificate, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+        write_private(&certificate, &made.certificate).unwrap();
+        write_private(&key, &made.key).unwrap();
+        let tls = Tls::Files { certificate, key };
         Self::serve(root, keys, limits, tls, made.authority).await
     }
 
