@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 
 use crate::listing;
 use crate::place::{Place, parse_bucket};
-use crate::root::{Publish, Root};
+use crate::root::{Claim, Publish, Root};
 use crate::upload::{self, Upload, storage_error};
 
 /// Read size: one hop to the blocking threads and one allocation each.
@@ -68,12 +68,10 @@ impl S3 for Backend {
         if input.if_match.is_some() {
             return Err(s3_error!(NotImplemented, "if-match is not for uploads here"));
         }
-        if how == Publish::Once && place.path(self.root.path()).exists() {
-            return Err(s3_error!(PreconditionFailed, "the object exists"));
-        }
+        let claim = self.claim(&place, how)?;
         let room = self.root.reserve(bytes).map_err(storage_error)?.ok_or_else(upload::full)?;
         let body = input.body.unwrap_or_else(|| StreamingBlob::from(s3s::Body::empty()));
-        let upload = Upload { place, bytes, checksum: input.checksum_sha256, how, room };
+        let upload = Upload { place, bytes, checksum: input.checksum_sha256, how, room, claim };
         let digest = upload::receive(self.root.clone(), body, upload).await?;
         Ok(S3Response::new(PutObjectOutput {
             e_tag: Some(ETag::Strong(digest.hex())),
@@ -221,6 +219,23 @@ impl S3 for Backend {
             contents: Some(contents),
             ..Default::default()
         }))
+    }
+}
+
+impl Backend {
+    /// The place for one upload alone, if it may be filled only once. 412 when it is filled; 409 while another upload of
+    /// it is in progress, which clients repeat: that one may break off.
+    fn claim(&self, place: &Place, how: Publish) -> S3Result<Option<Claim>> {
+        if how == Publish::Replace {
+            return Ok(None);
+        }
+        let name = place.path(self.root.path());
+        let claim = self.root.claim(name.clone());
+        if name.exists() {
+            return Err(s3_error!(PreconditionFailed, "the object exists"));
+        }
+        let in_progress = || s3_error!(ConditionalRequestConflict, "another upload of the object is in progress");
+        claim.map(Some).ok_or_else(in_progress)
     }
 }
 

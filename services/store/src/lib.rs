@@ -10,8 +10,9 @@
 //! <root>/incoming/   bucket `incoming`: created once by holders of PUT URLs, swept after some days
 //! <root>/blobs/      bucket `blobs`: verified objects, and small named files that the admin key writes
 //! ```
-//! Architecture invariants: there is no multipart upload, no other bucket, no anonymous request, no plaintext beyond
-//! loopback; the put key cannot write to `blobs` and the get key cannot write at all.
+//! Architecture invariants: there is no multipart upload, no form, no body without a length or a bound in time, no other
+//! bucket, no anonymous request, no plaintext beyond loopback; the put key cannot write to `blobs` and the get key
+//! cannot write at all.
 
 mod backend;
 mod body;

@@ -28,6 +28,8 @@ pub(crate) struct Root {
     free_bytes_min: u64,
     /// Bytes of uploads in progress that are announced and not yet on the disk.
     reserved: Arc<AtomicU64>,
+    /// Names that an upload in progress is to get.
+    claimed: Claimed,
     /// Folders that were made and whose own entry may not be durable yet.
     fresh: Mutex<BTreeSet<PathBuf>>,
     /// The writing threads: the lock is not given up while one runs.
@@ -43,12 +45,21 @@ pub(crate) enum RootError {
     Io(io::Error),
 }
 
-/// Room for one upload; given back when dropped.
+/// Room for what is still to come of one upload; given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     reserved: Arc<AtomicU64>,
     bytes: u64,
 }
+
+/// A name that one upload in progress has for itself, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    claimed: Claimed,
+    name: PathBuf,
+}
+
+type Claimed = Arc<Mutex<BTreeSet<PathBuf>>>;
 
 /// How a file gets its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +88,7 @@ impl Root {
             durability,
             free_bytes_min,
             reserved: Arc::new(AtomicU64::new(0)),
+            claimed: Arc::default(),
             fresh: Mutex::default(),
             writers: TaskTracker::new(),
             _lock: lock,
@@ -99,11 +111,18 @@ impl Root {
 
     /// Room for `bytes`, if enough stays free beside all uploads in progress.
     pub(crate) fn reserve(&self, bytes: u64) -> io::Result<Option<Reservation>> {
-        let free = free_bytes(&self.path)?;
         let before = self.reserved.fetch_add(bytes, Ordering::Relaxed);
         let reservation = Reservation { reserved: self.reserved.clone(), bytes };
+        // Looked at last: what lands in between counts twice, not never.
+        let free = free_bytes(&self.path)?;
         let needed = before.saturating_add(bytes).saturating_add(self.free_bytes_min);
         Ok((free >= needed).then_some(reservation))
+    }
+
+    /// The name for one upload; none while another has it.
+    pub(crate) fn claim(&self, name: PathBuf) -> Option<Claim> {
+        let is_free = self.claimed.lock().expect("no holder panics").insert(name.clone());
+        is_free.then(|| Claim { claimed: self.claimed.clone(), name })
     }
 
     /// A file for an upload; it vanishes when dropped.
@@ -203,6 +222,21 @@ impl Root {
     }
 }
 
+impl Reservation {
+    /// So many bytes are on the disk, where the free space no longer counts them.
+    pub(crate) fn landed(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        self.reserved.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.claimed.lock().expect("no holder panics").remove(&self.name);
+    }
+}
+
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.reserved.fetch_sub(self.bytes, Ordering::Relaxed);
@@ -283,5 +317,29 @@ mod tests {
         assert!(root.reserve(free / 3).unwrap().is_none());
         drop(first);
         assert!(root.reserve(free / 3).unwrap().is_some());
+    }
+
+    #[test]
+    fn what_has_landed_is_not_reserved_any_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::open(folder.path(), Durability::Kernel, 0).unwrap();
+        let reserved = || root.reserved.load(Ordering::Relaxed);
+        let mut room = root.reserve(100).unwrap().unwrap();
+        room.landed(60);
+        assert_eq!(reserved(), 40);
+        room.landed(60);
+        assert_eq!(reserved(), 0);
+        drop(room);
+        assert_eq!(reserved(), 0);
+    }
+
+    #[test]
+    fn a_name_is_claimed_by_one_upload_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = root(folder.path());
+        let claim = root.claim("a".into());
+        assert!(claim.is_some() && root.claim("a".into()).is_none() && root.claim("b".into()).is_some());
+        drop(claim);
+        assert!(root.claim("a".into()).is_some());
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::body::is_late;
 use crate::place::Place;
-use crate::root::{Publish, Reservation, Root};
+use crate::root::{Claim, Publish, Reservation, Root};
 
 /// Frames (16 KiB under TLS) gathered before they go to the writing thread: fewer wake-ups, larger writes.
 const BATCH_BYTES: usize = 512 << 10;
@@ -27,6 +27,8 @@ pub(crate) struct Upload {
     pub(crate) checksum: Option<String>,
     pub(crate) how: Publish,
     pub(crate) room: Reservation,
+    /// Its name, where that is given only once: a URL that is opened often has one upload and one reservation.
+    pub(crate) claim: Option<Claim>,
 }
 
 enum Piece {
@@ -97,13 +99,14 @@ pub(crate) fn full() -> S3Error {
     error
 }
 
-fn write(root: &Root, upload: Upload, mut pieces: mpsc::Receiver<Piece>) -> Result<Digest, Failure> {
+fn write(root: &Root, mut upload: Upload, mut pieces: mpsc::Receiver<Piece>) -> Result<Digest, Failure> {
     let mut file = root.temporary().map_err(Failure::Io)?;
     let mut hasher = Hasher::default();
     let mut length = 0_u64;
     loop {
         match pieces.blocking_recv() {
             Some(Piece::Frames(frames)) => {
+                let before = length;
                 for frame in &frames {
                     length += frame.len() as u64;
                     hasher.update(frame);
@@ -112,6 +115,7 @@ fn write(root: &Root, upload: Upload, mut pieces: mpsc::Receiver<Piece>) -> Resu
                     return Err(Failure::Refused(s3_error!(IncompleteBody, "more bytes than announced")));
                 }
                 write_frames(file.as_file_mut(), &frames).map_err(Failure::Io)?;
+                upload.room.landed(length - before);
             }
             Some(Piece::End) => break,
             None => return Err(Failure::Abandoned),
@@ -127,7 +131,8 @@ fn write(root: &Root, upload: Upload, mut pieces: mpsc::Receiver<Piece>) -> Resu
         }
         Err(error) => return Err(Failure::Io(error)),
     }
-    drop(upload.room);
+    // Whoever asks for the name from now on finds the object.
+    drop(upload.claim);
     Ok(digest)
 }
 

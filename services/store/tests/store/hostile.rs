@@ -14,7 +14,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout};
 
 use crate::connections::{over_tls, tls};
-use crate::support::{TestStore, key_of, nobody, noise, now, soon};
+use crate::support::{Grants, TestStore, key_of, noise, now, soon};
 
 /// Far below the store's own patience, which is 40 s.
 const AT_ONCE: Duration = Duration::from_secs(5);
@@ -145,6 +145,35 @@ async fn an_upload_that_trickles_ends() {
     }
     let root = store.stop().await;
     assert_eq!(std::fs::read_dir(root.path().join("tmp")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn tl_27_a_key_takes_one_upload_at_a_time() {
+    let store = TestStore::start().await;
+    let bytes = noise(4 << 20, 3);
+    let object = ObjectRef::of(&bytes);
+    let signer = store.signer_at(store.address);
+    let grant = signer.put(&key_of(object), object.bytes, now());
+    let (path, headers) = spoken(grant.action.as_ref().unwrap(), "/incoming");
+    let mut first = tls(store.address, &store.authority).await;
+    let head = format!("PUT {path} HTTP/1.1\r\nhost: {}\r\n{headers}expect: 100-continue\r\n\r\n", store.address);
+    first.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    first.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 100", "the store waits for the body");
+    first.write_all(&bytes[..500]).await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(dismissed(&store, &format!("PUT {path}"), &headers).await, Ok(409));
+    }
+    // Our own client waits until the place is free. The refusal may overtake its bytes, and then looks like a cut.
+    let transfer = store.transfer();
+    let grants = Grants::new(|_| Some(signer.put(&key_of(object), object.bytes, now())));
+    let mut waiting = std::pin::pin!(transfer.put(&grant, bytes, &grants, soon()));
+    assert!(timeout(Duration::from_millis(300), waiting.as_mut()).await.is_err());
+    drop(first);
+    assert_eq!(waiting.await.unwrap(), Stored::Now);
+    assert_eq!(store.uploads().len(), 1);
+    assert_eq!(store.unfinished(), Vec::<String>::new());
 }
 
 async fn from(source: [u8; 4], store: SocketAddr) -> TcpStream {
