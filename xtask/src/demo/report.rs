@@ -32,9 +32,10 @@ pub(crate) fn show(diloctl: &Diloctl, run: &str, took: Duration) -> Result<()> {
     diloctl.show(&["snapshot", "ls", run])?;
     diloctl.show(&["audit", "replay", "--run", run, "--summary"])?;
     diloctl.show(&["snapshot", "sample", run])?;
+    let verdict = verdict(&detail, entropy);
     console::say("\nnext:");
     NEXT.iter().for_each(console::say);
-    verdict(&detail, entropy)
+    verdict
 }
 
 fn table(rounds: &Value, detail: &Value, entropy: &Value) {
