@@ -22,6 +22,8 @@ const HEADER_BYTES_MAX: u64 = 100_000_000;
 const BLOCK_ELEMENTS: usize = 1 << 16;
 /// Length of the number at the start of a file.
 const LENGTH_BYTES: u64 = 8;
+/// How the name of a file that is being written ends.
+const PART: &str = ".part";
 
 /// An fp32 tensor to write.
 #[derive(Clone, Copy, Debug)]
@@ -131,7 +133,7 @@ pub fn write_tensors(
     }
     let failed = |source| FileError::Io { path: path.to_owned(), source };
     let name = path.file_name().ok_or_else(|| failed(io::Error::from(io::ErrorKind::InvalidFilename)))?;
-    let part = path.with_file_name(format!(".{}.{}.part", name.to_string_lossy(), std::process::id()));
+    let part = path.with_file_name(format!(".{}.{}{PART}", name.to_string_lossy(), std::process::id()));
     let written = write_part(&part, &header(metadata, &tensors), &tensors).and_then(|()| fs::rename(&part, path));
     if let Err(source) = written {
         // The first failure is the one to report; a leftover part is overwritten by the next try.
@@ -140,6 +142,30 @@ pub fn write_tensors(
     }
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+}
+
+/// Removes what writers that were killed left in `folder`, for whoever knows that nobody writes there. Says how many bytes
+/// that were.
+///
+/// # Errors
+/// The folder cannot be read, or a part not removed.
+pub fn remove_parts(folder: &Path) -> Result<u64, FileError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| FileError::Io { path, source }
+    };
+    let mut bytes = 0;
+    for entry in fs::read_dir(folder).map_err(failed(folder))? {
+        let entry = entry.map_err(failed(folder))?;
+        let name = entry.file_name();
+        let name = name.as_encoded_bytes();
+        let metadata = entry.metadata().map_err(failed(&entry.path()))?;
+        if metadata.is_file() && name.starts_with(b".") && name.ends_with(PART.as_bytes()) {
+            fs::remove_file(entry.path()).map_err(failed(&entry.path()))?;
+            bytes += metadata.len();
+        }
+    }
+    Ok(bytes)
 }
 
 #[derive(Serialize)]
@@ -299,6 +325,21 @@ mod tests {
         }
         assert_eq!(TensorFile::open(&path).expect("opens").metadata("format"), Some("pt"));
         assert_eq!(fs::read_dir(folder.path()).expect("lists").count(), 1, "no part is left behind");
+    }
+
+    #[test]
+    fn only_parts_are_removed() {
+        let scratch = tempfile::tempdir().expect("a folder");
+        let (_, _, path) = exported(scratch.path());
+        let part = path.with_file_name(".model.safetensors.4711.part");
+        fs::write(&part, b"half of it").expect("written");
+        fs::write(path.with_file_name("notes.part"), b"not ours").expect("written");
+        fs::create_dir(path.with_file_name(".folder.part")).expect("made");
+        assert_eq!(remove_parts(scratch.path()).expect("readable"), 10);
+        assert_eq!(remove_parts(scratch.path()).expect("readable"), 0);
+        assert!(!part.exists() && path.exists());
+        assert_eq!(fs::read_dir(scratch.path()).expect("lists").count(), 3);
+        assert!(remove_parts(&part).is_err());
     }
 
     #[test]

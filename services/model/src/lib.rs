@@ -10,7 +10,9 @@ mod reference;
 mod synthetic;
 
 pub use config::{ModelConfig, ModelError};
-pub use file::{FileError, NamedTensor, TensorFile, export_safetensors, import_safetensors, write_tensors};
+pub use file::{
+    FileError, NamedTensor, TensorFile, export_safetensors, import_safetensors, remove_parts, write_tensors,
+};
 pub use initial::{Initial, InitialWeights};
 pub use llama::LlamaConfig;
 pub use preset::{PRESETS, Preset};

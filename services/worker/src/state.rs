@@ -21,7 +21,7 @@ pub(crate) struct StateFolder {
 }
 
 impl StateFolder {
-    /// Opens or makes the folder and takes its lock.
+    /// Opens or makes the folder, takes its lock, and removes what a life that was killed had half written.
     ///
     /// # Errors
     /// It cannot be used, or another worker uses it.
@@ -32,10 +32,30 @@ impl StateFolder {
         identity::secret::create_private_folder(folder).map_err(|error| failed(&error))?;
         let lock = File::create(folder.join("lock")).map_err(|error| failed(&error))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { folder: folder.to_owned(), _lock: Arc::new(lock) }),
-            Err(TryLockError::WouldBlock) => Err(failed(&"another worker uses it; give each its own")),
-            Err(TryLockError::Error(error)) => Err(failed(&error)),
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(failed(&"another worker uses it; give each its own")),
+            Err(TryLockError::Error(error)) => return Err(failed(&error)),
         }
+        let state = Self { folder: folder.to_owned(), _lock: Arc::new(lock) };
+        state.sweep().map_err(|error| failed(&error))?;
+        Ok(state)
+    }
+
+    /// An inner state is twice as large as the model: what a killed worker left of one would fill the disk in time.
+    fn sweep(&self) -> std::io::Result<()> {
+        for entry in std::fs::read_dir(&self.folder)? {
+            let run = entry?.path();
+            if !run.is_dir() {
+                continue;
+            }
+            match model::remove_parts(&run) {
+                Ok(0) => {}
+                Ok(bytes) => tracing::info!(folder = %run.display(), bytes, "removed a half-written inner state"),
+                // It costs room, and the next start tries again.
+                Err(error) => tracing::warn!(code = %Code::WorkerStateInvalid, %error, "half-written state stays"),
+            }
+        }
+        Ok(())
     }
 
     /// The end of the chain of events.
@@ -61,5 +81,24 @@ mod tests {
         assert_eq!(second.code(), Code::WorkerStateInvalid);
         drop(first);
         StateFolder::open(scratch.path()).expect("free again");
+    }
+
+    #[test]
+    fn what_a_killed_worker_had_half_written_is_removed() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let state = StateFolder::open(scratch.path()).expect("a fresh folder");
+        let inner = state.inner(&"demo".parse().expect("a run name"), Digest::of(b"settings"));
+        let part = inner.with_file_name(".inner.safetensors.4711.part");
+        std::fs::create_dir(inner.parent().expect("a run's folder")).expect("made");
+        for path in [&inner, &part, &state.events()] {
+            std::fs::write(path, b"state").expect("written");
+        }
+        // The lock tells that nobody writes: the folder of another worker is left alone.
+        StateFolder::open(scratch.path()).expect_err("the lock is held");
+        assert!(part.exists());
+        drop(state);
+        let state = StateFolder::open(scratch.path()).expect("free again");
+        assert!(!part.exists());
+        assert!(inner.exists() && state.events().exists());
     }
 }
