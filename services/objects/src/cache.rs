@@ -22,14 +22,19 @@ const ABANDONED: Duration = Duration::from_secs(3600);
 const FILLED_AFTER_EVICTION: (u64, u64) = (9, 10);
 /// Read size when hashing.
 const READ_BYTES: usize = 1 << 20;
+/// Share of the limit that a process adds before it looks again at what is there: others add to the same folder, which then
+/// holds at most this share a process above the limit.
+const LOOK_SHARE: u64 = 16;
 
 /// A cache folder.
 #[derive(Debug)]
 pub struct Cache {
     objects: PathBuf,
     bytes_max: u64,
-    /// What the folder held at the last look plus what this process added; other processes add as well.
-    estimate: AtomicU64,
+    /// What the folder held at the last look.
+    seen: AtomicU64,
+    /// What this process added since.
+    added: AtomicU64,
 }
 
 /// Why the cache cannot be used.
@@ -61,7 +66,7 @@ impl Cache {
     pub fn open(folder: &Path, bytes_max: schemas::Bytes) -> Result<Self, CacheError> {
         let objects = folder.join("objects");
         fs::create_dir_all(&objects).map_err(at(&objects))?;
-        let cache = Self { objects, bytes_max: bytes_max.get(), estimate: AtomicU64::new(0) };
+        let cache = Self { objects, bytes_max: bytes_max.get(), seen: AtomicU64::new(0), added: AtomicU64::new(0) };
         cache.sweep(SystemTime::now())?;
         Ok(cache)
     }
@@ -102,35 +107,27 @@ impl Cache {
         if bytes.len() as u64 > self.bytes_max {
             return Ok(());
         }
-        let path = self.slot(digest)?;
-        let folder = path.parent().expect("a slot lies in a folder");
+        let path = self.path(digest);
+        let folder = path.parent().expect("an object lies in a folder");
+        fs::create_dir_all(folder).map_err(at(folder))?;
         let write = || -> io::Result<()> {
             let mut file = tempfile::Builder::new().prefix(".part-").tempfile_in(folder)?;
             file.write_all(bytes)?;
             file.persist(&path).map(drop).map_err(|error| error.error)
         };
         write().map_err(at(&path))?;
-        self.added(schemas::Bytes(bytes.len() as u64))
+        self.added(bytes.len() as u64)
     }
 
-    /// Where an object belongs, for a download straight into the cache; its folder exists. Call [`Cache::added`] after.
-    ///
-    /// # Errors
-    /// The folder cannot be made.
-    pub fn slot(&self, digest: Digest) -> Result<PathBuf, CacheError> {
-        let path = self.path(digest);
-        let folder = path.parent().expect("a slot lies in a folder");
-        fs::create_dir_all(folder).map_err(at(folder))?;
-        Ok(path)
-    }
-
-    /// Counts what was put into a slot, and evicts when the limit is passed.
-    ///
-    /// # Errors
-    /// The folder cannot be read.
-    pub fn added(&self, bytes: schemas::Bytes) -> Result<(), CacheError> {
-        let before = self.estimate.fetch_add(bytes.get(), Ordering::Relaxed);
-        if before + bytes.get() > self.bytes_max { self.sweep(SystemTime::now()) } else { Ok(()) }
+    /// Counts what was put, and looks at the folder when the limit may be passed.
+    fn added(&self, bytes: u64) -> Result<(), CacheError> {
+        let added = self.added.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let here = self.seen.load(Ordering::Relaxed) + added;
+        if here > self.bytes_max || added >= self.bytes_max / LOOK_SHARE {
+            self.sweep(SystemTime::now())
+        } else {
+            Ok(())
+        }
     }
 
     /// Removes what was abandoned before `now`, then the longest unused objects while the limit is passed.
@@ -138,6 +135,8 @@ impl Cache {
     /// # Errors
     /// The folder cannot be read.
     pub fn sweep(&self, now: SystemTime) -> Result<(), CacheError> {
+        // Counted from before the look: what is put meanwhile may be counted twice, and is not forgotten.
+        self.added.store(0, Ordering::Relaxed);
         let mut entries = self.entries(now).map_err(at(&self.objects))?;
         let mut total: u64 = entries.iter().map(|entry| entry.bytes).sum();
         if total > self.bytes_max {
@@ -152,7 +151,7 @@ impl Cache {
                 total -= entry.bytes;
             }
         }
-        self.estimate.store(total, Ordering::Relaxed);
+        self.seen.store(total, Ordering::Relaxed);
         Ok(())
     }
 
@@ -293,6 +292,32 @@ mod tests {
         assert!(cache.get(newest).unwrap().is_some());
         let large = put(&cache, &[1; 101]);
         assert_eq!(cache.get(large).unwrap(), None);
+    }
+
+    #[test]
+    fn several_processes_keep_to_one_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let limit = schemas::Bytes(16_000);
+        let caches: Vec<Cache> = (0..8).map(|_| Cache::open(folder.path(), limit).unwrap()).collect();
+        for object in 0..15_u8 {
+            for (process, cache) in (0..).zip(&caches) {
+                put(cache, &[&[process, object][..], &[0; 998]].concat());
+            }
+        }
+        let held: u64 = caches[0].entries(SystemTime::now()).unwrap().iter().map(|entry| entry.bytes).sum();
+        let above = limit.get() / LOOK_SHARE * caches.len() as u64;
+        assert!(held <= limit.get() + above, "{held} bytes");
+    }
+
+    #[test]
+    fn looks_at_the_folder_are_rare() {
+        let (folder, cache) = cache(16_000);
+        put(&cache, &[1; 999]);
+        let foreign = put(&Cache::open(folder.path(), schemas::Bytes(16_000)).unwrap(), &[2; 500]);
+        assert_eq!(cache.seen.load(Ordering::Relaxed), 0, "not after less than a sixteenth");
+        put(&cache, &[3; 1]);
+        assert_eq!(cache.seen.load(Ordering::Relaxed), 1500);
+        assert!(cache.path(foreign).exists());
     }
 
     #[test]
