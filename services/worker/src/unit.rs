@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use data::{DataError, HeldOut, TokenShard, UnitSampler};
-use futures::StreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
 use merge::{SeededRounding, contribution_seed};
 use schemas::contribution::{Evaluation, StageRequest};
 use schemas::data::Shard;
@@ -13,7 +13,7 @@ use schemas::lease::{Done, Manifest, Weights, Work};
 use schemas::run::RunSpec;
 use schemas::subject::Verb;
 use schemas::{Code, Digest, Millis, ObjectRef, Refusal, V};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use worker_core::{Trained, WorkId};
@@ -173,10 +173,7 @@ impl Unit {
         let count = chunks.len();
         let encoding = Encoding { stop: self.stop.clone(), codec: spec.upload.kind, rounding, chunks };
         let encoded = engine.encode(encoding).await?;
-        let encoded = futures::stream::unfold(encoded, |mut encoded| async { Some((encoded.recv().await?, encoded)) });
-        let uploads = encoded.map(|chunk| self.upload_chunk(chunk)).buffered(TRANSFERS_MAX);
-        let uploaded: Vec<Result<ObjectRef, Refusal>> = uploads.collect().await;
-        let objects: Vec<ObjectRef> = uploaded.into_iter().collect::<Result<_, _>>()?;
+        let objects = upload_all(encoded, |chunk| self.upload_chunk(chunk)).await?;
         if objects.len() != count {
             return Err(Refusal::new(Code::Interrupted, format!("{} of {count} chunks were encoded", objects.len())));
         }
@@ -204,5 +201,56 @@ impl Unit {
 
     fn take_text(&self) -> Option<Text> {
         self.text.lock().expect("no holder panics").take()
+    }
+}
+
+/// Uploads chunks as they are made, several on their way at once. The first that fails ends the others, and the encoding
+/// with them: without it the contribution is nothing.
+async fn upload_all<F>(
+    encoded: mpsc::Receiver<Result<(usize, Bytes), Refusal>>,
+    upload: impl FnMut(Result<(usize, Bytes), Refusal>) -> F,
+) -> Result<Vec<ObjectRef>, Refusal>
+where
+    F: Future<Output = Result<ObjectRef, Refusal>>,
+{
+    let encoded = futures::stream::unfold(encoded, |mut encoded| async { Some((encoded.recv().await?, encoded)) });
+    encoded.map(upload).buffered(TRANSFERS_MAX).try_collect().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_first_upload_that_fails_ends_the_others_and_the_encoding() {
+        let (chunks, encoded) = mpsc::channel(1);
+        let encoding = tokio::spawn(async move {
+            let mut made = 0;
+            while made < 1000 && chunks.send(Ok((made, Bytes::new()))).await.is_ok() {
+                made += 1;
+            }
+            made
+        });
+        let uploaded = upload_all(encoded, async |chunk| match chunk?.0 {
+            3 => Err(Refusal::new(Code::StoreFull, "no room")),
+            // Some that are on their way have not ended yet.
+            4..8 => std::future::pending().await,
+            _ => Ok(ObjectRef::of(b"chunk")),
+        });
+        assert_eq!(uploaded.await.expect_err("one failed").code, Code::StoreFull);
+        let made = encoding.await.expect("it ends by itself");
+        assert!(made < 4 + 2 * TRANSFERS_MAX, "{made} chunks were encoded");
+    }
+
+    #[tokio::test]
+    async fn uploads_keep_their_order() {
+        let (chunks, encoded) = mpsc::channel(20);
+        for index in 0..20_usize {
+            chunks.try_send(Ok((index, Bytes::new()))).expect("there is room");
+        }
+        drop(chunks);
+        let uploaded = upload_all(encoded, async |chunk| Ok(ObjectRef::of(&chunk?.0.to_le_bytes()))).await;
+        let expected: Vec<ObjectRef> = (0..20_usize).map(|index| ObjectRef::of(&index.to_le_bytes())).collect();
+        assert_eq!(uploaded.expect("none failed"), expected);
     }
 }
