@@ -135,14 +135,9 @@ impl Layers {
         Ok(())
     }
 
-    /// Sets one key from text: a TOML list or inline table where it looks like one, else a plain string, which numbers
-    /// and switches are parsed from.
+    /// Sets one key from text: a TOML list or inline table where the key holds one, else a plain string, which numbers and
+    /// switches are parsed from. An address may begin with a bracket as well.
     fn text(&mut self, key: &str, text: &str, origin: Origin) -> Result<(), Failure> {
-        let structured = text.starts_with('[') || text.starts_with('{');
-        let value = match structured {
-            true => inline(text).map_err(|error| invalid(format!("{key} ({origin}): {}", error.message())))?,
-            false => Value::String(text.to_owned()),
-        };
         let mut parts: Vec<&str> = key.split('.').collect();
         let last = parts.pop().expect("splitting gives at least one part");
         let mut table = &mut self.table;
@@ -153,6 +148,15 @@ impl Layers {
             };
             table = inner;
         }
+        let structured = text.starts_with('[') || text.starts_with('{');
+        let value = match table.get(last) {
+            Some(Value::Array(_) | Value::Table(_)) if structured => {
+                inline(text).map_err(|error| invalid(format!("{key} ({origin}): {}", error.message())))?
+            }
+            // A key without a default, which may hold either.
+            None if structured => inline(text).unwrap_or_else(|_| Value::String(text.to_owned())),
+            _ => Value::String(text.to_owned()),
+        };
         table.insert(last.to_owned(), value);
         self.origins.set(key, origin);
         Ok(())
@@ -262,6 +266,8 @@ mod tests {
     struct Store {
         memory: ConfigBytes,
         names: Vec<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        mirror: Option<String>,
     }
 
     impl Default for Section {
@@ -289,13 +295,31 @@ mod tests {
         let variables = [("DILOCO_BUS__URL", "tls://env"), ("DILOCO_BUS__TLS", "false"), ("PATH", "x")];
         let loaded = load(file, &variables, &["store.names=[\"a\", \"b\"]"]).expect("valid");
         let bus = Section { url: "tls://env".into(), wait: ConfigDuration::from_secs(60), retries: 7, tls: false };
-        let store = Store { memory: ConfigBytes::mebi(64), names: vec!["a".into(), "b".into()] };
+        let store = Store { memory: ConfigBytes::mebi(64), names: vec!["a".into(), "b".into()], mirror: None };
         assert_eq!(loaded.value, Sample { bus, store });
         assert_eq!(loaded.origins.of("bus.url"), "environment variable DILOCO_BUS__URL");
         assert!(loaded.origins.of("bus.wait").starts_with("file "));
         assert_eq!(loaded.origins.of("bus.retries"), "flag --retries");
         assert_eq!(loaded.origins.of("store.names"), "flag --set store.names");
         assert_eq!(loaded.origins.of("auth.require_auth"), "default");
+    }
+
+    #[test]
+    fn a_text_may_begin_with_a_bracket() {
+        let variables = [("DILOCO_BUS__URL", "[::1]:9000")];
+        assert_eq!(load("", &variables, &[]).expect("valid").value.bus.url, "[::1]:9000");
+        for text in ["[fe80::1%eth0]:9000", "[::]:0", "[1]", "{}", "{a"] {
+            let loaded = load("", &variables, &[&format!("bus.url={text}")]).expect("valid");
+            assert_eq!(loaded.value.bus.url, text);
+            assert_eq!(loaded.origins.of("bus.url"), "flag --set bus.url");
+            let optional = load("", &[], &[&format!("store.mirror={text}")]);
+            assert_eq!(optional.is_ok(), text.contains(':') || text == "{a", "{text}");
+        }
+        // Where a list belongs, what is no list is told as such.
+        let error = load("", &[], &["store.names=[a, b]"]).expect_err("names without quotes").to_string();
+        assert!(error.contains("store.names (flag --set store.names)"), "{error}");
+        let table = load("", &[], &["bus={url = \"tls://x\"}"]).expect("a section is a table");
+        assert_eq!((table.value.bus.url.as_str(), table.value.bus.retries), ("tls://x", 7));
     }
 
     #[test]
