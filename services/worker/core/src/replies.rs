@@ -111,6 +111,8 @@ impl Worker {
     }
 
     fn claim_answered(&mut self, now: UnixMillis, sent_at: UnixMillis, reply: ClaimReply, effects: &mut Vec<Effect>) {
+        // Only members are answered. The join alone proves nothing: whoever is thrown out each time it joins got that far too.
+        self.rejoins.reset();
         match reply.outcome {
             ClaimOutcome::Lease(document) => {
                 let work = WorkId(self.number());
@@ -220,8 +222,8 @@ impl Worker {
         match self.ending.as_ref().map(|ending| ending.exit.clone()) {
             Some(exit) => self.leave(now, exit, effects),
             None => {
-                // Not at once: whoever is thrown out each time it joins would ask in a tight loop.
-                let pause = self.faults.pause();
+                // Not at once: whoever is thrown out each time it joins would ask in a tight loop. It is no fault of a unit.
+                let pause = self.rejoins.pause();
                 self.enter(now, Stage::Joining, pause);
                 effects.push(Effect::Waiting { refusal, pause });
             }

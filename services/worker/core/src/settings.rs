@@ -39,6 +39,8 @@ pub(crate) const REFUSED_INTERVAL_MIN: Millis = Millis::from_secs(10);
 pub(crate) const RETRY_PAUSE: (Millis, Millis) = (Millis(200), Millis::from_secs(10));
 /// Longest pause while nobody answers: the broker says so at once, and a coordinator that is back is found this soon.
 pub(crate) const ABSENCE_PAUSE_MAX: Millis = Millis::from_secs(1);
+/// First and longest pause before a worker that is not known (any more) joins again.
+pub(crate) const REJOIN_PAUSE: (Millis, Millis) = (Millis(500), Millis::from_secs(60));
 /// First and longest pause after a unit that failed here.
 pub(crate) const FAULT_PAUSE: (Millis, Millis) = (Millis(500), Millis::from_secs(60));
 /// Units that may fail here one after another before the worker ends: a machine that fails every unit only delays them.

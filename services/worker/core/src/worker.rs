@@ -17,7 +17,7 @@ use crate::input::Input;
 use crate::pace::Pace;
 use crate::settings::{
     ABSENCE_PAUSE_MAX, CLAIM_MARGIN, FAULT_PAUSE, PARTING_PATIENCE, PARTING_TRIES, PATIENCE, REFUSED_INTERVAL_MIN,
-    RETRY_PAUSE, Settings,
+    REJOIN_PAUSE, RETRY_PAUSE, Settings,
 };
 use crate::verdict::is_absence;
 
@@ -35,6 +35,8 @@ pub struct Worker {
     pub(crate) pace: Pace,
     /// Units that failed here, one after another.
     pub(crate) faults: Pace,
+    /// Memberships that were lost before they were of any use, one after another.
+    pub(crate) rejoins: Pace,
     pub(crate) ending: Option<Ending>,
     /// The trainer's inner state is newer than the file.
     pub(crate) unsaved: bool,
@@ -110,6 +112,7 @@ impl Worker {
             ask_at: UnixMillis(0),
             pace: Pace::new(RETRY_PAUSE, seed),
             faults: Pace::new(FAULT_PAUSE, seed.rotate_left(32)),
+            rejoins: Pace::new(REJOIN_PAUSE, seed.rotate_left(16)),
             ending: None,
             unsaved: false,
             heartbeat_at: UnixMillis(0),

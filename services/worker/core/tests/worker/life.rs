@@ -97,11 +97,7 @@ fn fg_20_unanswered_requests_are_repeated_with_growing_pauses() {
     let mut pauses = Vec::new();
     for _ in 0..4 {
         scene.answer(refused(Code::NoAnswer));
-        let pause = scene.effects.iter().find_map(|effect| match effect {
-            Effect::Waiting { pause, .. } => Some(pause.get()),
-            _ => None,
-        });
-        pauses.push(pause.expect("waiting is shown"));
+        pauses.push(pause(&scene));
         scene.until(submits);
         assert_eq!(scene.request().1, &first);
     }
@@ -186,6 +182,57 @@ fn ls_10_not_joined_leads_to_another_join() {
     scene.answer(refused(Code::NotJoined));
     assert!(scene.has(|effect| matches!(effect, Effect::Stop { work: stopped } if *stopped == work)));
     scene.until(joins);
+}
+
+fn pause(scene: &Scene) -> u64 {
+    let pause = scene.effects.iter().find_map(|effect| match effect {
+        Effect::Waiting { pause, .. } => Some(pause.get()),
+        _ => None,
+    });
+    pause.expect("waiting is shown")
+}
+
+fn join_again(scene: &mut Scene) {
+    scene.until(joins);
+    let reply = join_reply(scene.now);
+    scene.answer(Ok(Answer::Join(Box::new(reply))));
+}
+
+/// LS-10: a lost membership is no failed unit, however often it happens.
+#[test]
+fn ls_10_joining_again_is_not_counted_as_failing() {
+    let mut scene = Scene::joined();
+    for _ in 0..20 {
+        let work = scene.grant(lease(0, UnitKind::Train, 1));
+        scene.give(Input::Fetched { work, outcome: Ok(()) });
+        scene.until(|effect| matches!(effect, Effect::Send { request: Request::Renew(_), .. }));
+        scene.answer(refused(Code::NotJoined));
+        assert!(pause(&scene) <= 500, "the membership was of use, so the pause is a short one");
+        join_again(&mut scene);
+    }
+    let work = scene.grant(lease(0, UnitKind::Train, 1));
+    scene.give(Input::Fetched { work, outcome: Err(Refusal::new(Code::StoreUnreachable, "away")) });
+    assert!(scene.has(|effect| matches!(effect, Effect::Send { request: Request::Release(_), .. })));
+    scene.answer(Ok(Answer::Done(Done { v: V })));
+    scene.until(claims);
+}
+
+/// LS-10: and whoever is thrown out each time it joins asks less and less often.
+#[test]
+fn ls_10_memberships_of_no_use_are_begun_less_and_less_often() {
+    let mut scene = Scene::joined();
+    let mut pauses = Vec::new();
+    for _ in 0..10 {
+        scene.answer(refused(Code::NotJoined));
+        pauses.push(pause(&scene));
+        join_again(&mut scene);
+    }
+    assert!(pauses[0] <= 500 && pauses[9] >= 30_000, "{pauses:?}");
+    let outcome = ClaimOutcome::Nothing;
+    scene.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome })));
+    scene.until(claims);
+    scene.answer(refused(Code::NotJoined));
+    assert!(pause(&scene) <= 500, "it was a member");
 }
 
 #[test]
