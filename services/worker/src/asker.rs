@@ -1,5 +1,6 @@
 //! Requests to the coordinator: typed, signed where they must be, and answered or refused within a given time.
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +27,7 @@ pub(crate) struct Asker {
 
 /// Longest wait for the answer to one try.
 const TRY_PATIENCE: Millis = Millis::from_secs(10);
-/// First and longest pause between tries. A try that waits for somebody who is away fails at once.
+/// First and longest span that a pause between tries is drawn from. A try that waits for somebody who is away fails at once.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// Whether a refusal says that the coordinator is away or busy with itself.
@@ -97,13 +98,14 @@ impl Asker {
         question: &Q,
         deadline: Instant,
     ) -> Result<A, Refusal> {
-        let mut pause = PAUSE.0;
+        let mut span = PAUSE.0;
         loop {
+            let pause = drawn_from(span);
             match self.call(verb, question, TRY_PATIENCE).await {
                 Err(refusal) if passes(refusal.code) && Instant::now() + pause < deadline => {
                     tracing::debug!(verb = verb.token(), %refusal, "asked again soon");
                     tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(PAUSE.1);
+                    span = (span * 2).min(PAUSE.1);
                 }
                 answer => return answer,
             }
@@ -122,6 +124,29 @@ impl Asker {
         match checked {
             Err(error) if error.code() == Code::CredentialExpired => Refusal::new(error.code(), error.to_string()),
             _ => refusal,
+        }
+    }
+}
+
+/// A pause of at most `span`, another each time: workers that all lost the same coordinator do not come back at the same
+/// moment.
+fn drawn_from(span: Duration) -> Duration {
+    let random = RandomState::new().hash_one(0_u8) >> 32;
+    span.mul_f64(random as f64 / f64::from(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_are_spread_over_their_whole_span() {
+        let span = Duration::from_millis(100);
+        let drawn: Vec<Duration> = (0..200).map(|_| drawn_from(span)).collect();
+        assert!(drawn.iter().all(|pause| *pause <= span));
+        for part in 0..4 {
+            let within = span * part / 4..=span * (part + 1) / 4;
+            assert!(drawn.iter().any(|pause| within.contains(pause)), "none in {within:?}");
         }
     }
 }
