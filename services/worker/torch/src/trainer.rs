@@ -143,6 +143,14 @@ impl TorchTrainer {
         self.decoder.weights().iter().map(Tensor::grad).filter(Tensor::defined).collect()
     }
 
+    /// Before a step, not after it: whatever a step that failed left at the weights is never added to, and nothing that could
+    /// fail as well stands between a failure and its report.
+    fn clear_gradients(&self) -> Result<(), TorchError> {
+        let gradients = self.gradients();
+        // Before the first backward pass there is none, which libtorch would refuse to set to zero.
+        if gradients.is_empty() { Ok(()) } else { shim::zero(&gradients) }
+    }
+
     /// Backward passes over all micro-batches; the mean loss and the summed gradients' norm.
     fn accumulate(&mut self, batch: &Batch<'_>, accumulation: u32) -> Result<(f64, f64), TrainerError> {
         let mut loss = 0.0;
@@ -196,14 +204,10 @@ impl Trainer for TorchTrainer {
     fn step(&mut self, batch: &Batch<'_>, settings: &StepSettings<'_>) -> Result<StepReport, TrainerError> {
         self.prepare(batch)?;
         batch.micro_sequences(settings.accumulation)?;
-        let result = self.accumulate(batch, settings.accumulation);
-        let result = result.and_then(|(loss, norm)| {
-            self.update(norm, settings)?;
-            Ok(StepReport { loss, gradient_norm: norm, tokens: Tokens(batch.predicted() as u64) })
-        });
-        // Also after a failure: what is left at the weights would be added to the next step's gradients.
-        shim::zero(&self.gradients())?;
-        result
+        self.clear_gradients()?;
+        let (loss, norm) = self.accumulate(batch, settings.accumulation)?;
+        self.update(norm, settings)?;
+        Ok(StepReport { loss, gradient_norm: norm, tokens: Tokens(batch.predicted() as u64) })
     }
 
     fn evaluate(&mut self, batch: &Batch<'_>) -> Result<EvaluationReport, TrainerError> {
@@ -282,4 +286,41 @@ fn item(tensor: &Tensor) -> Result<f64, TorchError> {
 
 fn backward(loss: &Tensor) -> Result<(), TorchError> {
     Ok(loss.f_backward()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::Steps;
+    use schemas::run::InnerOptimizer;
+
+    use super::*;
+
+    #[test]
+    fn the_reason_why_the_first_pass_failed_is_what_is_reported() {
+        let optimizer = InnerOptimizer {
+            learning_rate: 1e-3,
+            warmup_steps: Steps(0),
+            final_ratio: 0.1,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            clip_norm: 1.0,
+        };
+        let settings = StepSettings { optimizer: &optimizer, learning_rate: 1e-3, accumulation: 1 };
+        let ModelConfig::Llama(config) = model::Preset::named("tiny").expect("a preset").config else {
+            panic!("a preset for libtorch");
+        };
+        let options = TorchOptions { device: DeviceChoice::Cpu, precision: Precision::Fp32, threads: 1 };
+        let mut trainer = TorchTrainer::new(&config, options).expect("a small model");
+        let tokens = [1; 5];
+        let batch = Batch::new(&tokens, 1, 4).expect("fits");
+        // A device that no machine has: the tokens do not get there, as when its memory is full.
+        trainer.device = Device::Cuda(100);
+        let reason = trainer.evaluate(&batch).expect_err("there is no such device");
+        let error = trainer.step(&batch, &settings).expect_err("there is no such device");
+        assert_eq!(error.to_string(), reason.to_string());
+        trainer.device = Device::Cpu;
+        trainer.step(&batch, &settings).expect("nothing was left behind");
+    }
 }
