@@ -143,7 +143,8 @@ impl Chain {
 pub(crate) struct Events(mpsc::Sender<WorkerEvent>);
 
 impl Events {
-    /// Starts the task that publishes. It ends, with everything delivered, when the last clone is gone.
+    /// Starts the task that publishes. When the last clone is gone it delivers what waits and ends; whoever does not wait for
+    /// that loses the events behind the one that is on its way.
     pub(crate) fn start(chain: Chain, bus: Bus, domain: &str) -> (Self, JoinHandle<()>) {
         let (sender, queue) = mpsc::channel(EVENTS_MAX);
         let publisher = Publisher { chain, bus, domain: domain.to_owned() };

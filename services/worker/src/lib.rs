@@ -9,6 +9,7 @@
 //! | `engine` | the training thread, the only place with a trainer and with tensors |
 //! | `verify` | what a signed document must pass before anything it names is touched |
 //! | `events`, `state` | what survives a restart |
+//! | `ending` | what is waited for at the end |
 
 mod asker;
 mod assets;
@@ -16,6 +17,7 @@ pub mod cli;
 mod commands;
 pub mod config;
 pub mod devices;
+mod ending;
 mod engine;
 mod events;
 pub mod launch;

@@ -23,6 +23,7 @@ use worker_core::{Effect, Exit, Input, Settings, WorkId, Worker};
 use crate::asker::Asker;
 use crate::commands::Ears;
 use crate::config::Checked;
+use crate::ending::Patience;
 use crate::engine::Engine;
 use crate::events::{Chain, Events};
 use crate::library::Library;
@@ -34,9 +35,7 @@ use crate::verify::{self, Expected};
 /// Inputs that wait for the core; each of the few tasks has one at a time.
 const INPUTS_MAX: usize = 64;
 /// How long an orderly end may take before the process ends without the coordinator's answers.
-const STOP_PATIENCE: Millis = Millis::from_secs(8);
-/// How long the last events and the inner state may take after that.
-const LAST_WORDS: Duration = Duration::from_secs(8);
+pub(crate) const STOP_PATIENCE: Millis = Millis::from_secs(8);
 /// The same reason for waiting is logged again after this.
 const WAITING_SHOWN: Duration = Duration::from_secs(30);
 
@@ -161,28 +160,22 @@ impl Service {
                 () = sleep_until(deadline) => Input::Tick,
             };
         };
-        self.end(exit).await
+        Box::pin(self.end(exit)).await
     }
 
     /// Lets the events and the inner state that were asked for get out, then ends.
     async fn end(self, exit: Exit) -> Result<(), Failure> {
         let Self { hands, threads: (training, publishing), .. } = self;
-        let bus = hands.bus.clone();
+        // The folder stays locked while the thread may write into it.
+        let (bus, _state) = (hands.bus.clone(), hands.state.clone());
         if let Some(unit) = &hands.unit {
             unit.stop.cancel();
         }
         hands.tasks.close();
         // The thread and the publisher end when nobody can send them anything any more.
         drop(hands);
-        let trained = tokio::task::spawn_blocking(move || training.join());
-        let last_words = async {
-            let _ended = tokio::join!(trained, publishing);
-            bus.round_trip().await
-        };
-        if !matches!(tokio::time::timeout(LAST_WORDS, last_words).await, Ok(Ok(()))) {
-            // What was not acknowledged is on disk and leaves after the next start.
-            tracing::warn!("ends before the last event or the inner state got out");
-        }
+        let delivered = async move { publishing.await.is_ok() && bus.round_trip().await.is_ok() };
+        let _saved = Patience::default().wait(training, delivered).await;
         tracing::info!(reason = exit.reason(), "worker ends");
         match exit {
             Exit::Complete | Exit::Drained | Exit::Stopped => Ok(()),

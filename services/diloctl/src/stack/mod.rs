@@ -5,7 +5,6 @@ mod process;
 pub(crate) mod services;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use runtime::{Failure, clock};
 use schemas::control::{Shutdown, ShutdownReply};
@@ -24,8 +23,6 @@ use process::{Readiness, Running, Spec};
 pub(crate) const BUS_PORT: u16 = 4222;
 /// What became of a service that did not run and can be used now.
 const STARTED: &str = "started";
-/// How long processes may take to end after they were told, beyond the drain time.
-const STOP_MAX: Duration = Duration::from_secs(10);
 
 /// Writes where the broker listens, beside the other generated parts of its configuration.
 pub(crate) fn write_listen(generated: &Path, port: u16) -> Result<(), Failure> {
@@ -109,7 +106,7 @@ pub(crate) async fn down(context: &Context, options: &Down) -> Result<(), Failur
     }
     let mut rows = Vec::new();
     for process in &running {
-        let how = process.stop(STOP_MAX).await;
+        let how = process.stop(services::stop_max(&process.name)).await;
         rows.push(Outcome::new(process, how));
     }
     context.printer.rows(&rows);
@@ -128,9 +125,9 @@ async fn drain(context: &Context, options: &Down, running: &[Running]) {
         context.printer.talk(&format!("the coordinator could not be asked to drain: {failure}"));
         return;
     }
-    let deadline = Instant::now() + options.drain.0 + STOP_MAX;
+    let drained = Instant::now() + options.drain.0;
     for process in running.iter().filter(|process| services::drains(&process.name)) {
-        process.ended(deadline).await;
+        process.ended(drained + services::stop_max(&process.name)).await;
     }
 }
 

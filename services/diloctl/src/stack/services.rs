@@ -4,6 +4,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use identity::Domain;
 use runtime::Failure;
@@ -20,6 +21,10 @@ const STORE: &str = "store";
 pub(super) const COORDINATOR: &str = "coordinator";
 const AUDIT: &str = "audit";
 const WORKER: &str = "worker-";
+/// How long a process may take to end after it was told, beyond the drain time.
+const STOP_MAX: Duration = Duration::from_secs(10);
+/// The same for a worker: it takes 8 seconds for its goodbye and up to a minute to save its inner state.
+const WORKER_STOP_MAX: Duration = Duration::from_secs(75);
 
 /// The place in the order of starting.
 pub(super) fn rank(name: &str) -> usize {
@@ -30,6 +35,11 @@ pub(super) fn rank(name: &str) -> usize {
 /// Whether it ends by itself when the coordinator drains.
 pub(super) fn drains(name: &str) -> bool {
     name == COORDINATOR || name.starts_with(WORKER)
+}
+
+/// How long it may take to end after it was told.
+pub(super) fn stop_max(name: &str) -> Duration {
+    if name.starts_with(WORKER) { WORKER_STOP_MAX } else { STOP_MAX }
 }
 
 /// Worker `index` of this machine, and its credentials.
