@@ -180,17 +180,6 @@ impl Buckets {
         Ok(object)
     }
 
-    /// Stores bytes whose reference the caller has computed already, unless they are there.
-    ///
-    /// # Errors
-    /// It was not stored; [`ObjectError::Mismatch`] when the reference is not that of the bytes.
-    pub async fn put_blob_as(&self, object: ObjectRef, bytes: Bytes) -> Result<Stored, ObjectError> {
-        if self.exists(object.digest).await? == Some(object.bytes) {
-            return Ok(Stored::Before);
-        }
-        self.upload(object, bytes).await
-    }
-
     async fn upload(&self, object: ObjectRef, bytes: Bytes) -> Result<Stored, ObjectError> {
         if bytes.len() as u64 > OBJECT_BYTES_MAX.get() {
             let (length, max) = (bytes.len() as u64, OBJECT_BYTES_MAX.get());

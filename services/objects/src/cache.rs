@@ -8,20 +8,18 @@
 //! Reads hash again: a damaged file is removed and reported as absent. Calls block; use them off the async threads.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use schemas::{Code, Digest, Hasher};
+use schemas::{Code, Digest};
 
 /// Unfinished and foreign files older than this are swept; no transfer of one chunk takes as long.
 const ABANDONED: Duration = Duration::from_secs(3600);
 /// After an eviction this share of the limit is in use, so that evictions are rare.
 const FILLED_AFTER_EVICTION: (u64, u64) = (9, 10);
-/// Read size when hashing.
-const READ_BYTES: usize = 1 << 20;
 /// Share of the limit that a process adds before it looks again at what is there: others add to the same folder, which then
 /// holds at most this share a process above the limit.
 const LOOK_SHARE: u64 = 16;
@@ -83,20 +81,6 @@ impl Cache {
             Err(error) => return Err(at(&path)(error)),
         };
         Ok(self.judge(&path, Digest::of(&bytes) == digest).then(|| bytes.into()))
-    }
-
-    /// The path of an object that was verified just now, if it is here. The file may be evicted while in use; an open
-    /// handle stays good.
-    ///
-    /// # Errors
-    /// The file is there and cannot be read.
-    pub fn verified(&self, digest: Digest) -> Result<Option<PathBuf>, CacheError> {
-        let path = self.path(digest);
-        match hash_file(&path) {
-            Ok(got) => Ok(self.judge(&path, got == digest).then_some(path)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(at(&path)(error)),
-        }
     }
 
     /// Keeps an object. Readers see it whole or not at all. One that is larger than the whole cache is not kept.
@@ -217,18 +201,6 @@ fn remove(path: &Path) {
     }
 }
 
-fn hash_file(path: &Path) -> io::Result<Digest> {
-    let mut file = File::open(path)?;
-    let mut hasher = Hasher::default();
-    let mut buffer = vec![0; READ_BYTES];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hasher.finish()),
-            read => hasher.update(&buffer[..read]),
-        }
-    }
-}
-
 fn at(path: &Path) -> impl Fn(io::Error) -> CacheError + '_ {
     move |source| CacheError { path: path.to_owned(), source }
 }
@@ -262,21 +234,16 @@ mod tests {
         assert_eq!(cache.get(Digest::of(b"other")).unwrap(), None);
         // A second process on the same folder sees them too.
         let other = Cache::open(folder.path(), schemas::Bytes(1000)).unwrap();
-        assert!(other.verified(digest).unwrap().is_some());
+        assert!(other.get(digest).unwrap().is_some());
     }
 
     #[test]
     fn a_damaged_object_is_absent() {
         let (_folder, cache) = cache(1000);
-        for look in [
-            |cache: &Cache, digest| cache.get(digest).unwrap().is_some(),
-            |cache: &Cache, digest| cache.verified(digest).unwrap().is_some(),
-        ] {
-            let digest = put(&cache, b"some bytes");
-            fs::write(cache.path(digest), b"some byteZ").unwrap();
-            assert!(!look(&cache, digest));
-            assert!(!cache.path(digest).exists());
-        }
+        let digest = put(&cache, b"some bytes");
+        fs::write(cache.path(digest), b"some byteZ").unwrap();
+        assert_eq!(cache.get(digest).unwrap(), None);
+        assert!(!cache.path(digest).exists());
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! What goes wrong between this process and a store. No message holds a URL's query, so none holds a signature.
 
-use std::path::PathBuf;
-
 use schemas::{Code, Digest, Refusal};
 
 use crate::endpoint::EndpointError;
@@ -83,14 +81,6 @@ pub enum ObjectError {
     /// The store's address or authority.
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
-    /// A local file.
-    #[error("cannot write {}: {source}", path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
 }
 
 impl ObjectError {
@@ -105,7 +95,6 @@ impl ObjectError {
             Self::TooLarge { .. } => Code::ObjectTooLarge,
             Self::Denied(refusal) => refusal.code,
             Self::Key(_) | Self::Endpoint(_) => Code::ConfigInvalid,
-            Self::File { .. } => Code::CacheFailed,
         }
     }
 }

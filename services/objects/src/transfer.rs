@@ -5,7 +5,6 @@
 //! pauses; a refused or used-up URL is replaced through [`Regrant`].
 
 use std::hash::{BuildHasher as _, RandomState};
-use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -170,27 +169,9 @@ impl Transfer {
         regrant: &dyn Regrant,
         deadline: Instant,
     ) -> Result<Bytes, ObjectError> {
-        let mut sink = Sink::memory(grant.digest, bytes_max);
+        let mut sink = Sink::new(grant.digest, bytes_max);
         self.download(grant, &mut sink, regrant, deadline).await?;
         sink.into_bytes()
-    }
-
-    /// Downloads and verifies an object of at most `bytes_max` bytes into the file `path`, which appears whole or not
-    /// at all. The temporary file lies beside it.
-    ///
-    /// # Errors
-    /// Why there is no verified file.
-    pub async fn get_to_file(
-        &self,
-        grant: &Grant,
-        bytes_max: schemas::Bytes,
-        path: &Path,
-        regrant: &dyn Regrant,
-        deadline: Instant,
-    ) -> Result<schemas::Bytes, ObjectError> {
-        let mut sink = Sink::file(grant.digest, bytes_max, path)?;
-        self.download(grant, &mut sink, regrant, deadline).await?;
-        sink.into_file().await
     }
 
     async fn put_once(
@@ -295,7 +276,7 @@ impl Transfer {
             let known = skip.min(piece.len() as u64);
             skip -= known;
             let fresh = piece.slice(usize::try_from(known).expect("no more than the piece's length")..);
-            sink.take(fresh).await.map_err(Failure::Final)?;
+            sink.take(&fresh).map_err(Failure::Final)?;
         }
         Ok(())
     }

@@ -124,22 +124,17 @@ async fn fg_09_bytes_altered_on_a_plaintext_way_are_refused_on_every_way() {
     let grant = store.signer_at(faithful.address).get(object.digest, now());
     assert_eq!(store.transfer().get(&grant, object.bytes, &nobody(), soon()).await.unwrap(), truth);
 
-    // Down: to workers, into memory and into files, and to the coordinator.
-    let folder = tempfile::tempdir().unwrap();
+    // Down: to workers and to the coordinator.
     for swaps in ways {
         let forger = Forger::start(store.address, swaps).await;
         let grant = store.signer_at(forger.address).get(object.digest, now());
         let read = store.transfer().get(&grant, object.bytes, &nobody(), soon()).await;
         assert!(matches!(read, Err(ObjectError::Mismatch { .. })), "{read:?}");
-        let path = folder.path().join("object");
-        let file = store.transfer().get_to_file(&grant, object.bytes, &path, &nobody(), soon()).await;
-        assert!(matches!(file, Err(ObjectError::Mismatch { .. })), "{file:?}");
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         let coordinator = buckets(&store.endpoint_at(forger.address), &store.keys);
         let screened = coordinator.get_incoming(&key, object).await;
         assert!(matches!(screened, Err(ObjectError::Mismatch { .. })), "{screened:?}");
         let merged = coordinator.get(object.digest).await;
         assert!(matches!(merged, Err(ObjectError::Mismatch { .. })), "{merged:?}");
-        assert!(forger.swapped() >= 4, "each answer was altered");
+        assert!(forger.swapped() >= 3, "each answer was altered");
     }
 }
