@@ -303,19 +303,6 @@ impl UserClaims {
         Self { issuer_account: Some(account), tags, ..Self::default() }
     }
 
-    /// A user with rights of its own, signed by `account` itself or one of its plain keys.
-    pub fn with_rights(account: AccountId, rights: UserRights) -> Self {
-        Self {
-            issuer_account: Some(account),
-            publish: rights.publish,
-            subscribe: rights.subscribe,
-            subs: Some(rights.subs),
-            data: Some(rights.data),
-            payload: Some(rights.payload),
-            ..Self::default()
-        }
-    }
-
     /// Whether it carries rights or limits of its own, which a user of a role must not.
     pub fn has_rights(&self) -> bool {
         let limit = |limit: Option<i64>| limit.unwrap_or(0) != 0;

@@ -63,7 +63,12 @@ impl House {
     fn user_jwt(&self, user: &PublicKey, signer: &SigningKey, rights: Option<UserRights>) -> String {
         let account = account_id(&self.account);
         let claims = match rights {
-            Some(rights) => UserClaims::with_rights(account, rights),
+            Some(rights) => UserClaims {
+                publish: rights.publish,
+                subscribe: rights.subscribe,
+                subs: Some(rights.subs),
+                ..UserClaims::of_role(account, Vec::new())
+            },
             None => UserClaims::of_role(account, vec!["run:demo".into()]),
         };
         mint(&subject("w1", user), claims, signer, NOW).expect("good claims")
