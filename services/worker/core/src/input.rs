@@ -64,8 +64,6 @@ pub enum Input {
     Command(CommandVerb),
     /// A command that did not verify; it was ignored.
     CommandRefused(Refusal),
-    /// The process cannot go on, whatever the worker is doing: the credential ended for good, for instance.
-    Broken(Refusal),
     /// Nothing but time passed.
     Tick,
 }

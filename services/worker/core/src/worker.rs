@@ -135,9 +135,8 @@ impl Worker {
             Input::Evaluated { work, outcome } => self.evaluated(now, work, outcome, effects),
             Input::Uploaded { work, outcome } => self.uploaded(now, work, outcome, effects),
             Input::Command(CommandVerb::Drain) => self.drain(now, effects),
-            Input::Command(CommandVerb::Stop) => self.stop(now, Exit::Stopped, effects),
+            Input::Command(CommandVerb::Stop) => self.stop(now, effects),
             Input::CommandRefused(refusal) => self.command_refused(now, refusal, effects),
-            Input::Broken(refusal) => self.stop(now, Exit::Failed(refusal), effects),
             Input::Tick => {}
         }
         self.advance(now, effects);
@@ -372,10 +371,11 @@ impl Worker {
         }
     }
 
-    fn stop(&mut self, now: UnixMillis, exit: Exit, effects: &mut Vec<Effect>) {
+    fn stop(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
         if self.ending.as_ref().is_some_and(|ending| ending.deadline.is_some()) {
             return;
         }
+        let exit = Exit::Stopped;
         let deadline = Some(now.after(self.settings.stop_patience));
         self.ending = Some(Ending { exit: exit.clone(), deadline });
         match &mut self.stage {

@@ -24,7 +24,6 @@ enum Move {
     Finish(usize, bool),
     Command(CommandVerb),
     Forge,
-    Broken,
     /// Time passes.
     Wait(u64),
     /// Time passes to the worker's own next deadline.
@@ -39,8 +38,7 @@ fn moves() -> impl Strategy<Value = Move> {
         1 => (any::<usize>(), any::<u8>()).prop_map(|(which, kind)| Move::Confuse(which, kind)),
         6 => (any::<usize>(), prop::bool::weighted(0.8)).prop_map(|(which, well)| Move::Finish(which, well)),
         1 => prop_oneof![Just(CommandVerb::Drain), Just(CommandVerb::Stop)].prop_map(Move::Command),
-        1 => Just(Move::Forge),
-        1 => prop::bool::weighted(0.05).prop_map(|broken| if broken { Move::Broken } else { Move::Forge }),
+        2 => Just(Move::Forge),
         2 => (0_u64..40_000).prop_map(Move::Wait),
         4 => Just(Move::Deadline),
     ]
@@ -227,7 +225,6 @@ impl Play {
             Move::Finish(which, well) => self.finish(which, well),
             Move::Command(verb) => self.give(Input::Command(verb)),
             Move::Forge => self.give(Input::CommandRefused(Refusal::new(Code::SignatureInvalid, "forged"))),
-            Move::Broken => self.give(Input::Broken(Refusal::new(Code::CredentialExpired, "over"))),
             Move::Wait(span) => {
                 self.scene.now = self.scene.now.after(Millis(span));
                 self.give(Input::Tick);
