@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use model::{ModelConfig, Preset};
-use schemas::Steps;
 use schemas::run::{InnerOptimizer, Precision};
 use serde::{Deserialize, Serialize};
 use torch::{DeviceChoice, TorchOptions, TorchTrainer};
@@ -26,16 +25,7 @@ const SEQUENCE_TOKENS: usize = 256;
 const STEPS: usize = 20;
 /// Steps that warm caches and are not counted.
 const WARMUP_STEPS: usize = 3;
-const OPTIMIZER: InnerOptimizer = InnerOptimizer {
-    learning_rate: 1e-3,
-    warmup_steps: Steps(0),
-    final_ratio: 1.0,
-    beta1: 0.9,
-    beta2: 0.95,
-    epsilon: 1e-8,
-    weight_decay: 0.1,
-    clip_norm: 1.0,
-};
+const OPTIMIZER: InnerOptimizer = InnerOptimizer::adamw(1e-3);
 
 /// Tokens a second.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

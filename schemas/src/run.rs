@@ -290,6 +290,20 @@ impl Schedule {
 }
 
 impl InnerOptimizer {
+    /// AdamW as decoders are often trained with it (arXiv 2005.14165, appendix B), at a constant learning rate.
+    pub const fn adamw(learning_rate: f64) -> Self {
+        Self {
+            learning_rate,
+            warmup_steps: Steps(0),
+            final_ratio: 1.0,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            clip_norm: 1.0,
+        }
+    }
+
     /// Checks that every number is within its bounds.
     ///
     /// # Errors

@@ -147,16 +147,7 @@ impl Scene {
             evaluation_sequences: 1,
             snapshot_every: 1,
         };
-        let inner = InnerOptimizer {
-            learning_rate: 1e-3,
-            warmup_steps: Steps(0),
-            final_ratio: 0.1,
-            beta1: 0.9,
-            beta2: 0.95,
-            epsilon: 1e-8,
-            weight_decay: 0.0,
-            clip_norm: 1.0,
-        };
+        let inner = InnerOptimizer { final_ratio: 0.1, weight_decay: 0.0, ..InnerOptimizer::adamw(1e-3) };
         let policy = Policy {
             workers_min: 1,
             lease: Millis::from_secs(10),

@@ -290,23 +290,13 @@ fn backward(loss: &Tensor) -> Result<(), TorchError> {
 
 #[cfg(test)]
 mod tests {
-    use schemas::Steps;
     use schemas::run::InnerOptimizer;
 
     use super::*;
 
     #[test]
     fn the_reason_why_the_first_pass_failed_is_what_is_reported() {
-        let optimizer = InnerOptimizer {
-            learning_rate: 1e-3,
-            warmup_steps: Steps(0),
-            final_ratio: 0.1,
-            beta1: 0.9,
-            beta2: 0.95,
-            epsilon: 1e-8,
-            weight_decay: 0.1,
-            clip_norm: 1.0,
-        };
+        let optimizer = InnerOptimizer { final_ratio: 0.1, ..InnerOptimizer::adamw(1e-3) };
         let settings = StepSettings { optimizer: &optimizer, learning_rate: 1e-3, accumulation: 1 };
         let ModelConfig::Llama(config) = model::Preset::named("tiny").expect("a preset").config else {
             panic!("a preset for libtorch");

@@ -4,20 +4,11 @@ use std::path::Path;
 
 use model::{LlamaConfig, ModelConfig};
 use schemas::run::{InnerOptimizer, Precision, TrainerKind};
-use schemas::{Code, Steps, Tokens};
+use schemas::{Code, Tokens};
 use torch::{DeviceChoice, TorchOptions, TorchTrainer};
 use trainer::{Batch, StepReport, StepSettings, Trainer, load_inner};
 
-const OPTIMIZER: InnerOptimizer = InnerOptimizer {
-    learning_rate: 3e-3,
-    warmup_steps: Steps(0),
-    final_ratio: 1.0,
-    beta1: 0.9,
-    beta2: 0.95,
-    epsilon: 1e-8,
-    weight_decay: 0.1,
-    clip_norm: 1.0,
-};
+const OPTIMIZER: InnerOptimizer = InnerOptimizer::adamw(3e-3);
 const SETTINGS: StepSettings<'static> = StepSettings { optimizer: &OPTIMIZER, learning_rate: 3e-3, accumulation: 1 };
 const VOCABULARY: u32 = 61;
 const SEQUENCES: usize = 4;

@@ -44,16 +44,7 @@ mod tests {
 
     #[test]
     fn first_steps_match_the_formula_by_hand() {
-        let optimizer = InnerOptimizer {
-            learning_rate: 0.1,
-            warmup_steps: Steps(0),
-            final_ratio: 1.0,
-            beta1: 0.9,
-            beta2: 0.99,
-            epsilon: 0.0,
-            weight_decay: 0.5,
-            clip_norm: 1.0,
-        };
+        let optimizer = InnerOptimizer { beta2: 0.99, epsilon: 0.0, weight_decay: 0.5, ..InnerOptimizer::adamw(0.1) };
         let mut parameters = [1.0_f32, -2.0];
         let mut moments = InnerMoments { steps: 0, first: vec![0.0; 2], second: vec![0.0; 2] };
         let gradient = [3.0_f32, -4.0];

@@ -23,16 +23,7 @@ mod tests {
 
     #[test]
     fn rises_to_the_peak_and_falls_to_the_floor() {
-        let optimizer = InnerOptimizer {
-            learning_rate: 2.0,
-            warmup_steps: Steps(10),
-            final_ratio: 0.1,
-            beta1: 0.9,
-            beta2: 0.95,
-            epsilon: 1e-8,
-            weight_decay: 0.1,
-            clip_norm: 1.0,
-        };
+        let optimizer = InnerOptimizer { warmup_steps: Steps(10), final_ratio: 0.1, ..InnerOptimizer::adamw(2.0) };
         let rate = |step| inner_rate(Steps(step), Steps(110), &optimizer);
         assert!((rate(0) - 0.2).abs() < 1e-12);
         assert!((rate(9) - 2.0).abs() < 1e-12);
@@ -45,14 +36,12 @@ mod tests {
     #[test]
     fn no_warmup_and_no_steps_are_fine() {
         let optimizer = InnerOptimizer {
-            learning_rate: 1.0,
-            warmup_steps: Steps(0),
             final_ratio: 0.0,
             beta1: 0.0,
             beta2: 0.0,
-            epsilon: 1e-8,
             weight_decay: 0.0,
             clip_norm: 0.0,
+            ..InnerOptimizer::adamw(1.0)
         };
         assert!(inner_rate(Steps(0), Steps(1000), &optimizer) > 0.99);
         assert!(inner_rate(Steps(0), Steps(0), &optimizer).is_finite());

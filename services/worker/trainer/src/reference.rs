@@ -287,16 +287,7 @@ mod tests {
 
     use super::*;
 
-    const OPTIMIZER: InnerOptimizer = InnerOptimizer {
-        learning_rate: 1e-2,
-        warmup_steps: Steps(0),
-        final_ratio: 1.0,
-        beta1: 0.9,
-        beta2: 0.95,
-        epsilon: 1e-8,
-        weight_decay: 0.01,
-        clip_norm: 1.0,
-    };
+    const OPTIMIZER: InnerOptimizer = InnerOptimizer { weight_decay: 0.01, ..InnerOptimizer::adamw(1e-2) };
     const SETTINGS: StepSettings<'static> =
         StepSettings { optimizer: &OPTIMIZER, learning_rate: 1e-2, accumulation: 1 };
 

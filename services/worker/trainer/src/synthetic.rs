@@ -118,16 +118,8 @@ mod tests {
 
     use super::*;
 
-    const OPTIMIZER: InnerOptimizer = InnerOptimizer {
-        learning_rate: 1e-2,
-        warmup_steps: Steps(0),
-        final_ratio: 1.0,
-        beta1: 0.9,
-        beta2: 0.95,
-        epsilon: 1e-8,
-        weight_decay: 0.0,
-        clip_norm: 0.0,
-    };
+    const OPTIMIZER: InnerOptimizer =
+        InnerOptimizer { weight_decay: 0.0, clip_norm: 0.0, ..InnerOptimizer::adamw(1e-2) };
 
     #[test]
     fn moves_parameters_the_same_way_each_time() {
