@@ -123,6 +123,7 @@ codes! {
     NoVerdict = 706, "no verdict", "The record of events could not be read to its end, or there is none, so nothing can be said about it.", "Check the bus and the stream (`diloctl cluster check`), then repeat; this says neither that the record is right nor that it is wrong.";
     AuditFolderBusy = 707, "audit folder in use", "Another process holds the lock on the folder of the audit files.", "Stop the other audit service, or give this one a folder of its own.";
     AuditFolderInvalid = 708, "audit files unusable", "A file of the audit service cannot be read or written, or was damaged other than by a crash.", "Check the folder's space and rights; keep a damaged folder as it is and start with a new one: the stream is read again from its start.";
+    ClockBehind = 709, "clock behind the ledger", "The ledger's newest event is of a time that this machine's clock has not reached.", "Correct the clock, then start again; a service manager that repeats does it by itself.";
 
     // 08: workers and training.
     TorchMissing = 801, "libtorch missing", "libtorch was not found, or is of another version than this build needs.", "Run `cargo xtask deps`, or set LIBTORCH (build) or LD_LIBRARY_PATH (run) to libtorch 2.11.0.";

@@ -257,12 +257,20 @@ impl RunSpec {
     /// [`Code::SpecInvalid`], naming the field, its value and the bound.
     pub fn validate(&self) -> Result<(), Refusal> {
         self.schedule.validate()?;
-        whole("model.chunk_elements", self.model.chunk_elements, 1, 1 << 26)?;
+        check_chunk_elements(self.model.chunk_elements)?;
         whole("model.initial (chunks)", self.model.initial.len() as u64, 1, crate::limits::CHUNKS_MAX as u64)?;
         self.inner.validate()?;
         self.outer.validate()?;
         self.policy.validate()
     }
+}
+
+/// Checks a run's number of elements in a chunk.
+///
+/// # Errors
+/// As [`RunSpec::validate`].
+pub fn check_chunk_elements(elements: u64) -> Result<(), Refusal> {
+    whole("model.chunk_elements", elements, 1, 1 << 26)
 }
 
 fn every(n: u32, round: Round) -> bool {

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 /// What a peer has at first and at most: several rounds of a run with the most chunks.
 const CREDIT_MAX: f64 = 8192.0;
-/// What comes back in a second: a few rounds of a small run, or one of a large one.
+/// What comes back in a second: ten rounds of a small run, or half a round of one with the most chunks.
 const CREDIT_A_SECOND: f64 = 512.0;
 /// What a request costs that leads to an event: it is written to a disk before anything else is decided.
 const EVENT_COST: f64 = 16.0;
@@ -51,8 +51,8 @@ impl Allowances {
     }
 }
 
-/// What a heartbeat costs.
-pub(crate) const HEARTBEAT_COST: f64 = 1.0;
+/// What any other message costs: a heartbeat, or one that is none of ours.
+pub(crate) const MESSAGE_COST: f64 = 1.0;
 
 /// What a request costs.
 pub(crate) fn cost(request: &WorkerRequest) -> f64 {

@@ -7,7 +7,7 @@ use schemas::{Code, Refusal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::allowance::{Allowances, HEARTBEAT_COST, cost};
+use crate::allowance::{Allowances, MESSAGE_COST, cost};
 use crate::answer;
 use crate::arrival::Arrival;
 use crate::incoming::{self, Heard, Identity, Rejected};
@@ -50,7 +50,7 @@ pub(crate) async fn forward(
             }
         };
         let reply = message.reply.clone();
-        let heard = incoming::read(&message, identity).and_then(|heard| affordable(heard, &mut allowances));
+        let heard = affordable(incoming::read(&message, identity), &mut allowances);
         let arrival = match heard {
             Ok(Heard::Heartbeat { peer, heartbeat }) => Arrival::Input(Input::Heartbeat { peer, heartbeat }),
             Ok(Heard::Worker { peer, request }) => match reply {
@@ -73,15 +73,19 @@ pub(crate) async fn forward(
     let _ = arrivals.send(Arrival::Failed(Failure::new(Code::BusUnreachable, "the connection was closed"))).await;
 }
 
-/// Refuses a worker that has asked more than any worker needs.
-fn affordable(heard: Heard, allowances: &mut Allowances) -> Result<Heard, Box<Rejected>> {
+/// Refuses a worker that has asked more than any worker needs, be it right or wrong.
+fn affordable(heard: Result<Heard, Box<Rejected>>, allowances: &mut Allowances) -> Result<Heard, Box<Rejected>> {
     let (peer, verb, cost) = match &heard {
-        Heard::Worker { peer, request } => (peer, request.verb().token(), cost(request)),
-        Heard::Heartbeat { peer, .. } => (peer, "heartbeat", HEARTBEAT_COST),
-        Heard::Operator { .. } => return Ok(heard),
+        Ok(Heard::Worker { peer, request }) => (peer, request.verb().token(), cost(request)),
+        Ok(Heard::Heartbeat { peer, .. }) => (peer, "heartbeat", MESSAGE_COST),
+        Err(rejected) => match &rejected.peer {
+            Some(peer) => (peer, rejected.verb.as_str(), MESSAGE_COST),
+            None => return heard,
+        },
+        Ok(Heard::Operator { .. }) => return heard,
     };
     if allowances.admit(peer, cost, Instant::now()) {
-        return Ok(heard);
+        return heard;
     }
     let refusal = Refusal::new(Code::AskedTooMuch, format!("{} asks more than a worker needs", peer.worker));
     Err(Box::new(Rejected { peer: Some(peer.clone()), verb: verb.to_owned(), refusal }))
@@ -95,7 +99,8 @@ async fn refuse(
     refusals: &mut Refusals,
 ) -> Option<Arrival> {
     let Rejected { peer, verb, refusal } = rejected;
-    if refusals.note(&sender(&message.subject, peer.as_ref()), refusal.code, Instant::now()) {
+    let noted = refusals.note(&sender(&message.subject, peer.as_ref()), refusal.code, Instant::now());
+    if noted {
         tracing::warn!(subject = %message.subject, %refusal, "message refused");
     }
     if let Some(reply) = message.reply.as_ref().filter(|_| refusal.code != Code::IdentityMismatch)
@@ -103,6 +108,8 @@ async fn refuse(
     {
         tracing::warn!(%error, "refusal not sent");
     }
+    // Who asks too much is recorded when it is logged, so that not even its refusals fill the loop.
+    let peer = peer.filter(|_| noted || refusal.code != Code::AskedTooMuch);
     peer.map(|peer| Arrival::Input(Input::Denied { peer, verb, refusal }))
 }
 

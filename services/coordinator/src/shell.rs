@@ -101,7 +101,7 @@ impl Shell {
                     }
                     None => break,
                 },
-                () = tokio::time::sleep(wait) => {
+                () = pause(wait) => {
                     backlog = None;
                     Input::Tick
                 }
@@ -134,12 +134,12 @@ impl Shell {
     }
 
     /// Takes the lead: its first append fences off whoever led before. A predecessor that still appends is read on and tried
-    /// again, for as long as one append is.
+    /// again for `patience`.
     ///
     /// # Errors
     /// The ledger cannot be followed or written, or the predecessor stays faster.
     pub(crate) async fn lead(&mut self, settings: &Settings, patience: Duration) -> Result<Coordinator, Failure> {
-        let deadline = Instant::now() + patience;
+        let mut deadline = None;
         let mut state = State::default();
         loop {
             self.ledger.catch_up(|body| state.follow(&body)).await?;
@@ -155,7 +155,8 @@ impl Shell {
                 }
                 // Once a first event was taken, to be fenced off is final.
                 Err(failure) if failure.code() == Code::LedgerFenced && self.ledger.len() == events => {
-                    if Instant::now() >= deadline {
+                    let now = Instant::now();
+                    if now >= *deadline.get_or_insert(now + patience) {
                         return Err(failure);
                     }
                     tracing::info!(events, "another coordinator has appended meanwhile; reading on");
@@ -400,13 +401,22 @@ async fn overdue(shutdown: &CancellationToken) {
     tokio::time::sleep(STOP_PATIENCE).await;
 }
 
+/// Sleeps; not at all when there is nothing to wait for, where a timer would take a millisecond.
+async fn pause(wait: Duration) {
+    if !wait.is_zero() {
+        tokio::time::sleep(wait).await;
+    }
+}
+
 fn check_clock(newest: UnixMillis) -> Result<(), Failure> {
     let now = clock::now();
     if newest <= now.after(AHEAD_MAX) {
         return Ok(());
     }
-    let detail = format!("the newest event is of {newest} ms, this machine's clock says {now} ms; correct the clock");
-    Err(Failure::new(Code::LedgerBroken, detail))
+    Err(Failure::new(
+        Code::ClockBehind,
+        format!("the newest event is of {newest} ms, this machine's clock says {now} ms"),
+    ))
 }
 
 async fn send(bus: &Bus, subject: &Subject, answer: Result<Answer, Refusal>) {

@@ -32,7 +32,7 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "DIR", default_value = ".diloco", env = "DILOCO_DOMAIN")]
     pub(crate) domain: PathBuf,
     /// Credentials file to connect with, instead of the folder's own for the role that the command needs.
-    #[arg(long, global = true, value_name = "FILE", env = "DILOCO_BUS__CREDENTIALS")]
+    #[arg(long, global = true, value_name = "FILE", env = "DILOCTL_CREDENTIALS")]
     pub(crate) credentials: Option<PathBuf>,
     /// Address of the NATS servers; by default the one that `up` started, or tls://127.0.0.1:4222.
     #[arg(long, global = true, value_name = "URL", env = "DILOCO_BUS__URL")]

@@ -50,7 +50,8 @@ pub trait Regrant: Send + Sync {
     /// Another grant for `digest`; without an action when the store has the object by now.
     ///
     /// # Errors
-    /// The refusal. [`Code::NoAnswer`] and [`Code::Draining`] are asked again until the deadline, others end the transfer.
+    /// The refusal. [`Code::NoAnswer`], [`Code::Draining`] and [`Code::AskedTooMuch`] are asked again until the deadline, others
+    /// end the transfer.
     async fn regrant(&self, digest: Digest) -> Result<Grant, Refusal>;
 }
 
@@ -404,7 +405,7 @@ async fn another(regrant: &dyn Regrant, digest: Digest, pace: &mut Pace) -> Resu
                 let reason = format!("asked for {digest}, granted {}", grant.digest);
                 return Err(ObjectError::GrantInvalid { digest, reason });
             }
-            Ok(Err(refusal)) if matches!(refusal.code, Code::NoAnswer | Code::Draining) => {
+            Ok(Err(refusal)) if matches!(refusal.code, Code::NoAnswer | Code::Draining | Code::AskedTooMuch) => {
                 if !pace.pause(None).await {
                     return Err(ObjectError::Denied(refusal));
                 }

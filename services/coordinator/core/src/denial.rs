@@ -9,8 +9,8 @@ use crate::input::Peer;
 
 /// Refusals recorded at once after a quiet time.
 const DENIALS_AT_ONCE: u64 = 64;
-/// How often one more is recorded, with the number of those that were not: less than 20 MB of ledger a month.
-const DENIAL_EVERY: Millis = Millis::from_secs(5);
+/// How often one more is recorded, with the number of those that were not: some 40,000 events a month, below 1 KiB each.
+const DENIAL_EVERY: Millis = Millis::from_secs(60);
 /// Longest verb that is recorded; the longest of ours has 20.
 const VERB_BYTES_MAX: usize = 64;
 
@@ -85,10 +85,10 @@ mod tests {
         let start = UnixMillis(1_700_000_000_000);
         let passed = (0..80).filter(|_| denials.admit(start).is_some()).count();
         assert_eq!(passed, 64);
-        assert_eq!(denials.admit(UnixMillis(start.get() + 4999)), None);
-        assert_eq!(denials.admit(UnixMillis(start.get() + 5000)), Some(17));
-        assert_eq!(denials.admit(UnixMillis(start.get() + 5000)), None);
-        let later = UnixMillis(start.get() + 3_600_000);
+        assert_eq!(denials.admit(UnixMillis(start.get() + 59_999)), None);
+        assert_eq!(denials.admit(UnixMillis(start.get() + 60_000)), Some(17));
+        assert_eq!(denials.admit(UnixMillis(start.get() + 60_000)), None);
+        let later = UnixMillis(start.get() + 36_000_000);
         assert_eq!((0..80).filter(|_| denials.admit(later).is_some()).count(), 64);
     }
 

@@ -82,10 +82,10 @@ impl Coordinator {
     }
 }
 
-/// What holds a run up and passes by itself: workers that are missing, or what the executor tries again.
+/// What holds a run up and passes by itself: workers that are missing at its beginning, or what the executor tries again.
 fn trouble(run: &Run, live: &LiveRun) -> Option<Refusal> {
     let (present, least) = (run.present(), run.spec.policy.workers_min);
-    if present < least {
+    if run.rounds.is_empty() && present < least {
         let detail = format!("{present} of at least {least} workers are members");
         return Some(Refusal::new(Code::TooFewWorkers, detail));
     }

@@ -174,11 +174,10 @@ impl RunArgs {
         if self.config.print_config {
             return Ok(Err(loaded.print()));
         }
+        loaded.value.validate()?;
         if self.config.check_config {
-            loaded.value.validate()?;
             return Ok(Err("the settings are valid".to_owned()));
         }
-        loaded.value.validate()?;
         Ok(Ok(loaded.value))
     }
 }
@@ -189,6 +188,7 @@ impl RunSettings {
         let invalid = |error: schemas::layout::LayoutError| Failure::new(Code::ModelInvalid, error);
         let layout = self.model()?.layout();
         layout.validate().map_err(invalid)?;
+        schemas::run::check_chunk_elements(self.model.chunk_elements)?;
         layout.chunks(self.model.chunk_elements).map_err(invalid)?;
         self.schedule.validate()?;
         self.inner.validate()?;

@@ -64,7 +64,7 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
         rows.push(Outcome::new(&running, state));
         if spec.name == services::BROKER && state == STARTED {
             let declarations = Declarations { nats_config: options.nats_config.clone(), replicas: 1 };
-            let here = Context { endpoints: endpoints.clone(), ..context.clone() };
+            let here = Context { endpoints: endpoints.clone(), credentials: None, ..context.clone() };
             cluster::compare(&here, &declarations, true).await?;
         }
     }

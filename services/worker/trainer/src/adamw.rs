@@ -38,7 +38,6 @@ pub(crate) fn step(
 
 #[cfg(test)]
 mod tests {
-    use schemas::Steps;
 
     use super::*;
 

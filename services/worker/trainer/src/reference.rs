@@ -282,7 +282,6 @@ fn dot(left: &[f32], right: &[f32]) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use schemas::Steps;
     use schemas::run::InnerOptimizer;
 
     use super::*;

@@ -113,7 +113,6 @@ pub(crate) fn copy_into(parameters: &mut [f32], start: usize, values: &[f32]) ->
 
 #[cfg(test)]
 mod tests {
-    use schemas::Steps;
     use schemas::run::InnerOptimizer;
 
     use super::*;
