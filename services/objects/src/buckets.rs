@@ -180,14 +180,14 @@ impl Buckets {
         Ok(object)
     }
 
-    async fn upload(&self, object: ObjectRef, bytes: Bytes) -> Result<Stored, ObjectError> {
+    async fn upload(&self, object: ObjectRef, bytes: Bytes) -> Result<(), ObjectError> {
         if bytes.len() as u64 > OBJECT_BYTES_MAX.get() {
             let (length, max) = (bytes.len() as u64, OBJECT_BYTES_MAX.get());
             return Err(ObjectError::TooLarge { digest: object.digest, bytes: length, bytes_max: max });
         }
         let own =
             OwnGrants { buckets: self, place: &self.blobs, key: BlobKey(object.digest).to_string(), put: Some(object) };
-        self.transfer.put(&own.grant(object.digest), bytes, &own, self.deadline()).await
+        self.transfer.put(&own.grant(object.digest), bytes, &own, self.deadline()).await.map(|_| ())
     }
 
     /// The length of a verified object, if it is there.

@@ -119,7 +119,7 @@ impl Cache {
     /// # Errors
     /// The folder cannot be read.
     pub fn sweep(&self, now: SystemTime) -> Result<(), CacheError> {
-        // Counted from before the look: what is put meanwhile may be counted twice, and is not forgotten.
+        // Counted from before the look: what is put meanwhile may be counted twice. Of two looks at a time the later one counts.
         self.added.store(0, Ordering::Relaxed);
         let mut entries = self.entries(now).map_err(at(&self.objects))?;
         let mut total: u64 = entries.iter().map(|entry| entry.bytes).sum();

@@ -28,4 +28,4 @@ pub use endpoint::{Endpoint, EndpointError, Trust};
 pub use error::ObjectError;
 pub use key::{BlobKey, BucketName, IncomingKey, KeyError};
 pub use presign::{Signer, StoreClock};
-pub use transfer::{Regrant, Stored, Transfer, TransferLimits};
+pub use transfer::{Regrant, Stored, Transfer, TransferLimits, random_fraction};

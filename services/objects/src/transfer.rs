@@ -378,7 +378,7 @@ impl Pace {
 
     /// Waits before another attempt, `asked` long when the store said so; false when the deadline does not allow it.
     pub(crate) async fn pause(&mut self, asked: Option<Duration>) -> bool {
-        let pause = self.step(asked, fraction());
+        let pause = self.step(asked, random_fraction());
         if Instant::now() + pause >= self.deadline {
             return false;
         }
@@ -424,7 +424,7 @@ fn content_range(headers: &HeaderMap) -> Option<(u64, u64)> {
 }
 
 /// Between 0 and 1, different each time: pauses of many workers must not coincide.
-fn fraction() -> f64 {
+pub fn random_fraction() -> f64 {
     let random = RandomState::new().hash_one(0_u8);
     f64::from(u32::try_from(random >> 32).expect("32 bits remain")) / f64::from(u32::MAX)
 }
@@ -459,7 +459,7 @@ mod tests {
 
     #[test]
     fn jitter_differs_and_is_a_fraction() {
-        let drawn: Vec<f64> = (0..20).map(|_| fraction()).collect();
+        let drawn: Vec<f64> = (0..20).map(|_| random_fraction()).collect();
         assert!(drawn.iter().all(|part| (0.0..=1.0).contains(part)));
         assert!(drawn.windows(2).any(|pair| (pair[0] - pair[1]).abs() > f64::EPSILON));
     }

@@ -10,8 +10,9 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
-/// Slowest sender that is waited for; the clients give an upload up at the same speed.
-const BYTES_PER_SECOND_MIN: u64 = 64 << 10;
+/// Slowest sender that is waited for: well below the speed at which our clients give an upload up, which they count over the
+/// whole of it and this from its beginning.
+const BYTES_PER_SECOND_MIN: u64 = 16 << 10;
 
 /// A body that fails when its sender is silent for too long, or keeps us waiting for longer than its bytes so far are
 /// worth. Time in which nobody asks for more is not the sender's.

@@ -31,7 +31,8 @@ impl Peers {
         }
         if self.warned.is_none_or(|warned| warned.elapsed() >= WARN_EVERY) {
             self.warned = Some(Instant::now());
-            tracing::warn!(%peer, connections = self.most, "a peer has its share of the connections and wants more");
+            let connections = self.most;
+            tracing::warn!(%peer, connections, "a peer has its share (store_server.connections_peer_percent) and wants more");
         }
         false
     }

@@ -223,7 +223,7 @@ impl Root {
 }
 
 impl Reservation {
-    /// So many bytes are on the disk, where the free space no longer counts them.
+    /// So many bytes are written: ext4 and XFS take them off the free space at once.
     pub(crate) fn landed(&mut self, bytes: u64) {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;

@@ -57,8 +57,15 @@ pub(crate) async fn receive(root: Arc<Root>, mut body: StreamingBlob, upload: Up
                 gathered += frame.len();
                 batch.push(frame);
             }
-            Err(error) if is_late(&*error) => return Err(s3_error!(RequestTimeout, "the body came too slowly")),
-            Err(_) => return Err(s3_error!(IncompleteBody, "the body broke off")),
+            Err(error) => {
+                // The key is free for another try when this is answered.
+                drop(sender);
+                let _abandoned = writer.await;
+                return Err(match is_late(&*error) {
+                    true => s3_error!(RequestTimeout, "the body came too slowly"),
+                    false => s3_error!(IncompleteBody, "the body broke off"),
+                });
+            }
         }
         if gathered >= BATCH_BYTES {
             gathered = 0;

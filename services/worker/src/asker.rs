@@ -1,6 +1,5 @@
 //! Requests to the coordinator: typed, signed where they must be, and answered or refused within a given time.
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -131,8 +130,7 @@ impl Asker {
 /// A pause of at most `span`, another each time: workers that all lost the same coordinator do not come back at the same
 /// moment.
 fn drawn_from(span: Duration) -> Duration {
-    let random = RandomState::new().hash_one(0_u8) >> 32;
-    span.mul_f64(random as f64 / f64::from(u32::MAX))
+    span.mul_f64(objects::random_fraction())
 }
 
 #[cfg(test)]

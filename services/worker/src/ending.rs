@@ -26,7 +26,7 @@ impl Default for Patience {
 
 impl Patience {
     /// Waits for the training thread, whose last job is the save of the inner state, and for the delivery of the last
-    /// events. Neither shortens the other's time. Says whether the inner state was saved.
+    /// events. Neither shortens the other's time. Says whether the training thread has ended.
     pub(crate) async fn wait(self, training: JoinHandle<()>, delivered: impl Future<Output = bool>) -> bool {
         tokio::join!(self.saved(training), self.told(delivered)).0
     }
@@ -39,11 +39,11 @@ impl Patience {
             tracing::info!(limit_s, "waiting for the training thread: it finishes its step and saves the inner state");
             joined = tokio::time::timeout(self.save.saturating_sub(SAVE_SHOWN), ended).await;
         }
-        let saved = matches!(joined, Ok(Ok(Ok(()))));
-        if !saved {
-            tracing::warn!("ends before the inner state was saved; the one of the save before stays");
+        let ended = matches!(joined, Ok(Ok(Ok(()))));
+        if !ended {
+            tracing::warn!("ends before the training thread did; an inner state that was not saved is lost");
         }
-        saved
+        ended
     }
 
     async fn told(self, delivered: impl Future<Output = bool>) {

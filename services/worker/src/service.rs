@@ -175,7 +175,7 @@ impl Service {
         // The thread and the publisher end when nobody can send them anything any more.
         drop(hands);
         let delivered = async move { publishing.await.is_ok() && bus.round_trip().await.is_ok() };
-        let _saved = Patience::default().wait(training, delivered).await;
+        let _ended = Patience::default().wait(training, delivered).await;
         tracing::info!(reason = exit.reason(), "worker ends");
         match exit {
             Exit::Complete | Exit::Drained | Exit::Stopped => Ok(()),

@@ -173,7 +173,7 @@ impl Unit {
         let count = chunks.len();
         let encoding = Encoding { stop: self.stop.clone(), codec: spec.upload.kind, rounding, chunks };
         let encoded = engine.encode(encoding).await?;
-        let objects = upload_all(encoded, |chunk| self.upload_chunk(chunk)).await?;
+        let objects = upload_all(encoded, |index, bytes| self.upload_chunk(index, bytes)).await?;
         if objects.len() != count {
             return Err(Refusal::new(Code::Interrupted, format!("{} of {count} chunks were encoded", objects.len())));
         }
@@ -181,8 +181,7 @@ impl Unit {
         Ok(objects)
     }
 
-    async fn upload_chunk(&self, chunk: Result<(usize, Bytes), Refusal>) -> Result<ObjectRef, Refusal> {
-        let (index, bytes) = chunk?;
+    async fn upload_chunk(&self, index: usize, bytes: Bytes) -> Result<ObjectRef, Refusal> {
         let hashed = bytes.clone();
         let object = tokio::task::spawn_blocking(move || ObjectRef::of(&hashed)).await;
         let object = object.map_err(|error| Refusal::new(Code::Internal, error.to_string()))?;
@@ -208,13 +207,19 @@ impl Unit {
 /// with them: without it the contribution is nothing.
 async fn upload_all<F>(
     encoded: mpsc::Receiver<Result<(usize, Bytes), Refusal>>,
-    upload: impl FnMut(Result<(usize, Bytes), Refusal>) -> F,
+    upload: impl Fn(usize, Bytes) -> F,
 ) -> Result<Vec<ObjectRef>, Refusal>
 where
     F: Future<Output = Result<ObjectRef, Refusal>>,
 {
     let encoded = futures::stream::unfold(encoded, |mut encoded| async { Some((encoded.recv().await?, encoded)) });
-    encoded.map(upload).buffered(TRANSFERS_MAX).try_collect().await
+    let uploads = encoded.map(async |chunk| {
+        let (index, bytes) = chunk?;
+        Ok::<_, Refusal>((index, upload(index, bytes).await?))
+    });
+    let mut uploaded: Vec<(usize, ObjectRef)> = uploads.buffer_unordered(TRANSFERS_MAX).try_collect().await?;
+    uploaded.sort_unstable_by_key(|(index, _)| *index);
+    Ok(uploaded.into_iter().map(|(_, object)| object).collect())
 }
 
 #[cfg(test)]
@@ -231,10 +236,10 @@ mod tests {
             }
             made
         });
-        let uploaded = upload_all(encoded, async |chunk| match chunk?.0 {
+        let uploaded = upload_all(encoded, async |index, _| match index {
             3 => Err(Refusal::new(Code::StoreFull, "no room")),
-            // Some that are on their way have not ended yet.
-            4..8 => std::future::pending().await,
+            // Some that are on their way have not ended yet, before it and after it.
+            0 | 4..8 => std::future::pending().await,
             _ => Ok(ObjectRef::of(b"chunk")),
         });
         assert_eq!(uploaded.await.expect_err("one failed").code, Code::StoreFull);
@@ -249,7 +254,7 @@ mod tests {
             chunks.try_send(Ok((index, Bytes::new()))).expect("there is room");
         }
         drop(chunks);
-        let uploaded = upload_all(encoded, async |chunk| Ok(ObjectRef::of(&chunk?.0.to_le_bytes()))).await;
+        let uploaded = upload_all(encoded, async |index, _| Ok(ObjectRef::of(&index.to_le_bytes()))).await;
         let expected: Vec<ObjectRef> = (0..20_usize).map(|index| ObjectRef::of(&index.to_le_bytes())).collect();
         assert_eq!(uploaded.expect("none failed"), expected);
     }

@@ -104,6 +104,10 @@ pub(crate) async fn down(context: &Context, options: &Down) -> Result<(), Failur
     if running.iter().any(leads) {
         drain(context, options, &running).await;
     }
+    // Workers end side by side: each may take its time to save what it has.
+    for process in running.iter().filter(|process| services::drains(&process.name) && !leads(process)) {
+        process.terminate();
+    }
     let mut rows = Vec::new();
     for process in &running {
         let how = process.stop(services::stop_max(&process.name)).await;

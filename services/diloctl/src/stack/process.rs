@@ -161,6 +161,13 @@ impl Running {
         true
     }
 
+    /// Asks the process to end.
+    pub(super) fn terminate(&self) {
+        if self.lives() {
+            self.signal(libc::SIGTERM);
+        }
+    }
+
     /// Asks the process to end, and makes it end when it does not. Says how it went.
     pub(super) async fn stop(&self, patience: Duration) -> &'static str {
         let how = if !self.lives() {
