@@ -179,15 +179,20 @@ fn stages(syncs: &[Sync], label: &str, reach: Option<f64>, why: &str) -> Vec<Row
 fn hashing(size: Size, workers: usize, label: &str) -> Row {
     const SAMPLE_BYTES: usize = 32 << 20;
     const BF16_BYTES: u64 = 2;
+    const SAMPLES: usize = 9;
     let cores = cores();
     let sample = vec![7_u8; SAMPLE_BYTES];
-    let start = Instant::now();
-    std::thread::scope(|scope| {
-        for _ in 0..cores {
-            scope.spawn(|| black_box(Digest::of(black_box(&sample))));
-        }
-    });
-    let rate = (cores * SAMPLE_BYTES) as f64 / start.elapsed().as_secs_f64();
+    let once = || {
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for _ in 0..cores {
+                scope.spawn(|| black_box(Digest::of(black_box(&sample))));
+            }
+        });
+        (cores * SAMPLE_BYTES) as f64 / start.elapsed().as_secs_f64()
+    };
+    // The best: whatever else ran at the time is not sha256.
+    let rate = (0..SAMPLES).map(|_| once()).fold(0.0, f64::max);
     let hashed = size.parameters() * BF16_BYTES * (3 * workers + 2 + workers) as u64;
     let row = Row::new(format!("sync {label}: of it sha256, all cores"), "s", vec![hashed as f64 / rate]);
     row.note(format!("{} MB hashed at {:.1} GB/s; a bound from below", hashed / 1_000_000, rate / 1e9))
