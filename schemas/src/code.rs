@@ -55,7 +55,7 @@ codes! {
     DomainMissing = 108, "no trust domain", "The folder holds no complete trust domain.", "Run `diloctl auth init`.";
     PlaintextRefused = 109, "plaintext refused", "A plaintext address was given while `require_auth` covers its layer.", "Use `tls://` and `https://`; to relax the layer on purpose, add an exception that names the layer and a reason.";
     LayerOpen = 110, "layer open", "A layer runs without authentication because an exception or switch says so.", "Remove the exception when it is no longer needed.";
-    PlaceholderSecret = 111, "placeholder secret", "A secret is a well-known sample value.", "Generate real ones with `diloctl auth init`.";
+    SampleSecret = 111, "sample secret", "A secret is a well-known sample value.", "Generate real ones with `diloctl auth init`.";
     RoleMismatch = 112, "credential of another role", "The credential is valid but was issued for another role.", "Point the configuration at the credential of this service's role.";
     SignatureInvalid = 114, "signature not valid", "A signed document was altered, or was signed by a key that is not trusted here.", "Compare the trust bundle with the one that `diloctl auth show` prints; if they agree, someone altered the document.";
     CredentialUnreadable = 115, "credential file unusable", "A file with keys, tokens or certificates cannot be read or written, or is no such file.", "Check the path and the rights of its folder.";

@@ -6,7 +6,8 @@
 //! | `service` | building and running everything |
 //! | `shell` | the decision loop: inputs in, effects out, in order |
 //! | `incoming`, `serve`, `answer` | messages: who says what, in which form; answers |
-//! | `refusals` | what of refused messages is logged |
+//! | `arrival` | what waits for the loop |
+//! | `allowance`, `refusals` | how much a worker may ask; what of refused messages is logged |
 //! | `guard` | a panic of work that somebody waits for, as its outcome |
 //! | `ledger` | the signed chain in stream `AUDIT`, fenced by its last sequence |
 //! | `queue` | offers: publish, pull, settle, hold |

@@ -1,5 +1,5 @@
 //! Building the coordinator from its configuration, in an order in which nothing is heard before it can be answered: keys,
-//! bus, ledger, store, then the subscriptions.
+//! store, bus, ledger, the lead, then the subscriptions.
 
 use std::path::Path;
 

@@ -90,7 +90,7 @@ pub fn validate(config: &AuthConfig, materials: &Materials, origins: &Origins) -
             posture.open.push(OpenLayer { layer, reason });
         }
     }
-    refusals.extend(placeholders(config, materials));
+    refusals.extend(samples(config, materials));
     if !refusals.is_empty() {
         return Err(refusals);
     }
@@ -182,14 +182,14 @@ fn plaintext(item: &Material, stand: &Stand, origins: &Origins) -> Option<Refusa
 }
 
 /// Sample secrets, unless this is a demonstration on loopback.
-fn placeholders(config: &AuthConfig, materials: &Materials) -> Vec<Refusal> {
+fn samples(config: &AuthConfig, materials: &Materials) -> Vec<Refusal> {
     let mut addresses = materials.items.iter().flat_map(Material::addresses);
     let loopback = addresses.all(|address| parse(address).is_ok_and(|(_, reach)| reach == Reach::Loopback));
     if config.demo && loopback || !config.require_auth {
         return Vec::new();
     }
-    let samples = materials.items.iter().filter_map(|item| Some((item.key(), item.placeholder()?)));
+    let samples = materials.items.iter().filter_map(|item| Some((item.key(), item.sample()?)));
     samples
-        .map(|(key, id)| Refusal::new(Code::PlaceholderSecret, format!("{key} holds the sample access key {id:?}")))
+        .map(|(key, id)| Refusal::new(Code::SampleSecret, format!("{key} holds the sample access key {id:?}")))
         .collect()
 }

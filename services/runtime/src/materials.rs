@@ -10,7 +10,7 @@ use schemas::{Code, Refusal, UnixMillis};
 use url::Url;
 
 /// Access keys and secrets that stand in everybody's examples.
-const PLACEHOLDERS: [&str; 12] = [
+const SAMPLES: [&str; 12] = [
     "changeme",
     "change-me",
     "minioadmin",
@@ -167,10 +167,10 @@ impl Material {
     }
 
     /// The id of an access key that is, or has a secret that is, a well-known sample.
-    pub(crate) fn placeholder(&self) -> Option<String> {
+    pub(crate) fn sample(&self) -> Option<String> {
         let Self::StoreKeys { path, .. } = self else { return None };
         let keys = store_keys::StoreKeys::read(path).ok()?;
-        let sample = |text: &str| PLACEHOLDERS.contains(&text.to_lowercase().as_str());
+        let sample = |text: &str| SAMPLES.contains(&text.to_lowercase().as_str());
         let pairs = [keys.admin, keys.put, keys.get];
         pairs.iter().find(|pair| sample(pair.expose_secret()) || sample(pair.id())).map(|pair| pair.id().to_owned())
     }

@@ -17,7 +17,7 @@ use crate::input::{DeliveryId, ReplyId, ScreeningId, Submission};
 /// Something to do.
 #[derive(Clone, Debug)]
 pub enum Effect {
-    /// Append an event to the ledger. When that fails the process stands down at once; nothing after it is done.
+    /// Append an event to the ledger. When that fails nothing after it is done, and this coordinator with its state is given up.
     Append {
         /// When, as the core's state holds it: the event's body carries exactly this time, or a replay would differ.
         time: UnixMillis,

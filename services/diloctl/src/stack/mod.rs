@@ -21,8 +21,6 @@ use process::{Readiness, Running, Spec};
 
 /// The usual port of the broker.
 pub(crate) const BUS_PORT: u16 = 4222;
-/// What became of a service that did not run and can be used now.
-const STARTED: &str = "started";
 
 /// Writes where the broker listens, beside the other generated parts of its configuration.
 pub(crate) fn write_listen(generated: &Path, port: u16) -> Result<(), Failure> {
@@ -60,9 +58,14 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
             write_listen(&generated, options.bus_port)?;
             write_endpoints(context, &endpoints)?;
         }
-        let (running, state) = ensure(context, spec).await?;
+        let (running, begun) = ensure(context, spec).await?;
+        let state = match begun {
+            None => "runs",
+            Some(Readiness::Ready) => "started",
+            Some(Readiness::Done) => "ended",
+        };
         rows.push(Outcome::new(&running, state));
-        if spec.name == services::BROKER && state == STARTED {
+        if spec.name == services::BROKER && begun.is_some() {
             let declarations = Declarations { nats_config: options.nats_config.clone(), replicas: 1 };
             let here = Context { endpoints: endpoints.clone(), credentials: None, ..context.clone() };
             cluster::compare(&here, &declarations, true).await?;
@@ -72,17 +75,14 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Starts a service unless it runs, and waits until it can be used. Says what became of it.
-async fn ensure(context: &Context, spec: &Spec) -> Result<(Running, &'static str), Failure> {
+/// Starts a service unless it runs, and waits until it can be used. Says what became of one that was started.
+async fn ensure(context: &Context, spec: &Spec) -> Result<(Running, Option<Readiness>), Failure> {
     if let Some(running) = Running::find(&context.folder, &spec.name)? {
-        return Ok((running, "runs"));
+        return Ok((running, None));
     }
     let started = Running::start(&context.folder, spec)?;
-    let state = match started.ready(spec).await? {
-        Readiness::Ready => STARTED,
-        Readiness::Done => "ended",
-    };
-    Ok((started.running, state))
+    let readiness = started.ready(spec).await?;
+    Ok((started.running, Some(readiness)))
 }
 
 fn write_endpoints(context: &Context, endpoints: &Endpoints) -> Result<(), Failure> {

@@ -160,8 +160,8 @@ fn la_06_sample_secrets_need_loopback_and_a_demo() {
         now: clock::now(),
     };
     let demo = AuthConfig { demo: true, ..AuthConfig::default() };
-    assert_eq!(codes(check(&AuthConfig::default(), &materials("https://127.0.0.1:9000"))), [Code::PlaceholderSecret]);
-    assert_eq!(codes(check(&demo, &materials("https://10.0.0.1:9000"))), [Code::PlaceholderSecret]);
+    assert_eq!(codes(check(&AuthConfig::default(), &materials("https://127.0.0.1:9000"))), [Code::SampleSecret]);
+    assert_eq!(codes(check(&demo, &materials("https://10.0.0.1:9000"))), [Code::SampleSecret]);
     assert_eq!(check(&demo, &materials("https://127.0.0.1:9000")), Ok(vec![]));
 }
 

@@ -206,14 +206,14 @@ async fn la_05_a_malformed_or_exposed_credential_is_an_error_at_start() {
 }
 
 #[tokio::test]
-async fn la_06_placeholder_secrets_and_la_07_tl_02_plaintext_addresses_are_refused() {
+async fn la_06_sample_secrets_and_la_07_tl_02_plaintext_addresses_are_refused() {
     let bench = Bench::new().await;
     let keys = fs::read_to_string(bench.cluster.domain().layout().store_keys()).unwrap();
     let mut keys: serde_json::Value = serde_json::from_str(&keys).unwrap();
     keys["admin"]["secret"] = "minioadmin".into();
     let sample = bench.write("sample-keys.json", &keys.to_string());
     let text = bench
-        .assert_ends(Service::Coordinator, &[("store.keys", shown(&sample))], EXIT_USAGE, Code::PlaceholderSecret)
+        .assert_ends(Service::Coordinator, &[("store.keys", shown(&sample))], EXIT_USAGE, Code::SampleSecret)
         .await;
     assert!(!text.contains("minioadmin"), "{text}");
     let plain = bench.cluster.bus_url().replace("tls://", "nats://");
