@@ -414,6 +414,7 @@ impl Bucket {
             max_messages: -1,
             max_messages_per_subject: self.history,
             max_message_size: self.max_value_bytes,
+            max_consumers: -1,
             max_age,
             duplicate_window: if max_age.is_zero() { window } else { window.min(max_age) },
             deny_delete: true,
