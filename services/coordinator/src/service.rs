@@ -73,6 +73,7 @@ impl Service {
         for subscription in serve::subscribe(&shell.bus).await? {
             feeders.spawn(serve::forward(shell.bus.clone(), subscription, identity, shell.arrivals.clone()));
         }
+        feeders.spawn(shell.store.clone().keep_time());
         feeders.spawn(queue::pull(shell.bus.clone(), consumer, shell.arrivals.clone()));
         Ok(Self { shell, core, arrivals, feeders })
     }

@@ -10,5 +10,6 @@ mod connections;
 mod hostile;
 mod slow;
 mod support;
+mod time;
 mod transfers;
 mod uploads;
