@@ -184,7 +184,8 @@ impl Run {
     }
 
     fn join(&mut self, time: UnixMillis, worker: &WorkerId, event: &LedgerEvent) -> Result<(), ApplyError> {
-        let LedgerEvent::WorkerJoined { account, audit_key, trainers, device, release, posture, .. } = event else {
+        let LedgerEvent::WorkerJoined { account, audit_key, trainers, device, release, posture, session, .. } = event
+        else {
             return Ok(());
         };
         let before = self.members.get(worker);
@@ -198,6 +199,7 @@ impl Run {
             device: device.clone(),
             release: release.clone(),
             posture: posture.clone(),
+            session: *session,
             present: true,
             removed: false,
             since: time,

@@ -13,7 +13,7 @@ use crate::draw::Data;
 use crate::effect::{Answer, Effect};
 use crate::input::{Peer, ReplyId};
 use crate::live::{LiveLease, LiveRun};
-use crate::membership::check_member;
+use crate::membership::{check_member, check_session, check_steps};
 use crate::state::{Run, Standing};
 
 /// A manifest is valid from this long before it is signed: clocks of one site differ by less.
@@ -27,6 +27,7 @@ impl Coordinator {
             return Ok(());
         }
         let member = check_member(run, peer)?;
+        check_session(member, request.session)?;
         let held = member.lease;
         if self.drain.is_some() {
             return Err(draining());
@@ -130,6 +131,7 @@ impl Coordinator {
         let now = self.now;
         let (run, live) = self.open_run(&peer.run)?;
         check_holder(run, peer, &request.lease)?;
+        check_steps(run, Some(&request.lease), request.steps_done)?;
         let life = run.spec.policy.lease;
         let held = live.leases.get_mut(&request.lease.unit).expect("every lease that is held is watched");
         held.expires_at = now.after(life);
