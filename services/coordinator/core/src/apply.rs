@@ -200,6 +200,7 @@ impl Run {
             release: release.clone(),
             posture: posture.clone(),
             session: *session,
+            fenced: before.and_then(|member| member.fenced),
             present: true,
             removed: false,
             since: time,
@@ -216,6 +217,9 @@ impl Run {
         let member = self.members.get_mut(worker).ok_or_else(unknown)?;
         member.present = false;
         member.removed |= cause == Departure::Removed;
+        if cause == Departure::Replaced {
+            member.fenced = member.lease;
+        }
         member.since = time;
         Ok(())
     }

@@ -209,12 +209,14 @@ fn not_joined(worker: &WorkerId) -> Refusal {
 
 /// Whether the asker is the process that joined last as this worker.
 pub(crate) fn check_session(member: &Member, session: Session) -> Result<(), Refusal> {
-    if member.session == session {
-        return Ok(());
-    }
-    let Member { device, release, session: newer, .. } = member;
-    let detail = format!("session {session} was replaced by session {newer} on {device}, release {release}");
-    Err(Refusal::new(Code::Replaced, detail))
+    if member.session == session { Ok(()) } else { Err(replaced(member)) }
+}
+
+/// What an older process is told.
+pub(crate) fn replaced(member: &Member) -> Refusal {
+    let Member { device, release, session, .. } = member;
+    let detail = format!("by a process on {device}, release {release}, which joined later as session {session}");
+    Refusal::new(Code::Replaced, detail)
 }
 
 /// Whether a worker can have done so many steps of what it holds. An evaluation counts its batches.

@@ -82,6 +82,8 @@ pub(crate) struct Member {
     pub(crate) posture: Posture,
     /// Which of its processes joined last: it is the worker.
     pub(crate) session: Session,
+    /// The lease that an older process held when it was replaced.
+    pub(crate) fenced: Option<LeaseRef>,
     /// Whether it is a member now.
     pub(crate) present: bool,
     /// Whether it was removed for good.
