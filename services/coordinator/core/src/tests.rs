@@ -4,6 +4,8 @@
 
 mod control;
 mod denial;
+mod fold;
+mod guards;
 mod lease;
 mod membership;
 mod object;

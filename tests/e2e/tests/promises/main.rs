@@ -9,6 +9,8 @@ mod coordinator_restart;
 mod foreign_bytes;
 mod hostile_messages;
 mod log_flood;
+mod one_identity;
+mod own_uploads;
 mod permissions;
 mod run_halted;
 mod service_restart;
