@@ -95,14 +95,20 @@ codes! {
     ManifestInvalid = 406, "manifest refused", "A lease's signed manifest failed a check: signature, window, audience or binding.", "Nothing was executed; compare the worker's trust bundle with the coordinator's.";
     AskedTooMuch = 407, "asked too much", "A worker sent more requests than any worker needs, and was not listened to for a moment.", "An honest worker slows down by itself. If it repeats, look at that worker: it is broken or hostile.";
 
+    Replaced = 410, "replaced by another process", "Another process joined the run with this worker's credentials; the newest is the worker.", "Nothing if the worker was moved or started again. Otherwise two machines share one name: issue one of them a name of its own with `diloctl auth issue`, and start it with that.";
+    AuditKeyRefused = 411, "audit key is not the asker's", "A join names an audit key whose secret its sender did not prove to hold, or one that belongs to another worker or to a coordinator.", "Point `worker.audit_key` at the key that was issued together with the credentials. If it is that, look at who holds these credentials.";
+
     // 05: contributions.
     LayoutMismatch = 501, "other layout", "A contribution's layout (names, shapes, order or types) is not the run's.", "Run the same release and the same model configuration as the run.";
     SizeMismatch = 502, "wrong size", "A chunk does not have the length that layout and codec give.", "Run the same release; suspect the worker if it repeats.";
-    NotFinite = 503, "not finite", "A contribution, or the weights after an outer step, hold NaN or infinity.", "A contribution is refused alone and its unit issued again: inspect the worker. Weights halt the run; its last full snapshot stands: start another run with a lower learning rate.";
+    NotFinite = 503, "not finite", "A contribution, the initial weights of a new run, or the weights after an outer step hold NaN or infinity.", "A contribution is refused alone and its unit issued again: inspect the worker. Initial weights have to be made again. Weights after an outer step halt the run; its last full snapshot stands: start another run with a lower learning rate.";
     NormOutlier = 504, "norm out of bounds", "A contribution's norm is too large compared with the run's bound.", "Inspect the worker; the bound is `norm_max` of the run.";
     AlreadyCounted = 505, "already counted", "The unit has an accepted contribution already.", "Nothing; the contribution counts once.";
     StatementInvalid = 506, "statement refused", "A result's signed statement does not verify or does not fit its lease.", "Rejoin with the worker's present audit key.";
     TokensMismatch = 507, "wrong token count", "A result claims another number of tokens or steps than its unit has.", "Run the same release; suspect the worker if it repeats.";
+
+    NumberImpossible = 508, "number that cannot be", "A worker states a loss, a speed or a count that its unit, its data and the time since it joined do not allow.", "It was refused and counts nowhere. Run the same release; suspect the worker if it repeats.";
+    UploadMissing = 509, "not uploaded under its lease", "A contribution names an object that its worker did not upload under this lease. What the store has from others, or from another lease, does not count.", "An upload that the store lost is made again by itself; a repeated case is a worker that hands in what is not its own.";
 
     // 06: runs and data.
     RunUnknown = 601, "no such run", "The coordinator knows no run of this name.", "`diloctl run ls` lists the runs.";

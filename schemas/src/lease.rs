@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{MESSAGE_BYTES_MAX, WORKER_MESSAGE_BYTES_MAX};
+use crate::member::Session;
 use crate::message::{V, message};
 use crate::run::Codec;
 use crate::{Digest, Epoch, Millis, ObjectRef, Round, RunId, Steps, UnitIndex, UnixMillis, WorkerId};
@@ -47,7 +48,9 @@ pub struct LeaseRef {
 #[serde(deny_unknown_fields)]
 pub struct ClaimRequest {
     /// Version.
-    pub v: V<1>,
+    pub v: V<2>,
+    /// Which life of the worker asks: one that was replaced gets no work.
+    pub session: Session,
     /// How long the answer may wait for work; at most `CLAIM_WAIT_MAX`.
     pub wait: Millis,
 }

@@ -10,10 +10,13 @@ use schemas::run::{CodecKind, RunSpec, TrainerKind};
 use schemas::{Bytes, Code, ObjectRef, Refusal};
 
 use crate::context::{RunContext, layout};
+use crate::screen::MAGNITUDE_MAX;
 use crate::store::{Store, refusal};
 
 /// Objects that are looked at at a time.
 const LOOKS_MAX: usize = 32;
+/// Chunks of initial weights that are read at a time: what is in memory of a model of any size.
+const CHUNKS_AT_A_TIME: usize = 2;
 /// Largest `config.json`; Hugging Face's have a few KiB.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Largest data manifest: 65536 shards of some 150 bytes each.
@@ -31,7 +34,6 @@ pub(crate) async fn run(store: &Store, spec: RunSpec) -> Result<(), Refusal> {
             let detail = format!("model.initial[{index}] has {} bytes, the chunk needs {expected}", object.bytes);
             return Err(Refusal::new(Code::SizeMismatch, detail));
         }
-        objects.push(*object);
     }
     if spec.model.config.bytes.get() > CONFIG_BYTES_MAX {
         let detail = format!("model.config has {} bytes, at most {CONFIG_BYTES_MAX} are read", spec.model.config.bytes);
@@ -46,7 +48,31 @@ pub(crate) async fn run(store: &Store, spec: RunSpec) -> Result<(), Refusal> {
         objects.push(object);
     }
     let looks = objects.into_iter().map(|object| look(store, object));
-    stream::iter(looks).buffer_unordered(LOOKS_MAX).try_collect::<()>().await
+    stream::iter(looks).buffer_unordered(LOOKS_MAX).try_collect::<()>().await?;
+    initial(store, &context).await
+}
+
+/// Reads all initial weights. One that is no number makes all weights none after the first steps, and a run that every worker
+/// fails is no run.
+async fn initial(store: &Store, context: &RunContext) -> Result<(), Refusal> {
+    let checks = context.spec.model.initial.iter().enumerate().map(|(index, object)| async move {
+        let (bytes, elements) = (store.fetch(*object).await?, context.elements(index));
+        let screened = tokio::task::spawn_blocking(move || initial_chunk(index, &bytes, elements)).await;
+        screened.map_err(|error| Refusal::new(Code::Internal, format!("check of model.initial[{index}]: {error}")))?
+    });
+    let checks: Vec<_> = checks.collect();
+    stream::iter(checks).buffer_unordered(CHUNKS_AT_A_TIME).try_collect::<()>().await
+}
+
+fn initial_chunk(index: usize, bytes: &[u8], elements: usize) -> Result<(), Refusal> {
+    let found = merge::screen(CodecKind::Fp32, bytes, elements)
+        .map_err(|error| Refusal::new(error.code(), format!("model.initial[{index}]: {error}")))?;
+    if found.abs_max <= MAGNITUDE_MAX {
+        return Ok(());
+    }
+    let detail =
+        format!("model.initial[{index}] holds a value of magnitude {:e}, at most {MAGNITUDE_MAX:e}", found.abs_max);
+    Err(Refusal::new(Code::NormOutlier, detail))
 }
 
 /// The layout must be the model's, tensor by tensor; how it is cut into fragments is the run's own choice. Otherwise the run
@@ -148,6 +174,24 @@ mod tests {
         }
         let torch = check_model(TrainerKind::Torch, &config, &layout).expect_err("a configuration of another trainer");
         assert_eq!(torch.code, Code::ModelInvalid);
+    }
+
+    #[test]
+    fn initial_weights_are_numbers() {
+        let bytes = |values: [f32; 3]| values.map(f32::to_le_bytes).concat();
+        let check = |values| initial_chunk(7, &bytes(values), 3).map_err(|found| found.code);
+        assert_eq!(check([0.0, -1.5, 1e-30]), Ok(()));
+        for (value, expected) in [
+            (f32::NAN, Code::NotFinite),
+            (f32::INFINITY, Code::NotFinite),
+            (f32::NEG_INFINITY, Code::NotFinite),
+            (1e31, Code::NormOutlier),
+        ] {
+            assert_eq!(check([0.0, 0.0, value]), Err(expected), "{value}");
+        }
+        let named = initial_chunk(7, &bytes([0.0, f32::NAN, 0.0]), 3).expect_err("one is no number");
+        assert!(named.detail.contains("model.initial[7]"), "{named}");
+        assert!(initial_chunk(0, &[0; 8], 3).is_err(), "another length");
     }
 
     /// What the core lets a worker upload is what the check of a result expects.

@@ -160,6 +160,7 @@ fn shown(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use schemas::lease::ClaimRequest;
+    use schemas::member::Session;
     use schemas::{Millis, V, WorkerId};
 
     use super::*;
@@ -178,7 +179,7 @@ mod tests {
         BusMessage {
             subject: format!("diloco.request.{}.demo.{}.lease.claim", account(), worker()).into(),
             reply: reply.map(Into::into),
-            payload: ClaimRequest { v: V, wait: Millis(5) }.encode().into(),
+            payload: ClaimRequest { v: V, session: Session(1), wait: Millis(5) }.encode().into(),
             headers: Some(headers),
             status: None,
             description: None,

@@ -58,9 +58,11 @@ impl Service {
         let pointer = Pointer::open(&bus).await?;
         let patience = config.limits.ledger_patience.0;
         let domain = trust.domain.to_string();
+        let own_key = audit_key.public().clone();
         let ledger = Ledger::new(bus.clone(), audit_key, trust, patience);
         let settings = Settings {
             release: env!("CARGO_PKG_VERSION").to_owned(),
+            audit_key: own_key,
             posture,
             heartbeat: config.limits.heartbeat.millis(),
         };

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_nats::Subject;
-use coordinator_core::{Answer, Coordinator, Effect, Input, Quarantine, ReplyId, Settings, State};
+use coordinator_core::{Answer, Coordinator, Effect, Input, Peer, Quarantine, ReplyId, Settings, State, WorkerRequest};
 use identity::ManifestKey;
+use identity::join::verify_join;
 use runtime::{Bus, Failure, clock};
 use schemas::lease::{ClaimOutcome, ClaimReply, LeaseRef, MANIFEST_TYPE, Manifest};
 use schemas::public::{COMMAND_TYPE, Command, CommandVerb, Status};
@@ -170,7 +171,11 @@ impl Shell {
     fn input(&mut self, arrival: Arrival) -> Result<Input, Failure> {
         Ok(match arrival {
             Arrival::Worker { peer, request, reply } => {
-                Input::Request { peer, request, reply: self.tables.expect_reply(reply) }
+                let reply = self.tables.expect_reply(reply);
+                match proven(&self.domain, &peer, &request) {
+                    Ok(()) => Input::Request { peer, request, reply },
+                    Err(refusal) => Input::Refused { peer, verb: request.verb(), refusal, reply },
+                }
             }
             Arrival::Operator { operator, request, reply } => {
                 Input::Control { operator, request, reply: self.tables.expect_reply(reply) }
@@ -392,6 +397,16 @@ impl Tables {
         self.staged.retain(|(of, _), _| of != run);
         self.kept.retain(|(of, _), _| of != run);
     }
+}
+
+/// Whoever joins shows that it holds the audit key it names: else a worker could join with another's, or with the
+/// coordinator's, and that one's events would be taken for its own.
+fn proven(domain: &str, peer: &Peer, request: &WorkerRequest) -> Result<(), Refusal> {
+    let WorkerRequest::Join(join) = request else { return Ok(()) };
+    verify_join(domain, &join.audit_key, join.proof.as_slice(), &peer.run, &peer.worker).map_err(|error| {
+        let detail = format!("no proof that {} holds audit key {}: {error}", peer.worker, join.audit_key);
+        Refusal::new(Code::AuditKeyRefused, detail)
+    })
 }
 
 /// Resolves when it is time to end without what is being done. Whether an event that was under way is in the ledger is for

@@ -122,6 +122,15 @@ mod tests {
         assert!(tenant.limits.disallow_bearer && control.limits.disallow_bearer);
     }
 
+    /// However many connections a tenant opens, coordinators, audit services and operators find a place.
+    #[test]
+    fn a_tenant_leaves_room_at_the_broker_for_others() {
+        let limits = include_str!("../../../nats-config/include/limits.conf");
+        let total = limits.lines().find_map(|line| line.strip_prefix("max_connections: ")).expect("a limit");
+        let total: i64 = total.trim().parse().expect("a number");
+        assert!(TENANT_CONNECTIONS_MAX + 512 <= total, "{TENANT_CONNECTIONS_MAX} of {total}");
+    }
+
     #[test]
     fn tenants_import_only_under_their_own_account() {
         let (tenant, control) = (account(), account());

@@ -65,7 +65,9 @@ pub const fn exit_status(code: Code) -> u8 {
     match code {
         Code::BusUnreachable | Code::StoreUnreachable | Code::NoAnswer => EXIT_UNREACHABLE,
         Code::BusRefused | Code::BusDenied | Code::ObjectForbidden => EXIT_DENIED,
-        Code::LedgerFenced | Code::StoreBusy | Code::AuditFolderBusy | Code::PortTaken => EXIT_CONFLICT,
+        Code::LedgerFenced | Code::StoreBusy | Code::AuditFolderBusy | Code::PortTaken | Code::Replaced => {
+            EXIT_CONFLICT
+        }
         Code::LedgerBroken | Code::ReplayDiverged => EXIT_TAMPERED,
         code if code.number() < 200 => EXIT_USAGE,
         _ => EXIT_FAILED,
@@ -124,7 +126,7 @@ mod tests {
     fn statuses_follow_the_code() {
         assert_eq!(exit_status(Code::ConfigInvalid), 64);
         assert_eq!(exit_status(Code::PlaintextRefused), 64);
-        for code in [Code::LedgerFenced, Code::StoreBusy, Code::AuditFolderBusy] {
+        for code in [Code::LedgerFenced, Code::StoreBusy, Code::AuditFolderBusy, Code::Replaced] {
             assert_eq!(exit_status(code), EXIT_CONFLICT, "{code}");
         }
         assert_eq!(exit_status(Code::StoreUnreachable), 5);

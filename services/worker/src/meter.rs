@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use schemas::limits::{LOSS_MAX, SPEED_MAX};
 use schemas::telemetry::Heartbeat;
 use schemas::{Bytes, Tokens, V};
 use worker_core::Pulse;
@@ -49,12 +50,14 @@ impl Meter {
         let loss = f64::from_bits(read(&self.loss));
         Heartbeat {
             v: V,
+            session: pulse.session,
             phase: pulse.phase,
             lease: pulse.lease,
             steps_done: pulse.steps_done,
             tokens: Tokens(read(&self.tokens)),
-            tokens_per_second: f64::from_bits(read(&self.tokens_per_second)),
-            loss: (loss != 0.0).then_some(loss),
+            tokens_per_second: f64::from_bits(read(&self.tokens_per_second)).min(SPEED_MAX),
+            // A loss that is no number ends its unit; it is nothing to show.
+            loss: (loss != 0.0 && (0.0..=LOSS_MAX).contains(&loss)).then_some(loss),
             bytes_up: Bytes(read(&self.bytes_up)),
             bytes_down: Bytes(read(&self.bytes_down)),
         }

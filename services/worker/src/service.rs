@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle as Thread;
 use std::time::{Duration, Instant};
 
+use identity::join::new_session;
 use objects::{Cache, Transfer, TransferLimits};
 use runtime::ready::ReadyFile;
 use runtime::{Bus, Failure};
@@ -14,6 +15,7 @@ use schemas::member::{JoinReply, JoinRequest};
 use schemas::public::CommandVerb;
 use schemas::subject::heartbeat_subject;
 use schemas::{Code, Digest, Message as _, Millis, Refusal, Steps, UnixMillis, V, WorkerId};
+use serde_bytes::ByteArray;
 use tokio::sync::{OnceCell, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -344,9 +346,12 @@ fn own_id(bus: &Bus) -> Result<WorkerId, Failure> {
 }
 
 fn settings(checked: &Checked, worker: WorkerId, now: UnixMillis) -> Settings {
+    let proof = checked.audit_key.sign_join(checked.trust.domain.as_str(), &checked.run, &worker);
     let join = JoinRequest {
         v: V,
+        session: new_session(),
         audit_key: checked.audit_key.public().clone(),
+        proof: ByteArray::new(proof),
         trainers: checked.trainers.clone(),
         device: checked.device.clone(),
         release: env!("CARGO_PKG_VERSION").to_owned(),

@@ -77,7 +77,8 @@ impl Site {
 }
 
 fn settings() -> Settings {
-    Settings { release: "sim".to_owned(), posture: Posture::default(), heartbeat: Millis::from_secs(3) }
+    let audit_key = operator();
+    Settings { release: "sim".to_owned(), audit_key, posture: Posture::default(), heartbeat: Millis::from_secs(3) }
 }
 
 impl World {

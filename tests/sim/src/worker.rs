@@ -4,10 +4,11 @@ use coordinator_core::{Submission, WorkerRequest};
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::{Evaluation, Statement};
 use schemas::lease::{Manifest, Work};
-use schemas::member::{JoinRequest, Posture};
+use schemas::member::{JoinRequest, Posture, Session};
 use schemas::run::TrainerKind;
 use schemas::telemetry::Heartbeat;
 use schemas::{Bytes, Code, Digest, Message as _, Millis, ObjectRef, Refusal, Tokens, UnixMillis, V};
+use serde_bytes::ByteArray;
 use worker_core::{Effect, Exit, Input, NotVerified, Request, RequestId, Settings, Trained, WorkId, Worker};
 
 use crate::plan::{audit_key, object, run_id, worker_id};
@@ -78,7 +79,9 @@ impl World {
             worker: worker_id(worker),
             join: JoinRequest {
                 v: V,
+                session: Session(self.chance.between(0, u64::MAX - 1)),
                 audit_key: audit_key(worker),
+                proof: ByteArray::new([0; 64]),
                 trainers: vec![TrainerKind::Reference],
                 device: "simulated".to_owned(),
                 release: "sim".to_owned(),
@@ -139,6 +142,7 @@ impl World {
             Effect::Heartbeat(pulse) => {
                 let heartbeat = Heartbeat {
                     v: V,
+                    session: pulse.session,
                     phase: pulse.phase,
                     lease: pulse.lease,
                     steps_done: pulse.steps_done,

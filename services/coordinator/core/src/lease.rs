@@ -13,7 +13,7 @@ use crate::draw::Data;
 use crate::effect::{Answer, Effect};
 use crate::input::{Peer, ReplyId};
 use crate::live::{LiveLease, LiveRun};
-use crate::membership::check_member;
+use crate::membership::{check_member, check_session, check_steps, replaced};
 use crate::state::{Run, Standing};
 
 /// A manifest is valid from this long before it is signed: clocks of one site differ by less.
@@ -27,6 +27,7 @@ impl Coordinator {
             return Ok(());
         }
         let member = check_member(run, peer)?;
+        check_session(member, request.session)?;
         let held = member.lease;
         if self.drain.is_some() {
             return Err(draining());
@@ -130,6 +131,7 @@ impl Coordinator {
         let now = self.now;
         let (run, live) = self.open_run(&peer.run)?;
         check_holder(run, peer, &request.lease)?;
+        check_steps(run, Some(&request.lease), request.steps_done)?;
         let life = run.spec.policy.lease;
         let held = live.leases.get_mut(&request.lease.unit).expect("every lease that is held is watched");
         held.expires_at = now.after(life);
@@ -188,10 +190,13 @@ impl Coordinator {
 
 /// Whether the asker holds this lease now.
 pub(crate) fn check_holder(run: &Run, peer: &Peer, lease: &LeaseRef) -> Result<(), Refusal> {
-    check_member(run, peer)?;
+    let member = check_member(run, peer)?;
     let holder = run.holder(&lease.unit);
     if holder == Some((&peer.worker, lease.epoch)) {
         return Ok(());
+    }
+    if member.fenced == Some(*lease) {
+        return Err(replaced(member));
     }
     let granted = match run.units.get(&lease.unit) {
         Some(unit) => lease.epoch <= unit.epoch,

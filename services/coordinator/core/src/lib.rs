@@ -44,3 +44,4 @@ pub use input::{
     ControlRequest, DeliveryId, Input, Merged, Peer, ReplyId, Screened, ScreeningId, Submission, WorkerRequest,
 };
 pub use state::{Fates, Run, State};
+pub use submit::check_norm;

@@ -24,6 +24,10 @@ pub(crate) struct LiveRun {
     pub(crate) ready: BTreeSet<UnitId>,
     pub(crate) leases: BTreeMap<UnitId, LiveLease>,
     pub(crate) presence: BTreeMap<WorkerId, Presence>,
+    /// What each worker says it moved, over all its processes.
+    pub(crate) moved: BTreeMap<WorkerId, Traffic>,
+    /// Uploads of each worker that are in no result which counts.
+    pub(crate) unused: BTreeMap<WorkerId, Unused>,
     /// Requests for objects that wait for the data manifest.
     pub(crate) reads: BTreeMap<WorkerId, Read>,
     /// When the status was published last.
@@ -109,13 +113,45 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
-    /// Adds what a worker moved between two heartbeats. Its counts start again with its process.
-    pub(crate) fn add(&mut self, before: Option<&Heartbeat>, now: &Heartbeat) {
-        let moved = |before: Option<Bytes>, now: Bytes| {
-            before.filter(|before| *before <= now).map_or(now, |before| now - before)
-        };
-        self.up += moved(before.map(|before| before.bytes_up), now.bytes_up);
-        self.down += moved(before.map(|before| before.bytes_down), now.bytes_down);
+    /// What a process moved between two of its heartbeats, or before its first.
+    pub(crate) fn between(before: Option<&Heartbeat>, now: &Heartbeat) -> Self {
+        let (up, down) = before.map_or((Bytes(0), Bytes(0)), |before| (before.bytes_up, before.bytes_down));
+        Self { up: now.bytes_up - up, down: now.bytes_down - down }
+    }
+
+    /// Both together.
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self { up: self.up + other.up, down: self.down + other.down }
+    }
+}
+
+/// Uploads of a worker that are in no result which counts: under the lease that it holds, and under those that ended without
+/// one. They are forgotten little by little, as the store forgets them.
+#[derive(Debug, Default)]
+pub(crate) struct Unused {
+    objects: usize,
+    /// Since when what is left was not forgotten.
+    since: UnixMillis,
+}
+
+impl Unused {
+    /// How many there are `now`; `each` are forgotten in every `span`.
+    pub(crate) fn at(&mut self, now: UnixMillis, each: usize, span: Millis) -> usize {
+        let spans = self.since.until(now).get() / span.get().max(1);
+        let forgotten = usize::try_from(spans).unwrap_or(usize::MAX).saturating_mul(each);
+        self.objects = self.objects.saturating_sub(forgotten);
+        self.since = if self.objects == 0 { now } else { self.since.after(Millis(spans.saturating_mul(span.get()))) };
+        self.objects
+    }
+
+    /// More were granted.
+    pub(crate) fn add(&mut self, objects: usize) {
+        self.objects = self.objects.saturating_add(objects);
+    }
+
+    /// These are in a result that counts.
+    pub(crate) fn used(&mut self, objects: usize) {
+        self.objects = self.objects.saturating_sub(objects);
     }
 }
 
@@ -139,6 +175,8 @@ impl LiveRun {
             ready: BTreeSet::new(),
             leases: BTreeMap::new(),
             presence: BTreeMap::new(),
+            moved: BTreeMap::new(),
+            unused: BTreeMap::new(),
             reads: BTreeMap::new(),
             published_at: UnixMillis(0),
             changed: true,
@@ -211,6 +249,22 @@ mod tests {
         assert_eq!(claims.in_order().next(), Some(&b));
         assert_eq!(claims.drain(), [ReplyId(2), ReplyId(3)]);
         assert!(claims.is_empty() && claims.get(&a).is_none());
+    }
+
+    #[test]
+    fn unused_uploads_are_forgotten_little_by_little() {
+        let (span, start) = (Millis(10), UnixMillis(1000));
+        let mut unused = Unused::default();
+        assert_eq!(unused.at(start, 2, span), 0);
+        unused.add(8);
+        assert_eq!(unused.at(UnixMillis(1009), 2, span), 8);
+        assert_eq!(unused.at(UnixMillis(1010), 2, span), 6);
+        // Looking often forgets no more and no less.
+        assert_eq!(unused.at(UnixMillis(1019), 2, span), 6);
+        assert_eq!(unused.at(UnixMillis(1020), 2, span), 4);
+        unused.used(1);
+        assert_eq!(unused.at(UnixMillis(1030), 2, span), 1);
+        assert_eq!(unused.at(UnixMillis(u64::MAX), 2, Millis(0)), 0);
     }
 
     #[test]

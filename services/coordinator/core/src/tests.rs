@@ -4,6 +4,7 @@
 
 mod control;
 mod denial;
+mod fold;
 mod lease;
 mod membership;
 mod object;

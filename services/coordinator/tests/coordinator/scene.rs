@@ -7,6 +7,7 @@ use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::{self, kv, stream};
 use bytes::Bytes;
 use harness::{Cluster, Operator, Options};
+use identity::join::new_session;
 use identity::{AuditKey, jws};
 use merge::SeededRounding;
 use merge::codec::{decode, encode, encode_difference, encoded_bytes};
@@ -20,7 +21,7 @@ use schemas::data::{DataManifest, Entropy, Shard, Tokenizer};
 use schemas::layout::{Chunk, Layout};
 use schemas::lease::{ClaimOutcome, ClaimReply, ClaimRequest, Done, MANIFEST_TYPE, Manifest, Weights};
 use schemas::limits::OBJECT_BYTES_MAX;
-use schemas::member::{JoinReply, JoinRequest, Posture};
+use schemas::member::{JoinReply, JoinRequest, Posture, Session};
 use schemas::permission::Role;
 use schemas::run::{
     Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding, RunSpec, Schedule,
@@ -42,6 +43,7 @@ pub(crate) struct Scene {
 }
 
 pub(crate) struct Worker {
+    session: Session,
     bus: Bus,
     id: WorkerId,
     key: AuditKey,
@@ -183,9 +185,14 @@ impl Scene {
         let bus = self.cluster.connect(Role::Worker, name).await;
         let key = AuditKey::read(&issued.audit_key.expect("workers sign")).expect("just issued");
         let id: WorkerId = issued.public.as_str().parse().expect("a user key");
+        let domain = self.cluster.domain().trust().domain.to_string();
+        let session = new_session();
+        let proof = ByteArray::new(key.sign_join(&domain, self.cluster.run(), &id));
         let join = JoinRequest {
             v: V,
+            session,
             audit_key: key.public().clone(),
+            proof,
             trainers: vec![TrainerKind::Reference],
             device: "test".into(),
             release: "test".into(),
@@ -195,8 +202,7 @@ impl Scene {
         let joined: JoinReply = bus.request(&subject, &join, WAIT).await.expect("joined");
         let chunks = self.layout.chunks(CHUNK_ELEMENTS).expect("few chunks");
         let layout = joined.spec.model.layout.digest;
-        let domain = self.cluster.domain().trust().domain.to_string();
-        Worker { bus, id, key, transfer: self.transfer.clone(), spec: joined.spec, chunks, layout, domain }
+        Worker { session, bus, id, key, transfer: self.transfer.clone(), spec: joined.spec, chunks, layout, domain }
     }
 }
 
@@ -208,7 +214,7 @@ impl Worker {
     /// Claims until there is a lease, whose manifest is verified; none when the run is complete.
     pub(crate) async fn claim(&self, scene: &Scene) -> Option<Manifest> {
         loop {
-            let claim = ClaimRequest { v: V, wait: Millis::from_secs(5) };
+            let claim = ClaimRequest { v: V, session: self.session, wait: Millis::from_secs(5) };
             match self.ask::<_, ClaimReply>(Verb::LeaseClaim, &claim).await {
                 Ok(ClaimReply { outcome: ClaimOutcome::Lease(compact), .. }) => {
                     let trust = scene.cluster.domain().trust();

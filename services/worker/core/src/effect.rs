@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use schemas::event::WorkerEvent;
 use schemas::lease::{ClaimRequest, LeaseRef, Manifest, ReleaseRequest, RenewRequest};
-use schemas::member::{JoinReply, JoinRequest, LeaveRequest};
+use schemas::member::{JoinReply, JoinRequest, LeaveRequest, Session};
 use schemas::telemetry::Phase;
 use schemas::{Millis, Refusal, Steps};
 
@@ -97,6 +97,8 @@ pub enum Request {
 /// What the core knows of a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pulse {
+    /// Which life of the worker speaks.
+    pub session: Session,
     /// Where it stands.
     pub phase: Phase,
     /// The lease it holds.

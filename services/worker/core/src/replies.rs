@@ -102,6 +102,7 @@ impl Worker {
 
     fn join_refused(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         match verdict(refusal.code) {
+            Verdict::Replaced => self.replaced(refusal, effects),
             Verdict::Fatal => self.give_up(now, refusal, effects),
             Verdict::RunOver => self.leave(now, Exit::Complete, effects),
             Verdict::Wait | Verdict::LeaseLost | Verdict::Rejoin | Verdict::Failed => {
@@ -129,6 +130,7 @@ impl Worker {
 
     fn claim_refused(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         match verdict(refusal.code) {
+            Verdict::Replaced => self.replaced(refusal, effects),
             Verdict::Fatal => self.give_up(now, refusal, effects),
             Verdict::RunOver => self.leave(now, Exit::Complete, effects),
             Verdict::Rejoin => self.rejoin(now, refusal, effects),
@@ -148,6 +150,7 @@ impl Worker {
             Ok(Answer::Renew(reply)) => held.renewed(sent_at, reply.remaining),
             Ok(_) => held.renew_again(now),
             Err(refusal) => match verdict(refusal.code) {
+                Verdict::Replaced => self.replaced(refusal, effects),
                 Verdict::LeaseLost => self.lose(now, refusal, effects),
                 Verdict::Rejoin => self.rejoin(now, refusal, effects),
                 Verdict::RunOver => self.run_over(now, refusal, effects),
@@ -187,6 +190,7 @@ impl Worker {
         }
         match verdict(refusal.code) {
             Verdict::Wait => self.ask_again(now, refusal, effects),
+            Verdict::Replaced => self.replaced(refusal, effects),
             Verdict::LeaseLost => self.lose(now, refusal, effects),
             Verdict::Rejoin => self.rejoin(now, refusal, effects),
             Verdict::RunOver => self.run_over(now, refusal, effects),
@@ -211,6 +215,7 @@ impl Worker {
     fn release_refused(&mut self, now: UnixMillis, next: Next, refusal: Refusal, effects: &mut Vec<Effect>) {
         match verdict(refusal.code) {
             Verdict::Wait if !self.parted() => self.ask_again(now, refusal, effects),
+            Verdict::Replaced => self.replaced(refusal, effects),
             // What matters is that the lease is not held: it ends by itself otherwise.
             _ => self.released(now, next, effects),
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use schemas::contribution::{Contribution, Evaluation, Outcome, Statement};
 use schemas::event::WorkerEvent;
 use schemas::lease::{Manifest, Work};
+use schemas::limits::LOSS_MAX;
 use schemas::{Code, Message as _, Millis, ObjectRef, Refusal, Steps, UnixMillis, V};
 
 use crate::effect::{Effect, Exit, WorkId};
@@ -100,7 +101,7 @@ impl Worker {
     ) {
         let Some(held) = self.at(work, |step| *step == Step::Training) else { return };
         let trained = match outcome {
-            Ok(trained) if trained.loss.is_finite() => trained,
+            Ok(trained) if (0.0..=LOSS_MAX).contains(&trained.loss) => trained,
             Ok(Trained { loss, .. }) => {
                 let refusal = Refusal::new(Code::TrainingFailed, format!("the mean loss is {loss}"));
                 return self.step_failed(now, refusal, effects);
@@ -123,7 +124,9 @@ impl Worker {
             return;
         }
         match outcome {
-            Ok(evaluation) if evaluation.loss_sum.is_finite() => self.submit(now, Outcome::Evaluation(evaluation)),
+            Ok(evaluation) if (0.0..=LOSS_MAX * evaluation.tokens.get() as f64).contains(&evaluation.loss_sum) => {
+                self.submit(now, Outcome::Evaluation(evaluation))
+            }
             Ok(Evaluation { loss_sum, .. }) => {
                 let refusal = Refusal::new(Code::TrainingFailed, format!("the held-out loss is {loss_sum}"));
                 self.step_failed(now, refusal, effects);
@@ -174,6 +177,7 @@ impl Worker {
     fn step_failed(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         match verdict(refusal.code) {
             Verdict::LeaseLost => self.lose(now, refusal, effects),
+            Verdict::Replaced => self.replaced(refusal, effects),
             Verdict::Fatal => self.give_up(now, refusal, effects),
             // The coordinator says the others itself, in answer to a renewal or claim.
             Verdict::Wait | Verdict::Rejoin | Verdict::RunOver | Verdict::Failed => self.fail(now, refusal, effects),

@@ -222,7 +222,7 @@ impl Worker {
             Stage::Claiming => {
                 let wait = self.settings.claim_wait.min(CLAIM_WAIT_MAX);
                 Some((
-                    Request::Claim(ClaimRequest { v: V, wait }),
+                    Request::Claim(ClaimRequest { v: V, session: self.settings.join.session, wait }),
                     Millis(wait.get().saturating_add(CLAIM_MARGIN.get())),
                 ))
             }
@@ -236,7 +236,8 @@ impl Worker {
             }
             Stage::Leaving(exit) => {
                 let reason = Refusal::new(Code::Internal, exit.reason()).detail;
-                Some((Request::Leave(LeaveRequest { v: V, reason }), PARTING_PATIENCE))
+                let session = self.settings.join.session;
+                Some((Request::Leave(LeaveRequest { v: V, session, reason }), PARTING_PATIENCE))
             }
             Stage::Verifying(_) | Stage::Ended => None,
         }
@@ -249,7 +250,8 @@ impl Worker {
         }
         self.heartbeat_at = now.after(membership.heartbeat.max(HEARTBEAT_MIN));
         let (lease, steps_done) = self.held().map_or((None, Steps(0)), |held| (Some(held.lease()), held.steps_done));
-        effects.push(Effect::Heartbeat(Pulse { phase: self.phase(), lease, steps_done }));
+        let (session, phase) = (self.settings.join.session, self.phase());
+        effects.push(Effect::Heartbeat(Pulse { session, phase, lease, steps_done }));
     }
 
     /// Goes to another stage; its request, if it has one, is sent `pause` from now.
@@ -334,6 +336,12 @@ impl Worker {
             }
             None => self.leave(now, exit, effects),
         }
+    }
+
+    /// Another process is the worker now: this one stops and says nothing more in its name. Its lease is not its own any
+    /// more, a goodbye would end the other's membership, and an event of its own would fork the chain.
+    pub(crate) fn replaced(&mut self, refusal: Refusal, effects: &mut Vec<Effect>) {
+        self.end(Exit::Failed(refusal), effects);
     }
 
     /// Stops what is being done under the present lease and says so; the stage is for the caller to change.

@@ -7,6 +7,8 @@ mod audit_tamper;
 mod cluster_check;
 mod coordinator_restart;
 mod hostile_messages;
+mod one_identity;
+mod own_uploads;
 mod permissions;
 mod run_halted;
 mod service_restart;

@@ -62,6 +62,7 @@ async fn heartbeat(
 ) {
     let heartbeat = Heartbeat {
         v: V,
+        session: worker.session(),
         phase,
         lease,
         steps_done: Steps(3),

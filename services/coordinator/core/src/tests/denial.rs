@@ -1,7 +1,7 @@
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::StageRequest;
 use schemas::event::{Event, LedgerEvent};
-use schemas::lease::{ClaimRequest, LeaseRef, ReleaseRequest, RenewRequest};
+use schemas::lease::{LeaseRef, ReleaseRequest, RenewRequest};
 use schemas::member::{Layer, LeaveRequest, OpenLayer};
 use schemas::run::TrainerKind;
 use schemas::{Bytes, Code, Epoch, Millis, Refusal, Steps, V, WorkerId};
@@ -40,14 +40,14 @@ fn told(world: &World, from: usize) -> Vec<Told> {
 fn requests(held: LeaseRef) -> Vec<(&'static str, WorkerRequest)> {
     let (objects, reason) = (vec![upload("a")], String::new());
     vec![
-        ("lease.claim", WorkerRequest::Claim(ClaimRequest { v: V, wait: Millis(0) })),
+        ("lease.claim", WorkerRequest::Claim(claim_request(1, Millis(0)))),
         ("lease.renew", WorkerRequest::Renew(RenewRequest { v: V, lease: held, steps_done: Steps(1) })),
         ("lease.release", WorkerRequest::Release(ReleaseRequest { v: V, lease: held, reason: reason.clone() })),
         ("blob.get", WorkerRequest::Get(GetRequest { v: V, objects: vec![object("config").digest] })),
         ("blob.put", WorkerRequest::Put(PutRequest { v: V, lease: held, objects: objects.clone() })),
         ("contribution.stage", WorkerRequest::Stage(StageRequest { v: V, lease: held, index: 0, object: objects[0] })),
         ("contribution.submit", WorkerRequest::Submit(submission(&spec("demo"), 1, held, 0))),
-        ("leave", WorkerRequest::Leave(LeaveRequest { v: V, reason })),
+        ("leave", WorkerRequest::Leave(LeaveRequest { v: V, session: session(1), reason })),
     ]
 }
 

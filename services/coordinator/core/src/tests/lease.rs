@@ -1,5 +1,5 @@
 use schemas::event::{LeaseEnd, LedgerEvent};
-use schemas::lease::{ClaimOutcome, ClaimReply, ClaimRequest, ReleaseRequest, RenewRequest, Work};
+use schemas::lease::{ClaimOutcome, ClaimReply, ReleaseRequest, RenewRequest, Work};
 use schemas::{Code, Millis, Steps, V};
 
 use crate::fixture::*;
@@ -147,7 +147,7 @@ fn claims_wait_for_work_and_no_longer() {
     assert!(!world.answers.contains_key(&newer));
     world.wait(Millis(1));
     assert!(is_nothing(&world, newer));
-    let no_wait = world.ask(peer(3), WorkerRequest::Claim(ClaimRequest { v: V, wait: Millis(0) }));
+    let no_wait = world.ask(peer(3), WorkerRequest::Claim(claim_request(3, Millis(0))));
     assert!(is_nothing(&world, no_wait));
 }
 
@@ -216,4 +216,20 @@ fn a_restart_keeps_leases_for_one_lease_time_and_repeats_the_offers() {
     assert_eq!(world.run().leases().count(), 1);
     world.wait(Millis(1));
     assert_eq!(world.run().leases().count(), 0);
+}
+
+#[test]
+fn nobody_has_done_more_steps_than_its_unit_has() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    for (steps, fits) in [(0, true), (4, true), (5, false), (u64::MAX, false)] {
+        let request = RenewRequest { v: V, lease: held, steps_done: Steps(steps) };
+        let reply = world.ask(peer(1), WorkerRequest::Renew(request));
+        if fits {
+            assert!(matches!(world.answers[&reply], Ok(Answer::Renew(_))), "{steps}");
+        } else {
+            assert_eq!(world.refusal(reply), Code::NumberImpossible, "{steps}");
+        }
+    }
 }

@@ -336,6 +336,31 @@ fn ls_04_losing_the_lease_stops_the_work_and_keeps_the_inner_state() {
     }
 }
 
+/// Nothing more is asked, given back or told in the name of a worker that another process is now.
+#[test]
+fn who_was_replaced_ends_at_once_and_without_a_word() {
+    let renewing = {
+        let (mut scene, _, _) = Scene::training();
+        scene.until(|effect| matches!(effect, Effect::Send { request: Request::Renew(_), .. }));
+        scene
+    };
+    for (what, mut scene) in [
+        ("joining", Scene::new()),
+        ("claiming", Scene::joined()),
+        ("renewing", renewing),
+        ("submitting", Scene::submitting().0),
+    ] {
+        scene.answer(refused(Code::Replaced));
+        let exit = |effect: &Effect| matches!(effect, Effect::Exit(Exit::Failed(found)) if found.code == Code::Replaced);
+        assert!(scene.has(exit), "{what}: {:?}", scene.effects);
+        let word = |effect: &Effect| matches!(effect, Effect::Send { .. } | Effect::Emit(_) | Effect::Heartbeat(_));
+        assert!(!scene.has(word), "{what}: {:?}", scene.effects);
+        let trained = matches!(what, "renewing" | "submitting");
+        assert_eq!(scene.has(|effect| matches!(effect, Effect::Stop { .. })), trained, "{what}");
+        assert_eq!(scene.has(|effect| matches!(effect, Effect::SaveInner)), trained, "{what}: moments are kept");
+    }
+}
+
 #[test]
 fn a_unit_that_fails_here_is_given_back() {
     let (mut scene, work, held) = Scene::training();
