@@ -3,7 +3,7 @@
 //! Bulk bytes, HEAD with checksums and copies go as requests signed here over one pooled HTTP/1.1 client; listing and
 //! deleting go through `object_store`, over the same client.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -17,7 +17,7 @@ use object_store::client::{HttpClient, HttpConnector};
 use object_store::{ClientOptions, ObjectStore as _, ObjectStoreExt as _};
 use schemas::blob::Grant;
 use schemas::limits::{OBJECT_BYTES_MAX, URL_LIFE};
-use schemas::{Digest, ObjectRef, Refusal, UnixMillis};
+use schemas::{Digest, Millis, ObjectRef, Refusal, UnixMillis};
 use tokio::time::{Instant, timeout_at};
 
 use crate::client::{self, Client, Response};
@@ -282,8 +282,9 @@ impl Buckets {
     async fn send(&self, during: &str, place: &Place, request: &Request<'_>) -> Result<Response, ObjectError> {
         let deadline = self.deadline();
         let mut pace = Pace::new(&self.limits, deadline);
+        let mut resigned = false;
         loop {
-            let sent = local_now();
+            let (sent, offset) = (local_now(), self.clock.offset_ms());
             let url = place.sign(request, self.clock.at(sent), URL_LIFE);
             let (uri, mut headers) = parts(url.as_str(), request.headers);
             if matches!(request.method, rusty_s3::Method::Put) {
@@ -295,6 +296,11 @@ impl Buckets {
                 Ok(Ok(response)) => {
                     self.read_clock(&response, sent);
                     let status = response.status();
+                    // Signed by a time that is not the store's, as at a first request: its answer says what is right.
+                    let moved = self.clock.offset_ms().abs_diff(offset) > CLOCK_MOVED_MIN.get();
+                    if status == StatusCode::FORBIDDEN && moved && !std::mem::replace(&mut resigned, true) {
+                        continue;
+                    }
                     if !status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS {
                         return Ok(response);
                     }
@@ -418,8 +424,14 @@ pub(crate) const fn method(method: rusty_s3::Method) -> http::Method {
     }
 }
 
-/// This machine's clock; what the store's is corrected from.
-pub(crate) fn local_now() -> UnixMillis {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+/// A correction of the store's clock that explains a refused signature; a signature is good for a minute.
+const CLOCK_MOVED_MIN: Millis = Millis::from_secs(5);
+
+/// This machine's clock; what the store's is corrected from. It is read once and then kept by a monotonic clock: a step of the
+/// wall clock would make the correction wrong until the store's next answer.
+pub fn local_now() -> UnixMillis {
+    static START: OnceLock<(SystemTime, std::time::Instant)> = OnceLock::new();
+    let (wall, started) = START.get_or_init(|| (SystemTime::now(), std::time::Instant::now()));
+    let since = wall.duration_since(UNIX_EPOCH).unwrap_or_default() + started.elapsed();
     UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

@@ -22,7 +22,7 @@ pub mod presign;
 mod sink;
 pub mod transfer;
 
-pub use buckets::{Buckets, Recorded};
+pub use buckets::{Buckets, Recorded, local_now};
 pub use cache::{Cache, CacheError};
 pub use endpoint::{Endpoint, EndpointError, Trust};
 pub use error::ObjectError;
