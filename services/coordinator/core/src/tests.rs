@@ -10,4 +10,6 @@ mod membership;
 mod object;
 mod property;
 mod round;
+mod spare;
 mod submit;
+mod trouble;
