@@ -4,9 +4,11 @@
 #![expect(clippy::unwrap_used, reason = "a test program: a failed step is a failed test")]
 
 mod audit_tamper;
+mod clocks;
 mod cluster_check;
 mod coordinator_restart;
 mod hostile_messages;
+mod no_worker;
 mod one_identity;
 mod own_uploads;
 mod permissions;
