@@ -215,7 +215,10 @@ fn the_newest_process_of_a_worker_is_the_worker_and_the_older_one_is_told() {
     // The older one is fenced off from its lease, gets no work, and cannot end the other's membership.
     let late = world.submit(1, held);
     assert_eq!(world.refusal(late), Code::Replaced);
-    let renewal = world.ask(peer(1), WorkerRequest::Renew(RenewRequest { v: V, lease: held, steps_done: Steps(1) }));
+    let renewal = world.ask(
+        peer(1),
+        WorkerRequest::Renew(RenewRequest { v: V, lease: held, steps_done: Steps(1), bytes_moved: Bytes(0) }),
+    );
     assert_eq!(world.refusal(renewal), Code::Replaced);
     let claim = world.claim(1);
     assert_eq!(world.refusal(claim), Code::Replaced);

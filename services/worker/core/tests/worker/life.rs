@@ -351,7 +351,8 @@ fn who_was_replaced_ends_at_once_and_without_a_word() {
         ("submitting", Scene::submitting().0),
     ] {
         scene.answer(refused(Code::Replaced));
-        let exit = |effect: &Effect| matches!(effect, Effect::Exit(Exit::Failed(found)) if found.code == Code::Replaced);
+        let exit =
+            |effect: &Effect| matches!(effect, Effect::Exit(Exit::Failed(found)) if found.code == Code::Replaced);
         assert!(scene.has(exit), "{what}: {:?}", scene.effects);
         let word = |effect: &Effect| matches!(effect, Effect::Send { .. } | Effect::Emit(_) | Effect::Heartbeat(_));
         assert!(!scene.has(word), "{what}: {:?}", scene.effects);
