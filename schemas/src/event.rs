@@ -137,6 +137,8 @@ pub enum LeaseEnd {
     Released,
     /// Its holder is no longer a member.
     Orphaned,
+    /// Renewed for long without progress.
+    Stalled,
 }
 
 /// A worker's own account of its life.

@@ -251,7 +251,7 @@ pub(crate) fn all() -> Vec<Example> {
         example(&LeaveRequest { v: V, session: Session(7), reason: "done".to_owned() }),
         example(&ClaimRequest { v: V, session: Session(7), wait: Millis(20_000) }),
         example(&ClaimReply { v: V, outcome: ClaimOutcome::Lease("a.b.c".to_owned()) }),
-        example(&RenewRequest { v: V, lease: lease(), steps_done: Steps(5) }),
+        example(&RenewRequest { v: V, lease: lease(), steps_done: Steps(5), bytes_moved: Bytes(4096) }),
         example(&RenewReply { v: V, expires_at: UnixMillis(5), remaining: Millis(4) }),
         example(&ReleaseRequest { v: V, lease: lease(), reason: "stopping".to_owned() }),
         example(&Done::default()),

@@ -185,7 +185,8 @@ pub(crate) enum Run {
         /// Its name.
         run: RunId,
     },
-    /// Wait until a run is complete, or has closed a number of rounds; fails with the reason when the run is halted.
+    /// Wait until a run is complete, or has closed a number of rounds; fails with the reason when the run is halted or nobody
+    /// is left to work for it.
     Wait {
         /// Its name.
         run: RunId,
@@ -195,6 +196,9 @@ pub(crate) enum Run {
         /// For how long; then the exit status is 7.
         #[arg(long, value_name = "TIME", default_value = "24h")]
         within: runtime::ConfigDuration,
+        /// For how long no worker may be left for the run; then it fails with the reason.
+        #[arg(long, value_name = "TIME", default_value = "5m")]
+        nobody_for: runtime::ConfigDuration,
     },
 }
 

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use schemas::{Code, Refusal};
 
-/// Exit status of a service with bad usage or configuration (EX_USAGE); nothing was connected or bound.
+/// Exit status of a service with bad usage, configuration or credentials (EX_USAGE), before anything is connected or bound;
+/// and of a worker that may not come back under its name.
 pub const EXIT_USAGE: u8 = 64;
 /// Exit status of any other coded failure.
 pub const EXIT_FAILED: u8 = 1;
@@ -69,6 +70,8 @@ pub const fn exit_status(code: Code) -> u8 {
             EXIT_CONFLICT
         }
         Code::LedgerBroken | Code::ReplayDiverged => EXIT_TAMPERED,
+        // The name is of no use any more: whoever starts services again shall not start this one.
+        Code::WorkerRemoved => EXIT_USAGE,
         code if code.number() < 200 => EXIT_USAGE,
         _ => EXIT_FAILED,
     }

@@ -32,6 +32,11 @@ impl Meter {
         Self { bytes_up: moved.up, bytes_down: moved.down, ..Self::default() }
     }
 
+    /// Bytes that were moved either way: what a renewal shows as progress.
+    pub(crate) fn moved(&self) -> Bytes {
+        Bytes(self.bytes_up.load(Ordering::Relaxed).saturating_add(self.bytes_down.load(Ordering::Relaxed)))
+    }
+
     /// Counts an inner step. Called by the training thread alone.
     pub(crate) fn stepped(&self, tokens: Tokens, loss: f64, took: Duration) {
         self.tokens.fetch_add(tokens.get(), Ordering::Relaxed);

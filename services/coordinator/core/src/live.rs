@@ -3,13 +3,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use schemas::lease::UnitId;
+use schemas::event::LeaseEnd;
+use schemas::lease::{LeaseRef, UnitId};
 use schemas::run::RunSpec;
 use schemas::telemetry::Heartbeat;
 use schemas::{Bytes, Digest, Millis, ObjectRef, Refusal, Steps, UnixMillis, WorkerId};
 
 use crate::draw::Data;
+use crate::failure::Failures;
 use crate::input::{DeliveryId, ReplyId, ScreeningId};
+use crate::spare::Spans;
 
 /// One open run.
 #[derive(Debug)]
@@ -23,6 +26,15 @@ pub(crate) struct LiveRun {
     /// Units that may be granted: open, and delivered or waited for long enough.
     pub(crate) ready: BTreeSet<UnitId>,
     pub(crate) leases: BTreeMap<UnitId, LiveLease>,
+    /// Units that failed and have no result yet.
+    pub(crate) failures: BTreeMap<UnitId, Failures>,
+    /// Why a worker failed last; kept when it leaves, to say why nobody is left.
+    pub(crate) last_failures: BTreeMap<WorkerId, Refusal>,
+    /// The last lease of a worker that ended because it stood still: it is told so when it asks.
+    pub(crate) stalled: BTreeMap<WorkerId, LeaseRef>,
+    pub(crate) spans: Spans,
+    /// Whether evaluations come before training, since too many wait.
+    pub(crate) catching_up: bool,
     pub(crate) presence: BTreeMap<WorkerId, Presence>,
     /// What each worker says it moved, over all its processes.
     pub(crate) moved: BTreeMap<WorkerId, Traffic>,
@@ -88,6 +100,10 @@ pub(crate) struct Offered {
 pub(crate) struct LiveLease {
     pub(crate) expires_at: UnixMillis,
     pub(crate) steps_done: Steps,
+    /// Bytes that its holder has moved, by its last renewal.
+    pub(crate) bytes_moved: Bytes,
+    /// When steps or bytes moved on last.
+    pub(crate) progress_at: UnixMillis,
     /// Objects whose upload was granted under it.
     pub(crate) uploads: BTreeSet<Digest>,
     /// Chunks read ahead under it.
@@ -174,6 +190,11 @@ impl LiveRun {
             offers: BTreeMap::new(),
             ready: BTreeSet::new(),
             leases: BTreeMap::new(),
+            failures: BTreeMap::new(),
+            last_failures: BTreeMap::new(),
+            stalled: BTreeMap::new(),
+            spans: Spans::default(),
+            catching_up: false,
             presence: BTreeMap::new(),
             moved: BTreeMap::new(),
             unused: BTreeMap::new(),
@@ -185,9 +206,33 @@ impl LiveRun {
 }
 
 impl LiveLease {
-    pub(crate) fn until(expires_at: UnixMillis) -> Self {
-        let (steps_done, uploads) = (Steps(0), BTreeSet::new());
-        Self { expires_at, steps_done, uploads, staged: 0, screening: None, checks_failed: 0 }
+    /// A lease that is granted now.
+    pub(crate) fn new(now: UnixMillis, expires_at: UnixMillis) -> Self {
+        Self {
+            expires_at,
+            steps_done: Steps(0),
+            bytes_moved: Bytes(0),
+            progress_at: now,
+            uploads: BTreeSet::new(),
+            staged: 0,
+            screening: None,
+            checks_failed: 0,
+        }
+    }
+
+    /// Takes over what a renewal says. Steps beyond those of the unit are no progress; a count of bytes that begins again is
+    /// that of another process.
+    pub(crate) fn renewed(&mut self, now: UnixMillis, steps_done: Steps, bytes_moved: Bytes) {
+        if steps_done > self.steps_done || bytes_moved > self.bytes_moved {
+            self.progress_at = now;
+        }
+        (self.steps_done, self.bytes_moved) = (steps_done, bytes_moved);
+    }
+
+    /// When the lease ends unless it is renewed and moves on, and why.
+    pub(crate) fn due(&self, life: Millis) -> (UnixMillis, LeaseEnd) {
+        let stalls_at = self.progress_at.after(progress_wait(life));
+        if stalls_at < self.expires_at { (stalls_at, LeaseEnd::Stalled) } else { (self.expires_at, LeaseEnd::Expired) }
     }
 }
 
@@ -227,6 +272,17 @@ impl Claims {
         order.values().filter_map(|worker| held.remove(worker)).map(|claim| claim.reply).collect()
     }
 }
+
+/// How long a lease of a run with this lease time may be renewed without a step or a byte. What moves nothing for so long
+/// and is all right is one step, or the encoding between the last step and the first byte; both take minutes at most.
+pub(crate) fn progress_wait(life: Millis) -> Millis {
+    PROGRESS_WAIT_MIN.max(Millis(life.get().saturating_mul(PROGRESS_WAIT_LEASES)))
+}
+
+/// See [`progress_wait`].
+const PROGRESS_WAIT_MIN: Millis = Millis::from_secs(600);
+/// As long as so many leases, where leases are long.
+const PROGRESS_WAIT_LEASES: u64 = 4;
 
 /// How long to wait after `failures` in a row: 1 s, doubled each time, at most 30 s.
 pub(crate) fn backoff(failures: u32) -> Millis {

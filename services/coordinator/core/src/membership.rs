@@ -121,6 +121,8 @@ impl Coordinator {
             };
             self.reply(reply, Err(refusal));
         }
+        // It may have been the last that had not failed a unit.
+        self.judge_failures(name);
         if let Some(lease) = lease.filter(|_| !checked) {
             self.end_lease(name, lease, LeaseEnd::Orphaned);
         }
@@ -283,7 +285,7 @@ fn check_place(run: &Run, before: Option<&Member>, peer: &Peer) -> Result<(), Re
     match before {
         Some(member) if member.removed => {
             let detail = format!("{} was removed after {} refused results", peer.worker, member.rejected);
-            Err(Refusal::new(Code::NotJoined, detail))
+            Err(Refusal::new(Code::WorkerRemoved, detail))
         }
         Some(member) if member.present => check_account(member, peer),
         Some(_) if (run.present() as usize) < WORKERS_MAX => Ok(()),

@@ -55,7 +55,7 @@ impl Coordinator {
                 Err(already_counted(&lease))
             };
         }
-        let screening = ScreeningId(self.screened + 1);
+        let (screening, now) = (ScreeningId(self.screened + 1), self.now);
         let (run, live) = self.open_run(&peer.run)?;
         check_holder(run, peer, &lease)?;
         let held = live.leases.get_mut(&lease.unit).expect("every lease that is held is watched");
@@ -76,6 +76,7 @@ impl Coordinator {
         }
         let spec = Box::new(run.spec.clone());
         held.screening = Some(screening);
+        held.progress_at = now;
         let waiting = Screening {
             run: peer.run.clone(),
             worker: peer.worker.clone(),
@@ -136,6 +137,7 @@ impl Coordinator {
                 LedgerEvent::EvaluationAccepted { lease, worker, evaluation, statement, signature }
             }
         };
+        self.note_result(&name, &lease.unit);
         self.append(Some(&name), event);
         if let Some(live) = self.live.get_mut(&name)
             && let Some(held) = live.leases.remove(&lease.unit)
@@ -212,6 +214,7 @@ impl Coordinator {
         if struck.is_some_and(|member| member.rejected >= strikes_max && !member.removed) {
             self.depart(name, worker, Departure::Removed, &format!("{strikes_max} refused results"));
         }
+        self.unit_failed(name, lease.unit, worker, refusal);
         self.free_unit(name, lease);
     }
 }

@@ -11,4 +11,6 @@ mod membership;
 mod object;
 mod property;
 mod round;
+mod spare;
 mod submit;
+mod trouble;

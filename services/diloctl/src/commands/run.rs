@@ -1,6 +1,7 @@
 //! `run`: create training jobs, look at them, wait for them.
 
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use merge::{SeededRounding, codec};
@@ -66,10 +67,18 @@ pub(crate) async fn run(context: &Context, command: Run) -> Result<(), Failure> 
             Ok(())
         }
         Run::Watch { run } => watch::watch(context, &run).await,
-        Run::Wait { run, target, within } => {
+        Run::Wait { run, target, within, nobody_for } => {
+            let mut patience = Patience::new(nobody_for.0);
             let waited = watch::until(context, &run, |view| {
                 // A round that was closed before stays closed.
-                if target.is_reached(view) { Ok(true) } else { not_halted(view).map(|()| false) }
+                if target.is_reached(view) {
+                    return Ok(true);
+                }
+                not_halted(view)?;
+                if let Some(news) = patience.look(view, Instant::now())? {
+                    context.printer.talk(&news);
+                }
+                Ok(false)
             });
             let view = tokio::time::timeout(within.0, waited)
                 .await
@@ -77,6 +86,36 @@ pub(crate) async fn run(context: &Context, command: Run) -> Result<(), Failure> 
             context.printer.rows(&[view]);
             Ok(())
         }
+    }
+}
+
+/// How long a wait puts up with what it sees.
+struct Patience {
+    nobody_for: Duration,
+    /// Since when nobody is there.
+    nobody_since: Option<Instant>,
+    /// What holds the run up, as it was told last.
+    told: Option<Code>,
+}
+
+impl Patience {
+    const fn new(nobody_for: Duration) -> Self {
+        Self { nobody_for, nobody_since: None, told: None }
+    }
+
+    /// What is new about why the run does not get on; fails when nobody has been there for too long.
+    fn look(&mut self, view: &RunView, now: Instant) -> Result<Option<String>, Failure> {
+        let why = view.trouble.as_ref();
+        match why.filter(|why| why.code == Code::NoWorkerLeft) {
+            Some(why) if now - *self.nobody_since.get_or_insert(now) >= self.nobody_for => {
+                return Err(Failure::new(why.code, format!("run {}: {}", view.run, why.detail)));
+            }
+            Some(_) => {}
+            None => self.nobody_since = None,
+        }
+        let code = why.map(|why| why.code);
+        let changed = std::mem::replace(&mut self.told, code) != code;
+        Ok(why.filter(|_| changed).map(|why| format!("run {} is held up: {why}", view.run)))
     }
 }
 

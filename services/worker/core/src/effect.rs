@@ -30,6 +30,12 @@ pub enum Effect {
     },
     /// The run accepted this worker under these settings; leases that name others are not valid.
     Joined(Box<JoinReply>),
+    /// The coordinator's clock is this many milliseconds ahead of the time that the core is given, at most; negative when it
+    /// is behind. Windows of what it signed are judged by its time.
+    Clock {
+        /// How far.
+        ahead_ms: i64,
+    },
     /// Check a lease's signed manifest, before anything it names is touched.
     Verify {
         /// The work it would be.

@@ -42,7 +42,7 @@ pub(crate) fn verdict(code: Code) -> Verdict {
         | Code::AskedTooMuch
         | Code::LedgerFenced
         | Code::LedgerUnwritable => Verdict::Wait,
-        Code::LeaseLost | Code::LeaseUnknown => Verdict::LeaseLost,
+        Code::LeaseLost | Code::LeaseUnknown | Code::LeaseStalled => Verdict::LeaseLost,
         Code::NotJoined | Code::StatementInvalid => Verdict::Rejoin,
         Code::Replaced => Verdict::Replaced,
         Code::RunClosed => Verdict::RunOver,
@@ -62,7 +62,8 @@ pub(crate) fn verdict(code: Code) -> Verdict {
         | Code::TokenizerInvalid
         | Code::TorchMissing
         | Code::DeviceMissing
-        | Code::TrainerMissing => Verdict::Fatal,
+        | Code::TrainerMissing
+        | Code::WorkerRemoved => Verdict::Fatal,
         _ => Verdict::Failed,
     }
 }

@@ -33,6 +33,7 @@ impl Worker {
 
     fn start(&mut self, now: UnixMillis, work: WorkId, manifest: Box<Manifest>, effects: &mut Vec<Effect>) {
         let Some(membership) = &self.membership else { return };
+        self.untimely.reset();
         let lease = membership.spec.policy.lease;
         // By the offset of the join; and no longer than a lease of this run lasts, should a clock have been set since.
         let ends_at = membership.local(manifest.expires_at).min(now.after(lease));
@@ -51,6 +52,9 @@ impl Worker {
         effects: &mut Vec<Effect>,
     ) {
         effects.push(Effect::Emit(WorkerEvent::Refused { code: refusal.code, detail: refusal.detail.clone() }));
+        if refusal.code == Code::ClockOff {
+            return self.out_of_time(now, refusal, lease, effects);
+        }
         let pause = self.faults.pause();
         effects.push(Effect::Waiting { refusal: refusal.clone(), pause });
         if self.faults.tries() >= crate::settings::FAULTS_MAX {
@@ -62,6 +66,30 @@ impl Worker {
                 self.enter(now, Stage::Releasing { lease, reason: refusal.to_string(), next }, Millis(0));
             }
             None => self.claim(now, pause, effects),
+        }
+    }
+
+    /// A lease that is not of this time says nothing about trust or the unit: one of the clocks is not where it was measured.
+    /// The lease goes back at once, and the coordinator's time is asked for again; that is no fault of a unit.
+    fn out_of_time(
+        &mut self,
+        now: UnixMillis,
+        refusal: Refusal,
+        lease: Option<schemas::lease::LeaseRef>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let pause = self.untimely.pause();
+        let reason = refusal.to_string();
+        effects.push(Effect::Waiting { refusal, pause });
+        match (self.ending.as_ref().map(|ending| ending.exit.clone()), lease) {
+            (Some(exit), None) => self.leave(now, exit, effects),
+            (Some(exit), Some(lease)) => {
+                self.enter(now, Stage::Releasing { lease, reason, next: Next::Leave(exit) }, Millis(0));
+            }
+            (None, None) => self.enter(now, Stage::Joining, pause),
+            (None, Some(lease)) => {
+                self.enter(now, Stage::Releasing { lease, reason, next: Next::Join { pause } }, Millis(0));
+            }
         }
     }
 

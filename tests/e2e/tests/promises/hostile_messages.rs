@@ -18,7 +18,7 @@ use schemas::member::{Layer, LeaveRequest, OpenLayer};
 use schemas::run::{RunSpec, TrainerKind};
 use schemas::subject::{ControlVerb, Verb, control_subject, heartbeat_subject, worker_event_subject};
 use schemas::view::RunPhase;
-use schemas::{Code, Digest, Epoch, Message, Millis, ObjectRef, Steps, Tokens, V};
+use schemas::{Bytes, Code, Digest, Epoch, Message, Millis, ObjectRef, Steps, Tokens, V};
 
 /// Store, coordinator and audit, and no worker but scripted ones; one unit a round.
 async fn stage() -> Cluster {
@@ -78,15 +78,19 @@ async fn fg_11_nothing_that_is_no_message_gets_through() {
     for (verb, message) in [
         (Verb::Join, with_next_version(&scripted.join_request())),
         (Verb::LeaseClaim, with_next_version(&scripted.claim_request(Millis(1)))),
-        (Verb::LeaseRenew, with_next_version(&RenewRequest { v: V, lease, steps_done: Steps(1) })),
+        (
+            Verb::LeaseRenew,
+            with_next_version(&RenewRequest { v: V, lease, steps_done: Steps(1), bytes_moved: Bytes(0) }),
+        ),
         // Of another type, and with a tail.
         (Verb::Leave, scripted.claim_request(Millis(1)).encode()),
         (Verb::LeaseClaim, [scripted.claim_request(Millis(1)).encode(), vec![0]].concat()),
     ] {
         assert_eq!(scripted.refused_raw(verb, message).await, Some(Code::MessageInvalid), "{verb}");
     }
-    let renewed: Result<RenewReply, _> =
-        scripted.ask(Verb::LeaseRenew, &RenewRequest { v: V, lease, steps_done: Steps(1) }).await;
+    let renewed: Result<RenewReply, _> = scripted
+        .ask(Verb::LeaseRenew, &RenewRequest { v: V, lease, steps_done: Steps(1), bytes_moved: Bytes(0) })
+        .await;
     assert!(renewed.is_ok(), "the lease is untouched: {renewed:?}");
     assert!(cluster.process("coordinator").ended().is_none());
 }
@@ -202,7 +206,7 @@ async fn ls_05_a_worker_gets_only_what_its_lease_and_its_run_give_it() {
     let puts: Result<Grants, _> = other.ask(Verb::BlobPut, &PutRequest { v: V, lease, objects: objects.clone() }).await;
     assert_eq!(refusal(puts), Code::LeaseUnknown);
     let renews: Result<RenewReply, _> =
-        other.ask(Verb::LeaseRenew, &RenewRequest { v: V, lease, steps_done: Steps(1) }).await;
+        other.ask(Verb::LeaseRenew, &RenewRequest { v: V, lease, steps_done: Steps(1), bytes_moved: Bytes(0) }).await;
     assert_eq!(refusal(renews), Code::LeaseUnknown);
     let releases: Result<Done, _> =
         other.ask(Verb::LeaseRelease, &ReleaseRequest { v: V, lease, reason: "mine".to_owned() }).await;

@@ -4,11 +4,13 @@
 #![expect(clippy::unwrap_used, reason = "a test program: a failed step is a failed test")]
 
 mod audit_tamper;
+mod clocks;
 mod cluster_check;
 mod coordinator_restart;
 mod foreign_bytes;
 mod hostile_messages;
 mod log_flood;
+mod no_worker;
 mod one_identity;
 mod own_uploads;
 mod permissions;

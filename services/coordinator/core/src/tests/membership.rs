@@ -156,7 +156,7 @@ fn too_many_refused_results_end_a_membership_for_good() {
     }
     assert_eq!(world.count(|event| matches!(event, LedgerEvent::WorkerLeft { cause: Departure::Removed, .. })), 1);
     let reply = world.ask(peer(1), WorkerRequest::Join(join_request(1)));
-    assert_eq!(world.refusal(reply), Code::NotJoined);
+    assert_eq!(world.refusal(reply), Code::WorkerRemoved, "it is told that it need not ask again");
     assert_eq!(world.run().tokens().rejected, Tokens(3 * 32));
 }
 
@@ -172,7 +172,7 @@ fn ls_01_a_refused_request_changes_nothing() {
     for (asker, code) in [(peer(2), Code::NotJoined), (elsewhere, Code::IdentityMismatch)] {
         for request in [
             WorkerRequest::Claim(claim_request(1, Millis(0))),
-            WorkerRequest::Renew(RenewRequest { v: V, lease: held, steps_done: Steps(1) }),
+            WorkerRequest::Renew(RenewRequest { v: V, lease: held, steps_done: Steps(1), bytes_moved: Bytes(0) }),
             WorkerRequest::Release(ReleaseRequest { v: V, lease: held, reason: reason.clone() }),
             WorkerRequest::Get(GetRequest { v: V, objects: vec![object("config").digest] }),
             WorkerRequest::Put(PutRequest { v: V, lease: held, objects: objects.clone() }),
@@ -215,7 +215,10 @@ fn the_newest_process_of_a_worker_is_the_worker_and_the_older_one_is_told() {
     // The older one is fenced off from its lease, gets no work, and cannot end the other's membership.
     let late = world.submit(1, held);
     assert_eq!(world.refusal(late), Code::Replaced);
-    let renewal = world.ask(peer(1), WorkerRequest::Renew(RenewRequest { v: V, lease: held, steps_done: Steps(1) }));
+    let renewal = world.ask(
+        peer(1),
+        WorkerRequest::Renew(RenewRequest { v: V, lease: held, steps_done: Steps(1), bytes_moved: Bytes(0) }),
+    );
     assert_eq!(world.refusal(renewal), Code::Replaced);
     let claim = world.claim(1);
     assert_eq!(world.refusal(claim), Code::Replaced);

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use schemas::event::{Event, LedgerEvent};
 use schemas::lease::{LeaseRef, ReleaseRequest, RenewRequest, UnitId};
-use schemas::{Code, Millis, Refusal, Steps, V};
+use schemas::{Bytes, Code, Millis, Refusal, Steps, V};
 
 use crate::fixture::*;
 use crate::{DeliveryId, Effect, Input, Screened, WorkerRequest};
@@ -81,7 +81,11 @@ fn play(world: &mut World, step: Step) {
         Step::Claim(who) => ask(world, who, WorkerRequest::Claim(claim_request(who, Millis(9000)))),
         Step::Renew(who, back) => {
             let lease = some_lease(world, back);
-            ask(world, who, WorkerRequest::Renew(RenewRequest { v: V, lease, steps_done: Steps(0) }));
+            ask(
+                world,
+                who,
+                WorkerRequest::Renew(RenewRequest { v: V, lease, steps_done: Steps(0), bytes_moved: Bytes(0) }),
+            );
         }
         Step::Release(who, back) => {
             let lease = some_lease(world, back);
