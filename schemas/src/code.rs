@@ -113,6 +113,10 @@ codes! {
     ModelInvalid = 608, "model configuration not valid", "A model's configuration is out of bounds or contradicts itself.", "Correct the named field of its config.json.";
     TokenizerInvalid = 609, "tokenizer not valid", "A tokenizer.json does not load or does not fit the model's vocabulary.", "Use the tokenizer that belongs to the model.";
     TooFewWorkers = 610, "too few workers", "The run waits because fewer workers have joined than its minimum.", "Start more workers, or create the run with a smaller `workers_min`.";
+    ShardTooShort = 618, "shard shorter than a sequence", "A shard of the data set holds fewer tokens than one sequence of the run takes, which is `schedule.sequence_tokens` and one more: a unit that reads it would have nothing to train or to evaluate on.", "Lower `schedule.sequence_tokens`, or import again: `diloctl data import` cuts shards of equal length, and more text makes the held-out part longer.";
+    VocabularyTooLarge = 619, "vocabulary larger than the model's", "The data set's tokenizer has more tokens than the model's embedding has rows.", "Raise `vocab_size` in the model's config.json to the data set's vocabulary (`diloctl data ls` shows it), or choose a data set with a smaller one.";
+    SequenceTooLong = 620, "sequence longer than the model's positions", "The run trains on sequences that are longer than the model has positions.", "Lower `schedule.sequence_tokens`, or raise `max_position_embeddings` in the model's config.json.";
+    FolderBusy = 621, "folder in use", "Another `diloctl snapshot pull` writes into this folder.", "Wait until it has ended and repeat, or name another folder.";
 
     // 07: ledger and audit.
     LedgerFenced = 701, "another coordinator leads", "The stream holds an event this coordinator did not write; it stood down before anything else left it.", "Nothing if a new coordinator was started; otherwise stop one of the two.";

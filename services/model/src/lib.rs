@@ -3,6 +3,7 @@
 
 mod config;
 mod file;
+mod fit;
 mod initial;
 mod llama;
 mod preset;
