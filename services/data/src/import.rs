@@ -267,7 +267,8 @@ mod tests {
         let path = folder.path().join("x.txt");
         for (lines, size) in [(3000, 50_000), (2800, 50_000), (400, 50_000), (8000, 7919)] {
             fs::write(&path, numbered(lines)).expect("written");
-            let options = ImportOptions { shard_tokens: Tokens(size), ..ImportOptions::new(Source::Text(path.clone())) };
+            let options =
+                ImportOptions { shard_tokens: Tokens(size), ..ImportOptions::new(Source::Text(path.clone())) };
             let DataManifest { train, held_out, .. } = import(&options).expect("a data set").manifest;
             let all: u64 = train.iter().chain(&held_out).map(|shard| shard.tokens.get()).sum();
             assert_eq!(all, numbered(lines).len() as u64);
@@ -319,7 +320,11 @@ mod tests {
                 import(&options).expect("a data set").warnings().len()
             })
             .collect();
-        assert_eq!(sizes, BTreeSet::from([0, 1]), "whether the larger of two passages is held out is a matter of digests");
+        assert_eq!(
+            sizes,
+            BTreeSet::from([0, 1]),
+            "whether the larger of two passages is held out is a matter of digests"
+        );
         fs::write(&path, numbered(240) + "sixteen letters\n").expect("written");
         let error = import(&options).expect_err("a single passage");
         assert_eq!(error.code(), schemas::Code::CorpusEmpty);

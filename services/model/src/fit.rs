@@ -2,10 +2,12 @@
 //! by `diloctl` before it uploads anything, by the coordinator before it creates the run, and by a worker before it takes
 //! memory. One place decides, so that none of them accepts what another refuses.
 
+use std::fmt::Display;
+
 use schemas::data::{DataManifest, Shard};
 use schemas::layout::{Layout, TensorSpec};
 use schemas::run::Schedule;
-use schemas::{Code, Refusal};
+use schemas::{Code, Refusal, Tokens};
 
 use crate::ModelConfig;
 
@@ -72,23 +74,29 @@ impl ModelConfig {
     }
 }
 
+/// Text that fits in no sequence cannot be trained or evaluated on. `what` names it.
+///
+/// # Errors
+/// [`Code::ShardTooShort`]
+pub fn check_length(what: impl Display, tokens: Tokens, schedule: &Schedule) -> Result<(), Refusal> {
+    // A sequence's last token is only predicted: it takes one more than it has.
+    let (sequence, needed) = (schedule.sequence_tokens, u64::from(schedule.sequence_tokens) + 1);
+    if tokens.get() >= needed {
+        return Ok(());
+    }
+    let detail =
+        format!("{what} has {tokens} tokens, a sequence takes {needed} (schedule.sequence_tokens is {sequence})");
+    Err(Refusal::new(Code::ShardTooShort, detail))
+}
+
 /// A unit may read a single shard, and text that fits in no sequence would never be read at all: so each must do by itself.
 fn check_shards(part: &str, shards: &[Shard], schedule: &Schedule) -> Result<(), Refusal> {
-    // A sequence's last token is only predicted: it takes one more than it has.
-    let needed = u64::from(schedule.sequence_tokens) + 1;
-    let short = shards.iter().enumerate().filter(|(_, shard)| shard.tokens.get() < needed);
-    match short.min_by_key(|(_, shard)| shard.tokens) {
-        Some((index, shard)) => Err(Refusal::new(
-            Code::ShardTooShort,
-            format!(
-                "{part} shard {} ({} of {}) has {} tokens, a sequence takes {needed} (schedule.sequence_tokens is {})",
-                shard.object.digest,
-                index + 1,
-                shards.len(),
-                shard.tokens,
-                schedule.sequence_tokens
-            ),
-        )),
+    let (numbered, count) = (shards.iter().zip(1..), shards.len());
+    match numbered.min_by_key(|(shard, _)| shard.tokens) {
+        Some((shard, number)) => {
+            let what = format!("{part} shard {} ({number} of {count})", shard.object.digest);
+            check_length(what, shard.tokens, schedule)
+        }
         None => Ok(()),
     }
 }
@@ -96,7 +104,7 @@ fn check_shards(part: &str, shards: &[Shard], schedule: &Schedule) -> Result<(),
 #[cfg(test)]
 mod tests {
     use schemas::data::{Entropy, Tokenizer};
-    use schemas::{ObjectRef, Steps, Tokens, V};
+    use schemas::{ObjectRef, Steps, V};
 
     use super::*;
     use crate::Preset;

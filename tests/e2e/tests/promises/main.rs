@@ -6,6 +6,7 @@
 mod audit_tamper;
 mod cluster_check;
 mod coordinator_restart;
+mod data_set;
 mod hostile_messages;
 mod permissions;
 mod run_halted;
