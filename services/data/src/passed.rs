@@ -78,8 +78,8 @@ impl Reason {
             Self::NotUtf8 => "not UTF-8",
             Self::Unreadable => "not readable",
             Self::LinkOutside => "behind links that leave the folder",
-            Self::LinkBroken => "links that lead nowhere",
-            Self::NotAFile => "pipes, sockets or devices",
+            Self::LinkBroken => "behind links that lead nowhere",
+            Self::NotAFile => "no file (a pipe, socket or device)",
             Self::TooDeep => "in too many folders",
             Self::Hidden => "hidden",
             Self::Excluded => "excluded",
@@ -92,9 +92,8 @@ impl Reason {
 impl fmt::Display for PassedOver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}: {}", self.count, self.reason.words(), self.first)?;
-        match &self.detail {
-            Some(detail) => write!(f, " ({detail})")?,
-            None => {}
+        if let Some(detail) = &self.detail {
+            write!(f, " ({detail})")?;
         }
         if self.count > 1 { write!(f, " and {} more", self.count - 1) } else { Ok(()) }
     }

@@ -107,6 +107,9 @@ pub(crate) struct Specials(Vec<String>);
 impl Specials {
     /// How often one of them is spelt in `text`.
     pub(crate) fn spelt_in(&self, text: &str) -> u64 {
+        if self.0.is_empty() {
+            return 0;
+        }
         let mut begins = [false; 256];
         self.0.iter().for_each(|name| begins[usize::from(name.as_bytes()[0])] = true);
         let (bytes, mut at, mut count) = (text.as_bytes(), 0, 0);

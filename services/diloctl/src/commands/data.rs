@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::cli::Data;
 use crate::commands::watch;
 use crate::context::Context;
-use crate::files;
+use crate::files::{replace, wait_for_lock};
 use crate::objects::OperatorObjectsClient;
 use crate::output::{Record, Row};
 use crate::table::{self, count, time};
@@ -51,8 +51,8 @@ async fn import(context: &Context, mut options: ImportOptions, tokenizer: Option
         .map_err(|error| Failure::new(error.code(), error))?;
     let warnings = made.warnings();
     let (account, documents) = (made.account, made.documents);
-    let (files, text) = (account.files, table::bytes(account.text_bytes.get()));
-    context.printer.talk(&format!("{text} of text in {files} files, {documents} documents"));
+    let (files, text) = (files(account.files), table::bytes(account.text_bytes.get()));
+    context.printer.talk(&format!("{text} of text in {files}, {documents} documents"));
     let bodies: Vec<Bytes> = made.objects.into_iter().map(Bytes::from).collect();
     let bar = watch::bytes_bar(context.printer, "shards", bodies.iter().map(|body| body.len() as u64).sum());
     objects.put(&bodies, |bytes| bar.inc(bytes)).await?;
@@ -203,7 +203,7 @@ fn read(folder: &Path) -> Result<Vec<Imported>, Failure> {
 fn remember(folder: &Path, imported: Imported) -> Result<(), Failure> {
     let path = list(folder);
     let failed = |error: &dyn std::fmt::Display| Failure::new(Code::DataInvalid, format!("{}: {error}", shown(&path)));
-    let _turn = files::wait_for_lock(&path.with_extension("jsonl.lock")).map_err(|error| failed(&error))?;
+    let _turn = wait_for_lock(&path.with_extension("jsonl.lock")).map_err(|error| failed(&error))?;
     let mut all = read(folder)?;
     all.retain(|one| one.manifest != imported.manifest);
     all.push(imported);
@@ -212,7 +212,7 @@ fn remember(folder: &Path, imported: Imported) -> Result<(), Failure> {
         text.push_str(&serde_json::to_string(one).map_err(|error| failed(&error))?);
         text.push('\n');
     }
-    files::replace(&path, text.as_bytes()).map_err(|error| failed(&error))
+    replace(&path, text.as_bytes()).map_err(|error| failed(&error))
 }
 
 impl Row for Imported {
@@ -233,11 +233,15 @@ impl Row for Imported {
     }
 }
 
+fn files(count: u64) -> String {
+    if count == 1 { "1 file".to_owned() } else { format!("{count} files") }
+}
+
 impl Record for Imported {
     fn lines(&self) -> Vec<(&'static str, String)> {
         let mut lines: Vec<(&'static str, String)> = Self::TITLES.iter().copied().zip(self.cells()).collect();
         let (text, distinct) = (table::bytes(self.text_bytes), table::bytes(self.distinct_bytes));
-        lines.push(("text", format!("{text} in {} files, {distinct} of it distinct", self.files)));
+        lines.push(("text", format!("{text} in {}, {distinct} of it distinct", files(self.files))));
         lines.extend(self.limit_reached_in.iter().map(|file| ("limit", format!("reached in {file}"))));
         lines.extend(self.passed_over.iter().map(|passed| ("passed over", passed.to_string())));
         lines

@@ -69,7 +69,7 @@ async fn an_import_says_what_it_passes_over_and_a_run_that_cannot_be_is_refused(
     let text = lines(0, 4000).len() + lines(10_000, 2000).len() + 2000;
     assert_eq!((&made["files"], &made["text_bytes"]), (&2.into(), &text.into()));
     let table = cluster.diloctl(&["data", "import", "--text", "texts"]).await;
-    assert!(table.stdout.contains("2 not UTF-8: latin.txt (byte 0xe9 at 44000) and 1 more"), "{}", table.stdout);
+    assert!(table.stdout.contains("2 not UTF-8: latin.txt (byte 0xe9 at 44003) and 1 more"), "{}", table.stdout);
     assert!(!table.stdout.contains('\u{1b}'), "no name moves a cursor");
 
     // One text, whose second passage is short: training or held out, as digests fall.
@@ -84,7 +84,7 @@ async fn an_import_says_what_it_passes_over_and_a_run_that_cannot_be_is_refused(
         ["run", "new", "other", "--model", "reference", "--set", "schedule.sequence_tokens=64", "--check-config"];
     assert!(cluster.diloctl_ok(&fits).await.contains("go with data set sha256:"));
     let alone = cluster.diloctl(&["data", "import", "--text", "texts/latin.txt"]).await;
-    refused(&alone, "DL0604", &["1 not UTF-8: ", "latin.txt (byte 0xe9 at 44000)"]);
+    refused(&alone, "DL0604", &["1 not UTF-8: ", "latin.txt (byte 0xe9 at 44003)"]);
 }
 
 #[tokio::test]
