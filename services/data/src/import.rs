@@ -282,8 +282,8 @@ mod tests {
     #[test]
     fn tokens_are_those_of_the_files() {
         let folder = tempfile::tempdir().expect("a folder");
-        for files in [3, 60] {
-            let text = |file: usize| format!("{}</s>", numbered(500).replace("of", &format!("from {file}")));
+        for (files, lines) in [(3, 500), (60, 40)] {
+            let text = |file: usize| format!("{}</s>", numbered(lines).replace("of", &format!("from {file}")));
             (0..files).for_each(|file| fs::write(folder.path().join(file.to_string()), text(file)).expect("written"));
             for (name, json) in fixture::tokenizers() {
                 let tokenizer = TextTokenizer::hugging_face(json.as_bytes()).expect("loads");
