@@ -119,7 +119,7 @@ codes! {
     RunUnknown = 601, "no such run", "The coordinator knows no run of this name.", "`diloctl run ls` lists the runs.";
     RunExists = 602, "run exists", "A run of this name exists with other settings.", "Choose another name.";
     SpecInvalid = 603, "run settings not valid", "A run's settings are out of bounds or do not fit together.", "Correct the named field.";
-    CorpusEmpty = 604, "corpus empty", "No usable text was found at the path, or too little of it.", "Name a folder or file with at least the stated amount of text.";
+    CorpusEmpty = 604, "corpus empty", "No usable text was found at the path, or too little of it.", "Name a folder or file with at least the stated amount of text. Text is UTF-8 (`iconv -t UTF-8` converts other encodings); where files lie behind links that leave the folder, name the folder that holds them.";
     CorpusUnreadable = 605, "corpus unreadable", "A file of the corpus cannot be read.", "Correct its rights or leave it out.";
     DataInvalid = 606, "data set not valid", "A data set's manifest or shard does not parse or contradicts itself.", "Import the data again with `diloctl data import`.";
     SnapshotMissing = 607, "no such snapshot", "The run has no snapshot of this round yet.", "`diloctl snapshot ls` lists them.";
@@ -128,6 +128,10 @@ codes! {
     TooFewWorkers = 610, "too few workers", "The run waits because fewer workers have joined than its minimum.", "Start more workers, or create the run with a smaller `workers_min`.";
     UnitFails = 616, "a unit fails with every worker", "One unit failed again and again, with every worker that is there, so another try would not help; the run is halted.", "Mend what the workers' reasons name, then restart the coordinator: it gives the unit out again. Everything that counts is kept.";
     NoWorkerLeft = 617, "no worker left", "The run has had workers, and none of them is there now.", "Look at the logs of the workers that are named and start them, or others, again; the run goes on by itself. One that was removed needs a new name: `diloctl auth issue`.";
+    ShardTooShort = 618, "shard shorter than a sequence", "A shard of the data set holds fewer tokens than one sequence of the run takes, which is `schedule.sequence_tokens` and one more: a unit that reads it would have nothing to train or to evaluate on.", "Lower `schedule.sequence_tokens`, or import again: `diloctl data import` cuts shards of equal length, and more text makes the held-out part longer.";
+    VocabularyTooLarge = 619, "vocabulary larger than the model's", "The data set's tokenizer has more tokens than the model's embedding has rows.", "Raise `vocab_size` in the model's config.json to the data set's vocabulary (`diloctl data ls` shows it), or choose a data set with a smaller one.";
+    SequenceTooLong = 620, "sequence longer than the model's positions", "The run trains on sequences that are longer than the model has positions.", "Lower `schedule.sequence_tokens`, or raise `max_position_embeddings` in the model's config.json.";
+    FolderBusy = 621, "folder in use", "Another `diloctl snapshot pull` writes into this folder.", "Wait until it has ended and repeat, or name another folder.";
 
     // 07: ledger and audit.
     LedgerFenced = 701, "another coordinator leads", "The stream holds an event this coordinator did not write; it stood down before anything else left it.", "Nothing if a new coordinator was started; otherwise stop one of the two.";

@@ -1,5 +1,6 @@
 //! `run`: create training jobs, look at them, wait for them.
 
+use std::fmt::Display;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use schemas::{Code, Digest, ObjectRef, RunId, V};
 use serde::Serialize;
 
 use crate::cli::Run;
-use crate::commands::settings::{RunArgs, RunSettings};
+use crate::commands::settings::{Asked, RunArgs, RunSettings};
 use crate::commands::{data, watch};
 use crate::context::{Context, unexpected};
 use crate::objects::OperatorObjectsClient;
@@ -121,8 +122,13 @@ impl Patience {
 
 async fn new(context: &Context, args: &RunArgs) -> Result<(), Failure> {
     let settings = match args.settings()? {
-        Ok(settings) => settings,
-        Err(text) => {
+        Asked::Run(settings) => settings,
+        Asked::Check(settings) => {
+            let text = data::check_known(context, args.data, &settings.model()?, &settings.schedule)?;
+            context.printer.text(&text);
+            return Ok(());
+        }
+        Asked::Print(text) => {
             context.printer.text(&text);
             return Ok(());
         }
@@ -130,11 +136,20 @@ async fn new(context: &Context, args: &RunArgs) -> Result<(), Failure> {
     let operator = context.operator().await?;
     let objects = OperatorObjectsClient::new(context, operator.clone())?;
     let data = data::resolve(context, args.data)?;
+    check_data(&objects, &settings, data).await?;
     let spec = build(context, &objects, &args.run, &settings, data).await?;
     spec.validate()?;
     let reply: RunNewReply = operator.ask(ControlVerb::RunNew, &RunNew { v: V, spec }).await?;
     context.printer.record(&Created { run: args.run.clone(), created: reply.created, spec: reply.spec_digest });
     Ok(())
+}
+
+/// Asks of the data what the coordinator will ask, before gigabytes of weights are uploaded for a run that it refuses.
+async fn check_data(objects: &OperatorObjectsClient, settings: &RunSettings, object: ObjectRef) -> Result<(), Failure> {
+    let named = |code, found: &dyn Display| Failure::new(code, format!("data {}: {found}", object.digest));
+    let manifest = ::data::parse_manifest(&objects.get(object).await?).map_err(|error| named(error.code(), &error))?;
+    let fits = settings.model()?.check_data(&manifest, &settings.schedule);
+    fits.map_err(|refusal| named(refusal.code, &refusal.detail))
 }
 
 /// Uploads what the run starts from and names it all in its settings.

@@ -7,6 +7,7 @@ mod audit_tamper;
 mod clocks;
 mod cluster_check;
 mod coordinator_restart;
+mod data_set;
 mod foreign_bytes;
 mod hostile_messages;
 mod log_flood;
