@@ -6,6 +6,7 @@
 //! Unknown fields are refused, so that two builds never disagree in silence. Answers stand in an envelope of their own
 //! ([`answer`]).
 
+pub mod account;
 pub mod answer;
 pub mod blob;
 pub mod code;

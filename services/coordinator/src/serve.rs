@@ -45,13 +45,14 @@ pub(crate) async fn forward(bus: Bus, mut listener: Listener, identity: Identity
                 return;
             }
         };
-        if is_nobodys(&message) {
+        let heard = incoming::read(&message, identity);
+        if is_nobodys(&message, &heard) {
             // Not even the one whose name the subject carries is known to have said it: nothing is held against it.
             tracing::warn!(code = %Code::AnswerForeign, lane = listener.filter(), "neither a request nor a heartbeat: an answer that was sent here, or what wants none");
             continue;
         }
         let reply = ReplyTo::read(&message);
-        let heard = affordable(incoming::read(&message, identity), &mut allowances);
+        let heard = affordable(heard, &mut allowances);
         let arrival = match (heard, reply) {
             (Ok(Heard::Heartbeat { peer, heartbeat }), _) => Arrival::Input(Input::Heartbeat { peer, heartbeat }),
             (Ok(Heard::Worker { peer, request }), Some(reply)) => Arrival::Worker { peer, request, reply },
@@ -68,11 +69,12 @@ pub(crate) async fn forward(bus: Bus, mut listener: Listener, identity: Identity
     }
 }
 
-/// Whether a message is an answer that its asker let the broker carry here, under the name of whomever it chose: by its
-/// form, or because it wants no answer itself where every request does.
-fn is_nobodys(message: &Delivery) -> bool {
-    let asks = !message.subject.starts_with(Lane::Telemetry.prefix());
-    is_answer(&message.payload) || asks && message.reply.is_none()
+/// Whether a message may be an answer, ours or the broker's own, that its asker let the broker carry here under a name of its
+/// choice: by its form; or because it wants no answer, as no request does; or because it is no heartbeat where only those
+/// are said.
+fn is_nobodys(message: &Delivery, heard: &Result<Heard, Box<Rejected>>) -> bool {
+    let beats = message.subject.starts_with(Lane::Telemetry.prefix());
+    is_answer(&message.payload) || if beats { heard.is_err() } else { message.reply.is_none() }
 }
 
 /// Refuses a worker that has asked more than any worker needs, be it right or wrong.
