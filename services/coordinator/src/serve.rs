@@ -145,3 +145,59 @@ impl Refusals {
         let _sums = self.throttle.due(self.started.elapsed());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use schemas::lease::ClaimRequest;
+    use schemas::telemetry::{Heartbeat, Phase};
+    use schemas::{Bytes, Message as _, Millis, Steps, Tokens, V};
+
+    use super::*;
+
+    fn is_held_against_nobody(lane: &str, reply: Option<&str>, payload: &[u8]) -> bool {
+        let (account, worker) = (format!("A{}", "B".repeat(55)), format!("U{}", "A".repeat(55)));
+        let verb = if lane == "telemetry" { "heartbeat" } else { "lease.claim" };
+        let message = Delivery {
+            subject: format!("diloco.{lane}.{account}.demo.{worker}.{verb}"),
+            reply: reply.map(str::to_owned),
+            payload: payload.to_vec().into(),
+        };
+        is_nobodys(&message, &incoming::read(&message, Identity::ByBroker))
+    }
+
+    #[test]
+    fn what_the_broker_may_have_carried_here_is_held_against_nobody() {
+        let heartbeat = Heartbeat {
+            v: V,
+            phase: Phase::Claiming,
+            lease: None,
+            steps_done: Steps(0),
+            tokens: Tokens(0),
+            tokens_per_second: 0.0,
+            loss: None,
+            bytes_up: Bytes(0),
+            bytes_down: Bytes(0),
+        };
+        let (claim, heartbeat) = (ClaimRequest { v: V, wait: Millis(5) }.encode(), heartbeat.encode());
+        let stored = b"{\"stream\":\"EVENTS\",\"seq\":1}";
+        for (lane, reply, payload) in [
+            ("request", Some("_R_.x"), &b"\xc1\x84"[..]),
+            ("request", None, &claim),
+            ("request", None, stored),
+            ("telemetry", None, b"\xc1\x84"),
+            ("telemetry", None, stored),
+            ("telemetry", Some("_R_.x"), stored),
+        ] {
+            assert!(is_held_against_nobody(lane, reply, payload), "{lane} {reply:?} {payload:?}");
+        }
+        // These are somebody's, right or wrong.
+        for (lane, reply, payload) in [
+            ("request", Some("_R_.x"), &claim[..]),
+            ("request", Some("_R_.x"), b"nonsense"),
+            ("telemetry", None, &heartbeat),
+            ("telemetry", Some("_R_.x"), &heartbeat),
+        ] {
+            assert!(!is_held_against_nobody(lane, reply, payload), "{lane} {reply:?} {payload:?}");
+        }
+    }
+}
