@@ -133,8 +133,9 @@ fn import(crossing: &Crossing, tenant: &AccountId, accounts: &Accounts) -> Impor
         local_subject: crossing.local(),
         account: accounts.exporter(crossing.home),
         kind: kind(crossing.service),
-        // The broker names the user that asks; streams have no asker.
-        share: crossing.service,
+        // The subject names who asks: the broker writes the account into it, and holds each worker to its own key. What it
+        // would add in a header, the asker's token among it, nobody needs.
+        share: false,
     }
 }
 
@@ -238,7 +239,7 @@ mod tests {
         for import in &claims.imports {
             let token = import.subject.split('.').nth(usize::from(ACCOUNT_TOKEN_POSITION) - 1);
             assert_eq!(token, Some(tenant.as_str()));
-            assert_eq!(import.share, import.kind == SharedKind::Service);
+            assert!(!import.share, "the exporter sees no more than the subject");
         }
     }
 
