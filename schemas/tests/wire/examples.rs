@@ -9,7 +9,7 @@ use schemas::contribution::{
 use schemas::control::{
     OperatorObjects, Query, RunNew, RunNewReply, Shutdown, ShutdownReply, View, ViewReply, ViewRequest,
 };
-use schemas::event::{Event, EventBody, LedgerEvent, WorkerEvent};
+use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent, WorkerEvent};
 use schemas::layout::{Layout, TensorSpec};
 use schemas::lease::{
     ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, Offer, ReleaseRequest, RenewReply, RenewRequest, UnitId,
@@ -279,6 +279,12 @@ pub(crate) fn all() -> Vec<Example> {
         example(&layout),
         example(&refusal),
         example(&event(Event::Ledger(accepted()))),
+        example(&SignedEvent {
+            v: V,
+            key: event(Event::Ledger(accepted())).emitter,
+            signature: ByteArray::new([3; 64]),
+            body: ByteBuf::from(event(Event::Ledger(accepted())).encode()),
+        }),
         Example { name: "refused answer", ..example(&Reply::<Done>::Refused(refusal)) },
         Example {
             name: "event of a worker",

@@ -83,7 +83,7 @@ pub(crate) fn read(message: &BusMessage, identity: Identity) -> Result<Heard, Bo
                 Err(refusal) => Err(rejected(None, verb.token(), refusal)),
             }
         }
-        Incoming::WorkerEvent { .. } | Incoming::Ledger { .. } | Incoming::Offer { .. } => {
+        Incoming::WorkerEvent { .. } | Incoming::Recorded { .. } | Incoming::Ledger { .. } | Incoming::Offer { .. } => {
             Err(rejected(None, subject, Refusal::new(Code::MessageInvalid, "not a request")))
         }
     }

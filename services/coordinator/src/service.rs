@@ -61,7 +61,6 @@ impl Service {
         let ledger_bus = Bus::connect("diloco-coordinator-ledger", &config.ledger_bus(), clock::now()).await;
         let ledger_bus = ledger_bus.map_err(|error| Failure::from(error.into_refusal()))?;
         let ledger = Ledger::new(ledger_bus, audit_key, trust, patience);
-        ledger.probe().await?;
         let settings = Settings {
             release: env!("CARGO_PKG_VERSION").to_owned(),
             posture,

@@ -15,6 +15,7 @@ mod origin;
 pub mod quantity;
 pub mod ready;
 pub mod shutdown;
+mod stream;
 mod switches;
 
 pub use auth::{AuthConfig, validate};
@@ -25,4 +26,5 @@ pub use listen::{Delivery, Listener};
 pub use log::LogArgs;
 pub use materials::{Material, Materials};
 pub use quantity::{ConfigBytes, ConfigDuration};
+pub use stream::{StoredMessage, StreamError, StreamReader, StreamSpan};
 pub use switches::switches_reference;

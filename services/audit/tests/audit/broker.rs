@@ -10,9 +10,8 @@ use harness::{NatsServer, PATIENCE};
 use identity::domain::LIFETIME_DEFAULT;
 use identity::{AuditKey, Domain, InitOptions};
 use runtime::{Bus, BusConfig, clock};
-use schemas::WorkerId;
+use schemas::{Message as _, WorkerId};
 use schemas::account::{Account, Copied};
-use schemas::event::{KEY_HEADER, SIGNATURE_HEADER};
 use schemas::permission::Role;
 use schemas::subject::{AUDIT_STREAM, Lane};
 
@@ -28,7 +27,7 @@ pub(crate) struct Broker {
 pub(crate) struct Cast {
     ledger_bus: Bus,
     pub(crate) ledger: Scribe,
-    worker_bus: Bus,
+    recorder_bus: Bus,
     /// What the readers' stream gets.
     copies: Ordered,
     pub(crate) worker: WorkerId,
@@ -72,7 +71,7 @@ impl Broker {
     pub(crate) async fn create_streams(&self) -> jetstream::Context {
         let mut sources = Vec::new();
         for copied in Copied::all(&self.domain.trust().tenants) {
-            let lane = if copied.home == Account::Ledger { Lane::Ledger } else { Lane::Event };
+            let lane = if copied.home == Account::Ledger { Lane::Ledger } else { Lane::Record };
             let config = stream::Config {
                 name: copied.stream.clone(),
                 subjects: vec![format!("{}.>", lane.prefix())],
@@ -110,7 +109,7 @@ impl Broker {
             ledger_bus: self.bus(Role::LedgerWriter.name()).await,
             copies: self.copies().await,
             ledger: Scribe::new(domain, ledger_key),
-            worker_bus: self.bus("w1").await,
+            recorder_bus: self.bus(Role::Recorder.name()).await,
             worker: issued.public.as_str().parse().expect("a name or key"),
             account_chain: Scribe::new(domain, worker_key.clone()),
             worker_key,
@@ -121,11 +120,9 @@ impl Broker {
 impl Cast {
     /// Publishes an event and waits until readers have it.
     pub(crate) async fn publish(&mut self, said: &Said) {
-        let bus = if said.subject.starts_with(Lane::Ledger.prefix()) { &self.ledger_bus } else { &self.worker_bus };
-        let mut headers = HeaderMap::new();
-        headers.insert(KEY_HEADER, said.key.as_str());
-        headers.insert(SIGNATURE_HEADER, said.signature.as_str());
-        let answer = bus.request_raw(&said.subject, headers, said.body.clone().into(), PATIENCE).await;
+        let bus = if said.subject.starts_with(Lane::Ledger.prefix()) { &self.ledger_bus } else { &self.recorder_bus };
+        let payload = said.event.encode().into();
+        let answer = bus.request_raw(&said.subject, HeaderMap::new(), payload, PATIENCE).await;
         let answer: serde_json::Value = serde_json::from_slice(&answer.expect("a PubAck")).expect("it is JSON");
         assert!(answer["seq"].as_u64().is_some(), "{answer}");
         // One after another, and the copy is the only reader: what comes next is this one.
