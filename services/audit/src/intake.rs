@@ -10,7 +10,7 @@ use bytes::Bytes;
 use runtime::{Bus, BusError, Delivery, Failure, Listener, StreamReader, clock};
 use schemas::lease::Done;
 use schemas::subject::{EVENTS_FILTER, events_stream, record_filter, record_subject};
-use schemas::{Code, Message as _, Refusal, Reply, WorkerId};
+use schemas::{Answer, Asked, Code, Message as _, Refusal, Reply, WorkerId};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -127,9 +127,11 @@ impl Intake {
             self.tally.refused += 1;
             self.tally.reason = Some(refusal.clone());
         }
-        // The broker puts its own subject in the place of the one that the asker chose.
-        if let Some(reply) = delivery.reply.as_ref().filter(|reply| reply.starts_with("_R_.")) {
-            let answer: Reply<Done> = answer;
+        // The broker puts its own subject in the place of the one that the asker chose, so the answer says for whom it is.
+        let reply = delivery.reply.as_ref().filter(|reply| reply.starts_with("_R_."));
+        let asked = Asked::heard(&delivery.subject, &delivery.payload);
+        if let (Some(reply), Some(asked)) = (reply, asked) {
+            let answer: Answer<Done> = Answer::new(&asked, answer);
             if let Err(error) = self.bus.publish(reply, answer.encode().into()).await {
                 tracing::debug!(%error, "an answer was not sent");
             }

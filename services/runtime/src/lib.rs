@@ -17,6 +17,7 @@ pub mod ready;
 pub mod shutdown;
 mod stream;
 mod switches;
+pub mod throttle;
 
 pub use auth::{AuthConfig, validate};
 pub use bus::{Bus, BusConfig, BusError, Subscription};

@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemas::event::{Event, EventBody, SignedEvent};
 use schemas::limits::SIGNED_EVENT_BYTES_MAX;
 use schemas::subject::Incoming;
-use schemas::{AccountId, Code, Digest, Message as _, PublicKey, Refusal, RunId, Sequence, UnixMillis, WorkerId};
+use schemas::{
+    AccountId, Code, Digest, Message as _, PublicKey, Refusal, RunId, Sequence, UnixMillis, WorkerId, is_answer,
+};
 
 use crate::signature::is_signed_event;
 
@@ -22,8 +24,6 @@ pub const BYTES_BURST: u64 = 600 << 10;
 /// Most workers whose rates and chains are remembered; who is forgotten begins with a full burst, and the end of its chain
 /// is fetched again. As many as a run may have, twice.
 const REMEMBERED_MAX: usize = 8192;
-/// First byte of an answer of our own, which no encoding of a message begins with.
-const ANSWER_MARK: u8 = 0xC1;
 
 /// A worker's audit key, as the ledger names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,7 +155,7 @@ impl Intake {
     /// Checks a message under `subject`, which the broker made for the worker that it names.
     pub fn hear(&mut self, now: UnixMillis, subject: &str, payload: &[u8]) -> Heard {
         let Ok(Incoming::WorkerEvent { account, run, worker, kind }) = subject.parse() else { return Heard::Nobody };
-        if payload.first() == Some(&ANSWER_MARK) {
+        if is_answer(payload) {
             return Heard::Answer;
         }
         if !self.rate(now, &worker).take(now, payload.len() as u64) {

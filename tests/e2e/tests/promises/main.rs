@@ -7,6 +7,7 @@ mod audit_tamper;
 mod cluster_check;
 mod coordinator_restart;
 mod foreign_messages;
+mod foreign_bytes;
 mod hostile_messages;
 mod permissions;
 mod run_halted;
