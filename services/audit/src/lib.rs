@@ -24,8 +24,8 @@ pub mod replay;
 pub mod service;
 
 pub use audit_core::{
-    Auditor, Checked, EmitterSummary, FaultyWorker, Finding, ForeignMessage, Found, Payload, Record, RunSummary, StreamSequence, Summary,
-    TimelineRow, Verdict,
+    Auditor, Checked, EmitterSummary, FaultyWorker, Finding, ForeignMessage, Found, Payload, Record, RunSummary,
+    StreamSequence, Summary, TimelineRow, Verdict,
 };
 pub use config::Config;
 pub use desk::Desk;

@@ -51,8 +51,10 @@ pub struct Ledger {
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// Another coordinator has appended.
-    #[error("event {found} of stream {LEDGER_STREAM} follows on event {expected}, the last that is known here, and is not \
-             from here: another coordinator leads")]
+    #[error(
+        "event {found} of stream {LEDGER_STREAM} follows on event {expected}, the last that is known here, and is not \
+             from here: another coordinator leads"
+    )]
     Fenced {
         /// Stream sequence of the last message that this process knows.
         expected: u64,

@@ -3,19 +3,20 @@
 use std::path::PathBuf;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
 use async_nats::jetstream::{self, stream};
-use futures::StreamExt as _;
 use harness::{NatsServer, PATIENCE};
 use identity::domain::LIFETIME_DEFAULT;
 use identity::{AuditKey, Domain, InitOptions};
-use runtime::{Bus, BusConfig, clock};
-use schemas::{Message as _, WorkerId};
+use runtime::{Bus, BusConfig, StreamReader, clock};
 use schemas::account::{Account, Copied};
 use schemas::permission::Role;
 use schemas::subject::{AUDIT_STREAM, Lane};
+use schemas::{Message as _, WorkerId};
 
 use crate::scribe::{Said, Scribe, run};
+
+/// How often it is asked whether the copy has more.
+const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(20);
 
 pub(crate) struct Broker {
     server: NatsServer,
@@ -28,8 +29,9 @@ pub(crate) struct Cast {
     ledger_bus: Bus,
     pub(crate) ledger: Scribe,
     recorder_bus: Bus,
-    /// What the readers' stream gets.
-    copies: Ordered,
+    /// The readers' stream, and how far it was seen.
+    copies: StreamReader,
+    copied: u64,
     pub(crate) worker: WorkerId,
     pub(crate) worker_key: AuditKey,
     pub(crate) account_chain: Scribe,
@@ -93,10 +95,8 @@ impl Broker {
         jetstream::new(self.bus(role.name()).await.client().clone())
     }
 
-    async fn copies(&self) -> Ordered {
-        let stream = self.provision(Account::Audit).await.get_stream(AUDIT_STREAM).await.expect("it was created");
-        let consumer = stream.create_consumer(OrderedConfig::default()).await.expect("the provisioner may");
-        consumer.messages().await.expect("the provisioner may")
+    async fn copies(&self) -> StreamReader {
+        StreamReader::new(self.bus(Role::AuditProvisioner.name()).await, AUDIT_STREAM)
     }
 
     pub(crate) async fn cast(&self) -> Cast {
@@ -108,6 +108,7 @@ impl Broker {
         Cast {
             ledger_bus: self.bus(Role::LedgerWriter.name()).await,
             copies: self.copies().await,
+            copied: 0,
             ledger: Scribe::new(domain, ledger_key),
             recorder_bus: self.bus(Role::Recorder.name()).await,
             worker: issued.public.as_str().parse().expect("a name or key"),
@@ -125,10 +126,18 @@ impl Cast {
         let answer = bus.request_raw(&said.subject, HeaderMap::new(), payload, PATIENCE).await;
         let answer: serde_json::Value = serde_json::from_slice(&answer.expect("a PubAck")).expect("it is JSON");
         assert!(answer["seq"].as_u64().is_some(), "{answer}");
-        // One after another, and the copy is the only reader: what comes next is this one.
-        let copy = tokio::time::timeout(PATIENCE, self.copies.next()).await.expect("it is copied");
-        let copy = copy.expect("an ordered consumer does not end").expect("it can be read");
-        assert!(copy.subject.ends_with(said.subject.rsplit('.').next().expect("a token")), "{}", copy.subject);
+        // One after another: what comes next in the copy is this one. The broker may have been away, and comes back.
+        let copied = async {
+            loop {
+                match self.copies.next(self.copied + 1).await {
+                    Ok(Some(message)) => return message,
+                    _ => tokio::time::sleep(LOOK_EVERY).await,
+                }
+            }
+        };
+        let copy = tokio::time::timeout(PATIENCE, copied).await.expect("it is copied");
+        assert_eq!(copy.subject, said.subject);
+        self.copied = copy.sequence;
     }
 
     /// Publishes something that the coordinator may say at any time.

@@ -64,7 +64,9 @@ mod tests {
     #[test]
     fn a_full_or_busy_broker_is_not_final() {
         // Too many requests; no room in the stream, on the disk, in the account; no leader; no answer that can be read.
-        for (code, err_code) in [(429, 10167), (503, 10077), (503, 10047), (400, 10023), (503, 10008), (500, 0), (400, 10077)] {
+        for (code, err_code) in
+            [(429, 10167), (503, 10077), (503, 10047), (400, 10023), (503, 10008), (500, 0), (400, 10077)]
+        {
             assert_eq!(refused(code, err_code), Published::NotNow("words".to_owned()), "{err_code}");
         }
         for err_code in FINAL {

@@ -232,7 +232,8 @@ async fn a_chain_that_its_own_key_broke_is_not_followed() {
         change(&mut body);
         scene.forge(&scene.key, &body, |_| {}).await;
         let appended = ledger.append(UnixMillis(3), None, stopped("late")).await;
-        for error in [appended.expect_err("somebody has the key"), scene.open().await.map(|_| ()).expect_err("broken")] {
+        for error in [appended.expect_err("somebody has the key"), scene.open().await.map(|_| ()).expect_err("broken")]
+        {
             match &error {
                 LedgerError::Broken { stream: 2, reason } => assert!(reason.contains(expected), "{expected}: {reason}"),
                 other => panic!("{expected}: {other:?}"),
@@ -256,7 +257,10 @@ async fn a_full_stream_is_waited_for() {
     let mut short = Ledger::new(scene.server.bus().await, scene.key.clone(), scene.trust.clone(), Duration::ZERO);
     read_on(&mut short).await.expect("it verifies");
     let given_up = short.append(UnixMillis(2), None, stopped("never")).await.expect_err("there is no room");
-    assert!(matches!(&given_up, LedgerError::Unwritable { reason, .. } if reason.contains("maximum messages")), "{given_up}");
+    assert!(
+        matches!(&given_up, LedgerError::Unwritable { reason, .. } if reason.contains("maximum messages")),
+        "{given_up}"
+    );
     let append = tokio::spawn(async move { ledger.append(UnixMillis(2), None, stopped("meanwhile")).await });
     config.max_messages = -1;
     jetstream.update_stream(config).await.expect("this server takes it");

@@ -147,7 +147,9 @@ fn verdict(summary: &Summary) -> String {
     let Summary { events, verified, repeated, unenrolled, rejected, foreign, .. } = summary;
     let whole = summary.emitters.iter().filter(|emitter| emitter.whole).count();
     let chains = format!("{whole} of {} chains whole", summary.emitters.len());
-    let others = format!("{repeated} repeated, {unenrolled} of workers that have not joined, {rejected} rejected, {foreign} foreign");
+    let others = format!(
+        "{repeated} repeated, {unenrolled} of workers that have not joined, {rejected} rejected, {foreign} foreign"
+    );
     format!("{events} events: {verified} verified, {others}; {chains}")
 }
 

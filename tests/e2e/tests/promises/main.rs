@@ -6,8 +6,8 @@
 mod audit_tamper;
 mod cluster_check;
 mod coordinator_restart;
-mod foreign_messages;
 mod foreign_bytes;
+mod foreign_messages;
 mod hostile_messages;
 mod permissions;
 mod run_halted;

@@ -70,7 +70,8 @@ fn a_chain_is_recorded_event_by_event_and_a_repeated_one_is_known() {
 fn what_does_not_follow_is_refused_for_good() {
     let (mut intake, mut member) = scene();
     let events: Vec<SignedEvent> = (0..4).map(|_| stopped(&mut member)).collect();
-    let mut hear = |event: &SignedEvent| candidate(intake.hear(NOW, &subject(&Member::new(1), "stopped"), &event.encode()));
+    let mut hear =
+        |event: &SignedEvent| candidate(intake.hear(NOW, &subject(&Member::new(1), "stopped"), &event.encode()));
     let tails: Vec<Tail> = events.iter().enumerate().map(|(at, event)| hear(event).as_tail(at as u64 + 1)).collect();
     // A second life of the same chain: the same positions, other bytes.
     let mut other = Member::new(1);

@@ -116,7 +116,8 @@ fn foreign_messages_are_counted_and_put_nothing_in_doubt() {
         for ending in [".started", ".round-opened"] {
             for place in [0, 7, usize::MAX] {
                 let mut log = Log::write(&PLAN);
-                let mut bad = log.records.iter().find(|one| one.subject.ends_with(ending)).expect("there is one").clone();
+                let mut bad =
+                    log.records.iter().find(|one| one.subject.ends_with(ending)).expect("there is one").clone();
                 spoil(&mut bad);
                 let place = place.min(log.records.len());
                 log.records.insert(place, bad);
