@@ -1,22 +1,34 @@
-//! Events: signed, chained per emitter, kept in stream `AUDIT`. The coordinator's chain is the ledger: its state is the
-//! fold of it.
+//! Events: signed, chained per emitter, kept in streams. The coordinator's chain is the ledger: its state is the fold of
+//! it.
 
 use serde::{Deserialize, Serialize};
-use serde_bytes::ByteArray;
+use serde_bytes::{ByteArray, ByteBuf};
 
 use crate::code::Code;
 use crate::contribution::{Contribution, Evaluation};
 use crate::lease::{LeaseRef, Weights};
-use crate::limits::EVENT_BYTES_MAX;
+use crate::limits::{EVENT_BYTES_MAX, SIGNED_EVENT_BYTES_MAX};
 use crate::member::{Posture, Session};
 use crate::message::{V, message};
 use crate::run::{RunSpec, TrainerKind};
 use crate::{AccountId, Digest, ObjectRef, PublicKey, Round, RunId, Sequence, Tokens, UnixMillis, WorkerId};
 
-/// Header of an event message: the emitter's public audit key.
-pub const KEY_HEADER: &str = "Diloco-Key";
-/// Header of an event message: the signature over the body under its domain prefix, base64url.
-pub const SIGNATURE_HEADER: &str = "Diloco-Signature";
+/// An event as it is sent and stored. Key and signature stand beside the body in one payload and not in headers: who reads
+/// what strangers send asks for no headers, since a header can be anything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignedEvent {
+    /// Version.
+    pub v: V<1>,
+    /// The public audit key that signed.
+    pub key: PublicKey,
+    /// The signature over the body under its domain prefix.
+    pub signature: ByteArray<64>,
+    /// An encoded [`EventBody`], as it was signed.
+    pub body: ByteBuf,
+}
+
+message!(SignedEvent, "signed event", SIGNED_EVENT_BYTES_MAX);
 
 /// The body of an event: encoded once, signed, hashed and stored as it is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -9,6 +9,8 @@ pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
 pub const WORKER_MESSAGE_BYTES_MAX: usize = 256 << 10;
 /// Longest event body: the audit log's entries must stay below the 64 KiB of tlog-tiles, with room for the signature.
 pub const EVENT_BYTES_MAX: usize = 16 << 10;
+/// Longest signed event: a body, and room for its key, its signature and their names.
+pub const SIGNED_EVENT_BYTES_MAX: usize = EVENT_BYTES_MAX + 512;
 /// A run's name is a subject token, an object-key segment and a table column.
 pub const RUN_ID_BYTES_MAX: usize = 32;
 /// Longest free text in a refusal or an event.

@@ -18,6 +18,8 @@ pub enum Role {
     Operator,
     /// Reads events.
     Auditor,
+    /// The audit service's second connection, on which it hears workers' events and records those that are in order.
+    Recorder,
     /// Creates streams and buckets of the control account; like the other provisioners used by `diloctl cluster` only.
     Provisioner,
     /// Creates the ledger's stream.
@@ -30,12 +32,13 @@ pub enum Role {
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Worker,
         Self::Coordinator,
         Self::LedgerWriter,
         Self::Operator,
         Self::Auditor,
+        Self::Recorder,
         Self::Provisioner,
         Self::LedgerProvisioner,
         Self::EventsProvisioner,
@@ -50,6 +53,7 @@ impl Role {
             Self::LedgerWriter => "ledger-writer",
             Self::Operator => "operator",
             Self::Auditor => "auditor",
+            Self::Recorder => "recorder",
             Self::Provisioner => "provisioner",
             Self::LedgerProvisioner => "ledger-provisioner",
             Self::EventsProvisioner => "events-provisioner",
@@ -63,7 +67,7 @@ impl Role {
             Self::Worker => Account::Tenant,
             Self::Coordinator | Self::Operator | Self::Provisioner => Account::Control,
             Self::LedgerWriter | Self::LedgerProvisioner => Account::Ledger,
-            Self::EventsProvisioner => Account::Events,
+            Self::Recorder | Self::EventsProvisioner => Account::Events,
             Self::Auditor | Self::AuditProvisioner => Account::Audit,
         }
     }
@@ -101,16 +105,16 @@ const fn plumbing(role: Role, subject: &'static str, purpose: &'static str) -> P
 }
 
 /// Every subject of the broker's own that some role may publish.
+///
+/// Streams of events are read by single questions and never through consumers: a consumer delivers where its owner says, an
+/// empty status message too, and one such message under `$JS.API.STREAM.DELETE.…` deletes the stream. The answers to these
+/// questions are never empty, and none of them can be read as an order.
 pub const PLUMBING: &[Plumbing] = &[
     plumbing(Role::Coordinator, "_R_.>", "answer requests that crossed accounts"),
     plumbing(Role::Coordinator, "_INBOX.>", "answer operators"),
     plumbing(Role::Coordinator, "$JS.API.INFO", "see whether JetStream is on"),
-    plumbing(Role::LedgerWriter, "$JS.API.STREAM.INFO.LEDGER", "replay the ledger"),
-    plumbing(Role::LedgerWriter, "$JS.API.CONSUMER.CREATE.LEDGER", "replay the ledger (unnamed consumer)"),
-    plumbing(Role::LedgerWriter, "$JS.API.CONSUMER.CREATE.LEDGER.>", "replay the ledger"),
-    plumbing(Role::LedgerWriter, "$JS.API.CONSUMER.MSG.NEXT.LEDGER.>", "replay the ledger"),
-    plumbing(Role::LedgerWriter, "$JS.API.CONSUMER.INFO.LEDGER.*", "replay the ledger"),
-    plumbing(Role::LedgerWriter, "$JS.API.CONSUMER.DELETE.LEDGER.*", "replay the ledger"),
+    plumbing(Role::LedgerWriter, "$JS.API.STREAM.INFO.LEDGER", "see where the ledger ends"),
+    plumbing(Role::LedgerWriter, "$JS.API.STREAM.MSG.GET.LEDGER", "read the ledger"),
     plumbing(Role::Coordinator, "$JS.API.STREAM.INFO.WORK", "read offers"),
     plumbing(Role::Coordinator, "$JS.API.CONSUMER.INFO.WORK.lease", "read offers"),
     plumbing(Role::Coordinator, "$JS.API.CONSUMER.MSG.NEXT.WORK.lease", "read offers"),
@@ -118,12 +122,10 @@ pub const PLUMBING: &[Plumbing] = &[
     plumbing(Role::Coordinator, "$JS.API.STREAM.INFO.KV_state", "read pointers"),
     plumbing(Role::Coordinator, "$JS.API.DIRECT.GET.KV_state.>", "read pointers"),
     plumbing(Role::Coordinator, "$KV.state.>", "move pointers by compare and set"),
-    plumbing(Role::Auditor, "$JS.API.STREAM.INFO.AUDIT", "read events"),
-    plumbing(Role::Auditor, "$JS.API.CONSUMER.CREATE.AUDIT", "read events (unnamed consumer)"),
-    plumbing(Role::Auditor, "$JS.API.CONSUMER.CREATE.AUDIT.>", "read events"),
-    plumbing(Role::Auditor, "$JS.API.CONSUMER.MSG.NEXT.AUDIT.>", "read events"),
-    plumbing(Role::Auditor, "$JS.API.CONSUMER.INFO.AUDIT.*", "read events"),
-    plumbing(Role::Auditor, "$JS.API.CONSUMER.DELETE.AUDIT.*", "read events"),
+    plumbing(Role::Auditor, "$JS.API.STREAM.INFO.AUDIT", "see where the stream ends"),
+    plumbing(Role::Auditor, "$JS.API.STREAM.MSG.GET.AUDIT", "read events"),
+    plumbing(Role::Recorder, "_R_.>", "answer workers"),
+    plumbing(Role::Recorder, "$JS.API.STREAM.MSG.GET.*", "find the end of a worker's chain"),
     plumbing(Role::Provisioner, "$JS.API.>", "create and compare streams and buckets"),
     plumbing(Role::LedgerProvisioner, "$JS.API.>", "create and compare the ledger's stream"),
     plumbing(Role::EventsProvisioner, "$JS.API.>", "create and compare tenants' streams"),
@@ -272,11 +274,21 @@ mod tests {
     }
 
     #[test]
+    fn who_reads_or_writes_events_has_no_right_to_consumers() {
+        for role in [Role::LedgerWriter, Role::Auditor, Role::Recorder, Role::Operator, Role::Worker] {
+            let set = permissions(role);
+            let consumers = |subject: &&String| subject.contains("CONSUMER") || subject.contains("DIRECT");
+            assert_eq!(set.publish_allow.iter().find(consumers), None, "{role:?}");
+        }
+    }
+
+    #[test]
     fn tl_15_only_the_coordinator_writes_the_ledger_and_commands() {
         for role in Role::ALL {
             let set = permissions(role);
             let writes = |prefix: &str| set.publish_allow.iter().any(|subject| subject.starts_with(prefix));
             assert_eq!(writes("diloco.ledger."), role == Role::LedgerWriter);
+            assert_eq!(writes("diloco.record."), role == Role::Recorder);
             assert_eq!(writes("diloco.command."), role == Role::Coordinator);
             assert_eq!(writes("diloco.control."), role == Role::Operator);
         }

@@ -47,8 +47,10 @@ pub enum Kind {
 pub enum Lane {
     /// What a worker asks.
     Request,
-    /// A worker's signed events.
+    /// A worker's signed events, as it hands them in.
     Event,
+    /// The same when they were checked.
+    Record,
     /// The coordinator's signed events.
     Ledger,
     /// Heartbeats.
@@ -65,9 +67,10 @@ pub enum Lane {
 
 impl Lane {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Request,
         Self::Event,
+        Self::Record,
         Self::Ledger,
         Self::Telemetry,
         Self::Command,
@@ -81,6 +84,7 @@ impl Lane {
         match self {
             Self::Request => "diloco.request",
             Self::Event => "diloco.event",
+            Self::Record => "diloco.record",
             Self::Ledger => "diloco.ledger",
             Self::Telemetry => "diloco.telemetry",
             Self::Command => "diloco.command",
@@ -157,18 +161,28 @@ pub const TABLE: &[Row] = &[
     Row {
         lane: Lane::Event,
         pattern: "{run}.{worker}.{kind}",
-        kind: Kind::Stream,
-        message: "EventBody",
-        reply: None,
+        kind: Kind::Request,
+        message: "SignedEvent",
+        reply: Some("Done"),
         publishers: &[Role::Worker],
+        subscribers: &[Role::Recorder],
+        purpose: "a worker's signed events, to who checks them",
+    },
+    Row {
+        lane: Lane::Record,
+        pattern: "{account}.{run}.{worker}.{kind}",
+        kind: Kind::Stream,
+        message: "SignedEvent",
+        reply: None,
+        publishers: &[Role::Recorder],
         subscribers: &[],
-        purpose: "a worker's signed events, into the stream of its tenant",
+        purpose: "workers' events that were checked, into the stream of their tenant",
     },
     Row {
         lane: Lane::Ledger,
         pattern: "{run}.{emitter}.{kind}",
         kind: Kind::Stream,
-        message: "EventBody",
+        message: "SignedEvent",
         reply: None,
         publishers: &[Role::LedgerWriter],
         subscribers: &[],
@@ -314,6 +328,19 @@ pub fn worker_event_subject(run: &RunId, worker: &WorkerId, kind: &str) -> Strin
     format!("{}.{run}.{worker}.{kind}", Lane::Event.prefix())
 }
 
+/// `diloco.record.<account>.<run>.<worker>.<kind>`, as who checked the event publishes it.
+pub fn record_subject(account: &AccountId, run: &RunId, worker: &WorkerId, kind: &str) -> String {
+    format!("{}.{account}.{run}.{worker}.{kind}", Lane::Record.prefix())
+}
+
+/// The recorded events of one worker.
+pub fn record_filter(account: &AccountId, run: &RunId, worker: &WorkerId) -> String {
+    format!("{}.{account}.{run}.{worker}.>", Lane::Record.prefix())
+}
+
+/// The filter under which events of workers are heard before they are checked.
+pub const EVENTS_FILTER: &str = "diloco.event.>";
+
 /// `diloco.ledger.<run or cluster>.<emitter>.<kind>`, as the coordinator publishes it.
 pub fn ledger_subject(run: Option<&RunId>, emitter: &PublicKey, kind: &str) -> String {
     format!("{}.{}.{emitter}.{kind}", Lane::Ledger.prefix(), run.map_or(CLUSTER, RunId::as_str))
@@ -372,14 +399,14 @@ pub enum Incoming {
     Heartbeat { account: AccountId, run: RunId, worker: WorkerId },
     Control { operator: PublicKey, verb: ControlVerb },
     WorkerEvent { account: AccountId, run: RunId, worker: WorkerId, kind: String },
+    Recorded { account: AccountId, run: RunId, worker: WorkerId, kind: String },
     Ledger { run: Option<RunId>, emitter: PublicKey, kind: String },
     Offer { run: RunId, round: Round, unit: String },
 }
 
-/// Whose event a subject carries, read off the tokens to which the broker holds a worker; what the event calls itself may be
-/// anything.
-pub fn worker_event_sender(subject: &str) -> Option<(AccountId, RunId, WorkerId)> {
-    let rest = subject.strip_prefix(Lane::Event.prefix())?.strip_prefix('.')?;
+/// Under whose name an event was recorded; what the event calls itself may be anything.
+pub fn recorded_worker(subject: &str) -> Option<(AccountId, RunId, WorkerId)> {
+    let rest = subject.strip_prefix(Lane::Record.prefix())?.strip_prefix('.')?;
     sender(rest).map(|(account, run, worker, _)| (account, run, worker))
 }
 
@@ -395,7 +422,7 @@ pub fn as_sent(subject: &str) -> Cow<'_, str> {
     }
 }
 
-/// The key of who sent something to the coordinator: the broker holds every sender to its own. None when the subject has no
+/// The key of who sent something to a service: the broker holds every sender to its own. None when the subject has no
 /// such place; whatever follows it may be anything.
 pub fn sender_key(subject: &str) -> Option<PublicKey> {
     let mut tokens = subject.splitn(3, '.');
@@ -446,6 +473,10 @@ fn parse(subject: &str) -> Option<Incoming> {
         "event" => {
             let (account, run, worker, kind) = sender(rest)?;
             token(kind).map(|kind| Incoming::WorkerEvent { account, run, worker, kind })
+        }
+        "record" => {
+            let (account, run, worker, kind) = sender(rest)?;
+            token(kind).map(|kind| Incoming::Recorded { account, run, worker, kind })
         }
         "work" => {
             let mut tokens = rest.split('.');
@@ -539,6 +570,10 @@ mod tests {
             mapped(&worker_event_subject(&run(), &worker(), "joined")).parse(),
             Ok(Incoming::WorkerEvent { .. })
         ));
+        assert!(matches!(
+            record_subject(&account(), &run(), &worker(), "joined").parse(),
+            Ok(Incoming::Recorded { .. })
+        ));
         assert_eq!(
             ledger_subject(None, &key, "coordinator-started").parse(),
             Ok(Incoming::Ledger { run: None, emitter: key.clone(), kind: "coordinator-started".to_owned() })
@@ -553,14 +588,14 @@ mod tests {
     }
 
     #[test]
-    fn the_sender_of_a_worker_event_is_known_whatever_it_calls_the_event() {
+    fn the_worker_of_a_recorded_event_is_known_whatever_it_calls_the_event() {
         let sender = Some((account(), run(), worker()));
         for kind in ["joined", "no_kind", "a.b"] {
-            assert_eq!(worker_event_sender(&mapped(&worker_event_subject(&run(), &worker(), kind))), sender, "{kind}");
+            assert_eq!(recorded_worker(&record_subject(&account(), &run(), &worker(), kind)), sender, "{kind}");
         }
         let key: PublicKey = worker().as_str().parse().expect("a key");
-        for subject in [ledger_subject(Some(&run()), &key, "joined"), "diloco.eventful".to_owned(), String::new()] {
-            assert_eq!(worker_event_sender(&subject), None, "{subject}");
+        for subject in [ledger_subject(Some(&run()), &key, "joined"), "diloco.recorder".to_owned(), String::new()] {
+            assert_eq!(recorded_worker(&subject), None, "{subject}");
         }
     }
 

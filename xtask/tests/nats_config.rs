@@ -238,7 +238,7 @@ fn declarations_name_what_schemas_names() {
     let subjects = |prefix: &str, rest: &str| serde_json::json!([format!("{prefix}.{rest}")]);
     for (file, name, account, subjects) in [
         ("streams/LEDGER.json", LEDGER_STREAM, "ledger", subjects(Lane::Ledger.prefix(), ">")),
-        ("streams/EVENTS.json", EVENTS_STREAM_PREFIX, "events", subjects(Lane::Event.prefix(), "{account}.>")),
+        ("streams/EVENTS.json", EVENTS_STREAM_PREFIX, "events", subjects(Lane::Record.prefix(), "{account}.>")),
         ("streams/AUDIT.json", AUDIT_STREAM, "audit", serde_json::json!([])),
     ] {
         let stream = declaration(file);

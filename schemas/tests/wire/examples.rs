@@ -9,7 +9,7 @@ use schemas::contribution::{
 use schemas::control::{
     OperatorObjects, Query, RunNew, RunNewReply, Shutdown, ShutdownReply, View, ViewReply, ViewRequest,
 };
-use schemas::event::{Event, EventBody, LedgerEvent, WorkerEvent};
+use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent, WorkerEvent};
 use schemas::layout::{Layout, TensorSpec};
 use schemas::lease::{
     ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, Offer, ReleaseRequest, RenewReply, RenewRequest, UnitId,
@@ -287,6 +287,12 @@ pub(crate) fn all() -> Vec<Example> {
         example(&layout),
         example(&refusal),
         example(&event(Event::Ledger(accepted()))),
+        example(&SignedEvent {
+            v: V,
+            key: event(Event::Ledger(accepted())).emitter,
+            signature: ByteArray::new([3; 64]),
+            body: ByteBuf::from(event(Event::Ledger(accepted())).encode()),
+        }),
         Example { name: "answer", ..example(&Answer::new(&asked(), Reply::Ok(Done::default()))) },
         Example { name: "answer that refuses", ..example(&Answer::<Done>::new(&asked(), Reply::Refused(refusal))) },
         Example {

@@ -6,7 +6,7 @@ use crate::examples;
 use proptest::prelude::*;
 use schemas::answer::question;
 use schemas::blob::PutRequest;
-use schemas::event::EventBody;
+use schemas::event::{EventBody, SignedEvent};
 use schemas::lease::{ClaimRequest, Done};
 use schemas::member::Session;
 use schemas::{Answer, Asked, DecodeError, Message, Millis, Reply, V, is_answer};
@@ -93,6 +93,11 @@ fn the_largest_event_fits() {
     let bytes = examples::largest_event().encode();
     assert!(bytes.len() <= EventBody::BYTES_MAX, "{} bytes", bytes.len());
     assert!(EventBody::decode(&bytes).is_ok());
+    // And so does the longest body that is allowed, once it is signed.
+    let body = serde_bytes::ByteBuf::from(vec![7; EventBody::BYTES_MAX]);
+    let emitter = examples::largest_event().emitter;
+    let signed = SignedEvent { v: V, key: emitter, signature: serde_bytes::ByteArray::new([7; 64]), body };
+    assert_eq!(SignedEvent::decode(&signed.encode()).expect("it fits"), signed);
 }
 
 #[test]

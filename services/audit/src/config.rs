@@ -17,10 +17,20 @@ pub struct Config {
     pub domain: PathBuf,
     /// The bus.
     pub bus: BusConfig,
+    /// The second connection, on which workers' events are heard and recorded.
+    pub recorder: RecorderSection,
     /// This service.
     pub audit: AuditSection,
     /// What is demanded.
     pub auth: AuthConfig,
+}
+
+/// The section `recorder`: another account at the same broker.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RecorderSection {
+    /// Credentials file.
+    pub credentials: PathBuf,
 }
 
 /// The section `audit`.
@@ -40,6 +50,7 @@ impl Default for Config {
         Self {
             domain: PathBuf::from(".diloco"),
             bus: BusConfig::default(),
+            recorder: RecorderSection::default(),
             audit: AuditSection::default(),
             auth: AuthConfig::default(),
         }
@@ -52,10 +63,16 @@ impl Config {
     pub fn completed(mut self) -> Self {
         let layout = Layout::new(&self.domain);
         fill(&mut self.bus.credentials, layout.credentials(Role::Auditor.name()));
+        fill(&mut self.recorder.credentials, layout.credentials(Role::Recorder.name()));
         fill(&mut self.bus.ca, layout.ca());
         fill(&mut self.audit.trust, layout.trust());
         fill(&mut self.audit.folder, layout.folder().join("audit"));
         self
+    }
+
+    /// The connection on which workers' events are heard and recorded.
+    pub fn recorder_bus(&self) -> BusConfig {
+        BusConfig { credentials: self.recorder.credentials.clone(), ..self.bus.clone() }
     }
 
     /// What the service has to show.
@@ -63,6 +80,7 @@ impl Config {
         let items = vec![
             Material::BusAddress { key: "bus.url", url: self.bus.url.clone() },
             Material::Credentials { key: "bus.credentials", path: self.bus.credentials.clone() },
+            Material::Credentials { key: "recorder.credentials", path: self.recorder.credentials.clone() },
             Material::Authority { key: "bus.ca", path: self.bus.ca.clone(), layer: Layer::Bus },
             Material::Trust { key: "audit.trust", path: self.audit.trust.clone() },
         ];

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use audit_core::{Auditor, Checked, Finding, Found, Record, StreamSequence};
+use audit_core::{Auditor, Checked, Enrolment, Finding, Found, Record, StreamSequence};
 use identity::TrustBundle;
 use schemas::{UnixMillis, V};
 
@@ -111,6 +111,11 @@ impl Desk {
         self.truncated = Some(last);
         self.read = StreamSequence(0);
         Ok(Some(found))
+    }
+
+    /// The workers' keys that the ledger has named since this was asked last.
+    pub fn take_enrolments(&mut self) -> Vec<Enrolment> {
+        self.auditor.take_enrolments()
     }
 
     /// What was checked so far.

@@ -9,10 +9,7 @@ use std::path::{Path, PathBuf};
 use audit_core::{Found, Record, StreamSequence};
 use schemas::{Code, Digest, UnixMillis};
 
-use crate::line::Line;
-
-/// Longest line that is read: a message of the stream (64 KiB with its headers) in base64, and names.
-const LINE_BYTES_MAX: u64 = 256 << 10;
+use crate::line::{LINE_BYTES_MAX, Line, is_older};
 
 /// Why the files cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +25,9 @@ pub enum KeepError {
         /// What the system said.
         source: io::Error,
     },
+    /// An older release wrote the files.
+    #[error("{} is in the form of an older release; start with a new folder, and keep this one", .0.display())]
+    Older(PathBuf),
     /// A line was changed after it was written. A line that a crash cut off at the end of the newest file is not that.
     #[error("{} line {number} is damaged; keep the folder as it is, and start with a new one", path.display())]
     Damaged {
@@ -43,6 +43,7 @@ impl KeepError {
     pub const fn code(&self) -> Code {
         match self {
             Self::Busy(_) => Code::AuditFolderBusy,
+            Self::Older(_) => Code::AuditFilesOlder,
             Self::Io { .. } | Self::Damaged { .. } => Code::AuditFolderInvalid,
         }
     }
@@ -157,7 +158,7 @@ impl Keep {
         let (mut whole, mut number) = (0, 0);
         loop {
             let mut text = Vec::new();
-            let mut bounded = reader.by_ref().take(LINE_BYTES_MAX);
+            let mut bounded = reader.by_ref().take(LINE_BYTES_MAX as u64);
             let length = bounded.read_until(b'\n', &mut text).map_err(|source| io_error(path, source))?;
             if length == 0 {
                 return Ok(whole);
@@ -165,13 +166,17 @@ impl Keep {
             number += 1;
             let damaged = || KeepError::Damaged { path: path.to_owned(), number };
             if text.last() != Some(&b'\n') {
-                let torn = is_last && (length as u64) < LINE_BYTES_MAX;
+                let torn = is_last && length < LINE_BYTES_MAX;
                 if torn {
                     tracing::warn!(file = %path.display(), bytes = length, "the last line was cut off by a crash; removed");
                 }
                 return if torn { Ok(whole) } else { Err(damaged()) };
             }
-            match serde_json::from_slice(&text).map_err(|_| damaged())? {
+            let line = serde_json::from_slice(&text).map_err(|_| match is_older(&text) {
+                true => KeepError::Older(path.to_owned()),
+                false => damaged(),
+            })?;
+            match line {
                 Line::Record(kept) => {
                     let (record, digest) = kept.record().ok_or_else(damaged)?;
                     self.know(record.stream_sequence, digest);

@@ -1,5 +1,6 @@
 //! The audit service around [`audit_core`]: reads stream `AUDIT`, has every event checked, and keeps what it saw in files
-//! of its own, so that a stream that is changed later contradicts them.
+//! of its own, so that a stream that is changed later contradicts them. It also hears what workers say about themselves,
+//! and records what is in order.
 //!
 //! [`Replay`] is the same reading and checking for a command line, without files.
 //!
@@ -8,12 +9,14 @@
 //! | `reader` | the stream, in order, across reconnects |
 //! | `keep`, `line` | the append-only files |
 //! | `desk` | auditor and files together: a batch in, findings out |
+//! | `intake` | workers' events: heard, checked, recorded, answered |
 //! | `service` | the loop of the program |
 //! | `replay` | a whole replay, and following on |
 //! | `config` | the program's configuration |
 
 pub mod config;
 pub mod desk;
+mod intake;
 pub mod keep;
 mod line;
 pub mod reader;
@@ -21,12 +24,12 @@ pub mod replay;
 pub mod service;
 
 pub use audit_core::{
-    Auditor, Checked, EmitterSummary, FaultyWorker, Finding, Found, Record, RunSummary, StreamSequence, Summary,
-    TimelineRow, Verdict,
+    Auditor, Checked, EmitterSummary, FaultyWorker, Finding, ForeignMessage, Found, Payload, Record, RunSummary,
+    StreamSequence, Summary, TimelineRow, Verdict,
 };
 pub use config::Config;
 pub use desk::Desk;
 pub use keep::{Keep, KeepError};
-pub use reader::{ReadError, Reader, Span};
+pub use reader::{Reader, Span};
 pub use replay::{Replay, ReplayError};
 pub use service::Service;

@@ -1,9 +1,13 @@
 //! One line of the audit files: JSON, so that they can be read without this program.
 
-use audit_core::{Found, Record, StreamSequence, Verdict};
+use audit_core::{Found, Payload, Record, StreamSequence, Verdict};
 use data_encoding::BASE64;
 use schemas::{Digest, UnixMillis, V};
 use serde::{Deserialize, Serialize};
+
+/// Longest line, with its end: the longest event in base64 (23 KiB), the longest subject that the broker takes (4 KiB) with
+/// every character escaped, and names. What writes lines and what reads them has this bound from here.
+pub(crate) const LINE_BYTES_MAX: usize = 64 << 10;
 
 /// What a line says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -14,7 +18,7 @@ pub(crate) enum Line {
     /// A record that waited was settled.
     Verdict {
         /// Version.
-        v: V<1>,
+        v: V<2>,
         /// The record.
         stream_sequence: StreamSequence,
         /// What it came to.
@@ -23,7 +27,7 @@ pub(crate) enum Line {
     /// Something was found.
     Finding {
         /// Version.
-        v: V<1>,
+        v: V<2>,
         /// When, by this machine's clock.
         time: UnixMillis,
         /// What.
@@ -35,17 +39,24 @@ pub(crate) enum Line {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Kept {
-    v: V<1>,
+    v: V<2>,
     pub(crate) stream_sequence: StreamSequence,
     subject: String,
-    key: String,
-    signature: String,
     stored_at: UnixMillis,
-    /// Base64.
-    body: String,
+    payload: Written,
     /// [`Record::digest`]: shows a line that was damaged on the disk.
     digest: Digest,
     verdict: Verdict,
+}
+
+/// A payload in a line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Written {
+    /// All of it.
+    Base64(String),
+    /// What is kept of a message that is longer than any event.
+    TooLong { bytes: u64, digest: Digest },
 }
 
 impl Kept {
@@ -54,10 +65,11 @@ impl Kept {
             v: V,
             stream_sequence: record.stream_sequence,
             subject: record.subject.clone(),
-            key: record.key.clone(),
-            signature: record.signature.clone(),
             stored_at: record.stored_at,
-            body: BASE64.encode(&record.body),
+            payload: match &record.payload {
+                Payload::Whole(bytes) => Written::Base64(BASE64.encode(bytes)),
+                Payload::TooLong { bytes, digest } => Written::TooLong { bytes: *bytes, digest: *digest },
+            },
             digest,
             verdict,
         }
@@ -68,19 +80,70 @@ impl Kept {
         let record = Record {
             stream_sequence: self.stream_sequence,
             subject: self.subject,
-            key: self.key,
-            signature: self.signature,
             stored_at: self.stored_at,
-            body: BASE64.decode(self.body.as_bytes()).ok()?,
+            payload: match self.payload {
+                Written::Base64(text) => Payload::Whole(BASE64.decode(text.as_bytes()).ok()?),
+                Written::TooLong { bytes, digest } => Payload::TooLong { bytes, digest },
+            },
         };
         (record.digest() == self.digest).then_some((record, self.digest))
     }
 }
 
+/// Whether a line that does not parse is one of an older release.
+pub(crate) fn is_older(text: &[u8]) -> bool {
+    let version = serde_json::from_slice(text).ok().and_then(|line: serde_json::Value| line.get("v")?.as_u64());
+    version == Some(1)
+}
+
 impl Line {
     /// The line with its end.
     pub(crate) fn encode(&self, into: &mut Vec<u8>) {
+        let start = into.len();
         serde_json::to_writer(&mut *into, self).expect("lines are JSON: their maps have text keys");
         into.push(b'\n');
+        debug_assert!(into.len() - start <= LINE_BYTES_MAX, "{} bytes could not be read again", into.len() - start);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use audit_core::Finding;
+    use schemas::limits::SIGNED_EVENT_BYTES_MAX;
+
+    use super::*;
+
+    /// The longest of each kind, with text that JSON has to escape wherever a stranger can put some.
+    #[test]
+    fn the_longest_line_is_within_what_is_read() {
+        let controls = |length: usize| "\u{1}".repeat(length);
+        let longest = Record {
+            stream_sequence: StreamSequence(u64::MAX),
+            // The broker takes no longer line than 4 KiB for everything but the payload.
+            subject: controls(4096),
+            stored_at: UnixMillis(u64::MAX),
+            payload: Payload::of(&vec![0xFF; SIGNED_EVENT_BYTES_MAX]),
+        };
+        let longer = Record { payload: Payload::of(&vec![0xFF; 1 << 20]), ..longest.clone() };
+        let finding = Finding::Malformed { reason: controls(1024) };
+        let found = Found { stream_sequence: StreamSequence(u64::MAX), ledger: true, finding };
+        for line in [
+            Line::Record(Kept::new(&longest, longest.digest(), Verdict::Unenrolled)),
+            Line::Record(Kept::new(&longer, longer.digest(), Verdict::Unenrolled)),
+            Line::Finding { v: V, time: UnixMillis(u64::MAX), found },
+        ] {
+            let mut bytes = Vec::new();
+            line.encode(&mut bytes);
+            assert!(bytes.len() <= LINE_BYTES_MAX, "{} bytes", bytes.len());
+            assert_eq!(serde_json::from_slice::<Line>(&bytes).expect("it reads back"), line);
+        }
+    }
+
+    #[test]
+    fn lines_of_an_older_release_are_told_from_damage() {
+        assert!(is_older(br#"{"line":"record","v":1,"stream_sequence":1}"#));
+        for other in [&br#"{"line":"record","v":2}"#[..], b"{}", b"\xff", b""] {
+            assert!(!is_older(other));
+        }
     }
 }

@@ -2,19 +2,19 @@
 
 use std::time::Duration;
 
-use audit_core::{Auditor, Checked, Record, StreamSequence};
+use audit_core::{Auditor, Checked, StreamSequence};
 use identity::TrustBundle;
-use runtime::{Bus, Failure};
+use runtime::{Bus, Failure, StreamError};
 use schemas::Code;
 
-use crate::reader::{ReadError, Reader, Span};
+use crate::reader::{Reader, Span};
 
 /// Why a replay came to no verdict.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
     /// The stream cannot be read.
     #[error(transparent)]
-    Read(#[from] ReadError),
+    Read(#[from] StreamError),
     /// There is nothing to check.
     #[error("the stream never held an event; nothing was checked")]
     Empty,
@@ -49,8 +49,6 @@ pub struct Replay {
     reader: Reader,
     auditor: Auditor,
     span: Span,
-    /// Read, and not checked yet: they lie after the position that was asked for.
-    later: Vec<Record>,
 }
 
 impl Replay {
@@ -62,7 +60,7 @@ impl Replay {
         let reader = Reader::new(bus, StreamSequence(1));
         let span = reader.span().await?;
         let auditor = Auditor::new(trust.domain.as_str(), trust.audit_keys.iter().cloned());
-        Ok(Self { reader, auditor, span, later: Vec::new() })
+        Ok(Self { reader, auditor, span })
     }
 
     /// Where the stream started and ended when it was opened.
@@ -99,24 +97,19 @@ impl Replay {
         if end > last {
             return Err(ReplayError::Beyond { wanted: end, last });
         }
-        let mut left = self.span.messages;
-        while left > 0 && self.auditor.last() < end {
-            let batch = tokio::time::timeout(patience, self.reader.batch()).await;
+        loop {
+            let batch = tokio::time::timeout(patience, self.reader.batch_to(end)).await;
             let stalled = |_| ReplayError::Stalled { at: self.auditor.last(), end, waited: patience };
-            let mut batch = batch.map_err(stalled)?;
-            left = self.reader.pending();
-            self.later = batch.split_off(batch.partition_point(|record| record.stream_sequence <= end));
-            batch.iter().flat_map(|record| self.auditor.observe(record)).for_each(&mut *each);
-            if !self.later.is_empty() {
-                break;
+            match batch.map_err(stalled)? {
+                Some(batch) => batch.iter().flat_map(|record| self.auditor.observe(record)).for_each(&mut *each),
+                None => return Ok(()),
             }
         }
-        Ok(())
     }
 
     /// The next results after [`Replay::catch_up`] to the end; waits until there are some.
     pub async fn follow(&mut self) -> Vec<Checked> {
-        let batch = if self.later.is_empty() { self.reader.batch().await } else { std::mem::take(&mut self.later) };
+        let batch = self.reader.batch().await;
         batch.iter().flat_map(|record| self.auditor.observe(record)).collect()
     }
 

@@ -1,24 +1,23 @@
-//! The audit service: reads, checks, keeps, and says what it finds, until it is stopped.
+//! The audit service: reads, checks, keeps, and says what it finds, until it is stopped. Beside it runs the intake, which
+//! learns from here whose keys the ledger names.
 
 use std::time::Duration;
 
-use async_nats::HeaderMap;
-use audit_core::{Found, Record, StreamSequence};
+use audit_core::{Enrolment, Found, Record, StreamSequence};
 use identity::TrustBundle;
-use runtime::{Bus, BusError, Failure, clock};
+use runtime::{Bus, Failure, clock};
 use schemas::Code;
-use schemas::subject::AUDIT_STREAM;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::desk::Desk;
+use crate::intake::Intake;
 use crate::keep::KeepError;
 use crate::reader::Reader;
 
 /// How often the end of the stream is compared with what was kept.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
-/// How long the broker may take to say that this credential may read the stream; when it says nothing, reading will tell.
-const ASK_MAX: Duration = Duration::from_secs(5);
 /// Most findings of one batch that are logged one by one; the files have all of them.
 const FINDINGS_LOGGED_MAX: usize = 20;
 
@@ -26,6 +25,9 @@ const FINDINGS_LOGGED_MAX: usize = 20;
 pub struct Service {
     reader: Reader,
     desk: Desk,
+    intake: Intake,
+    /// Where the intake learns whose keys the ledger names.
+    enrolments: mpsc::Sender<Enrolment>,
 }
 
 impl Service {
@@ -36,16 +38,11 @@ impl Service {
     pub async fn build(config: &Config) -> Result<Self, Failure> {
         let trust = TrustBundle::read(&config.audit.trust)
             .map_err(|error| Failure::new(error.code(), format!("audit.trust: {error}")))?;
-        let folder = config.audit.folder.clone();
+        let (folder, domain) = (config.audit.folder.clone(), trust.domain.to_string());
         let desk = blocking(move || Desk::open(&folder, &trust)).await?;
         let connected = Bus::connect("diloco-audit", &config.bus, clock::now()).await;
         let bus = connected.map_err(|error| Failure::from(error.into_refusal()))?;
-        // A credential of another role shows here, at once; reading would only time out.
-        let subject = format!("$JS.API.STREAM.INFO.{AUDIT_STREAM}");
-        let asked = bus.request_raw(&subject, HeaderMap::new(), Vec::new().into(), ASK_MAX).await;
-        if let Err(error @ BusError::Denied { .. }) = asked {
-            return Err(error.into_refusal().into());
-        }
+        let (intake, enrolments) = Intake::connect(config, &domain).await?;
         // From the first message on, so that the whole stream is compared with what was kept.
         let reader = Reader::new(&bus, StreamSequence(1));
         let span = reader.span().await.map_err(|error| Failure::new(error.code(), error))?;
@@ -53,15 +50,17 @@ impl Service {
         if let Some(found) = desk.auditor().evidence() {
             tracing::warn!(code = %found.code(), "what was kept has evidence of tampering: {found}");
         }
-        Ok(Self { reader, desk })
+        Ok(Self { reader, desk, intake, enrolments })
     }
 
     /// Runs until `stop`.
     ///
     /// # Errors
-    /// The files cannot be written.
+    /// The files cannot be written, or the broker takes a right away.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
-        let Self { mut reader, mut desk } = self;
+        let Self { mut reader, mut desk, intake, enrolments } = self;
+        let mut intake = tokio::spawn(intake.run(stop.clone()));
+        name_all(&mut desk, &enrolments).await;
         let mut compare = tokio::time::interval(COMPARE_EVERY);
         compare.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut level = false;
@@ -70,6 +69,7 @@ impl Service {
                 () = stop.cancelled() => break,
                 records = reader.batch() => {
                     desk = take(desk, records).await?;
+                    name_all(&mut desk, &enrolments).await;
                     tracing::debug!(kept = desk.keep().len(), last = desk.keep().last().0, "a batch is kept");
                     let now_level = reader.pending() == 0;
                     if now_level && !level {
@@ -77,11 +77,23 @@ impl Service {
                     }
                     level = now_level;
                 }
+                ended = &mut intake => {
+                    ended.map_err(|error| Failure::new(Code::Internal, error))??;
+                    break;
+                }
                 _ = compare.tick() => desk = compare_ends(&mut reader, desk).await?,
             }
         }
         tracing::info!(kept = desk.keep().len(), last = desk.auditor().last().0, "the audit has ended");
         Ok(())
+    }
+}
+
+/// Tells the intake whose keys the ledger has named since the last time.
+async fn name_all(desk: &mut Desk, enrolments: &mpsc::Sender<Enrolment>) {
+    for enrolment in desk.take_enrolments() {
+        // An intake that has ended is noticed where its end is waited for.
+        let _ = enrolments.send(enrolment).await;
     }
 }
 

@@ -10,11 +10,11 @@ mod scribe;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use audit_core::{Finding, Record, StreamSequence};
+use audit_core::{Finding, Payload, Record, StreamSequence};
 use diloco_audit::{Desk, KeepError};
 use identity::{AuditKey, ManifestKey, SigningKey, TrustBundle};
 use proptest::prelude::*;
-use schemas::{Code, UnixMillis, V};
+use schemas::{Code, Message as _, UnixMillis, V};
 
 use scribe::{Said, Scribe};
 
@@ -41,9 +41,8 @@ fn ledger(count: u64) -> (TrustBundle, Vec<Record>) {
 
 /// An event as the stream gives it back.
 fn record(said: Said, sequence: u64) -> Record {
-    let Said { subject, key, signature, body } = said;
     let (stream_sequence, stored_at) = (StreamSequence(sequence), runtime::clock::now());
-    Record { stream_sequence, subject, key, signature, stored_at, body }
+    Record { stream_sequence, subject: said.subject, stored_at, payload: Payload::of(&said.event.encode()) }
 }
 
 fn newest(folder: &Path) -> PathBuf {
@@ -84,7 +83,8 @@ fn a_changed_stream_contradicts_the_files() {
     drop(desk);
     // The third message has other bytes, the fifth is gone.
     let mut changed = records.clone();
-    changed[2].body[10] ^= 1;
+    let Payload::Whole(bytes) = &mut changed[2].payload else { panic!("no event is too long") };
+    bytes[10] ^= 1;
     changed.remove(4);
     let mut desk = Desk::open(scratch.path(), &trust).expect("the files are whole");
     let found: Vec<Finding> =
@@ -120,6 +120,39 @@ fn a_stream_that_lost_its_tail_is_found_once() {
     drop(desk);
     let mut desk = Desk::open(scratch.path(), &trust).expect("the files are whole");
     assert_eq!(desk.stream_ends(StreamSequence(4), NOW).expect("the files are whole"), None, "it is in the files");
+}
+
+/// Whatever the stream holds, the service starts again on what it kept of it.
+#[test]
+fn what_is_longest_and_strangest_is_kept_and_read_again() {
+    let (trust, mut records) = ledger(2);
+    let strange = |sequence, subject: &str, payload: &[u8]| Record {
+        stream_sequence: StreamSequence(sequence),
+        subject: subject.to_owned(),
+        stored_at: NOW,
+        payload: Payload::of(payload),
+    };
+    records.push(strange(3, &"\u{1}".repeat(4096), &vec![1; schemas::limits::SIGNED_EVENT_BYTES_MAX]));
+    records.push(strange(4, "diloco.ledger.x", &vec![1; 60_000]));
+    records.push(strange(5, "", b""));
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let mut desk = Desk::open(scratch.path(), &trust).expect("the files are whole");
+    desk.take(&records, NOW).expect("the disk has room");
+    drop(desk);
+    let mut desk = Desk::open(scratch.path(), &trust).expect("what was written is read");
+    assert_eq!(desk.take(&records, NOW).expect("the disk has room"), [], "it is what was kept");
+    assert_eq!((desk.keep().len(), desk.auditor().summary().foreign), (5, 3));
+    assert_eq!(desk.auditor().evidence(), None);
+}
+
+#[test]
+fn files_of_an_older_release_are_refused_by_name() {
+    let (trust, _) = ledger(0);
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    fs::write(scratch.path().join("20231114.log"), "{\"line\":\"record\",\"v\":1,\"stream_sequence\":1}\n")
+        .expect("the folder is ours");
+    let error = Desk::open(scratch.path(), &trust).expect_err("another form");
+    assert_eq!(error.code(), Code::AuditFilesOlder);
 }
 
 #[test]

@@ -71,7 +71,7 @@ pub(crate) fn read(message: &Delivery, identity: Identity) -> Result<Heard, Box<
                 Err(refusal) => Err(rejected(None, verb.token(), refusal)),
             }
         }
-        Incoming::WorkerEvent { .. } | Incoming::Ledger { .. } | Incoming::Offer { .. } => {
+        Incoming::WorkerEvent { .. } | Incoming::Recorded { .. } | Incoming::Ledger { .. } | Incoming::Offer { .. } => {
             Err(rejected(None, subject, Refusal::new(Code::MessageInvalid, "not a request")))
         }
     }

@@ -9,7 +9,7 @@
 //! | `arrival` | what waits for the loop |
 //! | `allowance` | how much a worker may ask |
 //! | `guard` | a panic of work that somebody waits for, as its outcome |
-//! | `ledger` | the signed chain in stream `AUDIT`, fenced by its last sequence |
+//! | `ledger` | the signed chain in stream `LEDGER`, fenced by its last sequence |
 //! | `queue` | offers: publish, pull, settle, hold |
 //! | `store`, `grants` | the store, and URLs to it for others |
 //! | `check`, `screen` | a new run's objects; a result's chunks |

@@ -152,6 +152,8 @@ mod tests {
     use schemas::telemetry::{Heartbeat, Phase};
     use schemas::{Bytes, Message as _, Millis, Steps, Tokens, V};
 
+    use schemas::member::Session;
+
     use super::*;
 
     fn is_held_against_nobody(lane: &str, reply: Option<&str>, payload: &[u8]) -> bool {
@@ -169,6 +171,7 @@ mod tests {
     fn what_the_broker_may_have_carried_here_is_held_against_nobody() {
         let heartbeat = Heartbeat {
             v: V,
+            session: Session(1),
             phase: Phase::Claiming,
             lease: None,
             steps_done: Steps(0),
@@ -178,7 +181,8 @@ mod tests {
             bytes_up: Bytes(0),
             bytes_down: Bytes(0),
         };
-        let (claim, heartbeat) = (ClaimRequest { v: V, wait: Millis(5) }.encode(), heartbeat.encode());
+        let (claim, heartbeat) =
+            (ClaimRequest { v: V, session: Session(1), wait: Millis(5) }.encode(), heartbeat.encode());
         let stored = b"{\"stream\":\"EVENTS\",\"seq\":1}";
         for (lane, reply, payload) in [
             ("request", Some("_R_.x"), &b"\xc1\x84"[..]),

@@ -351,6 +351,7 @@ impl Domain {
             Role::Coordinator => return Ok(Some(self.layout.coordinator_audit_key())),
             Role::LedgerWriter
             | Role::Operator
+            | Role::Recorder
             | Role::Provisioner
             | Role::LedgerProvisioner
             | Role::EventsProvisioner

@@ -15,6 +15,7 @@ mod origin;
 pub mod quantity;
 pub mod ready;
 pub mod shutdown;
+mod stream;
 mod switches;
 pub mod throttle;
 
@@ -26,4 +27,5 @@ pub use listen::{Delivery, Listener};
 pub use log::LogArgs;
 pub use materials::{Material, Materials};
 pub use quantity::{ConfigBytes, ConfigDuration};
+pub use stream::{StoredMessage, StreamError, StreamReader, StreamSpan};
 pub use switches::switches_reference;

@@ -1,29 +1,29 @@
-//! A worker's own account of its life: signed, chained, and published until the stream has it.
+//! A worker's own account of its life: signed, chained, and sent until it is recorded, or refused for good.
 //!
-//! The end of the chain is on disk before an event leaves, with the event itself as long as the stream did not acknowledge
-//! it: after a crash it is sent again, byte for byte, so the chain has neither gap nor fork.
+//! The end of the chain is on disk before an event leaves, with the event itself as long as nobody said that it is recorded:
+//! after a crash it is sent again, byte for byte, so the chain has neither gap nor fork.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::HeaderMap;
-use bytes::Bytes;
-use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
+use data_encoding::HEXLOWER;
 use identity::AuditKey;
 use identity::secret::write_private;
-use runtime::{Bus, Failure};
-use schemas::event::{Event, EventBody, KEY_HEADER, SIGNATURE_HEADER, WorkerEvent};
+use runtime::{Bus, BusError, Failure};
+use schemas::event::{Event, EventBody, SignedEvent, WorkerEvent};
+use schemas::lease::Done;
 use schemas::subject::worker_event_subject;
 use schemas::{Code, Digest, Message as _, PublicKey, RunId, Sequence, UnixMillis, V, WorkerId};
 use serde::{Deserialize, Serialize};
+use serde_bytes::{ByteArray, ByteBuf};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-/// Events that wait for the stream: a worker emits a few in a unit, so these are hours without a bus.
+/// Events that wait to be recorded: a worker emits a few in a unit, so these are hours without a bus.
 const EVENTS_MAX: usize = 256;
-/// Longest wait for the stream's acknowledgement.
-const ACKNOWLEDGEMENT_MAX: Duration = Duration::from_secs(10);
+/// Longest wait for an answer.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// First and longest pause before an event is sent again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
@@ -37,7 +37,7 @@ struct ChainEnd {
     sequence: Sequence,
     /// Digest of the last event's body.
     previous: Option<Digest>,
-    /// The last event, while the stream may not have it.
+    /// The last event, while it may not be recorded.
     unacknowledged: Option<Pending>,
 }
 
@@ -120,7 +120,7 @@ impl Chain {
         Ok(pending)
     }
 
-    /// The stream has the last event.
+    /// The last event is recorded, or never will be.
     ///
     /// # Errors
     /// It cannot be noted; the event would be sent again after a restart.
@@ -147,18 +147,18 @@ impl Events {
     /// that loses the events behind the one that is on its way.
     pub(crate) fn start(chain: Chain, bus: Bus, domain: &str) -> (Self, JoinHandle<()>) {
         let (sender, queue) = mpsc::channel(EVENTS_MAX);
-        let publisher = Publisher { chain, bus, domain: domain.to_owned() };
+        let publisher = Publisher { chain, bus, domain: domain.to_owned(), refused: false };
         (Self(sender), tokio::spawn(publisher.run(queue)))
     }
 
-    /// Hands in an event. Never waits: work does not stand still because the audit stream is away.
+    /// Hands in an event. Never waits: work does not stand still because nobody records.
     pub(crate) fn emit(&self, event: WorkerEvent) {
         let kind = event.kind();
         if self.0.try_send(event).is_err() {
             tracing::warn!(
                 kind,
                 waiting = EVENTS_MAX,
-                "too many events wait for the stream; one is left out of the chain"
+                "too many events wait to be recorded; one is left out of the chain"
             );
         }
     }
@@ -168,6 +168,8 @@ struct Publisher {
     chain: Chain,
     bus: Bus,
     domain: String,
+    /// Whether the last event was refused for good: a chain that has forked stays so, and is told once.
+    refused: bool,
 }
 
 impl Publisher {
@@ -191,43 +193,46 @@ impl Publisher {
             tracing::error!(code = %Code::WorkerChainInvalid, "the kept event does not read back");
             return;
         };
-        let headers = headers(&self.chain.key, &self.domain, &body);
-        let body = Bytes::from(body);
+        let event = sign(&self.chain.key, &self.domain, body);
         let mut pause = PAUSE.0;
         loop {
-            let sent = self.bus.request_raw(&pending.subject, headers.clone(), body.clone(), ACKNOWLEDGEMENT_MAX).await;
-            let refused = match sent {
-                Ok(answer) => match acknowledgement(&answer) {
-                    Ok(()) => break,
-                    Err(reason) => reason,
-                },
-                Err(error) => error.to_string(),
-            };
-            tracing::debug!(subject = pending.subject, reason = refused, "the stream does not have an event yet");
+            let answer: Result<Done, BusError> = self.bus.request(&pending.subject, &event, ANSWER_MAX).await;
+            match answer {
+                Ok(_) => {
+                    self.refused = false;
+                    break;
+                }
+                Err(BusError::Refused(refusal)) if is_final(refusal.code) => {
+                    if !std::mem::replace(&mut self.refused, true) {
+                        let subject = &pending.subject;
+                        tracing::error!(
+                            code = %refusal.code,
+                            subject,
+                            next = refusal.code.next_step(),
+                            "an event is not recorded, and those that follow on it will not be either: {refusal}"
+                        );
+                    }
+                    break;
+                }
+                Err(error) => tracing::debug!(subject = pending.subject, %error, "an event is not recorded yet"),
+            }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE.1);
         }
         if let Err(failure) = self.chain.acknowledged() {
-            tracing::warn!(code = %failure.code(), %failure, "a delivered event would be sent again");
+            tracing::warn!(code = %failure.code(), %failure, "a recorded event would be sent again");
         }
     }
 }
 
-fn headers(key: &AuditKey, domain: &str, body: &[u8]) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    headers.insert(KEY_HEADER, key.public().as_str());
-    headers.insert(SIGNATURE_HEADER, BASE64URL_NOPAD.encode(&key.sign_event(domain, body)).as_str());
-    headers
+/// Whether sending the event again is of no use.
+const fn is_final(code: Code) -> bool {
+    matches!(code, Code::EventRefused | Code::ChainForked)
 }
 
-/// Reads a PubAck.
-fn acknowledgement(answer: &[u8]) -> Result<(), String> {
-    let value: serde_json::Value = serde_json::from_slice(answer).map_err(|error| format!("no PubAck: {error}"))?;
-    match (value.get("error"), value.get("seq")) {
-        (Some(error), _) => Err(error.to_string()),
-        (None, Some(_)) => Ok(()),
-        (None, None) => Err("the answer has no sequence".to_owned()),
-    }
+fn sign(key: &AuditKey, domain: &str, body: Vec<u8>) -> SignedEvent {
+    let signature = ByteArray::new(key.sign_event(domain, &body));
+    SignedEvent { v: V, key: key.public().clone(), signature, body: ByteBuf::from(body) }
 }
 
 #[cfg(test)]
@@ -298,10 +303,20 @@ mod tests {
     }
 
     #[test]
-    fn ls_04_acknowledgements_are_read_not_assumed() {
-        assert!(acknowledgement(br#"{"stream":"AUDIT","seq":7}"#).is_ok());
-        for bad in [&b""[..], b"{}", b"+ACK", br#"{"error":{"code":503},"seq":0}"#] {
-            assert!(acknowledgement(bad).is_err());
+    fn ls_04_only_what_is_refused_for_good_is_given_up() {
+        assert!(is_final(Code::ChainForked) && is_final(Code::EventRefused));
+        for again in [Code::EventLater, Code::NoAnswer, Code::BusDenied, Code::MessageInvalid] {
+            assert!(!is_final(again), "{again}");
         }
+    }
+
+    #[test]
+    fn what_is_sent_verifies_from_its_own_bytes() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let key = Arc::new(AuditKey::generate());
+        let pending = open(&scratch.path().join("events.json"), &key).append(UnixMillis(1), event()).expect("written");
+        let event = sign(&key, "domain", body(&pending).0);
+        let again = SignedEvent::decode(&event.encode()).expect("it reads back");
+        assert!(verify_event("domain", &again.key, &*again.signature, &again.body).is_ok());
     }
 }

@@ -1,5 +1,6 @@
 //! A worker with real credentials that does what a test tells it, for better or worse.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,12 +11,13 @@ use objects::{Regrant, Transfer, TransferLimits, Trust};
 use runtime::{Bus, BusError};
 use schemas::blob::{Grant, Grants, PutRequest};
 use schemas::contribution::{Contribution, Outcome, Statement, SubmitReply, SubmitRequest};
-use schemas::lease::{ClaimOutcome, ClaimReply, ClaimRequest, LeaseRef, MANIFEST_TYPE, Manifest};
+use schemas::event::{Event, EventBody, SignedEvent, WorkerEvent};
+use schemas::lease::{ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, MANIFEST_TYPE, Manifest};
 use schemas::member::{JoinReply, JoinRequest, Posture, Session};
 use schemas::permission::Role;
 use schemas::run::{RunSpec, TrainerKind};
-use schemas::subject::{Verb, request_subject};
-use schemas::{Code, Digest, Message, Millis, ObjectRef, Refusal, RunId, V, WorkerId};
+use schemas::subject::{Verb, request_subject, worker_event_subject};
+use schemas::{Code, Digest, Message, Millis, ObjectRef, Refusal, RunId, Sequence, V, WorkerId};
 use serde_bytes::{ByteArray, ByteBuf};
 
 /// How long an answer may take.
@@ -34,6 +36,8 @@ pub struct Scripted {
     audit_key: AuditKey,
     trust: identity::TrustBundle,
     transfer: Transfer,
+    /// The end of its chain of events.
+    chain: Mutex<(Sequence, Option<Digest>)>,
 }
 
 /// No grant is asked for again: what a test was granted must do.
@@ -69,7 +73,8 @@ impl Scripted {
         let ca = std::fs::read(cluster.domain().layout().ca()).expect("the domain has an authority");
         let transfer = Transfer::new(&Trust::Authority(ca), TransferLimits::default());
         let transfer = transfer.unwrap_or_else(|error| panic!("{error}"));
-        Self { bus, worker, run: run.clone(), session: new_session(), audit_key, trust, transfer }
+        let (run, session) = (run.clone(), new_session());
+        Self { bus, worker, run, session, audit_key, trust, transfer, chain: Mutex::default() }
     }
 
     /// The subject of a verb.
@@ -101,6 +106,53 @@ impl Scripted {
         let reply: JoinReply =
             self.ask(Verb::Join, &self.join_request()).await.unwrap_or_else(|error| panic!("{error}"));
         reply.spec
+    }
+
+    /// Emits the next event of its chain and waits until it is recorded.
+    ///
+    /// # Panics
+    /// It is refused for good, or not recorded in time.
+    pub async fn emit(&self, event: WorkerEvent) {
+        self.try_emit(event).await.unwrap_or_else(|refusal| panic!("{refusal}"));
+    }
+
+    /// The same, where it may be refused.
+    ///
+    /// # Errors
+    /// It is refused for good.
+    ///
+    /// # Panics
+    /// There is no answer in time.
+    pub async fn try_emit(&self, event: WorkerEvent) -> Result<(), Refusal> {
+        let (sequence, previous) = *self.chain.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let subject = worker_event_subject(&self.run, &self.worker, event.kind());
+        let (emitter, run) = (self.audit_key.public().clone(), Some(self.run.clone()));
+        let (time, event) = (runtime::clock::now(), Event::Worker(event));
+        let body = EventBody { v: V, emitter, sequence, previous, time, run, event }.encode();
+        let digest = Digest::of(&body);
+        let signature = ByteArray::new(self.audit_key.sign_event(self.trust.domain.as_str(), &body));
+        let key = self.audit_key.public().clone();
+        let signed = SignedEvent { v: V, key, signature, body: ByteBuf::from(body) };
+        let recorded = async {
+            loop {
+                match self.bus.request::<_, Done>(&subject, &signed, ANSWER_WAIT).await {
+                    Ok(_) => return Ok(()),
+                    // Who has joined just now is known in a moment.
+                    Err(BusError::Refused(refusal)) if refusal.code == Code::EventLater => {}
+                    Err(BusError::Refused(refusal)) => return Err(refusal),
+                    Err(error) => panic!("{subject}: {error}"),
+                }
+            }
+        };
+        let recorded = tokio::time::timeout(PATIENCE, recorded).await;
+        recorded.unwrap_or_else(|_| panic!("{subject} is not recorded"))?;
+        *self.chain.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = (sequence.next(), Some(digest));
+        Ok(())
+    }
+
+    /// Begins its chain again, as a worker does whose state was lost.
+    pub fn forget_events(&self) {
+        *self.chain.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Default::default();
     }
 
     /// What it joins with.

@@ -8,7 +8,8 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use identity::{BusTls, CredentialSource, Domain, InitOptions, Issued};
-use runtime::{Bus, BusConfig, clock};
+use runtime::{Bus, BusConfig, StreamReader, clock};
+use schemas::account::Copied;
 use schemas::permission::Role;
 use schemas::{Millis, RunId, WorkerId};
 use tempfile::TempDir;
@@ -195,7 +196,25 @@ impl Cluster {
     /// # Panics
     /// The stream cannot be read.
     pub async fn evidence(&self) -> Evidence {
-        Evidence::open(self.connect(Role::Auditor, Role::Auditor.name()).await).await
+        Evidence::open(self.connect(Role::Auditor, Role::Auditor.name()).await, self.sources().await)
+    }
+
+    /// Waits until stream `AUDIT` has everything that was stored up to now.
+    ///
+    /// # Panics
+    /// It stays behind.
+    pub async fn copied(&self) {
+        self.evidence().await.copied().await;
+    }
+
+    /// The streams of which `AUDIT` is a copy.
+    async fn sources(&self) -> Vec<StreamReader> {
+        let mut sources = Vec::new();
+        for copied in Copied::all(&self.domain.trust().tenants) {
+            let role = Role::provisioner(copied.home).expect("it has streams");
+            sources.push(StreamReader::new(self.connect(role, role.name()).await, copied.stream));
+        }
+        sources
     }
 
     /// Starts the store.

@@ -1,13 +1,16 @@
 //! Stream `AUDIT`, as an auditor reads it.
 
-use async_nats::jetstream::{self, consumer::pull};
-use futures::StreamExt as _;
-use runtime::Bus;
-use schemas::event::{Event, EventBody, LedgerEvent};
+use std::time::Duration;
+
+use runtime::{Bus, StreamReader};
+use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent};
 use schemas::subject::AUDIT_STREAM;
 use schemas::{Message as _, RunId};
 
 use crate::PATIENCE;
+
+/// How often it is asked whether the stream has more.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// A message of the stream.
 #[derive(Clone, Debug)]
@@ -16,7 +19,7 @@ pub struct Recorded {
     pub sequence: u64,
     /// Its subject.
     pub subject: String,
-    /// Everything that was stored besides: headers as text, then the body.
+    /// Everything that was stored besides.
     pub raw: Vec<u8>,
     /// What it says.
     pub body: EventBody,
@@ -24,24 +27,16 @@ pub struct Recorded {
 
 /// A reader of the stream, from its start. It sees what comes while it waits.
 pub struct Evidence {
-    messages: pull::Ordered,
+    stream: StreamReader,
+    /// The streams that it is a copy of.
+    sources: Vec<StreamReader>,
     seen: Vec<Recorded>,
-    /// How many messages lay behind the last one that was read.
-    pending: Option<u64>,
-    // The messages come over it.
-    _bus: Bus,
+    next: u64,
 }
 
 impl Evidence {
-    pub(crate) async fn open(bus: Bus) -> Self {
-        let jetstream = jetstream::new(bus.client().clone());
-        let stream = jetstream.get_stream_no_info(AUDIT_STREAM).await;
-        let stream = stream.unwrap_or_else(|error| panic!("stream {AUDIT_STREAM}: {error}"));
-        let consumer = stream.create_consumer(pull::OrderedConfig::default()).await;
-        let consumer = consumer.unwrap_or_else(|error| panic!("a consumer of {AUDIT_STREAM}: {error}"));
-        let messages = consumer.messages().await;
-        let messages = messages.unwrap_or_else(|error| panic!("messages of {AUDIT_STREAM}: {error}"));
-        Self { messages, seen: Vec::new(), pending: None, _bus: bus }
+    pub(crate) fn open(bus: Bus, sources: Vec<StreamReader>) -> Self {
+        Self { stream: StreamReader::new(bus, AUDIT_STREAM), sources, seen: Vec::new(), next: 1 }
     }
 
     /// Reads on until `wanted` holds for an event, and gives it. Events that were read before do not count.
@@ -70,30 +65,55 @@ impl Evidence {
         self.until(what, |recorded| of_run(recorded) && recorded.ledger().is_some_and(&wanted)).await
     }
 
-    /// Reads to the end of the stream as it is now, and gives everything from the start.
+    /// Reads everything that was recorded up to now, and gives it from the start.
     ///
     /// # Panics
-    /// The stream is empty, or something in it is no event.
+    /// Something in the stream is no event, or it stays behind what it is a copy of.
     pub async fn everything(mut self) -> Vec<Recorded> {
-        while self.pending != Some(0) {
+        let recorded = self.recorded().await;
+        while (self.seen.len() as u64) < recorded {
             let next = tokio::time::timeout(PATIENCE, self.next()).await;
             next.unwrap_or_else(|_| panic!("stream {AUDIT_STREAM} stalls; it ends with {}", self.tail()));
         }
         self.seen
     }
 
+    /// Waits until the copy has everything that was recorded up to now, whatever it is.
+    ///
+    /// # Panics
+    /// It stays behind.
+    pub(crate) async fn copied(&self) {
+        let recorded = self.recorded().await;
+        let reached = async {
+            while self.stream.span().await.unwrap_or_else(|error| panic!("{error}")).messages < recorded {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("{AUDIT_STREAM} stays behind"));
+    }
+
+    async fn recorded(&self) -> u64 {
+        let mut recorded = 0;
+        for source in &self.sources {
+            recorded += source.span().await.unwrap_or_else(|error| panic!("{error}")).messages;
+        }
+        recorded
+    }
+
     async fn next(&mut self) -> Recorded {
-        let message = self.messages.next().await.expect("an ordered consumer does not end");
-        let message = message.unwrap_or_else(|error| panic!("stream {AUDIT_STREAM}: {error}"));
-        let info = message.info().unwrap_or_else(|error| panic!("{error}"));
-        let (sequence, pending) = (info.stream_sequence, info.pending);
-        let subject = message.subject.to_string();
-        let body = EventBody::decode(&message.payload);
+        let message = loop {
+            match self.stream.next(self.next).await.unwrap_or_else(|error| panic!("{error}")) {
+                Some(message) => break message,
+                None => tokio::time::sleep(LOOK_EVERY).await,
+            }
+        };
+        let (sequence, subject) = (message.sequence, message.subject);
+        let signed = SignedEvent::decode(&message.payload);
+        let signed = signed.unwrap_or_else(|error| panic!("{subject} at {sequence} is not signed: {error}"));
+        let body = EventBody::decode(&signed.body);
         let body = body.unwrap_or_else(|error| panic!("{subject} at {sequence} is no event: {error}"));
-        let mut raw = format!("{:?}\n", message.headers).into_bytes();
-        raw.extend_from_slice(&message.payload);
-        let recorded = Recorded { sequence, subject, raw, body };
-        self.pending = Some(pending);
+        let recorded = Recorded { sequence, subject, raw: message.payload.to_vec(), body };
+        self.next = sequence + 1;
         self.seen.push(recorded.clone());
         recorded
     }

@@ -3,15 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use coordinator_core::State;
-use schemas::event::{Event, EventBody, LedgerEvent};
-use schemas::subject::{Incoming, worker_event_sender};
+use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent};
+use schemas::subject::{Incoming, recorded_worker};
 use schemas::{AccountId, Digest, Message, Millis, PublicKey, RunId, UnixMillis, WorkerId};
 use serde::{Deserialize, Serialize};
 
 use crate::chain::{Chain, Link};
 use crate::finding::{Finding, Found};
-use crate::record::{Record, StreamSequence};
-use crate::signature::{decode_signature, is_signed_event};
+use crate::intake::Enrolment;
+use crate::record::{Payload, Record, StreamSequence};
+use crate::signature::is_signed_event;
 use crate::summary::{EmitterSummary, FaultyWorker, Summary, Tally};
 use crate::timeline::TimelineRow;
 
@@ -33,6 +34,8 @@ pub enum Verdict {
     Unenrolled,
     /// Something is wrong.
     Rejected,
+    /// In nobody's chain; passed over.
+    Foreign,
 }
 
 /// A record after its checks.
@@ -53,6 +56,8 @@ pub struct Auditor {
     coordinators: BTreeSet<PublicKey>,
     chains: BTreeMap<PublicKey, Chain>,
     enrolled: BTreeMap<(RunId, WorkerId), BTreeSet<(AccountId, PublicKey)>>,
+    /// Those that nobody has taken yet.
+    enrolments: Vec<Enrolment>,
     held: VecDeque<Held>,
     state: State,
     last: StreamSequence,
@@ -86,6 +91,7 @@ impl Auditor {
             coordinators: coordinators.into_iter().collect(),
             chains: BTreeMap::new(),
             enrolled: BTreeMap::new(),
+            enrolments: Vec::new(),
             held: VecDeque::new(),
             state: State::default(),
             last: StreamSequence(0),
@@ -99,20 +105,19 @@ impl Auditor {
         let mut findings = self.position(record.stream_sequence);
         let mut results = Vec::new();
         match self.authentic(record) {
-            Ok((Incoming::Ledger { .. }, body)) => {
+            Ok((Incoming::Ledger { .. }, body, digest)) => {
                 let enrols = matches!(body.event, Event::Ledger(LedgerEvent::WorkerJoined { .. }));
-                results.push(self.ledger(record, body, findings));
+                results.push(self.ledger(record, body, digest, findings));
                 if enrols {
                     self.release(&mut results);
                 }
             }
-            Ok((Incoming::WorkerEvent { account, run, worker, .. }, body)) => {
+            Ok((Incoming::Recorded { account, run, worker, .. }, body, digest)) => {
                 let row = TimelineRow::of_worker(record, &worker, &body);
-                let digest = Digest::of(&record.body);
                 let event = Held { stored_at: record.stored_at, account, run, worker, body, digest, row };
                 self.worker(event, findings, &mut results);
             }
-            Ok((_, _)) => unreachable!("authentic events have the subject of a ledger or of a worker"),
+            Ok((_, _, _)) => unreachable!("authentic events have the subject of a ledger or of a worker"),
             Err(finding) => {
                 findings.push(finding);
                 let account = blamed(record, &findings);
@@ -134,6 +139,11 @@ impl Auditor {
             self.note(&Found { stream_sequence: last, ledger: true, finding });
         }
         results
+    }
+
+    /// The workers' keys that the ledger has named since this was asked last.
+    pub fn take_enrolments(&mut self) -> Vec<Enrolment> {
+        std::mem::take(&mut self.enrolments)
     }
 
     /// Adds a finding that was made elsewhere, such as in a comparison with what was kept.
@@ -184,17 +194,28 @@ impl Auditor {
         }
     }
 
-    /// Checks what a record says of itself: subject, body and headers agree, and the signature is right.
-    fn authentic(&self, record: &Record) -> Result<(Incoming, EventBody), Finding> {
+    /// Checks what a record says of itself: who signed it may be in a chain under this subject, and the signature is right.
+    /// Gives the body and the digest by which the next event of its emitter names it.
+    fn authentic(&self, record: &Record) -> Result<(Incoming, EventBody, Digest), Finding> {
         let malformed = |reason: String| Finding::Malformed { reason };
         let incoming: Incoming = record.subject.parse().map_err(|error| malformed(format!("{error}")))?;
-        let body = EventBody::decode(&record.body).map_err(|error| malformed(error.to_string()))?;
-        if record.key != body.emitter.as_str() {
-            return Err(malformed("the key in the header is not the one in the body".to_owned()));
+        let Payload::Whole(payload) = &record.payload else {
+            return Err(malformed("longer than any event".to_owned()));
+        };
+        let signed = SignedEvent::decode(payload).map_err(|error| malformed(error.to_string()))?;
+        let coordinator = self.coordinators.contains(&signed.key);
+        if matches!(incoming, Incoming::Ledger { .. }) && !coordinator {
+            return Err(Finding::Foreign { reason: format!("{} is not trusted to write the ledger", signed.key) });
         }
-        let signature = decode_signature(&record.signature).ok_or_else(|| bad_signature(&record.key))?;
-        if !is_signed_event(&self.domain, &record.key, &signature, &record.body) {
-            return Err(bad_signature(&record.key));
+        if !is_signed_event(&self.domain, signed.key.as_str(), &*signed.signature, &signed.body) {
+            return Err(Finding::BadSignature { key: signed.key.as_str().chars().take(64).collect() });
+        }
+        let body = EventBody::decode(&signed.body).map_err(|error| match coordinator {
+            true => Finding::Undecodable { reason: error.to_string() },
+            false => malformed(error.to_string()),
+        })?;
+        if body.emitter != signed.key {
+            return Err(malformed(format!("{} signed an event of {}", signed.key, body.emitter)));
         }
         let (run, kind) = match (&incoming, &body.event) {
             (Incoming::Ledger { run, emitter, kind }, Event::Ledger(_)) => {
@@ -203,7 +224,7 @@ impl Auditor {
                 }
                 (run.as_ref(), kind)
             }
-            (Incoming::WorkerEvent { run, kind, .. }, Event::Worker(_)) => (Some(run), kind),
+            (Incoming::Recorded { run, kind, .. }, Event::Worker(_)) => (Some(run), kind),
             _ => return Err(Finding::Foreign { reason: format!("{} under this subject", body.event.kind()) }),
         };
         if run != body.run.as_ref() {
@@ -212,19 +233,15 @@ impl Auditor {
         if kind != body.event.kind() {
             return Err(malformed(format!("the subject says {kind}, the body {}", body.event.kind())));
         }
-        let coordinator = self.coordinators.contains(&body.emitter);
-        match incoming {
-            Incoming::Ledger { .. } if !coordinator => {
-                Err(Finding::Foreign { reason: format!("{} is not trusted to write the ledger", body.emitter) })
-            }
-            Incoming::WorkerEvent { .. } if coordinator => Err(Finding::Usurped),
-            incoming => Ok((incoming, body)),
+        if coordinator && matches!(incoming, Incoming::Recorded { .. }) {
+            return Err(Finding::Usurped);
         }
+        Ok((incoming, body, Digest::of(&signed.body)))
     }
 
-    fn ledger(&mut self, record: &Record, body: EventBody, mut findings: Vec<Finding>) -> Checked {
+    fn ledger(&mut self, record: &Record, body: EventBody, digest: Digest, mut findings: Vec<Finding>) -> Checked {
         let row = TimelineRow::of_ledger(record, &body);
-        if self.link(&body, Digest::of(&record.body), record.stored_at, &mut findings) {
+        if self.link(&body, digest, record.stored_at, &mut findings) {
             return self.settle(Verdict::Repeated, &Account::Ledger, findings, row);
         }
         let Event::Ledger(event) = &body.event else { unreachable!("the subject of a ledger was checked") };
@@ -232,7 +249,10 @@ impl Auditor {
             Ok(()) => {
                 if let (LedgerEvent::WorkerJoined { worker, account, audit_key, .. }, Some(run)) = (event, &body.run) {
                     let member = self.enrolled.entry((run.clone(), worker.clone())).or_default();
-                    member.insert((account.clone(), audit_key.clone()));
+                    if member.insert((account.clone(), audit_key.clone())) {
+                        let (account, run, worker) = (account.clone(), run.clone(), worker.clone());
+                        self.enrolments.push(Enrolment { account, run, worker, key: audit_key.clone() });
+                    }
                 }
                 if matches!(event, LedgerEvent::RoundClosed { .. }) {
                     findings.extend(self.contradiction());
@@ -311,10 +331,15 @@ impl Auditor {
         self.state.check().err().map(|reason| Finding::Contradiction { reason })
     }
 
-    /// Books a result. Evidence overrules the verdict.
+    /// Books a result. What is found overrules the verdict, evidence before all.
     fn settle(&mut self, verdict: Verdict, account: &Account, findings: Vec<Finding>, row: TimelineRow) -> Checked {
-        let rejected = findings.iter().any(Finding::is_evidence);
-        let verdict = if rejected { Verdict::Rejected } else { verdict };
+        let verdict = if findings.iter().any(Finding::is_evidence) {
+            Verdict::Rejected
+        } else if findings.iter().any(Finding::is_foreign) {
+            Verdict::Foreign
+        } else {
+            verdict
+        };
         let findings = self.book(account, findings, row.stream_sequence);
         self.tally.count(&row, verdict);
         let problem = findings.iter().map(|found| found.finding.to_string()).collect::<Vec<_>>().join("; ");
@@ -342,16 +367,12 @@ impl Held {
     }
 }
 
-/// Whose account a record is that is not even authentic. The broker lets nobody but the worker itself publish under a worker's
-/// subject; everything else in the stream is the ledger's. A worker cannot make the coordinator's signature.
+/// Whose account a record is that is not even authentic. Under a worker's name only events that were checked are recorded;
+/// everything else in the stream is the ledger's. A worker cannot make the coordinator's signature.
 fn blamed(record: &Record, findings: &[Finding]) -> Account {
-    let stolen = findings.iter().any(|finding| matches!(finding, Finding::Usurped));
-    match worker_event_sender(&record.subject) {
+    let stolen = findings.iter().any(|finding| matches!(finding, Finding::Usurped | Finding::Undecodable { .. }));
+    match recorded_worker(&record.subject) {
         Some((_, run, worker)) if !stolen => Account::Worker(run, worker),
         _ => Account::Ledger,
     }
-}
-
-fn bad_signature(key: &str) -> Finding {
-    Finding::BadSignature { key: key.chars().take(64).collect() }
 }

@@ -9,7 +9,7 @@ use crate::record::StreamSequence;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Finding {
-    /// Subject or body are none of ours, or contradict each other.
+    /// Subject or payload are none of ours, or contradict each other.
     #[error("malformed: {reason}")]
     Malformed {
         /// What does not parse or fit.
@@ -21,10 +21,16 @@ pub enum Finding {
         /// Who spoke where.
         reason: String,
     },
+    /// The coordinator's key signed something that cannot be read as an event.
+    #[error("signed by the coordinator and not readable: {reason}")]
+    Undecodable {
+        /// What does not parse.
+        reason: String,
+    },
     /// A worker's event that the coordinator's key signed: somebody else holds that key.
     #[error("the coordinator's key speaks for a worker")]
     Usurped,
-    /// The signature is missing, or was not made by the named key over this body in this domain.
+    /// The signature was not made by the named key over this body in this domain.
     #[error("signature does not verify under {key}")]
     BadSignature {
         /// The named key.
@@ -115,9 +121,19 @@ pub enum Finding {
 }
 
 impl Finding {
-    /// Whether it is evidence that the record was tampered with, or that an emitter lied. A wrong clock is not.
+    /// Whether it is evidence that the record was tampered with, or that an emitter lied. A wrong clock is not, nor is a
+    /// foreign message.
     pub const fn is_evidence(&self) -> bool {
-        !matches!(self, Self::Clock { .. })
+        !matches!(self, Self::Clock { .. }) && !self.is_foreign()
+    }
+
+    /// Whether the message is in nobody's chain, since nobody signed it who could be in one there. It is passed over:
+    /// chains show by themselves when something is missing, and one message must not put a whole record in doubt.
+    pub const fn is_foreign(&self) -> bool {
+        matches!(
+            self,
+            Self::Malformed { .. } | Self::Foreign { .. } | Self::BadSignature { .. } | Self::UnknownEmitter { .. }
+        )
     }
 
     /// Its name as one word.
@@ -125,6 +141,7 @@ impl Finding {
         match self {
             Self::Malformed { .. } => "malformed",
             Self::Foreign { .. } => "foreign",
+            Self::Undecodable { .. } => "undecodable",
             Self::Usurped => "usurped",
             Self::BadSignature { .. } => "bad-signature",
             Self::UnknownEmitter { .. } => "unknown-emitter",
@@ -163,6 +180,9 @@ impl Found {
 
     /// The code of the page that says what to do.
     pub const fn code(&self) -> Code {
+        if self.finding.is_foreign() {
+            return Code::ForeignMessage;
+        }
         if self.is_of_the_record() { Code::LedgerBroken } else { Code::AuditRejected }
     }
 

@@ -11,6 +11,7 @@
 //! | `chain` | one emitter's chain |
 //! | `check` | the auditor: all checks in their order, and the fold of the ledger |
 //! | `finding` | what can be wrong |
+//! | `intake` | checks of workers' events before they are recorded |
 //! | `timeline` | an event as a line for people |
 //! | `summary` | what a whole replay came to |
 //!
@@ -20,6 +21,7 @@
 mod chain;
 mod check;
 mod finding;
+mod intake;
 mod record;
 mod signature;
 mod summary;
@@ -27,7 +29,10 @@ mod timeline;
 
 pub use check::{Auditor, Checked, HELD_MAX, Verdict};
 pub use finding::{Finding, Found};
-pub use record::{Record, StreamSequence};
-pub use signature::{decode_signature, encode_signature, is_signed_event};
-pub use summary::{EmitterSummary, FaultyWorker, RunSummary, Summary};
+pub use intake::{
+    BYTES_BURST, BYTES_PER_SECOND, Candidate, EVENTS_BURST, EVENTS_PER_SECOND, Enrolment, Heard, Intake, Linked, Tail,
+};
+pub use record::{Payload, Record, StreamSequence};
+pub use signature::is_signed_event;
+pub use summary::{EmitterSummary, FaultyWorker, ForeignMessage, RunSummary, Summary};
 pub use timeline::TimelineRow;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use schemas::limits::SIGNED_EVENT_BYTES_MAX;
 use schemas::{Digest, Hasher, UnixMillis};
 use serde::{Deserialize, Serialize};
 
@@ -31,14 +32,42 @@ pub struct Record {
     pub stream_sequence: StreamSequence,
     /// Its subject.
     pub subject: String,
-    /// Header `Diloco-Key`; empty when it is missing.
-    pub key: String,
-    /// Header `Diloco-Signature`; empty when it is missing.
-    pub signature: String,
     /// When the stream took it, by the broker's clock.
     pub stored_at: UnixMillis,
-    /// The payload.
-    pub body: Vec<u8>,
+    /// What it says.
+    pub payload: Payload,
+}
+
+/// What a message says. Its headers count for nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Payload {
+    /// Every byte of it.
+    Whole(Vec<u8>),
+    /// Longer than any event: what is kept of it says which bytes they were.
+    TooLong {
+        /// How many bytes.
+        bytes: u64,
+        /// Of all of them.
+        digest: Digest,
+    },
+}
+
+impl Payload {
+    /// Takes the bytes of a message, or their digest where they are more than an event has.
+    pub fn of(bytes: &[u8]) -> Self {
+        if bytes.len() > SIGNED_EVENT_BYTES_MAX {
+            Self::TooLong { bytes: bytes.len() as u64, digest: Digest::of(bytes) }
+        } else {
+            Self::Whole(bytes.to_vec())
+        }
+    }
+
+    fn measure(&self) -> (u64, Digest) {
+        match self {
+            Self::Whole(bytes) => (bytes.len() as u64, Digest::of(bytes)),
+            Self::TooLong { bytes, digest } => (*bytes, *digest),
+        }
+    }
 }
 
 impl Record {
@@ -48,10 +77,11 @@ impl Record {
         let mut hasher = Hasher::default();
         hasher.update(&self.stream_sequence.0.to_be_bytes());
         hasher.update(&self.stored_at.get().to_be_bytes());
-        for part in [self.subject.as_bytes(), self.key.as_bytes(), self.signature.as_bytes(), &self.body] {
-            hasher.update(&(part.len() as u64).to_be_bytes());
-            hasher.update(part);
-        }
+        hasher.update(&(self.subject.len() as u64).to_be_bytes());
+        hasher.update(self.subject.as_bytes());
+        let (bytes, digest) = self.payload.measure();
+        hasher.update(&bytes.to_be_bytes());
+        hasher.update(digest.as_bytes());
         hasher.finish()
     }
 }
@@ -60,17 +90,30 @@ impl Record {
 mod tests {
     use super::*;
 
-    #[test]
-    fn bytes_that_move_between_parts_change_the_digest() {
-        let record = |subject: &str, key: &str| Record {
+    fn record(subject: &str, payload: &[u8]) -> Record {
+        Record {
             stream_sequence: StreamSequence(1),
             subject: subject.to_owned(),
-            key: key.to_owned(),
-            signature: String::new(),
             stored_at: UnixMillis(0),
-            body: Vec::new(),
-        };
-        assert_ne!(record("ab", "c").digest(), record("a", "bc").digest());
-        assert_eq!(record("ab", "c").digest(), record("ab", "c").digest());
+            payload: Payload::of(payload),
+        }
+    }
+
+    #[test]
+    fn bytes_that_move_between_parts_change_the_digest() {
+        assert_ne!(record("ab", b"c").digest(), record("a", b"bc").digest());
+        assert_eq!(record("ab", b"c").digest(), record("ab", b"c").digest());
+    }
+
+    #[test]
+    fn what_is_too_long_is_known_by_its_digest() {
+        let longest = vec![7; SIGNED_EVENT_BYTES_MAX];
+        assert_eq!(Payload::of(&longest), Payload::Whole(longest.clone()));
+        let longer = [longest, vec![7]].concat();
+        let kept = Payload::of(&longer);
+        assert!(matches!(kept, Payload::TooLong { bytes, .. } if bytes == longer.len() as u64), "{kept:?}");
+        let mut other = longer.clone();
+        other[3] ^= 1;
+        assert_ne!(record("a", &longer).digest(), record("a", &other).digest());
     }
 }

@@ -1,7 +1,7 @@
 //! Signatures of events, checked from the raw key in the text form of nkeys. Crate `identity` signs and checks the same
 //! bytes; it is not used here because it reads files and knows the bus. A test in `diloco-audit` holds the two together.
 
-use data_encoding::{BASE32_NOPAD, BASE64URL_NOPAD};
+use data_encoding::BASE32_NOPAD;
 use ed25519_dalek::{Signature, VerifyingKey};
 use schemas::Digest;
 
@@ -10,7 +10,6 @@ const PURPOSE: &[u8] = b"diloco/audit-event/v1";
 /// First byte of a user's public key in the binary form of nkeys.
 const USER_PREFIX: u8 = 20 << 3;
 const KEY_BYTES: usize = 32;
-const SIGNATURE_BYTES: usize = 64;
 
 /// Whether `signature` is one of the audit key `public` (an nkey of kind `U`) over an event's `body` in `domain`. Strict:
 /// no small-order keys, no second form of a signature.
@@ -19,16 +18,6 @@ pub fn is_signed_event(domain: &str, public: &str, signature: &[u8], body: &[u8]
     let Ok(key) = VerifyingKey::from_bytes(&key) else { return false };
     let Ok(signature) = Signature::from_slice(signature) else { return false };
     key.verify_strict(&signed_bytes(domain, body), &signature).is_ok()
-}
-
-/// A signature as the header carries it: base64url without padding.
-pub fn encode_signature(signature: &[u8; SIGNATURE_BYTES]) -> String {
-    BASE64URL_NOPAD.encode(signature)
-}
-
-/// A signature from its header. None for anything but 64 bytes in base64url without padding, in its one form.
-pub fn decode_signature(text: &str) -> Option<[u8; SIGNATURE_BYTES]> {
-    BASE64URL_NOPAD.decode(text.as_bytes()).ok()?.try_into().ok()
 }
 
 /// `0xFF`, purpose, `0x00`, sha256 of the domain's id, body.
@@ -79,18 +68,6 @@ mod tests {
         }
         for short in ["", "U", &good[..55]] {
             assert_eq!(user_key(short), None);
-        }
-    }
-
-    #[test]
-    fn a_signature_has_one_text() {
-        let text = encode_signature(&[1; 64]);
-        assert_eq!(decode_signature(&text), Some([1; 64]));
-        // The last letter holds two bits that nobody needs; they must be zero.
-        let mut other = text.clone().into_bytes();
-        *other.last_mut().unwrap() = b'R';
-        for wrong in [String::from_utf8(other).unwrap(), format!("{text}="), text[1..].to_owned(), String::new()] {
-            assert_eq!(decode_signature(&wrong), None, "{wrong}");
         }
     }
 }

@@ -17,6 +17,8 @@ use crate::timeline::{COORDINATOR, TimelineRow};
 /// Most workers whose faults are listed; the broker lets nobody speak without credentials, so there are as many as were
 /// issued. The findings of all are counted.
 const FAULTY_WORKERS_MAX: usize = 4096;
+/// Most foreign messages that are listed: one is enough to look for who put it there. All are counted.
+const FOREIGN_LISTED_MAX: usize = 100;
 /// Most findings that are kept; a stream that is wrong throughout has as many as messages. All are counted.
 const FINDINGS_MAX: usize = 10_000;
 
@@ -35,6 +37,10 @@ pub struct Summary {
     pub unenrolled: u64,
     /// Those with evidence against them.
     pub rejected: u64,
+    /// Those in nobody's chain, which were passed over. Nothing rests on them.
+    pub foreign: u64,
+    /// The first of them.
+    pub foreign_messages: Vec<ForeignMessage>,
     /// Whether there is evidence against the ledger or the stream; without it the runs below are proven, whatever single
     /// workers did.
     pub evidence: bool,
@@ -50,6 +56,15 @@ pub struct Summary {
     pub emitters: Vec<EmitterSummary>,
     /// Every run in the ledger.
     pub runs: Vec<RunSummary>,
+}
+
+/// A message that is in nobody's chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ForeignMessage {
+    /// Its position in the stream.
+    pub stream_sequence: StreamSequence,
+    /// Why it is in no chain, in words.
+    pub reason: String,
 }
 
 /// What is wrong with the account of one worker.
@@ -106,12 +121,13 @@ pub struct RunSummary {
 /// Counts while records are checked.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tally {
-    verdicts: [u64; 4],
+    verdicts: [u64; 5],
     kinds: BTreeMap<String, u64>,
     findings: Vec<Found>,
     names: BTreeMap<&'static str, u64>,
     first_evidence: Option<Found>,
     faulty_workers: Vec<FaultyWorker>,
+    foreign: Vec<ForeignMessage>,
 }
 
 impl Tally {
@@ -127,6 +143,10 @@ impl Tally {
         *self.names.entry(found.finding.name()).or_default() += 1;
         if self.first_evidence.is_none() && found.is_evidence() {
             self.first_evidence = Some(found.clone());
+        }
+        if found.finding.is_foreign() && self.foreign.len() < FOREIGN_LISTED_MAX {
+            let (stream_sequence, reason) = (found.stream_sequence, found.finding.to_string());
+            self.foreign.push(ForeignMessage { stream_sequence, reason });
         }
         if self.findings.len() < FINDINGS_MAX {
             self.findings.push(found.clone());
@@ -182,6 +202,8 @@ impl Summary {
             repeated: tally.of(Verdict::Repeated),
             unenrolled,
             rejected: tally.of(Verdict::Rejected),
+            foreign: tally.of(Verdict::Foreign),
+            foreign_messages: tally.foreign.clone(),
             evidence: tally.first_evidence.is_some(),
             findings: tally.names.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
             first_evidence: tally.first_evidence.as_ref().map(ToString::to_string),

@@ -3,20 +3,20 @@
 use std::path::PathBuf;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
 use async_nats::jetstream::{self, stream};
-use futures::StreamExt as _;
 use harness::{NatsServer, PATIENCE};
 use identity::domain::LIFETIME_DEFAULT;
 use identity::{AuditKey, Domain, InitOptions};
-use runtime::{Bus, BusConfig, clock};
-use schemas::WorkerId;
+use runtime::{Bus, BusConfig, StreamReader, clock};
 use schemas::account::{Account, Copied};
-use schemas::event::{KEY_HEADER, SIGNATURE_HEADER};
 use schemas::permission::Role;
 use schemas::subject::{AUDIT_STREAM, Lane};
+use schemas::{Message as _, WorkerId};
 
 use crate::scribe::{Said, Scribe, run};
+
+/// How often it is asked whether the copy has more.
+const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(20);
 
 pub(crate) struct Broker {
     server: NatsServer,
@@ -28,9 +28,10 @@ pub(crate) struct Broker {
 pub(crate) struct Cast {
     ledger_bus: Bus,
     pub(crate) ledger: Scribe,
-    worker_bus: Bus,
-    /// What the readers' stream gets.
-    copies: Ordered,
+    recorder_bus: Bus,
+    /// The readers' stream, and how far it was seen.
+    copies: StreamReader,
+    copied: u64,
     pub(crate) worker: WorkerId,
     pub(crate) worker_key: AuditKey,
     pub(crate) account_chain: Scribe,
@@ -72,7 +73,7 @@ impl Broker {
     pub(crate) async fn create_streams(&self) -> jetstream::Context {
         let mut sources = Vec::new();
         for copied in Copied::all(&self.domain.trust().tenants) {
-            let lane = if copied.home == Account::Ledger { Lane::Ledger } else { Lane::Event };
+            let lane = if copied.home == Account::Ledger { Lane::Ledger } else { Lane::Record };
             let config = stream::Config {
                 name: copied.stream.clone(),
                 subjects: vec![format!("{}.>", lane.prefix())],
@@ -94,10 +95,8 @@ impl Broker {
         jetstream::new(self.bus(role.name()).await.client().clone())
     }
 
-    async fn copies(&self) -> Ordered {
-        let stream = self.provision(Account::Audit).await.get_stream(AUDIT_STREAM).await.expect("it was created");
-        let consumer = stream.create_consumer(OrderedConfig::default()).await.expect("the provisioner may");
-        consumer.messages().await.expect("the provisioner may")
+    async fn copies(&self) -> StreamReader {
+        StreamReader::new(self.bus(Role::AuditProvisioner.name()).await, AUDIT_STREAM)
     }
 
     pub(crate) async fn cast(&self) -> Cast {
@@ -109,8 +108,9 @@ impl Broker {
         Cast {
             ledger_bus: self.bus(Role::LedgerWriter.name()).await,
             copies: self.copies().await,
+            copied: 0,
             ledger: Scribe::new(domain, ledger_key),
-            worker_bus: self.bus("w1").await,
+            recorder_bus: self.bus(Role::Recorder.name()).await,
             worker: issued.public.as_str().parse().expect("a name or key"),
             account_chain: Scribe::new(domain, worker_key.clone()),
             worker_key,
@@ -121,17 +121,23 @@ impl Broker {
 impl Cast {
     /// Publishes an event and waits until readers have it.
     pub(crate) async fn publish(&mut self, said: &Said) {
-        let bus = if said.subject.starts_with(Lane::Ledger.prefix()) { &self.ledger_bus } else { &self.worker_bus };
-        let mut headers = HeaderMap::new();
-        headers.insert(KEY_HEADER, said.key.as_str());
-        headers.insert(SIGNATURE_HEADER, said.signature.as_str());
-        let answer = bus.request_raw(&said.subject, headers, said.body.clone().into(), PATIENCE).await;
+        let bus = if said.subject.starts_with(Lane::Ledger.prefix()) { &self.ledger_bus } else { &self.recorder_bus };
+        let payload = said.event.encode().into();
+        let answer = bus.request_raw(&said.subject, HeaderMap::new(), payload, PATIENCE).await;
         let answer: serde_json::Value = serde_json::from_slice(&answer.expect("a PubAck")).expect("it is JSON");
         assert!(answer["seq"].as_u64().is_some(), "{answer}");
-        // One after another, and the copy is the only reader: what comes next is this one.
-        let copy = tokio::time::timeout(PATIENCE, self.copies.next()).await.expect("it is copied");
-        let copy = copy.expect("an ordered consumer does not end").expect("it can be read");
-        assert!(copy.subject.ends_with(said.subject.rsplit('.').next().expect("a token")), "{}", copy.subject);
+        // One after another: what comes next in the copy is this one. The broker may have been away, and comes back.
+        let copied = async {
+            loop {
+                match self.copies.next(self.copied + 1).await {
+                    Ok(Some(message)) => return message,
+                    _ => tokio::time::sleep(LOOK_EVERY).await,
+                }
+            }
+        };
+        let copy = tokio::time::timeout(PATIENCE, copied).await.expect("it is copied");
+        assert_eq!(copy.subject, said.subject);
+        self.copied = copy.sequence;
     }
 
     /// Publishes something that the coordinator may say at any time.

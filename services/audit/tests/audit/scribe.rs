@@ -1,15 +1,15 @@
 //! Events as the processes of a domain write them, with the keys that the domain issued.
 
-use audit_core::encode_signature;
 use identity::AuditKey;
-use schemas::event::{Event, EventBody, LedgerEvent, WorkerEvent};
+use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent, WorkerEvent};
 use schemas::member::{Posture, Session};
 use schemas::run::{
     Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding, RunSpec, Schedule,
     TrainerKind,
 };
-use schemas::subject::{ledger_subject, worker_event_subject};
+use schemas::subject::{ledger_subject, record_subject};
 use schemas::{AccountId, Digest, Message as _, Millis, ObjectRef, RunId, Sequence, Steps, V, WorkerId};
+use serde_bytes::{ByteArray, ByteBuf};
 
 /// One emitter's chain, as it is written.
 #[derive(Clone)]
@@ -24,9 +24,7 @@ pub(crate) struct Scribe {
 #[derive(Clone)]
 pub(crate) struct Said {
     pub(crate) subject: String,
-    pub(crate) key: String,
-    pub(crate) signature: String,
-    pub(crate) body: Vec<u8>,
+    pub(crate) event: SignedEvent,
 }
 
 pub(crate) fn run() -> RunId {
@@ -43,8 +41,8 @@ impl Scribe {
         self.say(subject, run, Event::Ledger(event))
     }
 
-    pub(crate) fn worker(&mut self, worker: &WorkerId, event: WorkerEvent) -> Said {
-        let subject = worker_event_subject(&run(), worker, event.kind());
+    pub(crate) fn worker(&mut self, account: &AccountId, worker: &WorkerId, event: WorkerEvent) -> Said {
+        let subject = record_subject(account, &run(), worker, event.kind());
         self.say(subject, Some(run()), Event::Worker(event))
     }
 
@@ -88,8 +86,9 @@ impl Scribe {
         let body = body.encode();
         self.next += 1;
         self.head = Some(Digest::of(&body));
-        let signature = encode_signature(&self.key.sign_event(&self.domain, &body));
-        Said { subject, key: self.key.public().to_string(), signature, body }
+        let signature = ByteArray::new(self.key.sign_event(&self.domain, &body));
+        let event = SignedEvent { v: V, key: self.key.public().clone(), signature, body: ByteBuf::from(body) };
+        Said { subject, event }
     }
 }
 

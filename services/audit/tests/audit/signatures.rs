@@ -1,6 +1,6 @@
 //! The auditor checks the same signatures that `identity` makes, with code of its own.
 
-use audit_core::{decode_signature, encode_signature, is_signed_event};
+use audit_core::is_signed_event;
 use identity::AuditKey;
 use identity::event::verify_event;
 use proptest::prelude::*;
@@ -16,7 +16,6 @@ proptest! {
     ) {
         let key = AuditKey::generate();
         let signature = key.sign_event(&domain, &body);
-        prop_assert_eq!(decode_signature(&encode_signature(&signature)), Some(signature));
         let mut both = [&signature[..], &body].concat();
         for flip in &flips {
             let at = flip.index(both.len() * 8);

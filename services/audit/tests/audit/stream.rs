@@ -1,8 +1,9 @@
 //! Replay from a real stream: what verifies, what was tampered with, and what gives no verdict.
 
 use audit_core::{Finding, StreamSequence, Verdict};
-use diloco_audit::{Checked, ReadError, Replay, ReplayError};
+use diloco_audit::{Checked, Replay, ReplayError};
 use harness::PATIENCE;
+use runtime::StreamError;
 use schemas::event::WorkerEvent;
 use schemas::permission::Role;
 use schemas::{Code, Sequence};
@@ -17,7 +18,7 @@ async fn beginning(broker: &Broker, cast: &mut Cast) {
         cast.publish(&said).await;
     }
     let joined = WorkerEvent::Joined { release: "0.1.0".to_owned(), device: "cpu".to_owned() };
-    let said = cast.account_chain.worker(&cast.worker, joined);
+    let said = cast.account_chain.worker(&account, &cast.worker, joined);
     cast.publish(&said).await;
 }
 
@@ -43,7 +44,7 @@ async fn a_small_ledger_replays_and_is_followed() {
     let broker = Broker::start().await;
     let bus = broker.bus(Role::Auditor.name()).await;
     let missing = Replay::open(&bus, broker.domain.trust()).await.err().expect("no stream yet");
-    assert!(matches!(missing, ReplayError::Read(ReadError::Missing)), "{missing}");
+    assert!(matches!(missing, ReplayError::Read(StreamError::Missing(_))), "{missing}");
     broker.create_streams().await;
     let mut empty = Replay::open(&bus, broker.domain.trust()).await.expect("there is a stream");
     let error = empty.run(PATIENCE, &mut |_| {}).await.expect_err("nothing can be checked");
@@ -84,7 +85,7 @@ async fn what_was_tampered_with_is_found() {
     stream.delete_message(2).await.expect("this stream allows it");
     // Somebody with the coordinator's connection but not its audit key.
     let mut forged = cast.ledger.clone().remark();
-    forged.body[20] ^= 1;
+    forged.event.body[20] ^= 1;
     cast.publish(&forged).await;
     // The coordinator's chain forks, and then an event of it is swallowed.
     let mut fork = cast.ledger.clone();
@@ -106,5 +107,7 @@ async fn what_was_tampered_with_is_found() {
     }
     let forgery = |finding: &Finding| matches!(finding, Finding::BadSignature { .. } | Finding::Malformed { .. });
     assert!(found.iter().any(forgery), "{found:?}");
+    // The forgery; and the event of the worker, whose joining does not follow on a run that is not there.
+    assert_eq!(replay.auditor().summary().foreign, 2, "what nobody signed is told apart");
     assert_eq!(replay.auditor().evidence().expect("much of it").code(), Code::LedgerBroken);
 }

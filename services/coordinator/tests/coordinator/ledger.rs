@@ -4,12 +4,12 @@
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use data_encoding::BASE64URL_NOPAD;
 use diloco_coordinator::{Ledger, LedgerError};
 use identity::{AuditKey, KeyKind, ManifestKey, SigningKey, TrustBundle};
-use schemas::event::{Event, EventBody, KEY_HEADER, LedgerEvent, SIGNATURE_HEADER};
-use schemas::subject::{ledger_subject, worker_event_subject};
-use schemas::{Digest, Message as _, Sequence, UnixMillis, V};
+use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent};
+use schemas::subject::{LEDGER_STREAM, ledger_subject};
+use schemas::{Code, Digest, Message as _, Sequence, UnixMillis, V};
+use serde_bytes::{ByteArray, ByteBuf};
 
 use crate::server::Server;
 
@@ -42,16 +42,50 @@ impl Scene {
     }
 
     /// Puts an event into the stream past the ledger.
-    async fn forge(&self, key: &AuditKey, body: &EventBody, tamper: impl FnOnce(&mut Vec<u8>)) {
-        let mut bytes = body.encode();
-        let signature = key.sign_event(self.trust.domain.as_str(), &bytes);
-        tamper(&mut bytes);
-        let mut headers = HeaderMap::new();
-        headers.insert(KEY_HEADER, key.public().as_str());
-        headers.insert(SIGNATURE_HEADER, BASE64URL_NOPAD.encode(&signature));
-        let subject = ledger_subject(None, key.public(), body.event.kind());
+    async fn forge(&self, key: &AuditKey, body: &EventBody, tamper: impl FnOnce(&mut SignedEvent)) {
+        let bytes = body.encode();
+        let signature = ByteArray::new(key.sign_event(self.trust.domain.as_str(), &bytes));
+        let mut signed = SignedEvent { v: V, key: key.public().clone(), signature, body: ByteBuf::from(bytes) };
+        tamper(&mut signed);
+        self.put(&ledger_subject(None, key.public(), body.event.kind()), signed.encode()).await;
+    }
+
+    async fn put(&self, subject: &str, payload: Vec<u8>) {
         let bus = self.server.bus().await;
-        bus.request_raw(&subject, headers, bytes.into(), PATIENCE).await.expect("the stream takes anything");
+        let stored = bus.request_raw(subject, HeaderMap::new(), payload.into(), PATIENCE).await;
+        let answer = stored.expect("the stream takes anything");
+        assert!(String::from_utf8_lossy(&answer).contains("\"seq\""), "{answer:?}");
+    }
+
+    /// The event that would follow on those that are there.
+    async fn successor(&self, key: &AuditKey, reason: &str) -> EventBody {
+        let (_, events) = self.open().await.expect("it verifies");
+        EventBody {
+            v: V,
+            emitter: key.public().clone(),
+            sequence: Sequence(events.len() as u64),
+            previous: events.last().map(|last| Digest::of(&last.encode())),
+            time: UnixMillis(2),
+            run: None,
+            event: Event::Ledger(stopped(reason)),
+        }
+    }
+
+    /// Puts one of each kind of message into the stream that nobody signed who may write the ledger.
+    async fn litter(&self) -> u64 {
+        let own = ledger_subject(None, self.key.public(), "coordinator-stopped");
+        self.put(&own, Vec::new()).await;
+        self.put(&own, b"nonsense".to_vec()).await;
+        self.put(&own, vec![7; 100_000]).await;
+        self.put("diloco.ledger.x", b"nonsense".to_vec()).await;
+        let body = self.successor(&self.key, "not ours").await;
+        self.forge(&self.key, &body, |signed| signed.signature[0] ^= 1).await;
+        self.forge(&self.key, &body, |signed| *signed.body.last_mut().expect("a body has bytes") ^= 1).await;
+        self.forge(&AuditKey::generate(), &body, |_| {}).await;
+        // Rightly signed, and under a subject that is another's.
+        let moved = EventBody { run: Some("demo".parse().expect("a name")), ..body };
+        self.forge(&self.key, &moved, |_| {}).await;
+        8
     }
 }
 
@@ -82,15 +116,8 @@ async fn what_was_appended_is_read_back_in_order_and_goes_on() {
     let scene = Scene::new().await;
     let (mut ledger, events) = scene.open().await.expect("an empty ledger");
     assert!(events.is_empty() && ledger.is_empty());
-    // Events of others lie in between and do not disturb the fence.
-    let other = scene.server.bus().await;
     for (time, reason) in [(1, "a"), (2, "b"), (3, "c")] {
         ledger.append(UnixMillis(time), None, stopped(reason)).await.expect("appended");
-        let account = SigningKey::generate(KeyKind::Account).public().to_string();
-        let worker = AuditKey::generate().public().as_str().parse().expect("a user key");
-        let subject = worker_event_subject(&"demo".parse().expect("a name"), &worker, "joined");
-        let subject = subject.replacen("diloco.event.", &format!("diloco.event.{account}."), 1);
-        other.request_raw(&subject, HeaderMap::new(), "x".into(), PATIENCE).await.expect("stored");
     }
     let (mut again, events) = scene.open().await.expect("it verifies");
     assert_eq!(reasons(&events), ["a", "b", "c"]);
@@ -154,39 +181,101 @@ async fn an_append_outlives_a_server_that_is_killed() {
     assert_eq!(reasons(&scene.open().await.expect("it verifies").1), ["before", "meanwhile"]);
 }
 
+/// At the start, in the middle, at the end; while this one writes, and when it starts.
 #[tokio::test]
-async fn a_chain_that_was_tampered_with_is_not_followed() {
-    type Change = fn(&mut EventBody, &mut Vec<u8>);
-    let stranger = AuditKey::generate();
-    let changes: [(&str, Change, bool); 5] = [
-        ("signature", |_, bytes| *bytes.last_mut().expect("a body has bytes") ^= 1, false),
-        ("position", |body, _| body.sequence = Sequence(7), false),
-        ("follows", |body, _| body.previous = Some(Digest::of(b"another past")), false),
-        ("subject", |body, _| body.run = Some("demo".parse().expect("a name")), false),
-        ("not an audit key", |_, _| {}, true),
+async fn messages_that_nobody_signed_are_passed_over_wherever_they_lie() {
+    let scene = Scene::new().await;
+    let mut foreign = scene.litter().await;
+    let (mut ledger, events) = scene.open().await.expect("it starts on them");
+    assert!(events.is_empty() && ledger.foreign() == foreign);
+    for (time, reason) in [(1, "a"), (2, "b")] {
+        ledger.append(UnixMillis(time), None, stopped(reason)).await.expect("appended");
+        // The next append finds them where it expected its predecessor.
+        foreign += scene.litter().await;
+    }
+    ledger.append(UnixMillis(3), None, stopped("c")).await.expect("appended");
+    assert_eq!(ledger.foreign(), foreign);
+    foreign += scene.litter().await;
+    let (again, events) = scene.open().await.expect("it starts on them");
+    assert_eq!((reasons(&events), again.foreign()), (["a", "b", "c"].map(str::to_owned).to_vec(), foreign));
+}
+
+/// Who may write the stream but has no audit key can only say again what was said.
+#[tokio::test]
+async fn a_copied_event_is_passed_over_however_old_it_is() {
+    let scene = Scene::new().await;
+    let (mut ledger, _) = scene.open().await.expect("an empty ledger");
+    for reason in ["a", "b"] {
+        ledger.append(UnixMillis(1), None, stopped(reason)).await.expect("appended");
+    }
+    let (_, events) = scene.open().await.expect("it verifies");
+    for event in &events {
+        scene.forge(&scene.key, event, |_| {}).await;
+    }
+    ledger.append(UnixMillis(2), None, stopped("c")).await.expect("appended");
+    assert_eq!((ledger.foreign(), reasons(&scene.open().await.expect("it verifies").1).len()), (2, 3));
+}
+
+#[tokio::test]
+async fn a_chain_that_its_own_key_broke_is_not_followed() {
+    type Change = fn(&mut EventBody);
+    let changes: [(&str, Change); 3] = [
+        ("expected 1", |body| body.sequence = Sequence(7)),
+        ("another event", |body| body.sequence = Sequence(0)),
+        ("follows", |body| body.previous = Some(Digest::of(b"another past"))),
     ];
-    for (expected, change, by_stranger) in changes {
+    for (expected, change) in changes {
         let scene = Scene::new().await;
         let (mut ledger, _) = scene.open().await.expect("an empty ledger");
         ledger.append(UnixMillis(1), None, stopped("good")).await.expect("appended");
-        let (_, events) = scene.open().await.expect("it verifies");
-        let key = if by_stranger { &stranger } else { &scene.key };
-        let mut body = EventBody {
-            v: V,
-            emitter: key.public().clone(),
-            sequence: Sequence(1),
-            previous: Some(Digest::of(&events[0].encode())),
-            time: UnixMillis(2),
-            run: None,
-            event: Event::Ledger(stopped("bad")),
-        };
-        change(&mut body, &mut vec![0]);
-        scene.forge(key, &body, |bytes| change(&mut body.clone(), bytes)).await;
-        match scene.open().await {
-            Err(LedgerError::Broken { stream: 2, reason }) => {
-                assert!(reason.contains(expected), "{expected}: {reason}")
+        let mut body = scene.successor(&scene.key, "bad").await;
+        change(&mut body);
+        scene.forge(&scene.key, &body, |_| {}).await;
+        let appended = ledger.append(UnixMillis(3), None, stopped("late")).await;
+        for error in [appended.expect_err("somebody has the key"), scene.open().await.map(|_| ()).expect_err("broken")]
+        {
+            match &error {
+                LedgerError::Broken { stream: 2, reason } => assert!(reason.contains(expected), "{expected}: {reason}"),
+                other => panic!("{expected}: {other:?}"),
             }
-            other => panic!("{expected}: {:?}", other.map(|(_, events)| events)),
+            assert_eq!(error.code(), Code::LedgerBroken);
         }
     }
+}
+
+/// A stream without room is waited for, in the broker's own words, and goes on when there is some.
+#[tokio::test]
+async fn a_full_stream_is_waited_for() {
+    let scene = Scene::new().await;
+    let (mut ledger, _) = scene.open().await.expect("an empty ledger");
+    ledger.append(UnixMillis(1), None, stopped("before")).await.expect("appended");
+    let jetstream = async_nats::jetstream::new(scene.server.bus().await.client().clone());
+    let mut config = jetstream.get_stream(LEDGER_STREAM).await.expect("it is there").cached_info().config.clone();
+    config.discard = async_nats::jetstream::stream::DiscardPolicy::New;
+    config.max_messages = 1;
+    jetstream.update_stream(config.clone()).await.expect("this server takes it");
+    let mut short = Ledger::new(scene.server.bus().await, scene.key.clone(), scene.trust.clone(), Duration::ZERO);
+    read_on(&mut short).await.expect("it verifies");
+    let given_up = short.append(UnixMillis(2), None, stopped("never")).await.expect_err("there is no room");
+    assert!(
+        matches!(&given_up, LedgerError::Unwritable { reason, .. } if reason.contains("maximum messages")),
+        "{given_up}"
+    );
+    let append = tokio::spawn(async move { ledger.append(UnixMillis(2), None, stopped("meanwhile")).await });
+    config.max_messages = -1;
+    jetstream.update_stream(config).await.expect("this server takes it");
+    append.await.expect("no panic").expect("appended when there is room");
+    assert_eq!(reasons(&scene.open().await.expect("it verifies").1), ["before", "meanwhile"]);
+}
+
+#[tokio::test]
+async fn only_a_stream_that_is_not_there_is_missing() {
+    let mut scene = Scene::new().await;
+    let bus = scene.server.bus().await;
+    let open = || Ledger::new(bus.clone(), scene.key.clone(), scene.trust.clone(), PATIENCE);
+    let (mut missing, mut away) = (open(), open());
+    async_nats::jetstream::new(bus.client().clone()).delete_stream(LEDGER_STREAM).await.expect("this server takes it");
+    assert_eq!(read_on(&mut missing).await.expect_err("it is gone").code(), Code::StreamMissing);
+    scene.server.kill();
+    assert_eq!(read_on(&mut away).await.expect_err("nobody answers").code(), Code::StreamUnreadable);
 }

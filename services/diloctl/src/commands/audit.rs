@@ -122,9 +122,14 @@ fn judge(replay: &Replay, run: Option<&RunId>) -> Result<(), Failure> {
 }
 
 fn good_verdict(summary: &Summary) -> String {
-    match summary.faulty_workers.len() {
+    let verdict = match summary.faulty_workers.len() {
         0 => "verified".to_owned(),
         faulty => ledger_whole(faulty),
+    };
+    match summary.foreign {
+        0 => verdict,
+        1 => format!("{verdict}; 1 foreign message was passed over"),
+        count => format!("{verdict}; {count} foreign messages were passed over"),
     }
 }
 
@@ -139,10 +144,12 @@ fn faults(worker: &FaultyWorker) -> String {
 }
 
 fn verdict(summary: &Summary) -> String {
-    let Summary { events, verified, repeated, unenrolled, rejected, .. } = summary;
+    let Summary { events, verified, repeated, unenrolled, rejected, foreign, .. } = summary;
     let whole = summary.emitters.iter().filter(|emitter| emitter.whole).count();
     let chains = format!("{whole} of {} chains whole", summary.emitters.len());
-    let others = format!("{repeated} repeated, {unenrolled} of workers that have not joined, {rejected} rejected");
+    let others = format!(
+        "{repeated} repeated, {unenrolled} of workers that have not joined, {rejected} rejected, {foreign} foreign"
+    );
     format!("{events} events: {verified} verified, {others}; {chains}")
 }
 
@@ -155,6 +162,7 @@ impl Row for TimelineRow {
             Verdict::Repeated => "repeated",
             Verdict::Unenrolled => "not joined",
             Verdict::Rejected => "REJECTED",
+            Verdict::Foreign => "foreign",
         };
         let problem = self.problem.as_ref().map_or_else(String::new, |problem| format!(": {problem}"));
         vec![
@@ -184,6 +192,9 @@ impl Record for Summary {
             lines.push(("findings", counts(&self.findings)));
         }
         lines.extend(self.faulty_workers.iter().map(|faulty| ("faulty worker", faults(faulty))));
+        lines.extend(self.foreign_messages.iter().map(|message| {
+            ("foreign message", format!("at stream sequence {}: {}", message.stream_sequence, message.reason))
+        }));
         lines.push(("kinds", counts(&self.kinds)));
         for emitter in &self.emitters {
             let whole = if emitter.whole { "whole" } else { "BROKEN" };

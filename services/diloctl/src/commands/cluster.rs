@@ -479,7 +479,7 @@ mod tests {
         let names: Vec<&str> = streams.iter().map(|stream| stream.name.as_str()).collect();
         let events = tenants.each_ref().map(schemas::subject::events_stream);
         assert_eq!(names, ["WORK", "KV_leader", "KV_state", "LEDGER", &events[0], &events[1], "AUDIT"]);
-        assert_eq!(streams[5].subjects, [format!("diloco.event.{}.>", tenants[1])]);
+        assert_eq!(streams[5].subjects, [format!("diloco.record.{}.>", tenants[1])]);
         let audit = streams.last().expect("the copy comes last");
         assert!(audit.subjects.is_empty(), "nothing can be published into it");
         assert_eq!(audit.sources.iter().flatten().count(), 3);

@@ -15,7 +15,10 @@ use identity::source::connect_options;
 use identity::{BusTls, CredentialSource, Domain, InitOptions};
 use schemas::permission::Role;
 use schemas::public::CommandVerb;
-use schemas::subject::{Verb, command_filters, command_subject, events_stream, request_subject, worker_event_subject};
+use schemas::subject::{
+    EVENTS_FILTER, Lane, Verb, command_filters, command_subject, events_stream, record_subject, request_subject,
+    worker_event_subject,
+};
 use schemas::{AccountId, Code, Millis, RunId, UnixMillis, WorkerId};
 use tokio::sync::mpsc;
 
@@ -192,11 +195,13 @@ async fn ls_02_a_request_reaches_the_coordinator_with_the_senders_name_on_it() {
 }
 
 #[tokio::test]
-async fn events_are_stored_and_commands_reach_the_tenant_they_name() {
+async fn events_reach_who_checks_them_and_commands_reach_the_tenant_they_name() {
     let bus = Bus::start();
+    let (recorder, _events) = bus.connect(&bus.issue(Role::Recorder, "r")).await.expect("its own domain");
+    let mut heard = recorder.subscribe(EVENTS_FILTER).await.expect("it is sent");
     let (provisioner, _events) = bus.connect(&bus.issue(Role::EventsProvisioner, "p")).await.expect("its own domain");
-    let subjects = vec!["diloco.event.>".into()];
     let name = events_stream(&bus.domain.tenant().expect("a key"));
+    let subjects = vec![format!("{}.>", Lane::Record.prefix())];
     let stream = jetstream::stream::Config { name: name.clone(), subjects, ..Default::default() };
     jetstream::new(provisioner).create_stream(stream).await.expect("a provisioner may");
     let source = bus.issue(Role::Worker, "w1");
@@ -204,11 +209,20 @@ async fn events_are_stored_and_commands_reach_the_tenant_they_name() {
     let (client, _worker_events) = bus.connect(&source).await.expect("its own domain");
     let [_, own] = command_filters(&run(), &worker);
     let mut commands = client.subscribe(own).await.expect("it is sent");
-    // The acknowledgement is a round trip: the subscription is known when it comes.
-    let subject = worker_event_subject(&run(), &worker, "joined");
-    let sent = jetstream::new(client).publish(subject, "body".into()).await.expect("it is sent");
-    let ack = sent.await.expect("the stream answers across accounts");
+    // The answer is a round trip: the subscription is known when it comes.
+    let (subject, tenant) = (worker_event_subject(&run(), &worker, "joined"), bus.domain.tenant().expect("a key"));
+    let asked = tokio::spawn({
+        let client = client.clone();
+        async move { client.request(subject, "body".into()).await }
+    });
+    let message = tokio::time::timeout(PATIENCE, heard.next()).await.expect("it comes").expect("it is subscribed");
+    assert_eq!(message.subject.as_str(), format!("diloco.event.{tenant}.demo.{worker}.joined"));
+    let recorded = record_subject(&tenant, &run(), &worker, "joined");
+    let sent = jetstream::new(recorder.clone()).publish(recorded, message.payload).await.expect("it is sent");
+    let ack = sent.await.expect("the stream answers");
     assert_eq!((ack.stream.as_str(), ack.sequence), (name.as_str(), 1));
+    recorder.publish(message.reply.expect("it waits for an answer"), "recorded".into()).await.expect("it is sent");
+    assert_eq!(asked.await.expect("no panic").expect("an answer").payload.as_ref(), b"recorded");
 
     let (coordinator, _events) = bus.connect(&bus.issue(Role::Coordinator, "c1")).await.expect("its own domain");
     let tenant = bus.domain.tenant().expect("a key");

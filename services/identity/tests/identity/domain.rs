@@ -202,3 +202,18 @@ fn nothing_that_can_be_printed_holds_a_seed() {
     assert_eq!(seeds, 10 + Role::ALL.len() + 1);
     assert!(!printed.contains(keys.admin.expose_secret()));
 }
+
+#[test]
+fn a_domain_of_an_older_release_is_refused_with_what_to_do() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let domain = new_domain(scratch.path());
+    let (path, folder) = (domain.layout().trust(), domain.layout().folder().to_owned());
+    let text = fs::read_to_string(&path).expect("it is ours");
+    let mut bundle: serde_json::Value = serde_json::from_str(&text).expect("it is JSON");
+    bundle["v"] = 1.into();
+    bundle.as_object_mut().expect("an object").remove("tenants");
+    fs::write(&path, bundle.to_string()).expect("it is ours");
+    let error = Domain::open(&folder).expect_err("its events lie in another layout");
+    assert_eq!(error.code(), Code::DomainOlder);
+    assert!(error.to_string().contains("diloctl auth init"), "{error}");
+}

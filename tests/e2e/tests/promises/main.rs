@@ -9,6 +9,7 @@ mod cluster_check;
 mod coordinator_restart;
 mod data_set;
 mod foreign_bytes;
+mod foreign_messages;
 mod hostile_messages;
 mod log_flood;
 mod no_worker;

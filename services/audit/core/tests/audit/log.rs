@@ -1,22 +1,22 @@
 //! Logs as a coordinator and its workers write them, signed, chained and numbered.
 
-use audit_core::{Auditor, Checked, Record, StreamSequence, encode_signature};
+use audit_core::{Auditor, Checked, Payload, Record, StreamSequence};
 use data_encoding::BASE32_NOPAD;
 use ed25519_dalek::{Signer as _, SigningKey};
 use schemas::contribution::Contribution;
-use schemas::event::{Event, EventBody, LeaseEnd, LedgerEvent, WorkerEvent};
+use schemas::event::{Event, EventBody, LeaseEnd, LedgerEvent, SignedEvent, WorkerEvent};
 use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
 use schemas::member::{Posture, Session};
 use schemas::run::{
     Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding, RunSpec, Schedule,
     TrainerKind,
 };
-use schemas::subject::{ledger_subject, worker_event_subject};
+use schemas::subject::{ledger_subject, record_subject};
 use schemas::{
     AccountId, Digest, Epoch, Message as _, Millis, ObjectRef, PublicKey, Round, RunId, Sequence, Steps, UnitIndex,
     UnixMillis, V, WorkerId,
 };
-use serde_bytes::ByteArray;
+use serde_bytes::{ByteArray, ByteBuf};
 
 pub(crate) const DOMAIN: &str = "a domain";
 const START: u64 = 1_700_000_000_000;
@@ -85,8 +85,8 @@ impl Emitter {
         Self { key, public, next: 0, head: None }
     }
 
-    /// Its next event: the encoded body and the signature's header.
-    pub(crate) fn speak(&mut self, domain: &str, time: u64, run: Option<RunId>, event: Event) -> (Vec<u8>, String) {
+    /// Its next event.
+    pub(crate) fn speak(&mut self, domain: &str, time: u64, run: Option<RunId>, event: Event) -> SignedEvent {
         let body = EventBody {
             v: V,
             emitter: self.public.clone(),
@@ -101,7 +101,8 @@ impl Emitter {
         self.head = Some(Digest::of(&body));
         let hash = Digest::of(domain.as_bytes());
         let signed = [&[0xFF], &b"diloco/audit-event/v1"[..], &[0], hash.as_bytes(), &body].concat();
-        (body, encode_signature(&self.key.sign(&signed).to_bytes()))
+        let signature = ByteArray::new(self.key.sign(&signed).to_bytes());
+        SignedEvent { v: V, key: self.public.clone(), signature, body: ByteBuf::from(body) }
     }
 }
 
@@ -138,28 +139,24 @@ impl Log {
         START + 1000 * self.records.len() as u64
     }
 
-    pub(crate) fn push(&mut self, subject: String, key: &PublicKey, (body, signature): (Vec<u8>, String)) {
+    pub(crate) fn push(&mut self, subject: String, said: &SignedEvent) {
         let stream_sequence = StreamSequence(self.records.len() as u64 + 1);
-        let (key, stored_at) = (key.to_string(), UnixMillis(self.now() + 3));
-        self.records.push(Record { stream_sequence, subject, key, signature, stored_at, body });
+        let (stored_at, payload) = (UnixMillis(self.now() + 3), Payload::of(&said.encode()));
+        self.records.push(Record { stream_sequence, subject, stored_at, payload });
     }
 
     pub(crate) fn ledger(&mut self, run: Option<RunId>, event: LedgerEvent) {
         let subject = ledger_subject(run.as_ref(), &self.coordinator.public, event.kind());
         let time = self.now();
         let said = self.coordinator.speak(&self.domain, time, run, Event::Ledger(event));
-        let key = self.coordinator.public.clone();
-        self.push(subject, &key, said);
+        self.push(subject, &said);
     }
 
     pub(crate) fn worker(&mut self, member: &mut Member, event: WorkerEvent) {
-        let own = worker_event_subject(&run(), &member.worker, event.kind());
-        // As the broker writes it: the tenant's account is the third token.
-        let subject = own.replacen("diloco.event.", &format!("diloco.event.{}.", member.account), 1);
+        let subject = record_subject(&member.account, &run(), &member.worker, event.kind());
         let time = self.now();
         let said = member.emitter.speak(&self.domain, time, Some(run()), Event::Worker(event));
-        let key = member.emitter.public.clone();
-        self.push(subject, &key, said);
+        self.push(subject, &said);
     }
 
     /// A whole run, from the coordinator's start to the run's end.
@@ -222,6 +219,19 @@ pub(crate) fn renumber(records: &mut [Record]) {
     for (at, record) in records.iter_mut().enumerate() {
         record.stream_sequence = StreamSequence(at as u64 + 1);
     }
+}
+
+/// The event that a record holds.
+pub(crate) fn signed(record: &Record) -> SignedEvent {
+    match &record.payload {
+        Payload::Whole(bytes) => SignedEvent::decode(bytes).expect("records of a log hold events"),
+        Payload::TooLong { .. } => panic!("no event is too long"),
+    }
+}
+
+/// Puts another event in its place.
+pub(crate) fn put(record: &mut Record, event: &SignedEvent) {
+    record.payload = Payload::of(&event.encode());
 }
 
 /// Everything an auditor says of records that end at `last`.

@@ -1,11 +1,11 @@
 //! What the auditor says of whole logs, and of each single thing that can be wrong.
 
-use audit_core::{Finding, HELD_MAX, StreamSequence, Verdict};
+use audit_core::{Finding, HELD_MAX, Payload, Record, StreamSequence, Verdict};
 use schemas::event::{Event, LedgerEvent, WorkerEvent};
 use schemas::view::RunPhase;
 use schemas::{Code, Round, Sequence, UnixMillis};
 
-use crate::log::{DOMAIN, Emitter, Log, Member, Plan, audit, renumber, run};
+use crate::log::{DOMAIN, Emitter, Log, Member, Plan, audit, put, renumber, run, signed};
 
 const PLAN: Plan = Plan { workers: 2, rounds: 2, units: 2, early: false, expiries: true, seed: 10 };
 
@@ -75,54 +75,70 @@ fn strangers_are_found_at_the_end_or_when_they_are_too_many() {
         log.worker(&mut stranger, WorkerEvent::Stopped { reason: "x".to_owned() });
     }
     let mut auditor = log.auditor();
-    let mut rejected = 0;
+    let mut foreign = 0;
     for record in &log.records {
-        rejected += auditor.observe(record).iter().filter(|checked| checked.verdict == Verdict::Rejected).count();
+        foreign += auditor.observe(record).iter().filter(|checked| checked.verdict == Verdict::Foreign).count();
     }
-    assert_eq!((rejected, auditor.summary().unenrolled), (1, HELD_MAX as u64));
+    assert_eq!((foreign, auditor.summary().unenrolled), (1, HELD_MAX as u64));
     let rest = auditor.conclude(StreamSequence(log.records.len() as u64));
     assert_eq!(rest.len(), HELD_MAX);
     let finding = &rest[0].findings[0];
     assert!(matches!(&finding.finding, Finding::UnknownEmitter { key } if *key == stranger.emitter.public));
-    assert_eq!(finding.code(), Code::AuditRejected);
+    assert_eq!(finding.code(), Code::ForeignMessage);
+    assert_eq!((auditor.evidence(), auditor.faulty_workers().len()), (None, 0));
 }
 
-/// Whatever one worker puts into the stream, the ledger is as good as before, and the worker is named.
+type Spoil = fn(&mut Record);
+
+/// What can be in a stream without being signed by somebody who has a chain there.
+const SPOILS: [(&str, Spoil); 7] = [
+    ("bad-signature", |record| {
+        let mut event = signed(record);
+        event.signature[7] ^= 1;
+        put(record, &event);
+    }),
+    ("bad-signature", |record| {
+        let mut event = signed(record);
+        event.body[20] ^= 1;
+        put(record, &event);
+    }),
+    ("malformed", |record| record.payload = Payload::of(b"nonsense")),
+    ("malformed", |record| record.payload = Payload::of(b"")),
+    ("malformed", |record| record.payload = Payload::of(&vec![7; 100_000])),
+    ("malformed", |record| record.subject = record.subject.replace("demo", "no_run~")),
+    ("malformed", |record| record.subject = record.subject.replace("diloco.", "other.")),
+];
+
+/// One message that nobody signed is passed over wherever it lies, and everything else is as good as before.
 #[test]
-fn a_workers_faults_are_its_own() {
-    type Spoil = fn(&mut audit_core::Record);
-    let spoils: [(&str, Spoil); 5] = [
-        ("bad-signature", |record| record.signature = audit_core::encode_signature(&[7; 64])),
-        ("malformed", |record| record.body = b"nonsense".to_vec()),
-        ("malformed", |record| record.key = String::new()),
-        ("malformed", |record| record.subject = record.subject.replace(".started", ".no_kind~")),
-        ("foreign", |_| ()),
-    ];
-    for (name, spoil) in spoils {
-        let mut log = Log::write(&PLAN);
-        let ledgers = log.records.iter().find(|record| record.subject.contains(".control.")).expect("a ledger").clone();
-        let at = log.records.iter().position(|record| record.subject.ends_with(".started")).expect("workers started");
-        let mut bad = log.records[at].clone();
-        if name == "foreign" {
-            // What the coordinator signed, said again by a worker.
-            (bad.key, bad.signature, bad.body) = (ledgers.key, ledgers.signature, ledgers.body);
+fn foreign_messages_are_counted_and_put_nothing_in_doubt() {
+    for (name, spoil) in SPOILS {
+        for ending in [".started", ".round-opened"] {
+            for place in [0, 7, usize::MAX] {
+                let mut log = Log::write(&PLAN);
+                let mut bad =
+                    log.records.iter().find(|one| one.subject.ends_with(ending)).expect("there is one").clone();
+                spoil(&mut bad);
+                let place = place.min(log.records.len());
+                log.records.insert(place, bad);
+                renumber(&mut log.records);
+                let mut auditor = log.auditor();
+                audit(&mut auditor, &log.records, StreamSequence(log.records.len() as u64));
+                let summary = auditor.summary();
+                assert_eq!((auditor.evidence(), summary.evidence), (None, false), "{name} {ending}");
+                assert!(auditor.faulty_workers().is_empty(), "{name} {ending}");
+                assert_eq!((summary.foreign, summary.findings.get(name)), (1, Some(&1)), "{:?}", summary.findings);
+                assert_eq!(summary.verified, log.records.len() as u64 - 1);
+                assert_eq!(summary.foreign_messages[0].stream_sequence, StreamSequence(place as u64 + 1));
+                assert_eq!(auditor.findings()[0].code(), Code::ForeignMessage);
+                assert!(summary.runs[0].adds_up && auditor.state().run(&run()).is_some_and(|run| run.is_complete()));
+            }
         }
-        spoil(&mut bad);
-        log.records.push(bad);
-        renumber(&mut log.records);
-        let mut auditor = log.auditor();
-        audit(&mut auditor, &log.records, StreamSequence(log.records.len() as u64));
-        let summary = auditor.summary();
-        assert_eq!((auditor.evidence(), summary.evidence), (None, false), "{name}");
-        assert_eq!(summary.findings.get(name), Some(&1), "{:?}", summary.findings);
-        let [faulty] = auditor.faulty_workers() else { panic!("{name}: one worker: {:?}", auditor.faulty_workers()) };
-        let record = &log.records[at];
-        assert!(record.subject.contains(faulty.worker.as_str()) && faulty.run == run(), "{faulty:?}");
-        assert_eq!(faulty.faults, 1);
-        assert_eq!(auditor.findings()[0].code(), Code::AuditRejected);
-        assert!(summary.runs[0].adds_up && auditor.state().run(&run()).is_some_and(|run| run.is_complete()));
     }
-    // A gap in a worker's chain, with nothing missing in the stream.
+}
+
+#[test]
+fn a_gap_in_a_workers_chain_is_held_against_that_worker() {
     let mut log = Log::write(&PLAN);
     let at = log.records.iter().position(|record| record.subject.ends_with(".started")).expect("workers started");
     log.records.remove(at);
@@ -130,28 +146,23 @@ fn a_workers_faults_are_its_own() {
     let mut auditor = log.auditor();
     audit(&mut auditor, &log.records, StreamSequence(log.records.len() as u64));
     assert_eq!((auditor.evidence(), auditor.faulty_workers().len()), (None, 1));
+    assert_eq!(auditor.findings()[0].code(), Code::AuditRejected);
     assert_eq!(auditor.summary().emitters.iter().filter(|emitter| !emitter.whole).count(), 1);
 }
 
 #[test]
-fn the_same_under_the_ledgers_subject_is_evidence() {
-    let log = Log::write(&PLAN);
-    let ledgers = log.records.last().expect("the run's end").clone();
-    type Spoil = fn(&mut audit_core::Record);
-    let spoils: [Spoil; 4] = [
-        |record| record.signature = audit_core::encode_signature(&[7; 64]),
-        |record| record.body = b"nonsense".to_vec(),
-        |record| record.key = String::new(),
-        |record| record.subject = record.subject.replace("diloco.ledger.", "diloco.ledgers."),
-    ];
-    for spoil in spoils {
-        let mut records = log.records.clone();
-        let mut bad = ledgers.clone();
-        spoil(&mut bad);
-        records.push(bad);
-        renumber(&mut records);
+fn what_the_coordinators_key_signed_out_of_order_is_evidence() {
+    // An event that was taken out, or put where another one lay, shows by the next.
+    for spoil in [None, Some(SPOILS[0].1)] {
+        let mut log = Log::write(&PLAN);
+        let at = log.records.iter().position(|record| record.subject.ends_with(".round-opened")).expect("rounds");
+        match spoil {
+            None => drop(log.records.remove(at)),
+            Some(spoil) => spoil(&mut log.records[at]),
+        }
+        renumber(&mut log.records);
         let mut auditor = log.auditor();
-        audit(&mut auditor, &records, StreamSequence(records.len() as u64));
+        audit(&mut auditor, &log.records, StreamSequence(log.records.len() as u64));
         assert_eq!(auditor.evidence().map(|found| found.code()), Some(Code::LedgerBroken));
         assert!(auditor.faulty_workers().is_empty());
     }
@@ -174,7 +185,7 @@ fn nobody_speaks_for_another() {
     let event = LedgerEvent::RunCompleted;
     let subject = schemas::subject::ledger_subject(Some(&run()), &liar.public, event.kind());
     let said = liar.speak(DOMAIN, 1_700_000_000_000, Some(run()), Event::Ledger(event));
-    log.push(subject, &liar.public, said);
+    log.push(subject, &said);
     // A worker's event under the subject of another one.
     let mut moved =
         log.records.iter().find(|record| record.subject.ends_with(".started")).expect("workers started").clone();
@@ -192,7 +203,7 @@ fn nobody_speaks_for_another() {
     let mut auditor = trusted.auditor();
     let other = Log::write(&Plan { seed: 50, ..PLAN });
     let results = audit(&mut auditor, &other.records, StreamSequence(other.records.len() as u64));
-    assert!(results.iter().all(|checked| matches!(checked.verdict, Verdict::Rejected | Verdict::Unenrolled)));
+    assert!(results.iter().all(|checked| matches!(checked.verdict, Verdict::Foreign | Verdict::Unenrolled)));
     assert_eq!(auditor.summary().verified, 0);
 }
 

@@ -92,6 +92,8 @@ pub(crate) fn fill(row: &Row, key: &PublicKey, run: &str) -> String {
         "{run}" => run,
         "{worker}" | "{operator}" | "{emitter}" => key.as_str(),
         "{kind}" => "joined",
+        // Who may name a tenant's account may name any.
+        "{account}" => "account",
         "{verb}" => "drain",
         "{round}" => "0",
         "{unit}" => "train-0",

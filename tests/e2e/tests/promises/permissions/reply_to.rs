@@ -3,7 +3,7 @@
 //! not be, nobody but the asker notices, and the run goes on.
 //!
 //! Three kinds of roles are left out, since each may do by right what an answer could: provisioners alter and delete
-//! streams; the coordinator and its writer of the ledger write the streams themselves.
+//! streams; the coordinator, its writer of the ledger, and the recorder of workers' events write the streams themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -48,7 +48,7 @@ impl Asker {
 
 /// Who writes streams by right.
 fn writes_by_right(role: Role) -> bool {
-    role.name().ends_with("provisioner") || matches!(role.name(), "coordinator" | "ledger-writer")
+    role.name().ends_with("provisioner") || matches!(role.name(), "coordinator" | "ledger-writer" | "recorder")
 }
 
 /// Every stream that some provisioner sees, with its messages and its last sequence.

@@ -1,0 +1,273 @@
+//! Checks of workers' events before they are recorded, in the order of what they cost: length, rate, form, key, signature,
+//! and at last the chain, whose end somebody has to fetch. What is refused here never reaches a stream.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use schemas::event::{Event, EventBody, SignedEvent};
+use schemas::limits::SIGNED_EVENT_BYTES_MAX;
+use schemas::subject::Incoming;
+use schemas::{
+    AccountId, Code, Digest, Message as _, PublicKey, Refusal, RunId, Sequence, UnixMillis, WorkerId, is_answer,
+};
+
+use crate::signature::is_signed_event;
+
+/// Events a second of one worker, in the long run. A worker emits two for each unit, and units last seconds; the fastest
+/// runs of tests, whose units last a tenth of a second, stay below as well.
+pub const EVENTS_PER_SECOND: u64 = 25;
+/// Events of one worker at once: what it may have kept while the bus was away, which is 256.
+pub const EVENTS_BURST: u64 = 300;
+/// Bytes a second of one worker, in the long run. An event of a worker has some 300 bytes with its signature.
+pub const BYTES_PER_SECOND: u64 = 32 << 10;
+/// Bytes of one worker at once: its burst of events, at 2 KiB each for those with long texts.
+pub const BYTES_BURST: u64 = 600 << 10;
+/// Most workers whose rates and chains are remembered; who is forgotten begins with a full burst, and the end of its chain
+/// is fetched again. As many as a run may have, twice.
+const REMEMBERED_MAX: usize = 8192;
+
+/// A worker's audit key, as the ledger names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "fields are named after the words of `schemas`")]
+pub struct Enrolment {
+    pub account: AccountId,
+    pub run: RunId,
+    pub worker: WorkerId,
+    pub key: PublicKey,
+}
+
+/// Who speaks: a tenant's account, a run, a worker.
+type Speaker = (AccountId, RunId, WorkerId);
+
+/// The end of a worker's recorded chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tail {
+    /// Its position in the tenant's stream.
+    pub stream: u64,
+    /// Whose chain.
+    pub emitter: PublicKey,
+    /// Its position in the chain.
+    pub sequence: Sequence,
+    /// Digest of its body.
+    pub digest: Digest,
+}
+
+/// An event whose every check but the last is passed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    /// The tenant.
+    pub account: AccountId,
+    /// The run.
+    pub run: RunId,
+    /// The worker.
+    pub worker: WorkerId,
+    /// What happened, as one token.
+    pub kind: String,
+    body: EventBody,
+    digest: Digest,
+}
+
+/// What came of a message so far.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Heard {
+    /// An answer of our own that somebody had sent here. Nobody is to blame that we know of.
+    Answer,
+    /// Over the rate of its worker: no answer, since that would cost what the rate shall save.
+    Over(WorkerId),
+    /// Not from a worker at all.
+    Nobody,
+    /// To be answered so.
+    Refused(Refusal),
+    /// To be held against the end of its chain.
+    Candidate(Box<Candidate>),
+}
+
+/// How an event stands to its chain.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Linked {
+    /// It follows: to be recorded.
+    Follows,
+    /// It is the last one, byte for byte: recorded already.
+    Known,
+    /// It does not follow, and will not.
+    Refused(Refusal),
+}
+
+/// Everything that is known of workers' events before they are recorded.
+#[derive(Debug)]
+pub struct Intake {
+    domain: String,
+    enrolled: BTreeMap<Speaker, BTreeSet<PublicKey>>,
+    rates: BTreeMap<WorkerId, Rate>,
+    tails: BTreeMap<Speaker, Option<Tail>>,
+}
+
+/// What a worker may still send now.
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    /// In thousandths, so that milliseconds count.
+    events: u64,
+    /// In thousandths.
+    bytes: u64,
+    at: UnixMillis,
+}
+
+impl Rate {
+    const fn full(at: UnixMillis) -> Self {
+        Self { events: 1000 * EVENTS_BURST, bytes: 1000 * BYTES_BURST, at }
+    }
+
+    fn refill(&mut self, now: UnixMillis) {
+        // A clock that goes back refills nothing.
+        let passed = self.at.until(now).get();
+        self.events = self.events.saturating_add(passed.saturating_mul(EVENTS_PER_SECOND)).min(1000 * EVENTS_BURST);
+        self.bytes = self.bytes.saturating_add(passed.saturating_mul(BYTES_PER_SECOND)).min(1000 * BYTES_BURST);
+        self.at = now;
+    }
+
+    fn take(&mut self, now: UnixMillis, bytes: u64) -> bool {
+        self.refill(now);
+        let fits = self.events >= 1000 && self.bytes >= 1000 * bytes;
+        if fits {
+            self.events -= 1000;
+            self.bytes -= 1000 * bytes;
+        }
+        fits
+    }
+
+    const fn is_full(&self) -> bool {
+        self.events == 1000 * EVENTS_BURST && self.bytes == 1000 * BYTES_BURST
+    }
+}
+
+impl Intake {
+    /// For the trust domain `domain` (its id as text); nobody is enrolled yet.
+    pub fn new(domain: &str) -> Self {
+        let (enrolled, rates, tails) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { domain: domain.to_owned(), enrolled, rates, tails }
+    }
+
+    /// Takes a key that the ledger names.
+    pub fn enrol(&mut self, enrolment: Enrolment) {
+        let Enrolment { account, run, worker, key } = enrolment;
+        self.enrolled.entry((account, run, worker)).or_default().insert(key);
+    }
+
+    /// Checks a message under `subject`, which the broker made for the worker that it names.
+    pub fn hear(&mut self, now: UnixMillis, subject: &str, payload: &[u8]) -> Heard {
+        let Ok(Incoming::WorkerEvent { account, run, worker, kind }) = subject.parse() else { return Heard::Nobody };
+        if is_answer(payload) {
+            return Heard::Answer;
+        }
+        if !self.rate(now, &worker).take(now, payload.len() as u64) {
+            return Heard::Over(worker);
+        }
+        match self.authentic(&account, &run, &worker, &kind, payload) {
+            Ok((body, digest)) => Heard::Candidate(Box::new(Candidate { account, run, worker, kind, body, digest })),
+            Err(refusal) => Heard::Refused(refusal),
+        }
+    }
+
+    /// The end of the speaker's chain, if it is known: none at all, or an event.
+    pub fn tail(&self, candidate: &Candidate) -> Option<&Option<Tail>> {
+        self.tails.get(&candidate.speaker())
+    }
+
+    /// Remembers the end of a speaker's chain, as the stream has it.
+    pub fn remember(&mut self, candidate: &Candidate, tail: Option<Tail>) {
+        if self.tails.len() >= REMEMBERED_MAX {
+            self.tails.pop_first();
+        }
+        self.tails.insert(candidate.speaker(), tail);
+    }
+
+    /// Forgets it: the stream may have another one.
+    pub fn forget(&mut self, candidate: &Candidate) {
+        self.tails.remove(&candidate.speaker());
+    }
+
+    fn rate(&mut self, now: UnixMillis, worker: &WorkerId) -> &mut Rate {
+        if self.rates.len() >= REMEMBERED_MAX && !self.rates.contains_key(worker) {
+            // Who has sent nothing for a while loses nothing by being forgotten.
+            self.rates.retain(|_, rate| {
+                rate.refill(now);
+                !rate.is_full()
+            });
+            if self.rates.len() >= REMEMBERED_MAX {
+                self.rates.pop_first();
+            }
+        }
+        self.rates.entry(worker.clone()).or_insert_with(|| Rate::full(now))
+    }
+
+    fn authentic(
+        &self,
+        account: &AccountId,
+        run: &RunId,
+        worker: &WorkerId,
+        kind: &str,
+        payload: &[u8],
+    ) -> Result<(EventBody, Digest), Refusal> {
+        let refused = |reason: String| Refusal::new(Code::EventRefused, reason);
+        if payload.len() > SIGNED_EVENT_BYTES_MAX {
+            return Err(refused(format!("{} bytes, at most {SIGNED_EVENT_BYTES_MAX} are taken", payload.len())));
+        }
+        let signed = SignedEvent::decode(payload).map_err(|error| refused(error.to_string()))?;
+        let known = self.enrolled.get(&(account.clone(), run.clone(), worker.clone()));
+        if !known.is_some_and(|keys| keys.contains(&signed.key)) {
+            let text = format!("the ledger does not name {} as the audit key of {worker} in run {run}", signed.key);
+            // Whoever has joined just now is named in a moment; with another key than the first nobody will ever be.
+            let code = if known.is_none() { Code::EventLater } else { Code::EventRefused };
+            return Err(Refusal::new(code, text));
+        }
+        if !is_signed_event(&self.domain, signed.key.as_str(), &*signed.signature, &signed.body) {
+            return Err(refused(format!("its signature does not verify under {}", signed.key)));
+        }
+        let body = EventBody::decode(&signed.body).map_err(|error| refused(error.to_string()))?;
+        if body.emitter != signed.key || body.run.as_ref() != Some(run) {
+            return Err(refused("its body names another key or run".to_owned()));
+        }
+        if !matches!(body.event, Event::Worker(_)) || body.event.kind() != kind {
+            return Err(refused(format!("{} under the subject of {kind}", body.event.kind())));
+        }
+        let digest = Digest::of(&signed.body);
+        Ok((body, digest))
+    }
+}
+
+impl Candidate {
+    fn speaker(&self) -> Speaker {
+        (self.account.clone(), self.run.clone(), self.worker.clone())
+    }
+
+    /// How it stands to the recorded end of its chain.
+    pub fn link(&self, tail: Option<&Tail>) -> Linked {
+        // Another key is another chain, and begins at its beginning.
+        let tail = tail.filter(|tail| tail.emitter == self.body.emitter);
+        let (sequence, previous) = (self.body.sequence, self.body.previous);
+        let expected = tail.map_or(Sequence(0), |tail| tail.sequence.next());
+        if tail.is_some_and(|tail| tail.sequence == sequence && tail.digest == self.digest) {
+            return Linked::Known;
+        }
+        if sequence == expected && previous == tail.map(|tail| tail.digest) {
+            return Linked::Follows;
+        }
+        let found = if sequence == expected { "with another event before it".to_owned() } else { sequence.to_string() };
+        let text = format!("event {expected} is the next in the recorded chain of {}, this is {found}", self.worker);
+        Linked::Refused(Refusal::new(Code::ChainForked, text))
+    }
+
+    /// The end of the chain when it is recorded at position `stream`.
+    pub fn as_tail(&self, stream: u64) -> Tail {
+        let (emitter, sequence) = (self.body.emitter.clone(), self.body.sequence);
+        Tail { stream, emitter, sequence, digest: self.digest }
+    }
+}
+
+impl Tail {
+    /// Reads a recorded event. None for what is not one; then the chain's end is not known.
+    pub fn read(stream: u64, payload: &[u8]) -> Option<Self> {
+        let signed = SignedEvent::decode(payload).ok()?;
+        let body = EventBody::decode(&signed.body).ok()?;
+        Some(Self { stream, emitter: body.emitter, sequence: body.sequence, digest: Digest::of(&signed.body) })
+    }
+}

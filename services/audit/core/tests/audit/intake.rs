@@ -1,0 +1,158 @@
+//! Workers' events before they are recorded: what is taken, what waits, what is refused, and what is not even answered.
+
+use audit_core::{Candidate, Enrolment, Heard, Intake, Linked, Tail};
+use schemas::event::{Event, SignedEvent, WorkerEvent};
+use schemas::subject::Lane;
+use schemas::{Code, Message as _, UnixMillis};
+
+use crate::log::{DOMAIN, Member, run};
+
+const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
+/// Far more than any worker sends.
+const FLOOD: u64 = 30_000;
+
+fn enrolment(member: &Member) -> Enrolment {
+    let (account, worker) = (member.account.clone(), member.worker.clone());
+    Enrolment { account, run: run(), worker, key: member.emitter.public.clone() }
+}
+
+/// As who listens hears it.
+fn subject(member: &Member, kind: &str) -> String {
+    format!("{}.{}.{}.{}.{kind}", Lane::Event.prefix(), member.account, run(), member.worker)
+}
+
+fn stopped(member: &mut Member) -> SignedEvent {
+    let event = WorkerEvent::Stopped { reason: "x".to_owned() };
+    member.emitter.speak(DOMAIN, NOW.get(), Some(run()), Event::Worker(event))
+}
+
+fn scene() -> (Intake, Member) {
+    let (mut intake, member) = (Intake::new(DOMAIN), Member::new(1));
+    intake.enrol(enrolment(&member));
+    (intake, member)
+}
+
+fn candidate(heard: Heard) -> Candidate {
+    match heard {
+        Heard::Candidate(candidate) => *candidate,
+        other => panic!("not taken: {other:?}"),
+    }
+}
+
+fn refused(heard: Heard) -> Code {
+    match heard {
+        Heard::Refused(refusal) => refusal.code,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[test]
+fn a_chain_is_recorded_event_by_event_and_a_repeated_one_is_known() {
+    let (mut intake, mut member) = scene();
+    let mut tail: Option<Tail> = None;
+    for stream in 1..=5 {
+        let event = stopped(&mut member);
+        for _ in 0..2 {
+            let heard = candidate(intake.hear(NOW, &subject(&member, "stopped"), &event.encode()));
+            match &tail {
+                Some(tail) if tail.stream == stream => assert_eq!(heard.link(Some(tail)), Linked::Known),
+                before => {
+                    assert_eq!(heard.link(before.as_ref()), Linked::Follows);
+                    tail = Some(heard.as_tail(stream));
+                    assert_eq!(tail, Tail::read(stream, &event.encode()), "as the stream gives it back");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_does_not_follow_is_refused_for_good() {
+    let (mut intake, mut member) = scene();
+    let events: Vec<SignedEvent> = (0..4).map(|_| stopped(&mut member)).collect();
+    let mut hear =
+        |event: &SignedEvent| candidate(intake.hear(NOW, &subject(&Member::new(1), "stopped"), &event.encode()));
+    let tails: Vec<Tail> = events.iter().enumerate().map(|(at, event)| hear(event).as_tail(at as u64 + 1)).collect();
+    // A second life of the same chain: the same positions, other bytes.
+    let mut other = Member::new(1);
+    let event = WorkerEvent::Stopped { reason: "another life".to_owned() };
+    let fork = other.emitter.speak(DOMAIN, NOW.get(), Some(run()), Event::Worker(event));
+    for (event, tail) in [
+        (&events[2], None),
+        (&events[2], Some(&tails[0])),
+        (&events[1], Some(&tails[2])),
+        (&fork, Some(&tails[0])),
+        (&fork, Some(&tails[3])),
+    ] {
+        let linked = hear(event).link(tail);
+        assert!(matches!(&linked, Linked::Refused(refusal) if refusal.code == Code::ChainForked), "{linked:?}");
+    }
+}
+
+#[test]
+fn only_what_the_worker_signed_with_the_key_that_the_ledger_names_is_taken() {
+    let (mut intake, mut member) = scene();
+    let event = stopped(&mut member);
+    let own = subject(&member, "stopped");
+    let mut stranger = Member::new(2);
+    let strangers = stopped(&mut stranger);
+    // Somebody who joined a moment ago is named in a moment.
+    assert_eq!(refused(intake.hear(NOW, &subject(&stranger, "stopped"), &strangers.encode())), Code::EventLater);
+    intake.enrol(enrolment(&stranger));
+    candidate(intake.hear(NOW, &subject(&stranger, "stopped"), &strangers.encode()));
+    let mut altered = event.clone();
+    altered.body[20] ^= 1;
+    let elsewhere = Member::new(1).emitter.speak(
+        "another domain",
+        NOW.get(),
+        Some(run()),
+        Event::Worker(WorkerEvent::Stopped { reason: "x".to_owned() }),
+    );
+    for (subject, payload) in [
+        (&own, strangers.encode()),
+        (&own, altered.encode()),
+        (&own, elsewhere.encode()),
+        (&own, event.body.to_vec()),
+        (&own, Vec::new()),
+        (&own, vec![7; 100_000]),
+        (&subject(&member, "joined"), event.encode()),
+    ] {
+        assert_eq!(refused(intake.hear(NOW, subject, &payload)), Code::EventRefused);
+    }
+    // What the coordinator answers is nothing that a worker says, whoever has it sent here.
+    let answer = [&[0xC1][..], &event.encode()].concat();
+    assert_eq!(intake.hear(NOW, &own, &answer), Heard::Answer);
+    for strange in ["diloco.event.x", "diloco.record.a.b.c.d", "$JS.API.INFO", ""] {
+        assert_eq!(intake.hear(NOW, strange, &event.encode()), Heard::Nobody);
+    }
+}
+
+#[test]
+fn a_flood_is_bounded_by_worker_before_anything_is_parsed_and_ends_by_itself() {
+    let (mut intake, mut member) = scene();
+    let mut other = Member::new(2);
+    intake.enrol(enrolment(&other));
+    let own = subject(&member, "stopped");
+    // Well signed or not, many of them or long ones: a bound.
+    let event = stopped(&mut member).encode();
+    for payload in [vec![7], event.clone(), vec![7; 200_000]] {
+        let (mut intake, count) = (Intake::new(DOMAIN), FLOOD);
+        intake.enrol(enrolment(&member));
+        let taken = (0..count).filter(|_| !matches!(intake.hear(NOW, &own, &payload), Heard::Over(_))).count() as u64;
+        assert!(taken <= audit_core::EVENTS_BURST, "{taken} of {count}");
+    }
+    for _ in 0..FLOOD {
+        intake.hear(NOW, &own, &event);
+    }
+    assert_eq!(intake.hear(NOW, &own, &event), Heard::Over(member.worker.clone()));
+    // Nobody else notices, and a while later the worker is heard again.
+    let others = stopped(&mut other).encode();
+    candidate(intake.hear(NOW, &subject(&other, "stopped"), &others));
+    candidate(intake.hear(UnixMillis(NOW.get() + 1000), &own, &event));
+    // Answers that are sent here count for nobody.
+    let (mut intake, member) = scene();
+    for _ in 0..FLOOD {
+        assert_eq!(intake.hear(NOW, &own, &[0xC1, 1]), Heard::Answer);
+    }
+    candidate(intake.hear(NOW, &subject(&member, "stopped"), &event));
+}

@@ -1,0 +1,217 @@
+//! Workers' events: heard, checked, recorded in the stream of their tenant, and only then answered. Nobody else writes those
+//! streams, and what a stranger sends reaches them in no other way.
+
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE;
+use audit_core::{Candidate, Enrolment, Heard, Linked, Tail};
+use bytes::Bytes;
+use runtime::{Bus, BusError, Delivery, Failure, Listener, StreamReader, clock};
+use schemas::lease::Done;
+use schemas::subject::{EVENTS_FILTER, events_stream, record_filter, record_subject};
+use schemas::{Answer, Asked, Code, Message as _, Refusal, Reply, WorkerId};
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+
+/// How long the broker may take for one question; a stream that waits for a new leader takes 6 s.
+const ASK_MAX: Duration = Duration::from_secs(8);
+/// How often what was dropped is logged: once for a flood, not once for a message.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+/// Enrolments that wait; joins come singly, and at start all at once, which may wait.
+const ENROLMENTS_MAX: usize = 256;
+/// Header that names the subjects of an expected sequence.
+const EXPECTED_FILTER: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
+/// The broker's error for an expectation that does not hold.
+const WRONG_LAST_SEQUENCE: u64 = 10071;
+
+/// The service's second half, connected.
+pub(crate) struct Intake {
+    bus: Bus,
+    listener: Listener,
+    enrolments: mpsc::Receiver<Enrolment>,
+    core: audit_core::Intake,
+    tally: Tally,
+}
+
+/// What was not recorded since it was last told.
+#[derive(Debug, Default)]
+struct Tally {
+    over: u64,
+    /// The last of them.
+    whose: Option<WorkerId>,
+    refused: u64,
+    reason: Option<Refusal>,
+    nobody: u64,
+}
+
+/// An error of the broker's own.
+#[derive(Debug, Deserialize)]
+struct ApiError {
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}
+
+/// A stream's answer to a publish.
+#[derive(Deserialize)]
+struct Acknowledgement {
+    #[serde(default)]
+    seq: u64,
+    error: Option<ApiError>,
+}
+
+impl Intake {
+    /// Connects, and hears what workers say from then on. The sender takes the keys that the ledger names.
+    ///
+    /// # Errors
+    /// The broker is not there, or does not take the credentials for this.
+    pub(crate) async fn connect(config: &Config, domain: &str) -> Result<(Self, mpsc::Sender<Enrolment>), Failure> {
+        let settings = config.recorder_bus();
+        let refused = |error: BusError| Failure::from(error.into_refusal());
+        let bus = Bus::connect("diloco-audit-recorder", &settings, clock::now()).await.map_err(refused)?;
+        let heard = Listener::connect("diloco-audit-intake", &settings, &[EVENTS_FILTER], clock::now()).await;
+        let listener = heard.map_err(refused)?.remove(0);
+        let (sender, enrolments) = mpsc::channel(ENROLMENTS_MAX);
+        let core = audit_core::Intake::new(domain);
+        Ok((Self { bus, listener, enrolments, core, tally: Tally::default() }, sender))
+    }
+
+    /// Runs until `stop`.
+    ///
+    /// # Errors
+    /// The broker took the right to hear away.
+    pub(crate) async fn run(mut self, stop: CancellationToken) -> Result<(), Failure> {
+        let mut reports = tokio::time::interval(REPORT_EVERY);
+        reports.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                enrolment = self.enrolments.recv() => match enrolment {
+                    Some(enrolment) => self.core.enrol(enrolment),
+                    // Who reads the ledger has ended, and so does this.
+                    None => return Ok(()),
+                },
+                _ = reports.tick() => self.tally.report(),
+                heard = self.listener.next() => {
+                    let delivery = heard.map_err(|error| Failure::from(error.into_refusal()))?;
+                    self.take(&delivery).await;
+                }
+            }
+        }
+    }
+
+    async fn take(&mut self, delivery: &Delivery) {
+        let answer = match self.core.hear(clock::now(), &delivery.subject, &delivery.payload) {
+            Heard::Answer => return,
+            Heard::Nobody => {
+                self.tally.nobody += 1;
+                return;
+            }
+            Heard::Over(worker) => {
+                self.tally.over += 1;
+                self.tally.whose = Some(worker);
+                return;
+            }
+            Heard::Refused(refusal) => Reply::Refused(refusal),
+            Heard::Candidate(candidate) => self.record(&candidate, &delivery.payload).await,
+        };
+        if let Reply::Refused(refusal) = &answer
+            && refusal.code != Code::EventLater
+        {
+            self.tally.refused += 1;
+            self.tally.reason = Some(refusal.clone());
+        }
+        // The broker puts its own subject in the place of the one that the asker chose, so the answer says for whom it is.
+        let reply = delivery.reply.as_ref().filter(|reply| reply.starts_with("_R_."));
+        let asked = Asked::heard(&delivery.subject, &delivery.payload);
+        if let (Some(reply), Some(asked)) = (reply, asked) {
+            let answer: Answer<Done> = Answer::new(&asked, answer);
+            if let Err(error) = self.bus.publish(reply, answer.encode().into()).await {
+                tracing::debug!(%error, "an answer was not sent");
+            }
+        }
+    }
+
+    /// Records an event that follows on the end of its chain.
+    async fn record(&mut self, candidate: &Candidate, payload: &Bytes) -> Reply<Done> {
+        let later = |reason: String| Reply::Refused(Refusal::new(Code::EventLater, reason));
+        if self.core.tail(candidate).is_none() {
+            match self.fetch(candidate).await {
+                Ok(tail) => self.core.remember(candidate, tail),
+                Err(reason) => return later(reason),
+            }
+        }
+        let tail = self.core.tail(candidate).expect("it was just remembered").as_ref();
+        let expected = tail.map_or(0, |tail| tail.stream);
+        match candidate.link(tail) {
+            Linked::Known => return Reply::Ok(Done::default()),
+            Linked::Refused(refusal) => return Reply::Refused(refusal),
+            Linked::Follows => {}
+        }
+        match self.append(candidate, expected, payload).await {
+            Ok(stream) => {
+                self.core.remember(candidate, Some(candidate.as_tail(stream)));
+                Reply::Ok(Done::default())
+            }
+            Err(reason) => {
+                // It may be there all the same; the stream tells, when it comes again.
+                self.core.forget(candidate);
+                later(reason)
+            }
+        }
+    }
+
+    /// The end of a worker's chain, as the stream of its tenant has it.
+    async fn fetch(&self, candidate: &Candidate) -> Result<Option<Tail>, String> {
+        let stream = StreamReader::new(self.bus.clone(), events_stream(&candidate.account));
+        let filter = record_filter(&candidate.account, &candidate.run, &candidate.worker);
+        match stream.last_under(&filter).await.map_err(|error| error.to_string())? {
+            Some(last) => {
+                let unreadable = || format!("message {} under {filter} is no event", last.sequence);
+                Tail::read(last.sequence, &last.payload).map(Some).ok_or_else(unreadable)
+            }
+            None => Ok(None),
+        }
+    }
+
+    async fn append(&self, candidate: &Candidate, expected: u64, payload: &Bytes) -> Result<u64, String> {
+        let Candidate { account, run, worker, kind, .. } = candidate;
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, expected.to_string());
+        headers.insert(EXPECTED_FILTER, record_filter(account, run, worker).as_str());
+        let subject = record_subject(account, run, worker, kind);
+        let answer = self.bus.request_raw(&subject, headers, payload.clone(), ASK_MAX).await;
+        let answer = answer.map_err(|error| error.to_string())?;
+        let stream = events_stream(account);
+        match serde_json::from_slice::<Acknowledgement>(&answer) {
+            Ok(Acknowledgement { seq, error: None }) if seq > expected => Ok(seq),
+            Ok(Acknowledgement { error: Some(error), .. }) if error.err_code == WRONG_LAST_SEQUENCE => {
+                Err(format!("{stream} has another end of this chain"))
+            }
+            Ok(Acknowledgement { error: Some(error), .. }) => Err(format!("{stream}: {}", error.description)),
+            Ok(_) | Err(_) => Err(format!("{stream}: the answer is no acknowledgement")),
+        }
+    }
+}
+
+impl Tally {
+    fn report(&mut self) {
+        let Self { over, whose, refused, reason, nobody } = std::mem::take(self);
+        if let Some(worker) = whose {
+            let code = Code::EventsDropped;
+            tracing::warn!(%code, count = over, last = %worker, "events of workers that send too many were dropped");
+        }
+        if let Some(reason) = reason {
+            tracing::warn!(code = %reason.code, count = refused, last = %reason, "events of workers were refused");
+        }
+        if nobody > 0 {
+            tracing::warn!(code = %Code::MessageInvalid, count = nobody, "messages under no worker's subject were dropped");
+        }
+    }
+}

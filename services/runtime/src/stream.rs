@@ -1,0 +1,212 @@
+//! Reading a stream without a consumer: where it starts and ends, and its messages by position.
+//!
+//! A consumer's answers go where its owner says and may be empty, and an empty message under a subject of `$JS.API` deletes
+//! what the subject names; so who only reads gets no right to consumers. These questions have answers that are never empty,
+//! and nothing that they say can be taken for an order.
+
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::ErrorCode;
+use bytes::Bytes;
+use data_encoding::BASE64;
+use futures::{StreamExt as _, TryStreamExt as _};
+use schemas::Code;
+use serde::Deserialize;
+
+use crate::bus::{Bus, BusError};
+
+/// How long the broker may take for one answer; a stream that waits for a new leader takes 6 s.
+const ANSWER_MAX: Duration = Duration::from_secs(8);
+/// Questions that are asked at a time: with this many the broker is busy and not the line to it.
+const ASKED_MAX: usize = 128;
+/// The broker's error for a message that is not there.
+const NO_MESSAGE: u64 = 10037;
+
+/// A stream, to be read.
+#[derive(Clone, Debug)]
+pub struct StreamReader {
+    bus: Bus,
+    stream: String,
+}
+
+/// Where a stream starts and ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct StreamSpan {
+    /// Messages in it.
+    pub messages: u64,
+    /// The position of its oldest message; one after `last` when it has none.
+    #[serde(rename = "first_seq")]
+    pub first: u64,
+    /// The position of the newest message that it ever took; 0 before the first.
+    #[serde(rename = "last_seq")]
+    pub last: u64,
+}
+
+/// A message as it lies in a stream. Its headers are not looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredMessage {
+    /// Its position.
+    pub sequence: u64,
+    /// Its subject.
+    pub subject: String,
+    /// Its payload.
+    pub payload: Bytes,
+    /// When the stream took it, by the broker's clock: RFC 3339.
+    pub time: String,
+}
+
+/// Why a stream cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StreamError {
+    /// The broker says that there is none.
+    #[error("stream {0} does not exist")]
+    Missing(String),
+    /// The credential is not one that may read it.
+    #[error("{0}")]
+    Denied(String),
+    /// Not at this moment. In the broker's own words.
+    #[error("stream {stream} cannot be read now: {reason}")]
+    Unreadable {
+        /// Which.
+        stream: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl StreamError {
+    /// The code of the page that says what to do.
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::Missing(_) => Code::StreamMissing,
+            Self::Denied(_) => Code::BusDenied,
+            Self::Unreadable { .. } => Code::StreamUnreadable,
+        }
+    }
+}
+
+/// An error of the broker's own.
+#[derive(Debug, Deserialize)]
+struct ApiError {
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}
+
+#[derive(Deserialize)]
+struct Info {
+    state: Option<StreamSpan>,
+    error: Option<ApiError>,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    message: Option<Message>,
+    error: Option<ApiError>,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    #[serde(default)]
+    subject: String,
+    seq: u64,
+    #[serde(default)]
+    data: String,
+    #[serde(default)]
+    time: String,
+}
+
+impl StreamReader {
+    /// A reader of `stream`; nothing is asked yet.
+    pub fn new(bus: Bus, stream: impl Into<String>) -> Self {
+        Self { bus, stream: stream.into() }
+    }
+
+    /// Where it starts and ends now.
+    ///
+    /// # Errors
+    /// There is no such stream, this credential may not read it, or the broker cannot say.
+    pub async fn span(&self) -> Result<StreamSpan, StreamError> {
+        let subject = format!("$JS.API.STREAM.INFO.{}", self.stream);
+        let answer = self.ask(&subject, String::new()).await?;
+        let Info { state, error } = self.parse(&answer)?;
+        match (state, error) {
+            (Some(span), None) => Ok(span),
+            (_, Some(error)) => Err(self.failed(error)),
+            (None, None) => Err(self.unreadable("the broker gave no answer")),
+        }
+    }
+
+    /// The message at a position; none when it is not there.
+    ///
+    /// # Errors
+    /// As [`StreamReader::span`].
+    pub async fn message(&self, sequence: u64) -> Result<Option<StoredMessage>, StreamError> {
+        self.get(&serde_json::json!({ "seq": sequence })).await
+    }
+
+    /// The first message at or behind a position; none when there is none.
+    ///
+    /// # Errors
+    /// As [`StreamReader::span`].
+    pub async fn next(&self, from: u64) -> Result<Option<StoredMessage>, StreamError> {
+        self.get(&serde_json::json!({ "seq": from, "next_by_subj": ">" })).await
+    }
+
+    /// The newest message under a subject, which may have wildcards; none when there is none.
+    ///
+    /// # Errors
+    /// As [`StreamReader::span`].
+    pub async fn last_under(&self, subject: &str) -> Result<Option<StoredMessage>, StreamError> {
+        self.get(&serde_json::json!({ "last_by_subj": subject })).await
+    }
+
+    /// The messages from one position to another, both included, in order; those that are not there are left out.
+    ///
+    /// # Errors
+    /// As [`StreamReader::span`].
+    pub async fn range(&self, from: u64, to: u64) -> Result<Vec<StoredMessage>, StreamError> {
+        let messages = futures::stream::iter(from..=to).map(|sequence| self.message(sequence)).buffered(ASKED_MAX);
+        messages.try_filter_map(|message| std::future::ready(Ok(message))).try_collect().await
+    }
+
+    async fn get(&self, question: &serde_json::Value) -> Result<Option<StoredMessage>, StreamError> {
+        let subject = format!("$JS.API.STREAM.MSG.GET.{}", self.stream);
+        let answer = self.ask(&subject, question.to_string()).await?;
+        let Answer { message, error } = self.parse(&answer)?;
+        match (message, error) {
+            (Some(Message { subject, seq, data, time }), _) => {
+                let payload = BASE64.decode(data.as_bytes()).map_err(|error| self.unreadable(error))?;
+                Ok(Some(StoredMessage { sequence: seq, subject, payload: payload.into(), time }))
+            }
+            (None, Some(error)) if error.err_code == NO_MESSAGE => Ok(None),
+            (None, Some(error)) => Err(self.failed(error)),
+            (None, None) => Err(self.unreadable("the broker gave no answer")),
+        }
+    }
+
+    async fn ask(&self, subject: &str, question: String) -> Result<Bytes, StreamError> {
+        let answer = self.bus.request_raw(subject, HeaderMap::new(), question.into(), ANSWER_MAX).await;
+        answer.map_err(|error| match error {
+            BusError::Denied { .. } => StreamError::Denied(error.to_string()),
+            error => self.unreadable(error),
+        })
+    }
+
+    fn parse<'a, T: Deserialize<'a>>(&self, answer: &'a [u8]) -> Result<T, StreamError> {
+        serde_json::from_slice(answer).map_err(|error| self.unreadable(format_args!("the answer is not one: {error}")))
+    }
+
+    fn failed(&self, error: ApiError) -> StreamError {
+        if error.err_code == ErrorCode::STREAM_NOT_FOUND.0 {
+            return StreamError::Missing(self.stream.clone());
+        }
+        self.unreadable(error.description)
+    }
+
+    fn unreadable(&self, reason: impl std::fmt::Display) -> StreamError {
+        StreamError::Unreadable { stream: self.stream.clone(), reason: reason.to_string() }
+    }
+}
