@@ -89,7 +89,7 @@ pub trait Message: Serialize + DeserializeOwned {
 const DEPTH_MAX: usize = 32;
 
 /// Appends a message to what stands before it.
-pub(crate) fn encode<M: Message + ?Sized>(message: &M, mut before: Vec<u8>) -> Vec<u8> {
+pub(crate) fn encode<M: Message>(message: &M, mut before: Vec<u8>) -> Vec<u8> {
     let mut serializer = rmp_serde::Serializer::new(&mut before).with_struct_map();
     message.serialize(&mut serializer).expect("messages hold no map with non-string keys and no failing serializer");
     before
