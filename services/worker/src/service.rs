@@ -93,8 +93,8 @@ impl Service {
             Chain::open(&state.events(), Arc::clone(&checked.audit_key), identity.0.clone(), identity.1.clone())?;
         let asker =
             Asker::new(bus.clone(), identity, Arc::clone(&checked.audit_key), domain, config.bus.credentials.clone());
-        let meter = Arc::new(Meter::default());
-        let library = Library::new(asker.clone(), transfer, Arc::new(cache), Arc::clone(&meter));
+        let meter = Arc::new(Meter::of(transfer.moved()));
+        let library = Library::new(asker.clone(), transfer, Arc::new(cache));
         let (sender, inputs) = mpsc::channel(INPUTS_MAX);
         let time = CoordinatorTime::default();
         let (run, trust) = (checked.run.clone(), Arc::clone(&checked.trust));
@@ -228,6 +228,10 @@ impl Hands {
             Effect::SaveInner => {
                 let engine = self.engine.clone();
                 self.tasks.spawn(async move { engine.save().await });
+            }
+            Effect::DoubtInner(refusal) => {
+                let engine = self.engine.clone();
+                self.tasks.spawn(async move { engine.doubt(refusal).await });
             }
             Effect::Emit(event) => self.events.emit(event),
             // Old heartbeats are of no use to anyone: none is kept for the time when there is a connection again.
