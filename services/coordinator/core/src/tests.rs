@@ -5,6 +5,7 @@
 mod control;
 mod denial;
 mod fold;
+mod guards;
 mod lease;
 mod membership;
 mod object;

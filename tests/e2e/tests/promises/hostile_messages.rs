@@ -150,7 +150,9 @@ async fn fg_16_a_bad_contribution_is_refused_alone_and_fg_17_a_repeated_one_coun
     for (what, expected, last, change) in broken {
         let lease = scripted.claim().await.lease;
         assert!(before.is_none_or(|before| before.unit == lease.unit && before.epoch < lease.epoch), "{what}: {lease}");
-        let object = scripted.upload(lease, chunk(&spec, 0.001, last)).await;
+        let bytes = chunk(&spec, 0.001, last);
+        // What is wrong beside the numbers of the chunk is found without it; uploads that come to nothing are bounded.
+        let object = if last.is_finite() { ObjectRef::of(&bytes) } else { scripted.upload(lease, bytes).await };
         let mut contribution = Scripted::contribution(&spec, vec![object]);
         change(&mut contribution);
         assert_eq!(refusal(scripted.submit(&spec, lease, contribution).await), expected, "{what}");

@@ -134,6 +134,9 @@ fn snapshots_follow_on_each_other_and_are_of_closed_rounds() {
     let unsaved = at(&world, before);
     fits(&unsaved, &saved(1));
     refused(&unsaved, &saved(2));
+    // Between two rounds no unit is open, and yet the run is not at its end.
+    let between = world.journal.iter().position(|body| body.event.kind() == "round-closed").expect("one is closed");
+    refused(&at(&world, between + 1), &LedgerEvent::RunCompleted);
     let state = world.core.state();
     // Again, and an older one.
     for round in [1, 0, 2] {
