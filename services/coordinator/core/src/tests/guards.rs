@@ -170,7 +170,12 @@ fn who_waits_for_our_answer_is_not_silent() {
     let waiting = world.claim(3);
     world.wait(Millis::from_secs(4));
     for (number, held) in (1..).zip(leases) {
-        let renewal = schemas::lease::RenewRequest { v: V, lease: held, steps_done: schemas::Steps(1) };
+        let renewal = schemas::lease::RenewRequest {
+            v: V,
+            lease: held,
+            steps_done: schemas::Steps(1),
+            bytes_moved: schemas::Bytes(0),
+        };
         world.ask(peer(number), WorkerRequest::Renew(renewal));
     }
     // Both are due at the same moment: the end of the wait, and the end of the patience with a silent worker.
