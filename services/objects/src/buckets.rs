@@ -430,6 +430,7 @@ pub(crate) const fn method(method: rusty_s3::Method) -> http::Method {
         rusty_s3::Method::Delete => http::Method::DELETE,
     }
 }
+
 /// This machine's clock; what the store's is corrected from. It is read once and then kept by a monotonic clock: a step of the
 /// wall clock would make the correction wrong until the store's next answer.
 pub fn local_now() -> UnixMillis {
