@@ -6,13 +6,16 @@
 mod audit_tamper;
 mod cluster_check;
 mod coordinator_restart;
+mod foreign_bytes;
 mod hostile_messages;
+mod log_flood;
 mod one_identity;
 mod own_uploads;
 mod permissions;
 mod run_halted;
 mod service_restart;
 mod shutdown;
+mod slow_line;
 mod status;
 mod stop_alone;
 mod team;
