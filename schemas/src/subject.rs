@@ -7,9 +7,10 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use crate::account::ACCOUNT_TOKEN_POSITION;
 use crate::id::CLUSTER;
 use crate::lease::UnitId;
-use crate::permission::{ACCOUNT_TOKEN_POSITION, Role};
+use crate::permission::Role;
 use crate::public::CommandVerb;
 use crate::{AccountId, PublicKey, Round, RunId, WorkerId};
 
