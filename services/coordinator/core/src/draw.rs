@@ -138,7 +138,7 @@ mod tests {
         {
             spec.schedule.evaluation_sequences = sequences;
             let mut manifest = data(1, 40);
-            manifest.held_out = vec![Shard { tokens: Tokens(tokens), ..manifest.held_out[0].clone() }; shards];
+            manifest.held_out = vec![Shard { tokens: Tokens(tokens), ..manifest.held_out[0] }; shards];
             let found = Data::new(&spec, Arc::new(manifest)).evaluation_tokens(&spec);
             assert_eq!(found, Tokens(expected), "{sequences} sequences of 4 from {shards} shards of {tokens}");
         }

@@ -38,7 +38,6 @@ pub struct Peer {
 
 /// Something that happened.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "handed over by value one at a time and kept nowhere")]
 pub enum Input {
     /// A worker asks. The proof of a join was verified.
     Request {

@@ -11,7 +11,7 @@ async fn the_newest_process_of_a_worker_takes_over_and_the_older_one_ends_with_a
     let mut cluster = Cluster::start(Options::default(), 1).await;
     let mut evidence = cluster.evidence().await;
     // A lease of a minute: who had to wait for its end would be seen.
-    Recipe::reference(6, 1, 300).set("schedule.evaluation_every=0").set("policy.lease=60s").create(&cluster).await;
+    Recipe::reference(6, 1, 120).set("schedule.evaluation_every=0").set("policy.lease=60s").create(&cluster).await;
     let run = cluster.run().clone();
     let granted = |event: &LedgerEvent| matches!(event, LedgerEvent::LeaseGranted { .. });
     evidence.until_ledger("first lease", &run, granted).await;

@@ -331,8 +331,8 @@ fn what_a_worker_says_of_itself_is_within_what_can_be() {
         assert!(say(&mut world, one), "{what}");
     }
     // An older one that was overtaken, and one of a process that was replaced, are no news and no fault.
-    assert!(!say(&mut world, Heartbeat { bytes_up: Bytes(5), ..good.clone() }));
-    assert!(!say(&mut world, Heartbeat { session: Session(9), tokens_per_second: 7.0, ..good.clone() }));
+    assert!(!say(&mut world, Heartbeat { bytes_up: Bytes(5), ..good }));
+    assert!(!say(&mut world, Heartbeat { session: Session(9), tokens_per_second: 7.0, ..good }));
     let now = world.view();
     assert_eq!((now.bytes_up, now.bytes_down), (shown.bytes_up, shown.bytes_down), "nothing of it was believed");
     assert!((now.tokens_per_second - 2.5).abs() < 1e-9);
