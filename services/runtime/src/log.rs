@@ -44,7 +44,10 @@ pub struct LogError {
 pub fn init(args: &LogArgs) -> Result<(), LogError> {
     let failed = |source| LogError { filter: args.log.clone(), source };
     let filter = EnvFilter::builder().parse(&args.log).map_err(failed)?;
+    // A line that cannot be written is lost, no more: the subscriber's own way to complain would panic where the terminal
+    // has gone, in the middle of an orderly end.
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = builder.log_internal_errors(false);
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     // An error says that logging was started already, in a test for instance.
     let _ = match args.log_format {

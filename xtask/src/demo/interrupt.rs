@@ -1,4 +1,5 @@
-//! Ctrl-C during the demo: remembered, so that everything is stopped in order before this program ends.
+//! Ctrl-C during the demo, or the end of its terminal: remembered, so that everything is stopped in order before this
+//! program ends.
 
 use std::process::{Child, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,11 +20,17 @@ extern "C" fn remember(_: libc::c_int) {
     INTERRUPTED.store(true, Ordering::SeqCst);
 }
 
-/// From here on SIGINT and SIGTERM do not end this program; [`check`] tells of them.
+/// From here on SIGINT, SIGTERM and SIGHUP do not end this program; [`check`] tells of them.
 pub(crate) fn listen() {
-    for signal in [libc::SIGINT, libc::SIGTERM] {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        let handler = remember as extern "C" fn(libc::c_int) as libc::sighandler_t;
         // SAFETY: the handler stores to an atomic and does nothing else, which is allowed in a signal handler.
-        unsafe { libc::signal(signal, remember as extern "C" fn(libc::c_int) as libc::sighandler_t) };
+        let before = unsafe { libc::signal(signal, handler) };
+        if signal == libc::SIGHUP && before == libc::SIG_IGN {
+            // Started with `nohup`: it outlives its terminal.
+            // SAFETY: ignoring a signal runs no code of ours.
+            unsafe { libc::signal(signal, libc::SIG_IGN) };
+        }
     }
 }
 
