@@ -62,13 +62,15 @@ codes! {
     NonceRefused = 116, "server asks to sign something else", "The server sent something that is no nonce for the connection key to sign.", "Do not connect to this server; a broker that does so is captured or is no NATS server.";
     CertificateInvalid = 117, "certificate not valid", "A certificate or its key does not parse, or the two do not belong together.", "Make a new one with `diloctl auth certificate` and restart broker and store, or name the right files.";
     NameTaken = 118, "name taken", "A credential of this name exists for another role or run.", "Choose another name, or remove the old files first.";
+    DomainBusy = 119, "trust domain in use", "Another command is changing the trust domain, and two at a time would undo each other's work.", "Wait until the named process has ended, or end it, then repeat.";
+    DomainMoved = 120, "trust domain moved under its services", "Services that still run were started when the folder lay elsewhere; their paths lead to the old place.", "Run `diloctl down` with this folder, then `diloctl up`.";
 
     // 02: the bus.
-    BusUnreachable = 201, "bus unreachable", "No NATS server answered at the address.", "Start it with `nats-server -c nats-config/dev.conf` or `diloctl up`, and check address and CA file; if its certificate has expired, `diloctl auth certificate` makes another.";
+    BusUnreachable = 201, "bus unreachable", "No NATS server answered at the address.", "Start it with `diloctl up` or `nats-server -c .diloco/broker/nats.conf`, and check address and CA file; if its certificate has expired, `diloctl auth certificate` makes another.";
     BusRefused = 202, "bus refused the credential", "The NATS server refused the credential.", "Check that the credential and the server belong to the same trust domain, and that it has not expired.";
     BusDenied = 203, "not permitted on the bus", "The server refused to publish or subscribe: the subject is not in this role's permissions.", "Use a credential of the right role; docs/bus.md lists who may say what.";
     NoAnswer = 204, "no answer", "A request was not answered in time.", "Look whether `diloco-coordinator` runs, and at its log; the request may be repeated.";
-    StreamMissing = 205, "stream or bucket missing", "A JetStream stream, consumer or key-value bucket does not exist.", "Run `diloctl cluster init`.";
+    StreamMissing = 205, "stream or bucket missing", "A JetStream stream, consumer or key-value bucket does not exist.", "Run `diloctl cluster init`; where there was a ledger before, it stops and says how to get it back.";
     StreamDrift = 206, "stream differs from its declaration", "A live stream or bucket differs from the file in nats-config.", "`diloctl cluster check` shows the difference. `diloctl cluster init` alters nothing that exists: change the stream with the tools of NATS, or the file, then check again.";
     MessageInvalid = 207, "message not valid", "A message is too long, is not of the expected type, or has a version that this build does not speak.", "Run the same release everywhere; a repeated case from one worker is a reason to stop that worker.";
     IdentityMismatch = 208, "sender is not who it says", "The identity that the broker wrote into the request differs from the subject's.", "Nothing at the caller; this is an attack or a broken import, look at the audit stream.";
@@ -124,6 +126,8 @@ codes! {
     AuditFolderBusy = 707, "audit folder in use", "Another process holds the lock on the folder of the audit files.", "Stop the other audit service, or give this one a folder of its own.";
     AuditFolderInvalid = 708, "audit files unusable", "A file of the audit service cannot be read or written, or was damaged other than by a crash.", "Check the folder's space and rights; keep a damaged folder as it is and start with a new one: the stream is read again from its start.";
     ClockBehind = 709, "clock behind the ledger", "The ledger's newest event is of a time that this machine's clock has not reached.", "Correct the clock, then start again; a service manager that repeats does it by itself.";
+    LedgerLost = 717, "ledger shorter than it was", "The stream with the ledger is missing, ends before an event that is known to have been in it, or holds another one in its place. Going on would sign positions of the chain a second time.", "Restore the folder `nats` of the trust domain from a backup that is as new as the named event, with the broker stopped. To begin anew on purpose, make another trust domain: `diloctl --domain NEW auth init`; the old keys must not sign another ledger.";
+    LedgerMarkInvalid = 718, "mark of the ledger unusable", "The file in which the coordinator notes how far the ledger has come cannot be read or written, or belongs to another trust domain.", "Check the space and rights of its folder, and that the configuration names this domain's own file. Remove the file only where the ledger is known to be whole: it is made again from what the stream holds.";
 
     // 08: workers and training.
     TorchMissing = 801, "libtorch missing", "libtorch was not found, or is of another version than this build needs.", "Run `cargo xtask deps`, or set LIBTORCH (build) or LD_LIBRARY_PATH (run) to libtorch 2.11.0.";
@@ -139,7 +143,7 @@ codes! {
     DownloadMismatch = 903, "download has other bytes", "A downloaded file does not have the pinned sha256.", "Do not use it; repeat, and report it if it stays.";
     PlatformUnsupported = 904, "platform not served", "There is no pinned binary for this platform.", "Set NATS_SERVER_BIN and LIBTORCH to files of your own.";
     ProcessDied = 905, "process ended", "A process that `diloctl up` started ended by itself.", "Read the named log file.";
-    PortTaken = 906, "port taken", "A port is already in use.", "Stop the other process (`diloctl down`), or choose other ports.";
+    PortTaken = 906, "port taken", "A port is already in use.", "Stop the other process (`diloctl down`, with `--domain` where it is another domain's), or choose other ports with `diloctl up --bus-port --store-port`.";
     Interrupted = 907, "interrupted", "The operation was stopped by a signal.", "Run it again; what was finished is kept.";
     ToolUnusable = 908, "given tool unusable", "NATS_SERVER_BIN or LIBTORCH names something that is absent, does not run or has another version than this build needs.", "Correct the variable, or unset it to use the pinned download.";
     PageStale = 909, "generated page out of date", "A page that is generated from the code differs from what the code says now.", "Run `cargo xtask docs` and commit what it writes.";

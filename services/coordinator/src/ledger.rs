@@ -185,6 +185,16 @@ impl Ledger {
         self.tail.next.get()
     }
 
+    /// Digest of the last event's body; none before the first.
+    pub const fn previous(&self) -> Option<Digest> {
+        self.tail.previous
+    }
+
+    /// Position of the last event in the stream; 0 before the first.
+    pub const fn stream_sequence(&self) -> u64 {
+        self.tail.stream
+    }
+
     /// Whether the chain has no event yet.
     pub const fn is_empty(&self) -> bool {
         self.len() == 0

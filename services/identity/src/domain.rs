@@ -2,6 +2,7 @@
 //! broker is given. `diloctl auth` is a thin layer over this file.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use schemas::permission::Role;
@@ -16,7 +17,7 @@ use crate::layout::Layout;
 use crate::purpose::{AuditKey, ConnectionKey, ManifestKey};
 use crate::secret::{FileError, create_private_folder, read_secret, write_private};
 use crate::store_keys::{StoreKeys, StoreKeysError};
-use crate::tls::{Authority, TlsError};
+use crate::tls::{Authority, TlsError, check_server_name};
 use crate::trust::{TrustBundle, TrustError};
 
 /// Life of a user token where nothing else is asked for. Short lives need renewal over the bus, which is not there yet.
@@ -29,6 +30,8 @@ pub const LIFETIME_MAX: Millis = Millis::from_secs(366 * 24 * 3600);
 pub struct Domain {
     layout: Layout,
     trust: TrustBundle,
+    /// Where it will lie when it is complete: what names its own paths names these.
+    home: PathBuf,
 }
 
 /// What a new domain is made with.
@@ -66,8 +69,8 @@ pub enum DomainError {
     /// There is one.
     #[error("{} holds a trust domain; use it, or move it away", .0.display())]
     Exists(PathBuf),
-    /// There is a part of one, or something else in its place.
-    #[error("{} exists but no trust.json beside it: an unfinished trust domain; move it away and run it again", .0.display())]
+    /// There is something in its place that no `init` has left.
+    #[error("{} exists but no trust.json beside it, and no `auth init` that broke off has left it; move it away, then run `diloctl auth init` again", .0.display())]
     Unfinished(PathBuf),
     /// There is none.
     #[error("{} holds no trust domain; run `diloctl auth init`", .0.display())]
@@ -85,8 +88,16 @@ pub enum DomainError {
     #[error("lifetime of {0} ms, expected from 1000 to {LIFETIME_MAX}")]
     Lifetime(Millis),
     /// The folder's path cannot be written into the broker's configuration.
-    #[error("{} has characters that the broker's configuration cannot quote; use another folder", .0.display())]
+    #[error("{:?} has characters that the broker's configuration cannot quote; use another folder", .0)]
     Unquotable(PathBuf),
+    /// The committed part of the broker's configuration is not where it was looked for.
+    #[error("{}: {source}; run this from the repository's root, or name the folder with --nats-config", path.display())]
+    Template {
+        /// Which file or folder.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// A file or folder.
     #[error(transparent)]
     File(#[from] FileError),
@@ -117,7 +128,7 @@ impl DomainError {
             Self::Exists(_) | Self::Unfinished(_) => Code::DomainExists,
             Self::Missing(_) => Code::DomainMissing,
             Self::Taken(_) => Code::NameTaken,
-            Self::Run { .. } | Self::Lifetime(_) | Self::Unquotable(_) => Code::ConfigInvalid,
+            Self::Run { .. } | Self::Lifetime(_) | Self::Unquotable(_) | Self::Template { .. } => Code::ConfigInvalid,
             Self::File(error) => error.code(),
             Self::Key(error) => error.code(),
             Self::Jwt(error) => error.code(),
@@ -130,33 +141,72 @@ impl DomainError {
 }
 
 impl Domain {
-    /// Makes a new domain in `folder`. Everything is made aside and moved in, the trust bundle last: without it the
-    /// folder is no domain.
+    /// Makes a new domain in `folder`, with no credentials and no configuration yet.
     ///
     /// # Errors
-    /// There is a domain, or a part of one; a name cannot be certified; the folder cannot be written.
+    /// As [`Domain::init_with`].
     pub fn init(folder: &Path, options: &InitOptions, now: UnixMillis) -> Result<Self, DomainError> {
+        Self::init_with(folder, options, now, |_| Ok(()))
+    }
+
+    /// Makes a new domain in `folder` and lets `fill` put credentials and configuration into it. Everything that can be
+    /// known is checked first. Then all of it is made aside and moved in, the trust bundle last: without the bundle the
+    /// folder is no domain. What an `init` that broke off has left is removed: nobody can have used it. The caller
+    /// holds the [`crate::DomainLock`] where others may run at the same time.
+    ///
+    /// # Errors
+    /// There is a domain, or something in its place; a name cannot be certified; the folder cannot be written; or the
+    /// error of `fill`.
+    pub fn init_with<E: From<DomainError>>(
+        folder: &Path,
+        options: &InitOptions,
+        now: UnixMillis,
+        fill: impl FnOnce(&Self) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let layout = Layout::new(folder);
+        let staging = layout.staging();
+        if layout.trust().exists() {
+            // Left by an `init` that ended between its last two steps. Beside a domain it says nothing any more.
+            let _absent = fs::remove_dir_all(&staging);
+        }
+        Self::check_init(folder, options)?;
+        clear(&layout)?;
+        create_private_folder(&staging).map_err(DomainError::from)?;
+        let home = fs::canonicalize(folder)
+            .map_err(|source| DomainError::from(FileError::Read { path: folder.to_owned(), source }))?;
+        let staged = Layout::new(&staging);
+        let made = make(&staged, options, now)
+            .and_then(|()| Ok(TrustBundle::read(&staged.trust())?))
+            .map_err(E::from)
+            .and_then(|trust| fill(&Self { layout: staged.clone(), trust, home }));
+        if let Err(error) = made {
+            // The reason is worth more than a folder that the next `init` removes.
+            let _left = fs::remove_dir_all(&staging);
+            return Err(error);
+        }
+        move_in(&staged, &layout)?;
+        Ok(Self::open(folder)?)
+    }
+
+    /// Checks what can be known before anything is written.
+    ///
+    /// # Errors
+    /// As [`Domain::init_with`].
+    pub fn check_init(folder: &Path, options: &InitOptions) -> Result<(), DomainError> {
+        options.server_names.iter().try_for_each(|name| check_server_name(name))?;
+        quotable(&resolved(folder)?)?;
         let layout = Layout::new(folder);
         if layout.trust().exists() {
             return Err(DomainError::Exists(folder.to_owned()));
         }
-        if let Some(entry) = layout.entries().into_iter().find(|entry| entry.exists()) {
-            return Err(DomainError::Unfinished(entry));
+        let stands = |entry: &PathBuf| entry.symlink_metadata().is_ok();
+        if stands(&layout.staging()) {
+            return Ok(());
         }
-        create_private_folder(folder)?;
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            move |source| FileError::Write { path, source }
-        };
-        // Inside the folder, so that moving stays on one file system; tempfile makes it for its owner alone.
-        let staging = tempfile::Builder::new().prefix(".init-").tempdir_in(folder).map_err(failed(folder))?;
-        let staged = Layout::new(staging.path());
-        make(&staged, options, now)?;
-        for (from, to) in staged.entries().iter().zip(layout.entries()) {
-            fs::rename(from, &to).map_err(failed(&to))?;
+        match layout.entries().into_iter().find(stands) {
+            Some(entry) => Err(DomainError::Unfinished(entry)),
+            None => Ok(()),
         }
-        fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed(folder))?;
-        Self::open(folder)
     }
 
     /// Opens a complete domain.
@@ -169,7 +219,7 @@ impl Domain {
             return Err(DomainError::Missing(folder.to_owned()));
         }
         let trust = TrustBundle::read(&layout.trust())?;
-        Ok(Self { layout, trust })
+        Ok(Self { layout, trust, home: folder.to_owned() })
     }
 
     /// Issues credentials, and an audit key to roles that emit events. Issuing a name again for the same role and run
@@ -331,23 +381,81 @@ impl Domain {
         Ok(Some(path))
     }
 
+    /// The paths of the domain as its configuration names them: absolute, since the broker reads relative ones from
+    /// whichever folder it is started in.
+    pub(crate) fn absolute(&self) -> Result<Layout, DomainError> {
+        let failed = |source| FileError::Read { path: self.home.clone(), source };
+        Ok(Layout::new(&fs::canonicalize(&self.home).map_err(failed)?))
+    }
+
     fn tls_config(&self) -> Result<String, DomainError> {
-        let quoted = |path: PathBuf| {
-            // The broker reads relative paths from its own working folder.
-            let absolute = fs::canonicalize(&path).map_err(|source| FileError::Read { path: path.clone(), source })?;
-            let plain = |text: &&str| !text.contains(['"', '\\', '$']) && !text.chars().any(char::is_control);
-            let text = absolute.to_str().filter(plain).map(|text| format!("\"{text}\""));
-            text.ok_or(DomainError::Unquotable(path))
-        };
-        let (certificate, key) = (quoted(self.layout.server_certificate())?, quoted(self.layout.server_key())?);
-        let ca = quoted(self.layout.ca())?;
+        let layout = self.absolute()?;
+        let quoted = |path: PathBuf| quotable(&path).map(|text| format!("\"{text}\""));
+        let (certificate, key) = (quoted(layout.server_certificate())?, quoted(layout.server_key())?);
+        let ca = quoted(layout.ca())?;
         Ok(format!(
             "{HEADER}tls {{\n  cert_file: {certificate}\n  key_file: {key}\n  ca_file: {ca}\n  min_version: \"1.3\"\n  timeout: 3\n}}\n"
         ))
     }
 }
 
-const HEADER: &str = "# Written by `diloctl auth`; changes are lost.\n";
+pub(crate) const HEADER: &str = "# Written by `diloctl auth`; changes are lost.\n";
+
+/// A path as a text that can stand between quotes in the broker's configuration.
+pub(crate) fn quotable(path: &Path) -> Result<String, DomainError> {
+    let plain = |text: &&str| !text.contains(['"', '\\', '$']) && !text.chars().any(char::is_control);
+    path.to_str().filter(plain).map(str::to_owned).ok_or_else(|| DomainError::Unquotable(path.to_owned()))
+}
+
+/// The path that a folder has or will have, with the links on the way to it followed.
+fn resolved(folder: &Path) -> Result<PathBuf, DomainError> {
+    let failed = |source| FileError::Read { path: folder.to_owned(), source };
+    let absolute = std::path::absolute(folder).map_err(failed)?;
+    for above in absolute.ancestors() {
+        if let Ok(known) = fs::canonicalize(above) {
+            let rest = absolute.strip_prefix(above).expect("an ancestor is a prefix");
+            return Ok(if rest == Path::new("") { known } else { known.join(rest) });
+        }
+    }
+    Ok(absolute)
+}
+
+/// Removes what an `init` that broke off has left. The folder in which it was made goes last: it is how the rest is known
+/// to be such a remainder.
+fn clear(layout: &Layout) -> Result<(), DomainError> {
+    let staging = layout.staging();
+    if staging.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    for path in layout.entries().into_iter().chain([staging]) {
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        match removed {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(FileError::Write { path, source }.into());
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Moves a whole domain to its place, the trust bundle last.
+fn move_in(staged: &Layout, layout: &Layout) -> Result<(), DomainError> {
+    let sync = || fs::File::open(layout.folder()).and_then(|folder| folder.sync_all());
+    for (from, to) in staged.entries().iter().zip(layout.entries()) {
+        let last = to == layout.trust();
+        let moved = if last { sync().and_then(|()| fs::rename(from, &to)) } else { fs::rename(from, &to) };
+        match moved {
+            // Not everybody puts configuration into it.
+            Err(source) if source.kind() == io::ErrorKind::NotFound && !last => {}
+            Err(source) => return Err(FileError::Write { path: to, source }.into()),
+            Ok(()) => {}
+        }
+    }
+    let failed = |source| FileError::Write { path: layout.folder().to_owned(), source };
+    sync().and_then(|()| fs::remove_dir_all(staged.folder())).and_then(|()| sync()).map_err(failed)?;
+    Ok(())
+}
 
 /// Writes a whole domain where nobody looks yet.
 fn make(layout: &Layout, options: &InitOptions, now: UnixMillis) -> Result<(), DomainError> {

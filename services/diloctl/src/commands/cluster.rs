@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::{Cluster, Declarations};
 use crate::context::Context;
+use crate::history::History;
 use crate::output::Row;
 
 /// How long the server may take for one change; a stream with copies needs an election.
@@ -27,6 +28,8 @@ pub(crate) async fn run(context: &Context, command: &Cluster) -> Result<(), Fail
         Cluster::Init(declarations) => (declarations, true),
         Cluster::Check(declarations) => (declarations, false),
     };
+    // Found missing by two at a time, a stream would be created twice.
+    let _lock = create.then(|| context.domain().and_then(|_| context.lock("diloctl cluster init"))).transpose()?;
     let rows = compare(context, declarations, create).await?;
     context.printer.rows(&rows);
     let worst = rows.iter().find(|row| row.stand != Stand::Right && row.stand != Stand::Created);
@@ -46,10 +49,11 @@ pub(crate) async fn compare(
     let bus = context.bus(Role::Provisioner).await?;
     let mut jetstream = jetstream::new(bus.client().clone());
     jetstream.set_timeout(CHANGE_MAX);
+    let history = History::read(context)?;
     let mut rows = Vec::new();
     for declaration in read_all(&declarations.nats_config)? {
         let wanted = declaration.stream(declarations.replicas);
-        let (stand, difference) = settle(&jetstream, &wanted, create).await?;
+        let (stand, difference) = settle(&jetstream, &wanted, create, &history).await?;
         rows.push(Compared { name: wanted.name.clone(), stand, difference });
         if stand == Stand::Missing {
             continue;
@@ -66,14 +70,19 @@ async fn settle(
     jetstream: &jetstream::Context,
     wanted: &stream::Config,
     create: bool,
+    history: &History,
 ) -> Result<(Stand, String), Failure> {
     match jetstream.get_stream(&wanted.name).await {
         Ok(stream) => {
+            history.check(&wanted.name, Some(stream.cached_info().state.last_sequence))?;
             let difference = differences(wanted, &stream.cached_info().config);
             Ok((if difference.is_empty() { Stand::Right } else { Stand::Differs }, difference))
         }
-        Err(error) if is_missing(&error.kind()) && !create => Ok((Stand::Missing, String::new())),
         Err(error) if is_missing(&error.kind()) => {
+            history.check(&wanted.name, None)?;
+            if !create {
+                return Ok((Stand::Missing, String::new()));
+            }
             jetstream.create_stream(wanted.clone()).await.map_err(|error| refused(&wanted.name, &error))?;
             Ok((Stand::Created, String::new()))
         }

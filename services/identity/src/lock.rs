@@ -1,0 +1,96 @@
+//! One command at a time changes a trust domain. The lock goes with its process, however that ends.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use schemas::Code;
+
+use crate::layout::Layout;
+use crate::secret::{FileError, create_private_folder};
+
+/// Longest note of a holder that is read back.
+const NOTE_BYTES_MAX: u64 = 256;
+
+/// The right to change a domain; given back when it is dropped.
+#[derive(Debug)]
+pub struct DomainLock {
+    _file: File,
+}
+
+/// Why the lock cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Somebody has it.
+    #[error("{} is being changed by {holder}", folder.display())]
+    Busy {
+        /// The domain's folder.
+        folder: PathBuf,
+        /// What the holder says of itself: command and process.
+        holder: String,
+    },
+    /// A file or folder.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+impl LockError {
+    /// The code of the page that says what to do.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Busy { .. } => Code::DomainBusy,
+            Self::File(error) => error.code(),
+        }
+    }
+}
+
+impl DomainLock {
+    /// Takes the lock of the domain in `folder` for `command`, or says who has it; does not wait. A missing folder is
+    /// made.
+    ///
+    /// # Errors
+    /// Another process has it, or the file cannot be used.
+    pub fn take(folder: &Path, command: &str) -> Result<Self, LockError> {
+        create_private_folder(folder)?;
+        let path = Layout::new(folder).lock();
+        let failed = |source| FileError::Write { path: path.clone(), source };
+        let opened = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path);
+        let mut file = opened.map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                // A holder that has not written yet is one all the same.
+                let _read = file.take(NOTE_BYTES_MAX).read_to_string(&mut holder);
+                let holder = match holder.trim() {
+                    "" => "another process".to_owned(),
+                    named => named.to_owned(),
+                };
+                return Err(LockError::Busy { folder: folder.to_owned(), holder });
+            }
+            Err(TryLockError::Error(source)) => return Err(failed(source).into()),
+        }
+        let note = format!("`{command}`, process {}\n", std::process::id());
+        file.set_len(0).and_then(|()| file.write_all(note.as_bytes())).map_err(failed)?;
+        Ok(Self { _file: file })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_one_is_told_who_has_it_and_gets_it_afterwards() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let folder = scratch.path().join("domain");
+        let first = DomainLock::take(&folder, "diloctl up").expect("nobody has it");
+        let error = DomainLock::take(&folder, "diloctl down").expect_err("it is taken");
+        assert_eq!(error.code(), Code::DomainBusy);
+        let text = error.to_string();
+        assert!(text.contains("`diloctl up`") && text.contains(&std::process::id().to_string()), "{text}");
+        drop(first);
+        DomainLock::take(&folder, "diloctl down").expect("it was given back");
+    }
+}
