@@ -17,7 +17,7 @@ pub use binary::{nats_server, program};
 pub use cluster::{Cluster, Options};
 pub use evidence::{Evidence, Recorded};
 pub use operator::Operator;
-pub use process::{Output, Process};
+pub use process::{Output, Process, Signal};
 pub use server::NatsServer;
 pub use tenant::Tenant;
 

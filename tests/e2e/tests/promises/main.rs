@@ -4,13 +4,16 @@
 #![expect(clippy::unwrap_used, reason = "a test program: a failed step is a failed test")]
 
 mod audit_tamper;
+mod beginning;
 mod cluster_check;
 mod coordinator_restart;
 mod hostile_messages;
+mod lost_ledger;
 mod permissions;
 mod run_halted;
 mod service_restart;
 mod shutdown;
+mod signals;
 mod status;
 mod stop_alone;
 mod team;
