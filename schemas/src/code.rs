@@ -74,6 +74,8 @@ codes! {
     StreamDrift = 206, "stream differs from its declaration", "A live stream or bucket differs from the file in nats-config.", "`diloctl cluster check` shows the difference. `diloctl cluster init` alters nothing that exists: change the stream with the tools of NATS, or the file, then check again.";
     MessageInvalid = 207, "message not valid", "A message is too long, is not of the expected type, or has a version that this build does not speak.", "Run the same release everywhere; a repeated case from one worker is a reason to stop that worker.";
     IdentityMismatch = 208, "sender is not who it says", "The identity that the broker wrote into the request differs from the subject's.", "Nothing at the caller; this is an attack or a broken import, look at the audit stream.";
+    MessagesDropped = 209, "messages dropped", "More messages came on a subject than this process could follow, or longer ones than any of ours. They were dropped and counted.", "Who sends requests asks again by itself. If it repeats, look for the worker that the log names as asking too much, and at the load of this machine.";
+    AnswerForeign = 210, "answer to something else", "An answer arrived that is for somebody else, or that answers something that was not asked. It was ignored.", "Nothing was done because of it. Somebody chose another's subject for its own answers: if it repeats, look at the workers of this tenant.";
 
     // 03: objects and the store.
     StoreUnreachable = 301, "store unreachable", "No S3 store answered at the address.", "Start `diloco-store` or correct the endpoint and CA file.";

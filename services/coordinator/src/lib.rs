@@ -7,7 +7,7 @@
 //! | `shell` | the decision loop: inputs in, effects out, in order |
 //! | `incoming`, `serve`, `answer` | messages: who says what, in which form; answers |
 //! | `arrival` | what waits for the loop |
-//! | `allowance`, `refusals` | how much a worker may ask; what of refused messages is logged |
+//! | `allowance` | how much a worker may ask |
 //! | `guard` | a panic of work that somebody waits for, as its outcome |
 //! | `ledger` | the signed chain in stream `AUDIT`, fenced by its last sequence |
 //! | `mark` | how far the ledger is known to have come, apart from the ledger |
@@ -30,7 +30,6 @@ mod ledger;
 mod mark;
 mod pointer;
 mod queue;
-mod refusals;
 mod restore;
 mod save;
 mod screen;

@@ -155,7 +155,7 @@ impl Default for BusConfig {
 
 impl BusConfig {
     /// Whether every address is encrypted.
-    fn tls(&self) -> Result<BusTls, BusError> {
+    pub(crate) fn tls(&self) -> Result<BusTls, BusError> {
         let encrypted = self.addresses().all(|url| url.starts_with("tls://") || url.starts_with("wss://"));
         if !encrypted {
             return Ok(BusTls::Off);
@@ -167,7 +167,7 @@ impl BusConfig {
         Ok(BusTls::Required { ca: self.ca.clone() })
     }
 
-    fn addresses(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = &str> {
         self.url.split(',').map(str::trim).filter(|url| !url.is_empty())
     }
 }
@@ -374,7 +374,7 @@ impl Subscription {
 
 fn on_event(event: &Event, denials: &Denials, lost: &watch::Sender<u64>) {
     match event {
-        Event::Connected => tracing::info!("connected to the bus"),
+        Event::Connected => tracing::info!(cause = "bus", "connected to the bus"),
         Event::Disconnected => {
             tracing::warn!("connection to the bus lost; trying again");
             lost.send_modify(|count| *count += 1);
@@ -392,7 +392,7 @@ fn on_event(event: &Event, denials: &Denials, lost: &watch::Sender<u64>) {
 }
 
 /// An error with its causes, in one line.
-fn causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

@@ -74,6 +74,7 @@ pub const fn exit_status(code: Code) -> u8 {
 
 /// Prints the failure and gives the process's exit status: the last thing a `main` does.
 pub fn report(result: Result<(), Failure>) -> ExitCode {
+    crate::log::flush();
     let Err(failure) = result else { return ExitCode::SUCCESS };
     for refusal in &failure.refusals {
         // A terminal that has gone must not turn the exit status into that of a panic.

@@ -84,6 +84,7 @@ pub fn on_signals() -> std::io::Result<CancellationToken> {
                 Next::GoOn => tracing::info!(signal, "stopping already"),
                 Next::EndNow => {
                     tracing::warn!(signal, "second interrupt: ending at once");
+                    crate::log::flush();
                     std::process::exit(EXIT_INTERRUPTED);
                 }
             }

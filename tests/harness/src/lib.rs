@@ -10,6 +10,7 @@ mod cluster;
 mod evidence;
 mod operator;
 mod process;
+mod raw;
 mod server;
 mod tenant;
 
@@ -18,6 +19,7 @@ pub use cluster::{Cluster, Options};
 pub use evidence::{Evidence, Recorded};
 pub use operator::Operator;
 pub use process::{Output, Process, Signal};
+pub use raw::{Raw, publication};
 pub use server::NatsServer;
 pub use tenant::Tenant;
 

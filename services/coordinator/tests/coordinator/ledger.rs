@@ -103,7 +103,9 @@ async fn a_ledger_that_does_not_reach_its_mark_is_not_led_on() {
 
     let other = Scene { server: Server::start().await, key: scene.key.clone(), trust: scene.trust.clone() };
     let unmarked = scratch.path().join("none.mark");
-    for (events, said) in [(&[][..], "holds 0 events"), (&["a", "b"], "holds 2 events"), (&["other"], "was appended there")] {
+    for (events, said) in
+        [(&[][..], "holds 0 events"), (&["a", "b"], "holds 2 events"), (&["other"], "was appended there")]
+    {
         append_all(&other, &unmarked, events).await;
         let refused = start_with(&other, &mark).await.expect_err("it is not what is known");
         assert_eq!(refused.code(), Code::LedgerLost);

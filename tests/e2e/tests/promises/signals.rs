@@ -20,7 +20,8 @@ async fn a_worker_that_is_told_more_than_once_saves_its_inner_state_and_ends_wel
     let status = cluster.process("worker-0").exit(PATIENCE).await;
     assert!(status.success(), "{status}\n{}", cluster.process("worker-0").log());
     let state = cluster.path("work/worker-0/state");
-    let saved = std::fs::read_dir(&state).unwrap().any(|entry| entry.unwrap().path().join("inner.safetensors").is_file());
+    let saved =
+        std::fs::read_dir(&state).unwrap().any(|entry| entry.unwrap().path().join("inner.safetensors").is_file());
     assert!(saved, "no inner state below {}", state.display());
 }
 
