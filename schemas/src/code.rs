@@ -76,6 +76,7 @@ codes! {
     IdentityMismatch = 208, "sender is not who it says", "The identity that the broker wrote into the request differs from the subject's.", "Nothing at the caller; this is an attack or a broken import, look at the audit stream.";
     MessagesDropped = 209, "messages dropped", "More messages came on a subject than this process could follow, or longer ones than any of ours. They were dropped and counted.", "Who sends requests asks again by itself. If it repeats, look for the worker that the log names as asking too much, and at the load of this machine.";
     AnswerForeign = 210, "answer to something else", "An answer arrived that is for somebody else, or that answers something that was not asked. It was ignored.", "Nothing was done because of it. Somebody chose another's subject for its own answers: if it repeats, look at the workers of this tenant.";
+    DomainOlder = 211, "domain of an older release", "The trust domain was made by a release in which ledger, workers' events and their readers shared one account; this release does not run on it.", "Make a new domain with `diloctl auth init` in another folder, and begin its runs anew; keep the old folder as long as its record counts. To finish a run, use the release that began it.";
 
     // 03: objects and the store.
     StoreUnreachable = 301, "store unreachable", "No S3 store answered at the address.", "Start `diloco-store` or correct the endpoint and CA file.";

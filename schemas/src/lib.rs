@@ -5,6 +5,7 @@
 //! MessagePack with named fields, read through [`Message::decode`], which checks the length before it parses.
 //! Unknown fields are refused, so that two builds never disagree in silence.
 
+pub mod account;
 pub mod blob;
 pub mod code;
 pub mod contribution;

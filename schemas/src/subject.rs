@@ -1,7 +1,7 @@
 //! The bus, declared once: every subject with its message, its speakers and its listeners; built and parsed here only.
 //!
 //! Workers live in their tenant's account and never name it. The broker puts the account into the third token of what
-//! crosses into the control account, so a subject has two forms: the sender's, and the one that [`Incoming`] parses.
+//! crosses into another account, so a subject has two forms: the sender's, and the one that [`Incoming`] parses.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,8 +12,12 @@ use crate::permission::Role;
 use crate::public::CommandVerb;
 use crate::{AccountId, PublicKey, Round, RunId, WorkerId};
 
-/// Stream that holds every event.
+/// Stream of the audit account with a copy of every event. It has no subjects: nothing can be published into it.
 pub const AUDIT_STREAM: &str = "AUDIT";
+/// Stream of the ledger account: the coordinator's chain.
+pub const LEDGER_STREAM: &str = "LEDGER";
+/// What the streams of the events account begin with; the tenant's account follows.
+pub const EVENTS_STREAM_PREFIX: &str = "EVENTS_";
 /// Work-queue stream that holds offers.
 pub const WORK_STREAM: &str = "WORK";
 /// The durable pull consumer of [`WORK_STREAM`]; only the coordinator reads it.
@@ -22,10 +26,8 @@ pub const WORK_CONSUMER: &str = "lease";
 pub const STATE_BUCKET: &str = "state";
 /// Key-value bucket for the leader's name; its keys end by themselves.
 pub const LEADER_BUCKET: &str = "leader";
-/// Stands where the broker puts a tenant's account, in events of the control account itself.
-pub const CONTROL_ACCOUNT: &str = "control";
 /// Every ledger event of a coordinator lies under this subject: the fence for appends.
-pub const LEDGER_FILTER: &str = "diloco.event.control.>";
+pub const LEDGER_FILTER: &str = "diloco.ledger.>";
 /// Header in which the broker names the sender of a request that crossed accounts (`share: true`).
 pub const REQUEST_INFO_HEADER: &str = "Nats-Request-Info";
 
@@ -45,8 +47,10 @@ pub enum Kind {
 pub enum Lane {
     /// What a worker asks.
     Request,
-    /// Signed events.
+    /// A worker's signed events.
     Event,
+    /// The coordinator's signed events.
+    Ledger,
     /// Heartbeats.
     Telemetry,
     /// Signed orders to workers.
@@ -60,11 +64,24 @@ pub enum Lane {
 }
 
 impl Lane {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Request,
+        Self::Event,
+        Self::Ledger,
+        Self::Telemetry,
+        Self::Command,
+        Self::Control,
+        Self::Work,
+        Self::Public,
+    ];
+
     /// Its first two tokens.
     pub const fn prefix(self) -> &'static str {
         match self {
             Self::Request => "diloco.request",
             Self::Event => "diloco.event",
+            Self::Ledger => "diloco.ledger",
             Self::Telemetry => "diloco.telemetry",
             Self::Command => "diloco.command",
             Self::Control => "diloco.control",
@@ -73,7 +90,7 @@ impl Lane {
         }
     }
 
-    /// Whether it joins tenants' accounts with the control account.
+    /// Whether it joins tenants' accounts with another.
     pub const fn crosses_accounts(self) -> bool {
         matches!(self, Self::Request | Self::Event | Self::Telemetry | Self::Command)
     }
@@ -145,17 +162,17 @@ pub const TABLE: &[Row] = &[
         reply: None,
         publishers: &[Role::Worker],
         subscribers: &[],
-        purpose: "a worker's signed events, into stream AUDIT",
+        purpose: "a worker's signed events, into the stream of its tenant",
     },
     Row {
-        lane: Lane::Event,
-        pattern: "control.{run}.{emitter}.{kind}",
+        lane: Lane::Ledger,
+        pattern: "{run}.{emitter}.{kind}",
         kind: Kind::Stream,
         message: "EventBody",
         reply: None,
-        publishers: &[Role::Coordinator],
+        publishers: &[Role::LedgerWriter],
         subscribers: &[],
-        purpose: "the coordinator's ledger, into stream AUDIT",
+        purpose: "the coordinator's ledger, into stream LEDGER",
     },
     Row {
         lane: Lane::Telemetry,
@@ -297,9 +314,14 @@ pub fn worker_event_subject(run: &RunId, worker: &WorkerId, kind: &str) -> Strin
     format!("{}.{run}.{worker}.{kind}", Lane::Event.prefix())
 }
 
-/// `diloco.event.control.<run or cluster>.<emitter>.<kind>`, as the coordinator publishes it.
+/// `diloco.ledger.<run or cluster>.<emitter>.<kind>`, as the coordinator publishes it.
 pub fn ledger_subject(run: Option<&RunId>, emitter: &PublicKey, kind: &str) -> String {
-    format!("{}.{CONTROL_ACCOUNT}.{}.{emitter}.{kind}", Lane::Event.prefix(), run.map_or(CLUSTER, RunId::as_str))
+    format!("{}.{}.{emitter}.{kind}", Lane::Ledger.prefix(), run.map_or(CLUSTER, RunId::as_str))
+}
+
+/// The stream with the events of a tenant's workers.
+pub fn events_stream(tenant: &AccountId) -> String {
+    format!("{EVENTS_STREAM_PREFIX}{tenant}")
 }
 
 /// `diloco.telemetry.<run>.<worker>.heartbeat`, as the worker publishes it.
@@ -342,7 +364,7 @@ pub fn snapshot_key(run: &RunId) -> String {
 /// The filters under which the coordinator hears requests, heartbeats and operators.
 pub const COORDINATOR_FILTERS: [&str; 3] = ["diloco.request.>", "diloco.telemetry.>", "diloco.control.>"];
 
-/// A subject of the control account that the coordinator or the auditor receives, in its parts.
+/// A subject that the coordinator or the auditor receives, in its parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "fields are the tokens that TABLE names")]
 pub enum Incoming {
@@ -393,13 +415,11 @@ fn parse(subject: &str) -> Option<Incoming> {
             let (operator, verb) = rest.split_once('.')?;
             Some(Incoming::Control { operator: operator.parse().ok()?, verb: ControlVerb::from_token(verb)? })
         }
-        "event" => match rest.strip_prefix("control.") {
-            Some(rest) => ledger(rest),
-            None => {
-                let (account, run, worker, kind) = sender(rest)?;
-                token(kind).map(|kind| Incoming::WorkerEvent { account, run, worker, kind })
-            }
-        },
+        "ledger" => ledger(rest),
+        "event" => {
+            let (account, run, worker, kind) = sender(rest)?;
+            token(kind).map(|kind| Incoming::WorkerEvent { account, run, worker, kind })
+        }
         "work" => {
             let mut tokens = rest.split('.');
             let (run, round, unit) = (tokens.next()?, tokens.next()?, tokens.next()?);

@@ -60,7 +60,10 @@ impl Service {
         let pointer = Pointer::open(&bus).await?;
         let patience = config.limits.ledger_patience.0;
         let domain = trust.domain.to_string();
-        let ledger = Ledger::new(bus.clone(), audit_key, trust, patience);
+        let ledger_bus = Bus::connect("diloco-coordinator-ledger", &config.ledger_bus(), clock::now()).await;
+        let ledger_bus = ledger_bus.map_err(|error| Failure::from(error.into_refusal()))?;
+        let ledger = Ledger::new(ledger_bus, audit_key, trust, patience);
+        ledger.probe().await?;
         let settings = Settings {
             release: env!("CARGO_PKG_VERSION").to_owned(),
             posture,

@@ -6,7 +6,7 @@ use diloco_audit::keep::last_kept;
 use identity::{Layout, Mark};
 use runtime::Failure;
 use schemas::Code;
-use schemas::subject::AUDIT_STREAM;
+use schemas::subject::{AUDIT_STREAM, EVENTS_STREAM_PREFIX, LEDGER_STREAM};
 
 use crate::context::Context;
 
@@ -15,37 +15,95 @@ use crate::context::Context;
 pub(crate) struct History {
     mark: Option<Mark>,
     kept: StreamSequence,
+    /// The end of the readers' copy, as the broker has it.
+    copied: u64,
     layout: Layout,
 }
 
 impl History {
-    pub(crate) fn read(context: &Context) -> Result<Self, Failure> {
+    /// `copied` is the last position of stream `AUDIT`; 0 where there is none yet.
+    pub(crate) fn read(context: &Context, copied: u64) -> Result<Self, Failure> {
         let domain = context.domain()?;
         let layout = domain.layout().clone();
         let mark = Mark::read(&layout.ledger_mark(), &domain.trust().domain)
             .map_err(|error| Failure::new(error.code(), error))?;
         let kept = last_kept(&layout.audit_files()).map_err(|error| Failure::new(error.code(), error))?;
-        Ok(Self { mark, kept, layout })
+        Ok(Self { mark, kept, copied, layout })
     }
 
-    /// Refuses a stream that does not reach as far as it once did. `last` is its newest position; none where it does not
-    /// exist.
+    /// Refuses a stream of events that does not reach as far as it once did. `last` is its newest position; none where it
+    /// does not exist.
     pub(crate) fn check(&self, stream: &str, last: Option<u64>) -> Result<(), Failure> {
-        if stream != AUDIT_STREAM {
+        let events = stream.starts_with(EVENTS_STREAM_PREFIX);
+        if stream != LEDGER_STREAM && stream != AUDIT_STREAM && !events {
             return Ok(());
         }
+        let (mark, files) = (self.layout.ledger_mark(), self.layout.audit_files());
         let marked = self.mark.as_ref().filter(|mark| mark.events > 0);
-        let marked = marked.map(|mark| (mark.stream_sequence, self.layout.ledger_mark()));
-        let kept = (self.kept > StreamSequence(0)).then(|| (self.kept.0, self.layout.audit_files()));
-        for (known, witness) in marked.into_iter().chain(kept) {
-            let found = match last {
-                None => "does not exist".to_owned(),
-                Some(last) if last < known => format!("ends at {last}"),
-                Some(_) => continue,
+        let lost = |what: &str, witness: String| {
+            Err(Failure::new(Code::LedgerLost, format!("stream {stream} {what}; {witness}")))
+        };
+        let Some(last) = last else {
+            return match marked {
+                Some(Mark { events, .. }) => {
+                    lost("does not exist", format!("{} knows of {events} events in the ledger", mark.display()))
+                }
+                None if self.kept.0 > 0 => {
+                    lost("does not exist", format!("{} keeps {} messages of a copy", files.display(), self.kept))
+                }
+                None if self.copied > 0 => {
+                    lost("does not exist", format!("its copy in stream {AUDIT_STREAM} has {} messages", self.copied))
+                }
+                None => Ok(()),
             };
-            let text = format!("stream {stream} {found}; {} knows of event {known} in it", witness.display());
-            return Err(Failure::new(Code::LedgerLost, text));
+        };
+        match marked {
+            Some(mark_of) if stream == LEDGER_STREAM && last < mark_of.stream_sequence => {
+                lost(&format!("ends at {last}"), format!("{} knows of {}", mark.display(), mark_of.stream_sequence))
+            }
+            _ if stream == AUDIT_STREAM && last < self.kept.0 => {
+                lost(&format!("ends at {last}"), format!("{} keeps message {}", files.display(), self.kept))
+            }
+            _ => Ok(()),
         }
-        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use identity::{KeyKind, SigningKey};
+    use schemas::V;
+
+    use super::*;
+
+    fn history(marked: u64, kept: u64, copied: u64) -> History {
+        let domain = SigningKey::generate(KeyKind::Operator).public().clone();
+        let last = Some(schemas::Digest::of(b"x"));
+        let mark = Mark { v: V, domain, events: marked, stream_sequence: marked, last };
+        let layout = Layout::new(std::path::Path::new(".diloco"));
+        History { mark: (marked > 0).then_some(mark), kept: StreamSequence(kept), copied, layout }
+    }
+
+    #[test]
+    fn each_witness_alone_is_enough_and_none_is_a_new_domain() {
+        let events = format!("{EVENTS_STREAM_PREFIX}A");
+        for (marked, kept, copied) in [(3, 0, 0), (0, 3, 0), (0, 0, 3)] {
+            for stream in [LEDGER_STREAM, &events] {
+                let refused = history(marked, kept, copied).check(stream, None).expect_err("it was there");
+                assert_eq!(refused.code(), Code::LedgerLost, "{refused}");
+            }
+        }
+        for stream in [LEDGER_STREAM, AUDIT_STREAM, &events] {
+            history(0, 0, 0).check(stream, None).expect("a new domain");
+        }
+        history(3, 3, 3).check("WORK", None).expect("offers are made again");
+    }
+
+    #[test]
+    fn an_end_before_what_is_known_is_a_loss() {
+        history(3, 5, 0).check(LEDGER_STREAM, Some(2)).expect_err("cut off");
+        history(3, 5, 0).check(AUDIT_STREAM, Some(4)).expect_err("cut off");
+        history(3, 5, 0).check(LEDGER_STREAM, Some(3)).expect("whole");
+        history(3, 5, 0).check(AUDIT_STREAM, Some(9)).expect("whole, and more");
     }
 }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use schemas::UnixMillis;
 
-use crate::domain::{Domain, DomainError, HEADER, quotable};
+use crate::domain::{Domain, DomainError, HEADER};
+use crate::init::quotable;
 use crate::secret::write_private;
 
 /// The committed file for one node, and what it is called below a domain's folder.

@@ -5,19 +5,21 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use schemas::account::Account;
 use schemas::permission::Role;
 use schemas::{AccountId, Code, Millis, PublicKey, RunId, UnixMillis, V};
 
-use crate::accounts::{control_account, system_account, tenant_account};
+use crate::accounts::{Accounts, service_account, system_account, tenant_account};
 use crate::claims::{OperatorClaims, UserClaims};
 use crate::credentials::{Credentials, CredentialsError};
+use crate::init::quotable;
 use crate::jwt::{JwtError, Subject, check_label, mint};
 use crate::key::{KeyError, KeyKind, SigningKey};
 use crate::layout::Layout;
 use crate::purpose::{AuditKey, ConnectionKey, ManifestKey};
 use crate::secret::{FileError, create_private_folder, read_secret, write_private};
 use crate::store_keys::{StoreKeys, StoreKeysError};
-use crate::tls::{Authority, TlsError, check_server_name};
+use crate::tls::{Authority, TlsError};
 use crate::trust::{TrustBundle, TrustError};
 
 /// Life of a user token where nothing else is asked for. Short lives need renewal over the bus, which is not there yet.
@@ -28,10 +30,10 @@ pub const LIFETIME_MAX: Millis = Millis::from_secs(366 * 24 * 3600);
 /// A complete trust domain.
 #[derive(Clone, Debug)]
 pub struct Domain {
-    layout: Layout,
-    trust: TrustBundle,
+    pub(crate) layout: Layout,
+    pub(crate) trust: TrustBundle,
     /// Where it will lie when it is complete: what names its own paths names these.
-    home: PathBuf,
+    pub(crate) home: PathBuf,
 }
 
 /// What a new domain is made with.
@@ -141,74 +143,6 @@ impl DomainError {
 }
 
 impl Domain {
-    /// Makes a new domain in `folder`, with no credentials and no configuration yet.
-    ///
-    /// # Errors
-    /// As [`Domain::init_with`].
-    pub fn init(folder: &Path, options: &InitOptions, now: UnixMillis) -> Result<Self, DomainError> {
-        Self::init_with(folder, options, now, |_| Ok(()))
-    }
-
-    /// Makes a new domain in `folder` and lets `fill` put credentials and configuration into it. Everything that can be
-    /// known is checked first. Then all of it is made aside and moved in, the trust bundle last: without the bundle the
-    /// folder is no domain. What an `init` that broke off has left is removed: nobody can have used it. The caller
-    /// holds the [`crate::DomainLock`] where others may run at the same time.
-    ///
-    /// # Errors
-    /// There is a domain, or something in its place; a name cannot be certified; the folder cannot be written; or the
-    /// error of `fill`.
-    pub fn init_with<E: From<DomainError>>(
-        folder: &Path,
-        options: &InitOptions,
-        now: UnixMillis,
-        fill: impl FnOnce(&Self) -> Result<(), E>,
-    ) -> Result<Self, E> {
-        let layout = Layout::new(folder);
-        let staging = layout.staging();
-        if layout.trust().exists() {
-            // Left by an `init` that ended between its last two steps. Beside a domain it says nothing any more.
-            let _absent = fs::remove_dir_all(&staging);
-        }
-        Self::check_init(folder, options)?;
-        clear(&layout)?;
-        create_private_folder(&staging).map_err(DomainError::from)?;
-        let home = fs::canonicalize(folder)
-            .map_err(|source| DomainError::from(FileError::Read { path: folder.to_owned(), source }))?;
-        let staged = Layout::new(&staging);
-        let made = make(&staged, options, now)
-            .and_then(|()| Ok(TrustBundle::read(&staged.trust())?))
-            .map_err(E::from)
-            .and_then(|trust| fill(&Self { layout: staged.clone(), trust, home }));
-        if let Err(error) = made {
-            // The reason is worth more than a folder that the next `init` removes.
-            let _left = fs::remove_dir_all(&staging);
-            return Err(error);
-        }
-        move_in(&staged, &layout)?;
-        Ok(Self::open(folder)?)
-    }
-
-    /// Checks what can be known before anything is written.
-    ///
-    /// # Errors
-    /// As [`Domain::init_with`].
-    pub fn check_init(folder: &Path, options: &InitOptions) -> Result<(), DomainError> {
-        options.server_names.iter().try_for_each(|name| check_server_name(name))?;
-        quotable(&resolved(folder)?)?;
-        let layout = Layout::new(folder);
-        if layout.trust().exists() {
-            return Err(DomainError::Exists(folder.to_owned()));
-        }
-        let stands = |entry: &PathBuf| entry.symlink_metadata().is_ok();
-        if stands(&layout.staging()) {
-            return Ok(());
-        }
-        match layout.entries().into_iter().find(stands) {
-            Some(entry) => Err(DomainError::Unfinished(entry)),
-            None => Ok(()),
-        }
-    }
-
     /// Opens a complete domain.
     ///
     /// # Errors
@@ -243,7 +177,7 @@ impl Domain {
             return Err(DomainError::Lifetime(lifetime));
         }
         let signer = self.account_key(&self.layout.role_key(role))?;
-        let account = if role.is_tenant() { self.tenant()? } else { self.control()? };
+        let account = self.account(role.account())?;
         let tags: Vec<String> = run.map(|run| format!("run:{run}")).into_iter().collect();
         let path = self.layout.credentials(name);
         let key = match path.exists() {
@@ -277,7 +211,7 @@ impl Domain {
         let read = |name: &str, kind| SigningKey::read(kind, &self.layout.key(name));
         let operator = read("operator", KeyKind::Operator)?;
         let signer = read("operator-signing", KeyKind::Operator)?;
-        let (system, control, tenant) = (self.account_id("account-system")?, self.control()?, self.tenant()?);
+        let (accounts, tenant) = (self.accounts()?, self.tenant()?);
         let mut roles = Vec::new();
         for role in Role::ALL {
             roles.push((role, self.account_key(&self.layout.role_key(role))?.public().clone()));
@@ -292,21 +226,27 @@ impl Domain {
         let claims = OperatorClaims {
             signing_keys: vec![signer.public().clone()],
             strict_signing_key_usage: true,
-            system_account: system.clone(),
+            system_account: accounts.system.clone(),
         };
         let operator = mint(&subject("diloco", operator.public()), claims, &operator, now)?;
         let mut preload = String::new();
-        for (name, id, claims) in [
-            ("system", &system, system_account()),
-            ("control", &control, control_account(key)),
-            ("default", &tenant, tenant_account(&tenant, &control, key)),
-        ] {
+        let mut all = vec![
+            ("system", &accounts.system, system_account()),
+            ("default", &tenant, tenant_account(&tenant, &accounts, key)),
+        ];
+        for account in Account::ALL {
+            if let Some(id) = accounts.one(account) {
+                all.push((account.name(), id, service_account(account, &accounts, key)));
+            }
+        }
+        for (name, id, claims) in all {
             let public: PublicKey = id.as_str().parse().expect("an account's id is a public key");
             let jwt = mint(&subject(name, &public), claims, &signer, now)?;
             preload.push_str(&format!("  {id}: \"{jwt}\"\n"));
         }
         let auth = format!(
-            "{HEADER}operator: \"{operator}\"\nsystem_account: {system}\nresolver: MEMORY\nresolver_preload {{\n{preload}}}\n"
+            "{HEADER}operator: \"{operator}\"\nsystem_account: {}\nresolver: MEMORY\nresolver_preload {{\n{preload}}}\n",
+            accounts.system
         );
         Ok(ServerConfig { auth, tls: self.tls_config()? })
     }
@@ -345,7 +285,7 @@ impl Domain {
     /// # Errors
     /// Its key cannot be read.
     pub fn control(&self) -> Result<AccountId, DomainError> {
-        self.account_id("account-control")
+        self.account(Account::Control)
     }
 
     /// The tenant's account.
@@ -353,7 +293,30 @@ impl Domain {
     /// # Errors
     /// Its key cannot be read.
     pub fn tenant(&self) -> Result<AccountId, DomainError> {
-        self.account_id("account-default")
+        self.account(Account::Tenant)
+    }
+
+    /// Every account; the tenants are those that the trust bundle names.
+    ///
+    /// # Errors
+    /// A key cannot be read.
+    pub fn accounts(&self) -> Result<Accounts, DomainError> {
+        Ok(Accounts {
+            system: self.account_id("account-system")?,
+            control: self.account(Account::Control)?,
+            ledger: self.account(Account::Ledger)?,
+            events: self.account(Account::Events)?,
+            audit: self.account(Account::Audit)?,
+            tenants: self.trust.tenants.clone(),
+        })
+    }
+
+    /// An account of this kind; for tenants the domain's own.
+    ///
+    /// # Errors
+    /// Its key cannot be read.
+    pub fn account(&self, account: Account) -> Result<AccountId, DomainError> {
+        self.account_id(account_key_name(account))
     }
 
     fn account_key(&self, path: &Path) -> Result<SigningKey, DomainError> {
@@ -369,7 +332,12 @@ impl Domain {
     fn audit_key(&self, role: Role, name: &str) -> Result<Option<PathBuf>, DomainError> {
         match role {
             Role::Coordinator => return Ok(Some(self.layout.coordinator_audit_key())),
-            Role::Operator | Role::Provisioner => return Ok(None),
+            Role::LedgerWriter
+            | Role::Operator
+            | Role::Provisioner
+            | Role::LedgerProvisioner
+            | Role::EventsProvisioner
+            | Role::AuditProvisioner => return Ok(None),
             Role::Worker | Role::Auditor => {}
         }
         let path = self.layout.audit_key(name);
@@ -399,72 +367,30 @@ impl Domain {
     }
 }
 
+/// The file, without its ending, of an account's key.
+const fn account_key_name(account: Account) -> &'static str {
+    match account {
+        Account::Control => "account-control",
+        Account::Ledger => "account-ledger",
+        Account::Events => "account-events",
+        Account::Audit => "account-audit",
+        Account::Tenant => "account-default",
+    }
+}
+
 pub(crate) const HEADER: &str = "# Written by `diloctl auth`; changes are lost.\n";
 
-/// A path as a text that can stand between quotes in the broker's configuration.
-pub(crate) fn quotable(path: &Path) -> Result<String, DomainError> {
-    let plain = |text: &&str| !text.contains(['"', '\\', '$']) && !text.chars().any(char::is_control);
-    path.to_str().filter(plain).map(str::to_owned).ok_or_else(|| DomainError::Unquotable(path.to_owned()))
-}
-
-/// The path that a folder has or will have, with the links on the way to it followed.
-fn resolved(folder: &Path) -> Result<PathBuf, DomainError> {
-    let failed = |source| FileError::Read { path: folder.to_owned(), source };
-    let absolute = std::path::absolute(folder).map_err(failed)?;
-    for above in absolute.ancestors() {
-        if let Ok(known) = fs::canonicalize(above) {
-            let rest = absolute.strip_prefix(above).expect("an ancestor is a prefix");
-            return Ok(if rest == Path::new("") { known } else { known.join(rest) });
-        }
-    }
-    Ok(absolute)
-}
-
-/// Removes what an `init` that broke off has left. The folder in which it was made goes last: it is how the rest is known
-/// to be such a remainder.
-fn clear(layout: &Layout) -> Result<(), DomainError> {
-    let staging = layout.staging();
-    if staging.symlink_metadata().is_err() {
-        return Ok(());
-    }
-    for path in layout.entries().into_iter().chain([staging]) {
-        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        match removed {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(FileError::Write { path, source }.into());
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-/// Moves a whole domain to its place, the trust bundle last.
-fn move_in(staged: &Layout, layout: &Layout) -> Result<(), DomainError> {
-    let sync = || fs::File::open(layout.folder()).and_then(|folder| folder.sync_all());
-    for (from, to) in staged.entries().iter().zip(layout.entries()) {
-        let last = to == layout.trust();
-        let moved = if last { sync().and_then(|()| fs::rename(from, &to)) } else { fs::rename(from, &to) };
-        match moved {
-            // Not everybody puts configuration into it.
-            Err(source) if source.kind() == io::ErrorKind::NotFound && !last => {}
-            Err(source) => return Err(FileError::Write { path: to, source }.into()),
-            Ok(()) => {}
-        }
-    }
-    let failed = |source| FileError::Write { path: layout.folder().to_owned(), source };
-    sync().and_then(|()| fs::remove_dir_all(staged.folder())).and_then(|()| sync()).map_err(failed)?;
-    Ok(())
-}
-
 /// Writes a whole domain where nobody looks yet.
-fn make(layout: &Layout, options: &InitOptions, now: UnixMillis) -> Result<(), DomainError> {
+pub(crate) fn make(layout: &Layout, options: &InitOptions, now: UnixMillis) -> Result<(), DomainError> {
     let operator = SigningKey::generate(KeyKind::Operator);
     operator.seed().write(&layout.key("operator"))?;
     SigningKey::generate(KeyKind::Operator).seed().write(&layout.key("operator-signing"))?;
-    for account in ["account-system", "account-control", "account-default"] {
-        SigningKey::generate(KeyKind::Account).seed().write(&layout.key(account))?;
+    SigningKey::generate(KeyKind::Account).seed().write(&layout.key("account-system"))?;
+    for account in Account::ALL.into_iter().filter(|account| *account != Account::Tenant) {
+        SigningKey::generate(KeyKind::Account).seed().write(&layout.key(account_key_name(account)))?;
     }
+    let tenant = SigningKey::generate(KeyKind::Account);
+    tenant.seed().write(&layout.key(account_key_name(Account::Tenant)))?;
     for role in Role::ALL {
         SigningKey::generate(KeyKind::Account).seed().write(&layout.role_key(role))?;
     }
@@ -481,6 +407,7 @@ fn make(layout: &Layout, options: &InitOptions, now: UnixMillis) -> Result<(), D
     let trust = TrustBundle {
         v: V,
         domain: operator.public().clone(),
+        tenants: vec![tenant.public().as_str().parse().expect("a key of kind account is an account's id")],
         manifest_keys: vec![manifest.public().clone()],
         audit_keys: vec![audit.public().clone()],
         ca: layout.ca_relative(),

@@ -91,11 +91,12 @@ impl Cluster {
         let domain = Domain::init(&scratch.path().join(".diloco"), &InitOptions::default(), clock::now());
         let domain = domain.unwrap_or_else(|error| panic!("a trust domain: {error}"));
         let tenants: Vec<Tenant> = options.second_tenant.then(|| Tenant::new(&domain)).into_iter().collect();
+        let domain = tenants.iter().fold(domain, |domain, tenant| tenant.enter(&domain));
         let (process, bus_url) = broker::start(scratch.path(), &domain, &tenants).await;
         let processes = BTreeMap::from([(BROKER.to_owned(), process)]);
         let cluster = Self { options, domain, tenants, bus_url, processes, scratch };
         cluster.write_endpoints("https://127.0.0.1:1");
-        for role in [Role::Coordinator, Role::Operator, Role::Auditor, Role::Provisioner] {
+        for role in Role::ALL.into_iter().filter(|role| !role.is_tenant()) {
             cluster.issue(role, role.name());
         }
         cluster

@@ -91,11 +91,11 @@ fn fill(
     choices: &Choices,
 ) -> Result<Vec<Credential>, Failure> {
     let lifetime = identity::domain::LIFETIME_DEFAULT;
-    let services = [Role::Coordinator, Role::Operator, Role::Auditor, Role::Provisioner];
+    let services = Role::ALL.into_iter().filter(|role| !role.is_tenant());
     let services = services.map(|role| (role, role.name().to_owned(), None));
     let workers = (0..choices.workers).map(|index| (Role::Worker, services::worker_name(index), Some(&choices.run)));
     let mut made = Vec::new();
-    for (role, name, run) in services.into_iter().chain(workers) {
+    for (role, name, run) in services.chain(workers) {
         let issued = issue(staged, role, &name, run, lifetime)?;
         made.push(Credential::issued(role, &name, &issued).moved(staged.layout().folder(), &context.folder));
     }

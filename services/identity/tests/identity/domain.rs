@@ -178,7 +178,7 @@ fn issued_tokens_stand_in_the_chain_that_the_broker_gets() {
         let issued = domain.issue(role, role.name(), run.as_ref(), LIFETIME_DEFAULT, NOW).expect("a fresh name");
         let text = fs::read_to_string(&issued.credentials).expect("it is ours");
         let user = text.lines().find(|line| line.starts_with("eyJ")).expect("a token");
-        let home = if role.is_tenant() { domain.tenant() } else { domain.control() }.expect("a key");
+        let home = domain.account(role.account()).expect("a key");
         let chain = verify_chain(user, account(home.as_str()), operator, &domain.trust().domain, NOW).expect("a chain");
         assert_eq!(chain.role.as_deref(), Some(role.name()));
         assert_eq!(chain.user.expires, Some(NOW.after(LIFETIME_DEFAULT)));
