@@ -10,6 +10,15 @@ use schemas::subject::{AUDIT_STREAM, EVENTS_STREAM_PREFIX, LEDGER_STREAM};
 
 use crate::context::Context;
 
+/// A stream as the broker has it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Live {
+    /// Messages in it.
+    pub(crate) messages: u64,
+    /// Position of the newest that it ever took.
+    pub(crate) last: u64,
+}
+
 /// The newest of each that is known.
 #[derive(Debug)]
 pub(crate) struct History {
@@ -31,9 +40,9 @@ impl History {
         Ok(Self { mark, kept, copied, layout })
     }
 
-    /// Refuses a stream of events that does not reach as far as it once did. `last` is its newest position; none where it
+    /// Refuses a stream of events that does not hold what it once did. `live` is what the broker has; none where the stream
     /// does not exist.
-    pub(crate) fn check(&self, stream: &str, last: Option<u64>) -> Result<(), Failure> {
+    pub(crate) fn check(&self, stream: &str, live: Option<Live>) -> Result<(), Failure> {
         let events = stream.starts_with(EVENTS_STREAM_PREFIX);
         if stream != LEDGER_STREAM && stream != AUDIT_STREAM && !events {
             return Ok(());
@@ -43,7 +52,7 @@ impl History {
         let lost = |what: &str, witness: String| {
             Err(Failure::new(Code::LedgerLost, format!("stream {stream} {what}; {witness}")))
         };
-        let Some(last) = last else {
+        let Some(Live { last, messages }) = live else {
             return match marked {
                 Some(Mark { events, .. }) => {
                     lost("does not exist", format!("{} knows of {events} events in the ledger", mark.display()))
@@ -57,6 +66,10 @@ impl History {
                 None => Ok(()),
             };
         };
+        if messages < last {
+            // Nothing may be deleted from these streams, and their first message is number 1.
+            return lost(&format!("holds {messages} messages"), format!("it took {last}"));
+        }
         match marked {
             Some(mark_of) if stream == LEDGER_STREAM && last < mark_of.stream_sequence => {
                 lost(&format!("ends at {last}"), format!("{} knows of {}", mark.display(), mark_of.stream_sequence))
@@ -100,10 +113,14 @@ mod tests {
     }
 
     #[test]
-    fn an_end_before_what_is_known_is_a_loss() {
-        history(3, 5, 0).check(LEDGER_STREAM, Some(2)).expect_err("cut off");
-        history(3, 5, 0).check(AUDIT_STREAM, Some(4)).expect_err("cut off");
-        history(3, 5, 0).check(LEDGER_STREAM, Some(3)).expect("whole");
-        history(3, 5, 0).check(AUDIT_STREAM, Some(9)).expect("whole, and more");
+    fn an_end_before_what_is_known_and_a_hole_are_losses() {
+        let whole = |last| Some(Live { messages: last, last });
+        history(3, 5, 0).check(LEDGER_STREAM, whole(2)).expect_err("cut off");
+        history(3, 5, 0).check(AUDIT_STREAM, whole(4)).expect_err("cut off");
+        // The broker may know the position of a message whose bytes it has lost.
+        history(3, 5, 0).check(LEDGER_STREAM, Some(Live { messages: 2, last: 3 })).expect_err("a hole");
+        history(0, 0, 0).check(AUDIT_STREAM, Some(Live { messages: 2, last: 3 })).expect_err("a hole");
+        history(3, 5, 0).check(LEDGER_STREAM, whole(3)).expect("whole");
+        history(3, 5, 0).check(AUDIT_STREAM, whole(9)).expect("whole, and more");
     }
 }

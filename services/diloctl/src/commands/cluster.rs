@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::{Cluster, Declarations};
 use crate::context::Context;
-use crate::history::History;
+use crate::history::{History, Live};
 use crate::output::Row;
 
 /// How long the server may take for one change; a stream with copies needs an election.
@@ -101,7 +101,8 @@ async fn settle(
 ) -> Result<(Stand, String), Failure> {
     match jetstream.get_stream(&wanted.name).await {
         Ok(stream) => {
-            history.check(&wanted.name, Some(stream.cached_info().state.last_sequence))?;
+            let state = &stream.cached_info().state;
+            history.check(&wanted.name, Some(Live { messages: state.messages, last: state.last_sequence }))?;
             let difference = differences(wanted, &stream.cached_info().config);
             Ok((if difference.is_empty() { Stand::Right } else { Stand::Differs }, difference))
         }

@@ -75,6 +75,8 @@ pub(super) struct Started {
     pub(super) running: Running,
     /// How it ended, once it has.
     ended: Arc<OnceLock<ExitStatus>>,
+    /// Where its part of the log begins: earlier lives have written there too.
+    log_from: u64,
 }
 
 /// What became of a process that was started.
@@ -159,6 +161,7 @@ impl Running {
         }
         let out =
             fs::OpenOptions::new().create(true).append(true).open(&log).map_err(|error| unusable(&log, &error))?;
+        let log_from = out.metadata().map_err(|error| unusable(&log, &error))?.len();
         let err = out.try_clone().map_err(|error| unusable(&log, &error))?;
         let mut command = Command::new(&spec.program);
         command.args(&spec.arguments).envs(spec.environment.iter().map(|(name, value)| (name, value)));
@@ -183,7 +186,7 @@ impl Running {
         });
         let running = Self { pid, started: start_time(pid).unwrap_or_default(), ..running };
         running.write()?;
-        Ok(Started { running, ended })
+        Ok(Started { running, ended, log_from })
     }
 
     pub(super) fn lives(&self) -> bool {
@@ -231,18 +234,6 @@ impl Running {
         // SAFETY: kill(2) takes two integers and touches no memory of ours; `lives` has just shown whose number it is.
         unsafe { libc::kill(pid, signal) };
     }
-
-    fn tail(&self) -> String {
-        let read = || -> std::io::Result<String> {
-            let mut file = fs::File::open(&self.log)?;
-            let length = file.metadata()?.len();
-            file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
-            let mut bytes = Vec::new();
-            file.read_to_end(&mut bytes)?;
-            Ok(String::from_utf8_lossy(&bytes).into_owned())
-        };
-        read().unwrap_or_default()
-    }
 }
 
 impl Started {
@@ -270,10 +261,38 @@ impl Started {
                     continue;
                 }
             };
-            let text = format!("{name} {what}; the end of {}:\n{}", log.display(), self.running.tail());
+            let tail = self.tail();
+            // Its own last words say more than that it has ended.
+            if let Some((code, detail)) = last_words(&tail) {
+                return Err(Failure::new(code, format!("{name} {what}: {detail} (log: {})", log.display())));
+            }
+            let text = format!("{name} {what}; the end of {}:\n{tail}", log.display());
             return Err(Failure::new(Code::ProcessDied, text));
         }
     }
+
+    /// The end of what this life of it has logged.
+    fn tail(&self) -> String {
+        let read = || -> std::io::Result<String> {
+            let mut file = fs::File::open(&self.running.log)?;
+            let length = file.metadata()?.len();
+            file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES).max(self.log_from)))?;
+            let mut bytes = Vec::new();
+            file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        };
+        read().unwrap_or_default()
+    }
+}
+
+/// The coded error that a service of ours ends with, as [`runtime::exit::render`] writes it, and what it says after the title.
+fn last_words(log: &str) -> Option<(Code, String)> {
+    log.lines().rev().find_map(|line| {
+        let (code, rest) = line.strip_prefix("error ")?.split_once(' ')?;
+        let code: Code = code.parse().ok()?;
+        let detail = rest.strip_prefix(code.title())?.strip_prefix(": ")?;
+        Some((code, detail.to_owned()))
+    })
 }
 
 impl Home {
@@ -404,5 +423,21 @@ mod tests {
         let failure = started.ready(&spec).await.expect_err("it died");
         assert_eq!(failure.code(), Code::ProcessDied);
         assert!(failure.to_string().contains("no luck"), "{failure}");
+    }
+
+    /// What an earlier life has said is not taken for the reason of this one's end.
+    #[tokio::test]
+    async fn a_service_of_ours_that_dies_early_is_told_by_its_own_code() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let refusal = schemas::Refusal::new(Code::LedgerLost, "the ledger holds 2 events");
+        for code in [Some(Code::LedgerLost), None] {
+            let said = code.map_or_else(|| "no luck".to_owned(), |_| runtime::exit::render(&refusal));
+            fs::write(scratch.path().join("words"), format!("{said}\n")).expect("it is ours");
+            let spec = spec(scratch.path(), "cat words; exit 10");
+            let started = Running::start(scratch.path(), &spec).expect("starts");
+            let failure = started.ready(&spec).await.expect_err("it died");
+            assert_eq!(failure.code(), code.unwrap_or(Code::ProcessDied), "{failure}");
+            assert!(code.is_none() || failure.to_string().contains("the ledger holds 2 events"), "{failure}");
+        }
     }
 }
