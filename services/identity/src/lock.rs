@@ -1,9 +1,10 @@
 //! One command at a time changes a trust domain. The lock goes with its process, however that ends.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io::Write as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use schemas::Code;
 
@@ -11,12 +12,15 @@ use crate::layout::Layout;
 use crate::secret::{FileError, create_private_folder};
 
 /// Longest note of a holder that is read back.
-const NOTE_BYTES_MAX: u64 = 256;
+const NOTE_BYTES_MAX: usize = 256;
+/// How often, and at which distance, a note that is not written yet is looked for.
+const NOTE_LOOKS_MAX: u32 = 20;
+const NOTE_PAUSE: Duration = Duration::from_millis(10);
 
 /// The right to change a domain; given back when it is dropped.
 #[derive(Debug)]
 pub struct DomainLock {
-    _file: File,
+    file: File,
 }
 
 /// Why the lock cannot be had.
@@ -60,21 +64,35 @@ impl DomainLock {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                // A holder that has not written yet is one all the same.
-                let _read = file.take(NOTE_BYTES_MAX).read_to_string(&mut holder);
-                let holder = match holder.trim() {
-                    "" => "another process".to_owned(),
-                    named => named.to_owned(),
-                };
-                return Err(LockError::Busy { folder: folder.to_owned(), holder });
+                return Err(LockError::Busy { folder: folder.to_owned(), holder: holder(&file) });
             }
             Err(TryLockError::Error(source)) => return Err(failed(source).into()),
         }
         let note = format!("`{command}`, process {}\n", std::process::id());
         file.set_len(0).and_then(|()| file.write_all(note.as_bytes())).map_err(failed)?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
+}
+
+impl Drop for DomainLock {
+    fn drop(&mut self) {
+        // The next holder's note is not confused with this one's; who has ended without this is written over.
+        let _noted = self.file.set_len(0);
+    }
+}
+
+/// What the holder says of itself. One that has only just got the lock says it in a moment.
+fn holder(file: &File) -> String {
+    for _ in 0..NOTE_LOOKS_MAX {
+        let mut note = [0; NOTE_BYTES_MAX];
+        let length = file.read_at(&mut note, 0).unwrap_or(0);
+        let note = String::from_utf8_lossy(&note[..length]);
+        if note.ends_with('\n') {
+            return note.trim().to_owned();
+        }
+        std::thread::sleep(NOTE_PAUSE);
+    }
+    "another process".to_owned()
 }
 
 #[cfg(test)]

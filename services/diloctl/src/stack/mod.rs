@@ -171,8 +171,8 @@ pub(crate) async fn down(context: &Context, options: &Down) -> Result<(), Failur
     Ok(())
 }
 
-/// Asks the coordinator to drain and waits for it and the workers. Whatever goes wrong here, the processes are stopped
-/// all the same, so it is only told.
+/// Asks the coordinator to drain and waits for its end: by then nobody holds a lease any more. Whatever goes wrong here, the
+/// processes are stopped all the same, so it is only told.
 async fn drain(context: &Context, options: &Down, running: &[Running]) {
     let asked: Result<ShutdownReply, Failure> = async {
         let operator = context.operator().await?;
@@ -184,7 +184,8 @@ async fn drain(context: &Context, options: &Down, running: &[Running]) {
         return;
     }
     let drained = Instant::now() + options.drain.0;
-    for process in running.iter().filter(|process| services::drains(&process.name)) {
+    // Not for the workers: one that has not joined a run is not told by the coordinator.
+    for process in running.iter().filter(|process| process.name == services::COORDINATOR) {
         process.ended(drained + services::stop_max(&process.name)).await;
     }
 }
