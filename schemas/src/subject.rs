@@ -3,9 +3,11 @@
 //! Workers live in their tenant's account and never name it. The broker puts the account into the third token of what
 //! crosses into another account, so a subject has two forms: the sender's, and the one that [`Incoming`] parses.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use crate::account::ACCOUNT_TOKEN_POSITION;
 use crate::id::CLUSTER;
 use crate::lease::UnitId;
 use crate::permission::Role;
@@ -28,8 +30,6 @@ pub const STATE_BUCKET: &str = "state";
 pub const LEADER_BUCKET: &str = "leader";
 /// Every ledger event of a coordinator lies under this subject: the fence for appends.
 pub const LEDGER_FILTER: &str = "diloco.ledger.>";
-/// Header in which the broker names the sender of a request that crossed accounts (`share: true`).
-pub const REQUEST_INFO_HEADER: &str = "Nats-Request-Info";
 
 /// How a lane behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -383,6 +383,33 @@ pub fn worker_event_sender(subject: &str) -> Option<(AccountId, RunId, WorkerId)
     sender(rest).map(|(account, run, worker, _)| (account, run, worker))
 }
 
+/// A subject as its sender wrote it: without the account that the broker put into what crosses accounts.
+pub fn as_sent(subject: &str) -> Cow<'_, str> {
+    let lane = subject.match_indices('.').nth(1).map(|(end, _)| &subject[..end]);
+    let crosses = Lane::ALL.iter().any(|one| one.crosses_accounts() && lane == Some(one.prefix()));
+    let tokens =
+        || subject.split('.').enumerate().filter(|(place, _)| *place + 1 != usize::from(ACCOUNT_TOKEN_POSITION));
+    match crosses {
+        true => Cow::Owned(tokens().map(|(_, token)| token).collect::<Vec<_>>().join(".")),
+        false => Cow::Borrowed(subject),
+    }
+}
+
+/// The key of who sent something to the coordinator: the broker holds every sender to its own. None when the subject has no
+/// such place; whatever follows it may be anything.
+pub fn sender_key(subject: &str) -> Option<PublicKey> {
+    let mut tokens = subject.splitn(3, '.');
+    let (first, lane, rest) = (tokens.next()?, tokens.next()?, tokens.next()?);
+    match (first, lane) {
+        ("diloco", "control") => rest.split('.').next()?.parse().ok(),
+        ("diloco", "request" | "event" | "telemetry") => {
+            let (_, _, worker, _) = sender(rest)?;
+            worker.as_str().parse().ok()
+        }
+        _ => None,
+    }
+}
+
 /// A subject that is none of ours.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no such subject: {0:?}")]
@@ -534,6 +561,26 @@ mod tests {
         let key: PublicKey = worker().as_str().parse().expect("a key");
         for subject in [ledger_subject(Some(&run()), &key, "joined"), "diloco.eventful".to_owned(), String::new()] {
             assert_eq!(worker_event_sender(&subject), None, "{subject}");
+        }
+    }
+
+    #[test]
+    fn what_the_broker_put_in_is_taken_out_again() {
+        let key: PublicKey = worker().as_str().parse().expect("a key");
+        for sent in [
+            request_subject(&run(), &worker(), Verb::LeaseClaim),
+            worker_event_subject(&run(), &worker(), "joined"),
+            heartbeat_subject(&run(), &worker()),
+        ] {
+            assert_eq!(as_sent(&mapped(&sent)), sent);
+            assert_eq!(sender_key(&mapped(&sent)), Some(key.clone()), "{sent}");
+        }
+        let control = control_subject(&key, ControlVerb::View);
+        assert_eq!((as_sent(&control), sender_key(&control)), (Cow::Borrowed(control.as_str()), Some(key.clone())));
+        // A verb that is none names its sender as well, who is told so.
+        assert_eq!(sender_key(&mapped(&format!("diloco.request.demo.{key}.lease.steal"))), Some(key));
+        for strange in ["", "diloco", "diloco.request.x.demo.y.join", "diloco.control.x.view", "diloco.work.demo.0.x"] {
+            assert_eq!(sender_key(strange), None, "{strange}");
         }
     }
 

