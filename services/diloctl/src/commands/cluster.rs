@@ -2,6 +2,7 @@
 //! differs is reported and left alone, since changing a stream can throw events away.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::Path;
 use std::time::Duration;
 
@@ -66,8 +67,8 @@ pub(crate) async fn compare(
     let mut rows = Vec::new();
     for declaration in read_all(&declarations.nats_config)? {
         let account = declaration.account().into();
-        if !connected.contains_key(&account) {
-            connected.insert(account, provision(context, account).await?);
+        if let Entry::Vacant(entry) = connected.entry(account) {
+            entry.insert(provision(context, account).await?);
         }
         let jetstream = &connected[&account];
         for wanted in declaration.streams(&tenants, declarations.replicas) {
