@@ -1,5 +1,6 @@
 //! A trust domain begins whole or not at all, and one command at a time changes it.
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use e2e::Machine;
@@ -38,7 +39,8 @@ async fn an_init_that_is_killed_at_any_moment_is_finished_by_the_next() {
     for moment in 0..MOMENTS {
         let domain = format!("d{moment}");
         let arguments = ["--domain", &domain, "auth", "init", "--workers", "1", "--nats-config", &config];
-        let mut child = machine.command(&arguments).spawn().unwrap();
+        let mut init = machine.command(&arguments);
+        let mut child = init.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let after: Duration = life * moment / MOMENTS;
         let _ended_first = tokio::time::timeout(after, child.wait()).await;
         child.kill().await.unwrap();
