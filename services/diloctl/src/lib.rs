@@ -5,6 +5,7 @@ mod cli;
 mod commands;
 mod context;
 mod exit;
+mod files;
 mod history;
 mod objects;
 mod output;

@@ -8,6 +8,7 @@ pub mod credentials;
 pub mod domain;
 pub mod event;
 mod init;
+pub mod join;
 pub mod jws;
 pub mod jwt;
 pub mod key;

@@ -5,12 +5,17 @@
 
 mod audit_tamper;
 mod beginning;
+mod clocks;
 mod cluster_check;
 mod coordinator_restart;
+mod data_set;
 mod foreign_bytes;
 mod hostile_messages;
 mod log_flood;
 mod lost_ledger;
+mod no_worker;
+mod one_identity;
+mod own_uploads;
 mod permissions;
 mod run_halted;
 mod service_restart;
