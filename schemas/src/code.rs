@@ -62,13 +62,15 @@ codes! {
     NonceRefused = 116, "server asks to sign something else", "The server sent something that is no nonce for the connection key to sign.", "Do not connect to this server; a broker that does so is captured or is no NATS server.";
     CertificateInvalid = 117, "certificate not valid", "A certificate or its key does not parse, or the two do not belong together.", "Make a new one with `diloctl auth certificate` and restart broker and store, or name the right files.";
     NameTaken = 118, "name taken", "A credential of this name exists for another role or run.", "Choose another name, or remove the old files first.";
+    DomainBusy = 119, "trust domain in use", "Another command is changing the trust domain, and two at a time would undo each other's work.", "Wait until the named process has ended, or end it, then repeat.";
+    DomainMoved = 120, "trust domain moved under its services", "Services that still run were started when the folder lay elsewhere; their paths lead to the old place.", "Run `diloctl down` with this folder, then `diloctl up`.";
 
     // 02: the bus.
-    BusUnreachable = 201, "bus unreachable", "No NATS server answered at the address.", "Start it with `nats-server -c nats-config/dev.conf` or `diloctl up`, and check address and CA file; if its certificate has expired, `diloctl auth certificate` makes another.";
+    BusUnreachable = 201, "bus unreachable", "No NATS server answered at the address.", "Start it with `diloctl up` or `nats-server -c .diloco/broker/nats.conf`, and check address and CA file; if its certificate has expired, `diloctl auth certificate` makes another.";
     BusRefused = 202, "bus refused the credential", "The NATS server refused the credential.", "Check that the credential and the server belong to the same trust domain, and that it has not expired.";
     BusDenied = 203, "not permitted on the bus", "The server refused to publish or subscribe: the subject is not in this role's permissions.", "Use a credential of the right role; docs/bus.md lists who may say what.";
     NoAnswer = 204, "no answer", "A request was not answered in time.", "Look whether `diloco-coordinator` runs, and at its log; the request may be repeated.";
-    StreamMissing = 205, "stream or bucket missing", "A JetStream stream, consumer or key-value bucket does not exist.", "Run `diloctl cluster init`.";
+    StreamMissing = 205, "stream or bucket missing", "A JetStream stream, consumer or key-value bucket does not exist.", "Run `diloctl cluster init`; where there was a ledger before, it stops and says how to get it back.";
     StreamDrift = 206, "stream differs from its declaration", "A live stream or bucket differs from the file in nats-config.", "`diloctl cluster check` shows the difference. `diloctl cluster init` alters nothing that exists: change the stream with the tools of NATS, or the file, then check again.";
     MessageInvalid = 207, "message not valid", "A message is too long, is not of the expected type, or has a version that this build does not speak.", "Run the same release everywhere; a repeated case from one worker is a reason to stop that worker.";
     IdentityMismatch = 208, "sender is not who it says", "Somebody speaks in the name of another: a member's name from another account or with another audit key, or a request whose answer is wanted where its sender hears none.", "Nothing at the caller; this is an attack or a broken import, look at the audit stream.";
@@ -150,6 +152,8 @@ codes! {
     StreamUnreadable = 714, "stream not readable now", "A stream exists, or may exist, but the broker could not read it at this moment; its own words are given.", "Look at the broker: its disk, its memory, its log. Start again when it answers; a service manager does that by itself. Do not create anything anew.";
     EventsDropped = 715, "events dropped", "A worker sent more events than any worker needs; what was over was dropped before it cost anything.", "An honest worker sends them again, more slowly. If it repeats, look at that worker: it is broken or hostile.";
     ForeignMessage = 716, "foreign message", "A stream of events holds a message that nobody signed whose chain it could be in. It was passed over; nothing in the record rests on it.", "Nothing is lost or in doubt. Find out who used the credentials of `ledger-writer` or `recorder` other than the services, and issue new ones.";
+    LedgerLost = 717, "ledger shorter than it was", "The stream with the ledger is missing, ends before an event that is known to have been in it, or holds another one in its place. Going on would sign positions of the chain a second time.", "Restore the folder `nats` of the trust domain from a backup that is as new as the named event, with the broker stopped. To begin anew on purpose, make another trust domain: `diloctl --domain NEW auth init`; the old keys must not sign another ledger.";
+    LedgerMarkInvalid = 718, "mark of the ledger unusable", "The file in which the coordinator notes how far the ledger has come cannot be read or written, or belongs to another trust domain.", "Check the space and rights of its folder, and that the configuration names this domain's own file. Remove the file only where the ledger is known to be whole: it is made again from what the stream holds.";
 
     // 08: workers and training.
     TorchMissing = 801, "libtorch missing", "libtorch was not found, or is of another version than this build needs.", "Run `cargo xtask deps`, or set LIBTORCH (build) or LD_LIBRARY_PATH (run) to libtorch 2.11.0.";
@@ -168,7 +172,7 @@ codes! {
     DownloadMismatch = 903, "download has other bytes", "A downloaded file does not have the pinned sha256.", "Do not use it; repeat, and report it if it stays.";
     PlatformUnsupported = 904, "platform not served", "There is no pinned binary for this platform.", "Set NATS_SERVER_BIN and LIBTORCH to files of your own.";
     ProcessDied = 905, "process ended", "A process that `diloctl up` started ended by itself.", "Read the named log file.";
-    PortTaken = 906, "port taken", "A port is already in use.", "Stop the other process (`diloctl down`), or choose other ports.";
+    PortTaken = 906, "port taken", "A port is already in use.", "Stop the other process (`diloctl down`, with `--domain` where it is another domain's), or choose other ports with `diloctl up --bus-port --store-port`.";
     Interrupted = 907, "interrupted", "The operation was stopped by a signal.", "Run it again; what was finished is kept.";
     ToolUnusable = 908, "given tool unusable", "NATS_SERVER_BIN or LIBTORCH names something that is absent, does not run or has another version than this build needs.", "Correct the variable, or unset it to use the pinned download.";
     PageStale = 909, "generated page out of date", "A page that is generated from the code differs from what the code says now.", "Run `cargo xtask docs` and commit what it writes.";

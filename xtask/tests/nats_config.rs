@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 
 use identity::domain::LIFETIME_DEFAULT;
-use identity::{Domain, InitOptions, Layout};
+use identity::{BrokerFiles, Domain, InitOptions, Layout};
 use runtime::{Bus, BusConfig, clock};
 use schemas::Code;
 use schemas::limits::{MESSAGE_BYTES_MAX, WORKERS_MAX};
@@ -33,25 +33,18 @@ fn nats_server() -> PathBuf {
     path
 }
 
-/// A copy of nats-config that can be filled and altered.
+/// A trust domain with the broker's configuration below it.
 struct Copy {
     folder: tempfile::TempDir,
 }
 
+/// Below the domain's folder: one node, and a node of a cluster.
+const SINGLE: &str = ".diloco/broker/nats.conf";
+const CLUSTERED: &str = ".diloco/broker/prod.conf";
+
 impl Copy {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        for part in ["", "include"] {
-            fs::create_dir_all(folder.path().join("nats-config").join(part)).unwrap();
-            for entry in fs::read_dir(config_folder().join(part)).unwrap() {
-                let entry = entry.unwrap();
-                if entry.path().extension().is_some_and(|extension| extension == "conf") {
-                    fs::copy(entry.path(), folder.path().join("nats-config").join(part).join(entry.file_name()))
-                        .unwrap();
-                }
-            }
-        }
-        Self { folder }
+        Self { folder: tempfile::tempdir().unwrap() }
     }
 
     fn path(&self, name: &str) -> String {
@@ -62,9 +55,8 @@ impl Copy {
     fn generate(&self) -> Domain {
         let now = clock::now();
         let domain = Domain::init(&self.folder.path().join(".diloco"), &InitOptions::default(), now).unwrap();
-        let generated = self.folder.path().join("nats-config/generated");
-        domain.write_server_config(&generated, now).unwrap();
-        fs::write(generated.join("listen.conf"), "listen: \"127.0.0.1:-1\"\n").unwrap();
+        domain.write_broker(&BrokerFiles::read(&config_folder()).unwrap(), now).unwrap();
+        domain.write_listen("127.0.0.1:-1").unwrap();
         domain
     }
 
@@ -151,20 +143,37 @@ fn declaration(name: &str) -> Value {
 }
 
 #[test]
-fn dev_conf_is_valid_once_generated() {
+fn the_committed_file_alone_is_refused_and_the_domains_own_is_valid() {
     let copy = Copy::new();
-    let before = copy.check("nats-config/dev.conf", &BTreeMap::new());
+    let committed = config_folder().join("dev.conf");
+    let before = copy.check(committed.to_str().unwrap(), &BTreeMap::new());
     assert!(!before.status.success() && said(&before).contains("generated"), "{}", said(&before));
     copy.generate();
-    let after = copy.check("nats-config/dev.conf", &BTreeMap::new());
+    let after = copy.check(SINGLE, &BTreeMap::new());
     assert!(after.status.success(), "{}", said(&after));
+}
+
+/// The broker reads relative paths from its working folder, so the domain's are absolute, and lead nowhere after a move.
+#[test]
+fn a_renamed_domain_is_refused_until_its_configuration_is_written_again() {
+    let copy = Copy::new();
+    copy.generate();
+    let renamed = copy.folder.path().join("prod");
+    fs::rename(copy.folder.path().join(".diloco"), &renamed).unwrap();
+    let stale = copy.check("prod/broker/nats.conf", &BTreeMap::new());
+    assert!(!stale.status.success() && said(&stale).contains("/.diloco/tls/server.pem"), "{}", said(&stale));
+    let domain = Domain::open(&renamed).unwrap();
+    domain.write_broker(&BrokerFiles::read(&config_folder()).unwrap(), clock::now()).unwrap();
+    let node = copy.start("prod/broker/nats.conf", &BTreeMap::new());
+    assert!(renamed.join("nats").is_dir(), "{}", node.log.join("\n"));
+    assert!(!copy.folder.path().join(".diloco").exists());
 }
 
 #[test]
 fn dev_conf_starts_with_jetstream_and_tls() {
     let copy = Copy::new();
     copy.generate();
-    let node = copy.start("nats-config/dev.conf", &BTreeMap::new());
+    let node = copy.start(SINGLE, &BTreeMap::new());
     let log = node.log.join("\n");
     for part in ["TLS required for client connections", "Trusted Operators"] {
         assert!(log.contains(part), "no {part:?} in:\n{log}");
@@ -185,7 +194,7 @@ async fn a_node_of_prod_conf_serves_clients_with_credentials_and_nobody_else() {
     for name in ["NATS_LISTEN", "NATS_CLUSTER_LISTEN"] {
         environment.insert(name, "127.0.0.1:-1".to_owned());
     }
-    let node = copy.start("nats-config/prod.conf", &environment);
+    let node = copy.start(CLUSTERED, &environment);
     let url = format!("tls://{}", node.address("Listening for client connections on "));
     let connect = async |credentials: PathBuf| {
         let config = BusConfig { url: url.clone(), credentials, ca: domain.layout().ca() };
@@ -204,12 +213,12 @@ fn prod_conf_is_valid_with_its_environment_and_names_what_is_missing() {
     let copy = Copy::new();
     copy.generate();
     let whole = copy.production();
-    let output = copy.check("nats-config/prod.conf", &whole);
+    let output = copy.check(CLUSTERED, &whole);
     assert!(output.status.success(), "{}", said(&output));
     for name in whole.keys() {
         let mut less = whole.clone();
         less.remove(name);
-        let output = copy.check("nats-config/prod.conf", &less);
+        let output = copy.check(CLUSTERED, &less);
         assert!(!output.status.success() && said(&output).contains(name), "{name}: {}", said(&output));
     }
 }

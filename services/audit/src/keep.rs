@@ -74,6 +74,46 @@ pub(crate) enum Standing {
     Altered,
 }
 
+/// Position and digest of everything that the files in `folder` hold, for whoever compares it with the stream. Takes no lock
+/// and changes nothing: the service may be writing. Nothing is kept where there is no folder.
+///
+/// # Errors
+/// A file cannot be read, or a line was damaged.
+pub fn kept(folder: &Path) -> Result<BTreeMap<StreamSequence, Digest>, KeepError> {
+    let mut known = BTreeMap::new();
+    if !folder.is_dir() {
+        return Ok(known);
+    }
+    let names = log_names(folder)?;
+    for name in &names {
+        let path = folder.join(name);
+        let file = File::open(&path).map_err(|source| io_error(&path, source))?;
+        scan(&path, &file, names.last() == Some(name), &mut known, &mut |_| {})?;
+    }
+    Ok(known)
+}
+
+/// The newest position that the files in `folder` hold; 0 for none. Reads the newest file that has records.
+///
+/// # Errors
+/// As [`kept`].
+pub fn last_kept(folder: &Path) -> Result<StreamSequence, KeepError> {
+    if !folder.is_dir() {
+        return Ok(StreamSequence(0));
+    }
+    let names = log_names(folder)?;
+    for name in names.iter().rev() {
+        let path = folder.join(name);
+        let file = File::open(&path).map_err(|source| io_error(&path, source))?;
+        let mut known = BTreeMap::new();
+        scan(&path, &file, names.last() == Some(name), &mut known, &mut |_| {})?;
+        if let Some((last, _)) = known.last_key_value() {
+            return Ok(*last);
+        }
+    }
+    Ok(StreamSequence(0))
+}
+
 impl Keep {
     /// Opens the folder, makes it where it is missing, repairs a torn end, and gives everything that was kept to `each`.
     ///
@@ -89,8 +129,12 @@ impl Keep {
             let is_last = last.as_ref() == Some(&name);
             let path = folder.join(&name);
             let mut file = open_for_append(&path)?;
-            let whole = keep.load(&path, &file, is_last, each)?;
+            let whole = scan(&path, &file, is_last, &mut keep.known, each)?;
             if is_last {
+                let length = file.metadata().map_err(|source| io_error(&path, source))?.len();
+                if let Some(bytes) = length.checked_sub(whole).filter(|bytes| *bytes > 0) {
+                    tracing::warn!(file = %path.display(), bytes, "the last line was cut off by a crash; removed");
+                }
                 file.set_len(whole).and_then(|()| file.seek(SeekFrom::End(0))).map_err(|e| io_error(&path, e))?;
                 keep.newest = Some((name, file));
             }
@@ -151,42 +195,45 @@ impl Keep {
         File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(|e| io_error(&self.folder, e))?;
         Ok((today, file))
     }
+}
 
-    /// Reads one file; gives the length up to the end of its last whole line.
-    fn load(&mut self, path: &Path, file: &File, is_last: bool, each: &mut dyn FnMut(Past)) -> Result<u64, KeepError> {
-        let mut reader = BufReader::new(file);
-        let (mut whole, mut number) = (0, 0);
-        loop {
-            let mut text = Vec::new();
-            let mut bounded = reader.by_ref().take(LINE_BYTES_MAX as u64);
-            let length = bounded.read_until(b'\n', &mut text).map_err(|source| io_error(path, source))?;
-            if length == 0 {
-                return Ok(whole);
-            }
-            number += 1;
-            let damaged = || KeepError::Damaged { path: path.to_owned(), number };
-            if text.last() != Some(&b'\n') {
-                let torn = is_last && length < LINE_BYTES_MAX;
-                if torn {
-                    tracing::warn!(file = %path.display(), bytes = length, "the last line was cut off by a crash; removed");
-                }
-                return if torn { Ok(whole) } else { Err(damaged()) };
-            }
-            let line = serde_json::from_slice(&text).map_err(|_| match is_older(&text) {
-                true => KeepError::Older(path.to_owned()),
-                false => damaged(),
-            })?;
-            match line {
-                Line::Record(kept) => {
-                    let (record, digest) = kept.record().ok_or_else(damaged)?;
-                    self.know(record.stream_sequence, digest);
-                    each(Past::Record(record));
-                }
-                Line::Finding { found, .. } => each(Past::Found(found)),
-                Line::Verdict { .. } => {}
-            }
-            whole += length as u64;
+/// Reads one file; gives the length up to the end of its last whole line.
+fn scan(
+    path: &Path,
+    file: &File,
+    is_last: bool,
+    known: &mut BTreeMap<StreamSequence, Digest>,
+    each: &mut dyn FnMut(Past),
+) -> Result<u64, KeepError> {
+    let mut reader = BufReader::new(file);
+    let (mut whole, mut number) = (0, 0);
+    loop {
+        let mut text = Vec::new();
+        let mut bounded = reader.by_ref().take(LINE_BYTES_MAX as u64);
+        let length = bounded.read_until(b'\n', &mut text).map_err(|source| io_error(path, source))?;
+        if length == 0 {
+            return Ok(whole);
         }
+        number += 1;
+        let damaged = || KeepError::Damaged { path: path.to_owned(), number };
+        if text.last() != Some(&b'\n') {
+            let torn = is_last && length < LINE_BYTES_MAX;
+            return if torn { Ok(whole) } else { Err(damaged()) };
+        }
+        let line = serde_json::from_slice(&text).map_err(|_| match is_older(&text) {
+            true => KeepError::Older(path.to_owned()),
+            false => damaged(),
+        })?;
+        match line {
+            Line::Record(kept) => {
+                let (record, digest) = kept.record().ok_or_else(damaged)?;
+                known.insert(record.stream_sequence, digest);
+                each(Past::Record(record));
+            }
+            Line::Finding { found, .. } => each(Past::Found(found)),
+            Line::Verdict { .. } => {}
+        }
+        whole += length as u64;
     }
 }
 

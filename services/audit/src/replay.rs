@@ -1,11 +1,12 @@
 //! A replay from the stream alone: everything is checked from the first message on, and what comes later is followed.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use audit_core::{Auditor, Checked, StreamSequence};
+use audit_core::{Auditor, Checked, Finding, Found, Record, StreamSequence};
 use identity::TrustBundle;
 use runtime::{Bus, Failure, StreamError};
-use schemas::Code;
+use schemas::{Code, Digest};
 
 use crate::reader::{Reader, Span};
 
@@ -49,6 +50,10 @@ pub struct Replay {
     reader: Reader,
     auditor: Auditor,
     span: Span,
+    /// What the audit service kept of the stream, where its files are at hand.
+    kept: BTreeMap<StreamSequence, Digest>,
+    /// The newest position that was compared with what was kept.
+    compared: StreamSequence,
 }
 
 impl Replay {
@@ -60,7 +65,15 @@ impl Replay {
         let reader = Reader::new(bus, StreamSequence(1));
         let span = reader.span().await?;
         let auditor = Auditor::new(trust.domain.as_str(), trust.audit_keys.iter().cloned());
-        Ok(Self { reader, auditor, span })
+        let (kept, compared) = (BTreeMap::new(), StreamSequence(0));
+        Ok(Self { reader, auditor, span, kept, compared })
+    }
+
+    /// Compares the stream with what [`crate::keep::kept`] read before the replay was opened: a stream that was replaced or
+    /// has lost its end is whole in itself, and only who has seen it before can tell.
+    #[must_use]
+    pub fn against(self, kept: BTreeMap<StreamSequence, Digest>) -> Self {
+        Self { kept, ..self }
     }
 
     /// Where the stream started and ended when it was opened.
@@ -74,7 +87,15 @@ impl Replay {
     /// # Errors
     /// The stream is empty, or nothing comes for `patience`.
     pub async fn run(&mut self, patience: Duration, each: &mut dyn FnMut(Checked)) -> Result<(), ReplayError> {
-        self.catch_up(self.span.last, patience, each).await?;
+        let (last, newest) = (self.span.last, self.kept.keys().next_back().copied());
+        // An empty stream of which something was kept is a finding, not the absence of one.
+        if last > StreamSequence(0) || newest.is_none() {
+            self.catch_up(last, patience, each).await?;
+        }
+        if let Some(kept) = newest.filter(|kept| *kept > last) {
+            let finding = Finding::Truncated { last, kept };
+            self.auditor.note(&Found { stream_sequence: last, ledger: true, finding });
+        }
         self.auditor.conclude(self.span.last).into_iter().for_each(each);
         Ok(())
     }
@@ -100,10 +121,25 @@ impl Replay {
         loop {
             let batch = tokio::time::timeout(patience, self.reader.batch_to(end)).await;
             let stalled = |_| ReplayError::Stalled { at: self.auditor.last(), end, waited: patience };
-            match batch.map_err(stalled)? {
-                Some(batch) => batch.iter().flat_map(|record| self.auditor.observe(record)).for_each(&mut *each),
-                None => return Ok(()),
+            let Some(batch) = batch.map_err(stalled)? else { return Ok(()) };
+            for record in &batch {
+                self.compare(record);
+                self.auditor.observe(record).into_iter().for_each(&mut *each);
             }
+        }
+    }
+
+    fn compare(&mut self, record: &Record) {
+        let at = record.stream_sequence;
+        let from = std::mem::replace(&mut self.compared, at).next();
+        let missing = if from < at { self.kept.range(from..at).next() } else { None };
+        if let Some((first, _)) = missing {
+            let finding = Finding::Hole { from: *first, to: StreamSequence(at.0.saturating_sub(1)) };
+            self.auditor.note(&Found { stream_sequence: at, ledger: true, finding });
+        }
+        if self.kept.get(&at).is_some_and(|kept| *kept != record.digest()) {
+            let finding = Finding::Altered { sequence: at };
+            self.auditor.note(&Found { stream_sequence: at, ledger: true, finding });
         }
     }
 

@@ -61,6 +61,9 @@ pub struct KeysConfig {
     pub manifest: PathBuf,
     /// Seed file of the key that signs the ledger.
     pub audit: PathBuf,
+    /// The file that notes how far the ledger has come, so that a ledger that was lost is not begun anew. It goes where the
+    /// key goes.
+    pub mark: PathBuf,
 }
 
 /// Bounds.
@@ -131,6 +134,7 @@ impl Config {
         fill(&mut self.keys.trust, layout.trust());
         fill(&mut self.keys.manifest, layout.manifest_key());
         fill(&mut self.keys.audit, layout.coordinator_audit_key());
+        fill(&mut self.keys.mark, layout.ledger_mark());
         self
     }
 

@@ -152,6 +152,16 @@ impl Ledger {
         self.chain.next().get()
     }
 
+    /// Digest of the last event's body; none before the first.
+    pub const fn previous(&self) -> Option<Digest> {
+        self.chain.previous()
+    }
+
+    /// Position in the stream of the last message that was looked at, an event or not; 0 before the first.
+    pub const fn stream_sequence(&self) -> u64 {
+        self.chain.stream
+    }
+
     /// Whether the chain has no event yet.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -10,6 +10,7 @@
 //! | `allowance` | how much a worker may ask |
 //! | `guard` | a panic of work that somebody waits for, as its outcome |
 //! | `ledger` | the signed chain in stream `LEDGER`, fenced by its last sequence |
+//! | `mark` | how far the ledger is known to have come, apart from the ledger |
 //! | `queue` | offers: publish, pull, settle, hold |
 //! | `store`, `grants` | the store, and URLs to it for others |
 //! | `check`, `screen` | a new run's objects; a result's chunks |
@@ -26,6 +27,7 @@ mod grants;
 mod guard;
 mod incoming;
 mod ledger;
+mod mark;
 mod pointer;
 mod queue;
 mod restore;
@@ -39,5 +41,6 @@ mod weights;
 
 pub use config::{Config, KeysConfig, LimitsConfig, StoreConfig};
 pub use ledger::{Ledger, LedgerError};
+pub use mark::LedgerMark;
 pub use pointer::SnapshotPointer;
 pub use service::Service;

@@ -15,6 +15,7 @@ use crate::arrival::Arrival;
 use crate::config::Config;
 use crate::incoming::Identity;
 use crate::ledger::Ledger;
+use crate::mark::LedgerMark;
 use crate::pointer::Pointer;
 use crate::queue;
 use crate::serve;
@@ -48,6 +49,7 @@ impl Service {
         let audit_key = key(&config.keys.audit)?;
         let manifest_key =
             ManifestKey::read(&config.keys.manifest).map_err(|error| Failure::new(error.code(), error))?;
+        let mark = LedgerMark::open(&config.keys.mark, &trust.domain)?;
         let store = Store::new(config)?;
         store.buckets.ping().await.map_err(|error| Failure::new(error.code(), error))?;
         let bus = Bus::connect("diloco-coordinator", &config.bus, clock::now()).await;
@@ -70,7 +72,7 @@ impl Service {
         };
         let (sender, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let tables = Tables::default();
-        let mut shell = Shell { bus, store, pointer, ledger, manifest_key, domain, arrivals: sender, tables };
+        let mut shell = Shell { bus, store, pointer, ledger, mark, manifest_key, domain, arrivals: sender, tables };
         let core = shell.lead(&settings, patience).await?;
         // Only who leads hears requests and takes offers: what was said before was said to a predecessor.
         let mut feeders = JoinSet::new();

@@ -25,6 +25,7 @@ use crate::executor::{Handle, Order};
 use crate::grants::{self, Granted};
 use crate::guard::answered;
 use crate::ledger::Ledger;
+use crate::mark::LedgerMark;
 use crate::pointer::Pointer;
 use crate::queue::{self, Deliveries};
 use crate::screen::{self, KeptChunks, Source, Staged};
@@ -48,6 +49,7 @@ pub(crate) struct Shell {
     pub(crate) store: Store,
     pub(crate) pointer: Pointer,
     pub(crate) ledger: Ledger,
+    pub(crate) mark: LedgerMark,
     pub(crate) manifest_key: ManifestKey,
     pub(crate) domain: String,
     pub(crate) arrivals: mpsc::Sender<Arrival>,
@@ -151,7 +153,13 @@ impl Shell {
         let mut deadline = None;
         let mut state = State::default();
         loop {
-            self.ledger.catch_up(|body| state.follow(&body)).await?;
+            let Self { ledger, mark, .. } = &mut *self;
+            let follow = |body| {
+                mark.follow(&body);
+                state.follow(&body)
+            };
+            ledger.catch_up(follow).await?;
+            mark.agree(ledger)?;
             meet(state.time()).await;
             let events = self.ledger.len();
             let mut core = Coordinator::new(settings.clone(), state.clone());
@@ -209,6 +217,7 @@ impl Shell {
                 Effect::Append { time, run, event } => {
                     tracing::debug!(kind = event.kind(), run = run.as_ref().map(RunId::as_str), "append");
                     self.ledger.append(time, run.as_ref(), *event).await?;
+                    self.mark.note(&self.ledger);
                 }
                 Effect::Stop { reason } => return Ok(Flow::Stop(reason)),
                 effect => self.perform(effect).await?,

@@ -98,7 +98,7 @@ pub(crate) enum Auth {
         /// Further host names or addresses of broker and store, for their certificate.
         #[arg(long, value_name = "NAME")]
         server_name: Vec<String>,
-        /// Folder of the broker's configuration; its `generated` folder is written.
+        /// Folder with the committed part of the broker's configuration; it is copied into the trust domain.
         #[arg(long, value_name = "DIR", default_value = "nats-config")]
         nats_config: PathBuf,
     },
@@ -123,9 +123,10 @@ pub(crate) enum Auth {
         #[arg(long, value_name = "NAME")]
         server_name: Vec<String>,
     },
-    /// Write the generated part of the broker's configuration again, after an upgrade that changes who may say what.
+    /// Write the broker's configuration again: after an upgrade that changes who may say what, or after the trust
+    /// domain's folder was moved. Where the broker listens stays as it is.
     Config {
-        /// Folder of the broker's configuration; its `generated` folder is written.
+        /// Folder with the committed part of the broker's configuration; it is copied into the trust domain.
         #[arg(long, value_name = "DIR", default_value = "nats-config")]
         nats_config: PathBuf,
     },
@@ -308,13 +309,13 @@ pub(crate) struct Up {
     /// Device of each worker: `cpu`, `cuda:0`, or `auto`.
     #[arg(long, default_value = "auto")]
     pub(crate) device: String,
-    /// Port of the broker.
-    #[arg(long, default_value_t = 4222)]
-    pub(crate) bus_port: u16,
-    /// Port of the store.
-    #[arg(long, default_value_t = 9000)]
-    pub(crate) store_port: u16,
-    /// Folder of the broker's configuration.
+    /// Port of the broker; by default that of the last time, or 4222.
+    #[arg(long)]
+    pub(crate) bus_port: Option<u16>,
+    /// Port of the store; by default that of the last time, or 9000.
+    #[arg(long)]
+    pub(crate) store_port: Option<u16>,
+    /// Folder with the committed part of the broker's configuration, and the declarations of streams and buckets.
     #[arg(long, value_name = "DIR", default_value = "nats-config")]
     pub(crate) nats_config: PathBuf,
     /// The NATS server.

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use identity::Domain;
+use identity::secret::write_private;
+use identity::{Domain, DomainLock};
 use runtime::{Bus, BusConfig, Failure, clock};
 use schemas::control::{Query, View, ViewReply, ViewRequest};
 use schemas::permission::Role;
@@ -24,9 +25,14 @@ pub(crate) struct Endpoints {
     pub(crate) store: String,
 }
 
+/// The usual port of the broker.
+pub(crate) const BUS_PORT: u16 = 4222;
+/// The usual port of the store.
+pub(crate) const STORE_PORT: u16 = 9000;
+
 impl Default for Endpoints {
     fn default() -> Self {
-        Self { bus: "tls://127.0.0.1:4222".to_owned(), store: "https://127.0.0.1:9000".to_owned() }
+        Self { bus: format!("tls://127.0.0.1:{BUS_PORT}"), store: format!("https://127.0.0.1:{STORE_PORT}") }
     }
 }
 
@@ -42,7 +48,12 @@ impl Endpoints {
         }
     }
 
-    pub(crate) fn path(folder: &Path) -> PathBuf {
+    pub(crate) fn write(&self, folder: &Path) -> Result<(), Failure> {
+        let text = toml::to_string(self).map_err(|error| Failure::new(Code::Internal, error))?;
+        write_private(&Self::path(folder), text.as_bytes()).map_err(|error| Failure::new(error.code(), error))
+    }
+
+    fn path(folder: &Path) -> PathBuf {
         folder.join("endpoints.toml")
     }
 }
@@ -71,6 +82,11 @@ impl Context {
 
     pub(crate) fn domain(&self) -> Result<Domain, Failure> {
         Domain::open(&self.folder).map_err(|error| Failure::new(error.code(), error))
+    }
+
+    /// The right to change the domain, for `command`; refused at once while another command has it.
+    pub(crate) fn lock(&self, command: &str) -> Result<DomainLock, Failure> {
+        DomainLock::take(&self.folder, command).map_err(|error| Failure::new(error.code(), error))
     }
 
     /// Connects with the credentials that were chosen, or those of `role`, which `auth init` issued under the role's name.

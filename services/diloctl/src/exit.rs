@@ -1,5 +1,6 @@
 //! Exit statuses, and the last words of a command that failed.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use runtime::Failure;
@@ -20,6 +21,8 @@ pub(crate) const fn status(code: Code) -> u8 {
         Code::RunUnknown | Code::SnapshotMissing | Code::ObjectMissing | Code::DomainMissing | Code::StreamMissing => 3,
         Code::RunExists
         | Code::DomainExists
+        | Code::DomainBusy
+        | Code::DomainMoved
         | Code::PortTaken
         | Code::StoreBusy
         | Code::FolderBusy
@@ -33,7 +36,7 @@ pub(crate) const fn status(code: Code) -> u8 {
         | Code::CredentialExpired
         | Code::RoleMismatch => 6,
         Code::NoAnswer => 7,
-        Code::LedgerBroken | Code::ReplayDiverged | Code::SignatureInvalid => 10,
+        Code::LedgerBroken | Code::LedgerLost | Code::ReplayDiverged | Code::SignatureInvalid => 10,
         Code::NoVerdict => 11,
         Code::AuditRejected => 12,
         _ => 1,
@@ -41,23 +44,22 @@ pub(crate) const fn status(code: Code) -> u8 {
 }
 
 /// Prints a failure to stderr in the format of the command and gives its status.
-#[expect(clippy::print_stderr, reason = "the last words of a command go to stderr")]
 pub(crate) fn report(format: Format, failure: &Failure) -> ExitCode {
     let refusal = failure.refusal();
     let code = refusal.code;
-    match format {
-        Format::Table => eprintln!("{}", runtime::exit::render(refusal)),
-        Format::Json | Format::Jsonl => {
-            let error = json!({
-                "v": 1,
-                "error": code.to_string(),
-                "title": code.title(),
-                "detail": refusal.detail,
-                "next": code.next_step(),
-            });
-            eprintln!("{error}");
-        }
-    }
+    let text = match format {
+        Format::Table => runtime::exit::render(refusal),
+        Format::Json | Format::Jsonl => json!({
+            "v": 1,
+            "error": code.to_string(),
+            "title": code.title(),
+            "detail": refusal.detail,
+            "next": code.next_step(),
+        })
+        .to_string(),
+    };
+    // The status tells a script the same where the terminal has gone.
+    let _gone = writeln!(std::io::stderr().lock(), "{text}");
     ExitCode::from(status(code))
 }
 

@@ -6,6 +6,7 @@ mod commands;
 mod context;
 mod exit;
 mod files;
+mod history;
 mod objects;
 mod output;
 mod reference;

@@ -87,9 +87,9 @@ impl Printer {
     }
 
     /// Talk: progress and advice, on stderr.
-    #[expect(clippy::print_stderr, reason = "stderr is where a command line talks")]
     pub(crate) fn talk(self, text: &str) {
-        eprintln!("{text}");
+        // A terminal that has gone is no reason to stop half way: `down` has more to do than to tell of it.
+        let _gone = writeln!(io::stderr().lock(), "{text}");
     }
 }
 

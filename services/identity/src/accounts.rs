@@ -216,7 +216,8 @@ mod tests {
             assert_eq!(streams, account != Account::Tenant, "{account:?}");
         }
         let mut expected: Vec<_> = Role::ALL.iter().map(|role| (role.account(), role.name().to_owned())).collect();
-        (seen.sort(), expected.sort());
+        seen.sort();
+        expected.sort();
         assert_eq!(seen, expected);
         assert!(tenant_account(&accounts.tenants[0], &accounts, key).limits.conn > 0);
     }

@@ -2,6 +2,7 @@
 //! broker is given. `diloctl auth` is a thin layer over this file.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use schemas::account::Account;
@@ -11,6 +12,7 @@ use schemas::{AccountId, Code, Millis, PublicKey, RunId, UnixMillis, V};
 use crate::accounts::{Accounts, service_account, system_account, tenant_account};
 use crate::claims::{OperatorClaims, UserClaims};
 use crate::credentials::{Credentials, CredentialsError};
+use crate::init::quotable;
 use crate::jwt::{JwtError, Subject, check_label, mint};
 use crate::key::{KeyError, KeyKind, SigningKey};
 use crate::layout::Layout;
@@ -28,8 +30,10 @@ pub const LIFETIME_MAX: Millis = Millis::from_secs(366 * 24 * 3600);
 /// A complete trust domain.
 #[derive(Clone, Debug)]
 pub struct Domain {
-    layout: Layout,
-    trust: TrustBundle,
+    pub(crate) layout: Layout,
+    pub(crate) trust: TrustBundle,
+    /// Where it will lie when it is complete: what names its own paths names these.
+    pub(crate) home: PathBuf,
 }
 
 /// What a new domain is made with.
@@ -67,8 +71,8 @@ pub enum DomainError {
     /// There is one.
     #[error("{} holds a trust domain; use it, or move it away", .0.display())]
     Exists(PathBuf),
-    /// There is a part of one, or something else in its place.
-    #[error("{} exists but no trust.json beside it: an unfinished trust domain; move it away and run it again", .0.display())]
+    /// There is something in its place that no `init` has left.
+    #[error("{} exists but no trust.json beside it, and no `auth init` that broke off has left it; move it away, then run `diloctl auth init` again", .0.display())]
     Unfinished(PathBuf),
     /// There is none.
     #[error("{} holds no trust domain; run `diloctl auth init`", .0.display())]
@@ -86,8 +90,16 @@ pub enum DomainError {
     #[error("lifetime of {0} ms, expected from 1000 to {LIFETIME_MAX}")]
     Lifetime(Millis),
     /// The folder's path cannot be written into the broker's configuration.
-    #[error("{} has characters that the broker's configuration cannot quote; use another folder", .0.display())]
+    #[error("{:?} has characters that the broker's configuration cannot quote; use another folder", .0)]
     Unquotable(PathBuf),
+    /// The committed part of the broker's configuration is not where it was looked for.
+    #[error("{}: {source}; run this from the repository's root, or name the folder with --nats-config", path.display())]
+    Template {
+        /// Which file or folder.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// A file or folder.
     #[error(transparent)]
     File(#[from] FileError),
@@ -118,7 +130,7 @@ impl DomainError {
             Self::Exists(_) | Self::Unfinished(_) => Code::DomainExists,
             Self::Missing(_) => Code::DomainMissing,
             Self::Taken(_) => Code::NameTaken,
-            Self::Run { .. } | Self::Lifetime(_) | Self::Unquotable(_) => Code::ConfigInvalid,
+            Self::Run { .. } | Self::Lifetime(_) | Self::Unquotable(_) | Self::Template { .. } => Code::ConfigInvalid,
             Self::File(error) => error.code(),
             Self::Key(error) => error.code(),
             Self::Jwt(error) => error.code(),
@@ -131,35 +143,6 @@ impl DomainError {
 }
 
 impl Domain {
-    /// Makes a new domain in `folder`. Everything is made aside and moved in, the trust bundle last: without it the
-    /// folder is no domain.
-    ///
-    /// # Errors
-    /// There is a domain, or a part of one; a name cannot be certified; the folder cannot be written.
-    pub fn init(folder: &Path, options: &InitOptions, now: UnixMillis) -> Result<Self, DomainError> {
-        let layout = Layout::new(folder);
-        if layout.trust().exists() {
-            return Err(DomainError::Exists(folder.to_owned()));
-        }
-        if let Some(entry) = layout.entries().into_iter().find(|entry| entry.exists()) {
-            return Err(DomainError::Unfinished(entry));
-        }
-        create_private_folder(folder)?;
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            move |source| FileError::Write { path, source }
-        };
-        // Inside the folder, so that moving stays on one file system; tempfile makes it for its owner alone.
-        let staging = tempfile::Builder::new().prefix(".init-").tempdir_in(folder).map_err(failed(folder))?;
-        let staged = Layout::new(staging.path());
-        make(&staged, options, now)?;
-        for (from, to) in staged.entries().iter().zip(layout.entries()) {
-            fs::rename(from, &to).map_err(failed(&to))?;
-        }
-        fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed(folder))?;
-        Self::open(folder)
-    }
-
     /// Opens a complete domain.
     ///
     /// # Errors
@@ -170,7 +153,7 @@ impl Domain {
             return Err(DomainError::Missing(folder.to_owned()));
         }
         let trust = TrustBundle::read(&layout.trust())?;
-        Ok(Self { layout, trust })
+        Ok(Self { layout, trust, home: folder.to_owned() })
     }
 
     /// Issues credentials, and an audit key to roles that emit events. Issuing a name again for the same role and run
@@ -367,16 +350,18 @@ impl Domain {
         Ok(Some(path))
     }
 
+    /// The paths of the domain as its configuration names them: absolute, since the broker reads relative ones from
+    /// whichever folder it is started in.
+    pub(crate) fn absolute(&self) -> Result<Layout, DomainError> {
+        let failed = |source| FileError::Read { path: self.home.clone(), source };
+        Ok(Layout::new(&fs::canonicalize(&self.home).map_err(failed)?))
+    }
+
     fn tls_config(&self) -> Result<String, DomainError> {
-        let quoted = |path: PathBuf| {
-            // The broker reads relative paths from its own working folder.
-            let absolute = fs::canonicalize(&path).map_err(|source| FileError::Read { path: path.clone(), source })?;
-            let plain = |text: &&str| !text.contains(['"', '\\', '$']) && !text.chars().any(char::is_control);
-            let text = absolute.to_str().filter(plain).map(|text| format!("\"{text}\""));
-            text.ok_or(DomainError::Unquotable(path))
-        };
-        let (certificate, key) = (quoted(self.layout.server_certificate())?, quoted(self.layout.server_key())?);
-        let ca = quoted(self.layout.ca())?;
+        let layout = self.absolute()?;
+        let quoted = |path: PathBuf| quotable(&path).map(|text| format!("\"{text}\""));
+        let (certificate, key) = (quoted(layout.server_certificate())?, quoted(layout.server_key())?);
+        let ca = quoted(layout.ca())?;
         Ok(format!(
             "{HEADER}tls {{\n  cert_file: {certificate}\n  key_file: {key}\n  ca_file: {ca}\n  min_version: \"1.3\"\n  timeout: 3\n}}\n"
         ))
@@ -394,10 +379,10 @@ const fn account_key_name(account: Account) -> &'static str {
     }
 }
 
-const HEADER: &str = "# Written by `diloctl auth`; changes are lost.\n";
+pub(crate) const HEADER: &str = "# Written by `diloctl auth`; changes are lost.\n";
 
 /// Writes a whole domain where nobody looks yet.
-fn make(layout: &Layout, options: &InitOptions, now: UnixMillis) -> Result<(), DomainError> {
+pub(crate) fn make(layout: &Layout, options: &InitOptions, now: UnixMillis) -> Result<(), DomainError> {
     let operator = SigningKey::generate(KeyKind::Operator);
     operator.seed().write(&layout.key("operator"))?;
     SigningKey::generate(KeyKind::Operator).seed().write(&layout.key("operator-signing"))?;

@@ -71,6 +71,47 @@ impl Layout {
         self.folder.join("store/keys.json")
     }
 
+    /// The broker's configuration: [`Layout::broker_config`] and what it includes.
+    pub fn broker_folder(&self) -> PathBuf {
+        self.folder.join("broker")
+    }
+
+    /// What a single broker of this domain is started with.
+    pub fn broker_config(&self) -> PathBuf {
+        self.broker_folder().join("nats.conf")
+    }
+
+    /// The parts of the broker's configuration that are made for this domain.
+    pub fn broker_generated(&self) -> PathBuf {
+        self.broker_folder().join("generated")
+    }
+
+    /// Where the broker keeps its streams.
+    pub fn broker_data(&self) -> PathBuf {
+        self.folder.join("nats")
+    }
+
+    /// How far the ledger is known to have come.
+    pub fn ledger_mark(&self) -> PathBuf {
+        self.folder.join("ledger.mark")
+    }
+
+    /// The append-only files of the audit service.
+    pub fn audit_files(&self) -> PathBuf {
+        self.folder.join("audit")
+    }
+
+    /// Held by the command that changes the domain.
+    pub(crate) fn lock(&self) -> PathBuf {
+        self.folder.join("lock")
+    }
+
+    /// Where a domain is made before it is moved in. It is there until the whole domain is, so what lies beside it
+    /// without a trust bundle was left by an `init` that broke off.
+    pub(crate) fn staging(&self) -> PathBuf {
+        self.folder.join(".init")
+    }
+
     pub(crate) fn key(&self, name: &str) -> PathBuf {
         self.folder.join("keys").join(format!("{name}.nk"))
     }
@@ -94,7 +135,7 @@ impl Layout {
 
     /// What a domain consists of, in the order in which it may appear: the trust bundle last.
     pub(crate) fn entries(&self) -> Vec<PathBuf> {
-        let names = ["keys", "tls", "store", "credentials", "audit-keys", "trust.json"];
+        let names = ["keys", "tls", "store", "credentials", "audit-keys", "broker", "config", "trust.json"];
         names.iter().map(|name| self.folder.join(name)).collect()
     }
 }

@@ -2,15 +2,19 @@
 //! on disk that all of them come from. Nothing here opens a connection; nothing here can print a secret.
 
 pub mod accounts;
+pub mod broker;
 pub mod claims;
 pub mod credentials;
 pub mod domain;
 pub mod event;
+mod init;
 pub mod join;
 pub mod jws;
 pub mod jwt;
 pub mod key;
 pub mod layout;
+pub mod lock;
+pub mod mark;
 pub mod purpose;
 pub mod secret;
 pub mod source;
@@ -18,10 +22,13 @@ pub mod store_keys;
 pub mod tls;
 pub mod trust;
 
+pub use broker::BrokerFiles;
 pub use credentials::Credentials;
 pub use domain::{Domain, InitOptions, Issued};
 pub use key::{KeyKind, SigningKey};
 pub use layout::Layout;
+pub use lock::DomainLock;
+pub use mark::{Mark, MarkFile};
 pub use purpose::{AuditKey, ConnectionKey, ManifestKey};
 pub use secret::Seed;
 pub use source::{BusTls, CredentialSource};

@@ -10,7 +10,7 @@ use rcgen::{
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use schemas::{Code, UnixMillis};
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
@@ -63,7 +63,10 @@ pub enum TlsError {
         /// What rustls says.
         source: rustls::Error,
     },
-    /// A host name that no certificate can carry, or a broken key of the authority.
+    /// Not a name under which a server can be reached.
+    #[error("{0:?} is neither a host name nor an address")]
+    Name(String),
+    /// A name that the generator refuses, or a broken key of the authority.
     #[error("cannot make a certificate: {0}")]
     Making(#[from] rcgen::Error),
 }
@@ -84,6 +87,7 @@ impl TlsError {
     pub fn code(&self) -> Code {
         match self {
             Self::File(error) => error.code(),
+            Self::Name(_) => Code::ConfigInvalid,
             Self::Missing { .. } | Self::Unusable { .. } | Self::Making(_) => Code::CertificateInvalid,
         }
     }
@@ -93,6 +97,20 @@ impl TlsError {
 pub fn install_provider() {
     // An error says that a provider is installed already.
     let _ = ring::default_provider().install_default();
+}
+
+/// Whether a certificate for this name can serve anybody: a host name, one with a `*` for its first label, or an address
+/// without a port.
+///
+/// # Errors
+/// It is something else.
+pub fn check_server_name(name: &str) -> Result<(), TlsError> {
+    let host = name.strip_prefix("*.").filter(|rest| rest.contains('.')).unwrap_or(name);
+    // A final dot is the same host to a resolver, but no client compares it so.
+    match ServerName::try_from(host) {
+        Ok(_) if !host.ends_with('.') => Ok(()),
+        _ => Err(TlsError::Name(name.to_owned())),
+    }
 }
 
 /// A client's configuration that trusts the authorities in this PEM text alone. The bulk plane speaks HTTP/1.1 only: uploads
@@ -168,6 +186,7 @@ impl Authority {
     /// # Errors
     /// A name that no certificate can carry.
     pub fn certify(&self, names: &[String], now: UnixMillis) -> Result<Certified, TlsError> {
+        names.iter().try_for_each(|name| check_server_name(name))?;
         let mut all: Vec<String> = ALWAYS.map(str::to_owned).to_vec();
         all.extend(names.iter().filter(|name| !ALWAYS.contains(&name.as_str())).cloned());
         let mut params = CertificateParams::new(all)?;

@@ -69,7 +69,7 @@ pub const fn exit_status(code: Code) -> u8 {
         Code::LedgerFenced | Code::StoreBusy | Code::AuditFolderBusy | Code::PortTaken | Code::Replaced => {
             EXIT_CONFLICT
         }
-        Code::LedgerBroken | Code::ReplayDiverged => EXIT_TAMPERED,
+        Code::LedgerBroken | Code::LedgerLost | Code::ReplayDiverged => EXIT_TAMPERED,
         // The name is of no use any more: whoever starts services again shall not start this one.
         Code::WorkerRemoved => EXIT_USAGE,
         code if code.number() < 200 => EXIT_USAGE,
@@ -78,12 +78,12 @@ pub const fn exit_status(code: Code) -> u8 {
 }
 
 /// Prints the failure and gives the process's exit status: the last thing a `main` does.
-#[expect(clippy::print_stderr, reason = "the last words of a process are for whoever started it, log or not")]
 pub fn report(result: Result<(), Failure>) -> ExitCode {
     crate::log::flush();
     let Err(failure) = result else { return ExitCode::SUCCESS };
     for refusal in &failure.refusals {
-        eprintln!("{}", render(refusal));
+        // A terminal that has gone must not turn the exit status into that of a panic.
+        let _gone = writeln!(std::io::stderr().lock(), "{}", render(refusal));
     }
     ExitCode::from(failure.exit_status())
 }

@@ -55,7 +55,9 @@ pub fn init(args: &LogArgs) -> Result<(), LogError> {
     let filter = EnvFilter::builder().parse(&args.log).map_err(failed)?;
     let held = Held::new();
     let log = tracing_subscriber::registry().with(filter).with(HeldBack(held.clone()));
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // A line that cannot be written is lost, no more: the subscriber's own way to complain would panic where the terminal
+    // has gone, in the middle of an orderly end.
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let started = match args.log_format {
         LogFormat::Human => log.with(lines.with_ansi(colours)).try_init(),

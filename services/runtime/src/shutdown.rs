@@ -1,11 +1,61 @@
-//! Ending in order: the first SIGINT or SIGTERM cancels a token that everything long-lived watches; the second ends the
-//! process at once.
+//! Ending in order. The first SIGINT, SIGTERM or SIGHUP cancels a token that everything long-lived watches. After it
+//! SIGTERM and SIGHUP change nothing: service managers and `diloctl down` may send more than one, and saving takes its
+//! time. A second SIGINT is a person who has pressed Ctrl-C twice, and ends the process at once.
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Exit status after a second signal: what a shell reports for SIGINT.
+/// Exit status after a second SIGINT: what a shell reports for that signal.
 const EXIT_INTERRUPTED: i32 = 130;
+
+/// A signal that asks a process to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Interrupt,
+    Terminate,
+    Hangup,
+}
+
+/// What a signal leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// Stop in order.
+    Stop,
+    /// Stopping goes on as before.
+    GoOn,
+    /// End without finishing.
+    EndNow,
+}
+
+/// What was asked so far.
+#[derive(Debug, Default)]
+struct Stopping {
+    begun: bool,
+    interrupted: bool,
+}
+
+impl Asked {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Interrupt => "SIGINT",
+            Self::Terminate => "SIGTERM",
+            Self::Hangup => "SIGHUP",
+        }
+    }
+}
+
+impl Stopping {
+    fn next(&mut self, asked: Asked) -> Next {
+        // Interrupts are counted by themselves: a manager's SIGTERM may come together with the terminal's one SIGINT.
+        let second_interrupt = asked == Asked::Interrupt && std::mem::replace(&mut self.interrupted, true);
+        let begun = std::mem::replace(&mut self.begun, true);
+        match (begun, second_interrupt) {
+            (_, true) => Next::EndNow,
+            (true, false) => Next::GoOn,
+            (false, false) => Next::Stop,
+        }
+    }
+}
 
 /// A token that is cancelled by the first signal. To be called once, inside the runtime.
 ///
@@ -14,23 +64,94 @@ const EXIT_INTERRUPTED: i32 = 130;
 pub fn on_signals() -> std::io::Result<CancellationToken> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = hangup()?;
     let token = CancellationToken::new();
     let cancelled = token.clone();
     tokio::spawn(async move {
-        for first in [true, false] {
-            let name = tokio::select! {
-                _ = interrupt.recv() => "SIGINT",
-                _ = terminate.recv() => "SIGTERM",
+        let mut stopping = Stopping::default();
+        loop {
+            let asked = tokio::select! {
+                _ = interrupt.recv() => Asked::Interrupt,
+                _ = terminate.recv() => Asked::Terminate,
+                () = heard(&mut hangup) => Asked::Hangup,
             };
-            if first {
-                tracing::info!(signal = name, "stopping in order; a second signal ends the process at once");
-                cancelled.cancel();
-            } else {
-                tracing::warn!(signal = name, "second signal: ending at once");
-                crate::log::flush();
-                std::process::exit(EXIT_INTERRUPTED);
+            let signal = asked.name();
+            match stopping.next(asked) {
+                Next::Stop => {
+                    tracing::info!(signal, "stopping in order; Ctrl-C twice ends the process at once");
+                    cancelled.cancel();
+                }
+                Next::GoOn => tracing::info!(signal, "stopping already"),
+                Next::EndNow => {
+                    tracing::warn!(signal, "second interrupt: ending at once");
+                    crate::log::flush();
+                    std::process::exit(EXIT_INTERRUPTED);
+                }
             }
         }
     });
     Ok(token)
+}
+
+/// The terminal's end; none where the process was started to outlive it (`nohup`), which a handler would undo.
+///
+/// # Errors
+/// The system does not take the handler.
+pub fn hangup() -> std::io::Result<Option<Signal>> {
+    match is_ignored(libc::SIGHUP) {
+        true => Ok(None),
+        false => signal(SignalKind::hangup()).map(Some),
+    }
+}
+
+/// Resolves when the signal comes; never without one.
+pub async fn heard(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether this process was started with the signal ignored.
+pub fn is_ignored(signal: libc::c_int) -> bool {
+    let mut present = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: with no new action `sigaction` only writes the present one into the room given, which is of its type.
+    let known = unsafe { libc::sigaction(signal, std::ptr::null(), present.as_mut_ptr()) } == 0;
+    // SAFETY: zeroes are a valid `sigaction`, and the call has written over them where it succeeded.
+    known && unsafe { present.assume_init() }.sa_sigaction == libc::SIG_IGN
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(signals: &[Asked]) -> Next {
+        let mut stopping = Stopping::default();
+        signals.iter().map(|asked| stopping.next(*asked)).last().expect("at least one signal")
+    }
+
+    #[test]
+    fn any_signal_stops_in_order() {
+        for asked in [Asked::Interrupt, Asked::Terminate, Asked::Hangup] {
+            assert_eq!(after(&[asked]), Next::Stop, "{asked:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_second_interrupt_ends_at_once() {
+        use Asked::{Hangup, Interrupt, Terminate};
+        for repeated in [
+            &[Terminate, Terminate][..],
+            &[Terminate, Hangup],
+            &[Hangup, Hangup, Terminate],
+            &[Interrupt, Terminate, Hangup],
+            // Ctrl-C reaches the whole group, and a manager in front passes it on as SIGTERM.
+            &[Terminate, Interrupt],
+        ] {
+            assert_eq!(after(repeated), Next::GoOn, "{repeated:?}");
+        }
+        assert_eq!(after(&[Interrupt, Interrupt]), Next::EndNow);
+        assert_eq!(after(&[Interrupt, Terminate, Interrupt]), Next::EndNow);
+        assert_eq!(after(&[Terminate, Interrupt, Interrupt]), Next::EndNow);
+    }
 }

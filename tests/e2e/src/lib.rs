@@ -3,9 +3,11 @@
 //! sockets that listen.
 
 pub mod ears;
+pub mod machine;
 pub mod recipe;
 pub mod scripted;
 pub mod secrets;
 
+pub use machine::Machine;
 pub use recipe::Recipe;
 pub use scripted::Scripted;

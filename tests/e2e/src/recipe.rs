@@ -5,6 +5,18 @@ use harness::Cluster;
 /// Bytes of the text.
 const CORPUS_BYTES: usize = 512 << 10;
 
+/// Settings of a small run of the trainer in plain Rust.
+pub(crate) const REFERENCE: [&str; 8] = [
+    "model.precision=fp32",
+    "schedule.batch_sequences=8",
+    "schedule.sequence_tokens=32",
+    "schedule.evaluation_sequences=32",
+    "inner.learning_rate=0.01",
+    "inner.warmup_steps=10",
+    "policy.workers_min=1",
+    "policy.lease=5s",
+];
+
 /// How a run is made with `diloctl`.
 #[derive(Clone, Debug)]
 pub struct Recipe {
@@ -18,16 +30,7 @@ pub struct Recipe {
 impl Recipe {
     /// A run of the trainer in plain Rust. A unit of 100 steps takes about a second on a busy core.
     pub fn reference(rounds: u64, units: u32, steps: u64) -> Self {
-        let settings = [
-            "model.precision=fp32",
-            "schedule.batch_sequences=8",
-            "schedule.sequence_tokens=32",
-            "schedule.evaluation_sequences=32",
-            "inner.learning_rate=0.01",
-            "inner.warmup_steps=10",
-            "policy.workers_min=1",
-            "policy.lease=5s",
-        ];
+        let settings = REFERENCE;
         Self { model: "reference".to_owned(), rounds, units, steps, settings: settings.map(str::to_owned).to_vec() }
     }
 
@@ -79,7 +82,7 @@ impl Recipe {
 }
 
 /// Sentences of few words in a fixed, irregular order.
-fn corpus() -> String {
+pub(crate) fn corpus() -> String {
     const WORDS: [&str; 24] = [
         "the", "river", "carries", "small", "boats", "past", "old", "mills", "and", "every", "evening", "someone",
         "lights", "a", "lamp", "beside", "water", "while", "children", "count", "stones", "under", "bridge", "quietly",

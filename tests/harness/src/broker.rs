@@ -1,9 +1,9 @@
-//! The broker: a copy of `nats-config` beside the domain, with a port that the system chose and that it keeps.
+//! The broker: its configuration below the domain's folder, with a port that the system chose and that it keeps.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use identity::Domain;
+use identity::{BrokerFiles, Domain};
 use runtime::clock;
 
 use crate::binary::{nats_server, workspace};
@@ -15,14 +15,18 @@ pub(crate) const BROKER: &str = "broker";
 
 /// Starts the broker in `folder`, where the domain lies, and gives its address. After a crash it listens on the same port.
 pub(crate) async fn start(folder: &Path, domain: &Domain, tenants: &[Tenant]) -> (Process, String) {
-    let config = folder.join("nats-config");
-    copy_config(&config);
-    let generated = config.join("generated");
-    domain.write_server_config(&generated, clock::now()).unwrap_or_else(|error| panic!("the broker's tokens: {error}"));
+    // `diloctl` reads the declarations of streams from there.
+    copy_config(&folder.join("nats-config"));
+    let committed = BrokerFiles::read(&workspace().join("nats-config"));
+    let written = committed.and_then(|committed| domain.write_broker(&committed, clock::now()));
+    written.unwrap_or_else(|error| panic!("the broker's configuration: {error}"));
+    let generated = domain.layout().broker_generated();
     for tenant in tenants {
         tenant.preload(&generated.join("auth.conf"));
     }
-    let (process, port) = launch(folder, "nats-config/dev.conf", &generated).await;
+    let config = domain.layout().broker_config();
+    let config = config.to_str().unwrap_or_else(|| panic!("{} is not text", config.display()));
+    let (process, port) = launch(folder, config, &generated).await;
     (process, format!("tls://127.0.0.1:{port}"))
 }
 
@@ -53,7 +57,7 @@ pub(crate) async fn launch(folder: &Path, config: &str, listening: &Path) -> (Pr
     (process, port)
 }
 
-/// The files that are committed; what `diloctl auth init` generates for this checkout is not among them.
+/// The files that are committed.
 fn copy_config(to: &Path) {
     let from = workspace().join("nats-config");
     for part in ["", "include", "streams", "kv"] {

@@ -1,5 +1,5 @@
 //! A whole cluster for tests and benches: a trust domain of its own in a scratch folder, the real nats-server started
-//! from `nats-config/dev.conf`, and the project's programs as child processes. Everything ends with the [`Cluster`].
+//! from `nats-config/dev.conf` as `auth init` copies it, and the project's programs as child processes. Everything ends with the [`Cluster`].
 //!
 //! This is a library for tests: what cannot go on panics, with the thing and the value in the message, and a test that
 //! panics prints the last lines of every log.
@@ -20,7 +20,7 @@ pub use cluster::{Cluster, Options};
 pub use evidence::{Evidence, Recorded};
 pub use line::{Line, Quality};
 pub use operator::Operator;
-pub use process::{Output, Process};
+pub use process::{Output, Process, Signal};
 pub use raw::{Raw, publication};
 pub use server::NatsServer;
 pub use tenant::Tenant;

@@ -44,6 +44,18 @@ pub struct Process {
     addresses: Vec<String>,
 }
 
+/// A signal that asks a process to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Signal {
+    /// Ctrl-C.
+    Interrupt = libc::SIGINT,
+    /// A service manager, or `diloctl down`.
+    Terminate = libc::SIGTERM,
+    /// The terminal has gone.
+    Hangup = libc::SIGHUP,
+}
+
 /// What a finished program said.
 #[derive(Debug)]
 pub struct Output {
@@ -124,11 +136,19 @@ impl Process {
     /// # Panics
     /// It does not run.
     pub fn terminate(&self) {
+        self.signal(Signal::Terminate);
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// It does not run.
+    pub fn signal(&self, signal: Signal) {
         let pid = self.pid().unwrap_or_else(|| panic!("{} does not run", self.recipe.name));
         let pid = libc::pid_t::try_from(pid).unwrap_or_else(|_| panic!("{pid} is no process id"));
         // SAFETY: `kill` takes no memory; the child is not reaped yet, so the id is still its own.
-        let sent = unsafe { libc::kill(pid, libc::SIGTERM) };
-        assert_eq!(sent, 0, "SIGTERM to {}: {}", self.recipe.name, std::io::Error::last_os_error());
+        let sent = unsafe { libc::kill(pid, signal as libc::c_int) };
+        assert_eq!(sent, 0, "{signal:?} to {}: {}", self.recipe.name, std::io::Error::last_os_error());
     }
 
     /// Waits until it has ended by itself.

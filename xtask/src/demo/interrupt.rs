@@ -1,4 +1,5 @@
-//! Ctrl-C during the demo: remembered, so that everything is stopped in order before this program ends.
+//! Ctrl-C during the demo, or the end of its terminal: remembered, so that everything is stopped in order before this
+//! program ends.
 
 use std::process::{Child, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,11 +20,17 @@ extern "C" fn remember(_: libc::c_int) {
     INTERRUPTED.store(true, Ordering::SeqCst);
 }
 
-/// From here on SIGINT and SIGTERM do not end this program; [`check`] tells of them.
+/// From here on SIGINT, SIGTERM and SIGHUP do not end this program; [`check`] tells of them.
 pub(crate) fn listen() {
-    for signal in [libc::SIGINT, libc::SIGTERM] {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        let handler = remember as extern "C" fn(libc::c_int) as libc::sighandler_t;
         // SAFETY: the handler stores to an atomic and does nothing else, which is allowed in a signal handler.
-        unsafe { libc::signal(signal, remember as extern "C" fn(libc::c_int) as libc::sighandler_t) };
+        let before = unsafe { libc::signal(signal, handler) };
+        if signal == libc::SIGHUP && before == libc::SIG_IGN {
+            // Started with `nohup`: it outlives its terminal.
+            // SAFETY: ignoring a signal runs no code of ours.
+            unsafe { libc::signal(signal, libc::SIG_IGN) };
+        }
     }
 }
 
@@ -92,7 +99,13 @@ mod tests {
         let sleeping = || Command::new("sleep").arg("600").spawn().expect("sleep starts");
         let mut child = sleeping();
         assert!(wait_for(&mut child, Duration::from_millis(10)).expect("it runs").is_none());
-        INTERRUPTED.store(true, Ordering::SeqCst);
+        // As in a terminal that closes; this test may itself have been started to outlive one.
+        // SAFETY: the first call takes no handler of ours; the second runs the one that `listen` has set.
+        unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
+        listen();
+        // SAFETY: as above.
+        unsafe { libc::raise(libc::SIGHUP) };
+        assert!(came());
         let error = wait(&mut child).expect_err("interrupted");
         INTERRUPTED.store(false, Ordering::SeqCst);
         assert_eq!(error.downcast_ref::<Refusal>().map(|refusal| refusal.code), Some(Code::Interrupted));

@@ -6,7 +6,7 @@ use harness::PATIENCE;
 use runtime::StreamError;
 use schemas::event::WorkerEvent;
 use schemas::permission::Role;
-use schemas::{Code, Sequence};
+use schemas::{Code, Digest, Sequence};
 
 use crate::broker::{Broker, Cast};
 use crate::scribe::run;
@@ -37,6 +37,30 @@ async fn follow(replay: &mut Replay, count: usize) -> Vec<Checked> {
         results.extend(tokio::time::timeout(PATIENCE, replay.follow()).await.expect("they come"));
     }
     results
+}
+
+/// A stream that was replaced, or has lost its end, verifies by itself; what an audit service kept contradicts it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_kept_contradicts_a_stream_that_is_another_or_shorter() {
+    let broker = Broker::start().await;
+    broker.create_streams().await;
+    let mut cast = broker.cast().await;
+    let other = Digest::of(b"another event");
+    let cases = [(StreamSequence(2), "altered"), (StreamSequence(9), "truncated")];
+    let against = async |kept: StreamSequence| {
+        let bus = broker.bus(Role::Auditor.name()).await;
+        let opened = Replay::open(&bus, broker.domain.trust()).await.expect("there is a stream");
+        let mut replay = opened.against([(kept, other)].into());
+        replay.run(PATIENCE, &mut |_| {}).await.expect("it is read to its end");
+        let found = replay.auditor().evidence().expect("it is not what was kept");
+        assert_eq!(found.code(), Code::LedgerBroken);
+        found.finding.name()
+    };
+    assert_eq!(against(StreamSequence(1)).await, "truncated", "an empty stream of which something was kept");
+    beginning(&broker, &mut cast).await;
+    for (kept, finding) in cases {
+        assert_eq!(against(kept).await, finding);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,11 +1,13 @@
 //! The ledger against a real server: what it holds is exactly what was appended, by one coordinator at a time, and a
 //! chain that was tampered with is not followed.
 
+use std::path::Path;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use diloco_coordinator::{Ledger, LedgerError};
+use diloco_coordinator::{Ledger, LedgerError, LedgerMark};
 use identity::{AuditKey, KeyKind, ManifestKey, SigningKey, TrustBundle};
+use runtime::Failure;
 use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent};
 use schemas::subject::{LEDGER_STREAM, ledger_subject};
 use schemas::{Code, Digest, Message as _, Sequence, UnixMillis, V};
@@ -97,6 +99,58 @@ async fn read_on(ledger: &mut Ledger) -> Result<Vec<EventBody>, LedgerError> {
     };
     ledger.catch_up(follow).await?;
     Ok(events)
+}
+
+/// Reads a ledger as a coordinator does at its start, and compares it with a mark.
+async fn start_with(scene: &Scene, mark: &Path) -> Result<(Ledger, LedgerMark), Failure> {
+    let mut mark = LedgerMark::open(mark, &scene.trust.domain)?;
+    let mut ledger = Ledger::new(scene.server.bus().await, scene.key.clone(), scene.trust.clone(), PATIENCE);
+    let follow = |body| {
+        mark.follow(&body);
+        Ok::<(), String>(())
+    };
+    ledger.catch_up(follow).await?;
+    mark.agree(&ledger)?;
+    Ok((ledger, mark))
+}
+
+async fn append_all(scene: &Scene, mark: &Path, reasons: &[&str]) {
+    let (mut ledger, mut mark) = start_with(scene, mark).await.expect("what is known is there");
+    for reason in reasons {
+        ledger.append(UnixMillis(1), None, stopped(reason)).await.expect("appended");
+        mark.note(&ledger);
+    }
+}
+
+/// A second server stands for a stream that was lost, replaced, or restored from a backup.
+#[tokio::test]
+async fn a_ledger_that_does_not_reach_its_mark_is_not_led_on() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let mark = scratch.path().join("ledger.mark");
+    let scene = Scene::new().await;
+    append_all(&scene, &mark, &["a", "b"]).await;
+    // A mark that is older than the ledger is no loss: not every one reaches the disk.
+    let older = scratch.path().join("older.mark");
+    std::fs::copy(&mark, &older).expect("it was written");
+    append_all(&scene, &mark, &["c"]).await;
+    start_with(&scene, &older).await.expect("the ledger has more than is known");
+    start_with(&scene, &mark).await.expect("nothing is missing");
+
+    let other = Scene { server: Server::start().await, key: scene.key.clone(), trust: scene.trust.clone() };
+    let unmarked = scratch.path().join("none.mark");
+    for (events, said) in
+        [(&[][..], "holds 0 events"), (&["a", "b"], "holds 2 events"), (&["other"], "was appended there")]
+    {
+        append_all(&other, &unmarked, events).await;
+        let refused = start_with(&other, &mark).await.expect_err("it is not what is known");
+        assert_eq!(refused.code(), Code::LedgerLost);
+        assert!(refused.to_string().contains(said), "{refused}");
+    }
+    // With as many events and more: the last known one is another.
+    append_all(&other, &unmarked, &["d", "e"]).await;
+    assert_eq!(start_with(&other, &mark).await.expect_err("other events").code(), Code::LedgerLost);
+    // A refused start has not moved the mark.
+    start_with(&scene, &mark).await.expect("nothing is missing");
 }
 
 fn stopped(reason: &str) -> LedgerEvent {

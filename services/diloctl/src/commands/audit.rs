@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use diloco_audit::keep::kept;
 use diloco_audit::{Checked, FaultyWorker, Replay, StreamSequence, Summary, TimelineRow, Verdict};
 use runtime::Failure;
 use schemas::permission::Role;
@@ -29,7 +30,9 @@ pub(crate) async fn run(context: &Context, command: &Audit) -> Result<(), Failur
 async fn open(context: &Context) -> Result<Replay, Failure> {
     let domain = context.domain()?;
     let bus = context.bus(Role::Auditor).await?;
-    Ok(Replay::open(&bus, domain.trust()).await?)
+    // Before the stream is looked at: what comes in between is in the stream only.
+    let kept = kept(&domain.layout().audit_files()).map_err(|error| Failure::new(error.code(), error))?;
+    Ok(Replay::open(&bus, domain.trust()).await?.against(kept))
 }
 
 /// The timeline, or its summary.

@@ -2,15 +2,16 @@
 
 use std::path::Path;
 
+use identity::BrokerFiles;
 use identity::credentials::Credentials;
-use identity::domain::{Domain, InitOptions, Issued};
+use identity::domain::{Domain, DomainError, InitOptions, Issued};
 use runtime::{Failure, clock};
 use schemas::permission::Role;
 use schemas::{Code, Millis, RunId, UnixMillis};
 use serde::Serialize;
 
 use crate::cli::Auth;
-use crate::context::Context;
+use crate::context::{BUS_PORT, Context};
 use crate::output::{Record, Row};
 use crate::stack::services::{self, Choices};
 use crate::table::time;
@@ -19,21 +20,30 @@ pub(crate) fn run(context: &Context, command: &Auth) -> Result<(), Failure> {
     match command {
         Auth::Init { run, workers, server_name, nats_config } => init(context, run, *workers, server_name, nats_config),
         Auth::Issue { role, name, run, lifetime } => {
-            let issued = issue(&context.domain()?, *role, name, run.as_ref(), lifetime.millis())?;
+            let domain = context.domain()?;
+            let _lock = context.lock("diloctl auth issue")?;
+            let issued = issue(&domain, *role, name, run.as_ref(), lifetime.millis())?;
             context.printer.record(&Credential::issued(*role, name, &issued));
             Ok(())
         }
         Auth::Certificate { server_name } => {
             let domain = context.domain()?;
+            let _lock = context.lock("diloctl auth certificate")?;
             domain.renew_server_certificate(server_name, clock::now()).map_err(coded)?;
             let file = domain.layout().server_certificate();
             context.printer.talk(&format!("{} is new; restart broker and store", file.display()));
             Ok(())
         }
         Auth::Config { nats_config } => {
-            let generated = nats_config.join("generated");
-            context.domain()?.write_server_config(&generated, clock::now()).map_err(coded)?;
-            context.printer.talk(&format!("{} is written again; reload or restart the broker", generated.display()));
+            let domain = context.domain()?;
+            let committed = BrokerFiles::read(nats_config).map_err(coded)?;
+            let _lock = context.lock("diloctl auth config")?;
+            domain.write_broker(&committed, clock::now()).map_err(coded)?;
+            if !domain.layout().broker_generated().join("listen.conf").exists() {
+                domain.write_listen(&crate::stack::listen_address(BUS_PORT)).map_err(coded)?;
+            }
+            let folder = domain.layout().broker_folder();
+            context.printer.talk(&format!("{} is written again; reload or restart the broker", folder.display()));
             Ok(())
         }
         Auth::Show => show(context),
@@ -47,23 +57,11 @@ fn init(
     server_names: &[String],
     nats_config: &Path,
 ) -> Result<(), Failure> {
-    if !nats_config.is_dir() {
-        let text = format!("{} is no folder; run this from the repository's root", nats_config.display());
-        return Err(Failure::new(Code::ConfigInvalid, text));
-    }
     let options = InitOptions { server_names: server_names.to_vec() };
-    let domain = Domain::init(&context.folder, &options, clock::now()).map_err(coded)?;
-    let lifetime = identity::domain::LIFETIME_DEFAULT;
-    let mut made = Vec::new();
-    for role in Role::ALL.into_iter().filter(|role| !role.is_tenant()) {
-        made.push(Credential::issued(role, role.name(), &issue(&domain, role, role.name(), None, lifetime)?));
-    }
-    for index in 0..workers {
-        let name = format!("worker-{index}");
-        made.push(Credential::issued(Role::Worker, &name, &issue(&domain, Role::Worker, &name, Some(run), lifetime)?));
-    }
-    domain.write_server_config(&nats_config.join("generated"), clock::now()).map_err(coded)?;
-    crate::stack::write_listen(&nats_config.join("generated"), crate::stack::BUS_PORT)?;
+    // Everything that can be known, before a file is written.
+    let committed = BrokerFiles::read(nats_config).map_err(coded)?;
+    Domain::check_init(&context.folder, &options).map_err(coded)?;
+    let _lock = context.lock("diloctl auth init")?;
     let choices = Choices {
         endpoints: context.endpoints.clone(),
         run: run.clone(),
@@ -71,7 +69,11 @@ fn init(
         threads: 1,
         device: "auto".to_owned(),
     };
-    services::write_configs(&services::absolute(&context.folder)?, &choices)?;
+    let mut made = Vec::new();
+    let domain = Domain::init_with(&context.folder, &options, clock::now(), |staged| {
+        made = fill(context, staged, &committed, &choices)?;
+        Ok::<(), Unfilled>(())
+    })?;
     context.printer.rows(&made);
     context.printer.talk(&format!(
         "trust domain {} is in {}; its secrets are readable by you alone",
@@ -79,6 +81,49 @@ fn init(
         context.folder.display()
     ));
     Ok(())
+}
+
+/// Puts credentials and configuration into a domain that is being made, and says what was issued.
+fn fill(
+    context: &Context,
+    staged: &Domain,
+    committed: &BrokerFiles,
+    choices: &Choices,
+) -> Result<Vec<Credential>, Failure> {
+    let lifetime = identity::domain::LIFETIME_DEFAULT;
+    let services = Role::ALL.into_iter().filter(|role| !role.is_tenant());
+    let services = services.map(|role| (role, role.name().to_owned(), None));
+    let workers = (0..choices.workers).map(|index| (Role::Worker, services::worker_name(index), Some(&choices.run)));
+    let mut made = Vec::new();
+    for (role, name, run) in services.chain(workers) {
+        let issued = issue(staged, role, &name, run, lifetime)?;
+        made.push(Credential::issued(role, &name, &issued).moved(staged.layout().folder(), &context.folder));
+    }
+    staged.write_broker(committed, clock::now()).map_err(coded)?;
+    staged.write_listen(&crate::stack::listen_address(BUS_PORT)).map_err(coded)?;
+    services::write_configs(staged.layout().folder(), &services::absolute(&context.folder)?, choices)?;
+    Ok(made)
+}
+
+/// Why a new domain was not made, with its code.
+struct Unfilled(Failure);
+
+impl From<DomainError> for Unfilled {
+    fn from(error: DomainError) -> Self {
+        Self(coded(error))
+    }
+}
+
+impl From<Failure> for Unfilled {
+    fn from(failure: Failure) -> Self {
+        Self(failure)
+    }
+}
+
+impl From<Unfilled> for Failure {
+    fn from(Unfilled(failure): Unfilled) -> Self {
+        failure
+    }
 }
 
 fn issue(domain: &Domain, role: Role, name: &str, run: Option<&RunId>, lifetime: Millis) -> Result<Issued, Failure> {
@@ -118,7 +163,7 @@ fn show(context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
-fn coded(error: identity::domain::DomainError) -> Failure {
+fn coded(error: DomainError) -> Failure {
     Failure::new(error.code(), error)
 }
 
@@ -143,6 +188,15 @@ impl Credential {
             file: issued.credentials.display().to_string(),
             audit_key: issued.audit_key.as_ref().map(|path| path.display().to_string()),
         }
+    }
+
+    /// The same with the paths that its files have once the domain is in its place.
+    fn moved(self, from: &Path, to: &Path) -> Self {
+        let moved = |path: String| match Path::new(&path).strip_prefix(from) {
+            Ok(below) => to.join(below).display().to_string(),
+            Err(_) => path,
+        };
+        Self { file: moved(self.file), audit_key: self.audit_key.map(moved), ..self }
     }
 }
 

@@ -2,6 +2,7 @@
 //! differs is reported and left alone, since changing a stream can throw events away.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,11 +15,13 @@ use async_nats::jetstream::{
 use runtime::Failure;
 use schemas::account::{Account, Copied};
 use schemas::permission::Role;
+use schemas::subject::AUDIT_STREAM;
 use schemas::{AccountId, Code};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{Cluster, Declarations};
 use crate::context::Context;
+use crate::history::{History, Live};
 use crate::output::Row;
 
 /// How long the server may take for one change; a stream with copies needs an election.
@@ -29,6 +32,8 @@ pub(crate) async fn run(context: &Context, command: &Cluster) -> Result<(), Fail
         Cluster::Init(declarations) => (declarations, true),
         Cluster::Check(declarations) => (declarations, false),
     };
+    // Found missing by two at a time, a stream would be created twice.
+    let _lock = create.then(|| context.domain().and_then(|_| context.lock("diloctl cluster init"))).transpose()?;
     let rows = compare(context, declarations, create).await?;
     context.printer.rows(&rows);
     let worst = rows.iter().find(|row| row.stand != Stand::Right && row.stand != Stand::Created);
@@ -54,15 +59,20 @@ pub(crate) async fn compare(
     }
     let tenants = context.domain()?.trust().tenants.clone();
     let mut connected: BTreeMap<Account, jetstream::Context> = BTreeMap::new();
+    // The copy is looked at first: where what it copies is missing, it is a witness that there was something.
+    let readers = provision(context, Account::Audit).await?;
+    let copied = readers.get_stream(AUDIT_STREAM).await.map_or(0, |stream| stream.cached_info().state.last_sequence);
+    connected.insert(Account::Audit, readers);
+    let history = History::read(context, copied)?;
     let mut rows = Vec::new();
     for declaration in read_all(&declarations.nats_config)? {
         let account = declaration.account().into();
-        if !connected.contains_key(&account) {
-            connected.insert(account, provision(context, account).await?);
+        if let Entry::Vacant(entry) = connected.entry(account) {
+            entry.insert(provision(context, account).await?);
         }
         let jetstream = &connected[&account];
         for wanted in declaration.streams(&tenants, declarations.replicas) {
-            let (stand, difference) = settle(jetstream, &wanted, create).await?;
+            let (stand, difference) = settle(jetstream, &wanted, create, &history).await?;
             rows.push(Compared { name: wanted.name.clone(), stand, difference });
             if stand == Stand::Missing {
                 continue;
@@ -88,14 +98,20 @@ async fn settle(
     jetstream: &jetstream::Context,
     wanted: &stream::Config,
     create: bool,
+    history: &History,
 ) -> Result<(Stand, String), Failure> {
     match jetstream.get_stream(&wanted.name).await {
         Ok(stream) => {
+            let state = &stream.cached_info().state;
+            history.check(&wanted.name, Some(Live { messages: state.messages, last: state.last_sequence }))?;
             let difference = differences(wanted, &stream.cached_info().config);
             Ok((if difference.is_empty() { Stand::Right } else { Stand::Differs }, difference))
         }
-        Err(error) if is_missing(&error.kind()) && !create => Ok((Stand::Missing, String::new())),
         Err(error) if is_missing(&error.kind()) => {
+            history.check(&wanted.name, None)?;
+            if !create {
+                return Ok((Stand::Missing, String::new()));
+            }
             jetstream.create_stream(wanted.clone()).await.map_err(|error| refused(&wanted.name, &error))?;
             Ok((Stand::Created, String::new()))
         }

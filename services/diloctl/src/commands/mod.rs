@@ -15,7 +15,8 @@ mod watch;
 use std::process::ExitCode;
 
 use clap::CommandFactory as _;
-use runtime::Failure;
+use runtime::{Failure, shutdown};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{Cli, Command};
 use crate::context::Context;
@@ -29,13 +30,28 @@ pub async fn run(cli: Cli) -> ExitCode {
             // A command that ends well on a signal, such as `audit tail`, is asked first.
             biased;
             outcome = dispatch(&context, cli.command) => outcome,
-            _ = tokio::signal::ctrl_c() => Err(Failure::new(schemas::Code::Interrupted, "stopped by a signal")),
+            signal = stopped() => Err(Failure::new(schemas::Code::Interrupted, format!("stopped by {signal}"))),
         },
         Err(failure) => Err(failure),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => exit::report(format, &failure),
+    }
+}
+
+/// Resolves when this command is told to end: by Ctrl-C, by a service manager, or by the end of its terminal. Without
+/// handlers the last two would end it between two steps and with nothing said.
+async fn stopped() -> &'static str {
+    let handlers = (signal(SignalKind::terminate()), shutdown::hangup());
+    let (Ok(mut terminate), Ok(mut hangup)) = handlers else {
+        let _handled = tokio::signal::ctrl_c().await;
+        return "SIGINT";
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => "SIGINT",
+        _ = terminate.recv() => "SIGTERM",
+        () = shutdown::heard(&mut hangup) => "SIGHUP",
     }
 }
 

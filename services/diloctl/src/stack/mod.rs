@@ -4,8 +4,10 @@
 mod process;
 pub(crate) mod services;
 
-use std::path::{Path, PathBuf};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 
+use identity::{BrokerFiles, Domain};
 use runtime::{Failure, clock};
 use schemas::control::{Shutdown, ShutdownReply};
 use schemas::subject::ControlVerb;
@@ -15,19 +17,13 @@ use tokio::time::Instant;
 
 use crate::cli::{Declarations, Down, Up};
 use crate::commands::cluster;
-use crate::context::{Context, Endpoints};
+use crate::context::{BUS_PORT, Context, Endpoints, STORE_PORT};
 use crate::output::Row;
 use process::{Readiness, Running, Spec};
 
-/// The usual port of the broker.
-pub(crate) const BUS_PORT: u16 = 4222;
-
-/// Writes where the broker listens, beside the other generated parts of its configuration.
-pub(crate) fn write_listen(generated: &Path, port: u16) -> Result<(), Failure> {
-    let path = generated.join("listen.conf");
-    let text = format!("# Written by diloctl.\nlisten: \"127.0.0.1:{port}\"\n");
-    std::fs::write(&path, text)
-        .map_err(|error| Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display())))
+/// Where a broker of one machine listens.
+pub(crate) fn listen_address(port: u16) -> String {
+    format!("127.0.0.1:{port}")
 }
 
 /// One of our programs: beside this one, or on the path.
@@ -45,18 +41,21 @@ pub(crate) fn program(name: &str) -> Result<PathBuf, Failure> {
 
 pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
     let domain = context.domain()?;
-    let endpoints = Endpoints {
-        bus: format!("tls://127.0.0.1:{}", options.bus_port),
-        store: format!("https://127.0.0.1:{}", options.store_port),
-    };
+    let _lock = context.lock("diloctl up")?;
+    for process in Running::all(&context.folder)? {
+        if process.moved(&context.folder)? {
+            let text = format!("{} (process {}) was started when the folder lay elsewhere", process.name, process.pid);
+            return Err(Failure::new(Code::DomainMoved, text));
+        }
+    }
+    let ports = Ports::choose(context, options)?;
+    let endpoints = ports.endpoints();
     let specs = services::all(context, &domain, options, &endpoints)?;
     let mut rows = Vec::new();
     for spec in &specs {
         if spec.name == services::BROKER && Running::find(&context.folder, &spec.name)?.is_none() {
-            let generated = options.nats_config.join("generated");
-            domain.write_server_config(&generated, clock::now()).map_err(|error| Failure::new(error.code(), error))?;
-            write_listen(&generated, options.bus_port)?;
-            write_endpoints(context, &endpoints)?;
+            prepare_broker(&domain, options, ports.bus)?;
+            endpoints.write(&context.folder)?;
         }
         let (running, begun) = ensure(context, spec).await?;
         let state = match begun {
@@ -75,6 +74,58 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Writes the broker's configuration for this build and for the folder as it lies now.
+fn prepare_broker(domain: &Domain, options: &Up, port: u16) -> Result<(), Failure> {
+    let written = || {
+        let committed = BrokerFiles::read(&options.nats_config)?;
+        domain.write_broker(&committed, clock::now())?;
+        domain.write_listen(&listen_address(port))
+    };
+    written().map_err(|error| Failure::new(error.code(), error))
+}
+
+/// Where broker and store of this machine listen.
+#[derive(Clone, Copy, Debug)]
+struct Ports {
+    bus: u16,
+    store: u16,
+}
+
+impl Ports {
+    /// Those that were asked for, or those of the last time: two domains of one machine keep theirs apart. What is not
+    /// running must find its port free, before anything is written or started.
+    fn choose(context: &Context, options: &Up) -> Result<Self, Failure> {
+        let last = Endpoints::read(&context.folder)?;
+        let ports = Self {
+            bus: options.bus_port.or_else(|| port(&last.bus)).unwrap_or(BUS_PORT),
+            store: options.store_port.or_else(|| port(&last.store)).unwrap_or(STORE_PORT),
+        };
+        for (name, wanted, last) in
+            [(services::BROKER, ports.bus, port(&last.bus)), (services::STORE, ports.store, port(&last.store))]
+        {
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, wanted));
+            match Running::find(&context.folder, name)? {
+                Some(running) if last.is_some_and(|last| last != wanted) => {
+                    let text = format!("{name} (process {}) runs on another port than {wanted}", running.pid);
+                    return Err(Failure::new(Code::ConfigInvalid, format!("{text}; `diloctl down` first")));
+                }
+                Some(_) => {}
+                None if !process::is_free(address) => return Err(process::taken(address, name)),
+                None => {}
+            }
+        }
+        Ok(ports)
+    }
+
+    fn endpoints(self) -> Endpoints {
+        Endpoints { bus: format!("tls://127.0.0.1:{}", self.bus), store: format!("https://127.0.0.1:{}", self.store) }
+    }
+}
+
+fn port(address: &str) -> Option<u16> {
+    address.rsplit_once(':')?.1.parse().ok()
+}
+
 /// Starts a service unless it runs, and waits until it can be used. Says what became of one that was started.
 async fn ensure(context: &Context, spec: &Spec) -> Result<(Running, Option<Readiness>), Failure> {
     if let Some(running) = Running::find(&context.folder, &spec.name)? {
@@ -85,14 +136,12 @@ async fn ensure(context: &Context, spec: &Spec) -> Result<(Running, Option<Readi
     Ok((started.running, Some(readiness)))
 }
 
-fn write_endpoints(context: &Context, endpoints: &Endpoints) -> Result<(), Failure> {
-    let path = Endpoints::path(&context.folder);
-    let text = toml::to_string(endpoints).map_err(|error| Failure::new(Code::Internal, error))?;
-    std::fs::write(&path, text)
-        .map_err(|error| Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display())))
-}
-
 pub(crate) async fn down(context: &Context, options: &Down) -> Result<(), Failure> {
+    if !context.folder.is_dir() {
+        context.printer.talk("nothing runs");
+        return Ok(());
+    }
+    let _lock = context.lock("diloctl down")?;
     let mut running = Running::all(&context.folder)?;
     if running.is_empty() {
         context.printer.talk("nothing runs");
@@ -104,21 +153,26 @@ pub(crate) async fn down(context: &Context, options: &Down) -> Result<(), Failur
     if running.iter().any(leads) {
         drain(context, options, &running).await;
     }
-    // Workers end side by side: each may take its time to save what it has.
-    for process in running.iter().filter(|process| services::drains(&process.name) && !leads(process)) {
-        process.terminate();
-    }
+    // Workers end side by side: each may take its time to save what it has. Each is told once.
+    let side_by_side = |process: &Running| services::drains(&process.name) && !leads(process);
+    let told: Vec<bool> = running.iter().map(|process| side_by_side(process) && process.terminate()).collect();
     let mut rows = Vec::new();
-    for process in &running {
-        let how = process.stop(services::stop_max(&process.name)).await;
+    for (process, told) in running.iter().zip(told) {
+        let told = told || (!side_by_side(process) && process.terminate());
+        let by_itself = process.end(services::stop_max(&process.name)).await;
+        let how = match (told, by_itself) {
+            (false, _) => "ended",
+            (true, true) => "stopped",
+            (true, false) => "killed",
+        };
         rows.push(Outcome::new(process, how));
     }
     context.printer.rows(&rows);
     Ok(())
 }
 
-/// Asks the coordinator to drain and waits for it and the workers. Whatever goes wrong here, the processes are stopped
-/// all the same, so it is only told.
+/// Asks the coordinator to drain and waits for its end: by then nobody holds a lease any more. Whatever goes wrong here, the
+/// processes are stopped all the same, so it is only told.
 async fn drain(context: &Context, options: &Down, running: &[Running]) {
     let asked: Result<ShutdownReply, Failure> = async {
         let operator = context.operator().await?;
@@ -130,7 +184,8 @@ async fn drain(context: &Context, options: &Down, running: &[Running]) {
         return;
     }
     let drained = Instant::now() + options.drain.0;
-    for process in running.iter().filter(|process| services::drains(&process.name)) {
+    // Not for the workers: one that has not joined a run is not told by the coordinator.
+    for process in running.iter().filter(|process| process.name == services::COORDINATOR) {
         process.ended(drained + services::stop_max(&process.name)).await;
     }
 }

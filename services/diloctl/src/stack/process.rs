@@ -3,12 +3,14 @@
 use std::fs;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use identity::secret::write_private;
 use runtime::Failure;
 use schemas::Code;
 use serde::{Deserialize, Serialize};
@@ -46,12 +48,25 @@ pub(super) enum Ready {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Running {
     pub(super) name: String,
+    /// 0 in a note that was written before its process was started.
     pub(super) pid: u32,
     /// When it started, in clock ticks since boot: a process number alone may have been given to another.
     started: u64,
     pub(super) log: PathBuf,
+    /// Where the domain lay when it was started.
+    home: Home,
+    /// Program and arguments: finds a process whose start was not noted to its end.
+    line: Vec<String>,
     #[serde(skip)]
     note: PathBuf,
+}
+
+/// A domain's folder: the same one after it was renamed, another one after it was copied, notes and all.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Home {
+    device: u64,
+    inode: u64,
+    path: PathBuf,
 }
 
 /// A process that this one has just started.
@@ -60,6 +75,8 @@ pub(super) struct Started {
     pub(super) running: Running,
     /// How it ended, once it has.
     ended: Arc<OnceLock<ExitStatus>>,
+    /// Where its part of the log begins: earlier lives have written there too.
+    log_from: u64,
 }
 
 /// What became of a process that was started.
@@ -80,9 +97,34 @@ impl Running {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(unusable(&note, &error)),
         };
-        // One that does not parse was left by a crash of an older build; there is nothing to find by it.
+        // One that does not parse was left by an older build; there is nothing to find by it.
         let Ok(running) = serde_json::from_slice::<Self>(&text) else { return Ok(None) };
-        Ok(Some(Self { note, ..running }).filter(Self::lives))
+        if !running.home.same_folder(&Home::of(domain)?) {
+            // It came with a copy of the folder; the process is the original's.
+            return Ok(None);
+        }
+        let running = match running.pid {
+            0 => running.searched(),
+            _ => Some(running),
+        };
+        Ok(running.map(|running| Self { note, ..running }).filter(Self::lives))
+    }
+
+    /// Whether the folder lay elsewhere when the process was started: the paths that it was given lead there.
+    pub(super) fn moved(&self, domain: &Path) -> Result<bool, Failure> {
+        Ok(self.home != Home::of(domain)?)
+    }
+
+    /// The process of a note whose writer ended between starting it and noting its number, by its command line: it names
+    /// files of this domain.
+    fn searched(self) -> Option<Self> {
+        let line: Vec<u8> = self.line.iter().flat_map(|part| part.bytes().chain([0])).collect();
+        let processes = fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let found = processes
+            .into_iter()
+            .find(|pid: &u32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|own| own == line));
+        let pid = found?;
+        Some(Self { pid, started: start_time(pid)?, ..self })
     }
 
     /// All processes that live.
@@ -105,9 +147,9 @@ impl Running {
     /// Starts a service in a process group of its own, so that Ctrl-C at the terminal reaches only who is in front.
     pub(super) fn start(domain: &Path, spec: &Spec) -> Result<Started, Failure> {
         if let Ready::Broker { address, .. } = &spec.ready
-            && std::net::TcpListener::bind(address).is_err()
+            && !is_free(*address)
         {
-            return Err(Failure::new(Code::PortTaken, format!("{address}, wanted for {}", spec.name)));
+            return Err(taken(*address, &spec.name));
         }
         if let Ready::File(path) = &spec.ready {
             // Left by a process that was killed.
@@ -119,10 +161,16 @@ impl Running {
         }
         let out =
             fs::OpenOptions::new().create(true).append(true).open(&log).map_err(|error| unusable(&log, &error))?;
+        let log_from = out.metadata().map_err(|error| unusable(&log, &error))?.len();
         let err = out.try_clone().map_err(|error| unusable(&log, &error))?;
         let mut command = Command::new(&spec.program);
         command.args(&spec.arguments).envs(spec.environment.iter().map(|(name, value)| (name, value)));
         command.current_dir(&spec.folder).stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
+        let line = std::iter::once(spec.program.display().to_string()).chain(spec.arguments.iter().cloned()).collect();
+        let note = notes(domain).join(format!("{}.json", spec.name));
+        let running = Self { name: spec.name.clone(), pid: 0, started: 0, log, home: Home::of(domain)?, line, note };
+        // Before it is started as well: a process that nobody has noted cannot be stopped by anybody.
+        running.write()?;
         let child = command
             .spawn()
             .map_err(|error| Failure::new(Code::ToolMissing, format!("{}: {error}", spec.program.display())))?;
@@ -136,14 +184,9 @@ impl Running {
                 let _first = end.set(status);
             }
         });
-        let note = notes(domain).join(format!("{}.json", spec.name));
-        let started = start_time(pid).unwrap_or_default();
-        let running = Self { name: spec.name.clone(), pid, started, log, note };
-        let text = serde_json::to_vec(&running).map_err(|error| Failure::new(Code::Internal, error))?;
-        let aside = running.note.with_extension("part");
-        let written = fs::write(&aside, text).and_then(|()| fs::rename(&aside, &running.note));
-        written.map_err(|error| unusable(&running.note, &error))?;
-        Ok(Started { running, ended })
+        let running = Self { pid, started: start_time(pid).unwrap_or_default(), ..running };
+        running.write()?;
+        Ok(Started { running, ended, log_from })
     }
 
     pub(super) fn lives(&self) -> bool {
@@ -161,47 +204,35 @@ impl Running {
         true
     }
 
-    /// Asks the process to end.
-    pub(super) fn terminate(&self) {
-        if self.lives() {
+    /// Asks the process to end, once: says whether there was one to ask.
+    pub(super) fn terminate(&self) -> bool {
+        let lives = self.lives();
+        if lives {
             self.signal(libc::SIGTERM);
         }
+        lives
     }
 
-    /// Asks the process to end, and makes it end when it does not. Says how it went.
-    pub(super) async fn stop(&self, patience: Duration) -> &'static str {
-        let how = if !self.lives() {
-            "ended"
-        } else {
-            self.signal(libc::SIGTERM);
-            if self.ended(Instant::now() + patience).await {
-                "stopped"
-            } else {
-                self.signal(libc::SIGKILL);
-                self.ended(Instant::now() + patience).await;
-                "killed"
-            }
-        };
+    /// Waits for the end of a process that was asked, and makes it end when it does not. Says whether it ended by itself.
+    pub(super) async fn end(&self, patience: Duration) -> bool {
+        let ended = self.ended(Instant::now() + patience).await;
+        if !ended {
+            self.signal(libc::SIGKILL);
+            self.ended(Instant::now() + patience).await;
+        }
         let _absent = fs::remove_file(&self.note);
-        how
+        ended
+    }
+
+    fn write(&self) -> Result<(), Failure> {
+        let text = serde_json::to_vec(self).map_err(|error| Failure::new(Code::Internal, error))?;
+        write_private(&self.note, &text).map_err(|error| Failure::new(error.code(), error))
     }
 
     fn signal(&self, signal: libc::c_int) {
         let Ok(pid) = libc::pid_t::try_from(self.pid) else { return };
         // SAFETY: kill(2) takes two integers and touches no memory of ours; `lives` has just shown whose number it is.
         unsafe { libc::kill(pid, signal) };
-    }
-
-    fn tail(&self) -> String {
-        let read = || -> std::io::Result<String> {
-            let mut file = fs::File::open(&self.log)?;
-            let length = file.metadata()?.len();
-            file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
-            let mut bytes = Vec::new();
-            file.read_to_end(&mut bytes)?;
-            Ok(String::from_utf8_lossy(&bytes).into_owned())
-        };
-        read().unwrap_or_default()
     }
 }
 
@@ -230,10 +261,59 @@ impl Started {
                     continue;
                 }
             };
-            let text = format!("{name} {what}; the end of {}:\n{}", log.display(), self.running.tail());
+            let tail = self.tail();
+            // Its own last words say more than that it has ended.
+            if let Some((code, detail)) = last_words(&tail) {
+                return Err(Failure::new(code, format!("{name} {what}: {detail} (log: {})", log.display())));
+            }
+            let text = format!("{name} {what}; the end of {}:\n{tail}", log.display());
             return Err(Failure::new(Code::ProcessDied, text));
         }
     }
+
+    /// The end of what this life of it has logged.
+    fn tail(&self) -> String {
+        let read = || -> std::io::Result<String> {
+            let mut file = fs::File::open(&self.running.log)?;
+            let length = file.metadata()?.len();
+            file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES).max(self.log_from)))?;
+            let mut bytes = Vec::new();
+            file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        };
+        read().unwrap_or_default()
+    }
+}
+
+/// The coded error that a service of ours ends with, as [`runtime::exit::render`] writes it, and what it says after the title.
+fn last_words(log: &str) -> Option<(Code, String)> {
+    log.lines().rev().find_map(|line| {
+        let (code, rest) = line.strip_prefix("error ")?.split_once(' ')?;
+        let code: Code = code.parse().ok()?;
+        let detail = rest.strip_prefix(code.title())?.strip_prefix(": ")?;
+        Some((code, detail.to_owned()))
+    })
+}
+
+impl Home {
+    fn of(domain: &Path) -> Result<Self, Failure> {
+        let path = domain.canonicalize().map_err(|error| unusable(domain, &error))?;
+        let folder = path.metadata().map_err(|error| unusable(domain, &error))?;
+        Ok(Self { device: folder.dev(), inode: folder.ino(), path })
+    }
+
+    fn same_folder(&self, other: &Self) -> bool {
+        (self.device, self.inode) == (other.device, other.inode)
+    }
+}
+
+/// Whether nobody listens there.
+pub(super) fn is_free(address: SocketAddr) -> bool {
+    std::net::TcpListener::bind(address).is_ok()
+}
+
+pub(super) fn taken(address: SocketAddr, name: &str) -> Failure {
+    Failure::new(Code::PortTaken, format!("{address}, wanted for {name}"))
 }
 
 fn notes(domain: &Path) -> PathBuf {
@@ -279,8 +359,47 @@ mod tests {
         assert_eq!(started.ready(&spec).await.expect("it writes the file"), Readiness::Ready);
         let found = Running::find(scratch.path(), "test").expect("a note").expect("alive");
         assert_eq!(found, started.running);
-        assert_eq!(found.stop(Duration::from_secs(5)).await, "stopped");
+        assert!(found.terminate());
+        assert!(found.end(Duration::from_secs(5)).await);
         assert_eq!(Running::find(scratch.path(), "test").expect("no note"), None);
+    }
+
+    /// A crash between the start of a process and the note of its number.
+    #[tokio::test]
+    async fn a_process_whose_number_was_not_noted_is_found_by_its_command_line() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let script = format!("touch ready; while :; do sleep 60; done # {}", scratch.path().display());
+        let spec = spec(scratch.path(), &script);
+        let started = Running::start(scratch.path(), &spec).expect("starts");
+        started.ready(&spec).await.expect("it writes the file");
+        Running { pid: 0, started: 0, ..started.running.clone() }.write().expect("the folder takes files");
+        let found = Running::find(scratch.path(), "test").expect("a note").expect("alive");
+        assert_eq!(found, started.running);
+        found.terminate();
+        assert!(found.end(Duration::from_secs(5)).await);
+        assert_eq!(Running::find(scratch.path(), "test").expect("no note"), None);
+    }
+
+    #[tokio::test]
+    async fn a_renamed_folder_keeps_its_processes_and_a_copied_one_has_none() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let path = |name: &str| scratch.path().join(name);
+        let (first, renamed, copied) = (path("first"), path("renamed"), path("copied"));
+        fs::create_dir(&first).expect("it is ours");
+        let spec = spec(&first, "touch ready; exec sleep 60");
+        let started = Running::start(&first, &spec).expect("starts");
+        started.ready(&spec).await.expect("it writes the file");
+        fs::create_dir_all(copied.join("up")).expect("it is ours");
+        fs::copy(first.join("up/test.json"), copied.join("up/test.json")).expect("it was noted");
+        fs::rename(&first, &renamed).expect("it is ours");
+
+        assert_eq!(Running::find(&copied, "test").expect("a note"), None);
+        assert!(Running::all(&copied).expect("a note").is_empty());
+        let found = Running::find(&renamed, "test").expect("a note").expect("alive");
+        assert_eq!(found.pid, started.running.pid);
+        assert!(found.moved(&renamed).expect("it is there"));
+        found.terminate();
+        assert!(found.end(Duration::from_secs(5)).await);
     }
 
     /// A worker whose run is complete is ready and gone between two looks.
@@ -304,5 +423,21 @@ mod tests {
         let failure = started.ready(&spec).await.expect_err("it died");
         assert_eq!(failure.code(), Code::ProcessDied);
         assert!(failure.to_string().contains("no luck"), "{failure}");
+    }
+
+    /// What an earlier life has said is not taken for the reason of this one's end.
+    #[tokio::test]
+    async fn a_service_of_ours_that_dies_early_is_told_by_its_own_code() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let refusal = schemas::Refusal::new(Code::LedgerLost, "the ledger holds 2 events");
+        for code in [Some(Code::LedgerLost), None] {
+            let said = code.map_or_else(|| "no luck".to_owned(), |_| runtime::exit::render(&refusal));
+            fs::write(scratch.path().join("words"), format!("{said}\n")).expect("it is ours");
+            let spec = spec(scratch.path(), "cat words; exit 10");
+            let started = Running::start(scratch.path(), &spec).expect("starts");
+            let failure = started.ready(&spec).await.expect_err("it died");
+            assert_eq!(failure.code(), code.unwrap_or(Code::ProcessDied), "{failure}");
+            assert!(code.is_none() || failure.to_string().contains("the ledger holds 2 events"), "{failure}");
+        }
     }
 }

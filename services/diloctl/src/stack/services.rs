@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use identity::Domain;
+use identity::secret::write_private;
 use runtime::Failure;
 use schemas::{Code, RunId};
 use toml::{Table, Value};
@@ -17,7 +18,7 @@ use crate::cli::Up;
 use crate::context::{Context, Endpoints};
 
 pub(super) const BROKER: &str = "nats-server";
-const STORE: &str = "store";
+pub(super) const STORE: &str = "store";
 pub(super) const COORDINATOR: &str = "coordinator";
 const AUDIT: &str = "audit";
 const WORKER: &str = "worker-";
@@ -84,8 +85,8 @@ pub(super) fn all(
         }
     }
     let folder = absolute(&context.folder)?;
-    let mut specs = vec![broker(&folder, options)?];
-    for (name, path) in write_configs(&folder, &choices)? {
+    let mut specs = vec![broker(&folder, options, endpoints)?];
+    for (name, path) in write_configs(&folder, &folder, &choices)? {
         let worker = name.starts_with(WORKER);
         let ready = ready_file(&folder, &name);
         let program_name = if worker { "diloco-worker".to_owned() } else { format!("diloco-{name}") };
@@ -104,13 +105,14 @@ pub(super) fn all(
     Ok(specs)
 }
 
-fn broker(folder: &Path, options: &Up) -> Result<Spec, Failure> {
+fn broker(folder: &Path, options: &Up, endpoints: &Endpoints) -> Result<Spec, Failure> {
     let server = absolute(&options.nats_server).map_err(|_| {
         let text = format!("{}; `cargo xtask deps` puts it there", options.nats_server.display());
         Failure::new(Code::ToolMissing, text)
     })?;
-    let config = absolute(&options.nats_config)?.join("dev.conf");
+    let config = identity::Layout::new(folder).broker_config();
     let ports = folder.join("up");
+    let port = super::port(&endpoints.bus).expect("these endpoints were made of ports");
     Ok(Spec {
         name: BROKER.to_owned(),
         program: server,
@@ -118,9 +120,8 @@ fn broker(folder: &Path, options: &Up) -> Result<Spec, Failure> {
             .map(str::to_owned)
             .to_vec(),
         environment: Vec::new(),
-        // The configuration's `store_dir` is `.diloco/nats`, relative to the working directory.
-        folder: folder.parent().unwrap_or(folder).to_owned(),
-        ready: Ready::Broker { address: SocketAddr::from((Ipv4Addr::LOCALHOST, options.bus_port)), folder: ports },
+        folder: folder.to_owned(),
+        ready: Ready::Broker { address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)), folder: ports },
     })
 }
 
@@ -132,8 +133,9 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     path.canonicalize().map_err(|error| Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display())))
 }
 
-/// Writes one file a service under `config/` of the domain's folder, and gives their names and paths.
-pub(crate) fn write_configs(folder: &Path, choices: &Choices) -> Result<Vec<(String, PathBuf)>, Failure> {
+/// Writes one file a service under `config/` of `place`, for a domain that lies, or will lie, in `folder`; gives their
+/// names and paths.
+pub(crate) fn write_configs(place: &Path, folder: &Path, choices: &Choices) -> Result<Vec<(String, PathBuf)>, Failure> {
     let mut configs = vec![
         (STORE.to_owned(), store(folder, choices)),
         (COORDINATOR.to_owned(), coordinator(folder, choices)),
@@ -144,13 +146,11 @@ pub(crate) fn write_configs(folder: &Path, choices: &Choices) -> Result<Vec<(Str
         let config = worker(folder, choices, &name);
         (name, config)
     }));
-    let place = folder.join("config");
-    let failed = |error: std::io::Error| Failure::new(Code::ConfigInvalid, format!("{}: {error}", place.display()));
-    std::fs::create_dir_all(&place).map_err(failed)?;
     let mut written = Vec::new();
     for (name, config) in configs {
-        let path = place.join(format!("{name}.toml"));
-        std::fs::write(&path, format!("# Written by diloctl; `up` writes it again.\n\n{config}")).map_err(failed)?;
+        let path = place.join("config").join(format!("{name}.toml"));
+        let text = format!("# Written by diloctl; `up` writes it again.\n\n{config}");
+        write_private(&path, text.as_bytes()).map_err(|error| Failure::new(error.code(), error))?;
         written.push((name, path));
     }
     Ok(written)

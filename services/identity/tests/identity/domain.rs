@@ -8,7 +8,7 @@ use identity::claims::{AccountClaims, OperatorClaims};
 use identity::domain::{DomainError, LIFETIME_DEFAULT, LIFETIME_MAX};
 use identity::jwt::{verify, verify_chain};
 use identity::tls::server_config;
-use identity::{AuditKey, Credentials, Domain, InitOptions, ManifestKey, StoreKeys};
+use identity::{AuditKey, BrokerFiles, Credentials, Domain, InitOptions, ManifestKey, StoreKeys};
 use schemas::permission::Role;
 use schemas::{Code, Millis, RunId, UnixMillis};
 
@@ -72,21 +72,89 @@ fn a_domain_is_never_overwritten() {
     let again = Domain::init(&folder, &InitOptions::default(), NOW).expect_err("there is one");
     assert_eq!(again.code(), Code::DomainExists);
     assert_eq!(Domain::open(&folder).expect("still the first").trust(), domain.trust());
-    // A crash between the moves leaves a folder without the bundle: no domain, and not one to write over.
+    // Keys without a bundle that no broken-off `init` has left may be all that somebody has: not to be written over.
     fs::remove_file(domain.layout().trust()).expect("it is ours");
     assert!(matches!(Domain::open(&folder), Err(DomainError::Missing(_))));
     assert!(matches!(Domain::init(&folder, &InitOptions::default(), NOW), Err(DomainError::Unfinished(_))));
 }
 
 #[test]
-fn a_failed_init_leaves_nothing() {
+fn what_can_be_known_is_checked_before_anything_is_written() {
     let scratch = tempfile::tempdir().expect("a scratch folder");
     let folder = scratch.path().join(".diloco");
-    let options = InitOptions { server_names: vec!["not a host\u{e9}".into()] };
-    let error = Domain::init(&folder, &options, NOW).expect_err("no certificate carries that");
-    assert_eq!(error.code(), Code::CertificateInvalid);
+    for name in ["not a name", "", "host\u{e9}", "-host", "10.0.0.1:4222", "https://host", "host.", "*", "a..b"] {
+        let options = InitOptions { server_names: vec!["nats.example".into(), name.into()] };
+        let error = Domain::init(&folder, &options, NOW).expect_err("no client would look for that");
+        assert_eq!(error.code(), Code::ConfigInvalid, "{name:?}");
+        assert!(error.to_string().contains(&format!("{name:?}")), "{error}");
+    }
+    for name in ["do\\llar", "do$llar", "quo\"te", "li\nne"] {
+        let folder = scratch.path().join(name).join("domain");
+        let error = Domain::init(&folder, &InitOptions::default(), NOW).expect_err("the broker cannot name it");
+        assert!(matches!(error, DomainError::Unquotable(_)), "{error}");
+    }
+    assert_eq!(fs::read_dir(scratch.path()).expect("it is ours").count(), 0, "nothing was written");
+    let names = ["nats.example", "*.example.org", "10.0.0.1", "fd00::1", "localhost"].map(str::to_owned);
+    Domain::init(&folder, &InitOptions { server_names: names.to_vec() }, NOW).expect("all of these can be reached");
+}
+
+/// The states that a kill leaves: before anything was moved in, after each move, and before the last step.
+#[test]
+fn an_init_that_broke_off_is_finished_by_the_next() {
+    const MOVES: [&str; 6] = ["keys", "tls", "store", "credentials", "audit-keys", "trust.json"];
+    for moved in 0..=MOVES.len() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let folder = scratch.path().join(".diloco");
+        fs::create_dir(&folder).expect("it is ours");
+        let made = Domain::init(&scratch.path().join("made"), &InitOptions::default(), NOW).expect("an empty folder");
+        fs::rename(made.layout().folder(), folder.join(".init")).expect("it is ours");
+        for name in &MOVES[..moved] {
+            fs::rename(folder.join(".init").join(name), folder.join(name)).expect("it was made");
+        }
+        let again = Domain::init(&folder, &InitOptions::default(), NOW);
+        assert!(!folder.join(".init").exists(), "{moved}");
+        if moved == MOVES.len() {
+            assert_eq!(again.expect_err("it was complete").code(), Code::DomainExists);
+            assert_eq!(Domain::open(&folder).expect("complete").trust().domain, made.trust().domain);
+            continue;
+        }
+        let again = again.unwrap_or_else(|error| panic!("after {moved} moves: {error}"));
+        assert_ne!(again.trust().domain, made.trust().domain, "nothing of the first is kept");
+        again.issue(Role::Operator, "operator", None, LIFETIME_DEFAULT, NOW).expect("it is whole");
+    }
+}
+
+#[test]
+fn an_init_whose_filling_fails_leaves_no_part() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let folder = scratch.path().join(".diloco");
+    let failing = |staged: &Domain| {
+        staged.issue(Role::Operator, "operator", None, LIFETIME_DEFAULT, NOW)?;
+        Err(DomainError::Lifetime(Millis(0)))
+    };
+    let failed = Domain::init_with(&folder, &InitOptions::default(), NOW, failing);
+    assert!(matches!(failed, Err(DomainError::Lifetime(_))));
     assert_eq!(fs::read_dir(&folder).expect("it was made").count(), 0);
     assert!(Domain::init(&folder, &InitOptions::default(), NOW).is_ok(), "and the next one succeeds");
+}
+
+/// The broker's configuration names the place where the domain will lie, not the one where it is made.
+#[test]
+fn configuration_that_is_made_with_the_domain_names_its_final_place() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let committed = BrokerFiles::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats-config"));
+    let committed = committed.expect("it is in the repository");
+    let folder = scratch.path().join(".diloco");
+    let fill = |staged: &Domain| staged.write_broker(&committed, NOW);
+    let domain = Domain::init_with(&folder, &InitOptions::default(), NOW, fill).expect("an empty folder");
+    let layout = domain.layout();
+    let text = |name: &str| fs::read_to_string(layout.broker_generated().join(name)).expect("it was written");
+    let real = folder.canonicalize().expect("it is there");
+    assert!(text("jetstream.conf").contains(&format!("store_dir: \"{}/nats\"", real.display())));
+    assert!(text("tls.conf").contains(&format!("\"{}/tls/server.pem\"", real.display())));
+    assert!(layout.broker_config().is_file());
+    let missing = BrokerFiles::read(scratch.path()).expect_err("no such files");
+    assert!(missing.to_string().contains("--nats-config"), "{missing}");
 }
 
 #[test]

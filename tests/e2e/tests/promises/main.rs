@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test program: a failed step is a failed test")]
 
 mod audit_tamper;
+mod beginning;
 mod clocks;
 mod cluster_check;
 mod coordinator_restart;
@@ -12,6 +13,7 @@ mod foreign_bytes;
 mod foreign_messages;
 mod hostile_messages;
 mod log_flood;
+mod lost_ledger;
 mod no_worker;
 mod one_identity;
 mod own_uploads;
@@ -19,6 +21,7 @@ mod permissions;
 mod run_halted;
 mod service_restart;
 mod shutdown;
+mod signals;
 mod slow_line;
 mod status;
 mod stop_alone;

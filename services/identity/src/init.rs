@@ -1,0 +1,139 @@
+//! The making of a trust domain: whole or not at all, whenever it breaks off.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use schemas::UnixMillis;
+
+use crate::domain::{Domain, DomainError, InitOptions, make};
+use crate::layout::Layout;
+use crate::secret::{FileError, create_private_folder};
+use crate::tls::check_server_name;
+use crate::trust::TrustBundle;
+
+impl Domain {
+    /// Makes a new domain in `folder`, with no credentials and no configuration yet.
+    ///
+    /// # Errors
+    /// As [`Domain::init_with`].
+    pub fn init(folder: &Path, options: &InitOptions, now: UnixMillis) -> Result<Self, DomainError> {
+        Self::init_with(folder, options, now, |_| Ok(()))
+    }
+
+    /// Makes a new domain in `folder` and lets `fill` put credentials and configuration into it. Everything that can be
+    /// known is checked first. Then all of it is made aside and moved in, the trust bundle last: without the bundle the
+    /// folder is no domain. What an `init` that broke off has left is removed: nobody can have used it. The caller
+    /// holds the [`crate::DomainLock`] where others may run at the same time.
+    ///
+    /// # Errors
+    /// There is a domain, or something in its place; a name cannot be certified; the folder cannot be written; or the
+    /// error of `fill`.
+    pub fn init_with<E: From<DomainError>>(
+        folder: &Path,
+        options: &InitOptions,
+        now: UnixMillis,
+        fill: impl FnOnce(&Self) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let layout = Layout::new(folder);
+        let staging = layout.staging();
+        if layout.trust().exists() {
+            // Left by an `init` that ended between its last two steps. Beside a domain it says nothing any more.
+            let _absent = fs::remove_dir_all(&staging);
+        }
+        Self::check_init(folder, options)?;
+        clear(&layout)?;
+        create_private_folder(&staging).map_err(DomainError::from)?;
+        let home = fs::canonicalize(folder)
+            .map_err(|source| DomainError::from(FileError::Read { path: folder.to_owned(), source }))?;
+        let staged = Layout::new(&staging);
+        let made = make(&staged, options, now)
+            .and_then(|()| Ok(TrustBundle::read(&staged.trust())?))
+            .map_err(E::from)
+            .and_then(|trust| fill(&Self { layout: staged.clone(), trust, home }));
+        if let Err(error) = made {
+            // The reason is worth more than a folder that the next `init` removes.
+            let _left = fs::remove_dir_all(&staging);
+            return Err(error);
+        }
+        move_in(&staged, &layout)?;
+        Ok(Self::open(folder)?)
+    }
+
+    /// Checks what can be known before anything is written.
+    ///
+    /// # Errors
+    /// As [`Domain::init_with`].
+    pub fn check_init(folder: &Path, options: &InitOptions) -> Result<(), DomainError> {
+        options.server_names.iter().try_for_each(|name| check_server_name(name))?;
+        quotable(&resolved(folder)?)?;
+        let layout = Layout::new(folder);
+        if layout.trust().exists() {
+            return Err(DomainError::Exists(folder.to_owned()));
+        }
+        let stands = |entry: &PathBuf| entry.symlink_metadata().is_ok();
+        if stands(&layout.staging()) {
+            return Ok(());
+        }
+        match layout.entries().into_iter().find(stands) {
+            Some(entry) => Err(DomainError::Unfinished(entry)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A path as a text that can stand between quotes in the broker's configuration.
+pub(crate) fn quotable(path: &Path) -> Result<String, DomainError> {
+    let plain = |text: &&str| !text.contains(['"', '\\', '$']) && !text.chars().any(char::is_control);
+    path.to_str().filter(plain).map(str::to_owned).ok_or_else(|| DomainError::Unquotable(path.to_owned()))
+}
+
+/// The path that a folder has or will have, with the links on the way to it followed.
+fn resolved(folder: &Path) -> Result<PathBuf, DomainError> {
+    let failed = |source| FileError::Read { path: folder.to_owned(), source };
+    let absolute = std::path::absolute(folder).map_err(failed)?;
+    for above in absolute.ancestors() {
+        if let Ok(known) = fs::canonicalize(above) {
+            let rest = absolute.strip_prefix(above).expect("an ancestor is a prefix");
+            return Ok(if rest == Path::new("") { known } else { known.join(rest) });
+        }
+    }
+    Ok(absolute)
+}
+
+/// Removes what an `init` that broke off has left. The folder in which it was made goes last: it is how the rest is known
+/// to be such a remainder.
+fn clear(layout: &Layout) -> Result<(), DomainError> {
+    let staging = layout.staging();
+    if staging.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    for path in layout.entries().into_iter().chain([staging]) {
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        match removed {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(FileError::Write { path, source }.into());
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Moves a whole domain to its place, the trust bundle last.
+fn move_in(staged: &Layout, layout: &Layout) -> Result<(), DomainError> {
+    let sync = || fs::File::open(layout.folder()).and_then(|folder| folder.sync_all());
+    for (from, to) in staged.entries().iter().zip(layout.entries()) {
+        let last = to == layout.trust();
+        let moved = if last { sync().and_then(|()| fs::rename(from, &to)) } else { fs::rename(from, &to) };
+        match moved {
+            // Not everybody puts configuration into it.
+            Err(source) if source.kind() == io::ErrorKind::NotFound && !last => {}
+            Err(source) => return Err(FileError::Write { path: to, source }.into()),
+            Ok(()) => {}
+        }
+    }
+    let failed = |source| FileError::Write { path: layout.folder().to_owned(), source };
+    sync().and_then(|()| fs::remove_dir_all(staged.folder())).and_then(|()| sync()).map_err(failed)?;
+    Ok(())
+}
