@@ -83,6 +83,8 @@ codes! {
     ObjectTooLarge = 308, "object too large", "An object exceeds the largest that is accepted.", "Lower `chunk_elements` of the run, or split the data.";
     ObjectForbidden = 309, "object not granted", "The asker has no lease or role under which this object is granted.", "Nothing if the lease was lost; otherwise look at the audit stream.";
     CacheFailed = 310, "cache failed", "The local object cache cannot be read or written.", "Check the cache folder's space and rights; it may be deleted at any time.";
+    StoreGround = 313, "store's folder not usable", "The file system under the store's folder cannot do what the store needs: make, rename, sync and remove files.", "Put the folder on a local disk, or correct its rights.";
+    HandlesTooFew = 314, "too few open files allowed", "The system lets this process hold too few files and sockets open.", "Raise the limit (`ulimit -n`, or `LimitNOFILE` of the systemd unit) to 2048 or more.";
 
     // 04: leases.
     LeaseLost = 401, "lease lost", "The lease expired or its unit was granted to another under a later epoch.", "Claim again; the unit's work counts for its present holder only.";

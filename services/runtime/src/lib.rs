@@ -7,6 +7,7 @@ pub mod clock;
 pub mod config;
 mod denial;
 pub mod exit;
+pub mod handles;
 pub mod log;
 pub mod materials;
 pub mod memory;

@@ -47,7 +47,7 @@ pub struct ServerSettings {
     pub free_bytes_min: ConfigBytes,
     /// Connections served at a time.
     pub connections_max: usize,
-    /// The share of them that one address may hold, in percent.
+    /// The share of them that one address may hold when it is alone, in percent.
     pub connections_peer_percent: u8,
     /// Longest silence of a peer.
     pub idle: ConfigDuration,
