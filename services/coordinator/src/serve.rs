@@ -1,6 +1,7 @@
 //! From subscriptions to the decision loop: each message is read, and refused at once when its form or sender is wrong.
 
 use coordinator_core::{Input, Peer};
+use runtime::throttle::{INTERVAL_FIRST, Throttle};
 use runtime::{Bus, Failure, Subscription};
 use schemas::subject::{COORDINATOR_FILTERS, Incoming};
 use schemas::{Code, Refusal};
@@ -11,7 +12,6 @@ use crate::allowance::{Allowances, MESSAGE_COST, cost};
 use crate::answer;
 use crate::arrival::Arrival;
 use crate::incoming::{self, Heard, Identity, Rejected};
-use crate::refusals::{Many, Refusals, SUMMARY_EVERY};
 
 /// Subscribes to everything that is said to the coordinator.
 ///
@@ -28,15 +28,15 @@ pub(crate) async fn forward(
     identity: Identity,
     arrivals: mpsc::Sender<Arrival>,
 ) {
-    let mut refusals = Refusals::default();
+    let mut refusals = Refusals::new();
     let mut allowances = Allowances::default();
-    let mut summaries = tokio::time::interval(SUMMARY_EVERY);
-    summaries.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut forgetting = tokio::time::interval(INTERVAL_FIRST);
+    forgetting.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let next = tokio::select! {
             next = subscription.next() => next,
-            _ = summaries.tick() => {
-                log_many(&mut refusals);
+            _ = forgetting.tick() => {
+                refusals.forget();
                 continue;
             }
         };
@@ -99,16 +99,15 @@ async fn refuse(
     refusals: &mut Refusals,
 ) -> Option<Arrival> {
     let Rejected { peer, verb, refusal } = rejected;
-    let noted = refusals.note(&sender(&message.subject, peer.as_ref()), refusal.code, Instant::now());
-    if noted {
-        tracing::warn!(subject = %message.subject, %refusal, "message refused");
-    }
+    let (sender, code) = (sender(&message.subject, peer.as_ref()), refusal.code);
+    let noted = refusals.note(&sender);
+    tracing::warn!(sender, %code, subject = %message.subject, detail = refusal.detail, "message refused");
     if let Some(reply) = message.reply.as_ref().filter(|_| refusal.code != Code::IdentityMismatch)
         && let Err(error) = bus.publish(reply, answer::refused(refusal.clone())).await
     {
         tracing::warn!(%error, "refusal not sent");
     }
-    // Who asks too much is recorded when it is logged, so that not even its refusals fill the loop.
+    // Who asks too much is recorded as often as it would be logged, so that not even its refusals fill the loop.
     let peer = peer.filter(|_| noted || refusal.code != Code::AskedTooMuch);
     peer.map(|peer| Arrival::Input(Input::Denied { peer, verb, refusal }))
 }
@@ -122,8 +121,24 @@ fn sender(subject: &str, peer: Option<&Peer>) -> String {
     }
 }
 
-fn log_many(refusals: &mut Refusals) {
-    for Many { sender, count, last } in refusals.summaries(Instant::now()) {
-        tracing::warn!(sender, count, code = %last, "further messages refused; the code is that of the newest");
+/// What was refused lately, by sender; the log holds its lines back by the same rule, by sender and code.
+struct Refusals {
+    throttle: Throttle,
+    started: Instant,
+}
+
+impl Refusals {
+    fn new() -> Self {
+        Self { throttle: Throttle::default(), started: Instant::now() }
+    }
+
+    /// Notes a refusal; whether it is one of the first of its sender.
+    fn note(&mut self, sender: &str) -> bool {
+        self.throttle.note("refused", sender, self.started.elapsed(), String::new)
+    }
+
+    /// Forgets who was quiet. The sums are the log's to tell.
+    fn forget(&mut self) {
+        let _sums = self.throttle.due(self.started.elapsed());
     }
 }

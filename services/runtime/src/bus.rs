@@ -374,7 +374,7 @@ impl Subscription {
 
 fn on_event(event: &Event, denials: &Denials, lost: &watch::Sender<u64>) {
     match event {
-        Event::Connected => tracing::info!("connected to the bus"),
+        Event::Connected => tracing::info!(cause = "bus", "connected to the bus"),
         Event::Disconnected => {
             tracing::warn!("connection to the bus lost; trying again");
             lost.send_modify(|count| *count += 1);

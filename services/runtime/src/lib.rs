@@ -16,6 +16,7 @@ pub mod quantity;
 pub mod ready;
 pub mod shutdown;
 mod switches;
+pub mod throttle;
 
 pub use auth::{AuthConfig, validate};
 pub use bus::{Bus, BusConfig, BusError, Subscription};
