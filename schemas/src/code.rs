@@ -62,9 +62,13 @@ codes! {
     NonceRefused = 116, "server asks to sign something else", "The server sent something that is no nonce for the connection key to sign.", "Do not connect to this server; a broker that does so is captured or is no NATS server.";
     CertificateInvalid = 117, "certificate not valid", "A certificate or its key does not parse, or the two do not belong together.", "Make a new one with `diloctl auth certificate` and restart broker and store, or name the right files.";
     NameTaken = 118, "name taken", "A credential of this name exists for another role or run.", "Choose another name, or remove the old files first.";
+    CertificateExpired = 124, "certificate expired or not yet valid", "The time of a certificate in a file does not contain the present time.", "Make a new one with `diloctl auth certificate`, copy it to broker and store, restart both, and check the machine's clock. An authority that has ended needs a new trust domain.";
+    CertificateUntrusted = 125, "server's certificate not trusted", "A server showed a certificate that is signed by no authority trusted here, or is for another name.", "Check that address and CA file belong to the same trust domain; `diloctl auth certificate --server-name NAME` makes one for a further name.";
+    EndsSoon = 126, "credential or certificate ends soon", "A credential or a certificate ends within a week.", "Renew it now: `diloctl auth issue` for credentials, `diloctl auth certificate` for the certificate of broker and store. Running processes take renewed credentials up by themselves.";
+    ServerCertificateExpired = 127, "server's certificate expired or not yet valid", "The time of the certificate that a server showed does not contain the present time.", "Make a new one with `diloctl auth certificate`, copy it to that server and restart it, and compare the clocks of both machines.";
 
     // 02: the bus.
-    BusUnreachable = 201, "bus unreachable", "No NATS server answered at the address.", "Start it with `nats-server -c nats-config/dev.conf` or `diloctl up`, and check address and CA file; if its certificate has expired, `diloctl auth certificate` makes another.";
+    BusUnreachable = 201, "bus unreachable", "No NATS server answered at the address.", "Start it with `nats-server -c nats-config/dev.conf` or `diloctl up`, and check address and CA file.";
     BusRefused = 202, "bus refused the credential", "The NATS server refused the credential.", "Check that the credential and the server belong to the same trust domain, and that it has not expired.";
     BusDenied = 203, "not permitted on the bus", "The server refused to publish or subscribe: the subject is not in this role's permissions.", "Use a credential of the right role; docs/bus.md lists who may say what.";
     NoAnswer = 204, "no answer", "A request was not answered in time.", "Look whether `diloco-coordinator` runs, and at its log; the request may be repeated.";
@@ -72,6 +76,7 @@ codes! {
     StreamDrift = 206, "stream differs from its declaration", "A live stream or bucket differs from the file in nats-config.", "`diloctl cluster check` shows the difference. `diloctl cluster init` alters nothing that exists: change the stream with the tools of NATS, or the file, then check again.";
     MessageInvalid = 207, "message not valid", "A message is too long, is not of the expected type, or has a version that this build does not speak.", "Run the same release everywhere; a repeated case from one worker is a reason to stop that worker.";
     IdentityMismatch = 208, "sender is not who it says", "The identity that the broker wrote into the request differs from the subject's.", "Nothing at the caller; this is an attack or a broken import, look at the audit stream.";
+    StreamNotStored = 212, "stream not stored", "The NATS server answers, but stores nothing: its disk is or was full, or its limits of storage are used up.", "Make room on the server's disk, then restart it: it takes nothing until then. `diloctl up` restarts the one that it started. Its log says what happened.";
 
     // 03: objects and the store.
     StoreUnreachable = 301, "store unreachable", "No S3 store answered at the address.", "Start `diloco-store` or correct the endpoint and CA file.";

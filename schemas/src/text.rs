@@ -140,7 +140,8 @@ mod tests {
     use super::*;
 
     /// One of every kind that must not reach a terminal.
-    const HOSTILE: &str = "a\u{1b}[2J\u{1b}]0;x\u{7}\n\r\t\u{7f}\u{9b}31m\u{202e}b\u{2066}\u{200b}\u{feff}\u{2028}\u{e0041}z";
+    const HOSTILE: &str =
+        "a\u{1b}[2J\u{1b}]0;x\u{7}\n\r\t\u{7f}\u{9b}31m\u{202e}b\u{2066}\u{200b}\u{feff}\u{2028}\u{e0041}z";
 
     #[test]
     fn nothing_that_a_terminal_obeys_is_left() {

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use runtime::Failure;
 use schemas::Code;
+use schemas::text::ShownJson;
 use serde_json::json;
 
 use crate::output::Format;
@@ -30,6 +31,9 @@ pub(crate) const fn status(code: Code) -> u8 {
         | Code::ObjectForbidden
         | Code::CredentialMissing
         | Code::CredentialExpired
+        | Code::CertificateExpired
+        | Code::CertificateUntrusted
+        | Code::ServerCertificateExpired
         | Code::RoleMismatch => 6,
         Code::NoAnswer => 7,
         Code::LedgerBroken | Code::ReplayDiverged | Code::SignatureInvalid => 10,
@@ -54,7 +58,7 @@ pub(crate) fn report(format: Format, failure: &Failure) -> ExitCode {
                 "detail": refusal.detail,
                 "next": code.next_step(),
             });
-            eprintln!("{error}");
+            eprintln!("{}", ShownJson(&error.to_string()));
         }
     }
     ExitCode::from(status(code))

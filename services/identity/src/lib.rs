@@ -2,6 +2,7 @@
 //! on disk that all of them come from. Nothing here opens a connection; nothing here can print a secret.
 
 pub mod accounts;
+pub mod certificate;
 pub mod claims;
 pub mod credentials;
 pub mod domain;
@@ -17,6 +18,7 @@ pub mod store_keys;
 pub mod tls;
 pub mod trust;
 
+pub use certificate::CertificateRefused;
 pub use credentials::Credentials;
 pub use domain::{Domain, InitOptions, Issued};
 pub use key::{KeyKind, SigningKey};

@@ -48,7 +48,10 @@ pub(crate) enum RootError {
     Busy,
     Io(io::Error),
     /// The file system cannot do what a store needs.
-    Ground { tried: &'static str, source: io::Error },
+    Ground {
+        tried: &'static str,
+        source: io::Error,
+    },
 }
 
 /// Room for what is still to come of one upload; given back when dropped.

@@ -84,7 +84,9 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The process may open too few files and sockets.
-    #[error("the process may hold {handles} files and sockets open, which is too few; {HANDLES_OWN} and {HANDLES_A_CONNECTION} a connection are needed")]
+    #[error(
+        "the process may hold {handles} files and sockets open, which is too few; {HANDLES_OWN} and {HANDLES_A_CONNECTION} a connection are needed"
+    )]
     Handles {
         /// How many it may.
         handles: u64,

@@ -101,10 +101,9 @@ pub(crate) struct Presence {
     pub(crate) heartbeat: Option<Heartbeat>,
 }
 
-/// Bytes that the workers of a run moved, by their own account.
+/// Bytes that the workers of a run fetched, by their own account. What they uploaded and is of use, the ledger tells.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Traffic {
-    pub(crate) up: Bytes,
     pub(crate) down: Bytes,
 }
 
@@ -114,7 +113,6 @@ impl Traffic {
         let moved = |before: Option<Bytes>, now: Bytes| {
             before.filter(|before| *before <= now).map_or(now, |before| now - before)
         };
-        self.up += moved(before.map(|before| before.bytes_up), now.bytes_up);
         self.down += moved(before.map(|before| before.bytes_down), now.bytes_down);
     }
 }

@@ -22,11 +22,13 @@ struct Ask<'a> {
     signed: Vec<(&'static str, String)>,
     unsigned: Vec<(&'static str, String)>,
     body: Vec<u8>,
+    /// Seconds that the signature is good for.
+    life: u64,
 }
 
 impl<'a> Ask<'a> {
     fn new(key: &'a AccessKey, method: Method, path: String) -> Self {
-        Self { key, method, path, signed: Vec::new(), unsigned: Vec::new(), body: Vec::new() }
+        Self { key, method, path, signed: Vec::new(), unsigned: Vec::new(), body: Vec::new(), life: 60 }
     }
 
     /// An upload as the coordinator grants it, with the signature over all of `covered`.
@@ -57,7 +59,7 @@ impl<'a> Ask<'a> {
             self.key.expose_secret(),
             None,
             "us-east-1",
-            60,
+            self.life,
             query.iter().map(|(name, value)| (name.as_str(), value.as_str())),
             self.signed.iter().map(|(name, value)| (*name, value.as_str())),
         );
@@ -168,4 +170,52 @@ async fn bytes_that_are_not_those_of_the_digest_in_their_key_are_refused() {
     assert_eq!((store.uploads(), store.unfinished()), (Vec::new(), Vec::new()));
     assert_eq!(store.buckets().exists(object.digest).await.unwrap(), None);
     assert_eq!(Ask::upload(put, upload, &truth, &ALL).status(&store).await, 200, "the right bytes");
+}
+
+#[tokio::test]
+async fn a_signature_is_good_for_a_second_to_a_week() {
+    let store = TestStore::start().await;
+    let blob = things(&store).await.blob;
+    for (life, good) in [(0, false), (1, true), (604_800, true), (604_801, false), (u64::from(u32::MAX) + 2, false)] {
+        let status = Ask { life, ..Ask::new(&store.keys.get, Method::Get, blob.clone()) }.status(&store).await;
+        assert!(if good { status == 200 } else { matches!(status, 400 | 403) }, "{life} s: {status}");
+    }
+}
+
+#[tokio::test]
+async fn even_the_admin_key_has_only_what_this_store_does() {
+    let store = TestStore::start().await;
+    let Things { upload, blob, named } = things(&store).await;
+    let admin = &store.keys.admin;
+    for path in ["/blobs?acl", "/blobs?versions", "/blobs?uploads", &format!("{named}?tagging")] {
+        let status = Ask::new(admin, Method::Get, path.to_owned()).status(&store).await;
+        assert!((400..=501).contains(&status) && status != 404, "{path}: {status}");
+    }
+    for (name, value, status) in
+        [("if-match", "\"x\"", 501), ("if-none-match", "\"x\"", 501), ("if-none-match", "*", 412)]
+    {
+        let mut ask = Ask { body: b"other".to_vec(), ..Ask::new(admin, Method::Put, named.clone()) };
+        ask.unsigned.push(("content-length", "5".to_owned()));
+        ask.signed.push((name, value.to_owned()));
+        assert_eq!(ask.status(&store).await, status, "{name}: {value}");
+    }
+    // A copy keeps the digest that both keys name.
+    let stranger = format!("/blobs/{}", BlobKey(ObjectRef::of(b"another").digest));
+    for (source, target, status) in
+        [(&upload, &stranger, 400), (&named, &stranger, 400), (&upload, &named, 400), (&upload, &blob, 200)]
+    {
+        let mut ask = Ask::new(admin, Method::Put, target.clone());
+        ask.signed.push(("x-amz-copy-source", source.clone()));
+        ask.unsigned.push(("content-length", "0".to_owned()));
+        assert_eq!(ask.status(&store).await, status, "{source} to {target}");
+    }
+    // A thousand keys are deleted at a time.
+    for (count, status) in [(1001, 400), (1000, 200)] {
+        let keys: String = (0..count).map(|n| format!("<Object><Key>n/{n}</Key></Object>")).collect();
+        let body = format!("<Delete>{keys}</Delete>").into_bytes();
+        let length = body.len().to_string();
+        let mut ask = Ask { body, ..Ask::new(admin, Method::Post, "/blobs?delete".to_owned()) };
+        ask.unsigned.extend([("content-length", length), ("content-type", "application/xml".to_owned())]);
+        assert_eq!(ask.status(&store).await, status, "{count} keys");
+    }
 }

@@ -6,6 +6,9 @@
 mod audit_tamper;
 mod cluster_check;
 mod coordinator_restart;
+mod disk_full;
+mod endings;
+mod foreign_text;
 mod hostile_messages;
 mod permissions;
 mod run_halted;

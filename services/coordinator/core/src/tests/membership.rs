@@ -67,7 +67,16 @@ fn joins_that_do_not_fit_are_refused() {
     open.posture.open = vec![OpenLayer { layer: Layer::Bus, reason: "laboratory".to_owned() }];
     let mut long = join_request(1);
     long.device = "x".repeat(129);
-    for (request, code) in [(no_trainer, Code::TrainerMissing), (open, Code::LayerOpen), (long, Code::MessageInvalid)] {
+    let [mut cleared, mut forged] = [join_request(1), join_request(1)];
+    cleared.device = "cpu\u{1b}[2J".to_owned();
+    forged.release = "0.1.0\nUFORGED  yes  training".to_owned();
+    for (request, code) in [
+        (no_trainer, Code::TrainerMissing),
+        (open, Code::LayerOpen),
+        (long, Code::MessageInvalid),
+        (cleared, Code::MessageInvalid),
+        (forged, Code::MessageInvalid),
+    ] {
         let reply = world.ask(peer(1), WorkerRequest::Join(request));
         assert_eq!(world.refusal(reply), code);
     }
