@@ -47,7 +47,7 @@ pub enum Outside {
 }
 
 /// Why the certificate that a server shows is not taken.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the certificate that the server shows, issued to {names}, {why}")]
 pub struct CertificateRefused {
     pub(crate) names: String,
@@ -124,6 +124,13 @@ impl fmt::Display for Why {
             Self::OtherName(wanted) => write!(f, "is not for {wanted}"),
             Self::Other(reason) => write!(f, "is not taken: {}", Shown(reason)),
         }
+    }
+}
+
+/// The same words: rustls shows the error of a verifier in this form, and clients show what rustls shows.
+impl fmt::Debug for CertificateRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

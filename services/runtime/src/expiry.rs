@@ -48,7 +48,7 @@ pub fn certificates(path: &Path) -> Vec<Ending> {
 /// Logs what ends soon.
 pub fn warn(materials: &Materials, now: UnixMillis) {
     for Refusal { code, detail, .. } in materials.endings().iter().filter_map(|ending| ending.notice(now)) {
-        tracing::warn!(%code, "{detail}; {}", code.next_step());
+        tracing::warn!(%code, "{detail}; renew it");
     }
 }
 

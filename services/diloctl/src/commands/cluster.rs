@@ -54,8 +54,13 @@ pub(crate) fn say_what_ends(context: &Context) -> Result<(), Failure> {
     let issued = layout.credentials("any");
     let files = issued.parent().and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten().flatten();
     items.extend(files.map(|file| Material::Credentials { key: "credentials", path: file.path() }));
-    for notice in (Materials { items, now }).endings().iter().filter_map(|ending| ending.notice(now)) {
-        context.printer.talk(&format!("warning {}: {}; {}", notice.code, notice.detail, notice.code.next_step()));
+    let endings = Materials { items, now }.endings();
+    let notices: Vec<_> = endings.iter().filter_map(|ending| ending.notice(now)).collect();
+    for notice in &notices {
+        context.printer.talk(&format!("warning {}: {}", notice.code, notice.detail));
+    }
+    if let Some(notice) = notices.first() {
+        context.printer.talk(&format!("  next: {}", notice.code.next_step()));
     }
     Ok(())
 }

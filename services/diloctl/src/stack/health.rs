@@ -47,7 +47,10 @@ impl Trouble {
             file.take(TAIL_BYTES).read_to_end(&mut tail)?;
             Ok(tail)
         };
-        Self::told(&String::from_utf8_lossy(&read().ok()?), running.pid)
+        let trouble = Self::told(&String::from_utf8_lossy(&read().ok()?), running.pid)?;
+        // The broker runs in the folder above the domain's, and its log lies below that: `.diloco/logs/nats-server.log`.
+        let home = running.log.ancestors().nth(3).unwrap_or(Path::new(""));
+        Some(Self { file: trouble.file.map(|file| home.join(file)), ..trouble })
     }
 
     /// The last sign of trouble that the process of this number wrote: the log holds the lives of all brokers before it.
@@ -55,8 +58,8 @@ impl Trouble {
         let mark = format!("[{pid}] ");
         let own = log.lines().rev().filter_map(|line| line.strip_prefix(&mark)?.split_once("[ERR] "));
         let (_, words) = own.into_iter().find(|(_, words)| SIGNS.iter().any(|sign| words.contains(sign)))?;
-        let file = words.split_once("write /").and_then(|(_, rest)| rest.split_once(": "));
-        Some(Self { words: words.to_owned(), file: file.map(|(path, _)| Path::new("/").join(path)) })
+        let file = words.split_once(": write ").and_then(|(_, rest)| rest.split_once(": "));
+        Some(Self { words: words.to_owned(), file: file.map(|(path, _)| PathBuf::from(path)) })
     }
 
     /// As the failure of a command.
@@ -101,7 +104,8 @@ mod tests {
         [8] 2026/11/26 17:40:37.808666 [INF] Server is ready\n\
         [9] 2026/11/26 17:41:00.000000 [INF] Server is ready\n\
         [9] 2026/11/26 17:41:01.000000 [ERR] JetStream failed to store a msg on stream 'C > AUDIT': write /d/nats/2.blk: no space left on device\n\
-        [9] 2026/11/26 17:41:02.000000 [ERR] something else\n";
+        [9] 2026/11/26 17:41:02.000000 [ERR] something else\n\
+        [10] 2026/11/26 17:42:02.000000 [ERR] Filestore [A] Critical write error: write .diloco/nats/3.blk: no space left on device\n";
 
     #[test]
     fn a_broker_is_judged_by_what_it_wrote_itself() {
@@ -111,6 +115,8 @@ mod tests {
         assert_eq!(trouble.file.as_deref(), Some(Path::new("/d/nats/2.blk")));
         assert!(trouble.failure().to_string().contains("no space left on device"));
         assert_eq!(Trouble::told("", 9), None);
+        let relative = Trouble::told(LOG, 10).expect("its disk was full");
+        assert_eq!(relative.file.as_deref(), Some(Path::new(".diloco/nats/3.blk")));
     }
 
     #[test]

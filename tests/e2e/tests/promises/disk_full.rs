@@ -102,7 +102,7 @@ struct Stack<'a>(&'a Cluster);
 
 impl Drop for Stack<'_> {
     fn drop(&mut self) {
-        let down = Command::new(harness::program("diloctl")).args(["down", "--drain", "1s"]);
-        let _ended = { down }.current_dir(self.0.path("")).output();
+        let mut down = Command::new(harness::program("diloctl"));
+        let _ended = down.args(["down", "--drain", "1s"]).current_dir(self.0.path("")).output();
     }
 }

@@ -47,7 +47,7 @@ async fn no_command_shows_what_a_terminal_would_obey() {
     let workers = cluster.diloctl_ok(&["worker", "ls"]).await;
     assert_eq!(workers.lines().count(), 2, "titles and one worker:\n{workers}");
     let replayed = cluster.diloctl(&["audit", "replay"]).await.stdout;
-    assert!(replayed.contains("\\u{1b}[2J"), "the reason is shown, with its escapes:\n{replayed}");
+    assert!(replayed.contains("\\u{202e}abc\\u{200b}"), "the reason is shown, with its escapes:\n{replayed}");
     for service in ["coordinator", "audit"] {
         let log = cluster.process(service).log();
         let odd = log.lines().find(|line| !is_plain(line) || line.starts_with("UFORGED"));
