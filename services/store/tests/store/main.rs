@@ -9,6 +9,8 @@ mod conformance;
 mod connections;
 mod hostile;
 mod rights;
+mod slow;
 mod support;
+mod time;
 mod transfers;
 mod uploads;
