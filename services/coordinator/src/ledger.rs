@@ -272,7 +272,7 @@ impl Ledger {
         let answer = match self.bus.request_raw(subject, headers.clone(), body.clone(), ACK_WAIT).await {
             Ok(answer) => answer,
             Err(error @ BusError::Denied { .. }) => return Published::Refused(error.to_string()),
-            Err(error) => return Published::Unknown(self.bus.explain_silence(error).await.to_string()),
+            Err(error) => return Published::Unknown(self.bus.explain_silence(error, LEDGER_STREAM).await.to_string()),
         };
         let Ok(ack) = serde_json::from_slice::<Acknowledgement>(&answer) else {
             return Published::Unknown("the stream's answer is not one".to_owned());

@@ -294,19 +294,17 @@ impl Bus {
         self.send(subject, request, wait).await
     }
 
-    /// What the silence after something that was to be stored means. A server whose store has failed, most often since its
+    /// What the silence after something that `stream` was to store means. A server whose store has failed, most often since its
     /// disk was full, goes on answering everything else, and says what is wrong to its log alone.
-    pub async fn explain_silence(&self, error: BusError) -> BusError {
+    pub async fn explain_silence(&self, error: BusError, stream: &str) -> BusError {
         let BusError::TimedOut { subject, .. } = &error else { return error };
         let request = async_nats::Request::new().timeout(Some(ROUND_TRIP_MAX));
-        let answer = self.send(JETSTREAM_INFO, request, ROUND_TRIP_MAX).await;
-        let said = match answer.as_deref().map(serde_json::from_slice::<JetStreamInfo>) {
-            Ok(Ok(JetStreamInfo { error: Some(said) })) => format!("JetStream says: {}", said.description),
-            Ok(Ok(JetStreamInfo { error: None })) => {
-                "its store has failed, most often since its disk was full; its log \
+        let answer = self.send(&format!("$JS.API.STREAM.INFO.{stream}"), request, ROUND_TRIP_MAX).await;
+        let said = match answer.as_deref().map(serde_json::from_slice::<StreamInfo>) {
+            Ok(Ok(StreamInfo { error: Some(said) })) => format!("JetStream says: {}", said.description),
+            Ok(Ok(StreamInfo { error: None })) => "its store has failed, most often since its disk was full; its log \
                 says why, and it takes nothing more until it is restarted"
-                    .to_owned()
-            }
+                .to_owned(),
             _ => return error,
         };
         BusError::NotStored(format!(
@@ -415,12 +413,9 @@ impl Subscription {
     }
 }
 
-/// The question whether JetStream is on.
-const JETSTREAM_INFO: &str = "$JS.API.INFO";
-
-/// As much of its answer as is read.
+/// As much of what is known of a stream as is read.
 #[derive(Deserialize)]
-struct JetStreamInfo {
+struct StreamInfo {
     error: Option<JetStreamError>,
 }
 
