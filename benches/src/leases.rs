@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use harness::Cluster;
+use identity::join::new_session;
 use identity::{AuditKey, TrustBundle, jws};
 use runtime::Bus;
 use schemas::lease::{ClaimOutcome, ClaimReply, ClaimRequest, Done, MANIFEST_TYPE, Manifest, ReleaseRequest};
-use schemas::member::{JoinReply, JoinRequest, Posture};
+use schemas::member::{JoinReply, JoinRequest, Posture, Session};
 use schemas::permission::Role;
 use schemas::run::TrainerKind;
 use schemas::subject::{Verb, request_subject};
 use schemas::{Message, Millis, RunId, V, WorkerId};
+use serde_bytes::ByteArray;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -33,6 +35,7 @@ const ANSWER_WAIT: Duration = Duration::from_secs(20);
 
 /// A worker that claims and releases.
 struct Claimer {
+    session: Session,
     bus: Bus,
     run: RunId,
     worker: WorkerId,
@@ -91,10 +94,14 @@ impl Claimer {
         let bus = cluster.connect(Role::Worker, name).await;
         let audit_key = AuditKey::read(&issued.audit_key.context("workers sign events")?)?;
         let worker = issued.public.as_str().parse()?;
-        let claimer = Self { bus, run: cluster.run().clone(), worker, trust: cluster.domain().trust().clone() };
+        let session = new_session();
+        let claimer =
+            Self { session, bus, run: cluster.run().clone(), worker, trust: cluster.domain().trust().clone() };
         let join = JoinRequest {
             v: V,
+            session,
             audit_key: audit_key.public().clone(),
+            proof: ByteArray::new(audit_key.sign_join(claimer.trust.domain.as_str(), &claimer.run, &claimer.worker)),
             trainers: vec![TrainerKind::Synthetic],
             device: "a bench".to_owned(),
             release: "0".to_owned(),
@@ -106,7 +113,7 @@ impl Claimer {
 
     /// Claims, and gives the lease back. The time is from `due` to the verified grant.
     async fn claim(&self, due: Instant) -> Result<Duration> {
-        let claim = ClaimRequest { v: V, wait: Millis::from_secs(10) };
+        let claim = ClaimRequest { v: V, session: self.session, wait: Millis::from_secs(10) };
         let reply: ClaimReply = self.ask(Verb::LeaseClaim, &claim).await?;
         let ClaimOutcome::Lease(document) = reply.outcome else { bail!("{:?} instead of a lease", reply.outcome) };
         let manifest: Manifest = jws::verify(&document, MANIFEST_TYPE, &self.trust)?;

@@ -104,27 +104,41 @@ codes! {
     Draining = 405, "draining", "The coordinator is shutting down and gives out no work.", "Wait for it to come back; the worker asks again by itself.";
     ManifestInvalid = 406, "manifest refused", "A lease's signed manifest failed a check: signature, window, audience or binding.", "Nothing was executed; compare the worker's trust bundle with the coordinator's.";
     AskedTooMuch = 407, "asked too much", "A worker sent more requests than any worker needs, and was not listened to for a moment.", "An honest worker slows down by itself. If it repeats, look at that worker: it is broken or hostile.";
+    ClockOff = 408, "clock off", "The clocks of two machines differ by more than they should, or this machine's clock was set while a process ran.", "Correct the clock that is wrong. Work goes on meanwhile: leases are judged by the coordinator's time, and a process keeps the time that it started with until it is started again.";
+    LeaseStalled = 409, "lease without progress", "A lease was renewed for long while neither its steps nor its bytes moved on; its unit went to another.", "Look at the worker and its line: what holds it up is in its log. It may claim again.";
+
+    Replaced = 410, "replaced by another process", "Another process joined the run with this worker's credentials; the newest is the worker.", "Nothing if the worker was moved or started again. Otherwise two machines share one name: issue one of them a name of its own with `diloctl auth issue`, and start it with that.";
+    AuditKeyRefused = 411, "audit key is not the asker's", "A join names an audit key whose secret its sender did not prove to hold, or one that belongs to another worker or to a coordinator.", "Point `worker.audit_key` at the key that was issued together with the credentials. If it is that, look at who holds these credentials.";
 
     // 05: contributions.
     LayoutMismatch = 501, "other layout", "A contribution's layout (names, shapes, order or types) is not the run's.", "Run the same release and the same model configuration as the run.";
     SizeMismatch = 502, "wrong size", "A chunk does not have the length that layout and codec give.", "Run the same release; suspect the worker if it repeats.";
-    NotFinite = 503, "not finite", "A contribution, or the weights after an outer step, hold NaN or infinity.", "A contribution is refused alone and its unit issued again: inspect the worker. Weights halt the run; its last full snapshot stands: start another run with a lower learning rate.";
+    NotFinite = 503, "not finite", "A contribution, the initial weights of a new run, or the weights after an outer step hold NaN or infinity.", "A contribution is refused alone and its unit issued again: inspect the worker. Initial weights have to be made again. Weights after an outer step halt the run; its last full snapshot stands: start another run with a lower learning rate.";
     NormOutlier = 504, "norm out of bounds", "A contribution's norm is too large compared with the run's bound.", "Inspect the worker; the bound is `norm_max` of the run.";
     AlreadyCounted = 505, "already counted", "The unit has an accepted contribution already.", "Nothing; the contribution counts once.";
     StatementInvalid = 506, "statement refused", "A result's signed statement does not verify or does not fit its lease.", "Rejoin with the worker's present audit key.";
     TokensMismatch = 507, "wrong token count", "A result claims another number of tokens or steps than its unit has.", "Run the same release; suspect the worker if it repeats.";
 
+    NumberImpossible = 508, "number that cannot be", "A worker states a loss, a speed or a count that its unit, its data and the time since it joined do not allow.", "It was refused and counts nowhere. Run the same release; suspect the worker if it repeats.";
+    UploadMissing = 509, "not uploaded under its lease", "A contribution names an object that its worker did not upload under this lease. What the store has from others, or from another lease, does not count.", "An upload that the store lost is made again by itself; a repeated case is a worker that hands in what is not its own.";
+
     // 06: runs and data.
     RunUnknown = 601, "no such run", "The coordinator knows no run of this name.", "`diloctl run ls` lists the runs.";
     RunExists = 602, "run exists", "A run of this name exists with other settings.", "Choose another name.";
     SpecInvalid = 603, "run settings not valid", "A run's settings are out of bounds or do not fit together.", "Correct the named field.";
-    CorpusEmpty = 604, "corpus empty", "No usable text was found at the path, or too little of it.", "Name a folder or file with at least the stated amount of text.";
+    CorpusEmpty = 604, "corpus empty", "No usable text was found at the path, or too little of it.", "Name a folder or file with at least the stated amount of text. Text is UTF-8 (`iconv -t UTF-8` converts other encodings); where files lie behind links that leave the folder, name the folder that holds them.";
     CorpusUnreadable = 605, "corpus unreadable", "A file of the corpus cannot be read.", "Correct its rights or leave it out.";
     DataInvalid = 606, "data set not valid", "A data set's manifest or shard does not parse or contradicts itself.", "Import the data again with `diloctl data import`.";
     SnapshotMissing = 607, "no such snapshot", "The run has no snapshot of this round yet.", "`diloctl snapshot ls` lists them.";
     ModelInvalid = 608, "model configuration not valid", "A model's configuration is out of bounds or contradicts itself.", "Correct the named field of its config.json.";
     TokenizerInvalid = 609, "tokenizer not valid", "A tokenizer.json does not load or does not fit the model's vocabulary.", "Use the tokenizer that belongs to the model.";
     TooFewWorkers = 610, "too few workers", "The run waits because fewer workers have joined than its minimum.", "Start more workers, or create the run with a smaller `workers_min`.";
+    UnitFails = 616, "a unit fails with every worker", "One unit failed again and again, with every worker that is there, so another try would not help; the run is halted.", "Mend what the workers' reasons name, then restart the coordinator: it gives the unit out again. Everything that counts is kept.";
+    NoWorkerLeft = 617, "no worker left", "The run has had workers, and none of them is there now.", "Look at the logs of the workers that are named and start them, or others, again; the run goes on by itself. One that was removed needs a new name: `diloctl auth issue`.";
+    ShardTooShort = 618, "shard shorter than a sequence", "A shard of the data set holds fewer tokens than one sequence of the run takes, which is `schedule.sequence_tokens` and one more: a unit that reads it would have nothing to train or to evaluate on.", "Lower `schedule.sequence_tokens`, or import again: `diloctl data import` cuts shards of equal length, and more text makes the held-out part longer.";
+    VocabularyTooLarge = 619, "vocabulary larger than the model's", "The data set's tokenizer has more tokens than the model's embedding has rows.", "Raise `vocab_size` in the model's config.json to the data set's vocabulary (`diloctl data ls` shows it), or choose a data set with a smaller one.";
+    SequenceTooLong = 620, "sequence longer than the model's positions", "The run trains on sequences that are longer than the model has positions.", "Lower `schedule.sequence_tokens`, or raise `max_position_embeddings` in the model's config.json.";
+    FolderBusy = 621, "folder in use", "Another `diloctl snapshot pull` writes into this folder.", "Wait until it has ended and repeat, or name another folder.";
 
     // 07: ledger and audit.
     LedgerFenced = 701, "another coordinator leads", "The stream holds an event this coordinator did not write; it stood down before anything else left it.", "Nothing if a new coordinator was started; otherwise stop one of the two.";
@@ -135,7 +149,7 @@ codes! {
     NoVerdict = 706, "no verdict", "The record of events could not be read to its end, or there is none, so nothing can be said about it.", "Check the bus and the stream (`diloctl cluster check`), then repeat; this says neither that the record is right nor that it is wrong.";
     AuditFolderBusy = 707, "audit folder in use", "Another process holds the lock on the folder of the audit files.", "Stop the other audit service, or give this one a folder of its own.";
     AuditFolderInvalid = 708, "audit files unusable", "A file of the audit service cannot be read or written, or was damaged other than by a crash.", "Check the folder's space and rights; keep a damaged folder as it is and start with a new one: the stream is read again from its start.";
-    ClockBehind = 709, "clock behind the ledger", "The ledger's newest event is of a time that this machine's clock has not reached.", "Correct the clock, then start again; a service manager that repeats does it by itself.";
+    ClockBehind = 709, "clock behind the ledger", "The ledger's newest event is of a time that this machine's clock has not reached.", "Nothing has to be done for the run: the coordinator waits when it is a matter of seconds, else goes on with the ledger's time. Correct the clock if it is the one that is wrong.";
 
     // 08: workers and training.
     TorchMissing = 801, "libtorch missing", "libtorch was not found, or is of another version than this build needs.", "Run `cargo xtask deps`, or set LIBTORCH (build) or LD_LIBRARY_PATH (run) to libtorch 2.11.0.";
@@ -144,6 +158,7 @@ codes! {
     TrainerMissing = 804, "trainer missing", "This worker was built or configured without the trainer that the run asks for.", "Use a build with the feature, or another worker.";
     WorkerStateInvalid = 805, "worker state unusable", "The worker's folder for its state cannot be used, or the saved inner state does not fit the run.", "Give each worker a folder of its own that it can write. A damaged `inner.safetensors` may be removed: nothing is lost but optimizer moments.";
     WorkerChainInvalid = 806, "worker's chain of events unusable", "The file that holds the end of a worker's chain of events cannot be read or written.", "Check the space and rights of `worker.state`. Never remove `events.json`: the chain would fork, and its replay would fail. If it is damaged, issue the worker a new name with `diloctl auth issue`.";
+    WorkerRemoved = 808, "removed from the run", "The coordinator removed this worker from the run for good, after too many refused results.", "Find out why its results are no good before it works again; then give it a new name with `diloctl auth issue`, or let it work for another run.";
     InnerStateInvalid = 809, "inner state refused", "A saved inner state has the right form, but values that no optimizer comes to: not finite, negative squares, zeros after many steps.", "Nothing to do: it was put aside as `inner.refused`, and moments start anew. If it repeats, look at the disk of `worker.state` and at who can write there.";
     InnerStateDropped = 810, "inner state dropped", "The first unit after a saved inner state was taken up failed, or its result was refused, so the state is not trusted any more.", "Nothing to do: it was put aside as `inner.refused`, and the next unit begins with fresh moments. If units go on failing, the cause is another.";
 

@@ -8,7 +8,7 @@ use crate::code::Code;
 use crate::contribution::{Contribution, Evaluation};
 use crate::lease::{LeaseRef, Weights};
 use crate::limits::EVENT_BYTES_MAX;
-use crate::member::Posture;
+use crate::member::{Posture, Session};
 use crate::message::{V, message};
 use crate::run::{RunSpec, TrainerKind};
 use crate::{AccountId, Digest, ObjectRef, PublicKey, Round, RunId, Sequence, Tokens, UnixMillis, WorkerId};
@@ -72,6 +72,9 @@ pub enum LedgerEvent {
         device: String,
         release: String,
         posture: Posture,
+        /// Which life of the worker joined; a ledger of an earlier release names none.
+        #[serde(default)]
+        session: Session,
     },
     /// A worker is no longer a member.
     WorkerLeft { worker: WorkerId, cause: Departure, detail: String },
@@ -120,6 +123,8 @@ pub enum Departure {
     Silent,
     /// It was removed for too many refused results.
     Removed,
+    /// Another process joined with its credentials and is the worker now.
+    Replaced,
 }
 
 /// Why a lease ended without a result.
@@ -132,6 +137,8 @@ pub enum LeaseEnd {
     Released,
     /// Its holder is no longer a member.
     Orphaned,
+    /// Renewed for long without progress.
+    Stalled,
 }
 
 /// A worker's own account of its life.

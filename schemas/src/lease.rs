@@ -3,9 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{MESSAGE_BYTES_MAX, WORKER_MESSAGE_BYTES_MAX};
+use crate::member::Session;
 use crate::message::{V, message};
 use crate::run::Codec;
-use crate::{Digest, Epoch, Millis, ObjectRef, Round, RunId, Steps, UnitIndex, UnixMillis, WorkerId};
+use crate::{Bytes, Digest, Epoch, Millis, ObjectRef, Round, RunId, Steps, UnitIndex, UnixMillis, WorkerId};
 
 /// The type header of a lease's JWS.
 pub const MANIFEST_TYPE: &str = "diloco-lease+jwt";
@@ -47,7 +48,9 @@ pub struct LeaseRef {
 #[serde(deny_unknown_fields)]
 pub struct ClaimRequest {
     /// Version.
-    pub v: V<1>,
+    pub v: V<2>,
+    /// Which life of the worker asks: one that was replaced gets no work.
+    pub session: Session,
     /// How long the answer may wait for work; at most `CLAIM_WAIT_MAX`.
     pub wait: Millis,
 }
@@ -147,11 +150,14 @@ pub enum Work {
 #[serde(deny_unknown_fields)]
 pub struct RenewRequest {
     /// Version.
-    pub v: V<1>,
+    pub v: V<2>,
     /// The grant.
     pub lease: LeaseRef,
     /// Steps done so far.
     pub steps_done: Steps,
+    /// Bytes that the worker has moved to and from the store since its process started, those of transfers that are under
+    /// way among them. A lease whose steps and bytes both stand still is taken back.
+    pub bytes_moved: Bytes,
 }
 
 /// The answer to a renewal.

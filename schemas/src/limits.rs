@@ -46,3 +46,13 @@ pub const LEASE_MIN: Millis = Millis::from_secs(5);
 pub const LEASE_MAX: Millis = Millis::from_secs(24 * 3600);
 /// Largest tokens in one sequence.
 pub const SEQUENCE_TOKENS_MAX: u32 = 131_072;
+/// Largest mean loss, nats a token, that anybody states. A guess among 2^32 tokens costs 22; a model that has diverged may
+/// reach some hundreds, and beyond this its weights are of no use to others.
+pub const LOSS_MAX: f64 = 1e4;
+/// Highest speed that a worker states, tokens a second: a hundred times what one machine does with the smallest model.
+pub const SPEED_MAX: f64 = 1e9;
+/// Most bytes a second, in one direction, that a worker is believed to have moved since it joined: a line of 100 Gbit/s. So
+/// no sum over workers comes near the end of its type within years.
+pub const TRAFFIC_MAX: Bytes = Bytes(12_500_000_000);
+/// Longest time that the inner steps of a unit are said to have taken: credentials do not last longer.
+pub const TRAIN_MAX: Millis = Millis::from_secs(366 * 24 * 3600);

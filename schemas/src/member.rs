@@ -1,20 +1,40 @@
 //! Membership: joining and leaving a run, and how openly each process runs.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteArray;
 
 use crate::limits::{MESSAGE_BYTES_MAX, WORKER_MESSAGE_BYTES_MAX};
 use crate::message::{V, message};
 use crate::run::{RunSpec, TrainerKind};
 use crate::{Digest, Millis, PublicKey, UnixMillis};
 
-/// `join`: I want to work for this run. May be repeated; a member's second join renews its entry.
+/// One life of a worker's process, drawn at random when it starts. It tells two processes apart that hold the same
+/// credentials; it is no secret and gives no right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Session(pub u64);
+
+impl fmt::Display for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// `join`: I want to work for this run. May be repeated; a member's second join renews its entry. A join of another session
+/// takes the membership over: the newest process is the worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoinRequest {
     /// Version.
-    pub v: V<1>,
+    pub v: V<2>,
+    /// Which life of the worker asks.
+    pub session: Session,
     /// The key that signs the worker's events and statements; not its connection key.
     pub audit_key: PublicKey,
+    /// By the audit key, over the run and the worker's name under a prefix of their own: the asker holds its secret.
+    pub proof: ByteArray<64>,
     /// Trainers it has.
     pub trainers: Vec<TrainerKind>,
     /// What it computes on, for people: `cpu x1`, `cuda:0 NVIDIA H100`.
@@ -46,7 +66,9 @@ pub struct JoinReply {
 #[serde(deny_unknown_fields)]
 pub struct LeaveRequest {
     /// Version.
-    pub v: V<1>,
+    pub v: V<2>,
+    /// Which life of the worker asks: one that was replaced ends nobody's membership.
+    pub session: Session,
     /// Why.
     pub reason: String,
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::lease::LeaseRef;
 use crate::limits::WORKER_MESSAGE_BYTES_MAX;
+use crate::member::Session;
 use crate::message::{V, message};
 use crate::{Bytes, Steps, Tokens};
 
@@ -12,7 +13,9 @@ use crate::{Bytes, Steps, Tokens};
 #[serde(deny_unknown_fields)]
 pub struct Heartbeat {
     /// Version.
-    pub v: V<1>,
+    pub v: V<2>,
+    /// Which life of the worker speaks: what it counts begins with its process.
+    pub session: Session,
     /// Where it stands.
     pub phase: Phase,
     /// The lease it holds.

@@ -15,7 +15,7 @@ use schemas::lease::{
     ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, Offer, ReleaseRequest, RenewReply, RenewRequest, UnitId,
     UnitKind, Weights,
 };
-use schemas::member::{JoinReply, JoinRequest, Layer, LeaveRequest, OpenLayer, Posture};
+use schemas::member::{JoinReply, JoinRequest, Layer, LeaveRequest, OpenLayer, Posture, Session};
 use schemas::public::Status;
 use schemas::run::{
     Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding, RunSpec, Schedule,
@@ -233,7 +233,9 @@ pub(crate) fn all() -> Vec<Example> {
     vec![
         example(&JoinRequest {
             v: V,
+            session: Session(7),
             audit_key: public(),
+            proof: ByteArray::new([5; 64]),
             trainers: vec![TrainerKind::Torch, TrainerKind::Reference],
             device: "cpu x1".to_owned(),
             release: "0.1.0".to_owned(),
@@ -246,10 +248,10 @@ pub(crate) fn all() -> Vec<Example> {
             now: UnixMillis(1),
             heartbeat: Millis(5000),
         }),
-        example(&LeaveRequest { v: V, reason: "done".to_owned() }),
-        example(&ClaimRequest { v: V, wait: Millis(20_000) }),
+        example(&LeaveRequest { v: V, session: Session(7), reason: "done".to_owned() }),
+        example(&ClaimRequest { v: V, session: Session(7), wait: Millis(20_000) }),
         example(&ClaimReply { v: V, outcome: ClaimOutcome::Lease("a.b.c".to_owned()) }),
-        example(&RenewRequest { v: V, lease: lease(), steps_done: Steps(5) }),
+        example(&RenewRequest { v: V, lease: lease(), steps_done: Steps(5), bytes_moved: Bytes(4096) }),
         example(&RenewReply { v: V, expires_at: UnixMillis(5), remaining: Millis(4) }),
         example(&ReleaseRequest { v: V, lease: lease(), reason: "stopping".to_owned() }),
         example(&Done::default()),
@@ -263,6 +265,7 @@ pub(crate) fn all() -> Vec<Example> {
         example(&SubmitReply { v: V, fate: Fate::Merged }),
         example(&Heartbeat {
             v: V,
+            session: Session(7),
             phase: Phase::Training,
             lease: Some(lease()),
             steps_done: Steps(5),

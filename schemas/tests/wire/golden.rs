@@ -8,15 +8,18 @@ use std::path::PathBuf;
 
 use data_encoding::HEXLOWER;
 
-fn file(name: &str) -> PathBuf {
+/// The file of an example, by its name and the version that its bytes say. An answer wraps its message, and so its version.
+fn file(name: &str, bytes: &[u8]) -> PathBuf {
     let plain: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden").join(format!("{plain}.v1.hex"))
+    let place = bytes.windows(2).position(|window| window == [0xa1, b'v']).expect("a message has a version");
+    let version = bytes[place + 2];
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden").join(format!("{plain}.v{version}.hex"))
 }
 
 #[test]
 fn encodings_are_those_on_file() {
     for example in examples::all() {
-        let path = file(example.name);
+        let path = file(example.name, &example.bytes);
         let hex = HEXLOWER.encode(&example.bytes);
         if !path.exists() && std::env::var_os("DILOCO_WRITE_GOLDEN").is_some() {
             std::fs::write(&path, format!("{hex}\n")).expect("a writable folder");

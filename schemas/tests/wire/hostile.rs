@@ -8,6 +8,7 @@ use schemas::answer::question;
 use schemas::blob::PutRequest;
 use schemas::event::EventBody;
 use schemas::lease::{ClaimRequest, Done};
+use schemas::member::Session;
 use schemas::{Answer, Asked, DecodeError, Message, Millis, Reply, V, is_answer};
 
 #[test]
@@ -18,11 +19,11 @@ fn too_long_is_refused_before_parsing() {
 
 #[test]
 fn another_version_is_refused_by_name() {
-    let mut bytes = ClaimRequest { v: V, wait: Millis(1) }.encode();
-    let at = bytes.windows(3).position(|window| window == [0xa1, b'v', 1]).expect("the version field") + 2;
-    bytes[at] = 2;
-    let error = ClaimRequest::decode(&bytes).expect_err("version 2").to_string();
-    assert!(error.contains("unknown version 2, this build speaks version 1"), "{error}");
+    let mut bytes = ClaimRequest { v: V, session: Session(3), wait: Millis(1) }.encode();
+    let at = bytes.windows(3).position(|window| window == [0xa1, b'v', 2]).expect("the version field") + 2;
+    bytes[at] = 3;
+    let error = ClaimRequest::decode(&bytes).expect_err("version 3").to_string();
+    assert!(error.contains("unknown version 3, this build speaks version 2"), "{error}");
 }
 
 #[test]
@@ -30,12 +31,13 @@ fn unknown_fields_and_trailing_bytes_are_refused() {
     #[derive(serde::Serialize)]
     struct Extra {
         v: u8,
+        session: u64,
         wait: u64,
         more: u8,
     }
-    let bytes = rmp_serde::to_vec_named(&Extra { v: 1, wait: 1, more: 1 }).expect("encodes");
+    let bytes = rmp_serde::to_vec_named(&Extra { v: 2, session: 3, wait: 1, more: 1 }).expect("encodes");
     assert!(ClaimRequest::decode(&bytes).is_err());
-    let mut bytes = ClaimRequest { v: V, wait: Millis(1) }.encode();
+    let mut bytes = ClaimRequest { v: V, session: Session(3), wait: Millis(1) }.encode();
     bytes.push(0);
     assert!(matches!(ClaimRequest::decode(&bytes), Err(DecodeError::Trailing { extra: 1, .. })));
 }

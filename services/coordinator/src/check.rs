@@ -4,16 +4,19 @@ use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use merge::codec::encoded_bytes;
 use model::ModelConfig;
 use schemas::data::{DataManifest, Tokenizer};
-use schemas::layout::{Layout, TensorSpec};
-use schemas::limits::{OBJECT_BYTES_MAX, SHARDS_MAX};
+use schemas::layout::Layout;
+use schemas::limits::OBJECT_BYTES_MAX;
 use schemas::run::{CodecKind, RunSpec, TrainerKind};
 use schemas::{Bytes, Code, ObjectRef, Refusal};
 
 use crate::context::{RunContext, layout};
+use crate::screen::MAGNITUDE_MAX;
 use crate::store::{Store, refusal};
 
 /// Objects that are looked at at a time.
 const LOOKS_MAX: usize = 32;
+/// Chunks of initial weights that are read at a time: what is in memory of a model of any size.
+const CHUNKS_AT_A_TIME: usize = 2;
 /// Largest `config.json`; Hugging Face's have a few KiB.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Largest data manifest: 65536 shards of some 150 bytes each.
@@ -31,48 +34,55 @@ pub(crate) async fn run(store: &Store, spec: RunSpec) -> Result<(), Refusal> {
             let detail = format!("model.initial[{index}] has {} bytes, the chunk needs {expected}", object.bytes);
             return Err(Refusal::new(Code::SizeMismatch, detail));
         }
-        objects.push(*object);
     }
     if spec.model.config.bytes.get() > CONFIG_BYTES_MAX {
         let detail = format!("model.config has {} bytes, at most {CONFIG_BYTES_MAX} are read", spec.model.config.bytes);
         return Err(Refusal::new(Code::ModelInvalid, detail));
     }
     let config = store.fetch(spec.model.config).await?;
-    check_model(spec.model.trainer, &config, &layout)?;
+    let model = model(spec.model.trainer, &config, &layout)?;
     let data = data(store, spec.data).await?;
-    check_data(spec, &data)?;
+    let named = |found: Refusal| Refusal::new(found.code, format!("data {}: {}", spec.data.digest, found.detail));
+    model.check_data(&data, &spec.schedule).map_err(named)?;
     objects.extend(data.train.iter().chain(&data.held_out).map(|shard| shard.object));
     if let Tokenizer::HuggingFace(object) = data.tokenizer {
         objects.push(object);
     }
     let looks = objects.into_iter().map(|object| look(store, object));
-    stream::iter(looks).buffer_unordered(LOOKS_MAX).try_collect::<()>().await
+    stream::iter(looks).buffer_unordered(LOOKS_MAX).try_collect::<()>().await?;
+    initial(store, &context).await
 }
 
-/// The layout must be the model's, tensor by tensor; how it is cut into fragments is the run's own choice. Otherwise the run
-/// would be created, and every worker would refuse to train it.
-fn check_model(trainer: TrainerKind, config: &[u8], layout: &Layout) -> Result<(), Refusal> {
-    let own = ModelConfig::parse(trainer, config)
-        .map_err(|error| Refusal::new(Code::ModelInvalid, format!("model.config: {error}")))?
-        .layout();
-    let (expected, got) = (own.tensors.len(), layout.tensors.len());
-    if expected != got {
-        let detail = format!("model.layout has {got} tensors, model.config gives {expected}");
-        return Err(Refusal::new(Code::LayoutMismatch, detail));
+/// Reads all initial weights. One that is no number makes all weights none after the first steps, and a run that every worker
+/// fails is no run.
+async fn initial(store: &Store, context: &RunContext) -> Result<(), Refusal> {
+    let checks = context.spec.model.initial.iter().enumerate().map(|(index, object)| async move {
+        let (bytes, elements) = (store.fetch(*object).await?, context.elements(index));
+        let screened = tokio::task::spawn_blocking(move || initial_chunk(index, &bytes, elements)).await;
+        screened.map_err(|error| Refusal::new(Code::Internal, format!("check of model.initial[{index}]: {error}")))?
+    });
+    let checks: Vec<_> = checks.collect();
+    stream::iter(checks).buffer_unordered(CHUNKS_AT_A_TIME).try_collect::<()>().await
+}
+
+fn initial_chunk(index: usize, bytes: &[u8], elements: usize) -> Result<(), Refusal> {
+    let found = merge::screen(CodecKind::Fp32, bytes, elements)
+        .map_err(|error| Refusal::new(error.code(), format!("model.initial[{index}]: {error}")))?;
+    if found.abs_max <= MAGNITUDE_MAX {
+        return Ok(());
     }
-    let shown = |tensor: &TensorSpec| format!("{} {:?}", tensor.name, tensor.shape);
-    match own
-        .tensors
-        .iter()
-        .zip(&layout.tensors)
-        .find(|(own, given)| own.name != given.name || own.shape != given.shape)
-    {
-        Some((own, given)) => {
-            let detail = format!("model.layout has tensor {}, model.config gives {}", shown(given), shown(own));
-            Err(Refusal::new(Code::LayoutMismatch, detail))
-        }
-        None => Ok(()),
-    }
+    let detail =
+        format!("model.initial[{index}] holds a value of magnitude {:e}, at most {MAGNITUDE_MAX:e}", found.abs_max);
+    Err(Refusal::new(Code::NormOutlier, detail))
+}
+
+/// The configuration must be one that its trainer takes, and the layout its own. Otherwise the run would be created, and
+/// every worker would refuse to train it.
+fn model(trainer: TrainerKind, config: &[u8], layout: &Layout) -> Result<ModelConfig, Refusal> {
+    let model = ModelConfig::parse(trainer, config)
+        .map_err(|error| Refusal::new(Code::ModelInvalid, format!("model.config: {error}")))?;
+    model.check_layout(layout)?;
+    Ok(model)
 }
 
 /// Fetches and parses a data manifest.
@@ -83,28 +93,6 @@ pub(crate) async fn data(store: &Store, object: ObjectRef) -> Result<DataManifes
     }
     let bytes = store.fetch(object).await?;
     serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))
-}
-
-fn check_data(spec: &RunSpec, data: &DataManifest) -> Result<(), Refusal> {
-    let invalid = |reason: String| Err(Refusal::new(Code::DataInvalid, format!("data {}: {reason}", spec.data.digest)));
-    let count = data.train.len() + data.held_out.len();
-    if data.train.is_empty() || count > SHARDS_MAX {
-        return invalid(format!("{} training shards of {count}, expected 1 to {SHARDS_MAX}", data.train.len()));
-    }
-    if data.held_out.is_empty() && spec.schedule.evaluation_every > 0 {
-        return invalid("no held-out shard, but the run evaluates".to_owned());
-    }
-    if !matches!(data.token_bytes, 1 | 2 | 4) {
-        return invalid(format!("{} bytes a token, expected 1, 2 or 4", data.token_bytes));
-    }
-    for shard in data.train.iter().chain(&data.held_out) {
-        let expected = shard.tokens.get().checked_mul(u64::from(data.token_bytes));
-        if expected != Some(shard.object.bytes.get()) || shard.tokens.get() == 0 {
-            let (tokens, bytes) = (shard.tokens, shard.object.bytes);
-            return invalid(format!("shard {} of {tokens} tokens has {bytes} bytes", shard.object.digest));
-        }
-    }
-    Ok(())
 }
 
 async fn look(store: &Store, object: ObjectRef) -> Result<(), Refusal> {
@@ -126,28 +114,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_layout_must_be_the_models() {
-        let model = &Preset::named("reference").expect("a preset").config;
-        let (config, layout) = (model.to_json(), model.layout());
-        let check = |layout: &Layout| check_model(TrainerKind::Reference, &config, layout).map_err(|found| found.code);
-        assert_eq!(check(&layout), Ok(()));
-        let mut fragments = layout.clone();
-        fragments.tensors.last_mut().expect("tensors").fragment = 1;
-        assert_eq!(check(&fragments), Ok(()), "fragments are the run's choice");
-        type Change = fn(&mut Layout);
-        let changes: [Change; 4] = [
-            |layout| layout.tensors[0].name.push('x'),
-            |layout| layout.tensors[0].shape[0] += 1,
-            |layout| layout.tensors.swap(0, 1),
-            |layout| drop(layout.tensors.pop()),
-        ];
-        for (number, change) in changes.iter().enumerate() {
-            let mut other = layout.clone();
-            change(&mut other);
-            assert_eq!(check(&other), Err(Code::LayoutMismatch), "change {number}");
-        }
-        let torch = check_model(TrainerKind::Torch, &config, &layout).expect_err("a configuration of another trainer");
+    fn a_configuration_of_another_trainer_is_refused() {
+        let preset = &Preset::named("reference").expect("a preset").config;
+        let (config, layout) = (preset.to_json(), preset.layout());
+        assert_eq!(model(TrainerKind::Reference, &config, &layout).as_ref(), Ok(preset));
+        let torch = model(TrainerKind::Torch, &config, &layout).expect_err("a configuration of another trainer");
         assert_eq!(torch.code, Code::ModelInvalid);
+    }
+
+    #[test]
+    fn initial_weights_are_numbers() {
+        let bytes = |values: [f32; 3]| values.map(f32::to_le_bytes).concat();
+        let check = |values| initial_chunk(7, &bytes(values), 3).map_err(|found| found.code);
+        assert_eq!(check([0.0, -1.5, 1e-30]), Ok(()));
+        for (value, expected) in [
+            (f32::NAN, Code::NotFinite),
+            (f32::INFINITY, Code::NotFinite),
+            (f32::NEG_INFINITY, Code::NotFinite),
+            (1e31, Code::NormOutlier),
+        ] {
+            assert_eq!(check([0.0, 0.0, value]), Err(expected), "{value}");
+        }
+        let named = initial_chunk(7, &bytes([0.0, f32::NAN, 0.0]), 3).expect_err("one is no number");
+        assert!(named.detail.contains("model.initial[7]"), "{named}");
+        assert!(initial_chunk(0, &[0; 8], 3).is_err(), "another length");
     }
 
     /// What the core lets a worker upload is what the check of a result expects.

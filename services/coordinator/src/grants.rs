@@ -4,8 +4,7 @@ use std::collections::BTreeSet;
 
 use coordinator_core::{Answer, Quarantine};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
-use objects::{IncomingKey, ObjectError, Recorded};
-use runtime::clock;
+use objects::{IncomingKey, ObjectError, Recorded, local_now};
 use schemas::blob::{Grant, Grants};
 use schemas::lease::Done;
 use schemas::{Digest, ObjectRef, Refusal, V};
@@ -47,7 +46,7 @@ pub(crate) struct Upload {
 
 /// URLs to read.
 pub(crate) fn get(store: &Store, objects: &[Digest]) -> Answer {
-    let now = clock::now();
+    let now = local_now();
     let grants = objects.iter().map(|digest| store.signer.get(*digest, now)).collect();
     Answer::Grants(Grants { v: V, grants })
 }
@@ -65,7 +64,7 @@ pub(crate) async fn put(store: &Store, place: &Quarantine, uploads: Vec<Upload>)
         let grant = if there {
             Grant { digest, action: None }
         } else {
-            store.signer.put(&upload.key, upload.object.bytes, clock::now())
+            store.signer.put(&upload.key, upload.object.bytes, local_now())
         };
         Ok::<Grant, Refusal>(grant)
     });

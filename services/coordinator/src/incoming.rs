@@ -143,6 +143,7 @@ fn shown(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use schemas::lease::ClaimRequest;
+    use schemas::member::Session;
     use schemas::{Millis, V, WorkerId};
 
     use super::*;
@@ -159,7 +160,7 @@ mod tests {
         Delivery {
             subject: format!("diloco.request.{}.demo.{}.lease.claim", account(), worker()),
             reply: reply.map(str::to_owned),
-            payload: ClaimRequest { v: V, wait: Millis(5) }.encode().into(),
+            payload: ClaimRequest { v: V, session: Session(1), wait: Millis(5) }.encode().into(),
         }
     }
 

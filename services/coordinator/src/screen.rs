@@ -1,13 +1,15 @@
-//! The check of results: the statement's signature, then each chunk's length, hash and numbers, then its promotion. A
-//! chunk that is announced ahead of its submit is checked while its worker makes the next one.
+//! The check of results: the statement's signature, then each chunk's length, hash and numbers, then the norm of the whole,
+//! then the promotion of all. A chunk that is announced ahead of its submit is checked while its worker makes the next one;
+//! nothing reaches `blobs` but what a good result names.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use coordinator_core::{Quarantine, Screened, Submission};
+use coordinator_core::{Quarantine, Screened, Submission, check_norm};
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use identity::event::verify_statement;
 use merge::ChunkStatistics;
-use objects::ObjectError;
+use objects::{IncomingKey, ObjectError};
 use schemas::contribution::Outcome;
 use schemas::lease::LeaseRef;
 use schemas::{Code, Digest, ObjectRef, PublicKey, Refusal, RunId, WorkerId};
@@ -16,14 +18,20 @@ use tokio::task::JoinHandle;
 use crate::context::RunContext;
 use crate::store::{Kept, Store, incoming_key, refusal};
 
-/// Largest magnitude of a value in a contribution. An outer step over values this large stays far from the end of fp32
+/// Largest magnitude of a value in a contribution, or in the weights that a run begins with. An outer step over values this large stays far from the end of fp32
 /// under any momentum that a run may have; real ones are below 1e3. Beyond it a finite contribution could leave weights that
 /// are not.
-const MAGNITUDE_MAX: f32 = 1e30;
+pub(crate) const MAGNITUDE_MAX: f32 = 1e30;
+
+/// Promotions of one contribution at a time: each is a copy at the store, without its bytes passing here.
+const PROMOTIONS_MAX: usize = 16;
 
 /// A chunk that may be merged.
 #[derive(Debug)]
 pub(crate) struct Chunk {
+    /// Where it lies in quarantine.
+    key: IncomingKey,
+    object: ObjectRef,
     statistics: ChunkStatistics,
     /// Its bytes, if there was room to keep them.
     kept: Option<Kept>,
@@ -105,6 +113,7 @@ pub(crate) async fn check(
         .collect();
     let mut whole = ChunkStatistics::default();
     let mut kept = KeptChunks::with_capacity(checks.len());
+    let mut uploads = Vec::with_capacity(checks.len());
     for (index, mut ahead) in checks.into_iter().enumerate() {
         let chunk = match (&mut ahead.check).await {
             Ok(Ok(chunk)) => chunk,
@@ -113,14 +122,18 @@ pub(crate) async fn check(
         };
         whole.add(chunk.statistics);
         kept.push(chunk.kept);
+        uploads.push((chunk.key, chunk.object));
     }
+    let norm = check_norm(whole.norm(), context.spec.policy.norm_max)?;
+    promote(store, &source.lease, uploads).await?;
     let (lease, in_memory) = (source.lease, kept.iter().flatten().count());
     let (run, round, chunks) = (&source.run, lease.unit.round.get(), kept.len());
     tracing::info!(%run, round, %lease, chunks, in_memory, "contribution screened");
-    Ok((Screened { statement, norm: whole.norm() }, kept))
+    Ok((Screened { statement, norm }, kept))
 }
 
-/// Reads a chunk from quarantine, looks at its numbers, promotes it.
+/// Reads a chunk from the quarantine of its lease and looks at its numbers. What `blobs` holds under the same digest is of no
+/// account: it may be the base weights, or another worker's.
 async fn check_chunk(
     store: &Store,
     context: &RunContext,
@@ -138,15 +151,11 @@ async fn check_chunk(
         return Err(Refusal::new(Code::SizeMismatch, detail));
     }
     let Source { run, lease, worker } = source;
-    let place = Quarantine::Worker { run: run.clone(), round: lease.unit.round, worker: worker.clone() };
+    let place = Quarantine::Worker { run: run.clone(), lease: *lease, worker: worker.clone() };
     let key = incoming_key(&place, object.digest);
     let permit = store.transfer().await;
-    let bytes = match store.buckets.get_incoming(&key, object).await {
-        Ok(bytes) => bytes,
-        // Promoted before a restart, and swept from quarantine since.
-        Err(ObjectError::Missing { .. }) => store.buckets.get(object.digest).await.map_err(|error| refusal(&error))?,
-        Err(error) => return Err(refusal(&error)),
-    };
+    let bytes =
+        store.buckets.get_incoming(&key, object).await.map_err(|error| missing(lease, index, object, &error))?;
     let screening = bytes.clone();
     let statistics = tokio::task::spawn_blocking(move || merge::screen(codec, &screening, elements)).await;
     let statistics = statistics
@@ -157,8 +166,28 @@ async fn check_chunk(
             format!("chunk {index} holds a value of magnitude {:e}, at most {MAGNITUDE_MAX:e}", statistics.abs_max);
         return Err(Refusal::new(Code::NormOutlier, detail));
     }
-    store.buckets.promote(&key, object).await.map_err(|error| refusal(&error))?;
     let kept = store.keep(bytes);
     drop(permit);
-    Ok(Chunk { statistics, kept })
+    Ok(Chunk { key, object, statistics, kept })
+}
+
+/// Moves the chunks of a good result to `blobs`. From there they count once the ledger says so.
+async fn promote(store: &Store, lease: &LeaseRef, uploads: Vec<(IncomingKey, ObjectRef)>) -> Result<(), Refusal> {
+    let promotions = uploads.into_iter().enumerate().map(|(index, (key, object))| async move {
+        let promoted = store.buckets.promote(&key, object).await;
+        promoted.map_err(|error| missing(lease, index, object, &error))
+    });
+    let promotions: Vec<_> = promotions.collect();
+    stream::iter(promotions).buffer_unordered(PROMOTIONS_MAX).try_for_each(|_| async { Ok(()) }).await
+}
+
+/// What is not in the quarantine of the lease was not uploaded under it, whatever else the store has of this digest.
+fn missing(lease: &LeaseRef, index: usize, object: ObjectRef, error: &ObjectError) -> Refusal {
+    match error {
+        ObjectError::Missing { .. } => {
+            let detail = format!("chunk {index}, {}, was not uploaded under lease {lease}", object.digest);
+            Refusal::new(Code::UploadMissing, detail)
+        }
+        error => refusal(error),
+    }
 }

@@ -45,13 +45,14 @@ pub(crate) async fn forward(bus: Bus, mut listener: Listener, identity: Identity
                 return;
             }
         };
-        if is_nobodys(&message) {
+        let heard = incoming::read(&message, identity);
+        if is_nobodys(&message, &heard) {
             // Not even the one whose name the subject carries is known to have said it: nothing is held against it.
             tracing::warn!(code = %Code::AnswerForeign, lane = listener.filter(), "neither a request nor a heartbeat: an answer that was sent here, or what wants none");
             continue;
         }
         let reply = ReplyTo::read(&message);
-        let heard = affordable(incoming::read(&message, identity), &mut allowances);
+        let heard = affordable(heard, &mut allowances);
         let arrival = match (heard, reply) {
             (Ok(Heard::Heartbeat { peer, heartbeat }), _) => Arrival::Input(Input::Heartbeat { peer, heartbeat }),
             (Ok(Heard::Worker { peer, request }), Some(reply)) => Arrival::Worker { peer, request, reply },
@@ -68,11 +69,12 @@ pub(crate) async fn forward(bus: Bus, mut listener: Listener, identity: Identity
     }
 }
 
-/// Whether a message is an answer that its asker let the broker carry here, under the name of whomever it chose: by its
-/// form, or because it wants no answer itself where every request does.
-fn is_nobodys(message: &Delivery) -> bool {
-    let asks = !message.subject.starts_with(Lane::Telemetry.prefix());
-    is_answer(&message.payload) || asks && message.reply.is_none()
+/// Whether a message may be an answer, ours or the broker's own, that its asker let the broker carry here under a name of its
+/// choice: by its form; or because it wants no answer, as no request does; or because it is no heartbeat where only those
+/// are said.
+fn is_nobodys(message: &Delivery, heard: &Result<Heard, Box<Rejected>>) -> bool {
+    let beats = message.subject.starts_with(Lane::Telemetry.prefix());
+    is_answer(&message.payload) || if beats { heard.is_err() } else { message.reply.is_none() }
 }
 
 /// Refuses a worker that has asked more than any worker needs, be it right or wrong.
@@ -141,5 +143,61 @@ impl Refusals {
     /// Forgets who was quiet. The sums are the log's to tell.
     fn forget(&mut self) {
         let _sums = self.throttle.due(self.started.elapsed());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::lease::ClaimRequest;
+    use schemas::telemetry::{Heartbeat, Phase};
+    use schemas::{Bytes, Message as _, Millis, Steps, Tokens, V};
+
+    use super::*;
+
+    fn is_held_against_nobody(lane: &str, reply: Option<&str>, payload: &[u8]) -> bool {
+        let (account, worker) = (format!("A{}", "B".repeat(55)), format!("U{}", "A".repeat(55)));
+        let verb = if lane == "telemetry" { "heartbeat" } else { "lease.claim" };
+        let message = Delivery {
+            subject: format!("diloco.{lane}.{account}.demo.{worker}.{verb}"),
+            reply: reply.map(str::to_owned),
+            payload: payload.to_vec().into(),
+        };
+        is_nobodys(&message, &incoming::read(&message, Identity::ByBroker))
+    }
+
+    #[test]
+    fn what_the_broker_may_have_carried_here_is_held_against_nobody() {
+        let heartbeat = Heartbeat {
+            v: V,
+            phase: Phase::Claiming,
+            lease: None,
+            steps_done: Steps(0),
+            tokens: Tokens(0),
+            tokens_per_second: 0.0,
+            loss: None,
+            bytes_up: Bytes(0),
+            bytes_down: Bytes(0),
+        };
+        let (claim, heartbeat) = (ClaimRequest { v: V, wait: Millis(5) }.encode(), heartbeat.encode());
+        let stored = b"{\"stream\":\"EVENTS\",\"seq\":1}";
+        for (lane, reply, payload) in [
+            ("request", Some("_R_.x"), &b"\xc1\x84"[..]),
+            ("request", None, &claim),
+            ("request", None, stored),
+            ("telemetry", None, b"\xc1\x84"),
+            ("telemetry", None, stored),
+            ("telemetry", Some("_R_.x"), stored),
+        ] {
+            assert!(is_held_against_nobody(lane, reply, payload), "{lane} {reply:?} {payload:?}");
+        }
+        // These are somebody's, right or wrong.
+        for (lane, reply, payload) in [
+            ("request", Some("_R_.x"), &claim[..]),
+            ("request", Some("_R_.x"), b"nonsense"),
+            ("telemetry", None, &heartbeat),
+            ("telemetry", Some("_R_.x"), &heartbeat),
+        ] {
+            assert!(!is_held_against_nobody(lane, reply, payload), "{lane} {reply:?} {payload:?}");
+        }
     }
 }

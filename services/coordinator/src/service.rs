@@ -60,10 +60,12 @@ impl Service {
         let domain = trust.domain.to_string();
         let ledger_bus = Bus::connect("diloco-coordinator-ledger", &config.ledger_bus(), clock::now()).await;
         let ledger_bus = ledger_bus.map_err(|error| Failure::from(error.into_refusal()))?;
+        let own_key = audit_key.public().clone();
         let ledger = Ledger::new(ledger_bus, audit_key, trust, patience);
         ledger.probe().await?;
         let settings = Settings {
             release: env!("CARGO_PKG_VERSION").to_owned(),
+            audit_key: own_key,
             posture,
             heartbeat: config.limits.heartbeat.millis(),
         };

@@ -4,13 +4,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use coordinator_core::{Answer, Coordinator, Effect, Input, Quarantine, ReplyId, Settings, State};
+use coordinator_core::{Answer, Coordinator, Effect, Input, Peer, Quarantine, ReplyId, Settings, State, WorkerRequest};
 use identity::ManifestKey;
+use identity::join::verify_join;
 use runtime::{Bus, Failure, clock};
 use schemas::lease::{ClaimOutcome, ClaimReply, LeaseRef, MANIFEST_TYPE, Manifest};
 use schemas::public::{COMMAND_TYPE, Command, CommandVerb, Status};
 use schemas::snapshot::MergeInput;
 use schemas::subject::{command_subject, status_subject};
+use schemas::view::RunView;
 use schemas::{AccountId, Code, Message as _, Millis, ObjectRef, Refusal, Round, RunId, UnixMillis, V, WorkerId};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -32,12 +34,13 @@ use crate::store::Store;
 const COMMAND_LIFE_SECONDS: u64 = 120;
 /// How long an event may still take when the process is told to stop: less than service managers wait.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
-/// Longest sleep without a deadline: bounds what a clock that was set back can do.
+/// Longest sleep without a deadline: how soon a step of the wall clock is told.
 const IDLE_MAX: Duration = Duration::from_secs(5);
 
-/// How far the ledger's newest event may lie ahead of this machine's clock. Time never runs back in the ledger, so leases
-/// would be issued for the future until the clock has caught up.
-const AHEAD_MAX: Millis = Millis::from_secs(120);
+/// How far the ledger's newest event may lie ahead of this machine's clock for a start to wait until it is past. Clocks of
+/// one site differ by less. Beyond it one of the two clocks was wrong, and nobody can say which: the ledger's time goes on,
+/// since it never runs back, and no run stands still for it.
+const BEHIND_WAIT_MAX: Millis = Millis::from_secs(10);
 
 /// Everything that the loop works with.
 pub(crate) struct Shell {
@@ -59,6 +62,8 @@ pub(crate) struct Tables {
     deliveries: Deliveries,
     granted: Granted,
     executors: BTreeMap<RunId, Handle>,
+    /// What holds each run up, as it was logged last.
+    troubles: BTreeMap<RunId, Code>,
     staged: BTreeMap<(RunId, LeaseRef), Staged>,
     kept: BTreeMap<(RunId, LeaseRef), KeptChunks>,
 }
@@ -83,7 +88,11 @@ impl Shell {
     ) -> Result<(), Failure> {
         let mut effects = Vec::new();
         let mut backlog = None;
+        let mut steps = clock::Steps::new();
         loop {
+            if let Some(step) = steps.look() {
+                tracing::warn!(code = %Code::ClockOff, "{step}; leases and the ledger go on by the time from before it, until a restart");
+            }
             let wait = core.next_deadline().map_or(IDLE_MAX, |at| clock::now().until(at).as_duration().min(IDLE_MAX));
             // A deadline that has passed is looked at after what came in until then, and before what came in since.
             let ahead = if wait.is_zero() { *backlog.get_or_insert(queue.len()) } else { 0 };
@@ -143,7 +152,7 @@ impl Shell {
         let mut state = State::default();
         loop {
             self.ledger.catch_up(|body| state.follow(&body)).await?;
-            check_clock(state.time())?;
+            meet(state.time()).await;
             let events = self.ledger.len();
             let mut core = Coordinator::new(settings.clone(), state.clone());
             let mut effects = Vec::new();
@@ -170,7 +179,11 @@ impl Shell {
     fn input(&mut self, arrival: Arrival) -> Result<Input, Failure> {
         Ok(match arrival {
             Arrival::Worker { peer, request, reply } => {
-                Input::Request { peer, request, reply: self.tables.expect_reply(reply) }
+                let reply = self.tables.expect_reply(reply);
+                match proven(&self.domain, &peer, &request) {
+                    Ok(()) => Input::Request { peer, request, reply },
+                    Err(refusal) => Input::Refused { peer, verb: request.verb(), refusal, reply },
+                }
             }
             Arrival::Operator { operator, request, reply } => {
                 Input::Control { operator, request, reply: self.tables.expect_reply(reply) }
@@ -354,7 +367,8 @@ impl Shell {
         }
     }
 
-    async fn publish(&self, status: &Status) {
+    async fn publish(&mut self, status: &Status) {
+        self.tables.tell_trouble(&status.view);
         let subject = status_subject(&status.view.run);
         if let Err(error) = self.bus.publish(&subject, status.encode().into()).await {
             tracing::debug!(%error, "status not published");
@@ -387,11 +401,37 @@ impl Tables {
         kept
     }
 
+    /// Logs why a run does not get on, once for each reason.
+    fn tell_trouble(&mut self, view: &RunView) {
+        let run = &view.run;
+        let Some(why) = view.halted.as_ref().or(view.trouble.as_ref()) else {
+            if self.troubles.remove(run).is_some() {
+                tracing::info!(%run, "nothing holds the run up any more");
+            }
+            return;
+        };
+        if self.troubles.insert(run.clone(), why.code) != Some(why.code) {
+            let state = if view.halted.is_some() { "halted" } else { "held up" };
+            tracing::warn!(%run, code = %why.code, next = why.code.next_step(), "the run is {state}: {}", why.detail);
+        }
+    }
+
     fn forget(&mut self, run: &RunId) {
+        self.troubles.remove(run);
         self.executors.remove(run);
         self.staged.retain(|(of, _), _| of != run);
         self.kept.retain(|(of, _), _| of != run);
     }
+}
+
+/// Whoever joins shows that it holds the audit key it names: else a worker could join with another's, or with the
+/// coordinator's, and that one's events would be taken for its own.
+fn proven(domain: &str, peer: &Peer, request: &WorkerRequest) -> Result<(), Refusal> {
+    let WorkerRequest::Join(join) = request else { return Ok(()) };
+    verify_join(domain, &join.audit_key, join.proof.as_slice(), &peer.run, &peer.worker).map_err(|error| {
+        let detail = format!("no proof that {} holds audit key {}: {error}", peer.worker, join.audit_key);
+        Refusal::new(Code::AuditKeyRefused, detail)
+    })
 }
 
 /// Resolves when it is time to end without what is being done. Whether an event that was under way is in the ledger is for
@@ -408,13 +448,21 @@ async fn pause(wait: Duration) {
     }
 }
 
-fn check_clock(newest: UnixMillis) -> Result<(), Failure> {
+/// Sees to it that this process's time is not before the ledger's newest event: waits, or goes on from there.
+async fn meet(newest: UnixMillis) {
     let now = clock::now();
-    if newest <= now.after(AHEAD_MAX) {
-        return Ok(());
+    let behind = now.until(newest);
+    let (event, machine) = (clock::text(newest), clock::text(now));
+    if behind > BEHIND_WAIT_MAX {
+        clock::continue_from(newest);
+        tracing::warn!(
+            code = %Code::ClockBehind,
+            "the ledger's newest event is of {event}, this machine's clock says {machine}; the run goes on from the ledger's time"
+        );
+    } else if behind > Millis(0) {
+        tracing::info!(
+            "the ledger's newest event is of {event}, this machine's clock says {machine}; waiting until then"
+        );
+        tokio::time::sleep(behind.as_duration()).await;
     }
-    Err(Failure::new(
-        Code::ClockBehind,
-        format!("the newest event is of {newest} ms, this machine's clock says {now} ms"),
-    ))
 }

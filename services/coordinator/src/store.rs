@@ -119,7 +119,7 @@ impl Store {
 /// Where an object of a quarantine lies.
 pub(crate) fn incoming_key(place: &Quarantine, digest: Digest) -> IncomingKey {
     match place {
-        Quarantine::Worker { run, round, worker } => IncomingKey::worker(run, *round, worker, digest),
+        Quarantine::Worker { run, lease, worker } => IncomingKey::worker(run, *lease, worker, digest),
         Quarantine::Operator { operator } => IncomingKey::operator(operator, digest),
     }
 }

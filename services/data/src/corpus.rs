@@ -1,28 +1,33 @@
-//! Choosing text: files in order of their paths, until a budget is used up.
+//! Choosing text: files in order of their paths, until a budget is used up; each is encoded as it is read.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use schemas::data::token_bytes;
 use schemas::{Bytes, Digest};
-use walkdir::{DirEntry, WalkDir};
 
-use crate::DataError;
+use crate::passages::passages;
+use crate::passed::{PassedOver, Reason, Tally, shown};
+use crate::shard::append_tokens;
+use crate::text::Specials;
+use crate::walk::{Found, Walk};
+use crate::{DataError, Pattern, TextTokenizer};
 
-/// Most text of one corpus: it is held in memory, with its tokens, while it is imported.
+/// Most text of one corpus: its tokens are held in memory while it is imported, and one file of it.
 pub const CORPUS_BYTES_MAX: Bytes = Bytes::mebi(1024);
 /// Least text of a corpus: below, neither part of the split says anything.
 pub(crate) const CORPUS_BYTES_MIN: u64 = 4096;
-/// Largest file that is looked at; longer ones are data, not text that someone wrote.
-const FILE_BYTES_MAX: u64 = 64 << 20;
 /// Longer texts are cut, so that no single one decides what the split looks like.
-const DOCUMENT_BYTES_MAX: usize = 256 << 10;
-/// How texts are cut when there are only a few of them.
-const PASSAGE_BYTES: usize = 4 << 10;
+const DOCUMENT_BYTES_MAX: u64 = 256 << 10;
 /// From this number of texts on, whole texts are split between training and held-out.
 const DOCUMENTS_FEW: usize = 50;
-/// Deepest folder that is entered; symbolic links are not followed, so real trees are far from it.
-const DEPTH_MAX: usize = 64;
+/// Longest beginning of a file that is no text of its own: the mark of UTF-8.
+const MARK: &[u8] = b"\xef\xbb\xbf";
+/// Bytes of a file that are read beyond the room for its text: the mark, and a byte that shows that there are more.
+const BEYOND: u64 = MARK.len() as u64 + 1;
 
 /// Where text comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,15 +36,6 @@ pub enum Source {
     RustSources(PathBuf),
     /// A text file, or every text file below a folder.
     Text(PathBuf),
-}
-
-/// A piece of text that is trained on or held out as a whole.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Document {
-    /// The text.
-    pub text: String,
-    /// Its digest, which no other document has.
-    pub digest: Digest,
 }
 
 impl Source {
@@ -51,119 +47,238 @@ impl Source {
     }
 }
 
-/// Takes files by ascending path until their distinct text reaches `budget`. Hidden files, symbolic links, files that are
-/// not UTF-8 or hold a NUL byte, and text that was already taken are passed over. Long texts, and all texts where there
-/// are few, are cut at line ends.
-///
-/// # Errors
-/// The path or a file below it cannot be read, the budget is out of bounds, or there is too little text.
-pub fn select(source: &Source, budget: Bytes) -> Result<Vec<Document>, DataError> {
-    if !(CORPUS_BYTES_MIN..=CORPUS_BYTES_MAX.get()).contains(&budget.get()) {
-        let reason = format!("corpus budget is {budget} bytes, expected {CORPUS_BYTES_MIN} to {CORPUS_BYTES_MAX}");
-        return Err(DataError::Bounds(reason));
-    }
-    let mut seen = BTreeSet::new();
-    let mut texts = Vec::new();
-    let mut bytes = 0;
-    for entry in walk(source.path()) {
-        let entry = entry.map_err(|error| unreadable(error.path().unwrap_or(source.path()), &error))?;
-        if !wanted(source, &entry) {
-            continue;
+/// What an import made of the files that it found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Files whose text was taken.
+    pub files: u64,
+    /// Bytes of their text.
+    pub text_bytes: Bytes,
+    /// Bytes of it that are not the same as a passage before.
+    pub distinct_bytes: Bytes,
+    /// What was passed over, by reason.
+    pub passed_over: Vec<PassedOver>,
+    /// The file in which the budget was used up; what comes after it was not looked at.
+    pub limit_reached_in: Option<String>,
+    /// How often a special token is spelt in the text, where it is encoded as text.
+    pub specials_spelt: u64,
+    /// Places where a long text was cut although its tokens there are others than in the whole.
+    pub cuts: u64,
+}
+
+/// A piece of text that is trained on or held out as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Document {
+    /// A digest of its text, which no other document has.
+    pub(crate) digest: Digest,
+    /// Bytes of its text.
+    pub(crate) bytes: u64,
+    /// Where its tokens are among those of the corpus, in bytes.
+    pub(crate) tokens: Range<usize>,
+}
+
+/// Text as tokens, in documents.
+#[derive(Debug)]
+pub(crate) struct Corpus {
+    /// Every document once, in no order that means anything.
+    pub(crate) documents: Vec<Document>,
+    /// The tokens of all texts, encoded as in shards.
+    pub(crate) tokens: Vec<u8>,
+    pub(crate) account: Account,
+}
+
+impl Corpus {
+    /// Reads files by ascending path until their text reaches `budget`. Text is UTF-8 without NUL bytes; line ends stay as
+    /// they are, the mark that some programs put in front of UTF-8 goes. A file that is no text is passed over as a whole.
+    /// Documents are whole texts of up to 256 KiB; where there are few texts, passages.
+    ///
+    /// # Errors
+    /// The path cannot be read, the budget is out of bounds, there is too little text, or the tokenizer cannot represent it.
+    pub(crate) fn read(
+        source: &Source,
+        exclude: &[Pattern],
+        budget: Bytes,
+        tokenizer: &TextTokenizer,
+    ) -> Result<Self, DataError> {
+        if !(CORPUS_BYTES_MIN..=CORPUS_BYTES_MAX.get()).contains(&budget.get()) {
+            let reason = format!("corpus budget is {budget} bytes, expected {CORPUS_BYTES_MIN} to {CORPUS_BYTES_MAX}");
+            return Err(DataError::Bounds(reason));
         }
-        let Some(text) = read(entry.path())? else { continue };
-        if seen.insert(Digest::of(text.as_bytes())) {
-            bytes += text.len() as u64;
-            texts.push(text);
+        let mut reader = Reader::new(source, tokenizer);
+        for found in Walk::new(source, exclude)? {
+            if reader.stopped.is_some() {
+                break;
+            }
+            match found {
+                Found::PassedOver(path, reason, detail) => reader.passed.add(reason, reader.relative(&path), detail),
+                Found::File(path) if reader.account.text_bytes >= budget => reader.stopped = Some(path),
+                Found::File(path) => reader.take(&path, budget)?,
+            }
         }
-        if bytes >= budget.get() {
-            break;
+        reader.finish(source)
+    }
+}
+
+/// A corpus that is being read.
+struct Reader<'a> {
+    root: &'a Path,
+    tokenizer: &'a TextTokenizer,
+    specials: Specials,
+    /// Digests of whole texts.
+    seen: BTreeSet<Digest>,
+    passed: Tally,
+    /// The file where the budget ended.
+    stopped: Option<PathBuf>,
+    /// Passages of each text.
+    texts: Vec<Vec<Document>>,
+    tokens: Vec<u8>,
+    account: Account,
+}
+
+impl<'a> Reader<'a> {
+    fn new(source: &'a Source, tokenizer: &'a TextTokenizer) -> Self {
+        Self {
+            root: source.path(),
+            tokenizer,
+            specials: tokenizer.specials(),
+            seen: BTreeSet::new(),
+            passed: Tally::default(),
+            stopped: None,
+            texts: Vec::new(),
+            tokens: Vec::new(),
+            account: Account::default(),
         }
     }
-    if bytes < CORPUS_BYTES_MIN {
-        let path = source.path().to_owned();
-        return Err(DataError::Empty { path, found: bytes, needed: CORPUS_BYTES_MIN });
+
+    fn relative<'p>(&self, path: &'p Path) -> &'p Path {
+        // The root itself, where it is a file, is told by its name.
+        path.strip_prefix(self.root).ok().filter(|path| !path.as_os_str().is_empty()).unwrap_or(path)
     }
-    if let Some(last) = texts.last_mut() {
-        let excess = bytes.saturating_sub(budget.get()) as usize;
-        last.truncate(floor_char(last, last.len() - excess.min(last.len())));
+
+    fn take(&mut self, path: &Path, budget: Bytes) -> Result<(), DataError> {
+        let room = budget.get() - self.account.text_bytes.get();
+        let (text, is_cut) = match read(path, room) {
+            Ok(read) => read,
+            Err((reason, detail)) => {
+                self.passed.add(reason, self.relative(path), detail);
+                return Ok(());
+            }
+        };
+        if !is_cut && !self.seen.insert(Digest::of(text.as_bytes())) {
+            self.passed.add(Reason::Repeated, self.relative(path), None);
+            return Ok(());
+        }
+        if is_cut {
+            self.stopped = Some(path.to_owned());
+        }
+        if text.is_empty() {
+            // The room that was left is less than its first character.
+            return Ok(());
+        }
+        let width = token_bytes(self.tokenizer.vocabulary());
+        let (mut documents, tokens) = (Vec::new(), &mut self.tokens);
+        let cuts = passages(self.tokenizer, &text, |piece, ids| {
+            let start = tokens.len();
+            append_tokens(ids, width, tokens);
+            let (digest, bytes) = (Digest::of(piece.as_bytes()), piece.len() as u64);
+            documents.push(Document { digest, bytes, tokens: start..tokens.len() });
+        })?;
+        self.texts.push(documents);
+        self.account.files += 1;
+        self.account.text_bytes = Bytes(self.account.text_bytes.get() + text.len() as u64);
+        self.account.cuts += cuts;
+        self.account.specials_spelt += self.specials.spelt_in(&text);
+        Ok(())
     }
-    Ok(documents(texts))
-}
 
-fn walk(root: &Path) -> impl Iterator<Item = walkdir::Result<DirEntry>> {
-    // Names are compared within each folder, which orders whole paths and needs no list of all files.
-    let walk = WalkDir::new(root).max_depth(DEPTH_MAX).sort_by_file_name().into_iter();
-    walk.filter_entry(|entry| entry.depth() == 0 || !entry.file_name().to_string_lossy().starts_with('.'))
-}
-
-fn wanted(source: &Source, entry: &DirEntry) -> bool {
-    // Only the path that was named may be a link; `is_file` is false for links below it.
-    let file = if entry.depth() == 0 { entry.path().is_file() } else { entry.file_type().is_file() };
-    let kind = match source {
-        Source::RustSources(_) => entry.path().extension().is_some_and(|extension| extension == "rs"),
-        Source::Text(_) => true,
-    };
-    file && kind
-}
-
-/// The file's text; `None` for what is not text.
-fn read(path: &Path) -> Result<Option<String>, DataError> {
-    let length = fs::metadata(path).map_err(|error| unreadable(path, &error))?.len();
-    if length == 0 || length > FILE_BYTES_MAX {
-        return Ok(None);
+    fn finish(mut self, source: &Source) -> Result<Corpus, DataError> {
+        let stopped = self.stopped.as_deref().map(|path| shown(self.relative(path)));
+        let passed_over = self.passed.finish();
+        // What a budget allows is enough, also where its last character did not fit.
+        if self.account.text_bytes.get() < CORPUS_BYTES_MIN && stopped.is_none() {
+            let (path, found) = (source.path().to_owned(), self.account.text_bytes.get());
+            return Err(DataError::Empty { path, found, needed: CORPUS_BYTES_MIN, passed_over });
+        }
+        let few = self.texts.len() < DOCUMENTS_FEW;
+        let mut distinct = BTreeSet::new();
+        let passages = self.texts.iter().flatten().filter(|passage| distinct.insert(passage.digest));
+        self.account.distinct_bytes = Bytes(passages.map(|passage| passage.bytes).sum());
+        let documents = self.texts.into_iter().flat_map(|text| if few { text } else { joined(text) });
+        let mut seen = BTreeSet::new();
+        let documents = documents.filter(|document| seen.insert(document.digest)).collect();
+        self.account.passed_over = passed_over;
+        self.account.limit_reached_in = stopped;
+        Ok(Corpus { documents, tokens: self.tokens, account: self.account })
     }
-    let bytes = fs::read(path).map_err(|error| unreadable(path, &error))?;
-    Ok(String::from_utf8(bytes).ok().filter(|text| !text.contains('\0')))
 }
 
-fn unreadable(path: &Path, error: &dyn std::error::Error) -> DataError {
-    DataError::Unreadable { path: path.to_owned(), reason: error.to_string() }
-}
-
-fn documents(texts: Vec<String>) -> Vec<Document> {
-    let size = if texts.len() < DOCUMENTS_FEW { PASSAGE_BYTES } else { DOCUMENT_BYTES_MAX };
-    let mut seen = BTreeSet::new();
-    let mut documents = Vec::with_capacity(texts.len());
-    for text in texts {
-        for piece in pieces(&text, size) {
-            let digest = Digest::of(piece.as_bytes());
-            if seen.insert(digest) {
-                documents.push(Document { text: piece.to_owned(), digest });
+/// A text's passages as documents of up to [`DOCUMENT_BYTES_MAX`], each with the digest of its passages' digests.
+fn joined(text: Vec<Document>) -> Vec<Document> {
+    let mut documents: Vec<(Document, Vec<u8>)> = Vec::new();
+    for passage in text {
+        let digest = passage.digest.as_bytes();
+        match documents.last_mut() {
+            Some((last, digests)) if last.bytes + passage.bytes <= DOCUMENT_BYTES_MAX => {
+                last.bytes += passage.bytes;
+                last.tokens.end = passage.tokens.end;
+                digests.extend(digest);
+            }
+            _ => {
+                let digests = digest.to_vec();
+                documents.push((passage, digests));
             }
         }
     }
-    documents
+    documents.into_iter().map(|(document, digests)| Document { digest: Digest::of(&digests), ..document }).collect()
 }
 
-/// Cuts after the last line end within `size` bytes, or at a character where there is none.
-fn pieces(text: &str, size: usize) -> impl Iterator<Item = &str> {
-    let mut rest = text;
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
-            return None;
-        }
-        let room = floor_char(rest, size.min(rest.len()));
-        let end = if room == rest.len() { room } else { rest[..room].rfind('\n').map_or(room, |at| at + 1) };
-        let (piece, after) = rest.split_at(end);
-        rest = after;
-        Some(piece)
-    })
-}
-
-fn floor_char(text: &str, mut at: usize) -> usize {
-    while !text.is_char_boundary(at) {
-        at -= 1;
+/// At most `room` bytes of a file's text, and whether there are more; or why it is none.
+fn read(path: &Path, room: u64) -> Result<(String, bool), (Reason, Option<String>)> {
+    let unreadable = |error: io::Error| (Reason::Unreadable, Some(error.to_string()));
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(unreadable)?;
+    file.take(room.saturating_add(BEYOND)).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        return Err((Reason::Utf16, None));
     }
-    at
+    if bytes.starts_with(MARK) {
+        bytes.drain(..MARK.len());
+    }
+    if bytes.is_empty() {
+        return Err((Reason::Empty, None));
+    }
+    let is_cut = bytes.len() as u64 > room;
+    bytes.truncate(usize::try_from(room).unwrap_or(usize::MAX));
+    if let Some(at) = bytes.iter().position(|byte| *byte == 0) {
+        return Err((Reason::Nul, Some(format!("at byte {at}"))));
+    }
+    text(bytes, is_cut).map(|text| (text, is_cut))
+}
+
+/// The bytes as text. One that was cut may end within a character; nothing else may be wrong with it.
+fn text(bytes: Vec<u8>, is_cut: bool) -> Result<String, (Reason, Option<String>)> {
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(text),
+        Err(error) => {
+            let (at, wrong) = (error.utf8_error().valid_up_to(), error.utf8_error().error_len());
+            let mut bytes = error.into_bytes();
+            if is_cut && wrong.is_none() {
+                bytes.truncate(at);
+            }
+            let byte = bytes.get(at).copied().unwrap_or_default();
+            String::from_utf8(bytes).map_err(|_| (Reason::NotUtf8, Some(format!("byte 0x{byte:02x} at {at}"))))
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::symlink;
 
     use super::*;
 
-    fn write(folder: &Path, name: &str, content: &[u8]) {
+    fn write(folder: &Path, name: &str, content: impl AsRef<[u8]>) {
         let path = folder.join(name);
         fs::create_dir_all(path.parent().expect("below the folder")).expect("a folder");
         fs::write(path, content).expect("written");
@@ -173,56 +288,101 @@ mod tests {
         (0..count).map(|line| format!("line {line} of {tag}\n")).collect()
     }
 
+    fn corpus(source: &Source, budget: Bytes) -> Result<Corpus, DataError> {
+        Corpus::read(source, &[], budget, &TextTokenizer::Byte)
+    }
+
+    /// The text of the documents in the order in which they were read.
+    fn texts(source: &Source) -> String {
+        let corpus = corpus(source, Bytes::mebi(1)).expect("enough");
+        let parts = corpus.documents.iter().map(|document| &corpus.tokens[document.tokens.clone()]);
+        String::from_utf8(parts.flatten().copied().collect()).expect("text")
+    }
+
     #[test]
-    fn takes_text_by_path_and_passes_over_the_rest() {
+    fn takes_text_by_path_and_says_what_it_passes_over() {
         let folder = tempfile::tempdir().expect("a folder");
         let root = folder.path();
-        write(root, "b.rs", lines("b", 300).as_bytes());
-        write(root, "a/a.rs", lines("a", 300).as_bytes());
-        write(root, "c/copy.rs", lines("a", 300).as_bytes());
-        write(root, "notes.txt", lines("notes", 300).as_bytes());
-        write(root, ".hidden/x.rs", lines("hidden", 300).as_bytes());
+        write(root, "b.rs", lines("b", 300));
+        write(root, "a/a.rs", lines("a", 300));
+        write(root, "c/copy.rs", lines("a", 300));
+        write(root, "notes.txt", [MARK, lines("notes", 300).replace('\n', "\r\n").as_bytes()].concat());
+        write(root, ".hidden/x.rs", lines("hidden", 300));
         write(root, "binary.rs", b"fn main() {}\0\0");
         write(root, "latin.rs", b"// caf\xe9");
+        write(root, "latin2.rs", b"// \xfc");
+        write(root, "cut.rs", b"// caf\xc3");
+        write(root, "mark.txt", MARK);
+        write(root, "wide.txt", b"\xff\xfea\0b\0");
         symlink(root.join("b.rs"), root.join("link.rs")).expect("a link");
-        let joined = |source: Source| -> String {
-            select(&source, Bytes::mebi(1)).expect("enough").into_iter().map(|document| document.text).collect()
-        };
-        assert_eq!(joined(Source::RustSources(root.to_owned())), lines("a", 300) + &lines("b", 300));
-        let all = lines("a", 300) + &lines("b", 300) + &lines("notes", 300);
-        assert_eq!(joined(Source::Text(root.to_owned())), all);
-        assert_eq!(joined(Source::Text(root.join("notes.txt"))), lines("notes", 300));
+        let rust = Source::RustSources(root.to_owned());
+        assert_eq!(texts(&rust), lines("a", 300) + &lines("b", 300));
+        let all = Source::Text(root.to_owned());
+        let notes = lines("notes", 300).replace('\n', "\r\n");
+        assert_eq!(texts(&all), lines("a", 300) + &lines("b", 300) + &notes, "line ends stay, the mark goes");
+        assert_eq!(texts(&Source::Text(root.join("notes.txt"))), notes);
+        let account = corpus(&all, Bytes::mebi(1)).expect("enough").account;
+        let told: Vec<String> = account.passed_over.iter().map(PassedOver::to_string).collect();
+        let expected = [
+            "1 not text (a NUL byte): binary.rs (at byte 12)",
+            "1 in UTF-16: wide.txt",
+            "3 not UTF-8: cut.rs (byte 0xc3 at 6) and 2 more",
+            "1 hidden: .hidden",
+            "1 empty: mark.txt",
+            "2 the same as another file: c/copy.rs and 1 more",
+        ];
+        assert_eq!(told, expected);
+        assert_eq!((account.files, account.limit_reached_in), (3, None));
     }
 
     #[test]
-    fn the_budget_is_kept_to_the_character() {
+    fn the_budget_is_kept_to_the_character_and_its_end_told() {
         let folder = tempfile::tempdir().expect("a folder");
-        (0..60).for_each(|file| write(folder.path(), &format!("{file:02}.txt"), "äöü\n".repeat(100 + file).as_bytes()));
-        for budget in [4096, 4097, 5001] {
-            let documents = select(&Source::Text(folder.path().to_owned()), Bytes(budget)).expect("enough");
-            let bytes: usize = documents.iter().map(|document| document.text.len()).sum();
-            assert!((budget - 1..=budget).contains(&(bytes as u64)), "{bytes} of {budget}");
-        }
-    }
-
-    #[test]
-    fn too_little_or_nothing_is_a_coded_error() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let code = |source: &Source| select(source, Bytes::mebi(1)).expect_err("refused").code();
+        (0..60).for_each(|file| write(folder.path(), &format!("{file:02}.txt"), "äöü\n".repeat(100 + file)));
         let source = Source::Text(folder.path().to_owned());
-        assert_eq!(code(&source), schemas::Code::CorpusEmpty);
-        write(folder.path(), "short.txt", b"hello");
-        assert_eq!(code(&source), schemas::Code::CorpusEmpty);
-        assert_eq!(code(&Source::Text(folder.path().join("absent"))), schemas::Code::CorpusUnreadable);
-        assert!(select(&source, Bytes(0)).is_err() && select(&source, Bytes(u64::MAX)).is_err());
+        for budget in [4096, 4097, 5001] {
+            let account = corpus(&source, Bytes(budget)).expect("enough").account;
+            assert!((budget - 1..=budget).contains(&account.text_bytes.get()), "{account:?}");
+            assert!(account.limit_reached_in.is_some(), "{account:?}");
+        }
+        // Bytes that were not read do not count against a file.
+        write(folder.path(), "00.txt", ["x".repeat(9000).as_bytes(), b"\xe9"].concat());
+        assert_eq!(corpus(&source, Bytes(8000)).expect("enough").account.limit_reached_in.as_deref(), Some("00.txt"));
+        let all = corpus(&source, Bytes::mebi(1)).expect("enough").account;
+        assert_eq!((all.limit_reached_in, all.passed_over.len()), (None, 1));
     }
 
     #[test]
-    fn pieces_are_the_whole_and_end_at_lines() {
-        let text = lines("x", 500) + &"ä".repeat(9000);
-        let cut: Vec<&str> = pieces(&text, 4096).collect();
-        assert_eq!(cut.concat(), text);
-        assert!(cut.iter().all(|piece| piece.len() <= 4096));
-        assert!(cut[0].ends_with('\n'));
+    fn too_little_or_nothing_is_a_coded_error_that_says_why() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let refused = |source: &Source| corpus(source, Bytes::mebi(1)).expect_err("refused");
+        let source = Source::Text(folder.path().to_owned());
+        assert_eq!(refused(&source).code(), schemas::Code::CorpusEmpty);
+        write(folder.path(), "short.txt", "hello");
+        write(folder.path(), "latin.txt", [lines("latin", 900).as_bytes(), b"caf\xe9"].concat());
+        let error = refused(&source);
+        assert_eq!(error.code(), schemas::Code::CorpusEmpty);
+        assert!(error.to_string().contains("1 not UTF-8: latin.txt (byte 0xe9 at "), "{error}");
+        assert_eq!(refused(&Source::Text(folder.path().join("absent"))).code(), schemas::Code::CorpusUnreadable);
+        assert!(corpus(&source, Bytes(0)).is_err() && corpus(&source, Bytes(u64::MAX)).is_err());
+    }
+
+    #[test]
+    fn repetition_is_measured_and_kept_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        write(folder.path(), "log.txt", "2026-01-01 INFO heartbeat ok\n".repeat(20_000));
+        let corpus = corpus(&Source::Text(folder.path().to_owned()), Bytes::mebi(1)).expect("enough");
+        assert_eq!(corpus.account.text_bytes, Bytes(580_000));
+        assert!(corpus.account.distinct_bytes.get() < 9000 && corpus.documents.len() == 2, "{:?}", corpus.account);
+    }
+
+    #[test]
+    fn long_texts_among_many_are_cut_to_documents() {
+        let folder = tempfile::tempdir().expect("a folder");
+        (0..60).for_each(|file| write(folder.path(), &format!("{file:02}.txt"), lines(&file.to_string(), 20)));
+        write(folder.path(), "long.txt", lines("long", 40_000));
+        let corpus = corpus(&Source::Text(folder.path().to_owned()), Bytes::mebi(1)).expect("enough");
+        assert_eq!(corpus.documents.len(), 60 + lines("long", 40_000).len().div_ceil(DOCUMENT_BYTES_MAX as usize));
+        assert!(corpus.documents.iter().all(|document| document.bytes <= DOCUMENT_BYTES_MAX));
     }
 }

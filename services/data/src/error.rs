@@ -4,11 +4,13 @@ use std::path::PathBuf;
 
 use schemas::{Code, Refusal};
 
+use crate::passed::{PassedOver, shown};
+
 /// Why text or a data set is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     /// Too little text.
-    #[error("{path} holds {found} bytes of usable text, at least {needed} are needed")]
+    #[error("{} holds {found} bytes of usable text, at least {needed} are needed{}", shown(path), why(passed_over))]
     Empty {
         /// Where it was looked for.
         path: PathBuf,
@@ -16,9 +18,22 @@ pub enum DataError {
         found: u64,
         /// Bytes that a training and a held-out part need.
         needed: u64,
+        /// What was passed over.
+        passed_over: Vec<PassedOver>,
+    },
+    /// Text that is all the same, so that it cannot be split.
+    #[error(
+        "{} holds a single distinct passage of text ({found} bytes): nothing would be left to hold out",
+        shown(path)
+    )]
+    Undivided {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// Bytes of distinct text found.
+        found: u64,
     },
     /// A file or folder cannot be read.
-    #[error("cannot read {path}: {reason}")]
+    #[error("cannot read {}: {reason}", shown(path))]
     Unreadable {
         /// The file or folder.
         path: PathBuf,
@@ -40,7 +55,7 @@ impl DataError {
     /// The code that an operator sees.
     pub const fn code(&self) -> Code {
         match self {
-            Self::Empty { .. } => Code::CorpusEmpty,
+            Self::Empty { .. } | Self::Undivided { .. } => Code::CorpusEmpty,
             Self::Unreadable { .. } => Code::CorpusUnreadable,
             Self::Bounds(_) => Code::SpecInvalid,
             Self::Invalid(_) => Code::DataInvalid,
@@ -53,4 +68,10 @@ impl From<DataError> for Refusal {
     fn from(error: DataError) -> Self {
         Self::new(error.code(), error.to_string())
     }
+}
+
+/// The end of a message about text that is not there.
+fn why(passed_over: &[PassedOver]) -> String {
+    let lines: Vec<String> = passed_over.iter().map(PassedOver::to_string).collect();
+    if lines.is_empty() { String::new() } else { format!("; passed over: {}", lines.join("; ")) }
 }

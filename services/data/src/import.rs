@@ -4,18 +4,22 @@ use schemas::data::{DataManifest, Shard, Tokenizer};
 use schemas::limits::{OBJECT_BYTES_MAX, SHARDS_MAX};
 use schemas::{Bytes, ObjectRef, Tokens, V};
 
-use crate::{DataError, Document, Source, TextTokenizer, encode_shard, entropy, select, token_bytes};
+use crate::corpus::{Corpus, Document};
+use crate::shard::read_tokens;
+use crate::{Account, DataError, Pattern, Source, TextTokenizer, entropy, shown, token_bytes};
 
 /// What to make a data set of.
 #[derive(Clone, Debug)]
 pub struct ImportOptions {
     /// Where the text is.
     pub source: Source,
+    /// What to leave out.
+    pub exclude: Vec<Pattern>,
     /// Most text to take.
     pub budget: Bytes,
     /// A Hugging Face `tokenizer.json`; none for bytes.
     pub tokenizer: Option<Vec<u8>>,
-    /// Tokens of a shard; the last of each part may be shorter.
+    /// Tokens of a shard, more or less: those of a part are equally long, up to half as much again.
     pub shard_tokens: Tokens,
     /// Every how many bytes of text one is held out: 50 for 2 %.
     pub held_out_one_in: u64,
@@ -30,8 +34,8 @@ pub struct Imported {
     pub objects: Vec<Vec<u8>>,
     /// How many documents were taken.
     pub documents: usize,
-    /// How many bytes of text they have.
-    pub text_bytes: Bytes,
+    /// What was made of the files.
+    pub account: Account,
 }
 
 /// Held-out part where nothing else is asked for: 2 %.
@@ -43,7 +47,15 @@ const BUDGET: Bytes = Bytes::mebi(32);
 impl ImportOptions {
     /// 32 MiB of text as bytes, in shards of a mebi token, 2 % held out.
     pub const fn new(source: Source) -> Self {
-        Self { source, budget: BUDGET, tokenizer: None, shard_tokens: SHARD_TOKENS, held_out_one_in: HELD_OUT_ONE_IN }
+        let exclude = Vec::new();
+        Self {
+            source,
+            exclude,
+            budget: BUDGET,
+            tokenizer: None,
+            shard_tokens: SHARD_TOKENS,
+            held_out_one_in: HELD_OUT_ONE_IN,
+        }
     }
 }
 
@@ -60,24 +72,30 @@ pub fn import(options: &ImportOptions) -> Result<Imported, DataError> {
     let vocabulary = tokenizer.vocabulary();
     let width = token_bytes(vocabulary);
     check(options, vocabulary, width)?;
-    let mut documents = select(&options.source, options.budget)?;
-    documents.sort_by_key(|document| document.digest);
-    let text_bytes: u64 = documents.iter().map(|document| document.text.len() as u64).sum();
-    let held_out = held_out_documents(&documents, text_bytes / options.held_out_one_in);
-    let mut objects: Vec<Vec<u8>> = options.tokenizer.iter().cloned().collect();
-    let mut cut = |part: &[Document]| shards(part, &tokenizer, options.shard_tokens, width, &mut objects);
-    let held_out_shards = cut(&documents[..held_out])?;
-    let train = cut(&documents[held_out..])?;
-    if held_out_shards.is_empty() || train.is_empty() || train.len() > SHARDS_MAX {
-        return Err(DataError::Invalid(format!(
-            "{} training and {} held-out shards",
-            train.len(),
-            held_out_shards.len()
-        )));
+    let Corpus { mut documents, tokens, account } =
+        Corpus::read(&options.source, &options.exclude, options.budget, &tokenizer)?;
+    if documents.len() < 2 {
+        let (path, found) = (options.source.path().to_owned(), account.distinct_bytes.get());
+        return Err(DataError::Undivided { path, found });
     }
+    documents.sort_by_key(|document| document.digest);
+    let bytes: u64 = documents.iter().map(|document| document.bytes).sum();
+    let held_out = held_out_documents(&documents, bytes / options.held_out_one_in);
+    let mut objects: Vec<Vec<u8>> = options.tokenizer.iter().cloned().collect();
+    let mut cut = |part: &[Document]| shards(part, &tokens, options.shard_tokens, width, &mut objects);
+    let held_out_shards = cut(&documents[..held_out]);
+    let train = cut(&documents[held_out..]);
+    if held_out_shards.is_empty() || train.is_empty() || train.len() > SHARDS_MAX {
+        let (train, held_out) = (train.len(), held_out_shards.len());
+        return Err(DataError::Invalid(format!("{train} training and {held_out} held-out shards")));
+    }
+    let held_out_tokens: Vec<u32> = documents[..held_out]
+        .iter()
+        .flat_map(|document| read_tokens(&tokens[document.tokens.clone()], width))
+        .collect();
     let manifest = DataManifest {
         v: V,
-        source: options.source.path().display().to_string(),
+        source: shown(options.source.path()),
         tokenizer: match &options.tokenizer {
             Some(json) => Tokenizer::HuggingFace(ObjectRef::of(json)),
             None => Tokenizer::Byte,
@@ -86,46 +104,65 @@ pub fn import(options: &ImportOptions) -> Result<Imported, DataError> {
         token_bytes: width,
         train,
         held_out: held_out_shards,
-        entropy: entropy(&tokens(&documents[..held_out], &tokenizer)?),
+        entropy: entropy(&held_out_tokens),
     };
-    Ok(Imported { manifest, objects, documents: documents.len(), text_bytes: Bytes(text_bytes) })
+    Ok(Imported { manifest, objects, documents: documents.len(), account })
 }
 
-/// Cuts the documents' tokens into shards and appends these to `objects`.
+impl Imported {
+    /// What somebody should know before they train on it, in a sentence each.
+    pub fn warnings(&self) -> Vec<String> {
+        let Account { text_bytes, distinct_bytes, specials_spelt, cuts, .. } = &self.account;
+        let mut warnings = Vec::new();
+        if distinct_bytes.get() < text_bytes.get() / 2 {
+            warnings.push(format!(
+                "of {text_bytes} bytes of text {distinct_bytes} are distinct; the others repeat them and are left out"
+            ));
+        }
+        let tokens = |shards: &[Shard]| shards.iter().map(|shard| shard.tokens.get()).sum::<u64>();
+        let (train, held_out) = (tokens(&self.manifest.train), tokens(&self.manifest.held_out));
+        if held_out > train {
+            warnings.push(format!("the held-out part ({held_out} tokens) is larger than the training part ({train})"));
+        }
+        if *specials_spelt > 0 {
+            warnings
+                .push(format!("special tokens are spelt {specials_spelt} times in the text; they are encoded as text"));
+        }
+        if *cuts > 0 {
+            warnings
+                .push(format!("long texts were cut at {cuts} places where the tokens of the whole would be others"));
+        }
+        warnings
+    }
+}
+
+/// Cuts the documents' tokens into shards of equal length, give or take a token, and appends these to `objects`. As many as
+/// bring the length nearest to what is wanted: a rest that is shorter than half a shard is spread over its neighbours.
 fn shards(
     documents: &[Document],
-    tokenizer: &TextTokenizer,
+    tokens: &[u8],
     shard_tokens: Tokens,
     width: u8,
     objects: &mut Vec<Vec<u8>>,
-) -> Result<Vec<Shard>, DataError> {
-    let size = shard_tokens.get() as usize;
-    let mut shards = Vec::new();
-    let mut add = |tokens: &[u32]| {
-        let bytes = encode_shard(tokens, width);
-        shards.push(Shard { object: ObjectRef::of(&bytes), tokens: Tokens(tokens.len() as u64) });
+) -> Vec<Shard> {
+    let width = u64::from(width);
+    let total = documents.iter().map(|document| document.tokens.len() as u64).sum::<u64>() / width;
+    let size = shard_tokens.get();
+    let count = ((total + size / 2) / size).max(u64::from(total > 0));
+    let mut bytes = documents.iter().flat_map(|document| &tokens[document.tokens.clone()]);
+    let shard = |index: u64| {
+        let length = total * (index + 1) / count - total * index / count;
+        let bytes: Vec<u8> = bytes.by_ref().take((length * width) as usize).copied().collect();
+        let shard = Shard { object: ObjectRef::of(&bytes), tokens: Tokens(length) };
         objects.push(bytes);
+        shard
     };
-    let mut pending = Vec::new();
-    for document in documents {
-        pending.extend(tokenizer.encode(&document.text)?);
-        let whole = pending.len() - pending.len() % size;
-        pending.drain(..whole).as_slice().chunks(size).for_each(&mut add);
-    }
-    pending.chunks(size).for_each(&mut add);
-    Ok(shards)
-}
-
-fn tokens(documents: &[Document], tokenizer: &TextTokenizer) -> Result<Vec<u32>, DataError> {
-    let mut tokens = Vec::new();
-    for document in documents {
-        tokens.extend(tokenizer.encode(&document.text)?);
-    }
-    Ok(tokens)
+    (0..count).map(shard).collect()
 }
 
 fn check(options: &ImportOptions, vocabulary: u32, width: u8) -> Result<(), DataError> {
-    let shard_tokens_max = OBJECT_BYTES_MAX.get() / u64::from(width);
+    // With the rest that a shard may take over from its neighbours it is still one object.
+    let shard_tokens_max = OBJECT_BYTES_MAX.get() / u64::from(width) / 3 * 2;
     if !(1..=shard_tokens_max).contains(&options.shard_tokens.get()) {
         let reason = format!("shard size is {} tokens, expected 1 to {shard_tokens_max}", options.shard_tokens);
         return Err(DataError::Bounds(reason));
@@ -145,7 +182,7 @@ fn held_out_documents(documents: &[Document], bytes: u64) -> usize {
     let mut held_out = 0;
     let taken = documents.iter().take_while(|document| {
         let more = held_out < bytes.max(1);
-        held_out += document.text.len() as u64;
+        held_out += document.bytes;
         more
     });
     taken.count().min(documents.len().saturating_sub(1))
@@ -158,7 +195,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::{TokenShard, parse_manifest};
+    use crate::{TokenShard, fixture, parse_manifest};
 
     fn corpus(folder: &Path, files: usize) -> ImportOptions {
         for file in 0..files {
@@ -187,8 +224,8 @@ mod tests {
             let imported = import(&options).expect("a data set");
             let manifest = &imported.manifest;
             let (train, held_out) = (text(&imported, &manifest.train), text(&imported, &manifest.held_out));
-            assert_eq!((train.len() + held_out.len()) as u64, imported.text_bytes.get());
-            let share = held_out.len() as f64 / imported.text_bytes.get() as f64;
+            assert_eq!((train.len() + held_out.len()) as u64, imported.account.distinct_bytes.get());
+            let share = held_out.len() as f64 / imported.account.distinct_bytes.get() as f64;
             assert!(share > 0.015 && share < 0.5, "{share} of {files} files");
             let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
             assert!(files < 50 || lines(&train).is_disjoint(&lines(&held_out)), "no line of one text is in both");
@@ -217,6 +254,80 @@ mod tests {
         assert_eq!((imported.manifest.vocabulary, imported.manifest.token_bytes), (300, 2));
         assert_eq!(imported.manifest.tokenizer, Tokenizer::HuggingFace(ObjectRef::of(json)));
         assert_eq!(imported.objects[0], json);
+    }
+
+    /// A line for each number, all of the same length and none twice.
+    fn numbered(lines: usize) -> String {
+        (0..lines).map(|line| format!("{line:06} of a text\n")).collect()
+    }
+
+    #[test]
+    fn a_short_rest_is_spread_over_its_neighbours() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("x.txt");
+        for (lines, size) in [(3000, 50_000), (2800, 50_000), (400, 50_000), (8000, 7919)] {
+            fs::write(&path, numbered(lines)).expect("written");
+            let options =
+                ImportOptions { shard_tokens: Tokens(size), ..ImportOptions::new(Source::Text(path.clone())) };
+            let DataManifest { train, held_out, .. } = import(&options).expect("a data set").manifest;
+            let all: u64 = train.iter().chain(&held_out).map(|shard| shard.tokens.get()).sum();
+            assert_eq!(all, numbered(lines).len() as u64);
+            let lengths = || train.iter().map(|shard| shard.tokens.get());
+            let (least, most) = (lengths().min().expect("shards"), lengths().max().expect("shards"));
+            assert!(most - least <= 1 && most < size + size / 2, "{lines} lines: {least} to {most}");
+            assert!(train.len() == 1 || least > size / 2, "{lines} lines: {least} to {most}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_those_of_the_files() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (files, lines) in [(3, 500), (60, 40)] {
+            let text = |file: usize| format!("{}</s>", numbered(lines).replace("of", &format!("from {file}")));
+            (0..files).for_each(|file| fs::write(folder.path().join(file.to_string()), text(file)).expect("written"));
+            for (name, json) in fixture::tokenizers() {
+                let tokenizer = TextTokenizer::hugging_face(json.as_bytes()).expect("loads");
+                let mut expected: Vec<u32> =
+                    (0..files).flat_map(|file| tokenizer.encode(&text(file)).expect("encodes")).collect();
+                let source = Source::Text(folder.path().to_owned());
+                let options = ImportOptions { tokenizer: Some(json.into_bytes()), ..ImportOptions::new(source) };
+                let imported = import(&options).expect("a data set");
+                let objects = &imported.objects[1..];
+                let width = imported.manifest.token_bytes;
+                let mut found: Vec<u32> = objects.iter().flat_map(|bytes| read_tokens(bytes, width)).collect();
+                // Documents are shuffled by digest.
+                expected.sort_unstable();
+                found.sort_unstable();
+                assert!(found == expected, "{name}: {} tokens for {}", found.len(), expected.len());
+                let spelt = if name == "pieces" { files as u64 } else { 0 };
+                assert_eq!(imported.account.specials_spelt, spelt, "{name}");
+                assert_eq!(imported.warnings().len(), usize::from(spelt > 0), "{:?}", imported.warnings());
+            }
+        }
+    }
+
+    #[test]
+    fn what_somebody_should_know_is_said() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("x.txt");
+        let options = ImportOptions::new(Source::Text(path.clone()));
+        fs::write(&path, "2026-01-01 INFO heartbeat ok\n".repeat(20_000)).expect("written");
+        let imported = import(&options).expect("a data set");
+        assert!(imported.warnings()[0].starts_with("of 580000 bytes of text 7"), "{:?}", imported.warnings());
+        let sizes: BTreeSet<usize> = (0..50)
+            .map(|number| {
+                fs::write(&path, format!("{number}{}rest\n", numbered(241))).expect("written");
+                import(&options).expect("a data set").warnings().len()
+            })
+            .collect();
+        assert_eq!(
+            sizes,
+            BTreeSet::from([0, 1]),
+            "whether the larger of two passages is held out is a matter of digests"
+        );
+        fs::write(&path, numbered(240) + "sixteen letters\n").expect("written");
+        let error = import(&options).expect_err("a single passage");
+        assert_eq!(error.code(), schemas::Code::CorpusEmpty);
     }
 
     #[test]

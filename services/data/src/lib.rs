@@ -7,15 +7,26 @@
 mod corpus;
 mod entropy;
 mod error;
+mod export;
+#[cfg(test)]
+mod fixture;
+mod glob;
 mod import;
+mod passages;
+mod passed;
 mod sampler;
 mod shard;
 mod text;
+mod walk;
 
-pub use corpus::{CORPUS_BYTES_MAX, Document, Source, select};
+pub use corpus::{Account, CORPUS_BYTES_MAX, Source};
 pub use entropy::entropy;
 pub use error::DataError;
+pub use export::{ExportFile, tokenizer_files};
+pub use glob::Pattern;
 pub use import::{ImportOptions, Imported, import};
+pub use passed::{PassedOver, Reason, shown};
 pub use sampler::{HeldOut, UnitSampler};
-pub use shard::{TokenShard, encode_shard, parse_manifest, token_bytes};
+pub use schemas::data::token_bytes;
+pub use shard::{TokenShard, encode_shard, parse_manifest};
 pub use text::TextTokenizer;

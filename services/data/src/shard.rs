@@ -1,35 +1,44 @@
 //! Shards: consecutive tokens as fixed-width little-endian numbers, and the manifest that lists them.
 
-use schemas::data::{DataManifest, Shard, Tokenizer};
-use schemas::limits::{OBJECT_BYTES_MAX, SHARDS_MAX};
+use schemas::data::{DataManifest, token_bytes};
 
 use crate::DataError;
 
 /// Longest manifest that is read: the most shards there may be, at some 200 bytes each.
 const MANIFEST_BYTES_MAX: usize = 32 << 20;
 
-/// Bytes a token takes in the shards of a vocabulary.
-pub const fn token_bytes(vocabulary: u32) -> u8 {
-    match vocabulary {
-        0..=0x100 => 1,
-        0x101..=0x1_0000 => 2,
-        _ => 4,
-    }
-}
-
 /// The bytes of a shard.
 ///
 /// # Panics
 /// When a token does not fit in `token_bytes`.
 pub fn encode_shard(tokens: &[u32], token_bytes: u8) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    append_tokens(tokens, token_bytes, &mut bytes);
+    bytes
+}
+
+/// Appends tokens in the form that they have in a shard.
+///
+/// # Panics
+/// When a token does not fit in `token_bytes`.
+pub(crate) fn append_tokens(tokens: &[u32], token_bytes: u8, bytes: &mut Vec<u8>) {
     let width = usize::from(token_bytes);
-    let mut bytes = Vec::with_capacity(tokens.len() * width);
+    bytes.reserve(tokens.len() * width);
     for token in tokens {
         let raw = token.to_le_bytes();
         assert!(raw[width..].iter().all(|byte| *byte == 0), "token {token} fits in {width} bytes");
         bytes.extend(&raw[..width]);
     }
-    bytes
+}
+
+/// The tokens of such bytes.
+pub(crate) fn read_tokens(bytes: &[u8], token_bytes: u8) -> impl Iterator<Item = u32> {
+    let width = usize::from(token_bytes);
+    bytes.chunks_exact(width).map(move |token| {
+        let mut raw = [0; 4];
+        raw[..width].copy_from_slice(token);
+        u32::from_le_bytes(raw)
+    })
 }
 
 /// Reads a data set's manifest and checks that it agrees with itself and with the limits.
@@ -42,29 +51,8 @@ pub fn parse_manifest(json: &[u8]) -> Result<DataManifest, DataError> {
         return Err(invalid(format!("{} bytes, at most {MANIFEST_BYTES_MAX} are accepted", json.len())));
     }
     let manifest: DataManifest = serde_json::from_slice(json).map_err(|error| invalid(error.to_string()))?;
-    let DataManifest { vocabulary, token_bytes: width, tokenizer, train, held_out, .. } = &manifest;
-    if *vocabulary < 2 || *tokenizer == Tokenizer::Byte && *vocabulary != 256 {
-        return Err(invalid(format!("vocabulary is {vocabulary} with tokenizer {tokenizer:?}")));
-    }
-    if *width != token_bytes(*vocabulary) {
-        let expected = token_bytes(*vocabulary);
-        return Err(invalid(format!("token_bytes is {width}, expected {expected} for a vocabulary of {vocabulary}")));
-    }
-    for (name, shards) in [("train", train), ("held_out", held_out)] {
-        if shards.is_empty() || shards.len() > SHARDS_MAX {
-            return Err(invalid(format!("{name} has {} shards, expected 1 to {SHARDS_MAX}", shards.len())));
-        }
-        if let Some(shard) = shards.iter().find(|shard| !fits(shard, *width)) {
-            let (tokens, bytes) = (shard.tokens, shard.object.bytes);
-            return Err(invalid(format!("{name} lists a shard of {tokens} tokens in {bytes} bytes, {width} a token")));
-        }
-    }
+    manifest.validate().map_err(|refusal| DataError::Invalid(refusal.detail))?;
     Ok(manifest)
-}
-
-fn fits(shard: &Shard, width: u8) -> bool {
-    let bytes = shard.tokens.get().checked_mul(width.into());
-    shard.tokens.get() > 0 && bytes == Some(shard.object.bytes.get()) && shard.object.bytes <= OBJECT_BYTES_MAX
 }
 
 /// The tokens of one shard, kept as they are stored.
@@ -116,7 +104,7 @@ impl TokenShard {
 
 #[cfg(test)]
 mod tests {
-    use schemas::data::Entropy;
+    use schemas::data::{Entropy, Shard, Tokenizer};
     use schemas::{ObjectRef, Tokens, V};
 
     use super::*;

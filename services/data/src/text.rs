@@ -1,12 +1,16 @@
 //! Text to tokens and back.
+//!
+//! A text's tokens are those of its characters and nothing else. The name of a special token that is spelt in it, such as
+//! `<|endoftext|>` in an article about tokenizers, is encoded as the text that it is: only a program that builds prompts
+//! can mean the token, and text that anyone wrote must not be able to.
 
-use tokenizers::Tokenizer;
+use schemas::data::BYTE_VOCABULARY;
+use tokenizers::{PostProcessorWrapper, Tokenizer};
 
 use crate::DataError;
 
 /// Largest `tokenizer.json` that is read; those of large vocabularies have some 20 MiB.
 const TOKENIZER_BYTES_MAX: usize = 128 << 20;
-const BYTE_VOCABULARY: u32 = 256;
 
 /// How text becomes tokens.
 #[derive(Clone, Debug)]
@@ -31,6 +35,9 @@ impl TextTokenizer {
         // Padding and truncation are for batches of sentences: here they would add to the text or take from it.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| DataError::Tokenizer(error.to_string()))?;
+        // It would add special tokens, which nobody asks for here, and take blanks out of the places of tokens.
+        tokenizer.with_post_processor(None::<PostProcessorWrapper>);
+        tokenizer.set_encode_special_tokens(true);
         Ok(Self::HuggingFace(Box::new(tokenizer)))
     }
 
@@ -45,7 +52,20 @@ impl TextTokenizer {
         }
     }
 
-    /// The tokens of `text`, without special tokens around it.
+    /// The names of special tokens.
+    pub(crate) fn specials(&self) -> Specials {
+        let mut names: Vec<String> = match self {
+            Self::Byte => Vec::new(),
+            Self::HuggingFace(tokenizer) => {
+                let added = tokenizer.get_added_tokens_decoder().into_values();
+                added.filter(|token| token.special && !token.content.is_empty()).map(|token| token.content).collect()
+            }
+        };
+        names.sort_unstable();
+        Specials(names)
+    }
+
+    /// The tokens of `text`, without special tokens around it or in it.
     ///
     /// # Errors
     /// The tokenizer cannot represent the text.
@@ -80,15 +100,36 @@ impl TextTokenizer {
     }
 }
 
+/// Names of special tokens, to be looked for in text.
+#[derive(Clone, Debug)]
+pub(crate) struct Specials(Vec<String>);
+
+impl Specials {
+    /// How often one of them is spelt in `text`.
+    pub(crate) fn spelt_in(&self, text: &str) -> u64 {
+        if self.0.is_empty() {
+            return 0;
+        }
+        let mut begins = [false; 256];
+        self.0.iter().for_each(|name| begins[usize::from(name.as_bytes()[0])] = true);
+        let (bytes, mut at, mut count) = (text.as_bytes(), 0, 0);
+        while at < bytes.len() {
+            let here = begins[usize::from(bytes[at])].then(|| {
+                let spelt = self.0.iter().filter(|name| bytes[at..].starts_with(name.as_bytes()));
+                spelt.map(String::len).max()
+            });
+            let found = here.flatten();
+            count += u64::from(found.is_some());
+            at += found.unwrap_or(1);
+        }
+        count
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const WORDS: &str = r#"{
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
-        "model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "fn": 1, "main": 5, "(": 2, ")": 3}, "unk_token": "[UNK]"}
-    }"#;
+    use crate::fixture;
 
     #[test]
     fn bytes_round_trip() {
@@ -102,11 +143,35 @@ mod tests {
 
     #[test]
     fn a_hugging_face_file_loads_and_garbage_does_not() {
-        let tokenizer = TextTokenizer::hugging_face(WORDS.as_bytes()).expect("loads");
+        let tokenizer = TextTokenizer::hugging_face(fixture::WORDS.as_bytes()).expect("loads");
         assert_eq!(tokenizer.vocabulary(), 6);
         assert_eq!(tokenizer.encode("fn main what").expect("encodes"), [1, 5, 0]);
         assert_eq!(tokenizer.decode(&[1, 5]).expect("decodes"), "fn main");
         let error = TextTokenizer::hugging_face(b"{}").expect_err("not a tokenizer");
         assert_eq!(error.code(), schemas::Code::TokenizerInvalid);
+    }
+
+    #[test]
+    fn special_tokens_that_are_spelt_are_text() {
+        let specials = [("byte pairs", "<|endoftext|>"), ("pieces", "</s>")];
+        for ((name, json), (_, spelt)) in fixture::tokenizers().into_iter().zip(specials) {
+            let tokenizer = TextTokenizer::hugging_face(json.as_bytes()).expect("loads");
+            let text = format!("a line{spelt}and {spelt}{spelt}\n<s");
+            let ids = tokenizer.encode(&text).expect("encodes");
+            let plain = Tokenizer::from_bytes(json.as_bytes()).expect("loads");
+            let special = plain.token_to_id(spelt).expect("is a token");
+            assert!(!ids.contains(&special), "{name}: {ids:?}");
+            assert_eq!(tokenizer.decode(&ids).expect("decodes").trim_start(), text, "{name}");
+            assert_eq!(tokenizer.specials().spelt_in(&text), 3, "{name}");
+        }
+        assert_eq!(TextTokenizer::Byte.specials().spelt_in("<s>"), 0);
+    }
+
+    /// One cut and filled to lengths in its file, and with a token that its template adds.
+    #[test]
+    fn nothing_is_added_and_nothing_taken() {
+        let tokenizer = TextTokenizer::hugging_face(fixture::pieces().as_bytes()).expect("loads");
+        let ids = tokenizer.encode(&"line ".repeat(20)).expect("encodes");
+        assert!(ids.len() > 60 && !ids.contains(&1) && !ids.contains(&0), "{ids:?}");
     }
 }

@@ -155,13 +155,18 @@ pub(crate) struct Declarations {
 pub(crate) enum Data {
     /// Make a data set of text and upload it.
     Import {
-        /// A file or folder of text; by default the Rust sources in cargo's registry folder.
+        /// A file or folder of text in UTF-8; by default the Rust sources in cargo's registry folder. Links inside the folder
+        /// are followed; what is passed over is counted and told.
         #[arg(long, value_name = "PATH")]
         text: Option<PathBuf>,
+        /// Leave out files and folders of this name, or path below the folder where the pattern has a `/`: `*` and `?` stand
+        /// for what is within a name, `**` for anything. May be repeated.
+        #[arg(long, value_name = "GLOB")]
+        exclude: Vec<data::Pattern>,
         /// How much text at most.
         #[arg(long, value_name = "SIZE", default_value = "32MiB")]
         limit: runtime::ConfigBytes,
-        /// A Hugging Face tokenizer.json; bytes without one.
+        /// A Hugging Face tokenizer.json; bytes without one. Special tokens that are spelt in the text are encoded as text.
         #[arg(long, value_name = "FILE")]
         tokenizer: Option<PathBuf>,
     },
@@ -185,7 +190,8 @@ pub(crate) enum Run {
         /// Its name.
         run: RunId,
     },
-    /// Wait until a run is complete, or has closed a number of rounds; fails with the reason when the run is halted.
+    /// Wait until a run is complete, or has closed a number of rounds; fails with the reason when the run is halted or nobody
+    /// is left to work for it.
     Wait {
         /// Its name.
         run: RunId,
@@ -195,6 +201,9 @@ pub(crate) enum Run {
         /// For how long; then the exit status is 7.
         #[arg(long, value_name = "TIME", default_value = "24h")]
         within: runtime::ConfigDuration,
+        /// For how long no worker may be left for the run; then it fails with the reason.
+        #[arg(long, value_name = "TIME", default_value = "5m")]
+        nobody_for: runtime::ConfigDuration,
     },
 }
 
@@ -216,7 +225,8 @@ pub(crate) enum Snapshot {
         #[arg(default_value = "demo")]
         run: RunId,
     },
-    /// Download a snapshot as a model folder: config.json, model.safetensors, tokenizer.json.
+    /// Download a snapshot as a model folder that other tools read as it was trained: config.json, generation_config.json,
+    /// model.safetensors, and the tokenizer with its settings.
     Pull {
         /// The run.
         run: RunId,

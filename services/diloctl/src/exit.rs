@@ -23,6 +23,7 @@ pub(crate) const fn status(code: Code) -> u8 {
         | Code::DomainExists
         | Code::PortTaken
         | Code::StoreBusy
+        | Code::FolderBusy
         | Code::AuditFolderBusy
         | Code::LedgerFenced => 4,
         Code::BusUnreachable | Code::StoreUnreachable => 5,

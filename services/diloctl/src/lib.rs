@@ -5,6 +5,7 @@ mod cli;
 mod commands;
 mod context;
 mod exit;
+mod files;
 mod objects;
 mod output;
 mod reference;

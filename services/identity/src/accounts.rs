@@ -133,8 +133,9 @@ fn import(crossing: &Crossing, tenant: &AccountId, accounts: &Accounts) -> Impor
         local_subject: crossing.local(),
         account: accounts.exporter(crossing.home),
         kind: kind(crossing.service),
-        // The broker names the user that asks; streams have no asker.
-        share: crossing.service,
+        // The subject names who asks: the broker writes the account into it, and holds each worker to its own key. What it
+        // would add in a header, the asker's token among it, nobody needs.
+        share: false,
     }
 }
 
@@ -220,6 +221,15 @@ mod tests {
         assert!(tenant_account(&accounts.tenants[0], &accounts, key).limits.conn > 0);
     }
 
+    /// However many connections a tenant opens, coordinators, audit services and operators find a place.
+    #[test]
+    fn a_tenant_leaves_room_at_the_broker_for_others() {
+        let limits = include_str!("../../../nats-config/include/limits.conf");
+        let total = limits.lines().find_map(|line| line.strip_prefix("max_connections: ")).expect("a limit");
+        let total: i64 = total.trim().parse().expect("a number");
+        assert!(TENANT_CONNECTIONS_MAX + 512 <= total, "{TENANT_CONNECTIONS_MAX} of {total}");
+    }
+
     #[test]
     fn tenants_import_only_under_their_own_account() {
         let accounts = accounts();
@@ -229,7 +239,7 @@ mod tests {
         for import in &claims.imports {
             let token = import.subject.split('.').nth(usize::from(ACCOUNT_TOKEN_POSITION) - 1);
             assert_eq!(token, Some(tenant.as_str()));
-            assert_eq!(import.share, import.kind == SharedKind::Service);
+            assert!(!import.share, "the exporter sees no more than the subject");
         }
     }
 

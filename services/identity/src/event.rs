@@ -41,7 +41,7 @@ pub fn verify_statement(domain: &str, public: &PublicKey, signature: &[u8], body
 }
 
 /// `0xFF`, purpose, `0x00`, sha256 of the domain's id, body.
-fn prefixed(purpose: &[u8], domain: &str, body: &[u8]) -> Vec<u8> {
+pub(crate) fn prefixed(purpose: &[u8], domain: &str, body: &[u8]) -> Vec<u8> {
     let domain = Sha256::digest(domain.as_bytes());
     let mut bytes = Vec::with_capacity(2 + purpose.len() + domain.len() + body.len());
     bytes.push(0xFF);

@@ -7,6 +7,7 @@ pub mod claims;
 pub mod credentials;
 pub mod domain;
 pub mod event;
+pub mod join;
 pub mod jws;
 pub mod jwt;
 pub mod key;

@@ -76,6 +76,16 @@ impl ModelConfig {
         })
     }
 
+    /// Reads the `config.json` of a model whose kind is not written down: each kind refuses the others' configurations.
+    ///
+    /// # Errors
+    /// None takes it; the reason is that of the kind that people write by hand.
+    pub fn recognise(json: &[u8]) -> Result<Self, ModelError> {
+        let others = [TrainerKind::Reference, TrainerKind::Synthetic];
+        Self::parse(TrainerKind::Torch, json)
+            .or_else(|error| others.iter().find_map(|kind| Self::parse(*kind, json).ok()).ok_or(error))
+    }
+
     /// The `config.json` to store as an object: the same bytes for equal configurations.
     pub fn to_json(&self) -> Vec<u8> {
         let text = match self {

@@ -2,7 +2,9 @@
 //! tensors in safetensors files. No libtorch, so that diloctl and the coordinator's tools can use all of it.
 
 mod config;
+mod export;
 mod file;
+mod fit;
 mod initial;
 mod llama;
 mod preset;
@@ -13,6 +15,7 @@ pub use config::{ModelConfig, ModelError};
 pub use file::{
     FileError, NamedTensor, TensorFile, export_safetensors, import_safetensors, remove_parts, write_tensors,
 };
+pub use fit::check_length;
 pub use initial::{Initial, InitialWeights};
 pub use llama::LlamaConfig;
 pub use preset::{PRESETS, Preset};

@@ -3,7 +3,7 @@
 //! Everything goes as requests signed here, by the store's clock, over one pooled HTTP/1.1 client; only listing goes through
 //! `object_store`, over the same client.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -430,9 +430,11 @@ pub(crate) const fn method(method: rusty_s3::Method) -> http::Method {
         rusty_s3::Method::Delete => http::Method::DELETE,
     }
 }
-
-/// This machine's clock; what the store's is corrected from.
-pub(crate) fn local_now() -> UnixMillis {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+/// This machine's clock; what the store's is corrected from. It is read once and then kept by a monotonic clock: a step of the
+/// wall clock would make the correction wrong until the store's next answer.
+pub fn local_now() -> UnixMillis {
+    static START: OnceLock<(SystemTime, std::time::Instant)> = OnceLock::new();
+    let (wall, started) = START.get_or_init(|| (SystemTime::now(), std::time::Instant::now()));
+    let since = wall.duration_since(UNIX_EPOCH).unwrap_or_default() + started.elapsed();
     UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

@@ -1,9 +1,9 @@
 //! Object keys. Two buckets: `incoming` takes what workers upload, `blobs` holds what was verified.
 //!
 //! ```text
-//! incoming/<run>/<round>/<worker>/<64 hex>      quarantine of a lease
-//! incoming/operator/<user nkey>/<64 hex>        quarantine of an operator's import
-//! blobs/sha256/<ab>/<64 hex>                    verified objects
+//! incoming/<run>/<round>/<worker>/<unit>-<epoch>/<64 hex>   quarantine of a lease
+//! incoming/operator/<user nkey>/<64 hex>                    quarantine of an operator's import
+//! blobs/sha256/<ab>/<64 hex>                                verified objects
 //! ```
 //! `operator` is therefore not usable as the name of a run that uploads; [`IncomingKey::worker`] refuses it.
 
@@ -11,9 +11,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use schemas::id::OPERATOR;
-use schemas::{Digest, PublicKey, Round, RunId, WorkerId};
+use schemas::lease::{LeaseRef, UnitId, UnitKind};
+use schemas::{Digest, Epoch, PublicKey, Round, RunId, UnitIndex, WorkerId};
 
-/// Longest key that is accepted anywhere: ours have at most 180 bytes, S3 allows 1024.
+/// Longest key that is accepted anywhere: ours have at most 220 bytes, S3 allows 1024.
 pub const KEY_BYTES_MAX: usize = 256;
 
 const ALGORITHM: &str = "sha256";
@@ -40,7 +41,7 @@ pub struct IncomingKey {
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Owner {
-    Worker { run: RunId, round: Round, worker: WorkerId },
+    Worker { run: RunId, worker: WorkerId, lease: LeaseRef },
     Operator(PublicKey),
 }
 
@@ -105,9 +106,9 @@ impl FromStr for BlobKey {
 }
 
 impl IncomingKey {
-    /// Where `worker` uploads an object of a unit of `round`.
-    pub fn worker(run: &RunId, round: Round, worker: &WorkerId, digest: Digest) -> Self {
-        Self { owner: Owner::Worker { run: run.clone(), round, worker: worker.clone() }, digest }
+    /// Where `worker` uploads an object under `lease`: what lies there was uploaded under this lease and by nobody else.
+    pub fn worker(run: &RunId, lease: LeaseRef, worker: &WorkerId, digest: Digest) -> Self {
+        Self { owner: Owner::Worker { run: run.clone(), worker: worker.clone(), lease }, digest }
     }
 
     /// Where an operator uploads an object of an import.
@@ -124,7 +125,9 @@ impl IncomingKey {
 impl fmt::Display for IncomingKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.owner {
-            Owner::Worker { run, round, worker } => write!(f, "{run}/{round}/{worker}/{}", self.digest.hex()),
+            Owner::Worker { run, worker, lease: LeaseRef { unit, epoch } } => {
+                write!(f, "{run}/{}/{worker}/{}-{epoch}/{}", unit.round, unit.token(), self.digest.hex())
+            }
             Owner::Operator(operator) => write!(f, "{OPERATOR}/{operator}/{}", self.digest.hex()),
         }
     }
@@ -147,12 +150,22 @@ fn parse_incoming(text: &str) -> Option<IncomingKey> {
     let segments: Vec<&str> = text.split('/').collect();
     match segments[..] {
         [OPERATOR, operator, hex] => Some(IncomingKey::operator(&operator.parse().ok()?, digest_of_hex(hex)?)),
-        [run, round, worker, hex] => {
-            let round = Round(round.parse().ok()?);
-            Some(IncomingKey::worker(&run.parse().ok()?, round, &worker.parse().ok()?, digest_of_hex(hex)?))
+        [run, round, worker, lease, hex] => {
+            let lease = lease_of(Round(round.parse().ok()?), lease)?;
+            Some(IncomingKey::worker(&run.parse().ok()?, lease, &worker.parse().ok()?, digest_of_hex(hex)?))
         }
         _ => None,
     }
+}
+
+/// `train-3-2`: the second grant of training unit 3. Whether it is written as we write it, the caller compares.
+fn lease_of(round: Round, text: &str) -> Option<LeaseRef> {
+    let (unit, epoch) = text.rsplit_once('-')?;
+    let (kind, index) = unit.rsplit_once('-')?;
+    let index = UnitIndex(index.parse().ok()?);
+    let found = [UnitKind::Train, UnitKind::Evaluate].map(|kind| UnitId { round, kind, index });
+    let unit = found.into_iter().find(|found| found.token() == format!("{kind}-{index}"))?;
+    Some(LeaseRef { unit, epoch: Epoch(epoch.parse().ok()?) })
 }
 
 fn digest_of_hex(hex: &str) -> Option<Digest> {
@@ -175,12 +188,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn tl_18_a_key_reads_back(raw in any::<[u8; 32]>(), round in any::<u64>(), run in "[a-z0-9][a-z0-9-]{0,31}", seed in any::<u8>()) {
+        fn tl_18_a_key_reads_back(raw in any::<[u8; 32]>(), numbers in any::<(u64, u32, u64)>(), train in any::<bool>(), run in "[a-z0-9][a-z0-9-]{0,31}", seed in any::<u8>()) {
             let digest = Digest::from_bytes(raw);
             prop_assert_eq!(BlobKey(digest).to_string().parse(), Ok(BlobKey(digest)));
             let run: RunId = run.parse().unwrap();
             let id = worker(seed);
-            let key = IncomingKey::worker(&run, Round(round), &id, digest);
+            let kind = if train { UnitKind::Train } else { UnitKind::Evaluate };
+            let unit = UnitId { round: Round(numbers.0), kind, index: UnitIndex(numbers.1) };
+            let key = IncomingKey::worker(&run, LeaseRef { unit, epoch: Epoch(numbers.2) }, &id, digest);
+            prop_assert!(key.to_string().len() <= KEY_BYTES_MAX);
             prop_assert_eq!(key.to_string().parse(), Ok(key));
             let operator = IncomingKey::operator(&id.as_str().parse().unwrap(), digest);
             prop_assert_eq!(operator.to_string().parse(), Ok(operator));
@@ -205,12 +221,18 @@ mod tests {
             String::new(),
             format!("../{id}/{hex}"),
             format!("/demo/1/{id}/{hex}"),
-            format!("demo/01/{id}/{hex}"),
-            format!("demo/+1/{id}/{hex}"),
-            format!("demo/1/{id}/{}", hex.to_uppercase()),
-            format!("demo/1/{id}/{hex}/"),
-            format!("operator/1/{id}/{hex}"),
-            format!("dëmo/1/{id}/{hex}"),
+            format!("demo/1/{id}/{hex}"),
+            format!("demo/01/{id}/train-0-1/{hex}"),
+            format!("demo/+1/{id}/train-0-1/{hex}"),
+            format!("demo/1/{id}/train-0-1/{}", hex.to_uppercase()),
+            format!("demo/1/{id}/train-0-1/{hex}/"),
+            format!("operator/1/{id}/train-0-1/{hex}"),
+            format!("dëmo/1/{id}/train-0-1/{hex}"),
+            format!("demo/1/{id}/train-00-1/{hex}"),
+            format!("demo/1/{id}/train-0-+1/{hex}"),
+            format!("demo/1/{id}/train-0/{hex}"),
+            format!("demo/1/{id}/guess-0-1/{hex}"),
+            format!("demo/1/{id}/../{hex}"),
             "a".repeat(4096),
         ] {
             assert!(text.parse::<IncomingKey>().is_err(), "{text}");

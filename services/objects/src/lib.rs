@@ -26,7 +26,7 @@ mod sink;
 mod stall;
 pub mod transfer;
 
-pub use buckets::{Buckets, Recorded};
+pub use buckets::{Buckets, Recorded, local_now};
 pub use cache::{Cache, CacheError};
 pub use endpoint::{Endpoint, EndpointError, Trust};
 pub use error::ObjectError;

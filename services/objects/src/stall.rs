@@ -11,9 +11,10 @@ const CRAWL_WINDOWS: u32 = 3;
 const UNDERWAY_BYTES_MAX: u64 = 256 << 10;
 /// Longest time that is allowed for it.
 const UNDERWAY_MAX: Duration = Duration::from_secs(60);
-/// An attempt of this age with this much ahead of it is slow enough to be told.
+/// An attempt of this age is told when it has this much ahead of it, or is slower than any line that is meant for this.
 const SLOW_AFTER: Duration = Duration::from_secs(10);
 const SLOW_REST_MIN: Duration = Duration::from_secs(20);
+const SLOW_BYTES_PER_SECOND: u64 = 32 << 10;
 
 /// How an attempt is going.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +73,8 @@ impl Progress {
         }
         let bytes_left = self.bytes.saturating_sub(self.moved);
         let expected = Duration::from_secs(bytes_left / rate.max(1));
-        if now >= SLOW_AFTER && bytes_left > 0 && expected >= SLOW_REST_MIN {
+        let is_slow = expected >= SLOW_REST_MIN || rate < SLOW_BYTES_PER_SECOND;
+        if now >= SLOW_AFTER && bytes_left > 0 && is_slow {
             return Going::Slowly(Slow { bytes_per_second: rate, bytes_left, expected });
         }
         Going::Well
@@ -124,7 +126,7 @@ mod tests {
     #[test]
     fn time_counts_from_the_last_byte_that_moved() {
         let mut progress = Progress::new(IDLE, 1 << 20);
-        assert_eq!(progress.judge(at(19), 1 << 19), Going::Well);
+        assert!(matches!(progress.judge(at(19), 1 << 19), Going::Slowly(_)));
         assert!(!matches!(progress.judge(at(38), 1 << 19), Going::Silent(_)));
         assert_eq!(progress.judge(at(39), 1 << 19), Going::Silent(IDLE));
     }

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use schemas::text::ShownLines;
 use schemas::{Code, Refusal};
 
-/// Exit status of a service with bad usage or configuration (EX_USAGE); nothing was connected or bound.
+/// Exit status of a service with bad usage, configuration or credentials (EX_USAGE), before anything is connected or bound;
+/// and of a worker that may not come back under its name.
 pub const EXIT_USAGE: u8 = 64;
 /// Exit status of any other coded failure.
 pub const EXIT_FAILED: u8 = 1;
@@ -68,8 +69,12 @@ pub const fn exit_status(code: Code) -> u8 {
         Code::BusRefused | Code::BusDenied | Code::ObjectForbidden => EXIT_DENIED,
         // Whoever starts this process again may find the server with another certificate.
         Code::ServerCertificateExpired | Code::CertificateUntrusted => EXIT_DENIED,
-        Code::LedgerFenced | Code::StoreBusy | Code::AuditFolderBusy | Code::PortTaken => EXIT_CONFLICT,
+        Code::LedgerFenced | Code::StoreBusy | Code::AuditFolderBusy | Code::PortTaken | Code::Replaced => {
+            EXIT_CONFLICT
+        }
         Code::LedgerBroken | Code::ReplayDiverged => EXIT_TAMPERED,
+        // The name is of no use any more: whoever starts services again shall not start this one.
+        Code::WorkerRemoved => EXIT_USAGE,
         code if code.number() < 200 => EXIT_USAGE,
         _ => EXIT_FAILED,
     }
@@ -134,7 +139,7 @@ mod tests {
     fn statuses_follow_the_code() {
         assert_eq!(exit_status(Code::ConfigInvalid), 64);
         assert_eq!(exit_status(Code::PlaintextRefused), 64);
-        for code in [Code::LedgerFenced, Code::StoreBusy, Code::AuditFolderBusy] {
+        for code in [Code::LedgerFenced, Code::StoreBusy, Code::AuditFolderBusy, Code::Replaced] {
             assert_eq!(exit_status(code), EXIT_CONFLICT, "{code}");
         }
         assert_eq!(exit_status(Code::StoreUnreachable), 5);

@@ -5,7 +5,7 @@ use model::ModelConfig;
 use schemas::data::{DataManifest, Shard};
 use schemas::layout::{Chunk, Layout};
 use schemas::lease::Work;
-use schemas::run::{RunSpec, TrainerKind};
+use schemas::run::RunSpec;
 use schemas::{Code, Message as _, ObjectRef, Refusal};
 
 use crate::library::Library;
@@ -34,11 +34,9 @@ impl Assets {
         let layout = Layout::decode(&objects[1]).map_err(|error| mismatch(error.to_string()))?;
         let chunks = check_layout(&layout, &model, spec)?;
         let data = data::parse_manifest(&objects[2])?;
-        let vocabulary = (data.vocabulary, model.vocabulary());
-        if spec.model.trainer != TrainerKind::Synthetic && vocabulary.0 > vocabulary.1 {
-            let detail = format!("the data has {} kinds of tokens, the model {}", vocabulary.0, vocabulary.1);
-            return Err(Refusal::new(Code::DataInvalid, detail));
-        }
+        // The coordinator asks more of the data before it creates a run; this is what a trainer would stumble on here.
+        model.check_sequence(&spec.schedule)?;
+        model.check_vocabulary(data.vocabulary)?;
         Ok(Self { model, chunks, data })
     }
 
@@ -64,12 +62,7 @@ impl Assets {
 fn check_layout(layout: &Layout, model: &ModelConfig, spec: &RunSpec) -> Result<Vec<Chunk>, Refusal> {
     let mismatch = |detail: String| Refusal::new(Code::LayoutMismatch, detail);
     layout.validate().map_err(|error| mismatch(error.to_string()))?;
-    let own = model.layout();
-    let same = layout.tensors.len() == own.tensors.len()
-        && layout.tensors.iter().zip(&own.tensors).all(|(a, b)| a.name == b.name && a.shape == b.shape);
-    if !same {
-        return Err(mismatch("the run's layout is not that of its model".to_owned()));
-    }
+    model.check_layout(layout)?;
     let chunks = layout.chunks(spec.model.chunk_elements).map_err(|error| mismatch(error.to_string()))?;
     let sizes = chunks.iter().map(|chunk| chunk.elements * INITIAL_ELEMENT_BYTES);
     if sizes.ne(spec.model.initial.iter().map(|object| object.bytes.get())) {

@@ -9,6 +9,7 @@ use schemas::{Code, RunId, WorkerId, is_answer};
 use tokio::sync::mpsc;
 use worker_core::Input;
 
+use crate::time::CoordinatorTime;
 use crate::verify::{self, Expected};
 
 /// Whose orders are heard.
@@ -17,6 +18,7 @@ pub(crate) struct Ears {
     pub(crate) trust: Arc<TrustBundle>,
     pub(crate) run: RunId,
     pub(crate) worker: WorkerId,
+    pub(crate) time: CoordinatorTime,
 }
 
 impl Ears {
@@ -53,7 +55,7 @@ impl Ears {
     }
 
     fn judge(&self, payload: &[u8]) -> Input {
-        let now = runtime::clock::now();
+        let now = self.time.now();
         let expected = Expected { trust: &self.trust, worker: &self.worker, run: &self.run, now };
         match verify::command(payload, &expected) {
             Ok(verb) => {

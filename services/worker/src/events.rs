@@ -172,10 +172,12 @@ struct Publisher {
 
 impl Publisher {
     async fn run(mut self, mut queue: mpsc::Receiver<WorkerEvent>) {
-        if let Some(pending) = self.chain.unacknowledged() {
-            self.deliver(&pending).await;
-        }
         while let Some(event) = queue.recv().await {
+            // What a previous life could not deliver waits for the first event of this one, which comes with the membership:
+            // until then another process may be the worker, and the chain its own.
+            if let Some(pending) = self.chain.unacknowledged() {
+                self.deliver(&pending).await;
+            }
             let kind = event.kind();
             match self.chain.append(runtime::clock::now(), event) {
                 Ok(pending) => self.deliver(&pending).await,

@@ -8,6 +8,7 @@
 //! | `library`, `assets`, `unit` | objects, and a unit's way from fetch to upload |
 //! | `engine` | the training thread, the only place with a trainer and with tensors |
 //! | `verify` | what a signed document must pass before anything it names is touched |
+//! | `time` | the coordinator's time, by which its documents are judged |
 //! | `events`, `state` | what survives a restart |
 //! | `ending` | what is waited for at the end |
 
@@ -26,6 +27,7 @@ mod meter;
 pub mod sample;
 pub mod service;
 mod state;
+mod time;
 mod trainers;
 mod unit;
 mod verify;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use objects::Moved;
+use schemas::limits::{LOSS_MAX, SPEED_MAX};
 use schemas::telemetry::Heartbeat;
 use schemas::{Bytes, Tokens, V};
 use worker_core::Pulse;
@@ -31,6 +32,11 @@ impl Meter {
         Self { bytes_up: moved.up, bytes_down: moved.down, ..Self::default() }
     }
 
+    /// Bytes that were moved either way: what a renewal shows as progress.
+    pub(crate) fn moved(&self) -> Bytes {
+        Bytes(self.bytes_up.load(Ordering::Relaxed).saturating_add(self.bytes_down.load(Ordering::Relaxed)))
+    }
+
     /// Counts an inner step. Called by the training thread alone.
     pub(crate) fn stepped(&self, tokens: Tokens, loss: f64, took: Duration) {
         self.tokens.fetch_add(tokens.get(), Ordering::Relaxed);
@@ -47,12 +53,14 @@ impl Meter {
         let loss = f64::from_bits(read(&self.loss));
         Heartbeat {
             v: V,
+            session: pulse.session,
             phase: pulse.phase,
             lease: pulse.lease,
             steps_done: pulse.steps_done,
             tokens: Tokens(read(&self.tokens)),
-            tokens_per_second: f64::from_bits(read(&self.tokens_per_second)),
-            loss: (loss != 0.0).then_some(loss),
+            tokens_per_second: f64::from_bits(read(&self.tokens_per_second)).min(SPEED_MAX),
+            // A loss that is no number ends its unit; it is nothing to show.
+            loss: (loss != 0.0 && (0.0..=LOSS_MAX).contains(&loss)).then_some(loss),
             bytes_up: Bytes(read(&self.bytes_up)),
             bytes_down: Bytes(read(&self.bytes_down)),
         }

@@ -1,5 +1,5 @@
 //! `diloco-worker sample`: text from a model folder as `diloctl snapshot pull` writes it: `config.json`,
-//! `model.safetensors`, and `tokenizer.json` where the model has one.
+//! `model.safetensors` and `tokenizer.json`; without the last one every byte is a token.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use clap::Args;
 use data::TextTokenizer;
 use model::ModelConfig;
 use runtime::Failure;
-use schemas::run::{Precision, TrainerKind};
+use schemas::run::Precision;
 use schemas::text::ShownText;
 use schemas::{Code, Refusal};
 
@@ -18,7 +18,7 @@ use crate::trainers;
 /// What to print.
 #[derive(Args, Clone, Debug)]
 pub struct SampleArgs {
-    /// Folder with config.json, model.safetensors and perhaps tokenizer.json.
+    /// Folder with config.json, model.safetensors and tokenizer.json; without the last, bytes are tokens.
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// Text to continue.
@@ -68,19 +68,11 @@ pub fn sample(args: &SampleArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The kind of model is not written down; each kind refuses the others' configurations.
 fn read_config(path: &Path) -> Result<ModelConfig, Failure> {
-    let json = std::fs::read(path)
-        .map_err(|error| Failure::new(Code::ModelInvalid, format!("{}: {error}", path.display())))?;
-    let mut first = None;
-    for kind in [TrainerKind::Torch, TrainerKind::Reference, TrainerKind::Synthetic] {
-        match ModelConfig::parse(kind, &json) {
-            Ok(config) => return Ok(config),
-            Err(error) => first = first.or(Some(error)),
-        }
-    }
-    let error = first.expect("there are kinds of models");
-    Err(Failure::new(Code::ModelInvalid, format!("{}: {error}", path.display())))
+    let invalid =
+        |error: &dyn std::fmt::Display| Failure::new(Code::ModelInvalid, format!("{}: {error}", path.display()));
+    let json = std::fs::read(path).map_err(|error| invalid(&error))?;
+    ModelConfig::recognise(&json).map_err(|error| invalid(&error))
 }
 
 fn read_tokenizer(path: &Path) -> Result<TextTokenizer, Failure> {

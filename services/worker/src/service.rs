@@ -6,19 +6,21 @@ use std::sync::Arc;
 use std::thread::JoinHandle as Thread;
 use std::time::{Duration, Instant};
 
+use identity::join::new_session;
 use objects::{Cache, Transfer, TransferLimits};
 use runtime::ready::ReadyFile;
-use runtime::{Bus, Failure};
+use runtime::{Bus, Failure, clock};
 use schemas::limits::CLAIM_WAIT_MAX;
 use schemas::member::{JoinReply, JoinRequest};
 use schemas::public::CommandVerb;
 use schemas::subject::heartbeat_subject;
 use schemas::{Code, Digest, Message as _, Millis, Refusal, Steps, UnixMillis, V, WorkerId};
+use serde_bytes::ByteArray;
 use tokio::sync::{OnceCell, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use worker_core::{Effect, Exit, Input, Settings, WorkId, Worker};
+use worker_core::{Effect, Exit, Input, Request, Settings, WorkId, Worker};
 
 use crate::asker::Asker;
 use crate::commands::Ears;
@@ -29,6 +31,7 @@ use crate::events::{Chain, Events};
 use crate::library::Library;
 use crate::meter::Meter;
 use crate::state::StateFolder;
+use crate::time::CoordinatorTime;
 use crate::unit::{Bench, Unit};
 use crate::verify::{self, Expected};
 
@@ -42,7 +45,6 @@ const WAITING_SHOWN: Duration = Duration::from_secs(30);
 /// A worker that is connected and ready to join.
 pub struct Service {
     core: Worker,
-    clock: Clock,
     inputs: mpsc::Receiver<Input>,
     progress: watch::Receiver<(WorkId, Steps)>,
     hands: Hands,
@@ -61,18 +63,12 @@ struct Hands {
     events: Events,
     state: StateFolder,
     meter: Arc<Meter>,
+    time: CoordinatorTime,
     inputs: mpsc::Sender<Input>,
     tasks: TaskTracker,
     bench: Option<Bench>,
     unit: Option<Unit>,
     waiting: Option<(Refusal, Instant)>,
-}
-
-/// Time for the core: starts at the wall clock and never goes back.
-#[derive(Clone, Copy, Debug)]
-struct Clock {
-    wall: UnixMillis,
-    started: Instant,
 }
 
 impl Service {
@@ -87,10 +83,9 @@ impl Service {
             .map_err(|error| Failure::new(error.code(), error))?;
         let transfer = Transfer::new(&checked.store_trust, TransferLimits::default())
             .map_err(|error| Failure::new(error.code(), error))?;
-        let clock = Clock::start();
-        let bus = Bus::connect("diloco-worker", &config.bus, clock.wall)
-            .await
-            .map_err(|e| Failure::from(e.into_refusal()))?;
+        let started = clock::now();
+        let bus =
+            Bus::connect("diloco-worker", &config.bus, started).await.map_err(|e| Failure::from(e.into_refusal()))?;
         let worker = own_id(&bus)?;
         let identity = (checked.run.clone(), worker.clone());
         let domain = checked.trust.domain.as_str();
@@ -101,13 +96,15 @@ impl Service {
         let meter = Arc::new(Meter::of(transfer.moved()));
         let library = Library::new(asker.clone(), transfer, Arc::new(cache));
         let (sender, inputs) = mpsc::channel(INPUTS_MAX);
-        let ears = Ears { trust: Arc::clone(&checked.trust), run: checked.run.clone(), worker: worker.clone() };
+        let time = CoordinatorTime::default();
+        let (run, trust) = (checked.run.clone(), Arc::clone(&checked.trust));
+        let ears = Ears { trust, run, worker: worker.clone(), time: time.clone() };
         ears.listen(&bus, sender.clone()).await.map_err(|e| Failure::from(e.into_refusal()))?;
         let (events, publishing) = Events::start(chain, bus.clone(), domain);
         let (told, progress) = watch::channel((WorkId(0), Steps(0)));
         let (engine, training) = Engine::start(config.training.clone(), Arc::clone(&meter), told)
             .map_err(|error| Failure::new(Code::Internal, format!("no training thread: {error}")))?;
-        let core = Worker::new(settings(&checked, worker.clone(), clock.wall));
+        let core = Worker::new(settings(&checked, worker.clone(), started));
         let ready = Some(config.worker.ready.as_path()).filter(|path| *path != Path::new(""));
         let ready = ReadyFile::announce(ready, "worker", Vec::new())
             .map_err(|error| Failure::new(Code::ConfigInvalid, format!("worker.ready: {error}")))?;
@@ -122,13 +119,14 @@ impl Service {
             events,
             state,
             meter,
+            time,
             inputs: sender,
             tasks: TaskTracker::new(),
             bench: None,
             unit: None,
             waiting: None,
         };
-        Ok(Self { core, clock, inputs, progress, hands, threads: (training, publishing), _ready: ready })
+        Ok(Self { core, inputs, progress, hands, threads: (training, publishing), _ready: ready })
     }
 
     /// Works until the run is complete, the worker is told to end, or cannot go on.
@@ -139,13 +137,17 @@ impl Service {
         let mut effects = Vec::new();
         let mut told = false;
         let mut input = Input::Tick;
+        let mut steps = clock::Steps::new();
         let exit = loop {
-            self.core.handle(self.clock.now(), input, &mut effects);
+            if let Some(step) = steps.look() {
+                tracing::warn!(code = %Code::ClockOff, "{step}; this worker goes on by the time from before it, until a restart");
+            }
+            self.core.handle(clock::now(), input, &mut effects);
             let exits = effects.drain(..).find_map(|effect| self.hands.carry_out(effect));
             if let Some(exit) = exits {
                 break exit;
             }
-            let deadline = self.core.next_deadline().map(|at| self.clock.instant(at));
+            let deadline = self.core.next_deadline().map(|at| Instant::now() + clock::now().until(at).as_duration());
             input = tokio::select! {
                 biased;
                 () = shutdown.cancelled(), if !told => {
@@ -188,11 +190,15 @@ impl Hands {
     /// Starts what an effect asks for; its end comes back as an input.
     fn carry_out(&mut self, effect: Effect) -> Option<Exit> {
         match effect {
-            Effect::Send { id, request, patience } => {
+            Effect::Send { id, mut request, patience } => {
+                if let Request::Renew(renewal) = &mut request {
+                    renewal.bytes_moved = self.meter.moved();
+                }
                 let asker = self.asker.clone();
                 self.then(async move { Input::Replied { id, outcome: asker.ask(request, patience).await } });
             }
             Effect::Joined(reply) => self.joined(*reply),
+            Effect::Clock { ahead_ms } => self.time.measured(ahead_ms),
             Effect::Verify { work, document } => {
                 let outcome = self.verify(&document);
                 self.then(async move { Input::Verified { work, outcome: outcome.map(Box::new) } });
@@ -270,7 +276,7 @@ impl Hands {
             return Err(refused(Refusal::new(Code::NotJoined, "a lease came before the settings")));
         };
         let Checked { trust, run, .. } = &self.checked;
-        let expected = Expected { trust, worker: &self.worker, run, now: runtime::clock::now() };
+        let expected = Expected { trust, worker: &self.worker, run, now: self.time.now() };
         let checked = verify::manifest(document, &expected, &bench.spec, bench.spec_digest);
         checked.inspect_err(|error| {
             let refusal = &error.refusal;
@@ -315,20 +321,6 @@ impl Hands {
     }
 }
 
-impl Clock {
-    fn start() -> Self {
-        Self { wall: runtime::clock::now(), started: Instant::now() }
-    }
-
-    fn now(self) -> UnixMillis {
-        self.wall.after(Millis(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)))
-    }
-
-    fn instant(self, at: UnixMillis) -> Instant {
-        self.started + self.wall.until(at).as_duration()
-    }
-}
-
 async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
@@ -348,9 +340,12 @@ fn own_id(bus: &Bus) -> Result<WorkerId, Failure> {
 }
 
 fn settings(checked: &Checked, worker: WorkerId, now: UnixMillis) -> Settings {
+    let proof = checked.audit_key.sign_join(checked.trust.domain.as_str(), &checked.run, &worker);
     let join = JoinRequest {
         v: V,
+        session: new_session(),
         audit_key: checked.audit_key.public().clone(),
+        proof: ByteArray::new(proof),
         trainers: checked.trainers.clone(),
         device: checked.device.clone(),
         release: env!("CARGO_PKG_VERSION").to_owned(),

@@ -12,8 +12,9 @@ use schemas::run::{Codec, CodecKind, Rounding, RunSpec};
 use schemas::{Code, Digest, Millis, ObjectRef, Refusal, RunId, UnixMillis, WorkerId};
 use worker_core::NotVerified;
 
-/// How far this machine's clock and the coordinator's may differ.
-const SKEW: Millis = Millis::from_secs(60);
+/// How far the coordinator's time may be from what this worker takes it for, and how far this machine's clock from the
+/// coordinator's before somebody should look.
+pub(crate) const SKEW: Millis = Millis::from_secs(60);
 /// Longest window of a document, beyond a lease: what is signed for longer could be kept and shown again.
 const WINDOW_EXTRA_SECONDS: u64 = 3600;
 /// Bytes of an initial weight: fp32.
@@ -28,7 +29,7 @@ pub(crate) struct Expected<'a> {
     pub(crate) worker: &'a WorkerId,
     /// Our run.
     pub(crate) run: &'a RunId,
-    /// This machine's clock.
+    /// The coordinator's time.
     pub(crate) now: UnixMillis,
 }
 
@@ -45,8 +46,14 @@ pub(crate) fn manifest(
 ) -> Result<Manifest, NotVerified> {
     let unknown = |refusal| NotVerified { refusal, lease: None };
     let manifest: Manifest = jws::verify(document, MANIFEST_TYPE, expected.trust).map_err(|e| unknown(refused(&e)))?;
-    let window = jws::check_window(manifest.nbf, manifest.exp, expected.now, SKEW);
-    window.map_err(|error| unknown(refused(&error)))?;
+    if let Err(error) = jws::check_window(manifest.nbf, manifest.exp, expected.now, SKEW) {
+        // What is ours can be given back at once, whatever the clocks say.
+        let ours = manifest.aud == *expected.worker && manifest.run == *expected.run;
+        return Err(NotVerified {
+            refusal: untimely(&manifest, expected.now, &error),
+            lease: ours.then_some(manifest.lease),
+        });
+    }
     check_signer(&manifest.iss, expected.trust).map_err(unknown)?;
     if manifest.aud != *expected.worker {
         return Err(unknown(invalid(format!("the manifest is for {}, this is {}", manifest.aud, expected.worker))));
@@ -175,6 +182,18 @@ fn check_base(base: &Weights, lease: LeaseRef, spec: &RunSpec) -> Result<(), Ref
         }
     }
     Ok(())
+}
+
+/// A document outside its window says that a clock is off, and by how much; nothing is wrong with the keys.
+fn untimely(manifest: &Manifest, now: UnixMillis, error: &JwsError) -> Refusal {
+    let seconds = now.get() / 1000;
+    let off = if seconds < manifest.nbf { manifest.nbf - seconds } else { seconds.saturating_sub(manifest.exp) };
+    let way = if seconds < manifest.nbf { "future" } else { "past" };
+    let detail = format!(
+        "lease {} is of a time {off} s in the {way}, by the coordinator's clock as it was measured: {error}",
+        manifest.lease
+    );
+    Refusal::new(Code::ClockOff, detail)
 }
 
 fn refused(error: &JwsError) -> Refusal {

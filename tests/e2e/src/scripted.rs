@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use harness::{Cluster, PATIENCE};
+use identity::join::new_session;
 use identity::{AuditKey, jws};
 use objects::{Regrant, Transfer, TransferLimits, Trust};
 use runtime::{Bus, BusError};
 use schemas::blob::{Grant, Grants, PutRequest};
 use schemas::contribution::{Contribution, Outcome, Statement, SubmitReply, SubmitRequest};
 use schemas::lease::{ClaimOutcome, ClaimReply, ClaimRequest, LeaseRef, MANIFEST_TYPE, Manifest};
-use schemas::member::{JoinReply, JoinRequest, Posture};
+use schemas::member::{JoinReply, JoinRequest, Posture, Session};
 use schemas::permission::Role;
 use schemas::run::{RunSpec, TrainerKind};
 use schemas::subject::{Verb, request_subject};
@@ -19,6 +20,8 @@ use serde_bytes::{ByteArray, ByteBuf};
 
 /// How long an answer may take.
 const ANSWER_WAIT: Duration = Duration::from_secs(25);
+/// Longer than any test.
+const LIFETIME: Millis = Millis::from_secs(3600);
 
 /// The worker.
 pub struct Scripted {
@@ -27,6 +30,7 @@ pub struct Scripted {
     /// Its name.
     pub worker: WorkerId,
     run: RunId,
+    session: Session,
     audit_key: AuditKey,
     trust: identity::TrustBundle,
     transfer: Transfer,
@@ -48,7 +52,15 @@ impl Scripted {
     /// # Panics
     /// The broker does not take it.
     pub async fn connect(cluster: &Cluster, name: &str) -> Self {
-        let issued = cluster.issue(Role::Worker, name);
+        Self::connect_for(cluster, name, cluster.run()).await
+    }
+
+    /// Connects as a worker of any run.
+    ///
+    /// # Panics
+    /// The broker does not take it.
+    pub async fn connect_for(cluster: &Cluster, name: &str, run: &RunId) -> Self {
+        let issued = cluster.issue_for(Role::Worker, name, Some(run), LIFETIME);
         let bus = cluster.connect(Role::Worker, name).await;
         let worker = issued.public.as_str().parse().expect("a worker's key is its name");
         let key = issued.audit_key.expect("workers sign results");
@@ -57,7 +69,7 @@ impl Scripted {
         let ca = std::fs::read(cluster.domain().layout().ca()).expect("the domain has an authority");
         let transfer = Transfer::new(&Trust::Authority(ca), TransferLimits::default());
         let transfer = transfer.unwrap_or_else(|error| panic!("{error}"));
-        Self { bus, worker, run: cluster.run().clone(), audit_key, trust, transfer }
+        Self { bus, worker, run: run.clone(), session: new_session(), audit_key, trust, transfer }
     }
 
     /// The subject of a verb.
@@ -95,12 +107,24 @@ impl Scripted {
     pub fn join_request(&self) -> JoinRequest {
         JoinRequest {
             v: V,
+            session: self.session,
             audit_key: self.audit_key.public().clone(),
+            proof: ByteArray::new(self.audit_key.sign_join(self.trust.domain.as_str(), &self.run, &self.worker)),
             trainers: vec![TrainerKind::Reference],
             device: "a script".to_owned(),
             release: "0".to_owned(),
             posture: Posture::default(),
         }
+    }
+
+    /// What it claims with.
+    pub const fn claim_request(&self, wait: Millis) -> ClaimRequest {
+        ClaimRequest { v: V, session: self.session, wait }
+    }
+
+    /// The process that it is, for heartbeats and goodbyes.
+    pub const fn session(&self) -> Session {
+        self.session
     }
 
     /// Claims until there is work.
@@ -109,7 +133,7 @@ impl Scripted {
     /// It is refused, or the run is over.
     pub async fn claim(&self) -> Manifest {
         loop {
-            let request = ClaimRequest { v: V, wait: Millis::from_secs(10) };
+            let request = self.claim_request(Millis::from_secs(10));
             let reply: ClaimReply =
                 self.ask(Verb::LeaseClaim, &request).await.unwrap_or_else(|error| panic!("claim: {error}"));
             match reply.outcome {
@@ -123,20 +147,37 @@ impl Scripted {
         }
     }
 
+    /// Asks for the URL of one upload under a lease.
+    ///
+    /// # Errors
+    /// There is no answer, or it is a refusal.
+    pub async fn grant(&self, lease: LeaseRef, object: ObjectRef) -> Result<Grant, BusError> {
+        let request = PutRequest { v: V, lease, objects: vec![object] };
+        let Grants { mut grants, .. } = self.ask(Verb::BlobPut, &request).await?;
+        assert_eq!(grants.len(), 1, "one grant for one object: {grants:?}");
+        Ok(grants.remove(0))
+    }
+
+    /// Uploads what was granted.
+    ///
+    /// # Panics
+    /// The store refuses.
+    pub async fn send(&self, grant: &Grant, bytes: Vec<u8>) {
+        if grant.action.is_some() {
+            let deadline = tokio::time::Instant::now() + PATIENCE;
+            let sent = self.transfer.put(grant, Bytes::from(bytes), &Once, deadline).await;
+            sent.unwrap_or_else(|error| panic!("{}: {error}", grant.digest));
+        }
+    }
+
     /// Uploads one object under a lease.
     ///
     /// # Panics
     /// It is refused.
     pub async fn upload(&self, lease: LeaseRef, bytes: Vec<u8>) -> ObjectRef {
         let object = ObjectRef::of(&bytes);
-        let request = PutRequest { v: V, lease, objects: vec![object] };
-        let grants: Grants = self.ask(Verb::BlobPut, &request).await.unwrap_or_else(|error| panic!("{error}"));
-        let [grant] = grants.grants.as_slice() else { panic!("one grant for one object: {grants:?}") };
-        if grant.action.is_some() {
-            let deadline = tokio::time::Instant::now() + PATIENCE;
-            let sent = self.transfer.put(grant, Bytes::from(bytes), &Once, deadline).await;
-            sent.unwrap_or_else(|error| panic!("{}: {error}", object.digest));
-        }
+        let grant = self.grant(lease, object).await.unwrap_or_else(|error| panic!("{error}"));
+        self.send(&grant, bytes).await;
         object
     }
 

@@ -40,6 +40,7 @@ pub(crate) async fn launch(folder: &Path, config: &str, listening: &Path) -> (Pr
         name: BROKER.to_owned(),
         program: nats_server(),
         arguments: ["-c", config, "--ports_file_dir", "ports"].map(str::to_owned).to_vec(),
+        environment: Vec::new(),
         folder: folder.to_owned(),
         log: logs.join("broker.log"),
         ready: Ready::Ports(ports),

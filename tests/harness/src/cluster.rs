@@ -265,6 +265,16 @@ impl Cluster {
         self.launch(self.worker_recipe(name, settings)).await;
     }
 
+    /// As [`Cluster::start_worker`], with these variables.
+    ///
+    /// # Panics
+    /// It does not become ready.
+    pub async fn start_worker_with(&mut self, name: &str, environment: &[(&str, &str)]) {
+        let mut recipe = self.worker_recipe(name, &[]);
+        recipe.environment = environment.iter().map(|(n, value)| ((*n).to_owned(), (*value).to_owned())).collect();
+        self.launch(recipe).await;
+    }
+
     /// Starts a worker and does not wait for it: it may be meant to fail.
     pub fn spawn_worker(&mut self, name: &str, settings: &[&str]) {
         let recipe = self.worker_recipe(name, settings);
@@ -415,6 +425,7 @@ impl Cluster {
             name: name.to_owned(),
             program: program(binary),
             arguments,
+            environment: Vec::new(),
             folder,
             log: self.path("logs").join(format!("{name}.log")),
             ready: Ready::File(self.ready_file(name)),

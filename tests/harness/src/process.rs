@@ -21,6 +21,7 @@ pub(crate) struct Recipe {
     pub(crate) name: String,
     pub(crate) program: PathBuf,
     pub(crate) arguments: Vec<String>,
+    pub(crate) environment: Vec<(String, String)>,
     pub(crate) folder: PathBuf,
     pub(crate) log: PathBuf,
     pub(crate) ready: Ready,
@@ -166,6 +167,12 @@ impl Process {
         self.recipe.arguments = arguments;
     }
 
+    /// Gives it these variables from its next start on.
+    pub fn set_environment(&mut self, environment: &[(&str, &str)]) {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        self.recipe.environment = environment.iter().map(owned).collect();
+    }
+
     /// The last lines of its log.
     pub(crate) fn tail(&self) -> String {
         let text = self.log();
@@ -175,7 +182,7 @@ impl Process {
     }
 
     fn launch(&mut self) {
-        let Recipe { name, program, arguments, folder, log, ready } = &self.recipe;
+        let Recipe { name, program, arguments, environment, folder, log, ready } = &self.recipe;
         if let Ready::File(path) = ready {
             // A killed process leaves its ready file.
             let _ = std::fs::remove_file(path);
@@ -183,7 +190,7 @@ impl Process {
         let out = append(log);
         let again = out.try_clone().unwrap_or_else(|error| panic!("{}: {error}", log.display()));
         let mut command = quiet(program, folder);
-        command.args(arguments).stdout(Stdio::from(out)).stderr(Stdio::from(again));
+        command.args(arguments).envs(environment.iter().cloned()).stdout(Stdio::from(out)).stderr(Stdio::from(again));
         self.child = Some(command.spawn().unwrap_or_else(|error| panic!("{name} ({}): {error}", program.display())));
     }
 

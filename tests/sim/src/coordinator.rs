@@ -13,6 +13,7 @@ use schemas::member::Posture;
 use schemas::public::CommandVerb;
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::telemetry::Heartbeat;
+use schemas::view::RunPhase;
 use schemas::{
     AccountId, Code, Digest, Millis, ObjectRef, PublicKey, Refusal, Round, RunId, Sequence, UnixMillis, V, WorkerId,
 };
@@ -77,7 +78,8 @@ impl Site {
 }
 
 fn settings() -> Settings {
-    Settings { release: "sim".to_owned(), posture: Posture::default(), heartbeat: Millis::from_secs(3) }
+    let audit_key = operator();
+    Settings { release: "sim".to_owned(), audit_key, posture: Posture::default(), heartbeat: Millis::from_secs(3) }
 }
 
 impl World {
@@ -221,6 +223,10 @@ impl World {
                 self.restart_coordinator();
             }
             // Hints, views, and memory that a process frees.
+            Effect::Publish(status) if status.view.phase == RunPhase::Halted => {
+                // The operator does what the reason says.
+                self.crash_coordinator();
+            }
             Effect::Stage { .. } | Effect::Unstage { .. } | Effect::Publish(_) | Effect::Forget { .. } => {}
             Effect::Commit { .. } => panic!("nobody uploads as an operator here"),
         }

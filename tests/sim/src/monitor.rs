@@ -25,6 +25,8 @@ pub struct Counts {
     pub released: u64,
     /// Leases of workers that were no longer members.
     pub orphaned: u64,
+    /// Leases that were renewed without progress.
+    pub stalled: u64,
     /// Results refused.
     pub rejected: u64,
     /// Contributions that count.
@@ -99,6 +101,7 @@ impl Monitor {
                     LeaseEnd::Expired => self.counts.expired += 1,
                     LeaseEnd::Released => self.counts.released += 1,
                     LeaseEnd::Orphaned => self.counts.orphaned += 1,
+                    LeaseEnd::Stalled => self.counts.stalled += 1,
                 }
                 self.end(*lease, worker, tokens.get());
             }

@@ -4,10 +4,11 @@ use coordinator_core::{Submission, WorkerRequest};
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::{Evaluation, Statement};
 use schemas::lease::{Manifest, Work};
-use schemas::member::{JoinRequest, Posture};
+use schemas::member::{JoinRequest, Posture, Session};
 use schemas::run::TrainerKind;
 use schemas::telemetry::Heartbeat;
 use schemas::{Bytes, Code, Digest, Message as _, Millis, ObjectRef, Refusal, Tokens, UnixMillis, V};
+use serde_bytes::ByteArray;
 use worker_core::{Effect, Exit, Input, NotVerified, Request, RequestId, Settings, Trained, WorkId, Worker};
 
 use crate::plan::{audit_key, object, run_id, worker_id};
@@ -15,8 +16,8 @@ use crate::world::{Delivered, Happening, Purpose, Route, World};
 
 /// How long the shell waits for URLs.
 const GRANT_PATIENCE: Millis = Millis::from_secs(10);
-/// Workers' clocks differ from the coordinator's by at most this, either way.
-const SKEW_MAX_MS: u64 = 2_000;
+/// Workers' clocks differ from the coordinator's by at most this, either way: far more than a manifest's window bears.
+const SKEW_MAX_MS: u64 = 600_000;
 
 /// Where a worker runs.
 #[derive(Debug, Default)]
@@ -35,6 +36,8 @@ struct Process {
     present: Option<(WorkId, Manifest)>,
     /// How far its clock is ahead of time minus [`SKEW_MAX_MS`].
     skew: Millis,
+    /// How far the coordinator's clock is ahead of its own, as its core measured it.
+    ahead_ms: i64,
 }
 
 impl Process {
@@ -78,7 +81,9 @@ impl World {
             worker: worker_id(worker),
             join: JoinRequest {
                 v: V,
+                session: Session(self.chance.between(0, u64::MAX - 1)),
                 audit_key: audit_key(worker),
+                proof: ByteArray::new([0; 64]),
                 trainers: vec![TrainerKind::Reference],
                 device: "simulated".to_owned(),
                 release: "sim".to_owned(),
@@ -91,7 +96,7 @@ impl World {
         let skew = self.chance.millis(0, 2 * SKEW_MAX_MS);
         let station = &mut self.stations[worker];
         station.incarnation += 1;
-        station.process = Some(Process { core: Worker::new(settings), present: None, skew });
+        station.process = Some(Process { core: Worker::new(settings), present: None, skew, ahead_ms: 0 });
         self.tell_worker(worker, Input::Tick);
     }
 
@@ -139,6 +144,7 @@ impl World {
             Effect::Heartbeat(pulse) => {
                 let heartbeat = Heartbeat {
                     v: V,
+                    session: pulse.session,
                     phase: pulse.phase,
                     lease: pulse.lease,
                     steps_done: pulse.steps_done,
@@ -156,6 +162,11 @@ impl World {
                 self.stations[worker].process = None;
                 if exit != Exit::Complete {
                     self.restart_worker(worker);
+                }
+            }
+            Effect::Clock { ahead_ms } => {
+                if let Some(process) = &mut self.stations[worker].process {
+                    process.ahead_ms = ahead_ms;
                 }
             }
             // The core ignores what comes of work that it stopped.
@@ -202,11 +213,12 @@ impl World {
         let position: usize = document.parse().expect("documents are positions");
         let manifest = self.documents[position].clone();
         assert_eq!(manifest.aud, worker_id(worker), "a manifest for another worker");
-        let local = self.stations[worker].process.as_ref().map_or(self.now, |process| process.reads(self.now));
-        if (manifest.nbf..manifest.exp).contains(&(local.get() / 1000)) {
+        let theirs = |process: &Process| process.reads(self.now).get().saturating_add_signed(process.ahead_ms);
+        let now = self.stations[worker].process.as_ref().map_or(self.now.get(), theirs);
+        if (manifest.nbf..manifest.exp).contains(&(now / 1000)) {
             return Ok(Box::new(manifest));
         }
-        let refusal = Refusal::new(Code::ManifestInvalid, "the window does not contain the present time");
+        let refusal = Refusal::new(Code::ClockOff, "the window does not contain the present time");
         Err(NotVerified { refusal, lease: Some(manifest.lease) })
     }
 

@@ -3,7 +3,7 @@
 use audit_core::encode_signature;
 use identity::AuditKey;
 use schemas::event::{Event, EventBody, LedgerEvent, WorkerEvent};
-use schemas::member::Posture;
+use schemas::member::{Posture, Session};
 use schemas::run::{
     Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding, RunSpec, Schedule,
     TrainerKind,
@@ -66,6 +66,7 @@ impl Scribe {
             device: "cpu".to_owned(),
             release: release.clone(),
             posture: posture.clone(),
+            session: Session(1),
         };
         vec![
             self.ledger(None, LedgerEvent::CoordinatorStarted { release, posture }),

@@ -187,7 +187,8 @@ impl Run {
     }
 
     fn join(&mut self, time: UnixMillis, worker: &WorkerId, event: &LedgerEvent) -> Result<(), ApplyError> {
-        let LedgerEvent::WorkerJoined { account, audit_key, trainers, device, release, posture, .. } = event else {
+        let LedgerEvent::WorkerJoined { account, audit_key, trainers, device, release, posture, session, .. } = event
+        else {
             return Ok(());
         };
         let before = self.members.get(worker);
@@ -201,6 +202,8 @@ impl Run {
             device: device.clone(),
             release: release.clone(),
             posture: posture.clone(),
+            session: *session,
+            fenced: before.and_then(|member| member.fenced),
             present: true,
             removed: false,
             since: time,
@@ -217,6 +220,9 @@ impl Run {
         let member = self.members.get_mut(worker).ok_or_else(unknown)?;
         member.present = false;
         member.removed |= cause == Departure::Removed;
+        if cause == Departure::Replaced {
+            member.fenced = member.lease;
+        }
         member.since = time;
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use schemas::event::{EventBody, LedgerEvent};
 use schemas::member::Posture;
-use schemas::{Code, Millis, Refusal, RunId, UnixMillis};
+use schemas::{Code, Millis, PublicKey, Refusal, RunId, UnixMillis};
 
 use crate::apply::ReplayError;
 use crate::control::{Check, Drain};
@@ -22,6 +22,8 @@ use crate::submit::Screening;
 pub struct Settings {
     /// This build's release.
     pub release: String,
+    /// The key that signs the ledger: no worker may join with it.
+    pub audit_key: PublicKey,
     /// How openly the coordinator runs; a worker that relaxed more is refused.
     pub posture: Posture,
     /// How often workers shall send a heartbeat.
@@ -130,6 +132,7 @@ impl Coordinator {
             Input::Control { operator, request, reply } => self.control(operator, request, reply),
             Input::Heartbeat { peer, heartbeat } => self.heartbeat(&peer, heartbeat),
             Input::Denied { peer, verb, refusal } => self.record_denial(&peer, &verb, &refusal),
+            Input::Refused { peer, verb, refusal, reply } => self.refuse(&peer, verb.token(), refusal, reply),
             Input::Offered { run, unit, delivery } => self.offered(&run, unit, delivery),
             Input::RunChecked { reply, verdict } => self.run_checked(reply, verdict),
             Input::Screened { screening, verdict } => self.screened(screening, verdict),
@@ -156,12 +159,16 @@ impl Coordinator {
             WorkerRequest::Submit(submission) => self.submit(&peer, submission, reply),
         };
         if let Err(refusal) = outcome {
-            self.record_denial(&peer, verb.token(), &refusal);
-            self.reply(reply, Err(refusal));
+            self.refuse(&peer, verb.token(), refusal, reply);
         }
     }
 
-    fn control(&mut self, operator: schemas::PublicKey, request: ControlRequest, reply: ReplyId) {
+    fn refuse(&mut self, peer: &Peer, verb: &str, refusal: Refusal, reply: ReplyId) {
+        self.record_denial(peer, verb, &refusal);
+        self.reply(reply, Err(refusal));
+    }
+
+    fn control(&mut self, operator: PublicKey, request: ControlRequest, reply: ReplyId) {
         let outcome = match request {
             ControlRequest::RunNew(request) => self.run_new(operator, request.spec, reply),
             ControlRequest::View(request) => self.view(&request.query, reply),
@@ -180,7 +187,7 @@ impl Coordinator {
 
     /// After the end: nothing changes any more, and whoever asks is told so.
     fn decline(&mut self, input: Input) {
-        if let Input::Request { reply, .. } | Input::Control { reply, .. } = input {
+        if let Input::Request { reply, .. } | Input::Control { reply, .. } | Input::Refused { reply, .. } = input {
             self.reply(reply, Err(draining()));
         }
     }

@@ -12,7 +12,7 @@ use schemas::data::{DataManifest, Shard};
 use schemas::lease::{UnitId, UnitKind, Work};
 use schemas::limits::UNIT_SHARDS_MAX;
 use schemas::run::RunSpec;
-use schemas::{ObjectRef, Steps};
+use schemas::{ObjectRef, Steps, Tokens};
 
 /// A run's data and the order in which units take it.
 #[derive(Clone, Debug)]
@@ -48,6 +48,15 @@ impl Data {
                 sequences: spec.schedule.evaluation_sequences,
             },
         }
+    }
+
+    /// The tokens that an evaluation predicts: as many sequences as it asks for, or as its shards hold. A sequence needs one
+    /// token more than it predicts, which the next one may share.
+    pub(crate) fn evaluation_tokens(&self, spec: &RunSpec) -> Tokens {
+        let length = u64::from(spec.schedule.sequence_tokens.max(1));
+        let shards = self.manifest.held_out.iter().take(UNIT_SHARDS_MAX);
+        let sequences = shards.fold(0_u64, |sum, shard| sum.saturating_add((shard.tokens - Tokens(1)).get() / length));
+        Tokens(sequences.min(spec.schedule.evaluation_sequences.into()) * length)
     }
 
     fn train_shards(&self, spec: &RunSpec, unit: &UnitId) -> Vec<ObjectRef> {
@@ -119,6 +128,20 @@ mod tests {
         }
         let (least, most) = (seen.values().min().unwrap(), seen.values().max().unwrap());
         assert!(seen.len() == 7 && most - least <= 1, "{seen:?}");
+    }
+
+    #[test]
+    fn an_evaluation_predicts_what_it_asks_for_or_what_there_is() {
+        let mut spec = spec("demo");
+        for (shards, tokens, sequences, expected) in
+            [(1, 20, 4, 16), (1, 16, 4, 12), (1, 17, 4, 16), (2, 9, 100, 16), (1, 4, 3, 0), (100, 5, 1000, 64 * 4)]
+        {
+            spec.schedule.evaluation_sequences = sequences;
+            let mut manifest = data(1, 40);
+            manifest.held_out = vec![Shard { tokens: Tokens(tokens), ..manifest.held_out[0].clone() }; shards];
+            let found = Data::new(&spec, Arc::new(manifest)).evaluation_tokens(&spec);
+            assert_eq!(found, Tokens(expected), "{sequences} sequences of 4 from {shards} shards of {tokens}");
+        }
     }
 
     #[test]

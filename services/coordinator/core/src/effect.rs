@@ -199,12 +199,12 @@ pub enum Answer {
 /// Under which prefix of the bucket `incoming` objects are uploaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Quarantine {
-    /// A worker's, for one round.
+    /// A worker's, under one lease: what lies there was uploaded by it and under this lease.
     Worker {
         /// The run.
         run: RunId,
-        /// The round.
-        round: Round,
+        /// The lease.
+        lease: LeaseRef,
         /// The worker.
         worker: WorkerId,
     },

@@ -8,7 +8,7 @@ use schemas::control::{Query, RunNew, Shutdown, View, ViewRequest};
 use schemas::data::{DataManifest, Entropy, Shard, Tokenizer};
 use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::lease::{ClaimRequest, LeaseRef, Manifest, UnitId, UnitKind, Weights};
-use schemas::member::{JoinRequest, Posture};
+use schemas::member::{JoinRequest, LeaveRequest, Posture, Session};
 use schemas::run::{
     Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding, RunSpec, Schedule,
     TrainerKind,
@@ -17,6 +17,7 @@ use schemas::{
     AccountId, Bytes, Digest, Epoch, Message, Millis, ObjectRef, PublicKey, Refusal, Round, RunId, Sequence, Steps,
     Tokens, UnitIndex, UnixMillis, V, WorkerId,
 };
+use serde_bytes::ByteArray;
 
 use crate::state::State;
 use crate::{
@@ -119,13 +120,29 @@ pub(crate) fn peer(number: u32) -> Peer {
 }
 
 pub(crate) fn settings() -> Settings {
-    Settings { release: "1".to_owned(), posture: Posture::default(), heartbeat: Millis::from_secs(5) }
+    let audit_key = public_key(1);
+    Settings { release: "1".to_owned(), audit_key, posture: Posture::default(), heartbeat: Millis::from_secs(5) }
+}
+
+/// The session of worker `number`'s first process.
+pub(crate) fn session(number: u32) -> Session {
+    Session(number.into())
+}
+
+pub(crate) fn claim_request(number: u32, wait: Millis) -> ClaimRequest {
+    ClaimRequest { v: V, session: session(number), wait }
+}
+
+pub(crate) fn leave_request(number: u32, reason: &str) -> LeaveRequest {
+    LeaveRequest { v: V, session: session(number), reason: reason.to_owned() }
 }
 
 pub(crate) fn join_request(number: u32) -> JoinRequest {
     JoinRequest {
         v: V,
+        session: session(number),
         audit_key: public_key(1000 + number),
+        proof: ByteArray::new([0; 64]),
         trainers: vec![TrainerKind::Reference],
         device: "cpu x1".to_owned(),
         release: "1".to_owned(),
@@ -357,7 +374,7 @@ impl World {
 
     pub(crate) fn claim(&mut self, number: u32) -> ReplyId {
         let wait = Millis::from_secs(20);
-        self.ask(peer(number), WorkerRequest::Claim(ClaimRequest { v: V, wait }))
+        self.ask(peer(number), WorkerRequest::Claim(claim_request(number, wait)))
     }
 
     /// Claims and expects a lease.

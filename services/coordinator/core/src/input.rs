@@ -40,7 +40,7 @@ pub struct Peer {
 #[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "handed over by value one at a time and kept nowhere")]
 pub enum Input {
-    /// A worker asks.
+    /// A worker asks. The proof of a join was verified.
     Request {
         /// Who.
         peer: Peer,
@@ -73,6 +73,17 @@ pub enum Input {
         verb: String,
         /// Why it was refused.
         refusal: Refusal,
+    },
+    /// A worker's request was refused by a check of the shell that needs keys; the worker waits for the answer.
+    Refused {
+        /// Who.
+        peer: Peer,
+        /// What it asked.
+        verb: Verb,
+        /// Why not.
+        refusal: Refusal,
+        /// Where the answer goes.
+        reply: ReplyId,
     },
     /// The queue delivered an offer.
     Offered {

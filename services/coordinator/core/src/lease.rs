@@ -3,6 +3,7 @@
 use schemas::event::{LeaseEnd, LedgerEvent};
 use schemas::lease::{
     ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, Manifest, ReleaseRequest, RenewReply, RenewRequest, UnitId,
+    UnitKind,
 };
 use schemas::limits::CLAIM_WAIT_MAX;
 use schemas::{Code, Millis, Refusal, RunId, UnixMillis, V, WorkerId};
@@ -11,9 +12,11 @@ use crate::coordinator::{Coordinator, draining, run_unknown};
 use crate::deadline::Timer;
 use crate::draw::Data;
 use crate::effect::{Answer, Effect};
+use crate::failure::stated_failure;
 use crate::input::{Peer, ReplyId};
-use crate::live::{LiveLease, LiveRun};
-use crate::membership::check_member;
+use crate::live::{LiveLease, LiveRun, progress_wait};
+use crate::membership::{check_member, check_session, check_steps, replaced};
+use crate::spare::{catches_up, may_evaluate};
 use crate::state::{Run, Standing};
 
 /// A manifest is valid from this long before it is signed: clocks of one site differ by less.
@@ -27,6 +30,7 @@ impl Coordinator {
             return Ok(());
         }
         let member = check_member(run, peer)?;
+        check_session(member, request.session)?;
         let held = member.lease;
         if self.drain.is_some() {
             return Err(draining());
@@ -67,8 +71,10 @@ impl Coordinator {
     /// Grants ready units to waiting claims, as far as both go.
     pub(crate) fn serve(&mut self, name: &RunId) {
         while self.drain.is_none() {
+            let now = self.now;
             let Ok((run, live)) = self.open_run(name) else { return };
-            let Some((worker, unit)) = pair(run, live) else { return };
+            live.catching_up = catches_up(run, live.catching_up);
+            let Some((worker, unit)) = pair(run, live, now) else { return };
             self.grant(name, worker, unit);
         }
     }
@@ -100,7 +106,7 @@ impl Coordinator {
         let now = self.now;
         let Ok((run, live)) = self.open_run(name) else { return };
         let expires_at = now.after(run.spec.policy.lease);
-        live.leases.insert(unit, LiveLease::until(expires_at));
+        live.leases.insert(unit, LiveLease::new(now, expires_at));
         self.timers.set(expires_at, Timer::Lease(name.clone(), unit));
     }
 
@@ -129,11 +135,15 @@ impl Coordinator {
     pub(crate) fn renew(&mut self, peer: &Peer, request: &RenewRequest, reply: ReplyId) -> Result<(), Refusal> {
         let now = self.now;
         let (run, live) = self.open_run(&peer.run)?;
-        check_holder(run, peer, &request.lease)?;
+        if let Err(refusal) = check_holder(run, peer, &request.lease) {
+            let stalled = live.stalled.get(&peer.worker) == Some(&request.lease);
+            return Err(if stalled { stood_still(&request.lease, run.spec.policy.lease) } else { refusal });
+        }
+        check_steps(run, Some(&request.lease), request.steps_done)?;
         let life = run.spec.policy.lease;
         let held = live.leases.get_mut(&request.lease.unit).expect("every lease that is held is watched");
         held.expires_at = now.after(life);
-        held.steps_done = request.steps_done;
+        held.renewed(now, request.steps_done, request.bytes_moved);
         let answer = RenewReply { v: V, expires_at: held.expires_at, remaining: life };
         self.reply(reply, Ok(Answer::Renew(answer)));
         Ok(())
@@ -147,6 +157,10 @@ impl Coordinator {
             return Err(Refusal::new(Code::AlreadyCounted, detail));
         }
         self.reply(reply, Ok(Answer::Done(Done { v: V })));
+        // Before the unit is open again: it goes to one that has not failed it, if there is any.
+        if let Some(refusal) = stated_failure(&request.reason) {
+            self.unit_failed(&peer.run, request.lease.unit, &peer.worker, &refusal);
+        }
         self.end_lease(&peer.run, request.lease, LeaseEnd::Released);
         Ok(())
     }
@@ -158,12 +172,20 @@ impl Coordinator {
         if held.screening.is_some() {
             return;
         }
-        let expires_at = held.expires_at;
-        if expires_at > now {
-            self.timers.set(expires_at, Timer::Lease(name.clone(), unit));
-        } else {
-            self.end_lease(name, LeaseRef { unit, epoch }, LeaseEnd::Expired);
+        let life = run.spec.policy.lease;
+        let (due_at, cause) = held.due(life);
+        let lease = LeaseRef { unit, epoch };
+        if due_at > now {
+            self.timers.set(due_at, Timer::Lease(name.clone(), unit));
+            return;
         }
+        if cause == LeaseEnd::Stalled
+            && let Some(worker) = run.holder(&unit).map(|(worker, _)| worker.clone())
+        {
+            live.stalled.insert(worker.clone(), lease);
+            self.unit_failed(name, unit, &worker, &stood_still(&lease, life));
+        }
+        self.end_lease(name, lease, cause);
     }
 
     /// Ends a lease without a result; its unit may be granted again at once.
@@ -188,10 +210,13 @@ impl Coordinator {
 
 /// Whether the asker holds this lease now.
 pub(crate) fn check_holder(run: &Run, peer: &Peer, lease: &LeaseRef) -> Result<(), Refusal> {
-    check_member(run, peer)?;
+    let member = check_member(run, peer)?;
     let holder = run.holder(&lease.unit);
     if holder == Some((&peer.worker, lease.epoch)) {
         return Ok(());
+    }
+    if member.fenced == Some(*lease) {
+        return Err(replaced(member));
     }
     let granted = match run.units.get(&lease.unit) {
         Some(unit) => lease.epoch <= unit.epoch,
@@ -205,21 +230,29 @@ pub(crate) fn check_holder(run: &Run, peer: &Peer, lease: &LeaseRef) -> Result<(
     }
 }
 
-/// Who gets which unit next: claims first come first served, the oldest unit first and training before evaluation. A unit
-/// goes to the worker that failed it only if no other waits that could take it.
-fn pair(run: &Run, live: &LiveRun) -> Option<(WorkerId, UnitId)> {
+fn stood_still(lease: &LeaseRef, life: Millis) -> Refusal {
+    let seconds = progress_wait(life).get() / 1000;
+    Refusal::new(Code::LeaseStalled, format!("no step and no byte of lease {lease} for {seconds} s"))
+}
+
+/// Who gets which unit next: claims first come first served, the oldest unit first and training before evaluation, which
+/// only who is not needed for the next round may take. A unit goes to a worker that failed it only if no other waits that
+/// could take it.
+fn pair(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<(WorkerId, UnitId)> {
     let granting = live.executor.restored && live.executor.halted.is_none() && live.data.is_some();
     if !granting || live.ready.is_empty() || live.claims.is_empty() {
         return None;
     }
     let free = |worker: &WorkerId| run.member(worker).is_some_and(|member| member.lease.is_none());
     let failed = |unit: &UnitId, worker: &WorkerId| {
-        run.units.get(unit).is_some_and(|found| found.failed_by.as_ref() == Some(worker))
+        let last = run.units.get(unit).is_some_and(|found| found.failed_by.as_ref() == Some(worker));
+        last || live.failures.get(unit).is_some_and(|failures| failures.is_by(worker))
     };
+    let fits = |unit: &UnitId, worker: &WorkerId| unit.kind == UnitKind::Train || may_evaluate(run, live, worker, now);
     let open = |unit: &UnitId| run.units.get(unit).is_some_and(|found| found.standing == Standing::Open);
     let mut second = None;
     for worker in live.claims.in_order().filter(|worker| free(worker)) {
-        for unit in live.ready.iter().filter(|unit| open(unit)) {
+        for unit in live.ready.iter().filter(|unit| open(unit) && fits(unit, worker)) {
             if !failed(unit, worker) {
                 return Some((worker.clone(), *unit));
             }

@@ -11,6 +11,8 @@
 //! | `live` | what is known only while this process lives |
 //! | `coordinator` | the way of an input to the topic below that decides it |
 //! | `membership`, `offer`, `lease`, `submit`, `round`, `object`, `control`, `denial`, `view` | one topic each |
+//! | `failure` | units that fail again and again, and when that halts a run |
+//! | `spare` | who may evaluate while others train |
 //! | `draw` | which data a unit reads |
 //! | `deadline` | when to be called again |
 
@@ -21,6 +23,7 @@ mod deadline;
 mod denial;
 mod draw;
 mod effect;
+mod failure;
 #[cfg(test)]
 mod fixture;
 mod input;
@@ -30,6 +33,7 @@ mod membership;
 mod object;
 mod offer;
 mod round;
+mod spare;
 mod state;
 mod submit;
 mod view;
@@ -44,3 +48,4 @@ pub use input::{
     ControlRequest, DeliveryId, Input, Merged, Peer, ReplyId, Screened, ScreeningId, Submission, WorkerRequest,
 };
 pub use state::{Fates, Run, State};
+pub use submit::check_norm;

@@ -3,13 +3,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use schemas::lease::UnitId;
+use schemas::event::LeaseEnd;
+use schemas::lease::{LeaseRef, UnitId};
 use schemas::run::RunSpec;
 use schemas::telemetry::Heartbeat;
 use schemas::{Bytes, Digest, Millis, ObjectRef, Refusal, Steps, UnixMillis, WorkerId};
 
 use crate::draw::Data;
+use crate::failure::Failures;
 use crate::input::{DeliveryId, ReplyId, ScreeningId};
+use crate::spare::Spans;
 
 /// One open run.
 #[derive(Debug)]
@@ -23,7 +26,20 @@ pub(crate) struct LiveRun {
     /// Units that may be granted: open, and delivered or waited for long enough.
     pub(crate) ready: BTreeSet<UnitId>,
     pub(crate) leases: BTreeMap<UnitId, LiveLease>,
+    /// Units that failed and have no result yet.
+    pub(crate) failures: BTreeMap<UnitId, Failures>,
+    /// Why a worker failed last; kept when it leaves, to say why nobody is left.
+    pub(crate) last_failures: BTreeMap<WorkerId, Refusal>,
+    /// The last lease of a worker that ended because it stood still: it is told so when it asks.
+    pub(crate) stalled: BTreeMap<WorkerId, LeaseRef>,
+    pub(crate) spans: Spans,
+    /// Whether evaluations come before training, since too many wait.
+    pub(crate) catching_up: bool,
     pub(crate) presence: BTreeMap<WorkerId, Presence>,
+    /// What each worker says it moved, over all its processes.
+    pub(crate) moved: BTreeMap<WorkerId, Traffic>,
+    /// Uploads of each worker that are in no result which counts.
+    pub(crate) unused: BTreeMap<WorkerId, Unused>,
     /// Requests for objects that wait for the data manifest.
     pub(crate) reads: BTreeMap<WorkerId, Read>,
     /// When the status was published last.
@@ -84,6 +100,10 @@ pub(crate) struct Offered {
 pub(crate) struct LiveLease {
     pub(crate) expires_at: UnixMillis,
     pub(crate) steps_done: Steps,
+    /// Bytes that its holder has moved, by its last renewal.
+    pub(crate) bytes_moved: Bytes,
+    /// When steps or bytes moved on last.
+    pub(crate) progress_at: UnixMillis,
     /// Objects whose upload was granted under it.
     pub(crate) uploads: BTreeSet<Digest>,
     /// Chunks read ahead under it.
@@ -101,19 +121,53 @@ pub(crate) struct Presence {
     pub(crate) heartbeat: Option<Heartbeat>,
 }
 
-/// Bytes that the workers of a run fetched, by their own account. What they uploaded and is of use, the ledger tells.
+/// Bytes that the workers of a run moved, by their own account. Of uploads the ledger tells what was of use; that is shown.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Traffic {
+    pub(crate) up: Bytes,
     pub(crate) down: Bytes,
 }
 
 impl Traffic {
-    /// Adds what a worker moved between two heartbeats. Its counts start again with its process.
-    pub(crate) fn add(&mut self, before: Option<&Heartbeat>, now: &Heartbeat) {
-        let moved = |before: Option<Bytes>, now: Bytes| {
-            before.filter(|before| *before <= now).map_or(now, |before| now - before)
-        };
-        self.down += moved(before.map(|before| before.bytes_down), now.bytes_down);
+    /// What a process moved between two of its heartbeats, or before its first.
+    pub(crate) fn between(before: Option<&Heartbeat>, now: &Heartbeat) -> Self {
+        let (up, down) = before.map_or((Bytes(0), Bytes(0)), |before| (before.bytes_up, before.bytes_down));
+        Self { up: now.bytes_up - up, down: now.bytes_down - down }
+    }
+
+    /// Both together.
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self { up: self.up + other.up, down: self.down + other.down }
+    }
+}
+
+/// Uploads of a worker that are in no result which counts: under the lease that it holds, and under those that ended without
+/// one. They are forgotten little by little, as the store forgets them.
+#[derive(Debug, Default)]
+pub(crate) struct Unused {
+    objects: usize,
+    /// Since when what is left was not forgotten.
+    since: UnixMillis,
+}
+
+impl Unused {
+    /// How many there are `now`; `each` are forgotten in every `span`.
+    pub(crate) fn at(&mut self, now: UnixMillis, each: usize, span: Millis) -> usize {
+        let spans = self.since.until(now).get() / span.get().max(1);
+        let forgotten = usize::try_from(spans).unwrap_or(usize::MAX).saturating_mul(each);
+        self.objects = self.objects.saturating_sub(forgotten);
+        self.since = if self.objects == 0 { now } else { self.since.after(Millis(spans.saturating_mul(span.get()))) };
+        self.objects
+    }
+
+    /// More were granted.
+    pub(crate) fn add(&mut self, objects: usize) {
+        self.objects = self.objects.saturating_add(objects);
+    }
+
+    /// These are in a result that counts.
+    pub(crate) fn used(&mut self, objects: usize) {
+        self.objects = self.objects.saturating_sub(objects);
     }
 }
 
@@ -136,7 +190,14 @@ impl LiveRun {
             offers: BTreeMap::new(),
             ready: BTreeSet::new(),
             leases: BTreeMap::new(),
+            failures: BTreeMap::new(),
+            last_failures: BTreeMap::new(),
+            stalled: BTreeMap::new(),
+            spans: Spans::default(),
+            catching_up: false,
             presence: BTreeMap::new(),
+            moved: BTreeMap::new(),
+            unused: BTreeMap::new(),
             reads: BTreeMap::new(),
             published_at: UnixMillis(0),
             changed: true,
@@ -145,9 +206,33 @@ impl LiveRun {
 }
 
 impl LiveLease {
-    pub(crate) fn until(expires_at: UnixMillis) -> Self {
-        let (steps_done, uploads) = (Steps(0), BTreeSet::new());
-        Self { expires_at, steps_done, uploads, staged: 0, screening: None, checks_failed: 0 }
+    /// A lease that is granted now.
+    pub(crate) fn new(now: UnixMillis, expires_at: UnixMillis) -> Self {
+        Self {
+            expires_at,
+            steps_done: Steps(0),
+            bytes_moved: Bytes(0),
+            progress_at: now,
+            uploads: BTreeSet::new(),
+            staged: 0,
+            screening: None,
+            checks_failed: 0,
+        }
+    }
+
+    /// Takes over what a renewal says. Steps beyond those of the unit are no progress; a count of bytes that begins again is
+    /// that of another process.
+    pub(crate) fn renewed(&mut self, now: UnixMillis, steps_done: Steps, bytes_moved: Bytes) {
+        if steps_done > self.steps_done || bytes_moved > self.bytes_moved {
+            self.progress_at = now;
+        }
+        (self.steps_done, self.bytes_moved) = (steps_done, bytes_moved);
+    }
+
+    /// When the lease ends unless it is renewed and moves on, and why.
+    pub(crate) fn due(&self, life: Millis) -> (UnixMillis, LeaseEnd) {
+        let stalls_at = self.progress_at.after(progress_wait(life));
+        if stalls_at < self.expires_at { (stalls_at, LeaseEnd::Stalled) } else { (self.expires_at, LeaseEnd::Expired) }
     }
 }
 
@@ -188,6 +273,17 @@ impl Claims {
     }
 }
 
+/// How long a lease of a run with this lease time may be renewed without a step or a byte. What moves nothing for so long
+/// and is all right is one step, or the encoding between the last step and the first byte; both take minutes at most.
+pub(crate) fn progress_wait(life: Millis) -> Millis {
+    PROGRESS_WAIT_MIN.max(Millis(life.get().saturating_mul(PROGRESS_WAIT_LEASES)))
+}
+
+/// See [`progress_wait`].
+const PROGRESS_WAIT_MIN: Millis = Millis::from_secs(600);
+/// As long as so many leases, where leases are long.
+const PROGRESS_WAIT_LEASES: u64 = 4;
+
 /// How long to wait after `failures` in a row: 1 s, doubled each time, at most 30 s.
 pub(crate) fn backoff(failures: u32) -> Millis {
     Millis::from_secs((1_u64 << failures.saturating_sub(1).min(5)).min(30))
@@ -209,6 +305,22 @@ mod tests {
         assert_eq!(claims.in_order().next(), Some(&b));
         assert_eq!(claims.drain(), [ReplyId(2), ReplyId(3)]);
         assert!(claims.is_empty() && claims.get(&a).is_none());
+    }
+
+    #[test]
+    fn unused_uploads_are_forgotten_little_by_little() {
+        let (span, start) = (Millis(10), UnixMillis(1000));
+        let mut unused = Unused::default();
+        assert_eq!(unused.at(start, 2, span), 0);
+        unused.add(8);
+        assert_eq!(unused.at(UnixMillis(1009), 2, span), 8);
+        assert_eq!(unused.at(UnixMillis(1010), 2, span), 6);
+        // Looking often forgets no more and no less.
+        assert_eq!(unused.at(UnixMillis(1019), 2, span), 6);
+        assert_eq!(unused.at(UnixMillis(1020), 2, span), 4);
+        unused.used(1);
+        assert_eq!(unused.at(UnixMillis(1030), 2, span), 1);
+        assert_eq!(unused.at(UnixMillis(u64::MAX), 2, Millis(0)), 0);
     }
 
     #[test]

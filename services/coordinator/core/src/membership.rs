@@ -1,25 +1,28 @@
 //! Who works for a run: joining, leaving, being heard, being removed.
 
 use schemas::event::{Departure, LeaseEnd, LedgerEvent};
-use schemas::lease::Done;
-use schemas::limits::{TEXT_BYTES_MAX, WORKERS_MAX};
-use schemas::member::{JoinReply, JoinRequest, Layer, LeaveRequest, Posture};
+use schemas::lease::{Done, LeaseRef, UnitKind};
+use schemas::limits::{SPEED_MAX, TEXT_BYTES_MAX, TRAFFIC_MAX, WORKERS_MAX};
+use schemas::member::{JoinReply, JoinRequest, Layer, LeaveRequest, Posture, Session};
 use schemas::telemetry::Heartbeat;
 use schemas::text::is_plain;
-use schemas::{Code, Refusal, RunId, V, WorkerId};
+use schemas::{Bytes, Code, Millis, Refusal, RunId, Steps, UnixMillis, V, WorkerId};
 
 use crate::coordinator::{Coordinator, draining, run_unknown};
 use crate::deadline::Timer;
 use crate::denial::cut_text;
 use crate::effect::Answer;
 use crate::input::{Peer, ReplyId};
-use crate::live::Presence;
+use crate::live::{Presence, Traffic};
 use crate::state::{Member, Run};
+use crate::submit::check_loss;
 
 /// Longest description of a device or release; both are shown in tables and repeated in every view.
 const LABEL_BYTES_MAX: usize = 128;
-/// Highest speed that a worker is believed, tokens a second: more than any machine, less than a sum could not hold.
-const SPEED_MAX: f64 = 1e12;
+/// Most trainers that a join names: twice as many as there are.
+const TRAINERS_MAX: usize = 6;
+/// How much longer than a run a process may have counted what it does: clocks differ by less.
+const COUNTING_MARGIN: Millis = Millis::from_secs(60);
 /// Most entries of a run's roster, which keeps those who left: bounds memory against a tenant that makes keys without end.
 const ROSTER_MAX: usize = 4 * WORKERS_MAX;
 
@@ -38,7 +41,11 @@ impl Coordinator {
         let before = run.members.get(&peer.worker);
         check_place(run, before, peer)?;
         check_key(before, peer, &request)?;
+        self.check_key_is_free(peer, &request)?;
+        let run = self.state.run(&peer.run).ok_or_else(|| run_unknown(&peer.run))?;
+        let before = run.member(&peer.worker);
         let renewed = before.is_some_and(|member| is_renewed(member, &request));
+        let replaced = before.is_some_and(|member| member.session != request.session);
         let answer = JoinReply {
             v: V,
             spec: run.spec.clone(),
@@ -46,6 +53,10 @@ impl Coordinator {
             now: self.now,
             heartbeat: self.settings.heartbeat,
         };
+        if replaced {
+            let detail = format!("by session {} on {}, release {}", request.session, request.device, request.release);
+            self.depart(&peer.run, &peer.worker, Departure::Replaced, &detail);
+        }
         if !renewed {
             let mut trainers = request.trainers;
             trainers.sort_unstable();
@@ -58,6 +69,7 @@ impl Coordinator {
                 device: request.device,
                 release: request.release,
                 posture: request.posture,
+                session: request.session,
             };
             self.append(Some(&peer.run), joined);
         }
@@ -68,10 +80,28 @@ impl Coordinator {
     }
 
     pub(crate) fn leave(&mut self, peer: &Peer, request: &LeaveRequest, reply: ReplyId) -> Result<(), Refusal> {
-        check_member(self.state.run(&peer.run).ok_or_else(|| run_unknown(&peer.run))?, peer)?;
+        let member = check_member(self.state.run(&peer.run).ok_or_else(|| run_unknown(&peer.run))?, peer)?;
+        check_session(member, request.session)?;
         self.depart(&peer.run, &peer.worker, Departure::Left, &request.reason);
         self.reply(reply, Ok(Answer::Done(Done { v: V })));
         Ok(())
+    }
+
+    /// An audit key stands for one emitter: two that sign with it would fork its chain, and what the one says would be shown
+    /// as said by the other.
+    fn check_key_is_free(&self, peer: &Peer, request: &JoinRequest) -> Result<(), Refusal> {
+        let key = &request.audit_key;
+        if *key == self.settings.audit_key {
+            return Err(Refusal::new(Code::AuditKeyRefused, format!("{key} signs the ledger")));
+        }
+        let known = self.state.run(&peer.run).is_some_and(|run| run.members.contains_key(&peer.worker));
+        let mut members = self.state.runs().flat_map(|(_, run)| &run.members);
+        match members.find(|(worker, member)| !known && member.audit_key == *key && **worker != peer.worker) {
+            Some((worker, _)) => {
+                Err(Refusal::new(Code::AuditKeyRefused, format!("{key} is the audit key of {worker}")))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Ends a membership; the worker's lease goes back unless its result is being checked.
@@ -86,23 +116,43 @@ impl Coordinator {
         let checked = lease.and_then(|lease| live.leases.get(&lease.unit)).is_some_and(|held| held.screening.is_some());
         // Whoever waits is told at once.
         for reply in claim.map(|claim| claim.reply).into_iter().chain(read.map(|read| read.reply)) {
-            self.reply(reply, Err(not_joined(worker)));
+            let refusal = match cause {
+                Departure::Replaced => Refusal::new(Code::Replaced, format!("{worker} was replaced {detail}")),
+                Departure::Left | Departure::Silent | Departure::Removed => not_joined(worker),
+            };
+            self.reply(reply, Err(refusal));
         }
+        // It may have been the last that had not failed a unit.
+        self.judge_failures(name);
         if let Some(lease) = lease.filter(|_| !checked) {
             self.end_lease(name, lease, LeaseEnd::Orphaned);
         }
     }
 
     pub(crate) fn heartbeat(&mut self, peer: &Peer, heartbeat: Heartbeat) {
-        self.heard(peer);
-        let Some(presence) = self.live.get_mut(&peer.run).and_then(|live| live.presence.get_mut(&peer.worker)) else {
+        let now = self.now;
+        let Ok((run, live)) = self.open_run(&peer.run) else { return };
+        let Ok(member) = check_member(run, peer) else { return };
+        // Of a process that was replaced: another one is the worker.
+        if member.session != heartbeat.session {
             return;
-        };
-        let speed = heartbeat.tokens_per_second;
-        // A claim of the worker's; whatever it is, sums over all workers must stay numbers.
-        let tokens_per_second = if speed.is_finite() { speed.clamp(0.0, SPEED_MAX) } else { 0.0 };
-        self.traffic.entry(peer.run.clone()).or_default().add(presence.heartbeat.as_ref(), &heartbeat);
-        presence.heartbeat = Some(Heartbeat { tokens_per_second, ..heartbeat });
+        }
+        let Some(presence) = live.presence.get_mut(&peer.worker) else { return };
+        presence.heard_at = now;
+        let before = presence.heartbeat.as_ref();
+        // Sent before the one that is here, and overtaken by it: counts only grow while a process lives.
+        if before.is_some_and(|before| is_older(&heartbeat, before)) {
+            return;
+        }
+        let step = Traffic::between(before, &heartbeat);
+        let moved = live.moved.get(&peer.worker).copied().unwrap_or_default().plus(step);
+        if let Err(refusal) = check_heartbeat(run, &heartbeat, moved, now) {
+            return self.record_denial(peer, "heartbeat", &refusal);
+        }
+        presence.heartbeat = Some(heartbeat);
+        live.moved.insert(peer.worker.clone(), moved);
+        let total = self.traffic.entry(peer.run.clone()).or_default();
+        *total = total.plus(step);
         self.mark_changed(&peer.run);
     }
 
@@ -160,12 +210,72 @@ fn not_joined(worker: &WorkerId) -> Refusal {
     Refusal::new(Code::NotJoined, format!("{worker} is no member"))
 }
 
+/// Whether the asker is the process that joined last as this worker.
+pub(crate) fn check_session(member: &Member, session: Session) -> Result<(), Refusal> {
+    if member.session == session { Ok(()) } else { Err(replaced(member)) }
+}
+
+/// What an older process is told.
+pub(crate) fn replaced(member: &Member) -> Refusal {
+    let Member { device, release, session, .. } = member;
+    let detail = format!("by a process on {device}, release {release}, which joined later as session {session}");
+    Refusal::new(Code::Replaced, detail)
+}
+
+/// Whether a worker can have done so many steps of what it holds. An evaluation counts its batches.
+pub(crate) fn check_steps(run: &Run, lease: Option<&LeaseRef>, steps: Steps) -> Result<(), Refusal> {
+    let schedule = &run.spec.schedule;
+    let (train, evaluate) = (schedule.inner_steps, Steps(schedule.evaluation_sequences.into()));
+    let most = match lease.map(|lease| lease.unit.kind) {
+        Some(UnitKind::Train) => train,
+        Some(UnitKind::Evaluate) => evaluate,
+        None => train.max(evaluate),
+    };
+    if steps <= most {
+        return Ok(());
+    }
+    Err(Refusal::new(Code::NumberImpossible, format!("{steps} steps are done, the unit has {most}")))
+}
+
+/// Whether a count of the newer heartbeat is below that of the one before it.
+fn is_older(heartbeat: &Heartbeat, before: &Heartbeat) -> bool {
+    heartbeat.bytes_up < before.bytes_up || heartbeat.bytes_down < before.bytes_down || heartbeat.tokens < before.tokens
+}
+
+/// Whether a worker can be as fast and can have moved and trained as much as it says; `moved` is over all its processes.
+fn check_heartbeat(run: &Run, heartbeat: &Heartbeat, moved: Traffic, now: UnixMillis) -> Result<(), Refusal> {
+    let impossible = |detail: String| Err(Refusal::new(Code::NumberImpossible, detail));
+    let speed = heartbeat.tokens_per_second;
+    if !(0.0..=SPEED_MAX).contains(&speed) {
+        return impossible(format!("{speed} tokens a second, expected 0 to {SPEED_MAX}"));
+    }
+    if let Some(loss) = heartbeat.loss {
+        check_loss("last", loss)?;
+    }
+    check_steps(run, heartbeat.lease.as_ref(), heartbeat.steps_done)?;
+    let seconds = run.created_at.until(now.after(COUNTING_MARGIN)).get() / 1000;
+    let most = Bytes(TRAFFIC_MAX.get().saturating_mul(seconds));
+    for (way, bytes) in [("up", moved.up), ("down", moved.down)] {
+        if bytes > most {
+            return impossible(format!("{bytes} bytes {way} since the run began, at most {most} are believed"));
+        }
+    }
+    if heartbeat.tokens.get() as f64 > SPEED_MAX * seconds as f64 {
+        return impossible(format!("{} tokens in at most {seconds} s", heartbeat.tokens));
+    }
+    Ok(())
+}
+
 /// A worker keeps the audit key of its first join: whoever holds only its credentials cannot sign results in its name.
 fn check_key(before: Option<&Member>, peer: &Peer, request: &JoinRequest) -> Result<(), Refusal> {
     match before {
         Some(member) if member.audit_key != request.audit_key => {
             let detail = format!("{} joined before with audit key {}", peer.worker, member.audit_key);
             Err(Refusal::new(Code::IdentityMismatch, detail))
+        }
+        // One key for two purposes would let a signature for the one be used for the other.
+        _ if request.audit_key.as_str() == peer.worker.as_str() => {
+            Err(Refusal::new(Code::AuditKeyRefused, format!("{} connects with its audit key", peer.worker)))
         }
         _ => Ok(()),
     }
@@ -176,7 +286,7 @@ fn check_place(run: &Run, before: Option<&Member>, peer: &Peer) -> Result<(), Re
     match before {
         Some(member) if member.removed => {
             let detail = format!("{} was removed after {} refused results", peer.worker, member.rejected);
-            Err(Refusal::new(Code::NotJoined, detail))
+            Err(Refusal::new(Code::WorkerRemoved, detail))
         }
         Some(member) if member.present => check_account(member, peer),
         Some(_) if (run.present() as usize) < WORKERS_MAX => Ok(()),
@@ -193,6 +303,7 @@ fn is_renewed(member: &Member, request: &JoinRequest) -> bool {
     let same_trainers = member.trainers.iter().all(|kind| request.trainers.contains(kind))
         && request.trainers.iter().all(|kind| member.trainers.contains(kind));
     member.present
+        && member.session == request.session
         && same_trainers
         && member.audit_key == request.audit_key
         && member.device == request.device
@@ -212,6 +323,10 @@ fn check_form(request: &JoinRequest) -> Result<(), Refusal> {
             let text = format!("{what} {text:?} has characters that a terminal obeys or does not show");
             return Err(Refusal::new(Code::MessageInvalid, text));
         }
+    }
+    if request.trainers.len() > TRAINERS_MAX {
+        let detail = format!("a join names {} trainers, at most {TRAINERS_MAX} are accepted", request.trainers.len());
+        return Err(Refusal::new(Code::MessageInvalid, detail));
     }
     let layers = request.posture.open.len();
     if layers > Layer::ALL.len() {

@@ -21,11 +21,16 @@ use crate::state::Run;
 /// Most different objects that may be uploaded under one lease, for each chunk of the run: a worker that begins a unit
 /// anew may come to other bytes, but not often. An upload that is asked for again is the same object.
 const UPLOADS_A_CHUNK_MAX: usize = 4;
+/// Most uploads of a worker, for each chunk of the run, that are in no result which counts, however often it takes a lease
+/// and gives it back. Those of one contribution are forgotten in every lease time: whoever loses a lease by being slow took
+/// at least that long.
+const UNUSED_A_CHUNK_MAX: usize = 4;
 /// Most chunks read ahead under one lease: every chunk again and again while a bad line makes a worker repeat.
 const LEASE_STAGED_MAX: usize = 16 * CHUNKS_MAX;
 
 impl Coordinator {
     pub(crate) fn put(&mut self, peer: &Peer, request: PutRequest, reply: ReplyId) -> Result<(), Refusal> {
+        let now = self.now;
         let (run, live) = self.open_run(&peer.run)?;
         check_holder(run, peer, &request.lease)?;
         check_objects(&request.objects)?;
@@ -43,9 +48,15 @@ impl Coordinator {
                 format!("{different} different objects under lease {}, at most {different_max}", request.lease);
             return Err(Refusal::new(Code::ObjectForbidden, detail));
         }
+        let (unused, life) = (live.unused.entry(peer.worker.clone()).or_default(), run.spec.policy.lease);
+        let total = unused.at(now, chunks, life) + new;
+        if new > 0 && total > UNUSED_A_CHUNK_MAX * chunks {
+            let detail = format!("{total} uploads that are in no result, {chunks} are forgotten every {life} ms");
+            return Err(Refusal::new(Code::AskedTooMuch, detail));
+        }
+        unused.add(new);
         held.uploads.extend(asked);
-        let round = request.lease.unit.round;
-        let place = Quarantine::Worker { run: peer.run.clone(), round, worker: peer.worker.clone() };
+        let place = Quarantine::Worker { run: peer.run.clone(), lease: request.lease, worker: peer.worker.clone() };
         self.out.push(Effect::GrantPut { reply, place, objects: request.objects });
         Ok(())
     }

@@ -106,7 +106,7 @@ impl Coordinator {
     }
 
     /// The run cannot go on; whoever asks about it hears why.
-    fn halt(&mut self, name: &RunId, refusal: &Refusal) {
+    pub(crate) fn halt(&mut self, name: &RunId, refusal: &Refusal) {
         let Some(live) = self.live.get_mut(name) else { return };
         live.executor.halted = Some(refusal.clone());
         live.executor.trouble = None;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use schemas::contribution::Evaluation;
 use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
-use schemas::member::Posture;
+use schemas::member::{Posture, Session};
 use schemas::run::{RunSpec, TrainerKind};
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::{
@@ -82,6 +82,10 @@ pub(crate) struct Member {
     pub(crate) device: String,
     pub(crate) release: String,
     pub(crate) posture: Posture,
+    /// Which of its processes joined last: it is the worker.
+    pub(crate) session: Session,
+    /// The lease that an older process held when it was replaced.
+    pub(crate) fenced: Option<LeaseRef>,
     /// Whether it is a member now.
     pub(crate) present: bool,
     /// Whether it was removed for good.

@@ -3,7 +3,8 @@
 use schemas::contribution::{Contribution, Evaluation, Fate, Outcome, Statement, SubmitReply};
 use schemas::event::{Departure, LedgerEvent};
 use schemas::lease::{LeaseRef, UnitKind};
-use schemas::{Code, Digest, Refusal, RunId, V, WorkerId};
+use schemas::limits::{LOSS_MAX, TRAIN_MAX};
+use schemas::{Code, Digest, Millis, Refusal, RunId, Tokens, V, WorkerId};
 use serde_bytes::ByteArray;
 
 use crate::coordinator::{Coordinator, run_unknown};
@@ -54,14 +55,20 @@ impl Coordinator {
                 Err(already_counted(&lease))
             };
         }
-        let screening = ScreeningId(self.screened + 1);
+        let (screening, now) = (ScreeningId(self.screened + 1), self.now);
         let (run, live) = self.open_run(&peer.run)?;
         check_holder(run, peer, &lease)?;
         let held = live.leases.get_mut(&lease.unit).expect("every lease that is held is watched");
         if let Some(running) = held.screening {
             return self.attach(running, reply, statement);
         }
-        if let Err(refusal) = check_statement(&peer.run, run, &peer.worker, &submission.statement) {
+        let evaluation_tokens = live.data.as_ref().map(|data| data.evaluation_tokens(&run.spec));
+        if lease.unit.kind == UnitKind::Evaluate && evaluation_tokens.is_none() {
+            // After a restart: without the data nobody can say what the unit holds.
+            return Err(Refusal::new(Code::NoAnswer, "the run's data is not loaded yet; submit again"));
+        }
+        let tokens = evaluation_tokens.unwrap_or_default();
+        if let Err(refusal) = check_statement(&peer.run, run, &peer.worker, &submission.statement, tokens) {
             // The event of the rejection says it, as for a result that the check refuses later.
             self.reject(&peer.run, lease, &peer.worker, &refusal);
             self.reply(reply, Err(refusal));
@@ -69,6 +76,7 @@ impl Coordinator {
         }
         let spec = Box::new(run.spec.clone());
         held.screening = Some(screening);
+        held.progress_at = now;
         let waiting = Screening {
             run: peer.run.clone(),
             worker: peer.worker.clone(),
@@ -119,6 +127,7 @@ impl Coordinator {
         let Screening { run: name, worker, submission, statement, replies } = done;
         let lease = submission.statement.lease;
         let signature = ByteArray::new(submission.signature);
+        let lease_worker = worker.clone();
         let event = match submission.statement.outcome {
             Outcome::Contribution(contribution) => {
                 let contribution = Box::new(contribution);
@@ -128,9 +137,13 @@ impl Coordinator {
                 LedgerEvent::EvaluationAccepted { lease, worker, evaluation, statement, signature }
             }
         };
+        self.note_result(&name, &lease.unit);
         self.append(Some(&name), event);
-        if let Some(live) = self.live.get_mut(&name) {
-            live.leases.remove(&lease.unit);
+        if let Some(live) = self.live.get_mut(&name)
+            && let Some(held) = live.leases.remove(&lease.unit)
+            && let Some(unused) = live.unused.get_mut(&lease_worker)
+        {
+            unused.used(held.uploads.len());
         }
         self.settle(&name, &lease.unit);
         for (reply, asked) in replies {
@@ -148,7 +161,7 @@ impl Coordinator {
     /// Whether this check ends the patience with a result. A store that is away is nobody's fault; a check that breaks off, or
     /// that finds no object, again and again is the result's, and must not hold its unit for ever.
     fn has_failed_enough(&mut self, done: &Screening, code: Code) -> bool {
-        if !matches!(code, Code::Internal | Code::ObjectMissing) {
+        if !matches!(code, Code::Internal | Code::ObjectMissing | Code::UploadMissing) {
             return false;
         }
         let unit = &done.submission.statement.lease.unit;
@@ -201,6 +214,7 @@ impl Coordinator {
         if struck.is_some_and(|member| member.rejected >= strikes_max && !member.removed) {
             self.depart(name, worker, Departure::Removed, &format!("{strikes_max} refused results"));
         }
+        self.unit_failed(name, lease.unit, worker, refusal);
         self.free_unit(name, lease);
     }
 }
@@ -213,6 +227,7 @@ fn is_transient(code: Code) -> bool {
             | Code::StoreFull
             | Code::UrlRefused
             | Code::ObjectMissing
+            | Code::UploadMissing
             | Code::BusUnreachable
             | Code::NoAnswer
             | Code::Internal
@@ -223,7 +238,11 @@ fn already_counted(lease: &LeaseRef) -> Refusal {
     Refusal::new(Code::AlreadyCounted, format!("another result of unit {} counts", lease.unit))
 }
 
-fn check_norm(norm: f64, norm_max: f64) -> Result<f64, Refusal> {
+/// Whether a contribution of this norm may count in a run with this bound; 0 is none.
+///
+/// # Errors
+/// [`Code::NotFinite`] or [`Code::NormOutlier`].
+pub fn check_norm(norm: f64, norm_max: f64) -> Result<f64, Refusal> {
     if !norm.is_finite() {
         return Err(Refusal::new(Code::NotFinite, format!("the contribution's norm is {norm}")));
     }
@@ -234,7 +253,13 @@ fn check_norm(norm: f64, norm_max: f64) -> Result<f64, Refusal> {
 }
 
 /// What can be checked without the objects: that the statement fits its run, its worker and its unit.
-fn check_statement(name: &RunId, run: &Run, worker: &WorkerId, statement: &Statement) -> Result<(), Refusal> {
+fn check_statement(
+    name: &RunId,
+    run: &Run,
+    worker: &WorkerId,
+    statement: &Statement,
+    evaluation_tokens: Tokens,
+) -> Result<(), Refusal> {
     let unfit = |detail: String| Err(Refusal::new(Code::StatementInvalid, detail));
     if statement.run != *name || statement.worker != *worker {
         return unfit(format!("stated by {} for run {}, sent by {worker} for {name}", statement.worker, statement.run));
@@ -244,7 +269,7 @@ fn check_statement(name: &RunId, run: &Run, worker: &WorkerId, statement: &State
     }
     match (&statement.outcome, statement.lease.unit.kind) {
         (Outcome::Contribution(contribution), UnitKind::Train) => check_contribution(run, contribution),
-        (Outcome::Evaluation(evaluation), UnitKind::Evaluate) => check_evaluation(run, evaluation),
+        (Outcome::Evaluation(evaluation), UnitKind::Evaluate) => check_evaluation(evaluation, evaluation_tokens),
         (_, kind) => unfit(format!("the result is not of a unit of kind {kind:?}")),
     }
 }
@@ -266,25 +291,26 @@ fn check_contribution(run: &Run, contribution: &Contribution) -> Result<(), Refu
         let detail = format!("{chunks} chunks as {:?}, expected {expected} as {:?}", contribution.codec, spec.upload);
         return Err(Refusal::new(Code::SizeMismatch, detail));
     }
+    if Millis(contribution.train_ms) > TRAIN_MAX {
+        let detail = format!("the inner steps took {} ms, at most {TRAIN_MAX} are believed", contribution.train_ms);
+        return Err(Refusal::new(Code::NumberImpossible, detail));
+    }
     check_loss("training", contribution.loss)
 }
 
-fn check_evaluation(run: &Run, evaluation: &Evaluation) -> Result<(), Refusal> {
-    let schedule = &run.spec.schedule;
-    let most = u64::from(schedule.evaluation_sequences) * u64::from(schedule.sequence_tokens);
-    if !(1..=most).contains(&evaluation.tokens.get()) {
-        let detail = format!("evaluated {} tokens, expected 1 to {most}", evaluation.tokens);
+fn check_evaluation(evaluation: &Evaluation, expected: Tokens) -> Result<(), Refusal> {
+    if evaluation.tokens != expected || expected == Tokens(0) {
+        let detail = format!("evaluated {} tokens, the unit has {expected}", evaluation.tokens);
         return Err(Refusal::new(Code::TokensMismatch, detail));
     }
-    check_loss("held-out", evaluation.loss_sum / evaluation.tokens.get() as f64)
+    check_loss("held-out", evaluation.loss_sum / expected.get() as f64)
 }
 
-/// Largest loss in nats a token: that of a uniform guess among 2^64 tokens is 44. Sums over a run stay finite below it.
-const LOSS_MAX: f64 = 1e6;
-
-fn check_loss(which: &str, loss: f64) -> Result<(), Refusal> {
-    if loss.abs() <= LOSS_MAX {
+/// A mean of negative logarithms of probabilities is never below zero.
+pub(crate) fn check_loss(which: &str, loss: f64) -> Result<(), Refusal> {
+    if (0.0..=LOSS_MAX).contains(&loss) {
         return Ok(());
     }
-    Err(Refusal::new(Code::NotFinite, format!("the {which} loss is {loss}, at most {LOSS_MAX} nats a token")))
+    let code = if loss.is_finite() { Code::NumberImpossible } else { Code::NotFinite };
+    Err(Refusal::new(code, format!("the {which} loss is {loss} nats a token, expected 0 to {LOSS_MAX}")))
 }

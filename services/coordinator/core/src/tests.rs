@@ -4,9 +4,13 @@
 
 mod control;
 mod denial;
+mod fold;
+mod guards;
 mod lease;
 mod membership;
 mod object;
 mod property;
 mod round;
+mod spare;
 mod submit;
+mod trouble;

@@ -5,11 +5,12 @@ use schemas::control::{Query, View, ViewReply};
 use schemas::lease::UnitId;
 use schemas::public::Status;
 use schemas::view::{LeaseView, RoundView, RunDetail, RunPhase, RunView, SnapshotView, WorkerView};
-use schemas::{Bytes, Code, Message, Millis, Refusal, Round, RunId, Steps, UnixMillis, V};
+use schemas::{Bytes, Code, Message, Millis, Refusal, Round, RunId, Steps, UnixMillis, V, WorkerId};
 
 use crate::coordinator::{Coordinator, run_unknown};
 use crate::deadline::Timer;
 use crate::effect::{Answer, Effect};
+use crate::failure::named;
 use crate::input::ReplyId;
 use crate::live::LiveRun;
 use crate::state::{RoundRecord, Run, Standing};
@@ -18,6 +19,10 @@ use crate::state::{RoundRecord, Run, Standing};
 const STATUS_EVERY_MIN: Millis = Millis(500);
 /// An open run is published at least this often, so that whoever begins to watch sees it soon.
 const STATUS_EVERY_MAX: Millis = Millis::from_secs(5);
+
+/// Members that were not heard for this long are no help to anybody who waits, long before they count as lost: they say
+/// something every few seconds.
+const UNHEARD_MAX: Millis = Millis::from_secs(30);
 
 impl Coordinator {
     pub(crate) fn view(&mut self, query: &Query, reply: ReplyId) -> Result<(), Refusal> {
@@ -47,7 +52,7 @@ impl Coordinator {
         if let Some(halted) = &live.executor.halted {
             (view.phase, view.halted) = (RunPhase::Halted, Some(halted.clone()));
         }
-        view.trouble = trouble(run, live);
+        view.trouble = trouble(run, live, self.now);
         for heartbeat in live.presence.values().filter_map(|presence| presence.heartbeat.as_ref()) {
             view.tokens_per_second += heartbeat.tokens_per_second;
         }
@@ -82,14 +87,48 @@ impl Coordinator {
     }
 }
 
-/// What holds a run up and passes by itself: workers that are missing at its beginning, or what the executor tries again.
-fn trouble(run: &Run, live: &LiveRun) -> Option<Refusal> {
+/// What holds a run up and passes by itself, or as soon as somebody starts a worker: too few or none of them, what the
+/// executor tries again, a unit that fails.
+fn trouble(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Refusal> {
     let (present, least) = (run.present(), run.spec.policy.workers_min);
+    if let Some(deserted) = deserted(run, live, now) {
+        return Some(deserted);
+    }
     if run.rounds.is_empty() && present < least {
         let detail = format!("{present} of at least {least} workers are members");
         return Some(Refusal::new(Code::TooFewWorkers, detail));
     }
-    live.executor.trouble.as_ref().or(live.executor.save_trouble.as_ref()).cloned()
+    let executor = live.executor.trouble.as_ref().or(live.executor.save_trouble.as_ref()).cloned();
+    executor.or_else(|| live.failures.iter().find_map(|(unit, failures)| failures.as_trouble(unit)))
+}
+
+/// Why nobody works for a run that has had workers.
+fn deserted(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Refusal> {
+    if run.members.is_empty() {
+        return None;
+    }
+    let heard_at = |worker: &WorkerId| live.presence.get(worker).map(|presence| presence.heard_at);
+    // Whoever waits for an answer of ours is there.
+    let heard = |worker: &WorkerId| {
+        live.claims.get(worker).is_some() || heard_at(worker).is_some_and(|at| at.after(UNHEARD_MAX) > now)
+    };
+    let present = run.members.iter().filter(|(_, member)| member.present).map(|(worker, _)| worker);
+    if present.clone().any(heard) {
+        return None;
+    }
+    let last = run.members.iter().map(|(worker, member)| heard_at(worker).unwrap_or(member.since)).max()?;
+    let since = last.until(now).get() / 1000;
+    let silent = present.count();
+    let removed = run.members.values().filter(|member| member.removed).count();
+    let left = run.members.len() - silent - removed;
+    let mut detail = format!(
+        "no worker was heard for {since} s: of {} that joined, {left} left, {removed} were removed, {silent} are silent",
+        run.members.len()
+    );
+    if !live.last_failures.is_empty() {
+        detail.push_str(&format!("; what they failed with: {}", named(live.last_failures.iter())));
+    }
+    Some(Refusal::new(Code::NoWorkerLeft, detail))
 }
 
 impl Run {

@@ -217,6 +217,60 @@ async fn a_run_that_names_what_is_not_there_is_refused() {
     assert_eq!(ask(&|_| {}).await, None);
 }
 
+/// An operator with a client of its own asks: what every worker would refuse is refused before there is a run.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_no_worker_could_do_is_refused_with_what_does_not_fit() {
+    let scene = Scene::start(1).await;
+    let ask = async |change: &dyn Fn(&mut schemas::run::RunSpec)| {
+        let mut spec = scene.spec(1).await;
+        spec.run = "other".parse().expect("a name");
+        change(&mut spec);
+        match scene.operator.ask::<_, RunNewReply>(ControlVerb::RunNew, &RunNew { v: V, spec }).await {
+            Err(runtime::BusError::Refused(refusal)) => Err(refusal),
+            Ok(_) => Ok(()),
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let refused = async |change: &dyn Fn(&mut schemas::run::RunSpec)| ask(change).await.expect_err("refused");
+    let short_rest = scene.data(256, &[4096, 8], &[1024]).await;
+    let refusal = refused(&|spec| spec.data = short_rest).await;
+    assert_eq!(refusal.code, Code::ShardTooShort);
+    let shard = ObjectRef::of(&[2; 8]).digest.to_string();
+    for part in [&shard, "training shard", "8 tokens", "takes 9", &short_rest.digest.to_string()] {
+        assert!(refusal.detail.contains(part), "{part} in {refusal}");
+    }
+    let short_held_out = scene.data(256, &[4096], &[8]).await;
+    let evaluating = |spec: &mut schemas::run::RunSpec| {
+        spec.data = short_held_out;
+        spec.schedule.evaluation_every = 1;
+    };
+    let refusal = refused(&evaluating).await;
+    assert!(refusal.code == Code::ShardTooShort && refusal.detail.contains("held-out shard"), "{refusal}");
+    let wide = scene.data(257, &[4096], &[1024]).await;
+    let refusal = refused(&|spec| spec.data = wide).await;
+    assert!(refusal.code == Code::VocabularyTooLarge && refusal.detail.contains("257"), "{refusal}");
+    let empty = scene.data(256, &[4096], &[]).await;
+    assert_eq!(refused(&|spec| spec.data = empty).await.code, Code::DataInvalid, "as every worker says");
+
+    // A model with few positions.
+    let tiny = model::Preset::named("tiny").expect("a preset").config;
+    let layout = tiny.layout();
+    let length = 4 * layout.elements();
+    let parts = vec![tiny.to_json().into(), layout.encode().into(), Bytes::from(vec![0; length as usize])];
+    let parts = scene.import(parts).await;
+    let long = scene.data(256, &[4096], &[1024]).await;
+    let decoder = |spec: &mut schemas::run::RunSpec, sequence| {
+        spec.model.trainer = schemas::run::TrainerKind::Torch;
+        (spec.model.config, spec.model.layout, spec.model.initial) = (parts[0], parts[1], vec![parts[2]]);
+        spec.model.chunk_elements = layout.elements();
+        spec.schedule.sequence_tokens = sequence;
+        spec.data = long;
+    };
+    let refusal = refused(&|spec| decoder(spec, 513)).await;
+    assert!(refusal.code == Code::SequenceTooLong && refusal.detail.contains("512"), "{refusal}");
+    assert_eq!(ask(&|spec| decoder(spec, 512)).await, Ok(()));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_coordinator_takes_over_and_the_first_stands_down() {
     let mut scene = Scene::start(1).await;

@@ -7,6 +7,7 @@ use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::{self, kv, stream};
 use bytes::Bytes;
 use harness::{Cluster, Operator, Options};
+use identity::join::new_session;
 use identity::{AuditKey, jws};
 use merge::SeededRounding;
 use merge::codec::{decode, encode, encode_difference, encoded_bytes};
@@ -20,7 +21,7 @@ use schemas::data::{DataManifest, Entropy, Shard, Tokenizer};
 use schemas::layout::{Chunk, Layout};
 use schemas::lease::{ClaimOutcome, ClaimReply, ClaimRequest, Done, MANIFEST_TYPE, Manifest, Weights};
 use schemas::limits::OBJECT_BYTES_MAX;
-use schemas::member::{JoinReply, JoinRequest, Posture};
+use schemas::member::{JoinReply, JoinRequest, Posture, Session};
 use schemas::permission::Role;
 use schemas::run::{
     Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding, RunSpec, Schedule,
@@ -44,6 +45,7 @@ pub(crate) struct Scene {
 }
 
 pub(crate) struct Worker {
+    session: Session,
     bus: Bus,
     id: WorkerId,
     key: AuditKey,
@@ -116,29 +118,38 @@ impl Scene {
         objects
     }
 
+    /// A data set with shards of so many tokens.
+    pub(crate) async fn data(&self, vocabulary: u32, train: &[usize], held_out: &[usize]) -> ObjectRef {
+        let token_bytes = schemas::data::token_bytes(vocabulary);
+        let tokenizer = match vocabulary {
+            256 => Tokenizer::Byte,
+            _ => Tokenizer::HuggingFace(self.import(vec![Bytes::from_static(b"a tokenizer")]).await[0]),
+        };
+        let mut number = 0;
+        let mut part = async |lengths: &[usize]| {
+            let mut shards = Vec::new();
+            for length in lengths {
+                number += 1;
+                let object = self.import(vec![Bytes::from(vec![number; length * usize::from(token_bytes)])]).await[0];
+                shards.push(Shard { object, tokens: Tokens(*length as u64) });
+            }
+            shards
+        };
+        let (train, held_out) = (part(train).await, part(held_out).await);
+        let entropy = Entropy { unigram: 1.0, bigram: 1.0 };
+        let source = "a test".into();
+        let data = DataManifest { v: V, source, tokenizer, vocabulary, token_bytes, train, held_out, entropy };
+        self.import(vec![serde_json::to_vec(&data).expect("it is JSON").into()]).await[0]
+    }
+
     pub(crate) async fn spec(&self, rounds: u64) -> RunSpec {
         let elements = self.layout.elements();
         let values: Vec<f32> = (0..elements).map(|i| ((i * 31 % 1009) as f32 / 1009.0 - 0.5) * 0.1).collect();
         let chunks = self.layout.chunks(CHUNK_ELEMENTS).expect("few chunks");
         let piece = |chunk: &Chunk| values[chunk.range()].iter().flat_map(|value| value.to_le_bytes()).collect();
         let initial = self.import(chunks.iter().map(piece).collect()).await;
-        let shards = self.import(vec![Bytes::from(vec![7; 4096]), Bytes::from(vec![8; 1024])]).await;
-        let shard = |object: ObjectRef| Shard { object, tokens: Tokens(object.bytes.get()) };
-        let data = DataManifest {
-            v: V,
-            source: "a test".into(),
-            tokenizer: Tokenizer::Byte,
-            vocabulary: 256,
-            token_bytes: 1,
-            train: vec![shard(shards[0])],
-            held_out: vec![shard(shards[1])],
-            entropy: Entropy { unigram: 1.0, bigram: 1.0 },
-        };
-        let others = vec![
-            self.layout.encode().into(),
-            model().to_json().into(),
-            serde_json::to_vec(&data).expect("it is JSON").into(),
-        ];
+        let data = self.data(256, &[4096], &[1024]).await;
+        let others = vec![self.layout.encode().into(), model().to_json().into()];
         let others = self.import(others).await;
         let schedule = Schedule {
             rounds,
@@ -170,7 +181,7 @@ impl Scene {
                 initial,
                 precision: Precision::Fp32,
             },
-            data: others[2],
+            data,
             schedule,
             inner,
             outer: OuterOptimizer::Nesterov { learning_rate: 0.7, momentum: 0.9 },
@@ -187,9 +198,14 @@ impl Scene {
         let bus = self.cluster.connect(Role::Worker, name).await;
         let key = AuditKey::read(&issued.audit_key.expect("workers sign")).expect("just issued");
         let id: WorkerId = issued.public.as_str().parse().expect("a user key");
+        let domain = self.cluster.domain().trust().domain.to_string();
+        let session = new_session();
+        let proof = ByteArray::new(key.sign_join(&domain, self.cluster.run(), &id));
         let join = JoinRequest {
             v: V,
+            session,
             audit_key: key.public().clone(),
+            proof,
             trainers: vec![TrainerKind::Reference],
             device: "test".into(),
             release: "test".into(),
@@ -199,8 +215,7 @@ impl Scene {
         let joined: JoinReply = bus.request(&subject, &join, WAIT).await.expect("joined");
         let chunks = self.layout.chunks(CHUNK_ELEMENTS).expect("few chunks");
         let layout = joined.spec.model.layout.digest;
-        let domain = self.cluster.domain().trust().domain.to_string();
-        Worker { bus, id, key, transfer: self.transfer.clone(), spec: joined.spec, chunks, layout, domain }
+        Worker { session, bus, id, key, transfer: self.transfer.clone(), spec: joined.spec, chunks, layout, domain }
     }
 }
 
@@ -212,7 +227,7 @@ impl Worker {
     /// Claims until there is a lease, whose manifest is verified; none when the run is complete.
     pub(crate) async fn claim(&self, scene: &Scene) -> Option<Manifest> {
         loop {
-            let claim = ClaimRequest { v: V, wait: Millis::from_secs(5) };
+            let claim = ClaimRequest { v: V, session: self.session, wait: Millis::from_secs(5) };
             match self.ask::<_, ClaimReply>(Verb::LeaseClaim, &claim).await {
                 Ok(ClaimReply { outcome: ClaimOutcome::Lease(compact), .. }) => {
                     let trust = scene.cluster.domain().trust();

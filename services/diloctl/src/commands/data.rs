@@ -3,22 +3,33 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use data::{ImportOptions, Source};
-use runtime::{ConfigBytes, Failure, clock};
-use schemas::data::DataManifest;
-use schemas::{Code, Digest, ObjectRef, UnixMillis};
+use data::{Account, ImportOptions, PassedOver, Source, shown};
+use model::ModelConfig;
+use runtime::{Failure, clock};
+use schemas::data::{DataManifest, Shard};
+use schemas::run::Schedule;
+use schemas::{Code, Digest, ObjectRef, Tokens, UnixMillis};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::Data;
 use crate::commands::watch;
 use crate::context::Context;
+use crate::files::{replace, wait_for_lock};
 use crate::objects::OperatorObjectsClient;
 use crate::output::{Record, Row};
 use crate::table::{self, count, time};
 
 pub(crate) async fn run(context: &Context, command: &Data) -> Result<(), Failure> {
     match command {
-        Data::Import { text, limit, tokenizer } => import(context, text.as_deref(), *limit, tokenizer.as_deref()).await,
+        Data::Import { text, exclude, limit, tokenizer } => {
+            let source = match text {
+                Some(path) => Source::Text(path.clone()),
+                None => Source::RustSources(registry()?),
+            };
+            let (exclude, budget) = (exclude.clone(), limit.bytes());
+            let options = ImportOptions { exclude, budget, ..ImportOptions::new(source) };
+            import(context, options, tokenizer.as_deref()).await
+        }
         Data::Ls => {
             context.printer.rows(&read(&context.folder)?);
             Ok(())
@@ -26,20 +37,10 @@ pub(crate) async fn run(context: &Context, command: &Data) -> Result<(), Failure
     }
 }
 
-async fn import(
-    context: &Context,
-    text: Option<&Path>,
-    limit: ConfigBytes,
-    tokenizer: Option<&Path>,
-) -> Result<(), Failure> {
-    let source = match text {
-        Some(path) => Source::Text(path.to_owned()),
-        None => Source::RustSources(registry()?),
-    };
-    let mut options = ImportOptions { budget: limit.bytes(), ..ImportOptions::new(source) };
+async fn import(context: &Context, mut options: ImportOptions, tokenizer: Option<&Path>) -> Result<(), Failure> {
     if let Some(path) = tokenizer {
         let json = std::fs::read(path)
-            .map_err(|error| Failure::new(Code::TokenizerInvalid, format!("{}: {error}", path.display())))?;
+            .map_err(|error| Failure::new(Code::TokenizerInvalid, format!("{}: {error}", shown(path))))?;
         options.tokenizer = Some(json);
     }
     // Before the text is read: a missing coordinator should not take a minute to notice.
@@ -48,7 +49,10 @@ async fn import(
         .await
         .map_err(|error| Failure::new(Code::Internal, error))?
         .map_err(|error| Failure::new(error.code(), error))?;
-    context.printer.talk(&format!("{} documents, {} of text", made.documents, table::bytes(made.text_bytes.get())));
+    let warnings = made.warnings();
+    let (account, documents) = (made.account, made.documents);
+    let (files, text) = (files(account.files), table::bytes(account.text_bytes.get()));
+    context.printer.talk(&format!("{text} of text in {files}, {documents} documents"));
     let bodies: Vec<Bytes> = made.objects.into_iter().map(Bytes::from).collect();
     let bar = watch::bytes_bar(context.printer, "shards", bodies.iter().map(|body| body.len() as u64).sum());
     objects.put(&bodies, |bytes| bar.inc(bytes)).await?;
@@ -56,9 +60,10 @@ async fn import(
     let manifest = serde_json::to_vec(&made.manifest).map_err(|error| Failure::new(Code::Internal, error))?;
     // Last: whoever has the manifest finds everything that it names.
     let object = objects.put(&[Bytes::from(manifest)], |_| ()).await?[0];
-    let imported = Imported::new(object, &made.manifest);
+    let imported = Imported::new(object, &made.manifest, account, warnings);
     remember(&context.folder, imported.clone())?;
     context.printer.record(&imported);
+    imported.warnings.iter().for_each(|warning| context.printer.talk(&format!("warning: {warning}")));
     Ok(())
 }
 
@@ -83,7 +88,39 @@ pub(crate) fn resolve(context: &Context, wanted: Option<Digest>) -> Result<Objec
     })
 }
 
-/// A data set that was imported from here, as `data ls` shows it.
+/// What can be said of a run without asking anybody: whether its settings go with the data set that it would take.
+pub(crate) fn check_known(
+    context: &Context,
+    wanted: Option<Digest>,
+    model: &ModelConfig,
+    schedule: &Schedule,
+) -> Result<String, Failure> {
+    let known = read(&context.folder)?;
+    if known.is_empty() && wanted.is_none() {
+        return Ok(
+            "the settings are valid; no data set was imported from this folder, so they were not compared with \
+                   one"
+            .to_owned(),
+        );
+    }
+    let object = resolve(context, wanted)?;
+    let one = known.iter().rfind(|one| one.manifest == object).expect("was found there");
+    let shortest = [
+        ("training", one.train_shard_tokens_min, true),
+        ("held-out", one.held_out_shard_tokens_min, schedule.evaluation_every > 0),
+    ];
+    model.check_vocabulary(one.vocabulary)?;
+    for (part, tokens, is_read) in shortest {
+        // Entries of earlier releases do not say.
+        if let Some(tokens) = tokens.filter(|_| is_read) {
+            let what = format!("the shortest {part} shard of data set {}", object.digest);
+            model::check_length(what, Tokens(tokens), schedule)?;
+        }
+    }
+    Ok(format!("the settings are valid, and go with data set {}", object.digest))
+}
+
+/// A data set that was imported from here, as `data ls` shows it. Entries of earlier releases say less.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Imported {
@@ -91,24 +128,53 @@ struct Imported {
     source: String,
     train_tokens: u64,
     held_out_tokens: u64,
+    #[serde(default)]
+    train_shard_tokens_min: Option<u64>,
+    #[serde(default)]
+    held_out_shard_tokens_min: Option<u64>,
     vocabulary: u32,
     unigram_nats: f64,
     bigram_nats: f64,
     imported_at: UnixMillis,
+    #[serde(default)]
+    files: u64,
+    #[serde(default)]
+    text_bytes: u64,
+    #[serde(default)]
+    distinct_bytes: u64,
+    #[serde(default)]
+    specials_spelt: u64,
+    #[serde(default)]
+    passed_over: Vec<PassedOver>,
+    /// The file in which the limit was reached.
+    #[serde(default)]
+    limit_reached_in: Option<String>,
+    #[serde(default)]
+    warnings: Vec<String>,
 }
 
 impl Imported {
-    fn new(object: ObjectRef, manifest: &DataManifest) -> Self {
-        let tokens = |shards: &[schemas::data::Shard]| shards.iter().map(|shard| shard.tokens.get()).sum();
+    fn new(object: ObjectRef, manifest: &DataManifest, account: Account, warnings: Vec<String>) -> Self {
+        let lengths = |shards: &[Shard]| shards.iter().map(|shard| shard.tokens.get()).collect::<Vec<u64>>();
+        let (train, held_out) = (lengths(&manifest.train), lengths(&manifest.held_out));
         Self {
             manifest: object,
             source: manifest.source.clone(),
-            train_tokens: tokens(&manifest.train),
-            held_out_tokens: tokens(&manifest.held_out),
+            train_tokens: train.iter().sum(),
+            held_out_tokens: held_out.iter().sum(),
+            train_shard_tokens_min: train.into_iter().min(),
+            held_out_shard_tokens_min: held_out.into_iter().min(),
             vocabulary: manifest.vocabulary,
             unigram_nats: manifest.entropy.unigram,
             bigram_nats: manifest.entropy.bigram,
             imported_at: clock::now(),
+            files: account.files,
+            text_bytes: account.text_bytes.get(),
+            distinct_bytes: account.distinct_bytes.get(),
+            specials_spelt: account.specials_spelt,
+            passed_over: account.passed_over,
+            limit_reached_in: account.limit_reached_in,
+            warnings,
         }
     }
 }
@@ -132,21 +198,21 @@ fn read(folder: &Path) -> Result<Vec<Imported>, Failure> {
     text.lines().map(parse).collect()
 }
 
-/// Puts a data set at the end of the list; an earlier entry of the same goes.
+/// Puts a data set at the end of the list; an earlier entry of the same goes. Imports that end at the same time do so one
+/// after the other: each reads what the others wrote.
 fn remember(folder: &Path, imported: Imported) -> Result<(), Failure> {
+    let path = list(folder);
+    let failed = |error: &dyn std::fmt::Display| Failure::new(Code::DataInvalid, format!("{}: {error}", shown(&path)));
+    let _turn = wait_for_lock(&path.with_extension("jsonl.lock")).map_err(|error| failed(&error))?;
     let mut all = read(folder)?;
     all.retain(|one| one.manifest != imported.manifest);
     all.push(imported);
-    let path = list(folder);
-    let failed =
-        |error: &dyn std::fmt::Display| Failure::new(Code::DataInvalid, format!("{}: {error}", path.display()));
     let mut text = String::new();
     for one in &all {
         text.push_str(&serde_json::to_string(one).map_err(|error| failed(&error))?);
         text.push('\n');
     }
-    let aside = path.with_extension("jsonl.part");
-    std::fs::write(&aside, text).and_then(|()| std::fs::rename(&aside, &path)).map_err(|error| failed(&error))
+    replace(&path, text.as_bytes()).map_err(|error| failed(&error))
 }
 
 impl Row for Imported {
@@ -167,8 +233,80 @@ impl Row for Imported {
     }
 }
 
+fn files(count: u64) -> String {
+    if count == 1 { "1 file".to_owned() } else { format!("{count} files") }
+}
+
 impl Record for Imported {
     fn lines(&self) -> Vec<(&'static str, String)> {
-        Self::TITLES.iter().copied().zip(self.cells()).collect()
+        let mut lines: Vec<(&'static str, String)> = Self::TITLES.iter().copied().zip(self.cells()).collect();
+        let (text, distinct) = (table::bytes(self.text_bytes), table::bytes(self.distinct_bytes));
+        lines.push(("text", format!("{text} in {}, {distinct} of it distinct", files(self.files))));
+        lines.extend(self.limit_reached_in.iter().map(|file| ("limit", format!("reached in {file}"))));
+        lines.extend(self.passed_over.iter().map(|passed| ("passed over", passed.to_string())));
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(number: u64) -> Imported {
+        Imported {
+            manifest: ObjectRef::of(&number.to_le_bytes()),
+            source: format!("text {number}"),
+            train_tokens: number,
+            held_out_tokens: 1,
+            train_shard_tokens_min: Some(number),
+            held_out_shard_tokens_min: Some(1),
+            vocabulary: 256,
+            unigram_nats: 3.0,
+            bigram_nats: 2.0,
+            imported_at: UnixMillis(number),
+            files: 1,
+            text_bytes: number,
+            distinct_bytes: number,
+            specials_spelt: 0,
+            passed_over: Vec::new(),
+            limit_reached_in: None,
+            warnings: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn imports_that_end_together_all_stay_in_the_list() {
+        let folder = tempfile::tempdir().expect("a folder");
+        const THREADS: u64 = 8;
+        const EACH: u64 = 10;
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let folder = folder.path();
+                scope.spawn(move || {
+                    for number in 0..EACH {
+                        remember(folder, entry(thread * EACH + number)).expect("written");
+                        assert!(!read(folder).expect("whole at any time").is_empty());
+                    }
+                });
+            }
+        });
+        let numbers: std::collections::BTreeSet<u64> =
+            read(folder.path()).expect("whole").iter().map(|one| one.train_tokens).collect();
+        assert_eq!(numbers, (0..THREADS * EACH).collect());
+        remember(folder.path(), entry(3)).expect("written");
+        let all = read(folder.path()).expect("whole");
+        assert_eq!((all.len() as u64, all.last().expect("entries").train_tokens), (THREADS * EACH, 3));
+    }
+
+    #[test]
+    fn entries_of_earlier_releases_are_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let ObjectRef { digest, bytes } = ObjectRef::of(b"x");
+        let line = format!(
+            r#"{{"manifest":{{"digest":"{digest}","bytes":{bytes}}},"source":"text","train_tokens":5,"held_out_tokens":1,"vocabulary":256,"unigram_nats":3.0,"bigram_nats":2.0,"imported_at":7}}"#
+        );
+        std::fs::write(list(folder.path()), line).expect("written");
+        let all = read(folder.path()).expect("read");
+        assert_eq!((all[0].train_tokens, all[0].train_shard_tokens_min), (5, None));
     }
 }

@@ -1,6 +1,8 @@
 //! `run`: create training jobs, look at them, wait for them.
 
+use std::fmt::Display;
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use merge::{SeededRounding, codec};
@@ -14,7 +16,7 @@ use schemas::{Code, Digest, ObjectRef, RunId, V};
 use serde::Serialize;
 
 use crate::cli::Run;
-use crate::commands::settings::{RunArgs, RunSettings};
+use crate::commands::settings::{Asked, RunArgs, RunSettings};
 use crate::commands::{data, watch};
 use crate::context::{Context, unexpected};
 use crate::objects::OperatorObjectsClient;
@@ -66,10 +68,18 @@ pub(crate) async fn run(context: &Context, command: Run) -> Result<(), Failure> 
             Ok(())
         }
         Run::Watch { run } => watch::watch(context, &run).await,
-        Run::Wait { run, target, within } => {
+        Run::Wait { run, target, within, nobody_for } => {
+            let mut patience = Patience::new(nobody_for.0);
             let waited = watch::until(context, &run, |view| {
                 // A round that was closed before stays closed.
-                if target.is_reached(view) { Ok(true) } else { not_halted(view).map(|()| false) }
+                if target.is_reached(view) {
+                    return Ok(true);
+                }
+                not_halted(view)?;
+                if let Some(news) = patience.look(view, Instant::now())? {
+                    context.printer.talk(&news);
+                }
+                Ok(false)
             });
             let view = tokio::time::timeout(within.0, waited)
                 .await
@@ -80,10 +90,45 @@ pub(crate) async fn run(context: &Context, command: Run) -> Result<(), Failure> 
     }
 }
 
+/// How long a wait puts up with what it sees.
+struct Patience {
+    nobody_for: Duration,
+    /// Since when nobody is there.
+    nobody_since: Option<Instant>,
+    /// What holds the run up, as it was told last.
+    told: Option<Code>,
+}
+
+impl Patience {
+    const fn new(nobody_for: Duration) -> Self {
+        Self { nobody_for, nobody_since: None, told: None }
+    }
+
+    /// What is new about why the run does not get on; fails when nobody has been there for too long.
+    fn look(&mut self, view: &RunView, now: Instant) -> Result<Option<String>, Failure> {
+        let why = view.trouble.as_ref();
+        match why.filter(|why| why.code == Code::NoWorkerLeft) {
+            Some(why) if now - *self.nobody_since.get_or_insert(now) >= self.nobody_for => {
+                return Err(Failure::new(why.code, format!("run {}: {}", view.run, why.detail)));
+            }
+            Some(_) => {}
+            None => self.nobody_since = None,
+        }
+        let code = why.map(|why| why.code);
+        let changed = std::mem::replace(&mut self.told, code) != code;
+        Ok(why.filter(|_| changed).map(|why| format!("run {} is held up: {why}", view.run)))
+    }
+}
+
 async fn new(context: &Context, args: &RunArgs) -> Result<(), Failure> {
     let settings = match args.settings()? {
-        Ok(settings) => settings,
-        Err(text) => {
+        Asked::Run(settings) => settings,
+        Asked::Check(settings) => {
+            let text = data::check_known(context, args.data, &settings.model()?, &settings.schedule)?;
+            context.printer.text(&text);
+            return Ok(());
+        }
+        Asked::Print(text) => {
             context.printer.text(&text);
             return Ok(());
         }
@@ -91,11 +136,20 @@ async fn new(context: &Context, args: &RunArgs) -> Result<(), Failure> {
     let operator = context.operator().await?;
     let objects = OperatorObjectsClient::new(context, operator.clone())?;
     let data = data::resolve(context, args.data)?;
+    check_data(&objects, &settings, data).await?;
     let spec = build(context, &objects, &args.run, &settings, data).await?;
     spec.validate()?;
     let reply: RunNewReply = operator.ask(ControlVerb::RunNew, &RunNew { v: V, spec }).await?;
     context.printer.record(&Created { run: args.run.clone(), created: reply.created, spec: reply.spec_digest });
     Ok(())
+}
+
+/// Asks of the data what the coordinator will ask, before gigabytes of weights are uploaded for a run that it refuses.
+async fn check_data(objects: &OperatorObjectsClient, settings: &RunSettings, object: ObjectRef) -> Result<(), Failure> {
+    let named = |code, found: &dyn Display| Failure::new(code, format!("data {}: {found}", object.digest));
+    let manifest = ::data::parse_manifest(&objects.get(object).await?).map_err(|error| named(error.code(), &error))?;
+    let fits = settings.model()?.check_data(&manifest, &settings.schedule);
+    fits.map_err(|refusal| named(refusal.code, &refusal.detail))
 }
 
 /// Uploads what the run starts from and names it all in its settings.

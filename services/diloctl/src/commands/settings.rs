@@ -162,9 +162,19 @@ impl Default for PolicySettings {
     }
 }
 
+/// What is to be done with the settings.
+pub(crate) enum Asked {
+    /// Create a run.
+    Run(RunSettings),
+    /// Compare them with what is known here.
+    Check(RunSettings),
+    /// Show this text.
+    Print(String),
+}
+
 impl RunArgs {
-    /// All layers; `None` when the settings were only to be printed or checked, with the text to print.
-    pub(crate) fn settings(&self) -> Result<Result<RunSettings, String>, Failure> {
+    /// All layers, checked as far as they go by themselves.
+    pub(crate) fn settings(&self) -> Result<Asked, Failure> {
         let mut flags: Vec<(&str, &str, String)> = Vec::new();
         let mut flag = |key, name, value: Option<String>| flags.extend(value.map(|value| (key, name, value)));
         flag("model.config", "--model", self.model.clone());
@@ -174,13 +184,10 @@ impl RunArgs {
         flag("seed", "--seed", self.seed.map(|value| value.to_string()));
         let loaded = runtime::config::load_from::<RunSettings>(&self.config, &flags, std::iter::empty())?;
         if self.config.print_config {
-            return Ok(Err(loaded.print()));
+            return Ok(Asked::Print(loaded.print()));
         }
         loaded.value.validate()?;
-        if self.config.check_config {
-            return Ok(Err("the settings are valid".to_owned()));
-        }
-        Ok(Ok(loaded.value))
+        Ok(if self.config.check_config { Asked::Check(loaded.value) } else { Asked::Run(loaded.value) })
     }
 }
 
@@ -188,11 +195,13 @@ impl RunSettings {
     /// Checks all that can be checked before anything is uploaded.
     fn validate(&self) -> Result<(), Failure> {
         let invalid = |error: schemas::layout::LayoutError| Failure::new(Code::ModelInvalid, error);
-        let layout = self.model()?.layout();
+        let model = self.model()?;
+        let layout = model.layout();
         layout.validate().map_err(invalid)?;
         schemas::run::check_chunk_elements(self.model.chunk_elements)?;
         layout.chunks(self.model.chunk_elements).map_err(invalid)?;
         self.schedule.validate()?;
+        model.check_sequence(&self.schedule)?;
         self.inner.validate()?;
         self.outer().validate()?;
         Ok(self.policy().validate()?)

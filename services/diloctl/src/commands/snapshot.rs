@@ -1,11 +1,13 @@
 //! `snapshot`: saved models, as folders that other tools can read.
 
-use std::io::Write as _;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Stdio;
 
 use bytes::Bytes;
+use data::ExportFile;
 use merge::codec;
+use model::ModelConfig;
 use runtime::Failure;
 use schemas::control::{Query, View};
 use schemas::data::{DataManifest, Tokenizer};
@@ -19,6 +21,7 @@ use serde::Serialize;
 use crate::cli::Snapshot;
 use crate::commands::watch;
 use crate::context::{Context, Operator, unexpected};
+use crate::files::{Staged, unwritable};
 use crate::objects::OperatorObjectsClient;
 use crate::output::{Record, Row};
 use crate::table::{bytes, time};
@@ -55,8 +58,9 @@ async fn list(operator: &Operator, run: &RunId) -> Result<Vec<SnapshotView>, Fai
     }
 }
 
-/// Writes a snapshot as a model folder: `config.json`, `model.safetensors`, `snapshot.json`, and `tokenizer.json` where the
-/// data set has one. Nothing is written that was not hashed on the way; a folder that holds this snapshot is left as it is.
+/// Writes a snapshot as a model folder that others read as it was trained: `config.json`, `generation_config.json`,
+/// `model.safetensors`, the tokenizer's files, and `snapshot.json`. Nothing is written that was not hashed on the way; a
+/// folder that holds this snapshot is left as it is, and any other is replaced as a whole when everything is there.
 async fn pull(context: &Context, run: &RunId, round: Option<u64>, to: &Path) -> Result<Pulled, Failure> {
     let operator = context.operator().await?;
     let snapshots = list(&operator, run).await?;
@@ -69,31 +73,40 @@ async fn pull(context: &Context, run: &RunId, round: Option<u64>, to: &Path) -> 
         run: run.clone(),
         round: snapshot.round.get(),
         manifest: snapshot.manifest.digest,
-        folder: to.display().to_string(),
+        folder: data::shown(to),
     };
-    let stamp = to.join("snapshot.json");
     let objects = OperatorObjectsClient::new(context, operator)?;
     let bytes = objects.get(snapshot.manifest).await?;
-    if std::fs::read(&stamp).is_ok_and(|there| there == bytes) && to.join(MODEL_FILE).exists() {
+    if holds(to, &bytes) {
+        return Ok(pulled);
+    }
+    let mut staged = Staged::open(to)?;
+    // Whoever had the folder until now may have written the same.
+    if holds(to, &bytes) {
         return Ok(pulled);
     }
     let manifest: SnapshotManifest = json(&bytes, "snapshot manifest")?;
-    std::fs::create_dir_all(to).map_err(|error| unwritable(to, &error))?;
-    write(&to.join("config.json"), &objects.get(manifest.config).await?)?;
-    tokenizer(&objects, manifest.data, to).await?;
+    let config = objects.get(manifest.config).await?;
+    let model = ModelConfig::recognise(&config).map_err(|error| Failure::new(error.code(), error))?;
+    for (name, bytes) in model.export_files().into_iter().chain(tokenizer(&objects, manifest.data, &model).await?) {
+        staged.write(name, &bytes)?;
+    }
     let (layout, values) = weights(context, &objects, &manifest).await?;
-    let path = to.join(MODEL_FILE);
-    model::export_safetensors(
-        &layout,
-        &values,
-        &path,
-        &std::collections::BTreeMap::from([("snapshot".to_owned(), pulled.manifest.to_string())]),
-    )
-    .map_err(|error| unwritable(&path, &error))?;
-    write(&stamp, &bytes)?;
+    let path = staged.place(MODEL_FILE);
+    let metadata = BTreeMap::from([("snapshot".to_owned(), pulled.manifest.to_string())]);
+    model::export_safetensors(&layout, &values, &path, &metadata).map_err(|error| unwritable(&path, &error))?;
+    staged.write(STAMP_FILE, &bytes)?;
+    staged.publish(&[MODEL_FILE, STAMP_FILE])?;
     Ok(pulled)
 }
 
+/// Whether a folder holds a snapshot already. The stamp comes last: where it is, everything is.
+fn holds(folder: &Path, stamp: &[u8]) -> bool {
+    std::fs::read(folder.join(STAMP_FILE)).is_ok_and(|there| there == stamp) && folder.join(MODEL_FILE).exists()
+}
+
+/// The file that says which snapshot a folder holds.
+const STAMP_FILE: &str = "snapshot.json";
 /// The file that holds the weights, by the convention of Hugging Face.
 const MODEL_FILE: &str = "model.safetensors";
 
@@ -129,25 +142,23 @@ async fn weights(
     }
 }
 
-async fn tokenizer(objects: &OperatorObjectsClient, data: ObjectRef, to: &Path) -> Result<(), Failure> {
+/// The tokenizer's files. Text is read by the rules that the import had: those of the data set's own tokenizer, or bytes.
+async fn tokenizer(
+    objects: &OperatorObjectsClient,
+    data: ObjectRef,
+    model: &ModelConfig,
+) -> Result<Vec<ExportFile>, Failure> {
     let manifest: DataManifest = json(&objects.get(data).await?, "data manifest")?;
-    match manifest.tokenizer {
-        Tokenizer::Byte => Ok(()),
-        Tokenizer::HuggingFace(object) => write(&to.join("tokenizer.json"), &objects.get(object).await?),
-    }
+    let file = match manifest.tokenizer {
+        Tokenizer::Byte => None,
+        Tokenizer::HuggingFace(object) => Some(objects.get(object).await?),
+    };
+    data::tokenizer_files(file.as_deref(), model.sequence_tokens_max())
+        .map_err(|error| Failure::new(error.code(), error))
 }
 
 fn json<T: serde::de::DeserializeOwned>(bytes: &Bytes, what: &str) -> Result<T, Failure> {
     serde_json::from_slice(bytes).map_err(|error| Failure::new(Code::DataInvalid, format!("{what}: {error}")))
-}
-
-fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    let written = std::fs::File::create(path).and_then(|mut file| file.write_all(bytes));
-    written.map_err(|error| unwritable(path, &error))
-}
-
-fn unwritable(path: &Path, error: &dyn std::fmt::Display) -> Failure {
-    Failure::new(Code::CacheFailed, format!("{}: {error}", path.display()))
 }
 
 /// Lets the worker's program write text: the model's mathematics live there, not here.

@@ -75,7 +75,7 @@ const fn is_absence(code: Code) -> bool {
 pub(crate) async fn until(
     context: &Context,
     run: &RunId,
-    reached: impl Fn(&RunView) -> Result<bool, Failure>,
+    mut reached: impl FnMut(&RunView) -> Result<bool, Failure>,
 ) -> Result<RunView, Failure> {
     let mut statuses = Statuses::open(context, run).await?;
     loop {
@@ -96,6 +96,10 @@ pub(crate) async fn watch(context: &Context, run: &RunId) -> Result<(), Failure>
     loop {
         bar.set_position(units(&view));
         bar.set_message(message(&view, width));
+        let troubled = trouble(&view) != shown.as_ref().and_then(trouble);
+        if let Some(why) = view.trouble.as_ref().filter(|_| troubled && !context.printer.is_live()) {
+            context.printer.talk(&format!("run {} is held up: {why}", view.run));
+        }
         if !context.printer.is_live() && shown.as_ref().is_none_or(|shown| differs(shown, &view)) {
             context.printer.follow(&mut table, &Change(&view));
             shown = Some(view.clone());
@@ -111,9 +115,12 @@ pub(crate) async fn watch(context: &Context, run: &RunId) -> Result<(), Failure>
     }
 }
 
+fn trouble(view: &RunView) -> Option<Code> {
+    view.trouble.as_ref().map(|why| why.code)
+}
+
 /// Whether a line is worth printing; speeds change all the time.
 fn differs(shown: &RunView, view: &RunView) -> bool {
-    let trouble = |view: &RunView| view.trouble.as_ref().map(|why| why.code);
     let marks =
         |view: &RunView| (view.phase, trouble(view), view.round, view.units_done, view.workers, view.held_out_loss);
     marks(shown) != marks(view)

@@ -14,7 +14,8 @@ use identity::secret::write_private;
 use objects::{Buckets, Endpoint, IncomingKey, Regrant, Signer, StoreClock, Transfer, TransferLimits, Trust};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair as CertificateKey};
 use schemas::blob::Grant;
-use schemas::{Code, Digest, ObjectRef, Refusal, Round, UnixMillis};
+use schemas::lease::{LeaseRef, UnitId, UnitKind};
+use schemas::{Code, Digest, Epoch, ObjectRef, Refusal, Round, UnitIndex, UnixMillis};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -184,7 +185,8 @@ pub(crate) fn noise(length: usize, seed: u64) -> Bytes {
 
 pub(crate) fn key_of(object: ObjectRef) -> IncomingKey {
     let worker = format!("U{}", "B".repeat(55)).parse().unwrap();
-    IncomingKey::worker(&"demo".parse().unwrap(), Round(3), &worker, object.digest)
+    let unit = UnitId { round: Round(3), kind: UnitKind::Train, index: UnitIndex(1) };
+    IncomingKey::worker(&"demo".parse().unwrap(), LeaseRef { unit, epoch: Epoch(2) }, &worker, object.digest)
 }
 
 /// Grants by a closure, and counts how often it was asked.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use schemas::event::WorkerEvent;
 use schemas::lease::{ClaimRequest, LeaseRef, Manifest, ReleaseRequest, RenewRequest};
-use schemas::member::{JoinReply, JoinRequest, LeaveRequest};
+use schemas::member::{JoinReply, JoinRequest, LeaveRequest, Session};
 use schemas::telemetry::Phase;
 use schemas::{Millis, Refusal, Steps};
 
@@ -30,6 +30,12 @@ pub enum Effect {
     },
     /// The run accepted this worker under these settings; leases that name others are not valid.
     Joined(Box<JoinReply>),
+    /// The coordinator's clock is this many milliseconds ahead of the time that the core is given, at most; negative when it
+    /// is behind. Windows of what it signed are judged by its time.
+    Clock {
+        /// How far.
+        ahead_ms: i64,
+    },
     /// Check a lease's signed manifest, before anything it names is touched.
     Verify {
         /// The work it would be.
@@ -99,6 +105,8 @@ pub enum Request {
 /// What the core knows of a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pulse {
+    /// Which life of the worker speaks.
+    pub session: Session,
     /// Where it stands.
     pub phase: Phase,
     /// The lease it holds.

@@ -62,8 +62,8 @@ impl Worker {
         effects: &mut Vec<Effect>,
     ) {
         let Err(refusal) = self.check_settings(&reply) else {
-            let ahead = i128::from(reply.now.get()) - i128::from(sent_at.get());
-            let ahead = i64::try_from(ahead).unwrap_or(i64::MAX);
+            let ahead = ahead_ms(sent_at, reply.now);
+            effects.push(Effect::Clock { ahead_ms: ahead });
             let spec = reply.spec.clone();
             self.joined(now, Membership::new(spec, reply.spec_digest, ahead, reply.heartbeat));
             let (release, device) = (self.settings.join.release.clone(), self.settings.join.device.clone());
@@ -102,6 +102,7 @@ impl Worker {
 
     fn join_refused(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         match verdict(refusal.code) {
+            Verdict::Replaced => self.replaced(refusal, effects),
             Verdict::Fatal => self.give_up(now, refusal, effects),
             Verdict::RunOver => self.leave(now, Exit::Complete, effects),
             Verdict::Wait | Verdict::LeaseLost | Verdict::Rejoin | Verdict::Failed => {
@@ -129,6 +130,7 @@ impl Worker {
 
     fn claim_refused(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         match verdict(refusal.code) {
+            Verdict::Replaced => self.replaced(refusal, effects),
             Verdict::Fatal => self.give_up(now, refusal, effects),
             Verdict::RunOver => self.leave(now, Exit::Complete, effects),
             Verdict::Rejoin => self.rejoin(now, refusal, effects),
@@ -145,9 +147,18 @@ impl Worker {
     ) {
         let Stage::Holding(held) = &mut self.stage else { return };
         match outcome {
-            Ok(Answer::Renew(reply)) => held.renewed(sent_at, reply.remaining),
+            Ok(Answer::Renew(reply)) => {
+                held.renewed(sent_at, reply.remaining);
+                // The coordinator's time when it answered; another process of it may have another.
+                let ahead_ms =
+                    ahead_ms(sent_at, UnixMillis(reply.expires_at.get().saturating_sub(reply.remaining.get())));
+                if self.membership.as_mut().is_some_and(|membership| membership.measured(ahead_ms)) {
+                    effects.push(Effect::Clock { ahead_ms });
+                }
+            }
             Ok(_) => held.renew_again(now),
             Err(refusal) => match verdict(refusal.code) {
+                Verdict::Replaced => self.replaced(refusal, effects),
                 Verdict::LeaseLost => self.lose(now, refusal, effects),
                 Verdict::Rejoin => self.rejoin(now, refusal, effects),
                 Verdict::RunOver => self.run_over(now, refusal, effects),
@@ -187,6 +198,7 @@ impl Worker {
         }
         match verdict(refusal.code) {
             Verdict::Wait => self.ask_again(now, refusal, effects),
+            Verdict::Replaced => self.replaced(refusal, effects),
             Verdict::LeaseLost => self.lose(now, refusal, effects),
             Verdict::Rejoin => self.rejoin(now, refusal, effects),
             Verdict::RunOver => self.run_over(now, refusal, effects),
@@ -212,6 +224,7 @@ impl Worker {
     fn release_refused(&mut self, now: UnixMillis, next: Next, refusal: Refusal, effects: &mut Vec<Effect>) {
         match verdict(refusal.code) {
             Verdict::Wait if !self.parted() => self.ask_again(now, refusal, effects),
+            Verdict::Replaced => self.replaced(refusal, effects),
             // What matters is that the lease is not held: it ends by itself otherwise.
             _ => self.released(now, next, effects),
         }
@@ -235,4 +248,10 @@ impl Worker {
         self.drop_work(&refusal, effects);
         self.leave(now, Exit::Complete, effects);
     }
+}
+
+/// How far the coordinator's clock, which showed `theirs` in its answer to what was sent at `sent_at`, is ahead at most.
+fn ahead_ms(sent_at: UnixMillis, theirs: UnixMillis) -> i64 {
+    let ahead = i128::from(theirs.get()) - i128::from(sent_at.get());
+    i64::try_from(ahead).unwrap_or(i64::MAX)
 }

@@ -10,7 +10,7 @@ pub struct Settings {
     pub run: RunId,
     /// Its own key.
     pub worker: WorkerId,
-    /// What it says about itself when it joins.
+    /// What it says about itself when it joins; its session is that of this process.
     pub join: JoinRequest,
     /// How long a claim may wait for work; at most `CLAIM_WAIT_MAX`.
     pub claim_wait: Millis,

@@ -11,6 +11,8 @@ pub(crate) enum Verdict {
     LeaseLost,
     /// Join again, then go on.
     Rejoin,
+    /// Another process took this worker's place: end at once, without a word in its name.
+    Replaced,
     /// The run gives out no more work.
     RunOver,
     /// This process cannot work as it is; a person must change something.
@@ -40,10 +42,12 @@ pub(crate) fn verdict(code: Code) -> Verdict {
         | Code::AskedTooMuch
         | Code::LedgerFenced
         | Code::LedgerUnwritable => Verdict::Wait,
-        Code::LeaseLost | Code::LeaseUnknown => Verdict::LeaseLost,
+        Code::LeaseLost | Code::LeaseUnknown | Code::LeaseStalled => Verdict::LeaseLost,
         Code::NotJoined | Code::StatementInvalid => Verdict::Rejoin,
+        Code::Replaced => Verdict::Replaced,
         Code::RunClosed => Verdict::RunOver,
         Code::IdentityMismatch
+        | Code::AuditKeyRefused
         | Code::BusRefused
         | Code::BusDenied
         | Code::CredentialMissing
@@ -58,7 +62,8 @@ pub(crate) fn verdict(code: Code) -> Verdict {
         | Code::TokenizerInvalid
         | Code::TorchMissing
         | Code::DeviceMissing
-        | Code::TrainerMissing => Verdict::Fatal,
+        | Code::TrainerMissing
+        | Code::WorkerRemoved => Verdict::Fatal,
         _ => Verdict::Failed,
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use schemas::contribution::{Contribution, Evaluation, Outcome, Statement};
 use schemas::event::WorkerEvent;
 use schemas::lease::{Manifest, Work};
+use schemas::limits::LOSS_MAX;
 use schemas::{Code, Message as _, Millis, ObjectRef, Refusal, Steps, UnixMillis, V};
 
 use crate::effect::{Effect, Exit, WorkId};
@@ -32,6 +33,7 @@ impl Worker {
 
     fn start(&mut self, now: UnixMillis, work: WorkId, manifest: Box<Manifest>, effects: &mut Vec<Effect>) {
         let Some(membership) = &self.membership else { return };
+        self.untimely.reset();
         let lease = membership.spec.policy.lease;
         // By the offset of the join; and no longer than a lease of this run lasts, should a clock have been set since.
         let ends_at = membership.local(manifest.expires_at).min(now.after(lease));
@@ -50,6 +52,9 @@ impl Worker {
         effects: &mut Vec<Effect>,
     ) {
         effects.push(Effect::Emit(WorkerEvent::Refused { code: refusal.code, detail: refusal.detail.clone() }));
+        if refusal.code == Code::ClockOff {
+            return self.out_of_time(now, refusal, lease, effects);
+        }
         let pause = self.faults.pause();
         effects.push(Effect::Waiting { refusal: refusal.clone(), pause });
         if self.faults.tries() >= crate::settings::FAULTS_MAX {
@@ -61,6 +66,30 @@ impl Worker {
                 self.enter(now, Stage::Releasing { lease, reason: refusal.to_string(), next }, Millis(0));
             }
             None => self.claim(now, pause, effects),
+        }
+    }
+
+    /// A lease that is not of this time says nothing about trust or the unit: one of the clocks is not where it was measured.
+    /// The lease goes back at once, and the coordinator's time is asked for again; that is no fault of a unit.
+    fn out_of_time(
+        &mut self,
+        now: UnixMillis,
+        refusal: Refusal,
+        lease: Option<schemas::lease::LeaseRef>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let pause = self.untimely.pause();
+        let reason = refusal.to_string();
+        effects.push(Effect::Waiting { refusal, pause });
+        match (self.ending.as_ref().map(|ending| ending.exit.clone()), lease) {
+            (Some(exit), None) => self.leave(now, exit, effects),
+            (Some(exit), Some(lease)) => {
+                self.enter(now, Stage::Releasing { lease, reason, next: Next::Leave(exit) }, Millis(0));
+            }
+            (None, None) => self.enter(now, Stage::Joining, pause),
+            (None, Some(lease)) => {
+                self.enter(now, Stage::Releasing { lease, reason, next: Next::Join { pause } }, Millis(0));
+            }
         }
     }
 
@@ -100,7 +129,7 @@ impl Worker {
     ) {
         let Some(held) = self.at(work, |step| *step == Step::Training) else { return };
         let trained = match outcome {
-            Ok(trained) if trained.loss.is_finite() => trained,
+            Ok(trained) if (0.0..=LOSS_MAX).contains(&trained.loss) => trained,
             Ok(Trained { loss, .. }) => {
                 let refusal = Refusal::new(Code::TrainingFailed, format!("the mean loss is {loss}"));
                 return self.step_failed(now, refusal, effects);
@@ -123,7 +152,9 @@ impl Worker {
             return;
         }
         match outcome {
-            Ok(evaluation) if evaluation.loss_sum.is_finite() => self.submit(now, Outcome::Evaluation(evaluation)),
+            Ok(evaluation) if (0.0..=LOSS_MAX * evaluation.tokens.get() as f64).contains(&evaluation.loss_sum) => {
+                self.submit(now, Outcome::Evaluation(evaluation))
+            }
             Ok(Evaluation { loss_sum, .. }) => {
                 let refusal = Refusal::new(Code::TrainingFailed, format!("the held-out loss is {loss_sum}"));
                 self.step_failed(now, refusal, effects);
@@ -174,6 +205,7 @@ impl Worker {
     fn step_failed(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         match verdict(refusal.code) {
             Verdict::LeaseLost => self.lose(now, refusal, effects),
+            Verdict::Replaced => self.replaced(refusal, effects),
             Verdict::Fatal => self.give_up(now, refusal, effects),
             // The coordinator says the others itself, in answer to a renewal or claim.
             Verdict::Wait | Verdict::Rejoin | Verdict::RunOver | Verdict::Failed => self.fail(now, refusal, effects),

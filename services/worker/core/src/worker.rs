@@ -9,7 +9,7 @@ use schemas::member::LeaveRequest;
 use schemas::public::CommandVerb;
 use schemas::run::RunSpec;
 use schemas::telemetry::Phase;
-use schemas::{Code, Digest, Millis, Refusal, Steps, UnixMillis, V};
+use schemas::{Bytes, Code, Digest, Millis, Refusal, Steps, UnixMillis, V};
 
 use crate::effect::{Effect, Exit, Pulse, Request, RequestId, WorkId};
 use crate::held::{Held, Renewal, Step};
@@ -37,6 +37,8 @@ pub struct Worker {
     pub(crate) faults: Pace,
     /// Memberships that were lost before they were of any use, one after another.
     pub(crate) rejoins: Pace,
+    /// Leases that were not of this time by the coordinator's clock as it was measured, one after another.
+    pub(crate) untimely: Pace,
     pub(crate) ending: Option<Ending>,
     /// The trainer's inner state is newer than the file.
     pub(crate) unsaved: bool,
@@ -65,7 +67,13 @@ pub(crate) enum Stage {
 /// What follows a release.
 #[derive(Clone, Debug)]
 pub(crate) enum Next {
-    Claim { pause: Millis },
+    Claim {
+        pause: Millis,
+    },
+    /// Ask to join again, to learn the coordinator's time.
+    Join {
+        pause: Millis,
+    },
     Leave(Exit),
 }
 
@@ -113,6 +121,7 @@ impl Worker {
             pace: Pace::new(RETRY_PAUSE, seed),
             faults: Pace::new(FAULT_PAUSE, seed.rotate_left(32)),
             rejoins: Pace::new(REJOIN_PAUSE, seed.rotate_left(16)),
+            untimely: Pace::new(REJOIN_PAUSE, seed.rotate_left(48)),
             ending: None,
             unsaved: false,
             heartbeat_at: UnixMillis(0),
@@ -201,7 +210,13 @@ impl Worker {
         }
         let id = RequestId(id);
         held.renewal = Some(Renewal { id, sent_at: now });
-        let request = Request::Renew(RenewRequest { v: V, lease: held.lease(), steps_done: held.steps_done });
+        // The shell counts bytes.
+        let request = Request::Renew(RenewRequest {
+            v: V,
+            lease: held.lease(),
+            steps_done: held.steps_done,
+            bytes_moved: Bytes(0),
+        });
         effects.push(Effect::Send { id, request, patience: held.renewal_patience() });
     }
 
@@ -222,7 +237,7 @@ impl Worker {
             Stage::Claiming => {
                 let wait = self.settings.claim_wait.min(CLAIM_WAIT_MAX);
                 Some((
-                    Request::Claim(ClaimRequest { v: V, wait }),
+                    Request::Claim(ClaimRequest { v: V, session: self.settings.join.session, wait }),
                     Millis(wait.get().saturating_add(CLAIM_MARGIN.get())),
                 ))
             }
@@ -236,7 +251,8 @@ impl Worker {
             }
             Stage::Leaving(exit) => {
                 let reason = Refusal::new(Code::Internal, exit.reason()).detail;
-                Some((Request::Leave(LeaveRequest { v: V, reason }), PARTING_PATIENCE))
+                let session = self.settings.join.session;
+                Some((Request::Leave(LeaveRequest { v: V, session, reason }), PARTING_PATIENCE))
             }
             Stage::Verifying(_) | Stage::Ended => None,
         }
@@ -249,7 +265,8 @@ impl Worker {
         }
         self.heartbeat_at = now.after(membership.heartbeat.max(HEARTBEAT_MIN));
         let (lease, steps_done) = self.held().map_or((None, Steps(0)), |held| (Some(held.lease()), held.steps_done));
-        effects.push(Effect::Heartbeat(Pulse { phase: self.phase(), lease, steps_done }));
+        let (session, phase) = (self.settings.join.session, self.phase());
+        effects.push(Effect::Heartbeat(Pulse { session, phase, lease, steps_done }));
     }
 
     /// Goes to another stage; its request, if it has one, is sent `pause` from now.
@@ -336,6 +353,12 @@ impl Worker {
         }
     }
 
+    /// Another process is the worker now: this one stops and says nothing more in its name. Its lease is not its own any
+    /// more, a goodbye would end the other's membership, and an event of its own would fork the chain.
+    pub(crate) fn replaced(&mut self, refusal: Refusal, effects: &mut Vec<Effect>) {
+        self.end(Exit::Failed(refusal), effects);
+    }
+
     /// Stops what is being done under the present lease and says so; the stage is for the caller to change.
     pub(crate) fn drop_work(&mut self, refusal: &Refusal, effects: &mut Vec<Effect>) -> Option<LeaseRef> {
         let held = self.held()?;
@@ -350,6 +373,7 @@ impl Worker {
     pub(crate) fn released(&mut self, now: UnixMillis, next: Next, effects: &mut Vec<Effect>) {
         match next {
             Next::Claim { pause } => self.claim(now, pause, effects),
+            Next::Join { pause } => self.enter(now, Stage::Joining, pause),
             Next::Leave(exit) => self.leave(now, exit, effects),
         }
     }
@@ -458,12 +482,24 @@ impl Worker {
     }
 }
 
+/// A difference between two measurements of the coordinator's clock that is more than the way of a message: another
+/// coordinator answers, or the same one after a restart.
+const CLOCK_MOVED_MIN: Millis = Millis::from_secs(5);
 /// Shortest time between heartbeats, whatever the coordinator asks for.
 const HEARTBEAT_MIN: Millis = Millis(100);
 
 impl Membership {
     pub(crate) fn new(spec: RunSpec, spec_digest: Digest, clock_ahead_ms: i64, heartbeat: Millis) -> Self {
         Self { spec, spec_digest, clock_ahead_ms, heartbeat }
+    }
+
+    /// Takes over a newer measurement; whether it tells anything new.
+    pub(crate) fn measured(&mut self, ahead_ms: i64) -> bool {
+        let moved = self.clock_ahead_ms.abs_diff(ahead_ms) > CLOCK_MOVED_MIN.get();
+        if moved {
+            self.clock_ahead_ms = ahead_ms;
+        }
+        moved
     }
 
     /// The coordinator's `instant` on our clock, or a little earlier.

@@ -275,6 +275,26 @@ fn tl_11_signature_window_audience_and_binding_are_checked_in_this_order() {
 }
 
 #[test]
+fn a_lease_of_another_time_says_by_how_much_and_is_given_back_only_when_it_is_ours() {
+    let scene = Scene::new();
+    let good = scene.claims(unit(UnitKind::Train, 1));
+    let seconds = NOW.get() / 1000;
+    let other = SigningKey::generate(KeyKind::User).public().as_str().parse().expect("a user key");
+    let late = Manifest { exp: seconds - 90, nbf: seconds - 120, ..good.clone() };
+    let early = Manifest { nbf: seconds + 3600, exp: seconds + 3700, ..good.clone() };
+    for (claims, ours, says) in [
+        (&late, true, "90 s in the past"),
+        (&early, true, "3600 s in the future"),
+        (&Manifest { aud: other, ..late.clone() }, false, "90 s in the past"),
+        (&Manifest { run: "another".parse().expect("a name"), ..late.clone() }, false, "90 s in the past"),
+    ] {
+        let refused = scene.check_claims(&serde_json::to_value(claims).expect("JSON")).expect_err("not now");
+        assert_eq!((refused.refusal.code, refused.lease.is_some()), (Code::ClockOff, ours));
+        assert!(refused.refusal.detail.contains(says), "{}", refused.refusal.detail);
+    }
+}
+
+#[test]
 fn tl_13_either_of_two_trusted_keys_may_sign_until_it_leaves_the_bundle() {
     let mut scene = Scene::new();
     let next = ManifestKey::generate();

@@ -114,7 +114,7 @@ fn main() -> anyhow::Result<()> {
     println!(
         "corpus: {} documents, {} bytes, unigram {:.4}, bigram {:.4} nats, {:.1} s",
         imported.documents,
-        imported.text_bytes,
+        imported.account.text_bytes,
         manifest.entropy.unigram,
         manifest.entropy.bigram,
         start.elapsed().as_secs_f64()

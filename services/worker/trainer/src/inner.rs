@@ -83,13 +83,12 @@ impl InnerMoments {
             return Err(format!("{} steps are more than any run has", self.steps));
         }
         for (at, (first, second)) in self.first.iter().zip(&self.second).enumerate() {
-            // A comparison with NaN is false, so NaN is refused too.
-            if !(*second >= 0.0 && second.is_finite()) {
+            if !second.is_finite() || *second < 0.0 {
                 return Err(format!(
                     "{SECOND} is {second} at element {at}; a mean of squares is finite and not negative"
                 ));
             }
-            if !(first.abs() <= FIRST_PER_ROOT_MAX * second.sqrt() + FIRST_ALWAYS_FINE) {
+            if first.is_nan() || first.abs() > FIRST_PER_ROOT_MAX * second.sqrt() + FIRST_ALWAYS_FINE {
                 return Err(format!("{FIRST} is {first} at element {at}, where {SECOND} is {second}"));
             }
         }

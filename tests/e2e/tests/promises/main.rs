@@ -4,14 +4,19 @@
 #![expect(clippy::unwrap_used, reason = "a test program: a failed step is a failed test")]
 
 mod audit_tamper;
+mod clocks;
 mod cluster_check;
 mod coordinator_restart;
+mod data_set;
 mod disk_full;
 mod endings;
 mod foreign_bytes;
 mod foreign_text;
 mod hostile_messages;
 mod log_flood;
+mod no_worker;
+mod one_identity;
+mod own_uploads;
 mod permissions;
 mod run_halted;
 mod service_restart;

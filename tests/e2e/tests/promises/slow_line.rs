@@ -32,6 +32,4 @@ async fn a_unit_is_finished_under_one_lease_over_a_slow_line_and_no_chunk_is_sen
     assert!(contribution.chunks.len() == 8 && bytes > 700_000, "{bytes} bytes in {}", contribution.chunks.len());
     // Requests, handshakes and TLS take some too; one more chunk would be an eighth.
     assert!(sent < bytes + bytes / 10, "{sent} bytes were sent for {bytes}");
-    let log = cluster.process("worker-0").log();
-    assert!(log.contains("DL0311"), "it says that the line is slow: {log}");
 }

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use e2e::{Recipe, Scripted};
 use harness::{Cluster, Options, PATIENCE};
 use schemas::contribution::{Contribution, Evaluation, Fate, Outcome, Statement, SubmitReply};
-use schemas::lease::{LeaseRef, RenewReply, RenewRequest, UnitId, UnitKind};
+use schemas::lease::{Done, LeaseRef, RenewReply, RenewRequest, UnitId, UnitKind};
+use schemas::member::LeaveRequest;
 use schemas::run::RunSpec;
 use schemas::subject::{Verb, heartbeat_subject};
 use schemas::telemetry::{Heartbeat, Phase};
@@ -22,27 +23,25 @@ async fn rows<T: DeserializeOwned>(cluster: &Cluster, noun: &str) -> Vec<T> {
 
 /// Hands in a held-out loss of two nats a token.
 async fn evaluate(cluster: &Cluster, worker: &Scripted, spec: &RunSpec, lease: LeaseRef) {
+    // The held-out part of the corpus holds more sequences than are read.
+    let tokens = u64::from(spec.schedule.evaluation_sequences) * u64::from(spec.schedule.sequence_tokens);
     let statement = Statement {
         v: V,
         run: cluster.run().clone(),
         spec: spec.to_object().1,
         worker: worker.worker.clone(),
         lease,
-        outcome: Outcome::Evaluation(Evaluation { loss_sum: 16.0, tokens: Tokens(8) }),
+        outcome: Outcome::Evaluation(Evaluation { loss_sum: 2.0 * tokens as f64, tokens: Tokens(tokens) }),
     };
     let reply: SubmitReply = worker.ask(Verb::ContributionSubmit, &worker.signed(&statement)).await.expect("it fits");
     assert_eq!(reply.fate, Fate::Merged);
 }
 
-/// The lease of a training unit; an evaluation that comes before it is done on the way.
-async fn training_lease(cluster: &Cluster, worker: &Scripted, spec: &RunSpec) -> LeaseRef {
-    loop {
-        let lease = worker.claim().await.lease;
-        match lease.unit.kind {
-            UnitKind::Train => return lease,
-            UnitKind::Evaluate => evaluate(cluster, worker, spec, lease).await,
-        }
-    }
+/// The lease of a training unit.
+async fn training_lease(worker: &Scripted) -> LeaseRef {
+    let lease = worker.claim().await.lease;
+    assert_eq!(lease.unit.kind, UnitKind::Train, "training comes first");
+    lease
 }
 
 /// Hands in a result of `loss` nats a token that changes nothing in the weights.
@@ -62,6 +61,7 @@ async fn heartbeat(
 ) {
     let heartbeat = Heartbeat {
         v: V,
+        session: worker.session(),
         phase,
         lease,
         steps_done: Steps(3),
@@ -77,16 +77,20 @@ async fn heartbeat(
 
 /// A round in its middle: one unit is in, the other is held, and the snapshot that it started from is evaluated.
 async fn middle_of_a_round(cluster: &Cluster, first: &Scripted, second: &Scripted, spec: &RunSpec) -> [LeaseRef; 2] {
-    let held = training_lease(cluster, second, spec).await;
-    let done = training_lease(cluster, first, spec).await;
+    let held = training_lease(second).await;
+    let done = training_lease(first).await;
     submit(first, spec, done, 2.0).await;
     let operator = cluster.operator().await;
-    if operator.run(cluster.run()).await.unwrap().view.held_out_loss.is_none() {
-        // Nothing else is left to do.
-        let lease = first.claim().await.lease;
-        evaluate(cluster, first, spec, lease).await;
-    }
-    let renewal = RenewRequest { v: V, lease: held, steps_done: Steps(3) };
+    // Both may be needed for the next round at any moment, so neither is given the evaluation; a third is.
+    let spare = Scripted::connect(cluster, "worker-2").await;
+    spare.join().await;
+    let evaluation = spare.claim().await.lease;
+    evaluate(cluster, &spare, spec, evaluation).await;
+    let _: Done = spare
+        .ask(Verb::Leave, &LeaveRequest { v: V, session: spare.session(), reason: "not needed".to_owned() })
+        .await
+        .expect("it is there");
+    let renewal = RenewRequest { v: V, lease: held, steps_done: Steps(3), bytes_moved: Bytes(0) };
     let _: RenewReply = second.ask(Verb::LeaseRenew, &renewal).await.expect("it holds the lease");
     heartbeat(cluster, first, Phase::Claiming, None, 120.0).await;
     heartbeat(cluster, second, Phase::Training, Some(held), 80.0).await;
@@ -114,7 +118,7 @@ async fn fg_14_status_workers_work_map_speeds_losses_and_history_are_shown() {
     assert_eq!((run.train_loss, run.held_out_loss), (None, Some((Round(0), 2.0))));
 
     let workers: Vec<WorkerView> = rows(&cluster, "worker").await;
-    assert_eq!(workers.len(), 2);
+    assert_eq!(workers.iter().filter(|shown| shown.member).count(), 2);
     for (of, phase, lease, speed) in
         [(&first, Phase::Claiming, None, 120.0), (&second, Phase::Training, Some(held), 80.0)]
     {

@@ -2,10 +2,10 @@
 
 use e2e::{Recipe, Scripted};
 use harness::{Cluster, Options};
-use schemas::lease::{ClaimOutcome, ClaimReply, ClaimRequest};
+use schemas::Millis;
+use schemas::lease::{ClaimOutcome, ClaimReply};
 use schemas::subject::Verb;
 use schemas::view::RunPhase;
-use schemas::{Millis, V};
 
 #[tokio::test]
 async fn fg_15_no_lease_is_granted_before_the_minimum_of_workers_is_there_and_fg_25_that_is_visible() {
@@ -13,7 +13,7 @@ async fn fg_15_no_lease_is_granted_before_the_minimum_of_workers_is_there_and_fg
     Recipe::reference(1, 2, 5).set("policy.workers_min=2").create(&cluster).await;
     let first = Scripted::connect(&cluster, "worker-0").await;
     first.join().await;
-    let request = ClaimRequest { v: V, wait: Millis(500) };
+    let request = first.claim_request(Millis(500));
     let reply: ClaimReply = first.ask(Verb::LeaseClaim, &request).await.unwrap();
     assert_eq!(reply.outcome, ClaimOutcome::Nothing);
     let view = cluster.operator().await.run(cluster.run()).await.unwrap().view;

@@ -6,7 +6,7 @@ use ed25519_dalek::{Signer as _, SigningKey};
 use schemas::contribution::Contribution;
 use schemas::event::{Event, EventBody, LeaseEnd, LedgerEvent, WorkerEvent};
 use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
-use schemas::member::Posture;
+use schemas::member::{Posture, Session};
 use schemas::run::{
     Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding, RunSpec, Schedule,
     TrainerKind,
@@ -120,6 +120,7 @@ impl Member {
             device: "cpu".to_owned(),
             release: "0.1.0".to_owned(),
             posture: Posture::default(),
+            session: Session(1),
         }
     }
 }

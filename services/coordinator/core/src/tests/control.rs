@@ -272,7 +272,7 @@ fn tl_15_every_change_names_who_caused_it() {
     world.claim(3);
     caused_by(&world, worker(3).as_str(), &["request-denied"]);
     world.lease(2);
-    let leave = schemas::member::LeaveRequest { v: V, reason: String::new() };
+    let leave = leave_request(2, "");
     world.ask(peer(2), crate::WorkerRequest::Leave(leave));
     caused_by(&world, worker(2).as_str(), &["lease-granted", "worker-left", "lease-ended"]);
     world.shut_down(Millis(0));

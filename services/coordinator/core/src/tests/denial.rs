@@ -1,7 +1,7 @@
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::StageRequest;
 use schemas::event::{Event, LedgerEvent};
-use schemas::lease::{ClaimRequest, LeaseRef, ReleaseRequest, RenewRequest};
+use schemas::lease::{LeaseRef, ReleaseRequest, RenewRequest};
 use schemas::member::{Layer, LeaveRequest, OpenLayer};
 use schemas::run::TrainerKind;
 use schemas::{Bytes, Code, Epoch, Millis, Refusal, Steps, V, WorkerId};
@@ -40,14 +40,17 @@ fn told(world: &World, from: usize) -> Vec<Told> {
 fn requests(held: LeaseRef) -> Vec<(&'static str, WorkerRequest)> {
     let (objects, reason) = (vec![upload("a")], String::new());
     vec![
-        ("lease.claim", WorkerRequest::Claim(ClaimRequest { v: V, wait: Millis(0) })),
-        ("lease.renew", WorkerRequest::Renew(RenewRequest { v: V, lease: held, steps_done: Steps(1) })),
+        ("lease.claim", WorkerRequest::Claim(claim_request(1, Millis(0)))),
+        (
+            "lease.renew",
+            WorkerRequest::Renew(RenewRequest { v: V, lease: held, steps_done: Steps(1), bytes_moved: Bytes(0) }),
+        ),
         ("lease.release", WorkerRequest::Release(ReleaseRequest { v: V, lease: held, reason: reason.clone() })),
         ("blob.get", WorkerRequest::Get(GetRequest { v: V, objects: vec![object("config").digest] })),
         ("blob.put", WorkerRequest::Put(PutRequest { v: V, lease: held, objects: objects.clone() })),
         ("contribution.stage", WorkerRequest::Stage(StageRequest { v: V, lease: held, index: 0, object: objects[0] })),
         ("contribution.submit", WorkerRequest::Submit(submission(&spec("demo"), 1, held, 0))),
-        ("leave", WorkerRequest::Leave(LeaveRequest { v: V, reason })),
+        ("leave", WorkerRequest::Leave(LeaveRequest { v: V, session: session(1), reason })),
     ]
 }
 
@@ -64,7 +67,7 @@ fn of_a_member(held: LeaseRef) -> Vec<(&'static str, WorkerRequest, Code)> {
         ("join", WorkerRequest::Join(open), Code::LayerOpen),
         (
             "lease.renew",
-            WorkerRequest::Renew(RenewRequest { v: V, lease: other, steps_done: Steps(1) }),
+            WorkerRequest::Renew(RenewRequest { v: V, lease: other, steps_done: Steps(1), bytes_moved: Bytes(0) }),
             Code::LeaseUnknown,
         ),
         ("blob.put", WorkerRequest::Put(PutRequest { v: V, lease: held, objects: vec![short] }), Code::SizeMismatch),
@@ -99,7 +102,7 @@ fn tl_29_each_denial_of_a_worker_is_one_event_with_its_code() {
         cases.extend(requests(held).into_iter().map(|(verb, request)| (asker.clone(), verb, request, code)));
     }
     cases.extend(of_a_member(held).into_iter().map(|(verb, request, code)| (peer(1), verb, request, code)));
-    let renew = WorkerRequest::Renew(RenewRequest { v: V, lease: held, steps_done: Steps(1) });
+    let renew = WorkerRequest::Renew(RenewRequest { v: V, lease: held, steps_done: Steps(1), bytes_moved: Bytes(0) });
     for (asker, verb, request, code) in cases {
         // Renewed, so that no lease ends on the way; fewer than are recorded at once.
         world.wait(Millis(200));

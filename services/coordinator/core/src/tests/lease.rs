@@ -1,12 +1,22 @@
 use schemas::event::{LeaseEnd, LedgerEvent};
-use schemas::lease::{ClaimOutcome, ClaimReply, ClaimRequest, ReleaseRequest, RenewRequest, Work};
-use schemas::{Code, Millis, Steps, V};
+use schemas::lease::{ClaimOutcome, ClaimReply, ReleaseRequest, RenewRequest, Work};
+use schemas::{Bytes, Code, Millis, Steps, V};
 
 use crate::fixture::*;
 use crate::{Answer, DeliveryId, Effect, Input, ReplyId, WorkerRequest};
 
 fn renew(world: &mut World, number: u32, held: schemas::lease::LeaseRef) -> ReplyId {
-    world.ask(peer(number), WorkerRequest::Renew(RenewRequest { v: V, lease: held, steps_done: Steps(1) }))
+    renew_with(world, number, held, Steps(1), Bytes(0))
+}
+
+fn renew_with(
+    world: &mut World,
+    number: u32,
+    lease: schemas::lease::LeaseRef,
+    steps_done: Steps,
+    bytes_moved: Bytes,
+) -> ReplyId {
+    world.ask(peer(number), WorkerRequest::Renew(RenewRequest { v: V, lease, steps_done, bytes_moved }))
 }
 
 fn is_nothing(world: &World, reply: ReplyId) -> bool {
@@ -79,6 +89,53 @@ fn renewals_keep_a_lease() {
     assert_eq!(world.run().holder(&held.unit), Some((&worker(1), held.epoch)));
 }
 
+/// Renews every ten seconds for `seconds`; `moved` gives the bytes after so many renewals. Stops at the first refusal.
+fn keep(
+    world: &mut World,
+    held: schemas::lease::LeaseRef,
+    seconds: u64,
+    moved: impl Fn(u64) -> u64,
+) -> Result<(), Code> {
+    for count in 0..seconds / 10 {
+        world.wait(Millis::from_secs(10));
+        let reply = renew_with(world, 1, held, Steps(4), Bytes(moved(count)));
+        match &world.answers[&reply] {
+            Ok(_) => {}
+            Err(refusal) => return Err(refusal.code),
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_lease_that_is_renewed_without_progress_ends_and_its_unit_goes_to_another() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    // Its steps are done, and not one byte of the upload moves.
+    assert_eq!(keep(&mut world, held, 590, |_| 7), Ok(()), "ten minutes are not over");
+    world.join(2);
+    assert_ne!(world.lease(2).unit, held.unit, "until then it is held");
+    let waiting = world.claim(3);
+    assert_eq!(world.refusal(waiting), Code::NotJoined);
+    world.join(3);
+    assert_eq!(keep(&mut world, held, 60, |_| 7), Err(Code::LeaseStalled), "the worker is told why");
+    let stalled = |event: &LedgerEvent| matches!(event, LedgerEvent::LeaseEnded { lease, cause: LeaseEnd::Stalled, .. } if *lease == held);
+    assert_eq!(world.count(stalled), 1);
+    assert_eq!(world.lease(3), lease(held.unit, 2));
+}
+
+#[test]
+fn a_slow_line_that_moves_keeps_its_lease() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    // A hundred bytes a minute, for two hours; and a worker that was started again counts from nothing.
+    assert_eq!(keep(&mut world, held, 7200, |count| 100 * (count / 6)), Ok(()));
+    assert_eq!(keep(&mut world, held, 7200, |count| 100 * (count / 6)), Ok(()));
+    assert_eq!(world.run().holder(&held.unit), Some((&worker(1), held.epoch)));
+}
+
 #[test]
 fn a_renewal_that_the_process_was_too_busy_to_read_still_counts() {
     let mut world = World::with_run(spec("demo"));
@@ -102,7 +159,7 @@ fn everything_that_waited_while_the_process_was_busy_counts_before_a_deadline_do
     world.now = world.now.after(Millis::from_secs(120));
     for (number, lease) in holders.into_iter().zip(leases) {
         let reply = ReplyId(9000 + u64::from(number));
-        let request = WorkerRequest::Renew(RenewRequest { v: V, lease, steps_done: Steps(1) });
+        let request = WorkerRequest::Renew(RenewRequest { v: V, lease, steps_done: Steps(1), bytes_moved: Bytes(0) });
         world.input_alone(Input::Request { peer: peer(number), request, reply });
         assert!(matches!(world.answers[&reply], Ok(Answer::Renew(_))), "worker {number}");
     }
@@ -147,7 +204,7 @@ fn claims_wait_for_work_and_no_longer() {
     assert!(!world.answers.contains_key(&newer));
     world.wait(Millis(1));
     assert!(is_nothing(&world, newer));
-    let no_wait = world.ask(peer(3), WorkerRequest::Claim(ClaimRequest { v: V, wait: Millis(0) }));
+    let no_wait = world.ask(peer(3), WorkerRequest::Claim(claim_request(3, Millis(0))));
     assert!(is_nothing(&world, no_wait));
 }
 
@@ -216,4 +273,20 @@ fn a_restart_keeps_leases_for_one_lease_time_and_repeats_the_offers() {
     assert_eq!(world.run().leases().count(), 1);
     world.wait(Millis(1));
     assert_eq!(world.run().leases().count(), 0);
+}
+
+#[test]
+fn nobody_has_done_more_steps_than_its_unit_has() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    for (steps, fits) in [(0, true), (4, true), (5, false), (u64::MAX, false)] {
+        let request = RenewRequest { v: V, lease: held, steps_done: Steps(steps), bytes_moved: Bytes(0) };
+        let reply = world.ask(peer(1), WorkerRequest::Renew(request));
+        if fits {
+            assert!(matches!(world.answers[&reply], Ok(Answer::Renew(_))), "{steps}");
+        } else {
+            assert_eq!(world.refusal(reply), Code::NumberImpossible, "{steps}");
+        }
+    }
 }

@@ -1,8 +1,8 @@
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::StageRequest;
 use schemas::event::{Departure, LedgerEvent};
-use schemas::lease::{ClaimRequest, ReleaseRequest, RenewRequest};
-use schemas::member::{Layer, LeaveRequest, OpenLayer};
+use schemas::lease::{ReleaseRequest, RenewRequest};
+use schemas::member::{Layer, OpenLayer, Session};
 use schemas::run::TrainerKind;
 use schemas::telemetry::{Heartbeat, Phase};
 use schemas::view::RunPhase;
@@ -14,11 +14,12 @@ use crate::{Answer, Effect, Input, Peer, WorkerRequest};
 fn heartbeat() -> Heartbeat {
     Heartbeat {
         v: V,
+        session: session(1),
         phase: Phase::Training,
         lease: None,
         steps_done: Steps(1),
         tokens: Tokens(8),
-        tokens_per_second: f64::NAN,
+        tokens_per_second: 2.5,
         loss: None,
         bytes_up: Bytes(1),
         bytes_down: Bytes(2),
@@ -53,7 +54,7 @@ fn fg_02_a_stranger_is_refused_everywhere_and_recorded() {
     assert_eq!(world.refusal(submit), Code::NotJoined);
     let mut other = peer(1);
     other.account = account(9);
-    let leave = world.ask(other, WorkerRequest::Leave(LeaveRequest { v: V, reason: String::new() }));
+    let leave = world.ask(other, WorkerRequest::Leave(leave_request(1, "")));
     assert_eq!(world.refusal(leave), Code::IdentityMismatch);
     assert_eq!(world.count(|event| matches!(event, LedgerEvent::RequestDenied { .. })), 3);
 }
@@ -129,7 +130,7 @@ fn fg_04_who_leaves_loses_its_lease_at_once() {
         world.claim(3)
     };
     let before = world.journal.len();
-    world.ask(peer(1), WorkerRequest::Leave(LeaveRequest { v: V, reason: "power".to_owned() }));
+    world.ask(peer(1), WorkerRequest::Leave(leave_request(1, "power")));
     assert_eq!(world.kinds(before), ["worker-left", "lease-ended", "lease-granted"]);
     assert_eq!(world.manifests[&waiting].lease, lease(held.unit, 2));
     let late = world.submit(1, held);
@@ -147,7 +148,7 @@ fn fg_21_who_is_no_member_any_more_while_it_waits_is_told_at_once() {
     assert_ne!(held[0].unit, held[1].unit, "nothing is left to claim");
     let waiting = world.claim(3);
     assert!(!world.answers.contains_key(&waiting));
-    world.ask(peer(3), WorkerRequest::Leave(LeaveRequest { v: V, reason: "by another of its requests".to_owned() }));
+    world.ask(peer(3), WorkerRequest::Leave(leave_request(3, "by another of its requests")));
     assert_eq!(world.refusal(waiting), Code::NotJoined);
 }
 
@@ -164,7 +165,7 @@ fn too_many_refused_results_end_a_membership_for_good() {
     }
     assert_eq!(world.count(|event| matches!(event, LedgerEvent::WorkerLeft { cause: Departure::Removed, .. })), 1);
     let reply = world.ask(peer(1), WorkerRequest::Join(join_request(1)));
-    assert_eq!(world.refusal(reply), Code::NotJoined);
+    assert_eq!(world.refusal(reply), Code::WorkerRemoved, "it is told that it need not ask again");
     assert_eq!(world.run().tokens().rejected, Tokens(3 * 32));
 }
 
@@ -179,14 +180,14 @@ fn ls_01_a_refused_request_changes_nothing() {
     let (objects, reason) = (vec![upload("a")], String::new());
     for (asker, code) in [(peer(2), Code::NotJoined), (elsewhere, Code::IdentityMismatch)] {
         for request in [
-            WorkerRequest::Claim(ClaimRequest { v: V, wait: Millis(0) }),
-            WorkerRequest::Renew(RenewRequest { v: V, lease: held, steps_done: Steps(1) }),
+            WorkerRequest::Claim(claim_request(1, Millis(0))),
+            WorkerRequest::Renew(RenewRequest { v: V, lease: held, steps_done: Steps(1), bytes_moved: Bytes(0) }),
             WorkerRequest::Release(ReleaseRequest { v: V, lease: held, reason: reason.clone() }),
             WorkerRequest::Get(GetRequest { v: V, objects: vec![object("config").digest] }),
             WorkerRequest::Put(PutRequest { v: V, lease: held, objects: objects.clone() }),
             WorkerRequest::Stage(StageRequest { v: V, lease: held, index: 0, object: objects[0] }),
             WorkerRequest::Submit(submission(&spec("demo"), 1, held, 0)),
-            WorkerRequest::Leave(LeaveRequest { v: V, reason: reason.clone() }),
+            WorkerRequest::Leave(leave_request(1, &reason)),
         ] {
             let verb = format!("{request:?}");
             let reply = world.ask(asker.clone(), request);
@@ -197,4 +198,165 @@ fn ls_01_a_refused_request_changes_nothing() {
     let granted =
         |effect: &Effect| matches!(effect, Effect::GrantGet { .. } | Effect::GrantPut { .. } | Effect::Stage { .. });
     assert!(!world.seen.iter().any(granted));
+}
+
+/// Worker 1's second process, on another machine.
+fn second_process() -> schemas::member::JoinRequest {
+    let mut request = join_request(1);
+    (request.session, request.device) = (Session(77), "cuda:0".to_owned());
+    request
+}
+
+#[test]
+fn the_newest_process_of_a_worker_is_the_worker_and_the_older_one_is_told() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    let before = world.journal.len();
+    world.ask(peer(1), WorkerRequest::Join(second_process()));
+    // The record shows it: who was replaced, by what, and that the lease went back.
+    assert_eq!(world.kinds(before), ["worker-left", "lease-ended", "worker-joined"]);
+    let replaced = |event: &LedgerEvent| match event {
+        LedgerEvent::WorkerLeft { cause: Departure::Replaced, detail, .. } => detail.contains("cuda:0"),
+        _ => false,
+    };
+    assert_eq!(world.count(replaced), 1);
+    // The older one is fenced off from its lease, gets no work, and cannot end the other's membership.
+    let late = world.submit(1, held);
+    assert_eq!(world.refusal(late), Code::Replaced);
+    let renewal = world.ask(
+        peer(1),
+        WorkerRequest::Renew(RenewRequest { v: V, lease: held, steps_done: Steps(1), bytes_moved: Bytes(0) }),
+    );
+    assert_eq!(world.refusal(renewal), Code::Replaced);
+    let claim = world.claim(1);
+    assert_eq!(world.refusal(claim), Code::Replaced);
+    let leave = world.ask(peer(1), WorkerRequest::Leave(leave_request(1, "")));
+    assert_eq!(world.refusal(leave), Code::Replaced);
+    assert!(world.run().member(&worker(1)).is_some());
+    // The newer one works.
+    let newer = schemas::lease::ClaimRequest { session: Session(77), ..claim_request(1, Millis(0)) };
+    let claim = world.ask(peer(1), WorkerRequest::Claim(newer));
+    assert_ne!(world.manifests[&claim].lease, held);
+}
+
+#[test]
+fn who_waits_for_work_while_it_is_replaced_is_told_at_once() {
+    let mut world = World::with_run(spec("demo"));
+    for number in 1..=3 {
+        world.join(number);
+    }
+    let held = [world.lease(2), world.lease(3)];
+    assert_ne!(held[0].unit, held[1].unit, "nothing is left to claim");
+    let waiting = world.claim(1);
+    world.ask(peer(1), WorkerRequest::Join(second_process()));
+    assert_eq!(world.refusal(waiting), Code::Replaced);
+}
+
+#[test]
+fn a_replacement_survives_a_restart_and_a_result_in_its_check_still_counts() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    let result = world.submit(1, held);
+    world.ask(peer(1), WorkerRequest::Join(second_process()));
+    world.answer_pending();
+    assert!(matches!(world.answers[&result], Ok(Answer::Submit(_))), "{:?}", world.answers[&result]);
+    world.restart();
+    world.answer_pending();
+    let claim = world.claim(1);
+    assert_eq!(world.refusal(claim), Code::Replaced);
+}
+
+#[test]
+fn an_audit_key_is_one_workers_and_no_coordinators() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let mut other = spec("other");
+    other.seed = 9;
+    world.control(crate::ControlRequest::RunNew(Box::new(schemas::control::RunNew { v: V, spec: other })));
+    world.answer_pending();
+    let elsewhere = Peer { run: "other".parse().unwrap(), ..peer(2) };
+    let own = peer(2).worker.as_str().parse().unwrap();
+    for (asker, key) in [
+        (peer(2), join_request(1).audit_key),
+        (elsewhere, join_request(1).audit_key),
+        (peer(2), settings().audit_key),
+        (peer(2), own),
+    ] {
+        let request = schemas::member::JoinRequest { audit_key: key, ..join_request(2) };
+        let reply = world.ask(asker, WorkerRequest::Join(request));
+        assert_eq!(world.refusal(reply), Code::AuditKeyRefused);
+    }
+    let reply = world.join(2);
+    assert!(matches!(world.answers[&reply], Ok(Answer::Join(_))));
+}
+
+#[test]
+fn a_join_without_proof_is_refused_and_recorded() {
+    let mut world = World::with_run(spec("demo"));
+    let refusal = schemas::Refusal::new(Code::AuditKeyRefused, "no proof");
+    let reply = crate::ReplyId(1_000_000);
+    world.input(Input::Refused { peer: peer(1), verb: schemas::subject::Verb::Join, refusal, reply });
+    assert_eq!(world.refusal(reply), Code::AuditKeyRefused);
+    let denied = |event: &LedgerEvent| matches!(event, LedgerEvent::RequestDenied { verb, .. } if verb == "join");
+    assert_eq!(world.count(denied), 1);
+    assert!(world.run().member(&worker(1)).is_none());
+}
+
+#[test]
+fn what_a_worker_says_of_itself_is_within_what_can_be() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    world.wait(Millis::from_secs(10));
+    let say = |world: &mut World, heartbeat: Heartbeat| {
+        let before = world.count(|event| matches!(event, LedgerEvent::RequestDenied { .. }));
+        world.input(Input::Heartbeat { peer: peer(1), heartbeat });
+        let denied = |event: &LedgerEvent| matches!(event, LedgerEvent::RequestDenied { code, .. } if *code == Code::NumberImpossible || *code == Code::NotFinite);
+        world.count(denied) > before
+    };
+    let good = Heartbeat { lease: Some(held), bytes_up: Bytes(1 << 30), bytes_down: Bytes(1 << 31), ..heartbeat() };
+    assert!(!say(&mut world, good.clone()));
+    let shown = world.view();
+    assert_eq!((shown.bytes_up, shown.bytes_down), (Bytes(1 << 30), Bytes(1 << 31)));
+    assert!((shown.tokens_per_second - 2.5).abs() < 1e-9);
+    type Change = fn(&mut Heartbeat);
+    let changes: [(&str, Change); 10] = [
+        ("more bytes than there are", |one| one.bytes_up = Bytes(u64::MAX)),
+        ("a terabyte in ten seconds", |one| one.bytes_down = Bytes(1 << 40)),
+        ("infinite speed", |one| one.tokens_per_second = f64::INFINITY),
+        ("speed that is no number", |one| one.tokens_per_second = f64::NAN),
+        ("negative speed", |one| one.tokens_per_second = -1.0),
+        ("more tokens than time", |one| one.tokens = Tokens(u64::MAX)),
+        ("more steps than the unit has", |one| one.steps_done = Steps(5)),
+        ("a negative loss", |one| one.loss = Some(-1e6)),
+        ("a loss that is no number", |one| one.loss = Some(f64::NAN)),
+        ("a loss beyond all", |one| one.loss = Some(1e5)),
+    ];
+    for (what, change) in changes {
+        let mut one = good.clone();
+        change(&mut one);
+        assert!(say(&mut world, one), "{what}");
+    }
+    // An older one that was overtaken, and one of a process that was replaced, are no news and no fault.
+    assert!(!say(&mut world, Heartbeat { bytes_up: Bytes(5), ..good.clone() }));
+    assert!(!say(&mut world, Heartbeat { session: Session(9), tokens_per_second: 7.0, ..good.clone() }));
+    let now = world.view();
+    assert_eq!((now.bytes_up, now.bytes_down), (shown.bytes_up, shown.bytes_down), "nothing of it was believed");
+    assert!((now.tokens_per_second - 2.5).abs() < 1e-9);
+}
+
+/// Beginning anew again and again does not help either: the sum is over all processes of a worker.
+#[test]
+fn bytes_of_a_worker_are_bounded_over_all_its_processes() {
+    let mut world = World::with_run(spec("demo"));
+    for life in 0..100 {
+        let session = Session(1000 + life);
+        let request = schemas::member::JoinRequest { session, ..join_request(1) };
+        world.ask(peer(1), WorkerRequest::Join(request));
+        let heartbeat = Heartbeat { session, bytes_up: Bytes(500 << 30), ..heartbeat() };
+        world.input(Input::Heartbeat { peer: peer(1), heartbeat });
+    }
+    assert_eq!(world.view().bytes_up, Bytes(500 << 30), "once is believed in the first minute, more is not");
 }

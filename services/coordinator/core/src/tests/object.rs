@@ -1,8 +1,8 @@
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::StageRequest;
-use schemas::lease::UnitKind;
+use schemas::lease::{ReleaseRequest, UnitKind};
 use schemas::limits::OBJECT_BYTES_MAX;
-use schemas::{Bytes, Code, Digest, ObjectRef, Round, V};
+use schemas::{Bytes, Code, Digest, ObjectRef, V};
 
 use crate::fixture::*;
 use crate::{Effect, Quarantine, ReplyId, WorkerRequest};
@@ -66,7 +66,7 @@ fn only_the_holder_uploads_and_only_plausible_objects() {
         world.ask(peer(number), WorkerRequest::Put(PutRequest { v: V, lease: held, objects }))
     };
     put(&mut world, 1, vec![upload("a")]);
-    let place = Quarantine::Worker { run: run_id(), round: Round(0), worker: worker(1) };
+    let place = Quarantine::Worker { run: run_id(), lease: held, worker: worker(1) };
     assert!(world.seen.iter().any(|effect| matches!(effect, Effect::GrantPut { place: found, .. } if *found == place)));
     let foreign = put(&mut world, 2, vec![upload("a")]);
     assert_eq!(world.refusal(foreign), Code::LeaseUnknown);
@@ -139,4 +139,53 @@ fn chunks_are_read_ahead_for_the_holder_only() {
     assert_eq!(world.refusal(outside), Code::LayoutMismatch);
     let foreign = stage(&mut world, 2, 0);
     assert_eq!(world.refusal(foreign), Code::LeaseUnknown);
+}
+
+#[test]
+fn uploads_that_come_to_nothing_are_bounded_however_often_a_lease_is_taken_and_given_back() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let mut granted = 0;
+    for number in 0..50 {
+        let held = world.lease(1);
+        let objects = vec![upload(&format!("{number} a")), upload(&format!("{number} b"))];
+        let reply = world.ask(peer(1), WorkerRequest::Put(PutRequest { v: V, lease: held, objects }));
+        match world.answers.get(&reply) {
+            None => granted += 2,
+            Some(_) => assert_eq!(world.refusal(reply), Code::AskedTooMuch),
+        }
+        let release = ReleaseRequest { v: V, lease: held, reason: String::new() };
+        world.ask(peer(1), WorkerRequest::Release(release));
+    }
+    // Two chunks, four of each.
+    assert_eq!(granted, 8);
+    // One contribution's worth is forgotten in a lease time, whether it left and came again or not.
+    world.ask(peer(1), WorkerRequest::Leave(leave_request(1, "")));
+    world.join(1);
+    let put = |world: &mut World, name: &str| {
+        let held = world.lease(1);
+        let request = PutRequest { v: V, lease: held, objects: vec![upload(name)] };
+        let reply = world.ask(peer(1), WorkerRequest::Put(request));
+        world.ask(peer(1), WorkerRequest::Release(ReleaseRequest { v: V, lease: held, reason: String::new() }));
+        !world.answers.contains_key(&reply)
+    };
+    assert!(!put(&mut world, "c"));
+    world.wait(LEASE);
+    assert!(put(&mut world, "c") && put(&mut world, "d") && !put(&mut world, "e"));
+}
+
+#[test]
+fn uploads_of_results_that_count_are_not_held_against_a_worker() {
+    let mut several = spec("demo");
+    several.schedule.units = 20;
+    let mut world = World::with_run(several);
+    world.join(1);
+    for number in 0..20 {
+        let held = world.lease(1);
+        let objects = vec![upload(&format!("{number} a")), upload(&format!("{number} b"))];
+        let reply = world.ask(peer(1), WorkerRequest::Put(PutRequest { v: V, lease: held, objects }));
+        assert!(!world.answers.contains_key(&reply), "unit {number}: granted, not refused");
+        world.submit(1, held);
+        world.answer_pending();
+    }
 }

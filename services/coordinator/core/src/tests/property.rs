@@ -5,9 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use schemas::event::{Event, LedgerEvent};
-use schemas::lease::{ClaimRequest, LeaseRef, ReleaseRequest, RenewRequest, UnitId};
-use schemas::member::LeaveRequest;
-use schemas::{Code, Millis, Refusal, Steps, V};
+use schemas::lease::{LeaseRef, ReleaseRequest, RenewRequest, UnitId};
+use schemas::{Bytes, Code, Millis, Refusal, Steps, V};
 
 use crate::fixture::*;
 use crate::{DeliveryId, Effect, Input, Screened, WorkerRequest};
@@ -78,11 +77,15 @@ fn play(world: &mut World, step: Step) {
     };
     match step {
         Step::Join(who) => ask(world, who, WorkerRequest::Join(join_request(who))),
-        Step::Leave(who) => ask(world, who, WorkerRequest::Leave(LeaveRequest { v: V, reason: String::new() })),
-        Step::Claim(who) => ask(world, who, WorkerRequest::Claim(ClaimRequest { v: V, wait: Millis(9000) })),
+        Step::Leave(who) => ask(world, who, WorkerRequest::Leave(leave_request(who, ""))),
+        Step::Claim(who) => ask(world, who, WorkerRequest::Claim(claim_request(who, Millis(9000)))),
         Step::Renew(who, back) => {
             let lease = some_lease(world, back);
-            ask(world, who, WorkerRequest::Renew(RenewRequest { v: V, lease, steps_done: Steps(0) }));
+            ask(
+                world,
+                who,
+                WorkerRequest::Renew(RenewRequest { v: V, lease, steps_done: Steps(0), bytes_moved: Bytes(0) }),
+            );
         }
         Step::Release(who, back) => {
             let lease = some_lease(world, back);

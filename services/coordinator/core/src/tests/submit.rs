@@ -1,5 +1,6 @@
-use schemas::contribution::{Contribution, Fate, Outcome, SubmitReply};
+use schemas::contribution::{Contribution, Evaluation, Fate, Outcome, SubmitReply};
 use schemas::event::LedgerEvent;
+use schemas::lease::UnitKind;
 use schemas::{Code, Digest, Millis, Refusal, Steps, Tokens, V};
 
 use crate::fixture::*;
@@ -77,11 +78,16 @@ fn tl_01_tl_14_another_result_for_a_unit_that_is_in_is_refused() {
 fn fg_16_a_bad_result_is_refused_alone_and_its_unit_is_open_again() {
     let spec = spec("demo");
     type Spoil = fn(&mut Contribution);
-    let spoiled: [(Spoil, Code); 7] = [
+    let spoiled: [(Spoil, Code); 12] = [
         (|result| result.layout = object("other").digest, Code::LayoutMismatch),
         (|result| result.tokens = Tokens(31), Code::TokensMismatch),
         (|result| result.steps = Steps(5), Code::TokensMismatch),
         (|result| result.loss = f64::NAN, Code::NotFinite),
+        (|result| result.loss = f64::INFINITY, Code::NotFinite),
+        (|result| result.loss = -1e6, Code::NumberImpossible),
+        (|result| result.loss = -1e-9, Code::NumberImpossible),
+        (|result| result.loss = 1.1e4, Code::NumberImpossible),
+        (|result| result.train_ms = u64::MAX, Code::NumberImpossible),
         (|result| result.chunks.truncate(1), Code::SizeMismatch),
         (|result| result.chunks.clear(), Code::SizeMismatch),
         (|result| result.codec.kind = schemas::run::CodecKind::Fp32, Code::SizeMismatch),
@@ -224,4 +230,65 @@ fn tl_01_a_result_for_another_round_counts_nowhere() {
     assert_eq!(world.refusal(reply), Code::LeaseUnknown);
     assert_eq!(world.run().tokens().merged, Tokens(0));
     assert_eq!(world.run().holder(&held.unit), Some((&worker(1), held.epoch)));
+}
+
+#[test]
+fn an_evaluation_is_of_all_the_tokens_that_its_unit_holds_and_of_a_loss_that_can_be() {
+    let mut evaluating = spec("demo");
+    evaluating.schedule.evaluation_every = 1;
+    evaluating.schedule.units = 1;
+    evaluating.policy.strikes_max = 100;
+    let mut world = World::with_run(evaluating.clone());
+    world.join(1);
+    world.join(2);
+    let leases = [world.lease(1), world.lease(2)];
+    let number = leases.iter().position(|held| held.unit.kind == UnitKind::Evaluate).expect("one evaluates") as u32 + 1;
+    let mut held = leases[number as usize - 1];
+    let state = |world: &mut World, held, loss_sum, tokens| {
+        let mut statement = submission(&evaluating, number, held, 0).statement;
+        statement.outcome = Outcome::Evaluation(Evaluation { loss_sum, tokens: Tokens(tokens) });
+        world.ask(peer(number), WorkerRequest::Submit(stated(statement)))
+    };
+    // Four sequences of four tokens; the data of the tests has exactly these.
+    for (loss_sum, tokens, code) in [
+        (-5e5, 1, Code::TokensMismatch),
+        (3.0, 1, Code::TokensMismatch),
+        (3.0, 0, Code::TokensMismatch),
+        (3.0, 17, Code::TokensMismatch),
+        (-5e5, 16, Code::NumberImpossible),
+        (1e6, 16, Code::NumberImpossible),
+        (f64::NAN, 16, Code::NotFinite),
+        (f64::NEG_INFINITY, 16, Code::NotFinite),
+    ] {
+        let reply = state(&mut world, held, loss_sum, tokens);
+        assert_eq!(world.refusal(reply), code, "{loss_sum} over {tokens}");
+        held = world.lease(number);
+    }
+    // After a restart nobody can say what the unit holds until the data is here: no strike, ask again.
+    world.restart();
+    let rejected = world.run().tokens().rejected;
+    let early = state(&mut world, held, 32.0, 16);
+    assert_eq!(world.refusal(early), Code::NoAnswer);
+    assert_eq!(world.run().tokens().rejected, rejected);
+    world.answer_pending();
+    let good = state(&mut world, held, 32.0, 16);
+    world.answer_pending();
+    assert!(is_merged(&world, good), "{:?}", world.answers[&good]);
+}
+
+/// An upload that the store lost is made again; one that is never there ends the patience.
+#[test]
+fn a_result_of_objects_that_were_not_uploaded_under_its_lease_does_not_count() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    for attempt in 1..=4 {
+        let reply = world.submit(1, held);
+        let id = screening(&mut world);
+        verdict(&mut world, id, Err(Code::UploadMissing));
+        assert_eq!(world.refusal(reply), Code::UploadMissing);
+        let rejected = |event: &LedgerEvent| matches!(event, LedgerEvent::ContributionRejected { .. });
+        assert_eq!(world.count(rejected), usize::from(attempt == 4), "attempt {attempt}");
+    }
+    assert_eq!(world.run().tokens().merged, Tokens(0));
 }

@@ -1,11 +1,11 @@
 //! A worker's life, step by step.
 
-use crate::scene::{LEASE, Scene, join_reply, lease, manifest, trained};
+use crate::scene::{AHEAD, LEASE, Scene, join_reply, lease, manifest, trained};
 use schemas::contribution::{Evaluation, Fate, Outcome, Statement, SubmitReply};
 use schemas::event::WorkerEvent;
 use schemas::lease::{ClaimOutcome, ClaimReply, Done, UnitKind};
 use schemas::public::CommandVerb;
-use schemas::{Code, Message as _, Millis, ObjectRef, Refusal, Steps, Tokens, V};
+use schemas::{Code, Message as _, Millis, ObjectRef, Refusal, Steps, Tokens, UnixMillis, V};
 use worker_core::{Answer, Effect, Exit, Input, NotVerified, Request};
 
 fn refused(code: Code) -> Result<Answer, Refusal> {
@@ -356,6 +356,32 @@ fn ls_04_losing_the_lease_stops_the_work_and_keeps_the_inner_state() {
     }
 }
 
+/// Nothing more is asked, given back or told in the name of a worker that another process is now.
+#[test]
+fn who_was_replaced_ends_at_once_and_without_a_word() {
+    let renewing = {
+        let (mut scene, _, _) = Scene::training();
+        scene.until(|effect| matches!(effect, Effect::Send { request: Request::Renew(_), .. }));
+        scene
+    };
+    for (what, mut scene) in [
+        ("joining", Scene::new()),
+        ("claiming", Scene::joined()),
+        ("renewing", renewing),
+        ("submitting", Scene::submitting().0),
+    ] {
+        scene.answer(refused(Code::Replaced));
+        let exit =
+            |effect: &Effect| matches!(effect, Effect::Exit(Exit::Failed(found)) if found.code == Code::Replaced);
+        assert!(scene.has(exit), "{what}: {:?}", scene.effects);
+        let word = |effect: &Effect| matches!(effect, Effect::Send { .. } | Effect::Emit(_) | Effect::Heartbeat(_));
+        assert!(!scene.has(word), "{what}: {:?}", scene.effects);
+        let trained = matches!(what, "renewing" | "submitting");
+        assert_eq!(scene.has(|effect| matches!(effect, Effect::Stop { .. })), trained, "{what}");
+        assert_eq!(scene.has(|effect| matches!(effect, Effect::SaveInner)), trained, "{what}: moments are kept");
+    }
+}
+
 #[test]
 fn a_unit_that_fails_here_is_given_back() {
     let (mut scene, work, held) = Scene::training();
@@ -577,4 +603,66 @@ fn a_lease_survives_a_join_that_took_long() {
     scene.give(Input::Verified { work: *work, outcome: Ok(manifest) });
     assert!(scene.has(|effect| matches!(effect, Effect::Fetch { .. })));
     assert!(matches!(scene.request().1, Request::Renew(_)));
+}
+
+/// The coordinator's claim is answered with a lease that is of another time.
+fn untimely(scene: &mut Scene) {
+    let outcome = ClaimOutcome::Lease("document".to_owned());
+    scene.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome })));
+    let Some(Effect::Verify { work, .. }) = scene.effects.last() else { panic!("verified first") };
+    let (work, refusal) = (*work, Refusal::new(Code::ClockOff, "90 s in the past"));
+    scene.give(Input::Verified {
+        work,
+        outcome: Err(NotVerified { refusal, lease: Some(lease(0, UnitKind::Train, 1)) }),
+    });
+}
+
+#[test]
+fn a_lease_of_another_time_goes_back_at_once_and_the_time_is_asked_for_again() {
+    let mut scene = Scene::joined();
+    // More often than a worker may fail units.
+    for _ in 0..30 {
+        untimely(&mut scene);
+        assert!(matches!(scene.request().1, Request::Release(release) if release.reason.starts_with("DL0408")));
+        scene.answer(Ok(Answer::Done(Done::default())));
+        scene.until(joins);
+        let reply = join_reply(scene.now);
+        scene.answer(Ok(Answer::Join(Box::new(reply))));
+        assert!(scene.has(|effect| matches!(effect, Effect::Clock { ahead_ms } if *ahead_ms == AHEAD as i64)));
+        assert!(scene.has(claims), "it works on");
+    }
+}
+
+#[test]
+fn a_renewal_tells_the_time_of_another_coordinator() {
+    let (mut scene, ..) = Scene::training();
+    let renews = |effect: &Effect| matches!(effect, Effect::Send { request: Request::Renew(_), .. });
+    scene.until(renews);
+    let renewed = scene.renewed();
+    scene.answer(Ok(renewed));
+    assert!(!scene.has(|effect| matches!(effect, Effect::Clock { .. })), "nothing new");
+    scene.until(renews);
+    // One that was started again, and has the right time now: an hour more.
+    let Answer::Renew(mut reply) = scene.renewed() else { unreachable!() };
+    reply.expires_at = UnixMillis(reply.expires_at.get() + 3_600_000);
+    scene.answer(Ok(Answer::Renew(reply)));
+    let ahead = AHEAD as i64 + 3_600_000;
+    assert!(scene.has(|effect| matches!(effect, Effect::Clock { ahead_ms } if *ahead_ms == ahead)));
+}
+
+#[test]
+fn who_was_removed_from_the_run_ends_with_the_code() {
+    let mut scene = Scene::joined();
+    scene.answer(refused(Code::NotJoined));
+    scene.until(joins);
+    scene.answer(refused(Code::WorkerRemoved));
+    if scene.has(|effect| matches!(effect, Effect::Send { request: Request::Leave(_), .. })) {
+        scene.answer(refused(Code::NotJoined));
+    }
+    let ends = |effect: &Effect| matches!(effect, Effect::Exit(Exit::Failed(why)) if why.code == Code::WorkerRemoved);
+    assert!(scene.has(ends), "{:?}", scene.effects);
+    // Also at its first join: started again by hand it is still removed.
+    let mut scene = Scene::new();
+    scene.answer(refused(Code::WorkerRemoved));
+    assert!(scene.has(ends), "{:?}", scene.effects);
 }

@@ -1,12 +1,13 @@
 //! A worker on a stage of its own: the coordinator and the shell are played by the test.
 
 use schemas::lease::{ClaimOutcome, ClaimReply, LeaseRef, Manifest, RenewReply, UnitId, UnitKind, Weights, Work};
-use schemas::member::{JoinReply, JoinRequest, Posture};
+use schemas::member::{JoinReply, JoinRequest, Posture, Session};
 use schemas::run::{
     Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding, RunSpec, Schedule,
     TrainerKind,
 };
 use schemas::{Epoch, Millis, ObjectRef, Round, Steps, Tokens, UnitIndex, UnixMillis, V, WorkerId};
+use serde_bytes::ByteArray;
 use worker_core::{Answer, Effect, Input, Request, RequestId, Settings, Trained, WorkId, Worker};
 
 pub(crate) const LEASE: Millis = Millis(30_000);
@@ -55,6 +56,8 @@ pub(crate) fn spec() -> RunSpec {
 pub(crate) fn settings() -> Settings {
     let join = JoinRequest {
         v: V,
+        session: Session(7),
+        proof: ByteArray::new([0; 64]),
         audit_key: format!("U{}", "C".repeat(55)).parse().expect("the form of a user key"),
         trainers: vec![TrainerKind::Reference],
         device: "cpu x1".to_owned(),

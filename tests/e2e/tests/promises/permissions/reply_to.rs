@@ -14,7 +14,7 @@ use futures::TryStreamExt as _;
 use harness::{Cluster, Options, PATIENCE, Raw, publication};
 use schemas::event::LedgerEvent;
 use schemas::permission::{Role, permissions};
-use schemas::subject::{STATE_BUCKET, TABLE, Verb};
+use schemas::subject::{Lane, STATE_BUCKET, TABLE, Verb};
 use schemas::{Code, PublicKey, WorkerId};
 
 use super::candidates::{Names, rows};
@@ -41,7 +41,8 @@ impl Asker {
             let own = subject.replace("{{subject()}}", self.key.as_str()).replace("{{tag(run)}}", run);
             own.replace(['*', '>'], PROBE)
         };
-        permissions(self.role).publish_allow.iter().map(filled).collect()
+        let all = permissions(self.role).publish_allow;
+        all.iter().map(filled).filter(|subject| !is_event(subject)).collect()
     }
 }
 
@@ -83,7 +84,13 @@ fn places(cluster: &Cluster, keys: &[PublicKey], streams: impl Iterator<Item = S
         places.insert(format!("$JS.ACK.{stream}.lease.1.1.1.0.0"));
         places.insert(format!("$JS.FC.{stream}.{PROBE}"));
     }
+    places.retain(|place| !is_event(place));
     places
+}
+
+/// Whether this is a worker's event, which is stored by right: what becomes of one that is nobody's is tried by itself.
+fn is_event(subject: &str) -> bool {
+    subject.starts_with(Lane::Event.prefix())
 }
 
 /// What is asked: mostly nothing, which is answered as well; a consumer is asked to deliver to the place itself.

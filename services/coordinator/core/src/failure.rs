@@ -1,0 +1,146 @@
+//! Units that fail again and again. What is counted here lives as long as the process: a restart gives the unit out again,
+//! which is also how a person says that the cause is mended.
+
+use std::collections::BTreeMap;
+
+use schemas::lease::UnitId;
+use schemas::{Code, Refusal, RunId, WorkerId};
+
+use crate::coordinator::Coordinator;
+use crate::denial::cut_text;
+use crate::state::Run;
+
+/// A unit that every present worker failed halts the run after this many failures: a single worker gets some tries, since
+/// a machine may be out of memory for a moment.
+const UNIT_FAILURES_MIN: u32 = 4;
+/// A unit that this many different workers failed halts the run, whoever else is there: it is not the workers.
+const UNIT_FAILED_BY_MAX: usize = 16;
+/// Failures that are named in a reason: it is one line on a terminal.
+const NAMED_MAX: usize = 3;
+/// Characters of one failure in a reason.
+const REASON_CHARACTERS: usize = 160;
+
+/// The failures of one unit.
+#[derive(Debug, Default)]
+pub(crate) struct Failures {
+    total: u32,
+    /// By whom, with each one's last reason.
+    by: BTreeMap<WorkerId, Refusal>,
+}
+
+impl Failures {
+    pub(crate) fn is_by(&self, worker: &WorkerId) -> bool {
+        self.by.contains_key(worker)
+    }
+
+    /// Shown while the unit is tried again; one failure is nothing to look at.
+    pub(crate) fn as_trouble(&self, unit: &UnitId) -> Option<Refusal> {
+        let (worker, last) = self.by.first_key_value().filter(|_| self.total > 1)?;
+        let detail = format!("unit {unit} failed {} times, with {}: {}", self.total, worker.short(), last.detail);
+        Some(Refusal::new(last.code, detail))
+    }
+
+    /// Whether another try is of no use.
+    fn are_enough(&self, run: &Run) -> bool {
+        let mut present = run.members.iter().filter(|(_, member)| member.present).map(|(worker, _)| worker).peekable();
+        let by_all = present.peek().is_some() && present.all(|worker| self.is_by(worker));
+        self.by.len() >= UNIT_FAILED_BY_MAX || by_all && self.total >= UNIT_FAILURES_MIN
+    }
+}
+
+impl Coordinator {
+    /// A unit failed with a worker that said why.
+    pub(crate) fn unit_failed(&mut self, name: &RunId, unit: UnitId, worker: &WorkerId, refusal: &Refusal) {
+        let Some(live) = self.live.get_mut(name) else { return };
+        live.last_failures.insert(worker.clone(), refusal.clone());
+        if is_of_the_moment(refusal.code) {
+            return;
+        }
+        let failures = live.failures.entry(unit).or_default();
+        failures.total = failures.total.saturating_add(1);
+        failures.by.insert(worker.clone(), refusal.clone());
+        self.judge_failures(name);
+    }
+
+    /// A unit has a result: how long it took is remembered, how often it failed is not.
+    pub(crate) fn note_result(&mut self, name: &RunId, unit: &UnitId) {
+        let now = self.now;
+        let Ok((run, live)) = self.open_run(name) else { return };
+        live.failures.remove(unit);
+        if let Some((_, worker, since)) = run.leases().find(|(lease, ..)| lease.unit == *unit) {
+            live.last_failures.remove(worker);
+            live.spans.note(unit, worker, since, now);
+        }
+    }
+
+    /// Halts a run of which a unit fails with everybody. Also who leaves can be the last that had not failed it.
+    pub(crate) fn judge_failures(&mut self, name: &RunId) {
+        let Ok((run, live)) = self.open_run(name) else { return };
+        if live.executor.halted.is_some() {
+            return;
+        }
+        let hopeless = live.failures.iter().find(|(_, failures)| failures.are_enough(run));
+        let Some((unit, failures)) = hopeless else { return };
+        let (total, workers) = (failures.total, failures.by.len());
+        let detail = format!("unit {unit} failed {total} times with {workers} workers: {}", named(failures.by.iter()));
+        self.halt(name, &Refusal::new(Code::UnitFails, detail));
+    }
+}
+
+/// A worker's reason for giving a lease back when it is a failure: then it begins with a code.
+pub(crate) fn stated_failure(reason: &str) -> Option<Refusal> {
+    let (code, rest) = reason.split_once(' ').unwrap_or((reason, ""));
+    let code: Code = code.parse().ok()?;
+    let title = code.title();
+    let detail = rest.strip_prefix(title).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(rest);
+    Some(Refusal::new(code, cut_text(detail)))
+}
+
+/// `worker: reason` for the first few, and how many more there are.
+pub(crate) fn named<'a>(failures: impl ExactSizeIterator<Item = (&'a WorkerId, &'a Refusal)>) -> String {
+    let more = failures.len().saturating_sub(NAMED_MAX);
+    let one = |(worker, refusal): (&WorkerId, &Refusal)| {
+        let reason: String = refusal.to_string().chars().take(REASON_CHARACTERS).collect();
+        format!("{}: {reason}", worker.short())
+    };
+    let mut text = failures.take(NAMED_MAX).map(one).collect::<Vec<_>>().join("; ");
+    if more > 0 {
+        text.push_str(&format!("; and {more} more"));
+    }
+    text
+}
+
+/// Failures that say nothing about the unit: somebody was away, or the lease was taken away.
+fn is_of_the_moment(code: Code) -> bool {
+    matches!(
+        code,
+        Code::BusUnreachable
+            | Code::NoAnswer
+            | Code::StoreUnreachable
+            | Code::StoreFull
+            | Code::UrlRefused
+            | Code::LeaseLost
+            | Code::LeaseUnknown
+            | Code::LeaseStalled
+            | Code::NotJoined
+            | Code::Draining
+            | Code::AskedTooMuch
+            | Code::ClockOff
+            | Code::Interrupted
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_counts_when_it_begins_with_a_code() {
+        let refusal = Refusal::new(Code::TrainingFailed, "out of memory");
+        assert_eq!(stated_failure(&refusal.to_string()), Some(refusal));
+        for other in ["stopped", "drained", "", "DL0000 nothing", "no reason"] {
+            assert_eq!(stated_failure(other), None, "{other}");
+        }
+        assert_eq!(stated_failure("DL0803").map(|refusal| refusal.code), Some(Code::TrainingFailed));
+    }
+}

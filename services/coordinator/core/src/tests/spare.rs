@@ -1,0 +1,161 @@
+//! Who evaluates, and that nobody who trains waits for it.
+
+use std::collections::BTreeMap;
+
+use schemas::event::{Event, LedgerEvent};
+use schemas::lease::{ClaimOutcome, ClaimReply, LeaseRef, UnitKind};
+use schemas::run::RunSpec;
+use schemas::{Millis, Round, UnixMillis};
+
+use crate::fixture::*;
+use crate::{Answer, ReplyId};
+
+/// A run of two units a round in which every snapshot is evaluated.
+fn evaluated(rounds: u64) -> RunSpec {
+    let mut spec = spec("demo");
+    spec.schedule.rounds = rounds;
+    spec.schedule.evaluation_every = 1;
+    spec
+}
+
+/// A worker that takes so long for a unit of each kind.
+struct Hand {
+    number: u32,
+    training: Millis,
+    evaluation: Millis,
+    claim: Option<ReplyId>,
+    busy: Option<(UnixMillis, LeaseRef)>,
+}
+
+fn hand(number: u32, training: u64, evaluation: u64) -> Hand {
+    let (training, evaluation) = (Millis::from_secs(training), Millis::from_secs(evaluation));
+    Hand { number, training, evaluation, claim: None, busy: None }
+}
+
+impl Hand {
+    /// Claims, takes up what it got, hands in what is done; whether the run is over.
+    fn act(&mut self, world: &mut World) -> bool {
+        if let Some((at, lease)) = self.busy
+            && at <= world.now
+        {
+            self.busy = None;
+            world.submit(self.number, lease);
+            world.answer_pending();
+        }
+        if let Some(claim) = self.claim {
+            if let Some(manifest) = world.manifests.get(&claim) {
+                let span = if manifest.lease.unit.kind == UnitKind::Train { self.training } else { self.evaluation };
+                self.busy = Some((world.now.after(span), manifest.lease));
+                self.claim = None;
+            } else if let Some(answer) = world.answers.get(&claim) {
+                let outcome = match answer {
+                    Ok(Answer::Claim(ClaimReply { outcome, .. })) => outcome,
+                    other => panic!("a claim was answered {other:?}"),
+                };
+                self.claim = None;
+                if *outcome == ClaimOutcome::Complete {
+                    return true;
+                }
+            }
+        }
+        if self.busy.is_none() && self.claim.is_none() {
+            self.claim = Some(world.claim(self.number));
+        }
+        false
+    }
+}
+
+/// Lets these do the run to its end.
+fn work(spec: RunSpec, mut hands: Vec<Hand>) -> World {
+    let mut world = World::with_run(spec);
+    for hand in &hands {
+        world.join(hand.number);
+    }
+    for _ in 0..100_000 {
+        let over = hands.iter_mut().map(|hand| hand.act(&mut world)).filter(|over| *over).count();
+        if over == hands.len() {
+            return world;
+        }
+        if over == 0 {
+            world.wait(Millis(100));
+        }
+        if world.run().is_complete() {
+            return world;
+        }
+    }
+    panic!("the run does not end");
+}
+
+fn ledger(world: &World) -> impl Iterator<Item = (UnixMillis, &LedgerEvent)> {
+    world.journal.iter().filter_map(|body| match &body.event {
+        Event::Ledger(event) => Some((body.time, event)),
+        Event::Worker(_) => None,
+    })
+}
+
+/// For each round, how long after its opening the last of its units got a holder.
+fn delays(world: &World) -> BTreeMap<Round, Millis> {
+    let mut opened = BTreeMap::new();
+    let mut delays = BTreeMap::new();
+    for (time, event) in ledger(world) {
+        match event {
+            LedgerEvent::RoundOpened { round } => {
+                opened.insert(*round, time);
+            }
+            LedgerEvent::LeaseGranted { lease, .. } if lease.unit.kind == UnitKind::Train => {
+                delays.insert(lease.unit.round, opened[&lease.unit.round].until(time));
+            }
+            _ => {}
+        }
+    }
+    delays
+}
+
+/// How many evaluations were granted before the last round closed.
+fn evaluations_on_the_way(world: &World) -> usize {
+    let last = ledger(world).filter(|(_, event)| matches!(event, LedgerEvent::RoundClosed { .. })).last();
+    let closed = last.expect("a run has rounds").0;
+    let granted = ledger(world).filter(|(time, event)| {
+        *time < closed
+            && matches!(event, LedgerEvent::LeaseGranted { lease, .. } if lease.unit.kind == UnitKind::Evaluate)
+    });
+    granted.count()
+}
+
+/// A claim is asked again within a tick of this test.
+const AT_ONCE: Millis = Millis(200);
+
+#[test]
+fn with_as_many_workers_as_units_no_round_waits_for_an_evaluation() {
+    let world = work(evaluated(6), vec![hand(1, 7, 3), hand(2, 7, 3)]);
+    assert!(delays(&world).iter().skip(1).all(|(_, delay)| *delay <= AT_ONCE), "{:?}", delays(&world));
+    assert_eq!(world.run().evaluations.len(), 7, "every snapshot was evaluated in the end");
+}
+
+#[test]
+fn a_worker_more_than_units_evaluates_beside_the_rounds() {
+    let world = work(evaluated(6), vec![hand(1, 7, 3), hand(2, 7, 3), hand(3, 7, 3)]);
+    assert!(delays(&world).iter().skip(1).all(|(_, delay)| *delay <= AT_ONCE), "{:?}", delays(&world));
+    assert!(evaluations_on_the_way(&world) >= 5, "{}", evaluations_on_the_way(&world));
+}
+
+#[test]
+fn who_waits_for_a_slower_one_evaluates_meanwhile() {
+    let world = work(evaluated(6), vec![hand(1, 6, 3), hand(2, 16, 3)]);
+    assert!(delays(&world).iter().skip(1).all(|(_, delay)| *delay <= AT_ONCE), "{:?}", delays(&world));
+    assert!(evaluations_on_the_way(&world) >= 4, "{}", evaluations_on_the_way(&world));
+    // But not when there is no time for it.
+    let world = work(evaluated(6), vec![hand(1, 6, 9), hand(2, 9, 9)]);
+    assert!(delays(&world).iter().skip(2).all(|(_, delay)| *delay <= AT_ONCE), "{:?}", delays(&world));
+}
+
+#[test]
+fn evaluations_do_not_pile_up_without_end_and_are_shared_when_they_are_made_up_for() {
+    let world = work(evaluated(20), vec![hand(1, 7, 3), hand(2, 7, 3)]);
+    let late: Vec<Millis> = delays(&world).into_values().skip(1).filter(|delay| *delay > AT_ONCE).collect();
+    assert!((1..=2).contains(&late.len()), "two of twenty rounds at most: {late:?}");
+    // Nine of three seconds, by two workers: five after each other, not nine.
+    assert!(late.iter().all(|delay| *delay <= Millis::from_secs(16)), "{late:?}");
+    assert_eq!(world.run().evaluations.len(), 21);
+    assert!(world.run().weights.len() == 1, "copies that nobody reads are forgotten");
+}

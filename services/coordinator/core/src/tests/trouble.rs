@@ -1,0 +1,143 @@
+use schemas::event::LedgerEvent;
+use schemas::lease::{LeaseRef, ReleaseRequest};
+use schemas::run::RunSpec;
+use schemas::view::RunPhase;
+use schemas::{Code, Millis, Refusal, V};
+
+use crate::WorkerRequest;
+use crate::fixture::*;
+
+/// One unit a round, so that everybody meets the same one.
+fn one_unit() -> RunSpec {
+    let mut spec = spec("demo");
+    spec.schedule.units = 1;
+    spec
+}
+
+fn give_back(world: &mut World, number: u32, lease: LeaseRef, reason: &str) {
+    world.ask(peer(number), WorkerRequest::Release(ReleaseRequest { v: V, lease, reason: reason.to_owned() }));
+}
+
+fn failure() -> String {
+    Refusal::new(Code::TrainingFailed, "the loss is NaN").to_string()
+}
+
+fn leave(world: &mut World, number: u32) {
+    world.ask(peer(number), WorkerRequest::Leave(leave_request(number, "done")));
+}
+
+#[test]
+fn a_unit_that_fails_with_everybody_halts_the_run_with_their_reason() {
+    let mut world = World::with_run(one_unit());
+    world.join(1);
+    world.join(2);
+    for round in 0..2 {
+        for number in [1, 2] {
+            assert_eq!(world.view().phase, RunPhase::Training, "{round} {number}");
+            let held = world.lease(number);
+            give_back(&mut world, number, held, &failure());
+        }
+    }
+    let view = world.view();
+    let halted = view.halted.expect("nobody can do it");
+    assert_eq!((view.phase, halted.code), (RunPhase::Halted, Code::UnitFails));
+    for said in ["0/train-0", "4 times", "2 workers", worker(1).short(), "DL0803", "the loss is NaN"] {
+        assert!(halted.detail.contains(said), "{said}: {}", halted.detail);
+    }
+    let asks = world.claim(1);
+    assert_eq!(world.refusal(asks), Code::UnitFails, "who asks is told");
+    // A restart is how a person says that it is mended.
+    world.restart();
+    world.answer_pending();
+    let held = world.lease(1);
+    world.submit(1, held);
+    world.answer_pending();
+    assert_eq!(world.view().round.get(), 1);
+}
+
+#[test]
+fn a_unit_that_one_worker_has_not_failed_goes_on_and_ends_up_there() {
+    let mut world = World::with_run(one_unit());
+    for number in 1..=3 {
+        world.join(number);
+    }
+    for _ in 0..6 {
+        for number in [1, 2] {
+            let held = world.lease(number);
+            give_back(&mut world, number, held, &failure());
+        }
+    }
+    let view = world.view();
+    assert_eq!(view.phase, RunPhase::Training, "the third has not tried it: {:?}", view.halted);
+    assert_eq!(view.trouble.map(|why| why.code), Some(Code::TrainingFailed), "but it is shown");
+    // Who did not fail it gets it, although another asked first.
+    let held = world.lease(1);
+    let (first, third) = (world.claim(2), world.claim(3));
+    give_back(&mut world, 1, held, &failure());
+    assert!(world.manifests.contains_key(&third) && !world.manifests.contains_key(&first));
+    // When the last hope leaves it is over.
+    leave(&mut world, 3);
+    assert_eq!(world.view().halted.map(|why| why.code), Some(Code::UnitFails));
+}
+
+#[test]
+fn what_says_nothing_about_the_unit_halts_nothing() {
+    let mut world = World::with_run(one_unit());
+    world.join(1);
+    let away = Refusal::new(Code::StoreUnreachable, "127.0.0.1").to_string();
+    for reason in ["stopped", "drained", &away].iter().cycle().take(30) {
+        let held = world.lease(1);
+        give_back(&mut world, 1, held, reason);
+    }
+    assert_eq!(world.view().phase, RunPhase::Training);
+    // Failures do not add up over units that are done in the end.
+    for _ in 0..2 {
+        for _ in 0..3 {
+            let held = world.lease(1);
+            give_back(&mut world, 1, held, &failure());
+        }
+        let held = world.lease(1);
+        world.submit(1, held);
+        world.answer_pending();
+    }
+    assert_eq!(world.run().phase(), RunPhase::Complete);
+}
+
+#[test]
+fn a_run_that_nobody_is_left_for_says_so_and_why() {
+    let mut world = World::with_run(one_unit());
+    assert_eq!(world.view().trouble.map(|why| why.code), Some(Code::TooFewWorkers), "nobody has come yet");
+    world.join(1);
+    for _ in 0..3 {
+        let held = world.lease(1);
+        let mut bad = submission(&world.run().spec.clone(), 1, held, 0).statement;
+        bad.spec = object("other settings").digest;
+        world.ask(peer(1), WorkerRequest::Submit(stated(bad)));
+    }
+    let why = world.view().trouble.expect("its only worker was removed");
+    assert_eq!(why.code, Code::NoWorkerLeft);
+    for said in ["1 were removed", worker(1).short(), "DL0506"] {
+        assert!(why.detail.contains(said), "{said}: {}", why.detail);
+    }
+    world.join(2);
+    let why = world.view().trouble.map(|why| why.code);
+    assert_eq!(why, Some(Code::StatementInvalid), "another came; how often the unit failed is still shown");
+}
+
+#[test]
+fn workers_that_died_are_missed_within_a_minute() {
+    let mut world = World::with_run(one_unit());
+    world.join(1);
+    world.lease(1);
+    world.wait(Millis::from_secs(29));
+    assert_eq!(world.view().trouble, None);
+    world.wait(Millis::from_secs(2));
+    let why = world.view().trouble.expect("it said nothing for half a minute");
+    assert_eq!(why.code, Code::NoWorkerLeft);
+    assert!(why.detail.contains("1 are silent"), "{}", why.detail);
+    assert!(world.run().member(&worker(1)).is_some(), "it does not count as lost before the run's own time");
+    // Long after it does, the reason still stands.
+    world.wait(SILENCE);
+    assert_eq!(world.count(|event| matches!(event, LedgerEvent::WorkerLeft { .. })), 1);
+    assert_eq!(world.view().trouble.map(|why| why.code), Some(Code::NoWorkerLeft));
+}

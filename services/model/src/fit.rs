@@ -1,0 +1,196 @@
+//! Whether model, data and settings of a run fit together. Workers rely on all of it, so it is asked before there is a run:
+//! by `diloctl` before it uploads anything, by the coordinator before it creates the run, and by a worker before it takes
+//! memory. One place decides, so that none of them accepts what another refuses.
+
+use std::fmt::Display;
+
+use schemas::data::{DataManifest, Shard};
+use schemas::layout::{Layout, TensorSpec};
+use schemas::run::Schedule;
+use schemas::{Code, Refusal, Tokens};
+
+use crate::ModelConfig;
+
+impl ModelConfig {
+    /// The layout must be the model's, tensor by tensor; how it is cut into fragments is the run's own choice.
+    ///
+    /// # Errors
+    /// [`Code::LayoutMismatch`], naming the first difference.
+    pub fn check_layout(&self, layout: &Layout) -> Result<(), Refusal> {
+        let mismatch = |detail: String| Err(Refusal::new(Code::LayoutMismatch, detail));
+        let own = self.layout();
+        let (expected, got) = (own.tensors.len(), layout.tensors.len());
+        if expected != got {
+            return mismatch(format!("model.layout has {got} tensors, model.config gives {expected}"));
+        }
+        let shown = |tensor: &TensorSpec| format!("{} {:?}", tensor.name, tensor.shape);
+        let mut pairs = own.tensors.iter().zip(&layout.tensors);
+        match pairs.find(|(own, given)| own.name != given.name || own.shape != given.shape) {
+            Some((own, given)) => {
+                mismatch(format!("model.layout has tensor {}, model.config gives {}", shown(given), shown(own)))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Sequences may not be longer than the model has positions.
+    ///
+    /// # Errors
+    /// [`Code::SequenceTooLong`]
+    pub fn check_sequence(&self, schedule: &Schedule) -> Result<(), Refusal> {
+        let (wanted, positions) = (schedule.sequence_tokens, self.sequence_tokens_max());
+        if wanted <= positions {
+            return Ok(());
+        }
+        let detail = format!("schedule.sequence_tokens is {wanted}, the model has {positions} positions");
+        Err(Refusal::new(Code::SequenceTooLong, detail))
+    }
+
+    /// Every token of the data must have a row in the model's embedding.
+    ///
+    /// # Errors
+    /// [`Code::VocabularyTooLarge`]
+    pub fn check_vocabulary(&self, vocabulary: u32) -> Result<(), Refusal> {
+        let rows = self.vocabulary();
+        if vocabulary <= rows {
+            return Ok(());
+        }
+        let detail = format!("the data set has a vocabulary of {vocabulary} tokens, the model one of {rows}");
+        Err(Refusal::new(Code::VocabularyTooLarge, detail))
+    }
+
+    /// All that a run asks of its data: the manifest agrees with itself, its tokens have rows in the embedding, and every
+    /// shard is long enough for a sequence.
+    ///
+    /// # Errors
+    /// The first that does not hold, with its code.
+    pub fn check_data(&self, data: &DataManifest, schedule: &Schedule) -> Result<(), Refusal> {
+        data.validate()?;
+        self.check_sequence(schedule)?;
+        self.check_vocabulary(data.vocabulary)?;
+        check_shards("training", &data.train, schedule)?;
+        // A run that never evaluates reads no held-out text.
+        if schedule.evaluation_every == 0 { Ok(()) } else { check_shards("held-out", &data.held_out, schedule) }
+    }
+}
+
+/// Text that fits in no sequence cannot be trained or evaluated on. `what` names it.
+///
+/// # Errors
+/// [`Code::ShardTooShort`]
+pub fn check_length(what: impl Display, tokens: Tokens, schedule: &Schedule) -> Result<(), Refusal> {
+    // A sequence's last token is only predicted: it takes one more than it has.
+    let (sequence, needed) = (schedule.sequence_tokens, u64::from(schedule.sequence_tokens) + 1);
+    if tokens.get() >= needed {
+        return Ok(());
+    }
+    let detail =
+        format!("{what} has {tokens} tokens, a sequence takes {needed} (schedule.sequence_tokens is {sequence})");
+    Err(Refusal::new(Code::ShardTooShort, detail))
+}
+
+/// A unit may read a single shard, and text that fits in no sequence would never be read at all: so each must do by itself.
+fn check_shards(part: &str, shards: &[Shard], schedule: &Schedule) -> Result<(), Refusal> {
+    let (numbered, count) = (shards.iter().zip(1..), shards.len());
+    match numbered.min_by_key(|(shard, _)| shard.tokens) {
+        Some((shard, number)) => {
+            let what = format!("{part} shard {} ({number} of {count})", shard.object.digest);
+            check_length(what, shard.tokens, schedule)
+        }
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::data::{Entropy, Tokenizer};
+    use schemas::{ObjectRef, Steps, V};
+
+    use super::*;
+    use crate::Preset;
+
+    fn schedule(sequence_tokens: u32) -> Schedule {
+        Schedule {
+            rounds: 1,
+            units: 1,
+            inner_steps: Steps(1),
+            batch_sequences: 1,
+            accumulation: 1,
+            sequence_tokens,
+            evaluation_every: 1,
+            evaluation_sequences: 1,
+            snapshot_every: 1,
+        }
+    }
+
+    fn shards(lengths: &[usize]) -> Vec<Shard> {
+        let shard = |tokens: &usize| Shard { object: ObjectRef::of(&vec![7; *tokens]), tokens: Tokens(*tokens as u64) };
+        lengths.iter().map(shard).collect()
+    }
+
+    fn data(train: &[usize], held_out: &[usize]) -> DataManifest {
+        DataManifest {
+            v: V,
+            source: "a test".to_owned(),
+            tokenizer: Tokenizer::Byte,
+            vocabulary: 256,
+            token_bytes: 1,
+            train: shards(train),
+            held_out: shards(held_out),
+            entropy: Entropy { unigram: 3.0, bigram: 2.0 },
+        }
+    }
+
+    #[test]
+    fn what_no_worker_could_do_is_refused_with_names_and_numbers() {
+        let model = Preset::named("tiny").expect("a preset").config;
+        let refused = |data: &DataManifest, sequence| model.check_data(data, &schedule(sequence)).expect_err("refused");
+        assert_eq!(model.check_data(&data(&[257, 300], &[257]), &schedule(256)), Ok(()));
+        let short = data(&[1 << 20, 256, 50], &[600]);
+        let refusal = refused(&short, 256);
+        assert_eq!(refusal.code, Code::ShardTooShort);
+        let digest = short.train[2].object.digest.to_string();
+        for part in ["training", &digest, "3 of 3", "50 tokens", "257", "256"] {
+            assert!(refusal.detail.contains(part), "{part} in {}", refusal.detail);
+        }
+        let held_out = data(&[5000], &[5000, 400]);
+        assert!(refused(&held_out, 400).detail.contains("held-out shard"));
+        let never = Schedule { evaluation_every: 0, ..schedule(400) };
+        assert_eq!(model.check_data(&held_out, &never), Ok(()), "what is not read need not be long");
+        assert_eq!(refused(&data(&[5000], &[5000]), 513).code, Code::SequenceTooLong);
+        let wide = DataManifest {
+            vocabulary: 257,
+            token_bytes: 2,
+            tokenizer: Tokenizer::HuggingFace(ObjectRef::of(b"x")),
+            train: vec![Shard { object: ObjectRef::of(&[0; 2000]), tokens: Tokens(1000) }],
+            held_out: vec![Shard { object: ObjectRef::of(&[1; 2000]), tokens: Tokens(1000) }],
+            ..data(&[], &[])
+        };
+        assert_eq!(refused(&wide, 256).code, Code::VocabularyTooLarge);
+        assert_eq!(refused(&DataManifest { token_bytes: 4, ..wide }, 256).code, Code::DataInvalid);
+        assert_eq!(refused(&data(&[1000], &[]), 256).code, Code::DataInvalid);
+    }
+
+    #[test]
+    fn the_layout_must_be_the_models() {
+        let model = Preset::named("reference").expect("a preset").config;
+        let layout = model.layout();
+        let check = |layout: &Layout| model.check_layout(layout).map_err(|found| found.code);
+        assert_eq!(check(&layout), Ok(()));
+        let mut fragments = layout.clone();
+        fragments.tensors.last_mut().expect("tensors").fragment = 1;
+        assert_eq!(check(&fragments), Ok(()), "fragments are the run's choice");
+        type Change = fn(&mut Layout);
+        let changes: [Change; 4] = [
+            |layout| layout.tensors[0].name.push('x'),
+            |layout| layout.tensors[0].shape[0] += 1,
+            |layout| layout.tensors.swap(0, 1),
+            |layout| drop(layout.tensors.pop()),
+        ];
+        for (number, change) in changes.iter().enumerate() {
+            let mut other = layout.clone();
+            change(&mut other);
+            assert_eq!(check(&other), Err(Code::LayoutMismatch), "change {number}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! A contribution is made of what its worker uploaded under its lease: what others uploaded, what the run gave out, and what
+//! lies there from another lease counts for nothing, whatever the store has of it.
+
+use std::path::PathBuf;
+
+use e2e::{Recipe, Scripted};
+use harness::{Cluster, Operator, Options};
+use runtime::BusError;
+use schemas::blob::Grants;
+use schemas::contribution::{Fate, SubmitReply};
+use schemas::control::{OperatorObjects, RunNew, RunNewReply};
+use schemas::event::LedgerEvent;
+use schemas::lease::{Done, LeaseRef, ReleaseRequest};
+use schemas::member::{JoinReply, JoinRequest};
+use schemas::run::RunSpec;
+use schemas::subject::{ControlVerb, Verb, heartbeat_subject};
+use schemas::telemetry::{Heartbeat, Phase};
+use schemas::{Bytes, Code, Digest, Message as _, ObjectRef, RunId, Steps, Tokens, V};
+
+/// Two runs of the same settings under two names, one unit a round, and no worker but scripted ones.
+async fn two_runs() -> (Cluster, Operator, RunId) {
+    let cluster = Cluster::start(Options::default(), 0).await;
+    let recipe = Recipe::reference(3, 1, 5)
+        .set("schedule.evaluation_every=0")
+        .set("transfer.upload=fp32")
+        .set("policy.strikes_max=100")
+        .set("policy.norm_max=1000")
+        .set("policy.lease=60s");
+    recipe.create(&cluster).await;
+    let operator = cluster.operator().await;
+    let second: RunId = "second".parse().unwrap();
+    let spec = RunSpec { run: second.clone(), ..operator.run(cluster.run()).await.unwrap().spec };
+    let created: RunNewReply = operator.ask(ControlVerb::RunNew, &RunNew { v: V, spec }).await.unwrap();
+    assert!(created.created);
+    (cluster, operator, second)
+}
+
+fn refusal<T: std::fmt::Debug>(outcome: Result<T, BusError>) -> Code {
+    match outcome {
+        Err(BusError::Refused(refusal)) => refusal.code,
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+}
+
+/// A chunk of a contribution, all of whose numbers are `value`.
+fn chunk(spec: &RunSpec, value: f32) -> Vec<u8> {
+    value.to_le_bytes().repeat((spec.model.initial[0].bytes.get() / 4) as usize)
+}
+
+/// Where the store keeps a verified object.
+fn blob(cluster: &Cluster, digest: Digest) -> PathBuf {
+    let hex = digest.hex();
+    cluster.path("store").join("blobs").join("sha256").join(&hex[..2]).join(hex)
+}
+
+async fn submit(worker: &Scripted, spec: &RunSpec, lease: LeaseRef, chunk: ObjectRef) -> Result<SubmitReply, BusError> {
+    worker.submit(spec, lease, Scripted::contribution(spec, vec![chunk])).await
+}
+
+#[tokio::test]
+async fn what_others_uploaded_is_nobodys_contribution() {
+    let (cluster, _operator, second) = two_runs().await;
+    let victim = Scripted::connect(&cluster, "worker-0").await;
+    let thief = Scripted::connect_for(&cluster, "worker-1", &second).await;
+    let theirs = victim.join().await;
+    let spec = thief.join().await;
+    assert_eq!(spec.model.initial.len(), 1, "one chunk, so that a contribution is one object");
+    let lease = victim.claim().await.lease;
+    let bytes = chunk(&theirs, 0.001);
+    let stolen = victim.upload(lease, bytes.clone()).await;
+    assert_eq!(submit(&victim, &theirs, lease, stolen).await.unwrap().fate, Fate::Merged);
+    assert!(blob(&cluster, stolen.digest).exists());
+
+    // Both are in `blobs`, and of the right length: another run's contribution, and the weights that this run starts from.
+    let lease = thief.claim().await.lease;
+    for named in [stolen, spec.model.initial[0]] {
+        assert_eq!(refusal(submit(&thief, &spec, lease, named).await), Code::UploadMissing, "{named:?}");
+    }
+    // Uploaded by itself, but under a lease that it gave back.
+    let own = thief.upload(lease, chunk(&spec, 0.002)).await;
+    let release = ReleaseRequest { v: V, lease, reason: "a test".to_owned() };
+    let _: Done = thief.ask(Verb::LeaseRelease, &release).await.unwrap();
+    let again = thief.claim().await.lease;
+    assert_eq!(again.unit, lease.unit);
+    assert_eq!(refusal(submit(&thief, &spec, again, own).await), Code::UploadMissing);
+    // That the store has the bytes spares nobody the upload; who has them and uploads them is as good as anybody.
+    let grant = thief.grant(again, stolen).await.unwrap();
+    assert!(grant.action.is_some(), "an upload of what others uploaded is not left out");
+    assert_eq!(refusal(submit(&thief, &spec, again, stolen).await), Code::UploadMissing, "a grant is no upload");
+    thief.send(&grant, bytes).await;
+    assert_eq!(submit(&thief, &spec, again, stolen).await.unwrap().fate, Fate::Merged);
+}
+
+#[tokio::test]
+async fn what_does_not_count_fills_no_bucket_of_verified_objects() {
+    let (cluster, _operator, _) = two_runs().await;
+    let worker = Scripted::connect(&cluster, "worker-0").await;
+    let spec = worker.join().await;
+    // Finite numbers, and a norm beyond the run's bound: found out only when all chunks were read.
+    let lease = worker.claim().await.lease;
+    let outlier = worker.upload(lease, chunk(&spec, 1e6)).await;
+    assert_eq!(refusal(submit(&worker, &spec, lease, outlier).await), Code::NormOutlier);
+    assert!(!blob(&cluster, outlier.digest).exists(), "a refused contribution was promoted");
+    // Leases that are taken and given back: after a few uploads there are no more for a while.
+    let mut granted = 0;
+    for number in 0..20_u16 {
+        let lease = worker.claim().await.lease;
+        let bytes = chunk(&spec, 1e-3 * f32::from(number + 1));
+        match worker.grant(lease, ObjectRef::of(&bytes)).await {
+            Ok(grant) => {
+                granted += 1;
+                worker.send(&grant, bytes).await;
+            }
+            refused => assert_eq!(refusal(refused), Code::AskedTooMuch),
+        }
+        let release = ReleaseRequest { v: V, lease, reason: "a test".to_owned() };
+        let _: Done = worker.ask(Verb::LeaseRelease, &release).await.unwrap();
+    }
+    assert_eq!(granted, 3, "four for the one chunk of this run, of which the outlier was one");
+}
+
+#[tokio::test]
+async fn numbers_and_keys_that_cannot_be_are_refused_by_name() {
+    let (cluster, operator, second) = two_runs().await;
+    let honest = Scripted::connect(&cluster, "worker-0").await;
+    let liar = Scripted::connect(&cluster, "worker-1").await;
+    honest.join().await;
+    let own = liar.join_request();
+    let ledger = cluster.domain().trust().audit_keys.first().expect("the coordinator's key").clone();
+    let elsewhere = Scripted::connect_for(&cluster, "worker-2", &second).await.join_request();
+    for (what, request) in [
+        ("another worker's key", JoinRequest { audit_key: honest.join_request().audit_key, ..own.clone() }),
+        ("the coordinator's key", JoinRequest { audit_key: ledger, ..own.clone() }),
+        ("another worker's key and proof", JoinRequest { session: own.session, ..honest.join_request() }),
+        ("a key of another run's worker, with its proof", elsewhere),
+        ("no proof", JoinRequest { proof: [0; 64].into(), ..own.clone() }),
+    ] {
+        let joined: Result<JoinReply, _> = liar.ask(Verb::Join, &request).await;
+        assert_eq!(refusal(joined), Code::AuditKeyRefused, "{what}");
+    }
+    let spec = liar.join().await;
+
+    let subject = heartbeat_subject(cluster.run(), &liar.worker);
+    let good = Heartbeat {
+        v: V,
+        session: liar.session(),
+        phase: Phase::Claiming,
+        lease: None,
+        steps_done: Steps(0),
+        tokens: Tokens(0),
+        tokens_per_second: 1.0,
+        loss: None,
+        bytes_up: Bytes(7),
+        bytes_down: Bytes(9),
+    };
+    for bad in [
+        Heartbeat { bytes_up: Bytes(u64::MAX), bytes_down: Bytes(u64::MAX), ..good.clone() },
+        Heartbeat { tokens_per_second: f64::INFINITY, ..good.clone() },
+        Heartbeat { loss: Some(-1.0), ..good.clone() },
+        good,
+    ] {
+        liar.bus.publish(&subject, bad.encode().into()).await.unwrap();
+    }
+    let view = operator.until(cluster.run(), harness::PATIENCE, |view| view.bytes_up > Bytes(0)).await;
+    assert_eq!((view.bytes_up, view.bytes_down), (Bytes(7), Bytes(9)));
+    let denied = cluster.evidence().await.everything().await;
+    let denied = |code: Code| {
+        let found = |event: &LedgerEvent| matches!(event, LedgerEvent::RequestDenied { code: found, worker, .. } if *found == code && *worker == liar.worker);
+        denied.iter().filter(|one| one.ledger().is_some_and(found)).count()
+    };
+    assert_eq!((denied(Code::AuditKeyRefused), denied(Code::NumberImpossible)), (5, 3));
+
+    // A run that would start from weights that are no numbers.
+    let mut bytes = chunk(&spec, 0.5);
+    bytes.splice(..4, f32::NAN.to_le_bytes());
+    let object = ObjectRef::of(&bytes);
+    let objects = OperatorObjects { v: V, objects: vec![object] };
+    let grants: Grants = operator.ask(ControlVerb::BlobPut, &objects).await.unwrap();
+    liar.send(&grants.grants[0], bytes).await;
+    let _: Done = operator.ask(ControlVerb::BlobCommit, &objects).await.unwrap();
+    let mut broken = RunSpec { run: "broken".parse().unwrap(), ..spec };
+    broken.model.initial = vec![object];
+    let created: Result<RunNewReply, _> = operator.ask(ControlVerb::RunNew, &RunNew { v: V, spec: broken }).await;
+    assert_eq!(refusal(created), Code::NotFinite);
+}
