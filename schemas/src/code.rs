@@ -64,9 +64,13 @@ codes! {
     NameTaken = 118, "name taken", "A credential of this name exists for another role or run.", "Choose another name, or remove the old files first.";
     DomainBusy = 119, "trust domain in use", "Another command is changing the trust domain, and two at a time would undo each other's work.", "Wait until the named process has ended, or end it, then repeat.";
     DomainMoved = 120, "trust domain moved under its services", "Services that still run were started when the folder lay elsewhere; their paths lead to the old place.", "Run `diloctl down` with this folder, then `diloctl up`.";
+    CertificateExpired = 124, "certificate expired or not yet valid", "The time of a certificate in a file does not contain the present time.", "Make a new one with `diloctl auth certificate`, copy it to broker and store, restart both, and check the machine's clock. An authority that has ended needs a new trust domain.";
+    CertificateUntrusted = 125, "server's certificate not trusted", "A server showed a certificate that is signed by no authority trusted here, or is for another name.", "Check that address and CA file belong to the same trust domain; `diloctl auth certificate --server-name NAME` makes one for a further name.";
+    EndsSoon = 126, "credential or certificate ends soon", "A credential or a certificate ends within a week.", "Renew it now: `diloctl auth issue` for credentials, `diloctl auth certificate` for the certificate of broker and store. Running processes take renewed credentials up by themselves.";
+    ServerCertificateExpired = 127, "server's certificate expired or not yet valid", "The time of the certificate that a server showed does not contain the present time.", "Make a new one with `diloctl auth certificate`, copy it to that server and restart it, and compare the clocks of both machines.";
 
     // 02: the bus.
-    BusUnreachable = 201, "bus unreachable", "No NATS server answered at the address.", "Start it with `diloctl up` or `nats-server -c .diloco/broker/nats.conf`, and check address and CA file; if its certificate has expired, `diloctl auth certificate` makes another.";
+    BusUnreachable = 201, "bus unreachable", "No NATS server answered at the address.", "Start it with `diloctl up` or `nats-server -c .diloco/broker/nats.conf`, and check address and CA file.";
     BusRefused = 202, "bus refused the credential", "The NATS server refused the credential.", "Check that the credential and the server belong to the same trust domain, and that it has not expired.";
     BusDenied = 203, "not permitted on the bus", "The server refused to publish or subscribe: the subject is not in this role's permissions.", "Use a credential of the right role; docs/bus.md lists who may say what.";
     NoAnswer = 204, "no answer", "A request was not answered in time.", "Look whether `diloco-coordinator` runs, and at its log; the request may be repeated.";
@@ -77,6 +81,7 @@ codes! {
     MessagesDropped = 209, "messages dropped", "More messages came on a subject than this process could follow, or longer ones than any of ours. They were dropped and counted.", "Who sends requests asks again by itself. If it repeats, look for the worker that the log names as asking too much, and at the load of this machine.";
     AnswerForeign = 210, "answer to something else", "An answer arrived that is for somebody else, or that answers something that was not asked. It was ignored.", "Nothing was done because of it. Somebody chose another's subject for its own answers: if it repeats, look at the workers of this tenant.";
     DomainOlder = 211, "domain of an older release", "The trust domain was made by a release in which ledger, workers' events and their readers shared one account; this release does not run on it.", "Make a new domain with `diloctl auth init` in another folder, and begin its runs anew; keep the old folder as long as its record counts. To finish a run, use the release that began it.";
+    StreamNotStored = 212, "stream not stored", "The NATS server answers, but stores nothing: its disk is or was full, or its limits of storage are used up.", "Make room on the server's disk, then restart it: it takes nothing until then. `diloctl up` restarts the one that it started. Its log says what happened.";
 
     // 03: objects and the store.
     StoreUnreachable = 301, "store unreachable", "No S3 store answered at the address.", "Start `diloco-store` or correct the endpoint and CA file.";
@@ -90,6 +95,8 @@ codes! {
     CacheFailed = 310, "cache failed", "The local object cache cannot be read or written.", "Check the cache folder's space and rights; it may be deleted at any time.";
     LineSlow = 311, "slow line", "An object moves so slowly to or from the store that it will take long; nothing has failed.", "Nothing is lost while bytes move. If it stays so, look at the line to the store, choose a smaller codec for the run's uploads, or a longer lease.";
     LineStalled = 312, "line stalled", "Nothing moved between this machine and the store for so long that the attempt was given up; it is made again, with fewer transfers at a time.", "Look at the line to the store and at the store's machine, if it repeats.";
+    StoreGround = 313, "store's folder not usable", "The file system under the store's folder cannot do what the store needs: make, rename, sync and remove files.", "Put the folder on a local disk, or correct its rights.";
+    HandlesTooFew = 314, "too few open files allowed", "The system lets this process hold too few files and sockets open.", "Raise the limit (`ulimit -n`, or `LimitNOFILE` of the systemd unit) to 2048 or more.";
 
     // 04: leases.
     LeaseLost = 401, "lease lost", "The lease expired or its unit was granted to another under a later epoch.", "Claim again; the unit's work counts for its present holder only.";

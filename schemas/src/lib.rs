@@ -27,6 +27,7 @@ pub mod run;
 pub mod snapshot;
 pub mod subject;
 pub mod telemetry;
+pub mod text;
 pub mod unit;
 pub mod view;
 

@@ -137,13 +137,16 @@ pub enum OuterOptimizer {
     /// Subtract `learning_rate` times the mean.
     Sgd {
         /// Outer learning rate.
+        #[serde(serialize_with = "as_written")]
         learning_rate: f32,
     },
     /// Nesterov momentum in PyTorch's form (DiLoCo, arXiv 2311.08105, section 3.2).
     Nesterov {
         /// Outer learning rate.
+        #[serde(serialize_with = "as_written")]
         learning_rate: f32,
         /// Outer momentum.
+        #[serde(serialize_with = "as_written")]
         momentum: f32,
     },
 }
@@ -271,6 +274,18 @@ impl RunSpec {
 /// As [`RunSpec::validate`].
 pub fn check_chunk_elements(elements: u64) -> Result<(), Refusal> {
     whole("model.chunk_elements", elements, 1, 1 << 26)
+}
+
+/// Writes a number for people as the shortest decimal that reads back as the same, in 64 bits: texts that hold every number
+/// in 64 bits, such as TOML and trees of JSON, would make 0.699999988079071 of 0.7. On the wire it is what it is.
+///
+/// # Errors
+/// The serializer's own.
+pub fn as_written<S: serde::Serializer>(value: &f32, serializer: S) -> Result<S::Ok, S::Error> {
+    if !serializer.is_human_readable() {
+        return serializer.serialize_f32(*value);
+    }
+    serializer.serialize_f64(value.to_string().parse().unwrap_or_else(|_| f64::from(*value)))
 }
 
 fn every(n: u32, round: Round) -> bool {

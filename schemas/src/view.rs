@@ -63,9 +63,9 @@ pub struct RunView {
     pub train_loss: Option<f64>,
     /// The newest held-out loss, nats a token, and the snapshot it is of.
     pub held_out_loss: Option<(Round, f64)>,
-    /// Uploaded by workers, by their heartbeats.
+    /// Bytes of the accepted contributions since the run began, by the ledger.
     pub bytes_up: Bytes,
-    /// Downloaded by workers, by their heartbeats.
+    /// Downloaded by workers since the coordinator was started, by their heartbeats.
     pub bytes_down: Bytes,
     /// The newest full snapshot.
     pub snapshot: Option<(Round, ObjectRef)>,

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use diloco_audit::{Config, Service};
+use identity::Layout;
 use runtime::ready::ReadyFile;
-use runtime::{ConfigArgs, Failure, Loaded, LogArgs, clock, config, exit, log, shutdown, validate};
+use runtime::{ConfigArgs, Failure, Loaded, LogArgs, clock, config, exit, expiry, log, shutdown, validate};
 use schemas::Code;
 
 /// Checks every event on the bus against its emitter's key and chain, and keeps what it saw in append-only files.
@@ -49,13 +50,19 @@ fn start(args: &Args) -> Result<(), Failure> {
     if args.config.print_config {
         return exit::print(&loaded.print());
     }
-    validate(&loaded.value.auth, &loaded.value.materials(clock::now()), &loaded.origins).map_err(Failure::all)?;
+    let materials = loaded.value.materials(clock::now());
+    validate(&loaded.value.auth, &materials, &loaded.origins).map_err(Failure::all)?;
     if args.config.check_config {
+        let served = Layout::new(&loaded.value.domain).server_certificate();
+        expiry::check_served("domain", &served, materials.now)?;
         return exit::print("configuration is valid\n");
     }
     identity::tls::install_provider();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.map_err(|error| Failure::new(Code::Internal, error))?.block_on(audit(&loaded.value))
+    runtime.map_err(|error| Failure::new(Code::Internal, error))?.block_on(async {
+        expiry::watch(materials);
+        audit(&loaded.value).await
+    })
 }
 
 async fn audit(config: &Config) -> Result<(), Failure> {

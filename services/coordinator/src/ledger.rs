@@ -247,7 +247,7 @@ impl Ledger {
         match self.bus.request_raw(subject, headers, payload.clone(), ACK_WAIT).await {
             Ok(answer) => published(&answer, self.chain.stream),
             Err(error @ BusError::Denied { .. }) => Published::Refused(error.to_string()),
-            Err(error) => Published::NotNow(error.to_string()),
+            Err(error) => Published::NotNow(self.bus.explain_silence(error, LEDGER_STREAM).await.to_string()),
         }
     }
 

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use diloco_coordinator::{Config, Service};
+use identity::Layout;
 use runtime::ready::ReadyFile;
-use runtime::{ConfigArgs, Failure, Loaded, LogArgs, clock, config, exit, log, memory, shutdown, validate};
+use runtime::{ConfigArgs, Failure, Loaded, LogArgs, clock, config, exit, expiry, log, memory, shutdown, validate};
 use schemas::Code;
 use schemas::member::Posture;
 
@@ -45,12 +46,17 @@ fn start(args: &Args) -> Result<(), Failure> {
     }
     let materials = loaded.value.materials(clock::now());
     let posture = validate(&loaded.value.auth, &materials, &loaded.origins).map_err(Failure::all)?;
+    let served = Layout::new(&loaded.value.domain).server_certificate();
     if args.config.check_config {
+        expiry::check_served("domain", &served, materials.now)?;
         return exit::print("configuration is valid\n");
     }
     identity::tls::install_provider();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| invalid(&error))?;
-    runtime.block_on(lead(args, &loaded.value, posture))
+    runtime.block_on(async {
+        expiry::watch(materials);
+        lead(args, &loaded.value, posture).await
+    })
 }
 
 async fn lead(args: &Args, config: &Config, posture: Posture) -> Result<(), Failure> {

@@ -90,7 +90,7 @@ pub(crate) async fn offer(bus: Bus, run: RunId, unit: UnitId) {
                 Ok(Some(error)) => error.description,
                 Err(error) => error.to_string(),
             },
-            Err(error) => error.to_string(),
+            Err(error) => bus.explain_silence(error, WORK_STREAM).await.to_string(),
         };
         tracing::warn!(subject, reason, "offer not published; trying again");
         sleep(PAUSE).await;

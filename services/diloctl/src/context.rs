@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::Global;
 use crate::output::Printer;
+use crate::stack::health::Trouble;
 
 /// Where broker and store are; `up` writes it, every command reads it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,7 +108,7 @@ impl Context {
     pub(crate) async fn operator(&self) -> Result<Operator, Failure> {
         let bus = self.bus(Role::Operator).await?;
         let public = bus.public().cloned().expect("connected with credentials");
-        Ok(Operator { bus, public, timeout: self.timeout })
+        Ok(Operator { bus, public, timeout: self.timeout, folder: self.folder.clone() })
     }
 }
 
@@ -117,13 +118,20 @@ pub(crate) struct Operator {
     pub(crate) bus: Bus,
     public: PublicKey,
     timeout: Duration,
+    /// The domain's folder: a broker that runs from it may say why nobody answers.
+    folder: PathBuf,
 }
 
 impl Operator {
     /// One request.
     pub(crate) async fn ask<Q: Message, A: Message>(&self, verb: ControlVerb, question: &Q) -> Result<A, Failure> {
         let subject = control_subject(&self.public, verb);
-        self.bus.request(&subject, question, self.timeout).await.map_err(|error| error.into_refusal().into())
+        self.bus.request(&subject, question, self.timeout).await.map_err(|error| {
+            // Whoever waits for the ledger answers nobody.
+            let trouble = Some(&error).filter(|error| error.code() == Code::NoAnswer);
+            let trouble = trouble.and_then(|_| Trouble::of_broker(&self.folder));
+            trouble.map_or_else(|| error.into_refusal().into(), |trouble| trouble.failure())
+        })
     }
 
     /// One look.

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use runtime::Failure;
 use schemas::Code;
+use schemas::text::ShownJson;
 use serde_json::json;
 
 use crate::output::Format;
@@ -34,6 +35,9 @@ pub(crate) const fn status(code: Code) -> u8 {
         | Code::ObjectForbidden
         | Code::CredentialMissing
         | Code::CredentialExpired
+        | Code::CertificateExpired
+        | Code::CertificateUntrusted
+        | Code::ServerCertificateExpired
         | Code::RoleMismatch => 6,
         Code::NoAnswer => 7,
         Code::LedgerBroken | Code::LedgerLost | Code::ReplayDiverged | Code::SignatureInvalid => 10,
@@ -49,14 +53,16 @@ pub(crate) fn report(format: Format, failure: &Failure) -> ExitCode {
     let code = refusal.code;
     let text = match format {
         Format::Table => runtime::exit::render(refusal),
-        Format::Json | Format::Jsonl => json!({
-            "v": 1,
-            "error": code.to_string(),
-            "title": code.title(),
-            "detail": refusal.detail,
-            "next": code.next_step(),
-        })
-        .to_string(),
+        Format::Json | Format::Jsonl => {
+            let error = json!({
+                "v": 1,
+                "error": code.to_string(),
+                "title": code.title(),
+                "detail": refusal.detail,
+                "next": code.next_step(),
+            });
+            ShownJson(&error.to_string()).to_string()
+        }
     };
     // The status tells a script the same where the terminal has gone.
     let _gone = writeln!(std::io::stderr().lock(), "{text}");

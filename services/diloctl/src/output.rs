@@ -3,8 +3,11 @@
 use std::io::{self, IsTerminal as _, Write};
 
 use clap::ValueEnum;
+use schemas::text::{ShownJson, ShownLines, ShownText};
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
+
+use crate::table::Growing;
 
 /// How data is printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -25,6 +28,9 @@ const JSON_VERSION: u8 = 1;
 pub(crate) trait Row: Serialize {
     /// Column titles.
     const TITLES: &'static [&'static str];
+    /// Characters that a column is likely to need, for a table that grows: its rows are not known when it begins. The last
+    /// column needs none, and so holds what may be long.
+    const WIDTHS: &'static [usize] = &[];
 
     /// One cell per title.
     fn cells(&self) -> Vec<String>;
@@ -52,13 +58,21 @@ impl Printer {
         self.format == Format::Table && io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none()
     }
 
+    /// Characters of a line on the terminal where progress is shown; none when it does not say.
+    pub(crate) fn width(self) -> Option<usize> {
+        let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+        // SAFETY: the call writes one `winsize`, for which `size` is room.
+        let asked = unsafe { libc::ioctl(libc::STDERR_FILENO, libc::TIOCGWINSZ, &raw mut size) };
+        (asked == 0 && size.ws_col > 0).then(|| usize::from(size.ws_col))
+    }
+
     /// A list.
     pub(crate) fn rows<T: Row>(self, rows: &[T]) {
         match self.format {
             Format::Table if rows.is_empty() => self.talk("nothing to show"),
             Format::Table => line(&crate::table::render(T::TITLES, rows.iter().map(Row::cells))),
-            Format::Json => line(&json!({ "v": JSON_VERSION, "items": rows }).to_string()),
-            Format::Jsonl => rows.iter().for_each(|row| line(&versioned(row))),
+            Format::Json => json_line(&Items { items: rows, v: JSON_VERSION }),
+            Format::Jsonl => rows.iter().for_each(|row| json_line(&versioned(row))),
         }
     }
 
@@ -66,39 +80,55 @@ impl Printer {
     pub(crate) fn record<T: Record>(self, record: &T) {
         match self.format {
             Format::Table => line(&crate::table::lines(&record.lines())),
-            Format::Json | Format::Jsonl => line(&versioned(record)),
+            Format::Json | Format::Jsonl => json_line(&versioned(record)),
         }
     }
 
-    /// One more row of a list that grows; the first call prints the titles in table form.
-    pub(crate) fn follow<T: Row>(self, row: &T, first: bool) {
+    /// One more row of a list that grows; the first one of a table comes with the titles.
+    pub(crate) fn follow<T: Row>(self, table: &mut Growing, row: &T) {
         match self.format {
-            Format::Table => line(&crate::table::follow(T::TITLES, &row.cells(), first)),
-            Format::Json | Format::Jsonl => line(&versioned(row)),
+            Format::Table => line(&table.row(T::TITLES, T::WIDTHS, &row.cells())),
+            Format::Json | Format::Jsonl => json_line(&versioned(row)),
         }
     }
 
-    /// Text that is itself the data, such as a completion script; JSON wraps it.
+    /// Text that is itself the data, such as a completion script or what a model wrote; JSON wraps it.
     pub(crate) fn text(self, text: &str) {
         match self.format {
-            Format::Table => line(text.trim_end_matches('\n')),
-            Format::Json | Format::Jsonl => line(&json!({ "v": JSON_VERSION, "text": text }).to_string()),
+            Format::Table => line(&ShownText(text.trim_end_matches('\n')).to_string()),
+            Format::Json | Format::Jsonl => json_line(&json!({ "v": JSON_VERSION, "text": text })),
         }
     }
 
     /// Talk: progress and advice, on stderr.
     pub(crate) fn talk(self, text: &str) {
         // A terminal that has gone is no reason to stop half way: `down` has more to do than to tell of it.
-        let _gone = writeln!(io::stderr().lock(), "{text}");
+        let _gone = writeln!(io::stderr().lock(), "{}", ShownLines(text));
     }
 }
 
-fn versioned<T: Serialize>(value: &T) -> String {
-    let mut value = serde_json::to_value(value).expect("views serialise: no map with other keys than text");
-    if let Value::Object(fields) = &mut value {
-        fields.insert("v".to_owned(), json!(JSON_VERSION));
-    }
-    value.to_string()
+/// A value with the version beside its own fields.
+#[derive(Serialize)]
+struct Versioned<'a, T> {
+    #[serde(flatten)]
+    value: &'a T,
+    v: u8,
+}
+
+#[derive(Serialize)]
+struct Items<'a, T> {
+    items: &'a [T],
+    v: u8,
+}
+
+const fn versioned<T: Serialize>(value: &T) -> Versioned<'_, T> {
+    Versioned { value, v: JSON_VERSION }
+}
+
+/// Data for machines may be read on a terminal as well, so what a terminal obeys is written as an escape of JSON.
+fn json_line<T: Serialize>(value: &T) {
+    let text = serde_json::to_string(value).expect("views serialise: no map with other keys than text");
+    line(&ShownJson(&text).to_string());
 }
 
 fn line(text: &str) {
@@ -114,10 +144,12 @@ mod tests {
     #[derive(Serialize)]
     struct Thing {
         name: &'static str,
+        rate: f32,
     }
 
     #[test]
     fn json_carries_its_version() {
-        assert_eq!(versioned(&Thing { name: "x" }), r#"{"name":"x","v":1}"#);
+        let text = serde_json::to_string(&versioned(&Thing { name: "x", rate: 0.7 })).expect("it serialises");
+        assert_eq!(text, r#"{"name":"x","rate":0.7,"v":1}"#);
     }
 }

@@ -1,6 +1,7 @@
 //! Tables for people: columns by content, no frames, so that they can be cut and sorted by other tools.
 
 use comfy_table::{ContentArrangement, Table, presets};
+use schemas::text::{Shown, Time};
 
 /// A whole table with titles.
 pub(crate) fn render(titles: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
@@ -8,7 +9,7 @@ pub(crate) fn render(titles: &[&str], rows: impl Iterator<Item = Vec<String>>) -
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(titles.iter().map(|title| title.to_uppercase()));
     rows.for_each(|cells| {
-        table.add_row(cells);
+        table.add_row(cells.iter().map(|cell| Shown(cell).to_string()));
     });
     trimmed(&table.to_string())
 }
@@ -16,22 +17,37 @@ pub(crate) fn render(titles: &[&str], rows: impl Iterator<Item = Vec<String>>) -
 /// Names and values, one a line.
 pub(crate) fn lines(lines: &[(&str, String)]) -> String {
     let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    lines.iter().map(|(name, value)| format!("{name:width$}  {value}")).collect::<Vec<_>>().join("\n")
+    lines.iter().map(|(name, value)| format!("{name:width$}  {}", Shown(value))).collect::<Vec<_>>().join("\n")
 }
 
-/// Width of a column in a table that grows: its rows are not known in advance.
-const FOLLOW_WIDTH: usize = 12;
+/// A table whose rows come one by one. Its columns start with the width that is usual for them, and grow with what comes.
+#[derive(Debug, Default)]
+pub(crate) struct Growing(Vec<usize>);
 
-/// One line of a table that grows.
-pub(crate) fn follow(titles: &[&str], cells: &[String], first: bool) -> String {
-    let pad = |cell: &str, title: &str| format!("{cell:<width$}", width = title.len().max(FOLLOW_WIDTH));
-    let join = |cells: Vec<String>| cells.join("  ").trim_end().to_owned();
-    let row = join(cells.iter().zip(titles).map(|(cell, title)| pad(cell, title)).collect());
-    if !first {
-        return row;
+impl Growing {
+    /// The next line; the first with the titles above it.
+    pub(crate) fn row(&mut self, titles: &[&str], usual: &[usize], cells: &[String]) -> String {
+        let cells: Vec<String> = cells.iter().map(|cell| Shown(cell).to_string()).collect();
+        let first = self.0.is_empty();
+        if first {
+            let usual = usual.iter().copied().chain(std::iter::repeat(0));
+            self.0 = titles.iter().zip(usual).map(|(title, usual)| title.len().max(usual)).collect();
+        }
+        for (width, cell) in self.0.iter_mut().zip(&cells) {
+            *width = (*width).max(cell.chars().count());
+        }
+        let row = self.padded(&cells);
+        if !first {
+            return row;
+        }
+        let titles: Vec<String> = titles.iter().map(|title| title.to_uppercase()).collect();
+        format!("{}\n{row}", self.padded(&titles))
     }
-    let head = join(titles.iter().map(|title| pad(&title.to_uppercase(), title)).collect());
-    format!("{head}\n{row}")
+
+    fn padded(&self, cells: &[String]) -> String {
+        let padded = cells.iter().zip(&self.0).map(|(cell, width)| format!("{cell:<width$}"));
+        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    }
 }
 
 fn trimmed(text: &str) -> String {
@@ -74,8 +90,7 @@ pub(crate) fn span(millis: u64) -> String {
 
 /// RFC 3339, UTC, whole seconds.
 pub(crate) fn time(at: schemas::UnixMillis) -> String {
-    let millis = i64::try_from(at.get()).unwrap_or(i64::MAX);
-    jiff::Timestamp::from_millisecond(millis).map_or_else(|_| at.to_string(), |time| format!("{time:.0}"))
+    Time(at).to_string()
 }
 
 /// A value or a dash.
@@ -96,6 +111,35 @@ mod tests {
         assert_eq!(span(1500), "1.5s");
         assert_eq!(span(125_000), "2m05s");
         assert_eq!(time(schemas::UnixMillis(0)), "1970-01-01T00:00:00Z");
+    }
+
+    /// What a worker calls its device, as an attack: a screen that is cleared, a row that is forged.
+    const HOSTILE: &str = "cpu\u{1b}[2J\u{1b}[H\nUFORGED  yes  \u{202e}training\u{9b}1m";
+
+    #[test]
+    fn no_form_of_a_table_lets_a_cell_out_of_its_place() {
+        let cells = || vec!["UABC".to_owned(), HOSTILE.to_owned()];
+        let titles = ["worker", "device"];
+        let mut growing = Growing::default();
+        for text in [
+            render(&titles, [cells()].into_iter()),
+            lines(&[("worker", "UABC".to_owned()), ("device", HOSTILE.to_owned())]),
+            growing.row(&titles, &[], &cells()),
+        ] {
+            assert_eq!(text.lines().count(), 2, "{text}");
+            assert!(text.lines().all(schemas::text::is_plain), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn columns_of_a_table_that_grows_line_up() {
+        let mut table = Growing::default();
+        let cell = |text: &str| text.to_owned();
+        let first = table.row(&["a", "bb", "c"], &[4], &[cell("1"), cell("2"), cell("a long one")]);
+        let second = table.row(&["a", "bb", "c"], &[4], &[cell("12"), cell("3"), cell("x")]);
+        assert_eq!(format!("{first}\n{second}"), "A     BB  C\n1     2   a long one\n12    3   x");
+        let third = table.row(&["a", "bb", "c"], &[4], &[cell("123456"), cell("3"), cell("x")]);
+        assert_eq!(third, "123456  3   x");
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! Credentials files: a user token and the private key that it vouches for, in the text form that NATS tools use.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use schemas::text::Time;
 use schemas::{Code, PublicKey, UnixMillis};
 use zeroize::Zeroizing;
 
 use crate::claims::UserClaims;
-use crate::jwt::{Jwt, JwtError, verify_signature};
+use crate::jwt::{Jwt, JwtError, verify_signature, window};
 use crate::key::KeyError;
 use crate::purpose::ConnectionKey;
 use crate::secret::{FileError, Seed, read_secret, write_private};
@@ -20,6 +21,8 @@ pub struct Credentials {
     jwt: String,
     token: Jwt<UserClaims>,
     key: ConnectionKey,
+    /// Where they were read.
+    file: Option<PathBuf>,
 }
 
 /// Why credentials cannot be used.
@@ -42,6 +45,20 @@ pub enum CredentialsError {
     /// The token.
     #[error("token in credentials: {0}")]
     Token(#[from] JwtError),
+    /// The token's time is over, or has not begun.
+    #[error("the credential of {name} in {file} {}; it is {} now", window(*not_before, *expires, *now), Time(*now))]
+    Outside {
+        /// The file.
+        file: String,
+        /// The name that the token gives.
+        name: String,
+        /// Start.
+        not_before: Option<UnixMillis>,
+        /// End, exclusive.
+        expires: Option<UnixMillis>,
+        /// The clock.
+        now: UnixMillis,
+    },
     /// The key.
     #[error("key in credentials: {0}")]
     Key(#[from] KeyError),
@@ -62,6 +79,7 @@ impl CredentialsError {
             Self::File(error) => error.code(),
             Self::Malformed(_) | Self::Mismatch { .. } => Code::CredentialMalformed,
             Self::Half { .. } => Code::CredentialHalf,
+            Self::Outside { .. } => Code::CredentialExpired,
             Self::Token(error) => error.code(),
             Self::Key(error) => error.code(),
         }
@@ -85,7 +103,7 @@ impl Credentials {
         if token.subject != *key.public() {
             return Err(CredentialsError::Mismatch { token: token.subject, key: key.public().clone() });
         }
-        Ok(Self { jwt, token, key })
+        Ok(Self { jwt, token, key, file: None })
     }
 
     /// Reads the text of a credentials file. The token's window is checked apart, with [`Credentials::check`].
@@ -109,7 +127,7 @@ impl Credentials {
     /// # Errors
     /// As [`Credentials::parse`]; or others than its owner may read the file.
     pub fn read(path: &Path) -> Result<Self, CredentialsError> {
-        Self::parse(&read_secret(path)?)
+        Ok(Self { file: Some(path.to_owned()), ..Self::parse(&read_secret(path)?)? })
     }
 
     /// Checks that the token is valid now.
@@ -117,7 +135,12 @@ impl Credentials {
     /// # Errors
     /// It has expired or has not begun.
     pub fn check(&self, now: UnixMillis) -> Result<(), CredentialsError> {
-        Ok(self.token.check_window(now)?)
+        if self.token.check_window(now).is_ok() {
+            return Ok(());
+        }
+        let file = self.file.as_ref().map_or_else(|| "memory".to_owned(), |file| file.display().to_string());
+        let Jwt { name, not_before, expires, .. } = &self.token;
+        Err(CredentialsError::Outside { file, name: name.clone(), not_before: *not_before, expires: *expires, now })
     }
 
     /// Writes a credentials file for its owner alone.

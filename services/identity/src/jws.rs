@@ -3,6 +3,7 @@
 
 use data_encoding::BASE64URL_NOPAD;
 use schemas::limits::MESSAGE_BYTES_MAX;
+use schemas::text::Time;
 use schemas::{Code, Millis, UnixMillis};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -55,7 +56,7 @@ pub enum JwsError {
     #[error("claims of signed document: {0}")]
     Claims(serde_json::Error),
     /// Now is outside the window.
-    #[error("signed document is valid from {from} to {until}, the clock says {now} (Unix milliseconds)")]
+    #[error("signed document is valid from {} to {}, the clock says {}", Time(*from), Time(*until), Time(*now))]
     Window {
         /// Start.
         from: UnixMillis,

@@ -1,6 +1,7 @@
 //! Minting and checking of NATS tokens (JWTs signed with nkeys): operator, account, user, and the chain between them.
 
 use data_encoding::{BASE32_NOPAD, BASE64URL_NOPAD};
+use schemas::text::Time;
 use schemas::{Code, PublicKey, UnixMillis};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha512_256};
@@ -19,6 +20,15 @@ const ALGORITHM: &str = "ed25519-nkey";
 const TYPE: &str = "JWT";
 /// The version of the claims that servers since 2.2 read.
 const VERSION: u8 = 2;
+
+/// What a window says to a clock that is outside of it.
+pub(crate) fn window(not_before: Option<UnixMillis>, expires: Option<UnixMillis>, now: UnixMillis) -> String {
+    match (expires, not_before) {
+        (Some(end), _) if now >= end => format!("ended at {}", Time(end)),
+        (_, Some(begin)) => format!("is not valid before {}", Time(begin)),
+        (_, None) => "is valid".to_owned(),
+    }
+}
 
 /// Whom a token is about, and from when to when.
 #[derive(Clone, Copy, Debug)]
@@ -102,9 +112,7 @@ pub enum JwtError {
     #[error(transparent)]
     Key(#[from] KeyError),
     /// Its time is over or has not begun.
-    #[error(
-        "token of {subject} is not valid now ({now}): not before {not_before:?}, expires {expires:?} (Unix milliseconds)"
-    )]
+    #[error("token of {subject} {}; it is {} now", window(*not_before, *expires, *now), Time(*now))]
     Window {
         /// Whose token.
         subject: PublicKey,

@@ -3,6 +3,7 @@
 
 pub mod accounts;
 pub mod broker;
+pub mod certificate;
 pub mod claims;
 pub mod credentials;
 pub mod domain;
@@ -23,6 +24,7 @@ pub mod tls;
 pub mod trust;
 
 pub use broker::BrokerFiles;
+pub use certificate::CertificateRefused;
 pub use credentials::Credentials;
 pub use domain::{Domain, InitOptions, Issued};
 pub use key::{KeyKind, SigningKey};

@@ -7,14 +7,20 @@ use std::sync::Arc;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, ServerConfig, SignatureScheme,
+};
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use schemas::text::Time;
 use schemas::{Code, UnixMillis};
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
+use crate::certificate::{CertificateRefused, Facts, Outside, Why};
 use crate::secret::{FileError, read_anchor, read_secret};
 
 /// Life of the authority.
@@ -66,6 +72,18 @@ pub enum TlsError {
     /// Not a name under which a server can be reached.
     #[error("{0:?} is neither a host name nor an address")]
     Name(String),
+    /// A certificate whose time is over, or has not begun.
+    #[error("{} holds a certificate of {names} that {outside}; it is {} now", path.display(), Time(*now))]
+    Outside {
+        /// Which file.
+        path: PathBuf,
+        /// Whom it is for.
+        names: String,
+        /// Which of the two.
+        outside: Outside,
+        /// The clock.
+        now: UnixMillis,
+    },
     /// A name that the generator refuses, or a broken key of the authority.
     #[error("cannot make a certificate: {0}")]
     Making(#[from] rcgen::Error),
@@ -80,6 +98,9 @@ pub enum AuthorityError {
     /// A certificate that rustls does not take.
     #[error(transparent)]
     Unusable(#[from] rustls::Error),
+    /// No authority that rustls can build on.
+    #[error(transparent)]
+    Builder(#[from] rustls::client::VerifierBuilderError),
 }
 
 impl TlsError {
@@ -88,6 +109,7 @@ impl TlsError {
         match self {
             Self::File(error) => error.code(),
             Self::Name(_) => Code::ConfigInvalid,
+            Self::Outside { .. } => Code::CertificateExpired,
             Self::Missing { .. } | Self::Unusable { .. } | Self::Making(_) => Code::CertificateInvalid,
         }
     }
@@ -113,8 +135,9 @@ pub fn check_server_name(name: &str) -> Result<(), TlsError> {
     }
 }
 
-/// A client's configuration that trusts the authorities in this PEM text alone. The bulk plane speaks HTTP/1.1 only: uploads
-/// over HTTP/2 are several times slower.
+/// A client's configuration that trusts the authorities in this PEM text alone, and says in words why a server's certificate
+/// is not taken: see [`CertificateRefused::of`]. The bulk plane speaks HTTP/1.1 only: uploads over HTTP/2 are several times
+/// slower.
 ///
 /// # Errors
 /// The text holds no usable certificate.
@@ -123,8 +146,11 @@ pub fn client_config(authorities: &[u8]) -> Result<ClientConfig, AuthorityError>
     for certificate in certificates(authorities).ok_or(AuthorityError::Missing)? {
         roots.add(certificate)?;
     }
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build()?;
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
-    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    // What is called dangerous is a verifier of one's own; this one decides nothing, it adds words to a refusal.
+    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(Explaining(verifier)));
+    let mut config = builder.with_no_client_auth();
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(config)
 }
@@ -138,7 +164,100 @@ pub fn check_authority(ca: &Path) -> Result<(), TlsError> {
     made.map(drop).map_err(|error| match error {
         AuthorityError::Missing => TlsError::Missing { path: ca.to_owned(), what: "certificate" },
         AuthorityError::Unusable(source) => TlsError::Unusable { path: ca.to_owned(), source },
+        AuthorityError::Builder(error) => {
+            TlsError::Unusable { path: ca.to_owned(), source: rustls::Error::General(error.to_string()) }
+        }
     })
+}
+
+/// Checks that now lies in the time of every certificate in a file.
+///
+/// # Errors
+/// It does not; or the file cannot be used.
+pub fn check_lifetime(path: &Path, now: UnixMillis) -> Result<(), TlsError> {
+    let outside = lifetimes(path)?.into_iter().find_map(|facts| Some((facts.outside(now)?, facts.shown_names())));
+    outside.map_or(Ok(()), |(outside, names)| Err(TlsError::Outside { path: path.to_owned(), names, outside, now }))
+}
+
+/// What the certificates in a file say of themselves.
+///
+/// # Errors
+/// The file cannot be used, or holds something else.
+pub fn lifetimes(path: &Path) -> Result<Vec<Facts>, TlsError> {
+    let missing = || TlsError::Missing { path: path.to_owned(), what: "certificate" };
+    let found = certificates(read_anchor(path)?.as_bytes()).ok_or_else(missing)?;
+    found.iter().map(|certificate| Facts::of(certificate).ok_or_else(missing)).collect()
+}
+
+/// The usual verifier. What it refuses, it refuses with words for people.
+#[derive(Debug)]
+struct Explaining(Arc<WebPkiServerVerifier>);
+
+impl ServerCertVerifier for Explaining {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verified = self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        verified.map_err(|error| match error {
+            rustls::Error::InvalidCertificate(error) => {
+                let refused = explain(&error, end_entity, server_name, UnixMillis(now.as_secs().saturating_mul(1000)));
+                rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refused))))
+            }
+            other => other,
+        })
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
+fn explain(
+    error: &CertificateError,
+    certificate: &CertificateDer<'_>,
+    server_name: &ServerName<'_>,
+    now: UnixMillis,
+) -> CertificateRefused {
+    let facts = Facts::of(certificate);
+    let names = facts.as_ref().map_or_else(|| "nobody that can be read".to_owned(), Facts::shown_names);
+    let why = match (error, facts.and_then(|facts| facts.outside(now))) {
+        (
+            CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. },
+            Some(outside),
+        ) => Why::Outside(outside, now),
+        (CertificateError::UnknownIssuer | CertificateError::BadSignature, _) => Why::Stranger,
+        (CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }, _) => {
+            Why::OtherName(server_name.to_str().into_owned())
+        }
+        (error, _) => Why::Other(error.to_string()),
+    };
+    CertificateRefused { names, why }
 }
 
 /// A server's configuration: TLS 1.3 only, HTTP/1.1 only.

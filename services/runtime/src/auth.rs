@@ -6,6 +6,7 @@ use schemas::{Code, Refusal};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Origins;
+use crate::expiry;
 use crate::materials::{Material, Materials, Reach, parse};
 use crate::switches::{self, EXCEPTIONS, UMBRELLA};
 
@@ -98,6 +99,7 @@ pub fn validate(config: &AuthConfig, materials: &Materials, origins: &Origins) -
         let code = Code::LayerOpen;
         tracing::warn!(%code, layer = layer.name(), reason, "layer is open: {}", switches::open_to(*layer));
     }
+    expiry::warn(materials, materials.now);
     Ok(posture)
 }
 

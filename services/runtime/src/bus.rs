@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::{
-    Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, RequestErrorKind, ServerError, Subscriber,
+    Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, HeaderMap, RequestErrorKind, ServerError, Subscriber,
 };
 use bytes::Bytes;
 use futures::StreamExt as _;
 use identity::source::connect_options;
-use identity::{BusTls, CredentialSource};
+use identity::{BusTls, CertificateRefused, CredentialSource};
 use schemas::answer::{self, Answer};
 use schemas::{Code, DecodeError, Message, PublicKey, Refusal, UnixMillis};
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 pub use crate::denial::Direction;
 use crate::denial::{Denials, Denied};
+use crate::probe::{self, Vigil};
 
 /// Longest wait for the server to show that a subscription stands.
 const ROUND_TRIP_MAX: Duration = Duration::from_secs(5);
@@ -67,6 +68,14 @@ pub enum BusError {
         /// What was seen.
         reason: String,
     },
+    /// The certificate that the server shows is not taken.
+    #[error("{url}: {refused}")]
+    Certificate {
+        /// Where.
+        url: String,
+        /// What is wrong with it.
+        refused: CertificateRefused,
+    },
     /// The server does not take the credential.
     #[error("{url}: {reason}")]
     Credential {
@@ -99,6 +108,9 @@ pub enum BusError {
         /// How long was waited.
         after: Duration,
     },
+    /// The server answers, and does not acknowledge what is to be stored.
+    #[error("{0}")]
+    NotStored(String),
     /// The connection was lost while the answer was waited for. Whether the question arrived is not known.
     #[error("the connection was lost while {subject} was asked")]
     Lost {
@@ -137,6 +149,8 @@ impl BusError {
     pub fn code(&self) -> Code {
         match self {
             Self::Unreachable { .. } => Code::BusUnreachable,
+            Self::Certificate { refused, .. } => refused.code(),
+            Self::NotStored(_) => Code::StreamNotStored,
             Self::Credential { code, .. } => *code,
             Self::Denied { .. } => Code::BusDenied,
             Self::NoResponders { .. } | Self::TimedOut { .. } | Self::Lost { .. } | Self::Foreign { .. } => {
@@ -206,21 +220,16 @@ impl Bus {
             };
         let denials = Denials::default();
         let lost = watch::Sender::new(0);
-        let (heard, losses) = (denials.clone(), lost.clone());
+        let (heard, losses, vigil) = (denials.clone(), lost.clone(), Vigil::over(config));
         let options = options.name(name).event_callback(move |event| {
-            on_event(&event, &heard, &losses);
+            on_event(&event, &heard, &losses, &vigil);
             std::future::ready(())
         });
         let addresses: Vec<&str> = config.addresses().collect();
-        let client = options.connect(addresses).await.map_err(|error| {
-            let reason = causes(&error);
-            match error.kind() {
-                ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
-                    BusError::Credential { url: url.clone(), reason, code: Code::BusRefused }
-                }
-                _ => BusError::Unreachable { url: url.clone(), reason },
-            }
-        })?;
+        let client = match options.connect(addresses).await {
+            Ok(client) => client,
+            Err(error) => return Err(why_not(config, &error).await),
+        };
         Ok(Self { client, denials, lost, public, url })
     }
 
@@ -283,6 +292,24 @@ impl Bus {
     ) -> Result<Bytes, BusError> {
         let request = async_nats::Request::new().headers(headers).payload(payload).timeout(Some(wait));
         self.send(subject, request, wait).await
+    }
+
+    /// What the silence after something that `stream` was to store means. A server whose store has failed, most often since its
+    /// disk was full, goes on answering everything else, and says what is wrong to its log alone.
+    pub async fn explain_silence(&self, error: BusError, stream: &str) -> BusError {
+        let BusError::TimedOut { subject, .. } = &error else { return error };
+        let request = async_nats::Request::new().timeout(Some(ROUND_TRIP_MAX));
+        let answer = self.send(&format!("$JS.API.STREAM.INFO.{stream}"), request, ROUND_TRIP_MAX).await;
+        let said = match answer.as_deref().map(serde_json::from_slice::<StreamInfo>) {
+            Ok(Ok(StreamInfo { error: Some(said) })) => format!("JetStream says: {}", said.description),
+            Ok(Ok(StreamInfo { error: None })) => "its store has failed, most often since its disk was full; its log \
+                says why, and it takes nothing more until it is restarted"
+                .to_owned(),
+            _ => return error,
+        };
+        BusError::NotStored(format!(
+            "the server answers, but does not acknowledge what is written to {subject}: {said}"
+        ))
     }
 
     /// Sends a request and waits for its answer, a denial, the loss of the connection, or the end of `wait`.
@@ -386,14 +413,48 @@ impl Subscription {
     }
 }
 
-fn on_event(event: &Event, denials: &Denials, lost: &watch::Sender<u64>) {
+/// As much of what is known of a stream as is read.
+#[derive(Deserialize)]
+struct StreamInfo {
+    error: Option<JetStreamError>,
+}
+
+#[derive(Deserialize)]
+struct JetStreamError {
+    #[serde(default)]
+    description: String,
+}
+
+/// Why there is no connection.
+async fn why_not(config: &BusConfig, error: &ConnectError) -> BusError {
+    let (url, reason) = (config.url.clone(), causes(error));
+    match error.kind() {
+        ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
+            BusError::Credential { url, reason, code: Code::BusRefused }
+        }
+        ConnectErrorKind::Tls | ConnectErrorKind::Io => match probe::certificate(config).await {
+            Some((url, refused)) => BusError::Certificate { url, refused },
+            None => BusError::Unreachable { url, reason },
+        },
+        _ => BusError::Unreachable { url, reason },
+    }
+}
+
+fn on_event(event: &Event, denials: &Denials, lost: &watch::Sender<u64>, vigil: &Vigil) {
     match event {
-        Event::Connected => tracing::info!(cause = "bus", "connected to the bus"),
+        Event::Connected => {
+            tracing::info!(cause = "bus", "connected to the bus");
+            vigil.end();
+        }
         Event::Disconnected => {
             tracing::warn!("connection to the bus lost; trying again");
             lost.send_modify(|count| *count += 1);
+            vigil.begin();
         }
-        Event::Closed => tracing::info!("connection to the bus closed"),
+        Event::Closed => {
+            tracing::info!("connection to the bus closed");
+            vigil.end();
+        }
         Event::LameDuckMode | Event::Draining => tracing::info!("bus: {event}"),
         Event::SlowConsumer(_) => tracing::warn!("bus: {event}; messages were dropped"),
         Event::ServerError(ServerError::Other(text)) => {

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::io::Write as _;
 use std::process::ExitCode;
 
+use schemas::text::ShownLines;
 use schemas::{Code, Refusal};
 
 /// Exit status of a service with bad usage, configuration or credentials (EX_USAGE), before anything is connected or bound;
@@ -66,6 +67,8 @@ pub const fn exit_status(code: Code) -> u8 {
     match code {
         Code::BusUnreachable | Code::StoreUnreachable | Code::NoAnswer => EXIT_UNREACHABLE,
         Code::BusRefused | Code::BusDenied | Code::ObjectForbidden => EXIT_DENIED,
+        // Whoever starts this process again may find the server with another certificate.
+        Code::ServerCertificateExpired | Code::CertificateUntrusted => EXIT_DENIED,
         Code::LedgerFenced | Code::StoreBusy | Code::AuditFolderBusy | Code::PortTaken | Code::Replaced => {
             EXIT_CONFLICT
         }
@@ -112,7 +115,7 @@ pub fn print(text: &str) -> Result<(), Failure> {
 /// `error DL0102 credential missing: …` and the next step on a line of its own.
 pub fn render(refusal: &Refusal) -> String {
     let Refusal { code, detail, .. } = refusal;
-    format!("error {code} {}: {detail}\n  next: {}", code.title(), code.next_step())
+    format!("error {code} {}: {}\n  next: {}", code.title(), ShownLines(detail), code.next_step())
 }
 
 #[cfg(test)]
@@ -123,6 +126,13 @@ mod tests {
     fn a_coded_error_names_its_next_step() {
         let text = render(&Refusal::new(Code::CredentialMissing, "bus.credentials is not set"));
         assert!(text.starts_with("error DL0102 credential missing: bus.credentials is not set\n  next: "), "{text}");
+    }
+
+    /// A detail may come from a peer, and may say anything.
+    #[test]
+    fn what_others_wrote_cannot_pass_for_a_line_of_ours() {
+        let text = render(&Refusal::new(Code::RunUnknown, "x\u{1b}[2J\nerror DL0000 all is well"));
+        assert!(text.contains("x\\u{1b}[2J\n  | error DL0000"), "{text}");
     }
 
     #[test]

@@ -5,7 +5,11 @@ use std::io::IsTerminal as _;
 use std::sync::OnceLock;
 
 use clap::{Args, ValueEnum};
+use schemas::text::Shown;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
@@ -60,7 +64,7 @@ pub fn init(args: &LogArgs) -> Result<(), LogError> {
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let started = match args.log_format {
-        LogFormat::Human => log.with(lines.with_ansi(colours)).try_init(),
+        LogFormat::Human => log.with(lines.with_ansi(colours).fmt_fields(fields())).try_init(),
         LogFormat::Json => log.with(lines.json().flatten_event(true)).try_init(),
     };
     // An error says that logging was started already, in a test for instance.
@@ -75,6 +79,19 @@ pub fn init(args: &LogArgs) -> Result<(), LogError> {
     Ok(())
 }
 
+/// Fields on one line each, whatever is in them: texts of strangers stand in reasons and errors, and must neither begin a
+/// line of their own nor reach the terminal.
+fn fields() -> impl for<'writer> FormatFields<'writer> + 'static {
+    debug_fn(|writer, field, value| {
+        let value = format!("{value:?}");
+        match field.name() {
+            "message" => write!(writer, "{}", Shown(&value)),
+            name => write!(writer, "{name}={}", Shown(&value)),
+        }
+    })
+    .delimited(" ")
+}
+
 /// Logs how many lines were held back and not told yet: to be called when the process is about to end.
 pub fn flush() {
     if let Some(held) = HELD.get() {
@@ -84,7 +101,43 @@ pub fn flush() {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{self, Write};
+    use std::sync::{Arc, Mutex};
+
     use super::*;
+
+    /// A log in memory.
+    #[derive(Clone, Default)]
+    struct Paper(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Paper {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("no writer panics").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_text_of_others_stays_on_its_line() {
+        let paper = Paper::default();
+        let to = paper.clone();
+        let lines = tracing_subscriber::fmt::layer().with_ansi(false).fmt_fields(fields());
+        let log = tracing_subscriber::registry().with(lines.with_writer(move || to.clone()));
+        let hostile = "a\u{1b}[2J\n2026-01-01T00:00:00Z ERROR forged\u{9b}1m\u{202e}";
+        tracing::subscriber::with_default(log, || {
+            let span = tracing::info_span!("span", of = %hostile);
+            let _entered = span.enter();
+            tracing::warn!(detail = %hostile, text = hostile, number = 3, "said {hostile}");
+        });
+        let written = String::from_utf8(paper.0.lock().expect("no writer panics").clone()).expect("text");
+        assert_eq!(written.lines().count(), 1, "{written}");
+        assert!(schemas::text::is_plain(written.trim_end_matches('\n')), "{written:?}");
+        assert!(written.contains("number=3") && written.contains(" said a\\u{1b}[2J\\u{a}2026"), "{written}");
+    }
 
     #[test]
     fn a_filter_that_does_not_parse_is_refused() {

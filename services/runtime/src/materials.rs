@@ -9,6 +9,8 @@ use schemas::member::Layer;
 use schemas::{Code, Refusal, UnixMillis};
 use url::Url;
 
+use crate::expiry::{self, Ending};
+
 /// Access keys and secrets that stand in everybody's examples.
 const SAMPLES: [&str; 12] = [
     "changeme",
@@ -63,6 +65,16 @@ pub enum Material {
 pub(crate) enum Reach {
     Loopback,
     Network,
+}
+
+impl Materials {
+    /// What of all of it ends, and when; what cannot be read is told about elsewhere, and what is named twice once.
+    pub fn endings(&self) -> Vec<Ending> {
+        let mut endings: Vec<Ending> = self.items.iter().flat_map(Material::endings).collect();
+        endings.sort_by(|a, b| (a.at, &a.what).cmp(&(b.at, &b.what)));
+        endings.dedup();
+        endings
+    }
 }
 
 impl Material {
@@ -141,7 +153,9 @@ impl Material {
             Self::Credentials { path, .. } => Credentials::read(path)
                 .and_then(|credentials| credentials.check(now))
                 .map_err(|error| refused(error.code(), &error)),
-            Self::Authority { path, .. } => tls::check_authority(path).map_err(|error| refused(error.code(), &error)),
+            Self::Authority { path, .. } => tls::check_authority(path)
+                .and_then(|()| tls::check_lifetime(path, now))
+                .map_err(|error| refused(error.code(), &error)),
             Self::Trust { path, .. } => {
                 TrustBundle::read(path).map(|_| ()).map_err(|error| refused(error.code(), &error))
             }
@@ -161,8 +175,26 @@ impl Material {
                         return Err(Refusal::new(Code::CredentialHalf, text));
                     }
                 }
-                tls::server_config(certificate, private_key).map(|_| ()).map_err(|error| refused(error.code(), &error))
+                tls::server_config(certificate, private_key)
+                    .and_then(|_| tls::check_lifetime(certificate, now))
+                    .map_err(|error| refused(error.code(), &error))
             }
+        }
+    }
+
+    /// What of it ends, and when.
+    fn endings(&self) -> Vec<Ending> {
+        match self {
+            Self::Authority { path, .. } | Self::Certificate { certificate: path, .. } => expiry::certificates(path),
+            Self::Credentials { path, .. } => {
+                let token = Credentials::read(path).ok().map(|credentials| credentials.token().clone());
+                let ending = token.and_then(|token| {
+                    let what = format!("the credential of {} in {}", token.name, path.display());
+                    Some(Ending { what, at: token.expires? })
+                });
+                ending.into_iter().collect()
+            }
+            _ => Vec::new(),
         }
     }
 

@@ -56,7 +56,8 @@ pub enum Durability {
 pub struct StoreLimits {
     /// Connections served at a time; others wait in the kernel's queue.
     pub connections_max: usize,
-    /// The share of them that one peer may hold, in percent; more are closed as they come.
+    /// The share of them that one peer may hold when it is alone, in percent; more are closed as they come. Where others
+    /// hold some, its share is of what they leave.
     pub connections_peer_percent: u8,
     /// Longest silence of a peer in the middle of a request, and longest wait for the next one.
     pub idle: Duration,
@@ -87,12 +88,5 @@ impl Default for StoreLimits {
             sweep_every: Duration::from_secs(600),
             drain: Duration::from_secs(10),
         }
-    }
-}
-
-impl StoreLimits {
-    /// Connections of one peer at a time.
-    pub(crate) fn peer_connections_max(&self) -> usize {
-        (self.connections_max.saturating_mul(self.connections_peer_percent.into()) / 100).max(1)
     }
 }

@@ -9,7 +9,7 @@ use diloco_store::Store;
 use diloco_store::settings::Settings;
 use runtime::exit::{EXIT_USAGE, report};
 use runtime::ready::ReadyFile;
-use runtime::{ConfigArgs, Failure, LogArgs, clock, config, log, memory, shutdown};
+use runtime::{ConfigArgs, Failure, LogArgs, clock, config, expiry, handles, log, memory, shutdown};
 use schemas::Code;
 
 /// An S3 store for one machine: two buckets, three access keys, every object verified before it can be seen.
@@ -75,6 +75,8 @@ async fn run(mut cli: Cli) -> Result<(), Failure> {
     if cli.config.check_config {
         return Ok(());
     }
+    expiry::watch(loaded.value.materials(clock::now()));
+    handles::raise().map_err(|error| Failure::new(Code::Internal, format!("the limit of open files: {error}")))?;
     let stop = shutdown::on_signals().map_err(|error| Failure::new(Code::Internal, error))?;
     let tls = store.tls.clone();
     let store = Store::bind(store).await.map_err(|error| Failure::new(error.code(), &error))?;

@@ -1,44 +1,84 @@
-//! Who holds the connections: one peer may hold a share of them, so that another finds a place.
+//! Who holds the connections. What one peer may hold is measured by what is still free, so that every newcomer finds a
+//! place however many are there; and where none is free, whoever has proved nothing yet goes first.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
-use tokio::task::Id;
+use tokio::task::{AbortHandle, Id};
 use tokio::time::Instant;
+
+use crate::rights::Admission;
 
 /// Longest time between two lines about peers that want more than their share.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// Open connections, by the task that serves each.
 pub(crate) struct Peers {
-    open: BTreeMap<Id, IpAddr>,
-    most: usize,
+    open: BTreeMap<Id, Held>,
+    /// Places in all.
+    places: usize,
+    /// What one peer may end with when it is alone, in percent of all.
+    percent: usize,
     warned: Option<Instant>,
 }
 
+/// One open connection.
+struct Held {
+    site: IpAddr,
+    /// Whether a request of it was signed and allowed.
+    admission: Admission,
+    /// Order of arrival.
+    arrival: Instant,
+    task: AbortHandle,
+}
+
 impl Peers {
-    /// Peers that may hold `most` connections each.
-    pub(crate) const fn new(most: usize) -> Self {
-        Self { open: BTreeMap::new(), most, warned: None }
+    /// `places` for all, of which one peer alone may hold `percent`.
+    pub(crate) fn new(places: usize, percent: u8) -> Self {
+        Self { open: BTreeMap::new(), places, percent: percent.into(), warned: None }
     }
 
-    /// Whether `peer` may have another connection.
+    /// Whether one more connection can be taken: a place is free, or can be made free.
+    pub(crate) fn can_take(&self) -> bool {
+        self.open.len() < self.places || self.open.values().any(|held| !held.admission.is_given())
+    }
+
+    /// Whether `peer` may have another connection. At 50 percent one peer alone comes to half of all places, a second to
+    /// half of what is left, and so on: what one may hold shrinks with what is free, and some are always free for the next.
     pub(crate) fn has_room(&mut self, peer: IpAddr) -> bool {
         let site = site(peer);
-        if self.open.values().filter(|open| **open == site).count() < self.most {
+        let held = self.open.values().filter(|open| open.site == site).count();
+        let free = self.places.saturating_sub(self.open.len());
+        let (own, others) = (self.percent, 100_usize.saturating_sub(self.percent));
+        if held == 0 || held.saturating_mul(others) < free.saturating_mul(own) {
             return true;
         }
         if self.warned.is_none_or(|warned| warned.elapsed() >= WARN_EVERY) {
             self.warned = Some(Instant::now());
-            let connections = self.most;
-            tracing::warn!(%peer, connections, "a peer has its share (store_server.connections_peer_percent) and wants more");
+            let connections = held;
+            tracing::warn!(%peer, connections, free, "a peer has its share of the connections and wants more");
         }
         false
     }
 
-    pub(crate) fn opened(&mut self, task: Id, peer: IpAddr) {
-        self.open.insert(task, site(peer));
+    /// Ends the oldest connection of those that have proved nothing, where no place is free. The task's end is still to
+    /// be told with [`Peers::closed`], but its place counts as free from now on.
+    pub(crate) fn make_room(&mut self) {
+        if self.open.len() < self.places {
+            return;
+        }
+        let stranger = |(_, held): &(&Id, &Held)| !held.admission.is_given();
+        let oldest = self.open.iter().filter(stranger).min_by_key(|(_, held)| held.arrival).map(|(task, _)| *task);
+        if let Some(held) = oldest.and_then(|task| self.open.remove(&task)) {
+            tracing::debug!(peer = %held.site, "all connections are taken; one that has asked for nothing yet is closed");
+            held.task.abort();
+        }
+    }
+
+    pub(crate) fn opened(&mut self, task: AbortHandle, peer: IpAddr, admission: Admission) {
+        let held = Held { site: site(peer), admission, arrival: Instant::now(), task };
+        self.open.insert(held.task.id(), held);
     }
 
     pub(crate) fn closed(&mut self, task: Id) {
@@ -58,17 +98,63 @@ fn site(peer: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
+    fn task() -> AbortHandle {
+        tokio::spawn(std::future::pending::<()>()).abort_handle()
+    }
+
+    fn address(last: u8) -> IpAddr {
+        [10, 0, 0, last].into()
+    }
+
+    /// Opens connections from `peer` until it has its share; how many those are.
+    fn fill(peers: &mut Peers, peer: IpAddr) -> usize {
+        let mut opened = 0;
+        while peers.has_room(peer) {
+            peers.opened(task(), peer, Admission::default());
+            opened += 1;
+        }
+        opened
+    }
+
     #[tokio::test]
     async fn a_place_is_counted_until_it_is_given_back() {
-        let (one, other) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
-        let task = || tokio::spawn(async {}).id();
-        let mut peers = Peers::new(1);
+        let mut peers = Peers::new(2, 50);
         let first = task();
-        assert!(peers.has_room(one));
-        peers.opened(first, one);
-        assert!(!peers.has_room(one) && peers.has_room(other));
-        peers.closed(first);
-        assert!(peers.has_room(one));
+        assert!(peers.has_room(address(1)));
+        peers.opened(first.clone(), address(1), Admission::default());
+        assert!(!peers.has_room(address(1)) && peers.has_room(address(2)));
+        peers.closed(first.id());
+        assert!(peers.has_room(address(1)));
+    }
+
+    #[tokio::test]
+    async fn however_many_take_all_they_can_the_next_finds_a_place() {
+        let mut peers = Peers::new(64, 50);
+        let taken: Vec<usize> = (1..=7).map(|last| fill(&mut peers, address(last))).collect();
+        assert_eq!(taken[..3], [32, 16, 8]);
+        assert!(taken.iter().all(|taken| *taken > 0), "{taken:?}");
+        assert!(peers.has_room(address(100)), "after {taken:?}");
+        assert_eq!(fill(&mut Peers::new(64, 75), address(1)), 48, "where most come from one address");
+        assert_eq!(fill(&mut Peers::new(64, 100), address(1)), 64);
+    }
+
+    #[tokio::test]
+    async fn where_no_place_is_free_the_oldest_stranger_goes() {
+        let mut peers = Peers::new(3, 100);
+        let admitted = Admission::default();
+        admitted.give();
+        let (known, older, newer) = (task(), task(), task());
+        peers.opened(known.clone(), address(1), admitted.clone());
+        peers.opened(older.clone(), address(2), Admission::default());
+        peers.make_room();
+        assert_eq!(peers.open.len(), 2, "a place was free");
+        peers.opened(newer.clone(), address(3), Admission::default());
+        assert!(peers.can_take());
+        peers.make_room();
+        assert!(!peers.open.contains_key(&older.id()) && peers.open.contains_key(&known.id()));
+        peers.opened(task(), address(4), admitted);
+        peers.make_room();
+        assert!(!peers.open.contains_key(&newer.id()));
     }
 
     #[test]

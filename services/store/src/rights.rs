@@ -41,9 +41,13 @@ pub(crate) struct Rights {
     keys: StoreKeys,
 }
 
-/// Travels with a request: whether its signature and the rights of its key were found good.
-#[derive(Clone, Default)]
-pub(crate) struct Admission(Arc<AtomicBool>);
+/// Travels with a request: whether its signature and the rights of its key were found good. What a request is given, its
+/// connection has from then on.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Admission {
+    given: Arc<AtomicBool>,
+    connection: Option<Arc<AtomicBool>>,
+}
 
 enum Role {
     Admin,
@@ -52,8 +56,19 @@ enum Role {
 }
 
 impl Admission {
+    /// That of one more request on the connection that `known` stands for.
+    pub(crate) fn for_request_of(known: &Self) -> Self {
+        Self { given: Arc::default(), connection: Some(known.given.clone()) }
+    }
+
     pub(crate) fn is_given(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.given.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn give(&self) {
+        for given in [Some(&self.given), self.connection.as_ref()].into_iter().flatten() {
+            given.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -111,8 +126,8 @@ impl S3Access for Rights {
         if !allowed {
             return Err(s3_error!(AccessDenied, "not a right of this key"));
         }
-        if let Some(Admission(given)) = cx.extensions_mut().get() {
-            given.store(true, Ordering::Relaxed);
+        if let Some(admission) = cx.extensions_mut().get::<Admission>() {
+            admission.give();
         }
         Ok(())
     }

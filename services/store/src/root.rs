@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs::{self, File, TryLockError};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -32,6 +32,10 @@ pub(crate) struct Root {
     claimed: Claimed,
     /// Folders that were made and whose own entry may not be durable yet.
     fresh: Mutex<BTreeSet<PathBuf>>,
+    /// Whether the file system gives a file a second name.
+    links: bool,
+    /// Held while a name is looked at and then given, where the file system cannot do both at once.
+    naming: Mutex<()>,
     /// The writing threads: the lock is not given up while one runs.
     writers: TaskTracker,
     /// The lock lives as long as this handle.
@@ -43,6 +47,11 @@ pub(crate) struct Root {
 pub(crate) enum RootError {
     Busy,
     Io(io::Error),
+    /// The file system cannot do what a store needs.
+    Ground {
+        tried: &'static str,
+        source: io::Error,
+    },
 }
 
 /// Room for what is still to come of one upload; given back when dropped.
@@ -71,7 +80,8 @@ pub(crate) enum Publish {
 }
 
 impl Root {
-    /// Makes and locks the folder, and removes what an earlier process left unfinished.
+    /// Makes and locks the folder, removes what an earlier process left unfinished, and tries what the file system can do:
+    /// what it cannot shall be known now, not at the first upload.
     pub(crate) fn open(path: &Path, durability: Durability, free_bytes_min: u64) -> Result<Self, RootError> {
         for folder in ["", "tmp", BucketName::Incoming.as_str(), BucketName::Blobs.as_str()] {
             fs::create_dir_all(path.join(folder)).map_err(RootError::Io)?;
@@ -83,18 +93,44 @@ impl Root {
             Err(TryLockError::WouldBlock) => return Err(RootError::Busy),
             Err(TryLockError::Error(error)) => return Err(RootError::Io(error)),
         }
-        let root = Self {
+        let mut root = Self {
             path: path.to_owned(),
             durability,
             free_bytes_min,
             reserved: Arc::new(AtomicU64::new(0)),
             claimed: Arc::default(),
             fresh: Mutex::default(),
+            links: true,
+            naming: Mutex::default(),
             writers: TaskTracker::new(),
             _lock: lock,
         };
         root.empty_tmp().map_err(RootError::Io)?;
+        root.links = root.try_ground()?;
         Ok(root)
+    }
+
+    /// Whether the file system has hard links; they spare a copy of every promoted upload.
+    fn try_ground(&self) -> Result<bool, RootError> {
+        let tried = |tried| move |source| RootError::Ground { tried, source };
+        let mut file = self.temporary().map_err(tried("make a file"))?;
+        file.write_all(b"diloco-store tries its ground").map_err(tried("write a file"))?;
+        file.as_file().set_modified(SystemTime::now()).map_err(tried("set a file's time"))?;
+        if self.durability == Durability::Always {
+            file.as_file().sync_all().map_err(tried("sync a file"))?;
+            let folder = File::open(self.path.join("tmp")).and_then(|folder| folder.sync_all());
+            folder.map_err(tried("sync a folder"))?;
+        }
+        let (moved, second) = (self.path.join("tmp/moved"), self.path.join("tmp/second"));
+        fs::rename(file.into_temp_path(), &moved).map_err(tried("rename a file"))?;
+        let links = fs::hard_link(&moved, &second).is_ok();
+        self.empty_tmp().map_err(tried("remove a file"))?;
+        Ok(links)
+    }
+
+    /// Whether promotions are links; else they are copies.
+    pub(crate) const fn has_links(&self) -> bool {
+        self.links
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -137,24 +173,53 @@ impl Root {
         }
         let file = file.into_temp_path();
         self.in_folder_of(name, || match how {
-            Publish::Once => fs::hard_link(&file, name),
+            Publish::Once if self.links => fs::hard_link(&file, name),
+            Publish::Once => self.rename_once(&file, name),
             Publish::Replace => fs::rename(&file, name),
         })?;
-        if how == Publish::Replace {
+        if how == Publish::Replace || !self.links {
             // The temporary name is gone; there is nothing left to remove.
             let _renamed = file.keep();
         }
         Ok(())
     }
 
-    /// Gives the file `source` a second name. `AlreadyExists` when it is taken. Its time is set to now: an object's age
-    /// in a bucket counts from its arrival there.
+    /// Renames unless the name is taken. This process alone writes here, so between the look and the deed nobody else
+    /// comes.
+    fn rename_once(&self, file: &Path, name: &Path) -> io::Result<()> {
+        let _alone = self.naming.lock().expect("no holder panics");
+        match fs::symlink_metadata(name) {
+            Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::rename(file, name),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives the bytes of `source` a second name: a link where the file system has them, else a copy. `AlreadyExists` when
+    /// the name is taken. The file's time is set to now: an object's age in a bucket counts from its arrival there.
     pub(crate) fn link(&self, source: &Path, name: &Path) -> io::Result<()> {
+        if !self.links {
+            return self.copy(source, name);
+        }
         self.in_folder_of(name, || fs::hard_link(source, name))?;
         let file = File::options().append(true).open(name)?;
         file.set_modified(SystemTime::now())?;
         forget_pages(&file);
         Ok(())
+    }
+
+    /// A copy takes the way of an upload: complete and durable before it has its name.
+    fn copy(&self, source: &Path, name: &Path) -> io::Result<()> {
+        if name.exists() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let mut from = File::open(source)?;
+        let room = self.reserve(from.metadata()?.len())?;
+        let _room = room.ok_or(io::ErrorKind::StorageFull)?;
+        let mut file = self.temporary()?;
+        io::copy(&mut from, file.as_file_mut())?;
+        forget_pages(&from);
+        self.publish(file, name, Publish::Once)
     }
 
     fn in_folder_of(&self, name: &Path, put: impl Fn() -> io::Result<()>) -> io::Result<()> {
@@ -268,8 +333,6 @@ fn free_bytes(path: &Path) -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
-
     use super::*;
 
     fn root(folder: &Path) -> Root {
@@ -288,10 +351,17 @@ mod tests {
         assert!(!leftover.exists());
     }
 
+    /// On a file system with hard links and on one without.
     #[test]
     fn names_are_given_once_or_replaced() {
+        for links in [true, false] {
+            names_are_given(links);
+        }
+    }
+
+    fn names_are_given(links: bool) {
         let folder = tempfile::tempdir().unwrap();
-        let root = root(folder.path());
+        let root = Root { links, ..root(folder.path()) };
         let name = folder.path().join("blobs/a/b/c");
         let write = |text: &[u8], how| {
             let mut file = root.temporary().unwrap();
@@ -305,6 +375,32 @@ mod tests {
         assert_eq!(fs::read(&name).unwrap(), b"third");
         assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
         assert!(root.fresh().is_empty(), "every folder above was synced");
+    }
+
+    #[test]
+    fn a_second_name_has_the_same_bytes_and_is_given_once() {
+        for links in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let root = Root { links, ..root(folder.path()) };
+            let (source, name) = (folder.path().join("incoming/a"), folder.path().join("blobs/x/a"));
+            fs::write(&source, b"bytes").unwrap();
+            File::options().append(true).open(&source).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            root.link(&source, &name).unwrap();
+            assert_eq!(fs::read(&name).unwrap(), b"bytes");
+            assert!(fs::metadata(&name).unwrap().modified().unwrap() > SystemTime::UNIX_EPOCH, "it is young here");
+            assert_eq!(root.link(&source, &name).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+            let missing = root.link(&folder.path().join("incoming/b"), &folder.path().join("blobs/b"));
+            assert_eq!(missing.unwrap_err().kind(), io::ErrorKind::NotFound);
+            assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
+        }
+    }
+
+    #[test]
+    fn the_ground_is_tried_and_nothing_is_left_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = root(folder.path());
+        assert!(root.has_links(), "the folder of tests has hard links");
+        assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Connections: TLS, limits, and an orderly end.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -18,7 +18,6 @@ use s3s::service::{S3Service, S3ServiceBuilder};
 use schemas::Code;
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -38,6 +37,12 @@ use crate::sweep;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Pause after the system refused to accept a connection (no file handles left): the condition does not pass at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Files and sockets that are open whatever happens: the port, the lock, logs, folders that are listed or synced.
+const HANDLES_OWN: u64 = 24;
+/// The same of one connection at its peak: its socket, the file of its object, a folder that is synced.
+const HANDLES_A_CONNECTION: u64 = 3;
+/// A store that can serve fewer connections than one worker opens serves nobody well.
+const CONNECTIONS_MIN: usize = 8;
 /// Bytes read from a socket at a time. rustls alone asks for 4 KiB, which is four calls for each record of an upload.
 const SOCKET_READ_BYTES: usize = 128 << 10;
 
@@ -68,6 +73,24 @@ pub enum StoreError {
         /// Why.
         source: io::Error,
     },
+    /// The file system under the root cannot do what a store needs.
+    #[error("the file system of {} does not do what a store needs; to {tried}: {source}", root.display())]
+    Ground {
+        /// The folder.
+        root: PathBuf,
+        /// What was tried.
+        tried: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The process may open too few files and sockets.
+    #[error(
+        "the process may hold {handles} files and sockets open, which is too few; {HANDLES_OWN} and {HANDLES_A_CONNECTION} a connection are needed"
+    )]
+    Handles {
+        /// How many it may.
+        handles: u64,
+    },
     /// The certificate or its key is not usable.
     #[error("the store's certificate is not usable: {0}")]
     Tls(#[from] TlsError),
@@ -90,6 +113,8 @@ impl StoreError {
         match self {
             Self::Busy { .. } => Code::StoreBusy,
             Self::Root { .. } => Code::ConfigInvalid,
+            Self::Ground { .. } => Code::StoreGround,
+            Self::Handles { .. } => Code::HandlesTooFew,
             Self::Tls(error) => error.code(),
             Self::Plaintext(_) => Code::PlaintextRefused,
             Self::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => Code::PortTaken,
@@ -109,12 +134,17 @@ impl Store {
             Tls::PlainLoopback if config.listen.ip().is_loopback() => None,
             Tls::PlainLoopback => return Err(StoreError::Plaintext(config.listen)),
         };
-        let limits = config.limits;
+        let limits = within_handles(config.limits)?;
         let root =
             Root::open(&config.root, config.durability, limits.free_bytes_min.get()).map_err(|error| match error {
                 RootError::Busy => StoreError::Busy { root: config.root.clone() },
                 RootError::Io(source) => StoreError::Root { root: config.root.clone(), source },
+                RootError::Ground { tried, source } => StoreError::Ground { root: config.root.clone(), tried, source },
             })?;
+        if !root.has_links() {
+            let root = config.root.display();
+            tracing::warn!(%root, "the file system has no hard links: each promoted upload is copied, which costs time and room");
+        }
         let root = Arc::new(root);
         let no_port = |source| StoreError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(no_port)?;
@@ -131,8 +161,7 @@ impl Store {
     /// Serves until `shutdown` is cancelled, then lets requests in progress end, for as long as the limits allow.
     pub async fn run(self, shutdown: CancellationToken) {
         let sweeper = tokio::spawn(sweeper(self.root.clone(), self.limits.clone(), shutdown.clone()));
-        let places = Arc::new(Semaphore::new(self.limits.connections_max));
-        let mut peers = Peers::new(self.limits.peer_connections_max());
+        let mut peers = Peers::new(self.limits.connections_max, self.limits.connections_peer_percent);
         let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
@@ -143,10 +172,10 @@ impl Store {
                     peers.closed(ended.map_or_else(|failed| failed.id(), |(task, ())| task));
                     continue;
                 }
-                accepted = accept(&self.listener, &places) => accepted,
+                accepted = self.listener.accept(), if peers.can_take() => accepted,
             };
-            let (stream, peer, place) = match accepted {
-                Ok(accepted) => accepted,
+            let (stream, peer) = match accepted {
+                Ok((stream, peer)) => (stream, peer.ip()),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -156,12 +185,11 @@ impl Store {
             if !peers.has_room(peer) {
                 continue;
             }
-            let serving = serve(stream, self.tls.clone(), self.service.clone(), self.limits.clone(), shutdown.clone());
-            let task = connections.spawn(async move {
-                serving.await;
-                drop(place);
-            });
-            peers.opened(task.id(), peer);
+            peers.make_room();
+            let known = Admission::default();
+            let front = Front { service: self.service.clone(), limits: self.limits.clone(), known: known.clone() };
+            let task = connections.spawn(serve(stream, self.tls.clone(), front, shutdown.clone()));
+            peers.opened(task, peer, known);
         }
         drop(self.listener);
         let drained = timeout(self.limits.drain, async { while connections.join_next().await.is_some() {} }).await;
@@ -175,30 +203,24 @@ impl Store {
     }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, IpAddr, tokio::sync::OwnedSemaphorePermit)> {
-    let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, peer) = listener.accept().await?;
-    Ok((stream, peer.ip(), place))
-}
-
-async fn serve(
-    stream: TcpStream,
-    tls: Option<TlsAcceptor>,
+/// What the requests of one connection are answered with.
+#[derive(Clone)]
+struct Front {
     service: S3Service,
     limits: StoreLimits,
-    shutdown: CancellationToken,
-) {
+    /// Whether any of them was signed and allowed.
+    known: Admission,
+}
+
+async fn serve(stream: TcpStream, tls: Option<TlsAcceptor>, front: Front, shutdown: CancellationToken) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set a socket's options");
     }
-    let stream = BufReader::with_capacity(SOCKET_READ_BYTES, Guarded::new(stream, limits.idle));
+    let stream = BufReader::with_capacity(SOCKET_READ_BYTES, Guarded::new(stream, front.limits.idle));
     match tls {
-        None => speak(stream, service, &limits, shutdown).await,
+        None => speak(stream, front, shutdown).await,
         Some(acceptor) => match timeout(HANDSHAKE, acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => speak(stream, service, &limits, shutdown).await,
+            Ok(Ok(stream)) => speak(stream, front, shutdown).await,
             Ok(Err(error)) => tracing::debug!(%error, "a tls handshake failed"),
             Err(_) => tracing::debug!("a tls handshake took too long"),
         },
@@ -207,15 +229,14 @@ async fn serve(
 
 async fn speak<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
-    service: S3Service,
-    limits: &StoreLimits,
+    front: Front,
     shutdown: CancellationToken,
 ) {
-    let (object_bytes_max, idle) = (limits.object_bytes_max.get(), limits.idle);
-    let answer = service_fn(move |request| answer(service.clone(), request, object_bytes_max, idle));
+    let idle = front.limits.idle;
+    let answer = service_fn(move |request| answer(front.clone(), request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.idle)
+        .header_read_timeout(idle)
         .serve_connection(TokioIo::new(stream), answer);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
@@ -230,16 +251,11 @@ async fn speak<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     }
 }
 
-async fn answer(
-    service: S3Service,
-    request: Request<Incoming>,
-    object_bytes_max: u64,
-    idle: Duration,
-) -> Result<Response<s3s::Body>, s3s::HttpError> {
+async fn answer(front: Front, request: Request<Incoming>) -> Result<Response<s3s::Body>, s3s::HttpError> {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let response = match gate::refusal(&request, object_bytes_max) {
+    let response = match gate::refusal(&request, front.limits.object_bytes_max.get()) {
         Some(refusal) => refusal,
-        None => admitted(&service, request, idle).await?,
+        None => admitted(&front, request).await?,
     };
     // The path only: a query may hold a signature.
     tracing::debug!(%method, path, status = response.status().as_u16(), "answered");
@@ -248,22 +264,36 @@ async fn answer(
 
 /// Passes a request on to the protocol layer. Every read of its body is bounded, whoever reads it; and a peer whose
 /// signature turns out to be worth nothing is let go.
-async fn admitted(
-    service: &S3Service,
-    request: Request<Incoming>,
-    idle: Duration,
-) -> Result<Response<s3s::Body>, s3s::HttpError> {
+async fn admitted(front: &Front, request: Request<Incoming>) -> Result<Response<s3s::Body>, s3s::HttpError> {
+    let idle = front.limits.idle;
     let mut request = request.map(|body| match body.is_end_stream() {
         true => s3s::Body::empty(),
         false => s3s::Body::http_body(Paced::new(body, idle)),
     });
-    let admission = Admission::default();
+    let admission = Admission::for_request_of(&front.known);
     request.extensions_mut().insert(admission.clone());
-    let mut response = service.call(request).await?;
+    let mut response = front.service.call(request).await?;
     if !admission.is_given() {
         gate::close(&mut response);
     }
     Ok(response)
+}
+
+/// No more connections than the process has handles for: a store that runs out of them fails in the middle of uploads.
+fn within_handles(limits: StoreLimits) -> Result<StoreLimits, StoreError> {
+    // A system that does not say has its reasons; the limit shows when it is met.
+    let Ok(handles) = runtime::handles::limit() else { return Ok(limits) };
+    let most = handles.saturating_sub(HANDLES_OWN) / HANDLES_A_CONNECTION;
+    let most = usize::try_from(most).unwrap_or(usize::MAX);
+    if most >= limits.connections_max {
+        return Ok(limits);
+    }
+    if most < CONNECTIONS_MIN {
+        return Err(StoreError::Handles { handles });
+    }
+    let (wanted, connections) = (limits.connections_max, most);
+    tracing::warn!(handles, wanted, connections, "fewer connections than configured: the system allows few open files");
+    Ok(StoreLimits { connections_max: most, ..limits })
 }
 
 async fn sweeper(root: Arc<Root>, limits: StoreLimits, shutdown: CancellationToken) {

@@ -47,7 +47,7 @@ pub struct ServerSettings {
     pub free_bytes_min: ConfigBytes,
     /// Connections served at a time.
     pub connections_max: usize,
-    /// The share of them that one address may hold, in percent.
+    /// The share of them that one address may hold when it is alone, in percent.
     pub connections_peer_percent: u8,
     /// Longest silence of a peer.
     pub idle: ConfigDuration,
@@ -91,16 +91,8 @@ impl Settings {
     /// Everything that is wrong, coded; nothing was bound.
     pub fn resolve(&self, origins: &Origins, now: UnixMillis) -> Result<StoreConfig, Failure> {
         let server = &self.store_server;
-        let items = vec![
-            Material::StoreKeys { key: KEYS, path: server.keys.clone() },
-            Material::Certificate {
-                keys: CERTIFICATE,
-                certificate: server.tls_cert.clone(),
-                private_key: server.tls_key.clone(),
-                layer: Layer::Bulk,
-            },
-        ];
-        runtime::validate(&self.auth, &Materials { items, now }, origins).map_err(Failure::all)?;
+        let materials = self.materials(now);
+        runtime::validate(&self.auth, &materials, origins).map_err(Failure::all)?;
         if server.keys.as_os_str().is_empty() {
             return Err(Failure::new(
                 Code::CredentialMissing,
@@ -116,6 +108,21 @@ impl Settings {
             durability: server.durability,
             limits: server.limits()?,
         })
+    }
+
+    /// What the store has to show.
+    pub fn materials(&self, now: UnixMillis) -> Materials {
+        let server = &self.store_server;
+        let items = vec![
+            Material::StoreKeys { key: KEYS, path: server.keys.clone() },
+            Material::Certificate {
+                keys: CERTIFICATE,
+                certificate: server.tls_cert.clone(),
+                private_key: server.tls_key.clone(),
+                layer: Layer::Bulk,
+            },
+        ];
+        Materials { items, now }
     }
 }
 

@@ -117,11 +117,14 @@ impl Asker {
         self.call(Verb::ContributionSubmit, &request, patience).await
     }
 
-    /// A server that does not take the credential any more is silent too; then waiting does not help.
+    /// A server that does not take the credential any more is silent too. Then the reason is the file, which is read again
+    /// at every try to connect: somebody will renew it.
     fn silence(&self, refusal: Refusal) -> Refusal {
         let checked = Credentials::read(&self.credentials).and_then(|found| found.check(runtime::clock::now()));
         match checked {
-            Err(error) if error.code() == Code::CredentialExpired => Refusal::new(error.code(), error.to_string()),
+            Err(error) if error.code() == Code::CredentialExpired => {
+                Refusal::new(refusal.code, format!("{error}; waiting for a renewed file"))
+            }
             _ => refusal,
         }
     }

@@ -121,6 +121,8 @@ pub struct Checked {
     pub trainers: Vec<TrainerKind>,
     /// What it computes on, for people.
     pub device: String,
+    /// What it has to show, some of which ends.
+    pub materials: Materials,
 }
 
 /// Most threads that are accepted: more than any machine has cores.
@@ -133,7 +135,8 @@ impl Checked {
     /// All that is wrong with the credentials, or the first thing that is wrong with the rest.
     pub fn new(loaded: Loaded<WorkerConfig>, now: UnixMillis) -> Result<Self, Failure> {
         let Loaded { value: config, origins } = loaded;
-        let posture = runtime::validate(&config.auth, &config.materials(now), &origins).map_err(Failure::all)?;
+        let materials = config.materials(now);
+        let posture = runtime::validate(&config.auth, &materials, &origins).map_err(Failure::all)?;
         let invalid = |key: &str, detail: &dyn std::fmt::Display| {
             Failure::new(Code::ConfigInvalid, format!("{key} ({}): {detail}", origins.of(key)))
         };
@@ -149,7 +152,7 @@ impl Checked {
         let (trust, audit_key) = keys(&config.worker)?;
         let open = posture.open.iter().any(|open| open.layer == Layer::Bulk);
         let store_trust = store_trust(&config.store.ca, open)?;
-        Ok(Self { posture, run, trust, audit_key, store_trust, trainers, device, config })
+        Ok(Self { posture, run, trust, audit_key, store_trust, trainers, device, config, materials })
     }
 }
 

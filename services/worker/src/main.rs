@@ -8,7 +8,7 @@ use diloco_worker::cli::{Cli, Command};
 use diloco_worker::config::{Checked, WorkerConfig};
 use diloco_worker::{devices, launch, sample, service::Service};
 use runtime::exit::{EXIT_USAGE, report};
-use runtime::{Failure, clock, config, log, memory, shutdown};
+use runtime::{Failure, clock, config, expiry, log, memory, shutdown};
 use schemas::Code;
 
 fn main() -> ExitCode {
@@ -52,6 +52,7 @@ fn serve(cli: &Cli) -> Result<(), Failure> {
         .build()
         .map_err(|error| Failure::new(Code::Internal, format!("no async runtime: {error}")))?;
     let result = runtime.block_on(async {
+        expiry::watch(checked.materials.clone());
         let signalled = shutdown::on_signals().map_err(|error| Failure::new(Code::Internal, error))?;
         let service = Box::pin(Service::build(checked)).await?;
         Box::pin(service.run(signalled)).await

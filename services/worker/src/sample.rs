@@ -1,7 +1,7 @@
 //! `diloco-worker sample`: text from a model folder as `diloctl snapshot pull` writes it: `config.json`,
 //! `model.safetensors` and `tokenizer.json`; without the last one every byte is a token.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -9,6 +9,7 @@ use data::TextTokenizer;
 use model::ModelConfig;
 use runtime::Failure;
 use schemas::run::Precision;
+use schemas::text::ShownText;
 use schemas::{Code, Refusal};
 
 use crate::config::TrainingSection;
@@ -61,8 +62,9 @@ pub fn sample(args: &SampleArgs) -> Result<(), Failure> {
     let added = trainer.generate(&prompt, args.tokens, args.temperature, args.seed).map_err(failed)?;
     let tokens: Vec<u32> = prompt.into_iter().chain(added).collect();
     let text = tokenizer.decode(&tokens).map_err(|error| Failure::from(Refusal::from(error)))?;
-    // Whoever reads may have heard enough.
-    let _ = writeln!(std::io::stdout(), "{text}");
+    let mut out = std::io::stdout();
+    // Whoever reads may have heard enough. A model writes anything, and a terminal would obey it.
+    let _ = if out.is_terminal() { writeln!(out, "{}", ShownText(&text)) } else { writeln!(out, "{text}") };
     Ok(())
 }
 

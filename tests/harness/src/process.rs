@@ -107,6 +107,15 @@ impl Process {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// Waits until its log is as wanted, and gives it.
+    ///
+    /// # Panics
+    /// It is not after `within`.
+    pub async fn until_logged(&self, within: Duration, wanted: impl Fn(&str) -> bool) -> String {
+        let seen = look(within, || Some(self.log()).filter(|log| wanted(log))).await;
+        seen.unwrap_or_else(|| panic!("{} has not logged what was waited for:\n{}", self.recipe.name, self.tail()))
+    }
+
     /// Its process id; none when it does not run.
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().and_then(Child::id)

@@ -7,7 +7,9 @@ use schemas::event::{Departure, Event, EventBody, LedgerEvent};
 use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
 use schemas::run::RunSpec;
 use schemas::snapshot::{MergeInput, MergeRecord};
-use schemas::{Digest, Epoch, ObjectRef, PublicKey, Refusal, Round, RunId, Sequence, UnitIndex, UnixMillis, WorkerId};
+use schemas::{
+    Bytes, Digest, Epoch, ObjectRef, PublicKey, Refusal, Round, RunId, Sequence, UnitIndex, UnixMillis, WorkerId,
+};
 
 use crate::state::{
     Accepted, Fates, Leader, Member, ROUNDS_REMEMBERED, RoundRecord, Run, SnapshotRecord, Standing, State, Unit,
@@ -141,6 +143,7 @@ impl State {
             snapshots: Vec::new(),
             evaluations: BTreeMap::new(),
             tokens: Fates::default(),
+            uploaded: Bytes(0),
             spec: spec.clone(),
         };
         self.runs.insert(name.clone(), run);
@@ -305,6 +308,9 @@ impl Run {
             round.loss_sum += contribution.loss * tokens.get() as f64;
         }
         self.tokens.merged += tokens;
+        for chunk in &contribution.chunks {
+            self.uploaded += chunk.bytes;
+        }
         self.count(worker, |member| {
             member.lease = None;
             member.accepted += 1;

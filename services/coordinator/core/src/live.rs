@@ -121,7 +121,7 @@ pub(crate) struct Presence {
     pub(crate) heartbeat: Option<Heartbeat>,
 }
 
-/// Bytes that the workers of a run moved, by their own account.
+/// Bytes that the workers of a run moved, by their own account. Of uploads the ledger tells what was of use; that is shown.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Traffic {
     pub(crate) up: Bytes,

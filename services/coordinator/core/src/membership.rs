@@ -5,6 +5,7 @@ use schemas::lease::{Done, LeaseRef, UnitKind};
 use schemas::limits::{SPEED_MAX, TEXT_BYTES_MAX, TRAFFIC_MAX, WORKERS_MAX};
 use schemas::member::{JoinReply, JoinRequest, Layer, LeaveRequest, Posture, Session};
 use schemas::telemetry::Heartbeat;
+use schemas::text::is_plain;
 use schemas::{Bytes, Code, Millis, Refusal, RunId, Steps, UnixMillis, V, WorkerId};
 
 use crate::coordinator::{Coordinator, draining, run_unknown};
@@ -317,6 +318,10 @@ fn check_form(request: &JoinRequest) -> Result<(), Refusal> {
     for (what, text) in [("device", &request.device), ("release", &request.release)] {
         if text.len() > LABEL_BYTES_MAX {
             return Err(long(what, text.len(), LABEL_BYTES_MAX));
+        }
+        if !is_plain(text) {
+            let text = format!("{what} {text:?} has characters that a terminal obeys or does not show");
+            return Err(Refusal::new(Code::MessageInvalid, text));
         }
     }
     if request.trainers.len() > TRAINERS_MAX {

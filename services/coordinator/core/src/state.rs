@@ -8,7 +8,7 @@ use schemas::member::{Posture, Session};
 use schemas::run::{RunSpec, TrainerKind};
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::{
-    AccountId, Digest, Epoch, ObjectRef, PublicKey, Round, RunId, Steps, Tokens, UnitIndex, UnixMillis, WorkerId,
+    AccountId, Bytes, Digest, Epoch, ObjectRef, PublicKey, Round, RunId, Steps, Tokens, UnitIndex, UnixMillis, WorkerId,
 };
 use serde::{Serialize, Serializer};
 
@@ -69,6 +69,8 @@ pub struct Run {
     pub(crate) evaluations: BTreeMap<Round, Evaluation>,
     /// What became of issued tokens.
     pub(crate) tokens: Fates,
+    /// Bytes of accepted contributions.
+    pub(crate) uploaded: Bytes,
 }
 
 /// One worker of a run, present or past.

@@ -47,7 +47,7 @@ impl Coordinator {
     fn run_view(&self, name: &RunId, run: &Run) -> RunView {
         let mut view = run.view(name);
         let traffic = self.traffic.get(name).copied().unwrap_or_default();
-        (view.bytes_up, view.bytes_down) = (traffic.up, traffic.down);
+        view.bytes_down = traffic.down;
         let Some(live) = self.live.get(name) else { return view };
         if let Some(halted) = &live.executor.halted {
             (view.phase, view.halted) = (RunPhase::Halted, Some(halted.clone()));
@@ -132,7 +132,7 @@ fn deserted(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Refusal> {
 }
 
 impl Run {
-    /// The run at a glance, as far as the ledger tells; speeds and bytes are zero.
+    /// The run at a glance, as far as the ledger tells; speed and downloaded bytes are zero.
     pub fn view(&self, name: &RunId) -> RunView {
         let fates = &self.tokens;
         let closed = self.rounds.iter().rev().find(|round| round.closed_at.is_some());
@@ -157,7 +157,7 @@ impl Run {
             tokens_per_second: 0.0,
             train_loss: closed.and_then(Self::train_loss),
             held_out_loss: self.evaluations.keys().next_back().and_then(|r| self.held_out_loss(*r).map(|l| (*r, l))),
-            bytes_up: Bytes(0),
+            bytes_up: self.uploaded,
             bytes_down: Bytes(0),
             snapshot: self.last_snapshot().map(|snapshot| (snapshot.round, snapshot.manifest)),
             created_at: self.created_at,

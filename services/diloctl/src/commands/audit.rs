@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::cli::Audit;
 use crate::context::Context;
 use crate::output::{Record, Row};
-use crate::table::{or_dash, time};
+use crate::table::{Growing, or_dash, time};
 
 /// How many earlier events `tail` starts with.
 const TAIL_ROWS: usize = 10;
@@ -88,10 +88,10 @@ async fn tail(context: &Context, run: Option<&RunId>) -> Result<(), Failure> {
         };
         replay.catch_up(end, context.timeout, &mut keep).await?;
     }
-    let mut first = true;
+    let mut table = Growing::default();
     loop {
         for row in rows.drain(..) {
-            context.printer.follow(&row, std::mem::take(&mut first));
+            context.printer.follow(&mut table, &row);
         }
         let more = tokio::select! {
             biased;
@@ -157,7 +157,8 @@ fn verdict(summary: &Summary) -> String {
 }
 
 impl Row for TimelineRow {
-    const TITLES: &'static [&'static str] = &["seq", "time", "run", "by", "event", "about", "detail", "verdict"];
+    const TITLES: &'static [&'static str] = &["seq", "time", "verdict", "run", "by", "event", "about", "detail"];
+    const WIDTHS: &'static [usize] = &[6, 20, 10, 8, 12, 24, 20];
 
     fn cells(&self) -> Vec<String> {
         let verdict = match self.verdict {
@@ -167,16 +168,17 @@ impl Row for TimelineRow {
             Verdict::Rejected => "REJECTED",
             Verdict::Foreign => "foreign",
         };
-        let problem = self.problem.as_ref().map_or_else(String::new, |problem| format!(": {problem}"));
+        let problem = self.problem.as_ref().map(|problem| format!("[{problem}]"));
+        let detail = problem.iter().chain([&self.detail]).filter(|text| !text.is_empty()).cloned();
         vec![
             self.stream_sequence.to_string(),
             time(self.time),
+            verdict.to_owned(),
             or_dash(self.run.as_ref(), ToString::to_string),
             self.emitter.clone(),
             self.kind.clone(),
             self.about.clone(),
-            self.detail.clone(),
-            format!("{verdict}{problem}"),
+            detail.collect::<Vec<_>>().join(" "),
         ]
     }
 }

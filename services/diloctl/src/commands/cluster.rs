@@ -12,8 +12,9 @@ use async_nats::jetstream::{
     context::GetStreamErrorKind,
     stream::{self, Compression, DiscardPolicy, RetentionPolicy, StorageType},
 };
-use runtime::Failure;
+use runtime::{Failure, Material, Materials, clock};
 use schemas::account::{Account, Copied};
+use schemas::member::Layer;
 use schemas::permission::Role;
 use schemas::subject::AUDIT_STREAM;
 use schemas::{AccountId, Code};
@@ -23,6 +24,7 @@ use crate::cli::{Cluster, Declarations};
 use crate::context::Context;
 use crate::history::{History, Live};
 use crate::output::Row;
+use crate::stack::health::Trouble;
 
 /// How long the server may take for one change; a stream with copies needs an election.
 const CHANGE_MAX: Duration = Duration::from_secs(20);
@@ -36,12 +38,38 @@ pub(crate) async fn run(context: &Context, command: &Cluster) -> Result<(), Fail
     let _lock = create.then(|| context.domain().and_then(|_| context.lock("diloctl cluster init"))).transpose()?;
     let rows = compare(context, declarations, create).await?;
     context.printer.rows(&rows);
+    say_what_ends(context)?;
+    if let Some(trouble) = Trouble::of_broker(&context.folder) {
+        return Err(trouble.failure());
+    }
     let worst = rows.iter().find(|row| row.stand != Stand::Right && row.stand != Stand::Created);
     match worst {
         None => Ok(()),
         Some(row) if row.stand == Stand::Missing => Err(Failure::new(Code::StreamMissing, &row.name)),
         Some(row) => Err(Failure::new(Code::StreamDrift, format!("{}: {}", row.name, row.difference))),
     }
+}
+
+/// Tells what ends soon of what lies in the domain's folder: certificates, and the credentials that were issued.
+pub(crate) fn say_what_ends(context: &Context) -> Result<(), Failure> {
+    let domain = context.domain()?;
+    let (layout, now) = (domain.layout(), clock::now());
+    let mut items = vec![
+        Material::Authority { key: "authority", path: layout.ca(), layer: Layer::Bus },
+        Material::Authority { key: "server certificate", path: layout.server_certificate(), layer: Layer::Bus },
+    ];
+    let issued = layout.credentials("any");
+    let files = issued.parent().and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten().flatten();
+    items.extend(files.map(|file| Material::Credentials { key: "credentials", path: file.path() }));
+    let endings = Materials { items, now }.endings();
+    let notices: Vec<_> = endings.iter().filter_map(|ending| ending.notice(now)).collect();
+    for notice in &notices {
+        context.printer.talk(&format!("warning {}: {}", notice.code, notice.detail));
+    }
+    if let Some(notice) = notices.first() {
+        context.printer.talk(&format!("  next: {}", notice.code.next_step()));
+    }
+    Ok(())
 }
 
 /// Compares every declaration with the live server, and creates what is missing when `create`.
@@ -152,7 +180,10 @@ async fn settle_consumer(
 }
 
 fn refused(name: &str, error: &dyn std::fmt::Display) -> Failure {
-    Failure::new(Code::StreamMissing, format!("{name}: {error}"))
+    let text = format!("{name}: {error}");
+    let full =
+        ["insufficient storage", "insufficient resources", "no space left"].iter().any(|sign| text.contains(sign));
+    Failure::new(if full { Code::StreamNotStored } else { Code::StreamMissing }, text)
 }
 
 /// The fields on which `live` differs from `wanted`: `max_bytes is 5, declared 7`.

@@ -236,7 +236,7 @@ impl Row for RunView {
         "train loss",
         "held-out loss",
         "up",
-        "down",
+        "down since start",
     ];
 
     fn cells(&self) -> Vec<String> {

@@ -66,7 +66,9 @@ pub(crate) struct ModelSettings {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct OuterSettings {
     pub(crate) rule: OuterRule,
+    #[serde(serialize_with = "schemas::run::as_written")]
     pub(crate) learning_rate: f32,
+    #[serde(serialize_with = "schemas::run::as_written")]
     pub(crate) momentum: f32,
 }
 
@@ -245,6 +247,26 @@ impl RunSettings {
             silence_max: policy.silence_max.millis(),
             norm_max: policy.norm_max,
             strikes_max: policy.strikes_max,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_print_as_they_were_written() {
+        let settings = toml::to_string(&toml::Table::try_from(RunSettings::default()).expect("it is TOML"));
+        let settings = settings.expect("it is TOML");
+        assert!(settings.contains("learning_rate = 0.7\n") && settings.contains("momentum = 0.9\n"), "{settings}");
+        let outer = OuterOptimizer::Nesterov { learning_rate: 0.7, momentum: 0.9 };
+        let tree = serde_json::to_value(outer).expect("it is JSON");
+        assert_eq!(tree, serde_json::json!({ "nesterov": { "learning_rate": 0.7, "momentum": 0.9 } }));
+        for learning_rate in [1e-8, 0.1, 1.0 / 3.0, f32::MAX, f32::MIN_POSITIVE] {
+            let text = serde_json::to_value(OuterOptimizer::Sgd { learning_rate }).expect("it is JSON").to_string();
+            let read: OuterOptimizer = serde_json::from_str(&text).expect("it reads back");
+            assert_eq!(read, OuterOptimizer::Sgd { learning_rate }, "{text}");
         }
     }
 }

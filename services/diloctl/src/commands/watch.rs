@@ -6,14 +6,16 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use runtime::{Failure, Subscription};
 use schemas::public::Status;
 use schemas::subject::status_subject;
+use schemas::text::Shown;
 use schemas::view::{RunPhase, RunView};
 use schemas::{Code, Message as _, RunId};
+use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use crate::commands::run::{not_halted, phase};
 use crate::context::{Context, Operator};
-use crate::output::Printer;
-use crate::table::{bytes, count};
+use crate::output::{Printer, Row};
+use crate::table::{Growing, bytes, count, or_dash};
 
 /// Longest silence before the run is asked for: statuses are lossy.
 const SILENCE_MAX: Duration = Duration::from_secs(7);
@@ -88,23 +90,24 @@ pub(crate) async fn until(
 pub(crate) async fn watch(context: &Context, run: &RunId) -> Result<(), Failure> {
     let mut statuses = Statuses::open(context, run).await?;
     let mut view = statuses.next().await?;
-    let bar = rounds_bar(context.printer, &view);
+    let (bar, width) = rounds_bar(context.printer, &view);
+    let mut table = Growing::default();
     let mut shown: Option<RunView> = None;
     loop {
         bar.set_position(units(&view));
-        bar.set_message(message(&view));
+        bar.set_message(message(&view, width));
         let troubled = trouble(&view) != shown.as_ref().and_then(trouble);
         if let Some(why) = view.trouble.as_ref().filter(|_| troubled && !context.printer.is_live()) {
             context.printer.talk(&format!("run {} is held up: {why}", view.run));
         }
         if !context.printer.is_live() && shown.as_ref().is_none_or(|shown| differs(shown, &view)) {
-            context.printer.follow(&view, shown.is_none());
+            context.printer.follow(&mut table, &Change(&view));
             shown = Some(view.clone());
         }
         if matches!(view.phase, RunPhase::Complete | RunPhase::Halted) {
             bar.finish_and_clear();
             if context.printer.is_live() {
-                context.printer.rows(std::slice::from_ref(&view));
+                context.printer.rows(&[Change(&view)]);
             }
             return not_halted(&view);
         }
@@ -127,31 +130,88 @@ fn units(view: &RunView) -> u64 {
     view.round.get() * u64::from(view.units) + u64::from(view.units_done)
 }
 
-fn message(view: &RunView) -> String {
+/// The line beside the bar: as many of its parts as fit into `width` characters, the most important first. A line that
+/// wrapped would be drawn anew below itself twice a second.
+fn message(view: &RunView, width: usize) -> String {
     let loss = |loss: Option<f64>| loss.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.3}"));
-    format!(
-        "{} · round {}/{} · units {}/{} · {} workers, {} leases · {} tokens/s · train {} · held-out {} · up {} · down {}",
+    let parts = [
         phase(view),
-        view.round,
-        view.rounds,
-        view.units_done,
-        view.units,
-        view.workers,
-        view.leases,
-        count(view.tokens_per_second),
-        loss(view.train_loss),
-        loss(view.held_out_loss.map(|(_, loss)| loss)),
-        bytes(view.bytes_up.get()),
-        bytes(view.bytes_down.get()),
-    )
+        format!("round {}/{}", view.round, view.rounds),
+        format!("units {}/{}", view.units_done, view.units),
+        format!("held-out {}", loss(view.held_out_loss.map(|(_, loss)| loss))),
+        format!("{} tokens/s", count(view.tokens_per_second)),
+        format!("{} workers", view.workers),
+        format!("train {}", loss(view.train_loss)),
+        format!("up {}", bytes(view.bytes_up.get())),
+        format!("{} leases", view.leases),
+    ];
+    let mut shown = parts.iter().map(|part| Shown(part).to_string());
+    let mut line: String = shown.next().unwrap_or_default().chars().take(width).collect();
+    for part in shown {
+        if line.chars().count() + SEPARATOR.chars().count() + part.chars().count() <= width {
+            line.push_str(SEPARATOR);
+            line.push_str(&part);
+        }
+    }
+    line
 }
 
-fn rounds_bar(printer: Printer, view: &RunView) -> ProgressBar {
+/// Between two parts of the line beside the bar.
+const SEPARATOR: &str = " · ";
+/// What stands before them: the time, the bar and the gaps.
+const BEFORE_MESSAGE: usize = 8 + 1 + BAR + 1;
+/// Characters of the bar.
+const BAR: usize = 20;
+/// Where the terminal does not say how wide it is.
+const WIDTH_USUAL: usize = 80;
+
+/// One line of a run that is followed. What may be long comes last.
+#[derive(Serialize)]
+#[serde(transparent)]
+struct Change<'a>(&'a RunView);
+
+impl Row for Change<'_> {
+    const TITLES: &'static [&'static str] = &[
+        "run",
+        "round",
+        "units",
+        "workers",
+        "leases",
+        "tokens/s",
+        "train loss",
+        "held-out loss",
+        "up",
+        "down since start",
+        "phase",
+    ];
+    const WIDTHS: &'static [usize] = &[8, 9, 7, 9, 6, 8, 10, 14, 9, 9];
+
+    fn cells(&self) -> Vec<String> {
+        let view = self.0;
+        vec![
+            view.run.to_string(),
+            format!("{}/{}", view.round, view.rounds),
+            format!("{}/{}", view.units_done, view.units),
+            format!("{} (min {})", view.workers, view.workers_min),
+            view.leases.to_string(),
+            count(view.tokens_per_second),
+            or_dash(view.train_loss, |loss| format!("{loss:.4}")),
+            or_dash(view.held_out_loss, |(round, loss)| format!("{loss:.4} @{round}")),
+            bytes(view.bytes_up.get()),
+            bytes(view.bytes_down.get()),
+            phase(view),
+        ]
+    }
+}
+
+/// The bar, and how many characters there are for the message beside it.
+fn rounds_bar(printer: Printer, view: &RunView) -> (ProgressBar, usize) {
     let bar = ProgressBar::new(view.rounds * u64::from(view.units));
-    bar.set_style(style("{elapsed_precise} {bar:30} {msg}"));
+    let width = printer.width().unwrap_or(WIDTH_USUAL);
+    bar.set_style(style(&format!("{{elapsed_precise}} {{bar:{BAR}}} {{msg}}")));
     bar.set_draw_target(target(printer));
     bar.enable_steady_tick(Duration::from_millis(500));
-    bar
+    (bar, width.saturating_sub(BEFORE_MESSAGE + 1))
 }
 
 /// A bar for bytes that are moved or read.
@@ -159,7 +219,7 @@ pub(crate) fn bytes_bar(printer: Printer, what: &str, total: u64) -> ProgressBar
     let bar = ProgressBar::new(total);
     bar.set_style(style("{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}"));
     bar.set_draw_target(target(printer));
-    bar.set_message(what.to_owned());
+    bar.set_message(Shown(what).to_string());
     bar
 }
 
@@ -169,4 +229,71 @@ fn target(printer: Printer) -> ProgressDrawTarget {
 
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).expect("a constant template of this file").progress_chars("=> ")
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::{Bytes, Refusal, Round, Tokens, UnixMillis};
+
+    use super::*;
+
+    fn view(phase: RunPhase) -> RunView {
+        RunView {
+            run: "demo".parse().expect("a name"),
+            phase,
+            halted: None,
+            trouble: Some(Refusal::new(Code::TooFewWorkers, "1 of at least 2 workers are members")),
+            round: Round(123),
+            rounds: 4_000,
+            units_done: 11,
+            units: 128,
+            workers: 130,
+            workers_min: 128,
+            leases: 117,
+            tokens: vec![(schemas::contribution::Fate::Merged, Tokens(1))],
+            tokens_per_second: 1_234_567.0,
+            train_loss: Some(12.3456),
+            held_out_loss: Some((Round(122), 12.3456)),
+            bytes_up: Bytes(1023 << 30),
+            bytes_down: Bytes(1023 << 40),
+            snapshot: None,
+            created_at: UnixMillis(0),
+            completed_at: None,
+        }
+    }
+
+    #[test]
+    fn the_line_beside_the_bar_fits_the_terminal_and_says_why_a_run_waits() {
+        for terminal in [40, 60, 80, 100, 130, 200] {
+            let line = message(&view(RunPhase::Waiting), terminal - BEFORE_MESSAGE - 1);
+            assert!(BEFORE_MESSAGE + line.chars().count() < terminal, "{terminal}: {line}");
+            assert!(
+                line.starts_with("waiting: ") && (terminal < 80 || line.contains("DL0610 too few workers")),
+                "{line}"
+            );
+        }
+        assert!(message(&view(RunPhase::Training), 200).ends_with("117 leases"));
+    }
+
+    #[test]
+    fn lines_of_a_run_that_is_followed_line_up() {
+        let mut table = Growing::default();
+        let lines: Vec<String> = [RunPhase::Waiting, RunPhase::Training, RunPhase::Finishing]
+            .iter()
+            .map(|phase| {
+                let view = view(*phase);
+                table.row(Change::TITLES, Change::WIDTHS, &Change(&view).cells())
+            })
+            .collect();
+        let text = lines.join("\n");
+        let titles = text.lines().next().expect("titles").to_owned();
+        let columns: Vec<usize> =
+            ["ROUND", "UNITS", "UP", "PHASE"].iter().filter_map(|title| titles.find(title)).collect();
+        assert_eq!(columns.len(), 4, "{titles}");
+        for line in text.lines().skip(1) {
+            for column in &columns {
+                assert!(line[..*column].ends_with("  ") && !line[*column..].starts_with(' '), "{text}");
+            }
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! All services of one machine as processes: started in order, each when the one before it can be used, and stopped in the
 //! opposite order. `up` may be repeated: what runs is left alone, what died is started again.
 
+pub(crate) mod health;
 mod process;
 pub(crate) mod services;
 
@@ -71,7 +72,7 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
         }
     }
     context.printer.rows(&rows);
-    Ok(())
+    cluster::say_what_ends(context)
 }
 
 /// Writes the broker's configuration for this build and for the folder as it lies now.
@@ -129,7 +130,18 @@ fn port(address: &str) -> Option<u16> {
 /// Starts a service unless it runs, and waits until it can be used. Says what became of one that was started.
 async fn ensure(context: &Context, spec: &Spec) -> Result<(Running, Option<Readiness>), Failure> {
     if let Some(running) = Running::find(&context.folder, &spec.name)? {
-        return Ok((running, None));
+        let trouble = Some(&running).filter(|_| spec.name == services::BROKER).and_then(health::Trouble::of);
+        if let Some(trouble) = trouble {
+            trouble.check_room()?;
+            let words = &trouble.words;
+            context
+                .printer
+                .talk(&format!("the broker lives, but stores nothing, and is started again; it says: {words}"));
+            running.terminate();
+            running.end(services::stop_max(&spec.name)).await;
+        } else if running.usable(spec).await? {
+            return Ok((running, None));
+        }
     }
     let started = Running::start(&context.folder, spec)?;
     let readiness = started.ready(spec).await?;

@@ -193,6 +193,37 @@ impl Running {
         start_time(self.pid).is_some_and(|started| started == self.started)
     }
 
+    /// Whether the process shows that it can be used.
+    fn shows_ready(&self, spec: &Spec) -> bool {
+        match &spec.ready {
+            Ready::File(path) => path.exists(),
+            Ready::Broker { folder, .. } => {
+                let program = spec.program.file_name().unwrap_or_default().to_string_lossy();
+                folder.join(format!("{program}_{}.ports", self.pid)).exists()
+            }
+        }
+    }
+
+    /// Waits until a process that an earlier command started can be used. One that ends meanwhile is none.
+    pub(super) async fn usable(&self, spec: &Spec) -> Result<bool, Failure> {
+        let deadline = Instant::now() + READY_MAX;
+        while self.lives() {
+            if self.shows_ready(spec) {
+                return Ok(true);
+            }
+            if Instant::now() >= deadline {
+                let (name, log) = (&self.name, self.log.display());
+                let text = format!(
+                    "{name} lives, but cannot be used after a minute; the end of {log}:\n{}",
+                    tail(&self.log, 0)
+                );
+                return Err(Failure::new(Code::ProcessDied, text));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(false)
+    }
+
     /// Waits until the process has ended, at most until `deadline`.
     pub(super) async fn ended(&self, deadline: Instant) -> bool {
         while self.lives() {
@@ -240,16 +271,9 @@ impl Started {
     /// Waits until the service can be used, or has ended with success: a worker has nothing to do when its run is complete.
     pub(super) async fn ready(&self, spec: &Spec) -> Result<Readiness, Failure> {
         let deadline = Instant::now() + READY_MAX;
-        let Running { name, pid, log, .. } = &self.running;
+        let Running { name, log, .. } = &self.running;
         loop {
-            let ready = match &spec.ready {
-                Ready::File(path) => path.exists(),
-                Ready::Broker { folder, .. } => {
-                    let program = spec.program.file_name().unwrap_or_default().to_string_lossy();
-                    folder.join(format!("{program}_{pid}.ports")).exists()
-                }
-            };
-            if ready {
+            if self.running.shows_ready(spec) {
                 return Ok(Readiness::Ready);
             }
             let what = match self.ended.get() {
@@ -261,7 +285,7 @@ impl Started {
                     continue;
                 }
             };
-            let tail = self.tail();
+            let tail = tail(log, self.log_from);
             // Its own last words say more than that it has ended.
             if let Some((code, detail)) = last_words(&tail) {
                 return Err(Failure::new(code, format!("{name} {what}: {detail} (log: {})", log.display())));
@@ -270,19 +294,19 @@ impl Started {
             return Err(Failure::new(Code::ProcessDied, text));
         }
     }
+}
 
-    /// The end of what this life of it has logged.
-    fn tail(&self) -> String {
-        let read = || -> std::io::Result<String> {
-            let mut file = fs::File::open(&self.running.log)?;
-            let length = file.metadata()?.len();
-            file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES).max(self.log_from)))?;
-            let mut bytes = Vec::new();
-            file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
-            Ok(String::from_utf8_lossy(&bytes).into_owned())
-        };
-        read().unwrap_or_default()
-    }
+/// The end of a log, from this place on.
+fn tail(log: &Path, from: u64) -> String {
+    let read = || -> std::io::Result<String> {
+        let mut file = fs::File::open(log)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES).max(from)))?;
+        let mut bytes = Vec::new();
+        file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    read().unwrap_or_default()
 }
 
 /// The coded error that a service of ours ends with, as [`runtime::exit::render`] writes it, and what it says after the title.
@@ -413,6 +437,20 @@ mod tests {
         assert!(matches!(reached, Readiness::Ready | Readiness::Done));
         assert!(started.running.ended(Instant::now() + READY_MAX).await);
         assert_eq!(started.ready(&spec).await.expect("success is no failure"), Readiness::Done);
+    }
+
+    /// A process that lives is not one that can be used.
+    #[tokio::test]
+    async fn a_process_that_was_started_earlier_is_waited_for_until_it_shows_that_it_is_ready() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let slow = spec(scratch.path(), "while ! [ -e go ]; do sleep 0.05; done; touch ready; exec sleep 60");
+        let running = Running::start(scratch.path(), &slow).expect("starts").running;
+        let (usable, ()) = tokio::join!(running.usable(&slow), async {
+            fs::write(scratch.path().join("go"), "").expect("the folder takes files");
+        });
+        assert!(usable.expect("it becomes ready") && scratch.path().join("ready").exists());
+        running.stop(Duration::from_secs(5)).await;
+        assert!(!running.usable(&slow).await.expect("it has ended"));
     }
 
     #[tokio::test]

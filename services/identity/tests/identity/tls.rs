@@ -5,8 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use identity::CertificateRefused;
 use identity::secret::write_private;
-use identity::tls::{Authority, LEAF_DAYS, TlsError, check_authority, client_config, install_provider, server_config};
+use identity::tls::{
+    Authority, LEAF_DAYS, TlsError, check_authority, check_lifetime, client_config, install_provider, lifetimes,
+    server_config,
+};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, SupportedProtocolVersion};
 use rustls_pki_types::CertificateDer;
@@ -95,11 +99,66 @@ fn strangers_and_old_certificates_are_refused() {
         (put(scratch.path(), "ca.pem", &ca.certificate), put(scratch.path(), "x.pem", &stranger.certificate));
     let made = authority.certify(&[], now()).expect("names that certificates carry");
     let (certificate, key) = (put(scratch.path(), "s.pem", &made.certificate), put(scratch.path(), "s.key", &made.key));
-    assert!(handshake(&stranger, &certificate, &key, "localhost").is_err());
+    let refused = handshake(&stranger, &certificate, &key, "localhost").expect_err("a stranger");
+    assert_eq!(CertificateRefused::of(&refused).map(CertificateRefused::code), Some(Code::CertificateUntrusted));
     let long_ago = UnixMillis(now().get() - (LEAF_DAYS as u64 + 1) * 24 * 3600 * 1000);
     let old = authority.certify(&[], long_ago).expect("names that certificates carry");
     let (certificate, key) = (put(scratch.path(), "o.pem", &old.certificate), put(scratch.path(), "o.key", &old.key));
-    assert!(handshake(&ca, &certificate, &key, "localhost").is_err());
+    let refused = handshake(&ca, &certificate, &key, "localhost").expect_err("an old certificate");
+    let refused = CertificateRefused::of(&refused).expect("it says why");
+    assert_eq!(refused.code(), Code::ServerCertificateExpired);
+    let ended = UnixMillis(long_ago.get() / 1000 * 1000 + LEAF_DAYS as u64 * 24 * 3600 * 1000);
+    let text = refused.to_string();
+    assert!(text.contains("issued to localhost, 127.0.0.1, ::1, ended at "), "{text}");
+    assert!(text.contains(&schemas::text::Time(ended).to_string()), "{text}");
+}
+
+/// However deep a refusal lies in the errors of clients, its words and its code are found.
+#[test]
+fn what_is_wrong_with_a_servers_certificate_is_told_apart() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let (authority, ca) = Authority::generate(now()).expect("randomness");
+    let (_, stranger) = Authority::generate(now()).expect("randomness");
+    let (ca, stranger) =
+        (put(scratch.path(), "ca.pem", &ca.certificate), put(scratch.path(), "x.pem", &stranger.certificate));
+    let made = |at: UnixMillis, name: &str| {
+        let made = authority.certify(&[], at).expect("names that certificates carry");
+        (put(scratch.path(), name, &made.certificate), put(scratch.path(), &format!("{name}.key"), &made.key))
+    };
+    let (certificate, key) = made(now(), "now.pem");
+    let (early, early_key) = made(UnixMillis(now().get() + 7_200_000), "early.pem");
+    for (error, code, words) in [
+        (
+            handshake(&stranger, &certificate, &key, "localhost"),
+            Code::CertificateUntrusted,
+            "no authority that is trusted",
+        ),
+        (handshake(&ca, &certificate, &key, "elsewhere"), Code::CertificateUntrusted, "is not for elsewhere"),
+        (handshake(&ca, &early, &early_key, "localhost"), Code::ServerCertificateExpired, "is not valid before 2"),
+    ] {
+        let error = std::io::Error::other(std::io::Error::other(error.expect_err(words)));
+        let refused = CertificateRefused::of(&error).expect("it says why");
+        assert!(refused.code() == code && refused.to_string().contains(words), "{refused}");
+    }
+    assert_eq!(CertificateRefused::of(&std::io::Error::other("something else")), None);
+}
+
+#[test]
+fn a_file_whose_time_is_over_is_named_with_its_day() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let (authority, ca) = Authority::generate(now()).expect("randomness");
+    let made = authority.certify(&[], now()).expect("names that certificates carry");
+    let files = [put(scratch.path(), "ca.pem", &ca.certificate), put(scratch.path(), "s.pem", &made.certificate)];
+    for path in &files {
+        let [facts] = &lifetimes(path).expect("a certificate")[..] else { panic!("one") };
+        check_lifetime(path, now()).expect("it is new");
+        for at in [facts.ends, UnixMillis(facts.begins.get() - 1)] {
+            let error = check_lifetime(path, at).expect_err("outside of its time");
+            let (text, day) = (error.to_string(), schemas::text::Time(at).to_string());
+            assert_eq!(error.code(), Code::CertificateExpired);
+            assert!(text.contains(path.to_str().expect("text")) && text.contains(&day[..10]), "{text}");
+        }
+    }
 }
 
 #[test]

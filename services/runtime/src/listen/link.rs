@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use data_encoding::BASE64URL_NOPAD;
 use identity::source::{Proof, ProofError};
-use identity::{BusTls, CredentialSource};
+use identity::{BusTls, CertificateRefused, CredentialSource};
 use rustls_pki_types::ServerName;
 use schemas::Code;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -144,7 +144,11 @@ impl Dialer {
         }
         let name = ServerName::try_from(address.host.clone());
         let name = name.map_err(|error| unreachable(&address.text, error.to_string()))?;
-        let connected = self.connector(address)?.connect(name, stream).await.map_err(failed)?;
+        let connected = self.connector(address)?.connect(name, stream).await.map_err(|error| {
+            let refused = CertificateRefused::of(&error).cloned();
+            refused
+                .map_or_else(|| failed(error), |refused| BusError::Certificate { url: address.text.clone(), refused })
+        })?;
         Ok((Link { socket: Box::new(connected), parser }, info))
     }
 

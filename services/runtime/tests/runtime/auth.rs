@@ -9,7 +9,7 @@ use runtime::auth::{AuthConfig, Exception, LayerSwitches, validate};
 use runtime::{Material, Materials, Origins, clock};
 use schemas::member::Layer;
 use schemas::permission::Role;
-use schemas::{Code, Refusal};
+use schemas::{Code, Refusal, UnixMillis};
 
 struct Scene {
     scratch: tempfile::TempDir,
@@ -139,6 +139,39 @@ fn la_05_malformed_is_found_at_start() {
     let mut late = scene.materials(TLS, &scene.credentials);
     late.now = late.now.after(schemas::Millis::from_secs(40 * 24 * 3600));
     assert_eq!(codes(check(&AuthConfig::default(), &late)), [Code::CredentialExpired]);
+}
+
+/// A certificate whose time is over, or has not begun, is found before anything is connected; one that ends soon is told.
+#[test]
+fn the_time_of_certificates_is_looked_at_when_the_configuration_is() {
+    let scene = Scene::new();
+    let layout = scene.domain.layout();
+    let served = Material::Certificate {
+        keys: ["tls.certificate", "tls.key"],
+        certificate: layout.server_certificate(),
+        private_key: layout.server_key(),
+        layer: Layer::Bulk,
+    };
+    let authority = Material::Authority { key: "bus.ca", path: layout.ca(), layer: Layer::Bus };
+    let now = clock::now();
+    let day = 24 * 3_600_000;
+    let years = 11 * 365 * day;
+    for (item, at) in [
+        (served.clone(), now.get() + 31 * day),
+        (served.clone(), now.get() - day),
+        (authority.clone(), now.get() + years),
+        (authority.clone(), now.get() - day),
+    ] {
+        let materials = Materials { items: vec![item], now: UnixMillis(at) };
+        assert_eq!(codes(check(&AuthConfig::default(), &materials)), [Code::CertificateExpired], "{materials:?}");
+    }
+    let materials = Materials { items: vec![served, authority], now };
+    assert_eq!(check(&AuthConfig::default(), &materials), Ok(vec![]));
+    let notices = |at: u64| {
+        let endings = materials.endings();
+        endings.iter().filter_map(|ending| ending.notice(UnixMillis(at))).count()
+    };
+    assert_eq!((notices(now.get()), notices(now.get() + 25 * day)), (0, 1));
 }
 
 #[test]

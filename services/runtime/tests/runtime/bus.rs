@@ -10,7 +10,8 @@ use schemas::answer::question;
 use schemas::lease::{Done, ReleaseRequest};
 use schemas::permission::Role;
 use schemas::subject::{ControlVerb, command_filters, control_subject};
-use schemas::{Answer, Asked, Code, Message as _, PublicKey, Reply, WorkerId};
+use schemas::text::Time;
+use schemas::{Answer, Asked, Code, Message as _, Millis, PublicKey, Reply, UnixMillis, WorkerId};
 
 /// Much longer than a refusal takes, much shorter than a request waits.
 const AT_ONCE: Duration = Duration::from_secs(5);
@@ -122,8 +123,25 @@ async fn strangers_and_absent_servers_have_codes() {
     // The authority of another domain did not sign this server's certificate.
     let config = BusConfig { ca: other.layout().ca(), ..cluster.bus_config(&own.credentials) };
     let error = Bus::connect("mistaken", &config, clock::now()).await.expect_err("an unknown server");
-    assert_eq!(error.code(), Code::BusUnreachable, "{error}");
+    assert_eq!(error.code(), Code::CertificateUntrusted, "{error}");
+    let text = error.to_string();
+    assert!(text.contains("issued to localhost, 127.0.0.1") && text.contains(cluster.bus_url()), "{text}");
     let nowhere = BusConfig { url: "tls://127.0.0.1:1".into(), ..cluster.bus_config(&own.credentials) };
     let error = Bus::connect("early", &nowhere, clock::now()).await.expect_err("nobody there");
     assert_eq!(error.code(), Code::BusUnreachable, "{error}");
+}
+
+#[tokio::test]
+async fn an_expired_certificate_of_the_server_is_named_with_its_day() {
+    let mut cluster = Cluster::bare(Options::default()).await;
+    let own = cluster.issue(Role::Coordinator, "coordinator");
+    let now = clock::now();
+    let made = UnixMillis(now.get() - 31 * 24 * 3_600_000);
+    cluster.domain().renew_server_certificate(&[], made).expect("the domain makes certificates");
+    cluster.kill9("broker");
+    cluster.restart("broker").await;
+    let error = Bus::connect("late", &cluster.bus_config(&own.credentials), now).await.expect_err("it is over");
+    let (text, ended) = (error.to_string(), Time(made.after(Millis::from_secs(30 * 24 * 3600))).to_string());
+    assert_eq!(error.code(), Code::ServerCertificateExpired, "{text}");
+    assert!(text.contains("issued to localhost") && text.contains(&ended[..16]), "{text}, {ended}");
 }

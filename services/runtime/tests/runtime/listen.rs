@@ -174,7 +174,7 @@ async fn refused_strangers_and_absent_servers_have_the_codes_that_a_bus_gives_th
     let stranger = other.issue(Role::Coordinator, "stranger", None, lifetime, clock::now()).expect("issued");
     assert_eq!(try_with(&scene.cluster.bus_config(&stranger.credentials), mine).await, Code::BusRefused);
     let mistaken = BusConfig { ca: other.layout().ca(), ..own.clone() };
-    assert_eq!(try_with(&mistaken, mine).await, Code::BusUnreachable);
+    assert_eq!(try_with(&mistaken, mine).await, Code::CertificateUntrusted);
     assert_eq!(
         try_with(&BusConfig { url: "tls://127.0.0.1:1".into(), ..own.clone() }, mine).await,
         Code::BusUnreachable

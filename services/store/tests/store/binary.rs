@@ -18,8 +18,12 @@ use tokio::time::timeout;
 use crate::connections::tls;
 use crate::support::{certificates, key_of, nobody, noise, now, quick, soon};
 
-/// Kept open: a program whose stderr is gone cannot say its last words.
-type Log = Lines<BufReader<ChildStderr>>;
+/// What a program said until it listened.
+struct Log {
+    said: Vec<String>,
+    /// Kept open: a program whose stderr is gone cannot say its last words.
+    _rest: Lines<BufReader<ChildStderr>>,
+}
 
 struct Setup {
     folder: TempDir,
@@ -60,17 +64,24 @@ impl Setup {
     }
 
     async fn start(&self) -> (Child, Endpoint, Log) {
-        let mut child = self.command(&[]).spawn().unwrap();
+        self.start_with(|command| command).await
+    }
+
+    async fn start_with(&self, change: impl Fn(&mut Command) -> &mut Command) -> (Child, Endpoint, Log) {
+        let mut child = change(&mut self.command(&[])).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut said = Vec::new();
         while let Some(line) = timeout(Duration::from_secs(20), lines.next_line()).await.unwrap().unwrap() {
             if line.contains("the store listens") {
                 let ready: Ready = serde_json::from_slice(&fs::read(self.path("ready")).unwrap()).unwrap();
                 let url = format!("https://{}", ready.addresses[0]);
                 let trust = Trust::Authority(self.authority.clone());
-                return (child, Endpoint::new(&url, "us-east-1", trust).unwrap(), lines);
+                let log = Log { said, _rest: lines };
+                return (child, Endpoint::new(&url, "us-east-1", trust).unwrap(), log);
             }
+            said.push(line);
         }
-        panic!("the store did not start");
+        panic!("the store did not start: {said:?}");
     }
 
     /// Exit status and everything printed.
@@ -119,6 +130,91 @@ async fn a_second_process_on_the_root_ends_with_a_code() {
     let _running = setup.start().await;
     let (status, text) = setup.ends(&[], &[]).await;
     assert!(status == Some(4) && text.contains("DL0306"), "{status:?} {text}");
+}
+
+/// Answers every call that makes a second name as a file system without hard links does.
+const NO_LINKS: &str = "#include <errno.h>\n\
+    int link(const char *from, const char *to) { (void)from; (void)to; errno = EPERM; return -1; }\n\
+    int linkat(int a, const char *from, int b, const char *to, int flags)\n\
+    { (void)a; (void)from; (void)b; (void)to; (void)flags; errno = EPERM; return -1; }\n";
+
+#[tokio::test]
+async fn a_file_system_without_hard_links_takes_uploads_and_promotions() {
+    let setup = Setup::new();
+    let (source, library) = (setup.path("no_links.c"), setup.path("no_links.so"));
+    fs::write(&source, NO_LINKS).unwrap();
+    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).status().await;
+    if !compiled.is_ok_and(|status| status.success()) {
+        skipped("there is no C compiler to make such a file system with");
+        return;
+    }
+    let (_child, endpoint, log) = setup.start_with(|command| command.env("LD_PRELOAD", &library)).await;
+    assert!(log.said.iter().any(|line| line.contains("no hard links")), "{:?}", log.said);
+    let signer = Signer::new(&endpoint, &setup.keys, StoreClock::default()).unwrap();
+    let transfer = Transfer::new(endpoint.trust(), quick()).unwrap();
+    let buckets = crate::support::buckets(&endpoint, &setup.keys);
+    for seed in 0..3 {
+        let bytes = noise(100_000, seed);
+        let object = ObjectRef::of(&bytes);
+        let grant = signer.put(&key_of(object), object.bytes, now());
+        assert_eq!(transfer.put(&grant, bytes.clone(), &nobody(), soon()).await.unwrap(), Stored::Now);
+        assert_eq!(transfer.put(&grant, bytes.clone(), &nobody(), soon()).await.unwrap(), Stored::Before);
+        assert_eq!(buckets.promote(&key_of(object), object).await.unwrap(), Stored::Now);
+        assert_eq!(buckets.promote(&key_of(object), object).await.unwrap(), Stored::Now);
+        assert_eq!(buckets.get(object.digest).await.unwrap(), bytes);
+    }
+    assert_eq!(fs::read_dir(setup.path("root/tmp")).unwrap().count(), 0);
+}
+
+#[expect(clippy::print_stderr, reason = "whoever reads the tests' output shall see that this one did not run")]
+fn skipped(why: &str) {
+    eprintln!("SKIPPED: {why}");
+}
+
+/// Runs the program under a limit of open files, both as it is set and as it may be raised to.
+fn limited<'a>(setup: &'a Setup, soft: u32, hard: u32) -> impl Fn(&mut Command) -> &mut Command + 'a {
+    move |command| {
+        let (soft, hard) = (u64::from(soft), u64::from(hard));
+        // SAFETY: between fork and exec one system call is made, and nothing is allocated.
+        unsafe {
+            command.pre_exec(move || {
+                let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+                match libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) {
+                    0 => Ok(()),
+                    _ => Err(std::io::Error::last_os_error()),
+                }
+            })
+        };
+        let _folder = &setup.folder;
+        command
+    }
+}
+
+#[tokio::test]
+async fn few_open_files_bound_the_connections_and_too_few_end_with_a_code() {
+    let setup = Setup::new();
+    let (mut child, _, log) = setup.start_with(limited(&setup, 64, 4096)).await;
+    assert!(!log.said.iter().any(|line| line.contains("WARN")), "the limit was raised: {:?}", log.said);
+    child.kill().await.unwrap();
+
+    let (mut child, endpoint, log) = setup.start_with(limited(&setup, 64, 64)).await;
+    assert!(log.said.iter().any(|line| line.contains("fewer connections than configured")), "{:?}", log.said);
+    let host = endpoint.url().socket_addrs(|| None).unwrap()[0];
+    let mut held = Vec::new();
+    for last in 2..=80 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(std::net::SocketAddr::from(([127, 0, 0, last], 0))).unwrap();
+        held.push(socket.connect(host).await.unwrap());
+    }
+    let buckets = crate::support::buckets(&endpoint, &setup.keys);
+    buckets.put_blob(noise(1000, 1)).await.expect("there are handles left for the work itself");
+    child.kill().await.unwrap();
+
+    let mut command = setup.command(&[]);
+    limited(&setup, 40, 40)(&mut command);
+    let output = timeout(Duration::from_secs(20), command.output()).await.unwrap().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && text.contains("DL0314"), "{:?} {text}", output.status);
 }
 
 #[tokio::test]

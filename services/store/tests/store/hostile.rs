@@ -203,6 +203,43 @@ async fn one_peer_cannot_take_every_connection() {
     assert!(spoken.is_ok_and(|spoken| spoken.is_ok()));
 }
 
+/// Each takes all it can get and says nothing; whoever comes then is served.
+#[tokio::test]
+async fn several_peers_together_cannot_take_every_connection() {
+    let store = TestStore::with(StoreLimits { connections_max: 8, ..short(Duration::from_secs(40)) }).await;
+    let mut held = Vec::new();
+    for host in 2..=9 {
+        for _ in 0..8 {
+            held.push(from([127, 0, 0, host], store.address).await);
+        }
+    }
+    timeout(AT_ONCE, store.buckets().ping()).await.expect("there is a place for another peer").unwrap();
+}
+
+/// Who asked for something and got it keeps the connection when strangers come in numbers.
+#[tokio::test]
+async fn strangers_make_room_before_those_who_are_known() {
+    let store = TestStore::with(StoreLimits { connections_max: 4, ..short(Duration::from_secs(40)) }).await;
+    let object = store.buckets().put_blob(noise(10, 1)).await.unwrap();
+    let grant = store.signer_at(store.address).get(object.digest, now());
+    let (path, _) = spoken(&grant.action.unwrap(), "/blobs");
+    let mut known = tls(store.address, &store.authority).await;
+    let ask = format!("GET {path} HTTP/1.1\r\nhost: {}\r\n\r\n", store.address);
+    let mut answers = 0;
+    for host in 2..=20 {
+        let mut answer = vec![0; 12];
+        known.write_all(ask.as_bytes()).await.unwrap();
+        timeout(AT_ONCE, known.read_exact(&mut answer)).await.expect("it is served").unwrap();
+        assert!(answer.starts_with(b"HTTP/1.1 200"), "after {answers} answers");
+        while !answer.ends_with(&noise(10, 1)) {
+            answer.push(known.read_u8().await.unwrap());
+        }
+        answers += 1;
+        let _silent = from([127, 0, 0, host], store.address).await;
+    }
+    assert_eq!(answers, 19);
+}
+
 #[tokio::test]
 async fn tl_21_the_running_store_speaks_nothing_older_than_tls_1_3() {
     let store = TestStore::start().await;

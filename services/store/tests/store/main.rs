@@ -8,6 +8,7 @@ mod binary;
 mod conformance;
 mod connections;
 mod hostile;
+mod rights;
 mod slow;
 mod support;
 mod time;

@@ -112,7 +112,9 @@ async fn fg_14_status_workers_work_map_speeds_losses_and_history_are_shown() {
     let [run]: [RunView; 1] = rows(&cluster, "run").await.try_into().unwrap();
     assert_eq!((run.phase, run.round, run.rounds), (RunPhase::Training, Round(0), 2));
     assert_eq!((run.units_done, run.units, run.workers, run.leases), (1, 2, 2, 1));
-    assert_eq!((run.tokens_per_second, run.bytes_up, run.bytes_down), (200.0, Bytes(10 << 20), Bytes(14 << 20)));
+    // Uploads by the ledger: the one contribution that was accepted, whatever heartbeats say.
+    let uploaded = spec.model.initial[0].bytes;
+    assert_eq!((run.tokens_per_second, run.bytes_up, run.bytes_down), (200.0, uploaded, Bytes(14 << 20)));
     assert_eq!((run.train_loss, run.held_out_loss), (None, Some((Round(0), 2.0))));
 
     let workers: Vec<WorkerView> = rows(&cluster, "worker").await;

@@ -68,7 +68,16 @@ fn joins_that_do_not_fit_are_refused() {
     open.posture.open = vec![OpenLayer { layer: Layer::Bus, reason: "laboratory".to_owned() }];
     let mut long = join_request(1);
     long.device = "x".repeat(129);
-    for (request, code) in [(no_trainer, Code::TrainerMissing), (open, Code::LayerOpen), (long, Code::MessageInvalid)] {
+    let [mut cleared, mut forged] = [join_request(1), join_request(1)];
+    cleared.device = "cpu\u{1b}[2J".to_owned();
+    forged.release = "0.1.0\nUFORGED  yes  training".to_owned();
+    for (request, code) in [
+        (no_trainer, Code::TrainerMissing),
+        (open, Code::LayerOpen),
+        (long, Code::MessageInvalid),
+        (cleared, Code::MessageInvalid),
+        (forged, Code::MessageInvalid),
+    ] {
         let reply = world.ask(peer(1), WorkerRequest::Join(request));
         assert_eq!(world.refusal(reply), code);
     }
@@ -310,7 +319,8 @@ fn what_a_worker_says_of_itself_is_within_what_can_be() {
     let good = Heartbeat { lease: Some(held), bytes_up: Bytes(1 << 30), bytes_down: Bytes(1 << 31), ..heartbeat() };
     assert!(!say(&mut world, good.clone()));
     let shown = world.view();
-    assert_eq!((shown.bytes_up, shown.bytes_down), (Bytes(1 << 30), Bytes(1 << 31)));
+    // Uploads are counted by the ledger, which has accepted none.
+    assert_eq!((shown.bytes_up, shown.bytes_down), (Bytes(0), Bytes(1 << 31)));
     assert!((shown.tokens_per_second - 2.5).abs() < 1e-9);
     type Change = fn(&mut Heartbeat);
     let changes: [(&str, Change); 10] = [

@@ -1,0 +1,329 @@
+//! What a certificate says of itself: whom it is for, and from when to when. For people, and for the checks before anything
+//! is connected; whether a certificate is to be trusted is for rustls.
+
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use schemas::text::{Shown, Time};
+use schemas::{Code, UnixMillis};
+use time::{Date, Month};
+
+/// Names that are kept of one certificate; more say nothing more to a person.
+const NAMES_MAX: usize = 8;
+
+const SEQUENCE: u8 = 0x30;
+const SET: u8 = 0x31;
+const OBJECT_ID: u8 = 0x06;
+const OCTETS: u8 = 0x04;
+const UTC_TIME: u8 = 0x17;
+const GENERALIZED_TIME: u8 = 0x18;
+/// `[0]`: the version. `[3]`: the extensions.
+const VERSION: u8 = 0xa0;
+const EXTENSIONS: u8 = 0xa3;
+/// Among the names of a subject: `[2]` of the domain name system, `[7]` an address.
+const DNS_NAME: u8 = 0x82;
+const ADDRESS: u8 = 0x87;
+const SUBJECT_ALT_NAME: [u8; 3] = [0x55, 0x1d, 0x11];
+const COMMON_NAME: [u8; 3] = [0x55, 0x04, 0x03];
+
+/// Whom a certificate is for, and when it is valid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// The names and addresses of its subject; those of servers have some.
+    pub names: Vec<String>,
+    /// Not valid before.
+    pub begins: UnixMillis,
+    /// Not valid from here on.
+    pub ends: UnixMillis,
+}
+
+/// What keeps a certificate from being used at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outside {
+    /// Its time is over.
+    Ended(UnixMillis),
+    /// Its time has not begun.
+    NotBegun(UnixMillis),
+}
+
+/// Why the certificate that a server shows is not taken.
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the certificate that the server shows, issued to {names}, {why}")]
+pub struct CertificateRefused {
+    pub(crate) names: String,
+    pub(crate) why: Why,
+}
+
+/// The reasons that people can do something about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    Outside(Outside, UnixMillis),
+    Stranger,
+    OtherName(String),
+    Other(String),
+}
+
+impl Facts {
+    /// Reads a certificate in DER; none when it is none.
+    pub fn of(der: &[u8]) -> Option<Self> {
+        let mut signed = Der(Der(der).take(SEQUENCE)?);
+        let mut body = Der(signed.take(SEQUENCE)?);
+        if body.peek() == Some(VERSION) {
+            body.next()?;
+        }
+        // Serial number, algorithm, issuer.
+        for _ in 0..3 {
+            body.next()?;
+        }
+        let mut validity = Der(body.take(SEQUENCE)?);
+        let (begins, ends) = (instant(validity.next()?)?, instant(validity.next()?)?);
+        let subject = body.take(SEQUENCE)?;
+        let mut names = Vec::new();
+        while let Some((tag, content)) = body.next() {
+            if tag == EXTENSIONS {
+                names = alternative_names(content).unwrap_or_default();
+            }
+        }
+        if names.is_empty() {
+            names.extend(common_name(subject));
+        }
+        Some(Self { names, begins, ends })
+    }
+
+    /// Whether `now` lies outside of its time.
+    pub fn outside(&self, now: UnixMillis) -> Option<Outside> {
+        if now >= self.ends {
+            Some(Outside::Ended(self.ends))
+        } else if now < self.begins {
+            Some(Outside::NotBegun(self.begins))
+        } else {
+            None
+        }
+    }
+
+    /// The names as one text.
+    pub fn shown_names(&self) -> String {
+        if self.names.is_empty() { "nobody".to_owned() } else { self.names.join(", ") }
+    }
+}
+
+impl fmt::Display for Outside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ended(at) => write!(f, "ended at {}", Time(*at)),
+            Self::NotBegun(at) => write!(f, "is not valid before {}", Time(*at)),
+        }
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Outside(outside, now) => write!(f, "{outside}; this machine's clock says {}", Time(*now)),
+            Self::Stranger => f.write_str("is signed by no authority that is trusted here"),
+            Self::OtherName(wanted) => write!(f, "is not for {wanted}"),
+            Self::Other(reason) => write!(f, "is not taken: {}", Shown(reason)),
+        }
+    }
+}
+
+/// The same words: rustls shows the error of a verifier in this form, and clients show what rustls shows.
+impl fmt::Debug for CertificateRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl CertificateRefused {
+    /// The code of the page that says what to do.
+    pub const fn code(&self) -> Code {
+        match self.why {
+            Why::Outside(..) => Code::ServerCertificateExpired,
+            Why::Stranger | Why::OtherName(_) | Why::Other(_) => Code::CertificateUntrusted,
+        }
+    }
+
+    /// The refusal that caused `error`, if one did.
+    pub fn of<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Self> {
+        use rustls::{CertificateError, Error};
+        /// Deeper than any chain of causes.
+        const DEPTH_MAX: usize = 16;
+        let mut next = Some(error);
+        for _ in 0..DEPTH_MAX {
+            let error = next?;
+            if let Some(found) = error.downcast_ref::<Self>() {
+                return Some(found);
+            }
+            next = match (error.downcast_ref::<std::io::Error>(), error.downcast_ref::<Error>()) {
+                // Its `source` is the source of what it wraps; the wrapped error itself is left out.
+                (Some(wrapper), _) => wrapper.get_ref().map(|inner| inner as &(dyn std::error::Error + 'static)),
+                (_, Some(Error::InvalidCertificate(CertificateError::Other(other)))) => {
+                    Some(other.0.as_ref() as &(dyn std::error::Error + 'static))
+                }
+                _ => error.source(),
+            };
+        }
+        None
+    }
+}
+
+/// The rest of a DER text.
+struct Der<'a>(&'a [u8]);
+
+impl<'a> Der<'a> {
+    fn peek(&self) -> Option<u8> {
+        self.0.first().copied()
+    }
+
+    /// The next element: its tag and its content.
+    fn next(&mut self) -> Option<(u8, &'a [u8])> {
+        let (tag, rest) = self.0.split_first()?;
+        let (first, rest) = rest.split_first()?;
+        let (length, rest) = match *first {
+            short @ 0..=0x7f => (usize::from(short), rest),
+            long @ 0x81..=0x84 => {
+                let (digits, rest) = rest.split_at_checked(usize::from(long - 0x80))?;
+                (digits.iter().fold(0, |length, digit| length << 8 | usize::from(*digit)), rest)
+            }
+            _ => return None,
+        };
+        let (content, rest) = rest.split_at_checked(length)?;
+        self.0 = rest;
+        Some((*tag, content))
+    }
+
+    /// The content of the next element, if it has this tag.
+    fn take(&mut self, wanted: u8) -> Option<&'a [u8]> {
+        self.next().filter(|(tag, _)| *tag == wanted).map(|(_, content)| content)
+    }
+}
+
+fn alternative_names(extensions: &[u8]) -> Option<Vec<String>> {
+    let mut list = Der(Der(extensions).take(SEQUENCE)?);
+    while let Some((SEQUENCE, extension)) = list.next() {
+        let mut extension = Der(extension);
+        if extension.take(OBJECT_ID)? != SUBJECT_ALT_NAME {
+            continue;
+        }
+        let mut value = extension.next()?;
+        if value.0 != OCTETS {
+            // Whether it is critical stands in between.
+            value = extension.next()?;
+        }
+        let mut found = Der(Der(value.1).take(SEQUENCE)?);
+        let mut names = Vec::new();
+        while let Some((tag, name)) = found.next() {
+            names.extend(alternative_name(tag, name));
+            if names.len() == NAMES_MAX {
+                break;
+            }
+        }
+        return Some(names);
+    }
+    None
+}
+
+fn alternative_name(tag: u8, name: &[u8]) -> Option<String> {
+    match tag {
+        DNS_NAME => Some(Shown(&String::from_utf8_lossy(name)).to_string()),
+        ADDRESS if name.len() == 4 => <[u8; 4]>::try_from(name).ok().map(|octets| Ipv4Addr::from(octets).to_string()),
+        ADDRESS => <[u8; 16]>::try_from(name).ok().map(|octets| Ipv6Addr::from(octets).to_string()),
+        _ => None,
+    }
+}
+
+fn common_name(subject: &[u8]) -> Option<String> {
+    let mut parts = Der(subject);
+    while let Some(part) = parts.take(SET) {
+        let mut pair = Der(Der(part).take(SEQUENCE)?);
+        if pair.take(OBJECT_ID)? == COMMON_NAME {
+            return Some(Shown(&String::from_utf8_lossy(pair.next()?.1)).to_string());
+        }
+    }
+    None
+}
+
+/// A time of X.509: always UTC, always with seconds; two digits of a year are of 1950 to 2049.
+fn instant((tag, text): (u8, &[u8])) -> Option<UnixMillis> {
+    let text = std::str::from_utf8(text).ok()?.strip_suffix('Z')?;
+    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let (year, rest) = text.split_at_checked(match tag {
+        UTC_TIME => 2,
+        GENERALIZED_TIME => 4,
+        _ => return None,
+    })?;
+    if rest.len() != "MMDDhhmmss".len() {
+        return None;
+    }
+    let year: i32 = year.parse().ok()?;
+    let year = match tag {
+        UTC_TIME if year < 50 => 2000 + year,
+        UTC_TIME => 1900 + year,
+        _ => year,
+    };
+    let mut pairs = rest.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).ok()?.parse::<u8>().ok());
+    let mut pair = || pairs.next().flatten();
+    let (month, day) = (Month::try_from(pair()?).ok()?, pair()?);
+    let at = Date::from_calendar_date(year, month, day).ok()?.with_hms(pair()?, pair()?, pair()?).ok()?;
+    // Before 1970 is long over.
+    Some(UnixMillis(u64::try_from(at.assume_utc().unix_timestamp()).unwrap_or(0).saturating_mul(1000)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rustls_pki_types::CertificateDer;
+    use rustls_pki_types::pem::PemObject as _;
+
+    use super::*;
+    use crate::tls::{Authority, LEAF_DAYS};
+
+    const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
+
+    fn der() -> CertificateDer<'static> {
+        let (authority, _) = Authority::generate(NOW).expect("the generator works");
+        let made = authority.certify(&["store.example".to_owned(), "10.1.2.3".to_owned()], NOW).expect("good names");
+        CertificateDer::from_pem_slice(made.certificate.as_bytes()).expect("a certificate")
+    }
+
+    #[test]
+    fn a_certificate_says_whom_it_is_for_and_when() {
+        let facts = Facts::of(&der()).expect("a certificate");
+        assert_eq!(facts.names, ["localhost", "127.0.0.1", "::1", "store.example", "10.1.2.3"]);
+        let days = |days: i64| UnixMillis(NOW.get() + days.unsigned_abs() * 86_400_000);
+        assert_eq!((facts.begins, facts.ends), (UnixMillis(NOW.get() - 3_600_000), days(LEAF_DAYS)));
+        assert_eq!(facts.outside(NOW), None);
+        assert_eq!(facts.outside(facts.ends), Some(Outside::Ended(facts.ends)));
+        assert_eq!(facts.outside(UnixMillis(0)), Some(Outside::NotBegun(facts.begins)));
+        let (_, authority) = Authority::generate(NOW).expect("the generator works");
+        let authority = CertificateDer::from_pem_slice(authority.certificate.as_bytes()).expect("a certificate");
+        let facts = Facts::of(&authority).expect("a certificate");
+        assert_eq!(facts.names, ["diloco private authority"]);
+    }
+
+    #[test]
+    fn times_have_two_forms() {
+        let at = |tag, text: &str| instant((tag, text.as_bytes())).map(|at| Time(at).to_string());
+        assert_eq!(at(UTC_TIME, "231114221320Z").as_deref(), Some("2023-11-14T22:13:20Z"));
+        assert_eq!(at(GENERALIZED_TIME, "20501231235959Z").as_deref(), Some("2050-12-31T23:59:59Z"));
+        for odd in ["", "Z", "231314221320Z", "231114221320", "23111422132Z", "2311142213+0100"] {
+            assert_eq!(at(UTC_TIME, odd), None, "{odd}");
+        }
+        assert_eq!(at(OCTETS, "231114221320Z"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_do_harm(bytes in prop::collection::vec(any::<u8>(), 0..200), at in 0_usize..600, with: u8) {
+            let _nothing = Facts::of(&bytes);
+            let mut der = der().to_vec();
+            if let Some(byte) = der.get_mut(at) {
+                *byte = with;
+            }
+            let _anything = Facts::of(&der);
+            let _half = Facts::of(&der[..at.min(der.len())]);
+        }
+    }
+}

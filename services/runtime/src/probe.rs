@@ -1,0 +1,115 @@
+//! Why a connection to the bus does not come to be, or does not come back. The client tries again and again and says only
+//! that it has none; here are the reasons that do not pass by themselves, each with the file or the server it is about.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use identity::{CertificateRefused, Credentials, tls};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use schemas::UnixMillis;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::bus::BusConfig;
+use crate::{clock, materials};
+
+/// Longest look at one server.
+const LOOK_MAX: Duration = Duration::from_secs(3);
+/// Longest greeting of a server that is read; the usual ones have some hundred bytes.
+const GREETING_BYTES_MAX: u64 = 32 << 10;
+/// How long a connection may be away before its reason is looked for: most come back at once.
+const LOOK_AFTER: Duration = Duration::from_secs(2);
+/// Between two looks while it stays away.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// Where the bus listens when its address names no port.
+const PORT: u16 = 4222;
+
+/// The certificate that one of the servers shows and that is refused, with that server's address.
+pub(crate) async fn certificate(config: &BusConfig) -> Option<(String, CertificateRefused)> {
+    let authority = std::fs::read(&config.ca).ok()?;
+    let mut tls = tls::client_config(&authority).ok()?;
+    tls.alpn_protocols.clear();
+    let tls = Arc::new(tls);
+    for address in config.addresses().filter(|address| address.starts_with("tls://")) {
+        let seen = tokio::time::timeout(LOOK_MAX, shown_by(address, Arc::clone(&tls))).await;
+        if let Ok(Some(refused)) = seen {
+            return Some((address.to_owned(), refused));
+        }
+    }
+    None
+}
+
+async fn shown_by(address: &str, tls: Arc<ClientConfig>) -> Option<CertificateRefused> {
+    let (url, _) = materials::parse(address).ok()?;
+    let host = url.host_str()?.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let stream = TcpStream::connect((host.as_str(), url.port().unwrap_or(PORT))).await.ok()?;
+    let mut stream = BufReader::new(stream);
+    // The server greets in the clear before it speaks TLS.
+    let mut greeting = Vec::new();
+    (&mut stream).take(GREETING_BYTES_MAX).read_until(b'\n', &mut greeting).await.ok()?;
+    let name = ServerName::try_from(host).ok()?;
+    let error = TlsConnector::from(tls).connect(name, stream).await.err()?;
+    CertificateRefused::of(&error).cloned()
+}
+
+/// What is wrong with the credentials file now, in words; nothing when it can be used.
+fn credential(path: &Path, now: UnixMillis) -> Option<identity::credentials::CredentialsError> {
+    if path.as_os_str().is_empty() {
+        return None;
+    }
+    Credentials::read(path).and_then(|credentials| credentials.check(now)).err()
+}
+
+/// Watches over a connection while it is away.
+#[derive(Clone, Debug)]
+pub(crate) struct Vigil {
+    config: Arc<BusConfig>,
+    away: Arc<AtomicBool>,
+    watching: Arc<AtomicBool>,
+}
+
+impl Vigil {
+    pub(crate) fn over(config: &BusConfig) -> Self {
+        Self { config: Arc::new(config.clone()), away: Arc::default(), watching: Arc::default() }
+    }
+
+    /// The connection is there, or is not wanted any more.
+    pub(crate) fn end(&self) {
+        self.away.store(false, Ordering::Relaxed);
+    }
+
+    /// The connection was lost.
+    pub(crate) fn begin(&self) {
+        self.away.store(true, Ordering::Relaxed);
+        if self.watching.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let vigil = self.clone();
+        tokio::spawn(async move {
+            let mut wait = LOOK_AFTER;
+            loop {
+                tokio::time::sleep(wait).await;
+                if !vigil.away.load(Ordering::Relaxed) {
+                    break;
+                }
+                vigil.tell().await;
+                wait = LOOK_EVERY;
+            }
+            vigil.watching.store(false, Ordering::Relaxed);
+        });
+    }
+
+    async fn tell(&self) {
+        if let Some(error) = credential(&self.config.credentials, clock::now()) {
+            let code = error.code();
+            tracing::warn!(%code, "no connection to the bus: {error}; a renewed file is taken up as soon as it is there");
+        } else if let Some((address, refused)) = certificate(&self.config).await {
+            let code = refused.code();
+            tracing::warn!(%code, address, "no connection to the bus: {refused}");
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! What ends with time: certificates and credentials. Who meets one that has ended is told which, in which file or at which
+//! address, and when; who can go on when it is renewed waits for that.
+
+use std::time::Duration;
+
+use e2e::Recipe;
+use harness::{Cluster, Options, PATIENCE};
+use runtime::clock;
+use runtime::exit::{EXIT_DENIED, EXIT_USAGE};
+use schemas::permission::Role;
+use schemas::text::Time;
+use schemas::view::RunPhase;
+use schemas::{Code, Millis, UnixMillis};
+
+const DAY_MS: u64 = 24 * 3_600_000;
+
+/// Puts a certificate that ended yesterday in place of the domain's, and gives its last day as people read it.
+fn expire(cluster: &Cluster) -> String {
+    let made = UnixMillis(clock::now().get() - 31 * DAY_MS);
+    cluster.domain().renew_server_certificate(&[], made).unwrap();
+    Time(made.after(Millis(30 * DAY_MS))).to_string()[..10].to_owned()
+}
+
+#[tokio::test]
+async fn a_certificate_that_has_ended_is_named_with_file_and_day() {
+    let mut cluster = Cluster::broker(Options::default()).await;
+    cluster.start_store().await;
+    let (coordinator, audit) = (cluster.coordinator_arguments("tried"), cluster.audit_arguments());
+    let programs = [("diloco-coordinator", &coordinator), ("diloco-audit", &audit)];
+    let check = async |cluster: &Cluster, program: &str, arguments: &[String]| {
+        let arguments = arguments.iter().map(String::as_str).chain(["--check-config"]).collect::<Vec<_>>();
+        let output = cluster.run_program(program, &arguments, PATIENCE).await;
+        (output.status.code(), output.stderr)
+    };
+    for (program, arguments) in programs {
+        let (status, text) = check(&cluster, program, arguments).await;
+        assert_eq!(status, Some(0), "{program}: {text}");
+    }
+    let day = expire(&cluster);
+    let file = cluster.domain().layout().server_certificate().display().to_string();
+    for (program, arguments) in programs {
+        let (status, text) = check(&cluster, program, arguments).await;
+        let told = text.contains(&Code::CertificateExpired.to_string()) && text.contains(&file) && text.contains(&day);
+        assert!(status == Some(i32::from(EXIT_USAGE)) && told, "{program}: {status:?} {text}");
+    }
+
+    // The store does not start with it; the broker does, and whoever connects is told what it shows.
+    cluster.kill9("broker");
+    cluster.restart("broker").await;
+    let output = cluster.diloctl(&["run", "ls"]).await;
+    let told = |text: &str| {
+        text.contains(&Code::ServerCertificateExpired.to_string())
+            && text.contains("issued to localhost")
+            && text.contains(&day)
+            && text.contains(cluster.bus_url())
+    };
+    assert!(output.status.code() == Some(6) && told(&output.stderr), "{} {}", output.status, output.stderr);
+    let arguments: Vec<&str> = coordinator.iter().map(String::as_str).collect();
+    let output = cluster.run_program("diloco-coordinator", &arguments, PATIENCE).await;
+    let status = output.status.code();
+    assert!(status == Some(i32::from(EXIT_DENIED)) && told(&output.stderr), "{status:?} {}", output.stderr);
+
+    // A new one mends it, and one that ends soon is told before it does.
+    cluster.domain().renew_server_certificate(&[], UnixMillis(clock::now().get() - 25 * DAY_MS)).unwrap();
+    cluster.kill9("broker");
+    cluster.restart("broker").await;
+    let output = cluster.diloctl(&["cluster", "check"]).await;
+    let soon =
+        output.stderr.contains(&Code::EndsSoon.to_string()) && output.stderr.contains("tls/server.pem ends at 2");
+    assert!(output.status.success() && soon, "{} {}", output.status, output.stderr);
+}
+
+/// The broker cuts off whose credential has ended. Each waits for the new file, names the old one, and goes on.
+#[tokio::test]
+async fn a_credential_that_has_ended_is_waited_for_by_everybody() {
+    const LIFE: Millis = Millis::from_secs(8);
+    let mut cluster = Cluster::broker(Options::default()).await;
+    let run = cluster.run().clone();
+    cluster.start_store().await;
+    cluster.start_coordinator("coordinator").await;
+    cluster.start_worker("worker-0", &[]).await;
+    Recipe::reference(400, 1, 40).create(&cluster).await;
+    cluster.issue_for(Role::Coordinator, "coordinator", None, LIFE);
+    cluster.issue_for(Role::Worker, "worker-0", Some(&run), LIFE);
+    for name in ["coordinator", "worker-0"] {
+        cluster.kill9(name);
+        cluster.restart(name).await;
+    }
+    for name in ["worker-0", "coordinator"] {
+        let file = cluster.domain().layout().folder().join(format!("credentials/{name}.creds")).display().to_string();
+        let told = |text: &str| text.contains("waiting for a renewed file") || text.contains("is taken up as soon as");
+        let log = cluster.process(name).until_logged(3 * PATIENCE, |log| log.contains(&file) && told(log)).await;
+        let line = log.lines().find(|line| line.contains(&file) && told(line)).expect("one line has both");
+        assert!(line.contains(" ended at 2"), "{line}");
+        assert!(cluster.process(name).ended().is_none(), "{name} did not wait");
+    }
+    cluster.issue(Role::Coordinator, "coordinator");
+    cluster.issue(Role::Worker, "worker-0");
+    let operator = cluster.operator().await;
+    let before = operator.run(&run).await.map(|detail| detail.view.round.get()).unwrap_or(0);
+    let wanted = |view: &schemas::view::RunView| view.round.get() > before + 1 || view.phase == RunPhase::Complete;
+    operator.until(&run, Duration::from_secs(60), wanted).await;
+    for name in ["worker-0", "coordinator"] {
+        assert!(cluster.process(name).ended().is_none(), "{name} goes on without a restart");
+    }
+}
