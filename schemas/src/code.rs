@@ -71,7 +71,10 @@ codes! {
     StreamMissing = 205, "stream or bucket missing", "A JetStream stream, consumer or key-value bucket does not exist.", "Run `diloctl cluster init`.";
     StreamDrift = 206, "stream differs from its declaration", "A live stream or bucket differs from the file in nats-config.", "`diloctl cluster check` shows the difference. `diloctl cluster init` alters nothing that exists: change the stream with the tools of NATS, or the file, then check again.";
     MessageInvalid = 207, "message not valid", "A message is too long, is not of the expected type, or has a version that this build does not speak.", "Run the same release everywhere; a repeated case from one worker is a reason to stop that worker.";
-    IdentityMismatch = 208, "sender is not who it says", "The identity that the broker wrote into the request differs from the subject's.", "Nothing at the caller; this is an attack or a broken import, look at the audit stream.";
+    IdentityMismatch = 208, "sender is not who it says", "Somebody speaks in the name of another: a member's name from another account or with another audit key, or a request whose answer is wanted where its sender hears none.", "Nothing at the caller; this is an attack or a broken import, look at the audit stream.";
+    MessagesDropped = 209, "messages dropped", "More messages came on a subject than this process could follow, or longer ones than any of ours. They were dropped and counted.", "Who sends requests asks again by itself. If it repeats, look for the worker that the log names as asking too much, and at the load of this machine.";
+    AnswerForeign = 210, "answer to something else", "An answer arrived that is for somebody else, or that answers something that was not asked. It was ignored.", "Nothing was done because of it. Somebody chose another's subject for its own answers: if it repeats, look at the workers of this tenant.";
+    DomainOlder = 211, "domain of an older release", "The trust domain was made by a release in which ledger, workers' events and their readers shared one account; this release does not run on it.", "Make a new domain with `diloctl auth init` in another folder, and begin its runs anew; keep the old folder as long as its record counts. To finish a run, use the release that began it.";
 
     // 03: objects and the store.
     StoreUnreachable = 301, "store unreachable", "No S3 store answered at the address.", "Start `diloco-store` or correct the endpoint and CA file.";
@@ -83,6 +86,8 @@ codes! {
     ObjectTooLarge = 308, "object too large", "An object exceeds the largest that is accepted.", "Lower `chunk_elements` of the run, or split the data.";
     ObjectForbidden = 309, "object not granted", "The asker has no lease or role under which this object is granted.", "Nothing if the lease was lost; otherwise look at the audit stream.";
     CacheFailed = 310, "cache failed", "The local object cache cannot be read or written.", "Check the cache folder's space and rights; it may be deleted at any time.";
+    LineSlow = 311, "slow line", "An object moves so slowly to or from the store that it will take long; nothing has failed.", "Nothing is lost while bytes move. If it stays so, look at the line to the store, choose a smaller codec for the run's uploads, or a longer lease.";
+    LineStalled = 312, "line stalled", "Nothing moved between this machine and the store for so long that the attempt was given up; it is made again, with fewer transfers at a time.", "Look at the line to the store and at the store's machine, if it repeats.";
 
     // 04: leases.
     LeaseLost = 401, "lease lost", "The lease expired or its unit was granted to another under a later epoch.", "Claim again; the unit's work counts for its present holder only.";
@@ -136,6 +141,8 @@ codes! {
     TrainerMissing = 804, "trainer missing", "This worker was built or configured without the trainer that the run asks for.", "Use a build with the feature, or another worker.";
     WorkerStateInvalid = 805, "worker state unusable", "The worker's folder for its state cannot be used, or the saved inner state does not fit the run.", "Give each worker a folder of its own that it can write. A damaged `inner.safetensors` may be removed: nothing is lost but optimizer moments.";
     WorkerChainInvalid = 806, "worker's chain of events unusable", "The file that holds the end of a worker's chain of events cannot be read or written.", "Check the space and rights of `worker.state`. Never remove `events.json`: the chain would fork, and its replay would fail. If it is damaged, issue the worker a new name with `diloctl auth issue`.";
+    InnerStateInvalid = 809, "inner state refused", "A saved inner state has the right form, but values that no optimizer comes to: not finite, negative squares, zeros after many steps.", "Nothing to do: it was put aside as `inner.refused`, and moments start anew. If it repeats, look at the disk of `worker.state` and at who can write there.";
+    InnerStateDropped = 810, "inner state dropped", "The first unit after a saved inner state was taken up failed, or its result was refused, so the state is not trusted any more.", "Nothing to do: it was put aside as `inner.refused`, and the next unit begins with fresh moments. If units go on failing, the cause is another.";
 
     // 09: tooling.
     ToolMissing = 901, "tool missing", "A program that set-up needs is not on the machine.", "Install the named program and repeat.";

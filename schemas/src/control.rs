@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::answer::ENVELOPE_BYTES_MAX;
 use crate::limits::MESSAGE_BYTES_MAX;
 use crate::message::{V, message};
 use crate::run::RunSpec;
@@ -121,7 +122,7 @@ pub struct RunNewReply {
 message!(RunNew, "run.new", MESSAGE_BYTES_MAX);
 message!(RunNewReply, "run.new reply", 4096);
 message!(ViewRequest, "view", 4096);
-message!(ViewReply, "view reply", MESSAGE_BYTES_MAX);
+message!(ViewReply, "view reply", MESSAGE_BYTES_MAX - ENVELOPE_BYTES_MAX);
 message!(OperatorObjects, "operator objects", MESSAGE_BYTES_MAX);
 message!(Shutdown, "shutdown", 4096);
 message!(ShutdownReply, "shutdown reply", 4096);

@@ -3,8 +3,11 @@
 //!
 //! Three rules hold for every message. Its first field is a version, and another version is refused ([`V`]). It is
 //! MessagePack with named fields, read through [`Message::decode`], which checks the length before it parses.
-//! Unknown fields are refused, so that two builds never disagree in silence.
+//! Unknown fields are refused, so that two builds never disagree in silence. Answers stand in an envelope of their own
+//! ([`answer`]).
 
+pub mod account;
+pub mod answer;
 pub mod blob;
 pub mod code;
 pub mod contribution;
@@ -27,6 +30,7 @@ pub mod telemetry;
 pub mod unit;
 pub mod view;
 
+pub use answer::{Answer, Asked, is_answer};
 pub use code::{Code, Refusal};
 pub use digest::{Digest, Hasher, ObjectRef};
 pub use id::{AccountId, IdError, PublicKey, RunId, WorkerId};

@@ -47,6 +47,12 @@ pub enum DecodeError {
         /// What the parser met.
         source: rmp_serde::decode::Error,
     },
+    /// Not an answer to anything.
+    #[error("bytes that are no answer, where a {name} is expected")]
+    NoAnswer {
+        /// The type's name.
+        name: &'static str,
+    },
     /// A whole message, and then more bytes.
     #[error("{extra} bytes follow a {name}")]
     Trailing {
@@ -66,7 +72,7 @@ pub trait Message: Serialize + DeserializeOwned {
 
     /// The bytes to send.
     fn encode(&self) -> Vec<u8> {
-        rmp_serde::to_vec_named(self).expect("messages hold no map with non-string keys and no failing serializer")
+        encode(self, Vec::new())
     }
 
     /// Reads a message from untrusted bytes.
@@ -74,24 +80,42 @@ pub trait Message: Serialize + DeserializeOwned {
     /// # Errors
     /// The bytes are too long, are not this type in this version, or are followed by others.
     fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let name = Self::NAME;
-        if bytes.len() > Self::BYTES_MAX {
-            return Err(DecodeError::TooLong { name, bytes: bytes.len(), max: Self::BYTES_MAX });
-        }
-        let mut reader = rmp_serde::Deserializer::new(bytes);
-        reader.set_max_depth(DEPTH_MAX);
-        let message = Self::deserialize(&mut reader).map_err(|source| DecodeError::Malformed { name, source })?;
-        match reader.get_ref().len() {
-            0 => Ok(message),
-            extra => Err(DecodeError::Trailing { name, extra }),
-        }
+        check_length::<Self>(bytes)?;
+        decode(bytes)
     }
 }
 
 /// Deepest nesting in a message; ours need less than ten, and each level costs stack.
 const DEPTH_MAX: usize = 32;
 
-/// The answer to a request: what was asked for, or a coded refusal.
+/// Appends a message to what stands before it.
+pub(crate) fn encode<M: Message + ?Sized>(message: &M, mut before: Vec<u8>) -> Vec<u8> {
+    let mut serializer = rmp_serde::Serializer::new(&mut before).with_struct_map();
+    message.serialize(&mut serializer).expect("messages hold no map with non-string keys and no failing serializer");
+    before
+}
+
+/// The bound on what is parsed.
+pub(crate) fn check_length<M: Message>(bytes: &[u8]) -> Result<(), DecodeError> {
+    match bytes.len() <= M::BYTES_MAX {
+        true => Ok(()),
+        false => Err(DecodeError::TooLong { name: M::NAME, bytes: bytes.len(), max: M::BYTES_MAX }),
+    }
+}
+
+/// Reads a message whose length was checked.
+pub(crate) fn decode<M: Message>(bytes: &[u8]) -> Result<M, DecodeError> {
+    let name = M::NAME;
+    let mut reader = rmp_serde::Deserializer::new(bytes);
+    reader.set_max_depth(DEPTH_MAX);
+    let message = M::deserialize(&mut reader).map_err(|source| DecodeError::Malformed { name, source })?;
+    match reader.get_ref().len() {
+        0 => Ok(message),
+        extra => Err(DecodeError::Trailing { name, extra }),
+    }
+}
+
+/// What a request comes to: what was asked for, or a coded refusal. It crosses the bus in an [`crate::Answer`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply<T> {
@@ -99,11 +123,6 @@ pub enum Reply<T> {
     Ok(T),
     /// It was not done, and nothing changed.
     Refused(Refusal),
-}
-
-impl<T: Message> Message for Reply<T> {
-    const NAME: &'static str = T::NAME;
-    const BYTES_MAX: usize = T::BYTES_MAX;
 }
 
 impl<T> Reply<T> {

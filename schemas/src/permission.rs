@@ -1,6 +1,7 @@
 //! Who may say and hear what: the roles, and the permission sets that follow from [`TABLE`] and from the plumbing of
-//! JetStream. User JWTs, role templates, account exports and imports, and `docs/bus.md` are all made from here.
+//! JetStream. User JWTs, role templates and `docs/bus.md` are all made from here.
 
+use crate::account::Account;
 use crate::limits::{MESSAGE_BYTES_MAX, WORKER_MESSAGE_BYTES_MAX};
 use crate::subject::{Kind, Lane, TABLE};
 
@@ -11,32 +12,76 @@ pub enum Role {
     Worker,
     /// Leads runs.
     Coordinator,
+    /// A coordinator's second connection, on which it writes the ledger.
+    LedgerWriter,
     /// A person with `diloctl`.
     Operator,
     /// Reads events.
     Auditor,
-    /// Creates streams and buckets; used by `diloctl cluster init` only.
+    /// Creates streams and buckets of the control account; like the other provisioners used by `diloctl cluster` only.
     Provisioner,
+    /// Creates the ledger's stream.
+    LedgerProvisioner,
+    /// Creates the streams of tenants' events.
+    EventsProvisioner,
+    /// Creates the stream that readers see.
+    AuditProvisioner,
 }
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Worker, Self::Coordinator, Self::Operator, Self::Auditor, Self::Provisioner];
+    pub const ALL: [Self; 9] = [
+        Self::Worker,
+        Self::Coordinator,
+        Self::LedgerWriter,
+        Self::Operator,
+        Self::Auditor,
+        Self::Provisioner,
+        Self::LedgerProvisioner,
+        Self::EventsProvisioner,
+        Self::AuditProvisioner,
+    ];
 
     /// Its name in credentials, files and documents.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Worker => "worker",
             Self::Coordinator => "coordinator",
+            Self::LedgerWriter => "ledger-writer",
             Self::Operator => "operator",
             Self::Auditor => "auditor",
             Self::Provisioner => "provisioner",
+            Self::LedgerProvisioner => "ledger-provisioner",
+            Self::EventsProvisioner => "events-provisioner",
+            Self::AuditProvisioner => "audit-provisioner",
         }
     }
 
-    /// Whether it lives in a tenant's account; the others live in the control account.
+    /// Where its credentials belong.
+    pub const fn account(self) -> Account {
+        match self {
+            Self::Worker => Account::Tenant,
+            Self::Coordinator | Self::Operator | Self::Provisioner => Account::Control,
+            Self::LedgerWriter | Self::LedgerProvisioner => Account::Ledger,
+            Self::EventsProvisioner => Account::Events,
+            Self::Auditor | Self::AuditProvisioner => Account::Audit,
+        }
+    }
+
+    /// The role that creates the streams of an account; none for tenants', which have none.
+    pub const fn provisioner(account: Account) -> Option<Self> {
+        match account {
+            Account::Control => Some(Self::Provisioner),
+            Account::Ledger => Some(Self::LedgerProvisioner),
+            Account::Events => Some(Self::EventsProvisioner),
+            Account::Audit => Some(Self::AuditProvisioner),
+            Account::Tenant => None,
+        }
+    }
+
+    /// Whether it lives in a tenant's account.
     pub const fn is_tenant(self) -> bool {
-        matches!(self, Self::Worker)
+        matches!(self.account(), Account::Tenant)
     }
 }
 
@@ -60,12 +105,12 @@ pub const PLUMBING: &[Plumbing] = &[
     plumbing(Role::Coordinator, "_R_.>", "answer requests that crossed accounts"),
     plumbing(Role::Coordinator, "_INBOX.>", "answer operators"),
     plumbing(Role::Coordinator, "$JS.API.INFO", "see whether JetStream is on"),
-    plumbing(Role::Coordinator, "$JS.API.STREAM.INFO.AUDIT", "replay the ledger"),
-    plumbing(Role::Coordinator, "$JS.API.CONSUMER.CREATE.AUDIT", "replay the ledger (unnamed consumer)"),
-    plumbing(Role::Coordinator, "$JS.API.CONSUMER.CREATE.AUDIT.>", "replay the ledger"),
-    plumbing(Role::Coordinator, "$JS.API.CONSUMER.MSG.NEXT.AUDIT.>", "replay the ledger"),
-    plumbing(Role::Coordinator, "$JS.API.CONSUMER.INFO.AUDIT.*", "replay the ledger"),
-    plumbing(Role::Coordinator, "$JS.API.CONSUMER.DELETE.AUDIT.*", "replay the ledger"),
+    plumbing(Role::LedgerWriter, "$JS.API.STREAM.INFO.LEDGER", "replay the ledger"),
+    plumbing(Role::LedgerWriter, "$JS.API.CONSUMER.CREATE.LEDGER", "replay the ledger (unnamed consumer)"),
+    plumbing(Role::LedgerWriter, "$JS.API.CONSUMER.CREATE.LEDGER.>", "replay the ledger"),
+    plumbing(Role::LedgerWriter, "$JS.API.CONSUMER.MSG.NEXT.LEDGER.>", "replay the ledger"),
+    plumbing(Role::LedgerWriter, "$JS.API.CONSUMER.INFO.LEDGER.*", "replay the ledger"),
+    plumbing(Role::LedgerWriter, "$JS.API.CONSUMER.DELETE.LEDGER.*", "replay the ledger"),
     plumbing(Role::Coordinator, "$JS.API.STREAM.INFO.WORK", "read offers"),
     plumbing(Role::Coordinator, "$JS.API.CONSUMER.INFO.WORK.lease", "read offers"),
     plumbing(Role::Coordinator, "$JS.API.CONSUMER.MSG.NEXT.WORK.lease", "read offers"),
@@ -80,16 +125,19 @@ pub const PLUMBING: &[Plumbing] = &[
     plumbing(Role::Auditor, "$JS.API.CONSUMER.INFO.AUDIT.*", "read events"),
     plumbing(Role::Auditor, "$JS.API.CONSUMER.DELETE.AUDIT.*", "read events"),
     plumbing(Role::Provisioner, "$JS.API.>", "create and compare streams and buckets"),
+    plumbing(Role::LedgerProvisioner, "$JS.API.>", "create and compare the ledger's stream"),
+    plumbing(Role::EventsProvisioner, "$JS.API.>", "create and compare tenants' streams"),
+    plumbing(Role::AuditProvisioner, "$JS.API.>", "create and compare the readers' stream"),
 ];
 
-/// What the coordinator must never do to the log it writes, whatever else it is allowed.
-pub const COORDINATOR_DENIED: &[&str] = &[
-    "$JS.API.STREAM.DELETE.AUDIT",
-    "$JS.API.STREAM.UPDATE.AUDIT",
-    "$JS.API.STREAM.PURGE.AUDIT",
-    "$JS.API.STREAM.MSG.DELETE.AUDIT",
-    "$JS.API.STREAM.RESTORE.AUDIT",
-    "$JS.API.STREAM.SNAPSHOT.AUDIT",
+/// What a coordinator must never do to the log it writes, whatever else it is allowed.
+pub const LEDGER_WRITER_DENIED: &[&str] = &[
+    "$JS.API.STREAM.DELETE.LEDGER",
+    "$JS.API.STREAM.UPDATE.LEDGER",
+    "$JS.API.STREAM.PURGE.LEDGER",
+    "$JS.API.STREAM.MSG.DELETE.LEDGER",
+    "$JS.API.STREAM.RESTORE.LEDGER",
+    "$JS.API.STREAM.SNAPSHOT.LEDGER",
 ];
 
 /// A role's permissions in the template form of scoped signing keys.
@@ -127,7 +175,7 @@ pub fn permissions(role: Role) -> Permissions {
         }
     }
     publish_allow.dedup();
-    let denied: &[&str] = if role == Role::Coordinator { COORDINATOR_DENIED } else { &[] };
+    let denied: &[&str] = if role == Role::LedgerWriter { LEDGER_WRITER_DENIED } else { &[] };
     Permissions {
         publish_allow,
         publish_deny: denied.iter().map(|subject| (*subject).to_owned()).collect(),
@@ -153,48 +201,11 @@ fn template(role: Role, lane: Lane, pattern: &str) -> String {
     format!("{}.{account}{}", lane.prefix(), tokens.join("."))
 }
 
-/// A lane that crosses accounts, as the control account exports it and tenants import it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Crossing {
-    /// The lane.
-    pub lane: Lane,
-    /// Whether it is a service (tenant to control, answered) or a stream (control to tenant).
-    pub service: bool,
-}
-
-/// Position (from 1) of the account token in the control account's form of a crossing subject.
-pub const ACCOUNT_TOKEN_POSITION: u8 = 3;
-
-/// Every lane that crosses accounts.
-pub const CROSSINGS: [Crossing; 4] = [
-    Crossing { lane: Lane::Request, service: true },
-    Crossing { lane: Lane::Event, service: true },
-    Crossing { lane: Lane::Telemetry, service: true },
-    Crossing { lane: Lane::Command, service: false },
-];
-
-impl Crossing {
-    /// What the control account exports: `diloco.request.*.>`.
-    pub fn exported(&self) -> String {
-        format!("{}.*.>", self.lane.prefix())
-    }
-
-    /// What the tenant imports: `diloco.request.<account>.>`.
-    pub fn imported(&self, account: &str) -> String {
-        format!("{}.{account}.>", self.lane.prefix())
-    }
-
-    /// Under which subject the tenant sees it: `diloco.request.>`.
-    pub fn local(&self) -> String {
-        format!("{}.>", self.lane.prefix())
-    }
-}
-
 /// The reference page of the bus, as Markdown.
 pub fn reference() -> String {
     let mut page = String::from(
         "# The bus\n\nGenerated from `schemas/src/subject.rs` and `schemas/src/permission.rs` by `cargo xtask docs`.\n\n\
-         Subjects are as their sender writes them. What workers send reaches the control account with the tenant's\n\
+         Subjects are as their sender writes them. What workers send reaches the other account with the tenant's\n\
          account as third token, written by the broker. `{worker}` and `{operator}` are public nkeys.\n\n\
          | subject | kind | message | answer | said by | heard by | for |\n| --- | --- | --- | --- | --- | --- | --- |\n",
     );
@@ -221,7 +232,7 @@ pub fn reference() -> String {
     );
     for role in Role::ALL {
         let set = permissions(role);
-        page.push_str(&format!("\n### {}\n\n", role.name()));
+        page.push_str(&format!("\n### {}\n\nIn account {}.\n\n", role.name(), role.account().name()));
         for (title, subjects) in
             [("publish", &set.publish_allow), ("never publish", &set.publish_deny), ("subscribe", &set.subscribe_allow)]
         {
@@ -265,7 +276,7 @@ mod tests {
         for role in Role::ALL {
             let set = permissions(role);
             let writes = |prefix: &str| set.publish_allow.iter().any(|subject| subject.starts_with(prefix));
-            assert_eq!(writes("diloco.event.control."), role == Role::Coordinator);
+            assert_eq!(writes("diloco.ledger."), role == Role::LedgerWriter);
             assert_eq!(writes("diloco.command."), role == Role::Coordinator);
             assert_eq!(writes("diloco.control."), role == Role::Operator);
         }

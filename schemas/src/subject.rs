@@ -1,19 +1,25 @@
 //! The bus, declared once: every subject with its message, its speakers and its listeners; built and parsed here only.
 //!
 //! Workers live in their tenant's account and never name it. The broker puts the account into the third token of what
-//! crosses into the control account, so a subject has two forms: the sender's, and the one that [`Incoming`] parses.
+//! crosses into another account, so a subject has two forms: the sender's, and the one that [`Incoming`] parses.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use crate::account::ACCOUNT_TOKEN_POSITION;
 use crate::id::CLUSTER;
 use crate::lease::UnitId;
 use crate::permission::Role;
 use crate::public::CommandVerb;
 use crate::{AccountId, PublicKey, Round, RunId, WorkerId};
 
-/// Stream that holds every event.
+/// Stream of the audit account with a copy of every event. It has no subjects: nothing can be published into it.
 pub const AUDIT_STREAM: &str = "AUDIT";
+/// Stream of the ledger account: the coordinator's chain.
+pub const LEDGER_STREAM: &str = "LEDGER";
+/// What the streams of the events account begin with; the tenant's account follows.
+pub const EVENTS_STREAM_PREFIX: &str = "EVENTS_";
 /// Work-queue stream that holds offers.
 pub const WORK_STREAM: &str = "WORK";
 /// The durable pull consumer of [`WORK_STREAM`]; only the coordinator reads it.
@@ -22,12 +28,8 @@ pub const WORK_CONSUMER: &str = "lease";
 pub const STATE_BUCKET: &str = "state";
 /// Key-value bucket for the leader's name; its keys end by themselves.
 pub const LEADER_BUCKET: &str = "leader";
-/// Stands where the broker puts a tenant's account, in events of the control account itself.
-pub const CONTROL_ACCOUNT: &str = "control";
 /// Every ledger event of a coordinator lies under this subject: the fence for appends.
-pub const LEDGER_FILTER: &str = "diloco.event.control.>";
-/// Header in which the broker names the sender of a request that crossed accounts (`share: true`).
-pub const REQUEST_INFO_HEADER: &str = "Nats-Request-Info";
+pub const LEDGER_FILTER: &str = "diloco.ledger.>";
 
 /// How a lane behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +47,10 @@ pub enum Kind {
 pub enum Lane {
     /// What a worker asks.
     Request,
-    /// Signed events.
+    /// A worker's signed events.
     Event,
+    /// The coordinator's signed events.
+    Ledger,
     /// Heartbeats.
     Telemetry,
     /// Signed orders to workers.
@@ -60,11 +64,24 @@ pub enum Lane {
 }
 
 impl Lane {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Request,
+        Self::Event,
+        Self::Ledger,
+        Self::Telemetry,
+        Self::Command,
+        Self::Control,
+        Self::Work,
+        Self::Public,
+    ];
+
     /// Its first two tokens.
     pub const fn prefix(self) -> &'static str {
         match self {
             Self::Request => "diloco.request",
             Self::Event => "diloco.event",
+            Self::Ledger => "diloco.ledger",
             Self::Telemetry => "diloco.telemetry",
             Self::Command => "diloco.command",
             Self::Control => "diloco.control",
@@ -73,7 +90,7 @@ impl Lane {
         }
     }
 
-    /// Whether it joins tenants' accounts with the control account.
+    /// Whether it joins tenants' accounts with another.
     pub const fn crosses_accounts(self) -> bool {
         matches!(self, Self::Request | Self::Event | Self::Telemetry | Self::Command)
     }
@@ -145,17 +162,17 @@ pub const TABLE: &[Row] = &[
         reply: None,
         publishers: &[Role::Worker],
         subscribers: &[],
-        purpose: "a worker's signed events, into stream AUDIT",
+        purpose: "a worker's signed events, into the stream of its tenant",
     },
     Row {
-        lane: Lane::Event,
-        pattern: "control.{run}.{emitter}.{kind}",
+        lane: Lane::Ledger,
+        pattern: "{run}.{emitter}.{kind}",
         kind: Kind::Stream,
         message: "EventBody",
         reply: None,
-        publishers: &[Role::Coordinator],
+        publishers: &[Role::LedgerWriter],
         subscribers: &[],
-        purpose: "the coordinator's ledger, into stream AUDIT",
+        purpose: "the coordinator's ledger, into stream LEDGER",
     },
     Row {
         lane: Lane::Telemetry,
@@ -297,9 +314,14 @@ pub fn worker_event_subject(run: &RunId, worker: &WorkerId, kind: &str) -> Strin
     format!("{}.{run}.{worker}.{kind}", Lane::Event.prefix())
 }
 
-/// `diloco.event.control.<run or cluster>.<emitter>.<kind>`, as the coordinator publishes it.
+/// `diloco.ledger.<run or cluster>.<emitter>.<kind>`, as the coordinator publishes it.
 pub fn ledger_subject(run: Option<&RunId>, emitter: &PublicKey, kind: &str) -> String {
-    format!("{}.{CONTROL_ACCOUNT}.{}.{emitter}.{kind}", Lane::Event.prefix(), run.map_or(CLUSTER, RunId::as_str))
+    format!("{}.{}.{emitter}.{kind}", Lane::Ledger.prefix(), run.map_or(CLUSTER, RunId::as_str))
+}
+
+/// The stream with the events of a tenant's workers.
+pub fn events_stream(tenant: &AccountId) -> String {
+    format!("{EVENTS_STREAM_PREFIX}{tenant}")
 }
 
 /// `diloco.telemetry.<run>.<worker>.heartbeat`, as the worker publishes it.
@@ -342,7 +364,7 @@ pub fn snapshot_key(run: &RunId) -> String {
 /// The filters under which the coordinator hears requests, heartbeats and operators.
 pub const COORDINATOR_FILTERS: [&str; 3] = ["diloco.request.>", "diloco.telemetry.>", "diloco.control.>"];
 
-/// A subject of the control account that the coordinator or the auditor receives, in its parts.
+/// A subject that the coordinator or the auditor receives, in its parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "fields are the tokens that TABLE names")]
 pub enum Incoming {
@@ -359,6 +381,33 @@ pub enum Incoming {
 pub fn worker_event_sender(subject: &str) -> Option<(AccountId, RunId, WorkerId)> {
     let rest = subject.strip_prefix(Lane::Event.prefix())?.strip_prefix('.')?;
     sender(rest).map(|(account, run, worker, _)| (account, run, worker))
+}
+
+/// A subject as its sender wrote it: without the account that the broker put into what crosses accounts.
+pub fn as_sent(subject: &str) -> Cow<'_, str> {
+    let lane = subject.match_indices('.').nth(1).map(|(end, _)| &subject[..end]);
+    let crosses = Lane::ALL.iter().any(|one| one.crosses_accounts() && lane == Some(one.prefix()));
+    let tokens =
+        || subject.split('.').enumerate().filter(|(place, _)| *place + 1 != usize::from(ACCOUNT_TOKEN_POSITION));
+    match crosses {
+        true => Cow::Owned(tokens().map(|(_, token)| token).collect::<Vec<_>>().join(".")),
+        false => Cow::Borrowed(subject),
+    }
+}
+
+/// The key of who sent something to the coordinator: the broker holds every sender to its own. None when the subject has no
+/// such place; whatever follows it may be anything.
+pub fn sender_key(subject: &str) -> Option<PublicKey> {
+    let mut tokens = subject.splitn(3, '.');
+    let (first, lane, rest) = (tokens.next()?, tokens.next()?, tokens.next()?);
+    match (first, lane) {
+        ("diloco", "control") => rest.split('.').next()?.parse().ok(),
+        ("diloco", "request" | "event" | "telemetry") => {
+            let (_, _, worker, _) = sender(rest)?;
+            worker.as_str().parse().ok()
+        }
+        _ => None,
+    }
 }
 
 /// A subject that is none of ours.
@@ -393,13 +442,11 @@ fn parse(subject: &str) -> Option<Incoming> {
             let (operator, verb) = rest.split_once('.')?;
             Some(Incoming::Control { operator: operator.parse().ok()?, verb: ControlVerb::from_token(verb)? })
         }
-        "event" => match rest.strip_prefix("control.") {
-            Some(rest) => ledger(rest),
-            None => {
-                let (account, run, worker, kind) = sender(rest)?;
-                token(kind).map(|kind| Incoming::WorkerEvent { account, run, worker, kind })
-            }
-        },
+        "ledger" => ledger(rest),
+        "event" => {
+            let (account, run, worker, kind) = sender(rest)?;
+            token(kind).map(|kind| Incoming::WorkerEvent { account, run, worker, kind })
+        }
         "work" => {
             let mut tokens = rest.split('.');
             let (run, round, unit) = (tokens.next()?, tokens.next()?, tokens.next()?);
@@ -514,6 +561,26 @@ mod tests {
         let key: PublicKey = worker().as_str().parse().expect("a key");
         for subject in [ledger_subject(Some(&run()), &key, "joined"), "diloco.eventful".to_owned(), String::new()] {
             assert_eq!(worker_event_sender(&subject), None, "{subject}");
+        }
+    }
+
+    #[test]
+    fn what_the_broker_put_in_is_taken_out_again() {
+        let key: PublicKey = worker().as_str().parse().expect("a key");
+        for sent in [
+            request_subject(&run(), &worker(), Verb::LeaseClaim),
+            worker_event_subject(&run(), &worker(), "joined"),
+            heartbeat_subject(&run(), &worker()),
+        ] {
+            assert_eq!(as_sent(&mapped(&sent)), sent);
+            assert_eq!(sender_key(&mapped(&sent)), Some(key.clone()), "{sent}");
+        }
+        let control = control_subject(&key, ControlVerb::View);
+        assert_eq!((as_sent(&control), sender_key(&control)), (Cow::Borrowed(control.as_str()), Some(key.clone())));
+        // A verb that is none names its sender as well, who is told so.
+        assert_eq!(sender_key(&mapped(&format!("diloco.request.demo.{key}.lease.steal"))), Some(key));
+        for strange in ["", "diloco", "diloco.request.x.demo.y.join", "diloco.control.x.view", "diloco.work.demo.0.x"] {
+            assert_eq!(sender_key(strange), None, "{strange}");
         }
     }
 

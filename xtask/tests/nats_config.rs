@@ -17,7 +17,9 @@ use runtime::{Bus, BusConfig, clock};
 use schemas::Code;
 use schemas::limits::{MESSAGE_BYTES_MAX, WORKERS_MAX};
 use schemas::permission::Role;
-use schemas::subject::{AUDIT_STREAM, LEADER_BUCKET, Lane, STATE_BUCKET, WORK_CONSUMER, WORK_STREAM};
+use schemas::subject::{
+    AUDIT_STREAM, EVENTS_STREAM_PREFIX, LEADER_BUCKET, LEDGER_STREAM, Lane, STATE_BUCKET, WORK_CONSUMER, WORK_STREAM,
+};
 use serde_json::Value;
 
 fn config_folder() -> PathBuf {
@@ -233,11 +235,23 @@ fn limits_agree_with_schemas() {
 
 #[test]
 fn declarations_name_what_schemas_names() {
-    let audit = declaration("streams/AUDIT.json");
-    assert_eq!(audit["name"], AUDIT_STREAM);
-    assert_eq!(audit["subjects"], serde_json::json!([format!("{}.>", Lane::Event.prefix())]));
-    assert_eq!((&audit["deny_delete"], &audit["deny_purge"]), (&Value::Bool(true), &Value::Bool(true)));
-    assert_eq!((&audit["allow_rollup"], audit["discard"].as_str()), (&Value::Bool(false), Some("new")));
+    let subjects = |prefix: &str, rest: &str| serde_json::json!([format!("{prefix}.{rest}")]);
+    for (file, name, account, subjects) in [
+        ("streams/LEDGER.json", LEDGER_STREAM, "ledger", subjects(Lane::Ledger.prefix(), ">")),
+        ("streams/EVENTS.json", EVENTS_STREAM_PREFIX, "events", subjects(Lane::Event.prefix(), "{account}.>")),
+        ("streams/AUDIT.json", AUDIT_STREAM, "audit", serde_json::json!([])),
+    ] {
+        let stream = declaration(file);
+        assert_eq!(
+            (stream["name"].as_str(), stream["account"].as_str()),
+            (Some(name.trim_end_matches('_')), Some(account))
+        );
+        assert_eq!(stream["subjects"], subjects, "{file}");
+        assert_eq!((&stream["deny_delete"], &stream["deny_purge"]), (&Value::Bool(true), &Value::Bool(true)), "{file}");
+        assert_eq!((&stream["allow_rollup"], stream["discard"].as_str()), (&Value::Bool(false), Some("new")), "{file}");
+        assert!(stream["max_consumers"].as_u64().unwrap() > 0, "{file}");
+    }
+    assert_eq!(declaration("streams/AUDIT.json")["copies"], serde_json::json!(["ledger", "events"]));
 
     let work = declaration("streams/WORK.json");
     assert_eq!(work["name"], WORK_STREAM);
@@ -252,8 +266,9 @@ fn declarations_name_what_schemas_names() {
 
 #[test]
 fn declarations_fit_into_the_dev_store() {
-    let names = ["streams/AUDIT.json", "streams/WORK.json", "kv/state.json", "kv/leader.json"];
-    let bytes: u64 = names.iter().map(|name| declaration(name)["max_bytes"].as_u64().unwrap()).sum();
+    let names = ["streams/AUDIT.json", "streams/LEDGER.json", "streams/EVENTS.json", "streams/WORK.json"];
+    let names = names.iter().chain(&["kv/state.json", "kv/leader.json"]);
+    let bytes: u64 = names.map(|name| declaration(name)["max_bytes"].as_u64().unwrap()).sum();
     let dev = fs::read_to_string(config_folder().join("dev.conf")).unwrap();
     let line = dev.lines().find_map(|line| line.trim().strip_prefix("max_file: ")).unwrap();
     // The server's G is 10^9.

@@ -24,8 +24,8 @@ use schemas::run::{
 use schemas::telemetry::{Heartbeat, Phase};
 use schemas::view::{RunPhase, RunView};
 use schemas::{
-    Bytes, Code, DecodeError, Digest, Epoch, Message, Millis, ObjectRef, PublicKey, Refusal, Reply, Round, RunId,
-    Sequence, Steps, Tokens, UnitIndex, UnixMillis, V, WorkerId,
+    Answer, Asked, Bytes, Code, DecodeError, Digest, Epoch, Message, Millis, ObjectRef, PublicKey, Refusal, Reply,
+    Round, RunId, Sequence, Steps, Tokens, UnitIndex, UnixMillis, V, WorkerId,
 };
 use serde_bytes::{ByteArray, ByteBuf};
 
@@ -116,6 +116,11 @@ pub(crate) fn spec() -> RunSpec {
         },
         seed: 7,
     }
+}
+
+/// What a worker asked.
+pub(crate) fn asked() -> Asked {
+    Asked { by: public(), question: Digest::of(b"question") }
 }
 
 fn posture() -> Posture {
@@ -279,7 +284,8 @@ pub(crate) fn all() -> Vec<Example> {
         example(&layout),
         example(&refusal),
         example(&event(Event::Ledger(accepted()))),
-        Example { name: "refused answer", ..example(&Reply::<Done>::Refused(refusal)) },
+        Example { name: "answer", ..example(&Answer::new(&asked(), Reply::Ok(Done::default()))) },
+        Example { name: "answer that refuses", ..example(&Answer::<Done>::new(&asked(), Reply::Refused(refusal))) },
         Example {
             name: "event of a worker",
             ..example(&event(Event::Worker(WorkerEvent::Started { lease: lease() })))

@@ -4,10 +4,11 @@
 use crate::examples;
 
 use proptest::prelude::*;
+use schemas::answer::question;
 use schemas::blob::PutRequest;
 use schemas::event::EventBody;
 use schemas::lease::{ClaimRequest, Done};
-use schemas::{DecodeError, Message, Millis, V};
+use schemas::{Answer, Asked, DecodeError, Message, Millis, Reply, V, is_answer};
 
 #[test]
 fn too_long_is_refused_before_parsing() {
@@ -37,6 +38,37 @@ fn unknown_fields_and_trailing_bytes_are_refused() {
     let mut bytes = ClaimRequest { v: V, wait: Millis(1) }.encode();
     bytes.push(0);
     assert!(matches!(ClaimRequest::decode(&bytes), Err(DecodeError::Trailing { extra: 1, .. })));
+}
+
+#[test]
+fn an_answer_is_nothing_else_and_nothing_else_is_an_answer() {
+    for example in examples::all() {
+        let answers = example.name.starts_with("answer");
+        assert_eq!(is_answer(&example.bytes), answers, "{}", example.name);
+        for other in examples::all().iter().filter(|other| other.name.starts_with("answer") != answers) {
+            assert!((other.decode)(&example.bytes).is_err(), "{} reads as {}", example.name, other.name);
+        }
+    }
+    // What else is said on subjects that an answer can reach: signed documents, the broker's own words, nothing.
+    for bytes in ["eyJhbGciOiJFZERTQSJ9.e30.c2ln", "{\"stream\":\"AUDIT\",\"seq\":1}", "+OK", "-ERR", ""] {
+        assert!(!is_answer(bytes.as_bytes()), "{bytes}");
+    }
+}
+
+#[test]
+fn an_answer_is_for_who_asked_and_for_what_was_asked() {
+    let subject = "diloco.request.demo.x.join";
+    let asked = examples::asked();
+    let answer = Answer::new(&Asked { question: question(subject, b"a"), ..asked.clone() }, Reply::Ok(Done::default()));
+    let answer = Answer::<Done>::decode(&answer.encode()).expect("it reads back");
+    assert!(answer.is_for(Some(&asked.by), question(subject, b"a")));
+    assert!(answer.is_for(None, question(subject, b"a")), "who is connected as nobody");
+    let other: schemas::PublicKey = format!("U{}", "B".repeat(55)).parse().expect("a key");
+    assert!(!answer.is_for(Some(&other), question(subject, b"a")));
+    assert!(!answer.is_for(Some(&asked.by), question(subject, b"b")));
+    assert!(!answer.is_for(Some(&asked.by), question("diloco.request.demo.x.leave", b"a")));
+    // The same bytes, cut elsewhere.
+    assert_ne!(question("a", b"bc"), question("ab", b"c"));
 }
 
 #[test]

@@ -27,6 +27,9 @@ fn ledger(count: u64) -> (TrustBundle, Vec<Record>) {
     let trust = TrustBundle {
         v: V,
         domain: SigningKey::generate(identity::KeyKind::Operator).public().clone(),
+        tenants: vec![
+            SigningKey::generate(identity::KeyKind::Account).public().as_str().parse().expect("an account's id"),
+        ],
         manifest_keys: vec![ManifestKey::generate().public().clone()],
         audit_keys: vec![key.public().clone()],
         ca: PathBuf::new(),

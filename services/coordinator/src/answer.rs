@@ -1,54 +1,104 @@
 //! Answers on the wire.
 
+use async_nats::Subject;
 use bytes::Bytes;
 use coordinator_core::Answer;
+use runtime::{Bus, Delivery};
+use schemas::answer::{self, Asked};
 use schemas::lease::Done;
 use schemas::limits::MESSAGE_BYTES_MAX;
-use schemas::{Code, Message as _, Refusal, Reply};
+use schemas::{Code, Message, Refusal, Reply};
+
+/// Where an answer goes, and to what. The subject is the asker's choice, so the answer says for whom it is.
+#[derive(Clone, Debug)]
+pub(crate) struct ReplyTo {
+    subject: Subject,
+    asked: Asked,
+}
+
+impl ReplyTo {
+    /// Where a message wants its answer; none when it wants none, or nobody is named whom it could be for.
+    pub(crate) fn read(message: &Delivery) -> Option<Self> {
+        let subject = Subject::from(message.reply.as_deref()?);
+        Some(Self { subject, asked: Asked::heard(&message.subject, &message.payload)? })
+    }
+
+    /// Sends the answer. One that does not leave is asked for again.
+    pub(crate) async fn send(&self, bus: &Bus, answer: Result<Answer, Refusal>) {
+        if let Err(error) = bus.publish(&self.subject, encode(&self.asked, answer)).await {
+            tracing::warn!(code = %error.code(), %error, "answer not sent");
+        }
+    }
+}
 
 /// The bytes of an answer. One that is too long for the bus becomes a refusal that says so.
-pub(crate) fn encode(answer: Result<Answer, Refusal>) -> Bytes {
+fn encode(asked: &Asked, answer: Result<Answer, Refusal>) -> Bytes {
     let bytes = match answer {
-        Err(refusal) => return refused(refusal),
-        Ok(Answer::Join(reply)) => Reply::Ok(*reply).encode(),
-        Ok(Answer::Claim(reply)) => Reply::Ok(reply).encode(),
-        Ok(Answer::Renew(reply)) => Reply::Ok(reply).encode(),
-        Ok(Answer::Done(reply)) => Reply::Ok(reply).encode(),
-        Ok(Answer::Submit(reply)) => Reply::Ok(reply).encode(),
-        Ok(Answer::Grants(reply)) => Reply::Ok(reply).encode(),
-        Ok(Answer::RunNew(reply)) => Reply::Ok(reply).encode(),
-        Ok(Answer::View(reply)) => Reply::Ok(*reply).encode(),
-        Ok(Answer::Shutdown(reply)) => Reply::Ok(reply).encode(),
+        Err(refusal) => refused(asked, refusal),
+        Ok(Answer::Join(reply)) => to(asked, *reply),
+        Ok(Answer::Claim(reply)) => to(asked, reply),
+        Ok(Answer::Renew(reply)) => to(asked, reply),
+        Ok(Answer::Done(reply)) => to(asked, reply),
+        Ok(Answer::Submit(reply)) => to(asked, reply),
+        Ok(Answer::Grants(reply)) => to(asked, reply),
+        Ok(Answer::RunNew(reply)) => to(asked, reply),
+        Ok(Answer::View(reply)) => to(asked, *reply),
+        Ok(Answer::Shutdown(reply)) => to(asked, reply),
     };
     if bytes.len() <= MESSAGE_BYTES_MAX {
-        return bytes.into();
+        return bytes;
     }
     let detail = format!("the answer has {} bytes, a message holds {MESSAGE_BYTES_MAX}", bytes.len());
-    refused(Refusal::new(Code::MessageInvalid, detail))
+    refused(asked, Refusal::new(Code::MessageInvalid, detail))
+}
+
+fn to<T: Message>(asked: &Asked, reply: T) -> Bytes {
+    answer::Answer::new(asked, Reply::Ok(reply)).encode().into()
 }
 
 /// A refusal has the same bytes whatever was asked for.
-pub(crate) fn refused(refusal: Refusal) -> Bytes {
-    Reply::<Done>::Refused(refusal).encode().into()
+fn refused(asked: &Asked, refusal: Refusal) -> Bytes {
+    answer::Answer::<Done>::new(asked, Reply::Refused(refusal)).encode().into()
 }
 
 #[cfg(test)]
 mod tests {
-    use schemas::V;
     use schemas::control::RunNewReply;
+    use schemas::{Digest, V};
 
     use super::*;
+
+    fn asked() -> Asked {
+        let by = format!("U{}", "A".repeat(55)).parse().expect("a key");
+        Asked { by, question: Digest::of(b"question") }
+    }
 
     #[test]
     fn a_refusal_reads_as_the_answer_to_anything() {
         let refusal = Refusal::new(Code::Draining, "x");
-        let bytes = encode(Err(refusal.clone()));
-        assert_eq!(Reply::<RunNewReply>::decode(&bytes).expect("it reads").into_result(), Err(refusal));
+        let bytes = encode(&asked(), Err(refusal.clone()));
+        let read = answer::Answer::<RunNewReply>::decode(&bytes).expect("it reads");
+        assert!(read.is_for(Some(&asked().by), asked().question));
+        assert_eq!(read.reply.into_result(), Err(refusal));
     }
 
     #[test]
     fn an_answer_reads_back() {
-        let bytes = encode(Ok(Answer::Done(Done { v: V })));
-        assert_eq!(Reply::<Done>::decode(&bytes).expect("it reads").into_result(), Ok(Done { v: V }));
+        let bytes = encode(&asked(), Ok(Answer::Done(Done { v: V })));
+        let read = answer::Answer::<Done>::decode(&bytes).expect("it reads");
+        assert_eq!(read.reply.into_result(), Ok(Done { v: V }));
+    }
+
+    #[test]
+    fn what_wants_no_answer_or_names_nobody_gets_none() {
+        let message = |subject: &str, reply: Option<&str>| Delivery {
+            subject: subject.to_owned(),
+            reply: reply.map(str::to_owned),
+            payload: Bytes::new(),
+        };
+        let view = format!("diloco.control.{}.view", asked().by);
+        assert_eq!(ReplyTo::read(&message(&view, Some("_INBOX.x"))).map(|reply| reply.asked.by), Some(asked().by));
+        assert!(ReplyTo::read(&message(&view, None)).is_none());
+        assert!(ReplyTo::read(&message("diloco.control.x.view", Some("_INBOX.x"))).is_none());
     }
 }

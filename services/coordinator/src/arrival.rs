@@ -6,6 +6,7 @@ use runtime::Failure;
 use schemas::lease::{LeaseRef, UnitId};
 use schemas::{PublicKey, Refusal, RunId};
 
+use crate::answer::ReplyTo;
 use crate::screen::KeptChunks;
 
 /// Something for the loop; most of it becomes an input of the core.
@@ -14,12 +15,12 @@ pub(crate) enum Arrival {
     Worker {
         peer: Peer,
         request: WorkerRequest,
-        reply: Subject,
+        reply: ReplyTo,
     },
     Operator {
         operator: PublicKey,
         request: ControlRequest,
-        reply: Subject,
+        reply: ReplyTo,
     },
     /// The queue delivered an offer; it is settled through this subject.
     Offer {

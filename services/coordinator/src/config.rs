@@ -6,6 +6,7 @@ use identity::Layout;
 use runtime::{AuthConfig, BusConfig, ConfigBytes, ConfigDuration, Material, Materials};
 use schemas::UnixMillis;
 use schemas::member::Layer;
+use schemas::permission::Role;
 use serde::{Deserialize, Serialize};
 
 /// Everything that can be set.
@@ -16,6 +17,8 @@ pub struct Config {
     pub domain: PathBuf,
     /// The bus.
     pub bus: BusConfig,
+    /// The second connection, on which the ledger is written.
+    pub ledger: LedgerConfig,
     /// The store.
     pub store: StoreConfig,
     /// Keys and the trust bundle.
@@ -24,6 +27,14 @@ pub struct Config {
     pub auth: AuthConfig,
     /// Bounds.
     pub limits: LimitsConfig,
+}
+
+/// The ledger's own account at the same broker.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LedgerConfig {
+    /// Credentials file.
+    pub credentials: PathBuf,
 }
 
 /// The store: where it is, with which keys.
@@ -73,6 +84,7 @@ impl Default for Config {
         Self {
             domain: PathBuf::from(".diloco"),
             bus: BusConfig::default(),
+            ledger: LedgerConfig::default(),
             store: StoreConfig::default(),
             keys: KeysConfig::default(),
             auth: AuthConfig::default(),
@@ -111,7 +123,8 @@ impl Config {
     #[must_use]
     pub fn completed(mut self) -> Self {
         let layout = Layout::new(&self.domain);
-        fill(&mut self.bus.credentials, layout.credentials("coordinator"));
+        fill(&mut self.bus.credentials, layout.credentials(Role::Coordinator.name()));
+        fill(&mut self.ledger.credentials, layout.credentials(Role::LedgerWriter.name()));
         fill(&mut self.bus.ca, layout.ca());
         fill(&mut self.store.keys, layout.store_keys());
         fill(&mut self.store.ca, layout.ca());
@@ -121,11 +134,17 @@ impl Config {
         self
     }
 
+    /// The connection on which the ledger is written.
+    pub fn ledger_bus(&self) -> BusConfig {
+        BusConfig { credentials: self.ledger.credentials.clone(), ..self.bus.clone() }
+    }
+
     /// What the coordinator has to show.
     pub fn materials(&self, now: UnixMillis) -> Materials {
         let items = vec![
             Material::BusAddress { key: "bus.url", url: self.bus.url.clone() },
             Material::Credentials { key: "bus.credentials", path: self.bus.credentials.clone() },
+            Material::Credentials { key: "ledger.credentials", path: self.ledger.credentials.clone() },
             Material::Authority { key: "bus.ca", path: self.bus.ca.clone(), layer: Layer::Bus },
             Material::StoreAddress { key: "store.url", url: self.store.url.clone() },
             Material::StoreKeys { key: "store.keys", path: self.store.keys.clone() },

@@ -1,13 +1,12 @@
-//! What arrives on the bus: who says it, by the broker's word; what it is, by its subject; whether it has the right form.
-//! A message's own fields are never asked who sent it.
+//! What arrives on the bus: who says it and what it is, by its subject, where the broker puts the account and to which it
+//! holds the key; whether it has the right form. A message's own fields are never asked who sent it.
 
-use async_nats::{HeaderMap, Message as BusMessage};
 use coordinator_core::{ControlRequest, Peer, Submission, WorkerRequest};
+use runtime::Delivery;
 use schemas::contribution::{Statement, SubmitRequest};
-use schemas::subject::{ControlVerb, Incoming, REQUEST_INFO_HEADER, Verb};
+use schemas::subject::{ControlVerb, Incoming, Verb};
 use schemas::telemetry::Heartbeat;
 use schemas::{Code, DecodeError, Message, PublicKey, Refusal};
-use serde::Deserialize;
 
 /// A message that may be decided about.
 #[derive(Debug)]
@@ -29,23 +28,17 @@ pub(crate) struct Rejected {
 /// What the broker must have said about a sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Identity {
-    /// Senders come from accounts of their own, and the broker names them.
+    /// Workers come from accounts of their own, which the broker names, and it tells what crosses by where answers go.
     ByBroker,
     /// The bus was opened on purpose; subjects are all there is.
     BySubject,
 }
 
-/// The part of the broker's note about a sender that matters here.
-#[derive(Deserialize)]
-struct RequestInfo {
-    #[serde(default)]
-    acc: String,
-    #[serde(default)]
-    user: String,
-}
+/// Longest subject for an answer: several times what clients make, and far below the broker's longest line.
+const REPLY_BYTES_MAX: usize = 512;
 
 /// Reads one message.
-pub(crate) fn read(message: &BusMessage, identity: Identity) -> Result<Heard, Box<Rejected>> {
+pub(crate) fn read(message: &Delivery, identity: Identity) -> Result<Heard, Box<Rejected>> {
     let rejected = |peer: Option<&Peer>, verb: &str, refusal| {
         Box::new(Rejected { peer: peer.cloned(), verb: verb.to_owned(), refusal })
     };
@@ -53,14 +46,11 @@ pub(crate) fn read(message: &BusMessage, identity: Identity) -> Result<Heard, Bo
     let incoming = subject.parse::<Incoming>();
     let incoming =
         incoming.map_err(|error| rejected(None, subject, Refusal::new(Code::MessageInvalid, error.to_string())))?;
-    let headers = message.headers.as_ref();
-    let reply = message.reply.as_ref().map(|subject| subject.as_str());
+    let reply = message.reply.as_deref();
     match incoming {
         Incoming::Request { account, run, worker, verb } => {
             let peer = Peer { account, run, worker };
-            let request = named_by_broker(&peer, headers, identity)
-                .and_then(|()| answerable(reply, "_R_.", identity))
-                .and_then(|()| worker_request(verb, &message.payload));
+            let request = answerable(reply, "_R_.", identity).and_then(|()| worker_request(verb, &message.payload));
             match request {
                 Ok(request) => Ok(Heard::Worker { peer, request }),
                 Err(refusal) => Err(rejected(Some(&peer), verb.token(), refusal)),
@@ -68,9 +58,7 @@ pub(crate) fn read(message: &BusMessage, identity: Identity) -> Result<Heard, Bo
         }
         Incoming::Heartbeat { account, run, worker } => {
             let peer = Peer { account, run, worker };
-            let heartbeat =
-                named_by_broker(&peer, headers, identity).and_then(|()| decode::<Heartbeat>(&message.payload));
-            match heartbeat {
+            match decode::<Heartbeat>(&message.payload) {
                 Ok(heartbeat) => Ok(Heard::Heartbeat { peer, heartbeat }),
                 Err(refusal) => Err(rejected(Some(&peer), "heartbeat", refusal)),
             }
@@ -89,34 +77,29 @@ pub(crate) fn read(message: &BusMessage, identity: Identity) -> Result<Heard, Bo
     }
 }
 
-/// Compares the subject's sender with the one that the broker wrote into the header.
-fn named_by_broker(peer: &Peer, headers: Option<&HeaderMap>, identity: Identity) -> Result<(), Refusal> {
-    if identity == Identity::BySubject {
-        return Ok(());
-    }
-    let mismatch = |detail: String| Refusal::new(Code::IdentityMismatch, detail);
-    let note = headers.and_then(|headers| headers.get(REQUEST_INFO_HEADER));
-    let note = note.ok_or_else(|| mismatch(format!("the broker says nothing about the sender of {}", peer.worker)))?;
-    let info: RequestInfo = serde_json::from_str(note.as_str())
-        .map_err(|_| mismatch("the broker's note about the sender is not one".to_owned()))?;
-    if info.acc == peer.account.as_str() && info.user == peer.worker.as_str() {
-        return Ok(());
-    }
-    let said = format!("{} of {}", peer.worker, peer.account);
-    Err(mismatch(format!("the subject says {said}, the broker says {} of {}", shown(&info.user), shown(&info.acc))))
-}
-
 /// An answer goes only where the asker itself hears it: else a request could make the coordinator speak to others in its
 /// own name.
 fn answerable(reply: Option<&str>, prefix: &str, identity: Identity) -> Result<(), Refusal> {
     match reply {
         None => Err(Refusal::new(Code::MessageInvalid, "a request without a subject for the answer")),
+        Some(reply) if reply.len() > REPLY_BYTES_MAX || !is_literal(reply) => {
+            let detail =
+                format!("the answer is wanted at {} ({} bytes), which is no subject", shown(reply), reply.len());
+            Err(Refusal::new(Code::IdentityMismatch, detail))
+        }
         Some(reply) if reply.starts_with(prefix) || identity == Identity::BySubject => Ok(()),
         Some(reply) => {
             let detail = format!("the answer is wanted at {}, which is not under {prefix}", shown(reply));
             Err(Refusal::new(Code::IdentityMismatch, detail))
         }
     }
+}
+
+/// Whether something can be published there: no wildcards, no empty tokens, nothing that is not printed.
+fn is_literal(subject: &str) -> bool {
+    subject.split('.').all(|token| {
+        !token.is_empty() && token != "*" && token != ">" && token.bytes().all(|byte| byte.is_ascii_graphic())
+    })
 }
 
 fn worker_request(verb: Verb, payload: &[u8]) -> Result<WorkerRequest, Refusal> {
@@ -172,58 +155,74 @@ mod tests {
         format!("A{}", "B".repeat(55))
     }
 
-    fn claim(acc: &str, user: &str, reply: Option<&str>) -> BusMessage {
-        let mut headers = HeaderMap::new();
-        headers.insert(REQUEST_INFO_HEADER, format!(r#"{{"acc":"{acc}","user":"{user}","rtt":3}}"#));
-        BusMessage {
-            subject: format!("diloco.request.{}.demo.{}.lease.claim", account(), worker()).into(),
-            reply: reply.map(Into::into),
+    fn claim(reply: Option<&str>) -> Delivery {
+        Delivery {
+            subject: format!("diloco.request.{}.demo.{}.lease.claim", account(), worker()),
+            reply: reply.map(str::to_owned),
             payload: ClaimRequest { v: V, wait: Millis(5) }.encode().into(),
-            headers: Some(headers),
-            status: None,
-            description: None,
-            length: 0,
         }
     }
 
-    fn code(message: &BusMessage) -> Code {
+    fn code(message: &Delivery) -> Code {
         read(message, Identity::ByBroker).expect_err("refused").refusal.code
     }
 
     #[test]
-    fn tl_01_ls_07_the_broker_and_the_subject_must_name_the_same_sender() {
-        let good = claim(&account(), worker().as_str(), Some("_R_.x"));
-        assert!(matches!(read(&good, Identity::ByBroker), Ok(Heard::Worker { request: WorkerRequest::Claim(_), .. })));
-        let other = format!("U{}", "C".repeat(55));
-        assert_eq!(code(&claim(&account(), &other, Some("_R_.x"))), Code::IdentityMismatch);
-        assert_eq!(code(&claim("ABC", worker().as_str(), Some("_R_.x"))), Code::IdentityMismatch);
-        let bare = BusMessage { headers: None, ..claim(&account(), worker().as_str(), Some("_R_.x")) };
-        assert_eq!(code(&bare), Code::IdentityMismatch);
-        assert!(read(&bare, Identity::BySubject).is_ok());
+    fn tl_01_ls_07_the_sender_is_the_one_in_the_subject() {
+        match read(&claim(Some("_R_.x")), Identity::ByBroker) {
+            Ok(Heard::Worker { peer, request: WorkerRequest::Claim(_) }) => {
+                assert_eq!((peer.account.as_str(), peer.worker), (account().as_str(), worker()));
+            }
+            other => panic!("{other:?}"),
+        }
+        // An account where none is, or a key where none is: nobody's.
+        for subject in
+            [format!("diloco.request.demo.{}.join", worker()), format!("diloco.request.{}.demo.x.join", account())]
+        {
+            let rejected =
+                read(&Delivery { subject, ..claim(Some("_R_.x")) }, Identity::ByBroker).expect_err("refused");
+            assert_eq!((rejected.refusal.code, rejected.peer), (Code::MessageInvalid, None));
+        }
     }
 
     #[test]
     fn ls_05_answers_go_only_where_the_asker_hears_them() {
-        for reply in ["_INBOX.x.1", "$JS.API.STREAM.DELETE.AUDIT", "diloco.command.x", "_R_"] {
-            assert_eq!(code(&claim(&account(), worker().as_str(), Some(reply))), Code::IdentityMismatch, "{reply}");
+        let long = format!("_R_.{}", "x".repeat(4000));
+        for reply in [
+            "_INBOX.x.1",
+            "$JS.API.STREAM.DELETE.AUDIT",
+            "diloco.command.x",
+            "_R_",
+            &long,
+            "_R_.*",
+            "_R_.>",
+            "_R_.x.>",
+            "_R_..x",
+            "_R_.",
+            "_R_.a b",
+            "_R_.\u{1b}[2J",
+            "_R_.\u{fffd}",
+        ] {
+            assert_eq!(code(&claim(Some(reply))), Code::IdentityMismatch, "{reply}");
         }
-        assert_eq!(code(&claim(&account(), worker().as_str(), None)), Code::MessageInvalid);
+        assert_eq!(code(&claim(None)), Code::MessageInvalid);
         let operator = worker();
-        let view = |reply: &str| BusMessage {
-            subject: format!("diloco.control.{operator}.shutdown").into(),
-            reply: Some(reply.into()),
-            headers: None,
+        let view = |reply: &str| Delivery {
+            subject: format!("diloco.control.{operator}.shutdown"),
+            reply: Some(reply.to_owned()),
             payload: schemas::control::Shutdown { v: V, drain: Millis(1) }.encode().into(),
-            ..claim("", "", None)
         };
         assert!(read(&view(&format!("_INBOX.{operator}.7")), Identity::ByBroker).is_ok());
-        assert_eq!(code(&view(&format!("_INBOX.U{}.7", "C".repeat(55)))), Code::IdentityMismatch);
-        assert_eq!(code(&view(&format!("_INBOX.{operator}"))), Code::IdentityMismatch);
+        for other in
+            [format!("_INBOX.U{}.7", "C".repeat(55)), format!("_INBOX.{operator}"), format!("_INBOX.{operator}.*")]
+        {
+            assert_eq!(code(&view(&other)), Code::IdentityMismatch, "{other}");
+        }
     }
 
     #[test]
     fn a_bad_body_is_refused_and_its_sender_recorded() {
-        let bad = BusMessage { payload: "x".into(), ..claim(&account(), worker().as_str(), Some("_R_.x")) };
+        let bad = Delivery { payload: "x".into(), ..claim(Some("_R_.x")) };
         let rejected = read(&bad, Identity::ByBroker).expect_err("refused");
         assert_eq!((rejected.refusal.code, rejected.verb.as_str()), (Code::MessageInvalid, "lease.claim"));
         assert_eq!(rejected.peer.expect("known").worker, worker());

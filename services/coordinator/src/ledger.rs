@@ -1,4 +1,4 @@
-//! The coordinator's chain in stream `AUDIT`: read and verified from the first event at start, then appended to, each
+//! The coordinator's chain in stream `LEDGER`: read and verified from the first event at start, then appended to, each
 //! event only where the broker still sees the last one that this process knows. A second coordinator's first event
 //! therefore ends this one.
 
@@ -16,7 +16,7 @@ use identity::event::verify_event;
 use identity::{AuditKey, TrustBundle};
 use runtime::{Bus, BusError, Failure};
 use schemas::event::{Event, EventBody, KEY_HEADER, LedgerEvent, SIGNATURE_HEADER};
-use schemas::subject::{AUDIT_STREAM, Incoming, LEDGER_FILTER, ledger_subject};
+use schemas::subject::{Incoming, LEDGER_FILTER, LEDGER_STREAM, ledger_subject};
 use schemas::{Code, Digest, Message as _, RunId, Sequence, UnixMillis, V};
 use serde::Deserialize;
 use tokio::time::{Instant, sleep, timeout};
@@ -70,7 +70,7 @@ pub enum LedgerError {
         found: u64,
     },
     /// An event does not verify.
-    #[error("event {stream} of stream {AUDIT_STREAM}: {reason}")]
+    #[error("event {stream} of stream {LEDGER_STREAM}: {reason}")]
     Broken {
         /// Its sequence in the stream.
         stream: u64,
@@ -88,7 +88,7 @@ pub enum LedgerError {
         reason: String,
     },
     /// The stream cannot be read.
-    #[error("stream {AUDIT_STREAM} cannot be read: {0}")]
+    #[error("stream {LEDGER_STREAM} cannot be read: {0}")]
     Unreadable(String),
 }
 
@@ -153,6 +153,18 @@ impl Ledger {
     pub fn new(bus: Bus, key: AuditKey, trust: TrustBundle, patience: Duration) -> Self {
         let jetstream = jetstream::new(bus.client().clone());
         Self { bus, jetstream, key, trust, tail: Tail::default(), patience }
+    }
+
+    /// Looks whether the credential is one that may read the ledger; reading would only time out.
+    ///
+    /// # Errors
+    /// The broker refuses it.
+    pub async fn probe(&self) -> Result<(), Failure> {
+        let subject = format!("$JS.API.STREAM.INFO.{LEDGER_STREAM}");
+        match self.bus.request_raw(&subject, HeaderMap::new(), Bytes::new(), ACK_WAIT).await {
+            Err(error @ BusError::Denied { .. }) => Err(Failure::from(error.into_refusal())),
+            _ => Ok(()),
+        }
     }
 
     /// Reads and verifies what was appended since this process last read or appended, and hands each body to `follow`, oldest
@@ -297,7 +309,7 @@ async fn read(
     mut each: impl FnMut(Stored) -> Result<(), LedgerError>,
 ) -> Result<(), LedgerError> {
     let unreadable = |error: &dyn std::fmt::Display| LedgerError::Unreadable(error.to_string());
-    let stream = jetstream.get_stream_no_info(AUDIT_STREAM).await.map_err(|error| unreadable(&error))?;
+    let stream = jetstream.get_stream_no_info(LEDGER_STREAM).await.map_err(|error| unreadable(&error))?;
     let config =
         OrderedConfig { filter_subject: LEDGER_FILTER.to_owned(), deliver_policy: policy, ..OrderedConfig::default() };
     let consumer = stream.create_consumer(config).await.map_err(|error| unreadable(&error))?;

@@ -7,7 +7,7 @@
 //! | `shell` | the decision loop: inputs in, effects out, in order |
 //! | `incoming`, `serve`, `answer` | messages: who says what, in which form; answers |
 //! | `arrival` | what waits for the loop |
-//! | `allowance`, `refusals` | how much a worker may ask; what of refused messages is logged |
+//! | `allowance` | how much a worker may ask |
 //! | `guard` | a panic of work that somebody waits for, as its outcome |
 //! | `ledger` | the signed chain in stream `AUDIT`, fenced by its last sequence |
 //! | `queue` | offers: publish, pull, settle, hold |
@@ -28,7 +28,6 @@ mod incoming;
 mod ledger;
 mod pointer;
 mod queue;
-mod refusals;
 mod restore;
 mod save;
 mod screen;

@@ -1,67 +1,63 @@
-//! From subscriptions to the decision loop: each message is read, and refused at once when its form or sender is wrong.
+//! From the bus to the decision loop: each message is read, and refused at once when its form or sender is wrong.
 
 use coordinator_core::{Input, Peer};
-use runtime::{Bus, Failure, Subscription};
-use schemas::subject::{COORDINATOR_FILTERS, Incoming};
-use schemas::{Code, Refusal};
+use runtime::throttle::{INTERVAL_FIRST, Throttle};
+use runtime::{Bus, BusConfig, Delivery, Failure, Listener, clock};
+use schemas::subject::{COORDINATOR_FILTERS, Incoming, Lane};
+use schemas::{Code, Refusal, is_answer};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::allowance::{Allowances, MESSAGE_COST, cost};
-use crate::answer;
+use crate::answer::ReplyTo;
 use crate::arrival::Arrival;
 use crate::incoming::{self, Heard, Identity, Rejected};
-use crate::refusals::{Many, Refusals, SUMMARY_EVERY};
 
-/// Subscribes to everything that is said to the coordinator.
+/// Listens to everything that is said to the coordinator. Strangers say it, so it is heard over a connection on which
+/// nothing that they do to a message can end what the coordinator itself does on the bus.
 ///
 /// # Errors
 /// The bus refuses.
-pub(crate) async fn subscribe(bus: &Bus) -> Result<Vec<Subscription>, Failure> {
-    bus.subscribe_all(&COORDINATOR_FILTERS).await.map_err(|error| error.into_refusal().into())
+pub(crate) async fn listen(config: &BusConfig) -> Result<Vec<Listener>, Failure> {
+    let listening = Listener::connect("diloco-coordinator-listener", config, &COORDINATOR_FILTERS, clock::now()).await;
+    listening.map_err(|error| error.into_refusal().into())
 }
 
-/// Passes messages on until the subscription ends.
-pub(crate) async fn forward(
-    bus: Bus,
-    mut subscription: Subscription,
-    identity: Identity,
-    arrivals: mpsc::Sender<Arrival>,
-) {
-    let mut refusals = Refusals::default();
+/// Passes messages on for as long as they may be heard.
+pub(crate) async fn forward(bus: Bus, mut listener: Listener, identity: Identity, arrivals: mpsc::Sender<Arrival>) {
+    let mut refusals = Refusals::new();
     let mut allowances = Allowances::default();
-    let mut summaries = tokio::time::interval(SUMMARY_EVERY);
-    summaries.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut forgetting = tokio::time::interval(INTERVAL_FIRST);
+    forgetting.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let next = tokio::select! {
-            next = subscription.next() => next,
-            _ = summaries.tick() => {
-                log_many(&mut refusals);
+            next = listener.next() => next,
+            _ = forgetting.tick() => {
+                refusals.forget();
                 continue;
             }
         };
         let message = match next {
-            Ok(Some(message)) => message,
-            Ok(None) => break,
+            Ok(message) => message,
             Err(error) => {
                 // When the loop has ended nobody needs to know.
                 let _ = arrivals.send(Arrival::Failed(error.into_refusal().into())).await;
                 return;
             }
         };
-        let reply = message.reply.clone();
+        if is_nobodys(&message) {
+            // Not even the one whose name the subject carries is known to have said it: nothing is held against it.
+            tracing::warn!(code = %Code::AnswerForeign, lane = listener.filter(), "neither a request nor a heartbeat: an answer that was sent here, or what wants none");
+            continue;
+        }
+        let reply = ReplyTo::read(&message);
         let heard = affordable(incoming::read(&message, identity), &mut allowances);
-        let arrival = match heard {
-            Ok(Heard::Heartbeat { peer, heartbeat }) => Arrival::Input(Input::Heartbeat { peer, heartbeat }),
-            Ok(Heard::Worker { peer, request }) => match reply {
-                Some(reply) => Arrival::Worker { peer, request, reply },
-                None => continue,
-            },
-            Ok(Heard::Operator { operator, request }) => match reply {
-                Some(reply) => Arrival::Operator { operator, request, reply },
-                None => continue,
-            },
-            Err(rejected) => match refuse(&bus, &message, *rejected, &mut refusals).await {
+        let arrival = match (heard, reply) {
+            (Ok(Heard::Heartbeat { peer, heartbeat }), _) => Arrival::Input(Input::Heartbeat { peer, heartbeat }),
+            (Ok(Heard::Worker { peer, request }), Some(reply)) => Arrival::Worker { peer, request, reply },
+            (Ok(Heard::Operator { operator, request }), Some(reply)) => Arrival::Operator { operator, request, reply },
+            (Ok(Heard::Worker { .. } | Heard::Operator { .. }), None) => continue,
+            (Err(rejected), reply) => match refuse(&bus, &message, reply, *rejected, &mut refusals).await {
                 Some(arrival) => arrival,
                 None => continue,
             },
@@ -70,7 +66,13 @@ pub(crate) async fn forward(
             return;
         }
     }
-    let _ = arrivals.send(Arrival::Failed(Failure::new(Code::BusUnreachable, "the connection was closed"))).await;
+}
+
+/// Whether a message is an answer that its asker let the broker carry here, under the name of whomever it chose: by its
+/// form, or because it wants no answer itself where every request does.
+fn is_nobodys(message: &Delivery) -> bool {
+    let asks = !message.subject.starts_with(Lane::Telemetry.prefix());
+    is_answer(&message.payload) || asks && message.reply.is_none()
 }
 
 /// Refuses a worker that has asked more than any worker needs, be it right or wrong.
@@ -94,21 +96,19 @@ fn affordable(heard: Result<Heard, Box<Rejected>>, allowances: &mut Allowances) 
 /// Refuses a message, unless answering it would be what an attacker wants, and gives what is to be recorded.
 async fn refuse(
     bus: &Bus,
-    message: &async_nats::Message,
+    message: &Delivery,
+    reply: Option<ReplyTo>,
     rejected: Rejected,
     refusals: &mut Refusals,
 ) -> Option<Arrival> {
     let Rejected { peer, verb, refusal } = rejected;
-    let noted = refusals.note(&sender(&message.subject, peer.as_ref()), refusal.code, Instant::now());
-    if noted {
-        tracing::warn!(subject = %message.subject, %refusal, "message refused");
+    let (sender, code) = (sender(&message.subject, peer.as_ref()), refusal.code);
+    let noted = refusals.note(&sender);
+    tracing::warn!(sender, %code, subject = %message.subject, detail = refusal.detail, "message refused");
+    if let Some(reply) = reply.filter(|_| refusal.code != Code::IdentityMismatch) {
+        reply.send(bus, Err(refusal.clone())).await;
     }
-    if let Some(reply) = message.reply.as_ref().filter(|_| refusal.code != Code::IdentityMismatch)
-        && let Err(error) = bus.publish(reply, answer::refused(refusal.clone())).await
-    {
-        tracing::warn!(%error, "refusal not sent");
-    }
-    // Who asks too much is recorded when it is logged, so that not even its refusals fill the loop.
+    // Who asks too much is recorded as often as it would be logged, so that not even its refusals fill the loop.
     let peer = peer.filter(|_| noted || refusal.code != Code::AskedTooMuch);
     peer.map(|peer| Arrival::Input(Input::Denied { peer, verb, refusal }))
 }
@@ -122,8 +122,24 @@ fn sender(subject: &str, peer: Option<&Peer>) -> String {
     }
 }
 
-fn log_many(refusals: &mut Refusals) {
-    for Many { sender, count, last } in refusals.summaries(Instant::now()) {
-        tracing::warn!(sender, count, code = %last, "further messages refused; the code is that of the newest");
+/// What was refused lately, by sender; the log holds its lines back by the same rule, by sender and code.
+struct Refusals {
+    throttle: Throttle,
+    started: Instant,
+}
+
+impl Refusals {
+    fn new() -> Self {
+        Self { throttle: Throttle::default(), started: Instant::now() }
+    }
+
+    /// Notes a refusal; whether it is one of the first of its sender.
+    fn note(&mut self, sender: &str) -> bool {
+        self.throttle.note("refused", sender, self.started.elapsed(), String::new)
+    }
+
+    /// Forgets who was quiet. The sums are the log's to tell.
+    fn forget(&mut self) {
+        let _sums = self.throttle.due(self.started.elapsed());
     }
 }

@@ -1,5 +1,5 @@
 //! Building the coordinator from its configuration, in an order in which nothing is heard before it can be answered: keys,
-//! store, bus, ledger, the lead, then the subscriptions.
+//! store, bus, ledger, the lead, then the listeners.
 
 use std::path::Path;
 
@@ -53,12 +53,15 @@ impl Service {
         let bus = Bus::connect("diloco-coordinator", &config.bus, clock::now()).await;
         let bus = bus.map_err(|error| Failure::from(error.into_refusal()))?;
         // A credential of another role shows here, at once; the requests that follow would only time out.
-        drop(serve::subscribe(&bus).await?);
+        drop(serve::listen(&config.bus).await?);
         let consumer = queue::consumer(&bus).await?;
         let pointer = Pointer::open(&bus).await?;
         let patience = config.limits.ledger_patience.0;
         let domain = trust.domain.to_string();
-        let ledger = Ledger::new(bus.clone(), audit_key, trust, patience);
+        let ledger_bus = Bus::connect("diloco-coordinator-ledger", &config.ledger_bus(), clock::now()).await;
+        let ledger_bus = ledger_bus.map_err(|error| Failure::from(error.into_refusal()))?;
+        let ledger = Ledger::new(ledger_bus, audit_key, trust, patience);
+        ledger.probe().await?;
         let settings = Settings {
             release: env!("CARGO_PKG_VERSION").to_owned(),
             posture,
@@ -70,9 +73,10 @@ impl Service {
         let core = shell.lead(&settings, patience).await?;
         // Only who leads hears requests and takes offers: what was said before was said to a predecessor.
         let mut feeders = JoinSet::new();
-        for subscription in serve::subscribe(&shell.bus).await? {
-            feeders.spawn(serve::forward(shell.bus.clone(), subscription, identity, shell.arrivals.clone()));
+        for listener in serve::listen(&config.bus).await? {
+            feeders.spawn(serve::forward(shell.bus.clone(), listener, identity, shell.arrivals.clone()));
         }
+        feeders.spawn(shell.store.clone().keep_time());
         feeders.spawn(queue::pull(shell.bus.clone(), consumer, shell.arrivals.clone()));
         Ok(Self { shell, core, arrivals, feeders })
     }

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use async_nats::Subject;
 use coordinator_core::{Answer, Coordinator, Effect, Input, Quarantine, ReplyId, Settings, State};
 use identity::ManifestKey;
 use runtime::{Bus, Failure, clock};
@@ -17,7 +16,9 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::answer::ReplyTo;
 use crate::arrival::Arrival;
+use crate::check;
 use crate::executor::{Handle, Order};
 use crate::grants::{self, Granted};
 use crate::guard::answered;
@@ -26,7 +27,6 @@ use crate::pointer::Pointer;
 use crate::queue::{self, Deliveries};
 use crate::screen::{self, KeptChunks, Source, Staged};
 use crate::store::Store;
-use crate::{answer, check};
 
 /// How long a command may be obeyed after it was signed: covers clocks that differ, not more.
 const COMMAND_LIFE_SECONDS: u64 = 120;
@@ -54,7 +54,7 @@ pub(crate) struct Shell {
 /// What the shell remembers between a request and its answer. Losing it costs a repeat, never a result.
 #[derive(Default)]
 pub(crate) struct Tables {
-    replies: BTreeMap<ReplyId, Subject>,
+    replies: BTreeMap<ReplyId, ReplyTo>,
     replied: u64,
     deliveries: Deliveries,
     granted: Granted,
@@ -260,8 +260,8 @@ impl Shell {
     }
 
     async fn reply(&mut self, reply: ReplyId, answer: Result<Answer, Refusal>) {
-        if let Some(subject) = self.tables.replies.remove(&reply) {
-            send(&self.bus, &subject, answer).await;
+        if let Some(to) = self.tables.replies.remove(&reply) {
+            to.send(&self.bus, answer).await;
         }
     }
 
@@ -276,20 +276,20 @@ impl Shell {
 
     async fn grant_put(&mut self, reply: ReplyId, place: Quarantine, objects: &[ObjectRef]) {
         let uploads = self.tables.granted.mark(&place, objects);
-        let Some(subject) = self.tables.replies.remove(&reply) else { return };
+        let Some(to) = self.tables.replies.remove(&reply) else { return };
         let (store, bus) = (self.store.clone(), self.bus.clone());
         tokio::spawn(async move {
             let answer = grants::put(&store, &place, uploads).await;
-            send(&bus, &subject, answer).await;
+            to.send(&bus, answer).await;
         });
     }
 
     fn commit(&mut self, reply: ReplyId, place: Quarantine, objects: Vec<ObjectRef>) {
-        let Some(subject) = self.tables.replies.remove(&reply) else { return };
+        let Some(to) = self.tables.replies.remove(&reply) else { return };
         let (store, bus) = (self.store.clone(), self.bus.clone());
         tokio::spawn(async move {
             let answer = grants::commit(&store, &place, &objects).await;
-            send(&bus, &subject, answer).await;
+            to.send(&bus, answer).await;
         });
     }
 
@@ -372,10 +372,10 @@ impl Shell {
 }
 
 impl Tables {
-    fn expect_reply(&mut self, subject: Subject) -> ReplyId {
+    fn expect_reply(&mut self, to: ReplyTo) -> ReplyId {
         self.replied += 1;
         let reply = ReplyId(self.replied);
-        self.replies.insert(reply, subject);
+        self.replies.insert(reply, to);
         reply
     }
 
@@ -417,10 +417,4 @@ fn check_clock(newest: UnixMillis) -> Result<(), Failure> {
         Code::ClockBehind,
         format!("the newest event is of {newest} ms, this machine's clock says {now} ms"),
     ))
-}
-
-async fn send(bus: &Bus, subject: &Subject, answer: Result<Answer, Refusal>) {
-    if let Err(error) = bus.publish(subject, answer::encode(answer)).await {
-        tracing::warn!(%error, "answer not sent");
-    }
 }

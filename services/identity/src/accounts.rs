@@ -1,8 +1,9 @@
-//! The accounts of a domain as NATS tokens: the system account, the control account with JetStream and the roles that
-//! live there, and tenants' accounts with their workers, joined to control by the crossings that `schemas` declares.
+//! The accounts of a domain as NATS tokens: the system account, the control account, those of the ledger, of workers' events
+//! and of their readers, and tenants' accounts, joined by what `schemas::account` declares and by nothing else.
 
+use schemas::account::{ACCOUNT_TOKEN_POSITION, Account, CROSSINGS, Copied, CopyPath, Crossing};
 use schemas::limits::WORKERS_MAX;
-use schemas::permission::{ACCOUNT_TOKEN_POSITION, CROSSINGS, Crossing, Role, permissions};
+use schemas::permission::{Role, permissions};
 use schemas::{AccountId, PublicKey};
 
 use crate::claims::{
@@ -12,9 +13,45 @@ use crate::claims::{
 
 /// Most connections of one tenant: its workers, and some that are reconnecting while their old one lingers.
 pub const TENANT_CONNECTIONS_MAX: i64 = WORKERS_MAX as i64 + 64;
+/// Most connections of the accounts of ledger and events: a few services, one being replaced, and a provisioner.
+const SERVICES_CONNECTIONS_MAX: i64 = 32;
 
 /// The only way in: plain NATS connections, no WebSocket and no leaf nodes.
 const CONNECTION_TYPE: &str = "STANDARD";
+
+/// Which account is which in a domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accounts {
+    /// Of the server itself.
+    pub system: AccountId,
+    /// Of coordinators and operators.
+    pub control: AccountId,
+    /// Of the ledger.
+    pub ledger: AccountId,
+    /// Of workers' events.
+    pub events: AccountId,
+    /// Of those who read events.
+    pub audit: AccountId,
+    /// Whose workers' events have a stream.
+    pub tenants: Vec<AccountId>,
+}
+
+impl Accounts {
+    /// The account of this kind; none for tenants, of which there may be several.
+    pub const fn one(&self, account: Account) -> Option<&AccountId> {
+        match account {
+            Account::Control => Some(&self.control),
+            Account::Ledger => Some(&self.ledger),
+            Account::Events => Some(&self.events),
+            Account::Audit => Some(&self.audit),
+            Account::Tenant => None,
+        }
+    }
+
+    fn exporter(&self, account: Account) -> AccountId {
+        self.one(account).expect("tenants export nothing").clone()
+    }
+}
 
 /// The system account: no JetStream, no users so far.
 pub fn system_account() -> AccountClaims {
@@ -27,34 +64,43 @@ pub fn system_account() -> AccountClaims {
     }
 }
 
-/// The control account: all of JetStream, and everything that crosses. `key` gives the signing key of a role.
-pub fn control_account(key: impl Fn(Role) -> PublicKey) -> AccountClaims {
+/// An account with streams: what it offers to tenants and to the copy in the audit account, and, where it is the audit
+/// account, the ways of that copy. `key` gives the signing key of a role.
+pub fn service_account(account: Account, accounts: &Accounts, key: impl Fn(Role) -> PublicKey) -> AccountClaims {
+    let copies = Copied::all(&accounts.tenants);
+    let crossings = CROSSINGS.iter().filter(|crossing| crossing.home == account).map(export);
+    let copied = copies.iter().filter(|copied| copied.home == account).flat_map(copy_exports);
+    let imports = match account {
+        Account::Audit => copies.iter().flat_map(|copied| copy_imports(copied, accounts)).collect(),
+        _ => vec![],
+    };
+    let conn = match account {
+        Account::Ledger | Account::Events => SERVICES_CONNECTIONS_MAX,
+        _ => UNLIMITED,
+    };
     AccountClaims {
-        imports: vec![],
-        exports: CROSSINGS.iter().map(export).collect(),
-        limits: AccountLimits::with_jetstream(),
-        signing_keys: Role::ALL
-            .into_iter()
-            .filter(|role| !role.is_tenant())
-            .map(|role| scope(role, key(role)))
-            .collect(),
+        imports,
+        exports: crossings.chain(copied).collect(),
+        limits: AccountLimits { conn, ..AccountLimits::with_jetstream() },
+        signing_keys: scopes(account, key),
         revocations: Default::default(),
     }
 }
 
-/// A tenant's account: no JetStream, bounded connections, and nothing but the crossings to the control account.
-pub fn tenant_account(tenant: &AccountId, control: &AccountId, key: impl Fn(Role) -> PublicKey) -> AccountClaims {
+/// A tenant's account: no JetStream, bounded connections, and nothing but the crossings.
+pub fn tenant_account(tenant: &AccountId, accounts: &Accounts, key: impl Fn(Role) -> PublicKey) -> AccountClaims {
     AccountClaims {
-        imports: CROSSINGS.iter().map(|crossing| import(crossing, tenant, control)).collect(),
+        imports: CROSSINGS.iter().map(|crossing| import(crossing, tenant, accounts)).collect(),
         exports: vec![],
         limits: AccountLimits { conn: TENANT_CONNECTIONS_MAX, ..AccountLimits::without_jetstream() },
-        signing_keys: Role::ALL
-            .into_iter()
-            .filter(|role| role.is_tenant())
-            .map(|role| scope(role, key(role)))
-            .collect(),
+        signing_keys: scopes(Account::Tenant, key),
         revocations: Default::default(),
     }
+}
+
+fn scopes(account: Account, key: impl Fn(Role) -> PublicKey) -> Vec<AccountKey> {
+    let own = Role::ALL.into_iter().filter(|role| role.account() == account);
+    own.map(|role| scope(role, key(role))).collect()
 }
 
 fn scope(role: Role, key: PublicKey) -> AccountKey {
@@ -74,26 +120,49 @@ fn export(crossing: &Crossing) -> Export {
     Export {
         name: crossing.lane.prefix().into(),
         subject: crossing.exported(),
-        kind: kind(crossing),
+        kind: kind(crossing.service),
         account_token_position: ACCOUNT_TOKEN_POSITION.into(),
         response_type: crossing.service.then(|| "Singleton".into()),
     }
 }
 
-fn import(crossing: &Crossing, tenant: &AccountId, control: &AccountId) -> Import {
+fn import(crossing: &Crossing, tenant: &AccountId, accounts: &Accounts) -> Import {
     Import {
         name: crossing.lane.prefix().into(),
         subject: crossing.imported(tenant.as_str()),
         local_subject: crossing.local(),
-        account: control.clone(),
-        kind: kind(crossing),
+        account: accounts.exporter(crossing.home),
+        kind: kind(crossing.service),
         // The broker names the user that asks; streams have no asker.
         share: crossing.service,
     }
 }
 
-fn kind(crossing: &Crossing) -> SharedKind {
-    if crossing.service { SharedKind::Service } else { SharedKind::Stream }
+fn copy_exports(copied: &Copied) -> Vec<Export> {
+    let export = |path: CopyPath| Export {
+        name: path.exported.clone(),
+        subject: path.exported,
+        kind: kind(path.service),
+        account_token_position: 0,
+        response_type: path.service.then(|| "Singleton".into()),
+    };
+    copied.paths().into_iter().map(export).collect()
+}
+
+fn copy_imports(copied: &Copied, accounts: &Accounts) -> Vec<Import> {
+    let import = |path: CopyPath| Import {
+        name: path.local.clone(),
+        subject: path.exported,
+        local_subject: path.local,
+        account: accounts.exporter(copied.home),
+        kind: kind(path.service),
+        share: false,
+    };
+    copied.paths().into_iter().map(import).collect()
+}
+
+const fn kind(service: bool) -> SharedKind {
+    if service { SharedKind::Service } else { SharedKind::Stream }
 }
 
 #[cfg(test)]
@@ -105,32 +174,78 @@ mod tests {
         SigningKey::generate(KeyKind::Account).public().as_str().parse().expect("an account's key")
     }
 
+    fn accounts() -> Accounts {
+        Accounts {
+            system: account(),
+            control: account(),
+            ledger: account(),
+            events: account(),
+            audit: account(),
+            tenants: vec![account(), account()],
+        }
+    }
+
+    fn key(_: Role) -> PublicKey {
+        SigningKey::generate(KeyKind::Account).public().clone()
+    }
+
+    fn all(accounts: &Accounts) -> Vec<(Account, AccountClaims)> {
+        Account::ALL
+            .into_iter()
+            .map(|account| match account {
+                Account::Tenant => (account, tenant_account(&accounts.tenants[0], accounts, key)),
+                _ => (account, service_account(account, accounts, key)),
+            })
+            .collect()
+    }
+
     #[test]
     fn each_role_has_one_key_in_the_account_where_it_lives() {
-        let key = |_| SigningKey::generate(KeyKind::Account).public().clone();
-        let roles = |claims: &AccountClaims| -> Vec<String> {
-            let role = |key: &AccountKey| match key {
-                AccountKey::Scoped(scope) => scope.role.clone(),
-                AccountKey::Plain(key) => panic!("{key} may give any rights"),
-            };
-            claims.signing_keys.iter().map(role).collect()
-        };
-        let (tenant, control) = (tenant_account(&account(), &account(), key), control_account(key));
-        assert_eq!(roles(&tenant), ["worker"]);
-        assert_eq!(roles(&tenant).len() + roles(&control).len(), Role::ALL.len());
-        assert!(tenant.limits.conn > 0 && tenant.limits.streams == 0 && tenant.limits.disk_storage == 0);
-        assert!(tenant.limits.disallow_bearer && control.limits.disallow_bearer);
+        let accounts = accounts();
+        let mut seen = Vec::new();
+        for (account, claims) in all(&accounts) {
+            for key in &claims.signing_keys {
+                match key {
+                    AccountKey::Scoped(scope) => seen.push((account, scope.role.clone())),
+                    AccountKey::Plain(key) => panic!("{key} may give any rights"),
+                }
+            }
+            assert!(claims.limits.disallow_bearer);
+            let streams = claims.limits.streams != 0 && claims.limits.disk_storage != 0;
+            assert_eq!(streams, account != Account::Tenant, "{account:?}");
+        }
+        let mut expected: Vec<_> = Role::ALL.iter().map(|role| (role.account(), role.name().to_owned())).collect();
+        (seen.sort(), expected.sort());
+        assert_eq!(seen, expected);
+        assert!(tenant_account(&accounts.tenants[0], &accounts, key).limits.conn > 0);
     }
 
     #[test]
     fn tenants_import_only_under_their_own_account() {
-        let (tenant, control) = (account(), account());
-        let claims = tenant_account(&tenant, &control, |_| SigningKey::generate(KeyKind::Account).public().clone());
+        let accounts = accounts();
+        let tenant = &accounts.tenants[1];
+        let claims = tenant_account(tenant, &accounts, key);
         assert_eq!(claims.imports.len(), CROSSINGS.len());
         for import in &claims.imports {
             let token = import.subject.split('.').nth(usize::from(ACCOUNT_TOKEN_POSITION) - 1);
             assert_eq!(token, Some(tenant.as_str()));
             assert_eq!(import.share, import.kind == SharedKind::Service);
         }
+    }
+
+    #[test]
+    fn nothing_leads_into_the_ledger_but_the_broker_that_copies_it() {
+        let accounts = accounts();
+        for (account, claims) in all(&accounts) {
+            let inward = claims.imports.iter().filter(|import| import.account == accounts.ledger);
+            let inward: Vec<_> = inward.filter(|import| import.kind == SharedKind::Service).collect();
+            assert_eq!(!inward.is_empty(), account == Account::Audit, "{account:?}");
+            let of_the_copy =
+                |subject: &str| subject.starts_with("$JS.API.CONSUMER.CREATE.LEDGER") || subject == "$JS.FC.LEDGER.>";
+            assert!(inward.iter().all(|import| of_the_copy(&import.subject)), "{account:?} {inward:?}");
+        }
+        assert!(service_account(Account::Ledger, &accounts, key).imports.is_empty());
+        let offered = service_account(Account::Ledger, &accounts, key).exports;
+        assert!(offered.iter().all(|export| !export.subject.starts_with("diloco.")), "{offered:?}");
     }
 }

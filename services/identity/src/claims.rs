@@ -97,11 +97,17 @@ pub struct Export {
     /// Stream or service.
     #[serde(rename = "type")]
     pub kind: SharedKind,
-    /// Which token (from 1) of the subject is the importer's account, so that no account can speak as another.
+    /// Which token (from 1) of the subject is the importer's account, so that no account can speak as another; 0 for none.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub account_token_position: u32,
     /// `Singleton` for services that answer once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub response_type: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over so")]
+fn is_zero(position: &u32) -> bool {
+    *position == 0
 }
 
 /// Something that an account takes.

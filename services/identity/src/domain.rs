@@ -4,10 +4,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use schemas::account::Account;
 use schemas::permission::Role;
 use schemas::{AccountId, Code, Millis, PublicKey, RunId, UnixMillis, V};
 
-use crate::accounts::{control_account, system_account, tenant_account};
+use crate::accounts::{Accounts, service_account, system_account, tenant_account};
 use crate::claims::{OperatorClaims, UserClaims};
 use crate::credentials::{Credentials, CredentialsError};
 use crate::jwt::{JwtError, Subject, check_label, mint};
@@ -193,7 +194,7 @@ impl Domain {
             return Err(DomainError::Lifetime(lifetime));
         }
         let signer = self.account_key(&self.layout.role_key(role))?;
-        let account = if role.is_tenant() { self.tenant()? } else { self.control()? };
+        let account = self.account(role.account())?;
         let tags: Vec<String> = run.map(|run| format!("run:{run}")).into_iter().collect();
         let path = self.layout.credentials(name);
         let key = match path.exists() {
@@ -227,7 +228,7 @@ impl Domain {
         let read = |name: &str, kind| SigningKey::read(kind, &self.layout.key(name));
         let operator = read("operator", KeyKind::Operator)?;
         let signer = read("operator-signing", KeyKind::Operator)?;
-        let (system, control, tenant) = (self.account_id("account-system")?, self.control()?, self.tenant()?);
+        let (accounts, tenant) = (self.accounts()?, self.tenant()?);
         let mut roles = Vec::new();
         for role in Role::ALL {
             roles.push((role, self.account_key(&self.layout.role_key(role))?.public().clone()));
@@ -242,21 +243,27 @@ impl Domain {
         let claims = OperatorClaims {
             signing_keys: vec![signer.public().clone()],
             strict_signing_key_usage: true,
-            system_account: system.clone(),
+            system_account: accounts.system.clone(),
         };
         let operator = mint(&subject("diloco", operator.public()), claims, &operator, now)?;
         let mut preload = String::new();
-        for (name, id, claims) in [
-            ("system", &system, system_account()),
-            ("control", &control, control_account(key)),
-            ("default", &tenant, tenant_account(&tenant, &control, key)),
-        ] {
+        let mut all = vec![
+            ("system", &accounts.system, system_account()),
+            ("default", &tenant, tenant_account(&tenant, &accounts, key)),
+        ];
+        for account in Account::ALL {
+            if let Some(id) = accounts.one(account) {
+                all.push((account.name(), id, service_account(account, &accounts, key)));
+            }
+        }
+        for (name, id, claims) in all {
             let public: PublicKey = id.as_str().parse().expect("an account's id is a public key");
             let jwt = mint(&subject(name, &public), claims, &signer, now)?;
             preload.push_str(&format!("  {id}: \"{jwt}\"\n"));
         }
         let auth = format!(
-            "{HEADER}operator: \"{operator}\"\nsystem_account: {system}\nresolver: MEMORY\nresolver_preload {{\n{preload}}}\n"
+            "{HEADER}operator: \"{operator}\"\nsystem_account: {}\nresolver: MEMORY\nresolver_preload {{\n{preload}}}\n",
+            accounts.system
         );
         Ok(ServerConfig { auth, tls: self.tls_config()? })
     }
@@ -295,7 +302,7 @@ impl Domain {
     /// # Errors
     /// Its key cannot be read.
     pub fn control(&self) -> Result<AccountId, DomainError> {
-        self.account_id("account-control")
+        self.account(Account::Control)
     }
 
     /// The tenant's account.
@@ -303,7 +310,30 @@ impl Domain {
     /// # Errors
     /// Its key cannot be read.
     pub fn tenant(&self) -> Result<AccountId, DomainError> {
-        self.account_id("account-default")
+        self.account(Account::Tenant)
+    }
+
+    /// Every account; the tenants are those that the trust bundle names.
+    ///
+    /// # Errors
+    /// A key cannot be read.
+    pub fn accounts(&self) -> Result<Accounts, DomainError> {
+        Ok(Accounts {
+            system: self.account_id("account-system")?,
+            control: self.account(Account::Control)?,
+            ledger: self.account(Account::Ledger)?,
+            events: self.account(Account::Events)?,
+            audit: self.account(Account::Audit)?,
+            tenants: self.trust.tenants.clone(),
+        })
+    }
+
+    /// An account of this kind; for tenants the domain's own.
+    ///
+    /// # Errors
+    /// Its key cannot be read.
+    pub fn account(&self, account: Account) -> Result<AccountId, DomainError> {
+        self.account_id(account_key_name(account))
     }
 
     fn account_key(&self, path: &Path) -> Result<SigningKey, DomainError> {
@@ -319,7 +349,12 @@ impl Domain {
     fn audit_key(&self, role: Role, name: &str) -> Result<Option<PathBuf>, DomainError> {
         match role {
             Role::Coordinator => return Ok(Some(self.layout.coordinator_audit_key())),
-            Role::Operator | Role::Provisioner => return Ok(None),
+            Role::LedgerWriter
+            | Role::Operator
+            | Role::Provisioner
+            | Role::LedgerProvisioner
+            | Role::EventsProvisioner
+            | Role::AuditProvisioner => return Ok(None),
             Role::Worker | Role::Auditor => {}
         }
         let path = self.layout.audit_key(name);
@@ -347,6 +382,17 @@ impl Domain {
     }
 }
 
+/// The file, without its ending, of an account's key.
+const fn account_key_name(account: Account) -> &'static str {
+    match account {
+        Account::Control => "account-control",
+        Account::Ledger => "account-ledger",
+        Account::Events => "account-events",
+        Account::Audit => "account-audit",
+        Account::Tenant => "account-default",
+    }
+}
+
 const HEADER: &str = "# Written by `diloctl auth`; changes are lost.\n";
 
 /// Writes a whole domain where nobody looks yet.
@@ -354,9 +400,12 @@ fn make(layout: &Layout, options: &InitOptions, now: UnixMillis) -> Result<(), D
     let operator = SigningKey::generate(KeyKind::Operator);
     operator.seed().write(&layout.key("operator"))?;
     SigningKey::generate(KeyKind::Operator).seed().write(&layout.key("operator-signing"))?;
-    for account in ["account-system", "account-control", "account-default"] {
-        SigningKey::generate(KeyKind::Account).seed().write(&layout.key(account))?;
+    SigningKey::generate(KeyKind::Account).seed().write(&layout.key("account-system"))?;
+    for account in Account::ALL.into_iter().filter(|account| *account != Account::Tenant) {
+        SigningKey::generate(KeyKind::Account).seed().write(&layout.key(account_key_name(account)))?;
     }
+    let tenant = SigningKey::generate(KeyKind::Account);
+    tenant.seed().write(&layout.key(account_key_name(Account::Tenant)))?;
     for role in Role::ALL {
         SigningKey::generate(KeyKind::Account).seed().write(&layout.role_key(role))?;
     }
@@ -373,6 +422,7 @@ fn make(layout: &Layout, options: &InitOptions, now: UnixMillis) -> Result<(), D
     let trust = TrustBundle {
         v: V,
         domain: operator.public().clone(),
+        tenants: vec![tenant.public().as_str().parse().expect("a key of kind account is an account's id")],
         manifest_keys: vec![manifest.public().clone()],
         audit_keys: vec![audit.public().clone()],
         ca: layout.ca_relative(),

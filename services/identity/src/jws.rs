@@ -153,6 +153,7 @@ mod tests {
         TrustBundle {
             v: V,
             domain: SigningKey::generate(KeyKind::Operator).public().clone(),
+            tenants: vec![SigningKey::generate(KeyKind::Account).public().as_str().parse().expect("an account's id")],
             manifest_keys: keys.iter().map(|key| key.public().clone()).collect(),
             audit_keys: vec![AuditKey::generate().public().clone()],
             ca: "ca.pem".into(),

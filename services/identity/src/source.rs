@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use async_nats::{Auth, AuthError, ConnectOptions};
 use schemas::limits::REQUEST_TIMEOUT;
-use schemas::{PublicKey, UnixMillis};
+use schemas::{Code, PublicKey, UnixMillis};
 
 use crate::credentials::{Credentials, CredentialsError};
+use crate::key::KeyError;
 
 /// Shortest pause before a reconnect. A server that accepts and cuts at once (an expired token) resets the client's
 /// own back-off, and without a floor it would be asked hundreds of times a second.
@@ -39,6 +40,53 @@ pub enum BusTls {
     },
     /// Plaintext: for a layer that was opened on purpose.
     Off,
+}
+
+/// What a client shows to a server that sent it a nonce.
+#[derive(Clone)]
+pub struct Proof {
+    /// The token.
+    pub jwt: String,
+    /// The signature of the nonce, raw.
+    pub signature: Vec<u8>,
+}
+
+/// Why a server's nonce is not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum ProofError {
+    /// The file cannot be used as it is now.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    /// The file holds the credentials of somebody else than at the start of the process.
+    #[error("{} now holds the key {found}, this process started as {expected}; restart it", path.display())]
+    OtherKey {
+        /// The file.
+        path: PathBuf,
+        /// Its key.
+        found: PublicKey,
+        /// The key of this process.
+        expected: PublicKey,
+    },
+    /// What the server sent is no nonce.
+    #[error(transparent)]
+    Nonce(#[from] KeyError),
+}
+
+impl ProofError {
+    /// The code of the page that says what to do.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Credentials(error) => error.code(),
+            Self::OtherKey { .. } => Code::RoleMismatch,
+            Self::Nonce(error) => error.code(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Proof {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Proof(..)")
+    }
 }
 
 impl CredentialSource {
@@ -77,20 +125,25 @@ impl CredentialSource {
 
     /// Answers a server's nonce with what the file holds now. Whether the token is still valid is for the server to
     /// say: its clock counts.
-    fn answer(&self, nonce: &[u8]) -> Result<Auth, AuthError> {
-        let credentials = self.read().map_err(AuthError::new)?;
+    ///
+    /// # Errors
+    /// The file cannot be used, holds another key than at the start, or what the server sent is no nonce.
+    pub fn prove(&self, nonce: &[u8]) -> Result<Proof, ProofError> {
+        let credentials = self.read()?;
         // Inboxes, subjects and leases of this process belong to the key it started with.
         if *credentials.public() != self.public {
-            return Err(AuthError::new(format_args!(
-                "{} now holds the key {}, this process started as {}; restart it",
-                self.path.display(),
-                credentials.public(),
-                self.public
-            )));
+            let (path, found) = (self.path.clone(), credentials.public().clone());
+            return Err(ProofError::OtherKey { path, found, expected: self.public.clone() });
         }
+        let signature = credentials.key().sign_nonce(nonce)?.to_vec();
+        Ok(Proof { jwt: credentials.jwt().to_owned(), signature })
+    }
+
+    fn answer(&self, nonce: &[u8]) -> Result<Auth, AuthError> {
+        let proof = self.prove(nonce).map_err(AuthError::new)?;
         let mut auth = Auth::new();
-        auth.signature = Some(credentials.key().sign_nonce(nonce).map_err(AuthError::new)?.to_vec());
-        auth.jwt = Some(credentials.jwt().to_owned());
+        auth.signature = Some(proof.signature);
+        auth.jwt = Some(proof.jwt);
         Ok(auth)
     }
 }

@@ -3,11 +3,14 @@
 
 use std::path::{Path, PathBuf};
 
-use schemas::{Code, PublicKey, V};
+use schemas::{AccountId, Code, PublicKey, V};
 use serde::{Deserialize, Serialize};
 
 use crate::key::{KeyError, KeyKind, parse_public};
 use crate::secret::{FileError, read_anchor, write_private};
+
+/// Most tenants of one domain: a stream each, which the broker keeps room for.
+pub const TENANTS_MAX: usize = 64;
 
 /// Most keys of one purpose: the present one, the next one, and some that still cover old documents.
 pub const KEYS_MAX: usize = 16;
@@ -17,9 +20,11 @@ pub const KEYS_MAX: usize = 16;
 #[serde(deny_unknown_fields)]
 pub struct TrustBundle {
     /// Version.
-    pub v: V<1>,
+    pub v: V<2>,
     /// The domain: its operator's public key.
     pub domain: PublicKey,
+    /// The accounts of tenants: each has a stream for its workers' events.
+    pub tenants: Vec<AccountId>,
     /// The keys that lease manifests may be signed with. Several, so that a key can be replaced while leases run.
     pub manifest_keys: Vec<PublicKey>,
     /// The keys that the coordinator's events may be signed with, oldest first.
@@ -42,9 +47,19 @@ pub enum TrustError {
         /// What the parser met.
         source: serde_json::Error,
     },
+    /// From before the ledger had an account of its own.
+    #[error(
+        "{} belongs to a domain of an older release, whose ledger, events and readers share one account; make a new domain \
+         (`diloctl auth init` in another folder, or after moving this one away), and begin its runs anew",
+        .0.display()
+    )]
+    Older(PathBuf),
     /// A key is mistyped or of the wrong kind.
     #[error("key in trust bundle: {0}")]
     Key(#[from] KeyError),
+    /// No tenant, or too many.
+    #[error("trust bundle has {0} tenants, expected 1 to {TENANTS_MAX}")]
+    Tenants(usize),
     /// A list is empty or too long.
     #[error("trust bundle has {count} {list}, expected 1 to {KEYS_MAX}")]
     Count {
@@ -60,7 +75,8 @@ impl TrustError {
     pub fn code(&self) -> Code {
         match self {
             Self::File(error) => error.code(),
-            Self::Malformed { .. } | Self::Key(_) | Self::Count { .. } => Code::CredentialMalformed,
+            Self::Older(_) => Code::DomainOlder,
+            Self::Malformed { .. } | Self::Key(_) | Self::Tenants(_) | Self::Count { .. } => Code::CredentialMalformed,
         }
     }
 }
@@ -73,7 +89,11 @@ impl TrustBundle {
     pub fn read(path: &Path) -> Result<Self, TrustError> {
         let text = read_anchor(path)?;
         let malformed = |source| TrustError::Malformed { path: path.to_owned(), source };
-        let mut bundle: Self = serde_json::from_str(&text).map_err(malformed)?;
+        let value: serde_json::Value = serde_json::from_str(&text).map_err(malformed)?;
+        if value.get("v") == Some(&serde_json::Value::from(1)) {
+            return Err(TrustError::Older(path.to_owned()));
+        }
+        let mut bundle: Self = serde_json::from_value(value).map_err(malformed)?;
         bundle.check()?;
         if let Some(folder) = path.parent() {
             bundle.ca = folder.join(&bundle.ca);
@@ -99,6 +119,12 @@ impl TrustBundle {
 
     fn check(&self) -> Result<(), TrustError> {
         parse_public(self.domain.as_str(), KeyKind::Operator)?;
+        if self.tenants.is_empty() || self.tenants.len() > TENANTS_MAX {
+            return Err(TrustError::Tenants(self.tenants.len()));
+        }
+        for tenant in &self.tenants {
+            parse_public(tenant.as_str(), KeyKind::Account)?;
+        }
         let lists =
             [("manifest keys", KeyKind::Account, &self.manifest_keys), ("audit keys", KeyKind::User, &self.audit_keys)];
         for (list, kind, keys) in lists {
@@ -123,6 +149,7 @@ mod tests {
         TrustBundle {
             v: V,
             domain: SigningKey::generate(KeyKind::Operator).public().clone(),
+            tenants: vec![SigningKey::generate(KeyKind::Account).public().as_str().parse().expect("an account's id")],
             manifest_keys: vec![ManifestKey::generate().public().clone(), ManifestKey::generate().public().clone()],
             audit_keys: vec![AuditKey::generate().public().clone()],
             ca: "tls/ca.pem".into(),

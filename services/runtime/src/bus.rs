@@ -12,7 +12,8 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use identity::source::connect_options;
 use identity::{BusTls, CredentialSource};
-use schemas::{Code, DecodeError, Message, PublicKey, Refusal, Reply, UnixMillis};
+use schemas::answer::{self, Answer};
+use schemas::{Code, DecodeError, Message, PublicKey, Refusal, UnixMillis};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -104,6 +105,12 @@ pub enum BusError {
         /// Where.
         subject: String,
     },
+    /// What came is the answer to somebody else, or to another question. Whether this one arrived is not known.
+    #[error("an answer to something else came where {subject} was asked")]
+    Foreign {
+        /// Where.
+        subject: String,
+    },
     /// The answer is a refusal.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -132,7 +139,9 @@ impl BusError {
             Self::Unreachable { .. } => Code::BusUnreachable,
             Self::Credential { code, .. } => *code,
             Self::Denied { .. } => Code::BusDenied,
-            Self::NoResponders { .. } | Self::TimedOut { .. } | Self::Lost { .. } => Code::NoAnswer,
+            Self::NoResponders { .. } | Self::TimedOut { .. } | Self::Lost { .. } | Self::Foreign { .. } => {
+                Code::NoAnswer
+            }
             Self::Refused(refusal) => refusal.code,
             Self::Message { .. } | Self::Send { .. } => Code::MessageInvalid,
         }
@@ -155,7 +164,7 @@ impl Default for BusConfig {
 
 impl BusConfig {
     /// Whether every address is encrypted.
-    fn tls(&self) -> Result<BusTls, BusError> {
+    pub(crate) fn tls(&self) -> Result<BusTls, BusError> {
         let encrypted = self.addresses().all(|url| url.starts_with("tls://") || url.starts_with("wss://"));
         if !encrypted {
             return Ok(BusTls::Off);
@@ -167,7 +176,7 @@ impl BusConfig {
         Ok(BusTls::Required { ca: self.ca.clone() })
     }
 
-    fn addresses(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = &str> {
         self.url.split(',').map(str::trim).filter(|url| !url.is_empty())
     }
 }
@@ -240,11 +249,16 @@ impl Bus {
         question: &Q,
         wait: Duration,
     ) -> Result<A, BusError> {
-        let request = async_nats::Request::new().payload(question.encode().into()).timeout(Some(wait));
+        let payload = question.encode();
+        let asked = answer::question(subject, &payload);
+        let request = async_nats::Request::new().payload(payload.into()).timeout(Some(wait));
         let payload = self.send(subject, request, wait).await?;
-        let decoded = Reply::<A>::decode(&payload);
-        let reply = decoded.map_err(|source| BusError::Message { subject: subject.to_owned(), source })?;
-        Ok(reply.into_result()?)
+        let decoded = Answer::<A>::decode(&payload);
+        let answer = decoded.map_err(|source| BusError::Message { subject: subject.to_owned(), source })?;
+        if !answer.is_for(self.public.as_ref(), asked) {
+            return Err(BusError::Foreign { subject: subject.to_owned() });
+        }
+        Ok(answer.reply.into_result()?)
     }
 
     /// Says something that nobody answers. A denial of it is logged, not returned: it comes later.
@@ -374,7 +388,7 @@ impl Subscription {
 
 fn on_event(event: &Event, denials: &Denials, lost: &watch::Sender<u64>) {
     match event {
-        Event::Connected => tracing::info!("connected to the bus"),
+        Event::Connected => tracing::info!(cause = "bus", "connected to the bus"),
         Event::Disconnected => {
             tracing::warn!("connection to the bus lost; trying again");
             lost.send_modify(|count| *count += 1);
@@ -392,7 +406,7 @@ fn on_event(event: &Event, denials: &Denials, lost: &watch::Sender<u64>) {
 }
 
 /// An error with its causes, in one line.
-fn causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

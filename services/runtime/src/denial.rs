@@ -84,7 +84,7 @@ impl Drop for Denied {
 }
 
 /// `Permissions Violation for Publish to "subject"`, or `… for Subscription to "subject"`.
-fn parse(text: &str) -> Option<(Direction, &str)> {
+pub(crate) fn parse(text: &str) -> Option<(Direction, &str)> {
     let lower = text.to_ascii_lowercase();
     if !lower.contains("permissions violation") {
         return None;

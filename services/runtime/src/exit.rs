@@ -75,6 +75,7 @@ pub const fn exit_status(code: Code) -> u8 {
 /// Prints the failure and gives the process's exit status: the last thing a `main` does.
 #[expect(clippy::print_stderr, reason = "the last words of a process are for whoever started it, log or not")]
 pub fn report(result: Result<(), Failure>) -> ExitCode {
+    crate::log::flush();
     let Err(failure) = result else { return ExitCode::SUCCESS };
     for refusal in &failure.refusals {
         eprintln!("{}", render(refusal));

@@ -1,5 +1,5 @@
 //! What every process shares: configuration in layers, the one check of `require_auth`, logging, shutdown, the clock,
-//! the connection to the bus, what the allocator keeps, and how a process ends.
+//! the connections to the bus, what the allocator keeps, and how a process ends.
 
 pub mod auth;
 pub mod bus;
@@ -7,6 +7,7 @@ pub mod clock;
 pub mod config;
 mod denial;
 pub mod exit;
+mod listen;
 pub mod log;
 pub mod materials;
 pub mod memory;
@@ -15,11 +16,13 @@ pub mod quantity;
 pub mod ready;
 pub mod shutdown;
 mod switches;
+pub mod throttle;
 
 pub use auth::{AuthConfig, validate};
 pub use bus::{Bus, BusConfig, BusError, Subscription};
 pub use config::{ConfigArgs, Loaded, Origins};
 pub use exit::Failure;
+pub use listen::{Delivery, Listener};
 pub use log::LogArgs;
 pub use materials::{Material, Materials};
 pub use quantity::{ConfigBytes, ConfigDuration};

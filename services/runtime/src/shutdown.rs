@@ -27,6 +27,7 @@ pub fn on_signals() -> std::io::Result<CancellationToken> {
                 cancelled.cancel();
             } else {
                 tracing::warn!(signal = name, "second signal: ending at once");
+                crate::log::flush();
                 std::process::exit(EXIT_INTERRUPTED);
             }
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use identity::TrustBundle;
 use runtime::{Bus, BusError, Subscription};
 use schemas::subject::command_filters;
-use schemas::{RunId, WorkerId};
+use schemas::{Code, RunId, WorkerId, is_answer};
 use tokio::sync::mpsc;
 use worker_core::Input;
 
@@ -34,6 +34,11 @@ impl Ears {
     async fn hear(self, mut subscription: Subscription, inputs: mpsc::Sender<Input>) {
         loop {
             let input = match subscription.next().await {
+                // An answer that somebody had sent here is for nobody here, and no sign of anything at the coordinator.
+                Ok(Some(message)) if is_answer(&message.payload) => {
+                    tracing::debug!(code = %Code::AnswerForeign, "an answer where commands are heard");
+                    continue;
+                }
                 Ok(Some(message)) => self.judge(&message.payload),
                 Ok(None) => return,
                 Err(error) => {

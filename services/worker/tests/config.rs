@@ -89,6 +89,7 @@ fn tl_12_keys_and_trust_come_from_files_that_only_their_owner_can_change() {
     let bundle = TrustBundle {
         v: V,
         domain: SigningKey::generate(KeyKind::Operator).public().clone(),
+        tenants: vec![SigningKey::generate(KeyKind::Account).public().as_str().parse().expect("an account's id")],
         manifest_keys: vec![ManifestKey::generate().public().clone()],
         audit_keys: vec![AuditKey::generate().public().clone()],
         ca: "ca.pem".into(),

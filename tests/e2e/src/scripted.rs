@@ -192,8 +192,8 @@ pub async fn refused_raw(bus: &Bus, subject: &str, payload: Vec<u8>) -> Option<C
     let answer = bus.request_raw(subject, async_nats::HeaderMap::new(), payload.into(), ANSWER_WAIT).await;
     let answer = answer.unwrap_or_else(|error| panic!("{subject} with {bytes} bytes: {error}"));
     // A refusal has the same form in answers of every type.
-    match schemas::Reply::<schemas::lease::Done>::decode(&answer) {
-        Ok(reply) => reply.into_result().err().map(|refusal| refusal.code),
+    match schemas::Answer::<schemas::lease::Done>::decode(&answer) {
+        Ok(answer) => answer.reply.into_result().err().map(|refusal| refusal.code),
         Err(_) => None,
     }
 }

@@ -8,16 +8,20 @@ mod binary;
 mod broker;
 mod cluster;
 mod evidence;
+mod line;
 mod operator;
 mod process;
+mod raw;
 mod server;
 mod tenant;
 
 pub use binary::{nats_server, program};
 pub use cluster::{Cluster, Options};
 pub use evidence::{Evidence, Recorded};
+pub use line::{Line, Quality};
 pub use operator::Operator;
 pub use process::{Output, Process};
+pub use raw::{Raw, publication};
 pub use server::NatsServer;
 pub use tenant::Tenant;
 

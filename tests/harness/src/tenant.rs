@@ -30,13 +30,22 @@ impl Tenant {
         let key = SigningKey::generate(KeyKind::Account);
         let workers = SigningKey::generate(KeyKind::Account);
         let account: AccountId = key.public().as_str().parse().expect("a key of kind account is an account's id");
-        let control = domain.control().unwrap_or_else(|error| panic!("the control account: {error}"));
+        let accounts = domain.accounts().unwrap_or_else(|error| panic!("the domain's accounts: {error}"));
         let path = domain.layout().folder().join("keys/operator-signing.nk");
         let signer = SigningKey::read(KeyKind::Operator, &path).unwrap_or_else(|error| panic!("{error}"));
-        let claims = tenant_account(&account, &control, |_| workers.public().clone());
+        let claims = tenant_account(&account, &accounts, |_| workers.public().clone());
         let subject = Subject { name: "second", key: key.public(), not_before: None, expires: None };
         let token = mint(&subject, claims, &signer, clock::now()).unwrap_or_else(|error| panic!("{error}"));
         Self { account, workers, token }
+    }
+
+    /// Names the account in the domain's trust bundle, so that its workers' events have a stream.
+    pub(crate) fn enter(&self, domain: &Domain) -> Domain {
+        let mut trust = domain.trust().clone();
+        trust.tenants.push(self.account.clone());
+        let layout = domain.layout();
+        trust.write(&layout.trust()).unwrap_or_else(|error| panic!("{}: {error}", layout.trust().display()));
+        Domain::open(layout.folder()).unwrap_or_else(|error| panic!("{}: {error}", layout.folder().display()))
     }
 
     /// Its account.

@@ -26,7 +26,7 @@ pub(crate) struct Diloctl {
 
 impl Diloctl {
     pub(crate) fn new(workspace: &Workspace, nats_server: &Path) -> Self {
-        let program = workspace.root().join("target/release/diloctl");
+        let program = workspace.root().join("target/demo/diloctl");
         Self { program, root: workspace.root().to_owned(), nats_server: nats_server.to_owned() }
     }
 

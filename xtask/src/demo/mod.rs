@@ -48,7 +48,7 @@ pub(crate) fn run_demo(workspace: &Workspace, overrides: &Overrides, options: &D
     console::say(found.report());
     // From here on there is something to stop in order; a download just ends.
     interrupt::listen();
-    console::say("2/7 release build (several minutes the first time)");
+    console::say("2/7 build (some minutes the first time)");
     let begun = Instant::now();
     build(workspace)?;
     console::say(format_args!("built in {}", console::span(begun.elapsed())));
@@ -58,7 +58,7 @@ pub(crate) fn run_demo(workspace: &Workspace, overrides: &Overrides, options: &D
     }
     let outcome = train(&diloctl, options);
     if options.keep && outcome.is_ok() {
-        console::say("everything keeps running; `target/release/diloctl down` stops it");
+        console::say("everything keeps running; `target/demo/diloctl down` stops it");
     } else {
         console::say("7/7 stop");
         diloctl.down()?;
@@ -67,7 +67,7 @@ pub(crate) fn run_demo(workspace: &Workspace, overrides: &Overrides, options: &D
 }
 
 fn build(workspace: &Workspace) -> Result<()> {
-    let mut command = workspace.cargo(&["build", "--release", "--locked"]);
+    let mut command = workspace.cargo(&["build", "--profile", "demo", "--locked"]);
     for program in PROGRAMS {
         command.args(["--package", program, "--bin", program]);
     }

@@ -10,9 +10,9 @@ use crate::console;
 
 /// What to try next.
 const NEXT: [&str; 3] = [
-    "  target/release/diloctl up                       # start everything again, then",
-    "  target/release/diloctl audit replay --run demo  # every event, verified",
-    "  target/release/diloctl snapshot sample demo --prompt 'pub struct' --tokens 400",
+    "  target/demo/diloctl up                       # start everything again, then",
+    "  target/demo/diloctl audit replay --run demo  # every event, verified",
+    "  target/demo/diloctl snapshot sample demo --prompt 'pub struct' --tokens 400",
 ];
 
 /// Prints the table of rounds, the snapshot's digest, the audit's summary, a sample and what to try next.

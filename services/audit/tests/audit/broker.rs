@@ -3,15 +3,18 @@
 use std::path::PathBuf;
 
 use async_nats::HeaderMap;
+use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
 use async_nats::jetstream::{self, stream};
+use futures::StreamExt as _;
 use harness::{NatsServer, PATIENCE};
 use identity::domain::LIFETIME_DEFAULT;
 use identity::{AuditKey, Domain, InitOptions};
 use runtime::{Bus, BusConfig, clock};
 use schemas::WorkerId;
+use schemas::account::{Account, Copied};
 use schemas::event::{KEY_HEADER, SIGNATURE_HEADER};
 use schemas::permission::Role;
-use schemas::subject::AUDIT_STREAM;
+use schemas::subject::{AUDIT_STREAM, Lane};
 
 use crate::scribe::{Said, Scribe, run};
 
@@ -23,9 +26,11 @@ pub(crate) struct Broker {
 
 /// Who writes events, connected.
 pub(crate) struct Cast {
-    pub(crate) coordinator: Bus,
+    ledger_bus: Bus,
     pub(crate) ledger: Scribe,
-    pub(crate) worker_bus: Bus,
+    worker_bus: Bus,
+    /// What the readers' stream gets.
+    copies: Ordered,
     pub(crate) worker: WorkerId,
     pub(crate) worker_key: AuditKey,
     pub(crate) account_chain: Scribe,
@@ -37,7 +42,7 @@ impl Broker {
         let now = clock::now();
         let domain = Domain::init(&scratch.path().join(".diloco"), &InitOptions::default(), now).expect("a fresh name");
         domain.write_server_config(&scratch.path().join("generated"), now).expect("a fresh name");
-        for role in [Role::Coordinator, Role::Auditor, Role::Provisioner] {
+        for role in Role::ALL.into_iter().filter(|role| !role.is_tenant()) {
             domain.issue(role, role.name(), None, LIFETIME_DEFAULT, now).expect("a fresh name");
         }
         let config = "include \"generated/auth.conf\"\ninclude \"generated/tls.conf\"\n\
@@ -62,16 +67,37 @@ impl Broker {
         Bus::connect(name, &config, clock::now()).await.expect("its own domain")
     }
 
-    /// Creates stream `AUDIT`, with less protection than in production so that tests can tamper with it.
-    pub(crate) async fn create_stream(&self) -> jetstream::Context {
-        let context = jetstream::new(self.bus(Role::Provisioner.name()).await.client().clone());
-        let config = stream::Config {
-            name: AUDIT_STREAM.to_owned(),
-            subjects: vec!["diloco.event.>".to_owned()],
-            ..stream::Config::default()
-        };
+    /// Creates the streams of events, with less protection than in production so that tests can tamper with them. Gives the
+    /// account of the readers' one.
+    pub(crate) async fn create_streams(&self) -> jetstream::Context {
+        let mut sources = Vec::new();
+        for copied in Copied::all(&self.domain.trust().tenants) {
+            let lane = if copied.home == Account::Ledger { Lane::Ledger } else { Lane::Event };
+            let config = stream::Config {
+                name: copied.stream.clone(),
+                subjects: vec![format!("{}.>", lane.prefix())],
+                ..stream::Config::default()
+            };
+            self.provision(copied.home).await.create_stream(config).await.expect("the provisioner may");
+            let external = stream::External { api_prefix: copied.api(), delivery_prefix: Some(copied.delivery()) };
+            sources.push(stream::Source { name: copied.stream, external: Some(external), ..stream::Source::default() });
+        }
+        let context = self.provision(Account::Audit).await;
+        let sources = Some(sources);
+        let config = stream::Config { name: AUDIT_STREAM.to_owned(), sources, ..stream::Config::default() };
         context.create_stream(config).await.expect("the provisioner may");
         context
+    }
+
+    async fn provision(&self, account: Account) -> jetstream::Context {
+        let role = Role::provisioner(account).expect("it has streams");
+        jetstream::new(self.bus(role.name()).await.client().clone())
+    }
+
+    async fn copies(&self) -> Ordered {
+        let stream = self.provision(Account::Audit).await.get_stream(AUDIT_STREAM).await.expect("it was created");
+        let consumer = stream.create_consumer(OrderedConfig::default()).await.expect("the provisioner may");
+        consumer.messages().await.expect("the provisioner may")
     }
 
     pub(crate) async fn cast(&self) -> Cast {
@@ -81,7 +107,8 @@ impl Broker {
         let ledger_key = AuditKey::read(&self.domain.layout().coordinator_audit_key()).expect("a fresh name");
         let domain = self.domain.trust().domain.as_str();
         Cast {
-            coordinator: self.bus(Role::Coordinator.name()).await,
+            ledger_bus: self.bus(Role::LedgerWriter.name()).await,
+            copies: self.copies().await,
             ledger: Scribe::new(domain, ledger_key),
             worker_bus: self.bus("w1").await,
             worker: issued.public.as_str().parse().expect("a name or key"),
@@ -91,12 +118,25 @@ impl Broker {
     }
 }
 
-/// Publishes an event and waits until the stream has it.
-pub(crate) async fn publish(bus: &Bus, said: &Said) {
-    let mut headers = HeaderMap::new();
-    headers.insert(KEY_HEADER, said.key.as_str());
-    headers.insert(SIGNATURE_HEADER, said.signature.as_str());
-    let answer = bus.request_raw(&said.subject, headers, said.body.clone().into(), PATIENCE).await.expect("a PubAck");
-    let answer: serde_json::Value = serde_json::from_slice(&answer).expect("it is JSON");
-    assert_eq!(answer["stream"], AUDIT_STREAM, "{answer}");
+impl Cast {
+    /// Publishes an event and waits until readers have it.
+    pub(crate) async fn publish(&mut self, said: &Said) {
+        let bus = if said.subject.starts_with(Lane::Ledger.prefix()) { &self.ledger_bus } else { &self.worker_bus };
+        let mut headers = HeaderMap::new();
+        headers.insert(KEY_HEADER, said.key.as_str());
+        headers.insert(SIGNATURE_HEADER, said.signature.as_str());
+        let answer = bus.request_raw(&said.subject, headers, said.body.clone().into(), PATIENCE).await;
+        let answer: serde_json::Value = serde_json::from_slice(&answer.expect("a PubAck")).expect("it is JSON");
+        assert!(answer["seq"].as_u64().is_some(), "{answer}");
+        // One after another, and the copy is the only reader: what comes next is this one.
+        let copy = tokio::time::timeout(PATIENCE, self.copies.next()).await.expect("it is copied");
+        let copy = copy.expect("an ordered consumer does not end").expect("it can be read");
+        assert!(copy.subject.ends_with(said.subject.rsplit('.').next().expect("a token")), "{}", copy.subject);
+    }
+
+    /// Publishes something that the coordinator may say at any time.
+    pub(crate) async fn remark(&mut self) {
+        let said = self.ledger.remark();
+        self.publish(&said).await;
+    }
 }

@@ -7,7 +7,7 @@ use harness::PATIENCE;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
 
-use crate::broker::{Broker, publish};
+use crate::broker::Broker;
 
 struct Program {
     child: Child,
@@ -51,10 +51,10 @@ impl Program {
 #[tokio::test(flavor = "multi_thread")]
 async fn kept_across_kills_of_the_service_and_of_the_broker() {
     let mut broker = Broker::start().await;
-    broker.create_stream().await;
+    broker.create_streams().await;
     let mut cast = broker.cast().await;
     for _ in 0..5 {
-        publish(&cast.coordinator, &cast.ledger.remark()).await;
+        cast.remark().await;
     }
     let mut program = Program::start(&broker);
     program.until(&["a batch is kept", "\"kept\":5"]).await;
@@ -62,14 +62,14 @@ async fn kept_across_kills_of_the_service_and_of_the_broker() {
     program.kill().await;
     // Nobody listens meanwhile.
     for _ in 0..5 {
-        publish(&cast.coordinator, &cast.ledger.remark()).await;
+        cast.remark().await;
     }
     let mut program = Program::start(&broker);
     program.until(&["\"auditing\"", "\"kept\":5"]).await;
     program.until(&["a batch is kept", "\"kept\":10"]).await;
     // The broker dies under it; both sides come back by themselves.
     broker.crash().await;
-    publish(&broker.bus("coordinator").await, &cast.ledger.remark()).await;
+    cast.remark().await;
     program.until(&["a batch is kept", "\"kept\":11"]).await;
     program.kill().await;
     let desk = Desk::open(&broker.domain.layout().folder().join("audit"), broker.domain.trust()).expect("whole files");
@@ -81,11 +81,11 @@ async fn kept_across_kills_of_the_service_and_of_the_broker() {
 #[tokio::test(flavor = "multi_thread")]
 async fn findings_are_logged_with_their_code_and_kept() {
     let broker = Broker::start().await;
-    broker.create_stream().await;
+    broker.create_streams().await;
     let mut cast = broker.cast().await;
-    publish(&cast.coordinator, &cast.ledger.remark()).await;
+    cast.remark().await;
     let _swallowed = cast.ledger.remark();
-    publish(&cast.coordinator, &cast.ledger.remark()).await;
+    cast.remark().await;
     let mut program = Program::start(&broker);
     program.until(&["\"ERROR\"", "DL0702", "\"finding\":\"gap\""]).await;
     program.kill().await;

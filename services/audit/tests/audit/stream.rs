@@ -7,18 +7,18 @@ use schemas::event::WorkerEvent;
 use schemas::permission::Role;
 use schemas::{Code, Sequence};
 
-use crate::broker::{Broker, Cast, publish};
+use crate::broker::{Broker, Cast};
 use crate::scribe::run;
 
 /// Writes the ledger's beginning and the worker's first event: four messages.
 async fn beginning(broker: &Broker, cast: &mut Cast) {
     let account = broker.domain.tenant().expect("a fresh name");
     for said in cast.ledger.beginning(&cast.worker, &account, &cast.worker_key) {
-        publish(&cast.coordinator, &said).await;
+        cast.publish(&said).await;
     }
     let joined = WorkerEvent::Joined { release: "0.1.0".to_owned(), device: "cpu".to_owned() };
     let said = cast.account_chain.worker(&cast.worker, joined);
-    publish(&cast.worker_bus, &said).await;
+    cast.publish(&said).await;
 }
 
 async fn replay(broker: &Broker) -> (Replay, Vec<Checked>) {
@@ -44,7 +44,7 @@ async fn a_small_ledger_replays_and_is_followed() {
     let bus = broker.bus(Role::Auditor.name()).await;
     let missing = Replay::open(&bus, broker.domain.trust()).await.err().expect("no stream yet");
     assert!(matches!(missing, ReplayError::Read(ReadError::Missing)), "{missing}");
-    broker.create_stream().await;
+    broker.create_streams().await;
     let mut empty = Replay::open(&bus, broker.domain.trust()).await.expect("there is a stream");
     let error = empty.run(PATIENCE, &mut |_| {}).await.expect_err("nothing can be checked");
     assert!(matches!(error, ReplayError::Empty));
@@ -65,7 +65,7 @@ async fn a_small_ledger_replays_and_is_followed() {
     let beyond = moment.catch_up(StreamSequence(9), PATIENCE, &mut |_| {}).await;
     assert!(matches!(beyond, Err(ReplayError::Beyond { last: StreamSequence(4), .. })));
     // What was not asked for comes when it is followed, read before or not, and then what is new.
-    publish(&cast.coordinator, &cast.ledger.remark()).await;
+    cast.remark().await;
     for (following, count) in [(&mut moment, 4), (&mut whole, 1)] {
         let more = follow(following, count).await;
         assert!(more.iter().all(|checked| checked.verdict == Verdict::Verified), "{more:?}");
@@ -76,7 +76,7 @@ async fn a_small_ledger_replays_and_is_followed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_tampered_with_is_found() {
     let broker = Broker::start().await;
-    let provisioner = broker.create_stream().await;
+    let provisioner = broker.create_streams().await;
     let mut cast = broker.cast().await;
     beginning(&broker, &mut cast).await;
     // Whoever may delete, deletes: here the run's creation.
@@ -85,14 +85,14 @@ async fn what_was_tampered_with_is_found() {
     // Somebody with the coordinator's connection but not its audit key.
     let mut forged = cast.ledger.clone().remark();
     forged.body[20] ^= 1;
-    publish(&cast.coordinator, &forged).await;
+    cast.publish(&forged).await;
     // The coordinator's chain forks, and then an event of it is swallowed.
     let mut fork = cast.ledger.clone();
-    publish(&cast.coordinator, &cast.ledger.remark()).await;
+    cast.remark().await;
     let said = fork.ledger(None, schemas::event::LedgerEvent::CoordinatorStopped { reason: "fork".to_owned() });
-    publish(&cast.coordinator, &said).await;
+    cast.publish(&said).await;
     let _swallowed = cast.ledger.remark();
-    publish(&cast.coordinator, &cast.ledger.remark()).await;
+    cast.remark().await;
     let (replay, _) = replay(&broker).await;
     let found: Vec<Finding> = replay.auditor().findings().iter().map(|found| found.finding.clone()).collect();
     let expected = [

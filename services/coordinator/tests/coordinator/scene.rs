@@ -26,7 +26,9 @@ use schemas::run::{
     Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding, RunSpec, Schedule,
     TrainerKind,
 };
-use schemas::subject::{AUDIT_STREAM, ControlVerb, STATE_BUCKET, Verb, WORK_CONSUMER, WORK_STREAM, request_subject};
+use schemas::subject::{
+    ControlVerb, LEDGER_FILTER, LEDGER_STREAM, STATE_BUCKET, Verb, WORK_CONSUMER, WORK_STREAM, request_subject,
+};
 use schemas::{Digest, Message, Millis, ObjectRef, Refusal, Steps, Tokens, V, WorkerId};
 use serde_bytes::{ByteArray, ByteBuf};
 
@@ -79,6 +81,8 @@ impl Scene {
     /// Everything up, and a run of `rounds` rounds of two units.
     pub(crate) async fn start(rounds: u64) -> Self {
         let mut cluster = Cluster::bare(Options::default()).await;
+        let ledger = cluster.connect(Role::LedgerProvisioner, Role::LedgerProvisioner.name()).await;
+        make_ledger(&ledger).await;
         make_streams(&cluster.connect(Role::Provisioner, "provisioner").await).await;
         cluster.start_store().await;
         cluster.start_coordinator("coordinator").await;
@@ -344,18 +348,23 @@ impl Reference {
     }
 }
 
-/// The streams and buckets of `nats-config`, as far as a coordinator sees them.
-async fn make_streams(bus: &Bus) {
-    let jetstream = jetstream::new(bus.client().clone());
-    let audit = stream::Config {
-        name: AUDIT_STREAM.into(),
-        subjects: vec!["diloco.event.>".into()],
+/// The ledger of `nats-config`.
+async fn make_ledger(bus: &Bus) {
+    let ledger = stream::Config {
+        name: LEDGER_STREAM.into(),
+        subjects: vec![LEDGER_FILTER.into()],
         deny_delete: true,
         deny_purge: true,
         max_bytes: 1 << 28,
         duplicate_window: Duration::from_millis(100),
         ..stream::Config::default()
     };
+    jetstream::new(bus.client().clone()).create_stream(ledger).await.expect("stream LEDGER");
+}
+
+/// The other streams and buckets of `nats-config`, as far as a coordinator sees them.
+async fn make_streams(bus: &Bus) {
+    let jetstream = jetstream::new(bus.client().clone());
     let work = stream::Config {
         name: WORK_STREAM.into(),
         subjects: vec!["diloco.work.>".into()],
@@ -372,7 +381,6 @@ async fn make_streams(bus: &Bus) {
         ..pull::Config::default()
     };
     let state = kv::Config { bucket: STATE_BUCKET.into(), history: 1, max_bytes: 1 << 24, ..kv::Config::default() };
-    jetstream.create_stream(audit).await.expect("stream AUDIT");
     jetstream.create_stream(work).await.expect("stream WORK").create_consumer(consumer).await.expect("its consumer");
     jetstream.create_key_value(state).await.expect("bucket state");
 }

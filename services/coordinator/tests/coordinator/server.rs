@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_nats::jetstream::{self, stream};
 use harness::NatsServer;
 use runtime::{Bus, BusConfig, clock};
-use schemas::subject::AUDIT_STREAM;
+use schemas::subject::{LEDGER_FILTER, LEDGER_STREAM};
 
 pub(crate) struct Server {
     process: NatsServer,
@@ -18,8 +18,8 @@ impl Server {
         let server = Self { process: NatsServer::start(scratch, config).await };
         let bus = server.bus().await;
         let config = stream::Config {
-            name: AUDIT_STREAM.into(),
-            subjects: vec!["diloco.event.>".into()],
+            name: LEDGER_STREAM.into(),
+            subjects: vec![LEDGER_FILTER.into()],
             deny_delete: true,
             deny_purge: true,
             duplicate_window: Duration::from_millis(100),

@@ -55,7 +55,7 @@ fn init(
     let domain = Domain::init(&context.folder, &options, clock::now()).map_err(coded)?;
     let lifetime = identity::domain::LIFETIME_DEFAULT;
     let mut made = Vec::new();
-    for role in [Role::Coordinator, Role::Operator, Role::Auditor, Role::Provisioner] {
+    for role in Role::ALL.into_iter().filter(|role| !role.is_tenant()) {
         made.push(Credential::issued(role, role.name(), &issue(&domain, role, role.name(), None, lifetime)?));
     }
     for index in 0..workers {

@@ -1,6 +1,7 @@
 //! `cluster`: streams and buckets of the bus, as the files in nats-config declare them. What is missing is created; what
 //! differs is reported and left alone, since changing a stream can throw events away.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,8 +12,9 @@ use async_nats::jetstream::{
     stream::{self, Compression, DiscardPolicy, RetentionPolicy, StorageType},
 };
 use runtime::Failure;
-use schemas::Code;
+use schemas::account::{Account, Copied};
 use schemas::permission::Role;
+use schemas::{AccountId, Code};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{Cluster, Declarations};
@@ -43,23 +45,43 @@ pub(crate) async fn compare(
     declarations: &Declarations,
     create: bool,
 ) -> Result<Vec<Compared>, Failure> {
-    let bus = context.bus(Role::Provisioner).await?;
-    let mut jetstream = jetstream::new(bus.client().clone());
-    jetstream.set_timeout(CHANGE_MAX);
+    if let Some(credentials) = &context.credentials {
+        let text = format!(
+            "{} was chosen, but streams lie in several accounts, each with a provisioner of its own; leave --credentials out",
+            credentials.display()
+        );
+        return Err(Failure::new(Code::ConfigInvalid, text));
+    }
+    let tenants = context.domain()?.trust().tenants.clone();
+    let mut connected: BTreeMap<Account, jetstream::Context> = BTreeMap::new();
     let mut rows = Vec::new();
     for declaration in read_all(&declarations.nats_config)? {
-        let wanted = declaration.stream(declarations.replicas);
-        let (stand, difference) = settle(&jetstream, &wanted, create).await?;
-        rows.push(Compared { name: wanted.name.clone(), stand, difference });
-        if stand == Stand::Missing {
-            continue;
+        let account = declaration.account().into();
+        if !connected.contains_key(&account) {
+            connected.insert(account, provision(context, account).await?);
         }
-        for consumer in declaration.consumers() {
-            let (stand, difference) = settle_consumer(&jetstream, &wanted.name, consumer, create).await?;
-            rows.push(Compared { name: format!("{}/{}", wanted.name, consumer.name), stand, difference });
+        let jetstream = &connected[&account];
+        for wanted in declaration.streams(&tenants, declarations.replicas) {
+            let (stand, difference) = settle(jetstream, &wanted, create).await?;
+            rows.push(Compared { name: wanted.name.clone(), stand, difference });
+            if stand == Stand::Missing {
+                continue;
+            }
+            for consumer in declaration.consumers() {
+                let (stand, difference) = settle_consumer(jetstream, &wanted.name, consumer, create).await?;
+                rows.push(Compared { name: format!("{}/{}", wanted.name, consumer.name), stand, difference });
+            }
         }
     }
     Ok(rows)
+}
+
+/// JetStream of an account, as its provisioner sees it.
+async fn provision(context: &Context, account: Account) -> Result<jetstream::Context, Failure> {
+    let role = Role::provisioner(account).expect("declarations lie in accounts that have streams");
+    let mut jetstream = jetstream::new(context.bus(role).await?.client().clone());
+    jetstream.set_timeout(CHANGE_MAX);
+    Ok(jetstream)
 }
 
 async fn settle(
@@ -139,9 +161,29 @@ fn differences(wanted: &stream::Config, live: &stream::Config) -> String {
             ("compression", format!("{:?}", config.compression.clone().unwrap_or(Compression::None))),
             ("allow_direct", config.allow_direct.to_string()),
             ("sealed", config.sealed.to_string()),
+            ("max_consumers", config.max_consumers.to_string()),
+            (
+                "consumer_inactive_max",
+                format!("{:?}", config.consumer_limits.as_ref().map(|all| all.inactive_threshold)),
+            ),
+            ("copies", copies(config)),
         ]
     };
     list(fields(wanted).into_iter().zip(fields(live)).map(|((name, wanted), (_, live))| (name, wanted, live)))
+}
+
+/// What a stream copies and by which way, in order of names: `LEDGER by source.LEDGER to copy.LEDGER`.
+fn copies(config: &stream::Config) -> String {
+    let way = |source: &stream::Source| match &source.external {
+        Some(external) => {
+            let delivery = external.delivery_prefix.as_deref().unwrap_or("nowhere");
+            format!("{} by {} to {delivery}", source.name, external.api_prefix)
+        }
+        None => source.name.clone(),
+    };
+    let mut all: Vec<String> = config.sources.iter().flatten().map(way).collect();
+    all.sort();
+    all.join(", ")
 }
 
 fn list(fields: impl Iterator<Item = (&'static str, String, String)>) -> String {
@@ -189,9 +231,14 @@ enum Declaration {
 #[serde(deny_unknown_fields)]
 struct Stream {
     v: schemas::V<1>,
+    account: Place,
     name: String,
+    /// One stream for each tenant, with its account in name and subjects.
+    per_tenant: bool,
     about: String,
     subjects: Vec<String>,
+    /// The accounts whose streams of events the broker copies into this one.
+    copies: Vec<Place>,
     storage: StorageType,
     retention: Retention,
     discard: DiscardPolicy,
@@ -203,7 +250,31 @@ struct Stream {
     deny_delete: bool,
     deny_purge: bool,
     allow_rollup: bool,
+    max_consumers: i32,
+    /// Longest that a consumer may be kept while nobody uses it.
+    consumer_inactive_ms_max: u64,
     consumers: Vec<Consumer>,
+}
+
+/// An account with streams, as declarations name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Place {
+    Control,
+    Ledger,
+    Events,
+    Audit,
+}
+
+impl From<Place> for Account {
+    fn from(place: Place) -> Self {
+        match place {
+            Place::Control => Self::Control,
+            Place::Ledger => Self::Ledger,
+            Place::Events => Self::Events,
+            Place::Audit => Self::Audit,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -236,6 +307,7 @@ enum Ack {
 #[serde(deny_unknown_fields)]
 struct Bucket {
     v: schemas::V<1>,
+    account: Place,
     name: String,
     about: String,
     storage: StorageType,
@@ -246,10 +318,20 @@ struct Bucket {
 }
 
 impl Declaration {
-    fn stream(&self, replicas: usize) -> stream::Config {
+    const fn account(&self) -> Place {
         match self {
-            Self::Stream(stream) => stream.config(replicas),
-            Self::Kv(bucket) => bucket.config(replicas),
+            Self::Stream(stream) => stream.account,
+            Self::Kv(bucket) => bucket.account,
+        }
+    }
+
+    fn streams(&self, tenants: &[AccountId], replicas: usize) -> Vec<stream::Config> {
+        match self {
+            Self::Stream(stream) if stream.per_tenant => {
+                tenants.iter().map(|tenant| stream.of_tenant(tenant, replicas)).collect()
+            }
+            Self::Stream(stream) => vec![stream.config(tenants, replicas)],
+            Self::Kv(bucket) => vec![bucket.config(replicas)],
         }
     }
 
@@ -262,8 +344,24 @@ impl Declaration {
 }
 
 impl Stream {
-    fn config(&self, replicas: usize) -> stream::Config {
+    /// The tenant's own: `EVENTS` becomes `EVENTS_<account>`, and `{account}` in a subject its account.
+    fn of_tenant(&self, tenant: &AccountId, replicas: usize) -> stream::Config {
+        let named = |subject: &String| subject.replace("{account}", tenant.as_str());
+        stream::Config {
+            name: format!("{}_{tenant}", self.name),
+            subjects: self.subjects.iter().map(named).collect(),
+            ..self.config(&[], replicas)
+        }
+    }
+
+    fn config(&self, tenants: &[AccountId], replicas: usize) -> stream::Config {
         let schemas::V = self.v;
+        let limits = (self.consumer_inactive_ms_max > 0).then(|| stream::ConsumerLimits {
+            inactive_threshold: Duration::from_millis(self.consumer_inactive_ms_max),
+            max_ack_pending: 0,
+        });
+        let copied = |copied: &Copied| self.copies.iter().any(|place| Account::from(*place) == copied.home);
+        let sources: Vec<stream::Source> = Copied::all(tenants).iter().filter(|one| copied(one)).map(source).collect();
         stream::Config {
             name: self.name.clone(),
             description: Some(self.about.clone()),
@@ -284,10 +382,18 @@ impl Stream {
             deny_delete: self.deny_delete,
             deny_purge: self.deny_purge,
             allow_rollup: self.allow_rollup,
+            max_consumers: self.max_consumers,
+            consumer_limits: limits,
+            sources: (!sources.is_empty()).then_some(sources),
             num_replicas: replicas,
             ..stream::Config::default()
         }
     }
+}
+
+fn source(copied: &Copied) -> stream::Source {
+    let external = stream::External { api_prefix: copied.api(), delivery_prefix: Some(copied.delivery()) };
+    stream::Source { name: copied.stream.clone(), external: Some(external), ..stream::Source::default() }
 }
 
 impl Bucket {
@@ -308,6 +414,7 @@ impl Bucket {
             max_messages: -1,
             max_messages_per_subject: self.history,
             max_message_size: self.max_value_bytes,
+            max_consumers: -1,
             max_age,
             duplicate_window: if max_age.is_zero() { window } else { window.min(max_age) },
             deny_delete: true,
@@ -353,6 +460,8 @@ fn read_all(folder: &Path) -> Result<Vec<Declaration>, Failure> {
             declarations.push(serde_json::from_slice(&text).map_err(invalid)?);
         }
     }
+    // What copies comes after what it copies.
+    declarations.sort_by_key(|declaration: &Declaration| Account::from(declaration.account()));
     Ok(declarations)
 }
 
@@ -363,8 +472,17 @@ mod tests {
     #[test]
     fn the_declarations_of_this_repository_parse() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats-config");
-        let names: Vec<String> = read_all(&folder).expect("they parse").iter().map(|one| one.stream(1).name).collect();
-        assert_eq!(names, ["AUDIT", "WORK", "KV_leader", "KV_state"]);
+        let tenants =
+            ["B", "C"].map(|name| format!("A{}", name.repeat(55)).parse().expect("the form of an account's key"));
+        let all = read_all(&folder).expect("they parse");
+        let streams: Vec<_> = all.iter().flat_map(|one| one.streams(&tenants, 1)).collect();
+        let names: Vec<&str> = streams.iter().map(|stream| stream.name.as_str()).collect();
+        let events = tenants.each_ref().map(schemas::subject::events_stream);
+        assert_eq!(names, ["WORK", "KV_leader", "KV_state", "LEDGER", &events[0], &events[1], "AUDIT"]);
+        assert_eq!(streams[5].subjects, [format!("diloco.event.{}.>", tenants[1])]);
+        let audit = streams.last().expect("the copy comes last");
+        assert!(audit.subjects.is_empty(), "nothing can be published into it");
+        assert_eq!(audit.sources.iter().flatten().count(), 3);
     }
 
     #[test]

@@ -51,8 +51,10 @@ fn everything_is_the_owners_alone_and_nothing_temporary_stays() {
             files += usize::from(path.is_file());
         });
     }
-    // 12 keys, 4 of TLS, the store's keys, the bundle; 5 credentials and 2 audit keys; 2 of configuration.
-    assert_eq!(files, 12 + 4 + 1 + 1 + 5 + 2 + 2);
+    // 10 keys and one for each role, 4 of TLS, the store's keys, the bundle; credentials of each role and 2 audit keys; 2 of
+    // configuration.
+    let roles = Role::ALL.len();
+    assert_eq!(files, 10 + roles + 4 + 1 + 1 + roles + 2 + 2);
     let layout = domain.layout();
     let trust = domain.trust();
     assert_eq!(trust.manifest_keys, [ManifestKey::read(&layout.manifest_key()).expect("a key").public().clone()]);
@@ -110,7 +112,7 @@ fn issued_tokens_stand_in_the_chain_that_the_broker_gets() {
         let issued = domain.issue(role, role.name(), run.as_ref(), LIFETIME_DEFAULT, NOW).expect("a fresh name");
         let text = fs::read_to_string(&issued.credentials).expect("it is ours");
         let user = text.lines().find(|line| line.starts_with("eyJ")).expect("a token");
-        let home = if role.is_tenant() { domain.tenant() } else { domain.control() }.expect("a key");
+        let home = domain.account(role.account()).expect("a key");
         let chain = verify_chain(user, account(home.as_str()), operator, &domain.trust().domain, NOW).expect("a chain");
         assert_eq!(chain.role.as_deref(), Some(role.name()));
         assert_eq!(chain.user.expires, Some(NOW.after(LIFETIME_DEFAULT)));
@@ -197,6 +199,6 @@ fn nothing_that_can_be_printed_holds_a_seed() {
             }
         });
     }
-    assert_eq!(seeds, 13);
+    assert_eq!(seeds, 10 + Role::ALL.len() + 1);
     assert!(!printed.contains(keys.admin.expose_secret()));
 }

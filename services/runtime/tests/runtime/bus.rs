@@ -5,17 +5,18 @@ use std::time::{Duration, Instant};
 use harness::{Cluster, Options};
 use identity::{Domain, InitOptions};
 use runtime::bus::Direction;
-use runtime::{Bus, BusConfig, BusError, clock};
+use runtime::{Bus, BusConfig, BusError, Listener, clock};
+use schemas::answer::question;
 use schemas::lease::{Done, ReleaseRequest};
 use schemas::permission::Role;
 use schemas::subject::{ControlVerb, command_filters, control_subject};
-use schemas::{Code, WorkerId};
+use schemas::{Answer, Asked, Code, Message as _, PublicKey, Reply, WorkerId};
 
 /// Much longer than a refusal takes, much shorter than a request waits.
 const AT_ONCE: Duration = Duration::from_secs(5);
 const WAIT: Duration = Duration::from_secs(30);
 
-fn question() -> ReleaseRequest {
+fn question_of_a_worker() -> ReleaseRequest {
     let unit = schemas::lease::UnitId {
         round: schemas::Round(0),
         kind: schemas::lease::UnitKind::Train,
@@ -33,7 +34,8 @@ async fn ls_11_a_refused_request_fails_at_once_and_by_name() {
     let public = operator.public().expect("connected with credentials");
     let subject = control_subject(public, ControlVerb::Shutdown);
     let started = Instant::now();
-    let error = worker.request::<_, Done>(&subject, &question(), WAIT).await.expect_err("workers control nothing");
+    let error =
+        worker.request::<_, Done>(&subject, &question_of_a_worker(), WAIT).await.expect_err("workers control nothing");
     assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
     assert_eq!(error.code(), Code::BusDenied);
     match error {
@@ -41,7 +43,7 @@ async fn ls_11_a_refused_request_fails_at_once_and_by_name() {
         other => panic!("{other}"),
     }
     // Its own verb, which nobody answers yet.
-    let error = operator.request::<_, Done>(&subject, &question(), WAIT).await.expect_err("no coordinator");
+    let error = operator.request::<_, Done>(&subject, &question_of_a_worker(), WAIT).await.expect_err("no coordinator");
     assert_eq!(error.code(), Code::NoAnswer);
 }
 
@@ -58,6 +60,38 @@ async fn a_refused_subscription_is_an_error_and_a_granted_one_stands() {
 }
 
 #[tokio::test]
+async fn only_the_answer_to_what_was_asked_is_taken() {
+    let cluster = Cluster::bare(Options::default()).await;
+    let config = cluster.bus_config(&cluster.domain().layout().credentials("coordinator"));
+    let listening = Listener::connect("coordinator", &config, &["diloco.control.>"], clock::now()).await;
+    let mut listener = listening.expect("it may").remove(0);
+    let coordinator = cluster.connect(Role::Coordinator, "coordinator").await;
+    let operator = cluster.connect(Role::Operator, "operator").await;
+    let subject = control_subject(operator.public().expect("with credentials"), ControlVerb::Shutdown);
+    let other: PublicKey = cluster.issue(Role::Worker, "worker-0").public;
+    let done = |asked: &Asked| Answer::new(asked, Reply::Ok(Done::default())).encode();
+    type Made<'a> = Box<dyn Fn(&Asked) -> Vec<u8> + 'a>;
+    let answers: [(Made<'_>, Option<Code>); 5] = [
+        (Box::new(done), None),
+        (Box::new(|asked| done(&Asked { by: other.clone(), ..asked.clone() })), Some(Code::NoAnswer)),
+        (Box::new(|asked| done(&Asked { question: question("x", b""), ..asked.clone() })), Some(Code::NoAnswer)),
+        (Box::new(|_| Done::default().encode()), Some(Code::MessageInvalid)),
+        (Box::new(|_| b"{\"stream\":\"AUDIT\",\"seq\":1}".to_vec()), Some(Code::MessageInvalid)),
+    ];
+    for (place, (made, expected)) in answers.iter().enumerate() {
+        let asking = question_of_a_worker();
+        let answering = async {
+            let heard = listener.next().await.expect("it may");
+            let asked = Asked::heard(&heard.subject, &heard.payload).expect("an operator asks");
+            let reply = heard.reply.expect("it wants an answer");
+            coordinator.publish(&reply, made(&asked).into()).await.expect("sent");
+        };
+        let (answer, ()) = tokio::join!(operator.request::<_, Done>(&subject, &asking, WAIT), answering);
+        assert_eq!(answer.map_err(|error| error.code()).err(), *expected, "{place}");
+    }
+}
+
+#[tokio::test]
 async fn a_lost_connection_ends_what_waited_and_comes_back() {
     let mut cluster = Cluster::bare(Options::default()).await;
     let coordinator = cluster.connect(Role::Coordinator, "coordinator").await;
@@ -66,7 +100,7 @@ async fn a_lost_connection_ends_what_waited_and_comes_back() {
     let subject = control_subject(operator.public().expect("with credentials"), ControlVerb::Shutdown);
     let asker = operator.clone();
     let asked = subject.clone();
-    let asking = tokio::spawn(async move { asker.request::<_, Done>(&asked, &question(), WAIT).await });
+    let asking = tokio::spawn(async move { asker.request::<_, Done>(&asked, &question_of_a_worker(), WAIT).await });
     silent.next().await.expect("allowed").expect("the question arrives and is not answered");
     cluster.kill9("broker");
     let error = asking.await.expect("no panic").expect_err("nobody answers");

@@ -71,6 +71,7 @@ impl Scene {
         let trust = TrustBundle {
             v: V,
             domain: SigningKey::generate(KeyKind::Operator).public().clone(),
+            tenants: vec![SigningKey::generate(KeyKind::Account).public().as_str().parse().expect("an account's id")],
             manifest_keys: vec![key.public().clone()],
             audit_keys: vec![AuditKey::generate().public().clone()],
             ca: "ca.pem".into(),

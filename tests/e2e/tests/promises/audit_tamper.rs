@@ -10,7 +10,7 @@ use harness::{Cluster, Options, PATIENCE};
 use runtime::exit::{EXIT_CONFLICT, EXIT_TAMPERED};
 use schemas::Code;
 use schemas::permission::Role;
-use schemas::subject::{AUDIT_STREAM, ledger_subject, worker_event_subject};
+use schemas::subject::{AUDIT_STREAM, LEDGER_STREAM, ledger_subject, worker_event_subject};
 
 /// A cluster with a completed run.
 async fn trained() -> Cluster {
@@ -24,13 +24,19 @@ async fn trained() -> Cluster {
 #[tokio::test]
 async fn tl_03_a_stream_that_was_shortened_does_not_verify() {
     let mut cluster = trained().await;
-    let provisioner = cluster.connect(Role::Provisioner, "provisioner").await;
-    let jetstream = jetstream::new(provisioner.client().clone());
-    let mut config = jetstream.get_stream(AUDIT_STREAM).await.unwrap().cached_info().config.clone();
-    // The one way that a stream's own protection leaves open to whoever may alter streams.
-    config.max_messages = 5;
-    config.discard = jetstream::stream::DiscardPolicy::Old;
-    jetstream.update_stream(config).await.expect("the broker lets a provisioner do this");
+    for (role, stream) in [(Role::LedgerProvisioner, LEDGER_STREAM), (Role::AuditProvisioner, AUDIT_STREAM)] {
+        let provisioner = cluster.connect(role, role.name()).await;
+        let jetstream = jetstream::new(provisioner.client().clone());
+        let mut config = jetstream.get_stream(stream).await.unwrap().cached_info().config.clone();
+        // The one way that a stream's own protection leaves open to whoever may alter streams.
+        config.max_messages = 5;
+        config.discard = jetstream::stream::DiscardPolicy::Old;
+        jetstream.update_stream(config).await.expect("the broker lets a provisioner do this");
+        if stream == LEDGER_STREAM {
+            // What was copied before is whole.
+            cluster.diloctl_ok(&["audit", "replay", "--summary"]).await;
+        }
+    }
     let replay = cluster.diloctl(&["audit", "replay", "--summary"]).await;
     assert_eq!(replay.status.code(), Some(i32::from(EXIT_TAMPERED)), "{}{}", replay.stdout, replay.stderr);
     // Nor does a coordinator lead on such a ledger.
@@ -44,7 +50,7 @@ async fn tl_03_a_stream_that_was_shortened_does_not_verify() {
 #[tokio::test]
 async fn fg_07_an_event_that_the_coordinator_did_not_sign_stops_it_and_does_not_verify() {
     let mut cluster = trained().await;
-    let thief = cluster.connect(Role::Coordinator, "coordinator").await;
+    let thief = cluster.connect(Role::LedgerWriter, "ledger-writer").await;
     let key = cluster.domain().trust().audit_keys[0].clone();
     let subject = ledger_subject(None, &key, "coordinator-stopped");
     // The connection's credential was stolen; the key that signs events was not.

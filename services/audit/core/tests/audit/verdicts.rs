@@ -142,7 +142,7 @@ fn the_same_under_the_ledgers_subject_is_evidence() {
         |record| record.signature = audit_core::encode_signature(&[7; 64]),
         |record| record.body = b"nonsense".to_vec(),
         |record| record.key = String::new(),
-        |record| record.subject = record.subject.replace("diloco.event.control.", "diloco.event.kontrol."),
+        |record| record.subject = record.subject.replace("diloco.ledger.", "diloco.ledgers."),
     ];
     for spoil in spoils {
         let mut records = log.records.clone();

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use schemas::account::Copied;
 use schemas::permission::PLUMBING;
 use schemas::subject::{LEADER_BUCKET, Lane, Row, STATE_BUCKET, TABLE};
 use schemas::{AccountId, PublicKey};
@@ -18,7 +19,8 @@ pub(crate) struct Names<'a> {
 pub(crate) fn to_publish(names: &Names<'_>) -> Vec<String> {
     let mut subjects = rows(names, TABLE);
     subjects.extend(PLUMBING.iter().map(|row| row.subject.replace(['>', '*'], "probe")));
-    subjects.extend(of_the_broker());
+    subjects.extend(of_the_broker(names.accounts));
+    subjects.extend(copies(names.accounts));
     subjects.extend(inboxes(names).map(|inbox| format!("{inbox}.probe")));
     subjects.into_iter().collect()
 }
@@ -26,7 +28,7 @@ pub(crate) fn to_publish(names: &Names<'_>) -> Vec<String> {
 /// Subjects, and patterns over them.
 pub(crate) fn to_subscribe(names: &Names<'_>) -> Vec<String> {
     let mut subjects = rows(names, TABLE);
-    for lane in [Lane::Request, Lane::Event, Lane::Telemetry, Lane::Command, Lane::Control, Lane::Work, Lane::Public] {
+    for lane in Lane::ALL {
         subjects.extend([lane.prefix().to_owned(), format!("{}.>", lane.prefix()), format!("{}.*", lane.prefix())]);
     }
     for run in names.runs {
@@ -36,7 +38,8 @@ pub(crate) fn to_subscribe(names: &Names<'_>) -> Vec<String> {
     }
     subjects.extend(names.accounts.iter().map(|account| format!("diloco.command.{account}.>")));
     subjects.extend(PLUMBING.iter().map(|row| row.subject.to_owned()));
-    subjects.extend(of_the_broker());
+    subjects.extend(of_the_broker(names.accounts));
+    subjects.extend(copies(names.accounts));
     subjects.extend(inboxes(names).flat_map(|inbox| [format!("{inbox}.>"), format!("{inbox}.probe")]));
     let wide = [
         ">",
@@ -104,11 +107,24 @@ fn inboxes(names: &Names<'_>) -> impl Iterator<Item = String> {
     names.keys.iter().map(|key| format!("_INBOX.{key}"))
 }
 
+/// Every stream that there may be.
+pub(crate) fn streams(accounts: &[AccountId]) -> Vec<String> {
+    let mut streams = ["AUDIT", "WORK"].map(str::to_owned).to_vec();
+    streams.extend([STATE_BUCKET, LEADER_BUCKET].map(|bucket| format!("KV_{bucket}")));
+    streams.extend(Copied::all(accounts).into_iter().map(|copied| copied.stream));
+    streams
+}
+
+/// The ways by which the broker copies streams across accounts: nobody's to say or hear.
+fn copies(accounts: &[AccountId]) -> impl Iterator<Item = String> {
+    let paths = Copied::all(accounts).into_iter().flat_map(|copied| copied.paths());
+    paths.flat_map(|path| [path.local, path.exported]).map(|subject| subject.replace('>', "probe"))
+}
+
 /// Subjects of the broker's own, with what can be done to streams, buckets, leases, accounts and servers through them.
-pub(crate) fn of_the_broker() -> BTreeSet<String> {
+pub(crate) fn of_the_broker(accounts: &[AccountId]) -> BTreeSet<String> {
     let mut subjects: BTreeSet<String> = BTreeSet::new();
-    let streams = ["AUDIT".to_owned(), "WORK".to_owned(), format!("KV_{STATE_BUCKET}"), format!("KV_{LEADER_BUCKET}")];
-    for stream in &streams {
+    for stream in &streams(accounts) {
         for verb in [
             "CREATE",
             "UPDATE",

@@ -1,7 +1,7 @@
 //! Who should be allowed what, read from the rows of `schemas` and from nothing that makes the tokens.
 
 use schemas::PublicKey;
-use schemas::permission::{COORDINATOR_DENIED, PLUMBING, Role};
+use schemas::permission::{LEDGER_WRITER_DENIED, PLUMBING, Role};
 use schemas::subject::{Row, TABLE};
 
 /// Somebody who connects.
@@ -16,7 +16,7 @@ impl Somebody {
     pub(crate) fn may_publish(&self, subject: &str) -> bool {
         let rows = TABLE.iter().filter(|row| row.publishers.contains(&self.role)).map(|row| self.own(row));
         let plumbing = PLUMBING.iter().filter(|row| row.role == self.role).map(|row| row.subject.to_owned());
-        let denied = self.role == Role::Coordinator && COORDINATOR_DENIED.contains(&subject);
+        let denied = self.role == Role::LedgerWriter && LEDGER_WRITER_DENIED.contains(&subject);
         let inbox = format!("_INBOX.{}.>", self.key);
         !denied && rows.chain(plumbing).chain([inbox]).any(|pattern| covers(&pattern, subject))
     }

@@ -8,8 +8,7 @@ use harness::PATIENCE;
 use schemas::permission::Role;
 use schemas::public::CommandVerb;
 use schemas::subject::{
-    Incoming, REQUEST_INFO_HEADER, Verb, command_filters, command_subject, heartbeat_subject, request_subject,
-    worker_event_subject,
+    Incoming, Verb, command_filters, command_subject, heartbeat_subject, request_subject, worker_event_subject,
 };
 use schemas::{AccountId, PublicKey, RunId, WorkerId};
 
@@ -24,13 +23,10 @@ fn worker(key: &PublicKey) -> WorkerId {
     key.as_str().parse().unwrap()
 }
 
-/// The next request as the coordinator sees it: its subject, and the account and key that the broker wrote beside it.
-async fn seen(requests: &mut async_nats::Subscriber) -> (Incoming, String, String) {
+/// The next request as the coordinator sees it: its subject, into which the broker wrote the account.
+async fn seen(requests: &mut async_nats::Subscriber) -> Incoming {
     let message = tokio::time::timeout(PATIENCE, requests.next()).await.expect("it comes").expect("it is subscribed");
-    let header = message.headers.as_ref().and_then(|headers| headers.get(REQUEST_INFO_HEADER)).expect("`share` is on");
-    let info: serde_json::Value = serde_json::from_str(header.as_str()).unwrap();
-    let text = |field: &str| info[field].as_str().unwrap_or_default().to_owned();
-    (message.subject.as_str().parse().unwrap(), text("acc"), text("user"))
+    message.subject.as_str().parse().unwrap()
 }
 
 async fn coordinator(crowd: &Crowd) -> async_nats::Client {
@@ -55,14 +51,10 @@ async fn fg_02_ls_02_every_request_carries_the_senders_name() {
     let account = crowd.cluster.domain().tenant().unwrap();
     for verb in Verb::ALL {
         let subject = request_subject(&run(), &worker(&somebody.key), *verb);
-        // A header of the same name from the sender counts for nothing.
-        let mut headers = async_nats::HeaderMap::new();
-        headers.insert(REQUEST_INFO_HEADER, "{\"acc\":\"forged\",\"user\":\"forged\"}");
-        let inbox = probe.client.new_inbox();
-        probe.client.publish_with_reply_and_headers(subject, inbox, headers, "".into()).await.unwrap();
+        probe.client.publish_with_reply(subject, probe.client.new_inbox(), "".into()).await.unwrap();
         let expected =
             Incoming::Request { account: account.clone(), run: run(), worker: worker(&somebody.key), verb: *verb };
-        assert_eq!(seen(&mut requests).await, (expected, account.to_string(), somebody.key.to_string()));
+        assert_eq!(seen(&mut requests).await, expected);
     }
 }
 
@@ -99,7 +91,7 @@ async fn tl_25_tenants_with_runs_of_the_same_name_neither_hear_nor_impersonate_e
     their_probe.client.publish_with_reply(subject, their_probe.client.new_inbox(), "".into()).await.unwrap();
     let expected =
         Incoming::Request { account: second.account().clone(), run: run(), worker: worker(&theirs), verb: Verb::Join };
-    assert_eq!(seen(&mut requests).await, (expected, second.account().to_string(), theirs.to_string()));
+    assert_eq!(seen(&mut requests).await, expected);
     let mut their_probe = their_probe;
     let as_us = [
         request_subject(&run(), &worker(&ours.key), Verb::ContributionSubmit),

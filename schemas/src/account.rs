@@ -1,0 +1,156 @@
+//! The accounts of a domain: what lies in each, what crosses from one to the other, and what the broker itself copies.
+//!
+//! The broker publishes an answer where the asker says, with the answerer's rights, and follows a subject that is an import
+//! into the exporter's account. So the ledger lies where nobody but its writers can ask anything, and nothing that an account
+//! imports leads to a stream without a process between that checks what it stores.
+
+use crate::AccountId;
+use crate::subject::{AUDIT_STREAM, LEDGER_STREAM, Lane, events_stream};
+
+/// An account, by what it is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Account {
+    /// Coordinators and operators; the queue of offers, and the buckets.
+    Control,
+    /// The ledger. Coordinators write it, and nobody else connects.
+    Ledger,
+    /// What workers say about themselves, one stream for each tenant.
+    Events,
+    /// Readers: a copy of the ledger and of every tenant's events, in one stream.
+    Audit,
+    /// A tenant's workers. It has no JetStream.
+    Tenant,
+}
+
+impl Account {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Control, Self::Ledger, Self::Events, Self::Audit, Self::Tenant];
+
+    /// Its name in files and declarations.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Control => "control",
+            Self::Ledger => "ledger",
+            Self::Events => "events",
+            Self::Audit => "audit",
+            Self::Tenant => "tenant",
+        }
+    }
+}
+
+/// A lane that crosses accounts, as its home exports it and tenants import it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Crossing {
+    /// The lane.
+    pub lane: Lane,
+    /// Where it is exported from.
+    pub home: Account,
+    /// Whether it is a service (from the tenant, answered) or a stream (to the tenant).
+    pub service: bool,
+}
+
+/// Position (from 1) of the account token in the exporter's form of a crossing subject.
+pub const ACCOUNT_TOKEN_POSITION: u8 = 3;
+
+/// Every lane that crosses accounts.
+pub const CROSSINGS: [Crossing; 4] = [
+    Crossing { lane: Lane::Request, home: Account::Control, service: true },
+    Crossing { lane: Lane::Event, home: Account::Events, service: true },
+    Crossing { lane: Lane::Telemetry, home: Account::Control, service: true },
+    Crossing { lane: Lane::Command, home: Account::Control, service: false },
+];
+
+impl Crossing {
+    /// What the exporter offers: `diloco.request.*.>`.
+    pub fn exported(&self) -> String {
+        format!("{}.*.>", self.lane.prefix())
+    }
+
+    /// What the tenant imports: `diloco.request.<account>.>`.
+    pub fn imported(&self, account: &str) -> String {
+        format!("{}.{account}.>", self.lane.prefix())
+    }
+
+    /// Under which subject the tenant sees it: `diloco.request.>`.
+    pub fn local(&self) -> String {
+        format!("{}.>", self.lane.prefix())
+    }
+}
+
+/// A stream that the broker copies into stream `AUDIT` across accounts. No client takes part: the subjects below are said by
+/// the broker on behalf of the copying stream, and no role may use them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Copied {
+    /// Where it lies.
+    pub home: Account,
+    /// Its name.
+    pub stream: String,
+}
+
+/// One subject that a copy needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopyPath {
+    /// In the account where the stream lies.
+    pub exported: String,
+    /// In the audit account.
+    pub local: String,
+    /// Whether it is a service (from the copy to the stream) or a stream (to the copy).
+    pub service: bool,
+}
+
+impl Copied {
+    /// The ledger, and the events of every tenant.
+    pub fn all(tenants: &[AccountId]) -> Vec<Self> {
+        let ledger = Self { home: Account::Ledger, stream: LEDGER_STREAM.to_owned() };
+        let events = |tenant| Self { home: Account::Events, stream: events_stream(tenant) };
+        std::iter::once(ledger).chain(tenants.iter().map(events)).collect()
+    }
+
+    /// What stands in the audit account for `$JS.API` of the account where the stream lies.
+    pub fn api(&self) -> String {
+        format!("source.{}", self.stream)
+    }
+
+    /// Under which subject the broker delivers what it copies.
+    pub fn delivery(&self) -> String {
+        format!("copy.{}", self.stream)
+    }
+
+    /// Every subject that the copy needs. The broker makes its consumer under the one without a suffix or under the others,
+    /// by its own choice; where one is missing the copy stays empty without any error.
+    pub fn paths(&self) -> Vec<CopyPath> {
+        let (stream, api, delivery) = (&self.stream, self.api(), self.delivery());
+        let flow = format!("$JS.FC.{stream}.>");
+        let service = |exported: String, local: String| CopyPath { exported, local, service: true };
+        vec![
+            service(format!("$JS.API.CONSUMER.CREATE.{stream}"), format!("{api}.CONSUMER.CREATE.{stream}")),
+            service(format!("$JS.API.CONSUMER.CREATE.{stream}.>"), format!("{api}.CONSUMER.CREATE.{stream}.>")),
+            service(flow.clone(), flow),
+            CopyPath { exported: format!("{delivery}.>"), local: format!("{delivery}.>"), service: false },
+        ]
+    }
+}
+
+/// The streams that hold events: nobody but a provisioner may alter one.
+pub fn event_streams(tenants: &[AccountId]) -> Vec<(Account, String)> {
+    let copy = (Account::Audit, AUDIT_STREAM.to_owned());
+    Copied::all(tenants).into_iter().map(|copied| (copied.home, copied.stream)).chain([copy]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_keep_apart_what_they_ask_and_what_they_get() {
+        let tenant: AccountId = format!("A{}", "B".repeat(55)).parse().expect("the form of an account's key");
+        let all = Copied::all(std::slice::from_ref(&tenant));
+        assert_eq!(all.len(), 2);
+        let mut locals: Vec<String> = all.iter().flat_map(Copied::paths).map(|path| path.local).collect();
+        locals.sort();
+        let before = locals.len();
+        locals.dedup();
+        assert_eq!(locals.len(), before, "no two copies share a subject of the audit account");
+        assert_eq!(event_streams(&[tenant]).len(), 3);
+    }
+}

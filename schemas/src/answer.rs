@@ -1,0 +1,97 @@
+//! Answers, made so that they are harmless wherever they land. The subject of an answer is chosen by the asker, and the
+//! broker publishes there with nobody's permission: it can be another's inbox, the subject of commands, or a subject that
+//! the broker itself carries on, so that an answer comes back as if another had asked it.
+//!
+//! So an answer begins with a byte with which no other message begins ([`ANSWER_MARK`]), and it names who asked and what:
+//! everybody else can tell that it is none of theirs, and passes over it.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Hasher;
+use crate::message::{self, DecodeError, Message, Reply, V};
+use crate::subject::{as_sent, sender_key};
+use crate::{Digest, PublicKey};
+
+/// The first byte of every answer, and of nothing else: MessagePack never uses it, and neither signed documents nor JSON
+/// begin with it.
+pub const ANSWER_MARK: u8 = 0xc1;
+/// What an answer needs beside what it says.
+pub const ENVELOPE_BYTES_MAX: usize = 512;
+
+/// Who asked, and what: the digest of the subject, as the asker wrote it, and of the request's bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// The asker's key.
+    pub by: PublicKey,
+    /// What it asked.
+    pub question: Digest,
+}
+
+/// The answer to a request, addressed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Answer<T> {
+    /// Version.
+    pub v: V<1>,
+    /// Who asked.
+    pub to: PublicKey,
+    /// What was asked.
+    pub question: Digest,
+    /// What is answered.
+    pub reply: Reply<T>,
+}
+
+/// Whether these bytes are an answer, to whatever and for whomever.
+pub fn is_answer(bytes: &[u8]) -> bool {
+    bytes.first() == Some(&ANSWER_MARK)
+}
+
+/// Names a request by the subject on which its sender publishes it and by its bytes.
+pub fn question(subject: &str, payload: &[u8]) -> Digest {
+    let mut hasher = Hasher::default();
+    hasher.update(subject.as_bytes());
+    // No subject holds this byte.
+    hasher.update(&[0]);
+    hasher.update(payload);
+    hasher.finish()
+}
+
+impl Asked {
+    /// Reads a request as it arrives in the control account; none when the subject names no sender.
+    pub fn heard(subject: &str, payload: &[u8]) -> Option<Self> {
+        let by = sender_key(subject)?;
+        let sent: Cow<'_, str> = as_sent(subject);
+        Some(Self { by, question: question(&sent, payload) })
+    }
+}
+
+impl<T> Answer<T> {
+    /// Addresses a reply to who asked.
+    pub fn new(asked: &Asked, reply: Reply<T>) -> Self {
+        Self { v: V, to: asked.by.clone(), question: asked.question, reply }
+    }
+
+    /// Whether it answers this, asked by this one; somebody who is connected as nobody has no name to compare.
+    pub fn is_for(&self, by: Option<&PublicKey>, question: Digest) -> bool {
+        self.question == question && by.is_none_or(|by| *by == self.to)
+    }
+}
+
+impl<T: Message> Message for Answer<T> {
+    const NAME: &'static str = T::NAME;
+    const BYTES_MAX: usize = T::BYTES_MAX + ENVELOPE_BYTES_MAX;
+
+    fn encode(&self) -> Vec<u8> {
+        message::encode(self, vec![ANSWER_MARK])
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        message::check_length::<Self>(bytes)?;
+        match bytes.split_first() {
+            Some((&ANSWER_MARK, rest)) => message::decode(rest),
+            _ => Err(DecodeError::NoAnswer { name: Self::NAME }),
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! What others use: a subject that is heard for as long as somebody listens, over as many connections as that takes.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use identity::CredentialSource;
+use identity::source::{PING_INTERVAL, reconnect_delay};
+use schemas::{Code, UnixMillis};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use super::link::{Address, Dialer, Link, Lost};
+use super::outlet::{Inlet, Outlet, pair};
+use super::protocol::{Delivery, PING, PONG, Word};
+use crate::bus::{BusConfig, BusError, Direction};
+use crate::denial;
+
+/// Pings that may be unanswered; one more, and the server is gone.
+const PINGS_MAX: u32 = 2;
+/// How often what was dropped is logged.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+
+/// One of the subjects that a process hears over a connection of its own, on which nothing that a sender does to its
+/// messages can end the connection. Messages that come while there is no connection are lost, as are those that this
+/// process cannot follow.
+#[derive(Debug)]
+pub struct Listener {
+    filter: String,
+    inlet: Inlet,
+    denied: Arc<OnceLock<String>>,
+}
+
+/// The other end: the connection, and what becomes of it.
+struct Keeper {
+    dialer: Dialer,
+    outlets: Vec<Outlet>,
+    denied: Arc<OnceLock<String>>,
+    /// Messages that were passed over by their length.
+    unheard: u64,
+    reported: u64,
+}
+
+/// Why a connection is left.
+enum End {
+    /// It is lost; there may be another.
+    Lost(Lost),
+    /// The server took the right to this subject away.
+    Denied(String),
+    /// Nobody listens any more.
+    Unwanted,
+}
+
+impl Listener {
+    /// Connects as `name`, with the credentials that `config` names (as nobody when it names none), and listens on each of
+    /// `filters`. One attempt at each server; once connected, it reconnects by itself, with the credentials as the file
+    /// holds them then. When this returns, the server has the subscriptions.
+    ///
+    /// # Errors
+    /// As [`crate::Bus::connect`] and [`crate::Bus::subscribe_all`].
+    pub async fn connect(
+        name: &str,
+        config: &BusConfig,
+        filters: &[impl AsRef<str> + Sync],
+        now: UnixMillis,
+    ) -> Result<Vec<Self>, BusError> {
+        let url = config.url.clone();
+        let source =
+            match config.credentials.as_os_str().is_empty() {
+                true => None,
+                false => Some(CredentialSource::open(&config.credentials, now).map_err(|error| {
+                    BusError::Credential { url: url.clone(), reason: error.to_string(), code: error.code() }
+                })?),
+            };
+        let addresses = config.addresses().map(Address::parse).collect::<Result<_, _>>()?;
+        let filters: Vec<String> = filters.iter().map(|filter| filter.as_ref().to_owned()).collect();
+        let ca = Dialer::authority(config.tls()?);
+        let dialer = Dialer { name: name.to_owned(), addresses, ca, source, filters: filters.clone() };
+        let (outlets, inlets): (Vec<_>, Vec<_>) = filters.iter().map(|_| pair()).unzip();
+        let denied = Arc::<OnceLock<String>>::default();
+        let mut keeper = Keeper { dialer, outlets, denied: Arc::clone(&denied), unheard: 0, reported: 0 };
+        let link = keeper.dial().await?;
+        tokio::spawn(keeper.keep(link));
+        let listener = |(filter, inlet)| Self { filter, inlet, denied: Arc::clone(&denied) };
+        Ok(filters.into_iter().zip(inlets).map(listener).collect())
+    }
+
+    /// What it listens on.
+    pub fn filter(&self) -> &str {
+        &self.filter
+    }
+
+    /// The next message, however long that takes.
+    ///
+    /// # Errors
+    /// [`BusError::Denied`]: the server took the right away.
+    pub async fn next(&mut self) -> Result<Delivery, BusError> {
+        match self.inlet.take().await {
+            Some(delivery) => Ok(delivery),
+            None => {
+                let subject = self.denied.get().unwrap_or(&self.filter).clone();
+                Err(BusError::Denied { direction: Direction::Subscribe, subject })
+            }
+        }
+    }
+
+    /// Messages that came and could not wait, since the beginning.
+    pub fn dropped(&self) -> u64 {
+        self.inlet.dropped()
+    }
+}
+
+impl Keeper {
+    /// Listens until nobody wants it any more, or the server does not allow it any more.
+    async fn keep(mut self, mut link: Link) {
+        loop {
+            let lost = match self.hear(&mut link).await {
+                End::Lost(lost) => lost,
+                End::Denied(subject) => return self.give_up(subject),
+                End::Unwanted => return,
+            };
+            self.report();
+            tracing::warn!(connection = self.dialer.name, reason = %lost, "connection to the bus lost; trying again");
+            match self.again().await {
+                Ok(next) => link = next,
+                Err(End::Denied(subject)) => return self.give_up(subject),
+                Err(End::Lost(_) | End::Unwanted) => return,
+            }
+            tracing::info!(connection = self.dialer.name, "connected to the bus");
+        }
+    }
+
+    fn give_up(&self, subject: String) {
+        // It is the first: the connection ends with it.
+        let _ = self.denied.set(subject);
+    }
+
+    /// Hears one connection to its end.
+    async fn hear(&mut self, link: &mut Link) -> End {
+        let (mut pings, mut reports) = (interval(PING_INTERVAL), interval(REPORT_EVERY));
+        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The first tick comes at once; the connection has just answered.
+        pings.tick().await;
+        let mut unanswered = 0;
+        loop {
+            let mut word = tokio::select! {
+                word = link.word() => match word {
+                    Ok(word) => Some(word),
+                    Err(lost) => return End::Lost(lost),
+                },
+                _ = pings.tick() => {
+                    if unanswered == PINGS_MAX {
+                        return End::Lost(Lost::Silent);
+                    }
+                    unanswered += 1;
+                    if let Err(lost) = link.say(PING).await {
+                        return End::Lost(lost);
+                    }
+                    None
+                }
+                _ = reports.tick() => {
+                    self.report();
+                    None
+                }
+                () = unwanted(&self.outlets) => return End::Unwanted,
+            };
+            while let Some(this) = word {
+                match this {
+                    Word::Pong => unanswered = 0,
+                    Word::Ping => {
+                        if let Err(lost) = link.say(PONG).await {
+                            return End::Lost(lost);
+                        }
+                    }
+                    Word::Error(text) => {
+                        if let Some((Direction::Subscribe, subject)) = denial::parse(&text) {
+                            return End::Denied(subject.to_owned());
+                        }
+                        // What is fatal is followed by the end of the connection.
+                        tracing::warn!(connection = self.dialer.name, "bus: {text}");
+                    }
+                    other => self.take(other),
+                }
+                word = match link.buffered() {
+                    Ok(word) => word,
+                    Err(lost) => return End::Lost(lost),
+                };
+            }
+        }
+    }
+
+    /// Connects anew, after pauses, for as long as it takes.
+    async fn again(&mut self) -> Result<Link, End> {
+        let mut last = String::new();
+        for attempt in 1.. {
+            tokio::select! {
+                () = sleep(reconnect_delay(attempt)) => {}
+                () = unwanted(&self.outlets) => return Err(End::Unwanted),
+            }
+            match self.dial().await {
+                Ok(link) => return Ok(link),
+                Err(BusError::Denied { subject, .. }) => return Err(End::Denied(subject)),
+                Err(error) => {
+                    let text = error.to_string();
+                    if text != last {
+                        let (connection, code) = (&self.dialer.name, error.code());
+                        tracing::warn!(connection, %code, reason = text, "no connection to the bus; trying again");
+                        last = text;
+                    }
+                }
+            }
+        }
+        unreachable!("attempts are not counted out")
+    }
+
+    async fn dial(&mut self) -> Result<Link, BusError> {
+        let (outlets, unheard) = (&self.outlets, &mut self.unheard);
+        self.dialer.dial(&mut |word| take(outlets, unheard, word)).await
+    }
+
+    fn take(&mut self, word: Word) {
+        take(&self.outlets, &mut self.unheard, word);
+    }
+
+    /// Says how many messages were lost since it was said last.
+    fn report(&mut self) {
+        let all = self.unheard + self.outlets.iter().map(Outlet::dropped).sum::<u64>();
+        let count = all - std::mem::replace(&mut self.reported, all);
+        if count > 0 {
+            let (connection, code) = (&self.dialer.name, Code::MessagesDropped);
+            tracing::warn!(connection, %code, count, "messages dropped");
+        }
+    }
+}
+
+fn take(outlets: &[Outlet], unheard: &mut u64, word: Word) {
+    match word {
+        Word::Message { subscription, delivery } => {
+            match usize::try_from(subscription).ok().and_then(|place| outlets.get(place)) {
+                Some(outlet) => outlet.put(delivery),
+                None => *unheard += 1,
+            }
+        }
+        Word::Unheard { .. } => *unheard += 1,
+        Word::Info(info) if info.ending => tracing::info!("bus: the server is about to end"),
+        Word::Info(_) | Word::Ok | Word::Ping | Word::Pong | Word::Error(_) => {}
+    }
+}
+
+/// Resolves when the last listener has gone.
+async fn unwanted(outlets: &[Outlet]) {
+    for outlet in outlets {
+        outlet.closed().await;
+    }
+}

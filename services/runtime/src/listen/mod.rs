@@ -1,0 +1,18 @@
+//! A reader of our own for the subjects that strangers write to. The client library parses the headers of every message
+//! and drops its connection at one that it cannot parse; a reader that tells the broker `headers: false` is sent none,
+//! and what is left of the protocol is six words.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `protocol` | the words: bytes in, what they say out; bounded, pure |
+//! | `link` | one connection: greeting, TLS, proof of the key, subscriptions |
+//! | `listener` | what others use: connected for as long as somebody listens |
+//! | `outlet` | messages that wait for their listener, and a count of those that could not |
+
+mod link;
+mod listener;
+mod outlet;
+mod protocol;
+
+pub use listener::Listener;
+pub use protocol::Delivery;

@@ -1,0 +1,314 @@
+//! The words of the NATS protocol that a listener needs, from bytes that arrive in any pieces. Subjects, reply subjects
+//! and payloads are chosen by strangers, so none of them, whatever their bytes, may end a connection that everybody
+//! shares: what cannot be understood is passed over by its length.
+
+use bytes::{Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+
+/// Longest line. The broker's own limit for the words of a client, and so for the subjects in them, is 4 KiB; its
+/// greeting can name other servers.
+pub(crate) const LINE_BYTES_MAX: usize = 64 << 10;
+/// Longest payload that is taken up: twice what the broker is configured for. A longer one is passed over.
+pub(crate) const PAYLOAD_BYTES_MAX: usize = 2 * schemas::limits::MESSAGE_BYTES_MAX;
+/// Longest part of a line that an error repeats.
+const SHOWN_BYTES_MAX: usize = 80;
+/// A payload ends with these.
+const END: &[u8] = b"\r\n";
+
+/// A message as a listener gets it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// Where it was sent. Bytes that are no UTF-8 are replaced by U+FFFD, which no subject of ours holds.
+    pub subject: String,
+    /// Where an answer is expected; none as well when it is no text, since nothing can be sent there.
+    pub reply: Option<String>,
+    /// What was sent.
+    pub payload: Bytes,
+}
+
+/// What the broker says.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// Who it is, and what it demands.
+    Info(Info),
+    /// A message for a subscription.
+    Message {
+        subscription: u64,
+        delivery: Delivery,
+    },
+    /// A message that cannot be taken up, and how many bytes it had.
+    Unheard {
+        bytes: usize,
+    },
+    Ping,
+    Pong,
+    Ok,
+    /// It refuses something, or is about to close the connection.
+    Error(String),
+}
+
+/// The part of the greeting that matters here.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Info {
+    /// To be signed by who connects.
+    pub(crate) nonce: Option<String>,
+    pub(crate) tls_required: bool,
+    /// The server is about to end.
+    #[serde(rename = "ldm")]
+    pub(crate) ending: bool,
+}
+
+/// What a client says about itself.
+#[derive(Serialize)]
+pub(crate) struct Connect<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) tls_required: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) jwt: Option<&'a str>,
+    /// Of the nonce, in base64 for URLs without padding.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) sig: Option<&'a str>,
+}
+
+/// What every listener says about itself.
+#[derive(Serialize)]
+struct Fixed<'a> {
+    #[serde(flatten)]
+    own: &'a Connect<'a>,
+    lang: &'static str,
+    version: &'static str,
+    /// The version in which a server may greet again.
+    protocol: u8,
+    verbose: bool,
+    pedantic: bool,
+    /// A listener publishes nothing; were that to change, it need not hear itself.
+    echo: bool,
+    /// The broker takes off what senders put in front of their payloads.
+    headers: bool,
+    /// Without headers there is no form in which the broker could say that nobody listens.
+    no_responders: bool,
+}
+
+/// Bytes that are not what a NATS server says. Only the server itself can cause it.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ProtocolError {
+    #[error("a line of more than {LINE_BYTES_MAX} bytes")]
+    LineTooLong,
+    #[error("not a word of the NATS protocol: {0:?}")]
+    Unknown(String),
+    #[error("a message without a length: {0:?}")]
+    NoLength(String),
+    #[error("a message of {0} bytes is not followed by the end of its line")]
+    NoEnd(usize),
+    #[error("not a greeting: {0}")]
+    Greeting(String),
+}
+
+/// Reads words from bytes.
+#[derive(Debug, Default)]
+pub(crate) struct Parser {
+    buffer: BytesMut,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// In a line; so many bytes of it hold no end.
+    Line { searched: usize },
+    /// Before a payload.
+    Payload(Head),
+    /// In a payload that is not taken up, before so many bytes of it and the end of its line.
+    Pass { left: usize, whole: usize },
+}
+
+#[derive(Debug)]
+struct Head {
+    subscription: u64,
+    subject: String,
+    reply: Option<String>,
+    bytes: usize,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::Line { searched: 0 }
+    }
+}
+
+impl Parser {
+    /// Where the next bytes go, at the end.
+    pub(crate) fn buffer(&mut self) -> &mut BytesMut {
+        &mut self.buffer
+    }
+
+    /// Whether everything that arrived was read.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
+    /// The next word; none until more bytes have come.
+    ///
+    /// # Errors
+    /// The bytes are not those of a NATS server. What follows cannot be understood.
+    pub(crate) fn next(&mut self) -> Result<Option<Word>, ProtocolError> {
+        loop {
+            let word = match &mut self.state {
+                State::Line { searched } => {
+                    let searched = *searched;
+                    let Some(line) = self.line(searched)? else { return Ok(None) };
+                    self.state = State::default();
+                    self.word(&line)?
+                }
+                State::Payload(head) => {
+                    let bytes = head.bytes;
+                    if self.buffer.len() < bytes + END.len() {
+                        return Ok(None);
+                    }
+                    Some(self.message(bytes)?)
+                }
+                State::Pass { .. } => {
+                    let Some(word) = self.pass()? else { return Ok(None) };
+                    Some(word)
+                }
+            };
+            if word.is_some() {
+                return Ok(word);
+            }
+        }
+    }
+
+    /// A whole line without its end.
+    fn line(&mut self, searched: usize) -> Result<Option<BytesMut>, ProtocolError> {
+        let end = self.buffer[searched..].iter().position(|byte| *byte == b'\n').map(|place| searched + place);
+        let length = end.unwrap_or(self.buffer.len());
+        if length > LINE_BYTES_MAX {
+            return Err(ProtocolError::LineTooLong);
+        }
+        let Some(end) = end else {
+            self.state = State::Line { searched: length };
+            return Ok(None);
+        };
+        let mut line = self.buffer.split_to(end + 1);
+        line.truncate(end);
+        if line.last() == Some(&b'\r') {
+            line.truncate(end - 1);
+        }
+        Ok(Some(line))
+    }
+
+    /// What a line says; none when it announces a payload.
+    fn word(&mut self, line: &[u8]) -> Result<Option<Word>, ProtocolError> {
+        let (word, rest) = match line.iter().position(|byte| matches!(byte, b' ' | b'\t')) {
+            Some(place) => (&line[..place], &line[place + 1..]),
+            None => (line, &[][..]),
+        };
+        Ok(Some(match word {
+            b"MSG" => {
+                self.state = announced(rest)?;
+                return Ok(None);
+            }
+            b"PING" => Word::Ping,
+            b"PONG" => Word::Pong,
+            b"+OK" => Word::Ok,
+            b"-ERR" => Word::Error(String::from_utf8_lossy(rest).trim_matches([' ', '\'']).to_owned()),
+            b"INFO" => {
+                Word::Info(serde_json::from_slice(rest).map_err(|error| ProtocolError::Greeting(error.to_string()))?)
+            }
+            _ => return Err(ProtocolError::Unknown(shown(line))),
+        }))
+    }
+
+    /// The message whose head was read and whose payload is here.
+    fn message(&mut self, bytes: usize) -> Result<Word, ProtocolError> {
+        // A copy: a slice would keep the whole buffer for as long as the message waits.
+        let payload = Bytes::copy_from_slice(&self.buffer[..bytes]);
+        let framed = self.buffer.split_to(bytes + END.len());
+        if !framed.ends_with(END) {
+            return Err(ProtocolError::NoEnd(bytes));
+        }
+        match std::mem::take(&mut self.state) {
+            State::Payload(Head { subscription, subject, reply, .. }) => {
+                Ok(Word::Message { subscription, delivery: Delivery { subject, reply, payload } })
+            }
+            State::Line { .. } | State::Pass { .. } => unreachable!("called in a payload"),
+        }
+    }
+
+    /// Throws away what is here of a payload that is not taken up.
+    fn pass(&mut self) -> Result<Option<Word>, ProtocolError> {
+        let State::Pass { left, whole } = &mut self.state else { unreachable!("called while passing over") };
+        let here = self.buffer.len().min(*left);
+        let _ = self.buffer.split_to(here);
+        *left -= here;
+        let whole = *whole;
+        if *left > 0 || self.buffer.len() < END.len() {
+            return Ok(None);
+        }
+        if self.buffer.split_to(END.len()) != END {
+            return Err(ProtocolError::NoEnd(whole));
+        }
+        self.state = State::default();
+        Ok(Some(Word::Unheard { bytes: whole }))
+    }
+}
+
+/// What follows `MSG subject subscription [reply] length`. The length is the last word and decides where the next message
+/// begins; whatever the others are, it is followed.
+fn announced(rest: &[u8]) -> Result<State, ProtocolError> {
+    let mut words = rest.split(|byte| matches!(byte, b' ' | b'\t')).filter(|word| !word.is_empty());
+    let no_length = || ProtocolError::NoLength(shown(rest));
+    let bytes = words.next_back().and_then(number).ok_or_else(no_length)?;
+    let bytes = usize::try_from(bytes).map_err(|_| no_length())?;
+    let (subject, subscription, reply) = (words.next(), words.next().and_then(number), words.next());
+    let pass = State::Pass { left: bytes, whole: bytes };
+    Ok(match (subject, subscription, words.next()) {
+        (Some(subject), Some(subscription), None) if bytes <= PAYLOAD_BYTES_MAX => State::Payload(Head {
+            subscription,
+            subject: String::from_utf8_lossy(subject).into_owned(),
+            reply: reply.and_then(|reply| String::from_utf8(reply.to_vec()).ok()),
+            bytes,
+        }),
+        _ => pass,
+    })
+}
+
+/// A number of at most 18 digits.
+fn number(word: &[u8]) -> Option<u64> {
+    let digits = !word.is_empty() && word.len() <= 18 && word.iter().all(u8::is_ascii_digit);
+    digits.then(|| word.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
+}
+
+fn shown(line: &[u8]) -> String {
+    String::from_utf8_lossy(&line[..line.len().min(SHOWN_BYTES_MAX)]).into_owned()
+}
+
+/// The line in which a listener presents itself.
+pub(crate) fn connect(own: &Connect<'_>) -> String {
+    let fixed = Fixed {
+        own,
+        lang: "rust",
+        version: env!("CARGO_PKG_VERSION"),
+        protocol: 1,
+        verbose: false,
+        pedantic: false,
+        echo: false,
+        headers: false,
+        no_responders: false,
+    };
+    let json = serde_json::to_string(&fixed).expect("text and switches are JSON");
+    format!("CONNECT {json}\r\n")
+}
+
+/// The line that asks for a subject. Filters come from the table of subjects and hold no white space.
+pub(crate) fn subscribe(filter: &str, subscription: u64) -> String {
+    format!("SUB {filter} {subscription}\r\n")
+}
+
+/// Asks for an answer.
+pub(crate) const PING: &[u8] = b"PING\r\n";
+/// Is one.
+pub(crate) const PONG: &[u8] = b"PONG\r\n";
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,117 @@
+//! A client that writes whatever bytes a test gives it: what a library would not let through has to be tried as well.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use data_encoding::BASE64URL_NOPAD;
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::{Cluster, PATIENCE};
+
+/// A connection with real credentials, and nothing between the test and the wire.
+#[derive(Debug)]
+pub struct Raw {
+    stream: BufReader<TlsStream<TcpStream>>,
+}
+
+impl Raw {
+    /// Connects to the cluster's broker.
+    ///
+    /// # Panics
+    /// It does not take the credentials.
+    pub async fn connect(cluster: &Cluster, credentials: &Path) -> Self {
+        let address = cluster.bus_url().trim_start_matches("tls://").to_owned();
+        let mut tcp = TcpStream::connect(&address).await.unwrap_or_else(|error| panic!("{address}: {error}"));
+        let mut greeting = Vec::new();
+        while !greeting.ends_with(b"\r\n") {
+            let byte = timeout(PATIENCE, tcp.read_u8()).await.expect("a greeting in time");
+            greeting.push(byte.unwrap_or_else(|error| panic!("the greeting of {address}: {error}")));
+        }
+        let info = greeting.strip_prefix(b"INFO ").expect("a greeting");
+        let info: serde_json::Value = serde_json::from_slice(info).expect("it is JSON");
+        let nonce = info["nonce"].as_str().expect("the broker demands a proof");
+        let proof = cluster.source(credentials).prove(nonce.as_bytes());
+        let proof = proof.unwrap_or_else(|error| panic!("{}: {error}", credentials.display()));
+        let pem = std::fs::read(cluster.domain().layout().ca()).expect("the domain has an authority");
+        let config = identity::tls::client_config(&pem).expect("its certificate is one");
+        let name = ServerName::try_from("127.0.0.1").expect("an address");
+        let stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await;
+        let stream = BufReader::new(stream.unwrap_or_else(|error| panic!("TLS with {address}: {error}")));
+        let mut raw = Self { stream };
+        let signature = BASE64URL_NOPAD.encode(&proof.signature);
+        raw.say(format!(
+            "CONNECT {{\"verbose\":false,\"pedantic\":false,\"tls_required\":true,\"headers\":true,\
+             \"no_responders\":true,\"name\":\"raw\",\"jwt\":\"{}\",\"sig\":\"{signature}\"}}\r\n",
+            proof.jwt
+        ))
+        .await;
+        let said = raw.settled().await;
+        assert!(!said.iter().any(|line| line.starts_with("-ERR")), "{said:?}");
+        raw
+    }
+
+    /// Writes bytes.
+    ///
+    /// # Panics
+    /// The broker has closed the connection.
+    pub async fn say(&mut self, bytes: impl AsRef<[u8]>) {
+        let written = async {
+            self.stream.write_all(bytes.as_ref()).await?;
+            self.stream.flush().await
+        };
+        written.await.unwrap_or_else(|error| panic!("the broker has closed the connection: {error}"));
+    }
+
+    /// Publishes with headers: the block as it is, with nothing added.
+    ///
+    /// # Panics
+    /// As [`Raw::say`].
+    pub async fn publish(&mut self, subject: &[u8], reply: &[u8], headers: &[u8], payload: &[u8]) {
+        self.say(publication(subject, reply, headers, payload)).await;
+    }
+
+    /// Waits until the broker has worked off everything that was said, and gives the lines that came meanwhile.
+    ///
+    /// # Panics
+    /// It does not answer, or has closed the connection.
+    pub async fn settled(&mut self) -> Vec<String> {
+        self.say("PING\r\n").await;
+        let mut lines = Vec::new();
+        loop {
+            let line = self.line().await;
+            match line.as_str() {
+                "PONG" => return lines,
+                "PING" => self.say("PONG\r\n").await,
+                _ => lines.push(line),
+            }
+        }
+    }
+
+    /// The next line that the broker says; payloads are lines as well.
+    ///
+    /// # Panics
+    /// As [`Raw::settled`].
+    pub async fn line(&mut self) -> String {
+        let mut line = Vec::new();
+        let read = timeout(PATIENCE, self.stream.read_until(b'\n', &mut line)).await.expect("the broker answers");
+        let bytes = read.unwrap_or_else(|error| panic!("the broker has closed the connection: {error}"));
+        assert!(bytes > 0, "the broker has closed the connection");
+        String::from_utf8_lossy(&line).trim_end().to_owned()
+    }
+}
+
+/// The bytes of a publication, with headers or, when there are none, without.
+pub fn publication(subject: &[u8], reply: &[u8], headers: &[u8], payload: &[u8]) -> Vec<u8> {
+    let space: &[u8] = if reply.is_empty() { b"" } else { b" " };
+    let lengths = match headers.len() {
+        0 => payload.len().to_string(),
+        length => format!("{length} {}", length + payload.len()),
+    };
+    let word: &[u8] = if headers.is_empty() { b"PUB " } else { b"HPUB " };
+    [word, subject, b" ", reply, space, lengths.as_bytes(), b"\r\n", headers, payload, b"\r\n"].concat()
+}
