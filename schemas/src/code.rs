@@ -86,6 +86,8 @@ codes! {
     ObjectTooLarge = 308, "object too large", "An object exceeds the largest that is accepted.", "Lower `chunk_elements` of the run, or split the data.";
     ObjectForbidden = 309, "object not granted", "The asker has no lease or role under which this object is granted.", "Nothing if the lease was lost; otherwise look at the audit stream.";
     CacheFailed = 310, "cache failed", "The local object cache cannot be read or written.", "Check the cache folder's space and rights; it may be deleted at any time.";
+    LineSlow = 311, "slow line", "An object moves so slowly to or from the store that it will take long; nothing has failed.", "Nothing is lost while bytes move. If it stays so, look at the line to the store, choose a smaller codec for the run's uploads, or a longer lease.";
+    LineStalled = 312, "line stalled", "Nothing moved between this machine and the store for so long that the attempt was given up; it is made again, with fewer transfers at a time.", "Look at the line to the store and at the store's machine, if it repeats.";
 
     // 04: leases.
     LeaseLost = 401, "lease lost", "The lease expired or its unit was granted to another under a later epoch.", "Claim again; the unit's work counts for its present holder only.";
@@ -142,6 +144,8 @@ codes! {
     TrainerMissing = 804, "trainer missing", "This worker was built or configured without the trainer that the run asks for.", "Use a build with the feature, or another worker.";
     WorkerStateInvalid = 805, "worker state unusable", "The worker's folder for its state cannot be used, or the saved inner state does not fit the run.", "Give each worker a folder of its own that it can write. A damaged `inner.safetensors` may be removed: nothing is lost but optimizer moments.";
     WorkerChainInvalid = 806, "worker's chain of events unusable", "The file that holds the end of a worker's chain of events cannot be read or written.", "Check the space and rights of `worker.state`. Never remove `events.json`: the chain would fork, and its replay would fail. If it is damaged, issue the worker a new name with `diloctl auth issue`.";
+    InnerStateInvalid = 809, "inner state refused", "A saved inner state has the right form, but values that no optimizer comes to: not finite, negative squares, zeros after many steps.", "Nothing to do: it was put aside as `inner.refused`, and moments start anew. If it repeats, look at the disk of `worker.state` and at who can write there.";
+    InnerStateDropped = 810, "inner state dropped", "The first unit after a saved inner state was taken up failed, or its result was refused, so the state is not trusted any more.", "Nothing to do: it was put aside as `inner.refused`, and the next unit begins with fresh moments. If units go on failing, the cause is another.";
 
     // 09: tooling.
     ToolMissing = 901, "tool missing", "A program that set-up needs is not on the machine.", "Install the named program and repeat.";

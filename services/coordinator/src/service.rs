@@ -75,6 +75,7 @@ impl Service {
         for listener in serve::listen(&config.bus).await? {
             feeders.spawn(serve::forward(shell.bus.clone(), listener, identity, shell.arrivals.clone()));
         }
+        feeders.spawn(shell.store.clone().keep_time());
         feeders.spawn(queue::pull(shell.bus.clone(), consumer, shell.arrivals.clone()));
         Ok(Self { shell, core, arrivals, feeders })
     }

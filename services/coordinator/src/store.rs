@@ -1,6 +1,7 @@
 //! The store as the coordinator uses it: its own access, the signer of URLs for others, and how many bytes are in the air.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use coordinator_core::Quarantine;
@@ -15,6 +16,9 @@ use crate::config::Config;
 const PAGE_BYTES: u64 = 4096;
 /// Most questions at a time whether the store has an object.
 const LOOKS_MAX: usize = 32;
+
+/// How often the store's clock is looked at: well within a URL's life, so that a transfer outlives a step of the clock.
+const TIME_EVERY: Duration = Duration::from_secs(20);
 
 /// Access to the store. Cheap to clone; clones share connections and bounds.
 #[derive(Clone, Debug)]
@@ -70,6 +74,17 @@ impl Store {
         let pages = u32::try_from((bytes.len() as u64).div_ceil(PAGE_BYTES)).ok()?;
         let room = Arc::clone(&self.memory).try_acquire_many_owned(pages).ok()?;
         Some(Kept { bytes, _room: room })
+    }
+
+    /// Looks at the store's clock now and then, for as long as it is polled: URLs are signed by it, and who was refused one for
+    /// its time asks again and must get a better one.
+    pub(crate) async fn keep_time(self) {
+        loop {
+            tokio::time::sleep(TIME_EVERY).await;
+            if let Err(error) = self.buckets.ping().await {
+                tracing::warn!(code = %error.code(), %error, "the store's clock is not known anew");
+            }
+        }
     }
 
     /// Waits until the store may be asked whether it has an object. Many ask at a time, but not without end: the store has

@@ -18,7 +18,7 @@ use crate::context::{Context, Operator};
 
 /// Transfers at a time: enough to fill a link, few enough to keep what is in memory small.
 const PARALLEL: usize = 4;
-/// A whole transfer of one object may take this long.
+/// One object is tried for this long; an attempt under which bytes move goes on beyond it.
 const TRANSFER_MAX: Duration = Duration::from_secs(600);
 
 /// Uploads and downloads on behalf of an operator.

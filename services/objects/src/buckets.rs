@@ -1,7 +1,7 @@
 //! The coordinator's own access to both buckets, with the admin key.
 //!
-//! Bulk bytes, HEAD with checksums and copies go as requests signed here over one pooled HTTP/1.1 client; listing and
-//! deleting go through `object_store`, over the same client.
+//! Everything goes as requests signed here, by the store's clock, over one pooled HTTP/1.1 client; only listing goes through
+//! `object_store`, over the same client.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,7 +14,7 @@ use http::{StatusCode, Uri};
 use identity::AccessKey;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::client::{HttpClient, HttpConnector};
-use object_store::{ClientOptions, ObjectStore as _, ObjectStoreExt as _};
+use object_store::{ClientOptions, ObjectStore as _};
 use schemas::blob::Grant;
 use schemas::limits::{OBJECT_BYTES_MAX, URL_LIFE};
 use schemas::{Digest, ObjectRef, Refusal, UnixMillis};
@@ -24,8 +24,12 @@ use crate::client::{self, Client, Response};
 use crate::endpoint::Endpoint;
 use crate::error::ObjectError;
 use crate::key::{BlobKey, BucketName, IncomingKey};
+use crate::pace::Pace;
 use crate::presign::{CHECKSUM, Place, Request, StoreClock, checksum};
-use crate::transfer::{Pace, Regrant, Stored, Transfer, TransferLimits};
+use crate::transfer::{Regrant, Stored, Transfer, TransferLimits};
+
+/// A correction of the clock that explains why a signature was refused: well below a URL's life.
+const CORRECTION_MIN: schemas::Millis = schemas::Millis::from_secs(2);
 
 /// Whether a store keeps the sha256 it checked at upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +56,6 @@ pub struct Buckets {
     limits: TransferLimits,
     incoming: Place,
     blobs: Place,
-    incoming_listing: Arc<AmazonS3>,
     blobs_listing: Arc<AmazonS3>,
     clock: StoreClock,
     patience: Duration,
@@ -76,13 +79,11 @@ impl Buckets {
         limits: TransferLimits,
         patience: Duration,
     ) -> Result<Self, ObjectError> {
-        let transfer = Transfer::new(endpoint.trust(), limits.clone())?;
-        let listing = |name| listing(endpoint, admin, name, transfer.http()).map(Arc::new);
+        let transfer = Transfer::new(endpoint.trust(), limits.clone())?.with_clock(clock.clone());
         Ok(Self {
             incoming: Place::new(endpoint, BucketName::Incoming, admin.clone())?,
             blobs: Place::new(endpoint, BucketName::Blobs, admin.clone())?,
-            incoming_listing: listing(BucketName::Incoming)?,
-            blobs_listing: listing(BucketName::Blobs)?,
+            blobs_listing: Arc::new(listing(endpoint, admin, BucketName::Blobs, transfer.http())?),
             transfer,
             limits,
             clock,
@@ -207,7 +208,7 @@ impl Buckets {
     /// # Errors
     /// The store does not answer, or refuses.
     pub async fn delete(&self, digest: Digest) -> Result<(), ObjectError> {
-        delete(&self.blobs_listing, &BlobKey(digest).to_string()).await
+        self.remove(&self.blobs, &BlobKey(digest).to_string()).await
     }
 
     /// Deletes an upload; it need not be there.
@@ -215,7 +216,17 @@ impl Buckets {
     /// # Errors
     /// The store does not answer, or refuses.
     pub async fn delete_incoming(&self, key: &IncomingKey) -> Result<(), ObjectError> {
-        delete(&self.incoming_listing, &key.to_string()).await
+        self.remove(&self.incoming, &key.to_string()).await
+    }
+
+    async fn remove(&self, place: &Place, key: &str) -> Result<(), ObjectError> {
+        let request = Request { method: rusty_s3::Method::Delete, key, headers: &[] };
+        let during = format!("deletion of {key}");
+        let response = self.send(&during, place, &request).await?;
+        match response.status() {
+            status if status.is_success() || status == StatusCode::NOT_FOUND => Ok(()),
+            _ => Err(self.refused(&during, response).await),
+        }
     }
 
     /// All verified objects, in order of digest. What lies in the bucket under other keys is passed over.
@@ -278,12 +289,14 @@ impl Buckets {
         }
     }
 
-    /// Sends a request without a body, again and again while the store is unreachable or busy.
+    /// Sends a request without a body, again and again while the store is unreachable or busy. A request that was refused
+    /// because the store has another time than was thought is signed once more, with the time that the refusal shows.
     async fn send(&self, during: &str, place: &Place, request: &Request<'_>) -> Result<Response, ObjectError> {
         let deadline = self.deadline();
         let mut pace = Pace::new(&self.limits, deadline);
+        let mut corrected = false;
         loop {
-            let sent = local_now();
+            let (sent, offset) = (local_now(), self.clock.offset_ms());
             let url = place.sign(request, self.clock.at(sent), URL_LIFE);
             let (uri, mut headers) = parts(url.as_str(), request.headers);
             if matches!(request.method, rusty_s3::Method::Put) {
@@ -295,6 +308,14 @@ impl Buckets {
                 Ok(Ok(response)) => {
                     self.read_clock(&response, sent);
                     let status = response.status();
+                    let correction = self.clock.offset_ms().abs_diff(offset);
+                    if !corrected
+                        && matches!(status, StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST)
+                        && correction >= CORRECTION_MIN.get()
+                    {
+                        corrected = true;
+                        continue;
+                    }
                     if !status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS {
                         return Ok(response);
                     }
@@ -381,14 +402,6 @@ fn listing(endpoint: &Endpoint, admin: &AccessKey, name: BucketName, http: &Clie
         .with_http_connector(SharedClient(http.clone()))
         .build()
         .map_err(|error| from_object_store("set-up of the store's client", error))
-}
-
-async fn delete(bucket: &AmazonS3, key: &str) -> Result<(), ObjectError> {
-    let path = object_store::path::Path::from(key);
-    match bucket.delete(&path).await {
-        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-        Err(error) => Err(from_object_store(&format!("deletion of {key}"), error)),
-    }
 }
 
 fn from_object_store(during: &str, error: object_store::Error) -> ObjectError {

@@ -10,11 +10,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::uri::Scheme;
-use http::{HeaderMap, Method, Request, Uri};
+use http::{Extensions, HeaderMap, Method, Request, Uri};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Incoming};
 use hyper::rt::ReadBufCursor;
-use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
+use hyper_util::client::legacy::connect::{
+    CaptureConnection, Connected, Connection, HttpConnector, capture_connection,
+};
 use hyper_util::client::legacy::{self, Error};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use object_store::client::{HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody, HttpService};
@@ -26,6 +28,7 @@ use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
 use crate::endpoint::{EndpointError, Trust};
+use crate::line::{Counted, Line};
 use crate::transfer::TransferLimits;
 
 /// Longest error document that is read; S3's have a few hundred bytes.
@@ -35,6 +38,9 @@ const POOL_IDLE: Duration = Duration::from_secs(25);
 /// A peer that vanished without a word is noticed after this silence and [`KEEPALIVE_PROBES`] questions as far apart.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 3;
+/// The kernel gives a connection up after so many times the longest silence. It counts from the first of several losses in a
+/// row, although bytes move between them, so it is only for what nobody watches here.
+const USER_TIMEOUT_IDLES: u32 = 3;
 /// Longest wait for the answer to a request of `object_store`, which has no bound of its own here.
 const LISTING_PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes read from a socket at a time. rustls alone asks for 4 KiB, which is four calls for each record of a download.
@@ -57,8 +63,11 @@ struct Connector {
     patience: Duration,
 }
 
-/// A connection, with TLS or without.
-struct Stream(TokioIo<Pin<Box<dyn Socket>>>);
+/// A connection, with TLS or without, and what has moved over it.
+struct Stream(TokioIo<Pin<Box<dyn Socket>>>, Line);
+
+/// Looks at the connection that a request goes over.
+pub(crate) struct Watch(CaptureConnection);
 
 trait Socket: AsyncRead + AsyncWrite + Send {}
 
@@ -71,7 +80,7 @@ impl Client {
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(limits.connect));
-        tcp.set_tcp_user_timeout(Some(limits.idle));
+        tcp.set_tcp_user_timeout(Some(limits.idle * USER_TIMEOUT_IDLES));
         tcp.set_keepalive(Some(KEEPALIVE));
         tcp.set_keepalive_interval(Some(KEEPALIVE));
         tcp.set_keepalive_retries(Some(KEEPALIVE_PROBES));
@@ -92,11 +101,32 @@ impl Client {
         headers: HeaderMap,
         body: Bytes,
     ) -> Result<Response, Error> {
+        self.start(method, uri, headers, body).0.await
+    }
+
+    /// As [`Client::send`], for who wants to see how it goes.
+    pub(crate) fn start(
+        &self,
+        method: Method,
+        uri: Uri,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> (impl Future<Output = Result<Response, Error>> + use<>, Watch) {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;
-        self.0.request(request).await
+        let watch = Watch(capture_connection(&mut request));
+        (self.0.request(request), watch)
+    }
+}
+
+impl Watch {
+    /// The connection, once the request has one.
+    pub(crate) fn line(&self) -> Option<Line> {
+        let mut extras = Extensions::new();
+        self.0.connection_metadata().as_ref()?.get_extras(&mut extras);
+        extras.remove()
     }
 }
 
@@ -134,19 +164,21 @@ impl Service<Uri> for Connector {
         let connecting = self.tcp.call(uri.clone());
         let (tls, patience) = (self.tls.clone().map(TlsConnector::from), self.patience);
         Box::pin(async move {
-            let socket = BufReader::with_capacity(SOCKET_READ_BYTES, connecting.await?.into_inner());
-            let Some(tls) = tls else { return Ok(Stream(TokioIo::new(Box::pin(socket)))) };
+            let counted = Counted::new(connecting.await?.into_inner());
+            let line = counted.line().clone();
+            let socket = BufReader::with_capacity(SOCKET_READ_BYTES, counted);
+            let Some(tls) = tls else { return Ok(Stream(TokioIo::new(Box::pin(socket)), line)) };
             let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
             let name = ServerName::try_from(host.to_owned())?;
             let secured = timeout(patience, tls.connect(name, socket)).await??;
-            Ok(Stream(TokioIo::new(Box::pin(secured))))
+            Ok(Stream(TokioIo::new(Box::pin(secured)), line))
         })
     }
 }
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {
-        Connected::new()
+        Connected::new().extra(self.1.clone())
     }
 }
 

@@ -1,33 +1,48 @@
 //! Transfers through granted URLs: what a worker uses, and the engine under the coordinator's own access.
 //!
 //! An upload is one PUT of bytes held in memory. A download hashes as it reads, resumes by range where it broke, and
-//! returns nothing until the digest matches. Retries go on until the caller's deadline, with jittered exponential
-//! pauses; a refused or used-up URL is replaced through [`Regrant`].
+//! returns nothing until the digest matches. An attempt lasts as long as bytes move, however slowly; further ones begin
+//! until the caller's deadline, with jittered exponential pauses, and fewer run side by side after one stood still. A
+//! refused or used-up URL is replaced through [`Regrant`]; what was uploaded is not sent again.
 
-use std::hash::{BuildHasher as _, RandomState};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{CONTENT_RANGE, HeaderMap, HeaderName, HeaderValue, RANGE};
+use http::header::{CONTENT_RANGE, DATE, HeaderMap, HeaderName, HeaderValue, RANGE};
 use http::{StatusCode, Uri};
 use schemas::blob::{Grant, HttpAction, Method};
+use schemas::limits::URL_LIFE;
 use schemas::{Code, Digest, Refusal};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
-use crate::client::{self, Client, Response};
+use crate::buckets::local_now;
+use crate::client::{self, Client, Response, Watch};
 use crate::endpoint::Trust;
 use crate::error::ObjectError;
+use crate::lanes::{Ended, Lane, Lanes};
+use crate::line::Line;
+use crate::pace::Pace;
+use crate::presign::StoreClock;
 use crate::sink::Sink;
+use crate::stall::{BYTES_PER_SECOND_MIN, Going, Progress, Slow};
 
-/// Slowest upload that is waited for; below it an attempt is given up and repeated.
-const UPLOAD_BYTES_PER_SECOND_MIN: u64 = 64 << 10;
+/// How often a transfer under way is looked at; the first time at once, for the many that are over by then.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_FIRST: Duration = Duration::from_millis(20);
+/// After the deadline an attempt goes on only while it has not been silent for this long.
+const GRACE: Duration = Duration::from_secs(2);
+/// How often one transfer says that it is slow.
+const SLOW_TOLD_EVERY: Duration = Duration::from_secs(30);
+/// A longer exchange says little about the store's clock.
+const CLOCK_EXCHANGE_MAX: Duration = Duration::from_secs(5);
 /// So many times an upload hears that the store has no room; room that uploads in progress take comes back at once, other room
 /// when somebody makes it, and the caller can say so.
 const FULL_ANSWERS_MAX: u32 = 4;
-/// Longest `Retry-After` that is obeyed.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 
 /// Bounds of a [`Transfer`]; how long a whole transfer may take is the caller's deadline.
 #[derive(Clone, Debug)]
@@ -42,6 +57,8 @@ pub struct TransferLimits {
     pub pause_max: Duration,
     /// Idle connections kept for reuse.
     pub connections_max: usize,
+    /// Transfers of one direction at the same time, on a good line.
+    pub parallel_max: usize,
 }
 
 /// Who grants another URL when one was refused, has expired, or may have been used.
@@ -70,6 +87,27 @@ pub struct Transfer {
     http: Client,
     trust: Trust,
     limits: TransferLimits,
+    up: Lanes,
+    down: Lanes,
+    moved: Moved,
+    /// Where the store's time is kept, for who signs with it.
+    clock: Option<StoreClock>,
+}
+
+/// Bytes of objects that went over the line, those of transfers under way and of attempts that failed among them. Clones
+/// count together.
+#[derive(Clone, Debug, Default)]
+pub struct Moved {
+    /// To the store.
+    pub up: Arc<AtomicU64>,
+    /// From it.
+    pub down: Arc<AtomicU64>,
+}
+
+impl Moved {
+    fn bytes(&self) -> u64 {
+        self.up.load(Ordering::Relaxed).saturating_add(self.down.load(Ordering::Relaxed))
+    }
 }
 
 /// How one request ended when it did not succeed.
@@ -87,6 +125,8 @@ enum Failure {
 struct Reason {
     text: String,
     status: Option<(u16, String)>,
+    /// The line stood still.
+    stalled: bool,
 }
 
 impl Default for TransferLimits {
@@ -97,6 +137,7 @@ impl Default for TransferLimits {
             pause_first: Duration::from_millis(100),
             pause_max: Duration::from_secs(5),
             connections_max: 16,
+            parallel_max: 16,
         }
     }
 }
@@ -107,7 +148,19 @@ impl Transfer {
     /// # Errors
     /// The authority's certificates are not usable.
     pub fn new(trust: &Trust, limits: TransferLimits) -> Result<Self, ObjectError> {
-        Ok(Self { http: Client::new(trust, &limits)?, trust: trust.clone(), limits })
+        let (up, down) = (Lanes::new(limits.parallel_max), Lanes::new(limits.parallel_max));
+        let http = Client::new(trust, &limits)?;
+        Ok(Self { http, trust: trust.clone(), limits, up, down, moved: Moved::default(), clock: None })
+    }
+
+    /// The same, which tells `clock` what time the store has.
+    pub(crate) fn with_clock(self, clock: StoreClock) -> Self {
+        Self { clock: Some(clock), ..self }
+    }
+
+    /// What has moved so far.
+    pub fn moved(&self) -> Moved {
+        self.moved.clone()
     }
 
     pub(crate) const fn http(&self) -> &Client {
@@ -131,7 +184,17 @@ impl Transfer {
         let mut sent_blind = false;
         let mut full_answers = 0;
         loop {
-            let failure = match self.put_once(digest, &action, &bytes, deadline).await {
+            let (lane, is_stale) = self.lane(&self.up, &mut pace).await;
+            if is_stale {
+                match another(regrant, digest, &mut pace).await?.action {
+                    Some(granted) => action = granted,
+                    None => return Ok(Stored::Before),
+                }
+            }
+            let begun = Instant::now();
+            let outcome = self.put_once(digest, &action, &bytes, pace.deadline()).await;
+            lane.leave(ended(&outcome, bytes.len() as u64, begun.elapsed()));
+            let failure = match outcome {
                 Ok(stored) => return Ok(stored),
                 Err(failure) => failure,
             };
@@ -145,7 +208,7 @@ impl Transfer {
                     (true, reason, None)
                 }
             };
-            tracing::debug!(%digest, reason = reason.text, "upload attempt failed");
+            reason.log(digest, "upload");
             full_answers += u32::from(reason.is_full());
             if full_answers == FULL_ANSWERS_MAX || !pace.pause(wait).await {
                 return Err(reason.gave_up(digest, "upload", sent_blind));
@@ -188,9 +251,8 @@ impl Transfer {
             let reason = format!("it is for {} bytes, the object has {}", length.unwrap_or_default(), bytes.len());
             return Err(Failure::Final(ObjectError::GrantInvalid { digest, reason }));
         }
-        let patience = self.limits.idle + Duration::from_secs(bytes.len() as u64 / UPLOAD_BYTES_PER_SECOND_MIN);
-        let sending = self.http.send(http::Method::PUT, uri, headers, bytes.clone());
-        let response = self.answered(sending, deadline.min(Instant::now() + patience)).await?;
+        let (sending, watch) = self.http.start(http::Method::PUT, uri, headers, bytes.clone());
+        let response = self.answered(sending, &watch, Expected { digest, bytes: bytes.len() as u64, deadline }).await?;
         match response.status() {
             status if status.is_success() => Ok(Stored::Now),
             StatusCode::PRECONDITION_FAILED => Ok(Stored::Before),
@@ -210,8 +272,14 @@ impl Transfer {
         let mut action = grant.action.clone().ok_or_else(missing)?;
         let mut pace = Pace::new(&self.limits, deadline);
         loop {
-            let before = sink.len();
-            let failure = match self.get_once(digest, &action, sink, deadline).await {
+            let (lane, is_stale) = self.lane(&self.down, &mut pace).await;
+            if is_stale {
+                action = another(regrant, digest, &mut pace).await?.action.ok_or_else(missing)?;
+            }
+            let (before, begun) = (sink.len(), Instant::now());
+            let outcome = self.get_once(digest, &action, sink, pace.deadline()).await;
+            lane.leave(ended(&outcome, sink.len() - before, begun.elapsed()));
+            let failure = match outcome {
                 Ok(()) => return Ok(()),
                 Err(failure) => failure,
             };
@@ -224,7 +292,7 @@ impl Transfer {
                 Failure::Busy(reason, wait) => (false, reason, wait),
                 Failure::Broken(reason) => (false, reason, None),
             };
-            tracing::debug!(%digest, at = sink.len(), reason = reason.text, "download attempt failed");
+            reason.log(digest, "download");
             if !pace.pause(wait).await {
                 return Err(reason.gave_up(digest, "download", false));
             }
@@ -246,8 +314,8 @@ impl Transfer {
             let range = HeaderValue::from_str(&format!("bytes={}-", sink.len())).expect("digits are a header value");
             headers.insert(RANGE, range);
         }
-        let sending = self.http.send(http::Method::GET, uri, headers, Bytes::new());
-        let mut response = self.answered(sending, deadline.min(Instant::now() + self.limits.idle)).await?;
+        let (sending, watch) = self.http.start(http::Method::GET, uri, headers, Bytes::new());
+        let mut response = self.answered(sending, &watch, Expected { digest, bytes: 0, deadline }).await?;
         let mut skip = match (response.status(), client::length(&response)) {
             (StatusCode::OK, Some(total)) => {
                 sink.expect(total).map_err(Failure::Final)?;
@@ -265,19 +333,32 @@ impl Transfer {
             (StatusCode::OK, None) => return Err(Reason::broken("no Content-Length")),
             _ => return Err(self.refused(digest, response).await),
         };
+        let (begun, start) = (Instant::now(), sink.len());
+        let mut progress = Progress::new(self.limits.idle, client::length(&response).unwrap_or(0));
+        let mut teller = Teller::new(digest, "download");
         while !sink.is_complete() {
-            let step = timeout_at(deadline, timeout(self.limits.idle, client::piece(&mut response))).await;
-            let piece = match step {
-                Ok(Ok(Ok(Some(piece)))) => piece,
-                Ok(Ok(Ok(None))) => return Err(Reason::broken(format!("the answer ended at {}", sink.len()))),
-                Ok(Ok(Err(error))) => return Err(Reason::broken(client::describe(&error))),
-                Ok(Err(_)) | Err(_) => return Err(Reason::broken(format!("silence at {}", sink.len()))),
+            // After the deadline a short silence is the end; before it, the longest that a line may have.
+            let left = deadline.saturating_duration_since(Instant::now()).max(GRACE);
+            let piece = match timeout(self.limits.idle.min(left), client::piece(&mut response)).await {
+                Ok(Ok(Some(piece))) => piece,
+                Ok(Ok(None)) => return Err(Reason::broken(format!("the answer ended at {}", sink.len()))),
+                Ok(Err(error)) => return Err(Reason::broken(client::describe(&error))),
+                Err(_) => return Err(Reason::stalled(format!("silence at {}", sink.len()))),
             };
+            self.moved.down.fetch_add(piece.len() as u64, Ordering::Relaxed);
             // A server that ignores ranges starts anew; what was hashed already is passed over.
             let known = skip.min(piece.len() as u64);
             skip -= known;
             let fresh = piece.slice(usize::try_from(known).expect("no more than the piece's length")..);
             sink.take(&fresh).map_err(Failure::Final)?;
+            match progress.judge(begun.elapsed(), sink.len() - start) {
+                Going::Slowly(slow) => teller.tell(slow),
+                Going::Crawling => return Err(Reason::crawling()),
+                Going::Well | Going::Silent(_) => {}
+            }
+        }
+        if let Some(line) = watch.line() {
+            line.settle();
         }
         Ok(())
     }
@@ -299,15 +380,67 @@ impl Transfer {
         Ok((uri, headers))
     }
 
+    /// Waits for a place among the transfers of one direction. Also whether it took so long that the URL at hand may be
+    /// too old by now.
+    async fn lane(&self, lanes: &Lanes, pace: &mut Pace) -> (Lane, bool) {
+        let (begun, moved) = (Instant::now(), self.moved.bytes());
+        let lane = lanes.enter().await;
+        let waited = begun.elapsed();
+        if self.moved.bytes() > moved {
+            pace.waited(waited);
+        }
+        (lane, waited >= URL_LIFE.as_duration() / 2)
+    }
+
+    /// Waits for the answer as long as the request's body moves.
     async fn answered(
         &self,
         sending: impl Future<Output = Result<Response, hyper_util::client::legacy::Error>>,
-        until: Instant,
+        watch: &Watch,
+        Expected { digest, bytes, deadline }: Expected,
     ) -> Result<Response, Failure> {
-        match timeout_at(until, sending).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(Reason::broken(client::describe(&error))),
-            Err(_) => Err(Reason::broken("no answer")),
+        let (begun, sent) = (Instant::now(), local_now());
+        let mut sending = pin!(sending);
+        let mut progress = Progress::new(self.limits.idle, bytes);
+        let mut teller = Teller::new(digest, "upload");
+        let (mut look, mut counted) = (LOOK_FIRST, 0);
+        loop {
+            let answered = timeout(look, sending.as_mut()).await;
+            let line = watch.line();
+            let moved = line.as_ref().map_or(0, Line::moved_since_settled);
+            match answered {
+                Ok(Ok(response)) => {
+                    self.moved.up.fetch_add(bytes.saturating_sub(counted), Ordering::Relaxed);
+                    self.read_clock(&response, sent, begun);
+                    line.inspect(Line::settle);
+                    return Ok(response);
+                }
+                Ok(Err(error)) => return Err(Reason::broken(client::describe(&error))),
+                Err(_) => look = LOOK_EVERY.min(self.limits.idle / 4),
+            }
+            self.moved.up.fetch_add(moved.min(bytes).saturating_sub(counted), Ordering::Relaxed);
+            counted = counted.max(moved.min(bytes));
+            match progress.judge(begun.elapsed(), moved) {
+                Going::Well => {}
+                Going::Slowly(slow) => teller.tell(slow),
+                Going::Silent(silence) => {
+                    let text = format!("nothing moved for {} s, {counted} of {bytes} bytes had", silence.as_secs());
+                    return Err(Reason::stalled(text));
+                }
+                Going::Crawling => return Err(Reason::crawling()),
+            }
+            if Instant::now() >= deadline && progress.silence(begun.elapsed()) >= GRACE.min(self.limits.idle) {
+                return Err(Reason::broken("no answer"));
+            }
+        }
+    }
+
+    fn read_clock(&self, response: &Response, sent: schemas::UnixMillis, begun: Instant) {
+        let date = response.headers().get(DATE).and_then(|value| value.to_str().ok());
+        if let (Some(clock), Some(date)) = (&self.clock, date)
+            && begun.elapsed() < CLOCK_EXCHANGE_MAX
+        {
+            clock.observe(date, sent, local_now());
         }
     }
 
@@ -315,7 +448,8 @@ impl Transfer {
         let status = response.status();
         let wait = client::retry_after(response.headers());
         let code = client::s3_code(response, self.limits.idle).await;
-        let reason = Reason { text: format!("{status} {code}"), status: Some((status.as_u16(), code.clone())) };
+        let answer = Some((status.as_u16(), code.clone()));
+        let reason = Reason { text: format!("{status} {code}"), status: answer, stalled: false };
         match status {
             StatusCode::BAD_REQUEST
                 if matches!(code.as_str(), "BadDigest" | "InvalidDigest" | "XAmzContentSHA256Mismatch") =>
@@ -340,7 +474,25 @@ impl Transfer {
 
 impl Reason {
     fn broken(text: impl Into<String>) -> Failure {
-        Failure::Broken(Self { text: text.into(), status: None })
+        Failure::Broken(Self { text: text.into(), status: None, stalled: false })
+    }
+
+    const fn stalled(text: String) -> Failure {
+        Failure::Broken(Self { text, status: None, stalled: true })
+    }
+
+    fn crawling() -> Failure {
+        Self::stalled(format!("less than {BYTES_PER_SECOND_MIN} bytes a second moved"))
+    }
+
+    /// A line that stands still is somebody's to look at; other failures pass, or are told when nothing helps.
+    fn log(&self, digest: Digest, verb: &str) {
+        if self.stalled {
+            let code = Code::LineStalled;
+            tracing::warn!(%code, cause = verb, %digest, reason = self.text, "given up and tried again, with fewer at a time");
+        } else {
+            tracing::debug!(%digest, verb, reason = self.text, "attempt failed");
+        }
     }
 
     fn is_full(&self) -> bool {
@@ -358,46 +510,47 @@ impl Reason {
     }
 }
 
-/// The pauses between attempts of one transfer.
-pub(crate) struct Pace {
-    first: Duration,
-    max: Duration,
-    next: Duration,
+/// An answer to wait for: to a request with a body of so many bytes.
+struct Expected {
+    digest: Digest,
+    bytes: u64,
     deadline: Instant,
 }
 
-impl Pace {
-    pub(crate) const fn new(limits: &TransferLimits, deadline: Instant) -> Self {
-        Self { first: limits.pause_first, max: limits.pause_max, next: limits.pause_first, deadline }
+/// Says now and then that a transfer is slow.
+struct Teller {
+    digest: Digest,
+    verb: &'static str,
+    told: Option<Instant>,
+}
+
+impl Teller {
+    const fn new(digest: Digest, verb: &'static str) -> Self {
+        Self { digest, verb, told: None }
     }
 
-    /// Progress was made: pauses start small again.
-    const fn restart(&mut self) {
-        self.next = self.first;
-    }
-
-    /// Waits before another attempt, `asked` long when the store said so; false when the deadline does not allow it.
-    pub(crate) async fn pause(&mut self, asked: Option<Duration>) -> bool {
-        let pause = self.step(asked, random_fraction());
-        if Instant::now() + pause >= self.deadline {
-            return false;
+    fn tell(&mut self, Slow { bytes_per_second, bytes_left, expected }: Slow) {
+        if self.told.is_some_and(|told| told.elapsed() < SLOW_TOLD_EVERY) {
+            return;
         }
-        sleep(pause).await;
-        true
+        self.told = Some(Instant::now());
+        let (code, digest, expected_s) = (Code::LineSlow, self.digest, expected.as_secs());
+        tracing::warn!(%code, cause = self.verb, %digest, bytes_per_second, bytes_left, expected_s, "an object moves slowly");
     }
+}
 
-    /// The next pause; `jitter` is between 0 and 1.
-    fn step(&mut self, asked: Option<Duration>, jitter: f64) -> Duration {
-        let half = self.next / 2;
-        let pause = asked.map_or(half, |asked| asked.min(RETRY_AFTER_MAX)) + half.mul_f64(jitter);
-        self.next = (self.next * 2).min(self.max);
-        pause
+/// What an attempt says about the line.
+fn ended<T>(outcome: &Result<T, Failure>, bytes: u64, took: Duration) -> Ended {
+    match outcome {
+        Ok(_) => Ended::Well { bytes, took },
+        Err(Failure::Broken(reason)) if reason.stalled => Ended::Stalled,
+        Err(_) => Ended::Otherwise,
     }
 }
 
 async fn another(regrant: &dyn Regrant, digest: Digest, pace: &mut Pace) -> Result<Grant, ObjectError> {
     loop {
-        let asked = timeout_at(pace.deadline, regrant.regrant(digest)).await;
+        let asked = timeout_at(pace.deadline(), regrant.regrant(digest)).await;
         let silent = || Refusal::new(Code::NoAnswer, format!("no url for {digest} before the deadline"));
         match asked {
             Ok(Ok(grant)) if grant.digest == digest => return Ok(grant),
@@ -423,46 +576,9 @@ fn content_range(headers: &HeaderMap) -> Option<(u64, u64)> {
     Some((range.split_once('-')?.0.parse().ok()?, total.parse().ok()?))
 }
 
-/// Between 0 and 1, different each time: pauses of many workers must not coincide.
-pub fn random_fraction() -> f64 {
-    let random = RandomState::new().hash_one(0_u8);
-    f64::from(u32::try_from(random >> 32).expect("32 bits remain")) / f64::from(u32::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn pace() -> Pace {
-        Pace::new(&TransferLimits::default(), Instant::now() + Duration::from_secs(10))
-    }
-
-    #[test]
-    fn pauses_double_up_to_their_limit() {
-        let mut pace = pace();
-        let pauses: Vec<u128> = (0..8).map(|_| pace.step(None, 1.0).as_millis()).collect();
-        assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
-        pace.restart();
-        assert_eq!(pace.step(None, 0.0), Duration::from_millis(50));
-    }
-
-    #[test]
-    fn a_store_that_asks_for_patience_gets_it_within_bounds() {
-        assert_eq!(pace().step(Some(Duration::from_secs(7)), 0.0), Duration::from_secs(7));
-        assert_eq!(pace().step(Some(Duration::from_secs(3600)), 0.0), RETRY_AFTER_MAX);
-    }
-
-    #[tokio::test]
-    async fn no_pause_passes_the_deadline() {
-        assert!(!pace().pause(Some(Duration::from_secs(20))).await);
-    }
-
-    #[test]
-    fn jitter_differs_and_is_a_fraction() {
-        let drawn: Vec<f64> = (0..20).map(|_| random_fraction()).collect();
-        assert!(drawn.iter().all(|part| (0.0..=1.0).contains(part)));
-        assert!(drawn.windows(2).any(|pair| (pair[0] - pair[1]).abs() > f64::EPSILON));
-    }
 
     #[test]
     fn content_ranges_are_read() {

@@ -10,9 +10,10 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
-/// Slowest sender that is waited for: well below the speed at which our clients give an upload up, which they count over the
-/// whole of it and this from its beginning.
-const BYTES_PER_SECOND_MIN: u64 = 16 << 10;
+/// Slowest peer that is waited for, in either direction. It is half of what our clients give an attempt up at, so that they
+/// are the ones who do and know why; eight transfers over a line of 40 KB/s have ten times as much each. At this rate a peer
+/// holds a connection for long, which is why one address holds a share of them only.
+pub(crate) const BYTES_PER_SECOND_MIN: u64 = 512;
 
 /// A body that fails when its sender is silent for too long, or keeps us waiting for longer than its bytes so far are
 /// worth. Time in which nobody asks for more is not the sender's.

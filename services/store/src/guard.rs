@@ -1,6 +1,7 @@
 //! A connection whose peer must keep reading: without it one slow reader holds a connection for ever.
 
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -9,8 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
-/// Bytes that a peer must take in each window while we wait for it.
-const WINDOW_BYTES_MIN: usize = 64 << 10;
+use crate::body::BYTES_PER_SECOND_MIN;
 
 /// A TCP stream that fails when a write makes too little progress. Reads are bounded where bodies and heads are read.
 pub(crate) struct Guarded {
@@ -18,31 +18,39 @@ pub(crate) struct Guarded {
     window: Duration,
     /// Running while the peer is behind.
     behind: Option<Pin<Box<Sleep>>>,
-    written: usize,
+    written: u64,
+    /// What the peer's machine had taken when the window began.
+    taken: u64,
 }
 
 impl Guarded {
     pub(crate) const fn new(stream: TcpStream, window: Duration) -> Self {
-        Self { stream, window, behind: None, written: 0 }
+        Self { stream, window, behind: None, written: 0, taken: 0 }
+    }
+
+    /// Bytes that have left this machine. A write that waits says nothing of the megabytes that lie in the kernel's buffer and
+    /// drain from there, over minutes where the line is slow.
+    fn left_us(&self) -> u64 {
+        self.written.saturating_sub(objects::unacknowledged(self.stream.as_raw_fd()))
     }
 
     fn judge(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(result) = poll {
-            self.written += result.as_ref().map_or(0, |written| *written);
+            self.written += result.as_ref().map_or(0, |written| *written as u64);
             if self.behind.as_ref().is_some_and(|timer| timer.deadline() <= Instant::now()) {
                 self.behind = None;
             }
             return Poll::Ready(result);
         }
+        let least = (BYTES_PER_SECOND_MIN * self.window.as_secs()).max(1);
         loop {
+            if self.behind.is_none() {
+                self.taken = self.left_us();
+            }
             let window = self.window;
-            let written = &mut self.written;
-            let timer = self.behind.get_or_insert_with(|| {
-                *written = 0;
-                Box::pin(tokio::time::sleep(window))
-            });
+            let timer = self.behind.get_or_insert_with(|| Box::pin(tokio::time::sleep(window)));
             ready!(timer.as_mut().poll(cx));
-            if self.written < WINDOW_BYTES_MIN {
+            if self.left_us().saturating_sub(self.taken) < least {
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer reads too slowly")));
             }
             self.behind = None;

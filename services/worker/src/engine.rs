@@ -41,6 +41,7 @@ enum Job {
     Evaluate(Box<Evaluating>, Answer<Evaluation>),
     Encode { encoding: Encoding, chunks: mpsc::Sender<Result<(usize, Bytes), Refusal>> },
     Save,
+    Doubt(Refusal),
 }
 
 type Answer<T> = oneshot::Sender<Result<T, Refusal>>;
@@ -155,6 +156,11 @@ impl Engine {
         self.0.send(Job::Save).await.map_err(|_| ended())
     }
 
+    /// A result of the trainer was refused: if it stems from a saved state that was just taken up, that is dropped.
+    pub(crate) async fn doubt(&self, refusal: Refusal) -> Result<(), Refusal> {
+        self.0.send(Job::Doubt(refusal)).await.map_err(|_| ended())
+    }
+
     async fn ask<T>(&self, job: impl FnOnce(Answer<T>) -> Job) -> Result<T, Refusal> {
         let (answer, answered) = oneshot::channel();
         self.0.send(job(answer)).await.map_err(|_| ended())?;
@@ -181,6 +187,8 @@ struct Open {
     /// Elements loaded since the last begin.
     loaded: usize,
     fault: Option<Refusal>,
+    /// The moments were taken up from a file, and no unit that was trained with them has counted yet.
+    unproven: bool,
 }
 
 impl TrainingThread {
@@ -196,13 +204,20 @@ impl TrainingThread {
                     }
                 }
                 Job::Loaded { base, answer } => drop(answer.send(self.at_hand().and_then(|open| open.complete(base)))),
-                Job::Train(training, answer) => drop(answer.send(self.train(*training))),
+                Job::Train(training, answer) => {
+                    let trained = self.train(*training);
+                    if let Err(refusal) = &trained {
+                        self.doubt(refusal);
+                    }
+                    drop(answer.send(trained));
+                }
                 Job::Evaluate(evaluating, answer) => drop(answer.send(self.evaluate(&evaluating))),
                 Job::Encode { encoding, chunks } => match self.at_hand() {
                     Ok(open) => open.encode(&encoding, &chunks),
                     Err(refusal) => drop(chunks.blocking_send(Err(refusal))),
                 },
                 Job::Save => self.save(),
+                Job::Doubt(refusal) => self.doubt(&refusal),
             }
         }
     }
@@ -219,13 +234,11 @@ impl TrainingThread {
         // Two models at once may not fit.
         self.open = None;
         let mut trainer = trainers::build(&opening.model, &self.section, opening.precision)?;
-        if opening.inner.exists() {
-            resume(trainer.as_mut(), &opening.inner);
-        }
+        let unproven = opening.inner.exists() && resume(trainer.as_mut(), &opening.inner);
         let elements = usize::try_from(trainer.layout().elements()).expect("the trainer holds as many in memory");
         tracing::info!(parameters = elements, device = trainer.device(), "the model is open");
         let base = vec![0.0; elements];
-        self.open = Some(Open { opening, trainer, base, base_of: None, loaded: 0, fault: None });
+        self.open = Some(Open { opening, trainer, base, base_of: None, loaded: 0, fault: None, unproven });
         Ok(())
     }
 
@@ -288,10 +301,28 @@ impl TrainingThread {
             .map_err(|error| error.to_string())
             .and_then(|()| open.trainer.save_inner(&open.opening.inner).map_err(|error| error.to_string()));
         match saved {
-            Ok(()) => tracing::debug!(ms = begun.elapsed().as_millis() as u64, "inner state saved"),
+            Ok(()) => {
+                // It is saved after a result that counts.
+                open.unproven = false;
+                tracing::debug!(ms = begun.elapsed().as_millis() as u64, "inner state saved");
+            }
             Err(error) => {
                 tracing::warn!(code = %Code::WorkerStateInvalid, error, "inner state not saved; it stays in memory")
             }
+        }
+    }
+}
+
+impl TrainingThread {
+    /// Drops a model whose moments were taken up from a file and led to nothing: the next unit opens it with fresh ones.
+    fn doubt(&mut self, refusal: &Refusal) {
+        if !speaks_against_the_state(refusal.code) {
+            return;
+        }
+        if let Some(open) = self.open.take_if(|open| open.unproven) {
+            let (code, path) = (Code::InnerStateDropped, open.opening.inner.display());
+            let moved = put_aside(&open.opening.inner);
+            tracing::warn!(%code, %path, %refusal, moved, "the inner state is dropped; the next unit begins with fresh moments");
         }
     }
 }
@@ -364,17 +395,31 @@ fn encode_chunk(encoding: &Encoding, start: usize, base: &[f32], local: &[f32]) 
     Ok(out.into())
 }
 
-/// Takes up the saved inner state. One that does not fit is put aside: training goes on with fresh moments.
-fn resume(trainer: &mut dyn Trainer, path: &std::path::Path) {
+/// Takes up the saved inner state; whether it did. One that does not fit, or cannot be right, is put aside: training goes
+/// on with fresh moments.
+fn resume(trainer: &mut dyn Trainer, path: &std::path::Path) -> bool {
     match trainer.load_inner(path) {
-        Ok(()) => tracing::info!(path = %path.display(), "inner state taken up again"),
+        Ok(()) => {
+            tracing::info!(path = %path.display(), "inner state taken up again");
+            true
+        }
         Err(error) => {
-            let aside = path.with_extension("refused");
-            let moved = std::fs::rename(path, &aside).is_ok();
+            let moved = put_aside(path);
             let (code, path) = (error.code(), path.display());
             tracing::warn!(%code, %path, %error, moved, "the saved inner state is passed over; moments start anew");
+            false
         }
     }
+}
+
+/// Keeps a state that is not to be taken up again for whoever wants to look at it; the one before it is replaced.
+fn put_aside(path: &std::path::Path) -> bool {
+    std::fs::rename(path, path.with_extension("refused")).is_ok()
+}
+
+/// Whether moments can be why a unit failed: its numbers went astray, here or in the coordinator's eyes.
+const fn speaks_against_the_state(code: Code) -> bool {
+    matches!(code, Code::TrainingFailed | Code::NotFinite | Code::NormOutlier)
 }
 
 fn stopped() -> Refusal {

@@ -17,13 +17,13 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::asker::Asker;
-use crate::meter::Meter;
 
 /// Objects that are moved at the same time: enough to keep the cores busy while others wait for the store's disk.
 pub(crate) const TRANSFERS_MAX: usize = 8;
 /// Longest wait for one more URL in the middle of a transfer, which asks again by itself.
 const GRANT_PATIENCE: Millis = Millis::from_secs(10);
-/// How long one object may take in all. Whoever holds a lease gives up much earlier, when it is lost.
+/// How long one object is tried for; an attempt under which bytes move goes on beyond it. Whoever holds a lease gives up
+/// much earlier, when it is lost.
 const TRANSFER_TIME_MAX: Duration = Duration::from_secs(900);
 
 /// Where a worker's objects come from and go to. Cheap to clone.
@@ -32,7 +32,6 @@ pub(crate) struct Library {
     asker: Asker,
     transfer: Transfer,
     cache: Arc<Cache>,
-    meter: Arc<Meter>,
 }
 
 /// Asks for another URL to read from.
@@ -42,8 +41,8 @@ struct ToRead<'a>(&'a Asker);
 struct ToWrite<'a>(&'a Asker, LeaseRef, ObjectRef);
 
 impl Library {
-    pub(crate) fn new(asker: Asker, transfer: Transfer, cache: Arc<Cache>, meter: Arc<Meter>) -> Self {
-        Self { asker, transfer, cache, meter }
+    pub(crate) const fn new(asker: Asker, transfer: Transfer, cache: Arc<Cache>) -> Self {
+        Self { asker, transfer, cache }
     }
 
     /// Downloads objects that are needed once, several at a time, in their order. Each item is verified.
@@ -104,14 +103,12 @@ impl Library {
             transfer.put(&grant, bytes, &regrant, deadline()).await
         };
         AbortOnDropHandle::new(tokio::spawn(sending)).await.map_err(broken)?.map_err(refused)?;
-        self.meter.sent(object.bytes.get());
         Ok(())
     }
 
     async fn download(&self, object: ObjectRef, grant: Grant) -> Result<Bytes, Refusal> {
         let got = self.transfer.get(&grant, object.bytes, &ToRead(&self.asker), deadline()).await;
         let bytes = got.map_err(refused)?;
-        self.meter.received(bytes.len() as u64);
         if bytes.len() as u64 != object.bytes.get() {
             let detail = format!("{} has {} bytes, {} were announced", object.digest, bytes.len(), object.bytes);
             return Err(Refusal::new(Code::ObjectMismatch, detail));

@@ -1,8 +1,10 @@
 //! What a worker counts while it lives, for its heartbeats.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use objects::Moved;
 use schemas::telemetry::Heartbeat;
 use schemas::{Bytes, Tokens, V};
 use worker_core::Pulse;
@@ -11,8 +13,9 @@ use worker_core::Pulse;
 #[derive(Debug, Default)]
 pub(crate) struct Meter {
     tokens: AtomicU64,
-    bytes_up: AtomicU64,
-    bytes_down: AtomicU64,
+    /// Counted by the transfers while objects are on their way.
+    bytes_up: Arc<AtomicU64>,
+    bytes_down: Arc<AtomicU64>,
     /// Bits of an `f64`; 0 before the first step.
     tokens_per_second: AtomicU64,
     /// Bits of an `f64`; 0 before the first step.
@@ -23,14 +26,9 @@ pub(crate) struct Meter {
 const NEWEST: f64 = 0.2;
 
 impl Meter {
-    /// Counts an upload.
-    pub(crate) fn sent(&self, bytes: u64) {
-        self.bytes_up.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Counts a download.
-    pub(crate) fn received(&self, bytes: u64) {
-        self.bytes_down.fetch_add(bytes, Ordering::Relaxed);
+    /// A meter that shows what `moved` counts.
+    pub(crate) fn of(moved: Moved) -> Self {
+        Self { bytes_up: moved.up, bytes_down: moved.down, ..Self::default() }
     }
 
     /// Counts an inner step. Called by the training thread alone.

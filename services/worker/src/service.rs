@@ -98,8 +98,8 @@ impl Service {
             Chain::open(&state.events(), Arc::clone(&checked.audit_key), identity.0.clone(), identity.1.clone())?;
         let asker =
             Asker::new(bus.clone(), identity, Arc::clone(&checked.audit_key), domain, config.bus.credentials.clone());
-        let meter = Arc::new(Meter::default());
-        let library = Library::new(asker.clone(), transfer, Arc::new(cache), Arc::clone(&meter));
+        let meter = Arc::new(Meter::of(transfer.moved()));
+        let library = Library::new(asker.clone(), transfer, Arc::new(cache));
         let (sender, inputs) = mpsc::channel(INPUTS_MAX);
         let ears = Ears { trust: Arc::clone(&checked.trust), run: checked.run.clone(), worker: worker.clone() };
         ears.listen(&bus, sender.clone()).await.map_err(|e| Failure::from(e.into_refusal()))?;
@@ -222,6 +222,10 @@ impl Hands {
             Effect::SaveInner => {
                 let engine = self.engine.clone();
                 self.tasks.spawn(async move { engine.save().await });
+            }
+            Effect::DoubtInner(refusal) => {
+                let engine = self.engine.clone();
+                self.tasks.spawn(async move { engine.doubt(refusal).await });
             }
             Effect::Emit(event) => self.events.emit(event),
             // Old heartbeats are of no use to anyone: none is kept for the time when there is a connection again.

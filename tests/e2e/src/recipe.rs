@@ -8,7 +8,7 @@ const CORPUS_BYTES: usize = 512 << 10;
 /// How a run is made with `diloctl`.
 #[derive(Clone, Debug)]
 pub struct Recipe {
-    model: &'static str,
+    model: String,
     rounds: u64,
     units: u32,
     steps: u64,
@@ -28,7 +28,7 @@ impl Recipe {
             "policy.workers_min=1",
             "policy.lease=5s",
         ];
-        Self { model: "reference", rounds, units, steps, settings: settings.map(str::to_owned).to_vec() }
+        Self { model: "reference".to_owned(), rounds, units, steps, settings: settings.map(str::to_owned).to_vec() }
     }
 
     /// A run of a small decoder on libtorch.
@@ -42,7 +42,14 @@ impl Recipe {
             "policy.workers_min=2",
             "policy.lease=20s",
         ];
-        Self { model: "tiny", rounds, units, steps, settings: settings.map(str::to_owned).to_vec() }
+        Self { model: "tiny".to_owned(), rounds, units, steps, settings: settings.map(str::to_owned).to_vec() }
+    }
+
+    /// The same with another model of the trainer in plain Rust, from a file.
+    #[must_use]
+    pub fn model(mut self, config: &std::path::Path) -> Self {
+        self.model = config.display().to_string();
+        self.set("model.trainer=reference")
     }
 
     /// The same with one more setting.
@@ -62,7 +69,7 @@ impl Recipe {
         cluster.diloctl_ok(&["data", "import", "--text", "corpus.txt", "--limit", "512KiB"]).await;
         let run = cluster.run().to_string();
         let (rounds, units, steps) = (self.rounds.to_string(), self.units.to_string(), self.steps.to_string());
-        let mut arguments = vec!["run", "new", &run, "--model", self.model, "--rounds", &rounds];
+        let mut arguments = vec!["run", "new", &run, "--model", &self.model, "--rounds", &rounds];
         arguments.extend(["--units", &units, "--steps", &steps]);
         for setting in &self.settings {
             arguments.extend(["--set", setting]);

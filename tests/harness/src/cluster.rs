@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use tempfile::TempDir;
 use crate::binary::program;
 use crate::broker::{self, BROKER};
 use crate::process::{self, Output, Process, Ready, Recipe};
-use crate::{Evidence, Operator, PATIENCE, Tenant};
+use crate::{Evidence, Line, Operator, PATIENCE, Quality, Tenant};
 
 /// Longer than any test.
 const LIFETIME: Millis = Millis::from_secs(24 * 3600);
@@ -42,6 +43,8 @@ pub struct Cluster {
     tenants: Vec<Tenant>,
     bus_url: String,
     processes: BTreeMap<String, Process>,
+    /// Where services reach the store, when that is not where it listens.
+    store_address: Option<SocketAddr>,
     // Last, so that nothing runs in the folder when it is removed.
     scratch: TempDir,
 }
@@ -95,7 +98,7 @@ impl Cluster {
         let domain = tenants.iter().fold(domain, |domain, tenant| tenant.enter(&domain));
         let (process, bus_url) = broker::start(scratch.path(), &domain, &tenants).await;
         let processes = BTreeMap::from([(BROKER.to_owned(), process)]);
-        let cluster = Self { options, domain, tenants, bus_url, processes, scratch };
+        let cluster = Self { options, domain, tenants, bus_url, processes, store_address: None, scratch };
         cluster.write_endpoints("https://127.0.0.1:1");
         for role in Role::ALL.into_iter().filter(|role| !role.is_tenant()) {
             cluster.issue(role, role.name());
@@ -233,7 +236,22 @@ impl Cluster {
     /// It was not started.
     pub fn store_url(&self) -> String {
         let store = self.processes.get(STORE).expect("the store is started before what uses it");
-        format!("https://{}", store.addresses()[0])
+        match self.store_address {
+            Some(address) => format!("https://{address}"),
+            None => format!("https://{}", store.addresses()[0]),
+        }
+    }
+
+    /// Puts a line between the store and the services that are started from now on; they know no other way.
+    ///
+    /// # Panics
+    /// The store was not started.
+    pub fn reach_store_over(&mut self, quality: Quality) -> Line {
+        let target = self.process(STORE).addresses()[0].parse().expect("a store tells its address");
+        let line = Line::start(target, quality);
+        self.store_address = Some(line.address());
+        self.write_endpoints(&self.store_url());
+        line
     }
 
     /// Starts a coordinator.

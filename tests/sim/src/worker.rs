@@ -159,7 +159,12 @@ impl World {
                 }
             }
             // The core ignores what comes of work that it stopped.
-            Effect::Stop { .. } | Effect::Joined(_) | Effect::SaveInner | Effect::Emit(_) | Effect::Waiting { .. } => {}
+            Effect::Stop { .. }
+            | Effect::Joined(_)
+            | Effect::SaveInner
+            | Effect::DoubtInner(_)
+            | Effect::Emit(_)
+            | Effect::Waiting { .. } => {}
         }
     }
 

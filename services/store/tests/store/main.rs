@@ -8,6 +8,8 @@ mod binary;
 mod conformance;
 mod connections;
 mod hostile;
+mod slow;
 mod support;
+mod time;
 mod transfers;
 mod uploads;

@@ -66,6 +66,8 @@ pub enum Effect {
     },
     /// Write the trainer's inner state to disk when it has nothing better to do.
     SaveInner,
+    /// A result was refused: the trainer's inner state may be why.
+    DoubtInner(Refusal),
     /// Sign an event, chain it, publish it until it is in the stream.
     Emit(WorkerEvent),
     /// Send a heartbeat; the shell adds what it counts itself.

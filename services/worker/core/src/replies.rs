@@ -200,6 +200,7 @@ impl Worker {
         if self.drop_work(&refusal, effects).is_none() {
             return;
         }
+        effects.push(Effect::DoubtInner(refusal.clone()));
         let pause = self.faults.pause();
         if self.faults.tries() >= crate::settings::FAULTS_MAX {
             return self.leave(now, Exit::Failed(refusal), effects);

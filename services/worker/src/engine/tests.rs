@@ -160,6 +160,75 @@ async fn the_inner_state_survives_a_restart_and_a_damaged_one_is_put_aside() {
     assert!(scene.scratch.path().exists());
 }
 
+/// A scene whose model took a saved state up again, with the poison of `change` in the file before it did.
+async fn resumed(change: impl FnOnce(&std::path::Path)) -> Scene {
+    let scene = Scene::new().await;
+    let base = Digest::of(b"base");
+    scene.load(base, 5000).await.expect("complete");
+    scene.engine.train(training(3, CancellationToken::new())).await.expect("trains");
+    scene.engine.save().await.expect("the thread lives");
+    let Scene { engine, thread, opening, initial, scratch } = scene;
+    drop(engine);
+    thread.join().expect("it ends when nobody can ask any more");
+    change(&opening.inner);
+    let (engine, thread) = start();
+    engine.open(opening.clone()).await.expect("a small model");
+    let scene = Scene { engine, thread, opening, initial, scratch };
+    scene.load(base, 5000).await.expect("complete");
+    scene
+}
+
+fn refused_file(scene: &Scene) -> PathBuf {
+    scene.opening.inner.with_extension("refused")
+}
+
+#[tokio::test]
+async fn a_state_whose_values_cannot_be_is_put_aside_and_training_goes_on() {
+    // The last four bytes of the file are the last element of the second moments.
+    let poison = |value: f32| {
+        move |path: &std::path::Path| {
+            let mut bytes = std::fs::read(path).expect("saved");
+            let end = bytes.len() - 4;
+            bytes[end..].copy_from_slice(&value.to_le_bytes());
+            std::fs::write(path, bytes).expect("written");
+        }
+    };
+    for value in [f32::NAN, f32::INFINITY, -1.0] {
+        let scene = resumed(poison(value)).await;
+        assert!(!scene.opening.inner.exists() && refused_file(&scene).exists(), "{value}");
+        scene.engine.train(training(2, CancellationToken::new())).await.expect("trains with fresh moments");
+    }
+}
+
+#[tokio::test]
+async fn a_unit_that_fails_right_after_a_state_was_taken_up_drops_it() {
+    let scene = resumed(|_| {}).await;
+    scene.engine.doubt(Refusal::new(Code::StoreUnreachable, "the line")).await.expect("the thread lives");
+    scene.engine.train(training(1, CancellationToken::new())).await.expect("a dead line says nothing about moments");
+    scene.engine.doubt(Refusal::new(Code::NormOutlier, "too large")).await.expect("the thread lives");
+    // What was dropped is not written again either.
+    scene.engine.save().await.expect("the thread lives");
+    let error = scene.engine.begin(Digest::of(b"base")).await.expect_err("the model is gone");
+    assert_eq!(error.code, Code::Internal);
+    assert!(!scene.opening.inner.exists() && refused_file(&scene).exists());
+    scene.engine.open(scene.opening.clone()).await.expect("fresh moments");
+    scene.load(Digest::of(b"base"), 5000).await.expect("complete");
+    scene.engine.train(training(1, CancellationToken::new())).await.expect("trains");
+    // Moments that this process made itself are not what was taken up.
+    scene.engine.doubt(Refusal::new(Code::NormOutlier, "too large")).await.expect("the thread lives");
+    assert!(scene.engine.begin(Digest::of(b"base")).await.is_ok(), "the model stays");
+}
+
+#[tokio::test]
+async fn a_state_that_led_to_a_result_that_counts_is_trusted() {
+    let scene = resumed(|_| {}).await;
+    scene.engine.train(training(1, CancellationToken::new())).await.expect("trains");
+    scene.engine.save().await.expect("the thread lives");
+    scene.engine.doubt(Refusal::new(Code::NormOutlier, "too large")).await.expect("the thread lives");
+    assert!(scene.engine.begin(Digest::of(b"base")).await.is_ok(), "the model stays");
+    assert!(scene.opening.inner.exists());
+}
+
 #[tokio::test]
 async fn a_held_out_loss_is_the_same_in_any_batches() {
     let scene = Scene::new().await;

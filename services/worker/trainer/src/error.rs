@@ -31,6 +31,9 @@ pub enum TrainerError {
     /// A saved inner state cannot be used.
     #[error("inner state: {0}")]
     State(String),
+    /// A saved inner state has the right form and values that cannot be.
+    #[error("inner state: {0}")]
+    StateValues(String),
 }
 
 impl TrainerError {
@@ -41,6 +44,7 @@ impl TrainerError {
             Self::DeviceMissing(_) => Code::DeviceMissing,
             Self::LibraryMissing(_) => Code::TorchMissing,
             Self::State(_) => Code::WorkerStateInvalid,
+            Self::StateValues(_) => Code::InnerStateInvalid,
         }
     }
 }

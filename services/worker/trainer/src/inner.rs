@@ -21,6 +21,13 @@ pub struct InnerMoments {
 }
 
 const FORMAT: &str = "diloco inner state 1";
+/// More steps than any run takes: at a thousand a second they would last 35 years.
+const STEPS_MAX: u64 = 1 << 40;
+/// A mean of gradients is at most this many times the root of the mean of their squares. For the usual decays the bound is
+/// 7 and for the slowest that are of use below 100, so what lies beyond was not made by any optimizer.
+const FIRST_PER_ROOT_MAX: f32 = 1e4;
+/// Below this a square is too small for fp32, so the root says nothing.
+const FIRST_ALWAYS_FINE: f32 = 1e-15;
 const FIRST: &str = "first_moment";
 const SECOND: &str = "second_moment";
 
@@ -39,10 +46,12 @@ pub fn save_inner(path: &Path, layout: &Layout, steps: u64, first: &[f32], secon
     Ok(write_tensors(path, &metadata, tensors.to_vec())?)
 }
 
-/// Reads a state that [`save_inner`] wrote for the same layout.
+/// Reads a state that [`save_inner`] wrote for the same layout. Form and values are checked: a state that no optimizer can
+/// have come to would spoil every step from then on, and be saved again.
 ///
 /// # Errors
-/// [`TrainerError::State`]: the file cannot be read, or belongs to another layout.
+/// [`TrainerError::State`]: the file cannot be read, or belongs to another layout. [`TrainerError::StateValues`]: its
+/// values cannot be.
 pub fn load_inner(path: &Path, layout: &Layout) -> Result<InnerMoments, TrainerError> {
     let file = TensorFile::open(path)?;
     let expect = |key: &str, expected: &str| match file.metadata(key) {
@@ -62,7 +71,37 @@ pub fn load_inner(path: &Path, layout: &Layout) -> Result<InnerMoments, TrainerE
         file.read(name, &[elements], &mut values)?;
         Ok(values)
     };
-    Ok(InnerMoments { steps, first: read(FIRST)?, second: read(SECOND)? })
+    let moments = InnerMoments { steps, first: read(FIRST)?, second: read(SECOND)? };
+    moments.check().map_err(|reason| TrainerError::StateValues(format!("{}: {reason}", path.display())))?;
+    Ok(moments)
+}
+
+impl InnerMoments {
+    /// What about these values cannot be, if anything.
+    fn check(&self) -> Result<(), String> {
+        if self.steps > STEPS_MAX {
+            return Err(format!("{} steps are more than any run has", self.steps));
+        }
+        for (at, (first, second)) in self.first.iter().zip(&self.second).enumerate() {
+            // A comparison with NaN is false, so NaN is refused too.
+            if !(*second >= 0.0 && second.is_finite()) {
+                return Err(format!(
+                    "{SECOND} is {second} at element {at}; a mean of squares is finite and not negative"
+                ));
+            }
+            if !(first.abs() <= FIRST_PER_ROOT_MAX * second.sqrt() + FIRST_ALWAYS_FINE) {
+                return Err(format!("{FIRST} is {first} at element {at}, where {SECOND} is {second}"));
+            }
+        }
+        let is_zero = |values: &[f32]| values.iter().all(|value| *value == 0.0);
+        match self.steps {
+            0 if !is_zero(&self.first) || !is_zero(&self.second) => Err("it has moments of no step".to_owned()),
+            1.. if !self.second.is_empty() && is_zero(&self.second) => {
+                Err(format!("{SECOND} is zero everywhere after {} steps", self.steps))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 fn fingerprint(layout: &Layout) -> String {
@@ -82,7 +121,7 @@ mod tests {
         let path = folder.path().join("inner.safetensors");
         let layout = Preset::named("reference").expect("a preset").config.layout();
         let count = layout.elements() as usize;
-        let first: Vec<f32> = (0..count).map(|i| i as f32).collect();
+        let first: Vec<f32> = (0..count).map(|i| i as f32 * 1e-3).collect();
         let second = vec![0.5; count];
         save_inner(&path, &layout, 17, &first, &second).expect("written");
         let moments = load_inner(&path, &layout).expect("read");
@@ -92,5 +131,46 @@ mod tests {
         assert_eq!(load_inner(&path, &other).expect_err("another layout").code(), Code::WorkerStateInvalid);
         std::fs::write(&path, b"nonsense").expect("written");
         assert_eq!(load_inner(&path, &layout).expect_err("nonsense").code(), Code::WorkerStateInvalid);
+    }
+
+    #[test]
+    fn values_that_no_optimizer_comes_to_are_refused_although_the_form_is_right() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("inner.safetensors");
+        let layout = Preset::named("reference").expect("a preset").config.layout();
+        let count = layout.elements() as usize;
+        let attempt = |steps: u64, change: &dyn Fn(&mut Vec<f32>, &mut Vec<f32>)| {
+            let (mut first, mut second) = (vec![1e-3; count], vec![1e-6; count]);
+            change(&mut first, &mut second);
+            save_inner(&path, &layout, steps, &first, &second).expect("written");
+            load_inner(&path, &layout).map_err(|error| error.code())
+        };
+        let poisoned = Some(Code::InnerStateInvalid);
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -1.0, -f32::MIN_POSITIVE] {
+            assert_eq!(attempt(9, &|_, second| second[count - 1] = value).err(), poisoned, "{value}");
+        }
+        for value in [f32::NAN, f32::INFINITY, f32::MAX, -1e9] {
+            assert_eq!(attempt(9, &|first, _| first[count / 2] = value).err(), poisoned, "{value}");
+        }
+        assert_eq!(attempt(9, &|_, second| second.fill(0.0)).err(), poisoned, "only the squares are gone");
+        let empty: &dyn Fn(&mut Vec<f32>, &mut Vec<f32>) = &|first, second| {
+            first.fill(0.0);
+            second.fill(0.0);
+        };
+        assert_eq!(attempt(9, empty).err(), poisoned, "nine steps and no trace of them");
+        assert_eq!(attempt(0, &|_, _| {}).err(), poisoned, "moments without a step");
+        assert_eq!(attempt(u64::MAX, &|_, _| {}).err(), poisoned);
+        // What does happen: no step yet, and parameters that no gradient has reached.
+        assert!(attempt(0, empty).is_ok());
+        assert!(attempt(9, &|_, _| {}).is_ok());
+        let untouched = |first: &mut Vec<f32>, second: &mut Vec<f32>| {
+            first[1..].fill(0.0);
+            second[1..].fill(0.0);
+            (first[2], second[2]) = (1e-20, 0.0);
+        };
+        assert!(attempt(9, &untouched).is_ok());
+        let whole = std::fs::read(&path).expect("bytes");
+        std::fs::write(&path, &whole[..whole.len() - 1000]).expect("written");
+        assert_eq!(load_inner(&path, &layout).expect_err("short").code(), Code::WorkerStateInvalid);
     }
 }

@@ -88,6 +88,22 @@ fn ls_03_ls_04_success_is_told_only_after_the_reply() {
     assert!(scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Submitted { .. }))));
 }
 
+#[test]
+fn a_result_that_is_refused_casts_doubt_on_the_inner_state_and_one_that_came_late_does_not() {
+    let doubts = |scene: &Scene| scene.has(|effect| matches!(effect, Effect::DoubtInner(_)));
+    for (answer, expected) in [
+        (refused(Code::NotFinite), true),
+        (refused(Code::NormOutlier), true),
+        (fate(Fate::Late), false),
+        (refused(Code::AlreadyCounted), false),
+        (fate(Fate::Merged), false),
+    ] {
+        let (mut scene, ..) = Scene::submitting();
+        scene.answer(answer.clone());
+        assert_eq!(doubts(&scene), expected, "{answer:?}");
+    }
+}
+
 /// FG-20: time-outs are retried, the same request again.
 #[test]
 fn fg_20_unanswered_requests_are_repeated_with_growing_pauses() {
@@ -112,7 +128,11 @@ fn fg_19_an_absence_within_the_lease_costs_no_local_step() {
         match effect {
             Effect::Send { request, .. } => !matches!(request, Request::Renew(_) | Request::Submit(_)),
             Effect::Emit(event) => matches!(event, WorkerEvent::Dropped { .. } | WorkerEvent::Stopped { .. }),
-            Effect::Upload { .. } | Effect::Heartbeat(_) | Effect::Waiting { .. } | Effect::SaveInner => false,
+            Effect::Upload { .. }
+            | Effect::Heartbeat(_)
+            | Effect::Waiting { .. }
+            | Effect::SaveInner
+            | Effect::DoubtInner(_) => false,
             _ => true,
         }
     }

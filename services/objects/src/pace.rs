@@ -1,0 +1,104 @@
+//! The pauses between attempts, and until when there is another.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::transfer::TransferLimits;
+
+/// Longest `Retry-After` that is obeyed.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
+
+/// The pauses between attempts of one transfer.
+pub(crate) struct Pace {
+    first: Duration,
+    max: Duration,
+    next: Duration,
+    deadline: Instant,
+    /// How long the whole may take without progress.
+    patience: Duration,
+}
+
+impl Pace {
+    pub(crate) fn new(limits: &TransferLimits, deadline: Instant) -> Self {
+        let patience = deadline.saturating_duration_since(Instant::now());
+        Self { first: limits.pause_first, max: limits.pause_max, next: limits.pause_first, deadline, patience }
+    }
+
+    /// Until when another attempt may begin.
+    pub(crate) const fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Progress was made that the next attempt need not make again: time counts anew, and pauses start small.
+    pub(crate) fn restart(&mut self) {
+        self.next = self.first;
+        self.deadline = self.deadline.max(Instant::now() + self.patience);
+    }
+
+    /// Time that was spent in waiting for others, who went on, is not this transfer's.
+    pub(crate) fn waited(&mut self, span: Duration) {
+        self.deadline += span;
+    }
+
+    /// Waits before another attempt, `asked` long when the store said so; false when the deadline does not allow it.
+    pub(crate) async fn pause(&mut self, asked: Option<Duration>) -> bool {
+        let pause = self.step(asked, random_fraction());
+        if Instant::now() + pause >= self.deadline {
+            return false;
+        }
+        sleep(pause).await;
+        true
+    }
+
+    /// The next pause; `jitter` is between 0 and 1.
+    fn step(&mut self, asked: Option<Duration>, jitter: f64) -> Duration {
+        let half = self.next / 2;
+        let pause = asked.map_or(half, |asked| asked.min(RETRY_AFTER_MAX)) + half.mul_f64(jitter);
+        self.next = (self.next * 2).min(self.max);
+        pause
+    }
+}
+
+/// Between 0 and 1, different each time: pauses of many workers must not coincide.
+pub fn random_fraction() -> f64 {
+    let random = RandomState::new().hash_one(0_u8);
+    f64::from(u32::try_from(random >> 32).expect("32 bits remain")) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pace() -> Pace {
+        Pace::new(&TransferLimits::default(), Instant::now() + Duration::from_secs(10))
+    }
+
+    #[test]
+    fn pauses_double_up_to_their_limit() {
+        let mut pace = pace();
+        let pauses: Vec<u128> = (0..8).map(|_| pace.step(None, 1.0).as_millis()).collect();
+        assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+        pace.restart();
+        assert_eq!(pace.step(None, 0.0), Duration::from_millis(50));
+    }
+
+    #[test]
+    fn a_store_that_asks_for_patience_gets_it_within_bounds() {
+        assert_eq!(pace().step(Some(Duration::from_secs(7)), 0.0), Duration::from_secs(7));
+        assert_eq!(pace().step(Some(Duration::from_secs(3600)), 0.0), RETRY_AFTER_MAX);
+    }
+
+    #[tokio::test]
+    async fn no_pause_passes_the_deadline() {
+        assert!(!pace().pause(Some(Duration::from_secs(20))).await);
+    }
+
+    #[test]
+    fn jitter_differs_and_is_a_fraction() {
+        let drawn: Vec<f64> = (0..20).map(|_| random_fraction()).collect();
+        assert!(drawn.iter().all(|part| (0.0..=1.0).contains(part)));
+        assert!(drawn.windows(2).any(|pair| (pair[0] - pair[1]).abs() > f64::EPSILON));
+    }
+}

@@ -1,0 +1,112 @@
+//! Transfers over lines that are slow, and over one that goes dead. Limits are scaled down, so that seconds are enough.
+
+use std::time::Duration;
+
+use diloco_store::StoreLimits;
+use futures::future::join_all;
+use harness::{Line, Quality};
+use objects::{ObjectError, Stored, Transfer, TransferLimits};
+use schemas::ObjectRef;
+use tokio::time::{Instant, timeout};
+
+use crate::support::{Grants, TestStore, key_of, noise, now, once, quick, soon};
+
+/// Longest silence here.
+const IDLE: Duration = Duration::from_secs(3);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_that_share_a_slow_line_all_end_and_nothing_is_sent_twice() {
+    let store = TestStore::start().await;
+    // Eight at once would have 25 KB/s each, and take longer than twice the longest silence.
+    let line = Line::start(store.address, Quality::Slow { up: 200_000, down: 0 });
+    let signer = store.signer_at(line.address());
+    let transfer = Transfer::new(&store.trust(), TransferLimits { idle: IDLE, ..quick() }).unwrap();
+    let bodies: Vec<_> = (0..8).map(|seed| noise(200_000, seed)).collect();
+    let sum: u64 = bodies.iter().map(|body| body.len() as u64).sum();
+    let begun = Instant::now();
+    let uploads = bodies.iter().map(|body| async {
+        let object = ObjectRef::of(body);
+        let grant = signer.put(&key_of(object), object.bytes, now());
+        let again = Grants::new(|_| Some(signer.put(&key_of(object), object.bytes, now())));
+        let stored = transfer.put(&grant, body.clone(), &again, begun + Duration::from_secs(60)).await;
+        (stored.unwrap(), again.asked.into_inner())
+    });
+    let stored = join_all(uploads).await;
+    assert!(stored.iter().all(|one| *one == (Stored::Now, 0)), "{stored:?}");
+    assert!(begun.elapsed() > 2 * IDLE, "the line was slow");
+    assert!(line.bytes_up() < sum + sum / 10, "{} bytes for {sum}", line.bytes_up());
+    let counted = transfer.moved().up.load(std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(counted, sum, "and all of it was seen to move");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_are_seen_to_move_before_an_upload_is_over() {
+    let store = TestStore::start().await;
+    let line = Line::start(store.address, Quality::Slow { up: 200_000, down: 0 });
+    let transfer = Transfer::new(&store.trust(), quick()).unwrap();
+    let bytes = noise(4 << 20, 70);
+    let object = ObjectRef::of(&bytes);
+    let grant = store.signer_at(line.address()).put(&key_of(object), object.bytes, now());
+    let nobody = crate::support::nobody();
+    let upload = transfer.put(&grant, bytes, &nobody, soon());
+    // Long before its twenty seconds are over.
+    assert!(timeout(Duration::from_secs(4), upload).await.is_err());
+    let moved = transfer.moved().up.load(std::sync::atomic::Ordering::SeqCst);
+    assert!((100_000..1_200_000).contains(&moved), "{moved}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_goes_dead_is_noticed_within_the_longest_silence() {
+    let store = TestStore::start().await;
+    let line = Line::start(store.address, Quality::Slow { up: 200_000, down: 100_000 });
+    let signer = store.signer_at(line.address());
+    let transfer = Transfer::new(&store.trust(), TransferLimits { idle: IDLE, ..once() }).unwrap();
+    let object = store.buckets().put_blob(noise(2 << 20, 71)).await.unwrap();
+    let down = async {
+        let grant = signer.get(object.digest, now());
+        transfer.get(&grant, object.bytes, &crate::support::nobody(), soon()).await.map(|_| Stored::Now)
+    };
+    let bytes = noise(2 << 20, 72);
+    let up = async {
+        let object = ObjectRef::of(&bytes);
+        let grant = signer.put(&key_of(object), object.bytes, now());
+        transfer.put(&grant, bytes.clone(), &crate::support::nobody(), soon()).await
+    };
+    let (mut down, mut up) = (Box::pin(down), Box::pin(up));
+    // Both are under way and far from over.
+    let going = Duration::from_secs(2);
+    assert!(
+        timeout(going, async {
+            tokio::select! { _ = &mut down => {}, _ = &mut up => {} }
+        })
+        .await
+        .is_err()
+    );
+    line.set(Quality::Dead);
+    let died = Instant::now();
+    let (down, up) = tokio::join!(down, up);
+    let noticed = died.elapsed();
+    assert!(noticed >= IDLE / 2 && noticed < 3 * IDLE, "{noticed:?}");
+    assert!(matches!(down, Err(ObjectError::Unreachable { .. })), "{down:?}");
+    assert!(matches!(up, Err(ObjectError::Uncertain { .. })), "{up:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_store_waits_for_slow_peers_in_both_directions() {
+    // A body is seen by whole records of TLS, 16 KiB each: two seconds of this line.
+    let idle = IDLE;
+    let store =
+        TestStore::with(StoreLimits { idle, free_bytes_min: schemas::Bytes(0), ..StoreLimits::default() }).await;
+    // As fast as each of eight that share 40 KB/s and a little more, and slow enough to be behind for several windows.
+    let line = Line::start(store.address, Quality::Slow { up: 8_000, down: 40_000 });
+    let (signer, transfer) = (store.signer_at(line.address()), Transfer::new(&store.trust(), once()).unwrap());
+    let object = store.buckets().put_blob(noise(400_000, 73)).await.unwrap();
+    let read = transfer.get(&signer.get(object.digest, now()), object.bytes, &crate::support::nobody(), soon()).await;
+    assert!(read.is_ok_and(|bytes| bytes.len() == 400_000));
+    let bytes = noise(96_000, 74);
+    let object = ObjectRef::of(&bytes);
+    let grant = signer.put(&key_of(object), object.bytes, now());
+    // Neither has a second attempt, so neither was cut off.
+    let stored = transfer.put(&grant, bytes, &crate::support::nobody(), soon()).await.unwrap();
+    assert_eq!(stored, Stored::Now);
+}
