@@ -449,7 +449,8 @@ mod tests {
             fs::write(scratch.path().join("go"), "").expect("the folder takes files");
         });
         assert!(usable.expect("it becomes ready") && scratch.path().join("ready").exists());
-        running.stop(Duration::from_secs(5)).await;
+        running.terminate();
+        assert!(running.end(Duration::from_secs(5)).await, "it ends by itself");
         assert!(!running.usable(&slow).await.expect("it has ended"));
     }
 
