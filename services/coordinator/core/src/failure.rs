@@ -62,6 +62,16 @@ impl Coordinator {
         self.judge_failures(name);
     }
 
+    /// A unit's result was refused. Only numbers that training came to can be the unit's fault; a result of the wrong form is
+    /// the worker's own, which is removed when it goes on so, and must not halt the run for the others.
+    pub(crate) fn result_refused(&mut self, name: &RunId, unit: UnitId, worker: &WorkerId, refusal: &Refusal) {
+        if matches!(refusal.code, Code::NotFinite | Code::NormOutlier) {
+            self.unit_failed(name, unit, worker, refusal);
+        } else if let Some(live) = self.live.get_mut(name) {
+            live.last_failures.insert(worker.clone(), refusal.clone());
+        }
+    }
+
     /// A unit has a result: how long it took is remembered, how often it failed is not.
     pub(crate) fn note_result(&mut self, name: &RunId, unit: &UnitId) {
         let now = self.now;
@@ -73,14 +83,20 @@ impl Coordinator {
         }
     }
 
-    /// Halts a run of which a unit fails with everybody. Also who leaves can be the last that had not failed it.
+    /// Halts a run of which a unit fails with everybody, and lets it go on when a worker joins that has not failed the unit.
+    /// To be called whenever a unit fails, or who is present changes.
     pub(crate) fn judge_failures(&mut self, name: &RunId) {
         let Ok((run, live)) = self.open_run(name) else { return };
-        if live.executor.halted.is_some() {
-            return;
-        }
         let hopeless = live.failures.iter().find(|(_, failures)| failures.are_enough(run));
-        let Some((unit, failures)) = hopeless else { return };
+        let halted = live.executor.halted.as_ref().map(|refusal| refusal.code);
+        let (unit, failures) = match (hopeless, halted) {
+            (Some(found), None) => found,
+            (None, Some(Code::UnitFails)) => {
+                live.executor.halted = None;
+                return self.mark_changed(name);
+            }
+            _ => return,
+        };
         let (total, workers) = (failures.total, failures.by.len());
         let detail = format!("unit {unit} failed {total} times with {workers} workers: {}", named(failures.by.iter()));
         self.halt(name, &Refusal::new(Code::UnitFails, detail));

@@ -74,6 +74,7 @@ impl Coordinator {
             self.append(Some(&peer.run), joined);
         }
         self.watch(&peer.run, &peer.worker);
+        self.judge_failures(&peer.run);
         self.reply(reply, Ok(Answer::Join(Box::new(answer))));
         self.advance(&peer.run);
         Ok(())

@@ -214,7 +214,7 @@ impl Coordinator {
         if struck.is_some_and(|member| member.rejected >= strikes_max && !member.removed) {
             self.depart(name, worker, Departure::Removed, &format!("{strikes_max} refused results"));
         }
-        self.unit_failed(name, lease.unit, worker, refusal);
+        self.result_refused(name, lease.unit, worker, refusal);
         self.free_unit(name, lease);
     }
 }

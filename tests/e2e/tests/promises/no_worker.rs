@@ -24,8 +24,7 @@ async fn a_unit_that_fails_with_every_worker_halts_the_run_with_their_reason() {
     // Tokens are lost while nobody looks: each worker finds that out for itself, the coordinator holds none of them.
     let spec = cluster.operator().await.run(&run).await.unwrap().spec;
     let named = [spec.data, spec.model.config, spec.model.layout];
-    let kept: Vec<String> =
-        named.iter().chain(&spec.model.initial).map(|object| object.digest.hex()).collect();
+    let kept: Vec<String> = named.iter().chain(&spec.model.initial).map(|object| object.digest.hex()).collect();
     remove_others(&cluster.path("store").join("blobs"), &kept);
     let started = Instant::now();
     for name in ["worker-0", "worker-1"] {

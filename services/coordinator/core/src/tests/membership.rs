@@ -356,8 +356,8 @@ fn bytes_of_a_worker_are_bounded_over_all_its_processes() {
         let session = Session(1000 + life);
         let request = schemas::member::JoinRequest { session, ..join_request(1) };
         world.ask(peer(1), WorkerRequest::Join(request));
-        let heartbeat = Heartbeat { session, bytes_up: Bytes(500 << 30), ..heartbeat() };
+        let heartbeat = Heartbeat { session, bytes_down: Bytes(500 << 30), ..heartbeat() };
         world.input(Input::Heartbeat { peer: peer(1), heartbeat });
     }
-    assert_eq!(world.view().bytes_up, Bytes(500 << 30), "once is believed in the first minute, more is not");
+    assert_eq!(world.view().bytes_down, Bytes(500 << 30), "once is believed in the first minute, more is not");
 }

@@ -78,6 +78,33 @@ fn a_unit_that_one_worker_has_not_failed_goes_on_and_ends_up_there() {
     // When the last hope leaves it is over.
     leave(&mut world, 3);
     assert_eq!(world.view().halted.map(|why| why.code), Some(Code::UnitFails));
+    // And it is not, when somebody comes who has not tried.
+    world.join(4);
+    assert_eq!(world.view().halted, None);
+    let held = world.lease(4);
+    world.submit(4, held);
+    world.answer_pending();
+    assert_eq!(world.view().round.get(), 1);
+}
+
+/// A worker whose results have the wrong form is removed for it; it cannot halt the run before.
+#[test]
+fn results_of_the_wrong_form_halt_nothing() {
+    let mut spec = one_unit();
+    spec.policy.strikes_max = 32;
+    let mut world = World::with_run(spec);
+    world.join(1);
+    for _ in 0..20 {
+        let held = world.lease(1);
+        let mut bad = submission(&world.run().spec.clone(), 1, held, 0).statement;
+        bad.spec = object("other settings").digest;
+        world.ask(peer(1), WorkerRequest::Submit(stated(bad)));
+        assert_eq!(world.view().halted, None);
+    }
+    let held = world.lease(1);
+    world.submit(1, held);
+    world.answer_pending();
+    assert_eq!(world.view().round.get(), 1);
 }
 
 #[test]

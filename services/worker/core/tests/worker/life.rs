@@ -1,40 +1,14 @@
 //! A worker's life, step by step.
 
-use crate::scene::{AHEAD, LEASE, Scene, join_reply, lease, manifest, trained};
-use schemas::contribution::{Evaluation, Fate, Outcome, Statement, SubmitReply};
+use crate::scene::{
+    AHEAD, LEASE, Scene, claims, dropped, fate, join_reply, joins, lease, manifest, refused, submits, trained,
+};
+use schemas::contribution::{Evaluation, Fate, Outcome, Statement};
 use schemas::event::WorkerEvent;
 use schemas::lease::{ClaimOutcome, ClaimReply, Done, UnitKind};
-use schemas::public::CommandVerb;
+
 use schemas::{Code, Message as _, Millis, ObjectRef, Refusal, Steps, Tokens, UnixMillis, V};
 use worker_core::{Answer, Effect, Exit, Input, NotVerified, Request};
-
-fn refused(code: Code) -> Result<Answer, Refusal> {
-    Err(Refusal::new(code, "played by the test"))
-}
-
-fn fate(fate: Fate) -> Result<Answer, Refusal> {
-    Ok(Answer::Submit(SubmitReply { v: V, fate }))
-}
-
-fn claims(effect: &Effect) -> bool {
-    matches!(effect, Effect::Send { request: Request::Claim(_), .. })
-}
-
-fn joins(effect: &Effect) -> bool {
-    matches!(effect, Effect::Send { request: Request::Join(_), .. })
-}
-
-fn submits(effect: &Effect) -> bool {
-    matches!(effect, Effect::Send { request: Request::Submit(_), .. })
-}
-
-fn exits(effect: &Effect) -> bool {
-    matches!(effect, Effect::Exit(_))
-}
-
-fn dropped(code: Code) -> impl Fn(&Effect) -> bool {
-    move |effect| matches!(effect, Effect::Emit(WorkerEvent::Dropped { code: got, .. }) if *got == code)
-}
 
 #[test]
 fn a_unit_goes_from_claim_to_an_accepted_result_to_the_next_claim() {
@@ -271,18 +245,6 @@ fn ls_04_ls_11_a_run_that_is_not_ready_is_waited_for() {
     }
 }
 
-#[test]
-fn ls_11_refusals_that_only_a_person_can_mend_end_the_process_with_their_code() {
-    for code in [Code::IdentityMismatch, Code::CredentialExpired, Code::BusDenied] {
-        let mut scene = Scene::new();
-        scene.answer(refused(code));
-        assert!(scene.has(|effect| matches!(effect, Effect::Exit(Exit::Failed(refusal)) if refusal.code == code)));
-        let (mut scene, ..) = Scene::submitting();
-        scene.answer(refused(code));
-        scene.until(|effect| matches!(effect, Effect::Send { request: Request::Release(_), .. }));
-    }
-}
-
 /// FG-13: other settings are refused, never silently used.
 #[test]
 fn fg_13_settings_must_be_what_their_digest_says() {
@@ -358,31 +320,6 @@ fn ls_04_losing_the_lease_stops_the_work_and_keeps_the_inner_state() {
 
 /// Nothing more is asked, given back or told in the name of a worker that another process is now.
 #[test]
-fn who_was_replaced_ends_at_once_and_without_a_word() {
-    let renewing = {
-        let (mut scene, _, _) = Scene::training();
-        scene.until(|effect| matches!(effect, Effect::Send { request: Request::Renew(_), .. }));
-        scene
-    };
-    for (what, mut scene) in [
-        ("joining", Scene::new()),
-        ("claiming", Scene::joined()),
-        ("renewing", renewing),
-        ("submitting", Scene::submitting().0),
-    ] {
-        scene.answer(refused(Code::Replaced));
-        let exit =
-            |effect: &Effect| matches!(effect, Effect::Exit(Exit::Failed(found)) if found.code == Code::Replaced);
-        assert!(scene.has(exit), "{what}: {:?}", scene.effects);
-        let word = |effect: &Effect| matches!(effect, Effect::Send { .. } | Effect::Emit(_) | Effect::Heartbeat(_));
-        assert!(!scene.has(word), "{what}: {:?}", scene.effects);
-        let trained = matches!(what, "renewing" | "submitting");
-        assert_eq!(scene.has(|effect| matches!(effect, Effect::Stop { .. })), trained, "{what}");
-        assert_eq!(scene.has(|effect| matches!(effect, Effect::SaveInner)), trained, "{what}: moments are kept");
-    }
-}
-
-#[test]
 fn a_unit_that_fails_here_is_given_back() {
     let (mut scene, work, held) = Scene::training();
     scene.give(Input::Trained { work, outcome: Err(Refusal::new(Code::TrainingFailed, "loss is NaN")) });
@@ -395,28 +332,6 @@ fn a_unit_that_fails_here_is_given_back() {
     let mean = worker_core::Trained { loss: f64::NAN, ..trained() };
     scene.give(Input::Trained { work, outcome: Ok(mean) });
     assert!(scene.has(dropped(Code::TrainingFailed)));
-}
-
-#[test]
-fn a_machine_that_fails_every_unit_ends() {
-    // An object that is not granted is a failure too: the same lease may come again and again.
-    for code in [Code::CacheFailed, Code::ObjectForbidden] {
-        let mut scene = Scene::joined();
-        for epoch in 1.. {
-            assert!(epoch < 100, "{code}: it never ends");
-            let work = scene.grant(lease(0, UnitKind::Train, epoch));
-            scene.give(Input::Fetched { work, outcome: Err(Refusal::new(code, "played by the test")) });
-            assert!(matches!(scene.request().1, Request::Release(_)), "{code}");
-            scene.answer(Ok(Answer::Done(Done::default())));
-            if scene.has(|effect| matches!(effect, Effect::Send { request: Request::Leave(_), .. })) {
-                scene.answer(Ok(Answer::Done(Done::default())));
-                assert!(scene.has(|effect| matches!(effect, Effect::Exit(Exit::Failed(_)))));
-                break;
-            }
-            assert!(!scene.has(claims), "{code}: a pause first");
-            scene.until(claims);
-        }
-    }
 }
 
 /// What a coordinator that died was asked is not waited for much longer than an answer takes.
@@ -504,58 +419,6 @@ fn tl_11_nothing_is_fetched_before_the_manifest_verifies_nor_trained_before_the_
     let mismatch = Refusal::new(Code::ObjectMismatch, "other bytes");
     scene.give(Input::Fetched { work, outcome: Err(mismatch) });
     assert!(!scene.has(trains) && matches!(scene.request().1, Request::Release(_)));
-}
-
-#[test]
-fn drain_finishes_the_unit_and_leaves() {
-    let (mut scene, work, _) = Scene::training();
-    scene.give(Input::Command(CommandVerb::Drain));
-    assert!(scene.effects.is_empty(), "the unit goes on");
-    scene.give(Input::Trained { work, outcome: Ok(trained()) });
-    scene.give(Input::Uploaded { work, outcome: Ok(vec![ObjectRef::of(b"chunk")]) });
-    scene.answer(fate(Fate::Merged));
-    assert!(scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Submitted { .. }))));
-    assert!(scene.has(|effect| matches!(effect, Effect::SaveInner)) && !scene.has(claims));
-    assert!(matches!(scene.request().1, Request::Leave(_)));
-    scene.answer(Ok(Answer::Done(Done::default())));
-    assert!(scene.has(|effect| matches!(effect, Effect::Exit(Exit::Drained))));
-    let mut scene = Scene::joined();
-    scene.give(Input::Command(CommandVerb::Drain));
-    assert!(matches!(scene.request().1, Request::Leave(_)), "nothing to finish");
-}
-
-#[test]
-fn stop_gives_the_lease_back_saves_and_leaves() {
-    let (mut scene, work, held) = Scene::training();
-    scene.give(Input::Command(CommandVerb::Stop));
-    assert!(scene.has(|effect| matches!(effect, Effect::Stop { work: stopped } if *stopped == work)));
-    assert!(scene.has(|effect| matches!(effect, Effect::SaveInner)));
-    assert!(matches!(scene.request().1, Request::Release(release) if release.lease == held));
-    scene.answer(Ok(Answer::Done(Done::default())));
-    assert!(scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Stopped { .. }))));
-    assert!(matches!(scene.request().1, Request::Leave(_)));
-    scene.answer(Ok(Answer::Done(Done::default())));
-    assert!(scene.has(|effect| matches!(effect, Effect::Exit(Exit::Stopped))));
-    scene.give(Input::Tick);
-    assert!(scene.effects.is_empty() && scene.worker.next_deadline().is_none());
-}
-
-#[test]
-fn stop_ends_in_time_when_nobody_answers() {
-    for mut scene in [Scene::new(), Scene::joined(), Scene::training().0, Scene::submitting().0] {
-        let started = scene.now;
-        scene.give(Input::Command(CommandVerb::Stop));
-        scene.until(exits);
-        assert!(started.until(scene.now) <= Millis(5_000), "{}", started.until(scene.now));
-    }
-}
-
-#[test]
-fn a_complete_run_ends_the_worker() {
-    let mut scene = Scene::joined();
-    scene.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome: ClaimOutcome::Complete })));
-    scene.answer(Ok(Answer::Done(Done::default())));
-    assert!(scene.has(|effect| matches!(effect, Effect::Exit(Exit::Complete))));
 }
 
 #[test]
@@ -648,21 +511,4 @@ fn a_renewal_tells_the_time_of_another_coordinator() {
     scene.answer(Ok(Answer::Renew(reply)));
     let ahead = AHEAD as i64 + 3_600_000;
     assert!(scene.has(|effect| matches!(effect, Effect::Clock { ahead_ms } if *ahead_ms == ahead)));
-}
-
-#[test]
-fn who_was_removed_from_the_run_ends_with_the_code() {
-    let mut scene = Scene::joined();
-    scene.answer(refused(Code::NotJoined));
-    scene.until(joins);
-    scene.answer(refused(Code::WorkerRemoved));
-    if scene.has(|effect| matches!(effect, Effect::Send { request: Request::Leave(_), .. })) {
-        scene.answer(refused(Code::NotJoined));
-    }
-    let ends = |effect: &Effect| matches!(effect, Effect::Exit(Exit::Failed(why)) if why.code == Code::WorkerRemoved);
-    assert!(scene.has(ends), "{:?}", scene.effects);
-    // Also at its first join: started again by hand it is still removed.
-    let mut scene = Scene::new();
-    scene.answer(refused(Code::WorkerRemoved));
-    assert!(scene.has(ends), "{:?}", scene.effects);
 }

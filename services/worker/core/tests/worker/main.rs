@@ -1,5 +1,6 @@
 //! The worker's machine, played against by hand and at random.
 
+mod ends;
 mod life;
 mod properties;
 mod scene;

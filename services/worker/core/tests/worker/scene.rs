@@ -1,12 +1,14 @@
 //! A worker on a stage of its own: the coordinator and the shell are played by the test.
 
+use schemas::contribution::{Fate, SubmitReply};
+use schemas::event::WorkerEvent;
 use schemas::lease::{ClaimOutcome, ClaimReply, LeaseRef, Manifest, RenewReply, UnitId, UnitKind, Weights, Work};
 use schemas::member::{JoinReply, JoinRequest, Posture, Session};
 use schemas::run::{
     Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding, RunSpec, Schedule,
     TrainerKind,
 };
-use schemas::{Epoch, Millis, ObjectRef, Round, Steps, Tokens, UnitIndex, UnixMillis, V, WorkerId};
+use schemas::{Code, Epoch, Millis, ObjectRef, Refusal, Round, Steps, Tokens, UnitIndex, UnixMillis, V, WorkerId};
 use serde_bytes::ByteArray;
 use worker_core::{Answer, Effect, Input, Request, RequestId, Settings, Trained, WorkId, Worker};
 
@@ -220,4 +222,32 @@ impl Scene {
     pub(crate) fn has(&self, wanted: impl Fn(&Effect) -> bool) -> bool {
         self.effects.iter().any(wanted)
     }
+}
+
+pub(crate) fn refused(code: Code) -> Result<Answer, Refusal> {
+    Err(Refusal::new(code, "played by the test"))
+}
+
+pub(crate) fn fate(fate: Fate) -> Result<Answer, Refusal> {
+    Ok(Answer::Submit(SubmitReply { v: V, fate }))
+}
+
+pub(crate) fn claims(effect: &Effect) -> bool {
+    matches!(effect, Effect::Send { request: Request::Claim(_), .. })
+}
+
+pub(crate) fn joins(effect: &Effect) -> bool {
+    matches!(effect, Effect::Send { request: Request::Join(_), .. })
+}
+
+pub(crate) fn submits(effect: &Effect) -> bool {
+    matches!(effect, Effect::Send { request: Request::Submit(_), .. })
+}
+
+pub(crate) fn exits(effect: &Effect) -> bool {
+    matches!(effect, Effect::Exit(_))
+}
+
+pub(crate) fn dropped(code: Code) -> impl Fn(&Effect) -> bool {
+    move |effect| matches!(effect, Effect::Emit(WorkerEvent::Dropped { code: got, .. }) if *got == code)
 }

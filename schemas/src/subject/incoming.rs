@@ -1,0 +1,131 @@
+//! Subjects as they arrive: their parts, whose they are, and how their sender wrote them.
+
+use std::borrow::Cow;
+use std::str::FromStr;
+
+use super::{ControlVerb, Lane, Verb};
+use crate::account::ACCOUNT_TOKEN_POSITION;
+use crate::id::CLUSTER;
+use crate::{AccountId, PublicKey, Round, RunId, WorkerId};
+
+/// A subject that the coordinator or the auditor receives, in its parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "fields are the tokens that TABLE names")]
+pub enum Incoming {
+    Request { account: AccountId, run: RunId, worker: WorkerId, verb: Verb },
+    Heartbeat { account: AccountId, run: RunId, worker: WorkerId },
+    Control { operator: PublicKey, verb: ControlVerb },
+    WorkerEvent { account: AccountId, run: RunId, worker: WorkerId, kind: String },
+    Recorded { account: AccountId, run: RunId, worker: WorkerId, kind: String },
+    Ledger { run: Option<RunId>, emitter: PublicKey, kind: String },
+    Offer { run: RunId, round: Round, unit: String },
+}
+
+/// Under whose name an event was recorded; what the event calls itself may be anything.
+pub fn recorded_worker(subject: &str) -> Option<(AccountId, RunId, WorkerId)> {
+    let rest = subject.strip_prefix(Lane::Record.prefix())?.strip_prefix('.')?;
+    sender(rest).map(|(account, run, worker, _)| (account, run, worker))
+}
+
+/// A subject as its sender wrote it: without the account that the broker put into what crosses accounts.
+pub fn as_sent(subject: &str) -> Cow<'_, str> {
+    let lane = subject.match_indices('.').nth(1).map(|(end, _)| &subject[..end]);
+    let crosses = Lane::ALL.iter().any(|one| one.crosses_accounts() && lane == Some(one.prefix()));
+    let tokens =
+        || subject.split('.').enumerate().filter(|(place, _)| *place + 1 != usize::from(ACCOUNT_TOKEN_POSITION));
+    match crosses {
+        true => Cow::Owned(tokens().map(|(_, token)| token).collect::<Vec<_>>().join(".")),
+        false => Cow::Borrowed(subject),
+    }
+}
+
+/// The key of who sent something to a service: the broker holds every sender to its own. None when the subject has no
+/// such place; whatever follows it may be anything.
+pub fn sender_key(subject: &str) -> Option<PublicKey> {
+    let mut tokens = subject.splitn(3, '.');
+    let (first, lane, rest) = (tokens.next()?, tokens.next()?, tokens.next()?);
+    match (first, lane) {
+        ("diloco", "control") => rest.split('.').next()?.parse().ok(),
+        ("diloco", "request" | "event" | "telemetry") => {
+            let (_, _, worker, _) = sender(rest)?;
+            worker.as_str().parse().ok()
+        }
+        _ => None,
+    }
+}
+
+/// A subject that is none of ours.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no such subject: {0:?}")]
+pub struct SubjectError(String);
+
+impl FromStr for Incoming {
+    type Err = SubjectError;
+
+    fn from_str(subject: &str) -> Result<Self, SubjectError> {
+        parse(subject).ok_or_else(|| SubjectError(subject.chars().take(200).collect()))
+    }
+}
+
+fn parse(subject: &str) -> Option<Incoming> {
+    let mut tokens = subject.splitn(3, '.');
+    let (first, lane, rest) = (tokens.next()?, tokens.next()?, tokens.next()?);
+    if first != "diloco" {
+        return None;
+    }
+    match lane {
+        "request" => {
+            let (account, run, worker, verb) = sender(rest)?;
+            Some(Incoming::Request { account, run, worker, verb: Verb::from_token(verb)? })
+        }
+        "telemetry" => {
+            let (account, run, worker, kind) = sender(rest)?;
+            (kind == "heartbeat").then_some(Incoming::Heartbeat { account, run, worker })
+        }
+        "control" => {
+            let (operator, verb) = rest.split_once('.')?;
+            Some(Incoming::Control { operator: operator.parse().ok()?, verb: ControlVerb::from_token(verb)? })
+        }
+        "ledger" => ledger(rest),
+        "event" => {
+            let (account, run, worker, kind) = sender(rest)?;
+            token(kind).map(|kind| Incoming::WorkerEvent { account, run, worker, kind })
+        }
+        "record" => {
+            let (account, run, worker, kind) = sender(rest)?;
+            token(kind).map(|kind| Incoming::Recorded { account, run, worker, kind })
+        }
+        "work" => {
+            let mut tokens = rest.split('.');
+            let (run, round, unit) = (tokens.next()?, tokens.next()?, tokens.next()?);
+            let round = Round(round.parse().ok()?);
+            let unit = token(unit).filter(|_| tokens.next().is_none())?;
+            Some(Incoming::Offer { run: run.parse().ok()?, round, unit })
+        }
+        _ => None,
+    }
+}
+
+fn sender(rest: &str) -> Option<(AccountId, RunId, WorkerId, &str)> {
+    let mut tokens = rest.splitn(4, '.');
+    let account = tokens.next()?.parse().ok()?;
+    let run = tokens.next()?.parse().ok()?;
+    let worker = tokens.next()?.parse().ok()?;
+    Some((account, run, worker, tokens.next()?))
+}
+
+fn ledger(rest: &str) -> Option<Incoming> {
+    let mut tokens = rest.splitn(3, '.');
+    let run = match tokens.next()? {
+        CLUSTER => None,
+        run => Some(run.parse().ok()?),
+    };
+    let emitter = tokens.next()?.parse().ok()?;
+    token(tokens.next()?).map(|kind| Incoming::Ledger { run, emitter, kind })
+}
+
+/// A last token of letters, digits and dashes.
+fn token(text: &str) -> Option<String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    (!text.is_empty() && text.len() <= 64 && text.chars().all(plain)).then(|| text.to_owned())
+}
