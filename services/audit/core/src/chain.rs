@@ -7,8 +7,7 @@ use schemas::{Digest, Sequence, UnixMillis};
 
 use crate::finding::Finding;
 
-/// How far back a repeated event is recognised. An emitter repeats within seconds, when an acknowledgement was lost; a
-/// chain that is older than this and comes again is no repetition.
+/// How far back an event that comes after its successors is told from one whose position is taken.
 const REMEMBERED: u64 = 1024;
 
 /// What was seen of a chain so far.
@@ -17,6 +16,9 @@ pub(crate) struct Chain {
     next: Sequence,
     head: Option<Digest>,
     recent: BTreeMap<Sequence, Digest>,
+    /// The first bytes of every digest, by position, as far as the chain has no gap: whoever may write to the stream can copy an
+    /// event of any age, and a copy is no fault of its emitter. Eight bytes an event are a few MB for a long run.
+    marks: Vec<u64>,
     /// The emitter's own time in its newest event.
     pub(crate) time: UnixMillis,
     /// Events that were its own and new, whatever else was wrong with them.
@@ -50,6 +52,9 @@ impl Chain {
         self.head = Some(digest);
         self.time = body.time;
         self.remember(sequence, digest);
+        if sequence.get() == self.marks.len() as u64 {
+            self.marks.push(mark(digest));
+        }
         self.events += 1;
         let broken = gap.or_else(|| (!fits).then_some(Finding::WrongHash { sequence }));
         self.broken |= broken.is_some();
@@ -59,7 +64,10 @@ impl Chain {
     /// An event at a position that the chain has passed.
     fn look_back(&mut self, sequence: Sequence, digest: Digest) -> Link {
         let oldest = self.next.get().saturating_sub(REMEMBERED);
+        let place = usize::try_from(sequence.get()).ok();
+        let copied = place.and_then(|place| self.marks.get(place)).is_some_and(|known| *known == mark(digest));
         match self.recent.get(&sequence) {
+            _ if copied => Link::Repeats,
             Some(known) if *known == digest => Link::Repeats,
             None if sequence.get() >= oldest => {
                 self.remember(sequence, digest);
@@ -81,6 +89,11 @@ impl Chain {
             self.recent.pop_first();
         }
     }
+}
+
+fn mark(digest: Digest) -> u64 {
+    let (first, _) = digest.as_bytes().split_first_chunk().expect("a digest has more than eight bytes");
+    u64::from_be_bytes(*first)
 }
 
 #[cfg(test)]
@@ -128,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_has_a_bound() {
+    fn a_copy_of_any_age_is_a_repetition_and_another_event_in_its_place_is_not() {
         let mut chain = Chain::default();
         for sequence in 0..3 * REMEMBERED {
             let previous = sequence.checked_sub(1).map(|at| at.to_be_bytes());
@@ -137,8 +150,9 @@ mod tests {
             assert_eq!(link, Link::Follows);
         }
         assert_eq!(chain.recent.len() as u64, REMEMBERED);
-        let old = chain.link(&body(0, None), Digest::of(&0u64.to_be_bytes()));
-        assert_eq!(old, Link::Breaks(Finding::Reused { sequence: Sequence(0) }));
+        assert_eq!(chain.link(&body(0, None), Digest::of(&0u64.to_be_bytes())), Link::Repeats);
+        let other = chain.link(&body(0, None), Digest::of(b"other"));
+        assert_eq!(other, Link::Breaks(Finding::Reused { sequence: Sequence(0) }));
     }
 
     #[test]

@@ -16,9 +16,10 @@ use crate::signature::is_signed_event;
 use crate::summary::{EmitterSummary, FaultyWorker, Summary, Tally};
 use crate::timeline::TimelineRow;
 
-/// Most events that wait for their emitter to be enrolled. Each is at most 16 KiB; a member's first event follows its
-/// enrolment within seconds, so only strangers fill this.
-pub const HELD_MAX: usize = 1024;
+/// Most events that wait for their emitter to be enrolled. The broker copies ledger and events side by side, so a copy that is
+/// made anew can bring many events before the joins that enrol their workers. Strangers do not fill this: what they say is not
+/// recorded. An event has some hundred bytes, and 16 KiB at most.
+pub const HELD_MAX: usize = 16_384;
 /// How far an emitter's clock may lie after the broker's, or go back: machines without NTP drift by seconds a day.
 const CLOCK_SKEW_MAX: Millis = Millis::from_secs(600);
 

@@ -42,7 +42,7 @@ impl Asker {
             own.replace(['*', '>'], PROBE)
         };
         let all = permissions(self.role).publish_allow;
-        all.iter().map(filled).filter(|subject| !is_event(subject)).collect()
+        all.iter().map(filled).collect()
     }
 }
 
@@ -84,13 +84,7 @@ fn places(cluster: &Cluster, keys: &[PublicKey], streams: impl Iterator<Item = S
         places.insert(format!("$JS.ACK.{stream}.lease.1.1.1.0.0"));
         places.insert(format!("$JS.FC.{stream}.{PROBE}"));
     }
-    places.retain(|place| !is_event(place));
     places
-}
-
-/// Whether this is a worker's event, which is stored by right: what becomes of one that is nobody's is tried by itself.
-fn is_event(subject: &str) -> bool {
-    subject.starts_with(Lane::Event.prefix())
 }
 
 /// What is asked: mostly nothing, which is answered as well; a consumer is asked to deliver to the place itself.
