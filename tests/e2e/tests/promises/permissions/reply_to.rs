@@ -14,7 +14,7 @@ use futures::TryStreamExt as _;
 use harness::{Cluster, Options, PATIENCE, Raw, publication};
 use schemas::event::LedgerEvent;
 use schemas::permission::{Role, permissions};
-use schemas::subject::{Lane, STATE_BUCKET, TABLE, Verb};
+use schemas::subject::{STATE_BUCKET, TABLE, Verb};
 use schemas::{Code, PublicKey, WorkerId};
 
 use super::candidates::{Names, rows};
