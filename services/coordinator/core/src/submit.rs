@@ -127,7 +127,7 @@ impl Coordinator {
         let Screening { run: name, worker, submission, statement, replies } = done;
         let lease = submission.statement.lease;
         let signature = ByteArray::new(submission.signature);
-        let lease_worker = worker.clone();
+        let holder = worker.clone();
         let event = match submission.statement.outcome {
             Outcome::Contribution(contribution) => {
                 let contribution = Box::new(contribution);
@@ -139,11 +139,12 @@ impl Coordinator {
         };
         self.note_result(&name, &lease.unit);
         self.append(Some(&name), event);
-        if let Some(live) = self.live.get_mut(&name)
-            && let Some(held) = live.leases.remove(&lease.unit)
-            && let Some(unused) = live.unused.get_mut(&lease_worker)
-        {
-            unused.used(held.uploads.len());
+        if let Some(live) = self.live.get_mut(&name) {
+            live.fruitless.remove(&holder);
+            let held = live.leases.remove(&lease.unit);
+            if let (Some(held), Some(unused)) = (held, live.unused.get_mut(&holder)) {
+                unused.used(held.uploads.len());
+            }
         }
         self.settle(&name, &lease.unit);
         for (reply, asked) in replies {
