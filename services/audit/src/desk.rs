@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use audit_core::{Auditor, Checked, Enrolment, Finding, Found, Record, StreamSequence};
+use audit_core::{Auditor, Checked, Finding, Found, Notice, Record, StreamSequence};
 use identity::TrustBundle;
 use schemas::{UnixMillis, V};
 
@@ -113,9 +113,9 @@ impl Desk {
         Ok(Some(found))
     }
 
-    /// The workers' keys that the ledger has named since this was asked last.
-    pub fn take_enrolments(&mut self) -> Vec<Enrolment> {
-        self.auditor.take_enrolments()
+    /// What the ledger has said since this was asked last of who may speak.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        self.auditor.take_notices()
     }
 
     /// What was checked so far.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE;
-use audit_core::{Candidate, Enrolment, Heard, Linked, Tail};
+use audit_core::{Candidate, Heard, Linked, Notice, Tail};
 use bytes::Bytes;
 use runtime::{Bus, BusError, Delivery, Failure, Listener, StreamReader, clock};
 use schemas::lease::Done;
@@ -21,8 +21,8 @@ use crate::config::Config;
 const ASK_MAX: Duration = Duration::from_secs(8);
 /// How often what was dropped is logged: once for a flood, not once for a message.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
-/// Enrolments that wait; joins come singly, and at start all at once, which may wait.
-const ENROLMENTS_MAX: usize = 256;
+/// Notices that wait; joins come singly, and at start all at once, which may wait.
+const NOTICES_MAX: usize = 256;
 /// Header that names the subjects of an expected sequence.
 const EXPECTED_FILTER: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 /// The broker's error for an expectation that does not hold.
@@ -32,7 +32,7 @@ const WRONG_LAST_SEQUENCE: u64 = 10071;
 pub(crate) struct Intake {
     bus: Bus,
     listener: Listener,
-    enrolments: mpsc::Receiver<Enrolment>,
+    notices: mpsc::Receiver<Notice>,
     core: audit_core::Intake,
     tally: Tally,
 }
@@ -66,19 +66,19 @@ struct Acknowledgement {
 }
 
 impl Intake {
-    /// Connects, and hears what workers say from then on. The sender takes the keys that the ledger names.
+    /// Connects, and hears what workers say from then on. The sender takes what the ledger says of who may speak.
     ///
     /// # Errors
     /// The broker is not there, or does not take the credentials for this.
-    pub(crate) async fn connect(config: &Config, domain: &str) -> Result<(Self, mpsc::Sender<Enrolment>), Failure> {
+    pub(crate) async fn connect(config: &Config, domain: &str) -> Result<(Self, mpsc::Sender<Notice>), Failure> {
         let settings = config.recorder_bus();
         let refused = |error: BusError| Failure::from(error.into_refusal());
         let bus = Bus::connect("diloco-audit-recorder", &settings, clock::now()).await.map_err(refused)?;
         let heard = Listener::connect("diloco-audit-intake", &settings, &[EVENTS_FILTER], clock::now()).await;
         let listener = heard.map_err(refused)?.remove(0);
-        let (sender, enrolments) = mpsc::channel(ENROLMENTS_MAX);
+        let (sender, notices) = mpsc::channel(NOTICES_MAX);
         let core = audit_core::Intake::new(domain);
-        Ok((Self { bus, listener, enrolments, core, tally: Tally::default() }, sender))
+        Ok((Self { bus, listener, notices, core, tally: Tally::default() }, sender))
     }
 
     /// Runs until `stop`.
@@ -92,8 +92,8 @@ impl Intake {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                enrolment = self.enrolments.recv() => match enrolment {
-                    Some(enrolment) => self.core.enrol(enrolment),
+                notice = self.notices.recv() => match notice {
+                    Some(notice) => self.core.learn(notice),
                     // Who reads the ledger has ended, and so does this.
                     None => return Ok(()),
                 },

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use audit_core::{Enrolment, Found, Record, StreamSequence};
+use audit_core::{Found, Notice, Record, StreamSequence};
 use identity::TrustBundle;
 use runtime::{Bus, Failure, clock};
 use schemas::Code;
@@ -26,8 +26,8 @@ pub struct Service {
     reader: Reader,
     desk: Desk,
     intake: Intake,
-    /// Where the intake learns whose keys the ledger names.
-    enrolments: mpsc::Sender<Enrolment>,
+    /// Where the intake learns who may speak.
+    notices: mpsc::Sender<Notice>,
 }
 
 impl Service {
@@ -42,7 +42,7 @@ impl Service {
         let desk = blocking(move || Desk::open(&folder, &trust)).await?;
         let connected = Bus::connect("diloco-audit", &config.bus, clock::now()).await;
         let bus = connected.map_err(|error| Failure::from(error.into_refusal()))?;
-        let (intake, enrolments) = Intake::connect(config, &domain).await?;
+        let (intake, notices) = Intake::connect(config, &domain).await?;
         // From the first message on, so that the whole stream is compared with what was kept.
         let reader = Reader::new(&bus, StreamSequence(1));
         let span = reader.span().await.map_err(|error| Failure::new(error.code(), error))?;
@@ -50,7 +50,7 @@ impl Service {
         if let Some(found) = desk.auditor().evidence() {
             tracing::warn!(code = %found.code(), "what was kept has evidence of tampering: {found}");
         }
-        Ok(Self { reader, desk, intake, enrolments })
+        Ok(Self { reader, desk, intake, notices })
     }
 
     /// Runs until `stop`.
@@ -58,9 +58,9 @@ impl Service {
     /// # Errors
     /// The files cannot be written, or the broker takes a right away.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
-        let Self { mut reader, mut desk, intake, enrolments } = self;
+        let Self { mut reader, mut desk, intake, notices } = self;
         let mut intake = tokio::spawn(intake.run(stop.clone()));
-        name_all(&mut desk, &enrolments).await;
+        tell_all(&mut desk, &notices).await;
         let mut compare = tokio::time::interval(COMPARE_EVERY);
         compare.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut level = false;
@@ -69,7 +69,7 @@ impl Service {
                 () = stop.cancelled() => break,
                 records = reader.batch() => {
                     desk = take(desk, records).await?;
-                    name_all(&mut desk, &enrolments).await;
+                    tell_all(&mut desk, &notices).await;
                     tracing::debug!(kept = desk.keep().len(), last = desk.keep().last().0, "a batch is kept");
                     let now_level = reader.pending() == 0;
                     if now_level && !level {
@@ -89,11 +89,11 @@ impl Service {
     }
 }
 
-/// Tells the intake whose keys the ledger has named since the last time.
-async fn name_all(desk: &mut Desk, enrolments: &mpsc::Sender<Enrolment>) {
-    for enrolment in desk.take_enrolments() {
+/// Tells the intake what the ledger has said since the last time of who may speak.
+async fn tell_all(desk: &mut Desk, notices: &mpsc::Sender<Notice>) {
+    for notice in desk.take_notices() {
         // An intake that has ended is noticed where its end is waited for.
-        let _ = enrolments.send(enrolment).await;
+        let _ = notices.send(notice).await;
     }
 }
 

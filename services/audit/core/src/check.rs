@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use coordinator_core::State;
-use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent};
+use schemas::event::{Departure, Event, EventBody, LedgerEvent, SignedEvent};
 use schemas::subject::{Incoming, recorded_worker};
 use schemas::{AccountId, Digest, Message, Millis, PublicKey, RunId, UnixMillis, WorkerId};
 use serde::{Deserialize, Serialize};
 
 use crate::chain::{Chain, Link};
 use crate::finding::{Finding, Found};
-use crate::intake::Enrolment;
+use crate::intake::{Enrolment, Notice};
 use crate::record::{Payload, Record, StreamSequence};
 use crate::signature::is_signed_event;
 use crate::summary::{EmitterSummary, FaultyWorker, Summary, Tally};
@@ -58,7 +58,7 @@ pub struct Auditor {
     chains: BTreeMap<PublicKey, Chain>,
     enrolled: BTreeMap<(RunId, WorkerId), BTreeSet<(AccountId, PublicKey)>>,
     /// Those that nobody has taken yet.
-    enrolments: Vec<Enrolment>,
+    notices: Vec<Notice>,
     held: VecDeque<Held>,
     state: State,
     last: StreamSequence,
@@ -92,7 +92,7 @@ impl Auditor {
             coordinators: coordinators.into_iter().collect(),
             chains: BTreeMap::new(),
             enrolled: BTreeMap::new(),
-            enrolments: Vec::new(),
+            notices: Vec::new(),
             held: VecDeque::new(),
             state: State::default(),
             last: StreamSequence(0),
@@ -142,9 +142,9 @@ impl Auditor {
         results
     }
 
-    /// The workers' keys that the ledger has named since this was asked last.
-    pub fn take_enrolments(&mut self) -> Vec<Enrolment> {
-        std::mem::take(&mut self.enrolments)
+    /// What the ledger has said since this was asked last of who may speak.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
     }
 
     /// Adds a finding that was made elsewhere, such as in a comparison with what was kept.
@@ -248,13 +248,7 @@ impl Auditor {
         let Event::Ledger(event) = &body.event else { unreachable!("the subject of a ledger was checked") };
         match self.state.apply(body.time, body.run.as_ref(), event) {
             Ok(()) => {
-                if let (LedgerEvent::WorkerJoined { worker, account, audit_key, .. }, Some(run)) = (event, &body.run) {
-                    let member = self.enrolled.entry((run.clone(), worker.clone())).or_default();
-                    if member.insert((account.clone(), audit_key.clone())) {
-                        let (account, run, worker) = (account.clone(), run.clone(), worker.clone());
-                        self.enrolments.push(Enrolment { account, run, worker, key: audit_key.clone() });
-                    }
-                }
+                self.notice(body.run.as_ref(), event);
                 if matches!(event, LedgerEvent::RoundClosed { .. }) {
                     findings.extend(self.contradiction());
                 }
@@ -262,6 +256,23 @@ impl Auditor {
             Err(error) => findings.push(Finding::OutOfPlace { reason: error.to_string() }),
         }
         self.settle(Verdict::Verified, &Account::Ledger, findings, row)
+    }
+
+    /// Notes who may speak from now on, and who may not.
+    fn notice(&mut self, run: Option<&RunId>, event: &LedgerEvent) {
+        match (event, run.cloned()) {
+            (LedgerEvent::WorkerJoined { worker, account, audit_key, .. }, Some(run)) => {
+                let member = self.enrolled.entry((run.clone(), worker.clone())).or_default();
+                if member.insert((account.clone(), audit_key.clone())) {
+                    let (account, worker, key) = (account.clone(), worker.clone(), audit_key.clone());
+                    self.notices.push(Notice::Enrolled(Enrolment { account, run, worker, key }));
+                }
+            }
+            (LedgerEvent::WorkerLeft { worker, cause: Departure::Removed, .. }, Some(run)) => {
+                self.notices.push(Notice::Removed { run, worker: worker.clone() });
+            }
+            _ => {}
+        }
     }
 
     fn worker(&mut self, event: Held, findings: Vec<Finding>, results: &mut Vec<Checked>) {

@@ -21,6 +21,12 @@ pub const EVENTS_BURST: u64 = 300;
 pub const BYTES_PER_SECOND: u64 = 32 << 10;
 /// Bytes of one worker at once: its burst of events, at 2 KiB each for those with long texts.
 pub const BYTES_BURST: u64 = 600 << 10;
+/// Bytes a second of one worker that are recorded, over days. A worker has some 600 bytes recorded for a unit, and a unit of a
+/// run that lasts so long takes minutes.
+pub const RECORDED_PER_SECOND: u64 = 512;
+/// Bytes of one worker that are recorded at once: some 25,000 units of a fast run, and a small part of the 512 MiB that a
+/// tenant's stream holds. Filling that alone takes a worker eleven days then, not four hours.
+pub const RECORDED_BURST: u64 = 16 << 20;
 /// Most workers whose rates and chains are remembered; who is forgotten begins with a full burst, and the end of its chain
 /// is fetched again. As many as a run may have, twice.
 const REMEMBERED_MAX: usize = 8192;
@@ -33,6 +39,16 @@ pub struct Enrolment {
     pub run: RunId,
     pub worker: WorkerId,
     pub key: PublicKey,
+}
+
+/// What the ledger says of who may speak.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "fields are named after the words of `schemas`")]
+pub enum Notice {
+    /// A worker joined, and this is its key.
+    Enrolled(Enrolment),
+    /// A worker was removed for good.
+    Removed { run: RunId, worker: WorkerId },
 }
 
 /// Who speaks: a tenant's account, a run, a worker.
@@ -96,6 +112,7 @@ pub enum Linked {
 #[derive(Debug)]
 pub struct Intake {
     domain: String,
+    /// No key at all is that of a worker that was removed.
     enrolled: BTreeMap<Speaker, BTreeSet<PublicKey>>,
     rates: BTreeMap<WorkerId, Rate>,
     tails: BTreeMap<Speaker, Option<Tail>>,
@@ -108,19 +125,25 @@ struct Rate {
     events: u64,
     /// In thousandths.
     bytes: u64,
+    /// Bytes that may be recorded, in thousandths.
+    recorded: u64,
     at: UnixMillis,
 }
 
 impl Rate {
     const fn full(at: UnixMillis) -> Self {
-        Self { events: 1000 * EVENTS_BURST, bytes: 1000 * BYTES_BURST, at }
+        let (events, bytes, recorded) = (1000 * EVENTS_BURST, 1000 * BYTES_BURST, 1000 * RECORDED_BURST);
+        Self { events, bytes, recorded, at }
     }
 
     fn refill(&mut self, now: UnixMillis) {
         // A clock that goes back refills nothing.
         let passed = self.at.until(now).get();
-        self.events = self.events.saturating_add(passed.saturating_mul(EVENTS_PER_SECOND)).min(1000 * EVENTS_BURST);
-        self.bytes = self.bytes.saturating_add(passed.saturating_mul(BYTES_PER_SECOND)).min(1000 * BYTES_BURST);
+        let refilled =
+            |left: u64, each: u64, burst: u64| left.saturating_add(passed.saturating_mul(each)).min(1000 * burst);
+        self.events = refilled(self.events, EVENTS_PER_SECOND, EVENTS_BURST);
+        self.bytes = refilled(self.bytes, BYTES_PER_SECOND, BYTES_BURST);
+        self.recorded = refilled(self.recorded, RECORDED_PER_SECOND, RECORDED_BURST);
         self.at = now;
     }
 
@@ -134,8 +157,17 @@ impl Rate {
         fits
     }
 
+    /// Whether so much more may be recorded; only what passed every check of its own is counted.
+    const fn record(&mut self, bytes: u64) -> bool {
+        let fits = self.recorded >= 1000 * bytes;
+        if fits {
+            self.recorded -= 1000 * bytes;
+        }
+        fits
+    }
+
     const fn is_full(&self) -> bool {
-        self.events == 1000 * EVENTS_BURST && self.bytes == 1000 * BYTES_BURST
+        self.events == 1000 * EVENTS_BURST && self.bytes == 1000 * BYTES_BURST && self.recorded == 1000 * RECORDED_BURST
     }
 }
 
@@ -144,6 +176,23 @@ impl Intake {
     pub fn new(domain: &str) -> Self {
         let (enrolled, rates, tails) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         Self { domain: domain.to_owned(), enrolled, rates, tails }
+    }
+
+    /// Takes in what the ledger says.
+    pub fn learn(&mut self, notice: Notice) {
+        match notice {
+            Notice::Enrolled(enrolment) => self.enrol(enrolment),
+            Notice::Removed { run, worker } => self.remove(&run, &worker),
+        }
+    }
+
+    /// A worker that was removed says nothing any more: its place stays known, without a key.
+    fn remove(&mut self, run: &RunId, worker: &WorkerId) {
+        for ((_, its_run, its_worker), keys) in &mut self.enrolled {
+            if its_run == run && its_worker == worker {
+                keys.clear();
+            }
+        }
     }
 
     /// Takes a key that the ledger names.
@@ -162,6 +211,7 @@ impl Intake {
             return Heard::Over(worker);
         }
         match self.authentic(&account, &run, &worker, &kind, payload) {
+            Ok(_) if !self.rate(now, &worker).record(payload.len() as u64) => Heard::Over(worker),
             Ok((body, digest)) => Heard::Candidate(Box::new(Candidate { account, run, worker, kind, body, digest })),
             Err(refusal) => Heard::Refused(refusal),
         }
@@ -214,6 +264,9 @@ impl Intake {
         let signed = SignedEvent::decode(payload).map_err(|error| refused(error.to_string()))?;
         let known = self.enrolled.get(&(account.clone(), run.clone(), worker.clone()));
         if !known.is_some_and(|keys| keys.contains(&signed.key)) {
+            if known.is_some_and(BTreeSet::is_empty) {
+                return Err(refused(format!("{worker} was removed from run {run}")));
+            }
             let text = format!("the ledger does not name {} as the audit key of {worker} in run {run}", signed.key);
             // Whoever has joined just now is named in a moment; with another key than the first nobody will ever be.
             let code = if known.is_none() { Code::EventLater } else { Code::EventRefused };

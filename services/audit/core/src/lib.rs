@@ -30,7 +30,8 @@ mod timeline;
 pub use check::{Auditor, Checked, HELD_MAX, Verdict};
 pub use finding::{Finding, Found};
 pub use intake::{
-    BYTES_BURST, BYTES_PER_SECOND, Candidate, EVENTS_BURST, EVENTS_PER_SECOND, Enrolment, Heard, Intake, Linked, Tail,
+    BYTES_BURST, BYTES_PER_SECOND, Candidate, EVENTS_BURST, EVENTS_PER_SECOND, Enrolment, Heard, Intake, Linked,
+    Notice, RECORDED_BURST, RECORDED_PER_SECOND, Tail,
 };
 pub use record::{Payload, Record, StreamSequence};
 pub use signature::is_signed_event;

@@ -35,12 +35,17 @@ impl Coordinator {
         if self.drain.is_some() {
             return Err(draining());
         }
-        let until = self.now.after(request.wait.min(CLAIM_WAIT_MAX));
+        let now = self.now;
+        let until = now.after(request.wait.min(CLAIM_WAIT_MAX));
         let (_, live) = self.open_run(&peer.run)?;
         if let Some(halted) = live.executor.halted.clone() {
             // Not the asker's fault, so not a denial to record: it asks again every few seconds for as long as that lasts.
             self.reply(reply, Err(halted));
             return Ok(());
+        }
+        if held.is_none() {
+            // Spent when a lease is granted: a claim that waits in vain writes nothing, and is said again every few seconds.
+            live.check_fruitless(now, &peer.worker)?;
         }
         let older = live.claims.hold(peer.worker.clone(), reply, until);
         self.timers.set(until, Timer::Claim(peer.run.clone(), peer.worker.clone()));
@@ -83,6 +88,7 @@ impl Coordinator {
         let epoch = self.state.run(name).and_then(|run| run.units.get(&unit)).map(|found| found.epoch.next());
         let lease = LeaseRef { unit, epoch: epoch.expect("a ready unit is in the state") };
         self.append(Some(name), LedgerEvent::LeaseGranted { lease, worker: worker.clone() });
+        self.spend(name, &worker);
         if let Some(live) = self.live.get_mut(name) {
             live.ready.remove(&unit);
         }

@@ -13,6 +13,7 @@
 //! | `membership`, `offer`, `lease`, `submit`, `round`, `object`, `control`, `denial`, `view` | one topic each |
 //! | `failure` | units that fail again and again, and when that halts a run |
 //! | `spare` | who may evaluate while others train |
+//! | `spending` | what a worker may have written to the ledger without a result |
 //! | `draw` | which data a unit reads |
 //! | `deadline` | when to be called again |
 
@@ -34,6 +35,7 @@ mod object;
 mod offer;
 mod round;
 mod spare;
+mod spending;
 mod state;
 mod submit;
 mod view;

@@ -39,7 +39,10 @@ pub(crate) struct LiveRun {
     /// What each worker says it moved, over all its processes.
     pub(crate) moved: BTreeMap<WorkerId, Traffic>,
     /// Uploads of each worker that are in no result which counts.
-    pub(crate) unused: BTreeMap<WorkerId, Unused>,
+    pub(crate) unused: BTreeMap<WorkerId, Fading>,
+    /// What each worker has had written to the ledger since its last result that counts: joins and leases. It outlives the
+    /// membership, or leaving would wipe it out; the roster bounds whose there are.
+    pub(crate) fruitless: BTreeMap<WorkerId, Fading>,
     /// Requests for objects that wait for the data manifest.
     pub(crate) reads: BTreeMap<WorkerId, Read>,
     /// When the status was published last.
@@ -143,33 +146,33 @@ impl Traffic {
     }
 }
 
-/// Uploads of a worker that are in no result which counts: under the lease that it holds, and under those that ended without
-/// one. They are forgotten little by little, as the store forgets them.
+/// A count of what a worker did that is in no result which counts, under the lease that it holds and under those that ended
+/// without one. It is forgotten little by little: of uploads, as the store forgets them.
 #[derive(Debug, Default)]
-pub(crate) struct Unused {
-    objects: usize,
+pub(crate) struct Fading {
+    count: usize,
     /// Since when what is left was not forgotten.
     since: UnixMillis,
 }
 
-impl Unused {
+impl Fading {
     /// How many there are `now`; `each` are forgotten in every `span`.
     pub(crate) fn at(&mut self, now: UnixMillis, each: usize, span: Millis) -> usize {
         let spans = self.since.until(now).get() / span.get().max(1);
         let forgotten = usize::try_from(spans).unwrap_or(usize::MAX).saturating_mul(each);
-        self.objects = self.objects.saturating_sub(forgotten);
-        self.since = if self.objects == 0 { now } else { self.since.after(Millis(spans.saturating_mul(span.get()))) };
-        self.objects
+        self.count = self.count.saturating_sub(forgotten);
+        self.since = if self.count == 0 { now } else { self.since.after(Millis(spans.saturating_mul(span.get()))) };
+        self.count
     }
 
-    /// More were granted.
-    pub(crate) fn add(&mut self, objects: usize) {
-        self.objects = self.objects.saturating_add(objects);
+    /// There are more.
+    pub(crate) fn add(&mut self, more: usize) {
+        self.count = self.count.saturating_add(more);
     }
 
     /// These are in a result that counts.
-    pub(crate) fn used(&mut self, objects: usize) {
-        self.objects = self.objects.saturating_sub(objects);
+    pub(crate) fn used(&mut self, used: usize) {
+        self.count = self.count.saturating_sub(used);
     }
 }
 
@@ -200,6 +203,7 @@ impl LiveRun {
             presence: BTreeMap::new(),
             moved: BTreeMap::new(),
             unused: BTreeMap::new(),
+            fruitless: BTreeMap::new(),
             reads: BTreeMap::new(),
             published_at: UnixMillis(0),
             changed: true,
@@ -319,7 +323,7 @@ mod tests {
     #[test]
     fn unused_uploads_are_forgotten_little_by_little() {
         let (span, start) = (Millis(10), UnixMillis(1000));
-        let mut unused = Unused::default();
+        let mut unused = Fading::default();
         assert_eq!(unused.at(start, 2, span), 0);
         unused.add(8);
         assert_eq!(unused.at(UnixMillis(1009), 2, span), 8);

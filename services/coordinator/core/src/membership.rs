@@ -42,15 +42,19 @@ impl Coordinator {
         check_place(run, before, peer)?;
         check_key(before, peer, &request)?;
         self.check_key_is_free(peer, &request)?;
-        let run = self.state.run(&peer.run).ok_or_else(|| run_unknown(&peer.run))?;
+        let now = self.now;
+        let (run, live) = self.open_run(&peer.run)?;
         let before = run.member(&peer.worker);
         let renewed = before.is_some_and(|member| is_renewed(member, &request));
         let replaced = before.is_some_and(|member| member.session != request.session);
+        if !renewed {
+            live.check_fruitless(now, &peer.worker)?;
+        }
         let answer = JoinReply {
             v: V,
             spec: run.spec.clone(),
             spec_digest: run.spec_digest,
-            now: self.now,
+            now,
             heartbeat: self.settings.heartbeat,
         };
         if replaced {
@@ -72,6 +76,8 @@ impl Coordinator {
                 session: request.session,
             };
             self.append(Some(&peer.run), joined);
+            // With this the leave is paid for that ends the membership, whoever ends it.
+            self.spend(&peer.run, &peer.worker);
         }
         self.watch(&peer.run, &peer.worker);
         self.judge_failures(&peer.run);

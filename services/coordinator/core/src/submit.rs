@@ -1,5 +1,7 @@
 //! Results: which may count, what their checks came to, and what becomes of the tokens.
 
+use std::collections::BTreeSet;
+
 use schemas::contribution::{Contribution, Evaluation, Fate, Outcome, Statement, SubmitReply};
 use schemas::event::{Departure, LedgerEvent};
 use schemas::lease::{LeaseRef, UnitKind};
@@ -127,7 +129,8 @@ impl Coordinator {
         let Screening { run: name, worker, submission, statement, replies } = done;
         let lease = submission.statement.lease;
         let signature = ByteArray::new(submission.signature);
-        let lease_worker = worker.clone();
+        let named = named_chunks(&submission.statement.outcome);
+        let holder = worker.clone();
         let event = match submission.statement.outcome {
             Outcome::Contribution(contribution) => {
                 let contribution = Box::new(contribution);
@@ -139,11 +142,13 @@ impl Coordinator {
         };
         self.note_result(&name, &lease.unit);
         self.append(Some(&name), event);
-        if let Some(live) = self.live.get_mut(&name)
-            && let Some(held) = live.leases.remove(&lease.unit)
-            && let Some(unused) = live.unused.get_mut(&lease_worker)
-        {
-            unused.used(held.uploads.len());
+        if let Some(live) = self.live.get_mut(&name) {
+            live.fruitless.remove(&holder);
+            let uploads = live.leases.remove(&lease.unit).map(|held| held.uploads);
+            if let (Some(uploads), Some(unused)) = (uploads, live.unused.get_mut(&holder)) {
+                // Other uploads of the lease came to nothing, like those of a lease without a result.
+                unused.used(uploads.intersection(&named).count());
+            }
         }
         self.settle(&name, &lease.unit);
         for (reply, asked) in replies {
@@ -216,6 +221,14 @@ impl Coordinator {
         }
         self.result_refused(name, lease.unit, worker, refusal);
         self.free_unit(name, lease);
+    }
+}
+
+/// The chunks that a result names, each once.
+fn named_chunks(outcome: &Outcome) -> BTreeSet<Digest> {
+    match outcome {
+        Outcome::Contribution(contribution) => contribution.chunks.iter().map(|chunk| chunk.digest).collect(),
+        Outcome::Evaluation(_) => BTreeSet::new(),
     }
 }
 

@@ -12,5 +12,6 @@ mod object;
 mod property;
 mod round;
 mod spare;
+mod spending;
 mod submit;
 mod trouble;

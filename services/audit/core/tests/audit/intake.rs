@@ -1,6 +1,6 @@
 //! Workers' events before they are recorded: what is taken, what waits, what is refused, and what is not even answered.
 
-use audit_core::{Candidate, Enrolment, Heard, Intake, Linked, Tail};
+use audit_core::{Candidate, Enrolment, Heard, Intake, Linked, Notice, RECORDED_BURST, RECORDED_PER_SECOND, Tail};
 use schemas::event::{Event, SignedEvent, WorkerEvent};
 use schemas::subject::Lane;
 use schemas::{Code, Message as _, UnixMillis};
@@ -155,4 +155,82 @@ fn a_flood_is_bounded_by_worker_before_anything_is_parsed_and_ends_by_itself() {
         assert_eq!(intake.hear(NOW, &own, &[0xC1, 1]), Heard::Answer);
     }
     candidate(intake.hear(NOW, &subject(&member, "stopped"), &event));
+}
+
+/// An event as long as they are taken.
+fn long(member: &mut Member) -> Vec<u8> {
+    let event = WorkerEvent::Stopped { reason: "x".repeat(15_000) };
+    member.emitter.speak(DOMAIN, NOW.get(), Some(run()), Event::Worker(event)).encode()
+}
+
+#[test]
+fn what_one_worker_has_recorded_is_bounded_over_days() {
+    let (mut intake, mut member) = scene();
+    let (own, event) = (subject(&member, "stopped"), long(&mut member));
+    let bytes = event.len() as u64;
+    // As fast as it is listened to, for 1,000 seconds, and then for two days.
+    let (mut now, mut taken) = (NOW, 0);
+    let mut hear = |now: UnixMillis| match intake.hear(now, &own, &event) {
+        Heard::Candidate(_) => bytes,
+        Heard::Over(_) => 0,
+        other => panic!("neither taken nor over: {other:?}"),
+    };
+    for _ in 0..2000 {
+        now = UnixMillis(now.get() + 500);
+        taken += hear(now);
+    }
+    assert!(taken > RECORDED_BURST / 2, "{taken} bytes: it is the slow bound that is met");
+    assert!(taken <= RECORDED_BURST + 1000 * RECORDED_PER_SECOND, "{taken} bytes");
+    for _ in 0..2880 {
+        now = UnixMillis(now.get() + 60_000);
+        taken += hear(now) + hear(now);
+    }
+    let seconds = NOW.until(now).get() / 1000;
+    assert!(taken <= RECORDED_BURST + seconds * RECORDED_PER_SECOND, "{taken} bytes in {seconds} s");
+    assert!(taken > seconds * RECORDED_PER_SECOND / 2, "it is heard again, slowly");
+}
+
+#[test]
+fn what_is_refused_is_not_counted_as_recorded() {
+    let (mut intake, mut member) = scene();
+    let (own, event) = (subject(&member, "stopped"), long(&mut member));
+    let stranger = long(&mut Member::new(2));
+    let mut now = NOW;
+    for _ in 0..2000 {
+        now = UnixMillis(now.get() + 1000);
+        assert_eq!(refused(intake.hear(now, &own, &stranger)), Code::EventRefused);
+    }
+    candidate(intake.hear(now, &own, &event));
+}
+
+#[test]
+fn an_honest_life_of_a_thousand_units_is_heard() {
+    let (mut intake, mut member) = scene();
+    let own = subject(&member, "stopped");
+    let event = stopped(&mut member).encode();
+    let mut now = NOW;
+    for _ in 0..1000 {
+        // The fastest units of tests.
+        now = UnixMillis(now.get() + 100);
+        for _ in 0..2 {
+            candidate(intake.hear(now, &own, &event));
+        }
+    }
+}
+
+#[test]
+fn a_worker_that_was_removed_says_nothing_any_more() {
+    let (mut intake, mut member) = scene();
+    let mut other = Member::new(2);
+    intake.learn(Notice::Enrolled(enrolment(&other)));
+    let own = subject(&member, "stopped");
+    let event = stopped(&mut member).encode();
+    candidate(intake.hear(NOW, &own, &event));
+    intake.learn(Notice::Removed { run: "another".parse().expect("a name"), worker: member.worker.clone() });
+    candidate(intake.hear(NOW, &own, &event));
+    intake.learn(Notice::Removed { run: run(), worker: member.worker.clone() });
+    // For good: it need not ask again.
+    assert_eq!(refused(intake.hear(NOW, &own, &event)), Code::EventRefused);
+    let others = stopped(&mut other).encode();
+    candidate(intake.hear(NOW, &subject(&other, "stopped"), &others));
 }

@@ -1,7 +1,7 @@
 //! What the auditor says of whole logs, and of each single thing that can be wrong.
 
-use audit_core::{Finding, HELD_MAX, Payload, Record, StreamSequence, Verdict};
-use schemas::event::{Event, LedgerEvent, WorkerEvent};
+use audit_core::{Finding, HELD_MAX, Notice, Payload, Record, StreamSequence, Verdict};
+use schemas::event::{Departure, Event, LedgerEvent, WorkerEvent};
 use schemas::view::RunPhase;
 use schemas::{Code, Round, Sequence, UnixMillis};
 
@@ -239,4 +239,25 @@ fn the_stream_itself_has_no_holes() {
     assert!(matches!(found[0], Finding::Hole { from: StreamSequence(1), to: StreamSequence(2) }), "{found:?}");
     assert!(matches!(found[1], Finding::Gap { from: Sequence(0), to: Sequence(1) }), "{found:?}");
     assert_eq!(**found.last().expect("something was found"), Finding::Hole { from: last.next(), to: last.next() });
+}
+
+#[test]
+fn the_ledger_says_who_may_speak_and_who_was_removed() {
+    let mut log = Log::write(&PLAN);
+    let worker = Member::new(PLAN.seed + 1).worker;
+    let before = log.records.len();
+    for cause in [Departure::Left, Departure::Removed] {
+        let left = LedgerEvent::WorkerLeft { worker: worker.clone(), cause, detail: String::new() };
+        log.ledger(Some(run()), left);
+        log.ledger(Some(run()), Member::new(PLAN.seed + 1).joined());
+    }
+    let mut auditor = log.auditor();
+    log.records[..before].iter().for_each(|record| drop(auditor.observe(record)));
+    let notices = auditor.take_notices();
+    let enrolled = |notice: &Notice| matches!(notice, Notice::Enrolled(enrolment) if enrolment.run == run());
+    assert!(notices.len() == usize::from(PLAN.workers) && notices.iter().all(enrolled), "{notices:?}");
+    log.records[before..].iter().for_each(|record| drop(auditor.observe(record)));
+    // Who leaves may come again, with the same key; who was removed may not.
+    assert_eq!(auditor.take_notices(), [Notice::Removed { run: run(), worker }]);
+    assert_eq!(auditor.take_notices(), []);
 }

@@ -1,6 +1,6 @@
 use schemas::blob::{GetRequest, PutRequest};
-use schemas::contribution::StageRequest;
-use schemas::lease::{ReleaseRequest, UnitKind};
+use schemas::contribution::{Outcome, StageRequest};
+use schemas::lease::{LeaseRef, ReleaseRequest, UnitKind};
 use schemas::limits::OBJECT_BYTES_MAX;
 use schemas::{Bytes, Code, Digest, ObjectRef, V};
 
@@ -182,10 +182,49 @@ fn uploads_of_results_that_count_are_not_held_against_a_worker() {
     world.join(1);
     for number in 0..20 {
         let held = world.lease(1);
-        let objects = vec![upload(&format!("{number} a")), upload(&format!("{number} b"))];
-        let reply = world.ask(peer(1), WorkerRequest::Put(PutRequest { v: V, lease: held, objects }));
+        let reply =
+            world.ask(peer(1), WorkerRequest::Put(PutRequest { v: V, lease: held, objects: named(&world, held) }));
         assert!(!world.answers.contains_key(&reply), "unit {number}: granted, not refused");
         world.submit(1, held);
         world.answer_pending();
+    }
+}
+
+#[test]
+fn uploads_beside_a_result_that_counts_stay_unused() {
+    let mut several = spec("demo");
+    (several.schedule.rounds, several.schedule.units) = (50, 20);
+    let mut world = World::with_run(several);
+    world.long = true;
+    world.join(1);
+    let mut surplus = 0;
+    for number in 0..1000 {
+        let held = world.lease(1);
+        let [objects, beside] = [named(&world, held), vec![upload(&format!("{number} beside"))]];
+        let own = world.ask(peer(1), WorkerRequest::Put(PutRequest { v: V, lease: held, objects }));
+        let reply = world.ask(peer(1), WorkerRequest::Put(PutRequest { v: V, lease: held, objects: beside }));
+        let refused = world.answers.contains_key(&reply);
+        if refused {
+            assert_eq!(world.refusal(reply), Code::AskedTooMuch);
+        }
+        surplus += usize::from(!refused);
+        // What is beside comes out of what the worker may waste, until its own chunks have no place beside it either.
+        if world.answers.contains_key(&own) {
+            assert_eq!(world.refusal(own), Code::AskedTooMuch);
+            break;
+        }
+        world.submit(1, held);
+        world.answer_pending();
+    }
+    assert!((1..=8).contains(&surplus), "{surplus} objects beside, two chunks, four of each may be wasted");
+}
+
+/// The chunks that worker 1's result under `lease` names, of the length that chunks have.
+fn named(world: &World, lease: LeaseRef) -> Vec<ObjectRef> {
+    match submission(world.run().spec(), 1, lease, 0).statement.outcome {
+        Outcome::Contribution(contribution) => {
+            contribution.chunks.iter().map(|chunk| ObjectRef { bytes: Bytes(16), ..*chunk }).collect()
+        }
+        Outcome::Evaluation(_) => panic!("{lease} is of an evaluation"),
     }
 }
