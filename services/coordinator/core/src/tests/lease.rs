@@ -141,7 +141,11 @@ fn a_lease_whose_holder_only_says_that_it_moves_ends() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     let held = world.lease(1);
-    assert_eq!(keep(&mut world, held, 900, |count| count % 2), Err(Code::LeaseStalled), "up and down is no way forward");
+    assert_eq!(
+        keep(&mut world, held, 900, |count| count % 2),
+        Err(Code::LeaseStalled),
+        "up and down is no way forward"
+    );
     let held = world.lease(1);
     assert_eq!(keep(&mut world, held, 23 * 3600, |count| count), Ok(()));
     assert_eq!(keep(&mut world, held, 2 * 3600, |count| 100_000 + count), Err(Code::LeaseStalled), "more than a day");
