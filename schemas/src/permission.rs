@@ -262,6 +262,16 @@ mod tests {
         assert!(set.publish_allow.contains(&"diloco.request.{{tag(run)}}.{{subject()}}.lease.claim".to_owned()));
     }
 
+    /// Who asks chooses where the broker publishes the answer in the asker's account, and nobody's permission is asked: a
+    /// subject that several heard would multiply each answer.
+    #[test]
+    fn what_a_worker_hears_only_that_worker_hears() {
+        for role in Role::ALL.iter().filter(|role| role.is_tenant()) {
+            let shared = |subject: &&String| !subject.split('.').any(|token| token == "{{subject()}}");
+            assert_eq!(permissions(*role).subscribe_allow.iter().find(shared), None, "{role:?}");
+        }
+    }
+
     #[test]
     fn no_role_has_an_empty_list_or_everything() {
         for role in Role::ALL {

@@ -24,7 +24,7 @@ message!(Status, "status", MESSAGE_BYTES_MAX);
 /// The type header of a command's JWS.
 pub const COMMAND_TYPE: &str = "diloco-command+jwt";
 
-/// The claims of a command to workers, signed by the manifest key (JWS of type [`COMMAND_TYPE`]).
+/// The claims of a command to a worker, signed by the manifest key (JWS of type [`COMMAND_TYPE`]).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Command {
@@ -32,10 +32,10 @@ pub struct Command {
     pub v: V<1>,
     /// The public manifest key that signed it.
     pub iss: String,
-    /// The run whose workers it is for.
+    /// The run that the worker works for.
     pub run: crate::RunId,
-    /// The worker it is for; none for all.
-    pub aud: Option<crate::WorkerId>,
+    /// The worker it is for.
+    pub aud: crate::WorkerId,
     /// Issued at, Unix seconds.
     pub iat: u64,
     /// Not valid from here on, Unix seconds.

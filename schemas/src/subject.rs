@@ -201,16 +201,6 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         lane: Lane::Command,
-        pattern: "{run}.all.{verb}",
-        kind: Kind::Publish,
-        message: "Command",
-        reply: None,
-        publishers: &[Role::Coordinator],
-        subscribers: &[Role::Worker],
-        purpose: "a signed order to every worker of a run",
-    },
-    Row {
-        lane: Lane::Command,
         pattern: "{run}.{worker}.{verb}",
         kind: Kind::Publish,
         message: "Command",
@@ -357,16 +347,15 @@ pub fn heartbeat_subject(run: &RunId, worker: &WorkerId) -> String {
     format!("{}.{run}.{worker}.heartbeat", Lane::Telemetry.prefix())
 }
 
-/// `diloco.command.<account>.<run>.<all or worker>.<verb>`, as the coordinator publishes it.
-pub fn command_subject(account: &AccountId, run: &RunId, worker: Option<&WorkerId>, verb: CommandVerb) -> String {
-    let target = worker.map_or("all", WorkerId::as_str);
-    format!("{}.{account}.{run}.{target}.{}", Lane::Command.prefix(), verb.token())
+/// `diloco.command.<account>.<run>.<worker>.<verb>`, as the coordinator publishes it. There is no subject for all workers:
+/// who asks chooses where the broker publishes the answer, and one answer would reach them all.
+pub fn command_subject(account: &AccountId, run: &RunId, worker: &WorkerId, verb: CommandVerb) -> String {
+    format!("{}.{account}.{run}.{worker}.{}", Lane::Command.prefix(), verb.token())
 }
 
-/// The two subjects on which a worker hears commands.
-pub fn command_filters(run: &RunId, worker: &WorkerId) -> [String; 2] {
-    let prefix = Lane::Command.prefix();
-    [format!("{prefix}.{run}.all.*"), format!("{prefix}.{run}.{worker}.*")]
+/// The filter under which a worker hears its commands.
+pub fn command_filter(run: &RunId, worker: &WorkerId) -> String {
+    format!("{}.{run}.{worker}.*", Lane::Command.prefix())
 }
 
 /// `diloco.control.<operator>.<verb>`.

@@ -18,10 +18,9 @@ use tokio::task::JoinHandle;
 use crate::context::RunContext;
 use crate::store::{Kept, Store, incoming_key, refusal};
 
-/// Largest magnitude of a value in a contribution, or in the weights that a run begins with. An outer step over values this large stays far from the end of fp32
-/// under any momentum that a run may have; real ones are below 1e3. Beyond it a finite contribution could leave weights that
-/// are not.
-pub(crate) const MAGNITUDE_MAX: f32 = 1e30;
+/// Largest magnitude of a value in a contribution, or in the weights that a run begins with. Real ones are below 1e3. Finite
+/// values far beyond it, once merged, leave weights with which every worker's loss overflows, and no way back.
+pub(crate) const MAGNITUDE_MAX: f32 = 1e6;
 
 /// Promotions of one contribution at a time: each is a copy at the store, without its bytes passing here.
 const PROMOTIONS_MAX: usize = 16;

@@ -45,7 +45,9 @@ pub(crate) async fn forward(bus: Bus, mut listener: Listener, identity: Identity
                 return;
             }
         };
-        let heard = incoming::read(&message, identity);
+        // Who has no credit left is not even read.
+        let broke = overdrawn(&message, &mut allowances).map(Err);
+        let heard = broke.unwrap_or_else(|| incoming::read(&message, identity));
         if is_nobodys(&message, &heard) {
             // Not even the one whose name the subject carries is known to have said it: nothing is held against it.
             tracing::warn!(code = %Code::AnswerForeign, lane = listener.filter(), "neither a request nor a heartbeat: an answer that was sent here, or what wants none");
@@ -77,22 +79,30 @@ fn is_nobodys(message: &Delivery, heard: &Result<Heard, Box<Rejected>>) -> bool 
     is_answer(&message.payload) || if beats { heard.is_err() } else { message.reply.is_none() }
 }
 
-/// Refuses a worker that has asked more than any worker needs, be it right or wrong.
-fn affordable(heard: Result<Heard, Box<Rejected>>, allowances: &mut Allowances) -> Result<Heard, Box<Rejected>> {
-    let (peer, verb, cost) = match &heard {
-        Ok(Heard::Worker { peer, request }) => (peer, request.verb().token(), cost(request)),
-        Ok(Heard::Heartbeat { peer, .. }) => (peer, "heartbeat", MESSAGE_COST),
-        Err(rejected) => match &rejected.peer {
-            Some(peer) => (peer, rejected.verb.as_str(), MESSAGE_COST),
-            None => return heard,
-        },
-        Ok(Heard::Operator { .. }) => return heard,
+/// Takes what every message costs from its sender's credit, before anything of it is read; the refusal where none is left.
+/// Answers are no messages of the one whose name the subject carries.
+fn overdrawn(message: &Delivery, allowances: &mut Allowances) -> Option<Box<Rejected>> {
+    let (peer, verb) = match message.subject.parse().ok()? {
+        Incoming::Request { account, run, worker, verb } => (Peer { account, run, worker }, verb.token()),
+        Incoming::Heartbeat { account, run, worker } => (Peer { account, run, worker }, "heartbeat"),
+        _ => return None,
     };
-    if allowances.admit(peer, cost, Instant::now()) {
+    let counts = !is_answer(&message.payload) && (verb == "heartbeat" || message.reply.is_some());
+    (counts && !allowances.admit(&peer, MESSAGE_COST, Instant::now())).then(|| too_much(&peer, verb))
+}
+
+fn too_much(peer: &Peer, verb: &str) -> Box<Rejected> {
+    let refusal = Refusal::new(Code::AskedTooMuch, format!("{} asks more than a worker needs", peer.worker));
+    Box::new(Rejected { peer: Some(peer.clone()), verb: verb.to_owned(), refusal })
+}
+
+/// Refuses a worker whose request costs more than it has left, beside what every message costs.
+fn affordable(heard: Result<Heard, Box<Rejected>>, allowances: &mut Allowances) -> Result<Heard, Box<Rejected>> {
+    let Ok(Heard::Worker { peer, request }) = &heard else { return heard };
+    if allowances.admit(peer, cost(request) - MESSAGE_COST, Instant::now()) {
         return heard;
     }
-    let refusal = Refusal::new(Code::AskedTooMuch, format!("{} asks more than a worker needs", peer.worker));
-    Err(Box::new(Rejected { peer: Some(peer.clone()), verb: verb.to_owned(), refusal }))
+    Err(too_much(peer, request.verb().token()))
 }
 
 /// Refuses a message, unless answering it would be what an attacker wants, and gives what is to be recorded.

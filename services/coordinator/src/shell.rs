@@ -353,14 +353,14 @@ impl Shell {
         Ok(executor.order(order)?)
     }
 
-    async fn command(&self, account: &AccountId, run: RunId, worker: Option<WorkerId>, verb: CommandVerb) {
-        let subject = command_subject(account, &run, worker.as_ref(), verb);
+    async fn command(&self, account: &AccountId, run: RunId, worker: WorkerId, verb: CommandVerb) {
+        let subject = command_subject(account, &run, &worker, verb);
         let now = clock::now();
         let issued = now.get() / 1000;
         let command = Command {
             v: V,
             iss: self.manifest_key.public().to_string(),
-            jti: format!("{run}/{}/{now}", verb.token()),
+            jti: format!("{run}/{worker}/{}/{now}", verb.token()),
             run,
             aud: worker,
             iat: issued,

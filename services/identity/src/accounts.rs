@@ -1,9 +1,12 @@
 //! The accounts of a domain as NATS tokens: the system account, the control account, those of the ledger, of workers' events
 //! and of their readers, and tenants' accounts, joined by what `schemas::account` declares and by nothing else.
 
+use std::time::Duration;
+
 use schemas::account::{ACCOUNT_TOKEN_POSITION, Account, CROSSINGS, Copied, CopyPath, Crossing};
-use schemas::limits::WORKERS_MAX;
+use schemas::limits::{REQUEST_TIMEOUT, WORKERS_MAX};
 use schemas::permission::{Role, permissions};
+use schemas::subject::Lane;
 use schemas::{AccountId, PublicKey};
 
 use crate::claims::{
@@ -12,7 +15,15 @@ use crate::claims::{
 };
 
 /// Most connections of one tenant: its workers, and some that are reconnecting while their old one lingers.
-pub const TENANT_CONNECTIONS_MAX: i64 = WORKERS_MAX as i64 + 64;
+const TENANT_CONNECTIONS_MAX: i64 = WORKERS_MAX as i64 + 64;
+/// What tenants share: the broker's `max_connections` less those of the services, operators and auditors.
+const TENANTS_CONNECTIONS: i64 = 5000 - 512;
+/// How long the way back for an answer is kept. Nobody answers a heartbeat.
+const HEARTBEAT_ANSWER_MAX: Duration = Duration::from_secs(1);
+/// The same for an event: longer than a worker waits for it.
+const EVENT_ANSWER_MAX: Duration = Duration::from_secs(15);
+/// The same for every other request: a little longer than its asker waits.
+const REQUEST_ANSWER_MAX: Duration = Duration::from_millis(REQUEST_TIMEOUT.get() + 1000);
 /// Most connections of the accounts of ledger and events: a few services, one being replaced, and a provisioner.
 const SERVICES_CONNECTIONS_MAX: i64 = 32;
 
@@ -92,7 +103,10 @@ pub fn tenant_account(tenant: &AccountId, accounts: &Accounts, key: impl Fn(Role
     AccountClaims {
         imports: CROSSINGS.iter().map(|crossing| import(crossing, tenant, accounts)).collect(),
         exports: vec![],
-        limits: AccountLimits { conn: TENANT_CONNECTIONS_MAX, ..AccountLimits::without_jetstream() },
+        limits: AccountLimits {
+            conn: tenant_connections(accounts.tenants.len()),
+            ..AccountLimits::without_jetstream()
+        },
         signing_keys: scopes(Account::Tenant, key),
         revocations: Default::default(),
     }
@@ -116,13 +130,29 @@ fn scope(role: Role, key: PublicKey) -> AccountKey {
     AccountKey::Scoped(Box::new(Scope { kind: ScopeKind::User, key, role: role.name().into(), template }))
 }
 
+/// A tenant's share of the broker's connections: all tenants together leave room for the services.
+fn tenant_connections(tenants: usize) -> i64 {
+    TENANT_CONNECTIONS_MAX.min(TENANTS_CONNECTIONS / i64::try_from(tenants.max(1)).unwrap_or(i64::MAX))
+}
+
+/// For the claims of an export.
+fn nanoseconds(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+}
+
 fn export(crossing: &Crossing) -> Export {
+    let answer_max = match crossing.lane {
+        Lane::Telemetry => HEARTBEAT_ANSWER_MAX,
+        Lane::Event => EVENT_ANSWER_MAX,
+        _ => REQUEST_ANSWER_MAX,
+    };
     Export {
         name: crossing.lane.prefix().into(),
         subject: crossing.exported(),
         kind: kind(crossing.service),
         account_token_position: ACCOUNT_TOKEN_POSITION.into(),
         response_type: crossing.service.then(|| "Singleton".into()),
+        response_threshold: crossing.service.then(|| nanoseconds(answer_max)),
     }
 }
 
@@ -146,6 +176,7 @@ fn copy_exports(copied: &Copied) -> Vec<Export> {
         kind: kind(path.service),
         account_token_position: 0,
         response_type: path.service.then(|| "Singleton".into()),
+        response_threshold: path.service.then(|| nanoseconds(EVENT_ANSWER_MAX)),
     };
     copied.paths().into_iter().map(export).collect()
 }

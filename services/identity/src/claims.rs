@@ -103,6 +103,10 @@ pub struct Export {
     /// `Singleton` for services that answer once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub response_type: Option<String>,
+    /// How long the broker keeps the way back for an answer, in nanoseconds; two minutes where it is not said. It keeps some
+    /// 800 bytes for each message that asks for an answer and gets none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response_threshold: Option<u64>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over so")]

@@ -334,35 +334,22 @@ impl Bus {
     /// Hears a subject. When this returns, the server has the subscription, so what is published from now on arrives.
     ///
     /// # Errors
-    /// As [`Bus::subscribe_all`].
+    /// [`BusError::Denied`]: the subject is refused; or the server does not answer.
     pub async fn subscribe(&self, subject: &str) -> Result<Subscription, BusError> {
-        let mut subscriptions = self.subscribe_all(&[subject]).await?;
-        Ok(subscriptions.remove(0))
-    }
-
-    /// Hears several subjects, as [`Bus::subscribe`] hears one, in the time of one.
-    ///
-    /// # Errors
-    /// [`BusError::Denied`] names the first subject that is refused; or the server does not answer.
-    pub async fn subscribe_all(&self, subjects: &[impl AsRef<str> + Sync]) -> Result<Vec<Subscription>, BusError> {
-        let mut subscriptions = Vec::with_capacity(subjects.len());
-        for subject in subjects {
-            let subject = subject.as_ref().to_owned();
-            let denied = self.denials.watch(Direction::Subscribe, &subject);
-            let messages = match self.client.subscribe(subject.clone()).await {
-                Ok(messages) => messages,
-                Err(error) => return Err(BusError::Send { subject, reason: causes(&error) }),
-            };
-            subscriptions.push(Subscription { subject, messages, denied });
-        }
+        let subject = subject.to_owned();
+        let denied = self.denials.watch(Direction::Subscribe, &subject);
+        let messages = match self.client.subscribe(subject.clone()).await {
+            Ok(messages) => messages,
+            Err(error) => return Err(BusError::Send { subject, reason: causes(&error) }),
+        };
+        let mut subscription = Subscription { subject, messages, denied };
         self.round_trip().await?;
         // The server works in order: refusals have arrived before the end of the round trip. But the client hands them
         // on through a task of its own, which the echo can overtake.
         tokio::time::sleep(REFUSAL_GRACE).await;
-        let refused = |subscription: &mut Subscription| subscription.denied.was_heard().then(|| subscription.refusal());
-        match subscriptions.iter_mut().find_map(refused) {
-            Some(refusal) => Err(refusal),
-            None => Ok(subscriptions),
+        match subscription.denied.was_heard() {
+            true => Err(subscription.refusal()),
+            false => Ok(subscription),
         }
     }
 

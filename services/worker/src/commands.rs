@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use identity::TrustBundle;
 use runtime::{Bus, BusError, Subscription};
-use schemas::subject::command_filters;
+use schemas::subject::command_filter;
 use schemas::{Code, RunId, WorkerId, is_answer};
 use tokio::sync::mpsc;
 use worker_core::Input;
@@ -22,14 +22,13 @@ pub(crate) struct Ears {
 }
 
 impl Ears {
-    /// Listens on both subjects from now on and hands verified commands to the core.
+    /// Listens from now on and hands verified commands to the core.
     ///
     /// # Errors
     /// The server does not let this worker listen.
     pub(crate) async fn listen(self, bus: &Bus, inputs: mpsc::Sender<Input>) -> Result<(), BusError> {
-        for subscription in bus.subscribe_all(&command_filters(&self.run, &self.worker)).await? {
-            tokio::spawn(self.clone().hear(subscription, inputs.clone()));
-        }
+        let subscription = bus.subscribe(&command_filter(&self.run, &self.worker)).await?;
+        tokio::spawn(self.hear(subscription, inputs));
         Ok(())
     }
 

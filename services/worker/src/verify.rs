@@ -89,10 +89,10 @@ pub(crate) fn command(payload: &[u8], expected: &Expected<'_>) -> Result<Command
     if command.run != *expected.run {
         return Err(invalid(format!("the command is of run {}, this worker's is {}", command.run, expected.run)));
     }
-    match &command.aud {
-        Some(aud) if aud != expected.worker => Err(invalid(format!("the command is for {aud}"))),
-        _ => Ok(command.verb),
+    if command.aud != *expected.worker {
+        return Err(invalid(format!("the command is for {}, this is {}", command.aud, expected.worker)));
     }
+    Ok(command.verb)
 }
 
 fn check_signer(issuer: &str, trust: &TrustBundle) -> Result<(), Refusal> {

@@ -14,9 +14,7 @@ use schemas::public::CommandVerb;
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::telemetry::Heartbeat;
 use schemas::view::RunPhase;
-use schemas::{
-    AccountId, Code, Digest, Millis, ObjectRef, PublicKey, Refusal, Round, RunId, Sequence, UnixMillis, V, WorkerId,
-};
+use schemas::{Code, Digest, Millis, ObjectRef, PublicKey, Refusal, Round, RunId, Sequence, UnixMillis, V, WorkerId};
 
 use crate::plan::{account, audit_key, operator, run_id, worker_id};
 use crate::queue::Try;
@@ -217,7 +215,7 @@ impl World {
                 self.begin(Job::Save { round, weights, parent });
             }
             Effect::Restore { snapshot, merges, .. } => self.begin(Job::Restore { snapshot, merges }),
-            Effect::Command { account, verb, .. } => self.command(&account, verb),
+            Effect::Command { worker, verb, .. } => self.command(&worker, verb),
             Effect::Stop { .. } => {
                 self.site.process = None;
                 self.restart_coordinator();
@@ -262,13 +260,13 @@ impl World {
         }
     }
 
-    fn command(&mut self, tenant: &AccountId, verb: CommandVerb) {
-        for worker in (0..self.plan.workers).filter(|worker| account(*worker) == *tenant) {
-            let incarnation = self.stations[worker].incarnation();
-            for span in self.transits(worker) {
-                let input = worker_core::Input::Command(verb);
-                self.after(span, Happening::Worker { worker, incarnation, input });
-            }
+    fn command(&mut self, to: &WorkerId, verb: CommandVerb) {
+        let worker = (0..self.plan.workers).find(|worker| worker_id(*worker) == *to);
+        let worker = worker.expect("a command is for somebody who joined");
+        let incarnation = self.stations[worker].incarnation();
+        for span in self.transits(worker) {
+            let input = worker_core::Input::Command(verb);
+            self.after(span, Happening::Worker { worker, incarnation, input });
         }
     }
 

@@ -1,13 +1,11 @@
 //! What operators change: new runs, and the end of this coordinator.
 
-use std::collections::BTreeSet;
-
 use schemas::control::{RunNewReply, Shutdown, ShutdownReply};
 use schemas::event::LedgerEvent;
 use schemas::limits::{EVENT_BYTES_MAX, LEASE_MAX, RUNS_MAX};
 use schemas::public::CommandVerb;
 use schemas::run::RunSpec;
-use schemas::{AccountId, Code, Digest, Message, PublicKey, Refusal, RunId, UnixMillis, V};
+use schemas::{Code, Digest, Message, PublicKey, Refusal, UnixMillis, V};
 
 use crate::coordinator::{Coordinator, draining};
 use crate::deadline::Timer;
@@ -137,15 +135,16 @@ impl Coordinator {
         self.stopped = true;
     }
 
-    /// Tells the workers of every open run, in every account that has any.
+    /// Tells every member that is present in an open run, each under its own name.
     fn command_all(&mut self, verb: CommandVerb) {
-        let mut told: BTreeSet<(AccountId, RunId)> = BTreeSet::new();
-        for name in self.live.keys() {
-            let Some(run) = self.state.run(name) else { continue };
-            let present = run.members.values().filter(|member| member.present);
-            told.extend(present.map(|member| (member.account.clone(), name.clone())));
+        for (name, run) in self.live.keys().filter_map(|name| Some((name, self.state.run(name)?))) {
+            let present = run.members.iter().filter(|(_, member)| member.present);
+            self.out.extend(present.map(|(worker, member)| Effect::Command {
+                account: member.account.clone(),
+                run: name.clone(),
+                worker: worker.clone(),
+                verb,
+            }));
         }
-        let commands = told.into_iter().map(|(account, run)| Effect::Command { account, run, worker: None, verb });
-        self.out.extend(commands);
     }
 }

@@ -161,14 +161,14 @@ pub enum Effect {
         /// The run.
         run: RunId,
     },
-    /// Send a signed order to one worker or all of a run in one account.
+    /// Send a signed order to a worker.
     Command {
         /// The tenant's account.
         account: AccountId,
         /// The run.
         run: RunId,
-        /// The worker; none for all.
-        worker: Option<WorkerId>,
+        /// The worker.
+        worker: WorkerId,
         /// The order.
         verb: CommandVerb,
     },

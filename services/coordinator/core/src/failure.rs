@@ -13,8 +13,6 @@ use crate::state::Run;
 /// A unit that every present worker failed halts the run after this many failures: a single worker gets some tries, since
 /// a machine may be out of memory for a moment.
 const UNIT_FAILURES_MIN: u32 = 4;
-/// A unit that this many different workers failed halts the run, whoever else is there: it is not the workers.
-const UNIT_FAILED_BY_MAX: usize = 16;
 /// Failures that are named in a reason: it is one line on a terminal.
 const NAMED_MAX: usize = 3;
 /// Characters of one failure in a reason.
@@ -44,7 +42,7 @@ impl Failures {
     fn are_enough(&self, run: &Run) -> bool {
         let mut present = run.members.iter().filter(|(_, member)| member.present).map(|(worker, _)| worker).peekable();
         let by_all = present.peek().is_some() && present.all(|worker| self.is_by(worker));
-        self.by.len() >= UNIT_FAILED_BY_MAX || by_all && self.total >= UNIT_FAILURES_MIN
+        by_all && self.total >= UNIT_FAILURES_MIN
     }
 }
 

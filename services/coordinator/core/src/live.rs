@@ -107,6 +107,8 @@ pub(crate) struct LiveLease {
     pub(crate) bytes_moved: Bytes,
     /// When steps or bytes moved on last.
     pub(crate) progress_at: UnixMillis,
+    /// When it was granted.
+    granted_at: UnixMillis,
     /// Objects whose upload was granted under it.
     pub(crate) uploads: BTreeSet<Digest>,
     /// Chunks read ahead under it.
@@ -217,6 +219,7 @@ impl LiveLease {
             steps_done: Steps(0),
             bytes_moved: Bytes(0),
             progress_at: now,
+            granted_at: now,
             uploads: BTreeSet::new(),
             staged: 0,
             screening: None,
@@ -230,12 +233,14 @@ impl LiveLease {
         if steps_done > self.steps_done || bytes_moved > self.bytes_moved {
             self.progress_at = now;
         }
-        (self.steps_done, self.bytes_moved) = (steps_done, bytes_moved);
+        // Never back: else a worker that says 1, 0, 1, 0 would move on for ever.
+        self.steps_done = self.steps_done.max(steps_done);
+        self.bytes_moved = self.bytes_moved.max(bytes_moved);
     }
 
     /// When the lease ends unless it is renewed and moves on, and why.
     pub(crate) fn due(&self, life: Millis) -> (UnixMillis, LeaseEnd) {
-        let stalls_at = self.progress_at.after(progress_wait(life));
+        let stalls_at = self.progress_at.after(progress_wait(life)).min(self.granted_at.after(LEASE_AGE_MAX));
         if stalls_at < self.expires_at { (stalls_at, LeaseEnd::Stalled) } else { (self.expires_at, LeaseEnd::Expired) }
     }
 }
@@ -276,6 +281,10 @@ impl Claims {
         order.values().filter_map(|worker| held.remove(worker)).map(|claim| claim.reply).collect()
     }
 }
+
+/// How long a lease lasts whatever its holder reports, which nobody can check: weeks of training are many units. A worker that
+/// only says that it moves on keeps its round from closing for a day at most.
+const LEASE_AGE_MAX: Millis = Millis::from_secs(24 * 3600);
 
 /// How long a lease of a run with this lease time may be renewed without a step or a byte. What moves nothing for so long
 /// and is all right is one step, or the encoding between the last step and the first byte; both take minutes at most.

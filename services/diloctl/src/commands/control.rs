@@ -14,7 +14,7 @@ use crate::output::Record;
 
 pub(crate) async fn run(context: &Context, command: &Control) -> Result<(), Failure> {
     let Control::Shutdown { drain, yes } = command;
-    if !yes && !confirmed("stop the coordinator and all workers?")? {
+    if !yes && !confirmed("stop the coordinator and its workers?")? {
         return Err(Failure::new(Code::Interrupted, "not confirmed; nothing was done"));
     }
     let operator = context.operator().await?;

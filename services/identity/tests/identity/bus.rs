@@ -16,7 +16,7 @@ use identity::{BusTls, CredentialSource, Domain, InitOptions};
 use schemas::permission::Role;
 use schemas::public::CommandVerb;
 use schemas::subject::{
-    EVENTS_FILTER, Lane, Verb, command_filters, command_subject, events_stream, record_subject, request_subject,
+    EVENTS_FILTER, Lane, Verb, command_filter, command_subject, events_stream, record_subject, request_subject,
     worker_event_subject,
 };
 use schemas::{AccountId, Code, Millis, RunId, UnixMillis, WorkerId};
@@ -207,8 +207,7 @@ async fn events_reach_who_checks_them_and_commands_reach_the_tenant_they_name() 
     let source = bus.issue(Role::Worker, "w1");
     let worker: WorkerId = source.public().as_str().parse().expect("a user's key");
     let (client, _worker_events) = bus.connect(&source).await.expect("its own domain");
-    let [_, own] = command_filters(&run(), &worker);
-    let mut commands = client.subscribe(own).await.expect("it is sent");
+    let mut commands = client.subscribe(command_filter(&run(), &worker)).await.expect("it is sent");
     // The answer is a round trip: the subscription is known when it comes.
     let (subject, tenant) = (worker_event_subject(&run(), &worker, "joined"), bus.domain.tenant().expect("a key"));
     let asked = tokio::spawn({
@@ -228,7 +227,7 @@ async fn events_reach_who_checks_them_and_commands_reach_the_tenant_they_name() 
     let tenant = bus.domain.tenant().expect("a key");
     let elsewhere: AccountId = bus.domain.control().expect("a key");
     for (account, payload) in [(&elsewhere, "for others"), (&tenant, "for us")] {
-        let subject = command_subject(account, &run(), Some(&worker), CommandVerb::Drain);
+        let subject = command_subject(account, &run(), &worker, CommandVerb::Drain);
         coordinator.publish(subject, payload.into()).await.expect("it is sent");
     }
     let command = tokio::time::timeout(PATIENCE, commands.next()).await.expect("it comes").expect("it is subscribed");

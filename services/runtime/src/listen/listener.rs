@@ -55,7 +55,7 @@ impl Listener {
     /// holds them then. When this returns, the server has the subscriptions.
     ///
     /// # Errors
-    /// As [`crate::Bus::connect`] and [`crate::Bus::subscribe_all`].
+    /// As [`crate::Bus::connect`] and [`crate::Bus::subscribe`].
     pub async fn connect(
         name: &str,
         config: &BusConfig,

@@ -135,7 +135,7 @@ impl Scene {
             v: V,
             iss: self.key.public().to_string(),
             run: self.spec.run.clone(),
-            aud: None,
+            aud: self.worker.clone(),
             iat,
             exp: iat + 60,
             jti: "one".to_owned(),
@@ -397,10 +397,9 @@ fn commands_must_be_signed_for_us_and_now() {
     };
     let good = scene.command(CommandVerb::Drain);
     assert_eq!(check(&scene.key, &good), Ok(CommandVerb::Drain));
-    assert_eq!(check(&scene.key, &Command { aud: Some(scene.worker.clone()), ..good.clone() }), Ok(CommandVerb::Drain));
     let other: WorkerId = SigningKey::generate(KeyKind::User).public().as_str().parse().expect("a user key");
     for bad in [
-        Command { aud: Some(other), ..good.clone() },
+        Command { aud: other, ..good.clone() },
         Command { run: "other".parse().expect("a name"), ..good.clone() },
         Command { exp: good.iat - 100, iat: good.iat - 200, ..good.clone() },
         Command { iat: good.iat + 200, exp: good.iat + 300, ..good.clone() },
@@ -410,6 +409,10 @@ fn commands_must_be_signed_for_us_and_now() {
         assert!(check(&scene.key, &bad).is_err(), "{bad:?}");
     }
     assert!(check(&ManifestKey::generate(), &good).is_err());
+    let mut for_all = serde_json::to_value(&good).expect("JSON");
+    for_all["aud"] = Value::Null;
+    let for_all = scene.key.sign_document(COMMAND_TYPE, &for_all).expect("small claims");
+    assert!(super::command(for_all.as_bytes(), &scene.expected()).is_err(), "a command names its worker");
     let plain = serde_json::to_vec(&good).expect("JSON");
     for payload in [&plain[..], b"", b"\xff\xfe", b"a.b.c"] {
         assert!(super::command(payload, &scene.expected()).is_err());

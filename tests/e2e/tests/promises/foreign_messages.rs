@@ -61,7 +61,7 @@ fn targets(cluster: &Cluster, key: &PublicKey) -> Vec<String> {
         format!("diloco.event.{tenant}.{run}.{worker}.joined"),
         format!("diloco.event.{run}.x"),
         format!("diloco.work.{run}.0.train-0"),
-        format!("diloco.command.{run}.all.drain"),
+        format!("diloco.command.{run}.{worker}.drain"),
         request_subject(run, &worker, Verb::Join),
         "$KV.state.x".to_owned(),
         "_INBOX.x.y".to_owned(),

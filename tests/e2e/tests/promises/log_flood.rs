@@ -15,7 +15,8 @@ async fn a_thousand_forged_commands_are_a_few_lines_in_a_workers_log_and_their_n
     // Who took the coordinator's credentials for the bus has no key that workers trust.
     let thief = cluster.connect(Role::Coordinator, Role::Coordinator.name()).await;
     let tenant = cluster.domain().tenant().unwrap();
-    let subject = command_subject(&tenant, cluster.run(), None, CommandVerb::Drain);
+    let victim = cluster.source(&cluster.domain().layout().credentials("worker-0")).public().as_str().parse().unwrap();
+    let subject = command_subject(&tenant, cluster.run(), &victim, CommandVerb::Drain);
     for number in 0..FORGED {
         let document = format!("eyJhbGciOiJFZERTQSJ9.{number}.c2lnbmF0dXJl");
         thief.publish(&subject, document.into_bytes().into()).await.unwrap();

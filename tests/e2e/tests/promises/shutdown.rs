@@ -1,7 +1,7 @@
 //! `diloctl control shutdown` drains over the bus: everything ends in order with status 0, and a restart goes on.
 
 use e2e::Recipe;
-use harness::{Cluster, Options};
+use harness::{Cluster, Options, PATIENCE};
 use schemas::event::LedgerEvent;
 
 #[tokio::test]
@@ -10,6 +10,8 @@ async fn a_shutdown_over_the_bus_drains_and_a_restart_goes_on() {
     let run = cluster.run().clone();
     let mut evidence = cluster.evidence().await;
     Recipe::reference(40, 2, 60).create(&cluster).await;
+    // Members are told; a worker that is still on its way to the run waits for the next coordinator.
+    cluster.operator().await.until(&run, PATIENCE, |view| view.workers == 2).await;
     let second_round =
         |event: &LedgerEvent| matches!(event, LedgerEvent::LeaseGranted { lease, .. } if lease.unit.round.get() == 1);
     evidence.until_ledger("lease in round 1", &run, second_round).await;

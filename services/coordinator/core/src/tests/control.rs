@@ -6,7 +6,7 @@ use schemas::public::CommandVerb;
 use schemas::{Bytes, Code, Message, Millis, ObjectRef, Refusal, RunId, V};
 
 use crate::fixture::*;
-use crate::{Answer, ControlRequest, Coordinator, Effect, Input, ReplyId};
+use crate::{Answer, ControlRequest, Coordinator, Effect, Input, Peer, ReplyId, WorkerRequest};
 
 fn new_run(world: &mut World, spec: schemas::run::RunSpec) -> ReplyId {
     world.control(ControlRequest::RunNew(Box::new(RunNew { v: V, spec })))
@@ -98,8 +98,6 @@ fn a_shutdown_waits_for_holders_and_then_ends_in_order() {
     assert_eq!(world.refusal(waiting), Code::Draining);
     let claim = world.claim(2);
     assert_eq!(world.refusal(claim), Code::Draining);
-    let drained = |effect: &Effect| matches!(effect, Effect::Command { verb: CommandVerb::Drain, worker: None, .. });
-    assert!(world.seen.iter().any(drained));
     let stopped = |world: &World| world.seen.iter().any(|effect| matches!(effect, Effect::Stop { .. }));
     assert!(!stopped(&world));
     world.submit(1, held);
@@ -124,7 +122,48 @@ fn a_shutdown_does_not_wait_for_ever() {
     world.shut_down(Millis::from_secs(10));
     world.wait(Millis::from_secs(10));
     assert!(world.seen.iter().any(|effect| matches!(effect, Effect::Stop { .. })));
-    assert!(world.seen.iter().any(|effect| matches!(effect, Effect::Command { verb: CommandVerb::Stop, .. })));
+}
+
+/// A member that asks, of a run and under an account that it names.
+fn member(number: u32, run: &str, tenant: u32) -> Peer {
+    Peer { account: account(tenant), run: run.parse().unwrap(), worker: worker(number) }
+}
+
+#[test]
+fn a_shutdown_commands_each_member_that_is_present_once_and_nobody_else() {
+    let mut world = World::with_run(spec("demo"));
+    new_run(&mut world, spec("other"));
+    world.answer_pending();
+    let members = [member(1, "demo", 1), member(2, "demo", 2), member(3, "demo", 1), member(4, "other", 1)];
+    for (number, peer) in (1..).zip(&members) {
+        world.ask(peer.clone(), WorkerRequest::Join(join_request(number)));
+        world.answer_pending();
+    }
+    // Somebody left, and somebody finishes what it holds.
+    world.ask(members[2].clone(), WorkerRequest::Leave(leave_request(3, "test")));
+    world.lease(1);
+    let present = [&members[0], &members[1], &members[3]];
+    let told = |world: &World, wanted: CommandVerb| -> Vec<Peer> {
+        let told = world.seen.iter().filter_map(|effect| match effect {
+            Effect::Command { account, run, worker, verb } if *verb == wanted => {
+                Some(Peer { account: account.clone(), run: run.clone(), worker: worker.clone() })
+            }
+            _ => None,
+        });
+        told.collect()
+    };
+    world.shut_down(Millis::from_secs(60));
+    assert!(told(&world, CommandVerb::Drain).iter().eq(present), "{:?}", told(&world, CommandVerb::Drain));
+    assert_eq!(told(&world, CommandVerb::Stop), []);
+    world.ask(members[1].clone(), WorkerRequest::Leave(leave_request(2, "drained")));
+    world.wait(Millis::from_secs(60));
+    assert!(world.seen.iter().any(|effect| matches!(effect, Effect::Stop { .. })));
+    assert!(
+        told(&world, CommandVerb::Stop).iter().eq([&members[0], &members[3]]),
+        "{:?}",
+        told(&world, CommandVerb::Stop)
+    );
+    assert_eq!(told(&world, CommandVerb::Drain).len(), present.len(), "told once");
 }
 
 #[test]

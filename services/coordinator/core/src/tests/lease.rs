@@ -130,10 +130,25 @@ fn a_slow_line_that_moves_keeps_its_lease() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     let held = world.lease(1);
-    // A hundred bytes a minute, for two hours; and a worker that was started again counts from nothing.
-    assert_eq!(keep(&mut world, held, 7200, |count| 100 * (count / 6)), Ok(()));
+    // A hundred bytes a minute, for two hours.
     assert_eq!(keep(&mut world, held, 7200, |count| 100 * (count / 6)), Ok(()));
     assert_eq!(world.run().holder(&held.unit), Some((&worker(1), held.epoch)));
+}
+
+/// What a worker says of its progress cannot be checked, so it goes forward only, and a day is enough for any unit.
+#[test]
+fn a_lease_whose_holder_only_says_that_it_moves_ends() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    assert_eq!(
+        keep(&mut world, held, 900, |count| count % 2),
+        Err(Code::LeaseStalled),
+        "up and down is no way forward"
+    );
+    let held = world.lease(1);
+    assert_eq!(keep(&mut world, held, 23 * 3600, |count| count), Ok(()));
+    assert_eq!(keep(&mut world, held, 2 * 3600, |count| 100_000 + count), Err(Code::LeaseStalled), "more than a day");
 }
 
 #[test]

@@ -32,7 +32,7 @@ pub(crate) fn to_subscribe(names: &Names<'_>) -> Vec<String> {
         subjects.extend([lane.prefix().to_owned(), format!("{}.>", lane.prefix()), format!("{}.*", lane.prefix())]);
     }
     for run in names.runs {
-        subjects.extend([format!("diloco.command.{run}.>"), format!("diloco.command.{run}.all.>")]);
+        subjects.extend([format!("diloco.command.{run}.>"), format!("diloco.command.{run}.all.*")]);
         subjects.extend(names.keys.iter().map(|key| format!("diloco.command.{run}.{key}.*")));
         subjects.extend([format!("diloco.public.{run}.*"), format!("diloco.*.{run}.>")]);
     }

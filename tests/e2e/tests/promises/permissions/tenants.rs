@@ -8,7 +8,7 @@ use harness::PATIENCE;
 use schemas::permission::Role;
 use schemas::public::CommandVerb;
 use schemas::subject::{
-    Incoming, Verb, command_filters, command_subject, heartbeat_subject, request_subject, worker_event_subject,
+    Incoming, Verb, command_filter, command_subject, heartbeat_subject, request_subject, worker_event_subject,
 };
 use schemas::{AccountId, PublicKey, RunId, WorkerId};
 
@@ -103,15 +103,20 @@ async fn tl_25_tenants_with_runs_of_the_same_name_neither_hear_nor_impersonate_e
 
     // Commands reach the tenant that they name and no other.
     let ours_account: AccountId = crowd.cluster.domain().tenant().unwrap();
-    let [all, _] = command_filters(&run(), &worker(&ours.key));
-    let mut our_commands = our_probe.client.subscribe(all.clone()).await.unwrap();
-    let mut their_commands = their_probe.client.subscribe(all).await.unwrap();
+    let (us, them) = (worker(&ours.key), worker(&theirs));
+    let mut our_commands = our_probe.client.subscribe(command_filter(&run(), &us)).await.unwrap();
+    let mut their_commands = their_probe.client.subscribe(command_filter(&run(), &them)).await.unwrap();
     // A refusal is an answer of the broker to what came before it.
     let mut our_probe = our_probe;
     our_probe.refused_publishes(&["diloco.probe".to_owned()]).await;
     their_probe.refused_publishes(&["diloco.probe".to_owned()]).await;
-    for (account, payload) in [(&ours_account, "ours"), (second.account(), "theirs")] {
-        let subject = command_subject(account, &run(), None, CommandVerb::Drain);
+    for (account, target, payload) in [
+        (second.account(), &us, "astray"),
+        (&ours_account, &them, "astray"),
+        (&ours_account, &us, "ours"),
+        (second.account(), &them, "theirs"),
+    ] {
+        let subject = command_subject(account, &run(), target, CommandVerb::Drain);
         coordinator.publish(subject, payload.into()).await.unwrap();
     }
     for (commands, expected) in [(&mut our_commands, "ours"), (&mut their_commands, "theirs")] {
