@@ -24,8 +24,9 @@ use crate::cluster_run::{self, Shape};
 use crate::row::{Reach, Row};
 
 const CLAIMS_PER_SECOND: u64 = 100;
-/// More than are ever busy when claims are answered in time; a claim that finds none idle waits, and that counts.
-const CLAIMERS: usize = 32;
+/// More than are ever busy when claims are answered in time; a claim that finds none idle waits, and that counts. So many that
+/// each takes some 40 leases: a coordinator gives a worker 64 without a result before it slows it down.
+const CLAIMERS: usize = 40;
 /// More units than claimers, so that a claim never waits for one.
 const UNITS: u32 = 256;
 /// Claims that are not counted.

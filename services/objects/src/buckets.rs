@@ -321,7 +321,10 @@ impl Buckets {
                     }
                     (status.to_string(), client::retry_after(response.headers()))
                 }
-                Ok(Err(error)) => (client::describe(&error), None),
+                Ok(Err(error)) => match ObjectError::certificate(during, &error) {
+                    Some(refused) => return Err(refused),
+                    None => (client::describe(&error), None),
+                },
                 Err(_) => ("no answer".to_owned(), None),
             };
             tracing::debug!(during, reason, "request to the store failed");

@@ -1,5 +1,6 @@
 //! What goes wrong between this process and a store. No message holds a URL's query, so none holds a signature.
 
+use identity::CertificateRefused;
 use schemas::{Code, Digest, Refusal};
 
 use crate::endpoint::EndpointError;
@@ -15,6 +16,16 @@ pub enum ObjectError {
         during: String,
         /// The last thing that was seen.
         reason: String,
+    },
+    /// The store showed a certificate that is not taken. Asking again changes nothing.
+    #[error("{during}: {reason}")]
+    Certificate {
+        /// Which operation.
+        during: String,
+        /// Which certificate, and what is wrong with it.
+        reason: String,
+        /// The coded error.
+        code: Code,
     },
     /// An upload's answer was lost and the time allowed has passed: the object may be there. Ask the coordinator.
     #[error("upload of {digest} may or may not have happened, ask the coordinator: {reason}")]
@@ -84,10 +95,17 @@ pub enum ObjectError {
 }
 
 impl ObjectError {
+    /// That the store's certificate was refused, where that is why a request failed.
+    pub(crate) fn certificate(during: &str, error: &(dyn std::error::Error + 'static)) -> Option<Self> {
+        let refused = CertificateRefused::of(error)?;
+        Some(Self::Certificate { during: during.to_owned(), reason: refused.to_string(), code: refused.code() })
+    }
+
     /// The coded error that this is.
     pub const fn code(&self) -> Code {
         match self {
             Self::Unreachable { .. } | Self::Uncertain { .. } => Code::StoreUnreachable,
+            Self::Certificate { code, .. } => *code,
             Self::Missing { .. } => Code::ObjectMissing,
             Self::Mismatch { .. } => Code::ObjectMismatch,
             Self::Refused { .. } | Self::GrantInvalid { .. } => Code::UrlRefused,

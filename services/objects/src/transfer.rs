@@ -342,7 +342,7 @@ impl Transfer {
             let piece = match timeout(self.limits.idle.min(left), client::piece(&mut response)).await {
                 Ok(Ok(Some(piece))) => piece,
                 Ok(Ok(None)) => return Err(Reason::broken(format!("the answer ended at {}", sink.len()))),
-                Ok(Err(error)) => return Err(Reason::broken(client::describe(&error))),
+                Ok(Err(error)) => return Err(Reason::broken_by(&error)),
                 Err(_) => return Err(Reason::stalled(format!("silence at {}", sink.len()))),
             };
             self.moved.down.fetch_add(piece.len() as u64, Ordering::Relaxed);
@@ -415,7 +415,7 @@ impl Transfer {
                     line.inspect(Line::settle);
                     return Ok(response);
                 }
-                Ok(Err(error)) => return Err(Reason::broken(client::describe(&error))),
+                Ok(Err(error)) => return Err(Reason::broken_by(&error)),
                 Err(_) => look = LOOK_EVERY.min(self.limits.idle / 4),
             }
             self.moved.up.fetch_add(moved.min(bytes).saturating_sub(counted), Ordering::Relaxed);
@@ -475,6 +475,14 @@ impl Transfer {
 impl Reason {
     fn broken(text: impl Into<String>) -> Failure {
         Failure::Broken(Self { text: text.into(), status: None, stalled: false })
+    }
+
+    /// A request that failed before it was answered.
+    fn broken_by(error: &(dyn std::error::Error + 'static)) -> Failure {
+        match ObjectError::certificate("connecting to the store", error) {
+            Some(refused) => Failure::Final(refused),
+            None => Self::broken(client::describe(error)),
+        }
     }
 
     const fn stalled(text: String) -> Failure {

@@ -37,6 +37,8 @@ fn passes(code: Code) -> bool {
             | Code::AskedTooMuch
             | Code::Draining
             | Code::StoreUnreachable
+            | Code::CertificateUntrusted
+            | Code::ServerCertificateExpired
             | Code::LedgerFenced
             | Code::LedgerUnwritable
     )

@@ -131,6 +131,8 @@ fn is_of_the_moment(code: Code) -> bool {
         Code::BusUnreachable
             | Code::NoAnswer
             | Code::StoreUnreachable
+            | Code::CertificateUntrusted
+            | Code::ServerCertificateExpired
             | Code::StoreFull
             | Code::UrlRefused
             | Code::LeaseLost

@@ -237,6 +237,8 @@ fn is_transient(code: Code) -> bool {
     matches!(
         code,
         Code::StoreUnreachable
+            | Code::CertificateUntrusted
+            | Code::ServerCertificateExpired
             | Code::StoreFull
             | Code::UrlRefused
             | Code::ObjectMissing

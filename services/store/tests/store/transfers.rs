@@ -97,6 +97,7 @@ async fn a_stranger_with_another_ca_is_not_spoken_to() {
     let other = Transfer::new(&Trust::Authority(crate::support::certificates().authority), once()).unwrap();
     let grant = store.signer_at(store.address).get(object.digest, now());
     let refused = other.get(&grant, object.bytes, &nobody(), soon()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::CertificateUntrusted, "{refused}");
     assert!(refused.to_string().contains("certificate"), "{refused}");
 }
 

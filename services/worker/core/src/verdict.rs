@@ -33,6 +33,8 @@ pub(crate) fn verdict(code: Code) -> Verdict {
         Code::NoAnswer
         | Code::BusUnreachable
         | Code::StoreUnreachable
+        | Code::CertificateUntrusted
+        | Code::ServerCertificateExpired
         | Code::StoreFull
         | Code::UrlRefused
         | Code::Internal
