@@ -43,7 +43,7 @@ pub struct Answer<T> {
     pub reply: Reply<T>,
 }
 
-/// Whether these bytes are an answer, to whatever and for whomever.
+/// True for bytes that are an answer, whichever question they answer and whichever process asked it.
 pub fn is_answer(bytes: &[u8]) -> bool {
     bytes.first() == Some(&ANSWER_MARK)
 }

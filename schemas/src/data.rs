@@ -72,7 +72,7 @@ pub const fn token_bytes(vocabulary: u32) -> u8 {
 }
 
 impl DataManifest {
-    /// Checks that it agrees with itself and with the limits: whoever reads a manifest relies on all of it.
+    /// Checks that it agrees with itself and with the limits: every reader of a manifest relies on all of it.
     ///
     /// # Errors
     /// [`Code::DataInvalid`], naming what contradicts what.

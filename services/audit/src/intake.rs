@@ -7,7 +7,7 @@ use async_nats::HeaderMap;
 use async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE;
 use audit_core::{Candidate, Heard, Linked, Notice, Tail};
 use bytes::Bytes;
-use runtime::{Bus, BusError, Delivery, Failure, Listener, StreamReader, clock};
+use runtime::{ApiError, Bus, BusError, Delivery, Failure, Listener, StreamReader, clock};
 use schemas::lease::Done;
 use schemas::subject::{EVENTS_FILTER, events_stream, record_filter, record_subject};
 use schemas::{Answer, Asked, Code, Message as _, Refusal, Reply, WorkerId};
@@ -46,15 +46,6 @@ struct Tally {
     refused: u64,
     reason: Option<Refusal>,
     nobody: u64,
-}
-
-/// An error of the broker's own.
-#[derive(Debug, Deserialize)]
-struct ApiError {
-    #[serde(default)]
-    err_code: u64,
-    #[serde(default)]
-    description: String,
 }
 
 /// A stream's answer to a publish.

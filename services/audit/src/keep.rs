@@ -74,7 +74,7 @@ pub(crate) enum Standing {
     Altered,
 }
 
-/// Position and digest of everything that the files in `folder` hold, for whoever compares it with the stream. Takes no lock
+/// Position and digest of everything that the files in `folder` hold, for a comparison with the stream. Takes no lock
 /// and changes nothing: the service may be writing. Nothing is kept where there is no folder.
 ///
 /// # Errors

@@ -17,7 +17,7 @@ pub(crate) struct ReplyTo {
 }
 
 impl ReplyTo {
-    /// Where a message wants its answer; none when it wants none, or nobody is named whom it could be for.
+    /// Where a message wants its answer; none when it wants none, or its subject names no asker.
     pub(crate) fn read(message: &Delivery) -> Option<Self> {
         let subject = Subject::from(message.reply.as_deref()?);
         Some(Self { subject, asked: Asked::heard(&message.subject, &message.payload)? })

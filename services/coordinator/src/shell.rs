@@ -433,7 +433,7 @@ impl Tables {
     }
 }
 
-/// Whoever joins shows that it holds the audit key it names: else a worker could join with another's, or with the
+/// A worker that joins shows that it holds the audit key it names: else a worker could join with another's, or with the
 /// coordinator's, and that one's events would be taken for its own.
 fn proven(domain: &str, peer: &Peer, request: &WorkerRequest) -> Result<(), Refusal> {
     let WorkerRequest::Join(join) = request else { return Ok(()) };

@@ -127,7 +127,7 @@ impl Operator {
     pub(crate) async fn ask<Q: Message, A: Message>(&self, verb: ControlVerb, question: &Q) -> Result<A, Failure> {
         let subject = control_subject(&self.public, verb);
         self.bus.request(&subject, question, self.timeout).await.map_err(|error| {
-            // Whoever waits for the ledger answers nobody.
+            // A coordinator that waits for the ledger answers nobody.
             let trouble = Some(&error).filter(|error| error.code() == Code::NoAnswer);
             let trouble = trouble.and_then(|_| Trouble::of_broker(&self.folder));
             trouble.map_or_else(|| error.into_refusal().into(), |trouble| trouble.failure())

@@ -15,7 +15,7 @@ pub(crate) fn wait_for_lock(path: &Path) -> io::Result<File> {
 }
 
 fn open_lock(path: &Path) -> io::Result<File> {
-    // It stays: whoever removed it might remove one that another command has locked meanwhile.
+    // It stays: a command that removed it could remove the lock of another command.
     OpenOptions::new().create(true).truncate(false).write(true).open(path)
 }
 

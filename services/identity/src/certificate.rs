@@ -1,4 +1,4 @@
-//! What a certificate says of itself: whom it is for, and from when to when. For people, and for the checks before anything
+//! What a certificate says of itself: the names it is for, and from when to when. For people, and for the checks before anything
 //! is connected; whether a certificate is to be trusted is for rustls.
 
 use std::fmt;
@@ -26,7 +26,7 @@ const ADDRESS: u8 = 0x87;
 const SUBJECT_ALT_NAME: [u8; 3] = [0x55, 0x1d, 0x11];
 const COMMON_NAME: [u8; 3] = [0x55, 0x04, 0x03];
 
-/// Whom a certificate is for, and when it is valid.
+/// The names that a certificate is for, and when it is valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// The names and addresses of its subject; those of servers have some.

@@ -77,7 +77,7 @@ pub enum TlsError {
     Outside {
         /// Which file.
         path: PathBuf,
-        /// Whom it is for.
+        /// The names it is for.
         names: String,
         /// Which of the two.
         outside: Outside,

@@ -12,7 +12,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// What a connection has moved, for whoever waits for it. Clones look at the same connection.
+/// What a connection has moved, for the transfer that waits for it. Clones look at the same connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Line(Arc<Counts>);
 

@@ -67,13 +67,13 @@ pub const fn exit_status(code: Code) -> u8 {
     match code {
         Code::BusUnreachable | Code::StoreUnreachable | Code::NoAnswer => EXIT_UNREACHABLE,
         Code::BusRefused | Code::BusDenied | Code::ObjectForbidden => EXIT_DENIED,
-        // Whoever starts this process again may find the server with another certificate.
+        // When this process is started again, the server may have another certificate.
         Code::ServerCertificateExpired | Code::CertificateUntrusted => EXIT_DENIED,
         Code::LedgerFenced | Code::StoreBusy | Code::AuditFolderBusy | Code::PortTaken | Code::Replaced => {
             EXIT_CONFLICT
         }
         Code::LedgerBroken | Code::LedgerLost | Code::ReplayDiverged => EXIT_TAMPERED,
-        // The name is of no use any more: whoever starts services again shall not start this one.
+        // The name is of no use any more: a service manager shall not start this process again.
         Code::WorkerRemoved => EXIT_USAGE,
         code if code.number() < 200 => EXIT_USAGE,
         _ => EXIT_FAILED,

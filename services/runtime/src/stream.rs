@@ -86,13 +86,15 @@ impl StreamError {
     }
 }
 
-/// An error of the broker's own.
+/// An error of JetStream, as its answers to questions and to publishes carry it.
 #[derive(Debug, Deserialize)]
-struct ApiError {
+pub struct ApiError {
+    /// JetStream's own number for it.
     #[serde(default)]
-    err_code: u64,
+    pub err_code: u64,
+    /// In words.
     #[serde(default)]
-    description: String,
+    pub description: String,
 }
 
 #[derive(Deserialize)]

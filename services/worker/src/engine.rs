@@ -412,7 +412,7 @@ fn resume(trainer: &mut dyn Trainer, path: &std::path::Path) -> bool {
     }
 }
 
-/// Keeps a state that is not to be taken up again for whoever wants to look at it; the one before it is replaced.
+/// Sets a refused state aside, so that a person can look at it; the one set aside before is replaced.
 fn put_aside(path: &std::path::Path) -> bool {
     std::fs::rename(path, path.with_extension("refused")).is_ok()
 }

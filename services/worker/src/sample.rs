@@ -63,7 +63,7 @@ pub fn sample(args: &SampleArgs) -> Result<(), Failure> {
     let tokens: Vec<u32> = prompt.into_iter().chain(added).collect();
     let text = tokenizer.decode(&tokens).map_err(|error| Failure::from(Refusal::from(error)))?;
     let mut out = std::io::stdout();
-    // Whoever reads may have heard enough. A model writes anything, and a terminal would obey it.
+    // The reader may have closed the pipe. A model writes anything, and a terminal would obey it.
     let _ = if out.is_terminal() { writeln!(out, "{}", ShownText(&text)) } else { writeln!(out, "{text}") };
     Ok(())
 }

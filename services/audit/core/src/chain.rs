@@ -16,7 +16,7 @@ pub(crate) struct Chain {
     next: Sequence,
     head: Option<Digest>,
     recent: BTreeMap<Sequence, Digest>,
-    /// The first bytes of every digest, by position, as far as the chain has no gap: whoever may write to the stream can copy an
+    /// The first bytes of every digest, by position, as far as the chain has no gap: a process that may write to the stream can copy an
     /// event of any age, and a copy is no fault of its emitter. Eight bytes an event are a few MB for a long run.
     marks: Vec<u64>,
     /// The emitter's own time in its newest event.

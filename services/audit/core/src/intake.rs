@@ -268,7 +268,7 @@ impl Intake {
                 return Err(refused(format!("{worker} was removed from run {run}")));
             }
             let text = format!("the ledger does not name {} as the audit key of {worker} in run {run}", signed.key);
-            // Whoever has joined just now is named in a moment; with another key than the first nobody will ever be.
+            // A worker that has just joined is named in a moment; a worker with another key than its first never is.
             let code = if known.is_none() { Code::EventLater } else { Code::EventRefused };
             return Err(Refusal::new(code, text));
         }

@@ -22,7 +22,7 @@ const REASON_CHARACTERS: usize = 160;
 #[derive(Debug, Default)]
 pub(crate) struct Failures {
     total: u32,
-    /// By whom, with each one's last reason.
+    /// The workers that failed it, each with its last reason.
     by: BTreeMap<WorkerId, Refusal>,
 }
 

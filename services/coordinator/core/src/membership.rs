@@ -76,7 +76,7 @@ impl Coordinator {
                 session: request.session,
             };
             self.append(Some(&peer.run), joined);
-            // With this the leave is paid for that ends the membership, whoever ends it.
+            // A join pays for its own end too: the worker or the coordinator may end the membership, at most once per join.
             self.spend(&peer.run, &peer.worker);
         }
         self.watch(&peer.run, &peer.worker);

@@ -32,7 +32,7 @@ impl LiveRun {
 impl Coordinator {
     /// A join or a lease of a worker was written.
     pub(crate) fn spend(&mut self, name: &RunId, worker: &WorkerId) {
-        let Some(live) = self.live.get_mut(name) else { return };
+        let live = self.live.get_mut(name).expect("joins and leases are written for runs that are open");
         let fruitless: &mut Fading = live.fruitless.entry(worker.clone()).or_default();
         fruitless.at(self.now, 1, FRUITLESS_EVERY);
         fruitless.add(1);

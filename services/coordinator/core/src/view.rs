@@ -108,7 +108,7 @@ fn deserted(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Refusal> {
         return None;
     }
     let heard_at = |worker: &WorkerId| live.presence.get(worker).map(|presence| presence.heard_at);
-    // Whoever waits for an answer of ours is there.
+    // A worker that waits for our answer is present.
     let heard = |worker: &WorkerId| {
         live.claims.get(worker).is_some() || heard_at(worker).is_some_and(|at| at.after(UNHEARD_MAX) > now)
     };

@@ -1,5 +1,6 @@
 //! What the broker answers to a publish: in its own words, sorted by what can change by itself.
 
+use runtime::ApiError;
 use serde::Deserialize;
 
 /// The broker's error for an expectation that does not hold.
@@ -28,14 +29,6 @@ struct Acknowledgement {
     #[serde(default)]
     duplicate: bool,
     error: Option<ApiError>,
-}
-
-#[derive(Debug, Deserialize)]
-struct ApiError {
-    #[serde(default)]
-    err_code: u64,
-    #[serde(default)]
-    description: String,
 }
 
 /// Reads the answer to a publish behind position `last` of the stream.

@@ -81,7 +81,7 @@ async fn pull(context: &Context, run: &RunId, round: Option<u64>, to: &Path) -> 
         return Ok(pulled);
     }
     let mut staged = Staged::open(to)?;
-    // Whoever had the folder until now may have written the same.
+    // The command that had the folder until now may have written the same.
     if holds(to, &bytes) {
         return Ok(pulled);
     }

@@ -203,7 +203,7 @@ async fn one_peer_cannot_take_every_connection() {
     assert!(spoken.is_ok_and(|spoken| spoken.is_ok()));
 }
 
-/// Each takes all it can get and says nothing; whoever comes then is served.
+/// Each takes all it can get and says nothing; the next client is served.
 #[tokio::test]
 async fn several_peers_together_cannot_take_every_connection() {
     let store = TestStore::with(StoreLimits { connections_max: 8, ..short(Duration::from_secs(40)) }).await;

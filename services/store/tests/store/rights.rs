@@ -151,7 +151,7 @@ async fn the_put_key_makes_uploads_whose_every_promise_is_signed_and_nothing_els
     assert_eq!(Ask::upload(put, fresh, &body, &ALL).status(&store).await, 200);
 }
 
-/// A key names what its bytes hash to. Whoever may sign uploads may not put other bytes there, whatever the checksum beside
+/// A key names what its bytes hash to. The holder of a key that may sign uploads cannot put other bytes there, whatever the checksum beside
 /// them says, or when there is none.
 #[tokio::test]
 async fn bytes_that_are_not_those_of_the_digest_in_their_key_are_refused() {

@@ -24,7 +24,7 @@ async fn tl_03_a_stream_that_was_shortened_does_not_verify() {
         let provisioner = cluster.connect(role, role.name()).await;
         let jetstream = jetstream::new(provisioner.client().clone());
         let mut config = jetstream.get_stream(stream).await.unwrap().cached_info().config.clone();
-        // The one way that a stream's own protection leaves open to whoever may alter streams.
+        // The one way that a stream's own protection leaves open to a holder of the right to alter streams.
         config.max_messages = 5;
         config.discard = jetstream::stream::DiscardPolicy::Old;
         jetstream.update_stream(config).await.expect("the broker lets a provisioner do this");

@@ -44,7 +44,7 @@ async fn a_certificate_that_has_ended_is_named_with_file_and_day() {
         assert!(status == Some(i32::from(EXIT_USAGE)) && told, "{program}: {status:?} {text}");
     }
 
-    // The store does not start with it; the broker does, and whoever connects is told what it shows.
+    // The store does not start with it; the broker does, and its clients are told what it shows.
     cluster.kill9("broker");
     cluster.restart("broker").await;
     let output = cluster.diloctl(&["run", "ls"]).await;

@@ -69,7 +69,7 @@ async fn a_run_whose_workers_are_gone_says_why_and_a_removed_worker_ends() {
     let removed = |event: &LedgerEvent| matches!(event, LedgerEvent::WorkerLeft { cause: Departure::Removed, .. });
     evidence.until_ledger("removal", &run, removed).await;
     shown(&cluster, Code::NoWorkerLeft, "1 were removed").await;
-    // Whoever waits is told at once, and for as long as he likes.
+    // `run wait` says so at once, and goes on waiting as long as it was asked to.
     let waits = cluster.diloctl(&["run", "wait", "demo", "--nobody-for", "1s"]).await;
     assert!(!waits.status.success(), "{}", waits.stdout);
     for said in ["held up", &Code::NoWorkerLeft.to_string(), &Code::TokensMismatch.to_string()] {

@@ -119,7 +119,7 @@ fn only_what_the_worker_signed_with_the_key_that_the_ledger_names_is_taken() {
     ] {
         assert_eq!(refused(intake.hear(NOW, subject, &payload)), Code::EventRefused);
     }
-    // What the coordinator answers is nothing that a worker says, whoever has it sent here.
+    // What the coordinator answers is nothing that a worker says, although a worker can have it sent here.
     let answer = [&[0xC1][..], &event.encode()].concat();
     assert_eq!(intake.hear(NOW, &own, &answer), Heard::Answer);
     for strange in ["diloco.event.x", "diloco.record.a.b.c.d", "$JS.API.INFO", ""] {

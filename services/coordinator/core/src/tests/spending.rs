@@ -11,7 +11,7 @@ use crate::{Answer, ReplyId, WorkerRequest};
 
 /// Requests of a flood; a worker may send some 30 a second.
 const FLOOD: u64 = 1000;
-/// Denials that are recorded at once, whoever is refused.
+/// Denials that are recorded at once, of all workers together.
 const DENIALS: usize = 64;
 
 fn join_as(world: &mut World, session: u64) -> ReplyId {
