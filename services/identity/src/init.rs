@@ -37,10 +37,7 @@ impl Domain {
     ) -> Result<Self, E> {
         let layout = Layout::new(folder);
         let staging = layout.staging();
-        if layout.trust().exists() {
-            // Left by an `init` that ended between its last two steps. Beside a domain it says nothing any more.
-            let _absent = fs::remove_dir_all(&staging);
-        }
+        Self::clear_finished(folder);
         Self::check_init(folder, options)?;
         clear(&layout)?;
         create_private_folder(&staging).map_err(DomainError::from)?;
@@ -58,6 +55,16 @@ impl Domain {
         }
         move_in(&staged, &layout)?;
         Ok(Self::open(folder)?)
+    }
+
+    /// Removes what an `init` has left that ended between its last two steps: beside a whole domain the folder in which
+    /// it was made says nothing any more. Without a domain nothing is touched. The caller holds the
+    /// [`crate::DomainLock`] where others may run at the same time.
+    pub fn clear_finished(folder: &Path) {
+        let layout = Layout::new(folder);
+        if layout.trust().exists() {
+            let _absent = fs::remove_dir_all(layout.staging());
+        }
     }
 
     /// Checks what can be known before anything is written.

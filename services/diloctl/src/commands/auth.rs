@@ -60,7 +60,14 @@ fn init(
     let options = InitOptions { server_names: server_names.to_vec() };
     // Everything that can be known, before a file is written.
     let committed = BrokerFiles::read(nats_config).map_err(coded)?;
-    Domain::check_init(&context.folder, &options).map_err(coded)?;
+    let checked = Domain::check_init(&context.folder, &options);
+    if matches!(checked, Err(DomainError::Exists(_))) {
+        // Another command that holds the lock may be the `init` that is about to remove it itself.
+        if let Ok(_lock) = context.lock("diloctl auth init") {
+            Domain::clear_finished(&context.folder);
+        }
+    }
+    checked.map_err(coded)?;
     let _lock = context.lock("diloctl auth init")?;
     let choices = Choices {
         endpoints: context.endpoints.clone(),

@@ -65,6 +65,20 @@ async fn an_init_that_is_killed_at_any_moment_is_finished_by_the_next() {
     assert!(finished > 0, "no moment lay within the life of an init");
 }
 
+/// The last two steps of an init lie so close together that the kills above seldom fall between them.
+#[tokio::test]
+async fn what_an_init_left_beside_a_whole_domain_is_removed_by_the_next() {
+    let machine = Machine::new();
+    assert!(machine.init("d", "1").await.status.success());
+    let left = machine.path("d").join(".init");
+    std::fs::create_dir(&left).unwrap();
+    std::fs::write(left.join("half"), "of something").unwrap();
+    let again = machine.init("d", "1").await;
+    assert!(!again.status.success() && again.text.contains(&Code::DomainExists.to_string()), "{}", again.text);
+    assert!(!left.exists(), "the remainder is still there");
+    machine.ok(&["--domain", "d", "auth", "show"]).await;
+}
+
 /// Two at once would each start services, and the notes of one would be lost.
 #[tokio::test]
 async fn of_two_ups_at_once_one_wins_and_down_finds_everything() {
