@@ -35,6 +35,8 @@ use crate::store::Store;
 const COMMAND_LIFE_SECONDS: u64 = 120;
 /// How long an event may still take when the process is told to stop: less than service managers wait.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the last answers may take to leave: they are short, and only a bus that is gone takes none.
+const DECLINE_PATIENCE: Duration = Duration::from_secs(2);
 /// Longest sleep without a deadline: how soon a step of the wall clock is told.
 const IDLE_MAX: Duration = Duration::from_secs(5);
 
@@ -88,6 +90,38 @@ impl Shell {
         mut queue: mpsc::Receiver<Arrival>,
         shutdown: CancellationToken,
     ) -> Result<(), Failure> {
+        let ended = self.decide(core, &mut queue, shutdown).await;
+        if tokio::time::timeout(DECLINE_PATIENCE, self.decline(&mut queue)).await.is_err() {
+            tracing::warn!("the bus takes no more answers; who waits for one asks again later");
+        }
+        // What was answered last has left when the server has answered this; without a server there is nobody to tell.
+        if let Err(error) = self.bus.round_trip().await {
+            tracing::warn!(%error, "the last answers may not have left");
+        }
+        ended
+    }
+
+    /// Tells everybody who waits for an answer of this process that it gives none any more: they ask its successor at once, where
+    /// silence would cost them the time for which they wait for an answer.
+    async fn decline(&mut self, queue: &mut mpsc::Receiver<Arrival>) {
+        while let Ok(arrival) = queue.try_recv() {
+            if let Arrival::Worker { reply, .. } | Arrival::Operator { reply, .. } = arrival {
+                self.tables.expect_reply(reply);
+            }
+        }
+        let refusal = Refusal::new(Code::Draining, "this coordinator ends before it has an answer; ask again");
+        for to in std::mem::take(&mut self.tables.replies).into_values() {
+            to.send(&self.bus, Err(refusal.clone())).await;
+        }
+    }
+
+    /// The loop itself.
+    async fn decide(
+        &mut self,
+        core: &mut Coordinator,
+        queue: &mut mpsc::Receiver<Arrival>,
+        shutdown: CancellationToken,
+    ) -> Result<(), Failure> {
         let mut effects = Vec::new();
         let mut backlog = None;
         let mut steps = clock::Steps::new();
@@ -136,10 +170,6 @@ impl Shell {
                 self.carry_out(&mut effects).await?;
                 break;
             }
-        }
-        // What was answered last has left when the server has answered this; without a server there is nobody to tell.
-        if let Err(error) = self.bus.round_trip().await {
-            tracing::warn!(%error, "the last answers may not have left");
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use crate::input::{Peer, ReplyId};
 use crate::live::{LiveLease, LiveRun, progress_wait};
 use crate::membership::{check_member, check_session, check_steps, replaced};
 use crate::spare::{catches_up, may_evaluate};
-use crate::state::{Run, Standing};
+use crate::state::{Run, Standing, Unit};
 
 /// A manifest is valid from this long before it is signed: clocks of one site differ by less.
 const CLOCK_SKEW_SECONDS: u64 = 5;
@@ -157,6 +157,11 @@ impl Coordinator {
 
     pub(crate) fn release(&mut self, peer: &Peer, request: &ReleaseRequest, reply: ReplyId) -> Result<(), Refusal> {
         let (run, live) = self.open_run(&peer.run)?;
+        if was_given_back(run, peer, &request.lease) {
+            // The answer to its first release was lost.
+            self.reply(reply, Ok(Answer::Done(Done { v: V })));
+            return Ok(());
+        }
         check_holder(run, peer, &request.lease)?;
         if live.leases.get(&request.lease.unit).is_some_and(|held| held.screening.is_some()) {
             let detail = format!("the result of {} is being checked", request.lease);
@@ -234,6 +239,13 @@ pub(crate) fn check_holder(run: &Run, peer: &Peer, lease: &LeaseRef) -> Result<(
     } else {
         Err(Refusal::new(Code::LeaseUnknown, format!("{} holds no lease {lease}", peer.worker)))
     }
+}
+
+/// Whether the asker held this lease last and left no result under it.
+fn was_given_back(run: &Run, peer: &Peer, lease: &LeaseRef) -> bool {
+    let own = |unit: &Unit| unit.epoch == lease.epoch && unit.failed_by.as_ref() == Some(&peer.worker);
+    let open = run.units.get(&lease.unit).filter(|unit| unit.standing == Standing::Open);
+    check_member(run, peer).is_ok() && open.is_some_and(own)
 }
 
 fn stood_still(lease: &LeaseRef, life: Millis) -> Refusal {

@@ -10,6 +10,7 @@ mod lease;
 mod membership;
 mod object;
 mod property;
+mod repeat;
 mod round;
 mod spare;
 mod spending;
