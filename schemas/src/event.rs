@@ -68,7 +68,14 @@ pub enum Event {
 #[expect(missing_docs, reason = "fields are named after the types and words of this crate")]
 pub enum LedgerEvent {
     /// A coordinator took the lead; every lease that is still open runs on from here for one lease time.
-    CoordinatorStarted { release: String, posture: Posture },
+    CoordinatorStarted {
+        release: String,
+        posture: Posture,
+        /// Which process took it, drawn at random: two that begin in the same moment sign different events. A ledger of an earlier
+        /// release names none.
+        #[serde(default)]
+        session: Session,
+    },
     /// It gave the lead up in order.
     CoordinatorStopped { reason: String },
     /// An operator created a run.

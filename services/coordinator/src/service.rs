@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use coordinator_core::{Coordinator, Settings};
+use identity::join::new_session;
 use identity::{AuditKey, ManifestKey, TrustBundle};
 use runtime::{Bus, Failure, clock};
 use schemas::member::{Layer, Posture};
@@ -69,6 +70,7 @@ impl Service {
             audit_key: own_key,
             posture,
             heartbeat: config.limits.heartbeat.millis(),
+            session: new_session(),
         };
         let (sender, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let tables = Tables::default();

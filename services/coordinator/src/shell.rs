@@ -336,12 +336,13 @@ impl Shell {
         });
     }
 
-    fn commit(&mut self, reply: ReplyId, place: Quarantine, objects: Vec<ObjectRef>) {
-        let Some(to) = self.tables.replies.remove(&reply) else { return };
-        let (store, bus) = (self.store.clone(), self.bus.clone());
-        tokio::spawn(async move {
-            let answer = grants::commit(&store, &place, &objects).await;
-            to.send(&bus, answer).await;
+    fn commit(&self, reply: ReplyId, place: Quarantine, objects: Vec<ObjectRef>) {
+        let store = self.store.clone();
+        self.beside(async move {
+            let work = async { Ok(grants::commit(&store, &place, &objects).await) };
+            let done = answered("check of an operator's uploads", work).await;
+            let (promoted, outcome) = done.unwrap_or_else(|refusal| (0, Err(refusal)));
+            Arrival::Input(Input::Committed { reply, promoted, outcome })
         });
     }
 

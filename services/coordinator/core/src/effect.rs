@@ -56,7 +56,7 @@ pub enum Effect {
         /// The objects.
         objects: Vec<ObjectRef>,
     },
-    /// Check and promote an operator's objects, then answer [`Answer::Done`] or the refusal; needs no input back.
+    /// Check and promote an operator's objects; answer with `Input::Committed`.
     Commit {
         /// The request.
         reply: ReplyId,

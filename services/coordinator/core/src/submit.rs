@@ -212,13 +212,7 @@ impl Coordinator {
     }
 
     /// Refuses a result: its tokens are rejected, its unit is open again, and its worker has one more strike.
-    fn reject(
-        &mut self,
-        name: &RunId,
-        (lease, statement): (LeaseRef, Digest),
-        worker: &WorkerId,
-        refusal: &Refusal,
-    ) {
+    fn reject(&mut self, name: &RunId, (lease, statement): (LeaseRef, Digest), worker: &WorkerId, refusal: &Refusal) {
         if let Some(live) = self.live.get_mut(name) {
             live.refused.insert(worker.clone(), (lease, statement, refusal.clone()));
         }

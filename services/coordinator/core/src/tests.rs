@@ -9,6 +9,7 @@ mod guards;
 mod lease;
 mod membership;
 mod object;
+mod order;
 mod property;
 mod repeat;
 mod round;

@@ -16,8 +16,8 @@ use crate::held::{Held, Renewal, Step};
 use crate::input::Input;
 use crate::pace::Pace;
 use crate::settings::{
-    ABSENCE_PAUSE_MAX, CLAIM_LEASE_PART, CLAIM_MARGIN, FAULT_PAUSE, PARTING_PATIENCE, PARTING_TRIES, PATIENCE, REFUSED_INTERVAL_MIN,
-    REJOIN_PAUSE, RETRY_PAUSE, Settings,
+    ABSENCE_PAUSE_MAX, CLAIM_LEASE_PART, CLAIM_MARGIN, FAULT_PAUSE, PARTING_PATIENCE, PARTING_TRIES, PATIENCE,
+    REFUSED_INTERVAL_MIN, REJOIN_PAUSE, RETRY_PAUSE, Settings,
 };
 use crate::verdict::is_absence;
 
