@@ -128,7 +128,8 @@ pub enum LedgerEvent {
     SnapshotSaved { round: Round, manifest: ObjectRef },
     /// An operator asked for something that changes state.
     ControlReceived { operator: PublicKey, verb: String },
-    /// Somebody was refused; at most a few a second are recorded, `suppressed` counts the others since the last.
+    /// Somebody was refused. A few of each sender are recorded at once, then one now and again; `suppressed` counts the others, of
+    /// anybody, since the last.
     RequestDenied { account: AccountId, worker: WorkerId, verb: String, code: Code, suppressed: u64 },
 }
 

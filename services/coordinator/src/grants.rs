@@ -92,7 +92,11 @@ async fn promote(store: &Store, key: &IncomingKey, object: ObjectRef) -> Result<
     if blob_is_there(store, object).await? {
         return Ok(false);
     }
-    let recorded = store.buckets.head_checked(key, object).await.map_err(|error| refusal(&error))?;
+    let recorded = match store.buckets.head_checked(key, object).await {
+        // Another request for the same object has promoted it meanwhile, and its upload was deleted.
+        Err(ObjectError::Missing { .. }) if blob_is_there(store, object).await? => return Ok(false),
+        looked => looked.map_err(|error| refusal(&error))?,
+    };
     if recorded == Recorded::No {
         // The store did not keep the hash that it checked: only reading tells.
         let _permit = store.transfer().await;

@@ -29,7 +29,8 @@ use crate::mark::LedgerMark;
 use crate::pointer::Pointer;
 use crate::queue::{self, Deliveries};
 use crate::screen::{self, KeptChunks, Source, Staged};
-use crate::store::Store;
+use crate::store::{Store, incoming_key};
+use crate::sweep::Sweeper;
 
 /// How long a command may be obeyed after it was signed: covers clocks that differ, not more.
 const COMMAND_LIFE_SECONDS: u64 = 120;
@@ -55,6 +56,7 @@ pub(crate) struct Shell {
     pub(crate) manifest_key: ManifestKey,
     pub(crate) domain: String,
     pub(crate) arrivals: mpsc::Sender<Arrival>,
+    pub(crate) sweeper: Sweeper,
     pub(crate) tables: Tables,
 }
 
@@ -291,6 +293,9 @@ impl Shell {
                 self.tables.staged.remove(&(run.clone(), lease));
                 self.tables.kept.remove(&(run, lease));
             }
+            Effect::Sweep { place, objects } => {
+                self.sweeper.sweep(objects.into_iter().map(|digest| incoming_key(&place, digest)).collect());
+            }
             Effect::Screen { .. } => self.screen(effect),
             Effect::Merge { run, round, inputs } => self.merge(&run, round, inputs)?,
             Effect::Save { run, round, parent, merges } => {
@@ -337,11 +342,14 @@ impl Shell {
     }
 
     fn commit(&self, reply: ReplyId, place: Quarantine, objects: Vec<ObjectRef>) {
-        let store = self.store.clone();
+        let (store, sweeper) = (self.store.clone(), self.sweeper.clone());
         self.beside(async move {
             let work = async { Ok(grants::commit(&store, &place, &objects).await) };
             let done = answered("check of an operator's uploads", work).await;
             let (promoted, outcome) = done.unwrap_or_else(|refusal| (0, Err(refusal)));
+            if outcome.is_ok() {
+                sweeper.sweep(objects.iter().map(|object| incoming_key(&place, object.digest)).collect());
+            }
             Arrival::Input(Input::Committed { reply, promoted, outcome })
         });
     }

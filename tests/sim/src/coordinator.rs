@@ -231,7 +231,11 @@ impl World {
                 // The operator does what the reason says.
                 self.crash_coordinator();
             }
-            Effect::Stage { .. } | Effect::Unstage { .. } | Effect::Publish(_) | Effect::Forget { .. } => {}
+            Effect::Sweep { .. }
+            | Effect::Stage { .. }
+            | Effect::Unstage { .. }
+            | Effect::Publish(_)
+            | Effect::Forget { .. } => {}
             Effect::Commit { .. } => panic!("nobody uploads as an operator here"),
         }
     }

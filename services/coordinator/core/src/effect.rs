@@ -110,6 +110,14 @@ pub enum Effect {
         /// The lease.
         lease: LeaseRef,
     },
+    /// Delete what was uploaded under a lease that is over: what counts lies in `blobs`, and the rest counts nowhere. A hint: what
+    /// is not deleted is forgotten by the store some days later.
+    Sweep {
+        /// Whose quarantine.
+        place: Quarantine,
+        /// What may lie there.
+        objects: Vec<Digest>,
+    },
     /// Check a result: signature, objects at the store, layout, sizes, finite, norm; promote its objects; answer with
     /// `Input::Screened`. What the statement says about lease, tokens and steps was checked already.
     Screen {

@@ -1,17 +1,19 @@
 //! The lease broker: claims, grants, renewals, and the ends of leases.
 
+use std::collections::BTreeSet;
+
 use schemas::event::{LeaseEnd, LedgerEvent};
 use schemas::lease::{
     ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, Manifest, ReleaseRequest, RenewReply, RenewRequest, UnitId,
     UnitKind,
 };
 use schemas::limits::CLAIM_WAIT_MAX;
-use schemas::{Code, Millis, Refusal, RunId, UnixMillis, V, WorkerId};
+use schemas::{Code, Digest, Millis, Refusal, RunId, UnixMillis, V, WorkerId};
 
 use crate::coordinator::{Coordinator, draining, run_unknown};
 use crate::deadline::Timer;
 use crate::draw::Data;
-use crate::effect::{Answer, Effect};
+use crate::effect::{Answer, Effect, Quarantine};
 use crate::failure::stated_failure;
 use crate::input::{Peer, ReplyId};
 use crate::live::{LiveLease, LiveRun, progress_wait};
@@ -205,17 +207,26 @@ impl Coordinator {
         let tokens = run.unit_tokens(&lease.unit);
         let holder = run.holder(&lease.unit).filter(|(_, epoch)| *epoch == lease.epoch);
         let Some(worker) = holder.map(|(worker, _)| worker.clone()) else { return };
-        self.append(Some(name), LedgerEvent::LeaseEnded { lease, worker, cause, tokens });
-        self.free_unit(name, lease);
+        self.append(Some(name), LedgerEvent::LeaseEnded { lease, worker: worker.clone(), cause, tokens });
+        self.free_unit(name, lease, worker);
     }
 
     /// Drops what was kept for a lease that ended without a result, and lets its unit be granted again.
-    pub(crate) fn free_unit(&mut self, name: &RunId, lease: LeaseRef) {
-        if let Some(live) = self.live.get_mut(name) {
-            live.leases.remove(&lease.unit);
-        }
+    pub(crate) fn free_unit(&mut self, name: &RunId, lease: LeaseRef, worker: WorkerId) {
+        let held = self.live.get_mut(name).and_then(|live| live.leases.remove(&lease.unit));
+        self.sweep(name, lease, worker, held.map(|held| held.uploads).unwrap_or_default());
         self.out.push(Effect::Unstage { run: name.clone(), lease });
         self.make_ready(name, lease.unit);
+    }
+}
+
+impl Coordinator {
+    /// What was uploaded under a lease that is over is of no use any more.
+    pub(crate) fn sweep(&mut self, name: &RunId, lease: LeaseRef, worker: WorkerId, uploads: BTreeSet<Digest>) {
+        if !uploads.is_empty() {
+            let place = Quarantine::Worker { run: name.clone(), lease, worker };
+            self.out.push(Effect::Sweep { place, objects: uploads.into_iter().collect() });
+        }
     }
 }
 

@@ -152,11 +152,13 @@ impl Coordinator {
         self.append(Some(&name), event);
         if let Some(live) = self.live.get_mut(&name) {
             live.fruitless.remove(&holder);
-            let uploads = live.leases.remove(&lease.unit).map(|held| held.uploads);
-            if let (Some(uploads), Some(unused)) = (uploads, live.unused.get_mut(&holder)) {
+            let uploads = live.leases.remove(&lease.unit).map(|held| held.uploads).unwrap_or_default();
+            if let Some(unused) = live.unused.get_mut(&holder) {
                 // Other uploads of the lease came to nothing, like those of a lease without a result.
                 unused.used(uploads.intersection(&named).count());
             }
+            // After a restart only the result tells what was uploaded.
+            self.sweep(&name, lease, holder, uploads.union(&named).copied().collect());
         }
         self.settle(&name, &lease.unit);
         for (reply, asked) in replies {
@@ -231,7 +233,7 @@ impl Coordinator {
             self.depart(name, worker, Departure::Removed, &format!("{strikes_max} refused results"));
         }
         self.result_refused(name, lease.unit, worker, refusal);
-        self.free_unit(name, lease);
+        self.free_unit(name, lease, worker.clone());
     }
 }
 
