@@ -99,6 +99,11 @@ impl Emitter {
         let body = body.encode();
         self.next += 1;
         self.head = Some(Digest::of(&body));
+        self.sign(domain, body)
+    }
+
+    /// Signs any bytes as an event's body.
+    pub(crate) fn sign(&self, domain: &str, body: Vec<u8>) -> SignedEvent {
         let hash = Digest::of(domain.as_bytes());
         let signed = [&[0xFF], &b"diloco/audit-event/v1"[..], &[0], hash.as_bytes(), &body].concat();
         let signature = ByteArray::new(self.key.sign(&signed).to_bytes());
