@@ -171,6 +171,9 @@ fn resumes_bit_for_bit() {
     assert_eq!(error.code(), Code::WorkerStateInvalid);
 }
 
+/// What was done to a state, by name.
+type Poison<'a> = (&'a str, &'a dyn Fn(&mut InnerMoments));
+
 /// Each was written by the trainer itself, so its form is right; then some of its numbers were made others.
 #[test]
 fn a_state_that_cannot_be_is_refused_by_its_values_and_changes_nothing() {
@@ -183,7 +186,7 @@ fn a_state_that_cannot_be_is_refused_by_its_values_and_changes_nothing() {
     let largest = (0..good.first.len()).max_by(|a, b| good.first[*a].abs().total_cmp(&good.first[*b].abs()));
     let at = largest.expect("parameters");
     assert!(good.first[at] != 0.0 && good.second[at] > 0.0, "the gradient reached it");
-    let poisons: [(&str, &dyn Fn(&mut InnerMoments)); 10] = [
+    let poisons: [Poison<'_>; 10] = [
         ("second NaN", &|moments| moments.second[at] = f32::NAN),
         ("second infinite", &|moments| moments.second[at] = f32::INFINITY),
         ("second negative", &|moments| moments.second[at] = -moments.second[at]),
