@@ -72,6 +72,17 @@ pub(crate) fn say_what_ends(context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Tells which streams and buckets are not as declared. They are left as they are: whoever altered one may have meant it.
+pub(crate) fn say_what_differs(context: &Context, rows: &[Compared]) {
+    let differing: Vec<_> = rows.iter().filter(|row| row.stand == Stand::Differs).collect();
+    for Compared { name, difference, .. } in &differing {
+        context.printer.talk(&format!("warning {}: {name}: {difference}", Code::StreamDrift));
+    }
+    if !differing.is_empty() {
+        context.printer.talk(&format!("  next: {}", Code::StreamDrift.next_step()));
+    }
+}
+
 /// Compares every declaration with the live server, and creates what is missing when `create`.
 pub(crate) async fn compare(
     context: &Context,
