@@ -301,6 +301,8 @@ struct Stream {
     retention: Retention,
     discard: DiscardPolicy,
     max_bytes: i64,
+    /// Added to `max_bytes` for each tenant: a copy of all their events grows with them.
+    max_bytes_per_tenant: i64,
     max_message_bytes: i32,
     max_age_ms: u64,
     duplicate_window_ms: u64,
@@ -430,7 +432,7 @@ impl Stream {
                 Retention::WorkQueue => RetentionPolicy::WorkQueue,
             },
             discard: self.discard,
-            max_bytes: self.max_bytes,
+            max_bytes: self.max_bytes + self.max_bytes_per_tenant * i64::try_from(tenants.len()).unwrap_or(i64::MAX),
             max_messages: -1,
             max_messages_per_subject: -1,
             max_message_size: self.max_message_bytes,
