@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use coordinator_core::{Coordinator, Settings};
+use identity::join::new_session;
 use identity::{AuditKey, ManifestKey, TrustBundle};
 use runtime::{Bus, Failure, clock};
 use schemas::member::{Layer, Posture};
@@ -21,6 +22,7 @@ use crate::queue;
 use crate::serve;
 use crate::shell::{Shell, Tables};
 use crate::store::Store;
+use crate::sweep;
 
 /// Arrivals that wait for the loop. Beyond it the bus keeps them, and drops what it cannot keep.
 const ARRIVALS_MAX: usize = 1024;
@@ -70,10 +72,13 @@ impl Service {
             audit_key: own_key,
             posture,
             heartbeat: config.limits.heartbeat.millis(),
+            session: new_session(),
         };
         let (sender, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let tables = Tables::default();
-        let mut shell = Shell { bus, store, pointer, ledger, mark, manifest_key, domain, arrivals: sender, tables };
+        let (sweeper, sweeps) = sweep::pair();
+        let mut shell =
+            Shell { bus, store, pointer, ledger, mark, manifest_key, domain, arrivals: sender, sweeper, tables };
         let core = shell.lead(&settings, &store_mark, patience).await?;
         store_mark.put().await;
         // Only who leads hears requests and takes offers: what was said before was said to a predecessor.
@@ -82,6 +87,7 @@ impl Service {
             feeders.spawn(serve::forward(shell.bus.clone(), listener, identity, shell.arrivals.clone()));
         }
         feeders.spawn(shell.store.clone().keep_time());
+        feeders.spawn(sweeps.run(shell.store.clone()));
         feeders.spawn(queue::pull(shell.bus.clone(), consumer, shell.arrivals.clone()));
         Ok(Self { shell, core, arrivals, feeders })
     }

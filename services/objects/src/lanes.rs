@@ -42,12 +42,13 @@ impl Width {
         Self { now: FIRST.min(max), max, halvings: 0 }
     }
 
-    /// Learns from a transfer that began after so many halvings.
-    fn learn(&mut self, began: u64, ended: Ended) {
+    /// Learns from a transfer that began after so many halvings; whether that was a reason to halve.
+    fn learn(&mut self, began: u64, ended: Ended) -> bool {
         match ended {
             Ended::Stalled if began == self.halvings => {
                 self.now = (self.now / 2).max(1);
                 self.halvings += 1;
+                return true;
             }
             Ended::Well { bytes, took } => {
                 let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX).max(1);
@@ -60,6 +61,7 @@ impl Width {
             }
             Ended::Stalled | Ended::Otherwise => {}
         }
+        false
     }
 }
 
@@ -83,7 +85,6 @@ struct State {
 pub(crate) struct Lane {
     lanes: Lanes,
     began: u64,
-    ended: Ended,
 }
 
 impl Lanes {
@@ -112,7 +113,7 @@ impl Lanes {
             return None;
         }
         state.busy += 1;
-        Some(Lane { lanes: self.clone(), began: state.width.halvings, ended: Ended::Otherwise })
+        Some(Lane { lanes: self.clone(), began: state.width.halvings })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -122,18 +123,20 @@ impl Lanes {
 }
 
 impl Lane {
-    /// Gives the place back and tells how it went.
-    pub(crate) fn leave(mut self, ended: Ended) {
-        self.ended = ended;
+    /// Gives the place back and tells how it went. Whether there are fewer places for it: of those that stall together the
+    /// first is told so, the others bring no news.
+    pub(crate) fn leave(self, ended: Ended) -> bool {
+        let mut state = self.lanes.lock();
+        let is_news = state.width.learn(self.began, ended);
+        // The place itself is given back by the drop of this.
+        drop(state);
+        is_news
     }
 }
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        let mut state = self.lanes.lock();
-        state.busy -= 1;
-        state.width.learn(self.began, self.ended);
-        drop(state);
+        self.lanes.lock().busy -= 1;
         self.lanes.0.freed.notify_waiters();
     }
 }
@@ -147,7 +150,7 @@ mod tests {
     #[test]
     fn time_outs_halve_down_to_one_and_successes_grow_by_one() {
         let mut width = Width::new(8);
-        (0..9).for_each(|_| width.learn(width.halvings, QUICKLY));
+        (0..9).for_each(|_| assert!(!width.learn(width.halvings, QUICKLY)));
         assert_eq!(width.now, 8);
         let widths: Vec<usize> = (0..5)
             .map(|_| {
@@ -164,10 +167,11 @@ mod tests {
     #[test]
     fn those_that_stall_together_halve_once() {
         let mut width = Width::new(8);
-        (0..9).for_each(|_| width.learn(width.halvings, QUICKLY));
+        (0..9).for_each(|_| assert!(!width.learn(width.halvings, QUICKLY)));
         let began = width.halvings;
-        (0..8).for_each(|_| width.learn(began, Ended::Stalled));
+        let news: Vec<bool> = (0..8).map(|_| width.learn(began, Ended::Stalled)).collect();
         assert_eq!(width.now, 4);
+        assert_eq!(news, [true, false, false, false, false, false, false, false], "and the first is told");
     }
 
     #[test]
@@ -182,7 +186,7 @@ mod tests {
         }
         assert_eq!(width.now, 2, "20 KB/s each is neither good nor poor");
         let mut small = Width::new(8);
-        (0..9).for_each(|_| small.learn(0, Ended::Well { bytes: 100, took: Duration::from_millis(80) }));
+        (0..9).for_each(|_| assert!(!small.learn(0, Ended::Well { bytes: 100, took: Duration::from_millis(80) })));
         assert_eq!(small.now, 8, "small objects take a round trip, not a line");
     }
 

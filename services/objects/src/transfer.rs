@@ -193,7 +193,7 @@ impl Transfer {
             }
             let begun = Instant::now();
             let outcome = self.put_once(digest, &action, &bytes, pace.deadline()).await;
-            lane.leave(ended(&outcome, bytes.len() as u64, begun.elapsed()));
+            let is_news = lane.leave(ended(&outcome, bytes.len() as u64, begun.elapsed()));
             let failure = match outcome {
                 Ok(stored) => return Ok(stored),
                 Err(failure) => failure,
@@ -208,7 +208,7 @@ impl Transfer {
                     (true, reason, None)
                 }
             };
-            reason.log(digest, "upload");
+            reason.log(digest, "upload", is_news);
             full_answers += u32::from(reason.is_full());
             if full_answers == FULL_ANSWERS_MAX || !pace.pause(wait).await {
                 return Err(reason.gave_up(digest, "upload", sent_blind));
@@ -278,7 +278,7 @@ impl Transfer {
             }
             let (before, begun) = (sink.len(), Instant::now());
             let outcome = self.get_once(digest, &action, sink, pace.deadline()).await;
-            lane.leave(ended(&outcome, sink.len() - before, begun.elapsed()));
+            let is_news = lane.leave(ended(&outcome, sink.len() - before, begun.elapsed()));
             let failure = match outcome {
                 Ok(()) => return Ok(()),
                 Err(failure) => failure,
@@ -292,7 +292,7 @@ impl Transfer {
                 Failure::Busy(reason, wait) => (false, reason, wait),
                 Failure::Broken(reason) => (false, reason, None),
             };
-            reason.log(digest, "download");
+            reason.log(digest, "download", is_news);
             if !pace.pause(wait).await {
                 return Err(reason.gave_up(digest, "download", false));
             }
@@ -493,9 +493,10 @@ impl Reason {
         Self::stalled(format!("less than {BYTES_PER_SECOND_MIN} bytes a second moved"))
     }
 
-    /// A line that stands still is somebody's to look at; other failures pass, or are told when nothing helps.
-    fn log(&self, digest: Digest, verb: &str) {
-        if self.stalled {
+    /// A line that stands still is somebody's to look at, once for all that stood still together; other failures pass, or
+    /// are told when nothing helps.
+    fn log(&self, digest: Digest, verb: &str, is_news: bool) {
+        if self.stalled && is_news {
             let code = Code::LineStalled;
             tracing::warn!(%code, cause = verb, %digest, reason = self.text, "given up and tried again, with fewer at a time");
         } else {

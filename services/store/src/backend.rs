@@ -337,3 +337,20 @@ fn listed(bucket: &str, found: listing::Found) -> Option<Object> {
 fn as_length(bytes: u64) -> i64 {
     i64::try_from(bytes).expect("no file has more than 2^63 bytes")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Its length was announced: fewer bytes end the answer, so that nobody takes the part for the whole.
+    #[test]
+    fn an_object_that_became_shorter_is_an_error_and_not_a_short_piece() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("object");
+        fs::write(&path, b"0123456789").unwrap();
+        let at_hand = |left| read(File::open(&path).unwrap(), left).map(|(_, piece)| piece);
+        assert_eq!(at_hand(10).unwrap(), "0123456789");
+        assert_eq!(at_hand(4).unwrap(), "0123");
+        assert_eq!(at_hand(11).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+}

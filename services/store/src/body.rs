@@ -117,7 +117,8 @@ mod tests {
         }
     }
 
-    const IDLE: Duration = Duration::from_millis(200);
+    // So long that pauses of a quarter of it stay below it on a busy machine too.
+    const IDLE: Duration = Duration::from_millis(500);
 
     fn body() -> (mpsc::Sender<Bytes>, Paced<Pieces>) {
         let (sender, pieces) = mpsc::channel(1);

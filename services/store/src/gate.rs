@@ -199,9 +199,19 @@ mod tests {
         assert_eq!(with(&ours, &hashed), None);
         assert_eq!(with(&ours, "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"), Some(403));
         assert_eq!(with(&ours, ""), Some(403));
-        for broken in [&authorization("sts"), &format!("{ours}0"), &format!("{ours}, x"), "AWS4-HMAC-SHA256 x"] {
+        let unsigned = ours.replace("SignedHeaders=host", "SignedHeaders=");
+        let no_hex = format!("{}g", ours.strip_suffix('0').unwrap());
+        for broken in [
+            &authorization("sts"),
+            &format!("{ours}0"),
+            &format!("{ours}, x"),
+            &unsigned,
+            &no_hex,
+            "AWS4-HMAC-SHA256 x",
+        ] {
             assert_eq!(with(broken, "UNSIGNED-PAYLOAD"), Some(403), "{broken}");
         }
+        assert_eq!(with(&ours, &no_hex[no_hex.len() - 64..]), Some(403), "no sha256 either");
         assert_eq!(status("GET", "/blobs/x", &[("authorization", &ours)]), Some(403));
         let twice = [("authorization", &*ours), ("authorization", &ours), (CONTENT_SHA256, &hashed)];
         assert_eq!(status("GET", "/blobs/x", &twice), Some(403));

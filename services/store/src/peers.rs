@@ -157,6 +157,26 @@ mod tests {
         assert!(!peers.open.contains_key(&newer.id()));
     }
 
+    #[tokio::test]
+    async fn where_all_places_are_with_those_who_are_known_nobody_is_taken() {
+        let mut peers = Peers::new(2, 100);
+        let admitted = Admission::default();
+        peers.opened(task(), address(1), Admission::default());
+        assert!(peers.can_take(), "a place is free");
+        let second = task();
+        peers.opened(second.clone(), address(2), Admission::default());
+        assert!(peers.can_take(), "a stranger can go");
+        admitted.give();
+        for held in peers.open.values_mut() {
+            held.admission = admitted.clone();
+        }
+        assert!(!peers.can_take());
+        peers.make_room();
+        assert_eq!(peers.open.len(), 2, "and nobody is ended for it");
+        peers.closed(second.id());
+        assert!(peers.can_take());
+    }
+
     #[test]
     fn a_host_is_one_peer_under_all_its_addresses() {
         let site = |text: &str| site(text.parse().unwrap());

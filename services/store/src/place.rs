@@ -74,8 +74,8 @@ mod tests {
             "a\\b",
             "a\0b",
             "a%2e",
-            &"a".repeat(300),
-            &"a/".repeat(200),
+            &"a".repeat(SEGMENT_BYTES_MAX + 1),
+            &format!("{}a", "a/".repeat(KEY_BYTES_MAX / 2)),
             &format!("sha256/{hex}"),
             "sha256/x",
         ] {
@@ -93,5 +93,7 @@ mod tests {
         assert_eq!(place.digest, Some(digest));
         assert!(place.path(Path::new("/r")).starts_with("/r/blobs/sha256"));
         assert_eq!(Place::parse("blobs", "audit/tile/0/x001/067").unwrap().digest, None);
+        let longest = ["a".repeat(SEGMENT_BYTES_MAX), "a".repeat(KEY_BYTES_MAX - SEGMENT_BYTES_MAX - 1)].join("/");
+        assert_eq!(Place::parse("blobs", &longest).unwrap().key, longest);
     }
 }

@@ -395,6 +395,25 @@ mod tests {
         }
     }
 
+    /// Where a promotion is a copy, it takes as much room as an upload.
+    #[test]
+    fn a_copy_is_refused_where_there_is_no_room_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root { links: false, free_bytes_min: u64::MAX / 2, ..root(folder.path()) };
+        let (source, name) = (folder.path().join("incoming/a"), folder.path().join("blobs/a"));
+        fs::write(&source, b"bytes").unwrap();
+        assert_eq!(root.link(&source, &name).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert!(!name.exists());
+        fs::write(&name, b"bytes").unwrap();
+        assert_eq!(
+            root.link(&source, &name).unwrap_err().kind(),
+            io::ErrorKind::AlreadyExists,
+            "what is there needs none"
+        );
+        assert_eq!(root.reserved.load(Ordering::Relaxed), 0, "and none is kept for it");
+        assert!(free_bytes(&folder.path().join("absent")).is_err(), "what cannot be looked at is not taken for room");
+    }
+
     #[test]
     fn the_ground_is_tried_and_nothing_is_left_of_it() {
         let folder = tempfile::tempdir().unwrap();

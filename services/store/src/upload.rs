@@ -178,3 +178,72 @@ fn write_frames(file: &mut std::fs::File, frames: &[Bytes]) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use objects::BlobKey;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::config::Durability;
+
+    const BODY: &[u8] = b"what is sent";
+
+    struct Scene {
+        folder: TempDir,
+        root: Arc<Root>,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let root = Root::open(folder.path(), Durability::Kernel, 0).unwrap();
+            Self { folder, root: Arc::new(root) }
+        }
+
+        /// Sends [`BODY`] in two frames as what the caller makes of it; the code of the refusal, if any.
+        async fn send(&self, change: impl FnOnce(&mut Upload)) -> Result<Digest, String> {
+            let bytes = BODY.len() as u64;
+            let mut upload = Upload {
+                place: Place::parse("blobs", &BlobKey(Digest::of(BODY)).to_string()).unwrap(),
+                bytes,
+                checksum: None,
+                how: Publish::Once,
+                room: self.root.reserve(bytes).unwrap().unwrap(),
+                claim: None,
+            };
+            change(&mut upload);
+            let frames = BODY.chunks(5).map(|frame| Ok::<_, io::Error>(Bytes::from_static(frame)));
+            let body = StreamingBlob::wrap(futures::stream::iter(frames));
+            receive(self.root.clone(), body, upload).await.map_err(|error| error.code().as_str().to_owned())
+        }
+
+        fn files(&self, folder: &str) -> usize {
+            std::fs::read_dir(self.folder.path().join(folder)).unwrap().count()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_not_what_was_announced_leaves_nothing() {
+        let scene = Scene::new();
+        let length = BODY.len() as u64;
+        assert_eq!(scene.send(|upload| upload.bytes = length - 1).await.unwrap_err(), "IncompleteBody");
+        assert_eq!(scene.send(|upload| upload.bytes = length + 1).await.unwrap_err(), "IncompleteBody");
+        let other = || Some("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=".to_owned());
+        assert_eq!(scene.send(|upload| upload.checksum = other()).await.unwrap_err(), "BadDigest");
+        let digest = Some(Digest::of(b"something else"));
+        assert_eq!(scene.send(|upload| upload.place.digest = digest).await.unwrap_err(), "BadDigest");
+        assert_eq!((scene.files("tmp"), scene.files("blobs")), (0, 0));
+        assert_eq!(scene.send(|_| {}).await, Ok(Digest::of(BODY)));
+    }
+
+    /// However the place was taken since it was looked at.
+    #[tokio::test]
+    async fn a_place_that_was_taken_meanwhile_keeps_what_it_has() {
+        let scene = Scene::new();
+        scene.send(|_| {}).await.unwrap();
+        assert_eq!(scene.send(|_| {}).await.unwrap_err(), "PreconditionFailed");
+        assert_eq!(scene.send(|upload| upload.how = Publish::Replace).await, Ok(Digest::of(BODY)));
+        assert_eq!(scene.files("tmp"), 0);
+    }
+}

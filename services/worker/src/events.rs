@@ -22,8 +22,8 @@ use tokio::task::JoinHandle;
 
 /// Events that wait to be recorded: a worker emits a few in a unit, so these are hours without a bus.
 const EVENTS_MAX: usize = 256;
-/// Longest wait for an answer.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// First and longest wait for an answer; each that does not come doubles it. Who records knows an event that comes again.
+const ANSWER_WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(16));
 /// First and longest pause before an event is sent again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
@@ -194,9 +194,9 @@ impl Publisher {
             return;
         };
         let event = sign(&self.chain.key, &self.domain, body);
-        let mut pause = PAUSE.0;
+        let (mut pause, mut wait) = (PAUSE.0, ANSWER_WAIT.0);
         loop {
-            let answer: Result<Done, BusError> = self.bus.request(&pending.subject, &event, ANSWER_MAX).await;
+            let answer: Result<Done, BusError> = self.bus.request(&pending.subject, &event, wait).await;
             match answer {
                 Ok(_) => {
                     self.refused = false;
@@ -216,8 +216,9 @@ impl Publisher {
                 }
                 Err(error) => tracing::debug!(subject = pending.subject, %error, "an event is not recorded yet"),
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(PAUSE.1);
+            // Drawn anew each time: workers that lost the same service do not come back at the same moment.
+            tokio::time::sleep(pause.mul_f64(0.5 + objects::random_fraction() / 2.0)).await;
+            (pause, wait) = ((pause * 2).min(PAUSE.1), (wait * 2).min(ANSWER_WAIT.1));
         }
         if let Err(failure) = self.chain.acknowledged() {
             tracing::warn!(code = %failure.code(), %failure, "a recorded event would be sent again");

@@ -47,6 +47,8 @@ struct Counts {
     connections: AtomicU64,
     up: AtomicU64,
     down: AtomicU64,
+    /// Told after each piece that passed.
+    passed: watch::Sender<()>,
 }
 
 /// One direction's bandwidth: when the next piece may pass.
@@ -86,8 +88,8 @@ impl Line {
                     };
                     // When one direction has ended in order the other goes on.
                     tokio::join!(
-                        pass(from_client, to_server, &up, (seen.clone(), rate), &counts.up),
-                        pass(from_server, to_client, &down, (seen, rate_down), &counts.down),
+                        pass(from_client, to_server, &up, (seen.clone(), rate), (&counts.up, &counts.passed)),
+                        pass(from_server, to_client, &down, (seen, rate_down), (&counts.down, &counts.passed)),
                     );
                 });
             }
@@ -108,6 +110,19 @@ impl Line {
     /// Connections that were made over it.
     pub fn connections(&self) -> u64 {
         self.counts.connections.load(Ordering::SeqCst)
+    }
+
+    /// Waits until so many bytes went to the server, while `work` goes on.
+    ///
+    /// # Panics
+    /// `work` is over before.
+    pub async fn until_up<F: Future>(&self, bytes: u64, work: F) {
+        let mut passed = self.counts.passed.subscribe();
+        let reached = passed.wait_for(|()| self.bytes_up() >= bytes);
+        tokio::select! {
+            reached = reached => drop(reached.expect("the counts live as long as the line")),
+            _ = work => panic!("it was over after {} bytes", self.bytes_up()),
+        }
     }
 
     /// Bytes that went to the server.
@@ -149,7 +164,7 @@ async fn pass(
     mut to: OwnedWriteHalf,
     bucket: &Bucket,
     (mut quality, rate): (watch::Receiver<Quality>, impl Fn(Quality) -> u64),
-    count: &AtomicU64,
+    (count, passed): (&AtomicU64, &watch::Sender<()>),
 ) {
     let mut piece = [0; PIECE_BYTES];
     while let Ok(length @ 1..) = from.read(&mut piece).await {
@@ -162,5 +177,6 @@ async fn pass(
             return;
         }
         count.fetch_add(length as u64, Ordering::SeqCst);
+        passed.send_replace(());
     }
 }

@@ -348,3 +348,56 @@ impl Tail {
         Some(Self { stream, emitter: body.emitter, sequence: body.sequence, digest: Digest::of(&signed.body) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use schemas::V;
+    use schemas::event::WorkerEvent;
+
+    use super::*;
+
+    const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
+
+    /// A key that differs from those of other numbers.
+    fn key(kind: char, number: usize) -> String {
+        let letter = |place: u32| char::from(b'A' + u8::try_from((number >> (4 * place)) % 16).expect("below 16"));
+        let tail: String = (0..8).map(letter).collect();
+        format!("{kind}{}{tail}", "A".repeat(47))
+    }
+
+    fn worker(number: usize) -> WorkerId {
+        key('U', number).parse().expect("a key")
+    }
+
+    fn candidate(number: usize) -> Candidate {
+        let body = EventBody {
+            v: V,
+            emitter: key('U', number).parse().expect("a key"),
+            sequence: Sequence(0),
+            previous: None,
+            time: NOW,
+            run: None,
+            event: Event::Worker(WorkerEvent::Stopped { reason: String::new() }),
+        };
+        let (account, run) = (key('A', 1).parse().expect("a key"), "demo".parse().expect("a name"));
+        Candidate { account, run, worker: worker(number), kind: "stopped".to_owned(), digest: Digest::of(b""), body }
+    }
+
+    /// However many names a tenant makes up.
+    #[test]
+    fn what_is_remembered_of_workers_is_bounded_and_who_is_quiet_goes_first() {
+        let mut intake = Intake::new("a domain");
+        for number in 0..REMEMBERED_MAX + 10 {
+            assert!(intake.rate(NOW, &worker(number)).take(NOW, 1));
+            intake.remember(&candidate(number), None);
+        }
+        assert_eq!((intake.rates.len(), intake.tails.len()), (REMEMBERED_MAX, REMEMBERED_MAX));
+        // A second later all of them are as if they had never sent anything, but for one that goes on.
+        let (later, busy) = (UnixMillis(NOW.get() + 1000), worker(REMEMBERED_MAX + 9));
+        assert!(intake.rate(later, &busy).take(later, 1));
+        assert_eq!(intake.rates.len(), REMEMBERED_MAX, "who is known needs no room");
+        assert!(intake.rate(later, &worker(REMEMBERED_MAX + 10)).take(later, 1));
+        assert_eq!(intake.rates.keys().collect::<Vec<_>>().len(), 2);
+        assert!(intake.rates.contains_key(&busy));
+    }
+}

@@ -32,6 +32,8 @@ pub(crate) struct LiveRun {
     pub(crate) last_failures: BTreeMap<WorkerId, Refusal>,
     /// The last lease of a worker that ended because it stood still: it is told so when it asks.
     pub(crate) stalled: BTreeMap<WorkerId, LeaseRef>,
+    /// The last result of a worker that was refused: the lease, the statement, and why. The same one is answered the same again.
+    pub(crate) refused: BTreeMap<WorkerId, (LeaseRef, Digest, Refusal)>,
     pub(crate) spans: Spans,
     /// Whether evaluations come before training, since too many wait.
     pub(crate) catching_up: bool,
@@ -198,6 +200,7 @@ impl LiveRun {
             failures: BTreeMap::new(),
             last_failures: BTreeMap::new(),
             stalled: BTreeMap::new(),
+            refused: BTreeMap::new(),
             spans: Spans::default(),
             catching_up: false,
             presence: BTreeMap::new(),

@@ -176,6 +176,36 @@ async fn tl_27_a_key_takes_one_upload_at_a_time() {
     assert_eq!(store.unfinished(), Vec::<String>::new());
 }
 
+/// Whoever repeats an upload that is done is told before sending a byte of it.
+#[tokio::test]
+async fn a_key_that_is_filled_is_refused_by_the_head_alone() {
+    let store = TestStore::start().await;
+    let bytes = noise(1 << 20, 4);
+    let object = ObjectRef::of(&bytes);
+    let grant = store.signer_at(store.address).put(&key_of(object), object.bytes, now());
+    let nobody = crate::support::nobody();
+    assert_eq!(store.transfer().put(&grant, bytes, &nobody, soon()).await.unwrap(), Stored::Now);
+    let (path, headers) = spoken(grant.action.as_ref().unwrap(), "/incoming");
+    assert_eq!(dismissed(&store, &format!("PUT {path}"), &headers).await, Ok(412));
+}
+
+/// Before a request, in the middle of its head, and in the handshake before it.
+#[tokio::test]
+async fn who_connects_and_says_nothing_is_let_go() {
+    let store = TestStore::with(short(Duration::from_millis(300))).await;
+    for said in ["", "GET /blobs/x HTTP/1.1\r\nhost: "] {
+        let mut stream = tls(store.address, &store.authority).await;
+        stream.write_all(said.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let closed = timeout(AT_ONCE, stream.read_to_end(&mut answer)).await;
+        assert!(closed.is_ok(), "still open after {said:?}");
+        assert!(!answer.starts_with(b"HTTP/1.1 2"));
+    }
+    let mut silent = TcpStream::connect(store.address).await.unwrap();
+    let closed = timeout(3 * AT_ONCE, silent.read_u8()).await;
+    assert!(matches!(closed, Ok(Err(_))), "no handshake keeps the place: {closed:?}");
+}
+
 async fn from(source: [u8; 4], store: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(SocketAddr::from((source, 0))).unwrap();
@@ -189,12 +219,17 @@ async fn one_peer_cannot_take_every_connection() {
     for _ in 0..8 {
         held.push(from([127, 0, 0, 2], store.address).await);
     }
-    // The store lets the half that is too much go without a word.
-    let mut open = 0;
-    for stream in &mut held {
-        open += usize::from(timeout(Duration::from_millis(200), stream.read_u8()).await.is_err());
+    // The store lets the half that is too much go without a word, in the order in which they came.
+    for stream in &mut held[4..] {
+        let closed = timeout(AT_ONCE, stream.read_u8()).await.expect("it is too much");
+        assert!(closed.is_err(), "nothing is said on it");
     }
-    assert_eq!(open, 4);
+    for stream in &held[..4] {
+        assert!(
+            stream.try_read(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock),
+            "it is open"
+        );
+    }
     timeout(AT_ONCE, store.buckets().ping()).await.expect("there is a place for another peer").unwrap();
     // A place that was given back can be taken again.
     drop(held);

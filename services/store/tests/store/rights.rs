@@ -47,6 +47,11 @@ impl<'a> Ask<'a> {
 
     /// The status of the answer.
     async fn status(self, store: &TestStore) -> u16 {
+        let text = self.answer(store).await;
+        text.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("{text}"))
+    }
+
+    async fn answer(self, store: &TestStore) -> String {
         let url: url::Url = format!("https://{}{}", store.address, self.path).parse().unwrap();
         let query: Vec<(String, String)> = url.query_pairs().into_owned().collect();
         let mut plain = url;
@@ -75,8 +80,7 @@ impl<'a> Ask<'a> {
         let _closed = stream.write_all(&self.body).await;
         let mut answer = Vec::new();
         let _closed = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("an answer");
-        let text = String::from_utf8_lossy(&answer).into_owned();
-        text.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("{head}{text}"))
+        String::from_utf8_lossy(&answer).into_owned()
     }
 }
 
@@ -188,8 +192,16 @@ async fn even_the_admin_key_has_only_what_this_store_does() {
     let Things { upload, blob, named } = things(&store).await;
     let admin = &store.keys.admin;
     for path in ["/blobs?acl", "/blobs?versions", "/blobs?uploads", &format!("{named}?tagging")] {
-        let status = Ask::new(admin, Method::Get, path.to_owned()).status(&store).await;
-        assert!((400..=501).contains(&status) && status != 404, "{path}: {status}");
+        let answer = Ask::new(admin, Method::Get, path.to_owned()).answer(&store).await;
+        assert!(answer.starts_with("HTTP/1.1 501") && answer.contains("this store has no"), "{path}: {answer}");
+    }
+    // Named files are replaced, again and again.
+    for text in ["one", "two"] {
+        let mut ask = Ask { body: text.into(), ..Ask::new(admin, Method::Put, named.clone()) };
+        ask.unsigned.push(("content-length", "3".to_owned()));
+        assert_eq!(ask.status(&store).await, 200);
+        let read = Ask::new(admin, Method::Get, named.clone()).answer(&store).await;
+        assert!(read.ends_with(text), "{read}");
     }
     for (name, value, status) in
         [("if-match", "\"x\"", 501), ("if-none-match", "\"x\"", 501), ("if-none-match", "*", 412)]
@@ -218,4 +230,32 @@ async fn even_the_admin_key_has_only_what_this_store_does() {
         ask.unsigned.extend([("content-length", length), ("content-type", "application/xml".to_owned())]);
         assert_eq!(ask.status(&store).await, status, "{count} keys");
     }
+}
+
+#[tokio::test]
+async fn a_listing_is_given_in_pages_and_a_folder_is_no_object() {
+    let store = TestStore::start().await;
+    let Things { upload, blob, named } = things(&store).await;
+    let admin = &store.keys.admin;
+    // Signatures have parameters in their order.
+    let list = async |query: &str| Ask::new(admin, Method::Get, format!("/blobs?{query}")).answer(&store).await;
+    let (first, second) = (named.strip_prefix("/blobs/").unwrap(), blob.strip_prefix("/blobs/").unwrap());
+    let page = list("list-type=2&max-keys=1").await;
+    assert!(page.contains(first) && !page.contains(second), "{page}");
+    assert!(page.contains("<IsTruncated>true</IsTruncated>"), "{page}");
+    // The next begins after a key, whether or not there is one of that name.
+    let page = list("continuation-token=o&list-type=2&max-keys=1").await;
+    assert!(page.contains(&format!("<Key>{second}</Key>")), "{page}");
+    assert!(page.contains("<IsTruncated>false</IsTruncated>") && !page.contains("NextContinuationToken"), "{page}");
+    for asked in ["list-type=2", "list-type=2&max-keys=1000000"] {
+        assert!(list(asked).await.contains("<MaxKeys>1000</MaxKeys>"), "a page has a thousand keys at most");
+    }
+    assert!(list("delimiter=-&list-type=2").await.starts_with("HTTP/1.1 501"));
+    for folder in [named.rsplit_once('/').unwrap().0, "/blobs/sha256"] {
+        for method in [Method::Get, Method::Head] {
+            let status = Ask::new(admin, method, folder.to_owned()).status(&store).await;
+            assert!(matches!(status, 400 | 404), "{folder}: {status}");
+        }
+    }
+    assert_eq!(Ask::new(admin, Method::Get, upload).status(&store).await, 200);
 }

@@ -1,12 +1,17 @@
 //! Transfers over lines that are slow, and over one that goes dead. Limits are scaled down, so that seconds are enough.
 
+use std::io;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use diloco_store::StoreLimits;
 use futures::future::join_all;
 use harness::{Line, Quality};
-use objects::{ObjectError, Stored, Transfer, TransferLimits};
-use schemas::ObjectRef;
+use objects::{ObjectError, Regrant, Signer, Stored, Transfer, TransferLimits};
+use schemas::blob::Grant;
+use schemas::{Code, Digest, ObjectRef, Refusal};
+use tokio::sync::Barrier;
 use tokio::time::{Instant, timeout};
 
 use crate::support::{Grants, TestStore, key_of, noise, now, once, quick, soon};
@@ -109,4 +114,78 @@ async fn the_store_waits_for_slow_peers_in_both_directions() {
     // Neither has a second attempt, so neither was cut off.
     let stored = transfer.put(&grant, bytes, &crate::support::nobody(), soon()).await.unwrap();
     assert_eq!(stored, Stored::Now);
+}
+
+/// What was logged.
+#[derive(Clone, Default)]
+struct Said(Arc<Mutex<Vec<u8>>>);
+
+impl Said {
+    /// The lines that name `code`.
+    fn lines(&self, code: Code) -> Vec<String> {
+        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        text.lines().filter(|line| line.contains(&code.to_string())).map(str::to_owned).collect()
+    }
+}
+
+impl io::Write for Said {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Grants another URL when all have asked for one, and then the line is good again.
+struct Together<'a> {
+    all: Barrier,
+    line: &'a Line,
+    signer: &'a Signer,
+    bytes: u64,
+}
+
+#[async_trait]
+impl Regrant for Together<'_> {
+    async fn regrant(&self, digest: Digest) -> Result<Grant, Refusal> {
+        self.all.wait().await;
+        self.line.set(Quality::Good);
+        let object = ObjectRef { digest, bytes: schemas::Bytes(self.bytes) };
+        Ok(self.signer.put(&key_of(object), object.bytes, now()))
+    }
+}
+
+/// As many as run side by side at first.
+const TOGETHER: usize = 4;
+
+/// One thread, so that the log of this test is its own.
+#[tokio::test]
+async fn uploads_that_stand_still_together_are_given_up_told_once_and_made_again() {
+    let said = Said::default();
+    let writer = said.clone();
+    let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _log = tracing::subscriber::set_default(log);
+    let store = TestStore::start().await;
+    let line = Line::start(store.address, Quality::Slow { up: 200_000, down: 0 });
+    let signer = store.signer_at(line.address());
+    let transfer = Transfer::new(&store.trust(), TransferLimits { idle: IDLE, ..quick() }).unwrap();
+    let bodies: Vec<_> = (80..).take(TOGETHER).map(|seed| noise(400_000, seed)).collect();
+    let together =
+        Together { all: Barrier::new(TOGETHER), line: &line, signer: &signer, bytes: bodies[0].len() as u64 };
+    let uploads = bodies.iter().map(|body| async {
+        let object = ObjectRef::of(body);
+        let grant = signer.put(&key_of(object), object.bytes, now());
+        transfer.put(&grant, body.clone(), &together, soon()).await
+    });
+    let mut uploads = Box::pin(join_all(uploads));
+    line.until_up(200_000, &mut uploads).await;
+    line.set(Quality::Dead);
+    let stored = uploads.await;
+    assert!(stored.iter().all(|one| matches!(one, Ok(Stored::Now))), "{stored:?}");
+    let told = said.lines(Code::LineStalled);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("nothing moved for"), "{told:?}");
+    assert_eq!(store.uploads().len(), TOGETHER);
 }

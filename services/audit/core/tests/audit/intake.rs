@@ -1,9 +1,9 @@
 //! Workers' events before they are recorded: what is taken, what waits, what is refused, and what is not even answered.
 
 use audit_core::{Candidate, Enrolment, Heard, Intake, Linked, Notice, RECORDED_BURST, RECORDED_PER_SECOND, Tail};
-use schemas::event::{Event, SignedEvent, WorkerEvent};
+use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent, WorkerEvent};
 use schemas::subject::Lane;
-use schemas::{Code, Message as _, UnixMillis};
+use schemas::{Code, Message as _, Sequence, UnixMillis};
 
 use crate::log::{DOMAIN, Member, run};
 
@@ -77,7 +77,11 @@ fn what_does_not_follow_is_refused_for_good() {
     let mut other = Member::new(1);
     let event = WorkerEvent::Stopped { reason: "another life".to_owned() };
     let fork = other.emitter.speak(DOMAIN, NOW.get(), Some(run()), Event::Worker(event));
+    // The second event of that life: the position is right, what stands before it is not.
+    let event = WorkerEvent::Stopped { reason: "and on".to_owned() };
+    let on = other.emitter.speak(DOMAIN, NOW.get(), Some(run()), Event::Worker(event));
     for (event, tail) in [
+        (&on, Some(&tails[0])),
         (&events[2], None),
         (&events[2], Some(&tails[0])),
         (&events[1], Some(&tails[2])),
@@ -87,6 +91,55 @@ fn what_does_not_follow_is_refused_for_good() {
         let linked = hear(event).link(tail);
         assert!(matches!(&linked, Linked::Refused(refusal) if refusal.code == Code::ChainForked), "{linked:?}");
     }
+}
+
+/// Whoever joined again with another key begins another chain.
+#[test]
+fn a_chain_is_that_of_a_key() {
+    let (mut intake, mut member) = scene();
+    let own = subject(&member, "stopped");
+    let tail = candidate(intake.hear(NOW, &own, &stopped(&mut member).encode())).as_tail(1);
+    let mut again = Member { emitter: Member::new(2).emitter, ..member };
+    intake.enrol(enrolment(&again));
+    let first = candidate(intake.hear(NOW, &own, &stopped(&mut again).encode()));
+    assert_eq!(first.link(Some(&tail)), Linked::Follows);
+    let second = candidate(intake.hear(NOW, &own, &stopped(&mut again).encode()));
+    assert!(matches!(second.link(Some(&tail)), Linked::Refused(_)), "its own beginning is not recorded");
+    assert_eq!(second.link(Some(&first.as_tail(2))), Linked::Follows);
+}
+
+/// Signed with the right key, and yet not what that worker may say.
+#[test]
+fn a_body_that_names_another_key_or_run_or_is_of_the_ledger_is_refused() {
+    let (mut intake, member) = scene();
+    let stranger = Member::new(2);
+    intake.enrol(enrolment(&stranger));
+    let event = |event: WorkerEvent| Event::Worker(event);
+    let right = EventBody {
+        v: schemas::V,
+        emitter: member.emitter.public.clone(),
+        sequence: Sequence(0),
+        previous: None,
+        time: NOW,
+        run: Some(run()),
+        event: event(WorkerEvent::Stopped { reason: "x".to_owned() }),
+    };
+    let mut hear = |kind: &str, body: &EventBody| {
+        intake.hear(NOW, &subject(&member, kind), &member.emitter.sign(DOMAIN, body.encode()).encode())
+    };
+    candidate(hear("stopped", &right));
+    let wrong = [
+        ("stopped", EventBody { emitter: stranger.emitter.public.clone(), ..right.clone() }),
+        ("stopped", EventBody { run: Some("another".parse().expect("a name")), ..right.clone() }),
+        ("stopped", EventBody { run: None, ..right.clone() }),
+        ("run-completed", EventBody { event: Event::Ledger(LedgerEvent::RunCompleted), ..right.clone() }),
+        ("joined", right),
+    ];
+    for (kind, body) in wrong {
+        assert_eq!(refused(hear(kind, &body)), Code::EventRefused, "{kind} {body:?}");
+    }
+    let nonsense = member.emitter.sign(DOMAIN, b"no body".to_vec());
+    assert_eq!(refused(intake.hear(NOW, &subject(&member, "stopped"), &nonsense.encode())), Code::EventRefused);
 }
 
 #[test]
@@ -230,7 +283,9 @@ fn a_worker_that_was_removed_says_nothing_any_more() {
     candidate(intake.hear(NOW, &own, &event));
     intake.learn(Notice::Removed { run: run(), worker: member.worker.clone() });
     // For good: it need not ask again.
-    assert_eq!(refused(intake.hear(NOW, &own, &event)), Code::EventRefused);
+    let heard = intake.hear(NOW, &own, &event);
+    assert!(matches!(&heard, Heard::Refused(refusal) if refusal.detail.contains("was removed from run")), "{heard:?}");
+    assert_eq!(refused(heard), Code::EventRefused);
     let others = stopped(&mut other).encode();
     candidate(intake.hear(NOW, &subject(&other, "stopped"), &others));
 }

@@ -1,9 +1,9 @@
 //! What the auditor says of whole logs, and of each single thing that can be wrong.
 
 use audit_core::{Finding, HELD_MAX, Notice, Payload, Record, StreamSequence, Verdict};
-use schemas::event::{Departure, Event, LedgerEvent, WorkerEvent};
+use schemas::event::{Departure, Event, EventBody, LedgerEvent, WorkerEvent};
 use schemas::view::RunPhase;
-use schemas::{Code, Round, Sequence, UnixMillis};
+use schemas::{Code, Message as _, Round, Sequence, UnixMillis};
 
 use crate::log::{DOMAIN, Emitter, Log, Member, Plan, audit, put, renumber, run, signed};
 
@@ -134,6 +134,35 @@ fn foreign_messages_are_counted_and_put_nothing_in_doubt() {
                 assert!(summary.runs[0].adds_up && auditor.state().run(&run()).is_some_and(|run| run.is_complete()));
             }
         }
+    }
+}
+
+/// The coordinator signed it, and what it says is not what the subject or the key says.
+#[test]
+fn what_a_trusted_key_signed_for_another_place_is_no_event_of_its_chain() {
+    let log = Log::write(&PLAN);
+    let at = log.records.iter().position(|record| record.subject.ends_with(".round-opened")).expect("rounds opened");
+    let right = EventBody::decode(&signed(&log.records[at]).body).expect("an event");
+    let worker = Member::new(PLAN.seed + 1);
+    let bodies = [
+        ("malformed", EventBody { emitter: worker.emitter.public.clone(), ..right.clone() }.encode()),
+        ("malformed", EventBody { run: None, ..right.clone() }.encode()),
+        ("malformed", EventBody { run: Some("another".parse().expect("a name")), ..right.clone() }.encode()),
+        ("malformed", EventBody { event: Event::Ledger(LedgerEvent::RunCompleted), ..right.clone() }.encode()),
+        ("undecodable", b"what a newer release says".to_vec()),
+    ];
+    for (name, body) in bodies {
+        let mut spoilt = Log { records: log.records.clone(), ..Log::new(DOMAIN, PLAN.seed) };
+        let said = spoilt.coordinator.sign(DOMAIN, body);
+        let mut record = spoilt.records[at].clone();
+        put(&mut record, &said);
+        spoilt.records.insert(at, record);
+        renumber(&mut spoilt.records);
+        let mut auditor = spoilt.auditor();
+        let results = audit(&mut auditor, &spoilt.records, StreamSequence(spoilt.records.len() as u64));
+        let found: Vec<&str> = auditor.findings().iter().map(|found| found.finding.name()).collect();
+        assert_eq!(found[0], name, "{found:?}");
+        assert_ne!(results[at].verdict, Verdict::Verified);
     }
 }
 
