@@ -93,7 +93,9 @@ impl Shell {
         shutdown: CancellationToken,
     ) -> Result<(), Failure> {
         let ended = self.decide(core, &mut queue, shutdown).await;
-        if tokio::time::timeout(DECLINE_PATIENCE, self.decline(&mut queue)).await.is_err() {
+        // Where another leads already it has heard the same, and answers.
+        let led_on = ended.as_ref().is_err_and(|failure| failure.code() == Code::LedgerFenced);
+        if !led_on && tokio::time::timeout(DECLINE_PATIENCE, self.decline(&mut queue)).await.is_err() {
             tracing::warn!("the bus takes no more answers; who waits for one asks again later");
         }
         // What was answered last has left when the server has answered this; without a server there is nobody to tell.

@@ -336,6 +336,14 @@ mod tests {
         let good = corpus(folder.path(), 60);
         assert!(import(&ImportOptions { shard_tokens: Tokens(0), ..good.clone() }).is_err());
         assert!(import(&ImportOptions { held_out_one_in: 1, ..good.clone() }).is_err());
-        assert!(import(&ImportOptions { tokenizer: Some(b"x".to_vec()), ..good }).is_err());
+        // A third of an object is left free for rests.
+        let most = OBJECT_BYTES_MAX.get() / 3 * 2;
+        let refused = import(&ImportOptions { shard_tokens: Tokens(most + 1), ..good.clone() });
+        assert!(matches!(refused, Err(DataError::Bounds(_))));
+        assert!(import(&ImportOptions { shard_tokens: Tokens(most), ..good.clone() }).is_ok());
+        assert!(import(&ImportOptions { tokenizer: Some(b"x".to_vec()), ..good.clone() }).is_err());
+        let one = fixture::WORDS.replace(r#", "fn": 1, "main": 5, "(": 2, ")": 3"#, "");
+        let refused = import(&ImportOptions { tokenizer: Some(one.into_bytes()), ..good });
+        assert!(matches!(&refused, Err(DataError::Tokenizer(reason)) if reason.contains("vocabulary of 1")));
     }
 }

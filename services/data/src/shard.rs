@@ -130,6 +130,18 @@ mod tests {
     }
 
     #[test]
+    #[should_panic(expected = "fits in 1 bytes")]
+    fn a_token_that_does_not_fit_is_not_cut_off() {
+        encode_shard(&[256], 1);
+    }
+
+    #[test]
+    fn a_manifest_has_a_longest_length() {
+        let error = parse_manifest(&vec![0; MANIFEST_BYTES_MAX + 1]).expect_err("too long").to_string();
+        assert!(error.contains("are accepted"), "{error}");
+    }
+
+    #[test]
     fn manifests_that_contradict_themselves_are_refused() {
         let shard = Shard { object: ObjectRef::of(&[0; 10]), tokens: Tokens(10) };
         let good = DataManifest {

@@ -152,6 +152,12 @@ mod tests {
     }
 
     #[test]
+    fn a_tokenizer_has_a_longest_length() {
+        let error = TextTokenizer::hugging_face(&vec![0; TOKENIZER_BYTES_MAX + 1]).expect_err("too long").to_string();
+        assert!(error.contains("are accepted"), "{error}");
+    }
+
+    #[test]
     fn special_tokens_that_are_spelt_are_text() {
         let specials = [("byte pairs", "<|endoftext|>"), ("pieces", "</s>")];
         for ((name, json), (_, spelt)) in fixture::tokenizers().into_iter().zip(specials) {

@@ -304,14 +304,27 @@ mod tests {
     }
 
     #[test]
+    fn of_very_many_names_the_first_are_shown() {
+        let (authority, _) = Authority::generate(NOW).expect("the generator works");
+        let names: Vec<String> = (0..100).map(|number| format!("host-{number}.example")).collect();
+        let made = authority.certify(&names, NOW).expect("good names");
+        let der = CertificateDer::from_pem_slice(made.certificate.as_bytes()).expect("a certificate");
+        let facts = Facts::of(&der).expect("a certificate");
+        assert_eq!(facts.names.len(), NAMES_MAX, "{:?}", facts.names);
+    }
+
+    #[test]
     fn times_have_two_forms() {
         let at = |tag, text: &str| instant((tag, text.as_bytes())).map(|at| Time(at).to_string());
         assert_eq!(at(UTC_TIME, "231114221320Z").as_deref(), Some("2023-11-14T22:13:20Z"));
         assert_eq!(at(GENERALIZED_TIME, "20501231235959Z").as_deref(), Some("2050-12-31T23:59:59Z"));
-        for odd in ["", "Z", "231314221320Z", "231114221320", "23111422132Z", "2311142213+0100"] {
+        for odd in ["", "Z", "231314221320Z", "231114221320", "23111422132Z", "2311142213+0100", "231114+1+2+3Z"] {
             assert_eq!(at(UTC_TIME, odd), None, "{odd}");
         }
         assert_eq!(at(OCTETS, "231114221320Z"), None);
+        // Two digits: up to 2049, and from 1950 on.
+        assert_eq!(at(UTC_TIME, "491231235959Z").as_deref(), Some("2049-12-31T23:59:59Z"));
+        assert_ne!(at(UTC_TIME, "500101000000Z").as_deref(), Some("2050-01-01T00:00:00Z"));
     }
 
     proptest! {

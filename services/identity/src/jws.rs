@@ -169,6 +169,17 @@ mod tests {
     }
 
     #[test]
+    fn documents_have_a_longest_length_when_made_and_when_read() {
+        let key = ManifestKey::generate();
+        let made = key.sign_document(TYPE, &json!({"a": "x".repeat(COMPACT_BYTES_MAX)}));
+        assert!(matches!(made, Err(JwsError::TooLong(_))));
+        let long = "x".repeat(COMPACT_BYTES_MAX + 1);
+        let read = verify::<Value>(&long, TYPE, &trust(&[&key]));
+        assert!(matches!(read, Err(JwsError::TooLong(length)) if length == COMPACT_BYTES_MAX + 1), "{read:?}");
+        assert!(matches!(verify::<Value>(&long[1..], TYPE, &trust(&[&key])), Err(JwsError::Malformed(_))));
+    }
+
+    #[test]
     fn tl_13_both_keys_of_a_rotation_verify() {
         let (old, new) = (ManifestKey::generate(), ManifestKey::generate());
         let trust = trust(&[&old, &new]);

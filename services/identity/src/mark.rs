@@ -193,6 +193,15 @@ mod tests {
         // A torn write of the newest leaves the one before.
         file.file.write_all_at(&[0; 100], PLACE_BYTES as u64).expect("it is open");
         assert_eq!(Mark::read(&path, &domain).expect("whole"), Some(mark(&domain, 4)));
+        // So does a file that lost its end.
+        let whole = std::fs::read(&path).expect("bytes");
+        for (length, left) in [(whole.len() - 1, 4), (PLACE_BYTES, 4)] {
+            std::fs::write(&path, &whole[..length]).expect("it is ours");
+            assert_eq!(Mark::read(&path, &domain).expect("whole"), Some(mark(&domain, left)), "{length} bytes");
+        }
+        std::fs::write(&path, &whole[..PLACE_BYTES - 1]).expect("it is ours");
+        assert!(matches!(Mark::read(&path, &domain), Err(MarkError::Damaged(_))));
+        std::fs::write(&path, &whole).expect("it is ours");
         // One whose numbers were changed is not whole.
         let text = std::fs::read_to_string(&path).expect("text").replace("\"events\":4", "\"events\":9");
         std::fs::write(&path, text).expect("it is ours");

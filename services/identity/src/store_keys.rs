@@ -186,6 +186,21 @@ mod tests {
         keys.get = keys.admin.clone();
         keys.write(&path).expect("the folder takes files");
         assert!(matches!(StoreKeys::read(&path), Err(StoreKeysError::Shared(_))));
+        let mut keys = StoreKeys::generate();
+        keys.get.id = " ".into();
+        keys.write(&path).expect("the folder takes files");
+        assert_eq!(StoreKeys::read(&path).expect_err("half a pair").code(), Code::CredentialHalf);
+        // Two names for one secret are one key.
+        let shared: [fn(&mut StoreKeys); 2] = [
+            |keys| keys.put.secret = Secret::new(keys.admin.expose_secret().into()),
+            |keys| keys.get.secret = Secret::new(keys.put.expose_secret().into()),
+        ];
+        for share in shared {
+            let mut keys = StoreKeys::generate();
+            share(&mut keys);
+            keys.write(&path).expect("the folder takes files");
+            assert!(matches!(StoreKeys::read(&path), Err(StoreKeysError::Shared(_))));
+        }
         write_private(&path, br#"{"v":1,"admin":"hunter2"}"#).expect("the folder takes files");
         let error = StoreKeys::read(&path).expect_err("another form");
         assert!(!format!("{error} {error:?}").contains("hunter2"));

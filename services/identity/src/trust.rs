@@ -174,6 +174,16 @@ mod tests {
         assert!(matches!(swapped.write(&path), Err(TrustError::Key(_))));
         let empty = TrustBundle { audit_keys: vec![], ..bundle() };
         assert!(matches!(empty.write(&path), Err(TrustError::Count { list: "audit keys", count: 0 })));
+        let tenant = || bundle().tenants[0].clone();
+        let tenants = |count| TrustBundle { tenants: (0..count).map(|_| tenant()).collect(), ..bundle() }.write(&path);
+        assert!(tenants(TENANTS_MAX).is_ok());
+        for count in [0, TENANTS_MAX + 1] {
+            assert!(matches!(tenants(count), Err(TrustError::Tenants(found)) if found == count));
+        }
+        let key = || ManifestKey::generate().public().clone();
+        let keys = |count| TrustBundle { manifest_keys: (0..count).map(|_| key()).collect(), ..bundle() }.write(&path);
+        assert!(keys(KEYS_MAX).is_ok());
+        assert!(matches!(keys(KEYS_MAX + 1), Err(TrustError::Count { list: "manifest keys", .. })));
         let text = serde_json::to_string(&bundle()).expect("it is JSON").replacen('{', r#"{"extra":1,"#, 1);
         write_private(&path, text.as_bytes()).expect("the folder takes files");
         assert!(matches!(TrustBundle::read(&path), Err(TrustError::Malformed { .. })));

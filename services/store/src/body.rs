@@ -134,6 +134,12 @@ mod tests {
         Ok(length)
     }
 
+    #[test]
+    fn a_body_that_breaks_off_did_not_come_too_slowly() {
+        assert!(is_late(&io::Error::from(io::ErrorKind::TimedOut)));
+        assert!(!is_late(&io::Error::from(io::ErrorKind::ConnectionReset)));
+    }
+
     #[tokio::test]
     async fn silence_ends_a_body() {
         let (sender, body) = body();

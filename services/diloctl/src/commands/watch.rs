@@ -68,7 +68,7 @@ impl Statuses {
 
 /// Whether the coordinator may answer later.
 const fn is_absence(code: Code) -> bool {
-    matches!(code, Code::NoAnswer | Code::BusUnreachable | Code::Draining)
+    matches!(code, Code::NoAnswer | Code::BusUnreachable | Code::Draining | Code::AskedTooMuch)
 }
 
 /// Follows a run until `reached`, and gives the view that reached it; or why it never will.

@@ -235,6 +235,55 @@ fn revoked_users_are_refused_until_issued_anew() {
     }
 }
 
+/// A whole chain that is right in itself, of a domain that is another.
+#[test]
+fn a_chain_ends_at_the_operator_of_this_domain() {
+    let (house, other) = (House::new(), House::new());
+    let token = house.user_jwt(&user(), &house.role, None);
+    let account = house.account_jwt(&house.signer);
+    let ends_at = |operator: &str, domain: &SigningKey| {
+        verify_chain(&token, &account, operator, domain.public(), NOW).map(|chain| chain.role)
+    };
+    assert!(ends_at(&house.operator_jwt(), &house.operator).is_ok());
+    let refused = |ended: Result<Option<String>, JwtError>| matches!(ended, Err(JwtError::Issuer { .. }));
+    assert!(refused(ends_at(&house.operator_jwt(), &other.operator)), "another domain's");
+    let claims = || OperatorClaims {
+        signing_keys: vec![house.signer.public().clone()],
+        strict_signing_key_usage: true,
+        system_account: account_id(&house.account),
+    };
+    let about = |key: &SigningKey, signer: &SigningKey| {
+        mint(&subject("op", key.public()), claims(), signer, NOW).expect("good claims")
+    };
+    assert!(refused(ends_at(&about(&house.operator, &other.operator), &house.operator)), "vouched for by a stranger");
+    assert!(refused(ends_at(&about(&other.operator, &house.operator), &house.operator)), "about a stranger");
+}
+
+/// Whatever it is: what a role's user may do is said by the role alone.
+#[test]
+fn a_user_of_a_role_has_no_right_or_limit_of_its_own() {
+    let house = House::new();
+    let some = || Subjects { allow: vec!["a.b".into()], deny: vec![] };
+    let denied = || Subjects { allow: vec![], deny: vec!["a.b".into()] };
+    type Change<'a> = &'a dyn Fn(&mut UserClaims);
+    let changes: [(&str, Change<'_>); 7] = [
+        ("subs", &|claims| claims.subs = Some(1)),
+        ("data", &|claims| claims.data = Some(1)),
+        ("payload", &|claims| claims.payload = Some(-1)),
+        ("publish", &|claims| claims.publish = some()),
+        ("subscribe", &|claims| claims.subscribe = some()),
+        ("publish, denied", &|claims| claims.publish = denied()),
+        ("subscribe, denied", &|claims| claims.subscribe = denied()),
+    ];
+    for (name, change) in changes {
+        let mut claims = UserClaims::of_role(account_id(&house.account), Vec::new());
+        change(&mut claims);
+        assert!(claims.has_rights(), "{name}");
+        let token = mint(&subject("w1", &user()), claims, &house.role, NOW).expect("good claims");
+        assert!(matches!(house.check(&token), Err(JwtError::Issuer { .. })), "{name}");
+    }
+}
+
 #[test]
 fn windows_are_checked() {
     let house = House::new();
@@ -244,8 +293,9 @@ fn windows_are_checked() {
     let token = mint(&window, claims(), &house.role, NOW).expect("good claims");
     let at = |millis| verify::<UserClaims>(&token, UnixMillis(millis));
     assert!(at(NOW.get()).is_ok() && at(LATER.get() - 1).is_ok());
-    for outside in [NOW.get() - 1, LATER.get()] {
-        assert_eq!(at(outside).expect_err("outside").code(), Code::CredentialExpired);
+    for (outside, said) in [(NOW.get() - 1, "is not valid before 2023-11-14"), (LATER.get(), "ended at 2023-11-14")] {
+        let error = at(outside).expect_err("outside");
+        assert!(error.code() == Code::CredentialExpired && error.to_string().contains(said), "{error}");
     }
     let endless = Subject { not_before: None, expires: None, ..window };
     let token = mint(&endless, claims(), &house.role, NOW).expect("good claims");

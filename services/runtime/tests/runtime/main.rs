@@ -3,3 +3,4 @@
 mod auth;
 mod bus;
 mod listen;
+mod listen_faults;

@@ -108,6 +108,21 @@ async fn tl_20_a_url_serves_its_one_request() {
 }
 
 #[tokio::test]
+async fn an_object_of_several_pieces_comes_in_one_answer() {
+    let store = TestStore::start().await;
+    let bytes = noise((3 << 20) + 5, 2);
+    let object = store.buckets().put_blob(bytes.clone()).await.unwrap();
+    let url = store.signer_at(store.address).get(object.digest, now()).action.unwrap().href;
+    let mut stream = tls(store.address, &store.authority).await;
+    let path = &url[url.find("/blobs").unwrap()..];
+    let text = format!("GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", store.address);
+    stream.write_all(text.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let _closed = stream.read_to_end(&mut answer).await;
+    assert!(answer.ends_with(&bytes), "{} bytes", answer.len());
+}
+
+#[tokio::test]
 async fn ranges_are_exact() {
     let store = TestStore::start().await;
     let bytes = noise(3000, 1);

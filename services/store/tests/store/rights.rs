@@ -128,6 +128,8 @@ async fn the_get_key_reads_verified_objects_and_nothing_else() {
     for path in ["/blobs?list-type=2", "/incoming?list-type=2"] {
         assert_eq!(ask(Method::Get, path).await, 403, "{path}");
     }
+    let stranger = Ask::new(&AccessKey::generate(), Method::Get, blob).answer(&store).await;
+    assert!(stranger.contains("InvalidAccessKeyId"), "a key that is none of ours has no rights at all: {stranger}");
 }
 
 #[tokio::test]
@@ -150,6 +152,11 @@ async fn the_put_key_makes_uploads_whose_every_promise_is_signed_and_nothing_els
         for method in [Method::Get, Method::Head, Method::Delete] {
             assert_eq!(Ask::new(put, method, path.clone()).status(&store).await, 403, "{method:?} {path}");
         }
+    }
+    // Not even where all that an upload must cover is covered.
+    for method in [Method::Get, Method::Head, Method::Delete] {
+        let ask = Ask { method, ..Ask::upload(put, upload.clone(), b"", &ALL) };
+        assert_eq!(ask.status(&store).await, 403, "{method:?} {upload}");
     }
     assert_eq!(store.uploads().len(), 1);
     assert_eq!(Ask::upload(put, fresh, &body, &ALL).status(&store).await, 200);

@@ -6,7 +6,7 @@ use model::{LlamaConfig, ModelConfig};
 use schemas::run::{InnerOptimizer, Precision, TrainerKind};
 use schemas::{Code, Tokens};
 use torch::{DeviceChoice, TorchOptions, TorchTrainer};
-use trainer::{Batch, StepReport, StepSettings, Trainer, load_inner};
+use trainer::{Batch, InnerMoments, StepReport, StepSettings, Trainer, load_inner, save_inner};
 
 const OPTIMIZER: InnerOptimizer = InnerOptimizer::adamw(3e-3);
 const SETTINGS: StepSettings<'static> = StepSettings { optimizer: &OPTIMIZER, learning_rate: 3e-3, accumulation: 1 };
@@ -169,6 +169,81 @@ fn resumes_bit_for_bit() {
     assert!(parameters(&mut resumed) == parameters(&mut whole));
     let error = trainer(false, Precision::Fp32).load_inner(&path).expect_err("another layout");
     assert_eq!(error.code(), Code::WorkerStateInvalid);
+}
+
+/// What was done to a state, by name.
+type Poison<'a> = (&'a str, &'a dyn Fn(&mut InnerMoments));
+
+/// Each was written by the trainer itself, so its form is right; then some of its numbers were made others.
+#[test]
+fn a_state_that_cannot_be_is_refused_by_its_values_and_changes_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("inner.safetensors");
+    let mut trained = trainer(true, Precision::Fp32);
+    train(&mut trained, 3);
+    trained.save_inner(&path).expect("saved");
+    let good = load_inner(&path, trained.layout()).expect("the state of a trainer is taken up again");
+    let largest = (0..good.first.len()).max_by(|a, b| good.first[*a].abs().total_cmp(&good.first[*b].abs()));
+    let at = largest.expect("parameters");
+    assert!(good.first[at] != 0.0 && good.second[at] > 0.0, "the gradient reached it");
+    let poisons: [Poison<'_>; 10] = [
+        ("second NaN", &|moments| moments.second[at] = f32::NAN),
+        ("second infinite", &|moments| moments.second[at] = f32::INFINITY),
+        ("second negative", &|moments| moments.second[at] = -moments.second[at]),
+        ("second zero where the first is none", &|moments| moments.second[at] = 0.0),
+        ("second zero everywhere", &|moments| moments.second.fill(0.0)),
+        ("first NaN", &|moments| moments.first[at] = f32::NAN),
+        ("first infinite", &|moments| moments.first[at] = f32::NEG_INFINITY),
+        ("first too large for its second", &|moments| moments.first[at] = 1e5 * moments.second[at].sqrt()),
+        ("moments without a step", &|moments| moments.steps = 0),
+        ("steps that no run has", &|moments| moments.steps = u64::MAX),
+    ];
+    let values = parameters(&mut trained);
+    for (name, poison) in poisons {
+        let mut moments = good.clone();
+        poison(&mut moments);
+        save_inner(&path, trained.layout(), moments.steps, &moments.first, &moments.second).expect("written");
+        let error = trained.load_inner(&path).expect_err(name);
+        assert_eq!(error.code(), Code::InnerStateInvalid, "{name}: {error}");
+        assert!(error.to_string().contains("inner.safetensors"), "{name}: {error}");
+    }
+    assert!(parameters(&mut trained) == values, "the parameters are as they were");
+    // So are the moments: the next steps are those of a trainer that was never offered any of it.
+    train(&mut trained, 2);
+    let mut untouched = trainer(true, Precision::Fp32);
+    train(&mut untouched, 5);
+    assert!(parameters(&mut trained) == parameters(&mut untouched));
+}
+
+#[test]
+fn a_state_of_another_shape_is_refused_and_changes_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("inner.safetensors");
+    let mut trained = trainer(true, Precision::Fp32);
+    train(&mut trained, 3);
+    trained.save_inner(&path).expect("saved");
+    let whole = std::fs::read(&path).expect("bytes");
+    let moments = load_inner(&path, trained.layout()).expect("read");
+    // The fingerprint is that of the right layout, the vectors have an element less.
+    let metadata = model::TensorFile::open(&path).expect("opens");
+    let keys = ["kind", "layout", "steps"];
+    let metadata =
+        keys.map(|key| (key.to_owned(), metadata.metadata(key).expect("it is there").to_owned())).into_iter().collect();
+    let shorter = moments.first.len() - 1;
+    let shape = [shorter as u64];
+    let tensors = [("first_moment", &moments.first), ("second_moment", &moments.second)];
+    let tensors = tensors.map(|(name, values)| model::NamedTensor { name, shape: &shape, values: &values[..shorter] });
+    model::write_tensors(&path, &metadata, tensors.to_vec()).expect("written");
+    let short = std::fs::read(&path).expect("bytes");
+    for (name, bytes) in [("an element less", &short[..]), ("cut off", &whole[..whole.len() - 4]), ("empty", &[])] {
+        std::fs::write(&path, bytes).expect("written");
+        let error = trained.load_inner(&path).expect_err(name);
+        assert_eq!(error.code(), Code::WorkerStateInvalid, "{name}: {error}");
+    }
+    train(&mut trained, 2);
+    let mut untouched = trainer(true, Precision::Fp32);
+    train(&mut untouched, 5);
+    assert!(parameters(&mut trained) == parameters(&mut untouched));
 }
 
 #[test]

@@ -21,6 +21,7 @@ mod no_worker;
 mod one_identity;
 mod own_uploads;
 mod permissions;
+mod poisoned_state;
 mod run_halted;
 mod service_restart;
 mod shutdown;

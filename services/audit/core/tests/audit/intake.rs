@@ -129,7 +129,7 @@ fn a_body_that_names_another_key_or_run_or_is_of_the_ledger_is_refused() {
     };
     candidate(hear("stopped", &right));
     let wrong = [
-        ("stopped", EventBody { emitter: stranger.emitter.public.clone(), ..right.clone() }),
+        ("stopped", EventBody { emitter: stranger.emitter.public, ..right.clone() }),
         ("stopped", EventBody { run: Some("another".parse().expect("a name")), ..right.clone() }),
         ("stopped", EventBody { run: None, ..right.clone() }),
         ("run-completed", EventBody { event: Event::Ledger(LedgerEvent::RunCompleted), ..right.clone() }),

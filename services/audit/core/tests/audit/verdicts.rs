@@ -145,10 +145,10 @@ fn what_a_trusted_key_signed_for_another_place_is_no_event_of_its_chain() {
     let right = EventBody::decode(&signed(&log.records[at]).body).expect("an event");
     let worker = Member::new(PLAN.seed + 1);
     let bodies = [
-        ("malformed", EventBody { emitter: worker.emitter.public.clone(), ..right.clone() }.encode()),
+        ("malformed", EventBody { emitter: worker.emitter.public, ..right.clone() }.encode()),
         ("malformed", EventBody { run: None, ..right.clone() }.encode()),
         ("malformed", EventBody { run: Some("another".parse().expect("a name")), ..right.clone() }.encode()),
-        ("malformed", EventBody { event: Event::Ledger(LedgerEvent::RunCompleted), ..right.clone() }.encode()),
+        ("malformed", EventBody { event: Event::Ledger(LedgerEvent::RunCompleted), ..right }.encode()),
         ("undecodable", b"what a newer release says".to_vec()),
     ];
     for (name, body) in bodies {
