@@ -32,8 +32,8 @@ fn is_refused(said: &Said) {
 }
 
 /// The folder of a stream, in whichever account it lies.
-fn stream_folder(machine: &Machine, stream: &str) -> PathBuf {
-    let accounts = fs::read_dir(machine.path("d/nats/jetstream")).unwrap();
+fn stream_folder(domain: &Path, stream: &str) -> PathBuf {
+    let accounts = fs::read_dir(domain.join("nats/jetstream")).unwrap();
     let mut folders = accounts.map(|account| account.unwrap().path().join("streams").join(stream));
     folders.find(|folder| folder.is_dir()).unwrap_or_else(|| panic!("no stream {stream}"))
 }
@@ -48,7 +48,7 @@ fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
 #[tokio::test]
 async fn a_stream_that_is_gone_is_not_created_anew_and_comes_back_from_a_backup() {
     let machine = trained().await;
-    let folder = stream_folder(&machine, LEDGER_STREAM);
+    let folder = stream_folder(&machine.path("d"), LEDGER_STREAM);
     let aside = machine.path("backup");
     fs::rename(&folder, &aside).unwrap();
     is_refused(&machine.up_again("d", "1").await);
@@ -68,8 +68,8 @@ async fn a_stream_that_is_gone_is_not_created_anew_and_comes_back_from_a_backup(
 }
 
 /// Cuts off the last messages of a stream.
-fn cut(machine: &Machine, stream: &str) {
-    let newest = files(&stream_folder(machine, stream).join("msgs"), "blk").pop().expect("the stream has messages");
+fn cut(domain: &Path, stream: &str) {
+    let newest = files(&stream_folder(domain, stream).join("msgs"), "blk").pop().expect("the stream has messages");
     let length = fs::metadata(&newest).unwrap().len();
     fs::OpenOptions::new().write(true).open(&newest).unwrap().set_len(length - 300).unwrap();
 }
@@ -77,7 +77,7 @@ fn cut(machine: &Machine, stream: &str) {
 #[tokio::test]
 async fn a_ledger_whose_end_was_cut_off_is_not_led_on() {
     let machine = trained().await;
-    cut(&machine, LEDGER_STREAM);
+    cut(&machine.path("d"), LEDGER_STREAM);
     is_refused(&machine.up_again("d", "1").await);
     is_refused(&machine.diloctl(&["--domain", "d", "cluster", "check", "--nats-config", &nats_config()]).await);
 }
@@ -86,7 +86,7 @@ async fn a_ledger_whose_end_was_cut_off_is_not_led_on() {
 #[tokio::test]
 async fn a_copy_whose_end_was_cut_off_is_told_by_who_kept_it() {
     let machine = trained().await;
-    cut(&machine, AUDIT_STREAM);
+    cut(&machine.path("d"), AUDIT_STREAM);
     is_refused(&machine.up_again("d", "1").await);
 }
 
@@ -128,7 +128,7 @@ async fn the_audit_service_records_no_second_history_behind_the_first() {
     for longer in [false, true] {
         if longer {
             while cluster.evidence().await.length().await <= events as u64 {
-                // Each life begins and ends with an event.
+                // Each life begins with an event.
                 cluster.stop_well(&["coordinator"]).await;
                 cluster.restart("coordinator").await;
             }
@@ -143,6 +143,33 @@ async fn the_audit_service_records_no_second_history_behind_the_first() {
 
 fn contradicted(text: &str) -> bool {
     text.contains(&format!("error {}", Code::RecordContradicted))
+}
+
+/// A copy that has lost its end, of streams that are whole: the broker copies again what is missing, and the service goes on
+/// with what is byte for byte what it kept.
+#[tokio::test]
+async fn a_copy_that_the_broker_makes_whole_again_is_gone_on_with() {
+    let log = "info,diloco_audit=debug".to_owned();
+    let mut cluster = Cluster::broker(Options { log, ..Options::default() }).await;
+    cluster.start_store().await;
+    cluster.start_coordinator("coordinator").await;
+    cluster.start_audit().await;
+    cluster.stop_well(&["coordinator"]).await;
+    cluster.restart("coordinator").await;
+    let events = cluster.evidence().await.everything().await.len();
+    let all = format!("kept={events} ");
+    cluster.process("audit").until_logged(PATIENCE, |log| log.contains(&all)).await;
+    cluster.stop_well(&["audit", "coordinator"]).await;
+    cluster.kill9("broker");
+    cut(&cluster.path(".diloco"), AUDIT_STREAM);
+    cluster.restart("broker").await;
+    cluster.copied().await;
+    cluster.restart("audit").await;
+    cluster.restart("coordinator").await;
+    let more = format!("kept={} ", events + 1);
+    let log = cluster.process("audit").until_logged(PATIENCE, |log| log.contains(&more)).await;
+    assert!(log.contains("stored messages again, byte for byte"), "{log}");
+    assert!(!log.contains("tampering") && !log.contains("ERROR"), "{log}");
 }
 
 /// A worker goes on with a chain of which the stream has lost the beginning: who kept it says so, and blames nobody.
