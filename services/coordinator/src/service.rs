@@ -16,7 +16,7 @@ use crate::arrival::Arrival;
 use crate::config::Config;
 use crate::incoming::Identity;
 use crate::ledger::Ledger;
-use crate::mark::LedgerMark;
+use crate::mark::{LedgerMark, StoreMark};
 use crate::pointer::Pointer;
 use crate::queue;
 use crate::serve;
@@ -54,6 +54,7 @@ impl Service {
         let mark = LedgerMark::open(&config.keys.mark, &trust.domain)?;
         let store = Store::new(config)?;
         store.buckets.ping().await.map_err(|error| Failure::new(error.code(), error))?;
+        let store_mark = StoreMark::look(&store.buckets, &config.store.url, &trust.domain).await?;
         let bus = Bus::connect("diloco-coordinator", &config.bus, clock::now()).await;
         let bus = bus.map_err(|error| Failure::from(error.into_refusal()))?;
         // A credential of another role shows here, at once; the requests that follow would only time out.
@@ -78,7 +79,8 @@ impl Service {
         let (sweeper, sweeps) = sweep::pair();
         let mut shell =
             Shell { bus, store, pointer, ledger, mark, manifest_key, domain, arrivals: sender, sweeper, tables };
-        let core = shell.lead(&settings, patience).await?;
+        let core = shell.lead(&settings, &store_mark, patience).await?;
+        store_mark.put().await;
         // Only who leads hears requests and takes offers: what was said before was said to a predecessor.
         let mut feeders = JoinSet::new();
         for listener in serve::listen(&config.bus).await? {

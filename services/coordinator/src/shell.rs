@@ -25,7 +25,7 @@ use crate::executor::{Handle, Order};
 use crate::grants::{self, Granted};
 use crate::guard::answered;
 use crate::ledger::Ledger;
-use crate::mark::LedgerMark;
+use crate::mark::{LedgerMark, StoreMark};
 use crate::pointer::Pointer;
 use crate::queue::{self, Deliveries};
 use crate::screen::{self, KeptChunks, Source, Staged};
@@ -182,8 +182,13 @@ impl Shell {
     /// again for `patience`.
     ///
     /// # Errors
-    /// The ledger cannot be followed or written, or the predecessor stays faster.
-    pub(crate) async fn lead(&mut self, settings: &Settings, patience: Duration) -> Result<Coordinator, Failure> {
+    /// The ledger cannot be followed or written, was lost, or the predecessor stays faster.
+    pub(crate) async fn lead(
+        &mut self,
+        settings: &Settings,
+        store_mark: &StoreMark,
+        patience: Duration,
+    ) -> Result<Coordinator, Failure> {
         let mut deadline = None;
         let mut state = State::default();
         loop {
@@ -194,6 +199,9 @@ impl Shell {
             };
             ledger.catch_up(follow).await?;
             mark.agree(ledger)?;
+            if ledger.is_empty() {
+                store_mark.allow_beginning().await?;
+            }
             meet(state.time()).await;
             let events = self.ledger.len();
             let mut core = Coordinator::new(settings.clone(), state.clone());

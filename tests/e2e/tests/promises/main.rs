@@ -33,5 +33,6 @@ mod team;
 mod two_coordinators;
 mod two_workers_reference;
 mod two_workers_torch;
+mod up_again;
 mod worker_lost;
 mod wrong_credentials;
