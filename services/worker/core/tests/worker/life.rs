@@ -405,7 +405,7 @@ fn refusals_that_come_at_once_leave_the_next_wait_short() {
         scene.until(joins);
     }
     let repeats = swallow(&mut scene, joins);
-    assert!((2_000..=12_000).contains(&repeats[0]), "two seconds, and a pause: {repeats:?}");
+    assert!((2_000..=3_000).contains(&repeats[0]), "two seconds, and a pause: {repeats:?}");
     let patience = scene.effects.iter().find_map(|effect| match effect {
         Effect::Send { request: Request::Join(_), patience, .. } => Some(patience.get()),
         _ => None,
