@@ -129,7 +129,7 @@ codes! {
     RunExists = 602, "run exists", "A run of this name exists with other settings.", "Choose another name.";
     SpecInvalid = 603, "run settings not valid", "A run's settings are out of bounds or do not fit together.", "Correct the named field.";
     CorpusEmpty = 604, "corpus empty", "No usable text was found at the path, or too little of it.", "Name a folder or file with at least the stated amount of text. Text is UTF-8 (`iconv -t UTF-8` converts other encodings); where files lie behind links that leave the folder, name the folder that holds them.";
-    CorpusUnreadable = 605, "corpus unreadable", "A file of the corpus cannot be read.", "Correct its rights or leave it out.";
+    CorpusUnreadable = 605, "corpus unreadable", "A file of the corpus cannot be read.", "Name a file or folder that is there; correct its rights, or leave it out.";
     DataInvalid = 606, "data set not valid", "A data set's manifest or shard does not parse or contradicts itself.", "Import the data again with `diloctl data import`.";
     SnapshotMissing = 607, "no such snapshot", "The run has no snapshot of this round yet.", "`diloctl snapshot ls` lists them.";
     ModelInvalid = 608, "model configuration not valid", "A model's configuration is out of bounds or contradicts itself.", "Correct the named field of its config.json.";

@@ -58,3 +58,20 @@ impl Sweeps {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_too_much_is_left_to_the_store_and_holds_nobody_up() {
+        let (sweeper, Sweeps(mut queue)) = pair();
+        (0..2 * SWEEPS_MAX).for_each(|_| sweeper.sweep(Vec::new()));
+        drop(sweeper);
+        let mut waiting = 0;
+        while queue.recv().await.is_some() {
+            waiting += 1;
+        }
+        assert_eq!(waiting, SWEEPS_MAX);
+    }
+}

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use data_encoding::HEXLOWER;
 use identity::AuditKey;
-use identity::secret::write_private;
+use identity::secret::replace_private;
 use runtime::{Bus, BusError, Failure};
 use schemas::event::{Event, EventBody, SignedEvent, WorkerEvent};
 use schemas::lease::Done;
@@ -130,8 +130,11 @@ impl Chain {
 
     fn keep(&mut self, end: ChainEnd) -> Result<(), Failure> {
         let json = serde_json::to_vec(&end).map_err(|error| Failure::new(Code::Internal, error))?;
-        write_private(&self.path, &json).map_err(|error| {
-            Failure::new(Code::WorkerChainInvalid, format!("chain of events {}: {error}", self.path.display()))
+        replace_private(&self.path, &json).map_err(|error| {
+            let moved = !self.path.parent().is_some_and(Path::is_dir);
+            let why =
+                if moved { "; the folder was moved away while the worker ran: end it, and start it there" } else { "" };
+            Failure::new(Code::WorkerChainInvalid, format!("chain of events {}: {error}{why}", self.path.display()))
         })?;
         self.end = end;
         Ok(())
@@ -278,6 +281,26 @@ mod tests {
             assert_eq!(chain.unacknowledged(), Some(pending));
             chain.acknowledged().expect("written");
         }
+    }
+
+    /// Whoever renames the folder of a running worker and starts it again there: a second end of the chain in the old place
+    /// would fork it for good.
+    #[test]
+    fn a_folder_that_was_moved_away_is_not_made_again() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let (old, new) = (scratch.path().join("old"), scratch.path().join("new"));
+        std::fs::create_dir(&old).expect("made");
+        let key = Arc::new(AuditKey::generate());
+        let mut running = open(&old.join("events.json"), &key);
+        running.append(UnixMillis(1), event()).expect("written");
+        std::fs::rename(&old, &new).expect("moved");
+        let failure = running.append(UnixMillis(2), event()).expect_err("the folder is gone");
+        assert_eq!(failure.code(), Code::WorkerChainInvalid);
+        assert!(failure.to_string().contains("moved away"), "{failure}");
+        assert!(!old.exists());
+        drop(running);
+        let pending = open(&new.join("events.json"), &key).append(UnixMillis(3), event()).expect("written");
+        assert_eq!(body(&pending).1.sequence, Sequence(1), "what was not written is not part of the chain");
     }
 
     #[test]

@@ -195,6 +195,10 @@ impl World {
             Effect::Append { time, run, event } => self.append(time, run, *event),
             Effect::Reply { reply, answer } => self.reply(reply, delivered(answer)),
             Effect::Lease { reply, manifest } => {
+                if self.swallowed.as_mut().is_some_and(|swallowed| swallowed.insert(manifest.lease)) {
+                    self.lost += 1;
+                    return;
+                }
                 let document = self.documents.len().to_string();
                 self.documents.push(*manifest);
                 let outcome = ClaimOutcome::Lease(document);

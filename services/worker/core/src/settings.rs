@@ -47,5 +47,6 @@ pub(crate) const ABSENCE_PAUSE_MAX: Millis = Millis::from_secs(1);
 pub(crate) const REJOIN_PAUSE: (Millis, Millis) = (Millis(500), Millis::from_secs(60));
 /// First and longest pause after a unit that failed here.
 pub(crate) const FAULT_PAUSE: (Millis, Millis) = (Millis(500), Millis::from_secs(60));
-/// Units that may fail here one after another before the worker ends: a machine that fails every unit only delays them.
+/// Units that may fail here one after another before the worker ends: a machine that fails every unit only delays them. What
+/// fails them all is not the machine's, such as a store without room, ends nobody.
 pub(crate) const FAULTS_MAX: u32 = 10;

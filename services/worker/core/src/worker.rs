@@ -19,7 +19,7 @@ use crate::settings::{
     ABSENCE_PAUSE_MAX, CLAIM_LEASE_PART, CLAIM_MARGIN, FAULT_PAUSE, PARTING_PATIENCE, PARTING_TRIES, PATIENCE,
     REFUSED_INTERVAL_MIN, REJOIN_PAUSE, RETRY_PAUSE, Settings,
 };
-use crate::verdict::is_absence;
+use crate::verdict::{is_absence, is_elsewhere};
 
 /// One worker of one run.
 #[derive(Clone, Debug)]
@@ -341,7 +341,7 @@ impl Worker {
         let Some(lease) = self.drop_work(&refusal, effects) else { return };
         let pause = self.faults.pause();
         let ending = self.ending.as_ref().map(|ending| ending.exit.clone());
-        let hopeless = self.faults.tries() >= crate::settings::FAULTS_MAX;
+        let hopeless = self.faults.tries() >= crate::settings::FAULTS_MAX && !is_elsewhere(refusal.code);
         let next = match ending {
             Some(exit) => Next::Leave(exit),
             None if hopeless => Next::Leave(Exit::Failed(refusal.clone())),

@@ -5,6 +5,7 @@
 
 mod audit_tamper;
 mod beginning;
+mod broker_log;
 mod clocks;
 mod cluster_check;
 mod coordinator_restart;

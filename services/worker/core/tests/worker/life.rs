@@ -318,6 +318,26 @@ fn ls_04_losing_the_lease_stops_the_work_and_keeps_the_inner_state() {
     }
 }
 
+/// Ten units, then the worker ends; but a store without room fails everybody's, and somebody makes room some day.
+#[test]
+fn a_machine_that_fails_every_unit_ends_and_a_full_store_is_waited_for() {
+    for (code, ends) in [(Code::TrainingFailed, true), (Code::StoreFull, false), (Code::StoreUnreachable, false)] {
+        let mut scene = Scene::joined();
+        let mut ended = false;
+        for round in 0..40 {
+            let work = scene.grant(lease(round, UnitKind::Train, 1));
+            scene.give(Input::Fetched { work, outcome: Err(Refusal::new(code, "no")) });
+            scene.answer(Ok(Answer::Done(Done { v: V })));
+            if scene.has(|effect| matches!(effect, Effect::Send { request: Request::Leave(_), .. })) {
+                ended = true;
+                break;
+            }
+            scene.until(claims);
+        }
+        assert_eq!(ended, ends, "{code}");
+    }
+}
+
 /// Nothing more is asked, given back or told in the name of a worker that another process is now.
 #[test]
 fn a_unit_that_fails_here_is_given_back() {
