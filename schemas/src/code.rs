@@ -105,7 +105,7 @@ codes! {
     RunClosed = 404, "run closed", "The run is complete or stopped and gives out no work.", "Nothing; `diloctl run get` shows how it ended.";
     Draining = 405, "draining", "The coordinator is shutting down and gives out no work.", "Wait for it to come back; the worker asks again by itself.";
     ManifestInvalid = 406, "manifest refused", "A lease's signed manifest failed a check: signature, window, audience or binding.", "Nothing was executed; compare the worker's trust bundle with the coordinator's.";
-    AskedTooMuch = 407, "asked too much", "A worker or an operator sent more requests than any needs, or had more written to the ledger, and was not listened to for a moment.", "An honest one slows down by itself: ask again in a moment. If it repeats, look at who that is: it is broken or hostile.";
+    AskedTooMuch = 407, "asked too much", "A worker or an operator sent more requests than any needs, or had more written to the ledger, and was not listened to for a moment.", "Workers and `diloctl` slow down by themselves; other programs ask again in a moment. If it repeats, the one that is named is broken or hostile.";
     ClockOff = 408, "clock off", "The clocks of two machines differ by more than they should, or this machine's clock was set while a process ran.", "Correct the clock that is wrong. Work goes on meanwhile: leases are judged by the coordinator's time, and a process keeps the time that it started with until it is started again.";
     LeaseStalled = 409, "lease without progress", "A lease was renewed for long while neither its steps nor its bytes moved on; its unit went to another.", "Look at the worker and its line: what holds it up is in its log. It may claim again.";
 

@@ -72,7 +72,7 @@ pub(crate) fn say_what_ends(context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Tells which streams and buckets are not as declared. They are left as they are: whoever altered one may have meant it.
+/// Tells which streams and buckets are not as declared. They are left as they are: somebody may have altered one on purpose.
 pub(crate) fn say_what_differs(context: &Context, rows: &[Compared]) {
     let differing: Vec<_> = rows.iter().filter(|row| row.stand == Stand::Differs).collect();
     for Compared { name, difference, .. } in &differing {

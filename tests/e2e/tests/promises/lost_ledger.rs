@@ -188,7 +188,7 @@ async fn a_tenants_events_that_were_lost_are_told_by_who_records_them() {
     jetstream.delete_stream(&name).await.unwrap();
     let told = |log: &str| {
         log.lines()
-            .any(|line| line.contains("ERROR") && line.contains(&Code::EventsLost.to_string()) && line.contains(&name))
+            .any(|line| line.contains("WARN") && line.contains(&Code::EventsLost.to_string()) && line.contains(&name))
     };
     cluster.process("audit").until_logged(PATIENCE, told).await;
     // One in its place that begins anew is no better.
