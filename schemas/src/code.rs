@@ -186,6 +186,7 @@ codes! {
     Interrupted = 907, "interrupted", "The operation was stopped by a signal.", "Run it again; what was finished is kept.";
     ToolUnusable = 908, "given tool unusable", "NATS_SERVER_BIN or LIBTORCH names something that is absent, does not run or has another version than this build needs.", "Correct the variable, or unset it to use the pinned download.";
     PageStale = 909, "generated page out of date", "A page that is generated from the code differs from what the code says now.", "Run `cargo xtask docs` and commit what it writes.";
+    OutputUnwritten = 910, "output not written", "What was asked for could not be written to the standard output, or to its end.", "Make room where it goes, then run the command again: what is there is cut off.";
     Internal = 999, "internal error", "An invariant of the program did not hold.", "Report it with the log.";
 }
 
