@@ -126,7 +126,7 @@ pub enum LedgerEvent {
     RoundClosed { round: Round, broadcast: Weights, norm: f64, tokens: Tokens },
     /// A full snapshot of the weights that round `round` starts from stands.
     SnapshotSaved { round: Round, manifest: ObjectRef },
-    /// An operator asked for something that changes state.
+    /// An operator ordered something that changes state, and may; what it asks in vain, or again, is not recorded.
     ControlReceived { operator: PublicKey, verb: String },
     /// Somebody was refused. A few of each sender are recorded at once, then one now and again; `suppressed` counts the others, of
     /// anybody, since the last.

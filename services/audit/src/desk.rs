@@ -125,7 +125,8 @@ impl Desk {
         let mut findings = Vec::new();
         for record in records {
             let at = record.stream_sequence;
-            let other = self.lost_before(at).or_else(|| match self.keep.standing(record) {
+            let standing = self.keep.standing(record);
+            let other = self.lost_before(at).or_else(|| match standing {
                 Some(Standing::Altered) => Some(Finding::Altered { sequence: at }),
                 Some(Standing::Again) => {
                     self.again += 1;
@@ -137,7 +138,7 @@ impl Desk {
                 lines.extend(found_lines(&findings, now));
                 return Err(self.contradicted(Found { stream_sequence: at, ledger: true, finding }, lines, now));
             }
-            if self.keep.standing(record).is_some() {
+            if standing.is_some() {
                 continue;
             }
             let digest = record.digest();

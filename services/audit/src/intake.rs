@@ -142,6 +142,11 @@ impl Intake {
             }
         }
         let tail = self.core.tail(candidate).expect("it was just remembered").as_ref();
+        if let Some(lost) = self.core.lost(candidate, tail) {
+            // It is fetched again when the event comes again: somebody may have put the stream back by then.
+            self.core.forget(candidate);
+            return self.later(lost);
+        }
         let expected = tail.map_or(0, |tail| tail.stream);
         match candidate.link(tail) {
             Linked::Known => return Reply::Ok(Done::default()),
@@ -188,8 +193,7 @@ impl Intake {
             let tail = Tail::read(last.sequence, &last.payload);
             tail.ok_or_else(|| Refusal::new(Code::StreamUnreadable, unreadable()))
         });
-        let tail = tail.transpose()?;
-        self.core.lost(candidate, tail.as_ref()).map_or(Ok(tail), Err)
+        tail.transpose()
     }
 
     async fn append(&self, candidate: &Candidate, expected: u64, payload: &Bytes) -> Result<u64, String> {
@@ -226,7 +230,7 @@ impl Tally {
             let code = cause.code;
             if code == Code::EventsLost {
                 let next = code.next_step();
-                tracing::error!(%code, count = waiting, last = %cause, next, "recorded events of workers were lost");
+                tracing::warn!(%code, count = waiting, last = %cause, next, "recorded events of workers were lost");
             } else {
                 tracing::warn!(%code, count = waiting, last = %cause, "events of workers cannot be recorded now");
             }

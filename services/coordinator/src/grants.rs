@@ -71,39 +71,50 @@ pub(crate) async fn put(store: &Store, place: &Quarantine, uploads: Vec<Upload>)
     Ok(Answer::Grants(Grants { v: V, grants }))
 }
 
-/// Checks and promotes an operator's uploads, until one of them cannot be: how many were not there before and are now, and why
-/// the others are not.
-pub(crate) async fn commit(store: &Store, place: &Quarantine, objects: &[ObjectRef]) -> (usize, Result<(), Refusal>) {
-    let keys: Vec<_> = objects.iter().map(|object| incoming_key(place, object.digest)).collect();
-    let promotions: Vec<_> = keys.iter().zip(objects).map(|(key, object)| promote(store, key, *object)).collect();
-    let mut promotions = stream::iter(promotions).buffer_unordered(LOOKS_MAX);
-    let mut promoted = 0;
-    while let Some(is_new) = promotions.next().await {
-        match is_new {
-            Ok(is_new) => promoted += usize::from(is_new),
-            Err(refusal) => return (promoted, Err(refusal)),
-        }
-    }
-    (promoted, Ok(()))
+/// Checks an operator's uploads, and says which of them `blobs` does not have.
+pub(crate) async fn check(
+    store: &Store,
+    place: &Quarantine,
+    objects: Vec<ObjectRef>,
+) -> Result<Vec<ObjectRef>, Refusal> {
+    let checks = objects.into_iter().map(|object| async move {
+        let key = incoming_key(place, object.digest);
+        let is_new = !blob_is_there(store, object).await? && is_uploaded(store, &key, object).await?;
+        Ok::<_, Refusal>(is_new.then_some(object))
+    });
+    let checks: Vec<_> = checks.collect();
+    let found: Vec<_> = stream::iter(checks).buffered(LOOKS_MAX).try_collect().await?;
+    Ok(found.into_iter().flatten().collect())
 }
 
-/// Whether it was not there before.
-async fn promote(store: &Store, key: &IncomingKey, object: ObjectRef) -> Result<bool, Refusal> {
-    if blob_is_there(store, object).await? {
-        return Ok(false);
+/// True for an upload that is whole, false when another order for the same object has promoted it meanwhile and its upload
+/// was deleted.
+async fn is_uploaded(store: &Store, key: &IncomingKey, object: ObjectRef) -> Result<bool, Refusal> {
+    match look_at_upload(store, key, object).await {
+        Ok(()) => Ok(true),
+        Err(ObjectError::Missing { .. }) if blob_is_there(store, object).await? => Ok(false),
+        Err(error) => Err(refusal(&error)),
     }
-    let recorded = match store.buckets.head_checked(key, object).await {
-        // Another request for the same object has promoted it meanwhile, and its upload was deleted.
-        Err(ObjectError::Missing { .. }) if blob_is_there(store, object).await? => return Ok(false),
-        looked => looked.map_err(|error| refusal(&error))?,
-    };
-    if recorded == Recorded::No {
+}
+
+async fn look_at_upload(store: &Store, key: &IncomingKey, object: ObjectRef) -> Result<(), ObjectError> {
+    if store.buckets.head_checked(key, object).await? == Recorded::No {
         // The store did not keep the hash that it checked: only reading tells.
         let _permit = store.transfer().await;
-        store.buckets.get_incoming(key, object).await.map_err(|error| refusal(&error))?;
+        store.buckets.get_incoming(key, object).await?;
     }
-    store.buckets.promote(key, object).await.map_err(|error| refusal(&error))?;
-    Ok(true)
+    Ok(())
+}
+
+/// Copies an operator's uploads, which were checked, to `blobs`. All are tried, whatever becomes of one of them.
+pub(crate) async fn promote(store: &Store, place: &Quarantine, objects: &[ObjectRef]) -> Result<(), Refusal> {
+    let promotions = objects.iter().map(|object| async move {
+        let key = incoming_key(place, object.digest);
+        store.buckets.promote(&key, *object).await.map_err(|error| refusal(&error))
+    });
+    let promotions: Vec<_> = promotions.collect();
+    let promoted: Vec<_> = stream::iter(promotions).buffer_unordered(LOOKS_MAX).collect().await;
+    promoted.into_iter().try_for_each(|promoted| promoted.map(drop))
 }
 
 async fn blob_is_there(store: &Store, object: ObjectRef) -> Result<bool, Refusal> {

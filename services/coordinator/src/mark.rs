@@ -20,7 +20,8 @@ use crate::ledger::Ledger;
 const GLANCE_MAX: Duration = Duration::from_secs(5);
 
 /// The mark in the store. It is an object like all others, under the digest of its bytes, and its bytes follow from the
-/// domain's id: so one look shows whether it is there, no URL can write it, and domains that share a store have one each.
+/// domain's id: so one look shows whether it is there, and domains that share a store have one each. No URL can write it; an
+/// operator of another domain in the same store could upload it, and so delay the first start of this one.
 #[derive(Debug)]
 pub(crate) struct StoreMark {
     buckets: Buckets,
@@ -34,7 +35,7 @@ impl StoreMark {
     /// Looks whether the store has it. To be called before the ledger is read: who finds it then must find a first event.
     ///
     /// # Errors
-    /// The store does not answer: whoever cannot ask it does not lead either.
+    /// The store does not answer. A coordinator that cannot ask it does not lead: it could not work either.
     pub(crate) async fn look(buckets: &Buckets, url: &str, domain: &PublicKey) -> Result<Self, Failure> {
         let bytes = mark_bytes(domain);
         let found = buckets.exists(Digest::of(&bytes)).await;
@@ -42,7 +43,7 @@ impl StoreMark {
         Ok(Self { buckets: buckets.clone(), url: url.to_owned(), bytes, was_there: found.is_some() })
     }
 
-    /// Whether a ledger that has no event may be given its first. A store that holds objects without the mark was used by
+    /// Refuses a ledger without events its first one when the store knows of others. A store that holds objects without the mark was used by
     /// another domain, or by a release that left none: nobody can tell which, so it is told, and no reason to stop.
     ///
     /// # Errors

@@ -63,7 +63,7 @@ pub(crate) struct Shell {
 /// What the shell remembers between a request and its answer. Losing it costs a repeat, never a result.
 #[derive(Default)]
 pub(crate) struct Tables {
-    replies: BTreeMap<ReplyId, ReplyTo>,
+    replies: BTreeMap<ReplyId, (Asker, ReplyTo)>,
     replied: u64,
     deliveries: Deliveries,
     granted: Granted,
@@ -74,7 +74,14 @@ pub(crate) struct Tables {
     kept: BTreeMap<(RunId, LeaseRef), KeptChunks>,
 }
 
-/// Whether the loop goes on.
+/// Who waits for an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asker {
+    Worker,
+    Operator,
+}
+
+/// What comes after a step of the loop.
 enum Flow {
     On,
     /// The core is done.
@@ -93,9 +100,8 @@ impl Shell {
         shutdown: CancellationToken,
     ) -> Result<(), Failure> {
         let ended = self.decide(core, &mut queue, shutdown).await;
-        // Where another leads already it has heard the same, and answers.
-        let led_on = ended.as_ref().is_err_and(|failure| failure.code() == Code::LedgerFenced);
-        if !led_on && tokio::time::timeout(DECLINE_PATIENCE, self.decline(&mut queue)).await.is_err() {
+        let fenced = ended.as_ref().is_err_and(|failure| failure.code() == Code::LedgerFenced);
+        if tokio::time::timeout(DECLINE_PATIENCE, self.decline(&mut queue, fenced)).await.is_err() {
             tracing::warn!("the bus takes no more answers; who waits for one asks again later");
         }
         // What was answered last has left when the server has answered this; without a server there is nobody to tell.
@@ -105,17 +111,26 @@ impl Shell {
         ended
     }
 
-    /// Tells everybody who waits for an answer of this process that it gives none any more: they ask its successor at once, where
-    /// silence would cost them the time for which they wait for an answer.
-    async fn decline(&mut self, queue: &mut mpsc::Receiver<Arrival>) {
+    /// Tells who waits for an answer of this process that it gives none any more: they ask its successor at once, where silence
+    /// would cost them the time for which they wait for an answer. Uploads that are being granted are answered by their own
+    /// task, or not at all.
+    ///
+    /// When another coordinator has taken the lead (`fenced`), operators hear nothing from here: the other may have heard the
+    /// same order and answer it, and `diloctl` takes the first answer for the last word. A worker asks again in any case, and
+    /// what it is told twice has one effect.
+    async fn decline(&mut self, queue: &mut mpsc::Receiver<Arrival>, fenced: bool) {
         while let Ok(arrival) = queue.try_recv() {
-            if let Arrival::Worker { reply, .. } | Arrival::Operator { reply, .. } = arrival {
-                self.tables.expect_reply(reply);
+            match arrival {
+                Arrival::Worker { reply, .. } => drop(self.tables.expect_reply(Asker::Worker, reply)),
+                Arrival::Operator { reply, .. } => drop(self.tables.expect_reply(Asker::Operator, reply)),
+                _ => {}
             }
         }
         let refusal = Refusal::new(Code::Draining, "this coordinator ends before it has an answer; ask again");
-        for to in std::mem::take(&mut self.tables.replies).into_values() {
-            to.send(&self.bus, Err(refusal.clone())).await;
+        for (asker, to) in std::mem::take(&mut self.tables.replies).into_values() {
+            if asker == Asker::Worker || !fenced {
+                to.send(&self.bus, Err(refusal.clone())).await;
+            }
         }
     }
 
@@ -229,14 +244,14 @@ impl Shell {
     fn input(&mut self, arrival: Arrival) -> Result<Input, Failure> {
         Ok(match arrival {
             Arrival::Worker { peer, request, reply } => {
-                let reply = self.tables.expect_reply(reply);
+                let reply = self.tables.expect_reply(Asker::Worker, reply);
                 match proven(&self.domain, &peer, &request) {
                     Ok(()) => Input::Request { peer, request, reply },
                     Err(refusal) => Input::Refused { peer, verb: request.verb(), refusal, reply },
                 }
             }
             Arrival::Operator { operator, request, reply } => {
-                Input::Control { operator, request, reply: self.tables.expect_reply(reply) }
+                Input::Control { operator, request, reply: self.tables.expect_reply(Asker::Operator, reply) }
             }
             Arrival::Offer { run, unit, stream_sequence, ack } => {
                 Input::Offered { run, unit, delivery: self.tables.deliveries.note(stream_sequence, ack) }
@@ -279,7 +294,8 @@ impl Shell {
                 self.reply(reply, Ok(answer)).await;
             }
             Effect::GrantPut { reply, place, objects } => self.grant_put(reply, place, &objects).await,
-            Effect::Commit { reply, place, objects } => self.commit(reply, place, objects),
+            Effect::CheckUploads { reply, place, objects } => self.check_uploads(reply, place, objects),
+            Effect::Promote { reply, place, objects } => self.promote(reply, place, objects),
             Effect::CheckRun { reply, spec } => {
                 let store = self.store.clone();
                 self.beside(async move {
@@ -327,7 +343,7 @@ impl Shell {
     }
 
     async fn reply(&mut self, reply: ReplyId, answer: Result<Answer, Refusal>) {
-        if let Some(to) = self.tables.replies.remove(&reply) {
+        if let Some((_, to)) = self.tables.replies.remove(&reply) {
             to.send(&self.bus, answer).await;
         }
     }
@@ -343,7 +359,7 @@ impl Shell {
 
     async fn grant_put(&mut self, reply: ReplyId, place: Quarantine, objects: &[ObjectRef]) {
         let uploads = self.tables.granted.mark(&place, objects);
-        let Some(to) = self.tables.replies.remove(&reply) else { return };
+        let Some((_, to)) = self.tables.replies.remove(&reply) else { return };
         let (store, bus) = (self.store.clone(), self.bus.clone());
         tokio::spawn(async move {
             let answer = grants::put(&store, &place, uploads).await;
@@ -351,16 +367,23 @@ impl Shell {
         });
     }
 
-    fn commit(&self, reply: ReplyId, place: Quarantine, objects: Vec<ObjectRef>) {
+    fn check_uploads(&self, reply: ReplyId, place: Quarantine, objects: Vec<ObjectRef>) {
+        let store = self.store.clone();
+        self.beside(async move {
+            let verdict = answered("check of an operator's uploads", grants::check(&store, &place, objects)).await;
+            Arrival::Input(Input::UploadsChecked { reply, verdict })
+        });
+    }
+
+    fn promote(&self, reply: ReplyId, place: Quarantine, objects: Vec<ObjectRef>) {
         let (store, sweeper) = (self.store.clone(), self.sweeper.clone());
         self.beside(async move {
-            let work = async { Ok(grants::commit(&store, &place, &objects).await) };
-            let done = answered("check of an operator's uploads", work).await;
-            let (promoted, outcome) = done.unwrap_or_else(|refusal| (0, Err(refusal)));
+            let outcome =
+                answered("promotion of an operator's uploads", grants::promote(&store, &place, &objects)).await;
             if outcome.is_ok() {
                 sweeper.sweep(objects.iter().map(|object| incoming_key(&place, object.digest)).collect());
             }
-            Arrival::Input(Input::Committed { reply, promoted, outcome })
+            Arrival::Input(Input::Promoted { reply, outcome })
         });
     }
 
@@ -444,10 +467,10 @@ impl Shell {
 }
 
 impl Tables {
-    fn expect_reply(&mut self, to: ReplyTo) -> ReplyId {
+    fn expect_reply(&mut self, asker: Asker, to: ReplyTo) -> ReplyId {
         self.replied += 1;
         let reply = ReplyId(self.replied);
-        self.replies.insert(reply, to);
+        self.replies.insert(reply, (asker, to));
         reply
     }
 

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use crate::store::Store;
 
-/// Leases whose uploads wait to be deleted; beyond it they are left to the store.
+/// Leases and orders whose uploads wait to be deleted; beyond it they are left to the store.
 const SWEEPS_MAX: usize = 64;
 /// Deletions at a time: a few, since others wait for the store.
 const DELETIONS_MAX: usize = 4;

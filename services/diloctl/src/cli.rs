@@ -74,7 +74,8 @@ pub(crate) enum Command {
     /// The signed record of what happened.
     #[command(subcommand)]
     Audit(Audit),
-    /// Start broker, store, coordinator, audit and workers on this machine; what runs already is left alone.
+    /// Start broker, store, coordinator, audit and workers on this machine; what runs already is left alone, streams that are
+    /// missing are made. It succeeds when the coordinator has answered.
     Up(Up),
     /// Stop in order what `up` started.
     Down(Down),

@@ -1,12 +1,15 @@
-//! What this machine knows of the streams apart from the broker: the coordinator's mark, and the files of the audit service.
-//! A stream that is missing, or ends before what is known, was lost: it is not created anew.
+//! What is known of the streams apart from themselves: the coordinator's mark, the files of the audit service, and the
+//! readers' copy. A stream that is missing, or ends before what is known, was lost: it is not created anew.
 
+use std::collections::BTreeMap;
+
+use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use diloco_audit::StreamSequence;
 use diloco_audit::keep::last_kept;
 use identity::{Layout, Mark};
 use runtime::Failure;
-use schemas::Code;
-use schemas::subject::{AUDIT_STREAM, EVENTS_STREAM_PREFIX, LEDGER_STREAM};
+use schemas::subject::{AUDIT_STREAM, EVENTS_STREAM_PREFIX, LEDGER_FILTER, LEDGER_STREAM, Lane, events_stream};
+use schemas::{AccountId, Code};
 
 use crate::context::Context;
 
@@ -19,25 +22,63 @@ pub(crate) struct Live {
     pub(crate) last: u64,
 }
 
+/// The header in which the broker writes where a copied message is from: stream, position there, and more.
+const SOURCE: &str = "Nats-Stream-Source";
+
+/// What the readers' copy shows.
+#[derive(Debug, Default)]
+pub(crate) struct Copy {
+    /// Position of the newest message that it ever took.
+    last: u64,
+    /// Position of the newest message that it has of each stream, in that stream.
+    of: BTreeMap<String, u64>,
+}
+
+impl Copy {
+    /// Asks for the newest message of the ledger and of each tenant.
+    pub(crate) async fn read(copy: &Stream, tenants: &[AccountId]) -> Result<Self, Failure> {
+        let record = Lane::Record.prefix();
+        let events = tenants.iter().map(|tenant| (events_stream(tenant), format!("{record}.{tenant}.>")));
+        let mut of = BTreeMap::new();
+        for (stream, subject) in std::iter::once((LEDGER_STREAM.to_owned(), LEDGER_FILTER.to_owned())).chain(events) {
+            let message = match copy.get_last_raw_message_by_subject(&subject).await {
+                Ok(message) => message,
+                Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => continue,
+                Err(error) => {
+                    let text = format!("the newest message of {stream} in {AUDIT_STREAM}: {error}");
+                    return Err(Failure::new(Code::StreamUnreadable, text));
+                }
+            };
+            let source = message.headers.get(SOURCE).map(|value| position(value.as_str()));
+            of.extend(source.flatten().map(|position| (stream, position)));
+        }
+        Ok(Self { last: copy.cached_info().state.last_sequence, of })
+    }
+}
+
+/// The position in a source: `LEDGER:RlIrW0JO 5 > >` and more.
+fn position(source: &str) -> Option<u64> {
+    source.split(' ').nth(1)?.parse().ok()
+}
+
 /// The newest of each that is known.
 #[derive(Debug)]
 pub(crate) struct History {
     mark: Option<Mark>,
     kept: StreamSequence,
-    /// The end of the readers' copy, as the broker has it.
-    copied: u64,
+    copy: Copy,
     layout: Layout,
 }
 
 impl History {
-    /// `copied` is the last position of stream `AUDIT`; 0 where there is none yet.
-    pub(crate) fn read(context: &Context, copied: u64) -> Result<Self, Failure> {
+    /// `copy` is empty where there is none yet.
+    pub(crate) fn read(context: &Context, copy: Copy) -> Result<Self, Failure> {
         let domain = context.domain()?;
         let layout = domain.layout().clone();
         let mark = Mark::read(&layout.ledger_mark(), &domain.trust().domain)
             .map_err(|error| Failure::new(error.code(), error))?;
         let kept = last_kept(&layout.audit_files()).map_err(|error| Failure::new(error.code(), error))?;
-        Ok(Self { mark, kept, copied, layout })
+        Ok(Self { mark, kept, copy, layout })
     }
 
     /// Refuses a stream of events that does not hold what it once did. `live` is what the broker has; none where the stream
@@ -60,8 +101,8 @@ impl History {
                 None if self.kept.0 > 0 => {
                     lost("does not exist", format!("{} keeps {} messages of a copy", files.display(), self.kept))
                 }
-                None if self.copied > 0 => {
-                    lost("does not exist", format!("its copy in stream {AUDIT_STREAM} has {} messages", self.copied))
+                None if self.copy.last > 0 => {
+                    lost("does not exist", format!("its copy in stream {AUDIT_STREAM} has {} messages", self.copy.last))
                 }
                 None => Ok(()),
             };
@@ -69,6 +110,13 @@ impl History {
         if messages < last {
             // Nothing may be deleted from these streams, and their first message is number 1.
             return lost(&format!("holds {messages} messages"), format!("it took {last}"));
+        }
+        let copied = self.copy.of.get(stream).copied().filter(|copied| last < *copied);
+        if let Some(copied) = copied {
+            return lost(
+                &format!("ends at {last}"),
+                format!("its copy in stream {AUDIT_STREAM} has message {copied} of it"),
+            );
         }
         match marked {
             Some(mark_of) if stream == LEDGER_STREAM && last < mark_of.stream_sequence => {
@@ -94,7 +142,16 @@ mod tests {
         let last = Some(schemas::Digest::of(b"x"));
         let mark = Mark { v: V, domain, events: marked, stream_sequence: marked, last };
         let layout = Layout::new(std::path::Path::new(".diloco"));
-        History { mark: (marked > 0).then_some(mark), kept: StreamSequence(kept), copied, layout }
+        let copy = Copy { last: copied, of: BTreeMap::new() };
+        History { mark: (marked > 0).then_some(mark), kept: StreamSequence(kept), copy, layout }
+    }
+
+    #[test]
+    fn a_copied_message_says_where_it_is_from() {
+        assert_eq!(position("LEDGER:RlIrW0JO 5 > > diloco.ledger.cluster.U.coordinator-started 9HTAoEyI"), Some(5));
+        for unreadable in ["", "LEDGER", "LEDGER:x many"] {
+            assert_eq!(position(unreadable), None, "{unreadable}");
+        }
     }
 
     #[test]
@@ -122,5 +179,15 @@ mod tests {
         history(0, 0, 0).check(AUDIT_STREAM, Some(Live { messages: 2, last: 3 })).expect_err("a hole");
         history(3, 5, 0).check(LEDGER_STREAM, whole(3)).expect("whole");
         history(3, 5, 0).check(AUDIT_STREAM, whole(9)).expect("whole, and more");
+        // The copy alone, of the ledger or of a tenant's events.
+        let events = format!("{EVENTS_STREAM_PREFIX}A");
+        for stream in [LEDGER_STREAM, &events] {
+            let mut copied = history(0, 0, 9);
+            copied.copy.of.insert(stream.to_owned(), 4);
+            copied.check(stream, whole(3)).expect_err("cut off");
+            copied.check(stream, whole(0)).expect_err("begun anew");
+            copied.check(stream, whole(4)).expect("whole");
+            copied.check("WORK", whole(0)).expect("not of the record");
+        }
     }
 }

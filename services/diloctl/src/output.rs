@@ -1,8 +1,11 @@
 //! One code path from a value to stdout, in the format that was asked for.
 
-use std::io::{self, IsTerminal as _, Write};
+use std::io::{self, IsTerminal as _, Write as _};
+use std::sync::OnceLock;
 
 use clap::ValueEnum;
+use runtime::Failure;
+use schemas::Refusal;
 use schemas::text::{ShownJson, ShownLines, ShownText};
 use serde::Serialize;
 use serde_json::json;
@@ -131,10 +134,22 @@ fn json_line<T: Serialize>(value: &T) {
     line(&ShownJson(&text).to_string());
 }
 
+/// The first write that failed, told when the command is over: it may have more to do than to print.
+static UNWRITTEN: OnceLock<Refusal> = OnceLock::new();
+
 fn line(text: &str) {
-    let mut out = io::stdout().lock();
-    // A closed pipe is the reader's decision, not an error of ours.
-    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+    // `print` lets a closed pipe pass: that is the reader's decision, not an error of ours.
+    if let Err(failure) = runtime::exit::print(&format!("{text}\n")) {
+        let _first = UNWRITTEN.set(failure.refusal().clone());
+    }
+}
+
+/// Whether all that was printed has arrived.
+///
+/// # Errors
+/// Some was not written: a script that keeps the rest must not take it for the whole.
+pub(crate) fn written() -> Result<(), Failure> {
+    UNWRITTEN.get().map_or(Ok(()), |refusal| Err(refusal.clone().into()))
 }
 
 #[cfg(test)]

@@ -106,10 +106,13 @@ pub fn parse<A: clap::Parser>() -> Result<A, ExitCode> {
 /// Writes what was asked for to stdout; a reader that has gone is no error.
 ///
 /// # Errors
-/// Never; the type lets a `main` end with it.
+/// It cannot be written, most often since a disk is full: whoever kept the rest would take it for the whole.
 pub fn print(text: &str) -> Result<(), Failure> {
-    let _ = std::io::stdout().write_all(text.as_bytes());
-    Ok(())
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::new(Code::OutputUnwritten, error)),
+        _ => Ok(()),
+    }
 }
 
 /// `error DL0102 credential missing: …` and the next step on a line of its own.

@@ -11,3 +11,9 @@ pub mod secrets;
 pub use machine::Machine;
 pub use recipe::Recipe;
 pub use scripted::Scripted;
+
+/// Says that a test did not run, and why.
+#[expect(clippy::print_stderr, reason = "people who read the tests' output shall see that this one did not run")]
+pub fn skipped(why: &str) {
+    eprintln!("SKIPPED: {why}");
+}

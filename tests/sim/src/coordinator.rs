@@ -240,7 +240,7 @@ impl World {
             | Effect::Unstage { .. }
             | Effect::Publish(_)
             | Effect::Forget { .. } => {}
-            Effect::Commit { .. } => panic!("nobody uploads as an operator here"),
+            Effect::CheckUploads { .. } | Effect::Promote { .. } => panic!("nobody uploads as an operator here"),
         }
     }
 

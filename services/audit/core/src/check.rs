@@ -149,7 +149,8 @@ impl Auditor {
     pub fn take_notices(&mut self) -> Vec<Notice> {
         let reached = std::mem::take(&mut self.reached).into_iter();
         let reached = reached.map(|(key, next)| Notice::Reached { key, next });
-        std::mem::take(&mut self.notices).into_iter().chain(reached).collect()
+        // First: whose key is known is let speak, and then it must be known how much of its chain was recorded.
+        reached.chain(std::mem::take(&mut self.notices)).collect()
     }
 
     /// Adds a finding that was made elsewhere, such as in a comparison with what was kept.

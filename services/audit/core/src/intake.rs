@@ -228,8 +228,8 @@ impl Intake {
         self.tails.get(&candidate.speaker())
     }
 
-    /// What is missing where the speaker's chain ends so in the stream of its tenant: the copy has shown more of it, so the
-    /// stream was lost or put back. To record more would leave a gap, or a second chain behind the first.
+    /// A refusal, when the stream of the tenant ends before what the copy has shown of the speaker's chain: the stream was lost,
+    /// or put back from a backup. To record more would leave a gap, or a second chain behind the first.
     pub fn lost(&self, candidate: &Candidate, tail: Option<&Tail>) -> Option<Refusal> {
         let emitter = &candidate.body.emitter;
         let next = tail.filter(|tail| tail.emitter == *emitter).map_or(Sequence(0), |tail| tail.sequence.next());

@@ -108,11 +108,12 @@ impl Coordinator {
     pub(crate) fn shut_down(&mut self, operator: PublicKey, request: &Shutdown, reply: ReplyId) -> Result<(), Refusal> {
         let until = self.now.after(request.drain.min(LEASE_MAX));
         let begins = self.drain.is_none();
-        if !begins && self.drain.as_ref().is_some_and(|drain| until < drain.until) {
-            self.check_orders(&operator)?;
-        }
-        // The first is never refused: whatever an operator did before, it can end the coordinator.
-        if self.drain.as_ref().is_none_or(|drain| until < drain.until) {
+        let changes = self.drain.as_ref().is_none_or(|drain| until < drain.until);
+        if changes {
+            // The first is never refused: whatever an operator did before, it can end the coordinator.
+            if !begins {
+                self.check_orders(&operator)?;
+            }
             self.record_order(operator.clone(), "shutdown");
             self.drain = Some(Drain { until, operator });
             self.timers.set(until, Timer::Drain);
@@ -133,7 +134,8 @@ impl Coordinator {
     /// Ends a drain when nobody holds a lease and nothing is in the making, or its time is over.
     pub(crate) fn end_drain(&mut self) {
         let Some(drain) = &self.drain else { return };
-        let busy = self.live.values().any(|live| live.executor.busy || live.executor.saving);
+        let executing = self.live.values().any(|live| live.executor.busy || live.executor.saving);
+        let busy = executing || !self.commits.is_empty();
         let held = self.state.runs.values().any(|run| run.leases().next().is_some());
         if (busy || held) && self.now < drain.until {
             return;

@@ -13,7 +13,7 @@ use crate::input::Peer;
 /// Refusals of one sender that are recorded at once after a quiet time, and how often one more is, with the number of those that
 /// were not: enough to see what it does.
 const OF_ONE: Rate = Rate { at_once: 16, every: Millis::from_secs(480) };
-/// The same of all senders together: 64 that are refused without end keep none of the others from the record. Some 350,000
+/// The same of all senders together: sixty that are refused without end keep none of the others from the record. Some 350,000
 /// events a month at worst, below half a KiB each.
 const OF_ALL: Rate = Rate { at_once: 1024, every: Millis(7_500) };
 /// Senders that are counted by themselves; above that those who have nothing to forget make room, and who finds none is counted

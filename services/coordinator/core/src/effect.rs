@@ -56,13 +56,22 @@ pub enum Effect {
         /// The objects.
         objects: Vec<ObjectRef>,
     },
-    /// Check and promote an operator's objects; answer with `Input::Committed`.
-    Commit {
+    /// Check an operator's uploads; answer with `Input::UploadsChecked`.
+    CheckUploads {
         /// The request.
         reply: ReplyId,
         /// Whose quarantine.
         place: Quarantine,
         /// The objects.
+        objects: Vec<ObjectRef>,
+    },
+    /// Promote uploads that were checked; answer with `Input::Promoted`. The ledger holds the order by then.
+    Promote {
+        /// The request.
+        reply: ReplyId,
+        /// Whose quarantine.
+        place: Quarantine,
+        /// The objects that `blobs` does not have.
         objects: Vec<ObjectRef>,
     },
     /// Check that every object a new run names is in `blobs`, parses and fits; answer with `Input::RunChecked`.

@@ -287,7 +287,8 @@ impl World {
                     assert!(self.manifests.insert(reply, *manifest).is_none(), "{reply:?} was answered twice");
                 }
                 Effect::CheckRun { .. }
-                | Effect::Commit { .. }
+                | Effect::CheckUploads { .. }
+                | Effect::Promote { .. }
                 | Effect::Screen { .. }
                 | Effect::Merge { .. }
                 | Effect::Save { .. }
@@ -335,8 +336,11 @@ impl World {
     pub(crate) fn answer_one(&mut self, effect: Effect) {
         match effect {
             Effect::CheckRun { reply, .. } => self.input(Input::RunChecked { reply, verdict: Ok(()) }),
-            Effect::Commit { reply, objects, .. } => {
-                self.input(Input::Committed { reply, promoted: objects.len(), outcome: Ok(()) });
+            Effect::CheckUploads { reply, objects, .. } => {
+                self.input(Input::UploadsChecked { reply, verdict: Ok(objects) });
+            }
+            Effect::Promote { reply, .. } => {
+                self.input(Input::Promoted { reply, outcome: Ok(()) });
             }
             Effect::Screen { screening, submission, .. } => {
                 let statement = Digest::of(&submission.bytes);

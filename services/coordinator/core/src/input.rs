@@ -100,13 +100,18 @@ pub enum Input {
         /// Whether all are there and fit together.
         verdict: Result<(), Refusal>,
     },
-    /// An operator's uploads were checked and promoted ([`crate::Effect::Commit`]).
-    Committed {
+    /// An operator's uploads were checked ([`crate::Effect::CheckUploads`]).
+    UploadsChecked {
         /// The request.
         reply: ReplyId,
-        /// How many of the objects were not in `blobs` before, and are now.
-        promoted: usize,
-        /// Why the others are not.
+        /// The objects that `blobs` does not have; the others are there.
+        verdict: Result<Vec<ObjectRef>, Refusal>,
+    },
+    /// An operator's uploads were promoted ([`crate::Effect::Promote`]).
+    Promoted {
+        /// The request.
+        reply: ReplyId,
+        /// Why not all of them are.
         outcome: Result<(), Refusal>,
     },
     /// A result was checked ([`crate::Effect::Screen`]).

@@ -252,7 +252,7 @@ pub(crate) fn check_holder(run: &Run, peer: &Peer, lease: &LeaseRef) -> Result<(
     }
 }
 
-/// Whether the asker held this lease last and left no result under it.
+/// True when the asker held this lease last, gave it back, and nobody holds the unit now.
 fn was_given_back(run: &Run, peer: &Peer, lease: &LeaseRef) -> bool {
     let own = |unit: &Unit| unit.epoch == lease.epoch && unit.failed_by.as_ref() == Some(&peer.worker);
     let open = run.units.get(&lease.unit).filter(|unit| unit.standing == Standing::Open);

@@ -150,8 +150,8 @@ impl Traffic {
     }
 }
 
-/// A count of what a worker did that is in no result which counts, under the lease that it holds and under those that ended
-/// without one. It is forgotten little by little: of uploads, as the store forgets them.
+/// A count that is forgotten little by little: what a worker did that is in no result which counts, or what an operator had
+/// written.
 #[derive(Debug, Default)]
 pub(crate) struct Fading {
     count: usize,

@@ -219,7 +219,7 @@ fn check_account(member: &Member, peer: &Peer) -> Result<(), Refusal> {
     Err(Refusal::new(Code::IdentityMismatch, detail))
 }
 
-/// Whether the asker was this worker and is a member no more.
+/// True for the process that was this worker and has said goodbye.
 fn has_left(member: &Member, peer: &Peer, session: Session) -> bool {
     !member.present && member.account == peer.account && member.session == session
 }

@@ -152,18 +152,28 @@ impl Coordinator {
         }
         self.commits.insert(reply, operator.clone());
         let place = Quarantine::Operator { operator };
-        self.out.push(Effect::Commit { reply, place, objects: request.objects });
+        self.out.push(Effect::CheckUploads { reply, place, objects: request.objects });
         Ok(())
     }
 
-    /// Uploads were promoted, or some, or none. Only what was is written: an order can fail, and one that is said again finds its
-    /// objects there.
-    pub(crate) fn committed(&mut self, reply: ReplyId, promoted: usize, outcome: Result<(), Refusal>) {
-        let Some(operator) = self.commits.remove(&reply) else { return };
-        if promoted > 0 {
-            self.record_order(operator, "blob.commit");
+    /// The order is written before anything is promoted, and only if something will be: one that names what is not there is
+    /// refused, and one that is said again finds its objects in `blobs`.
+    pub(crate) fn uploads_checked(&mut self, reply: ReplyId, verdict: Result<Vec<ObjectRef>, Refusal>) {
+        let Some(operator) = self.commits.get(&reply).cloned() else { return };
+        match verdict.and_then(|objects| self.check_orders(&operator).map(|()| objects)) {
+            Ok(objects) if !objects.is_empty() => {
+                self.record_order(operator.clone(), "blob.commit");
+                self.out.push(Effect::Promote { reply, place: Quarantine::Operator { operator }, objects });
+            }
+            outcome => self.promoted(reply, outcome.map(drop)),
         }
-        self.reply(reply, outcome.map(|()| Answer::Done(Done { v: V })));
+    }
+
+    /// The uploads are promoted, or the order has failed.
+    pub(crate) fn promoted(&mut self, reply: ReplyId, outcome: Result<(), Refusal>) {
+        if self.commits.remove(&reply).is_some() {
+            self.reply(reply, outcome.map(|()| Answer::Done(Done { v: V })));
+        }
     }
 
     /// Operators may read every object.

@@ -8,7 +8,7 @@ use crate::coordinator::Coordinator;
 use crate::live::Fading;
 
 /// Orders of an operator that are written at once: as many as it takes to upload the largest data set, four shards an order.
-/// Each is an event below half a KiB, 7 MiB together.
+/// Each is an event below half a KiB, 7 MiB together; that of a new run is longer, and there are few runs.
 pub(crate) const ORDERS_MAX: usize = 16_384;
 /// How often one of them is forgotten: some 40 MB a day at worst, so one operator needs weeks for a ledger of 2 GiB.
 const ORDER_EVERY: Millis = Millis::from_secs(1);
@@ -16,7 +16,7 @@ const ORDER_EVERY: Millis = Millis::from_secs(1);
 const OPERATORS_MAX: usize = 1024;
 
 impl Coordinator {
-    /// Whether an operator may have one more order written; nothing is spent yet.
+    /// Refuses an operator that may not have one more order written now. Nothing is spent yet.
     pub(crate) fn check_orders(&mut self, operator: &PublicKey) -> Result<(), Refusal> {
         let now = self.now;
         let Some(orders) = self.orders.get_mut(operator) else { return Ok(()) };
@@ -28,7 +28,7 @@ impl Coordinator {
         Err(Refusal::new(Code::AskedTooMuch, detail))
     }
 
-    /// Writes that an operator's order was carried out. What changed nothing is not written.
+    /// Writes an operator's order, before it is carried out. One that will change nothing is not written.
     pub(crate) fn record_order(&mut self, operator: PublicKey, verb: &str) {
         self.spend_order(&operator);
         self.append(None, LedgerEvent::ControlReceived { operator, verb: verb.to_owned() });

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::{Cluster, Declarations};
 use crate::context::Context;
-use crate::history::{History, Live};
+use crate::history::{Copy, History, Live};
 use crate::output::Row;
 use crate::stack::health::Trouble;
 
@@ -72,7 +72,7 @@ pub(crate) fn say_what_ends(context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Tells which streams and buckets are not as declared. They are left as they are: whoever altered one may have meant it.
+/// Tells which streams and buckets are not as declared. They are left as they are: somebody may have altered one on purpose.
 pub(crate) fn say_what_differs(context: &Context, rows: &[Compared]) {
     let differing: Vec<_> = rows.iter().filter(|row| row.stand == Stand::Differs).collect();
     for Compared { name, difference, .. } in &differing {
@@ -100,9 +100,12 @@ pub(crate) async fn compare(
     let mut connected: BTreeMap<Account, jetstream::Context> = BTreeMap::new();
     // The copy is looked at first: where what it copies is missing, it is a witness that there was something.
     let readers = provision(context, Account::Audit).await?;
-    let copied = readers.get_stream(AUDIT_STREAM).await.map_or(0, |stream| stream.cached_info().state.last_sequence);
+    let copy = match readers.get_stream(AUDIT_STREAM).await {
+        Ok(copy) => Copy::read(&copy, &tenants).await?,
+        Err(_) => Copy::default(),
+    };
     connected.insert(Account::Audit, readers);
-    let history = History::read(context, copied)?;
+    let history = History::read(context, copy)?;
     let mut rows = Vec::new();
     for declaration in read_all(&declarations.nats_config)? {
         let account = declaration.account().into();

@@ -21,6 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cli::{Cli, Command};
 use crate::context::Context;
 use crate::exit;
+use crate::output;
 
 /// Runs one command line to its exit status.
 pub async fn run(cli: Cli) -> ExitCode {
@@ -34,7 +35,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         },
         Err(failure) => Err(failure),
     };
-    match outcome {
+    match outcome.and_then(|()| output::written()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => exit::report(format, &failure),
     }

@@ -227,9 +227,10 @@ impl Keeper {
         let count = all - std::mem::replace(&mut self.reported, all);
         if count > 0 {
             let (connection, code) = (&self.dialer.name, Code::MessagesDropped);
-            // Who has filled its share, where that is why.
-            let flooder = self.outlets.iter().find_map(Outlet::flooder);
-            let sender = flooder.as_ref().map_or("many", PublicKey::as_str);
+            // A sender that had more waiting than its share, if there was one. All are asked, so that none is named later.
+            let flooders: Vec<PublicKey> = self.outlets.iter().filter_map(Outlet::flooder).collect();
+            let flooder = flooders.first();
+            let sender = flooder.map_or("many", PublicKey::as_str);
             tracing::warn!(connection, %code, sender, count, "messages dropped");
         }
     }

@@ -15,9 +15,9 @@ use super::protocol::Delivery;
 const MESSAGES_MAX: usize = 65_536;
 /// Bytes of one subject that may wait, with what each message costs beside its own.
 const BYTES_MAX: usize = 32 << 20;
-/// The part of both that one sender may take. A worker in the middle of a round asks for each of at most 256 chunks a few times,
-/// a fraction of its 4,096 places; and it takes sixteen keys that flood together to fill them all.
-const SENDERS_MIN: usize = 16;
+/// One sender may take one part in this many of both. A worker in the middle of a round asks for each of at most 256 chunks a few
+/// times, a fraction of its 4,096 places; and it takes sixteen keys that flood together to fill them all.
+const SHARES: usize = 16;
 /// What a message costs beside its own bytes.
 const OVERHEAD_BYTES: usize = 128;
 
@@ -69,7 +69,7 @@ impl Waiting {
     fn admit(&mut self, sender: Option<&PublicKey>, bytes: usize) -> bool {
         let key = sender.cloned();
         let own = self.senders.get(&key).copied().unwrap_or_default();
-        let Some(own) = own.with(bytes, SENDERS_MIN) else {
+        let Some(own) = own.with(bytes, SHARES) else {
             self.flooder = key;
             return false;
         };

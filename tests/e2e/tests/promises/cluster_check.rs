@@ -35,7 +35,7 @@ async fn a_stream_that_differs_or_is_missing_is_reported_and_only_the_missing_on
 }
 
 /// What the broker counts of a message besides subject, headers and payload.
-const OVERHEAD_BYTES: usize = 30;
+const OVERHEAD_BYTES: usize = 34;
 
 async fn info(cluster: &Cluster, role: Role, name: &str) -> stream::Info {
     let jetstream = jetstream::new(cluster.connect(role, role.name()).await.client().clone());
@@ -67,8 +67,11 @@ async fn the_readers_copy_has_room_for_the_ledger_and_every_tenants_events() {
     }
     let audit = info(&cluster, Role::AuditProvisioner, AUDIT_STREAM).await;
     let room: i64 = sources.iter().map(|(_, source)| source.config.max_bytes).sum();
-    assert!(tenants.len() == 2 && audit.config.max_bytes >= room * 16 / 10 - 10, "{:?} for {room}", audit.config);
+    assert!(tenants.len() == 2 && audit.config.max_bytes * 4 >= room * 5, "{:?} for {room}", audit.config);
 
+    let there: u64 = sources.iter().map(|(_, source)| source.state.bytes).sum();
+    assert!(audit.state.bytes * 4 <= there * 5, "{} bytes are a copy of {there}", audit.state.bytes);
+    // Neither of the two is longer than that by itself: one may be full while the other is nearly empty.
     let jetstream = jetstream::new(cluster.connect(Role::AuditProvisioner, "audit-provisioner").await.client().clone());
     let copy = jetstream.get_stream(AUDIT_STREAM).await.unwrap();
     let mut copied = std::collections::BTreeMap::<&str, usize>::new();
@@ -77,10 +80,10 @@ async fn the_readers_copy_has_room_for_the_ledger_and_every_tenants_events() {
         let (lane, _) = sources.iter().find(|(lane, _)| message.subject.starts_with(lane)).unwrap();
         *copied.entry(lane).or_default() += length(&message);
     }
+    assert!(copied.values().sum::<usize>() as u64 >= audit.state.bytes, "each is counted as long as it is");
     // Of the second tenant nothing was recorded, so what its stream has adds nothing.
     for (lane, source) in &sources[..2] {
         let (copied, there) = (copied[lane] as u64, source.state.bytes);
-        assert!(copied * 10 <= there * 16, "{lane}: {copied} bytes are a copy of {there}");
-        assert!(copied > there, "{lane}: a copy names where it is from");
+        assert!(copied * 4 <= there * 5, "{lane}: {copied} bytes are a copy of {there}");
     }
 }

@@ -44,11 +44,6 @@ impl Drop for Disk {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "whoever reads the tests' output shall see that this one did not run")]
-fn skipped(why: &str) {
-    eprintln!("SKIPPED: {why}");
-}
-
 /// A port that was free a moment ago.
 pub(crate) fn port() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -60,7 +55,7 @@ async fn a_full_disk_of_the_broker_is_told_in_its_words_and_mended_by_up() {
     // Its own broker does not matter here; `up` starts another, with all that belongs to it, from the same domain.
     let cluster = Cluster::bare(Options::default()).await;
     let Some(disk) = Disk::mount(&cluster.path(".diloco/nats")) else {
-        skipped("this process may not mount a small disk");
+        e2e::skipped("this process may not mount a small disk");
         return;
     };
     let server = harness::nats_server().display().to_string();

@@ -188,7 +188,7 @@ async fn a_tenants_events_that_were_lost_are_told_by_who_records_them() {
     jetstream.delete_stream(&name).await.unwrap();
     let told = |log: &str| {
         log.lines()
-            .any(|line| line.contains("ERROR") && line.contains(&Code::EventsLost.to_string()) && line.contains(&name))
+            .any(|line| line.contains("WARN") && line.contains(&Code::EventsLost.to_string()) && line.contains(&name))
     };
     cluster.process("audit").until_logged(PATIENCE, told).await;
     // One in its place that begins anew is no better.
@@ -200,6 +200,9 @@ async fn a_tenants_events_that_were_lost_are_told_by_who_records_them() {
         !cluster.process("worker-0").log().contains(&Code::ChainForked.to_string()),
         "it is not the worker's fault"
     );
+    let check = cluster.diloctl(&["cluster", "check"]).await;
+    let told = check.stderr.contains(&Code::LedgerLost.to_string()) && check.stderr.contains(&name);
+    assert!(check.status.code() == Some(i32::from(EXIT_TAMPERED)) && told, "{}", check.stderr);
 }
 
 /// The keys and the store are there; the broker's data, the mark and the audit files are gone, or on another machine.
@@ -229,6 +232,29 @@ async fn a_ledger_of_which_the_store_alone_knows_is_not_begun_anew() {
     fs::rename(&backup, &data).unwrap();
     cluster.restart("broker").await;
     cluster.start_coordinator("restored").await;
+}
+
+/// Neither mark nor audit files: the readers' copy in the same broker knows more than the ledger.
+#[tokio::test]
+async fn a_ledger_that_is_shorter_than_its_copy_is_told() {
+    let mut cluster = Cluster::broker(Options::default()).await;
+    cluster.start_store().await;
+    cluster.start_coordinator("coordinator").await;
+    cluster.copied().await;
+    cluster.stop_well(&["coordinator"]).await;
+    fs::remove_file(cluster.path(".diloco/ledger.mark")).unwrap();
+    cluster.diloctl_ok(&["cluster", "check"]).await;
+    let provisioner = cluster.connect(Role::LedgerProvisioner, Role::LedgerProvisioner.name()).await;
+    let jetstream = jetstream::new(provisioner.client().clone());
+    let config = jetstream.get_stream(LEDGER_STREAM).await.unwrap().cached_info().config.clone();
+    jetstream.delete_stream(LEDGER_STREAM).await.unwrap();
+    jetstream.create_stream(config).await.unwrap();
+    for command in ["check", "init"] {
+        let said = cluster.diloctl(&["cluster", command]).await;
+        let told =
+            said.stderr.contains(&Code::LedgerLost.to_string()) && said.stderr.contains("its copy in stream AUDIT");
+        assert!(said.status.code() == Some(i32::from(EXIT_TAMPERED)) && told, "{command}: {}", said.stderr);
+    }
 }
 
 /// As the code says to begin anew on purpose, also where the store is the same.

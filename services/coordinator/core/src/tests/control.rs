@@ -179,7 +179,7 @@ fn operators_upload_commit_and_read() {
     let objects = OperatorObjects { v: V, objects: vec![object("shard")] };
     world.control(ControlRequest::BlobPut(objects.clone()));
     world.control(ControlRequest::BlobCommit(objects));
-    assert!(matches!(world.pending[..], [Effect::Commit { .. }]));
+    assert!(matches!(world.pending[..], [Effect::CheckUploads { .. }]));
     world.answer_pending();
     world.control(ControlRequest::BlobGet(GetRequest { v: V, objects: vec![object("any").digest] }));
     let kinds: Vec<&str> = world

@@ -15,9 +15,22 @@ fn commit(world: &mut World, names: &[&str]) -> ReplyId {
     world.control(ControlRequest::BlobCommit(OperatorObjects { v: V, objects }))
 }
 
-fn committed(world: &mut World, reply: ReplyId, promoted: usize, outcome: Result<(), Code>) {
+/// The store has looked: these are not among the verified objects yet.
+fn checked(world: &mut World, reply: ReplyId, missing: Result<&[&str], Code>) {
+    let objects = missing.map(|names| names.iter().map(|name| object(name)).collect());
+    let verdict = objects.map_err(|code| Refusal::new(code, "test"));
+    world.input(Input::UploadsChecked { reply, verdict });
+}
+
+fn promoted(world: &mut World, reply: ReplyId, outcome: Result<(), Code>) {
     let outcome = outcome.map_err(|code| Refusal::new(code, "test"));
-    world.input(Input::Committed { reply, promoted, outcome });
+    world.input(Input::Promoted { reply, outcome });
+}
+
+/// An order for one new object, from beginning to end.
+fn carry_out(world: &mut World, reply: ReplyId) {
+    checked(world, reply, Ok(&["a"]));
+    promoted(world, reply, Ok(()));
 }
 
 fn written(world: &World, order: &str) -> usize {
@@ -29,27 +42,37 @@ fn told(world: &World) -> usize {
     world.seen.iter().filter(drains).count()
 }
 
-/// An order that can fail is written when it was carried out, and one that finds everything done is not.
+/// An order is written before anything is promoted; one that cannot be carried out, or finds everything done, is not.
 #[test]
-fn only_uploads_that_were_promoted_are_written() {
+fn uploads_are_promoted_once_the_ledger_holds_the_order_and_only_what_is_new() {
     let mut world = World::new();
+    let promotions = |world: &World| {
+        let of_one = |effect: &Effect| match effect {
+            Effect::Promote { objects, .. } => Some(objects.clone()),
+            _ => None,
+        };
+        world.seen.iter().chain(&world.pending).filter_map(of_one).collect::<Vec<_>>()
+    };
     let reply = commit(&mut world, &["a", "b"]);
-    assert_eq!(written(&world, "blob.commit"), 0, "nothing is done yet");
-    assert!(!world.answers.contains_key(&reply));
-    committed(&mut world, reply, 0, Err(Code::ObjectMissing));
+    checked(&mut world, reply, Err(Code::ObjectMissing));
     assert_eq!((world.refusal(reply), written(&world, "blob.commit")), (Code::ObjectMissing, 0));
+    assert!(promotions(&world).is_empty());
+
     let reply = commit(&mut world, &["a", "b"]);
-    committed(&mut world, reply, 1, Err(Code::StoreUnreachable));
-    assert_eq!(world.refusal(reply), Code::StoreUnreachable);
-    assert_eq!(written(&world, "blob.commit"), 1, "one of them lies in the store for good");
-    for promoted in [1, 0, 0] {
+    checked(&mut world, reply, Ok(&["b"]));
+    assert_eq!((written(&world, "blob.commit"), promotions(&world)), (1, vec![vec![object("b")]]));
+    assert!(!world.answers.contains_key(&reply), "it is answered when it is done");
+    promoted(&mut world, reply, Err(Code::StoreUnreachable));
+    assert_eq!((world.refusal(reply), written(&world, "blob.commit")), (Code::StoreUnreachable, 1));
+
+    // Said again, it finds what is there.
+    for (missing, orders) in [(&["b"][..], 2), (&[], 2), (&[], 2)] {
         let reply = commit(&mut world, &["a", "b"]);
-        committed(&mut world, reply, promoted, Ok(()));
+        checked(&mut world, reply, Ok(missing));
+        promoted(&mut world, reply, Ok(()));
         assert!(matches!(world.answers[&reply], Ok(Answer::Done(Done { .. }))));
-        // Said twice by the shell, it counts once.
-        committed(&mut world, reply, promoted, Ok(()));
+        assert_eq!(written(&world, "blob.commit"), orders);
     }
-    assert_eq!(written(&world, "blob.commit"), 2, "what is there already is no change");
 }
 
 #[test]
@@ -58,7 +81,7 @@ fn an_operator_that_orders_without_end_is_stopped_and_the_others_are_not() {
     world.long = true;
     for _ in 0..ORDERS_MAX {
         let reply = commit(&mut world, &["a"]);
-        committed(&mut world, reply, 1, Ok(()));
+        carry_out(&mut world, reply);
     }
     world.pending.clear();
     let refused = commit(&mut world, &["a"]);
@@ -67,12 +90,12 @@ fn an_operator_that_orders_without_end_is_stopped_and_the_others_are_not() {
     assert_eq!(world.refusal(new), Code::AskedTooMuch);
     let objects = OperatorObjects { v: V, objects: vec![object("a")] };
     let reply = world.control_as(3, ControlRequest::BlobCommit(objects));
-    committed(&mut world, reply, 1, Ok(()));
+    carry_out(&mut world, reply);
     assert!(world.answers[&reply].is_ok());
     world.wait(Millis::from_secs(2));
     let again: Vec<_> = (0..3).map(|_| commit(&mut world, &["a"])).collect();
     for reply in &again[..2] {
-        committed(&mut world, *reply, 1, Ok(()));
+        carry_out(&mut world, *reply);
     }
     let late = commit(&mut world, &["a"]);
     assert_eq!(world.refusal(late), Code::AskedTooMuch, "one is forgotten every second");
@@ -113,14 +136,21 @@ fn a_shutdown_that_is_said_again_is_answered_and_neither_written_nor_passed_on()
     assert!(world.seen.iter().any(|effect| matches!(effect, Effect::Stop { .. })));
 }
 
-/// Nobody who waits for the check of its uploads waits for ever.
+/// A coordinator that drains carries out what it was ordered before; who still waits when the time is over is told.
 #[test]
 fn who_waits_for_uploads_when_the_coordinator_stops_is_told() {
     let mut world = World::new();
-    let reply = commit(&mut world, &["a"]);
-    world.shut_down(Millis(0));
-    assert_eq!(world.refusal(reply), Code::Draining);
-    committed(&mut world, reply, 1, Ok(()));
+    let stops = |world: &World| world.seen.iter().any(|effect| matches!(effect, Effect::Stop { .. }));
+    let (in_time, late) = (commit(&mut world, &["a"]), commit(&mut world, &["b"]));
+    world.shut_down(Millis::from_secs(5));
+    carry_out(&mut world, in_time);
+    assert!(world.answers[&in_time].is_ok() && !stops(&world));
+    world.wait(Millis::from_secs(5));
+    assert_eq!(world.refusal(late), Code::Draining);
+    assert!(stops(&world));
+    let before = written(&world, "blob.commit");
+    checked(&mut world, late, Ok(&["b"]));
+    assert_eq!(written(&world, "blob.commit"), before, "nothing after the end");
 }
 
 /// Two processes with the same keys that begin in the same millisecond: their first events differ, so that the ledger takes
