@@ -1,6 +1,8 @@
 //! What commands work with: the trust domain on disk, connections, and requests to the coordinator.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use identity::secret::write_private;
@@ -15,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::cli::Global;
 use crate::output::Printer;
 use crate::stack::health::Trouble;
+use crate::switches;
 
 /// Where broker and store are; `up` writes it, every command reads it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +71,8 @@ pub(crate) struct Context {
     pub(crate) credentials: Option<PathBuf>,
     pub(crate) timeout: Duration,
     pub(crate) printer: Printer,
+    /// The warning about an open layer was printed; one a command is enough. Clones share it.
+    pub(crate) warned: Arc<AtomicBool>,
 }
 
 impl Context {
@@ -78,7 +83,7 @@ impl Context {
         }
         let printer = Printer::new(global.output);
         let (folder, credentials) = (global.domain.clone(), global.credentials.clone());
-        Ok(Self { folder, endpoints, credentials, timeout: global.timeout.0, printer })
+        Ok(Self { folder, endpoints, credentials, timeout: global.timeout.0, printer, warned: Arc::default() })
     }
 
     pub(crate) fn domain(&self) -> Result<Domain, Failure> {
@@ -101,10 +106,11 @@ impl Context {
             return Err(Failure::new(Code::CredentialMissing, text));
         }
         let config = BusConfig { url: self.endpoints.bus.clone(), credentials, ca: layout.ca() };
-        if !config.is_encrypted() {
-            // Without TLS nothing proves the server: it could pass our proof on and be the operator. No layer is opened here.
-            let text = "the bus is to be reached without encryption; each of its addresses begins with `tls://`";
-            return Err(Failure::new(Code::PlaintextRefused, text));
+        // Without TLS nothing proves the server: it could pass our proof on and be the operator.
+        if let Some(warning) = switches::check_bus(&config, std::env::vars_os())?
+            && !self.warned.swap(true, Ordering::Relaxed)
+        {
+            self.printer.talk(&warning);
         }
         Bus::connect("diloctl", &config, clock::now()).await.map_err(|error| error.into_refusal().into())
     }

@@ -11,6 +11,7 @@ mod objects;
 mod output;
 mod reference;
 mod stack;
+mod switches;
 mod table;
 
 pub use cli::Cli;

@@ -123,8 +123,8 @@ impl Lanes {
 }
 
 impl Lane {
-    /// Gives the place back and tells how it went. Whether there are fewer places for it: of those that stall together the
-    /// first is told so, the others bring no news.
+    /// Gives the place back and tells the lanes how the transfer ended. Returns true when they have halved their number because
+    /// of it. When several transfers stall together, the lanes halve once, and only the first of them gets true.
     pub(crate) fn leave(self, ended: Ended) -> bool {
         let mut state = self.lanes.lock();
         let is_news = state.width.learn(self.began, ended);

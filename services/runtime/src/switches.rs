@@ -54,7 +54,8 @@ pub(crate) const fn open_to(layer: Layer) -> &'static str {
 pub fn switches_reference() -> String {
     let mut page = String::from(
         "# Authentication switches\n\nGenerated from `services/runtime/src/switches.rs` by `cargo xtask docs`. The same check runs in every\n\
-         process, before it connects or binds anything.\n\n\
+         process, before it connects or binds anything. `diloctl` has no configuration file: for the address of the bus it takes\n\
+         these switches from the environment variables.\n\n\
          | key | environment variable | default | effect |\n| --- | --- | --- | --- |\n",
     );
     let layers = Layer::ALL.map(of);

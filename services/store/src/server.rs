@@ -252,17 +252,19 @@ async fn speak<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended early");
     }
-    let farewell = linger(connection.into_parts().io.into_inner());
-    tokio::select! {
-        _gone = timeout(LINGER, farewell) => {}
-        () = shutdown.cancelled() => {}
-    }
+    let _gone = timeout(LINGER, part(connection.into_parts().io.into_inner(), &shutdown)).await;
 }
 
-/// Says that nothing more follows, and drops what still comes until the peer is done as well.
-async fn linger<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
-    if stream.shutdown().await.is_ok() {
-        let _peer_is_done = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+/// Says that nothing more follows, and drops what still comes until the peer is done as well. A store that ends does not wait
+/// for that; but it does say the first, since over TLS a peer takes an answer without it for one that was cut off.
+async fn part<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, shutdown: &CancellationToken) {
+    if stream.shutdown().await.is_err() {
+        return;
+    }
+    let mut nowhere = tokio::io::sink();
+    tokio::select! {
+        _peer_is_done = tokio::io::copy(&mut stream, &mut nowhere) => {}
+        () = shutdown.cancelled() => {}
     }
 }
 

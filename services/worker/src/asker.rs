@@ -11,7 +11,7 @@ use schemas::subject::{Verb, request_subject};
 use schemas::{Code, Message, Millis, Refusal, RunId, V, WorkerId};
 use serde_bytes::{ByteArray, ByteBuf};
 use tokio::time::Instant;
-use worker_core::{Answer, Request};
+use worker_core::{Answer, Patience, Request};
 
 /// Asks in the name of this worker. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -24,7 +24,7 @@ pub(crate) struct Asker {
     credentials: Arc<PathBuf>,
 }
 
-/// First and longest wait for the answer to one try; each try doubles it. What was lost is asked for again in seconds, and an
+/// First and longest wait for the answer to one try; each that is waited out in vain doubles it. What was lost is asked for again in seconds, and an
 /// answer that takes long, because the store does, arrives within a later try.
 const TRY_PATIENCE: (Millis, Millis) = (Millis::from_secs(2), Millis::from_secs(16));
 /// First and longest span that a pause between tries is drawn from. A try that waits for somebody who is away fails at once.
@@ -100,7 +100,7 @@ impl Asker {
         question: &Q,
         deadline: Instant,
     ) -> Result<A, Refusal> {
-        until_answered(deadline, |patience| self.call(verb, question, patience)).await
+        until_answered(deadline, Patience::new(TRY_PATIENCE), |patience| self.call(verb, question, patience)).await
     }
 
     async fn submit(&self, statement: Vec<u8>, patience: Millis) -> Result<SubmitReply, Refusal> {
@@ -124,19 +124,23 @@ impl Asker {
 
 /// Asks again and again, each time with the patience that is given. The coordinator answers a repeated question as it answered
 /// the first, so a repeat has no effect of its own.
-async fn until_answered<A, F>(deadline: Instant, ask: impl Fn(Millis) -> F) -> Result<A, Refusal>
+async fn until_answered<A, F>(
+    deadline: Instant,
+    mut patience: Patience,
+    ask: impl Fn(Millis) -> F,
+) -> Result<A, Refusal>
 where
     F: Future<Output = Result<A, Refusal>>,
 {
-    let (mut span, mut patience) = (PAUSE.0, TRY_PATIENCE.0);
+    let mut span = PAUSE.0;
     loop {
-        let pause = drawn_from(span);
-        match ask(patience).await {
+        let (pause, asked_at) = (drawn_from(span), Instant::now());
+        match ask(patience.now()).await {
             Err(refusal) if passes(refusal.code) && Instant::now() + pause < deadline => {
+                patience.failed_after(asked_at.elapsed());
                 tracing::debug!(%refusal, "asked again soon");
                 tokio::time::sleep(pause).await;
                 span = (span * 2).min(PAUSE.1);
-                patience = Millis(patience.get() * 2).min(TRY_PATIENCE.1);
             }
             answer => return answer,
         }
@@ -155,31 +159,48 @@ mod tests {
 
     use super::*;
 
-    /// An answer is lost with the coordinator that gave it: the question is asked again after seconds, not when a lease is over.
-    #[tokio::test]
-    async fn a_lost_answer_is_asked_for_again_in_seconds_and_ever_more_patiently() {
-        let waited = RefCell::new(Vec::new());
-        let swallows = 5;
-        let answer = until_answered(Instant::now() + Duration::from_secs(900), async |patience| {
-            waited.borrow_mut().push(patience);
-            match waited.borrow().len() <= swallows {
-                true => Err(Refusal::new(Code::NoAnswer, "swallowed")),
-                false => Ok("granted"),
+    /// The waits for six tries, the first five of which fail after `silence` of their own wait.
+    async fn waits(patience: Patience, silence: impl AsyncFn(Duration)) -> Vec<u64> {
+        let waits = RefCell::new(Vec::new());
+        let answer = until_answered(Instant::now() + Duration::from_secs(900), patience, async |wait| {
+            waits.borrow_mut().push(wait.get());
+            if waits.borrow().len() > 5 {
+                return Ok("granted");
             }
+            silence(wait.as_duration()).await;
+            Err(Refusal::new(Code::NoAnswer, "played by the test"))
         });
         assert_eq!(answer.await, Ok("granted"));
-        let seconds: Vec<u64> = waited.borrow().iter().map(|patience| patience.get() / 1000).collect();
-        assert_eq!(seconds, [2, 4, 8, 16, 16, 16]);
+        waits.into_inner()
+    }
+
+    /// An answer is lost with the coordinator that gave it: the question is asked again after seconds, not when a lease is over.
+    #[tokio::test]
+    async fn a_lost_answer_is_asked_for_again_ever_more_patiently() {
+        let patience = Patience::new((Millis(20), Millis(160)));
+        let waited = waits(patience, async |wait| {
+            let lost = tokio::time::timeout(wait, std::future::pending::<()>()).await;
+            assert!(lost.is_err(), "nobody answers");
+        });
+        assert_eq!(waited.await, [20, 40, 80, 160, 160, 160]);
+        assert_eq!(TRY_PATIENCE.0, Millis::from_secs(2));
+    }
+
+    #[tokio::test]
+    async fn who_is_told_at_once_that_nobody_answers_waits_no_longer_for_the_next_answer() {
+        let waited = waits(Patience::new(TRY_PATIENCE), async |_| {}).await;
+        assert_eq!(waited, [TRY_PATIENCE.0.get(); 6]);
     }
 
     #[tokio::test]
     async fn a_refusal_that_another_try_does_not_change_is_the_answer() {
         let tries = RefCell::new(0);
-        let answer: Result<(), Refusal> = until_answered(Instant::now() + Duration::from_secs(900), async |_| {
-            *tries.borrow_mut() += 1;
-            Err(Refusal::new(Code::ObjectForbidden, "x"))
-        })
-        .await;
+        let answer: Result<(), Refusal> =
+            until_answered(Instant::now() + Duration::from_secs(900), Patience::new(TRY_PATIENCE), async |_| {
+                *tries.borrow_mut() += 1;
+                Err(Refusal::new(Code::ObjectForbidden, "x"))
+            })
+            .await;
         assert_eq!((answer.expect_err("refused").code, *tries.borrow()), (Code::ObjectForbidden, 1));
     }
 

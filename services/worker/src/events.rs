@@ -14,16 +14,19 @@ use runtime::{Bus, BusError, Failure};
 use schemas::event::{Event, EventBody, SignedEvent, WorkerEvent};
 use schemas::lease::Done;
 use schemas::subject::worker_event_subject;
-use schemas::{Code, Digest, Message as _, PublicKey, RunId, Sequence, UnixMillis, V, WorkerId};
+use schemas::{Code, Digest, Message as _, Millis, PublicKey, RunId, Sequence, UnixMillis, V, WorkerId};
 use serde::{Deserialize, Serialize};
 use serde_bytes::{ByteArray, ByteBuf};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use worker_core::Patience;
 
 /// Events that wait to be recorded: a worker emits a few in a unit, so these are hours without a bus.
 const EVENTS_MAX: usize = 256;
-/// First and longest wait for an answer; each that does not come doubles it. Who records knows an event that comes again.
-const ANSWER_WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(16));
+/// First and longest wait for an answer; each that is waited out in vain doubles it. The service that records knows an event
+/// that comes again.
+const ANSWER_WAIT: (Millis, Millis) = (Millis::from_secs(2), Millis::from_secs(16));
 /// First and longest pause before an event is sent again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
@@ -197,8 +200,10 @@ impl Publisher {
             return;
         };
         let event = sign(&self.chain.key, &self.domain, body);
-        let (mut pause, mut wait) = (PAUSE.0, ANSWER_WAIT.0);
+        let (mut pause, mut patience) = (PAUSE.0, Patience::new(ANSWER_WAIT));
         loop {
+            let asked_at = Instant::now();
+            let wait = patience.now().as_duration();
             let answer: Result<Done, BusError> = self.bus.request(&pending.subject, &event, wait).await;
             match answer {
                 Ok(_) => {
@@ -219,9 +224,10 @@ impl Publisher {
                 }
                 Err(error) => tracing::debug!(subject = pending.subject, %error, "an event is not recorded yet"),
             }
+            patience.failed_after(asked_at.elapsed());
             // Drawn anew each time: workers that lost the same service do not come back at the same moment.
             tokio::time::sleep(pause.mul_f64(0.5 + objects::random_fraction() / 2.0)).await;
-            (pause, wait) = ((pause * 2).min(PAUSE.1), (wait * 2).min(ANSWER_WAIT.1));
+            pause = (pause * 2).min(PAUSE.1);
         }
         if let Err(failure) = self.chain.acknowledged() {
             tracing::warn!(code = %failure.code(), %failure, "a recorded event would be sent again");

@@ -82,8 +82,8 @@ impl Trouble {
     }
 }
 
-/// Whether a line is about a peer: `127.0.0.1:4222 - cid:7 - "v1.0:go:name" - …`. Such a line quotes what the peer calls
-/// itself, and everybody who reaches the port can call itself a full disk.
+/// True for a line that the broker writes about a peer: `127.0.0.1:4222 - cid:7 - "v1.0:go:name" - …`. Such a line quotes the
+/// name that the peer chose, and a peer may choose the words of a full disk.
 fn is_of_a_connection(words: &str) -> bool {
     words.split(" - ").nth(1).is_some_and(|kind| {
         let name = kind.split_once(':').map_or("", |(name, _)| name);

@@ -301,11 +301,13 @@ pub(super) fn log_file(domain: &Path, name: &str) -> PathBuf {
     domain.join("logs").join(format!("{name}.log"))
 }
 
-/// The end of a log, from this place on.
+/// The end of a log, from this place on. A log that is shorter was begun anew since, as the broker does at a size, and all of
+/// it is of this process's life.
 fn tail(log: &Path, from: u64) -> String {
     let read = || -> std::io::Result<String> {
         let mut file = fs::File::open(log)?;
         let length = file.metadata()?.len();
+        let from = if from > length { 0 } else { from };
         file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES).max(from)))?;
         let mut bytes = Vec::new();
         file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
@@ -466,6 +468,20 @@ mod tests {
         let started = Running::start(scratch.path(), &spec).expect("starts");
         let failure = started.ready(&spec).await.expect_err("it died");
         assert_eq!(failure.code(), Code::ProcessDied);
+        assert!(failure.to_string().contains("no luck"), "{failure}");
+    }
+
+    /// The broker puts its log aside at a size and begins another.
+    #[tokio::test]
+    async fn a_process_that_began_its_log_anew_and_died_shows_it() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let log = log_file(scratch.path(), "test");
+        fs::create_dir_all(log.parent().expect("a folder")).expect("it is ours");
+        fs::write(&log, "an earlier life\n".repeat(100)).expect("it is ours");
+        let script = format!("mv {0} {0}.1; echo no luck > {0}; exit 3", log.display());
+        let spec = spec(scratch.path(), &script);
+        let started = Running::start(scratch.path(), &spec).expect("starts");
+        let failure = started.ready(&spec).await.expect_err("it died");
         assert!(failure.to_string().contains("no luck"), "{failure}");
     }
 

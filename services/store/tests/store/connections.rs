@@ -14,6 +14,9 @@ use tokio_rustls::client::TlsStream;
 
 use crate::support::{TestStore, noise, now};
 
+/// Enough that an end which half of the connections have by chance shows.
+const CONNECTIONS_AT_THE_END: usize = 16;
+
 /// A TLS connection to a store, to say anything over.
 pub(crate) async fn tls(address: SocketAddr, authority: &[u8]) -> TlsStream<TcpStream> {
     let stream = TcpStream::connect(address).await.unwrap();
@@ -72,6 +75,33 @@ async fn garbage_does_no_harm() {
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4") || answer.starts_with("HTTP/1.1 5"), "{answer}");
     }
     store.buckets().ping().await.unwrap();
+}
+
+/// A connection that ends without the goodbye of TLS may have been cut, and its last answer with it.
+#[tokio::test]
+async fn a_store_that_is_stopped_says_goodbye_on_every_connection() {
+    let store = TestStore::start().await;
+    let object = store.buckets().put_blob(noise(10, 1)).await.unwrap();
+    let url = store.signer_at(store.address).get(object.digest, now()).action.unwrap().href;
+    // Signed, since the store ends the connection of a stranger by itself.
+    let request = format!("GET {} HTTP/1.1\r\nhost: {}\r\n\r\n", &url[url.find("/blobs").unwrap()..], store.address);
+    let mut connections = Vec::new();
+    for _ in 0..CONNECTIONS_AT_THE_END {
+        let mut stream = tls(store.address, &store.authority).await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        connections.push(stream);
+    }
+    // The answer says that its connection is served.
+    for stream in &mut connections {
+        stream.read_u8().await.unwrap();
+    }
+    let stopped = tokio::spawn(store.stop());
+    for stream in &mut connections {
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).await.expect("an end that was announced");
+        assert!(rest.starts_with(b"TTP/1.1 200"), "{}", String::from_utf8_lossy(&rest));
+    }
+    stopped.await.unwrap();
 }
 
 #[tokio::test]

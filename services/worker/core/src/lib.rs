@@ -14,6 +14,7 @@ mod effect;
 mod held;
 mod input;
 mod pace;
+mod patience;
 mod replies;
 mod settings;
 mod verdict;
@@ -22,5 +23,6 @@ mod worker;
 
 pub use effect::{Effect, Exit, Pulse, Request, RequestId, WorkId};
 pub use input::{Answer, Input, NotVerified, Trained};
+pub use patience::Patience;
 pub use settings::Settings;
 pub use worker::Worker;

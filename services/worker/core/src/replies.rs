@@ -180,6 +180,7 @@ impl Worker {
             Fate::Merged => {
                 effects.push(Effect::Emit(WorkerEvent::Submitted { lease, statement }));
                 self.faults.reset();
+                self.elsewhere.reset();
                 self.unit_over(now, effects);
             }
             Fate::Late | Fate::Abandoned => {
@@ -213,8 +214,8 @@ impl Worker {
             return;
         }
         effects.push(Effect::DoubtInner(refusal.clone()));
-        let pause = self.faults.pause();
-        if self.faults.tries() >= crate::settings::FAULTS_MAX {
+        let (pause, hopeless) = self.fault(refusal.code);
+        if hopeless {
             return self.leave(now, Exit::Failed(refusal), effects);
         }
         effects.push(Effect::Waiting { refusal, pause });

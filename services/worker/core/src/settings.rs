@@ -20,7 +20,7 @@ pub struct Settings {
     pub seed: u64,
 }
 
-/// First and longest wait for an answer; each try that is not answered doubles it. An answer takes a fraction of a second, so
+/// First and longest wait for an answer; each try that is waited out in vain doubles it. An answer takes a fraction of a second, so
 /// one that was lost with its coordinator is asked for again at once. The check of a result may take longer: asked again, the
 /// coordinator answers all at its end, and because the waits grow the repeats stay few.
 pub(crate) const PATIENCE: (Millis, Millis) = (Millis::from_secs(2), Millis::from_secs(16));
@@ -47,6 +47,6 @@ pub(crate) const ABSENCE_PAUSE_MAX: Millis = Millis::from_secs(1);
 pub(crate) const REJOIN_PAUSE: (Millis, Millis) = (Millis(500), Millis::from_secs(60));
 /// First and longest pause after a unit that failed here.
 pub(crate) const FAULT_PAUSE: (Millis, Millis) = (Millis(500), Millis::from_secs(60));
-/// Units that may fail here one after another before the worker ends: a machine that fails every unit only delays them. What
-/// fails them all is not the machine's, such as a store without room, ends nobody.
+/// Units that may fail here one after another before the worker ends: a machine that fails every unit only delays them. Units
+/// that fail because the store is full or away, or the coordinator away, are not counted.
 pub(crate) const FAULTS_MAX: u32 = 10;

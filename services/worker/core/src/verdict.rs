@@ -21,13 +21,14 @@ pub(crate) enum Verdict {
     Failed,
 }
 
-/// Whether a refusal says that the coordinator is away: it is asked again soon, since it may be back at any moment.
+/// True for a refusal which says that the coordinator is away. The worker asks it again soon, since it may be back at any
+/// moment.
 pub(crate) fn is_absence(code: Code) -> bool {
     matches!(code, Code::NoAnswer | Code::BusUnreachable | Code::Draining)
 }
 
-/// Whether a unit failed by what lies outside every worker, and passes or is mended there: a store that is full or away. A
-/// worker that ends over it has to be started by somebody afterwards, and so have all the others.
+/// True for a failure that no worker causes and no worker can mend: the store is full or away, or the coordinator is away.
+/// Workers wait until it is over. If they ended instead, an operator would have to start all of them again.
 pub(crate) fn is_elsewhere(code: Code) -> bool {
     is_absence(code) || matches!(code, Code::StoreFull | Code::StoreUnreachable)
 }

@@ -55,9 +55,9 @@ impl Worker {
         if refusal.code == Code::ClockOff {
             return self.out_of_time(now, refusal, lease, effects);
         }
-        let pause = self.faults.pause();
+        let (pause, hopeless) = self.fault(refusal.code);
         effects.push(Effect::Waiting { refusal: refusal.clone(), pause });
-        if self.faults.tries() >= crate::settings::FAULTS_MAX {
+        if hopeless {
             return self.leave(now, Exit::Failed(refusal), effects);
         }
         match lease {
@@ -192,6 +192,7 @@ impl Worker {
         self.asked = None;
         self.ask_at = now;
         self.pace.reset();
+        self.patience.reset();
     }
 
     /// A result counts: on to the next unit.

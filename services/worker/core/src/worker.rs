@@ -15,9 +15,10 @@ use crate::effect::{Effect, Exit, Pulse, Request, RequestId, WorkId};
 use crate::held::{Held, Renewal, Step};
 use crate::input::Input;
 use crate::pace::Pace;
+use crate::patience::Patience;
 use crate::settings::{
-    ABSENCE_PAUSE_MAX, CLAIM_LEASE_PART, CLAIM_MARGIN, FAULT_PAUSE, PARTING_PATIENCE, PARTING_TRIES, PATIENCE,
-    REFUSED_INTERVAL_MIN, REJOIN_PAUSE, RETRY_PAUSE, Settings,
+    ABSENCE_PAUSE_MAX, CLAIM_LEASE_PART, CLAIM_MARGIN, FAULT_PAUSE, FAULTS_MAX, PARTING_PATIENCE, PARTING_TRIES,
+    PATIENCE, REFUSED_INTERVAL_MIN, REJOIN_PAUSE, RETRY_PAUSE, Settings,
 };
 use crate::verdict::{is_absence, is_elsewhere};
 
@@ -33,8 +34,12 @@ pub struct Worker {
     pub(crate) ask_at: UnixMillis,
     /// Requests that failed, one after another.
     pub(crate) pace: Pace,
-    /// Units that failed here, one after another.
+    /// How long the answer to the stage's request is waited for.
+    pub(crate) patience: Patience,
+    /// Units that this machine failed, one after another.
     pub(crate) faults: Pace,
+    /// Units that failed by what lies outside every worker, since one last counted.
+    pub(crate) elsewhere: Pace,
     /// Memberships that were lost before they were of any use, one after another.
     pub(crate) rejoins: Pace,
     /// Leases that were not of this time by the coordinator's clock as it was measured, one after another.
@@ -119,7 +124,9 @@ impl Worker {
             asked: None,
             ask_at: UnixMillis(0),
             pace: Pace::new(RETRY_PAUSE, seed),
+            patience: Patience::new(PATIENCE),
             faults: Pace::new(FAULT_PAUSE, seed.rotate_left(32)),
+            elsewhere: Pace::new(FAULT_PAUSE, seed.rotate_left(24)),
             rejoins: Pace::new(REJOIN_PAUSE, seed.rotate_left(16)),
             untimely: Pace::new(REJOIN_PAUSE, seed.rotate_left(48)),
             ending: None,
@@ -233,14 +240,14 @@ impl Worker {
     /// The request that the stage consists of.
     fn request(&self) -> Option<(Request, Millis)> {
         match &self.stage {
-            Stage::Joining => Some((Request::Join(self.settings.join.clone()), self.patience())),
+            Stage::Joining => Some((Request::Join(self.settings.join.clone()), self.patience.now())),
             Stage::Claiming => {
                 let (wait, patience) = self.claim_spans();
                 let session = self.settings.join.session;
                 Some((Request::Claim(ClaimRequest { v: V, session, wait }), patience))
             }
             Stage::Holding(held) => match &held.step {
-                Step::Submitting(statement) => Some((Request::Submit(statement.clone()), self.patience())),
+                Step::Submitting(statement) => Some((Request::Submit(statement.clone()), self.patience.now())),
                 Step::Fetching | Step::Training | Step::Uploading(_) => None,
             },
             Stage::Releasing { lease, reason, .. } => {
@@ -254,12 +261,6 @@ impl Worker {
             }
             Stage::Verifying(_) | Stage::Ended => None,
         }
-    }
-
-    /// How long the answer to the stage's request is waited for.
-    fn patience(&self) -> Millis {
-        let (first, max) = PATIENCE;
-        Millis(first.get() << self.pace.tries().min(10)).min(max)
     }
 
     /// How long a claim may be held open, and how long its answer is waited for.
@@ -287,12 +288,15 @@ impl Worker {
         self.asked = None;
         self.ask_at = now.after(pause);
         self.pace.reset();
+        self.patience.reset();
     }
 
     /// Asks the stage's question again, later and visibly.
     pub(crate) fn ask_again(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         let pause = if is_absence(refusal.code) { self.pace.pause_up_to(ABSENCE_PAUSE_MAX) } else { self.pace.pause() };
-        self.asked = None;
+        if let Some(asked) = self.asked.take() {
+            self.patience.failed_after(asked.sent_at.until(now).as_duration());
+        }
         self.ask_at = now.after(pause);
         effects.push(Effect::Waiting { refusal, pause });
     }
@@ -339,9 +343,8 @@ impl Worker {
     /// The unit failed here: give it to another, and claim again after a pause that grows with every failure.
     pub(crate) fn fail(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         let Some(lease) = self.drop_work(&refusal, effects) else { return };
-        let pause = self.faults.pause();
+        let (pause, hopeless) = self.fault(refusal.code);
         let ending = self.ending.as_ref().map(|ending| ending.exit.clone());
-        let hopeless = self.faults.tries() >= crate::settings::FAULTS_MAX && !is_elsewhere(refusal.code);
         let next = match ending {
             Some(exit) => Next::Leave(exit),
             None if hopeless => Next::Leave(Exit::Failed(refusal.clone())),
@@ -351,6 +354,16 @@ impl Worker {
             }
         };
         self.enter(now, Stage::Releasing { lease, reason: refusal.to_string(), next }, Millis(0));
+    }
+
+    /// Counts a unit that failed: the pause after it, and whether this machine has failed too many by now. What lies outside
+    /// every worker has a count of its own, since it says nothing about this machine, however long it lasts.
+    pub(crate) fn fault(&mut self, code: Code) -> (Millis, bool) {
+        if is_elsewhere(code) {
+            return (self.elsewhere.pause(), false);
+        }
+        let pause = self.faults.pause();
+        (pause, self.faults.tries() >= FAULTS_MAX)
     }
 
     /// This process cannot do such work: give the unit back and end.

@@ -130,28 +130,58 @@ fn until_it_leaves(mut unit: impl FnMut(&mut Scene, u64)) -> u64 {
     panic!("it never ends");
 }
 
+/// A unit whose result the coordinator refuses.
+fn refuse_result(scene: &mut Scene, epoch: u64) {
+    let work = scene.grant(lease(0, UnitKind::Train, epoch));
+    scene.give(Input::Fetched { work, outcome: Ok(()) });
+    scene.give(Input::Trained { work, outcome: Ok(trained()) });
+    scene.give(Input::Uploaded { work, outcome: Ok(vec![ObjectRef::of(b"chunk")]) });
+    scene.answer(refused(Code::NormOutlier));
+    assert!(scene.has(dropped(Code::NormOutlier)));
+}
+
+/// A lease whose signature is not good.
+fn refuse_lease(scene: &mut Scene, _: u64) {
+    let outcome = ClaimOutcome::Lease("document".to_owned());
+    scene.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome })));
+    let verify = scene.effects.iter().find_map(|effect| match effect {
+        Effect::Verify { work, .. } => Some(*work),
+        _ => None,
+    });
+    let refusal = Refusal::new(Code::SignatureInvalid, "played by the test");
+    let work = verify.expect("a lease is verified first");
+    scene.give(Input::Verified { work, outcome: Err(NotVerified { refusal, lease: None }) });
+}
+
+/// A unit whose objects do not arrive.
+fn fail_to_fetch(scene: &mut Scene, epoch: u64, code: Code) {
+    let work = scene.grant(lease(0, UnitKind::Train, epoch));
+    scene.give(Input::Fetched { work, outcome: Err(Refusal::new(code, "played by the test")) });
+    scene.answer(Ok(Answer::Done(Done::default())));
+}
+
 #[test]
 fn a_worker_whose_results_or_leases_are_all_refused_ends() {
-    let refused_results = until_it_leaves(|scene, epoch| {
-        let work = scene.grant(lease(0, UnitKind::Train, epoch));
-        scene.give(Input::Fetched { work, outcome: Ok(()) });
-        scene.give(Input::Trained { work, outcome: Ok(trained()) });
-        scene.give(Input::Uploaded { work, outcome: Ok(vec![ObjectRef::of(b"chunk")]) });
-        scene.answer(refused(Code::NormOutlier));
-        assert!(scene.has(dropped(Code::NormOutlier)));
-    });
-    let refused_leases = until_it_leaves(|scene, _| {
-        let outcome = ClaimOutcome::Lease("document".to_owned());
-        scene.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome })));
-        let verify = scene.effects.iter().find_map(|effect| match effect {
-            Effect::Verify { work, .. } => Some(*work),
-            _ => None,
+    assert_eq!((until_it_leaves(refuse_result), until_it_leaves(refuse_lease)), (10, 10));
+}
+
+/// A store that was full for half an hour leaves nothing behind that a machine's first fault of its own would meet.
+#[test]
+fn failures_that_lie_elsewhere_are_not_counted_against_the_machine() {
+    type Unit = fn(&mut Scene, u64);
+    let out_of_memory: Unit = |scene, epoch| fail_to_fetch(scene, epoch, Code::CacheFailed);
+    for (what, own) in [("units", out_of_memory), ("results", refuse_result), ("leases", refuse_lease)] {
+        let after_a_full_store = until_it_leaves(|scene, epoch| match epoch {
+            ..=12 => fail_to_fetch(scene, epoch, Code::StoreFull),
+            _ => own(scene, epoch),
         });
-        let refusal = Refusal::new(Code::SignatureInvalid, "played by the test");
-        let work = verify.expect("a lease is verified first");
-        scene.give(Input::Verified { work, outcome: Err(NotVerified { refusal, lease: None }) });
-    });
-    assert_eq!((refused_results, refused_leases), (10, 10));
+        assert_eq!(after_a_full_store, 12 + 10, "{what}");
+        let in_turn = until_it_leaves(|scene, epoch| match epoch % 2 {
+            1 => fail_to_fetch(scene, epoch, Code::StoreUnreachable),
+            _ => own(scene, epoch),
+        });
+        assert_eq!(in_turn, 20, "{what}");
+    }
 }
 
 #[test]

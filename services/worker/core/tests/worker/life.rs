@@ -389,9 +389,28 @@ fn a_lost_answer_costs_seconds() {
         scene.effects.iter().find_map(of_submit)
     };
     assert_eq!(patience(&submitting), Some(2_000));
+    submitting.now = submitting.now.after(Millis(2_000));
     submitting.answer(refused(Code::NoAnswer));
     submitting.until(submits);
     assert_eq!(patience(&submitting), Some(4_000));
+}
+
+/// Refusals come at once, and so does the broker's word that nobody listens. After many of them the first question that
+/// reaches a coordinator, and whose answer is lost, still costs seconds.
+#[test]
+fn refusals_that_come_at_once_leave_the_next_wait_short() {
+    let mut scene = Scene::new();
+    for code in [Code::NoAnswer, Code::AskedTooMuch, Code::Draining].repeat(4) {
+        scene.answer(refused(code));
+        scene.until(joins);
+    }
+    let repeats = swallow(&mut scene, joins);
+    assert!((2_000..=3_000).contains(&repeats[0]), "two seconds, and a pause: {repeats:?}");
+    let patience = scene.effects.iter().find_map(|effect| match effect {
+        Effect::Send { request: Request::Join(_), patience, .. } => Some(patience.get()),
+        _ => None,
+    });
+    assert_eq!(patience, Some(16_000), "six answers that did not come made it the longest");
 }
 
 /// The lease that a claim was granted runs on when the answer is lost: however short it is, the claim is said again while
