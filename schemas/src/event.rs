@@ -68,7 +68,14 @@ pub enum Event {
 #[expect(missing_docs, reason = "fields are named after the types and words of this crate")]
 pub enum LedgerEvent {
     /// A coordinator took the lead; every lease that is still open runs on from here for one lease time.
-    CoordinatorStarted { release: String, posture: Posture },
+    CoordinatorStarted {
+        release: String,
+        posture: Posture,
+        /// Which process took it, drawn at random: two that begin in the same moment sign different events. A ledger of an earlier
+        /// release names none.
+        #[serde(default)]
+        session: Session,
+    },
     /// It gave the lead up in order.
     CoordinatorStopped { reason: String },
     /// An operator created a run.
@@ -121,7 +128,8 @@ pub enum LedgerEvent {
     SnapshotSaved { round: Round, manifest: ObjectRef },
     /// An operator asked for something that changes state.
     ControlReceived { operator: PublicKey, verb: String },
-    /// Somebody was refused; at most a few a second are recorded, `suppressed` counts the others since the last.
+    /// Somebody was refused. A few of each sender are recorded at once, then one now and again; `suppressed` counts the others, of
+    /// anybody, since the last.
     RequestDenied { account: AccountId, worker: WorkerId, verb: String, code: Code, suppressed: u64 },
 }
 

@@ -10,7 +10,7 @@ use crate::message::{V, message};
 use crate::run::{RunSpec, TrainerKind};
 use crate::{Digest, Millis, PublicKey, UnixMillis};
 
-/// One life of a worker's process, drawn at random when it starts. It tells two processes apart that hold the same
+/// One life of a process, a worker's or a coordinator's, drawn at random when it starts. It tells two apart that hold the same
 /// credentials; it is no secret and gives no right.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

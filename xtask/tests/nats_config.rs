@@ -273,16 +273,38 @@ fn declarations_name_what_schemas_names() {
     assert_eq!(declaration("kv/leader.json")["name"], LEADER_BUCKET);
 }
 
+/// What a declared stream or bucket reserves with so many tenants.
+fn reserved(name: &str, tenants: u64) -> u64 {
+    let declared = declaration(name);
+    let number = |field: &str| declared.get(field).map_or(0, |value| value.as_u64().unwrap());
+    let streams = if declared["per_tenant"] == Value::Bool(true) { tenants } else { 1 };
+    (number("max_bytes") + tenants * number("max_bytes_per_tenant")) * streams
+}
+
 #[test]
 fn declarations_fit_into_the_dev_store() {
     let names = ["streams/AUDIT.json", "streams/LEDGER.json", "streams/EVENTS.json", "streams/WORK.json"];
-    let names = names.iter().chain(&["kv/state.json", "kv/leader.json"]);
-    let bytes: u64 = names.map(|name| declaration(name)["max_bytes"].as_u64().unwrap()).sum();
+    let names = || names.iter().chain(&["kv/state.json", "kv/leader.json"]);
     let dev = fs::read_to_string(config_folder().join("dev.conf")).unwrap();
     let line = dev.lines().find_map(|line| line.trim().strip_prefix("max_file: ")).unwrap();
     // The server's G is 10^9.
     let gigabytes: u64 = line.strip_suffix('G').unwrap().parse().unwrap();
-    assert!(bytes <= gigabytes * 1_000_000_000, "{bytes} bytes are declared, {gigabytes} GB are there");
+    for tenants in 1..=4 {
+        let bytes: u64 = names().map(|name| reserved(name, tenants)).sum();
+        assert!(bytes <= gigabytes * 1_000_000_000, "{bytes} bytes for {tenants} tenants, {gigabytes} GB are there");
+    }
+    let one: u64 = names().map(|name| reserved(name, 1)).sum();
+    assert!(one < 8_000_000_000, "{one} bytes: a domain of one tenant fits on a laptop");
+}
+
+/// A copy names where it is from, so it is longer than what it copies: `e2e` measures by how much at the most.
+#[test]
+fn the_readers_copy_has_room_for_all_that_it_copies() {
+    for tenants in 1..=64 {
+        let copied = reserved("streams/LEDGER.json", tenants) + reserved("streams/EVENTS.json", tenants);
+        let room = reserved("streams/AUDIT.json", tenants);
+        assert!(room * 10 >= copied * 16 - 640, "{tenants} tenants: {room} bytes for copies of {copied}");
+    }
 }
 
 #[test]

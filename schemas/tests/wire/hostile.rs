@@ -6,10 +6,11 @@ use crate::examples;
 use proptest::prelude::*;
 use schemas::answer::question;
 use schemas::blob::PutRequest;
-use schemas::event::{EventBody, SignedEvent};
+use schemas::event::{EventBody, LedgerEvent, SignedEvent};
 use schemas::lease::{ClaimRequest, Done};
-use schemas::member::Session;
+use schemas::member::{Posture, Session};
 use schemas::{Answer, Asked, DecodeError, Message, Millis, Reply, V, is_answer};
+use serde::Serialize;
 
 #[test]
 fn too_long_is_refused_before_parsing() {
@@ -109,6 +110,21 @@ fn settings_out_of_bounds_name_the_field() {
     let mut spec = examples::spec();
     spec.schedule.accumulation = 3;
     assert!(spec.validate().expect_err("not a divisor").detail.contains("schedule.accumulation"));
+}
+
+/// A ledger of an earlier release names no process at the beginning of a lead, and is read all the same.
+#[test]
+fn a_lead_of_an_earlier_release_is_read() {
+    #[derive(Serialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Earlier {
+        CoordinatorStarted { release: String, posture: Posture },
+    }
+    let (release, posture) = ("0.1.0".to_owned(), Posture::default());
+    let earlier = Earlier::CoordinatorStarted { release: release.clone(), posture: posture.clone() };
+    let bytes = rmp_serde::to_vec_named(&earlier).expect("encodes");
+    let read: LedgerEvent = rmp_serde::from_slice(&bytes).expect("it is read");
+    assert_eq!(read, LedgerEvent::CoordinatorStarted { release, posture, session: Session(0) });
 }
 
 proptest! {

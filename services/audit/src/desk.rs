@@ -1,23 +1,59 @@
-//! Auditor and files together: a batch of records goes in, is checked, compared with what was kept, and kept.
+//! Auditor and files together: a batch of records goes in, is checked, compared with what was kept, and kept. A stream that
+//! contradicts what was kept is not recorded any further.
 
 use std::path::Path;
 
 use audit_core::{Auditor, Checked, Finding, Found, Notice, Record, StreamSequence};
 use identity::TrustBundle;
-use schemas::{UnixMillis, V};
+use runtime::Failure;
+use schemas::subject::AUDIT_STREAM;
+use schemas::{Code, UnixMillis, V};
 
 use crate::keep::{Keep, KeepError, Past, Standing};
 use crate::line::{Kept, Line};
+use crate::reader::Span;
 
 /// An auditor that remembers.
 #[derive(Debug)]
 pub struct Desk {
     auditor: Auditor,
     keep: Keep,
-    /// The end of a stream that was found too short, so that it is reported once.
-    truncated: Option<StreamSequence>,
     /// The newest position that was read since the stream is read from its start.
     read: StreamSequence,
+    /// Messages that the broker stored again as they had been, since this was told last.
+    again: u64,
+}
+
+/// Why nothing more is kept.
+#[derive(Debug, thiserror::Error)]
+pub enum DeskError {
+    /// The files cannot be used.
+    #[error(transparent)]
+    Keep(#[from] KeepError),
+    /// The stream is not the one that was kept. A second history behind the first would leave no evidence of either.
+    #[error("stream {AUDIT_STREAM} contradicts the files in {folder} {found}")]
+    Contradicted {
+        /// Where the files lie.
+        folder: String,
+        /// What is other.
+        found: Found,
+    },
+}
+
+impl DeskError {
+    /// The code of the page that says what to do.
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::Keep(error) => error.code(),
+            Self::Contradicted { .. } => Code::RecordContradicted,
+        }
+    }
+}
+
+impl From<DeskError> for Failure {
+    fn from(error: DeskError) -> Self {
+        Self::new(error.code(), error)
+    }
 }
 
 impl Desk {
@@ -27,46 +63,85 @@ impl Desk {
     /// As for [`Keep`].
     pub fn open(folder: &Path, trust: &TrustBundle) -> Result<Self, KeepError> {
         let mut auditor = Auditor::new(trust.domain.as_str(), trust.audit_keys.iter().cloned());
-        let mut truncated = None;
         let keep = Keep::open(folder, &mut |past| match past {
             Past::Record(record) => {
                 auditor.observe(&record);
             }
             // The auditor finds everything else again by itself.
             Past::Found(found) => match found.finding {
-                Finding::Truncated { last, .. } => {
-                    truncated = Some(last);
-                    auditor.note(&found);
-                }
-                Finding::Altered { .. } => auditor.note(&found),
+                Finding::Truncated { .. } | Finding::Altered { .. } => auditor.note(&found),
                 _ => {}
             },
         })?;
-        Ok(Self { auditor, keep, truncated, read: StreamSequence(0) })
+        Ok(Self { auditor, keep, read: StreamSequence(0), again: 0 })
     }
 
-    /// Checks records and keeps those that are new, or other than they were. What is returned is on the disk. When this
-    /// fails the desk must not be used any more: open it again.
+    /// Compares where the stream starts and ends with what was kept, and the record at the newest position that was kept
+    /// with the one that the stream has there now. An event of the ledger names the one before it, so this one record
+    /// stands for most of the history behind it, at the cost of one question.
     ///
     /// # Errors
-    /// The files cannot be written.
-    pub fn take(&mut self, records: &[Record], now: UnixMillis) -> Result<Vec<Found>, KeepError> {
+    /// [`DeskError::Contradicted`]; or the files cannot be written.
+    pub fn compare(&mut self, span: Span, newest: Option<&Record>, now: UnixMillis) -> Result<(), DeskError> {
+        let (Span { first, last, .. }, kept) = (span, self.keep.last());
+        let Some(oldest) = self.keep.first() else { return Ok(()) };
+        let finding = if last < kept {
+            Finding::Truncated { last, kept }
+        } else if first > oldest {
+            Finding::Hole { from: oldest, to: StreamSequence(first.0.saturating_sub(1)).min(kept) }
+        } else {
+            match newest.map(|record| self.keep.standing(record)) {
+                None => Finding::Hole { from: kept, to: kept },
+                Some(Some(Standing::Altered)) => Finding::Altered { sequence: kept },
+                Some(Some(Standing::Same | Standing::Again) | None) => return Ok(()),
+            }
+        };
+        Err(self.contradicted(Found { stream_sequence: last, ledger: true, finding }, Vec::new(), now))
+    }
+
+    /// Takes records that were read from behind the last ones on. The first is the last one over again: what comes behind
+    /// it counts only where it is still there.
+    ///
+    /// # Errors
+    /// As [`Desk::take`].
+    pub fn take_behind(&mut self, records: &[Record], now: UnixMillis) -> Result<Vec<Found>, DeskError> {
+        let read = self.read;
+        let gone = read > StreamSequence(0) && records.first().is_some_and(|record| record.stream_sequence > read);
+        if gone {
+            let finding = Finding::Hole { from: read, to: read };
+            return Err(self.contradicted(Found { stream_sequence: read, ledger: true, finding }, Vec::new(), now));
+        }
+        self.take(records, now)
+    }
+
+    /// Checks records and keeps those that are new. What is returned is on the disk. When this fails the desk must not be
+    /// used any more: open it again.
+    ///
+    /// # Errors
+    /// [`DeskError::Contradicted`]: the stream has something else where something was kept, or nothing. What was found is
+    /// in the files, the record is not. Or the files cannot be written.
+    pub fn take(&mut self, records: &[Record], now: UnixMillis) -> Result<Vec<Found>, DeskError> {
         let mut lines = Vec::new();
         let mut findings = Vec::new();
         for record in records {
-            let digest = record.digest();
             let at = record.stream_sequence;
-            findings.extend(self.lost_before(at));
-            match self.keep.standing(at, digest) {
-                Standing::Same => continue,
-                Standing::New => {}
-                Standing::Altered => {
-                    let found = Found { stream_sequence: at, ledger: true, finding: Finding::Altered { sequence: at } };
-                    self.auditor.note(&found);
-                    findings.push(found);
+            let other = self.lost_before(at).or_else(|| match self.keep.standing(record) {
+                Some(Standing::Altered) => Some(Finding::Altered { sequence: at }),
+                Some(Standing::Again) => {
+                    self.again += 1;
+                    None
                 }
+                Some(Standing::Same) | None => None,
+            });
+            if let Some(finding) = other {
+                lines.extend(found_lines(&findings, now));
+                return Err(self.contradicted(Found { stream_sequence: at, ledger: true, finding }, lines, now));
             }
-            self.keep.know(at, digest);
+            if self.keep.standing(record).is_some() {
+                continue;
+            }
+            let digest = record.digest();
+            self.keep.know(record, digest);
             let mut results = self.auditor.observe(record).into_iter();
             let own = results.next().expect("every record has a result");
             lines.push(Line::Record(Kept::new(record, digest, own.verdict)));
@@ -76,41 +151,37 @@ impl Desk {
                 findings.extend(others);
             }
         }
-        lines.extend(findings.iter().map(|found| Line::Finding { v: V, time: now, found: found.clone() }));
+        lines.extend(found_lines(&findings, now));
         self.keep.append(&lines, now)?;
         Ok(findings)
     }
 
     /// Whether the stream no longer has messages before `at` that were kept. Those that were never kept are the auditor's to
     /// miss.
-    fn lost_before(&mut self, at: StreamSequence) -> Option<Found> {
+    fn lost_before(&mut self, at: StreamSequence) -> Option<Finding> {
         let from = std::mem::replace(&mut self.read, at).next();
         let to = StreamSequence(at.0.saturating_sub(1)).min(self.keep.last());
-        let found = Found { stream_sequence: at, ledger: true, finding: Finding::Hole { from, to } };
-        (from <= to).then(|| self.auditor.note(&found)).map(|()| found)
+        (from <= to).then_some(Finding::Hole { from, to })
     }
 
-    /// Compares the end of the stream with what was kept: a stream that ends earlier has lost its tail. It is said once for
-    /// each time; then the stream is to be read again from its start.
-    ///
-    /// # Errors
-    /// The files cannot be written.
-    pub fn stream_ends(&mut self, last: StreamSequence, now: UnixMillis) -> Result<Option<Found>, KeepError> {
-        let kept = self.keep.last();
-        if last >= kept {
-            self.truncated = None;
-            return Ok(None);
-        }
-        if self.truncated.is_some_and(|before| last >= before) {
-            self.truncated = Some(last);
-            return Ok(None);
-        }
-        let found = Found { stream_sequence: last, ledger: true, finding: Finding::Truncated { last, kept } };
+    /// Writes what was found behind `lines`, and gives the end of the work.
+    fn contradicted(&mut self, found: Found, mut lines: Vec<Line>, now: UnixMillis) -> DeskError {
         self.auditor.note(&found);
-        self.keep.append(&[Line::Finding { v: V, time: now, found: found.clone() }], now)?;
-        self.truncated = Some(last);
-        self.read = StreamSequence(0);
-        Ok(Some(found))
+        lines.extend(found_lines(std::slice::from_ref(&found), now));
+        match self.keep.append(&lines, now) {
+            Ok(()) => DeskError::Contradicted { folder: self.keep.folder().display().to_string(), found },
+            Err(error) => error.into(),
+        }
+    }
+
+    /// The newest position that was read; 0 before the first.
+    pub const fn read(&self) -> StreamSequence {
+        self.read
+    }
+
+    /// How many messages the broker has stored again, as they had been, since this was asked last.
+    pub const fn take_again(&mut self) -> u64 {
+        std::mem::replace(&mut self.again, 0)
     }
 
     /// What the ledger has said since this was asked last of who may speak.
@@ -127,4 +198,8 @@ impl Desk {
     pub fn keep(&self) -> &Keep {
         &self.keep
     }
+}
+
+fn found_lines(findings: &[Found], now: UnixMillis) -> impl Iterator<Item = Line> {
+    findings.iter().map(move |found| Line::Finding { v: V, time: now, found: found.clone() })
 }

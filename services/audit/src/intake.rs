@@ -7,7 +7,7 @@ use async_nats::HeaderMap;
 use async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE;
 use audit_core::{Candidate, Heard, Linked, Notice, Tail};
 use bytes::Bytes;
-use runtime::{ApiError, Bus, BusError, Delivery, Failure, Listener, StreamReader, clock};
+use runtime::{ApiError, Bus, BusError, Delivery, Failure, Listener, StreamError, StreamReader, clock};
 use schemas::lease::Done;
 use schemas::subject::{EVENTS_FILTER, events_stream, record_filter, record_subject};
 use schemas::{Answer, Asked, Code, Message as _, Refusal, Reply, WorkerId};
@@ -45,6 +45,10 @@ struct Tally {
     whose: Option<WorkerId>,
     refused: u64,
     reason: Option<Refusal>,
+    /// Events that could not be recorded now, and are sent again.
+    waiting: u64,
+    /// Why: a loss before all else.
+    cause: Option<Refusal>,
     nobody: u64,
 }
 
@@ -131,11 +135,10 @@ impl Intake {
 
     /// Records an event that follows on the end of its chain.
     async fn record(&mut self, candidate: &Candidate, payload: &Bytes) -> Reply<Done> {
-        let later = |reason: String| Reply::Refused(Refusal::new(Code::EventLater, reason));
         if self.core.tail(candidate).is_none() {
             match self.fetch(candidate).await {
                 Ok(tail) => self.core.remember(candidate, tail),
-                Err(reason) => return later(reason),
+                Err(cause) => return self.later(cause),
             }
         }
         let tail = self.core.tail(candidate).expect("it was just remembered").as_ref();
@@ -153,22 +156,40 @@ impl Intake {
             Err(reason) => {
                 // It may be there all the same; the stream tells, when it comes again.
                 self.core.forget(candidate);
-                later(reason)
+                self.later(Refusal::new(Code::EventLater, reason))
             }
         }
     }
 
+    /// Not now: the worker keeps its event and sends it again, and hears why. Since it works on meanwhile and says nothing to
+    /// anybody, it is told here.
+    fn later(&mut self, cause: Refusal) -> Reply<Done> {
+        let answer = Refusal::new(Code::EventLater, cause.detail.clone());
+        self.tally.waiting += 1;
+        if self.tally.cause.as_ref().is_none_or(|known| known.code != Code::EventsLost) {
+            self.tally.cause = Some(cause);
+        }
+        Reply::Refused(answer)
+    }
+
     /// The end of a worker's chain, as the stream of its tenant has it.
-    async fn fetch(&self, candidate: &Candidate) -> Result<Option<Tail>, String> {
+    async fn fetch(&self, candidate: &Candidate) -> Result<Option<Tail>, Refusal> {
         let stream = StreamReader::new(self.bus.clone(), events_stream(&candidate.account));
         let filter = record_filter(&candidate.account, &candidate.run, &candidate.worker);
-        match stream.last_under(&filter).await.map_err(|error| error.to_string())? {
-            Some(last) => {
-                let unreadable = || format!("message {} under {filter} is no event", last.sequence);
-                Tail::read(last.sequence, &last.payload).map(Some).ok_or_else(unreadable)
-            }
-            None => Ok(None),
+        let last = stream.last_under(&filter).await;
+        // A stream that is gone has lost every chain.
+        let gone = matches!(last, Err(StreamError::Missing(_))).then(|| self.core.lost(candidate, None)).flatten();
+        if let Some(lost) = gone {
+            return Err(lost);
         }
+        let last = last.map_err(|error| Refusal::new(error.code(), error.to_string()))?;
+        let tail = last.map(|last| {
+            let unreadable = || format!("message {} under {filter} is no event", last.sequence);
+            let tail = Tail::read(last.sequence, &last.payload);
+            tail.ok_or_else(|| Refusal::new(Code::StreamUnreadable, unreadable()))
+        });
+        let tail = tail.transpose()?;
+        self.core.lost(candidate, tail.as_ref()).map_or(Ok(tail), Err)
     }
 
     async fn append(&self, candidate: &Candidate, expected: u64, payload: &Bytes) -> Result<u64, String> {
@@ -193,13 +214,22 @@ impl Intake {
 
 impl Tally {
     fn report(&mut self) {
-        let Self { over, whose, refused, reason, nobody } = std::mem::take(self);
+        let Self { over, whose, refused, reason, waiting, cause, nobody } = std::mem::take(self);
         if let Some(worker) = whose {
             let code = Code::EventsDropped;
             tracing::warn!(%code, count = over, last = %worker, "events of workers that send too many were dropped");
         }
         if let Some(reason) = reason {
             tracing::warn!(code = %reason.code, count = refused, last = %reason, "events of workers were refused");
+        }
+        if let Some(cause) = cause {
+            let code = cause.code;
+            if code == Code::EventsLost {
+                let next = code.next_step();
+                tracing::error!(%code, count = waiting, last = %cause, next, "recorded events of workers were lost");
+            } else {
+                tracing::warn!(%code, count = waiting, last = %cause, "events of workers cannot be recorded now");
+            }
         }
         if nobody > 0 {
             tracing::warn!(code = %Code::MessageInvalid, count = nobody, "messages under no worker's subject were dropped");

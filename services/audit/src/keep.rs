@@ -55,7 +55,7 @@ pub struct Keep {
     folder: PathBuf,
     /// The newest file; none before the first line.
     newest: Option<(String, File)>,
-    known: BTreeMap<StreamSequence, Digest>,
+    known: BTreeMap<StreamSequence, Known>,
     // Released when it is closed.
     _lock: File,
 }
@@ -66,20 +66,43 @@ pub(crate) enum Past {
     Found(Found),
 }
 
-/// How a record stands to what was kept.
+/// How a record stands to what was kept at its position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
-    New,
+pub enum Standing {
+    /// It is what was kept.
     Same,
+    /// The broker stored it at another time, else it is what was kept: a copy that lost its end is made whole like this.
+    Again,
+    /// It is something else.
     Altered,
 }
 
-/// Position and digest of everything that the files in `folder` hold, for a comparison with the stream. Takes no lock
-/// and changes nothing: the service may be writing. Nothing is kept where there is no folder.
+/// What is remembered of a record that was kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// [`Record::digest`].
+    pub digest: Digest,
+    /// When the stream took it.
+    pub stored_at: UnixMillis,
+}
+
+impl Known {
+    /// Compares a record with the one that was kept at its position.
+    pub fn standing(&self, record: &Record) -> Standing {
+        if self.digest == record.digest() {
+            return Standing::Same;
+        }
+        let then = Record { stored_at: self.stored_at, ..record.clone() };
+        if self.digest == then.digest() { Standing::Again } else { Standing::Altered }
+    }
+}
+
+/// Everything that the files in `folder` hold, by position, for a comparison with the stream. Takes no lock and changes
+/// nothing: the service may be writing. Nothing is kept where there is no folder.
 ///
 /// # Errors
 /// A file cannot be read, or a line was damaged.
-pub fn kept(folder: &Path) -> Result<BTreeMap<StreamSequence, Digest>, KeepError> {
+pub fn kept(folder: &Path) -> Result<BTreeMap<StreamSequence, Known>, KeepError> {
     let mut known = BTreeMap::new();
     if !folder.is_dir() {
         return Ok(known);
@@ -157,16 +180,23 @@ impl Keep {
         self.known.is_empty()
     }
 
-    pub(crate) fn standing(&self, at: StreamSequence, digest: Digest) -> Standing {
-        match self.known.get(&at) {
-            None => Standing::New,
-            Some(known) if *known == digest => Standing::Same,
-            Some(_) => Standing::Altered,
-        }
+    /// The oldest position that was kept.
+    pub fn first(&self) -> Option<StreamSequence> {
+        self.known.first_key_value().map(|(first, _)| *first)
     }
 
-    pub(crate) fn know(&mut self, at: StreamSequence, digest: Digest) {
-        self.known.insert(at, digest);
+    /// The folder of the files.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// How a record stands to what was kept; none where nothing was.
+    pub(crate) fn standing(&self, record: &Record) -> Option<Standing> {
+        self.known.get(&record.stream_sequence).map(|known| known.standing(record))
+    }
+
+    pub(crate) fn know(&mut self, record: &Record, digest: Digest) {
+        self.known.insert(record.stream_sequence, Known { digest, stored_at: record.stored_at });
     }
 
     /// Writes lines and returns when they are on the disk.
@@ -202,7 +232,7 @@ fn scan(
     path: &Path,
     file: &File,
     is_last: bool,
-    known: &mut BTreeMap<StreamSequence, Digest>,
+    known: &mut BTreeMap<StreamSequence, Known>,
     each: &mut dyn FnMut(Past),
 ) -> Result<u64, KeepError> {
     let mut reader = BufReader::new(file);
@@ -227,7 +257,7 @@ fn scan(
         match line {
             Line::Record(kept) => {
                 let (record, digest) = kept.record().ok_or_else(damaged)?;
-                known.insert(record.stream_sequence, digest);
+                known.insert(record.stream_sequence, Known { digest, stored_at: record.stored_at });
                 each(Past::Record(record));
             }
             Line::Finding { found, .. } => each(Past::Found(found)),

@@ -28,8 +28,8 @@ pub use audit_core::{
     StreamSequence, Summary, TimelineRow, Verdict,
 };
 pub use config::Config;
-pub use desk::Desk;
-pub use keep::{Keep, KeepError};
+pub use desk::{Desk, DeskError};
+pub use keep::{Keep, KeepError, Known, Standing};
 pub use reader::{Reader, Span};
 pub use replay::{Replay, ReplayError};
 pub use service::Service;

@@ -26,6 +26,11 @@ pub struct Span {
     pub last: StreamSequence,
 }
 
+impl Span {
+    /// Of a stream that never took a message.
+    pub const EMPTY: Self = Self { messages: 0, first: StreamSequence(1), last: StreamSequence(0) };
+}
+
 /// Reads the stream.
 pub struct Reader {
     stream: StreamReader,
@@ -50,11 +55,25 @@ impl Reader {
         Ok(Span { messages: span.messages, first, last })
     }
 
+    /// The record at a position; none when it is not there.
+    ///
+    /// # Errors
+    /// As [`Reader::span`].
+    pub async fn record(&self, at: StreamSequence) -> Result<Option<Record>, StreamError> {
+        Ok(self.stream.message(at.0).await?.as_ref().map(record))
+    }
+
     /// The next records, at least one: those that are there, without waiting for more. It waits as long as there is none,
     /// and tries again when reading fails. May be dropped while it waits; nothing is lost.
     pub async fn batch(&mut self) -> Vec<Record> {
+        self.batch_behind(StreamSequence(0)).await
+    }
+
+    /// The same, and before them the record at position `last`, if it is still there: what a stream says counts behind what
+    /// it said before. 0 is before the first.
+    pub async fn batch_behind(&mut self, last: StreamSequence) -> Vec<Record> {
         loop {
-            if let Some(records) = self.batch_to(self.end).await {
+            if let Some(records) = self.read(last, self.end).await {
                 return records;
             }
             match self.span().await {
@@ -68,13 +87,16 @@ impl Reader {
     /// The next records up to position `end`, at least one; none when everything up to there was read. It tries again when
     /// reading fails. May be dropped while it waits; nothing is lost.
     pub async fn batch_to(&mut self, end: StreamSequence) -> Option<Vec<Record>> {
+        self.read(StreamSequence(0), end).await
+    }
+
+    async fn read(&mut self, last: StreamSequence, end: StreamSequence) -> Option<Vec<Record>> {
         while self.next <= end {
             let to = StreamSequence(end.0.min(self.next.0.saturating_add(BATCH_MAX - 1)));
-            match self.stream.range(self.next.0, to.0).await {
-                Ok(messages) => {
+            match self.positions(last, to).await {
+                Ok(records) => {
                     self.next = to.next();
-                    let records: Vec<Record> = messages.iter().map(record).collect();
-                    if !records.is_empty() {
+                    if records.iter().any(|record| record.stream_sequence > last) {
                         return Some(records);
                     }
                 }
@@ -84,14 +106,17 @@ impl Reader {
         None
     }
 
+    /// The record at `last` and those from the next position to `to`, as far as they are there.
+    async fn positions(&self, last: StreamSequence, to: StreamSequence) -> Result<Vec<Record>, StreamError> {
+        let messages = self.stream.range(self.next.0, to.0).await?;
+        // Asked last: where the stream is replaced in between, the new one has to show it.
+        let before = if last > StreamSequence(0) { self.record(last).await? } else { None };
+        Ok(before.into_iter().chain(messages.iter().map(record)).collect())
+    }
+
     /// How many positions the stream had after the newest record that was handed out, when that was seen.
     pub const fn pending(&self) -> u64 {
         (self.end.0 + 1).saturating_sub(self.next.0)
-    }
-
-    /// Starts again at the stream's first message.
-    pub const fn rewind(&mut self) {
-        self.next = StreamSequence(1);
     }
 }
 

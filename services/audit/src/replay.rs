@@ -6,8 +6,9 @@ use std::time::Duration;
 use audit_core::{Auditor, Checked, Finding, Found, Record, StreamSequence};
 use identity::TrustBundle;
 use runtime::{Bus, Failure, StreamError};
-use schemas::{Code, Digest};
+use schemas::Code;
 
+use crate::keep::{Known, Standing};
 use crate::reader::{Reader, Span};
 
 /// Why a replay came to no verdict.
@@ -51,7 +52,7 @@ pub struct Replay {
     auditor: Auditor,
     span: Span,
     /// What the audit service kept of the stream, where its files are at hand.
-    kept: BTreeMap<StreamSequence, Digest>,
+    kept: BTreeMap<StreamSequence, Known>,
     /// The newest position that was compared with what was kept.
     compared: StreamSequence,
 }
@@ -72,7 +73,7 @@ impl Replay {
     /// Compares the stream with what [`crate::keep::kept`] read before the replay was opened: a stream that was replaced or
     /// has lost its end is whole in itself, and only who has seen it before can tell.
     #[must_use]
-    pub fn against(self, kept: BTreeMap<StreamSequence, Digest>) -> Self {
+    pub fn against(self, kept: BTreeMap<StreamSequence, Known>) -> Self {
         Self { kept, ..self }
     }
 
@@ -137,7 +138,7 @@ impl Replay {
             let finding = Finding::Hole { from: *first, to: StreamSequence(at.0.saturating_sub(1)) };
             self.auditor.note(&Found { stream_sequence: at, ledger: true, finding });
         }
-        if self.kept.get(&at).is_some_and(|kept| *kept != record.digest()) {
+        if self.kept.get(&at).is_some_and(|kept| kept.standing(record) == Standing::Altered) {
             let finding = Finding::Altered { sequence: at };
             self.auditor.note(&Found { stream_sequence: at, ledger: true, finding });
         }

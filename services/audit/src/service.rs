@@ -1,20 +1,20 @@
-//! The audit service: reads, checks, keeps, and says what it finds, until it is stopped. Beside it runs the intake, which
+//! The audit service: reads, checks, keeps, and says what it finds, until it is stopped or the stream is not the one that
+//! it has kept. Beside it runs the intake, which
 //! learns from here whose keys the ledger names.
 
 use std::time::Duration;
 
 use audit_core::{Found, Notice, Record, StreamSequence};
 use identity::TrustBundle;
-use runtime::{Bus, Failure, clock};
+use runtime::{Bus, Failure, StreamError, clock};
 use schemas::Code;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::desk::Desk;
+use crate::desk::{Desk, DeskError};
 use crate::intake::Intake;
-use crate::keep::KeepError;
-use crate::reader::Reader;
+use crate::reader::{Reader, Span};
 
 /// How often the end of the stream is compared with what was kept.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
@@ -31,10 +31,11 @@ pub struct Service {
 }
 
 impl Service {
-    /// Opens the files, checks them, and connects.
+    /// Opens the files, checks them, connects, and compares the files with the stream's two ends.
     ///
     /// # Errors
-    /// The trust bundle or the files cannot be used, no broker answers, or it has no stream `AUDIT`.
+    /// The trust bundle or the files cannot be used, no broker answers, it has no stream `AUDIT`, or another one than was
+    /// kept.
     pub async fn build(config: &Config) -> Result<Self, Failure> {
         let trust = TrustBundle::read(&config.audit.trust)
             .map_err(|error| Failure::new(error.code(), format!("audit.trust: {error}")))?;
@@ -42,11 +43,13 @@ impl Service {
         let desk = blocking(move || Desk::open(&folder, &trust)).await?;
         let connected = Bus::connect("diloco-audit", &config.bus, clock::now()).await;
         let bus = connected.map_err(|error| Failure::from(error.into_refusal()))?;
-        let (intake, notices) = Intake::connect(config, &domain).await?;
         // From the first message on, so that the whole stream is compared with what was kept.
         let reader = Reader::new(&bus, StreamSequence(1));
-        let span = reader.span().await.map_err(|error| Failure::new(error.code(), error))?;
-        tracing::info!(kept = desk.keep().len(), stream = span.messages, last = span.last.0, "auditing");
+        let ends = Ends::ask(&reader, &desk).await.map_err(|error| Failure::new(error.code(), error))?;
+        let stream = ends.span;
+        let desk = compare(desk, ends).await?;
+        let (intake, notices) = Intake::connect(config, &domain).await?;
+        tracing::info!(kept = desk.keep().len(), stream = stream.messages, last = stream.last.0, "auditing");
         if let Some(found) = desk.auditor().evidence() {
             tracing::warn!(code = %found.code(), "what was kept has evidence of tampering: {found}");
         }
@@ -56,18 +59,18 @@ impl Service {
     /// Runs until `stop`.
     ///
     /// # Errors
-    /// The files cannot be written, or the broker takes a right away.
+    /// The stream contradicts what was kept of it, the files cannot be written, or the broker takes a right away.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
         let Self { mut reader, mut desk, intake, notices } = self;
         let mut intake = tokio::spawn(intake.run(stop.clone()));
         tell_all(&mut desk, &notices).await;
-        let mut compare = tokio::time::interval(COMPARE_EVERY);
-        compare.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut look = tokio::time::interval(COMPARE_EVERY);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut level = false;
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
-                records = reader.batch() => {
+                records = reader.batch_behind(desk.read()) => {
                     desk = take(desk, records).await?;
                     tell_all(&mut desk, &notices).await;
                     tracing::debug!(kept = desk.keep().len(), last = desk.keep().last().0, "a batch is kept");
@@ -81,11 +84,34 @@ impl Service {
                     ended.map_err(|error| Failure::new(Code::Internal, error))??;
                     break;
                 }
-                _ = compare.tick() => desk = compare_ends(&mut reader, desk).await?,
+                _ = look.tick() => match Ends::ask(&reader, &desk).await {
+                    Ok(ends) => desk = compare(desk, ends).await?,
+                    Err(error) => tracing::warn!(code = %error.code(), %error, "the end of the stream is not known"),
+                }
             }
         }
         tracing::info!(kept = desk.keep().len(), last = desk.auditor().last().0, "the audit has ended");
         Ok(())
+    }
+}
+
+/// What the stream shows of itself in two questions.
+struct Ends {
+    span: Span,
+    /// What lies at the newest position that was kept.
+    newest: Option<Record>,
+}
+
+impl Ends {
+    async fn ask(reader: &Reader, desk: &Desk) -> Result<Self, StreamError> {
+        let kept = desk.keep().last();
+        let span = match reader.span().await {
+            // One that is gone has lost all of it.
+            Err(StreamError::Missing(_)) if kept > StreamSequence(0) => Span::EMPTY,
+            span => span?,
+        };
+        let newest = if kept > StreamSequence(0) && span.last >= kept { reader.record(kept).await? } else { None };
+        Ok(Self { span, newest })
     }
 }
 
@@ -98,42 +124,39 @@ async fn tell_all(desk: &mut Desk, notices: &mpsc::Sender<Notice>) {
 }
 
 async fn take(mut desk: Desk, records: Vec<Record>) -> Result<Desk, Failure> {
-    let (desk, findings) = blocking(move || {
-        let findings = desk.take(&records, clock::now())?;
-        Ok((desk, findings))
+    let (mut desk, findings) = blocking(move || {
+        let findings = desk.take_behind(&records, clock::now())?;
+        Ok::<_, DeskError>((desk, findings))
     })
     .await?;
     log(&findings);
-    Ok(desk)
-}
-
-/// A stream that ends before what was kept was replaced, or lost its tail: it is read again from its start.
-async fn compare_ends(reader: &mut Reader, mut desk: Desk) -> Result<Desk, Failure> {
-    let span = match reader.span().await {
-        Ok(span) => span,
-        Err(error) => {
-            tracing::warn!(code = %error.code(), %error, "the end of the stream is not known");
-            return Ok(desk);
-        }
-    };
-    let (desk, found) = blocking(move || {
-        let found = desk.stream_ends(span.last, clock::now())?;
-        Ok((desk, found))
-    })
-    .await?;
-    if let Some(found) = found {
-        log(&[found]);
-        reader.rewind();
+    let again = desk.take_again();
+    if again > 0 {
+        tracing::warn!(count = again, "the broker has stored messages again, byte for byte what was kept of them");
     }
     Ok(desk)
 }
 
+async fn compare(mut desk: Desk, ends: Ends) -> Result<Desk, Failure> {
+    blocking(move || {
+        desk.compare(ends.span, ends.newest.as_ref(), clock::now())?;
+        Ok::<_, DeskError>(desk)
+    })
+    .await
+}
+
 /// Checking and syncing take milliseconds; connections are served meanwhile.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, KeepError> + Send + 'static,
+async fn blocking<T: Send + 'static, E: Into<DeskError> + Send + 'static>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, Failure> {
     let done = tokio::task::spawn_blocking(work).await.map_err(|error| Failure::new(Code::Internal, error))?;
-    done.map_err(|error| Failure::new(error.code(), error))
+    done.map_err(|error| {
+        let error: DeskError = error.into();
+        if let DeskError::Contradicted { found, .. } = &error {
+            log(std::slice::from_ref(found));
+        }
+        error.into()
+    })
 }
 
 fn log(findings: &[Found]) {

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use audit_core::{Finding, Payload, Record, StreamSequence};
-use diloco_audit::{Desk, KeepError};
+use diloco_audit::{Desk, DeskError, KeepError, Span};
 use identity::{AuditKey, ManifestKey, SigningKey, TrustBundle};
 use proptest::prelude::*;
 use schemas::{Code, Message as _, UnixMillis, V};
@@ -74,52 +74,123 @@ fn what_was_kept_is_there_again_and_nothing_twice() {
     assert_eq!(lines(&scratch.path().join("20231115.log")), 4);
 }
 
-#[test]
-fn a_changed_stream_contradicts_the_files() {
-    let (trust, records) = ledger(6);
+/// The folder's lines that are records, and those that are findings.
+fn kinds(folder: &Path) -> (usize, usize) {
+    let text = fs::read_to_string(newest(folder)).expect("the folder is ours");
+    let count = |kind: &str| text.lines().filter(|line| line.starts_with(&format!("{{\"line\":\"{kind}\""))).count();
+    (count("record"), count("finding"))
+}
+
+/// A folder in which `records` were kept, and the desk that is opened on it.
+fn kept(trust: &TrustBundle, records: &[Record]) -> (tempfile::TempDir, Desk) {
     let scratch = tempfile::tempdir().expect("a scratch folder");
-    let mut desk = Desk::open(scratch.path(), &trust).expect("the files are whole");
-    desk.take(&records, NOW).expect("the files are whole");
+    let mut desk = Desk::open(scratch.path(), trust).expect("the files are whole");
+    assert_eq!(desk.take(records, NOW).expect("the disk has room"), []);
     drop(desk);
-    // The third message has other bytes, the fifth is gone.
-    let mut changed = records.clone();
-    let Payload::Whole(bytes) = &mut changed[2].payload else { panic!("no event is too long") };
+    let desk = Desk::open(scratch.path(), trust).expect("the files are whole");
+    (scratch, desk)
+}
+
+fn contradiction(result: Result<impl std::fmt::Debug, DeskError>) -> Finding {
+    let error = result.expect_err("it is not what was kept");
+    assert_eq!(error.code(), Code::RecordContradicted, "{error}");
+    match error {
+        DeskError::Contradicted { found, .. } => found.finding,
+        DeskError::Keep(error) => panic!("{error}"),
+    }
+}
+
+/// What comes behind the contradiction is not recorded, what was found is, and it is remembered.
+#[test]
+fn a_changed_stream_contradicts_the_files_and_is_not_recorded() {
+    let (trust, records) = ledger(8);
+    let mut altered = records.clone();
+    let Payload::Whole(bytes) = &mut altered[2].payload else { panic!("no event is too long") };
     bytes[10] ^= 1;
-    changed.remove(4);
-    let mut desk = Desk::open(scratch.path(), &trust).expect("the files are whole");
-    let found: Vec<Finding> =
-        desk.take(&changed, NOW).expect("the files are whole").into_iter().map(|found| found.finding).collect();
-    assert!(found.contains(&Finding::Altered { sequence: StreamSequence(3) }), "{found:?}");
-    assert!(found.contains(&Finding::Hole { from: StreamSequence(5), to: StreamSequence(5) }), "{found:?}");
-    assert!(found.iter().any(|finding| matches!(finding, Finding::BadSignature { .. } | Finding::Malformed { .. })));
-    // It is remembered.
-    drop(desk);
-    let desk = Desk::open(scratch.path(), &trust).expect("the files are whole");
-    assert_eq!(desk.auditor().evidence().expect("the files are whole").code(), Code::LedgerBroken);
+    let mut holed = records.clone();
+    holed.remove(4);
+    let (third, fifth) = (StreamSequence(3), StreamSequence(5));
+    let cases = [(altered, Finding::Altered { sequence: third }), (holed, Finding::Hole { from: fifth, to: fifth })];
+    for (changed, finding) in cases {
+        let (scratch, mut desk) = kept(&trust, &records[..6]);
+        assert_eq!(contradiction(desk.take(&changed, NOW)), finding);
+        assert_eq!(kinds(scratch.path()), (6, 1), "the seventh and eighth are not recorded");
+        drop(desk);
+        let mut desk = Desk::open(scratch.path(), &trust).expect("the files are whole");
+        assert!(desk.auditor().evidence().is_some() == matches!(finding, Finding::Altered { .. }));
+        // The stream was restored, and goes on.
+        assert_eq!(desk.take(&records, NOW).expect("it is what was kept"), []);
+        assert_eq!(kinds(scratch.path()), (8, 1));
+    }
 }
 
 #[test]
-fn a_stream_that_lost_its_tail_is_found_once() {
+fn the_two_ends_of_a_stream_tell_in_one_look() {
+    let (trust, records) = ledger(6);
+    let span =
+        |first, last| Span { messages: 1 + last - first, first: StreamSequence(first), last: StreamSequence(last) };
+    let (_scratch, mut desk) = kept(&trust, &records);
+    for whole in [span(1, 6), span(1, 9)] {
+        desk.compare(whole, Some(&records[5]), NOW).expect("it is what was kept");
+    }
+    let sixth = StreamSequence(6);
+    let other = Record { payload: Payload::of(b"another ledger"), ..records[5].clone() };
+    let cases = [
+        (Span::EMPTY, None, Finding::Truncated { last: StreamSequence(0), kept: sixth }),
+        (span(1, 4), None, Finding::Truncated { last: StreamSequence(4), kept: sixth }),
+        (span(3, 9), Some(&records[5]), Finding::Hole { from: StreamSequence(1), to: StreamSequence(2) }),
+        (span(1, 9), None, Finding::Hole { from: sixth, to: sixth }),
+        (span(1, 9), Some(&other), Finding::Altered { sequence: sixth }),
+    ];
+    for (span, newest, finding) in cases {
+        assert_eq!(contradiction(desk.compare(span, newest, NOW)), finding);
+    }
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let mut fresh = Desk::open(scratch.path(), &trust).expect("a fresh folder");
+    fresh.compare(Span::EMPTY, None, NOW).expect("nothing was kept");
+}
+
+/// The broker makes a copy whole that has lost its end: the same bytes at another time.
+#[test]
+fn what_the_broker_stored_again_byte_for_byte_is_what_was_kept() {
+    let (trust, records) = ledger(6);
+    let (scratch, mut desk) = kept(&trust, &records[..5]);
+    let again: Vec<Record> = records[3..]
+        .iter()
+        .cloned()
+        .map(|record| Record { stored_at: UnixMillis(record.stored_at.get() + 1000), ..record })
+        .collect();
+    let stream = [records[..3].to_vec(), again].concat();
+    let span = Span { messages: 6, first: StreamSequence(1), last: StreamSequence(6) };
+    desk.compare(span, Some(&stream[4]), NOW).expect("only its time is another");
+    assert_eq!(desk.take(&stream, NOW).expect("only their times are others"), []);
+    assert_eq!((desk.take_again(), desk.take_again()), (2, 0));
+    assert_eq!((kinds(scratch.path()), desk.auditor().evidence()), ((6, 0), None));
+}
+
+/// A stream that was replaced while it was read, by one that is as long and longer.
+#[test]
+fn what_comes_behind_something_else_is_not_taken() {
     let (trust, records) = ledger(6);
     let scratch = tempfile::tempdir().expect("a scratch folder");
-    let mut desk = Desk::open(scratch.path(), &trust).expect("the files are whole");
-    desk.take(&records, NOW).expect("the files are whole");
-    assert_eq!(desk.stream_ends(StreamSequence(6), NOW).expect("the files are whole"), None);
-    let found = desk.stream_ends(StreamSequence(4), NOW).expect("the files are whole").expect("two are lost");
-    assert_eq!(found.finding, Finding::Truncated { last: StreamSequence(4), kept: StreamSequence(6) });
-    assert_eq!(desk.stream_ends(StreamSequence(4), NOW).expect("the files are whole"), None);
-    // The emitter sends what was lost again, byte for byte: the files agree, and nothing new is wrong.
-    let again: Vec<Record> = records[4..].iter().cloned().map(|record| Record { stored_at: NOW, ..record }).collect();
-    let found = desk.take(&[records[..4].to_vec(), again].concat(), NOW).expect("the files are whole");
-    assert!(
-        found.iter().all(|found| matches!(found.finding, Finding::Altered { .. } | Finding::Rewound { .. })),
-        "{found:?}"
+    let mut desk = Desk::open(scratch.path(), &trust).expect("a fresh folder");
+    desk.take_behind(&records[..3], NOW).expect("the first of all");
+    desk.take_behind(&records[2..5], NOW).expect("behind the third");
+    assert_eq!(desk.read(), StreamSequence(5));
+    let fifth = StreamSequence(5);
+    let gone = contradiction(desk.take_behind(&records[5..], NOW));
+    assert_eq!(gone, Finding::Hole { from: fifth, to: fifth });
+    let other = Record { payload: Payload::of(b"another ledger"), ..records[4].clone() };
+    let mut desk = {
+        drop(desk);
+        Desk::open(scratch.path(), &trust).expect("the files are whole")
+    };
+    desk.take_behind(&records[..5], NOW).expect("from the first on");
+    assert_eq!(
+        contradiction(desk.take_behind(&[other, records[5].clone()], NOW)),
+        Finding::Altered { sequence: fifth }
     );
-    assert_eq!(desk.auditor().summary().emitters[0].events, 6);
-    assert!(desk.auditor().summary().emitters[0].whole, "the broker lost them, nobody rewrote them");
-    drop(desk);
-    let mut desk = Desk::open(scratch.path(), &trust).expect("the files are whole");
-    assert_eq!(desk.stream_ends(StreamSequence(4), NOW).expect("the files are whole"), None, "it is in the files");
+    assert_eq!(kinds(scratch.path()), (5, 2), "the sixth is never recorded");
 }
 
 /// Whatever the stream holds, the service starts again on what it kept of it.

@@ -1,12 +1,13 @@
-//! How much each peer may ask: whoever asks more than any worker needs is refused before it reaches the decision loop, which
-//! all runs share.
+//! How much each sender may ask: who asks more than any worker or operator needs is refused before it reaches the decision
+//! loop, which all runs share.
 
 use std::collections::BTreeMap;
 
-use coordinator_core::{Peer, WorkerRequest};
+use coordinator_core::{ControlRequest, Peer, WorkerRequest};
+use schemas::PublicKey;
 use tokio::time::Instant;
 
-/// What a peer has at first and at most: several rounds of a run with the most chunks.
+/// What a sender has at first and at most: several rounds of a run with the most chunks.
 const CREDIT_MAX: f64 = 8192.0;
 /// What comes back in a second: ten rounds of a small run, or half a round of one with the most chunks.
 const CREDIT_A_SECOND: f64 = 512.0;
@@ -14,12 +15,23 @@ const CREDIT_A_SECOND: f64 = 512.0;
 const EVENT_COST: f64 = 16.0;
 /// What each object of a request costs.
 const OBJECT_COST: f64 = 0.5;
-/// Peers that are remembered; above that those with full credit are forgotten, which changes nothing for them.
-const PEERS_MAX: usize = 65_536;
+/// Senders that are remembered; above that those with full credit are forgotten, which changes nothing for them.
+const SENDERS_MAX: usize = 65_536;
 
-/// The credit of every peer that asked lately.
+/// What a look of an operator costs: its answer is made in the loop and may be as long as a message can be. A hundred a second
+/// are more than people watch.
+const VIEW_COST: f64 = 4.0;
+
+/// Whose credit it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Sender {
+    Worker(Peer),
+    Operator(PublicKey),
+}
+
+/// The credit of every sender that asked lately.
 #[derive(Debug, Default)]
-pub(crate) struct Allowances(BTreeMap<Peer, Credit>);
+pub(crate) struct Allowances(BTreeMap<Sender, Credit>);
 
 #[derive(Clone, Copy, Debug)]
 struct Credit {
@@ -35,10 +47,10 @@ impl Credit {
 }
 
 impl Allowances {
-    /// Takes the cost of a request from the peer's credit; whether there was enough.
-    pub(crate) fn admit(&mut self, peer: &Peer, cost: f64, now: Instant) -> bool {
-        let known = self.0.get(peer).copied();
-        if known.is_none() && self.0.len() >= PEERS_MAX {
+    /// Takes the cost of a request from the sender's credit; whether there was enough.
+    pub(crate) fn admit(&mut self, sender: &Sender, cost: f64, now: Instant) -> bool {
+        let known = self.0.get(sender).copied();
+        if known.is_none() && self.0.len() >= SENDERS_MAX {
             self.0.retain(|_, credit| credit.at(now).left < CREDIT_MAX);
         }
         let mut credit = known.map_or(Credit { left: CREDIT_MAX, at: now }, |credit| credit.at(now));
@@ -46,7 +58,7 @@ impl Allowances {
         if enough {
             credit.left -= cost;
         }
-        self.0.insert(peer.clone(), credit);
+        self.0.insert(sender.clone(), credit);
         enough
     }
 }
@@ -54,7 +66,18 @@ impl Allowances {
 /// What any other message costs: a heartbeat, or one that is none of ours.
 pub(crate) const MESSAGE_COST: f64 = 1.0;
 
-/// What a request costs.
+/// What an operator's request costs.
+pub(crate) fn control_cost(request: &ControlRequest) -> f64 {
+    match request {
+        ControlRequest::View(_) => VIEW_COST,
+        ControlRequest::BlobGet(request) => MESSAGE_COST + OBJECT_COST * request.objects.len() as f64,
+        ControlRequest::BlobPut(request) => MESSAGE_COST + OBJECT_COST * request.objects.len() as f64,
+        ControlRequest::BlobCommit(request) => EVENT_COST + OBJECT_COST * request.objects.len() as f64,
+        ControlRequest::RunNew(_) | ControlRequest::Shutdown(_) => EVENT_COST,
+    }
+}
+
+/// What a worker's request costs.
 pub(crate) fn cost(request: &WorkerRequest) -> f64 {
     let objects = match request {
         WorkerRequest::Put(request) => request.objects.len(),
@@ -79,25 +102,38 @@ mod tests {
 
     use super::*;
 
-    fn peer(name: char) -> Peer {
-        let key = |kind: char| format!("{kind}{}", "A".repeat(54) + &name.to_string());
-        Peer {
-            account: key('A').parse().expect("an account key"),
+    fn key(kind: char, name: char) -> String {
+        format!("{kind}{}", "A".repeat(54) + &name.to_string())
+    }
+
+    fn worker(name: char) -> Sender {
+        Sender::Worker(Peer {
+            account: key('A', name).parse().expect("an account key"),
             run: "demo".parse().expect("a name"),
-            worker: key('U').parse().expect("a user key"),
-        }
+            worker: key('U', name).parse().expect("a user key"),
+        })
+    }
+
+    fn operator(name: char) -> Sender {
+        Sender::Operator(key('U', name).parse().expect("a user key"))
     }
 
     #[test]
     fn who_asks_without_end_is_stopped_and_others_are_not() {
+        for (loud, quiet) in [(worker('A'), worker('B')), (operator('A'), operator('B')), (operator('A'), worker('A'))]
+        {
+            stops(&loud, &quiet);
+        }
+    }
+
+    fn stops(loud: &Sender, quiet: &Sender) {
         let (mut allowances, start) = (Allowances::default(), Instant::now());
-        let (loud, quiet) = (peer('A'), peer('B'));
-        let admitted = (0..10_000).filter(|_| allowances.admit(&loud, EVENT_COST, start)).count();
+        let admitted = (0..10_000).filter(|_| allowances.admit(loud, EVENT_COST, start)).count();
         assert_eq!(admitted, 512);
-        assert!(allowances.admit(&quiet, EVENT_COST, start));
+        assert!(allowances.admit(quiet, EVENT_COST, start));
         // A second later it has earned what a second earns, no matter how often it asked meanwhile.
         let later = start + Duration::from_secs(1);
-        let admitted = (0..10_000).filter(|_| allowances.admit(&loud, EVENT_COST, later)).count();
+        let admitted = (0..10_000).filter(|_| allowances.admit(loud, EVENT_COST, later)).count();
         assert_eq!(admitted, 32);
     }
 

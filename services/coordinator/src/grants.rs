@@ -6,7 +6,6 @@ use coordinator_core::{Answer, Quarantine};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use objects::{IncomingKey, ObjectError, Recorded, local_now};
 use schemas::blob::{Grant, Grants};
-use schemas::lease::Done;
 use schemas::{Digest, ObjectRef, Refusal, V};
 
 use crate::store::{Store, incoming_key, refusal};
@@ -72,26 +71,39 @@ pub(crate) async fn put(store: &Store, place: &Quarantine, uploads: Vec<Upload>)
     Ok(Answer::Grants(Grants { v: V, grants }))
 }
 
-/// Checks and promotes an operator's uploads.
-pub(crate) async fn commit(store: &Store, place: &Quarantine, objects: &[ObjectRef]) -> Result<Answer, Refusal> {
+/// Checks and promotes an operator's uploads, until one of them cannot be: how many were not there before and are now, and why
+/// the others are not.
+pub(crate) async fn commit(store: &Store, place: &Quarantine, objects: &[ObjectRef]) -> (usize, Result<(), Refusal>) {
     let keys: Vec<_> = objects.iter().map(|object| incoming_key(place, object.digest)).collect();
     let promotions: Vec<_> = keys.iter().zip(objects).map(|(key, object)| promote(store, key, *object)).collect();
-    stream::iter(promotions).buffer_unordered(LOOKS_MAX).try_collect::<()>().await?;
-    Ok(Answer::Done(Done { v: V }))
+    let mut promotions = stream::iter(promotions).buffer_unordered(LOOKS_MAX);
+    let mut promoted = 0;
+    while let Some(is_new) = promotions.next().await {
+        match is_new {
+            Ok(is_new) => promoted += usize::from(is_new),
+            Err(refusal) => return (promoted, Err(refusal)),
+        }
+    }
+    (promoted, Ok(()))
 }
 
-async fn promote(store: &Store, key: &IncomingKey, object: ObjectRef) -> Result<(), Refusal> {
+/// Whether it was not there before.
+async fn promote(store: &Store, key: &IncomingKey, object: ObjectRef) -> Result<bool, Refusal> {
     if blob_is_there(store, object).await? {
-        return Ok(());
+        return Ok(false);
     }
-    let recorded = store.buckets.head_checked(key, object).await.map_err(|error| refusal(&error))?;
+    let recorded = match store.buckets.head_checked(key, object).await {
+        // Another request for the same object has promoted it meanwhile, and its upload was deleted.
+        Err(ObjectError::Missing { .. }) if blob_is_there(store, object).await? => return Ok(false),
+        looked => looked.map_err(|error| refusal(&error))?,
+    };
     if recorded == Recorded::No {
         // The store did not keep the hash that it checked: only reading tells.
         let _permit = store.transfer().await;
         store.buckets.get_incoming(key, object).await.map_err(|error| refusal(&error))?;
     }
     store.buckets.promote(key, object).await.map_err(|error| refusal(&error))?;
-    Ok(())
+    Ok(true)
 }
 
 async fn blob_is_there(store: &Store, object: ObjectRef) -> Result<bool, Refusal> {

@@ -37,6 +37,7 @@ mod serve;
 mod service;
 mod shell;
 mod store;
+mod sweep;
 mod weights;
 
 pub use config::{Config, KeysConfig, LimitsConfig, StoreConfig};

@@ -1,15 +1,85 @@
-//! What this machine knows of the ledger apart from the ledger: after each append the end of the chain is noted in a small
-//! file, and a ledger that does not reach that end is not led on. An empty stream would otherwise look like a new one, and
-//! positions of the chain would be signed a second time.
+//! What is known of the ledger apart from the ledger. On this machine: after each append the end of the chain is noted in a
+//! small file, and a ledger that does not reach that end is not led on. In the store: an object that says that this domain
+//! has a ledger, for a machine that has no such file, or has it no more. An empty stream would otherwise look like a new one,
+//! and positions of the chain would be signed a second time.
 
 use std::path::Path;
+use std::time::Duration;
 
+use bytes::Bytes;
+use futures::StreamExt as _;
 use identity::{Mark, MarkFile};
+use objects::{BlobKey, BucketName, Buckets};
 use runtime::Failure;
 use schemas::event::EventBody;
 use schemas::{Code, Digest, PublicKey, V};
 
 use crate::ledger::Ledger;
+
+/// How long the store may take to show whether it holds anything; what it shows is only told.
+const GLANCE_MAX: Duration = Duration::from_secs(5);
+
+/// The mark in the store. It is an object like all others, under the digest of its bytes, and its bytes follow from the
+/// domain's id: so one look shows whether it is there, no URL can write it, and domains that share a store have one each.
+#[derive(Debug)]
+pub(crate) struct StoreMark {
+    buckets: Buckets,
+    /// Where it is, for people.
+    url: String,
+    bytes: Bytes,
+    was_there: bool,
+}
+
+impl StoreMark {
+    /// Looks whether the store has it. To be called before the ledger is read: who finds it then must find a first event.
+    ///
+    /// # Errors
+    /// The store does not answer: whoever cannot ask it does not lead either.
+    pub(crate) async fn look(buckets: &Buckets, url: &str, domain: &PublicKey) -> Result<Self, Failure> {
+        let bytes = mark_bytes(domain);
+        let found = buckets.exists(Digest::of(&bytes)).await;
+        let found = found.map_err(|error| Failure::new(error.code(), error))?;
+        Ok(Self { buckets: buckets.clone(), url: url.to_owned(), bytes, was_there: found.is_some() })
+    }
+
+    /// Whether a ledger that has no event may be given its first. A store that holds objects without the mark was used by
+    /// another domain, or by a release that left none: nobody can tell which, so it is told, and no reason to stop.
+    ///
+    /// # Errors
+    /// [`Code::LedgerLost`]: the mark was there before the ledger.
+    pub(crate) async fn allow_beginning(&self) -> Result<(), Failure> {
+        let store = &self.url;
+        if self.was_there {
+            let key = BlobKey(Digest::of(&self.bytes));
+            let text = format!(
+                "the ledger has no event; object {key} in bucket {} of the store {store} says that this domain's has",
+                BucketName::Blobs
+            );
+            return Err(Failure::new(Code::LedgerLost, text));
+        }
+        let first = tokio::time::timeout(GLANCE_MAX, self.buckets.list().next()).await;
+        if let Ok(Some(Ok(found))) = first {
+            let code = Code::StoreUsedBefore;
+            tracing::warn!(%code, %store, object = %found.object.digest, "a ledger begins, and the store holds objects already");
+        }
+        Ok(())
+    }
+
+    /// Puts it where it is missing; to be called once the ledger has an event. Without it the file still shows a loss, so
+    /// that it cannot be put stops nothing; the next start tries again.
+    pub(crate) async fn put(self) {
+        if self.was_there {
+            return;
+        }
+        if let Err(error) = self.buckets.put_blob(self.bytes).await {
+            tracing::warn!(code = %error.code(), %error, "the store could not be told that there is a ledger");
+        }
+    }
+}
+
+fn mark_bytes(domain: &PublicKey) -> Bytes {
+    format!("The trust domain {domain} has a ledger.\n").into()
+}
 
 /// The mark, and what the ledger shows in its place.
 #[derive(Debug)]
@@ -81,5 +151,21 @@ impl LedgerMark {
             }
             Err(_) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Stores hold it for years: another text would be another object, and the loss of a ledger would go unnoticed.
+    #[test]
+    fn the_mark_in_the_store_stays_the_same_object() {
+        let domain: PublicKey = format!("O{}", "A".repeat(55)).parse().expect("the form of a key");
+        let bytes = mark_bytes(&domain);
+        assert_eq!(
+            BlobKey(Digest::of(&bytes)).to_string(),
+            "sha256/b1/b1e4449386658362a571fc64758d8f62b797b38b2aa1517910595fe3267f4780"
+        );
     }
 }

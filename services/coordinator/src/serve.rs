@@ -8,7 +8,7 @@ use schemas::{Code, Refusal, is_answer};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::allowance::{Allowances, MESSAGE_COST, cost};
+use crate::allowance::{Allowances, MESSAGE_COST, Sender, control_cost, cost};
 use crate::answer::ReplyTo;
 use crate::arrival::Arrival;
 use crate::incoming::{self, Heard, Identity, Rejected};
@@ -82,27 +82,41 @@ fn is_nobodys(message: &Delivery, heard: &Result<Heard, Box<Rejected>>) -> bool 
 /// Takes what every message costs from its sender's credit, before anything of it is read; the refusal where none is left.
 /// Answers are no messages of the one whose name the subject carries.
 fn overdrawn(message: &Delivery, allowances: &mut Allowances) -> Option<Box<Rejected>> {
-    let (peer, verb) = match message.subject.parse().ok()? {
-        Incoming::Request { account, run, worker, verb } => (Peer { account, run, worker }, verb.token()),
-        Incoming::Heartbeat { account, run, worker } => (Peer { account, run, worker }, "heartbeat"),
+    let (sender, verb) = match message.subject.parse().ok()? {
+        Incoming::Request { account, run, worker, verb } => {
+            (Sender::Worker(Peer { account, run, worker }), verb.token())
+        }
+        Incoming::Heartbeat { account, run, worker } => (Sender::Worker(Peer { account, run, worker }), "heartbeat"),
+        Incoming::Control { operator, verb } => (Sender::Operator(operator), verb.token()),
         _ => return None,
     };
     let counts = !is_answer(&message.payload) && (verb == "heartbeat" || message.reply.is_some());
-    (counts && !allowances.admit(&peer, MESSAGE_COST, Instant::now())).then(|| too_much(&peer, verb))
+    (counts && !allowances.admit(&sender, MESSAGE_COST, Instant::now())).then(|| too_much(sender, verb))
 }
 
-fn too_much(peer: &Peer, verb: &str) -> Box<Rejected> {
-    let refusal = Refusal::new(Code::AskedTooMuch, format!("{} asks more than a worker needs", peer.worker));
-    Box::new(Rejected { peer: Some(peer.clone()), verb: verb.to_owned(), refusal })
+fn too_much(sender: Sender, verb: &str) -> Box<Rejected> {
+    let (who, peer) = match sender {
+        Sender::Worker(peer) => (format!("{} asks more than a worker needs", peer.worker), Some(peer)),
+        Sender::Operator(operator) => (format!("{operator} asks more than an operator needs"), None),
+    };
+    Box::new(Rejected { peer, verb: verb.to_owned(), refusal: Refusal::new(Code::AskedTooMuch, who) })
 }
 
-/// Refuses a worker whose request costs more than it has left, beside what every message costs.
+/// Refuses a sender whose request costs more than it has left, beside what every message costs.
 fn affordable(heard: Result<Heard, Box<Rejected>>, allowances: &mut Allowances) -> Result<Heard, Box<Rejected>> {
-    let Ok(Heard::Worker { peer, request }) = &heard else { return heard };
-    if allowances.admit(peer, cost(request) - MESSAGE_COST, Instant::now()) {
+    let (sender, verb, cost) = match &heard {
+        Ok(Heard::Worker { peer, request }) => {
+            (Sender::Worker(peer.clone()), request.verb().token(), cost(request) - MESSAGE_COST)
+        }
+        Ok(Heard::Operator { operator, request }) => {
+            (Sender::Operator(operator.clone()), request.verb().token(), control_cost(request) - MESSAGE_COST)
+        }
+        Ok(Heard::Heartbeat { .. }) | Err(_) => return heard,
+    };
+    if allowances.admit(&sender, cost, Instant::now()) {
         return heard;
     }
-    Err(too_much(peer, request.verb().token()))
+    Err(too_much(sender, verb))
 }
 
 /// Refuses a message, unless answering it would be what an attacker wants, and gives what is to be recorded.

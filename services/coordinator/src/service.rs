@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use coordinator_core::{Coordinator, Settings};
+use identity::join::new_session;
 use identity::{AuditKey, ManifestKey, TrustBundle};
 use runtime::{Bus, Failure, clock};
 use schemas::member::{Layer, Posture};
@@ -15,12 +16,13 @@ use crate::arrival::Arrival;
 use crate::config::Config;
 use crate::incoming::Identity;
 use crate::ledger::Ledger;
-use crate::mark::LedgerMark;
+use crate::mark::{LedgerMark, StoreMark};
 use crate::pointer::Pointer;
 use crate::queue;
 use crate::serve;
 use crate::shell::{Shell, Tables};
 use crate::store::Store;
+use crate::sweep;
 
 /// Arrivals that wait for the loop. Beyond it the bus keeps them, and drops what it cannot keep.
 const ARRIVALS_MAX: usize = 1024;
@@ -52,6 +54,7 @@ impl Service {
         let mark = LedgerMark::open(&config.keys.mark, &trust.domain)?;
         let store = Store::new(config)?;
         store.buckets.ping().await.map_err(|error| Failure::new(error.code(), error))?;
+        let store_mark = StoreMark::look(&store.buckets, &config.store.url, &trust.domain).await?;
         let bus = Bus::connect("diloco-coordinator", &config.bus, clock::now()).await;
         let bus = bus.map_err(|error| Failure::from(error.into_refusal()))?;
         // A credential of another role shows here, at once; the requests that follow would only time out.
@@ -69,17 +72,22 @@ impl Service {
             audit_key: own_key,
             posture,
             heartbeat: config.limits.heartbeat.millis(),
+            session: new_session(),
         };
         let (sender, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let tables = Tables::default();
-        let mut shell = Shell { bus, store, pointer, ledger, mark, manifest_key, domain, arrivals: sender, tables };
-        let core = shell.lead(&settings, patience).await?;
+        let (sweeper, sweeps) = sweep::pair();
+        let mut shell =
+            Shell { bus, store, pointer, ledger, mark, manifest_key, domain, arrivals: sender, sweeper, tables };
+        let core = shell.lead(&settings, &store_mark, patience).await?;
+        store_mark.put().await;
         // Only who leads hears requests and takes offers: what was said before was said to a predecessor.
         let mut feeders = JoinSet::new();
         for listener in serve::listen(&config.bus).await? {
             feeders.spawn(serve::forward(shell.bus.clone(), listener, identity, shell.arrivals.clone()));
         }
         feeders.spawn(shell.store.clone().keep_time());
+        feeders.spawn(sweeps.run(shell.store.clone()));
         feeders.spawn(queue::pull(shell.bus.clone(), consumer, shell.arrivals.clone()));
         Ok(Self { shell, core, arrivals, feeders })
     }

@@ -25,16 +25,19 @@ use crate::executor::{Handle, Order};
 use crate::grants::{self, Granted};
 use crate::guard::answered;
 use crate::ledger::Ledger;
-use crate::mark::LedgerMark;
+use crate::mark::{LedgerMark, StoreMark};
 use crate::pointer::Pointer;
 use crate::queue::{self, Deliveries};
 use crate::screen::{self, KeptChunks, Source, Staged};
-use crate::store::Store;
+use crate::store::{Store, incoming_key};
+use crate::sweep::Sweeper;
 
 /// How long a command may be obeyed after it was signed: covers clocks that differ, not more.
 const COMMAND_LIFE_SECONDS: u64 = 120;
 /// How long an event may still take when the process is told to stop: less than service managers wait.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the last answers may take to leave: they are short, and only a bus that is gone takes none.
+const DECLINE_PATIENCE: Duration = Duration::from_secs(2);
 /// Longest sleep without a deadline: how soon a step of the wall clock is told.
 const IDLE_MAX: Duration = Duration::from_secs(5);
 
@@ -53,6 +56,7 @@ pub(crate) struct Shell {
     pub(crate) manifest_key: ManifestKey,
     pub(crate) domain: String,
     pub(crate) arrivals: mpsc::Sender<Arrival>,
+    pub(crate) sweeper: Sweeper,
     pub(crate) tables: Tables,
 }
 
@@ -86,6 +90,40 @@ impl Shell {
         &mut self,
         core: &mut Coordinator,
         mut queue: mpsc::Receiver<Arrival>,
+        shutdown: CancellationToken,
+    ) -> Result<(), Failure> {
+        let ended = self.decide(core, &mut queue, shutdown).await;
+        // Where another leads already it has heard the same, and answers.
+        let led_on = ended.as_ref().is_err_and(|failure| failure.code() == Code::LedgerFenced);
+        if !led_on && tokio::time::timeout(DECLINE_PATIENCE, self.decline(&mut queue)).await.is_err() {
+            tracing::warn!("the bus takes no more answers; who waits for one asks again later");
+        }
+        // What was answered last has left when the server has answered this; without a server there is nobody to tell.
+        if let Err(error) = self.bus.round_trip().await {
+            tracing::warn!(%error, "the last answers may not have left");
+        }
+        ended
+    }
+
+    /// Tells everybody who waits for an answer of this process that it gives none any more: they ask its successor at once, where
+    /// silence would cost them the time for which they wait for an answer.
+    async fn decline(&mut self, queue: &mut mpsc::Receiver<Arrival>) {
+        while let Ok(arrival) = queue.try_recv() {
+            if let Arrival::Worker { reply, .. } | Arrival::Operator { reply, .. } = arrival {
+                self.tables.expect_reply(reply);
+            }
+        }
+        let refusal = Refusal::new(Code::Draining, "this coordinator ends before it has an answer; ask again");
+        for to in std::mem::take(&mut self.tables.replies).into_values() {
+            to.send(&self.bus, Err(refusal.clone())).await;
+        }
+    }
+
+    /// The loop itself.
+    async fn decide(
+        &mut self,
+        core: &mut Coordinator,
+        queue: &mut mpsc::Receiver<Arrival>,
         shutdown: CancellationToken,
     ) -> Result<(), Failure> {
         let mut effects = Vec::new();
@@ -137,10 +175,6 @@ impl Shell {
                 break;
             }
         }
-        // What was answered last has left when the server has answered this; without a server there is nobody to tell.
-        if let Err(error) = self.bus.round_trip().await {
-            tracing::warn!(%error, "the last answers may not have left");
-        }
         Ok(())
     }
 
@@ -148,8 +182,13 @@ impl Shell {
     /// again for `patience`.
     ///
     /// # Errors
-    /// The ledger cannot be followed or written, or the predecessor stays faster.
-    pub(crate) async fn lead(&mut self, settings: &Settings, patience: Duration) -> Result<Coordinator, Failure> {
+    /// The ledger cannot be followed or written, was lost, or the predecessor stays faster.
+    pub(crate) async fn lead(
+        &mut self,
+        settings: &Settings,
+        store_mark: &StoreMark,
+        patience: Duration,
+    ) -> Result<Coordinator, Failure> {
         let mut deadline = None;
         let mut state = State::default();
         loop {
@@ -160,6 +199,9 @@ impl Shell {
             };
             ledger.catch_up(follow).await?;
             mark.agree(ledger)?;
+            if ledger.is_empty() {
+                store_mark.allow_beginning().await?;
+            }
             meet(state.time()).await;
             let events = self.ledger.len();
             let mut core = Coordinator::new(settings.clone(), state.clone());
@@ -261,6 +303,9 @@ impl Shell {
                 self.tables.staged.remove(&(run.clone(), lease));
                 self.tables.kept.remove(&(run, lease));
             }
+            Effect::Sweep { place, objects } => {
+                self.sweeper.sweep(objects.into_iter().map(|digest| incoming_key(&place, digest)).collect());
+            }
             Effect::Screen { .. } => self.screen(effect),
             Effect::Merge { run, round, inputs } => self.merge(&run, round, inputs)?,
             Effect::Save { run, round, parent, merges } => {
@@ -306,12 +351,16 @@ impl Shell {
         });
     }
 
-    fn commit(&mut self, reply: ReplyId, place: Quarantine, objects: Vec<ObjectRef>) {
-        let Some(to) = self.tables.replies.remove(&reply) else { return };
-        let (store, bus) = (self.store.clone(), self.bus.clone());
-        tokio::spawn(async move {
-            let answer = grants::commit(&store, &place, &objects).await;
-            to.send(&bus, answer).await;
+    fn commit(&self, reply: ReplyId, place: Quarantine, objects: Vec<ObjectRef>) {
+        let (store, sweeper) = (self.store.clone(), self.sweeper.clone());
+        self.beside(async move {
+            let work = async { Ok(grants::commit(&store, &place, &objects).await) };
+            let done = answered("check of an operator's uploads", work).await;
+            let (promoted, outcome) = done.unwrap_or_else(|refusal| (0, Err(refusal)));
+            if outcome.is_ok() {
+                sweeper.sweep(objects.iter().map(|object| incoming_key(&place, object.digest)).collect());
+            }
+            Arrival::Input(Input::Committed { reply, promoted, outcome })
         });
     }
 

@@ -101,6 +101,11 @@ impl Context {
             return Err(Failure::new(Code::CredentialMissing, text));
         }
         let config = BusConfig { url: self.endpoints.bus.clone(), credentials, ca: layout.ca() };
+        if !config.is_encrypted() {
+            // Without TLS nothing proves the server: it could pass our proof on and be the operator. No layer is opened here.
+            let text = "the bus is to be reached without encryption; each of its addresses begins with `tls://`";
+            return Err(Failure::new(Code::PlaintextRefused, text));
+        }
         Bus::connect("diloctl", &config, clock::now()).await.map_err(|error| error.into_refusal().into())
     }
 

@@ -40,7 +40,11 @@ pub(crate) const fn status(code: Code) -> u8 {
         | Code::ServerCertificateExpired
         | Code::RoleMismatch => 6,
         Code::NoAnswer => 7,
-        Code::LedgerBroken | Code::LedgerLost | Code::ReplayDiverged | Code::SignatureInvalid => 10,
+        Code::LedgerBroken
+        | Code::LedgerLost
+        | Code::RecordContradicted
+        | Code::ReplayDiverged
+        | Code::SignatureInvalid => 10,
         Code::NoVerdict => 11,
         Code::AuditRejected => 12,
         _ => 1,

@@ -20,6 +20,8 @@ use crate::context::{Context, Operator};
 const PARALLEL: usize = 4;
 /// One object is tried for this long; an attempt under which bytes move goes on beyond it.
 const TRANSFER_MAX: Duration = Duration::from_secs(600);
+/// Pause of who asked too much: the coordinator forgets one order a second.
+const TOO_MUCH_PAUSE: Duration = Duration::from_secs(1);
 
 /// Uploads and downloads on behalf of an operator.
 #[derive(Clone)]
@@ -55,10 +57,23 @@ impl OperatorObjectsClient {
                     self.transfer.put(grant, body.clone(), &regrant, deadline).await.map_err(coded)
                 });
             stream::iter(uploads).buffer_unordered(PARALLEL).try_collect::<Vec<_>>().await?;
-            let _: Done = self.operator.ask(ControlVerb::BlobCommit, &request).await?;
+            self.commit(&request).await?;
             references.iter().for_each(|reference| done(reference.bytes.get()));
         }
         Ok(references)
+    }
+
+    /// Publishes uploads. Who had too much written waits for its allowance: a large import goes on slowly rather than not at all.
+    async fn commit(&self, request: &OperatorObjects) -> Result<(), Failure> {
+        let deadline = Instant::now() + TRANSFER_MAX;
+        loop {
+            match self.operator.ask::<_, Done>(ControlVerb::BlobCommit, request).await {
+                Err(failure) if failure.code() == Code::AskedTooMuch && Instant::now() < deadline => {
+                    tokio::time::sleep(TOO_MUCH_PAUSE).await;
+                }
+                answer => return answer.map(|_| ()),
+            }
+        }
     }
 
     /// Downloads one object; every byte was hashed before it is returned.

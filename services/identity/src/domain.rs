@@ -90,7 +90,7 @@ pub enum DomainError {
     #[error("lifetime of {0} ms, expected from 1000 to {LIFETIME_MAX}")]
     Lifetime(Millis),
     /// The folder's path cannot be written into the broker's configuration.
-    #[error("{:?} has characters that the broker's configuration cannot quote; use another folder", .0)]
+    #[error("{:?} has a character that the broker's configuration cannot quote: a double quote, a backslash, a dollar sign or one that is not printed; use another folder", .0)]
     Unquotable(PathBuf),
     /// The committed part of the broker's configuration is not where it was looked for.
     #[error("{}: {source}; run this from the repository's root, or name the folder with --nats-config", path.display())]

@@ -113,6 +113,20 @@ pub fn write_private(path: &Path, content: &[u8]) -> Result<(), FileError> {
         _ => Path::new("."),
     };
     create_private_folder(folder)?;
+    replace_private(path, content)
+}
+
+/// Writes as [`write_private`] does, into a folder that is there. For a process that keeps its state in a folder which it
+/// opened at its start: when that was moved away meanwhile, a new one in the old place would take what belongs into the old
+/// one, and whoever starts again from there goes on from where it was.
+///
+/// # Errors
+/// The folder is gone, or it or the file cannot be written.
+pub fn replace_private(path: &Path, content: &[u8]) -> Result<(), FileError> {
+    let folder = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
     let failed = |source| FileError::Write { path: path.to_owned(), source };
     // The temporary file is created with mode 0600 and has no name that a reader would look for.
     let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
@@ -129,6 +143,17 @@ pub fn write_private(path: &Path, content: &[u8]) -> Result<(), FileError> {
 pub fn create_private_folder(path: &Path) -> Result<(), FileError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(|source| FileError::Write { path: path.to_owned(), source })
+}
+
+/// Makes one folder that only the owner may enter, in one that is there; see [`replace_private`].
+///
+/// # Errors
+/// The folder above is gone, or the system refuses.
+pub fn create_private_subfolder(path: &Path) -> Result<(), FileError> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        made => made.map_err(|source| FileError::Write { path: path.to_owned(), source }),
+    }
 }
 
 /// `N` bytes from the operating system's generator.

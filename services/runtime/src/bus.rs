@@ -177,10 +177,14 @@ impl Default for BusConfig {
 }
 
 impl BusConfig {
-    /// Whether every address is encrypted.
+    /// Whether every address asks for encryption.
+    pub fn is_encrypted(&self) -> bool {
+        self.addresses().all(|url| url.starts_with("tls://") || url.starts_with("wss://"))
+    }
+
+    /// How to connect to them.
     pub(crate) fn tls(&self) -> Result<BusTls, BusError> {
-        let encrypted = self.addresses().all(|url| url.starts_with("tls://") || url.starts_with("wss://"));
-        if !encrypted {
+        if !self.is_encrypted() {
             return Ok(BusTls::Off);
         }
         if self.ca.as_os_str().is_empty() {

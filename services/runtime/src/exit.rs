@@ -72,7 +72,7 @@ pub const fn exit_status(code: Code) -> u8 {
         Code::LedgerFenced | Code::StoreBusy | Code::AuditFolderBusy | Code::PortTaken | Code::Replaced => {
             EXIT_CONFLICT
         }
-        Code::LedgerBroken | Code::LedgerLost | Code::ReplayDiverged => EXIT_TAMPERED,
+        Code::LedgerBroken | Code::LedgerLost | Code::RecordContradicted | Code::ReplayDiverged => EXIT_TAMPERED,
         // The name is of no use any more: a service manager shall not start this process again.
         Code::WorkerRemoved => EXIT_USAGE,
         code if code.number() < 200 => EXIT_USAGE,

@@ -47,20 +47,36 @@ pub fn certificates(path: &Path) -> Vec<Ending> {
 
 /// Logs what ends soon.
 pub fn warn(materials: &Materials, now: UnixMillis) {
-    for Refusal { code, detail, .. } in materials.endings().iter().filter_map(|ending| ending.notice(now)) {
-        tracing::warn!(%code, "{detail}; renew it");
-    }
+    notices(materials, now).iter().for_each(log);
+}
+
+/// What is to be said at this time. The files are read each time: what was renewed is not told any more.
+fn notices(materials: &Materials, now: UnixMillis) -> Vec<Refusal> {
+    materials.endings().iter().filter_map(|ending| ending.notice(now)).collect()
+}
+
+fn log(Refusal { code, detail, .. }: &Refusal) {
+    tracing::warn!(%code, "{detail}; renew it");
 }
 
 /// Logs what ends soon once a day, for as long as the process lives. To be called inside the runtime; the first look is a
 /// day ahead, since [`crate::validate`] has looked already.
 pub fn watch(materials: Materials) {
-    tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(LOOK_EVERY).await;
-            warn(&materials, clock::now());
-        }
-    });
+    let day = || tokio::time::sleep(LOOK_EVERY);
+    tokio::spawn(async move { daily(&materials, clock::now, day, |notice| log(&notice)).await });
+}
+
+/// Looks after each `day`, by the clock `now`, and hands on what is to be said.
+async fn daily<F: Future<Output = ()>>(
+    materials: &Materials,
+    now: impl Fn() -> UnixMillis,
+    day: impl Fn() -> F,
+    mut tell: impl FnMut(Refusal),
+) {
+    loop {
+        day().await;
+        notices(materials, now()).into_iter().for_each(&mut tell);
+    }
 }
 
 /// Checks the certificate with which broker and store of a domain on this machine serve; one that is not there is on another
@@ -77,7 +93,51 @@ pub fn check_served(key: &str, path: &Path, now: UnixMillis) -> Result<(), Failu
 
 #[cfg(test)]
 mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::future::{pending, ready};
+
+    use futures::FutureExt as _;
+    use futures::future::Either;
+    use identity::{Domain, InitOptions};
+    use schemas::permission::Role;
+
     use super::*;
+    use crate::Material;
+
+    /// Days are told off by hand; nothing is waited for.
+    #[test]
+    fn what_ends_is_told_once_a_day_from_a_week_before_until_it_is_renewed() {
+        const LIFE_DAYS: u64 = 30;
+        let began = UnixMillis(1_798_675_199_000);
+        let day_ms = 24 * 3_600_000;
+        let at = |day: u64| UnixMillis(began.get() + day * day_ms);
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let domain = Domain::init(&scratch.path().join("d"), &InitOptions::default(), began).expect("a fresh name");
+        let issue = |day| {
+            let lifetime = Millis(LIFE_DAYS * day_ms);
+            domain.issue(Role::Coordinator, "c", None, lifetime, at(day)).expect("the folder takes files").credentials
+        };
+        let items = vec![Material::Credentials { key: "bus.credentials", path: issue(0) }];
+        let materials = Materials { items, now: began };
+        let (today, told) = (Cell::new(0), RefCell::new(Vec::new()));
+        let day = || {
+            today.set(today.get() + 1);
+            if today.get() == 28 {
+                issue(28);
+            }
+            if today.get() <= 57 { Either::Left(ready(())) } else { Either::Right(pending()) }
+        };
+        let tell = |notice: Refusal| told.borrow_mut().push((today.get(), notice));
+        assert_eq!(daily(&materials, || at(today.get()), day, tell).now_or_never(), None, "it looks for ever");
+        let told = told.into_inner();
+        let days: Vec<u64> = told.iter().map(|(day, _)| *day).collect();
+        assert_eq!(days, [23, 24, 25, 26, 27, 51, 52, 53, 54, 55, 56, 57], "a week before each of its two ends");
+        for (day, notice) in told {
+            let ends = Time(at(if day < 28 { LIFE_DAYS } else { 28 + LIFE_DAYS })).to_string();
+            let named = notice.detail.contains("c.creds") && notice.detail.contains(&ends[..10]);
+            assert!(notice.code == Code::EndsSoon && named, "{notice}");
+        }
+    }
 
     #[test]
     fn what_ends_is_told_a_week_before() {

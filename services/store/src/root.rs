@@ -152,6 +152,10 @@ impl Root {
         // Looked at last: what lands in between counts twice, not never.
         let free = free_bytes(&self.path)?;
         let needed = before.saturating_add(bytes).saturating_add(self.free_bytes_min);
+        if free < needed {
+            let (code, kept_free) = (schemas::Code::StoreFull, self.free_bytes_min);
+            tracing::warn!(%code, free, kept_free, bytes, "an object finds no room beside what is to stay free");
+        }
         Ok((free >= needed).then_some(reservation))
     }
 

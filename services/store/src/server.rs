@@ -1,5 +1,6 @@
 //! Connections: TLS, limits, and an orderly end.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -16,7 +17,7 @@ use objects::BucketName;
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use schemas::Code;
-use tokio::io::{AsyncRead, AsyncWrite, BufReader};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, timeout};
@@ -43,6 +44,9 @@ const HANDLES_OWN: u64 = 24;
 const HANDLES_A_CONNECTION: u64 = 3;
 /// A store that can serve fewer connections than one worker opens serves nobody well.
 const CONNECTIONS_MIN: usize = 8;
+/// How long a peer is heard after its connection was ended from here: a socket that is closed while bytes come in is reset,
+/// and a reset takes the answer away from who was still sending its body. Then it sees a broken line where it was told why.
+const LINGER: Duration = Duration::from_secs(2);
 /// Bytes read from a socket at a time. rustls alone asks for 4 KiB, which is four calls for each record of an upload.
 const SOCKET_READ_BYTES: usize = 128 << 10;
 
@@ -234,21 +238,32 @@ async fn speak<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     shutdown: CancellationToken,
 ) {
     let idle = front.limits.idle;
-    let answer = service_fn(move |request| answer(front.clone(), request));
-    let connection = http1::Builder::new()
+    let answer = service_fn(move |request| Box::pin(answer(front.clone(), request)));
+    let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(idle)
         .serve_connection(TokioIo::new(stream), answer);
-    let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
+        ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => ended,
         () = shutdown.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            Pin::new(&mut connection).graceful_shutdown();
+            poll_fn(|cx| connection.poll_without_shutdown(cx)).await
         }
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended early");
+    }
+    let farewell = linger(connection.into_parts().io.into_inner());
+    tokio::select! {
+        _gone = timeout(LINGER, farewell) => {}
+        () = shutdown.cancelled() => {}
+    }
+}
+
+/// Says that nothing more follows, and drops what still comes until the peer is done as well.
+async fn linger<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
+    if stream.shutdown().await.is_ok() {
+        let _peer_is_done = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
     }
 }
 

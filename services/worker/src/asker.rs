@@ -24,8 +24,9 @@ pub(crate) struct Asker {
     credentials: Arc<PathBuf>,
 }
 
-/// Longest wait for the answer to one try.
-const TRY_PATIENCE: Millis = Millis::from_secs(10);
+/// First and longest wait for the answer to one try; each try doubles it. What was lost is asked for again in seconds, and an
+/// answer that takes long, because the store does, arrives within a later try.
+const TRY_PATIENCE: (Millis, Millis) = (Millis::from_secs(2), Millis::from_secs(16));
 /// First and longest span that a pause between tries is drawn from. A try that waits for somebody who is away fails at once.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
@@ -99,18 +100,7 @@ impl Asker {
         question: &Q,
         deadline: Instant,
     ) -> Result<A, Refusal> {
-        let mut span = PAUSE.0;
-        loop {
-            let pause = drawn_from(span);
-            match self.call(verb, question, TRY_PATIENCE).await {
-                Err(refusal) if passes(refusal.code) && Instant::now() + pause < deadline => {
-                    tracing::debug!(verb = verb.token(), %refusal, "asked again soon");
-                    tokio::time::sleep(pause).await;
-                    span = (span * 2).min(PAUSE.1);
-                }
-                answer => return answer,
-            }
-        }
+        until_answered(deadline, |patience| self.call(verb, question, patience)).await
     }
 
     async fn submit(&self, statement: Vec<u8>, patience: Millis) -> Result<SubmitReply, Refusal> {
@@ -132,6 +122,27 @@ impl Asker {
     }
 }
 
+/// Asks again and again, each time with the patience that is given. The coordinator answers a repeated question as it answered
+/// the first, so a repeat has no effect of its own.
+async fn until_answered<A, F>(deadline: Instant, ask: impl Fn(Millis) -> F) -> Result<A, Refusal>
+where
+    F: Future<Output = Result<A, Refusal>>,
+{
+    let (mut span, mut patience) = (PAUSE.0, TRY_PATIENCE.0);
+    loop {
+        let pause = drawn_from(span);
+        match ask(patience).await {
+            Err(refusal) if passes(refusal.code) && Instant::now() + pause < deadline => {
+                tracing::debug!(%refusal, "asked again soon");
+                tokio::time::sleep(pause).await;
+                span = (span * 2).min(PAUSE.1);
+                patience = Millis(patience.get() * 2).min(TRY_PATIENCE.1);
+            }
+            answer => return answer,
+        }
+    }
+}
+
 /// A pause of at most `span`, another each time: workers that all lost the same coordinator do not come back at the same
 /// moment.
 fn drawn_from(span: Duration) -> Duration {
@@ -140,7 +151,37 @@ fn drawn_from(span: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
+
+    /// An answer is lost with the coordinator that gave it: the question is asked again after seconds, not when a lease is over.
+    #[tokio::test]
+    async fn a_lost_answer_is_asked_for_again_in_seconds_and_ever_more_patiently() {
+        let waited = RefCell::new(Vec::new());
+        let swallows = 5;
+        let answer = until_answered(Instant::now() + Duration::from_secs(900), async |patience| {
+            waited.borrow_mut().push(patience);
+            match waited.borrow().len() <= swallows {
+                true => Err(Refusal::new(Code::NoAnswer, "swallowed")),
+                false => Ok("granted"),
+            }
+        });
+        assert_eq!(answer.await, Ok("granted"));
+        let seconds: Vec<u64> = waited.borrow().iter().map(|patience| patience.get() / 1000).collect();
+        assert_eq!(seconds, [2, 4, 8, 16, 16, 16]);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_that_another_try_does_not_change_is_the_answer() {
+        let tries = RefCell::new(0);
+        let answer: Result<(), Refusal> = until_answered(Instant::now() + Duration::from_secs(900), async |_| {
+            *tries.borrow_mut() += 1;
+            Err(Refusal::new(Code::ObjectForbidden, "x"))
+        })
+        .await;
+        assert_eq!((answer.expect_err("refused").code, *tries.borrow()), (Code::ObjectForbidden, 1));
+    }
 
     #[test]
     fn pauses_are_spread_over_their_whole_span() {

@@ -296,7 +296,7 @@ impl TrainingThread {
     fn save(&mut self) {
         let Some(open) = &mut self.open else { return };
         let begun = Instant::now();
-        let folder = open.opening.inner.parent().map_or(Ok(()), identity::secret::create_private_folder);
+        let folder = open.opening.inner.parent().map_or(Ok(()), identity::secret::create_private_subfolder);
         let saved = folder
             .map_err(|error| error.to_string())
             .and_then(|()| open.trainer.save_inner(&open.opening.inner).map_err(|error| error.to_string()));

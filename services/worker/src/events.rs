@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use data_encoding::HEXLOWER;
 use identity::AuditKey;
-use identity::secret::write_private;
+use identity::secret::replace_private;
 use runtime::{Bus, BusError, Failure};
 use schemas::event::{Event, EventBody, SignedEvent, WorkerEvent};
 use schemas::lease::Done;
@@ -22,8 +22,8 @@ use tokio::task::JoinHandle;
 
 /// Events that wait to be recorded: a worker emits a few in a unit, so these are hours without a bus.
 const EVENTS_MAX: usize = 256;
-/// Longest wait for an answer.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// First and longest wait for an answer; each that does not come doubles it. Who records knows an event that comes again.
+const ANSWER_WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(16));
 /// First and longest pause before an event is sent again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
@@ -130,8 +130,11 @@ impl Chain {
 
     fn keep(&mut self, end: ChainEnd) -> Result<(), Failure> {
         let json = serde_json::to_vec(&end).map_err(|error| Failure::new(Code::Internal, error))?;
-        write_private(&self.path, &json).map_err(|error| {
-            Failure::new(Code::WorkerChainInvalid, format!("chain of events {}: {error}", self.path.display()))
+        replace_private(&self.path, &json).map_err(|error| {
+            let moved = !self.path.parent().is_some_and(Path::is_dir);
+            let why =
+                if moved { "; the folder was moved away while the worker ran: end it, and start it there" } else { "" };
+            Failure::new(Code::WorkerChainInvalid, format!("chain of events {}: {error}{why}", self.path.display()))
         })?;
         self.end = end;
         Ok(())
@@ -194,9 +197,9 @@ impl Publisher {
             return;
         };
         let event = sign(&self.chain.key, &self.domain, body);
-        let mut pause = PAUSE.0;
+        let (mut pause, mut wait) = (PAUSE.0, ANSWER_WAIT.0);
         loop {
-            let answer: Result<Done, BusError> = self.bus.request(&pending.subject, &event, ANSWER_MAX).await;
+            let answer: Result<Done, BusError> = self.bus.request(&pending.subject, &event, wait).await;
             match answer {
                 Ok(_) => {
                     self.refused = false;
@@ -216,8 +219,9 @@ impl Publisher {
                 }
                 Err(error) => tracing::debug!(subject = pending.subject, %error, "an event is not recorded yet"),
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(PAUSE.1);
+            // Drawn anew each time: workers that lost the same service do not come back at the same moment.
+            tokio::time::sleep(pause.mul_f64(0.5 + objects::random_fraction() / 2.0)).await;
+            (pause, wait) = ((pause * 2).min(PAUSE.1), (wait * 2).min(ANSWER_WAIT.1));
         }
         if let Err(failure) = self.chain.acknowledged() {
             tracing::warn!(code = %failure.code(), %failure, "a recorded event would be sent again");
@@ -277,6 +281,26 @@ mod tests {
             assert_eq!(chain.unacknowledged(), Some(pending));
             chain.acknowledged().expect("written");
         }
+    }
+
+    /// Whoever renames the folder of a running worker and starts it again there: a second end of the chain in the old place
+    /// would fork it for good.
+    #[test]
+    fn a_folder_that_was_moved_away_is_not_made_again() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let (old, new) = (scratch.path().join("old"), scratch.path().join("new"));
+        std::fs::create_dir(&old).expect("made");
+        let key = Arc::new(AuditKey::generate());
+        let mut running = open(&old.join("events.json"), &key);
+        running.append(UnixMillis(1), event()).expect("written");
+        std::fs::rename(&old, &new).expect("moved");
+        let failure = running.append(UnixMillis(2), event()).expect_err("the folder is gone");
+        assert_eq!(failure.code(), Code::WorkerChainInvalid);
+        assert!(failure.to_string().contains("moved away"), "{failure}");
+        assert!(!old.exists());
+        drop(running);
+        let pending = open(&new.join("events.json"), &key).append(UnixMillis(3), event()).expect("written");
+        assert_eq!(body(&pending).1.sequence, Sequence(1), "what was not written is not part of the chain");
     }
 
     #[test]

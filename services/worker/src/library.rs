@@ -20,8 +20,8 @@ use crate::asker::Asker;
 
 /// Objects that are moved at the same time: enough to keep the cores busy while others wait for the store's disk.
 pub(crate) const TRANSFERS_MAX: usize = 8;
-/// Longest wait for one more URL in the middle of a transfer, which asks again by itself.
-const GRANT_PATIENCE: Millis = Millis::from_secs(10);
+/// Longest wait for one more URL in the middle of a transfer, which asks again by itself: an answer takes a fraction of a second.
+const GRANT_PATIENCE: Millis = Millis::from_secs(4);
 /// How long one object is tried for; an attempt under which bytes move goes on beyond it. Whoever holds a lease gives up
 /// much earlier, when it is lost.
 const TRANSFER_TIME_MAX: Duration = Duration::from_secs(900);

@@ -129,6 +129,16 @@ impl Cluster {
         &self.bus_url
     }
 
+    /// Waits until no file lies below a folder.
+    ///
+    /// # Panics
+    /// Some does after [`PATIENCE`].
+    pub async fn until_empty(&self, folder: &Path) {
+        let left = || files(folder);
+        let empty = crate::look(PATIENCE, || left().is_empty().then_some(()));
+        empty.await.unwrap_or_else(|| panic!("left in {}: {:?}", folder.display(), left()));
+    }
+
     /// A path in the cluster's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.scratch.path().join(name)
@@ -537,4 +547,11 @@ impl Drop for Cluster {
 
 fn shown(path: &Path) -> String {
     path.to_str().unwrap_or_else(|| panic!("{} is not text", path.display())).to_owned()
+}
+
+/// All files below a folder; what goes meanwhile is not there.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let of = |path: PathBuf| if path.is_dir() { files(&path) } else { vec![path] };
+    entries.filter_map(|entry| Some(entry.ok()?.path())).flat_map(of).collect()
 }

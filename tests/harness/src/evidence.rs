@@ -78,6 +78,14 @@ impl Evidence {
         self.seen
     }
 
+    /// How many messages the stream has.
+    ///
+    /// # Panics
+    /// It does not say.
+    pub async fn length(&self) -> u64 {
+        self.stream.span().await.unwrap_or_else(|error| panic!("{error}")).messages
+    }
+
     /// Waits until the copy has everything that was recorded up to now, whatever it is.
     ///
     /// # Panics

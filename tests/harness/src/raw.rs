@@ -25,8 +25,15 @@ impl Raw {
     /// # Panics
     /// It does not take the credentials.
     pub async fn connect(cluster: &Cluster, credentials: &Path) -> Self {
-        let address = cluster.bus_url().trim_start_matches("tls://").to_owned();
-        let mut tcp = TcpStream::connect(&address).await.unwrap_or_else(|error| panic!("{address}: {error}"));
+        Self::connect_at(cluster, cluster.bus_url().trim_start_matches("tls://"), credentials, "raw").await
+    }
+
+    /// Connects to another broker of the cluster's domain, under any name.
+    ///
+    /// # Panics
+    /// As [`Raw::connect`].
+    pub async fn connect_at(cluster: &Cluster, address: &str, credentials: &Path, name: &str) -> Self {
+        let mut tcp = TcpStream::connect(address).await.unwrap_or_else(|error| panic!("{address}: {error}"));
         let mut greeting = Vec::new();
         while !greeting.ends_with(b"\r\n") {
             let byte = timeout(PATIENCE, tcp.read_u8()).await.expect("a greeting in time");
@@ -39,14 +46,14 @@ impl Raw {
         let proof = proof.unwrap_or_else(|error| panic!("{}: {error}", credentials.display()));
         let pem = std::fs::read(cluster.domain().layout().ca()).expect("the domain has an authority");
         let config = identity::tls::client_config(&pem).expect("its certificate is one");
-        let name = ServerName::try_from("127.0.0.1").expect("an address");
-        let stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await;
+        let server = ServerName::try_from("127.0.0.1").expect("an address");
+        let stream = TlsConnector::from(Arc::new(config)).connect(server, tcp).await;
         let stream = BufReader::new(stream.unwrap_or_else(|error| panic!("TLS with {address}: {error}")));
         let mut raw = Self { stream };
         let signature = BASE64URL_NOPAD.encode(&proof.signature);
         raw.say(format!(
             "CONNECT {{\"verbose\":false,\"pedantic\":false,\"tls_required\":true,\"headers\":true,\
-             \"no_responders\":true,\"name\":\"raw\",\"jwt\":\"{}\",\"sig\":\"{signature}\"}}\r\n",
+             \"no_responders\":true,\"name\":\"{name}\",\"jwt\":\"{}\",\"sig\":\"{signature}\"}}\r\n",
             proof.jwt
         ))
         .await;

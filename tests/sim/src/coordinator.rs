@@ -9,7 +9,7 @@ use coordinator_core::{
 use schemas::control::{RunNew, Shutdown};
 use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::lease::{ClaimOutcome, ClaimReply, UnitId};
-use schemas::member::Posture;
+use schemas::member::{Posture, Session};
 use schemas::public::CommandVerb;
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::telemetry::Heartbeat;
@@ -77,7 +77,13 @@ impl Site {
 
 fn settings() -> Settings {
     let audit_key = operator();
-    Settings { release: "sim".to_owned(), audit_key, posture: Posture::default(), heartbeat: Millis::from_secs(3) }
+    Settings {
+        release: "sim".to_owned(),
+        audit_key,
+        posture: Posture::default(),
+        heartbeat: Millis::from_secs(3),
+        session: Session(1),
+    }
 }
 
 impl World {
@@ -189,6 +195,10 @@ impl World {
             Effect::Append { time, run, event } => self.append(time, run, *event),
             Effect::Reply { reply, answer } => self.reply(reply, delivered(answer)),
             Effect::Lease { reply, manifest } => {
+                if self.swallowed.as_mut().is_some_and(|swallowed| swallowed.insert(manifest.lease)) {
+                    self.lost += 1;
+                    return;
+                }
                 let document = self.documents.len().to_string();
                 self.documents.push(*manifest);
                 let outcome = ClaimOutcome::Lease(document);
@@ -225,7 +235,11 @@ impl World {
                 // The operator does what the reason says.
                 self.crash_coordinator();
             }
-            Effect::Stage { .. } | Effect::Unstage { .. } | Effect::Publish(_) | Effect::Forget { .. } => {}
+            Effect::Sweep { .. }
+            | Effect::Stage { .. }
+            | Effect::Unstage { .. }
+            | Effect::Publish(_)
+            | Effect::Forget { .. } => {}
             Effect::Commit { .. } => panic!("nobody uploads as an operator here"),
         }
     }

@@ -24,4 +24,4 @@ mod worker;
 mod world;
 
 pub use monitor::Counts;
-pub use world::{Report, simulate};
+pub use world::{Report, simulate, simulate_lost_grants};

@@ -1,10 +1,11 @@
 //! Time, the bus, and what happens next.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use coordinator_core::{ReplyId, WorkerRequest};
 use schemas::event::EventBody;
-use schemas::lease::Manifest;
+use schemas::lease::{LeaseRef, Manifest};
+use schemas::limits::LEASE_MIN;
 use schemas::telemetry::Heartbeat;
 use schemas::{Digest, Hasher, Message as _, Millis, ObjectRef, Refusal, UnixMillis};
 
@@ -138,9 +139,27 @@ pub(crate) struct World {
     pub(crate) routes: BTreeMap<ReplyId, Route>,
     /// Signed manifests: a document is a position in this list.
     pub(crate) documents: Vec<Manifest>,
+    /// Leases whose first answer was lost, where all of them are.
+    pub(crate) swallowed: Option<BTreeSet<LeaseRef>>,
     pub(crate) lost: u64,
     pub(crate) worker_crashes: u64,
     steps: u64,
+}
+
+/// Plays one seed in a world without faults but one, with the shortest leases there are: the first answer with each lease is
+/// lost, as with a coordinator that dies when it has written the grant.
+///
+/// # Panics
+/// As [`simulate`].
+pub fn simulate_lost_grants(seed: u64) -> Report {
+    let mut chance = Chance::new(seed);
+    let mut plan = Plan::new(&mut chance);
+    plan.faults = Faults::default();
+    plan.spec.policy.lease = LEASE_MIN;
+    let mut world = World::of(chance, plan);
+    world.swallowed = Some(BTreeSet::new());
+    world.play();
+    world.report()
 }
 
 /// Plays one seed to the end of its run.
@@ -157,6 +176,10 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut chance = Chance::new(seed);
         let plan = Plan::new(&mut chance);
+        Self::of(chance, plan)
+    }
+
+    fn of(chance: Chance, plan: Plan) -> Self {
         let mut world = Self {
             faults: plan.faults,
             now: START,
@@ -170,6 +193,7 @@ impl World {
             journal: Vec::new(),
             routes: BTreeMap::new(),
             documents: Vec::new(),
+            swallowed: None,
             lost: 0,
             worker_crashes: 0,
             steps: 0,

@@ -1,6 +1,6 @@
 //! Plays seeds. `SIM_SEED=7 cargo test -p sim` plays one; `SIM_SEEDS=5000` plays that many from 0 on.
 
-use sim::{Counts, Report, simulate};
+use sim::{Counts, Report, simulate, simulate_lost_grants};
 
 /// Seeds of a usual test run.
 const SEEDS: u64 = 200;
@@ -44,6 +44,17 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
     let seen = [sum.expired, sum.released, sum.orphaned, sum.rejected, sum.evaluated, sum.saved, sum.denied];
     assert!(seen.iter().all(|count| *count >= 20), "{sum:?}");
     assert!(coordinators >= 100 && workers >= 100 && lost >= 1000, "{coordinators}, {workers} crashes, {lost} lost");
+}
+
+/// However short leases are, a grant whose answer is lost is asked for again while its lease runs, and the same lease is
+/// granted: no unit is begun anew.
+#[test]
+fn a_grant_whose_answer_is_lost_costs_no_lease() {
+    for seed in 0..40 {
+        let Report { counts, lost, .. } = simulate_lost_grants(seed);
+        assert!(lost > 0, "seed {seed}");
+        assert_eq!((counts.expired, counts.released, counts.orphaned), (0, 0, 0), "seed {seed}: {counts:?}");
+    }
 }
 
 #[test]

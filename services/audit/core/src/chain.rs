@@ -39,6 +39,11 @@ pub(crate) enum Link {
 }
 
 impl Chain {
+    /// The position after the newest that was seen.
+    pub(crate) const fn next(&self) -> Sequence {
+        self.next
+    }
+
     /// Takes the next event of this emitter, whose body has this digest.
     pub(crate) fn link(&mut self, body: &EventBody, digest: Digest) -> Link {
         let sequence = body.sequence;

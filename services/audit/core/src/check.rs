@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use coordinator_core::State;
 use schemas::event::{Departure, Event, EventBody, LedgerEvent, SignedEvent};
 use schemas::subject::{Incoming, recorded_worker};
-use schemas::{AccountId, Digest, Message, Millis, PublicKey, RunId, UnixMillis, WorkerId};
+use schemas::{AccountId, Digest, Message, Millis, PublicKey, RunId, Sequence, UnixMillis, WorkerId};
 use serde::{Deserialize, Serialize};
 
 use crate::chain::{Chain, Link};
@@ -59,6 +59,8 @@ pub struct Auditor {
     enrolled: BTreeMap<(RunId, WorkerId), BTreeSet<(AccountId, PublicKey)>>,
     /// Those that nobody has taken yet.
     notices: Vec<Notice>,
+    /// How far workers' chains have come since that was taken last.
+    reached: BTreeMap<PublicKey, Sequence>,
     held: VecDeque<Held>,
     state: State,
     last: StreamSequence,
@@ -93,6 +95,7 @@ impl Auditor {
             chains: BTreeMap::new(),
             enrolled: BTreeMap::new(),
             notices: Vec::new(),
+            reached: BTreeMap::new(),
             held: VecDeque::new(),
             state: State::default(),
             last: StreamSequence(0),
@@ -142,9 +145,11 @@ impl Auditor {
         results
     }
 
-    /// What the ledger has said since this was asked last of who may speak.
+    /// What the stream has said since this was asked last of who may speak, and how far those have come.
     pub fn take_notices(&mut self) -> Vec<Notice> {
-        std::mem::take(&mut self.notices)
+        let reached = std::mem::take(&mut self.reached).into_iter();
+        let reached = reached.map(|(key, next)| Notice::Reached { key, next });
+        std::mem::take(&mut self.notices).into_iter().chain(reached).collect()
     }
 
     /// Adds a finding that was made elsewhere, such as in a comparison with what was kept.
@@ -293,6 +298,10 @@ impl Auditor {
     /// A worker's event whose key the ledger names.
     fn member(&mut self, event: Held, mut findings: Vec<Finding>) -> Checked {
         let repeated = self.link(&event.body, event.digest, event.stored_at, &mut findings);
+        let emitter = &event.body.emitter;
+        if let Some(chain) = self.chains.get(emitter).filter(|_| !repeated) {
+            self.reached.insert(emitter.clone(), chain.next());
+        }
         let verdict = if repeated { Verdict::Repeated } else { Verdict::Verified };
         self.settle(verdict, &event.account(), findings, event.row)
     }

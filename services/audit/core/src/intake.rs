@@ -1,11 +1,12 @@
 //! Checks of workers' events before they are recorded, in the order of what they cost: length, rate, form, key, signature,
 //! and at last the chain, whose end somebody has to fetch. What is refused here never reaches a stream.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use schemas::event::{Event, EventBody, SignedEvent};
 use schemas::limits::SIGNED_EVENT_BYTES_MAX;
-use schemas::subject::Incoming;
+use schemas::subject::{Incoming, events_stream};
 use schemas::{
     AccountId, Code, Digest, Message as _, PublicKey, Refusal, RunId, Sequence, UnixMillis, WorkerId, is_answer,
 };
@@ -41,7 +42,7 @@ pub struct Enrolment {
     pub key: PublicKey,
 }
 
-/// What the ledger says of who may speak.
+/// What the readers' copy says of who may speak, and of what they have said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "fields are named after the words of `schemas`")]
 pub enum Notice {
@@ -49,6 +50,8 @@ pub enum Notice {
     Enrolled(Enrolment),
     /// A worker was removed for good.
     Removed { run: RunId, worker: WorkerId },
+    /// The readers' copy shows the chain of this key up to the position before `next`.
+    Reached { key: PublicKey, next: Sequence },
 }
 
 /// Who speaks: a tenant's account, a run, a worker.
@@ -116,6 +119,8 @@ pub struct Intake {
     enrolled: BTreeMap<Speaker, BTreeSet<PublicKey>>,
     rates: BTreeMap<WorkerId, Rate>,
     tails: BTreeMap<Speaker, Option<Tail>>,
+    /// How far the copy shows each chain.
+    reached: BTreeMap<PublicKey, Sequence>,
 }
 
 /// What a worker may still send now.
@@ -175,14 +180,15 @@ impl Intake {
     /// For the trust domain `domain` (its id as text); nobody is enrolled yet.
     pub fn new(domain: &str) -> Self {
         let (enrolled, rates, tails) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { domain: domain.to_owned(), enrolled, rates, tails }
+        Self { domain: domain.to_owned(), enrolled, rates, tails, reached: BTreeMap::new() }
     }
 
-    /// Takes in what the ledger says.
+    /// Takes in what the copy says.
     pub fn learn(&mut self, notice: Notice) {
         match notice {
             Notice::Enrolled(enrolment) => self.enrol(enrolment),
             Notice::Removed { run, worker } => self.remove(&run, &worker),
+            Notice::Reached { key, next } => drop(self.reached.insert(key, next)),
         }
     }
 
@@ -220,6 +226,20 @@ impl Intake {
     /// The end of the speaker's chain, if it is known: none at all, or an event.
     pub fn tail(&self, candidate: &Candidate) -> Option<&Option<Tail>> {
         self.tails.get(&candidate.speaker())
+    }
+
+    /// What is missing where the speaker's chain ends so in the stream of its tenant: the copy has shown more of it, so the
+    /// stream was lost or put back. To record more would leave a gap, or a second chain behind the first.
+    pub fn lost(&self, candidate: &Candidate, tail: Option<&Tail>) -> Option<Refusal> {
+        let emitter = &candidate.body.emitter;
+        let next = tail.filter(|tail| tail.emitter == *emitter).map_or(Sequence(0), |tail| tail.sequence.next());
+        let reached = self.reached.get(emitter).copied().unwrap_or(Sequence(0));
+        (next < reached).then(|| {
+            let (stream, worker) = (events_stream(&candidate.account), &candidate.worker);
+            let text =
+                format!("{stream} lacks event {next} of {worker}, and a copy of it has all before event {reached}");
+            Refusal::new(Code::EventsLost, text)
+        })
     }
 
     /// Remembers the end of a speaker's chain, as the stream has it.
@@ -304,7 +324,11 @@ impl Candidate {
         if sequence == expected && previous == tail.map(|tail| tail.digest) {
             return Linked::Follows;
         }
-        let found = if sequence == expected { "with another event before it".to_owned() } else { sequence.to_string() };
+        let found = match sequence.cmp(&expected) {
+            Ordering::Less => sequence.to_string(),
+            Ordering::Equal => "with another event before it".to_owned(),
+            Ordering::Greater => format!("{sequence}, and what comes between was lost, or was never handed in"),
+        };
         let text = format!("event {expected} is the next in the recorded chain of {}, this is {found}", self.worker);
         Linked::Refused(Refusal::new(Code::ChainForked, text))
     }

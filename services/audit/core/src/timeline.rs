@@ -87,7 +87,7 @@ impl TimelineRow {
 fn of_ledger(event: &LedgerEvent) -> (String, String) {
     let none = String::new;
     match event {
-        LedgerEvent::CoordinatorStarted { release, posture } => {
+        LedgerEvent::CoordinatorStarted { release, posture, .. } => {
             let open = posture.open.iter().map(|open| open.layer.name()).collect::<Vec<_>>().join(", ");
             let open = if open.is_empty() { open } else { format!(", open layers: {open}") };
             (none(), format!("release {release}{open}"))

@@ -67,7 +67,7 @@ impl Scribe {
             session: Session(1),
         };
         vec![
-            self.ledger(None, LedgerEvent::CoordinatorStarted { release, posture }),
+            self.ledger(None, LedgerEvent::CoordinatorStarted { release, posture, session: Session(2) }),
             self.ledger(Some(run()), LedgerEvent::RunCreated { spec: Box::new(spec()), operator }),
             self.ledger(Some(run()), joined),
         ]

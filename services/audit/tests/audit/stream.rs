@@ -1,12 +1,12 @@
 //! Replay from a real stream: what verifies, what was tampered with, and what gives no verdict.
 
 use audit_core::{Finding, StreamSequence, Verdict};
-use diloco_audit::{Checked, Replay, ReplayError};
+use diloco_audit::{Checked, Known, Replay, ReplayError};
 use harness::PATIENCE;
 use runtime::StreamError;
 use schemas::event::WorkerEvent;
 use schemas::permission::Role;
-use schemas::{Code, Digest, Sequence};
+use schemas::{Code, Digest, Sequence, UnixMillis};
 
 use crate::broker::{Broker, Cast};
 use crate::scribe::run;
@@ -45,7 +45,7 @@ async fn what_was_kept_contradicts_a_stream_that_is_another_or_shorter() {
     let broker = Broker::start().await;
     broker.create_streams().await;
     let mut cast = broker.cast().await;
-    let other = Digest::of(b"another event");
+    let other = Known { digest: Digest::of(b"another event"), stored_at: UnixMillis(0) };
     let cases = [(StreamSequence(2), "altered"), (StreamSequence(9), "truncated")];
     let against = async |kept: StreamSequence| {
         let bus = broker.bus(Role::Auditor.name()).await;

@@ -96,7 +96,7 @@ impl State {
     /// The event cannot follow on those before it; the state is then as it was.
     pub fn apply(&mut self, time: UnixMillis, run: Option<&RunId>, event: &LedgerEvent) -> Result<(), ApplyError> {
         match event {
-            LedgerEvent::CoordinatorStarted { release, posture } => {
+            LedgerEvent::CoordinatorStarted { release, posture, .. } => {
                 self.leading = true;
                 self.leader = Some(Leader { release: release.clone(), posture: posture.clone(), since: time });
             }

@@ -15,6 +15,8 @@ use crate::submit::Screening;
 
 /// Most new runs whose objects are being checked at once; each reads a few objects.
 const CHECKS_MAX: usize = 16;
+/// Most of them of one operator, so that none keeps the others from theirs.
+const CHECKS_EACH_MAX: usize = 4;
 /// Room that an event needs beside the settings it holds.
 const EVENT_FRAME_BYTES: usize = 512;
 
@@ -52,6 +54,11 @@ impl Coordinator {
         if self.checks.len() >= CHECKS_MAX {
             return Err(Refusal::new(Code::NoAnswer, format!("{CHECKS_MAX} new runs are being checked; ask again")));
         }
+        if self.checks.values().filter(|check| check.operator == operator).count() >= CHECKS_EACH_MAX {
+            let detail = format!("{CHECKS_EACH_MAX} new runs of {operator} are being checked; ask again");
+            return Err(Refusal::new(Code::AskedTooMuch, detail));
+        }
+        self.check_orders(&operator)?;
         let spec = Box::new(spec);
         self.checks.insert(reply, Check { spec: spec.clone(), operator });
         self.out.push(Effect::CheckRun { reply, spec });
@@ -87,6 +94,7 @@ impl Coordinator {
             Ok(false) => {
                 let Check { spec, operator } = check;
                 let (name, digest) = (spec.run.clone(), spec.to_object().1);
+                self.spend_order(&operator);
                 self.append(Some(&name), LedgerEvent::RunCreated { spec, operator });
                 self.answer_run(reply, digest, true);
                 self.take_up(&name);
@@ -95,22 +103,31 @@ impl Coordinator {
         }
     }
 
-    /// Begins to drain. Nothing new is granted; holders may finish what they hold.
-    pub(crate) fn shut_down(&mut self, operator: PublicKey, request: &Shutdown, reply: ReplyId) {
-        let verb = "shutdown".to_owned();
-        self.append(None, LedgerEvent::ControlReceived { operator: operator.clone(), verb });
-        let asked = self.now.after(request.drain.min(LEASE_MAX));
-        let until = self.drain.as_ref().map_or(asked, |drain| drain.until.min(asked));
-        self.drain = Some(Drain { until, operator });
-        self.timers.set(until, Timer::Drain);
+    /// Begins to drain, or to end sooner than was asked before. Nothing new is granted; holders may finish what they hold. An
+    /// order that changes nothing is answered like the first, and neither written nor passed on.
+    pub(crate) fn shut_down(&mut self, operator: PublicKey, request: &Shutdown, reply: ReplyId) -> Result<(), Refusal> {
+        let until = self.now.after(request.drain.min(LEASE_MAX));
+        let begins = self.drain.is_none();
+        if !begins && self.drain.as_ref().is_some_and(|drain| until < drain.until) {
+            self.check_orders(&operator)?;
+        }
+        // The first is never refused: whatever an operator did before, it can end the coordinator.
+        if self.drain.as_ref().is_none_or(|drain| until < drain.until) {
+            self.record_order(operator.clone(), "shutdown");
+            self.drain = Some(Drain { until, operator });
+            self.timers.set(until, Timer::Drain);
+        }
         let leases = self.state.runs.values().map(|run| run.leases().count()).sum::<usize>();
         let workers = self.live.keys().filter_map(|name| self.state.run(name)).map(|run| run.present()).sum();
         self.reply(reply, Ok(Answer::Shutdown(ShutdownReply { v: V, leases: leases as u32, workers })));
-        self.command_all(CommandVerb::Drain);
-        let claims: Vec<ReplyId> = self.live.values_mut().flat_map(|live| live.claims.drain()).collect();
-        for claim in claims {
-            self.reply(claim, Err(draining()));
+        if begins {
+            self.command_all(CommandVerb::Drain);
+            let claims: Vec<ReplyId> = self.live.values_mut().flat_map(|live| live.claims.drain()).collect();
+            for claim in claims {
+                self.reply(claim, Err(draining()));
+            }
         }
+        Ok(())
     }
 
     /// Ends a drain when nobody holds a lease and nothing is in the making, or its time is over.
@@ -124,11 +141,11 @@ impl Coordinator {
         let reason = format!("shutdown by {}", drain.operator);
         self.append(None, LedgerEvent::CoordinatorStopped { reason: reason.clone() });
         self.command_all(CommandVerb::Stop);
-        let checks = std::mem::take(&mut self.checks);
+        let checks = std::mem::take(&mut self.checks).into_keys().chain(std::mem::take(&mut self.commits).into_keys());
         let reads: Vec<ReplyId> =
             self.live.values().flat_map(|live| live.reads.values()).map(|read| read.reply).collect();
         let results = std::mem::take(&mut self.screenings).into_values().flat_map(Screening::into_replies);
-        for reply in checks.into_keys().chain(reads).chain(results) {
+        for reply in checks.chain(reads).chain(results) {
             self.reply(reply, Err(draining()));
         }
         self.out.push(Effect::Stop { reason });

@@ -4,7 +4,7 @@ use std::borrow::Borrow;
 use std::collections::BTreeMap;
 
 use schemas::event::{EventBody, LedgerEvent};
-use schemas::member::Posture;
+use schemas::member::{Posture, Session};
 use schemas::{Code, Millis, PublicKey, Refusal, RunId, UnixMillis};
 
 use crate::apply::ReplayError;
@@ -13,7 +13,7 @@ use crate::deadline::{Timer, Timers};
 use crate::denial::Denials;
 use crate::effect::{Answer, Effect};
 use crate::input::{ControlRequest, Input, Peer, ReplyId, ScreeningId, WorkerRequest};
-use crate::live::{LiveRun, Traffic};
+use crate::live::{Fading, LiveRun, Traffic};
 use crate::state::{Run, State};
 use crate::submit::Screening;
 
@@ -28,6 +28,9 @@ pub struct Settings {
     pub posture: Posture,
     /// How often workers shall send a heartbeat.
     pub heartbeat: Millis,
+    /// Which process this is, drawn at random by the shell. Two that hold the same keys and start in the same millisecond
+    /// would else begin with the same event, and the ledger would take each for the other.
+    pub session: Session,
 }
 
 /// Every decision of the coordinator. Give it inputs one at a time, carry its effects out in order.
@@ -45,6 +48,10 @@ pub struct Coordinator {
     /// Effects of the call that is being handled.
     pub(crate) out: Vec<Effect>,
     pub(crate) checks: BTreeMap<ReplyId, Check>,
+    /// Operators whose uploads are being checked and promoted.
+    pub(crate) commits: BTreeMap<ReplyId, PublicKey>,
+    /// What each operator has had written to the ledger lately.
+    pub(crate) orders: BTreeMap<PublicKey, Fading>,
     pub(crate) screenings: BTreeMap<ScreeningId, Screening>,
     pub(crate) screened: u64,
     pub(crate) denials: Denials,
@@ -64,6 +71,8 @@ impl Coordinator {
             now: UnixMillis(0),
             out: Vec::new(),
             checks: BTreeMap::new(),
+            commits: BTreeMap::new(),
+            orders: BTreeMap::new(),
             screenings: BTreeMap::new(),
             screened: 0,
             denials: Denials::default(),
@@ -91,8 +100,8 @@ impl Coordinator {
     /// the weights of every run that is not complete are loaded.
     pub fn start(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
         self.now = self.now.max(now).max(self.state.time);
-        let Settings { release, posture, .. } = self.settings.clone();
-        self.append(None, LedgerEvent::CoordinatorStarted { release, posture });
+        let Settings { release, posture, session, .. } = self.settings.clone();
+        self.append(None, LedgerEvent::CoordinatorStarted { release, posture, session });
         let open: Vec<RunId> =
             self.state.runs().filter(|(_, run)| !run.is_complete()).map(|(name, _)| name.clone()).collect();
         for run in &open {
@@ -135,6 +144,7 @@ impl Coordinator {
             Input::Refused { peer, verb, refusal, reply } => self.refuse(&peer, verb.token(), refusal, reply),
             Input::Offered { run, unit, delivery } => self.offered(&run, unit, delivery),
             Input::RunChecked { reply, verdict } => self.run_checked(reply, verdict),
+            Input::Committed { reply, promoted, outcome } => self.committed(reply, promoted, outcome),
             Input::Screened { screening, verdict } => self.screened(screening, verdict),
             Input::Merged { run, round, outcome } => self.merged(&run, round, outcome),
             Input::Saved { run, round, outcome } => self.saved(&run, round, outcome),
@@ -175,10 +185,7 @@ impl Coordinator {
             ControlRequest::BlobPut(request) => self.operator_put(operator, request, reply),
             ControlRequest::BlobCommit(request) => self.operator_commit(operator, request, reply),
             ControlRequest::BlobGet(request) => self.operator_get(request, reply),
-            ControlRequest::Shutdown(request) => {
-                self.shut_down(operator, &request, reply);
-                Ok(())
-            }
+            ControlRequest::Shutdown(request) => self.shut_down(operator, &request, reply),
         };
         if let Err(refusal) = outcome {
             self.reply(reply, Err(refusal));

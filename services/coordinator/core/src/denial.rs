@@ -1,45 +1,101 @@
-//! Refusals in the ledger: a few at once and then one now and again, so that somebody who is refused cannot fill it.
+//! Refusals in the ledger: of each sender a few at once and then one now and again, and the same of all together, so that nobody
+//! who is refused can fill it, or use up what others need to be seen.
+
+use std::collections::BTreeMap;
 
 use schemas::event::LedgerEvent;
 use schemas::limits::TEXT_BYTES_MAX;
-use schemas::{Code, Millis, Refusal, UnixMillis};
+use schemas::{AccountId, Code, Millis, Refusal, UnixMillis, WorkerId};
 
 use crate::coordinator::Coordinator;
 use crate::input::Peer;
 
-/// Refusals recorded at once after a quiet time.
-const DENIALS_AT_ONCE: u64 = 64;
-/// How often one more is recorded, with the number of those that were not: some 40,000 events a month, below 1 KiB each.
-const DENIAL_EVERY: Millis = Millis::from_secs(60);
+/// Refusals of one sender that are recorded at once after a quiet time, and how often one more is, with the number of those that
+/// were not: enough to see what it does.
+const OF_ONE: Rate = Rate { at_once: 16, every: Millis::from_secs(480) };
+/// The same of all senders together: 64 that are refused without end keep none of the others from the record. Some 350,000
+/// events a month at worst, below half a KiB each.
+const OF_ALL: Rate = Rate { at_once: 1024, every: Millis(7_500) };
+/// Senders that are counted by themselves; above that those who have nothing to forget make room, and who finds none is counted
+/// among all only.
+const SENDERS_MAX: usize = 4096;
 /// Longest verb that is recorded; the longest of ours has 20.
 const VERB_BYTES_MAX: usize = 64;
 
-/// A token bucket: full at first, one token comes back every [`DENIAL_EVERY`].
-#[derive(Debug)]
-pub(crate) struct Denials {
+/// How many are recorded.
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    at_once: u64,
+    every: Millis,
+}
+
+/// A token bucket: full at first, one token comes back every so often.
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
     tokens: u64,
     refilled_at: UnixMillis,
+}
+
+impl Bucket {
+    fn full(rate: Rate) -> Self {
+        Self { tokens: rate.at_once, refilled_at: UnixMillis(0) }
+    }
+
+    /// Takes a token if there is one.
+    fn take(&mut self) -> bool {
+        let there = self.tokens > 0;
+        self.tokens -= u64::from(there);
+        there
+    }
+
+    fn refill(&mut self, rate: Rate, now: UnixMillis) {
+        let earned = self.refilled_at.until(now).get() / rate.every.get();
+        self.tokens = self.tokens.saturating_add(earned).min(rate.at_once);
+        self.refilled_at = UnixMillis(self.refilled_at.get().saturating_add(earned * rate.every.get()));
+    }
+}
+
+/// What may be recorded now.
+#[derive(Debug)]
+pub(crate) struct Denials {
+    all: Bucket,
+    senders: BTreeMap<(AccountId, WorkerId), Bucket>,
     suppressed: u64,
 }
 
 impl Default for Denials {
     fn default() -> Self {
-        Self { tokens: DENIALS_AT_ONCE, refilled_at: UnixMillis(0), suppressed: 0 }
+        Self { all: Bucket::full(OF_ALL), senders: BTreeMap::new(), suppressed: 0 }
     }
 }
 
 impl Denials {
-    /// Whether to record one now, and then how many were not recorded since the last.
-    fn admit(&mut self, now: UnixMillis) -> Option<u64> {
-        let earned = self.refilled_at.until(now).get() / DENIAL_EVERY.get();
-        self.tokens = self.tokens.saturating_add(earned).min(DENIALS_AT_ONCE);
-        self.refilled_at = UnixMillis(self.refilled_at.get().saturating_add(earned * DENIAL_EVERY.get()));
-        if self.tokens == 0 {
-            self.suppressed = self.suppressed.saturating_add(1);
-            return None;
+    /// Whether to record one of this sender now, and then how many, of anybody, were not recorded since the last.
+    fn admit(&mut self, peer: &Peer, now: UnixMillis) -> Option<u64> {
+        self.all.refill(OF_ALL, now);
+        if self.all.tokens > 0 && self.of_sender(peer, now).is_none_or(Bucket::take) {
+            self.all.tokens -= 1;
+            return Some(std::mem::take(&mut self.suppressed));
         }
-        self.tokens -= 1;
-        Some(std::mem::take(&mut self.suppressed))
+        self.suppressed = self.suppressed.saturating_add(1);
+        None
+    }
+
+    /// The sender's own, if there is room for it.
+    fn of_sender(&mut self, peer: &Peer, now: UnixMillis) -> Option<&mut Bucket> {
+        let key = (peer.account.clone(), peer.worker.clone());
+        if !self.senders.contains_key(&key) && self.senders.len() >= SENDERS_MAX {
+            self.senders.retain(|_, bucket| {
+                bucket.refill(OF_ONE, now);
+                bucket.tokens < OF_ONE.at_once
+            });
+            if self.senders.len() >= SENDERS_MAX {
+                return None;
+            }
+        }
+        let own = self.senders.entry(key).or_insert_with(|| Bucket::full(OF_ONE));
+        own.refill(OF_ONE, now);
+        Some(own)
     }
 }
 
@@ -51,7 +107,7 @@ impl Coordinator {
         if benign.contains(&refusal.code) {
             return;
         }
-        let Some(suppressed) = self.denials.admit(self.now) else { return };
+        let Some(suppressed) = self.denials.admit(peer, self.now) else { return };
         let known = self.state.run(&peer.run).is_some();
         let event = LedgerEvent::RequestDenied {
             account: peer.account.clone(),
@@ -78,19 +134,55 @@ pub(crate) fn cut_text(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixture::peer;
+
+    /// A whole number of periods, as the buckets count them.
+    const START: UnixMillis = UnixMillis(1_700_000_160_000);
+
+    fn later(ms: u64) -> UnixMillis {
+        UnixMillis(START.get() + ms)
+    }
 
     #[test]
-    fn some_pass_at_once_then_one_now_and_again_and_the_others_are_counted() {
+    fn of_one_sender_some_pass_at_once_then_one_now_and_again_and_the_others_are_counted() {
         let mut denials = Denials::default();
-        // A whole number of periods, as the bucket counts them.
-        let start = UnixMillis(1_700_000_040_000);
-        let passed = (0..80).filter(|_| denials.admit(start).is_some()).count();
-        assert_eq!(passed, 64);
-        assert_eq!(denials.admit(UnixMillis(start.get() + 59_999)), None);
-        assert_eq!(denials.admit(UnixMillis(start.get() + 60_000)), Some(17));
-        assert_eq!(denials.admit(UnixMillis(start.get() + 60_000)), None);
-        let later = UnixMillis(start.get() + 36_000_000);
-        assert_eq!((0..80).filter(|_| denials.admit(later).is_some()).count(), 64);
+        let loud = peer(1);
+        let passed = (0..80).filter(|_| denials.admit(&loud, START).is_some()).count();
+        assert_eq!(passed, 16);
+        assert_eq!(denials.admit(&loud, later(479_999)), None);
+        assert_eq!(denials.admit(&loud, later(480_000)), Some(65));
+        assert_eq!(denials.admit(&loud, later(480_000)), None);
+        assert_eq!((0..80).filter(|_| denials.admit(&loud, later(36_000_000)).is_some()).count(), 16);
+    }
+
+    #[test]
+    fn who_is_refused_without_end_keeps_nobody_else_from_the_record() {
+        let mut denials = Denials::default();
+        for number in 1..=60 {
+            for _ in 0..1000 {
+                let _recorded = denials.admit(&peer(number), START);
+            }
+        }
+        assert!(denials.admit(&peer(61), START).is_some());
+        // A day of it: all sixty go on, and one who was refused once a day ago is seen.
+        for minute in 1..1440 {
+            for number in 1..=60 {
+                let _recorded = denials.admit(&peer(number), later(minute * 60_000));
+            }
+        }
+        assert!(denials.admit(&peer(61), later(86_400_000)).is_some());
+    }
+
+    #[test]
+    fn all_together_are_bounded_and_so_is_what_is_remembered() {
+        let mut denials = Denials::default();
+        let passed = (0..6000).filter(|number| denials.admit(&peer(*number), START).is_some()).count();
+        assert_eq!(passed, 1024);
+        assert_eq!(denials.admit(&peer(9000), later(7_500)), Some(6000 - 1024));
+        // New names without end, one whenever one more of all may be recorded.
+        let every = |number: u64| later(1_000_000 + 7_500 * number);
+        assert!((0..5000).all(|number| denials.admit(&peer(10_000 + number as u32), every(number)).is_some()));
+        assert!(denials.senders.len() <= SENDERS_MAX, "{}", denials.senders.len());
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub enum Effect {
         /// The objects.
         objects: Vec<ObjectRef>,
     },
-    /// Check and promote an operator's objects, then answer [`Answer::Done`] or the refusal; needs no input back.
+    /// Check and promote an operator's objects; answer with `Input::Committed`.
     Commit {
         /// The request.
         reply: ReplyId,
@@ -109,6 +109,14 @@ pub enum Effect {
         run: RunId,
         /// The lease.
         lease: LeaseRef,
+    },
+    /// Delete what was uploaded under a lease that is over: what counts lies in `blobs`, and the rest counts nowhere. A hint: what
+    /// is not deleted is forgotten by the store some days later.
+    Sweep {
+        /// Whose quarantine.
+        place: Quarantine,
+        /// What may lie there.
+        objects: Vec<Digest>,
     },
     /// Check a result: signature, objects at the store, layout, sizes, finite, norm; promote its objects; answer with
     /// `Input::Screened`. What the statement says about lease, tokens and steps was checked already.

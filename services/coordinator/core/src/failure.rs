@@ -8,11 +8,14 @@ use schemas::{Code, Refusal, RunId, WorkerId};
 
 use crate::coordinator::Coordinator;
 use crate::denial::cut_text;
+use crate::live::LiveRun;
 use crate::state::Run;
 
 /// A unit that every present worker failed halts the run after this many failures: a single worker gets some tries, since
 /// a machine may be out of memory for a moment.
 const UNIT_FAILURES_MIN: u32 = 4;
+/// Failures without a result in between, of all workers together, that are shown when they are of the moment.
+const FAILED_IN_A_ROW_MIN: u32 = 2;
 /// Failures that are named in a reason: it is one line on a terminal.
 const NAMED_MAX: usize = 3;
 /// Characters of one failure in a reason.
@@ -51,6 +54,7 @@ impl Coordinator {
     pub(crate) fn unit_failed(&mut self, name: &RunId, unit: UnitId, worker: &WorkerId, refusal: &Refusal) {
         let Some(live) = self.live.get_mut(name) else { return };
         live.last_failures.insert(worker.clone(), refusal.clone());
+        live.failed_in_a_row = live.failed_in_a_row.saturating_add(1);
         if is_of_the_moment(refusal.code) {
             return;
         }
@@ -77,6 +81,7 @@ impl Coordinator {
         live.failures.remove(unit);
         if let Some((_, worker, since)) = run.leases().find(|(lease, ..)| lease.unit == *unit) {
             live.last_failures.remove(worker);
+            live.failed_in_a_row = 0;
             live.spans.note(unit, worker, since, now);
         }
     }
@@ -99,6 +104,16 @@ impl Coordinator {
         let detail = format!("unit {unit} failed {total} times with {workers} workers: {}", named(failures.by.iter()));
         self.halt(name, &Refusal::new(Code::UnitFails, detail));
     }
+}
+
+/// What keeps every present worker from a result, when it is nothing that speaks against a unit: a store that is full or away
+/// passes, so it halts nothing, but a run that stands for hours says why. One failure each way is nothing to look at.
+pub(crate) fn nobody_gets_through(run: &Run, live: &LiveRun) -> Option<Refusal> {
+    let present = run.members.iter().filter(|(_, member)| member.present).map(|(worker, _)| worker);
+    let failed: Option<BTreeMap<_, _>> = present.map(|worker| live.last_failures.get_key_value(worker)).collect();
+    let failed = failed.filter(|failed| live.failed_in_a_row >= FAILED_IN_A_ROW_MIN.max(failed.len() as u32))?;
+    let (_, first) = failed.first_key_value()?;
+    Some(Refusal::new(first.code, format!("no worker gets a unit done: {}", named(failed.into_iter()))))
 }
 
 /// A worker's reason for giving a lease back when it is a failure: then it begins with a code.

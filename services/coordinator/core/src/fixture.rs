@@ -121,7 +121,13 @@ pub(crate) fn peer(number: u32) -> Peer {
 
 pub(crate) fn settings() -> Settings {
     let audit_key = public_key(1);
-    Settings { release: "1".to_owned(), audit_key, posture: Posture::default(), heartbeat: Millis::from_secs(5) }
+    Settings {
+        release: "1".to_owned(),
+        audit_key,
+        posture: Posture::default(),
+        heartbeat: Millis::from_secs(5),
+        session: Session(99),
+    }
 }
 
 /// The session of worker `number`'s first process.
@@ -281,6 +287,7 @@ impl World {
                     assert!(self.manifests.insert(reply, *manifest).is_none(), "{reply:?} was answered twice");
                 }
                 Effect::CheckRun { .. }
+                | Effect::Commit { .. }
                 | Effect::Screen { .. }
                 | Effect::Merge { .. }
                 | Effect::Save { .. }
@@ -328,6 +335,9 @@ impl World {
     pub(crate) fn answer_one(&mut self, effect: Effect) {
         match effect {
             Effect::CheckRun { reply, .. } => self.input(Input::RunChecked { reply, verdict: Ok(()) }),
+            Effect::Commit { reply, objects, .. } => {
+                self.input(Input::Committed { reply, promoted: objects.len(), outcome: Ok(()) });
+            }
             Effect::Screen { screening, submission, .. } => {
                 let statement = Digest::of(&submission.bytes);
                 self.input(Input::Screened { screening, verdict: Ok(Screened { statement, norm: 1.0 }) });
@@ -366,9 +376,14 @@ impl World {
     }
 
     pub(crate) fn control(&mut self, request: ControlRequest) -> ReplyId {
+        self.control_as(2, request)
+    }
+
+    /// The same by operator `number`.
+    pub(crate) fn control_as(&mut self, number: u32, request: ControlRequest) -> ReplyId {
         self.requests += 1;
         let reply = ReplyId(self.requests);
-        self.input(Input::Control { operator: public_key(2), request, reply });
+        self.input(Input::Control { operator: public_key(number), request, reply });
         reply
     }
 

@@ -9,7 +9,7 @@ use schemas::control::{OperatorObjects, RunNew, Shutdown, ViewRequest};
 use schemas::data::DataManifest;
 use schemas::lease::{ClaimRequest, ReleaseRequest, RenewRequest, UnitId, Weights};
 use schemas::member::{JoinRequest, LeaveRequest};
-use schemas::subject::Verb;
+use schemas::subject::{ControlVerb, Verb};
 use schemas::telemetry::Heartbeat;
 use schemas::{AccountId, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, WorkerId};
 
@@ -99,6 +99,15 @@ pub enum Input {
         reply: ReplyId,
         /// Whether all are there and fit together.
         verdict: Result<(), Refusal>,
+    },
+    /// An operator's uploads were checked and promoted ([`crate::Effect::Commit`]).
+    Committed {
+        /// The request.
+        reply: ReplyId,
+        /// How many of the objects were not in `blobs` before, and are now.
+        promoted: usize,
+        /// Why the others are not.
+        outcome: Result<(), Refusal>,
     },
     /// A result was checked ([`crate::Effect::Screen`]).
     Screened {
@@ -197,6 +206,20 @@ pub enum ControlRequest {
     BlobCommit(OperatorObjects),
     BlobGet(GetRequest),
     Shutdown(Shutdown),
+}
+
+impl ControlRequest {
+    /// The verb under which it came.
+    pub const fn verb(&self) -> ControlVerb {
+        match self {
+            Self::RunNew(_) => ControlVerb::RunNew,
+            Self::View(_) => ControlVerb::View,
+            Self::BlobPut(_) => ControlVerb::BlobPut,
+            Self::BlobCommit(_) => ControlVerb::BlobCommit,
+            Self::BlobGet(_) => ControlVerb::BlobGet,
+            Self::Shutdown(_) => ControlVerb::Shutdown,
+        }
+    }
 }
 
 /// What a check of a good result found.

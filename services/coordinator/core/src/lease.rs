@@ -1,23 +1,25 @@
 //! The lease broker: claims, grants, renewals, and the ends of leases.
 
+use std::collections::BTreeSet;
+
 use schemas::event::{LeaseEnd, LedgerEvent};
 use schemas::lease::{
     ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, Manifest, ReleaseRequest, RenewReply, RenewRequest, UnitId,
     UnitKind,
 };
 use schemas::limits::CLAIM_WAIT_MAX;
-use schemas::{Code, Millis, Refusal, RunId, UnixMillis, V, WorkerId};
+use schemas::{Code, Digest, Millis, Refusal, RunId, UnixMillis, V, WorkerId};
 
 use crate::coordinator::{Coordinator, draining, run_unknown};
 use crate::deadline::Timer;
 use crate::draw::Data;
-use crate::effect::{Answer, Effect};
+use crate::effect::{Answer, Effect, Quarantine};
 use crate::failure::stated_failure;
 use crate::input::{Peer, ReplyId};
 use crate::live::{LiveLease, LiveRun, progress_wait};
 use crate::membership::{check_member, check_session, check_steps, replaced};
 use crate::spare::{catches_up, may_evaluate};
-use crate::state::{Run, Standing};
+use crate::state::{Run, Standing, Unit};
 
 /// A manifest is valid from this long before it is signed: clocks of one site differ by less.
 const CLOCK_SKEW_SECONDS: u64 = 5;
@@ -157,6 +159,11 @@ impl Coordinator {
 
     pub(crate) fn release(&mut self, peer: &Peer, request: &ReleaseRequest, reply: ReplyId) -> Result<(), Refusal> {
         let (run, live) = self.open_run(&peer.run)?;
+        if was_given_back(run, peer, &request.lease) {
+            // The answer to its first release was lost.
+            self.reply(reply, Ok(Answer::Done(Done { v: V })));
+            return Ok(());
+        }
         check_holder(run, peer, &request.lease)?;
         if live.leases.get(&request.lease.unit).is_some_and(|held| held.screening.is_some()) {
             let detail = format!("the result of {} is being checked", request.lease);
@@ -200,17 +207,26 @@ impl Coordinator {
         let tokens = run.unit_tokens(&lease.unit);
         let holder = run.holder(&lease.unit).filter(|(_, epoch)| *epoch == lease.epoch);
         let Some(worker) = holder.map(|(worker, _)| worker.clone()) else { return };
-        self.append(Some(name), LedgerEvent::LeaseEnded { lease, worker, cause, tokens });
-        self.free_unit(name, lease);
+        self.append(Some(name), LedgerEvent::LeaseEnded { lease, worker: worker.clone(), cause, tokens });
+        self.free_unit(name, lease, worker);
     }
 
     /// Drops what was kept for a lease that ended without a result, and lets its unit be granted again.
-    pub(crate) fn free_unit(&mut self, name: &RunId, lease: LeaseRef) {
-        if let Some(live) = self.live.get_mut(name) {
-            live.leases.remove(&lease.unit);
-        }
+    pub(crate) fn free_unit(&mut self, name: &RunId, lease: LeaseRef, worker: WorkerId) {
+        let held = self.live.get_mut(name).and_then(|live| live.leases.remove(&lease.unit));
+        self.sweep(name, lease, worker, held.map(|held| held.uploads).unwrap_or_default());
         self.out.push(Effect::Unstage { run: name.clone(), lease });
         self.make_ready(name, lease.unit);
+    }
+}
+
+impl Coordinator {
+    /// What was uploaded under a lease that is over is of no use any more.
+    pub(crate) fn sweep(&mut self, name: &RunId, lease: LeaseRef, worker: WorkerId, uploads: BTreeSet<Digest>) {
+        if !uploads.is_empty() {
+            let place = Quarantine::Worker { run: name.clone(), lease, worker };
+            self.out.push(Effect::Sweep { place, objects: uploads.into_iter().collect() });
+        }
     }
 }
 
@@ -234,6 +250,13 @@ pub(crate) fn check_holder(run: &Run, peer: &Peer, lease: &LeaseRef) -> Result<(
     } else {
         Err(Refusal::new(Code::LeaseUnknown, format!("{} holds no lease {lease}", peer.worker)))
     }
+}
+
+/// Whether the asker held this lease last and left no result under it.
+fn was_given_back(run: &Run, peer: &Peer, lease: &LeaseRef) -> bool {
+    let own = |unit: &Unit| unit.epoch == lease.epoch && unit.failed_by.as_ref() == Some(&peer.worker);
+    let open = run.units.get(&lease.unit).filter(|unit| unit.standing == Standing::Open);
+    check_member(run, peer).is_ok() && open.is_some_and(own)
 }
 
 fn stood_still(lease: &LeaseRef, life: Millis) -> Refusal {

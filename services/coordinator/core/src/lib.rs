@@ -14,6 +14,7 @@
 //! | `failure` | units that fail again and again, and when that halts a run |
 //! | `spare` | who may evaluate while others train |
 //! | `spending` | what a worker may have written to the ledger without a result |
+//! | `order` | what an operator may have written to the ledger |
 //! | `draw` | which data a unit reads |
 //! | `deadline` | when to be called again |
 
@@ -33,6 +34,7 @@ mod live;
 mod membership;
 mod object;
 mod offer;
+mod order;
 mod round;
 mod spare;
 mod spending;

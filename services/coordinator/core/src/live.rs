@@ -30,8 +30,12 @@ pub(crate) struct LiveRun {
     pub(crate) failures: BTreeMap<UnitId, Failures>,
     /// Why a worker failed last; kept when it leaves, to say why nobody is left.
     pub(crate) last_failures: BTreeMap<WorkerId, Refusal>,
+    /// Failures of all workers since one of them had a result.
+    pub(crate) failed_in_a_row: u32,
     /// The last lease of a worker that ended because it stood still: it is told so when it asks.
     pub(crate) stalled: BTreeMap<WorkerId, LeaseRef>,
+    /// The last result of a worker that was refused: the lease, the statement, and why. The same one is answered the same again.
+    pub(crate) refused: BTreeMap<WorkerId, (LeaseRef, Digest, Refusal)>,
     pub(crate) spans: Spans,
     /// Whether evaluations come before training, since too many wait.
     pub(crate) catching_up: bool,
@@ -197,7 +201,9 @@ impl LiveRun {
             leases: BTreeMap::new(),
             failures: BTreeMap::new(),
             last_failures: BTreeMap::new(),
+            failed_in_a_row: 0,
             stalled: BTreeMap::new(),
+            refused: BTreeMap::new(),
             spans: Spans::default(),
             catching_up: false,
             presence: BTreeMap::new(),

@@ -87,7 +87,13 @@ impl Coordinator {
     }
 
     pub(crate) fn leave(&mut self, peer: &Peer, request: &LeaveRequest, reply: ReplyId) -> Result<(), Refusal> {
-        let member = check_member(self.state.run(&peer.run).ok_or_else(|| run_unknown(&peer.run))?, peer)?;
+        let run = self.state.run(&peer.run).ok_or_else(|| run_unknown(&peer.run))?;
+        if run.members.get(&peer.worker).is_some_and(|member| has_left(member, peer, request.session)) {
+            // The answer to its first goodbye was lost.
+            self.reply(reply, Ok(Answer::Done(Done { v: V })));
+            return Ok(());
+        }
+        let member = check_member(run, peer)?;
         check_session(member, request.session)?;
         self.depart(&peer.run, &peer.worker, Departure::Left, &request.reason);
         self.reply(reply, Ok(Answer::Done(Done { v: V })));
@@ -211,6 +217,11 @@ fn check_account(member: &Member, peer: &Peer) -> Result<(), Refusal> {
     }
     let detail = format!("{} joined from account {}, asks from {}", peer.worker, member.account, peer.account);
     Err(Refusal::new(Code::IdentityMismatch, detail))
+}
+
+/// Whether the asker was this worker and is a member no more.
+fn has_left(member: &Member, peer: &Peer, session: Session) -> bool {
+    !member.present && member.account == peer.account && member.session == session
 }
 
 fn not_joined(worker: &WorkerId) -> Refusal {

@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::StageRequest;
 use schemas::control::OperatorObjects;
-use schemas::event::LedgerEvent;
 use schemas::lease::{Done, UnitKind};
 use schemas::limits::{CHUNKS_MAX, GRANTS_MAX, OBJECT_BYTES_MAX};
 use schemas::{Bytes, Code, Digest, ObjectRef, PublicKey, Refusal, RunId, V, WorkerId};
@@ -27,6 +26,8 @@ const UPLOADS_A_CHUNK_MAX: usize = 4;
 const UNUSED_A_CHUNK_MAX: usize = 4;
 /// Most chunks read ahead under one lease: every chunk again and again while a bad line makes a worker repeat.
 const LEASE_STAGED_MAX: usize = 16 * CHUNKS_MAX;
+/// Most requests of one operator whose uploads are being checked at once: several imports side by side.
+const COMMITS_MAX: usize = 16;
 
 impl Coordinator {
     pub(crate) fn put(&mut self, peer: &Peer, request: PutRequest, reply: ReplyId) -> Result<(), Refusal> {
@@ -144,11 +145,25 @@ impl Coordinator {
         reply: ReplyId,
     ) -> Result<(), Refusal> {
         self.check_operator(&request)?;
-        let verb = "blob.commit".to_owned();
-        self.append(None, LedgerEvent::ControlReceived { operator: operator.clone(), verb });
+        self.check_orders(&operator)?;
+        if self.commits.values().filter(|other| **other == operator).count() >= COMMITS_MAX {
+            let detail = format!("{COMMITS_MAX} uploads of {operator} are being checked; ask again");
+            return Err(Refusal::new(Code::AskedTooMuch, detail));
+        }
+        self.commits.insert(reply, operator.clone());
         let place = Quarantine::Operator { operator };
         self.out.push(Effect::Commit { reply, place, objects: request.objects });
         Ok(())
+    }
+
+    /// Uploads were promoted, or some, or none. Only what was is written: an order can fail, and one that is said again finds its
+    /// objects there.
+    pub(crate) fn committed(&mut self, reply: ReplyId, promoted: usize, outcome: Result<(), Refusal>) {
+        let Some(operator) = self.commits.remove(&reply) else { return };
+        if promoted > 0 {
+            self.record_order(operator, "blob.commit");
+        }
+        self.reply(reply, outcome.map(|()| Answer::Done(Done { v: V })));
     }
 
     /// Operators may read every object.

@@ -59,6 +59,14 @@ impl Coordinator {
         }
         let (screening, now) = (ScreeningId(self.screened + 1), self.now);
         let (run, live) = self.open_run(&peer.run)?;
+        if let Some((_, _, refusal)) =
+            live.refused.get(&peer.worker).filter(|(of, stated, _)| (*of, *stated) == (lease, statement))
+        {
+            // The answer to the first one was lost.
+            let refusal = refusal.clone();
+            self.reply(reply, Err(refusal));
+            return Ok(());
+        }
         check_holder(run, peer, &lease)?;
         let held = live.leases.get_mut(&lease.unit).expect("every lease that is held is watched");
         if let Some(running) = held.screening {
@@ -72,7 +80,7 @@ impl Coordinator {
         let tokens = evaluation_tokens.unwrap_or_default();
         if let Err(refusal) = check_statement(&peer.run, run, &peer.worker, &submission.statement, tokens) {
             // The event of the rejection says it, as for a result that the check refuses later.
-            self.reject(&peer.run, lease, &peer.worker, &refusal);
+            self.reject(&peer.run, (lease, statement), &peer.worker, &refusal);
             self.reply(reply, Err(refusal));
             return Ok(());
         }
@@ -119,7 +127,7 @@ impl Coordinator {
                 self.check_failed(done, &refusal);
             }
             Err(refusal) => {
-                self.reject(&done.run, lease, &done.worker, &refusal);
+                self.reject(&done.run, (lease, done.statement), &done.worker, &refusal);
                 self.answer_others(&done, &refusal);
             }
         }
@@ -144,11 +152,13 @@ impl Coordinator {
         self.append(Some(&name), event);
         if let Some(live) = self.live.get_mut(&name) {
             live.fruitless.remove(&holder);
-            let uploads = live.leases.remove(&lease.unit).map(|held| held.uploads);
-            if let (Some(uploads), Some(unused)) = (uploads, live.unused.get_mut(&holder)) {
+            let uploads = live.leases.remove(&lease.unit).map(|held| held.uploads).unwrap_or_default();
+            if let Some(unused) = live.unused.get_mut(&holder) {
                 // Other uploads of the lease came to nothing, like those of a lease without a result.
                 unused.used(uploads.intersection(&named).count());
             }
+            // After a restart only the result tells what was uploaded.
+            self.sweep(&name, lease, holder, uploads.union(&named).copied().collect());
         }
         self.settle(&name, &lease.unit);
         for (reply, asked) in replies {
@@ -204,7 +214,10 @@ impl Coordinator {
     }
 
     /// Refuses a result: its tokens are rejected, its unit is open again, and its worker has one more strike.
-    fn reject(&mut self, name: &RunId, lease: LeaseRef, worker: &WorkerId, refusal: &Refusal) {
+    fn reject(&mut self, name: &RunId, (lease, statement): (LeaseRef, Digest), worker: &WorkerId, refusal: &Refusal) {
+        if let Some(live) = self.live.get_mut(name) {
+            live.refused.insert(worker.clone(), (lease, statement, refusal.clone()));
+        }
         let Some(run) = self.state.run(name) else { return };
         let (tokens, strikes_max) = (run.unit_tokens(&lease.unit), u64::from(run.spec.policy.strikes_max));
         let rejected = LedgerEvent::ContributionRejected {
@@ -220,7 +233,7 @@ impl Coordinator {
             self.depart(name, worker, Departure::Removed, &format!("{strikes_max} refused results"));
         }
         self.result_refused(name, lease.unit, worker, refusal);
-        self.free_unit(name, lease);
+        self.free_unit(name, lease, worker.clone());
     }
 }
 

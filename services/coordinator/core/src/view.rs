@@ -10,7 +10,7 @@ use schemas::{Bytes, Code, Message, Millis, Refusal, Round, RunId, Steps, UnixMi
 use crate::coordinator::{Coordinator, run_unknown};
 use crate::deadline::Timer;
 use crate::effect::{Answer, Effect};
-use crate::failure::named;
+use crate::failure::{named, nobody_gets_through};
 use crate::input::ReplyId;
 use crate::live::LiveRun;
 use crate::state::{RoundRecord, Run, Standing};
@@ -99,7 +99,8 @@ fn trouble(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Refusal> {
         return Some(Refusal::new(Code::TooFewWorkers, detail));
     }
     let executor = live.executor.trouble.as_ref().or(live.executor.save_trouble.as_ref()).cloned();
-    executor.or_else(|| live.failures.iter().find_map(|(unit, failures)| failures.as_trouble(unit)))
+    let of_a_unit = || live.failures.iter().find_map(|(unit, failures)| failures.as_trouble(unit));
+    executor.or_else(of_a_unit).or_else(|| nobody_gets_through(run, live))
 }
 
 /// Why nobody works for a run that has had workers.

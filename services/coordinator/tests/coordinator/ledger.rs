@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use diloco_coordinator::{Ledger, LedgerError, LedgerMark};
+use identity::join::new_session;
 use identity::{AuditKey, KeyKind, ManifestKey, SigningKey, TrustBundle};
 use runtime::Failure;
 use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent};
+use schemas::member::Posture;
 use schemas::subject::{LEDGER_STREAM, ledger_subject};
 use schemas::{Code, Digest, Message as _, Sequence, UnixMillis, V};
 use serde_bytes::{ByteArray, ByteBuf};
@@ -233,6 +235,23 @@ async fn an_append_outlives_a_server_that_is_killed() {
     scene.server.restart().await;
     append.await.expect("no panic").expect("appended when the server is back");
     assert_eq!(reasons(&scene.open().await.expect("it verifies").1), ["before", "meanwhile"]);
+}
+
+/// Two processes with the same key that start in the same millisecond sign different first events, so that the ledger takes one
+/// and the other learns of it. The very same event would be taken for its own by both.
+#[tokio::test]
+async fn two_that_start_in_the_same_moment_do_not_both_lead() {
+    let scene = Scene::new().await;
+    let (mut first, _) = scene.open().await.expect("an empty ledger");
+    let (mut second, _) = scene.open().await.expect("an empty ledger");
+    let started = || LedgerEvent::CoordinatorStarted {
+        release: "1".to_owned(),
+        posture: Posture::default(),
+        session: new_session(),
+    };
+    first.append(UnixMillis(5), None, started()).await.expect("it leads");
+    let error = second.append(UnixMillis(5), None, started()).await.expect_err("another leads");
+    assert_eq!(error.code(), Code::LedgerFenced, "{error}");
 }
 
 /// At the start, in the middle, at the end; while this one writes, and when it starts.

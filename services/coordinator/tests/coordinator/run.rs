@@ -4,14 +4,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use diloco_coordinator::SnapshotPointer;
+use futures::stream::{self, StreamExt as _};
 use identity::AuditKey;
+use runtime::BusError;
 use schemas::blob::{Grants, PutRequest};
 use schemas::contribution::Fate;
-use schemas::control::{RunNew, RunNewReply, Shutdown, ShutdownReply};
+use schemas::control::{Query, RunNew, RunNewReply, Shutdown, ShutdownReply, View, ViewReply, ViewRequest};
 use schemas::lease::{Manifest, ReleaseRequest};
 use schemas::permission::Role;
 use schemas::snapshot::SnapshotManifest;
-use schemas::subject::{ControlVerb, STATE_BUCKET, Verb, snapshot_key};
+use schemas::subject::{ControlVerb, STATE_BUCKET, Verb, control_subject, snapshot_key};
 use schemas::view::RunPhase;
 use schemas::{Code, Digest, Message as _, Millis, ObjectRef, Round, V};
 
@@ -282,6 +284,23 @@ async fn a_second_coordinator_takes_over_and_the_first_stands_down() {
     let log = scene.cluster.process("coordinator").log();
     assert!(log.contains("DL0701"), "{log}");
     assert!(worker.claim(&scene).await.is_some());
+}
+
+/// One operator's key, used by a program that has run wild, or by who has stolen it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_that_asks_without_end_is_refused_and_another_is_answered() {
+    let scene = Scene::start(1).await;
+    let look = ViewRequest { v: V, query: Query::Runs };
+    let loud = async |_| scene.operator.ask::<_, ViewReply>(ControlVerb::View, &look).await;
+    let asked: Vec<_> = stream::iter(0..6000).map(loud).buffer_unordered(256).collect().await;
+    let too_much = |answer: &Result<ViewReply, BusError>| matches!(answer, Err(BusError::Refused(refusal)) if refusal.code == Code::AskedTooMuch);
+    let refused = asked.iter().filter(|answer| too_much(answer)).count();
+    let answered = asked.iter().filter(|answer| answer.is_ok()).count();
+    assert!(refused > 0 && answered >= 2000, "{answered} answered, {refused} refused");
+    let second = scene.cluster.connect(Role::Operator, "second").await;
+    let subject = control_subject(second.public().expect("connected with credentials"), ControlVerb::View);
+    let other: ViewReply = second.request(&subject, &look, WAIT).await.expect("it has asked nothing yet");
+    assert!(matches!(other.view, View::Runs(_)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -72,6 +72,17 @@ pub(crate) fn say_what_ends(context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Tells which streams and buckets are not as declared. They are left as they are: whoever altered one may have meant it.
+pub(crate) fn say_what_differs(context: &Context, rows: &[Compared]) {
+    let differing: Vec<_> = rows.iter().filter(|row| row.stand == Stand::Differs).collect();
+    for Compared { name, difference, .. } in &differing {
+        context.printer.talk(&format!("warning {}: {name}: {difference}", Code::StreamDrift));
+    }
+    if !differing.is_empty() {
+        context.printer.talk(&format!("  next: {}", Code::StreamDrift.next_step()));
+    }
+}
+
 /// Compares every declaration with the live server, and creates what is missing when `create`.
 pub(crate) async fn compare(
     context: &Context,
@@ -290,6 +301,8 @@ struct Stream {
     retention: Retention,
     discard: DiscardPolicy,
     max_bytes: i64,
+    /// Added to `max_bytes` for each tenant: a copy of all their events grows with them.
+    max_bytes_per_tenant: i64,
     max_message_bytes: i32,
     max_age_ms: u64,
     duplicate_window_ms: u64,
@@ -419,7 +432,7 @@ impl Stream {
                 Retention::WorkQueue => RetentionPolicy::WorkQueue,
             },
             discard: self.discard,
-            max_bytes: self.max_bytes,
+            max_bytes: self.max_bytes + self.max_bytes_per_tenant * i64::try_from(tenants.len()).unwrap_or(i64::MAX),
             max_messages: -1,
             max_messages_per_subject: -1,
             max_message_size: self.max_message_bytes,

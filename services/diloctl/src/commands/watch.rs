@@ -68,7 +68,7 @@ impl Statuses {
 
 /// Whether the coordinator may answer later.
 const fn is_absence(code: Code) -> bool {
-    matches!(code, Code::NoAnswer | Code::BusUnreachable | Code::Draining)
+    matches!(code, Code::NoAnswer | Code::BusUnreachable | Code::Draining | Code::AskedTooMuch)
 }
 
 /// Follows a run until `reached`, and gives the view that reached it; or why it never will.
@@ -138,7 +138,7 @@ fn message(view: &RunView, width: usize) -> String {
         phase(view),
         format!("round {}/{}", view.round, view.rounds),
         format!("units {}/{}", view.units_done, view.units),
-        format!("held-out {}", loss(view.held_out_loss.map(|(_, loss)| loss))),
+        format!("held-out {}", held_out(view, 3)),
         format!("{} tokens/s", count(view.tokens_per_second)),
         format!("{} workers", view.workers),
         format!("train {}", loss(view.train_loss)),
@@ -154,6 +154,11 @@ fn message(view: &RunView, width: usize) -> String {
         }
     }
     line
+}
+
+/// The newest held-out loss, and of which round's weights: it may be a few rounds old.
+fn held_out(view: &RunView, digits: usize) -> String {
+    or_dash(view.held_out_loss, |(round, loss)| format!("{loss:.digits$} @{round}"))
 }
 
 /// Between two parts of the line beside the bar.
@@ -196,7 +201,7 @@ impl Row for Change<'_> {
             view.leases.to_string(),
             count(view.tokens_per_second),
             or_dash(view.train_loss, |loss| format!("{loss:.4}")),
-            or_dash(view.held_out_loss, |(round, loss)| format!("{loss:.4} @{round}")),
+            held_out(view, 4),
             bytes(view.bytes_up.get()),
             bytes(view.bytes_down.get()),
             phase(view),
@@ -272,7 +277,8 @@ mod tests {
                 "{line}"
             );
         }
-        assert!(message(&view(RunPhase::Training), 200).ends_with("117 leases"));
+        let whole = message(&view(RunPhase::Training), 200);
+        assert!(whole.contains(" held-out 12.346 @122 ") && whole.ends_with("117 leases"), "{whole}");
     }
 
     #[test]

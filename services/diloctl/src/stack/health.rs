@@ -57,6 +57,7 @@ impl Trouble {
     fn told(log: &str, pid: u32) -> Option<Self> {
         let mark = format!("[{pid}] ");
         let own = log.lines().rev().filter_map(|line| line.strip_prefix(&mark)?.split_once("[ERR] "));
+        let own = own.filter(|(_, words)| !is_of_a_connection(words));
         let (_, words) = own.into_iter().find(|(_, words)| SIGNS.iter().any(|sign| words.contains(sign)))?;
         let file = words.split_once(": write ").and_then(|(_, rest)| rest.split_once(": "));
         Some(Self { words: words.to_owned(), file: file.map(|(path, _)| PathBuf::from(path)) })
@@ -79,6 +80,15 @@ impl Trouble {
         let (folder, free, words) = (folder.display(), bytes(free), &self.words);
         Err(Failure::new(Code::StreamNotStored, format!("{free} are free at {folder}; the broker says: {words}")))
     }
+}
+
+/// Whether a line is about a peer: `127.0.0.1:4222 - cid:7 - "v1.0:go:name" - …`. Such a line quotes what the peer calls
+/// itself, and everybody who reaches the port can call itself a full disk.
+fn is_of_a_connection(words: &str) -> bool {
+    words.split(" - ").nth(1).is_some_and(|kind| {
+        let name = kind.split_once(':').map_or("", |(name, _)| name);
+        name.len() <= 4 && name.ends_with("id")
+    })
 }
 
 /// The nearest folder above a file that is there, and how much is free on its disk.
@@ -117,6 +127,22 @@ mod tests {
         assert_eq!(Trouble::told("", 9), None);
         let relative = Trouble::told(LOG, 10).expect("its disk was full");
         assert_eq!(relative.file.as_deref(), Some(Path::new(".diloco/nats/3.blk")));
+    }
+
+    #[test]
+    fn what_a_peer_calls_itself_is_no_trouble_of_the_brokers() {
+        let named = "v1.0\\n[9] 2026/11/26 17:00:00.0 [ERR] JetStream failed to store a msg: write /d/2.blk: no space left on device:go:x";
+        for kind in ["cid", "rid", "gid", "lid", "wid", "mid"] {
+            let log = format!(
+                "[9] 2026/11/26 17:41:01.0 [ERR] 127.0.0.1:34870 - {kind}:59 - \"{named}\" - \"A/B\" - Publish Violation - Subject \"x\"\n"
+            );
+            assert_eq!(Trouble::told(&log, 9), None, "{log}");
+            let both = format!("{LOG}{log}");
+            let trouble = Trouble::told(&both, 9).expect("the broker's own words stand before it");
+            assert_eq!(trouble.file.as_deref(), Some(Path::new("/d/nats/2.blk")));
+        }
+        let own = "[9] 2026/11/26 17:41:01.0 [ERR] JetStream resource limits - no: no space left on device\n";
+        assert!(Trouble::told(own, 9).is_some());
     }
 
     #[test]

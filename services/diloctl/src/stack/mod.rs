@@ -1,5 +1,6 @@
 //! All services of one machine as processes: started in order, each when the one before it can be used, and stopped in the
-//! opposite order. `up` may be repeated: what runs is left alone, what died is started again.
+//! opposite order. `up` may be repeated: what runs is left alone, what died is started again, streams that are missing are
+//! made. It succeeds when the coordinator has answered.
 
 pub(crate) mod health;
 mod process;
@@ -7,10 +8,11 @@ pub(crate) mod services;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use identity::{BrokerFiles, Domain};
 use runtime::{Failure, clock};
-use schemas::control::{Shutdown, ShutdownReply};
+use schemas::control::{Query, Shutdown, ShutdownReply};
 use schemas::subject::ControlVerb;
 use schemas::{Code, V};
 use serde::Serialize;
@@ -21,6 +23,10 @@ use crate::commands::cluster;
 use crate::context::{BUS_PORT, Context, Endpoints, STORE_PORT};
 use crate::output::Row;
 use process::{Readiness, Running, Spec};
+
+/// How long the coordinator may take for an answer at the end of `up`. One that leads takes milliseconds, and seconds while an
+/// event waits for a slow disk.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// Where a broker of one machine listens.
 pub(crate) fn listen_address(port: u16) -> String {
@@ -51,6 +57,7 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
     }
     let ports = Ports::choose(context, options)?;
     let endpoints = ports.endpoints();
+    let here = Context { endpoints: endpoints.clone(), credentials: None, ..context.clone() };
     let specs = services::all(context, &domain, options, &endpoints)?;
     let mut rows = Vec::new();
     for spec in &specs {
@@ -65,14 +72,29 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
             Some(Readiness::Done) => "ended",
         };
         rows.push(Outcome::new(&running, state));
-        if spec.name == services::BROKER && begun.is_some() {
+        if spec.name == services::BROKER {
+            // Of a broker that runs already as well: somebody may have deleted or altered what lies there.
             let declarations = Declarations { nats_config: options.nats_config.clone(), replicas: 1 };
-            let here = Context { endpoints: endpoints.clone(), credentials: None, ..context.clone() };
-            cluster::compare(&here, &declarations, true).await?;
+            let compared = cluster::compare(&here, &declarations, true).await?;
+            cluster::say_what_differs(context, &compared);
         }
     }
+    let answer = coordinator_answers(&here).await;
     context.printer.rows(&rows);
-    cluster::say_what_ends(context)
+    cluster::say_what_ends(context)?;
+    answer
+}
+
+/// Asks the coordinator something that only one that leads can answer, with the operator's credential: that a process lives,
+/// and was ready once, is not that it can be used.
+async fn coordinator_answers(context: &Context) -> Result<(), Failure> {
+    let context = Context { timeout: context.timeout.min(ANSWER_MAX), ..context.clone() };
+    let operator = context.operator().await?;
+    let answer = operator.view(Query::Runs).await;
+    answer.map(drop).map_err(|failure| {
+        let detail = &failure.refusal().detail;
+        Failure::new(failure.code(), format!("all processes run, but the coordinator cannot be used: {detail}"))
+    })
 }
 
 /// Writes the broker's configuration for this build and for the folder as it lies now.

@@ -155,7 +155,7 @@ impl Running {
             // Left by a process that was killed.
             let _absent = fs::remove_file(path);
         }
-        let log = domain.join("logs").join(format!("{}.log", spec.name));
+        let log = log_file(domain, &spec.name);
         for folder in [notes(domain), domain.join("logs")] {
             fs::create_dir_all(&folder).map_err(|error| unusable(&folder, &error))?;
         }
@@ -294,6 +294,11 @@ impl Started {
             return Err(Failure::new(Code::ProcessDied, text));
         }
     }
+}
+
+/// Where a process that `up` starts writes what it has to say.
+pub(super) fn log_file(domain: &Path, name: &str) -> PathBuf {
+    domain.join("logs").join(format!("{name}.log"))
 }
 
 /// The end of a log, from this place on.

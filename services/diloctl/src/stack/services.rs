@@ -113,12 +113,13 @@ fn broker(folder: &Path, options: &Up, endpoints: &Endpoints) -> Result<Spec, Fa
     let config = identity::Layout::new(folder).broker_config();
     let ports = folder.join("up");
     let port = super::port(&endpoints.bus).expect("these endpoints were made of ports");
+    // The broker writes its log itself, since a file that it does not know it cannot begin anew.
+    let log = super::process::log_file(folder, BROKER);
+    let named = [("-c", &config), ("--log", &log), ("--ports_file_dir", &ports)];
     Ok(Spec {
         name: BROKER.to_owned(),
         program: server,
-        arguments: ["-c", &config.display().to_string(), "--ports_file_dir", &ports.display().to_string()]
-            .map(str::to_owned)
-            .to_vec(),
+        arguments: named.iter().flat_map(|(flag, path)| [(*flag).to_owned(), path.display().to_string()]).collect(),
         environment: Vec::new(),
         folder: folder.to_owned(),
         ready: Ready::Broker { address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)), folder: ports },

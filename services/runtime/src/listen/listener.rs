@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use identity::CredentialSource;
 use identity::source::{PING_INTERVAL, reconnect_delay};
-use schemas::{Code, UnixMillis};
+use schemas::{Code, PublicKey, UnixMillis};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::link::{Address, Dialer, Link, Lost};
@@ -227,7 +227,10 @@ impl Keeper {
         let count = all - std::mem::replace(&mut self.reported, all);
         if count > 0 {
             let (connection, code) = (&self.dialer.name, Code::MessagesDropped);
-            tracing::warn!(connection, %code, count, "messages dropped");
+            // Who has filled its share, where that is why.
+            let flooder = self.outlets.iter().find_map(Outlet::flooder);
+            let sender = flooder.as_ref().map_or("many", PublicKey::as_str);
+            tracing::warn!(connection, %code, sender, count, "messages dropped");
         }
     }
 }

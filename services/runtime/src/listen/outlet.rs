@@ -1,9 +1,12 @@
 //! Messages that wait for their listener. The connection is read as fast as it brings them, so that the broker never cuts
-//! it off for being slow; what a listener cannot follow is dropped here and counted.
+//! it off for being slow; what a listener cannot follow is dropped here and counted. Each sender has a share of the places: one
+//! that floods fills its own, and loses its own messages.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
 
+use schemas::PublicKey;
+use schemas::subject::sender_key;
 use tokio::sync::mpsc;
 
 use super::protocol::Delivery;
@@ -12,55 +15,112 @@ use super::protocol::Delivery;
 const MESSAGES_MAX: usize = 65_536;
 /// Bytes of one subject that may wait, with what each message costs beside its own.
 const BYTES_MAX: usize = 32 << 20;
+/// The part of both that one sender may take. A worker in the middle of a round asks for each of at most 256 chunks a few times,
+/// a fraction of its 4,096 places; and it takes sixteen keys that flood together to fill them all.
+const SENDERS_MIN: usize = 16;
 /// What a message costs beside its own bytes.
 const OVERHEAD_BYTES: usize = 128;
 
 /// The end where messages come in.
 #[derive(Debug)]
 pub(crate) struct Outlet {
-    sender: mpsc::Sender<Delivery>,
-    shared: Arc<Shared>,
+    sender: mpsc::Sender<(Option<PublicKey>, Delivery)>,
+    waiting: Arc<Mutex<Waiting>>,
 }
 
 /// The end where a listener takes them.
 #[derive(Debug)]
 pub(crate) struct Inlet {
-    receiver: mpsc::Receiver<Delivery>,
-    shared: Arc<Shared>,
+    receiver: mpsc::Receiver<(Option<PublicKey>, Delivery)>,
+    waiting: Arc<Mutex<Waiting>>,
 }
 
+/// What waits. Subjects without a place for a sender's key are those of one sender.
 #[derive(Debug, Default)]
-struct Shared {
-    waiting_bytes: AtomicUsize,
-    dropped: AtomicU64,
+struct Waiting {
+    all: Share,
+    /// Of senders of whom something waits.
+    senders: BTreeMap<Option<PublicKey>, Share>,
+    dropped: u64,
+    /// Who was over its share last.
+    flooder: Option<PublicKey>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    messages: usize,
+    bytes: usize,
+}
+
+impl Share {
+    /// With one more message, if that is within a part of the bounds.
+    fn with(self, bytes: usize, part: usize) -> Option<Self> {
+        let more = Self { messages: self.messages + 1, bytes: self.bytes + bytes };
+        (more.messages <= MESSAGES_MAX / part && more.bytes <= BYTES_MAX / part).then_some(more)
+    }
+
+    fn without(self, bytes: usize) -> Self {
+        Self { messages: self.messages - 1, bytes: self.bytes - bytes }
+    }
+}
+
+impl Waiting {
+    /// Finds places for a message, of its sender and of all.
+    fn admit(&mut self, sender: Option<&PublicKey>, bytes: usize) -> bool {
+        let key = sender.cloned();
+        let own = self.senders.get(&key).copied().unwrap_or_default();
+        let Some(own) = own.with(bytes, SENDERS_MIN) else {
+            self.flooder = key;
+            return false;
+        };
+        let Some(all) = self.all.with(bytes, 1) else { return false };
+        self.all = all;
+        self.senders.insert(key, own);
+        true
+    }
+
+    /// A message waits no more.
+    fn leave(&mut self, sender: &Option<PublicKey>, bytes: usize) {
+        self.all = self.all.without(bytes);
+        let Some(own) = self.senders.get_mut(sender) else { return };
+        *own = own.without(bytes);
+        if own.messages == 0 {
+            self.senders.remove(sender);
+        }
+    }
 }
 
 /// Both ends.
 pub(crate) fn pair() -> (Outlet, Inlet) {
     let (sender, receiver) = mpsc::channel(MESSAGES_MAX);
-    let shared = Arc::<Shared>::default();
-    (Outlet { sender, shared: Arc::clone(&shared) }, Inlet { receiver, shared })
+    let waiting = Arc::<Mutex<Waiting>>::default();
+    (Outlet { sender, waiting: Arc::clone(&waiting) }, Inlet { receiver, waiting })
 }
 
 impl Outlet {
-    /// Hands a message on, or drops and counts it when too many wait.
+    /// Hands a message on, or drops and counts it when too many wait, in all or of its sender.
     pub(crate) fn put(&self, delivery: Delivery) {
-        let bytes = cost(&delivery);
-        // Only the connection adds, so nothing can come between the look and the addition.
-        let fits = self.shared.waiting_bytes.load(Ordering::Relaxed) + bytes <= BYTES_MAX;
-        if fits {
-            self.shared.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
-            if self.sender.try_send(delivery).is_ok() {
-                return;
-            }
-            self.shared.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        let (from, bytes) = (sender_key(&delivery.subject), cost(&delivery));
+        let fits = lock(&self.waiting).admit(from.as_ref(), bytes);
+        if !fits {
+            lock(&self.waiting).dropped += 1;
+        } else if let Err(refused) = self.sender.try_send((from, delivery)) {
+            // Nobody listens any more; there are as many places in the channel as may wait.
+            let (from, _) = refused.into_inner();
+            let mut waiting = lock(&self.waiting);
+            waiting.leave(&from, bytes);
+            waiting.dropped += 1;
         }
-        self.shared.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Messages dropped since the beginning.
     pub(crate) fn dropped(&self) -> u64 {
-        self.shared.dropped.load(Ordering::Relaxed)
+        lock(&self.waiting).dropped
+    }
+
+    /// Who was over its share last, since this was asked before.
+    pub(crate) fn flooder(&self) -> Option<PublicKey> {
+        lock(&self.waiting).flooder.take()
     }
 
     /// Resolves when nobody listens any more.
@@ -72,15 +132,19 @@ impl Outlet {
 impl Inlet {
     /// The next message; none when the connection has ended for good.
     pub(crate) async fn take(&mut self) -> Option<Delivery> {
-        let delivery = self.receiver.recv().await?;
-        self.shared.waiting_bytes.fetch_sub(cost(&delivery), Ordering::Relaxed);
+        let (from, delivery) = self.receiver.recv().await?;
+        lock(&self.waiting).leave(&from, cost(&delivery));
         Some(delivery)
     }
 
     /// Messages dropped since the beginning.
     pub(crate) fn dropped(&self) -> u64 {
-        self.shared.dropped.load(Ordering::Relaxed)
+        lock(&self.waiting).dropped
     }
+}
+
+fn lock(waiting: &Mutex<Waiting>) -> MutexGuard<'_, Waiting> {
+    waiting.lock().expect("no holder panics")
 }
 
 fn cost(delivery: &Delivery) -> usize {
@@ -98,18 +162,53 @@ mod tests {
         Delivery { subject: "a.b".to_owned(), reply: None, payload: Bytes::from(vec![0; bytes]) }
     }
 
+    /// A request of one of many workers.
+    fn of(number: usize, bytes: usize) -> Delivery {
+        let account = format!("A{}", "A".repeat(55));
+        let letter = |at: usize| char::from(b'A' + u8::try_from(number >> (4 * at) & 15).expect("four bits"));
+        let worker: String = (0..4).map(letter).collect();
+        let subject = format!("diloco.request.{account}.demo.U{}{worker}.lease.claim", "A".repeat(51));
+        assert!(sender_key(&subject).is_some(), "{subject}");
+        Delivery { subject, ..delivery(bytes) }
+    }
+
+    #[tokio::test]
+    async fn who_floods_fills_its_own_share_and_the_others_are_heard() {
+        let (outlet, mut inlet) = pair();
+        for _ in 0..100_000 {
+            outlet.put(of(1, 1));
+        }
+        assert_eq!(outlet.dropped(), 100_000 - 4096);
+        assert_eq!(outlet.flooder(), sender_key(&of(1, 1).subject));
+        outlet.put(of(2, 1));
+        outlet.put(delivery(1));
+        assert_eq!((outlet.dropped(), outlet.flooder()), (100_000 - 4096, None), "both found a place");
+        for _ in 0..4096 {
+            assert_eq!(inlet.take().await, Some(of(1, 1)));
+        }
+        assert_eq!((inlet.take().await, inlet.take().await), (Some(of(2, 1)), Some(delivery(1))));
+        assert!(lock(&outlet.waiting).senders.is_empty(), "nobody is remembered of whom nothing waits");
+        // Few long messages are a flood as well.
+        for _ in 0..1000 {
+            outlet.put(of(1, 200 << 10));
+        }
+        assert_eq!(outlet.dropped(), 100_000 - 4096 + 1000 - 10);
+        outlet.put(of(2, 200 << 10));
+        assert_eq!(outlet.dropped(), 100_000 - 4096 + 1000 - 10);
+    }
+
     #[tokio::test]
     async fn many_short_and_few_long_messages_wait_and_the_rest_is_counted() {
         let (outlet, mut inlet) = pair();
-        for _ in 0..MESSAGES_MAX + 10 {
-            outlet.put(delivery(1));
+        for number in 0..MESSAGES_MAX + 10 {
+            outlet.put(of(number / 100, 1));
         }
         assert_eq!((outlet.dropped(), inlet.dropped()), (10, 10));
         for _ in 0..MESSAGES_MAX {
             inlet.take().await.expect("it waits");
         }
-        for _ in 0..100 {
-            outlet.put(delivery(1 << 20));
+        for number in 0..100 {
+            outlet.put(of(number, 1 << 20));
         }
         assert_eq!(outlet.dropped(), 10 + 100 - 31);
         for _ in 0..31 {

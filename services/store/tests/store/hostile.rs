@@ -101,6 +101,26 @@ async fn whoever_is_not_admitted_is_let_go_at_once() {
     assert!(kept.is_empty(), "{}", kept.join("\n\n"));
 }
 
+/// Many clients send all of a body before they read. Their socket must not be reset under the answer.
+#[tokio::test]
+async fn who_sends_a_whole_body_before_it_reads_is_told_why_it_is_refused() {
+    let store = TestStore::start().await;
+    let body = vec![7; 24 << 20];
+    for signature in ["", "?X-Amz-Signature=x"] {
+        let mut stream = tls(store.address, &store.authority).await;
+        let (host, length) = (store.address, body.len());
+        let head = format!("PUT /incoming/x{signature} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {length}\r\n\r\n");
+        let told = timeout(AT_ONCE, async {
+            stream.write_all(head.as_bytes()).await?;
+            stream.write_all(&body).await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.map(|_| answer)
+        });
+        let answer = told.await.expect("the store takes or refuses it").expect("the connection is not reset");
+        assert!(answer.starts_with("HTTP/1.1 4") && answer.contains("<Code>"), "{signature}: {answer}");
+    }
+}
+
 #[tokio::test]
 async fn a_signed_body_that_falls_silent_ends() {
     let store = TestStore::with(short(Duration::from_millis(300))).await;

@@ -20,11 +20,15 @@ pub struct Settings {
     pub seed: u64,
 }
 
-/// Longest wait for an answer. The check of a result may take longer: asked again, the coordinator answers both at its end.
-/// What a coordinator that died was asked is asked again after this.
-pub(crate) const PATIENCE: Millis = Millis::from_secs(10);
-/// How much longer than it may be held open a claim's answer is waited for.
+/// First and longest wait for an answer; each try that is not answered doubles it. An answer takes a fraction of a second, so
+/// one that was lost with its coordinator is asked for again at once. The check of a result may take longer: asked again, the
+/// coordinator answers all at its end, and because the waits grow the repeats stay few.
+pub(crate) const PATIENCE: (Millis, Millis) = (Millis::from_secs(2), Millis::from_secs(16));
+/// How much longer than it may be held open a claim's answer is waited for, at most.
 pub(crate) const CLAIM_MARGIN: Millis = Millis::from_secs(2);
+/// A claim is held open for at most this part of a lease, and waited for this part longer. The lease that it is granted runs on
+/// when its answer is lost, so half of it is left for the second try.
+pub(crate) const CLAIM_LEASE_PART: u64 = 4;
 /// Longest wait for an answer on the way out; the end of the lease says the same later.
 pub(crate) const PARTING_PATIENCE: Millis = Millis::from_secs(2);
 /// Tries to give a lease back or to say goodbye.
@@ -43,5 +47,6 @@ pub(crate) const ABSENCE_PAUSE_MAX: Millis = Millis::from_secs(1);
 pub(crate) const REJOIN_PAUSE: (Millis, Millis) = (Millis(500), Millis::from_secs(60));
 /// First and longest pause after a unit that failed here.
 pub(crate) const FAULT_PAUSE: (Millis, Millis) = (Millis(500), Millis::from_secs(60));
-/// Units that may fail here one after another before the worker ends: a machine that fails every unit only delays them.
+/// Units that may fail here one after another before the worker ends: a machine that fails every unit only delays them. What
+/// fails them all is not the machine's, such as a store without room, ends nobody.
 pub(crate) const FAULTS_MAX: u32 = 10;

@@ -26,6 +26,12 @@ pub(crate) fn is_absence(code: Code) -> bool {
     matches!(code, Code::NoAnswer | Code::BusUnreachable | Code::Draining)
 }
 
+/// Whether a unit failed by what lies outside every worker, and passes or is mended there: a store that is full or away. A
+/// worker that ends over it has to be started by somebody afterwards, and so have all the others.
+pub(crate) fn is_elsewhere(code: Code) -> bool {
+    is_absence(code) || matches!(code, Code::StoreFull | Code::StoreUnreachable)
+}
+
 /// The verdict on a code. Codes that say nothing of these kinds are [`Verdict::Failed`]; so is an object that is not
 /// granted. When the lease was lost the release says so, and when it was not, the same lease would come again at once.
 pub(crate) fn verdict(code: Code) -> Verdict {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use schemas::event::WorkerEvent;
 use schemas::lease::{ClaimRequest, LeaseRef, ReleaseRequest, RenewRequest};
-use schemas::limits::CLAIM_WAIT_MAX;
+use schemas::limits::{CLAIM_WAIT_MAX, LEASE_MIN};
 use schemas::member::LeaveRequest;
 use schemas::public::CommandVerb;
 use schemas::run::RunSpec;
@@ -16,10 +16,10 @@ use crate::held::{Held, Renewal, Step};
 use crate::input::Input;
 use crate::pace::Pace;
 use crate::settings::{
-    ABSENCE_PAUSE_MAX, CLAIM_MARGIN, FAULT_PAUSE, PARTING_PATIENCE, PARTING_TRIES, PATIENCE, REFUSED_INTERVAL_MIN,
-    REJOIN_PAUSE, RETRY_PAUSE, Settings,
+    ABSENCE_PAUSE_MAX, CLAIM_LEASE_PART, CLAIM_MARGIN, FAULT_PAUSE, PARTING_PATIENCE, PARTING_TRIES, PATIENCE,
+    REFUSED_INTERVAL_MIN, REJOIN_PAUSE, RETRY_PAUSE, Settings,
 };
-use crate::verdict::is_absence;
+use crate::verdict::{is_absence, is_elsewhere};
 
 /// One worker of one run.
 #[derive(Clone, Debug)]
@@ -233,16 +233,14 @@ impl Worker {
     /// The request that the stage consists of.
     fn request(&self) -> Option<(Request, Millis)> {
         match &self.stage {
-            Stage::Joining => Some((Request::Join(self.settings.join.clone()), PATIENCE)),
+            Stage::Joining => Some((Request::Join(self.settings.join.clone()), self.patience())),
             Stage::Claiming => {
-                let wait = self.settings.claim_wait.min(CLAIM_WAIT_MAX);
-                Some((
-                    Request::Claim(ClaimRequest { v: V, session: self.settings.join.session, wait }),
-                    Millis(wait.get().saturating_add(CLAIM_MARGIN.get())),
-                ))
+                let (wait, patience) = self.claim_spans();
+                let session = self.settings.join.session;
+                Some((Request::Claim(ClaimRequest { v: V, session, wait }), patience))
             }
             Stage::Holding(held) => match &held.step {
-                Step::Submitting(statement) => Some((Request::Submit(statement.clone()), PATIENCE)),
+                Step::Submitting(statement) => Some((Request::Submit(statement.clone()), self.patience())),
                 Step::Fetching | Step::Training | Step::Uploading(_) => None,
             },
             Stage::Releasing { lease, reason, .. } => {
@@ -256,6 +254,20 @@ impl Worker {
             }
             Stage::Verifying(_) | Stage::Ended => None,
         }
+    }
+
+    /// How long the answer to the stage's request is waited for.
+    fn patience(&self) -> Millis {
+        let (first, max) = PATIENCE;
+        Millis(first.get() << self.pace.tries().min(10)).min(max)
+    }
+
+    /// How long a claim may be held open, and how long its answer is waited for.
+    fn claim_spans(&self) -> (Millis, Millis) {
+        let lease = self.membership.as_ref().map_or(LEASE_MIN, |membership| membership.spec.policy.lease);
+        let part = Millis(lease.get() / CLAIM_LEASE_PART);
+        let wait = self.settings.claim_wait.min(CLAIM_WAIT_MAX).min(part);
+        (wait, Millis(wait.get().saturating_add(CLAIM_MARGIN.min(part).get())))
     }
 
     fn beat(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
@@ -329,7 +341,7 @@ impl Worker {
         let Some(lease) = self.drop_work(&refusal, effects) else { return };
         let pause = self.faults.pause();
         let ending = self.ending.as_ref().map(|ending| ending.exit.clone());
-        let hopeless = self.faults.tries() >= crate::settings::FAULTS_MAX;
+        let hopeless = self.faults.tries() >= crate::settings::FAULTS_MAX && !is_elsewhere(refusal.code);
         let next = match ending {
             Some(exit) => Next::Leave(exit),
             None if hopeless => Next::Leave(Exit::Failed(refusal.clone())),

@@ -1,10 +1,11 @@
 //! `diloctl cluster check` compares the live streams with their declarations, and `init` makes what is missing.
 
-use async_nats::jetstream;
+use async_nats::jetstream::{self, message::StreamMessage, stream};
+use e2e::Recipe;
 use harness::{Cluster, Options};
 use schemas::Code;
 use schemas::permission::Role;
-use schemas::subject::WORK_STREAM;
+use schemas::subject::{AUDIT_STREAM, LEDGER_STREAM, WORK_STREAM, events_stream};
 
 #[tokio::test]
 async fn a_stream_that_differs_or_is_missing_is_reported_and_only_the_missing_one_is_made() {
@@ -31,4 +32,55 @@ async fn a_stream_that_differs_or_is_missing_is_reported_and_only_the_missing_on
     cluster.diloctl_ok(&["cluster", "check"]).await;
     let live = jetstream.get_stream(WORK_STREAM).await.unwrap().cached_info().config.max_bytes;
     assert_eq!(live, declared);
+}
+
+/// What the broker counts of a message besides subject, headers and payload.
+const OVERHEAD_BYTES: usize = 30;
+
+async fn info(cluster: &Cluster, role: Role, name: &str) -> stream::Info {
+    let jetstream = jetstream::new(cluster.connect(role, role.name()).await.client().clone());
+    jetstream.get_stream(name).await.unwrap().cached_info().clone()
+}
+
+/// As the broker stores it.
+fn length(message: &StreamMessage) -> usize {
+    let headers: usize = message
+        .headers
+        .iter()
+        .flat_map(|(name, values)| values.iter().map(|value| name.to_string().len() + value.as_str().len() + 4))
+        .sum();
+    message.subject.len() + "NATS/1.0\r\n\r\n".len() + headers + message.payload.len() + OVERHEAD_BYTES
+}
+
+/// The readers' stream holds the ledger and the events of all tenants when they are full, and the broker has room for it.
+#[tokio::test]
+async fn the_readers_copy_has_room_for_the_ledger_and_every_tenants_events() {
+    let cluster = Cluster::start(Options { second_tenant: true, ..Options::default() }, 1).await;
+    Recipe::reference(6, 2, 5).create(&cluster).await;
+    cluster.operator().await.until_complete(cluster.run()).await;
+    cluster.copied().await;
+    let tenants = cluster.domain().trust().tenants.clone();
+    let ledger = info(&cluster, Role::LedgerProvisioner, LEDGER_STREAM).await;
+    let mut sources = vec![("diloco.ledger.", ledger)];
+    for tenant in &tenants {
+        sources.push(("diloco.record.", info(&cluster, Role::EventsProvisioner, &events_stream(tenant)).await));
+    }
+    let audit = info(&cluster, Role::AuditProvisioner, AUDIT_STREAM).await;
+    let room: i64 = sources.iter().map(|(_, source)| source.config.max_bytes).sum();
+    assert!(tenants.len() == 2 && audit.config.max_bytes >= room * 16 / 10 - 10, "{:?} for {room}", audit.config);
+
+    let jetstream = jetstream::new(cluster.connect(Role::AuditProvisioner, "audit-provisioner").await.client().clone());
+    let copy = jetstream.get_stream(AUDIT_STREAM).await.unwrap();
+    let mut copied = std::collections::BTreeMap::<&str, usize>::new();
+    for at in 1..=audit.state.last_sequence {
+        let message = copy.get_raw_message(at).await.unwrap();
+        let (lane, _) = sources.iter().find(|(lane, _)| message.subject.starts_with(lane)).unwrap();
+        *copied.entry(lane).or_default() += length(&message);
+    }
+    // Of the second tenant nothing was recorded, so what its stream has adds nothing.
+    for (lane, source) in &sources[..2] {
+        let (copied, there) = (copied[lane] as u64, source.state.bytes);
+        assert!(copied * 10 <= there * 16, "{lane}: {copied} bytes are a copy of {there}");
+        assert!(copied > there, "{lane}: a copy names where it is from");
+    }
 }

@@ -4,9 +4,13 @@
 use std::time::{Duration, Instant};
 
 use e2e::{Recipe, Scripted};
-use harness::{Cluster, Options};
-use schemas::Digest;
+use harness::{Cluster, Options, PATIENCE};
+use runtime::BusError;
 use schemas::event::LedgerEvent;
+use schemas::lease::{ClaimReply, ClaimRequest};
+use schemas::limits::CLAIM_WAIT_MAX;
+use schemas::subject::Verb;
+use schemas::{Code, Digest, V};
 
 const ROUNDS: u64 = 3;
 
@@ -66,8 +70,8 @@ async fn a_coordinator_that_is_killed_in_mid_round_loses_nothing() {
 /// answer that was lost is overdue.
 #[tokio::test]
 async fn a_worker_that_waits_for_work_finds_the_next_coordinator_soon() {
-    /// The lost claim is noticed after 7 s and asked again within one; the rest is for a busy machine.
-    const SOON: Duration = Duration::from_secs(18);
+    /// The lost claim is noticed after half of the shortest lease and said again within a second; the rest is for a busy machine.
+    const SOON: Duration = Duration::from_secs(12);
     let mut cluster = Cluster::start(Options::default(), 1).await;
     let run = cluster.run().clone();
     let mut evidence = cluster.evidence().await;
@@ -83,4 +87,29 @@ async fn a_worker_that_waits_for_work_finds_the_next_coordinator_soon() {
     let granted = |event: &LedgerEvent| matches!(event, LedgerEvent::LeaseGranted { .. });
     evidence.until_ledger("lease", &run, granted).await;
     assert!(started.elapsed() < SOON, "granted after {:?}", started.elapsed());
+}
+
+/// A coordinator that is told to stop tells everybody who waits for its answer to ask its successor: silence would cost each of
+/// them the time for which it waits.
+#[tokio::test]
+async fn a_coordinator_that_stops_leaves_nobody_waiting_for_its_answer() {
+    let mut cluster = Cluster::start(Options::default(), 0).await;
+    Recipe::reference(1, 1, 5).set("policy.workers_min=2").create(&cluster).await;
+    let worker = Scripted::connect(&cluster, "worker-0").await;
+    worker.join().await;
+    let claim = ClaimRequest { v: V, session: worker.session(), wait: CLAIM_WAIT_MAX };
+    let (claimed, ()) = tokio::join!(worker.ask::<_, ClaimReply>(Verb::LeaseClaim, &claim), async {
+        // What came over the same connection before this was heard before this is answered: the claim is held.
+        worker.join().await;
+        let coordinator = cluster.process("coordinator");
+        coordinator.terminate();
+        assert!(coordinator.exit(PATIENCE).await.success());
+    });
+    match claimed {
+        Err(BusError::Refused(refusal)) => assert_eq!(refusal.code, Code::Draining, "{refusal}"),
+        other => panic!("the claim is declined: {other:?}"),
+    }
+    // Nothing came of it: the next coordinator knows the member, and hears it.
+    cluster.restart("coordinator").await;
+    worker.join().await;
 }

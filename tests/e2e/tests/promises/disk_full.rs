@@ -50,7 +50,7 @@ fn skipped(why: &str) {
 }
 
 /// A port that was free a moment ago.
-fn port() -> String {
+pub(crate) fn port() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port().to_string()
 }
@@ -98,7 +98,7 @@ async fn a_full_disk_of_the_broker_is_told_in_its_words_and_mended_by_up() {
 }
 
 /// What `up` started, stopped in any case.
-struct Stack<'a>(&'a Cluster);
+pub(crate) struct Stack<'a>(pub(crate) &'a Cluster);
 
 impl Drop for Stack<'_> {
     fn drop(&mut self) {

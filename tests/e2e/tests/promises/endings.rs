@@ -4,15 +4,23 @@
 use std::time::Duration;
 
 use e2e::Recipe;
-use harness::{Cluster, Options, PATIENCE};
+use harness::{Cluster, Options, PATIENCE, Recorded};
 use runtime::clock;
 use runtime::exit::{EXIT_DENIED, EXIT_USAGE};
+use schemas::event::Event;
 use schemas::permission::Role;
 use schemas::text::Time;
 use schemas::view::RunPhase;
 use schemas::{Code, Millis, UnixMillis};
 
 const DAY_MS: u64 = 24 * 3_600_000;
+/// Who connects with which credentials.
+const CREDENTIALS: [(&str, Role, &str); 4] = [
+    ("worker-0", Role::Worker, "worker-0"),
+    ("audit", Role::Auditor, "auditor"),
+    ("audit", Role::Recorder, "recorder"),
+    ("coordinator", Role::Coordinator, "coordinator"),
+];
 
 /// Puts a certificate that ended yesterday in place of the domain's, and gives its last day as people read it.
 fn expire(cluster: &Cluster) -> String {
@@ -70,37 +78,49 @@ async fn a_certificate_that_has_ended_is_named_with_file_and_day() {
     assert!(output.status.success() && soon, "{} {}", output.status, output.stderr);
 }
 
-/// The broker cuts off whose credential has ended. Each waits for the new file, names the old one, and goes on.
+/// The broker cuts off whose credential has ended. Each waits for the new file, names the old one, and goes on. The audit
+/// service has two connections, and waits for both.
 #[tokio::test]
 async fn a_credential_that_has_ended_is_waited_for_by_everybody() {
     const LIFE: Millis = Millis::from_secs(8);
-    let mut cluster = Cluster::broker(Options::default()).await;
+    const PROCESSES: [&str; 3] = ["worker-0", "audit", "coordinator"];
+    let log = "info,diloco_audit=debug".to_owned();
+    let mut cluster = Cluster::broker(Options { log, ..Options::default() }).await;
     let run = cluster.run().clone();
     cluster.start_store().await;
     cluster.start_coordinator("coordinator").await;
+    cluster.start_audit().await;
     cluster.start_worker("worker-0", &[]).await;
     Recipe::reference(400, 1, 40).create(&cluster).await;
-    cluster.issue_for(Role::Coordinator, "coordinator", None, LIFE);
-    cluster.issue_for(Role::Worker, "worker-0", Some(&run), LIFE);
-    for name in ["coordinator", "worker-0"] {
+    for name in PROCESSES {
+        for (_, role, file) in CREDENTIALS.iter().filter(|(process, ..)| *process == name) {
+            cluster.issue_for(*role, file, role.is_tenant().then_some(&run), LIFE);
+        }
         cluster.kill9(name);
         cluster.restart(name).await;
     }
-    for name in ["worker-0", "coordinator"] {
-        let file = cluster.domain().layout().folder().join(format!("credentials/{name}.creds")).display().to_string();
+    for (name, _, file) in CREDENTIALS {
+        let file = cluster.domain().layout().credentials(file).display().to_string();
         let told = |text: &str| text.contains("waiting for a renewed file") || text.contains("is taken up as soon as");
-        let log = cluster.process(name).until_logged(3 * PATIENCE, |log| log.contains(&file) && told(log)).await;
+        let named = |log: &str| log.lines().any(|line| line.contains(&file) && told(line));
+        let log = cluster.process(name).until_logged(3 * PATIENCE, named).await;
         let line = log.lines().find(|line| line.contains(&file) && told(line)).expect("one line has both");
         assert!(line.contains(" ended at 2"), "{line}");
         assert!(cluster.process(name).ended().is_none(), "{name} did not wait");
     }
-    cluster.issue(Role::Coordinator, "coordinator");
-    cluster.issue(Role::Worker, "worker-0");
+    let (renewed, told) = (clock::now(), cluster.process("audit").log().len());
+    for (_, role, file) in CREDENTIALS {
+        cluster.issue(role, file);
+    }
     let operator = cluster.operator().await;
     let before = operator.run(&run).await.map(|detail| detail.view.round.get()).unwrap_or(0);
     let wanted = |view: &schemas::view::RunView| view.round.get() > before + 1 || view.phase == RunPhase::Complete;
     operator.until(&run, Duration::from_secs(60), wanted).await;
-    for name in ["worker-0", "coordinator"] {
+    let of_worker =
+        |recorded: &Recorded| matches!(recorded.body.event, Event::Worker(_)) && recorded.body.time > renewed;
+    cluster.evidence().await.until("event of the worker after the renewal", of_worker).await;
+    cluster.process("audit").until_logged(PATIENCE, |log| log[told..].contains("a batch is kept")).await;
+    for name in PROCESSES {
         assert!(cluster.process(name).ended().is_none(), "{name} goes on without a restart");
     }
 }

@@ -5,10 +5,15 @@ use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use e2e::Machine;
+use async_nats::jetstream::{self, stream};
 use e2e::machine::{Said, nats_config};
+use e2e::{Machine, Recipe};
+use harness::{Cluster, Options, PATIENCE};
+use runtime::exit::EXIT_TAMPERED;
 use schemas::Code;
-use schemas::subject::{AUDIT_STREAM, LEDGER_STREAM};
+use schemas::event::Event;
+use schemas::permission::Role;
+use schemas::subject::{AUDIT_STREAM, LEDGER_STREAM, events_stream};
 
 /// A domain with a complete run, stopped.
 async fn trained() -> Machine {
@@ -27,8 +32,8 @@ fn is_refused(said: &Said) {
 }
 
 /// The folder of a stream, in whichever account it lies.
-fn stream_folder(machine: &Machine, stream: &str) -> PathBuf {
-    let accounts = fs::read_dir(machine.path("d/nats/jetstream")).unwrap();
+fn stream_folder(domain: &Path, stream: &str) -> PathBuf {
+    let accounts = fs::read_dir(domain.join("nats/jetstream")).unwrap();
     let mut folders = accounts.map(|account| account.unwrap().path().join("streams").join(stream));
     folders.find(|folder| folder.is_dir()).unwrap_or_else(|| panic!("no stream {stream}"))
 }
@@ -43,7 +48,7 @@ fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
 #[tokio::test]
 async fn a_stream_that_is_gone_is_not_created_anew_and_comes_back_from_a_backup() {
     let machine = trained().await;
-    let folder = stream_folder(&machine, LEDGER_STREAM);
+    let folder = stream_folder(&machine.path("d"), LEDGER_STREAM);
     let aside = machine.path("backup");
     fs::rename(&folder, &aside).unwrap();
     is_refused(&machine.up_again("d", "1").await);
@@ -63,8 +68,8 @@ async fn a_stream_that_is_gone_is_not_created_anew_and_comes_back_from_a_backup(
 }
 
 /// Cuts off the last messages of a stream.
-fn cut(machine: &Machine, stream: &str) {
-    let newest = files(&stream_folder(machine, stream).join("msgs"), "blk").pop().expect("the stream has messages");
+fn cut(domain: &Path, stream: &str) {
+    let newest = files(&stream_folder(domain, stream).join("msgs"), "blk").pop().expect("the stream has messages");
     let length = fs::metadata(&newest).unwrap().len();
     fs::OpenOptions::new().write(true).open(&newest).unwrap().set_len(length - 300).unwrap();
 }
@@ -72,7 +77,7 @@ fn cut(machine: &Machine, stream: &str) {
 #[tokio::test]
 async fn a_ledger_whose_end_was_cut_off_is_not_led_on() {
     let machine = trained().await;
-    cut(&machine, LEDGER_STREAM);
+    cut(&machine.path("d"), LEDGER_STREAM);
     is_refused(&machine.up_again("d", "1").await);
     is_refused(&machine.diloctl(&["--domain", "d", "cluster", "check", "--nats-config", &nats_config()]).await);
 }
@@ -81,8 +86,162 @@ async fn a_ledger_whose_end_was_cut_off_is_not_led_on() {
 #[tokio::test]
 async fn a_copy_whose_end_was_cut_off_is_told_by_who_kept_it() {
     let machine = trained().await;
-    cut(&machine, AUDIT_STREAM);
+    cut(&machine.path("d"), AUDIT_STREAM);
     is_refused(&machine.up_again("d", "1").await);
+}
+
+/// The lines of the audit files that are records.
+fn kept(cluster: &Cluster) -> usize {
+    let logs = files(&cluster.path(".diloco/audit"), "log");
+    let text: String = logs.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    text.lines().filter(|line| line.starts_with("{\"line\":\"record\"")).count()
+}
+
+/// Whoever keeps the record ends where the stream is another one, while it runs and when it is started, and keeps nothing
+/// of what comes behind.
+#[tokio::test]
+async fn the_audit_service_records_no_second_history_behind_the_first() {
+    let log = "info,diloco_audit=debug".to_owned();
+    let mut cluster = Cluster::start(Options { log, ..Options::default() }, 1).await;
+    Recipe::reference(1, 1, 10).create(&cluster).await;
+    cluster.operator().await.until_complete(cluster.run()).await;
+    cluster.end_well(&["worker-0"]).await;
+    let events = cluster.evidence().await.everything().await.len();
+    let all = format!("kept={events} ");
+    cluster.process("audit").until_logged(PATIENCE, |log| log.contains(&all)).await;
+    assert_eq!(kept(&cluster), events);
+
+    let provisioner = cluster.connect(Role::AuditProvisioner, Role::AuditProvisioner.name()).await;
+    let jetstream = jetstream::new(provisioner.client().clone());
+    let config = jetstream.get_stream(AUDIT_STREAM).await.unwrap().cached_info().config.clone();
+    jetstream.delete_stream(AUDIT_STREAM).await.unwrap();
+    // The ledger alone is copied: shorter than both were, and in another order.
+    let ledger = config.sources.iter().flatten().filter(|source| source.name == LEDGER_STREAM).cloned().collect();
+    jetstream.create_stream(stream::Config { sources: Some(ledger), ..config }).await.unwrap();
+    let status = cluster.process("audit").exit(PATIENCE).await;
+    let log = cluster.process("audit").log();
+    assert!(status.code() == Some(i32::from(EXIT_TAMPERED)) && contradicted(&log), "{status} {log}");
+
+    // The second history grows beyond the first, and the service is started on it.
+    let arguments = cluster.audit_arguments();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    for longer in [false, true] {
+        if longer {
+            while cluster.evidence().await.length().await <= events as u64 {
+                // Each life begins with an event.
+                cluster.stop_well(&["coordinator"]).await;
+                cluster.restart("coordinator").await;
+            }
+        }
+        let again = cluster.run_program("diloco-audit", &arguments, PATIENCE).await;
+        let status = again.status.code();
+        assert!(status == Some(i32::from(EXIT_TAMPERED)) && contradicted(&again.stderr), "{status:?} {}", again.stderr);
+        assert!(again.stderr.contains(".diloco/audit"), "{}", again.stderr);
+    }
+    assert_eq!(kept(&cluster), events, "not one more");
+}
+
+fn contradicted(text: &str) -> bool {
+    text.contains(&format!("error {}", Code::RecordContradicted))
+}
+
+/// A copy that has lost its end, of streams that are whole: the broker copies again what is missing, and the service goes on
+/// with what is byte for byte what it kept.
+#[tokio::test]
+async fn a_copy_that_the_broker_makes_whole_again_is_gone_on_with() {
+    let log = "info,diloco_audit=debug".to_owned();
+    let mut cluster = Cluster::broker(Options { log, ..Options::default() }).await;
+    cluster.start_store().await;
+    cluster.start_coordinator("coordinator").await;
+    cluster.start_audit().await;
+    cluster.stop_well(&["coordinator"]).await;
+    cluster.restart("coordinator").await;
+    let events = cluster.evidence().await.everything().await.len();
+    let all = format!("kept={events} ");
+    cluster.process("audit").until_logged(PATIENCE, |log| log.contains(&all)).await;
+    cluster.stop_well(&["audit", "coordinator"]).await;
+    cluster.kill9("broker");
+    cut(&cluster.path(".diloco"), AUDIT_STREAM);
+    cluster.restart("broker").await;
+    cluster.copied().await;
+    cluster.restart("audit").await;
+    cluster.restart("coordinator").await;
+    let more = format!("kept={} ", events + 1);
+    let log = cluster.process("audit").until_logged(PATIENCE, |log| log.contains(&more)).await;
+    assert!(log.contains("stored messages again, byte for byte"), "{log}");
+    assert!(!log.contains("tampering") && !log.contains("ERROR"), "{log}");
+}
+
+/// A worker goes on with a chain of which the stream has lost the beginning: who kept it says so, and blames nobody.
+#[tokio::test]
+async fn a_tenants_events_that_were_lost_are_told_by_who_records_them() {
+    let mut cluster = Cluster::start(Options::default(), 1).await;
+    Recipe::reference(400, 1, 10).create(&cluster).await;
+    let mut evidence = cluster.evidence().await;
+    for _ in 0..4 {
+        evidence.until("event of the worker", |one| matches!(one.body.event, Event::Worker(_))).await;
+    }
+    let provisioner = cluster.connect(Role::EventsProvisioner, Role::EventsProvisioner.name()).await;
+    let jetstream = jetstream::new(provisioner.client().clone());
+    let name = events_stream(&cluster.domain().tenant().unwrap());
+    let config = jetstream.get_stream(&name).await.unwrap().cached_info().config.clone();
+    jetstream.delete_stream(&name).await.unwrap();
+    let told = |log: &str| {
+        log.lines()
+            .any(|line| line.contains("ERROR") && line.contains(&Code::EventsLost.to_string()) && line.contains(&name))
+    };
+    cluster.process("audit").until_logged(PATIENCE, told).await;
+    // One in its place that begins anew is no better.
+    jetstream.create_stream(config).await.unwrap();
+    let before = cluster.process("audit").log().len();
+    cluster.process("audit").until_logged(PATIENCE, |log| told(&log[before..])).await;
+    assert_eq!(jetstream.get_stream(&name).await.unwrap().cached_info().state.messages, 0);
+    assert!(
+        !cluster.process("worker-0").log().contains(&Code::ChainForked.to_string()),
+        "it is not the worker's fault"
+    );
+}
+
+/// The keys and the store are there; the broker's data, the mark and the audit files are gone, or on another machine.
+#[tokio::test]
+async fn a_ledger_of_which_the_store_alone_knows_is_not_begun_anew() {
+    let mut cluster = Cluster::broker(Options::default()).await;
+    cluster.start_store().await;
+    cluster.start_coordinator("coordinator").await;
+    cluster.stop_well(&["coordinator"]).await;
+    let (data, mark) = (cluster.path(".diloco/nats"), cluster.path(".diloco/ledger.mark"));
+    let backup = cluster.path("backup");
+    cluster.kill9("broker");
+    fs::rename(&data, &backup).unwrap();
+    fs::remove_file(&mark).unwrap();
+    cluster.restart("broker").await;
+    cluster.diloctl_ok(&["cluster", "init"]).await;
+    for name in ["second", "third"] {
+        cluster.spawn_coordinator(name);
+        let status = cluster.process(name).exit(PATIENCE).await;
+        let (log, store) = (cluster.process(name).log(), cluster.store_url());
+        assert_eq!(status.code(), Some(i32::from(EXIT_TAMPERED)), "{log}");
+        assert!(log.contains(&format!("error {}", Code::LedgerLost)) && log.contains(&store), "{log}");
+    }
+    // As the code says.
+    cluster.kill9("broker");
+    fs::remove_dir_all(&data).unwrap();
+    fs::rename(&backup, &data).unwrap();
+    cluster.restart("broker").await;
+    cluster.start_coordinator("restored").await;
+}
+
+/// As the code says to begin anew on purpose, also where the store is the same.
+#[tokio::test]
+async fn another_domain_begins_its_ledger_in_a_store_that_was_used() {
+    let machine = trained().await;
+    assert!(machine.init("new", "1").await.status.success());
+    fs::rename(machine.path("d/objects"), machine.path("new/objects")).unwrap();
+    let up = machine.up("new", "0").await;
+    assert!(up.status.success(), "{}", up.text);
+    let log = fs::read_to_string(machine.path("new/logs/coordinator.log")).unwrap();
+    assert!(log.contains(&Code::StoreUsedBefore.to_string()), "{log}");
+    assert!(!machine.ok(&["--domain", "new", "run", "ls"]).await.contains("demo"));
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 
 mod audit_tamper;
 mod beginning;
+mod broker_log;
 mod clocks;
 mod cluster_check;
 mod coordinator_restart;
@@ -33,5 +34,6 @@ mod team;
 mod two_coordinators;
 mod two_workers_reference;
 mod two_workers_torch;
+mod up_again;
 mod worker_lost;
 mod wrong_credentials;

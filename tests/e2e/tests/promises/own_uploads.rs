@@ -89,6 +89,9 @@ async fn what_others_uploaded_is_nobodys_contribution() {
     assert_eq!(refusal(submit(&thief, &spec, again, stolen).await), Code::UploadMissing, "a grant is no upload");
     thief.send(&grant, bytes).await;
     assert_eq!(submit(&thief, &spec, again, stolen).await.unwrap().fate, Fate::Merged);
+    // What counts and what does not is gone from where it was uploaded, an operator's data as well.
+    cluster.until_empty(&cluster.path("store").join("incoming")).await;
+    assert!(blob(&cluster, stolen.digest).exists());
 }
 
 #[tokio::test]
@@ -117,6 +120,8 @@ async fn what_does_not_count_fills_no_bucket_of_verified_objects() {
         let _: Done = worker.ask(Verb::LeaseRelease, &release).await.unwrap();
     }
     assert_eq!(granted, 3, "four for the one chunk of this run, of which the outlier was one");
+    // Neither do they stay where they were uploaded.
+    cluster.until_empty(&cluster.path("store").join("incoming").join(spec.run.as_str())).await;
 }
 
 #[tokio::test]

@@ -220,6 +220,9 @@ async fn la_06_sample_secrets_and_la_07_tl_02_plaintext_addresses_are_refused() 
     for service in Service::ALL {
         bench.assert_ends(service, &[("bus.url", &plain)], EXIT_USAGE, Code::PlaintextRefused).await;
     }
+    let output = bench.cluster.diloctl(&["--bus", &plain, "run", "ls"]).await;
+    let told = output.stderr.contains(&Code::PlaintextRefused.to_string());
+    assert!(!output.status.success() && told, "{} {}", output.status, output.stderr);
     let plain = bench.cluster.store_url().replace("https://", "http://");
     bench.assert_ends(Service::Coordinator, &[("store.url", &plain)], EXIT_USAGE, Code::PlaintextRefused).await;
 }

@@ -289,3 +289,29 @@ fn a_worker_that_was_removed_says_nothing_any_more() {
     let others = stopped(&mut other).encode();
     candidate(intake.hear(NOW, &subject(&other, "stopped"), &others));
 }
+
+/// The stream of the tenant is the one place where a chain is recorded, and the readers' copy is made of it.
+#[test]
+fn a_chain_of_which_the_copy_shows_more_than_its_stream_has_was_lost() {
+    let (mut intake, mut member) = scene();
+    let events: Vec<SignedEvent> = (0..4).map(|_| stopped(&mut member)).collect();
+    let hear = |intake: &mut Intake, at: usize| {
+        candidate(intake.hear(NOW, &subject(&member, "stopped"), &events[at].encode()))
+    };
+    let tail = |at: usize| Tail::read(1 + at as u64, &events[at].encode()).expect("an event");
+    let third = hear(&mut intake, 3);
+    assert_eq!(intake.lost(&third, None), None, "a copy that is only begun shows nothing");
+    let key = member.emitter.public.clone();
+    intake.learn(Notice::Reached { key: key.clone(), next: schemas::Sequence(3) });
+    for before in [None, Some(tail(0)), Some(tail(1))] {
+        let lost = intake.lost(&third, before.as_ref()).expect("event 2 is in the copy");
+        assert!(lost.code == Code::EventsLost && lost.detail.contains("event 3"), "{lost}");
+    }
+    assert_eq!(intake.lost(&third, Some(&tail(2))), None, "whole");
+    assert_eq!(intake.lost(&third, Some(&tail(3))), None, "the copy comes after");
+    // A chain before it, with another key, does not count for it.
+    let other = Tail { emitter: Member::new(2).emitter.public, ..tail(2) };
+    assert!(intake.lost(&third, Some(&other)).is_some());
+    intake.learn(Notice::Reached { key, next: schemas::Sequence(0) });
+    assert_eq!(intake.lost(&third, None), None);
+}

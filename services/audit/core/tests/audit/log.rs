@@ -170,7 +170,8 @@ impl Log {
         let mut members: Vec<Member> = (0..plan.workers).map(|at| Member::new(plan.seed + 1 + at)).collect();
         let spec = spec(plan);
         let joined = || WorkerEvent::Joined { release: "0.1.0".to_owned(), device: "cpu".to_owned() };
-        log.ledger(None, LedgerEvent::CoordinatorStarted { release: "0.1.0".to_owned(), posture: Posture::default() });
+        let (release, session) = ("0.1.0".to_owned(), Session(2));
+        log.ledger(None, LedgerEvent::CoordinatorStarted { release, posture: Posture::default(), session });
         let operator = log.coordinator.public.clone();
         log.ledger(Some(run()), LedgerEvent::RunCreated { spec: Box::new(spec.clone()), operator });
         for member in &mut members {

@@ -283,6 +283,9 @@ fn the_ledger_says_who_may_speak_and_who_was_removed() {
     let mut auditor = log.auditor();
     log.records[..before].iter().for_each(|record| drop(auditor.observe(record)));
     let notices = auditor.take_notices();
+    let (reached, notices): (Vec<Notice>, Vec<Notice>) =
+        notices.into_iter().partition(|notice| matches!(notice, Notice::Reached { .. }));
+    assert_eq!(reached.len(), usize::from(PLAN.workers), "one of each chain, however long: {reached:?}");
     let enrolled = |notice: &Notice| matches!(notice, Notice::Enrolled(enrolment) if enrolment.run == run());
     assert!(notices.len() == usize::from(PLAN.workers) && notices.iter().all(enrolled), "{notices:?}");
     log.records[before..].iter().for_each(|record| drop(auditor.observe(record)));

@@ -179,18 +179,19 @@ fn operators_upload_commit_and_read() {
     let objects = OperatorObjects { v: V, objects: vec![object("shard")] };
     world.control(ControlRequest::BlobPut(objects.clone()));
     world.control(ControlRequest::BlobCommit(objects));
+    assert!(matches!(world.pending[..], [Effect::Commit { .. }]));
+    world.answer_pending();
     world.control(ControlRequest::BlobGet(GetRequest { v: V, objects: vec![object("any").digest] }));
     let kinds: Vec<&str> = world
         .seen
         .iter()
         .map(|effect| match effect {
             Effect::GrantPut { .. } => "put",
-            Effect::Commit { .. } => "commit",
             Effect::GrantGet { .. } => "get",
             _ => "other",
         })
         .collect();
-    assert_eq!(kinds, ["put", "commit", "get"]);
+    assert_eq!(kinds, ["put", "get"]);
     assert_eq!(world.count(|event| matches!(event, LedgerEvent::ControlReceived { .. })), 1);
     let none = world.control(ControlRequest::BlobPut(OperatorObjects { v: V, objects: Vec::new() }));
     assert_eq!(world.refusal(none), Code::MessageInvalid);

@@ -235,10 +235,10 @@ fn a_coordinator_has_so_many_runs_and_looks_at_so_many_new_ones_at_a_time() {
     let mut world = World::new();
     let new = |name: &str| ControlRequest::RunNew(Box::new(RunNew { v: V, spec: spec(name) }));
     for number in 0..16 {
-        let reply = world.control(new(&format!("run-{number}")));
+        let reply = world.control_as(number / 4, new(&format!("run-{number}")));
         assert!(!world.answers.contains_key(&reply), "it is being looked at");
     }
-    let reply = world.control(new("one-more"));
+    let reply = world.control_as(9, new("one-more"));
     assert_eq!(world.refusal(reply), Code::NoAnswer);
 
     let world = World::with_run(spec("demo"));

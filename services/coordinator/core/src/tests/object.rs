@@ -228,3 +228,64 @@ fn named(world: &World, lease: LeaseRef) -> Vec<ObjectRef> {
         Outcome::Evaluation(_) => panic!("{lease} is of an evaluation"),
     }
 }
+
+/// What was uploaded under a lease is deleted when the lease is over, however it ended: what counts lies among the verified
+/// objects, and the rest counts nowhere.
+#[test]
+fn uploads_go_when_their_lease_is_over() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let put = |world: &mut World, lease: LeaseRef, objects: Vec<ObjectRef>| {
+        world.ask(peer(1), WorkerRequest::Put(PutRequest { v: V, lease, objects }));
+    };
+    let mut swept = 0;
+    let mut goes = |world: &World, lease, names: &[&str]| {
+        let all: Vec<_> = world
+            .seen
+            .iter()
+            .filter_map(|effect| match effect {
+                Effect::Sweep { place, objects } => Some((place.clone(), objects.clone())),
+                _ => None,
+            })
+            .collect();
+        let place = Quarantine::Worker { run: run_id(), lease, worker: worker(1) };
+        let mut objects: Vec<_> = names.iter().map(|name| upload(name).digest).collect();
+        objects.sort_unstable();
+        let expected = if names.is_empty() { Vec::new() } else { vec![(place, objects)] };
+        assert_eq!(all[swept..], expected);
+        swept = all.len();
+    };
+    // Given back.
+    let held = world.lease(1);
+    put(&mut world, held, vec![upload("a"), upload("b")]);
+    goes(&world, held, &[]);
+    let release = ReleaseRequest { v: V, lease: held, reason: String::new() };
+    world.ask(peer(1), WorkerRequest::Release(release));
+    goes(&world, held, &["a", "b"]);
+    // Not renewed, with nothing uploaded.
+    let held = world.lease(1);
+    world.wait(LEASE);
+    goes(&world, held, &[]);
+    // Refused.
+    let held = world.lease(1);
+    put(&mut world, held, vec![upload("c")]);
+    let mut bad = submission(&spec("demo"), 1, held, 0).statement;
+    bad.spec = object("other settings").digest;
+    world.ask(peer(1), WorkerRequest::Submit(stated(bad)));
+    goes(&world, held, &["c"]);
+    // Accepted.
+    let held = world.lease(1);
+    put(&mut world, held, vec![upload("d")]);
+    let result = submission(&spec("demo"), 1, held, 0);
+    let Outcome::Contribution(contribution) = &result.statement.outcome else { panic!("of a training unit") };
+    let named: std::collections::BTreeSet<_> = contribution.chunks.iter().map(|chunk| chunk.digest).collect();
+    world.ask(peer(1), WorkerRequest::Submit(result));
+    let before = world.seen.iter().filter(|effect| matches!(effect, Effect::Sweep { .. })).count();
+    world.answer_pending();
+    let last = world.seen.iter().filter_map(|effect| match effect {
+        Effect::Sweep { objects, .. } => Some(objects.clone()),
+        _ => None,
+    });
+    let last: Vec<_> = last.skip(before).flatten().collect();
+    assert!(last.contains(&upload("d").digest) && named.iter().all(|digest| last.contains(digest)), "{last:?}");
+}

@@ -11,8 +11,8 @@ use crate::{Answer, ReplyId, WorkerRequest};
 
 /// Requests of a flood; a worker may send some 30 a second.
 const FLOOD: u64 = 1000;
-/// Denials that are recorded at once, of all workers together.
-const DENIALS: usize = 64;
+/// Denials of one worker that are recorded at once.
+const DENIALS: usize = 16;
 
 fn join_as(world: &mut World, session: u64) -> ReplyId {
     let request = schemas::member::JoinRequest { session: Session(session), ..join_request(1) };

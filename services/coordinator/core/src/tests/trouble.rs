@@ -87,6 +87,39 @@ fn a_unit_that_one_worker_has_not_failed_goes_on_and_ends_up_there() {
     assert_eq!(world.view().round.get(), 1);
 }
 
+/// A store without room speaks against no unit, and passes. Until then the run stands, and has to say so.
+#[test]
+fn what_keeps_everybody_from_a_result_is_shown_and_halts_nothing() {
+    let mut world = World::with_run(one_unit());
+    world.join(1);
+    world.join(2);
+    let full = Refusal::new(Code::StoreFull, "the store has no room").to_string();
+    for round in 0..8 {
+        for number in [1, 2] {
+            let held = world.lease(number);
+            give_back(&mut world, number, held, &full);
+            let view = world.view();
+            assert_eq!(view.halted, None);
+            match view.trouble {
+                None => assert_eq!((round, number), (0, 1), "the other may get through"),
+                Some(why) => {
+                    let said = why.detail.contains(worker(1).short()) && why.detail.contains("no room");
+                    assert!(why.code == Code::StoreFull && said, "{}", why.detail);
+                }
+            }
+        }
+    }
+    // Who has not tried yet may get through.
+    world.join(3);
+    assert_eq!(world.view().trouble, None);
+    leave(&mut world, 3);
+    assert!(world.view().trouble.is_some());
+    let held = world.lease(1);
+    world.submit(1, held);
+    world.answer_pending();
+    assert_eq!((world.view().trouble, world.view().round.get()), (None, 1));
+}
+
 /// A worker whose results have the wrong form is removed for it; it cannot halt the run before.
 #[test]
 fn results_of_the_wrong_form_halt_nothing() {

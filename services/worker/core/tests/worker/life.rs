@@ -318,6 +318,26 @@ fn ls_04_losing_the_lease_stops_the_work_and_keeps_the_inner_state() {
     }
 }
 
+/// Ten units, then the worker ends; but a store without room fails everybody's, and somebody makes room some day.
+#[test]
+fn a_machine_that_fails_every_unit_ends_and_a_full_store_is_waited_for() {
+    for (code, ends) in [(Code::TrainingFailed, true), (Code::StoreFull, false), (Code::StoreUnreachable, false)] {
+        let mut scene = Scene::joined();
+        let mut ended = false;
+        for round in 0..40 {
+            let work = scene.grant(lease(round, UnitKind::Train, 1));
+            scene.give(Input::Fetched { work, outcome: Err(Refusal::new(code, "no")) });
+            scene.answer(Ok(Answer::Done(Done { v: V })));
+            if scene.has(|effect| matches!(effect, Effect::Send { request: Request::Leave(_), .. })) {
+                ended = true;
+                break;
+            }
+            scene.until(claims);
+        }
+        assert_eq!(ended, ends, "{code}");
+    }
+}
+
 /// Nothing more is asked, given back or told in the name of a worker that another process is now.
 #[test]
 fn a_unit_that_fails_here_is_given_back() {
@@ -334,22 +354,59 @@ fn a_unit_that_fails_here_is_given_back() {
     assert!(scene.has(dropped(Code::TrainingFailed)));
 }
 
-/// What a coordinator that died was asked is not waited for much longer than an answer takes.
-#[test]
-fn a_lost_answer_costs_seconds() {
-    let patience = |scene: &Scene| {
-        let patience = |effect: &Effect| match effect {
+/// Swallows the answers to a request, one after another; the milliseconds from the first to each of its repeats.
+fn swallow(scene: &mut Scene, wanted: fn(&Effect) -> bool) -> Vec<u64> {
+    let asked_at = scene.now;
+    let (_, first) = scene.request();
+    let first = first.clone();
+    let repeat = |scene: &mut Scene| {
+        let waited = scene.effects.iter().find_map(|effect| match effect {
             Effect::Send { patience, .. } => Some(*patience),
             _ => None,
-        };
-        scene.effects.iter().find_map(patience).expect("a request was sent")
+        });
+        scene.now = scene.now.after(waited.expect("a request was sent"));
+        scene.answer(refused(Code::NoAnswer));
+        scene.until(wanted);
+        assert_eq!(scene.request().1, &first, "the same question, so that it is the same to who answers");
+        asked_at.until(scene.now).get()
     };
-    let claiming = Scene::joined();
-    let Request::Claim(claim) = claiming.request().1 else { panic!("it claims") };
-    assert!(claim.wait <= Millis::from_secs(5) && claim.wait < patience(&claiming));
-    assert!(patience(&claiming) <= Millis::from_secs(8));
-    assert!(patience(&Scene::new()) <= Millis::from_secs(10));
-    assert!(patience(&Scene::submitting().0) <= Millis::from_secs(10));
+    (0..6).map(|_| repeat(scene)).collect()
+}
+
+/// What a coordinator that died was asked is not waited for much longer than an answer takes, and less and less often.
+#[test]
+fn a_lost_answer_costs_seconds() {
+    let joins = swallow(&mut Scene::new(), joins);
+    assert!(joins[0] <= 2_200 && joins[1] <= 6_600, "{joins:?}");
+    assert!(joins.windows(2).all(|pair| pair[1] - pair[0] <= 17_000), "{joins:?}");
+    assert!(joins[5] - joins[4] >= 16_000, "who cannot answer in time is not asked for ever: {joins:?}");
+    let (mut submitting, ..) = Scene::submitting();
+    let patience = |scene: &Scene| {
+        let of_submit = |effect: &Effect| match effect {
+            Effect::Send { request: Request::Submit(_), patience, .. } => Some(patience.get()),
+            _ => None,
+        };
+        scene.effects.iter().find_map(of_submit)
+    };
+    assert_eq!(patience(&submitting), Some(2_000));
+    submitting.answer(refused(Code::NoAnswer));
+    submitting.until(submits);
+    assert_eq!(patience(&submitting), Some(4_000));
+}
+
+/// The lease that a claim was granted runs on when the answer is lost: however short it is, the claim is said again while
+/// enough of it is left for the answer to arrive.
+#[test]
+fn a_lost_grant_is_asked_for_again_while_its_lease_runs() {
+    for seconds in [5, 6, 8, 20, 60, 86_400] {
+        let lease = Millis::from_secs(seconds);
+        let mut scene = Scene::joined_under(lease);
+        let Request::Claim(claim) = scene.request().1 else { panic!("it claims") };
+        assert!(claim.wait <= Millis::from_secs(5) && claim.wait >= Millis::from_secs(1), "{seconds} s");
+        let repeats = swallow(&mut scene, claims);
+        // Granted at once, at worst.
+        assert!(repeats[0] <= lease.get() * 6 / 10 && repeats[0] <= 7_500, "lease of {seconds} s: {repeats:?}");
+    }
 }
 
 /// The broker says at once that nobody answers; however long that lasted, a coordinator that is back is found soon.

@@ -77,7 +77,10 @@ pub(crate) fn settings() -> Settings {
 }
 
 pub(crate) fn join_reply(now: UnixMillis) -> JoinReply {
-    let spec = spec();
+    join_reply_under(now, spec())
+}
+
+fn join_reply_under(now: UnixMillis, spec: RunSpec) -> JoinReply {
     let spec_digest = spec.to_object().1;
     JoinReply { v: V, spec, spec_digest, now: UnixMillis(now.get() + AHEAD), heartbeat: Millis(5_000) }
 }
@@ -133,6 +136,16 @@ impl Scene {
     pub(crate) fn joined() -> Self {
         let mut scene = Self::new();
         let reply = join_reply(scene.now);
+        scene.answer(Ok(Answer::Join(Box::new(reply))));
+        scene
+    }
+
+    /// The same in a run with another lease time.
+    pub(crate) fn joined_under(lease: Millis) -> Self {
+        let mut scene = Self::new();
+        let mut spec = spec();
+        spec.policy.lease = lease;
+        let reply = join_reply_under(scene.now, spec);
         scene.answer(Ok(Answer::Join(Box::new(reply))));
         scene
     }
