@@ -166,6 +166,24 @@ async fn a_store_that_refuses_and_stores_is_found_out() {
     }
 }
 
+/// It takes what is written to one of its buckets, whoever writes it.
+#[tokio::test]
+async fn a_store_that_refuses_in_one_bucket_alone_is_found_out() {
+    for open in ["/blobs/", "/incoming/"] {
+        let broken = broken(move |method, path| match method {
+            "HEAD" if is_bucket(path) => answer("200 OK", "", b""),
+            "PUT" if path.starts_with(open) => answer("200 OK", "", b""),
+            "PUT" => answer("400 Bad Request", "", MISMATCH),
+            "DELETE" => answer("204 No Content", "", b""),
+            _ => answer("404 Not Found", "", b""),
+        })
+        .await;
+        assert!(broken.contains(&Rule::GetKeyCannotWrite), "{open}");
+        assert_eq!(broken.contains(&Rule::PutKeyCannotWriteBlobs), open == "/blobs/");
+        assert_eq!(broken.contains(&Rule::AnonymousRefused), open == "/incoming/");
+    }
+}
+
 #[tokio::test]
 async fn a_promotion_is_believed_only_when_the_store_shows_the_right_object() {
     let object = ObjectRef::of(&noise(100, 1));
