@@ -247,6 +247,43 @@ fn damage_in_the_middle_is_no_crash() {
     assert!(Desk::open(scratch.path(), &trust).is_ok());
 }
 
+/// A crash leaves a part of a line at the very end; whatever else is no line was left by something else.
+#[test]
+fn only_the_end_of_the_newest_file_can_be_torn() {
+    let (trust, records) = ledger(6);
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let mut desk = Desk::open(scratch.path(), &trust).expect("the files are whole");
+    desk.take(&records[..3], NOW).expect("the disk has room");
+    let older = newest(scratch.path());
+    desk.take(&records[3..], TOMORROW).expect("the disk has room");
+    drop(desk);
+    let newer = newest(scratch.path());
+    assert_ne!(older, newer);
+    let is_cut_off = |path: &Path, end: &[u8]| {
+        let whole = fs::read(path).expect("the folder is ours");
+        fs::write(path, [&whole[..], end].concat()).expect("the folder is ours");
+        let opened = Desk::open(scratch.path(), &trust).map(drop);
+        let left = fs::metadata(path).expect("the folder is ours").len();
+        fs::write(path, &whole).expect("the folder is ours");
+        match opened {
+            Ok(()) => left == whole.len() as u64,
+            Err(error) => {
+                assert!(matches!(&error, KeepError::Damaged { number: 4, path: named } if named == path), "{error}");
+                assert_eq!(left, (whole.len() + end.len()) as u64, "what is not understood is not touched");
+                false
+            }
+        }
+    };
+    assert!(is_cut_off(&newer, b"{\"line\":"), "it is cut off");
+    assert!(!is_cut_off(&newer, &[b'x'; 64 << 10]), "longer than any line");
+    assert!(!is_cut_off(&older, b"{\"line\":"), "not the newest");
+    // Files that are not ours are nobody's days.
+    for name in ["notes.log", "2023111.log", "2023111x.log", "20231114.txt"] {
+        fs::write(scratch.path().join(name), b"garbage").expect("the folder is ours");
+    }
+    Desk::open(scratch.path(), &trust).expect("they are passed over");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 

@@ -132,7 +132,15 @@ mod tests {
 
     #[test]
     fn only_a_bare_origin_is_an_endpoint() {
-        for url in ["", "store", "https://h/path", "https://h/?q=1", "https://user:secret@h", "https://{store}:9000"] {
+        for url in [
+            "",
+            "store",
+            "https://h/path",
+            "https://h/?q=1",
+            "https://user:secret@h",
+            "https://:secret@h",
+            "https://{store}:9000",
+        ] {
             assert!(
                 matches!(Endpoint::new(url, "r", Trust::Authority(Vec::new())), Err(EndpointError::Url(_))),
                 "{url}"

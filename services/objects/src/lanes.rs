@@ -190,6 +190,20 @@ mod tests {
         assert_eq!(small.now, 8, "small objects take a round trip, not a line");
     }
 
+    #[test]
+    fn a_long_transfer_is_judged_by_its_rate() {
+        let after = |bytes_per_second: u64, seconds: u64| {
+            let mut width = Width { now: 4, max: 8, halvings: 0 };
+            width.learn(0, Ended::Well { bytes: bytes_per_second * seconds, took: Duration::from_secs(seconds) });
+            width.now
+        };
+        assert_eq!(after(GOOD_BYTES_PER_SECOND, 100), 5, "a good line has room for one more");
+        assert_eq!(after(GOOD_BYTES_PER_SECOND - 1, 100), 4);
+        assert_eq!(after(POOR_BYTES_PER_SECOND, 10), 4);
+        assert_eq!(after(POOR_BYTES_PER_SECOND - 1, 10), 3, "a poor one is shared by too many");
+        assert_eq!(after(POOR_BYTES_PER_SECOND - 1, 9), 4, "it was not looked at for long enough");
+    }
+
     #[tokio::test]
     async fn who_waits_gets_the_place_that_is_given_back() {
         let lanes = Lanes::new(1);

@@ -66,3 +66,42 @@ impl Sink {
         ObjectError::Mismatch { digest: self.digest, reason }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BYTES: &[u8] = b"ten bytes.";
+
+    fn sink(bytes_max: u64) -> Sink {
+        Sink::new(Digest::of(BYTES), schemas::Bytes(bytes_max))
+    }
+
+    #[test]
+    fn a_length_is_announced_acceptable_and_stays() {
+        let mut sink = sink(10);
+        assert!(matches!(sink.take(&Bytes::from_static(BYTES)), Err(ObjectError::Mismatch { .. })), "unannounced");
+        assert!(matches!(sink.expect(11), Err(ObjectError::TooLarge { .. })));
+        sink.expect(10).unwrap();
+        sink.take(&Bytes::from_static(&BYTES[..4])).unwrap();
+        assert!(!sink.is_complete());
+        assert!(matches!(sink.expect(9), Err(ObjectError::Mismatch { .. })), "another length");
+        sink.expect(10).unwrap();
+        assert!(
+            matches!(sink.take(&Bytes::from_static(&BYTES[3..])), Err(ObjectError::Mismatch { .. })),
+            "one too many"
+        );
+        sink.take(&Bytes::from_static(&BYTES[4..])).unwrap();
+        assert!(sink.is_complete());
+        assert_eq!(sink.into_bytes().unwrap(), BYTES);
+    }
+
+    #[test]
+    fn other_bytes_of_the_right_length_are_none() {
+        let mut sink = sink(10);
+        sink.expect(10).unwrap();
+        sink.take(&Bytes::from_static(b"ten bytes!")).unwrap();
+        assert!(sink.is_complete());
+        assert!(matches!(sink.into_bytes(), Err(ObjectError::Mismatch { .. })));
+    }
+}

@@ -186,7 +186,8 @@ impl Store {
                     continue;
                 }
             };
-            if !peers.has_room(peer) {
+            // Those who held places may have become known since the waiting for this one began: then there is none to give.
+            if !peers.can_take() || !peers.has_room(peer) {
                 continue;
             }
             peers.make_room();

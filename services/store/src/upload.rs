@@ -181,6 +181,8 @@ fn write_frames(file: &mut std::fs::File, frames: &[Bytes]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use objects::BlobKey;
     use tempfile::TempDir;
 
@@ -235,6 +237,34 @@ mod tests {
         assert_eq!(scene.send(|upload| upload.place.digest = digest).await.unwrap_err(), "BadDigest");
         assert_eq!((scene.files("tmp"), scene.files("blobs")), (0, 0));
         assert_eq!(scene.send(|_| {}).await, Ok(Digest::of(BODY)));
+    }
+
+    /// Who announces little and sends much fills no disk until it has ended.
+    #[tokio::test]
+    async fn a_body_that_is_longer_than_announced_is_not_read_to_its_end() {
+        const FRAMES: usize = 64;
+        let scene = Scene::new();
+        let taken = Arc::new(AtomicUsize::new(0));
+        let count = taken.clone();
+        let frame = Bytes::from(vec![0; 1 << 20]);
+        let frames = (0..FRAMES).map(move |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+            Ok::<_, io::Error>(frame.clone())
+        });
+        let upload = Upload {
+            place: Place::parse("blobs", "announced/little").unwrap(),
+            bytes: 10,
+            checksum: None,
+            how: Publish::Once,
+            room: scene.root.reserve(10).unwrap().unwrap(),
+            claim: None,
+        };
+        let body = StreamingBlob::wrap(futures::stream::iter(frames));
+        let refused = receive(scene.root.clone(), body, upload).await.unwrap_err();
+        assert_eq!(refused.code().as_str(), "IncompleteBody");
+        let taken = taken.load(Ordering::Relaxed);
+        assert!(taken < FRAMES / 2, "{taken} frames were read");
+        assert_eq!(scene.files("tmp"), 0);
     }
 
     /// However the place was taken since it was looked at.

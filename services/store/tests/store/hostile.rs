@@ -295,6 +295,42 @@ async fn strangers_make_room_before_those_who_are_known() {
     assert_eq!(answers, 19);
 }
 
+/// Nobody who is known is ended for a newcomer, and there is no place beyond the last.
+#[tokio::test]
+async fn where_all_places_are_with_those_who_are_known_a_newcomer_has_none() {
+    let limits = StoreLimits { connections_max: 2, connections_peer_percent: 100, ..short(Duration::from_secs(40)) };
+    let store = TestStore::with(limits).await;
+    let grant = store.signer_at(store.address).get(ObjectRef::of(b"absent").digest, now());
+    let (path, _) = spoken(&grant.action.unwrap(), "/blobs");
+    // That there is no such object is an answer too.
+    let ask = format!("GET {path} HTTP/1.1\r\nhost: {}\r\n\r\n", store.address);
+    let mut known = Vec::new();
+    for _ in 0..2 {
+        let mut stream = tls(store.address, &store.authority).await;
+        stream.write_all(ask.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 404");
+        known.push(stream);
+    }
+    // It waits, or is let go when the store had begun to wait for somebody before all were known.
+    let newcomer = async || {
+        let stream = from([127, 0, 0, 2], store.address).await;
+        over_tls(stream, &store.authority, &[&TLS13]).await
+    };
+    for _ in 0..3 {
+        let served = timeout(Duration::from_millis(200), newcomer()).await;
+        assert!(!matches!(served, Ok(Ok(_))), "there is no place");
+    }
+    for stream in &mut known {
+        stream.write_all(ask.as_bytes()).await.unwrap();
+    }
+    drop(known.pop());
+    // Those who gave up waiting are found to be gone one after another.
+    let served = async { while newcomer().await.is_err() {} };
+    timeout(AT_ONCE, served).await.expect("there is a place now");
+}
+
 #[tokio::test]
 async fn tl_21_the_running_store_speaks_nothing_older_than_tls_1_3() {
     let store = TestStore::start().await;

@@ -8,6 +8,7 @@ mod binary;
 mod conformance;
 mod connections;
 mod hostile;
+mod misbehaving;
 mod rights;
 mod slow;
 mod support;

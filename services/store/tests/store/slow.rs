@@ -60,6 +60,26 @@ async fn bytes_are_seen_to_move_before_an_upload_is_over() {
     assert!((100_000..1_200_000).contains(&moved), "{moved}");
 }
 
+/// The deadline is for beginning once more; what is under way and moves is finished.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_moves_goes_on_beyond_its_deadline() {
+    let store = TestStore::start().await;
+    let line = Line::start(store.address, Quality::Slow { up: 200_000, down: 200_000 });
+    let (signer, transfer) = (store.signer_at(line.address()), Transfer::new(&store.trust(), once()).unwrap());
+    let object = store.buckets().put_blob(noise(400_000, 75)).await.unwrap();
+    let (begun, short) = (Instant::now(), Duration::from_millis(700));
+    let grant = signer.get(object.digest, now());
+    let read = transfer.get(&grant, object.bytes, &crate::support::nobody(), begun + short).await;
+    assert!(read.is_ok_and(|bytes| bytes.len() == 400_000));
+    assert!(begun.elapsed() > short, "the line was slow");
+    let bytes = noise(400_000, 76);
+    let object = ObjectRef::of(&bytes);
+    let (begun, grant) = (Instant::now(), signer.put(&key_of(object), object.bytes, now()));
+    let stored = transfer.put(&grant, bytes, &crate::support::nobody(), begun + short).await.unwrap();
+    assert_eq!(stored, Stored::Now);
+    assert!(begun.elapsed() > short, "the line was slow");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_line_that_goes_dead_is_noticed_within_the_longest_silence() {
     let store = TestStore::start().await;

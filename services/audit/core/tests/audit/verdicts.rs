@@ -166,6 +166,27 @@ fn what_a_trusted_key_signed_for_another_place_is_no_event_of_its_chain() {
     }
 }
 
+/// What one key signs in the name of another is no event of either.
+#[test]
+fn a_worker_that_signs_in_the_name_of_another_key_is_not_taken_for_it() {
+    let mut log = Log::write(&PLAN);
+    let at = log.records.iter().position(|record| record.subject.ends_with(".started")).expect("workers started");
+    let right = signed(&log.records[at]);
+    let first = Member::new(PLAN.seed + 1);
+    assert_eq!(right.key, first.emitter.public, "the first unit is the first worker's");
+    let body = EventBody::decode(&right.body).expect("an event");
+    let body = EventBody { emitter: Member::new(PLAN.seed + 2).emitter.public, ..body };
+    let mut record = log.records[at].clone();
+    put(&mut record, &first.emitter.sign(DOMAIN, body.encode()));
+    log.records.insert(at, record);
+    renumber(&mut log.records);
+    let mut auditor = log.auditor();
+    audit(&mut auditor, &log.records, StreamSequence(log.records.len() as u64));
+    let found: Vec<&str> = auditor.findings().iter().map(|found| found.finding.name()).collect();
+    assert_eq!(found, ["malformed"]);
+    assert!(auditor.summary().emitters.iter().all(|emitter| emitter.whole));
+}
+
 #[test]
 fn a_gap_in_a_workers_chain_is_held_against_that_worker() {
     let mut log = Log::write(&PLAN);

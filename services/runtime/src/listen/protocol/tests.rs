@@ -70,6 +70,20 @@ fn a_payload_that_is_too_long_is_passed_over_and_never_kept() {
     parser.buffer().extend_from_slice(b"\r\nPING\r\n");
     assert_eq!(parser.next(), Ok(Some(Word::Unheard { bytes: whole })));
     assert_eq!(parser.next(), Ok(Some(Word::Ping)));
+    // Its end may come in pieces, and is an end all the same.
+    let mut ended = |ends: &[&[u8]]| {
+        parser.buffer().extend_from_slice(format!("MSG a 1 {whole}\r\n").as_bytes());
+        parser.buffer().extend_from_slice(&vec![b'P'; whole]);
+        let mut last = parser.next();
+        for end in ends {
+            assert_eq!(last, Ok(None));
+            parser.buffer().extend_from_slice(end);
+            last = parser.next();
+        }
+        last
+    };
+    assert_eq!(ended(&[b"\r", b"\n"]), Ok(Some(Word::Unheard { bytes: whole })));
+    assert_eq!(ended(&[b"PI"]), Err(ProtocolError::NoEnd(whole)));
     // The longest one that is not.
     let payload = vec![b'x'; PAYLOAD_BYTES_MAX];
     let bytes = [format!("MSG a 1 {PAYLOAD_BYTES_MAX}\r\n").as_bytes(), &payload, b"\r\n"].concat();
