@@ -13,7 +13,7 @@ use merge::SeededRounding;
 use merge::codec::{decode, encode, encode_difference, encoded_bytes};
 use model::{ModelConfig, ReferenceConfig};
 use objects::{Regrant, Transfer, TransferLimits, Trust};
-use runtime::Bus;
+use runtime::{Bus, BusError};
 use schemas::blob::{GetRequest, Grant, Grants, PutRequest};
 use schemas::contribution::{Contribution, Outcome, StageRequest, Statement, SubmitReply, SubmitRequest};
 use schemas::control::{OperatorObjects, RunNew, RunNewReply};
@@ -30,7 +30,7 @@ use schemas::run::{
 use schemas::subject::{
     ControlVerb, LEDGER_FILTER, LEDGER_STREAM, STATE_BUCKET, Verb, WORK_CONSUMER, WORK_STREAM, request_subject,
 };
-use schemas::{Digest, Message, Millis, ObjectRef, Refusal, Steps, Tokens, V, WorkerId};
+use schemas::{Code, Digest, Message, Millis, ObjectRef, Refusal, Steps, Tokens, V, WorkerId};
 use serde_bytes::{ByteArray, ByteBuf};
 
 pub(crate) const WAIT: Duration = Duration::from_secs(30);
@@ -212,7 +212,13 @@ impl Scene {
             posture: Posture::default(),
         };
         let subject = request_subject(self.cluster.run(), &id, Verb::Join);
-        let joined: JoinReply = bus.request(&subject, &join, WAIT).await.expect("joined");
+        let joined: JoinReply = loop {
+            match bus.request(&subject, &join, WAIT).await {
+                // A coordinator that another one has replaced declines; as a worker does, it is asked again.
+                Err(BusError::Refused(refusal)) if refusal.code == Code::Draining => {}
+                answered => break answered.expect("joined"),
+            }
+        };
         let chunks = self.layout.chunks(CHUNK_ELEMENTS).expect("few chunks");
         let layout = joined.spec.model.layout.digest;
         Worker { session, bus, id, key, transfer: self.transfer.clone(), spec: joined.spec, chunks, layout, domain }
@@ -220,7 +226,7 @@ impl Scene {
 }
 
 impl Worker {
-    pub(crate) async fn ask<Q: Message, A: Message>(&self, verb: Verb, question: &Q) -> Result<A, runtime::BusError> {
+    pub(crate) async fn ask<Q: Message, A: Message>(&self, verb: Verb, question: &Q) -> Result<A, BusError> {
         self.bus.request(&request_subject(&self.spec.run, &self.id, verb), question, WAIT).await
     }
 
@@ -270,11 +276,7 @@ impl Worker {
     }
 
     /// Uploads chunks, announces each, and hands the result in.
-    pub(crate) async fn submit(
-        &self,
-        manifest: &Manifest,
-        chunks: Vec<Bytes>,
-    ) -> Result<SubmitReply, runtime::BusError> {
+    pub(crate) async fn submit(&self, manifest: &Manifest, chunks: Vec<Bytes>) -> Result<SubmitReply, BusError> {
         let lease = manifest.lease;
         let objects: Vec<ObjectRef> = chunks.iter().map(|bytes| ObjectRef::of(bytes)).collect();
         let request = PutRequest { v: V, lease, objects: objects.clone() };
@@ -306,11 +308,7 @@ impl Worker {
     }
 
     /// Signs and sends a statement; another key may sign it.
-    pub(crate) async fn hand_in(
-        &self,
-        statement: Vec<u8>,
-        other: Option<&AuditKey>,
-    ) -> Result<SubmitReply, runtime::BusError> {
+    pub(crate) async fn hand_in(&self, statement: Vec<u8>, other: Option<&AuditKey>) -> Result<SubmitReply, BusError> {
         let signature = ByteArray::new(other.unwrap_or(&self.key).sign_statement(&self.domain, &statement));
         self.ask(Verb::ContributionSubmit, &SubmitRequest { v: V, statement: ByteBuf::from(statement), signature })
             .await
