@@ -8,9 +8,7 @@ use schemas::{Millis, UnixMillis, WorkerId};
 use crate::live::LiveRun;
 use crate::state::{Run, Standing, Unit};
 
-/// Evaluations that may wait for a worker to spare. Each keeps the weights that it reads, so there is a bound; when it is
-/// passed, all who ask for work share them before they train on. So a run of which every worker is always
-/// needed stands still for them once in so many evaluations, with nobody idle meanwhile, and sees how it does.
+/// Most evaluations that may wait for a worker to spare. Each keeps the weights that it reads, so there is a bound.
 const EVALUATIONS_WAITING_MAX: usize = 8;
 
 /// How long units took in this process's life. Without a measurement nobody is taken for idle.
@@ -47,12 +45,14 @@ impl Spans {
     }
 }
 
-/// Whether so many evaluations wait that they come first, until none is left but that of the open round, which comes after
-/// the round's training.
+/// True when so many evaluations wait that they come first, until none is left but that of the open round, which comes after
+/// the round's training. That is as soon as there is one for each worker: in a run of which every worker is always needed all
+/// evaluate at the same time then, nobody idle, and the run sees how it does a few rounds later at most.
 pub(crate) fn catches_up(run: &Run, before: bool) -> bool {
     let open = |(unit, state): &(&UnitId, &Unit)| unit.kind == UnitKind::Evaluate && state.standing == Standing::Open;
     let waiting = run.units.iter().filter(open).count();
-    waiting > EVALUATIONS_WAITING_MAX || before && waiting > 1
+    let shared = EVALUATIONS_WAITING_MAX.min(run.present().max(1) as usize);
+    waiting > shared || before && waiting > 1
 }
 
 /// Whether `worker` may be given an evaluation although the run has rounds to go: the next round finds a worker for each of
