@@ -118,7 +118,7 @@ pub fn write_private(path: &Path, content: &[u8]) -> Result<(), FileError> {
 
 /// Writes as [`write_private`] does, into a folder that is there. For a process that keeps its state in a folder which it
 /// opened at its start: when that was moved away meanwhile, a new one in the old place would take what belongs into the old
-/// one, and whoever starts again from there goes on from where it was.
+/// one, and a process that starts again from there goes on from where it was.
 ///
 /// # Errors
 /// The folder is gone, or it or the file cannot be written.

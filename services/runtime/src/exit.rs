@@ -106,7 +106,7 @@ pub fn parse<A: clap::Parser>() -> Result<A, ExitCode> {
 /// Writes what was asked for to stdout; a reader that has gone is no error.
 ///
 /// # Errors
-/// It cannot be written, most often since a disk is full: whoever kept the rest would take it for the whole.
+/// It cannot be written, most often since a disk is full: a reader would take what there is for the whole.
 pub fn print(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

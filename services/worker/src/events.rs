@@ -289,7 +289,7 @@ mod tests {
         }
     }
 
-    /// Whoever renames the folder of a running worker and starts it again there: a second end of the chain in the old place
+    /// The folder of a running worker is renamed and another one started there: a second end of the chain in the old place
     /// would fork it for good.
     #[test]
     fn a_folder_that_was_moved_away_is_not_made_again() {

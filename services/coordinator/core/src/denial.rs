@@ -107,7 +107,10 @@ impl Coordinator {
         if benign.contains(&refusal.code) {
             return;
         }
-        let Some(suppressed) = self.denials.admit(peer, self.now) else { return };
+        let Some(suppressed) = self.denials.admit(peer, self.now) else {
+            // It is counted, and the next one that is recorded tells how many were not.
+            return;
+        };
         let known = self.state.run(&peer.run).is_some();
         let event = LedgerEvent::RequestDenied {
             account: peer.account.clone(),

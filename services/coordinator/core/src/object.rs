@@ -159,7 +159,10 @@ impl Coordinator {
     /// The order is written before anything is promoted, and only if something will be: one that names what is not there is
     /// refused, and one that is said again finds its objects in `blobs`.
     pub(crate) fn uploads_checked(&mut self, reply: ReplyId, verdict: Result<Vec<ObjectRef>, Refusal>) {
-        let Some(operator) = self.commits.get(&reply).cloned() else { return };
+        let Some(operator) = self.commits.get(&reply).cloned() else {
+            // The drain is over: the operator was told that nothing more is carried out.
+            return;
+        };
         match verdict.and_then(|objects| self.check_orders(&operator).map(|()| objects)) {
             Ok(objects) if !objects.is_empty() => {
                 self.record_order(operator.clone(), "blob.commit");

@@ -39,7 +39,7 @@ pub(crate) struct Inlet {
 #[derive(Debug, Default)]
 struct Waiting {
     all: Share,
-    /// Of senders of whom something waits.
+    /// What waits of each sender; a sender without anything has no entry.
     senders: BTreeMap<Option<PublicKey>, Share>,
     dropped: u64,
     /// Who was over its share last.
@@ -187,7 +187,7 @@ mod tests {
             assert_eq!(inlet.take().await, Some(of(1, 1)));
         }
         assert_eq!((inlet.take().await, inlet.take().await), (Some(of(2, 1)), Some(delivery(1))));
-        assert!(lock(&outlet.waiting).senders.is_empty(), "nobody is remembered of whom nothing waits");
+        assert!(lock(&outlet.waiting).senders.is_empty(), "a sender of which nothing waits is forgotten");
         // Few long messages are a flood as well.
         for _ in 0..1000 {
             outlet.put(of(1, 200 << 10));

@@ -89,7 +89,7 @@ async fn what_greets_in_another_way_is_no_server() {
         ("nats", "PING\r\n", "not a NATS server"),
         ("nats", "HTTP/1.1 400 Bad Request\r\n\r\n", "not a word of the NATS protocol"),
         ("tls", "PING\r\n", "not a NATS server"),
-        // Whoever stands in between could put words into the server's mouth.
+        // A machine in between could put words into the server's mouth.
         ("tls", "INFO {\"tls_required\":true}\r\nPING\r\n", "before TLS begins"),
         ("tls", "INFO {\"tls_required\":true}\r\nM", "before TLS begins"),
     ] {

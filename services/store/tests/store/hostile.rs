@@ -196,7 +196,7 @@ async fn tl_27_a_key_takes_one_upload_at_a_time() {
     assert_eq!(store.unfinished(), Vec::<String>::new());
 }
 
-/// Whoever repeats an upload that is done is told before sending a byte of it.
+/// A client that repeats an upload that is done is told before sending a byte of it.
 #[tokio::test]
 async fn a_key_that_is_filled_is_refused_by_the_head_alone() {
     let store = TestStore::start().await;

@@ -182,34 +182,30 @@ async fn a_root_is_served_by_one_process() {
     Store::bind(config).await.unwrap();
 }
 
-#[tokio::test]
-async fn a_port_that_is_taken_is_named_as_such() {
-    let store = TestStore::start().await;
-    let root = tempfile::tempdir().unwrap();
-    let config = StoreConfig {
-        listen: store.address,
-        root: root.path().to_owned(),
+/// A store without encryption.
+fn plain(listen: std::net::SocketAddr, root: &std::path::Path) -> StoreConfig {
+    StoreConfig {
+        listen,
+        root: root.to_owned(),
         keys: StoreKeys::generate(),
         tls: Tls::PlainLoopback,
         durability: diloco_store::Durability::Kernel,
         limits: StoreLimits::default(),
-    };
-    let refused = Store::bind(config).await.map(|store| store.address());
+    }
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_named_as_such() {
+    let store = TestStore::start().await;
+    let root = tempfile::tempdir().unwrap();
+    let refused = Store::bind(plain(store.address, root.path())).await.map(|store| store.address());
     assert!(matches!(&refused, Err(error) if error.code() == Code::PortTaken), "{refused:?}");
 }
 
 #[tokio::test]
 async fn tl_02_plaintext_stays_on_loopback() {
     let root = tempfile::tempdir().unwrap();
-    let config = StoreConfig {
-        listen: "0.0.0.0:0".parse().unwrap(),
-        root: root.path().to_owned(),
-        keys: StoreKeys::generate(),
-        tls: Tls::PlainLoopback,
-        durability: diloco_store::Durability::Kernel,
-        limits: StoreLimits::default(),
-    };
-    let refused = Store::bind(config).await.map(|store| store.address());
+    let refused = Store::bind(plain("0.0.0.0:0".parse().unwrap(), root.path())).await.map(|store| store.address());
     assert!(matches!(refused, Err(StoreError::Plaintext(_))), "{refused:?}");
 }
 

@@ -97,7 +97,7 @@ fn kept(cluster: &Cluster) -> usize {
     text.lines().filter(|line| line.starts_with("{\"line\":\"record\"")).count()
 }
 
-/// Whoever keeps the record ends where the stream is another one, while it runs and when it is started, and keeps nothing
+/// The audit service ends where the stream is another one, while it runs and when it is started, and keeps nothing
 /// of what comes behind.
 #[tokio::test]
 async fn the_audit_service_records_no_second_history_behind_the_first() {

@@ -93,7 +93,7 @@ fn what_does_not_follow_is_refused_for_good() {
     }
 }
 
-/// Whoever joined again with another key begins another chain.
+/// A worker that joined again with another key begins another chain.
 #[test]
 fn a_chain_is_that_of_a_key() {
     let (mut intake, mut member) = scene();

@@ -73,7 +73,7 @@ fn what_is_said_of_other_work_or_of_another_step_changes_nothing() {
     assert!(scene.effects.is_empty(), "{:?}", scene.effects);
 }
 
-/// Whoever answers a join with what is right in itself, but of another run or time.
+/// Answers to a join that are right in themselves, but of another run or time.
 #[test]
 fn settings_of_another_run_or_changed_ones_end_the_worker() {
     let mut scene = Scene::new();
@@ -237,7 +237,7 @@ fn a_result_that_is_on_its_way_is_waited_for_by_who_is_told_to_stop() {
     assert!(scene.has(leaves) && !scene.has(claims), "{:?}", scene.effects);
 }
 
-/// Whoever repeats an order does not win time with it, nor a second goodbye.
+/// A repeated order wins no time, and leads to no second goodbye.
 #[test]
 fn a_repeated_order_to_end_changes_nothing() {
     let (mut scene, ..) = Scene::training();
