@@ -1,4 +1,5 @@
-//! Gives the benches the run-time search path of libtorch, as the worker's build script does for the worker.
+//! Gives the benches the run-time search path of libtorch, as the worker's build script does for
+//! the worker.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

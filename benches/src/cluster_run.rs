@@ -1,4 +1,5 @@
-//! A run of the synthetic trainer on a cluster of this build's programs, and what its processes use up.
+//! A run of the synthetic trainer on a cluster of this build's programs, and what its processes use
+//! up.
 
 use std::fs;
 
@@ -31,14 +32,38 @@ pub(crate) async fn start(shape: &Shape) -> Result<Cluster> {
     let mut cluster = Cluster::broker(harness::Options::default()).await;
     cluster.start_store().await;
     cluster.start_coordinator("coordinator").await;
-    let config = ModelConfig::Synthetic(SyntheticConfig { parameters: shape.parameters, step_ms: shape.step_ms });
+    let config = ModelConfig::Synthetic(SyntheticConfig {
+        parameters: shape.parameters,
+        step_ms: shape.step_ms,
+    });
     debug_assert_eq!(config.trainer(), TrainerKind::Synthetic);
     write(&cluster, "model.json", &config.to_json())?;
     write(&cluster, "corpus.txt", corpus().as_bytes())?;
-    cluster.diloctl_ok(&["data", "import", "--text", "corpus.txt", "--limit", "512KiB"]).await;
+    cluster
+        .diloctl_ok(&[
+            "data",
+            "import",
+            "--text",
+            "corpus.txt",
+            "--limit",
+            "512KiB",
+        ])
+        .await;
     let run = cluster.run().to_string();
-    let (rounds, units, steps) = (shape.rounds.to_string(), shape.units.to_string(), shape.steps.to_string());
-    let mut arguments = vec!["run", "new", &run, "--model", "model.json", "--rounds", &rounds];
+    let (rounds, units, steps) = (
+        shape.rounds.to_string(),
+        shape.units.to_string(),
+        shape.steps.to_string(),
+    );
+    let mut arguments = vec![
+        "run",
+        "new",
+        &run,
+        "--model",
+        "model.json",
+        "--rounds",
+        &rounds,
+    ];
     arguments.extend(["--units", &units, "--steps", &steps]);
     let settings = [
         "model.trainer=synthetic".to_owned(),
@@ -66,7 +91,9 @@ fn corpus() -> String {
     let mut text = String::with_capacity(CORPUS_BYTES + 16);
     while text.len() < CORPUS_BYTES {
         // Knuth's MMIX generator; its upper bits are good enough for letters.
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         for shift in [33, 38, 43, 48, 53] {
             text.push(char::from(b'a' + ((state >> shift) & 31) as u8 % 26));
         }
@@ -82,10 +109,23 @@ fn corpus() -> String {
 pub(crate) fn processor_seconds(pid: u32) -> Result<f64> {
     let path = format!("/proc/{pid}/stat");
     let text = fs::read_to_string(&path).with_context(|| path.clone())?;
-    // The name is in parentheses and may hold anything; utime and stime are the 12th and 13th fields after it.
-    let fields: Vec<&str> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok());
-    let ticks = ticks(11).zip(ticks(12)).map(|(user, system)| user + system).with_context(|| path.clone())?;
+    // The name is in parentheses and may hold anything; utime and stime are the 12th and 13th
+    // fields after it.
+    let fields: Vec<&str> = text
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    let ticks = |index: usize| {
+        fields
+            .get(index)
+            .and_then(|field| field.parse::<f64>().ok())
+    };
+    let ticks = ticks(11)
+        .zip(ticks(12))
+        .map(|(user, system)| user + system)
+        .with_context(|| path.clone())?;
     // SAFETY: `sysconf` reads a constant of the system.
     let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
     Ok(ticks / per_second as f64)
@@ -98,8 +138,16 @@ pub(crate) fn processor_seconds(pid: u32) -> Result<f64> {
 pub(crate) fn peak_bytes(pid: u32) -> Result<f64> {
     let path = format!("/proc/{pid}/status");
     let text = fs::read_to_string(&path).with_context(|| path.clone())?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).with_context(|| path.clone())?;
-    let kibibytes: f64 = line.split_whitespace().next().unwrap_or_default().parse().with_context(|| path.clone())?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .with_context(|| path.clone())?;
+    let kibibytes: f64 = line
+        .split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .parse()
+        .with_context(|| path.clone())?;
     Ok(kibibytes * 1024.0)
 }
 

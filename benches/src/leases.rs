@@ -1,6 +1,6 @@
-//! Claims at a fixed rate from scripted workers with real credentials: the time from the moment a claim is due to the
-//! signed grant in the worker's hands. Each grant, and each release after it, is an event that the broker syncs to disk
-//! before the coordinator goes on.
+//! Claims at a fixed rate from scripted workers with real credentials: the time from the moment a
+//! claim is due to the signed grant in the worker's hands. Each grant, and each release after it,
+//! is an event that the broker syncs to disk before the coordinator goes on.
 
 use std::time::Duration;
 
@@ -9,7 +9,9 @@ use harness::Cluster;
 use identity::join::new_session;
 use identity::{AuditKey, TrustBundle, jws};
 use runtime::Bus;
-use schemas::lease::{ClaimOutcome, ClaimReply, ClaimRequest, Done, MANIFEST_TYPE, Manifest, ReleaseRequest};
+use schemas::lease::{
+    ClaimOutcome, ClaimReply, ClaimRequest, Done, MANIFEST_TYPE, Manifest, ReleaseRequest,
+};
 use schemas::member::{JoinReply, JoinRequest, Posture, Session};
 use schemas::permission::Role;
 use schemas::run::TrainerKind;
@@ -24,8 +26,9 @@ use crate::cluster_run::{self, Shape};
 use crate::row::{Reach, Row};
 
 const CLAIMS_PER_SECOND: u64 = 100;
-/// More than are ever busy when claims are answered in time; a claim that finds none idle waits, and that counts. So many that
-/// each takes some 40 leases: a coordinator gives a worker 64 without a result before it slows it down.
+/// More than are ever busy when claims are answered in time; a claim that finds none idle waits,
+/// and that counts. So many that each takes some 40 leases: a coordinator gives a worker 64 without
+/// a result before it slows it down.
 const CLAIMERS: usize = 40;
 /// More units than claimers, so that a claim never waits for one.
 const UNITS: u32 = 256;
@@ -46,13 +49,22 @@ struct Claimer {
 /// The rows of this bench.
 pub(crate) async fn measure(effort: Effort) -> Result<Vec<Row>> {
     let counted = if effort == Effort::Full { 1500 } else { 100 };
-    let shape =
-        Shape { parameters: 1000, step_ms: 0, steps: 1, units: UNITS, rounds: 1, workers_min: 1, snapshot_every: 1 };
+    let shape = Shape {
+        parameters: 1000,
+        step_ms: 0,
+        steps: 1,
+        units: UNITS,
+        rounds: 1,
+        workers_min: 1,
+        snapshot_every: 1,
+    };
     let cluster = cluster_run::start(&shape).await?;
     let (idle, mut waiting) = mpsc::channel(CLAIMERS);
     for index in 0..CLAIMERS {
         let claimer = Claimer::join(&cluster, &format!("claimer-{index}")).await?;
-        idle.try_send(claimer).ok().context("there is room for all")?;
+        idle.try_send(claimer)
+            .ok()
+            .context("there is room for all")?;
     }
     let (times, mut taken) = mpsc::channel(CLAIMERS);
     let mut ticks = tokio::time::interval(Duration::from_millis(1000 / CLAIMS_PER_SECOND));
@@ -83,10 +95,21 @@ pub(crate) async fn measure(effort: Effort) -> Result<Vec<Row>> {
         Ok::<_, anyhow::Error>(milliseconds)
     };
     let ((), milliseconds) = tokio::try_join!(claiming, reading)?;
-    let row = Row::new(format!("lease claim to grant, {CLAIMS_PER_SECOND}/s"), "ms", milliseconds);
-    let tail = Row::new(format!("lease claim to grant, {CLAIMS_PER_SECOND}/s, p99"), "ms", vec![row.quantile(0.99)]);
+    let row = Row::new(
+        format!("lease claim to grant, {CLAIMS_PER_SECOND}/s"),
+        "ms",
+        milliseconds,
+    );
+    let tail = Row::new(
+        format!("lease claim to grant, {CLAIMS_PER_SECOND}/s, p99"),
+        "ms",
+        vec![row.quantile(0.99)],
+    );
     let note = "sync_interval: always; a release for each grant";
-    Ok(vec![row.note(note), tail.reach(Reach::AtMost(10.0)).note(note)])
+    Ok(vec![
+        row.note(note),
+        tail.reach(Reach::AtMost(10.0)).note(note),
+    ])
 }
 
 impl Claimer {
@@ -96,13 +119,22 @@ impl Claimer {
         let audit_key = AuditKey::read(&issued.audit_key.context("workers sign events")?)?;
         let worker = issued.public.as_str().parse()?;
         let session = new_session();
-        let claimer =
-            Self { session, bus, run: cluster.run().clone(), worker, trust: cluster.domain().trust().clone() };
+        let claimer = Self {
+            session,
+            bus,
+            run: cluster.run().clone(),
+            worker,
+            trust: cluster.domain().trust().clone(),
+        };
         let join = JoinRequest {
             v: V,
             session,
             audit_key: audit_key.public().clone(),
-            proof: ByteArray::new(audit_key.sign_join(claimer.trust.domain.as_str(), &claimer.run, &claimer.worker)),
+            proof: ByteArray::new(audit_key.sign_join(
+                claimer.trust.domain.as_str(),
+                &claimer.run,
+                &claimer.worker,
+            )),
             trainers: vec![TrainerKind::Synthetic],
             device: "a bench".to_owned(),
             release: "0".to_owned(),
@@ -114,12 +146,22 @@ impl Claimer {
 
     /// Claims, and gives the lease back. The time is from `due` to the verified grant.
     async fn claim(&self, due: Instant) -> Result<Duration> {
-        let claim = ClaimRequest { v: V, session: self.session, wait: Millis::from_secs(10) };
+        let claim = ClaimRequest {
+            v: V,
+            session: self.session,
+            wait: Millis::from_secs(10),
+        };
         let reply: ClaimReply = self.ask(Verb::LeaseClaim, &claim).await?;
-        let ClaimOutcome::Lease(document) = reply.outcome else { bail!("{:?} instead of a lease", reply.outcome) };
+        let ClaimOutcome::Lease(document) = reply.outcome else {
+            bail!("{:?} instead of a lease", reply.outcome)
+        };
         let manifest: Manifest = jws::verify(&document, MANIFEST_TYPE, &self.trust)?;
         let taken = due.elapsed();
-        let release = ReleaseRequest { v: V, lease: manifest.lease, reason: "measured".to_owned() };
+        let release = ReleaseRequest {
+            v: V,
+            lease: manifest.lease,
+            reason: "measured".to_owned(),
+        };
         let _: Done = self.ask(Verb::LeaseRelease, &release).await?;
         Ok(taken)
     }

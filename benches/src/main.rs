@@ -28,7 +28,8 @@ use clap::Parser;
 use crate::machine::Machine;
 use crate::row::Row;
 
-/// Measures this build on this machine. Run it with `cargo xtask bench`, which builds what it needs.
+/// Measures this build on this machine. Run it with `cargo xtask bench`, which builds what it
+/// needs.
 #[derive(Debug, Parser)]
 #[command(name = "benches")]
 struct Arguments {
@@ -38,13 +39,15 @@ struct Arguments {
     /// Print the names of the benches and end.
     #[arg(long)]
     list: bool,
-    /// Keep the results in benches/baseline.json; rows of benches that did not run stay as they are there.
+    /// Keep the results in benches/baseline.json; rows of benches that did not run stay as they are
+    /// there.
     #[arg(long)]
     save: bool,
     /// Smaller sizes and fewer repetitions: shows that the benches run, not what to quote.
     #[arg(long)]
     quick: bool,
-    /// Print the speed of the decoder as JSON and end: how `tokens` measures in a process of its own.
+    /// Print the speed of the decoder as JSON and end: how `tokens` measures in a process of its
+    /// own.
     #[arg(long, hide = true)]
     tokens_here: bool,
 }
@@ -97,14 +100,30 @@ fn start(arguments: &Arguments) -> Result<()> {
         BENCHES.iter().for_each(|(name, _)| table::say(name));
         return Ok(());
     }
-    let wanted =
-        |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|part| name.contains(part.as_str()));
-    let chosen: Vec<_> = BENCHES.into_iter().filter(|(name, _)| wanted(name)).collect();
-    ensure!(!chosen.is_empty(), "--only {} names no bench; `--list` shows them", arguments.only.join(", "));
+    let wanted = |name: &str| {
+        arguments.only.is_empty()
+            || arguments
+                .only
+                .iter()
+                .any(|part| name.contains(part.as_str()))
+    };
+    let chosen: Vec<_> = BENCHES
+        .into_iter()
+        .filter(|(name, _)| wanted(name))
+        .collect();
+    ensure!(
+        !chosen.is_empty(),
+        "--only {} names no bench; `--list` shows them",
+        arguments.only.join(", ")
+    );
     identity::tls::install_provider();
     let machine = Machine::here();
     table::say(&machine.line());
-    let effort = if arguments.quick { Effort::Quick } else { Effort::Full };
+    let effort = if arguments.quick {
+        Effort::Quick
+    } else {
+        Effort::Full
+    };
     let runtime = tokio::runtime::Runtime::new().context("no async runtime")?;
     let mut rows = Vec::new();
     for (name, bench) in chosen {
@@ -114,7 +133,10 @@ fn start(arguments: &Arguments) -> Result<()> {
         rows.extend(measured);
     }
     if arguments.save {
-        ensure!(effort == Effort::Full, "--quick results are not kept; run without it to --save");
+        ensure!(
+            effort == Effort::Full,
+            "--quick results are not kept; run without it to --save"
+        );
         table::save(&machine, &rows)?;
     }
     Ok(())
@@ -123,7 +145,9 @@ fn start(arguments: &Arguments) -> Result<()> {
 fn measure(bench: Bench, effort: Effort, runtime: &tokio::runtime::Runtime) -> Result<Vec<Row>> {
     match bench {
         Bench::Merge => merging::measure(effort),
-        Bench::Sync(size, workers) => runtime.block_on(Box::pin(sync::measure(size, workers, effort))),
+        Bench::Sync(size, workers) => {
+            runtime.block_on(Box::pin(sync::measure(size, workers, effort)))
+        }
         Bench::Tokens => tokens::measure(effort),
         Bench::Leases => runtime.block_on(Box::pin(leases::measure(effort))),
     }

@@ -1,5 +1,6 @@
-//! The outer step on a whole model: four bf16 contributions, weighted mean, Nesterov, bf16 broadcast. The bound is memory:
-//! bytes are counted as what the work must read or write once, and compared with a copy by all threads in the same run.
+//! The outer step on a whole model: four bf16 contributions, weighted mean, Nesterov, bf16
+//! broadcast. The bound is memory: bytes are counted as what the work must read or write once, and
+//! compared with a copy by all threads in the same run.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -11,7 +12,10 @@ use schemas::run::{CodecKind, OuterOptimizer};
 use crate::Effort;
 use crate::row::{Reach, Row};
 
-const STOCK: OuterOptimizer = OuterOptimizer::Nesterov { learning_rate: 0.7, momentum: 0.9 };
+const STOCK: OuterOptimizer = OuterOptimizer::Nesterov {
+    learning_rate: 0.7,
+    momentum: 0.9,
+};
 const CONTRIBUTIONS: usize = 4;
 const BF16_BYTES: usize = 2;
 const FP32_BYTES: usize = 4;
@@ -26,7 +30,11 @@ struct Buffers {
 
 /// Merge and copy in turns, so that both see the same machine.
 pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
-    let (elements, repetitions) = if effort == Effort::Full { (100_000_000, 9) } else { (10_000_000, 3) };
+    let (elements, repetitions) = if effort == Effort::Full {
+        (100_000_000, 9)
+    } else {
+        (10_000_000, 3)
+    };
     let mut buffers = Buffers::new(elements)?;
     // Read: contributions, parameters, momentum. Written: parameters, momentum, broadcast.
     let touched = elements * (CONTRIBUTIONS * BF16_BYTES + 4 * FP32_BYTES + BF16_BYTES);
@@ -42,7 +50,11 @@ pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
             ratio.push(merge_rate / copy_rate);
         }
     }
-    let threads = format!("{} parameters, {} threads", elements, rayon::current_num_threads());
+    let threads = format!(
+        "{} parameters, {} threads",
+        elements,
+        rayon::current_num_threads()
+    );
     Ok(vec![
         Row::new("memcpy, all threads", "GB/s", memcpy).note(&threads),
         Row::new("merge of 4 bf16 + Nesterov + bf16 broadcast", "GB/s", merge).note(threads),
@@ -52,32 +64,64 @@ pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
 
 impl Buffers {
     fn new(elements: usize) -> Result<Self> {
-        let wave =
-            |phase: usize| (0..elements).map(move |i| ((i * 7919 + phase * 104_729) % 2003) as f32 * 1e-5 - 0.01);
+        let wave = |phase: usize| {
+            (0..elements).map(move |i| ((i * 7919 + phase * 104_729) % 2003) as f32 * 1e-5 - 0.01)
+        };
         let params: Vec<f32> = wave(0).collect();
         let mut contributions = Vec::new();
         for index in 0..CONTRIBUTIONS {
             let local: Vec<f32> = wave(index + 1).collect();
             let mut out = vec![0; codec::encoded_bytes(CodecKind::Bf16, elements)];
-            codec::encode_difference(CodecKind::Bf16, &params, &local, SeededRounding::NEAREST, &mut out)?;
+            codec::encode_difference(
+                CodecKind::Bf16,
+                &params,
+                &local,
+                SeededRounding::NEAREST,
+                &mut out,
+            )?;
             contributions.push(out);
         }
         let broadcast = vec![0; codec::encoded_bytes(CodecKind::Bf16, elements)];
-        Ok(Self { momentum: vec![0.0; elements], copy: vec![0.0; elements], params, contributions, broadcast })
+        Ok(Self {
+            momentum: vec![0.0; elements],
+            copy: vec![0.0; elements],
+            params,
+            contributions,
+            broadcast,
+        })
     }
 
     fn merge(&mut self) {
         let codec = CodecKind::Bf16;
-        let chunks: Vec<_> =
-            self.contributions.iter().map(|bytes| ContributionChunk { weight: 1000, codec, bytes }).collect();
-        let broadcast = Broadcast { codec, rounding: SeededRounding::NEAREST, out: &mut self.broadcast };
+        let chunks: Vec<_> = self
+            .contributions
+            .iter()
+            .map(|bytes| ContributionChunk {
+                weight: 1000,
+                codec,
+                bytes,
+            })
+            .collect();
+        let broadcast = Broadcast {
+            codec,
+            rounding: SeededRounding::NEAREST,
+            out: &mut self.broadcast,
+        };
         let momentum = Momentum::Running(&mut self.momentum);
-        let merged = merge::merge_chunk_and_encode(&chunks, STOCK, &mut self.params, momentum, broadcast);
-        assert!(merged.expect("all buffers were made for this").is_finite(), "the wave is bounded");
+        let merged =
+            merge::merge_chunk_and_encode(&chunks, STOCK, &mut self.params, momentum, broadcast);
+        assert!(
+            merged.expect("all buffers were made for this").is_finite(),
+            "the wave is bounded"
+        );
     }
 
     fn copy(&mut self) {
-        let share = self.params.len().div_ceil(rayon::current_num_threads()).max(1);
+        let share = self
+            .params
+            .len()
+            .div_ceil(rayon::current_num_threads())
+            .max(1);
         let (from, to) = (black_box(&self.params), &mut self.copy);
         rayon::scope(|scope| {
             for (to, from) in to.chunks_mut(share).zip(from.chunks(share)) {

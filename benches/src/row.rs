@@ -47,7 +47,13 @@ impl Row {
     pub(crate) fn new(name: impl Into<String>, unit: &'static str, mut samples: Vec<f64>) -> Self {
         assert!(!samples.is_empty(), "a row has samples");
         samples.sort_by(f64::total_cmp);
-        Self { name: name.into(), unit, samples, reach: None, note: String::new() }
+        Self {
+            name: name.into(),
+            unit,
+            samples,
+            reach: None,
+            note: String::new(),
+        }
     }
 
     #[must_use]
@@ -93,7 +99,14 @@ mod tests {
         let row = Row::new("x", "s", vec![5.0, 1.0, 3.0, 2.0, 4.0]);
         assert_eq!((row.median(), row.spread()), (3.0, (1.0, 5.0)));
         let hundred = Row::new("x", "s", (1..=100).map(f64::from).collect());
-        assert_eq!((hundred.quantile(0.5), hundred.quantile(0.99), hundred.quantile(1.0)), (50.0, 99.0, 100.0));
+        assert_eq!(
+            (
+                hundred.quantile(0.5),
+                hundred.quantile(0.99),
+                hundred.quantile(1.0)
+            ),
+            (50.0, 99.0, 100.0)
+        );
     }
 
     #[test]

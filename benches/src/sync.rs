@@ -1,8 +1,9 @@
-//! Sync time: from the moment the last worker ends its inner steps to the moment every worker holds the next weights, over
-//! the real broker, store, coordinator and workers on loopback with TLS. bf16 in both directions.
+//! Sync time: from the moment the last worker ends its inner steps to the moment every worker holds
+//! the next weights, over the real broker, store, coordinator and workers on loopback with TLS.
+//! bf16 in both directions.
 //!
-//! Inner steps sleep long enough for a full snapshot to be saved meanwhile, as it would be in training; its cost shows
-//! in the processor time of its own row.
+//! Inner steps sleep long enough for a full snapshot to be saved meanwhile, as it would be in
+//! training; its cost shows in the processor time of its own row.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -20,7 +21,8 @@ use crate::timeline::{Sync, Timeline};
 const WARMUP_ROUNDS: u64 = 2;
 /// Longest time for all rounds; far above what a busy machine needs.
 const PATIENCE: Duration = Duration::from_secs(540);
-/// Parameters that a step of the synthetic trainer moves: as many steps as windows, or chunks would not change.
+/// Parameters that a step of the synthetic trainer moves: as many steps as windows, or chunks would
+/// not change.
 const WINDOW_PARAMETERS: u64 = 1 << 20;
 
 /// How many parameters.
@@ -91,13 +93,18 @@ pub(crate) async fn measure(size: Size, workers: usize, effort: Effort) -> Resul
         // The peer writes nothing: the same without full snapshots is what compares.
         let (_, costs, _ended) = rounds(size, workers, effort, 1_000_000, &label).await?;
         let row = |name: &str, value: f64| {
-            Row::new(format!("{label}: {name}"), "s/round", vec![value]).note("without full snapshots")
+            Row::new(format!("{label}: {name}"), "s/round", vec![value])
+                .note("without full snapshots")
         };
         let both = row("coordinator + store CPU", costs.coordinator + costs.store);
         rows.push(both.reach(Reach::AtMost(0.15)));
-        rows.push(row("a core's share of all CPU", costs.all() / cores() as f64));
+        rows.push(row(
+            "a core's share of all CPU",
+            costs.all() / cores() as f64,
+        ));
     }
-    // Its folder goes only now: for a minute after thousands of files were deleted ext4 makes new ones slowly.
+    // Its folder goes only now: for a minute after thousands of files were deleted ext4 makes new
+    // ones slowly.
     drop(ended);
     Ok(rows)
 }
@@ -128,11 +135,17 @@ async fn rounds(
     }
     let run = cluster.run().clone();
     let operator = cluster.operator().await;
-    operator.until(&run, PATIENCE, |view| view.round.get() >= WARMUP_ROUNDS).await;
+    operator
+        .until(&run, PATIENCE, |view| view.round.get() >= WARMUP_ROUNDS)
+        .await;
     let before = used(&mut cluster, workers)?;
-    operator.until(&run, PATIENCE, |view| view.round.get() >= last).await;
+    operator
+        .until(&run, PATIENCE, |view| view.round.get() >= last)
+        .await;
     let after = used(&mut cluster, workers)?;
-    operator.until(&run, PATIENCE, |view| view.round.get() > last).await;
+    operator
+        .until(&run, PATIENCE, |view| view.round.get() > last)
+        .await;
     let peak = peak_bytes(pid(&mut cluster, "coordinator")?)?;
     let mut timeline = Timeline::default();
     timeline.read(&cluster.process("coordinator").log());
@@ -140,13 +153,23 @@ async fn rounds(
         timeline.read(&cluster.process(&worker(index)).log());
     }
     let syncs = timeline.syncs(WARMUP_ROUNDS..last, workers);
-    ensure!(2 * syncs.len() as u64 > counted, "{} of {counted} syncs were seen in the logs", syncs.len());
+    ensure!(
+        2 * syncs.len() as u64 > counted,
+        "{} of {counted} syncs were seen in the logs",
+        syncs.len()
+    );
     let hashing = hashing(size, workers, label);
-    let why =
-        format!("{:.2} s of it is sha256 with every core at it; a core's share of all CPU bounds it", hashing.median());
+    let why = format!(
+        "{:.2} s of it is sha256 with every core at it; a core's share of all CPU bounds it",
+        hashing.median()
+    );
     let mut rows = stages(&syncs, label, size.sync_reach(workers), &why);
     rows.push(hashing);
-    let mut memory = Row::new(format!("{label}: coordinator peak memory"), "GB", vec![peak / 1e9]);
+    let mut memory = Row::new(
+        format!("{label}: coordinator peak memory"),
+        "GB",
+        vec![peak / 1e9],
+    );
     if size == Size::M100 {
         memory = memory.reach(Reach::AtMost(1.5));
     }
@@ -158,8 +181,13 @@ async fn rounds(
 }
 
 fn stages(syncs: &[Sync], label: &str, reach: Option<f64>, why: &str) -> Vec<Row> {
-    let row =
-        |name: &str, of: fn(&Sync) -> f64| Row::new(format!("sync {label}{name}"), "s", syncs.iter().map(of).collect());
+    let row = |name: &str, of: fn(&Sync) -> f64| {
+        Row::new(
+            format!("sync {label}{name}"),
+            "s",
+            syncs.iter().map(of).collect(),
+        )
+    };
     let total = row("", Sync::total).note(why);
     vec![
         match reach {
@@ -174,8 +202,9 @@ fn stages(syncs: &[Sync], label: &str, reach: Option<f64>, why: &str) -> Vec<Row
     ]
 }
 
-/// What of a sync is sha256 alone, with every core at it: each upload is hashed by its worker, the store and the coordinator,
-/// the broadcast by the coordinator, the store and each worker. The peer hashes nothing.
+/// What of a sync is sha256 alone, with every core at it: each upload is hashed by its worker, the
+/// store and the coordinator, the broadcast by the coordinator, the store and each worker. The peer
+/// hashes nothing.
 fn hashing(size: Size, workers: usize, label: &str) -> Row {
     const SAMPLE_BYTES: usize = 32 << 20;
     const BF16_BYTES: u64 = 2;
@@ -194,8 +223,16 @@ fn hashing(size: Size, workers: usize, label: &str) -> Row {
     // The best: whatever else ran at the time is not sha256.
     let rate = (0..SAMPLES).map(|_| once()).fold(0.0, f64::max);
     let hashed = size.parameters() * BF16_BYTES * (3 * workers + 2 + workers) as u64;
-    let row = Row::new(format!("sync {label}: of it sha256, all cores"), "s", vec![hashed as f64 / rate]);
-    row.note(format!("{} MB hashed at {:.1} GB/s; a bound from below", hashed / 1_000_000, rate / 1e9))
+    let row = Row::new(
+        format!("sync {label}: of it sha256, all cores"),
+        "s",
+        vec![hashed as f64 / rate],
+    );
+    row.note(format!(
+        "{} MB hashed at {:.1} GB/s; a bound from below",
+        hashed / 1_000_000,
+        rate / 1e9
+    ))
 }
 
 fn cores() -> usize {
@@ -217,14 +254,19 @@ impl Costs {
     }
 
     fn rows(&self, label: &str, note: &str) -> Vec<Row> {
-        let row = |name: &str, value: f64| Row::new(format!("{label}: {name} CPU"), "s/round", vec![value]).note(note);
+        let row = |name: &str, value: f64| {
+            Row::new(format!("{label}: {name} CPU"), "s/round", vec![value]).note(note)
+        };
         vec![
             row("coordinator", self.coordinator),
             row("store", self.store),
             row("broker", self.broker),
             row("all workers'", self.workers),
             // What every core has to do for a round: no schedule makes a sync much shorter.
-            row("a core's share of all processes'", self.all() / cores() as f64),
+            row(
+                "a core's share of all processes'",
+                self.all() / cores() as f64,
+            ),
         ]
     }
 }
@@ -232,13 +274,27 @@ impl Costs {
 /// What has been used so far.
 fn used(cluster: &mut Cluster, workers: usize) -> Result<Costs> {
     let mut seconds = |name: &str| processor_seconds(pid(cluster, name)?);
-    let (coordinator, store, broker) = (seconds("coordinator")?, seconds("store")?, seconds("broker")?);
-    let each = (0..workers).map(|index| seconds(&worker(index))).collect::<Result<Vec<f64>>>()?;
-    Ok(Costs { coordinator, store, broker, workers: each.iter().sum() })
+    let (coordinator, store, broker) = (
+        seconds("coordinator")?,
+        seconds("store")?,
+        seconds("broker")?,
+    );
+    let each = (0..workers)
+        .map(|index| seconds(&worker(index)))
+        .collect::<Result<Vec<f64>>>()?;
+    Ok(Costs {
+        coordinator,
+        store,
+        broker,
+        workers: each.iter().sum(),
+    })
 }
 
 fn pid(cluster: &mut Cluster, name: &str) -> Result<u32> {
-    cluster.process(name).pid().with_context(|| format!("{name} does not run"))
+    cluster
+        .process(name)
+        .pid()
+        .with_context(|| format!("{name} does not run"))
 }
 
 fn worker(index: usize) -> String {

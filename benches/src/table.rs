@@ -1,5 +1,6 @@
-//! Results on the terminal, and kept in `benches/baseline.json`: a list of `{name, unit, value, reach}`. Each entry also
-//! names the machine it was measured on, since entries may be renewed one by one.
+//! Results on the terminal, and kept in `benches/baseline.json`: a list of `{name, unit, value,
+//! reach}`. Each entry also names the machine it was measured on, since entries may be renewed one
+//! by one.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -34,16 +35,30 @@ pub(crate) fn print(rows: &[Row]) {
     let reference = baseline().unwrap_or_default();
     let mut table = Table::new();
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
-    for line in [TableComponent::HorizontalLines, TableComponent::MiddleIntersections] {
+    for line in [
+        TableComponent::HorizontalLines,
+        TableComponent::MiddleIntersections,
+    ] {
         table.remove_style(line);
     }
-    table.set_header(["name", "unit", "median", "min..max (n)", "reach", "of baseline", ""]);
+    table.set_header([
+        "name",
+        "unit",
+        "median",
+        "min..max (n)",
+        "reach",
+        "of baseline",
+        "",
+    ]);
     for row in rows {
         let before = reference.iter().find(|entry| entry.name == row.name);
         table.add_row(cells(row, before));
     }
     for column in 2..=5 {
-        table.column_mut(column).expect("the header has seven cells").set_cell_alignment(CellAlignment::Right);
+        table
+            .column_mut(column)
+            .expect("the header has seven cells")
+            .set_cell_alignment(CellAlignment::Right);
     }
     say(&table.to_string());
 }
@@ -52,13 +67,31 @@ fn cells(row: &Row, before: Option<&Entry>) -> [String; 7] {
     let value = row.median();
     let (min, max) = row.spread();
     let reach = row.reach.map_or(String::new(), |reach| {
-        let sign = if matches!(reach, Reach::AtMost(_)) { "≤" } else { "≥" };
-        let verdict = if reach.holds(value) { "reached" } else { "missed" };
+        let sign = if matches!(reach, Reach::AtMost(_)) {
+            "≤"
+        } else {
+            "≥"
+        };
+        let verdict = if reach.holds(value) {
+            "reached"
+        } else {
+            "missed"
+        };
         format!("{sign} {} {verdict}", number(reach.bound()))
     });
-    let ratio = before.filter(|entry| entry.value != 0.0).map_or(String::new(), |entry| number(value / entry.value));
+    let ratio = before
+        .filter(|entry| entry.value != 0.0)
+        .map_or(String::new(), |entry| number(value / entry.value));
     let spread = format!("{}..{} ({})", number(min), number(max), row.count());
-    [row.name.clone(), row.unit.to_owned(), number(value), spread, reach, ratio, row.note.clone()]
+    [
+        row.name.clone(),
+        row.unit.to_owned(),
+        number(value),
+        spread,
+        reach,
+        ratio,
+        row.note.clone(),
+    ]
 }
 
 /// Three significant digits, or all digits of what is larger.
@@ -86,8 +119,11 @@ pub(crate) fn save(machine: &Machine, rows: &[Row]) -> Result<()> {
         reach: row.reach,
         machine: machine.line(),
     });
-    let entries: BTreeMap<String, Entry> =
-        kept.into_iter().chain(fresh).map(|entry| (entry.name.clone(), entry)).collect();
+    let entries: BTreeMap<String, Entry> = kept
+        .into_iter()
+        .chain(fresh)
+        .map(|entry| (entry.name.clone(), entry))
+        .collect();
     let mut text = serde_json::to_string_pretty(&entries.into_values().collect::<Vec<_>>())?;
     text.push('\n');
     let path = path();
@@ -117,9 +153,18 @@ mod tests {
     #[test]
     fn a_row_says_whether_it_reached_its_bound() {
         let row = Row::new("sync", "s", vec![0.2]).reach(Reach::AtMost(0.16));
-        let before = Entry { name: "sync".into(), unit: "s".into(), value: 0.4, reach: None, machine: String::new() };
+        let before = Entry {
+            name: "sync".into(),
+            unit: "s".into(),
+            value: 0.4,
+            reach: None,
+            machine: String::new(),
+        };
         let cells = cells(&row, Some(&before));
-        assert_eq!((cells[4].as_str(), cells[5].as_str()), ("≤ 0.160 missed", "0.500"));
+        assert_eq!(
+            (cells[4].as_str(), cells[5].as_str()),
+            ("≤ 0.160 missed", "0.500")
+        );
     }
 
     #[test]
@@ -127,6 +172,10 @@ mod tests {
         let path = path();
         let Ok(text) = fs::read(&path) else { return };
         let entries: Vec<Entry> = serde_json::from_slice(&text).expect("a list of entries");
-        assert!(entries.iter().all(|entry| entry.value.is_finite() && !entry.unit.is_empty()));
+        assert!(
+            entries
+                .iter()
+                .all(|entry| entry.value.is_finite() && !entry.unit.is_empty())
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! The times of a sync, read out of the logs: each process of a cluster logs the end of each of its stages, and all of
-//! them read the same clock.
+//! The times of a sync, read out of the logs: each process of a cluster logs the end of each of its
+//! stages, and all of them read the same clock.
 
 use std::collections::BTreeMap;
 
@@ -22,8 +22,8 @@ pub(crate) enum Mark {
     Loaded,
 }
 
-/// What is looked for in a line, and what it marks. A merge belongs to the round that it closes, a load to the round that
-/// it opens.
+/// What is looked for in a line, and what it marks. A merge belongs to the round that it closes, a
+/// load to the round that it opens.
 const MESSAGES: [(&str, Mark); 6] = [
     (" inner steps done ", Mark::StepsDone),
     (" contribution uploaded ", Mark::Uploaded),
@@ -73,12 +73,17 @@ impl Timeline {
 
     /// The syncs after each of `rounds`; a round that not all `workers` went through is left out.
     pub(crate) fn syncs(&self, rounds: std::ops::Range<u64>, workers: usize) -> Vec<Sync> {
-        rounds.filter_map(|round| self.sync(round, workers)).collect()
+        rounds
+            .filter_map(|round| self.sync(round, workers))
+            .collect()
     }
 
     fn sync(&self, round: u64, workers: usize) -> Option<Sync> {
         let at = |round: u64, mark: Mark, count: usize| {
-            self.marks.get(&(round, mark)).filter(|(_, seen)| *seen == count).map(|(at, _)| *at)
+            self.marks
+                .get(&(round, mark))
+                .filter(|(_, seen)| *seen == count)
+                .map(|(at, _)| *at)
         };
         let done = at(round, Mark::StepsDone, workers)?;
         let uploaded = at(round, Mark::Uploaded, workers)?;
@@ -97,9 +102,14 @@ impl Timeline {
 }
 
 fn entry(line: &str) -> Option<(u64, Mark, f64)> {
-    let (_, mark) = MESSAGES.iter().find(|(message, _)| line.contains(message))?;
+    let (_, mark) = MESSAGES
+        .iter()
+        .find(|(message, _)| line.contains(message))?;
     let at: Timestamp = line.split_whitespace().next()?.parse().ok()?;
-    let field = |name: &str| line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    let field = |name: &str| {
+        line.split_whitespace()
+            .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+    };
     let round = field("round").or_else(|| field("lease")?.split('/').next())?;
     Some((round.parse().ok()?, *mark, at.as_microsecond() as f64 / 1e6))
 }
@@ -126,10 +136,24 @@ mod tests {
         timeline.read(WORKER);
         timeline.read(COORDINATOR);
         let syncs = timeline.syncs(0..9, 1);
-        let [sync] = syncs.as_slice() else { panic!("one round is complete: {syncs:?}") };
-        let stages = [sync.upload, sync.screen, sync.merge, sync.open, sync.download];
+        let [sync] = syncs.as_slice() else {
+            panic!("one round is complete: {syncs:?}")
+        };
+        let stages = [
+            sync.upload,
+            sync.screen,
+            sync.merge,
+            sync.open,
+            sync.download,
+        ];
         let expected = [0.1, 0.1, 0.3, 0.1, 0.4];
-        assert!(stages.iter().zip(expected).all(|(stage, expected)| (stage - expected).abs() < 1e-6), "{stages:?}");
+        assert!(
+            stages
+                .iter()
+                .zip(expected)
+                .all(|(stage, expected)| (stage - expected).abs() < 1e-6),
+            "{stages:?}"
+        );
         assert!((sync.total() - 1.0).abs() < 1e-6);
         assert_eq!(timeline.syncs(0..9, 2), []);
     }

@@ -1,5 +1,6 @@
-//! Training speed of the demonstration's decoder on one thread, in tokens a second, beside PyTorch eager where a Python
-//! with it is named by `DILOCO_BENCH_PYTHON`. Both run in processes of their own, in turns.
+//! Training speed of the demonstration's decoder on one thread, in tokens a second, beside PyTorch
+//! eager where a Python with it is named by `DILOCO_BENCH_PYTHON`. Both run in processes of their
+//! own, in turns.
 
 use std::path::Path;
 use std::process::Command;
@@ -57,11 +58,21 @@ pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
     let mut rows = rows("fp32", &ours, &peers, |speed| Some(speed.fp32));
     rows.extend(self::rows("bf16", &ours, &peers, |speed| speed.bf16));
     if !peers.is_empty() {
-        let ratios = ours.iter().zip(&peers).map(|(ours, peer)| ours.default_precision() / peer.fp32).collect();
-        let fast = Row::new(format!("worker, {PRESET}, default settings beside PyTorch fp32"), "ratio", ratios);
+        let ratios = ours
+            .iter()
+            .zip(&peers)
+            .map(|(ours, peer)| ours.default_precision() / peer.fp32)
+            .collect();
+        let fast = Row::new(
+            format!("worker, {PRESET}, default settings beside PyTorch fp32"),
+            "ratio",
+            ratios,
+        );
         rows.push(fast.reach(Reach::AtLeast(1.9)).note(match ours[0].bf16 {
             Some(_) => "bf16 here",
-            None => "fp32 here: the gain is that of bf16, for which this processor has no instructions",
+            None => {
+                "fp32 here: the gain is that of bf16, for which this processor has no instructions"
+            }
         }));
     }
     Ok(rows)
@@ -75,20 +86,41 @@ fn rows(dtype: &str, ours: &[Speed], peers: &[Speed], of: fn(&Speed) -> Option<f
         return Vec::new();
     }
     let name = format!("worker, {PRESET} {dtype}, 1 thread");
-    let ratios = ours.iter().zip(&peers).map(|(ours, peer)| ours / peer).collect::<Vec<f64>>();
+    let ratios = ours
+        .iter()
+        .zip(&peers)
+        .map(|(ours, peer)| ours / peer)
+        .collect::<Vec<f64>>();
     let row = Row::new(name.clone(), "tokens/s", ours);
     if peers.is_empty() {
-        return vec![row.note(format!("no PyTorch here: {PYTHON} is not set, the ratio is not judged"))];
+        return vec![row.note(format!(
+            "no PyTorch here: {PYTHON} is not set, the ratio is not judged"
+        ))];
     }
-    let peer = Row::new(format!("PyTorch eager, {PRESET} {dtype}, 1 thread"), "tokens/s", peers);
-    vec![row, peer, Row::new(format!("{name} beside PyTorch"), "ratio", ratios).reach(Reach::AtLeast(1.0))]
+    let peer = Row::new(
+        format!("PyTorch eager, {PRESET} {dtype}, 1 thread"),
+        "tokens/s",
+        peers,
+    );
+    vec![
+        row,
+        peer,
+        Row::new(format!("{name} beside PyTorch"), "ratio", ratios).reach(Reach::AtLeast(1.0)),
+    ]
 }
 
 /// In a process that starts as the worker does: its libraries read some settings before `main`.
 fn here() -> Result<Speed> {
     let program = std::env::current_exe().context("where this program is")?;
-    let output = Command::new(program).arg("--tokens-here").output().context("cannot start this program again")?;
-    ensure!(output.status.success(), "tokens: {}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new(program)
+        .arg("--tokens-here")
+        .output()
+        .context("cannot start this program again")?;
+    ensure!(
+        output.status.success(),
+        "tokens: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     serde_json::from_slice(&output.stdout).context("its answer is no speed")
 }
 
@@ -100,29 +132,53 @@ pub(crate) fn print_here() -> Result<()> {
     diloco_worker::launch::settle();
     torch::init(DeviceChoice::Cpu, 1)?;
     // Without instructions for bf16 its products are emulated, which nobody would choose.
-    let bf16 = torch::processor_has_bf16().then(|| speed(Precision::Bf16)).transpose()?;
-    let speed = Speed { fp32: speed(Precision::Fp32)?, bf16 };
+    let bf16 = torch::processor_has_bf16()
+        .then(|| speed(Precision::Bf16))
+        .transpose()?;
+    let speed = Speed {
+        fp32: speed(Precision::Fp32)?,
+        bf16,
+    };
     table::say(&serde_json::to_string(&speed)?);
     Ok(())
 }
 
 fn speed(precision: Precision) -> Result<f64> {
     let preset = Preset::named(PRESET).context("the preset is listed")?;
-    let ModelConfig::Llama(config) = &preset.config else { bail!("preset {PRESET} is not for trainer torch") };
+    let ModelConfig::Llama(config) = &preset.config else {
+        bail!("preset {PRESET} is not for trainer torch")
+    };
     let initial = preset.config.initial(1);
     let mut values = vec![0.0; initial.elements() as usize];
     initial.fill(0, &mut values);
     let count = SEQUENCES * (SEQUENCE_TOKENS + 1);
-    let tokens: Vec<u32> = (0..count as u32).map(|i| (i * i * 31 + i * 17) % 251).collect();
+    let tokens: Vec<u32> = (0..count as u32)
+        .map(|i| (i * i * 31 + i * 17) % 251)
+        .collect();
     let batch = Batch::new(&tokens, SEQUENCES, SEQUENCE_TOKENS)?;
-    let mut trainer = TorchTrainer::new(config, TorchOptions { device: DeviceChoice::Cpu, precision, threads: 1 })?;
+    let mut trainer = TorchTrainer::new(
+        config,
+        TorchOptions {
+            device: DeviceChoice::Cpu,
+            precision,
+            threads: 1,
+        },
+    )?;
     trainer.set_parameters(0, &values)?;
-    let settings = StepSettings { optimizer: &OPTIMIZER, learning_rate: 1e-3, accumulation: 1 };
+    let settings = StepSettings {
+        optimizer: &OPTIMIZER,
+        learning_rate: 1e-3,
+        accumulation: 1,
+    };
     let mut seconds = Vec::with_capacity(STEPS);
     for step in 0..WARMUP_STEPS + STEPS {
         let start = Instant::now();
         let report = trainer.step(&batch, &settings)?;
-        ensure!(report.loss.is_finite(), "the loss of step {step} is {}", report.loss);
+        ensure!(
+            report.loss.is_finite(),
+            "the loss of step {step} is {}",
+            report.loss
+        );
         if step >= WARMUP_STEPS {
             seconds.push(start.elapsed().as_secs_f64());
         }
@@ -135,22 +191,38 @@ fn speed(precision: Precision) -> Result<f64> {
 fn pytorch(python: &Path, bf16: bool) -> Result<Speed> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peer/train.py");
     let mut command = Command::new(python);
-    command.arg(script).args(["--preset", PRESET, "--threads", "1"]);
+    command
+        .arg(script)
+        .args(["--preset", PRESET, "--threads", "1"]);
     if bf16 {
         command.arg("--bf16");
     }
-    let output = command.output().with_context(|| format!("{PYTHON}: {}", python.display()))?;
-    ensure!(output.status.success(), "{PYTHON}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = command
+        .output()
+        .with_context(|| format!("{PYTHON}: {}", python.display()))?;
+    ensure!(
+        output.status.success(),
+        "{PYTHON}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let fp32 = peer_speed(&text, "fp32").with_context(|| format!("fp32 is not in {text:?}"))?;
-    Ok(Speed { fp32, bf16: peer_speed(&text, "bf16") })
+    Ok(Speed {
+        fp32,
+        bf16: peer_speed(&text, "bf16"),
+    })
 }
 
 /// From a line such as `demo cpu, 1 threads, fp32, default AdamW: 9000 tokens/s, torch 2.11.0`.
 fn peer_speed(text: &str, dtype: &str) -> Option<f64> {
     let wanted = format!(", {dtype}, default AdamW: ");
     let line = text.lines().find(|line| line.contains(&wanted))?;
-    line.split(&wanted).nth(1)?.split_whitespace().next()?.parse().ok()
+    line.split(&wanted)
+        .nth(1)?
+        .split_whitespace()
+        .next()?
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]
@@ -162,7 +234,10 @@ mod tests {
         let text = "demo cpu, 1 threads, fp32, default AdamW: 9000 tokens/s, torch 2.11.0\n\
                     demo cpu, 1 threads, fp32, fused AdamW: 9500 tokens/s, torch 2.11.0\n\
                     demo cpu, 1 threads, bf16, default AdamW: 12000 tokens/s, torch 2.11.0\n";
-        assert_eq!((peer_speed(text, "fp32"), peer_speed(text, "bf16")), (Some(9000.0), Some(12000.0)));
+        assert_eq!(
+            (peer_speed(text, "fp32"), peer_speed(text, "bf16")),
+            (Some(9000.0), Some(12000.0))
+        );
         assert_eq!(peer_speed(text, "fp16"), None);
     }
 }

@@ -1,8 +1,10 @@
-//! The accounts of a domain: what lies in each, what crosses from one to the other, and what the broker itself copies.
+//! The accounts of a domain: what lies in each, what crosses from one to the other, and what the
+//! broker itself copies.
 //!
-//! The broker publishes an answer where the asker says, with the answerer's rights, and follows a subject that is an import
-//! into the exporter's account. So the ledger lies where nobody but its writers can ask anything, and nothing that an account
-//! imports leads to a stream without a process between that checks what it stores.
+//! The broker publishes an answer where the asker says, with the answerer's rights, and follows a
+//! subject that is an import into the exporter's account. So the ledger lies where nobody but its
+//! writers can ask anything, and nothing that an account imports leads to a stream without a
+//! process between that checks what it stores.
 
 use crate::AccountId;
 use crate::subject::{AUDIT_STREAM, LEDGER_STREAM, Lane, events_stream};
@@ -24,7 +26,13 @@ pub enum Account {
 
 impl Account {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Control, Self::Ledger, Self::Events, Self::Audit, Self::Tenant];
+    pub const ALL: [Self; 5] = [
+        Self::Control,
+        Self::Ledger,
+        Self::Events,
+        Self::Audit,
+        Self::Tenant,
+    ];
 
     /// Its name in files and declarations.
     pub const fn name(self) -> &'static str {
@@ -54,10 +62,26 @@ pub const ACCOUNT_TOKEN_POSITION: u8 = 3;
 
 /// Every lane that crosses accounts.
 pub const CROSSINGS: [Crossing; 4] = [
-    Crossing { lane: Lane::Request, home: Account::Control, service: true },
-    Crossing { lane: Lane::Event, home: Account::Events, service: true },
-    Crossing { lane: Lane::Telemetry, home: Account::Control, service: true },
-    Crossing { lane: Lane::Command, home: Account::Control, service: false },
+    Crossing {
+        lane: Lane::Request,
+        home: Account::Control,
+        service: true,
+    },
+    Crossing {
+        lane: Lane::Event,
+        home: Account::Events,
+        service: true,
+    },
+    Crossing {
+        lane: Lane::Telemetry,
+        home: Account::Control,
+        service: true,
+    },
+    Crossing {
+        lane: Lane::Command,
+        home: Account::Control,
+        service: false,
+    },
 ];
 
 impl Crossing {
@@ -77,8 +101,8 @@ impl Crossing {
     }
 }
 
-/// A stream that the broker copies into stream `AUDIT` across accounts. No client takes part: the subjects below are said by
-/// the broker on behalf of the copying stream, and no role may use them.
+/// A stream that the broker copies into stream `AUDIT` across accounts. No client takes part: the
+/// subjects below are said by the broker on behalf of the copying stream, and no role may use them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Copied {
     /// Where it lies.
@@ -101,9 +125,17 @@ pub struct CopyPath {
 impl Copied {
     /// The ledger, and the events of every tenant.
     pub fn all(tenants: &[AccountId]) -> Vec<Self> {
-        let ledger = Self { home: Account::Ledger, stream: LEDGER_STREAM.to_owned() };
-        let events = |tenant| Self { home: Account::Events, stream: events_stream(tenant) };
-        std::iter::once(ledger).chain(tenants.iter().map(events)).collect()
+        let ledger = Self {
+            home: Account::Ledger,
+            stream: LEDGER_STREAM.to_owned(),
+        };
+        let events = |tenant| Self {
+            home: Account::Events,
+            stream: events_stream(tenant),
+        };
+        std::iter::once(ledger)
+            .chain(tenants.iter().map(events))
+            .collect()
     }
 
     /// What stands in the audit account for `$JS.API` of the account where the stream lies.
@@ -116,17 +148,32 @@ impl Copied {
         format!("copy.{}", self.stream)
     }
 
-    /// Every subject that the copy needs. The broker makes its consumer under the one without a suffix or under the others,
-    /// by its own choice; where one is missing the copy stays empty without any error.
+    /// Every subject that the copy needs. The broker makes its consumer under the one without a
+    /// suffix or under the others, by its own choice; where one is missing the copy stays empty
+    /// without any error.
     pub fn paths(&self) -> Vec<CopyPath> {
         let (stream, api, delivery) = (&self.stream, self.api(), self.delivery());
         let flow = format!("$JS.FC.{stream}.>");
-        let service = |exported: String, local: String| CopyPath { exported, local, service: true };
+        let service = |exported: String, local: String| CopyPath {
+            exported,
+            local,
+            service: true,
+        };
         vec![
-            service(format!("$JS.API.CONSUMER.CREATE.{stream}"), format!("{api}.CONSUMER.CREATE.{stream}")),
-            service(format!("$JS.API.CONSUMER.CREATE.{stream}.>"), format!("{api}.CONSUMER.CREATE.{stream}.>")),
+            service(
+                format!("$JS.API.CONSUMER.CREATE.{stream}"),
+                format!("{api}.CONSUMER.CREATE.{stream}"),
+            ),
+            service(
+                format!("$JS.API.CONSUMER.CREATE.{stream}.>"),
+                format!("{api}.CONSUMER.CREATE.{stream}.>"),
+            ),
             service(flow.clone(), flow),
-            CopyPath { exported: format!("{delivery}.>"), local: format!("{delivery}.>"), service: false },
+            CopyPath {
+                exported: format!("{delivery}.>"),
+                local: format!("{delivery}.>"),
+                service: false,
+            },
         ]
     }
 }
@@ -134,7 +181,11 @@ impl Copied {
 /// The streams that hold events: nobody but a provisioner may alter one.
 pub fn event_streams(tenants: &[AccountId]) -> Vec<(Account, String)> {
     let copy = (Account::Audit, AUDIT_STREAM.to_owned());
-    Copied::all(tenants).into_iter().map(|copied| (copied.home, copied.stream)).chain([copy]).collect()
+    Copied::all(tenants)
+        .into_iter()
+        .map(|copied| (copied.home, copied.stream))
+        .chain([copy])
+        .collect()
 }
 
 #[cfg(test)]
@@ -143,14 +194,24 @@ mod tests {
 
     #[test]
     fn copies_keep_apart_what_they_ask_and_what_they_get() {
-        let tenant: AccountId = format!("A{}", "B".repeat(55)).parse().expect("the form of an account's key");
+        let tenant: AccountId = format!("A{}", "B".repeat(55))
+            .parse()
+            .expect("the form of an account's key");
         let all = Copied::all(std::slice::from_ref(&tenant));
         assert_eq!(all.len(), 2);
-        let mut locals: Vec<String> = all.iter().flat_map(Copied::paths).map(|path| path.local).collect();
+        let mut locals: Vec<String> = all
+            .iter()
+            .flat_map(Copied::paths)
+            .map(|path| path.local)
+            .collect();
         locals.sort();
         let before = locals.len();
         locals.dedup();
-        assert_eq!(locals.len(), before, "no two copies share a subject of the audit account");
+        assert_eq!(
+            locals.len(),
+            before,
+            "no two copies share a subject of the audit account"
+        );
         assert_eq!(event_streams(&[tenant]).len(), 3);
     }
 }

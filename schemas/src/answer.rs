@@ -1,9 +1,10 @@
-//! Answers, made so that they are harmless wherever they land. The subject of an answer is chosen by the asker, and the
-//! broker publishes there with nobody's permission: it can be another's inbox, the subject of commands, or a subject that
-//! the broker itself carries on, so that an answer comes back as if another had asked it.
+//! Answers, made so that they are harmless wherever they land. The subject of an answer is chosen
+//! by the asker, and the broker publishes there with nobody's permission: it can be another's
+//! inbox, the subject of commands, or a subject that the broker itself carries on, so that an
+//! answer comes back as if another had asked it.
 //!
-//! So an answer begins with a byte with which no other message begins ([`ANSWER_MARK`]), and it names who asked and what:
-//! everybody else can tell that it is none of theirs, and passes over it.
+//! So an answer begins with a byte with which no other message begins ([`ANSWER_MARK`]), and it
+//! names who asked and what: everybody else can tell that it is none of theirs, and passes over it.
 
 use std::borrow::Cow;
 
@@ -14,13 +15,14 @@ use crate::message::{self, DecodeError, Message, Reply, V};
 use crate::subject::{as_sent, sender_key};
 use crate::{Digest, PublicKey};
 
-/// The first byte of every answer, and of nothing else: MessagePack never uses it, and neither signed documents nor JSON
-/// begin with it.
+/// The first byte of every answer, and of nothing else: MessagePack never uses it, and neither
+/// signed documents nor JSON begin with it.
 pub const ANSWER_MARK: u8 = 0xc1;
 /// What an answer needs beside what it says.
 pub const ENVELOPE_BYTES_MAX: usize = 512;
 
-/// Who asked, and what: the digest of the subject, as the asker wrote it, and of the request's bytes.
+/// Who asked, and what: the digest of the subject, as the asker wrote it, and of the request's
+/// bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asked {
     /// The asker's key.
@@ -43,7 +45,8 @@ pub struct Answer<T> {
     pub reply: Reply<T>,
 }
 
-/// True for bytes that are an answer, whichever question they answer and whichever process asked it.
+/// True for bytes that are an answer, whichever question they answer and whichever process asked
+/// it.
 pub fn is_answer(bytes: &[u8]) -> bool {
     bytes.first() == Some(&ANSWER_MARK)
 }
@@ -63,17 +66,26 @@ impl Asked {
     pub fn heard(subject: &str, payload: &[u8]) -> Option<Self> {
         let by = sender_key(subject)?;
         let sent: Cow<'_, str> = as_sent(subject);
-        Some(Self { by, question: question(&sent, payload) })
+        Some(Self {
+            by,
+            question: question(&sent, payload),
+        })
     }
 }
 
 impl<T> Answer<T> {
     /// Addresses a reply to who asked.
     pub fn new(asked: &Asked, reply: Reply<T>) -> Self {
-        Self { v: V, to: asked.by.clone(), question: asked.question, reply }
+        Self {
+            v: V,
+            to: asked.by.clone(),
+            question: asked.question,
+            reply,
+        }
     }
 
-    /// Whether it answers this, asked by this one; somebody who is connected as nobody has no name to compare.
+    /// Whether it answers this, asked by this one; somebody who is connected as nobody has no name
+    /// to compare.
     pub fn is_for(&self, by: Option<&PublicKey>, question: Digest) -> bool {
         self.question == question && by.is_none_or(|by| *by == self.to)
     }

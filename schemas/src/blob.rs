@@ -52,7 +52,8 @@ pub struct Grant {
     pub action: Option<HttpAction>,
 }
 
-/// One HTTP request that the store will accept. The URL is a bearer secret: it is printed without its query.
+/// One HTTP request that the store will accept. The URL is a bearer secret: it is printed without
+/// its query.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HttpAction {

@@ -1,4 +1,5 @@
-//! Error codes: what an operator can act on has a number, a page in `docs/errors/`, and a next step.
+//! Error codes: what an operator can act on has a number, a page in `docs/errors/`, and a next
+//! step.
 
 use std::fmt;
 use std::str::FromStr;
@@ -226,7 +227,8 @@ impl From<Code> for String {
     }
 }
 
-/// A coded error with its particulars: what a request is refused with, and what a binary prints last.
+/// A coded error with its particulars: what a request is refused with, and what a binary prints
+/// last.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(deny_unknown_fields)]
 #[error("{code} {}: {detail}", code.title())]
@@ -246,7 +248,10 @@ impl Refusal {
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
         let mut detail = detail.into();
         if detail.len() > TEXT_BYTES_MAX {
-            let end = (0..=TEXT_BYTES_MAX).rev().find(|at| detail.is_char_boundary(*at)).unwrap_or(0);
+            let end = (0..=TEXT_BYTES_MAX)
+                .rev()
+                .find(|at| detail.is_char_boundary(*at))
+                .unwrap_or(0);
             detail.truncate(end);
         }
         Self { v: V, code, detail }
@@ -259,7 +264,11 @@ mod tests {
 
     #[test]
     fn numbers_are_unique_and_sorted() {
-        assert!(Code::ALL.windows(2).all(|pair| pair[0].number() < pair[1].number()));
+        assert!(
+            Code::ALL
+                .windows(2)
+                .all(|pair| pair[0].number() < pair[1].number())
+        );
     }
 
     #[test]

@@ -9,7 +9,8 @@ use crate::message::{V, message};
 use crate::run::Codec;
 use crate::{Digest, ObjectRef, RunId, Steps, Tokens, WorkerId};
 
-/// `contribution.stage`: chunk `index` of my contribution is uploaded; read and screen it while I make the next.
+/// `contribution.stage`: chunk `index` of my contribution is uploaded; read and screen it while I
+/// make the next.
 ///
 /// A hint for speed: a result counts only by `contribution.submit`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,6 +121,10 @@ pub enum Fate {
 }
 
 message!(StageRequest, "contribution.stage", WORKER_MESSAGE_BYTES_MAX);
-message!(SubmitRequest, "contribution.submit", WORKER_MESSAGE_BYTES_MAX);
+message!(
+    SubmitRequest,
+    "contribution.submit",
+    WORKER_MESSAGE_BYTES_MAX
+);
 message!(Statement, "statement", WORKER_MESSAGE_BYTES_MAX);
 message!(SubmitReply, "contribution.submit reply", 4096);

@@ -75,7 +75,8 @@ pub enum View {
     Snapshots(Vec<SnapshotView>),
 }
 
-/// `blob.put` and `blob.commit`: upload objects into quarantine, and promote them when they are there.
+/// `blob.put` and `blob.commit`: upload objects into quarantine, and promote them when they are
+/// there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OperatorObjects {
@@ -122,7 +123,11 @@ pub struct RunNewReply {
 message!(RunNew, "run.new", MESSAGE_BYTES_MAX);
 message!(RunNewReply, "run.new reply", 4096);
 message!(ViewRequest, "view", 4096);
-message!(ViewReply, "view reply", MESSAGE_BYTES_MAX - ENVELOPE_BYTES_MAX);
+message!(
+    ViewReply,
+    "view reply",
+    MESSAGE_BYTES_MAX - ENVELOPE_BYTES_MAX
+);
 message!(OperatorObjects, "operator objects", MESSAGE_BYTES_MAX);
 message!(Shutdown, "shutdown", 4096);
 message!(ShutdownReply, "shutdown reply", 4096);

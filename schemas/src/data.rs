@@ -1,4 +1,5 @@
-//! A data set: content-addressed shards of tokens, listed in a manifest object (JSON, hashed as stored).
+//! A data set: content-addressed shards of tokens, listed in a manifest object (JSON, hashed as
+//! stored).
 
 use serde::{Deserialize, Serialize};
 
@@ -72,27 +73,49 @@ pub const fn token_bytes(vocabulary: u32) -> u8 {
 }
 
 impl DataManifest {
-    /// Checks that it agrees with itself and with the limits: every reader of a manifest relies on all of it.
+    /// Checks that it agrees with itself and with the limits: every reader of a manifest relies on
+    /// all of it.
     ///
     /// # Errors
     /// [`Code::DataInvalid`], naming what contradicts what.
     pub fn validate(&self) -> Result<(), Refusal> {
-        let invalid = |reason: String| Err(Refusal::new(Code::DataInvalid, format!("manifest: {reason}")));
-        let Self { vocabulary, token_bytes: width, tokenizer, train, held_out, .. } = self;
+        let invalid = |reason: String| {
+            Err(Refusal::new(
+                Code::DataInvalid,
+                format!("manifest: {reason}"),
+            ))
+        };
+        let Self {
+            vocabulary,
+            token_bytes: width,
+            tokenizer,
+            train,
+            held_out,
+            ..
+        } = self;
         if *vocabulary < 2 || *tokenizer == Tokenizer::Byte && *vocabulary != BYTE_VOCABULARY {
-            return invalid(format!("vocabulary is {vocabulary} with tokenizer {tokenizer:?}"));
+            return invalid(format!(
+                "vocabulary is {vocabulary} with tokenizer {tokenizer:?}"
+            ));
         }
         if *width != token_bytes(*vocabulary) {
             let expected = token_bytes(*vocabulary);
-            return invalid(format!("token_bytes is {width}, expected {expected} for a vocabulary of {vocabulary}"));
+            return invalid(format!(
+                "token_bytes is {width}, expected {expected} for a vocabulary of {vocabulary}"
+            ));
         }
         for (name, shards) in [("train", train), ("held_out", held_out)] {
             if shards.is_empty() || shards.len() > SHARDS_MAX {
-                return invalid(format!("{name} has {} shards, expected 1 to {SHARDS_MAX}", shards.len()));
+                return invalid(format!(
+                    "{name} has {} shards, expected 1 to {SHARDS_MAX}",
+                    shards.len()
+                ));
             }
             if let Some(shard) = shards.iter().find(|shard| !shard.fits(*width)) {
                 let (tokens, bytes) = (shard.tokens, shard.object.bytes);
-                return invalid(format!("{name} lists a shard of {tokens} tokens in {bytes} bytes, {width} a token"));
+                return invalid(format!(
+                    "{name} lists a shard of {tokens} tokens in {bytes} bytes, {width} a token"
+                ));
             }
         }
         Ok(())
@@ -103,6 +126,8 @@ impl Shard {
     /// Whether its bytes are those of so many tokens, and of an object that may be.
     fn fits(&self, width: u8) -> bool {
         let bytes = self.tokens.get().checked_mul(width.into());
-        self.tokens.get() > 0 && bytes == Some(self.object.bytes.get()) && self.object.bytes <= OBJECT_BYTES_MAX
+        self.tokens.get() > 0
+            && bytes == Some(self.object.bytes.get())
+            && self.object.bytes <= OBJECT_BYTES_MAX
     }
 }

@@ -1,4 +1,5 @@
-//! Content addresses: the sha256 of an object's bytes, and a reference to an object by digest and size.
+//! Content addresses: the sha256 of an object's bytes, and a reference to an object by digest and
+//! size.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,11 +11,13 @@ use sha2::{Digest as _, Sha256};
 
 use crate::Bytes;
 
-/// The sha256 of some bytes, written `sha256:<64 hex digits>` in text (the OCI form) and as 32 raw bytes on the bus.
+/// The sha256 of some bytes, written `sha256:<64 hex digits>` in text (the OCI form) and as 32 raw
+/// bytes on the bus.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest([u8; 32]);
 
-/// An immutable object: what it is and how many bytes it has. Enough to fetch it and to know that it is the right one.
+/// An immutable object: what it is and how many bytes it has. Enough to fetch it and to know that
+/// it is the right one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ObjectRef {
@@ -81,7 +84,10 @@ impl Digest {
 impl ObjectRef {
     /// The reference to `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
-        Self { digest: Digest::of(bytes), bytes: Bytes(bytes.len() as u64) }
+        Self {
+            digest: Digest::of(bytes),
+            bytes: Bytes(bytes.len() as u64),
+        }
     }
 }
 
@@ -110,7 +116,11 @@ impl FromStr for Digest {
 
 impl Serialize for Digest {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if serializer.is_human_readable() { serializer.collect_str(self) } else { serializer.serialize_bytes(&self.0) }
+        if serializer.is_human_readable() {
+            serializer.collect_str(self)
+        } else {
+            serializer.serialize_bytes(&self.0)
+        }
     }
 }
 
@@ -138,7 +148,9 @@ impl Visitor<'_> for DigestVisitor {
     }
 
     fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Digest, E> {
-        let raw = bytes.try_into().map_err(|_| E::invalid_length(bytes.len(), &self))?;
+        let raw = bytes
+            .try_into()
+            .map_err(|_| E::invalid_length(bytes.len(), &self))?;
         Ok(Digest(raw))
     }
 }
@@ -157,8 +169,12 @@ mod tests {
 
     #[test]
     fn other_texts_are_refused() {
-        for text in ["", "sha256:", "md5:00", "sha256:BA7816BF8F01CFEA414140DE5DAE2223B00361A396177A9CB410FF61F20015AD"]
-        {
+        for text in [
+            "",
+            "sha256:",
+            "md5:00",
+            "sha256:BA7816BF8F01CFEA414140DE5DAE2223B00361A396177A9CB410FF61F20015AD",
+        ] {
             assert!(text.parse::<Digest>().is_err(), "{text}");
         }
     }

@@ -1,5 +1,5 @@
-//! Events: signed, chained per emitter, kept in streams. The coordinator's chain is the ledger: its state is the fold of
-//! it.
+//! Events: signed, chained per emitter, kept in streams. The coordinator's chain is the ledger: its
+//! state is the fold of it.
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::{ByteArray, ByteBuf};
@@ -11,10 +11,13 @@ use crate::limits::{EVENT_BYTES_MAX, SIGNED_EVENT_BYTES_MAX};
 use crate::member::{Posture, Session};
 use crate::message::{V, message};
 use crate::run::{RunSpec, TrainerKind};
-use crate::{AccountId, Digest, ObjectRef, PublicKey, Round, RunId, Sequence, Tokens, UnixMillis, WorkerId};
+use crate::{
+    AccountId, Digest, ObjectRef, PublicKey, Round, RunId, Sequence, Tokens, UnixMillis, WorkerId,
+};
 
-/// An event as it is sent and stored. Key and signature stand beside the body in one payload and not in headers: who reads
-/// what strangers send asks for no headers, since a header can be anything.
+/// An event as it is sent and stored. Key and signature stand beside the body in one payload and
+/// not in headers: who reads what strangers send asks for no headers, since a header can be
+/// anything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SignedEvent {
@@ -65,21 +68,28 @@ pub enum Event {
 /// A change of the coordinator's state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-#[expect(missing_docs, reason = "fields are named after the types and words of this crate")]
+#[expect(
+    missing_docs,
+    reason = "fields are named after the types and words of this crate"
+)]
 pub enum LedgerEvent {
-    /// A coordinator took the lead; every lease that is still open runs on from here for one lease time.
+    /// A coordinator took the lead; every lease that is still open runs on from here for one lease
+    /// time.
     CoordinatorStarted {
         release: String,
         posture: Posture,
-        /// Which process took it, drawn at random: two that begin in the same moment sign different events. A ledger of an earlier
-        /// release names none.
+        /// Which process took it, drawn at random: two that begin in the same moment sign different
+        /// events. A ledger of an earlier release names none.
         #[serde(default)]
         session: Session,
     },
     /// It gave the lead up in order.
     CoordinatorStopped { reason: String },
     /// An operator created a run.
-    RunCreated { spec: Box<RunSpec>, operator: PublicKey },
+    RunCreated {
+        spec: Box<RunSpec>,
+        operator: PublicKey,
+    },
     /// All rounds are closed and the last snapshot is evaluated.
     RunCompleted,
     /// A worker is a member, or renewed its entry.
@@ -96,13 +106,22 @@ pub enum LedgerEvent {
         session: Session,
     },
     /// A worker is no longer a member.
-    WorkerLeft { worker: WorkerId, cause: Departure, detail: String },
+    WorkerLeft {
+        worker: WorkerId,
+        cause: Departure,
+        detail: String,
+    },
     /// The round's units are on offer. Which they are follows from the run's settings.
     RoundOpened { round: Round },
     /// A worker holds a unit.
     LeaseGranted { lease: LeaseRef, worker: WorkerId },
     /// It holds it no longer, and left no result. `tokens` are abandoned.
-    LeaseEnded { lease: LeaseRef, worker: WorkerId, cause: LeaseEnd, tokens: Tokens },
+    LeaseEnded {
+        lease: LeaseRef,
+        worker: WorkerId,
+        cause: LeaseEnd,
+        tokens: Tokens,
+    },
     /// A contribution counts. From here on its objects are kept until a full snapshot holds it.
     ContributionAccepted {
         lease: LeaseRef,
@@ -113,7 +132,13 @@ pub enum LedgerEvent {
         signature: ByteArray<64>,
     },
     /// A result was refused. `tokens` are rejected.
-    ContributionRejected { lease: LeaseRef, worker: WorkerId, code: Code, detail: String, tokens: Tokens },
+    ContributionRejected {
+        lease: LeaseRef,
+        worker: WorkerId,
+        code: Code,
+        detail: String,
+        tokens: Tokens,
+    },
     /// A held-out loss of the round's snapshot.
     EvaluationAccepted {
         lease: LeaseRef,
@@ -123,14 +148,26 @@ pub enum LedgerEvent {
         signature: ByteArray<64>,
     },
     /// The round is merged: `broadcast` are the weights of the next one.
-    RoundClosed { round: Round, broadcast: Weights, norm: f64, tokens: Tokens },
+    RoundClosed {
+        round: Round,
+        broadcast: Weights,
+        norm: f64,
+        tokens: Tokens,
+    },
     /// A full snapshot of the weights that round `round` starts from stands.
     SnapshotSaved { round: Round, manifest: ObjectRef },
-    /// An operator ordered something that changes state, and may; what it asks in vain, or again, is not recorded.
+    /// An operator ordered something that changes state, and may; what it asks in vain, or again,
+    /// is not recorded.
     ControlReceived { operator: PublicKey, verb: String },
-    /// Somebody was refused. A few of each sender are recorded at once, then one now and again; `suppressed` counts the others, of
-    /// anybody, since the last.
-    RequestDenied { account: AccountId, worker: WorkerId, verb: String, code: Code, suppressed: u64 },
+    /// Somebody was refused. A few of each sender are recorded at once, then one now and again;
+    /// `suppressed` counts the others, of anybody, since the last.
+    RequestDenied {
+        account: AccountId,
+        worker: WorkerId,
+        verb: String,
+        code: Code,
+        suppressed: u64,
+    },
 }
 
 /// Why a worker is no longer a member.
@@ -164,7 +201,10 @@ pub enum LeaseEnd {
 /// A worker's own account of its life.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-#[expect(missing_docs, reason = "fields are named after the types and words of this crate")]
+#[expect(
+    missing_docs,
+    reason = "fields are named after the types and words of this crate"
+)]
 pub enum WorkerEvent {
     /// It joined the run.
     Joined { release: String, device: String },
@@ -173,7 +213,11 @@ pub enum WorkerEvent {
     /// It handed in a result, whose statement has this digest.
     Submitted { lease: LeaseRef, statement: Digest },
     /// It gave a lease up.
-    Dropped { lease: LeaseRef, code: Code, detail: String },
+    Dropped {
+        lease: LeaseRef,
+        code: Code,
+        detail: String,
+    },
     /// It refused something that was sent to it.
     Refused { code: Code, detail: String },
     /// It stops.

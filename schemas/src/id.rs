@@ -1,4 +1,5 @@
-//! Who and what: public keys in nkey text form, and the names of runs. All are safe as one subject token.
+//! Who and what: public keys in nkey text form, and the names of runs. All are safe as one subject
+//! token.
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,13 +20,17 @@ pub enum IdError {
         text: String,
     },
     /// Not the name of a run.
-    #[error("not a run name: {0:?}; use 1 to 32 of a-z, 0-9 and -, starting with a letter or digit, and not `cluster`")]
+    #[error(
+        "not a run name: {0:?}; use 1 to 32 of a-z, 0-9 and -, starting with a letter or digit, and not `cluster`"
+    )]
     Run(String),
 }
 
-/// A public key in the text form of nkeys: a kind letter (`U` user, `A` account, `O` operator) and base32.
+/// A public key in the text form of nkeys: a kind letter (`U` user, `A` account, `O` operator) and
+/// base32.
 ///
-/// The checksum inside the text is checked where keys are used for verification (crate `identity`); here only the form.
+/// The checksum inside the text is checked where keys are used for verification (crate `identity`);
+/// here only the form.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PublicKey(String);
@@ -56,16 +61,28 @@ const RESERVED: [&str; 2] = [CLUSTER, OPERATOR];
 
 fn check_key(text: &str, kinds: &[char]) -> Result<(), IdError> {
     let base32 = |c: char| c.is_ascii_uppercase() || ('2'..='7').contains(&c);
-    let right =
-        text.len() == KEY_CHARACTERS && text.chars().all(base32) && kinds.iter().any(|kind| text.starts_with(*kind));
-    if right { Ok(()) } else { Err(IdError::Key { kind: kinds[0], text: text.chars().take(64).collect() }) }
+    let right = text.len() == KEY_CHARACTERS
+        && text.chars().all(base32)
+        && kinds.iter().any(|kind| text.starts_with(*kind));
+    if right {
+        Ok(())
+    } else {
+        Err(IdError::Key {
+            kind: kinds[0],
+            text: text.chars().take(64).collect(),
+        })
+    }
 }
 
 fn check_run(text: &str) -> Result<(), IdError> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let formed = !text.is_empty() && text.len() <= RUN_ID_BYTES_MAX && text.chars().all(allowed);
     let right = formed && !text.starts_with('-') && !RESERVED.contains(&text);
-    if right { Ok(()) } else { Err(IdError::Run(text.chars().take(64).collect())) }
+    if right {
+        Ok(())
+    } else {
+        Err(IdError::Run(text.chars().take(64).collect()))
+    }
 }
 
 macro_rules! text_id {
@@ -134,7 +151,18 @@ mod tests {
         for good in ["demo", "run-7", "0a"] {
             assert!(good.parse::<RunId>().is_ok(), "{good}");
         }
-        for bad in ["", "cluster", "-a", "a.b", "*", ">", "A", "a b", "a/b", &"a".repeat(33)] {
+        for bad in [
+            "",
+            "cluster",
+            "-a",
+            "a.b",
+            "*",
+            ">",
+            "A",
+            "a b",
+            "a/b",
+            &"a".repeat(33),
+        ] {
             assert!(bad.parse::<RunId>().is_err(), "{bad}");
         }
     }

@@ -1,4 +1,5 @@
-//! The layout of a model's parameters: one flat vector of fp32, cut into tensors, fragments and chunks.
+//! The layout of a model's parameters: one flat vector of fp32, cut into tensors, fragments and
+//! chunks.
 
 use std::ops::Range;
 
@@ -34,7 +35,8 @@ pub struct Layout {
 
 message!(Layout, "Layout", 8 << 20);
 
-/// A contiguous piece of the flat vector within one fragment: the unit of transfer and of the merge.
+/// A contiguous piece of the flat vector within one fragment: the unit of transfer and of the
+/// merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunk {
     /// Its fragment.
@@ -48,7 +50,8 @@ pub struct Chunk {
 impl Chunk {
     /// Its elements in the flat vector.
     pub fn range(&self) -> Range<usize> {
-        let start = usize::try_from(self.start).expect("checked against memory when the layout was validated");
+        let start = usize::try_from(self.start)
+            .expect("checked against memory when the layout was validated");
         let elements = usize::try_from(self.elements).expect("as above");
         start..start + elements
     }
@@ -75,7 +78,9 @@ pub enum LayoutError {
     #[error("tensor {0} breaks the order of fragments")]
     Fragment(String),
     /// The chunk size is zero or gives too many chunks.
-    #[error("{chunk_elements} elements a chunk give {chunks} chunks, at most {CHUNKS_MAX} are accepted")]
+    #[error(
+        "{chunk_elements} elements a chunk give {chunks} chunks, at most {CHUNKS_MAX} are accepted"
+    )]
     Chunks {
         /// The chunk size asked for.
         chunk_elements: u64,
@@ -87,7 +92,10 @@ pub enum LayoutError {
 impl TensorSpec {
     /// The number of elements; `None` when it overflows or a dimension is zero.
     pub fn elements(&self) -> Option<u64> {
-        let product = self.shape.iter().try_fold(1_u64, |product, size| product.checked_mul(*size))?;
+        let product = self
+            .shape
+            .iter()
+            .try_fold(1_u64, |product, size| product.checked_mul(*size))?;
         (product > 0 && product <= ELEMENTS_MAX).then_some(product)
     }
 }
@@ -111,9 +119,18 @@ impl Layout {
             if tensor.name.is_empty() || !names.insert(&tensor.name) {
                 return Err(LayoutError::Name(tensor.name.clone()));
             }
-            let shape = || LayoutError::Shape { name: tensor.name.clone(), shape: tensor.shape.clone() };
-            let elements = tensor.elements().filter(|_| tensor.shape.len() <= DIMENSIONS_MAX).ok_or_else(shape)?;
-            total = total.checked_add(elements).filter(|total| *total <= ELEMENTS_MAX).ok_or_else(shape)?;
+            let shape = || LayoutError::Shape {
+                name: tensor.name.clone(),
+                shape: tensor.shape.clone(),
+            };
+            let elements = tensor
+                .elements()
+                .filter(|_| tensor.shape.len() <= DIMENSIONS_MAX)
+                .ok_or_else(shape)?;
+            total = total
+                .checked_add(elements)
+                .filter(|total| *total <= ELEMENTS_MAX)
+                .ok_or_else(shape)?;
             let next = names.len() > 1 && tensor.fragment == fragment + 1;
             if tensor.fragment != fragment && !next {
                 return Err(LayoutError::Fragment(tensor.name.clone()));
@@ -152,14 +169,21 @@ impl Layout {
         let pieces = |range: &Range<u64>| (range.end - range.start).div_ceil(chunk_elements.max(1));
         let count: u64 = fragments.iter().map(pieces).sum();
         if chunk_elements == 0 || count > CHUNKS_MAX as u64 {
-            return Err(LayoutError::Chunks { chunk_elements, chunks: count });
+            return Err(LayoutError::Chunks {
+                chunk_elements,
+                chunks: count,
+            });
         }
         let mut chunks = Vec::new();
         for (fragment, range) in (0_u32..).zip(&fragments) {
             let mut start = range.start;
             while start < range.end {
                 let elements = chunk_elements.min(range.end - start);
-                chunks.push(Chunk { fragment, start, elements });
+                chunks.push(Chunk {
+                    fragment,
+                    start,
+                    elements,
+                });
                 start += elements;
             }
         }
@@ -184,7 +208,10 @@ mod tests {
             shape: shape.to_vec(),
             fragment: *fragment,
         };
-        Layout { v: V, tensors: tensors.iter().map(spec).collect() }
+        Layout {
+            v: V,
+            tensors: tensors.iter().map(spec).collect(),
+        }
     }
 
     #[test]
@@ -193,18 +220,32 @@ mod tests {
         layout.validate().expect("valid");
         assert_eq!(layout.elements(), 29);
         let chunks = layout.chunks(8).expect("chunks");
-        let as_tuples: Vec<_> = chunks.iter().map(|c| (c.fragment, c.start, c.elements)).collect();
-        assert_eq!(as_tuples, [(0, 0, 8), (0, 8, 8), (0, 16, 3), (1, 19, 8), (1, 27, 2)]);
+        let as_tuples: Vec<_> = chunks
+            .iter()
+            .map(|c| (c.fragment, c.start, c.elements))
+            .collect();
+        assert_eq!(
+            as_tuples,
+            [(0, 0, 8), (0, 8, 8), (0, 16, 3), (1, 19, 8), (1, 27, 2)]
+        );
     }
 
     #[test]
     fn hostile_layouts_are_refused() {
         assert!(layout(&[]).validate().is_err());
-        assert!(layout(&[("a", &[1], 0), ("a", &[1], 0)]).validate().is_err());
+        assert!(
+            layout(&[("a", &[1], 0), ("a", &[1], 0)])
+                .validate()
+                .is_err()
+        );
         assert!(layout(&[("a", &[0], 0)]).validate().is_err());
         assert!(layout(&[("a", &[u64::MAX, 2], 0)]).validate().is_err());
         assert!(layout(&[("a", &[1], 1)]).validate().is_err());
-        assert!(layout(&[("a", &[1], 0), ("b", &[1], 2)]).validate().is_err());
+        assert!(
+            layout(&[("a", &[1], 0), ("b", &[1], 2)])
+                .validate()
+                .is_err()
+        );
         assert!(layout(&[("a", &[1; 9], 0)]).validate().is_err());
         assert!(layout(&[("a", &[1 << 30], 0)]).chunks(1).is_err());
         assert!(layout(&[("a", &[1], 0)]).chunks(0).is_err());
@@ -219,6 +260,10 @@ mod tests {
             layout(&[("b", &[1], 0), ("a", &[2, 3], 0)]),
             layout(&[("a", &[2, 3], 0), ("b", &[1], 1)]),
         ];
-        assert!(others.iter().all(|other| other.to_object().1 != base.to_object().1));
+        assert!(
+            others
+                .iter()
+                .all(|other| other.to_object().1 != base.to_object().1)
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Leases: a worker claims, and gets a signed manifest of the unit's work; it renews, releases, or hands in a result.
+//! Leases: a worker claims, and gets a signed manifest of the unit's work; it renews, releases, or
+//! hands in a result.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,7 +7,9 @@ use crate::limits::{MESSAGE_BYTES_MAX, WORKER_MESSAGE_BYTES_MAX};
 use crate::member::Session;
 use crate::message::{V, message};
 use crate::run::Codec;
-use crate::{Bytes, Digest, Epoch, Millis, ObjectRef, Round, RunId, Steps, UnitIndex, UnixMillis, WorkerId};
+use crate::{
+    Bytes, Digest, Epoch, Millis, ObjectRef, Round, RunId, Steps, UnitIndex, UnixMillis, WorkerId,
+};
 
 /// The type header of a lease's JWS.
 pub const MANIFEST_TYPE: &str = "diloco-lease+jwt";
@@ -77,7 +80,8 @@ pub enum ClaimOutcome {
     Complete,
 }
 
-/// The claims of a lease's JWS: the only source of truth about the work. Times are Unix seconds, as in RFC 7519.
+/// The claims of a lease's JWS: the only source of truth about the work. Times are Unix seconds, as
+/// in RFC 7519.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
@@ -89,7 +93,8 @@ pub struct Manifest {
     pub aud: WorkerId,
     /// Not valid before.
     pub nbf: u64,
-    /// Not valid from here on. Renewal extends the lease, not the manifest: it must be valid when work starts.
+    /// Not valid from here on. Renewal extends the lease, not the manifest: it must be valid when
+    /// work starts.
     pub exp: u64,
     /// Issued at.
     pub iat: u64,
@@ -155,8 +160,9 @@ pub struct RenewRequest {
     pub lease: LeaseRef,
     /// Steps done so far.
     pub steps_done: Steps,
-    /// Bytes that the worker has moved to and from the store since its process started, those of transfers that are under
-    /// way among them. A lease whose steps and bytes both stand still is taken back.
+    /// Bytes that the worker has moved to and from the store since its process started, those of
+    /// transfers that are under way among them. A lease whose steps and bytes both stand still is
+    /// taken back.
     pub bytes_moved: Bytes,
 }
 

@@ -1,10 +1,11 @@
-//! What goes over the wire, and nothing else: quantities, identifiers, messages, subjects, the permission table,
-//! limits and error codes. Everything else in this workspace stands on this crate; it stands on no other room.
+//! What goes over the wire, and nothing else: quantities, identifiers, messages, subjects, the
+//! permission table, limits and error codes. Everything else in this workspace stands on this
+//! crate; it stands on no other room.
 //!
-//! Three rules hold for every message. Its first field is a version, and another version is refused ([`V`]). It is
-//! MessagePack with named fields, read through [`Message::decode`], which checks the length before it parses.
-//! Unknown fields are refused, so that two builds never disagree in silence. Answers stand in an envelope of their own
-//! ([`answer`]).
+//! Three rules hold for every message. Its first field is a version, and another version is refused
+//! ([`V`]). It is MessagePack with named fields, read through [`Message::decode`], which checks the
+//! length before it parses. Unknown fields are refused, so that two builds never disagree in
+//! silence. Answers stand in an envelope of their own ([`answer`]).
 
 pub mod account;
 pub mod answer;

@@ -10,9 +10,11 @@ use crate::message::{V, message};
 use crate::run::{RunSpec, TrainerKind};
 use crate::{Digest, Millis, PublicKey, UnixMillis};
 
-/// One life of a process, a worker's or a coordinator's, drawn at random when it starts. It tells two apart that hold the same
-/// credentials; it is no secret and gives no right.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// One life of a process, a worker's or a coordinator's, drawn at random when it starts. It tells
+/// two apart that hold the same credentials; it is no secret and gives no right.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct Session(pub u64);
 
@@ -22,8 +24,8 @@ impl fmt::Display for Session {
     }
 }
 
-/// `join`: I want to work for this run. May be repeated; a member's second join renews its entry. A join of another session
-/// takes the membership over: the newest process is the worker.
+/// `join`: I want to work for this run. May be repeated; a member's second join renews its entry. A
+/// join of another session takes the membership over: the newest process is the worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoinRequest {
@@ -33,7 +35,8 @@ pub struct JoinRequest {
     pub session: Session,
     /// The key that signs the worker's events and statements; not its connection key.
     pub audit_key: PublicKey,
-    /// By the audit key, over the run and the worker's name under a prefix of their own: the asker holds its secret.
+    /// By the audit key, over the run and the worker's name under a prefix of their own: the asker
+    /// holds its secret.
     pub proof: ByteArray<64>,
     /// Trainers it has.
     pub trainers: Vec<TrainerKind>,
@@ -45,7 +48,8 @@ pub struct JoinRequest {
     pub posture: Posture,
 }
 
-/// The answer to a join: the run's settings, which the worker checks against the digest that every lease names.
+/// The answer to a join: the run's settings, which the worker checks against the digest that every
+/// lease names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoinReply {
@@ -102,7 +106,8 @@ impl Layer {
     }
 }
 
-/// How openly a process runs: which layers it relaxed. A peer weaker than the run demands is refused.
+/// How openly a process runs: which layers it relaxed. A peer weaker than the run demands is
+/// refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Posture {

@@ -1,11 +1,13 @@
-//! Encoding: MessagePack with named fields, a version first, a length bound before anything is parsed.
+//! Encoding: MessagePack with named fields, a version first, a length bound before anything is
+//! parsed.
 
 use serde::de::{self, DeserializeOwned};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::Refusal;
 
-/// The version of a message, as a type: it is written as the number `N`, and any other number is refused.
+/// The version of a message, as a type: it is written as the number `N`, and any other number is
+/// refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct V<const N: u8>;
 
@@ -21,7 +23,9 @@ impl<'de, const N: u8> Deserialize<'de> for V<N> {
         if got == u64::from(N) {
             Ok(Self)
         } else {
-            Err(de::Error::custom(format_args!("unknown version {got}, this build speaks version {N}")))
+            Err(de::Error::custom(format_args!(
+                "unknown version {got}, this build speaks version {N}"
+            )))
         }
     }
 }
@@ -91,7 +95,9 @@ const DEPTH_MAX: usize = 32;
 /// Appends a message to what stands before it.
 pub(crate) fn encode<M: Message>(message: &M, mut before: Vec<u8>) -> Vec<u8> {
     let mut serializer = rmp_serde::Serializer::new(&mut before).with_struct_map();
-    message.serialize(&mut serializer).expect("messages hold no map with non-string keys and no failing serializer");
+    message
+        .serialize(&mut serializer)
+        .expect("messages hold no map with non-string keys and no failing serializer");
     before
 }
 
@@ -99,7 +105,11 @@ pub(crate) fn encode<M: Message>(message: &M, mut before: Vec<u8>) -> Vec<u8> {
 pub(crate) fn check_length<M: Message>(bytes: &[u8]) -> Result<(), DecodeError> {
     match bytes.len() <= M::BYTES_MAX {
         true => Ok(()),
-        false => Err(DecodeError::TooLong { name: M::NAME, bytes: bytes.len(), max: M::BYTES_MAX }),
+        false => Err(DecodeError::TooLong {
+            name: M::NAME,
+            bytes: bytes.len(),
+            max: M::BYTES_MAX,
+        }),
     }
 }
 
@@ -108,14 +118,16 @@ pub(crate) fn decode<M: Message>(bytes: &[u8]) -> Result<M, DecodeError> {
     let name = M::NAME;
     let mut reader = rmp_serde::Deserializer::new(bytes);
     reader.set_max_depth(DEPTH_MAX);
-    let message = M::deserialize(&mut reader).map_err(|source| DecodeError::Malformed { name, source })?;
+    let message =
+        M::deserialize(&mut reader).map_err(|source| DecodeError::Malformed { name, source })?;
     match reader.get_ref().len() {
         0 => Ok(message),
         extra => Err(DecodeError::Trailing { name, extra }),
     }
 }
 
-/// What a request comes to: what was asked for, or a coded refusal. It crosses the bus in an [`crate::Answer`].
+/// What a request comes to: what was asked for, or a coded refusal. It crosses the bus in an
+/// [`crate::Answer`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply<T> {

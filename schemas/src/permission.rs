@@ -1,5 +1,6 @@
-//! Who may say and hear what: the roles, and the permission sets that follow from [`TABLE`] and from the plumbing of
-//! JetStream. User JWTs, role templates and `docs/bus.md` are all made from here.
+//! Who may say and hear what: the roles, and the permission sets that follow from [`TABLE`] and
+//! from the plumbing of JetStream. User JWTs, role templates and `docs/bus.md` are all made from
+//! here.
 
 use crate::account::Account;
 use crate::limits::{MESSAGE_BYTES_MAX, WORKER_MESSAGE_BYTES_MAX};
@@ -18,9 +19,11 @@ pub enum Role {
     Operator,
     /// Reads events.
     Auditor,
-    /// The audit service's second connection, on which it hears workers' events and records those that are in order.
+    /// The audit service's second connection, on which it hears workers' events and records those
+    /// that are in order.
     Recorder,
-    /// Creates streams and buckets of the control account; like the other provisioners used by `diloctl cluster` only.
+    /// Creates streams and buckets of the control account; like the other provisioners used by
+    /// `diloctl cluster` only.
     Provisioner,
     /// Creates the ledger's stream.
     LedgerProvisioner,
@@ -101,35 +104,100 @@ pub struct Plumbing {
 }
 
 const fn plumbing(role: Role, subject: &'static str, purpose: &'static str) -> Plumbing {
-    Plumbing { role, subject, purpose }
+    Plumbing {
+        role,
+        subject,
+        purpose,
+    }
 }
 
 /// Every subject of the broker's own that some role may publish.
 ///
-/// Streams of events are read by single questions and never through consumers: a consumer delivers where its owner says, an
-/// empty status message too, and one such message under `$JS.API.STREAM.DELETE.…` deletes the stream. The answers to these
-/// questions are never empty, and none of them can be read as an order.
+/// Streams of events are read by single questions and never through consumers: a consumer delivers
+/// where its owner says, an empty status message too, and one such message under
+/// `$JS.API.STREAM.DELETE.…` deletes the stream. The answers to these questions are never empty,
+/// and none of them can be read as an order.
 pub const PLUMBING: &[Plumbing] = &[
-    plumbing(Role::Coordinator, "_R_.>", "answer requests that crossed accounts"),
+    plumbing(
+        Role::Coordinator,
+        "_R_.>",
+        "answer requests that crossed accounts",
+    ),
     plumbing(Role::Coordinator, "_INBOX.>", "answer operators"),
-    plumbing(Role::Coordinator, "$JS.API.INFO", "see whether JetStream is on"),
-    plumbing(Role::LedgerWriter, "$JS.API.STREAM.INFO.LEDGER", "see where the ledger ends"),
-    plumbing(Role::LedgerWriter, "$JS.API.STREAM.MSG.GET.LEDGER", "read the ledger"),
+    plumbing(
+        Role::Coordinator,
+        "$JS.API.INFO",
+        "see whether JetStream is on",
+    ),
+    plumbing(
+        Role::LedgerWriter,
+        "$JS.API.STREAM.INFO.LEDGER",
+        "see where the ledger ends",
+    ),
+    plumbing(
+        Role::LedgerWriter,
+        "$JS.API.STREAM.MSG.GET.LEDGER",
+        "read the ledger",
+    ),
     plumbing(Role::Coordinator, "$JS.API.STREAM.INFO.WORK", "read offers"),
-    plumbing(Role::Coordinator, "$JS.API.CONSUMER.INFO.WORK.lease", "read offers"),
-    plumbing(Role::Coordinator, "$JS.API.CONSUMER.MSG.NEXT.WORK.lease", "read offers"),
+    plumbing(
+        Role::Coordinator,
+        "$JS.API.CONSUMER.INFO.WORK.lease",
+        "read offers",
+    ),
+    plumbing(
+        Role::Coordinator,
+        "$JS.API.CONSUMER.MSG.NEXT.WORK.lease",
+        "read offers",
+    ),
     plumbing(Role::Coordinator, "$JS.ACK.WORK.lease.>", "settle offers"),
-    plumbing(Role::Coordinator, "$JS.API.STREAM.INFO.KV_state", "read pointers"),
-    plumbing(Role::Coordinator, "$JS.API.DIRECT.GET.KV_state.>", "read pointers"),
-    plumbing(Role::Coordinator, "$KV.state.>", "move pointers by compare and set"),
-    plumbing(Role::Auditor, "$JS.API.STREAM.INFO.AUDIT", "see where the stream ends"),
+    plumbing(
+        Role::Coordinator,
+        "$JS.API.STREAM.INFO.KV_state",
+        "read pointers",
+    ),
+    plumbing(
+        Role::Coordinator,
+        "$JS.API.DIRECT.GET.KV_state.>",
+        "read pointers",
+    ),
+    plumbing(
+        Role::Coordinator,
+        "$KV.state.>",
+        "move pointers by compare and set",
+    ),
+    plumbing(
+        Role::Auditor,
+        "$JS.API.STREAM.INFO.AUDIT",
+        "see where the stream ends",
+    ),
     plumbing(Role::Auditor, "$JS.API.STREAM.MSG.GET.AUDIT", "read events"),
     plumbing(Role::Recorder, "_R_.>", "answer workers"),
-    plumbing(Role::Recorder, "$JS.API.STREAM.MSG.GET.*", "find the end of a worker's chain"),
-    plumbing(Role::Provisioner, "$JS.API.>", "create and compare streams and buckets"),
-    plumbing(Role::LedgerProvisioner, "$JS.API.>", "create and compare the ledger's stream"),
-    plumbing(Role::EventsProvisioner, "$JS.API.>", "create and compare tenants' streams"),
-    plumbing(Role::AuditProvisioner, "$JS.API.>", "create and compare the readers' stream"),
+    plumbing(
+        Role::Recorder,
+        "$JS.API.STREAM.MSG.GET.*",
+        "find the end of a worker's chain",
+    ),
+    plumbing(
+        Role::Provisioner,
+        "$JS.API.>",
+        "create and compare streams and buckets",
+    ),
+    plumbing(
+        Role::LedgerProvisioner,
+        "$JS.API.>",
+        "create and compare the ledger's stream",
+    ),
+    plumbing(
+        Role::EventsProvisioner,
+        "$JS.API.>",
+        "create and compare tenants' streams",
+    ),
+    plumbing(
+        Role::AuditProvisioner,
+        "$JS.API.>",
+        "create and compare the readers' stream",
+    ),
 ];
 
 /// What a coordinator must never do to the log it writes, whatever else it is allowed.
@@ -160,36 +228,59 @@ pub struct Permissions {
 /// Where a client hears answers; nobody else may hear it.
 const OWN_INBOX: &str = "_INBOX.{{subject()}}.>";
 
-/// The permissions of `role`: `{{subject()}}` stands for its own nkey, `{{tag(run)}}` for the run it was issued for.
+/// The permissions of `role`: `{{subject()}}` stands for its own nkey, `{{tag(run)}}` for the run
+/// it was issued for.
 pub fn permissions(role: Role) -> Permissions {
     let rows = || TABLE.iter();
-    let mut publish_allow: Vec<String> =
-        rows().filter(|row| row.publishers.contains(&role)).map(|row| template(role, row.lane, row.pattern)).collect();
-    publish_allow.extend(PLUMBING.iter().filter(|row| row.role == role).map(|row| row.subject.to_owned()));
+    let mut publish_allow: Vec<String> = rows()
+        .filter(|row| row.publishers.contains(&role))
+        .map(|row| template(role, row.lane, row.pattern))
+        .collect();
+    publish_allow.extend(
+        PLUMBING
+            .iter()
+            .filter(|row| row.role == role)
+            .map(|row| row.subject.to_owned()),
+    );
     // A message to itself and back shows that a subscription stands.
     publish_allow.push(OWN_INBOX.to_owned());
     let mut subscribe_allow = vec![OWN_INBOX.to_owned()];
     for row in rows().filter(|row| row.subscribers.contains(&role)) {
-        let subject =
-            if role.is_tenant() { template(role, row.lane, row.pattern) } else { format!("{}.>", row.lane.prefix()) };
+        let subject = if role.is_tenant() {
+            template(role, row.lane, row.pattern)
+        } else {
+            format!("{}.>", row.lane.prefix())
+        };
         if !subscribe_allow.contains(&subject) {
             subscribe_allow.push(subject);
         }
     }
     publish_allow.dedup();
-    let denied: &[&str] = if role == Role::LedgerWriter { LEDGER_WRITER_DENIED } else { &[] };
+    let denied: &[&str] = if role == Role::LedgerWriter {
+        LEDGER_WRITER_DENIED
+    } else {
+        &[]
+    };
     Permissions {
         publish_allow,
         publish_deny: denied.iter().map(|subject| (*subject).to_owned()).collect(),
         subscribe_allow,
-        payload_bytes_max: if role.is_tenant() { WORKER_MESSAGE_BYTES_MAX } else { MESSAGE_BYTES_MAX },
+        payload_bytes_max: if role.is_tenant() {
+            WORKER_MESSAGE_BYTES_MAX
+        } else {
+            MESSAGE_BYTES_MAX
+        },
         subscriptions_max: if role.is_tenant() { 64 } else { -1 },
     }
 }
 
 /// A row's pattern as `role` may publish or hear it: own tokens fixed, the others wild.
 fn template(role: Role, lane: Lane, pattern: &str) -> String {
-    let account = if !role.is_tenant() && lane == Lane::Command { "*." } else { "" };
+    let account = if !role.is_tenant() && lane == Lane::Command {
+        "*."
+    } else {
+        ""
+    };
     let tokens: Vec<&str> = pattern
         .split('.')
         .map(|token| match token {
@@ -217,7 +308,13 @@ pub fn reference() -> String {
             Kind::Stream => "stream",
             Kind::Publish => "publish",
         };
-        let names = |roles: &[Role]| roles.iter().map(|role| role.name()).collect::<Vec<_>>().join(", ");
+        let names = |roles: &[Role]| {
+            roles
+                .iter()
+                .map(|role| role.name())
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
         page.push_str(&format!(
             "| `{}.{}` | {kind} | {} | {} | {} | {} | {} |\n",
             row.lane.prefix(),
@@ -234,10 +331,16 @@ pub fn reference() -> String {
     );
     for role in Role::ALL {
         let set = permissions(role);
-        page.push_str(&format!("\n### {}\n\nIn account {}.\n\n", role.name(), role.account().name()));
-        for (title, subjects) in
-            [("publish", &set.publish_allow), ("never publish", &set.publish_deny), ("subscribe", &set.subscribe_allow)]
-        {
+        page.push_str(&format!(
+            "\n### {}\n\nIn account {}.\n\n",
+            role.name(),
+            role.account().name()
+        ));
+        for (title, subjects) in [
+            ("publish", &set.publish_allow),
+            ("never publish", &set.publish_deny),
+            ("subscribe", &set.subscribe_allow),
+        ] {
             for subject in subjects {
                 page.push_str(&format!("- {title} `{subject}`\n"));
             }
@@ -245,7 +348,12 @@ pub fn reference() -> String {
     }
     page.push_str("\n## Plumbing\n\n| role | subject | for |\n| --- | --- | --- |\n");
     for row in PLUMBING {
-        page.push_str(&format!("| {} | `{}` | {} |\n", row.role.name(), row.subject, row.purpose));
+        page.push_str(&format!(
+            "| {} | `{}` | {} |\n",
+            row.role.name(),
+            row.subject,
+            row.purpose
+        ));
     }
     page
 }
@@ -257,18 +365,28 @@ mod tests {
     #[test]
     fn workers_speak_only_under_their_own_key_and_run() {
         let set = permissions(Role::Worker);
-        let own = |subject: &String| subject.contains(".{{tag(run)}}.{{subject()}}.") || subject == OWN_INBOX;
+        let own = |subject: &String| {
+            subject.contains(".{{tag(run)}}.{{subject()}}.") || subject == OWN_INBOX
+        };
         assert!(set.publish_allow.iter().all(own));
-        assert!(set.publish_allow.contains(&"diloco.request.{{tag(run)}}.{{subject()}}.lease.claim".to_owned()));
+        assert!(
+            set.publish_allow
+                .contains(&"diloco.request.{{tag(run)}}.{{subject()}}.lease.claim".to_owned())
+        );
     }
 
-    /// Who asks chooses where the broker publishes the answer in the asker's account, and nobody's permission is asked: a
-    /// subject that several heard would multiply each answer.
+    /// Who asks chooses where the broker publishes the answer in the asker's account, and nobody's
+    /// permission is asked: a subject that several heard would multiply each answer.
     #[test]
     fn what_a_worker_hears_only_that_worker_hears() {
         for role in Role::ALL.iter().filter(|role| role.is_tenant()) {
-            let shared = |subject: &&String| !subject.split('.').any(|token| token == "{{subject()}}");
-            assert_eq!(permissions(*role).subscribe_allow.iter().find(shared), None, "{role:?}");
+            let shared =
+                |subject: &&String| !subject.split('.').any(|token| token == "{{subject()}}");
+            assert_eq!(
+                permissions(*role).subscribe_allow.iter().find(shared),
+                None,
+                "{role:?}"
+            );
         }
     }
 
@@ -278,16 +396,26 @@ mod tests {
             let set = permissions(role);
             assert!(!set.publish_allow.is_empty() && !set.subscribe_allow.is_empty());
             for subject in set.publish_allow.iter().chain(&set.subscribe_allow) {
-                assert!(subject != ">" && subject != "$JS.>" && subject != "diloco.>", "{role:?} {subject}");
+                assert!(
+                    subject != ">" && subject != "$JS.>" && subject != "diloco.>",
+                    "{role:?} {subject}"
+                );
             }
         }
     }
 
     #[test]
     fn who_reads_or_writes_events_has_no_right_to_consumers() {
-        for role in [Role::LedgerWriter, Role::Auditor, Role::Recorder, Role::Operator, Role::Worker] {
+        for role in [
+            Role::LedgerWriter,
+            Role::Auditor,
+            Role::Recorder,
+            Role::Operator,
+            Role::Worker,
+        ] {
             let set = permissions(role);
-            let consumers = |subject: &&String| subject.contains("CONSUMER") || subject.contains("DIRECT");
+            let consumers =
+                |subject: &&String| subject.contains("CONSUMER") || subject.contains("DIRECT");
             assert_eq!(set.publish_allow.iter().find(consumers), None, "{role:?}");
         }
     }
@@ -296,7 +424,11 @@ mod tests {
     fn tl_15_only_the_coordinator_writes_the_ledger_and_commands() {
         for role in Role::ALL {
             let set = permissions(role);
-            let writes = |prefix: &str| set.publish_allow.iter().any(|subject| subject.starts_with(prefix));
+            let writes = |prefix: &str| {
+                set.publish_allow
+                    .iter()
+                    .any(|subject| subject.starts_with(prefix))
+            };
             assert_eq!(writes("diloco.ledger."), role == Role::LedgerWriter);
             assert_eq!(writes("diloco.record."), role == Role::Recorder);
             assert_eq!(writes("diloco.command."), role == Role::Coordinator);

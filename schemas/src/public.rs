@@ -7,7 +7,8 @@ use crate::limits::MESSAGE_BYTES_MAX;
 use crate::message::{V, message};
 use crate::view::RunView;
 
-/// `status`: published when a run changes, at most twice a second, and every few seconds while it is open.
+/// `status`: published when a run changes, at most twice a second, and every few seconds while it
+/// is open.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Status {

@@ -8,8 +8,8 @@ use crate::limits::{LEASE_MAX, LEASE_MIN, SEQUENCE_TOKENS_MAX, UNITS_MAX, WORKER
 use crate::message::{V, message};
 use crate::{Bytes, Digest, Message, Millis, ObjectRef, Round, RunId, Steps, Tokens};
 
-/// Everything that decides a run's result. Workers get it when they join, and every lease names its digest; a worker with
-/// other settings is refused, never silently different.
+/// Everything that decides a run's result. Workers get it when they join, and every lease names its
+/// digest; a worker with other settings is refused, never silently different.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunSpec {
@@ -73,12 +73,13 @@ pub enum TrainerKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
-    /// bf16 on a CUDA device (those before Ampere emulate it: choose fp32 for them) and on a processor that has instructions
-    /// for it, fp32 elsewhere. Each worker finds out for itself.
+    /// bf16 on a CUDA device (those before Ampere emulate it: choose fp32 for them) and on a
+    /// processor that has instructions for it, fp32 elsewhere. Each worker finds out for itself.
     Auto,
     /// fp32 throughout.
     Fp32,
-    /// bf16 matrix products under autocast. A processor without instructions for it takes many times longer than in fp32.
+    /// bf16 matrix products under autocast. A processor without instructions for it takes many
+    /// times longer than in fp32.
     Bf16,
 }
 
@@ -106,7 +107,8 @@ pub struct Schedule {
     pub snapshot_every: u32,
 }
 
-/// AdamW with warm-up and cosine decay, clipping by global norm (DiLoCo, arXiv 2311.08105, section 3).
+/// AdamW with warm-up and cosine decay, clipping by global norm (DiLoCo, arXiv 2311.08105, section
+/// 3).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InnerOptimizer {
@@ -199,7 +201,8 @@ pub struct Policy {
     pub workers_min: u32,
     /// A lease's life without renewal; holders renew after a third of it.
     pub lease: Millis,
-    /// A worker that was not heard for this long is taken for lost and counts no longer as a member.
+    /// A worker that was not heard for this long is taken for lost and counts no longer as a
+    /// member.
     pub silence_max: Millis,
     /// A contribution with a larger Euclidean norm is refused; 0 for no bound.
     pub norm_max: f64,
@@ -215,34 +218,54 @@ impl RunSpec {
         (bytes, digest)
     }
 
-    /// Inner steps of the whole run, for the learning-rate schedule: rounds run one after another, a round's units beside
-    /// each other.
+    /// Inner steps of the whole run, for the learning-rate schedule: rounds run one after another,
+    /// a round's units beside each other.
     pub fn inner_steps_total(&self) -> Steps {
-        Steps(self.schedule.rounds.saturating_mul(self.schedule.inner_steps.get()))
+        Steps(
+            self.schedule
+                .rounds
+                .saturating_mul(self.schedule.inner_steps.get()),
+        )
     }
 
     /// Tokens of one training unit.
     pub fn unit_tokens(&self) -> Tokens {
-        let step = u64::from(self.schedule.batch_sequences) * u64::from(self.schedule.sequence_tokens);
+        let step =
+            u64::from(self.schedule.batch_sequences) * u64::from(self.schedule.sequence_tokens);
         Tokens(self.schedule.inner_steps.get().saturating_mul(step))
     }
 
     /// The initial weights as the broadcast of round 0.
     pub fn initial_weights(&self) -> Weights {
-        let codec = Codec { kind: CodecKind::Fp32, rounding: Rounding::Nearest };
-        Weights { round: Round(0), codec, chunks: self.model.initial.clone() }
+        let codec = Codec {
+            kind: CodecKind::Fp32,
+            rounding: Rounding::Nearest,
+        };
+        Weights {
+            round: Round(0),
+            codec,
+            chunks: self.model.initial.clone(),
+        }
     }
 
-    /// Whether an uploaded chunk of a contribution may have this length: what the upload codec makes of one of the initial
-    /// weights' chunks, whose lengths were compared with the layout when the run was created.
+    /// Whether an uploaded chunk of a contribution may have this length: what the upload codec
+    /// makes of one of the initial weights' chunks, whose lengths were compared with the layout
+    /// when the run was created.
     pub fn is_upload_length(&self, bytes: Bytes) -> bool {
-        let (from, to) = (CodecKind::Fp32.value_bytes(), self.upload.kind.value_bytes());
-        self.model.initial.iter().any(|chunk| (chunk.bytes.get() / from).saturating_mul(to) == bytes.get())
+        let (from, to) = (
+            CodecKind::Fp32.value_bytes(),
+            self.upload.kind.value_bytes(),
+        );
+        self.model
+            .initial
+            .iter()
+            .any(|chunk| (chunk.bytes.get() / from).saturating_mul(to) == bytes.get())
     }
 
     /// Whether snapshot `round` is evaluated on held-out text.
     pub fn evaluates(&self, round: Round) -> bool {
-        every(self.schedule.evaluation_every, round) || self.schedule.evaluation_every > 0 && self.is_last(round)
+        every(self.schedule.evaluation_every, round)
+            || self.schedule.evaluation_every > 0 && self.is_last(round)
     }
 
     /// Whether a full snapshot of `round` is saved.
@@ -261,7 +284,12 @@ impl RunSpec {
     pub fn validate(&self) -> Result<(), Refusal> {
         self.schedule.validate()?;
         check_chunk_elements(self.model.chunk_elements)?;
-        whole("model.initial (chunks)", self.model.initial.len() as u64, 1, crate::limits::CHUNKS_MAX as u64)?;
+        whole(
+            "model.initial (chunks)",
+            self.model.initial.len() as u64,
+            1,
+            crate::limits::CHUNKS_MAX as u64,
+        )?;
         self.inner.validate()?;
         self.outer.validate()?;
         self.policy.validate()
@@ -276,8 +304,9 @@ pub fn check_chunk_elements(elements: u64) -> Result<(), Refusal> {
     whole("model.chunk_elements", elements, 1, 1 << 26)
 }
 
-/// Writes a number for people as the shortest decimal that reads back as the same, in 64 bits: texts that hold every number
-/// in 64 bits, such as TOML and trees of JSON, would make 0.699999988079071 of 0.7. On the wire it is what it is.
+/// Writes a number for people as the shortest decimal that reads back as the same, in 64 bits:
+/// texts that hold every number in 64 bits, such as TOML and trees of JSON, would make
+/// 0.699999988079071 of 0.7. On the wire it is what it is.
 ///
 /// # Errors
 /// The serializer's own.
@@ -285,7 +314,12 @@ pub fn as_written<S: serde::Serializer>(value: &f32, serializer: S) -> Result<S:
     if !serializer.is_human_readable() {
         return serializer.serialize_f32(*value);
     }
-    serializer.serialize_f64(value.to_string().parse().unwrap_or_else(|_| f64::from(*value)))
+    serializer.serialize_f64(
+        value
+            .to_string()
+            .parse()
+            .unwrap_or_else(|_| f64::from(*value)),
+    )
 }
 
 fn every(n: u32, round: Round) -> bool {
@@ -301,19 +335,49 @@ impl Schedule {
         whole("schedule.rounds", self.rounds, 1, 1_000_000)?;
         whole("schedule.units", self.units.into(), 1, UNITS_MAX.into())?;
         whole("schedule.inner_steps", self.inner_steps.get(), 1, 1_000_000)?;
-        whole("schedule.batch_sequences", self.batch_sequences.into(), 1, 65_536)?;
-        whole("schedule.accumulation", self.accumulation.into(), 1, self.batch_sequences.into())?;
+        whole(
+            "schedule.batch_sequences",
+            self.batch_sequences.into(),
+            1,
+            65_536,
+        )?;
+        whole(
+            "schedule.accumulation",
+            self.accumulation.into(),
+            1,
+            self.batch_sequences.into(),
+        )?;
         if !self.batch_sequences.is_multiple_of(self.accumulation) {
-            return Err(invalid("schedule.accumulation", &self.accumulation, "a divisor of batch_sequences"));
+            return Err(invalid(
+                "schedule.accumulation",
+                &self.accumulation,
+                "a divisor of batch_sequences",
+            ));
         }
-        whole("schedule.sequence_tokens", self.sequence_tokens.into(), 1, SEQUENCE_TOKENS_MAX.into())?;
-        whole("schedule.evaluation_sequences", self.evaluation_sequences.into(), 1, 65_536)?;
-        whole("schedule.snapshot_every", self.snapshot_every.into(), 1, 1_000_000)
+        whole(
+            "schedule.sequence_tokens",
+            self.sequence_tokens.into(),
+            1,
+            SEQUENCE_TOKENS_MAX.into(),
+        )?;
+        whole(
+            "schedule.evaluation_sequences",
+            self.evaluation_sequences.into(),
+            1,
+            65_536,
+        )?;
+        whole(
+            "schedule.snapshot_every",
+            self.snapshot_every.into(),
+            1,
+            1_000_000,
+        )
     }
 }
 
 impl InnerOptimizer {
-    /// AdamW as decoders are often trained with it (arXiv 2005.14165, appendix B), at a constant learning rate.
+    /// AdamW as decoders are often trained with it (arXiv 2005.14165, appendix B), at a constant
+    /// learning rate.
     pub const fn adamw(learning_rate: f64) -> Self {
         Self {
             learning_rate,
@@ -350,8 +414,13 @@ impl OuterOptimizer {
     pub fn validate(&self) -> Result<(), Refusal> {
         match *self {
             Self::Average => Ok(()),
-            Self::Sgd { learning_rate } => real("outer.learning_rate", learning_rate.into(), 0.0, 10.0),
-            Self::Nesterov { learning_rate, momentum } => {
+            Self::Sgd { learning_rate } => {
+                real("outer.learning_rate", learning_rate.into(), 0.0, 10.0)
+            }
+            Self::Nesterov {
+                learning_rate,
+                momentum,
+            } => {
                 real("outer.learning_rate", learning_rate.into(), 0.0, 10.0)?;
                 real("outer.momentum", momentum.into(), 0.0, 0.999)
             }
@@ -365,20 +434,42 @@ impl Policy {
     /// # Errors
     /// As [`RunSpec::validate`].
     pub fn validate(&self) -> Result<(), Refusal> {
-        whole("policy.workers_min", self.workers_min.into(), 1, WORKERS_MAX as u64)?;
-        whole("policy.lease (ms)", self.lease.get(), LEASE_MIN.get(), LEASE_MAX.get())?;
-        whole("policy.silence_max (ms)", self.silence_max.get(), LEASE_MIN.get(), LEASE_MAX.get())?;
+        whole(
+            "policy.workers_min",
+            self.workers_min.into(),
+            1,
+            WORKERS_MAX as u64,
+        )?;
+        whole(
+            "policy.lease (ms)",
+            self.lease.get(),
+            LEASE_MIN.get(),
+            LEASE_MAX.get(),
+        )?;
+        whole(
+            "policy.silence_max (ms)",
+            self.silence_max.get(),
+            LEASE_MIN.get(),
+            LEASE_MAX.get(),
+        )?;
         real("policy.norm_max", self.norm_max, 0.0, f64::MAX)?;
         whole("policy.strikes_max", self.strikes_max.into(), 1, 1_000_000)
     }
 }
 
 fn invalid(field: &str, value: &dyn std::fmt::Display, wanted: &str) -> Refusal {
-    Refusal::new(Code::SpecInvalid, format!("{field} is {value}, expected {wanted}"))
+    Refusal::new(
+        Code::SpecInvalid,
+        format!("{field} is {value}, expected {wanted}"),
+    )
 }
 
 fn whole(field: &str, value: u64, min: u64, max: u64) -> Result<(), Refusal> {
-    if (min..=max).contains(&value) { Ok(()) } else { Err(invalid(field, &value, &format!("{min} to {max}"))) }
+    if (min..=max).contains(&value) {
+        Ok(())
+    } else {
+        Err(invalid(field, &value, &format!("{min} to {max}")))
+    }
 }
 
 fn real(field: &str, value: f64, min: f64, max: f64) -> Result<(), Refusal> {

@@ -1,5 +1,5 @@
-//! A full snapshot: fp32 weights and outer state by reference, and its parents. Stored as JSON and hashed as stored; its
-//! digest fixes the run's whole history.
+//! A full snapshot: fp32 weights and outer state by reference, and its parents. Stored as JSON and
+//! hashed as stored; its digest fixes the run's whole history.
 
 use serde::{Deserialize, Serialize};
 
@@ -27,13 +27,15 @@ pub struct SnapshotManifest {
     pub data: ObjectRef,
     /// fp32 weights, one object per chunk.
     pub weights: Vec<ObjectRef>,
-    /// Outer momentum, fp32, one object per chunk; empty where the optimizer has none or before the first step.
+    /// Outer momentum, fp32, one object per chunk; empty where the optimizer has none or before the
+    /// first step.
     pub momentum: Vec<ObjectRef>,
     /// The copy that workers received.
     pub broadcast: Weights,
     /// The full snapshot before it; none for the first.
     pub parent: Option<Digest>,
-    /// The merges since the parent, oldest first: with the parent they give these weights again, bit for bit.
+    /// The merges since the parent, oldest first: with the parent they give these weights again,
+    /// bit for bit.
     pub merges: Vec<MergeRecord>,
 }
 

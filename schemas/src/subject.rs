@@ -1,7 +1,9 @@
-//! The bus, declared once: every subject with its message, its speakers and its listeners; built and parsed here only.
+//! The bus, declared once: every subject with its message, its speakers and its listeners; built
+//! and parsed here only.
 //!
-//! Workers live in their tenant's account and never name it. The broker puts the account into the third token of what
-//! crosses into another account, so a subject has two forms: the sender's, and the one that [`Incoming`] parses.
+//! Workers live in their tenant's account and never name it. The broker puts the account into the
+//! third token of what crosses into another account, so a subject has two forms: the sender's, and
+//! the one that [`Incoming`] parses.
 
 mod incoming;
 
@@ -15,7 +17,8 @@ use crate::{AccountId, PublicKey, RunId, WorkerId};
 
 pub use incoming::{Incoming, SubjectError, as_sent, recorded_worker, sender_key};
 
-/// Stream of the audit account with a copy of every event. It has no subjects: nothing can be published into it.
+/// Stream of the audit account with a copy of every event. It has no subjects: nothing can be
+/// published into it.
 pub const AUDIT_STREAM: &str = "AUDIT";
 /// Stream of the ledger account: the coordinator's chain.
 pub const LEDGER_STREAM: &str = "LEDGER";
@@ -97,7 +100,10 @@ impl Lane {
 
     /// Whether it joins tenants' accounts with another.
     pub const fn crosses_accounts(self) -> bool {
-        matches!(self, Self::Request | Self::Event | Self::Telemetry | Self::Command)
+        matches!(
+            self,
+            Self::Request | Self::Event | Self::Telemetry | Self::Command
+        )
     }
 }
 
@@ -122,7 +128,12 @@ pub struct Row {
     pub purpose: &'static str,
 }
 
-const fn request(pattern: &'static str, message: &'static str, reply: &'static str, purpose: &'static str) -> Row {
+const fn request(
+    pattern: &'static str,
+    message: &'static str,
+    reply: &'static str,
+    purpose: &'static str,
+) -> Row {
     Row {
         lane: Lane::Request,
         pattern,
@@ -135,7 +146,12 @@ const fn request(pattern: &'static str, message: &'static str, reply: &'static s
     }
 }
 
-const fn control(pattern: &'static str, message: &'static str, reply: &'static str, purpose: &'static str) -> Row {
+const fn control(
+    pattern: &'static str,
+    message: &'static str,
+    reply: &'static str,
+    purpose: &'static str,
+) -> Row {
     Row {
         lane: Lane::Control,
         pattern,
@@ -150,15 +166,60 @@ const fn control(pattern: &'static str, message: &'static str, reply: &'static s
 
 /// Every subject that carries a message of ours.
 pub const TABLE: &[Row] = &[
-    request("{run}.{worker}.join", "JoinRequest", "JoinReply", "become a member of the run"),
-    request("{run}.{worker}.leave", "LeaveRequest", "Done", "stop being a member"),
-    request("{run}.{worker}.lease.claim", "ClaimRequest", "ClaimReply", "ask for work (long poll)"),
-    request("{run}.{worker}.lease.renew", "RenewRequest", "RenewReply", "extend a lease"),
-    request("{run}.{worker}.lease.release", "ReleaseRequest", "Done", "give a lease back"),
-    request("{run}.{worker}.blob.put", "PutRequest", "Grants", "URLs to upload a unit's objects"),
-    request("{run}.{worker}.blob.get", "GetRequest", "Grants", "URLs to read the run's objects"),
-    request("{run}.{worker}.contribution.stage", "StageRequest", "Done", "announce an uploaded chunk"),
-    request("{run}.{worker}.contribution.submit", "SubmitRequest", "SubmitReply", "hand in a unit's result"),
+    request(
+        "{run}.{worker}.join",
+        "JoinRequest",
+        "JoinReply",
+        "become a member of the run",
+    ),
+    request(
+        "{run}.{worker}.leave",
+        "LeaveRequest",
+        "Done",
+        "stop being a member",
+    ),
+    request(
+        "{run}.{worker}.lease.claim",
+        "ClaimRequest",
+        "ClaimReply",
+        "ask for work (long poll)",
+    ),
+    request(
+        "{run}.{worker}.lease.renew",
+        "RenewRequest",
+        "RenewReply",
+        "extend a lease",
+    ),
+    request(
+        "{run}.{worker}.lease.release",
+        "ReleaseRequest",
+        "Done",
+        "give a lease back",
+    ),
+    request(
+        "{run}.{worker}.blob.put",
+        "PutRequest",
+        "Grants",
+        "URLs to upload a unit's objects",
+    ),
+    request(
+        "{run}.{worker}.blob.get",
+        "GetRequest",
+        "Grants",
+        "URLs to read the run's objects",
+    ),
+    request(
+        "{run}.{worker}.contribution.stage",
+        "StageRequest",
+        "Done",
+        "announce an uploaded chunk",
+    ),
+    request(
+        "{run}.{worker}.contribution.submit",
+        "SubmitRequest",
+        "SubmitReply",
+        "hand in a unit's result",
+    ),
     Row {
         lane: Lane::Event,
         pattern: "{run}.{worker}.{kind}",
@@ -209,12 +270,42 @@ pub const TABLE: &[Row] = &[
         subscribers: &[Role::Worker],
         purpose: "a signed order to one worker",
     },
-    control("{operator}.run.new", "RunNew", "RunNewReply", "create a run"),
-    control("{operator}.view", "ViewRequest", "ViewReply", "look at runs, workers, leases, rounds, snapshots"),
-    control("{operator}.blob.put", "OperatorObjects", "Grants", "URLs to upload objects"),
-    control("{operator}.blob.commit", "OperatorObjects", "Done", "check and publish uploaded objects"),
-    control("{operator}.blob.get", "GetRequest", "Grants", "URLs to read objects"),
-    control("{operator}.shutdown", "Shutdown", "ShutdownReply", "drain and stop the coordinator and its workers"),
+    control(
+        "{operator}.run.new",
+        "RunNew",
+        "RunNewReply",
+        "create a run",
+    ),
+    control(
+        "{operator}.view",
+        "ViewRequest",
+        "ViewReply",
+        "look at runs, workers, leases, rounds, snapshots",
+    ),
+    control(
+        "{operator}.blob.put",
+        "OperatorObjects",
+        "Grants",
+        "URLs to upload objects",
+    ),
+    control(
+        "{operator}.blob.commit",
+        "OperatorObjects",
+        "Done",
+        "check and publish uploaded objects",
+    ),
+    control(
+        "{operator}.blob.get",
+        "GetRequest",
+        "Grants",
+        "URLs to read objects",
+    ),
+    control(
+        "{operator}.shutdown",
+        "Shutdown",
+        "ShutdownReply",
+        "drain and stop the coordinator and its workers",
+    ),
     Row {
         lane: Lane::Work,
         pattern: "{run}.{round}.{unit}",
@@ -239,7 +330,10 @@ pub const TABLE: &[Row] = &[
 
 /// What a worker asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[expect(missing_docs, reason = "the names are those of the subjects; TABLE says what each is for")]
+#[expect(
+    missing_docs,
+    reason = "the names are those of the subjects; TABLE says what each is for"
+)]
 pub enum Verb {
     Join,
     Leave,
@@ -254,7 +348,10 @@ pub enum Verb {
 
 /// What an operator asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[expect(missing_docs, reason = "the names are those of the subjects; TABLE says what each is for")]
+#[expect(
+    missing_docs,
+    reason = "the names are those of the subjects; TABLE says what each is for"
+)]
 pub enum ControlVerb {
     RunNew,
     View,
@@ -334,7 +431,11 @@ pub const EVENTS_FILTER: &str = "diloco.event.>";
 
 /// `diloco.ledger.<run or cluster>.<emitter>.<kind>`, as the coordinator publishes it.
 pub fn ledger_subject(run: Option<&RunId>, emitter: &PublicKey, kind: &str) -> String {
-    format!("{}.{}.{emitter}.{kind}", Lane::Ledger.prefix(), run.map_or(CLUSTER, RunId::as_str))
+    format!(
+        "{}.{}.{emitter}.{kind}",
+        Lane::Ledger.prefix(),
+        run.map_or(CLUSTER, RunId::as_str)
+    )
 }
 
 /// The stream with the events of a tenant's workers.
@@ -347,10 +448,20 @@ pub fn heartbeat_subject(run: &RunId, worker: &WorkerId) -> String {
     format!("{}.{run}.{worker}.heartbeat", Lane::Telemetry.prefix())
 }
 
-/// `diloco.command.<account>.<run>.<worker>.<verb>`, as the coordinator publishes it. There is no subject for all workers:
-/// who asks chooses where the broker publishes the answer, and one answer would reach them all.
-pub fn command_subject(account: &AccountId, run: &RunId, worker: &WorkerId, verb: CommandVerb) -> String {
-    format!("{}.{account}.{run}.{worker}.{}", Lane::Command.prefix(), verb.token())
+/// `diloco.command.<account>.<run>.<worker>.<verb>`, as the coordinator publishes it. There is no
+/// subject for all workers: who asks chooses where the broker publishes the answer, and one answer
+/// would reach them all.
+pub fn command_subject(
+    account: &AccountId,
+    run: &RunId,
+    worker: &WorkerId,
+    verb: CommandVerb,
+) -> String {
+    format!(
+        "{}.{account}.{run}.{worker}.{}",
+        Lane::Command.prefix(),
+        verb.token()
+    )
 }
 
 /// The filter under which a worker hears its commands.
@@ -365,7 +476,12 @@ pub fn control_subject(operator: &PublicKey, verb: ControlVerb) -> String {
 
 /// `diloco.work.<run>.<round>.<unit>`.
 pub fn offer_subject(run: &RunId, unit: UnitId) -> String {
-    format!("{}.{run}.{}.{}", Lane::Work.prefix(), unit.round, unit.token())
+    format!(
+        "{}.{run}.{}.{}",
+        Lane::Work.prefix(),
+        unit.round,
+        unit.token()
+    )
 }
 
 /// `diloco.public.<run>.status`.
@@ -379,7 +495,8 @@ pub fn snapshot_key(run: &RunId) -> String {
 }
 
 /// The filters under which the coordinator hears requests, heartbeats and operators.
-pub const COORDINATOR_FILTERS: [&str; 3] = ["diloco.request.>", "diloco.telemetry.>", "diloco.control.>"];
+pub const COORDINATOR_FILTERS: [&str; 3] =
+    ["diloco.request.>", "diloco.telemetry.>", "diloco.control.>"];
 
 #[cfg(test)]
 mod tests {
@@ -413,7 +530,12 @@ mod tests {
     fn every_request_parses_back() {
         for verb in Verb::ALL {
             let parsed = mapped(&request_subject(&run(), &worker(), *verb)).parse();
-            let expected = Incoming::Request { account: account(), run: run(), worker: worker(), verb: *verb };
+            let expected = Incoming::Request {
+                account: account(),
+                run: run(),
+                worker: worker(),
+                verb: *verb,
+            };
             assert_eq!(parsed, Ok(expected));
         }
     }
@@ -422,12 +544,24 @@ mod tests {
     fn every_verb_has_a_row_and_every_row_a_verb() {
         let rows = |lane| TABLE.iter().filter(move |row| row.lane == lane);
         for (lane, tokens) in [
-            (Lane::Request, Verb::ALL.iter().map(|verb| verb.token()).collect::<Vec<_>>()),
-            (Lane::Control, ControlVerb::ALL.iter().map(|verb| verb.token()).collect()),
+            (
+                Lane::Request,
+                Verb::ALL
+                    .iter()
+                    .map(|verb| verb.token())
+                    .collect::<Vec<_>>(),
+            ),
+            (
+                Lane::Control,
+                ControlVerb::ALL.iter().map(|verb| verb.token()).collect(),
+            ),
         ] {
             assert_eq!(rows(lane).count(), tokens.len());
             for token in tokens {
-                assert!(rows(lane).any(|row| row.pattern.ends_with(&format!("}}.{token}"))), "{token}");
+                assert!(
+                    rows(lane).any(|row| row.pattern.ends_with(&format!("}}.{token}"))),
+                    "{token}"
+                );
             }
         }
     }
@@ -435,7 +569,10 @@ mod tests {
     #[test]
     fn other_lanes_parse_back() {
         let key: PublicKey = worker().as_str().parse().expect("a key");
-        assert!(matches!(mapped(&heartbeat_subject(&run(), &worker())).parse(), Ok(Incoming::Heartbeat { .. })));
+        assert!(matches!(
+            mapped(&heartbeat_subject(&run(), &worker())).parse(),
+            Ok(Incoming::Heartbeat { .. })
+        ));
         assert!(matches!(
             mapped(&worker_event_subject(&run(), &worker(), "joined")).parse(),
             Ok(Incoming::WorkerEvent { .. })
@@ -446,14 +583,31 @@ mod tests {
         ));
         assert_eq!(
             ledger_subject(None, &key, "coordinator-started").parse(),
-            Ok(Incoming::Ledger { run: None, emitter: key.clone(), kind: "coordinator-started".to_owned() })
+            Ok(Incoming::Ledger {
+                run: None,
+                emitter: key.clone(),
+                kind: "coordinator-started".to_owned()
+            })
         );
         for verb in ControlVerb::ALL {
-            let expected = Incoming::Control { operator: key.clone(), verb: *verb };
+            let expected = Incoming::Control {
+                operator: key.clone(),
+                verb: *verb,
+            };
             assert_eq!(control_subject(&key, *verb).parse(), Ok(expected));
         }
-        let unit = UnitId { round: Round(3), kind: UnitKind::Train, index: UnitIndex(1) };
-        assert!(matches!(offer_subject(&run(), unit).parse(), Ok(Incoming::Offer { round: Round(3), .. })));
+        let unit = UnitId {
+            round: Round(3),
+            kind: UnitKind::Train,
+            index: UnitIndex(1),
+        };
+        assert!(matches!(
+            offer_subject(&run(), unit).parse(),
+            Ok(Incoming::Offer {
+                round: Round(3),
+                ..
+            })
+        ));
         let _ = Epoch(0);
     }
 
@@ -461,10 +615,18 @@ mod tests {
     fn the_worker_of_a_recorded_event_is_known_whatever_it_calls_the_event() {
         let sender = Some((account(), run(), worker()));
         for kind in ["joined", "no_kind", "a.b"] {
-            assert_eq!(recorded_worker(&record_subject(&account(), &run(), &worker(), kind)), sender, "{kind}");
+            assert_eq!(
+                recorded_worker(&record_subject(&account(), &run(), &worker(), kind)),
+                sender,
+                "{kind}"
+            );
         }
         let key: PublicKey = worker().as_str().parse().expect("a key");
-        for subject in [ledger_subject(Some(&run()), &key, "joined"), "diloco.recorder".to_owned(), String::new()] {
+        for subject in [
+            ledger_subject(Some(&run()), &key, "joined"),
+            "diloco.recorder".to_owned(),
+            String::new(),
+        ] {
             assert_eq!(recorded_worker(&subject), None, "{subject}");
         }
     }
@@ -481,10 +643,22 @@ mod tests {
             assert_eq!(sender_key(&mapped(&sent)), Some(key.clone()), "{sent}");
         }
         let control = control_subject(&key, ControlVerb::View);
-        assert_eq!((as_sent(&control), sender_key(&control)), (Cow::Borrowed(control.as_str()), Some(key.clone())));
+        assert_eq!(
+            (as_sent(&control), sender_key(&control)),
+            (Cow::Borrowed(control.as_str()), Some(key.clone()))
+        );
         // A verb that is none names its sender as well, who is told so.
-        assert_eq!(sender_key(&mapped(&format!("diloco.request.demo.{key}.lease.steal"))), Some(key));
-        for strange in ["", "diloco", "diloco.request.x.demo.y.join", "diloco.control.x.view", "diloco.work.demo.0.x"] {
+        assert_eq!(
+            sender_key(&mapped(&format!("diloco.request.demo.{key}.lease.steal"))),
+            Some(key)
+        );
+        for strange in [
+            "",
+            "diloco",
+            "diloco.request.x.demo.y.join",
+            "diloco.control.x.view",
+            "diloco.work.demo.0.x",
+        ] {
             assert_eq!(sender_key(strange), None, "{strange}");
         }
     }
@@ -492,7 +666,14 @@ mod tests {
     #[test]
     fn strange_subjects_are_refused() {
         let forged = format!("diloco.request.{}.demo.{}.lease.steal", account(), worker());
-        for subject in ["", "diloco", "diloco.request", "diloco.request.x.demo.y.join", "$JS.API.INFO", &forged] {
+        for subject in [
+            "",
+            "diloco",
+            "diloco.request",
+            "diloco.request.x.demo.y.join",
+            "$JS.API.INFO",
+            &forged,
+        ] {
             assert!(subject.parse::<Incoming>().is_err(), "{subject}");
         }
     }

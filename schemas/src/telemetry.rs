@@ -1,4 +1,5 @@
-//! Telemetry: lossy, unsigned, never the base of a decision about a round. A heartbeat also shows that a worker lives.
+//! Telemetry: lossy, unsigned, never the base of a decision about a round. A heartbeat also shows
+//! that a worker lives.
 
 use serde::{Deserialize, Serialize};
 

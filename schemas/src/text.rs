@@ -1,31 +1,35 @@
-//! Text that somebody else wrote, on its way to a person. A name, a reason or a file name may hold anything: line ends that
-//! forge rows, sequences that move a terminal's cursor or colour its text, marks that turn the direction of reading, marks
-//! that nobody sees. Here each of them becomes visible and harmless. Machines get the text as it is, in JSON.
+//! Text that somebody else wrote, on its way to a person. A name, a reason or a file name may hold
+//! anything: line ends that forge rows, sequences that move a terminal's cursor or colour its text,
+//! marks that turn the direction of reading, marks that nobody sees. Here each of them becomes
+//! visible and harmless. Machines get the text as it is, in JSON.
 
 use std::fmt::{self, Write as _};
 
 use crate::UnixMillis;
 
-/// Longest text on one line, in characters; more is cut. Above every bound that a text has on the bus.
+/// Longest text on one line, in characters; more is cut. Above every bound that a text has on the
+/// bus.
 const SHOWN_CHARACTERS_MAX: usize = 2048;
-/// What a further line of a text of several lines begins with, so that none of them can pass for a line of ours.
+/// What a further line of a text of several lines begins with, so that none of them can pass for a
+/// line of ours.
 const CONTINUED: &str = "\n  | ";
 
 /// A text on one line: what would not be seen, or would be obeyed, is written as `\u{1b}`.
 #[derive(Clone, Copy, Debug)]
 pub struct Shown<'a>(pub &'a str);
 
-/// A text that may have several lines, such as the end of a log: each is [`Shown`], and those after the first are set apart.
+/// A text that may have several lines, such as the end of a log: each is [`Shown`], and those after
+/// the first are set apart.
 #[derive(Clone, Copy, Debug)]
 pub struct ShownLines<'a>(pub &'a str);
 
-/// A text of lines that is itself what was asked for, such as what a model wrote: line ends and tabs stay, nothing else
-/// that a terminal obeys.
+/// A text of lines that is itself what was asked for, such as what a model wrote: line ends and
+/// tabs stay, nothing else that a terminal obeys.
 #[derive(Clone, Copy, Debug)]
 pub struct ShownText<'a>(pub &'a str);
 
-/// A JSON document on one line that a terminal shows as it is: what [`Shown`] would write otherwise becomes `\u001b`. It
-/// can only stand in texts, where that means the same.
+/// A JSON document on one line that a terminal shows as it is: what [`Shown`] would write otherwise
+/// becomes `\u001b`. It can only stand in texts, where that means the same.
 #[derive(Clone, Copy, Debug)]
 pub struct ShownJson<'a>(pub &'a str);
 
@@ -91,7 +95,10 @@ impl fmt::Display for Time {
         let (days, second) = (seconds / 86_400, seconds % 86_400);
         let (year, month, day) = civil(days);
         let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+        write!(
+            f,
+            "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z"
+        )
     }
 }
 
@@ -101,7 +108,11 @@ pub fn is_plain(text: &str) -> bool {
 }
 
 fn write(f: &mut fmt::Formatter<'_>, character: char) -> fmt::Result {
-    if is_harmless(character) { f.write_char(character) } else { write!(f, "{}", character.escape_unicode()) }
+    if is_harmless(character) {
+        f.write_char(character)
+    } else {
+        write!(f, "{}", character.escape_unicode())
+    }
 }
 
 /// Whether a character is seen where it stands, and does nothing else.
@@ -111,14 +122,15 @@ const fn is_harmless(character: char) -> bool {
         '\u{0}'..='\u{1f}' | '\u{7f}'..='\u{9f}'
         // Soft hyphen, marks of Arabic and Mongolian, fillers of Hangul: not seen.
         | '\u{ad}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{180e}' | '\u{3164}' | '\u{ffa0}'
-        // Zero-width marks, the direction of reading, separators of lines and paragraphs, invisible operators.
+        // Zero-width marks, the direction of reading, separators of lines and paragraphs, invisible
+        // operators.
         | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
         // Byte order mark, interlinear marks, tags.
         | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// Year, month and day of a day since 1970, in the Gregorian calendar, counted in years that begin in March: leap days are
-/// then the last of their year.
+/// Year, month and day of a day since 1970, in the Gregorian calendar, counted in years that begin
+/// in March: leap days are then the last of their year.
 const fn civil(days: u64) -> (u64, u64, u64) {
     /// From 0000-03-01 to 1970-01-01.
     const TO_1970: u64 = 719_468;
@@ -140,17 +152,28 @@ mod tests {
     use super::*;
 
     /// One of every kind that must not reach a terminal.
-    const HOSTILE: &str =
-        "a\u{1b}[2J\u{1b}]0;x\u{7}\n\r\t\u{7f}\u{9b}31m\u{202e}b\u{2066}\u{200b}\u{feff}\u{2028}\u{e0041}z";
+    const HOSTILE: &str = "a\u{1b}[2J\u{1b}]0;x\u{7}\n\r\t\u{7f}\u{9b}31m\u{202e}b\u{2066}\u{200b}\u{feff}\u{2028}\u{e0041}z";
 
     #[test]
     fn nothing_that_a_terminal_obeys_is_left() {
         for shown in [Shown(HOSTILE).to_string(), ShownJson(HOSTILE).to_string()] {
-            assert!(is_plain(&shown) && shown.starts_with('a') && shown.ends_with('z'), "{shown}");
+            assert!(
+                is_plain(&shown) && shown.starts_with('a') && shown.ends_with('z'),
+                "{shown}"
+            );
         }
-        assert!(Shown(HOSTILE).to_string().starts_with("a\\u{1b}[2J\\u{1b}]0;x\\u{7}\\u{a}"));
+        assert!(
+            Shown(HOSTILE)
+                .to_string()
+                .starts_with("a\\u{1b}[2J\\u{1b}]0;x\\u{7}\\u{a}")
+        );
         assert!(!is_plain(HOSTILE));
-        for text in ["", "cuda:0 NVIDIA H100 80GB HBM3", "größer ✓ 日本語", "\"quoted\" \\ back"] {
+        for text in [
+            "",
+            "cuda:0 NVIDIA H100 80GB HBM3",
+            "größer ✓ 日本語",
+            "\"quoted\" \\ back",
+        ] {
             assert!(is_plain(text));
             assert_eq!(Shown(text).to_string(), text);
         }
@@ -158,8 +181,14 @@ mod tests {
 
     #[test]
     fn a_line_of_others_cannot_pass_for_one_of_ours() {
-        assert_eq!(ShownLines("one\nerror DL0000\r\n\u{1b}x\n").to_string(), "one\n  | error DL0000\n  | \\u{1b}x");
-        assert_eq!(ShownText("fn a() {\n\tb\u{1b}\n}\n").to_string(), "fn a() {\n\tb\\u{1b}\n}\n");
+        assert_eq!(
+            ShownLines("one\nerror DL0000\r\n\u{1b}x\n").to_string(),
+            "one\n  | error DL0000\n  | \\u{1b}x"
+        );
+        assert_eq!(
+            ShownText("fn a() {\n\tb\u{1b}\n}\n").to_string(),
+            "fn a() {\n\tb\\u{1b}\n}\n"
+        );
     }
 
     #[test]
@@ -171,7 +200,10 @@ mod tests {
 
     #[test]
     fn json_means_the_same_afterwards() {
-        assert_eq!(ShownJson("{\"a\":\"\u{9b}\u{e0041}\"}").to_string(), "{\"a\":\"\\u009b\\udb40\\udc41\"}");
+        assert_eq!(
+            ShownJson("{\"a\":\"\u{9b}\u{e0041}\"}").to_string(),
+            "{\"a\":\"\\u009b\\udb40\\udc41\"}"
+        );
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Quantities as types, so that a round is never passed where a step is meant. All are whole numbers; the unit is the
-//! type's name.
+//! Quantities as types, so that a round is never passed where a step is meant. All are whole
+//! numbers; the unit is the type's name.
 
 use std::fmt;
 use std::ops::{Add, AddAssign, Sub};
@@ -69,7 +69,8 @@ quantity!(
     Bytes(u64)
 );
 quantity!(
-    /// The version of the global weights a round starts from; round `r` leads from snapshot `r` to snapshot `r + 1`.
+    /// The version of the global weights a round starts from; round `r` leads from snapshot `r` to
+    /// snapshot `r + 1`.
     Round(u64)
 );
 quantity!(

@@ -1,4 +1,5 @@
-//! What operators are shown: the answers to `diloctl`'s questions and the status that watchers follow.
+//! What operators are shown: the answers to `diloctl`'s questions and the status that watchers
+//! follow.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +8,9 @@ use crate::lease::{LeaseRef, UnitId};
 use crate::member::Posture;
 use crate::run::RunSpec;
 use crate::telemetry::Phase;
-use crate::{AccountId, Bytes, Digest, ObjectRef, Refusal, Round, RunId, Tokens, UnixMillis, WorkerId};
+use crate::{
+    AccountId, Bytes, Digest, ObjectRef, Refusal, Round, RunId, Tokens, UnixMillis, WorkerId,
+};
 
 /// Where a run stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,7 +24,8 @@ pub enum RunPhase {
     Merging,
     /// All rounds are closed; the last evaluation or snapshot is outstanding.
     Finishing,
-    /// It gives out no work, for a reason that another try does not mend; the coordinator looks again when it is restarted.
+    /// It gives out no work, for a reason that another try does not mend; the coordinator looks
+    /// again when it is restarted.
     Halted,
     /// Over.
     Complete,
@@ -38,7 +42,8 @@ pub struct RunView {
     /// Why it is halted; there in phase [`RunPhase::Halted`] only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub halted: Option<Refusal>,
-    /// What holds it up at present and passes by itself, or is tried again: missing workers, a merge or save that failed.
+    /// What holds it up at present and passes by itself, or is tried again: missing workers, a
+    /// merge or save that failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<Refusal>,
     /// The open round; equal to `rounds` when all are closed.

@@ -1,4 +1,5 @@
-//! Gives the worker the run-time search path of libtorch; link arguments do not travel from a library to its users.
+//! Gives the worker the run-time search path of libtorch; link arguments do not travel from a
+//! library to its users.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: the benches crate and the programs it starts, in release, with what they need in place.
+//! `cargo xtask bench`: the benches crate and the programs it starts, in release, with what they
+//! need in place.
 
 use anyhow::Result;
 
@@ -6,16 +7,37 @@ use crate::deps::{self, Overrides};
 use crate::process::{self, Workspace};
 
 /// What the benches start as processes of their own.
-const PROGRAMS: [&str; 4] = ["diloco-coordinator", "diloco-store", "diloco-worker", "diloctl"];
+const PROGRAMS: [&str; 4] = [
+    "diloco-coordinator",
+    "diloco-store",
+    "diloco-worker",
+    "diloctl",
+];
 
 /// Runs the benches with `arguments`.
-pub(crate) fn run(workspace: &Workspace, overrides: &Overrides, arguments: &[String]) -> Result<()> {
+pub(crate) fn run(
+    workspace: &Workspace,
+    overrides: &Overrides,
+    arguments: &[String],
+) -> Result<()> {
     let found = deps::ensure(&workspace.deps(), overrides)?;
-    let mut build = workspace.cargo(&["build", "--release", "--locked", "--bins", "--package", "benches"]);
+    let mut build = workspace.cargo(&[
+        "build",
+        "--release",
+        "--locked",
+        "--bins",
+        "--package",
+        "benches",
+    ]);
     for program in PROGRAMS {
         build.args(["--package", program]);
     }
     process::run(&mut build)?;
-    let mut command = workspace.cargo(&["run", "--release", "--locked", "--package", "benches", "--"]);
-    process::run(command.args(arguments).env("NATS_SERVER_BIN", &found.nats_server))
+    let mut command =
+        workspace.cargo(&["run", "--release", "--locked", "--package", "benches", "--"]);
+    process::run(
+        command
+            .args(arguments)
+            .env("NATS_SERVER_BIN", &found.nats_server),
+    )
 }

@@ -1,4 +1,5 @@
-//! What a person reads: everything goes to stderr, so that stdout stays what the started programs print.
+//! What a person reads: everything goes to stderr, so that stdout stays what the started programs
+//! print.
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write, stderr};
@@ -35,7 +36,10 @@ pub(crate) fn progress_done() {
 /// An error with its causes and, where it has a code, the next step.
 pub(crate) fn failure(error: &anyhow::Error) {
     say(format_args!("error: {error:#}"));
-    if let Some(refusal) = error.chain().find_map(|cause| cause.downcast_ref::<Refusal>()) {
+    if let Some(refusal) = error
+        .chain()
+        .find_map(|cause| cause.downcast_ref::<Refusal>())
+    {
         say(format_args!("next:  {}", refusal.code.next_step()));
         say(format_args!("page:  docs/errors/{}.md", refusal.code));
     }

@@ -1,4 +1,5 @@
-//! The one door to every job on this repository: set-up, checks, benches, the demo and the generated pages.
+//! The one door to every job on this repository: set-up, checks, benches, the demo and the
+//! generated pages.
 
 mod bench;
 mod console;

@@ -16,8 +16,14 @@ impl Workspace {
     /// The folder above this crate's, unless cargo says at run time that the crate has moved.
     pub(crate) fn locate() -> Self {
         let built = env!("CARGO_MANIFEST_DIR");
-        let crate_folder = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(built), PathBuf::from);
-        Self { root: crate_folder.parent().expect("xtask lies in the workspace's folder").to_path_buf() }
+        let crate_folder = std::env::var_os("CARGO_MANIFEST_DIR")
+            .map_or_else(|| PathBuf::from(built), PathBuf::from);
+        Self {
+            root: crate_folder
+                .parent()
+                .expect("xtask lies in the workspace's folder")
+                .to_path_buf(),
+        }
     }
 
     /// The top folder.
@@ -30,11 +36,15 @@ impl Workspace {
         self.root.join(".deps")
     }
 
-    /// cargo, at the top folder, as if a person had typed it: what cargo itself added to our environment is taken out,
-    /// or crates would be built anew each time a person and this program take turns.
+    /// cargo, at the top folder, as if a person had typed it: what cargo itself added to our
+    /// environment is taken out, or crates would be built anew each time a person and this program
+    /// take turns.
     pub(crate) fn cargo(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        command.current_dir(&self.root).args(arguments).stdin(Stdio::null());
+        command
+            .current_dir(&self.root)
+            .args(arguments)
+            .stdin(Stdio::null());
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
             let ours = text.starts_with("CARGO_PKG_")
@@ -56,38 +66,66 @@ impl Workspace {
 
 /// Runs a command to its end; what it prints goes where ours goes.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
-    let status = command.status().map_err(|error| not_started(command, &error))?;
-    if status.success() { Ok(()) } else { bail!("`{}` failed ({status})", line(command)) }
+    let status = command
+        .status()
+        .map_err(|error| not_started(command, &error))?;
+    if status.success() {
+        Ok(())
+    } else {
+        bail!("`{}` failed ({status})", line(command))
+    }
 }
 
 /// Runs a command and returns its stdout; its stderr is part of the error.
 pub(crate) fn capture(command: &mut Command) -> Result<String> {
-    let output = command.stdin(Stdio::null()).output().map_err(|error| not_started(command, &error))?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| not_started(command, &error))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if output.status.success() {
         return Ok(text);
     }
-    bail!("`{}` failed ({}): {}", line(command), output.status, tail(&String::from_utf8_lossy(&output.stderr)))
+    bail!(
+        "`{}` failed ({}): {}",
+        line(command),
+        output.status,
+        tail(&String::from_utf8_lossy(&output.stderr))
+    )
 }
 
 /// Runs a command and shows its stdout as it comes, handing each line to `see` as well.
 pub(crate) fn run_seen(command: &mut Command, mut see: impl FnMut(&str)) -> Result<()> {
-    let mut child = command.stdout(Stdio::piped()).spawn().map_err(|error| not_started(command, &error))?;
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| not_started(command, &error))?;
     let mut reader = BufReader::new(child.stdout.take().expect("stdout is piped"));
     let mut bytes = Vec::new();
     while read_line(&mut reader, &mut bytes)? {
         see(String::from_utf8_lossy(&bytes).trim_end());
-        stdout().lock().write_all(&bytes).context("cannot write to stdout")?;
+        stdout()
+            .lock()
+            .write_all(&bytes)
+            .context("cannot write to stdout")?;
         bytes.clear();
     }
     let status = child.wait().context("cannot wait for the program")?;
-    if status.success() { Ok(()) } else { bail!("`{}` failed ({status})", line(command)) }
+    if status.success() {
+        Ok(())
+    } else {
+        bail!("`{}` failed ({status})", line(command))
+    }
 }
 
 /// The last lines of a text, for an error message.
 pub(crate) fn tail(text: &str) -> String {
     const LINES: usize = 6;
-    let lines: Vec<_> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    let lines: Vec<_> = text
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| !line.is_empty())
+        .collect();
     lines[lines.len().saturating_sub(LINES)..].join(" | ")
 }
 
@@ -95,23 +133,35 @@ pub(crate) fn tail(text: &str) -> String {
 const LINE_BYTES_MAX: u64 = 1 << 20;
 
 fn read_line(reader: &mut impl BufRead, bytes: &mut Vec<u8>) -> Result<bool> {
-    let count =
-        reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', bytes).context("cannot read the program's output")?;
+    let count = reader
+        .by_ref()
+        .take(LINE_BYTES_MAX)
+        .read_until(b'\n', bytes)
+        .context("cannot read the program's output")?;
     Ok(count > 0)
 }
 
 fn not_started(command: &Command, error: &std::io::Error) -> anyhow::Error {
     let program = command.get_program().to_string_lossy().into_owned();
     if error.kind() == ErrorKind::NotFound {
-        return Refusal::new(Code::ToolMissing, format!("`{program}` was not found on the PATH")).into();
+        return Refusal::new(
+            Code::ToolMissing,
+            format!("`{program}` was not found on the PATH"),
+        )
+        .into();
     }
     anyhow::anyhow!("cannot start `{program}`: {error}")
 }
 
 fn line(command: &Command) -> String {
-    let program = Path::new(command.get_program()).file_name().unwrap_or(command.get_program());
+    let program = Path::new(command.get_program())
+        .file_name()
+        .unwrap_or(command.get_program());
     let words = std::iter::once(program).chain(command.get_args());
-    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+    words
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 #[cfg(test)]

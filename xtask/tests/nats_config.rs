@@ -1,8 +1,11 @@
-//! The files of nats-config, tried on the real server: `nats-server -t` accepts both configurations once the generated
-//! part is there, and refuses them without it; a node that is started from either serves who it should. The declarations
-//! name what `schemas` names.
+//! The files of nats-config, tried on the real server: `nats-server -t` accepts both configurations
+//! once the generated part is there, and refuses them without it; a node that is started from
+//! either serves who it should. The declarations name what `schemas` names.
 
-#![expect(clippy::unwrap_used, reason = "a test program: a failed step is a failed test")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test program: a failed step is a failed test"
+)]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +21,8 @@ use schemas::Code;
 use schemas::limits::{MESSAGE_BYTES_MAX, WORKERS_MAX};
 use schemas::permission::Role;
 use schemas::subject::{
-    AUDIT_STREAM, EVENTS_STREAM_PREFIX, LEADER_BUCKET, LEDGER_STREAM, Lane, STATE_BUCKET, WORK_CONSUMER, WORK_STREAM,
+    AUDIT_STREAM, EVENTS_STREAM_PREFIX, LEADER_BUCKET, LEDGER_STREAM, Lane, STATE_BUCKET,
+    WORK_CONSUMER, WORK_STREAM,
 };
 use serde_json::Value;
 
@@ -27,9 +31,16 @@ fn config_folder() -> PathBuf {
 }
 
 fn nats_server() -> PathBuf {
-    let given = std::env::var_os("NATS_SERVER_BIN").filter(|path| !path.is_empty()).map(PathBuf::from);
-    let path = given.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../.deps/nats/nats-server"));
-    assert!(path.is_file(), "{} is missing: run `cargo xtask deps`", path.display());
+    let given = std::env::var_os("NATS_SERVER_BIN")
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from);
+    let path = given
+        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../.deps/nats/nats-server"));
+    assert!(
+        path.is_file(),
+        "{} is missing: run `cargo xtask deps`",
+        path.display()
+    );
     path
 }
 
@@ -44,7 +55,9 @@ const CLUSTERED: &str = ".diloco/broker/prod.conf";
 
 impl Copy {
     fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+        }
     }
 
     fn path(&self, name: &str) -> String {
@@ -54,29 +67,50 @@ impl Copy {
     /// What `diloctl auth init` leaves; port -1 lets the system choose.
     fn generate(&self) -> Domain {
         let now = clock::now();
-        let domain = Domain::init(&self.folder.path().join(".diloco"), &InitOptions::default(), now).unwrap();
-        domain.write_broker(&BrokerFiles::read(&config_folder()).unwrap(), now).unwrap();
+        let domain = Domain::init(
+            &self.folder.path().join(".diloco"),
+            &InitOptions::default(),
+            now,
+        )
+        .unwrap();
+        domain
+            .write_broker(&BrokerFiles::read(&config_folder()).unwrap(), now)
+            .unwrap();
         domain.write_listen("127.0.0.1:-1").unwrap();
         domain
     }
 
     fn check(&self, name: &str, environment: &BTreeMap<&str, String>) -> Output {
         let mut command = Command::new(nats_server());
-        command.args(["-t", "-c", name]).current_dir(self.folder.path()).env_clear().envs(environment);
+        command
+            .args(["-t", "-c", name])
+            .current_dir(self.folder.path())
+            .env_clear()
+            .envs(environment);
         command.output().unwrap()
     }
 
-    /// Starts a node and waits until it is ready. Monitoring gets any port: `dev.conf` has none, and that of `prod.conf`
-    /// may be taken on this machine.
+    /// Starts a node and waits until it is ready. Monitoring gets any port: `dev.conf` has none,
+    /// and that of `prod.conf` may be taken on this machine.
     fn start(&self, name: &str, environment: &BTreeMap<&str, String>) -> Node {
         let mut command = Command::new(nats_server());
-        command.args(["-c", name, "-m", "-1"]).current_dir(self.folder.path()).env_clear().envs(environment);
+        command
+            .args(["-c", name, "-m", "-1"])
+            .current_dir(self.folder.path())
+            .env_clear()
+            .envs(environment);
         let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut output = BufReader::new(process.stderr.take().unwrap());
         // The server's log ends when the server does, so this neither waits for ever nor sleeps.
         let lines = output.by_ref().lines().map(Result::unwrap);
-        let log = lines.take_while(|line| !line.contains("Server is ready")).collect();
-        Node { process, log, _output: output }
+        let log = lines
+            .take_while(|line| !line.contains("Server is ready"))
+            .collect();
+        Node {
+            process,
+            log,
+            _output: output,
+        }
     }
 
     fn production(&self) -> BTreeMap<&'static str, String> {
@@ -112,7 +146,10 @@ struct Node {
 impl Node {
     /// Where it listens, by what its log says before the address.
     fn address(&self, said: &str) -> &str {
-        let found = self.log.iter().find_map(|line| Some(line.split_once(said)?.1.trim()));
+        let found = self
+            .log
+            .iter()
+            .find_map(|line| Some(line.split_once(said)?.1.trim()));
         found.unwrap_or_else(|| panic!("no {said:?} in:\n{}", self.log.join("\n")))
     }
 }
@@ -147,13 +184,18 @@ fn the_committed_file_alone_is_refused_and_the_domains_own_is_valid() {
     let copy = Copy::new();
     let committed = config_folder().join("dev.conf");
     let before = copy.check(committed.to_str().unwrap(), &BTreeMap::new());
-    assert!(!before.status.success() && said(&before).contains("generated"), "{}", said(&before));
+    assert!(
+        !before.status.success() && said(&before).contains("generated"),
+        "{}",
+        said(&before)
+    );
     copy.generate();
     let after = copy.check(SINGLE, &BTreeMap::new());
     assert!(after.status.success(), "{}", said(&after));
 }
 
-/// The broker reads relative paths from its working folder, so the domain's are absolute, and lead nowhere after a move.
+/// The broker reads relative paths from its working folder, so the domain's are absolute, and lead
+/// nowhere after a move.
 #[test]
 fn a_renamed_domain_is_refused_until_its_configuration_is_written_again() {
     let copy = Copy::new();
@@ -161,9 +203,15 @@ fn a_renamed_domain_is_refused_until_its_configuration_is_written_again() {
     let renamed = copy.folder.path().join("prod");
     fs::rename(copy.folder.path().join(".diloco"), &renamed).unwrap();
     let stale = copy.check("prod/broker/nats.conf", &BTreeMap::new());
-    assert!(!stale.status.success() && said(&stale).contains("/.diloco/tls/server.pem"), "{}", said(&stale));
+    assert!(
+        !stale.status.success() && said(&stale).contains("/.diloco/tls/server.pem"),
+        "{}",
+        said(&stale)
+    );
     let domain = Domain::open(&renamed).unwrap();
-    domain.write_broker(&BrokerFiles::read(&config_folder()).unwrap(), clock::now()).unwrap();
+    domain
+        .write_broker(&BrokerFiles::read(&config_folder()).unwrap(), clock::now())
+        .unwrap();
     let node = copy.start("prod/broker/nats.conf", &BTreeMap::new());
     assert!(renamed.join("nats").is_dir(), "{}", node.log.join("\n"));
     assert!(!copy.folder.path().join(".diloco").exists());
@@ -195,16 +243,33 @@ async fn a_node_of_prod_conf_serves_clients_with_credentials_and_nobody_else() {
         environment.insert(name, "127.0.0.1:-1".to_owned());
     }
     let node = copy.start(CLUSTERED, &environment);
-    let url = format!("tls://{}", node.address("Listening for client connections on "));
+    let url = format!(
+        "tls://{}",
+        node.address("Listening for client connections on ")
+    );
     let connect = async |credentials: PathBuf| {
-        let config = BusConfig { url: url.clone(), credentials, ca: domain.layout().ca() };
+        let config = BusConfig {
+            url: url.clone(),
+            credentials,
+            ca: domain.layout().ca(),
+        };
         Bus::connect("test", &config, clock::now()).await
     };
 
-    let issued = domain.issue(Role::Operator, "operator", None, LIFETIME_DEFAULT, clock::now()).unwrap();
+    let issued = domain
+        .issue(
+            Role::Operator,
+            "operator",
+            None,
+            LIFETIME_DEFAULT,
+            clock::now(),
+        )
+        .unwrap();
     let bus = connect(issued.credentials).await.unwrap();
     bus.round_trip().await.unwrap();
-    let refused = connect(PathBuf::new()).await.expect_err("nobody has no credentials");
+    let refused = connect(PathBuf::new())
+        .await
+        .expect_err("nobody has no credentials");
     assert_eq!(refused.code(), Code::BusRefused, "{refused}");
 }
 
@@ -219,14 +284,22 @@ fn prod_conf_is_valid_with_its_environment_and_names_what_is_missing() {
         let mut less = whole.clone();
         less.remove(name);
         let output = copy.check(CLUSTERED, &less);
-        assert!(!output.status.success() && said(&output).contains(name), "{name}: {}", said(&output));
+        assert!(
+            !output.status.success() && said(&output).contains(name),
+            "{name}: {}",
+            said(&output)
+        );
     }
 }
 
 #[test]
 fn the_readme_names_every_variable() {
     let readme = fs::read_to_string(config_folder().join("README.md")).unwrap();
-    for name in Copy::new().production().keys().filter(|name| **name != "NATS_ROUTE2") {
+    for name in Copy::new()
+        .production()
+        .keys()
+        .filter(|name| **name != "NATS_ROUTE2")
+    {
         assert!(readme.contains(&format!("`{name}`")), "{name}");
     }
 }
@@ -235,7 +308,10 @@ fn the_readme_names_every_variable() {
 fn limits_agree_with_schemas() {
     let limits = fs::read_to_string(config_folder().join("include/limits.conf")).unwrap();
     let value = |key: &str| {
-        let line = limits.lines().find_map(|line| line.strip_prefix(&format!("{key}: "))).unwrap();
+        let line = limits
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("{key}: ")))
+            .unwrap();
         line.parse::<usize>().unwrap()
     };
     assert_eq!(value("max_payload"), MESSAGE_BYTES_MAX);
@@ -246,9 +322,24 @@ fn limits_agree_with_schemas() {
 fn declarations_name_what_schemas_names() {
     let subjects = |prefix: &str, rest: &str| serde_json::json!([format!("{prefix}.{rest}")]);
     for (file, name, account, subjects) in [
-        ("streams/LEDGER.json", LEDGER_STREAM, "ledger", subjects(Lane::Ledger.prefix(), ">")),
-        ("streams/EVENTS.json", EVENTS_STREAM_PREFIX, "events", subjects(Lane::Record.prefix(), "{account}.>")),
-        ("streams/AUDIT.json", AUDIT_STREAM, "audit", serde_json::json!([])),
+        (
+            "streams/LEDGER.json",
+            LEDGER_STREAM,
+            "ledger",
+            subjects(Lane::Ledger.prefix(), ">"),
+        ),
+        (
+            "streams/EVENTS.json",
+            EVENTS_STREAM_PREFIX,
+            "events",
+            subjects(Lane::Record.prefix(), "{account}.>"),
+        ),
+        (
+            "streams/AUDIT.json",
+            AUDIT_STREAM,
+            "audit",
+            serde_json::json!([]),
+        ),
     ] {
         let stream = declaration(file);
         assert_eq!(
@@ -256,15 +347,29 @@ fn declarations_name_what_schemas_names() {
             (Some(name.trim_end_matches('_')), Some(account))
         );
         assert_eq!(stream["subjects"], subjects, "{file}");
-        assert_eq!((&stream["deny_delete"], &stream["deny_purge"]), (&Value::Bool(true), &Value::Bool(true)), "{file}");
-        assert_eq!((&stream["allow_rollup"], stream["discard"].as_str()), (&Value::Bool(false), Some("new")), "{file}");
+        assert_eq!(
+            (&stream["deny_delete"], &stream["deny_purge"]),
+            (&Value::Bool(true), &Value::Bool(true)),
+            "{file}"
+        );
+        assert_eq!(
+            (&stream["allow_rollup"], stream["discard"].as_str()),
+            (&Value::Bool(false), Some("new")),
+            "{file}"
+        );
         assert!(stream["max_consumers"].as_u64().unwrap() > 0, "{file}");
     }
-    assert_eq!(declaration("streams/AUDIT.json")["copies"], serde_json::json!(["ledger", "events"]));
+    assert_eq!(
+        declaration("streams/AUDIT.json")["copies"],
+        serde_json::json!(["ledger", "events"])
+    );
 
     let work = declaration("streams/WORK.json");
     assert_eq!(work["name"], WORK_STREAM);
-    assert_eq!(work["subjects"], serde_json::json!([format!("{}.>", Lane::Work.prefix())]));
+    assert_eq!(
+        work["subjects"],
+        serde_json::json!([format!("{}.>", Lane::Work.prefix())])
+    );
     assert_eq!(work["retention"], "work_queue");
     assert_eq!(work["consumers"][0]["name"], WORK_CONSUMER);
     assert_eq!(work["consumers"][0]["filter"], work["subjects"][0]);
@@ -276,34 +381,61 @@ fn declarations_name_what_schemas_names() {
 /// What a declared stream or bucket reserves with so many tenants.
 fn reserved(name: &str, tenants: u64) -> u64 {
     let declared = declaration(name);
-    let number = |field: &str| declared.get(field).map_or(0, |value| value.as_u64().unwrap());
-    let streams = if declared["per_tenant"] == Value::Bool(true) { tenants } else { 1 };
+    let number = |field: &str| {
+        declared
+            .get(field)
+            .map_or(0, |value| value.as_u64().unwrap())
+    };
+    let streams = if declared["per_tenant"] == Value::Bool(true) {
+        tenants
+    } else {
+        1
+    };
     (number("max_bytes") + tenants * number("max_bytes_per_tenant")) * streams
 }
 
 #[test]
 fn declarations_fit_into_the_dev_store() {
-    let names = ["streams/AUDIT.json", "streams/LEDGER.json", "streams/EVENTS.json", "streams/WORK.json"];
+    let names = [
+        "streams/AUDIT.json",
+        "streams/LEDGER.json",
+        "streams/EVENTS.json",
+        "streams/WORK.json",
+    ];
     let names = || names.iter().chain(&["kv/state.json", "kv/leader.json"]);
     let dev = fs::read_to_string(config_folder().join("dev.conf")).unwrap();
-    let line = dev.lines().find_map(|line| line.trim().strip_prefix("max_file: ")).unwrap();
+    let line = dev
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("max_file: "))
+        .unwrap();
     // The server's G is 10^9.
     let gigabytes: u64 = line.strip_suffix('G').unwrap().parse().unwrap();
     for tenants in 1..=4 {
         let bytes: u64 = names().map(|name| reserved(name, tenants)).sum();
-        assert!(bytes <= gigabytes * 1_000_000_000, "{bytes} bytes for {tenants} tenants, {gigabytes} GB are there");
+        assert!(
+            bytes <= gigabytes * 1_000_000_000,
+            "{bytes} bytes for {tenants} tenants, {gigabytes} GB are there"
+        );
     }
     let one: u64 = names().map(|name| reserved(name, 1)).sum();
-    assert!(one < 8_000_000_000, "{one} bytes: a domain of one tenant fits on a laptop");
+    assert!(
+        one < 8_000_000_000,
+        "{one} bytes: a domain of one tenant fits on a laptop"
+    );
 }
 
-/// A copy names where it is from, so it is longer than what it copies: `e2e` measures by how much at the most.
+/// A copy names where it is from, so it is longer than what it copies: `e2e` measures by how much
+/// at the most.
 #[test]
 fn the_readers_copy_has_room_for_all_that_it_copies() {
     for tenants in 1..=64 {
-        let copied = reserved("streams/LEDGER.json", tenants) + reserved("streams/EVENTS.json", tenants);
+        let copied =
+            reserved("streams/LEDGER.json", tenants) + reserved("streams/EVENTS.json", tenants);
         let room = reserved("streams/AUDIT.json", tenants);
-        assert!(room * 4 >= copied * 5, "{tenants} tenants: {room} bytes for copies of {copied}");
+        assert!(
+            room * 4 >= copied * 5,
+            "{tenants} tenants: {room} bytes for copies of {copied}"
+        );
     }
 }
 
@@ -311,11 +443,23 @@ fn the_readers_copy_has_room_for_all_that_it_copies() {
 fn tl_21_every_port_of_a_production_node_pins_tls_1_3() {
     let read = |name: &str| fs::read_to_string(config_folder().join(name)).unwrap();
     let prod = read("prod.conf");
-    let blocks: Vec<&str> = prod.split("tls {").skip(1).map(|rest| rest.split('}').next().unwrap()).collect();
+    let blocks: Vec<&str> = prod
+        .split("tls {")
+        .skip(1)
+        .map(|rest| rest.split('}').next().unwrap())
+        .collect();
     assert_eq!(blocks.len(), 2, "clients and routes");
     for block in blocks {
-        let included = block.lines().find_map(|line| line.trim().strip_prefix("include ")).unwrap();
-        assert!(read(included).lines().any(|line| line == "min_version: \"1.3\""), "{included}");
+        let included = block
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("include "))
+            .unwrap();
+        assert!(
+            read(included)
+                .lines()
+                .any(|line| line == "min_version: \"1.3\""),
+            "{included}"
+        );
     }
 }
 

@@ -12,35 +12,82 @@ use crate::{AccountId, PublicKey, Round, RunId, WorkerId};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "fields are the tokens that TABLE names")]
 pub enum Incoming {
-    Request { account: AccountId, run: RunId, worker: WorkerId, verb: Verb },
-    Heartbeat { account: AccountId, run: RunId, worker: WorkerId },
-    Control { operator: PublicKey, verb: ControlVerb },
-    WorkerEvent { account: AccountId, run: RunId, worker: WorkerId, kind: String },
-    Recorded { account: AccountId, run: RunId, worker: WorkerId, kind: String },
-    Ledger { run: Option<RunId>, emitter: PublicKey, kind: String },
-    Offer { run: RunId, round: Round, unit: String },
+    Request {
+        account: AccountId,
+        run: RunId,
+        worker: WorkerId,
+        verb: Verb,
+    },
+    Heartbeat {
+        account: AccountId,
+        run: RunId,
+        worker: WorkerId,
+    },
+    Control {
+        operator: PublicKey,
+        verb: ControlVerb,
+    },
+    WorkerEvent {
+        account: AccountId,
+        run: RunId,
+        worker: WorkerId,
+        kind: String,
+    },
+    Recorded {
+        account: AccountId,
+        run: RunId,
+        worker: WorkerId,
+        kind: String,
+    },
+    Ledger {
+        run: Option<RunId>,
+        emitter: PublicKey,
+        kind: String,
+    },
+    Offer {
+        run: RunId,
+        round: Round,
+        unit: String,
+    },
 }
 
 /// Under whose name an event was recorded; what the event calls itself may be anything.
 pub fn recorded_worker(subject: &str) -> Option<(AccountId, RunId, WorkerId)> {
-    let rest = subject.strip_prefix(Lane::Record.prefix())?.strip_prefix('.')?;
+    let rest = subject
+        .strip_prefix(Lane::Record.prefix())?
+        .strip_prefix('.')?;
     sender(rest).map(|(account, run, worker, _)| (account, run, worker))
 }
 
-/// A subject as its sender wrote it: without the account that the broker put into what crosses accounts.
+/// A subject as its sender wrote it: without the account that the broker put into what crosses
+/// accounts.
 pub fn as_sent(subject: &str) -> Cow<'_, str> {
-    let lane = subject.match_indices('.').nth(1).map(|(end, _)| &subject[..end]);
-    let crosses = Lane::ALL.iter().any(|one| one.crosses_accounts() && lane == Some(one.prefix()));
-    let tokens =
-        || subject.split('.').enumerate().filter(|(place, _)| *place + 1 != usize::from(ACCOUNT_TOKEN_POSITION));
+    let lane = subject
+        .match_indices('.')
+        .nth(1)
+        .map(|(end, _)| &subject[..end]);
+    let crosses = Lane::ALL
+        .iter()
+        .any(|one| one.crosses_accounts() && lane == Some(one.prefix()));
+    let tokens = || {
+        subject
+            .split('.')
+            .enumerate()
+            .filter(|(place, _)| *place + 1 != usize::from(ACCOUNT_TOKEN_POSITION))
+    };
     match crosses {
-        true => Cow::Owned(tokens().map(|(_, token)| token).collect::<Vec<_>>().join(".")),
+        true => Cow::Owned(
+            tokens()
+                .map(|(_, token)| token)
+                .collect::<Vec<_>>()
+                .join("."),
+        ),
         false => Cow::Borrowed(subject),
     }
 }
 
-/// The key of who sent something to a service: the broker holds every sender to its own. None when the subject has no
-/// such place; whatever follows it may be anything.
+/// The key of who sent something to a service: the broker holds every sender to its own. None when
+/// the subject has no such place; whatever follows it may be anything.
 pub fn sender_key(subject: &str) -> Option<PublicKey> {
     let mut tokens = subject.splitn(3, '.');
     let (first, lane, rest) = (tokens.next()?, tokens.next()?, tokens.next()?);
@@ -76,31 +123,57 @@ fn parse(subject: &str) -> Option<Incoming> {
     match lane {
         "request" => {
             let (account, run, worker, verb) = sender(rest)?;
-            Some(Incoming::Request { account, run, worker, verb: Verb::from_token(verb)? })
+            Some(Incoming::Request {
+                account,
+                run,
+                worker,
+                verb: Verb::from_token(verb)?,
+            })
         }
         "telemetry" => {
             let (account, run, worker, kind) = sender(rest)?;
-            (kind == "heartbeat").then_some(Incoming::Heartbeat { account, run, worker })
+            (kind == "heartbeat").then_some(Incoming::Heartbeat {
+                account,
+                run,
+                worker,
+            })
         }
         "control" => {
             let (operator, verb) = rest.split_once('.')?;
-            Some(Incoming::Control { operator: operator.parse().ok()?, verb: ControlVerb::from_token(verb)? })
+            Some(Incoming::Control {
+                operator: operator.parse().ok()?,
+                verb: ControlVerb::from_token(verb)?,
+            })
         }
         "ledger" => ledger(rest),
         "event" => {
             let (account, run, worker, kind) = sender(rest)?;
-            token(kind).map(|kind| Incoming::WorkerEvent { account, run, worker, kind })
+            token(kind).map(|kind| Incoming::WorkerEvent {
+                account,
+                run,
+                worker,
+                kind,
+            })
         }
         "record" => {
             let (account, run, worker, kind) = sender(rest)?;
-            token(kind).map(|kind| Incoming::Recorded { account, run, worker, kind })
+            token(kind).map(|kind| Incoming::Recorded {
+                account,
+                run,
+                worker,
+                kind,
+            })
         }
         "work" => {
             let mut tokens = rest.split('.');
             let (run, round, unit) = (tokens.next()?, tokens.next()?, tokens.next()?);
             let round = Round(round.parse().ok()?);
             let unit = token(unit).filter(|_| tokens.next().is_none())?;
-            Some(Incoming::Offer { run: run.parse().ok()?, round, unit })
+            Some(Incoming::Offer {
+                run: run.parse().ok()?,
+                round,
+                unit,
+            })
         }
         _ => None,
     }

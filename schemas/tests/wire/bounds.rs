@@ -1,21 +1,30 @@
-//! Every bound that the rest of the program relies on, from both sides: the last value that may be, and the first that may
-//! not.
+//! Every bound that the rest of the program relies on, from both sides: the last value that may be,
+//! and the first that may not.
 
 use schemas::data::{BYTE_VOCABULARY, DataManifest, Entropy, Shard, Tokenizer};
 use schemas::layout::{Layout, TensorSpec};
 use schemas::lease::Done;
 use schemas::limits::{
-    DIMENSIONS_MAX, LEASE_MAX, LEASE_MIN, OBJECT_BYTES_MAX, SEQUENCE_TOKENS_MAX, SHARDS_MAX, TENSORS_MAX,
-    TEXT_BYTES_MAX, UNITS_MAX, WORKERS_MAX,
+    DIMENSIONS_MAX, LEASE_MAX, LEASE_MIN, OBJECT_BYTES_MAX, SEQUENCE_TOKENS_MAX, SHARDS_MAX,
+    TENSORS_MAX, TEXT_BYTES_MAX, UNITS_MAX, WORKERS_MAX,
 };
 use schemas::run::{CodecKind, OuterOptimizer, RunSpec};
 use schemas::subject::Incoming;
-use schemas::{Answer, Bytes, Code, Digest, Message, Millis, ObjectRef, Refusal, Reply, Round, Steps, Tokens, V};
+use schemas::{
+    Answer, Bytes, Code, Digest, Message, Millis, ObjectRef, Refusal, Reply, Round, Steps, Tokens,
+    V,
+};
 
 use crate::examples;
 
 fn shard(tokens: u64, width: u64) -> Shard {
-    Shard { object: ObjectRef { digest: Digest::of(b"shard"), bytes: Bytes(tokens * width) }, tokens: Tokens(tokens) }
+    Shard {
+        object: ObjectRef {
+            digest: Digest::of(b"shard"),
+            bytes: Bytes(tokens * width),
+        },
+        tokens: Tokens(tokens),
+    }
 }
 
 fn manifest() -> DataManifest {
@@ -27,7 +36,10 @@ fn manifest() -> DataManifest {
         token_bytes: 1,
         train: vec![shard(100, 1)],
         held_out: vec![shard(10, 1)],
-        entropy: Entropy { unigram: 1.0, bigram: 0.5 },
+        entropy: Entropy {
+            unigram: 1.0,
+            bigram: 0.5,
+        },
     }
 }
 
@@ -35,17 +47,38 @@ fn manifest() -> DataManifest {
 fn of_vocabulary(vocabulary: u32, width: u8) -> DataManifest {
     let tokenizer = Tokenizer::HuggingFace(shard(1, 1).object);
     let shards = vec![shard(100, width.into())];
-    DataManifest { tokenizer, vocabulary, token_bytes: width, train: shards.clone(), held_out: shards, ..manifest() }
+    DataManifest {
+        tokenizer,
+        vocabulary,
+        token_bytes: width,
+        train: shards.clone(),
+        held_out: shards,
+        ..manifest()
+    }
 }
 
 #[test]
 fn a_manifest_of_data_agrees_with_itself_and_with_the_limits() {
     manifest().validate().expect("it agrees");
-    for (vocabulary, width) in [(2, 1), (0x100, 1), (0x101, 2), (0x1_0000, 2), (0x1_0001, 4), (u32::MAX, 4)] {
-        of_vocabulary(vocabulary, width).validate().unwrap_or_else(|refusal| panic!("{vocabulary}: {refusal}"));
+    for (vocabulary, width) in [
+        (2, 1),
+        (0x100, 1),
+        (0x101, 2),
+        (0x1_0000, 2),
+        (0x1_0001, 4),
+        (u32::MAX, 4),
+    ] {
+        of_vocabulary(vocabulary, width)
+            .validate()
+            .unwrap_or_else(|refusal| panic!("{vocabulary}: {refusal}"));
     }
     let largest = shard(OBJECT_BYTES_MAX.get(), 1);
-    DataManifest { train: vec![largest], ..manifest() }.validate().expect("the largest object");
+    DataManifest {
+        train: vec![largest],
+        ..manifest()
+    }
+    .validate()
+    .expect("the largest object");
     let byte = |change: &dyn Fn(&mut DataManifest)| {
         let mut manifest = manifest();
         change(&mut manifest);
@@ -54,39 +87,95 @@ fn a_manifest_of_data_agrees_with_itself_and_with_the_limits() {
     let wrong = [
         ("one token", of_vocabulary(1, 1)),
         ("no token", of_vocabulary(0, 1)),
-        ("bytes that are more than bytes", byte(&|manifest| manifest.vocabulary = BYTE_VOCABULARY - 1)),
+        (
+            "bytes that are more than bytes",
+            byte(&|manifest| manifest.vocabulary = BYTE_VOCABULARY - 1),
+        ),
         ("wide tokens of a small vocabulary", of_vocabulary(0x100, 2)),
         ("narrow tokens of a large one", of_vocabulary(0x101, 1)),
-        ("nothing to train on", byte(&|manifest| manifest.train.clear())),
-        ("nothing held out", byte(&|manifest| manifest.held_out.clear())),
-        ("too many shards", byte(&|manifest| manifest.train = vec![shard(1, 1); SHARDS_MAX + 1])),
-        ("an empty shard", byte(&|manifest| manifest.held_out.push(shard(0, 1)))),
-        ("a token too many", byte(&|manifest| manifest.train[0].tokens = Tokens(101))),
-        ("a byte too many", byte(&|manifest| manifest.train[0].object.bytes = Bytes(101))),
-        ("tokens without end", byte(&|manifest| manifest.train[0].tokens = Tokens(u64::MAX))),
-        ("too large an object", byte(&|manifest| manifest.train[0] = shard(OBJECT_BYTES_MAX.get() + 1, 1))),
+        (
+            "nothing to train on",
+            byte(&|manifest| manifest.train.clear()),
+        ),
+        (
+            "nothing held out",
+            byte(&|manifest| manifest.held_out.clear()),
+        ),
+        (
+            "too many shards",
+            byte(&|manifest| manifest.train = vec![shard(1, 1); SHARDS_MAX + 1]),
+        ),
+        (
+            "an empty shard",
+            byte(&|manifest| manifest.held_out.push(shard(0, 1))),
+        ),
+        (
+            "a token too many",
+            byte(&|manifest| manifest.train[0].tokens = Tokens(101)),
+        ),
+        (
+            "a byte too many",
+            byte(&|manifest| manifest.train[0].object.bytes = Bytes(101)),
+        ),
+        (
+            "tokens without end",
+            byte(&|manifest| manifest.train[0].tokens = Tokens(u64::MAX)),
+        ),
+        (
+            "too large an object",
+            byte(&|manifest| manifest.train[0] = shard(OBJECT_BYTES_MAX.get() + 1, 1)),
+        ),
     ];
     for (name, manifest) in wrong {
-        assert_eq!(manifest.validate().expect_err(name).code, Code::DataInvalid, "{name}");
+        assert_eq!(
+            manifest.validate().expect_err(name).code,
+            Code::DataInvalid,
+            "{name}"
+        );
     }
-    byte(&|manifest| manifest.train = vec![shard(1, 1); SHARDS_MAX]).validate().expect("as many as are allowed");
+    byte(&|manifest| manifest.train = vec![shard(1, 1); SHARDS_MAX])
+        .validate()
+        .expect("as many as are allowed");
 }
 
 #[test]
 fn a_layout_has_names_and_a_size_that_can_be() {
     let layout = |tensors: Vec<(String, Vec<u64>)>| {
-        let spec = |(name, shape)| TensorSpec { name, shape, fragment: 0 };
-        Layout { v: V, tensors: tensors.into_iter().map(spec).collect() }.validate()
+        let spec = |(name, shape)| TensorSpec {
+            name,
+            shape,
+            fragment: 0,
+        };
+        Layout {
+            v: V,
+            tensors: tensors.into_iter().map(spec).collect(),
+        }
+        .validate()
     };
     let many = |count: usize| layout((0..count).map(|n| (n.to_string(), vec![1])).collect());
     assert!(many(TENSORS_MAX).is_ok() && many(TENSORS_MAX + 1).is_err());
-    assert!(layout(vec![(String::new(), vec![1])]).is_err(), "a name is not empty");
+    assert!(
+        layout(vec![(String::new(), vec![1])]).is_err(),
+        "a name is not empty"
+    );
     let named = |shapes: &[&[u64]]| {
-        layout(shapes.iter().enumerate().map(|(n, shape)| (n.to_string(), shape.to_vec())).collect())
+        layout(
+            shapes
+                .iter()
+                .enumerate()
+                .map(|(n, shape)| (n.to_string(), shape.to_vec()))
+                .collect(),
+        )
     };
     let most = 1 << 40;
-    assert!(named(&[&[most]]).is_ok() && named(&[&[most + 1]]).is_err(), "one tensor");
-    assert!(named(&[&[most - 1], &[1]]).is_ok() && named(&[&[most], &[1]]).is_err(), "all together");
+    assert!(
+        named(&[&[most]]).is_ok() && named(&[&[most + 1]]).is_err(),
+        "one tensor"
+    );
+    assert!(
+        named(&[&[most - 1], &[1]]).is_ok() && named(&[&[most], &[1]]).is_err(),
+        "all together"
+    );
     assert!(named(&[&[1; DIMENSIONS_MAX]]).is_ok() && named(&[&[1; DIMENSIONS_MAX + 1]]).is_err());
 }
 
@@ -95,53 +184,111 @@ type Set<T> = fn(&mut RunSpec, T);
 /// Field, least, most, and how it is set.
 fn whole_numbers() -> Vec<(&'static str, u64, u64, Set<u64>)> {
     vec![
-        ("schedule.rounds", 1, 1_000_000, |spec, value| spec.schedule.rounds = value),
-        ("schedule.units", 1, UNITS_MAX.into(), |spec, value| spec.schedule.units = value as u32),
-        ("schedule.inner_steps", 1, 1_000_000, |spec, value| spec.schedule.inner_steps = Steps(value)),
+        ("schedule.rounds", 1, 1_000_000, |spec, value| {
+            spec.schedule.rounds = value
+        }),
+        ("schedule.units", 1, UNITS_MAX.into(), |spec, value| {
+            spec.schedule.units = value as u32
+        }),
+        ("schedule.inner_steps", 1, 1_000_000, |spec, value| {
+            spec.schedule.inner_steps = Steps(value)
+        }),
         ("schedule.batch_sequences", 1, 65_536, |spec, value| {
             (spec.schedule.batch_sequences, spec.schedule.accumulation) = (value as u32, 1);
         }),
-        ("schedule.accumulation", 1, 8, |spec, value| spec.schedule.accumulation = value as u32),
-        ("schedule.sequence_tokens", 1, SEQUENCE_TOKENS_MAX.into(), |spec, value| {
-            spec.schedule.sequence_tokens = value as u32;
+        ("schedule.accumulation", 1, 8, |spec, value| {
+            spec.schedule.accumulation = value as u32
         }),
+        (
+            "schedule.sequence_tokens",
+            1,
+            SEQUENCE_TOKENS_MAX.into(),
+            |spec, value| {
+                spec.schedule.sequence_tokens = value as u32;
+            },
+        ),
         ("schedule.evaluation_sequences", 1, 65_536, |spec, value| {
             spec.schedule.evaluation_sequences = value as u32;
         }),
-        ("schedule.snapshot_every", 1, 1_000_000, |spec, value| spec.schedule.snapshot_every = value as u32),
-        ("model.chunk_elements", 1, 1 << 26, |spec, value| spec.model.chunk_elements = value),
+        ("schedule.snapshot_every", 1, 1_000_000, |spec, value| {
+            spec.schedule.snapshot_every = value as u32
+        }),
+        ("model.chunk_elements", 1, 1 << 26, |spec, value| {
+            spec.model.chunk_elements = value
+        }),
         ("model.initial", 1, 256, |spec, value| {
             spec.model.initial = vec![spec.data; usize::try_from(value).expect("few")];
         }),
-        ("policy.workers_min", 1, WORKERS_MAX as u64, |spec, value| spec.policy.workers_min = value as u32),
-        ("policy.lease", LEASE_MIN.get(), LEASE_MAX.get(), |spec, value| spec.policy.lease = Millis(value)),
-        ("policy.silence_max", LEASE_MIN.get(), LEASE_MAX.get(), |spec, value| {
-            spec.policy.silence_max = Millis(value);
+        (
+            "policy.workers_min",
+            1,
+            WORKERS_MAX as u64,
+            |spec, value| spec.policy.workers_min = value as u32,
+        ),
+        (
+            "policy.lease",
+            LEASE_MIN.get(),
+            LEASE_MAX.get(),
+            |spec, value| spec.policy.lease = Millis(value),
+        ),
+        (
+            "policy.silence_max",
+            LEASE_MIN.get(),
+            LEASE_MAX.get(),
+            |spec, value| {
+                spec.policy.silence_max = Millis(value);
+            },
+        ),
+        ("policy.strikes_max", 1, 1_000_000, |spec, value| {
+            spec.policy.strikes_max = value as u32
         }),
-        ("policy.strikes_max", 1, 1_000_000, |spec, value| spec.policy.strikes_max = value as u32),
     ]
 }
 
 fn reals() -> Vec<(&'static str, f64, f64, Set<f64>)> {
     let momentum = |spec: &mut RunSpec, value: f64| {
-        spec.outer = OuterOptimizer::Nesterov { learning_rate: 0.7, momentum: value as f32 };
+        spec.outer = OuterOptimizer::Nesterov {
+            learning_rate: 0.7,
+            momentum: value as f32,
+        };
     };
     vec![
-        ("inner.learning_rate", 0.0, 10.0, |spec, value| spec.inner.learning_rate = value),
-        ("inner.final_ratio", 0.0, 1.0, |spec, value| spec.inner.final_ratio = value),
-        ("inner.beta1", 0.0, 0.999_999, |spec, value| spec.inner.beta1 = value),
-        ("inner.beta2", 0.0, 0.999_999, |spec, value| spec.inner.beta2 = value),
-        ("inner.epsilon", 1e-30, 1.0, |spec, value| spec.inner.epsilon = value),
-        ("inner.weight_decay", 0.0, 10.0, |spec, value| spec.inner.weight_decay = value),
-        ("inner.clip_norm", 0.0, 1e9, |spec, value| spec.inner.clip_norm = value),
-        ("outer.learning_rate", 0.0, 10.0, |spec, value| {
-            spec.outer = OuterOptimizer::Sgd { learning_rate: value as f32 };
+        ("inner.learning_rate", 0.0, 10.0, |spec, value| {
+            spec.inner.learning_rate = value
+        }),
+        ("inner.final_ratio", 0.0, 1.0, |spec, value| {
+            spec.inner.final_ratio = value
+        }),
+        ("inner.beta1", 0.0, 0.999_999, |spec, value| {
+            spec.inner.beta1 = value
+        }),
+        ("inner.beta2", 0.0, 0.999_999, |spec, value| {
+            spec.inner.beta2 = value
+        }),
+        ("inner.epsilon", 1e-30, 1.0, |spec, value| {
+            spec.inner.epsilon = value
+        }),
+        ("inner.weight_decay", 0.0, 10.0, |spec, value| {
+            spec.inner.weight_decay = value
+        }),
+        ("inner.clip_norm", 0.0, 1e9, |spec, value| {
+            spec.inner.clip_norm = value
         }),
         ("outer.learning_rate", 0.0, 10.0, |spec, value| {
-            spec.outer = OuterOptimizer::Nesterov { learning_rate: value as f32, momentum: 0.9 };
+            spec.outer = OuterOptimizer::Sgd {
+                learning_rate: value as f32,
+            };
+        }),
+        ("outer.learning_rate", 0.0, 10.0, |spec, value| {
+            spec.outer = OuterOptimizer::Nesterov {
+                learning_rate: value as f32,
+                momentum: 0.9,
+            };
         }),
         ("outer.momentum", 0.0, 0.998, momentum),
-        ("policy.norm_max", 0.0, f64::MAX, |spec, value| spec.policy.norm_max = value),
+        ("policy.norm_max", 0.0, f64::MAX, |spec, value| {
+            spec.policy.norm_max = value
+        }),
     ]
 }
 
@@ -154,11 +301,15 @@ fn every_number_of_a_run_has_its_bounds_and_its_name_in_the_refusal() {
     };
     let refused = |name: &str, change: &dyn Fn(&mut RunSpec)| {
         let refusal = judged(change).expect_err(name);
-        assert!(refusal.code == Code::SpecInvalid && refusal.detail.starts_with(name), "{name}: {refusal}");
+        assert!(
+            refusal.code == Code::SpecInvalid && refusal.detail.starts_with(name),
+            "{name}: {refusal}"
+        );
     };
     for (name, min, max, set) in whole_numbers() {
         for good in [min, max] {
-            judged(&|spec| set(spec, good)).unwrap_or_else(|refusal| panic!("{name} {good}: {refusal}"));
+            judged(&|spec| set(spec, good))
+                .unwrap_or_else(|refusal| panic!("{name} {good}: {refusal}"));
         }
         for bad in [min - 1, max + 1] {
             refused(name, &|spec| set(spec, bad));
@@ -166,7 +317,8 @@ fn every_number_of_a_run_has_its_bounds_and_its_name_in_the_refusal() {
     }
     for (name, min, max, set) in reals() {
         for good in [min, max] {
-            judged(&|spec| set(spec, good)).unwrap_or_else(|refusal| panic!("{name} {good}: {refusal}"));
+            judged(&|spec| set(spec, good))
+                .unwrap_or_else(|refusal| panic!("{name} {good}: {refusal}"));
         }
         for bad in [-1.0, max * 2.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             refused(name, &|spec| set(spec, bad));
@@ -181,24 +333,46 @@ fn a_run_says_which_rounds_are_evaluated_and_saved_and_which_lengths_its_chunks_
     let mut spec = examples::spec();
     spec.schedule.rounds = 10;
     (spec.schedule.evaluation_every, spec.schedule.snapshot_every) = (4, 3);
-    let rounds = |holds: &dyn Fn(Round) -> bool| (0..=11).filter(|round| holds(Round(*round))).collect::<Vec<_>>();
+    let rounds = |holds: &dyn Fn(Round) -> bool| {
+        (0..=11)
+            .filter(|round| holds(Round(*round)))
+            .collect::<Vec<_>>()
+    };
     assert_eq!(rounds(&|round| spec.evaluates(round)), [0, 4, 8, 10]);
     assert_eq!(rounds(&|round| spec.saves(round)), [0, 3, 6, 9, 10]);
     spec.schedule.evaluation_every = 0;
-    assert_eq!(rounds(&|round| spec.evaluates(round)), [0; 0], "evaluations can be left out altogether");
+    assert_eq!(
+        rounds(&|round| spec.evaluates(round)),
+        [0; 0],
+        "evaluations can be left out altogether"
+    );
     spec.upload.kind = CodecKind::Bf16;
     spec.model.initial = vec![shard(400, 1).object, shard(40, 1).object];
-    let lengths: Vec<u64> = (0..=500).filter(|length| spec.is_upload_length(Bytes(*length))).collect();
-    assert_eq!(lengths, [20, 200], "two bytes for four of each initial chunk");
+    let lengths: Vec<u64> = (0..=500)
+        .filter(|length| spec.is_upload_length(Bytes(*length)))
+        .collect();
+    assert_eq!(
+        lengths,
+        [20, 200],
+        "two bytes for four of each initial chunk"
+    );
 }
 
 #[test]
 fn a_refusal_is_cut_between_two_characters() {
     for shift in 0..4 {
-        let detail = format!("{}{}", "x".repeat(shift), "\u{1f600}".repeat(TEXT_BYTES_MAX));
+        let detail = format!(
+            "{}{}",
+            "x".repeat(shift),
+            "\u{1f600}".repeat(TEXT_BYTES_MAX)
+        );
         let refusal = Refusal::new(Code::Internal, detail.clone());
         let length = refusal.detail.len();
-        assert!(length <= TEXT_BYTES_MAX && length > TEXT_BYTES_MAX - 4 && detail.starts_with(&refusal.detail));
+        assert!(
+            length <= TEXT_BYTES_MAX
+                && length > TEXT_BYTES_MAX - 4
+                && detail.starts_with(&refusal.detail)
+        );
         assert!(Refusal::decode(&refusal.encode()).is_ok());
     }
     let whole = "x".repeat(TEXT_BYTES_MAX);
@@ -212,7 +386,9 @@ fn an_answer_is_bounded_and_marked() {
     bytes.push(0);
     assert!(Answer::<Done>::decode(&bytes).is_err(), "bytes follow");
     let long = [vec![bytes[0]], vec![0; Answer::<Done>::BYTES_MAX]].concat();
-    let error = Answer::<Done>::decode(&long).expect_err("too long").to_string();
+    let error = Answer::<Done>::decode(&long)
+        .expect_err("too long")
+        .to_string();
     assert!(error.contains("bytes"), "{error}");
     assert!(Answer::<Done>::decode(&[]).is_err());
     let nested = [vec![bytes[0]], vec![0x91; 40]].concat();
@@ -223,23 +399,54 @@ fn an_answer_is_bounded_and_marked() {
 fn the_last_word_of_a_subject_is_short_and_plain() {
     let account = format!("A{}", "B".repeat(55));
     let key = format!("U{}", "B".repeat(55));
-    let parses =
-        |lane: &str, kind: &str| format!("diloco.{lane}.{account}.demo.{key}.{kind}").parse::<Incoming>().is_ok();
+    let parses = |lane: &str, kind: &str| {
+        format!("diloco.{lane}.{account}.demo.{key}.{kind}")
+            .parse::<Incoming>()
+            .is_ok()
+    };
     let (longest, longer) = ("a".repeat(64), "a".repeat(65));
     for lane in ["event", "record"] {
-        assert!(parses(lane, "joined") && parses(lane, "a-1") && parses(lane, &longest), "{lane}");
+        assert!(
+            parses(lane, "joined") && parses(lane, "a-1") && parses(lane, &longest),
+            "{lane}"
+        );
         for kind in ["", "a.b", "a_b", "a b", "\u{e9}", &longer] {
             assert!(!parses(lane, kind), "{lane} {kind:?}");
         }
     }
-    assert!(parses("telemetry", "heartbeat") && !parses("telemetry", "heartbeats") && !parses("telemetry", ""));
+    assert!(
+        parses("telemetry", "heartbeat")
+            && !parses("telemetry", "heartbeats")
+            && !parses("telemetry", "")
+    );
     let offer = |rest: &str| format!("diloco.work.{rest}").parse::<Incoming>().is_ok();
     assert!(offer("demo.3.train-1"));
-    for rest in ["demo.3", "demo.x.train-1", "demo.3.train-1.more", "demo.3.", "De mo.3.train-1"] {
+    for rest in [
+        "demo.3",
+        "demo.x.train-1",
+        "demo.3.train-1.more",
+        "demo.3.",
+        "De mo.3.train-1",
+    ] {
         assert!(!offer(rest), "{rest}");
     }
-    for (rest, good) in [("demo", true), ("cluster", true), ("De mo", false), ("", false)] {
-        assert_eq!(format!("diloco.ledger.{rest}.{key}.joined").parse::<Incoming>().is_ok(), good, "{rest}");
+    for (rest, good) in [
+        ("demo", true),
+        ("cluster", true),
+        ("De mo", false),
+        ("", false),
+    ] {
+        assert_eq!(
+            format!("diloco.ledger.{rest}.{key}.joined")
+                .parse::<Incoming>()
+                .is_ok(),
+            good,
+            "{rest}"
+        );
     }
-    assert!(format!("other.event.{account}.demo.{key}.joined").parse::<Incoming>().is_err());
+    assert!(
+        format!("other.event.{account}.demo.{key}.joined")
+            .parse::<Incoming>()
+            .is_err()
+    );
 }

@@ -7,25 +7,26 @@ use schemas::contribution::{
     Contribution, Evaluation, Fate, Outcome, StageRequest, Statement, SubmitReply, SubmitRequest,
 };
 use schemas::control::{
-    OperatorObjects, Query, RunNew, RunNewReply, Shutdown, ShutdownReply, View, ViewReply, ViewRequest,
+    OperatorObjects, Query, RunNew, RunNewReply, Shutdown, ShutdownReply, View, ViewReply,
+    ViewRequest,
 };
 use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent, WorkerEvent};
 use schemas::layout::{Layout, TensorSpec};
 use schemas::lease::{
-    ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, Offer, ReleaseRequest, RenewReply, RenewRequest, UnitId,
-    UnitKind, Weights,
+    ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, Offer, ReleaseRequest, RenewReply,
+    RenewRequest, UnitId, UnitKind, Weights,
 };
 use schemas::member::{JoinReply, JoinRequest, Layer, LeaveRequest, OpenLayer, Posture, Session};
 use schemas::public::Status;
 use schemas::run::{
-    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding, RunSpec, Schedule,
-    TrainerKind,
+    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding,
+    RunSpec, Schedule, TrainerKind,
 };
 use schemas::telemetry::{Heartbeat, Phase};
 use schemas::view::{RunPhase, RunView};
 use schemas::{
-    Answer, Asked, Bytes, Code, DecodeError, Digest, Epoch, Message, Millis, ObjectRef, PublicKey, Refusal, Reply,
-    Round, RunId, Sequence, Steps, Tokens, UnitIndex, UnixMillis, V, WorkerId,
+    Answer, Asked, Bytes, Code, DecodeError, Digest, Epoch, Message, Millis, ObjectRef, PublicKey,
+    Refusal, Reply, Round, RunId, Sequence, Steps, Tokens, UnitIndex, UnixMillis, V, WorkerId,
 };
 use serde_bytes::{ByteArray, ByteBuf};
 
@@ -37,7 +38,11 @@ pub(crate) struct Example {
 }
 
 fn example<T: Message>(message: &T) -> Example {
-    Example { name: T::NAME, bytes: message.encode(), decode: |bytes| T::decode(bytes).map(|message| message.encode()) }
+    Example {
+        name: T::NAME,
+        bytes: message.encode(),
+        decode: |bytes| T::decode(bytes).map(|message| message.encode()),
+    }
 }
 
 fn key(kind: char) -> String {
@@ -61,12 +66,22 @@ fn object() -> ObjectRef {
 }
 
 fn lease() -> LeaseRef {
-    let unit = UnitId { round: Round(3), kind: UnitKind::Train, index: UnitIndex(1) };
-    LeaseRef { unit, epoch: Epoch(2) }
+    let unit = UnitId {
+        round: Round(3),
+        kind: UnitKind::Train,
+        index: UnitIndex(1),
+    };
+    LeaseRef {
+        unit,
+        epoch: Epoch(2),
+    }
 }
 
 fn codec() -> Codec {
-    Codec { kind: CodecKind::Bf16, rounding: Rounding::Nearest }
+    Codec {
+        kind: CodecKind::Bf16,
+        rounding: Rounding::Nearest,
+    }
 }
 
 /// Valid settings of a run.
@@ -104,7 +119,10 @@ pub(crate) fn spec() -> RunSpec {
             weight_decay: 0.1,
             clip_norm: 1.0,
         },
-        outer: OuterOptimizer::Nesterov { learning_rate: 0.7, momentum: 0.9 },
+        outer: OuterOptimizer::Nesterov {
+            learning_rate: 0.7,
+            momentum: 0.9,
+        },
         upload: codec(),
         download: codec(),
         policy: Policy {
@@ -120,11 +138,19 @@ pub(crate) fn spec() -> RunSpec {
 
 /// What a worker asked.
 pub(crate) fn asked() -> Asked {
-    Asked { by: public(), question: Digest::of(b"question") }
+    Asked {
+        by: public(),
+        question: Digest::of(b"question"),
+    }
 }
 
 fn posture() -> Posture {
-    Posture { open: vec![OpenLayer { layer: Layer::Bulk, reason: "a test".to_owned() }] }
+    Posture {
+        open: vec![OpenLayer {
+            layer: Layer::Bulk,
+            reason: "a test".to_owned(),
+        }],
+    }
 }
 
 fn contribution() -> Contribution {
@@ -190,9 +216,15 @@ pub(crate) fn event(event: Event) -> EventBody {
 
 /// A closed round with as many chunks as are allowed.
 pub(crate) fn largest_event() -> EventBody {
-    let object = ObjectRef { digest: Digest::of(b"x"), bytes: Bytes(256 << 20) };
-    let broadcast =
-        Weights { round: Round(u64::MAX), codec: codec(), chunks: vec![object; schemas::limits::CHUNKS_MAX] };
+    let object = ObjectRef {
+        digest: Digest::of(b"x"),
+        bytes: Bytes(256 << 20),
+    };
+    let broadcast = Weights {
+        round: Round(u64::MAX),
+        codec: codec(),
+        chunks: vec![object; schemas::limits::CHUNKS_MAX],
+    };
     event(Event::Ledger(LedgerEvent::RoundClosed {
         round: Round(u64::MAX),
         broadcast,
@@ -219,16 +251,29 @@ fn grants() -> Grants {
         headers: BTreeMap::from([("content-length".to_owned(), "6".to_owned())]),
         expires_at: UnixMillis(2),
     };
-    Grants { v: V, grants: vec![Grant { digest: object().digest, action: Some(action) }] }
+    Grants {
+        v: V,
+        grants: vec![Grant {
+            digest: object().digest,
+            action: Some(action),
+        }],
+    }
 }
 
 /// Every type, once; answers also in their refused form.
 pub(crate) fn all() -> Vec<Example> {
     let refusal = Refusal::new(Code::LeaseLost, "3/train-1@2 is held by another");
-    let evaluation = Evaluation { loss_sum: 10.0, tokens: Tokens(4) };
+    let evaluation = Evaluation {
+        loss_sum: 10.0,
+        tokens: Tokens(4),
+    };
     let layout = Layout {
         v: V,
-        tensors: vec![TensorSpec { name: "lm_head.weight".to_owned(), shape: vec![256, 64], fragment: 0 }],
+        tensors: vec![TensorSpec {
+            name: "lm_head.weight".to_owned(),
+            shape: vec![256, 64],
+            fragment: 0,
+        }],
     };
     vec![
         example(&JoinRequest {
@@ -248,21 +293,68 @@ pub(crate) fn all() -> Vec<Example> {
             now: UnixMillis(1),
             heartbeat: Millis(5000),
         }),
-        example(&LeaveRequest { v: V, session: Session(7), reason: "done".to_owned() }),
-        example(&ClaimRequest { v: V, session: Session(7), wait: Millis(20_000) }),
-        example(&ClaimReply { v: V, outcome: ClaimOutcome::Lease("a.b.c".to_owned()) }),
-        example(&RenewRequest { v: V, lease: lease(), steps_done: Steps(5), bytes_moved: Bytes(4096) }),
-        example(&RenewReply { v: V, expires_at: UnixMillis(5), remaining: Millis(4) }),
-        example(&ReleaseRequest { v: V, lease: lease(), reason: "stopping".to_owned() }),
+        example(&LeaveRequest {
+            v: V,
+            session: Session(7),
+            reason: "done".to_owned(),
+        }),
+        example(&ClaimRequest {
+            v: V,
+            session: Session(7),
+            wait: Millis(20_000),
+        }),
+        example(&ClaimReply {
+            v: V,
+            outcome: ClaimOutcome::Lease("a.b.c".to_owned()),
+        }),
+        example(&RenewRequest {
+            v: V,
+            lease: lease(),
+            steps_done: Steps(5),
+            bytes_moved: Bytes(4096),
+        }),
+        example(&RenewReply {
+            v: V,
+            expires_at: UnixMillis(5),
+            remaining: Millis(4),
+        }),
+        example(&ReleaseRequest {
+            v: V,
+            lease: lease(),
+            reason: "stopping".to_owned(),
+        }),
         example(&Done::default()),
-        example(&Offer { v: V, run: run(), unit: lease().unit }),
-        example(&PutRequest { v: V, lease: lease(), objects: vec![object()] }),
-        example(&GetRequest { v: V, objects: vec![object().digest] }),
+        example(&Offer {
+            v: V,
+            run: run(),
+            unit: lease().unit,
+        }),
+        example(&PutRequest {
+            v: V,
+            lease: lease(),
+            objects: vec![object()],
+        }),
+        example(&GetRequest {
+            v: V,
+            objects: vec![object().digest],
+        }),
         example(&grants()),
-        example(&StageRequest { v: V, lease: lease(), index: 0, object: object() }),
-        example(&SubmitRequest { v: V, statement: ByteBuf::from([1, 2]), signature: ByteArray::new([3; 64]) }),
+        example(&StageRequest {
+            v: V,
+            lease: lease(),
+            index: 0,
+            object: object(),
+        }),
+        example(&SubmitRequest {
+            v: V,
+            statement: ByteBuf::from([1, 2]),
+            signature: ByteArray::new([3; 64]),
+        }),
         example(&statement()),
-        example(&SubmitReply { v: V, fate: Fate::Merged }),
+        example(&SubmitReply {
+            v: V,
+            fate: Fate::Merged,
+        }),
         example(&Heartbeat {
             v: V,
             session: Session(7),
@@ -276,13 +368,37 @@ pub(crate) fn all() -> Vec<Example> {
             bytes_down: Bytes(2),
         }),
         example(&RunNew { v: V, spec: spec() }),
-        example(&RunNewReply { v: V, spec_digest: object().digest, created: true }),
-        example(&ViewRequest { v: V, query: Query::Run(run()) }),
-        example(&ViewReply { v: V, view: View::Runs(vec![view()]) }),
-        example(&OperatorObjects { v: V, objects: vec![object()] }),
-        example(&Shutdown { v: V, drain: Millis(30_000) }),
-        example(&ShutdownReply { v: V, leases: 1, workers: 2 }),
-        example(&Status { v: V, now: UnixMillis(3), view: view() }),
+        example(&RunNewReply {
+            v: V,
+            spec_digest: object().digest,
+            created: true,
+        }),
+        example(&ViewRequest {
+            v: V,
+            query: Query::Run(run()),
+        }),
+        example(&ViewReply {
+            v: V,
+            view: View::Runs(vec![view()]),
+        }),
+        example(&OperatorObjects {
+            v: V,
+            objects: vec![object()],
+        }),
+        example(&Shutdown {
+            v: V,
+            drain: Millis(30_000),
+        }),
+        example(&ShutdownReply {
+            v: V,
+            leases: 1,
+            workers: 2,
+        }),
+        example(&Status {
+            v: V,
+            now: UnixMillis(3),
+            view: view(),
+        }),
         example(&spec()),
         example(&layout),
         example(&refusal),
@@ -293,15 +409,26 @@ pub(crate) fn all() -> Vec<Example> {
             signature: ByteArray::new([3; 64]),
             body: ByteBuf::from(event(Event::Ledger(accepted())).encode()),
         }),
-        Example { name: "answer", ..example(&Answer::new(&asked(), Reply::Ok(Done::default()))) },
-        Example { name: "answer that refuses", ..example(&Answer::<Done>::new(&asked(), Reply::Refused(refusal))) },
+        Example {
+            name: "answer",
+            ..example(&Answer::new(&asked(), Reply::Ok(Done::default())))
+        },
+        Example {
+            name: "answer that refuses",
+            ..example(&Answer::<Done>::new(&asked(), Reply::Refused(refusal)))
+        },
         Example {
             name: "event of a worker",
-            ..example(&event(Event::Worker(WorkerEvent::Started { lease: lease() })))
+            ..example(&event(Event::Worker(WorkerEvent::Started {
+                lease: lease(),
+            })))
         },
         Example {
             name: "statement of an evaluation",
-            ..example(&Statement { outcome: Outcome::Evaluation(evaluation), ..statement() })
+            ..example(&Statement {
+                outcome: Outcome::Evaluation(evaluation),
+                ..statement()
+            })
         },
     ]
 }

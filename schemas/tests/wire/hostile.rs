@@ -1,5 +1,5 @@
-//! TL-01, FG-11: whatever bytes arrive, a decoder answers with a message or an error: no panic, and nothing is allocated
-//! that the length check does not cover.
+//! TL-01, FG-11: whatever bytes arrive, a decoder answers with a message or an error: no panic, and
+//! nothing is allocated that the length check does not cover.
 
 use crate::examples;
 
@@ -15,16 +15,33 @@ use serde::Serialize;
 #[test]
 fn too_long_is_refused_before_parsing() {
     let bytes = vec![0; Done::BYTES_MAX + 1];
-    assert!(matches!(Done::decode(&bytes), Err(DecodeError::TooLong { .. })));
+    assert!(matches!(
+        Done::decode(&bytes),
+        Err(DecodeError::TooLong { .. })
+    ));
 }
 
 #[test]
 fn another_version_is_refused_by_name() {
-    let mut bytes = ClaimRequest { v: V, session: Session(3), wait: Millis(1) }.encode();
-    let at = bytes.windows(3).position(|window| window == [0xa1, b'v', 2]).expect("the version field") + 2;
+    let mut bytes = ClaimRequest {
+        v: V,
+        session: Session(3),
+        wait: Millis(1),
+    }
+    .encode();
+    let at = bytes
+        .windows(3)
+        .position(|window| window == [0xa1, b'v', 2])
+        .expect("the version field")
+        + 2;
     bytes[at] = 3;
-    let error = ClaimRequest::decode(&bytes).expect_err("version 3").to_string();
-    assert!(error.contains("unknown version 3, this build speaks version 2"), "{error}");
+    let error = ClaimRequest::decode(&bytes)
+        .expect_err("version 3")
+        .to_string();
+    assert!(
+        error.contains("unknown version 3, this build speaks version 2"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -36,11 +53,25 @@ fn unknown_fields_and_trailing_bytes_are_refused() {
         wait: u64,
         more: u8,
     }
-    let bytes = rmp_serde::to_vec_named(&Extra { v: 2, session: 3, wait: 1, more: 1 }).expect("encodes");
+    let bytes = rmp_serde::to_vec_named(&Extra {
+        v: 2,
+        session: 3,
+        wait: 1,
+        more: 1,
+    })
+    .expect("encodes");
     assert!(ClaimRequest::decode(&bytes).is_err());
-    let mut bytes = ClaimRequest { v: V, session: Session(3), wait: Millis(1) }.encode();
+    let mut bytes = ClaimRequest {
+        v: V,
+        session: Session(3),
+        wait: Millis(1),
+    }
+    .encode();
     bytes.push(0);
-    assert!(matches!(ClaimRequest::decode(&bytes), Err(DecodeError::Trailing { extra: 1, .. })));
+    assert!(matches!(
+        ClaimRequest::decode(&bytes),
+        Err(DecodeError::Trailing { extra: 1, .. })
+    ));
 }
 
 #[test]
@@ -48,12 +79,27 @@ fn an_answer_is_nothing_else_and_nothing_else_is_an_answer() {
     for example in examples::all() {
         let answers = example.name.starts_with("answer");
         assert_eq!(is_answer(&example.bytes), answers, "{}", example.name);
-        for other in examples::all().iter().filter(|other| other.name.starts_with("answer") != answers) {
-            assert!((other.decode)(&example.bytes).is_err(), "{} reads as {}", example.name, other.name);
+        for other in examples::all()
+            .iter()
+            .filter(|other| other.name.starts_with("answer") != answers)
+        {
+            assert!(
+                (other.decode)(&example.bytes).is_err(),
+                "{} reads as {}",
+                example.name,
+                other.name
+            );
         }
     }
-    // What else is said on subjects that an answer can reach: signed documents, the broker's own words, nothing.
-    for bytes in ["eyJhbGciOiJFZERTQSJ9.e30.c2ln", "{\"stream\":\"AUDIT\",\"seq\":1}", "+OK", "-ERR", ""] {
+    // What else is said on subjects that an answer can reach: signed documents, the broker's own
+    // words, nothing.
+    for bytes in [
+        "eyJhbGciOiJFZERTQSJ9.e30.c2ln",
+        "{\"stream\":\"AUDIT\",\"seq\":1}",
+        "+OK",
+        "-ERR",
+        "",
+    ] {
         assert!(!is_answer(bytes.as_bytes()), "{bytes}");
     }
 }
@@ -62,14 +108,26 @@ fn an_answer_is_nothing_else_and_nothing_else_is_an_answer() {
 fn an_answer_is_for_who_asked_and_for_what_was_asked() {
     let subject = "diloco.request.demo.x.join";
     let asked = examples::asked();
-    let answer = Answer::new(&Asked { question: question(subject, b"a"), ..asked.clone() }, Reply::Ok(Done::default()));
+    let answer = Answer::new(
+        &Asked {
+            question: question(subject, b"a"),
+            ..asked.clone()
+        },
+        Reply::Ok(Done::default()),
+    );
     let answer = Answer::<Done>::decode(&answer.encode()).expect("it reads back");
     assert!(answer.is_for(Some(&asked.by), question(subject, b"a")));
-    assert!(answer.is_for(None, question(subject, b"a")), "who is connected as nobody");
+    assert!(
+        answer.is_for(None, question(subject, b"a")),
+        "who is connected as nobody"
+    );
     let other: schemas::PublicKey = format!("U{}", "B".repeat(55)).parse().expect("a key");
     assert!(!answer.is_for(Some(&other), question(subject, b"a")));
     assert!(!answer.is_for(Some(&asked.by), question(subject, b"b")));
-    assert!(!answer.is_for(Some(&asked.by), question("diloco.request.demo.x.leave", b"a")));
+    assert!(!answer.is_for(
+        Some(&asked.by),
+        question("diloco.request.demo.x.leave", b"a")
+    ));
     // The same bytes, cut elsewhere.
     assert_ne!(question("a", b"bc"), question("ab", b"c"));
 }
@@ -97,8 +155,16 @@ fn the_largest_event_fits() {
     // And so does the longest body that is allowed, once it is signed.
     let body = serde_bytes::ByteBuf::from(vec![7; EventBody::BYTES_MAX]);
     let emitter = examples::largest_event().emitter;
-    let signed = SignedEvent { v: V, key: emitter, signature: serde_bytes::ByteArray::new([7; 64]), body };
-    assert_eq!(SignedEvent::decode(&signed.encode()).expect("it fits"), signed);
+    let signed = SignedEvent {
+        v: V,
+        key: emitter,
+        signature: serde_bytes::ByteArray::new([7; 64]),
+        body,
+    };
+    assert_eq!(
+        SignedEvent::decode(&signed.encode()).expect("it fits"),
+        signed
+    );
 }
 
 #[test]
@@ -106,13 +172,24 @@ fn settings_out_of_bounds_name_the_field() {
     let mut spec = examples::spec();
     spec.validate().expect("the example is valid");
     spec.inner.learning_rate = f64::NAN;
-    assert!(spec.validate().expect_err("NaN").detail.contains("inner.learning_rate"));
+    assert!(
+        spec.validate()
+            .expect_err("NaN")
+            .detail
+            .contains("inner.learning_rate")
+    );
     let mut spec = examples::spec();
     spec.schedule.accumulation = 3;
-    assert!(spec.validate().expect_err("not a divisor").detail.contains("schedule.accumulation"));
+    assert!(
+        spec.validate()
+            .expect_err("not a divisor")
+            .detail
+            .contains("schedule.accumulation")
+    );
 }
 
-/// A ledger of an earlier release names no process at the beginning of a lead, and is read all the same.
+/// A ledger of an earlier release names no process at the beginning of a lead, and is read all the
+/// same.
 #[test]
 fn a_lead_of_an_earlier_release_is_read() {
     #[derive(Serialize)]
@@ -121,10 +198,20 @@ fn a_lead_of_an_earlier_release_is_read() {
         CoordinatorStarted { release: String, posture: Posture },
     }
     let (release, posture) = ("0.1.0".to_owned(), Posture::default());
-    let earlier = Earlier::CoordinatorStarted { release: release.clone(), posture: posture.clone() };
+    let earlier = Earlier::CoordinatorStarted {
+        release: release.clone(),
+        posture: posture.clone(),
+    };
     let bytes = rmp_serde::to_vec_named(&earlier).expect("encodes");
     let read: LedgerEvent = rmp_serde::from_slice(&bytes).expect("it is read");
-    assert_eq!(read, LedgerEvent::CoordinatorStarted { release, posture, session: Session(0) });
+    assert_eq!(
+        read,
+        LedgerEvent::CoordinatorStarted {
+            release,
+            posture,
+            session: Session(0)
+        }
+    );
 }
 
 proptest! {

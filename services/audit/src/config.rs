@@ -62,8 +62,14 @@ impl Config {
     #[must_use]
     pub fn completed(mut self) -> Self {
         let layout = Layout::new(&self.domain);
-        fill(&mut self.bus.credentials, layout.credentials(Role::Auditor.name()));
-        fill(&mut self.recorder.credentials, layout.credentials(Role::Recorder.name()));
+        fill(
+            &mut self.bus.credentials,
+            layout.credentials(Role::Auditor.name()),
+        );
+        fill(
+            &mut self.recorder.credentials,
+            layout.credentials(Role::Recorder.name()),
+        );
         fill(&mut self.bus.ca, layout.ca());
         fill(&mut self.audit.trust, layout.trust());
         fill(&mut self.audit.folder, layout.folder().join("audit"));
@@ -72,17 +78,36 @@ impl Config {
 
     /// The connection on which workers' events are heard and recorded.
     pub fn recorder_bus(&self) -> BusConfig {
-        BusConfig { credentials: self.recorder.credentials.clone(), ..self.bus.clone() }
+        BusConfig {
+            credentials: self.recorder.credentials.clone(),
+            ..self.bus.clone()
+        }
     }
 
     /// What the service has to show.
     pub fn materials(&self, now: UnixMillis) -> Materials {
         let items = vec![
-            Material::BusAddress { key: "bus.url", url: self.bus.url.clone() },
-            Material::Credentials { key: "bus.credentials", path: self.bus.credentials.clone() },
-            Material::Credentials { key: "recorder.credentials", path: self.recorder.credentials.clone() },
-            Material::Authority { key: "bus.ca", path: self.bus.ca.clone(), layer: Layer::Bus },
-            Material::Trust { key: "audit.trust", path: self.audit.trust.clone() },
+            Material::BusAddress {
+                key: "bus.url",
+                url: self.bus.url.clone(),
+            },
+            Material::Credentials {
+                key: "bus.credentials",
+                path: self.bus.credentials.clone(),
+            },
+            Material::Credentials {
+                key: "recorder.credentials",
+                path: self.recorder.credentials.clone(),
+            },
+            Material::Authority {
+                key: "bus.ca",
+                path: self.bus.ca.clone(),
+                layer: Layer::Bus,
+            },
+            Material::Trust {
+                key: "audit.trust",
+                path: self.audit.trust.clone(),
+            },
         ];
         Materials { items, now }
     }

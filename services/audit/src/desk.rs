@@ -1,5 +1,5 @@
-//! Auditor and files together: a batch of records goes in, is checked, compared with what was kept, and kept. A stream that
-//! contradicts what was kept is not recorded any further.
+//! Auditor and files together: a batch of records goes in, is checked, compared with what was kept,
+//! and kept. A stream that contradicts what was kept is not recorded any further.
 
 use std::path::Path;
 
@@ -30,7 +30,8 @@ pub enum DeskError {
     /// The files cannot be used.
     #[error(transparent)]
     Keep(#[from] KeepError),
-    /// The stream is not the one that was kept. A second history behind the first would leave no evidence of either.
+    /// The stream is not the one that was kept. A second history behind the first would leave no
+    /// evidence of either.
     #[error("stream {AUDIT_STREAM} contradicts the files in {folder} {found}")]
     Contradicted {
         /// Where the files lie.
@@ -73,49 +74,94 @@ impl Desk {
                 _ => {}
             },
         })?;
-        Ok(Self { auditor, keep, read: StreamSequence(0), again: 0 })
+        Ok(Self {
+            auditor,
+            keep,
+            read: StreamSequence(0),
+            again: 0,
+        })
     }
 
-    /// Compares where the stream starts and ends with what was kept, and the record at the newest position that was kept
-    /// with the one that the stream has there now. An event of the ledger names the one before it, so this one record
-    /// stands for most of the history behind it, at the cost of one question.
+    /// Compares where the stream starts and ends with what was kept, and the record at the newest
+    /// position that was kept with the one that the stream has there now. An event of the ledger
+    /// names the one before it, so this one record stands for most of the history behind it, at the
+    /// cost of one question.
     ///
     /// # Errors
     /// [`DeskError::Contradicted`]; or the files cannot be written.
-    pub fn compare(&mut self, span: Span, newest: Option<&Record>, now: UnixMillis) -> Result<(), DeskError> {
+    pub fn compare(
+        &mut self,
+        span: Span,
+        newest: Option<&Record>,
+        now: UnixMillis,
+    ) -> Result<(), DeskError> {
         let (Span { first, last, .. }, kept) = (span, self.keep.last());
-        let Some(oldest) = self.keep.first() else { return Ok(()) };
+        let Some(oldest) = self.keep.first() else {
+            return Ok(());
+        };
         let finding = if last < kept {
             Finding::Truncated { last, kept }
         } else if first > oldest {
-            Finding::Hole { from: oldest, to: StreamSequence(first.0.saturating_sub(1)).min(kept) }
+            Finding::Hole {
+                from: oldest,
+                to: StreamSequence(first.0.saturating_sub(1)).min(kept),
+            }
         } else {
             match newest.map(|record| self.keep.standing(record)) {
-                None => Finding::Hole { from: kept, to: kept },
+                None => Finding::Hole {
+                    from: kept,
+                    to: kept,
+                },
                 Some(Some(Standing::Altered)) => Finding::Altered { sequence: kept },
                 Some(Some(Standing::Same | Standing::Again) | None) => return Ok(()),
             }
         };
-        Err(self.contradicted(Found { stream_sequence: last, ledger: true, finding }, Vec::new(), now))
+        Err(self.contradicted(
+            Found {
+                stream_sequence: last,
+                ledger: true,
+                finding,
+            },
+            Vec::new(),
+            now,
+        ))
     }
 
-    /// Takes records that were read from behind the last ones on. The first is the last one over again: what comes behind
-    /// it counts only where it is still there.
+    /// Takes records that were read from behind the last ones on. The first is the last one over
+    /// again: what comes behind it counts only where it is still there.
     ///
     /// # Errors
     /// As [`Desk::take`].
-    pub fn take_behind(&mut self, records: &[Record], now: UnixMillis) -> Result<Vec<Found>, DeskError> {
+    pub fn take_behind(
+        &mut self,
+        records: &[Record],
+        now: UnixMillis,
+    ) -> Result<Vec<Found>, DeskError> {
         let read = self.read;
-        let gone = read > StreamSequence(0) && records.first().is_some_and(|record| record.stream_sequence > read);
+        let gone = read > StreamSequence(0)
+            && records
+                .first()
+                .is_some_and(|record| record.stream_sequence > read);
         if gone {
-            let finding = Finding::Hole { from: read, to: read };
-            return Err(self.contradicted(Found { stream_sequence: read, ledger: true, finding }, Vec::new(), now));
+            let finding = Finding::Hole {
+                from: read,
+                to: read,
+            };
+            return Err(self.contradicted(
+                Found {
+                    stream_sequence: read,
+                    ledger: true,
+                    finding,
+                },
+                Vec::new(),
+                now,
+            ));
         }
         self.take(records, now)
     }
 
-    /// Checks records and keeps those that are new. What is returned is on the disk. When this fails the desk must not be
-    /// used any more: open it again.
+    /// Checks records and keeps those that are new. What is returned is on the disk. When this
+    /// fails the desk must not be used any more: open it again.
     ///
     /// # Errors
     /// [`DeskError::Contradicted`]: the stream has something else where something was kept, or nothing. What was found is
@@ -136,7 +182,15 @@ impl Desk {
             });
             if let Some(finding) = other {
                 lines.extend(found_lines(&findings, now));
-                return Err(self.contradicted(Found { stream_sequence: at, ledger: true, finding }, lines, now));
+                return Err(self.contradicted(
+                    Found {
+                        stream_sequence: at,
+                        ledger: true,
+                        finding,
+                    },
+                    lines,
+                    now,
+                ));
             }
             if standing.is_some() {
                 continue;
@@ -147,8 +201,17 @@ impl Desk {
             let own = results.next().expect("every record has a result");
             lines.push(Line::Record(Kept::new(record, digest, own.verdict)));
             findings.extend(own.findings);
-            for Checked { verdict, findings: others, row } in results {
-                lines.push(Line::Verdict { v: V, stream_sequence: row.stream_sequence, verdict });
+            for Checked {
+                verdict,
+                findings: others,
+                row,
+            } in results
+            {
+                lines.push(Line::Verdict {
+                    v: V,
+                    stream_sequence: row.stream_sequence,
+                    verdict,
+                });
                 findings.extend(others);
             }
         }
@@ -157,8 +220,8 @@ impl Desk {
         Ok(findings)
     }
 
-    /// Whether the stream no longer has messages before `at` that were kept. Those that were never kept are the auditor's to
-    /// miss.
+    /// Whether the stream no longer has messages before `at` that were kept. Those that were never
+    /// kept are the auditor's to miss.
     fn lost_before(&mut self, at: StreamSequence) -> Option<Finding> {
         let from = std::mem::replace(&mut self.read, at).next();
         let to = StreamSequence(at.0.saturating_sub(1)).min(self.keep.last());
@@ -170,7 +233,10 @@ impl Desk {
         self.auditor.note(&found);
         lines.extend(found_lines(std::slice::from_ref(&found), now));
         match self.keep.append(&lines, now) {
-            Ok(()) => DeskError::Contradicted { folder: self.keep.folder().display().to_string(), found },
+            Ok(()) => DeskError::Contradicted {
+                folder: self.keep.folder().display().to_string(),
+                found,
+            },
             Err(error) => error.into(),
         }
     }
@@ -202,5 +268,9 @@ impl Desk {
 }
 
 fn found_lines(findings: &[Found], now: UnixMillis) -> impl Iterator<Item = Line> {
-    findings.iter().map(move |found| Line::Finding { v: V, time: now, found: found.clone() })
+    findings.iter().map(move |found| Line::Finding {
+        v: V,
+        time: now,
+        found: found.clone(),
+    })
 }

@@ -1,5 +1,5 @@
-//! Workers' events: heard, checked, recorded in the stream of their tenant, and only then answered. Nobody else writes those
-//! streams, and what a stranger sends reaches them in no other way.
+//! Workers' events: heard, checked, recorded in the stream of their tenant, and only then answered.
+//! Nobody else writes those streams, and what a stranger sends reaches them in no other way.
 
 use std::time::Duration;
 
@@ -7,7 +7,9 @@ use async_nats::HeaderMap;
 use async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE;
 use audit_core::{Candidate, Heard, Linked, Notice, Tail};
 use bytes::Bytes;
-use runtime::{ApiError, Bus, BusError, Delivery, Failure, Listener, StreamError, StreamReader, clock};
+use runtime::{
+    ApiError, Bus, BusError, Delivery, Failure, Listener, StreamError, StreamReader, clock,
+};
 use schemas::lease::Done;
 use schemas::subject::{EVENTS_FILTER, events_stream, record_filter, record_subject};
 use schemas::{Answer, Asked, Code, Message as _, Refusal, Reply, WorkerId};
@@ -61,19 +63,40 @@ struct Acknowledgement {
 }
 
 impl Intake {
-    /// Connects, and hears what workers say from then on. The sender takes what the ledger says of who may speak.
+    /// Connects, and hears what workers say from then on. The sender takes what the ledger says of
+    /// who may speak.
     ///
     /// # Errors
     /// The broker is not there, or does not take the credentials for this.
-    pub(crate) async fn connect(config: &Config, domain: &str) -> Result<(Self, mpsc::Sender<Notice>), Failure> {
+    pub(crate) async fn connect(
+        config: &Config,
+        domain: &str,
+    ) -> Result<(Self, mpsc::Sender<Notice>), Failure> {
         let settings = config.recorder_bus();
         let refused = |error: BusError| Failure::from(error.into_refusal());
-        let bus = Bus::connect("diloco-audit-recorder", &settings, clock::now()).await.map_err(refused)?;
-        let heard = Listener::connect("diloco-audit-intake", &settings, &[EVENTS_FILTER], clock::now()).await;
+        let bus = Bus::connect("diloco-audit-recorder", &settings, clock::now())
+            .await
+            .map_err(refused)?;
+        let heard = Listener::connect(
+            "diloco-audit-intake",
+            &settings,
+            &[EVENTS_FILTER],
+            clock::now(),
+        )
+        .await;
         let listener = heard.map_err(refused)?.remove(0);
         let (sender, notices) = mpsc::channel(NOTICES_MAX);
         let core = audit_core::Intake::new(domain);
-        Ok((Self { bus, listener, notices, core, tally: Tally::default() }, sender))
+        Ok((
+            Self {
+                bus,
+                listener,
+                notices,
+                core,
+                tally: Tally::default(),
+            },
+            sender,
+        ))
     }
 
     /// Runs until `stop`.
@@ -102,7 +125,10 @@ impl Intake {
     }
 
     async fn take(&mut self, delivery: &Delivery) {
-        let answer = match self.core.hear(clock::now(), &delivery.subject, &delivery.payload) {
+        let answer = match self
+            .core
+            .hear(clock::now(), &delivery.subject, &delivery.payload)
+        {
             Heard::Answer => return,
             Heard::Nobody => {
                 self.tally.nobody += 1;
@@ -122,8 +148,12 @@ impl Intake {
             self.tally.refused += 1;
             self.tally.reason = Some(refusal.clone());
         }
-        // The broker puts its own subject in the place of the one that the asker chose, so the answer says for whom it is.
-        let reply = delivery.reply.as_ref().filter(|reply| reply.starts_with("_R_."));
+        // The broker puts its own subject in the place of the one that the asker chose, so the
+        // answer says for whom it is.
+        let reply = delivery
+            .reply
+            .as_ref()
+            .filter(|reply| reply.starts_with("_R_."));
         let asked = Asked::heard(&delivery.subject, &delivery.payload);
         if let (Some(reply), Some(asked)) = (reply, asked) {
             let answer: Answer<Done> = Answer::new(&asked, answer);
@@ -141,9 +171,14 @@ impl Intake {
                 Err(cause) => return self.later(cause),
             }
         }
-        let tail = self.core.tail(candidate).expect("it was just remembered").as_ref();
+        let tail = self
+            .core
+            .tail(candidate)
+            .expect("it was just remembered")
+            .as_ref();
         if let Some(lost) = self.core.lost(candidate, tail) {
-            // It is fetched again when the event comes again: somebody may have put the stream back by then.
+            // It is fetched again when the event comes again: somebody may have put the stream back
+            // by then.
             self.core.forget(candidate);
             return self.later(lost);
         }
@@ -155,7 +190,8 @@ impl Intake {
         }
         match self.append(candidate, expected, payload).await {
             Ok(stream) => {
-                self.core.remember(candidate, Some(candidate.as_tail(stream)));
+                self.core
+                    .remember(candidate, Some(candidate.as_tail(stream)));
                 Reply::Ok(Done::default())
             }
             Err(reason) => {
@@ -166,12 +202,17 @@ impl Intake {
         }
     }
 
-    /// Not now: the worker keeps its event and sends it again, and hears why. Since it works on meanwhile and says nothing to
-    /// anybody, it is told here.
+    /// Not now: the worker keeps its event and sends it again, and hears why. Since it works on
+    /// meanwhile and says nothing to anybody, it is told here.
     fn later(&mut self, cause: Refusal) -> Reply<Done> {
         let answer = Refusal::new(Code::EventLater, cause.detail.clone());
         self.tally.waiting += 1;
-        if self.tally.cause.as_ref().is_none_or(|known| known.code != Code::EventsLost) {
+        if self
+            .tally
+            .cause
+            .as_ref()
+            .is_none_or(|known| known.code != Code::EventsLost)
+        {
             self.tally.cause = Some(cause);
         }
         Reply::Refused(answer)
@@ -183,7 +224,9 @@ impl Intake {
         let filter = record_filter(&candidate.account, &candidate.run, &candidate.worker);
         let last = stream.last_under(&filter).await;
         // A stream that is gone has lost every chain.
-        let gone = matches!(last, Err(StreamError::Missing(_))).then(|| self.core.lost(candidate, None)).flatten();
+        let gone = matches!(last, Err(StreamError::Missing(_)))
+            .then(|| self.core.lost(candidate, None))
+            .flatten();
         if let Some(lost) = gone {
             return Err(lost);
         }
@@ -196,21 +239,42 @@ impl Intake {
         tail.transpose()
     }
 
-    async fn append(&self, candidate: &Candidate, expected: u64, payload: &Bytes) -> Result<u64, String> {
-        let Candidate { account, run, worker, kind, .. } = candidate;
+    async fn append(
+        &self,
+        candidate: &Candidate,
+        expected: u64,
+        payload: &Bytes,
+    ) -> Result<u64, String> {
+        let Candidate {
+            account,
+            run,
+            worker,
+            kind,
+            ..
+        } = candidate;
         let mut headers = HeaderMap::new();
         headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, expected.to_string());
-        headers.insert(EXPECTED_FILTER, record_filter(account, run, worker).as_str());
+        headers.insert(
+            EXPECTED_FILTER,
+            record_filter(account, run, worker).as_str(),
+        );
         let subject = record_subject(account, run, worker, kind);
-        let answer = self.bus.request_raw(&subject, headers, payload.clone(), ASK_MAX).await;
+        let answer = self
+            .bus
+            .request_raw(&subject, headers, payload.clone(), ASK_MAX)
+            .await;
         let answer = answer.map_err(|error| error.to_string())?;
         let stream = events_stream(account);
         match serde_json::from_slice::<Acknowledgement>(&answer) {
             Ok(Acknowledgement { seq, error: None }) if seq > expected => Ok(seq),
-            Ok(Acknowledgement { error: Some(error), .. }) if error.err_code == WRONG_LAST_SEQUENCE => {
+            Ok(Acknowledgement {
+                error: Some(error), ..
+            }) if error.err_code == WRONG_LAST_SEQUENCE => {
                 Err(format!("{stream} has another end of this chain"))
             }
-            Ok(Acknowledgement { error: Some(error), .. }) => Err(format!("{stream}: {}", error.description)),
+            Ok(Acknowledgement {
+                error: Some(error), ..
+            }) => Err(format!("{stream}: {}", error.description)),
             Ok(_) | Err(_) => Err(format!("{stream}: the answer is no acknowledgement")),
         }
     }
@@ -218,7 +282,15 @@ impl Intake {
 
 impl Tally {
     fn report(&mut self) {
-        let Self { over, whose, refused, reason, waiting, cause, nobody } = std::mem::take(self);
+        let Self {
+            over,
+            whose,
+            refused,
+            reason,
+            waiting,
+            cause,
+            nobody,
+        } = std::mem::take(self);
         if let Some(worker) = whose {
             let code = Code::EventsDropped;
             tracing::warn!(%code, count = over, last = %worker, "events of workers that send too many were dropped");

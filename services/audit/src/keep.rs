@@ -1,5 +1,6 @@
-//! What the audit service saw, in append-only files: `<YYYYMMDD>.log` in one folder, JSON lines, one writer. A batch is on
-//! the disk before the next is read, so a crash at any moment loses nothing that was acted on.
+//! What the audit service saw, in append-only files: `<YYYYMMDD>.log` in one folder, JSON lines,
+//! one writer. A batch is on the disk before the next is read, so a crash at any moment loses
+//! nothing that was acted on.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -28,7 +29,8 @@ pub enum KeepError {
     /// An older release wrote the files.
     #[error("{} is in the form of an older release; start with a new folder, and keep this one", .0.display())]
     Older(PathBuf),
-    /// A line was changed after it was written. A line that a crash cut off at the end of the newest file is not that.
+    /// A line was changed after it was written. A line that a crash cut off at the end of the
+    /// newest file is not that.
     #[error("{} line {number} is damaged; keep the folder as it is, and start with a new one", path.display())]
     Damaged {
         /// The file.
@@ -71,7 +73,8 @@ pub(crate) enum Past {
 pub enum Standing {
     /// It is what was kept.
     Same,
-    /// The broker stored it at another time, else it is what was kept: a copy that lost its end is made whole like this.
+    /// The broker stored it at another time, else it is what was kept: a copy that lost its end is
+    /// made whole like this.
     Again,
     /// It is something else.
     Altered,
@@ -92,13 +95,21 @@ impl Known {
         if self.digest == record.digest() {
             return Standing::Same;
         }
-        let then = Record { stored_at: self.stored_at, ..record.clone() };
-        if self.digest == then.digest() { Standing::Again } else { Standing::Altered }
+        let then = Record {
+            stored_at: self.stored_at,
+            ..record.clone()
+        };
+        if self.digest == then.digest() {
+            Standing::Again
+        } else {
+            Standing::Altered
+        }
     }
 }
 
-/// Everything that the files in `folder` hold, by position, for a comparison with the stream. Takes no lock and changes
-/// nothing: the service may be writing. Nothing is kept where there is no folder.
+/// Everything that the files in `folder` hold, by position, for a comparison with the stream. Takes
+/// no lock and changes nothing: the service may be writing. Nothing is kept where there is no
+/// folder.
 ///
 /// # Errors
 /// A file cannot be read, or a line was damaged.
@@ -111,12 +122,19 @@ pub fn kept(folder: &Path) -> Result<BTreeMap<StreamSequence, Known>, KeepError>
     for name in &names {
         let path = folder.join(name);
         let file = File::open(&path).map_err(|source| io_error(&path, source))?;
-        scan(&path, &file, names.last() == Some(name), &mut known, &mut |_| {})?;
+        scan(
+            &path,
+            &file,
+            names.last() == Some(name),
+            &mut known,
+            &mut |_| {},
+        )?;
     }
     Ok(known)
 }
 
-/// The newest position that the files in `folder` hold; 0 for none. Reads the newest file that has records.
+/// The newest position that the files in `folder` hold; 0 for none. Reads the newest file that has
+/// records.
 ///
 /// # Errors
 /// As [`kept`].
@@ -129,7 +147,13 @@ pub fn last_kept(folder: &Path) -> Result<StreamSequence, KeepError> {
         let path = folder.join(name);
         let file = File::open(&path).map_err(|source| io_error(&path, source))?;
         let mut known = BTreeMap::new();
-        scan(&path, &file, names.last() == Some(name), &mut known, &mut |_| {})?;
+        scan(
+            &path,
+            &file,
+            names.last() == Some(name),
+            &mut known,
+            &mut |_| {},
+        )?;
         if let Some((last, _)) = known.last_key_value() {
             return Ok(*last);
         }
@@ -138,14 +162,20 @@ pub fn last_kept(folder: &Path) -> Result<StreamSequence, KeepError> {
 }
 
 impl Keep {
-    /// Opens the folder, makes it where it is missing, repairs a torn end, and gives everything that was kept to `each`.
+    /// Opens the folder, makes it where it is missing, repairs a torn end, and gives everything
+    /// that was kept to `each`.
     ///
     /// # Errors
     /// Another process has it, it cannot be read or written, or a line was damaged.
     pub(crate) fn open(folder: &Path, each: &mut dyn FnMut(Past)) -> Result<Self, KeepError> {
         fs::create_dir_all(folder).map_err(|source| io_error(folder, source))?;
         let lock = lock(folder)?;
-        let mut keep = Self { folder: folder.to_owned(), newest: None, known: BTreeMap::new(), _lock: lock };
+        let mut keep = Self {
+            folder: folder.to_owned(),
+            newest: None,
+            known: BTreeMap::new(),
+            _lock: lock,
+        };
         let names = log_names(folder)?;
         let last = names.last().cloned();
         for name in names {
@@ -154,11 +184,16 @@ impl Keep {
             let mut file = open_for_append(&path)?;
             let whole = scan(&path, &file, is_last, &mut keep.known, each)?;
             if is_last {
-                let length = file.metadata().map_err(|source| io_error(&path, source))?.len();
+                let length = file
+                    .metadata()
+                    .map_err(|source| io_error(&path, source))?
+                    .len();
                 if let Some(bytes) = length.checked_sub(whole).filter(|bytes| *bytes > 0) {
                     tracing::warn!(file = %path.display(), bytes, "the last line was cut off by a crash; removed");
                 }
-                file.set_len(whole).and_then(|()| file.seek(SeekFrom::End(0))).map_err(|e| io_error(&path, e))?;
+                file.set_len(whole)
+                    .and_then(|()| file.seek(SeekFrom::End(0)))
+                    .map_err(|e| io_error(&path, e))?;
                 keep.newest = Some((name, file));
             }
         }
@@ -167,7 +202,9 @@ impl Keep {
 
     /// The newest position that was kept; 0 for none.
     pub fn last(&self) -> StreamSequence {
-        self.known.last_key_value().map_or(StreamSequence(0), |(last, _)| *last)
+        self.known
+            .last_key_value()
+            .map_or(StreamSequence(0), |(last, _)| *last)
     }
 
     /// How many positions were kept.
@@ -192,11 +229,19 @@ impl Keep {
 
     /// How a record stands to what was kept; none where nothing was.
     pub(crate) fn standing(&self, record: &Record) -> Option<Standing> {
-        self.known.get(&record.stream_sequence).map(|known| known.standing(record))
+        self.known
+            .get(&record.stream_sequence)
+            .map(|known| known.standing(record))
     }
 
     pub(crate) fn know(&mut self, record: &Record, digest: Digest) {
-        self.known.insert(record.stream_sequence, Known { digest, stored_at: record.stored_at });
+        self.known.insert(
+            record.stream_sequence,
+            Known {
+                digest,
+                stored_at: record.stored_at,
+            },
+        );
     }
 
     /// Writes lines and returns when they are on the disk.
@@ -222,7 +267,9 @@ impl Keep {
         let path = self.folder.join(&today);
         let file = open_for_append(&path)?;
         // The name must be on the disk before what is in the file counts.
-        File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(|e| io_error(&self.folder, e))?;
+        File::open(&self.folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(|e| io_error(&self.folder, e))?;
         Ok((today, file))
     }
 }
@@ -240,12 +287,17 @@ fn scan(
     loop {
         let mut text = Vec::new();
         let mut bounded = reader.by_ref().take(LINE_BYTES_MAX as u64);
-        let length = bounded.read_until(b'\n', &mut text).map_err(|source| io_error(path, source))?;
+        let length = bounded
+            .read_until(b'\n', &mut text)
+            .map_err(|source| io_error(path, source))?;
         if length == 0 {
             return Ok(whole);
         }
         number += 1;
-        let damaged = || KeepError::Damaged { path: path.to_owned(), number };
+        let damaged = || KeepError::Damaged {
+            path: path.to_owned(),
+            number,
+        };
         if text.last() != Some(&b'\n') {
             let torn = is_last && length < LINE_BYTES_MAX;
             return if torn { Ok(whole) } else { Err(damaged()) };
@@ -257,7 +309,13 @@ fn scan(
         match line {
             Line::Record(kept) => {
                 let (record, digest) = kept.record().ok_or_else(damaged)?;
-                known.insert(record.stream_sequence, Known { digest, stored_at: record.stored_at });
+                known.insert(
+                    record.stream_sequence,
+                    Known {
+                        digest,
+                        stored_at: record.stored_at,
+                    },
+                );
                 each(Past::Record(record));
             }
             Line::Finding { found, .. } => each(Past::Found(found)),
@@ -270,7 +328,11 @@ fn scan(
 /// Holds the folder until the file is closed.
 fn lock(folder: &Path) -> Result<File, KeepError> {
     let path = folder.join("lock");
-    let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let opened = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path);
     let file = opened.map_err(|source| io_error(&path, source))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
@@ -283,7 +345,9 @@ fn lock(folder: &Path) -> Result<File, KeepError> {
 fn log_names(folder: &Path) -> Result<Vec<String>, KeepError> {
     let mut names = Vec::new();
     for entry in fs::read_dir(folder).map_err(|source| io_error(folder, source))? {
-        let name = entry.map_err(|source| io_error(folder, source))?.file_name();
+        let name = entry
+            .map_err(|source| io_error(folder, source))?
+            .file_name();
         let name = name.to_string_lossy().into_owned();
         let date = name.strip_suffix(".log");
         if date.is_some_and(|date| date.len() == 8 && date.bytes().all(|b| b.is_ascii_digit())) {
@@ -295,19 +359,28 @@ fn log_names(folder: &Path) -> Result<Vec<String>, KeepError> {
 }
 
 fn open_for_append(path: &Path) -> Result<File, KeepError> {
-    let opened = OpenOptions::new().create(true).read(true).append(true).open(path);
+    let opened = OpenOptions::new()
+        .create(true)
+        .read(true)
+        .append(true)
+        .open(path);
     opened.map_err(|source| io_error(path, source))
 }
 
 fn io_error(path: &Path, source: io::Error) -> KeepError {
-    KeepError::Io { path: path.to_owned(), source }
+    KeepError::Io {
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// `YYYYMMDD`, UTC.
 fn day(now: UnixMillis) -> String {
     let millis = i64::try_from(now.get()).unwrap_or(i64::MAX);
     let time = jiff::Timestamp::from_millisecond(millis).unwrap_or(jiff::Timestamp::MAX);
-    time.to_zoned(jiff::tz::TimeZone::UTC).strftime("%Y%m%d").to_string()
+    time.to_zoned(jiff::tz::TimeZone::UTC)
+        .strftime("%Y%m%d")
+        .to_string()
 }
 
 #[cfg(test)]

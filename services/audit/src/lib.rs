@@ -1,6 +1,6 @@
-//! The audit service around [`audit_core`]: reads stream `AUDIT`, has every event checked, and keeps what it saw in files
-//! of its own, so that a stream that is changed later contradicts them. It also hears what workers say about themselves,
-//! and records what is in order.
+//! The audit service around [`audit_core`]: reads stream `AUDIT`, has every event checked, and
+//! keeps what it saw in files of its own, so that a stream that is changed later contradicts them.
+//! It also hears what workers say about themselves, and records what is in order.
 //!
 //! [`Replay`] is the same reading and checking for a command line, without files.
 //!
@@ -24,8 +24,8 @@ pub mod replay;
 pub mod service;
 
 pub use audit_core::{
-    Auditor, Checked, EmitterSummary, FaultyWorker, Finding, ForeignMessage, Found, Payload, Record, RunSummary,
-    StreamSequence, Summary, TimelineRow, Verdict,
+    Auditor, Checked, EmitterSummary, FaultyWorker, Finding, ForeignMessage, Found, Payload,
+    Record, RunSummary, StreamSequence, Summary, TimelineRow, Verdict,
 };
 pub use config::Config;
 pub use desk::{Desk, DeskError};

@@ -5,8 +5,9 @@ use data_encoding::BASE64;
 use schemas::{Digest, UnixMillis, V};
 use serde::{Deserialize, Serialize};
 
-/// Longest line, with its end: the longest event in base64 (23 KiB), the longest subject that the broker takes (4 KiB) with
-/// every character escaped, and names. What writes lines and what reads them has this bound from here.
+/// Longest line, with its end: the longest event in base64 (23 KiB), the longest subject that the
+/// broker takes (4 KiB) with every character escaped, and names. What writes lines and what reads
+/// them has this bound from here.
 pub(crate) const LINE_BYTES_MAX: usize = 64 << 10;
 
 /// What a line says.
@@ -68,7 +69,10 @@ impl Kept {
             stored_at: record.stored_at,
             payload: match &record.payload {
                 Payload::Whole(bytes) => Written::Base64(BASE64.encode(bytes)),
-                Payload::TooLong { bytes, digest } => Written::TooLong { bytes: *bytes, digest: *digest },
+                Payload::TooLong { bytes, digest } => Written::TooLong {
+                    bytes: *bytes,
+                    digest: *digest,
+                },
             },
             digest,
             verdict,
@@ -92,7 +96,9 @@ impl Kept {
 
 /// Whether a line that does not parse is one of an older release.
 pub(crate) fn is_older(text: &[u8]) -> bool {
-    let version = serde_json::from_slice(text).ok().and_then(|line: serde_json::Value| line.get("v")?.as_u64());
+    let version = serde_json::from_slice(text)
+        .ok()
+        .and_then(|line: serde_json::Value| line.get("v")?.as_u64());
     version == Some(1)
 }
 
@@ -102,7 +108,11 @@ impl Line {
         let start = into.len();
         serde_json::to_writer(&mut *into, self).expect("lines are JSON: their maps have text keys");
         into.push(b'\n');
-        debug_assert!(into.len() - start <= LINE_BYTES_MAX, "{} bytes could not be read again", into.len() - start);
+        debug_assert!(
+            into.len() - start <= LINE_BYTES_MAX,
+            "{} bytes could not be read again",
+            into.len() - start
+        );
     }
 }
 
@@ -113,7 +123,8 @@ mod tests {
 
     use super::*;
 
-    /// The longest of each kind, with text that JSON has to escape wherever a stranger can put some.
+    /// The longest of each kind, with text that JSON has to escape wherever a stranger can put
+    /// some.
     #[test]
     fn the_longest_line_is_within_what_is_read() {
         let controls = |length: usize| "\u{1}".repeat(length);
@@ -124,18 +135,34 @@ mod tests {
             stored_at: UnixMillis(u64::MAX),
             payload: Payload::of(&vec![0xFF; SIGNED_EVENT_BYTES_MAX]),
         };
-        let longer = Record { payload: Payload::of(&vec![0xFF; 1 << 20]), ..longest.clone() };
-        let finding = Finding::Malformed { reason: controls(1024) };
-        let found = Found { stream_sequence: StreamSequence(u64::MAX), ledger: true, finding };
+        let longer = Record {
+            payload: Payload::of(&vec![0xFF; 1 << 20]),
+            ..longest.clone()
+        };
+        let finding = Finding::Malformed {
+            reason: controls(1024),
+        };
+        let found = Found {
+            stream_sequence: StreamSequence(u64::MAX),
+            ledger: true,
+            finding,
+        };
         for line in [
             Line::Record(Kept::new(&longest, longest.digest(), Verdict::Unenrolled)),
             Line::Record(Kept::new(&longer, longer.digest(), Verdict::Unenrolled)),
-            Line::Finding { v: V, time: UnixMillis(u64::MAX), found },
+            Line::Finding {
+                v: V,
+                time: UnixMillis(u64::MAX),
+                found,
+            },
         ] {
             let mut bytes = Vec::new();
             line.encode(&mut bytes);
             assert!(bytes.len() <= LINE_BYTES_MAX, "{} bytes", bytes.len());
-            assert_eq!(serde_json::from_slice::<Line>(&bytes).expect("it reads back"), line);
+            assert_eq!(
+                serde_json::from_slice::<Line>(&bytes).expect("it reads back"),
+                line
+            );
         }
     }
 

@@ -7,10 +7,13 @@ use clap::Parser;
 use diloco_audit::{Config, Service};
 use identity::Layout;
 use runtime::ready::ReadyFile;
-use runtime::{ConfigArgs, Failure, Loaded, LogArgs, clock, config, exit, expiry, log, shutdown, validate};
+use runtime::{
+    ConfigArgs, Failure, Loaded, LogArgs, clock, config, exit, expiry, log, shutdown, validate,
+};
 use schemas::Code;
 
-/// Checks every event on the bus against its emitter's key and chain, and keeps what it saw in append-only files.
+/// Checks every event on the bus against its emitter's key and chain, and keeps what it saw in
+/// append-only files.
 #[derive(Parser)]
 #[command(name = "diloco-audit", version)]
 struct Args {
@@ -43,10 +46,15 @@ fn start(args: &Args) -> Result<(), Failure> {
         ("audit.folder", "--folder", &args.folder),
         ("audit.ready", "--ready-file", &args.ready_file),
     ];
-    let flags =
-        given.into_iter().filter_map(|(key, flag, path)| Some((key, flag, path.as_ref()?.display().to_string())));
-    let Loaded { value, origins } = config::load::<Config>(&args.config, &flags.collect::<Vec<_>>())?;
-    let loaded = Loaded { value: value.completed(), origins };
+    let flags = given
+        .into_iter()
+        .filter_map(|(key, flag, path)| Some((key, flag, path.as_ref()?.display().to_string())));
+    let Loaded { value, origins } =
+        config::load::<Config>(&args.config, &flags.collect::<Vec<_>>())?;
+    let loaded = Loaded {
+        value: value.completed(),
+        origins,
+    };
     if args.config.print_config {
         return exit::print(&loaded.print());
     }
@@ -58,11 +66,15 @@ fn start(args: &Args) -> Result<(), Failure> {
         return exit::print("configuration is valid\n");
     }
     identity::tls::install_provider();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.map_err(|error| Failure::new(Code::Internal, error))?.block_on(async {
-        expiry::watch(materials);
-        audit(&loaded.value).await
-    })
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    runtime
+        .map_err(|error| Failure::new(Code::Internal, error))?
+        .block_on(async {
+            expiry::watch(materials);
+            audit(&loaded.value).await
+        })
 }
 
 async fn audit(config: &Config) -> Result<(), Failure> {

@@ -1,4 +1,5 @@
-//! A replay from the stream alone: everything is checked from the first message on, and what comes later is followed.
+//! A replay from the stream alone: everything is checked from the first message on, and what comes
+//! later is followed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -67,11 +68,18 @@ impl Replay {
         let span = reader.span().await?;
         let auditor = Auditor::new(trust.domain.as_str(), trust.audit_keys.iter().cloned());
         let (kept, compared) = (BTreeMap::new(), StreamSequence(0));
-        Ok(Self { reader, auditor, span, kept, compared })
+        Ok(Self {
+            reader,
+            auditor,
+            span,
+            kept,
+            compared,
+        })
     }
 
-    /// Compares the stream with what [`crate::keep::kept`] read before the replay was opened: a stream that was replaced or
-    /// has lost its end is whole in itself, and only who has seen it before can tell.
+    /// Compares the stream with what [`crate::keep::kept`] read before the replay was opened: a
+    /// stream that was replaced or has lost its end is whole in itself, and only who has seen it
+    /// before can tell.
     #[must_use]
     pub fn against(self, kept: BTreeMap<StreamSequence, Known>) -> Self {
         Self { kept, ..self }
@@ -82,12 +90,17 @@ impl Replay {
         self.span
     }
 
-    /// Checks everything from the first message to the end that the stream had when it was opened, and gives each result
-    /// to `each`: those about one record may come twice, the first time as waiting for its worker to join.
+    /// Checks everything from the first message to the end that the stream had when it was opened,
+    /// and gives each result to `each`: those about one record may come twice, the first time as
+    /// waiting for its worker to join.
     ///
     /// # Errors
     /// The stream is empty, or nothing comes for `patience`.
-    pub async fn run(&mut self, patience: Duration, each: &mut dyn FnMut(Checked)) -> Result<(), ReplayError> {
+    pub async fn run(
+        &mut self,
+        patience: Duration,
+        each: &mut dyn FnMut(Checked),
+    ) -> Result<(), ReplayError> {
         let (last, newest) = (self.span.last, self.kept.keys().next_back().copied());
         // An empty stream of which something was kept is a finding, not the absence of one.
         if last > StreamSequence(0) || newest.is_none() {
@@ -95,14 +108,21 @@ impl Replay {
         }
         if let Some(kept) = newest.filter(|kept| *kept > last) {
             let finding = Finding::Truncated { last, kept };
-            self.auditor.note(&Found { stream_sequence: last, ledger: true, finding });
+            self.auditor.note(&Found {
+                stream_sequence: last,
+                ledger: true,
+                finding,
+            });
         }
-        self.auditor.conclude(self.span.last).into_iter().for_each(each);
+        self.auditor
+            .conclude(self.span.last)
+            .into_iter()
+            .for_each(each);
         Ok(())
     }
 
-    /// Checks everything from the first message to position `end`, which may not lie beyond the stream's last. Events that
-    /// still wait for their worker go on waiting.
+    /// Checks everything from the first message to position `end`, which may not lie beyond the
+    /// stream's last. Events that still wait for their worker go on waiting.
     ///
     /// # Errors
     /// As [`Replay::run`]; or the stream does not reach `end`.
@@ -121,11 +141,20 @@ impl Replay {
         }
         loop {
             let batch = tokio::time::timeout(patience, self.reader.batch_to(end)).await;
-            let stalled = |_| ReplayError::Stalled { at: self.auditor.last(), end, waited: patience };
-            let Some(batch) = batch.map_err(stalled)? else { return Ok(()) };
+            let stalled = |_| ReplayError::Stalled {
+                at: self.auditor.last(),
+                end,
+                waited: patience,
+            };
+            let Some(batch) = batch.map_err(stalled)? else {
+                return Ok(());
+            };
             for record in &batch {
                 self.compare(record);
-                self.auditor.observe(record).into_iter().for_each(&mut *each);
+                self.auditor
+                    .observe(record)
+                    .into_iter()
+                    .for_each(&mut *each);
             }
         }
     }
@@ -133,21 +162,43 @@ impl Replay {
     fn compare(&mut self, record: &Record) {
         let at = record.stream_sequence;
         let from = std::mem::replace(&mut self.compared, at).next();
-        let missing = if from < at { self.kept.range(from..at).next() } else { None };
+        let missing = if from < at {
+            self.kept.range(from..at).next()
+        } else {
+            None
+        };
         if let Some((first, _)) = missing {
-            let finding = Finding::Hole { from: *first, to: StreamSequence(at.0.saturating_sub(1)) };
-            self.auditor.note(&Found { stream_sequence: at, ledger: true, finding });
+            let finding = Finding::Hole {
+                from: *first,
+                to: StreamSequence(at.0.saturating_sub(1)),
+            };
+            self.auditor.note(&Found {
+                stream_sequence: at,
+                ledger: true,
+                finding,
+            });
         }
-        if self.kept.get(&at).is_some_and(|kept| kept.standing(record) == Standing::Altered) {
+        if self
+            .kept
+            .get(&at)
+            .is_some_and(|kept| kept.standing(record) == Standing::Altered)
+        {
             let finding = Finding::Altered { sequence: at };
-            self.auditor.note(&Found { stream_sequence: at, ledger: true, finding });
+            self.auditor.note(&Found {
+                stream_sequence: at,
+                ledger: true,
+                finding,
+            });
         }
     }
 
     /// The next results after [`Replay::catch_up`] to the end; waits until there are some.
     pub async fn follow(&mut self) -> Vec<Checked> {
         let batch = self.reader.batch().await;
-        batch.iter().flat_map(|record| self.auditor.observe(record)).collect()
+        batch
+            .iter()
+            .flat_map(|record| self.auditor.observe(record))
+            .collect()
     }
 
     /// What was checked so far.

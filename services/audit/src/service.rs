@@ -1,6 +1,6 @@
-//! The audit service: reads, checks, keeps, and says what it finds, until it is stopped or the stream is not the one that
-//! it has kept. Beside it runs the intake, which
-//! learns from here whose keys the ledger names.
+//! The audit service: reads, checks, keeps, and says what it finds, until it is stopped or the
+//! stream is not the one that it has kept. Beside it runs the intake, which learns from here whose
+//! keys the ledger names.
 
 use std::time::Duration;
 
@@ -34,8 +34,8 @@ impl Service {
     /// Opens the files, checks them, connects, and compares the files with the stream's two ends.
     ///
     /// # Errors
-    /// The trust bundle or the files cannot be used, no broker answers, it has no stream `AUDIT`, or another one than was
-    /// kept.
+    /// The trust bundle or the files cannot be used, no broker answers, it has no stream `AUDIT`,
+    /// or another one than was kept.
     pub async fn build(config: &Config) -> Result<Self, Failure> {
         let trust = TrustBundle::read(&config.audit.trust)
             .map_err(|error| Failure::new(error.code(), format!("audit.trust: {error}")))?;
@@ -45,23 +45,41 @@ impl Service {
         let bus = connected.map_err(|error| Failure::from(error.into_refusal()))?;
         // From the first message on, so that the whole stream is compared with what was kept.
         let reader = Reader::new(&bus, StreamSequence(1));
-        let ends = Ends::ask(&reader, &desk).await.map_err(|error| Failure::new(error.code(), error))?;
+        let ends = Ends::ask(&reader, &desk)
+            .await
+            .map_err(|error| Failure::new(error.code(), error))?;
         let stream = ends.span;
         let desk = compare(desk, ends).await?;
         let (intake, notices) = Intake::connect(config, &domain).await?;
-        tracing::info!(kept = desk.keep().len(), stream = stream.messages, last = stream.last.0, "auditing");
+        tracing::info!(
+            kept = desk.keep().len(),
+            stream = stream.messages,
+            last = stream.last.0,
+            "auditing"
+        );
         if let Some(found) = desk.auditor().evidence() {
             tracing::warn!(code = %found.code(), "what was kept has evidence of tampering: {found}");
         }
-        Ok(Self { reader, desk, intake, notices })
+        Ok(Self {
+            reader,
+            desk,
+            intake,
+            notices,
+        })
     }
 
     /// Runs until `stop`.
     ///
     /// # Errors
-    /// The stream contradicts what was kept of it, the files cannot be written, or the broker takes a right away.
+    /// The stream contradicts what was kept of it, the files cannot be written, or the broker takes
+    /// a right away.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
-        let Self { mut reader, mut desk, intake, notices } = self;
+        let Self {
+            mut reader,
+            mut desk,
+            intake,
+            notices,
+        } = self;
         let mut intake = tokio::spawn(intake.run(stop.clone()));
         tell_all(&mut desk, &notices).await;
         let mut look = tokio::time::interval(COMPARE_EVERY);
@@ -90,7 +108,11 @@ impl Service {
                 }
             }
         }
-        tracing::info!(kept = desk.keep().len(), last = desk.auditor().last().0, "the audit has ended");
+        tracing::info!(
+            kept = desk.keep().len(),
+            last = desk.auditor().last().0,
+            "the audit has ended"
+        );
         Ok(())
     }
 }
@@ -110,7 +132,11 @@ impl Ends {
             Err(StreamError::Missing(_)) if kept > StreamSequence(0) => Span::EMPTY,
             span => span?,
         };
-        let newest = if kept > StreamSequence(0) && span.last >= kept { reader.record(kept).await? } else { None };
+        let newest = if kept > StreamSequence(0) && span.last >= kept {
+            reader.record(kept).await?
+        } else {
+            None
+        };
         Ok(Self { span, newest })
     }
 }
@@ -132,7 +158,10 @@ async fn take(mut desk: Desk, records: Vec<Record>) -> Result<Desk, Failure> {
     log(&findings);
     let again = desk.take_again();
     if again > 0 {
-        tracing::warn!(count = again, "the broker has stored messages again, byte for byte what was kept of them");
+        tracing::warn!(
+            count = again,
+            "the broker has stored messages again, byte for byte what was kept of them"
+        );
     }
     Ok(desk)
 }
@@ -149,7 +178,9 @@ async fn compare(mut desk: Desk, ends: Ends) -> Result<Desk, Failure> {
 async fn blocking<T: Send + 'static, E: Into<DeskError> + Send + 'static>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, Failure> {
-    let done = tokio::task::spawn_blocking(work).await.map_err(|error| Failure::new(Code::Internal, error))?;
+    let done = tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Failure::new(Code::Internal, error))?;
     done.map_err(|error| {
         let error: DeskError = error.into();
         if let DeskError::Contradicted { found, .. } = &error {
@@ -168,7 +199,11 @@ fn log(findings: &[Found]) {
             tracing::warn!(%code, finding, sequence = found.stream_sequence.0, "{found}");
         }
     }
-    if let Some(more) = findings.len().checked_sub(FINDINGS_LOGGED_MAX).filter(|more| *more > 0) {
+    if let Some(more) = findings
+        .len()
+        .checked_sub(FINDINGS_LOGGED_MAX)
+        .filter(|more| *more > 0)
+    {
         tracing::warn!(more, "further findings are in the audit files");
     }
 }

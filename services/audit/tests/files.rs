@@ -1,9 +1,12 @@
 //! The append-only files: what a crash leaves, and what tampering leaves.
 //!
-//! A program of its own, which starts no process: a child that is between `fork` and `exec` holds the locks of its parent,
-//! so a folder that was just closed would now and then be busy.
+//! A program of its own, which starts no process: a child that is between `fork` and `exec` holds
+//! the locks of its parent, so a folder that was just closed would now and then be busy.
 
-#[expect(dead_code, reason = "only the coordinator's remarks are used here, the rest by audit/main.rs")]
+#[expect(
+    dead_code,
+    reason = "only the coordinator's remarks are used here, the rest by audit/main.rs"
+)]
 #[path = "audit/scribe.rs"]
 mod scribe;
 
@@ -26,9 +29,15 @@ fn ledger(count: u64) -> (TrustBundle, Vec<Record>) {
     let key = AuditKey::generate();
     let trust = TrustBundle {
         v: V,
-        domain: SigningKey::generate(identity::KeyKind::Operator).public().clone(),
+        domain: SigningKey::generate(identity::KeyKind::Operator)
+            .public()
+            .clone(),
         tenants: vec![
-            SigningKey::generate(identity::KeyKind::Account).public().as_str().parse().expect("an account's id"),
+            SigningKey::generate(identity::KeyKind::Account)
+                .public()
+                .as_str()
+                .parse()
+                .expect("an account's id"),
         ],
         manifest_keys: vec![ManifestKey::generate().public().clone()],
         audit_keys: vec![key.public().clone()],
@@ -42,13 +51,22 @@ fn ledger(count: u64) -> (TrustBundle, Vec<Record>) {
 /// An event as the stream gives it back.
 fn record(said: Said, sequence: u64) -> Record {
     let (stream_sequence, stored_at) = (StreamSequence(sequence), runtime::clock::now());
-    Record { stream_sequence, subject: said.subject, stored_at, payload: Payload::of(&said.event.encode()) }
+    Record {
+        stream_sequence,
+        subject: said.subject,
+        stored_at,
+        payload: Payload::of(&said.event.encode()),
+    }
 }
 
 fn newest(folder: &Path) -> PathBuf {
-    let entries =
-        fs::read_dir(folder).expect("the folder is ours").map(|entry| entry.expect("the folder is ours").path());
-    entries.filter(|path| path.extension().is_some_and(|ending| ending == "log")).max().expect("a file was written")
+    let entries = fs::read_dir(folder)
+        .expect("the folder is ours")
+        .map(|entry| entry.expect("the folder is ours").path());
+    entries
+        .filter(|path| path.extension().is_some_and(|ending| ending == "log"))
+        .max()
+        .expect("a file was written")
 }
 
 #[test]
@@ -56,15 +74,33 @@ fn what_was_kept_is_there_again_and_nothing_twice() {
     let (trust, records) = ledger(7);
     let scratch = tempfile::tempdir().expect("a scratch folder");
     let mut desk = Desk::open(scratch.path(), &trust).expect("the files are whole");
-    assert_eq!(desk.take(&records[..3], NOW).expect("the files are whole"), []);
-    assert!(matches!(Desk::open(scratch.path(), &trust), Err(KeepError::Busy(_))));
+    assert_eq!(
+        desk.take(&records[..3], NOW).expect("the files are whole"),
+        []
+    );
+    assert!(matches!(
+        Desk::open(scratch.path(), &trust),
+        Err(KeepError::Busy(_))
+    ));
     drop(desk);
     let mut desk = Desk::open(scratch.path(), &trust).expect("the files are whole");
-    assert_eq!((desk.keep().last(), desk.auditor().summary().verified), (StreamSequence(3), 3));
-    assert_eq!(desk.take(&records[..6], TOMORROW).expect("the files are whole"), []);
+    assert_eq!(
+        (desk.keep().last(), desk.auditor().summary().verified),
+        (StreamSequence(3), 3)
+    );
+    assert_eq!(
+        desk.take(&records[..6], TOMORROW)
+            .expect("the files are whole"),
+        []
+    );
     assert_eq!(desk.auditor().summary().verified, 6);
     drop(desk);
-    let lines = |path: &Path| fs::read_to_string(path).expect("the folder is ours").lines().count();
+    let lines = |path: &Path| {
+        fs::read_to_string(path)
+            .expect("the folder is ours")
+            .lines()
+            .count()
+    };
     assert_eq!(lines(&scratch.path().join("20231114.log")), 3);
     assert_eq!(lines(&scratch.path().join("20231115.log")), 3);
     // A clock that goes back does not disturb the order of the files.
@@ -77,7 +113,11 @@ fn what_was_kept_is_there_again_and_nothing_twice() {
 /// The folder's lines that are records, and those that are findings.
 fn kinds(folder: &Path) -> (usize, usize) {
     let text = fs::read_to_string(newest(folder)).expect("the folder is ours");
-    let count = |kind: &str| text.lines().filter(|line| line.starts_with(&format!("{{\"line\":\"{kind}\""))).count();
+    let count = |kind: &str| {
+        text.lines()
+            .filter(|line| line.starts_with(&format!("{{\"line\":\"{kind}\"")))
+            .count()
+    };
     (count("record"), count("finding"))
 }
 
@@ -105,16 +145,31 @@ fn contradiction(result: Result<impl std::fmt::Debug, DeskError>) -> Finding {
 fn a_changed_stream_contradicts_the_files_and_is_not_recorded() {
     let (trust, records) = ledger(8);
     let mut altered = records.clone();
-    let Payload::Whole(bytes) = &mut altered[2].payload else { panic!("no event is too long") };
+    let Payload::Whole(bytes) = &mut altered[2].payload else {
+        panic!("no event is too long")
+    };
     bytes[10] ^= 1;
     let mut holed = records.clone();
     holed.remove(4);
     let (third, fifth) = (StreamSequence(3), StreamSequence(5));
-    let cases = [(altered, Finding::Altered { sequence: third }), (holed, Finding::Hole { from: fifth, to: fifth })];
+    let cases = [
+        (altered, Finding::Altered { sequence: third }),
+        (
+            holed,
+            Finding::Hole {
+                from: fifth,
+                to: fifth,
+            },
+        ),
+    ];
     for (changed, finding) in cases {
         let (scratch, mut desk) = kept(&trust, &records[..6]);
         assert_eq!(contradiction(desk.take(&changed, NOW)), finding);
-        assert_eq!(kinds(scratch.path()), (6, 1), "the seventh and eighth are not recorded");
+        assert_eq!(
+            kinds(scratch.path()),
+            (6, 1),
+            "the seventh and eighth are not recorded"
+        );
         drop(desk);
         let mut desk = Desk::open(scratch.path(), &trust).expect("the files are whole");
         assert!(desk.auditor().evidence().is_some() == matches!(finding, Finding::Altered { .. }));
@@ -127,27 +182,68 @@ fn a_changed_stream_contradicts_the_files_and_is_not_recorded() {
 #[test]
 fn the_two_ends_of_a_stream_tell_in_one_look() {
     let (trust, records) = ledger(6);
-    let span =
-        |first, last| Span { messages: 1 + last - first, first: StreamSequence(first), last: StreamSequence(last) };
+    let span = |first, last| Span {
+        messages: 1 + last - first,
+        first: StreamSequence(first),
+        last: StreamSequence(last),
+    };
     let (_scratch, mut desk) = kept(&trust, &records);
     for whole in [span(1, 6), span(1, 9)] {
-        desk.compare(whole, Some(&records[5]), NOW).expect("it is what was kept");
+        desk.compare(whole, Some(&records[5]), NOW)
+            .expect("it is what was kept");
     }
     let sixth = StreamSequence(6);
-    let other = Record { payload: Payload::of(b"another ledger"), ..records[5].clone() };
+    let other = Record {
+        payload: Payload::of(b"another ledger"),
+        ..records[5].clone()
+    };
     let cases = [
-        (Span::EMPTY, None, Finding::Truncated { last: StreamSequence(0), kept: sixth }),
-        (span(1, 4), None, Finding::Truncated { last: StreamSequence(4), kept: sixth }),
-        (span(3, 9), Some(&records[5]), Finding::Hole { from: StreamSequence(1), to: StreamSequence(2) }),
-        (span(1, 9), None, Finding::Hole { from: sixth, to: sixth }),
-        (span(1, 9), Some(&other), Finding::Altered { sequence: sixth }),
+        (
+            Span::EMPTY,
+            None,
+            Finding::Truncated {
+                last: StreamSequence(0),
+                kept: sixth,
+            },
+        ),
+        (
+            span(1, 4),
+            None,
+            Finding::Truncated {
+                last: StreamSequence(4),
+                kept: sixth,
+            },
+        ),
+        (
+            span(3, 9),
+            Some(&records[5]),
+            Finding::Hole {
+                from: StreamSequence(1),
+                to: StreamSequence(2),
+            },
+        ),
+        (
+            span(1, 9),
+            None,
+            Finding::Hole {
+                from: sixth,
+                to: sixth,
+            },
+        ),
+        (
+            span(1, 9),
+            Some(&other),
+            Finding::Altered { sequence: sixth },
+        ),
     ];
     for (span, newest, finding) in cases {
         assert_eq!(contradiction(desk.compare(span, newest, NOW)), finding);
     }
     let scratch = tempfile::tempdir().expect("a scratch folder");
     let mut fresh = Desk::open(scratch.path(), &trust).expect("a fresh folder");
-    fresh.compare(Span::EMPTY, None, NOW).expect("nothing was kept");
+    fresh
+        .compare(Span::EMPTY, None, NOW)
+        .expect("nothing was kept");
 }
 
 /// The broker makes a copy whole that has lost its end: the same bytes at another time.
@@ -158,14 +254,29 @@ fn what_the_broker_stored_again_byte_for_byte_is_what_was_kept() {
     let again: Vec<Record> = records[3..]
         .iter()
         .cloned()
-        .map(|record| Record { stored_at: UnixMillis(record.stored_at.get() + 1000), ..record })
+        .map(|record| Record {
+            stored_at: UnixMillis(record.stored_at.get() + 1000),
+            ..record
+        })
         .collect();
     let stream = [records[..3].to_vec(), again].concat();
-    let span = Span { messages: 6, first: StreamSequence(1), last: StreamSequence(6) };
-    desk.compare(span, Some(&stream[4]), NOW).expect("only its time is another");
-    assert_eq!(desk.take(&stream, NOW).expect("only their times are others"), []);
+    let span = Span {
+        messages: 6,
+        first: StreamSequence(1),
+        last: StreamSequence(6),
+    };
+    desk.compare(span, Some(&stream[4]), NOW)
+        .expect("only its time is another");
+    assert_eq!(
+        desk.take(&stream, NOW)
+            .expect("only their times are others"),
+        []
+    );
     assert_eq!((desk.take_again(), desk.take_again()), (2, 0));
-    assert_eq!((kinds(scratch.path()), desk.auditor().evidence()), ((6, 0), None));
+    assert_eq!(
+        (kinds(scratch.path()), desk.auditor().evidence()),
+        ((6, 0), None)
+    );
 }
 
 /// A stream that was replaced while it was read, by one that is as long and longer.
@@ -174,18 +285,30 @@ fn what_comes_behind_something_else_is_not_taken() {
     let (trust, records) = ledger(6);
     let scratch = tempfile::tempdir().expect("a scratch folder");
     let mut desk = Desk::open(scratch.path(), &trust).expect("a fresh folder");
-    desk.take_behind(&records[..3], NOW).expect("the first of all");
-    desk.take_behind(&records[2..5], NOW).expect("behind the third");
+    desk.take_behind(&records[..3], NOW)
+        .expect("the first of all");
+    desk.take_behind(&records[2..5], NOW)
+        .expect("behind the third");
     assert_eq!(desk.read(), StreamSequence(5));
     let fifth = StreamSequence(5);
     let gone = contradiction(desk.take_behind(&records[5..], NOW));
-    assert_eq!(gone, Finding::Hole { from: fifth, to: fifth });
-    let other = Record { payload: Payload::of(b"another ledger"), ..records[4].clone() };
+    assert_eq!(
+        gone,
+        Finding::Hole {
+            from: fifth,
+            to: fifth
+        }
+    );
+    let other = Record {
+        payload: Payload::of(b"another ledger"),
+        ..records[4].clone()
+    };
     let mut desk = {
         drop(desk);
         Desk::open(scratch.path(), &trust).expect("the files are whole")
     };
-    desk.take_behind(&records[..5], NOW).expect("from the first on");
+    desk.take_behind(&records[..5], NOW)
+        .expect("from the first on");
     assert_eq!(
         contradiction(desk.take_behind(&[other, records[5].clone()], NOW)),
         Finding::Altered { sequence: fifth }
@@ -203,7 +326,11 @@ fn what_is_longest_and_strangest_is_kept_and_read_again() {
         stored_at: NOW,
         payload: Payload::of(payload),
     };
-    records.push(strange(3, &"\u{1}".repeat(4096), &vec![1; schemas::limits::SIGNED_EVENT_BYTES_MAX]));
+    records.push(strange(
+        3,
+        &"\u{1}".repeat(4096),
+        &vec![1; schemas::limits::SIGNED_EVENT_BYTES_MAX],
+    ));
     records.push(strange(4, "diloco.ledger.x", &vec![1; 60_000]));
     records.push(strange(5, "", b""));
     let scratch = tempfile::tempdir().expect("a scratch folder");
@@ -211,8 +338,15 @@ fn what_is_longest_and_strangest_is_kept_and_read_again() {
     desk.take(&records, NOW).expect("the disk has room");
     drop(desk);
     let mut desk = Desk::open(scratch.path(), &trust).expect("what was written is read");
-    assert_eq!(desk.take(&records, NOW).expect("the disk has room"), [], "it is what was kept");
-    assert_eq!((desk.keep().len(), desk.auditor().summary().foreign), (5, 3));
+    assert_eq!(
+        desk.take(&records, NOW).expect("the disk has room"),
+        [],
+        "it is what was kept"
+    );
+    assert_eq!(
+        (desk.keep().len(), desk.auditor().summary().foreign),
+        (5, 3)
+    );
     assert_eq!(desk.auditor().evidence(), None);
 }
 
@@ -220,8 +354,11 @@ fn what_is_longest_and_strangest_is_kept_and_read_again() {
 fn files_of_an_older_release_are_refused_by_name() {
     let (trust, _) = ledger(0);
     let scratch = tempfile::tempdir().expect("a scratch folder");
-    fs::write(scratch.path().join("20231114.log"), "{\"line\":\"record\",\"v\":1,\"stream_sequence\":1}\n")
-        .expect("the folder is ours");
+    fs::write(
+        scratch.path().join("20231114.log"),
+        "{\"line\":\"record\",\"v\":1,\"stream_sequence\":1}\n",
+    )
+    .expect("the folder is ours");
     let error = Desk::open(scratch.path(), &trust).expect_err("another form");
     assert_eq!(error.code(), Code::AuditFilesOlder);
 }
@@ -236,18 +373,25 @@ fn damage_in_the_middle_is_no_crash() {
     let path = newest(scratch.path());
     let text = fs::read_to_string(&path).expect("the folder is ours");
     let line = text.lines().nth(3).expect("six lines were written");
-    for damaged in [line.replacen("verified", "verifiex", 1), line.replacen("\"stored_at\":1", "\"stored_at\":2", 1)] {
+    for damaged in [
+        line.replacen("verified", "verifiex", 1),
+        line.replacen("\"stored_at\":1", "\"stored_at\":2", 1),
+    ] {
         assert_ne!(damaged, line);
         fs::write(&path, text.replace(line, &damaged)).expect("the folder is ours");
         let error = Desk::open(scratch.path(), &trust).expect_err("line 4 is not what was written");
-        assert!(matches!(error, KeepError::Damaged { number: 4, .. }), "{error}");
+        assert!(
+            matches!(error, KeepError::Damaged { number: 4, .. }),
+            "{error}"
+        );
         assert_eq!(error.code(), Code::AuditFolderInvalid);
     }
     fs::write(&path, &text).expect("the folder is ours");
     assert!(Desk::open(scratch.path(), &trust).is_ok());
 }
 
-/// A crash leaves a part of a line at the very end; whatever else is no line was left by something else.
+/// A crash leaves a part of a line at the very end; whatever else is no line was left by something
+/// else.
 #[test]
 fn only_the_end_of_the_newest_file_can_be_torn() {
     let (trust, records) = ledger(6);
@@ -255,7 +399,8 @@ fn only_the_end_of_the_newest_file_can_be_torn() {
     let mut desk = Desk::open(scratch.path(), &trust).expect("the files are whole");
     desk.take(&records[..3], NOW).expect("the disk has room");
     let older = newest(scratch.path());
-    desk.take(&records[3..], TOMORROW).expect("the disk has room");
+    desk.take(&records[3..], TOMORROW)
+        .expect("the disk has room");
     drop(desk);
     let newer = newest(scratch.path());
     assert_ne!(older, newer);
@@ -268,14 +413,24 @@ fn only_the_end_of_the_newest_file_can_be_torn() {
         match opened {
             Ok(()) => left == whole.len() as u64,
             Err(error) => {
-                assert!(matches!(&error, KeepError::Damaged { number: 4, path: named } if named == path), "{error}");
-                assert_eq!(left, (whole.len() + end.len()) as u64, "what is not understood is not touched");
+                assert!(
+                    matches!(&error, KeepError::Damaged { number: 4, path: named } if named == path),
+                    "{error}"
+                );
+                assert_eq!(
+                    left,
+                    (whole.len() + end.len()) as u64,
+                    "what is not understood is not touched"
+                );
                 false
             }
         }
     };
     assert!(is_cut_off(&newer, b"{\"line\":"), "it is cut off");
-    assert!(!is_cut_off(&newer, &[b'x'; 64 << 10]), "longer than any line");
+    assert!(
+        !is_cut_off(&newer, &[b'x'; 64 << 10]),
+        "longer than any line"
+    );
     assert!(!is_cut_off(&older, b"{\"line\":"), "not the newest");
     // Files that are not ours are nobody's days.
     for name in ["notes.log", "2023111.log", "2023111x.log", "20231114.txt"] {

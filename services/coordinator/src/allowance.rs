@@ -1,5 +1,5 @@
-//! How much each sender may ask: who asks more than any worker or operator needs is refused before it reaches the decision
-//! loop, which all runs share.
+//! How much each sender may ask: who asks more than any worker or operator needs is refused before
+//! it reaches the decision loop, which all runs share.
 
 use std::collections::BTreeMap;
 
@@ -9,17 +9,20 @@ use tokio::time::Instant;
 
 /// What a sender has at first and at most: several rounds of a run with the most chunks.
 const CREDIT_MAX: f64 = 8192.0;
-/// What comes back in a second: ten rounds of a small run, or half a round of one with the most chunks.
+/// What comes back in a second: ten rounds of a small run, or half a round of one with the most
+/// chunks.
 const CREDIT_A_SECOND: f64 = 512.0;
-/// What a request costs that leads to an event: it is written to a disk before anything else is decided.
+/// What a request costs that leads to an event: it is written to a disk before anything else is
+/// decided.
 const EVENT_COST: f64 = 16.0;
 /// What each object of a request costs.
 const OBJECT_COST: f64 = 0.5;
-/// Senders that are remembered; above that those with full credit are forgotten, which changes nothing for them.
+/// Senders that are remembered; above that those with full credit are forgotten, which changes
+/// nothing for them.
 const SENDERS_MAX: usize = 65_536;
 
-/// What a look of an operator costs: its answer is made in the loop and may be as long as a message can be. A hundred a second
-/// are more than people watch.
+/// What a look of an operator costs: its answer is made in the loop and may be as long as a message
+/// can be. A hundred a second are more than people watch.
 const VIEW_COST: f64 = 4.0;
 
 /// Whose credit it is.
@@ -42,7 +45,10 @@ struct Credit {
 impl Credit {
     fn at(self, now: Instant) -> Self {
         let earned = now.saturating_duration_since(self.at).as_secs_f64() * CREDIT_A_SECOND;
-        Self { left: (self.left + earned).min(CREDIT_MAX), at: now }
+        Self {
+            left: (self.left + earned).min(CREDIT_MAX),
+            at: now,
+        }
     }
 }
 
@@ -53,7 +59,13 @@ impl Allowances {
         if known.is_none() && self.0.len() >= SENDERS_MAX {
             self.0.retain(|_, credit| credit.at(now).left < CREDIT_MAX);
         }
-        let mut credit = known.map_or(Credit { left: CREDIT_MAX, at: now }, |credit| credit.at(now));
+        let mut credit = known.map_or(
+            Credit {
+                left: CREDIT_MAX,
+                at: now,
+            },
+            |credit| credit.at(now),
+        );
         let enough = credit.left >= cost;
         if enough {
             credit.left -= cost;
@@ -70,9 +82,15 @@ pub(crate) const MESSAGE_COST: f64 = 1.0;
 pub(crate) fn control_cost(request: &ControlRequest) -> f64 {
     match request {
         ControlRequest::View(_) => VIEW_COST,
-        ControlRequest::BlobGet(request) => MESSAGE_COST + OBJECT_COST * request.objects.len() as f64,
-        ControlRequest::BlobPut(request) => MESSAGE_COST + OBJECT_COST * request.objects.len() as f64,
-        ControlRequest::BlobCommit(request) => EVENT_COST + OBJECT_COST * request.objects.len() as f64,
+        ControlRequest::BlobGet(request) => {
+            MESSAGE_COST + OBJECT_COST * request.objects.len() as f64
+        }
+        ControlRequest::BlobPut(request) => {
+            MESSAGE_COST + OBJECT_COST * request.objects.len() as f64
+        }
+        ControlRequest::BlobCommit(request) => {
+            EVENT_COST + OBJECT_COST * request.objects.len() as f64
+        }
         ControlRequest::RunNew(_) | ControlRequest::Shutdown(_) => EVENT_COST,
     }
 }
@@ -120,26 +138,38 @@ mod tests {
 
     #[test]
     fn who_asks_without_end_is_stopped_and_others_are_not() {
-        for (loud, quiet) in [(worker('A'), worker('B')), (operator('A'), operator('B')), (operator('A'), worker('A'))]
-        {
+        for (loud, quiet) in [
+            (worker('A'), worker('B')),
+            (operator('A'), operator('B')),
+            (operator('A'), worker('A')),
+        ] {
             stops(&loud, &quiet);
         }
     }
 
     fn stops(loud: &Sender, quiet: &Sender) {
         let (mut allowances, start) = (Allowances::default(), Instant::now());
-        let admitted = (0..10_000).filter(|_| allowances.admit(loud, EVENT_COST, start)).count();
+        let admitted = (0..10_000)
+            .filter(|_| allowances.admit(loud, EVENT_COST, start))
+            .count();
         assert_eq!(admitted, 512);
         assert!(allowances.admit(quiet, EVENT_COST, start));
         // A second later it has earned what a second earns, no matter how often it asked meanwhile.
         let later = start + Duration::from_secs(1);
-        let admitted = (0..10_000).filter(|_| allowances.admit(loud, EVENT_COST, later)).count();
+        let admitted = (0..10_000)
+            .filter(|_| allowances.admit(loud, EVENT_COST, later))
+            .count();
         assert_eq!(admitted, 32);
     }
 
     #[test]
     fn a_request_for_many_objects_costs_more() {
-        let get = |count: usize| WorkerRequest::Get(GetRequest { v: V, objects: vec![Digest::of(b""); count] });
+        let get = |count: usize| {
+            WorkerRequest::Get(GetRequest {
+                v: V,
+                objects: vec![Digest::of(b""); count],
+            })
+        };
         assert!(cost(&get(256)) > 100.0 * cost(&get(0)));
     }
 }

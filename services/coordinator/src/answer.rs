@@ -9,7 +9,8 @@ use schemas::lease::Done;
 use schemas::limits::MESSAGE_BYTES_MAX;
 use schemas::{Code, Message, Refusal, Reply};
 
-/// Where an answer goes, and to what. The subject is the asker's choice, so the answer says for whom it is.
+/// Where an answer goes, and to what. The subject is the asker's choice, so the answer says for
+/// whom it is.
 #[derive(Clone, Debug)]
 pub(crate) struct ReplyTo {
     subject: Subject,
@@ -20,12 +21,18 @@ impl ReplyTo {
     /// Where a message wants its answer; none when it wants none, or its subject names no asker.
     pub(crate) fn read(message: &Delivery) -> Option<Self> {
         let subject = Subject::from(message.reply.as_deref()?);
-        Some(Self { subject, asked: Asked::heard(&message.subject, &message.payload)? })
+        Some(Self {
+            subject,
+            asked: Asked::heard(&message.subject, &message.payload)?,
+        })
     }
 
     /// Sends the answer. One that does not leave is asked for again.
     pub(crate) async fn send(&self, bus: &Bus, answer: Result<Answer, Refusal>) {
-        if let Err(error) = bus.publish(&self.subject, encode(&self.asked, answer)).await {
+        if let Err(error) = bus
+            .publish(&self.subject, encode(&self.asked, answer))
+            .await
+        {
             tracing::warn!(code = %error.code(), %error, "answer not sent");
         }
     }
@@ -48,7 +55,10 @@ fn encode(asked: &Asked, answer: Result<Answer, Refusal>) -> Bytes {
     if bytes.len() <= MESSAGE_BYTES_MAX {
         return bytes;
     }
-    let detail = format!("the answer has {} bytes, a message holds {MESSAGE_BYTES_MAX}", bytes.len());
+    let detail = format!(
+        "the answer has {} bytes, a message holds {MESSAGE_BYTES_MAX}",
+        bytes.len()
+    );
     refused(asked, Refusal::new(Code::MessageInvalid, detail))
 }
 
@@ -58,7 +68,9 @@ fn to<T: Message>(asked: &Asked, reply: T) -> Bytes {
 
 /// A refusal has the same bytes whatever was asked for.
 fn refused(asked: &Asked, refusal: Refusal) -> Bytes {
-    answer::Answer::<Done>::new(asked, Reply::Refused(refusal)).encode().into()
+    answer::Answer::<Done>::new(asked, Reply::Refused(refusal))
+        .encode()
+        .into()
 }
 
 #[cfg(test)]
@@ -70,7 +82,10 @@ mod tests {
 
     fn asked() -> Asked {
         let by = format!("U{}", "A".repeat(55)).parse().expect("a key");
-        Asked { by, question: Digest::of(b"question") }
+        Asked {
+            by,
+            question: Digest::of(b"question"),
+        }
     }
 
     #[test]
@@ -97,7 +112,10 @@ mod tests {
             payload: Bytes::new(),
         };
         let view = format!("diloco.control.{}.view", asked().by);
-        assert_eq!(ReplyTo::read(&message(&view, Some("_INBOX.x"))).map(|reply| reply.asked.by), Some(asked().by));
+        assert_eq!(
+            ReplyTo::read(&message(&view, Some("_INBOX.x"))).map(|reply| reply.asked.by),
+            Some(asked().by)
+        );
         assert!(ReplyTo::read(&message(&view, None)).is_none());
         assert!(ReplyTo::read(&message("diloco.control.x.view", Some("_INBOX.x"))).is_none());
     }

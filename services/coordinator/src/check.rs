@@ -1,4 +1,5 @@
-//! The check of a new run: everything that its settings name is in the store, parses, and fits together.
+//! The check of a new run: everything that its settings name is in the store, parses, and fits
+//! together.
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use merge::codec::encoded_bytes;
@@ -31,38 +32,72 @@ pub(crate) async fn run(store: &Store, spec: RunSpec) -> Result<(), Refusal> {
     for (index, object) in spec.model.initial.iter().enumerate() {
         let expected = encoded_bytes(CodecKind::Fp32, context.elements(index)) as u64;
         if object.bytes.get() != expected || expected > OBJECT_BYTES_MAX.get() {
-            let detail = format!("model.initial[{index}] has {} bytes, the chunk needs {expected}", object.bytes);
+            let detail = format!(
+                "model.initial[{index}] has {} bytes, the chunk needs {expected}",
+                object.bytes
+            );
             return Err(Refusal::new(Code::SizeMismatch, detail));
         }
     }
     if spec.model.config.bytes.get() > CONFIG_BYTES_MAX {
-        let detail = format!("model.config has {} bytes, at most {CONFIG_BYTES_MAX} are read", spec.model.config.bytes);
+        let detail = format!(
+            "model.config has {} bytes, at most {CONFIG_BYTES_MAX} are read",
+            spec.model.config.bytes
+        );
         return Err(Refusal::new(Code::ModelInvalid, detail));
     }
     let config = store.fetch(spec.model.config).await?;
     let model = model(spec.model.trainer, &config, &layout)?;
     let data = data(store, spec.data).await?;
-    let named = |found: Refusal| Refusal::new(found.code, format!("data {}: {}", spec.data.digest, found.detail));
+    let named = |found: Refusal| {
+        Refusal::new(
+            found.code,
+            format!("data {}: {}", spec.data.digest, found.detail),
+        )
+    };
     model.check_data(&data, &spec.schedule).map_err(named)?;
-    objects.extend(data.train.iter().chain(&data.held_out).map(|shard| shard.object));
+    objects.extend(
+        data.train
+            .iter()
+            .chain(&data.held_out)
+            .map(|shard| shard.object),
+    );
     if let Tokenizer::HuggingFace(object) = data.tokenizer {
         objects.push(object);
     }
     let looks = objects.into_iter().map(|object| look(store, object));
-    stream::iter(looks).buffer_unordered(LOOKS_MAX).try_collect::<()>().await?;
+    stream::iter(looks)
+        .buffer_unordered(LOOKS_MAX)
+        .try_collect::<()>()
+        .await?;
     initial(store, &context).await
 }
 
-/// Reads all initial weights. One that is no number makes all weights none after the first steps, and a run that every worker
-/// fails is no run.
+/// Reads all initial weights. One that is no number makes all weights none after the first steps,
+/// and a run that every worker fails is no run.
 async fn initial(store: &Store, context: &RunContext) -> Result<(), Refusal> {
-    let checks = context.spec.model.initial.iter().enumerate().map(|(index, object)| async move {
-        let (bytes, elements) = (store.fetch(*object).await?, context.elements(index));
-        let screened = tokio::task::spawn_blocking(move || initial_chunk(index, &bytes, elements)).await;
-        screened.map_err(|error| Refusal::new(Code::Internal, format!("check of model.initial[{index}]: {error}")))?
-    });
+    let checks = context
+        .spec
+        .model
+        .initial
+        .iter()
+        .enumerate()
+        .map(|(index, object)| async move {
+            let (bytes, elements) = (store.fetch(*object).await?, context.elements(index));
+            let screened =
+                tokio::task::spawn_blocking(move || initial_chunk(index, &bytes, elements)).await;
+            screened.map_err(|error| {
+                Refusal::new(
+                    Code::Internal,
+                    format!("check of model.initial[{index}]: {error}"),
+                )
+            })?
+        });
     let checks: Vec<_> = checks.collect();
-    stream::iter(checks).buffer_unordered(CHUNKS_AT_A_TIME).try_collect::<()>().await
+    stream::iter(checks)
+        .buffer_unordered(CHUNKS_AT_A_TIME)
+        .try_collect::<()>()
+        .await
 }
 
 fn initial_chunk(index: usize, bytes: &[u8], elements: usize) -> Result<(), Refusal> {
@@ -71,13 +106,15 @@ fn initial_chunk(index: usize, bytes: &[u8], elements: usize) -> Result<(), Refu
     if found.abs_max <= MAGNITUDE_MAX {
         return Ok(());
     }
-    let detail =
-        format!("model.initial[{index}] holds a value of magnitude {:e}, at most {MAGNITUDE_MAX:e}", found.abs_max);
+    let detail = format!(
+        "model.initial[{index}] holds a value of magnitude {:e}, at most {MAGNITUDE_MAX:e}",
+        found.abs_max
+    );
     Err(Refusal::new(Code::NormOutlier, detail))
 }
 
-/// The configuration must be one that its trainer takes, and the layout its own. Otherwise the run would be created, and
-/// every worker would refuse to train it.
+/// The configuration must be one that its trainer takes, and the layout its own. Otherwise the run
+/// would be created, and every worker would refuse to train it.
 fn model(trainer: TrainerKind, config: &[u8], layout: &Layout) -> Result<ModelConfig, Refusal> {
     let model = ModelConfig::parse(trainer, config)
         .map_err(|error| Refusal::new(Code::ModelInvalid, format!("model.config: {error}")))?;
@@ -87,22 +124,35 @@ fn model(trainer: TrainerKind, config: &[u8], layout: &Layout) -> Result<ModelCo
 
 /// Fetches and parses a data manifest.
 pub(crate) async fn data(store: &Store, object: ObjectRef) -> Result<DataManifest, Refusal> {
-    let invalid = |reason: String| Refusal::new(Code::DataInvalid, format!("data {}: {reason}", object.digest));
+    let invalid = |reason: String| {
+        Refusal::new(
+            Code::DataInvalid,
+            format!("data {}: {reason}", object.digest),
+        )
+    };
     if object.bytes.get() > DATA_BYTES_MAX {
-        return Err(invalid(format!("{} bytes, at most {DATA_BYTES_MAX} are read", object.bytes)));
+        return Err(invalid(format!(
+            "{} bytes, at most {DATA_BYTES_MAX} are read",
+            object.bytes
+        )));
     }
     let bytes = store.fetch(object).await?;
     serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))
 }
 
 async fn look(store: &Store, object: ObjectRef) -> Result<(), Refusal> {
-    let found = store.buckets.exists(object.digest).await.map_err(|error| refusal(&error))?;
+    let found = store
+        .buckets
+        .exists(object.digest)
+        .await
+        .map_err(|error| refusal(&error))?;
     let (digest, expected) = (object.digest, object.bytes);
     match found {
         Some(bytes) if bytes == expected => Ok(()),
-        Some(Bytes(bytes)) => {
-            Err(Refusal::new(Code::ObjectMismatch, format!("{digest} has {bytes} bytes, expected {expected}")))
-        }
+        Some(Bytes(bytes)) => Err(Refusal::new(
+            Code::ObjectMismatch,
+            format!("{digest} has {bytes} bytes, expected {expected}"),
+        )),
         None => Err(Refusal::new(Code::ObjectMissing, format!("{digest}"))),
     }
 }
@@ -117,8 +167,12 @@ mod tests {
     fn a_configuration_of_another_trainer_is_refused() {
         let preset = &Preset::named("reference").expect("a preset").config;
         let (config, layout) = (preset.to_json(), preset.layout());
-        assert_eq!(model(TrainerKind::Reference, &config, &layout).as_ref(), Ok(preset));
-        let torch = model(TrainerKind::Torch, &config, &layout).expect_err("a configuration of another trainer");
+        assert_eq!(
+            model(TrainerKind::Reference, &config, &layout).as_ref(),
+            Ok(preset)
+        );
+        let torch = model(TrainerKind::Torch, &config, &layout)
+            .expect_err("a configuration of another trainer");
         assert_eq!(torch.code, Code::ModelInvalid);
     }
 
@@ -135,7 +189,8 @@ mod tests {
         ] {
             assert_eq!(check([0.0, 0.0, value]), Err(expected), "{value}");
         }
-        let named = initial_chunk(7, &bytes([0.0, f32::NAN, 0.0]), 3).expect_err("one is no number");
+        let named =
+            initial_chunk(7, &bytes([0.0, f32::NAN, 0.0]), 3).expect_err("one is no number");
         assert!(named.detail.contains("model.initial[7]"), "{named}");
         assert!(initial_chunk(0, &[0; 8], 3).is_err(), "another length");
     }
@@ -145,7 +200,11 @@ mod tests {
     fn the_words_for_codecs_and_the_codecs_agree_on_lengths() {
         for codec in [CodecKind::Fp32, CodecKind::Bf16] {
             for elements in [1, 2, 3, 64, 1023, 65_536, 65_537, 1_000_003] {
-                assert_eq!(encoded_bytes(codec, elements) as u64, elements as u64 * codec.value_bytes(), "{codec:?}");
+                assert_eq!(
+                    encoded_bytes(codec, elements) as u64,
+                    elements as u64 * codec.value_bytes(),
+                    "{codec:?}"
+                );
             }
         }
     }

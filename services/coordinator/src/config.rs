@@ -61,8 +61,8 @@ pub struct KeysConfig {
     pub manifest: PathBuf,
     /// Seed file of the key that signs the ledger.
     pub audit: PathBuf,
-    /// The file that notes how far the ledger has come, so that a ledger that was lost is not begun anew. It goes where the
-    /// key goes.
+    /// The file that notes how far the ledger has come, so that a ledger that was lost is not begun
+    /// anew. It goes where the key goes.
     pub mark: PathBuf,
 }
 
@@ -70,7 +70,8 @@ pub struct KeysConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitsConfig {
-    /// Memory for contributions that were screened and wait for their merge; what does not fit is fetched again.
+    /// Memory for contributions that were screened and wait for their merge; what does not fit is
+    /// fetched again.
     pub contributions_memory: ConfigBytes,
     /// Chunks that are fetched or stored at a time. Each holds its bytes in memory.
     pub transfers: u32,
@@ -110,7 +111,8 @@ impl Default for StoreConfig {
 impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
-            // With fp32 weights and momentum of 100M parameters (800 MB) and the chunks in the air it stays below 1.5 GB.
+            // With fp32 weights and momentum of 100M parameters (800 MB) and the chunks in the air
+            // it stays below 1.5 GB.
             contributions_memory: ConfigBytes::mebi(384),
             // While some wait for the store's disk, others keep the cores busy.
             transfers: 8,
@@ -126,8 +128,14 @@ impl Config {
     #[must_use]
     pub fn completed(mut self) -> Self {
         let layout = Layout::new(&self.domain);
-        fill(&mut self.bus.credentials, layout.credentials(Role::Coordinator.name()));
-        fill(&mut self.ledger.credentials, layout.credentials(Role::LedgerWriter.name()));
+        fill(
+            &mut self.bus.credentials,
+            layout.credentials(Role::Coordinator.name()),
+        );
+        fill(
+            &mut self.ledger.credentials,
+            layout.credentials(Role::LedgerWriter.name()),
+        );
         fill(&mut self.bus.ca, layout.ca());
         fill(&mut self.store.keys, layout.store_keys());
         fill(&mut self.store.ca, layout.ca());
@@ -140,22 +148,57 @@ impl Config {
 
     /// The connection on which the ledger is written.
     pub fn ledger_bus(&self) -> BusConfig {
-        BusConfig { credentials: self.ledger.credentials.clone(), ..self.bus.clone() }
+        BusConfig {
+            credentials: self.ledger.credentials.clone(),
+            ..self.bus.clone()
+        }
     }
 
     /// What the coordinator has to show.
     pub fn materials(&self, now: UnixMillis) -> Materials {
         let items = vec![
-            Material::BusAddress { key: "bus.url", url: self.bus.url.clone() },
-            Material::Credentials { key: "bus.credentials", path: self.bus.credentials.clone() },
-            Material::Credentials { key: "ledger.credentials", path: self.ledger.credentials.clone() },
-            Material::Authority { key: "bus.ca", path: self.bus.ca.clone(), layer: Layer::Bus },
-            Material::StoreAddress { key: "store.url", url: self.store.url.clone() },
-            Material::StoreKeys { key: "store.keys", path: self.store.keys.clone() },
-            Material::Authority { key: "store.ca", path: self.store.ca.clone(), layer: Layer::Bulk },
-            Material::Trust { key: "keys.trust", path: self.keys.trust.clone() },
-            Material::ManifestKey { key: "keys.manifest", path: self.keys.manifest.clone() },
-            Material::AuditKey { key: "keys.audit", path: self.keys.audit.clone() },
+            Material::BusAddress {
+                key: "bus.url",
+                url: self.bus.url.clone(),
+            },
+            Material::Credentials {
+                key: "bus.credentials",
+                path: self.bus.credentials.clone(),
+            },
+            Material::Credentials {
+                key: "ledger.credentials",
+                path: self.ledger.credentials.clone(),
+            },
+            Material::Authority {
+                key: "bus.ca",
+                path: self.bus.ca.clone(),
+                layer: Layer::Bus,
+            },
+            Material::StoreAddress {
+                key: "store.url",
+                url: self.store.url.clone(),
+            },
+            Material::StoreKeys {
+                key: "store.keys",
+                path: self.store.keys.clone(),
+            },
+            Material::Authority {
+                key: "store.ca",
+                path: self.store.ca.clone(),
+                layer: Layer::Bulk,
+            },
+            Material::Trust {
+                key: "keys.trust",
+                path: self.keys.trust.clone(),
+            },
+            Material::ManifestKey {
+                key: "keys.manifest",
+                path: self.keys.manifest.clone(),
+            },
+            Material::AuditKey {
+                key: "keys.audit",
+                path: self.keys.audit.clone(),
+            },
         ];
         Materials { items, now }
     }

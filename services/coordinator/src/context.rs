@@ -27,11 +27,17 @@ impl RunContext {
         let chunks = chunks.map_err(|error| Refusal::new(Code::SpecInvalid, error.to_string()))?;
         let (expected, got) = (chunks.len(), spec.model.initial.len());
         if expected != got {
-            let detail = format!("model.initial has {got} chunks, layout and model.chunk_elements give {expected}");
+            let detail = format!(
+                "model.initial has {got} chunks, layout and model.chunk_elements give {expected}"
+            );
             return Err(Refusal::new(Code::SpecInvalid, detail));
         }
         let spec_digest = spec.to_object().1;
-        Ok(Self { spec, spec_digest, chunks })
+        Ok(Self {
+            spec,
+            spec_digest,
+            chunks,
+        })
     }
 
     /// Elements of chunk `index`.
@@ -43,8 +49,15 @@ impl RunContext {
 /// Fetches and checks a layout.
 pub(crate) async fn layout(store: &Store, object: ObjectRef) -> Result<Layout, Refusal> {
     let bytes = store.fetch(object).await?;
-    let invalid = |reason: String| Refusal::new(Code::SpecInvalid, format!("model.layout {}: {reason}", object.digest));
+    let invalid = |reason: String| {
+        Refusal::new(
+            Code::SpecInvalid,
+            format!("model.layout {}: {reason}", object.digest),
+        )
+    };
     let layout = Layout::decode(&bytes).map_err(|error| invalid(error.to_string()))?;
-    layout.validate().map_err(|error| invalid(error.to_string()))?;
+    layout
+        .validate()
+        .map_err(|error| invalid(error.to_string()))?;
     Ok(layout)
 }

@@ -1,5 +1,6 @@
-//! The merge executor of one run: a task that holds the run's weights and does one thing to them at a time. It can lose
-//! them at any moment without harm: what it did since the last full snapshot can be done again from objects.
+//! The merge executor of one run: a task that holds the run's weights and does one thing to them at
+//! a time. It can lose them at any moment without harm: what it did since the last full snapshot
+//! can be done again from objects.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,9 +31,21 @@ const ORDERS_MAX: usize = 8;
 /// What an executor is told.
 #[derive(Debug)]
 pub(crate) enum Order {
-    Restore { spec: Box<RunSpec>, snapshot: Option<ObjectRef>, merges: Vec<MergeRecord> },
-    Merge { round: Round, inputs: Vec<MergeInput>, kept: BTreeMap<LeaseRef, KeptChunks> },
-    Save { round: Round, parent: Option<Digest>, merges: Vec<MergeRecord> },
+    Restore {
+        spec: Box<RunSpec>,
+        snapshot: Option<ObjectRef>,
+        merges: Vec<MergeRecord>,
+    },
+    Merge {
+        round: Round,
+        inputs: Vec<MergeInput>,
+        kept: BTreeMap<LeaseRef, KeptChunks>,
+    },
+    Save {
+        round: Round,
+        parent: Option<Digest>,
+        merges: Vec<MergeRecord>,
+    },
 }
 
 /// A running executor, as the shell sees it. It ends when this is dropped.
@@ -51,9 +64,12 @@ struct History {
 }
 
 impl History {
-    /// Starts from a newer full snapshot, of the weights that `round` starts from; the merges before it are in it.
+    /// Starts from a newer full snapshot, of the weights that `round` starts from; the merges
+    /// before it are in it.
     fn shorten(&mut self, saved: Option<(Round, ObjectRef)>) {
-        let Some((round, manifest)) = saved else { return };
+        let Some((round, manifest)) = saved else {
+            return;
+        };
         self.snapshot = Some(manifest);
         self.merges.retain(|merge| merge.round >= round);
     }
@@ -85,13 +101,18 @@ impl Handle {
             weights: None,
             saved: watch::Sender::new(None),
         };
-        Self { orders, context, task: tokio::spawn(executor.run(queue)) }
+        Self {
+            orders,
+            context,
+            task: tokio::spawn(executor.run(queue)),
+        }
     }
 
     /// Gives an order.
     pub(crate) fn order(&self, order: Order) -> Result<(), Refusal> {
-        let failed =
-            |error: mpsc::error::TrySendError<Order>| Refusal::new(Code::Internal, format!("executor: {error}"));
+        let failed = |error: mpsc::error::TrySendError<Order>| {
+            Refusal::new(Code::Internal, format!("executor: {error}"))
+        };
         self.orders.try_send(order).map_err(failed)
     }
 
@@ -111,15 +132,32 @@ impl Executor {
     async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
         while let Some(order) = orders.recv().await {
             let delivered = match order {
-                Order::Restore { spec, snapshot, merges } => self.restore(*spec, snapshot, merges).await,
-                Order::Merge { round, inputs, kept } => {
+                Order::Restore {
+                    spec,
+                    snapshot,
+                    merges,
+                } => self.restore(*spec, snapshot, merges).await,
+                Order::Merge {
+                    round,
+                    inputs,
+                    kept,
+                } => {
                     let outcome = answered("merge", self.merge(round, inputs, kept)).await;
                     if let (Err(refusal), Some(context)) = (&outcome, &self.context) {
                         tracing::warn!(run = %context.spec.run, round = round.get(), %refusal, "round not merged");
                     }
-                    self.tell(|run| Input::Merged { run, round, outcome }).await
+                    self.tell(|run| Input::Merged {
+                        run,
+                        round,
+                        outcome,
+                    })
+                    .await
                 }
-                Order::Save { round, parent, merges } => self.save(round, parent, merges).await,
+                Order::Save {
+                    round,
+                    parent,
+                    merges,
+                } => self.save(round, parent, merges).await,
             };
             if delivered.is_none() {
                 // The shell has ended.
@@ -133,7 +171,12 @@ impl Executor {
         self.arrivals.send(Arrival::Input(input(run))).await.ok()
     }
 
-    async fn restore(&mut self, spec: RunSpec, snapshot: Option<ObjectRef>, merges: Vec<MergeRecord>) -> Option<()> {
+    async fn restore(
+        &mut self,
+        spec: RunSpec,
+        snapshot: Option<ObjectRef>,
+        merges: Vec<MergeRecord>,
+    ) -> Option<()> {
         let run = spec.run.clone();
         self.history = History { snapshot, merges };
         self.saved.send_replace(None);
@@ -142,7 +185,10 @@ impl Executor {
         if let Err(refusal) = &outcome {
             tracing::warn!(%run, %refusal, "weights not restored");
         }
-        self.arrivals.send(Arrival::Input(Input::Restored { run, outcome })).await.ok()
+        self.arrivals
+            .send(Arrival::Input(Input::Restored { run, outcome }))
+            .await
+            .ok()
     }
 
     /// Context, data manifest and weights.
@@ -150,10 +196,14 @@ impl Executor {
         let (run, data) = (spec.run.clone(), spec.data);
         let context = Arc::new(RunContext::load(&self.store, spec).await?);
         self.context = Some(Arc::clone(&context));
-        self.publish_context.send_replace(Some(Arc::clone(&context)));
+        self.publish_context
+            .send_replace(Some(Arc::clone(&context)));
         let data = Arc::new(crate::check::data(&self.store, data).await?);
         let ended = |_| Refusal::new(Code::Draining, "the coordinator is stopping");
-        self.arrivals.send(Arrival::Input(Input::DataLoaded { run, data })).await.map_err(ended)?;
+        self.arrivals
+            .send(Arrival::Input(Input::DataLoaded { run, data }))
+            .await
+            .map_err(ended)?;
         let History { snapshot, merges } = &self.history;
         self.weights = Some(restore::weights(&self.store, &context, *snapshot, merges).await?);
         Ok(())
@@ -166,18 +216,30 @@ impl Executor {
         kept: BTreeMap<LeaseRef, KeptChunks>,
     ) -> Result<Merged, Refusal> {
         let internal = |detail: String| Refusal::new(Code::Internal, detail);
-        let context =
-            self.context.clone().ok_or_else(|| internal(format!("merge of round {round} before a restore")))?;
+        let context = self
+            .context
+            .clone()
+            .ok_or_else(|| internal(format!("merge of round {round} before a restore")))?;
         self.history.shorten(*self.saved.borrow());
         // Taken out, so that a merge that breaks off half-way leaves nothing that could be used.
         let mut weights = match self.weights.take() {
             Some(weights) => weights,
-            None => restore::weights(&self.store, &context, self.history.snapshot, &self.history.merges).await?,
+            None => {
+                restore::weights(
+                    &self.store,
+                    &context,
+                    self.history.snapshot,
+                    &self.history.merges,
+                )
+                .await?
+            }
         };
         if weights.round != round {
             let held = weights.round;
             self.weights = Some(weights);
-            return Err(internal(format!("merge of round {round}, but the weights are of round {held}")));
+            return Err(internal(format!(
+                "merge of round {round}, but the weights are of round {held}"
+            )));
         }
         let started = std::time::Instant::now();
         let merged = step_all(&self.store, &context, &mut weights, &inputs, kept).await?;
@@ -189,23 +251,53 @@ impl Executor {
             took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             "merged"
         );
-        self.history.merges.push(MergeRecord { round, inputs, broadcast });
+        self.history.merges.push(MergeRecord {
+            round,
+            inputs,
+            broadcast,
+        });
         self.weights = Some(weights);
         Ok(merged)
     }
 
     /// Shares the chunks as they are now with a task of its own.
-    async fn save(&mut self, round: Round, parent: Option<Digest>, merges: Vec<MergeRecord>) -> Option<()> {
+    async fn save(
+        &mut self,
+        round: Round,
+        parent: Option<Digest>,
+        merges: Vec<MergeRecord>,
+    ) -> Option<()> {
         let context = self.context.clone()?;
-        let Some(weights) = self.weights.clone().filter(|weights| weights.round == round) else {
-            let outcome =
-                Err(Refusal::new(Code::SnapshotMissing, format!("the weights of round {round} are not held")));
-            return self.tell(|run| Input::Saved { run, round, outcome }).await;
+        let Some(weights) = self
+            .weights
+            .clone()
+            .filter(|weights| weights.round == round)
+        else {
+            let outcome = Err(Refusal::new(
+                Code::SnapshotMissing,
+                format!("the weights of round {round} are not held"),
+            ));
+            return self
+                .tell(|run| Input::Saved {
+                    run,
+                    round,
+                    outcome,
+                })
+                .await;
         };
-        let (store, pointer, arrivals) = (self.store.clone(), self.pointer.clone(), self.arrivals.clone());
+        let (store, pointer, arrivals) = (
+            self.store.clone(),
+            self.pointer.clone(),
+            self.arrivals.clone(),
+        );
         let saved = self.saved.clone();
         let run = context.spec.run.clone();
-        let snapshot = Snapshot { context, weights, parent, merges };
+        let snapshot = Snapshot {
+            context,
+            weights,
+            parent,
+            merges,
+        };
         // Not waited for: the next merge may begin.
         tokio::spawn(async move {
             let work = async {
@@ -219,7 +311,8 @@ impl Executor {
     }
 }
 
-/// Saves, and says what came of it whatever happens: without an answer no later round would be saved.
+/// Saves, and says what came of it whatever happens: without an answer no later round would be
+/// saved.
 async fn tell_saved(
     arrivals: &mpsc::Sender<Arrival>,
     run: RunId,
@@ -231,10 +324,17 @@ async fn tell_saved(
         tracing::warn!(%run, round = round.get(), %refusal, "full snapshot not saved");
     }
     // When the shell has ended nobody needs to know.
-    let _ = arrivals.send(Arrival::Input(Input::Saved { run, round, outcome })).await;
+    let _ = arrivals
+        .send(Arrival::Input(Input::Saved {
+            run,
+            round,
+            outcome,
+        }))
+        .await;
 }
 
-/// Makes the outer step chunk by chunk: while one is merged the next is fetched and the ones before are stored.
+/// Makes the outer step chunk by chunk: while one is merged the next is fetched and the ones before
+/// are stored.
 async fn step_all(
     store: &Store,
     context: &Arc<RunContext>,
@@ -262,12 +362,16 @@ async fn step_all(
             let stepped = step.run(&mut piece, &parts, start);
             (piece, stepped)
         });
-        let (piece, stepped) = work.await.map_err(|error| Refusal::new(Code::Internal, format!("merge: {error}")))?;
-        let stepped: Stepped =
-            stepped.map_err(|error| Refusal::new(Code::Internal, format!("merge of chunk {index}: {error}")))?;
+        let (piece, stepped) = work
+            .await
+            .map_err(|error| Refusal::new(Code::Internal, format!("merge: {error}")))?;
+        let stepped: Stepped = stepped.map_err(|error| {
+            Refusal::new(Code::Internal, format!("merge of chunk {index}: {error}"))
+        })?;
         if !stepped.finite {
-            let detail =
-                format!("round {round}: chunk {index} of the weights is no longer finite after the outer step");
+            let detail = format!(
+                "round {round}: chunk {index} of the weights is no longer finite after the outer step"
+            );
             return Err(Refusal::new(Code::NotFinite, detail));
         }
         weights.put(index, piece);
@@ -283,10 +387,17 @@ async fn step_all(
     for upload in &mut uploads {
         chunks.push(joined(upload).await??);
     }
-    let broadcast = Published { round: round.next(), codec: context.spec.download, chunks };
+    let broadcast = Published {
+        round: round.next(),
+        codec: context.spec.download,
+        chunks,
+    };
     weights.round = round.next();
     weights.broadcast = broadcast.clone();
-    Ok(Merged { broadcast, norm: sum_of_squares.sqrt() })
+    Ok(Merged {
+        broadcast,
+        norm: sum_of_squares.sqrt(),
+    })
 }
 
 /// A task that ends with whoever waits for it.
@@ -299,7 +410,9 @@ impl<T> Drop for AbortOnDrop<T> {
 }
 
 async fn joined<T>(task: &mut AbortOnDrop<T>) -> Result<T, Refusal> {
-    (&mut task.0).await.map_err(|error| Refusal::new(Code::Internal, format!("merge: {error}")))
+    (&mut task.0)
+        .await
+        .map_err(|error| Refusal::new(Code::Internal, format!("merge: {error}")))
 }
 
 /// Brings chunk `index` of every input together: from memory, or from the store.
@@ -313,9 +426,15 @@ fn gather(
     for input in inputs {
         let object = input.chunks.get(index).copied();
         let object = object.ok_or_else(|| {
-            Refusal::new(Code::LayoutMismatch, format!("{} has {} chunks", input.lease, input.chunks.len()))
+            Refusal::new(
+                Code::LayoutMismatch,
+                format!("{} has {} chunks", input.lease, input.chunks.len()),
+            )
         })?;
-        let held = kept.get_mut(&input.lease).and_then(|chunks| chunks.get_mut(index)).and_then(Option::take);
+        let held = kept
+            .get_mut(&input.lease)
+            .and_then(|chunks| chunks.get_mut(index))
+            .and_then(Option::take);
         sources.push((input.tokens.get(), object, held));
     }
     let store = store.clone();
@@ -324,7 +443,8 @@ fn gather(
             let store = &store;
             async move {
                 match held {
-                    // The room in the bound is given back here, a moment before the bytes themselves.
+                    // The room in the bound is given back here, a moment before the bytes
+                    // themselves.
                     Some(kept) => Ok((weight, kept.bytes)),
                     None => Ok::<Part, Refusal>((weight, store.fetch(object).await?)),
                 }
@@ -343,11 +463,21 @@ mod tests {
         let (arrivals, mut heard) = mpsc::channel(1);
         let run: RunId = "demo".parse().expect("a name");
         let broken = "an empty list is not saved";
-        let save = async move { if broken.is_empty() { Ok(ObjectRef::of(b"x")) } else { panic!("{broken}") } };
+        let save = async move {
+            if broken.is_empty() {
+                Ok(ObjectRef::of(b"x"))
+            } else {
+                panic!("{broken}")
+            }
+        };
         // As the executor spawns it: the task itself ends well.
         let task = tokio::spawn(async move { tell_saved(&arrivals, run, Round(3), save).await });
         match heard.recv().await {
-            Some(Arrival::Input(Input::Saved { round: Round(3), outcome: Err(refusal), .. })) => {
+            Some(Arrival::Input(Input::Saved {
+                round: Round(3),
+                outcome: Err(refusal),
+                ..
+            })) => {
                 assert_eq!(refusal.code, Code::Internal);
                 assert!(refusal.detail.contains(broken), "{}", refusal.detail);
             }

@@ -12,11 +12,12 @@ use crate::store::{Store, incoming_key, refusal};
 
 /// Objects of one request that are looked at at a time.
 const LOOKS_MAX: usize = 16;
-/// Uploads that are remembered as granted; above that all are forgotten, which costs a look at the store each.
+/// Uploads that are remembered as granted; above that all are forgotten, which costs a look at the
+/// store each.
 const REMEMBERED_MAX: usize = 16_384;
 
-/// Uploads that were granted before: a worker that asks for one again may have lost the answer to it, so only then is
-/// the store asked whether the object is there.
+/// Uploads that were granted before: a worker that asks for one again may have lost the answer to
+/// it, so only then is the store asked whether the object is there.
 #[derive(Debug, Default)]
 pub(crate) struct Granted(BTreeSet<IncomingKey>);
 
@@ -29,7 +30,11 @@ impl Granted {
         let upload = |object: &ObjectRef| {
             let key = incoming_key(place, object.digest);
             let fresh = self.0.insert(key.clone());
-            Upload { key, object: *object, fresh }
+            Upload {
+                key,
+                object: *object,
+                fresh,
+            }
         };
         objects.iter().map(upload).collect()
     }
@@ -46,12 +51,19 @@ pub(crate) struct Upload {
 /// URLs to read.
 pub(crate) fn get(store: &Store, objects: &[Digest]) -> Answer {
     let now = local_now();
-    let grants = objects.iter().map(|digest| store.signer.get(*digest, now)).collect();
+    let grants = objects
+        .iter()
+        .map(|digest| store.signer.get(*digest, now))
+        .collect();
     Answer::Grants(Grants { v: V, grants })
 }
 
 /// URLs to upload. What the store has needs none.
-pub(crate) async fn put(store: &Store, place: &Quarantine, uploads: Vec<Upload>) -> Result<Answer, Refusal> {
+pub(crate) async fn put(
+    store: &Store,
+    place: &Quarantine,
+    uploads: Vec<Upload>,
+) -> Result<Answer, Refusal> {
     let operator = matches!(place, Quarantine::Operator { .. });
     let grants = uploads.into_iter().map(|upload| async move {
         let there = match (operator, upload.fresh) {
@@ -61,13 +73,21 @@ pub(crate) async fn put(store: &Store, place: &Quarantine, uploads: Vec<Upload>)
         };
         let digest = upload.object.digest;
         let grant = if there {
-            Grant { digest, action: None }
+            Grant {
+                digest,
+                action: None,
+            }
         } else {
-            store.signer.put(&upload.key, upload.object.bytes, local_now())
+            store
+                .signer
+                .put(&upload.key, upload.object.bytes, local_now())
         };
         Ok::<Grant, Refusal>(grant)
     });
-    let grants = stream::iter(grants).buffered(LOOKS_MAX).try_collect().await?;
+    let grants = stream::iter(grants)
+        .buffered(LOOKS_MAX)
+        .try_collect()
+        .await?;
     Ok(Answer::Grants(Grants { v: V, grants }))
 }
 
@@ -79,16 +99,20 @@ pub(crate) async fn check(
 ) -> Result<Vec<ObjectRef>, Refusal> {
     let checks = objects.into_iter().map(|object| async move {
         let key = incoming_key(place, object.digest);
-        let is_new = !blob_is_there(store, object).await? && is_uploaded(store, &key, object).await?;
+        let is_new =
+            !blob_is_there(store, object).await? && is_uploaded(store, &key, object).await?;
         Ok::<_, Refusal>(is_new.then_some(object))
     });
     let checks: Vec<_> = checks.collect();
-    let found: Vec<_> = stream::iter(checks).buffered(LOOKS_MAX).try_collect().await?;
+    let found: Vec<_> = stream::iter(checks)
+        .buffered(LOOKS_MAX)
+        .try_collect()
+        .await?;
     Ok(found.into_iter().flatten().collect())
 }
 
-/// True for an upload that is whole, false when another order for the same object has promoted it meanwhile and its upload
-/// was deleted.
+/// True for an upload that is whole, false when another order for the same object has promoted it
+/// meanwhile and its upload was deleted.
 async fn is_uploaded(store: &Store, key: &IncomingKey, object: ObjectRef) -> Result<bool, Refusal> {
     match look_at_upload(store, key, object).await {
         Ok(()) => Ok(true),
@@ -97,7 +121,11 @@ async fn is_uploaded(store: &Store, key: &IncomingKey, object: ObjectRef) -> Res
     }
 }
 
-async fn look_at_upload(store: &Store, key: &IncomingKey, object: ObjectRef) -> Result<(), ObjectError> {
+async fn look_at_upload(
+    store: &Store,
+    key: &IncomingKey,
+    object: ObjectRef,
+) -> Result<(), ObjectError> {
     if store.buckets.head_checked(key, object).await? == Recorded::No {
         // The store did not keep the hash that it checked: only reading tells.
         let _permit = store.transfer().await;
@@ -106,20 +134,38 @@ async fn look_at_upload(store: &Store, key: &IncomingKey, object: ObjectRef) -> 
     Ok(())
 }
 
-/// Copies an operator's uploads, which were checked, to `blobs`. All are tried, whatever becomes of one of them.
-pub(crate) async fn promote(store: &Store, place: &Quarantine, objects: &[ObjectRef]) -> Result<(), Refusal> {
+/// Copies an operator's uploads, which were checked, to `blobs`. All are tried, whatever becomes of
+/// one of them.
+pub(crate) async fn promote(
+    store: &Store,
+    place: &Quarantine,
+    objects: &[ObjectRef],
+) -> Result<(), Refusal> {
     let promotions = objects.iter().map(|object| async move {
         let key = incoming_key(place, object.digest);
-        store.buckets.promote(&key, *object).await.map_err(|error| refusal(&error))
+        store
+            .buckets
+            .promote(&key, *object)
+            .await
+            .map_err(|error| refusal(&error))
     });
     let promotions: Vec<_> = promotions.collect();
-    let promoted: Vec<_> = stream::iter(promotions).buffer_unordered(LOOKS_MAX).collect().await;
-    promoted.into_iter().try_for_each(|promoted| promoted.map(drop))
+    let promoted: Vec<_> = stream::iter(promotions)
+        .buffer_unordered(LOOKS_MAX)
+        .collect()
+        .await;
+    promoted
+        .into_iter()
+        .try_for_each(|promoted| promoted.map(drop))
 }
 
 async fn blob_is_there(store: &Store, object: ObjectRef) -> Result<bool, Refusal> {
     let _permit = store.look().await;
-    let found = store.buckets.exists(object.digest).await.map_err(|error| refusal(&error))?;
+    let found = store
+        .buckets
+        .exists(object.digest)
+        .await
+        .map_err(|error| refusal(&error))?;
     Ok(found == Some(object.bytes))
 }
 

@@ -1,5 +1,6 @@
-//! What arrives on the bus: who says it and what it is, by its subject, where the broker puts the account and to which it
-//! holds the key; whether it has the right form. A message's own fields are never asked who sent it.
+//! What arrives on the bus: who says it and what it is, by its subject, where the broker puts the
+//! account and to which it holds the key; whether it has the right form. A message's own fields are
+//! never asked who sent it.
 
 use coordinator_core::{ControlRequest, Peer, Submission, WorkerRequest};
 use runtime::Delivery;
@@ -11,15 +12,25 @@ use schemas::{Code, DecodeError, Message, PublicKey, Refusal};
 /// A message that may be decided about.
 #[derive(Debug)]
 pub(crate) enum Heard {
-    Worker { peer: Peer, request: WorkerRequest },
-    Heartbeat { peer: Peer, heartbeat: Heartbeat },
-    Operator { operator: PublicKey, request: ControlRequest },
+    Worker {
+        peer: Peer,
+        request: WorkerRequest,
+    },
+    Heartbeat {
+        peer: Peer,
+        heartbeat: Heartbeat,
+    },
+    Operator {
+        operator: PublicKey,
+        request: ControlRequest,
+    },
 }
 
 /// A message that was refused before anything was decided about it.
 #[derive(Debug)]
 pub(crate) struct Rejected {
-    /// The sender by its subject, for the record; none for operators and for subjects that are none of ours.
+    /// The sender by its subject, for the record; none for operators and for subjects that are none
+    /// of ours.
     pub(crate) peer: Option<Peer>,
     pub(crate) verb: String,
     pub(crate) refusal: Refusal,
@@ -28,36 +39,65 @@ pub(crate) struct Rejected {
 /// What the broker must have said about a sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Identity {
-    /// Workers come from accounts of their own, which the broker names, and it tells what crosses by where answers go.
+    /// Workers come from accounts of their own, which the broker names, and it tells what crosses
+    /// by where answers go.
     ByBroker,
     /// The bus was opened on purpose; subjects are all there is.
     BySubject,
 }
 
-/// Longest subject for an answer: several times what clients make, and far below the broker's longest line.
+/// Longest subject for an answer: several times what clients make, and far below the broker's
+/// longest line.
 const REPLY_BYTES_MAX: usize = 512;
 
 /// Reads one message.
 pub(crate) fn read(message: &Delivery, identity: Identity) -> Result<Heard, Box<Rejected>> {
     let rejected = |peer: Option<&Peer>, verb: &str, refusal| {
-        Box::new(Rejected { peer: peer.cloned(), verb: verb.to_owned(), refusal })
+        Box::new(Rejected {
+            peer: peer.cloned(),
+            verb: verb.to_owned(),
+            refusal,
+        })
     };
     let subject = message.subject.as_str();
     let incoming = subject.parse::<Incoming>();
-    let incoming =
-        incoming.map_err(|error| rejected(None, subject, Refusal::new(Code::MessageInvalid, error.to_string())))?;
+    let incoming = incoming.map_err(|error| {
+        rejected(
+            None,
+            subject,
+            Refusal::new(Code::MessageInvalid, error.to_string()),
+        )
+    })?;
     let reply = message.reply.as_deref();
     match incoming {
-        Incoming::Request { account, run, worker, verb } => {
-            let peer = Peer { account, run, worker };
-            let request = answerable(reply, "_R_.", identity).and_then(|()| worker_request(verb, &message.payload));
+        Incoming::Request {
+            account,
+            run,
+            worker,
+            verb,
+        } => {
+            let peer = Peer {
+                account,
+                run,
+                worker,
+            };
+            let request = answerable(reply, "_R_.", identity)
+                .and_then(|()| worker_request(verb, &message.payload));
             match request {
                 Ok(request) => Ok(Heard::Worker { peer, request }),
                 Err(refusal) => Err(rejected(Some(&peer), verb.token(), refusal)),
             }
         }
-        Incoming::Heartbeat { account, run, worker } => {
-            let peer = Peer { account, run, worker };
+        Incoming::Heartbeat {
+            account,
+            run,
+            worker,
+        } => {
+            let peer = Peer {
+                account,
+                run,
+                worker,
+            };
             match decode::<Heartbeat>(&message.payload) {
                 Ok(heartbeat) => Ok(Heard::Heartbeat { peer, heartbeat }),
                 Err(refusal) => Err(rejected(Some(&peer), "heartbeat", refusal)),
@@ -65,40 +105,59 @@ pub(crate) fn read(message: &Delivery, identity: Identity) -> Result<Heard, Box<
         }
         Incoming::Control { operator, verb } => {
             let inbox = format!("_INBOX.{operator}.");
-            let request = answerable(reply, &inbox, identity).and_then(|()| control_request(verb, &message.payload));
+            let request = answerable(reply, &inbox, identity)
+                .and_then(|()| control_request(verb, &message.payload));
             match request {
                 Ok(request) => Ok(Heard::Operator { operator, request }),
                 Err(refusal) => Err(rejected(None, verb.token(), refusal)),
             }
         }
-        Incoming::WorkerEvent { .. } | Incoming::Recorded { .. } | Incoming::Ledger { .. } | Incoming::Offer { .. } => {
-            Err(rejected(None, subject, Refusal::new(Code::MessageInvalid, "not a request")))
-        }
+        Incoming::WorkerEvent { .. }
+        | Incoming::Recorded { .. }
+        | Incoming::Ledger { .. }
+        | Incoming::Offer { .. } => Err(rejected(
+            None,
+            subject,
+            Refusal::new(Code::MessageInvalid, "not a request"),
+        )),
     }
 }
 
-/// An answer goes only where the asker itself hears it: else a request could make the coordinator speak to others in its
-/// own name.
+/// An answer goes only where the asker itself hears it: else a request could make the coordinator
+/// speak to others in its own name.
 fn answerable(reply: Option<&str>, prefix: &str, identity: Identity) -> Result<(), Refusal> {
     match reply {
-        None => Err(Refusal::new(Code::MessageInvalid, "a request without a subject for the answer")),
+        None => Err(Refusal::new(
+            Code::MessageInvalid,
+            "a request without a subject for the answer",
+        )),
         Some(reply) if reply.len() > REPLY_BYTES_MAX || !is_literal(reply) => {
-            let detail =
-                format!("the answer is wanted at {} ({} bytes), which is no subject", shown(reply), reply.len());
+            let detail = format!(
+                "the answer is wanted at {} ({} bytes), which is no subject",
+                shown(reply),
+                reply.len()
+            );
             Err(Refusal::new(Code::IdentityMismatch, detail))
         }
         Some(reply) if reply.starts_with(prefix) || identity == Identity::BySubject => Ok(()),
         Some(reply) => {
-            let detail = format!("the answer is wanted at {}, which is not under {prefix}", shown(reply));
+            let detail = format!(
+                "the answer is wanted at {}, which is not under {prefix}",
+                shown(reply)
+            );
             Err(Refusal::new(Code::IdentityMismatch, detail))
         }
     }
 }
 
-/// Whether something can be published there: no wildcards, no empty tokens, nothing that is not printed.
+/// Whether something can be published there: no wildcards, no empty tokens, nothing that is not
+/// printed.
 fn is_literal(subject: &str) -> bool {
     subject.split('.').all(|token| {
-        !token.is_empty() && token != "*" && token != ">" && token.bytes().all(|byte| byte.is_ascii_graphic())
+        !token.is_empty()
+            && token != "*"
+            && token != ">"
+            && token.bytes().all(|byte| byte.is_ascii_graphic())
     })
 }
 
@@ -116,7 +175,11 @@ fn worker_request(verb: Verb, payload: &[u8]) -> Result<WorkerRequest, Refusal> 
             let request: SubmitRequest = decode(payload)?;
             let bytes = request.statement.into_vec();
             let statement: Statement = decode(&bytes)?;
-            WorkerRequest::Submit(Submission { statement, bytes, signature: request.signature.into_array() })
+            WorkerRequest::Submit(Submission {
+                statement,
+                bytes,
+                signature: request.signature.into_array(),
+            })
         }
     })
 }
@@ -133,7 +196,8 @@ fn control_request(verb: ControlVerb, payload: &[u8]) -> Result<ControlRequest, 
 }
 
 fn decode<T: Message>(payload: &[u8]) -> Result<T, Refusal> {
-    T::decode(payload).map_err(|error: DecodeError| Refusal::new(Code::MessageInvalid, error.to_string()))
+    T::decode(payload)
+        .map_err(|error: DecodeError| Refusal::new(Code::MessageInvalid, error.to_string()))
 }
 
 fn shown(text: &str) -> String {
@@ -160,29 +224,54 @@ mod tests {
         Delivery {
             subject: format!("diloco.request.{}.demo.{}.lease.claim", account(), worker()),
             reply: reply.map(str::to_owned),
-            payload: ClaimRequest { v: V, session: Session(1), wait: Millis(5) }.encode().into(),
+            payload: ClaimRequest {
+                v: V,
+                session: Session(1),
+                wait: Millis(5),
+            }
+            .encode()
+            .into(),
         }
     }
 
     fn code(message: &Delivery) -> Code {
-        read(message, Identity::ByBroker).expect_err("refused").refusal.code
+        read(message, Identity::ByBroker)
+            .expect_err("refused")
+            .refusal
+            .code
     }
 
     #[test]
     fn tl_01_ls_07_the_sender_is_the_one_in_the_subject() {
         match read(&claim(Some("_R_.x")), Identity::ByBroker) {
-            Ok(Heard::Worker { peer, request: WorkerRequest::Claim(_) }) => {
-                assert_eq!((peer.account.as_str(), peer.worker), (account().as_str(), worker()));
+            Ok(Heard::Worker {
+                peer,
+                request: WorkerRequest::Claim(_),
+            }) => {
+                assert_eq!(
+                    (peer.account.as_str(), peer.worker),
+                    (account().as_str(), worker())
+                );
             }
             other => panic!("{other:?}"),
         }
         // An account where none is, or a key where none is: nobody's.
-        for subject in
-            [format!("diloco.request.demo.{}.join", worker()), format!("diloco.request.{}.demo.x.join", account())]
-        {
-            let rejected =
-                read(&Delivery { subject, ..claim(Some("_R_.x")) }, Identity::ByBroker).expect_err("refused");
-            assert_eq!((rejected.refusal.code, rejected.peer), (Code::MessageInvalid, None));
+        for subject in [
+            format!("diloco.request.demo.{}.join", worker()),
+            format!("diloco.request.{}.demo.x.join", account()),
+        ] {
+            let rejected = read(
+                &Delivery {
+                    subject,
+                    ..claim(Some("_R_.x"))
+                },
+                Identity::ByBroker,
+            )
+            .expect_err("refused");
+            assert_eq!(
+                (rejected.refusal.code, rejected.peer),
+                (Code::MessageInvalid, None)
+            );
         }
     }
 
@@ -211,21 +300,34 @@ mod tests {
         let view = |reply: &str| Delivery {
             subject: format!("diloco.control.{operator}.shutdown"),
             reply: Some(reply.to_owned()),
-            payload: schemas::control::Shutdown { v: V, drain: Millis(1) }.encode().into(),
+            payload: schemas::control::Shutdown {
+                v: V,
+                drain: Millis(1),
+            }
+            .encode()
+            .into(),
         };
         assert!(read(&view(&format!("_INBOX.{operator}.7")), Identity::ByBroker).is_ok());
-        for other in
-            [format!("_INBOX.U{}.7", "C".repeat(55)), format!("_INBOX.{operator}"), format!("_INBOX.{operator}.*")]
-        {
+        for other in [
+            format!("_INBOX.U{}.7", "C".repeat(55)),
+            format!("_INBOX.{operator}"),
+            format!("_INBOX.{operator}.*"),
+        ] {
             assert_eq!(code(&view(&other)), Code::IdentityMismatch, "{other}");
         }
     }
 
     #[test]
     fn a_bad_body_is_refused_and_its_sender_recorded() {
-        let bad = Delivery { payload: "x".into(), ..claim(Some("_R_.x")) };
+        let bad = Delivery {
+            payload: "x".into(),
+            ..claim(Some("_R_.x"))
+        };
         let rejected = read(&bad, Identity::ByBroker).expect_err("refused");
-        assert_eq!((rejected.refusal.code, rejected.verb.as_str()), (Code::MessageInvalid, "lease.claim"));
+        assert_eq!(
+            (rejected.refusal.code, rejected.verb.as_str()),
+            (Code::MessageInvalid, "lease.claim")
+        );
         assert_eq!(rejected.peer.expect("known").worker, worker());
     }
 }

@@ -1,6 +1,7 @@
-//! The coordinator's chain in stream `LEDGER`: read and verified from the first event at start, then appended to, each
-//! event only where the broker still sees the last message that this process knows. A second coordinator's first event
-//! therefore ends this one. A message that nobody signed whose chain this could be ends nobody: it is passed over.
+//! The coordinator's chain in stream `LEDGER`: read and verified from the first event at start,
+//! then appended to, each event only where the broker still sees the last message that this process
+//! knows. A second coordinator's first event therefore ends this one. A message that nobody signed
+//! whose chain this could be ends nobody: it is passed over.
 
 mod broker;
 mod chain;
@@ -21,10 +22,11 @@ use tokio::time::{Instant, sleep};
 use self::broker::{Published, published};
 use self::chain::{Chain, Stand};
 
-/// Header that widens an expected sequence from one subject to a filter; the broker then compares with the last message
-/// of any ledger event.
+/// Header that widens an expected sequence from one subject to a filter; the broker then compares
+/// with the last message of any ledger event.
 const EXPECTED_FILTER: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
-/// How long one publish waits for its acknowledgement: above the fail-over of a replicated stream (6 s).
+/// How long one publish waits for its acknowledgement: above the fail-over of a replicated stream
+/// (6 s).
 const ACK_WAIT: Duration = Duration::from_secs(8);
 /// Messages that are read before they are looked at: a few MB at the most.
 const READ_AT_ONCE: u64 = 512;
@@ -103,19 +105,26 @@ impl From<LedgerError> for Failure {
 }
 
 impl Ledger {
-    /// The chain as it is before anything was read: [`Ledger::catch_up`] comes first. A publish is retried until `patience`
-    /// has passed.
+    /// The chain as it is before anything was read: [`Ledger::catch_up`] comes first. A publish is
+    /// retried until `patience` has passed.
     pub fn new(bus: Bus, key: AuditKey, trust: TrustBundle, patience: Duration) -> Self {
         let stream = StreamReader::new(bus.clone(), LEDGER_STREAM);
-        Self { bus, stream, key, trust, chain: Chain::default(), patience }
+        Self {
+            bus,
+            stream,
+            key,
+            trust,
+            chain: Chain::default(),
+            patience,
+        }
     }
 
-    /// Reads and verifies what was appended since this process last read or appended, and hands each body to `follow`, oldest
-    /// first; none is kept. Afterwards this process may append.
+    /// Reads and verifies what was appended since this process last read or appended, and hands
+    /// each body to `follow`, oldest first; none is kept. Afterwards this process may append.
     ///
     /// # Errors
-    /// [`LedgerError::Broken`] names the first event that was signed and does not follow, or that `follow` does not take;
-    /// otherwise the stream cannot be read.
+    /// [`LedgerError::Broken`] names the first event that was signed and does not follow, or that
+    /// `follow` does not take; otherwise the stream cannot be read.
     pub async fn catch_up<E: std::fmt::Display>(
         &mut self,
         mut follow: impl FnMut(EventBody) -> Result<(), E>,
@@ -133,7 +142,9 @@ impl Ledger {
                         self.chain.extend(at, digest);
                         follow(*body).map_err(|error| broken(error.to_string()))?;
                     }
-                    Stand::Repeated => pass(&mut self.chain, at, "an event that the ledger has already"),
+                    Stand::Repeated => {
+                        pass(&mut self.chain, at, "an event that the ledger has already")
+                    }
                     Stand::Foreign(reason) => pass(&mut self.chain, at, &reason),
                     Stand::Broken(reason) => return Err(broken(reason)),
                 }
@@ -157,7 +168,8 @@ impl Ledger {
         self.chain.previous()
     }
 
-    /// Position in the stream of the last message that was looked at, an event or not; 0 before the first.
+    /// Position in the stream of the last message that was looked at, an event or not; 0 before the
+    /// first.
     pub const fn stream_sequence(&self) -> u64 {
         self.chain.stream
     }
@@ -188,11 +200,27 @@ impl Ledger {
         let subject = ledger_subject(run, &emitter, kind);
         let previous = self.chain.previous();
         let event = Event::Ledger(event);
-        let body = EventBody { v: V, emitter, sequence, previous, time, run: run.cloned(), event };
+        let body = EventBody {
+            v: V,
+            emitter,
+            sequence,
+            previous,
+            time,
+            run: run.cloned(),
+            event,
+        };
         let body = body.encode();
-        let unwritable = |reason| LedgerError::Unwritable { sequence, kind, reason };
+        let unwritable = |reason| LedgerError::Unwritable {
+            sequence,
+            kind,
+            reason,
+        };
         if body.len() > EventBody::BYTES_MAX {
-            return Err(unwritable(format!("it has {} bytes, at most {} are kept", body.len(), EventBody::BYTES_MAX)));
+            return Err(unwritable(format!(
+                "it has {} bytes, at most {} are kept",
+                body.len(),
+                EventBody::BYTES_MAX
+            )));
         }
         let digest = Digest::of(&body);
         let payload = Bytes::from(self.sign(body).encode());
@@ -212,14 +240,17 @@ impl Ledger {
                 }
                 Published::NotNow(reason) => reason,
             };
-            // It is published again only where everything behind the known end has been looked at: never twice.
+            // It is published again only where everything behind the known end has been looked at:
+            // never twice.
             let before = self.chain.stream;
             match self.look(digest).await {
                 Ok(true) => return Ok(()),
                 // Somebody's message lay in between: now the end is known again.
                 Ok(false) if !waits && self.chain.stream > before => continue,
                 Ok(false) => {}
-                Err(LedgerError::Unreadable(error @ StreamError::Unreadable { .. })) => reason = error.to_string(),
+                Err(LedgerError::Unreadable(error @ StreamError::Unreadable { .. })) => {
+                    reason = error.to_string()
+                }
                 Err(error) => return Err(error),
             }
             if Instant::now() + pause > deadline {
@@ -227,7 +258,12 @@ impl Ledger {
             }
             if told.is_none_or(|told| told.elapsed() >= TOLD_EVERY) {
                 told = Some(Instant::now());
-                tracing::warn!(kind, sequence = sequence.get(), reason, "the ledger takes no event now; trying again");
+                tracing::warn!(
+                    kind,
+                    sequence = sequence.get(),
+                    reason,
+                    "the ledger takes no event now; trying again"
+                );
             }
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE.1);
@@ -236,26 +272,44 @@ impl Ledger {
 
     fn sign(&self, body: Vec<u8>) -> SignedEvent {
         let signature = ByteArray::new(self.key.sign_event(self.trust.domain.as_str(), &body));
-        SignedEvent { v: V, key: self.key.public().clone(), signature, body: ByteBuf::from(body) }
+        SignedEvent {
+            v: V,
+            key: self.key.public().clone(),
+            signature,
+            body: ByteBuf::from(body),
+        }
     }
 
     async fn publish(&self, subject: &str, digest: Digest, payload: &Bytes) -> Published {
         let mut headers = HeaderMap::new();
         headers.insert(NATS_MESSAGE_ID, digest.hex());
-        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, self.chain.stream.to_string());
+        headers.insert(
+            NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
+            self.chain.stream.to_string(),
+        );
         headers.insert(EXPECTED_FILTER, LEDGER_FILTER);
-        match self.bus.request_raw(subject, headers, payload.clone(), ACK_WAIT).await {
+        match self
+            .bus
+            .request_raw(subject, headers, payload.clone(), ACK_WAIT)
+            .await
+        {
             Ok(answer) => published(&answer, self.chain.stream),
             Err(error @ BusError::Denied { .. }) => Published::Refused(error.to_string()),
-            Err(error) => Published::NotNow(self.bus.explain_silence(error, LEDGER_STREAM).await.to_string()),
+            Err(error) => Published::NotNow(
+                self.bus
+                    .explain_silence(error, LEDGER_STREAM)
+                    .await
+                    .to_string(),
+            ),
         }
     }
 
-    /// Looks at every message behind the known end: whether one of them is the event whose body has this digest. Foreign
-    /// ones are passed over.
+    /// Looks at every message behind the known end: whether one of them is the event whose body has
+    /// this digest. Foreign ones are passed over.
     ///
     /// # Errors
-    /// [`LedgerError::Fenced`] for another event that follows in the chain, [`LedgerError::Broken`] for one that does not.
+    /// [`LedgerError::Fenced`] for another event that follows in the chain, [`LedgerError::Broken`]
+    /// for one that does not.
     async fn look(&mut self, own: Digest) -> Result<bool, LedgerError> {
         while let Some(stored) = self.stream.next(self.chain.stream + 1).await? {
             let found = stored.sequence;
@@ -264,10 +318,24 @@ impl Ledger {
                     self.chain.extend(found, digest);
                     return Ok(true);
                 }
-                Stand::Next { .. } => return Err(LedgerError::Fenced { expected: self.chain.stream, found }),
-                Stand::Repeated => pass(&mut self.chain, found, "an event that the ledger has already"),
+                Stand::Next { .. } => {
+                    return Err(LedgerError::Fenced {
+                        expected: self.chain.stream,
+                        found,
+                    });
+                }
+                Stand::Repeated => pass(
+                    &mut self.chain,
+                    found,
+                    "an event that the ledger has already",
+                ),
                 Stand::Foreign(reason) => pass(&mut self.chain, found, &reason),
-                Stand::Broken(reason) => return Err(LedgerError::Broken { stream: found, reason }),
+                Stand::Broken(reason) => {
+                    return Err(LedgerError::Broken {
+                        stream: found,
+                        reason,
+                    });
+                }
             }
         }
         Ok(false)

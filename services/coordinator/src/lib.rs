@@ -1,5 +1,5 @@
-//! The coordinator's shell: it feeds the core from the bus, the queue, the store and the clock, and carries out what the
-//! core asks for.
+//! The coordinator's shell: it feeds the core from the bus, the queue, the store and the clock, and
+//! carries out what the core asks for.
 //!
 //! | file | holds |
 //! | --- | --- |

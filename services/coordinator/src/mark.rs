@@ -1,7 +1,8 @@
-//! What is known of the ledger apart from the ledger. On this machine: after each append the end of the chain is noted in a
-//! small file, and a ledger that does not reach that end is not led on. In the store: an object that says that this domain
-//! has a ledger, for a machine that has no such file, or has it no more. An empty stream would otherwise look like a new one,
-//! and positions of the chain would be signed a second time.
+//! What is known of the ledger apart from the ledger. On this machine: after each append the end of
+//! the chain is noted in a small file, and a ledger that does not reach that end is not led on. In
+//! the store: an object that says that this domain has a ledger, for a machine that has no such
+//! file, or has it no more. An empty stream would otherwise look like a new one, and positions of
+//! the chain would be signed a second time.
 
 use std::path::Path;
 use std::time::Duration;
@@ -19,9 +20,10 @@ use crate::ledger::Ledger;
 /// How long the store may take to show whether it holds anything; what it shows is only told.
 const GLANCE_MAX: Duration = Duration::from_secs(5);
 
-/// The mark in the store. It is an object like all others, under the digest of its bytes, and its bytes follow from the
-/// domain's id: so one look shows whether it is there, and domains that share a store have one each. No URL can write it; an
-/// operator of another domain in the same store could upload it, and so delay the first start of this one.
+/// The mark in the store. It is an object like all others, under the digest of its bytes, and its
+/// bytes follow from the domain's id: so one look shows whether it is there, and domains that share
+/// a store have one each. No URL can write it; an operator of another domain in the same store
+/// could upload it, and so delay the first start of this one.
 #[derive(Debug)]
 pub(crate) struct StoreMark {
     buckets: Buckets,
@@ -32,19 +34,31 @@ pub(crate) struct StoreMark {
 }
 
 impl StoreMark {
-    /// Looks whether the store has it. To be called before the ledger is read: who finds it then must find a first event.
+    /// Looks whether the store has it. To be called before the ledger is read: who finds it then
+    /// must find a first event.
     ///
     /// # Errors
-    /// The store does not answer. A coordinator that cannot ask it does not lead: it could not work either.
-    pub(crate) async fn look(buckets: &Buckets, url: &str, domain: &PublicKey) -> Result<Self, Failure> {
+    /// The store does not answer. A coordinator that cannot ask it does not lead: it could not work
+    /// either.
+    pub(crate) async fn look(
+        buckets: &Buckets,
+        url: &str,
+        domain: &PublicKey,
+    ) -> Result<Self, Failure> {
         let bytes = mark_bytes(domain);
         let found = buckets.exists(Digest::of(&bytes)).await;
         let found = found.map_err(|error| Failure::new(error.code(), error))?;
-        Ok(Self { buckets: buckets.clone(), url: url.to_owned(), bytes, was_there: found.is_some() })
+        Ok(Self {
+            buckets: buckets.clone(),
+            url: url.to_owned(),
+            bytes,
+            was_there: found.is_some(),
+        })
     }
 
-    /// Refuses a ledger without events its first one when the store knows of others. A store that holds objects without the mark was used by
-    /// another domain, or by a release that left none: nobody can tell which, so it is told, and no reason to stop.
+    /// Refuses a ledger without events its first one when the store knows of others. A store that
+    /// holds objects without the mark was used by another domain, or by a release that left none:
+    /// nobody can tell which, so it is told, and no reason to stop.
     ///
     /// # Errors
     /// [`Code::LedgerLost`]: the mark was there before the ledger.
@@ -66,8 +80,8 @@ impl StoreMark {
         Ok(())
     }
 
-    /// Puts it where it is missing; to be called once the ledger has an event. Without it the file still shows a loss, so
-    /// that it cannot be put stops nothing; the next start tries again.
+    /// Puts it where it is missing; to be called once the ledger has an event. Without it the file
+    /// still shows a loss, so that it cannot be put stops nothing; the next start tries again.
     pub(crate) async fn put(self) {
         if self.was_there {
             return;
@@ -99,8 +113,14 @@ impl LedgerMark {
     /// # Errors
     /// It cannot be used, or is the mark of another domain.
     pub fn open(path: &Path, domain: &PublicKey) -> Result<Self, Failure> {
-        let opened = MarkFile::open(path, domain).map_err(|error| Failure::new(error.code(), error));
-        opened.map(|(file, known)| Self { file, known, followed: None, failing: false })
+        let opened =
+            MarkFile::open(path, domain).map_err(|error| Failure::new(error.code(), error));
+        opened.map(|(file, known)| Self {
+            file,
+            known,
+            followed: None,
+            failing: false,
+        })
     }
 
     /// Looks at an event that the ledger holds; to be called for each, in order.
@@ -115,7 +135,12 @@ impl LedgerMark {
     /// # Errors
     /// [`Code::LedgerLost`]: the ledger ends before the mark, or holds another event there.
     pub fn agree(&mut self, ledger: &Ledger) -> Result<(), Failure> {
-        let Mark { events, stream_sequence, last, .. } = &self.known;
+        let Mark {
+            events,
+            stream_sequence,
+            last,
+            ..
+        } = &self.known;
         let lost = |what: String| Err(Failure::new(Code::LedgerLost, what));
         if ledger.len() < *events {
             return lost(format!(
@@ -123,9 +148,15 @@ impl LedgerMark {
                 ledger.len()
             ));
         }
-        let found = if ledger.len() == *events { ledger.previous() } else { self.followed.unwrap_or(*last) };
+        let found = if ledger.len() == *events {
+            ledger.previous()
+        } else {
+            self.followed.unwrap_or(*last)
+        };
         if found != *last {
-            let named = |digest: &Option<Digest>| digest.map_or_else(|| "none".to_owned(), |digest| digest.to_string());
+            let named = |digest: &Option<Digest>| {
+                digest.map_or_else(|| "none".to_owned(), |digest| digest.to_string())
+            };
             return lost(format!(
                 "event {} of the ledger is {}; {} was appended there",
                 events.saturating_sub(1),
@@ -137,12 +168,19 @@ impl LedgerMark {
         Ok(())
     }
 
-    /// Notes the end of the ledger, before anything that depends on it leaves this process. A mark that cannot be written
-    /// stops nothing: the older one still shows a loss.
+    /// Notes the end of the ledger, before anything that depends on it leaves this process. A mark
+    /// that cannot be written stops nothing: the older one still shows a loss.
     pub fn note(&mut self, ledger: &Ledger) {
         let domain = self.known.domain.clone();
-        let (events, stream_sequence, last) = (ledger.len(), ledger.stream_sequence(), ledger.previous());
-        self.known = Mark { v: V, domain, events, stream_sequence, last };
+        let (events, stream_sequence, last) =
+            (ledger.len(), ledger.stream_sequence(), ledger.previous());
+        self.known = Mark {
+            v: V,
+            domain,
+            events,
+            stream_sequence,
+            last,
+        };
         self.followed = None;
         match self.file.write(&self.known) {
             Ok(()) => self.failing = false,
@@ -159,10 +197,13 @@ impl LedgerMark {
 mod tests {
     use super::*;
 
-    /// Stores hold it for years: another text would be another object, and the loss of a ledger would go unnoticed.
+    /// Stores hold it for years: another text would be another object, and the loss of a ledger
+    /// would go unnoticed.
     #[test]
     fn the_mark_in_the_store_stays_the_same_object() {
-        let domain: PublicKey = format!("O{}", "A".repeat(55)).parse().expect("the form of a key");
+        let domain: PublicKey = format!("O{}", "A".repeat(55))
+            .parse()
+            .expect("the form of a key");
         let bytes = mark_bytes(&domain);
         assert_eq!(
             BlobKey(Digest::of(&bytes)).to_string(),

@@ -1,5 +1,5 @@
-//! The pointer to a run's newest full snapshot, moved by compare and set and never back. The ledger is the truth; the
-//! pointer is for whoever does not read the ledger.
+//! The pointer to a run's newest full snapshot, moved by compare and set and never back. The ledger
+//! is the truth; the pointer is for whoever does not read the ledger.
 
 use async_nats::jetstream::kv::{CreateErrorKind, Store as Bucket, UpdateErrorKind};
 use async_nats::jetstream::{self};
@@ -29,25 +29,49 @@ impl Pointer {
     pub(crate) async fn open(bus: &Bus) -> Result<Self, Failure> {
         let jetstream = jetstream::new(bus.client().clone());
         let bucket = jetstream.get_key_value(STATE_BUCKET).await;
-        let missing = |error| Failure::new(Code::StreamMissing, format!("key-value bucket {STATE_BUCKET}: {error}"));
+        let missing = |error| {
+            Failure::new(
+                Code::StreamMissing,
+                format!("key-value bucket {STATE_BUCKET}: {error}"),
+            )
+        };
         bucket.map(Self).map_err(missing)
     }
 
     /// Moves the pointer of `run` to a snapshot, unless it stands at a later one.
-    pub(crate) async fn advance(&self, run: &RunId, round: Round, manifest: ObjectRef) -> Result<(), Refusal> {
+    pub(crate) async fn advance(
+        &self,
+        run: &RunId,
+        round: Round,
+        manifest: ObjectRef,
+    ) -> Result<(), Refusal> {
         let key = snapshot_key(run);
         let failed = |reason: &dyn std::fmt::Display| {
-            Refusal::new(Code::LedgerUnwritable, format!("pointer {key} to round {round}: {reason}"))
+            Refusal::new(
+                Code::LedgerUnwritable,
+                format!("pointer {key} to round {round}: {reason}"),
+            )
         };
-        let value = serde_json::to_vec(&SnapshotPointer { round, manifest }).map_err(|error| failed(&error))?;
+        let value = serde_json::to_vec(&SnapshotPointer { round, manifest })
+            .map_err(|error| failed(&error))?;
         for _ in 0..TRIES_MAX {
-            let entry = self.0.entry(key.as_str()).await.map_err(|error| failed(&error))?;
-            let present = entry.as_ref().and_then(|entry| serde_json::from_slice::<SnapshotPointer>(&entry.value).ok());
+            let entry = self
+                .0
+                .entry(key.as_str())
+                .await
+                .map_err(|error| failed(&error))?;
+            let present = entry
+                .as_ref()
+                .and_then(|entry| serde_json::from_slice::<SnapshotPointer>(&entry.value).ok());
             if present.is_some_and(|present| present.round >= round) {
                 return Ok(());
             }
             let moved = match entry {
-                Some(entry) => match self.0.update(&key, value.clone().into(), entry.revision).await {
+                Some(entry) => match self
+                    .0
+                    .update(&key, value.clone().into(), entry.revision)
+                    .await
+                {
                     Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => continue,
                     moved => moved.map(|_| ()).map_err(|error| failed(&error)),
                 },
@@ -58,6 +82,8 @@ impl Pointer {
             };
             return moved;
         }
-        Err(failed(&format_args!("others moved it {TRIES_MAX} times meanwhile")))
+        Err(failed(&format_args!(
+            "others moved it {TRIES_MAX} times meanwhile"
+        )))
     }
 }

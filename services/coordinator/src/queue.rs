@@ -1,5 +1,6 @@
-//! The work queue: offers are published once, pulled, and settled or held through the subject that came with them. An
-//! acknowledgement frees the queue and means nothing else; what counts is in the ledger.
+//! The work queue: offers are published once, pulled, and settled or held through the subject that
+//! came with them. An acknowledgement frees the queue and means nothing else; what counts is in the
+//! ledger.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -83,10 +84,17 @@ pub(crate) async fn offer(bus: Bus, run: RunId, unit: UnitId) {
     let mut headers = HeaderMap::new();
     headers.insert(async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, "0");
     for _ in 0..TRIES_MAX {
-        let reason = match bus.request_raw(&subject, headers.clone(), payload.clone(), ACK_WAIT).await {
-            Ok(answer) => match serde_json::from_slice::<Acknowledgement>(&answer).map(|ack| ack.error) {
+        let reason = match bus
+            .request_raw(&subject, headers.clone(), payload.clone(), ACK_WAIT)
+            .await
+        {
+            Ok(answer) => match serde_json::from_slice::<Acknowledgement>(&answer)
+                .map(|ack| ack.error)
+            {
                 Ok(None) => return,
-                Ok(Some(error)) if error.err_code == ErrorCode::STREAM_WRONG_LAST_SEQUENCE.0 => return,
+                Ok(Some(error)) if error.err_code == ErrorCode::STREAM_WRONG_LAST_SEQUENCE.0 => {
+                    return;
+                }
                 Ok(Some(error)) => error.description,
                 Err(error) => error.to_string(),
             },
@@ -97,7 +105,8 @@ pub(crate) async fn offer(bus: Bus, run: RunId, unit: UnitId) {
     }
 }
 
-/// Takes a unit's offer off the queue. Twice does no harm; an acknowledgement that is lost comes back as a delivery.
+/// Takes a unit's offer off the queue. Twice does no harm; an acknowledgement that is lost comes
+/// back as a delivery.
 pub(crate) async fn settle(bus: Bus, ack: Subject) {
     acknowledge(&bus, ack, "+ACK").await;
 }
@@ -120,16 +129,30 @@ async fn acknowledge(bus: &Bus, ack: Subject, what: &'static str) {
 pub(crate) async fn consumer(bus: &Bus) -> Result<PullConsumer, Failure> {
     let jetstream = jetstream::new(bus.client().clone());
     let missing = |error: &dyn std::fmt::Display| {
-        Failure::new(Code::StreamMissing, format!("consumer {WORK_CONSUMER} of stream {WORK_STREAM}: {error}"))
+        Failure::new(
+            Code::StreamMissing,
+            format!("consumer {WORK_CONSUMER} of stream {WORK_STREAM}: {error}"),
+        )
     };
-    let stream = jetstream.get_stream_no_info(WORK_STREAM).await.map_err(|error| missing(&error))?;
-    stream.get_consumer(WORK_CONSUMER).await.map_err(|error| missing(&error))
+    let stream = jetstream
+        .get_stream_no_info(WORK_STREAM)
+        .await
+        .map_err(|error| missing(&error))?;
+    stream
+        .get_consumer(WORK_CONSUMER)
+        .await
+        .map_err(|error| missing(&error))
 }
 
 /// Pulls offers for as long as the process lives.
 pub(crate) async fn pull(bus: Bus, consumer: PullConsumer, arrivals: mpsc::Sender<Arrival>) {
     loop {
-        let mut messages = match consumer.stream().max_messages_per_batch(BATCH).messages().await {
+        let mut messages = match consumer
+            .stream()
+            .max_messages_per_batch(BATCH)
+            .messages()
+            .await
+        {
             Ok(messages) => messages,
             Err(error) => {
                 tracing::warn!(%error, "offers cannot be pulled; trying again");
@@ -145,12 +168,17 @@ pub(crate) async fn pull(bus: Bus, consumer: PullConsumer, arrivals: mpsc::Sende
                     break;
                 }
             };
-            let Some(ack) = message.reply.clone() else { continue };
+            let Some(ack) = message.reply.clone() else {
+                continue;
+            };
             let sequence = message.info().map(|info| info.stream_sequence);
             let arrival = match (Offer::decode(&message.payload), sequence) {
-                (Ok(Offer { run, unit, .. }), Ok(stream_sequence)) => {
-                    Arrival::Offer { run, unit, stream_sequence, ack }
-                }
+                (Ok(Offer { run, unit, .. }), Ok(stream_sequence)) => Arrival::Offer {
+                    run,
+                    unit,
+                    stream_sequence,
+                    ack,
+                },
                 (offer, _) => {
                     tracing::warn!(error = ?offer.err(), subject = %message.subject, "not an offer; taken off the queue");
                     acknowledge(&bus, ack, "+TERM").await;

@@ -1,4 +1,5 @@
-//! Full snapshots, off the critical path: fp32 chunks, then the manifest that names them, then the pointer.
+//! Full snapshots, off the critical path: fp32 chunks, then the manifest that names them, then the
+//! pointer.
 
 use std::sync::Arc;
 
@@ -21,10 +22,25 @@ pub(crate) struct Snapshot {
     pub(crate) merges: Vec<MergeRecord>,
 }
 
-/// Writes everything and returns the manifest's reference. Each chunk is let go of once it is stored.
-pub(crate) async fn save(store: &Store, pointer: &Pointer, snapshot: Snapshot) -> Result<ObjectRef, Refusal> {
-    let Snapshot { context, weights, parent, merges } = snapshot;
-    let Weights { round, params, momentum, broadcast } = weights;
+/// Writes everything and returns the manifest's reference. Each chunk is let go of once it is
+/// stored.
+pub(crate) async fn save(
+    store: &Store,
+    pointer: &Pointer,
+    snapshot: Snapshot,
+) -> Result<ObjectRef, Refusal> {
+    let Snapshot {
+        context,
+        weights,
+        parent,
+        merges,
+    } = snapshot;
+    let Weights {
+        round,
+        params,
+        momentum,
+        broadcast,
+    } = weights;
     let spec = &context.spec;
     let weights = chunks(store, params).await?;
     let momentum = chunks(store, momentum).await?;
@@ -42,7 +58,8 @@ pub(crate) async fn save(store: &Store, pointer: &Pointer, snapshot: Snapshot) -
         parent,
         merges,
     };
-    let text = serde_json::to_vec(&manifest).map_err(|error| Refusal::new(Code::Internal, error.to_string()))?;
+    let text = serde_json::to_vec(&manifest)
+        .map_err(|error| Refusal::new(Code::Internal, error.to_string()))?;
     let object = store.publish(text.into()).await?;
     pointer.advance(&spec.run, round, object).await?;
     tracing::info!(run = %spec.run, round = round.get(), manifest = %object.digest, "full snapshot saved");
@@ -55,7 +72,8 @@ async fn chunks(store: &Store, chunks: Vec<Arc<Vec<f32>>>) -> Result<Vec<ObjectR
         // One at a time: a save has until the next one, and memory for its copies is short.
         let _permit = store.transfer().await;
         let encoded = tokio::task::spawn_blocking(move || encode(&chunk)).await;
-        let encoded = encoded.map_err(|error| Refusal::new(Code::Internal, format!("save: {error}")))?;
+        let encoded =
+            encoded.map_err(|error| Refusal::new(Code::Internal, format!("save: {error}")))?;
         objects.push(store.publish(encoded).await?);
     }
     Ok(objects)
@@ -63,7 +81,8 @@ async fn chunks(store: &Store, chunks: Vec<Arc<Vec<f32>>>) -> Result<Vec<ObjectR
 
 fn encode(values: &[f32]) -> Bytes {
     let mut bytes = vec![0; merge::codec::encoded_bytes(CodecKind::Fp32, values.len())];
-    let encoded = merge::codec::encode(CodecKind::Fp32, values, SeededRounding::NEAREST, &mut bytes);
+    let encoded =
+        merge::codec::encode(CodecKind::Fp32, values, SeededRounding::NEAREST, &mut bytes);
     encoded.expect("the buffer has the size of the encoding");
     bytes.into()
 }

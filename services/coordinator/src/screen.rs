@@ -1,6 +1,7 @@
-//! The check of results: the statement's signature, then each chunk's length, hash and numbers, then the norm of the whole,
-//! then the promotion of all. A chunk that is announced ahead of its submit is checked while its worker makes the next one;
-//! nothing reaches `blobs` but what a good result names.
+//! The check of results: the statement's signature, then each chunk's length, hash and numbers,
+//! then the norm of the whole, then the promotion of all. A chunk that is announced ahead of its
+//! submit is checked while its worker makes the next one; nothing reaches `blobs` but what a good
+//! result names.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,11 +19,13 @@ use tokio::task::JoinHandle;
 use crate::context::RunContext;
 use crate::store::{Kept, Store, incoming_key, refusal};
 
-/// Largest magnitude of a value in a contribution, or in the weights that a run begins with. Real ones are below 1e3. Finite
-/// values far beyond it, once merged, leave weights with which every worker's loss overflows, and no way back.
+/// Largest magnitude of a value in a contribution, or in the weights that a run begins with. Real
+/// ones are below 1e3. Finite values far beyond it, once merged, leave weights with which every
+/// worker's loss overflows, and no way back.
 pub(crate) const MAGNITUDE_MAX: f32 = 1e6;
 
-/// Promotions of one contribution at a time: each is a copy at the store, without its bytes passing here.
+/// Promotions of one contribution at a time: each is a copy at the store, without its bytes passing
+/// here.
 const PROMOTIONS_MAX: usize = 16;
 
 /// A chunk that may be merged.
@@ -72,11 +75,16 @@ pub(crate) fn stage(
     index: u32,
     object: ObjectRef,
 ) {
-    if staged.get(&index).is_some_and(|ahead| ahead.object == object) {
+    if staged
+        .get(&index)
+        .is_some_and(|ahead| ahead.object == object)
+    {
         return;
     }
     let (store, context) = (store.clone(), Arc::clone(context));
-    let check = tokio::spawn(async move { check_chunk(&store, &context, &source, index as usize, object).await });
+    let check = tokio::spawn(async move {
+        check_chunk(&store, &context, &source, index as usize, object).await
+    });
     staged.insert(index, Ahead { object, check });
 }
 
@@ -94,19 +102,36 @@ pub(crate) async fn check(
     verify_statement(domain, audit_key, &submission.signature, &submission.bytes)
         .map_err(|error| Refusal::new(Code::StatementInvalid, error.to_string()))?;
     let contribution = match &submission.statement.outcome {
-        Outcome::Evaluation(_) => return Ok((Screened { statement, norm: 0.0 }, Vec::new())),
+        Outcome::Evaluation(_) => {
+            return Ok((
+                Screened {
+                    statement,
+                    norm: 0.0,
+                },
+                Vec::new(),
+            ));
+        }
         Outcome::Contribution(contribution) => contribution,
     };
     // The core has compared layout, codec and number of chunks with the run's.
-    let source = Source { run: context.spec.run.clone(), lease: submission.statement.lease, worker: worker.clone() };
+    let source = Source {
+        run: context.spec.run.clone(),
+        lease: submission.statement.lease,
+        worker: worker.clone(),
+    };
     let checks: Vec<Ahead> = (0_u32..)
         .zip(&contribution.chunks)
-        .map(|(index, object)| match staged.remove(&index).filter(|ahead| ahead.object == *object) {
-            Some(ahead) => ahead,
-            None => {
-                let mut one = Staged::new();
-                stage(&mut one, store, context, source.clone(), index, *object);
-                one.remove(&index).expect("it was just started")
+        .map(|(index, object)| {
+            match staged
+                .remove(&index)
+                .filter(|ahead| ahead.object == *object)
+            {
+                Some(ahead) => ahead,
+                None => {
+                    let mut one = Staged::new();
+                    stage(&mut one, store, context, source.clone(), index, *object);
+                    one.remove(&index).expect("it was just started")
+                }
             }
         })
         .collect();
@@ -117,7 +142,12 @@ pub(crate) async fn check(
         let chunk = match (&mut ahead.check).await {
             Ok(Ok(chunk)) => chunk,
             Ok(Err(refusal)) => return Err(refusal),
-            Err(error) => return Err(Refusal::new(Code::Internal, format!("check of chunk {index}: {error}"))),
+            Err(error) => {
+                return Err(Refusal::new(
+                    Code::Internal,
+                    format!("check of chunk {index}: {error}"),
+                ));
+            }
         };
         whole.add(chunk.statistics);
         kept.push(chunk.kept);
@@ -131,8 +161,8 @@ pub(crate) async fn check(
     Ok((Screened { statement, norm }, kept))
 }
 
-/// Reads a chunk from the quarantine of its lease and looks at its numbers. What `blobs` holds under the same digest is of no
-/// account: it may be the base weights, or another worker's.
+/// Reads a chunk from the quarantine of its lease and looks at its numbers. What `blobs` holds
+/// under the same digest is of no account: it may be the base weights, or another worker's.
 async fn check_chunk(
     store: &Store,
     context: &RunContext,
@@ -141,50 +171,85 @@ async fn check_chunk(
     object: ObjectRef,
 ) -> Result<Chunk, Refusal> {
     let Some(elements) = context.chunks.get(index).map(|chunk| chunk.range().len()) else {
-        return Err(Refusal::new(Code::LayoutMismatch, format!("chunk {index} of {}", context.chunks.len())));
+        return Err(Refusal::new(
+            Code::LayoutMismatch,
+            format!("chunk {index} of {}", context.chunks.len()),
+        ));
     };
     let codec = context.spec.upload.kind;
     let expected = merge::codec::encoded_bytes(codec, elements) as u64;
     if object.bytes.get() != expected {
-        let detail = format!("chunk {index} has {} bytes, layout and codec give {expected}", object.bytes);
+        let detail = format!(
+            "chunk {index} has {} bytes, layout and codec give {expected}",
+            object.bytes
+        );
         return Err(Refusal::new(Code::SizeMismatch, detail));
     }
     let Source { run, lease, worker } = source;
-    let place = Quarantine::Worker { run: run.clone(), lease: *lease, worker: worker.clone() };
+    let place = Quarantine::Worker {
+        run: run.clone(),
+        lease: *lease,
+        worker: worker.clone(),
+    };
     let key = incoming_key(&place, object.digest);
     let permit = store.transfer().await;
-    let bytes =
-        store.buckets.get_incoming(&key, object).await.map_err(|error| missing(lease, index, object, &error))?;
+    let bytes = store
+        .buckets
+        .get_incoming(&key, object)
+        .await
+        .map_err(|error| missing(lease, index, object, &error))?;
     let screening = bytes.clone();
-    let statistics = tokio::task::spawn_blocking(move || merge::screen(codec, &screening, elements)).await;
+    let statistics =
+        tokio::task::spawn_blocking(move || merge::screen(codec, &screening, elements)).await;
     let statistics = statistics
         .map_err(|error| Refusal::new(Code::Internal, format!("screen of chunk {index}: {error}")))?
         .map_err(|error| Refusal::new(error.code(), format!("chunk {index}: {error}")))?;
     if statistics.abs_max > MAGNITUDE_MAX {
-        let detail =
-            format!("chunk {index} holds a value of magnitude {:e}, at most {MAGNITUDE_MAX:e}", statistics.abs_max);
+        let detail = format!(
+            "chunk {index} holds a value of magnitude {:e}, at most {MAGNITUDE_MAX:e}",
+            statistics.abs_max
+        );
         return Err(Refusal::new(Code::NormOutlier, detail));
     }
     let kept = store.keep(bytes);
     drop(permit);
-    Ok(Chunk { key, object, statistics, kept })
+    Ok(Chunk {
+        key,
+        object,
+        statistics,
+        kept,
+    })
 }
 
 /// Moves the chunks of a good result to `blobs`. From there they count once the ledger says so.
-async fn promote(store: &Store, lease: &LeaseRef, uploads: Vec<(IncomingKey, ObjectRef)>) -> Result<(), Refusal> {
-    let promotions = uploads.into_iter().enumerate().map(|(index, (key, object))| async move {
-        let promoted = store.buckets.promote(&key, object).await;
-        promoted.map_err(|error| missing(lease, index, object, &error))
-    });
+async fn promote(
+    store: &Store,
+    lease: &LeaseRef,
+    uploads: Vec<(IncomingKey, ObjectRef)>,
+) -> Result<(), Refusal> {
+    let promotions = uploads
+        .into_iter()
+        .enumerate()
+        .map(|(index, (key, object))| async move {
+            let promoted = store.buckets.promote(&key, object).await;
+            promoted.map_err(|error| missing(lease, index, object, &error))
+        });
     let promotions: Vec<_> = promotions.collect();
-    stream::iter(promotions).buffer_unordered(PROMOTIONS_MAX).try_for_each(|_| async { Ok(()) }).await
+    stream::iter(promotions)
+        .buffer_unordered(PROMOTIONS_MAX)
+        .try_for_each(|_| async { Ok(()) })
+        .await
 }
 
-/// What is not in the quarantine of the lease was not uploaded under it, whatever else the store has of this digest.
+/// What is not in the quarantine of the lease was not uploaded under it, whatever else the store
+/// has of this digest.
 fn missing(lease: &LeaseRef, index: usize, object: ObjectRef, error: &ObjectError) -> Refusal {
     match error {
         ObjectError::Missing { .. } => {
-            let detail = format!("chunk {index}, {}, was not uploaded under lease {lease}", object.digest);
+            let detail = format!(
+                "chunk {index}, {}, was not uploaded under lease {lease}",
+                object.digest
+            );
             Refusal::new(Code::UploadMissing, detail)
         }
         error => refusal(error),

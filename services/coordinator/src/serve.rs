@@ -1,4 +1,5 @@
-//! From the bus to the decision loop: each message is read, and refused at once when its form or sender is wrong.
+//! From the bus to the decision loop: each message is read, and refused at once when its form or
+//! sender is wrong.
 
 use coordinator_core::{Input, Peer};
 use runtime::throttle::{INTERVAL_FIRST, Throttle};
@@ -13,18 +14,30 @@ use crate::answer::ReplyTo;
 use crate::arrival::Arrival;
 use crate::incoming::{self, Heard, Identity, Rejected};
 
-/// Listens to everything that is said to the coordinator. Strangers say it, so it is heard over a connection on which
-/// nothing that they do to a message can end what the coordinator itself does on the bus.
+/// Listens to everything that is said to the coordinator. Strangers say it, so it is heard over a
+/// connection on which nothing that they do to a message can end what the coordinator itself does
+/// on the bus.
 ///
 /// # Errors
 /// The bus refuses.
 pub(crate) async fn listen(config: &BusConfig) -> Result<Vec<Listener>, Failure> {
-    let listening = Listener::connect("diloco-coordinator-listener", config, &COORDINATOR_FILTERS, clock::now()).await;
+    let listening = Listener::connect(
+        "diloco-coordinator-listener",
+        config,
+        &COORDINATOR_FILTERS,
+        clock::now(),
+    )
+    .await;
     listening.map_err(|error| error.into_refusal().into())
 }
 
 /// Passes messages on for as long as they may be heard.
-pub(crate) async fn forward(bus: Bus, mut listener: Listener, identity: Identity, arrivals: mpsc::Sender<Arrival>) {
+pub(crate) async fn forward(
+    bus: Bus,
+    mut listener: Listener,
+    identity: Identity,
+    arrivals: mpsc::Sender<Arrival>,
+) {
     let mut refusals = Refusals::new();
     let mut allowances = Allowances::default();
     let mut forgetting = tokio::time::interval(INTERVAL_FIRST);
@@ -41,7 +54,9 @@ pub(crate) async fn forward(bus: Bus, mut listener: Listener, identity: Identity
             Ok(message) => message,
             Err(error) => {
                 // When the loop has ended nobody needs to know.
-                let _ = arrivals.send(Arrival::Failed(error.into_refusal().into())).await;
+                let _ = arrivals
+                    .send(Arrival::Failed(error.into_refusal().into()))
+                    .await;
                 return;
             }
         };
@@ -49,21 +64,34 @@ pub(crate) async fn forward(bus: Bus, mut listener: Listener, identity: Identity
         let broke = overdrawn(&message, &mut allowances).map(Err);
         let heard = broke.unwrap_or_else(|| incoming::read(&message, identity));
         if is_nobodys(&message, &heard) {
-            // Not even the one whose name the subject carries is known to have said it: nothing is held against it.
+            // Not even the one whose name the subject carries is known to have said it: nothing is
+            // held against it.
             tracing::warn!(code = %Code::AnswerForeign, lane = listener.filter(), "neither a request nor a heartbeat: an answer that was sent here, or what wants none");
             continue;
         }
         let reply = ReplyTo::read(&message);
         let heard = affordable(heard, &mut allowances);
         let arrival = match (heard, reply) {
-            (Ok(Heard::Heartbeat { peer, heartbeat }), _) => Arrival::Input(Input::Heartbeat { peer, heartbeat }),
-            (Ok(Heard::Worker { peer, request }), Some(reply)) => Arrival::Worker { peer, request, reply },
-            (Ok(Heard::Operator { operator, request }), Some(reply)) => Arrival::Operator { operator, request, reply },
-            (Ok(Heard::Worker { .. } | Heard::Operator { .. }), None) => continue,
-            (Err(rejected), reply) => match refuse(&bus, &message, reply, *rejected, &mut refusals).await {
-                Some(arrival) => arrival,
-                None => continue,
+            (Ok(Heard::Heartbeat { peer, heartbeat }), _) => {
+                Arrival::Input(Input::Heartbeat { peer, heartbeat })
+            }
+            (Ok(Heard::Worker { peer, request }), Some(reply)) => Arrival::Worker {
+                peer,
+                request,
+                reply,
             },
+            (Ok(Heard::Operator { operator, request }), Some(reply)) => Arrival::Operator {
+                operator,
+                request,
+                reply,
+            },
+            (Ok(Heard::Worker { .. } | Heard::Operator { .. }), None) => continue,
+            (Err(rejected), reply) => {
+                match refuse(&bus, &message, reply, *rejected, &mut refusals).await {
+                    Some(arrival) => arrival,
+                    None => continue,
+                }
+            }
         };
         if arrivals.send(arrival).await.is_err() {
             return;
@@ -71,46 +99,89 @@ pub(crate) async fn forward(bus: Bus, mut listener: Listener, identity: Identity
     }
 }
 
-/// Whether a message may be an answer, ours or the broker's own, that its asker let the broker carry here under a name of its
-/// choice: by its form; or because it wants no answer, as no request does; or because it is no heartbeat where only those
-/// are said.
+/// Whether a message may be an answer, ours or the broker's own, that its asker let the broker
+/// carry here under a name of its choice: by its form; or because it wants no answer, as no request
+/// does; or because it is no heartbeat where only those are said.
 fn is_nobodys(message: &Delivery, heard: &Result<Heard, Box<Rejected>>) -> bool {
     let beats = message.subject.starts_with(Lane::Telemetry.prefix());
-    is_answer(&message.payload) || if beats { heard.is_err() } else { message.reply.is_none() }
+    is_answer(&message.payload)
+        || if beats {
+            heard.is_err()
+        } else {
+            message.reply.is_none()
+        }
 }
 
-/// Takes what every message costs from its sender's credit, before anything of it is read; the refusal where none is left.
-/// Answers are no messages of the one whose name the subject carries.
+/// Takes what every message costs from its sender's credit, before anything of it is read; the
+/// refusal where none is left. Answers are no messages of the one whose name the subject carries.
 fn overdrawn(message: &Delivery, allowances: &mut Allowances) -> Option<Box<Rejected>> {
     let (sender, verb) = match message.subject.parse().ok()? {
-        Incoming::Request { account, run, worker, verb } => {
-            (Sender::Worker(Peer { account, run, worker }), verb.token())
-        }
-        Incoming::Heartbeat { account, run, worker } => (Sender::Worker(Peer { account, run, worker }), "heartbeat"),
+        Incoming::Request {
+            account,
+            run,
+            worker,
+            verb,
+        } => (
+            Sender::Worker(Peer {
+                account,
+                run,
+                worker,
+            }),
+            verb.token(),
+        ),
+        Incoming::Heartbeat {
+            account,
+            run,
+            worker,
+        } => (
+            Sender::Worker(Peer {
+                account,
+                run,
+                worker,
+            }),
+            "heartbeat",
+        ),
         Incoming::Control { operator, verb } => (Sender::Operator(operator), verb.token()),
         _ => return None,
     };
     let counts = !is_answer(&message.payload) && (verb == "heartbeat" || message.reply.is_some());
-    (counts && !allowances.admit(&sender, MESSAGE_COST, Instant::now())).then(|| too_much(sender, verb))
+    (counts && !allowances.admit(&sender, MESSAGE_COST, Instant::now()))
+        .then(|| too_much(sender, verb))
 }
 
 fn too_much(sender: Sender, verb: &str) -> Box<Rejected> {
     let (who, peer) = match sender {
-        Sender::Worker(peer) => (format!("{} asks more than a worker needs", peer.worker), Some(peer)),
-        Sender::Operator(operator) => (format!("{operator} asks more than an operator needs"), None),
+        Sender::Worker(peer) => (
+            format!("{} asks more than a worker needs", peer.worker),
+            Some(peer),
+        ),
+        Sender::Operator(operator) => {
+            (format!("{operator} asks more than an operator needs"), None)
+        }
     };
-    Box::new(Rejected { peer, verb: verb.to_owned(), refusal: Refusal::new(Code::AskedTooMuch, who) })
+    Box::new(Rejected {
+        peer,
+        verb: verb.to_owned(),
+        refusal: Refusal::new(Code::AskedTooMuch, who),
+    })
 }
 
 /// Refuses a sender whose request costs more than it has left, beside what every message costs.
-fn affordable(heard: Result<Heard, Box<Rejected>>, allowances: &mut Allowances) -> Result<Heard, Box<Rejected>> {
+fn affordable(
+    heard: Result<Heard, Box<Rejected>>,
+    allowances: &mut Allowances,
+) -> Result<Heard, Box<Rejected>> {
     let (sender, verb, cost) = match &heard {
-        Ok(Heard::Worker { peer, request }) => {
-            (Sender::Worker(peer.clone()), request.verb().token(), cost(request) - MESSAGE_COST)
-        }
-        Ok(Heard::Operator { operator, request }) => {
-            (Sender::Operator(operator.clone()), request.verb().token(), control_cost(request) - MESSAGE_COST)
-        }
+        Ok(Heard::Worker { peer, request }) => (
+            Sender::Worker(peer.clone()),
+            request.verb().token(),
+            cost(request) - MESSAGE_COST,
+        ),
+        Ok(Heard::Operator { operator, request }) => (
+            Sender::Operator(operator.clone()),
+            request.verb().token(),
+            control_cost(request) - MESSAGE_COST,
+        ),
         Ok(Heard::Heartbeat { .. }) | Err(_) => return heard,
     };
     if allowances.admit(&sender, cost, Instant::now()) {
@@ -119,7 +190,8 @@ fn affordable(heard: Result<Heard, Box<Rejected>>, allowances: &mut Allowances) 
     Err(too_much(sender, verb))
 }
 
-/// Refuses a message, unless answering it would be what an attacker wants, and gives what is to be recorded.
+/// Refuses a message, unless answering it would be what an attacker wants, and gives what is to be
+/// recorded.
 async fn refuse(
     bus: &Bus,
     message: &Delivery,
@@ -127,28 +199,48 @@ async fn refuse(
     rejected: Rejected,
     refusals: &mut Refusals,
 ) -> Option<Arrival> {
-    let Rejected { peer, verb, refusal } = rejected;
+    let Rejected {
+        peer,
+        verb,
+        refusal,
+    } = rejected;
     let (sender, code) = (sender(&message.subject, peer.as_ref()), refusal.code);
     let noted = refusals.note(&sender);
     tracing::warn!(sender, %code, subject = %message.subject, detail = refusal.detail, "message refused");
     if let Some(reply) = reply.filter(|_| refusal.code != Code::IdentityMismatch) {
         reply.send(bus, Err(refusal.clone())).await;
     }
-    // Who asks too much is recorded as often as it would be logged, so that not even its refusals fill the loop.
+    // Who asks too much is recorded as often as it would be logged, so that not even its refusals
+    // fill the loop.
     let peer = peer.filter(|_| noted || refusal.code != Code::AskedTooMuch);
-    peer.map(|peer| Arrival::Input(Input::Denied { peer, verb, refusal }))
+    peer.map(|peer| {
+        Arrival::Input(Input::Denied {
+            peer,
+            verb,
+            refusal,
+        })
+    })
 }
 
-/// Who is refused, for the log: a peer by its names, an operator by its key, all else by the lane on which it spoke.
+/// Who is refused, for the log: a peer by its names, an operator by its key, all else by the lane
+/// on which it spoke.
 fn sender(subject: &str, peer: Option<&Peer>) -> String {
     match (peer, subject.parse::<Incoming>()) {
-        (Some(Peer { account, run, worker }), _) => format!("{worker} of {run} in {account}"),
+        (
+            Some(Peer {
+                account,
+                run,
+                worker,
+            }),
+            _,
+        ) => format!("{worker} of {run} in {account}"),
         (None, Ok(Incoming::Control { operator, .. })) => operator.to_string(),
         (None, _) => subject.split('.').take(2).collect::<Vec<_>>().join("."),
     }
 }
 
-/// What was refused lately, by sender; the log holds its lines back by the same rule, by sender and code.
+/// What was refused lately, by sender; the log holds its lines back by the same rule, by sender and
+/// code.
 struct Refusals {
     throttle: Throttle,
     started: Instant,
@@ -156,12 +248,16 @@ struct Refusals {
 
 impl Refusals {
     fn new() -> Self {
-        Self { throttle: Throttle::default(), started: Instant::now() }
+        Self {
+            throttle: Throttle::default(),
+            started: Instant::now(),
+        }
     }
 
     /// Notes a refusal; whether it is one of the first of its sender.
     fn note(&mut self, sender: &str) -> bool {
-        self.throttle.note("refused", sender, self.started.elapsed(), String::new)
+        self.throttle
+            .note("refused", sender, self.started.elapsed(), String::new)
     }
 
     /// Forgets who was quiet. The sums are the log's to tell.
@@ -181,8 +277,15 @@ mod tests {
     use super::*;
 
     fn is_held_against_nobody(lane: &str, reply: Option<&str>, payload: &[u8]) -> bool {
-        let (account, worker) = (format!("A{}", "B".repeat(55)), format!("U{}", "A".repeat(55)));
-        let verb = if lane == "telemetry" { "heartbeat" } else { "lease.claim" };
+        let (account, worker) = (
+            format!("A{}", "B".repeat(55)),
+            format!("U{}", "A".repeat(55)),
+        );
+        let verb = if lane == "telemetry" {
+            "heartbeat"
+        } else {
+            "lease.claim"
+        };
         let message = Delivery {
             subject: format!("diloco.{lane}.{account}.demo.{worker}.{verb}"),
             reply: reply.map(str::to_owned),
@@ -205,8 +308,15 @@ mod tests {
             bytes_up: Bytes(0),
             bytes_down: Bytes(0),
         };
-        let (claim, heartbeat) =
-            (ClaimRequest { v: V, session: Session(1), wait: Millis(5) }.encode(), heartbeat.encode());
+        let (claim, heartbeat) = (
+            ClaimRequest {
+                v: V,
+                session: Session(1),
+                wait: Millis(5),
+            }
+            .encode(),
+            heartbeat.encode(),
+        );
         let stored = b"{\"stream\":\"EVENTS\",\"seq\":1}";
         for (lane, reply, payload) in [
             ("request", Some("_R_.x"), &b"\xc1\x84"[..]),
@@ -216,7 +326,10 @@ mod tests {
             ("telemetry", None, stored),
             ("telemetry", Some("_R_.x"), stored),
         ] {
-            assert!(is_held_against_nobody(lane, reply, payload), "{lane} {reply:?} {payload:?}");
+            assert!(
+                is_held_against_nobody(lane, reply, payload),
+                "{lane} {reply:?} {payload:?}"
+            );
         }
         // These are somebody's, right or wrong.
         for (lane, reply, payload) in [
@@ -225,7 +338,10 @@ mod tests {
             ("telemetry", None, &heartbeat),
             ("telemetry", Some("_R_.x"), &heartbeat),
         ] {
-            assert!(!is_held_against_nobody(lane, reply, payload), "{lane} {reply:?} {payload:?}");
+            assert!(
+                !is_held_against_nobody(lane, reply, payload),
+                "{lane} {reply:?} {payload:?}"
+            );
         }
     }
 }

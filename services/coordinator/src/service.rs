@@ -1,5 +1,5 @@
-//! Building the coordinator from its configuration, in an order in which nothing is heard before it can be answered: keys,
-//! store, bus, ledger, the lead, then the listeners.
+//! Building the coordinator from its configuration, in an order in which nothing is heard before it
+//! can be answered: keys, store, bus, ledger, the lead, then the listeners.
 
 use std::path::Path;
 
@@ -46,24 +46,36 @@ impl Service {
             true => Identity::BySubject,
             false => Identity::ByBroker,
         };
-        let trust = TrustBundle::read(&config.keys.trust).map_err(|error| Failure::new(error.code(), error))?;
-        let key = |path: &Path| AuditKey::read(path).map_err(|error| Failure::new(error.code(), error));
+        let trust = TrustBundle::read(&config.keys.trust)
+            .map_err(|error| Failure::new(error.code(), error))?;
+        let key =
+            |path: &Path| AuditKey::read(path).map_err(|error| Failure::new(error.code(), error));
         let audit_key = key(&config.keys.audit)?;
-        let manifest_key =
-            ManifestKey::read(&config.keys.manifest).map_err(|error| Failure::new(error.code(), error))?;
+        let manifest_key = ManifestKey::read(&config.keys.manifest)
+            .map_err(|error| Failure::new(error.code(), error))?;
         let mark = LedgerMark::open(&config.keys.mark, &trust.domain)?;
         let store = Store::new(config)?;
-        store.buckets.ping().await.map_err(|error| Failure::new(error.code(), error))?;
+        store
+            .buckets
+            .ping()
+            .await
+            .map_err(|error| Failure::new(error.code(), error))?;
         let store_mark = StoreMark::look(&store.buckets, &config.store.url, &trust.domain).await?;
         let bus = Bus::connect("diloco-coordinator", &config.bus, clock::now()).await;
         let bus = bus.map_err(|error| Failure::from(error.into_refusal()))?;
-        // A credential of another role shows here, at once; the requests that follow would only time out.
+        // A credential of another role shows here, at once; the requests that follow would only
+        // time out.
         drop(serve::listen(&config.bus).await?);
         let consumer = queue::consumer(&bus).await?;
         let pointer = Pointer::open(&bus).await?;
         let patience = config.limits.ledger_patience.0;
         let domain = trust.domain.to_string();
-        let ledger_bus = Bus::connect("diloco-coordinator-ledger", &config.ledger_bus(), clock::now()).await;
+        let ledger_bus = Bus::connect(
+            "diloco-coordinator-ledger",
+            &config.ledger_bus(),
+            clock::now(),
+        )
+        .await;
         let ledger_bus = ledger_bus.map_err(|error| Failure::from(error.into_refusal()))?;
         let own_key = audit_key.public().clone();
         let ledger = Ledger::new(ledger_bus, audit_key, trust, patience);
@@ -77,19 +89,44 @@ impl Service {
         let (sender, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let tables = Tables::default();
         let (sweeper, sweeps) = sweep::pair();
-        let mut shell =
-            Shell { bus, store, pointer, ledger, mark, manifest_key, domain, arrivals: sender, sweeper, tables };
+        let mut shell = Shell {
+            bus,
+            store,
+            pointer,
+            ledger,
+            mark,
+            manifest_key,
+            domain,
+            arrivals: sender,
+            sweeper,
+            tables,
+        };
         let core = shell.lead(&settings, &store_mark, patience).await?;
         store_mark.put().await;
-        // Only who leads hears requests and takes offers: what was said before was said to a predecessor.
+        // Only who leads hears requests and takes offers: what was said before was said to a
+        // predecessor.
         let mut feeders = JoinSet::new();
         for listener in serve::listen(&config.bus).await? {
-            feeders.spawn(serve::forward(shell.bus.clone(), listener, identity, shell.arrivals.clone()));
+            feeders.spawn(serve::forward(
+                shell.bus.clone(),
+                listener,
+                identity,
+                shell.arrivals.clone(),
+            ));
         }
         feeders.spawn(shell.store.clone().keep_time());
         feeders.spawn(sweeps.run(shell.store.clone()));
-        feeders.spawn(queue::pull(shell.bus.clone(), consumer, shell.arrivals.clone()));
-        Ok(Self { shell, core, arrivals, feeders })
+        feeders.spawn(queue::pull(
+            shell.bus.clone(),
+            consumer,
+            shell.arrivals.clone(),
+        ));
+        Ok(Self {
+            shell,
+            core,
+            arrivals,
+            feeders,
+        })
     }
 
     /// Leads until an operator stops it, `shutdown` is cancelled, or it must stand down.
@@ -97,7 +134,10 @@ impl Service {
     /// # Errors
     /// The coded reason to stand down.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), Failure> {
-        let ended = self.shell.run(&mut self.core, self.arrivals, shutdown).await;
+        let ended = self
+            .shell
+            .run(&mut self.core, self.arrivals, shutdown)
+            .await;
         self.feeders.abort_all();
         ended
     }

@@ -1,23 +1,28 @@
-//! The store as the coordinator uses it: its own access, the signer of URLs for others, and how many bytes are in the air.
+//! The store as the coordinator uses it: its own access, the signer of URLs for others, and how
+//! many bytes are in the air.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use coordinator_core::Quarantine;
-use objects::{Buckets, Endpoint, IncomingKey, ObjectError, Signer, StoreClock, TransferLimits, Trust};
+use objects::{
+    Buckets, Endpoint, IncomingKey, ObjectError, Signer, StoreClock, TransferLimits, Trust,
+};
 use runtime::Failure;
 use schemas::{Code, Digest, ObjectRef, Refusal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::config::Config;
 
-/// The unit in which memory for contributions is counted out; a semaphore counts to less than the bytes of a machine.
+/// The unit in which memory for contributions is counted out; a semaphore counts to less than the
+/// bytes of a machine.
 const PAGE_BYTES: u64 = 4096;
 /// Most questions at a time whether the store has an object.
 const LOOKS_MAX: usize = 32;
 
-/// How often the store's clock is looked at: well within a URL's life, so that a transfer outlives a step of the clock.
+/// How often the store's clock is looked at: well within a URL's life, so that a transfer outlives
+/// a step of the clock.
 const TIME_EVERY: Duration = Duration::from_secs(20);
 
 /// Access to the store. Cheap to clone; clones share connections and bounds.
@@ -40,17 +45,23 @@ pub(crate) struct Kept {
 
 impl Store {
     pub(crate) fn new(config: &Config) -> Result<Self, Failure> {
-        let invalid = |error: &dyn std::fmt::Display| Failure::new(Code::ConfigInvalid, format!("store: {error}"));
+        let invalid = |error: &dyn std::fmt::Display| {
+            Failure::new(Code::ConfigInvalid, format!("store: {error}"))
+        };
         let trust = match config.store.url.starts_with("https://") {
             true => {
                 let pem = std::fs::read(&config.store.ca);
                 let unreadable = |error| format!("store.ca {}: {error}", config.store.ca.display());
-                Trust::Authority(pem.map_err(|error| Failure::new(Code::CredentialUnreadable, unreadable(error)))?)
+                Trust::Authority(
+                    pem.map_err(|error| {
+                        Failure::new(Code::CredentialUnreadable, unreadable(error))
+                    })?,
+                )
             }
             false => Trust::PlainLoopback,
         };
-        let endpoint =
-            Endpoint::new(&config.store.url, &config.store.region, trust).map_err(|error| invalid(&error))?;
+        let endpoint = Endpoint::new(&config.store.url, &config.store.region, trust)
+            .map_err(|error| invalid(&error))?;
         let keys = identity::StoreKeys::read(&config.store.keys)
             .map_err(|error| Failure::new(error.code(), format!("store.keys: {error}")))?;
         let clock = StoreClock::default();
@@ -59,7 +70,8 @@ impl Store {
         let buckets = Buckets::new(&endpoint, &keys.admin, clock.clone(), limits, patience)
             .map_err(|error| Failure::new(error.code(), error))?;
         let signer = Signer::new(&endpoint, &keys, clock).map_err(|error| invalid(&error))?;
-        let pages = usize::try_from(config.limits.contributions_memory.0 / PAGE_BYTES).unwrap_or(usize::MAX);
+        let pages = usize::try_from(config.limits.contributions_memory.0 / PAGE_BYTES)
+            .unwrap_or(usize::MAX);
         Ok(Self {
             buckets,
             signer,
@@ -72,12 +84,14 @@ impl Store {
     /// Keeps bytes if there is room for them.
     pub(crate) fn keep(&self, bytes: Bytes) -> Option<Kept> {
         let pages = u32::try_from((bytes.len() as u64).div_ceil(PAGE_BYTES)).ok()?;
-        let room = Arc::clone(&self.memory).try_acquire_many_owned(pages).ok()?;
+        let room = Arc::clone(&self.memory)
+            .try_acquire_many_owned(pages)
+            .ok()?;
         Some(Kept { bytes, _room: room })
     }
 
-    /// Looks at the store's clock now and then, for as long as it is polled: URLs are signed by it, and who was refused one for
-    /// its time asks again and must get a better one.
+    /// Looks at the store's clock now and then, for as long as it is polled: URLs are signed by it,
+    /// and who was refused one for its time asks again and must get a better one.
     pub(crate) async fn keep_time(self) {
         loop {
             tokio::time::sleep(TIME_EVERY).await;
@@ -87,10 +101,13 @@ impl Store {
         }
     }
 
-    /// Waits until the store may be asked whether it has an object. Many ask at a time, but not without end: the store has
-    /// other work.
+    /// Waits until the store may be asked whether it has an object. Many ask at a time, but not
+    /// without end: the store has other work.
     pub(crate) async fn look(&self) -> SemaphorePermit<'_> {
-        self.looks.acquire().await.expect("the semaphore is never closed")
+        self.looks
+            .acquire()
+            .await
+            .expect("the semaphore is never closed")
     }
 
     /// Waits until a chunk may be fetched or stored.
@@ -102,24 +119,38 @@ impl Store {
     /// A verified object of the expected length.
     pub(crate) async fn fetch(&self, object: ObjectRef) -> Result<Bytes, Refusal> {
         let _permit = self.transfer().await;
-        let bytes = self.buckets.get(object.digest).await.map_err(|error| refusal(&error))?;
+        let bytes = self
+            .buckets
+            .get(object.digest)
+            .await
+            .map_err(|error| refusal(&error))?;
         if bytes.len() as u64 == object.bytes.get() {
             return Ok(bytes);
         }
-        let detail = format!("{} has {} bytes, expected {}", object.digest, bytes.len(), object.bytes);
+        let detail = format!(
+            "{} has {} bytes, expected {}",
+            object.digest,
+            bytes.len(),
+            object.bytes
+        );
         Err(Refusal::new(Code::ObjectMismatch, detail))
     }
 
     /// Stores bytes in `blobs`.
     pub(crate) async fn publish(&self, bytes: Bytes) -> Result<ObjectRef, Refusal> {
-        self.buckets.put_blob(bytes).await.map_err(|error| refusal(&error))
+        self.buckets
+            .put_blob(bytes)
+            .await
+            .map_err(|error| refusal(&error))
     }
 }
 
 /// Where an object of a quarantine lies.
 pub(crate) fn incoming_key(place: &Quarantine, digest: Digest) -> IncomingKey {
     match place {
-        Quarantine::Worker { run, lease, worker } => IncomingKey::worker(run, *lease, worker, digest),
+        Quarantine::Worker { run, lease, worker } => {
+            IncomingKey::worker(run, *lease, worker, digest)
+        }
         Quarantine::Operator { operator } => IncomingKey::operator(operator, digest),
     }
 }
@@ -140,10 +171,19 @@ mod tests {
     async fn fg_24_memory_for_contributions_is_bounded_however_many_workers_send_them() {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let keys = scratch.path().join("keys.json");
-        identity::StoreKeys::generate().write(&keys).expect("the folder takes files");
+        identity::StoreKeys::generate()
+            .write(&keys)
+            .expect("the folder takes files");
         let config = Config {
-            store: StoreConfig { url: "http://127.0.0.1:9".to_owned(), keys, ..StoreConfig::default() },
-            limits: LimitsConfig { contributions_memory: ConfigBytes(3 * PAGE_BYTES), ..LimitsConfig::default() },
+            store: StoreConfig {
+                url: "http://127.0.0.1:9".to_owned(),
+                keys,
+                ..StoreConfig::default()
+            },
+            limits: LimitsConfig {
+                contributions_memory: ConfigBytes(3 * PAGE_BYTES),
+                ..LimitsConfig::default()
+            },
             ..Config::default()
         };
         let store = Store::new(&config).expect("nothing is connected yet");
@@ -151,7 +191,17 @@ mod tests {
         let kept: Vec<Option<Kept>> = (0..100).map(|_| store.keep(chunk.clone())).collect();
         assert_eq!(kept.iter().flatten().count(), 3);
         drop(kept);
-        assert!(store.keep(vec![0; 4 * PAGE_BYTES as usize].into()).is_none(), "more than there is room for");
-        assert!(store.keep(vec![0; 3 * PAGE_BYTES as usize].into()).is_some(), "what was dropped gave its room back");
+        assert!(
+            store
+                .keep(vec![0; 4 * PAGE_BYTES as usize].into())
+                .is_none(),
+            "more than there is room for"
+        );
+        assert!(
+            store
+                .keep(vec![0; 3 * PAGE_BYTES as usize].into())
+                .is_some(),
+            "what was dropped gave its room back"
+        );
     }
 }

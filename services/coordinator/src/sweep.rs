@@ -1,5 +1,6 @@
-//! Uploads that are of no use any more are deleted from quarantine, beside everything else. Nothing depends on it: what is left,
-//! because the store was away or this process ended, the store forgets some days later.
+//! Uploads that are of no use any more are deleted from quarantine, beside everything else. Nothing
+//! depends on it: what is left, because the store was away or this process ended, the store forgets
+//! some days later.
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use objects::IncomingKey;
@@ -48,7 +49,11 @@ impl Sweeps {
                 }
             });
             // The first that fails ends the others: the next would fail like it.
-            match deletions.buffer_unordered(DELETIONS_MAX).try_collect::<Vec<()>>().await {
+            match deletions
+                .buffer_unordered(DELETIONS_MAX)
+                .try_collect::<Vec<()>>()
+                .await
+            {
                 Ok(_) => failing = false,
                 Err(error) if !std::mem::replace(&mut failing, true) => {
                     tracing::warn!(code = %error.code(), %error, "uploads that are of no use any more are left to the store");

@@ -5,16 +5,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 use merge::codec::encoded_bytes;
 use merge::{
-    BLOCK_ELEMENTS, Broadcast, ContributionChunk, MergeError, Momentum, SeededRounding, broadcast_seed, merge_chunk,
-    merge_chunk_and_encode,
+    BLOCK_ELEMENTS, Broadcast, ContributionChunk, MergeError, Momentum, SeededRounding,
+    broadcast_seed, merge_chunk, merge_chunk_and_encode,
 };
 use rayon::prelude::*;
 use schemas::Round;
 use schemas::lease::Weights as Published;
 use schemas::run::{Codec, CodecKind, OuterOptimizer, RunSpec};
 
-/// The state between two rounds. A chunk is shared with a save that has not written it yet; the next step then works on
-/// a copy of that chunk.
+/// The state between two rounds. A chunk is shared with a save that has not written it yet; the
+/// next step then works on a copy of that chunk.
 #[derive(Clone, Debug)]
 pub(crate) struct Weights {
     /// The round that starts from them.
@@ -98,18 +98,30 @@ impl Step {
         }
     }
 
-    /// Merges one chunk whose first element is element `start` of the whole vector. In parallel, block by block; each
-    /// element gets the bits that [`merge::merge_chunk_and_encode`] gives it for the chunk as a whole.
-    pub(crate) fn run(self, piece: &mut Piece, parts: &[Part], start: u64) -> Result<Stepped, MergeError> {
+    /// Merges one chunk whose first element is element `start` of the whole vector. In parallel,
+    /// block by block; each element gets the bits that [`merge::merge_chunk_and_encode`] gives it
+    /// for the chunk as a whole.
+    pub(crate) fn run(
+        self,
+        piece: &mut Piece,
+        parts: &[Part],
+        start: u64,
+    ) -> Result<Stepped, MergeError> {
         let params = Arc::make_mut(&mut piece.params).as_mut_slice();
         let block_bytes = encoded_bytes(self.download.kind, BLOCK_ELEMENTS);
         let mut broadcast = vec![0; encoded_bytes(self.download.kind, params.len())];
         let count = params.len().div_ceil(BLOCK_ELEMENTS);
         let momenta: Vec<Option<&mut [f32]>> = match &mut piece.momentum {
-            Some(momentum) => Arc::make_mut(momentum).chunks_mut(BLOCK_ELEMENTS).map(Some).collect(),
+            Some(momentum) => Arc::make_mut(momentum)
+                .chunks_mut(BLOCK_ELEMENTS)
+                .map(Some)
+                .collect(),
             None => (0..count).map(|_| None).collect(),
         };
-        let blocks = params.par_chunks_mut(BLOCK_ELEMENTS).zip(broadcast.par_chunks_mut(block_bytes)).zip(momenta);
+        let blocks = params
+            .par_chunks_mut(BLOCK_ELEMENTS)
+            .zip(broadcast.par_chunks_mut(block_bytes))
+            .zip(momenta);
         let stepped = blocks.enumerate().map_init(
             || vec![0.0; BLOCK_ELEMENTS],
             |scratch, (block, ((params, out), momentum))| {
@@ -122,19 +134,37 @@ impl Step {
                     Some(buffer) => Momentum::Running(buffer),
                 };
                 let first_element = start + offset as u64;
-                let rounding = SeededRounding { rule: self.download.rounding, seed: self.seed, first_element };
-                let broadcast = Broadcast { codec: self.download.kind, rounding, out };
-                let merged = merge_chunk_and_encode(&parts, self.optimizer, params, momentum, broadcast)?;
+                let rounding = SeededRounding {
+                    rule: self.download.rounding,
+                    seed: self.seed,
+                    first_element,
+                };
+                let broadcast = Broadcast {
+                    codec: self.download.kind,
+                    rounding,
+                    out,
+                };
+                let merged =
+                    merge_chunk_and_encode(&parts, self.optimizer, params, momentum, broadcast)?;
                 Ok((sum_of_squares, merged.is_finite()))
             },
         );
         let stepped: Vec<(f64, bool)> = stepped.collect::<Result<_, MergeError>>()?;
         let sum_of_squares = stepped.iter().map(|(sum, _)| sum).sum();
         let finite = stepped.iter().all(|(_, finite)| *finite);
-        Ok(Stepped { broadcast, sum_of_squares, finite })
+        Ok(Stepped {
+            broadcast,
+            sum_of_squares,
+            finite,
+        })
     }
 
-    fn slices<'a>(self, parts: &'a [Part], offset: usize, elements: usize) -> Vec<ContributionChunk<'a>> {
+    fn slices<'a>(
+        self,
+        parts: &'a [Part],
+        offset: usize,
+        elements: usize,
+    ) -> Vec<ContributionChunk<'a>> {
         let codec = self.upload;
         let range = encoded_bytes(codec, offset)..encoded_bytes(codec, offset + elements);
         // A part that is too short is refused by the merge, which names it.
@@ -147,11 +177,12 @@ impl Step {
     }
 }
 
-/// Of the mean of `parts`: plain averaging from zero leaves its negative behind. The block is still in the cache when
-/// the step itself reads it.
+/// Of the mean of `parts`: plain averaging from zero leaves its negative behind. The block is still
+/// in the cache when the step itself reads it.
 fn sum_of_squares(parts: &[ContributionChunk<'_>], scratch: &mut [f32]) -> Result<f64, MergeError> {
     scratch.fill(0.0);
-    // What is finite is asked of the parameters; a sum that is not a number is told apart by its reader.
+    // What is finite is asked of the parameters; a sum that is not a number is told apart by its
+    // reader.
     let _ = merge_chunk(parts, OuterOptimizer::Average, scratch, Momentum::Absent)?;
     let mut lanes = [0.0_f64; LANES];
     let (groups, rest) = scratch.as_chunks::<LANES>();
@@ -183,32 +214,67 @@ mod tests {
     }
 
     fn step(first: bool) -> Step {
-        let download = Codec { kind: CodecKind::Bf16, rounding: Rounding::Stochastic };
-        let optimizer = OuterOptimizer::Nesterov { learning_rate: 0.7, momentum: 0.9 };
-        Step { optimizer, upload: CodecKind::Fp32, download, seed: 42, first }
+        let download = Codec {
+            kind: CodecKind::Bf16,
+            rounding: Rounding::Stochastic,
+        };
+        let optimizer = OuterOptimizer::Nesterov {
+            learning_rate: 0.7,
+            momentum: 0.9,
+        };
+        Step {
+            optimizer,
+            upload: CodecKind::Fp32,
+            download,
+            seed: 42,
+            first,
+        }
     }
 
-    /// Blocks change nothing: the whole chunk at once, by the crate that defines the rule, gives the same bits.
+    /// Blocks change nothing: the whole chunk at once, by the crate that defines the rule, gives
+    /// the same bits.
     #[test]
     fn a_step_is_the_merge_of_the_whole_chunk() {
         let parts = parts();
         let start = vec![0.25; ELEMENTS];
-        let mut piece = Piece { params: Arc::new(start.clone()), momentum: Some(Arc::new(vec![9.0; ELEMENTS])) };
+        let mut piece = Piece {
+            params: Arc::new(start.clone()),
+            momentum: Some(Arc::new(vec![9.0; ELEMENTS])),
+        };
         let (mut params, mut momentum) = (start, vec![0.0; ELEMENTS]);
         for first in [true, false] {
             let stepped = step(first).run(&mut piece, &parts, 1000).expect("it fits");
             let whole: Vec<_> = step(first).slices(&parts, 0, ELEMENTS);
             let mut out = vec![0; encoded_bytes(CodecKind::Bf16, ELEMENTS)];
-            let rounding = SeededRounding { rule: Rounding::Stochastic, seed: 42, first_element: 1000 };
-            let broadcast = Broadcast { codec: CodecKind::Bf16, rounding, out: &mut out };
-            let state = if first { Momentum::First(&mut momentum) } else { Momentum::Running(&mut momentum) };
-            let merged = merge_chunk_and_encode(&whole, step(first).optimizer, &mut params, state, broadcast);
+            let rounding = SeededRounding {
+                rule: Rounding::Stochastic,
+                seed: 42,
+                first_element: 1000,
+            };
+            let broadcast = Broadcast {
+                codec: CodecKind::Bf16,
+                rounding,
+                out: &mut out,
+            };
+            let state = if first {
+                Momentum::First(&mut momentum)
+            } else {
+                Momentum::Running(&mut momentum)
+            };
+            let merged = merge_chunk_and_encode(
+                &whole,
+                step(first).optimizer,
+                &mut params,
+                state,
+                broadcast,
+            );
             assert!(merged.expect("it fits").is_finite() && stepped.finite);
             assert_eq!(stepped.broadcast, out);
             assert_eq!(*piece.params, params);
             assert_eq!(piece.momentum.as_deref(), Some(&momentum));
             let mut mean = vec![0.0; ELEMENTS];
-            let _ = merge_chunk(&whole, OuterOptimizer::Average, &mut mean, Momentum::Absent).expect("it fits");
+            let _ = merge_chunk(&whole, OuterOptimizer::Average, &mut mean, Momentum::Absent)
+                .expect("it fits");
             let expected: f64 = mean.iter().map(|value| f64::from(*value).powi(2)).sum();
             assert!((stepped.sum_of_squares / expected - 1.0).abs() < 1e-12);
         }
@@ -216,16 +282,25 @@ mod tests {
 
     #[test]
     fn a_part_of_the_wrong_size_is_refused() {
-        let mut piece = Piece { params: Arc::new(vec![0.0; ELEMENTS]), momentum: Some(Arc::new(vec![0.0; ELEMENTS])) };
+        let mut piece = Piece {
+            params: Arc::new(vec![0.0; ELEMENTS]),
+            momentum: Some(Arc::new(vec![0.0; ELEMENTS])),
+        };
         let short = vec![(1, parts()[0].1.slice(..400))];
-        assert!(matches!(step(true).run(&mut piece, &short, 0), Err(MergeError::Mean(_))));
+        assert!(matches!(
+            step(true).run(&mut piece, &short, 0),
+            Err(MergeError::Mean(_))
+        ));
     }
 
     /// A save holds the old chunk while the next step works on a copy.
     #[test]
     fn a_shared_chunk_is_not_changed_under_its_reader() {
         let saved = Arc::new(vec![1.0; ELEMENTS]);
-        let mut piece = Piece { params: Arc::clone(&saved), momentum: Some(Arc::new(vec![0.0; ELEMENTS])) };
+        let mut piece = Piece {
+            params: Arc::clone(&saved),
+            momentum: Some(Arc::new(vec![0.0; ELEMENTS])),
+        };
         step(true).run(&mut piece, &parts(), 0).expect("it fits");
         assert!(saved.iter().all(|value| *value == 1.0));
         assert_ne!(*piece.params, *saved);

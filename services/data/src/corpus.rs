@@ -1,4 +1,5 @@
-//! Choosing text: files in order of their paths, until a budget is used up; each is encoded as it is read.
+//! Choosing text: files in order of their paths, until a budget is used up; each is encoded as it
+//! is read.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -26,7 +27,8 @@ const DOCUMENT_BYTES_MAX: u64 = 256 << 10;
 const DOCUMENTS_FEW: usize = 50;
 /// Longest beginning of a file that is no text of its own: the mark of UTF-8.
 const MARK: &[u8] = b"\xef\xbb\xbf";
-/// Bytes of a file that are read beyond the room for its text: the mark, and a byte that shows that there are more.
+/// Bytes of a file that are read beyond the room for its text: the mark, and a byte that shows that
+/// there are more.
 const BEYOND: u64 = MARK.len() as u64 + 1;
 
 /// Where text comes from.
@@ -88,12 +90,14 @@ pub(crate) struct Corpus {
 }
 
 impl Corpus {
-    /// Reads files by ascending path until their text reaches `budget`. Text is UTF-8 without NUL bytes; line ends stay as
-    /// they are, the mark that some programs put in front of UTF-8 goes. A file that is no text is passed over as a whole.
-    /// Documents are whole texts of up to 256 KiB; where there are few texts, passages.
+    /// Reads files by ascending path until their text reaches `budget`. Text is UTF-8 without NUL
+    /// bytes; line ends stay as they are, the mark that some programs put in front of UTF-8 goes. A
+    /// file that is no text is passed over as a whole. Documents are whole texts of up to 256 KiB;
+    /// where there are few texts, passages.
     ///
     /// # Errors
-    /// The path cannot be read, the budget is out of bounds, there is too little text, or the tokenizer cannot represent it.
+    /// The path cannot be read, the budget is out of bounds, there is too little text, or the
+    /// tokenizer cannot represent it.
     pub(crate) fn read(
         source: &Source,
         exclude: &[Pattern],
@@ -101,7 +105,9 @@ impl Corpus {
         tokenizer: &TextTokenizer,
     ) -> Result<Self, DataError> {
         if !(CORPUS_BYTES_MIN..=CORPUS_BYTES_MAX.get()).contains(&budget.get()) {
-            let reason = format!("corpus budget is {budget} bytes, expected {CORPUS_BYTES_MIN} to {CORPUS_BYTES_MAX}");
+            let reason = format!(
+                "corpus budget is {budget} bytes, expected {CORPUS_BYTES_MIN} to {CORPUS_BYTES_MAX}"
+            );
             return Err(DataError::Bounds(reason));
         }
         let mut reader = Reader::new(source, tokenizer);
@@ -110,8 +116,12 @@ impl Corpus {
                 break;
             }
             match found {
-                Found::PassedOver(path, reason, detail) => reader.passed.add(reason, reader.relative(&path), detail),
-                Found::File(path) if reader.account.text_bytes >= budget => reader.stopped = Some(path),
+                Found::PassedOver(path, reason, detail) => {
+                    reader.passed.add(reason, reader.relative(&path), detail)
+                }
+                Found::File(path) if reader.account.text_bytes >= budget => {
+                    reader.stopped = Some(path)
+                }
                 Found::File(path) => reader.take(&path, budget)?,
             }
         }
@@ -152,7 +162,10 @@ impl<'a> Reader<'a> {
 
     fn relative<'p>(&self, path: &'p Path) -> &'p Path {
         // The root itself, where it is a file, is told by its name.
-        path.strip_prefix(self.root).ok().filter(|path| !path.as_os_str().is_empty()).unwrap_or(path)
+        path.strip_prefix(self.root)
+            .ok()
+            .filter(|path| !path.as_os_str().is_empty())
+            .unwrap_or(path)
     }
 
     fn take(&mut self, path: &Path, budget: Bytes) -> Result<(), DataError> {
@@ -181,7 +194,11 @@ impl<'a> Reader<'a> {
             let start = tokens.len();
             append_tokens(ids, width, tokens);
             let (digest, bytes) = (Digest::of(piece.as_bytes()), piece.len() as u64);
-            documents.push(Document { digest, bytes, tokens: start..tokens.len() });
+            documents.push(Document {
+                digest,
+                bytes,
+                tokens: start..tokens.len(),
+            });
         })?;
         self.texts.push(documents);
         self.account.files += 1;
@@ -192,27 +209,49 @@ impl<'a> Reader<'a> {
     }
 
     fn finish(mut self, source: &Source) -> Result<Corpus, DataError> {
-        let stopped = self.stopped.as_deref().map(|path| shown(self.relative(path)));
+        let stopped = self
+            .stopped
+            .as_deref()
+            .map(|path| shown(self.relative(path)));
         let passed_over = self.passed.finish();
         // What a budget allows is enough, also where its last character did not fit.
         if self.account.text_bytes.get() < CORPUS_BYTES_MIN && stopped.is_none() {
             let (path, found) = (source.path().to_owned(), self.account.text_bytes.get());
-            return Err(DataError::Empty { path, found, needed: CORPUS_BYTES_MIN, passed_over });
+            return Err(DataError::Empty {
+                path,
+                found,
+                needed: CORPUS_BYTES_MIN,
+                passed_over,
+            });
         }
         let few = self.texts.len() < DOCUMENTS_FEW;
         let mut distinct = BTreeSet::new();
-        let passages = self.texts.iter().flatten().filter(|passage| distinct.insert(passage.digest));
+        let passages = self
+            .texts
+            .iter()
+            .flatten()
+            .filter(|passage| distinct.insert(passage.digest));
         self.account.distinct_bytes = Bytes(passages.map(|passage| passage.bytes).sum());
-        let documents = self.texts.into_iter().flat_map(|text| if few { text } else { joined(text) });
+        let documents = self
+            .texts
+            .into_iter()
+            .flat_map(|text| if few { text } else { joined(text) });
         let mut seen = BTreeSet::new();
-        let documents = documents.filter(|document| seen.insert(document.digest)).collect();
+        let documents = documents
+            .filter(|document| seen.insert(document.digest))
+            .collect();
         self.account.passed_over = passed_over;
         self.account.limit_reached_in = stopped;
-        Ok(Corpus { documents, tokens: self.tokens, account: self.account })
+        Ok(Corpus {
+            documents,
+            tokens: self.tokens,
+            account: self.account,
+        })
     }
 }
 
-/// A text's passages as documents of up to [`DOCUMENT_BYTES_MAX`], each with the digest of its passages' digests.
+/// A text's passages as documents of up to [`DOCUMENT_BYTES_MAX`], each with the digest of its
+/// passages' digests.
 fn joined(text: Vec<Document>) -> Vec<Document> {
     let mut documents: Vec<(Document, Vec<u8>)> = Vec::new();
     for passage in text {
@@ -229,7 +268,13 @@ fn joined(text: Vec<Document>) -> Vec<Document> {
             }
         }
     }
-    documents.into_iter().map(|(document, digests)| Document { digest: Digest::of(&digests), ..document }).collect()
+    documents
+        .into_iter()
+        .map(|(document, digests)| Document {
+            digest: Digest::of(&digests),
+            ..document
+        })
+        .collect()
 }
 
 /// At most `room` bytes of a file's text, and whether there are more; or why it is none.
@@ -237,7 +282,9 @@ fn read(path: &Path, room: u64) -> Result<(String, bool), (Reason, Option<String
     let unreadable = |error: io::Error| (Reason::Unreadable, Some(error.to_string()));
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(unreadable)?;
-    file.take(room.saturating_add(BEYOND)).read_to_end(&mut bytes).map_err(unreadable)?;
+    file.take(room.saturating_add(BEYOND))
+        .read_to_end(&mut bytes)
+        .map_err(unreadable)?;
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
         return Err((Reason::Utf16, None));
     }
@@ -255,18 +302,23 @@ fn read(path: &Path, room: u64) -> Result<(String, bool), (Reason, Option<String
     text(bytes, is_cut).map(|text| (text, is_cut))
 }
 
-/// The bytes as text. One that was cut may end within a character; nothing else may be wrong with it.
+/// The bytes as text. One that was cut may end within a character; nothing else may be wrong with
+/// it.
 fn text(bytes: Vec<u8>, is_cut: bool) -> Result<String, (Reason, Option<String>)> {
     match String::from_utf8(bytes) {
         Ok(text) => Ok(text),
         Err(error) => {
-            let (at, wrong) = (error.utf8_error().valid_up_to(), error.utf8_error().error_len());
+            let (at, wrong) = (
+                error.utf8_error().valid_up_to(),
+                error.utf8_error().error_len(),
+            );
             let mut bytes = error.into_bytes();
             if is_cut && wrong.is_none() {
                 bytes.truncate(at);
             }
             let byte = bytes.get(at).copied().unwrap_or_default();
-            String::from_utf8(bytes).map_err(|_| (Reason::NotUtf8, Some(format!("byte 0x{byte:02x} at {at}"))))
+            String::from_utf8(bytes)
+                .map_err(|_| (Reason::NotUtf8, Some(format!("byte 0x{byte:02x} at {at}"))))
         }
     }
 }
@@ -285,7 +337,9 @@ mod tests {
     }
 
     fn lines(tag: &str, count: usize) -> String {
-        (0..count).map(|line| format!("line {line} of {tag}\n")).collect()
+        (0..count)
+            .map(|line| format!("line {line} of {tag}\n"))
+            .collect()
     }
 
     fn corpus(source: &Source, budget: Bytes) -> Result<Corpus, DataError> {
@@ -295,7 +349,10 @@ mod tests {
     /// The text of the documents in the order in which they were read.
     fn texts(source: &Source) -> String {
         let corpus = corpus(source, Bytes::mebi(1)).expect("enough");
-        let parts = corpus.documents.iter().map(|document| &corpus.tokens[document.tokens.clone()]);
+        let parts = corpus
+            .documents
+            .iter()
+            .map(|document| &corpus.tokens[document.tokens.clone()]);
         String::from_utf8(parts.flatten().copied().collect()).expect("text")
     }
 
@@ -306,7 +363,11 @@ mod tests {
         write(root, "b.rs", lines("b", 300));
         write(root, "a/a.rs", lines("a", 300));
         write(root, "c/copy.rs", lines("a", 300));
-        write(root, "notes.txt", [MARK, lines("notes", 300).replace('\n', "\r\n").as_bytes()].concat());
+        write(
+            root,
+            "notes.txt",
+            [MARK, lines("notes", 300).replace('\n', "\r\n").as_bytes()].concat(),
+        );
         write(root, ".hidden/x.rs", lines("hidden", 300));
         write(root, "binary.rs", b"fn main() {}\0\0");
         write(root, "latin.rs", b"// caf\xe9");
@@ -319,10 +380,18 @@ mod tests {
         assert_eq!(texts(&rust), lines("a", 300) + &lines("b", 300));
         let all = Source::Text(root.to_owned());
         let notes = lines("notes", 300).replace('\n', "\r\n");
-        assert_eq!(texts(&all), lines("a", 300) + &lines("b", 300) + &notes, "line ends stay, the mark goes");
+        assert_eq!(
+            texts(&all),
+            lines("a", 300) + &lines("b", 300) + &notes,
+            "line ends stay, the mark goes"
+        );
         assert_eq!(texts(&Source::Text(root.join("notes.txt"))), notes);
         let account = corpus(&all, Bytes::mebi(1)).expect("enough").account;
-        let told: Vec<String> = account.passed_over.iter().map(PassedOver::to_string).collect();
+        let told: Vec<String> = account
+            .passed_over
+            .iter()
+            .map(PassedOver::to_string)
+            .collect();
         let expected = [
             "1 not text (a NUL byte): binary.rs (at byte 12)",
             "1 in UTF-16: wide.txt",
@@ -338,16 +407,36 @@ mod tests {
     #[test]
     fn the_budget_is_kept_to_the_character_and_its_end_told() {
         let folder = tempfile::tempdir().expect("a folder");
-        (0..60).for_each(|file| write(folder.path(), &format!("{file:02}.txt"), "äöü\n".repeat(100 + file)));
+        (0..60).for_each(|file| {
+            write(
+                folder.path(),
+                &format!("{file:02}.txt"),
+                "äöü\n".repeat(100 + file),
+            )
+        });
         let source = Source::Text(folder.path().to_owned());
         for budget in [4096, 4097, 5001] {
             let account = corpus(&source, Bytes(budget)).expect("enough").account;
-            assert!((budget - 1..=budget).contains(&account.text_bytes.get()), "{account:?}");
+            assert!(
+                (budget - 1..=budget).contains(&account.text_bytes.get()),
+                "{account:?}"
+            );
             assert!(account.limit_reached_in.is_some(), "{account:?}");
         }
         // Bytes that were not read do not count against a file.
-        write(folder.path(), "00.txt", ["x".repeat(9000).as_bytes(), b"\xe9"].concat());
-        assert_eq!(corpus(&source, Bytes(8000)).expect("enough").account.limit_reached_in.as_deref(), Some("00.txt"));
+        write(
+            folder.path(),
+            "00.txt",
+            ["x".repeat(9000).as_bytes(), b"\xe9"].concat(),
+        );
+        assert_eq!(
+            corpus(&source, Bytes(8000))
+                .expect("enough")
+                .account
+                .limit_reached_in
+                .as_deref(),
+            Some("00.txt")
+        );
         let all = corpus(&source, Bytes::mebi(1)).expect("enough").account;
         assert_eq!((all.limit_reached_in, all.passed_over.len()), (None, 1));
     }
@@ -359,30 +448,68 @@ mod tests {
         let source = Source::Text(folder.path().to_owned());
         assert_eq!(refused(&source).code(), schemas::Code::CorpusEmpty);
         write(folder.path(), "short.txt", "hello");
-        write(folder.path(), "latin.txt", [lines("latin", 900).as_bytes(), b"caf\xe9"].concat());
+        write(
+            folder.path(),
+            "latin.txt",
+            [lines("latin", 900).as_bytes(), b"caf\xe9"].concat(),
+        );
         let error = refused(&source);
         assert_eq!(error.code(), schemas::Code::CorpusEmpty);
-        assert!(error.to_string().contains("1 not UTF-8: latin.txt (byte 0xe9 at "), "{error}");
-        assert_eq!(refused(&Source::Text(folder.path().join("absent"))).code(), schemas::Code::CorpusUnreadable);
+        assert!(
+            error
+                .to_string()
+                .contains("1 not UTF-8: latin.txt (byte 0xe9 at "),
+            "{error}"
+        );
+        assert_eq!(
+            refused(&Source::Text(folder.path().join("absent"))).code(),
+            schemas::Code::CorpusUnreadable
+        );
         assert!(corpus(&source, Bytes(0)).is_err() && corpus(&source, Bytes(u64::MAX)).is_err());
     }
 
     #[test]
     fn repetition_is_measured_and_kept_once() {
         let folder = tempfile::tempdir().expect("a folder");
-        write(folder.path(), "log.txt", "2026-01-01 INFO heartbeat ok\n".repeat(20_000));
-        let corpus = corpus(&Source::Text(folder.path().to_owned()), Bytes::mebi(1)).expect("enough");
+        write(
+            folder.path(),
+            "log.txt",
+            "2026-01-01 INFO heartbeat ok\n".repeat(20_000),
+        );
+        let corpus =
+            corpus(&Source::Text(folder.path().to_owned()), Bytes::mebi(1)).expect("enough");
         assert_eq!(corpus.account.text_bytes, Bytes(580_000));
-        assert!(corpus.account.distinct_bytes.get() < 9000 && corpus.documents.len() == 2, "{:?}", corpus.account);
+        assert!(
+            corpus.account.distinct_bytes.get() < 9000 && corpus.documents.len() == 2,
+            "{:?}",
+            corpus.account
+        );
     }
 
     #[test]
     fn long_texts_among_many_are_cut_to_documents() {
         let folder = tempfile::tempdir().expect("a folder");
-        (0..60).for_each(|file| write(folder.path(), &format!("{file:02}.txt"), lines(&file.to_string(), 20)));
+        (0..60).for_each(|file| {
+            write(
+                folder.path(),
+                &format!("{file:02}.txt"),
+                lines(&file.to_string(), 20),
+            )
+        });
         write(folder.path(), "long.txt", lines("long", 40_000));
-        let corpus = corpus(&Source::Text(folder.path().to_owned()), Bytes::mebi(1)).expect("enough");
-        assert_eq!(corpus.documents.len(), 60 + lines("long", 40_000).len().div_ceil(DOCUMENT_BYTES_MAX as usize));
-        assert!(corpus.documents.iter().all(|document| document.bytes <= DOCUMENT_BYTES_MAX));
+        let corpus =
+            corpus(&Source::Text(folder.path().to_owned()), Bytes::mebi(1)).expect("enough");
+        assert_eq!(
+            corpus.documents.len(),
+            60 + lines("long", 40_000)
+                .len()
+                .div_ceil(DOCUMENT_BYTES_MAX as usize)
+        );
+        assert!(
+            corpus
+                .documents
+                .iter()
+                .all(|document| document.bytes <= DOCUMENT_BYTES_MAX)
+        );
     }
 }

@@ -2,14 +2,18 @@
 
 use schemas::data::Entropy;
 
-/// Unigram and bigram entropy of `tokens` in nats a token, with frequencies counted in the same tokens. A model fitted to
-/// the text that it is measured on does better than one that has to predict it, so this bound favours the n-gram: a
-/// loss below it is a real gain. Rounded to a millionth, which JSON carries without loss.
+/// Unigram and bigram entropy of `tokens` in nats a token, with frequencies counted in the same
+/// tokens. A model fitted to the text that it is measured on does better than one that has to
+/// predict it, so this bound favours the n-gram: a loss below it is a real gain. Rounded to a
+/// millionth, which JSON carries without loss.
 pub fn entropy(tokens: &[u32]) -> Entropy {
     let mut singles: Vec<u64> = tokens.iter().map(|token| u64::from(*token)).collect();
     singles.sort_unstable();
     let unigram = weighted_logs(&singles) / tokens.len().max(1) as f64;
-    let mut pairs: Vec<u64> = tokens.windows(2).map(|pair| u64::from(pair[0]) << 32 | u64::from(pair[1])).collect();
+    let mut pairs: Vec<u64> = tokens
+        .windows(2)
+        .map(|pair| u64::from(pair[0]) << 32 | u64::from(pair[1]))
+        .collect();
     let count = pairs.len().max(1) as f64;
     pairs.sort_unstable();
     let joint = weighted_logs(&pairs) / count;
@@ -41,15 +45,25 @@ mod tests {
         close(measured.bigram, 0.0);
         // Fair coins: the token before says nothing.
         let flip = |state: &mut u64| {
-            *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            *state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             Some((*state >> 63) as u32)
         };
-        let coins: Vec<u32> = std::iter::repeat_n((), 40_000).scan(1, |state, ()| flip(state)).collect();
+        let coins: Vec<u32> = std::iter::repeat_n((), 40_000)
+            .scan(1, |state, ()| flip(state))
+            .collect();
         close(entropy(&coins).unigram, 2_f64.ln());
         close(entropy(&coins).bigram, 2_f64.ln());
         let constant = entropy(&[7; 100]);
         assert_eq!((constant.unigram, constant.bigram), (0.0, 0.0));
-        assert_eq!(entropy(&[]), Entropy { unigram: 0.0, bigram: 0.0 });
+        assert_eq!(
+            entropy(&[]),
+            Entropy {
+                unigram: 0.0,
+                bigram: 0.0
+            }
+        );
     }
 
     #[test]

@@ -10,7 +10,11 @@ use crate::passed::{PassedOver, shown};
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     /// Too little text.
-    #[error("{} holds {found} bytes of usable text, at least {needed} are needed{}", shown(path), why(passed_over))]
+    #[error(
+        "{} holds {found} bytes of usable text, at least {needed} are needed{}",
+        shown(path),
+        why(passed_over)
+    )]
     Empty {
         /// Where it was looked for.
         path: PathBuf,
@@ -73,5 +77,9 @@ impl From<DataError> for Refusal {
 /// The end of a message about text that is not there.
 fn why(passed_over: &[PassedOver]) -> String {
     let lines: Vec<String> = passed_over.iter().map(PassedOver::to_string).collect();
-    if lines.is_empty() { String::new() } else { format!("; passed over: {}", lines.join("; ")) }
+    if lines.is_empty() {
+        String::new()
+    } else {
+        format!("; passed over: {}", lines.join("; "))
+    }
 }

@@ -1,5 +1,6 @@
-//! The files beside a model's weights from which other programs take its tokenizer, so that they read text as it was
-//! trained: the same tokens, nothing in front, nothing behind, and special tokens only where a program asks for them by id.
+//! The files beside a model's weights from which other programs take its tokenizer, so that they
+//! read text as it was trained: the same tokens, nothing in front, nothing behind, and special
+//! tokens only where a program asks for them by id.
 
 use serde_json::{Map, Value, json};
 
@@ -11,8 +12,9 @@ const TOKENIZER_FILE: &str = "tokenizer.json";
 /// A file to write: its name and its bytes.
 pub type ExportFile = (&'static str, Vec<u8>);
 
-/// The tokenizer's files for a model of `positions` positions: `tokenizer.json`, `tokenizer_config.json`,
-/// `special_tokens_map.json`. `json` is the `tokenizer.json` of the data set; none for bytes, which get one of their own.
+/// The tokenizer's files for a model of `positions` positions: `tokenizer.json`,
+/// `tokenizer_config.json`, `special_tokens_map.json`. `json` is the `tokenizer.json` of the data
+/// set; none for bytes, which get one of their own.
 ///
 /// # Errors
 /// [`DataError::Tokenizer`]: `json` is none that text was trained with.
@@ -21,25 +23,33 @@ pub fn tokenizer_files(json: Option<&[u8]>, positions: u32) -> Result<Vec<Export
         Some(json) => {
             // What does not load here was never trained with.
             TextTokenizer::hugging_face(json)?;
-            as_trained(serde_json::from_slice(json).map_err(|error| DataError::Tokenizer(error.to_string()))?)
+            as_trained(
+                serde_json::from_slice(json)
+                    .map_err(|error| DataError::Tokenizer(error.to_string()))?,
+            )
         }
         None => bytes(),
     };
     Ok(vec![
         (TOKENIZER_FILE, text(&tokenizer)),
         ("tokenizer_config.json", text(&config(positions))),
-        // No text began or ended with a token of its own, and none stands for an unknown word by this name.
+        // No text began or ended with a token of its own, and none stands for an unknown word by
+        // this name.
         ("special_tokens_map.json", text(&json!({}))),
     ])
 }
 
-/// Takes out what a reader would do beside encoding: padding, truncation, and tokens that a template adds. What the
-/// post-processor of a byte-level tokenizer does concerns places in the text only, and stays.
+/// Takes out what a reader would do beside encoding: padding, truncation, and tokens that a
+/// template adds. What the post-processor of a byte-level tokenizer does concerns places in the
+/// text only, and stays.
 fn as_trained(mut tokenizer: Map<String, Value>) -> Value {
     tokenizer.insert("truncation".to_owned(), Value::Null);
     tokenizer.insert("padding".to_owned(), Value::Null);
     let is_level = |value: &Value| value["type"] == "ByteLevel";
-    let kept = tokenizer.get("post_processor").filter(|value| is_level(value)).cloned();
+    let kept = tokenizer
+        .get("post_processor")
+        .filter(|value| is_level(value))
+        .cloned();
     tokenizer.insert("post_processor".to_owned(), kept.unwrap_or(Value::Null));
     Value::Object(tokenizer)
 }
@@ -59,8 +69,8 @@ fn bytes() -> Value {
     })
 }
 
-/// The letter that stands for a byte in the vocabulary of a byte-level tokenizer: the byte itself where it prints in
-/// Latin-1, and otherwise the next of those from U+0100 on (GPT-2's table).
+/// The letter that stands for a byte in the vocabulary of a byte-level tokenizer: the byte itself
+/// where it prints in Latin-1, and otherwise the next of those from U+0100 on (GPT-2's table).
 pub(crate) fn byte_letter(byte: u8) -> char {
     let prints = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     if prints(byte) {
@@ -72,7 +82,8 @@ pub(crate) fn byte_letter(byte: u8) -> char {
 
 fn config(positions: u32) -> Value {
     json!({
-        // As `tokenizer.json` says, without a class of its own that would add what it is used to add.
+        // As `tokenizer.json` says, without a class of its own that would add what it is used to
+        // add.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": false,
         "add_eos_token": false,
@@ -98,20 +109,33 @@ mod tests {
     use crate::fixture;
 
     fn file(files: &[ExportFile], name: &str) -> Vec<u8> {
-        files.iter().find(|(own, _)| *own == name).expect("is written").1.clone()
+        files
+            .iter()
+            .find(|(own, _)| *own == name)
+            .expect("is written")
+            .1
+            .clone()
     }
 
-    /// As a program reads it that knows nothing of us: it lets the tokenizer add what it wants to add.
+    /// As a program reads it that knows nothing of us: it lets the tokenizer add what it wants to
+    /// add.
     fn read_by_others(files: &[ExportFile], text: &str) -> Vec<u32> {
         let tokenizer = Tokenizer::from_bytes(file(files, TOKENIZER_FILE)).expect("loads");
-        tokenizer.encode(text, true).expect("encodes").get_ids().to_vec()
+        tokenizer
+            .encode(text, true)
+            .expect("encodes")
+            .get_ids()
+            .to_vec()
     }
 
     #[test]
     fn others_read_the_tokens_that_were_trained() {
         let text = "a line of text — with äöü\n\n  and blanks ".repeat(9);
         for (name, json) in fixture::tokenizers() {
-            let trained = TextTokenizer::hugging_face(json.as_bytes()).expect("loads").encode(&text).expect("encodes");
+            let trained = TextTokenizer::hugging_face(json.as_bytes())
+                .expect("loads")
+                .encode(&text)
+                .expect("encodes");
             let files = tokenizer_files(Some(json.as_bytes()), 512).expect("files");
             assert_eq!(read_by_others(&files, &text), trained, "{name}");
         }
@@ -119,22 +143,36 @@ mod tests {
         let bytes: Vec<u32> = text.bytes().map(u32::from).collect();
         assert_eq!(read_by_others(&files, &text), bytes);
         let again = TextTokenizer::hugging_face(&file(&files, TOKENIZER_FILE)).expect("loads");
-        assert_eq!((again.vocabulary(), again.decode(&bytes).expect("decodes")), (256, text));
-        assert_eq!(again.encode("\0\u{7f}\r\n<s>").expect("encodes"), [0, 0x7f, 13, 10, 60, 115, 62]);
+        assert_eq!(
+            (again.vocabulary(), again.decode(&bytes).expect("decodes")),
+            (256, text)
+        );
+        assert_eq!(
+            again.encode("\0\u{7f}\r\n<s>").expect("encodes"),
+            [0, 0x7f, 13, 10, 60, 115, 62]
+        );
         assert!(tokenizer_files(Some(b"{}"), 512).is_err());
     }
 
     #[test]
     fn no_token_of_its_own_begins_or_ends_a_text() {
         let files = tokenizer_files(Some(fixture::pieces().as_bytes()), 77).expect("files");
-        let config: Value = serde_json::from_slice(&file(&files, "tokenizer_config.json")).expect("JSON");
+        let config: Value =
+            serde_json::from_slice(&file(&files, "tokenizer_config.json")).expect("JSON");
         for key in ["bos_token", "eos_token", "unk_token", "pad_token"] {
-            assert_eq!(config.get(key), Some(&Value::Null), "{key}: absent would be a class's own");
+            assert_eq!(
+                config.get(key),
+                Some(&Value::Null),
+                "{key}: absent would be a class's own"
+            );
         }
         for key in ["add_bos_token", "add_eos_token"] {
             assert_eq!(config[key], false, "{key}");
         }
-        assert_eq!((&config["split_special_tokens"], &config["model_max_length"]), (&true.into(), &77.into()));
+        assert_eq!(
+            (&config["split_special_tokens"], &config["model_max_length"]),
+            (&true.into(), &77.into())
+        );
         assert_eq!(file(&files, "special_tokens_map.json"), b"{}");
     }
 }

@@ -12,19 +12,29 @@ fn special(id: usize, content: &str) -> serde_json::Value {
         "normalized": false, "special": true})
 }
 
-/// Byte pairs over bytes, split at words first, with a token for the end of a text: as GPT-2 has it.
+/// Byte pairs over bytes, split at words first, with a token for the end of a text: as GPT-2 has
+/// it.
 pub(crate) fn byte_pairs() -> String {
     let mut vocabulary = serde_json::Map::new();
     for byte in 0..=u8::MAX {
-        vocabulary.insert(crate::export::byte_letter(byte).to_string(), u32::from(byte).into());
+        vocabulary.insert(
+            crate::export::byte_letter(byte).to_string(),
+            u32::from(byte).into(),
+        );
     }
-    let merges = [("l", "i"), ("li", "n"), ("t", "e"), ("-", "-"), ("--", "--"), ("\u{120}", "o")];
+    let merges = [
+        ("l", "i"),
+        ("li", "n"),
+        ("t", "e"),
+        ("-", "-"),
+        ("--", "--"),
+        ("\u{120}", "o"),
+    ];
     for (left, right) in merges {
         vocabulary.insert(format!("{left}{right}"), vocabulary.len().into());
     }
     let end = vocabulary.len();
-    let level =
-        serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let level = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     let pairs: Vec<[&str; 2]> = merges.iter().map(|(left, right)| [*left, *right]).collect();
     serde_json::json!({"version": "1.0", "truncation": null, "padding": null, "normalizer": null,
         "added_tokens": [special(end, "<|endoftext|>")], "pre_tokenizer": level, "post_processor": level,
@@ -32,16 +42,30 @@ pub(crate) fn byte_pairs() -> String {
     .to_string()
 }
 
-/// No splitting at all, a blank in front of every text, bytes where there is no letter, a first token that a template adds,
-/// and lengths that a batch would be padded and cut to: as Llama 2 has it.
+/// No splitting at all, a blank in front of every text, bytes where there is no letter, a first
+/// token that a template adds, and lengths that a batch would be padded and cut to: as Llama 2 has
+/// it.
 pub(crate) fn pieces() -> String {
     let mut names: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).to_vec();
     names.extend((0..=u8::MAX).map(|byte| format!("<0x{byte:02X}>")));
-    names.extend(('a'..='z').chain(['\u{2581}', '-']).map(|letter| letter.to_string()));
-    let merges = [("l", "i"), ("t", "e"), ("\u{2581}", "o"), ("-", "-"), ("\u{2581}", "\u{2581}")];
+    names.extend(
+        ('a'..='z')
+            .chain(['\u{2581}', '-'])
+            .map(|letter| letter.to_string()),
+    );
+    let merges = [
+        ("l", "i"),
+        ("t", "e"),
+        ("\u{2581}", "o"),
+        ("-", "-"),
+        ("\u{2581}", "\u{2581}"),
+    ];
     names.extend(merges.iter().map(|(left, right)| format!("{left}{right}")));
-    let vocabulary: serde_json::Map<_, _> =
-        names.into_iter().zip(0_u32..).map(|(name, id)| (name, id.into())).collect();
+    let vocabulary: serde_json::Map<_, _> = names
+        .into_iter()
+        .zip(0_u32..)
+        .map(|(name, id)| (name, id.into()))
+        .collect();
     let pairs: Vec<[&str; 2]> = merges.iter().map(|(left, right)| [*left, *right]).collect();
     serde_json::json!({"version": "1.0",
         "truncation": {"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0},

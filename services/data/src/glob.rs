@@ -6,9 +6,9 @@ use std::str::FromStr;
 /// Longest pattern; a match takes its length times that of the path.
 const PATTERN_CHARS_MAX: usize = 1024;
 
-/// A pattern over paths: `*` stands for any run of characters within a name, `?` for one, `**` for any run at all.
-/// Without a `/` it is compared with every file's and folder's name, otherwise with the whole path below the folder that
-/// is read. What matches a folder leaves out everything in it.
+/// A pattern over paths: `*` stands for any run of characters within a name, `?` for one, `**` for
+/// any run at all. Without a `/` it is compared with every file's and folder's name, otherwise with
+/// the whole path below the folder that is read. What matches a folder leaves out everything in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern {
     parts: Vec<Part>,
@@ -30,13 +30,17 @@ impl FromStr for Pattern {
         let pattern = text.trim_end_matches('/');
         let length = pattern.chars().count();
         if !(1..=PATTERN_CHARS_MAX).contains(&length) {
-            return Err(format!("a pattern of {length} characters, expected 1 to {PATTERN_CHARS_MAX}"));
+            return Err(format!(
+                "a pattern of {length} characters, expected 1 to {PATTERN_CHARS_MAX}"
+            ));
         }
         let whole_path = pattern.contains('/');
         let mut parts = Vec::with_capacity(length);
         for character in pattern.trim_start_matches('/').chars() {
             match (character, parts.last()) {
-                ('*', Some(Part::WithinName)) => *parts.last_mut().expect("there is one") = Part::Any,
+                ('*', Some(Part::WithinName)) => {
+                    *parts.last_mut().expect("there is one") = Part::Any
+                }
                 ('*', Some(Part::Any)) => {}
                 ('*', _) => parts.push(Part::WithinName),
                 ('?', _) => parts.push(Part::One),
@@ -53,10 +57,13 @@ impl Pattern {
         if self.whole_path {
             return self.matches_text(&relative.to_string_lossy());
         }
-        relative.file_name().is_some_and(|name| self.matches_text(&name.to_string_lossy()))
+        relative
+            .file_name()
+            .is_some_and(|name| self.matches_text(&name.to_string_lossy()))
     }
 
-    /// Follows all ways through the pattern at once, character by character: no input makes that slow.
+    /// Follows all ways through the pattern at once, character by character: no input makes that
+    /// slow.
     fn matches_text(&self, text: &str) -> bool {
         let mut places = vec![false; self.parts.len() + 1];
         places[0] = true;
@@ -79,14 +86,18 @@ impl Pattern {
         places[self.parts.len()]
     }
 
-    /// Adds the places that are reached without a character: a star may stand for nothing, and `**/` for no folder.
+    /// Adds the places that are reached without a character: a star may stand for nothing, and
+    /// `**/` for no folder.
     fn spread(&self, places: &mut [bool], starts_name: bool) {
         for at in 0..self.parts.len() {
             if !places[at] || !matches!(self.parts[at], Part::WithinName | Part::Any) {
                 continue;
             }
             places[at + 1] = true;
-            if starts_name && self.parts[at] == Part::Any && self.parts.get(at + 1) == Some(&Part::This('/')) {
+            if starts_name
+                && self.parts[at] == Part::Any
+                && self.parts.get(at + 1) == Some(&Part::This('/'))
+            {
                 places[at + 2] = true;
             }
         }
@@ -119,10 +130,18 @@ mod tests {
         ];
         for (pattern, path, expected) in cases {
             let parsed: Pattern = pattern.parse().expect("a pattern");
-            assert_eq!(parsed.matches(Path::new(path)), expected, "{pattern} on {path}");
+            assert_eq!(
+                parsed.matches(Path::new(path)),
+                expected,
+                "{pattern} on {path}"
+            );
         }
         assert!("".parse::<Pattern>().is_err() && "/".parse::<Pattern>().is_err());
-        assert!("x".repeat(PATTERN_CHARS_MAX + 1).parse::<Pattern>().is_err());
+        assert!(
+            "x".repeat(PATTERN_CHARS_MAX + 1)
+                .parse::<Pattern>()
+                .is_err()
+        );
         // A matcher that tries one way after the other would not come back from this.
         let stars: Pattern = "*a".repeat(100).parse().expect("a pattern");
         assert!(!stars.matches(Path::new(&"ab".repeat(1000))));

@@ -1,9 +1,10 @@
 //! Tokens of a document, handed out passage by passage.
 //!
-//! A document is encoded as one text and then cut between tokens, never the other way round: a tokenizer that puts
-//! something in front of every text, or joins across line ends, would see beginnings that are not there. An encoding takes
-//! some hundred bytes a token while it is made, so a long document is encoded in windows that overlap, and these are joined
-//! where both give the same tokens.
+//! A document is encoded as one text and then cut between tokens, never the other way round: a
+//! tokenizer that puts something in front of every text, or joins across line ends, would see
+//! beginnings that are not there. An encoding takes some hundred bytes a token while it is made, so
+//! a long document is encoded in windows that overlap, and these are joined where both give the
+//! same tokens.
 
 use std::ops::Range;
 
@@ -13,10 +14,14 @@ use crate::{DataError, TextTokenizer};
 
 /// Text of a passage, the least that is trained on or held out.
 pub(crate) const PASSAGE_BYTES: usize = 4 << 10;
-/// How a long document is encoded: 256 KiB at a time, which a processor's cache holds with what is made of them.
-const WINDOWS: Windows = Windows { bytes: 256 << 10, context: 4 << 10 };
-/// How many beginnings of a window are tried: groups of eight are the longest that common vocabularies make of one letter
-/// and that do not divide each other's places.
+/// How a long document is encoded: 256 KiB at a time, which a processor's cache holds with what is
+/// made of them.
+const WINDOWS: Windows = Windows {
+    bytes: 256 << 10,
+    context: 4 << 10,
+};
+/// How many beginnings of a window are tried: groups of eight are the longest that common
+/// vocabularies make of one letter and that do not divide each other's places.
 const BEGINNINGS: usize = 8;
 
 /// The sizes of windows.
@@ -42,8 +47,9 @@ struct Window {
     tokens: Vec<Token>,
 }
 
-/// Hands out a document's passages in order, each with its tokens; together they are the document. Says how often the text
-/// itself had to be cut because no place was found where the tokens on both sides are those of the whole.
+/// Hands out a document's passages in order, each with its tokens; together they are the document.
+/// Says how often the text itself had to be cut because no place was found where the tokens on both
+/// sides are those of the whole.
 ///
 /// # Errors
 /// The tokenizer cannot represent the text.
@@ -67,10 +73,15 @@ pub(crate) fn passages(
     }
 }
 
-/// Where a text is cut so that at most `size` bytes come before: after the last line end there, or at a character.
+/// Where a text is cut so that at most `size` bytes come before: after the last line end there, or
+/// at a character.
 pub(crate) fn cut(text: &str, size: usize) -> usize {
     let room = floor_char(text, size.min(text.len()));
-    let line = if room == text.len() { None } else { text[..room].rfind('\n') };
+    let line = if room == text.len() {
+        None
+    } else {
+        text[..room].rfind('\n')
+    };
     // A character that is larger than the room is taken all the same: every cut gets ahead.
     let next = text.chars().next().map_or(0, char::len_utf8);
     line.map_or(room, |at| at + 1).max(next)
@@ -96,7 +107,11 @@ impl Windows {
         // What was handed out, in bytes of the document and in tokens of the window.
         let (mut from, mut first) = (0, 0);
         while window.span.end < text.len() {
-            let target = from + cut(&text[from..floor_char(text, window.span.end - self.context)], self.bytes);
+            let target = from
+                + cut(
+                    &text[from..floor_char(text, window.span.end - self.context)],
+                    self.bytes,
+                );
             match self.join(tokenizer, text, &window, target)? {
                 Some(joint) if joint.left >= first => {
                     let at = joint.next.tokens[joint.right].start;
@@ -108,7 +123,8 @@ impl Windows {
                     let left = encode(tokenizer, text, window.span.start..target)?;
                     let begin = left.partition_point(|token| token.start < from);
                     hand_out(text, from..target, &left[begin..], emit);
-                    (window, from, first) = (self.window(tokenizer, text, target, target)?, target, 0);
+                    (window, from, first) =
+                        (self.window(tokenizer, text, target, target)?, target, 0);
                 }
             }
         }
@@ -116,8 +132,9 @@ impl Windows {
         Ok(cuts)
     }
 
-    /// Encodes the next window so that it agrees with the one before about the tokens around `target`. A long run of one
-    /// character is grouped from where a window begins, so some beginnings side by side are tried.
+    /// Encodes the next window so that it agrees with the one before about the tokens around
+    /// `target`. A long run of one character is grouped from where a window begins, so some
+    /// beginnings side by side are tried.
     fn join(
         self,
         tokenizer: &Tokenizer,
@@ -126,7 +143,12 @@ impl Windows {
         target: usize,
     ) -> Result<Option<Joint>, DataError> {
         for shift in 0..BEGINNINGS {
-            let next = self.window(tokenizer, text, target.saturating_sub(self.context + shift), target)?;
+            let next = self.window(
+                tokenizer,
+                text,
+                target.saturating_sub(self.context + shift),
+                target,
+            )?;
             if let Some((left, right)) = self.seam(&window.tokens, &next.tokens, target) {
                 return Ok(Some(Joint { next, left, right }));
             }
@@ -135,16 +157,30 @@ impl Windows {
     }
 
     /// The tokens from `start` to a window's length and a context after `from`.
-    fn window(self, tokenizer: &Tokenizer, text: &str, start: usize, from: usize) -> Result<Window, DataError> {
+    fn window(
+        self,
+        tokenizer: &Tokenizer,
+        text: &str,
+        start: usize,
+        from: usize,
+    ) -> Result<Window, DataError> {
         let start = floor_char(text, start);
         let end = floor_char(text, (from + self.bytes + self.context).min(text.len()));
         // A rest that is shorter than a context would leave nothing to join in.
-        let end = if text.len() - end <= 2 * self.context { text.len() } else { end };
-        Ok(Window { span: start..end, tokens: encode(tokenizer, text, start..end)? })
+        let end = if text.len() - end <= 2 * self.context {
+            text.len()
+        } else {
+            end
+        };
+        Ok(Window {
+            span: start..end,
+            tokens: encode(tokenizer, text, start..end)?,
+        })
     }
 
-    /// Where two windows are joined: the numbers of the first token after the joint in each. Half a context before and after
-    /// `target` both must have the same tokens, so that neither edge reaches the joint.
+    /// Where two windows are joined: the numbers of the first token after the joint in each. Half a
+    /// context before and after `target` both must have the same tokens, so that neither edge
+    /// reaches the joint.
     fn seam(self, left: &[Token], right: &[Token], target: usize) -> Option<(usize, usize)> {
         let near = |tokens: &[Token]| {
             let place = |at: usize| tokens.partition_point(|token| token.start < at);
@@ -170,12 +206,21 @@ struct Joint {
 
 fn encode(tokenizer: &Tokenizer, text: &str, span: Range<usize>) -> Result<Vec<Token>, DataError> {
     let part = &text[span.clone()];
-    let encoding = tokenizer.encode(part, false).map_err(|error| DataError::Tokenizer(error.to_string()))?;
+    let encoding = tokenizer
+        .encode(part, false)
+        .map_err(|error| DataError::Tokenizer(error.to_string()))?;
     let pairs = encoding.get_ids().iter().zip(encoding.get_offsets());
-    Ok(pairs.map(|(id, (start, end))| Token { id: *id, start: span.start + start, end: span.start + end }).collect())
+    Ok(pairs
+        .map(|(id, (start, end))| Token {
+            id: *id,
+            start: span.start + start,
+            end: span.start + end,
+        })
+        .collect())
 }
 
-/// Whether all text of the tokens before lies before that of the token: several may stand for one character.
+/// Whether all text of the tokens before lies before that of the token: several may stand for one
+/// character.
 fn is_boundary(tokens: &[Token], at: usize) -> bool {
     tokens[at - 1].end <= tokens[at].start
 }
@@ -185,16 +230,24 @@ fn hand_out(text: &str, span: Range<usize>, tokens: &[Token], emit: &mut impl Fn
     let (mut from, mut first) = (span.start, 0);
     while from < span.end {
         let end = from + cut(&text[from..span.end], PASSAGE_BYTES);
-        let may_end = |at: usize| is_boundary(tokens, at) && text.is_char_boundary(tokens[at].start);
+        let may_end =
+            |at: usize| is_boundary(tokens, at) && text.is_char_boundary(tokens[at].start);
         let wanted = tokens.partition_point(|token| token.start < end).max(first);
-        let before = (first + 1..=wanted.min(tokens.len().saturating_sub(1))).rev().find(|at| may_end(*at));
+        let before = (first + 1..=wanted.min(tokens.len().saturating_sub(1)))
+            .rev()
+            .find(|at| may_end(*at));
         let last = match before {
             _ if end == span.end => tokens.len(),
             Some(at) => at,
             // One token is longer than a passage.
-            None => (wanted + 1..tokens.len()).find(|at| may_end(*at)).unwrap_or(tokens.len()),
+            None => (wanted + 1..tokens.len())
+                .find(|at| may_end(*at))
+                .unwrap_or(tokens.len()),
         };
-        let to = tokens.get(last).map_or(span.end, |token| token.start).max(from);
+        let to = tokens
+            .get(last)
+            .map_or(span.end, |token| token.start)
+            .max(from);
         let ids: Vec<u32> = tokens[first..last].iter().map(|token| token.id).collect();
         emit(&text[from..to], &ids);
         (from, first) = (to, last);
@@ -207,7 +260,10 @@ mod tests {
     use crate::fixture;
 
     /// Small, so that little text has many of them.
-    const SMALL: Windows = Windows { bytes: 8 << 10, context: 512 };
+    const SMALL: Windows = Windows {
+        bytes: 8 << 10,
+        context: 512,
+    };
 
     /// Everything that is handed out, and how often the text was cut.
     fn all(tokenizer: &TextTokenizer, text: &str) -> (Vec<(String, Vec<u32>)>, u64) {
@@ -221,7 +277,9 @@ mod tests {
     }
 
     fn lines(count: usize) -> String {
-        (0..count).map(|line| format!("line {line} of the text — with a dash, äöü\r\n")).collect()
+        (0..count)
+            .map(|line| format!("line {line} of the text — with a dash, äöü\r\n"))
+            .collect()
     }
 
     #[test]
@@ -230,17 +288,36 @@ mod tests {
         let minified = long.replace(['\r', '\n'], " ");
         let dashes = "-".repeat(30_001);
         let spaces = format!("x{}y", " ".repeat(20_000));
-        for text in ["short", &long, &minified, &dashes, &spaces, &"ü".repeat(5000)] {
+        for text in [
+            "short",
+            &long,
+            &minified,
+            &dashes,
+            &spaces,
+            &"ü".repeat(5000),
+        ] {
             for (name, json) in fixture::tokenizers() {
                 let tokenizer = TextTokenizer::hugging_face(json.as_bytes()).expect("loads");
                 let (handed, cuts) = all(&tokenizer, text);
-                let shown = format!("{name} on {} bytes from {:?}", text.len(), text.chars().next());
+                let shown = format!(
+                    "{name} on {} bytes from {:?}",
+                    text.len(),
+                    text.chars().next()
+                );
                 assert_eq!(cuts, 0, "{shown}");
                 let texts: String = handed.iter().map(|(piece, _)| piece.as_str()).collect();
                 assert!(texts == *text, "{shown}");
-                let ids: Vec<u32> = handed.iter().flat_map(|(_, ids)| ids.iter().copied()).collect();
+                let ids: Vec<u32> = handed
+                    .iter()
+                    .flat_map(|(_, ids)| ids.iter().copied())
+                    .collect();
                 assert!(ids == tokenizer.encode(text).expect("encodes"), "{shown}");
-                assert!(handed.iter().all(|(piece, _)| piece.len() <= 2 * PASSAGE_BYTES), "{shown}");
+                assert!(
+                    handed
+                        .iter()
+                        .all(|(piece, _)| piece.len() <= 2 * PASSAGE_BYTES),
+                    "{shown}"
+                );
             }
         }
     }
@@ -252,7 +329,10 @@ mod tests {
         }
         let handed = all(&TextTokenizer::Byte, &"ä".repeat(9001)).0;
         assert!(handed.iter().all(|(piece, _)| piece.len() <= PASSAGE_BYTES));
-        assert_eq!(handed.iter().map(|(_, ids)| ids.len()).sum::<usize>(), 2 * 9001);
+        assert_eq!(
+            handed.iter().map(|(_, ids)| ids.len()).sum::<usize>(),
+            2 * 9001
+        );
     }
 
     #[test]
@@ -260,13 +340,20 @@ mod tests {
         let words = TextTokenizer::hugging_face(fixture::WORDS.as_bytes()).expect("loads");
         let text = "x".repeat(SMALL.bytes * 3);
         let (handed, cuts) = all(&words, &text);
-        assert_eq!(handed.iter().map(|(piece, _)| piece.len()).sum::<usize>(), text.len());
+        assert_eq!(
+            handed.iter().map(|(piece, _)| piece.len()).sum::<usize>(),
+            text.len()
+        );
         assert!(cuts > 0);
     }
 
     #[test]
     fn windows_that_disagree_are_not_joined() {
-        let token = |start: usize| Token { id: 7, start, end: start + 2 };
+        let token = |start: usize| Token {
+            id: 7,
+            start,
+            end: start + 2,
+        };
         let even: Vec<Token> = (0..2000).map(|at| token(at * 2)).collect();
         let odd: Vec<Token> = (0..2000).map(|at| token(at * 2 + 1)).collect();
         assert_eq!(SMALL.seam(&even, &even[500..], 2000), Some((1000, 500)));

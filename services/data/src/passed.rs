@@ -45,7 +45,8 @@ pub struct PassedOver {
     pub reason: Reason,
     /// How many files, or folders where a whole one was left.
     pub count: u64,
-    /// The first of them, by its path below the folder that is read, in a form that is safe to print.
+    /// The first of them, by its path below the folder that is read, in a form that is safe to
+    /// print.
     pub first: String,
     /// What was found there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -60,7 +61,14 @@ impl Tally {
     /// One more.
     pub(crate) fn add(&mut self, reason: Reason, path: &Path, detail: Option<String>) {
         let entry = self.0.entry(reason);
-        entry.or_insert_with(|| PassedOver { reason, count: 0, first: shown(path), detail }).count += 1;
+        entry
+            .or_insert_with(|| PassedOver {
+                reason,
+                count: 0,
+                first: shown(path),
+                detail,
+            })
+            .count += 1;
     }
 
     /// All of it, what weighs most first.
@@ -95,25 +103,31 @@ impl fmt::Display for PassedOver {
         if let Some(detail) = &self.detail {
             write!(f, " ({detail})")?;
         }
-        if self.count > 1 { write!(f, " and {} more", self.count - 1) } else { Ok(()) }
+        if self.count > 1 {
+            write!(f, " and {} more", self.count - 1)
+        } else {
+            Ok(())
+        }
     }
 }
 
-/// A path as it may be printed: control characters and those that turn the direction of writing are spelt out, so that no
-/// name moves a cursor or forges a line; bytes that are not UTF-8 as `\xe9`.
+/// A path as it may be printed: control characters and those that turn the direction of writing are
+/// spelt out, so that no name moves a cursor or forges a line; bytes that are not UTF-8 as `\xe9`.
 pub fn shown(path: &Path) -> String {
     let mut out = String::new();
     for chunk in path.as_os_str().as_bytes().utf8_chunks() {
         for character in chunk.valid().chars() {
-            let turns =
-                matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+            let turns = matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
             if character.is_control() || turns || matches!(character, '\u{2028}' | '\u{2029}') {
                 out.extend(character.escape_default());
             } else {
                 out.push(character);
             }
         }
-        chunk.invalid().iter().for_each(|byte| out.push_str(&format!("\\x{byte:02x}")));
+        chunk
+            .invalid()
+            .iter()
+            .for_each(|byte| out.push_str(&format!("\\x{byte:02x}")));
     }
     out
 }
@@ -127,11 +141,25 @@ mod tests {
     #[test]
     fn the_first_is_named_and_the_others_counted() {
         let mut tally = Tally::default();
-        tally.add(Reason::NotUtf8, Path::new("b/latin.txt"), Some("byte 0xe9 at 7".to_owned()));
+        tally.add(
+            Reason::NotUtf8,
+            Path::new("b/latin.txt"),
+            Some("byte 0xe9 at 7".to_owned()),
+        );
         tally.add(Reason::Hidden, Path::new(".git"), None);
-        tally.add(Reason::NotUtf8, Path::new("c/latin.txt"), Some("byte 0xfc at 9".to_owned()));
+        tally.add(
+            Reason::NotUtf8,
+            Path::new("c/latin.txt"),
+            Some("byte 0xfc at 9".to_owned()),
+        );
         let lines: Vec<String> = tally.finish().iter().map(PassedOver::to_string).collect();
-        assert_eq!(lines, ["2 not UTF-8: b/latin.txt (byte 0xe9 at 7) and 1 more", "1 hidden: .git"]);
+        assert_eq!(
+            lines,
+            [
+                "2 not UTF-8: b/latin.txt (byte 0xe9 at 7) and 1 more",
+                "1 hidden: .git"
+            ]
+        );
     }
 
     #[test]

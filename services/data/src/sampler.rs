@@ -7,8 +7,9 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use crate::{DataError, TokenShard};
 
-/// Draws a unit's training sequences: windows that do not overlap, in random order, from a random offset; when all have
-/// been used, again from other offsets. The same shards, seed and length give the same sequences, however they are batched.
+/// Draws a unit's training sequences: windows that do not overlap, in random order, from a random
+/// offset; when all have been used, again from other offsets. The same shards, seed and length give
+/// the same sequences, however they are batched.
 #[derive(Clone, Debug)]
 pub struct UnitSampler {
     shards: Vec<TokenShard>,
@@ -37,27 +38,45 @@ impl UnitSampler {
     ///
     /// # Errors
     /// [`DataError::Invalid`]: no shard is long enough for one sequence.
-    pub fn new(shards: Vec<TokenShard>, seed: u64, sequence_tokens: usize) -> Result<Self, DataError> {
+    pub fn new(
+        shards: Vec<TokenShard>,
+        seed: u64,
+        sequence_tokens: usize,
+    ) -> Result<Self, DataError> {
         check(&shards, sequence_tokens)?;
-        Ok(Self { shards, sequence_tokens, random: ChaCha8Rng::seed_from_u64(seed), windows: Vec::new() })
+        Ok(Self {
+            shards,
+            sequence_tokens,
+            random: ChaCha8Rng::seed_from_u64(seed),
+            windows: Vec::new(),
+        })
     }
 
-    /// The next `sequences` rows of `sequence_tokens + 1` tokens, one after another, in place of what `batch` held.
+    /// The next `sequences` rows of `sequence_tokens + 1` tokens, one after another, in place of
+    /// what `batch` held.
     pub fn next_batch(&mut self, sequences: usize, batch: &mut Vec<u32>) {
         batch.clear();
         for _ in 0..sequences {
             if self.windows.is_empty() {
                 self.shuffle();
             }
-            let window = self.windows.pop().expect("a shard is long enough for at least one window");
-            self.shards[window.shard as usize].append(window.start as usize, self.sequence_tokens + 1, batch);
+            let window = self
+                .windows
+                .pop()
+                .expect("a shard is long enough for at least one window");
+            self.shards[window.shard as usize].append(
+                window.start as usize,
+                self.sequence_tokens + 1,
+                batch,
+            );
         }
     }
 
     fn shuffle(&mut self) {
         let length = self.sequence_tokens;
         for (index, shard) in (0..).zip(&self.shards) {
-            // Windows share one token: a row's last is only predicted, the next row's first is only seen.
+            // Windows share one token: a row's last is only predicted, the next row's first is only
+            // seen.
             let spare = (shard.tokens().saturating_sub(1)) % length;
             let offset = below(&mut self.random, spare + 1);
             let count = shard.tokens().saturating_sub(1) / length;
@@ -74,15 +93,30 @@ impl HeldOut {
     ///
     /// # Errors
     /// [`DataError::Invalid`]: no shard is long enough for one sequence.
-    pub fn new(shards: Vec<TokenShard>, sequences: usize, sequence_tokens: usize) -> Result<Self, DataError> {
+    pub fn new(
+        shards: Vec<TokenShard>,
+        sequences: usize,
+        sequence_tokens: usize,
+    ) -> Result<Self, DataError> {
         check(&shards, sequence_tokens)?;
         let mut all = Vec::new();
         for (index, shard) in (0..).zip(&shards) {
-            all.extend(windows(index, 0, shard.tokens().saturating_sub(1) / sequence_tokens, sequence_tokens));
+            all.extend(windows(
+                index,
+                0,
+                shard.tokens().saturating_sub(1) / sequence_tokens,
+                sequence_tokens,
+            ));
         }
         let count = sequences.min(all.len());
-        let windows = (0..count).map(|index| all[index * all.len() / count]).collect();
-        Ok(Self { shards, sequence_tokens, windows })
+        let windows = (0..count)
+            .map(|index| all[index * all.len() / count])
+            .collect();
+        Ok(Self {
+            shards,
+            sequence_tokens,
+            windows,
+        })
     }
 
     /// Number of sequences.
@@ -97,21 +131,30 @@ impl HeldOut {
     pub fn batch(&self, sequences: Range<usize>, batch: &mut Vec<u32>) {
         batch.clear();
         for window in &self.windows[sequences] {
-            self.shards[window.shard as usize].append(window.start as usize, self.sequence_tokens + 1, batch);
+            self.shards[window.shard as usize].append(
+                window.start as usize,
+                self.sequence_tokens + 1,
+                batch,
+            );
         }
     }
 }
 
 fn windows(shard: u32, offset: usize, count: usize, length: usize) -> impl Iterator<Item = Window> {
     // A shard is one object of at most 256 MiB, so positions fit in 32 bits.
-    (0..count).map(move |index| Window { shard, start: (offset + index * length) as u32 })
+    (0..count).map(move |index| Window {
+        shard,
+        start: (offset + index * length) as u32,
+    })
 }
 
 fn check(shards: &[TokenShard], sequence_tokens: usize) -> Result<(), DataError> {
     let longest = shards.iter().map(TokenShard::tokens).max().unwrap_or(0);
     if sequence_tokens == 0 || longest <= sequence_tokens || shards.len() > u32::MAX as usize {
         let count = shards.len();
-        let reason = format!("sequences of {sequence_tokens} tokens from {count} shards of at most {longest} tokens");
+        let reason = format!(
+            "sequences of {sequence_tokens} tokens from {count} shards of at most {longest} tokens"
+        );
         return Err(DataError::Invalid(reason));
     }
     Ok(())
@@ -132,7 +175,9 @@ mod tests {
     /// Shards whose tokens say where they stand.
     fn shards(sizes: &[usize]) -> Vec<TokenShard> {
         let shard = |(index, size): (usize, &usize)| {
-            let tokens: Vec<u32> = (0..*size as u32).map(|at| index as u32 * 10_000 + at).collect();
+            let tokens: Vec<u32> = (0..*size as u32)
+                .map(|at| index as u32 * 10_000 + at)
+                .collect();
             TokenShard::decode(encode_shard(&tokens, 4), 1 << 20).expect("valid")
         };
         sizes.iter().enumerate().map(shard).collect()
@@ -148,7 +193,10 @@ mod tests {
             sampler.next_batch(5, &mut batch);
             assert_eq!(batch.len(), 5 * 11);
             for row in batch.chunks(11) {
-                assert!(row.windows(2).all(|pair| pair[1] == pair[0] + 1), "a window is consecutive");
+                assert!(
+                    row.windows(2).all(|pair| pair[1] == pair[0] + 1),
+                    "a window is consecutive"
+                );
                 predicted.extend(&row[1..]);
             }
         }

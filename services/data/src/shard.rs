@@ -1,4 +1,5 @@
-//! Shards: consecutive tokens as fixed-width little-endian numbers, and the manifest that lists them.
+//! Shards: consecutive tokens as fixed-width little-endian numbers, and the manifest that lists
+//! them.
 
 use schemas::data::{DataManifest, token_bytes};
 
@@ -26,7 +27,10 @@ pub(crate) fn append_tokens(tokens: &[u32], token_bytes: u8, bytes: &mut Vec<u8>
     bytes.reserve(tokens.len() * width);
     for token in tokens {
         let raw = token.to_le_bytes();
-        assert!(raw[width..].iter().all(|byte| *byte == 0), "token {token} fits in {width} bytes");
+        assert!(
+            raw[width..].iter().all(|byte| *byte == 0),
+            "token {token} fits in {width} bytes"
+        );
         bytes.extend(&raw[..width]);
     }
 }
@@ -48,10 +52,16 @@ pub(crate) fn read_tokens(bytes: &[u8], token_bytes: u8) -> impl Iterator<Item =
 pub fn parse_manifest(json: &[u8]) -> Result<DataManifest, DataError> {
     let invalid = |reason: String| DataError::Invalid(format!("manifest: {reason}"));
     if json.len() > MANIFEST_BYTES_MAX {
-        return Err(invalid(format!("{} bytes, at most {MANIFEST_BYTES_MAX} are accepted", json.len())));
+        return Err(invalid(format!(
+            "{} bytes, at most {MANIFEST_BYTES_MAX} are accepted",
+            json.len()
+        )));
     }
-    let manifest: DataManifest = serde_json::from_slice(json).map_err(|error| invalid(error.to_string()))?;
-    manifest.validate().map_err(|refusal| DataError::Invalid(refusal.detail))?;
+    let manifest: DataManifest =
+        serde_json::from_slice(json).map_err(|error| invalid(error.to_string()))?;
+    manifest
+        .validate()
+        .map_err(|refusal| DataError::Invalid(refusal.detail))?;
     Ok(manifest)
 }
 
@@ -63,20 +73,27 @@ pub struct TokenShard {
 }
 
 impl TokenShard {
-    /// Takes a shard's bytes, after checking every token. That they are the right bytes is the fetcher's to check.
+    /// Takes a shard's bytes, after checking every token. That they are the right bytes is the
+    /// fetcher's to check.
     ///
     /// # Errors
     /// [`DataError::Invalid`]: the length is no multiple of a token's, or a token is not below `vocabulary`.
     pub fn decode(bytes: Vec<u8>, vocabulary: u32) -> Result<Self, DataError> {
         let width = usize::from(token_bytes(vocabulary));
         if bytes.is_empty() || !bytes.len().is_multiple_of(width) {
-            return Err(DataError::Invalid(format!("a shard of {} bytes, {width} a token", bytes.len())));
+            return Err(DataError::Invalid(format!(
+                "a shard of {} bytes, {width} a token",
+                bytes.len()
+            )));
         }
         let shard = Self { bytes, width };
-        match (0..shard.tokens()).map(|at| shard.token(at)).find(|token| *token >= vocabulary) {
-            Some(token) => {
-                Err(DataError::Invalid(format!("a shard holds token {token}, outside the vocabulary of {vocabulary}")))
-            }
+        match (0..shard.tokens())
+            .map(|at| shard.token(at))
+            .find(|token| *token >= vocabulary)
+        {
+            Some(token) => Err(DataError::Invalid(format!(
+                "a shard holds token {token}, outside the vocabulary of {vocabulary}"
+            ))),
             None => Ok(shard),
         }
     }
@@ -91,7 +108,11 @@ impl TokenShard {
     /// # Panics
     /// When they are not all there.
     pub fn append(&self, start: usize, count: usize, into: &mut Vec<u32>) {
-        assert!(start + count <= self.tokens(), "{count} tokens from {start} on, of {}", self.tokens());
+        assert!(
+            start + count <= self.tokens(),
+            "{count} tokens from {start} on, of {}",
+            self.tokens()
+        );
         into.extend((start..start + count).map(|at| self.token(at)));
     }
 
@@ -137,13 +158,18 @@ mod tests {
 
     #[test]
     fn a_manifest_has_a_longest_length() {
-        let error = parse_manifest(&vec![0; MANIFEST_BYTES_MAX + 1]).expect_err("too long").to_string();
+        let error = parse_manifest(&vec![0; MANIFEST_BYTES_MAX + 1])
+            .expect_err("too long")
+            .to_string();
         assert!(error.contains("are accepted"), "{error}");
     }
 
     #[test]
     fn manifests_that_contradict_themselves_are_refused() {
-        let shard = Shard { object: ObjectRef::of(&[0; 10]), tokens: Tokens(10) };
+        let shard = Shard {
+            object: ObjectRef::of(&[0; 10]),
+            tokens: Tokens(10),
+        };
         let good = DataManifest {
             v: V,
             source: "a test".to_owned(),
@@ -152,17 +178,42 @@ mod tests {
             token_bytes: 1,
             train: vec![shard],
             held_out: vec![shard],
-            entropy: Entropy { unigram: 3.0, bigram: 2.0 },
+            entropy: Entropy {
+                unigram: 3.0,
+                bigram: 2.0,
+            },
         };
-        let parse = |manifest: &DataManifest| parse_manifest(&serde_json::to_vec(manifest).expect("serialises"));
+        let parse = |manifest: &DataManifest| {
+            parse_manifest(&serde_json::to_vec(manifest).expect("serialises"))
+        };
         assert_eq!(parse(&good).expect("valid"), good);
         let tokenizer = Tokenizer::HuggingFace(ObjectRef::of(b"x"));
         let bad = [
-            DataManifest { vocabulary: 300, ..good.clone() },
-            DataManifest { token_bytes: 2, ..good.clone() },
-            DataManifest { held_out: vec![], ..good.clone() },
-            DataManifest { train: vec![Shard { tokens: Tokens(9), ..shard }], ..good.clone() },
-            DataManifest { vocabulary: 70_000, token_bytes: 2, tokenizer, ..good },
+            DataManifest {
+                vocabulary: 300,
+                ..good.clone()
+            },
+            DataManifest {
+                token_bytes: 2,
+                ..good.clone()
+            },
+            DataManifest {
+                held_out: vec![],
+                ..good.clone()
+            },
+            DataManifest {
+                train: vec![Shard {
+                    tokens: Tokens(9),
+                    ..shard
+                }],
+                ..good.clone()
+            },
+            DataManifest {
+                vocabulary: 70_000,
+                token_bytes: 2,
+                tokenizer,
+                ..good
+            },
         ];
         assert!(bad.iter().all(|manifest| parse(manifest).is_err()));
         assert!(parse_manifest(b"{}").is_err());

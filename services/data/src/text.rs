@@ -1,8 +1,9 @@
 //! Text to tokens and back.
 //!
-//! A text's tokens are those of its characters and nothing else. The name of a special token that is spelt in it, such as
-//! `<|endoftext|>` in an article about tokenizers, is encoded as the text that it is: only a program that builds prompts
-//! can mean the token, and text that anyone wrote must not be able to.
+//! A text's tokens are those of its characters and nothing else. The name of a special token that
+//! is spelt in it, such as `<|endoftext|>` in an article about tokenizers, is encoded as the text
+//! that it is: only a program that builds prompts can mean the token, and text that anyone wrote
+//! must not be able to.
 
 use schemas::data::BYTE_VOCABULARY;
 use tokenizers::{PostProcessorWrapper, Tokenizer};
@@ -28,14 +29,22 @@ impl TextTokenizer {
     /// [`DataError::Tokenizer`]: it is too long or does not load.
     pub fn hugging_face(json: &[u8]) -> Result<Self, DataError> {
         if json.len() > TOKENIZER_BYTES_MAX {
-            let reason = format!("a file of {} bytes, at most {TOKENIZER_BYTES_MAX} are accepted", json.len());
+            let reason = format!(
+                "a file of {} bytes, at most {TOKENIZER_BYTES_MAX} are accepted",
+                json.len()
+            );
             return Err(DataError::Tokenizer(reason));
         }
-        let mut tokenizer = Tokenizer::from_bytes(json).map_err(|error| DataError::Tokenizer(error.to_string()))?;
-        // Padding and truncation are for batches of sentences: here they would add to the text or take from it.
+        let mut tokenizer =
+            Tokenizer::from_bytes(json).map_err(|error| DataError::Tokenizer(error.to_string()))?;
+        // Padding and truncation are for batches of sentences: here they would add to the text or
+        // take from it.
         tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(|error| DataError::Tokenizer(error.to_string()))?;
-        // It would add special tokens, which nobody asks for here, and take blanks out of the places of tokens.
+        tokenizer
+            .with_truncation(None)
+            .map_err(|error| DataError::Tokenizer(error.to_string()))?;
+        // It would add special tokens, which nobody asks for here, and take blanks out of the
+        // places of tokens.
         tokenizer.with_post_processor(None::<PostProcessorWrapper>);
         tokenizer.set_encode_special_tokens(true);
         Ok(Self::HuggingFace(Box::new(tokenizer)))
@@ -46,9 +55,11 @@ impl TextTokenizer {
         match self {
             Self::Byte => BYTE_VOCABULARY,
             // Ids may have gaps, so the largest counts, not their number.
-            Self::HuggingFace(tokenizer) => {
-                tokenizer.get_vocab(true).into_values().max().map_or(0, |largest| largest.saturating_add(1))
-            }
+            Self::HuggingFace(tokenizer) => tokenizer
+                .get_vocab(true)
+                .into_values()
+                .max()
+                .map_or(0, |largest| largest.saturating_add(1)),
         }
     }
 
@@ -58,7 +69,10 @@ impl TextTokenizer {
             Self::Byte => Vec::new(),
             Self::HuggingFace(tokenizer) => {
                 let added = tokenizer.get_added_tokens_decoder().into_values();
-                added.filter(|token| token.special && !token.content.is_empty()).map(|token| token.content).collect()
+                added
+                    .filter(|token| token.special && !token.content.is_empty())
+                    .map(|token| token.content)
+                    .collect()
             }
         };
         names.sort_unstable();
@@ -73,8 +87,9 @@ impl TextTokenizer {
         match self {
             Self::Byte => Ok(text.bytes().map(u32::from).collect()),
             Self::HuggingFace(tokenizer) => {
-                let encoding =
-                    tokenizer.encode(text, false).map_err(|error| DataError::Tokenizer(error.to_string()))?;
+                let encoding = tokenizer
+                    .encode(text, false)
+                    .map_err(|error| DataError::Tokenizer(error.to_string()))?;
                 Ok(encoding.get_ids().to_vec())
             }
         }
@@ -88,14 +103,15 @@ impl TextTokenizer {
         match self {
             Self::Byte => {
                 let byte = |token: &u32| {
-                    u8::try_from(*token).map_err(|_| DataError::Tokenizer(format!("token {token} is no byte")))
+                    u8::try_from(*token)
+                        .map_err(|_| DataError::Tokenizer(format!("token {token} is no byte")))
                 };
                 let bytes: Vec<u8> = tokens.iter().map(byte).collect::<Result<_, _>>()?;
                 Ok(String::from_utf8_lossy(&bytes).into_owned())
             }
-            Self::HuggingFace(tokenizer) => {
-                tokenizer.decode(tokens, false).map_err(|error| DataError::Tokenizer(error.to_string()))
-            }
+            Self::HuggingFace(tokenizer) => tokenizer
+                .decode(tokens, false)
+                .map_err(|error| DataError::Tokenizer(error.to_string())),
         }
     }
 }
@@ -111,11 +127,16 @@ impl Specials {
             return 0;
         }
         let mut begins = [false; 256];
-        self.0.iter().for_each(|name| begins[usize::from(name.as_bytes()[0])] = true);
+        self.0
+            .iter()
+            .for_each(|name| begins[usize::from(name.as_bytes()[0])] = true);
         let (bytes, mut at, mut count) = (text.as_bytes(), 0, 0);
         while at < bytes.len() {
             let here = begins[usize::from(bytes[at])].then(|| {
-                let spelt = self.0.iter().filter(|name| bytes[at..].starts_with(name.as_bytes()));
+                let spelt = self
+                    .0
+                    .iter()
+                    .filter(|name| bytes[at..].starts_with(name.as_bytes()));
                 spelt.map(String::len).max()
             });
             let found = here.flatten();
@@ -137,7 +158,10 @@ mod tests {
         let tokens = TextTokenizer::Byte.encode(text).expect("any text");
         assert_eq!(tokens.len(), text.len());
         assert_eq!(TextTokenizer::Byte.decode(&tokens).expect("bytes"), text);
-        assert_eq!(TextTokenizer::Byte.decode(&[0xff, 65]).expect("bytes"), "\u{fffd}A");
+        assert_eq!(
+            TextTokenizer::Byte.decode(&[0xff, 65]).expect("bytes"),
+            "\u{fffd}A"
+        );
         assert!(TextTokenizer::Byte.decode(&[256]).is_err());
     }
 
@@ -145,7 +169,10 @@ mod tests {
     fn a_hugging_face_file_loads_and_garbage_does_not() {
         let tokenizer = TextTokenizer::hugging_face(fixture::WORDS.as_bytes()).expect("loads");
         assert_eq!(tokenizer.vocabulary(), 6);
-        assert_eq!(tokenizer.encode("fn main what").expect("encodes"), [1, 5, 0]);
+        assert_eq!(
+            tokenizer.encode("fn main what").expect("encodes"),
+            [1, 5, 0]
+        );
         assert_eq!(tokenizer.decode(&[1, 5]).expect("decodes"), "fn main");
         let error = TextTokenizer::hugging_face(b"{}").expect_err("not a tokenizer");
         assert_eq!(error.code(), schemas::Code::TokenizerInvalid);
@@ -153,7 +180,9 @@ mod tests {
 
     #[test]
     fn a_tokenizer_has_a_longest_length() {
-        let error = TextTokenizer::hugging_face(&vec![0; TOKENIZER_BYTES_MAX + 1]).expect_err("too long").to_string();
+        let error = TextTokenizer::hugging_face(&vec![0; TOKENIZER_BYTES_MAX + 1])
+            .expect_err("too long")
+            .to_string();
         assert!(error.contains("are accepted"), "{error}");
     }
 
@@ -167,7 +196,11 @@ mod tests {
             let plain = Tokenizer::from_bytes(json.as_bytes()).expect("loads");
             let special = plain.token_to_id(spelt).expect("is a token");
             assert!(!ids.contains(&special), "{name}: {ids:?}");
-            assert_eq!(tokenizer.decode(&ids).expect("decodes").trim_start(), text, "{name}");
+            assert_eq!(
+                tokenizer.decode(&ids).expect("decodes").trim_start(),
+                text,
+                "{name}"
+            );
             assert_eq!(tokenizer.specials().spelt_in(&text), 3, "{name}");
         }
         assert_eq!(TextTokenizer::Byte.specials().spelt_in("<s>"), 0);
@@ -178,6 +211,9 @@ mod tests {
     fn nothing_is_added_and_nothing_taken() {
         let tokenizer = TextTokenizer::hugging_face(fixture::pieces().as_bytes()).expect("loads");
         let ids = tokenizer.encode(&"line ".repeat(20)).expect("encodes");
-        assert!(ids.len() > 60 && !ids.contains(&1) && !ids.contains(&0), "{ids:?}");
+        assert!(
+            ids.len() > 60 && !ids.contains(&1) && !ids.contains(&0),
+            "{ids:?}"
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! Which files are looked at: those below a folder in order of their paths. Links are followed while they stay inside;
-//! each folder is entered once, however many links lead to it, so that no loop and no fan of links has no end.
+//! Which files are looked at: those below a folder in order of their paths. Links are followed
+//! while they stay inside; each folder is entered once, however many links lead to it, so that no
+//! loop and no fan of links has no end.
 
 use std::collections::BTreeSet;
 use std::fs::{self, Metadata};
@@ -11,7 +12,8 @@ use std::vec;
 use crate::passed::Reason;
 use crate::{DataError, Pattern, Source};
 
-/// Deepest folder that is entered: far beyond trees that people make, and each level holds a list of names.
+/// Deepest folder that is entered: far beyond trees that people make, and each level holds a list
+/// of names.
 const DEPTH_MAX: usize = 64;
 
 /// What a step of a walk comes to.
@@ -43,7 +45,10 @@ impl<'a> Walk<'a> {
     /// There is nothing at the path, or it cannot be read.
     pub(crate) fn new(source: &'a Source, exclude: &'a [Pattern]) -> Result<Self, DataError> {
         let root = source.path();
-        let unreadable = |error: io::Error| DataError::Unreadable { path: root.to_owned(), reason: error.to_string() };
+        let unreadable = |error: io::Error| DataError::Unreadable {
+            path: root.to_owned(),
+            reason: error.to_string(),
+        };
         let metadata = fs::metadata(root).map_err(unreadable)?;
         let real_root = fs::canonicalize(root).map_err(unreadable)?;
         let (first, mut entered) = if metadata.is_dir() {
@@ -52,7 +57,13 @@ impl<'a> Walk<'a> {
             (vec![root.to_owned()], BTreeSet::new())
         };
         entered.insert((metadata.dev(), metadata.ino()));
-        Ok(Self { source, exclude, real_root, entered, open: vec![first.into_iter()] })
+        Ok(Self {
+            source,
+            exclude,
+            real_root,
+            entered,
+            open: vec![first.into_iter()],
+        })
     }
 
     fn look(&mut self, path: PathBuf) -> Option<Found> {
@@ -76,10 +87,16 @@ impl<'a> Walk<'a> {
 
     fn unwanted(&self, path: &Path) -> Option<Reason> {
         let relative = path.strip_prefix(self.source.path()).unwrap_or(path);
-        if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")) {
+        if path
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+        {
             return Some(Reason::Hidden);
         }
-        self.exclude.iter().any(|pattern| pattern.matches(relative)).then_some(Reason::Excluded)
+        self.exclude
+            .iter()
+            .any(|pattern| pattern.matches(relative))
+            .then_some(Reason::Excluded)
     }
 
     /// What is at the path, behind its links.
@@ -94,7 +111,10 @@ impl<'a> Walk<'a> {
             _ => (Reason::LinkBroken, None),
         })?;
         if !target.starts_with(&self.real_root) {
-            return Err((Reason::LinkOutside, Some(format!("leads to {}", crate::shown(&target)))));
+            return Err((
+                Reason::LinkOutside,
+                Some(format!("leads to {}", crate::shown(&target))),
+            ));
         }
         fs::metadata(path).map_err(unreadable)
     }
@@ -150,7 +170,9 @@ impl Iterator for Walk<'_> {
 
 /// The paths in a folder, by name: comparing within each folder orders whole paths.
 fn names(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut paths = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    let mut paths = fs::read_dir(folder)?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<io::Result<Vec<_>>>()?;
     paths.sort();
     Ok(paths)
 }
@@ -170,8 +192,16 @@ mod tests {
 
     /// Paths below the folder, and what was passed over.
     fn walk(source: &Source, exclude: &[&str]) -> (Vec<String>, Vec<(String, Reason)>) {
-        let exclude: Vec<Pattern> = exclude.iter().map(|text| text.parse().expect("a pattern")).collect();
-        let relative = |path: &Path| path.strip_prefix(source.path()).unwrap_or(path).display().to_string();
+        let exclude: Vec<Pattern> = exclude
+            .iter()
+            .map(|text| text.parse().expect("a pattern"))
+            .collect();
+        let relative = |path: &Path| {
+            path.strip_prefix(source.path())
+                .unwrap_or(path)
+                .display()
+                .to_string()
+        };
         let (mut files, mut passed) = (Vec::new(), Vec::new());
         for found in Walk::new(source, &exclude).expect("readable") {
             match found {
@@ -199,17 +229,28 @@ mod tests {
         symlink("nowhere", root.join("broken")).expect("a link");
         symlink("self", root.join("self")).expect("a link");
         let (files, passed) = walk(&Source::Text(root.to_owned()), &[]);
-        assert_eq!(files, ["again/one", "again/two", "snapshots/x/part-0.txt"], "each folder once");
+        assert_eq!(
+            files,
+            ["again/one", "again/two", "snapshots/x/part-0.txt"],
+            "each folder once"
+        );
         let expected = [
             ("broken", Reason::LinkBroken),
             ("out", Reason::LinkOutside),
             ("out.txt", Reason::LinkOutside),
             ("self", Reason::LinkBroken),
         ];
-        assert_eq!(passed, expected.map(|(name, reason)| (name.to_owned(), reason)));
+        assert_eq!(
+            passed,
+            expected.map(|(name, reason)| (name.to_owned(), reason))
+        );
         let door = outside.path().join("door");
         symlink(root.join("blobs"), &door).expect("a link");
-        assert_eq!(walk(&Source::Text(door), &[]).0, ["one", "two"], "the path that was named may be a link");
+        assert_eq!(
+            walk(&Source::Text(door), &[]).0,
+            ["one", "two"],
+            "the path that was named may be a link"
+        );
     }
 
     #[test]
@@ -232,7 +273,15 @@ mod tests {
     fn what_is_no_file_or_not_wanted_is_told_of() {
         let folder = tempfile::tempdir().expect("a folder");
         let root = folder.path();
-        for name in ["a.rs", "b.txt", ".git/config", "target/c.rs", "d/e.log", "d/f.rs", ".hidden.rs"] {
+        for name in [
+            "a.rs",
+            "b.txt",
+            ".git/config",
+            "target/c.rs",
+            "d/e.log",
+            "d/f.rs",
+            ".hidden.rs",
+        ] {
             write(root, name);
         }
         let _socket = UnixListener::bind(root.join("socket")).expect("a socket");
@@ -245,11 +294,22 @@ mod tests {
             ("socket", Reason::NotAFile),
             ("target", Reason::Excluded),
         ];
-        assert_eq!(passed, expected.map(|(name, reason)| (name.to_owned(), reason)));
+        assert_eq!(
+            passed,
+            expected.map(|(name, reason)| (name.to_owned(), reason))
+        );
         let (files, passed) = walk(&Source::RustSources(root.to_owned()), &[]);
         assert_eq!(files, ["a.rs", "d/f.rs", "target/c.rs"]);
-        assert_eq!(passed, [(".hidden.rs".to_owned(), Reason::Hidden)], "only what would have been Rust");
-        assert_eq!(walk(&Source::Text(root.join("socket")), &[]).1.len(), 1, "and it is not opened");
+        assert_eq!(
+            passed,
+            [(".hidden.rs".to_owned(), Reason::Hidden)],
+            "only what would have been Rust"
+        );
+        assert_eq!(
+            walk(&Source::Text(root.join("socket")), &[]).1.len(),
+            1,
+            "and it is not opened"
+        );
     }
 
     #[test]
@@ -260,6 +320,9 @@ mod tests {
         write(folder.path(), &deep.join("x.txt").display().to_string());
         let (files, passed) = walk(&Source::Text(folder.path().to_owned()), &[]);
         assert!(files.is_empty());
-        assert_eq!(passed.iter().map(|(_, reason)| *reason).collect::<Vec<_>>(), [Reason::TooDeep]);
+        assert_eq!(
+            passed.iter().map(|(_, reason)| *reason).collect::<Vec<_>>(),
+            [Reason::TooDeep]
+        );
     }
 }

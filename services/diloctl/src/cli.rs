@@ -10,7 +10,8 @@ use crate::commands::settings::RunArgs;
 use crate::exit;
 use crate::output::Format;
 
-/// Runs DiLoCo training over a message bus: sets up, starts runs, watches them, stops them, and shows what happened.
+/// Runs DiLoCo training over a message bus: sets up, starts runs, watches them, stops them, and
+/// shows what happened.
 #[derive(Debug, Parser)]
 #[command(name = "diloctl", version, after_help = exit::HELP, arg_required_else_help = true)]
 pub struct Cli {
@@ -29,9 +30,16 @@ pub(crate) struct Global {
     #[arg(short, long, global = true, value_enum, default_value_t)]
     pub(crate) output: Format,
     /// Folder of the trust domain: keys, credentials, certificates.
-    #[arg(long, global = true, value_name = "DIR", default_value = ".diloco", env = "DILOCO_DOMAIN")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = ".diloco",
+        env = "DILOCO_DOMAIN"
+    )]
     pub(crate) domain: PathBuf,
-    /// Credentials file to connect with, instead of the folder's own for the role that the command needs.
+    /// Credentials file to connect with, instead of the folder's own for the role that the command
+    /// needs.
     #[arg(long, global = true, value_name = "FILE", env = "DILOCTL_CREDENTIALS")]
     pub(crate) credentials: Option<PathBuf>,
     /// Address of the NATS servers; by default the one that `up` started, or tls://127.0.0.1:4222.
@@ -74,8 +82,9 @@ pub(crate) enum Command {
     /// The signed record of what happened.
     #[command(subcommand)]
     Audit(Audit),
-    /// Start broker, store, coordinator, audit and workers on this machine; what runs already is left alone, streams that are
-    /// missing are made. It succeeds when the coordinator has answered.
+    /// Start broker, store, coordinator, audit and workers on this machine; what runs already is
+    /// left alone, streams that are missing are made. It succeeds when the coordinator has
+    /// answered.
     Up(Up),
     /// Stop in order what `up` started.
     Down(Down),
@@ -99,7 +108,8 @@ pub(crate) enum Auth {
         /// Further host names or addresses of broker and store, for their certificate.
         #[arg(long, value_name = "NAME")]
         server_name: Vec<String>,
-        /// Folder with the committed part of the broker's configuration; it is copied into the trust domain.
+        /// Folder with the committed part of the broker's configuration; it is copied into the
+        /// trust domain.
         #[arg(long, value_name = "DIR", default_value = "nats-config")]
         nats_config: PathBuf,
     },
@@ -108,8 +118,8 @@ pub(crate) enum Auth {
         /// For what.
         #[arg(value_parser = parse_role)]
         role: schemas::permission::Role,
-        /// Under which name: letters, digits, `-` and `_`. diloctl itself uses the one that is called like the role,
-        /// unless `--credentials` names another.
+        /// Under which name: letters, digits, `-` and `_`. diloctl itself uses the one that is
+        /// called like the role, unless `--credentials` names another.
         name: String,
         /// The run, for workers and for them alone.
         #[arg(long)]
@@ -120,14 +130,16 @@ pub(crate) enum Auth {
     },
     /// Make a new certificate for broker and store, valid for 30 days; restart both afterwards.
     Certificate {
-        /// Host names or addresses of broker and store besides localhost; all of them, the old ones are not kept.
+        /// Host names or addresses of broker and store besides localhost; all of them, the old ones
+        /// are not kept.
         #[arg(long, value_name = "NAME")]
         server_name: Vec<String>,
     },
-    /// Write the broker's configuration again: after an upgrade that changes who may say what, or after the trust
-    /// domain's folder was moved. Where the broker listens stays as it is.
+    /// Write the broker's configuration again: after an upgrade that changes who may say what, or
+    /// after the trust domain's folder was moved. Where the broker listens stays as it is.
     Config {
-        /// Folder with the committed part of the broker's configuration; it is copied into the trust domain.
+        /// Folder with the committed part of the broker's configuration; it is copied into the
+        /// trust domain.
         #[arg(long, value_name = "DIR", default_value = "nats-config")]
         nats_config: PathBuf,
     },
@@ -157,18 +169,19 @@ pub(crate) struct Declarations {
 pub(crate) enum Data {
     /// Make a data set of text and upload it.
     Import {
-        /// A file or folder of text in UTF-8; by default the Rust sources in cargo's registry folder. Links inside the folder
-        /// are followed; what is passed over is counted and told.
+        /// A file or folder of text in UTF-8; by default the Rust sources in cargo's registry
+        /// folder. Links inside the folder are followed; what is passed over is counted and told.
         #[arg(long, value_name = "PATH")]
         text: Option<PathBuf>,
-        /// Leave out files and folders of this name, or path below the folder where the pattern has a `/`: `*` and `?` stand
-        /// for what is within a name, `**` for anything. May be repeated.
+        /// Leave out files and folders of this name, or path below the folder where the pattern has
+        /// a `/`: `*` and `?` stand for what is within a name, `**` for anything. May be repeated.
         #[arg(long, value_name = "GLOB")]
         exclude: Vec<data::Pattern>,
         /// How much text at most.
         #[arg(long, value_name = "SIZE", default_value = "32MiB")]
         limit: runtime::ConfigBytes,
-        /// A Hugging Face tokenizer.json; bytes without one. Special tokens that are spelt in the text are encoded as text.
+        /// A Hugging Face tokenizer.json; bytes without one. Special tokens that are spelt in the
+        /// text are encoded as text.
         #[arg(long, value_name = "FILE")]
         tokenizer: Option<PathBuf>,
     },
@@ -192,8 +205,8 @@ pub(crate) enum Run {
         /// Its name.
         run: RunId,
     },
-    /// Wait until a run is complete, or has closed a number of rounds; fails with the reason when the run is halted or nobody
-    /// is left to work for it.
+    /// Wait until a run is complete, or has closed a number of rounds; fails with the reason when
+    /// the run is halted or nobody is left to work for it.
     Wait {
         /// Its name.
         run: RunId,
@@ -227,8 +240,8 @@ pub(crate) enum Snapshot {
         #[arg(default_value = "demo")]
         run: RunId,
     },
-    /// Download a snapshot as a model folder that other tools read as it was trained: config.json, generation_config.json,
-    /// model.safetensors, and the tokenizer with its settings.
+    /// Download a snapshot as a model folder that other tools read as it was trained: config.json,
+    /// generation_config.json, model.safetensors, and the tokenizer with its settings.
     Pull {
         /// The run.
         run: RunId,
@@ -263,7 +276,8 @@ pub(crate) enum Snapshot {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Control {
-    /// Stop the coordinator and the workers in order; runs go on where they were when they are started again.
+    /// Stop the coordinator and the workers in order; runs go on where they were when they are
+    /// started again.
     Shutdown {
         /// How long holders of leases may take to finish.
         #[arg(long, default_value = "30s")]
@@ -316,11 +330,17 @@ pub(crate) struct Up {
     /// Port of the store; by default that of the last time, or 9000.
     #[arg(long)]
     pub(crate) store_port: Option<u16>,
-    /// Folder with the committed part of the broker's configuration, and the declarations of streams and buckets.
+    /// Folder with the committed part of the broker's configuration, and the declarations of
+    /// streams and buckets.
     #[arg(long, value_name = "DIR", default_value = "nats-config")]
     pub(crate) nats_config: PathBuf,
     /// The NATS server.
-    #[arg(long, value_name = "FILE", default_value = ".deps/nats/nats-server", env = "NATS_SERVER_BIN")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = ".deps/nats/nats-server",
+        env = "NATS_SERVER_BIN"
+    )]
     pub(crate) nats_server: PathBuf,
 }
 
@@ -334,10 +354,14 @@ pub(crate) struct Down {
 fn parse_role(text: &str) -> Result<schemas::permission::Role, String> {
     use schemas::permission::Role;
     let names = || Role::ALL.map(Role::name).join(", ");
-    Role::ALL.into_iter().find(|role| role.name() == text).ok_or_else(|| format!("one of {}", names()))
+    Role::ALL
+        .into_iter()
+        .find(|role| role.name() == text)
+        .ok_or_else(|| format!("one of {}", names()))
 }
 
 /// Digests on the command line: `sha256:…`.
 pub(crate) fn parse_digest(text: &str) -> Result<Digest, String> {
-    text.parse().map_err(|error: schemas::digest::DigestError| error.to_string())
+    text.parse()
+        .map_err(|error: schemas::digest::DigestError| error.to_string())
 }

@@ -36,7 +36,10 @@ pub(crate) const STORE_PORT: u16 = 9000;
 
 impl Default for Endpoints {
     fn default() -> Self {
-        Self { bus: format!("tls://127.0.0.1:{BUS_PORT}"), store: format!("https://127.0.0.1:{STORE_PORT}") }
+        Self {
+            bus: format!("tls://127.0.0.1:{BUS_PORT}"),
+            store: format!("https://127.0.0.1:{STORE_PORT}"),
+        }
     }
 }
 
@@ -45,16 +48,21 @@ impl Endpoints {
     pub(crate) fn read(folder: &Path) -> Result<Self, Failure> {
         let path = Self::path(folder);
         match std::fs::read_to_string(&path) {
-            Ok(text) => toml::from_str(&text)
-                .map_err(|error| Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display()))),
+            Ok(text) => toml::from_str(&text).map_err(|error| {
+                Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display()))
+            }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) => Err(Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display()))),
+            Err(error) => Err(Failure::new(
+                Code::ConfigInvalid,
+                format!("{}: {error}", path.display()),
+            )),
         }
     }
 
     pub(crate) fn write(&self, folder: &Path) -> Result<(), Failure> {
         let text = toml::to_string(self).map_err(|error| Failure::new(Code::Internal, error))?;
-        write_private(&Self::path(folder), text.as_bytes()).map_err(|error| Failure::new(error.code(), error))
+        write_private(&Self::path(folder), text.as_bytes())
+            .map_err(|error| Failure::new(error.code(), error))
     }
 
     fn path(folder: &Path) -> PathBuf {
@@ -83,7 +91,14 @@ impl Context {
         }
         let printer = Printer::new(global.output);
         let (folder, credentials) = (global.domain.clone(), global.credentials.clone());
-        Ok(Self { folder, endpoints, credentials, timeout: global.timeout.0, printer, warned: Arc::default() })
+        Ok(Self {
+            folder,
+            endpoints,
+            credentials,
+            timeout: global.timeout.0,
+            printer,
+            warned: Arc::default(),
+        })
     }
 
     pub(crate) fn domain(&self) -> Result<Domain, Failure> {
@@ -95,31 +110,45 @@ impl Context {
         DomainLock::take(&self.folder, command).map_err(|error| Failure::new(error.code(), error))
     }
 
-    /// Connects with the credentials that were chosen, or those of `role`, which `auth init` issued under the role's name.
+    /// Connects with the credentials that were chosen, or those of `role`, which `auth init` issued
+    /// under the role's name.
     pub(crate) async fn bus(&self, role: Role) -> Result<Bus, Failure> {
         let layout = self.domain()?.layout().clone();
         let own = || layout.credentials(role.name());
         let credentials = self.credentials.clone().unwrap_or_else(own);
         if !credentials.exists() {
             let (file, role) = (credentials.display(), role.name());
-            let text = format!("{file} does not exist; `diloctl auth issue {role} {role}` makes the role's own");
+            let text = format!(
+                "{file} does not exist; `diloctl auth issue {role} {role}` makes the role's own"
+            );
             return Err(Failure::new(Code::CredentialMissing, text));
         }
-        let config = BusConfig { url: self.endpoints.bus.clone(), credentials, ca: layout.ca() };
+        let config = BusConfig {
+            url: self.endpoints.bus.clone(),
+            credentials,
+            ca: layout.ca(),
+        };
         // Without TLS nothing proves the server: it could pass our proof on and be the operator.
         if let Some(warning) = switches::check_bus(&config, std::env::vars_os())?
             && !self.warned.swap(true, Ordering::Relaxed)
         {
             self.printer.talk(&warning);
         }
-        Bus::connect("diloctl", &config, clock::now()).await.map_err(|error| error.into_refusal().into())
+        Bus::connect("diloctl", &config, clock::now())
+            .await
+            .map_err(|error| error.into_refusal().into())
     }
 
     /// Connects as the operator, ready to ask the coordinator.
     pub(crate) async fn operator(&self) -> Result<Operator, Failure> {
         let bus = self.bus(Role::Operator).await?;
         let public = bus.public().cloned().expect("connected with credentials");
-        Ok(Operator { bus, public, timeout: self.timeout, folder: self.folder.clone() })
+        Ok(Operator {
+            bus,
+            public,
+            timeout: self.timeout,
+            folder: self.folder.clone(),
+        })
     }
 }
 
@@ -135,19 +164,28 @@ pub(crate) struct Operator {
 
 impl Operator {
     /// One request.
-    pub(crate) async fn ask<Q: Message, A: Message>(&self, verb: ControlVerb, question: &Q) -> Result<A, Failure> {
+    pub(crate) async fn ask<Q: Message, A: Message>(
+        &self,
+        verb: ControlVerb,
+        question: &Q,
+    ) -> Result<A, Failure> {
         let subject = control_subject(&self.public, verb);
-        self.bus.request(&subject, question, self.timeout).await.map_err(|error| {
-            // A coordinator that waits for the ledger answers nobody.
-            let trouble = Some(&error).filter(|error| error.code() == Code::NoAnswer);
-            let trouble = trouble.and_then(|_| Trouble::of_broker(&self.folder));
-            trouble.map_or_else(|| error.into_refusal().into(), |trouble| trouble.failure())
-        })
+        self.bus
+            .request(&subject, question, self.timeout)
+            .await
+            .map_err(|error| {
+                // A coordinator that waits for the ledger answers nobody.
+                let trouble = Some(&error).filter(|error| error.code() == Code::NoAnswer);
+                let trouble = trouble.and_then(|_| Trouble::of_broker(&self.folder));
+                trouble.map_or_else(|| error.into_refusal().into(), |trouble| trouble.failure())
+            })
     }
 
     /// One look.
     pub(crate) async fn view(&self, query: Query) -> Result<View, Failure> {
-        let reply: ViewReply = self.ask(ControlVerb::View, &ViewRequest { v: V, query }).await?;
+        let reply: ViewReply = self
+            .ask(ControlVerb::View, &ViewRequest { v: V, query })
+            .await?;
         Ok(reply.view)
     }
 
@@ -170,5 +208,8 @@ pub(crate) fn unexpected(view: &View) -> Failure {
         View::Rounds(_) => "rounds",
         View::Snapshots(_) => "snapshots",
     };
-    Failure::new(Code::MessageInvalid, format!("the coordinator answered another question, with {kind}"))
+    Failure::new(
+        Code::MessageInvalid,
+        format!("the coordinator answered another question, with {kind}"),
+    )
 }

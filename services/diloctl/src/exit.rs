@@ -19,7 +19,11 @@ Documentation of error codes: docs/errors/.";
 /// The status that a code stands for.
 pub(crate) const fn status(code: Code) -> u8 {
     match code {
-        Code::RunUnknown | Code::SnapshotMissing | Code::ObjectMissing | Code::DomainMissing | Code::StreamMissing => 3,
+        Code::RunUnknown
+        | Code::SnapshotMissing
+        | Code::ObjectMissing
+        | Code::DomainMissing
+        | Code::StreamMissing => 3,
         Code::RunExists
         | Code::DomainExists
         | Code::DomainBusy

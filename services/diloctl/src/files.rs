@@ -1,4 +1,5 @@
-//! Files that several commands may write at a time: each is replaced whole, and one command at a time does it.
+//! Files that several commands may write at a time: each is replaced whole, and one command at a
+//! time does it.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
@@ -7,7 +8,8 @@ use std::path::{Path, PathBuf};
 use runtime::Failure;
 use schemas::Code;
 
-/// Keeps other commands out of what the lock file stands for, until it is dropped. Waits for its turn.
+/// Keeps other commands out of what the lock file stands for, until it is dropped. Waits for its
+/// turn.
 pub(crate) fn wait_for_lock(path: &Path) -> io::Result<File> {
     let file = open_lock(path)?;
     file.lock()?;
@@ -16,17 +18,26 @@ pub(crate) fn wait_for_lock(path: &Path) -> io::Result<File> {
 
 fn open_lock(path: &Path) -> io::Result<File> {
     // It stays: a command that removed it could remove the lock of another command.
-    OpenOptions::new().create(true).truncate(false).write(true).open(path)
+    OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
 }
 
-/// Puts `bytes` in place of a file, so that every reader and every crash finds the old or the new one.
+/// Puts `bytes` in place of a file, so that every reader and every crash finds the old or the new
+/// one.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut aside = path.as_os_str().to_owned();
     aside.push(".part");
     let aside = PathBuf::from(aside);
     write(&aside, bytes)?;
     fs::rename(&aside, path)?;
-    sync_folder(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+    sync_folder(
+        path.parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new(".")),
+    )
 }
 
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -39,8 +50,8 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// A folder whose files belong together. They are written beside it, within, and put in place at the end; the last ones,
-/// without which nobody takes the folder for whole, go first and come last.
+/// A folder whose files belong together. They are written beside it, within, and put in place at
+/// the end; the last ones, without which nobody takes the folder for whole, go first and come last.
 pub(crate) struct Staged {
     folder: PathBuf,
     stage: PathBuf,
@@ -64,7 +75,10 @@ impl Staged {
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let detail = format!("another command writes a snapshot into {}", data::shown(folder));
+                let detail = format!(
+                    "another command writes a snapshot into {}",
+                    data::shown(folder)
+                );
                 return Err(Failure::new(Code::FolderBusy, detail));
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
@@ -76,7 +90,12 @@ impl Staged {
             _ => {}
         }
         fs::create_dir(&stage).map_err(failed)?;
-        Ok(Self { folder: folder.to_owned(), stage, names: Vec::new(), _lock: lock })
+        Ok(Self {
+            folder: folder.to_owned(),
+            stage,
+            names: Vec::new(),
+            _lock: lock,
+        })
     }
 
     /// Where to write a file of that name; it will be put in place with the others.
@@ -93,7 +112,8 @@ impl Staged {
 
     /// Puts all files in place, those of `last` at the end and in that order.
     pub(crate) fn publish(self, last: &[&'static str]) -> Result<(), Failure> {
-        self.put_in_place(last).map_err(|error| unwritable(&self.folder, &error))
+        self.put_in_place(last)
+            .map_err(|error| unwritable(&self.folder, &error))
     }
 
     fn put_in_place(&self, last: &[&'static str]) -> io::Result<()> {
@@ -123,8 +143,12 @@ mod tests {
     use super::*;
 
     fn names(folder: &Path) -> Vec<String> {
-        let names = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").file_name());
-        let mut names: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+        let names = fs::read_dir(folder)
+            .expect("a folder")
+            .map(|entry| entry.expect("an entry").file_name());
+        let mut names: Vec<String> = names
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect();
         names.sort();
         names
     }
@@ -134,7 +158,10 @@ mod tests {
         let parent = tempfile::tempdir().expect("a folder");
         let folder = parent.path().join("model");
         let first = Staged::open(&folder).expect("nobody else");
-        assert_eq!(Staged::open(&folder).err().expect("refused").code(), Code::FolderBusy);
+        assert_eq!(
+            Staged::open(&folder).err().expect("refused").code(),
+            Code::FolderBusy
+        );
         drop(first);
         Staged::open(&folder).expect("the first has ended");
     }
@@ -163,7 +190,9 @@ mod tests {
         assert!(torn.publish(&["weights", "stamp"]).is_err());
         assert_eq!(names(&folder), [STAGE, LOCK, "config"]);
         let mut whole = Staged::open(&folder).expect("nobody else");
-        ["config", "weights", "stamp"].into_iter().for_each(|name| whole.write(name, b"new").expect("written"));
+        ["config", "weights", "stamp"]
+            .into_iter()
+            .for_each(|name| whole.write(name, b"new").expect("written"));
         whole.publish(&["weights", "stamp"]).expect("put in place");
         assert_eq!(names(&folder), [LOCK, "config", "stamp", "weights"]);
     }

@@ -1,5 +1,6 @@
-//! What is known of the streams apart from themselves: the coordinator's mark, the files of the audit service, and the
-//! readers' copy. A stream that is missing, or ends before what is known, was lost: it is not created anew.
+//! What is known of the streams apart from themselves: the coordinator's mark, the files of the
+//! audit service, and the readers' copy. A stream that is missing, or ends before what is known,
+//! was lost: it is not created anew.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +9,9 @@ use diloco_audit::StreamSequence;
 use diloco_audit::keep::last_kept;
 use identity::{Layout, Mark};
 use runtime::Failure;
-use schemas::subject::{AUDIT_STREAM, EVENTS_STREAM_PREFIX, LEDGER_FILTER, LEDGER_STREAM, Lane, events_stream};
+use schemas::subject::{
+    AUDIT_STREAM, EVENTS_STREAM_PREFIX, LEDGER_FILTER, LEDGER_STREAM, Lane, events_stream,
+};
 use schemas::{AccountId, Code};
 
 use crate::context::Context;
@@ -22,7 +25,8 @@ pub(crate) struct Live {
     pub(crate) last: u64,
 }
 
-/// The header in which the broker writes where a copied message is from: stream, position there, and more.
+/// The header in which the broker writes where a copied message is from: stream, position there,
+/// and more.
 const SOURCE: &str = "Nats-Stream-Source";
 
 /// What the readers' copy shows.
@@ -38,9 +42,13 @@ impl Copy {
     /// Asks for the newest message of the ledger and of each tenant.
     pub(crate) async fn read(copy: &Stream, tenants: &[AccountId]) -> Result<Self, Failure> {
         let record = Lane::Record.prefix();
-        let events = tenants.iter().map(|tenant| (events_stream(tenant), format!("{record}.{tenant}.>")));
+        let events = tenants
+            .iter()
+            .map(|tenant| (events_stream(tenant), format!("{record}.{tenant}.>")));
         let mut of = BTreeMap::new();
-        for (stream, subject) in std::iter::once((LEDGER_STREAM.to_owned(), LEDGER_FILTER.to_owned())).chain(events) {
+        for (stream, subject) in
+            std::iter::once((LEDGER_STREAM.to_owned(), LEDGER_FILTER.to_owned())).chain(events)
+        {
             let message = match copy.get_last_raw_message_by_subject(&subject).await {
                 Ok(message) => message,
                 Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => continue,
@@ -49,10 +57,16 @@ impl Copy {
                     return Err(Failure::new(Code::StreamUnreadable, text));
                 }
             };
-            let source = message.headers.get(SOURCE).map(|value| position(value.as_str()));
+            let source = message
+                .headers
+                .get(SOURCE)
+                .map(|value| position(value.as_str()));
             of.extend(source.flatten().map(|position| (stream, position)));
         }
-        Ok(Self { last: copy.cached_info().state.last_sequence, of })
+        Ok(Self {
+            last: copy.cached_info().state.last_sequence,
+            of,
+        })
     }
 }
 
@@ -77,12 +91,18 @@ impl History {
         let layout = domain.layout().clone();
         let mark = Mark::read(&layout.ledger_mark(), &domain.trust().domain)
             .map_err(|error| Failure::new(error.code(), error))?;
-        let kept = last_kept(&layout.audit_files()).map_err(|error| Failure::new(error.code(), error))?;
-        Ok(Self { mark, kept, copy, layout })
+        let kept =
+            last_kept(&layout.audit_files()).map_err(|error| Failure::new(error.code(), error))?;
+        Ok(Self {
+            mark,
+            kept,
+            copy,
+            layout,
+        })
     }
 
-    /// Refuses a stream of events that does not hold what it once did. `live` is what the broker has; none where the stream
-    /// does not exist.
+    /// Refuses a stream of events that does not hold what it once did. `live` is what the broker
+    /// has; none where the stream does not exist.
     pub(crate) fn check(&self, stream: &str, live: Option<Live>) -> Result<(), Failure> {
         let events = stream.starts_with(EVENTS_STREAM_PREFIX);
         if stream != LEDGER_STREAM && stream != AUDIT_STREAM && !events {
@@ -91,27 +111,44 @@ impl History {
         let (mark, files) = (self.layout.ledger_mark(), self.layout.audit_files());
         let marked = self.mark.as_ref().filter(|mark| mark.events > 0);
         let lost = |what: &str, witness: String| {
-            Err(Failure::new(Code::LedgerLost, format!("stream {stream} {what}; {witness}")))
+            Err(Failure::new(
+                Code::LedgerLost,
+                format!("stream {stream} {what}; {witness}"),
+            ))
         };
         let Some(Live { last, messages }) = live else {
             return match marked {
-                Some(Mark { events, .. }) => {
-                    lost("does not exist", format!("{} knows of {events} events in the ledger", mark.display()))
-                }
-                None if self.kept.0 > 0 => {
-                    lost("does not exist", format!("{} keeps {} messages of a copy", files.display(), self.kept))
-                }
-                None if self.copy.last > 0 => {
-                    lost("does not exist", format!("its copy in stream {AUDIT_STREAM} has {} messages", self.copy.last))
-                }
+                Some(Mark { events, .. }) => lost(
+                    "does not exist",
+                    format!("{} knows of {events} events in the ledger", mark.display()),
+                ),
+                None if self.kept.0 > 0 => lost(
+                    "does not exist",
+                    format!("{} keeps {} messages of a copy", files.display(), self.kept),
+                ),
+                None if self.copy.last > 0 => lost(
+                    "does not exist",
+                    format!(
+                        "its copy in stream {AUDIT_STREAM} has {} messages",
+                        self.copy.last
+                    ),
+                ),
                 None => Ok(()),
             };
         };
         if messages < last {
             // Nothing may be deleted from these streams, and their first message is number 1.
-            return lost(&format!("holds {messages} messages"), format!("it took {last}"));
+            return lost(
+                &format!("holds {messages} messages"),
+                format!("it took {last}"),
+            );
         }
-        let copied = self.copy.of.get(stream).copied().filter(|copied| last < *copied);
+        let copied = self
+            .copy
+            .of
+            .get(stream)
+            .copied()
+            .filter(|copied| last < *copied);
         if let Some(copied) = copied {
             return lost(
                 &format!("ends at {last}"),
@@ -119,12 +156,14 @@ impl History {
             );
         }
         match marked {
-            Some(mark_of) if stream == LEDGER_STREAM && last < mark_of.stream_sequence => {
-                lost(&format!("ends at {last}"), format!("{} knows of {}", mark.display(), mark_of.stream_sequence))
-            }
-            _ if stream == AUDIT_STREAM && last < self.kept.0 => {
-                lost(&format!("ends at {last}"), format!("{} keeps message {}", files.display(), self.kept))
-            }
+            Some(mark_of) if stream == LEDGER_STREAM && last < mark_of.stream_sequence => lost(
+                &format!("ends at {last}"),
+                format!("{} knows of {}", mark.display(), mark_of.stream_sequence),
+            ),
+            _ if stream == AUDIT_STREAM && last < self.kept.0 => lost(
+                &format!("ends at {last}"),
+                format!("{} keeps message {}", files.display(), self.kept),
+            ),
             _ => Ok(()),
         }
     }
@@ -140,15 +179,32 @@ mod tests {
     fn history(marked: u64, kept: u64, copied: u64) -> History {
         let domain = SigningKey::generate(KeyKind::Operator).public().clone();
         let last = Some(schemas::Digest::of(b"x"));
-        let mark = Mark { v: V, domain, events: marked, stream_sequence: marked, last };
+        let mark = Mark {
+            v: V,
+            domain,
+            events: marked,
+            stream_sequence: marked,
+            last,
+        };
         let layout = Layout::new(std::path::Path::new(".diloco"));
-        let copy = Copy { last: copied, of: BTreeMap::new() };
-        History { mark: (marked > 0).then_some(mark), kept: StreamSequence(kept), copy, layout }
+        let copy = Copy {
+            last: copied,
+            of: BTreeMap::new(),
+        };
+        History {
+            mark: (marked > 0).then_some(mark),
+            kept: StreamSequence(kept),
+            copy,
+            layout,
+        }
     }
 
     #[test]
     fn a_copied_message_says_where_it_is_from() {
-        assert_eq!(position("LEDGER:RlIrW0JO 5 > > diloco.ledger.cluster.U.coordinator-started 9HTAoEyI"), Some(5));
+        assert_eq!(
+            position("LEDGER:RlIrW0JO 5 > > diloco.ledger.cluster.U.coordinator-started 9HTAoEyI"),
+            Some(5)
+        );
         for unreadable in ["", "LEDGER", "LEDGER:x many"] {
             assert_eq!(position(unreadable), None, "{unreadable}");
         }
@@ -159,26 +215,59 @@ mod tests {
         let events = format!("{EVENTS_STREAM_PREFIX}A");
         for (marked, kept, copied) in [(3, 0, 0), (0, 3, 0), (0, 0, 3)] {
             for stream in [LEDGER_STREAM, &events] {
-                let refused = history(marked, kept, copied).check(stream, None).expect_err("it was there");
+                let refused = history(marked, kept, copied)
+                    .check(stream, None)
+                    .expect_err("it was there");
                 assert_eq!(refused.code(), Code::LedgerLost, "{refused}");
             }
         }
         for stream in [LEDGER_STREAM, AUDIT_STREAM, &events] {
             history(0, 0, 0).check(stream, None).expect("a new domain");
         }
-        history(3, 3, 3).check("WORK", None).expect("offers are made again");
+        history(3, 3, 3)
+            .check("WORK", None)
+            .expect("offers are made again");
     }
 
     #[test]
     fn an_end_before_what_is_known_and_a_hole_are_losses() {
-        let whole = |last| Some(Live { messages: last, last });
-        history(3, 5, 0).check(LEDGER_STREAM, whole(2)).expect_err("cut off");
-        history(3, 5, 0).check(AUDIT_STREAM, whole(4)).expect_err("cut off");
+        let whole = |last| {
+            Some(Live {
+                messages: last,
+                last,
+            })
+        };
+        history(3, 5, 0)
+            .check(LEDGER_STREAM, whole(2))
+            .expect_err("cut off");
+        history(3, 5, 0)
+            .check(AUDIT_STREAM, whole(4))
+            .expect_err("cut off");
         // The broker may know the position of a message whose bytes it has lost.
-        history(3, 5, 0).check(LEDGER_STREAM, Some(Live { messages: 2, last: 3 })).expect_err("a hole");
-        history(0, 0, 0).check(AUDIT_STREAM, Some(Live { messages: 2, last: 3 })).expect_err("a hole");
-        history(3, 5, 0).check(LEDGER_STREAM, whole(3)).expect("whole");
-        history(3, 5, 0).check(AUDIT_STREAM, whole(9)).expect("whole, and more");
+        history(3, 5, 0)
+            .check(
+                LEDGER_STREAM,
+                Some(Live {
+                    messages: 2,
+                    last: 3,
+                }),
+            )
+            .expect_err("a hole");
+        history(0, 0, 0)
+            .check(
+                AUDIT_STREAM,
+                Some(Live {
+                    messages: 2,
+                    last: 3,
+                }),
+            )
+            .expect_err("a hole");
+        history(3, 5, 0)
+            .check(LEDGER_STREAM, whole(3))
+            .expect("whole");
+        history(3, 5, 0)
+            .check(AUDIT_STREAM, whole(9))
+            .expect("whole, and more");
         // The copy alone, of the ledger or of a tenant's events.
         let events = format!("{EVENTS_STREAM_PREFIX}A");
         for stream in [LEDGER_STREAM, &events] {

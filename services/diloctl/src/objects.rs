@@ -1,4 +1,5 @@
-//! Objects from an operator's side: uploads go through quarantine like everybody's, downloads are hashed as they come.
+//! Objects from an operator's side: uploads go through quarantine like everybody's, downloads are
+//! hashed as they come.
 
 use std::time::Duration;
 
@@ -33,42 +34,76 @@ pub(crate) struct OperatorObjectsClient {
 impl OperatorObjectsClient {
     pub(crate) fn new(context: &Context, operator: Operator) -> Result<Self, Failure> {
         let ca = context.domain()?.layout().ca();
-        let pem = std::fs::read(&ca)
-            .map_err(|error| Failure::new(Code::CredentialMissing, format!("{}: {error}", ca.display())))?;
-        let transfer = Transfer::new(&Trust::Authority(pem), TransferLimits::default()).map_err(coded)?;
+        let pem = std::fs::read(&ca).map_err(|error| {
+            Failure::new(
+                Code::CredentialMissing,
+                format!("{}: {error}", ca.display()),
+            )
+        })?;
+        let transfer =
+            Transfer::new(&Trust::Authority(pem), TransferLimits::default()).map_err(coded)?;
         Ok(Self { operator, transfer })
     }
 
     /// Uploads objects that are not in the store yet, and publishes them.
     ///
     /// `done` hears the bytes of each object as it is stored or found there.
-    pub(crate) async fn put(&self, objects: &[Bytes], done: impl Fn(u64)) -> Result<Vec<ObjectRef>, Failure> {
+    pub(crate) async fn put(
+        &self,
+        objects: &[Bytes],
+        done: impl Fn(u64),
+    ) -> Result<Vec<ObjectRef>, Failure> {
         let references: Vec<ObjectRef> = objects.iter().map(|bytes| ObjectRef::of(bytes)).collect();
         for (bodies, references) in objects.chunks(PARALLEL).zip(references.chunks(PARALLEL)) {
-            let request = OperatorObjects { v: V, objects: references.to_vec() };
+            let request = OperatorObjects {
+                v: V,
+                objects: references.to_vec(),
+            };
             let granted: Grants = self.operator.ask(ControlVerb::BlobPut, &request).await?;
             if granted.grants.len() != references.len() {
-                return Err(Failure::new(Code::MessageInvalid, "the coordinator granted another number of objects"));
+                return Err(Failure::new(
+                    Code::MessageInvalid,
+                    "the coordinator granted another number of objects",
+                ));
             }
-            let uploads =
-                granted.grants.iter().zip(bodies).zip(references).map(|((grant, body), reference)| async move {
-                    let regrant = PutAgain { operator: &self.operator, object: *reference };
+            let uploads = granted.grants.iter().zip(bodies).zip(references).map(
+                |((grant, body), reference)| async move {
+                    let regrant = PutAgain {
+                        operator: &self.operator,
+                        object: *reference,
+                    };
                     let deadline = Instant::now() + TRANSFER_MAX;
-                    self.transfer.put(grant, body.clone(), &regrant, deadline).await.map_err(coded)
-                });
-            stream::iter(uploads).buffer_unordered(PARALLEL).try_collect::<Vec<_>>().await?;
+                    self.transfer
+                        .put(grant, body.clone(), &regrant, deadline)
+                        .await
+                        .map_err(coded)
+                },
+            );
+            stream::iter(uploads)
+                .buffer_unordered(PARALLEL)
+                .try_collect::<Vec<_>>()
+                .await?;
             self.commit(&request).await?;
-            references.iter().for_each(|reference| done(reference.bytes.get()));
+            references
+                .iter()
+                .for_each(|reference| done(reference.bytes.get()));
         }
         Ok(references)
     }
 
-    /// Publishes uploads. Who had too much written waits for its allowance: a large import goes on slowly rather than not at all.
+    /// Publishes uploads. Who had too much written waits for its allowance: a large import goes on
+    /// slowly rather than not at all.
     async fn commit(&self, request: &OperatorObjects) -> Result<(), Failure> {
         let deadline = Instant::now() + TRANSFER_MAX;
         loop {
-            match self.operator.ask::<_, Done>(ControlVerb::BlobCommit, request).await {
-                Err(failure) if failure.code() == Code::AskedTooMuch && Instant::now() < deadline => {
+            match self
+                .operator
+                .ask::<_, Done>(ControlVerb::BlobCommit, request)
+                .await
+            {
+                Err(failure)
+                    if failure.code() == Code::AskedTooMuch && Instant::now() < deadline =>
+                {
                     tokio::time::sleep(TOO_MUCH_PAUSE).await;
                 }
                 answer => return answer.map(|_| ()),
@@ -78,10 +113,15 @@ impl OperatorObjectsClient {
 
     /// Downloads one object; every byte was hashed before it is returned.
     pub(crate) async fn get(&self, object: ObjectRef) -> Result<Bytes, Failure> {
-        let regrant = GetAgain { operator: &self.operator };
+        let regrant = GetAgain {
+            operator: &self.operator,
+        };
         let grant = regrant.regrant(object.digest).await?;
         let deadline = Instant::now() + TRANSFER_MAX;
-        self.transfer.get(&grant, object.bytes, &regrant, deadline).await.map_err(coded)
+        self.transfer
+            .get(&grant, object.bytes, &regrant, deadline)
+            .await
+            .map_err(coded)
     }
 
     /// Downloads objects in order, a few ahead; `take` gets each one.
@@ -90,7 +130,9 @@ impl OperatorObjectsClient {
         objects: &[ObjectRef],
         mut take: impl FnMut(usize, Bytes) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        let mut downloads = stream::iter(objects.iter().map(|object| self.get(*object))).buffered(PARALLEL).enumerate();
+        let mut downloads = stream::iter(objects.iter().map(|object| self.get(*object)))
+            .buffered(PARALLEL)
+            .enumerate();
         while let Some((index, bytes)) = downloads.next().await {
             take(index, bytes?)?;
         }
@@ -110,7 +152,10 @@ struct PutAgain<'a> {
 #[async_trait]
 impl Regrant for PutAgain<'_> {
     async fn regrant(&self, _: Digest) -> Result<Grant, Refusal> {
-        let request = OperatorObjects { v: V, objects: vec![self.object] };
+        let request = OperatorObjects {
+            v: V,
+            objects: vec![self.object],
+        };
         one(self.operator.ask(ControlVerb::BlobPut, &request).await)
     }
 }
@@ -122,11 +167,23 @@ struct GetAgain<'a> {
 #[async_trait]
 impl Regrant for GetAgain<'_> {
     async fn regrant(&self, digest: Digest) -> Result<Grant, Refusal> {
-        one(self.operator.ask(ControlVerb::BlobGet, &GetRequest { v: V, objects: vec![digest] }).await)
+        one(self
+            .operator
+            .ask(
+                ControlVerb::BlobGet,
+                &GetRequest {
+                    v: V,
+                    objects: vec![digest],
+                },
+            )
+            .await)
     }
 }
 
 fn one(granted: Result<Grants, Failure>) -> Result<Grant, Refusal> {
     let mut granted = granted.map_err(|failure| failure.refusal().clone())?;
-    granted.grants.pop().ok_or_else(|| Refusal::new(Code::MessageInvalid, "an answer without a grant"))
+    granted
+        .grants
+        .pop()
+        .ok_or_else(|| Refusal::new(Code::MessageInvalid, "an answer without a grant"))
 }

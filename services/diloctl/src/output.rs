@@ -31,8 +31,8 @@ const JSON_VERSION: u8 = 1;
 pub(crate) trait Row: Serialize {
     /// Column titles.
     const TITLES: &'static [&'static str];
-    /// Characters that a column is likely to need, for a table that grows: its rows are not known when it begins. The last
-    /// column needs none, and so holds what may be long.
+    /// Characters that a column is likely to need, for a table that grows: its rows are not known
+    /// when it begins. The last column needs none, and so holds what may be long.
     const WIDTHS: &'static [usize] = &[];
 
     /// One cell per title.
@@ -58,12 +58,19 @@ impl Printer {
 
     /// Whether a person watches: bars and colours make sense.
     pub(crate) fn is_live(self) -> bool {
-        self.format == Format::Table && io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+        self.format == Format::Table
+            && io::stderr().is_terminal()
+            && std::env::var_os("NO_COLOR").is_none()
     }
 
     /// Characters of a line on the terminal where progress is shown; none when it does not say.
     pub(crate) fn width(self) -> Option<usize> {
-        let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+        let mut size = libc::winsize {
+            ws_row: 0,
+            ws_col: 0,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
         // SAFETY: the call writes one `winsize`, for which `size` is room.
         let asked = unsafe { libc::ioctl(libc::STDERR_FILENO, libc::TIOCGWINSZ, &raw mut size) };
         (asked == 0 && size.ws_col > 0).then(|| usize::from(size.ws_col))
@@ -73,8 +80,14 @@ impl Printer {
     pub(crate) fn rows<T: Row>(self, rows: &[T]) {
         match self.format {
             Format::Table if rows.is_empty() => self.talk("nothing to show"),
-            Format::Table => line(&crate::table::render(T::TITLES, rows.iter().map(Row::cells))),
-            Format::Json => json_line(&Items { items: rows, v: JSON_VERSION }),
+            Format::Table => line(&crate::table::render(
+                T::TITLES,
+                rows.iter().map(Row::cells),
+            )),
+            Format::Json => json_line(&Items {
+                items: rows,
+                v: JSON_VERSION,
+            }),
             Format::Jsonl => rows.iter().for_each(|row| json_line(&versioned(row))),
         }
     }
@@ -95,7 +108,8 @@ impl Printer {
         }
     }
 
-    /// Text that is itself the data, such as a completion script or what a model wrote; JSON wraps it.
+    /// Text that is itself the data, such as a completion script or what a model wrote; JSON wraps
+    /// it.
     pub(crate) fn text(self, text: &str) {
         match self.format {
             Format::Table => line(&ShownText(text.trim_end_matches('\n')).to_string()),
@@ -105,7 +119,8 @@ impl Printer {
 
     /// Talk: progress and advice, on stderr.
     pub(crate) fn talk(self, text: &str) {
-        // A terminal that has gone is no reason to stop half way: `down` has more to do than to tell of it.
+        // A terminal that has gone is no reason to stop half way: `down` has more to do than to
+        // tell of it.
         let _gone = writeln!(io::stderr().lock(), "{}", ShownLines(text));
     }
 }
@@ -125,16 +140,22 @@ struct Items<'a, T> {
 }
 
 const fn versioned<T: Serialize>(value: &T) -> Versioned<'_, T> {
-    Versioned { value, v: JSON_VERSION }
+    Versioned {
+        value,
+        v: JSON_VERSION,
+    }
 }
 
-/// Data for machines may be read on a terminal as well, so what a terminal obeys is written as an escape of JSON.
+/// Data for machines may be read on a terminal as well, so what a terminal obeys is written as an
+/// escape of JSON.
 fn json_line<T: Serialize>(value: &T) {
-    let text = serde_json::to_string(value).expect("views serialise: no map with other keys than text");
+    let text =
+        serde_json::to_string(value).expect("views serialise: no map with other keys than text");
     line(&ShownJson(&text).to_string());
 }
 
-/// The first write that failed, told when the command is over: it may have more to do than to print.
+/// The first write that failed, told when the command is over: it may have more to do than to
+/// print.
 static UNWRITTEN: OnceLock<Refusal> = OnceLock::new();
 
 fn line(text: &str) {
@@ -149,7 +170,9 @@ fn line(text: &str) {
 /// # Errors
 /// Some was not written: a script that keeps the rest must not take it for the whole.
 pub(crate) fn written() -> Result<(), Failure> {
-    UNWRITTEN.get().map_or(Ok(()), |refusal| Err(refusal.clone().into()))
+    UNWRITTEN
+        .get()
+        .map_or(Ok(()), |refusal| Err(refusal.clone().into()))
 }
 
 #[cfg(test)]
@@ -164,7 +187,11 @@ mod tests {
 
     #[test]
     fn json_carries_its_version() {
-        let text = serde_json::to_string(&versioned(&Thing { name: "x", rate: 0.7 })).expect("it serialises");
+        let text = serde_json::to_string(&versioned(&Thing {
+            name: "x",
+            rate: 0.7,
+        }))
+        .expect("it serialises");
         assert_eq!(text, r#"{"name":"x","rate":0.7,"v":1}"#);
     }
 }

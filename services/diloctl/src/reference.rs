@@ -14,14 +14,20 @@ pub fn reference() -> String {
     );
     let mut root = Cli::command().term_width(100);
     root.build();
-    let everywhere: BTreeSet<Id> = root.get_arguments().map(|flag| flag.get_id().clone()).collect();
+    let everywhere: BTreeSet<Id> = root
+        .get_arguments()
+        .map(|flag| flag.get_id().clone())
+        .collect();
     describe(&mut root, "", &everywhere, &mut page);
     page
 }
 
 fn describe(command: &mut Command, prefix: &str, everywhere: &BTreeSet<Id>, page: &mut String) {
-    let name =
-        if prefix.is_empty() { command.get_name().to_owned() } else { format!("{prefix} {}", command.get_name()) };
+    let name = if prefix.is_empty() {
+        command.get_name().to_owned()
+    } else {
+        format!("{prefix} {}", command.get_name())
+    };
     // Flags of every command are told once, at the top.
     let told = !prefix.is_empty();
     let mut shown = command.clone().mut_args(|flag| {
@@ -31,12 +37,19 @@ fn describe(command: &mut Command, prefix: &str, everywhere: &BTreeSet<Id>, page
     });
     let help = shown.render_help().to_string();
     page.push_str(&format!("\n## {name}\n\n```\n{}\n```\n", trimmed(&help)));
-    for subcommand in command.get_subcommands_mut().filter(|subcommand| subcommand.get_name() != "help") {
+    for subcommand in command
+        .get_subcommands_mut()
+        .filter(|subcommand| subcommand.get_name() != "help")
+    {
         describe(subcommand, &name, everywhere, page);
     }
 }
 
 /// Without blanks at line ends: they come and go with the width.
 fn trimmed(text: &str) -> String {
-    text.trim().lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+    text.trim()
+        .lines()
+        .map(str::trim_end)
+        .collect::<Vec<_>>()
+        .join("\n")
 }

@@ -1,4 +1,5 @@
-//! Tables for people: columns by content, no frames, so that they can be cut and sorted by other tools.
+//! Tables for people: columns by content, no frames, so that they can be cut and sorted by other
+//! tools.
 
 use comfy_table::{ContentArrangement, Table, presets};
 use schemas::text::{Shown, Time};
@@ -6,7 +7,9 @@ use schemas::text::{Shown, Time};
 /// A whole table with titles.
 pub(crate) fn render(titles: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table
+        .load_preset(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(titles.iter().map(|title| title.to_uppercase()));
     rows.for_each(|cells| {
         table.add_row(cells.iter().map(|cell| Shown(cell).to_string()));
@@ -17,10 +20,15 @@ pub(crate) fn render(titles: &[&str], rows: impl Iterator<Item = Vec<String>>) -
 /// Names and values, one a line.
 pub(crate) fn lines(lines: &[(&str, String)]) -> String {
     let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    lines.iter().map(|(name, value)| format!("{name:width$}  {}", Shown(value))).collect::<Vec<_>>().join("\n")
+    lines
+        .iter()
+        .map(|(name, value)| format!("{name:width$}  {}", Shown(value)))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
-/// A table whose rows come one by one. Its columns start with the width that is usual for them, and grow with what comes.
+/// A table whose rows come one by one. Its columns start with the width that is usual for them, and
+/// grow with what comes.
 #[derive(Debug, Default)]
 pub(crate) struct Growing(Vec<usize>);
 
@@ -31,7 +39,11 @@ impl Growing {
         let first = self.0.is_empty();
         if first {
             let usual = usual.iter().copied().chain(std::iter::repeat(0));
-            self.0 = titles.iter().zip(usual).map(|(title, usual)| title.len().max(usual)).collect();
+            self.0 = titles
+                .iter()
+                .zip(usual)
+                .map(|(title, usual)| title.len().max(usual))
+                .collect();
         }
         for (width, cell) in self.0.iter_mut().zip(&cells) {
             *width = (*width).max(cell.chars().count());
@@ -45,13 +57,19 @@ impl Growing {
     }
 
     fn padded(&self, cells: &[String]) -> String {
-        let padded = cells.iter().zip(&self.0).map(|(cell, width)| format!("{cell:<width$}"));
+        let padded = cells
+            .iter()
+            .zip(&self.0)
+            .map(|(cell, width)| format!("{cell:<width$}"));
         padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     }
 }
 
 fn trimmed(text: &str) -> String {
-    text.lines().map(|line| line.trim_start_matches(' ').trim_end()).collect::<Vec<_>>().join("\n")
+    text.lines()
+        .map(|line| line.trim_start_matches(' ').trim_end())
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// `1.5 MiB`: binary units, three significant digits.
@@ -113,7 +131,8 @@ mod tests {
         assert_eq!(time(schemas::UnixMillis(0)), "1970-01-01T00:00:00Z");
     }
 
-    /// What a worker calls its device, as an attack: a screen that is cleared, a row that is forged.
+    /// What a worker calls its device, as an attack: a screen that is cleared, a row that is
+    /// forged.
     const HOSTILE: &str = "cpu\u{1b}[2J\u{1b}[H\nUFORGED  yes  \u{202e}training\u{9b}1m";
 
     #[test]
@@ -123,7 +142,10 @@ mod tests {
         let mut growing = Growing::default();
         for text in [
             render(&titles, [cells()].into_iter()),
-            lines(&[("worker", "UABC".to_owned()), ("device", HOSTILE.to_owned())]),
+            lines(&[
+                ("worker", "UABC".to_owned()),
+                ("device", HOSTILE.to_owned()),
+            ]),
             growing.row(&titles, &[], &cells()),
         ] {
             assert_eq!(text.lines().count(), 2, "{text}");
@@ -135,16 +157,30 @@ mod tests {
     fn columns_of_a_table_that_grows_line_up() {
         let mut table = Growing::default();
         let cell = |text: &str| text.to_owned();
-        let first = table.row(&["a", "bb", "c"], &[4], &[cell("1"), cell("2"), cell("a long one")]);
+        let first = table.row(
+            &["a", "bb", "c"],
+            &[4],
+            &[cell("1"), cell("2"), cell("a long one")],
+        );
         let second = table.row(&["a", "bb", "c"], &[4], &[cell("12"), cell("3"), cell("x")]);
-        assert_eq!(format!("{first}\n{second}"), "A     BB  C\n1     2   a long one\n12    3   x");
-        let third = table.row(&["a", "bb", "c"], &[4], &[cell("123456"), cell("3"), cell("x")]);
+        assert_eq!(
+            format!("{first}\n{second}"),
+            "A     BB  C\n1     2   a long one\n12    3   x"
+        );
+        let third = table.row(
+            &["a", "bb", "c"],
+            &[4],
+            &[cell("123456"), cell("3"), cell("x")],
+        );
         assert_eq!(third, "123456  3   x");
     }
 
     #[test]
     fn a_table_has_no_frame() {
-        let text = render(&["name", "n"], [vec!["demo".to_owned(), "1".to_owned()]].into_iter());
+        let text = render(
+            &["name", "n"],
+            [vec!["demo".to_owned(), "1".to_owned()]].into_iter(),
+        );
         assert_eq!(text, "NAME  N\ndemo  1");
     }
 }

@@ -1,15 +1,20 @@
-//! The pages that are made from the command line and from the switches of `require_auth` say what the code says.
-//! `DILOCO_WRITE_PAGES=1` writes them.
+//! The pages that are made from the command line and from the switches of `require_auth` say what
+//! the code says. `DILOCO_WRITE_PAGES=1` writes them.
 
 use std::path::Path;
 
 fn check(page: &str, text: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(page);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../docs")
+        .join(page);
     if std::env::var_os("DILOCO_WRITE_PAGES").is_some() {
         std::fs::write(&path, text).expect("the folder docs can be written");
     }
     let there = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(there == text, "docs/{page} is stale; run `cargo xtask docs`");
+    assert!(
+        there == text,
+        "docs/{page} is stale; run `cargo xtask docs`"
+    );
 }
 
 #[test]

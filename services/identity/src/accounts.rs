@@ -1,5 +1,6 @@
-//! The accounts of a domain as NATS tokens: the system account, the control account, those of the ledger, of workers' events
-//! and of their readers, and tenants' accounts, joined by what `schemas::account` declares and by nothing else.
+//! The accounts of a domain as NATS tokens: the system account, the control account, those of the
+//! ledger, of workers' events and of their readers, and tenants' accounts, joined by what
+//! `schemas::account` declares and by nothing else.
 
 use std::time::Duration;
 
@@ -10,13 +11,15 @@ use schemas::subject::Lane;
 use schemas::{AccountId, PublicKey};
 
 use crate::claims::{
-    AccountClaims, AccountKey, AccountLimits, Export, Import, Scope, ScopeKind, SharedKind, Subjects, UNLIMITED,
-    UserRights,
+    AccountClaims, AccountKey, AccountLimits, Export, Import, Scope, ScopeKind, SharedKind,
+    Subjects, UNLIMITED, UserRights,
 };
 
-/// Most connections of one tenant: its workers, and some that are reconnecting while their old one lingers.
+/// Most connections of one tenant: its workers, and some that are reconnecting while their old one
+/// lingers.
 const TENANT_CONNECTIONS_MAX: i64 = WORKERS_MAX as i64 + 64;
-/// What tenants share: the broker's `max_connections` less those of the services, operators and auditors.
+/// What tenants share: the broker's `max_connections` less those of the services, operators and
+/// auditors.
 const TENANTS_CONNECTIONS: i64 = 5000 - 512;
 /// How long the way back for an answer is kept. Nobody answers a heartbeat.
 const HEARTBEAT_ANSWER_MAX: Duration = Duration::from_secs(1);
@@ -24,7 +27,8 @@ const HEARTBEAT_ANSWER_MAX: Duration = Duration::from_secs(1);
 const EVENT_ANSWER_MAX: Duration = Duration::from_secs(15);
 /// The same for every other request: a little longer than its asker waits.
 const REQUEST_ANSWER_MAX: Duration = Duration::from_millis(REQUEST_TIMEOUT.get() + 1000);
-/// Most connections of the accounts of ledger and events: a few services, one being replaced, and a provisioner.
+/// Most connections of the accounts of ledger and events: a few services, one being replaced, and a
+/// provisioner.
 const SERVICES_CONNECTIONS_MAX: i64 = 32;
 
 /// The only way in: plain NATS connections, no WebSocket and no leaf nodes.
@@ -75,14 +79,27 @@ pub fn system_account() -> AccountClaims {
     }
 }
 
-/// An account with streams: what it offers to tenants and to the copy in the audit account, and, where it is the audit
-/// account, the ways of that copy. `key` gives the signing key of a role.
-pub fn service_account(account: Account, accounts: &Accounts, key: impl Fn(Role) -> PublicKey) -> AccountClaims {
+/// An account with streams: what it offers to tenants and to the copy in the audit account, and,
+/// where it is the audit account, the ways of that copy. `key` gives the signing key of a role.
+pub fn service_account(
+    account: Account,
+    accounts: &Accounts,
+    key: impl Fn(Role) -> PublicKey,
+) -> AccountClaims {
     let copies = Copied::all(&accounts.tenants);
-    let crossings = CROSSINGS.iter().filter(|crossing| crossing.home == account).map(export);
-    let copied = copies.iter().filter(|copied| copied.home == account).flat_map(copy_exports);
+    let crossings = CROSSINGS
+        .iter()
+        .filter(|crossing| crossing.home == account)
+        .map(export);
+    let copied = copies
+        .iter()
+        .filter(|copied| copied.home == account)
+        .flat_map(copy_exports);
     let imports = match account {
-        Account::Audit => copies.iter().flat_map(|copied| copy_imports(copied, accounts)).collect(),
+        Account::Audit => copies
+            .iter()
+            .flat_map(|copied| copy_imports(copied, accounts))
+            .collect(),
         _ => vec![],
     };
     let conn = match account {
@@ -92,16 +109,26 @@ pub fn service_account(account: Account, accounts: &Accounts, key: impl Fn(Role)
     AccountClaims {
         imports,
         exports: crossings.chain(copied).collect(),
-        limits: AccountLimits { conn, ..AccountLimits::with_jetstream() },
+        limits: AccountLimits {
+            conn,
+            ..AccountLimits::with_jetstream()
+        },
         signing_keys: scopes(account, key),
         revocations: Default::default(),
     }
 }
 
 /// A tenant's account: no JetStream, bounded connections, and nothing but the crossings.
-pub fn tenant_account(tenant: &AccountId, accounts: &Accounts, key: impl Fn(Role) -> PublicKey) -> AccountClaims {
+pub fn tenant_account(
+    tenant: &AccountId,
+    accounts: &Accounts,
+    key: impl Fn(Role) -> PublicKey,
+) -> AccountClaims {
     AccountClaims {
-        imports: CROSSINGS.iter().map(|crossing| import(crossing, tenant, accounts)).collect(),
+        imports: CROSSINGS
+            .iter()
+            .map(|crossing| import(crossing, tenant, accounts))
+            .collect(),
         exports: vec![],
         limits: AccountLimits {
             conn: tenant_connections(accounts.tenants.len()),
@@ -113,26 +140,40 @@ pub fn tenant_account(tenant: &AccountId, accounts: &Accounts, key: impl Fn(Role
 }
 
 fn scopes(account: Account, key: impl Fn(Role) -> PublicKey) -> Vec<AccountKey> {
-    let own = Role::ALL.into_iter().filter(|role| role.account() == account);
+    let own = Role::ALL
+        .into_iter()
+        .filter(|role| role.account() == account);
     own.map(|role| scope(role, key(role))).collect()
 }
 
 fn scope(role: Role, key: PublicKey) -> AccountKey {
     let set = permissions(role);
     let template = UserRights {
-        publish: Subjects { allow: set.publish_allow, deny: set.publish_deny },
-        subscribe: Subjects { allow: set.subscribe_allow, deny: vec![] },
+        publish: Subjects {
+            allow: set.publish_allow,
+            deny: set.publish_deny,
+        },
+        subscribe: Subjects {
+            allow: set.subscribe_allow,
+            deny: vec![],
+        },
         subs: set.subscriptions_max,
         data: UNLIMITED,
         payload: i64::try_from(set.payload_bytes_max).unwrap_or(i64::MAX),
         allowed_connection_types: vec![CONNECTION_TYPE.into()],
     };
-    AccountKey::Scoped(Box::new(Scope { kind: ScopeKind::User, key, role: role.name().into(), template }))
+    AccountKey::Scoped(Box::new(Scope {
+        kind: ScopeKind::User,
+        key,
+        role: role.name().into(),
+        template,
+    }))
 }
 
 /// A tenant's share of the broker's connections: all tenants together leave room for the services.
 fn tenant_connections(tenants: usize) -> i64 {
-    TENANT_CONNECTIONS_MAX.min(TENANTS_CONNECTIONS / i64::try_from(tenants.max(1)).unwrap_or(i64::MAX))
+    TENANT_CONNECTIONS_MAX
+        .min(TENANTS_CONNECTIONS / i64::try_from(tenants.max(1)).unwrap_or(i64::MAX))
 }
 
 /// For the claims of an export.
@@ -163,8 +204,8 @@ fn import(crossing: &Crossing, tenant: &AccountId, accounts: &Accounts) -> Impor
         local_subject: crossing.local(),
         account: accounts.exporter(crossing.home),
         kind: kind(crossing.service),
-        // The subject names who asks: the broker writes the account into it, and holds each worker to its own key. What it
-        // would add in a header, the asker's token among it, nobody needs.
+        // The subject names who asks: the broker writes the account into it, and holds each worker
+        // to its own key. What it would add in a header, the asker's token among it, nobody needs.
         share: false,
     }
 }
@@ -194,7 +235,11 @@ fn copy_imports(copied: &Copied, accounts: &Accounts) -> Vec<Import> {
 }
 
 const fn kind(service: bool) -> SharedKind {
-    if service { SharedKind::Service } else { SharedKind::Stream }
+    if service {
+        SharedKind::Service
+    } else {
+        SharedKind::Stream
+    }
 }
 
 #[cfg(test)]
@@ -203,7 +248,11 @@ mod tests {
     use crate::key::{KeyKind, SigningKey};
 
     fn account() -> AccountId {
-        SigningKey::generate(KeyKind::Account).public().as_str().parse().expect("an account's key")
+        SigningKey::generate(KeyKind::Account)
+            .public()
+            .as_str()
+            .parse()
+            .expect("an account's key")
     }
 
     fn accounts() -> Accounts {
@@ -246,20 +295,35 @@ mod tests {
             let streams = claims.limits.streams != 0 && claims.limits.disk_storage != 0;
             assert_eq!(streams, account != Account::Tenant, "{account:?}");
         }
-        let mut expected: Vec<_> = Role::ALL.iter().map(|role| (role.account(), role.name().to_owned())).collect();
+        let mut expected: Vec<_> = Role::ALL
+            .iter()
+            .map(|role| (role.account(), role.name().to_owned()))
+            .collect();
         seen.sort();
         expected.sort();
         assert_eq!(seen, expected);
-        assert!(tenant_account(&accounts.tenants[0], &accounts, key).limits.conn > 0);
+        assert!(
+            tenant_account(&accounts.tenants[0], &accounts, key)
+                .limits
+                .conn
+                > 0
+        );
     }
 
-    /// However many connections a tenant opens, coordinators, audit services and operators find a place.
+    /// However many connections a tenant opens, coordinators, audit services and operators find a
+    /// place.
     #[test]
     fn a_tenant_leaves_room_at_the_broker_for_others() {
         let limits = include_str!("../../../nats-config/include/limits.conf");
-        let total = limits.lines().find_map(|line| line.strip_prefix("max_connections: ")).expect("a limit");
+        let total = limits
+            .lines()
+            .find_map(|line| line.strip_prefix("max_connections: "))
+            .expect("a limit");
         let total: i64 = total.trim().parse().expect("a number");
-        assert!(TENANT_CONNECTIONS_MAX + 512 <= total, "{TENANT_CONNECTIONS_MAX} of {total}");
+        assert!(
+            TENANT_CONNECTIONS_MAX + 512 <= total,
+            "{TENANT_CONNECTIONS_MAX} of {total}"
+        );
     }
 
     #[test]
@@ -269,7 +333,10 @@ mod tests {
         let claims = tenant_account(tenant, &accounts, key);
         assert_eq!(claims.imports.len(), CROSSINGS.len());
         for import in &claims.imports {
-            let token = import.subject.split('.').nth(usize::from(ACCOUNT_TOKEN_POSITION) - 1);
+            let token = import
+                .subject
+                .split('.')
+                .nth(usize::from(ACCOUNT_TOKEN_POSITION) - 1);
             assert_eq!(token, Some(tenant.as_str()));
             assert!(!import.share, "the exporter sees no more than the subject");
         }
@@ -279,15 +346,34 @@ mod tests {
     fn nothing_leads_into_the_ledger_but_the_broker_that_copies_it() {
         let accounts = accounts();
         for (account, claims) in all(&accounts) {
-            let inward = claims.imports.iter().filter(|import| import.account == accounts.ledger);
-            let inward: Vec<_> = inward.filter(|import| import.kind == SharedKind::Service).collect();
+            let inward = claims
+                .imports
+                .iter()
+                .filter(|import| import.account == accounts.ledger);
+            let inward: Vec<_> = inward
+                .filter(|import| import.kind == SharedKind::Service)
+                .collect();
             assert_eq!(!inward.is_empty(), account == Account::Audit, "{account:?}");
-            let of_the_copy =
-                |subject: &str| subject.starts_with("$JS.API.CONSUMER.CREATE.LEDGER") || subject == "$JS.FC.LEDGER.>";
-            assert!(inward.iter().all(|import| of_the_copy(&import.subject)), "{account:?} {inward:?}");
+            let of_the_copy = |subject: &str| {
+                subject.starts_with("$JS.API.CONSUMER.CREATE.LEDGER")
+                    || subject == "$JS.FC.LEDGER.>"
+            };
+            assert!(
+                inward.iter().all(|import| of_the_copy(&import.subject)),
+                "{account:?} {inward:?}"
+            );
         }
-        assert!(service_account(Account::Ledger, &accounts, key).imports.is_empty());
+        assert!(
+            service_account(Account::Ledger, &accounts, key)
+                .imports
+                .is_empty()
+        );
         let offered = service_account(Account::Ledger, &accounts, key).exports;
-        assert!(offered.iter().all(|export| !export.subject.starts_with("diloco.")), "{offered:?}");
+        assert!(
+            offered
+                .iter()
+                .all(|export| !export.subject.starts_with("diloco.")),
+            "{offered:?}"
+        );
     }
 }

@@ -1,6 +1,6 @@
-//! The broker's configuration below a domain's folder: the committed files of `nats-config` as they are, and beside them
-//! the parts that are this domain's own. Two domains share nothing, and a folder that was moved gets its paths again by
-//! writing them anew.
+//! The broker's configuration below a domain's folder: the committed files of `nats-config` as they
+//! are, and beside them the parts that are this domain's own. Two domains share nothing, and a
+//! folder that was moved gets its paths again by writing them anew.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,8 @@ use crate::secret::write_private;
 /// The committed file for one node, and what it is called below a domain's folder.
 const SINGLE: (&str, &str) = ("dev.conf", "nats.conf");
 
-/// The committed part of the broker's configuration, read into memory: what is missing shows before anything is written.
+/// The committed part of the broker's configuration, read into memory: what is missing shows before
+/// anything is written.
 #[derive(Clone, Debug)]
 pub struct BrokerFiles {
     /// Path below the folder, and text.
@@ -39,27 +40,44 @@ impl BrokerFiles {
                 paths.push(entry.map_err(failed(&place))?.path());
             }
             paths.sort();
-            for path in paths.iter().filter(|path| path.extension().is_some_and(|ending| ending == "conf")) {
+            for path in paths
+                .iter()
+                .filter(|path| path.extension().is_some_and(|ending| ending == "conf"))
+            {
                 let name = path.file_name().expect("an entry of a folder has a name");
-                let name = if *name == *SINGLE.0 { SINGLE.1.as_ref() } else { name };
-                files.push((Path::new(part).join(name), fs::read(path).map_err(failed(path))?));
+                let name = if *name == *SINGLE.0 {
+                    SINGLE.1.as_ref()
+                } else {
+                    name
+                };
+                files.push((
+                    Path::new(part).join(name),
+                    fs::read(path).map_err(failed(path))?,
+                ));
             }
         }
         if files.iter().any(|(path, _)| path == Path::new(SINGLE.1)) {
             return Ok(Self { files });
         }
         let path = folder.join(SINGLE.0);
-        Err(DomainError::Template { path, source: std::io::ErrorKind::NotFound.into() })
+        Err(DomainError::Template {
+            path,
+            source: std::io::ErrorKind::NotFound.into(),
+        })
     }
 }
 
 impl Domain {
-    /// Writes the broker's whole configuration below the domain's folder, for the owner alone. Where it listens is left
-    /// as it is: [`Domain::write_listen`].
+    /// Writes the broker's whole configuration below the domain's folder, for the owner alone.
+    /// Where it listens is left as it is: [`Domain::write_listen`].
     ///
     /// # Errors
     /// As [`Domain::server_config`]; or a file cannot be written.
-    pub fn write_broker(&self, committed: &BrokerFiles, now: UnixMillis) -> Result<(), DomainError> {
+    pub fn write_broker(
+        &self,
+        committed: &BrokerFiles,
+        now: UnixMillis,
+    ) -> Result<(), DomainError> {
         let folder = self.layout().broker_folder();
         let data = quotable(&self.absolute()?.broker_data())?;
         for (path, text) in &committed.files {
@@ -79,6 +97,9 @@ impl Domain {
     /// The file cannot be written.
     pub fn write_listen(&self, address: &str) -> Result<(), DomainError> {
         let text = format!("{HEADER}listen: \"{address}\"\n");
-        Ok(write_private(&self.layout().broker_generated().join("listen.conf"), text.as_bytes())?)
+        Ok(write_private(
+            &self.layout().broker_generated().join("listen.conf"),
+            text.as_bytes(),
+        )?)
     }
 }

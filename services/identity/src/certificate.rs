@@ -1,5 +1,6 @@
-//! What a certificate says of itself: the names it is for, and from when to when. For people, and for the checks before anything
-//! is connected; whether a certificate is to be trusted is for rustls.
+//! What a certificate says of itself: the names it is for, and from when to when. For people, and
+//! for the checks before anything is connected; whether a certificate is to be trusted is for
+//! rustls.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -87,7 +88,11 @@ impl Facts {
         if names.is_empty() {
             names.extend(common_name(subject));
         }
-        Some(Self { names, begins, ends })
+        Some(Self {
+            names,
+            begins,
+            ends,
+        })
     }
 
     /// Whether `now` lies outside of its time.
@@ -103,7 +108,11 @@ impl Facts {
 
     /// The names as one text.
     pub fn shown_names(&self) -> String {
-        if self.names.is_empty() { "nobody".to_owned() } else { self.names.join(", ") }
+        if self.names.is_empty() {
+            "nobody".to_owned()
+        } else {
+            self.names.join(", ")
+        }
     }
 }
 
@@ -119,7 +128,9 @@ impl fmt::Display for Outside {
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Outside(outside, now) => write!(f, "{outside}; this machine's clock says {}", Time(*now)),
+            Self::Outside(outside, now) => {
+                write!(f, "{outside}; this machine's clock says {}", Time(*now))
+            }
             Self::Stranger => f.write_str("is signed by no authority that is trusted here"),
             Self::OtherName(wanted) => write!(f, "is not for {wanted}"),
             Self::Other(reason) => write!(f, "is not taken: {}", Shown(reason)),
@@ -127,7 +138,8 @@ impl fmt::Display for Why {
     }
 }
 
-/// The same words: rustls shows the error of a verifier in this form, and clients show what rustls shows.
+/// The same words: rustls shows the error of a verifier in this form, and clients show what rustls
+/// shows.
 impl fmt::Debug for CertificateRefused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -154,9 +166,15 @@ impl CertificateRefused {
             if let Some(found) = error.downcast_ref::<Self>() {
                 return Some(found);
             }
-            next = match (error.downcast_ref::<std::io::Error>(), error.downcast_ref::<Error>()) {
-                // Its `source` is the source of what it wraps; the wrapped error itself is left out.
-                (Some(wrapper), _) => wrapper.get_ref().map(|inner| inner as &(dyn std::error::Error + 'static)),
+            next = match (
+                error.downcast_ref::<std::io::Error>(),
+                error.downcast_ref::<Error>(),
+            ) {
+                // Its `source` is the source of what it wraps; the wrapped error itself is left
+                // out.
+                (Some(wrapper), _) => wrapper
+                    .get_ref()
+                    .map(|inner| inner as &(dyn std::error::Error + 'static)),
                 (_, Some(Error::InvalidCertificate(CertificateError::Other(other)))) => {
                     Some(other.0.as_ref() as &(dyn std::error::Error + 'static))
                 }
@@ -183,7 +201,12 @@ impl<'a> Der<'a> {
             short @ 0..=0x7f => (usize::from(short), rest),
             long @ 0x81..=0x84 => {
                 let (digits, rest) = rest.split_at_checked(usize::from(long - 0x80))?;
-                (digits.iter().fold(0, |length, digit| length << 8 | usize::from(*digit)), rest)
+                (
+                    digits
+                        .iter()
+                        .fold(0, |length, digit| length << 8 | usize::from(*digit)),
+                    rest,
+                )
             }
             _ => return None,
         };
@@ -194,7 +217,9 @@ impl<'a> Der<'a> {
 
     /// The content of the next element, if it has this tag.
     fn take(&mut self, wanted: u8) -> Option<&'a [u8]> {
-        self.next().filter(|(tag, _)| *tag == wanted).map(|(_, content)| content)
+        self.next()
+            .filter(|(tag, _)| *tag == wanted)
+            .map(|(_, content)| content)
     }
 }
 
@@ -226,8 +251,12 @@ fn alternative_names(extensions: &[u8]) -> Option<Vec<String>> {
 fn alternative_name(tag: u8, name: &[u8]) -> Option<String> {
     match tag {
         DNS_NAME => Some(Shown(&String::from_utf8_lossy(name)).to_string()),
-        ADDRESS if name.len() == 4 => <[u8; 4]>::try_from(name).ok().map(|octets| Ipv4Addr::from(octets).to_string()),
-        ADDRESS => <[u8; 16]>::try_from(name).ok().map(|octets| Ipv6Addr::from(octets).to_string()),
+        ADDRESS if name.len() == 4 => <[u8; 4]>::try_from(name)
+            .ok()
+            .map(|octets| Ipv4Addr::from(octets).to_string()),
+        ADDRESS => <[u8; 16]>::try_from(name)
+            .ok()
+            .map(|octets| Ipv6Addr::from(octets).to_string()),
         _ => None,
     }
 }
@@ -263,12 +292,22 @@ fn instant((tag, text): (u8, &[u8])) -> Option<UnixMillis> {
         UTC_TIME => 1900 + year,
         _ => year,
     };
-    let mut pairs = rest.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).ok()?.parse::<u8>().ok());
+    let mut pairs = rest
+        .as_bytes()
+        .chunks(2)
+        .map(|pair| std::str::from_utf8(pair).ok()?.parse::<u8>().ok());
     let mut pair = || pairs.next().flatten();
     let (month, day) = (Month::try_from(pair()?).ok()?, pair()?);
-    let at = Date::from_calendar_date(year, month, day).ok()?.with_hms(pair()?, pair()?, pair()?).ok()?;
+    let at = Date::from_calendar_date(year, month, day)
+        .ok()?
+        .with_hms(pair()?, pair()?, pair()?)
+        .ok()?;
     // Before 1970 is long over.
-    Some(UnixMillis(u64::try_from(at.assume_utc().unix_timestamp()).unwrap_or(0).saturating_mul(1000)))
+    Some(UnixMillis(
+        u64::try_from(at.assume_utc().unix_timestamp())
+            .unwrap_or(0)
+            .saturating_mul(1000),
+    ))
 }
 
 #[cfg(test)]
@@ -284,21 +323,33 @@ mod tests {
 
     fn der() -> CertificateDer<'static> {
         let (authority, _) = Authority::generate(NOW).expect("the generator works");
-        let made = authority.certify(&["store.example".to_owned(), "10.1.2.3".to_owned()], NOW).expect("good names");
+        let made = authority
+            .certify(&["store.example".to_owned(), "10.1.2.3".to_owned()], NOW)
+            .expect("good names");
         CertificateDer::from_pem_slice(made.certificate.as_bytes()).expect("a certificate")
     }
 
     #[test]
     fn a_certificate_says_whom_it_is_for_and_when() {
         let facts = Facts::of(&der()).expect("a certificate");
-        assert_eq!(facts.names, ["localhost", "127.0.0.1", "::1", "store.example", "10.1.2.3"]);
+        assert_eq!(
+            facts.names,
+            ["localhost", "127.0.0.1", "::1", "store.example", "10.1.2.3"]
+        );
         let days = |days: i64| UnixMillis(NOW.get() + days.unsigned_abs() * 86_400_000);
-        assert_eq!((facts.begins, facts.ends), (UnixMillis(NOW.get() - 3_600_000), days(LEAF_DAYS)));
+        assert_eq!(
+            (facts.begins, facts.ends),
+            (UnixMillis(NOW.get() - 3_600_000), days(LEAF_DAYS))
+        );
         assert_eq!(facts.outside(NOW), None);
         assert_eq!(facts.outside(facts.ends), Some(Outside::Ended(facts.ends)));
-        assert_eq!(facts.outside(UnixMillis(0)), Some(Outside::NotBegun(facts.begins)));
+        assert_eq!(
+            facts.outside(UnixMillis(0)),
+            Some(Outside::NotBegun(facts.begins))
+        );
         let (_, authority) = Authority::generate(NOW).expect("the generator works");
-        let authority = CertificateDer::from_pem_slice(authority.certificate.as_bytes()).expect("a certificate");
+        let authority = CertificateDer::from_pem_slice(authority.certificate.as_bytes())
+            .expect("a certificate");
         let facts = Facts::of(&authority).expect("a certificate");
         assert_eq!(facts.names, ["diloco private authority"]);
     }
@@ -306,9 +357,12 @@ mod tests {
     #[test]
     fn of_very_many_names_the_first_are_shown() {
         let (authority, _) = Authority::generate(NOW).expect("the generator works");
-        let names: Vec<String> = (0..100).map(|number| format!("host-{number}.example")).collect();
+        let names: Vec<String> = (0..100)
+            .map(|number| format!("host-{number}.example"))
+            .collect();
         let made = authority.certify(&names, NOW).expect("good names");
-        let der = CertificateDer::from_pem_slice(made.certificate.as_bytes()).expect("a certificate");
+        let der =
+            CertificateDer::from_pem_slice(made.certificate.as_bytes()).expect("a certificate");
         let facts = Facts::of(&der).expect("a certificate");
         assert_eq!(facts.names.len(), NAMES_MAX, "{:?}", facts.names);
     }
@@ -316,15 +370,35 @@ mod tests {
     #[test]
     fn times_have_two_forms() {
         let at = |tag, text: &str| instant((tag, text.as_bytes())).map(|at| Time(at).to_string());
-        assert_eq!(at(UTC_TIME, "231114221320Z").as_deref(), Some("2023-11-14T22:13:20Z"));
-        assert_eq!(at(GENERALIZED_TIME, "20501231235959Z").as_deref(), Some("2050-12-31T23:59:59Z"));
-        for odd in ["", "Z", "231314221320Z", "231114221320", "23111422132Z", "2311142213+0100", "231114+1+2+3Z"] {
+        assert_eq!(
+            at(UTC_TIME, "231114221320Z").as_deref(),
+            Some("2023-11-14T22:13:20Z")
+        );
+        assert_eq!(
+            at(GENERALIZED_TIME, "20501231235959Z").as_deref(),
+            Some("2050-12-31T23:59:59Z")
+        );
+        for odd in [
+            "",
+            "Z",
+            "231314221320Z",
+            "231114221320",
+            "23111422132Z",
+            "2311142213+0100",
+            "231114+1+2+3Z",
+        ] {
             assert_eq!(at(UTC_TIME, odd), None, "{odd}");
         }
         assert_eq!(at(OCTETS, "231114221320Z"), None);
         // Two digits: up to 2049, and from 1950 on.
-        assert_eq!(at(UTC_TIME, "491231235959Z").as_deref(), Some("2049-12-31T23:59:59Z"));
-        assert_ne!(at(UTC_TIME, "500101000000Z").as_deref(), Some("2050-01-01T00:00:00Z"));
+        assert_eq!(
+            at(UTC_TIME, "491231235959Z").as_deref(),
+            Some("2049-12-31T23:59:59Z")
+        );
+        assert_ne!(
+            at(UTC_TIME, "500101000000Z").as_deref(),
+            Some("2050-01-01T00:00:00Z")
+        );
     }
 
     proptest! {

@@ -1,5 +1,5 @@
-//! What NATS tokens say: the `nats` part of operator, account and user JWTs, version 2. Only what this project mints is
-//! modelled; other fields are ignored when a token is read.
+//! What NATS tokens say: the `nats` part of operator, account and user JWTs, version 2. Only what
+//! this project mints is modelled; other fields are ignored when a token is read.
 
 use std::collections::BTreeMap;
 
@@ -57,7 +57,8 @@ pub struct AccountClaims {
     pub revocations: BTreeMap<String, u64>,
 }
 
-/// An account's bounds; [`UNLIMITED`] or a number. Zero storage or streams is an account without JetStream.
+/// An account's bounds; [`UNLIMITED`] or a number. Zero storage or streams is an account without
+/// JetStream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the names are those of the token format")]
@@ -97,14 +98,15 @@ pub struct Export {
     /// Stream or service.
     #[serde(rename = "type")]
     pub kind: SharedKind,
-    /// Which token (from 1) of the subject is the importer's account, so that no account can speak as another; 0 for none.
+    /// Which token (from 1) of the subject is the importer's account, so that no account can speak
+    /// as another; 0 for none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub account_token_position: u32,
     /// `Singleton` for services that answer once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub response_type: Option<String>,
-    /// How long the broker keeps the way back for an answer, in nanoseconds; two minutes where it is not said. It keeps some
-    /// 800 bytes for each message that asks for an answer and gets none.
+    /// How long the broker keeps the way back for an answer, in nanoseconds; two minutes where it
+    /// is not said. It keeps some 800 bytes for each message that asks for an answer and gets none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub response_threshold: Option<u64>,
 }
@@ -266,7 +268,13 @@ impl AccountLimits {
     /// All of JetStream.
     pub const fn with_jetstream() -> Self {
         let base = Self::without_jetstream();
-        Self { mem_storage: UNLIMITED, disk_storage: UNLIMITED, streams: UNLIMITED, consumer: UNLIMITED, ..base }
+        Self {
+            mem_storage: UNLIMITED,
+            disk_storage: UNLIMITED,
+            streams: UNLIMITED,
+            consumer: UNLIMITED,
+            ..base
+        }
     }
 }
 
@@ -310,7 +318,11 @@ impl Subjects {
 impl UserClaims {
     /// A user whose rights are those of the role whose key signs it.
     pub fn of_role(account: AccountId, tags: Vec<String>) -> Self {
-        Self { issuer_account: Some(account), tags, ..Self::default() }
+        Self {
+            issuer_account: Some(account),
+            tags,
+            ..Self::default()
+        }
     }
 
     /// Whether it carries rights or limits of its own, which a user of a role must not.

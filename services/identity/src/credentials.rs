@@ -1,4 +1,5 @@
-//! Credentials files: a user token and the private key that it vouches for, in the text form that NATS tools use.
+//! Credentials files: a user token and the private key that it vouches for, in the text form that
+//! NATS tools use.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,8 +14,14 @@ use crate::key::KeyError;
 use crate::purpose::ConnectionKey;
 use crate::secret::{FileError, Seed, read_secret, write_private};
 
-const JWT: Block = Block { begin: "-----BEGIN NATS USER JWT-----", end: "------END NATS USER JWT------" };
-const SEED: Block = Block { begin: "-----BEGIN USER NKEY SEED-----", end: "------END USER NKEY SEED------" };
+const JWT: Block = Block {
+    begin: "-----BEGIN NATS USER JWT-----",
+    end: "------END NATS USER JWT------",
+};
+const SEED: Block = Block {
+    begin: "-----BEGIN USER NKEY SEED-----",
+    end: "------END USER NKEY SEED------",
+};
 
 /// What a process needs to connect: a token and its key.
 pub struct Credentials {
@@ -101,12 +108,21 @@ impl Credentials {
     pub fn new(jwt: String, key: ConnectionKey) -> Result<Self, CredentialsError> {
         let token = verify_signature::<UserClaims>(&jwt)?;
         if token.subject != *key.public() {
-            return Err(CredentialsError::Mismatch { token: token.subject, key: key.public().clone() });
+            return Err(CredentialsError::Mismatch {
+                token: token.subject,
+                key: key.public().clone(),
+            });
         }
-        Ok(Self { jwt, token, key, file: None })
+        Ok(Self {
+            jwt,
+            token,
+            key,
+            file: None,
+        })
     }
 
-    /// Reads the text of a credentials file. The token's window is checked apart, with [`Credentials::check`].
+    /// Reads the text of a credentials file. The token's window is checked apart, with
+    /// [`Credentials::check`].
     ///
     /// # Errors
     /// A part is missing or doubled, does not parse, or the two do not belong together.
@@ -115,11 +131,28 @@ impl Credentials {
         let (token, key) = ("a token", "private key");
         let (jwt, seed) = match (jwt, seed) {
             (Some(jwt), Some(seed)) => (jwt, seed),
-            (Some(_), None) => return Err(CredentialsError::Half { present: token, absent: key }),
-            (None, Some(_)) => return Err(CredentialsError::Half { present: "a private key", absent: "token" }),
-            (None, None) => return Err(CredentialsError::Malformed("neither a token nor a key found")),
+            (Some(_), None) => {
+                return Err(CredentialsError::Half {
+                    present: token,
+                    absent: key,
+                });
+            }
+            (None, Some(_)) => {
+                return Err(CredentialsError::Half {
+                    present: "a private key",
+                    absent: "token",
+                });
+            }
+            (None, None) => {
+                return Err(CredentialsError::Malformed(
+                    "neither a token nor a key found",
+                ));
+            }
         };
-        Self::new(jwt.to_owned(), ConnectionKey::from_seed(&Seed::new(seed.to_owned()))?)
+        Self::new(
+            jwt.to_owned(),
+            ConnectionKey::from_seed(&Seed::new(seed.to_owned()))?,
+        )
     }
 
     /// Reads a credentials file.
@@ -127,7 +160,10 @@ impl Credentials {
     /// # Errors
     /// As [`Credentials::parse`]; or others than its owner may read the file.
     pub fn read(path: &Path) -> Result<Self, CredentialsError> {
-        Ok(Self { file: Some(path.to_owned()), ..Self::parse(&read_secret(path)?)? })
+        Ok(Self {
+            file: Some(path.to_owned()),
+            ..Self::parse(&read_secret(path)?)?
+        })
     }
 
     /// Checks that the token is valid now.
@@ -138,9 +174,23 @@ impl Credentials {
         if self.token.check_window(now).is_ok() {
             return Ok(());
         }
-        let file = self.file.as_ref().map_or_else(|| "memory".to_owned(), |file| file.display().to_string());
-        let Jwt { name, not_before, expires, .. } = &self.token;
-        Err(CredentialsError::Outside { file, name: name.clone(), not_before: *not_before, expires: *expires, now })
+        let file = self
+            .file
+            .as_ref()
+            .map_or_else(|| "memory".to_owned(), |file| file.display().to_string());
+        let Jwt {
+            name,
+            not_before,
+            expires,
+            ..
+        } = &self.token;
+        Err(CredentialsError::Outside {
+            file,
+            name: name.clone(),
+            not_before: *not_before,
+            expires: *expires,
+            now,
+        })
     }
 
     /// Writes a credentials file for its owner alone.
@@ -193,8 +243,8 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// The one line in each block. Text around the blocks, such as the warning that some tools print, is skipped; any
-/// other marker is not.
+/// The one line in each block. Text around the blocks, such as the warning that some tools print,
+/// is skipped; any other marker is not.
 fn split(text: &str) -> Result<(Option<&str>, Option<&str>), CredentialsError> {
     let malformed = |reason| Err(CredentialsError::Malformed(reason));
     let (mut jwt, mut seed) = (None, None);
@@ -203,7 +253,9 @@ fn split(text: &str) -> Result<(Option<&str>, Option<&str>), CredentialsError> {
         let (block, found) = match line {
             line if line == JWT.begin => (JWT, &mut jwt),
             line if line == SEED.begin => (SEED, &mut seed),
-            line if line.starts_with('-') => return malformed("a marker line is misplaced or misspelt"),
+            line if line.starts_with('-') => {
+                return malformed("a marker line is misplaced or misspelt");
+            }
             _ => continue,
         };
         let content = lines.next().unwrap_or("");
@@ -230,10 +282,25 @@ mod tests {
 
     fn token(key: &ConnectionKey) -> String {
         let role = SigningKey::generate(KeyKind::Account);
-        let account: AccountId = SigningKey::generate(KeyKind::Account).public().as_str().parse().expect("an account");
+        let account: AccountId = SigningKey::generate(KeyKind::Account)
+            .public()
+            .as_str()
+            .parse()
+            .expect("an account");
         let expires = Some(UnixMillis(NOW.get() + 60_000));
-        let subject = Subject { name: "w1", key: key.public(), not_before: None, expires };
-        mint(&subject, UserClaims::of_role(account, vec!["run:demo".into()]), &role, NOW).expect("good claims")
+        let subject = Subject {
+            name: "w1",
+            key: key.public(),
+            not_before: None,
+            expires,
+        };
+        mint(
+            &subject,
+            UserClaims::of_role(account, vec!["run:demo".into()]),
+            &role,
+            NOW,
+        )
+        .expect("good claims")
     }
 
     fn written(credentials: &Credentials) -> String {
@@ -241,7 +308,10 @@ mod tests {
         let path = scratch.path().join("w1.creds");
         credentials.write(&path).expect("the folder takes files");
         assert!(Credentials::read(&path).is_ok(), "it is private");
-        read_secret(&path).expect("just written").as_str().to_owned()
+        read_secret(&path)
+            .expect("just written")
+            .as_str()
+            .to_owned()
     }
 
     #[test]
@@ -250,11 +320,20 @@ mod tests {
         let credentials = Credentials::new(token(&key), key.clone()).expect("they belong together");
         let text = written(&credentials);
         let again = Credentials::parse(&text).expect("just written");
-        assert_eq!((again.jwt(), again.public()), (credentials.jwt(), key.public()));
-        let noted = text.replacen("\n\n", "\n\n************* IMPORTANT *************\nKeep this secret.\n\n", 1);
+        assert_eq!(
+            (again.jwt(), again.public()),
+            (credentials.jwt(), key.public())
+        );
+        let noted = text.replacen(
+            "\n\n",
+            "\n\n************* IMPORTANT *************\nKeep this secret.\n\n",
+            1,
+        );
         assert!(Credentials::parse(&noted).is_ok());
         assert!(again.check(NOW).is_ok());
-        let error = again.check(UnixMillis(NOW.get() + 60_000)).expect_err("it is over");
+        let error = again
+            .check(UnixMillis(NOW.get() + 60_000))
+            .expect_err("it is over");
         assert_eq!(error.code(), Code::CredentialExpired);
     }
 
@@ -268,7 +347,12 @@ mod tests {
             assert_eq!(error.code(), Code::CredentialHalf);
         }
         let blank = format!("{}\n\n{}\n{}", JWT.begin, JWT.end, &text[middle..]);
-        assert_eq!(Credentials::parse(&blank).expect_err("a blank token").code(), Code::CredentialHalf);
+        assert_eq!(
+            Credentials::parse(&blank)
+                .expect_err("a blank token")
+                .code(),
+            Code::CredentialHalf
+        );
     }
 
     #[test]
@@ -280,14 +364,21 @@ mod tests {
         let misspelt = text.replace("USER NKEY", "USER KEY");
         let spaced = text.replace(SEED.end, &format!(" {}", SEED.end));
         for odd in ["", "x", doubled.as_str(), &unended, &misspelt, &spaced] {
-            assert_eq!(Credentials::parse(odd).expect_err("an odd file").code(), Code::CredentialMalformed, "{odd}");
+            assert_eq!(
+                Credentials::parse(odd).expect_err("an odd file").code(),
+                Code::CredentialMalformed,
+                "{odd}"
+            );
         }
     }
 
     #[test]
     fn a_token_of_one_with_the_key_of_another_is_refused() {
         let (a, b) = (ConnectionKey::generate(), ConnectionKey::generate());
-        assert!(matches!(Credentials::new(token(&a), b), Err(CredentialsError::Mismatch { .. })));
+        assert!(matches!(
+            Credentials::new(token(&a), b),
+            Err(CredentialsError::Mismatch { .. })
+        ));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! A trust domain on disk: every private key of a deployment, what is issued from them, and the configuration that the
-//! broker is given. `diloctl auth` is a thin layer over this file.
+//! A trust domain on disk: every private key of a deployment, what is issued from them, and the
+//! configuration that the broker is given. `diloctl auth` is a thin layer over this file.
 
 use std::fs;
 use std::io;
@@ -22,7 +22,8 @@ use crate::store_keys::{StoreKeys, StoreKeysError};
 use crate::tls::{Authority, TlsError};
 use crate::trust::{TrustBundle, TrustError};
 
-/// Life of a user token where nothing else is asked for. Short lives need renewal over the bus, which is not there yet.
+/// Life of a user token where nothing else is asked for. Short lives need renewal over the bus,
+/// which is not there yet.
 pub const LIFETIME_DEFAULT: Millis = Millis::from_secs(30 * 24 * 3600);
 /// Longest life of a user token: a longer one would outlive every rotation of keys.
 pub const LIFETIME_MAX: Millis = Millis::from_secs(366 * 24 * 3600);
@@ -130,7 +131,9 @@ impl DomainError {
             Self::Exists(_) | Self::Unfinished(_) => Code::DomainExists,
             Self::Missing(_) => Code::DomainMissing,
             Self::Taken(_) => Code::NameTaken,
-            Self::Run { .. } | Self::Lifetime(_) | Self::Unquotable(_) | Self::Template { .. } => Code::ConfigInvalid,
+            Self::Run { .. } | Self::Lifetime(_) | Self::Unquotable(_) | Self::Template { .. } => {
+                Code::ConfigInvalid
+            }
             Self::File(error) => error.code(),
             Self::Key(error) => error.code(),
             Self::Jwt(error) => error.code(),
@@ -153,14 +156,19 @@ impl Domain {
             return Err(DomainError::Missing(folder.to_owned()));
         }
         let trust = TrustBundle::read(&layout.trust())?;
-        Ok(Self { layout, trust, home: folder.to_owned() })
+        Ok(Self {
+            layout,
+            trust,
+            home: folder.to_owned(),
+        })
     }
 
-    /// Issues credentials, and an audit key to roles that emit events. Issuing a name again for the same role and run
-    /// renews its token and keeps its keys.
+    /// Issues credentials, and an audit key to roles that emit events. Issuing a name again for the
+    /// same role and run renews its token and keeps its keys.
     ///
     /// # Errors
-    /// The name cannot stand in a subject or is taken, the run is missing or out of place, or a file cannot be used.
+    /// The name cannot stand in a subject or is taken, the run is missing or out of place, or a
+    /// file cannot be used.
     pub fn issue(
         &self,
         role: Role,
@@ -184,7 +192,8 @@ impl Domain {
             false => ConnectionKey::generate(),
             true => {
                 let old = Credentials::read(&path)?;
-                let same = old.token().issuer == *signer.public() && old.token().claims.tags == tags;
+                let same =
+                    old.token().issuer == *signer.public() && old.token().claims.tags == tags;
                 if !same {
                     return Err(DomainError::Taken(path));
                 }
@@ -193,17 +202,27 @@ impl Domain {
         };
         // Tokens count whole seconds.
         let expires = UnixMillis((now.after(lifetime).get() / 1000) * 1000);
-        let subject = Subject { name, key: key.public(), not_before: None, expires: Some(expires) };
+        let subject = Subject {
+            name,
+            key: key.public(),
+            not_before: None,
+            expires: Some(expires),
+        };
         let jwt = mint(&subject, UserClaims::of_role(account, tags), &signer, now)?;
         let credentials = Credentials::new(jwt, key)?;
         // The audit key first: credentials without it would look issued.
         let audit_key = self.audit_key(role, name)?;
         credentials.write(&path)?;
-        Ok(Issued { credentials: path, audit_key, public: credentials.public().clone(), expires })
+        Ok(Issued {
+            credentials: path,
+            audit_key,
+            public: credentials.public().clone(),
+            expires,
+        })
     }
 
-    /// The texts that the broker's configuration includes. The tokens in them are made anew from the keys and from
-    /// the permission table of this build.
+    /// The texts that the broker's configuration includes. The tokens in them are made anew from
+    /// the keys and from the permission table of this build.
     ///
     /// # Errors
     /// A key cannot be read, or the folder's path cannot be quoted.
@@ -214,21 +233,36 @@ impl Domain {
         let (accounts, tenant) = (self.accounts()?, self.tenant()?);
         let mut roles = Vec::new();
         for role in Role::ALL {
-            roles.push((role, self.account_key(&self.layout.role_key(role))?.public().clone()));
+            roles.push((
+                role,
+                self.account_key(&self.layout.role_key(role))?
+                    .public()
+                    .clone(),
+            ));
         }
         let key = |role: Role| {
             let found = roles.iter().find(|(known, _)| *known == role);
             found.expect("the list above has every role").1.clone()
         };
         fn subject<'a>(name: &'a str, key: &'a PublicKey) -> Subject<'a> {
-            Subject { name, key, not_before: None, expires: None }
+            Subject {
+                name,
+                key,
+                not_before: None,
+                expires: None,
+            }
         }
         let claims = OperatorClaims {
             signing_keys: vec![signer.public().clone()],
             strict_signing_key_usage: true,
             system_account: accounts.system.clone(),
         };
-        let operator = mint(&subject("diloco", operator.public()), claims, &operator, now)?;
+        let operator = mint(
+            &subject("diloco", operator.public()),
+            claims,
+            &operator,
+            now,
+        )?;
         let mut preload = String::new();
         let mut all = vec![
             ("system", &accounts.system, system_account()),
@@ -240,7 +274,10 @@ impl Domain {
             }
         }
         for (name, id, claims) in all {
-            let public: PublicKey = id.as_str().parse().expect("an account's id is a public key");
+            let public: PublicKey = id
+                .as_str()
+                .parse()
+                .expect("an account's id is a public key");
             let jwt = mint(&subject(name, &public), claims, &signer, now)?;
             preload.push_str(&format!("  {id}: \"{jwt}\"\n"));
         }
@@ -248,7 +285,10 @@ impl Domain {
             "{HEADER}operator: \"{operator}\"\nsystem_account: {}\nresolver: MEMORY\nresolver_preload {{\n{preload}}}\n",
             accounts.system
         );
-        Ok(ServerConfig { auth, tls: self.tls_config()? })
+        Ok(ServerConfig {
+            auth,
+            tls: self.tls_config()?,
+        })
     }
 
     /// Writes `auth.conf` and `tls.conf` into `folder`, for the owner alone.
@@ -258,14 +298,22 @@ impl Domain {
     pub fn write_server_config(&self, folder: &Path, now: UnixMillis) -> Result<(), DomainError> {
         let config = self.server_config(now)?;
         write_private(&folder.join("auth.conf"), config.auth.as_bytes())?;
-        Ok(write_private(&folder.join("tls.conf"), config.tls.as_bytes())?)
+        Ok(write_private(
+            &folder.join("tls.conf"),
+            config.tls.as_bytes(),
+        )?)
     }
 
-    /// Makes a new certificate for broker and store; the old one ends after [`crate::tls::LEAF_DAYS`].
+    /// Makes a new certificate for broker and store; the old one ends after
+    /// [`crate::tls::LEAF_DAYS`].
     ///
     /// # Errors
     /// The authority's key cannot be read, a name cannot be certified, or a file cannot be written.
-    pub fn renew_server_certificate(&self, names: &[String], now: UnixMillis) -> Result<(), DomainError> {
+    pub fn renew_server_certificate(
+        &self,
+        names: &[String],
+        now: UnixMillis,
+    ) -> Result<(), DomainError> {
         let authority = Authority::from_key(&read_secret(&self.layout.ca_key())?, now)?;
         write_server_certificate(&self.layout, &authority, names, now)
     }
@@ -325,7 +373,11 @@ impl Domain {
 
     fn account_id(&self, name: &str) -> Result<AccountId, DomainError> {
         let key = self.account_key(&self.layout.key(name))?;
-        Ok(key.public().as_str().parse().expect("a key of kind account is an account's id"))
+        Ok(key
+            .public()
+            .as_str()
+            .parse()
+            .expect("a key of kind account is an account's id"))
     }
 
     /// The audit key of a process: coordinators share the one that the trust bundle names.
@@ -350,17 +402,23 @@ impl Domain {
         Ok(Some(path))
     }
 
-    /// The paths of the domain as its configuration names them: absolute, since the broker reads relative ones from
-    /// whichever folder it is started in.
+    /// The paths of the domain as its configuration names them: absolute, since the broker reads
+    /// relative ones from whichever folder it is started in.
     pub(crate) fn absolute(&self) -> Result<Layout, DomainError> {
-        let failed = |source| FileError::Read { path: self.home.clone(), source };
+        let failed = |source| FileError::Read {
+            path: self.home.clone(),
+            source,
+        };
         Ok(Layout::new(&fs::canonicalize(&self.home).map_err(failed)?))
     }
 
     fn tls_config(&self) -> Result<String, DomainError> {
         let layout = self.absolute()?;
         let quoted = |path: PathBuf| quotable(&path).map(|text| format!("\"{text}\""));
-        let (certificate, key) = (quoted(layout.server_certificate())?, quoted(layout.server_key())?);
+        let (certificate, key) = (
+            quoted(layout.server_certificate())?,
+            quoted(layout.server_key())?,
+        );
         let ca = quoted(layout.ca())?;
         Ok(format!(
             "{HEADER}tls {{\n  cert_file: {certificate}\n  key_file: {key}\n  ca_file: {ca}\n  min_version: \"1.3\"\n  timeout: 3\n}}\n"
@@ -382,18 +440,35 @@ const fn account_key_name(account: Account) -> &'static str {
 pub(crate) const HEADER: &str = "# Written by `diloctl auth`; changes are lost.\n";
 
 /// Writes a whole domain where nobody looks yet.
-pub(crate) fn make(layout: &Layout, options: &InitOptions, now: UnixMillis) -> Result<(), DomainError> {
+pub(crate) fn make(
+    layout: &Layout,
+    options: &InitOptions,
+    now: UnixMillis,
+) -> Result<(), DomainError> {
     let operator = SigningKey::generate(KeyKind::Operator);
     operator.seed().write(&layout.key("operator"))?;
-    SigningKey::generate(KeyKind::Operator).seed().write(&layout.key("operator-signing"))?;
-    SigningKey::generate(KeyKind::Account).seed().write(&layout.key("account-system"))?;
-    for account in Account::ALL.into_iter().filter(|account| *account != Account::Tenant) {
-        SigningKey::generate(KeyKind::Account).seed().write(&layout.key(account_key_name(account)))?;
+    SigningKey::generate(KeyKind::Operator)
+        .seed()
+        .write(&layout.key("operator-signing"))?;
+    SigningKey::generate(KeyKind::Account)
+        .seed()
+        .write(&layout.key("account-system"))?;
+    for account in Account::ALL
+        .into_iter()
+        .filter(|account| *account != Account::Tenant)
+    {
+        SigningKey::generate(KeyKind::Account)
+            .seed()
+            .write(&layout.key(account_key_name(account)))?;
     }
     let tenant = SigningKey::generate(KeyKind::Account);
-    tenant.seed().write(&layout.key(account_key_name(Account::Tenant)))?;
+    tenant
+        .seed()
+        .write(&layout.key(account_key_name(Account::Tenant)))?;
     for role in Role::ALL {
-        SigningKey::generate(KeyKind::Account).seed().write(&layout.role_key(role))?;
+        SigningKey::generate(KeyKind::Account)
+            .seed()
+            .write(&layout.role_key(role))?;
     }
     let (manifest, audit) = (ManifestKey::generate(), AuditKey::generate());
     manifest.seed().write(&layout.manifest_key())?;
@@ -408,7 +483,13 @@ pub(crate) fn make(layout: &Layout, options: &InitOptions, now: UnixMillis) -> R
     let trust = TrustBundle {
         v: V,
         domain: operator.public().clone(),
-        tenants: vec![tenant.public().as_str().parse().expect("a key of kind account is an account's id")],
+        tenants: vec![
+            tenant
+                .public()
+                .as_str()
+                .parse()
+                .expect("a key of kind account is an account's id"),
+        ],
         manifest_keys: vec![manifest.public().clone()],
         audit_keys: vec![audit.public().clone()],
         ca: layout.ca_relative(),
@@ -424,5 +505,8 @@ fn write_server_certificate(
 ) -> Result<(), DomainError> {
     let certified = authority.certify(names, now)?;
     write_private(&layout.server_key(), certified.key.as_bytes())?;
-    Ok(write_private(&layout.server_certificate(), certified.certificate.as_bytes())?)
+    Ok(write_private(
+        &layout.server_certificate(),
+        certified.certificate.as_bytes(),
+    )?)
 }

@@ -1,5 +1,6 @@
-//! Signatures over events and statements. What is signed starts with a byte that no text has and names purpose and
-//! domain, so that no nonce, token or document of another purpose or domain has the same bytes.
+//! Signatures over events and statements. What is signed starts with a byte that no text has and
+//! names purpose and domain, so that no nonce, token or document of another purpose or domain has
+//! the same bytes.
 
 use schemas::PublicKey;
 use sha2::{Digest as _, Sha256};
@@ -12,13 +13,14 @@ const STATEMENT: &[u8] = b"diloco/statement/v1";
 
 impl AuditKey {
     /// Signs the body of an event of `domain` (the domain's id as text, see
-    /// [`TrustBundle`](crate::trust::TrustBundle)). The body is what was serialised once and is sent as it is.
+    /// [`TrustBundle`](crate::trust::TrustBundle)). The body is what was serialised once and is
+    /// sent as it is.
     pub fn sign_event(&self, domain: &str, body: &[u8]) -> [u8; SIGNATURE_BYTES] {
         self.sign(&prefixed(EVENT, domain, body))
     }
 
-    /// Signs the body of a statement of `domain`: a result, or anything else that a process vouches for outside its
-    /// chain of events.
+    /// Signs the body of a statement of `domain`: a result, or anything else that a process vouches
+    /// for outside its chain of events.
     pub fn sign_statement(&self, domain: &str, body: &[u8]) -> [u8; SIGNATURE_BYTES] {
         self.sign(&prefixed(STATEMENT, domain, body))
     }
@@ -28,7 +30,12 @@ impl AuditKey {
 ///
 /// # Errors
 /// It was not made by `public`, over these bytes, as an event, in this domain.
-pub fn verify_event(domain: &str, public: &PublicKey, signature: &[u8], body: &[u8]) -> Result<(), KeyError> {
+pub fn verify_event(
+    domain: &str,
+    public: &PublicKey,
+    signature: &[u8],
+    body: &[u8],
+) -> Result<(), KeyError> {
     verify_strict(public, &prefixed(EVENT, domain, body), signature)
 }
 
@@ -36,7 +43,12 @@ pub fn verify_event(domain: &str, public: &PublicKey, signature: &[u8], body: &[
 ///
 /// # Errors
 /// It was not made by `public`, over these bytes, as a statement, in this domain.
-pub fn verify_statement(domain: &str, public: &PublicKey, signature: &[u8], body: &[u8]) -> Result<(), KeyError> {
+pub fn verify_statement(
+    domain: &str,
+    public: &PublicKey,
+    signature: &[u8],
+    body: &[u8],
+) -> Result<(), KeyError> {
     verify_strict(public, &prefixed(STATEMENT, domain, body), signature)
 }
 
@@ -64,7 +76,10 @@ mod tests {
     fn signed_bytes_are_as_documented() {
         let bytes = prefixed(EVENT, "abc", b"body");
         let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        let expected = format!("ff{}00{hash}{}", "64696c6f636f2f61756469742d6576656e742f7631", "626f6479");
+        let expected = format!(
+            "ff{}00{hash}{}",
+            "64696c6f636f2f61756469742d6576656e742f7631", "626f6479"
+        );
         assert_eq!(data_encoding::HEXLOWER.encode(&bytes), expected);
     }
 
@@ -81,12 +96,17 @@ mod tests {
         assert!(verify_event("one", AuditKey::generate().public(), &event, b"body").is_err());
     }
 
-    /// Even where one seed is misused for both, what a server can have signed as a nonce is no event.
+    /// Even where one seed is misused for both, what a server can have signed as a nonce is no
+    /// event.
     #[test]
     fn a_nonce_cannot_be_an_event() {
         let audit = AuditKey::generate();
         let connection = ConnectionKey::from_seed(&audit.seed()).expect("the same form of seed");
-        assert!(connection.sign_nonce(&prefixed(EVENT, "one", b"forged")).is_err());
+        assert!(
+            connection
+                .sign_nonce(&prefixed(EVENT, "one", b"forged"))
+                .is_err()
+        );
         let nonce = b"forged";
         let signature = connection.sign_nonce(nonce).expect("a nonce");
         assert!(verify_event("one", audit.public(), &signature, nonce).is_err());

@@ -17,18 +17,23 @@ impl Domain {
     ///
     /// # Errors
     /// As [`Domain::init_with`].
-    pub fn init(folder: &Path, options: &InitOptions, now: UnixMillis) -> Result<Self, DomainError> {
+    pub fn init(
+        folder: &Path,
+        options: &InitOptions,
+        now: UnixMillis,
+    ) -> Result<Self, DomainError> {
         Self::init_with(folder, options, now, |_| Ok(()))
     }
 
-    /// Makes a new domain in `folder` and lets `fill` put credentials and configuration into it. Everything that can be
-    /// known is checked first. Then all of it is made aside and moved in, the trust bundle last: without the bundle the
-    /// folder is no domain. What an `init` that broke off has left is removed: nobody can have used it. The caller
-    /// holds the [`crate::DomainLock`] where others may run at the same time.
+    /// Makes a new domain in `folder` and lets `fill` put credentials and configuration into it.
+    /// Everything that can be known is checked first. Then all of it is made aside and moved in,
+    /// the trust bundle last: without the bundle the folder is no domain. What an `init` that broke
+    /// off has left is removed: nobody can have used it. The caller holds the [`crate::DomainLock`]
+    /// where others may run at the same time.
     ///
     /// # Errors
-    /// There is a domain, or something in its place; a name cannot be certified; the folder cannot be written; or the
-    /// error of `fill`.
+    /// There is a domain, or something in its place; a name cannot be certified; the folder cannot
+    /// be written; or the error of `fill`.
     pub fn init_with<E: From<DomainError>>(
         folder: &Path,
         options: &InitOptions,
@@ -41,13 +46,23 @@ impl Domain {
         Self::check_init(folder, options)?;
         clear(&layout)?;
         create_private_folder(&staging).map_err(DomainError::from)?;
-        let home = fs::canonicalize(folder)
-            .map_err(|source| DomainError::from(FileError::Read { path: folder.to_owned(), source }))?;
+        let home = fs::canonicalize(folder).map_err(|source| {
+            DomainError::from(FileError::Read {
+                path: folder.to_owned(),
+                source,
+            })
+        })?;
         let staged = Layout::new(&staging);
         let made = make(&staged, options, now)
             .and_then(|()| Ok(TrustBundle::read(&staged.trust())?))
             .map_err(E::from)
-            .and_then(|trust| fill(&Self { layout: staged.clone(), trust, home }));
+            .and_then(|trust| {
+                fill(&Self {
+                    layout: staged.clone(),
+                    trust,
+                    home,
+                })
+            });
         if let Err(error) = made {
             // The reason is worth more than a folder that the next `init` removes.
             let _left = fs::remove_dir_all(&staging);
@@ -57,9 +72,9 @@ impl Domain {
         Ok(Self::open(folder)?)
     }
 
-    /// Removes what an `init` has left that ended between its last two steps: beside a whole domain the folder in which
-    /// it was made says nothing any more. Without a domain nothing is touched. The caller holds the
-    /// [`crate::DomainLock`] where others may run at the same time.
+    /// Removes what an `init` has left that ended between its last two steps: beside a whole domain
+    /// the folder in which it was made says nothing any more. Without a domain nothing is touched.
+    /// The caller holds the [`crate::DomainLock`] where others may run at the same time.
     pub fn clear_finished(folder: &Path) {
         let layout = Layout::new(folder);
         if layout.trust().exists() {
@@ -72,7 +87,10 @@ impl Domain {
     /// # Errors
     /// As [`Domain::init_with`].
     pub fn check_init(folder: &Path, options: &InitOptions) -> Result<(), DomainError> {
-        options.server_names.iter().try_for_each(|name| check_server_name(name))?;
+        options
+            .server_names
+            .iter()
+            .try_for_each(|name| check_server_name(name))?;
         quotable(&resolved(folder)?)?;
         let layout = Layout::new(folder);
         if layout.trust().exists() {
@@ -91,32 +109,49 @@ impl Domain {
 
 /// A path as a text that can stand between quotes in the broker's configuration.
 pub(crate) fn quotable(path: &Path) -> Result<String, DomainError> {
-    let plain = |text: &&str| !text.contains(['"', '\\', '$']) && !text.chars().any(char::is_control);
-    path.to_str().filter(plain).map(str::to_owned).ok_or_else(|| DomainError::Unquotable(path.to_owned()))
+    let plain =
+        |text: &&str| !text.contains(['"', '\\', '$']) && !text.chars().any(char::is_control);
+    path.to_str()
+        .filter(plain)
+        .map(str::to_owned)
+        .ok_or_else(|| DomainError::Unquotable(path.to_owned()))
 }
 
 /// The path that a folder has or will have, with the links on the way to it followed.
 fn resolved(folder: &Path) -> Result<PathBuf, DomainError> {
-    let failed = |source| FileError::Read { path: folder.to_owned(), source };
+    let failed = |source| FileError::Read {
+        path: folder.to_owned(),
+        source,
+    };
     let absolute = std::path::absolute(folder).map_err(failed)?;
     for above in absolute.ancestors() {
         if let Ok(known) = fs::canonicalize(above) {
-            let rest = absolute.strip_prefix(above).expect("an ancestor is a prefix");
-            return Ok(if rest == Path::new("") { known } else { known.join(rest) });
+            let rest = absolute
+                .strip_prefix(above)
+                .expect("an ancestor is a prefix");
+            return Ok(if rest == Path::new("") {
+                known
+            } else {
+                known.join(rest)
+            });
         }
     }
     Ok(absolute)
 }
 
-/// Removes what an `init` that broke off has left. The folder in which it was made goes last: it is how the rest is known
-/// to be such a remainder.
+/// Removes what an `init` that broke off has left. The folder in which it was made goes last: it is
+/// how the rest is known to be such a remainder.
 fn clear(layout: &Layout) -> Result<(), DomainError> {
     let staging = layout.staging();
     if staging.symlink_metadata().is_err() {
         return Ok(());
     }
     for path in layout.entries().into_iter().chain([staging]) {
-        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        let removed = if path.is_dir() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
         match removed {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 return Err(FileError::Write { path, source }.into());
@@ -132,7 +167,11 @@ fn move_in(staged: &Layout, layout: &Layout) -> Result<(), DomainError> {
     let sync = || fs::File::open(layout.folder()).and_then(|folder| folder.sync_all());
     for (from, to) in staged.entries().iter().zip(layout.entries()) {
         let last = to == layout.trust();
-        let moved = if last { sync().and_then(|()| fs::rename(from, &to)) } else { fs::rename(from, &to) };
+        let moved = if last {
+            sync().and_then(|()| fs::rename(from, &to))
+        } else {
+            fs::rename(from, &to)
+        };
         match moved {
             // Not everybody puts configuration into it.
             Err(source) if source.kind() == io::ErrorKind::NotFound && !last => {}
@@ -140,7 +179,13 @@ fn move_in(staged: &Layout, layout: &Layout) -> Result<(), DomainError> {
             Ok(()) => {}
         }
     }
-    let failed = |source| FileError::Write { path: layout.folder().to_owned(), source };
-    sync().and_then(|()| fs::remove_dir_all(staged.folder())).and_then(|()| sync()).map_err(failed)?;
+    let failed = |source| FileError::Write {
+        path: layout.folder().to_owned(),
+        source,
+    };
+    sync()
+        .and_then(|()| fs::remove_dir_all(staged.folder()))
+        .and_then(|()| sync())
+        .map_err(failed)?;
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! What a worker shows when it joins: which life of it asks, and that it holds the secret of the audit key it names.
+//! What a worker shows when it joins: which life of it asks, and that it holds the secret of the
+//! audit key it names.
 
 use schemas::member::Session;
 use schemas::{PublicKey, RunId, WorkerId};
@@ -16,8 +17,9 @@ pub fn new_session() -> Session {
 }
 
 impl AuditKey {
-    /// Proves to the coordinators of `domain` that `worker` holds this key, for one run. It says nothing else, so it may be
-    /// seen by anybody: under another name, in another run or domain it does not verify.
+    /// Proves to the coordinators of `domain` that `worker` holds this key, for one run. It says
+    /// nothing else, so it may be seen by anybody: under another name, in another run or domain it
+    /// does not verify.
     pub fn sign_join(&self, domain: &str, run: &RunId, worker: &WorkerId) -> [u8; SIGNATURE_BYTES] {
         self.sign(&prefixed(JOIN, domain, &body(run, worker)))
     }
@@ -48,7 +50,9 @@ mod tests {
     use crate::event::{verify_event, verify_statement};
 
     fn worker(letter: char) -> WorkerId {
-        format!("U{}", letter.to_string().repeat(55)).parse().expect("the form of a user key")
+        format!("U{}", letter.to_string().repeat(55))
+            .parse()
+            .expect("the form of a user key")
     }
 
     fn run(name: &str) -> RunId {
@@ -60,14 +64,35 @@ mod tests {
         let (key, other) = (AuditKey::generate(), AuditKey::generate());
         let proof = key.sign_join("one", &run("a"), &worker('A'));
         assert!(verify_join("one", key.public(), &proof, &run("a"), &worker('A')).is_ok());
-        assert!(verify_join("one", other.public(), &proof, &run("a"), &worker('A')).is_err(), "another key");
-        assert!(verify_join("one", key.public(), &proof, &run("a"), &worker('B')).is_err(), "another worker");
-        assert!(verify_join("one", key.public(), &proof, &run("b"), &worker('A')).is_err(), "another run");
-        assert!(verify_join("two", key.public(), &proof, &run("a"), &worker('A')).is_err(), "another domain");
+        assert!(
+            verify_join("one", other.public(), &proof, &run("a"), &worker('A')).is_err(),
+            "another key"
+        );
+        assert!(
+            verify_join("one", key.public(), &proof, &run("a"), &worker('B')).is_err(),
+            "another worker"
+        );
+        assert!(
+            verify_join("one", key.public(), &proof, &run("b"), &worker('A')).is_err(),
+            "another run"
+        );
+        assert!(
+            verify_join("two", key.public(), &proof, &run("a"), &worker('A')).is_err(),
+            "another domain"
+        );
         let body = body(&run("a"), &worker('A'));
-        assert!(verify_event("one", key.public(), &proof, &body).is_err(), "it is no event");
-        assert!(verify_statement("one", key.public(), &proof, &body).is_err(), "it is no statement");
-        for foreign in [key.sign_event("one", &body), key.sign_statement("one", &body)] {
+        assert!(
+            verify_event("one", key.public(), &proof, &body).is_err(),
+            "it is no event"
+        );
+        assert!(
+            verify_statement("one", key.public(), &proof, &body).is_err(),
+            "it is no statement"
+        );
+        for foreign in [
+            key.sign_event("one", &body),
+            key.sign_statement("one", &body),
+        ] {
             assert!(
                 verify_join("one", key.public(), &foreign, &run("a"), &worker('A')).is_err(),
                 "nor are they proofs"

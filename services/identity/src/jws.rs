@@ -1,5 +1,6 @@
-//! Signed documents as compact JWS (RFC 7515) with EdDSA (RFC 8037). The reader decides everything that a token could
-//! lie about: the algorithm is fixed, the key is looked up among trusted ones, the type is the one it expects.
+//! Signed documents as compact JWS (RFC 7515) with EdDSA (RFC 8037). The reader decides everything
+//! that a token could lie about: the algorithm is fixed, the key is looked up among trusted ones,
+//! the type is the one it expects.
 
 use data_encoding::BASE64URL_NOPAD;
 use schemas::limits::MESSAGE_BYTES_MAX;
@@ -73,7 +74,9 @@ impl JwsError {
         match self {
             Self::Signature(error) => error.code(),
             Self::UnknownKey(_) => Code::SignatureInvalid,
-            Self::TooLong(_) | Self::Malformed(_) | Self::Algorithm(_) | Self::Type { .. } => Code::ManifestInvalid,
+            Self::TooLong(_) | Self::Malformed(_) | Self::Algorithm(_) | Self::Type { .. } => {
+                Code::ManifestInvalid
+            }
             Self::Claims(_) | Self::Window { .. } => Code::ManifestInvalid,
         }
     }
@@ -85,47 +88,76 @@ impl ManifestKey {
     /// # Errors
     /// The claims are no JSON, or make a document that is too long.
     pub fn sign_document<T: Serialize>(&self, typ: &str, claims: &T) -> Result<String, JwsError> {
-        let header = Header { alg: ALGORITHM.into(), kid: self.public().to_string(), typ: typ.into() };
+        let header = Header {
+            alg: ALGORITHM.into(),
+            kid: self.public().to_string(),
+            typ: typ.into(),
+        };
         let header = serde_json::to_vec(&header).expect("three strings are JSON");
         let claims = serde_json::to_vec(claims).map_err(JwsError::Claims)?;
-        let input = format!("{}.{}", BASE64URL_NOPAD.encode(&header), BASE64URL_NOPAD.encode(&claims));
-        let compact = format!("{input}.{}", BASE64URL_NOPAD.encode(&self.sign(input.as_bytes())));
-        if compact.len() > COMPACT_BYTES_MAX { Err(JwsError::TooLong(compact.len())) } else { Ok(compact) }
+        let input = format!(
+            "{}.{}",
+            BASE64URL_NOPAD.encode(&header),
+            BASE64URL_NOPAD.encode(&claims)
+        );
+        let compact = format!(
+            "{input}.{}",
+            BASE64URL_NOPAD.encode(&self.sign(input.as_bytes()))
+        );
+        if compact.len() > COMPACT_BYTES_MAX {
+            Err(JwsError::TooLong(compact.len()))
+        } else {
+            Ok(compact)
+        }
     }
 }
 
-/// Checks a document of type `typ` and returns its claims. The window is the caller's to check, with
-/// [`check_window`], and so is everything that the claims say.
+/// Checks a document of type `typ` and returns its claims. The window is the caller's to check,
+/// with [`check_window`], and so is everything that the claims say.
 ///
 /// # Errors
 /// In this order: length, form, algorithm, type, key, signature, claims.
-pub fn verify<T: DeserializeOwned>(compact: &str, typ: &str, trust: &TrustBundle) -> Result<T, JwsError> {
+pub fn verify<T: DeserializeOwned>(
+    compact: &str,
+    typ: &str,
+    trust: &TrustBundle,
+) -> Result<T, JwsError> {
     if compact.len() > COMPACT_BYTES_MAX {
         return Err(JwsError::TooLong(compact.len()));
     }
     let malformed = JwsError::Malformed;
-    let (input, signature) = compact.rsplit_once('.').ok_or(malformed("expected three parts"))?;
-    let (header, claims) = input.split_once('.').ok_or(malformed("expected three parts"))?;
+    let (input, signature) = compact
+        .rsplit_once('.')
+        .ok_or(malformed("expected three parts"))?;
+    let (header, claims) = input
+        .split_once('.')
+        .ok_or(malformed("expected three parts"))?;
     let decode = |part: &str| BASE64URL_NOPAD.decode(part.as_bytes());
     let header = decode(header).map_err(|_| malformed("header is not base64url"))?;
     let signature = decode(signature).map_err(|_| malformed("signature is not base64url"))?;
-    let header: Header = serde_json::from_slice(&header).map_err(|_| malformed("header has other fields"))?;
+    let header: Header =
+        serde_json::from_slice(&header).map_err(|_| malformed("header has other fields"))?;
     let shown = |text: String| text.chars().take(64).collect::<String>();
     if header.alg != ALGORITHM {
         return Err(JwsError::Algorithm(shown(header.alg)));
     }
     if header.typ != typ {
-        return Err(JwsError::Type { found: shown(header.typ), expected: typ.into() });
+        return Err(JwsError::Type {
+            found: shown(header.typ),
+            expected: typ.into(),
+        });
     }
-    let key = trust.manifest_key(&header.kid).ok_or_else(|| JwsError::UnknownKey(shown(header.kid)))?;
+    let key = trust
+        .manifest_key(&header.kid)
+        .ok_or_else(|| JwsError::UnknownKey(shown(header.kid)))?;
     verify_strict(key, input.as_bytes(), &signature)?;
     // A full stop inside the middle part is no base64url, so there are exactly three parts.
     let claims = decode(claims).map_err(|_| malformed("claims are not base64url"))?;
     serde_json::from_slice(&claims).map_err(JwsError::Claims)
 }
 
-/// Checks that `now` lies in `[nbf, exp)`, both Unix seconds as in RFC 7519, widened by `skew` on both sides for
-/// clocks that differ.
+/// Checks that `now` lies in `[nbf, exp)`, both Unix seconds as in RFC 7519, widened by `skew` on
+/// both sides for clocks that differ.
 ///
 /// # Errors
 /// It does not.
@@ -154,7 +186,13 @@ mod tests {
         TrustBundle {
             v: V,
             domain: SigningKey::generate(KeyKind::Operator).public().clone(),
-            tenants: vec![SigningKey::generate(KeyKind::Account).public().as_str().parse().expect("an account's id")],
+            tenants: vec![
+                SigningKey::generate(KeyKind::Account)
+                    .public()
+                    .as_str()
+                    .parse()
+                    .expect("an account's id"),
+            ],
             manifest_keys: keys.iter().map(|key| key.public().clone()).collect(),
             audit_keys: vec![AuditKey::generate().public().clone()],
             ca: "ca.pem".into(),
@@ -165,7 +203,10 @@ mod tests {
     fn forge(key: &ManifestKey, header: &Value) -> String {
         let encode = |value: &Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
         let input = format!("{}.{}", encode(header), encode(&json!({"a": 1})));
-        format!("{input}.{}", BASE64URL_NOPAD.encode(&key.sign(input.as_bytes())))
+        format!(
+            "{input}.{}",
+            BASE64URL_NOPAD.encode(&key.sign(input.as_bytes()))
+        )
     }
 
     #[test]
@@ -175,8 +216,14 @@ mod tests {
         assert!(matches!(made, Err(JwsError::TooLong(_))));
         let long = "x".repeat(COMPACT_BYTES_MAX + 1);
         let read = verify::<Value>(&long, TYPE, &trust(&[&key]));
-        assert!(matches!(read, Err(JwsError::TooLong(length)) if length == COMPACT_BYTES_MAX + 1), "{read:?}");
-        assert!(matches!(verify::<Value>(&long[1..], TYPE, &trust(&[&key])), Err(JwsError::Malformed(_))));
+        assert!(
+            matches!(read, Err(JwsError::TooLong(length)) if length == COMPACT_BYTES_MAX + 1),
+            "{read:?}"
+        );
+        assert!(matches!(
+            verify::<Value>(&long[1..], TYPE, &trust(&[&key])),
+            Err(JwsError::Malformed(_))
+        ));
     }
 
     #[test]
@@ -184,11 +231,21 @@ mod tests {
         let (old, new) = (ManifestKey::generate(), ManifestKey::generate());
         let trust = trust(&[&old, &new]);
         for key in [&old, &new] {
-            let compact = key.sign_document(TYPE, &json!({"a": 1})).expect("small claims");
-            assert_eq!(verify::<Value>(&compact, TYPE, &trust).expect("a trusted key"), json!({"a": 1}));
+            let compact = key
+                .sign_document(TYPE, &json!({"a": 1}))
+                .expect("small claims");
+            assert_eq!(
+                verify::<Value>(&compact, TYPE, &trust).expect("a trusted key"),
+                json!({"a": 1})
+            );
         }
-        let stranger = ManifestKey::generate().sign_document(TYPE, &json!({"a": 1})).expect("small claims");
-        assert!(matches!(verify::<Value>(&stranger, TYPE, &trust), Err(JwsError::UnknownKey(_))));
+        let stranger = ManifestKey::generate()
+            .sign_document(TYPE, &json!({"a": 1}))
+            .expect("small claims");
+        assert!(matches!(
+            verify::<Value>(&stranger, TYPE, &trust),
+            Err(JwsError::UnknownKey(_))
+        ));
     }
 
     #[test]
@@ -196,18 +253,57 @@ mod tests {
         let (key, other) = (ManifestKey::generate(), ManifestKey::generate());
         let trust = trust(&[&key, &other]);
         let kid = key.public().as_str();
-        assert!(verify::<Value>(&forge(&key, &json!({"alg": "EdDSA", "kid": kid, "typ": TYPE})), TYPE, &trust).is_ok());
-        for alg in ["none", "None", "HS256", "ES256", "ed25519-nkey", "eddsa", ""] {
+        assert!(
+            verify::<Value>(
+                &forge(&key, &json!({"alg": "EdDSA", "kid": kid, "typ": TYPE})),
+                TYPE,
+                &trust
+            )
+            .is_ok()
+        );
+        for alg in [
+            "none",
+            "None",
+            "HS256",
+            "ES256",
+            "ed25519-nkey",
+            "eddsa",
+            "",
+        ] {
             let forged = forge(&key, &json!({"alg": alg, "kid": kid, "typ": TYPE}));
-            assert!(matches!(verify::<Value>(&forged, TYPE, &trust), Err(JwsError::Algorithm(_))), "{alg}");
+            assert!(
+                matches!(
+                    verify::<Value>(&forged, TYPE, &trust),
+                    Err(JwsError::Algorithm(_))
+                ),
+                "{alg}"
+            );
         }
         let typed = forge(&key, &json!({"alg": "EdDSA", "kid": kid, "typ": "JWT"}));
-        assert!(matches!(verify::<Value>(&typed, TYPE, &trust), Err(JwsError::Type { .. })));
-        let swapped = forge(&key, &json!({"alg": "EdDSA", "kid": other.public().as_str(), "typ": TYPE}));
-        assert!(matches!(verify::<Value>(&swapped, TYPE, &trust), Err(JwsError::Signature(_))));
+        assert!(matches!(
+            verify::<Value>(&typed, TYPE, &trust),
+            Err(JwsError::Type { .. })
+        ));
+        let swapped = forge(
+            &key,
+            &json!({"alg": "EdDSA", "kid": other.public().as_str(), "typ": TYPE}),
+        );
+        assert!(matches!(
+            verify::<Value>(&swapped, TYPE, &trust),
+            Err(JwsError::Signature(_))
+        ));
         for extra in ["crit", "jwk", "jku", "x5c", "b64"] {
-            let forged = forge(&key, &json!({"alg": "EdDSA", "kid": kid, "typ": TYPE, extra: []}));
-            assert!(matches!(verify::<Value>(&forged, TYPE, &trust), Err(JwsError::Malformed(_))), "{extra}");
+            let forged = forge(
+                &key,
+                &json!({"alg": "EdDSA", "kid": kid, "typ": TYPE, extra: []}),
+            );
+            assert!(
+                matches!(
+                    verify::<Value>(&forged, TYPE, &trust),
+                    Err(JwsError::Malformed(_))
+                ),
+                "{extra}"
+            );
         }
     }
 
@@ -215,7 +311,9 @@ mod tests {
     fn tl_09_odd_forms_are_refused() {
         let key = ManifestKey::generate();
         let trust = trust(&[&key]);
-        let good = key.sign_document(TYPE, &json!({"a": 1})).expect("small claims");
+        let good = key
+            .sign_document(TYPE, &json!({"a": 1}))
+            .expect("small claims");
         let unsigned = format!("{}.", good.rsplit_once('.').expect("three parts").0);
         let long = "a".repeat(COMPACT_BYTES_MAX + 1);
         for bad in [
@@ -230,14 +328,21 @@ mod tests {
             &unsigned,
             &long,
         ] {
-            assert!(verify::<Value>(bad, TYPE, &trust).is_err(), "{}", &bad[..bad.len().min(20)]);
+            assert!(
+                verify::<Value>(bad, TYPE, &trust).is_err(),
+                "{}",
+                &bad[..bad.len().min(20)]
+            );
         }
         #[derive(Debug, Deserialize)]
         struct Other {
             #[expect(dead_code, reason = "only its absence from the claims matters")]
             b: u8,
         }
-        assert!(matches!(verify::<Other>(&good, TYPE, &trust), Err(JwsError::Claims(_))));
+        assert!(matches!(
+            verify::<Other>(&good, TYPE, &trust),
+            Err(JwsError::Claims(_))
+        ));
     }
 
     #[test]
@@ -247,7 +352,10 @@ mod tests {
         assert!(!check(9_999, 0) && !check(20_000, 0));
         assert!(check(9_000, 1_000) && check(20_999, 1_000));
         assert!(!check(8_999, 1_000) && !check(21_000, 1_000));
-        assert!(check_window(20, 10, UnixMillis(15_000), Millis(60_000)).is_err(), "never a window that ends first");
+        assert!(
+            check_window(20, 10, UnixMillis(15_000), Millis(60_000)).is_err(),
+            "never a window that ends first"
+        );
         assert!(check_window(0, u64::MAX, UnixMillis(1), Millis(u64::MAX)).is_ok());
     }
 

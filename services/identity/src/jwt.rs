@@ -1,4 +1,5 @@
-//! Minting and checking of NATS tokens (JWTs signed with nkeys): operator, account, user, and the chain between them.
+//! Minting and checking of NATS tokens (JWTs signed with nkeys): operator, account, user, and the
+//! chain between them.
 
 use data_encoding::{BASE32_NOPAD, BASE64URL_NOPAD};
 use schemas::text::Time;
@@ -9,9 +10,11 @@ use sha2::{Digest as _, Sha512_256};
 use crate::claims::{AccountClaims, AccountKey, Claims, OperatorClaims, UserClaims};
 use crate::key::{KeyError, KeyKind, SigningKey, parse_public, verify_strict};
 
-/// Longest user token: it travels in CONNECT, which the server cuts at 4096 bytes together with the rest of that line.
+/// Longest user token: it travels in CONNECT, which the server cuts at 4096 bytes together with the
+/// rest of that line.
 pub const USER_BYTES_MAX: usize = 3 << 10;
-/// Longest token of any kind: accounts with long revocation lists stay below the server's largest message.
+/// Longest token of any kind: accounts with long revocation lists stay below the server's largest
+/// message.
 pub const TOKEN_BYTES_MAX: usize = 1 << 20;
 /// Longest name, tag key or tag value.
 pub const LABEL_BYTES_MAX: usize = 64;
@@ -22,7 +25,11 @@ const TYPE: &str = "JWT";
 const VERSION: u8 = 2;
 
 /// What a window says to a clock that is outside of it.
-pub(crate) fn window(not_before: Option<UnixMillis>, expires: Option<UnixMillis>, now: UnixMillis) -> String {
+pub(crate) fn window(
+    not_before: Option<UnixMillis>,
+    expires: Option<UnixMillis>,
+    now: UnixMillis,
+) -> String {
     match (expires, not_before) {
         (Some(end), _) if now >= end => format!("ended at {}", Time(end)),
         (_, Some(begin)) => format!("is not valid before {}", Time(begin)),
@@ -93,7 +100,9 @@ pub enum JwtError {
         reason: String,
     },
     /// A name or tag with characters that would become wildcards in a role's template.
-    #[error("{text:?} cannot be a name or tag; use 1 to {LABEL_BYTES_MAX} of A-Z, a-z, 0-9, _ and - (tags: key:value)")]
+    #[error(
+        "{text:?} cannot be a name or tag; use 1 to {LABEL_BYTES_MAX} of A-Z, a-z, 0-9, _ and - (tags: key:value)"
+    )]
     Label {
         /// What was given, shortened.
         text: String,
@@ -175,7 +184,8 @@ impl JwtError {
 /// Mints a token.
 ///
 /// # Errors
-/// A name or tag that templates must not see, keys of the wrong kind, or a user token too long to connect with.
+/// A name or tag that templates must not see, keys of the wrong kind, or a user token too long to
+/// connect with.
 pub fn mint<C: Claims>(
     subject: &Subject<'_>,
     claims: C,
@@ -185,7 +195,11 @@ pub fn mint<C: Claims>(
     check_label(subject.name)?;
     parse_public(subject.key.as_str(), C::KIND)?;
     if signer.kind() != C::ISSUER {
-        return Err(issuer_error(subject.key, signer.public(), "is of the wrong kind"));
+        return Err(issuer_error(
+            subject.key,
+            signer.public(),
+            "is of the wrong kind",
+        ));
     }
     let mut wire = Wire {
         exp: subject.expires.map(seconds),
@@ -195,20 +209,34 @@ pub fn mint<C: Claims>(
         name: subject.name.to_owned(),
         nbf: subject.not_before.map(seconds),
         sub: subject.key.clone(),
-        nats: Body { claims, kind: C::KIND, version: VERSION },
+        nats: Body {
+            claims,
+            kind: C::KIND,
+            version: VERSION,
+        },
     };
     check_labels(&wire)?;
     wire.jti = BASE32_NOPAD.encode(&Sha512_256::digest(json(&wire)));
     let body = json(&wire);
-    let header = json(&Header { typ: TYPE.into(), alg: ALGORITHM.into() });
-    let input = format!("{}.{}", BASE64URL_NOPAD.encode(&header), BASE64URL_NOPAD.encode(&body));
-    let token = format!("{input}.{}", BASE64URL_NOPAD.encode(&signer.sign(input.as_bytes())));
+    let header = json(&Header {
+        typ: TYPE.into(),
+        alg: ALGORITHM.into(),
+    });
+    let input = format!(
+        "{}.{}",
+        BASE64URL_NOPAD.encode(&header),
+        BASE64URL_NOPAD.encode(&body)
+    );
+    let token = format!(
+        "{input}.{}",
+        BASE64URL_NOPAD.encode(&signer.sign(input.as_bytes()))
+    );
     check_length::<C>(&token)?;
     Ok(token)
 }
 
-/// Checks a token's form, its signature by the key it names, and that `now` lies in its window. Whether that key may
-/// sign it is for [`verify_chain`].
+/// Checks a token's form, its signature by the key it names, and that `now` lies in its window.
+/// Whether that key may sign it is for [`verify_chain`].
 ///
 /// # Errors
 /// Any of these fails.
@@ -231,20 +259,32 @@ pub fn verify_chain(
 ) -> Result<Chain, JwtError> {
     let operator = verify::<OperatorClaims>(operator, now)?;
     if operator.subject != *domain || operator.issuer != *domain {
-        return Err(issuer_error(&operator.subject, &operator.issuer, "is not the operator of this domain"));
+        return Err(issuer_error(
+            &operator.subject,
+            &operator.issuer,
+            "is not the operator of this domain",
+        ));
     }
     let account = verify::<AccountClaims>(account, now)?;
     let by_identity = account.issuer == *domain && !operator.claims.strict_signing_key_usage;
     if !by_identity && !operator.claims.signing_keys.contains(&account.issuer) {
-        return Err(issuer_error(&account.subject, &account.issuer, "the operator does not sign accounts with"));
+        return Err(issuer_error(
+            &account.subject,
+            &account.issuer,
+            "the operator does not sign accounts with",
+        ));
     }
     let user = verify::<UserClaims>(user, now)?;
     let role = check_user(&user, &account, operator.claims.strict_signing_key_usage)?;
-    Ok(Chain { user, account: account.subject, role })
+    Ok(Chain {
+        user,
+        account: account.subject,
+        role,
+    })
 }
 
-/// Checks that a text can be a user's name, a tag's key or a tag's value: templates paste these into subjects as they
-/// are, where `*`, `>` and `.` would widen a user's rights.
+/// Checks that a text can be a user's name, a tag's key or a tag's value: templates paste these
+/// into subjects as they are, where `*`, `>` and `.` would widen a user's rights.
 ///
 /// # Errors
 /// It has other characters, or none, or too many.
@@ -253,7 +293,9 @@ pub fn check_label(text: &str) -> Result<(), JwtError> {
     if !text.is_empty() && text.len() <= LABEL_BYTES_MAX && text.chars().all(allowed) {
         return Ok(());
     }
-    Err(JwtError::Label { text: text.chars().take(LABEL_BYTES_MAX).collect() })
+    Err(JwtError::Label {
+        text: text.chars().take(LABEL_BYTES_MAX).collect(),
+    })
 }
 
 impl<C> Jwt<C> {
@@ -267,25 +309,45 @@ impl<C> Jwt<C> {
         if begun && !over {
             return Ok(());
         }
-        let Self { not_before, expires, .. } = *self;
-        Err(JwtError::Window { subject: self.subject.clone(), now, not_before, expires })
+        let Self {
+            not_before,
+            expires,
+            ..
+        } = *self;
+        Err(JwtError::Window {
+            subject: self.subject.clone(),
+            now,
+            not_before,
+            expires,
+        })
     }
 }
 
 /// As [`verify`], but at no particular time: for a token that the server will judge in a moment.
 pub(crate) fn verify_signature<C: Claims>(token: &str) -> Result<Jwt<C>, JwtError> {
     check_length::<C>(token)?;
-    let malformed = |reason: &str| JwtError::Malformed { kind: C::KIND, reason: reason.to_owned() };
+    let malformed = |reason: &str| JwtError::Malformed {
+        kind: C::KIND,
+        reason: reason.to_owned(),
+    };
     let parts: Vec<&str> = token.splitn(4, '.').collect();
-    let [header, body, signature] = parts[..] else { return Err(malformed("expected three parts")) };
+    let [header, body, signature] = parts[..] else {
+        return Err(malformed("expected three parts"));
+    };
     let input = &token[..header.len() + 1 + body.len()];
-    let decode = |part: &str| BASE64URL_NOPAD.decode(part.as_bytes()).map_err(|_| malformed("not base64url"));
+    let decode = |part: &str| {
+        BASE64URL_NOPAD
+            .decode(part.as_bytes())
+            .map_err(|_| malformed("not base64url"))
+    };
     let (header, body, signature) = (decode(header)?, decode(body)?, decode(signature)?);
-    let header: Header = serde_json::from_slice(&header).map_err(|error| malformed(&error.to_string()))?;
+    let header: Header =
+        serde_json::from_slice(&header).map_err(|error| malformed(&error.to_string()))?;
     if header.alg != ALGORITHM || header.typ != TYPE {
         return Err(malformed("its header names another type or algorithm"));
     }
-    let wire: Wire<C> = serde_json::from_slice(&body).map_err(|error| malformed(&error.to_string()))?;
+    let wire: Wire<C> =
+        serde_json::from_slice(&body).map_err(|error| malformed(&error.to_string()))?;
     if wire.nats.kind != C::KIND || wire.nats.version != VERSION {
         return Err(malformed("its claims are of another kind or version"));
     }
@@ -306,38 +368,64 @@ pub(crate) fn verify_signature<C: Claims>(token: &str) -> Result<Jwt<C>, JwtErro
 }
 
 /// Which role's key signed the user, if any, after checking that it may have.
-fn check_user(user: &Jwt<UserClaims>, account: &Jwt<AccountClaims>, strict: bool) -> Result<Option<String>, JwtError> {
+fn check_user(
+    user: &Jwt<UserClaims>,
+    account: &Jwt<AccountClaims>,
+    strict: bool,
+) -> Result<Option<String>, JwtError> {
     let refused = |reason| Err(issuer_error(&user.subject, &user.issuer, reason));
-    let named = user.claims.issuer_account.as_ref().map_or(user.issuer.as_str(), |account| account.as_str());
+    let named = user
+        .claims
+        .issuer_account
+        .as_ref()
+        .map_or(user.issuer.as_str(), |account| account.as_str());
     if named != account.subject.as_str() {
         return refused("signs for another account");
     }
     let issued = user.issued;
-    let revoked = [user.subject.as_str(), "*"].into_iter().filter_map(|key| account.claims.revocations.get(key));
-    if revoked.into_iter().any(|until| issued <= UnixMillis(until.saturating_mul(1000))) {
+    let revoked = [user.subject.as_str(), "*"]
+        .into_iter()
+        .filter_map(|key| account.claims.revocations.get(key));
+    if revoked
+        .into_iter()
+        .any(|until| issued <= UnixMillis(until.saturating_mul(1000)))
+    {
         return Err(JwtError::Revoked(user.subject.clone()));
     }
     if user.issuer == account.subject && !strict {
         return Ok(None);
     }
-    match account.claims.signing_keys.iter().find(|entry| *entry.key() == user.issuer) {
+    match account
+        .claims
+        .signing_keys
+        .iter()
+        .find(|entry| *entry.key() == user.issuer)
+    {
         None => refused("the account does not sign users with"),
         Some(AccountKey::Plain(_)) => Ok(None),
-        Some(AccountKey::Scoped(_)) if user.claims.has_rights() => refused("gives a role, beside rights of its own"),
+        Some(AccountKey::Scoped(_)) if user.claims.has_rights() => {
+            refused("gives a role, beside rights of its own")
+        }
         Some(AccountKey::Scoped(scope)) => Ok(Some(scope.role.clone())),
     }
 }
 
 /// Names and tags of users: these are what templates paste.
 fn check_labels<C: Claims>(wire: &Wire<C>) -> Result<(), JwtError> {
-    let Some(user) = wire.nats.claims.as_user() else { return Ok(()) };
+    let Some(user) = wire.nats.claims.as_user() else {
+        return Ok(());
+    };
     check_label(&wire.name)?;
     if user.bearer_token {
-        return Err(JwtError::Malformed { kind: C::KIND, reason: "bearer tokens are not accepted".into() });
+        return Err(JwtError::Malformed {
+            kind: C::KIND,
+            reason: "bearer tokens are not accepted".into(),
+        });
     }
     for tag in &user.tags {
-        let (key, value) =
-            tag.split_once(':').ok_or_else(|| JwtError::Label { text: tag.chars().take(64).collect() })?;
+        let (key, value) = tag.split_once(':').ok_or_else(|| JwtError::Label {
+            text: tag.chars().take(64).collect(),
+        })?;
         check_label(key)?;
         check_label(value)?;
     }
@@ -345,12 +433,27 @@ fn check_labels<C: Claims>(wire: &Wire<C>) -> Result<(), JwtError> {
 }
 
 fn check_length<C: Claims>(token: &str) -> Result<(), JwtError> {
-    let max = if C::KIND == KeyKind::User { USER_BYTES_MAX } else { TOKEN_BYTES_MAX };
-    if token.len() > max { Err(JwtError::TooLong { bytes: token.len(), max }) } else { Ok(()) }
+    let max = if C::KIND == KeyKind::User {
+        USER_BYTES_MAX
+    } else {
+        TOKEN_BYTES_MAX
+    };
+    if token.len() > max {
+        Err(JwtError::TooLong {
+            bytes: token.len(),
+            max,
+        })
+    } else {
+        Ok(())
+    }
 }
 
 fn issuer_error(subject: &PublicKey, issuer: &PublicKey, reason: &'static str) -> JwtError {
-    JwtError::Issuer { subject: subject.clone(), issuer: issuer.clone(), reason }
+    JwtError::Issuer {
+        subject: subject.clone(),
+        issuer: issuer.clone(),
+        reason,
+    }
 }
 
 fn seconds(at: UnixMillis) -> u64 {

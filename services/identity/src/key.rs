@@ -1,5 +1,5 @@
-//! Ed25519 keys in nkey text form: private keys that mint, and the strict check of signatures. The keys that processes
-//! hold are in [`crate::purpose`].
+//! Ed25519 keys in nkey text form: private keys that mint, and the strict check of signatures. The
+//! keys that processes hold are in [`crate::purpose`].
 
 use std::fmt;
 use std::path::Path;
@@ -80,9 +80,11 @@ impl KeyError {
 /// The key's checksum or the signature is wrong.
 pub fn verify_strict(public: &PublicKey, message: &[u8], signature: &[u8]) -> Result<(), KeyError> {
     let refused = || KeyError::Signature(public.clone());
-    let key = ed25519_dalek::VerifyingKey::from_bytes(&public_bytes(public)?).map_err(|_| refused())?;
+    let key =
+        ed25519_dalek::VerifyingKey::from_bytes(&public_bytes(public)?).map_err(|_| refused())?;
     let signature = ed25519_dalek::Signature::from_slice(signature).map_err(|_| refused())?;
-    key.verify_strict(message, &signature).map_err(|_| refused())
+    key.verify_strict(message, &signature)
+        .map_err(|_| refused())
 }
 
 /// Reads the text form of a public key of one kind and checks its checksum.
@@ -90,10 +92,17 @@ pub fn verify_strict(public: &PublicKey, message: &[u8], signature: &[u8]) -> Re
 /// # Errors
 /// It is of another kind, or mistyped.
 pub fn parse_public(text: &str, kind: KeyKind) -> Result<PublicKey, KeyError> {
-    let refused = || KeyError::Public { kind, text: text.chars().take(64).collect() };
+    let refused = || KeyError::Public {
+        kind,
+        text: text.chars().take(64).collect(),
+    };
     let public: PublicKey = text.parse().map_err(|_| refused())?;
     public_bytes(&public)?;
-    if KeyKind::of(&public) == kind { Ok(public) } else { Err(refused()) }
+    if KeyKind::of(&public) == kind {
+        Ok(public)
+    } else {
+        Err(refused())
+    }
 }
 
 /// The raw 32 bytes of a public key, as the audit log's leaves hold it.
@@ -104,7 +113,10 @@ pub fn public_bytes(public: &PublicKey) -> Result<[u8; 32], KeyError> {
     let kind = KeyKind::of(public);
     match nkeys::from_public_key(public.as_str()) {
         Ok((prefix, bytes)) if prefix == kind.prefix() => Ok(bytes),
-        _ => Err(KeyError::Public { kind, text: public.as_str().to_owned() }),
+        _ => Err(KeyError::Public {
+            kind,
+            text: public.as_str().to_owned(),
+        }),
     }
 }
 
@@ -156,11 +168,16 @@ impl SigningKey {
     /// # Errors
     /// The text is no seed of this kind.
     pub fn from_seed(kind: KeyKind, seed: &Seed) -> Result<Self, KeyError> {
-        let (prefix, raw) = nkeys::decode_seed(seed.expose()).map_err(|_| KeyError::Seed { kind })?;
+        let (prefix, raw) =
+            nkeys::decode_seed(seed.expose()).map_err(|_| KeyError::Seed { kind })?;
         let key = Self::from_raw(kind, &Zeroizing::new(raw));
         // One key has one text: the form has three bits that its reader ignores.
         let same = prefix == kind.prefix() && key.seed().same(seed);
-        if same { Ok(key) } else { Err(KeyError::Seed { kind }) }
+        if same {
+            Ok(key)
+        } else {
+            Err(KeyError::Seed { kind })
+        }
     }
 
     /// The key in a seed file.
@@ -183,7 +200,11 @@ impl SigningKey {
 
     /// Its text form, to be written to a file.
     pub fn seed(&self) -> Seed {
-        Seed::new(self.pair().seed().expect("the pair was made from a private key"))
+        Seed::new(
+            self.pair()
+                .seed()
+                .expect("the pair was made from a private key"),
+        )
     }
 
     /// Signs `message` as it is. Only this crate says what a key signs.
@@ -193,13 +214,22 @@ impl SigningKey {
 
     fn from_raw(kind: KeyKind, raw: &Zeroizing<[u8; 32]>) -> Self {
         let key = ed25519_dalek::SigningKey::from_bytes(raw);
-        let text = KeyPair::new_from_raw(kind.nkey(), **raw).expect("any 32 bytes are a private key").public_key();
-        Self { kind, key, public: text.parse().expect("nkeys writes public keys in their text form") }
+        let text = KeyPair::new_from_raw(kind.nkey(), **raw)
+            .expect("any 32 bytes are a private key")
+            .public_key();
+        Self {
+            kind,
+            key,
+            public: text
+                .parse()
+                .expect("nkeys writes public keys in their text form"),
+        }
     }
 
     /// For encoding only: a pair of nkeys is not wiped, so none is kept.
     fn pair(&self) -> KeyPair {
-        KeyPair::new_from_raw(self.kind.nkey(), self.key.to_bytes()).expect("any 32 bytes are a private key")
+        KeyPair::new_from_raw(self.kind.nkey(), self.key.to_bytes())
+            .expect("any 32 bytes are a private key")
     }
 }
 
@@ -233,13 +263,19 @@ mod tests {
         for kind in KINDS {
             let seed = SigningKey::generate(kind).seed();
             for other in KINDS.into_iter().filter(|other| *other != kind) {
-                assert!(SigningKey::from_seed(other, &seed).is_err(), "{kind:?} as {other:?}");
+                assert!(
+                    SigningKey::from_seed(other, &seed).is_err(),
+                    "{kind:?} as {other:?}"
+                );
             }
             for at in 0..seed.expose().len() {
                 let mut text = seed.expose().as_bytes().to_vec();
                 text[at] = if text[at] == b'A' { b'B' } else { b'A' };
                 let text = String::from_utf8(text).expect("still ASCII");
-                assert!(SigningKey::from_seed(kind, &Seed::new(text)).is_err(), "letter {at}");
+                assert!(
+                    SigningKey::from_seed(kind, &Seed::new(text)).is_err(),
+                    "letter {at}"
+                );
             }
         }
         for text in ["", "SU", "SUé", &"S".repeat(58)] {
@@ -254,7 +290,13 @@ mod tests {
         assert!(parse_public(&text, KeyKind::Account).is_err());
         let mut wrong = text.into_bytes();
         wrong[20] = if wrong[20] == b'A' { b'B' } else { b'A' };
-        assert!(parse_public(&String::from_utf8(wrong).expect("still ASCII"), KeyKind::User).is_err());
+        assert!(
+            parse_public(
+                &String::from_utf8(wrong).expect("still ASCII"),
+                KeyKind::User
+            )
+            .is_err()
+        );
     }
 
     #[test]
@@ -265,8 +307,8 @@ mod tests {
         assert!(verify_strict(key.public(), b"m", &good[..63]).is_err());
         // S + L is the second encoding that lenient verifiers accept.
         const ORDER: [u8; 32] = [
-            0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58, 0xd6, 0x9c, 0xf7, 0xa2, 0xde, 0xf9, 0xde, 0x14, 0, 0, 0, 0,
-            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10,
+            0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58, 0xd6, 0x9c, 0xf7, 0xa2, 0xde, 0xf9,
+            0xde, 0x14, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10,
         ];
         let mut second = good;
         let mut carry = 0u16;
@@ -285,7 +327,10 @@ mod tests {
         let lenient = ed25519_dalek::VerifyingKey::from_bytes(&point).expect("it is a point");
         let signature = ed25519_dalek::Signature::from_bytes(&forged);
         let accepted = ed25519_dalek::Verifier::verify(&lenient, b"anything", &signature);
-        assert!(accepted.is_ok(), "the forgery is one that a lenient check takes");
+        assert!(
+            accepted.is_ok(),
+            "the forgery is one that a lenient check takes"
+        );
         assert!(verify_strict(&weak, b"anything", &forged).is_err());
     }
 
@@ -297,11 +342,18 @@ mod tests {
         for byte in &raw {
             crc ^= u16::from(*byte) << 8;
             for _ in 0..8 {
-                crc = if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 };
+                crc = if crc & 0x8000 == 0 {
+                    crc << 1
+                } else {
+                    (crc << 1) ^ 0x1021
+                };
             }
         }
         raw.extend(crc.to_le_bytes());
-        let public: PublicKey = data_encoding::BASE32_NOPAD.encode(&raw).parse().expect("the form is right");
+        let public: PublicKey = data_encoding::BASE32_NOPAD
+            .encode(&raw)
+            .parse()
+            .expect("the form is right");
         assert_eq!(public_bytes(&public).expect("the checksum is right"), point);
         public
     }

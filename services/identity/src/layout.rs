@@ -13,7 +13,9 @@ pub struct Layout {
 impl Layout {
     /// The layout under `folder`; nothing is touched.
     pub fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned() }
+        Self {
+            folder: folder.to_owned(),
+        }
     }
 
     /// The domain's folder.
@@ -106,8 +108,8 @@ impl Layout {
         self.folder.join("lock")
     }
 
-    /// Where a domain is made before it is moved in. It is there until the whole domain is, so what lies beside it
-    /// without a trust bundle was left by an `init` that broke off.
+    /// Where a domain is made before it is moved in. It is there until the whole domain is, so what
+    /// lies beside it without a trust bundle was left by an `init` that broke off.
     pub(crate) fn staging(&self) -> PathBuf {
         self.folder.join(".init")
     }
@@ -135,7 +137,16 @@ impl Layout {
 
     /// What a domain consists of, in the order in which it may appear: the trust bundle last.
     pub(crate) fn entries(&self) -> Vec<PathBuf> {
-        let names = ["keys", "tls", "store", "credentials", "audit-keys", "broker", "config", "trust.json"];
+        let names = [
+            "keys",
+            "tls",
+            "store",
+            "credentials",
+            "audit-keys",
+            "broker",
+            "config",
+            "trust.json",
+        ];
         names.iter().map(|name| self.folder.join(name)).collect()
     }
 }

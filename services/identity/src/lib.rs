@@ -1,5 +1,6 @@
-//! Who is who: keys, NATS tokens, credentials files, signed documents and events, TLS material, and the trust domain
-//! on disk that all of them come from. Nothing here opens a connection; nothing here can print a secret.
+//! Who is who: keys, NATS tokens, credentials files, signed documents and events, TLS material, and
+//! the trust domain on disk that all of them come from. Nothing here opens a connection; nothing
+//! here can print a secret.
 
 pub mod accounts;
 pub mod broker;

@@ -50,33 +50,48 @@ impl LockError {
 }
 
 impl DomainLock {
-    /// Takes the lock of the domain in `folder` for `command`, or says who has it; does not wait. A missing folder is
-    /// made.
+    /// Takes the lock of the domain in `folder` for `command`, or says who has it; does not wait. A
+    /// missing folder is made.
     ///
     /// # Errors
     /// Another process has it, or the file cannot be used.
     pub fn take(folder: &Path, command: &str) -> Result<Self, LockError> {
         create_private_folder(folder)?;
         let path = Layout::new(folder).lock();
-        let failed = |source| FileError::Write { path: path.clone(), source };
-        let opened = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path);
+        let failed = |source| FileError::Write {
+            path: path.clone(),
+            source,
+        };
+        let opened = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .open(&path);
         let mut file = opened.map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(LockError::Busy { folder: folder.to_owned(), holder: holder(&file) });
+                return Err(LockError::Busy {
+                    folder: folder.to_owned(),
+                    holder: holder(&file),
+                });
             }
             Err(TryLockError::Error(source)) => return Err(failed(source).into()),
         }
         let note = format!("`{command}`, process {}\n", std::process::id());
-        file.set_len(0).and_then(|()| file.write_all(note.as_bytes())).map_err(failed)?;
+        file.set_len(0)
+            .and_then(|()| file.write_all(note.as_bytes()))
+            .map_err(failed)?;
         Ok(Self { file })
     }
 }
 
 impl Drop for DomainLock {
     fn drop(&mut self) {
-        // The next holder's note is not confused with this one's; who has ended without this is written over.
+        // The next holder's note is not confused with this one's; who has ended without this is
+        // written over.
         let _noted = self.file.set_len(0);
     }
 }
@@ -107,7 +122,10 @@ mod tests {
         let error = DomainLock::take(&folder, "diloctl down").expect_err("it is taken");
         assert_eq!(error.code(), Code::DomainBusy);
         let text = error.to_string();
-        assert!(text.contains("`diloctl up`") && text.contains(&std::process::id().to_string()), "{text}");
+        assert!(
+            text.contains("`diloctl up`") && text.contains(&std::process::id().to_string()),
+            "{text}"
+        );
         drop(first);
         DomainLock::take(&folder, "diloctl down").expect("it was given back");
     }

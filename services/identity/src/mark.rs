@@ -1,8 +1,9 @@
-//! How far a ledger is known to have come, in a small file beside the keys that sign it. The ledger is the truth; the mark
-//! is how its loss is noticed, since an empty ledger looks like a new one.
+//! How far a ledger is known to have come, in a small file beside the keys that sign it. The ledger
+//! is the truth; the mark is how its loss is noticed, since an empty ledger looks like a new one.
 //!
-//! The file has two places of fixed length that are written in turn, so that a write that a power cut tears leaves the
-//! other one. It is not synced: a mark that is a little old still shows a ledger that was lost.
+//! The file has two places of fixed length that are written in turn, so that a write that a power
+//! cut tears leaves the other one. It is not synced: a mark that is a little old still shows a
+//! ledger that was lost.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -89,7 +90,13 @@ impl MarkError {
 impl Mark {
     /// The mark of a ledger without events.
     pub const fn empty(domain: PublicKey) -> Self {
-        Self { v: V, domain, events: 0, stream_sequence: 0, last: None }
+        Self {
+            v: V,
+            domain,
+            events: 0,
+            stream_sequence: 0,
+            last: None,
+        }
     }
 
     /// Reads the file; none where there is none.
@@ -100,7 +107,10 @@ impl Mark {
         match File::open(path) {
             Ok(file) => read(path, &file, domain).map(Some),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(MarkError::Io { path: path.to_owned(), source }),
+            Err(source) => Err(MarkError::Io {
+                path: path.to_owned(),
+                source,
+            }),
         }
     }
 
@@ -109,7 +119,10 @@ impl Mark {
     }
 
     fn place(&self) -> Vec<u8> {
-        let sealed = Sealed { mark: self.clone(), seal: self.seal() };
+        let sealed = Sealed {
+            mark: self.clone(),
+            seal: self.seal(),
+        };
         let mut bytes = serde_json::to_vec(&sealed).expect("a mark is JSON");
         bytes.resize(PLACE_BYTES - 1, b' ');
         bytes.push(b'\n');
@@ -124,12 +137,28 @@ impl MarkFile {
     /// It cannot be used, or is the mark of another domain.
     pub fn open(path: &Path, domain: &PublicKey) -> Result<(Self, Mark), MarkError> {
         if !path.exists() {
-            write_private(path, &Mark::empty(domain.clone()).place().repeat(PLACES as usize))?;
+            write_private(
+                path,
+                &Mark::empty(domain.clone()).place().repeat(PLACES as usize),
+            )?;
         }
-        let io = |source| MarkError::Io { path: path.to_owned(), source };
-        let file = OpenOptions::new().read(true).write(true).open(path).map_err(io)?;
+        let io = |source| MarkError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(io)?;
         let mark = read(path, &file, domain)?;
-        Ok((Self { path: path.to_owned(), file }, mark))
+        Ok((
+            Self {
+                path: path.to_owned(),
+                file,
+            },
+            mark,
+        ))
     }
 
     /// Writes a newer mark: one call of the system, no sync.
@@ -137,10 +166,14 @@ impl MarkFile {
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, mark: &Mark) -> Result<(), MarkError> {
-        // Where two coordinators overlap, the one that is on its way out writes an older mark, never one that is ahead.
+        // Where two coordinators overlap, the one that is on its way out writes an older mark,
+        // never one that is ahead.
         let at = (mark.events % PLACES) * PLACE_BYTES as u64;
         let written = self.file.write_all_at(&mark.place(), at);
-        written.map_err(|source| MarkError::Io { path: self.path.clone(), source })
+        written.map_err(|source| MarkError::Io {
+            path: self.path.clone(),
+            source,
+        })
     }
 }
 
@@ -150,17 +183,32 @@ fn read(path: &Path, file: &File, domain: &PublicKey) -> Result<Mark, MarkError>
         let mut bytes = [0; PLACE_BYTES];
         match file.read_exact_at(&mut bytes, place * PLACE_BYTES as u64) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => continue,
-            Err(source) => return Err(MarkError::Io { path: path.to_owned(), source }),
+            Err(source) => {
+                return Err(MarkError::Io {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
             Ok(()) => {}
         }
-        let Ok(Sealed { mark, seal }) = serde_json::from_slice(&bytes) else { continue };
-        if mark.seal() == seal && newest.as_ref().is_none_or(|newest| newest.events < mark.events) {
+        let Ok(Sealed { mark, seal }) = serde_json::from_slice(&bytes) else {
+            continue;
+        };
+        if mark.seal() == seal
+            && newest
+                .as_ref()
+                .is_none_or(|newest| newest.events < mark.events)
+        {
             newest = Some(mark);
         }
     }
     let mark = newest.ok_or_else(|| MarkError::Damaged(path.to_owned()))?;
     if mark.domain != *domain {
-        return Err(MarkError::Foreign { path: path.to_owned(), found: mark.domain, expected: domain.clone() });
+        return Err(MarkError::Foreign {
+            path: path.to_owned(),
+            found: mark.domain,
+            expected: domain.clone(),
+        });
     }
     Ok(mark)
 }
@@ -172,7 +220,13 @@ mod tests {
 
     fn mark(domain: &PublicKey, events: u64) -> Mark {
         let last = Some(Digest::of(&events.to_be_bytes()));
-        Mark { v: V, domain: domain.clone(), events, stream_sequence: 3 * events, last }
+        Mark {
+            v: V,
+            domain: domain.clone(),
+            events,
+            stream_sequence: 3 * events,
+            last,
+        }
     }
 
     fn domain() -> PublicKey {
@@ -189,24 +243,47 @@ mod tests {
         for events in 1..=5 {
             file.write(&mark(&domain, events)).expect("it is open");
         }
-        assert_eq!(Mark::read(&path, &domain).expect("whole"), Some(mark(&domain, 5)));
+        assert_eq!(
+            Mark::read(&path, &domain).expect("whole"),
+            Some(mark(&domain, 5))
+        );
         // A torn write of the newest leaves the one before.
-        file.file.write_all_at(&[0; 100], PLACE_BYTES as u64).expect("it is open");
-        assert_eq!(Mark::read(&path, &domain).expect("whole"), Some(mark(&domain, 4)));
+        file.file
+            .write_all_at(&[0; 100], PLACE_BYTES as u64)
+            .expect("it is open");
+        assert_eq!(
+            Mark::read(&path, &domain).expect("whole"),
+            Some(mark(&domain, 4))
+        );
         // So does a file that lost its end.
         let whole = std::fs::read(&path).expect("bytes");
         for (length, left) in [(whole.len() - 1, 4), (PLACE_BYTES, 4)] {
             std::fs::write(&path, &whole[..length]).expect("it is ours");
-            assert_eq!(Mark::read(&path, &domain).expect("whole"), Some(mark(&domain, left)), "{length} bytes");
+            assert_eq!(
+                Mark::read(&path, &domain).expect("whole"),
+                Some(mark(&domain, left)),
+                "{length} bytes"
+            );
         }
         std::fs::write(&path, &whole[..PLACE_BYTES - 1]).expect("it is ours");
-        assert!(matches!(Mark::read(&path, &domain), Err(MarkError::Damaged(_))));
+        assert!(matches!(
+            Mark::read(&path, &domain),
+            Err(MarkError::Damaged(_))
+        ));
         std::fs::write(&path, &whole).expect("it is ours");
         // One whose numbers were changed is not whole.
-        let text = std::fs::read_to_string(&path).expect("text").replace("\"events\":4", "\"events\":9");
+        let text = std::fs::read_to_string(&path)
+            .expect("text")
+            .replace("\"events\":4", "\"events\":9");
         std::fs::write(&path, text).expect("it is ours");
-        assert!(matches!(Mark::read(&path, &domain), Err(MarkError::Damaged(_))));
-        assert!(matches!(MarkFile::open(&path, &domain), Err(MarkError::Damaged(_))));
+        assert!(matches!(
+            Mark::read(&path, &domain),
+            Err(MarkError::Damaged(_))
+        ));
+        assert!(matches!(
+            MarkFile::open(&path, &domain),
+            Err(MarkError::Damaged(_))
+        ));
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! The keys that processes hold, each of one purpose and one type, so that a signature made for one is never one for
-//! another: a captured broker chooses the nonces that a connection key signs, so nothing else may rest on that key.
+//! The keys that processes hold, each of one purpose and one type, so that a signature made for one
+//! is never one for another: a captured broker chooses the nonces that a connection key signs, so
+//! nothing else may rest on that key.
 
 use std::fmt;
 use std::path::Path;
@@ -76,8 +77,9 @@ impl ConnectionKey {
     /// Signs a server's nonce.
     ///
     /// # Errors
-    /// It is no nonce: a server may ask for anything, and only short base64url text is signed. Neither a token's
-    /// signing input (it has a full stop), nor a tree head (line breaks), nor an event (a byte 0xFF) is that.
+    /// It is no nonce: a server may ask for anything, and only short base64url text is signed.
+    /// Neither a token's signing input (it has a full stop), nor a tree head (line breaks), nor an
+    /// event (a byte 0xFF) is that.
     pub fn sign_nonce(&self, nonce: &[u8]) -> Result<[u8; SIGNATURE_BYTES], KeyError> {
         let base64url = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
         if nonce.is_empty() || nonce.len() > NONCE_BYTES_MAX || !nonce.iter().all(base64url) {
@@ -113,17 +115,36 @@ mod tests {
         let signature = key.sign_nonce(nonce).expect("what servers send");
         assert!(verify_strict(key.public(), nonce, &signature).is_ok());
         let long = [b'a'; NONCE_BYTES_MAX + 1];
-        for bad in [&b""[..], b"a.b", b"log\n1\nroot\n", b"\xffdiloco", b"{}", &long] {
-            assert!(matches!(key.sign_nonce(bad), Err(KeyError::Nonce(_))), "{bad:?}");
+        for bad in [
+            &b""[..],
+            b"a.b",
+            b"log\n1\nroot\n",
+            b"\xffdiloco",
+            b"{}",
+            &long,
+        ] {
+            assert!(
+                matches!(key.sign_nonce(bad), Err(KeyError::Nonce(_))),
+                "{bad:?}"
+            );
         }
     }
 
     #[test]
     fn keys_print_their_public_half_only() {
-        let (connection, audit, manifest) = (ConnectionKey::generate(), AuditKey::generate(), ManifestKey::generate());
+        let (connection, audit, manifest) = (
+            ConnectionKey::generate(),
+            AuditKey::generate(),
+            ManifestKey::generate(),
+        );
         let signing = SigningKey::generate(KeyKind::Operator);
         let printed = format!("{connection:?} {audit:?} {manifest:?} {signing:?}");
-        for seed in [connection.seed(), audit.seed(), manifest.seed(), signing.seed()] {
+        for seed in [
+            connection.seed(),
+            audit.seed(),
+            manifest.seed(),
+            signing.seed(),
+        ] {
             assert!(!printed.contains(seed.expose()));
             assert!(!printed.contains(&seed.expose()[4..20]));
         }

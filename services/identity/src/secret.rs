@@ -1,5 +1,6 @@
-//! Secrets at rest and in memory: seeds that are wiped when dropped and cannot be printed, and the files that hold
-//! them. A file that someone else could have read or written is refused, not repaired: it has to be replaced.
+//! Secrets at rest and in memory: seeds that are wiped when dropped and cannot be printed, and the
+//! files that hold them. A file that someone else could have read or written is refused, not
+//! repaired: it has to be replaced.
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File};
@@ -11,17 +12,17 @@ use schemas::Code;
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
-/// Longest file that is read as a secret or as a trust anchor; a credentials file has about 1 KiB, a chain of
-/// certificates a few more.
+/// Longest file that is read as a secret or as a trust anchor; a credentials file has about 1 KiB,
+/// a chain of certificates a few more.
 pub const FILE_BYTES_MAX: u64 = 64 << 10;
 
-/// Text that only its owner may know. Wiped when dropped and never printed. It has no `==`, which would end at the first
-/// byte that differs and so tell how much of a guess is right.
+/// Text that only its owner may know. Wiped when dropped and never printed. It has no `==`, which
+/// would end at the first byte that differs and so tell how much of a guess is right.
 #[derive(Clone)]
 pub(crate) struct Secret(Zeroizing<String>);
 
-/// The text form of a private key (`S`, a kind letter, base32). Wiped when dropped; its text can be reached only
-/// inside this crate.
+/// The text form of a private key (`S`, a kind letter, base32). Wiped when dropped; its text can be
+/// reached only inside this crate.
 #[derive(Clone)]
 pub struct Seed(Secret);
 
@@ -72,7 +73,9 @@ impl FileError {
     /// The code of the page that says what to do.
     pub fn code(&self) -> Code {
         match self {
-            Self::Read { .. } | Self::Write { .. } | Self::Shape { .. } => Code::CredentialUnreadable,
+            Self::Read { .. } | Self::Write { .. } | Self::Shape { .. } => {
+                Code::CredentialUnreadable
+            }
             Self::Exposed { .. } | Self::Writable { .. } => Code::CredentialExposed,
         }
     }
@@ -81,29 +84,36 @@ impl FileError {
 /// Reads a secret text file.
 ///
 /// # Errors
-/// It cannot be read, group or others have any right to it, or it is no text file of sensible length.
+/// It cannot be read, group or others have any right to it, or it is no text file of sensible
+/// length.
 pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, FileError> {
     read(path, |mode| match mode & 0o077 {
         0 => Ok(()),
-        _ => Err(FileError::Exposed { path: path.to_owned(), mode }),
+        _ => Err(FileError::Exposed {
+            path: path.to_owned(),
+            mode,
+        }),
     })
 }
 
-/// Reads a public text file that trust rests on, such as a CA certificate: anyone may read it, only its owner may
-/// have written it.
+/// Reads a public text file that trust rests on, such as a CA certificate: anyone may read it, only
+/// its owner may have written it.
 ///
 /// # Errors
 /// It cannot be read, group or others may write it, or it is no text file of sensible length.
 pub fn read_anchor(path: &Path) -> Result<String, FileError> {
     let text = read(path, |mode| match mode & 0o022 {
         0 => Ok(()),
-        _ => Err(FileError::Writable { path: path.to_owned(), mode }),
+        _ => Err(FileError::Writable {
+            path: path.to_owned(),
+            mode,
+        }),
     })?;
     Ok(text.as_str().to_owned())
 }
 
-/// Writes a file that only its owner may read, in one step: a reader sees the old content or the new one. Missing
-/// folders are made, for the owner alone.
+/// Writes a file that only its owner may read, in one step: a reader sees the old content or the
+/// new one. Missing folders are made, for the owner alone.
 ///
 /// # Errors
 /// The folder or the file cannot be written.
@@ -116,9 +126,10 @@ pub fn write_private(path: &Path, content: &[u8]) -> Result<(), FileError> {
     replace_private(path, content)
 }
 
-/// Writes as [`write_private`] does, into a folder that is there. For a process that keeps its state in a folder which it
-/// opened at its start: when that was moved away meanwhile, a new one in the old place would take what belongs into the old
-/// one, and a process that starts again from there goes on from where it was.
+/// Writes as [`write_private`] does, into a folder that is there. For a process that keeps its
+/// state in a folder which it opened at its start: when that was moved away meanwhile, a new one in
+/// the old place would take what belongs into the old one, and a process that starts again from
+/// there goes on from where it was.
 ///
 /// # Errors
 /// The folder is gone, or it or the file cannot be written.
@@ -127,22 +138,33 @@ pub fn replace_private(path: &Path, content: &[u8]) -> Result<(), FileError> {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
-    let failed = |source| FileError::Write { path: path.to_owned(), source };
+    let failed = |source| FileError::Write {
+        path: path.to_owned(),
+        source,
+    };
     // The temporary file is created with mode 0600 and has no name that a reader would look for.
     let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
-    file.write_all(content).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
+    file.write_all(content)
+        .and_then(|()| file.as_file().sync_all())
+        .map_err(failed)?;
     file.persist(path).map_err(|error| failed(error.error))?;
     // The new name itself has to survive a power cut.
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(failed)
 }
 
-/// Makes a folder, and those above it, that only the owner may enter. One that exists is left as it is.
+/// Makes a folder, and those above it, that only the owner may enter. One that exists is left as it
+/// is.
 ///
 /// # Errors
 /// The system refuses.
 pub fn create_private_folder(path: &Path) -> Result<(), FileError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|source| FileError::Write { path: path.to_owned(), source })
+    made.map_err(|source| FileError::Write {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Makes one folder that only the owner may enter, in one that is there; see [`replace_private`].
@@ -152,7 +174,10 @@ pub fn create_private_folder(path: &Path) -> Result<(), FileError> {
 pub fn create_private_subfolder(path: &Path) -> Result<(), FileError> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        made => made.map_err(|source| FileError::Write { path: path.to_owned(), source }),
+        made => made.map_err(|source| FileError::Write {
+            path: path.to_owned(),
+            source,
+        }),
     }
 }
 
@@ -160,7 +185,9 @@ pub fn create_private_subfolder(path: &Path) -> Result<(), FileError> {
 pub(crate) fn random<const N: usize>() -> Zeroizing<[u8; N]> {
     let mut bytes = Zeroizing::new([0; N]);
     let generator = rustls::crypto::ring::default_provider().secure_random;
-    generator.fill(bytes.as_mut_slice()).expect("the operating system provides randomness");
+    generator
+        .fill(bytes.as_mut_slice())
+        .expect("the operating system provides randomness");
     bytes
 }
 
@@ -196,7 +223,8 @@ impl Seed {
         self.0.same(&other.0)
     }
 
-    /// Reads a seed file: one line. Whether it is a seed of the wanted kind is found when a key is made of it.
+    /// Reads a seed file: one line. Whether it is a seed of the wanted kind is found when a key is
+    /// made of it.
     ///
     /// # Errors
     /// As [`read_secret`].
@@ -228,10 +256,18 @@ impl fmt::Debug for Seed {
 }
 
 /// Reads a text file after `check` has seen the mode of the very file that was opened.
-fn read(path: &Path, check: impl Fn(u32) -> Result<(), FileError>) -> Result<Zeroizing<String>, FileError> {
-    let failed = |source| FileError::Read { path: path.to_owned(), source };
+fn read(
+    path: &Path,
+    check: impl Fn(u32) -> Result<(), FileError>,
+) -> Result<Zeroizing<String>, FileError> {
+    let failed = |source| FileError::Read {
+        path: path.to_owned(),
+        source,
+    };
     // Looked at before it is opened as well: opening a pipe would wait for its writer.
-    let shape = || FileError::Shape { path: path.to_owned() };
+    let shape = || FileError::Shape {
+        path: path.to_owned(),
+    };
     if !fs::metadata(path).map_err(failed)?.is_file() {
         return Err(shape());
     }
@@ -243,8 +279,14 @@ fn read(path: &Path, check: impl Fn(u32) -> Result<(), FileError>) -> Result<Zer
     check(metadata.permissions().mode() & 0o7777)?;
     // Room for all of it at once, so that no copy is left behind by a growing buffer.
     let mut text = Zeroizing::new(String::with_capacity(FILE_BYTES_MAX as usize + 1));
-    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(failed)?;
-    if text.len() as u64 > FILE_BYTES_MAX { Err(shape()) } else { Ok(text) }
+    file.take(FILE_BYTES_MAX + 1)
+        .read_to_string(&mut text)
+        .map_err(failed)?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        Err(shape())
+    } else {
+        Ok(text)
+    }
 }
 
 #[cfg(test)]
@@ -252,18 +294,26 @@ mod tests {
     use super::*;
 
     fn mode(path: &Path) -> u32 {
-        fs::metadata(path).expect("it was just written").permissions().mode() & 0o777
+        fs::metadata(path)
+            .expect("it was just written")
+            .permissions()
+            .mode()
+            & 0o777
     }
 
     #[test]
     fn written_files_and_folders_are_the_owners_alone() {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let path = scratch.path().join("a/b/seed.nk");
-        Seed::new("SUTEXT".into()).write(&path).expect("a fresh folder takes files");
+        Seed::new("SUTEXT".into())
+            .write(&path)
+            .expect("a fresh folder takes files");
         assert_eq!(mode(&path), 0o600);
         assert_eq!(mode(path.parent().expect("it has a folder")), 0o700);
         assert_eq!(Seed::read(&path).expect("it is private").expose(), "SUTEXT");
-        let names: Vec<_> = fs::read_dir(scratch.path().join("a/b")).expect("it exists").collect();
+        let names: Vec<_> = fs::read_dir(scratch.path().join("a/b"))
+            .expect("it exists")
+            .collect();
         assert_eq!(names.len(), 1, "nothing temporary stays");
     }
 
@@ -275,32 +325,49 @@ mod tests {
         for open in [0o640, 0o604, 0o620, 0o602, 0o610, 0o644] {
             fs::set_permissions(&path, fs::Permissions::from_mode(open)).expect("it is ours");
             let error = read_secret(&path).expect_err("others have a right");
-            assert!(matches!(error, FileError::Exposed { mode, .. } if mode == open), "{error}");
+            assert!(
+                matches!(error, FileError::Exposed { mode, .. } if mode == open),
+                "{error}"
+            );
             assert_eq!(error.code(), Code::CredentialExposed);
         }
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("it is ours");
         assert!(read_anchor(&path).is_ok(), "reading an anchor is harmless");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o664)).expect("it is ours");
-        assert!(matches!(read_anchor(&path), Err(FileError::Writable { .. })));
+        assert!(matches!(
+            read_anchor(&path),
+            Err(FileError::Writable { .. })
+        ));
     }
 
     #[test]
     fn folders_pipes_and_giants_are_not_read() {
         let scratch = tempfile::tempdir().expect("a scratch folder");
-        assert!(matches!(read_secret(scratch.path()), Err(FileError::Shape { .. })));
-        assert!(matches!(read_secret(&scratch.path().join("none")), Err(FileError::Read { .. })));
+        assert!(matches!(
+            read_secret(scratch.path()),
+            Err(FileError::Shape { .. })
+        ));
+        assert!(matches!(
+            read_secret(&scratch.path().join("none")),
+            Err(FileError::Read { .. })
+        ));
         let giant = scratch.path().join("giant");
-        write_private(&giant, &vec![b'x'; FILE_BYTES_MAX as usize + 1]).expect("a fresh folder takes files");
+        write_private(&giant, &vec![b'x'; FILE_BYTES_MAX as usize + 1])
+            .expect("a fresh folder takes files");
         assert!(matches!(read_secret(&giant), Err(FileError::Shape { .. })));
     }
 
     #[test]
     fn a_seed_cannot_be_printed() {
         let seed = Seed::new("SUAPRIVATE".into());
-        assert_eq!(format!("{seed:?} {seed:#?} {:?}", seed.0), "Seed(..) Seed(..) Secret(..)");
+        assert_eq!(
+            format!("{seed:?} {seed:#?} {:?}", seed.0),
+            "Seed(..) Seed(..) Secret(..)"
+        );
     }
 
-    /// Whether `T` has `==`: the constant of its own impl goes before the trait's, where the bound of that impl holds.
+    /// Whether `T` has `==`: the constant of its own impl goes before the trait's, where the bound
+    /// of that impl holds.
     struct Probe<T>(std::marker::PhantomData<T>);
 
     trait Otherwise {
@@ -316,7 +383,9 @@ mod tests {
     /// Where there is no `==`, nobody can write it by mistake.
     #[test]
     fn ls_08_secrets_have_no_equality_but_one_in_constant_time() {
-        use crate::{AccessKey, AuditKey, ConnectionKey, Credentials, ManifestKey, SigningKey, StoreKeys};
+        use crate::{
+            AccessKey, AuditKey, ConnectionKey, Credentials, ManifestKey, SigningKey, StoreKeys,
+        };
         for (name, has_equality, expected) in [
             ("String", Probe::<String>::HAS_EQUALITY, true),
             ("PublicKey", Probe::<schemas::PublicKey>::HAS_EQUALITY, true),

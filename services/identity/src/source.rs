@@ -1,5 +1,5 @@
-//! Where a process takes its credentials from, again at every reconnect: a token that was renewed on disk is used
-//! without a restart.
+//! Where a process takes its credentials from, again at every reconnect: a token that was renewed
+//! on disk is used without a restart.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,15 +12,16 @@ use schemas::{Code, PublicKey, UnixMillis};
 use crate::credentials::{Credentials, CredentialsError};
 use crate::key::KeyError;
 
-/// Shortest pause before a reconnect. A server that accepts and cuts at once (an expired token) resets the client's
-/// own back-off, and without a floor it would be asked hundreds of times a second.
+/// Shortest pause before a reconnect. A server that accepts and cuts at once (an expired token)
+/// resets the client's own back-off, and without a floor it would be asked hundreds of times a
+/// second.
 pub const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(100);
 /// Longest pause before a reconnect.
 pub const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(4);
 /// How often an idle connection is probed.
 pub const PING_INTERVAL: Duration = Duration::from_secs(20);
-/// Messages of one subscription that may wait for this process; more are dropped. With the largest message this bounds its
-/// memory.
+/// Messages of one subscription that may wait for this process; more are dropped. With the largest
+/// message this bounds its memory.
 const SUBSCRIPTION_MESSAGES_MAX: usize = 4096;
 
 /// A credentials file, and whose it was when the process started.
@@ -90,14 +91,18 @@ impl std::fmt::Debug for Proof {
 }
 
 impl CredentialSource {
-    /// Reads the file once and checks it, so that what is wrong with it stops the process at its start.
+    /// Reads the file once and checks it, so that what is wrong with it stops the process at its
+    /// start.
     ///
     /// # Errors
     /// It cannot be used, or its token is not valid now.
     pub fn open(path: &Path, now: UnixMillis) -> Result<Self, CredentialsError> {
         let credentials = Credentials::read(path)?;
         credentials.check(now)?;
-        Ok(Self { path: path.to_owned(), public: credentials.public().clone() })
+        Ok(Self {
+            path: path.to_owned(),
+            public: credentials.public().clone(),
+        })
     }
 
     /// Who connects with them.
@@ -123,20 +128,28 @@ impl CredentialSource {
         format!("_INBOX.{}", self.public)
     }
 
-    /// Answers a server's nonce with what the file holds now. Whether the token is still valid is for the server to
-    /// say: its clock counts.
+    /// Answers a server's nonce with what the file holds now. Whether the token is still valid is
+    /// for the server to say: its clock counts.
     ///
     /// # Errors
-    /// The file cannot be used, holds another key than at the start, or what the server sent is no nonce.
+    /// The file cannot be used, holds another key than at the start, or what the server sent is no
+    /// nonce.
     pub fn prove(&self, nonce: &[u8]) -> Result<Proof, ProofError> {
         let credentials = self.read()?;
         // Inboxes, subjects and leases of this process belong to the key it started with.
         if *credentials.public() != self.public {
             let (path, found) = (self.path.clone(), credentials.public().clone());
-            return Err(ProofError::OtherKey { path, found, expected: self.public.clone() });
+            return Err(ProofError::OtherKey {
+                path,
+                found,
+                expected: self.public.clone(),
+            });
         }
         let signature = credentials.key().sign_nonce(nonce)?.to_vec();
-        Ok(Proof { jwt: credentials.jwt().to_owned(), signature })
+        Ok(Proof {
+            jwt: credentials.jwt().to_owned(),
+            signature,
+        })
     }
 
     fn answer(&self, nonce: &[u8]) -> Result<Auth, AuthError> {
@@ -169,10 +182,15 @@ pub fn connect_options(source: &CredentialSource, tls: &BusTls) -> ConnectOption
     }
 }
 
-/// The pause before a reconnect: it doubles from [`RECONNECT_DELAY_MIN`] to [`RECONNECT_DELAY_MAX`].
+/// The pause before a reconnect: it doubles from [`RECONNECT_DELAY_MIN`] to
+/// [`RECONNECT_DELAY_MAX`].
 pub fn reconnect_delay(attempts: usize) -> Duration {
-    let doublings = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX).min(16);
-    RECONNECT_DELAY_MIN.saturating_mul(1 << doublings).min(RECONNECT_DELAY_MAX)
+    let doublings = u32::try_from(attempts.saturating_sub(1))
+        .unwrap_or(u32::MAX)
+        .min(16);
+    RECONNECT_DELAY_MIN
+        .saturating_mul(1 << doublings)
+        .min(RECONNECT_DELAY_MAX)
 }
 
 #[cfg(test)]
@@ -181,7 +199,9 @@ mod tests {
 
     #[test]
     fn pauses_have_a_floor_and_a_ceiling() {
-        let millis: Vec<_> = [0, 1, 2, 3, 6, 7, 8, usize::MAX].map(|n| reconnect_delay(n).as_millis()).to_vec();
+        let millis: Vec<_> = [0, 1, 2, 3, 6, 7, 8, usize::MAX]
+            .map(|n| reconnect_delay(n).as_millis())
+            .to_vec();
         assert_eq!(millis, [100, 100, 200, 400, 3200, 4000, 4000, 4000]);
     }
 }

@@ -1,5 +1,6 @@
-//! The store's access keys: one pair per purpose, so that what may write incoming objects cannot read or change the
-//! published ones, and only the store's administration can do both. Workers hold none of them.
+//! The store's access keys: one pair per purpose, so that what may write incoming objects cannot
+//! read or change the published ones, and only the store's administration can do both. Workers hold
+//! none of them.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -35,7 +36,8 @@ pub enum StoreKeysError {
     /// The file.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Not JSON of this form. What the parser met is told by position only, since its text could be a secret.
+    /// Not JSON of this form. What the parser met is told by position only, since its text could be
+    /// a secret.
     #[error("{} is no file of store keys (line {line}, column {column})", path.display())]
     Malformed {
         /// Which file.
@@ -83,7 +85,11 @@ impl StoreKeysError {
 impl StoreKeys {
     /// Three new pairs.
     pub fn generate() -> Self {
-        Self { admin: AccessKey::generate(), put: AccessKey::generate(), get: AccessKey::generate() }
+        Self {
+            admin: AccessKey::generate(),
+            put: AccessKey::generate(),
+            get: AccessKey::generate(),
+        }
     }
 
     /// Reads the file.
@@ -92,13 +98,21 @@ impl StoreKeys {
     /// It cannot be used, others may read it, a pair is incomplete, or two are the same.
     pub fn read(path: &Path) -> Result<Self, StoreKeysError> {
         let text = read_secret(path)?;
-        let wire: Wire<String> = serde_json::from_str(&text).map_err(|error| StoreKeysError::Malformed {
-            path: path.to_owned(),
-            line: error.line(),
-            column: error.column(),
-        })?;
-        let key = |pair: Pair<String>| AccessKey { id: pair.id, secret: Secret::new(pair.secret) };
-        let keys = Self { admin: key(wire.admin), put: key(wire.put), get: key(wire.get) };
+        let wire: Wire<String> =
+            serde_json::from_str(&text).map_err(|error| StoreKeysError::Malformed {
+                path: path.to_owned(),
+                line: error.line(),
+                column: error.column(),
+            })?;
+        let key = |pair: Pair<String>| AccessKey {
+            id: pair.id,
+            secret: Secret::new(pair.secret),
+        };
+        let keys = Self {
+            admin: key(wire.admin),
+            put: key(wire.put),
+            get: key(wire.get),
+        };
         keys.check()?;
         Ok(keys)
     }
@@ -109,20 +123,36 @@ impl StoreKeys {
     /// It cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), StoreKeysError> {
         fn pair(key: &AccessKey) -> Pair<&str> {
-            Pair { id: &key.id, secret: key.secret.expose() }
+            Pair {
+                id: &key.id,
+                secret: key.secret.expose(),
+            }
         }
-        let wire = Wire { v: V, admin: pair(&self.admin), put: pair(&self.put), get: pair(&self.get) };
+        let wire = Wire {
+            v: V,
+            admin: pair(&self.admin),
+            put: pair(&self.put),
+            get: pair(&self.get),
+        };
         let text = Zeroizing::new(serde_json::to_string_pretty(&wire).expect("text is JSON"));
         Ok(write_private(path, text.as_bytes())?)
     }
 
     fn check(&self) -> Result<(), StoreKeysError> {
-        for (name, key) in [("admin", &self.admin), ("put", &self.put), ("get", &self.get)] {
+        for (name, key) in [
+            ("admin", &self.admin),
+            ("put", &self.put),
+            ("get", &self.get),
+        ] {
             if key.id.trim().is_empty() || key.secret.expose().trim().is_empty() {
                 return Err(StoreKeysError::Half(name));
             }
         }
-        for (a, b) in [(&self.admin, &self.put), (&self.admin, &self.get), (&self.put, &self.get)] {
+        for (a, b) in [
+            (&self.admin, &self.put),
+            (&self.admin, &self.get),
+            (&self.put, &self.get),
+        ] {
             if a.id == b.id || a.secret.same(&b.secret) {
                 return Err(StoreKeysError::Shared(a.id.clone()));
             }
@@ -135,7 +165,10 @@ impl AccessKey {
     /// A new pair: an id of 20 characters, a secret of 240 bits.
     pub fn generate() -> Self {
         let id = format!("DILO{}", BASE32_NOPAD.encode(random::<10>().as_slice()));
-        Self { id, secret: Secret::new(BASE64URL_NOPAD.encode(random::<30>().as_slice())) }
+        Self {
+            id,
+            secret: Secret::new(BASE64URL_NOPAD.encode(random::<30>().as_slice())),
+        }
     }
 
     /// The id: not secret.
@@ -167,7 +200,11 @@ mod tests {
         keys.write(&path).expect("the folder takes files");
         let again = StoreKeys::read(&path).expect("just written");
         let printed = format!("{keys:?}");
-        for (a, b) in [(&keys.admin, &again.admin), (&keys.put, &again.put), (&keys.get, &again.get)] {
+        for (a, b) in [
+            (&keys.admin, &again.admin),
+            (&keys.put, &again.put),
+            (&keys.get, &again.get),
+        ] {
             assert_eq!((a.id(), a.expose_secret()), (b.id(), b.expose_secret()));
             assert_eq!((a.id().len(), a.expose_secret().len()), (20, 40));
             assert!(printed.contains(a.id()) && !printed.contains(a.expose_secret()));
@@ -181,15 +218,24 @@ mod tests {
         let mut keys = StoreKeys::generate();
         keys.put.secret = Secret::new(" ".into());
         keys.write(&path).expect("the folder takes files");
-        assert_eq!(StoreKeys::read(&path).expect_err("half a pair").code(), Code::CredentialHalf);
+        assert_eq!(
+            StoreKeys::read(&path).expect_err("half a pair").code(),
+            Code::CredentialHalf
+        );
         let mut keys = StoreKeys::generate();
         keys.get = keys.admin.clone();
         keys.write(&path).expect("the folder takes files");
-        assert!(matches!(StoreKeys::read(&path), Err(StoreKeysError::Shared(_))));
+        assert!(matches!(
+            StoreKeys::read(&path),
+            Err(StoreKeysError::Shared(_))
+        ));
         let mut keys = StoreKeys::generate();
         keys.get.id = " ".into();
         keys.write(&path).expect("the folder takes files");
-        assert_eq!(StoreKeys::read(&path).expect_err("half a pair").code(), Code::CredentialHalf);
+        assert_eq!(
+            StoreKeys::read(&path).expect_err("half a pair").code(),
+            Code::CredentialHalf
+        );
         // Two names for one secret are one key.
         let shared: [fn(&mut StoreKeys); 2] = [
             |keys| keys.put.secret = Secret::new(keys.admin.expose_secret().into()),
@@ -199,7 +245,10 @@ mod tests {
             let mut keys = StoreKeys::generate();
             share(&mut keys);
             keys.write(&path).expect("the folder takes files");
-            assert!(matches!(StoreKeys::read(&path), Err(StoreKeysError::Shared(_))));
+            assert!(matches!(
+                StoreKeys::read(&path),
+                Err(StoreKeysError::Shared(_))
+            ));
         }
         write_private(&path, br#"{"v":1,"admin":"hunter2"}"#).expect("the folder takes files");
         let error = StoreKeys::read(&path).expect_err("another form");

@@ -1,17 +1,19 @@
-//! TLS material: a private certificate authority, certificates for servers, and rustls configurations that trust that
-//! authority and no other. The provider is ring.
+//! TLS material: a private certificate authority, certificates for servers, and rustls
+//! configurations that trust that authority and no other. The provider is ring.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, ServerConfig,
+    SignatureScheme,
 };
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -30,7 +32,8 @@ pub const LEAF_DAYS: i64 = 30;
 
 /// How far back a certificate's life starts, for machines whose clock is slow.
 const CLOCK_SKEW: Duration = Duration::hours(1);
-/// The authority's name. It does not vary, so that the authority can be made again from its key alone.
+/// The authority's name. It does not vary, so that the authority can be made again from its key
+/// alone.
 const AUTHORITY_NAME: &str = "diloco private authority";
 const ALWAYS: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 /// What the bulk plane speaks.
@@ -110,24 +113,30 @@ impl TlsError {
             Self::File(error) => error.code(),
             Self::Name(_) => Code::ConfigInvalid,
             Self::Outside { .. } => Code::CertificateExpired,
-            Self::Missing { .. } | Self::Unusable { .. } | Self::Making(_) => Code::CertificateInvalid,
+            Self::Missing { .. } | Self::Unusable { .. } | Self::Making(_) => {
+                Code::CertificateInvalid
+            }
         }
     }
 }
 
-/// Makes ring the provider of this process. To be called first in every `main`; more calls do nothing.
+/// Makes ring the provider of this process. To be called first in every `main`; more calls do
+/// nothing.
 pub fn install_provider() {
     // An error says that a provider is installed already.
     let _ = ring::default_provider().install_default();
 }
 
-/// Whether a certificate for this name can serve anybody: a host name, one with a `*` for its first label, or an address
-/// without a port.
+/// Whether a certificate for this name can serve anybody: a host name, one with a `*` for its first
+/// label, or an address without a port.
 ///
 /// # Errors
 /// It is something else.
 pub fn check_server_name(name: &str) -> Result<(), TlsError> {
-    let host = name.strip_prefix("*.").filter(|rest| rest.contains('.')).unwrap_or(name);
+    let host = name
+        .strip_prefix("*.")
+        .filter(|rest| rest.contains('.'))
+        .unwrap_or(name);
     // A final dot is the same host to a resolver, but no client compares it so.
     match ServerName::try_from(host) {
         Ok(_) if !host.ends_with('.') => Ok(()),
@@ -135,9 +144,9 @@ pub fn check_server_name(name: &str) -> Result<(), TlsError> {
     }
 }
 
-/// A client's configuration that trusts the authorities in this PEM text alone, and says in words why a server's certificate
-/// is not taken: see [`CertificateRefused::of`]. The bulk plane speaks HTTP/1.1 only: uploads over HTTP/2 are several times
-/// slower.
+/// A client's configuration that trusts the authorities in this PEM text alone, and says in words
+/// why a server's certificate is not taken: see [`CertificateRefused::of`]. The bulk plane speaks
+/// HTTP/1.1 only: uploads over HTTP/2 are several times slower.
 ///
 /// # Errors
 /// The text holds no usable certificate.
@@ -146,10 +155,15 @@ pub fn client_config(authorities: &[u8]) -> Result<ClientConfig, AuthorityError>
     for certificate in certificates(authorities).ok_or(AuthorityError::Missing)? {
         roots.add(certificate)?;
     }
-    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build()?;
-    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
-    // What is called dangerous is a verifier of one's own; this one decides nothing, it adds words to a refusal.
-    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(Explaining(verifier)));
+    let verifier =
+        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build()?;
+    let builder =
+        ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+    // What is called dangerous is a verifier of one's own; this one decides nothing, it adds words
+    // to a refusal.
+    let builder = builder
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Explaining(verifier)));
     let mut config = builder.with_no_client_auth();
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(config)
@@ -162,11 +176,18 @@ pub fn client_config(authorities: &[u8]) -> Result<ClientConfig, AuthorityError>
 pub fn check_authority(ca: &Path) -> Result<(), TlsError> {
     let made = client_config(read_anchor(ca)?.as_bytes());
     made.map(drop).map_err(|error| match error {
-        AuthorityError::Missing => TlsError::Missing { path: ca.to_owned(), what: "certificate" },
-        AuthorityError::Unusable(source) => TlsError::Unusable { path: ca.to_owned(), source },
-        AuthorityError::Builder(error) => {
-            TlsError::Unusable { path: ca.to_owned(), source: rustls::Error::General(error.to_string()) }
-        }
+        AuthorityError::Missing => TlsError::Missing {
+            path: ca.to_owned(),
+            what: "certificate",
+        },
+        AuthorityError::Unusable(source) => TlsError::Unusable {
+            path: ca.to_owned(),
+            source,
+        },
+        AuthorityError::Builder(error) => TlsError::Unusable {
+            path: ca.to_owned(),
+            source: rustls::Error::General(error.to_string()),
+        },
     })
 }
 
@@ -175,8 +196,17 @@ pub fn check_authority(ca: &Path) -> Result<(), TlsError> {
 /// # Errors
 /// It does not; or the file cannot be used.
 pub fn check_lifetime(path: &Path, now: UnixMillis) -> Result<(), TlsError> {
-    let outside = lifetimes(path)?.into_iter().find_map(|facts| Some((facts.outside(now)?, facts.shown_names())));
-    outside.map_or(Ok(()), |(outside, names)| Err(TlsError::Outside { path: path.to_owned(), names, outside, now }))
+    let outside = lifetimes(path)?
+        .into_iter()
+        .find_map(|facts| Some((facts.outside(now)?, facts.shown_names())));
+    outside.map_or(Ok(()), |(outside, names)| {
+        Err(TlsError::Outside {
+            path: path.to_owned(),
+            names,
+            outside,
+            now,
+        })
+    })
 }
 
 /// What the certificates in a file say of themselves.
@@ -184,9 +214,15 @@ pub fn check_lifetime(path: &Path, now: UnixMillis) -> Result<(), TlsError> {
 /// # Errors
 /// The file cannot be used, or holds something else.
 pub fn lifetimes(path: &Path) -> Result<Vec<Facts>, TlsError> {
-    let missing = || TlsError::Missing { path: path.to_owned(), what: "certificate" };
+    let missing = || TlsError::Missing {
+        path: path.to_owned(),
+        what: "certificate",
+    };
     let found = certificates(read_anchor(path)?.as_bytes()).ok_or_else(missing)?;
-    found.iter().map(|certificate| Facts::of(certificate).ok_or_else(missing)).collect()
+    found
+        .iter()
+        .map(|certificate| Facts::of(certificate).ok_or_else(missing))
+        .collect()
 }
 
 /// The usual verifier. What it refuses, it refuses with words for people.
@@ -202,11 +238,20 @@ impl ServerCertVerifier for Explaining {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let verified = self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        let verified =
+            self.0
+                .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         verified.map_err(|error| match error {
             rustls::Error::InvalidCertificate(error) => {
-                let refused = explain(&error, end_entity, server_name, UnixMillis(now.as_secs().saturating_mul(1000)));
-                rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refused))))
+                let refused = explain(
+                    &error,
+                    end_entity,
+                    server_name,
+                    UnixMillis(now.as_secs().saturating_mul(1000)),
+                );
+                rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(
+                    refused,
+                ))))
             }
             other => other,
         })
@@ -218,7 +263,8 @@ impl ServerCertVerifier for Explaining {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, certificate, signature)
+        self.0
+            .verify_tls12_signature(message, certificate, signature)
     }
 
     fn verify_tls13_signature(
@@ -227,7 +273,8 @@ impl ServerCertVerifier for Explaining {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, certificate, signature)
+        self.0
+            .verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -242,7 +289,9 @@ fn explain(
     now: UnixMillis,
 ) -> CertificateRefused {
     let facts = Facts::of(certificate);
-    let names = facts.as_ref().map_or_else(|| "nobody that can be read".to_owned(), Facts::shown_names);
+    let names = facts
+        .as_ref()
+        .map_or_else(|| "nobody that can be read".to_owned(), Facts::shown_names);
     let why = match (error, facts.and_then(|facts| facts.outside(now))) {
         (
             CertificateError::Expired
@@ -252,9 +301,10 @@ fn explain(
             Some(outside),
         ) => Why::Outside(outside, now),
         (CertificateError::UnknownIssuer | CertificateError::BadSignature, _) => Why::Stranger,
-        (CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }, _) => {
-            Why::OtherName(server_name.to_str().into_owned())
-        }
+        (
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            _,
+        ) => Why::OtherName(server_name.to_str().into_owned()),
         (error, _) => Why::Other(error.to_string()),
     };
     CertificateRefused { names, why }
@@ -265,15 +315,28 @@ fn explain(
 /// # Errors
 /// A file cannot be used, others may read the key, or the two do not fit.
 pub fn server_config(certificate: &Path, key: &Path) -> Result<ServerConfig, TlsError> {
-    let unusable = |source| TlsError::Unusable { path: certificate.to_owned(), source };
-    let chain = certificates(read_anchor(certificate)?.as_bytes())
-        .ok_or_else(|| TlsError::Missing { path: certificate.to_owned(), what: "certificate" })?;
+    let unusable = |source| TlsError::Unusable {
+        path: certificate.to_owned(),
+        source,
+    };
+    let chain =
+        certificates(read_anchor(certificate)?.as_bytes()).ok_or_else(|| TlsError::Missing {
+            path: certificate.to_owned(),
+            what: "certificate",
+        })?;
     let pem = read_secret(key)?;
-    let secret = PrivateKeyDer::from_pem_slice(pem.as_bytes())
-        .map_err(|_| TlsError::Missing { path: key.to_owned(), what: "private key" })?;
+    let secret = PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| TlsError::Missing {
+        path: key.to_owned(),
+        what: "private key",
+    })?;
     let builder = ServerConfig::builder_with_provider(provider());
-    let builder = builder.with_protocol_versions(&[&rustls::version::TLS13]).map_err(unusable)?;
-    let mut config = builder.with_no_client_auth().with_single_cert(chain, secret).map_err(unusable)?;
+    let builder = builder
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(unusable)?;
+    let mut config = builder
+        .with_no_client_auth()
+        .with_single_cert(chain, secret)
+        .map_err(unusable)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(config)
 }
@@ -287,7 +350,10 @@ impl Authority {
         let key = KeyPair::generate()?;
         let params = authority_params(now);
         let certificate = params.self_signed(&key)?.pem();
-        let certified = Certified { certificate, key: Zeroizing::new(key.serialize_pem()) };
+        let certified = Certified {
+            certificate,
+            key: Zeroizing::new(key.serialize_pem()),
+        };
         Ok((Self(Issuer::new(params, key)), certified))
     }
 
@@ -296,27 +362,43 @@ impl Authority {
     /// # Errors
     /// The text is no private key.
     pub fn from_key(pem: &str, now: UnixMillis) -> Result<Self, TlsError> {
-        Ok(Self(Issuer::new(authority_params(now), KeyPair::from_pem(pem)?)))
+        Ok(Self(Issuer::new(
+            authority_params(now),
+            KeyPair::from_pem(pem)?,
+        )))
     }
 
-    /// A certificate for a server on this machine and under `names` (host names and addresses). It may be used by
-    /// both ends of a connection, as the routes between brokers need.
+    /// A certificate for a server on this machine and under `names` (host names and addresses). It
+    /// may be used by both ends of a connection, as the routes between brokers need.
     ///
     /// # Errors
     /// A name that no certificate can carry.
     pub fn certify(&self, names: &[String], now: UnixMillis) -> Result<Certified, TlsError> {
         names.iter().try_for_each(|name| check_server_name(name))?;
         let mut all: Vec<String> = ALWAYS.map(str::to_owned).to_vec();
-        all.extend(names.iter().filter(|name| !ALWAYS.contains(&name.as_str())).cloned());
+        all.extend(
+            names
+                .iter()
+                .filter(|name| !ALWAYS.contains(&name.as_str()))
+                .cloned(),
+        );
         let mut params = CertificateParams::new(all)?;
-        params.distinguished_name.push(DnType::CommonName, "diloco server");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "diloco server");
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         params.use_authority_key_identifier_extension = true;
         (params.not_before, params.not_after) = life(now, LEAF_DAYS);
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.0)?.pem();
-        Ok(Certified { certificate, key: Zeroizing::new(key.serialize_pem()) })
+        Ok(Certified {
+            certificate,
+            key: Zeroizing::new(key.serialize_pem()),
+        })
     }
 }
 
@@ -335,7 +417,9 @@ impl std::fmt::Debug for Certified {
 fn authority_params(now: UnixMillis) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, AUTHORITY_NAME);
+    params
+        .distinguished_name
+        .push(DnType::CommonName, AUTHORITY_NAME);
     // It signs servers, never another authority.
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

@@ -1,5 +1,6 @@
-//! The trust bundle: the few public keys that everything else is checked against. It travels to every machine once,
-//! by hand or by a tool that is trusted to; a process that was given another bundle belongs to another domain.
+//! The trust bundle: the few public keys that everything else is checked against. It travels to
+//! every machine once, by hand or by a tool that is trusted to; a process that was given another
+//! bundle belongs to another domain.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +13,8 @@ use crate::secret::{FileError, read_anchor, write_private};
 /// Most tenants of one domain: a stream each, which the broker keeps room for.
 pub const TENANTS_MAX: usize = 64;
 
-/// Most keys of one purpose: the present one, the next one, and some that still cover old documents.
+/// Most keys of one purpose: the present one, the next one, and some that still cover old
+/// documents.
 pub const KEYS_MAX: usize = 16;
 
 /// The file `trust.json`.
@@ -25,7 +27,8 @@ pub struct TrustBundle {
     pub domain: PublicKey,
     /// The accounts of tenants: each has a stream for its workers' events.
     pub tenants: Vec<AccountId>,
-    /// The keys that lease manifests may be signed with. Several, so that a key can be replaced while leases run.
+    /// The keys that lease manifests may be signed with. Several, so that a key can be replaced
+    /// while leases run.
     pub manifest_keys: Vec<PublicKey>,
     /// The keys that the coordinator's events may be signed with, oldest first.
     pub audit_keys: Vec<PublicKey>,
@@ -76,7 +79,9 @@ impl TrustError {
         match self {
             Self::File(error) => error.code(),
             Self::Older(_) => Code::DomainOlder,
-            Self::Malformed { .. } | Self::Key(_) | Self::Tenants(_) | Self::Count { .. } => Code::CredentialMalformed,
+            Self::Malformed { .. } | Self::Key(_) | Self::Tenants(_) | Self::Count { .. } => {
+                Code::CredentialMalformed
+            }
         }
     }
 }
@@ -85,10 +90,14 @@ impl TrustBundle {
     /// Reads a bundle and resolves the path of its certificate authority.
     ///
     /// # Errors
-    /// The file cannot be used or could be changed by others, or a key in it is not what it should be.
+    /// The file cannot be used or could be changed by others, or a key in it is not what it should
+    /// be.
     pub fn read(path: &Path) -> Result<Self, TrustError> {
         let text = read_anchor(path)?;
-        let malformed = |source| TrustError::Malformed { path: path.to_owned(), source };
+        let malformed = |source| TrustError::Malformed {
+            path: path.to_owned(),
+            source,
+        };
         let value: serde_json::Value = serde_json::from_str(&text).map_err(malformed)?;
         if value.get("v") == Some(&serde_json::Value::from(1)) {
             return Err(TrustError::Older(path.to_owned()));
@@ -107,7 +116,8 @@ impl TrustBundle {
     /// A key in it is not what it should be, or the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), TrustError> {
         self.check()?;
-        let mut text = serde_json::to_string_pretty(self).expect("keys and paths made of text are JSON");
+        let mut text =
+            serde_json::to_string_pretty(self).expect("keys and paths made of text are JSON");
         text.push('\n');
         Ok(write_private(path, text.as_bytes())?)
     }
@@ -125,11 +135,16 @@ impl TrustBundle {
         for tenant in &self.tenants {
             parse_public(tenant.as_str(), KeyKind::Account)?;
         }
-        let lists =
-            [("manifest keys", KeyKind::Account, &self.manifest_keys), ("audit keys", KeyKind::User, &self.audit_keys)];
+        let lists = [
+            ("manifest keys", KeyKind::Account, &self.manifest_keys),
+            ("audit keys", KeyKind::User, &self.audit_keys),
+        ];
         for (list, kind, keys) in lists {
             if keys.is_empty() || keys.len() > KEYS_MAX {
-                return Err(TrustError::Count { list, count: keys.len() });
+                return Err(TrustError::Count {
+                    list,
+                    count: keys.len(),
+                });
             }
             for key in keys {
                 parse_public(key.as_str(), kind)?;
@@ -149,8 +164,17 @@ mod tests {
         TrustBundle {
             v: V,
             domain: SigningKey::generate(KeyKind::Operator).public().clone(),
-            tenants: vec![SigningKey::generate(KeyKind::Account).public().as_str().parse().expect("an account's id")],
-            manifest_keys: vec![ManifestKey::generate().public().clone(), ManifestKey::generate().public().clone()],
+            tenants: vec![
+                SigningKey::generate(KeyKind::Account)
+                    .public()
+                    .as_str()
+                    .parse()
+                    .expect("an account's id"),
+            ],
+            manifest_keys: vec![
+                ManifestKey::generate().public().clone(),
+                ManifestKey::generate().public().clone(),
+            ],
             audit_keys: vec![AuditKey::generate().public().clone()],
             ca: "tls/ca.pem".into(),
         }
@@ -170,22 +194,57 @@ mod tests {
     fn keys_of_another_kind_and_empty_lists_are_refused() {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let path = scratch.path().join("trust.json");
-        let swapped = TrustBundle { manifest_keys: bundle().audit_keys, ..bundle() };
+        let swapped = TrustBundle {
+            manifest_keys: bundle().audit_keys,
+            ..bundle()
+        };
         assert!(matches!(swapped.write(&path), Err(TrustError::Key(_))));
-        let empty = TrustBundle { audit_keys: vec![], ..bundle() };
-        assert!(matches!(empty.write(&path), Err(TrustError::Count { list: "audit keys", count: 0 })));
+        let empty = TrustBundle {
+            audit_keys: vec![],
+            ..bundle()
+        };
+        assert!(matches!(
+            empty.write(&path),
+            Err(TrustError::Count {
+                list: "audit keys",
+                count: 0
+            })
+        ));
         let tenant = || bundle().tenants[0].clone();
-        let tenants = |count| TrustBundle { tenants: (0..count).map(|_| tenant()).collect(), ..bundle() }.write(&path);
+        let tenants = |count| {
+            TrustBundle {
+                tenants: (0..count).map(|_| tenant()).collect(),
+                ..bundle()
+            }
+            .write(&path)
+        };
         assert!(tenants(TENANTS_MAX).is_ok());
         for count in [0, TENANTS_MAX + 1] {
             assert!(matches!(tenants(count), Err(TrustError::Tenants(found)) if found == count));
         }
         let key = || ManifestKey::generate().public().clone();
-        let keys = |count| TrustBundle { manifest_keys: (0..count).map(|_| key()).collect(), ..bundle() }.write(&path);
+        let keys = |count| {
+            TrustBundle {
+                manifest_keys: (0..count).map(|_| key()).collect(),
+                ..bundle()
+            }
+            .write(&path)
+        };
         assert!(keys(KEYS_MAX).is_ok());
-        assert!(matches!(keys(KEYS_MAX + 1), Err(TrustError::Count { list: "manifest keys", .. })));
-        let text = serde_json::to_string(&bundle()).expect("it is JSON").replacen('{', r#"{"extra":1,"#, 1);
+        assert!(matches!(
+            keys(KEYS_MAX + 1),
+            Err(TrustError::Count {
+                list: "manifest keys",
+                ..
+            })
+        ));
+        let text = serde_json::to_string(&bundle())
+            .expect("it is JSON")
+            .replacen('{', r#"{"extra":1,"#, 1);
         write_private(&path, text.as_bytes()).expect("the folder takes files");
-        assert!(matches!(TrustBundle::read(&path), Err(TrustError::Malformed { .. })));
+        assert!(matches!(
+            TrustBundle::read(&path),
+            Err(TrustError::Malformed { .. })
+        ));
     }
 }

@@ -1,8 +1,9 @@
-//! How fast a chunk is merged, screened and encoded, beside memcpy and sha256 on the same machine in the same run.
+//! How fast a chunk is merged, screened and encoded, beside memcpy and sha256 on the same machine
+//! in the same run.
 //!
-//! `cargo run --release -p merge --example throughput -- [parameters] [contributions] [repetitions]`; defaults are
-//! 100 000 000, 4 and 7. GB/s count every byte that the work must read or write once (1 GB = 10^9 bytes), so a memcpy of
-//! `n` bytes counts `2 n`. Times are medians.
+//! `cargo run --release -p merge --example throughput -- [parameters] [contributions]
+//! [repetitions]`; defaults are 100 000 000, 4 and 7. GB/s count every byte that the work must read
+//! or write once (1 GB = 10^9 bytes), so a memcpy of `n` bytes counts `2 n`. Times are medians.
 #![expect(clippy::print_stdout, reason = "it prints a table")]
 
 use std::error::Error;
@@ -13,7 +14,10 @@ use merge::{Broadcast, ContributionChunk, Momentum, SeededRounding, codec};
 use schemas::run::{CodecKind, OuterOptimizer, Rounding};
 use sha2::{Digest, Sha256};
 
-const STOCK: OuterOptimizer = OuterOptimizer::Nesterov { learning_rate: 0.7, momentum: 0.9 };
+const STOCK: OuterOptimizer = OuterOptimizer::Nesterov {
+    learning_rate: 0.7,
+    momentum: 0.9,
+};
 
 struct Bench {
     params: Vec<f32>,
@@ -26,29 +30,52 @@ struct Bench {
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1).map(|text| text.parse::<usize>());
     let mut argument = |default| arguments.next().unwrap_or(Ok(default));
-    let (elements, contributions, repetitions) = (argument(100_000_000)?, argument(4)?, argument(7)?);
+    let (elements, contributions, repetitions) =
+        (argument(100_000_000)?, argument(4)?, argument(7)?);
     let mut bench = Bench::new(elements, contributions, repetitions.max(1))?;
     let threads = rayon::current_num_threads();
-    println!("{elements} parameters, {contributions} bf16 contributions, {threads} threads, median of {repetitions}\n");
-    println!("{:<44} {:>9} {:>8} {:>9}", "work", "ms", "GB/s", "of memcpy");
+    println!(
+        "{elements} parameters, {contributions} bf16 contributions, {threads} threads, median of {repetitions}\n"
+    );
+    println!(
+        "{:<44} {:>9} {:>8} {:>9}",
+        "work", "ms", "GB/s", "of memcpy"
+    );
     bench.run()?;
     Ok(())
 }
 
 impl Bench {
-    fn new(elements: usize, contributions: usize, repetitions: usize) -> Result<Self, Box<dyn Error>> {
-        let wave =
-            |phase: usize| (0..elements).map(move |i| ((i * 7919 + phase * 104_729) % 2003) as f32 * 1e-5 - 0.01);
+    fn new(
+        elements: usize,
+        contributions: usize,
+        repetitions: usize,
+    ) -> Result<Self, Box<dyn Error>> {
+        let wave = |phase: usize| {
+            (0..elements).map(move |i| ((i * 7919 + phase * 104_729) % 2003) as f32 * 1e-5 - 0.01)
+        };
         let params: Vec<f32> = wave(0).collect();
         let mut encoded = Vec::new();
         for index in 0..contributions {
             let local: Vec<f32> = wave(index + 1).collect();
             let mut out = vec![0; codec::encoded_bytes(CodecKind::Bf16, elements)];
-            codec::encode_difference(CodecKind::Bf16, &params, &local, SeededRounding::NEAREST, &mut out)?;
+            codec::encode_difference(
+                CodecKind::Bf16,
+                &params,
+                &local,
+                SeededRounding::NEAREST,
+                &mut out,
+            )?;
             encoded.push(out);
         }
         let broadcast = vec![0; codec::encoded_bytes(CodecKind::Bf16, elements)];
-        Ok(Self { momentum: vec![0.0; elements], params, contributions: encoded, broadcast, repetitions })
+        Ok(Self {
+            momentum: vec![0.0; elements],
+            params,
+            contributions: encoded,
+            broadcast,
+            repetitions,
+        })
     }
 
     fn run(&mut self) -> Result<(), Box<dyn Error>> {
@@ -60,28 +87,60 @@ impl Bench {
         let params = &self.params;
         let one = median(self.repetitions, || copy.copy_from_slice(black_box(params)));
         let memcpy_one = row("memcpy, 1 thread", one, 2 * fp32, None);
-        let all = median(self.repetitions, || copy_in_parallel(black_box(params), &mut copy));
+        let all = median(self.repetitions, || {
+            copy_in_parallel(black_box(params), &mut copy)
+        });
         let memcpy = row("memcpy, all threads", all, 2 * fp32, Some(memcpy_one)).max(memcpy_one);
         let beside = Some(memcpy);
 
         let took = median(self.repetitions, || self.merge(None));
         row("merge + Nesterov", took, inputs + 4 * fp32, beside);
-        for (name, rule) in [("bf16 nearest", Rounding::Nearest), ("bf16 stochastic", Rounding::Stochastic)] {
+        for (name, rule) in [
+            ("bf16 nearest", Rounding::Nearest),
+            ("bf16 stochastic", Rounding::Stochastic),
+        ] {
             let took = median(self.repetitions, || self.merge(Some(rule)));
-            row(&format!("merge + Nesterov + {name} broadcast"), took, inputs + 4 * fp32 + bf16, beside);
+            row(
+                &format!("merge + Nesterov + {name} broadcast"),
+                took,
+                inputs + 4 * fp32 + bf16,
+                beside,
+            );
         }
         let first = &self.contributions[0];
-        let took = median(self.repetitions, || merge::screen(CodecKind::Bf16, black_box(first), elements));
+        let took = median(self.repetitions, || {
+            merge::screen(CodecKind::Bf16, black_box(first), elements)
+        });
         row("screen bf16", took, bf16, beside);
-        for (name, rule) in [("nearest", Rounding::Nearest), ("stochastic", Rounding::Stochastic)] {
-            let rounding = SeededRounding { rule, seed: 1, first_element: 0 };
+        for (name, rule) in [
+            ("nearest", Rounding::Nearest),
+            ("stochastic", Rounding::Stochastic),
+        ] {
+            let rounding = SeededRounding {
+                rule,
+                seed: 1,
+                first_element: 0,
+            };
             let (params, momentum, out) = (&self.params, &self.momentum, &mut self.broadcast);
             let took = median(self.repetitions, || {
-                codec::encode_difference(CodecKind::Bf16, black_box(params), momentum, rounding, out)
+                codec::encode_difference(
+                    CodecKind::Bf16,
+                    black_box(params),
+                    momentum,
+                    rounding,
+                    out,
+                )
             });
-            row(&format!("encode difference bf16 {name}"), took, 2 * fp32 + bf16, beside);
+            row(
+                &format!("encode difference bf16 {name}"),
+                took,
+                2 * fp32 + bf16,
+                beside,
+            );
         }
-        let took = median(self.repetitions, || codec::decode(CodecKind::Bf16, black_box(first), &mut copy));
+        let took = median(self.repetitions, || {
+            codec::decode(CodecKind::Bf16, black_box(first), &mut copy)
+        });
         row("decode bf16", took, bf16 + fp32, beside);
         let took = median(self.repetitions, || Sha256::digest(black_box(first)));
         row("sha256 of one contribution, 1 thread", took, bf16, beside);
@@ -90,14 +149,29 @@ impl Bench {
 
     fn merge(&mut self, rule: Option<Rounding>) -> merge::Merged {
         let codec = CodecKind::Bf16;
-        let chunks: Vec<_> =
-            self.contributions.iter().map(|bytes| ContributionChunk { weight: 1000, codec, bytes }).collect();
+        let chunks: Vec<_> = self
+            .contributions
+            .iter()
+            .map(|bytes| ContributionChunk {
+                weight: 1000,
+                codec,
+                bytes,
+            })
+            .collect();
         let momentum = Momentum::Running(&mut self.momentum);
         let merged = match rule {
             None => merge::merge_chunk(&chunks, STOCK, &mut self.params, momentum),
             Some(rule) => {
-                let rounding = SeededRounding { rule, seed: 1, first_element: 0 };
-                let broadcast = Broadcast { codec, rounding, out: &mut self.broadcast };
+                let rounding = SeededRounding {
+                    rule,
+                    seed: 1,
+                    first_element: 0,
+                };
+                let broadcast = Broadcast {
+                    codec,
+                    rounding,
+                    out: &mut self.broadcast,
+                };
                 merge::merge_chunk_and_encode(&chunks, STOCK, &mut self.params, momentum, broadcast)
             }
         };
@@ -131,7 +205,12 @@ fn median<R>(repetitions: usize, mut work: impl FnMut() -> R) -> Duration {
 /// Prints a line and returns GB/s.
 fn row(name: &str, took: Duration, bytes: usize, beside: Option<f64>) -> f64 {
     let rate = bytes as f64 / took.as_secs_f64() / 1e9;
-    let share = beside.map_or(String::new(), |memcpy| format!("{:.0} %", 100.0 * rate / memcpy));
-    println!("{name:<44} {:>9.2} {rate:>8.1} {share:>9}", took.as_secs_f64() * 1e3);
+    let share = beside.map_or(String::new(), |memcpy| {
+        format!("{:.0} %", 100.0 * rate / memcpy)
+    });
+    println!(
+        "{name:<44} {:>9.2} {rate:>8.1} {share:>9}",
+        took.as_secs_f64() * 1e3
+    );
     rate
 }

@@ -1,15 +1,19 @@
-//! Mixing local and fresh global weights. Streaming fragments, which need it at every fragment's sync, come with a
-//! later issue; the convention is fixed here.
+//! Mixing local and fresh global weights. Streaming fragments, which need it at every fragment's
+//! sync, come with a later issue; the convention is fixed here.
 
 /// `local = alpha * local + (1 - alpha) * global`, per element, each operation rounded to `f32`.
 ///
-/// `alpha` 1 keeps the local weights and 0 takes the global ones, both bit for bit. (Streaming DiLoCo, arXiv
-/// 2501.18512, uses 0.5.)
+/// `alpha` 1 keeps the local weights and 0 takes the global ones, both bit for bit. (Streaming
+/// DiLoCo, arXiv 2501.18512, uses 0.5.)
 ///
 /// # Panics
 /// If the two have not one length.
 pub fn blend(local: &mut [f32], global: &[f32], alpha: f32) {
-    assert_eq!(local.len(), global.len(), "local and global weights are of one layout");
+    assert_eq!(
+        local.len(),
+        global.len(),
+        "local and global weights are of one layout"
+    );
     if alpha == 0.0 {
         local.copy_from_slice(global);
     } else if alpha != 1.0 {

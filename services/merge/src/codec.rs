@@ -3,7 +3,9 @@
 use rayon::prelude::*;
 use schemas::run::{CodecKind, Rounding};
 
-use crate::rounding::{NOISE_LANES, narrow_nearest, narrow_stochastic, noise_key, noise_word, widen};
+use crate::rounding::{
+    NOISE_LANES, narrow_nearest, narrow_stochastic, noise_key, noise_word, widen,
+};
 use crate::vectors::{Vectors, vectorised};
 use crate::{BLOCK_ELEMENTS, SeededRounding, TILE_ELEMENTS};
 
@@ -30,8 +32,8 @@ pub enum CodecError {
     },
 }
 
-/// Elements that are encoded together; a chunk must start at a multiple of it. 1 for all codecs so far; one with a scale
-/// per block has more, and divides [`BLOCK_ELEMENTS`].
+/// Elements that are encoded together; a chunk must start at a multiple of it. 1 for all codecs so
+/// far; one with a scale per block has more, and divides [`BLOCK_ELEMENTS`].
 pub const fn block_elements(codec: CodecKind) -> usize {
     match codec {
         CodecKind::Fp32 | CodecKind::Bf16 => 1,
@@ -50,29 +52,42 @@ pub const fn block_bytes(codec: CodecKind) -> usize {
 ///
 /// `usize::MAX` where the true number would not fit, so that it equals no real length.
 pub const fn encoded_bytes(codec: CodecKind, elements: usize) -> usize {
-    elements.div_ceil(block_elements(codec)).saturating_mul(block_bytes(codec))
+    elements
+        .div_ceil(block_elements(codec))
+        .saturating_mul(block_bytes(codec))
 }
 
 /// Writes `values` to `out`, which must have [`encoded_bytes`]. In parallel.
 ///
-/// The result does not depend on how a vector is cut into slices (at multiples of [`block_elements`]) as long as
-/// `rounding` names the slice's place, nor on the number of threads.
+/// The result does not depend on how a vector is cut into slices (at multiples of
+/// [`block_elements`]) as long as `rounding` names the slice's place, nor on the number of threads.
 ///
 /// # Errors
 /// [`CodecError::WrongLength`].
-pub fn encode(codec: CodecKind, values: &[f32], rounding: SeededRounding, out: &mut [u8]) -> Result<(), CodecError> {
+pub fn encode(
+    codec: CodecKind,
+    values: &[f32],
+    rounding: SeededRounding,
+    out: &mut [u8],
+) -> Result<(), CodecError> {
     check(codec, values.len(), out.len())?;
     out.par_chunks_mut(encoded_bytes(codec, BLOCK_ELEMENTS))
         .zip(values.par_chunks(BLOCK_ELEMENTS))
         .enumerate()
         .for_each(|(block, (out, values))| {
-            encode_block(Vectors::widest(), codec, values, rounding.skip(block * BLOCK_ELEMENTS), out);
+            encode_block(
+                Vectors::widest(),
+                codec,
+                values,
+                rounding.skip(block * BLOCK_ELEMENTS),
+                out,
+            );
         });
     Ok(())
 }
 
-/// Writes `base - local`, the direction in which a contribution points, to `out`: the same as subtracting in `f32` and
-/// then encoding, without a buffer for the difference. In parallel.
+/// Writes `base - local`, the direction in which a contribution points, to `out`: the same as
+/// subtracting in `f32` and then encoding, without a buffer for the difference. In parallel.
 ///
 /// # Errors
 /// [`CodecError`].
@@ -84,11 +99,17 @@ pub fn encode_difference(
     out: &mut [u8],
 ) -> Result<(), CodecError> {
     if base.len() != local.len() {
-        return Err(CodecError::Unequal { base: base.len(), local: local.len() });
+        return Err(CodecError::Unequal {
+            base: base.len(),
+            local: local.len(),
+        });
     }
     check(codec, base.len(), out.len())?;
     out.par_chunks_mut(encoded_bytes(codec, BLOCK_ELEMENTS))
-        .zip(base.par_chunks(BLOCK_ELEMENTS).zip(local.par_chunks(BLOCK_ELEMENTS)))
+        .zip(
+            base.par_chunks(BLOCK_ELEMENTS)
+                .zip(local.par_chunks(BLOCK_ELEMENTS)),
+        )
         .enumerate()
         .for_each(|(block, (out, (base, local)))| {
             let vectors = Vectors::widest();
@@ -107,18 +128,19 @@ pub fn encode_difference(
 
 /// Reads `bytes` into `out`. In parallel.
 ///
-/// Every byte string of the right length is readable; it may hold NaN and infinities (see [`crate::screen()`]).
+/// Every byte string of the right length is readable; it may hold NaN and infinities (see
+/// [`crate::screen()`]).
 ///
 /// # Errors
 /// [`CodecError::WrongLength`].
 pub fn decode(codec: CodecKind, bytes: &[u8], out: &mut [f32]) -> Result<(), CodecError> {
     check(codec, out.len(), bytes.len())?;
-    out.par_chunks_mut(BLOCK_ELEMENTS).zip(bytes.par_chunks(encoded_bytes(codec, BLOCK_ELEMENTS))).for_each(
-        |(out, bytes)| match codec {
+    out.par_chunks_mut(BLOCK_ELEMENTS)
+        .zip(bytes.par_chunks(encoded_bytes(codec, BLOCK_ELEMENTS)))
+        .for_each(|(out, bytes)| match codec {
             CodecKind::Fp32 => read_fp32(Vectors::widest(), bytes, out),
             CodecKind::Bf16 => read_bf16(Vectors::widest(), bytes, out),
-        },
-    );
+        });
     Ok(())
 }
 
@@ -127,7 +149,11 @@ pub(crate) fn check(codec: CodecKind, elements: usize, got_bytes: usize) -> Resu
     if expected_bytes == got_bytes {
         Ok(())
     } else {
-        Err(CodecError::WrongLength { elements, expected_bytes, got_bytes })
+        Err(CodecError::WrongLength {
+            elements,
+            expected_bytes,
+            got_bytes,
+        })
     }
 }
 
@@ -136,7 +162,11 @@ pub(crate) fn encode_block(
     vectors: Vectors,
     codec: CodecKind,
     values: &[f32],
-    SeededRounding { rule, seed, first_element }: SeededRounding,
+    SeededRounding {
+        rule,
+        seed,
+        first_element,
+    }: SeededRounding,
     out: &mut [u8],
 ) {
     match (codec, rule) {
@@ -176,8 +206,8 @@ fn write_bf16_nearest_body(values: &[f32], out: &mut [u8]) {
     }
 }
 
-/// One word of noise serves four elements: the few before the first whole group of four are done one by one, so that
-/// a slice may start anywhere.
+/// One word of noise serves four elements: the few before the first whole group of four are done
+/// one by one, so that a slice may start anywhere.
 #[inline(always)]
 fn write_bf16_stochastic_body(values: &[f32], key: u64, first: u64, out: &mut [u8]) {
     let lanes = NOISE_LANES as u64;
@@ -227,12 +257,18 @@ mod tests {
 
     /// Bit patterns of every kind, and the boundaries of all vector widths.
     fn patterns(count: usize) -> Vec<f32> {
-        (0..count as u64).map(|index| f32::from_bits(noise_word(7, index) as u32)).collect()
+        (0..count as u64)
+            .map(|index| f32::from_bits(noise_word(7, index) as u32))
+            .collect()
     }
 
     #[test]
     fn all_vector_widths_write_and_read_the_same_bytes() {
-        let stochastic = SeededRounding { rule: Rounding::Stochastic, seed: 3, first_element: 5 };
+        let stochastic = SeededRounding {
+            rule: Rounding::Stochastic,
+            seed: 3,
+            first_element: 5,
+        };
         for count in [0, 1, 3, 31, 32, 33, 1000, TILE_ELEMENTS] {
             let values = patterns(count);
             for (codec, rounding) in [
@@ -247,7 +283,11 @@ mod tests {
                 };
                 let expected = encode(Vectors::BASELINE);
                 for vectors in Vectors::available() {
-                    assert_eq!(encode(vectors), expected, "{codec:?} {rounding:?} {vectors:?}");
+                    assert_eq!(
+                        encode(vectors),
+                        expected,
+                        "{codec:?} {rounding:?} {vectors:?}"
+                    );
                 }
             }
         }
@@ -260,10 +300,20 @@ mod tests {
         assert_eq!(encoded_bytes(CodecKind::Fp32, usize::MAX), usize::MAX);
         assert_eq!(
             decode(CodecKind::Bf16, &[0; 5], &mut [0.0; 3]),
-            Err(CodecError::WrongLength { elements: 3, expected_bytes: 6, got_bytes: 5 })
+            Err(CodecError::WrongLength {
+                elements: 3,
+                expected_bytes: 6,
+                got_bytes: 5
+            })
         );
         assert_eq!(
-            encode_difference(CodecKind::Bf16, &[0.0; 3], &[0.0; 2], SeededRounding::NEAREST, &mut [0; 6]),
+            encode_difference(
+                CodecKind::Bf16,
+                &[0.0; 3],
+                &[0.0; 2],
+                SeededRounding::NEAREST,
+                &mut [0; 6]
+            ),
             Err(CodecError::Unequal { base: 3, local: 2 })
         );
     }

@@ -1,10 +1,11 @@
-//! What happens to numbers between a worker and the next snapshot: codecs for the wire, the screen that a contribution
-//! must pass, the weighted mean and the outer step.
+//! What happens to numbers between a worker and the next snapshot: codecs for the wire, the screen
+//! that a contribution must pass, the weighted mean and the outer step.
 //!
-//! The parameters of a run are one flat vector of `f32`, cut into chunks; every function here works on one chunk as a
-//! slice. There is no I/O, no clock and no randomness: the same input gives the same bits on every machine, with every
-//! thread count and with every width of vector instructions. Large slices are worked on in parallel by the rayon pool
-//! of the caller, so call from a blocking thread, never from an async task.
+//! The parameters of a run are one flat vector of `f32`, cut into chunks; every function here works
+//! on one chunk as a slice. There is no I/O, no clock and no randomness: the same input gives the
+//! same bits on every machine, with every thread count and with every width of vector instructions.
+//! Large slices are worked on in parallel by the rayon pool of the caller, so call from a blocking
+//! thread, never from an async task.
 //!
 //! | to | use |
 //! | --- | --- |
@@ -14,9 +15,9 @@
 //! | read the broadcast weights | [`codec::decode`] |
 //! | mix a fragment's local and global weights | [`blend()`] |
 //!
-//! Sign and order conventions are fixed in [`step`] (what is computed), [`mean`] (weights) and [`outer`] (the
-//! optimizers), each as a rule that can be followed by hand; `tests/merge/reference.rs` follows them with scalar loops and
-//! expects equal bits.
+//! Sign and order conventions are fixed in [`step`] (what is computed), [`mean`] (weights) and
+//! [`outer`] (the optimizers), each as a rule that can be followed by hand;
+//! `tests/merge/reference.rs` follows them with scalar loops and expects equal bits.
 //!
 //! ```
 //! use merge::{Broadcast, ContributionChunk, Momentum, SeededRounding, codec, merge_chunk_and_encode, screen};
@@ -56,8 +57,8 @@ pub use rounding::{SeededRounding, broadcast_seed, contribution_seed};
 pub use screen::{ChunkStatistics, ScreenError, screen};
 pub use step::{Broadcast, MergeError, Merged, merge_chunk, merge_chunk_and_encode};
 
-/// Elements that one task works on: the unit of parallelism, 256 KiB of `f32`. Results do not depend on it, except
-/// that the sum of squares of [`screen()`] is taken block by block.
+/// Elements that one task works on: the unit of parallelism, 256 KiB of `f32`. Results do not
+/// depend on it, except that the sum of squares of [`screen()`] is taken block by block.
 pub const BLOCK_ELEMENTS: usize = 64 * 1024;
 
 /// Elements that pass through the first-level cache together; divides [`BLOCK_ELEMENTS`].

@@ -1,15 +1,16 @@
 //! The weighted mean of contributions.
 //!
-//! The rule, for contributions `0..n` in the order given (callers sort by unit, so that the order of arrival does not
-//! matter) with whole-number weights `k`:
+//! The rule, for contributions `0..n` in the order given (callers sort by unit, so that the order
+//! of arrival does not matter) with whole-number weights `k`:
 //!
-//! 1. `w[i]` = `k[i] / (k[0] + … + k[n-1])`: the sum exact, both sides converted to `f64`, divided in `f64`, the
-//!    quotient converted to `f32`. A single contribution has weight 1 exactly.
-//! 2. per element, `g = w[0] * x[0]`, and then for each further contribution `g = g + (w[i] * x[i])`, every product and
-//!    every sum rounded to `f32`, never fused.
+//! 1. `w[i]` = `k[i] / (k[0] + … + k[n-1])`: the sum exact, both sides converted to `f64`, divided
+//!    in `f64`, the quotient converted to `f32`. A single contribution has weight 1 exactly.
+//! 2. per element, `g = w[0] * x[0]`, and then for each further contribution `g = g + (w[i] *
+//!    x[i])`, every product and every sum rounded to `f32`, never fused.
 //!
-//! So the mean of `n` equal values differs from the value by at most `(n + 1)` roundings: relatively no more than
-//! `1.01 * (n + 1) * 2^-24` (for up to 100 000 contributions, away from subnormal numbers).
+//! So the mean of `n` equal values differs from the value by at most `(n + 1)` roundings:
+//! relatively no more than `1.01 * (n + 1) * 2^-24` (for up to 100 000 contributions, away from
+//! subnormal numbers).
 
 use schemas::run::CodecKind;
 
@@ -20,7 +21,8 @@ use crate::vectors::{Vectors, vectorised};
 /// One chunk of a screened contribution: an outer gradient, base minus local.
 #[derive(Clone, Copy, Debug)]
 pub struct ContributionChunk<'a> {
-    /// Its share in the mean: the tokens it was trained on, or whatever the run weighs by. 0 takes no part.
+    /// Its share in the mean: the tokens it was trained on, or whatever the run weighs by. 0 takes
+    /// no part.
     pub weight: u64,
     /// How it is encoded.
     pub codec: CodecKind,
@@ -58,11 +60,19 @@ pub fn weights(contributions: &[ContributionChunk<'_>]) -> Result<Vec<f32>, Mean
     if contributions.is_empty() {
         return Err(MeanError::NoContributions);
     }
-    let total: u128 = contributions.iter().map(|contribution| u128::from(contribution.weight)).sum();
+    let total: u128 = contributions
+        .iter()
+        .map(|contribution| u128::from(contribution.weight))
+        .sum();
     if total == 0 {
-        return Err(MeanError::NoWeight { contributions: contributions.len() });
+        return Err(MeanError::NoWeight {
+            contributions: contributions.len(),
+        });
     }
-    Ok(contributions.iter().map(|contribution| (contribution.weight as f64 / total as f64) as f32).collect())
+    Ok(contributions
+        .iter()
+        .map(|contribution| (contribution.weight as f64 / total as f64) as f32)
+        .collect())
 }
 
 /// Contributions of one chunk, checked, with their weights.
@@ -73,17 +83,24 @@ pub(crate) struct Mean<'a> {
 }
 
 impl<'a> Mean<'a> {
-    pub(crate) fn new(contributions: &'a [ContributionChunk<'a>], elements: usize) -> Result<Self, MeanError> {
+    pub(crate) fn new(
+        contributions: &'a [ContributionChunk<'a>],
+        elements: usize,
+    ) -> Result<Self, MeanError> {
         for (index, contribution) in contributions.iter().enumerate() {
             let checked = check(contribution.codec, elements, contribution.bytes.len());
             checked.map_err(|source| MeanError::WrongLength { index, source })?;
         }
-        Ok(Self { contributions, weights: weights(contributions)? })
+        Ok(Self {
+            contributions,
+            weights: weights(contributions)?,
+        })
     }
 
     /// Step 2 of the rule for the elements from `start` on, as many as `gradient` holds.
     ///
-    /// Contributions are taken in fours where their codec allows, to load and store the running mean less often.
+    /// Contributions are taken in fours where their codec allows, to load and store the running
+    /// mean less often.
     pub(crate) fn gradient(&self, vectors: Vectors, start: usize, gradient: &mut [f32]) {
         let elements = gradient.len();
         let slice = |index: usize| {
@@ -93,7 +110,11 @@ impl<'a> Mean<'a> {
         let mut index = 0;
         while index < self.contributions.len() {
             let rest = &self.contributions[index..];
-            if rest.len() >= 4 && rest[..4].iter().all(|contribution| contribution.codec == CodecKind::Bf16) {
+            if rest.len() >= 4
+                && rest[..4]
+                    .iter()
+                    .all(|contribution| contribution.codec == CodecKind::Bf16)
+            {
                 let parts = [0, 1, 2, 3].map(|offset| slice(index + offset));
                 let weights = [0, 1, 2, 3].map(|offset| self.weights[index + offset]);
                 if index == 0 {
@@ -183,7 +204,11 @@ mod tests {
     use super::*;
 
     fn weighing(weight: u64) -> ContributionChunk<'static> {
-        ContributionChunk { weight, codec: CodecKind::Fp32, bytes: &[] }
+        ContributionChunk {
+            weight,
+            codec: CodecKind::Fp32,
+            bytes: &[],
+        }
     }
 
     #[test]
@@ -198,6 +223,9 @@ mod tests {
     #[test]
     fn nothing_has_no_mean() {
         assert_eq!(weights(&[]), Err(MeanError::NoContributions));
-        assert_eq!(weights(&[weighing(0); 3]), Err(MeanError::NoWeight { contributions: 3 }));
+        assert_eq!(
+            weights(&[weighing(0); 3]),
+            Err(MeanError::NoWeight { contributions: 3 })
+        );
     }
 }

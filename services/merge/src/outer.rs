@@ -1,7 +1,7 @@
 //! Outer optimizers: what a merged gradient does to the global parameters.
 //!
-//! A gradient is base minus local, so a step subtracts it. Per element, with every product, sum and difference rounded
-//! to `f32` and nothing fused:
+//! A gradient is base minus local, so a step subtracts it. Per element, with every product, sum and
+//! difference rounded to `f32` and nothing fused:
 //!
 //! | optimizer | rule |
 //! | --- | --- |
@@ -10,8 +10,8 @@
 //! | Nesterov, first step | `m = g`, then `p = p - (rate * (g + (momentum * m)))` |
 //! | Nesterov, later | `m = (momentum * m) + g`, then the same |
 //!
-//! The Nesterov form is PyTorch's (`SGD` with `nesterov`, no dampening): at rate 0.7 and momentum 0.9 the first step
-//! moves `1.33 * g`, and a constant gradient ends at `7 * g` a step.
+//! The Nesterov form is PyTorch's (`SGD` with `nesterov`, no dampening): at rate 0.7 and momentum
+//! 0.9 the first step moves `1.33 * g`, and a constant gradient ends at `7 * g` a step.
 
 use schemas::run::OuterOptimizer;
 
@@ -57,8 +57,8 @@ pub const fn keeps_momentum(optimizer: OuterOptimizer) -> bool {
     }
 }
 
-/// Takes a step with a gradient that is at hand, on this thread. [`crate::merge_chunk`] does the same to the mean of
-/// contributions, in parallel.
+/// Takes a step with a gradient that is at hand, on this thread. [`crate::merge_chunk`] does the
+/// same to the mean of contributions, in parallel.
 ///
 /// # Errors
 /// [`OuterError`]; nothing was changed.
@@ -69,17 +69,32 @@ pub fn step(
     momentum: Momentum<'_>,
 ) -> Result<(), OuterError> {
     if gradient.len() != params.len() {
-        return Err(OuterError::Gradient { params: params.len(), gradient: gradient.len() });
+        return Err(OuterError::Gradient {
+            params: params.len(),
+            gradient: gradient.len(),
+        });
     }
     check(optimizer, params.len(), &momentum)?;
     apply(Vectors::widest(), optimizer, gradient, params, momentum);
     Ok(())
 }
 
-pub(crate) fn check(optimizer: OuterOptimizer, elements: usize, momentum: &Momentum<'_>) -> Result<(), OuterError> {
-    let expected = if keeps_momentum(optimizer) { elements } else { 0 };
+pub(crate) fn check(
+    optimizer: OuterOptimizer,
+    elements: usize,
+    momentum: &Momentum<'_>,
+) -> Result<(), OuterError> {
+    let expected = if keeps_momentum(optimizer) {
+        elements
+    } else {
+        0
+    };
     let got = momentum.elements();
-    if expected == got { Ok(()) } else { Err(OuterError::Momentum { expected, got }) }
+    if expected == got {
+        Ok(())
+    } else {
+        Err(OuterError::Momentum { expected, got })
+    }
 }
 
 /// The step; lengths are checked by the caller.
@@ -93,14 +108,29 @@ pub(crate) fn apply(
     match (optimizer, momentum) {
         (OuterOptimizer::Average, _) => average(vectors, gradient, params),
         (OuterOptimizer::Sgd { learning_rate }, _) => sgd(vectors, gradient, params, learning_rate),
-        (OuterOptimizer::Nesterov { learning_rate, momentum }, Momentum::First(buffer)) => {
+        (
+            OuterOptimizer::Nesterov {
+                learning_rate,
+                momentum,
+            },
+            Momentum::First(buffer),
+        ) => {
             nesterov_first(vectors, gradient, params, buffer, learning_rate, momentum);
         }
-        (OuterOptimizer::Nesterov { learning_rate, momentum }, Momentum::Running(buffer)) => {
+        (
+            OuterOptimizer::Nesterov {
+                learning_rate,
+                momentum,
+            },
+            Momentum::Running(buffer),
+        ) => {
             nesterov(vectors, gradient, params, buffer, learning_rate, momentum);
         }
         (OuterOptimizer::Nesterov { .. }, Momentum::Absent) => {
-            assert!(params.is_empty(), "every caller checks that momentum has the length of the parameters");
+            assert!(
+                params.is_empty(),
+                "every caller checks that momentum has the length of the parameters"
+            );
         }
     }
 }
@@ -154,7 +184,13 @@ fn sgd_body(gradient: &[f32], params: &mut [f32], rate: f32) {
 }
 
 #[inline(always)]
-fn nesterov_first_body(gradient: &[f32], params: &mut [f32], buffer: &mut [f32], rate: f32, momentum: f32) {
+fn nesterov_first_body(
+    gradient: &[f32],
+    params: &mut [f32],
+    buffer: &mut [f32],
+    rate: f32,
+    momentum: f32,
+) {
     for ((param, buffer), gradient) in params.iter_mut().zip(buffer).zip(gradient) {
         *buffer = *gradient;
         *param -= rate * (gradient + momentum * gradient);
@@ -162,7 +198,13 @@ fn nesterov_first_body(gradient: &[f32], params: &mut [f32], buffer: &mut [f32],
 }
 
 #[inline(always)]
-fn nesterov_body(gradient: &[f32], params: &mut [f32], buffer: &mut [f32], rate: f32, momentum: f32) {
+fn nesterov_body(
+    gradient: &[f32],
+    params: &mut [f32],
+    buffer: &mut [f32],
+    rate: f32,
+    momentum: f32,
+) {
     for ((param, buffer), gradient) in params.iter_mut().zip(buffer).zip(gradient) {
         let moved = momentum * *buffer + gradient;
         *buffer = moved;
@@ -174,7 +216,10 @@ fn nesterov_body(gradient: &[f32], params: &mut [f32], buffer: &mut [f32], rate:
 mod tests {
     use super::*;
 
-    const STOCK: OuterOptimizer = OuterOptimizer::Nesterov { learning_rate: 0.7, momentum: 0.9 };
+    const STOCK: OuterOptimizer = OuterOptimizer::Nesterov {
+        learning_rate: 0.7,
+        momentum: 0.9,
+    };
 
     #[test]
     fn nesterov_gains_of_first_and_late_steps() {
@@ -186,13 +231,20 @@ mod tests {
             before = params[0];
             step(STOCK, &[1.0], &mut params, Momentum::Running(&mut buffer)).unwrap();
         }
-        assert!((before - params[0] - 7.0).abs() < 1e-3, "{}", before - params[0]);
+        assert!(
+            (before - params[0] - 7.0).abs() < 1e-3,
+            "{}",
+            before - params[0]
+        );
     }
 
     #[test]
     fn three_steps_by_hand() {
         // Rate and momentum 1/2 keep every number exact: buffers 4, 2 + 8 = 10, 5 - 2 = 3.
-        let halves = OuterOptimizer::Nesterov { learning_rate: 0.5, momentum: 0.5 };
+        let halves = OuterOptimizer::Nesterov {
+            learning_rate: 0.5,
+            momentum: 0.5,
+        };
         let (mut params, mut buffer) = ([100.0_f32], [0.0_f32]);
         step(halves, &[4.0], &mut params, Momentum::First(&mut buffer)).unwrap();
         assert_eq!((params, buffer), ([97.0], [4.0]));
@@ -205,9 +257,21 @@ mod tests {
     #[test]
     fn average_and_sgd_subtract() {
         let mut params = [5.0_f32, -1.0];
-        step(OuterOptimizer::Average, &[1.0, 2.0], &mut params, Momentum::Absent).unwrap();
+        step(
+            OuterOptimizer::Average,
+            &[1.0, 2.0],
+            &mut params,
+            Momentum::Absent,
+        )
+        .unwrap();
         assert_eq!(params, [4.0, -3.0]);
-        step(OuterOptimizer::Sgd { learning_rate: 2.0 }, &[1.0, 2.0], &mut params, Momentum::Absent).unwrap();
+        step(
+            OuterOptimizer::Sgd { learning_rate: 2.0 },
+            &[1.0, 2.0],
+            &mut params,
+            Momentum::Absent,
+        )
+        .unwrap();
         assert_eq!(params, [2.0, -7.0]);
     }
 
@@ -215,10 +279,38 @@ mod tests {
     fn state_and_optimizer_must_fit() {
         let mut params = [0.0; 2];
         let missing = step(STOCK, &[0.0; 2], &mut params, Momentum::Absent);
-        assert_eq!(missing, Err(OuterError::Momentum { expected: 2, got: 0 }));
-        let unwanted = step(OuterOptimizer::Average, &[0.0; 2], &mut params, Momentum::Running(&mut [0.0; 2]));
-        assert_eq!(unwanted, Err(OuterError::Momentum { expected: 0, got: 2 }));
-        let short = step(OuterOptimizer::Average, &[0.0], &mut params, Momentum::Absent);
-        assert_eq!(short, Err(OuterError::Gradient { params: 2, gradient: 1 }));
+        assert_eq!(
+            missing,
+            Err(OuterError::Momentum {
+                expected: 2,
+                got: 0
+            })
+        );
+        let unwanted = step(
+            OuterOptimizer::Average,
+            &[0.0; 2],
+            &mut params,
+            Momentum::Running(&mut [0.0; 2]),
+        );
+        assert_eq!(
+            unwanted,
+            Err(OuterError::Momentum {
+                expected: 0,
+                got: 2
+            })
+        );
+        let short = step(
+            OuterOptimizer::Average,
+            &[0.0],
+            &mut params,
+            Momentum::Absent,
+        );
+        assert_eq!(
+            short,
+            Err(OuterError::Gradient {
+                params: 2,
+                gradient: 1
+            })
+        );
     }
 }

@@ -1,8 +1,8 @@
 //! From `f32` to bf16 and back, one element at a time, and the noise of stochastic rounding.
 //!
-//! bf16 is the upper half of an `f32`: the same sign and exponent, 7 of the 23 fraction bits. Widening is exact.
-//! Narrowing is integer arithmetic on the bits, so neither the floating-point rounding mode nor flushing of subnormal
-//! numbers can change it.
+//! bf16 is the upper half of an `f32`: the same sign and exponent, 7 of the 23 fraction bits.
+//! Widening is exact. Narrowing is integer arithmetic on the bits, so neither the floating-point
+//! rounding mode nor flushing of subnormal numbers can change it.
 
 use schemas::run::Rounding;
 use schemas::{Round, UnitIndex};
@@ -10,30 +10,38 @@ use schemas::{Round, UnitIndex};
 /// How values are rounded, with all that the choice depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SeededRounding {
-    /// The rule. *Nearest* takes the even one of two equally near neighbours, and values of at least 3.3961776e38 become
-    /// infinite, as IEEE 754 has it. *Stochastic* takes either neighbour, the nearer one more often, so that the
-    /// expected result is the value itself; a finite value stays finite: above the largest bf16 it becomes that.
+    /// The rule. *Nearest* takes the even one of two equally near neighbours, and values of at
+    /// least 3.3961776e38 become infinite, as IEEE 754 has it. *Stochastic* takes either neighbour,
+    /// the nearer one more often, so that the expected result is the value itself; a finite value
+    /// stays finite: above the largest bf16 it becomes that.
     pub rule: Rounding,
     /// Names the noise; see [`contribution_seed`]. Without meaning for *nearest*.
     pub seed: u64,
-    /// Place of the slice's first element in the run's whole vector: the noise of an element depends on `seed` and its
-    /// place there, on nothing else. Without meaning for *nearest*.
+    /// Place of the slice's first element in the run's whole vector: the noise of an element
+    /// depends on `seed` and its place there, on nothing else. Without meaning for *nearest*.
     pub first_element: u64,
 }
 
 impl SeededRounding {
     /// To nearest, ties to even.
-    pub const NEAREST: Self = Self { rule: Rounding::Nearest, seed: 0, first_element: 0 };
+    pub const NEAREST: Self = Self {
+        rule: Rounding::Nearest,
+        seed: 0,
+        first_element: 0,
+    };
 
     /// The same rounding for a slice that starts `elements` later.
     #[must_use]
     pub fn skip(self, elements: usize) -> Self {
-        Self { first_element: self.first_element.wrapping_add(elements as u64), ..self }
+        Self {
+            first_element: self.first_element.wrapping_add(elements as u64),
+            ..self
+        }
     }
 }
 
-/// The seed of a contribution's rounding: another one for every unit and round, or the same elements would err the
-/// same way each time. Repeated work on a unit rounds alike.
+/// The seed of a contribution's rounding: another one for every unit and round, or the same
+/// elements would err the same way each time. Repeated work on a unit rounds alike.
 pub fn contribution_seed(run_seed: u64, round: Round, unit: UnitIndex) -> u64 {
     mix(round_seed(run_seed, round).wrapping_add(u64::from(unit.get()) + 1))
 }
@@ -51,7 +59,8 @@ const INFINITY_BITS: u32 = 0x7f80_0000;
 const MAGNITUDE_BITS: u32 = 0x7fff_ffff;
 /// Largest finite bf16, 3.3895314e38.
 const BF16_MAX: u32 = 0x7f7f;
-/// Marks a NaN as quiet; keeps one whose payload lies in the lower half from turning into an infinity.
+/// Marks a NaN as quiet; keeps one whose payload lies in the lower half from turning into an
+/// infinity.
 const BF16_QUIET: u32 = 0x0040;
 /// Elements that share one word of noise, 16 bits each.
 pub(crate) const NOISE_LANES: usize = 4;
@@ -66,17 +75,31 @@ pub(crate) fn narrow_nearest(value: f32) -> u16 {
     let bits = value.to_bits();
     let nearest = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
     let nan = (bits >> 16) | BF16_QUIET;
-    (if bits & MAGNITUDE_BITS > INFINITY_BITS { nan } else { nearest }) as u16
+    (if bits & MAGNITUDE_BITS > INFINITY_BITS {
+        nan
+    } else {
+        nearest
+    }) as u16
 }
 
-/// Rounds the magnitude up when its lower half plus `noise` carries: with probability (lower half) / 65536.
+/// Rounds the magnitude up when its lower half plus `noise` carries: with probability (lower half)
+/// / 65536.
 #[inline(always)]
 pub(crate) fn narrow_stochastic(value: f32, noise: u16) -> u16 {
     let bits = value.to_bits();
     let magnitude = bits & MAGNITUDE_BITS;
     let finite = ((magnitude + u32::from(noise)) >> 16).min(BF16_MAX);
-    let special = (magnitude >> 16) | if magnitude > INFINITY_BITS { BF16_QUIET } else { 0 };
-    let rounded = if magnitude < INFINITY_BITS { finite } else { special };
+    let special = (magnitude >> 16)
+        | if magnitude > INFINITY_BITS {
+            BF16_QUIET
+        } else {
+            0
+        };
+    let rounded = if magnitude < INFINITY_BITS {
+        finite
+    } else {
+        special
+    };
     (((bits >> 16) & 0x8000) | rounded) as u16
 }
 
@@ -88,7 +111,8 @@ pub(crate) fn noise_key(seed: u64) -> u64 {
 
 /// Word `word` of the noise: element `i` uses bits `16 * (i % 4)` and up of word `i / 4`.
 ///
-/// This is output `word + 1` of SplitMix64 (Steele, Lea, Flood 2014) started at `key`; any word is found directly.
+/// This is output `word + 1` of SplitMix64 (Steele, Lea, Flood 2014) started at `key`; any word is
+/// found directly.
 #[inline(always)]
 pub(crate) fn noise_word(key: u64, word: u64) -> u64 {
     mix(key.wrapping_add(word.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15)))
@@ -105,22 +129,41 @@ fn mix(mut z: u64) -> u64 {
 mod tests {
     use super::*;
 
-    /// The two bf16 neighbours by search over values, not bits: an independent definition of nearest-even.
+    /// The two bf16 neighbours by search over values, not bits: an independent definition of
+    /// nearest-even.
     fn nearest_by_distance(value: f32) -> u16 {
         let down = (value.to_bits() >> 16) as u16;
         let up = down + 1;
         let (below, above) = (f64::from(widen(down)), f64::from(widen(up)));
-        let (to_below, to_above) = ((f64::from(value) - below).abs(), (f64::from(value) - above).abs());
-        if to_below < to_above || (to_below == to_above && down.is_multiple_of(2)) { down } else { up }
+        let (to_below, to_above) = (
+            (f64::from(value) - below).abs(),
+            (f64::from(value) - above).abs(),
+        );
+        if to_below < to_above || (to_below == to_above && down.is_multiple_of(2)) {
+            down
+        } else {
+            up
+        }
     }
 
     #[test]
     fn nearest_is_nearest_even_over_all_exponents() {
         for exponent in 0..254_u32 {
-            for fraction in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff, 0x1_7fff, 0x1_8000, 0x1_8001, 0x7f_7fff, 0x7f_ffff] {
+            for fraction in [
+                0, 1, 0x7fff, 0x8000, 0x8001, 0xffff, 0x1_7fff, 0x1_8000, 0x1_8001, 0x7f_7fff,
+                0x7f_ffff,
+            ] {
                 let value = f32::from_bits((exponent << 23) | fraction);
-                assert_eq!(narrow_nearest(value), nearest_by_distance(value), "{value:e}");
-                assert_eq!(narrow_nearest(-value), nearest_by_distance(value) | 0x8000, "-{value:e}");
+                assert_eq!(
+                    narrow_nearest(value),
+                    nearest_by_distance(value),
+                    "{value:e}"
+                );
+                assert_eq!(
+                    narrow_nearest(-value),
+                    nearest_by_distance(value) | 0x8000,
+                    "-{value:e}"
+                );
             }
         }
     }
@@ -137,7 +180,14 @@ mod tests {
             (f32::from_bits(0x0001_0000), 0x0001),
         ] {
             assert_eq!(narrow_nearest(value), bits, "{value:e}");
-            assert_eq!(narrow_stochastic(value, 0), if bits == 1 && value.to_bits() == 0x8001 { 0 } else { bits });
+            assert_eq!(
+                narrow_stochastic(value, 0),
+                if bits == 1 && value.to_bits() == 0x8001 {
+                    0
+                } else {
+                    bits
+                }
+            );
         }
         assert_eq!(narrow_nearest(f32::MAX), 0x7f80);
         assert_eq!(narrow_nearest(f32::from_bits(0x7f7f_7fff)), 0x7f7f);
@@ -148,10 +198,19 @@ mod tests {
 
     #[test]
     fn nan_stays_nan() {
-        for bits in [0x7f80_0001, 0x7fc0_0000, 0x7fff_ffff, 0xff80_0001, 0xffff_ffff] {
+        for bits in [
+            0x7f80_0001,
+            0x7fc0_0000,
+            0x7fff_ffff,
+            0xff80_0001,
+            0xffff_ffff,
+        ] {
             let value = f32::from_bits(bits);
             assert!(widen(narrow_nearest(value)).is_nan(), "{bits:x}");
-            assert!(widen(narrow_stochastic(value, u16::MAX)).is_nan(), "{bits:x}");
+            assert!(
+                widen(narrow_stochastic(value, u16::MAX)).is_nan(),
+                "{bits:x}"
+            );
         }
     }
 
@@ -170,7 +229,9 @@ mod tests {
     fn stochastic_rounds_up_exactly_as_often_as_it_should() {
         for low in [1_u32, 0x1234, 0x8000, 0xffff] {
             let value = f32::from_bits(0x3f80_0000 | low);
-            let up = (0..=u16::MAX).filter(|noise| narrow_stochastic(value, *noise) == 0x3f81).count();
+            let up = (0..=u16::MAX)
+                .filter(|noise| narrow_stochastic(value, *noise) == 0x3f81)
+                .count();
             assert_eq!(up as u32, low);
         }
     }

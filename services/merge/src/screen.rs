@@ -1,4 +1,5 @@
-//! The screen: what an encoded chunk must be before it counts, in one pass and without a decoded copy.
+//! The screen: what an encoded chunk must be before it counts, in one pass and without a decoded
+//! copy.
 
 use rayon::prelude::*;
 use schemas::Code;
@@ -48,7 +49,8 @@ impl ScreenError {
 }
 
 impl ChunkStatistics {
-    /// Takes in the next chunk of the same contribution; the order matters for the last bits of the sum.
+    /// Takes in the next chunk of the same contribution; the order matters for the last bits of the
+    /// sum.
     pub fn add(&mut self, next: Self) {
         self.elements += next.elements;
         self.sum_of_squares += next.sum_of_squares;
@@ -63,24 +65,45 @@ impl ChunkStatistics {
 
 /// Checks that `bytes` encode exactly `elements` finite numbers, and describes them.
 ///
-/// The sum of squares is reproducible: squares are exact in `f64`. In each block of [`BLOCK_ELEMENTS`], element `i` is
-/// added to running sum `i % 16` in order of `i`; the 16 sums of a block are then added by halves (sum `j` and
-/// sum `j + 8`, then `j` and `j + 4`, then 2, then 1), and the blocks one after the other to 0.
+/// The sum of squares is reproducible: squares are exact in `f64`. In each block of
+/// [`BLOCK_ELEMENTS`], element `i` is added to running sum `i % 16` in order of `i`; the 16 sums of
+/// a block are then added by halves (sum `j` and sum `j + 8`, then `j` and `j + 4`, then 2, then
+/// 1), and the blocks one after the other to 0.
 ///
 /// # Errors
 /// [`ScreenError`].
-pub fn screen(codec: CodecKind, bytes: &[u8], elements: usize) -> Result<ChunkStatistics, ScreenError> {
+pub fn screen(
+    codec: CodecKind,
+    bytes: &[u8],
+    elements: usize,
+) -> Result<ChunkStatistics, ScreenError> {
     check(codec, elements, bytes.len())?;
     let blocks = bytes.par_chunks(encoded_bytes(codec, BLOCK_ELEMENTS));
-    let blocks: Vec<BlockStatistics> = blocks.map(|block| screen_block(Vectors::widest(), codec, block)).collect();
-    let mut statistics = ChunkStatistics { elements: elements as u64, sum_of_squares: 0.0, abs_max: 0.0 };
-    for (block, BlockStatistics { sum_of_squares, abs_max_bits }) in blocks.into_iter().enumerate() {
+    let blocks: Vec<BlockStatistics> = blocks
+        .map(|block| screen_block(Vectors::widest(), codec, block))
+        .collect();
+    let mut statistics = ChunkStatistics {
+        elements: elements as u64,
+        sum_of_squares: 0.0,
+        abs_max: 0.0,
+    };
+    for (
+        block,
+        BlockStatistics {
+            sum_of_squares,
+            abs_max_bits,
+        },
+    ) in blocks.into_iter().enumerate()
+    {
         let abs_max = f32::from_bits(abs_max_bits);
         if !abs_max.is_finite() {
             let start = block * BLOCK_ELEMENTS;
             let rest = &bytes[encoded_bytes(codec, start)..];
-            let place = first_not_finite(codec, rest).expect("the largest magnitude of the block is not finite");
-            return Err(ScreenError::NotFinite { index: start + place });
+            let place = first_not_finite(codec, rest)
+                .expect("the largest magnitude of the block is not finite");
+            return Err(ScreenError::NotFinite {
+                index: start + place,
+            });
         }
         statistics.sum_of_squares += sum_of_squares;
         statistics.abs_max = statistics.abs_max.max(abs_max);
@@ -102,8 +125,16 @@ fn screen_block(vectors: Vectors, codec: CodecKind, bytes: &[u8]) -> BlockStatis
 
 fn first_not_finite(codec: CodecKind, bytes: &[u8]) -> Option<usize> {
     match codec {
-        CodecKind::Fp32 => bytes.as_chunks::<4>().0.iter().position(|bytes| !fp32(*bytes).is_finite()),
-        CodecKind::Bf16 => bytes.as_chunks::<2>().0.iter().position(|bytes| !bf16(*bytes).is_finite()),
+        CodecKind::Fp32 => bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .position(|bytes| !fp32(*bytes).is_finite()),
+        CodecKind::Bf16 => bytes
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .position(|bytes| !bf16(*bytes).is_finite()),
     }
 }
 
@@ -131,7 +162,10 @@ fn screen_bf16_body(bytes: &[u8]) -> BlockStatistics {
 }
 
 #[inline(always)]
-fn statistics<const BYTES: usize>(encoded: &[[u8; BYTES]], read: impl Fn([u8; BYTES]) -> f32) -> BlockStatistics {
+fn statistics<const BYTES: usize>(
+    encoded: &[[u8; BYTES]],
+    read: impl Fn([u8; BYTES]) -> f32,
+) -> BlockStatistics {
     let mut sums = [0.0_f64; LANES];
     let mut maxima = [0_u32; LANES];
     let (groups, tail) = encoded.as_chunks::<LANES>();
@@ -155,7 +189,10 @@ fn statistics<const BYTES: usize>(encoded: &[[u8; BYTES]], read: impl Fn([u8; BY
         }
         half /= 2;
     }
-    BlockStatistics { sum_of_squares: sums[0], abs_max_bits: maxima[0] }
+    BlockStatistics {
+        sum_of_squares: sums[0],
+        abs_max_bits: maxima[0],
+    }
 }
 
 #[cfg(test)]
@@ -164,22 +201,51 @@ mod tests {
 
     #[test]
     fn describes_a_chunk() {
-        let bytes: Vec<u8> = [3.0_f32, -4.0, 0.0].iter().flat_map(|value| value.to_le_bytes()).collect();
+        let bytes: Vec<u8> = [3.0_f32, -4.0, 0.0]
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
         let statistics = screen(CodecKind::Fp32, &bytes, 3).unwrap();
-        assert_eq!(statistics, ChunkStatistics { elements: 3, sum_of_squares: 25.0, abs_max: 4.0 });
+        assert_eq!(
+            statistics,
+            ChunkStatistics {
+                elements: 3,
+                sum_of_squares: 25.0,
+                abs_max: 4.0
+            }
+        );
         assert_eq!(statistics.norm(), 5.0);
         let mut whole = statistics;
         whole.add(statistics);
-        assert_eq!(whole, ChunkStatistics { elements: 6, sum_of_squares: 50.0, abs_max: 4.0 });
-        assert_eq!(screen(CodecKind::Fp32, &[], 0).unwrap(), ChunkStatistics::default());
+        assert_eq!(
+            whole,
+            ChunkStatistics {
+                elements: 6,
+                sum_of_squares: 50.0,
+                abs_max: 4.0
+            }
+        );
+        assert_eq!(
+            screen(CodecKind::Fp32, &[], 0).unwrap(),
+            ChunkStatistics::default()
+        );
     }
 
     #[test]
     fn names_the_first_element_that_is_not_finite() {
-        for (codec, special) in
-            [(CodecKind::Fp32, 0x7f80_0000_u32), (CodecKind::Fp32, 0xff80_0001), (CodecKind::Bf16, 0xff80_0000)]
-        {
-            for index in [0, 15, 16, BLOCK_ELEMENTS - 1, BLOCK_ELEMENTS, BLOCK_ELEMENTS + 1000] {
+        for (codec, special) in [
+            (CodecKind::Fp32, 0x7f80_0000_u32),
+            (CodecKind::Fp32, 0xff80_0001),
+            (CodecKind::Bf16, 0xff80_0000),
+        ] {
+            for index in [
+                0,
+                15,
+                16,
+                BLOCK_ELEMENTS - 1,
+                BLOCK_ELEMENTS,
+                BLOCK_ELEMENTS + 1000,
+            ] {
                 let elements = BLOCK_ELEMENTS + 1001;
                 let mut bytes = vec![0; encoded_bytes(codec, elements)];
                 let width = crate::codec::block_bytes(codec);
@@ -187,7 +253,11 @@ mod tests {
                 for place in [index, elements - 1] {
                     bytes[place * width..][..width].copy_from_slice(upper);
                 }
-                assert_eq!(screen(codec, &bytes, elements), Err(ScreenError::NotFinite { index }), "{codec:?}");
+                assert_eq!(
+                    screen(codec, &bytes, elements),
+                    Err(ScreenError::NotFinite { index }),
+                    "{codec:?}"
+                );
             }
         }
     }
@@ -195,7 +265,13 @@ mod tests {
     #[test]
     fn the_length_must_fit() {
         for bytes in [0, 5, 7, 8] {
-            assert!(matches!(screen(CodecKind::Bf16, &vec![0; bytes], 3), Err(ScreenError::WrongLength(_))), "{bytes}");
+            assert!(
+                matches!(
+                    screen(CodecKind::Bf16, &vec![0; bytes], 3),
+                    Err(ScreenError::WrongLength(_))
+                ),
+                "{bytes}"
+            );
         }
     }
 
@@ -207,7 +283,11 @@ mod tests {
         assert!(expected.sum_of_squares > 0.0);
         for vectors in Vectors::available() {
             let found = screen_fp32(vectors, &bytes);
-            assert_eq!(found.sum_of_squares.to_bits(), expected.sum_of_squares.to_bits(), "{vectors:?}");
+            assert_eq!(
+                found.sum_of_squares.to_bits(),
+                expected.sum_of_squares.to_bits(),
+                "{vectors:?}"
+            );
             assert_eq!(found.abs_max_bits, expected.abs_max_bits, "{vectors:?}");
         }
     }

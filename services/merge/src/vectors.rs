@@ -1,12 +1,13 @@
 //! One loop, compiled for several widths of vector instructions, chosen when the program runs.
 //!
-//! Only the width differs. A loop wrapped here uses separate IEEE operations per element (the compiler never contracts
-//! a multiplication and an addition into one), so every width gives the same bits; the tests of this crate run all
-//! widths that the machine has. What it buys, measured on a Xeon with AVX-512 by `examples/throughput.rs`, 2 threads: merge
-//! with a bf16 broadcast 1.9 times as fast as the x86-64 baseline, screen 2.5 times, stochastic rounding 2.7 times.
+//! Only the width differs. A loop wrapped here uses separate IEEE operations per element (the
+//! compiler never contracts a multiplication and an addition into one), so every width gives the
+//! same bits; the tests of this crate run all widths that the machine has. What it buys, measured
+//! on a Xeon with AVX-512 by `examples/throughput.rs`, 2 threads: merge with a bf16 broadcast 1.9
+//! times as fast as the x86-64 baseline, screen 2.5 times, stochastic rounding 2.7 times.
 
-/// A set of vector instructions that this processor is known to have: the values other than [`Vectors::BASELINE`] are
-/// made by detection only.
+/// A set of vector instructions that this processor is known to have: the values other than
+/// [`Vectors::BASELINE`] are made by detection only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Vectors(Width);
 
@@ -66,8 +67,8 @@ impl Vectors {
     }
 }
 
-/// `vectorised!(fn name(argument: Type, …) -> Output = body)` declares `name(vectors, argument, …)`, which runs `body`,
-/// an `#[inline(always)]` function, compiled for `vectors`.
+/// `vectorised!(fn name(argument: Type, …) -> Output = body)` declares `name(vectors, argument,
+/// …)`, which runs `body`, an `#[inline(always)]` function, compiled for `vectors`.
 macro_rules! vectorised {
     (fn $name:ident($($argument:ident: $type:ty),*) $(-> $output:ty)? = $body:path) => {
         fn $name(vectors: $crate::vectors::Vectors, $($argument: $type),*) $(-> $output)? {
@@ -83,8 +84,8 @@ macro_rules! vectorised {
             }
             match vectors.width() {
                 $crate::vectors::Width::Baseline => $body($($argument),*),
-                // SAFETY: a `Vectors` of this width exists only where detection found the instructions; the function
-                // itself is safe code.
+                // SAFETY: a `Vectors` of this width exists only where detection found the
+                // instructions; the function itself is safe code.
                 #[cfg(target_arch = "x86_64")]
                 $crate::vectors::Width::Avx2 => unsafe { avx2($($argument),*) },
                 // SAFETY: as above.

@@ -44,8 +44,16 @@ pub enum ModelError {
 }
 
 impl ModelError {
-    pub(crate) fn field(field: &'static str, value: impl Display, wanted: impl Into<String>) -> Self {
-        Self::Field { field, value: value.to_string(), wanted: wanted.into() }
+    pub(crate) fn field(
+        field: &'static str,
+        value: impl Display,
+        wanted: impl Into<String>,
+    ) -> Self {
+        Self::Field {
+            field,
+            value: value.to_string(),
+            wanted: wanted.into(),
+        }
     }
 
     /// The code that an operator sees.
@@ -76,14 +84,19 @@ impl ModelConfig {
         })
     }
 
-    /// Reads the `config.json` of a model whose kind is not written down: each kind refuses the others' configurations.
+    /// Reads the `config.json` of a model whose kind is not written down: each kind refuses the
+    /// others' configurations.
     ///
     /// # Errors
     /// None takes it; the reason is that of the kind that people write by hand.
     pub fn recognise(json: &[u8]) -> Result<Self, ModelError> {
         let others = [TrainerKind::Reference, TrainerKind::Synthetic];
-        Self::parse(TrainerKind::Torch, json)
-            .or_else(|error| others.iter().find_map(|kind| Self::parse(*kind, json).ok()).ok_or(error))
+        Self::parse(TrainerKind::Torch, json).or_else(|error| {
+            others
+                .iter()
+                .find_map(|kind| Self::parse(*kind, json).ok())
+                .ok_or(error)
+        })
     }
 
     /// The `config.json` to store as an object: the same bytes for equal configurations.
@@ -107,8 +120,18 @@ impl ModelConfig {
 
     /// Its tensors in the order in which they lie in the flat vector, all in fragment 0.
     pub fn layout(&self) -> Layout {
-        let tensors = self.tensors().into_iter().map(|(name, shape, _)| TensorSpec { name, shape, fragment: 0 });
-        Layout { v: V, tensors: tensors.collect() }
+        let tensors = self
+            .tensors()
+            .into_iter()
+            .map(|(name, shape, _)| TensorSpec {
+                name,
+                shape,
+                fragment: 0,
+            });
+        Layout {
+            v: V,
+            tensors: tensors.collect(),
+        }
     }
 
     /// Number of parameters.
@@ -154,13 +177,19 @@ impl ModelConfig {
 }
 
 pub(crate) fn whole(field: &'static str, value: u64, min: u64, max: u64) -> Result<(), ModelError> {
-    if (min..=max).contains(&value) { Ok(()) } else { Err(ModelError::field(field, value, format!("{min} to {max}"))) }
+    if (min..=max).contains(&value) {
+        Ok(())
+    } else {
+        Err(ModelError::field(field, value, format!("{min} to {max}")))
+    }
 }
 
 /// Checks what the layout's users rely on, last, when every single field is in bounds.
 pub(crate) fn check_layout(config: &ModelConfig) -> Result<(), ModelError> {
     let layout = config.layout();
-    layout.validate().map_err(|error| ModelError::field("model", error, "a layout within the limits"))
+    layout
+        .validate()
+        .map_err(|error| ModelError::field("model", error, "a layout within the limits"))
 }
 
 #[cfg(test)]
@@ -170,8 +199,15 @@ mod tests {
     #[test]
     fn long_and_broken_texts_are_refused() {
         let long = vec![b' '; CONFIG_BYTES_MAX + 1];
-        assert!(matches!(ModelConfig::parse(TrainerKind::Torch, &long), Err(ModelError::TooLong(_))));
-        for trainer in [TrainerKind::Torch, TrainerKind::Reference, TrainerKind::Synthetic] {
+        assert!(matches!(
+            ModelConfig::parse(TrainerKind::Torch, &long),
+            Err(ModelError::TooLong(_))
+        ));
+        for trainer in [
+            TrainerKind::Torch,
+            TrainerKind::Reference,
+            TrainerKind::Synthetic,
+        ] {
             let error = ModelConfig::parse(trainer, b"{\"vocabulary\": ").expect_err("not JSON");
             assert_eq!(Refusal::from(error).code, Code::ModelInvalid);
         }

@@ -1,9 +1,9 @@
-//! Tensors in safetensors files: written in one pass, atomically, with the same bytes for the same content; read piece
-//! by piece into the flat vector.
+//! Tensors in safetensors files: written in one pass, atomically, with the same bytes for the same
+//! content; read piece by piece into the flat vector.
 //!
-//! The writer is our own because the `safetensors` crate writes several metadata entries in an order that differs from
-//! process to process, and does not flush to disk before the rename. Reading uses the crate's header type, which checks
-//! that offsets, shapes and sizes agree.
+//! The writer is our own because the `safetensors` crate writes several metadata entries in an
+//! order that differs from process to process, and does not flush to disk before the rename.
+//! Reading uses the crate's header type, which checks that offsets, shapes and sizes agree.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -75,8 +75,8 @@ pub enum FileError {
     },
 }
 
-/// Writes the flat vector as one safetensors file with the layout's names. `metadata` is added to `format: pt`, which
-/// Hugging Face readers expect.
+/// Writes the flat vector as one safetensors file with the layout's names. `metadata` is added to
+/// `format: pt`, which Hugging Face readers expect.
 ///
 /// # Errors
 /// [`FileError`]; a file that was at `path` stays as it was.
@@ -87,7 +87,10 @@ pub fn export_safetensors(
     metadata: &BTreeMap<String, String>,
 ) -> Result<(), FileError> {
     if layout.elements() != values.len() as u64 {
-        return Err(FileError::Values { expected: layout.elements(), got: values.len() });
+        return Err(FileError::Values {
+            expected: layout.elements(),
+            got: values.len(),
+        });
     }
     let mut metadata = metadata.clone();
     metadata.insert("format".to_owned(), "pt".to_owned());
@@ -99,23 +102,35 @@ pub fn export_safetensors(
     write_tensors(path, &metadata, tensors.collect())
 }
 
-/// Reads the layout's tensors (fp32 or bf16) from a safetensors file into the flat vector. Tensors that the layout does
-/// not name are passed over.
+/// Reads the layout's tensors (fp32 or bf16) from a safetensors file into the flat vector. Tensors
+/// that the layout does not name are passed over.
 ///
 /// # Errors
 /// [`FileError`]; `values` may then hold a part of the file.
-pub fn import_safetensors(layout: &Layout, path: &Path, values: &mut [f32]) -> Result<(), FileError> {
+pub fn import_safetensors(
+    layout: &Layout,
+    path: &Path,
+    values: &mut [f32],
+) -> Result<(), FileError> {
     if layout.elements() != values.len() as u64 {
-        return Err(FileError::Values { expected: layout.elements(), got: values.len() });
+        return Err(FileError::Values {
+            expected: layout.elements(),
+            got: values.len(),
+        });
     }
     let file = TensorFile::open(path)?;
     for (spec, span) in layout.spans() {
-        file.read(&spec.name, &spec.shape, &mut values[span.start as usize..span.end as usize])?;
+        file.read(
+            &spec.name,
+            &spec.shape,
+            &mut values[span.start as usize..span.end as usize],
+        )?;
     }
     Ok(())
 }
 
-/// Writes fp32 tensors, sorted by name, to a new file beside `path`, flushes it to disk and renames it.
+/// Writes fp32 tensors, sorted by name, to a new file beside `path`, flushes it to disk and renames
+/// it.
 ///
 /// # Errors
 /// [`FileError`]; a file that was at `path` stays as it was.
@@ -128,24 +143,42 @@ pub fn write_tensors(
     for tensor in &tensors {
         let expected = tensor.shape.iter().product::<u64>();
         if expected != tensor.values.len() as u64 {
-            return Err(FileError::Values { expected, got: tensor.values.len() });
+            return Err(FileError::Values {
+                expected,
+                got: tensor.values.len(),
+            });
         }
     }
-    let failed = |source| FileError::Io { path: path.to_owned(), source };
-    let name = path.file_name().ok_or_else(|| failed(io::Error::from(io::ErrorKind::InvalidFilename)))?;
-    let part = path.with_file_name(format!(".{}.{}{PART}", name.to_string_lossy(), std::process::id()));
-    let written = write_part(&part, &header(metadata, &tensors), &tensors).and_then(|()| fs::rename(&part, path));
+    let failed = |source| FileError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let name = path
+        .file_name()
+        .ok_or_else(|| failed(io::Error::from(io::ErrorKind::InvalidFilename)))?;
+    let part = path.with_file_name(format!(
+        ".{}.{}{PART}",
+        name.to_string_lossy(),
+        std::process::id()
+    ));
+    let written = write_part(&part, &header(metadata, &tensors), &tensors)
+        .and_then(|()| fs::rename(&part, path));
     if let Err(source) = written {
         // The first failure is the one to report; a leftover part is overwritten by the next try.
         let _ = fs::remove_file(&part);
         return Err(failed(source));
     }
-    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+    let folder = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(failed)
 }
 
-/// Removes what writers that were killed left in `folder`, for whoever knows that nobody writes there. Says how many bytes
-/// that were.
+/// Removes what writers that were killed left in `folder`, for whoever knows that nobody writes
+/// there. Says how many bytes that were.
 ///
 /// # Errors
 /// The folder cannot be read, or a part not removed.
@@ -176,14 +209,26 @@ struct HeaderTensor<'a> {
 }
 
 fn header(metadata: &BTreeMap<String, String>, tensors: &[NamedTensor<'_>]) -> Vec<u8> {
-    let json = |value: &dyn Fn() -> serde_json::Result<String>| value().expect("texts and numbers always serialise");
-    let mut entries = vec![format!("\"__metadata__\":{}", json(&|| serde_json::to_string(metadata)))];
+    let json = |value: &dyn Fn() -> serde_json::Result<String>| {
+        value().expect("texts and numbers always serialise")
+    };
+    let mut entries = vec![format!(
+        "\"__metadata__\":{}",
+        json(&|| serde_json::to_string(metadata))
+    )];
     let mut offset = 0;
     for tensor in tensors {
         let end = offset + 4 * tensor.values.len() as u64;
-        let entry = HeaderTensor { dtype: "F32", shape: tensor.shape, data_offsets: [offset, end] };
+        let entry = HeaderTensor {
+            dtype: "F32",
+            shape: tensor.shape,
+            data_offsets: [offset, end],
+        };
         offset = end;
-        let (name, entry) = (json(&|| serde_json::to_string(tensor.name)), json(&|| serde_json::to_string(&entry)));
+        let (name, entry) = (
+            json(&|| serde_json::to_string(tensor.name)),
+            json(&|| serde_json::to_string(&entry)),
+        );
         entries.push(format!("{name}:{entry}"));
     }
     let mut text = format!("{{{}}}", entries.join(",")).into_bytes();
@@ -226,8 +271,14 @@ impl TensorFile {
     /// # Errors
     /// It cannot be read, is no safetensors file, or is shorter or longer than its header says.
     pub fn open(path: &Path) -> Result<Self, FileError> {
-        let failed = |source| FileError::Io { path: path.to_owned(), source };
-        let malformed = |reason: String| FileError::Malformed { path: path.to_owned(), reason };
+        let failed = |source| FileError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let malformed = |reason: String| FileError::Malformed {
+            path: path.to_owned(),
+            reason,
+        };
         let mut file = File::open(path).map_err(failed)?;
         let bytes = file.metadata().map_err(failed)?.len();
         let mut length = [0; LENGTH_BYTES as usize];
@@ -235,22 +286,36 @@ impl TensorFile {
         let header_bytes = u64::from_le_bytes(length);
         let room = bytes.saturating_sub(LENGTH_BYTES).min(HEADER_BYTES_MAX);
         if header_bytes > room {
-            return Err(malformed(format!("it announces a header of {header_bytes} bytes, at most {room} fit")));
+            return Err(malformed(format!(
+                "it announces a header of {header_bytes} bytes, at most {room} fit"
+            )));
         }
         let mut text = vec![0; header_bytes as usize];
         file.read_exact(&mut text).map_err(failed)?;
-        let header: Metadata = serde_json::from_slice(&text).map_err(|error| malformed(error.to_string()))?;
+        let header: Metadata =
+            serde_json::from_slice(&text).map_err(|error| malformed(error.to_string()))?;
         let data_start = LENGTH_BYTES + header_bytes;
         let expected = data_start + header.data_len() as u64;
         if bytes != expected {
-            return Err(malformed(format!("it has {bytes} bytes, its header says {expected}")));
+            return Err(malformed(format!(
+                "it has {bytes} bytes, its header says {expected}"
+            )));
         }
-        Ok(Self { path: path.to_owned(), file, header, data_start })
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            header,
+            data_start,
+        })
     }
 
     /// The text under `key` of its metadata.
     pub fn metadata(&self, key: &str) -> Option<&str> {
-        self.header.metadata().as_ref()?.get(key).map(String::as_str)
+        self.header
+            .metadata()
+            .as_ref()?
+            .get(key)
+            .map(String::as_str)
     }
 
     /// Reads tensor `name`, fp32 or bf16, into `values`.
@@ -261,11 +326,30 @@ impl TensorFile {
     /// # Panics
     /// When `values` has not as many elements as `shape`.
     pub fn read(&self, name: &str, shape: &[u64], values: &mut [f32]) -> Result<(), FileError> {
-        assert_eq!(shape.iter().product::<u64>(), values.len() as u64, "elements of {name}");
-        let wrong = |reason: String| FileError::Tensor { path: self.path.clone(), name: name.to_owned(), reason };
-        let info = self.header.info(name).ok_or_else(|| wrong("is absent".to_owned()))?;
-        if !info.shape.iter().map(|size| *size as u64).eq(shape.iter().copied()) {
-            return Err(wrong(format!("has shape {:?}, expected {shape:?}", info.shape)));
+        assert_eq!(
+            shape.iter().product::<u64>(),
+            values.len() as u64,
+            "elements of {name}"
+        );
+        let wrong = |reason: String| FileError::Tensor {
+            path: self.path.clone(),
+            name: name.to_owned(),
+            reason,
+        };
+        let info = self
+            .header
+            .info(name)
+            .ok_or_else(|| wrong("is absent".to_owned()))?;
+        if !info
+            .shape
+            .iter()
+            .map(|size| *size as u64)
+            .eq(shape.iter().copied())
+        {
+            return Err(wrong(format!(
+                "has shape {:?}, expected {shape:?}",
+                info.shape
+            )));
         }
         let width = match info.dtype {
             Dtype::F32 => 4,
@@ -276,7 +360,12 @@ impl TensorFile {
         let mut at = self.data_start + info.data_offsets.0 as u64;
         for block in values.chunks_mut(BLOCK_ELEMENTS) {
             let used = &mut bytes[..width * block.len()];
-            self.file.read_exact_at(used, at).map_err(|source| FileError::Io { path: self.path.clone(), source })?;
+            self.file
+                .read_exact_at(used, at)
+                .map_err(|source| FileError::Io {
+                    path: self.path.clone(),
+                    source,
+                })?;
             at += used.len() as u64;
             for (value, raw) in block.iter_mut().zip(used.chunks_exact(width)) {
                 *value = match *raw {
@@ -319,12 +408,21 @@ mod tests {
         let theirs = SafeTensors::deserialize(&bytes).expect("their reader accepts it");
         for (spec, span) in layout.spans() {
             let tensor = theirs.tensor(&spec.name).expect("present");
-            let raw: Vec<u8> =
-                values[span.start as usize..span.end as usize].iter().flat_map(|v| v.to_le_bytes()).collect();
+            let raw: Vec<u8> = values[span.start as usize..span.end as usize]
+                .iter()
+                .flat_map(|v| v.to_le_bytes())
+                .collect();
             assert_eq!(tensor.data(), raw);
         }
-        assert_eq!(TensorFile::open(&path).expect("opens").metadata("format"), Some("pt"));
-        assert_eq!(fs::read_dir(folder.path()).expect("lists").count(), 1, "no part is left behind");
+        assert_eq!(
+            TensorFile::open(&path).expect("opens").metadata("format"),
+            Some("pt")
+        );
+        assert_eq!(
+            fs::read_dir(folder.path()).expect("lists").count(),
+            1,
+            "no part is left behind"
+        );
     }
 
     #[test]
@@ -344,7 +442,10 @@ mod tests {
 
     #[test]
     fn equal_content_gives_equal_bytes() {
-        let folders = [tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder")];
+        let folders = [
+            tempfile::tempdir().expect("a folder"),
+            tempfile::tempdir().expect("a folder"),
+        ];
         let [one, two] = folders.map(|folder| fs::read(exported(folder.path()).2).expect("bytes"));
         assert!(one == two);
     }
@@ -359,7 +460,10 @@ mod tests {
         bytes.extend([0x80, 0x3f, 0x20, 0xc1]);
         fs::write(&path, bytes).expect("written");
         let mut values = [0.0; 2];
-        TensorFile::open(&path).expect("opens").read("x", &[2], &mut values).expect("read");
+        TensorFile::open(&path)
+            .expect("opens")
+            .read("x", &[2], &mut values)
+            .expect("read");
         assert_eq!(values, [1.0, -10.0]);
     }
 
@@ -372,14 +476,27 @@ mod tests {
         huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
         let mut garbled = whole.clone();
         garbled[9] = 0xff;
-        for damaged in [&whole[..4], &whole[..100], &whole[..whole.len() - 1], &huge, &garbled, &[]] {
+        for damaged in [
+            &whole[..4],
+            &whole[..100],
+            &whole[..whole.len() - 1],
+            &huge,
+            &garbled,
+            &[],
+        ] {
             fs::write(&path, damaged).expect("written");
             assert!(import_safetensors(&layout, &path, &mut values).is_err());
         }
         fs::write(&path, &whole).expect("written");
         let mut other = layout.clone();
         other.tensors[0].name.push('x');
-        assert!(matches!(import_safetensors(&other, &path, &mut values), Err(FileError::Tensor { .. })));
-        assert!(matches!(import_safetensors(&layout, &path, &mut values[1..]), Err(FileError::Values { .. })));
+        assert!(matches!(
+            import_safetensors(&other, &path, &mut values),
+            Err(FileError::Tensor { .. })
+        ));
+        assert!(matches!(
+            import_safetensors(&layout, &path, &mut values[1..]),
+            Err(FileError::Values { .. })
+        ));
     }
 }

@@ -1,6 +1,7 @@
-//! Whether model, data and settings of a run fit together. Workers rely on all of it, so it is asked before there is a run:
-//! by `diloctl` before it uploads anything, by the coordinator before it creates the run, and by a worker before it takes
-//! memory. One place decides, so that none of them accepts what another refuses.
+//! Whether model, data and settings of a run fit together. Workers rely on all of it, so it is
+//! asked before there is a run: by `diloctl` before it uploads anything, by the coordinator before
+//! it creates the run, and by a worker before it takes memory. One place decides, so that none of
+//! them accepts what another refuses.
 
 use std::fmt::Display;
 
@@ -12,7 +13,8 @@ use schemas::{Code, Refusal, Tokens};
 use crate::ModelConfig;
 
 impl ModelConfig {
-    /// The layout must be the model's, tensor by tensor; how it is cut into fragments is the run's own choice.
+    /// The layout must be the model's, tensor by tensor; how it is cut into fragments is the run's
+    /// own choice.
     ///
     /// # Errors
     /// [`Code::LayoutMismatch`], naming the first difference.
@@ -21,14 +23,18 @@ impl ModelConfig {
         let own = self.layout();
         let (expected, got) = (own.tensors.len(), layout.tensors.len());
         if expected != got {
-            return mismatch(format!("model.layout has {got} tensors, model.config gives {expected}"));
+            return mismatch(format!(
+                "model.layout has {got} tensors, model.config gives {expected}"
+            ));
         }
         let shown = |tensor: &TensorSpec| format!("{} {:?}", tensor.name, tensor.shape);
         let mut pairs = own.tensors.iter().zip(&layout.tensors);
         match pairs.find(|(own, given)| own.name != given.name || own.shape != given.shape) {
-            Some((own, given)) => {
-                mismatch(format!("model.layout has tensor {}, model.config gives {}", shown(given), shown(own)))
-            }
+            Some((own, given)) => mismatch(format!(
+                "model.layout has tensor {}, model.config gives {}",
+                shown(given),
+                shown(own)
+            )),
             None => Ok(()),
         }
     }
@@ -42,7 +48,8 @@ impl ModelConfig {
         if wanted <= positions {
             return Ok(());
         }
-        let detail = format!("schedule.sequence_tokens is {wanted}, the model has {positions} positions");
+        let detail =
+            format!("schedule.sequence_tokens is {wanted}, the model has {positions} positions");
         Err(Refusal::new(Code::SequenceTooLong, detail))
     }
 
@@ -55,12 +62,14 @@ impl ModelConfig {
         if vocabulary <= rows {
             return Ok(());
         }
-        let detail = format!("the data set has a vocabulary of {vocabulary} tokens, the model one of {rows}");
+        let detail = format!(
+            "the data set has a vocabulary of {vocabulary} tokens, the model one of {rows}"
+        );
         Err(Refusal::new(Code::VocabularyTooLarge, detail))
     }
 
-    /// All that a run asks of its data: the manifest agrees with itself, its tokens have rows in the embedding, and every
-    /// shard is long enough for a sequence.
+    /// All that a run asks of its data: the manifest agrees with itself, its tokens have rows in
+    /// the embedding, and every shard is long enough for a sequence.
     ///
     /// # Errors
     /// The first that does not hold, with its code.
@@ -70,7 +79,11 @@ impl ModelConfig {
         self.check_vocabulary(data.vocabulary)?;
         check_shards("training", &data.train, schedule)?;
         // A run that never evaluates reads no held-out text.
-        if schedule.evaluation_every == 0 { Ok(()) } else { check_shards("held-out", &data.held_out, schedule) }
+        if schedule.evaluation_every == 0 {
+            Ok(())
+        } else {
+            check_shards("held-out", &data.held_out, schedule)
+        }
     }
 }
 
@@ -78,18 +91,27 @@ impl ModelConfig {
 ///
 /// # Errors
 /// [`Code::ShardTooShort`]
-pub fn check_length(what: impl Display, tokens: Tokens, schedule: &Schedule) -> Result<(), Refusal> {
+pub fn check_length(
+    what: impl Display,
+    tokens: Tokens,
+    schedule: &Schedule,
+) -> Result<(), Refusal> {
     // A sequence's last token is only predicted: it takes one more than it has.
-    let (sequence, needed) = (schedule.sequence_tokens, u64::from(schedule.sequence_tokens) + 1);
+    let (sequence, needed) = (
+        schedule.sequence_tokens,
+        u64::from(schedule.sequence_tokens) + 1,
+    );
     if tokens.get() >= needed {
         return Ok(());
     }
-    let detail =
-        format!("{what} has {tokens} tokens, a sequence takes {needed} (schedule.sequence_tokens is {sequence})");
+    let detail = format!(
+        "{what} has {tokens} tokens, a sequence takes {needed} (schedule.sequence_tokens is {sequence})"
+    );
     Err(Refusal::new(Code::ShardTooShort, detail))
 }
 
-/// A unit may read a single shard, and text that fits in no sequence would never be read at all: so each must do by itself.
+/// A unit may read a single shard, and text that fits in no sequence would never be read at all: so
+/// each must do by itself.
 fn check_shards(part: &str, shards: &[Shard], schedule: &Schedule) -> Result<(), Refusal> {
     let (numbered, count) = (shards.iter().zip(1..), shards.len());
     match numbered.min_by_key(|(shard, _)| shard.tokens) {
@@ -124,7 +146,10 @@ mod tests {
     }
 
     fn shards(lengths: &[usize]) -> Vec<Shard> {
-        let shard = |tokens: &usize| Shard { object: ObjectRef::of(&vec![7; *tokens]), tokens: Tokens(*tokens as u64) };
+        let shard = |tokens: &usize| Shard {
+            object: ObjectRef::of(&vec![7; *tokens]),
+            tokens: Tokens(*tokens as u64),
+        };
         lengths.iter().map(shard).collect()
     }
 
@@ -137,37 +162,77 @@ mod tests {
             token_bytes: 1,
             train: shards(train),
             held_out: shards(held_out),
-            entropy: Entropy { unigram: 3.0, bigram: 2.0 },
+            entropy: Entropy {
+                unigram: 3.0,
+                bigram: 2.0,
+            },
         }
     }
 
     #[test]
     fn what_no_worker_could_do_is_refused_with_names_and_numbers() {
         let model = Preset::named("tiny").expect("a preset").config;
-        let refused = |data: &DataManifest, sequence| model.check_data(data, &schedule(sequence)).expect_err("refused");
-        assert_eq!(model.check_data(&data(&[257, 300], &[257]), &schedule(256)), Ok(()));
+        let refused = |data: &DataManifest, sequence| {
+            model
+                .check_data(data, &schedule(sequence))
+                .expect_err("refused")
+        };
+        assert_eq!(
+            model.check_data(&data(&[257, 300], &[257]), &schedule(256)),
+            Ok(())
+        );
         let short = data(&[1 << 20, 256, 50], &[600]);
         let refusal = refused(&short, 256);
         assert_eq!(refusal.code, Code::ShardTooShort);
         let digest = short.train[2].object.digest.to_string();
         for part in ["training", &digest, "3 of 3", "50 tokens", "257", "256"] {
-            assert!(refusal.detail.contains(part), "{part} in {}", refusal.detail);
+            assert!(
+                refusal.detail.contains(part),
+                "{part} in {}",
+                refusal.detail
+            );
         }
         let held_out = data(&[5000], &[5000, 400]);
         assert!(refused(&held_out, 400).detail.contains("held-out shard"));
-        let never = Schedule { evaluation_every: 0, ..schedule(400) };
-        assert_eq!(model.check_data(&held_out, &never), Ok(()), "what is not read need not be long");
-        assert_eq!(refused(&data(&[5000], &[5000]), 513).code, Code::SequenceTooLong);
+        let never = Schedule {
+            evaluation_every: 0,
+            ..schedule(400)
+        };
+        assert_eq!(
+            model.check_data(&held_out, &never),
+            Ok(()),
+            "what is not read need not be long"
+        );
+        assert_eq!(
+            refused(&data(&[5000], &[5000]), 513).code,
+            Code::SequenceTooLong
+        );
         let wide = DataManifest {
             vocabulary: 257,
             token_bytes: 2,
             tokenizer: Tokenizer::HuggingFace(ObjectRef::of(b"x")),
-            train: vec![Shard { object: ObjectRef::of(&[0; 2000]), tokens: Tokens(1000) }],
-            held_out: vec![Shard { object: ObjectRef::of(&[1; 2000]), tokens: Tokens(1000) }],
+            train: vec![Shard {
+                object: ObjectRef::of(&[0; 2000]),
+                tokens: Tokens(1000),
+            }],
+            held_out: vec![Shard {
+                object: ObjectRef::of(&[1; 2000]),
+                tokens: Tokens(1000),
+            }],
             ..data(&[], &[])
         };
         assert_eq!(refused(&wide, 256).code, Code::VocabularyTooLarge);
-        assert_eq!(refused(&DataManifest { token_bytes: 4, ..wide }, 256).code, Code::DataInvalid);
+        assert_eq!(
+            refused(
+                &DataManifest {
+                    token_bytes: 4,
+                    ..wide
+                },
+                256
+            )
+            .code,
+            Code::DataInvalid
+        );
         assert_eq!(refused(&data(&[1000], &[]), 256).code, Code::DataInvalid);
     }
 

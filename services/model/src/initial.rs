@@ -1,10 +1,11 @@
 //! Initial weights from a seed, the same on every machine and in any order of computing.
 //!
-//! Element `i` of tensor `t` takes the 32-bit words `4 i .. 4 i + 4` of stream `t` of ChaCha8 under a key that holds the
-//! seed, so that any part can be made without the parts before it. The words are eight 16-bit numbers; their sum, less its
-//! mean and divided by its standard deviation, is close to a normal value (Irwin-Hall: cut off at 4.9 deviations,
-//! kurtosis 2.85 instead of 3). Only whole numbers are added and one fp32 product is rounded: no logarithm or sine,
-//! whose last bit differs from one mathematics library to the next.
+//! Element `i` of tensor `t` takes the 32-bit words `4 i .. 4 i + 4` of stream `t` of ChaCha8 under
+//! a key that holds the seed, so that any part can be made without the parts before it. The words
+//! are eight 16-bit numbers; their sum, less its mean and divided by its standard deviation, is
+//! close to a normal value (Irwin-Hall: cut off at 4.9 deviations, kurtosis 2.85 instead of 3).
+//! Only whole numbers are added and one fp32 product is rounded: no logarithm or sine, whose last
+//! bit differs from one mathematics library to the next.
 
 use std::ops::Range;
 
@@ -63,7 +64,11 @@ impl InitialWeights {
     /// When `out` reaches past the last element.
     pub fn fill(&self, start: u64, out: &mut [f32]) {
         let end = start + out.len() as u64;
-        assert!(end <= self.elements(), "{start}..{end} lies outside {} elements", self.elements());
+        assert!(
+            end <= self.elements(),
+            "{start}..{end} lies outside {} elements",
+            self.elements()
+        );
         let first = self.tensors.partition_point(|(span, _)| span.end <= start);
         let mut rest = out;
         let mut at = start;
@@ -73,7 +78,9 @@ impl InitialWeights {
             match initial {
                 Initial::Zero => part.fill(0.0),
                 Initial::One => part.fill(1.0),
-                Initial::Normal { deviation } => self.normal(stream, at - span.start, *deviation, part),
+                Initial::Normal { deviation } => {
+                    self.normal(stream, at - span.start, *deviation, part)
+                }
             }
             rest = after;
             at += here as u64;
@@ -93,7 +100,10 @@ impl InitialWeights {
             let used = &mut bytes[..block.len() * BYTES_PER_ELEMENT];
             random.fill_bytes(used);
             for (value, raw) in block.iter_mut().zip(used.chunks_exact(BYTES_PER_ELEMENT)) {
-                let sum: i32 = raw.chunks_exact(2).map(|pair| i32::from(u16::from_le_bytes([pair[0], pair[1]]))).sum();
+                let sum: i32 = raw
+                    .chunks_exact(2)
+                    .map(|pair| i32::from(u16::from_le_bytes([pair[0], pair[1]])))
+                    .sum();
                 *value = (sum - SUM_MEAN) as f32 * scale;
             }
         }
@@ -106,7 +116,10 @@ mod tests {
     use crate::Preset;
 
     fn whole(seed: u64) -> Vec<f32> {
-        let initial = Preset::named("tiny").expect("a preset").config.initial(seed);
+        let initial = Preset::named("tiny")
+            .expect("a preset")
+            .config
+            .initial(seed);
         let mut values = vec![f32::NAN; initial.elements() as usize];
         initial.fill(0, &mut values);
         values
@@ -131,27 +144,48 @@ mod tests {
 
     #[test]
     fn golden_values_hold_on_every_machine() {
-        let initial = InitialWeights::new(1, vec![(0..4, Initial::Normal { deviation: 1.0 }), (4..5, Initial::One)]);
+        let initial = InitialWeights::new(
+            1,
+            vec![
+                (0..4, Initial::Normal { deviation: 1.0 }),
+                (4..5, Initial::One),
+            ],
+        );
         let mut values = [0.0; 5];
         initial.fill(0, &mut values);
         assert_eq!(values.map(f32::to_bits), GOLDEN);
     }
 
     /// From a ChaCha8 of twenty lines of Python, written for this purpose.
-    const GOLDEN: [u32; 5] = [3_207_747_594, 1_058_262_655, 3_192_798_286, 1_056_609_712, 0x3f80_0000];
+    const GOLDEN: [u32; 5] = [
+        3_207_747_594,
+        1_058_262_655,
+        3_192_798_286,
+        1_056_609_712,
+        0x3f80_0000,
+    ];
 
     #[test]
     fn values_are_close_to_normal() {
-        let initial = InitialWeights::new(3, vec![(0..1_000_000, Initial::Normal { deviation: 0.02 })]);
+        let initial =
+            InitialWeights::new(3, vec![(0..1_000_000, Initial::Normal { deviation: 0.02 })]);
         let mut values = vec![0.0; 1_000_000];
         initial.fill(0, &mut values);
         let count = values.len() as f64;
-        let moment =
-            |power: i32| values.iter().map(|value| (f64::from(*value) / 0.02).powi(power)).sum::<f64>() / count;
+        let moment = |power: i32| {
+            values
+                .iter()
+                .map(|value| (f64::from(*value) / 0.02).powi(power))
+                .sum::<f64>()
+                / count
+        };
         assert!(moment(1).abs() < 0.005, "mean {}", moment(1));
         assert!((moment(2) - 1.0).abs() < 0.005, "variance {}", moment(2));
         assert!((moment(4) - 2.85).abs() < 0.05, "kurtosis {}", moment(4));
         let within = values.iter().filter(|value| value.abs() < 0.02).count() as f64 / count;
-        assert!((within - 0.6827).abs() < 0.01, "{within} within one deviation");
+        assert!(
+            (within - 0.6827).abs() < 0.01,
+            "{within} within one deviation"
+        );
     }
 }

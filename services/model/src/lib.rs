@@ -1,5 +1,6 @@
-//! What a model is, without running it: its configuration, the layout of its parameters, its initial weights, and its
-//! tensors in safetensors files. No libtorch, so that diloctl and the coordinator's tools can use all of it.
+//! What a model is, without running it: its configuration, the layout of its parameters, its
+//! initial weights, and its tensors in safetensors files. No libtorch, so that diloctl and the
+//! coordinator's tools can use all of it.
 
 mod config;
 mod export;
@@ -13,7 +14,8 @@ mod synthetic;
 
 pub use config::{ModelConfig, ModelError};
 pub use file::{
-    FileError, NamedTensor, TensorFile, export_safetensors, import_safetensors, remove_parts, write_tensors,
+    FileError, NamedTensor, TensorFile, export_safetensors, import_safetensors, remove_parts,
+    write_tensors,
 };
 pub use fit::check_length;
 pub use initial::{Initial, InitialWeights};

@@ -1,5 +1,6 @@
-//! A Llama-style decoder as Hugging Face describes it in `config.json` (model type `llama`, transformers'
-//! `LlamaConfig`): RMSNorm, rotary positions on rotated halves, grouped-query attention, SwiGLU, no biases.
+//! A Llama-style decoder as Hugging Face describes it in `config.json` (model type `llama`,
+//! transformers' `LlamaConfig`): RMSNorm, rotary positions on rotated halves, grouped-query
+//! attention, SwiGLU, no biases.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -7,7 +8,8 @@ use serde_json::Value;
 use crate::config::{check_layout, whole};
 use crate::{Initial, ModelConfig, ModelError};
 
-/// A decoder whose fields are within bounds and fit together. It is built by [`ModelConfig::parse`] or from a preset.
+/// A decoder whose fields are within bounds and fit together. It is built by [`ModelConfig::parse`]
+/// or from a preset.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LlamaConfig {
     /// Token ids are below this (`vocab_size`).
@@ -36,7 +38,8 @@ pub struct LlamaConfig {
     pub initial_deviation: f64,
 }
 
-/// The keys of `config.json` that matter; others, of which transformers writes many, are passed over.
+/// The keys of `config.json` that matter; others, of which transformers writes many, are passed
+/// over.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct LlamaFile {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -109,11 +112,16 @@ impl LlamaConfig {
         file.check_kind()?;
         let head = match file.head_dim {
             Some(head) => head,
-            None if file.num_attention_heads > 0 && file.hidden_size.is_multiple_of(file.num_attention_heads) => {
+            None if file.num_attention_heads > 0
+                && file.hidden_size.is_multiple_of(file.num_attention_heads) =>
+            {
                 file.hidden_size / file.num_attention_heads
             }
             None => {
-                let wanted = format!("a multiple of num_attention_heads ({}), or head_dim", file.num_attention_heads);
+                let wanted = format!(
+                    "a multiple of num_attention_heads ({}), or head_dim",
+                    file.num_attention_heads
+                );
                 return Err(ModelError::field("hidden_size", file.hidden_size, wanted));
             }
         };
@@ -166,15 +174,33 @@ impl LlamaConfig {
         whole("intermediate_size", self.intermediate.into(), 1, 1 << 20)?;
         whole("num_hidden_layers", self.layers.into(), 1, 1024)?;
         whole("num_attention_heads", self.heads.into(), 1, 4096)?;
-        whole("num_key_value_heads", self.key_value_heads.into(), 1, self.heads.into())?;
+        whole(
+            "num_key_value_heads",
+            self.key_value_heads.into(),
+            1,
+            self.heads.into(),
+        )?;
         whole("head_dim", self.head.into(), 2, 4096)?;
-        whole("max_position_embeddings", self.positions.into(), 1, schemas::limits::SEQUENCE_TOKENS_MAX.into())?;
+        whole(
+            "max_position_embeddings",
+            self.positions.into(),
+            1,
+            schemas::limits::SEQUENCE_TOKENS_MAX.into(),
+        )?;
         if !self.heads.is_multiple_of(self.key_value_heads) {
             let wanted = format!("a divisor of num_attention_heads ({})", self.heads);
-            return Err(ModelError::field("num_key_value_heads", self.key_value_heads, wanted));
+            return Err(ModelError::field(
+                "num_key_value_heads",
+                self.key_value_heads,
+                wanted,
+            ));
         }
         if !self.head.is_multiple_of(2) {
-            return Err(ModelError::field("head_dim", self.head, "an even number, for rotary positions"));
+            return Err(ModelError::field(
+                "head_dim",
+                self.head,
+                "an even number, for rotary positions",
+            ));
         }
         real("rms_norm_eps", self.norm_epsilon, 1e-12, 1e-1)?;
         real("rope_theta", self.rope_theta, 1.0, 1e12)?;
@@ -182,20 +208,34 @@ impl LlamaConfig {
         check_layout(&ModelConfig::Llama(self.clone()))
     }
 
-    /// Hugging Face names and shapes. Queries, keys and values of a layer lie side by side, as do gate and up: a trainer
-    /// may see each group as one matrix.
+    /// Hugging Face names and shapes. Queries, keys and values of a layer lie side by side, as do
+    /// gate and up: a trainer may see each group as one matrix.
     pub(crate) fn tensors(&self) -> Vec<(String, Vec<u64>, Initial)> {
-        let [vocabulary, hidden, intermediate] = [self.vocabulary, self.hidden, self.intermediate].map(u64::from);
+        let [vocabulary, hidden, intermediate] =
+            [self.vocabulary, self.hidden, self.intermediate].map(u64::from);
         let queries = u64::from(self.heads) * u64::from(self.head);
         let keys = u64::from(self.key_value_heads) * u64::from(self.head);
-        let normal = Initial::Normal { deviation: self.initial_deviation as f32 };
-        // GPT-2's rule: what adds to the residual stream starts smaller by the root of the number of additions.
+        let normal = Initial::Normal {
+            deviation: self.initial_deviation as f32,
+        };
+        // GPT-2's rule: what adds to the residual stream starts smaller by the root of the number
+        // of additions.
         let additions = f64::from(2 * self.layers);
-        let residual = Initial::Normal { deviation: (self.initial_deviation / additions.sqrt()) as f32 };
-        let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![vocabulary, hidden], normal)];
+        let residual = Initial::Normal {
+            deviation: (self.initial_deviation / additions.sqrt()) as f32,
+        };
+        let mut tensors = vec![(
+            "model.embed_tokens.weight".to_owned(),
+            vec![vocabulary, hidden],
+            normal,
+        )];
         for layer in 0..self.layers {
             let mut add = |part: &str, shape: &[u64], initial| {
-                tensors.push((format!("model.layers.{layer}.{part}.weight"), shape.to_vec(), initial));
+                tensors.push((
+                    format!("model.layers.{layer}.{part}.weight"),
+                    shape.to_vec(),
+                    initial,
+                ));
             };
             add("input_layernorm", &[hidden], Initial::One);
             add("self_attn.q_proj", &[queries, hidden], normal);
@@ -209,33 +249,68 @@ impl LlamaConfig {
         }
         tensors.push(("model.norm.weight".to_owned(), vec![hidden], Initial::One));
         if !self.tied {
-            tensors.push(("lm_head.weight".to_owned(), vec![vocabulary, hidden], normal));
+            tensors.push((
+                "lm_head.weight".to_owned(),
+                vec![vocabulary, hidden],
+                normal,
+            ));
         }
         tensors
     }
 }
 
 impl LlamaFile {
-    /// Refuses every variant of the architecture that this decoder does not compute, rather than train something else.
+    /// Refuses every variant of the architecture that this decoder does not compute, rather than
+    /// train something else.
     fn check_kind(&self) -> Result<(), ModelError> {
         if self.model_type != MODEL_TYPE {
-            return Err(ModelError::field("model_type", format!("{:?}", self.model_type), "\"llama\""));
+            return Err(ModelError::field(
+                "model_type",
+                format!("{:?}", self.model_type),
+                "\"llama\"",
+            ));
         }
-        if !self.architectures.is_empty() && !self.architectures.iter().any(|name| name == ARCHITECTURE) {
+        if !self.architectures.is_empty()
+            && !self.architectures.iter().any(|name| name == ARCHITECTURE)
+        {
             let value = format!("{:?}", self.architectures);
-            return Err(ModelError::field("architectures", value, format!("[{ARCHITECTURE:?}]")));
+            return Err(ModelError::field(
+                "architectures",
+                value,
+                format!("[{ARCHITECTURE:?}]"),
+            ));
         }
         if !["silu", "swish"].contains(&self.hidden_act.as_str()) {
-            return Err(ModelError::field("hidden_act", format!("{:?}", self.hidden_act), "\"silu\""));
+            return Err(ModelError::field(
+                "hidden_act",
+                format!("{:?}", self.hidden_act),
+                "\"silu\"",
+            ));
         }
         if self.attention_bias {
-            return Err(ModelError::field("attention_bias", true, "false: biases are not supported"));
+            return Err(ModelError::field(
+                "attention_bias",
+                true,
+                "false: biases are not supported",
+            ));
         }
         if self.mlp_bias {
-            return Err(ModelError::field("mlp_bias", true, "false: biases are not supported"));
+            return Err(ModelError::field(
+                "mlp_bias",
+                true,
+                "false: biases are not supported",
+            ));
         }
-        if let Some(scaling) = self.rope_scaling.as_ref().filter(|scaling| !scaling.is_null()) {
-            return Err(ModelError::field("rope_scaling", scaling, "null: scaled rotary positions are not supported"));
+        if let Some(scaling) = self
+            .rope_scaling
+            .as_ref()
+            .filter(|scaling| !scaling.is_null())
+        {
+            return Err(ModelError::field(
+                "rope_scaling",
+                scaling,
+                "null: scaled rotary positions are not supported",
+            ));
         }
         Ok(())
     }
@@ -244,22 +319,32 @@ impl LlamaFile {
         let nested = match &self.rope_parameters {
             Some(rope) if rope.rope_type != "default" => {
                 let value = format!("{:?}", rope.rope_type);
-                return Err(ModelError::field("rope_parameters.rope_type", value, "\"default\""));
+                return Err(ModelError::field(
+                    "rope_parameters.rope_type",
+                    value,
+                    "\"default\"",
+                ));
             }
             Some(rope) => rope.rope_theta,
             None => None,
         };
         match (self.rope_theta, nested) {
-            (Some(outer), Some(inner)) if outer != inner => {
-                Err(ModelError::field("rope_theta", outer, format!("rope_parameters.rope_theta ({inner})")))
-            }
+            (Some(outer), Some(inner)) if outer != inner => Err(ModelError::field(
+                "rope_theta",
+                outer,
+                format!("rope_parameters.rope_theta ({inner})"),
+            )),
             (outer, inner) => Ok(outer.or(inner).unwrap_or(ROPE_THETA)),
         }
     }
 }
 
 fn real(field: &'static str, value: f64, min: f64, max: f64) -> Result<(), ModelError> {
-    if (min..=max).contains(&value) { Ok(()) } else { Err(ModelError::field(field, value, format!("{min} to {max}"))) }
+    if (min..=max).contains(&value) {
+        Ok(())
+    } else {
+        Err(ModelError::field(field, value, format!("{min} to {max}")))
+    }
 }
 
 #[cfg(test)]
@@ -286,14 +371,35 @@ mod tests {
     fn a_hugging_face_file_gives_its_names_and_shapes() {
         let config = parse(FILE).expect("valid");
         let layout = config.layout();
-        let shape = |name: &str| layout.tensors.iter().find(|t| t.name == name).map(|t| t.shape.clone());
+        let shape = |name: &str| {
+            layout
+                .tensors
+                .iter()
+                .find(|t| t.name == name)
+                .map(|t| t.shape.clone())
+        };
         assert_eq!(layout.tensors.len(), 2 + 2 * 9 + 1);
-        assert_eq!(shape("model.layers.1.self_attn.q_proj.weight"), Some(vec![64, 64]));
-        assert_eq!(shape("model.layers.1.self_attn.k_proj.weight"), Some(vec![32, 64]));
-        assert_eq!(shape("model.layers.0.mlp.down_proj.weight"), Some(vec![64, 176]));
+        assert_eq!(
+            shape("model.layers.1.self_attn.q_proj.weight"),
+            Some(vec![64, 64])
+        );
+        assert_eq!(
+            shape("model.layers.1.self_attn.k_proj.weight"),
+            Some(vec![32, 64])
+        );
+        assert_eq!(
+            shape("model.layers.0.mlp.down_proj.weight"),
+            Some(vec![64, 176])
+        );
         assert_eq!(shape("lm_head.weight"), Some(vec![256, 64]));
-        assert_eq!(config.parameters(), 2 * 256 * 64 + 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 176 + 2 * 64) + 64);
-        assert_eq!((config.vocabulary(), config.sequence_tokens_max()), (256, 128));
+        assert_eq!(
+            config.parameters(),
+            2 * 256 * 64 + 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 176 + 2 * 64) + 64
+        );
+        assert_eq!(
+            (config.vocabulary(), config.sequence_tokens_max()),
+            (256, 128)
+        );
     }
 
     #[test]
@@ -307,20 +413,64 @@ mod tests {
     #[test]
     fn contradictions_and_variants_are_refused_by_name() {
         let cases = [
-            ("\"hidden_size\": 64", "\"hidden_size\": 66", "hidden_size is 66"),
-            ("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3", "num_key_value_heads is 3"),
-            ("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 8", "num_key_value_heads is 8"),
-            ("\"num_attention_heads\": 4", "\"num_attention_heads\": 0", "hidden_size is 64"),
-            ("\"vocab_size\": 256", "\"vocab_size\": 256, \"head_dim\": 15", "head_dim is 15"),
-            ("\"vocab_size\": 256", "\"vocab_size\": 0", "vocab_size is 0"),
-            ("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 4000000000", "num_hidden_layers is 4000000000"),
-            ("\"model_type\": \"llama\"", "\"model_type\": \"gpt2\"", "model_type is \"gpt2\""),
+            (
+                "\"hidden_size\": 64",
+                "\"hidden_size\": 66",
+                "hidden_size is 66",
+            ),
+            (
+                "\"num_key_value_heads\": 2",
+                "\"num_key_value_heads\": 3",
+                "num_key_value_heads is 3",
+            ),
+            (
+                "\"num_key_value_heads\": 2",
+                "\"num_key_value_heads\": 8",
+                "num_key_value_heads is 8",
+            ),
+            (
+                "\"num_attention_heads\": 4",
+                "\"num_attention_heads\": 0",
+                "hidden_size is 64",
+            ),
+            (
+                "\"vocab_size\": 256",
+                "\"vocab_size\": 256, \"head_dim\": 15",
+                "head_dim is 15",
+            ),
+            (
+                "\"vocab_size\": 256",
+                "\"vocab_size\": 0",
+                "vocab_size is 0",
+            ),
+            (
+                "\"num_hidden_layers\": 2",
+                "\"num_hidden_layers\": 4000000000",
+                "num_hidden_layers is 4000000000",
+            ),
+            (
+                "\"model_type\": \"llama\"",
+                "\"model_type\": \"gpt2\"",
+                "model_type is \"gpt2\"",
+            ),
             ("LlamaForCausalLM", "MistralForCausalLM", "architectures is"),
             ("\"silu\"", "\"gelu\"", "hidden_act is \"gelu\""),
-            ("\"attention_bias\": false", "\"attention_bias\": true", "attention_bias is true"),
-            ("\"rope_scaling\": null", "\"rope_scaling\": {\"factor\": 8}", "rope_scaling is"),
+            (
+                "\"attention_bias\": false",
+                "\"attention_bias\": true",
+                "attention_bias is true",
+            ),
+            (
+                "\"rope_scaling\": null",
+                "\"rope_scaling\": {\"factor\": 8}",
+                "rope_scaling is",
+            ),
             ("1e-05", "-1.0", "rms_norm_eps is -1"),
-            ("10000.0", "10000.0, \"rope_parameters\": {\"rope_theta\": 5e5}", "rope_theta is 10000"),
+            (
+                "10000.0",
+                "10000.0, \"rope_parameters\": {\"rope_theta\": 5e5}",
+                "rope_theta is 10000",
+            ),
         ];
         for (from, to, expected) in cases {
             assert!(FILE.contains(from), "{from}");
@@ -331,8 +481,13 @@ mod tests {
 
     #[test]
     fn newer_rotary_settings_are_read() {
-        let file = FILE.replace("\"rope_theta\": 10000.0", "\"rope_parameters\": {\"rope_theta\": 500000.0}");
-        let ModelConfig::Llama(config) = parse(&file).expect("valid") else { panic!("a llama") };
+        let file = FILE.replace(
+            "\"rope_theta\": 10000.0",
+            "\"rope_parameters\": {\"rope_theta\": 500000.0}",
+        );
+        let ModelConfig::Llama(config) = parse(&file).expect("valid") else {
+            panic!("a llama")
+        };
         assert_eq!(config.rope_theta, 500_000.0);
     }
 }

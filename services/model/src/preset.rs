@@ -24,24 +24,55 @@ impl Preset {
     pub fn named(name: &str) -> Option<Self> {
         let (name, purpose, config) = match name {
             "reference" => {
-                let config = ReferenceConfig { vocabulary: BYTE_VOCABULARY, context: 6, embedding: 16, hidden: 64 };
-                ("reference", "bytes in plain Rust, without libtorch, for tests", ModelConfig::Reference(config))
+                let config = ReferenceConfig {
+                    vocabulary: BYTE_VOCABULARY,
+                    context: 6,
+                    embedding: 16,
+                    hidden: 64,
+                };
+                (
+                    "reference",
+                    "bytes in plain Rust, without libtorch, for tests",
+                    ModelConfig::Reference(config),
+                )
             }
-            "tiny" => ("tiny", "0.3 M parameters over bytes, for tests", llama(96, 264, 2, (3, 3), 512)),
+            "tiny" => (
+                "tiny",
+                "0.3 M parameters over bytes, for tests",
+                llama(96, 264, 2, (3, 3), 512),
+            ),
             "demo" => (
                 "demo",
                 "0.9 M parameters over bytes, learns on two CPU cores in minutes",
                 llama(128, 384, 4, (4, 4), 1024),
             ),
-            "25m" => ("25m", "25 M parameters over bytes", llama(512, 1376, 8, (8, 8), 2048)),
-            "100m" => ("100m", "100 M parameters over bytes, grouped queries", llama(768, 2560, 13, (12, 4), 2048)),
+            "25m" => (
+                "25m",
+                "25 M parameters over bytes",
+                llama(512, 1376, 8, (8, 8), 2048),
+            ),
+            "100m" => (
+                "100m",
+                "100 M parameters over bytes, grouped queries",
+                llama(768, 2560, 13, (12, 4), 2048),
+            ),
             _ => return None,
         };
-        Some(Self { name, purpose, config })
+        Some(Self {
+            name,
+            purpose,
+            config,
+        })
     }
 }
 
-fn llama(hidden: u32, intermediate: u32, layers: u32, heads: (u32, u32), positions: u32) -> ModelConfig {
+fn llama(
+    hidden: u32,
+    intermediate: u32,
+    layers: u32,
+    heads: (u32, u32),
+    positions: u32,
+) -> ModelConfig {
     ModelConfig::Llama(LlamaConfig {
         vocabulary: BYTE_VOCABULARY,
         hidden,
@@ -74,10 +105,14 @@ mod tests {
         for (name, (min, max)) in PRESETS.into_iter().zip(sizes) {
             let preset = Preset::named(name).expect("listed");
             assert_eq!(preset.name, name);
-            let parsed = ModelConfig::parse(preset.config.trainer(), &preset.config.to_json()).expect("valid");
+            let parsed = ModelConfig::parse(preset.config.trainer(), &preset.config.to_json())
+                .expect("valid");
             assert_eq!(parsed, preset.config);
             let parameters = parsed.parameters();
-            assert!((min..=max).contains(&parameters), "{name} has {parameters} parameters");
+            assert!(
+                (min..=max).contains(&parameters),
+                "{name} has {parameters} parameters"
+            );
         }
         assert!(Preset::named("none").is_none());
     }

@@ -1,5 +1,5 @@
-//! The model of trainer `reference`: a feed-forward language model over the last few tokens (Bengio et al. 2003, without
-//! the direct connections). Small enough to train in plain Rust in a test.
+//! The model of trainer `reference`: a feed-forward language model over the last few tokens (Bengio
+//! et al. 2003, without the direct connections). Small enough to train in plain Rust in a test.
 
 use serde::{Deserialize, Serialize};
 
@@ -35,13 +35,23 @@ impl ReferenceConfig {
     pub(crate) fn tensors(&self) -> Vec<(String, Vec<u64>, Initial)> {
         let [vocabulary, context, embedding, hidden] =
             [self.vocabulary, self.context, self.embedding, self.hidden].map(u64::from);
-        let scaled = |inputs: u64| Initial::Normal { deviation: (1.0 / (inputs as f64).sqrt()) as f32 };
+        let scaled = |inputs: u64| Initial::Normal {
+            deviation: (1.0 / (inputs as f64).sqrt()) as f32,
+        };
         let input = context * embedding;
         [
-            ("embedding.weight", vec![vocabulary, embedding], Initial::Normal { deviation: 1.0 }),
+            (
+                "embedding.weight",
+                vec![vocabulary, embedding],
+                Initial::Normal { deviation: 1.0 },
+            ),
             ("hidden.weight", vec![hidden, input], scaled(input)),
             ("hidden.bias", vec![hidden], Initial::Zero),
-            ("output.weight", vec![vocabulary, hidden], Initial::Normal { deviation: 0.02 }),
+            (
+                "output.weight",
+                vec![vocabulary, hidden],
+                Initial::Normal { deviation: 0.02 },
+            ),
             ("output.bias", vec![vocabulary], Initial::Zero),
         ]
         .map(|(name, shape, initial)| (name.to_owned(), shape, initial))
@@ -57,7 +67,12 @@ mod tests {
 
     #[test]
     fn parses_its_own_text_and_refuses_unknown_keys_and_bounds() {
-        let config = ModelConfig::Reference(ReferenceConfig { vocabulary: 256, context: 4, embedding: 8, hidden: 32 });
+        let config = ModelConfig::Reference(ReferenceConfig {
+            vocabulary: 256,
+            context: 4,
+            embedding: 8,
+            hidden: 32,
+        });
         assert_eq!(config.parameters(), 256 * 8 + 32 * 32 + 32 + 256 * 32 + 256);
         let json = String::from_utf8(config.to_json()).expect("text");
         let parse = |text: &str| ModelConfig::parse(TrainerKind::Reference, text.as_bytes());

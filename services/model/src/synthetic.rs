@@ -1,11 +1,13 @@
-//! The model of trainer `synthetic`: parameters without mathematics, to load bus and store with any size.
+//! The model of trainer `synthetic`: parameters without mathematics, to load bus and store with any
+//! size.
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::{check_layout, whole};
 use crate::{Initial, ModelConfig, ModelError};
 
-/// Elements of a tensor while there are few; larger models get larger tensors, not more than [`TENSORS`].
+/// Elements of a tensor while there are few; larger models get larger tensors, not more than
+/// [`TENSORS`].
 const TENSOR_ELEMENTS: u64 = 1 << 20;
 const TENSORS: u64 = 1024;
 /// Most parameters: 64 Gi, 256 GiB of fp32.
@@ -33,11 +35,15 @@ impl SyntheticConfig {
     }
 
     pub(crate) fn tensors(&self) -> Vec<(String, Vec<u64>, Initial)> {
-        let block = TENSOR_ELEMENTS.max(self.parameters.div_ceil(TENSORS)).max(1);
+        let block = TENSOR_ELEMENTS
+            .max(self.parameters.div_ceil(TENSORS))
+            .max(1);
         let count = self.parameters.div_ceil(block);
         let elements = |index: u64| block.min(self.parameters - index * block);
         let initial = Initial::Normal { deviation: 0.02 };
-        (0..count).map(|index| (format!("synthetic.{index}"), vec![elements(index)], initial)).collect()
+        (0..count)
+            .map(|index| (format!("synthetic.{index}"), vec![elements(index)], initial))
+            .collect()
     }
 }
 
@@ -49,11 +55,24 @@ mod tests {
 
     #[test]
     fn any_size_gives_a_layout_of_exactly_that_size() {
-        for parameters in [1, TENSOR_ELEMENTS, TENSOR_ELEMENTS + 1, 100_000_000, PARAMETERS_MAX] {
+        for parameters in [
+            1,
+            TENSOR_ELEMENTS,
+            TENSOR_ELEMENTS + 1,
+            100_000_000,
+            PARAMETERS_MAX,
+        ] {
             let json = format!("{{\"parameters\": {parameters}, \"step_ms\": 5}}");
-            let config = ModelConfig::parse(TrainerKind::Synthetic, json.as_bytes()).expect("valid");
+            let config =
+                ModelConfig::parse(TrainerKind::Synthetic, json.as_bytes()).expect("valid");
             assert_eq!(config.parameters(), parameters);
         }
-        assert!(ModelConfig::parse(TrainerKind::Synthetic, b"{\"parameters\": 0, \"step_ms\": 5}").is_err());
+        assert!(
+            ModelConfig::parse(
+                TrainerKind::Synthetic,
+                b"{\"parameters\": 0, \"step_ms\": 5}"
+            )
+            .is_err()
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! The coordinator's own access to both buckets, with the admin key.
 //!
-//! Everything goes as requests signed here, by the store's clock, over one pooled HTTP/1.1 client; only listing goes through
-//! `object_store`, over the same client.
+//! Everything goes as requests signed here, by the store's clock, over one pooled HTTP/1.1 client;
+//! only listing goes through `object_store`, over the same client.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -83,7 +83,12 @@ impl Buckets {
         Ok(Self {
             incoming: Place::new(endpoint, BucketName::Incoming, admin.clone())?,
             blobs: Place::new(endpoint, BucketName::Blobs, admin.clone())?,
-            blobs_listing: Arc::new(listing(endpoint, admin, BucketName::Blobs, transfer.http())?),
+            blobs_listing: Arc::new(listing(
+                endpoint,
+                admin,
+                BucketName::Blobs,
+                transfer.http(),
+            )?),
             transfer,
             limits,
             clock,
@@ -97,7 +102,11 @@ impl Buckets {
     /// It does not answer, or refuses.
     pub async fn ping(&self) -> Result<(), ObjectError> {
         for place in [&self.incoming, &self.blobs] {
-            let request = Request { method: rusty_s3::Method::Head, key: "", headers: &[] };
+            let request = Request {
+                method: rusty_s3::Method::Head,
+                key: "",
+                headers: &[],
+            };
             let response = self.send("ping of the store", place, &request).await?;
             if !response.status().is_success() {
                 return Err(self.refused("ping of the store", response).await);
@@ -106,33 +115,54 @@ impl Buckets {
         Ok(())
     }
 
-    /// Looks at an upload without reading it: is it there, with this length and, where the store kept it, this sha256.
+    /// Looks at an upload without reading it: is it there, with this length and, where the store
+    /// kept it, this sha256.
     ///
     /// # Errors
     /// [`ObjectError::Missing`], [`ObjectError::Mismatch`], or the store does not answer.
-    pub async fn head_checked(&self, key: &IncomingKey, object: ObjectRef) -> Result<Recorded, ObjectError> {
-        self.compare_head(&self.incoming, &key.to_string(), object).await
+    pub async fn head_checked(
+        &self,
+        key: &IncomingKey,
+        object: ObjectRef,
+    ) -> Result<Recorded, ObjectError> {
+        self.compare_head(&self.incoming, &key.to_string(), object)
+            .await
     }
 
-    /// Copies an upload to its place in `blobs`, at the store: one request where the store answers a copy with its sha256.
-    /// A copy over a blob that is there writes the same bytes; an upload that is gone is no loss when the blob is there.
-    /// The upload's length is the caller's to compare, as [`Buckets::get_incoming`] and [`Buckets::head_checked`] do.
+    /// Copies an upload to its place in `blobs`, at the store: one request where the store answers
+    /// a copy with its sha256. A copy over a blob that is there writes the same bytes; an upload
+    /// that is gone is no loss when the blob is there. The upload's length is the caller's to
+    /// compare, as [`Buckets::get_incoming`] and [`Buckets::head_checked`] do.
     ///
     /// # Errors
     /// The upload is gone, the copy is not what it should be, or the store does not answer.
-    pub async fn promote(&self, key: &IncomingKey, object: ObjectRef) -> Result<Stored, ObjectError> {
+    pub async fn promote(
+        &self,
+        key: &IncomingKey,
+        object: ObjectRef,
+    ) -> Result<Stored, ObjectError> {
         let blob = BlobKey(object.digest).to_string();
         if key.digest() != object.digest {
             let reason = format!("its upload lies under {key}");
-            return Err(ObjectError::Mismatch { digest: object.digest, reason });
+            return Err(ObjectError::Mismatch {
+                digest: object.digest,
+                reason,
+            });
         }
         let source = format!("/{}/{key}", BucketName::Incoming);
         let headers = [("x-amz-copy-source", source.as_str())];
-        let request = Request { method: rusty_s3::Method::Put, key: &blob, headers: &headers };
+        let request = Request {
+            method: rusty_s3::Method::Put,
+            key: &blob,
+            headers: &headers,
+        };
         let during = format!("promotion of {}", object.digest);
         let response = self.send(&during, &self.blobs, &request).await?;
         if response.status() == StatusCode::NOT_FOUND {
-            return self.compare_head(&self.blobs, &blob, object).await.map(|_| Stored::Before);
+            return self
+                .compare_head(&self.blobs, &blob, object)
+                .await
+                .map(|_| Stored::Before);
         }
         if !response.status().is_success() {
             return Err(self.refused(&during, response).await);
@@ -140,7 +170,11 @@ impl Buckets {
         // A copy may fail after its 200 has been sent; the body then holds an error code.
         let answer = client::s3_answer(response, self.limits.idle).await;
         if !answer.code.is_empty() {
-            return Err(ObjectError::Refused { during, status: 200, code: answer.code });
+            return Err(ObjectError::Refused {
+                during,
+                status: 200,
+                code: answer.code,
+            });
         }
         if answer.checksum != checksum(object.digest) {
             self.compare_head(&self.blobs, &blob, object).await?;
@@ -153,30 +187,52 @@ impl Buckets {
     /// # Errors
     /// Why there are no verified bytes.
     pub async fn get(&self, digest: Digest) -> Result<Bytes, ObjectError> {
-        self.read(&self.blobs, &BlobKey(digest).to_string(), digest, OBJECT_BYTES_MAX).await
+        self.read(
+            &self.blobs,
+            &BlobKey(digest).to_string(),
+            digest,
+            OBJECT_BYTES_MAX,
+        )
+        .await
     }
 
     /// An upload's bytes, to be screened before promotion; hashed here.
     ///
     /// # Errors
     /// Why there are no verified bytes.
-    pub async fn get_incoming(&self, key: &IncomingKey, object: ObjectRef) -> Result<Bytes, ObjectError> {
-        let bytes = self.read(&self.incoming, &key.to_string(), object.digest, object.bytes).await?;
+    pub async fn get_incoming(
+        &self,
+        key: &IncomingKey,
+        object: ObjectRef,
+    ) -> Result<Bytes, ObjectError> {
+        let bytes = self
+            .read(
+                &self.incoming,
+                &key.to_string(),
+                object.digest,
+                object.bytes,
+            )
+            .await?;
         if bytes.len() as u64 == object.bytes.get() {
             return Ok(bytes);
         }
         let reason = format!("{} bytes instead of {}", bytes.len(), object.bytes);
-        Err(ObjectError::Mismatch { digest: object.digest, reason })
+        Err(ObjectError::Mismatch {
+            digest: object.digest,
+            reason,
+        })
     }
 
-    /// Stores bytes that were just made, so that nobody looks whether they are there. One hash, one PUT; the store compares
-    /// the hash before the object can be seen.
+    /// Stores bytes that were just made, so that nobody looks whether they are there. One hash, one
+    /// PUT; the store compares the hash before the object can be seen.
     ///
     /// # Errors
     /// It was not stored.
     pub async fn put_blob(&self, bytes: Bytes) -> Result<ObjectRef, ObjectError> {
         let hashed = bytes.clone();
-        let object = tokio::task::spawn_blocking(move || ObjectRef::of(&hashed)).await.expect("hashing does not panic");
+        let object = tokio::task::spawn_blocking(move || ObjectRef::of(&hashed))
+            .await
+            .expect("hashing does not panic");
         self.upload(object, bytes).await?;
         Ok(object)
     }
@@ -184,11 +240,22 @@ impl Buckets {
     async fn upload(&self, object: ObjectRef, bytes: Bytes) -> Result<(), ObjectError> {
         if bytes.len() as u64 > OBJECT_BYTES_MAX.get() {
             let (length, max) = (bytes.len() as u64, OBJECT_BYTES_MAX.get());
-            return Err(ObjectError::TooLarge { digest: object.digest, bytes: length, bytes_max: max });
+            return Err(ObjectError::TooLarge {
+                digest: object.digest,
+                bytes: length,
+                bytes_max: max,
+            });
         }
-        let own =
-            OwnGrants { buckets: self, place: &self.blobs, key: BlobKey(object.digest).to_string(), put: Some(object) };
-        self.transfer.put(&own.grant(object.digest), bytes, &own, self.deadline()).await.map(|_| ())
+        let own = OwnGrants {
+            buckets: self,
+            place: &self.blobs,
+            key: BlobKey(object.digest).to_string(),
+            put: Some(object),
+        };
+        self.transfer
+            .put(&own.grant(object.digest), bytes, &own, self.deadline())
+            .await
+            .map(|_| ())
     }
 
     /// The length of a verified object, if it is there.
@@ -220,7 +287,11 @@ impl Buckets {
     }
 
     async fn remove(&self, place: &Place, key: &str) -> Result<(), ObjectError> {
-        let request = Request { method: rusty_s3::Method::Delete, key, headers: &[] };
+        let request = Request {
+            method: rusty_s3::Method::Delete,
+            key,
+            headers: &[],
+        };
         let during = format!("deletion of {key}");
         let response = self.send(&during, place, &request).await?;
         match response.status() {
@@ -229,15 +300,24 @@ impl Buckets {
         }
     }
 
-    /// All verified objects, in order of digest. What lies in the bucket under other keys is passed over.
+    /// All verified objects, in order of digest. What lies in the bucket under other keys is passed
+    /// over.
     pub fn list(&self) -> BoxStream<'static, Result<Listed, ObjectError>> {
-        let entries = self.blobs_listing.list(Some(&object_store::path::Path::from("sha256")));
-        let listed =
-            entries.map_err(|error| from_object_store("listing of blobs", error)).try_filter_map(|entry| async move {
+        let entries = self
+            .blobs_listing
+            .list(Some(&object_store::path::Path::from("sha256")));
+        let listed = entries
+            .map_err(|error| from_object_store("listing of blobs", error))
+            .try_filter_map(|entry| async move {
                 let key = entry.location.as_ref().parse::<BlobKey>().ok();
                 Ok(key.map(|key| Listed {
-                    object: ObjectRef { digest: key.0, bytes: schemas::Bytes(entry.size) },
-                    stored_at: UnixMillis(u64::try_from(entry.last_modified.timestamp_millis()).unwrap_or(0)),
+                    object: ObjectRef {
+                        digest: key.0,
+                        bytes: schemas::Bytes(entry.size),
+                    },
+                    stored_at: UnixMillis(
+                        u64::try_from(entry.last_modified.timestamp_millis()).unwrap_or(0),
+                    ),
                 }))
             });
         listed.boxed()
@@ -250,15 +330,30 @@ impl Buckets {
         digest: Digest,
         bytes_max: schemas::Bytes,
     ) -> Result<Bytes, ObjectError> {
-        let own = OwnGrants { buckets: self, place, key: key.to_owned(), put: None };
-        self.transfer.get(&own.grant(digest), bytes_max, &own, self.deadline()).await
+        let own = OwnGrants {
+            buckets: self,
+            place,
+            key: key.to_owned(),
+            put: None,
+        };
+        self.transfer
+            .get(&own.grant(digest), bytes_max, &own, self.deadline())
+            .await
     }
 
-    async fn compare_head(&self, place: &Place, key: &str, object: ObjectRef) -> Result<Recorded, ObjectError> {
+    async fn compare_head(
+        &self,
+        place: &Place,
+        key: &str,
+        object: ObjectRef,
+    ) -> Result<Recorded, ObjectError> {
         let digest = object.digest;
         let head = self.head(place, key).await?;
         if head.bytes != Some(object.bytes.get()) {
-            let reason = format!("the store has {:?} bytes of it, expected {}", head.bytes, object.bytes);
+            let reason = format!(
+                "the store has {:?} bytes of it, expected {}",
+                head.bytes, object.bytes
+            );
             return Err(ObjectError::Mismatch { digest, reason });
         }
         match head.checksum {
@@ -274,7 +369,11 @@ impl Buckets {
     async fn head(&self, place: &Place, key: &str) -> Result<Head, ObjectError> {
         let headers = [("x-amz-checksum-mode", "ENABLED")];
         let during = format!("look at {key}");
-        let request = Request { method: rusty_s3::Method::Head, key, headers: &headers };
+        let request = Request {
+            method: rusty_s3::Method::Head,
+            key,
+            headers: &headers,
+        };
         let response = self.send(&during, place, &request).await?;
         match response.status() {
             StatusCode::OK => {
@@ -284,14 +383,22 @@ impl Buckets {
                     checksum: header(CHECKSUM).map(str::to_owned),
                 })
             }
-            StatusCode::NOT_FOUND => Err(ObjectError::Missing { what: key.to_owned() }),
+            StatusCode::NOT_FOUND => Err(ObjectError::Missing {
+                what: key.to_owned(),
+            }),
             _ => Err(self.refused(&during, response).await),
         }
     }
 
-    /// Sends a request without a body, again and again while the store is unreachable or busy. A request that was refused
-    /// because the store has another time than was thought is signed once more, with the time that the refusal shows.
-    async fn send(&self, during: &str, place: &Place, request: &Request<'_>) -> Result<Response, ObjectError> {
+    /// Sends a request without a body, again and again while the store is unreachable or busy. A
+    /// request that was refused because the store has another time than was thought is signed once
+    /// more, with the time that the refusal shows.
+    async fn send(
+        &self,
+        during: &str,
+        place: &Place,
+        request: &Request<'_>,
+    ) -> Result<Response, ObjectError> {
         let deadline = self.deadline();
         let mut pace = Pace::new(&self.limits, deadline);
         let mut corrected = false;
@@ -302,7 +409,10 @@ impl Buckets {
             if matches!(request.method, rusty_s3::Method::Put) {
                 headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
             }
-            let sending = self.transfer.http().send(method(request.method), uri, headers, Bytes::new());
+            let sending =
+                self.transfer
+                    .http()
+                    .send(method(request.method), uri, headers, Bytes::new());
             let until = deadline.min(Instant::now() + self.limits.idle);
             let (reason, wait) = match timeout_at(until, sending).await {
                 Ok(Ok(response)) => {
@@ -329,7 +439,10 @@ impl Buckets {
             };
             tracing::debug!(during, reason, "request to the store failed");
             if !pace.pause(wait).await {
-                return Err(ObjectError::Unreachable { during: during.to_owned(), reason });
+                return Err(ObjectError::Unreachable {
+                    during: during.to_owned(),
+                    reason,
+                });
             }
         }
     }
@@ -338,14 +451,26 @@ impl Buckets {
         let status = response.status().as_u16();
         let code = client::s3_code(response, self.limits.idle).await;
         match (status, code.as_str()) {
-            (404, _) => ObjectError::Missing { what: during.to_owned() },
-            (507, _) => ObjectError::Full { during: during.to_owned() },
-            _ => ObjectError::Refused { during: during.to_owned(), status, code },
+            (404, _) => ObjectError::Missing {
+                what: during.to_owned(),
+            },
+            (507, _) => ObjectError::Full {
+                during: during.to_owned(),
+            },
+            _ => ObjectError::Refused {
+                during: during.to_owned(),
+                status,
+                code,
+            },
         }
     }
 
     fn read_clock(&self, response: &Response, sent: UnixMillis) {
-        if let Some(date) = response.headers().get(DATE).and_then(|value| value.to_str().ok()) {
+        if let Some(date) = response
+            .headers()
+            .get(DATE)
+            .and_then(|value| value.to_str().ok())
+        {
             self.clock.observe(date, sent, local_now());
         }
     }
@@ -368,11 +493,15 @@ impl OwnGrants<'_> {
     fn grant(&self, digest: Digest) -> Grant {
         let now = self.buckets.clock.at(local_now());
         let action = match self.put {
-            // Not once: bytes under a digest's key are the same bytes, and a lost answer may be repeated.
+            // Not once: bytes under a digest's key are the same bytes, and a lost answer may be
+            // repeated.
             Some(object) => self.place.put(&self.key, digest, object.bytes, false, now),
             None => self.place.get(&self.key, now),
         };
-        Grant { digest, action: Some(action) }
+        Grant {
+            digest,
+            action: Some(action),
+        }
     }
 }
 
@@ -393,7 +522,12 @@ impl HttpConnector for SharedClient {
     }
 }
 
-fn listing(endpoint: &Endpoint, admin: &AccessKey, name: BucketName, http: &Client) -> Result<AmazonS3, ObjectError> {
+fn listing(
+    endpoint: &Endpoint,
+    admin: &AccessKey,
+    name: BucketName,
+    http: &Client,
+) -> Result<AmazonS3, ObjectError> {
     AmazonS3Builder::new()
         .with_endpoint(endpoint.url().origin().ascii_serialization())
         .with_region(endpoint.region())
@@ -409,9 +543,19 @@ fn listing(endpoint: &Endpoint, admin: &AccessKey, name: BucketName, http: &Clie
 
 fn from_object_store(during: &str, error: object_store::Error) -> ObjectError {
     let text = error.to_string();
-    // Requests of this crate's listing are signed in a header, yet nothing after a question mark is worth a risk.
-    let reason = text.split('?').next().unwrap_or_default().chars().take(200).collect();
-    ObjectError::Unreachable { during: during.to_owned(), reason }
+    // Requests of this crate's listing are signed in a header, yet nothing after a question mark is
+    // worth a risk.
+    let reason = text
+        .split('?')
+        .next()
+        .unwrap_or_default()
+        .chars()
+        .take(200)
+        .collect();
+    ObjectError::Unreachable {
+        during: during.to_owned(),
+        reason,
+    }
 }
 
 /// A request of this crate's own signing, as the client takes it.
@@ -419,7 +563,10 @@ pub(crate) fn parts(url: &str, headers: &[(&str, &str)]) -> (Uri, HeaderMap) {
     let uri = url.parse().expect("a signed url is a uri");
     let header = |(name, value): &(&str, &str)| {
         let name: HeaderName = name.parse().expect("signed headers have valid names");
-        (name, HeaderValue::from_str(value).expect("signed headers have valid values"))
+        (
+            name,
+            HeaderValue::from_str(value).expect("signed headers have valid values"),
+        )
     };
     (uri, headers.iter().map(header).collect())
 }
@@ -434,8 +581,9 @@ pub(crate) const fn method(method: rusty_s3::Method) -> http::Method {
     }
 }
 
-/// This machine's clock; what the store's is corrected from. It is read once and then kept by a monotonic clock: a step of the
-/// wall clock would make the correction wrong until the store's next answer.
+/// This machine's clock; what the store's is corrected from. It is read once and then kept by a
+/// monotonic clock: a step of the wall clock would make the correction wrong until the store's next
+/// answer.
 pub fn local_now() -> UnixMillis {
     static START: OnceLock<(SystemTime, std::time::Instant)> = OnceLock::new();
     let (wall, started) = START.get_or_init(|| (SystemTime::now(), std::time::Instant::now()));

@@ -1,11 +1,13 @@
-//! Objects on local disk, named by digest. Several processes may share the folder, and it may be deleted at any time.
+//! Objects on local disk, named by digest. Several processes may share the folder, and it may be
+//! deleted at any time.
 //!
 //! ```text
 //! <folder>/objects/<ab>/<64 hex>      an object
 //! <folder>/objects/<ab>/.part-…       being written; renamed when whole, swept when abandoned
 //! ```
-//! A file's modification time is when it was last used; the longest unused goes first when the limit is passed.
-//! Reads hash again: a damaged file is removed and reported as absent. Calls block; use them off the async threads.
+//! A file's modification time is when it was last used; the longest unused goes first when the
+//! limit is passed. Reads hash again: a damaged file is removed and reported as absent. Calls
+//! block; use them off the async threads.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -20,8 +22,8 @@ use schemas::{Code, Digest};
 const ABANDONED: Duration = Duration::from_secs(3600);
 /// After an eviction this share of the limit is in use, so that evictions are rare.
 const FILLED_AFTER_EVICTION: (u64, u64) = (9, 10);
-/// Share of the limit that a process adds before it looks again at what is there: others add to the same folder, which then
-/// holds at most this share a process above the limit.
+/// Share of the limit that a process adds before it looks again at what is there: others add to the
+/// same folder, which then holds at most this share a process above the limit.
 const LOOK_SHARE: u64 = 16;
 
 /// A cache folder.
@@ -64,7 +66,12 @@ impl Cache {
     pub fn open(folder: &Path, bytes_max: schemas::Bytes) -> Result<Self, CacheError> {
         let objects = folder.join("objects");
         fs::create_dir_all(&objects).map_err(at(&objects))?;
-        let cache = Self { objects, bytes_max: bytes_max.get(), seen: AtomicU64::new(0), added: AtomicU64::new(0) };
+        let cache = Self {
+            objects,
+            bytes_max: bytes_max.get(),
+            seen: AtomicU64::new(0),
+            added: AtomicU64::new(0),
+        };
         cache.sweep(SystemTime::now())?;
         Ok(cache)
     }
@@ -80,10 +87,13 @@ impl Cache {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(at(&path)(error)),
         };
-        Ok(self.judge(&path, Digest::of(&bytes) == digest).then(|| bytes.into()))
+        Ok(self
+            .judge(&path, Digest::of(&bytes) == digest)
+            .then(|| bytes.into()))
     }
 
-    /// Keeps an object. Readers see it whole or not at all. One that is larger than the whole cache is not kept.
+    /// Keeps an object. Readers see it whole or not at all. One that is larger than the whole cache
+    /// is not kept.
     ///
     /// # Errors
     /// It cannot be written.
@@ -95,7 +105,9 @@ impl Cache {
         let folder = path.parent().expect("an object lies in a folder");
         fs::create_dir_all(folder).map_err(at(folder))?;
         let write = || -> io::Result<()> {
-            let mut file = tempfile::Builder::new().prefix(".part-").tempfile_in(folder)?;
+            let mut file = tempfile::Builder::new()
+                .prefix(".part-")
+                .tempfile_in(folder)?;
             file.write_all(bytes)?;
             file.persist(&path).map(drop).map_err(|error| error.error)
         };
@@ -114,12 +126,14 @@ impl Cache {
         }
     }
 
-    /// Removes what was abandoned before `now`, then the longest unused objects while the limit is passed.
+    /// Removes what was abandoned before `now`, then the longest unused objects while the limit is
+    /// passed.
     ///
     /// # Errors
     /// The folder cannot be read.
     pub fn sweep(&self, now: SystemTime) -> Result<(), CacheError> {
-        // Counted from before the look: what is put meanwhile may be counted twice. Of two looks at a time the later one counts.
+        // Counted from before the look: what is put meanwhile may be counted twice. Of two looks at
+        // a time the later one counts.
         self.added.store(0, Ordering::Relaxed);
         let mut entries = self.entries(now).map_err(at(&self.objects))?;
         let mut total: u64 = entries.iter().map(|entry| entry.bytes).sum();
@@ -147,7 +161,10 @@ impl Cache {
     fn judge(&self, path: &Path, right: bool) -> bool {
         if right {
             // Without the touch the object is merely evicted earlier.
-            let touched = File::options().append(true).open(path).and_then(|file| file.set_modified(SystemTime::now()));
+            let touched = File::options()
+                .append(true)
+                .open(path)
+                .and_then(|file| file.set_modified(SystemTime::now()));
             if let Err(error) = touched {
                 tracing::debug!(path = %path.display(), %error, "cannot note the use of a cached object");
             }
@@ -158,7 +175,8 @@ impl Cache {
         right
     }
 
-    /// The objects; what is neither object nor fresh is removed on the way. Folders that are not ours stay.
+    /// The objects; what is neither object nor fresh is removed on the way. Folders that are not
+    /// ours stay.
     fn entries(&self, now: SystemTime) -> io::Result<Vec<Entry>> {
         let mut entries = Vec::new();
         for folder in fs::read_dir(&self.objects)?.flatten() {
@@ -170,11 +188,22 @@ impl Cache {
                 }
             };
             for file in files.flatten() {
-                let Ok(metadata) = file.metadata() else { continue };
-                let digest = file.file_name().to_str().and_then(|hex| format!("sha256:{hex}").parse().ok());
-                if metadata.is_file() && digest.is_some_and(|digest| self.path(digest) == file.path()) {
+                let Ok(metadata) = file.metadata() else {
+                    continue;
+                };
+                let digest = file
+                    .file_name()
+                    .to_str()
+                    .and_then(|hex| format!("sha256:{hex}").parse().ok());
+                if metadata.is_file()
+                    && digest.is_some_and(|digest| self.path(digest) == file.path())
+                {
                     let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                    entries.push(Entry { path: file.path(), bytes: metadata.len(), used });
+                    entries.push(Entry {
+                        path: file.path(),
+                        bytes: metadata.len(),
+                        used,
+                    });
                 } else {
                     remove_abandoned(&file, now);
                 }
@@ -185,8 +214,13 @@ impl Cache {
 }
 
 fn remove_abandoned(file: &fs::DirEntry, now: SystemTime) {
-    let Ok(metadata) = file.metadata() else { return };
-    let age = metadata.modified().ok().and_then(|then| now.duration_since(then).ok());
+    let Ok(metadata) = file.metadata() else {
+        return;
+    };
+    let age = metadata
+        .modified()
+        .ok()
+        .and_then(|then| now.duration_since(then).ok());
     if metadata.is_file() && age.is_some_and(|age| age > ABANDONED) {
         remove(&file.path());
     }
@@ -202,7 +236,10 @@ fn remove(path: &Path) {
 }
 
 fn at(path: &Path) -> impl Fn(io::Error) -> CacheError + '_ {
-    move |source| CacheError { path: path.to_owned(), source }
+    move |source| CacheError {
+        path: path.to_owned(),
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -222,15 +259,22 @@ mod tests {
     }
 
     fn use_at(cache: &Cache, digest: Digest, seconds: u64) {
-        let file = File::options().append(true).open(cache.path(digest)).unwrap();
-        file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)).unwrap();
+        let file = File::options()
+            .append(true)
+            .open(cache.path(digest))
+            .unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+            .unwrap();
     }
 
     #[test]
     fn objects_come_back() {
         let (folder, cache) = cache(1000);
         let digest = put(&cache, b"some bytes");
-        assert_eq!(cache.get(digest).unwrap().as_deref(), Some(&b"some bytes"[..]));
+        assert_eq!(
+            cache.get(digest).unwrap().as_deref(),
+            Some(&b"some bytes"[..])
+        );
         assert_eq!(cache.get(Digest::of(b"other")).unwrap(), None);
         // A second process on the same folder sees them too.
         let other = Cache::open(folder.path(), schemas::Bytes(1000)).unwrap();
@@ -254,7 +298,10 @@ mod tests {
             use_at(&cache, *digest, used);
         }
         let newest = put(&cache, &[9; 30]);
-        let kept: Vec<bool> = digests.iter().map(|digest| cache.path(*digest).exists()).collect();
+        let kept: Vec<bool> = digests
+            .iter()
+            .map(|digest| cache.path(*digest).exists())
+            .collect();
         assert_eq!(kept, [true, false, true]);
         assert!(cache.get(newest).unwrap().is_some());
         let large = put(&cache, &[1; 101]);
@@ -265,13 +312,20 @@ mod tests {
     fn several_processes_keep_to_one_limit() {
         let folder = tempfile::tempdir().unwrap();
         let limit = schemas::Bytes(16_000);
-        let caches: Vec<Cache> = (0..8).map(|_| Cache::open(folder.path(), limit).unwrap()).collect();
+        let caches: Vec<Cache> = (0..8)
+            .map(|_| Cache::open(folder.path(), limit).unwrap())
+            .collect();
         for object in 0..15_u8 {
             for (process, cache) in (0..).zip(&caches) {
                 put(cache, &[&[process, object][..], &[0; 998]].concat());
             }
         }
-        let held: u64 = caches[0].entries(SystemTime::now()).unwrap().iter().map(|entry| entry.bytes).sum();
+        let held: u64 = caches[0]
+            .entries(SystemTime::now())
+            .unwrap()
+            .iter()
+            .map(|entry| entry.bytes)
+            .sum();
         let above = limit.get() / LOOK_SHARE * caches.len() as u64;
         assert!(held <= limit.get() + above, "{held} bytes");
     }
@@ -280,8 +334,15 @@ mod tests {
     fn looks_at_the_folder_are_rare() {
         let (folder, cache) = cache(16_000);
         put(&cache, &[1; 999]);
-        let foreign = put(&Cache::open(folder.path(), schemas::Bytes(16_000)).unwrap(), &[2; 500]);
-        assert_eq!(cache.seen.load(Ordering::Relaxed), 0, "not after less than a sixteenth");
+        let foreign = put(
+            &Cache::open(folder.path(), schemas::Bytes(16_000)).unwrap(),
+            &[2; 500],
+        );
+        assert_eq!(
+            cache.seen.load(Ordering::Relaxed),
+            0,
+            "not after less than a sixteenth"
+        );
         put(&cache, &[3; 1]);
         assert_eq!(cache.seen.load(Ordering::Relaxed), 1500);
         assert!(cache.path(foreign).exists());
@@ -293,7 +354,9 @@ mod tests {
         let digest = put(&cache, b"kept");
         let part = cache.path(digest).with_file_name(".part-x");
         let foreign = folder.path().join("objects/README");
-        let misplaced = cache.path(digest).with_file_name(Digest::of(b"elsewhere").hex());
+        let misplaced = cache
+            .path(digest)
+            .with_file_name(Digest::of(b"elsewhere").hex());
         for path in [&part, &foreign, &misplaced] {
             fs::write(path, b"garbage").unwrap();
         }

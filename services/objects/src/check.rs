@@ -1,5 +1,6 @@
-//! Does a store enforce what this design rests on? Run before a store is trusted: the rows are the facts, not the name
-//! on the box. It writes a few small objects into both buckets and removes them.
+//! Does a store enforce what this design rests on? Run before a store is trusted: the rows are the
+//! facts, not the name on the box. It writes a few small objects into both buckets and removes
+//! them.
 
 use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
@@ -64,11 +65,13 @@ pub enum Rule {
     OverwriteRefused,
     /// Of uploads racing for one key exactly one succeeds.
     OneCreatorWins,
-    /// The store keeps the sha256 it checked. Without it the coordinator reads every upload to know it.
+    /// The store keeps the sha256 it checked. Without it the coordinator reads every upload to know
+    /// it.
     ChecksumRecorded,
     /// An unsigned `x-amz-*` header beside the signed ones is refused.
     ExtraHeaderRefused,
-    /// The clocks of store and this machine agree to 5 s. Signatures follow the store's clock in any case.
+    /// The clocks of store and this machine agree to 5 s. Signatures follow the store's clock in
+    /// any case.
     ClocksAgree,
 }
 
@@ -159,13 +162,22 @@ pub async fn check(endpoint: &Endpoint, keys: &StoreKeys) -> Result<Report, Obje
     probe.reading(&mut report).await;
     probe.housekeeping(&mut report).await;
     let offset = probe.clock.offset_ms();
-    report.note(Rule::ClocksAgree, !probe.clock.is_alarming(), format!("store minus local: {offset} ms"));
+    report.note(
+        Rule::ClocksAgree,
+        !probe.clock.is_alarming(),
+        format!("store minus local: {offset} ms"),
+    );
     Ok(report)
 }
 
 impl Report {
     fn note(&mut self, rule: Rule, holds: bool, seen: impl Into<String>) {
-        self.rows.push(Row { rule, required: rule.is_required(), holds, seen: seen.into() });
+        self.rows.push(Row {
+            rule,
+            required: rule.is_required(),
+            holds,
+            seen: seen.into(),
+        });
     }
 }
 
@@ -215,14 +227,18 @@ impl Probe {
     fn new(endpoint: &Endpoint, keys: &StoreKeys) -> Result<Self, ObjectError> {
         let limits = TransferLimits::default();
         let clock = StoreClock::default();
-        let random: Vec<u8> = (0..5_u8).flat_map(|seed| RandomState::new().hash_one(seed).to_le_bytes()).collect();
+        let random: Vec<u8> = (0..5_u8)
+            .flat_map(|seed| RandomState::new().hash_one(seed).to_le_bytes())
+            .collect();
         let name = format!("U{}", &BASE32_NOPAD.encode(&random)[..55]);
         let place = |bucket, key: &AccessKey| Place::new(endpoint, bucket, key.clone());
         Ok(Self {
             http: Client::new(endpoint.trust(), &limits)?,
             buckets: Buckets::new(endpoint, &keys.admin, clock.clone(), limits, PATIENCE)?,
             clock,
-            operator: name.parse().expect("a letter and base32 have the form of a key"),
+            operator: name
+                .parse()
+                .expect("a letter and base32 have the form of a key"),
             put: place(BucketName::Incoming, &keys.put)?,
             get: place(BucketName::Blobs, &keys.get)?,
             put_on_blobs: place(BucketName::Blobs, &keys.put)?,
@@ -232,27 +248,63 @@ impl Probe {
     }
 
     fn sample(&self, name: &str) -> Sample {
-        let bytes = Bytes::from(format!("store check, {name}, {}, {}", self.operator, "x".repeat(1000)));
+        let bytes = Bytes::from(format!(
+            "store check, {name}, {}, {}",
+            self.operator,
+            "x".repeat(1000)
+        ));
         let digest = Digest::of(&bytes);
         let key = IncomingKey::operator(&self.operator, digest);
-        Sample { bytes, digest, path: key.to_string(), key }
+        Sample {
+            bytes,
+            digest,
+            path: key.to_string(),
+            key,
+        }
     }
 
     async fn uploads(&self, report: &mut Report) {
         let good = self.sample("good");
         let answer = self.upload(&self.put, &good, &good.bytes).await;
-        report.note(Rule::RightBytesStored, answer.accepted() && self.has(&good).await, answer.to_string());
+        report.note(
+            Rule::RightBytesStored,
+            answer.accepted() && self.has(&good).await,
+            answer.to_string(),
+        );
 
         let wrong = self.sample("wrong");
         let answer = self.upload(&self.put, &wrong, &altered(&wrong.bytes)).await;
-        report.note(Rule::WrongBytesRefused, answer.refused() && !self.has(&wrong).await, answer.to_string());
+        report.note(
+            Rule::WrongBytesRefused,
+            answer.refused() && !self.has(&wrong).await,
+            answer.to_string(),
+        );
 
-        let over = self.send_put(&self.admin_incoming, &good.path, &headers(&good, false), &altered(&good.bytes)).await;
-        let kept = self.buckets.get_incoming(&good.key, schemas::ObjectRef::of(&good.bytes)).await.is_ok();
-        report.note(Rule::GoodObjectKept, over.refused() && kept, over.to_string());
+        let over = self
+            .send_put(
+                &self.admin_incoming,
+                &good.path,
+                &headers(&good, false),
+                &altered(&good.bytes),
+            )
+            .await;
+        let kept = self
+            .buckets
+            .get_incoming(&good.key, schemas::ObjectRef::of(&good.bytes))
+            .await
+            .is_ok();
+        report.note(
+            Rule::GoodObjectKept,
+            over.refused() && kept,
+            over.to_string(),
+        );
 
         let again = self.upload(&self.put, &good, &good.bytes).await;
-        report.note(Rule::OverwriteRefused, matches!(again.0, Ok(409 | 412)), again.to_string());
+        report.note(
+            Rule::OverwriteRefused,
+            matches!(again.0, Ok(409 | 412)),
+            again.to_string(),
+        );
         self.forget(&[good, wrong]).await;
     }
 
@@ -260,38 +312,74 @@ impl Probe {
         let sample = self.sample("bindings");
         let signed = headers(&sample, true);
         let other = checksum(Digest::of(b"other"));
-        let without: Vec<_> = signed.iter().filter(|(name, _)| *name != CHECKSUM).cloned().collect();
+        let without: Vec<_> = signed
+            .iter()
+            .filter(|(name, _)| *name != CHECKSUM)
+            .cloned()
+            .collect();
         let mut changed = without.clone();
         changed.push((CHECKSUM, other));
         let url = self.sign(&self.put, rusty_s3::Method::Put, &sample.path, &signed, 0);
         let omitted = self.put_to(&url, &without, sample.bytes.clone()).await;
         let replaced = self.put_to(&url, &changed, sample.bytes.clone()).await;
         let holds = omitted.refused() && replaced.refused() && !self.has(&sample).await;
-        report.note(Rule::SignedHeadersBind, holds, format!("omitted: {omitted}, altered: {replaced}"));
+        report.note(
+            Rule::SignedHeadersBind,
+            holds,
+            format!("omitted: {omitted}, altered: {replaced}"),
+        );
 
         let longer = Bytes::from([&sample.bytes[..], b"more"].concat());
         let mut lengthened = signed.clone();
         lengthened[0].1 = longer.len().to_string();
         let answer = self.put_to(&url, &lengthened, longer).await;
-        report.note(Rule::LengthBinds, answer.refused() && !self.has(&sample).await, answer.to_string());
+        report.note(
+            Rule::LengthBinds,
+            answer.refused() && !self.has(&sample).await,
+            answer.to_string(),
+        );
 
         let target = self.sample("other key");
-        let answer = self.put_to(&url.replace(&sample.path, &target.path), &signed, sample.bytes.clone()).await;
+        let answer = self
+            .put_to(
+                &url.replace(&sample.path, &target.path),
+                &signed,
+                sample.bytes.clone(),
+            )
+            .await;
         let holds = answer.refused() && !self.has(&target).await;
         report.note(Rule::KeyBinds, holds, answer.to_string());
 
         let bare = url.split('?').next().unwrap_or_default();
         let answer = self.put_to(bare, &signed, sample.bytes.clone()).await;
-        report.note(Rule::AnonymousRefused, answer.refused() && !self.has(&sample).await, answer.to_string());
+        report.note(
+            Rule::AnonymousRefused,
+            answer.refused() && !self.has(&sample).await,
+            answer.to_string(),
+        );
 
-        let expired = self.sign(&self.put, rusty_s3::Method::Put, &sample.path, &signed, 120_000);
+        let expired = self.sign(
+            &self.put,
+            rusty_s3::Method::Put,
+            &sample.path,
+            &signed,
+            120_000,
+        );
         let answer = self.put_to(&expired, &signed, sample.bytes.clone()).await;
-        report.note(Rule::ExpiredRefused, answer.refused() && !self.has(&sample).await, answer.to_string());
+        report.note(
+            Rule::ExpiredRefused,
+            answer.refused() && !self.has(&sample).await,
+            answer.to_string(),
+        );
 
         let mut extra = signed.clone();
         extra.push(("x-amz-meta-note", "unsigned".to_owned()));
         let answer = self.put_to(&url, &extra, sample.bytes.clone()).await;
-        report.note(Rule::ExtraHeaderRefused, answer.refused(), answer.to_string());
+        report.note(
+            Rule::ExtraHeaderRefused,
+            answer.refused(),
+            answer.to_string(),
+        );
         self.forget(&[sample, target]).await;
     }
 
@@ -299,19 +387,49 @@ impl Probe {
         let sample = self.sample("rights");
         let blob = BlobKey(sample.digest).to_string();
         let url = self.sign(&self.get, rusty_s3::Method::Get, &blob, &[], 0);
-        let answer = self.put_to(&url, &headers(&sample, true), sample.bytes.clone()).await;
+        let answer = self
+            .put_to(&url, &headers(&sample, true), sample.bytes.clone())
+            .await;
         let absent = self.blob_is_absent(&sample).await;
-        report.note(Rule::ReadUrlCannotWrite, answer.refused() && absent, answer.to_string());
+        report.note(
+            Rule::ReadUrlCannotWrite,
+            answer.refused() && absent,
+            answer.to_string(),
+        );
 
-        let answer = self.send_put(&self.put_on_blobs, &blob, &headers(&sample, true), &sample.bytes).await;
+        let answer = self
+            .send_put(
+                &self.put_on_blobs,
+                &blob,
+                &headers(&sample, true),
+                &sample.bytes,
+            )
+            .await;
         let absent = self.blob_is_absent(&sample).await;
-        report.note(Rule::PutKeyCannotWriteBlobs, answer.refused() && absent, answer.to_string());
+        report.note(
+            Rule::PutKeyCannotWriteBlobs,
+            answer.refused() && absent,
+            answer.to_string(),
+        );
 
-        let blobs = self.send_put(&self.get, &blob, &headers(&sample, true), &sample.bytes).await;
-        let incoming = self.send_put(&self.get_on_incoming, &sample.path, &headers(&sample, true), &sample.bytes).await;
+        let blobs = self
+            .send_put(&self.get, &blob, &headers(&sample, true), &sample.bytes)
+            .await;
+        let incoming = self
+            .send_put(
+                &self.get_on_incoming,
+                &sample.path,
+                &headers(&sample, true),
+                &sample.bytes,
+            )
+            .await;
         let absent = self.blob_is_absent(&sample).await && !self.has(&sample).await;
         let holds = blobs.refused() && incoming.refused() && absent;
-        report.note(Rule::GetKeyCannotWrite, holds, format!("blobs: {blobs}, incoming: {incoming}"));
+        report.note(
+            Rule::GetKeyCannotWrite,
+            holds,
+            format!("blobs: {blobs}, incoming: {incoming}"),
+        );
         self.forget(&[sample]).await;
     }
 
@@ -323,7 +441,10 @@ impl Probe {
         let winners = answers.iter().filter(|answer| answer.accepted()).count();
         report.note(Rule::OneCreatorWins, winners == 1, seen.join(", "));
 
-        let recorded = self.buckets.head_checked(&sample.key, schemas::ObjectRef::of(&sample.bytes)).await;
+        let recorded = self
+            .buckets
+            .head_checked(&sample.key, schemas::ObjectRef::of(&sample.bytes))
+            .await;
         let holds = matches!(recorded, Ok(crate::buckets::Recorded::Yes));
         report.note(
             Rule::ChecksumRecorded,
@@ -336,19 +457,43 @@ impl Probe {
     async fn reading(&self, report: &mut Report) {
         let sample = self.sample("reading");
         let stored = self.upload(&self.put, &sample, &sample.bytes).await;
-        let promoted = self.buckets.promote(&sample.key, schemas::ObjectRef::of(&sample.bytes)).await;
+        let promoted = self
+            .buckets
+            .promote(&sample.key, schemas::ObjectRef::of(&sample.bytes))
+            .await;
         let read = self.buckets.get(sample.digest).await;
-        let holds = stored.accepted() && promoted.is_ok() && read.as_ref().ok() == Some(&sample.bytes);
+        let holds =
+            stored.accepted() && promoted.is_ok() && read.as_ref().ok() == Some(&sample.bytes);
         report.note(Rule::CopyBetweenBuckets, holds, outcome(&promoted));
 
-        let url = self.sign(&self.get, rusty_s3::Method::Get, &BlobKey(sample.digest).to_string(), &[], 0);
-        let (holds, seen) = match self.send(rusty_s3::Method::Get, &url, &[("range", "bytes=5-14")], Bytes::new()).await
+        let url = self.sign(
+            &self.get,
+            rusty_s3::Method::Get,
+            &BlobKey(sample.digest).to_string(),
+            &[],
+            0,
+        );
+        let (holds, seen) = match self
+            .send(
+                rusty_s3::Method::Get,
+                &url,
+                &[("range", "bytes=5-14")],
+                Bytes::new(),
+            )
+            .await
         {
             Ok(response) => {
                 let status = response.status().as_u16();
                 let body = timeout(PATIENCE, response.collect()).await;
-                let body = body.ok().and_then(Result::ok).map(|body| body.to_bytes()).unwrap_or_default();
-                (status == 206 && body == sample.bytes[5..15], format!("{status}, {} bytes", body.len()))
+                let body = body
+                    .ok()
+                    .and_then(Result::ok)
+                    .map(|body| body.to_bytes())
+                    .unwrap_or_default();
+                (
+                    status == 206 && body == sample.bytes[5..15],
+                    format!("{status}, {} bytes", body.len()),
+                )
             }
             Err(reason) => (false, reason),
         };
@@ -367,17 +512,32 @@ impl Probe {
         }
         let deleted = self.buckets.delete(sample.digest).await;
         let gone = self.blob_is_absent(&sample).await;
-        let seen = format!("stored: {}, listed: {listed}, deleted: {}", outcome(&stored), outcome(&deleted));
-        report.note(Rule::ListedAndDeleted, stored.is_ok() && listed && deleted.is_ok() && gone, seen);
+        let seen = format!(
+            "stored: {}, listed: {listed}, deleted: {}",
+            outcome(&stored),
+            outcome(&deleted)
+        );
+        report.note(
+            Rule::ListedAndDeleted,
+            stored.is_ok() && listed && deleted.is_ok() && gone,
+            seen,
+        );
         self.forget(&[sample]).await;
     }
 
     /// An upload as a worker does it.
     async fn upload(&self, place: &Place, sample: &Sample, bytes: &Bytes) -> Answer {
-        self.send_put(place, &sample.path, &headers(sample, true), bytes).await
+        self.send_put(place, &sample.path, &headers(sample, true), bytes)
+            .await
     }
 
-    async fn send_put(&self, place: &Place, path: &str, headers: &[(&'static str, String)], bytes: &Bytes) -> Answer {
+    async fn send_put(
+        &self,
+        place: &Place,
+        path: &str,
+        headers: &[(&'static str, String)],
+        bytes: &Bytes,
+    ) -> Answer {
         let url = self.sign(place, rusty_s3::Method::Put, path, headers, 0);
         self.put_to(&url, headers, bytes.clone()).await
     }
@@ -390,13 +550,29 @@ impl Probe {
         headers: &[(&'static str, String)],
         ago_ms: u64,
     ) -> String {
-        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let headers: Vec<(&str, &str)> = headers
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
         let at = UnixMillis(self.clock.at(local_now()).get() - ago_ms);
-        place.sign(&Request { method, key, headers: &headers }, at, Millis::from_secs(60)).into()
+        place
+            .sign(
+                &Request {
+                    method,
+                    key,
+                    headers: &headers,
+                },
+                at,
+                Millis::from_secs(60),
+            )
+            .into()
     }
 
     async fn put_to(&self, url: &str, headers: &[(&'static str, String)], bytes: Bytes) -> Answer {
-        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let headers: Vec<(&str, &str)> = headers
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
         let sent = self.send(rusty_s3::Method::Put, url, &headers, bytes).await;
         Answer(sent.map(|response| response.status().as_u16()))
     }
@@ -413,7 +589,12 @@ impl Probe {
             // The length of what is sent, whatever was signed.
             headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
         }
-        match timeout(PATIENCE, self.http.send(buckets::method(method), uri, headers, body)).await {
+        match timeout(
+            PATIENCE,
+            self.http.send(buckets::method(method), uri, headers, body),
+        )
+        .await
+        {
             Ok(sent) => sent.map_err(|error| client::describe(&error)),
             Err(_) => Err("no answer".to_owned()),
         }
@@ -421,7 +602,9 @@ impl Probe {
 
     async fn has(&self, sample: &Sample) -> bool {
         !matches!(
-            self.buckets.head_checked(&sample.key, schemas::ObjectRef::of(&sample.bytes)).await,
+            self.buckets
+                .head_checked(&sample.key, schemas::ObjectRef::of(&sample.bytes))
+                .await,
             Err(ObjectError::Missing { .. })
         )
     }
@@ -432,7 +615,10 @@ impl Probe {
 
     async fn forget(&self, samples: &[Sample]) {
         for sample in samples {
-            for done in [self.buckets.delete_incoming(&sample.key).await, self.buckets.delete(sample.digest).await] {
+            for done in [
+                self.buckets.delete_incoming(&sample.key).await,
+                self.buckets.delete(sample.digest).await,
+            ] {
                 if let Err(error) = done {
                     tracing::debug!(%error, "cannot remove an object of the store check");
                 }
@@ -443,8 +629,10 @@ impl Probe {
 
 /// The headers of an upload, sorted by name.
 fn headers(sample: &Sample, once: bool) -> Vec<(&'static str, String)> {
-    let mut headers =
-        vec![("content-length", sample.bytes.len().to_string()), ("content-type", CONTENT_TYPE.to_owned())];
+    let mut headers = vec![
+        ("content-length", sample.bytes.len().to_string()),
+        ("content-type", CONTENT_TYPE.to_owned()),
+    ];
     if once {
         headers.push(("if-none-match", "*".to_owned()));
     }
@@ -460,5 +648,7 @@ fn altered(bytes: &Bytes) -> Bytes {
 }
 
 fn outcome<T>(result: &Result<T, ObjectError>) -> String {
-    result.as_ref().map_or_else(ToString::to_string, |_| "ok".to_owned())
+    result
+        .as_ref()
+        .map_or_else(ToString::to_string, |_| "ok".to_owned())
 }

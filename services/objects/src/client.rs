@@ -1,5 +1,5 @@
-//! The HTTP client under everything here: HTTP/1.1 over pooled connections. It trusts one authority, follows nothing, decodes
-//! nothing and uses no proxy. And how its answers are read.
+//! The HTTP client under everything here: HTTP/1.1 over pooled connections. It trusts one
+//! authority, follows nothing, decodes nothing and uses no proxy. And how its answers are read.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,7 +19,9 @@ use hyper_util::client::legacy::connect::{
 };
 use hyper_util::client::legacy::{self, Error};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use object_store::client::{HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody, HttpService};
+use object_store::client::{
+    HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody, HttpService,
+};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
@@ -33,17 +35,21 @@ use crate::transfer::TransferLimits;
 
 /// Longest error document that is read; S3's have a few hundred bytes.
 const ERROR_BYTES_MAX: usize = 8 << 10;
-/// Connections kept for reuse; below the store's own idle limit, so that it is the client who lets go first.
+/// Connections kept for reuse; below the store's own idle limit, so that it is the client who lets
+/// go first.
 const POOL_IDLE: Duration = Duration::from_secs(25);
-/// A peer that vanished without a word is noticed after this silence and [`KEEPALIVE_PROBES`] questions as far apart.
+/// A peer that vanished without a word is noticed after this silence and [`KEEPALIVE_PROBES`]
+/// questions as far apart.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 3;
-/// The kernel gives a connection up after so many times the longest silence. It counts from the first of several losses in a
-/// row, although bytes move between them, so it is only for what nobody watches here.
+/// The kernel gives a connection up after so many times the longest silence. It counts from the
+/// first of several losses in a row, although bytes move between them, so it is only for what
+/// nobody watches here.
 const USER_TIMEOUT_IDLES: u32 = 3;
 /// Longest wait for the answer to a request of `object_store`, which has no bound of its own here.
 const LISTING_PATIENCE: Duration = Duration::from_secs(60);
-/// Bytes read from a socket at a time. rustls alone asks for 4 KiB, which is four calls for each record of a download.
+/// Bytes read from a socket at a time. rustls alone asks for 4 KiB, which is four calls for each
+/// record of a download.
 const SOCKET_READ_BYTES: usize = 128 << 10;
 
 /// An answer whose body has not been read.
@@ -89,11 +95,16 @@ impl Client {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE)
             .pool_max_idle_per_host(limits.connections_max)
-            .build(Connector { tcp, tls, patience: limits.connect });
+            .build(Connector {
+                tcp,
+                tls,
+                patience: limits.connect,
+            });
         Ok(Self(client))
     }
 
-    /// Sends a request. Whether the URL may be used at all is the caller's to know, and so is how long to wait.
+    /// Sends a request. Whether the URL may be used at all is the caller's to know, and so is how
+    /// long to wait.
     pub(crate) async fn send(
         &self,
         method: Method,
@@ -125,7 +136,10 @@ impl Watch {
     /// The connection, once the request has one.
     pub(crate) fn line(&self) -> Option<Line> {
         let mut extras = Extensions::new();
-        self.0.connection_metadata().as_ref()?.get_extras(&mut extras);
+        self.0
+            .connection_metadata()
+            .as_ref()?
+            .get_extras(&mut extras);
         extras.remove()
     }
 }
@@ -137,9 +151,16 @@ impl HttpService for Client {
         let (parts, body) = request.into_parts();
         let body = body.collect().await?.to_bytes();
         let sending = self.send(parts.method, parts.uri, parts.headers, body);
-        let sent =
-            timeout(LISTING_PATIENCE, sending).await.map_err(|late| HttpError::new(HttpErrorKind::Timeout, late))?;
-        let kind = |error: &Error| if error.is_connect() { HttpErrorKind::Connect } else { HttpErrorKind::Request };
+        let sent = timeout(LISTING_PATIENCE, sending)
+            .await
+            .map_err(|late| HttpError::new(HttpErrorKind::Timeout, late))?;
+        let kind = |error: &Error| {
+            if error.is_connect() {
+                HttpErrorKind::Connect
+            } else {
+                HttpErrorKind::Request
+            }
+        };
         let response = sent.map_err(|error| HttpError::new(kind(&error), error))?;
         let (parts, body) = response.into_parts();
         let body = body.map_err(|error| HttpError::new(HttpErrorKind::Interrupted, error));
@@ -167,8 +188,14 @@ impl Service<Uri> for Connector {
             let counted = Counted::new(connecting.await?.into_inner());
             let line = counted.line().clone();
             let socket = BufReader::with_capacity(SOCKET_READ_BYTES, counted);
-            let Some(tls) = tls else { return Ok(Stream(TokioIo::new(Box::pin(socket)), line)) };
-            let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+            let Some(tls) = tls else {
+                return Ok(Stream(TokioIo::new(Box::pin(socket)), line));
+            };
+            let host = uri
+                .host()
+                .unwrap_or_default()
+                .trim_start_matches('[')
+                .trim_end_matches(']');
             let name = ServerName::try_from(host.to_owned())?;
             let secured = timeout(patience, tls.connect(name, socket)).await??;
             Ok(Stream(TokioIo::new(Box::pin(secured)), line))
@@ -193,7 +220,11 @@ impl hyper::rt::Read for Stream {
 }
 
 impl hyper::rt::Write for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(context, bytes)
     }
 
@@ -209,11 +240,17 @@ impl hyper::rt::Write for Stream {
         self.0.is_write_vectored()
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_flush(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.0).poll_flush(context)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_shutdown(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.0).poll_shutdown(context)
     }
 }
@@ -254,12 +291,14 @@ pub(crate) struct S3Answer {
     pub(crate) checksum: String,
 }
 
-/// The `<Code>` of an S3 error document; empty when there is none. Consumes the body, so the connection is reusable.
+/// The `<Code>` of an S3 error document; empty when there is none. Consumes the body, so the
+/// connection is reusable.
 pub(crate) async fn s3_code(response: Response, idle: Duration) -> String {
     s3_answer(response, idle).await.code
 }
 
-/// As [`s3_code`], with all that is read from a document. What has not come after a silence of `idle` is not waited for.
+/// As [`s3_code`], with all that is read from a document. What has not come after a silence of
+/// `idle` is not waited for.
 pub(crate) async fn s3_answer(mut response: Response, idle: Duration) -> S3Answer {
     let mut text = Vec::new();
     while let Ok(Ok(Some(piece))) = timeout(idle, piece(&mut response)).await {
@@ -273,12 +312,24 @@ pub(crate) async fn s3_answer(mut response: Response, idle: Duration) -> S3Answe
         let (_, rest) = text.split_once(&format!("<{name}>"))?;
         rest.split_once('<').map(|(content, _)| content)
     };
-    let code = element("Code").unwrap_or("").chars().filter(char::is_ascii_alphanumeric).take(64).collect();
+    let code = element("Code")
+        .unwrap_or("")
+        .chars()
+        .filter(char::is_ascii_alphanumeric)
+        .take(64)
+        .collect();
     let checksum = element("ChecksumSHA256").unwrap_or("").trim().to_owned();
     S3Answer { code, checksum }
 }
 
 /// `Retry-After` in whole seconds; the form with a date is rare and ignored.
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get("retry-after")?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+    headers
+        .get("retry-after")?
+        .to_str()
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+        .map(Duration::from_secs)
 }

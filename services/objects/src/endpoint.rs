@@ -1,4 +1,5 @@
-//! Which store, and whom to trust on the way to it. There are no system roots: the authority is always named.
+//! Which store, and whom to trust on the way to it. There are no system roots: the authority is
+//! always named.
 
 use std::net::IpAddr;
 
@@ -9,7 +10,8 @@ use url::{Host, Url};
 /// How the connection to a store is protected.
 #[derive(Clone)]
 pub enum Trust {
-    /// TLS, with the PEM certificates of the authorities that may have signed the store's certificate.
+    /// TLS, with the PEM certificates of the authorities that may have signed the store's
+    /// certificate.
     Authority(Vec<u8>),
     /// No TLS; accepted for loopback addresses only.
     PlainLoopback,
@@ -30,7 +32,9 @@ pub enum EndpointError {
     #[error("store endpoint {0:?} is not of the form https://host:port")]
     Url(String),
     /// Plaintext to another machine, or TLS settings that contradict the scheme.
-    #[error("store endpoint {0} needs https and a CA file; plain http is for loopback addresses, when asked for")]
+    #[error(
+        "store endpoint {0} needs https and a CA file; plain http is for loopback addresses, when asked for"
+    )]
     Plaintext(String),
     /// The CA file holds no usable certificate.
     #[error("no usable CA certificate for the store: {0}")]
@@ -38,12 +42,22 @@ pub enum EndpointError {
 }
 
 impl Endpoint {
-    /// An endpoint such as `https://127.0.0.1:9000`. The embedded store accepts any region name; `us-east-1` is usual.
+    /// An endpoint such as `https://127.0.0.1:9000`. The embedded store accepts any region name;
+    /// `us-east-1` is usual.
     ///
     /// # Errors
     /// The URL has another form, or scheme, host and trust do not fit together.
     pub fn new(url: &str, region: &str, trust: Trust) -> Result<Self, EndpointError> {
-        let refused = || EndpointError::Url(url.split('?').next().unwrap_or_default().chars().take(120).collect());
+        let refused = || {
+            EndpointError::Url(
+                url.split('?')
+                    .next()
+                    .unwrap_or_default()
+                    .chars()
+                    .take(120)
+                    .collect(),
+            )
+        };
         let parsed = Url::parse(url).map_err(|_| refused())?;
         let bare = parsed.path() == "/" && parsed.query().is_none() && parsed.username().is_empty();
         // Some hosts that a url may have, `{store}` for one, no request can name.
@@ -52,7 +66,11 @@ impl Endpoint {
             return Err(refused());
         }
         trust.permits(&parsed)?;
-        Ok(Self { url: parsed, region: region.to_owned(), trust })
+        Ok(Self {
+            url: parsed,
+            region: region.to_owned(),
+            trust,
+        })
     }
 
     /// The base URL.
@@ -81,7 +99,11 @@ impl Trust {
             Self::Authority(_) => url.scheme() == "https",
             Self::PlainLoopback => url.scheme() == "http" && is_loopback(url),
         };
-        if right { Ok(()) } else { Err(EndpointError::Plaintext(url.origin().ascii_serialization())) }
+        if right {
+            Ok(())
+        } else {
+            Err(EndpointError::Plaintext(url.origin().ascii_serialization()))
+        }
     }
 
     /// The configuration of TLS connections; none where plaintext is meant.
@@ -126,7 +148,13 @@ mod tests {
             ("http://127.0.0.1:9000", Trust::Authority(Vec::new())),
             ("https://127.0.0.1:9000", Trust::PlainLoopback),
         ] {
-            assert!(matches!(Endpoint::new(url, "r", trust), Err(EndpointError::Plaintext(_))), "{url}");
+            assert!(
+                matches!(
+                    Endpoint::new(url, "r", trust),
+                    Err(EndpointError::Plaintext(_))
+                ),
+                "{url}"
+            );
         }
     }
 
@@ -142,7 +170,10 @@ mod tests {
             "https://{store}:9000",
         ] {
             assert!(
-                matches!(Endpoint::new(url, "r", Trust::Authority(Vec::new())), Err(EndpointError::Url(_))),
+                matches!(
+                    Endpoint::new(url, "r", Trust::Authority(Vec::new())),
+                    Err(EndpointError::Url(_))
+                ),
                 "{url}"
             );
         }
@@ -150,6 +181,9 @@ mod tests {
 
     #[test]
     fn an_empty_ca_file_is_refused() {
-        assert!(matches!(Trust::Authority(b"nothing".to_vec()).tls(), Err(EndpointError::Authority(_))));
+        assert!(matches!(
+            Trust::Authority(b"nothing".to_vec()).tls(),
+            Err(EndpointError::Authority(_))
+        ));
     }
 }

@@ -1,4 +1,5 @@
-//! What goes wrong between this process and a store. No message holds a URL's query, so none holds a signature.
+//! What goes wrong between this process and a store. No message holds a URL's query, so none holds
+//! a signature.
 
 use identity::CertificateRefused;
 use schemas::{Code, Digest, Refusal};
@@ -27,7 +28,8 @@ pub enum ObjectError {
         /// The coded error.
         code: Code,
     },
-    /// An upload's answer was lost and the time allowed has passed: the object may be there. Ask the coordinator.
+    /// An upload's answer was lost and the time allowed has passed: the object may be there. Ask
+    /// the coordinator.
     #[error("upload of {digest} may or may not have happened, ask the coordinator: {reason}")]
     Uncertain {
         /// Which object.
@@ -78,7 +80,8 @@ pub enum ObjectError {
     /// Whoever grants URLs refused another one.
     #[error("no url: {0}")]
     Denied(#[from] Refusal),
-    /// A grant is not usable: no action where one is needed, another method, a malformed URL or header.
+    /// A grant is not usable: no action where one is needed, another method, a malformed URL or
+    /// header.
     #[error("the grant for {digest} is not usable: {reason}")]
     GrantInvalid {
         /// Which object.
@@ -96,9 +99,16 @@ pub enum ObjectError {
 
 impl ObjectError {
     /// That the store's certificate was refused, where that is why a request failed.
-    pub(crate) fn certificate(during: &str, error: &(dyn std::error::Error + 'static)) -> Option<Self> {
+    pub(crate) fn certificate(
+        during: &str,
+        error: &(dyn std::error::Error + 'static),
+    ) -> Option<Self> {
         let refused = CertificateRefused::of(error)?;
-        Some(Self::Certificate { during: during.to_owned(), reason: refused.to_string(), code: refused.code() })
+        Some(Self::Certificate {
+            during: during.to_owned(),
+            reason: refused.to_string(),
+            code: refused.code(),
+        })
     }
 
     /// The coded error that this is.

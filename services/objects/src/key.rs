@@ -5,7 +5,8 @@
 //! incoming/operator/<user nkey>/<64 hex>                    quarantine of an operator's import
 //! blobs/sha256/<ab>/<64 hex>                                verified objects
 //! ```
-//! `operator` is therefore not usable as the name of a run that uploads; [`IncomingKey::worker`] refuses it.
+//! `operator` is therefore not usable as the name of a run that uploads; [`IncomingKey::worker`]
+//! refuses it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -41,7 +42,11 @@ pub struct IncomingKey {
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Owner {
-    Worker { run: RunId, worker: WorkerId, lease: LeaseRef },
+    Worker {
+        run: RunId,
+        worker: WorkerId,
+        lease: LeaseRef,
+    },
     Operator(PublicKey),
 }
 
@@ -84,7 +89,10 @@ impl FromStr for BucketName {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<Self, KeyError> {
-        Self::ALL.into_iter().find(|name| name.as_str() == text).ok_or_else(|| KeyError::Bucket(shortened(text)))
+        Self::ALL
+            .into_iter()
+            .find(|name| name.as_str() == text)
+            .ok_or_else(|| KeyError::Bucket(shortened(text)))
     }
 }
 
@@ -101,19 +109,33 @@ impl FromStr for BlobKey {
     fn from_str(text: &str) -> Result<Self, KeyError> {
         let key = text.rsplit('/').next().and_then(digest_of_hex).map(Self);
         key.filter(|key| key.to_string() == text)
-            .ok_or_else(|| KeyError::Form { bucket: BucketName::Blobs, text: shortened(text) })
+            .ok_or_else(|| KeyError::Form {
+                bucket: BucketName::Blobs,
+                text: shortened(text),
+            })
     }
 }
 
 impl IncomingKey {
-    /// Where `worker` uploads an object under `lease`: what lies there was uploaded under this lease and by nobody else.
+    /// Where `worker` uploads an object under `lease`: what lies there was uploaded under this
+    /// lease and by nobody else.
     pub fn worker(run: &RunId, lease: LeaseRef, worker: &WorkerId, digest: Digest) -> Self {
-        Self { owner: Owner::Worker { run: run.clone(), worker: worker.clone(), lease }, digest }
+        Self {
+            owner: Owner::Worker {
+                run: run.clone(),
+                worker: worker.clone(),
+                lease,
+            },
+            digest,
+        }
     }
 
     /// Where an operator uploads an object of an import.
     pub fn operator(operator: &PublicKey, digest: Digest) -> Self {
-        Self { owner: Owner::Operator(operator.clone()), digest }
+        Self {
+            owner: Owner::Operator(operator.clone()),
+            digest,
+        }
     }
 
     /// What its bytes must hash to.
@@ -125,8 +147,18 @@ impl IncomingKey {
 impl fmt::Display for IncomingKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.owner {
-            Owner::Worker { run, worker, lease: LeaseRef { unit, epoch } } => {
-                write!(f, "{run}/{}/{worker}/{}-{epoch}/{}", unit.round, unit.token(), self.digest.hex())
+            Owner::Worker {
+                run,
+                worker,
+                lease: LeaseRef { unit, epoch },
+            } => {
+                write!(
+                    f,
+                    "{run}/{}/{worker}/{}-{epoch}/{}",
+                    unit.round,
+                    unit.token(),
+                    self.digest.hex()
+                )
             }
             Owner::Operator(operator) => write!(f, "{OPERATOR}/{operator}/{}", self.digest.hex()),
         }
@@ -139,7 +171,10 @@ impl FromStr for IncomingKey {
     fn from_str(text: &str) -> Result<Self, KeyError> {
         parse_incoming(text)
             .filter(|key| key.to_string() == text)
-            .ok_or_else(|| KeyError::Form { bucket: BucketName::Incoming, text: shortened(text) })
+            .ok_or_else(|| KeyError::Form {
+                bucket: BucketName::Incoming,
+                text: shortened(text),
+            })
     }
 }
 
@@ -149,23 +184,37 @@ fn parse_incoming(text: &str) -> Option<IncomingKey> {
     }
     let segments: Vec<&str> = text.split('/').collect();
     match segments[..] {
-        [OPERATOR, operator, hex] => Some(IncomingKey::operator(&operator.parse().ok()?, digest_of_hex(hex)?)),
+        [OPERATOR, operator, hex] => Some(IncomingKey::operator(
+            &operator.parse().ok()?,
+            digest_of_hex(hex)?,
+        )),
         [run, round, worker, lease, hex] => {
             let lease = lease_of(Round(round.parse().ok()?), lease)?;
-            Some(IncomingKey::worker(&run.parse().ok()?, lease, &worker.parse().ok()?, digest_of_hex(hex)?))
+            Some(IncomingKey::worker(
+                &run.parse().ok()?,
+                lease,
+                &worker.parse().ok()?,
+                digest_of_hex(hex)?,
+            ))
         }
         _ => None,
     }
 }
 
-/// `train-3-2`: the second grant of training unit 3. Whether it is written as we write it, the caller compares.
+/// `train-3-2`: the second grant of training unit 3. Whether it is written as we write it, the
+/// caller compares.
 fn lease_of(round: Round, text: &str) -> Option<LeaseRef> {
     let (unit, epoch) = text.rsplit_once('-')?;
     let (kind, index) = unit.rsplit_once('-')?;
     let index = UnitIndex(index.parse().ok()?);
     let found = [UnitKind::Train, UnitKind::Evaluate].map(|kind| UnitId { round, kind, index });
-    let unit = found.into_iter().find(|found| found.token() == format!("{kind}-{index}"))?;
-    Some(LeaseRef { unit, epoch: Epoch(epoch.parse().ok()?) })
+    let unit = found
+        .into_iter()
+        .find(|found| found.token() == format!("{kind}-{index}"))?;
+    Some(LeaseRef {
+        unit,
+        epoch: Epoch(epoch.parse().ok()?),
+    })
 }
 
 fn digest_of_hex(hex: &str) -> Option<Digest> {
@@ -183,7 +232,9 @@ mod tests {
     use super::*;
 
     fn worker(seed: u8) -> WorkerId {
-        format!("U{}", char::from(b'A' + seed % 26).to_string().repeat(55)).parse().unwrap()
+        format!("U{}", char::from(b'A' + seed % 26).to_string().repeat(55))
+            .parse()
+            .unwrap()
     }
 
     proptest! {
@@ -237,7 +288,12 @@ mod tests {
         ] {
             assert!(text.parse::<IncomingKey>().is_err(), "{text}");
         }
-        for text in [hex.clone(), format!("sha256/00/{hex}"), format!("sha256/{hex}"), format!("sha256/../{hex}")] {
+        for text in [
+            hex.clone(),
+            format!("sha256/00/{hex}"),
+            format!("sha256/{hex}"),
+            format!("sha256/../{hex}"),
+        ] {
             assert!(text.parse::<BlobKey>().is_err(), "{text}");
         }
     }

@@ -1,12 +1,14 @@
-//! How many transfers run side by side. Many fill a good line; on a poor one they starve each other until all of them time
-//! out, and then all start again. So there are fewer after a time-out, and one more after each that went well.
+//! How many transfers run side by side. Many fill a good line; on a poor one they starve each other
+//! until all of them time out, and then all start again. So there are fewer after a time-out, and
+//! one more after each that went well.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
-/// How many there are at first: a good line has more at once, a poor one is not flooded before it is known.
+/// How many there are at first: a good line has more at once, a poor one is not flooded before it
+/// is known.
 const FIRST: usize = 4;
 /// A transfer that took less says nothing against one more, however small it was.
 const QUICK: Duration = Duration::from_secs(2);
@@ -32,17 +34,23 @@ pub(crate) enum Ended {
 struct Width {
     now: usize,
     max: usize,
-    /// Counts the halvings. Those that run at the same time stall together, and that is one reason to halve, not many.
+    /// Counts the halvings. Those that run at the same time stall together, and that is one reason
+    /// to halve, not many.
     halvings: u64,
 }
 
 impl Width {
     fn new(max: usize) -> Self {
         let max = max.max(1);
-        Self { now: FIRST.min(max), max, halvings: 0 }
+        Self {
+            now: FIRST.min(max),
+            max,
+            halvings: 0,
+        }
     }
 
-    /// Learns from a transfer that began after so many halvings; whether that was a reason to halve.
+    /// Learns from a transfer that began after so many halvings; whether that was a reason to
+    /// halve.
     fn learn(&mut self, began: u64, ended: Ended) -> bool {
         match ended {
             Ended::Stalled if began == self.halvings => {
@@ -89,8 +97,14 @@ pub(crate) struct Lane {
 
 impl Lanes {
     pub(crate) fn new(max: usize) -> Self {
-        let state = Mutex::new(State { width: Width::new(max), busy: 0 });
-        Self(Arc::new(Shared { state, freed: Notify::new() }))
+        let state = Mutex::new(State {
+            width: Width::new(max),
+            busy: 0,
+        });
+        Self(Arc::new(Shared {
+            state,
+            freed: Notify::new(),
+        }))
     }
 
     /// Waits for a place.
@@ -113,7 +127,10 @@ impl Lanes {
             return None;
         }
         state.busy += 1;
-        Some(Lane { lanes: self.clone(), began: state.width.halvings })
+        Some(Lane {
+            lanes: self.clone(),
+            began: state.width.halvings,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -123,8 +140,9 @@ impl Lanes {
 }
 
 impl Lane {
-    /// Gives the place back and tells the lanes how the transfer ended. Returns true when they have halved their number because
-    /// of it. When several transfers stall together, the lanes halve once, and only the first of them gets true.
+    /// Gives the place back and tells the lanes how the transfer ended. Returns true when they have
+    /// halved their number because of it. When several transfers stall together, the lanes halve
+    /// once, and only the first of them gets true.
     pub(crate) fn leave(self, ended: Ended) -> bool {
         let mut state = self.lanes.lock();
         let is_news = state.width.learn(self.began, ended);
@@ -145,7 +163,10 @@ impl Drop for Lane {
 mod tests {
     use super::*;
 
-    const QUICKLY: Ended = Ended::Well { bytes: 1 << 20, took: Duration::from_secs(1) };
+    const QUICKLY: Ended = Ended::Well {
+        bytes: 1 << 20,
+        took: Duration::from_secs(1),
+    };
 
     #[test]
     fn time_outs_halve_down_to_one_and_successes_grow_by_one() {
@@ -171,7 +192,11 @@ mod tests {
         let began = width.halvings;
         let news: Vec<bool> = (0..8).map(|_| width.learn(began, Ended::Stalled)).collect();
         assert_eq!(width.now, 4);
-        assert_eq!(news, [true, false, false, false, false, false, false, false], "and the first is told");
+        assert_eq!(
+            news,
+            [true, false, false, false, false, false, false, false],
+            "and the first is told"
+        );
     }
 
     #[test]
@@ -182,26 +207,62 @@ mod tests {
         for _ in 0..50 {
             let rate = 40_000 / width.now as u64;
             let bytes = 300_000;
-            width.learn(width.halvings, Ended::Well { bytes, took: Duration::from_millis(bytes * 1000 / rate) });
+            width.learn(
+                width.halvings,
+                Ended::Well {
+                    bytes,
+                    took: Duration::from_millis(bytes * 1000 / rate),
+                },
+            );
         }
         assert_eq!(width.now, 2, "20 KB/s each is neither good nor poor");
         let mut small = Width::new(8);
-        (0..9).for_each(|_| assert!(!small.learn(0, Ended::Well { bytes: 100, took: Duration::from_millis(80) })));
+        (0..9).for_each(|_| {
+            assert!(!small.learn(
+                0,
+                Ended::Well {
+                    bytes: 100,
+                    took: Duration::from_millis(80)
+                }
+            ))
+        });
         assert_eq!(small.now, 8, "small objects take a round trip, not a line");
     }
 
     #[test]
     fn a_long_transfer_is_judged_by_its_rate() {
         let after = |bytes_per_second: u64, seconds: u64| {
-            let mut width = Width { now: 4, max: 8, halvings: 0 };
-            width.learn(0, Ended::Well { bytes: bytes_per_second * seconds, took: Duration::from_secs(seconds) });
+            let mut width = Width {
+                now: 4,
+                max: 8,
+                halvings: 0,
+            };
+            width.learn(
+                0,
+                Ended::Well {
+                    bytes: bytes_per_second * seconds,
+                    took: Duration::from_secs(seconds),
+                },
+            );
             width.now
         };
-        assert_eq!(after(GOOD_BYTES_PER_SECOND, 100), 5, "a good line has room for one more");
+        assert_eq!(
+            after(GOOD_BYTES_PER_SECOND, 100),
+            5,
+            "a good line has room for one more"
+        );
         assert_eq!(after(GOOD_BYTES_PER_SECOND - 1, 100), 4);
         assert_eq!(after(POOR_BYTES_PER_SECOND, 10), 4);
-        assert_eq!(after(POOR_BYTES_PER_SECOND - 1, 10), 3, "a poor one is shared by too many");
-        assert_eq!(after(POOR_BYTES_PER_SECOND - 1, 9), 4, "it was not looked at for long enough");
+        assert_eq!(
+            after(POOR_BYTES_PER_SECOND - 1, 10),
+            3,
+            "a poor one is shared by too many"
+        );
+        assert_eq!(
+            after(POOR_BYTES_PER_SECOND - 1, 9),
+            4,
+            "it was not looked at for long enough"
+        );
     }
 
     #[tokio::test]

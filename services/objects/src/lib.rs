@@ -3,13 +3,14 @@
 //! * [`key`]: where an object lies; keys are built and parsed there only.
 //! * [`endpoint`]: which store, and whom to trust on the way to it.
 //! * [`presign`]: short URLs for one object and one method, signed by the store's clock.
-//! * [`buckets`]: the coordinator's own access; [`transfer`]: a worker's, through granted URLs only.
+//! * [`buckets`]: the coordinator's own access; [`transfer`]: a worker's, through granted URLs
+//!   only.
 //! * [`cache`]: objects on local disk; [`check`]: does a store enforce what this design rests on.
 //!
 //! Nobody gets a byte that was not hashed: every read compares digest and length before it returns.
 //!
-//! Architecture invariant: no URL that leaves this crate can write to the bucket `blobs`, and nothing here follows
-//! redirects, uses proxies or system trust roots, or decodes content.
+//! Architecture invariant: no URL that leaves this crate can write to the bucket `blobs`, and
+//! nothing here follows redirects, uses proxies or system trust roots, or decodes content.
 
 pub mod buckets;
 pub mod cache;

@@ -1,6 +1,6 @@
-//! A TCP connection that tells how many bytes have really moved over it. What was written lies in the kernel's buffer at
-//! first, megabytes of it, and on a slow line it leaves from there over minutes: only what the peer's machine has
-//! acknowledged has moved.
+//! A TCP connection that tells how many bytes have really moved over it. What was written lies in
+//! the kernel's buffer at first, megabytes of it, and on a slow line it leaves from there over
+//! minutes: only what the peer's machine has acknowledged has moved.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, RawFd};
@@ -12,7 +12,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// What a connection has moved, for the transfer that waits for it. Clones look at the same connection.
+/// What a connection has moved, for the transfer that waits for it. Clones look at the same
+/// connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Line(Arc<Counts>);
 
@@ -33,18 +34,28 @@ pub(crate) struct Counted {
 }
 
 impl Line {
-    /// Bytes that came, and bytes that the peer's machine has taken. It only grows, but for what is underway.
+    /// Bytes that came, and bytes that the peer's machine has taken. It only grows, but for what is
+    /// underway.
     pub(crate) fn moved(&self) -> u64 {
-        let Counts { read, written, socket, .. } = &*self.0;
+        let Counts {
+            read,
+            written,
+            socket,
+            ..
+        } = &*self.0;
         let socket = socket.lock().unwrap_or_else(PoisonError::into_inner);
         let underway = socket.map_or(0, unacknowledged);
-        let (read, written) = (read.load(Ordering::Relaxed), written.load(Ordering::Relaxed));
+        let (read, written) = (
+            read.load(Ordering::Relaxed),
+            written.load(Ordering::Relaxed),
+        );
         read.saturating_add(written.saturating_sub(underway))
     }
 
     /// The part of it that belongs to the present request: a connection serves one after the other.
     pub(crate) fn moved_since_settled(&self) -> u64 {
-        self.moved().saturating_sub(self.0.settled.load(Ordering::Relaxed))
+        self.moved()
+            .saturating_sub(self.0.settled.load(Ordering::Relaxed))
     }
 
     /// A request is over.
@@ -56,8 +67,16 @@ impl Line {
 impl Counted {
     pub(crate) fn new(stream: TcpStream) -> Self {
         let socket = Mutex::new(Some(stream.as_raw_fd()));
-        let counts = Counts { read: AtomicU64::new(0), written: AtomicU64::new(0), settled: AtomicU64::new(0), socket };
-        Self { stream, line: Line(Arc::new(counts)) }
+        let counts = Counts {
+            read: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            settled: AtomicU64::new(0),
+            socket,
+        };
+        Self {
+            stream,
+            line: Line(Arc::new(counts)),
+        }
     }
 
     pub(crate) const fn line(&self) -> &Line {
@@ -66,7 +85,10 @@ impl Counted {
 
     fn wrote(&self, poll: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = &poll {
-            self.line.0.written.fetch_add(*bytes as u64, Ordering::Relaxed);
+            self.line
+                .0
+                .written
+                .fetch_add(*bytes as u64, Ordering::Relaxed);
         }
         poll
     }
@@ -74,21 +96,37 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        *self.line.0.socket.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self
+            .line
+            .0
+            .socket
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
 impl AsyncRead for Counted {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        self.line.0.read.fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
+        self.line
+            .0
+            .read
+            .fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Counted {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.wrote(poll)
     }
@@ -115,13 +153,18 @@ impl AsyncWrite for Counted {
     }
 }
 
-/// Bytes that were written to an open TCP socket and not acknowledged by the other machine; 0 where the system does not say.
+/// Bytes that were written to an open TCP socket and not acknowledged by the other machine; 0 where
+/// the system does not say.
 pub fn unacknowledged(socket: RawFd) -> u64 {
     let mut bytes: libc::c_int = 0;
-    // SAFETY: the request writes one c_int to the address that it is given, which is that of a live one. On a number that is
-    // no socket it fails and writes nothing.
+    // SAFETY: the request writes one c_int to the address that it is given, which is that of a live
+    // one. On a number that is no socket it fails and writes nothing.
     let failed = unsafe { libc::ioctl(socket, libc::TIOCOUTQ, &raw mut bytes) };
-    if failed == 0 { u64::try_from(bytes).unwrap_or(0) } else { 0 }
+    if failed == 0 {
+        u64::try_from(bytes).unwrap_or(0)
+    } else {
+        0
+    }
 }
 
 #[cfg(test)]
@@ -134,7 +177,9 @@ mod tests {
     #[tokio::test]
     async fn what_lies_in_a_buffer_here_has_not_moved() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
         let (mut counted, (mut peer, _)) = (Counted::new(stream), listener.accept().await.unwrap());
         let line = counted.line().clone();
         // The peer does not read: buffers of both machines fill up, then nothing goes.

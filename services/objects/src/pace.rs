@@ -23,7 +23,13 @@ pub(crate) struct Pace {
 impl Pace {
     pub(crate) fn new(limits: &TransferLimits, deadline: Instant) -> Self {
         let patience = deadline.saturating_duration_since(Instant::now());
-        Self { first: limits.pause_first, max: limits.pause_max, next: limits.pause_first, deadline, patience }
+        Self {
+            first: limits.pause_first,
+            max: limits.pause_max,
+            next: limits.pause_first,
+            deadline,
+            patience,
+        }
     }
 
     /// Until when another attempt may begin.
@@ -31,7 +37,8 @@ impl Pace {
         self.deadline
     }
 
-    /// Progress was made that the next attempt need not make again: time counts anew, and pauses start small.
+    /// Progress was made that the next attempt need not make again: time counts anew, and pauses
+    /// start small.
     pub(crate) fn restart(&mut self) {
         self.next = self.first;
         self.deadline = self.deadline.max(Instant::now() + self.patience);
@@ -42,7 +49,8 @@ impl Pace {
         self.deadline += span;
     }
 
-    /// Waits before another attempt, `asked` long when the store said so; false when the deadline does not allow it.
+    /// Waits before another attempt, `asked` long when the store said so; false when the deadline
+    /// does not allow it.
     pub(crate) async fn pause(&mut self, asked: Option<Duration>) -> bool {
         let pause = self.step(asked, random_fraction());
         if Instant::now() + pause >= self.deadline {
@@ -72,7 +80,10 @@ mod tests {
     use super::*;
 
     fn pace() -> Pace {
-        Pace::new(&TransferLimits::default(), Instant::now() + Duration::from_secs(10))
+        Pace::new(
+            &TransferLimits::default(),
+            Instant::now() + Duration::from_secs(10),
+        )
     }
 
     #[test]
@@ -86,8 +97,14 @@ mod tests {
 
     #[test]
     fn a_store_that_asks_for_patience_gets_it_within_bounds() {
-        assert_eq!(pace().step(Some(Duration::from_secs(7)), 0.0), Duration::from_secs(7));
-        assert_eq!(pace().step(Some(Duration::from_secs(3600)), 0.0), RETRY_AFTER_MAX);
+        assert_eq!(
+            pace().step(Some(Duration::from_secs(7)), 0.0),
+            Duration::from_secs(7)
+        );
+        assert_eq!(
+            pace().step(Some(Duration::from_secs(3600)), 0.0),
+            RETRY_AFTER_MAX
+        );
     }
 
     #[tokio::test]
@@ -99,6 +116,10 @@ mod tests {
     fn jitter_differs_and_is_a_fraction() {
         let drawn: Vec<f64> = (0..20).map(|_| random_fraction()).collect();
         assert!(drawn.iter().all(|part| (0.0..=1.0).contains(part)));
-        assert!(drawn.windows(2).any(|pair| (pair[0] - pair[1]).abs() > f64::EPSILON));
+        assert!(
+            drawn
+                .windows(2)
+                .any(|pair| (pair[0] - pair[1]).abs() > f64::EPSILON)
+        );
     }
 }

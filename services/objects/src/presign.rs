@@ -1,4 +1,5 @@
-//! Presigned requests: SigV4 in the query, by the store's clock, with every header that matters under the signature.
+//! Presigned requests: SigV4 in the query, by the store's clock, with every header that matters
+//! under the signature.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,7 +31,8 @@ pub(crate) const CONTENT_TYPE: &str = "application/octet-stream";
 #[derive(Clone, Debug, Default)]
 pub struct StoreClock(Arc<AtomicI64>);
 
-/// Signs URLs for workers: uploads into `incoming`, reads from `blobs`. It does no I/O and is cheap: six HMACs a URL.
+/// Signs URLs for workers: uploads into `incoming`, reads from `blobs`. It does no I/O and is
+/// cheap: six HMACs a URL.
 #[derive(Clone, Debug)]
 pub struct Signer {
     incoming: Place,
@@ -54,16 +56,22 @@ pub(crate) struct Request<'a> {
 }
 
 impl StoreClock {
-    /// Learns from a `Date` header of an answer to a request sent and received at these local times.
+    /// Learns from a `Date` header of an answer to a request sent and received at these local
+    /// times.
     ///
     /// The header counts whole seconds, so the measurement is good to about half a second.
     pub fn observe(&self, date: &str, sent: UnixMillis, received: UnixMillis) {
-        let Ok(date) = rfc2822::DateTimeParser::new().parse_timestamp(date) else { return };
+        let Ok(date) = rfc2822::DateTimeParser::new().parse_timestamp(date) else {
+            return;
+        };
         let middle = sent.get().midpoint(received.get());
         let offset = date.as_millisecond() + 500 - i64::try_from(middle).unwrap_or(i64::MAX);
         let before = Millis(self.0.swap(offset, Ordering::Relaxed).unsigned_abs());
         if Millis(offset.unsigned_abs()) > CLOCK_ALARM && before <= CLOCK_ALARM {
-            tracing::warn!(offset_ms = offset, "the store's clock differs from this machine's; correct one of them");
+            tracing::warn!(
+                offset_ms = offset,
+                "the store's clock differs from this machine's; correct one of them"
+            );
         }
     }
 
@@ -88,7 +96,11 @@ impl Signer {
     ///
     /// # Errors
     /// The endpoint does not make a bucket URL.
-    pub fn new(endpoint: &Endpoint, keys: &StoreKeys, clock: StoreClock) -> Result<Self, EndpointError> {
+    pub fn new(
+        endpoint: &Endpoint,
+        keys: &StoreKeys,
+        clock: StoreClock,
+    ) -> Result<Self, EndpointError> {
         Ok(Self {
             incoming: Place::new(endpoint, BucketName::Incoming, keys.put.clone())?,
             blobs: Place::new(endpoint, BucketName::Blobs, keys.get.clone())?,
@@ -96,19 +108,26 @@ impl Signer {
         })
     }
 
-    /// A URL to create `key` with exactly `bytes` bytes of its digest, once. `now` is this machine's clock.
+    /// A URL to create `key` with exactly `bytes` bytes of its digest, once. `now` is this
+    /// machine's clock.
     pub fn put(&self, key: &IncomingKey, bytes: schemas::Bytes, now: UnixMillis) -> Grant {
         let now = self.clock.at(now);
         Grant {
             digest: key.digest(),
-            action: Some(self.incoming.put(&key.to_string(), key.digest(), bytes, true, now)),
+            action: Some(
+                self.incoming
+                    .put(&key.to_string(), key.digest(), bytes, true, now),
+            ),
         }
     }
 
     /// A URL to read one verified object. `now` is this machine's clock.
     pub fn get(&self, digest: Digest, now: UnixMillis) -> Grant {
         let now = self.clock.at(now);
-        Grant { digest, action: Some(self.blobs.get(&BlobKey(digest).to_string(), now)) }
+        Grant {
+            digest,
+            action: Some(self.blobs.get(&BlobKey(digest).to_string(), now)),
+        }
     }
 
     /// The measurement this signer uses.
@@ -118,10 +137,18 @@ impl Signer {
 }
 
 impl Place {
-    pub(crate) fn new(endpoint: &Endpoint, name: BucketName, key: AccessKey) -> Result<Self, EndpointError> {
-        let bucket =
-            rusty_s3::Bucket::new(endpoint.url().clone(), UrlStyle::Path, name.as_str(), endpoint.region().to_owned())
-                .map_err(|error| EndpointError::Url(error.to_string()))?;
+    pub(crate) fn new(
+        endpoint: &Endpoint,
+        name: BucketName,
+        key: AccessKey,
+    ) -> Result<Self, EndpointError> {
+        let bucket = rusty_s3::Bucket::new(
+            endpoint.url().clone(),
+            UrlStyle::Path,
+            name.as_str(),
+            endpoint.region().to_owned(),
+        )
+        .map_err(|error| EndpointError::Url(error.to_string()))?;
         Ok(Self { bucket, key })
     }
 
@@ -135,7 +162,10 @@ impl Place {
         store_now: UnixMillis,
     ) -> HttpAction {
         let (length, checksum) = (bytes.to_string(), checksum(digest));
-        let mut headers = vec![("content-length", length.as_str()), ("content-type", CONTENT_TYPE)];
+        let mut headers = vec![
+            ("content-length", length.as_str()),
+            ("content-type", CONTENT_TYPE),
+        ];
         if once {
             headers.push(("if-none-match", "*"));
         }
@@ -147,13 +177,29 @@ impl Place {
         self.action(Method::Get, key, &[], store_now)
     }
 
-    fn action(&self, method: Method, key: &str, headers: &[(&str, &str)], store_now: UnixMillis) -> HttpAction {
+    fn action(
+        &self,
+        method: Method,
+        key: &str,
+        headers: &[(&str, &str)],
+        store_now: UnixMillis,
+    ) -> HttpAction {
         let signed = match method {
             Method::Get => rusty_s3::Method::Get,
             Method::Put => rusty_s3::Method::Put,
         };
-        let url = self.sign(&Request { method: signed, key, headers }, store_now, URL_LIFE);
-        let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let url = self.sign(
+            &Request {
+                method: signed,
+                key,
+                headers,
+            },
+            store_now,
+            URL_LIFE,
+        );
+        let headers = headers
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         HttpAction {
             method,
             href: url.into(),
@@ -166,8 +212,11 @@ impl Place {
     pub(crate) fn sign(&self, request: &Request<'_>, store_now: UnixMillis, life: Millis) -> Url {
         let seconds = i64::try_from(store_now.get() / 1000).unwrap_or(i64::MAX);
         let date = Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX);
-        let url =
-            if request.key.is_empty() { self.bucket.base_url().clone() } else { self.bucket.object_url(request.key) };
+        let url = if request.key.is_empty() {
+            self.bucket.base_url().clone()
+        } else {
+            self.bucket.object_url(request.key)
+        };
         rusty_s3::signing::sign(
             &date,
             request.method,
@@ -185,7 +234,10 @@ impl Place {
 
 impl std::fmt::Debug for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Place").field("bucket", &self.bucket.name()).field("key", &self.key).finish()
+        f.debug_struct("Place")
+            .field("bucket", &self.bucket.name())
+            .field("key", &self.key)
+            .finish()
     }
 }
 
@@ -200,7 +252,8 @@ mod tests {
     use crate::endpoint::Trust;
 
     fn signer() -> Signer {
-        let endpoint = Endpoint::new("http://127.0.0.1:9000", "us-east-1", Trust::PlainLoopback).unwrap();
+        let endpoint =
+            Endpoint::new("http://127.0.0.1:9000", "us-east-1", Trust::PlainLoopback).unwrap();
         Signer::new(&endpoint, &StoreKeys::generate(), StoreClock::default()).unwrap()
     }
 
@@ -212,11 +265,26 @@ mod tests {
         let grant = signer().put(&key, schemas::Bytes(3), UnixMillis(1_700_000_000_000));
         let action = grant.action.unwrap();
         let signed = "content-length%3Bcontent-type%3Bhost%3Bif-none-match%3Bx-amz-checksum-sha256";
-        assert!(action.href.contains(&format!("X-Amz-SignedHeaders={signed}&")), "{}", action.href);
-        assert!(action.href.starts_with(&format!("http://127.0.0.1:9000/incoming/{key}?")), "{}", action.href);
+        assert!(
+            action
+                .href
+                .contains(&format!("X-Amz-SignedHeaders={signed}&")),
+            "{}",
+            action.href
+        );
+        assert!(
+            action
+                .href
+                .starts_with(&format!("http://127.0.0.1:9000/incoming/{key}?")),
+            "{}",
+            action.href
+        );
         assert_eq!(action.headers["content-length"], "3");
         assert_eq!(action.headers["if-none-match"], "*");
-        assert_eq!(action.headers[CHECKSUM], "ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=");
+        assert_eq!(
+            action.headers[CHECKSUM],
+            "ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0="
+        );
         assert_eq!(action.expires_at, UnixMillis(1_700_000_060_000));
     }
 
@@ -225,11 +293,17 @@ mod tests {
         let signer = signer();
         let now = UnixMillis(1_700_000_000_000);
         // Tue, 14 Nov 2023 22:13:20 GMT is 1_700_000_000; the store is 100 s ahead.
-        signer.clock().observe("Tue, 14 Nov 2023 22:15:00 GMT", now, now);
+        signer
+            .clock()
+            .observe("Tue, 14 Nov 2023 22:15:00 GMT", now, now);
         assert_eq!(signer.clock().offset_ms(), 100_500);
         assert!(signer.clock().is_alarming());
         let action = signer.get(Digest::of(b""), now).action.unwrap();
-        assert!(action.href.contains("X-Amz-Date=20231114T221500Z"), "{}", action.href);
+        assert!(
+            action.href.contains("X-Amz-Date=20231114T221500Z"),
+            "{}",
+            action.href
+        );
         assert_eq!(action.headers.len(), 0);
     }
 

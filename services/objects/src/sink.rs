@@ -16,7 +16,13 @@ pub(crate) struct Sink {
 
 impl Sink {
     pub(crate) fn new(digest: Digest, bytes_max: schemas::Bytes) -> Self {
-        Self { digest, bytes_max: bytes_max.get(), total: None, buffer: Vec::new(), hasher: Hasher::default() }
+        Self {
+            digest,
+            bytes_max: bytes_max.get(),
+            total: None,
+            buffer: Vec::new(),
+            hasher: Hasher::default(),
+        }
     }
 
     /// Bytes taken so far.
@@ -31,7 +37,11 @@ impl Sink {
     /// The object's length as an answer states it; it must be acceptable and may not change.
     pub(crate) fn expect(&mut self, total: u64) -> Result<(), ObjectError> {
         if total > self.bytes_max {
-            return Err(ObjectError::TooLarge { digest: self.digest, bytes: total, bytes_max: self.bytes_max });
+            return Err(ObjectError::TooLarge {
+                digest: self.digest,
+                bytes: total,
+                bytes_max: self.bytes_max,
+            });
         }
         if let Some(before) = self.total.filter(|before| *before != total) {
             return Err(self.mismatch(format!("its length was {before} and is now {total}")));
@@ -59,11 +69,17 @@ impl Sink {
             return Ok(self.buffer.into());
         }
         let reason = format!("they hash to {got}");
-        Err(ObjectError::Mismatch { digest: self.digest, reason })
+        Err(ObjectError::Mismatch {
+            digest: self.digest,
+            reason,
+        })
     }
 
     const fn mismatch(&self, reason: String) -> ObjectError {
-        ObjectError::Mismatch { digest: self.digest, reason }
+        ObjectError::Mismatch {
+            digest: self.digest,
+            reason,
+        }
     }
 }
 
@@ -80,15 +96,27 @@ mod tests {
     #[test]
     fn a_length_is_announced_acceptable_and_stays() {
         let mut sink = sink(10);
-        assert!(matches!(sink.take(&Bytes::from_static(BYTES)), Err(ObjectError::Mismatch { .. })), "unannounced");
+        assert!(
+            matches!(
+                sink.take(&Bytes::from_static(BYTES)),
+                Err(ObjectError::Mismatch { .. })
+            ),
+            "unannounced"
+        );
         assert!(matches!(sink.expect(11), Err(ObjectError::TooLarge { .. })));
         sink.expect(10).unwrap();
         sink.take(&Bytes::from_static(&BYTES[..4])).unwrap();
         assert!(!sink.is_complete());
-        assert!(matches!(sink.expect(9), Err(ObjectError::Mismatch { .. })), "another length");
+        assert!(
+            matches!(sink.expect(9), Err(ObjectError::Mismatch { .. })),
+            "another length"
+        );
         sink.expect(10).unwrap();
         assert!(
-            matches!(sink.take(&Bytes::from_static(&BYTES[3..])), Err(ObjectError::Mismatch { .. })),
+            matches!(
+                sink.take(&Bytes::from_static(&BYTES[3..])),
+                Err(ObjectError::Mismatch { .. })
+            ),
             "one too many"
         );
         sink.take(&Bytes::from_static(&BYTES[4..])).unwrap();
@@ -102,6 +130,9 @@ mod tests {
         sink.expect(10).unwrap();
         sink.take(&Bytes::from_static(b"ten bytes!")).unwrap();
         assert!(sink.is_complete());
-        assert!(matches!(sink.into_bytes(), Err(ObjectError::Mismatch { .. })));
+        assert!(matches!(
+            sink.into_bytes(),
+            Err(ObjectError::Mismatch { .. })
+        ));
     }
 }

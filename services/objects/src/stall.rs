@@ -1,17 +1,22 @@
-//! When an attempt to move an object is given up. Time counts from the last byte that moved, however long the whole takes.
+//! When an attempt to move an object is given up. Time counts from the last byte that moved,
+//! however long the whole takes.
 
 use std::time::Duration;
 
-/// Slowest transfer that is waited for, over [`CRAWL_WINDOWS`] windows of silence. Eight that share a line of 40 KB/s have
-/// five times as much; one byte a minute is no transfer. The store waits for slower ones.
+/// Slowest transfer that is waited for, over [`CRAWL_WINDOWS`] windows of silence. Eight that share
+/// a line of 40 KB/s have five times as much; one byte a minute is no transfer. The store waits for
+/// slower ones.
 pub(crate) const BYTES_PER_SECOND_MIN: u64 = 1 << 10;
-/// So many windows, each as long as the longest silence, are looked at together: a slow line has pauses.
+/// So many windows, each as long as the longest silence, are looked at together: a slow line has
+/// pauses.
 const CRAWL_WINDOWS: u32 = 3;
-/// What boxes between us and the store may hold after they have acknowledged it; on a slow line it takes its time.
+/// What boxes between us and the store may hold after they have acknowledged it; on a slow line it
+/// takes its time.
 const UNDERWAY_BYTES_MAX: u64 = 256 << 10;
 /// Longest time that is allowed for it.
 const UNDERWAY_MAX: Duration = Duration::from_secs(60);
-/// An attempt of this age is told when it has this much ahead of it, or is slower than any line that is meant for this.
+/// An attempt of this age is told when it has this much ahead of it, or is slower than any line
+/// that is meant for this.
 const SLOW_AFTER: Duration = Duration::from_secs(10);
 const SLOW_REST_MIN: Duration = Duration::from_secs(20);
 const SLOW_BYTES_PER_SECOND: u64 = 32 << 10;
@@ -50,7 +55,13 @@ pub(crate) struct Progress {
 
 impl Progress {
     pub(crate) const fn new(idle: Duration, bytes: u64) -> Self {
-        Self { idle, bytes, moved: 0, last: Duration::ZERO, window: (Duration::ZERO, 0) }
+        Self {
+            idle,
+            bytes,
+            moved: 0,
+            last: Duration::ZERO,
+            window: (Duration::ZERO, 0),
+        }
     }
 
     /// Takes note that `moved` bytes have moved by `now`, and judges.
@@ -75,7 +86,11 @@ impl Progress {
         let expected = Duration::from_secs(bytes_left / rate.max(1));
         let is_slow = expected >= SLOW_REST_MIN || rate < SLOW_BYTES_PER_SECOND;
         if now >= SLOW_AFTER && bytes_left > 0 && is_slow {
-            return Going::Slowly(Slow { bytes_per_second: rate, bytes_left, expected });
+            return Going::Slowly(Slow {
+                bytes_per_second: rate,
+                bytes_left,
+                expected,
+            });
         }
         Going::Well
     }
@@ -86,7 +101,9 @@ impl Progress {
     }
 
     fn bytes_per_second(&self) -> u64 {
-        let ms = u64::try_from(self.last.as_millis()).unwrap_or(u64::MAX).max(1);
+        let ms = u64::try_from(self.last.as_millis())
+            .unwrap_or(u64::MAX)
+            .max(1);
         self.moved.saturating_mul(1000) / ms
     }
 
@@ -113,13 +130,24 @@ mod tests {
     fn a_slow_transfer_may_take_hours_and_is_told() {
         let mut progress = Progress::new(IDLE, 100 << 20);
         let rate = 5 << 10;
-        assert_eq!(progress.judge(at(9), 9 * rate), Going::Well, "it may yet become faster");
+        assert_eq!(
+            progress.judge(at(9), 9 * rate),
+            Going::Well,
+            "it may yet become faster"
+        );
         for second in 10..(100 << 20) / rate {
             let going = progress.judge(at(second), second * rate);
-            assert!(matches!(going, Going::Slowly(_) | Going::Well), "{going:?} after {second} s");
+            assert!(
+                matches!(going, Going::Slowly(_) | Going::Well),
+                "{going:?} after {second} s"
+            );
         }
         let mut progress = Progress::new(IDLE, 100 << 20);
-        let slow = Slow { bytes_per_second: rate, bytes_left: (100 << 20) - 100 * rate, expected: at(20_380) };
+        let slow = Slow {
+            bytes_per_second: rate,
+            bytes_left: (100 << 20) - 100 * rate,
+            expected: at(20_380),
+        };
         assert_eq!(progress.judge(at(100), 100 * rate), Going::Slowly(slow));
     }
 
@@ -140,14 +168,24 @@ mod tests {
 
     #[test]
     fn an_answer_over_a_slow_line_is_waited_for_longer() {
-        // Everything was acknowledged on the way within 50 s, at 5 KiB/s; the last of it may lie in a box there.
+        // Everything was acknowledged on the way within 50 s, at 5 KiB/s; the last of it may lie in
+        // a box there.
         let (bytes, rate) = (250 << 10, 5 << 10);
         let mut slow = Progress::new(IDLE, bytes);
         assert!(!matches!(slow.judge(at(50), bytes), Going::Silent(_)));
-        assert_eq!(slow.judge(at(50 + 20 + bytes / rate - 1), bytes), Going::Well);
-        assert!(matches!(slow.judge(at(50 + 20 + bytes / rate), bytes), Going::Silent(_)));
+        assert_eq!(
+            slow.judge(at(50 + 20 + bytes / rate - 1), bytes),
+            Going::Well
+        );
+        assert!(matches!(
+            slow.judge(at(50 + 20 + bytes / rate), bytes),
+            Going::Silent(_)
+        ));
         let mut fast = Progress::new(IDLE, bytes);
         assert_eq!(fast.judge(at(1), bytes), Going::Well);
-        assert!(matches!(fast.judge(at(22), bytes), Going::Silent(_)), "a fast one has nothing underway");
+        assert!(
+            matches!(fast.judge(at(22), bytes), Going::Silent(_)),
+            "a fast one has nothing underway"
+        );
     }
 }

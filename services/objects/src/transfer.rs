@@ -1,9 +1,11 @@
-//! Transfers through granted URLs: what a worker uses, and the engine under the coordinator's own access.
+//! Transfers through granted URLs: what a worker uses, and the engine under the coordinator's own
+//! access.
 //!
-//! An upload is one PUT of bytes held in memory. A download hashes as it reads, resumes by range where it broke, and
-//! returns nothing until the digest matches. An attempt lasts as long as bytes move, however slowly; further ones begin
-//! until the caller's deadline, with jittered exponential pauses, and fewer run side by side after one stood still. A
-//! refused or used-up URL is replaced through [`Regrant`]; what was uploaded is not sent again.
+//! An upload is one PUT of bytes held in memory. A download hashes as it reads, resumes by range
+//! where it broke, and returns nothing until the digest matches. An attempt lasts as long as bytes
+//! move, however slowly; further ones begin until the caller's deadline, with jittered exponential
+//! pauses, and fewer run side by side after one stood still. A refused or used-up URL is replaced
+//! through [`Regrant`]; what was uploaded is not sent again.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -31,7 +33,8 @@ use crate::presign::StoreClock;
 use crate::sink::Sink;
 use crate::stall::{BYTES_PER_SECOND_MIN, Going, Progress, Slow};
 
-/// How often a transfer under way is looked at; the first time at once, for the many that are over by then.
+/// How often a transfer under way is looked at; the first time at once, for the many that are over
+/// by then.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOK_FIRST: Duration = Duration::from_millis(20);
 /// After the deadline an attempt goes on only while it has not been silent for this long.
@@ -40,8 +43,8 @@ const GRACE: Duration = Duration::from_secs(2);
 const SLOW_TOLD_EVERY: Duration = Duration::from_secs(30);
 /// A longer exchange says little about the store's clock.
 const CLOCK_EXCHANGE_MAX: Duration = Duration::from_secs(5);
-/// So many times an upload hears that the store has no room; room that uploads in progress take comes back at once, other room
-/// when somebody makes it, and the caller can say so.
+/// So many times an upload hears that the store has no room; room that uploads in progress take
+/// comes back at once, other room when somebody makes it, and the caller can say so.
 const FULL_ANSWERS_MAX: u32 = 4;
 
 /// Bounds of a [`Transfer`]; how long a whole transfer may take is the caller's deadline.
@@ -67,8 +70,8 @@ pub trait Regrant: Send + Sync {
     /// Another grant for `digest`; without an action when the store has the object by now.
     ///
     /// # Errors
-    /// The refusal. [`Code::NoAnswer`], [`Code::Draining`] and [`Code::AskedTooMuch`] are asked again until the deadline, others
-    /// end the transfer.
+    /// The refusal. [`Code::NoAnswer`], [`Code::Draining`] and [`Code::AskedTooMuch`] are asked
+    /// again until the deadline, others end the transfer.
     async fn regrant(&self, digest: Digest) -> Result<Grant, Refusal>;
 }
 
@@ -94,8 +97,8 @@ pub struct Transfer {
     clock: Option<StoreClock>,
 }
 
-/// Bytes of objects that went over the line, those of transfers under way and of attempts that failed among them. Clones
-/// count together.
+/// Bytes of objects that went over the line, those of transfers under way and of attempts that
+/// failed among them. Clones count together.
 #[derive(Clone, Debug, Default)]
 pub struct Moved {
     /// To the store.
@@ -106,7 +109,9 @@ pub struct Moved {
 
 impl Moved {
     fn bytes(&self) -> u64 {
-        self.up.load(Ordering::Relaxed).saturating_add(self.down.load(Ordering::Relaxed))
+        self.up
+            .load(Ordering::Relaxed)
+            .saturating_add(self.down.load(Ordering::Relaxed))
     }
 }
 
@@ -148,14 +153,28 @@ impl Transfer {
     /// # Errors
     /// The authority's certificates are not usable.
     pub fn new(trust: &Trust, limits: TransferLimits) -> Result<Self, ObjectError> {
-        let (up, down) = (Lanes::new(limits.parallel_max), Lanes::new(limits.parallel_max));
+        let (up, down) = (
+            Lanes::new(limits.parallel_max),
+            Lanes::new(limits.parallel_max),
+        );
         let http = Client::new(trust, &limits)?;
-        Ok(Self { http, trust: trust.clone(), limits, up, down, moved: Moved::default(), clock: None })
+        Ok(Self {
+            http,
+            trust: trust.clone(),
+            limits,
+            up,
+            down,
+            moved: Moved::default(),
+            clock: None,
+        })
     }
 
     /// The same, which tells `clock` what time the store has.
     pub(crate) fn with_clock(self, clock: StoreClock) -> Self {
-        Self { clock: Some(clock), ..self }
+        Self {
+            clock: Some(clock),
+            ..self
+        }
     }
 
     /// What has moved so far.
@@ -170,7 +189,8 @@ impl Transfer {
     /// Uploads `bytes` under `grant`. The store checks the digest; it is not computed again here.
     ///
     /// # Errors
-    /// [`ObjectError::Uncertain`] when the deadline passes after an answer was lost; otherwise why it was not stored.
+    /// [`ObjectError::Uncertain`] when the deadline passes after an answer was lost; otherwise why
+    /// it was not stored.
     pub async fn put(
         &self,
         grant: &Grant,
@@ -179,7 +199,9 @@ impl Transfer {
         deadline: Instant,
     ) -> Result<Stored, ObjectError> {
         let digest = grant.digest;
-        let Some(mut action) = grant.action.clone() else { return Ok(Stored::Before) };
+        let Some(mut action) = grant.action.clone() else {
+            return Ok(Stored::Before);
+        };
         let mut pace = Pace::new(&self.limits, deadline);
         let mut sent_blind = false;
         let mut full_answers = 0;
@@ -192,13 +214,16 @@ impl Transfer {
                 }
             }
             let begun = Instant::now();
-            let outcome = self.put_once(digest, &action, &bytes, pace.deadline()).await;
+            let outcome = self
+                .put_once(digest, &action, &bytes, pace.deadline())
+                .await;
             let is_news = lane.leave(ended(&outcome, bytes.len() as u64, begun.elapsed()));
             let failure = match outcome {
                 Ok(stored) => return Ok(stored),
                 Err(failure) => failure,
             };
-            // After a broken connection the coordinator is asked instead of guessing: it can look at the store.
+            // After a broken connection the coordinator is asked instead of guessing: it can look
+            // at the store.
             let (ask, reason, wait) = match failure {
                 Failure::Final(error) => return Err(error),
                 Failure::Url(reason) => (true, reason, None),
@@ -246,13 +271,31 @@ impl Transfer {
         deadline: Instant,
     ) -> Result<Stored, Failure> {
         let (uri, headers) = self.prepared(digest, action, Method::Put)?;
-        let length = headers.get("content-length").and_then(|value| value.to_str().ok());
+        let length = headers
+            .get("content-length")
+            .and_then(|value| value.to_str().ok());
         if length.is_some_and(|length| length != bytes.len().to_string()) {
-            let reason = format!("it is for {} bytes, the object has {}", length.unwrap_or_default(), bytes.len());
+            let reason = format!(
+                "it is for {} bytes, the object has {}",
+                length.unwrap_or_default(),
+                bytes.len()
+            );
             return Err(Failure::Final(ObjectError::GrantInvalid { digest, reason }));
         }
-        let (sending, watch) = self.http.start(http::Method::PUT, uri, headers, bytes.clone());
-        let response = self.answered(sending, &watch, Expected { digest, bytes: bytes.len() as u64, deadline }).await?;
+        let (sending, watch) = self
+            .http
+            .start(http::Method::PUT, uri, headers, bytes.clone());
+        let response = self
+            .answered(
+                sending,
+                &watch,
+                Expected {
+                    digest,
+                    bytes: bytes.len() as u64,
+                    deadline,
+                },
+            )
+            .await?;
         match response.status() {
             status if status.is_success() => Ok(Stored::Now),
             StatusCode::PRECONDITION_FAILED => Ok(Stored::Before),
@@ -268,13 +311,19 @@ impl Transfer {
         deadline: Instant,
     ) -> Result<(), ObjectError> {
         let digest = grant.digest;
-        let missing = || ObjectError::GrantInvalid { digest, reason: "it has no url to read from".to_owned() };
+        let missing = || ObjectError::GrantInvalid {
+            digest,
+            reason: "it has no url to read from".to_owned(),
+        };
         let mut action = grant.action.clone().ok_or_else(missing)?;
         let mut pace = Pace::new(&self.limits, deadline);
         loop {
             let (lane, is_stale) = self.lane(&self.down, &mut pace).await;
             if is_stale {
-                action = another(regrant, digest, &mut pace).await?.action.ok_or_else(missing)?;
+                action = another(regrant, digest, &mut pace)
+                    .await?
+                    .action
+                    .ok_or_else(missing)?;
             }
             let (before, begun) = (sink.len(), Instant::now());
             let outcome = self.get_once(digest, &action, sink, pace.deadline()).await;
@@ -297,7 +346,10 @@ impl Transfer {
                 return Err(reason.gave_up(digest, "download", false));
             }
             if ask {
-                action = another(regrant, digest, &mut pace).await?.action.ok_or_else(missing)?;
+                action = another(regrant, digest, &mut pace)
+                    .await?
+                    .action
+                    .ok_or_else(missing)?;
             }
         }
     }
@@ -311,22 +363,38 @@ impl Transfer {
     ) -> Result<(), Failure> {
         let (uri, mut headers) = self.prepared(digest, action, Method::Get)?;
         if sink.len() > 0 {
-            let range = HeaderValue::from_str(&format!("bytes={}-", sink.len())).expect("digits are a header value");
+            let range = HeaderValue::from_str(&format!("bytes={}-", sink.len()))
+                .expect("digits are a header value");
             headers.insert(RANGE, range);
         }
-        let (sending, watch) = self.http.start(http::Method::GET, uri, headers, Bytes::new());
-        let mut response = self.answered(sending, &watch, Expected { digest, bytes: 0, deadline }).await?;
+        let (sending, watch) = self
+            .http
+            .start(http::Method::GET, uri, headers, Bytes::new());
+        let mut response = self
+            .answered(
+                sending,
+                &watch,
+                Expected {
+                    digest,
+                    bytes: 0,
+                    deadline,
+                },
+            )
+            .await?;
         let mut skip = match (response.status(), client::length(&response)) {
             (StatusCode::OK, Some(total)) => {
                 sink.expect(total).map_err(Failure::Final)?;
                 sink.len()
             }
             (StatusCode::PARTIAL_CONTENT, _) => {
-                let (first, total) =
-                    content_range(response.headers()).ok_or_else(|| Reason::broken("no Content-Range"))?;
+                let (first, total) = content_range(response.headers())
+                    .ok_or_else(|| Reason::broken("no Content-Range"))?;
                 sink.expect(total).map_err(Failure::Final)?;
                 if first != sink.len() {
-                    return Err(Reason::broken(format!("a range from {first} instead of {}", sink.len())));
+                    return Err(Reason::broken(format!(
+                        "a range from {first} instead of {}",
+                        sink.len()
+                    )));
                 }
                 0
             }
@@ -337,19 +405,31 @@ impl Transfer {
         let mut progress = Progress::new(self.limits.idle, client::length(&response).unwrap_or(0));
         let mut teller = Teller::new(digest, "download");
         while !sink.is_complete() {
-            // After the deadline a short silence is the end; before it, the longest that a line may have.
-            let left = deadline.saturating_duration_since(Instant::now()).max(GRACE);
-            let piece = match timeout(self.limits.idle.min(left), client::piece(&mut response)).await {
-                Ok(Ok(Some(piece))) => piece,
-                Ok(Ok(None)) => return Err(Reason::broken(format!("the answer ended at {}", sink.len()))),
-                Ok(Err(error)) => return Err(Reason::broken_by(&error)),
-                Err(_) => return Err(Reason::stalled(format!("silence at {}", sink.len()))),
-            };
-            self.moved.down.fetch_add(piece.len() as u64, Ordering::Relaxed);
+            // After the deadline a short silence is the end; before it, the longest that a line may
+            // have.
+            let left = deadline
+                .saturating_duration_since(Instant::now())
+                .max(GRACE);
+            let piece =
+                match timeout(self.limits.idle.min(left), client::piece(&mut response)).await {
+                    Ok(Ok(Some(piece))) => piece,
+                    Ok(Ok(None)) => {
+                        return Err(Reason::broken(format!(
+                            "the answer ended at {}",
+                            sink.len()
+                        )));
+                    }
+                    Ok(Err(error)) => return Err(Reason::broken_by(&error)),
+                    Err(_) => return Err(Reason::stalled(format!("silence at {}", sink.len()))),
+                };
+            self.moved
+                .down
+                .fetch_add(piece.len() as u64, Ordering::Relaxed);
             // A server that ignores ranges starts anew; what was hashed already is passed over.
             let known = skip.min(piece.len() as u64);
             skip -= known;
-            let fresh = piece.slice(usize::try_from(known).expect("no more than the piece's length")..);
+            let fresh =
+                piece.slice(usize::try_from(known).expect("no more than the piece's length")..);
             sink.take(&fresh).map_err(Failure::Final)?;
             match progress.judge(begun.elapsed(), sink.len() - start) {
                 Going::Slowly(slow) => teller.tell(slow),
@@ -363,25 +443,43 @@ impl Transfer {
         Ok(())
     }
 
-    fn prepared(&self, digest: Digest, action: &HttpAction, method: Method) -> Result<(Uri, HeaderMap), Failure> {
+    fn prepared(
+        &self,
+        digest: Digest,
+        action: &HttpAction,
+        method: Method,
+    ) -> Result<(Uri, HeaderMap), Failure> {
         let invalid = |reason: String| Failure::Final(ObjectError::GrantInvalid { digest, reason });
         if action.method != method {
-            return Err(invalid(format!("it is for {:?}, not {method:?}", action.method)));
+            return Err(invalid(format!(
+                "it is for {:?}, not {method:?}",
+                action.method
+            )));
         }
-        let url = Url::parse(&action.href).map_err(|error| invalid(format!("its url does not parse: {error}")))?;
-        self.trust.permits(&url).map_err(|error| invalid(error.to_string()))?;
-        let uri = url.as_str().parse().map_err(|error| invalid(format!("its url does not parse: {error}")))?;
+        let url = Url::parse(&action.href)
+            .map_err(|error| invalid(format!("its url does not parse: {error}")))?;
+        self.trust
+            .permits(&url)
+            .map_err(|error| invalid(error.to_string()))?;
+        let uri = url
+            .as_str()
+            .parse()
+            .map_err(|error| invalid(format!("its url does not parse: {error}")))?;
         let mut headers = HeaderMap::with_capacity(action.headers.len());
         for (name, value) in &action.headers {
-            let parsed = name.parse::<HeaderName>().ok().zip(HeaderValue::from_str(value).ok());
-            let (parsed, value) = parsed.ok_or_else(|| invalid(format!("its header {name:?} does not parse")))?;
+            let parsed = name
+                .parse::<HeaderName>()
+                .ok()
+                .zip(HeaderValue::from_str(value).ok());
+            let (parsed, value) =
+                parsed.ok_or_else(|| invalid(format!("its header {name:?} does not parse")))?;
             headers.insert(parsed, value);
         }
         Ok((uri, headers))
     }
 
-    /// Waits for a place among the transfers of one direction. Also whether it took so long that the URL at hand may be
-    /// too old by now.
+    /// Waits for a place among the transfers of one direction. Also whether it took so long that
+    /// the URL at hand may be too old by now.
     async fn lane(&self, lanes: &Lanes, pace: &mut Pace) -> (Lane, bool) {
         let (begun, moved) = (Instant::now(), self.moved.bytes());
         let lane = lanes.enter().await;
@@ -397,7 +495,11 @@ impl Transfer {
         &self,
         sending: impl Future<Output = Result<Response, hyper_util::client::legacy::Error>>,
         watch: &Watch,
-        Expected { digest, bytes, deadline }: Expected,
+        Expected {
+            digest,
+            bytes,
+            deadline,
+        }: Expected,
     ) -> Result<Response, Failure> {
         let (begun, sent) = (Instant::now(), local_now());
         let mut sending = pin!(sending);
@@ -410,7 +512,9 @@ impl Transfer {
             let moved = line.as_ref().map_or(0, Line::moved_since_settled);
             match answered {
                 Ok(Ok(response)) => {
-                    self.moved.up.fetch_add(bytes.saturating_sub(counted), Ordering::Relaxed);
+                    self.moved
+                        .up
+                        .fetch_add(bytes.saturating_sub(counted), Ordering::Relaxed);
                     self.read_clock(&response, sent, begun);
                     line.inspect(Line::settle);
                     return Ok(response);
@@ -418,25 +522,35 @@ impl Transfer {
                 Ok(Err(error)) => return Err(Reason::broken_by(&error)),
                 Err(_) => look = LOOK_EVERY.min(self.limits.idle / 4),
             }
-            self.moved.up.fetch_add(moved.min(bytes).saturating_sub(counted), Ordering::Relaxed);
+            self.moved
+                .up
+                .fetch_add(moved.min(bytes).saturating_sub(counted), Ordering::Relaxed);
             counted = counted.max(moved.min(bytes));
             match progress.judge(begun.elapsed(), moved) {
                 Going::Well => {}
                 Going::Slowly(slow) => teller.tell(slow),
                 Going::Silent(silence) => {
-                    let text = format!("nothing moved for {} s, {counted} of {bytes} bytes had", silence.as_secs());
+                    let text = format!(
+                        "nothing moved for {} s, {counted} of {bytes} bytes had",
+                        silence.as_secs()
+                    );
                     return Err(Reason::stalled(text));
                 }
                 Going::Crawling => return Err(Reason::crawling()),
             }
-            if Instant::now() >= deadline && progress.silence(begun.elapsed()) >= GRACE.min(self.limits.idle) {
+            if Instant::now() >= deadline
+                && progress.silence(begun.elapsed()) >= GRACE.min(self.limits.idle)
+            {
                 return Err(Reason::broken("no answer"));
             }
         }
     }
 
     fn read_clock(&self, response: &Response, sent: schemas::UnixMillis, begun: Instant) {
-        let date = response.headers().get(DATE).and_then(|value| value.to_str().ok());
+        let date = response
+            .headers()
+            .get(DATE)
+            .and_then(|value| value.to_str().ok());
         if let (Some(clock), Some(date)) = (&self.clock, date)
             && begun.elapsed() < CLOCK_EXCHANGE_MAX
         {
@@ -449,16 +563,25 @@ impl Transfer {
         let wait = client::retry_after(response.headers());
         let code = client::s3_code(response, self.limits.idle).await;
         let answer = Some((status.as_u16(), code.clone()));
-        let reason = Reason { text: format!("{status} {code}"), status: answer, stalled: false };
+        let reason = Reason {
+            text: format!("{status} {code}"),
+            status: answer,
+            stalled: false,
+        };
         match status {
             StatusCode::BAD_REQUEST
-                if matches!(code.as_str(), "BadDigest" | "InvalidDigest" | "XAmzContentSHA256Mismatch") =>
+                if matches!(
+                    code.as_str(),
+                    "BadDigest" | "InvalidDigest" | "XAmzContentSHA256Mismatch"
+                ) =>
             {
                 let reason = format!("the store answered {code}; hash the local copy again");
                 Failure::Final(ObjectError::Mismatch { digest, reason })
             }
             StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN => Failure::Url(reason),
-            StatusCode::NOT_FOUND => Failure::Final(ObjectError::Missing { what: digest.to_string() }),
+            StatusCode::NOT_FOUND => Failure::Final(ObjectError::Missing {
+                what: digest.to_string(),
+            }),
             StatusCode::TOO_MANY_REQUESTS | StatusCode::CONFLICT | StatusCode::REQUEST_TIMEOUT => {
                 Failure::Busy(reason, wait)
             }
@@ -474,7 +597,11 @@ impl Transfer {
 
 impl Reason {
     fn broken(text: impl Into<String>) -> Failure {
-        Failure::Broken(Self { text: text.into(), status: None, stalled: false })
+        Failure::Broken(Self {
+            text: text.into(),
+            status: None,
+            stalled: false,
+        })
     }
 
     /// A request that failed before it was answered.
@@ -486,15 +613,21 @@ impl Reason {
     }
 
     const fn stalled(text: String) -> Failure {
-        Failure::Broken(Self { text, status: None, stalled: true })
+        Failure::Broken(Self {
+            text,
+            status: None,
+            stalled: true,
+        })
     }
 
     fn crawling() -> Failure {
-        Self::stalled(format!("less than {BYTES_PER_SECOND_MIN} bytes a second moved"))
+        Self::stalled(format!(
+            "less than {BYTES_PER_SECOND_MIN} bytes a second moved"
+        ))
     }
 
-    /// A line that stands still is somebody's to look at, once for all that stood still together; other failures pass, or
-    /// are told when nothing helps.
+    /// A line that stands still is somebody's to look at, once for all that stood still together;
+    /// other failures pass, or are told when nothing helps.
     fn log(&self, digest: Digest, verb: &str, is_news: bool) {
         if self.stalled && is_news {
             let code = Code::LineStalled;
@@ -505,16 +638,28 @@ impl Reason {
     }
 
     fn is_full(&self) -> bool {
-        self.status.as_ref().is_some_and(|(status, _)| *status == StatusCode::INSUFFICIENT_STORAGE.as_u16())
+        self.status
+            .as_ref()
+            .is_some_and(|(status, _)| *status == StatusCode::INSUFFICIENT_STORAGE.as_u16())
     }
 
     fn gave_up(self, digest: Digest, verb: &str, sent_blind: bool) -> ObjectError {
         let during = format!("{verb} of {digest}");
         match self.status {
-            _ if sent_blind => ObjectError::Uncertain { digest, reason: self.text },
+            _ if sent_blind => ObjectError::Uncertain {
+                digest,
+                reason: self.text,
+            },
             Some((507, _)) => ObjectError::Full { during },
-            Some((status, code)) => ObjectError::Refused { during, status, code },
-            None => ObjectError::Unreachable { during, reason: self.text },
+            Some((status, code)) => ObjectError::Refused {
+                during,
+                status,
+                code,
+            },
+            None => ObjectError::Unreachable {
+                during,
+                reason: self.text,
+            },
         }
     }
 }
@@ -535,11 +680,25 @@ struct Teller {
 
 impl Teller {
     const fn new(digest: Digest, verb: &'static str) -> Self {
-        Self { digest, verb, told: None }
+        Self {
+            digest,
+            verb,
+            told: None,
+        }
     }
 
-    fn tell(&mut self, Slow { bytes_per_second, bytes_left, expected }: Slow) {
-        if self.told.is_some_and(|told| told.elapsed() < SLOW_TOLD_EVERY) {
+    fn tell(
+        &mut self,
+        Slow {
+            bytes_per_second,
+            bytes_left,
+            expected,
+        }: Slow,
+    ) {
+        if self
+            .told
+            .is_some_and(|told| told.elapsed() < SLOW_TOLD_EVERY)
+        {
             return;
         }
         self.told = Some(Instant::now());
@@ -557,17 +716,31 @@ fn ended<T>(outcome: &Result<T, Failure>, bytes: u64, took: Duration) -> Ended {
     }
 }
 
-async fn another(regrant: &dyn Regrant, digest: Digest, pace: &mut Pace) -> Result<Grant, ObjectError> {
+async fn another(
+    regrant: &dyn Regrant,
+    digest: Digest,
+    pace: &mut Pace,
+) -> Result<Grant, ObjectError> {
     loop {
         let asked = timeout_at(pace.deadline(), regrant.regrant(digest)).await;
-        let silent = || Refusal::new(Code::NoAnswer, format!("no url for {digest} before the deadline"));
+        let silent = || {
+            Refusal::new(
+                Code::NoAnswer,
+                format!("no url for {digest} before the deadline"),
+            )
+        };
         match asked {
             Ok(Ok(grant)) if grant.digest == digest => return Ok(grant),
             Ok(Ok(grant)) => {
                 let reason = format!("asked for {digest}, granted {}", grant.digest);
                 return Err(ObjectError::GrantInvalid { digest, reason });
             }
-            Ok(Err(refusal)) if matches!(refusal.code, Code::NoAnswer | Code::Draining | Code::AskedTooMuch) => {
+            Ok(Err(refusal))
+                if matches!(
+                    refusal.code,
+                    Code::NoAnswer | Code::Draining | Code::AskedTooMuch
+                ) =>
+            {
                 if !pace.pause(None).await {
                     return Err(ObjectError::Denied(refusal));
                 }
@@ -580,7 +753,11 @@ async fn another(regrant: &dyn Regrant, digest: Digest, pace: &mut Pace) -> Resu
 
 /// First byte and total length of a `Content-Range: bytes first-last/total`.
 fn content_range(headers: &HeaderMap) -> Option<(u64, u64)> {
-    let value = headers.get(CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
+    let value = headers
+        .get(CONTENT_RANGE)?
+        .to_str()
+        .ok()?
+        .strip_prefix("bytes ")?;
     let (range, total) = value.split_once('/')?;
     Some((range.split_once('-')?.0.parse().ok()?, total.parse().ok()?))
 }
@@ -591,7 +768,9 @@ mod tests {
 
     #[test]
     fn content_ranges_are_read() {
-        let header = |text: &'static str| HeaderMap::from_iter([(CONTENT_RANGE, HeaderValue::from_static(text))]);
+        let header = |text: &'static str| {
+            HeaderMap::from_iter([(CONTENT_RANGE, HeaderValue::from_static(text))])
+        };
         assert_eq!(content_range(&header("bytes 5-9/10")), Some((5, 10)));
         assert_eq!(content_range(&header("bytes */10")), None);
         assert_eq!(content_range(&HeaderMap::new()), None);

@@ -1,5 +1,5 @@
-//! `require_auth`: one umbrella over four layers, on by default, and the one check that every process makes of it before
-//! it connects or binds anything.
+//! `require_auth`: one umbrella over four layers, on by default, and the one check that every
+//! process makes of it before it connects or binds anything.
 
 use schemas::member::{Layer, OpenLayer, Posture};
 use schemas::{Code, Refusal};
@@ -27,7 +27,10 @@ pub struct AuthConfig {
 /// One switch a layer; without one the umbrella decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-#[expect(missing_docs, reason = "fields are the layers of schemas::member::Layer")]
+#[expect(
+    missing_docs,
+    reason = "fields are the layers of schemas::member::Layer"
+)]
 pub struct LayerSwitches {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bus: Option<bool>,
@@ -51,7 +54,12 @@ pub struct Exception {
 
 impl Default for AuthConfig {
     fn default() -> Self {
-        Self { require_auth: true, layers: LayerSwitches::default(), exceptions: Vec::new(), demo: false }
+        Self {
+            require_auth: true,
+            layers: LayerSwitches::default(),
+            exceptions: Vec::new(),
+            demo: false,
+        }
     }
 }
 
@@ -74,12 +82,17 @@ enum Stand {
     Open { reason: String, excepted: bool },
 }
 
-/// Checks everything that a process has to show against what its switches demand, and logs at WARN each layer that is
-/// open, with whom it is open to.
+/// Checks everything that a process has to show against what its switches demand, and logs at WARN
+/// each layer that is open, with whom it is open to.
 ///
 /// # Errors
-/// Everything that is wrong, each with the switch, and the place it was set, that demands what is missing.
-pub fn validate(config: &AuthConfig, materials: &Materials, origins: &Origins) -> Result<Posture, Vec<Refusal>> {
+/// Everything that is wrong, each with the switch, and the place it was set, that demands what is
+/// missing.
+pub fn validate(
+    config: &AuthConfig,
+    materials: &Materials,
+    origins: &Origins,
+) -> Result<Posture, Vec<Refusal>> {
     let mut refusals = contradictions(config, origins);
     let mut posture = Posture::default();
     for layer in Layer::ALL {
@@ -103,10 +116,18 @@ pub fn validate(config: &AuthConfig, materials: &Materials, origins: &Origins) -
     Ok(posture)
 }
 
-/// What decides about `layer`. An exception opens it; else its own switch or the umbrella requires it.
+/// What decides about `layer`. An exception opens it; else its own switch or the umbrella requires
+/// it.
 fn stand(config: &AuthConfig, layer: Layer, origins: &Origins) -> Stand {
-    if let Some(exception) = config.exceptions.iter().find(|exception| exception.layer == layer) {
-        return Stand::Open { reason: exception.reason.clone(), excepted: true };
+    if let Some(exception) = config
+        .exceptions
+        .iter()
+        .find(|exception| exception.layer == layer)
+    {
+        return Stand::Open {
+            reason: exception.reason.clone(),
+            excepted: true,
+        };
     }
     let switch = switches::of(layer);
     if config.layers.of(layer) == Some(true) {
@@ -115,7 +136,10 @@ fn stand(config: &AuthConfig, layer: Layer, origins: &Origins) -> Stand {
         Stand::Required(UMBRELLA.key)
     } else {
         let reason = format!("{} is off ({})", UMBRELLA.key, origins.of(UMBRELLA.key));
-        Stand::Open { reason, excepted: false }
+        Stand::Open {
+            reason,
+            excepted: false,
+        }
     }
 }
 
@@ -125,10 +149,19 @@ fn contradictions(config: &AuthConfig, origins: &Origins) -> Vec<Refusal> {
     for (place, exception) in config.exceptions.iter().enumerate() {
         let (name, origin) = (exception.layer.name(), origins.of(EXCEPTIONS.key));
         if exception.reason.trim().is_empty() {
-            found.push(format!("{} ({origin}) opens {name} without a reason; give one", EXCEPTIONS.key));
+            found.push(format!(
+                "{} ({origin}) opens {name} without a reason; give one",
+                EXCEPTIONS.key
+            ));
         }
-        if config.exceptions[..place].iter().any(|earlier| earlier.layer == exception.layer) {
-            found.push(format!("{} ({origin}) names {name} twice; keep one", EXCEPTIONS.key));
+        if config.exceptions[..place]
+            .iter()
+            .any(|earlier| earlier.layer == exception.layer)
+        {
+            found.push(format!(
+                "{} ({origin}) names {name} twice; keep one",
+                EXCEPTIONS.key
+            ));
         }
         let switch = switches::of(exception.layer);
         if config.layers.of(exception.layer) == Some(true) {
@@ -140,7 +173,10 @@ fn contradictions(config: &AuthConfig, origins: &Origins) -> Vec<Refusal> {
         }
     }
     for layer in Layer::ALL {
-        let excepted = config.exceptions.iter().any(|exception| exception.layer == layer);
+        let excepted = config
+            .exceptions
+            .iter()
+            .any(|exception| exception.layer == layer);
         if config.require_auth && config.layers.of(layer) == Some(false) && !excepted {
             let switch = switches::of(layer);
             found.push(format!(
@@ -154,18 +190,33 @@ fn contradictions(config: &AuthConfig, origins: &Origins) -> Vec<Refusal> {
             ));
         }
     }
-    found.into_iter().map(|detail| Refusal::new(Code::ConfigInvalid, detail)).collect()
+    found
+        .into_iter()
+        .map(|detail| Refusal::new(Code::ConfigInvalid, detail))
+        .collect()
 }
 
 /// What is wrong with one thing.
-fn judge(item: &Material, stand: &Stand, materials: &Materials, origins: &Origins) -> Option<Refusal> {
+fn judge(
+    item: &Material,
+    stand: &Stand,
+    materials: &Materials,
+    origins: &Origins,
+) -> Option<Refusal> {
     if let Some(why) = item.missing() {
-        let Stand::Required(switch) = stand else { return None };
+        let Stand::Required(switch) = stand else {
+            return None;
+        };
         let (key, origin) = (item.key(), origins.of(switch));
-        return Some(Refusal::new(Code::CredentialMissing, format!("{key} {why}; {switch} ({origin}) demands it")));
+        return Some(Refusal::new(
+            Code::CredentialMissing,
+            format!("{key} {why}; {switch} ({origin}) demands it"),
+        ));
     }
     // What is there must be right, whether it is demanded or not.
-    item.check(materials.now).err().or_else(|| plaintext(item, stand, origins))
+    item.check(materials.now)
+        .err()
+        .or_else(|| plaintext(item, stand, origins))
 }
 
 fn plaintext(item: &Material, stand: &Stand, origins: &Origins) -> Option<Refusal> {
@@ -173,25 +224,42 @@ fn plaintext(item: &Material, stand: &Stand, origins: &Origins) -> Option<Refusa
         parse(address).is_ok_and(|(url, reach)| match (item.is_encrypted(&url), stand) {
             (true, _) | (_, Stand::Open { excepted: true, .. }) => false,
             (false, Stand::Required(_)) => true,
-            (false, Stand::Open { excepted: false, .. }) => reach == Reach::Network,
+            (
+                false,
+                Stand::Open {
+                    excepted: false, ..
+                },
+            ) => reach == Reach::Network,
         })
     })?;
     let why = match stand {
         Stand::Required(switch) => format!("{switch} ({}) demands TLS", origins.of(switch)),
         Stand::Open { .. } => "plaintext off loopback needs an exception with a reason".to_owned(),
     };
-    Some(Refusal::new(Code::PlaintextRefused, format!("{} is {open:?}; {why}", item.key())))
+    Some(Refusal::new(
+        Code::PlaintextRefused,
+        format!("{} is {open:?}; {why}", item.key()),
+    ))
 }
 
 /// Sample secrets, unless this is a demonstration on loopback.
 fn samples(config: &AuthConfig, materials: &Materials) -> Vec<Refusal> {
     let mut addresses = materials.items.iter().flat_map(Material::addresses);
-    let loopback = addresses.all(|address| parse(address).is_ok_and(|(_, reach)| reach == Reach::Loopback));
+    let loopback =
+        addresses.all(|address| parse(address).is_ok_and(|(_, reach)| reach == Reach::Loopback));
     if config.demo && loopback || !config.require_auth {
         return Vec::new();
     }
-    let samples = materials.items.iter().filter_map(|item| Some((item.key(), item.sample()?)));
+    let samples = materials
+        .items
+        .iter()
+        .filter_map(|item| Some((item.key(), item.sample()?)));
     samples
-        .map(|(key, id)| Refusal::new(Code::SampleSecret, format!("{key} holds the sample access key {id:?}")))
+        .map(|(key, id)| {
+            Refusal::new(
+                Code::SampleSecret,
+                format!("{key} holds the sample access key {id:?}"),
+            )
+        })
         .collect()
 }

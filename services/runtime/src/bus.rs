@@ -1,12 +1,13 @@
-//! The connection to NATS: requests that fail when they are refused instead of when their time is over, subscriptions
-//! that are known to stand, and a log of what becomes of the connection.
+//! The connection to NATS: requests that fail when they are refused instead of when their time is
+//! over, subscriptions that are known to stand, and a log of what becomes of the connection.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::{
-    Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, HeaderMap, RequestErrorKind, ServerError, Subscriber,
+    Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, HeaderMap, RequestErrorKind,
+    ServerError, Subscriber,
 };
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -44,7 +45,8 @@ pub struct BusConfig {
 pub struct Bus {
     client: Client,
     denials: Denials,
-    /// Counts how often the connection was lost: what was being waited for then does not come any more.
+    /// Counts how often the connection was lost: what was being waited for then does not come any
+    /// more.
     lost: watch::Sender<u64>,
     public: Option<PublicKey>,
     url: String,
@@ -111,13 +113,15 @@ pub enum BusError {
     /// The server answers, and does not acknowledge what is to be stored.
     #[error("{0}")]
     NotStored(String),
-    /// The connection was lost while the answer was waited for. Whether the question arrived is not known.
+    /// The connection was lost while the answer was waited for. Whether the question arrived is not
+    /// known.
     #[error("the connection was lost while {subject} was asked")]
     Lost {
         /// Where.
         subject: String,
     },
-    /// What came is the answer to somebody else, or to another question. Whether this one arrived is not known.
+    /// What came is the answer to somebody else, or to another question. Whether this one arrived
+    /// is not known.
     #[error("an answer to something else came where {subject} was asked")]
     Foreign {
         /// Where.
@@ -153,9 +157,10 @@ impl BusError {
             Self::NotStored(_) => Code::StreamNotStored,
             Self::Credential { code, .. } => *code,
             Self::Denied { .. } => Code::BusDenied,
-            Self::NoResponders { .. } | Self::TimedOut { .. } | Self::Lost { .. } | Self::Foreign { .. } => {
-                Code::NoAnswer
-            }
+            Self::NoResponders { .. }
+            | Self::TimedOut { .. }
+            | Self::Lost { .. }
+            | Self::Foreign { .. } => Code::NoAnswer,
             Self::Refused(refusal) => refusal.code,
             Self::Message { .. } | Self::Send { .. } => Code::MessageInvalid,
         }
@@ -172,14 +177,19 @@ impl BusError {
 
 impl Default for BusConfig {
     fn default() -> Self {
-        Self { url: "tls://127.0.0.1:4222".to_owned(), credentials: PathBuf::new(), ca: PathBuf::new() }
+        Self {
+            url: "tls://127.0.0.1:4222".to_owned(),
+            credentials: PathBuf::new(),
+            ca: PathBuf::new(),
+        }
     }
 }
 
 impl BusConfig {
     /// Whether every address asks for encryption.
     pub fn is_encrypted(&self) -> bool {
-        self.addresses().all(|url| url.starts_with("tls://") || url.starts_with("wss://"))
+        self.addresses()
+            .all(|url| url.starts_with("tls://") || url.starts_with("wss://"))
     }
 
     /// How to connect to them.
@@ -188,40 +198,62 @@ impl BusConfig {
             return Ok(BusTls::Off);
         }
         if self.ca.as_os_str().is_empty() {
-            let reason = "the address is encrypted but bus.ca names no certificate authority".to_owned();
-            return Err(BusError::Credential { url: self.url.clone(), reason, code: Code::CredentialMissing });
+            let reason =
+                "the address is encrypted but bus.ca names no certificate authority".to_owned();
+            return Err(BusError::Credential {
+                url: self.url.clone(),
+                reason,
+                code: Code::CredentialMissing,
+            });
         }
-        Ok(BusTls::Required { ca: self.ca.clone() })
+        Ok(BusTls::Required {
+            ca: self.ca.clone(),
+        })
     }
 
     pub(crate) fn addresses(&self) -> impl Iterator<Item = &str> {
-        self.url.split(',').map(str::trim).filter(|url| !url.is_empty())
+        self.url
+            .split(',')
+            .map(str::trim)
+            .filter(|url| !url.is_empty())
     }
 }
 
 impl Bus {
-    /// Connects as `name`, with the credentials that `config` names, or as nobody when it names none (a layer that was
-    /// opened on purpose; see [`crate::validate`]). One attempt; once connected, the client reconnects by itself.
+    /// Connects as `name`, with the credentials that `config` names, or as nobody when it names
+    /// none (a layer that was opened on purpose; see [`crate::validate`]). One attempt; once
+    /// connected, the client reconnects by itself.
     ///
     /// # Errors
     /// The credentials cannot be used, no server answers, or it refuses them.
-    pub async fn connect(name: &str, config: &BusConfig, now: UnixMillis) -> Result<Self, BusError> {
+    pub async fn connect(
+        name: &str,
+        config: &BusConfig,
+        now: UnixMillis,
+    ) -> Result<Self, BusError> {
         let url = config.url.clone();
         let tls = config.tls()?;
-        let (options, public) =
-            if config.credentials.as_os_str().is_empty() {
-                let options = ConnectOptions::new().reconnect_delay_callback(identity::source::reconnect_delay);
-                let options = match tls {
-                    BusTls::Required { ca } => options.require_tls(true).add_root_certificates(ca),
-                    BusTls::Off => options,
-                };
-                (options, None)
-            } else {
-                let source = CredentialSource::open(&config.credentials, now).map_err(|error| {
-                    BusError::Credential { url: url.clone(), reason: error.to_string(), code: error.code() }
-                })?;
-                (connect_options(&source, &tls), Some(source.public().clone()))
+        let (options, public) = if config.credentials.as_os_str().is_empty() {
+            let options =
+                ConnectOptions::new().reconnect_delay_callback(identity::source::reconnect_delay);
+            let options = match tls {
+                BusTls::Required { ca } => options.require_tls(true).add_root_certificates(ca),
+                BusTls::Off => options,
             };
+            (options, None)
+        } else {
+            let source = CredentialSource::open(&config.credentials, now).map_err(|error| {
+                BusError::Credential {
+                    url: url.clone(),
+                    reason: error.to_string(),
+                    code: error.code(),
+                }
+            })?;
+            (
+                connect_options(&source, &tls),
+                Some(source.public().clone()),
+            )
+        };
         let denials = Denials::default();
         let lost = watch::Sender::new(0);
         let (heard, losses, vigil) = (denials.clone(), lost.clone(), Vigil::over(config));
@@ -234,7 +266,13 @@ impl Bus {
             Ok(client) => client,
             Err(error) => return Err(why_not(config, &error).await),
         };
-        Ok(Self { client, denials, lost, public, url })
+        Ok(Self {
+            client,
+            denials,
+            lost,
+            public,
+            url,
+        })
     }
 
     /// The client underneath, for JetStream.
@@ -264,12 +302,19 @@ impl Bus {
     ) -> Result<A, BusError> {
         let payload = question.encode();
         let asked = answer::question(subject, &payload);
-        let request = async_nats::Request::new().payload(payload.into()).timeout(Some(wait));
+        let request = async_nats::Request::new()
+            .payload(payload.into())
+            .timeout(Some(wait));
         let payload = self.send(subject, request, wait).await?;
         let decoded = Answer::<A>::decode(&payload);
-        let answer = decoded.map_err(|source| BusError::Message { subject: subject.to_owned(), source })?;
+        let answer = decoded.map_err(|source| BusError::Message {
+            subject: subject.to_owned(),
+            source,
+        })?;
         if !answer.is_for(self.public.as_ref(), asked) {
-            return Err(BusError::Foreign { subject: subject.to_owned() });
+            return Err(BusError::Foreign {
+                subject: subject.to_owned(),
+            });
         }
         Ok(answer.reply.into_result()?)
     }
@@ -280,7 +325,10 @@ impl Bus {
     /// The client is closing, or the message is too long.
     pub async fn publish(&self, subject: &str, payload: Bytes) -> Result<(), BusError> {
         let sent = self.client.publish(subject.to_owned(), payload).await;
-        sent.map_err(|error| BusError::Send { subject: subject.to_owned(), reason: causes(&error) })
+        sent.map_err(|error| BusError::Send {
+            subject: subject.to_owned(),
+            reason: causes(&error),
+        })
     }
 
     /// Says something with headers to a stream and waits for the stream's acknowledgement, raw.
@@ -294,21 +342,37 @@ impl Bus {
         payload: Bytes,
         wait: Duration,
     ) -> Result<Bytes, BusError> {
-        let request = async_nats::Request::new().headers(headers).payload(payload).timeout(Some(wait));
+        let request = async_nats::Request::new()
+            .headers(headers)
+            .payload(payload)
+            .timeout(Some(wait));
         self.send(subject, request, wait).await
     }
 
-    /// What the silence after something that `stream` was to store means. A server whose store has failed, most often since its
-    /// disk was full, goes on answering everything else, and says what is wrong to its log alone.
+    /// What the silence after something that `stream` was to store means. A server whose store has
+    /// failed, most often since its disk was full, goes on answering everything else, and says what
+    /// is wrong to its log alone.
     pub async fn explain_silence(&self, error: BusError, stream: &str) -> BusError {
-        let BusError::TimedOut { subject, .. } = &error else { return error };
+        let BusError::TimedOut { subject, .. } = &error else {
+            return error;
+        };
         let request = async_nats::Request::new().timeout(Some(ROUND_TRIP_MAX));
-        let answer = self.send(&format!("$JS.API.STREAM.INFO.{stream}"), request, ROUND_TRIP_MAX).await;
+        let answer = self
+            .send(
+                &format!("$JS.API.STREAM.INFO.{stream}"),
+                request,
+                ROUND_TRIP_MAX,
+            )
+            .await;
         let said = match answer.as_deref().map(serde_json::from_slice::<StreamInfo>) {
-            Ok(Ok(StreamInfo { error: Some(said) })) => format!("JetStream says: {}", said.description),
-            Ok(Ok(StreamInfo { error: None })) => "its store has failed, most often since its disk was full; its log \
+            Ok(Ok(StreamInfo { error: Some(said) })) => {
+                format!("JetStream says: {}", said.description)
+            }
+            Ok(Ok(StreamInfo { error: None })) => {
+                "its store has failed, most often since its disk was full; its log \
                 says why, and it takes nothing more until it is restarted"
-                .to_owned(),
+                    .to_owned()
+            }
             _ => return error,
         };
         BusError::NotStored(format!(
@@ -316,8 +380,14 @@ impl Bus {
         ))
     }
 
-    /// Sends a request and waits for its answer, a denial, the loss of the connection, or the end of `wait`.
-    async fn send(&self, subject: &str, request: async_nats::Request, wait: Duration) -> Result<Bytes, BusError> {
+    /// Sends a request and waits for its answer, a denial, the loss of the connection, or the end
+    /// of `wait`.
+    async fn send(
+        &self,
+        subject: &str,
+        request: async_nats::Request,
+        wait: Duration,
+    ) -> Result<Bytes, BusError> {
         let mut denied = self.denials.watch(Direction::Publish, subject);
         let mut lost = self.lost.subscribe();
         let subject = subject.to_owned();
@@ -326,16 +396,25 @@ impl Bus {
             () = denied.heard() => return Err(BusError::Denied { direction: Direction::Publish, subject }),
             _ = lost.changed() => return Err(BusError::Lost { subject }),
         };
-        answer.map(|message| message.payload).map_err(|error| match error.kind() {
-            RequestErrorKind::TimedOut => BusError::TimedOut { subject, after: wait },
-            RequestErrorKind::NoResponders => BusError::NoResponders { subject },
-            RequestErrorKind::InvalidSubject | RequestErrorKind::MaxPayloadExceeded | RequestErrorKind::Other => {
-                BusError::Send { subject, reason: causes(&error) }
-            }
-        })
+        answer
+            .map(|message| message.payload)
+            .map_err(|error| match error.kind() {
+                RequestErrorKind::TimedOut => BusError::TimedOut {
+                    subject,
+                    after: wait,
+                },
+                RequestErrorKind::NoResponders => BusError::NoResponders { subject },
+                RequestErrorKind::InvalidSubject
+                | RequestErrorKind::MaxPayloadExceeded
+                | RequestErrorKind::Other => BusError::Send {
+                    subject,
+                    reason: causes(&error),
+                },
+            })
     }
 
-    /// Hears a subject. When this returns, the server has the subscription, so what is published from now on arrives.
+    /// Hears a subject. When this returns, the server has the subscription, so what is published
+    /// from now on arrives.
     ///
     /// # Errors
     /// [`BusError::Denied`]: the subject is refused; or the server does not answer.
@@ -344,12 +423,21 @@ impl Bus {
         let denied = self.denials.watch(Direction::Subscribe, &subject);
         let messages = match self.client.subscribe(subject.clone()).await {
             Ok(messages) => messages,
-            Err(error) => return Err(BusError::Send { subject, reason: causes(&error) }),
+            Err(error) => {
+                return Err(BusError::Send {
+                    subject,
+                    reason: causes(&error),
+                });
+            }
         };
-        let mut subscription = Subscription { subject, messages, denied };
+        let mut subscription = Subscription {
+            subject,
+            messages,
+            denied,
+        };
         self.round_trip().await?;
-        // The server works in order: refusals have arrived before the end of the round trip. But the client hands them
-        // on through a task of its own, which the echo can overtake.
+        // The server works in order: refusals have arrived before the end of the round trip. But
+        // the client hands them on through a task of its own, which the echo can overtake.
         tokio::time::sleep(REFUSAL_GRACE).await;
         match subscription.denied.was_heard() {
             true => Err(subscription.refusal()),
@@ -357,18 +445,28 @@ impl Bus {
         }
     }
 
-    /// Waits until the server has worked off everything that was sent before. It publishes into the own inbox; a role
-    /// without that right is refused, which is an answer as well.
+    /// Waits until the server has worked off everything that was sent before. It publishes into the
+    /// own inbox; a role without that right is refused, which is an answer as well.
     ///
     /// # Errors
     /// No answer.
     pub async fn round_trip(&self) -> Result<(), BusError> {
         let inbox = self.client.new_inbox();
-        let send = |reason: String| BusError::Send { subject: inbox.clone(), reason };
+        let send = |reason: String| BusError::Send {
+            subject: inbox.clone(),
+            reason,
+        };
         let mut denied = self.denials.watch(Direction::Publish, &inbox);
         let answered = async {
-            let mut echo = self.client.subscribe(inbox.clone()).await.map_err(|error| send(causes(&error)))?;
-            self.client.publish(inbox.clone(), Bytes::new()).await.map_err(|error| send(causes(&error)))?;
+            let mut echo = self
+                .client
+                .subscribe(inbox.clone())
+                .await
+                .map_err(|error| send(causes(&error)))?;
+            self.client
+                .publish(inbox.clone(), Bytes::new())
+                .await
+                .map_err(|error| send(causes(&error)))?;
             tokio::select! {
                 _ = echo.next() => {}
                 () = denied.heard() => {}
@@ -377,7 +475,12 @@ impl Bus {
         };
         // Without a server not even the sending ends once the client's queue is full.
         let answered = tokio::time::timeout(ROUND_TRIP_MAX, answered).await;
-        answered.unwrap_or_else(|_| Err(BusError::TimedOut { subject: inbox.clone(), after: ROUND_TRIP_MAX }))
+        answered.unwrap_or_else(|_| {
+            Err(BusError::TimedOut {
+                subject: inbox.clone(),
+                after: ROUND_TRIP_MAX,
+            })
+        })
     }
 
     /// Whether there is a connection at this moment. What is said without one waits in the client.
@@ -400,7 +503,10 @@ impl Subscription {
     }
 
     fn refusal(&self) -> BusError {
-        BusError::Denied { direction: Direction::Subscribe, subject: self.subject.clone() }
+        BusError::Denied {
+            direction: Direction::Subscribe,
+            subject: self.subject.clone(),
+        }
     }
 }
 
@@ -421,7 +527,11 @@ async fn why_not(config: &BusConfig, error: &ConnectError) -> BusError {
     let (url, reason) = (config.url.clone(), causes(error));
     match error.kind() {
         ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
-            BusError::Credential { url, reason, code: Code::BusRefused }
+            BusError::Credential {
+                url,
+                reason,
+                code: Code::BusRefused,
+            }
         }
         ConnectErrorKind::Tls | ConnectErrorKind::Io => match probe::certificate(config).await {
             Some((url, refused)) => BusError::Certificate { url, refused },

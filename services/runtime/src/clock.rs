@@ -1,9 +1,9 @@
 //! The one clock: everything else gets the time as an argument.
 //!
-//! It reads the wall clock once, when the process starts, and is a monotonic clock from there on. A step of the wall clock
-//! (a wrong answer of a time server, a hand on `date`, a machine that slept) moves no deadline and enters no record: it is
-//! told with [`Steps`], and taken up when the process is started again. What a time server corrects little by little
-//! reaches both clocks alike.
+//! It reads the wall clock once, when the process starts, and is a monotonic clock from there on. A
+//! step of the wall clock (a wrong answer of a time server, a hand on `date`, a machine that slept)
+//! moves no deadline and enters no record: it is told with [`Steps`], and taken up when the process
+//! is started again. What a time server corrects little by little reaches both clocks alike.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,8 +11,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use schemas::{Millis, UnixMillis};
 
-/// A difference between this clock and the wall clock at which someone should look: far above what reading them one after
-/// the other makes of it.
+/// A difference between this clock and the wall clock at which someone should look: far above what
+/// reading them one after the other makes of it.
 const STEP_MIN: Millis = Millis::from_secs(5);
 
 /// Where this process's time begins.
@@ -25,7 +25,10 @@ struct Anchor {
 static ANCHOR: OnceLock<Anchor> = OnceLock::new();
 
 fn anchor() -> &'static Anchor {
-    ANCHOR.get_or_init(|| Anchor { at: AtomicU64::new(wall().get()), started: Instant::now() })
+    ANCHOR.get_or_init(|| Anchor {
+        at: AtomicU64::new(wall().get()),
+        started: Instant::now(),
+    })
 }
 
 /// The time: never goes back, and runs at one pace.
@@ -59,7 +62,9 @@ pub struct Steps {
 impl Steps {
     /// Steps from now on.
     pub fn new() -> Self {
-        Self { told: ahead(now(), wall()) }
+        Self {
+            told: ahead(now(), wall()),
+        }
     }
 
     /// A step since the last call, in words.
@@ -75,7 +80,10 @@ impl Steps {
         let way = if ahead > self.told { "forward" } else { "back" };
         let seconds = ahead.abs_diff(self.told) / 1000;
         self.told = ahead;
-        Some(format!("the wall clock was set {way} by {seconds} s, to {}", text(wall)))
+        Some(format!(
+            "the wall clock was set {way} by {seconds} s, to {}",
+            text(wall)
+        ))
     }
 }
 
@@ -86,7 +94,9 @@ impl Default for Steps {
 }
 
 fn ahead(now: UnixMillis, wall: UnixMillis) -> i64 {
-    wall.get().cast_signed().saturating_sub(now.get().cast_signed())
+    wall.get()
+        .cast_signed()
+        .saturating_sub(now.get().cast_signed())
 }
 
 fn elapsed(anchor: &Anchor) -> Millis {
@@ -95,7 +105,9 @@ fn elapsed(anchor: &Anchor) -> Millis {
 
 /// The machine's wall clock. Before 1970 it reads as 0.
 fn wall() -> UnixMillis {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
@@ -110,8 +122,15 @@ mod tests {
         let hour = Millis::from_secs(3600);
         assert_eq!(steps.between(now, now.after(Millis(4_999))), None);
         let told = steps.between(now, now.after(hour)).expect("an hour");
-        assert!(told.contains("forward by 3600 s, to 2023-11-14T23:13:20Z"), "{told}");
-        assert_eq!(steps.between(now.after(hour), now.after(hour).after(hour)), None, "it stands");
+        assert!(
+            told.contains("forward by 3600 s, to 2023-11-14T23:13:20Z"),
+            "{told}"
+        );
+        assert_eq!(
+            steps.between(now.after(hour), now.after(hour).after(hour)),
+            None,
+            "it stands"
+        );
         let told = steps.between(now, now).expect("back");
         assert!(told.contains("back by 3600 s"), "{told}");
         assert_eq!(steps.between(now, now), None);

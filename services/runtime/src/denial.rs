@@ -1,5 +1,5 @@
-//! Permission violations reach a client as text, apart from the call that caused them, so that a denied request looks
-//! like a slow one. Here the text finds the call again.
+//! Permission violations reach a client as text, apart from the call that caused them, so that a
+//! denied request looks like a slow one. Here the text finds the call again.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,15 +40,25 @@ impl Denials {
         let key = (direction, subject.to_owned(), waiting.next);
         waiting.calls.insert(key.clone(), sender);
         drop(waiting);
-        Denied { denials: self.clone(), key, heard }
+        Denied {
+            denials: self.clone(),
+            key,
+            heard,
+        }
     }
 
     /// Fails every call that the server's text is about; whether there was one.
     pub(crate) fn hear(&self, text: &str) -> bool {
-        let Some((direction, subject)) = parse(text) else { return false };
+        let Some((direction, subject)) = parse(text) else {
+            return false;
+        };
         let mut waiting = self.lock();
         let range = (direction, subject.to_owned(), 0)..=(direction, subject.to_owned(), u64::MAX);
-        let keys: Vec<_> = waiting.calls.range(range).map(|(key, _)| key.clone()).collect();
+        let keys: Vec<_> = waiting
+            .calls
+            .range(range)
+            .map(|(key, _)| key.clone())
+            .collect();
         for key in &keys {
             if let Some(call) = waiting.calls.remove(key) {
                 // The caller may have its answer already.
@@ -89,12 +99,18 @@ pub(crate) fn parse(text: &str) -> Option<(Direction, &str)> {
     if !lower.contains("permissions violation") {
         return None;
     }
-    let (direction, marker) = [(Direction::Publish, "publish to \""), (Direction::Subscribe, "subscription to \"")]
-        .into_iter()
-        .find(|(_, marker)| lower.contains(marker))?;
+    let (direction, marker) = [
+        (Direction::Publish, "publish to \""),
+        (Direction::Subscribe, "subscription to \""),
+    ]
+    .into_iter()
+    .find(|(_, marker)| lower.contains(marker))?;
     let start = lower.find(marker)? + marker.len();
     // Lowering ASCII keeps every byte in its place.
-    text.get(start..)?.split('"').next().map(|subject| (direction, subject))
+    text.get(start..)?
+        .split('"')
+        .next()
+        .map(|subject| (direction, subject))
 }
 
 #[cfg(test)]
@@ -109,8 +125,13 @@ mod tests {
         let hearing = denials.watch(Direction::Subscribe, "a.B.c");
         assert!(denials.hear("Permissions Violation for Publish to \"a.B.c\""));
         mine.heard().await;
-        assert!(!denials.hear("Permissions Violation for Publish to \"a.B.c\""), "it was told");
-        assert!(denials.hear("permissions violation for subscription to \"a.B.c\" using queue \"q\""));
+        assert!(
+            !denials.hear("Permissions Violation for Publish to \"a.B.c\""),
+            "it was told"
+        );
+        assert!(
+            denials.hear("permissions violation for subscription to \"a.B.c\" using queue \"q\"")
+        );
         assert!(!denials.hear("slow consumer"));
         drop((mine, other, hearing));
         assert!(denials.lock().calls.is_empty());

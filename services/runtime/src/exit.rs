@@ -1,4 +1,5 @@
-//! How a process ends badly: one coded error on stderr with the next step, and an exit status that scripts can branch on.
+//! How a process ends badly: one coded error on stderr with the next step, and an exit status that
+//! scripts can branch on.
 
 use std::fmt::Display;
 use std::io::Write as _;
@@ -7,8 +8,8 @@ use std::process::ExitCode;
 use schemas::text::ShownLines;
 use schemas::{Code, Refusal};
 
-/// Exit status of a service with bad usage, configuration or credentials (EX_USAGE), before anything is connected or bound;
-/// and of a worker that may not come back under its name.
+/// Exit status of a service with bad usage, configuration or credentials (EX_USAGE), before
+/// anything is connected or bound; and of a worker that may not come back under its name.
 pub const EXIT_USAGE: u8 = 64;
 /// Exit status of any other coded failure.
 pub const EXIT_FAILED: u8 = 1;
@@ -58,7 +59,9 @@ impl Failure {
 
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
-        Self { refusals: vec![refusal] }
+        Self {
+            refusals: vec![refusal],
+        }
     }
 }
 
@@ -69,10 +72,14 @@ pub const fn exit_status(code: Code) -> u8 {
         Code::BusRefused | Code::BusDenied | Code::ObjectForbidden => EXIT_DENIED,
         // When this process is started again, the server may have another certificate.
         Code::ServerCertificateExpired | Code::CertificateUntrusted => EXIT_DENIED,
-        Code::LedgerFenced | Code::StoreBusy | Code::AuditFolderBusy | Code::PortTaken | Code::Replaced => {
-            EXIT_CONFLICT
+        Code::LedgerFenced
+        | Code::StoreBusy
+        | Code::AuditFolderBusy
+        | Code::PortTaken
+        | Code::Replaced => EXIT_CONFLICT,
+        Code::LedgerBroken | Code::LedgerLost | Code::RecordContradicted | Code::ReplayDiverged => {
+            EXIT_TAMPERED
         }
-        Code::LedgerBroken | Code::LedgerLost | Code::RecordContradicted | Code::ReplayDiverged => EXIT_TAMPERED,
         // The name is of no use any more: a service manager shall not start this process again.
         Code::WorkerRemoved => EXIT_USAGE,
         code if code.number() < 200 => EXIT_USAGE,
@@ -83,7 +90,9 @@ pub const fn exit_status(code: Code) -> u8 {
 /// Prints the failure and gives the process's exit status: the last thing a `main` does.
 pub fn report(result: Result<(), Failure>) -> ExitCode {
     crate::log::flush();
-    let Err(failure) = result else { return ExitCode::SUCCESS };
+    let Err(failure) = result else {
+        return ExitCode::SUCCESS;
+    };
     for refusal in &failure.refusals {
         // A terminal that has gone must not turn the exit status into that of a panic.
         let _gone = writeln!(std::io::stderr().lock(), "{}", render(refusal));
@@ -91,7 +100,8 @@ pub fn report(result: Result<(), Failure>) -> ExitCode {
     ExitCode::from(failure.exit_status())
 }
 
-/// Parses the command line of a service. `--help` and `--version` end well, bad usage with [`EXIT_USAGE`].
+/// Parses the command line of a service. `--help` and `--version` end well, bad usage with
+/// [`EXIT_USAGE`].
 ///
 /// # Errors
 /// The exit status to end with; what there is to say was printed.
@@ -99,18 +109,25 @@ pub fn parse<A: clap::Parser>() -> Result<A, ExitCode> {
     A::try_parse().map_err(|error| {
         // Nothing can be told to whom cannot be written to.
         let _ = error.print();
-        if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS }
+        if error.use_stderr() {
+            ExitCode::from(EXIT_USAGE)
+        } else {
+            ExitCode::SUCCESS
+        }
     })
 }
 
 /// Writes what was asked for to stdout; a reader that has gone is no error.
 ///
 /// # Errors
-/// It cannot be written, most often since a disk is full: a reader would take what there is for the whole.
+/// It cannot be written, most often since a disk is full: a reader would take what there is for the
+/// whole.
 pub fn print(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::new(Code::OutputUnwritten, error)),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(Code::OutputUnwritten, error))
+        }
         _ => Ok(()),
     }
 }
@@ -118,7 +135,12 @@ pub fn print(text: &str) -> Result<(), Failure> {
 /// `error DL0102 credential missing: …` and the next step on a line of its own.
 pub fn render(refusal: &Refusal) -> String {
     let Refusal { code, detail, .. } = refusal;
-    format!("error {code} {}: {}\n  next: {}", code.title(), ShownLines(detail), code.next_step())
+    format!(
+        "error {code} {}: {}\n  next: {}",
+        code.title(),
+        ShownLines(detail),
+        code.next_step()
+    )
 }
 
 #[cfg(test)]
@@ -127,14 +149,25 @@ mod tests {
 
     #[test]
     fn a_coded_error_names_its_next_step() {
-        let text = render(&Refusal::new(Code::CredentialMissing, "bus.credentials is not set"));
-        assert!(text.starts_with("error DL0102 credential missing: bus.credentials is not set\n  next: "), "{text}");
+        let text = render(&Refusal::new(
+            Code::CredentialMissing,
+            "bus.credentials is not set",
+        ));
+        assert!(
+            text.starts_with(
+                "error DL0102 credential missing: bus.credentials is not set\n  next: "
+            ),
+            "{text}"
+        );
     }
 
     /// A detail may come from a peer, and may say anything.
     #[test]
     fn what_others_wrote_cannot_pass_for_a_line_of_ours() {
-        let text = render(&Refusal::new(Code::RunUnknown, "x\u{1b}[2J\nerror DL0000 all is well"));
+        let text = render(&Refusal::new(
+            Code::RunUnknown,
+            "x\u{1b}[2J\nerror DL0000 all is well",
+        ));
         assert!(text.contains("x\\u{1b}[2J\n  | error DL0000"), "{text}");
     }
 
@@ -142,7 +175,12 @@ mod tests {
     fn statuses_follow_the_code() {
         assert_eq!(exit_status(Code::ConfigInvalid), 64);
         assert_eq!(exit_status(Code::PlaintextRefused), 64);
-        for code in [Code::LedgerFenced, Code::StoreBusy, Code::AuditFolderBusy, Code::Replaced] {
+        for code in [
+            Code::LedgerFenced,
+            Code::StoreBusy,
+            Code::AuditFolderBusy,
+            Code::Replaced,
+        ] {
             assert_eq!(exit_status(code), EXIT_CONFLICT, "{code}");
         }
         assert_eq!(exit_status(Code::StoreUnreachable), 5);

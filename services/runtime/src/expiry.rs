@@ -1,5 +1,5 @@
-//! What ends soon is told a week before, at every start and once a day: a certificate that ends stops everything at once,
-//! and nobody looks at its date by himself.
+//! What ends soon is told a week before, at every start and once a day: a certificate that ends
+//! stops everything at once, and nobody looks at its date by himself.
 
 use std::path::Path;
 use std::time::Duration;
@@ -34,7 +34,10 @@ impl Ending {
             return None;
         }
         let verb = if now < *at { "ends" } else { "ended" };
-        Some(Refusal::new(Code::EndsSoon, format!("{what} {verb} at {}", Time(*at))))
+        Some(Refusal::new(
+            Code::EndsSoon,
+            format!("{what} {verb} at {}", Time(*at)),
+        ))
     }
 }
 
@@ -42,7 +45,12 @@ impl Ending {
 pub fn certificates(path: &Path) -> Vec<Ending> {
     let found = tls::lifetimes(path).unwrap_or_default().into_iter();
     let what = |names: String| format!("the certificate of {names} in {}", path.display());
-    found.map(|facts| Ending { what: what(facts.shown_names()), at: facts.ends }).collect()
+    found
+        .map(|facts| Ending {
+            what: what(facts.shown_names()),
+            at: facts.ends,
+        })
+        .collect()
 }
 
 /// Logs what ends soon.
@@ -50,17 +58,22 @@ pub fn warn(materials: &Materials, now: UnixMillis) {
     notices(materials, now).iter().for_each(log);
 }
 
-/// What is to be said at this time. The files are read each time: what was renewed is not told any more.
+/// What is to be said at this time. The files are read each time: what was renewed is not told any
+/// more.
 fn notices(materials: &Materials, now: UnixMillis) -> Vec<Refusal> {
-    materials.endings().iter().filter_map(|ending| ending.notice(now)).collect()
+    materials
+        .endings()
+        .iter()
+        .filter_map(|ending| ending.notice(now))
+        .collect()
 }
 
 fn log(Refusal { code, detail, .. }: &Refusal) {
     tracing::warn!(%code, "{detail}; renew it");
 }
 
-/// Logs what ends soon once a day, for as long as the process lives. To be called inside the runtime; the first look is a
-/// day ahead, since [`crate::validate`] has looked already.
+/// Logs what ends soon once a day, for as long as the process lives. To be called inside the
+/// runtime; the first look is a day ahead, since [`crate::validate`] has looked already.
 pub fn watch(materials: Materials) {
     let day = || tokio::time::sleep(LOOK_EVERY);
     tokio::spawn(async move { daily(&materials, clock::now, day, |notice| log(&notice)).await });
@@ -79,8 +92,8 @@ async fn daily<F: Future<Output = ()>>(
     }
 }
 
-/// Checks the certificate with which broker and store of a domain on this machine serve; one that is not there is on another
-/// machine.
+/// Checks the certificate with which broker and store of a domain on this machine serve; one that
+/// is not there is on another machine.
 ///
 /// # Errors
 /// Its time is over or has not begun, or it cannot be read.
@@ -88,7 +101,8 @@ pub fn check_served(key: &str, path: &Path, now: UnixMillis) -> Result<(), Failu
     if !path.exists() {
         return Ok(());
     }
-    tls::check_lifetime(path, now).map_err(|error| Failure::new(error.code(), format!("{key}: {error}")))
+    tls::check_lifetime(path, now)
+        .map_err(|error| Failure::new(error.code(), format!("{key}: {error}")))
 }
 
 #[cfg(test)]
@@ -112,12 +126,19 @@ mod tests {
         let day_ms = 24 * 3_600_000;
         let at = |day: u64| UnixMillis(began.get() + day * day_ms);
         let scratch = tempfile::tempdir().expect("a scratch folder");
-        let domain = Domain::init(&scratch.path().join("d"), &InitOptions::default(), began).expect("a fresh name");
+        let domain = Domain::init(&scratch.path().join("d"), &InitOptions::default(), began)
+            .expect("a fresh name");
         let issue = |day| {
             let lifetime = Millis(LIFE_DAYS * day_ms);
-            domain.issue(Role::Coordinator, "c", None, lifetime, at(day)).expect("the folder takes files").credentials
+            domain
+                .issue(Role::Coordinator, "c", None, lifetime, at(day))
+                .expect("the folder takes files")
+                .credentials
         };
-        let items = vec![Material::Credentials { key: "bus.credentials", path: issue(0) }];
+        let items = vec![Material::Credentials {
+            key: "bus.credentials",
+            path: issue(0),
+        }];
         let materials = Materials { items, now: began };
         let (today, told) = (Cell::new(0), RefCell::new(Vec::new()));
         let day = || {
@@ -125,13 +146,25 @@ mod tests {
             if today.get() == 28 {
                 issue(28);
             }
-            if today.get() <= 57 { Either::Left(ready(())) } else { Either::Right(pending()) }
+            if today.get() <= 57 {
+                Either::Left(ready(()))
+            } else {
+                Either::Right(pending())
+            }
         };
         let tell = |notice: Refusal| told.borrow_mut().push((today.get(), notice));
-        assert_eq!(daily(&materials, || at(today.get()), day, tell).now_or_never(), None, "it looks for ever");
+        assert_eq!(
+            daily(&materials, || at(today.get()), day, tell).now_or_never(),
+            None,
+            "it looks for ever"
+        );
         let told = told.into_inner();
         let days: Vec<u64> = told.iter().map(|(day, _)| *day).collect();
-        assert_eq!(days, [23, 24, 25, 26, 27, 51, 52, 53, 54, 55, 56, 57], "a week before each of its two ends");
+        assert_eq!(
+            days,
+            [23, 24, 25, 26, 27, 51, 52, 53, 54, 55, 56, 57],
+            "a week before each of its two ends"
+        );
         for (day, notice) in told {
             let ends = Time(at(if day < 28 { LIFE_DAYS } else { 28 + LIFE_DAYS })).to_string();
             let named = notice.detail.contains("c.creds") && notice.detail.contains(&ends[..10]);
@@ -142,11 +175,20 @@ mod tests {
     #[test]
     fn what_ends_is_told_a_week_before() {
         let at = UnixMillis(1_798_675_199_000);
-        let ending = Ending { what: "the certificate of x in y".to_owned(), at };
+        let ending = Ending {
+            what: "the certificate of x in y".to_owned(),
+            at,
+        };
         assert_eq!(ending.notice(UnixMillis(at.get() - NOTICE.get() - 1)), None);
-        for (now, words) in [(at.get() - NOTICE.get(), "ends at 2026-12-30T23:59:59Z"), (at.get(), "ended at 2026")] {
+        for (now, words) in [
+            (at.get() - NOTICE.get(), "ends at 2026-12-30T23:59:59Z"),
+            (at.get(), "ended at 2026"),
+        ] {
             let notice = ending.notice(UnixMillis(now)).expect("it is soon");
-            assert!(notice.code == Code::EndsSoon && notice.detail.contains(words), "{notice}");
+            assert!(
+                notice.code == Code::EndsSoon && notice.detail.contains(words),
+                "{notice}"
+            );
         }
     }
 }

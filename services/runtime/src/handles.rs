@@ -1,5 +1,5 @@
-//! How many files and sockets this process may hold open. Systems set the usual limit low, for programs of long ago, and
-//! let each process raise its own.
+//! How many files and sockets this process may hold open. Systems set the usual limit low, for
+//! programs of long ago, and let each process raise its own.
 
 use std::io;
 
@@ -10,7 +10,10 @@ use std::io;
 pub fn raise() -> io::Result<u64> {
     let mut limit = read()?;
     if limit.rlim_cur < limit.rlim_max {
-        let raised = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
+        let raised = libc::rlimit {
+            rlim_cur: limit.rlim_max,
+            ..limit
+        };
         // SAFETY: the call reads one `rlimit`, which outlives it.
         if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) } == 0 {
             limit = raised;
@@ -31,7 +34,10 @@ pub fn limit() -> io::Result<u64> {
 }
 
 fn read() -> io::Result<libc::rlimit> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: the call writes one `rlimit`, for which `limit` is room.
     match unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } {
         0 => Ok(limit),

@@ -1,5 +1,6 @@
-//! What every process shares: configuration in layers, the one check of `require_auth`, logging, shutdown, the clock,
-//! the connections to the bus, what the allocator keeps, and how a process ends.
+//! What every process shares: configuration in layers, the one check of `require_auth`, logging,
+//! shutdown, the clock, the connections to the bus, what the allocator keeps, and how a process
+//! ends.
 
 pub mod auth;
 pub mod bus;

@@ -1,5 +1,5 @@
-//! Logs go to stderr: for people by default, with colours on a terminal; as JSON lines for machines. What
-//! repeats is held back and counted, see [`crate::throttle`].
+//! Logs go to stderr: for people by default, with colours on a terminal; as JSON lines for
+//! machines. What repeats is held back and counted, see [`crate::throttle`].
 
 use std::io::IsTerminal as _;
 use std::sync::OnceLock;
@@ -55,16 +55,25 @@ pub struct LogError {
 /// # Errors
 /// The filter does not parse.
 pub fn init(args: &LogArgs) -> Result<(), LogError> {
-    let failed = |source| LogError { filter: args.log.clone(), source };
+    let failed = |source| LogError {
+        filter: args.log.clone(),
+        source,
+    };
     let filter = EnvFilter::builder().parse(&args.log).map_err(failed)?;
     let held = Held::new();
-    let log = tracing_subscriber::registry().with(filter).with(HeldBack(held.clone()));
-    // A line that cannot be written is lost, no more: the subscriber's own way to complain would panic where the terminal
-    // has gone, in the middle of an orderly end.
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
+    let log = tracing_subscriber::registry()
+        .with(filter)
+        .with(HeldBack(held.clone()));
+    // A line that cannot be written is lost, no more: the subscriber's own way to complain would
+    // panic where the terminal has gone, in the middle of an orderly end.
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let started = match args.log_format {
-        LogFormat::Human => log.with(lines.with_ansi(colours).fmt_fields(fields())).try_init(),
+        LogFormat::Human => log
+            .with(lines.with_ansi(colours).fmt_fields(fields()))
+            .try_init(),
         LogFormat::Json => log.with(lines.json().flatten_event(true)).try_init(),
     };
     // An error says that logging was started already, in a test for instance.
@@ -73,14 +82,17 @@ pub fn init(args: &LogArgs) -> Result<(), LogError> {
     }
     std::panic::set_hook(Box::new(|panic| {
         let message = panic.payload_as_str().unwrap_or("no message");
-        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let place = panic
+            .location()
+            .map(ToString::to_string)
+            .unwrap_or_default();
         tracing::error!(place, "panic: {message}");
     }));
     Ok(())
 }
 
-/// Fields on one line each, whatever is in them: texts of strangers stand in reasons and errors, and must neither begin a
-/// line of their own nor reach the terminal.
+/// Fields on one line each, whatever is in them: texts of strangers stand in reasons and errors,
+/// and must neither begin a line of their own nor reach the terminal.
 fn fields() -> impl for<'writer> FormatFields<'writer> + 'static {
     debug_fn(|writer, field, value| {
         let value = format!("{value:?}");
@@ -92,7 +104,8 @@ fn fields() -> impl for<'writer> FormatFields<'writer> + 'static {
     .delimited(" ")
 }
 
-/// Logs how many lines were held back and not told yet: to be called when the process is about to end.
+/// Logs how many lines were held back and not told yet: to be called when the process is about to
+/// end.
 pub fn flush() {
     if let Some(held) = HELD.get() {
         held.tell_rest();
@@ -112,7 +125,10 @@ mod tests {
 
     impl Write for Paper {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().expect("no writer panics").extend_from_slice(bytes);
+            self.0
+                .lock()
+                .expect("no writer panics")
+                .extend_from_slice(bytes);
             Ok(bytes.len())
         }
 
@@ -125,7 +141,9 @@ mod tests {
     fn a_text_of_others_stays_on_its_line() {
         let paper = Paper::default();
         let to = paper.clone();
-        let lines = tracing_subscriber::fmt::layer().with_ansi(false).fmt_fields(fields());
+        let lines = tracing_subscriber::fmt::layer()
+            .with_ansi(false)
+            .fmt_fields(fields());
         let log = tracing_subscriber::registry().with(lines.with_writer(move || to.clone()));
         let hostile = "a\u{1b}[2J\n2026-01-01T00:00:00Z ERROR forged\u{9b}1m\u{202e}";
         tracing::subscriber::with_default(log, || {
@@ -133,15 +151,25 @@ mod tests {
             let _entered = span.enter();
             tracing::warn!(detail = %hostile, text = hostile, number = 3, "said {hostile}");
         });
-        let written = String::from_utf8(paper.0.lock().expect("no writer panics").clone()).expect("text");
+        let written =
+            String::from_utf8(paper.0.lock().expect("no writer panics").clone()).expect("text");
         assert_eq!(written.lines().count(), 1, "{written}");
-        assert!(schemas::text::is_plain(written.trim_end_matches('\n')), "{written:?}");
-        assert!(written.contains("number=3") && written.contains(" said a\\u{1b}[2J\\u{a}2026"), "{written}");
+        assert!(
+            schemas::text::is_plain(written.trim_end_matches('\n')),
+            "{written:?}"
+        );
+        assert!(
+            written.contains("number=3") && written.contains(" said a\\u{1b}[2J\\u{a}2026"),
+            "{written}"
+        );
     }
 
     #[test]
     fn a_filter_that_does_not_parse_is_refused() {
-        let args = LogArgs { log: "schemas=loud".into(), ..LogArgs::default() };
+        let args = LogArgs {
+            log: "schemas=loud".into(),
+            ..LogArgs::default()
+        };
         assert!(init(&args).is_err());
     }
 }

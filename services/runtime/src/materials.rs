@@ -1,5 +1,5 @@
-//! What a process has to show: addresses, credentials, keys, certificates. Which of them a process has depends on its
-//! role; how each is checked does not.
+//! What a process has to show: addresses, credentials, keys, certificates. Which of them a process
+//! has depends on its role; how each is checked does not.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -38,7 +38,10 @@ pub struct Materials {
 
 /// One thing, with the configuration key that names it. An empty path or address is "not set".
 #[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "fields are the configuration key and its value")]
+#[expect(
+    missing_docs,
+    reason = "fields are the configuration key and its value"
+)]
 pub enum Material {
     /// Address of the NATS servers, separated by commas.
     BusAddress { key: &'static str, url: String },
@@ -47,7 +50,11 @@ pub enum Material {
     /// Credentials file for the bus.
     Credentials { key: &'static str, path: PathBuf },
     /// Certificate authority of a layer's servers.
-    Authority { key: &'static str, path: PathBuf, layer: Layer },
+    Authority {
+        key: &'static str,
+        path: PathBuf,
+        layer: Layer,
+    },
     /// Trust bundle.
     Trust { key: &'static str, path: PathBuf },
     /// Seed file of the key that signs leases and commands.
@@ -57,7 +64,12 @@ pub enum Material {
     /// The store's access keys.
     StoreKeys { key: &'static str, path: PathBuf },
     /// Certificate and private key with which this process serves a layer.
-    Certificate { keys: [&'static str; 2], certificate: PathBuf, private_key: PathBuf, layer: Layer },
+    Certificate {
+        keys: [&'static str; 2],
+        certificate: PathBuf,
+        private_key: PathBuf,
+        layer: Layer,
+    },
 }
 
 /// Whether a host is this machine.
@@ -68,7 +80,8 @@ pub(crate) enum Reach {
 }
 
 impl Materials {
-    /// What of all of it ends, and when; what cannot be read is told about elsewhere, and what is named twice once.
+    /// What of all of it ends, and when; what cannot be read is told about elsewhere, and what is
+    /// named twice once.
     pub fn endings(&self) -> Vec<Ending> {
         let mut endings: Vec<Ending> = self.items.iter().flat_map(Material::endings).collect();
         endings.sort_by(|a, b| (a.at, &a.what).cmp(&(b.at, &b.what)));
@@ -83,7 +96,9 @@ impl Material {
         match self {
             Self::BusAddress { .. } | Self::Credentials { .. } => Layer::Bus,
             Self::StoreAddress { .. } | Self::StoreKeys { .. } => Layer::Bulk,
-            Self::Trust { .. } | Self::ManifestKey { .. } | Self::AuditKey { .. } => Layer::Manifests,
+            Self::Trust { .. } | Self::ManifestKey { .. } | Self::AuditKey { .. } => {
+                Layer::Manifests
+            }
             Self::Authority { layer, .. } | Self::Certificate { layer, .. } => *layer,
         }
     }
@@ -106,9 +121,11 @@ impl Material {
     /// The addresses it names.
     pub(crate) fn addresses(&self) -> Vec<&str> {
         match self {
-            Self::BusAddress { url, .. } | Self::StoreAddress { url, .. } => {
-                url.split(',').map(str::trim).filter(|url| !url.is_empty()).collect()
-            }
+            Self::BusAddress { url, .. } | Self::StoreAddress { url, .. } => url
+                .split(',')
+                .map(str::trim)
+                .filter(|url| !url.is_empty())
+                .collect(),
             _ => Vec::new(),
         }
     }
@@ -121,13 +138,18 @@ impl Material {
         }
     }
 
-    /// Whether it is not there at all: not set, or a file that is absent, empty or blank. Says which.
+    /// Whether it is not there at all: not set, or a file that is absent, empty or blank. Says
+    /// which.
     pub(crate) fn missing(&self) -> Option<String> {
         match self {
             Self::BusAddress { .. } | Self::StoreAddress { .. } => {
                 self.addresses().is_empty().then(|| "is not set".to_owned())
             }
-            Self::Certificate { certificate, private_key, .. } => {
+            Self::Certificate {
+                certificate,
+                private_key,
+                ..
+            } => {
                 // Half a pair is another error, found when it is checked.
                 let (certificate, private_key) = (absent(certificate), absent(private_key));
                 private_key.and(certificate)
@@ -143,11 +165,15 @@ impl Material {
 
     /// Whether what is there is well formed and usable now.
     pub(crate) fn check(&self, now: UnixMillis) -> Result<(), Refusal> {
-        let refused =
-            |code: Code, error: &dyn std::fmt::Display| Refusal::new(code, format!("{}: {error}", self.key()));
+        let refused = |code: Code, error: &dyn std::fmt::Display| {
+            Refusal::new(code, format!("{}: {error}", self.key()))
+        };
         match self {
             Self::BusAddress { .. } | Self::StoreAddress { .. } => {
-                let parsed = self.addresses().into_iter().try_for_each(|url| parse(url).map(|_| ()));
+                let parsed = self
+                    .addresses()
+                    .into_iter()
+                    .try_for_each(|url| parse(url).map(|_| ()));
                 parsed.map_err(|reason| refused(Code::ConfigInvalid, &reason))
             }
             Self::Credentials { path, .. } => Credentials::read(path)
@@ -156,19 +182,24 @@ impl Material {
             Self::Authority { path, .. } => tls::check_authority(path)
                 .and_then(|()| tls::check_lifetime(path, now))
                 .map_err(|error| refused(error.code(), &error)),
-            Self::Trust { path, .. } => {
-                TrustBundle::read(path).map(|_| ()).map_err(|error| refused(error.code(), &error))
-            }
-            Self::ManifestKey { path, .. } => {
-                ManifestKey::read(path).map(|_| ()).map_err(|error| refused(error.code(), &error))
-            }
-            Self::AuditKey { path, .. } => {
-                AuditKey::read(path).map(|_| ()).map_err(|error| refused(error.code(), &error))
-            }
-            Self::StoreKeys { path, .. } => {
-                store_keys::StoreKeys::read(path).map(|_| ()).map_err(|error| refused(error.code(), &error))
-            }
-            Self::Certificate { keys, certificate, private_key, .. } => {
+            Self::Trust { path, .. } => TrustBundle::read(path)
+                .map(|_| ())
+                .map_err(|error| refused(error.code(), &error)),
+            Self::ManifestKey { path, .. } => ManifestKey::read(path)
+                .map(|_| ())
+                .map_err(|error| refused(error.code(), &error)),
+            Self::AuditKey { path, .. } => AuditKey::read(path)
+                .map(|_| ())
+                .map_err(|error| refused(error.code(), &error)),
+            Self::StoreKeys { path, .. } => store_keys::StoreKeys::read(path)
+                .map(|_| ())
+                .map_err(|error| refused(error.code(), &error)),
+            Self::Certificate {
+                keys,
+                certificate,
+                private_key,
+                ..
+            } => {
                 for (own, other, path) in [(0, 1, certificate), (1, 0, private_key)] {
                     if let Some(why) = absent(path) {
                         let text = format!("{} {why}, but {} is", keys[own], keys[other]);
@@ -185,12 +216,20 @@ impl Material {
     /// What of it ends, and when.
     fn endings(&self) -> Vec<Ending> {
         match self {
-            Self::Authority { path, .. } | Self::Certificate { certificate: path, .. } => expiry::certificates(path),
+            Self::Authority { path, .. }
+            | Self::Certificate {
+                certificate: path, ..
+            } => expiry::certificates(path),
             Self::Credentials { path, .. } => {
-                let token = Credentials::read(path).ok().map(|credentials| credentials.token().clone());
+                let token = Credentials::read(path)
+                    .ok()
+                    .map(|credentials| credentials.token().clone());
                 let ending = token.and_then(|token| {
                     let what = format!("the credential of {} in {}", token.name, path.display());
-                    Some(Ending { what, at: token.expires? })
+                    Some(Ending {
+                        what,
+                        at: token.expires?,
+                    })
                 });
                 ending.into_iter().collect()
             }
@@ -200,11 +239,16 @@ impl Material {
 
     /// The id of an access key that is, or has a secret that is, a well-known sample.
     pub(crate) fn sample(&self) -> Option<String> {
-        let Self::StoreKeys { path, .. } = self else { return None };
+        let Self::StoreKeys { path, .. } = self else {
+            return None;
+        };
         let keys = store_keys::StoreKeys::read(path).ok()?;
         let sample = |text: &str| SAMPLES.contains(&text.to_lowercase().as_str());
         let pairs = [keys.admin, keys.put, keys.get];
-        pairs.iter().find(|pair| sample(pair.expose_secret()) || sample(pair.id())).map(|pair| pair.id().to_owned())
+        pairs
+            .iter()
+            .find(|pair| sample(pair.expose_secret()) || sample(pair.id()))
+            .map(|pair| pair.id().to_owned())
     }
 }
 
@@ -212,8 +256,14 @@ impl Material {
 pub(crate) fn parse(text: &str) -> Result<(Url, Reach), String> {
     let refused = || format!("{text:?} is not an address such as tls://127.0.0.1:4222");
     let url = Url::parse(text).map_err(|_| refused())?;
-    let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(refused)?;
-    if !matches!(url.scheme(), "tls" | "wss" | "https" | "nats" | "ws" | "http") {
+    let host = url
+        .host_str()
+        .filter(|host| !host.is_empty())
+        .ok_or_else(refused)?;
+    if !matches!(
+        url.scheme(),
+        "tls" | "wss" | "https" | "nats" | "ws" | "http"
+    ) {
         return Err(refused());
     }
     if !url.username().is_empty() || url.password().is_some() {
@@ -221,7 +271,14 @@ pub(crate) fn parse(text: &str) -> Result<(Url, Reach), String> {
     }
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-    Ok((url, if loopback { Reach::Loopback } else { Reach::Network }))
+    Ok((
+        url,
+        if loopback {
+            Reach::Loopback
+        } else {
+            Reach::Network
+        },
+    ))
 }
 
 /// Why a file counts as not given.
@@ -235,7 +292,8 @@ fn absent(path: &Path) -> Option<String> {
             Some(format!("names {shown}, which is not there"))
         }
         Ok(metadata) if metadata.is_file() && metadata.len() < identity::secret::FILE_BYTES_MAX => {
-            let blank = std::fs::read(path).is_ok_and(|bytes| bytes.iter().all(u8::is_ascii_whitespace));
+            let blank =
+                std::fs::read(path).is_ok_and(|bytes| bytes.iter().all(u8::is_ascii_whitespace));
             blank.then(|| format!("names {shown}, which is empty"))
         }
         _ => None,
@@ -257,7 +315,13 @@ mod tests {
         ] {
             assert_eq!(parse(text).map(|(_, reach)| reach), Ok(reach), "{text}");
         }
-        for text in ["", "127.0.0.1:4222", "ftp://x", "tls://", "nats://user:word@host"] {
+        for text in [
+            "",
+            "127.0.0.1:4222",
+            "ftp://x",
+            "tls://",
+            "nats://user:word@host",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

@@ -1,10 +1,12 @@
 //! How this process's allocator treats what is freed.
 
-/// Keeps freed memory for the next buffers instead of giving it back to the system. Transfers and merges free and ask for
-/// buffers of megabytes all the time, and each fresh one costs a page fault for every 4 KiB: a tenth of a round's processor
-/// time. Memory stays at its peak, which is what has to be there anyway.
+/// Keeps freed memory for the next buffers instead of giving it back to the system. Transfers and
+/// merges free and ask for buffers of megabytes all the time, and each fresh one costs a page fault
+/// for every 4 KiB: a tenth of a round's processor time. Memory stays at its peak, which is what
+/// has to be there anyway.
 ///
-/// Called first thing, before there are other threads; does nothing where the allocator is not glibc's.
+/// Called first thing, before there are other threads; does nothing where the allocator is not
+/// glibc's.
 pub fn keep_freed() {
     #[cfg(target_env = "gnu")]
     {

@@ -33,8 +33,8 @@ impl Origins {
         self.0.insert(key.to_owned(), origin);
     }
 
-    /// Where `key` (such as `bus.url`) was set, in words. A key inside a value that was set as a whole, such as an entry
-    /// of a list, has the origin of that value.
+    /// Where `key` (such as `bus.url`) was set, in words. A key inside a value that was set as a
+    /// whole, such as an entry of a list, has the origin of that value.
     pub fn of(&self, key: &str) -> String {
         let mut whole = key;
         loop {
@@ -50,7 +50,9 @@ impl Origins {
 
     /// The key with this last part that some layer set; of several the first.
     pub(crate) fn named(&self, field: &str) -> Option<&str> {
-        let key = |key: &&String| key.rsplit('.').next() == Some(field) || key.split('.').any(|part| part == field);
+        let key = |key: &&String| {
+            key.rsplit('.').next() == Some(field) || key.split('.').any(|part| part == field)
+        };
         self.0.keys().find(key).map(String::as_str)
     }
 }

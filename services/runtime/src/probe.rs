@@ -1,5 +1,6 @@
-//! Why a connection to the bus does not come to be, or does not come back. The client tries again and again and says only
-//! that it has none; here are the reasons that do not pass by themselves, each with the file or the server it is about.
+//! Why a connection to the bus does not come to be, or does not come back. The client tries again
+//! and again and says only that it has none; here are the reasons that do not pass by themselves,
+//! each with the file or the server it is about.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -34,7 +35,10 @@ pub(crate) async fn certificate(config: &BusConfig) -> Option<(String, Certifica
     let mut tls = tls::client_config(&authority).ok()?;
     tls.alpn_protocols.clear();
     let tls = Arc::new(tls);
-    for address in config.addresses().filter(|address| address.starts_with("tls://")) {
+    for address in config
+        .addresses()
+        .filter(|address| address.starts_with("tls://"))
+    {
         let seen = tokio::time::timeout(LOOK_MAX, shown_by(address, Arc::clone(&tls))).await;
         if let Ok(Some(refused)) = seen {
             return Some((address.to_owned(), refused));
@@ -45,12 +49,22 @@ pub(crate) async fn certificate(config: &BusConfig) -> Option<(String, Certifica
 
 async fn shown_by(address: &str, tls: Arc<ClientConfig>) -> Option<CertificateRefused> {
     let (url, _) = materials::parse(address).ok()?;
-    let host = url.host_str()?.trim_start_matches('[').trim_end_matches(']').to_owned();
-    let stream = TcpStream::connect((host.as_str(), url.port().unwrap_or(PORT))).await.ok()?;
+    let host = url
+        .host_str()?
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .to_owned();
+    let stream = TcpStream::connect((host.as_str(), url.port().unwrap_or(PORT)))
+        .await
+        .ok()?;
     let mut stream = BufReader::new(stream);
     // The server greets in the clear before it speaks TLS.
     let mut greeting = Vec::new();
-    (&mut stream).take(GREETING_BYTES_MAX).read_until(b'\n', &mut greeting).await.ok()?;
+    (&mut stream)
+        .take(GREETING_BYTES_MAX)
+        .read_until(b'\n', &mut greeting)
+        .await
+        .ok()?;
     let name = ServerName::try_from(host).ok()?;
     let error = TlsConnector::from(tls).connect(name, stream).await.err()?;
     CertificateRefused::of(&error).cloned()
@@ -61,7 +75,9 @@ fn credential(path: &Path, now: UnixMillis) -> Option<identity::credentials::Cre
     if path.as_os_str().is_empty() {
         return None;
     }
-    Credentials::read(path).and_then(|credentials| credentials.check(now)).err()
+    Credentials::read(path)
+        .and_then(|credentials| credentials.check(now))
+        .err()
 }
 
 /// Watches over a connection while it is away.
@@ -74,7 +90,11 @@ pub(crate) struct Vigil {
 
 impl Vigil {
     pub(crate) fn over(config: &BusConfig) -> Self {
-        Self { config: Arc::new(config.clone()), away: Arc::default(), watching: Arc::default() }
+        Self {
+            config: Arc::new(config.clone()),
+            away: Arc::default(),
+            watching: Arc::default(),
+        }
     }
 
     /// The connection is there, or is not wanted any more.

@@ -8,7 +8,8 @@ use schemas::{Bytes, Millis};
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A span of time, written with units: `"30s"`, `"1m 30s"`, `"250ms"`. A number without a unit is refused.
+/// A span of time, written with units: `"30s"`, `"1m 30s"`, `"250ms"`. A number without a unit is
+/// refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ConfigDuration(pub Duration);
 
@@ -57,7 +58,10 @@ impl FromStr for ConfigDuration {
     type Err = QuantityError;
 
     fn from_str(text: &str) -> Result<Self, QuantityError> {
-        let refused = |_| QuantityError { text: shortened(text), wanted: DURATION };
+        let refused = |_| QuantityError {
+            text: shortened(text),
+            wanted: DURATION,
+        };
         humantime::parse_duration(text).map(Self).map_err(refused)
     }
 }
@@ -66,8 +70,13 @@ impl FromStr for ConfigBytes {
     type Err = QuantityError;
 
     fn from_str(text: &str) -> Result<Self, QuantityError> {
-        let refused = || QuantityError { text: shortened(text), wanted: BYTES };
-        let unit = UNITS.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)));
+        let refused = || QuantityError {
+            text: shortened(text),
+            wanted: BYTES,
+        };
+        let unit = UNITS
+            .iter()
+            .find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)));
         let (digits, shift) = unit.unwrap_or((text, 0));
         let number: u64 = digits.trim().parse().map_err(|_| refused())?;
         number.checked_mul(1 << shift).map(Self).ok_or_else(refused)
@@ -82,7 +91,9 @@ impl fmt::Display for ConfigDuration {
 
 impl fmt::Display for ConfigBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let whole = UNITS.iter().find(|(_, shift)| self.0 > 0 && self.0.trailing_zeros() >= *shift);
+        let whole = UNITS
+            .iter()
+            .find(|(_, shift)| self.0 > 0 && self.0.trailing_zeros() >= *shift);
         match whole {
             Some((unit, shift)) => write!(f, "{}{unit}", self.0 >> shift),
             None => self.0.fmt(f),
@@ -104,7 +115,9 @@ impl Serialize for ConfigBytes {
 
 impl<'de> Deserialize<'de> for ConfigDuration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(de::Error::custom)
     }
 }
 
@@ -132,7 +145,9 @@ impl Visitor<'_> for BytesVisitor {
     }
 
     fn visit_i64<E: de::Error>(self, number: i64) -> Result<ConfigBytes, E> {
-        u64::try_from(number).map(ConfigBytes).map_err(|_| E::custom(format_args!("{number} is not {BYTES}")))
+        u64::try_from(number)
+            .map(ConfigBytes)
+            .map_err(|_| E::custom(format_args!("{number} is not {BYTES}")))
     }
 }
 
@@ -155,11 +170,25 @@ mod tests {
 
     #[test]
     fn sizes_read_back_as_they_print() {
-        for (text, bytes) in [("64MiB", 64 << 20), ("1GiB", 1 << 30), ("0", 0), ("1500", 1500), ("3KiB", 3072)] {
+        for (text, bytes) in [
+            ("64MiB", 64 << 20),
+            ("1GiB", 1 << 30),
+            ("0", 0),
+            ("1500", 1500),
+            ("3KiB", 3072),
+        ] {
             assert_eq!(text.parse(), Ok(ConfigBytes(bytes)), "{text}");
             assert_eq!(ConfigBytes(bytes).to_string(), text);
         }
-        for text in ["", "MiB", "1MB", "-1", "1.5GiB", "99999999999TiB", "18446744073709551616"] {
+        for text in [
+            "",
+            "MiB",
+            "1MB",
+            "-1",
+            "1.5GiB",
+            "99999999999TiB",
+            "18446744073709551616",
+        ] {
             assert!(text.parse::<ConfigBytes>().is_err(), "{text}");
         }
     }

@@ -1,5 +1,5 @@
-//! The ready file: it appears, whole, when a service can be used, and goes with it. `diloctl up` and tests wait for it
-//! instead of guessing.
+//! The ready file: it appears, whole, when a service can be used, and goes with it. `diloctl up`
+//! and tests wait for it instead of guessing.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -15,7 +15,8 @@ pub struct Ready {
     pub service: String,
     /// Its process.
     pub pid: u32,
-    /// Where it listens, if it does: the port is the one that the system chose when 0 was asked for.
+    /// Where it listens, if it does: the port is the one that the system chose when 0 was asked
+    /// for.
     #[serde(default)]
     pub addresses: Vec<String>,
 }
@@ -29,9 +30,19 @@ impl ReadyFile {
     ///
     /// # Errors
     /// The folder does not take the file.
-    pub fn announce(path: Option<&Path>, service: &str, addresses: Vec<String>) -> io::Result<Self> {
-        let Some(path) = path else { return Ok(Self(None)) };
-        let ready = Ready { service: service.to_owned(), pid: std::process::id(), addresses };
+    pub fn announce(
+        path: Option<&Path>,
+        service: &str,
+        addresses: Vec<String>,
+    ) -> io::Result<Self> {
+        let Some(path) = path else {
+            return Ok(Self(None));
+        };
+        let ready = Ready {
+            service: service.to_owned(),
+            pid: std::process::id(),
+            addresses,
+        };
         let text = serde_json::to_vec(&ready).map_err(io::Error::other)?;
         let aside = path.with_extension(format!("part-{}", ready.pid));
         let mut file = fs::File::create(&aside)?;
@@ -58,9 +69,14 @@ mod tests {
     fn the_file_lives_as_long_as_its_service() {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let path = scratch.path().join("store.ready");
-        let ready = ReadyFile::announce(Some(&path), "store", vec!["127.0.0.1:9000".into()]).expect("a fresh folder");
-        let read: Ready = serde_json::from_slice(&fs::read(&path).expect("it is there")).expect("it is JSON");
-        assert_eq!((read.service.as_str(), read.pid), ("store", std::process::id()));
+        let ready = ReadyFile::announce(Some(&path), "store", vec!["127.0.0.1:9000".into()])
+            .expect("a fresh folder");
+        let read: Ready =
+            serde_json::from_slice(&fs::read(&path).expect("it is there")).expect("it is JSON");
+        assert_eq!(
+            (read.service.as_str(), read.pid),
+            ("store", std::process::id())
+        );
         drop(ready);
         assert_eq!(fs::read_dir(scratch.path()).expect("it exists").count(), 0);
     }

@@ -1,6 +1,7 @@
-//! Ending in order. The first SIGINT, SIGTERM or SIGHUP cancels a token that everything long-lived watches. After it
-//! SIGTERM and SIGHUP change nothing: service managers and `diloctl down` may send more than one, and saving takes its
-//! time. A second SIGINT is a person who has pressed Ctrl-C twice, and ends the process at once.
+//! Ending in order. The first SIGINT, SIGTERM or SIGHUP cancels a token that everything long-lived
+//! watches. After it SIGTERM and SIGHUP change nothing: service managers and `diloctl down` may
+//! send more than one, and saving takes its time. A second SIGINT is a person who has pressed
+//! Ctrl-C twice, and ends the process at once.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -46,8 +47,10 @@ impl Asked {
 
 impl Stopping {
     fn next(&mut self, asked: Asked) -> Next {
-        // Interrupts are counted by themselves: a manager's SIGTERM may come together with the terminal's one SIGINT.
-        let second_interrupt = asked == Asked::Interrupt && std::mem::replace(&mut self.interrupted, true);
+        // Interrupts are counted by themselves: a manager's SIGTERM may come together with the
+        // terminal's one SIGINT.
+        let second_interrupt =
+            asked == Asked::Interrupt && std::mem::replace(&mut self.interrupted, true);
         let begun = std::mem::replace(&mut self.begun, true);
         match (begun, second_interrupt) {
             (_, true) => Next::EndNow,
@@ -78,7 +81,10 @@ pub fn on_signals() -> std::io::Result<CancellationToken> {
             let signal = asked.name();
             match stopping.next(asked) {
                 Next::Stop => {
-                    tracing::info!(signal, "stopping in order; Ctrl-C twice ends the process at once");
+                    tracing::info!(
+                        signal,
+                        "stopping in order; Ctrl-C twice ends the process at once"
+                    );
                     cancelled.cancel();
                 }
                 Next::GoOn => tracing::info!(signal, "stopping already"),
@@ -93,7 +99,8 @@ pub fn on_signals() -> std::io::Result<CancellationToken> {
     Ok(token)
 }
 
-/// The terminal's end; none where the process was started to outlive it (`nohup`), which a handler would undo.
+/// The terminal's end; none where the process was started to outlive it (`nohup`), which a handler
+/// would undo.
 ///
 /// # Errors
 /// The system does not take the handler.
@@ -115,9 +122,11 @@ pub async fn heard(signal: &mut Option<Signal>) {
 /// Whether this process was started with the signal ignored.
 pub fn is_ignored(signal: libc::c_int) -> bool {
     let mut present = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: with no new action `sigaction` only writes the present one into the room given, which is of its type.
+    // SAFETY: with no new action `sigaction` only writes the present one into the room given, which
+    // is of its type.
     let known = unsafe { libc::sigaction(signal, std::ptr::null(), present.as_mut_ptr()) } == 0;
-    // SAFETY: zeroes are a valid `sigaction`, and the call has written over them where it succeeded.
+    // SAFETY: zeroes are a valid `sigaction`, and the call has written over them where it
+    // succeeded.
     known && unsafe { present.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
@@ -127,7 +136,11 @@ mod tests {
 
     fn after(signals: &[Asked]) -> Next {
         let mut stopping = Stopping::default();
-        signals.iter().map(|asked| stopping.next(*asked)).last().expect("at least one signal")
+        signals
+            .iter()
+            .map(|asked| stopping.next(*asked))
+            .last()
+            .expect("at least one signal")
     }
 
     #[test]

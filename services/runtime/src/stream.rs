@@ -1,8 +1,9 @@
 //! Reading a stream without a consumer: where it starts and ends, and its messages by position.
 //!
-//! A consumer's answers go where its owner says and may be empty, and an empty message under a subject of `$JS.API` deletes
-//! what the subject names; so who only reads gets no right to consumers. These questions have answers that are never empty,
-//! and nothing that they say can be taken for an order.
+//! A consumer's answers go where its owner says and may be empty, and an empty message under a
+//! subject of `$JS.API` deletes what the subject names; so who only reads gets no right to
+//! consumers. These questions have answers that are never empty, and nothing that they say can be
+//! taken for an order.
 
 use std::time::Duration;
 
@@ -123,7 +124,10 @@ struct Message {
 impl StreamReader {
     /// A reader of `stream`; nothing is asked yet.
     pub fn new(bus: Bus, stream: impl Into<String>) -> Self {
-        Self { bus, stream: stream.into() }
+        Self {
+            bus,
+            stream: stream.into(),
+        }
     }
 
     /// Where it starts and ends now.
@@ -154,7 +158,8 @@ impl StreamReader {
     /// # Errors
     /// As [`StreamReader::span`].
     pub async fn next(&self, from: u64) -> Result<Option<StoredMessage>, StreamError> {
-        self.get(&serde_json::json!({ "seq": from, "next_by_subj": ">" })).await
+        self.get(&serde_json::json!({ "seq": from, "next_by_subj": ">" }))
+            .await
     }
 
     /// The newest message under a subject, which may have wildcards; none when there is none.
@@ -162,26 +167,51 @@ impl StreamReader {
     /// # Errors
     /// As [`StreamReader::span`].
     pub async fn last_under(&self, subject: &str) -> Result<Option<StoredMessage>, StreamError> {
-        self.get(&serde_json::json!({ "last_by_subj": subject })).await
+        self.get(&serde_json::json!({ "last_by_subj": subject }))
+            .await
     }
 
-    /// The messages from one position to another, both included, in order; those that are not there are left out.
+    /// The messages from one position to another, both included, in order; those that are not there
+    /// are left out.
     ///
     /// # Errors
     /// As [`StreamReader::span`].
     pub async fn range(&self, from: u64, to: u64) -> Result<Vec<StoredMessage>, StreamError> {
-        let messages = futures::stream::iter(from..=to).map(|sequence| self.message(sequence)).buffered(ASKED_MAX);
-        messages.try_filter_map(|message| std::future::ready(Ok(message))).try_collect().await
+        let messages = futures::stream::iter(from..=to)
+            .map(|sequence| self.message(sequence))
+            .buffered(ASKED_MAX);
+        messages
+            .try_filter_map(|message| std::future::ready(Ok(message)))
+            .try_collect()
+            .await
     }
 
-    async fn get(&self, question: &serde_json::Value) -> Result<Option<StoredMessage>, StreamError> {
+    async fn get(
+        &self,
+        question: &serde_json::Value,
+    ) -> Result<Option<StoredMessage>, StreamError> {
         let subject = format!("$JS.API.STREAM.MSG.GET.{}", self.stream);
         let answer = self.ask(&subject, question.to_string()).await?;
         let Answer { message, error } = self.parse(&answer)?;
         match (message, error) {
-            (Some(Message { subject, seq, data, time }), _) => {
-                let payload = BASE64.decode(data.as_bytes()).map_err(|error| self.unreadable(error))?;
-                Ok(Some(StoredMessage { sequence: seq, subject, payload: payload.into(), time }))
+            (
+                Some(Message {
+                    subject,
+                    seq,
+                    data,
+                    time,
+                }),
+                _,
+            ) => {
+                let payload = BASE64
+                    .decode(data.as_bytes())
+                    .map_err(|error| self.unreadable(error))?;
+                Ok(Some(StoredMessage {
+                    sequence: seq,
+                    subject,
+                    payload: payload.into(),
+                    time,
+                }))
             }
             (None, Some(error)) if error.err_code == NO_MESSAGE => Ok(None),
             (None, Some(error)) => Err(self.failed(error)),
@@ -190,7 +220,10 @@ impl StreamReader {
     }
 
     async fn ask(&self, subject: &str, question: String) -> Result<Bytes, StreamError> {
-        let answer = self.bus.request_raw(subject, HeaderMap::new(), question.into(), ANSWER_MAX).await;
+        let answer = self
+            .bus
+            .request_raw(subject, HeaderMap::new(), question.into(), ANSWER_MAX)
+            .await;
         answer.map_err(|error| match error {
             BusError::Denied { .. } => StreamError::Denied(error.to_string()),
             error => self.unreadable(error),
@@ -198,7 +231,8 @@ impl StreamReader {
     }
 
     fn parse<'a, T: Deserialize<'a>>(&self, answer: &'a [u8]) -> Result<T, StreamError> {
-        serde_json::from_slice(answer).map_err(|error| self.unreadable(format_args!("the answer is not one: {error}")))
+        serde_json::from_slice(answer)
+            .map_err(|error| self.unreadable(format_args!("the answer is not one: {error}")))
     }
 
     fn failed(&self, error: ApiError) -> StreamError {
@@ -209,6 +243,9 @@ impl StreamReader {
     }
 
     fn unreadable(&self, reason: impl std::fmt::Display) -> StreamError {
-        StreamError::Unreadable { stream: self.stream.clone(), reason: reason.to_string() }
+        StreamError::Unreadable {
+            stream: self.stream.clone(),
+            reason: reason.to_string(),
+        }
     }
 }

@@ -1,5 +1,5 @@
-//! The switches of `require_auth`, declared once: the check names them in its errors, and the reference page is made of
-//! them.
+//! The switches of `require_auth`, declared once: the check names them in its errors, and the
+//! reference page is made of them.
 
 use schemas::member::Layer;
 
@@ -26,25 +26,46 @@ pub(crate) const EXCEPTIONS: Switch = Switch {
 };
 
 /// The mark of a demonstration.
-pub(crate) const DEMO: Switch =
-    Switch { key: "auth.demo", default: "false", effect: "admits sample secrets, on loopback addresses only" };
+pub(crate) const DEMO: Switch = Switch {
+    key: "auth.demo",
+    default: "false",
+    effect: "admits sample secrets, on loopback addresses only",
+};
 
 /// The switch of one layer, and whom the layer is open to without it.
 pub(crate) const fn of(layer: Layer) -> Switch {
     let (key, effect) = match layer {
-        Layer::Bus => ("auth.layers.bus", "connections to NATS need a token, a key and TLS"),
-        Layer::Bulk => ("auth.layers.bulk", "transfers to and from the store are signed and use TLS"),
-        Layer::Manifests => ("auth.layers.manifests", "leases, commands, results and events are signed and verified"),
-        Layer::Enrolment => ("auth.layers.enrolment", "only workers with a credential for the run may join it"),
+        Layer::Bus => (
+            "auth.layers.bus",
+            "connections to NATS need a token, a key and TLS",
+        ),
+        Layer::Bulk => (
+            "auth.layers.bulk",
+            "transfers to and from the store are signed and use TLS",
+        ),
+        Layer::Manifests => (
+            "auth.layers.manifests",
+            "leases, commands, results and events are signed and verified",
+        ),
+        Layer::Enrolment => (
+            "auth.layers.enrolment",
+            "only workers with a credential for the run may join it",
+        ),
     };
-    Switch { key, default: "as the umbrella", effect }
+    Switch {
+        key,
+        default: "as the umbrella",
+        effect,
+    }
 }
 
 /// Whom a layer is open to when it is not required.
 pub(crate) const fn open_to(layer: Layer) -> &'static str {
     match layer {
         Layer::Bus => "anyone who reaches the NATS port may read and publish",
-        Layer::Bulk => "anyone who reaches the store's port may read and replace objects in transit",
+        Layer::Bulk => {
+            "anyone who reaches the store's port may read and replace objects in transit"
+        }
         Layer::Manifests => "anyone who may publish on the bus can forge leases and commands",
         Layer::Enrolment => "any worker that reaches the bus may join a run",
     }
@@ -59,11 +80,23 @@ pub fn switches_reference() -> String {
          | key | environment variable | default | effect |\n| --- | --- | --- | --- |\n",
     );
     let layers = Layer::ALL.map(of);
-    for Switch { key, default, effect } in [&UMBRELLA].into_iter().chain(&layers).chain([&EXCEPTIONS, &DEMO]) {
+    for Switch {
+        key,
+        default,
+        effect,
+    } in [&UMBRELLA]
+        .into_iter()
+        .chain(&layers)
+        .chain([&EXCEPTIONS, &DEMO])
+    {
         let variable = format!("DILOCO_{}", key.to_uppercase().replace('.', "__"));
-        page.push_str(&format!("| `{key}` | `{variable}` | `{default}` | {effect} |\n"));
+        page.push_str(&format!(
+            "| `{key}` | `{variable}` | `{default}` | {effect} |\n"
+        ));
     }
-    page.push_str("\nA layer that is not required is open:\n\n| layer | without it |\n| --- | --- |\n");
+    page.push_str(
+        "\nA layer that is not required is open:\n\n| layer | without it |\n| --- | --- |\n",
+    );
     for layer in Layer::ALL {
         page.push_str(&format!("| {} | {} |\n", layer.name(), open_to(layer)));
     }
@@ -97,7 +130,9 @@ mod tests {
         let mut keys = Vec::new();
         for (name, value) in &table {
             match value {
-                toml::Value::Table(inner) => keys.extend(inner.keys().map(|key| format!("auth.{name}.{key}"))),
+                toml::Value::Table(inner) => {
+                    keys.extend(inner.keys().map(|key| format!("auth.{name}.{key}")))
+                }
                 _ => keys.push(format!("auth.{name}")),
             }
         }

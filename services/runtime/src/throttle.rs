@@ -1,9 +1,10 @@
-//! One warning per cause: the first lines of a cause in full, then one line for many, at growing intervals. A fault that
-//! repeats with every unit, object, second or retry, or that a stranger repeats at will, must not bury the others.
+//! One warning per cause: the first lines of a cause in full, then one line for many, at growing
+//! intervals. A fault that repeats with every unit, object, second or retry, or that a stranger
+//! repeats at will, must not bury the others.
 //!
-//! [`Throttle`] is the rule: no clock, no output. [`crate::log`] puts it under every line that has a level of warning or
-//! above, or that names a `code` or a `cause`, so no line has to ask for it; the fields of [`CAUSE_FIELDS`] tell causes of
-//! one line in the source apart.
+//! [`Throttle`] is the rule: no clock, no output. [`crate::log`] puts it under every line that has
+//! a level of warning or above, or that names a `code` or a `cause`, so no line has to ask for it;
+//! the fields of [`CAUSE_FIELDS`] tell causes of one line in the source apart.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,20 +15,24 @@ pub(crate) use layer::{Held, HeldBack};
 
 /// Lines of one cause that are logged in full: enough to see what it is about and that it repeats.
 pub const FULL_MAX: u32 = 3;
-/// When what was held back of a cause is told first; doubled each time, since what goes on is no news.
+/// When what was held back of a cause is told first; doubled each time, since what goes on is no
+/// news.
 pub const INTERVAL_FIRST: Duration = Duration::from_secs(10);
 /// The longest such interval. A cause that was quiet for as long begins anew.
 pub const INTERVAL_MAX: Duration = Duration::from_secs(600);
-/// Causes of one line in the source that are told apart; further ones are counted together. The bound is for each line,
-/// so that who makes up senders without end hides nothing but lines about made-up senders.
+/// Causes of one line in the source that are told apart; further ones are counted together. The
+/// bound is for each line, so that who makes up senders without end hides nothing but lines about
+/// made-up senders.
 pub const CAUSES_MAX: usize = 256;
 /// The name under which further ones are counted.
 pub const OTHERS: &str = "others";
 /// Most bytes of a line that are kept to show the newest one.
 pub(crate) const NEWEST_BYTES_MAX: usize = 512;
-/// Fields whose values tell causes apart. What differs with each unit, object or try is none of them.
-pub const CAUSE_FIELDS: &[&str] =
-    &["code", "cause", "sender", "layer", "finding", "place", "kind", "peer", "run", "signal"];
+/// Fields whose values tell causes apart. What differs with each unit, object or try is none of
+/// them.
+pub const CAUSE_FIELDS: &[&str] = &[
+    "code", "cause", "sender", "layer", "finding", "place", "kind", "peer", "run", "signal",
+];
 
 /// What was logged and held back lately, by the line in the source and by cause.
 #[derive(Debug, Default)]
@@ -62,14 +67,26 @@ struct Lately {
 }
 
 impl Throttle {
-    /// Notes a line; whether it is to be logged. `newest` makes its text, which is needed only when it is not; `now` is
-    /// the time since any fixed moment.
-    pub fn note(&mut self, site: &'static str, cause: &str, now: Duration, newest: impl FnOnce() -> String) -> bool {
+    /// Notes a line; whether it is to be logged. `newest` makes its text, which is needed only when
+    /// it is not; `now` is the time since any fixed moment.
+    pub fn note(
+        &mut self,
+        site: &'static str,
+        cause: &str,
+        now: Duration,
+        newest: impl FnOnce() -> String,
+    ) -> bool {
         let causes = self.sites.entry(site).or_default();
         let known = causes.contains_key(cause) || causes.len() < CAUSES_MAX;
         let cause = if known { cause } else { OTHERS };
-        let fresh =
-            || Lately { full: 0, count: 0, newest: String::new(), since: now, interval: INTERVAL_FIRST, last: now };
+        let fresh = || Lately {
+            full: 0,
+            count: 0,
+            newest: String::new(),
+            since: now,
+            interval: INTERVAL_FIRST,
+            last: now,
+        };
         let lately = causes.entry(cause.to_owned()).or_insert_with(fresh);
         if lately.count == 0 && now.saturating_sub(lately.last) >= INTERVAL_MAX {
             *lately = fresh();
@@ -87,7 +104,8 @@ impl Throttle {
         false
     }
 
-    /// What is to be told of the causes whose interval has ended. Those that were quiet for long are forgotten.
+    /// What is to be told of the causes whose interval has ended. Those that were quiet for long
+    /// are forgotten.
     pub fn due(&mut self, now: Duration) -> Vec<Many> {
         let mut told = Vec::new();
         for (site, causes) in &mut self.sites {
@@ -105,7 +123,10 @@ impl Throttle {
 
     /// Everything that was held back and not told yet: a process that ends leaves no count behind.
     pub fn rest(&mut self, now: Duration) -> Vec<Many> {
-        let held = self.sites.iter_mut().flat_map(|(site, causes)| causes.iter_mut().map(move |entry| (*site, entry)));
+        let held = self
+            .sites
+            .iter_mut()
+            .flat_map(|(site, causes)| causes.iter_mut().map(move |entry| (*site, entry)));
         held.filter(|(_, (_, lately))| lately.count > 0)
             .map(|(site, (cause, lately))| lately.tell(site, cause, now))
             .collect()
@@ -131,15 +152,23 @@ mod tests {
     const START: Duration = Duration::from_secs(1000);
 
     fn flood(throttle: &mut Throttle, cause: &str, at: Duration) -> u32 {
-        (0..1000).map(|n| u32::from(throttle.note("line", cause, at, || format!("number {n}")))).sum()
+        (0..1000)
+            .map(|n| u32::from(throttle.note("line", cause, at, || format!("number {n}"))))
+            .sum()
     }
 
     #[test]
     fn a_flood_is_a_few_lines_and_then_one_for_each_growing_interval() {
         let mut throttle = Throttle::default();
         assert_eq!(flood(&mut throttle, "a", START), FULL_MAX);
-        assert!(throttle.note("line", "b", START, String::new), "another cause is logged beside it");
-        assert!(throttle.note("another", "a", START, String::new), "and another line");
+        assert!(
+            throttle.note("line", "b", START, String::new),
+            "another cause is logged beside it"
+        );
+        assert!(
+            throttle.note("another", "a", START, String::new),
+            "and another line"
+        );
         assert!(throttle.due(START + INTERVAL_FIRST / 2).is_empty());
         let told = throttle.due(START + INTERVAL_FIRST);
         let many = Many {
@@ -152,10 +181,17 @@ mod tests {
         assert_eq!(told, [many]);
         let mut at = START + INTERVAL_FIRST;
         assert_eq!(flood(&mut throttle, "a", at), 0, "it goes on");
-        assert!(throttle.due(at + INTERVAL_FIRST).is_empty(), "and is told half as often");
+        assert!(
+            throttle.due(at + INTERVAL_FIRST).is_empty(),
+            "and is told half as often"
+        );
         at += 2 * INTERVAL_FIRST;
         assert_eq!(throttle.due(at)[0].count, 1000);
-        assert_eq!(flood(&mut throttle, "a", at + INTERVAL_MAX), FULL_MAX, "it was quiet and begins anew");
+        assert_eq!(
+            flood(&mut throttle, "a", at + INTERVAL_MAX),
+            FULL_MAX,
+            "it was quiet and begins anew"
+        );
     }
 
     #[test]
@@ -168,20 +204,29 @@ mod tests {
             lines += u32::from(throttle.note("line", "a", at, String::new));
             told += throttle.due(at).iter().map(|many| many.count).sum::<u64>();
         }
-        told += throttle.rest(START).iter().map(|many| many.count).sum::<u64>();
+        told += throttle
+            .rest(START)
+            .iter()
+            .map(|many| many.count)
+            .sum::<u64>();
         assert_eq!((lines, told), (FULL_MAX, 40 - u64::from(FULL_MAX)));
     }
 
     #[test]
     fn senders_without_end_take_bounded_room_and_hide_no_other_line() {
         let mut throttle = Throttle::default();
-        let full = (0..100_000).filter(|n| throttle.note("line", &format!("sender {n}"), START, String::new)).count();
+        let full = (0..100_000)
+            .filter(|n| throttle.note("line", &format!("sender {n}"), START, String::new))
+            .count();
         assert_eq!(full, CAUSES_MAX + FULL_MAX as usize);
         assert_eq!(throttle.sites["line"].len(), CAUSES_MAX + 1);
         assert!(throttle.note("another", "sender", START, String::new));
         let many = throttle.due(START + INTERVAL_FIRST);
         assert_eq!(many.len(), 1);
-        assert_eq!((many[0].cause.as_str(), many[0].count), (OTHERS, (100_000 - full) as u64));
+        assert_eq!(
+            (many[0].cause.as_str(), many[0].count),
+            (OTHERS, (100_000 - full) as u64)
+        );
         assert!(throttle.due(START + INTERVAL_MAX).is_empty());
         assert!(throttle.sites.is_empty(), "the quiet are forgotten");
     }

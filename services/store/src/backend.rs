@@ -11,10 +11,11 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use futures::Stream;
 use s3s::dto::{
-    ChecksumMode, CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource, DeleteObjectInput,
-    DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, DeletedObject, ETag, GetObjectInput, GetObjectOutput,
-    HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output,
-    Object, PutObjectInput, PutObjectOutput, Range, StreamingBlob,
+    ChecksumMode, CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource,
+    DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, DeletedObject,
+    ETag, GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput, HeadObjectInput,
+    HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output, Object, PutObjectInput,
+    PutObjectOutput, Range, StreamingBlob,
 };
 use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 use schemas::Digest;
@@ -47,18 +48,30 @@ struct Opened {
 
 #[async_trait]
 impl S3 for Backend {
-    async fn head_bucket(&self, request: S3Request<HeadBucketInput>) -> S3Result<S3Response<HeadBucketOutput>> {
+    async fn head_bucket(
+        &self,
+        request: S3Request<HeadBucketInput>,
+    ) -> S3Result<S3Response<HeadBucketOutput>> {
         parse_bucket(&request.input.bucket)?;
         Ok(S3Response::new(HeadBucketOutput::default()))
     }
 
-    async fn put_object(&self, request: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
+    async fn put_object(
+        &self,
+        request: S3Request<PutObjectInput>,
+    ) -> S3Result<S3Response<PutObjectOutput>> {
         let input = request.input;
         let place = Place::parse(&input.bucket, &input.key)?;
-        let bytes = input.content_length.and_then(|length| u64::try_from(length).ok());
+        let bytes = input
+            .content_length
+            .and_then(|length| u64::try_from(length).ok());
         let bytes = bytes.ok_or_else(|| s3_error!(MissingContentLength))?;
         if bytes > self.object_bytes_max {
-            return Err(s3_error!(EntityTooLarge, "{bytes} bytes, at most {} are accepted", self.object_bytes_max));
+            return Err(s3_error!(
+                EntityTooLarge,
+                "{bytes} bytes, at most {} are accepted",
+                self.object_bytes_max
+            ));
         }
         let how = match &input.if_none_match {
             None => Publish::Replace,
@@ -66,12 +79,28 @@ impl S3 for Backend {
             Some(_) => return Err(s3_error!(NotImplemented, "if-none-match takes * only")),
         };
         if input.if_match.is_some() {
-            return Err(s3_error!(NotImplemented, "if-match is not for uploads here"));
+            return Err(s3_error!(
+                NotImplemented,
+                "if-match is not for uploads here"
+            ));
         }
         let claim = self.claim(&place, how)?;
-        let room = self.root.reserve(bytes).map_err(storage_error)?.ok_or_else(upload::full)?;
-        let body = input.body.unwrap_or_else(|| StreamingBlob::from(s3s::Body::empty()));
-        let upload = Upload { place, bytes, checksum: input.checksum_sha256, how, room, claim };
+        let room = self
+            .root
+            .reserve(bytes)
+            .map_err(storage_error)?
+            .ok_or_else(upload::full)?;
+        let body = input
+            .body
+            .unwrap_or_else(|| StreamingBlob::from(s3s::Body::empty()));
+        let upload = Upload {
+            place,
+            bytes,
+            checksum: input.checksum_sha256,
+            how,
+            room,
+            claim,
+        };
         let digest = upload::receive(self.root.clone(), body, upload).await?;
         Ok(S3Response::new(PutObjectOutput {
             e_tag: Some(ETag::Strong(digest.hex())),
@@ -80,15 +109,24 @@ impl S3 for Backend {
         }))
     }
 
-    async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
+    async fn get_object(
+        &self,
+        request: S3Request<GetObjectInput>,
+    ) -> S3Result<S3Response<GetObjectOutput>> {
         let input = request.input;
         let place = Place::parse(&input.bucket, &input.key)?;
         let path = place.path(self.root.path());
         let ranged = input.range.is_some();
         let opened = blocking(move || open(&path, input.range.as_ref())).await?;
         let length = opened.range.end - opened.range.start;
-        let content_range =
-            ranged.then(|| format!("bytes {}-{}/{}", opened.range.start, opened.range.end - 1, opened.bytes));
+        let content_range = ranged.then(|| {
+            format!(
+                "bytes {}-{}/{}",
+                opened.range.start,
+                opened.range.end - 1,
+                opened.bytes
+            )
+        });
         let tag = e_tag(&place, opened.bytes, opened.modified);
         let checksum = recorded(&place, input.checksum_mode.as_ref()).filter(|_| !ranged);
         let modified = opened.modified;
@@ -105,7 +143,10 @@ impl S3 for Backend {
         }))
     }
 
-    async fn head_object(&self, request: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
+    async fn head_object(
+        &self,
+        request: S3Request<HeadObjectInput>,
+    ) -> S3Result<S3Response<HeadObjectOutput>> {
         let input = request.input;
         let place = Place::parse(&input.bucket, &input.key)?;
         let path = place.path(self.root.path());
@@ -128,15 +169,33 @@ impl S3 for Backend {
         }))
     }
 
-    async fn copy_object(&self, request: S3Request<CopyObjectInput>) -> S3Result<S3Response<CopyObjectOutput>> {
+    async fn copy_object(
+        &self,
+        request: S3Request<CopyObjectInput>,
+    ) -> S3Result<S3Response<CopyObjectOutput>> {
         let input = request.input;
-        let CopySource::Bucket { bucket, key, version_id: None } = &input.copy_source else {
-            return Err(s3_error!(NotImplemented, "copies are from a bucket and a key"));
+        let CopySource::Bucket {
+            bucket,
+            key,
+            version_id: None,
+        } = &input.copy_source
+        else {
+            return Err(s3_error!(
+                NotImplemented,
+                "copies are from a bucket and a key"
+            ));
         };
         let source = Place::parse(bucket, key)?;
         let target = Place::parse(&input.bucket, &input.key)?;
-        let digest = source.digest.filter(|digest| target.digest == Some(*digest));
-        let digest = digest.ok_or_else(|| s3_error!(InvalidArgument, "a copy keeps the digest that its key names"))?;
+        let digest = source
+            .digest
+            .filter(|digest| target.digest == Some(*digest));
+        let digest = digest.ok_or_else(|| {
+            s3_error!(
+                InvalidArgument,
+                "a copy keeps the digest that its key names"
+            )
+        })?;
         let root = self.root.clone();
         let modified = blocking(move || {
             let (from, to) = (source.path(root.path()), target.path(root.path()));
@@ -146,7 +205,9 @@ impl S3 for Backend {
                 Err(error) => return Err(no_key(error)),
                 Ok(()) => {}
             }
-            fs::metadata(&to).and_then(|metadata| metadata.modified()).map_err(no_key)
+            fs::metadata(&to)
+                .and_then(|metadata| metadata.modified())
+                .map_err(no_key)
         })
         .await?;
         let result = CopyObjectResult {
@@ -155,10 +216,16 @@ impl S3 for Backend {
             last_modified: Some(modified.into()),
             ..Default::default()
         };
-        Ok(S3Response::new(CopyObjectOutput { copy_object_result: Some(result), ..Default::default() }))
+        Ok(S3Response::new(CopyObjectOutput {
+            copy_object_result: Some(result),
+            ..Default::default()
+        }))
     }
 
-    async fn delete_object(&self, request: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
+    async fn delete_object(
+        &self,
+        request: S3Request<DeleteObjectInput>,
+    ) -> S3Result<S3Response<DeleteObjectOutput>> {
         let path = Place::parse(&request.input.bucket, &request.input.key)?.path(self.root.path());
         blocking(move || remove(&path)).await?;
         Ok(S3Response::new(DeleteObjectOutput::default()))
@@ -170,20 +237,33 @@ impl S3 for Backend {
     ) -> S3Result<S3Response<DeleteObjectsOutput>> {
         let input = request.input;
         if input.delete.objects.len() > KEYS_MAX {
-            return Err(s3_error!(MalformedXML, "at most {KEYS_MAX} keys are deleted at a time"));
+            return Err(s3_error!(
+                MalformedXML,
+                "at most {KEYS_MAX} keys are deleted at a time"
+            ));
         }
-        let places = input.delete.objects.into_iter().map(|object| Place::parse(&input.bucket, &object.key));
+        let places = input
+            .delete
+            .objects
+            .into_iter()
+            .map(|object| Place::parse(&input.bucket, &object.key));
         let places = places.collect::<S3Result<Vec<_>>>()?;
         let root = self.root.clone();
         let deleted = blocking(move || {
             let delete = |place: Place| {
                 remove(&place.path(root.path()))?;
-                Ok(DeletedObject { key: Some(place.key), ..Default::default() })
+                Ok(DeletedObject {
+                    key: Some(place.key),
+                    ..Default::default()
+                })
             };
             places.into_iter().map(delete).collect::<S3Result<Vec<_>>>()
         })
         .await?;
-        Ok(S3Response::new(DeleteObjectsOutput { deleted: Some(deleted), ..Default::default() }))
+        Ok(S3Response::new(DeleteObjectsOutput {
+            deleted: Some(deleted),
+            ..Default::default()
+        }))
     }
 
     async fn list_objects_v2(
@@ -195,19 +275,31 @@ impl S3 for Backend {
         if input.delimiter.is_some() {
             return Err(s3_error!(NotImplemented, "listings have no delimiter here"));
         }
-        let asked = input.max_keys.map_or(KEYS_MAX, |keys| usize::try_from(keys).unwrap_or(0));
+        let asked = input
+            .max_keys
+            .map_or(KEYS_MAX, |keys| usize::try_from(keys).unwrap_or(0));
         let keys_max = asked.min(KEYS_MAX);
         let prefix = input.prefix.clone().unwrap_or_default();
         // A page's token is its last key.
-        let after = input.continuation_token.clone().or(input.start_after.clone());
+        let after = input
+            .continuation_token
+            .clone()
+            .or(input.start_after.clone());
         let folder = self.root.bucket(bucket);
         let (found, more) = blocking(move || {
-            let page = listing::Page { prefix: &prefix, after: after.as_deref(), keys_max };
+            let page = listing::Page {
+                prefix: &prefix,
+                after: after.as_deref(),
+                keys_max,
+            };
             listing::list(&folder, &page).map_err(storage_error)
         })
         .await?;
         let next = found.last().filter(|_| more).map(|last| last.key.clone());
-        let contents: Vec<Object> = found.into_iter().filter_map(|found| listed(bucket.as_str(), found)).collect();
+        let contents: Vec<Object> = found
+            .into_iter()
+            .filter_map(|found| listed(bucket.as_str(), found))
+            .collect();
         Ok(S3Response::new(ListObjectsV2Output {
             name: Some(input.bucket),
             prefix: input.prefix,
@@ -223,8 +315,8 @@ impl S3 for Backend {
 }
 
 impl Backend {
-    /// The place for one upload alone, if it may be filled only once. 412 when it is filled; 409 while another upload of
-    /// it is in progress, which clients repeat: that one may break off.
+    /// The place for one upload alone, if it may be filled only once. 412 when it is filled; 409
+    /// while another upload of it is in progress, which clients repeat: that one may break off.
     fn claim(&self, place: &Place, how: Publish) -> S3Result<Option<Claim>> {
         if how == Publish::Replace {
             return Ok(None);
@@ -234,12 +326,19 @@ impl Backend {
         if name.exists() {
             return Err(s3_error!(PreconditionFailed, "the object exists"));
         }
-        let in_progress = || s3_error!(ConditionalRequestConflict, "another upload of the object is in progress");
+        let in_progress = || {
+            s3_error!(
+                ConditionalRequestConflict,
+                "another upload of the object is in progress"
+            )
+        };
         claim.map(Some).ok_or_else(in_progress)
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> S3Result<T> + Send + 'static) -> S3Result<T> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> S3Result<T> + Send + 'static,
+) -> S3Result<T> {
     let failed = |error| S3Error::with_source(S3ErrorCode::InternalError, Box::new(error));
     tokio::task::spawn_blocking(work).await.map_err(failed)?
 }
@@ -256,19 +355,30 @@ fn open(path: &std::path::Path, range: Option<&Range>) -> S3Result<Opened> {
         None => 0..bytes,
     };
     if range.start > 0 {
-        file.seek(SeekFrom::Start(range.start)).map_err(storage_error)?;
+        file.seek(SeekFrom::Start(range.start))
+            .map_err(storage_error)?;
     }
     let (file, first) = read(file, range.end - range.start).map_err(storage_error)?;
-    Ok(Opened { file, bytes, modified: metadata.modified().map_err(storage_error)?, range, first })
+    Ok(Opened {
+        file,
+        bytes,
+        modified: metadata.modified().map_err(storage_error)?,
+        range,
+        first,
+    })
 }
 
-/// The next piece of a file, at most `left` bytes; with the file, so that it can move between threads.
+/// The next piece of a file, at most `left` bytes; with the file, so that it can move between
+/// threads.
 fn read(file: File, left: u64) -> io::Result<(File, Bytes)> {
     let wanted = left.min(READ_BYTES);
     let mut piece = Vec::with_capacity(usize::try_from(wanted).expect("a piece fits into memory"));
     (&file).take(wanted).read_to_end(&mut piece)?;
     if (piece.len() as u64) < wanted {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "an object became shorter"));
+        return Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "an object became shorter",
+        ));
     }
     Ok((file, piece.into()))
 }
@@ -281,14 +391,21 @@ fn stream(opened: Opened) -> impl Stream<Item = io::Result<Bytes>> + Send + Sync
         left: u64,
         reading: Option<JoinHandle<io::Result<(File, Bytes)>>>,
     }
-    let ahead = |file, left| (left > 0).then(|| tokio::task::spawn_blocking(move || read(file, left)));
+    let ahead =
+        |file, left| (left > 0).then(|| tokio::task::spawn_blocking(move || read(file, left)));
     let left = opened.range.end - opened.range.start - opened.first.len() as u64;
-    let start = Rest { ready: Some(opened.first), left, reading: ahead(opened.file, left) };
+    let start = Rest {
+        ready: Some(opened.first),
+        left,
+        reading: ahead(opened.file, left),
+    };
     futures::stream::try_unfold(start, move |mut rest| async move {
         if let Some(piece) = rest.ready.take() {
             return Ok((!piece.is_empty()).then_some((piece, rest)));
         }
-        let Some(reading) = rest.reading.take() else { return Ok(None) };
+        let Some(reading) = rest.reading.take() else {
+            return Ok(None);
+        };
         let (file, piece) = reading.await.map_err(io::Error::other)??;
         rest.left -= piece.len() as u64;
         rest.reading = ahead(file, rest.left);
@@ -312,14 +429,23 @@ fn no_key(error: io::Error) -> S3Error {
 
 /// The digest where the key names one; else something that changes with the file.
 fn e_tag(place: &Place, bytes: u64, modified: SystemTime) -> ETag {
-    let since = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    ETag::Strong(place.digest.map_or_else(|| format!("{:x}-{bytes:x}", since.as_nanos()), |digest| digest.hex()))
+    let since = modified
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    ETag::Strong(place.digest.map_or_else(
+        || format!("{:x}-{bytes:x}", since.as_nanos()),
+        |digest| digest.hex(),
+    ))
 }
 
-/// The checksum header, where the client asks for it. The digest was compared before the object had its name.
+/// The checksum header, where the client asks for it. The digest was compared before the object had
+/// its name.
 fn recorded(place: &Place, mode: Option<&ChecksumMode>) -> Option<String> {
     let asked = mode.is_some_and(|mode| mode.as_str() == ChecksumMode::ENABLED);
-    place.digest.filter(|_| asked).map(|digest: Digest| BASE64.encode(digest.as_bytes()))
+    place
+        .digest
+        .filter(|_| asked)
+        .map(|digest: Digest| BASE64.encode(digest.as_bytes()))
 }
 
 /// A found file as an entry; what has no place (left by hand) is not shown.
@@ -342,7 +468,8 @@ fn as_length(bytes: u64) -> i64 {
 mod tests {
     use super::*;
 
-    /// Its length was announced: fewer bytes end the answer, so that nobody takes the part for the whole.
+    /// Its length was announced: fewer bytes end the answer, so that nobody takes the part for the
+    /// whole.
     #[test]
     fn an_object_that_became_shorter_is_an_error_and_not_a_short_piece() {
         let folder = tempfile::tempdir().unwrap();
@@ -351,6 +478,9 @@ mod tests {
         let at_hand = |left| read(File::open(&path).unwrap(), left).map(|(_, piece)| piece);
         assert_eq!(at_hand(10).unwrap(), "0123456789");
         assert_eq!(at_hand(4).unwrap(), "0123");
-        assert_eq!(at_hand(11).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(
+            at_hand(11).unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
     }
 }

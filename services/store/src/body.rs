@@ -1,4 +1,5 @@
-//! A request's body whose sender must keep sending: without it one silent sender holds a connection for ever.
+//! A request's body whose sender must keep sending: without it one silent sender holds a connection
+//! for ever.
 
 use std::error::Error;
 use std::io;
@@ -10,16 +11,17 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
-/// Slowest peer that is waited for, in either direction. It is half of what our clients give an attempt up at, so that they
-/// are the ones who do and know why; eight transfers over a line of 40 KB/s have ten times as much each. At this rate a peer
-/// holds a connection for long, which is why one address holds a share of them only.
+/// Slowest peer that is waited for, in either direction. It is half of what our clients give an
+/// attempt up at, so that they are the ones who do and know why; eight transfers over a line of 40
+/// KB/s have ten times as much each. At this rate a peer holds a connection for long, which is why
+/// one address holds a share of them only.
 pub(crate) const BYTES_PER_SECOND_MIN: u64 = 512;
 
-/// A body that fails when its sender is silent for too long, or keeps us waiting for longer than its bytes so far are
-/// worth. Time in which nobody asks for more is not the sender's.
+/// A body that fails when its sender is silent for too long, or keeps us waiting for longer than
+/// its bytes so far are worth. Time in which nobody asks for more is not the sender's.
 ///
-/// It costs a look at the clock when it waits and another when that ends; the timer is set anew once a window, not once a
-/// frame.
+/// It costs a look at the clock when it waits and another when that ends; the timer is set anew
+/// once a window, not once a frame.
 pub(crate) struct Paced<B> {
     body: B,
     /// Longest silence, and the credit that a sender starts with.
@@ -33,18 +35,29 @@ pub(crate) struct Paced<B> {
 
 impl<B> Paced<B> {
     pub(crate) const fn new(body: B, idle: Duration) -> Self {
-        Self { body, idle, received: 0, waited: Duration::ZERO, waiting_since: None, timer: None }
+        Self {
+            body,
+            idle,
+            received: 0,
+            waited: Duration::ZERO,
+            waiting_since: None,
+            timer: None,
+        }
     }
 
     /// Ready when the sender has had its time.
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let since = *self.waiting_since.get_or_insert_with(Instant::now);
-        let worth = Duration::from_millis(self.received.saturating_mul(1000) / BYTES_PER_SECOND_MIN);
+        let worth =
+            Duration::from_millis(self.received.saturating_mul(1000) / BYTES_PER_SECOND_MIN);
         let credit = self.idle.saturating_add(worth).saturating_sub(self.waited);
         let due = since + credit.min(self.idle);
-        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
         loop {
-            // The time that is due only ever moves on, so an old timer rings too early, never too late.
+            // The time that is due only ever moves on, so an old timer rings too early, never too
+            // late.
             ready!(timer.as_mut().poll(cx));
             if timer.deadline() >= due {
                 return Poll::Ready(());
@@ -70,7 +83,10 @@ impl<B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin> B
         if let Some(since) = self.waiting_since.take() {
             self.waited += since.elapsed();
         }
-        if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
+        if let Some(data) = frame
+            .as_ref()
+            .and_then(|frame| frame.as_ref().ok()?.data_ref())
+        {
             self.received += data.len() as u64;
         }
         Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
@@ -113,7 +129,9 @@ mod tests {
             mut self: Pin<&mut Self>,
             cx: &mut Context<'_>,
         ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-            self.0.poll_recv(cx).map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
+            self.0
+                .poll_recv(cx)
+                .map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
         }
     }
 
@@ -129,7 +147,10 @@ mod tests {
     async fn read(mut body: Paced<Pieces>) -> Result<usize, bool> {
         let mut length = 0;
         while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-            length += frame.map_err(|error| is_late(&*error))?.into_data().map_or(0, |data| data.len());
+            length += frame
+                .map_err(|error| is_late(&*error))?
+                .into_data()
+                .map_or(0, |data| data.len());
         }
         Ok(length)
     }
@@ -172,7 +193,12 @@ mod tests {
             sleep(IDLE / 4).await;
         }
         drop(sender);
-        assert!(reading.await.unwrap().is_ok_and(|length| length >= 64 << 10));
+        assert!(
+            reading
+                .await
+                .unwrap()
+                .is_ok_and(|length| length >= 64 << 10)
+        );
     }
 
     #[tokio::test]

@@ -56,8 +56,8 @@ pub enum Durability {
 pub struct StoreLimits {
     /// Connections served at a time; others wait in the kernel's queue.
     pub connections_max: usize,
-    /// The share of them that one peer may hold when it is alone, in percent; more are closed as they come. Where others
-    /// hold some, its share is of what they leave.
+    /// The share of them that one peer may hold when it is alone, in percent; more are closed as
+    /// they come. Where others hold some, its share is of what they leave.
     pub connections_peer_percent: u8,
     /// Longest silence of a peer in the middle of a request, and longest wait for the next one.
     pub idle: Duration,

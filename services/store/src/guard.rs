@@ -1,4 +1,5 @@
-//! A connection whose peer must keep reading: without it one slow reader holds a connection for ever.
+//! A connection whose peer must keep reading: without it one slow reader holds a connection for
+//! ever.
 
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -12,7 +13,8 @@ use tokio::time::{Instant, Sleep};
 
 use crate::body::BYTES_PER_SECOND_MIN;
 
-/// A TCP stream that fails when a write makes too little progress. Reads are bounded where bodies and heads are read.
+/// A TCP stream that fails when a write makes too little progress. Reads are bounded where bodies
+/// and heads are read.
 pub(crate) struct Guarded {
     stream: TcpStream,
     window: Duration,
@@ -25,19 +27,34 @@ pub(crate) struct Guarded {
 
 impl Guarded {
     pub(crate) const fn new(stream: TcpStream, window: Duration) -> Self {
-        Self { stream, window, behind: None, written: 0, taken: 0 }
+        Self {
+            stream,
+            window,
+            behind: None,
+            written: 0,
+            taken: 0,
+        }
     }
 
-    /// Bytes that have left this machine. A write that waits says nothing of the megabytes that lie in the kernel's buffer and
-    /// drain from there, over minutes where the line is slow.
+    /// Bytes that have left this machine. A write that waits says nothing of the megabytes that lie
+    /// in the kernel's buffer and drain from there, over minutes where the line is slow.
     fn left_us(&self) -> u64 {
-        self.written.saturating_sub(objects::unacknowledged(self.stream.as_raw_fd()))
+        self.written
+            .saturating_sub(objects::unacknowledged(self.stream.as_raw_fd()))
     }
 
-    fn judge(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn judge(
+        &mut self,
+        cx: &mut Context<'_>,
+        poll: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
         if let Poll::Ready(result) = poll {
             self.written += result.as_ref().map_or(0, |written| *written as u64);
-            if self.behind.as_ref().is_some_and(|timer| timer.deadline() <= Instant::now()) {
+            if self
+                .behind
+                .as_ref()
+                .is_some_and(|timer| timer.deadline() <= Instant::now())
+            {
                 self.behind = None;
             }
             return Poll::Ready(result);
@@ -48,10 +65,15 @@ impl Guarded {
                 self.taken = self.left_us();
             }
             let window = self.window;
-            let timer = self.behind.get_or_insert_with(|| Box::pin(tokio::time::sleep(window)));
+            let timer = self
+                .behind
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(window)));
             ready!(timer.as_mut().poll(cx));
             if self.left_us().saturating_sub(self.taken) < least {
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer reads too slowly")));
+                return Poll::Ready(Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the peer reads too slowly",
+                )));
             }
             self.behind = None;
         }
@@ -59,13 +81,21 @@ impl Guarded {
 }
 
 impl AsyncRead for Guarded {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Guarded {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.judge(cx, poll)
     }
@@ -101,8 +131,13 @@ mod tests {
 
     async fn pair(window: Duration) -> (Guarded, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        (Guarded::new(listener.accept().await.unwrap().0, window), peer)
+        let peer = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        (
+            Guarded::new(listener.accept().await.unwrap().0, window),
+            peer,
+        )
     }
 
     #[tokio::test]

@@ -1,8 +1,9 @@
 //! `diloco-store`: an S3 store in one process, for one machine and for tests.
 //!
-//! The S3 protocol, signatures and expiry are `s3s`; what lies under it is ours, because bytes must be verified before
-//! they can be seen. An upload goes to a temporary file on the same file system, is hashed on the way, and is linked
-//! under its key only when length and sha256 agree. See [`Store`].
+//! The S3 protocol, signatures and expiry are `s3s`; what lies under it is ours, because bytes must
+//! be verified before they can be seen. An upload goes to a temporary file on the same file system,
+//! is hashed on the way, and is linked under its key only when length and sha256 agree. See
+//! [`Store`].
 //!
 //! ```text
 //! <root>/lock        held while a process serves the root; two would delete each other's temporary files
@@ -10,9 +11,9 @@
 //! <root>/incoming/   bucket `incoming`: created once by holders of PUT URLs, swept after some days
 //! <root>/blobs/      bucket `blobs`: verified objects, and small named files that the admin key writes
 //! ```
-//! Architecture invariants: there is no multipart upload, no form, no body without a length or a bound in time, no other
-//! bucket, no anonymous request, no plaintext beyond loopback; the put key cannot write to `blobs` and the get key
-//! cannot write at all.
+//! Architecture invariants: there is no multipart upload, no form, no body without a length or a
+//! bound in time, no other bucket, no anonymous request, no plaintext beyond loopback; the put key
+//! cannot write to `blobs` and the get key cannot write at all.
 
 mod backend;
 mod body;

@@ -1,4 +1,5 @@
-//! Listing a bucket's folder in order of key, a page at a time, without reading what lies before the page.
+//! Listing a bucket's folder in order of key, a page at a time, without reading what lies before
+//! the page.
 
 use std::fs;
 use std::io;
@@ -40,7 +41,9 @@ fn walk(folder: &Path, above: &str, page: &Page<'_>, found: &mut Vec<Found>) -> 
     };
     for entry in files {
         let entry = entry?;
-        let Ok(name) = entry.file_name().into_string() else { continue };
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
         // With its slash a folder sorts where its keys do.
         let slash = if entry.file_type()?.is_dir() { "/" } else { "" };
         entries.push((format!("{above}{name}{slash}"), entry.path()));
@@ -52,13 +55,21 @@ fn walk(folder: &Path, above: &str, page: &Page<'_>, found: &mut Vec<Found>) -> 
         }
         if key.ends_with('/') {
             let wanted = key.starts_with(page.prefix) || page.prefix.starts_with(&key);
-            let passed = page.after.is_some_and(|after| after > key.as_str() && !after.starts_with(&key));
+            let passed = page
+                .after
+                .is_some_and(|after| after > key.as_str() && !after.starts_with(&key));
             if wanted && !passed {
                 walk(&path, &key, page, found)?;
             }
-        } else if key.starts_with(page.prefix) && page.after.is_none_or(|after| key.as_str() > after) {
+        } else if key.starts_with(page.prefix)
+            && page.after.is_none_or(|after| key.as_str() > after)
+        {
             match fs::metadata(&path) {
-                Ok(metadata) => found.push(Found { key, bytes: metadata.len(), modified: metadata.modified()? }),
+                Ok(metadata) => found.push(Found {
+                    key,
+                    bytes: metadata.len(),
+                    modified: metadata.modified()?,
+                }),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
@@ -85,7 +96,11 @@ mod tests {
             let mut seen: Vec<String> = Vec::new();
             loop {
                 let after = seen.last().cloned();
-                let page = Page { prefix: "", after: after.as_deref(), keys_max };
+                let page = Page {
+                    prefix: "",
+                    after: after.as_deref(),
+                    keys_max,
+                };
                 let (found, more) = list(folder.path(), &page).unwrap();
                 seen.extend(found.into_iter().map(|found| found.key));
                 if !more {
@@ -105,7 +120,15 @@ mod tests {
             fs::write(path, b"").unwrap();
         }
         let keys = |prefix| {
-            let (found, _) = list(folder.path(), &Page { prefix, after: None, keys_max: 10 }).unwrap();
+            let (found, _) = list(
+                folder.path(),
+                &Page {
+                    prefix,
+                    after: None,
+                    keys_max: 10,
+                },
+            )
+            .unwrap();
             found.into_iter().map(|found| found.key).collect::<Vec<_>>()
         };
         assert_eq!(keys("a").len(), 3);

@@ -9,10 +9,13 @@ use diloco_store::Store;
 use diloco_store::settings::Settings;
 use runtime::exit::{EXIT_USAGE, report};
 use runtime::ready::ReadyFile;
-use runtime::{ConfigArgs, Failure, LogArgs, clock, config, expiry, handles, log, memory, shutdown};
+use runtime::{
+    ConfigArgs, Failure, LogArgs, clock, config, expiry, handles, log, memory, shutdown,
+};
 use schemas::Code;
 
-/// An S3 store for one machine: two buckets, three access keys, every object verified before it can be seen.
+/// An S3 store for one machine: two buckets, three access keys, every object verified before it can
+/// be seen.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -48,7 +51,11 @@ fn main() -> ExitCode {
     match Cli::try_parse() {
         Ok(cli) => report(start(cli)),
         Err(usage) => {
-            let status = if usage.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
+            let status = if usage.use_stderr() {
+                ExitCode::from(EXIT_USAGE)
+            } else {
+                ExitCode::SUCCESS
+            };
             // Nobody is left to tell when the terminal is gone.
             let _printed = usage.print();
             status
@@ -57,11 +64,18 @@ fn main() -> ExitCode {
 }
 
 fn start(cli: Cli) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.map_err(|error| Failure::new(Code::Internal, format!("no async runtime: {error}")))?.block_on(run(cli))
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    runtime
+        .map_err(|error| Failure::new(Code::Internal, format!("no async runtime: {error}")))?
+        .block_on(run(cli))
 }
 
-#[expect(clippy::print_stdout, reason = "the configuration was asked for on stdout")]
+#[expect(
+    clippy::print_stdout,
+    reason = "the configuration was asked for on stdout"
+)]
 async fn run(mut cli: Cli) -> Result<(), Failure> {
     let loaded = config::load::<Settings>(&cli.config, &cli.flags())?;
     if cli.config.print_config {
@@ -76,16 +90,24 @@ async fn run(mut cli: Cli) -> Result<(), Failure> {
         return Ok(());
     }
     expiry::watch(loaded.value.materials(clock::now()));
-    handles::raise().map_err(|error| Failure::new(Code::Internal, format!("the limit of open files: {error}")))?;
+    handles::raise().map_err(|error| {
+        Failure::new(Code::Internal, format!("the limit of open files: {error}"))
+    })?;
     let stop = shutdown::on_signals().map_err(|error| Failure::new(Code::Internal, error))?;
     let tls = store.tls.clone();
-    let store = Store::bind(store).await.map_err(|error| Failure::new(error.code(), &error))?;
+    let store = Store::bind(store)
+        .await
+        .map_err(|error| Failure::new(error.code(), &error))?;
     let address = store.address();
     let path = &loaded.value.store_server.ready_file;
     let path = (!path.as_os_str().is_empty()).then_some(path.as_path());
     let ready = ReadyFile::announce(path, "diloco-store", vec![address.to_string()]);
-    let _ready =
-        ready.map_err(|error| Failure::new(Code::ConfigInvalid, format!("cannot write the ready file: {error}")))?;
+    let _ready = ready.map_err(|error| {
+        Failure::new(
+            Code::ConfigInvalid,
+            format!("cannot write the ready file: {error}"),
+        )
+    })?;
     tracing::info!(%address, ?tls, "the store listens");
     store.run(stop).await;
     tracing::info!("the store has ended");
@@ -97,14 +119,29 @@ impl Cli {
     fn flags(&self) -> Vec<(&'static str, &'static str, String)> {
         let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
         let flags = [
-            ("store_server.listen", "--listen", self.listen.map(|listen| listen.to_string())),
+            (
+                "store_server.listen",
+                "--listen",
+                self.listen.map(|listen| listen.to_string()),
+            ),
             ("store_server.root", "--root", path(&self.root)),
             ("store_server.keys", "--keys", path(&self.keys)),
             ("store_server.tls_cert", "--tls-cert", path(&self.tls_cert)),
             ("store_server.tls_key", "--tls-key", path(&self.tls_key)),
-            ("store_server.durability", "--durability", self.durability.clone()),
-            ("store_server.ready_file", "--ready-file", path(&self.ready_file)),
+            (
+                "store_server.durability",
+                "--durability",
+                self.durability.clone(),
+            ),
+            (
+                "store_server.ready_file",
+                "--ready-file",
+                path(&self.ready_file),
+            ),
         ];
-        flags.into_iter().filter_map(|(key, flag, value)| Some((key, flag, value?))).collect()
+        flags
+            .into_iter()
+            .filter_map(|(key, flag, value)| Some((key, flag, value?)))
+            .collect()
     }
 }

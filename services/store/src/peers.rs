@@ -1,5 +1,6 @@
-//! Who holds the connections. What one peer may hold is measured by what is still free, so that every newcomer finds a
-//! place however many are there; and where none is free, whoever has proved nothing yet goes first.
+//! Who holds the connections. What one peer may hold is measured by what is still free, so that
+//! every newcomer finds a place however many are there; and where none is free, whoever has proved
+//! nothing yet goes first.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -36,7 +37,12 @@ struct Held {
 impl Peers {
     /// `places` for all, of which one peer alone may hold `percent`.
     pub(crate) fn new(places: usize, percent: u8) -> Self {
-        Self { open: BTreeMap::new(), places, percent: percent.into(), warned: None }
+        Self {
+            open: BTreeMap::new(),
+            places,
+            percent: percent.into(),
+            warned: None,
+        }
     }
 
     /// Whether one more connection can be taken: a place is free, or can be made free.
@@ -44,8 +50,9 @@ impl Peers {
         self.open.len() < self.places || self.open.values().any(|held| !held.admission.is_given())
     }
 
-    /// Whether `peer` may have another connection. At 50 percent one peer alone comes to half of all places, a second to
-    /// half of what is left, and so on: what one may hold shrinks with what is free, and some are always free for the next.
+    /// Whether `peer` may have another connection. At 50 percent one peer alone comes to half of
+    /// all places, a second to half of what is left, and so on: what one may hold shrinks with what
+    /// is free, and some are always free for the next.
     pub(crate) fn has_room(&mut self, peer: IpAddr) -> bool {
         let site = site(peer);
         let held = self.open.values().filter(|open| open.site == site).count();
@@ -54,7 +61,10 @@ impl Peers {
         if held == 0 || held.saturating_mul(others) < free.saturating_mul(own) {
             return true;
         }
-        if self.warned.is_none_or(|warned| warned.elapsed() >= WARN_EVERY) {
+        if self
+            .warned
+            .is_none_or(|warned| warned.elapsed() >= WARN_EVERY)
+        {
             self.warned = Some(Instant::now());
             let connections = held;
             tracing::warn!(%peer, connections, free, "a peer has its share of the connections and wants more");
@@ -62,14 +72,20 @@ impl Peers {
         false
     }
 
-    /// Ends the oldest connection of those that have proved nothing, where no place is free. The task's end is still to
-    /// be told with [`Peers::closed`], but its place counts as free from now on.
+    /// Ends the oldest connection of those that have proved nothing, where no place is free. The
+    /// task's end is still to be told with [`Peers::closed`], but its place counts as free from now
+    /// on.
     pub(crate) fn make_room(&mut self) {
         if self.open.len() < self.places {
             return;
         }
         let stranger = |(_, held): &(&Id, &Held)| !held.admission.is_given();
-        let oldest = self.open.iter().filter(stranger).min_by_key(|(_, held)| held.arrival).map(|(task, _)| *task);
+        let oldest = self
+            .open
+            .iter()
+            .filter(stranger)
+            .min_by_key(|(_, held)| held.arrival)
+            .map(|(task, _)| *task);
         if let Some(held) = oldest.and_then(|task| self.open.remove(&task)) {
             tracing::debug!(peer = %held.site, "all connections are taken; one that has asked for nothing yet is closed");
             held.task.abort();
@@ -77,7 +93,12 @@ impl Peers {
     }
 
     pub(crate) fn opened(&mut self, task: AbortHandle, peer: IpAddr, admission: Admission) {
-        let held = Held { site: site(peer), admission, arrival: Instant::now(), task };
+        let held = Held {
+            site: site(peer),
+            admission,
+            arrival: Instant::now(),
+            task,
+        };
         self.open.insert(held.task.id(), held);
     }
 
@@ -86,7 +107,8 @@ impl Peers {
     }
 }
 
-/// What counts as one peer: an IPv4 address, or the network of 64 bits that an IPv6 host chooses its addresses from.
+/// What counts as one peer: an IPv4 address, or the network of 64 bits that an IPv6 host chooses
+/// its addresses from.
 fn site(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
@@ -130,11 +152,17 @@ mod tests {
     #[tokio::test]
     async fn however_many_take_all_they_can_the_next_finds_a_place() {
         let mut peers = Peers::new(64, 50);
-        let taken: Vec<usize> = (1..=7).map(|last| fill(&mut peers, address(last))).collect();
+        let taken: Vec<usize> = (1..=7)
+            .map(|last| fill(&mut peers, address(last)))
+            .collect();
         assert_eq!(taken[..3], [32, 16, 8]);
         assert!(taken.iter().all(|taken| *taken > 0), "{taken:?}");
         assert!(peers.has_room(address(100)), "after {taken:?}");
-        assert_eq!(fill(&mut Peers::new(64, 75), address(1)), 48, "where most come from one address");
+        assert_eq!(
+            fill(&mut Peers::new(64, 75), address(1)),
+            48,
+            "where most come from one address"
+        );
         assert_eq!(fill(&mut Peers::new(64, 100), address(1)), 64);
     }
 

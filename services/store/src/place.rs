@@ -1,4 +1,5 @@
-//! Where a key lies on the disk. A key is parsed into segments that are safe as file names before it becomes a path.
+//! Where a key lies on the disk. A key is parsed into segments that are safe as file names before
+//! it becomes a path.
 
 use std::path::{Path, PathBuf};
 
@@ -25,12 +26,20 @@ impl Place {
         let bucket = parse_bucket(bucket)?;
         let refused = || s3_error!(InvalidArgument, "not a key of bucket {bucket}");
         let digest = match bucket {
-            BucketName::Incoming => Some(key.parse::<IncomingKey>().map_err(|_| refused())?.digest()),
-            BucketName::Blobs if key.starts_with("sha256/") => Some(key.parse::<BlobKey>().map_err(|_| refused())?.0),
+            BucketName::Incoming => {
+                Some(key.parse::<IncomingKey>().map_err(|_| refused())?.digest())
+            }
+            BucketName::Blobs if key.starts_with("sha256/") => {
+                Some(key.parse::<BlobKey>().map_err(|_| refused())?.0)
+            }
             BucketName::Blobs if is_named(key) => None,
             BucketName::Blobs => return Err(refused()),
         };
-        Ok(Self { bucket, key: key.to_owned(), digest })
+        Ok(Self {
+            bucket,
+            key: key.to_owned(),
+            digest,
+        })
     }
 
     /// The file under `root`.
@@ -40,13 +49,17 @@ impl Place {
 }
 
 pub(crate) fn parse_bucket(name: &str) -> S3Result<BucketName> {
-    name.parse().map_err(|_| s3_error!(NoSuchBucket, "there are incoming and blobs"))
+    name.parse()
+        .map_err(|_| s3_error!(NoSuchBucket, "there are incoming and blobs"))
 }
 
 fn is_named(key: &str) -> bool {
     let safe = |c: char| c.is_ascii_alphanumeric() || "._=-".contains(c);
     let segment = |text: &str| {
-        !text.is_empty() && text.len() <= SEGMENT_BYTES_MAX && !text.starts_with('.') && text.chars().all(safe)
+        !text.is_empty()
+            && text.len() <= SEGMENT_BYTES_MAX
+            && !text.starts_with('.')
+            && text.chars().all(safe)
     };
     key.len() <= KEY_BYTES_MAX && key.split('/').all(segment)
 }
@@ -92,8 +105,17 @@ mod tests {
         let place = Place::parse("blobs", &BlobKey(digest).to_string()).unwrap();
         assert_eq!(place.digest, Some(digest));
         assert!(place.path(Path::new("/r")).starts_with("/r/blobs/sha256"));
-        assert_eq!(Place::parse("blobs", "audit/tile/0/x001/067").unwrap().digest, None);
-        let longest = ["a".repeat(SEGMENT_BYTES_MAX), "a".repeat(KEY_BYTES_MAX - SEGMENT_BYTES_MAX - 1)].join("/");
+        assert_eq!(
+            Place::parse("blobs", "audit/tile/0/x001/067")
+                .unwrap()
+                .digest,
+            None
+        );
+        let longest = [
+            "a".repeat(SEGMENT_BYTES_MAX),
+            "a".repeat(KEY_BYTES_MAX - SEGMENT_BYTES_MAX - 1),
+        ]
+        .join("/");
         assert_eq!(Place::parse("blobs", &longest).unwrap().key, longest);
     }
 }

@@ -41,8 +41,8 @@ pub(crate) struct Rights {
     keys: StoreKeys,
 }
 
-/// Travels with a request: whether its signature and the rights of its key were found good. What a request is given, its
-/// connection has from then on.
+/// Travels with a request: whether its signature and the rights of its key were found good. What a
+/// request is given, its connection has from then on.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Admission {
     given: Arc<AtomicBool>,
@@ -58,7 +58,10 @@ enum Role {
 impl Admission {
     /// That of one more request on the connection that `known` stands for.
     pub(crate) fn for_request_of(known: &Self) -> Self {
-        Self { given: Arc::default(), connection: Some(known.given.clone()) }
+        Self {
+            given: Arc::default(),
+            connection: Some(known.given.clone()),
+        }
     }
 
     pub(crate) fn is_given(&self) -> bool {
@@ -66,7 +69,10 @@ impl Admission {
     }
 
     pub(crate) fn give(&self) {
-        for given in [Some(&self.given), self.connection.as_ref()].into_iter().flatten() {
+        for given in [Some(&self.given), self.connection.as_ref()]
+            .into_iter()
+            .flatten()
+        {
             given.store(true, Ordering::Relaxed);
         }
     }
@@ -103,19 +109,28 @@ impl S3Auth for Rights {
 #[async_trait]
 impl S3Access for Rights {
     async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
-        let role = cx.credentials().and_then(|credentials| self.role(&credentials.access_key));
+        let role = cx
+            .credentials()
+            .and_then(|credentials| self.role(&credentials.access_key));
         let role = role.ok_or_else(|| s3_error!(AccessDenied, "a signature is required"))?;
         let signed = signed_headers(cx)?;
         if !OPERATIONS.contains(&cx.s3_op().name()) {
-            return Err(s3_error!(NotImplemented, "this store has no {}", cx.s3_op().name()));
+            return Err(s3_error!(
+                NotImplemented,
+                "this store has no {}",
+                cx.s3_op().name()
+            ));
         }
         let allowed = match role {
             Role::Admin => true,
             Role::Put => {
                 cx.s3_op().name() == "PutObject"
                     && in_bucket(cx.s3_path(), BucketName::Incoming, "")
-                    && signed
-                        .is_some_and(|signed| UPLOAD_HEADERS.iter().all(|name| signed.iter().any(|have| have == name)))
+                    && signed.is_some_and(|signed| {
+                        UPLOAD_HEADERS
+                            .iter()
+                            .all(|name| signed.iter().any(|have| have == name))
+                    })
             }
             Role::Get => {
                 matches!(cx.s3_op().name(), "GetObject" | "HeadObject")
@@ -133,18 +148,30 @@ impl S3Access for Rights {
     }
 }
 
-/// The names that a presigned URL's signature covers; none for a request signed in its header. Headers that change
-/// what is stored must be among them.
+/// The names that a presigned URL's signature covers; none for a request signed in its header.
+/// Headers that change what is stored must be among them.
 fn signed_headers(cx: &S3AccessContext<'_>) -> S3Result<Option<Vec<String>>> {
-    let Some(query) = cx.uri().query().filter(|query| query_value(query, "X-Amz-Signature").is_some()) else {
+    let Some(query) = cx
+        .uri()
+        .query()
+        .filter(|query| query_value(query, "X-Amz-Signature").is_some())
+    else {
         return Ok(None);
     };
     let seconds = query_value(query, "X-Amz-Expires").and_then(|text| text.parse::<u32>().ok());
     if !seconds.is_some_and(|seconds| (1..=EXPIRES_SECONDS_MAX).contains(&seconds)) {
-        return Err(s3_error!(AuthorizationQueryParametersError, "X-Amz-Expires must lie between 1 and 604800"));
+        return Err(s3_error!(
+            AuthorizationQueryParametersError,
+            "X-Amz-Expires must lie between 1 and 604800"
+        ));
     }
     let names = query_value(query, "X-Amz-SignedHeaders").unwrap_or_default();
-    let names: Vec<String> = names.replace("%3B", ";").replace("%3b", ";").split(';').map(str::to_owned).collect();
+    let names: Vec<String> = names
+        .replace("%3B", ";")
+        .replace("%3b", ";")
+        .split(';')
+        .map(str::to_owned)
+        .collect();
     let unsigned = |name: &&http::HeaderName| {
         name.as_str().starts_with("x-amz-") && !names.iter().any(|have| have == name.as_str())
     };

@@ -17,7 +17,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Durability;
 
-/// A folder that vanishes between its making and the link into it (the sweeper removes empty ones) is made again.
+/// A folder that vanishes between its making and the link into it (the sweeper removes empty ones)
+/// is made again.
 const PUBLISH_TRIES_MAX: usize = 3;
 
 /// A locked root.
@@ -80,13 +81,26 @@ pub(crate) enum Publish {
 }
 
 impl Root {
-    /// Makes and locks the folder, removes what an earlier process left unfinished, and tries what the file system can do:
-    /// what it cannot shall be known now, not at the first upload.
-    pub(crate) fn open(path: &Path, durability: Durability, free_bytes_min: u64) -> Result<Self, RootError> {
-        for folder in ["", "tmp", BucketName::Incoming.as_str(), BucketName::Blobs.as_str()] {
+    /// Makes and locks the folder, removes what an earlier process left unfinished, and tries what
+    /// the file system can do: what it cannot shall be known now, not at the first upload.
+    pub(crate) fn open(
+        path: &Path,
+        durability: Durability,
+        free_bytes_min: u64,
+    ) -> Result<Self, RootError> {
+        for folder in [
+            "",
+            "tmp",
+            BucketName::Incoming.as_str(),
+            BucketName::Blobs.as_str(),
+        ] {
             fs::create_dir_all(path.join(folder)).map_err(RootError::Io)?;
         }
-        let lock = File::options().create(true).truncate(false).write(true).open(path.join("lock"));
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path.join("lock"));
         let lock = lock.map_err(RootError::Io)?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -114,8 +128,11 @@ impl Root {
     fn try_ground(&self) -> Result<bool, RootError> {
         let tried = |tried| move |source| RootError::Ground { tried, source };
         let mut file = self.temporary().map_err(tried("make a file"))?;
-        file.write_all(b"diloco-store tries its ground").map_err(tried("write a file"))?;
-        file.as_file().set_modified(SystemTime::now()).map_err(tried("set a file's time"))?;
+        file.write_all(b"diloco-store tries its ground")
+            .map_err(tried("write a file"))?;
+        file.as_file()
+            .set_modified(SystemTime::now())
+            .map_err(tried("set a file's time"))?;
         if self.durability == Durability::Always {
             file.as_file().sync_all().map_err(tried("sync a file"))?;
             let folder = File::open(self.path.join("tmp")).and_then(|folder| folder.sync_all());
@@ -148,10 +165,15 @@ impl Root {
     /// Room for `bytes`, if enough stays free beside all uploads in progress.
     pub(crate) fn reserve(&self, bytes: u64) -> io::Result<Option<Reservation>> {
         let before = self.reserved.fetch_add(bytes, Ordering::Relaxed);
-        let reservation = Reservation { reserved: self.reserved.clone(), bytes };
+        let reservation = Reservation {
+            reserved: self.reserved.clone(),
+            bytes,
+        };
         // Looked at last: what lands in between counts twice, not never.
         let free = free_bytes(&self.path)?;
-        let needed = before.saturating_add(bytes).saturating_add(self.free_bytes_min);
+        let needed = before
+            .saturating_add(bytes)
+            .saturating_add(self.free_bytes_min);
         if free < needed {
             let (code, kept_free) = (schemas::Code::StoreFull, self.free_bytes_min);
             tracing::warn!(%code, free, kept_free, bytes, "an object finds no room beside what is to stay free");
@@ -161,8 +183,15 @@ impl Root {
 
     /// The name for one upload; none while another has it.
     pub(crate) fn claim(&self, name: PathBuf) -> Option<Claim> {
-        let is_free = self.claimed.lock().expect("no holder panics").insert(name.clone());
-        is_free.then(|| Claim { claimed: self.claimed.clone(), name })
+        let is_free = self
+            .claimed
+            .lock()
+            .expect("no holder panics")
+            .insert(name.clone());
+        is_free.then(|| Claim {
+            claimed: self.claimed.clone(),
+            name,
+        })
     }
 
     /// A file for an upload; it vanishes when dropped.
@@ -188,8 +217,8 @@ impl Root {
         Ok(())
     }
 
-    /// Renames unless the name is taken. This process alone writes here, so between the look and the deed nobody else
-    /// comes.
+    /// Renames unless the name is taken. This process alone writes here, so between the look and
+    /// the deed nobody else comes.
     fn rename_once(&self, file: &Path, name: &Path) -> io::Result<()> {
         let _alone = self.naming.lock().expect("no holder panics");
         match fs::symlink_metadata(name) {
@@ -199,8 +228,9 @@ impl Root {
         }
     }
 
-    /// Gives the bytes of `source` a second name: a link where the file system has them, else a copy. `AlreadyExists` when
-    /// the name is taken. The file's time is set to now: an object's age in a bucket counts from its arrival there.
+    /// Gives the bytes of `source` a second name: a link where the file system has them, else a
+    /// copy. `AlreadyExists` when the name is taken. The file's time is set to now: an object's age
+    /// in a bucket counts from its arrival there.
     pub(crate) fn link(&self, source: &Path, name: &Path) -> io::Result<()> {
         if !self.links {
             return self.copy(source, name);
@@ -233,20 +263,25 @@ impl Root {
             tries += 1;
             self.make_folder(folder)?;
             match put() {
-                Err(error) if error.kind() == io::ErrorKind::NotFound && tries < PUBLISH_TRIES_MAX => {}
+                Err(error)
+                    if error.kind() == io::ErrorKind::NotFound && tries < PUBLISH_TRIES_MAX => {}
                 put => break put,
             }
         };
-        // A name that is taken may have been given just before the power failed, or by a request that is still at it:
-        // whose promotion is answered with it relies on it.
-        let is_there = put.as_ref().err().is_none_or(|error| error.kind() == io::ErrorKind::AlreadyExists);
+        // A name that is taken may have been given just before the power failed, or by a request
+        // that is still at it: whose promotion is answered with it relies on it.
+        let is_there = put
+            .as_ref()
+            .err()
+            .is_none_or(|error| error.kind() == io::ErrorKind::AlreadyExists);
         if is_there && self.durability == Durability::Always {
             self.sync_folders(folder)?;
         }
         put
     }
 
-    /// Makes a folder and its parents. That they are durable is for [`Root::sync_folders`] to see to.
+    /// Makes a folder and its parents. That they are durable is for [`Root::sync_folders`] to see
+    /// to.
     fn make_folder(&self, folder: &Path) -> io::Result<()> {
         if folder.is_dir() {
             return Ok(());
@@ -264,8 +299,9 @@ impl Root {
         }
     }
 
-    /// Makes the entries of `folder` durable, then those of the folders above it that may not be. The deepest comes first:
-    /// a journal then writes all of them at once, and the rest find nothing to do.
+    /// Makes the entries of `folder` durable, then those of the folders above it that may not be.
+    /// The deepest comes first: a journal then writes all of them at once, and the rest find
+    /// nothing to do.
     fn sync_folders(&self, folder: &Path) -> io::Result<()> {
         File::open(folder)?.sync_all()?;
         for folder in folder.ancestors().take_while(|folder| *folder != self.path) {
@@ -302,7 +338,10 @@ impl Reservation {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.claimed.lock().expect("no holder panics").remove(&self.name);
+        self.claimed
+            .lock()
+            .expect("no holder panics")
+            .remove(&self.name);
     }
 }
 
@@ -312,8 +351,8 @@ impl Drop for Reservation {
     }
 }
 
-/// Gives a file's memory in the system's cache back. Whoever promotes an upload has read it, and rarely does again; the next
-/// upload is written into memory that is at hand.
+/// Gives a file's memory in the system's cache back. Whoever promotes an upload has read it, and
+/// rarely does again; the next upload is written into memory that is at hand.
 fn forget_pages(file: &File) {
     // SAFETY: the descriptor is open for as long as `file` lives; the call changes no data.
     let advised = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
@@ -325,7 +364,8 @@ fn forget_pages(file: &File) {
 fn free_bytes(path: &Path) -> io::Result<u64> {
     let path = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
     let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
-    // SAFETY: `path` is a C string that outlives the call, and `stat` is room for what the call writes.
+    // SAFETY: `path` is a C string that outlives the call, and `stat` is room for what the call
+    // writes.
     let status = unsafe { libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) };
     if status != 0 {
         return Err(io::Error::last_os_error());
@@ -347,7 +387,10 @@ mod tests {
     fn a_second_process_is_refused_and_leftovers_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let first = root(folder.path());
-        assert!(matches!(Root::open(folder.path(), Durability::Kernel, 0), Err(RootError::Busy)));
+        assert!(matches!(
+            Root::open(folder.path(), Durability::Kernel, 0),
+            Err(RootError::Busy)
+        ));
         let leftover = folder.path().join("tmp/leftover");
         fs::write(&leftover, b"half").unwrap();
         drop(first);
@@ -365,7 +408,10 @@ mod tests {
 
     fn names_are_given(links: bool) {
         let folder = tempfile::tempdir().unwrap();
-        let root = Root { links, ..root(folder.path()) };
+        let root = Root {
+            links,
+            ..root(folder.path())
+        };
         let name = folder.path().join("blobs/a/b/c");
         let write = |text: &[u8], how| {
             let mut file = root.temporary().unwrap();
@@ -373,7 +419,10 @@ mod tests {
             root.publish(file, &name, how)
         };
         write(b"first", Publish::Once).unwrap();
-        assert_eq!(write(b"second", Publish::Once).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(
+            write(b"second", Publish::Once).unwrap_err().kind(),
+            io::ErrorKind::AlreadyExists
+        );
         assert_eq!(fs::read(&name).unwrap(), b"first");
         write(b"third", Publish::Replace).unwrap();
         assert_eq!(fs::read(&name).unwrap(), b"third");
@@ -385,15 +434,35 @@ mod tests {
     fn a_second_name_has_the_same_bytes_and_is_given_once() {
         for links in [true, false] {
             let folder = tempfile::tempdir().unwrap();
-            let root = Root { links, ..root(folder.path()) };
-            let (source, name) = (folder.path().join("incoming/a"), folder.path().join("blobs/x/a"));
+            let root = Root {
+                links,
+                ..root(folder.path())
+            };
+            let (source, name) = (
+                folder.path().join("incoming/a"),
+                folder.path().join("blobs/x/a"),
+            );
             fs::write(&source, b"bytes").unwrap();
-            File::options().append(true).open(&source).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            File::options()
+                .append(true)
+                .open(&source)
+                .unwrap()
+                .set_modified(SystemTime::UNIX_EPOCH)
+                .unwrap();
             root.link(&source, &name).unwrap();
             assert_eq!(fs::read(&name).unwrap(), b"bytes");
-            assert!(fs::metadata(&name).unwrap().modified().unwrap() > SystemTime::UNIX_EPOCH, "it is young here");
-            assert_eq!(root.link(&source, &name).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-            let missing = root.link(&folder.path().join("incoming/b"), &folder.path().join("blobs/b"));
+            assert!(
+                fs::metadata(&name).unwrap().modified().unwrap() > SystemTime::UNIX_EPOCH,
+                "it is young here"
+            );
+            assert_eq!(
+                root.link(&source, &name).unwrap_err().kind(),
+                io::ErrorKind::AlreadyExists
+            );
+            let missing = root.link(
+                &folder.path().join("incoming/b"),
+                &folder.path().join("blobs/b"),
+            );
             assert_eq!(missing.unwrap_err().kind(), io::ErrorKind::NotFound);
             assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
         }
@@ -403,10 +472,20 @@ mod tests {
     #[test]
     fn a_copy_is_refused_where_there_is_no_room_for_it() {
         let folder = tempfile::tempdir().unwrap();
-        let root = Root { links: false, free_bytes_min: u64::MAX / 2, ..root(folder.path()) };
-        let (source, name) = (folder.path().join("incoming/a"), folder.path().join("blobs/a"));
+        let root = Root {
+            links: false,
+            free_bytes_min: u64::MAX / 2,
+            ..root(folder.path())
+        };
+        let (source, name) = (
+            folder.path().join("incoming/a"),
+            folder.path().join("blobs/a"),
+        );
         fs::write(&source, b"bytes").unwrap();
-        assert_eq!(root.link(&source, &name).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(
+            root.link(&source, &name).unwrap_err().kind(),
+            io::ErrorKind::StorageFull
+        );
         assert!(!name.exists());
         fs::write(&name, b"bytes").unwrap();
         assert_eq!(
@@ -414,8 +493,15 @@ mod tests {
             io::ErrorKind::AlreadyExists,
             "what is there needs none"
         );
-        assert_eq!(root.reserved.load(Ordering::Relaxed), 0, "and none is kept for it");
-        assert!(free_bytes(&folder.path().join("absent")).is_err(), "what cannot be looked at is not taken for room");
+        assert_eq!(
+            root.reserved.load(Ordering::Relaxed),
+            0,
+            "and none is kept for it"
+        );
+        assert!(
+            free_bytes(&folder.path().join("absent")).is_err(),
+            "what cannot be looked at is not taken for room"
+        );
     }
 
     #[test]
@@ -457,7 +543,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = root(folder.path());
         let claim = root.claim("a".into());
-        assert!(claim.is_some() && root.claim("a".into()).is_none() && root.claim("b".into()).is_some());
+        assert!(
+            claim.is_some() && root.claim("a".into()).is_none() && root.claim("b".into()).is_some()
+        );
         drop(claim);
         assert!(root.claim("a".into()).is_some());
     }

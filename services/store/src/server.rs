@@ -36,18 +36,23 @@ use crate::sweep;
 
 /// Longest TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Pause after the system refused to accept a connection (no file handles left): the condition does not pass at once.
+/// Pause after the system refused to accept a connection (no file handles left): the condition does
+/// not pass at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Files and sockets that are open whatever happens: the port, the lock, logs, folders that are listed or synced.
+/// Files and sockets that are open whatever happens: the port, the lock, logs, folders that are
+/// listed or synced.
 const HANDLES_OWN: u64 = 24;
-/// The same of one connection at its peak: its socket, the file of its object, a folder that is synced.
+/// The same of one connection at its peak: its socket, the file of its object, a folder that is
+/// synced.
 const HANDLES_A_CONNECTION: u64 = 3;
 /// A store that can serve fewer connections than one worker opens serves nobody well.
 const CONNECTIONS_MIN: usize = 8;
-/// How long a peer is heard after its connection was ended from here: a socket that is closed while bytes come in is reset,
-/// and a reset takes the answer away from who was still sending its body. Then it sees a broken line where it was told why.
+/// How long a peer is heard after its connection was ended from here: a socket that is closed while
+/// bytes come in is reset, and a reset takes the answer away from who was still sending its body.
+/// Then it sees a broken line where it was told why.
 const LINGER: Duration = Duration::from_secs(2);
-/// Bytes read from a socket at a time. rustls alone asks for 4 KiB, which is four calls for each record of an upload.
+/// Bytes read from a socket at a time. rustls alone asks for 4 KiB, which is four calls for each
+/// record of an upload.
 const SOCKET_READ_BYTES: usize = 128 << 10;
 
 /// A store that holds its root and its port, and serves when it is [run](Store::run).
@@ -121,7 +126,9 @@ impl StoreError {
             Self::Handles { .. } => Code::HandlesTooFew,
             Self::Tls(error) => error.code(),
             Self::Plaintext(_) => Code::PlaintextRefused,
-            Self::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => Code::PortTaken,
+            Self::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+                Code::PortTaken
+            }
             Self::Listen { .. } => Code::ConfigInvalid,
         }
     }
@@ -134,27 +141,52 @@ impl Store {
     /// What stands in the way; nothing is left behind but the empty folders of the root.
     pub async fn bind(config: StoreConfig) -> Result<Self, StoreError> {
         let tls = match &config.tls {
-            Tls::Files { certificate, key } => Some(TlsAcceptor::from(Arc::new(server_config(certificate, key)?))),
+            Tls::Files { certificate, key } => Some(TlsAcceptor::from(Arc::new(server_config(
+                certificate,
+                key,
+            )?))),
             Tls::PlainLoopback if config.listen.ip().is_loopback() => None,
             Tls::PlainLoopback => return Err(StoreError::Plaintext(config.listen)),
         };
         let limits = within_handles(config.limits)?;
-        let root =
-            Root::open(&config.root, config.durability, limits.free_bytes_min.get()).map_err(|error| match error {
-                RootError::Busy => StoreError::Busy { root: config.root.clone() },
-                RootError::Io(source) => StoreError::Root { root: config.root.clone(), source },
-                RootError::Ground { tried, source } => StoreError::Ground { root: config.root.clone(), tried, source },
+        let root = Root::open(&config.root, config.durability, limits.free_bytes_min.get())
+            .map_err(|error| match error {
+                RootError::Busy => StoreError::Busy {
+                    root: config.root.clone(),
+                },
+                RootError::Io(source) => StoreError::Root {
+                    root: config.root.clone(),
+                    source,
+                },
+                RootError::Ground { tried, source } => StoreError::Ground {
+                    root: config.root.clone(),
+                    tried,
+                    source,
+                },
             })?;
         if !root.has_links() {
             let root = config.root.display();
             tracing::warn!(%root, "the file system has no hard links: each promoted upload is copied, which costs time and room");
         }
         let root = Arc::new(root);
-        let no_port = |source| StoreError::Listen { address: config.listen, source };
+        let no_port = |source| StoreError::Listen {
+            address: config.listen,
+            source,
+        };
         let listener = TcpListener::bind(config.listen).await.map_err(no_port)?;
         let address = listener.local_addr().map_err(no_port)?;
-        let backend = Backend { root: root.clone(), object_bytes_max: limits.object_bytes_max.get() };
-        Ok(Self { listener, address, tls, service: service(backend, Rights::new(config.keys)), root, limits })
+        let backend = Backend {
+            root: root.clone(),
+            object_bytes_max: limits.object_bytes_max.get(),
+        };
+        Ok(Self {
+            listener,
+            address,
+            tls,
+            service: service(backend, Rights::new(config.keys)),
+            root,
+            limits,
+        })
     }
 
     /// The address it took.
@@ -162,10 +194,18 @@ impl Store {
         self.address
     }
 
-    /// Serves until `shutdown` is cancelled, then lets requests in progress end, for as long as the limits allow.
+    /// Serves until `shutdown` is cancelled, then lets requests in progress end, for as long as the
+    /// limits allow.
     pub async fn run(self, shutdown: CancellationToken) {
-        let sweeper = tokio::spawn(sweeper(self.root.clone(), self.limits.clone(), shutdown.clone()));
-        let mut peers = Peers::new(self.limits.connections_max, self.limits.connections_peer_percent);
+        let sweeper = tokio::spawn(sweeper(
+            self.root.clone(),
+            self.limits.clone(),
+            shutdown.clone(),
+        ));
+        let mut peers = Peers::new(
+            self.limits.connections_max,
+            self.limits.connections_peer_percent,
+        );
         let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
@@ -186,20 +226,31 @@ impl Store {
                     continue;
                 }
             };
-            // Those who held places may have become known since the waiting for this one began: then there is none to give.
+            // Those who held places may have become known since the waiting for this one began:
+            // then there is none to give.
             if !peers.can_take() || !peers.has_room(peer) {
                 continue;
             }
             peers.make_room();
             let known = Admission::default();
-            let front = Front { service: self.service.clone(), limits: self.limits.clone(), known: known.clone() };
+            let front = Front {
+                service: self.service.clone(),
+                limits: self.limits.clone(),
+                known: known.clone(),
+            };
             let task = connections.spawn(serve(stream, self.tls.clone(), front, shutdown.clone()));
             peers.opened(task, peer, known);
         }
         drop(self.listener);
-        let drained = timeout(self.limits.drain, async { while connections.join_next().await.is_some() {} }).await;
+        let drained = timeout(self.limits.drain, async {
+            while connections.join_next().await.is_some() {}
+        })
+        .await;
         if drained.is_err() {
-            tracing::warn!(connections = connections.len(), "requests still in progress are cut off");
+            tracing::warn!(
+                connections = connections.len(),
+                "requests still in progress are cut off"
+            );
             connections.shutdown().await;
         }
         sweeper.abort();
@@ -217,11 +268,17 @@ struct Front {
     known: Admission,
 }
 
-async fn serve(stream: TcpStream, tls: Option<TlsAcceptor>, front: Front, shutdown: CancellationToken) {
+async fn serve(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    front: Front,
+    shutdown: CancellationToken,
+) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set a socket's options");
     }
-    let stream = BufReader::with_capacity(SOCKET_READ_BYTES, Guarded::new(stream, front.limits.idle));
+    let stream =
+        BufReader::with_capacity(SOCKET_READ_BYTES, Guarded::new(stream, front.limits.idle));
     match tls {
         None => speak(stream, front, shutdown).await,
         Some(acceptor) => match timeout(HANDSHAKE, acceptor.accept(stream)).await {
@@ -253,11 +310,16 @@ async fn speak<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended early");
     }
-    let _gone = timeout(LINGER, part(connection.into_parts().io.into_inner(), &shutdown)).await;
+    let _gone = timeout(
+        LINGER,
+        part(connection.into_parts().io.into_inner(), &shutdown),
+    )
+    .await;
 }
 
-/// Says that nothing more follows, and drops what still comes until the peer is done as well. A store that ends does not wait
-/// for that; but it does say the first, since over TLS a peer takes an answer without it for one that was cut off.
+/// Says that nothing more follows, and drops what still comes until the peer is done as well. A
+/// store that ends does not wait for that; but it does say the first, since over TLS a peer takes
+/// an answer without it for one that was cut off.
 async fn part<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, shutdown: &CancellationToken) {
     if stream.shutdown().await.is_err() {
         return;
@@ -269,7 +331,10 @@ async fn part<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, shutdown: &Cance
     }
 }
 
-async fn answer(front: Front, request: Request<Incoming>) -> Result<Response<s3s::Body>, s3s::HttpError> {
+async fn answer(
+    front: Front,
+    request: Request<Incoming>,
+) -> Result<Response<s3s::Body>, s3s::HttpError> {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let response = match gate::refusal(&request, front.limits.object_bytes_max.get()) {
         Some(refusal) => refusal,
@@ -280,9 +345,12 @@ async fn answer(front: Front, request: Request<Incoming>) -> Result<Response<s3s
     Ok(response)
 }
 
-/// Passes a request on to the protocol layer. Every read of its body is bounded, whoever reads it; and a peer whose
-/// signature turns out to be worth nothing is let go.
-async fn admitted(front: &Front, request: Request<Incoming>) -> Result<Response<s3s::Body>, s3s::HttpError> {
+/// Passes a request on to the protocol layer. Every read of its body is bounded, whoever reads it;
+/// and a peer whose signature turns out to be worth nothing is let go.
+async fn admitted(
+    front: &Front,
+    request: Request<Incoming>,
+) -> Result<Response<s3s::Body>, s3s::HttpError> {
     let idle = front.limits.idle;
     let mut request = request.map(|body| match body.is_end_stream() {
         true => s3s::Body::empty(),
@@ -297,10 +365,13 @@ async fn admitted(front: &Front, request: Request<Incoming>) -> Result<Response<
     Ok(response)
 }
 
-/// No more connections than the process has handles for: a store that runs out of them fails in the middle of uploads.
+/// No more connections than the process has handles for: a store that runs out of them fails in the
+/// middle of uploads.
 fn within_handles(limits: StoreLimits) -> Result<StoreLimits, StoreError> {
     // A system that does not say has its reasons; the limit shows when it is met.
-    let Ok(handles) = runtime::handles::limit() else { return Ok(limits) };
+    let Ok(handles) = runtime::handles::limit() else {
+        return Ok(limits);
+    };
     let most = handles.saturating_sub(HANDLES_OWN) / HANDLES_A_CONNECTION;
     let most = usize::try_from(most).unwrap_or(usize::MAX);
     if most >= limits.connections_max {
@@ -310,8 +381,16 @@ fn within_handles(limits: StoreLimits) -> Result<StoreLimits, StoreError> {
         return Err(StoreError::Handles { handles });
     }
     let (wanted, connections) = (limits.connections_max, most);
-    tracing::warn!(handles, wanted, connections, "fewer connections than configured: the system allows few open files");
-    Ok(StoreLimits { connections_max: most, ..limits })
+    tracing::warn!(
+        handles,
+        wanted,
+        connections,
+        "fewer connections than configured: the system allows few open files"
+    );
+    Ok(StoreLimits {
+        connections_max: most,
+        ..limits
+    })
 }
 
 async fn sweeper(root: Arc<Root>, limits: StoreLimits, shutdown: CancellationToken) {
@@ -323,7 +402,9 @@ async fn sweeper(root: Arc<Root>, limits: StoreLimits, shutdown: CancellationTok
             _ = ticks.tick() => {}
         }
         let (folder, life) = (root.bucket(BucketName::Incoming), limits.incoming_life);
-        let swept = tokio::task::spawn_blocking(move || sweep::sweep(&folder, life, SystemTime::now())).await;
+        let swept =
+            tokio::task::spawn_blocking(move || sweep::sweep(&folder, life, SystemTime::now()))
+                .await;
         match swept {
             Ok(Ok(0)) => {}
             Ok(Ok(removed)) => tracing::info!(removed, "uploads that were never promoted are gone"),
@@ -335,7 +416,8 @@ async fn sweeper(root: Arc<Root>, limits: StoreLimits, shutdown: CancellationTok
 
 fn service(backend: Backend, rights: Rights) -> S3Service {
     let mut config = S3Config::default();
-    config.xml_max_body_size = usize::try_from(gate::XML_BYTES_MAX).expect("a mebibyte is a number of bytes");
+    config.xml_max_body_size =
+        usize::try_from(gate::XML_BYTES_MAX).expect("a mebibyte is a number of bytes");
     // There are no forms; the gate refuses them.
     config.post_object_max_file_size = 0;
     config.form_max_field_size = 0;

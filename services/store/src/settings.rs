@@ -1,5 +1,5 @@
-//! The configuration of the program `diloco-store`: sections `store_server` and `auth`, in the layers of crate
-//! `runtime` (`DILOCO_STORE_SERVER__ROOT=…`, `--set store_server.root=…`).
+//! The configuration of the program `diloco-store`: sections `store_server` and `auth`, in the
+//! layers of crate `runtime` (`DILOCO_STORE_SERVER__ROOT=…`, `--set store_server.root=…`).
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -99,7 +99,8 @@ impl Settings {
                 format!("{KEYS} is not set; a store without keys serves nobody"),
             ));
         }
-        let keys = StoreKeys::read(&server.keys).map_err(|error| Failure::new(error.code(), &error))?;
+        let keys =
+            StoreKeys::read(&server.keys).map_err(|error| Failure::new(error.code(), &error))?;
         Ok(StoreConfig {
             listen: server.listen,
             root: server.root.clone(),
@@ -114,7 +115,10 @@ impl Settings {
     pub fn materials(&self, now: UnixMillis) -> Materials {
         let server = &self.store_server;
         let items = vec![
-            Material::StoreKeys { key: KEYS, path: server.keys.clone() },
+            Material::StoreKeys {
+                key: KEYS,
+                path: server.keys.clone(),
+            },
             Material::Certificate {
                 keys: CERTIFICATE,
                 certificate: server.tls_cert.clone(),
@@ -130,13 +134,23 @@ impl ServerSettings {
     fn tls(&self) -> Tls {
         match self.tls_cert.as_os_str().is_empty() && self.tls_key.as_os_str().is_empty() {
             true => Tls::PlainLoopback,
-            false => Tls::Files { certificate: self.tls_cert.clone(), key: self.tls_key.clone() },
+            false => Tls::Files {
+                certificate: self.tls_cert.clone(),
+                key: self.tls_key.clone(),
+            },
         }
     }
 
     fn limits(&self) -> Result<StoreLimits, Failure> {
-        let spans = [("idle", self.idle), ("incoming_life", self.incoming_life), ("sweep_every", self.sweep_every)];
-        let zero = spans.into_iter().find(|(_, span)| span.0.is_zero()).map(|(name, _)| name);
+        let spans = [
+            ("idle", self.idle),
+            ("incoming_life", self.incoming_life),
+            ("sweep_every", self.sweep_every),
+        ];
+        let zero = spans
+            .into_iter()
+            .find(|(_, span)| span.0.is_zero())
+            .map(|(name, _)| name);
         if let Some(name) = zero.or((self.connections_max == 0).then_some("connections_max")) {
             return Err(Failure::new(
                 Code::ConfigInvalid,

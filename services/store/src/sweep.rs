@@ -1,23 +1,32 @@
-//! `incoming` forgets: what was not promoted within some days is removed. External stores do this by a lifecycle rule.
+//! `incoming` forgets: what was not promoted within some days is removed. External stores do this
+//! by a lifecycle rule.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-/// Removes files under `folder` older than `life` at `now`, and the folders that this leaves empty. Returns how many
-/// files went.
+/// Removes files under `folder` older than `life` at `now`, and the folders that this leaves empty.
+/// Returns how many files went.
 pub(crate) fn sweep(folder: &Path, life: Duration, now: SystemTime) -> io::Result<u64> {
     let mut removed = 0;
-    let Some(entries) = unless_gone(fs::read_dir(folder))? else { return Ok(0) };
+    let Some(entries) = unless_gone(fs::read_dir(folder))? else {
+        return Ok(0);
+    };
     for entry in entries {
         let entry = entry?;
-        let Some(metadata) = unless_gone(entry.metadata())? else { continue };
+        let Some(metadata) = unless_gone(entry.metadata())? else {
+            continue;
+        };
         if metadata.is_dir() {
             removed += sweep(&entry.path(), life, now)?;
-            // Fails unless it is empty, which is what is wanted. An upload that needs the folder makes it again.
+            // Fails unless it is empty, which is what is wanted. An upload that needs the folder
+            // makes it again.
             let _kept = fs::remove_dir(entry.path());
-        } else if now.duration_since(metadata.modified()?).is_ok_and(|age| age > life) {
+        } else if now
+            .duration_since(metadata.modified()?)
+            .is_ok_and(|age| age > life)
+        {
             removed += u64::from(unless_gone(fs::remove_file(entry.path()))?.is_some());
         }
     }
@@ -51,6 +60,10 @@ mod tests {
         }
         assert_eq!(sweep(&folder, Duration::from_secs(50), now).unwrap(), 1);
         assert!(!folder.join("demo/1").exists() && fresh.exists() && folder.exists());
-        assert_eq!(sweep(&folder.join("demo/1"), Duration::ZERO, now).unwrap(), 0, "what is gone is no failure");
+        assert_eq!(
+            sweep(&folder.join("demo/1"), Duration::ZERO, now).unwrap(),
+            0,
+            "what is gone is no failure"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! The way of an upload: socket → bounded channel → one blocking thread that hashes and writes → checked → named.
+//! The way of an upload: socket → bounded channel → one blocking thread that hashes and writes →
+//! checked → named.
 
 use std::io::{self, IoSlice, Write as _};
 use std::sync::Arc;
@@ -14,7 +15,8 @@ use crate::body::is_late;
 use crate::place::Place;
 use crate::root::{Claim, Publish, Reservation, Root};
 
-/// Frames (16 KiB under TLS) gathered before they go to the writing thread: fewer wake-ups, larger writes.
+/// Frames (16 KiB under TLS) gathered before they go to the writing thread: fewer wake-ups, larger
+/// writes.
 const BATCH_BYTES: usize = 512 << 10;
 /// Batches on their way; with [`BATCH_BYTES`] this bounds the memory of one upload.
 const BATCHES_MAX: usize = 4;
@@ -27,7 +29,8 @@ pub(crate) struct Upload {
     pub(crate) checksum: Option<String>,
     pub(crate) how: Publish,
     pub(crate) room: Reservation,
-    /// Its name, where that is given only once: a URL that is opened often has one upload and one reservation.
+    /// Its name, where that is given only once: a URL that is opened often has one upload and one
+    /// reservation.
     pub(crate) claim: Option<Claim>,
 }
 
@@ -44,8 +47,13 @@ enum Failure {
     Abandoned,
 }
 
-/// Stores a body. Nothing appears under the key unless length and sha256 agree; nothing remains when the client leaves.
-pub(crate) async fn receive(root: Arc<Root>, mut body: StreamingBlob, upload: Upload) -> S3Result<Digest> {
+/// Stores a body. Nothing appears under the key unless length and sha256 agree; nothing remains
+/// when the client leaves.
+pub(crate) async fn receive(
+    root: Arc<Root>,
+    mut body: StreamingBlob,
+    upload: Upload,
+) -> S3Result<Digest> {
     let (sender, pieces) = mpsc::channel(BATCHES_MAX);
     let writers = root.writers().clone();
     let writer = writers.spawn_blocking(move || write(&root, upload, pieces));
@@ -69,7 +77,11 @@ pub(crate) async fn receive(root: Arc<Root>, mut body: StreamingBlob, upload: Up
         }
         if gathered >= BATCH_BYTES {
             gathered = 0;
-            if sender.send(Piece::Frames(std::mem::take(&mut batch))).await.is_err() {
+            if sender
+                .send(Piece::Frames(std::mem::take(&mut batch)))
+                .await
+                .is_err()
+            {
                 break;
             }
         }
@@ -84,7 +96,10 @@ pub(crate) async fn receive(root: Arc<Root>, mut body: StreamingBlob, upload: Up
         Ok(Err(Failure::Refused(error))) => Err(error),
         Ok(Err(Failure::Io(error))) => Err(storage_error(error)),
         Ok(Err(Failure::Abandoned)) => Err(s3_error!(IncompleteBody)),
-        Err(error) => Err(S3Error::with_source(S3ErrorCode::InternalError, Box::new(error))),
+        Err(error) => Err(S3Error::with_source(
+            S3ErrorCode::InternalError,
+            Box::new(error),
+        )),
     }
 }
 
@@ -101,12 +116,19 @@ pub(crate) fn storage_error(error: io::Error) -> S3Error {
 
 /// No room: 507, which clients repeat a few times before they say so.
 pub(crate) fn full() -> S3Error {
-    let mut error = S3Error::with_message(S3ErrorCode::Custom("InsufficientStorage".into()), "the store has no room");
+    let mut error = S3Error::with_message(
+        S3ErrorCode::Custom("InsufficientStorage".into()),
+        "the store has no room",
+    );
     error.set_status_code(http::StatusCode::INSUFFICIENT_STORAGE);
     error
 }
 
-fn write(root: &Root, mut upload: Upload, mut pieces: mpsc::Receiver<Piece>) -> Result<Digest, Failure> {
+fn write(
+    root: &Root,
+    mut upload: Upload,
+    mut pieces: mpsc::Receiver<Piece>,
+) -> Result<Digest, Failure> {
     let mut file = root.temporary().map_err(Failure::Io)?;
     let mut hasher = Hasher::default();
     let mut length = 0_u64;
@@ -119,7 +141,10 @@ fn write(root: &Root, mut upload: Upload, mut pieces: mpsc::Receiver<Piece>) -> 
                     hasher.update(frame);
                 }
                 if length > upload.bytes {
-                    return Err(Failure::Refused(s3_error!(IncompleteBody, "more bytes than announced")));
+                    return Err(Failure::Refused(s3_error!(
+                        IncompleteBody,
+                        "more bytes than announced"
+                    )));
                 }
                 write_frames(file.as_file_mut(), &frames).map_err(Failure::Io)?;
                 upload.room.landed(length - before);
@@ -134,7 +159,10 @@ fn write(root: &Root, mut upload: Upload, mut pieces: mpsc::Receiver<Piece>) -> 
     match root.publish(file, &name, upload.how) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            return Err(Failure::Refused(s3_error!(PreconditionFailed, "the object exists")));
+            return Err(Failure::Refused(s3_error!(
+                PreconditionFailed,
+                "the object exists"
+            )));
         }
         Err(error) => return Err(Failure::Io(error)),
     }
@@ -146,14 +174,29 @@ fn write(root: &Root, mut upload: Upload, mut pieces: mpsc::Receiver<Piece>) -> 
 fn check(upload: &Upload, length: u64, digest: Digest) -> S3Result<()> {
     use base64::Engine as _;
     if length != upload.bytes {
-        return Err(s3_error!(IncompleteBody, "{length} bytes instead of {}", upload.bytes));
+        return Err(s3_error!(
+            IncompleteBody,
+            "{length} bytes instead of {}",
+            upload.bytes
+        ));
     }
     let sent = base64::engine::general_purpose::STANDARD.encode(digest.as_bytes());
-    if upload.checksum.as_ref().is_some_and(|announced| *announced != sent) {
+    if upload
+        .checksum
+        .as_ref()
+        .is_some_and(|announced| *announced != sent)
+    {
         return Err(s3_error!(BadDigest, "the sha256 of the body is another"));
     }
-    if upload.place.digest.is_some_and(|promised| promised != digest) {
-        return Err(s3_error!(BadDigest, "the sha256 of the body is not that of the key"));
+    if upload
+        .place
+        .digest
+        .is_some_and(|promised| promised != digest)
+    {
+        return Err(s3_error!(
+            BadDigest,
+            "the sha256 of the body is not that of the key"
+        ));
     }
     Ok(())
 }
@@ -200,10 +243,14 @@ mod tests {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let root = Root::open(folder.path(), Durability::Kernel, 0).unwrap();
-            Self { folder, root: Arc::new(root) }
+            Self {
+                folder,
+                root: Arc::new(root),
+            }
         }
 
-        /// Sends [`BODY`] in two frames as what the caller makes of it; the code of the refusal, if any.
+        /// Sends [`BODY`] in two frames as what the caller makes of it; the code of the refusal, if
+        /// any.
         async fn send(&self, change: impl FnOnce(&mut Upload)) -> Result<Digest, String> {
             let bytes = BODY.len() as u64;
             let mut upload = Upload {
@@ -215,13 +262,19 @@ mod tests {
                 claim: None,
             };
             change(&mut upload);
-            let frames = BODY.chunks(5).map(|frame| Ok::<_, io::Error>(Bytes::from_static(frame)));
+            let frames = BODY
+                .chunks(5)
+                .map(|frame| Ok::<_, io::Error>(Bytes::from_static(frame)));
             let body = StreamingBlob::wrap(futures::stream::iter(frames));
-            receive(self.root.clone(), body, upload).await.map_err(|error| error.code().as_str().to_owned())
+            receive(self.root.clone(), body, upload)
+                .await
+                .map_err(|error| error.code().as_str().to_owned())
         }
 
         fn files(&self, folder: &str) -> usize {
-            std::fs::read_dir(self.folder.path().join(folder)).unwrap().count()
+            std::fs::read_dir(self.folder.path().join(folder))
+                .unwrap()
+                .count()
         }
     }
 
@@ -229,12 +282,36 @@ mod tests {
     async fn a_body_that_is_not_what_was_announced_leaves_nothing() {
         let scene = Scene::new();
         let length = BODY.len() as u64;
-        assert_eq!(scene.send(|upload| upload.bytes = length - 1).await.unwrap_err(), "IncompleteBody");
-        assert_eq!(scene.send(|upload| upload.bytes = length + 1).await.unwrap_err(), "IncompleteBody");
+        assert_eq!(
+            scene
+                .send(|upload| upload.bytes = length - 1)
+                .await
+                .unwrap_err(),
+            "IncompleteBody"
+        );
+        assert_eq!(
+            scene
+                .send(|upload| upload.bytes = length + 1)
+                .await
+                .unwrap_err(),
+            "IncompleteBody"
+        );
         let other = || Some("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=".to_owned());
-        assert_eq!(scene.send(|upload| upload.checksum = other()).await.unwrap_err(), "BadDigest");
+        assert_eq!(
+            scene
+                .send(|upload| upload.checksum = other())
+                .await
+                .unwrap_err(),
+            "BadDigest"
+        );
         let digest = Some(Digest::of(b"something else"));
-        assert_eq!(scene.send(|upload| upload.place.digest = digest).await.unwrap_err(), "BadDigest");
+        assert_eq!(
+            scene
+                .send(|upload| upload.place.digest = digest)
+                .await
+                .unwrap_err(),
+            "BadDigest"
+        );
         assert_eq!((scene.files("tmp"), scene.files("blobs")), (0, 0));
         assert_eq!(scene.send(|_| {}).await, Ok(Digest::of(BODY)));
     }
@@ -273,7 +350,10 @@ mod tests {
         let scene = Scene::new();
         scene.send(|_| {}).await.unwrap();
         assert_eq!(scene.send(|_| {}).await.unwrap_err(), "PreconditionFailed");
-        assert_eq!(scene.send(|upload| upload.how = Publish::Replace).await, Ok(Digest::of(BODY)));
+        assert_eq!(
+            scene.send(|upload| upload.how = Publish::Replace).await,
+            Ok(Digest::of(BODY))
+        );
         assert_eq!(scene.files("tmp"), 0);
     }
 }

@@ -1,4 +1,5 @@
-//! Requests to the coordinator: typed, signed where they must be, and answered or refused within a given time.
+//! Requests to the coordinator: typed, signed where they must be, and answered or refused within a
+//! given time.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,10 +25,12 @@ pub(crate) struct Asker {
     credentials: Arc<PathBuf>,
 }
 
-/// First and longest wait for the answer to one try; each that is waited out in vain doubles it. What was lost is asked for again in seconds, and an
-/// answer that takes long, because the store does, arrives within a later try.
+/// First and longest wait for the answer to one try; each that is waited out in vain doubles it.
+/// What was lost is asked for again in seconds, and an answer that takes long, because the store
+/// does, arrives within a later try.
 const TRY_PATIENCE: (Millis, Millis) = (Millis::from_secs(2), Millis::from_secs(16));
-/// First and longest span that a pause between tries is drawn from. A try that waits for somebody who is away fails at once.
+/// First and longest span that a pause between tries is drawn from. A try that waits for somebody
+/// who is away fails at once.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// Whether a refusal says that the coordinator is away or busy with itself.
@@ -53,7 +56,14 @@ impl Asker {
         domain: &str,
         credentials: PathBuf,
     ) -> Self {
-        Self { bus, run, worker, audit_key, domain: domain.into(), credentials: Arc::new(credentials) }
+        Self {
+            bus,
+            run,
+            worker,
+            audit_key,
+            domain: domain.into(),
+            credentials: Arc::new(credentials),
+        }
     }
 
     /// Asks what the core wants to know.
@@ -62,11 +72,19 @@ impl Asker {
     /// The coordinator's refusal, or why there is no answer.
     pub(crate) async fn ask(&self, request: Request, patience: Millis) -> Result<Answer, Refusal> {
         Ok(match request {
-            Request::Join(join) => Answer::Join(Box::new(self.call(Verb::Join, &join, patience).await?)),
+            Request::Join(join) => {
+                Answer::Join(Box::new(self.call(Verb::Join, &join, patience).await?))
+            }
             Request::Leave(leave) => Answer::Done(self.call(Verb::Leave, &leave, patience).await?),
-            Request::Claim(claim) => Answer::Claim(self.call(Verb::LeaseClaim, &claim, patience).await?),
-            Request::Renew(renew) => Answer::Renew(self.call(Verb::LeaseRenew, &renew, patience).await?),
-            Request::Release(release) => Answer::Done(self.call(Verb::LeaseRelease, &release, patience).await?),
+            Request::Claim(claim) => {
+                Answer::Claim(self.call(Verb::LeaseClaim, &claim, patience).await?)
+            }
+            Request::Renew(renew) => {
+                Answer::Renew(self.call(Verb::LeaseRenew, &renew, patience).await?)
+            }
+            Request::Release(release) => {
+                Answer::Done(self.call(Verb::LeaseRelease, &release, patience).await?)
+            }
             Request::Submit(statement) => Answer::Submit(self.submit(statement, patience).await?),
         })
     }
@@ -82,15 +100,22 @@ impl Asker {
         patience: Millis,
     ) -> Result<A, Refusal> {
         let subject = request_subject(&self.run, &self.worker, verb);
-        let answer = self.bus.request(&subject, question, patience.as_duration()).await;
+        let answer = self
+            .bus
+            .request(&subject, question, patience.as_duration())
+            .await;
         answer.map_err(|error| {
             let refusal = error.into_refusal();
-            if refusal.code == Code::NoAnswer { self.silence(refusal) } else { refusal }
+            if refusal.code == Code::NoAnswer {
+                self.silence(refusal)
+            } else {
+                refusal
+            }
         })
     }
 
-    /// Asks one question until it is answered: a coordinator that is away for a while costs time, not the work done. Whoever
-    /// loses the lease meanwhile drops this future.
+    /// Asks one question until it is answered: a coordinator that is away for a while costs time,
+    /// not the work done. Whoever loses the lease meanwhile drops this future.
     ///
     /// # Errors
     /// A refusal that another try does not change, or the last one when `deadline` has come.
@@ -100,19 +125,28 @@ impl Asker {
         question: &Q,
         deadline: Instant,
     ) -> Result<A, Refusal> {
-        until_answered(deadline, Patience::new(TRY_PATIENCE), |patience| self.call(verb, question, patience)).await
+        until_answered(deadline, Patience::new(TRY_PATIENCE), |patience| {
+            self.call(verb, question, patience)
+        })
+        .await
     }
 
     async fn submit(&self, statement: Vec<u8>, patience: Millis) -> Result<SubmitReply, Refusal> {
         let signature = ByteArray::new(self.audit_key.sign_statement(&self.domain, &statement));
-        let request = SubmitRequest { v: V, statement: ByteBuf::from(statement), signature };
-        self.call(Verb::ContributionSubmit, &request, patience).await
+        let request = SubmitRequest {
+            v: V,
+            statement: ByteBuf::from(statement),
+            signature,
+        };
+        self.call(Verb::ContributionSubmit, &request, patience)
+            .await
     }
 
-    /// A server that does not take the credential any more is silent too. Then the reason is the file, which is read again
-    /// at every try to connect: somebody will renew it.
+    /// A server that does not take the credential any more is silent too. Then the reason is the
+    /// file, which is read again at every try to connect: somebody will renew it.
     fn silence(&self, refusal: Refusal) -> Refusal {
-        let checked = Credentials::read(&self.credentials).and_then(|found| found.check(runtime::clock::now()));
+        let checked = Credentials::read(&self.credentials)
+            .and_then(|found| found.check(runtime::clock::now()));
         match checked {
             Err(error) if error.code() == Code::CredentialExpired => {
                 Refusal::new(refusal.code, format!("{error}; waiting for a renewed file"))
@@ -122,8 +156,8 @@ impl Asker {
     }
 }
 
-/// Asks again and again, each time with the patience that is given. The coordinator answers a repeated question as it answered
-/// the first, so a repeat has no effect of its own.
+/// Asks again and again, each time with the patience that is given. The coordinator answers a
+/// repeated question as it answered the first, so a repeat has no effect of its own.
 async fn until_answered<A, F>(
     deadline: Instant,
     mut patience: Patience,
@@ -147,8 +181,8 @@ where
     }
 }
 
-/// A pause of at most `span`, another each time: workers that all lost the same coordinator do not come back at the same
-/// moment.
+/// A pause of at most `span`, another each time: workers that all lost the same coordinator do not
+/// come back at the same moment.
 fn drawn_from(span: Duration) -> Duration {
     span.mul_f64(objects::random_fraction())
 }
@@ -162,19 +196,24 @@ mod tests {
     /// The waits for six tries, the first five of which fail after `silence` of their own wait.
     async fn waits(patience: Patience, silence: impl AsyncFn(Duration)) -> Vec<u64> {
         let waits = RefCell::new(Vec::new());
-        let answer = until_answered(Instant::now() + Duration::from_secs(900), patience, async |wait| {
-            waits.borrow_mut().push(wait.get());
-            if waits.borrow().len() > 5 {
-                return Ok("granted");
-            }
-            silence(wait.as_duration()).await;
-            Err(Refusal::new(Code::NoAnswer, "played by the test"))
-        });
+        let answer = until_answered(
+            Instant::now() + Duration::from_secs(900),
+            patience,
+            async |wait| {
+                waits.borrow_mut().push(wait.get());
+                if waits.borrow().len() > 5 {
+                    return Ok("granted");
+                }
+                silence(wait.as_duration()).await;
+                Err(Refusal::new(Code::NoAnswer, "played by the test"))
+            },
+        );
         assert_eq!(answer.await, Ok("granted"));
         waits.into_inner()
     }
 
-    /// An answer is lost with the coordinator that gave it: the question is asked again after seconds, not when a lease is over.
+    /// An answer is lost with the coordinator that gave it: the question is asked again after
+    /// seconds, not when a lease is over.
     #[tokio::test]
     async fn a_lost_answer_is_asked_for_again_ever_more_patiently() {
         let patience = Patience::new((Millis(20), Millis(160)));
@@ -195,13 +234,19 @@ mod tests {
     #[tokio::test]
     async fn a_refusal_that_another_try_does_not_change_is_the_answer() {
         let tries = RefCell::new(0);
-        let answer: Result<(), Refusal> =
-            until_answered(Instant::now() + Duration::from_secs(900), Patience::new(TRY_PATIENCE), async |_| {
+        let answer: Result<(), Refusal> = until_answered(
+            Instant::now() + Duration::from_secs(900),
+            Patience::new(TRY_PATIENCE),
+            async |_| {
                 *tries.borrow_mut() += 1;
                 Err(Refusal::new(Code::ObjectForbidden, "x"))
-            })
-            .await;
-        assert_eq!((answer.expect_err("refused").code, *tries.borrow()), (Code::ObjectForbidden, 1));
+            },
+        )
+        .await;
+        assert_eq!(
+            (answer.expect_err("refused").code, *tries.borrow()),
+            (Code::ObjectForbidden, 1)
+        );
     }
 
     #[test]
@@ -211,7 +256,10 @@ mod tests {
         assert!(drawn.iter().all(|pause| *pause <= span));
         for part in 0..4 {
             let within = span * part / 4..=span * (part + 1) / 4;
-            assert!(drawn.iter().any(|pause| within.contains(pause)), "none in {within:?}");
+            assert!(
+                drawn.iter().any(|pause| within.contains(pause)),
+                "none in {within:?}"
+            );
         }
     }
 }

@@ -1,5 +1,6 @@
-//! What a worker reads once for a run: the model's configuration and layout, and the manifest of the data set. All are
-//! objects that the run's settings name by digest, and all are checked against each other before memory is taken.
+//! What a worker reads once for a run: the model's configuration and layout, and the manifest of
+//! the data set. All are objects that the run's settings name by digest, and all are checked
+//! against each other before memory is taken.
 
 use model::ModelConfig;
 use schemas::data::{DataManifest, Shard};
@@ -27,23 +28,31 @@ impl Assets {
     /// # Errors
     /// They cannot be had, do not parse, or do not fit together.
     pub(crate) async fn fetch(library: &Library, spec: &RunSpec) -> Result<Self, Refusal> {
-        let objects = library.keep(&[spec.model.config, spec.model.layout, spec.data]).await?;
+        let objects = library
+            .keep(&[spec.model.config, spec.model.layout, spec.data])
+            .await?;
         let model = ModelConfig::parse(spec.model.trainer, &objects[0])
             .map_err(|error| Refusal::new(Code::ModelInvalid, error.to_string()))?;
         let mismatch = |detail: String| Refusal::new(Code::LayoutMismatch, detail);
         let layout = Layout::decode(&objects[1]).map_err(|error| mismatch(error.to_string()))?;
         let chunks = check_layout(&layout, &model, spec)?;
         let data = data::parse_manifest(&objects[2])?;
-        // The coordinator asks more of the data before it creates a run; this is what a trainer would stumble on here.
+        // The coordinator asks more of the data before it creates a run; this is what a trainer
+        // would stumble on here.
         model.check_sequence(&spec.schedule)?;
         model.check_vocabulary(data.vocabulary)?;
-        Ok(Self { model, chunks, data })
+        Ok(Self {
+            model,
+            chunks,
+            data,
+        })
     }
 
     /// The entries of the data set that a lease's work reads.
     ///
     /// # Errors
-    /// It names one that the data set does not have on that side: training text is never evaluated on, nor the reverse.
+    /// It names one that the data set does not have on that side: training text is never evaluated
+    /// on, nor the reverse.
     pub(crate) fn shards(&self, work: &Work) -> Result<Vec<Shard>, Refusal> {
         let (wanted, known) = match work {
             Work::Train { shards, .. } => (shards, &self.data.train),
@@ -52,21 +61,38 @@ impl Assets {
         let find = |object: &ObjectRef| {
             let found = known.iter().find(|shard| shard.object == *object).copied();
             let digest = object.digest;
-            found.ok_or_else(|| Refusal::new(Code::ManifestInvalid, format!("the data set has no such shard {digest}")))
+            found.ok_or_else(|| {
+                Refusal::new(
+                    Code::ManifestInvalid,
+                    format!("the data set has no such shard {digest}"),
+                )
+            })
         };
         wanted.iter().map(find).collect()
     }
 }
 
 /// The layout must be the model's, and its chunks those that the initial weights were cut into.
-fn check_layout(layout: &Layout, model: &ModelConfig, spec: &RunSpec) -> Result<Vec<Chunk>, Refusal> {
+fn check_layout(
+    layout: &Layout,
+    model: &ModelConfig,
+    spec: &RunSpec,
+) -> Result<Vec<Chunk>, Refusal> {
     let mismatch = |detail: String| Refusal::new(Code::LayoutMismatch, detail);
-    layout.validate().map_err(|error| mismatch(error.to_string()))?;
+    layout
+        .validate()
+        .map_err(|error| mismatch(error.to_string()))?;
     model.check_layout(layout)?;
-    let chunks = layout.chunks(spec.model.chunk_elements).map_err(|error| mismatch(error.to_string()))?;
-    let sizes = chunks.iter().map(|chunk| chunk.elements * INITIAL_ELEMENT_BYTES);
+    let chunks = layout
+        .chunks(spec.model.chunk_elements)
+        .map_err(|error| mismatch(error.to_string()))?;
+    let sizes = chunks
+        .iter()
+        .map(|chunk| chunk.elements * INITIAL_ELEMENT_BYTES);
     if sizes.ne(spec.model.initial.iter().map(|object| object.bytes.get())) {
-        return Err(mismatch("the initial weights are not cut as the layout is".to_owned()));
+        return Err(mismatch(
+            "the initial weights are not cut as the layout is".to_owned(),
+        ));
     }
     Ok(chunks)
 }

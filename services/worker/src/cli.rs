@@ -5,7 +5,8 @@ use runtime::{ConfigArgs, LogArgs};
 
 use crate::sample::SampleArgs;
 
-/// Trains for a run: asks the coordinator for work over NATS, fetches weights and data, hands in results.
+/// Trains for a run: asks the coordinator for work over NATS, fetches weights and data, hands in
+/// results.
 #[derive(Debug, Parser)]
 #[command(name = "diloco-worker", version)]
 pub struct Cli {
@@ -38,7 +39,13 @@ pub enum Command {
 impl Cli {
     /// The flags that are configuration keys.
     pub fn overrides(&self) -> Vec<(&'static str, &'static str, String)> {
-        let flags = [("worker.run", "--run", &self.run), ("worker.ready", "--ready-file", &self.ready_file)];
-        flags.into_iter().filter_map(|(key, flag, value)| Some((key, flag, value.clone()?))).collect()
+        let flags = [
+            ("worker.run", "--run", &self.run),
+            ("worker.ready", "--ready-file", &self.ready_file),
+        ];
+        flags
+            .into_iter()
+            .filter_map(|(key, flag, value)| Some((key, flag, value.clone()?)))
+            .collect()
     }
 }

@@ -1,4 +1,5 @@
-//! Signed orders from the coordinator. Whatever does not verify is counted, reported and otherwise ignored.
+//! Signed orders from the coordinator. Whatever does not verify is counted, reported and otherwise
+//! ignored.
 
 use std::sync::Arc;
 
@@ -26,8 +27,14 @@ impl Ears {
     ///
     /// # Errors
     /// The server does not let this worker listen.
-    pub(crate) async fn listen(self, bus: &Bus, inputs: mpsc::Sender<Input>) -> Result<(), BusError> {
-        let subscription = bus.subscribe(&command_filter(&self.run, &self.worker)).await?;
+    pub(crate) async fn listen(
+        self,
+        bus: &Bus,
+        inputs: mpsc::Sender<Input>,
+    ) -> Result<(), BusError> {
+        let subscription = bus
+            .subscribe(&command_filter(&self.run, &self.worker))
+            .await?;
         tokio::spawn(self.hear(subscription, inputs));
         Ok(())
     }
@@ -35,7 +42,8 @@ impl Ears {
     async fn hear(self, mut subscription: Subscription, inputs: mpsc::Sender<Input>) {
         loop {
             let input = match subscription.next().await {
-                // An answer that somebody had sent here is for nobody here, and no sign of anything at the coordinator.
+                // An answer that somebody had sent here is for nobody here, and no sign of anything
+                // at the coordinator.
                 Ok(Some(message)) if is_answer(&message.payload) => {
                     tracing::debug!(code = %Code::AnswerForeign, "an answer where commands are heard");
                     continue;
@@ -55,7 +63,12 @@ impl Ears {
 
     fn judge(&self, payload: &[u8]) -> Input {
         let now = self.time.now();
-        let expected = Expected { trust: &self.trust, worker: &self.worker, run: &self.run, now };
+        let expected = Expected {
+            trust: &self.trust,
+            worker: &self.worker,
+            run: &self.run,
+            now,
+        };
         match verify::command(payload, &expected) {
             Ok(verb) => {
                 tracing::info!(verb = verb.token(), "command of the coordinator");

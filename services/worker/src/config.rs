@@ -42,7 +42,8 @@ pub struct WorkerSection {
     pub audit_key: PathBuf,
     /// Trust bundle: the keys that leases and commands may be signed with.
     pub trust: PathBuf,
-    /// Folder for what must survive a restart: optimizer state and the end of the chain of events. One worker each.
+    /// Folder for what must survive a restart: optimizer state and the end of the chain of events.
+    /// One worker each.
     pub state: PathBuf,
     /// File that appears when the worker is connected and asks to join.
     pub ready: PathBuf,
@@ -92,13 +93,20 @@ impl Default for WorkerSection {
 
 impl Default for CacheSection {
     fn default() -> Self {
-        Self { folder: PathBuf::from("worker-cache"), limit: ConfigBytes(4 << 30) }
+        Self {
+            folder: PathBuf::from("worker-cache"),
+            limit: ConfigBytes(4 << 30),
+        }
     }
 }
 
 impl Default for TrainingSection {
     fn default() -> Self {
-        Self { device: "auto".to_owned(), threads: 1, trainers: Vec::new() }
+        Self {
+            device: "auto".to_owned(),
+            threads: 1,
+            trainers: Vec::new(),
+        }
     }
 }
 
@@ -134,47 +142,101 @@ impl Checked {
     /// # Errors
     /// All that is wrong with the credentials, or the first thing that is wrong with the rest.
     pub fn new(loaded: Loaded<WorkerConfig>, now: UnixMillis) -> Result<Self, Failure> {
-        let Loaded { value: config, origins } = loaded;
+        let Loaded {
+            value: config,
+            origins,
+        } = loaded;
         let materials = config.materials(now);
-        let posture = runtime::validate(&config.auth, &materials, &origins).map_err(Failure::all)?;
+        let posture =
+            runtime::validate(&config.auth, &materials, &origins).map_err(Failure::all)?;
         let invalid = |key: &str, detail: &dyn std::fmt::Display| {
-            Failure::new(Code::ConfigInvalid, format!("{key} ({}): {detail}", origins.of(key)))
+            Failure::new(
+                Code::ConfigInvalid,
+                format!("{key} ({}): {detail}", origins.of(key)),
+            )
         };
         if config.worker.run.is_empty() {
-            return Err(invalid("worker.run", &"names no run; set it, or give --run"));
+            return Err(invalid(
+                "worker.run",
+                &"names no run; set it, or give --run",
+            ));
         }
-        let run: RunId = config.worker.run.parse().map_err(|error| invalid("worker.run", &error))?;
+        let run: RunId = config
+            .worker
+            .run
+            .parse()
+            .map_err(|error| invalid("worker.run", &error))?;
         if !(1..=THREADS_MAX).contains(&config.training.threads) {
-            let detail = format!("is {}, expected 1 to {THREADS_MAX}", config.training.threads);
+            let detail = format!(
+                "is {}, expected 1 to {THREADS_MAX}",
+                config.training.threads
+            );
             return Err(invalid("training.threads", &detail));
         }
         let (trainers, device) = trainers::offered(&config.training)?;
         let (trust, audit_key) = keys(&config.worker)?;
         let open = posture.open.iter().any(|open| open.layer == Layer::Bulk);
         let store_trust = store_trust(&config.store.ca, open)?;
-        Ok(Self { posture, run, trust, audit_key, store_trust, trainers, device, config, materials })
+        Ok(Self {
+            posture,
+            run,
+            trust,
+            audit_key,
+            store_trust,
+            trainers,
+            device,
+            config,
+            materials,
+        })
     }
 }
 
 impl WorkerConfig {
     fn materials(&self, now: UnixMillis) -> Materials {
         let items = vec![
-            Material::BusAddress { key: "bus.url", url: self.bus.url.clone() },
-            Material::Credentials { key: "bus.credentials", path: self.bus.credentials.clone() },
-            Material::Authority { key: "bus.ca", path: self.bus.ca.clone(), layer: Layer::Bus },
-            Material::Authority { key: "store.ca", path: self.store.ca.clone(), layer: Layer::Bulk },
-            Material::Trust { key: "worker.trust", path: self.worker.trust.clone() },
-            Material::AuditKey { key: "worker.audit_key", path: self.worker.audit_key.clone() },
+            Material::BusAddress {
+                key: "bus.url",
+                url: self.bus.url.clone(),
+            },
+            Material::Credentials {
+                key: "bus.credentials",
+                path: self.bus.credentials.clone(),
+            },
+            Material::Authority {
+                key: "bus.ca",
+                path: self.bus.ca.clone(),
+                layer: Layer::Bus,
+            },
+            Material::Authority {
+                key: "store.ca",
+                path: self.store.ca.clone(),
+                layer: Layer::Bulk,
+            },
+            Material::Trust {
+                key: "worker.trust",
+                path: self.worker.trust.clone(),
+            },
+            Material::AuditKey {
+                key: "worker.audit_key",
+                path: self.worker.audit_key.clone(),
+            },
         ];
         Materials { items, now }
     }
 }
 
-/// Needed under any switches: there is no result without a signature, and a lease that nobody checks is not worked on.
+/// Needed under any switches: there is no result without a signature, and a lease that nobody
+/// checks is not worked on.
 fn keys(section: &WorkerSection) -> Result<(Arc<TrustBundle>, Arc<AuditKey>), Failure> {
-    for (key, path) in [("worker.trust", &section.trust), ("worker.audit_key", &section.audit_key)] {
+    for (key, path) in [
+        ("worker.trust", &section.trust),
+        ("worker.audit_key", &section.audit_key),
+    ] {
         if path.as_os_str().is_empty() {
-            return Err(Failure::new(Code::CredentialMissing, format!("{key} is not set; a worker always needs it")));
+            return Err(Failure::new(
+                Code::CredentialMissing,
+                format!("{key} is not set; a worker always needs it"),
+            ));
         }
     }
     let trust = TrustBundle::read(&section.trust)
@@ -188,6 +250,11 @@ fn store_trust(ca: &Path, open: bool) -> Result<Trust, Failure> {
     if ca.as_os_str().is_empty() && open {
         return Ok(Trust::PlainLoopback);
     }
-    let unreadable = |error| Failure::new(Code::CredentialUnreadable, format!("store.ca {}: {error}", ca.display()));
+    let unreadable = |error| {
+        Failure::new(
+            Code::CredentialUnreadable,
+            format!("store.ca {}: {error}", ca.display()),
+        )
+    };
     Ok(Trust::Authority(std::fs::read(ca).map_err(unreadable)?))
 }

@@ -14,8 +14,15 @@ use crate::trainers::{self, AVAILABLE};
 pub fn devices() -> Result<(), Failure> {
     let (_, device) = trainers::offered(&TrainingSection::default())?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let names: Vec<String> = AVAILABLE.iter().map(|kind| format!("{kind:?}").to_lowercase()).collect();
+    let names: Vec<String> = AVAILABLE
+        .iter()
+        .map(|kind| format!("{kind:?}").to_lowercase())
+        .collect();
     // Whoever reads may have heard enough.
-    let _ = writeln!(std::io::stdout(), "trainers: {}\ndevice: {device}\ncores: {cores}", names.join(", "));
+    let _ = writeln!(
+        std::io::stdout(),
+        "trainers: {}\ndevice: {device}\ncores: {cores}",
+        names.join(", ")
+    );
     Ok(())
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 /// How long the last events may take. With the bus away they do not get out at all.
 const EVENTS_MAX: Duration = Duration::from_secs(8);
-/// How long the training thread may take to finish its step and save the inner state: tens of GB for a large model. Together
-/// with the time for an orderly end it stays below what the service manager allows (`TimeoutStopSec`).
+/// How long the training thread may take to finish its step and save the inner state: tens of GB
+/// for a large model. Together with the time for an orderly end it stays below what the service
+/// manager allows (`TimeoutStopSec`).
 const SAVE_MAX: Duration = Duration::from_secs(60);
 /// A save that takes longer is spoken of.
 const SAVE_SHOWN: Duration = Duration::from_secs(1);
@@ -20,14 +21,22 @@ pub(crate) struct Patience {
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { events: EVENTS_MAX, save: SAVE_MAX }
+        Self {
+            events: EVENTS_MAX,
+            save: SAVE_MAX,
+        }
     }
 }
 
 impl Patience {
-    /// Waits for the training thread, whose last job is the save of the inner state, and for the delivery of the last
-    /// events. Neither shortens the other's time. Says whether the training thread has ended.
-    pub(crate) async fn wait(self, training: JoinHandle<()>, delivered: impl Future<Output = bool>) -> bool {
+    /// Waits for the training thread, whose last job is the save of the inner state, and for the
+    /// delivery of the last events. Neither shortens the other's time. Says whether the training
+    /// thread has ended.
+    pub(crate) async fn wait(
+        self,
+        training: JoinHandle<()>,
+        delivered: impl Future<Output = bool>,
+    ) -> bool {
         tokio::join!(self.saved(training), self.told(delivered)).0
     }
 
@@ -36,19 +45,26 @@ impl Patience {
         let mut joined = tokio::time::timeout(SAVE_SHOWN.min(self.save), &mut ended).await;
         if joined.is_err() {
             let limit_s = self.save.as_secs();
-            tracing::info!(limit_s, "waiting for the training thread: it finishes its step and saves the inner state");
+            tracing::info!(
+                limit_s,
+                "waiting for the training thread: it finishes its step and saves the inner state"
+            );
             joined = tokio::time::timeout(self.save.saturating_sub(SAVE_SHOWN), ended).await;
         }
         let ended = matches!(joined, Ok(Ok(Ok(()))));
         if !ended {
-            tracing::warn!("ends before the training thread did; an inner state that was not saved is lost");
+            tracing::warn!(
+                "ends before the training thread did; an inner state that was not saved is lost"
+            );
         }
         ended
     }
 
     async fn told(self, delivered: impl Future<Output = bool>) {
         if tokio::time::timeout(self.events, delivered).await != Ok(true) {
-            tracing::warn!("ends before the bus had everything; the oldest event that waits is kept, others are lost");
+            tracing::warn!(
+                "ends before the bus had everything; the oldest event that waits is kept, others are lost"
+            );
         }
     }
 }
@@ -68,7 +84,10 @@ mod tests {
             let _over = over;
             std::future::pending().await
         };
-        let limits = Patience { events: Duration::from_millis(1), save: Duration::from_secs(600) };
+        let limits = Patience {
+            events: Duration::from_millis(1),
+            save: Duration::from_secs(600),
+        };
         assert!(limits.wait(training, never).await);
     }
 
@@ -76,7 +95,10 @@ mod tests {
     async fn what_does_not_end_is_given_up() {
         let (release, waits) = mpsc::sync_channel::<()>(1);
         let training = std::thread::spawn(move || assert!(waits.recv().is_err()));
-        let limits = Patience { events: Duration::from_millis(1), save: Duration::from_millis(1) };
+        let limits = Patience {
+            events: Duration::from_millis(1),
+            save: Duration::from_millis(1),
+        };
         assert!(!limits.wait(training, std::future::pending()).await);
         drop(release);
     }
@@ -84,11 +106,17 @@ mod tests {
     #[test]
     fn the_service_manager_waits_longer() {
         let unit = include_str!("../../../deploy/systemd/diloco-worker@.service");
-        let limit = unit.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")).expect("a limit");
+        let limit = unit
+            .lines()
+            .find_map(|line| line.strip_prefix("TimeoutStopSec="))
+            .expect("a limit");
         let limit = Duration::from_secs(limit.parse().expect("seconds"));
         let Patience { events, save } = Patience::default();
         let longest = crate::service::STOP_PATIENCE.as_duration() + save.max(events);
-        assert!(longest + Duration::from_secs(10) <= limit, "{longest:?} of {limit:?}");
+        assert!(
+            longest + Duration::from_secs(10) <= limit,
+            "{longest:?} of {limit:?}"
+        );
         assert!(save > events);
     }
 }

@@ -1,7 +1,9 @@
-//! A worker's own account of its life: signed, chained, and sent until it is recorded, or refused for good.
+//! A worker's own account of its life: signed, chained, and sent until it is recorded, or refused
+//! for good.
 //!
-//! The end of the chain is on disk before an event leaves, with the event itself as long as nobody said that it is recorded:
-//! after a crash it is sent again, byte for byte, so the chain has neither gap nor fork.
+//! The end of the chain is on disk before an event leaves, with the event itself as long as nobody
+//! said that it is recorded: after a crash it is sent again, byte for byte, so the chain has
+//! neither gap nor fork.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +16,9 @@ use runtime::{Bus, BusError, Failure};
 use schemas::event::{Event, EventBody, SignedEvent, WorkerEvent};
 use schemas::lease::Done;
 use schemas::subject::worker_event_subject;
-use schemas::{Code, Digest, Message as _, Millis, PublicKey, RunId, Sequence, UnixMillis, V, WorkerId};
+use schemas::{
+    Code, Digest, Message as _, Millis, PublicKey, RunId, Sequence, UnixMillis, V, WorkerId,
+};
 use serde::{Deserialize, Serialize};
 use serde_bytes::{ByteArray, ByteBuf};
 use tokio::sync::mpsc;
@@ -22,10 +26,11 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use worker_core::Patience;
 
-/// Events that wait to be recorded: a worker emits a few in a unit, so these are hours without a bus.
+/// Events that wait to be recorded: a worker emits a few in a unit, so these are hours without a
+/// bus.
 const EVENTS_MAX: usize = 256;
-/// First and longest wait for an answer; each that is waited out in vain doubles it. The service that records knows an event
-/// that comes again.
+/// First and longest wait for an answer; each that is waited out in vain doubles it. The service
+/// that records knows an event that comes again.
 const ANSWER_WAIT: (Millis, Millis) = (Millis::from_secs(2), Millis::from_secs(16));
 /// First and longest pause before an event is sent again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -68,9 +73,17 @@ impl Chain {
     ///
     /// # Errors
     /// The file is there and is no chain's end. Going on without it would fork the chain.
-    pub(crate) fn open(path: &Path, key: Arc<AuditKey>, run: RunId, worker: WorkerId) -> Result<Self, Failure> {
+    pub(crate) fn open(
+        path: &Path,
+        key: Arc<AuditKey>,
+        run: RunId,
+        worker: WorkerId,
+    ) -> Result<Self, Failure> {
         let failed = |error: &dyn std::fmt::Display| {
-            Failure::new(Code::WorkerChainInvalid, format!("chain of events {}: {error}", path.display()))
+            Failure::new(
+                Code::WorkerChainInvalid,
+                format!("chain of events {}: {error}", path.display()),
+            )
         };
         let fresh = ChainEnd {
             v: V,
@@ -81,13 +94,24 @@ impl Chain {
         };
         let end = match std::fs::read(path) {
             Ok(bytes) => {
-                let kept: ChainEnd = serde_json::from_slice(&bytes).map_err(|error| failed(&error))?;
-                if kept.emitter == fresh.emitter { kept } else { fresh }
+                let kept: ChainEnd =
+                    serde_json::from_slice(&bytes).map_err(|error| failed(&error))?;
+                if kept.emitter == fresh.emitter {
+                    kept
+                } else {
+                    fresh
+                }
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => fresh,
             Err(error) => return Err(failed(&error)),
         };
-        Ok(Self { path: path.to_owned(), key, run, worker, end })
+        Ok(Self {
+            path: path.to_owned(),
+            key,
+            run,
+            worker,
+            end,
+        })
     }
 
     /// The event that a previous life could not deliver.
@@ -99,7 +123,11 @@ impl Chain {
     ///
     /// # Errors
     /// It cannot be written; then it is not part of the chain.
-    pub(crate) fn append(&mut self, now: UnixMillis, event: WorkerEvent) -> Result<Pending, Failure> {
+    pub(crate) fn append(
+        &mut self,
+        now: UnixMillis,
+        event: WorkerEvent,
+    ) -> Result<Pending, Failure> {
         let kind = event.kind();
         let body = EventBody {
             v: V,
@@ -112,7 +140,10 @@ impl Chain {
         };
         let body = body.encode();
         let subject = worker_event_subject(&self.run, &self.worker, kind);
-        let pending = Pending { subject, body: HEXLOWER.encode(&body) };
+        let pending = Pending {
+            subject,
+            body: HEXLOWER.encode(&body),
+        };
         let end = ChainEnd {
             sequence: self.end.sequence.next(),
             previous: Some(Digest::of(&body)),
@@ -128,16 +159,25 @@ impl Chain {
     /// # Errors
     /// It cannot be noted; the event would be sent again after a restart.
     pub(crate) fn acknowledged(&mut self) -> Result<(), Failure> {
-        self.keep(ChainEnd { unacknowledged: None, ..self.end.clone() })
+        self.keep(ChainEnd {
+            unacknowledged: None,
+            ..self.end.clone()
+        })
     }
 
     fn keep(&mut self, end: ChainEnd) -> Result<(), Failure> {
         let json = serde_json::to_vec(&end).map_err(|error| Failure::new(Code::Internal, error))?;
         replace_private(&self.path, &json).map_err(|error| {
             let moved = !self.path.parent().is_some_and(Path::is_dir);
-            let why =
-                if moved { "; the folder was moved away while the worker ran: end it, and start it there" } else { "" };
-            Failure::new(Code::WorkerChainInvalid, format!("chain of events {}: {error}{why}", self.path.display()))
+            let why = if moved {
+                "; the folder was moved away while the worker ran: end it, and start it there"
+            } else {
+                ""
+            };
+            Failure::new(
+                Code::WorkerChainInvalid,
+                format!("chain of events {}: {error}{why}", self.path.display()),
+            )
         })?;
         self.end = end;
         Ok(())
@@ -149,11 +189,16 @@ impl Chain {
 pub(crate) struct Events(mpsc::Sender<WorkerEvent>);
 
 impl Events {
-    /// Starts the task that publishes. When the last clone is gone it delivers what waits and ends; whoever does not wait for
-    /// that loses the events behind the one that is on its way.
+    /// Starts the task that publishes. When the last clone is gone it delivers what waits and ends;
+    /// whoever does not wait for that loses the events behind the one that is on its way.
     pub(crate) fn start(chain: Chain, bus: Bus, domain: &str) -> (Self, JoinHandle<()>) {
         let (sender, queue) = mpsc::channel(EVENTS_MAX);
-        let publisher = Publisher { chain, bus, domain: domain.to_owned(), refused: false };
+        let publisher = Publisher {
+            chain,
+            bus,
+            domain: domain.to_owned(),
+            refused: false,
+        };
         (Self(sender), tokio::spawn(publisher.run(queue)))
     }
 
@@ -174,22 +219,26 @@ struct Publisher {
     chain: Chain,
     bus: Bus,
     domain: String,
-    /// Whether the last event was refused for good: a chain that has forked stays so, and is told once.
+    /// Whether the last event was refused for good: a chain that has forked stays so, and is told
+    /// once.
     refused: bool,
 }
 
 impl Publisher {
     async fn run(mut self, mut queue: mpsc::Receiver<WorkerEvent>) {
         while let Some(event) = queue.recv().await {
-            // What a previous life could not deliver waits for the first event of this one, which comes with the membership:
-            // until then another process may be the worker, and the chain its own.
+            // What a previous life could not deliver waits for the first event of this one, which
+            // comes with the membership: until then another process may be the worker, and the
+            // chain its own.
             if let Some(pending) = self.chain.unacknowledged() {
                 self.deliver(&pending).await;
             }
             let kind = event.kind();
             match self.chain.append(runtime::clock::now(), event) {
                 Ok(pending) => self.deliver(&pending).await,
-                Err(failure) => tracing::error!(code = %failure.code(), kind, %failure, "an event is not recorded"),
+                Err(failure) => {
+                    tracing::error!(code = %failure.code(), kind, %failure, "an event is not recorded")
+                }
             }
         }
     }
@@ -204,7 +253,8 @@ impl Publisher {
         loop {
             let asked_at = Instant::now();
             let wait = patience.now().as_duration();
-            let answer: Result<Done, BusError> = self.bus.request(&pending.subject, &event, wait).await;
+            let answer: Result<Done, BusError> =
+                self.bus.request(&pending.subject, &event, wait).await;
             match answer {
                 Ok(_) => {
                     self.refused = false;
@@ -222,10 +272,13 @@ impl Publisher {
                     }
                     break;
                 }
-                Err(error) => tracing::debug!(subject = pending.subject, %error, "an event is not recorded yet"),
+                Err(error) => {
+                    tracing::debug!(subject = pending.subject, %error, "an event is not recorded yet")
+                }
             }
             patience.failed_after(asked_at.elapsed());
-            // Drawn anew each time: workers that lost the same service do not come back at the same moment.
+            // Drawn anew each time: workers that lost the same service do not come back at the same
+            // moment.
             tokio::time::sleep(pause.mul_f64(0.5 + objects::random_fraction() / 2.0)).await;
             pause = (pause * 2).min(PAUSE.1);
         }
@@ -242,7 +295,12 @@ const fn is_final(code: Code) -> bool {
 
 fn sign(key: &AuditKey, domain: &str, body: Vec<u8>) -> SignedEvent {
     let signature = ByteArray::new(key.sign_event(domain, &body));
-    SignedEvent { v: V, key: key.public().clone(), signature, body: ByteBuf::from(body) }
+    SignedEvent {
+        v: V,
+        key: key.public().clone(),
+        signature,
+        body: ByteBuf::from(body),
+    }
 }
 
 #[cfg(test)]
@@ -252,12 +310,22 @@ mod tests {
     use super::*;
 
     fn open(path: &Path, key: &Arc<AuditKey>) -> Chain {
-        let worker = format!("U{}", "B".repeat(55)).parse().expect("the form of a user key");
-        Chain::open(path, Arc::clone(key), "demo".parse().expect("a run name"), worker).expect("usable")
+        let worker = format!("U{}", "B".repeat(55))
+            .parse()
+            .expect("the form of a user key");
+        Chain::open(
+            path,
+            Arc::clone(key),
+            "demo".parse().expect("a run name"),
+            worker,
+        )
+        .expect("usable")
     }
 
     fn event() -> WorkerEvent {
-        WorkerEvent::Stopped { reason: "test".to_owned() }
+        WorkerEvent::Stopped {
+            reason: "test".to_owned(),
+        }
     }
 
     fn body(pending: &Pending) -> (Vec<u8>, EventBody) {
@@ -276,9 +344,14 @@ mod tests {
             // Opened anew each time: a restart between any two events.
             let mut chain = open(&path, &key);
             assert_eq!(chain.unacknowledged(), None);
-            let pending = chain.append(UnixMillis(sequence), event()).expect("written");
+            let pending = chain
+                .append(UnixMillis(sequence), event())
+                .expect("written");
             let (bytes, body) = body(&pending);
-            assert_eq!((body.sequence, body.previous), (Sequence(sequence), previous));
+            assert_eq!(
+                (body.sequence, body.previous),
+                (Sequence(sequence), previous)
+            );
             let signature = key.sign_event("domain", &bytes);
             assert!(verify_event("domain", &body.emitter, &signature, &bytes).is_ok());
             previous = Some(Digest::of(&bytes));
@@ -289,8 +362,8 @@ mod tests {
         }
     }
 
-    /// The folder of a running worker is renamed and another one started there: a second end of the chain in the old place
-    /// would fork it for good.
+    /// The folder of a running worker is renamed and another one started there: a second end of the
+    /// chain in the old place would fork it for good.
     #[test]
     fn a_folder_that_was_moved_away_is_not_made_again() {
         let scratch = tempfile::tempdir().expect("a scratch folder");
@@ -300,13 +373,21 @@ mod tests {
         let mut running = open(&old.join("events.json"), &key);
         running.append(UnixMillis(1), event()).expect("written");
         std::fs::rename(&old, &new).expect("moved");
-        let failure = running.append(UnixMillis(2), event()).expect_err("the folder is gone");
+        let failure = running
+            .append(UnixMillis(2), event())
+            .expect_err("the folder is gone");
         assert_eq!(failure.code(), Code::WorkerChainInvalid);
         assert!(failure.to_string().contains("moved away"), "{failure}");
         assert!(!old.exists());
         drop(running);
-        let pending = open(&new.join("events.json"), &key).append(UnixMillis(3), event()).expect("written");
-        assert_eq!(body(&pending).1.sequence, Sequence(1), "what was not written is not part of the chain");
+        let pending = open(&new.join("events.json"), &key)
+            .append(UnixMillis(3), event())
+            .expect("written");
+        assert_eq!(
+            body(&pending).1.sequence,
+            Sequence(1),
+            "what was not written is not part of the chain"
+        );
     }
 
     #[test]
@@ -314,7 +395,9 @@ mod tests {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let path = scratch.path().join("events.json");
         let first = Arc::new(AuditKey::generate());
-        open(&path, &first).append(UnixMillis(1), event()).expect("written");
+        open(&path, &first)
+            .append(UnixMillis(1), event())
+            .expect("written");
         let mut chain = open(&path, &Arc::new(AuditKey::generate()));
         assert_eq!(chain.unacknowledged(), None);
         let pending = chain.append(UnixMillis(2), event()).expect("written");
@@ -327,15 +410,30 @@ mod tests {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let path = scratch.path().join("events.json");
         std::fs::write(&path, b"{\"v\":1}").expect("written");
-        let worker = format!("U{}", "B".repeat(55)).parse().expect("the form of a user key");
-        let opened = Chain::open(&path, Arc::new(AuditKey::generate()), "demo".parse().expect("a name"), worker);
-        assert_eq!(opened.expect_err("damaged").code(), Code::WorkerChainInvalid);
+        let worker = format!("U{}", "B".repeat(55))
+            .parse()
+            .expect("the form of a user key");
+        let opened = Chain::open(
+            &path,
+            Arc::new(AuditKey::generate()),
+            "demo".parse().expect("a name"),
+            worker,
+        );
+        assert_eq!(
+            opened.expect_err("damaged").code(),
+            Code::WorkerChainInvalid
+        );
     }
 
     #[test]
     fn ls_04_only_what_is_refused_for_good_is_given_up() {
         assert!(is_final(Code::ChainForked) && is_final(Code::EventRefused));
-        for again in [Code::EventLater, Code::NoAnswer, Code::BusDenied, Code::MessageInvalid] {
+        for again in [
+            Code::EventLater,
+            Code::NoAnswer,
+            Code::BusDenied,
+            Code::MessageInvalid,
+        ] {
             assert!(!is_final(again), "{again}");
         }
     }
@@ -344,7 +442,9 @@ mod tests {
     fn what_is_sent_verifies_from_its_own_bytes() {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let key = Arc::new(AuditKey::generate());
-        let pending = open(&scratch.path().join("events.json"), &key).append(UnixMillis(1), event()).expect("written");
+        let pending = open(&scratch.path().join("events.json"), &key)
+            .append(UnixMillis(1), event())
+            .expect("written");
         let event = sign(&key, "domain", body(&pending).0);
         let again = SignedEvent::decode(&event.encode()).expect("it reads back");
         assert!(verify_event("domain", &again.key, &*again.signature, &again.body).is_ok());

@@ -1,4 +1,5 @@
-//! Settings that libraries read before `main` runs: the process starts itself again with them, once.
+//! Settings that libraries read before `main` runs: the process starts itself again with them,
+//! once.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;
@@ -8,25 +9,38 @@ use std::process::Command;
 const SETTINGS: [(&str, &str); 2] = [
     // Fresh large buffers come in huge pages: several times fewer page faults.
     ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"),
-    // Threads that wait sleep; spinning costs most of the speed as soon as there are more threads than cores.
+    // Threads that wait sleep; spinning costs most of the speed as soon as there are more threads
+    // than cores.
     ("OMP_WAIT_POLICY", "PASSIVE"),
 ];
 
-/// Starts this program again with what is not set yet; returns when all is set. What was set by hand stays.
+/// Starts this program again with what is not set yet; returns when all is set. What was set by
+/// hand stays.
 pub fn settle() {
     let missing = missing(|name| std::env::var_os(name));
     if missing.is_empty() {
         return;
     }
     let mut arguments = std::env::args_os();
-    let name = arguments.next().unwrap_or_else(|| OsString::from("diloco-worker"));
-    let Ok(program) = std::env::current_exe() else { return };
+    let name = arguments
+        .next()
+        .unwrap_or_else(|| OsString::from("diloco-worker"));
+    let Ok(program) = std::env::current_exe() else {
+        return;
+    };
     // Only returns when it fails; the worker is then slower, not wrong.
-    let _ = Command::new(program).arg0(name).args(arguments).envs(missing).exec();
+    let _ = Command::new(program)
+        .arg0(name)
+        .args(arguments)
+        .envs(missing)
+        .exec();
 }
 
 fn missing(get: impl Fn(&str) -> Option<OsString>) -> Vec<(&'static str, &'static str)> {
-    SETTINGS.into_iter().filter(|(name, _)| get(name).is_none()).collect()
+    SETTINGS
+        .into_iter()
+        .filter(|(name, _)| get(name).is_none())
+        .collect()
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! The worker's shell: connects the pure core in `services/worker/core` with NATS, the store, the disk and the training
-//! thread.
+//! The worker's shell: connects the pure core in `services/worker/core` with NATS, the store, the
+//! disk and the training thread.
 //!
 //! | file | what |
 //! | --- | --- |

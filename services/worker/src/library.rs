@@ -1,4 +1,5 @@
-//! Objects for a worker: granted over the bus, moved over HTTP, hashed on the way, shards kept on disk.
+//! Objects for a worker: granted over the bus, moved over HTTP, hashed on the way, shards kept on
+//! disk.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,12 +19,14 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::asker::Asker;
 
-/// Objects that are moved at the same time: enough to keep the cores busy while others wait for the store's disk.
+/// Objects that are moved at the same time: enough to keep the cores busy while others wait for the
+/// store's disk.
 pub(crate) const TRANSFERS_MAX: usize = 8;
-/// Longest wait for one more URL in the middle of a transfer, which asks again by itself: an answer takes a fraction of a second.
+/// Longest wait for one more URL in the middle of a transfer, which asks again by itself: an answer
+/// takes a fraction of a second.
 const GRANT_PATIENCE: Millis = Millis::from_secs(4);
-/// How long one object is tried for; an attempt under which bytes move goes on beyond it. Whoever holds a lease gives up
-/// much earlier, when it is lost.
+/// How long one object is tried for; an attempt under which bytes move goes on beyond it. Whoever
+/// holds a lease gives up much earlier, when it is lost.
 const TRANSFER_TIME_MAX: Duration = Duration::from_secs(900);
 
 /// Where a worker's objects come from and go to. Cheap to clone.
@@ -42,10 +45,15 @@ struct ToWrite<'a>(&'a Asker, LeaseRef, ObjectRef);
 
 impl Library {
     pub(crate) const fn new(asker: Asker, transfer: Transfer, cache: Arc<Cache>) -> Self {
-        Self { asker, transfer, cache }
+        Self {
+            asker,
+            transfer,
+            cache,
+        }
     }
 
-    /// Downloads objects that are needed once, several at a time, in their order. Each item is verified.
+    /// Downloads objects that are needed once, several at a time, in their order. Each item is
+    /// verified.
     ///
     /// # Errors
     /// No grants; and in the stream, why an object could not be had.
@@ -54,20 +62,27 @@ impl Library {
         wanted: &[ObjectRef],
     ) -> Result<impl Stream<Item = Result<(usize, Bytes), Refusal>>, Refusal> {
         let grants = grants_to_read(&self.asker, wanted).await?;
-        let pairs: Vec<(usize, ObjectRef, Grant)> =
-            wanted.iter().zip(grants).enumerate().map(|(index, (object, grant))| (index, *object, grant)).collect();
+        let pairs: Vec<(usize, ObjectRef, Grant)> = wanted
+            .iter()
+            .zip(grants)
+            .enumerate()
+            .map(|(index, (object, grant))| (index, *object, grant))
+            .collect();
         let library = self.clone();
         Ok(stream::iter(pairs)
             .map(move |(index, object, grant)| {
                 let library = library.clone();
                 // A task of its own: several cores hash and decrypt. It ends with the stream.
-                let task = AbortOnDropHandle::new(tokio::spawn(async move { library.download(object, grant).await }));
+                let task = AbortOnDropHandle::new(tokio::spawn(async move {
+                    library.download(object, grant).await
+                }));
                 async move { Ok((index, task.await.map_err(broken)??)) }
             })
             .buffered(TRANSFERS_MAX))
     }
 
-    /// Objects that are needed again and again, from the cache where they are in it; in the order given.
+    /// Objects that are needed again and again, from the cache where they are in it; in the order
+    /// given.
     ///
     /// # Errors
     /// Why one of them could not be had.
@@ -76,7 +91,9 @@ impl Library {
         for object in wanted {
             found.push(self.cached(object.digest).await);
         }
-        let absent: Vec<usize> = (0..wanted.len()).filter(|index| found[*index].is_none()).collect();
+        let absent: Vec<usize> = (0..wanted.len())
+            .filter(|index| found[*index].is_none())
+            .collect();
         let missing: Vec<ObjectRef> = absent.iter().map(|index| wanted[*index]).collect();
         if !missing.is_empty() {
             let mut arriving = std::pin::pin!(self.stream(&missing).await?);
@@ -86,31 +103,57 @@ impl Library {
                 found[absent[position]] = Some(bytes);
             }
         }
-        Ok(found.into_iter().map(|bytes| bytes.expect("each was in the cache or has arrived")).collect())
+        Ok(found
+            .into_iter()
+            .map(|bytes| bytes.expect("each was in the cache or has arrived"))
+            .collect())
     }
 
     /// Uploads an object of a leased unit.
     ///
     /// # Errors
     /// Why it is not at the store.
-    pub(crate) async fn put(&self, lease: LeaseRef, object: ObjectRef, bytes: Bytes) -> Result<(), Refusal> {
-        let request = PutRequest { v: V, lease, objects: vec![object] };
-        let grants = self.asker.call_until(Verb::BlobPut, &request, deadline()).await?;
+    pub(crate) async fn put(
+        &self,
+        lease: LeaseRef,
+        object: ObjectRef,
+        bytes: Bytes,
+    ) -> Result<(), Refusal> {
+        let request = PutRequest {
+            v: V,
+            lease,
+            objects: vec![object],
+        };
+        let grants = self
+            .asker
+            .call_until(Verb::BlobPut, &request, deadline())
+            .await?;
         let grant = first(grants, object.digest)?;
         let (asker, transfer) = (self.asker.clone(), self.transfer.clone());
         let sending = async move {
             let regrant = ToWrite(&asker, lease, object);
             transfer.put(&grant, bytes, &regrant, deadline()).await
         };
-        AbortOnDropHandle::new(tokio::spawn(sending)).await.map_err(broken)?.map_err(refused)?;
+        AbortOnDropHandle::new(tokio::spawn(sending))
+            .await
+            .map_err(broken)?
+            .map_err(refused)?;
         Ok(())
     }
 
     async fn download(&self, object: ObjectRef, grant: Grant) -> Result<Bytes, Refusal> {
-        let got = self.transfer.get(&grant, object.bytes, &ToRead(&self.asker), deadline()).await;
+        let got = self
+            .transfer
+            .get(&grant, object.bytes, &ToRead(&self.asker), deadline())
+            .await;
         let bytes = got.map_err(refused)?;
         if bytes.len() as u64 != object.bytes.get() {
-            let detail = format!("{} has {} bytes, {} were announced", object.digest, bytes.len(), object.bytes);
+            let detail = format!(
+                "{} has {} bytes, {} were announced",
+                object.digest,
+                bytes.len(),
+                object.bytes
+            );
             return Err(Refusal::new(Code::ObjectMismatch, detail));
         }
         Ok(bytes)
@@ -119,7 +162,9 @@ impl Library {
     /// From the cache; trouble with it costs a download, nothing else.
     async fn cached(&self, digest: Digest) -> Option<Bytes> {
         let cache = Arc::clone(&self.cache);
-        let got = tokio::task::spawn_blocking(move || cache.get(digest)).await.ok()?;
+        let got = tokio::task::spawn_blocking(move || cache.get(digest))
+            .await
+            .ok()?;
         got.unwrap_or_else(|error| {
             tracing::warn!(code = %error.code(), %error, "the cache is passed over");
             None
@@ -138,16 +183,29 @@ impl Library {
 #[async_trait]
 impl Regrant for ToRead<'_> {
     async fn regrant(&self, digest: Digest) -> Result<Grant, Refusal> {
-        let request = GetRequest { v: V, objects: vec![digest] };
-        first(self.0.call(Verb::BlobGet, &request, GRANT_PATIENCE).await?, digest)
+        let request = GetRequest {
+            v: V,
+            objects: vec![digest],
+        };
+        first(
+            self.0.call(Verb::BlobGet, &request, GRANT_PATIENCE).await?,
+            digest,
+        )
     }
 }
 
 #[async_trait]
 impl Regrant for ToWrite<'_> {
     async fn regrant(&self, _: Digest) -> Result<Grant, Refusal> {
-        let request = PutRequest { v: V, lease: self.1, objects: vec![self.2] };
-        first(self.0.call(Verb::BlobPut, &request, GRANT_PATIENCE).await?, self.2.digest)
+        let request = PutRequest {
+            v: V,
+            lease: self.1,
+            objects: vec![self.2],
+        };
+        first(
+            self.0.call(Verb::BlobPut, &request, GRANT_PATIENCE).await?,
+            self.2.digest,
+        )
     }
 }
 
@@ -155,8 +213,13 @@ async fn grants_to_read(asker: &Asker, wanted: &[ObjectRef]) -> Result<Vec<Grant
     let mut grants = Vec::with_capacity(wanted.len());
     for batch in wanted.chunks(GRANTS_MAX) {
         let digests: Vec<Digest> = batch.iter().map(|object| object.digest).collect();
-        let request = GetRequest { v: V, objects: digests.clone() };
-        let reply: Grants = asker.call_until(Verb::BlobGet, &request, deadline()).await?;
+        let request = GetRequest {
+            v: V,
+            objects: digests.clone(),
+        };
+        let reply: Grants = asker
+            .call_until(Verb::BlobGet, &request, deadline())
+            .await?;
         grants.extend(checked(reply, &digests)?);
     }
     Ok(grants)
@@ -165,11 +228,18 @@ async fn grants_to_read(asker: &Asker, wanted: &[ObjectRef]) -> Result<Vec<Grant
 /// One grant for each object, in their order, as the protocol has it.
 fn checked(reply: Grants, digests: &[Digest]) -> Result<Vec<Grant>, Refusal> {
     let right = reply.grants.len() == digests.len()
-        && reply.grants.iter().zip(digests).all(|(grant, digest)| grant.digest == *digest);
+        && reply
+            .grants
+            .iter()
+            .zip(digests)
+            .all(|(grant, digest)| grant.digest == *digest);
     if right {
         return Ok(reply.grants);
     }
-    Err(Refusal::new(Code::MessageInvalid, "the grants are for other objects than were asked for"))
+    Err(Refusal::new(
+        Code::MessageInvalid,
+        "the grants are for other objects than were asked for",
+    ))
 }
 
 fn first(reply: Grants, digest: Digest) -> Result<Grant, Refusal> {
@@ -201,13 +271,27 @@ mod tests {
     fn grants_must_be_for_what_was_asked() {
         let digests = [Digest::of(b"a"), Digest::of(b"b")];
         let grants = |digests: &[Digest]| {
-            let grants = digests.iter().map(|digest| Grant { digest: *digest, action: None });
-            Grants { v: V, grants: grants.collect() }
+            let grants = digests.iter().map(|digest| Grant {
+                digest: *digest,
+                action: None,
+            });
+            Grants {
+                v: V,
+                grants: grants.collect(),
+            }
         };
         assert!(checked(grants(&digests), &digests).is_ok());
         let swapped = [digests[1], digests[0]];
-        for other in [&swapped[..], &digests[..1], &[], &[digests[0], digests[1], digests[1]]] {
-            assert_eq!(checked(grants(other), &digests).expect_err("refused").code, Code::MessageInvalid);
+        for other in [
+            &swapped[..],
+            &digests[..1],
+            &[],
+            &[digests[0], digests[1], digests[1]],
+        ] {
+            assert_eq!(
+                checked(grants(other), &digests).expect_err("refused").code,
+                Code::MessageInvalid
+            );
         }
         assert!(first(grants(&[]), digests[0]).is_err());
     }

@@ -19,7 +19,11 @@ fn main() -> ExitCode {
         Err(error) => {
             // Help and version are no errors; their text goes where clap sends it.
             let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
+            return if error.use_stderr() {
+                ExitCode::from(EXIT_USAGE)
+            } else {
+                ExitCode::SUCCESS
+            };
         }
     };
     report(start(&cli))
@@ -53,7 +57,8 @@ fn serve(cli: &Cli) -> Result<(), Failure> {
         .map_err(|error| Failure::new(Code::Internal, format!("no async runtime: {error}")))?;
     let result = runtime.block_on(async {
         expiry::watch(checked.materials.clone());
-        let signalled = shutdown::on_signals().map_err(|error| Failure::new(Code::Internal, error))?;
+        let signalled =
+            shutdown::on_signals().map_err(|error| Failure::new(Code::Internal, error))?;
         let service = Box::pin(Service::build(checked)).await?;
         Box::pin(service.run(signalled)).await
     });

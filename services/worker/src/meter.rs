@@ -29,12 +29,20 @@ const NEWEST: f64 = 0.2;
 impl Meter {
     /// A meter that shows what `moved` counts.
     pub(crate) fn of(moved: Moved) -> Self {
-        Self { bytes_up: moved.up, bytes_down: moved.down, ..Self::default() }
+        Self {
+            bytes_up: moved.up,
+            bytes_down: moved.down,
+            ..Self::default()
+        }
     }
 
     /// Bytes that were moved either way: what a renewal shows as progress.
     pub(crate) fn moved(&self) -> Bytes {
-        Bytes(self.bytes_up.load(Ordering::Relaxed).saturating_add(self.bytes_down.load(Ordering::Relaxed)))
+        Bytes(
+            self.bytes_up
+                .load(Ordering::Relaxed)
+                .saturating_add(self.bytes_down.load(Ordering::Relaxed)),
+        )
     }
 
     /// Counts an inner step. Called by the training thread alone.
@@ -43,8 +51,13 @@ impl Meter {
         self.loss.store(loss.to_bits(), Ordering::Relaxed);
         let speed = tokens.get() as f64 / took.as_secs_f64().max(1e-6);
         let before = f64::from_bits(self.tokens_per_second.load(Ordering::Relaxed));
-        let shown = if before == 0.0 { speed } else { before + NEWEST * (speed - before) };
-        self.tokens_per_second.store(shown.to_bits(), Ordering::Relaxed);
+        let shown = if before == 0.0 {
+            speed
+        } else {
+            before + NEWEST * (speed - before)
+        };
+        self.tokens_per_second
+            .store(shown.to_bits(), Ordering::Relaxed);
     }
 
     /// A heartbeat from what the core knows and what is counted here.

@@ -1,5 +1,6 @@
-//! `diloco-worker sample`: text from a model folder as `diloctl snapshot pull` writes it: `config.json`,
-//! `model.safetensors` and `tokenizer.json`; without the last one every byte is a token.
+//! `diloco-worker sample`: text from a model folder as `diloctl snapshot pull` writes it:
+//! `config.json`, `model.safetensors` and `tokenizer.json`; without the last one every byte is a
+//! token.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -18,7 +19,8 @@ use crate::trainers;
 /// What to print.
 #[derive(Args, Clone, Debug)]
 pub struct SampleArgs {
-    /// Folder with config.json, model.safetensors and tokenizer.json; without the last, bytes are tokens.
+    /// Folder with config.json, model.safetensors and tokenizer.json; without the last, bytes are
+    /// tokens.
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// Text to continue.
@@ -44,13 +46,19 @@ pub struct SampleArgs {
 /// Loads the model, prints prompt and continuation.
 ///
 /// # Errors
-/// A file is missing or does not fit, the arguments are out of bounds, or the model needs a trainer that is not here.
+/// A file is missing or does not fit, the arguments are out of bounds, or the model needs a trainer
+/// that is not here.
 pub fn sample(args: &SampleArgs) -> Result<(), Failure> {
     let config = read_config(&args.model.join("config.json"))?;
     let tokenizer = read_tokenizer(&args.model.join("tokenizer.json"))?;
-    let section = TrainingSection { device: args.device.clone(), threads: args.threads, trainers: Vec::new() };
+    let section = TrainingSection {
+        device: args.device.clone(),
+        threads: args.threads,
+        trainers: Vec::new(),
+    };
     let mut trainer = trainers::build(&config, &section, Precision::Fp32).map_err(Failure::from)?;
-    let elements = usize::try_from(trainer.layout().elements()).expect("the trainer holds as many in memory");
+    let elements =
+        usize::try_from(trainer.layout().elements()).expect("the trainer holds as many in memory");
     let mut values = vec![0.0; elements];
     let weights = args.model.join("model.safetensors");
     model::import_safetensors(trainer.layout(), &weights, &mut values)
@@ -58,27 +66,43 @@ pub fn sample(args: &SampleArgs) -> Result<(), Failure> {
     let failed = |error: trainer::TrainerError| Failure::from(Refusal::from(error));
     trainer.set_parameters(0, &values).map_err(failed)?;
     drop(values);
-    let prompt = tokenizer.encode(&args.prompt).map_err(|error| Failure::from(Refusal::from(error)))?;
-    let added = trainer.generate(&prompt, args.tokens, args.temperature, args.seed).map_err(failed)?;
+    let prompt = tokenizer
+        .encode(&args.prompt)
+        .map_err(|error| Failure::from(Refusal::from(error)))?;
+    let added = trainer
+        .generate(&prompt, args.tokens, args.temperature, args.seed)
+        .map_err(failed)?;
     let tokens: Vec<u32> = prompt.into_iter().chain(added).collect();
-    let text = tokenizer.decode(&tokens).map_err(|error| Failure::from(Refusal::from(error)))?;
+    let text = tokenizer
+        .decode(&tokens)
+        .map_err(|error| Failure::from(Refusal::from(error)))?;
     let mut out = std::io::stdout();
     // The reader may have closed the pipe. A model writes anything, and a terminal would obey it.
-    let _ = if out.is_terminal() { writeln!(out, "{}", ShownText(&text)) } else { writeln!(out, "{text}") };
+    let _ = if out.is_terminal() {
+        writeln!(out, "{}", ShownText(&text))
+    } else {
+        writeln!(out, "{text}")
+    };
     Ok(())
 }
 
 fn read_config(path: &Path) -> Result<ModelConfig, Failure> {
-    let invalid =
-        |error: &dyn std::fmt::Display| Failure::new(Code::ModelInvalid, format!("{}: {error}", path.display()));
+    let invalid = |error: &dyn std::fmt::Display| {
+        Failure::new(Code::ModelInvalid, format!("{}: {error}", path.display()))
+    };
     let json = std::fs::read(path).map_err(|error| invalid(&error))?;
     ModelConfig::recognise(&json).map_err(|error| invalid(&error))
 }
 
 fn read_tokenizer(path: &Path) -> Result<TextTokenizer, Failure> {
     match std::fs::read(path) {
-        Ok(json) => TextTokenizer::hugging_face(&json).map_err(|error| Failure::from(Refusal::from(error))),
+        Ok(json) => {
+            TextTokenizer::hugging_face(&json).map_err(|error| Failure::from(Refusal::from(error)))
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(TextTokenizer::Byte),
-        Err(error) => Err(Failure::new(Code::TokenizerInvalid, format!("{}: {error}", path.display()))),
+        Err(error) => Err(Failure::new(
+            Code::TokenizerInvalid,
+            format!("{}: {error}", path.display()),
+        )),
     }
 }

@@ -1,5 +1,5 @@
-//! The worker as a process: feeds its core with messages and time, and carries out what it asks for. No decision about
-//! the run is made here.
+//! The worker as a process: feeds its core with messages and time, and carries out what it asks
+//! for. No decision about the run is made here.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -84,26 +84,45 @@ impl Service {
         let transfer = Transfer::new(&checked.store_trust, TransferLimits::default())
             .map_err(|error| Failure::new(error.code(), error))?;
         let started = clock::now();
-        let bus =
-            Bus::connect("diloco-worker", &config.bus, started).await.map_err(|e| Failure::from(e.into_refusal()))?;
+        let bus = Bus::connect("diloco-worker", &config.bus, started)
+            .await
+            .map_err(|e| Failure::from(e.into_refusal()))?;
         let worker = own_id(&bus)?;
         let identity = (checked.run.clone(), worker.clone());
         let domain = checked.trust.domain.as_str();
-        let chain =
-            Chain::open(&state.events(), Arc::clone(&checked.audit_key), identity.0.clone(), identity.1.clone())?;
-        let asker =
-            Asker::new(bus.clone(), identity, Arc::clone(&checked.audit_key), domain, config.bus.credentials.clone());
+        let chain = Chain::open(
+            &state.events(),
+            Arc::clone(&checked.audit_key),
+            identity.0.clone(),
+            identity.1.clone(),
+        )?;
+        let asker = Asker::new(
+            bus.clone(),
+            identity,
+            Arc::clone(&checked.audit_key),
+            domain,
+            config.bus.credentials.clone(),
+        );
         let meter = Arc::new(Meter::of(transfer.moved()));
         let library = Library::new(asker.clone(), transfer, Arc::new(cache));
         let (sender, inputs) = mpsc::channel(INPUTS_MAX);
         let time = CoordinatorTime::default();
         let (run, trust) = (checked.run.clone(), Arc::clone(&checked.trust));
-        let ears = Ears { trust, run, worker: worker.clone(), time: time.clone() };
-        ears.listen(&bus, sender.clone()).await.map_err(|e| Failure::from(e.into_refusal()))?;
+        let ears = Ears {
+            trust,
+            run,
+            worker: worker.clone(),
+            time: time.clone(),
+        };
+        ears.listen(&bus, sender.clone())
+            .await
+            .map_err(|e| Failure::from(e.into_refusal()))?;
         let (events, publishing) = Events::start(chain, bus.clone(), domain);
         let (told, progress) = watch::channel((WorkId(0), Steps(0)));
         let (engine, training) = Engine::start(config.training.clone(), Arc::clone(&meter), told)
-            .map_err(|error| Failure::new(Code::Internal, format!("no training thread: {error}")))?;
+            .map_err(|error| {
+            Failure::new(Code::Internal, format!("no training thread: {error}"))
+        })?;
         let core = Worker::new(settings(&checked, worker.clone(), started));
         let ready = Some(config.worker.ready.as_path()).filter(|path| *path != Path::new(""));
         let ready = ReadyFile::announce(ready, "worker", Vec::new())
@@ -126,7 +145,14 @@ impl Service {
             unit: None,
             waiting: None,
         };
-        Ok(Self { core, inputs, progress, hands, threads: (training, publishing), _ready: ready })
+        Ok(Self {
+            core,
+            inputs,
+            progress,
+            hands,
+            threads: (training, publishing),
+            _ready: ready,
+        })
     }
 
     /// Works until the run is complete, the worker is told to end, or cannot go on.
@@ -143,11 +169,16 @@ impl Service {
                 tracing::warn!(code = %Code::ClockOff, "{step}; this worker goes on by the time from before it, until a restart");
             }
             self.core.handle(clock::now(), input, &mut effects);
-            let exits = effects.drain(..).find_map(|effect| self.hands.carry_out(effect));
+            let exits = effects
+                .drain(..)
+                .find_map(|effect| self.hands.carry_out(effect));
             if let Some(exit) = exits {
                 break exit;
             }
-            let deadline = self.core.next_deadline().map(|at| Instant::now() + clock::now().until(at).as_duration());
+            let deadline = self
+                .core
+                .next_deadline()
+                .map(|at| Instant::now() + clock::now().until(at).as_duration());
             input = tokio::select! {
                 biased;
                 () = shutdown.cancelled(), if !told => {
@@ -167,7 +198,11 @@ impl Service {
 
     /// Lets the events and the inner state that were asked for get out, then ends.
     async fn end(self, exit: Exit) -> Result<(), Failure> {
-        let Self { hands, threads: (training, publishing), .. } = self;
+        let Self {
+            hands,
+            threads: (training, publishing),
+            ..
+        } = self;
         // The folder stays locked while the thread may write into it.
         let (bus, _state) = (hands.bus.clone(), hands.state.clone());
         if let Some(unit) = &hands.unit {
@@ -190,35 +225,75 @@ impl Hands {
     /// Starts what an effect asks for; its end comes back as an input.
     fn carry_out(&mut self, effect: Effect) -> Option<Exit> {
         match effect {
-            Effect::Send { id, mut request, patience } => {
+            Effect::Send {
+                id,
+                mut request,
+                patience,
+            } => {
                 if let Request::Renew(renewal) = &mut request {
                     renewal.bytes_moved = self.meter.moved();
                 }
                 let asker = self.asker.clone();
-                self.then(async move { Input::Replied { id, outcome: asker.ask(request, patience).await } });
+                self.then(async move {
+                    Input::Replied {
+                        id,
+                        outcome: asker.ask(request, patience).await,
+                    }
+                });
             }
             Effect::Joined(reply) => self.joined(*reply),
             Effect::Clock { ahead_ms } => self.time.measured(ahead_ms),
             Effect::Verify { work, document } => {
                 let outcome = self.verify(&document);
-                self.then(async move { Input::Verified { work, outcome: outcome.map(Box::new) } });
+                self.then(async move {
+                    Input::Verified {
+                        work,
+                        outcome: outcome.map(Box::new),
+                    }
+                });
             }
             Effect::Fetch { work, manifest } => {
                 // A lease is verified only after a join.
                 let bench = self.bench.clone()?;
                 tracing::info!(lease = %manifest.lease, "lease verified, fetching");
                 let stop = CancellationToken::new();
-                self.unit = Some(Unit { work, manifest, bench, stop, text: Arc::default() });
-                self.step(work, |unit| async move { Input::Fetched { work, outcome: unit.fetch().await } });
+                self.unit = Some(Unit {
+                    work,
+                    manifest,
+                    bench,
+                    stop,
+                    text: Arc::default(),
+                });
+                self.step(work, |unit| async move {
+                    Input::Fetched {
+                        work,
+                        outcome: unit.fetch().await,
+                    }
+                });
             }
             Effect::Train { work } => {
-                self.step(work, |unit| async move { Input::Trained { work, outcome: unit.train().await } });
+                self.step(work, |unit| async move {
+                    Input::Trained {
+                        work,
+                        outcome: unit.train().await,
+                    }
+                });
             }
             Effect::Evaluate { work } => {
-                self.step(work, |unit| async move { Input::Evaluated { work, outcome: unit.evaluate().await } });
+                self.step(work, |unit| async move {
+                    Input::Evaluated {
+                        work,
+                        outcome: unit.evaluate().await,
+                    }
+                });
             }
             Effect::Upload { work } => {
-                self.step(work, |unit| async move { Input::Uploaded { work, outcome: unit.upload().await } });
+                self.step(work, |unit| async move {
+                    Input::Uploaded {
+                        work,
+                        outcome: unit.upload().await,
+                    }
+                });
             }
             Effect::Stop { work } => {
                 if let Some(unit) = self.unit.take_if(|unit| unit.work == work) {
@@ -234,7 +309,8 @@ impl Hands {
                 self.tasks.spawn(async move { engine.doubt(refusal).await });
             }
             Effect::Emit(event) => self.events.emit(event),
-            // Old heartbeats are of no use to anyone: none is kept for the time when there is a connection again.
+            // Old heartbeats are of no use to anyone: none is kept for the time when there is a
+            // connection again.
             Effect::Heartbeat(_) if !self.bus.is_connected() => {}
             Effect::Heartbeat(pulse) => {
                 let subject = heartbeat_subject(&self.checked.run, &self.worker);
@@ -252,10 +328,16 @@ impl Hands {
     }
 
     fn joined(&mut self, reply: JoinReply) {
-        let JoinReply { spec, spec_digest, .. } = reply;
+        let JoinReply {
+            spec, spec_digest, ..
+        } = reply;
         tracing::info!(run = %spec.run, settings = %spec_digest, "joined");
         self.waiting = None;
-        if self.bench.as_ref().is_some_and(|bench| bench.spec_digest == spec_digest) {
+        if self
+            .bench
+            .as_ref()
+            .is_some_and(|bench| bench.spec_digest == spec_digest)
+        {
             return;
         }
         self.bench = Some(Bench {
@@ -271,12 +353,23 @@ impl Hands {
     }
 
     fn verify(&self, document: &str) -> Result<schemas::lease::Manifest, worker_core::NotVerified> {
-        let refused = |refusal| worker_core::NotVerified { refusal, lease: None };
+        let refused = |refusal| worker_core::NotVerified {
+            refusal,
+            lease: None,
+        };
         let Some(bench) = &self.bench else {
-            return Err(refused(Refusal::new(Code::NotJoined, "a lease came before the settings")));
+            return Err(refused(Refusal::new(
+                Code::NotJoined,
+                "a lease came before the settings",
+            )));
         };
         let Checked { trust, run, .. } = &self.checked;
-        let expected = Expected { trust, worker: &self.worker, run, now: self.time.now() };
+        let expected = Expected {
+            trust,
+            worker: &self.worker,
+            run,
+            now: self.time.now(),
+        };
         let checked = verify::manifest(document, &expected, &bench.spec, bench.spec_digest);
         checked.inspect_err(|error| {
             let refusal = &error.refusal;
@@ -289,7 +382,9 @@ impl Hands {
     where
         F: Future<Output = Input> + Send + 'static,
     {
-        let Some(unit) = self.unit.clone().filter(|unit| unit.work == work) else { return };
+        let Some(unit) = self.unit.clone().filter(|unit| unit.work == work) else {
+            return;
+        };
         let (stop, inputs) = (unit.stop.clone(), self.inputs.clone());
         let step = step(unit);
         self.tasks.spawn(async move {
@@ -309,10 +404,9 @@ impl Hands {
     }
 
     fn show_waiting(&mut self, refusal: Refusal, pause: Millis) {
-        let shown = self
-            .waiting
-            .as_ref()
-            .is_some_and(|(before, at)| before.code == refusal.code && at.elapsed() < WAITING_SHOWN);
+        let shown = self.waiting.as_ref().is_some_and(|(before, at)| {
+            before.code == refusal.code && at.elapsed() < WAITING_SHOWN
+        });
         if !shown {
             let (code, title) = (refusal.code, refusal.code.title());
             tracing::info!(%code, detail = refusal.detail, again_in_ms = pause.get(), "waiting: {title}");
@@ -331,16 +425,23 @@ async fn sleep_until(deadline: Option<Instant>) {
 /// The key with which this process is connected: the broker holds it to subjects with this name.
 fn own_id(bus: &Bus) -> Result<WorkerId, Failure> {
     let public = bus.public().ok_or_else(|| {
-        Failure::new(Code::CredentialMissing, "bus.credentials is not set; a worker's name is the key it connects with")
+        Failure::new(
+            Code::CredentialMissing,
+            "bus.credentials is not set; a worker's name is the key it connects with",
+        )
     })?;
-    public
-        .as_str()
-        .parse()
-        .map_err(|error| Failure::new(Code::CredentialMalformed, format!("bus.credentials: {error}")))
+    public.as_str().parse().map_err(|error| {
+        Failure::new(
+            Code::CredentialMalformed,
+            format!("bus.credentials: {error}"),
+        )
+    })
 }
 
 fn settings(checked: &Checked, worker: WorkerId, now: UnixMillis) -> Settings {
-    let proof = checked.audit_key.sign_join(checked.trust.domain.as_str(), &checked.run, &worker);
+    let proof = checked
+        .audit_key
+        .sign_join(checked.trust.domain.as_str(), &checked.run, &worker);
     let join = JoinRequest {
         v: V,
         session: new_session(),
@@ -353,7 +454,17 @@ fn settings(checked: &Checked, worker: WorkerId, now: UnixMillis) -> Settings {
     };
     // Another for every worker and life.
     let name = Digest::of(format!("{worker} {now}").as_bytes());
-    let seed = name.as_bytes().iter().fold(0_u64, |seed, byte| seed.rotate_left(8) ^ u64::from(*byte));
+    let seed = name
+        .as_bytes()
+        .iter()
+        .fold(0_u64, |seed, byte| seed.rotate_left(8) ^ u64::from(*byte));
     let run = checked.run.clone();
-    Settings { run, worker, join, claim_wait: CLAIM_WAIT_MAX, stop_patience: STOP_PATIENCE, seed }
+    Settings {
+        run,
+        worker,
+        join,
+        claim_wait: CLAIM_WAIT_MAX,
+        stop_patience: STOP_PATIENCE,
+        seed,
+    }
 }

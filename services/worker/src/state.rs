@@ -1,5 +1,5 @@
-//! The folder for what must survive a restart. A lock keeps two workers from sharing it: they would break each other's
-//! chain of events.
+//! The folder for what must survive a restart. A lock keeps two workers from sharing it: they would
+//! break each other's chain of events.
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -21,27 +21,37 @@ pub(crate) struct StateFolder {
 }
 
 impl StateFolder {
-    /// Opens or makes the folder, takes its lock, and removes what a life that was killed had half written.
+    /// Opens or makes the folder, takes its lock, and removes what a life that was killed had half
+    /// written.
     ///
     /// # Errors
     /// It cannot be used, or another worker uses it.
     pub(crate) fn open(folder: &Path) -> Result<Self, Failure> {
         let failed = |error: &dyn std::fmt::Display| {
-            Failure::new(Code::WorkerStateInvalid, format!("worker.state {}: {error}", folder.display()))
+            Failure::new(
+                Code::WorkerStateInvalid,
+                format!("worker.state {}: {error}", folder.display()),
+            )
         };
         identity::secret::create_private_folder(folder).map_err(|error| failed(&error))?;
         let lock = File::create(folder.join("lock")).map_err(|error| failed(&error))?;
         match lock.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(failed(&"another worker uses it; give each its own")),
+            Err(TryLockError::WouldBlock) => {
+                return Err(failed(&"another worker uses it; give each its own"));
+            }
             Err(TryLockError::Error(error)) => return Err(failed(&error)),
         }
-        let state = Self { folder: folder.to_owned(), _lock: Arc::new(lock) };
+        let state = Self {
+            folder: folder.to_owned(),
+            _lock: Arc::new(lock),
+        };
         state.sweep().map_err(|error| failed(&error))?;
         Ok(state)
     }
 
-    /// An inner state is twice as large as the model: what a killed worker left of one would fill the disk in time.
+    /// An inner state is twice as large as the model: what a killed worker left of one would fill
+    /// the disk in time.
     fn sweep(&self) -> std::io::Result<()> {
         for entry in std::fs::read_dir(&self.folder)? {
             let run = entry?.path();
@@ -50,9 +60,13 @@ impl StateFolder {
             }
             match model::remove_parts(&run) {
                 Ok(0) => {}
-                Ok(bytes) => tracing::info!(folder = %run.display(), bytes, "removed a half-written inner state"),
+                Ok(bytes) => {
+                    tracing::info!(folder = %run.display(), bytes, "removed a half-written inner state")
+                }
                 // It costs room, and the next start tries again.
-                Err(error) => tracing::warn!(code = %Code::WorkerStateInvalid, %error, "half-written state stays"),
+                Err(error) => {
+                    tracing::warn!(code = %Code::WorkerStateInvalid, %error, "half-written state stays")
+                }
             }
         }
         Ok(())
@@ -63,9 +77,12 @@ impl StateFolder {
         self.folder.join("events.json")
     }
 
-    /// The inner state for a run under these settings: a run made anew under an old name has its own.
+    /// The inner state for a run under these settings: a run made anew under an old name has its
+    /// own.
     pub(crate) fn inner(&self, run: &RunId, settings: Digest) -> PathBuf {
-        self.folder.join(format!("{run}-{}", settings.short())).join("inner.safetensors")
+        self.folder
+            .join(format!("{run}-{}", settings.short()))
+            .join("inner.safetensors")
     }
 }
 
@@ -87,7 +104,10 @@ mod tests {
     fn what_a_killed_worker_had_half_written_is_removed() {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let state = StateFolder::open(scratch.path()).expect("a fresh folder");
-        let inner = state.inner(&"demo".parse().expect("a run name"), Digest::of(b"settings"));
+        let inner = state.inner(
+            &"demo".parse().expect("a run name"),
+            Digest::of(b"settings"),
+        );
         let part = inner.with_file_name(".inner.safetensors.4711.part");
         std::fs::create_dir(inner.parent().expect("a run's folder")).expect("made");
         for path in [&inner, &part, &state.events()] {

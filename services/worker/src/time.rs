@@ -10,11 +10,12 @@ use crate::verify::SKEW;
 
 /// How far the coordinator's clock is ahead of this process's. Clones share it.
 ///
-/// Windows of what the coordinator signed are judged by its own time. The windows are there so that an old document is of no
-/// use to whoever kept it, and for that both ends need one clock, not a right one: this process's runs monotonically, and the
-/// difference comes with answers that only the coordinator may give. Who can forge those already decides what reaches this
-/// worker, and still cannot sign; and a result under an old lease counts nowhere. To judge by this machine's wall clock
-/// instead would let a clock that nobody looks after stop a worker, and gain nothing.
+/// Windows of what the coordinator signed are judged by its own time. The windows are there so that
+/// an old document is of no use to whoever kept it, and for that both ends need one clock, not a
+/// right one: this process's runs monotonically, and the difference comes with answers that only
+/// the coordinator may give. Who can forge those already decides what reaches this worker, and
+/// still cannot sign; and a result under an old lease counts nowhere. To judge by this machine's
+/// wall clock instead would let a clock that nobody looks after stop a worker, and gain nothing.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct CoordinatorTime(Arc<AtomicI64>);
 
@@ -24,7 +25,10 @@ impl CoordinatorTime {
         let before = self.0.swap(ahead_ms, Ordering::Relaxed);
         let is_off = |ahead: i64| ahead.unsigned_abs() > SKEW.get();
         if is_off(ahead_ms) && before.abs_diff(ahead_ms) > SKEW.get() {
-            let (seconds, way) = (ahead_ms.unsigned_abs() / 1000, if ahead_ms > 0 { "behind" } else { "ahead of" });
+            let (seconds, way) = (
+                ahead_ms.unsigned_abs() / 1000,
+                if ahead_ms > 0 { "behind" } else { "ahead of" },
+            );
             let next = Code::ClockOff.next_step();
             tracing::warn!(code = %Code::ClockOff, next, "this machine's clock is {seconds} s {way} the coordinator's");
         }
@@ -32,7 +36,11 @@ impl CoordinatorTime {
 
     /// The coordinator's time now. Before the first answer it is taken to be ours.
     pub(crate) fn now(&self) -> UnixMillis {
-        UnixMillis(clock::now().get().saturating_add_signed(self.0.load(Ordering::Relaxed)))
+        UnixMillis(
+            clock::now()
+                .get()
+                .saturating_add_signed(self.0.load(Ordering::Relaxed)),
+        )
     }
 }
 

@@ -1,5 +1,5 @@
-//! The work on one lease, step by step: fetch, train or evaluate, upload. Each is a future that the service drops when the
-//! lease is lost.
+//! The work on one lease, step by step: fetch, train or evaluate, upload. Each is a future that the
+//! service drops when the lease is lost.
 
 use std::sync::{Arc, Mutex};
 
@@ -61,8 +61,19 @@ pub(crate) enum Text {
 impl Unit {
     /// Data into memory and base weights into the trainer, at the same time.
     pub(crate) async fn fetch(&self) -> Result<(), Refusal> {
-        let Bench { library, engine, state, spec, spec_digest, .. } = &self.bench;
-        let assets = self.bench.assets.get_or_try_init(|| Assets::fetch(library, spec)).await?;
+        let Bench {
+            library,
+            engine,
+            state,
+            spec,
+            spec_digest,
+            ..
+        } = &self.bench;
+        let assets = self
+            .bench
+            .assets
+            .get_or_try_init(|| Assets::fetch(library, spec))
+            .await?;
         let shards = assets.shards(&self.manifest.work)?;
         let opening = Opening {
             model: assets.model.clone(),
@@ -70,7 +81,8 @@ impl Unit {
             inner: state.inner(&spec.run, *spec_digest),
         };
         engine.open(opening).await?;
-        let (text, ()) = tokio::try_join!(self.fetch_text(assets, shards), self.fetch_base(assets))?;
+        let (text, ()) =
+            tokio::try_join!(self.fetch_text(assets, shards), self.fetch_base(assets))?;
         *self.text.lock().expect("no holder panics") = Some(text);
         Ok(())
     }
@@ -82,11 +94,17 @@ impl Unit {
         let length = self.bench.spec.schedule.sequence_tokens as usize;
         // Every token is checked: work for a thread that may take its time.
         let read = tokio::task::spawn_blocking(move || {
-            let shards = bytes.into_iter().map(|bytes| TokenShard::decode(bytes.into(), vocabulary));
+            let shards = bytes
+                .into_iter()
+                .map(|bytes| TokenShard::decode(bytes.into(), vocabulary));
             let shards = shards.collect::<Result<Vec<_>, DataError>>()?;
             Ok(match work {
-                Work::Train { seed, .. } => Text::Train(Box::new(UnitSampler::new(shards, seed, length)?)),
-                Work::Evaluate { sequences, .. } => Text::Evaluate(HeldOut::new(shards, sequences as usize, length)?),
+                Work::Train { seed, .. } => {
+                    Text::Train(Box::new(UnitSampler::new(shards, seed, length)?))
+                }
+                Work::Evaluate { sequences, .. } => {
+                    Text::Evaluate(HeldOut::new(shards, sequences as usize, length)?)
+                }
             })
         });
         read.await
@@ -94,12 +112,21 @@ impl Unit {
             .map_err(|error: DataError| error.into())
     }
 
-    /// A chunk is decoded into its place while the next ones arrive; no more than a few are in memory.
+    /// A chunk is decoded into its place while the next ones arrive; no more than a few are in
+    /// memory.
     async fn fetch_base(&self, assets: &Assets) -> Result<(), Refusal> {
-        let Bench { library, engine, .. } = &self.bench;
+        let Bench {
+            library, engine, ..
+        } = &self.bench;
         let base: &Weights = &self.manifest.base;
         // The digest over the chunks does not say how they are encoded.
-        let name = Digest::of(&[base.digest().as_bytes().as_slice(), &[base.codec.kind as u8]].concat());
+        let name = Digest::of(
+            &[
+                base.digest().as_bytes().as_slice(),
+                &[base.codec.kind as u8],
+            ]
+            .concat(),
+        );
         if engine.begin(name).await? {
             tracing::info!(lease = %self.manifest.lease, round = base.round.get(), "base weights were here");
             return Ok(());
@@ -107,10 +134,12 @@ impl Unit {
         let mut arriving = std::pin::pin!(library.stream(&base.chunks).await?);
         while let Some(item) = arriving.next().await {
             let (index, bytes) = item?;
-            let chunk = assets
-                .chunks
-                .get(index)
-                .ok_or_else(|| Refusal::new(Code::LayoutMismatch, format!("the layout has no chunk {index}")))?;
+            let chunk = assets.chunks.get(index).ok_or_else(|| {
+                Refusal::new(
+                    Code::LayoutMismatch,
+                    format!("the layout has no chunk {index}"),
+                )
+            })?;
             engine.load(base.codec.kind, chunk.range(), bytes).await?;
         }
         engine.loaded(name).await?;
@@ -120,10 +149,19 @@ impl Unit {
 
     /// The inner steps.
     pub(crate) async fn train(&self) -> Result<Trained, Refusal> {
-        let (Work::Train { steps, steps_before, .. }, Some(Text::Train(sampler))) =
-            (&self.manifest.work, self.take_text())
+        let (
+            Work::Train {
+                steps,
+                steps_before,
+                ..
+            },
+            Some(Text::Train(sampler)),
+        ) = (&self.manifest.work, self.take_text())
         else {
-            return Err(Refusal::new(Code::Internal, "training was asked for without a training unit's text"));
+            return Err(Refusal::new(
+                Code::Internal,
+                "training was asked for without a training unit's text",
+            ));
         };
         let spec = &self.bench.spec;
         let training = Training {
@@ -147,7 +185,10 @@ impl Unit {
     /// The held-out loss.
     pub(crate) async fn evaluate(&self) -> Result<Evaluation, Refusal> {
         let Some(Text::Evaluate(held_out)) = self.take_text() else {
-            return Err(Refusal::new(Code::Internal, "an evaluation was asked for without held-out text"));
+            return Err(Refusal::new(
+                Code::Internal,
+                "an evaluation was asked for without held-out text",
+            ));
         };
         let schedule = &self.bench.spec.schedule;
         let evaluating = Evaluating {
@@ -162,20 +203,36 @@ impl Unit {
 
     /// Encodes, hashes and uploads chunk by chunk, several on their way at once.
     pub(crate) async fn upload(&self) -> Result<Vec<ObjectRef>, Refusal> {
-        let Bench { engine, spec, assets, .. } = &self.bench;
+        let Bench {
+            engine,
+            spec,
+            assets,
+            ..
+        } = &self.bench;
         let unit = self.manifest.lease.unit;
-        let chunks = assets.get().map(|assets| assets.chunks.clone()).unwrap_or_default();
+        let chunks = assets
+            .get()
+            .map(|assets| assets.chunks.clone())
+            .unwrap_or_default();
         let rounding = SeededRounding {
             rule: spec.upload.rounding,
             seed: contribution_seed(spec.seed, unit.round, unit.index),
             first_element: 0,
         };
         let count = chunks.len();
-        let encoding = Encoding { stop: self.stop.clone(), codec: spec.upload.kind, rounding, chunks };
+        let encoding = Encoding {
+            stop: self.stop.clone(),
+            codec: spec.upload.kind,
+            rounding,
+            chunks,
+        };
         let encoded = engine.encode(encoding).await?;
         let objects = upload_all(encoded, |index, bytes| self.upload_chunk(index, bytes)).await?;
         if objects.len() != count {
-            return Err(Refusal::new(Code::Interrupted, format!("{} of {count} chunks were encoded", objects.len())));
+            return Err(Refusal::new(
+                Code::Interrupted,
+                format!("{} of {count} chunks were encoded", objects.len()),
+            ));
         }
         tracing::info!(lease = %self.manifest.lease, round = unit.round.get(), "contribution uploaded");
         Ok(objects)
@@ -188,9 +245,19 @@ impl Unit {
         let lease = self.manifest.lease;
         self.bench.library.put(lease, object, bytes).await?;
         let index = u32::try_from(index).expect("a layout has few chunks");
-        let (asker, stage) = (self.bench.asker.clone(), StageRequest { v: V, lease, index, object });
+        let (asker, stage) = (
+            self.bench.asker.clone(),
+            StageRequest {
+                v: V,
+                lease,
+                index,
+                object,
+            },
+        );
         self.bench.hints.spawn(async move {
-            let hinted: Result<Done, Refusal> = asker.call(Verb::ContributionStage, &stage, STAGE_PATIENCE).await;
+            let hinted: Result<Done, Refusal> = asker
+                .call(Verb::ContributionStage, &stage, STAGE_PATIENCE)
+                .await;
             if let Err(refusal) = hinted {
                 tracing::debug!(%refusal, index, "the hint about a chunk was not taken");
             }
@@ -203,8 +270,8 @@ impl Unit {
     }
 }
 
-/// Uploads chunks as they are made, several on their way at once. The first that fails ends the others, and the encoding
-/// with them: without it the contribution is nothing.
+/// Uploads chunks as they are made, several on their way at once. The first that fails ends the
+/// others, and the encoding with them: without it the contribution is nothing.
 async fn upload_all<F>(
     encoded: mpsc::Receiver<Result<(usize, Bytes), Refusal>>,
     upload: impl Fn(usize, Bytes) -> F,
@@ -212,12 +279,17 @@ async fn upload_all<F>(
 where
     F: Future<Output = Result<ObjectRef, Refusal>>,
 {
-    let encoded = futures::stream::unfold(encoded, |mut encoded| async { Some((encoded.recv().await?, encoded)) });
+    let encoded = futures::stream::unfold(encoded, |mut encoded| async {
+        Some((encoded.recv().await?, encoded))
+    });
     let uploads = encoded.map(async |chunk| {
         let (index, bytes) = chunk?;
         Ok::<_, Refusal>((index, upload(index, bytes).await?))
     });
-    let mut uploaded: Vec<(usize, ObjectRef)> = uploads.buffer_unordered(TRANSFERS_MAX).try_collect().await?;
+    let mut uploaded: Vec<(usize, ObjectRef)> = uploads
+        .buffer_unordered(TRANSFERS_MAX)
+        .try_collect()
+        .await?;
     uploaded.sort_unstable_by_key(|(index, _)| *index);
     Ok(uploaded.into_iter().map(|(_, object)| object).collect())
 }
@@ -242,7 +314,10 @@ mod tests {
             0 | 4..8 => std::future::pending().await,
             _ => Ok(ObjectRef::of(b"chunk")),
         });
-        assert_eq!(uploaded.await.expect_err("one failed").code, Code::StoreFull);
+        assert_eq!(
+            uploaded.await.expect_err("one failed").code,
+            Code::StoreFull
+        );
         let made = encoding.await.expect("it ends by itself");
         assert!(made < 4 + 2 * TRANSFERS_MAX, "{made} chunks were encoded");
     }
@@ -251,11 +326,18 @@ mod tests {
     async fn uploads_keep_their_order() {
         let (chunks, encoded) = mpsc::channel(20);
         for index in 0..20_usize {
-            chunks.try_send(Ok((index, Bytes::new()))).expect("there is room");
+            chunks
+                .try_send(Ok((index, Bytes::new())))
+                .expect("there is room");
         }
         drop(chunks);
-        let uploaded = upload_all(encoded, async |index, _| Ok(ObjectRef::of(&index.to_le_bytes()))).await;
-        let expected: Vec<ObjectRef> = (0..20_usize).map(|index| ObjectRef::of(&index.to_le_bytes())).collect();
+        let uploaded = upload_all(encoded, async |index, _| {
+            Ok(ObjectRef::of(&index.to_le_bytes()))
+        })
+        .await;
+        let expected: Vec<ObjectRef> = (0..20_usize)
+            .map(|index| ObjectRef::of(&index.to_le_bytes()))
+            .collect();
         assert_eq!(uploaded.expect("none failed"), expected);
     }
 }

@@ -1,6 +1,7 @@
-//! The checks that a signed document passes before anything it names is touched. For a lease's manifest, in this order:
-//! signature by a trusted key, window, audience, run, settings, binding of the token to the lease, the work against the
-//! settings, codecs, and number and size of the chunks. Nothing is fetched before all of them hold.
+//! The checks that a signed document passes before anything it names is touched. For a lease's
+//! manifest, in this order: signature by a trusted key, window, audience, run, settings, binding of
+//! the token to the lease, the work against the settings, codecs, and number and size of the
+//! chunks. Nothing is fetched before all of them hold.
 
 use identity::TrustBundle;
 use identity::jws::{self, JwsError};
@@ -12,10 +13,11 @@ use schemas::run::{Codec, CodecKind, Rounding, RunSpec};
 use schemas::{Code, Digest, Millis, ObjectRef, Refusal, RunId, UnixMillis, WorkerId};
 use worker_core::NotVerified;
 
-/// How far the coordinator's time may be from what this worker takes it for, and how far this machine's clock from the
-/// coordinator's before somebody should look.
+/// How far the coordinator's time may be from what this worker takes it for, and how far this
+/// machine's clock from the coordinator's before somebody should look.
 pub(crate) const SKEW: Millis = Millis::from_secs(60);
-/// Longest window of a document, beyond a lease: what is signed for longer could be kept and shown again.
+/// Longest window of a document, beyond a lease: what is signed for longer could be kept and shown
+/// again.
 const WINDOW_EXTRA_SECONDS: u64 = 3600;
 /// Bytes of an initial weight: fp32.
 const INITIAL_ELEMENT_BYTES: u64 = 4;
@@ -36,16 +38,21 @@ pub(crate) struct Expected<'a> {
 /// Checks a lease's manifest against the settings that this worker joined under.
 ///
 /// # Errors
-/// The first check that fails, with [`Code::ManifestInvalid`] or [`Code::SignatureInvalid`]; and the lease, when the
-/// document is the coordinator's and meant for us, so that it can be given back.
+/// The first check that fails, with [`Code::ManifestInvalid`] or [`Code::SignatureInvalid`]; and
+/// the lease, when the document is the coordinator's and meant for us, so that it can be given
+/// back.
 pub(crate) fn manifest(
     document: &str,
     expected: &Expected<'_>,
     spec: &RunSpec,
     spec_digest: Digest,
 ) -> Result<Manifest, NotVerified> {
-    let unknown = |refusal| NotVerified { refusal, lease: None };
-    let manifest: Manifest = jws::verify(document, MANIFEST_TYPE, expected.trust).map_err(|e| unknown(refused(&e)))?;
+    let unknown = |refusal| NotVerified {
+        refusal,
+        lease: None,
+    };
+    let manifest: Manifest =
+        jws::verify(document, MANIFEST_TYPE, expected.trust).map_err(|e| unknown(refused(&e)))?;
     if let Err(error) = jws::check_window(manifest.nbf, manifest.exp, expected.now, SKEW) {
         // What is ours can be given back at once, whatever the clocks say.
         let ours = manifest.aud == *expected.worker && manifest.run == *expected.run;
@@ -56,7 +63,10 @@ pub(crate) fn manifest(
     }
     check_signer(&manifest.iss, expected.trust).map_err(unknown)?;
     if manifest.aud != *expected.worker {
-        return Err(unknown(invalid(format!("the manifest is for {}, this is {}", manifest.aud, expected.worker))));
+        return Err(unknown(invalid(format!(
+            "the manifest is for {}, this is {}",
+            manifest.aud, expected.worker
+        ))));
     }
     if manifest.run != *expected.run {
         return Err(unknown(invalid(format!(
@@ -69,7 +79,10 @@ pub(crate) fn manifest(
         .and_then(|()| check_base(&manifest.base, manifest.lease, spec));
     match checked {
         Ok(()) => Ok(manifest),
-        Err(refusal) => Err(NotVerified { refusal, lease: Some(manifest.lease) }),
+        Err(refusal) => Err(NotVerified {
+            refusal,
+            lease: Some(manifest.lease),
+        }),
     }
 }
 
@@ -80,17 +93,28 @@ pub(crate) fn manifest(
 pub(crate) fn command(payload: &[u8], expected: &Expected<'_>) -> Result<CommandVerb, Refusal> {
     let text = std::str::from_utf8(payload)
         .map_err(|_| Refusal::new(Code::SignatureInvalid, "the command is no signed document"))?;
-    let command: Command = jws::verify(text, COMMAND_TYPE, expected.trust).map_err(|error| refused(&error))?;
-    jws::check_window(command.iat, command.exp, expected.now, SKEW).map_err(|error| refused(&error))?;
+    let command: Command =
+        jws::verify(text, COMMAND_TYPE, expected.trust).map_err(|error| refused(&error))?;
+    jws::check_window(command.iat, command.exp, expected.now, SKEW)
+        .map_err(|error| refused(&error))?;
     check_signer(&command.iss, expected.trust)?;
     if command.exp - command.iat > WINDOW_EXTRA_SECONDS {
-        return Err(invalid(format!("the command is valid for {} s", command.exp - command.iat)));
+        return Err(invalid(format!(
+            "the command is valid for {} s",
+            command.exp - command.iat
+        )));
     }
     if command.run != *expected.run {
-        return Err(invalid(format!("the command is of run {}, this worker's is {}", command.run, expected.run)));
+        return Err(invalid(format!(
+            "the command is of run {}, this worker's is {}",
+            command.run, expected.run
+        )));
     }
     if command.aud != *expected.worker {
-        return Err(invalid(format!("the command is for {}, this is {}", command.aud, expected.worker)));
+        return Err(invalid(format!(
+            "the command is for {}, this is {}",
+            command.aud, expected.worker
+        )));
     }
     Ok(command.verb)
 }
@@ -98,43 +122,75 @@ pub(crate) fn command(payload: &[u8], expected: &Expected<'_>) -> Result<Command
 fn check_signer(issuer: &str, trust: &TrustBundle) -> Result<(), Refusal> {
     match trust.manifest_keys.iter().any(|key| key.as_str() == issuer) {
         true => Ok(()),
-        false => Err(invalid(format!("the issuer {:?} is not trusted", issuer.chars().take(64).collect::<String>()))),
+        false => Err(invalid(format!(
+            "the issuer {:?} is not trusted",
+            issuer.chars().take(64).collect::<String>()
+        ))),
     }
 }
 
 fn check_binding(manifest: &Manifest, spec_digest: Digest) -> Result<(), Refusal> {
     let Manifest { lease, run, .. } = manifest;
     if manifest.exp - manifest.nbf > LEASE_MAX.get() / 1000 + WINDOW_EXTRA_SECONDS {
-        return Err(invalid(format!("the manifest is valid for {} s", manifest.exp - manifest.nbf)));
+        return Err(invalid(format!(
+            "the manifest is valid for {} s",
+            manifest.exp - manifest.nbf
+        )));
     }
     if manifest.spec != spec_digest {
-        return Err(invalid(format!("settings are {}, this worker joined under {spec_digest}", manifest.spec)));
+        return Err(invalid(format!(
+            "settings are {}, this worker joined under {spec_digest}",
+            manifest.spec
+        )));
     }
     let jti = format!("{run}/{}/{}", lease.unit, lease.epoch);
     if manifest.jti != jti {
-        return Err(invalid(format!("the token {:?} does not name lease {lease}", manifest.jti)));
+        return Err(invalid(format!(
+            "the token {:?} does not name lease {lease}",
+            manifest.jti
+        )));
     }
     Ok(())
 }
 
-/// The work must be what the settings make of the unit: another number of steps would be counted as if it were theirs.
+/// The work must be what the settings make of the unit: another number of steps would be counted as
+/// if it were theirs.
 fn check_work(manifest: &Manifest, spec: &RunSpec) -> Result<(), Refusal> {
     let unit = manifest.lease.unit;
     let (rounds, units) = (spec.schedule.rounds, spec.schedule.units);
     let (shards, known) = match (&manifest.work, unit.kind) {
-        (Work::Train { shards, steps, steps_before, .. }, UnitKind::Train) => {
+        (
+            Work::Train {
+                shards,
+                steps,
+                steps_before,
+                ..
+            },
+            UnitKind::Train,
+        ) => {
             if *steps != spec.schedule.inner_steps {
-                return Err(invalid(format!("{steps} inner steps, the settings say {}", spec.schedule.inner_steps)));
+                return Err(invalid(format!(
+                    "{steps} inner steps, the settings say {}",
+                    spec.schedule.inner_steps
+                )));
             }
             if steps_before.get().saturating_add(steps.get()) > spec.inner_steps_total().get() {
-                return Err(invalid(format!("step {steps_before} and on, the run has {}", spec.inner_steps_total())));
+                return Err(invalid(format!(
+                    "step {steps_before} and on, the run has {}",
+                    spec.inner_steps_total()
+                )));
             }
-            (shards, unit.round.get() < rounds && unit.index.get() < units)
+            (
+                shards,
+                unit.round.get() < rounds && unit.index.get() < units,
+            )
         }
         (Work::Evaluate { shards, sequences }, UnitKind::Evaluate) => {
             if *sequences != spec.schedule.evaluation_sequences {
                 let wanted = spec.schedule.evaluation_sequences;
-                return Err(invalid(format!("{sequences} held-out sequences, the settings say {wanted}")));
+                return Err(invalid(format!(
+                    "{sequences} held-out sequences, the settings say {wanted}"
+                )));
             }
             (shards, unit.round.get() <= rounds)
         }
@@ -144,33 +200,55 @@ fn check_work(manifest: &Manifest, spec: &RunSpec) -> Result<(), Refusal> {
         return Err(invalid(format!("the run has no unit {unit}")));
     }
     if shards.is_empty() || shards.len() > UNIT_SHARDS_MAX {
-        return Err(invalid(format!("{} shards, expected 1 to {UNIT_SHARDS_MAX}", shards.len())));
+        return Err(invalid(format!(
+            "{} shards, expected 1 to {UNIT_SHARDS_MAX}",
+            shards.len()
+        )));
     }
     match shards.iter().find(|shard| shard.bytes > OBJECT_BYTES_MAX) {
-        Some(shard) => Err(invalid(format!("shard {} of {} bytes", shard.digest, shard.bytes))),
+        Some(shard) => Err(invalid(format!(
+            "shard {} of {} bytes",
+            shard.digest, shard.bytes
+        ))),
         None => Ok(()),
     }
 }
 
 fn check_base(base: &Weights, lease: LeaseRef, spec: &RunSpec) -> Result<(), Refusal> {
     if base.round != lease.unit.round {
-        return Err(invalid(format!("weights of round {} for unit {}", base.round, lease.unit)));
+        return Err(invalid(format!(
+            "weights of round {} for unit {}",
+            base.round, lease.unit
+        )));
     }
     let initial = &spec.model.initial;
-    let fp32 = Codec { kind: CodecKind::Fp32, rounding: Rounding::Nearest };
+    let fp32 = Codec {
+        kind: CodecKind::Fp32,
+        rounding: Rounding::Nearest,
+    };
     // The first weights are those of the settings, as they were made.
     let first = base.round.get() == 0 && base.codec == fp32 && base.chunks == *initial;
     if base.round.get() == 0 && !first {
-        return Err(invalid("the weights of round 0 are not the initial ones".to_owned()));
+        return Err(invalid(
+            "the weights of round 0 are not the initial ones".to_owned(),
+        ));
     }
     if !first && base.codec != spec.download {
-        return Err(invalid(format!("codec {:?}, the settings say {:?}", base.codec, spec.download)));
+        return Err(invalid(format!(
+            "codec {:?}, the settings say {:?}",
+            base.codec, spec.download
+        )));
     }
     if base.chunks.len() != initial.len() {
-        return Err(invalid(format!("{} chunks, the layout has {}", base.chunks.len(), initial.len())));
+        return Err(invalid(format!(
+            "{} chunks, the layout has {}",
+            base.chunks.len(),
+            initial.len()
+        )));
     }
     let expected_bytes = |initial: &ObjectRef| {
-        let elements = usize::try_from(initial.bytes.get() / INITIAL_ELEMENT_BYTES).unwrap_or(usize::MAX);
+        let elements =
+            usize::try_from(initial.bytes.get() / INITIAL_ELEMENT_BYTES).unwrap_or(usize::MAX);
         encoded_bytes(base.codec.kind, elements) as u64
     };
     let pairs = base.chunks.iter().zip(initial).enumerate();
@@ -178,17 +256,28 @@ fn check_base(base: &Weights, lease: LeaseRef, spec: &RunSpec) -> Result<(), Ref
         let expected = expected_bytes(initial);
         if chunk.bytes.get() != expected || chunk.bytes > OBJECT_BYTES_MAX {
             let bytes = chunk.bytes;
-            return Err(invalid(format!("chunk {index} has {bytes} bytes, layout and codec give {expected}")));
+            return Err(invalid(format!(
+                "chunk {index} has {bytes} bytes, layout and codec give {expected}"
+            )));
         }
     }
     Ok(())
 }
 
-/// A document outside its window says that a clock is off, and by how much; nothing is wrong with the keys.
+/// A document outside its window says that a clock is off, and by how much; nothing is wrong with
+/// the keys.
 fn untimely(manifest: &Manifest, now: UnixMillis, error: &JwsError) -> Refusal {
     let seconds = now.get() / 1000;
-    let off = if seconds < manifest.nbf { manifest.nbf - seconds } else { seconds.saturating_sub(manifest.exp) };
-    let way = if seconds < manifest.nbf { "future" } else { "past" };
+    let off = if seconds < manifest.nbf {
+        manifest.nbf - seconds
+    } else {
+        seconds.saturating_sub(manifest.exp)
+    };
+    let way = if seconds < manifest.nbf {
+        "future"
+    } else {
+        "past"
+    };
     let detail = format!(
         "lease {} is of a time {off} s in the {way}, by the coordinator's clock as it was measured: {error}",
         manifest.lease

@@ -1,4 +1,5 @@
-//! What is wrong with a configuration is said with a code and the key, before anything is connected (LA-02, LA-05).
+//! What is wrong with a configuration is said with a code and the key, before anything is connected
+//! (LA-02, LA-05).
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -11,14 +12,20 @@ use runtime::{ConfigArgs, Failure, clock};
 use schemas::{Code, V};
 
 fn check(set: &[String]) -> Result<Checked, Failure> {
-    let args = ConfigArgs { set: set.to_vec(), ..ConfigArgs::default() };
+    let args = ConfigArgs {
+        set: set.to_vec(),
+        ..ConfigArgs::default()
+    };
     let loaded = load_from::<WorkerConfig>(&args, &[], std::iter::empty())?;
     Checked::new(loaded, clock::now())
 }
 
 fn open(folder: &Path) -> Vec<String> {
     let key = folder.join("audit.seed");
-    AuditKey::generate().seed().write(&key).expect("a fresh folder takes files");
+    AuditKey::generate()
+        .seed()
+        .write(&key)
+        .expect("a fresh folder takes files");
     vec![
         "auth.require_auth=false".to_owned(),
         "worker.run=demo".to_owned(),
@@ -30,7 +37,10 @@ fn open(folder: &Path) -> Vec<String> {
 fn fails(set: &[String], code: Code, names: &str) {
     let failure = check(set).expect_err(names);
     assert_eq!(failure.code(), code, "{failure}");
-    assert!(failure.to_string().contains(names), "{failure} does not name {names}");
+    assert!(
+        failure.to_string().contains(names),
+        "{failure} does not name {names}"
+    );
 }
 
 #[test]
@@ -38,7 +48,13 @@ fn without_credentials_nothing_starts() {
     let failure = check(&["worker.run=demo".to_owned()]).expect_err("the umbrella is on");
     assert_eq!(failure.code(), Code::CredentialMissing);
     let text = failure.to_string();
-    for key in ["bus.credentials", "bus.ca", "store.ca", "worker.trust", "worker.audit_key"] {
+    for key in [
+        "bus.credentials",
+        "bus.ca",
+        "store.ca",
+        "worker.trust",
+        "worker.audit_key",
+    ] {
         assert!(text.contains(key), "{key} in {text}");
     }
 }
@@ -48,16 +64,48 @@ fn wrong_values_are_named() {
     let scratch = tempfile::tempdir().expect("a scratch folder");
     let with = |extra: &str| [open(scratch.path()), vec![extra.to_owned()]].concat();
     fails(&with("worker.run="), Code::ConfigInvalid, "worker.run");
-    fails(&with("worker.run=Not A Name"), Code::ConfigInvalid, "worker.run");
-    fails(&with("training.threads=0"), Code::ConfigInvalid, "training.threads");
-    fails(&with("training.threads=many"), Code::ConfigInvalid, "training.threads");
-    fails(&with("training.trainers=[\"quantum\"]"), Code::ConfigInvalid, "quantum");
-    fails(&with("cache.limit=lots"), Code::ConfigInvalid, "cache.limit");
+    fails(
+        &with("worker.run=Not A Name"),
+        Code::ConfigInvalid,
+        "worker.run",
+    );
+    fails(
+        &with("training.threads=0"),
+        Code::ConfigInvalid,
+        "training.threads",
+    );
+    fails(
+        &with("training.threads=many"),
+        Code::ConfigInvalid,
+        "training.threads",
+    );
+    fails(
+        &with("training.trainers=[\"quantum\"]"),
+        Code::ConfigInvalid,
+        "quantum",
+    );
+    fails(
+        &with("cache.limit=lots"),
+        Code::ConfigInvalid,
+        "cache.limit",
+    );
     fails(&with("worker.rum=demo"), Code::ConfigInvalid, "rum");
-    fails(&open(scratch.path()), Code::CredentialMissing, "worker.trust");
-    fails(&with("worker.trust=/nowhere/trust.json"), Code::CredentialUnreadable, "trust");
+    fails(
+        &open(scratch.path()),
+        Code::CredentialMissing,
+        "worker.trust",
+    );
+    fails(
+        &with("worker.trust=/nowhere/trust.json"),
+        Code::CredentialUnreadable,
+        "trust",
+    );
     if !cfg!(feature = "torch") {
-        fails(&with("training.trainers=[\"torch\"]"), Code::TrainerMissing, "training.trainers");
+        fails(
+            &with("training.trainers=[\"torch\"]"),
+            Code::TrainerMissing,
+            "training.trainers",
+        );
     }
 }
 
@@ -71,7 +119,8 @@ fn a_malformed_credential_is_an_error_at_start() {
     fails(&set, Code::CredentialMalformed, "bus.credentials");
 }
 
-/// What a worker transfers, it transfers through URLs that it was granted: there is no place to put a key of the store.
+/// What a worker transfers, it transfers through URLs that it was granted: there is no place to put
+/// a key of the store.
 #[test]
 fn tl_20_a_worker_takes_no_key_of_the_store() {
     let scratch = tempfile::tempdir().expect("a scratch folder");
@@ -89,15 +138,30 @@ fn tl_12_keys_and_trust_come_from_files_that_only_their_owner_can_change() {
     let bundle = TrustBundle {
         v: V,
         domain: SigningKey::generate(KeyKind::Operator).public().clone(),
-        tenants: vec![SigningKey::generate(KeyKind::Account).public().as_str().parse().expect("an account's id")],
+        tenants: vec![
+            SigningKey::generate(KeyKind::Account)
+                .public()
+                .as_str()
+                .parse()
+                .expect("an account's id"),
+        ],
         manifest_keys: vec![ManifestKey::generate().public().clone()],
         audit_keys: vec![AuditKey::generate().public().clone()],
         ca: "ca.pem".into(),
     };
     bundle.write(&path).expect("written");
-    let set = [open(scratch.path()), vec![format!("worker.trust={}", path.display())]].concat();
-    assert_eq!(check(&set).expect("it is all there").trust.manifest_keys, bundle.manifest_keys);
-    let mode = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).expect("it is ours");
+    let set = [
+        open(scratch.path()),
+        vec![format!("worker.trust={}", path.display())],
+    ]
+    .concat();
+    assert_eq!(
+        check(&set).expect("it is all there").trust.manifest_keys,
+        bundle.manifest_keys
+    );
+    let mode = |path: &Path, mode| {
+        fs::set_permissions(path, Permissions::from_mode(mode)).expect("it is ours")
+    };
     mode(&path, 0o666);
     fails(&set, Code::CredentialExposed, "trust.json");
     mode(&path, 0o600);

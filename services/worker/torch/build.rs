@@ -1,4 +1,5 @@
-//! Compiles the C++ shim against the libtorch that torch-sys found, and tells executables where it lies.
+//! Compiles the C++ shim against the libtorch that torch-sys found, and tells executables where it
+//! lies.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -6,10 +7,15 @@ use std::path::{Path, PathBuf};
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=src/shim.cpp");
-    let library = env::var_os("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from).expect("torch-sys names its library folder");
+    let library = env::var_os("DEP_TCH_LIBTORCH_LIB")
+        .map(PathBuf::from)
+        .expect("torch-sys names its library folder");
     let headers = match env::var_os("LIBTORCH_INCLUDE") {
         Some(root) => PathBuf::from(root).join("include"),
-        None => library.parent().expect("the library folder lies in libtorch's folder").join("include"),
+        None => library
+            .parent()
+            .expect("the library folder lies in libtorch's folder")
+            .join("include"),
     };
     cc::Build::new()
         .cpp(true)
@@ -25,13 +31,27 @@ fn main() {
     println!("cargo::metadata=RPATH={rpath}");
 }
 
-/// For `target/<profile>/`, for `deps/` and `examples/` in it, and for an installed `bin/` beside `lib/`. A libtorch
-/// elsewhere is named by its absolute path, and first. The linker writes RUNPATH, so LD_LIBRARY_PATH still wins.
+/// For `target/<profile>/`, for `deps/` and `examples/` in it, and for an installed `bin/` beside
+/// `lib/`. A libtorch elsewhere is named by its absolute path, and first. The linker writes
+/// RUNPATH, so LD_LIBRARY_PATH still wins.
 fn rpath(library: &Path) -> String {
-    let places = ["$ORIGIN/../../.deps/libtorch/lib", "$ORIGIN/../../../.deps/libtorch/lib", "$ORIGIN/../lib"];
-    let manifest = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).expect("cargo sets it");
-    let own = manifest.ancestors().nth(3).map(|workspace| workspace.join(".deps/libtorch/lib"));
+    let places = [
+        "$ORIGIN/../../.deps/libtorch/lib",
+        "$ORIGIN/../../../.deps/libtorch/lib",
+        "$ORIGIN/../lib",
+    ];
+    let manifest = env::var_os("CARGO_MANIFEST_DIR")
+        .map(PathBuf::from)
+        .expect("cargo sets it");
+    let own = manifest
+        .ancestors()
+        .nth(3)
+        .map(|workspace| workspace.join(".deps/libtorch/lib"));
     let elsewhere = own.as_deref() != Some(library);
     let absolute = elsewhere.then(|| library.display().to_string());
-    absolute.into_iter().chain(places.map(str::to_owned)).collect::<Vec<_>>().join(":")
+    absolute
+        .into_iter()
+        .chain(places.map(str::to_owned))
+        .collect::<Vec<_>>()
+        .join(":")
 }

@@ -1,5 +1,5 @@
-//! End-to-end tests: one module per promise under `tests/promises/`. Here is what they share: how a small run is made, a
-//! worker that does what a test tells it, the search for secrets, and for
+//! End-to-end tests: one module per promise under `tests/promises/`. Here is what they share: how a
+//! small run is made, a worker that does what a test tells it, the search for secrets, and for
 //! sockets that listen.
 
 pub mod ears;
@@ -13,7 +13,10 @@ pub use recipe::Recipe;
 pub use scripted::Scripted;
 
 /// Says that a test did not run, and why.
-#[expect(clippy::print_stderr, reason = "people who read the tests' output shall see that this one did not run")]
+#[expect(
+    clippy::print_stderr,
+    reason = "people who read the tests' output shall see that this one did not run"
+)]
 pub fn skipped(why: &str) {
     eprintln!("SKIPPED: {why}");
 }

@@ -1,4 +1,5 @@
-//! One machine as a person uses it: a folder in which `diloctl` is typed, and ports that nobody else has.
+//! One machine as a person uses it: a folder in which `diloctl` is typed, and ports that nobody
+//! else has.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -29,12 +30,19 @@ impl Machine {
     ///
     /// # Panics
     /// There is none to be had.
-    #[expect(clippy::new_without_default, reason = "it takes ports of the machine; a default value does not")]
+    #[expect(
+        clippy::new_without_default,
+        reason = "it takes ports of the machine; a default value does not"
+    )]
     pub fn new() -> Self {
         let scratch = tempfile::Builder::new().prefix("diloco-machine-").tempdir();
         let scratch = scratch.unwrap_or_else(|error| panic!("a scratch folder: {error}"));
         let (bus_port, store_port) = (free_port(), free_port());
-        Self { scratch, bus_port, store_port }
+        Self {
+            scratch,
+            bus_port,
+            store_port,
+        }
     }
 
     /// A path in the folder.
@@ -45,13 +53,18 @@ impl Machine {
     /// A command of `diloctl` in the folder, to be started as the test likes.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(program("diloctl"));
-        command.args(arguments).current_dir(self.scratch.path()).stdin(Stdio::null());
+        command
+            .args(arguments)
+            .current_dir(self.scratch.path())
+            .stdin(Stdio::null());
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("DILOC") {
                 command.env_remove(name);
             }
         }
-        command.env("NATS_SERVER_BIN", nats_server()).kill_on_drop(true);
+        command
+            .env("NATS_SERVER_BIN", nats_server())
+            .kill_on_drop(true);
         command
     }
 
@@ -61,10 +74,14 @@ impl Machine {
     /// It runs on after [`PATIENCE`].
     pub async fn diloctl(&self, arguments: &[&str]) -> Said {
         let output = tokio::time::timeout(PATIENCE, self.command(arguments).output()).await;
-        let output = output.unwrap_or_else(|_| panic!("diloctl {arguments:?} runs on after {PATIENCE:?}"));
+        let output =
+            output.unwrap_or_else(|_| panic!("diloctl {arguments:?} runs on after {PATIENCE:?}"));
         let output = output.unwrap_or_else(|error| panic!("diloctl {arguments:?}: {error}"));
         let text = [output.stdout, output.stderr].concat();
-        Said { status: output.status, text: String::from_utf8_lossy(&text).into_owned() }
+        Said {
+            status: output.status,
+            text: String::from_utf8_lossy(&text).into_owned(),
+        }
     }
 
     /// The same for a command that must succeed.
@@ -80,20 +97,52 @@ impl Machine {
     /// `auth init` of a domain with a worker or more.
     pub async fn init(&self, domain: &str, workers: &str) -> Said {
         let config = nats_config();
-        self.diloctl(&["--domain", domain, "auth", "init", "--workers", workers, "--nats-config", &config]).await
+        self.diloctl(&[
+            "--domain",
+            domain,
+            "auth",
+            "init",
+            "--workers",
+            workers,
+            "--nats-config",
+            &config,
+        ])
+        .await
     }
 
     /// `up` at the ports of this machine.
     pub async fn up(&self, domain: &str, workers: &str) -> Said {
         let config = nats_config();
-        let ports = ["--bus-port", &self.bus_port, "--store-port", &self.store_port];
-        let arguments = ["--domain", domain, "up", "--workers", workers, "--nats-config", &config];
+        let ports = [
+            "--bus-port",
+            &self.bus_port,
+            "--store-port",
+            &self.store_port,
+        ];
+        let arguments = [
+            "--domain",
+            domain,
+            "up",
+            "--workers",
+            workers,
+            "--nats-config",
+            &config,
+        ];
         self.diloctl(&[&arguments[..], &ports].concat()).await
     }
 
     /// `up` of a domain that was up before, as a person types it again: with no ports.
     pub async fn up_again(&self, domain: &str, workers: &str) -> Said {
-        self.diloctl(&["--domain", domain, "up", "--workers", workers, "--nats-config", &nats_config()]).await
+        self.diloctl(&[
+            "--domain",
+            domain,
+            "up",
+            "--workers",
+            workers,
+            "--nats-config",
+            &nats_config(),
+        ])
+        .await
     }
 
     /// Creates a small run and waits until it is complete.
@@ -103,15 +152,38 @@ impl Machine {
     pub async fn train(&self, domain: &str) {
         std::fs::write(self.path("corpus.txt"), crate::recipe::corpus())
             .unwrap_or_else(|error| panic!("corpus.txt: {error}"));
-        self.ok(&["--domain", domain, "data", "import", "--text", "corpus.txt", "--limit", "512KiB"]).await;
-        let new = ["--domain", domain, "run", "new", "demo", "--model", "reference", "--rounds", "1", "--units", "1"];
+        self.ok(&[
+            "--domain",
+            domain,
+            "data",
+            "import",
+            "--text",
+            "corpus.txt",
+            "--limit",
+            "512KiB",
+        ])
+        .await;
+        let new = [
+            "--domain",
+            domain,
+            "run",
+            "new",
+            "demo",
+            "--model",
+            "reference",
+            "--rounds",
+            "1",
+            "--units",
+            "1",
+        ];
         let mut new = new.to_vec();
         new.extend(["--steps", "5"]);
         for setting in crate::recipe::REFERENCE {
             new.extend(["--set", setting]);
         }
         self.ok(&new).await;
-        self.ok(&["--domain", domain, "run", "wait", "demo", "--within", "50s"]).await;
+        self.ok(&["--domain", domain, "run", "wait", "demo", "--within", "50s"])
+            .await;
     }
 
     /// Stops what runs in a domain.
@@ -119,16 +191,25 @@ impl Machine {
     /// # Panics
     /// It fails.
     pub async fn down(&self, domain: &str) -> String {
-        self.ok(&["--domain", domain, "down", "--drain", "5s"]).await
+        self.ok(&["--domain", domain, "down", "--drain", "5s"])
+            .await
     }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        let Ok(entries) = std::fs::read_dir(self.scratch.path()) else { return };
-        for folder in entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.join("up").is_dir()) {
+        let Ok(entries) = std::fs::read_dir(self.scratch.path()) else {
+            return;
+        };
+        for folder in entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.join("up").is_dir())
+        {
             let mut down = std::process::Command::new(program("diloctl"));
-            down.arg("--domain").arg(&folder).args(["down", "--drain", "0s"]).current_dir(self.scratch.path());
+            down.arg("--domain")
+                .arg(&folder)
+                .args(["down", "--drain", "0s"])
+                .current_dir(self.scratch.path());
             // What a failed test has left may be past stopping in order.
             let _stopped = down.output();
         }
@@ -141,12 +222,19 @@ impl Drop for Machine {
 /// It is not in the repository.
 pub fn nats_config() -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats-config");
-    let folder = folder.canonicalize().unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let folder = folder
+        .canonicalize()
+        .unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     folder.display().to_string()
 }
 
 /// A port that was free a moment ago.
 fn free_port() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap_or_else(|error| panic!("a port: {error}"));
-    listener.local_addr().unwrap_or_else(|error| panic!("a port: {error}")).port().to_string()
+    let listener =
+        TcpListener::bind("127.0.0.1:0").unwrap_or_else(|error| panic!("a port: {error}"));
+    listener
+        .local_addr()
+        .unwrap_or_else(|error| panic!("a port: {error}"))
+        .port()
+        .to_string()
 }

@@ -31,7 +31,13 @@ impl Recipe {
     /// A run of the trainer in plain Rust. A unit of 100 steps takes about a second on a busy core.
     pub fn reference(rounds: u64, units: u32, steps: u64) -> Self {
         let settings = REFERENCE;
-        Self { model: "reference".to_owned(), rounds, units, steps, settings: settings.map(str::to_owned).to_vec() }
+        Self {
+            model: "reference".to_owned(),
+            rounds,
+            units,
+            steps,
+            settings: settings.map(str::to_owned).to_vec(),
+        }
     }
 
     /// A run of a small decoder on libtorch.
@@ -45,7 +51,13 @@ impl Recipe {
             "policy.workers_min=2",
             "policy.lease=20s",
         ];
-        Self { model: "tiny".to_owned(), rounds, units, steps, settings: settings.map(str::to_owned).to_vec() }
+        Self {
+            model: "tiny".to_owned(),
+            rounds,
+            units,
+            steps,
+            settings: settings.map(str::to_owned).to_vec(),
+        }
     }
 
     /// The same with another model of the trainer in plain Rust, from a file.
@@ -68,11 +80,33 @@ impl Recipe {
     /// `diloctl` fails.
     pub async fn create(&self, cluster: &Cluster) {
         let path = cluster.path("corpus.txt");
-        std::fs::write(&path, corpus()).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        cluster.diloctl_ok(&["data", "import", "--text", "corpus.txt", "--limit", "512KiB"]).await;
+        std::fs::write(&path, corpus())
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        cluster
+            .diloctl_ok(&[
+                "data",
+                "import",
+                "--text",
+                "corpus.txt",
+                "--limit",
+                "512KiB",
+            ])
+            .await;
         let run = cluster.run().to_string();
-        let (rounds, units, steps) = (self.rounds.to_string(), self.units.to_string(), self.steps.to_string());
-        let mut arguments = vec!["run", "new", &run, "--model", &self.model, "--rounds", &rounds];
+        let (rounds, units, steps) = (
+            self.rounds.to_string(),
+            self.units.to_string(),
+            self.steps.to_string(),
+        );
+        let mut arguments = vec![
+            "run",
+            "new",
+            &run,
+            "--model",
+            &self.model,
+            "--rounds",
+            &rounds,
+        ];
         arguments.extend(["--units", &units, "--steps", &steps]);
         for setting in &self.settings {
             arguments.extend(["--set", setting]);
@@ -84,8 +118,9 @@ impl Recipe {
 /// Sentences of few words in a fixed, irregular order.
 pub(crate) fn corpus() -> String {
     const WORDS: [&str; 24] = [
-        "the", "river", "carries", "small", "boats", "past", "old", "mills", "and", "every", "evening", "someone",
-        "lights", "a", "lamp", "beside", "water", "while", "children", "count", "stones", "under", "bridge", "quietly",
+        "the", "river", "carries", "small", "boats", "past", "old", "mills", "and", "every",
+        "evening", "someone", "lights", "a", "lamp", "beside", "water", "while", "children",
+        "count", "stones", "under", "bridge", "quietly",
     ];
     let mut text = String::with_capacity(CORPUS_BYTES + 64);
     let mut state: u32 = 1;

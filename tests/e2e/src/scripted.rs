@@ -12,7 +12,9 @@ use runtime::{Bus, BusError};
 use schemas::blob::{Grant, Grants, PutRequest};
 use schemas::contribution::{Contribution, Outcome, Statement, SubmitReply, SubmitRequest};
 use schemas::event::{Event, EventBody, SignedEvent, WorkerEvent};
-use schemas::lease::{ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, MANIFEST_TYPE, Manifest};
+use schemas::lease::{
+    ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, MANIFEST_TYPE, Manifest,
+};
 use schemas::member::{JoinReply, JoinRequest, Posture, Session};
 use schemas::permission::Role;
 use schemas::run::{RunSpec, TrainerKind};
@@ -66,15 +68,29 @@ impl Scripted {
     pub async fn connect_for(cluster: &Cluster, name: &str, run: &RunId) -> Self {
         let issued = cluster.issue_for(Role::Worker, name, Some(run), LIFETIME);
         let bus = cluster.connect(Role::Worker, name).await;
-        let worker = issued.public.as_str().parse().expect("a worker's key is its name");
+        let worker = issued
+            .public
+            .as_str()
+            .parse()
+            .expect("a worker's key is its name");
         let key = issued.audit_key.expect("workers sign results");
         let audit_key = AuditKey::read(&key).unwrap_or_else(|error| panic!("{error}"));
         let trust = cluster.domain().trust().clone();
-        let ca = std::fs::read(cluster.domain().layout().ca()).expect("the domain has an authority");
+        let ca =
+            std::fs::read(cluster.domain().layout().ca()).expect("the domain has an authority");
         let transfer = Transfer::new(&Trust::Authority(ca), TransferLimits::default());
         let transfer = transfer.unwrap_or_else(|error| panic!("{error}"));
         let (run, session) = (run.clone(), new_session());
-        Self { bus, worker, run, session, audit_key, trust, transfer, chain: Mutex::default() }
+        Self {
+            bus,
+            worker,
+            run,
+            session,
+            audit_key,
+            trust,
+            transfer,
+            chain: Mutex::default(),
+        }
     }
 
     /// The subject of a verb.
@@ -86,11 +102,18 @@ impl Scripted {
     ///
     /// # Errors
     /// There is no answer, or it is a refusal.
-    pub async fn ask<Q: Message, A: Message>(&self, verb: Verb, question: &Q) -> Result<A, BusError> {
-        self.bus.request(&self.subject(verb), question, ANSWER_WAIT).await
+    pub async fn ask<Q: Message, A: Message>(
+        &self,
+        verb: Verb,
+        question: &Q,
+    ) -> Result<A, BusError> {
+        self.bus
+            .request(&self.subject(verb), question, ANSWER_WAIT)
+            .await
     }
 
-    /// Sends any bytes as a request and gives the code of the refusal; none when it was not refused.
+    /// Sends any bytes as a request and gives the code of the refusal; none when it was not
+    /// refused.
     ///
     /// # Panics
     /// There is no answer.
@@ -103,8 +126,10 @@ impl Scripted {
     /// # Panics
     /// It is refused.
     pub async fn join(&self) -> RunSpec {
-        let reply: JoinReply =
-            self.ask(Verb::Join, &self.join_request()).await.unwrap_or_else(|error| panic!("{error}"));
+        let reply: JoinReply = self
+            .ask(Verb::Join, &self.join_request())
+            .await
+            .unwrap_or_else(|error| panic!("{error}"));
         reply.spec
     }
 
@@ -113,7 +138,9 @@ impl Scripted {
     /// # Panics
     /// It is refused for good, or not recorded in time.
     pub async fn emit(&self, event: WorkerEvent) {
-        self.try_emit(event).await.unwrap_or_else(|refusal| panic!("{refusal}"));
+        self.try_emit(event)
+            .await
+            .unwrap_or_else(|refusal| panic!("{refusal}"));
     }
 
     /// The same, where it may be refused.
@@ -124,18 +151,40 @@ impl Scripted {
     /// # Panics
     /// There is no answer in time.
     pub async fn try_emit(&self, event: WorkerEvent) -> Result<(), Refusal> {
-        let (sequence, previous) = *self.chain.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let (sequence, previous) = *self
+            .chain
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         let subject = worker_event_subject(&self.run, &self.worker, event.kind());
         let (emitter, run) = (self.audit_key.public().clone(), Some(self.run.clone()));
         let (time, event) = (runtime::clock::now(), Event::Worker(event));
-        let body = EventBody { v: V, emitter, sequence, previous, time, run, event }.encode();
+        let body = EventBody {
+            v: V,
+            emitter,
+            sequence,
+            previous,
+            time,
+            run,
+            event,
+        }
+        .encode();
         let digest = Digest::of(&body);
-        let signature = ByteArray::new(self.audit_key.sign_event(self.trust.domain.as_str(), &body));
+        let signature =
+            ByteArray::new(self.audit_key.sign_event(self.trust.domain.as_str(), &body));
         let key = self.audit_key.public().clone();
-        let signed = SignedEvent { v: V, key, signature, body: ByteBuf::from(body) };
+        let signed = SignedEvent {
+            v: V,
+            key,
+            signature,
+            body: ByteBuf::from(body),
+        };
         let recorded = async {
             loop {
-                match self.bus.request::<_, Done>(&subject, &signed, ANSWER_WAIT).await {
+                match self
+                    .bus
+                    .request::<_, Done>(&subject, &signed, ANSWER_WAIT)
+                    .await
+                {
                     Ok(_) => return Ok(()),
                     // Who has joined just now is known in a moment.
                     Err(BusError::Refused(refusal)) if refusal.code == Code::EventLater => {}
@@ -146,13 +195,19 @@ impl Scripted {
         };
         let recorded = tokio::time::timeout(PATIENCE, recorded).await;
         recorded.unwrap_or_else(|_| panic!("{subject} is not recorded"))?;
-        *self.chain.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = (sequence.next(), Some(digest));
+        *self
+            .chain
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner()) = (sequence.next(), Some(digest));
         Ok(())
     }
 
     /// Begins its chain again, as a worker does whose state was lost.
     pub fn forget_events(&self) {
-        *self.chain.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Default::default();
+        *self
+            .chain
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner()) = Default::default();
     }
 
     /// What it joins with.
@@ -161,7 +216,11 @@ impl Scripted {
             v: V,
             session: self.session,
             audit_key: self.audit_key.public().clone(),
-            proof: ByteArray::new(self.audit_key.sign_join(self.trust.domain.as_str(), &self.run, &self.worker)),
+            proof: ByteArray::new(self.audit_key.sign_join(
+                self.trust.domain.as_str(),
+                &self.run,
+                &self.worker,
+            )),
             trainers: vec![TrainerKind::Reference],
             device: "a script".to_owned(),
             release: "0".to_owned(),
@@ -171,7 +230,11 @@ impl Scripted {
 
     /// What it claims with.
     pub const fn claim_request(&self, wait: Millis) -> ClaimRequest {
-        ClaimRequest { v: V, session: self.session, wait }
+        ClaimRequest {
+            v: V,
+            session: self.session,
+            wait,
+        }
     }
 
     /// The process that it is, for heartbeats and goodbyes.
@@ -186,12 +249,15 @@ impl Scripted {
     pub async fn claim(&self) -> Manifest {
         loop {
             let request = self.claim_request(Millis::from_secs(10));
-            let reply: ClaimReply =
-                self.ask(Verb::LeaseClaim, &request).await.unwrap_or_else(|error| panic!("claim: {error}"));
+            let reply: ClaimReply = self
+                .ask(Verb::LeaseClaim, &request)
+                .await
+                .unwrap_or_else(|error| panic!("claim: {error}"));
             match reply.outcome {
                 ClaimOutcome::Lease(document) => {
                     let manifest = jws::verify(&document, MANIFEST_TYPE, &self.trust);
-                    return manifest.unwrap_or_else(|error| panic!("the lease's manifest: {error}"));
+                    return manifest
+                        .unwrap_or_else(|error| panic!("the lease's manifest: {error}"));
                 }
                 ClaimOutcome::Nothing => {}
                 ClaimOutcome::Complete => panic!("the run is complete"),
@@ -204,7 +270,11 @@ impl Scripted {
     /// # Errors
     /// There is no answer, or it is a refusal.
     pub async fn grant(&self, lease: LeaseRef, object: ObjectRef) -> Result<Grant, BusError> {
-        let request = PutRequest { v: V, lease, objects: vec![object] };
+        let request = PutRequest {
+            v: V,
+            lease,
+            objects: vec![object],
+        };
         let Grants { mut grants, .. } = self.ask(Verb::BlobPut, &request).await?;
         assert_eq!(grants.len(), 1, "one grant for one object: {grants:?}");
         Ok(grants.remove(0))
@@ -217,7 +287,10 @@ impl Scripted {
     pub async fn send(&self, grant: &Grant, bytes: Vec<u8>) {
         if grant.action.is_some() {
             let deadline = tokio::time::Instant::now() + PATIENCE;
-            let sent = self.transfer.put(grant, Bytes::from(bytes), &Once, deadline).await;
+            let sent = self
+                .transfer
+                .put(grant, Bytes::from(bytes), &Once, deadline)
+                .await;
             sent.unwrap_or_else(|error| panic!("{}: {error}", grant.digest));
         }
     }
@@ -228,7 +301,10 @@ impl Scripted {
     /// It is refused.
     pub async fn upload(&self, lease: LeaseRef, bytes: Vec<u8>) -> ObjectRef {
         let object = ObjectRef::of(&bytes);
-        let grant = self.grant(lease, object).await.unwrap_or_else(|error| panic!("{error}"));
+        let grant = self
+            .grant(lease, object)
+            .await
+            .unwrap_or_else(|error| panic!("{error}"));
         self.send(&grant, bytes).await;
         object
     }
@@ -265,14 +341,21 @@ impl Scripted {
             lease,
             outcome: Outcome::Contribution(contribution),
         };
-        self.ask(Verb::ContributionSubmit, &self.signed(&statement)).await
+        self.ask(Verb::ContributionSubmit, &self.signed(&statement))
+            .await
     }
 
     /// A statement with its signature.
     pub fn signed(&self, statement: &Statement) -> SubmitRequest {
         let statement = statement.encode();
-        let signature = self.audit_key.sign_statement(self.trust.domain.as_str(), &statement);
-        SubmitRequest { v: V, statement: ByteBuf::from(statement), signature: ByteArray::new(signature) }
+        let signature = self
+            .audit_key
+            .sign_statement(self.trust.domain.as_str(), &statement);
+        SubmitRequest {
+            v: V,
+            statement: ByteBuf::from(statement),
+            signature: ByteArray::new(signature),
+        }
     }
 }
 
@@ -282,7 +365,14 @@ impl Scripted {
 /// There is no answer, or it is none of ours.
 pub async fn refused_raw(bus: &Bus, subject: &str, payload: Vec<u8>) -> Option<Code> {
     let bytes = payload.len();
-    let answer = bus.request_raw(subject, async_nats::HeaderMap::new(), payload.into(), ANSWER_WAIT).await;
+    let answer = bus
+        .request_raw(
+            subject,
+            async_nats::HeaderMap::new(),
+            payload.into(),
+            ANSWER_WAIT,
+        )
+        .await;
     let answer = answer.unwrap_or_else(|error| panic!("{subject} with {bytes} bytes: {error}"));
     // A refusal has the same form in answers of every type.
     match schemas::Answer::<schemas::lease::Done>::decode(&answer) {

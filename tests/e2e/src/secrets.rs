@@ -11,8 +11,12 @@ const SECRET_BYTES_MIN: usize = 16;
 /// Where in `text` there is a secret of the cluster, or something that has the form of one.
 pub fn found(cluster: &Cluster, text: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(text);
-    let own = own(cluster).into_iter().filter(|(_, secret)| text.contains(secret.as_str()));
-    let mut found: Vec<String> = own.map(|(path, _)| format!("a secret of {}", path.display())).collect();
+    let own = own(cluster)
+        .into_iter()
+        .filter(|(_, secret)| text.contains(secret.as_str()));
+    let mut found: Vec<String> = own
+        .map(|(path, _)| format!("a secret of {}", path.display()))
+        .collect();
     found.extend(
         text.match_indices('S')
             .filter(|(at, _)| is_seed(&text.as_bytes()[*at..]))
@@ -23,19 +27,26 @@ pub fn found(cluster: &Cluster, text: &[u8]) -> Vec<String> {
             .filter(|(at, _)| is_token(&text[*at..]))
             .map(|(at, _)| format!("a signed token at byte {at}")),
     );
-    for name in ["X-Amz-Signature=", "x-amz-signature=", "AWS4-HMAC-SHA256 Credential=", "PRIVATE KEY"] {
+    for name in [
+        "X-Amz-Signature=",
+        "x-amz-signature=",
+        "AWS4-HMAC-SHA256 Credential=",
+        "PRIVATE KEY",
+    ] {
         found.extend(text.contains(name).then(|| format!("{name:?}")));
     }
     found
 }
 
-/// Every secret in the cluster's trust domain: seeds, signatures of tokens, access keys, private keys.
+/// Every secret in the cluster's trust domain: seeds, signatures of tokens, access keys, private
+/// keys.
 fn own(cluster: &Cluster) -> Vec<(PathBuf, String)> {
     let mut secrets = Vec::new();
     let folder = cluster.domain().layout().folder();
     for part in ["keys", "credentials", "audit-keys", "store", "tls"] {
         for path in files(&folder.join(part)) {
-            let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            let text = fs::read_to_string(&path)
+                .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
             let extension = path.extension().and_then(|extension| extension.to_str());
             let found = match extension {
                 Some("json") => values(&text),
@@ -46,13 +57,20 @@ fn own(cluster: &Cluster) -> Vec<(PathBuf, String)> {
             secrets.extend(found.into_iter().map(|secret| (path.clone(), secret)));
         }
     }
-    assert!(secrets.len() > 12, "a domain has more secrets than {}", secrets.len());
+    assert!(
+        secrets.len() > 12,
+        "a domain has more secrets than {}",
+        secrets.len()
+    );
     secrets
 }
 
-/// Lines that are secret: seeds as they are, tokens by their signature (their claims are public), the body of private keys.
+/// Lines that are secret: seeds as they are, tokens by their signature (their claims are public),
+/// the body of private keys.
 fn lines(text: &str) -> Vec<String> {
-    let lines = text.lines().filter(|line| !line.starts_with('-') && line.len() >= SECRET_BYTES_MIN);
+    let lines = text
+        .lines()
+        .filter(|line| !line.starts_with('-') && line.len() >= SECRET_BYTES_MIN);
     lines
         .map(|line| line.rsplit('.').next().unwrap_or(line).to_owned())
         .filter(|line| !line.contains(' ') && line.len() >= SECRET_BYTES_MIN)
@@ -72,18 +90,27 @@ fn values(text: &str) -> Vec<String> {
                 }
             }
             serde_json::Value::Array(items) => items.iter().for_each(|item| walk(item, found)),
-            serde_json::Value::String(text) if text.len() >= SECRET_BYTES_MIN => found.push(text.clone()),
+            serde_json::Value::String(text) if text.len() >= SECRET_BYTES_MIN => {
+                found.push(text.clone())
+            }
             _ => {}
         }
     }
     let mut found = Vec::new();
-    walk(&serde_json::from_str(text).unwrap_or_else(|error| panic!("access keys: {error}")), &mut found);
+    walk(
+        &serde_json::from_str(text).unwrap_or_else(|error| panic!("access keys: {error}")),
+        &mut found,
+    );
     found
 }
 
 fn files(folder: &Path) -> Vec<PathBuf> {
-    let listed = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    listed.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_file()).collect()
+    let listed =
+        fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    listed
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.is_file())
+        .collect()
 }
 
 /// `S`, the kind of key, and 56 characters of base32.
@@ -95,7 +122,9 @@ fn is_seed(text: &[u8]) -> bool {
 
 /// Three parts of base64url, the last as long as an Ed25519 signature.
 fn is_token(text: &str) -> bool {
-    let end = text.find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))).unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')))
+        .unwrap_or(text.len());
     let parts: Vec<&str> = text[..end].split('.').collect();
     parts.len() >= 3 && parts[1].len() > 20 && parts[2].len() >= 86
 }
@@ -116,6 +145,9 @@ mod tests {
         let token = format!("eyJhbGciOiJ9.{}.{}", "a".repeat(40), "b".repeat(86));
         assert!(is_token(&token) && is_token(&format!("{token} and more")));
         assert!(!is_token("eyJhbGciOiJ9 and no more"));
-        assert_eq!(lines("-----BEGIN\neyJh.claims.signature-of-the-token\nshort\n").len(), 1);
+        assert_eq!(
+            lines("-----BEGIN\neyJh.claims.signature-of-the-token\nshort\n").len(),
+            1
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! The broker: its configuration below the domain's folder, with a port that the system chose and that it keeps.
+//! The broker: its configuration below the domain's folder, with a port that the system chose and
+//! that it keeps.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,8 @@ use crate::tenant::Tenant;
 /// The broker's name among a cluster's processes.
 pub(crate) const BROKER: &str = "broker";
 
-/// Starts the broker in `folder`, where the domain lies, and gives its address. After a crash it listens on the same port.
+/// Starts the broker in `folder`, where the domain lies, and gives its address. After a crash it
+/// listens on the same port.
 pub(crate) async fn start(folder: &Path, domain: &Domain, tenants: &[Tenant]) -> (Process, String) {
     // `diloctl` reads the declarations of streams from there.
     copy_config(&folder.join("nats-config"));
@@ -25,15 +27,22 @@ pub(crate) async fn start(folder: &Path, domain: &Domain, tenants: &[Tenant]) ->
         tenant.preload(&generated.join("auth.conf"));
     }
     let config = domain.layout().broker_config();
-    let config = config.to_str().unwrap_or_else(|| panic!("{} is not text", config.display()));
+    let config = config
+        .to_str()
+        .unwrap_or_else(|| panic!("{} is not text", config.display()));
     let (process, port) = launch(folder, config, &generated).await;
     (process, format!("tls://127.0.0.1:{port}"))
 }
 
-/// Starts a nats-server in `folder` and gives its port. Its configuration includes `listen.conf` from the folder
-/// `listening`, which names that port at the next start.
+/// Starts a nats-server in `folder` and gives its port. Its configuration includes `listen.conf`
+/// from the folder `listening`, which names that port at the next start.
 pub(crate) async fn launch(folder: &Path, config: &str, listening: &Path) -> (Process, String) {
-    let listen = |port: &str| write(&listening.join("listen.conf"), &format!("listen: \"127.0.0.1:{port}\"\n"));
+    let listen = |port: &str| {
+        write(
+            &listening.join("listen.conf"),
+            &format!("listen: \"127.0.0.1:{port}\"\n"),
+        )
+    };
     listen("-1");
     let ports = folder.join("ports");
     let logs = folder.join("logs");
@@ -43,16 +52,26 @@ pub(crate) async fn launch(folder: &Path, config: &str, listening: &Path) -> (Pr
     let recipe = Recipe {
         name: BROKER.to_owned(),
         program: nats_server(),
-        arguments: ["-c", config, "--ports_file_dir", "ports"].map(str::to_owned).to_vec(),
+        arguments: ["-c", config, "--ports_file_dir", "ports"]
+            .map(str::to_owned)
+            .to_vec(),
         environment: Vec::new(),
         folder: folder.to_owned(),
         log: logs.join("broker.log"),
         ready: Ready::Ports(ports),
     };
     let process = Process::start(recipe).await;
-    let address = process.addresses().first().unwrap_or_else(|| panic!("the broker listens nowhere"));
-    let port = address.rsplit(':').next().filter(|port| port.parse::<u16>().is_ok());
-    let port = port.unwrap_or_else(|| panic!("{address} has no port")).to_owned();
+    let address = process
+        .addresses()
+        .first()
+        .unwrap_or_else(|| panic!("the broker listens nowhere"));
+    let port = address
+        .rsplit(':')
+        .next()
+        .filter(|port| port.parse::<u16>().is_ok());
+    let port = port
+        .unwrap_or_else(|| panic!("{address} has no port"))
+        .to_owned();
     listen(&port);
     (process, port)
 }
@@ -64,17 +83,23 @@ fn copy_config(to: &Path) {
         let (from, to) = (from.join(part), to.join(part));
         fs::create_dir_all(&to).unwrap_or_else(|error| panic!("{}: {error}", to.display()));
         for path in files(&from) {
-            let name = path.file_name().unwrap_or_else(|| panic!("{} has no name", path.display()));
-            fs::copy(&path, to.join(name)).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            let name = path
+                .file_name()
+                .unwrap_or_else(|| panic!("{} has no name", path.display()));
+            fs::copy(&path, to.join(name))
+                .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         }
     }
 }
 
 /// The files in a folder, sorted.
 pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
-    let listed = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    let mut paths: Vec<PathBuf> =
-        listed.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_file()).collect();
+    let listed =
+        fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut paths: Vec<PathBuf> = listed
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.is_file())
+        .collect();
     paths.sort();
     paths
 }

@@ -51,7 +51,11 @@ pub struct Cluster {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { run: "demo".parse().expect("a name"), second_tenant: false, log: "info".to_owned() }
+        Self {
+            run: "demo".parse().expect("a name"),
+            second_tenant: false,
+            log: "info".to_owned(),
+        }
     }
 }
 
@@ -92,13 +96,31 @@ impl Cluster {
             let path = scratch.path().join(folder);
             fs::create_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         }
-        let domain = Domain::init(&scratch.path().join(".diloco"), &InitOptions::default(), clock::now());
+        let domain = Domain::init(
+            &scratch.path().join(".diloco"),
+            &InitOptions::default(),
+            clock::now(),
+        );
         let domain = domain.unwrap_or_else(|error| panic!("a trust domain: {error}"));
-        let tenants: Vec<Tenant> = options.second_tenant.then(|| Tenant::new(&domain)).into_iter().collect();
-        let domain = tenants.iter().fold(domain, |domain, tenant| tenant.enter(&domain));
+        let tenants: Vec<Tenant> = options
+            .second_tenant
+            .then(|| Tenant::new(&domain))
+            .into_iter()
+            .collect();
+        let domain = tenants
+            .iter()
+            .fold(domain, |domain, tenant| tenant.enter(&domain));
         let (process, bus_url) = broker::start(scratch.path(), &domain, &tenants).await;
         let processes = BTreeMap::from([(BROKER.to_owned(), process)]);
-        let cluster = Self { options, domain, tenants, bus_url, processes, store_address: None, scratch };
+        let cluster = Self {
+            options,
+            domain,
+            tenants,
+            bus_url,
+            processes,
+            store_address: None,
+            scratch,
+        };
         cluster.write_endpoints("https://127.0.0.1:1");
         for role in Role::ALL.into_iter().filter(|role| !role.is_tenant()) {
             cluster.issue(role, role.name());
@@ -121,7 +143,9 @@ impl Cluster {
     /// # Panics
     /// The cluster was made without.
     pub fn second_tenant(&self) -> &Tenant {
-        self.tenants.first().expect("Options::second_tenant was set")
+        self.tenants
+            .first()
+            .expect("Options::second_tenant was set")
     }
 
     /// The broker's address.
@@ -136,7 +160,9 @@ impl Cluster {
     pub async fn until_empty(&self, folder: &Path) {
         let left = || files(folder);
         let empty = crate::look(PATIENCE, || left().is_empty().then_some(()));
-        empty.await.unwrap_or_else(|| panic!("left in {}: {:?}", folder.display(), left()));
+        empty
+            .await
+            .unwrap_or_else(|| panic!("left in {}: {:?}", folder.display(), left()));
     }
 
     /// A path in the cluster's folder.
@@ -156,17 +182,29 @@ impl Cluster {
     ///
     /// # Panics
     /// The name is taken for something else.
-    pub fn issue_for(&self, role: Role, name: &str, run: Option<&RunId>, lifetime: Millis) -> Issued {
+    pub fn issue_for(
+        &self,
+        role: Role,
+        name: &str,
+        run: Option<&RunId>,
+        lifetime: Millis,
+    ) -> Issued {
         let issued = self.domain.issue(role, name, run, lifetime, clock::now());
         issued.unwrap_or_else(|error| panic!("credentials of {} {name}: {error}", role.name()))
     }
 
-    /// Connects with the credentials that were issued under `name`, issuing them where they are missing.
+    /// Connects with the credentials that were issued under `name`, issuing them where they are
+    /// missing.
     ///
     /// # Panics
     /// The broker does not take them.
     pub async fn connect(&self, role: Role, name: &str) -> Bus {
-        let credentials = self.domain.layout().folder().join("credentials").join(format!("{name}.creds"));
+        let credentials = self
+            .domain
+            .layout()
+            .folder()
+            .join("credentials")
+            .join(format!("{name}.creds"));
         if !credentials.exists() {
             self.issue(role, name);
         }
@@ -176,12 +214,18 @@ impl Cluster {
 
     /// The section `bus` for these credentials.
     pub fn bus_config(&self, credentials: &Path) -> BusConfig {
-        BusConfig { url: self.bus_url.clone(), credentials: credentials.to_owned(), ca: self.domain.layout().ca() }
+        BusConfig {
+            url: self.bus_url.clone(),
+            credentials: credentials.to_owned(),
+            ca: self.domain.layout().ca(),
+        }
     }
 
     /// How connections to the broker are protected.
     pub fn tls(&self) -> BusTls {
-        BusTls::Required { ca: self.domain.layout().ca() }
+        BusTls::Required {
+            ca: self.domain.layout().ca(),
+        }
     }
 
     /// Credentials on disk, as connections read them.
@@ -206,7 +250,10 @@ impl Cluster {
     /// # Panics
     /// The stream cannot be read.
     pub async fn evidence(&self) -> Evidence {
-        Evidence::open(self.connect(Role::Auditor, Role::Auditor.name()).await, self.sources().await)
+        Evidence::open(
+            self.connect(Role::Auditor, Role::Auditor.name()).await,
+            self.sources().await,
+        )
     }
 
     /// Waits until stream `AUDIT` has everything that was stored up to now.
@@ -222,7 +269,10 @@ impl Cluster {
         let mut sources = Vec::new();
         for copied in Copied::all(&self.domain.trust().tenants) {
             let role = Role::provisioner(copied.home).expect("it has streams");
-            sources.push(StreamReader::new(self.connect(role, role.name()).await, copied.stream));
+            sources.push(StreamReader::new(
+                self.connect(role, role.name()).await,
+                copied.stream,
+            ));
         }
         sources
     }
@@ -245,19 +295,25 @@ impl Cluster {
     /// # Panics
     /// It was not started.
     pub fn store_url(&self) -> String {
-        let store = self.processes.get(STORE).expect("the store is started before what uses it");
+        let store = self
+            .processes
+            .get(STORE)
+            .expect("the store is started before what uses it");
         match self.store_address {
             Some(address) => format!("https://{address}"),
             None => format!("https://{}", store.addresses()[0]),
         }
     }
 
-    /// Puts a line between the store and the services that are started from now on; they know no other way.
+    /// Puts a line between the store and the services that are started from now on; they know no
+    /// other way.
     ///
     /// # Panics
     /// The store was not started.
     pub fn reach_store_over(&mut self, quality: Quality) -> Line {
-        let target = self.process(STORE).addresses()[0].parse().expect("a store tells its address");
+        let target = self.process(STORE).addresses()[0]
+            .parse()
+            .expect("a store tells its address");
         let line = Line::start(target, quality);
         self.store_address = Some(line.address());
         self.write_endpoints(&self.store_url());
@@ -275,7 +331,8 @@ impl Cluster {
     /// Starts a coordinator and does not wait for it: it may be meant to stand by or to fail.
     pub fn spawn_coordinator(&mut self, name: &str) {
         let recipe = self.coordinator_recipe(name);
-        self.processes.insert(name.to_owned(), Process::spawn(recipe));
+        self.processes
+            .insert(name.to_owned(), Process::spawn(recipe));
     }
 
     /// Starts the audit service.
@@ -300,14 +357,18 @@ impl Cluster {
     /// It does not become ready.
     pub async fn start_worker_with(&mut self, name: &str, environment: &[(&str, &str)]) {
         let mut recipe = self.worker_recipe(name, &[]);
-        recipe.environment = environment.iter().map(|(n, value)| ((*n).to_owned(), (*value).to_owned())).collect();
+        recipe.environment = environment
+            .iter()
+            .map(|(n, value)| ((*n).to_owned(), (*value).to_owned()))
+            .collect();
         self.launch(recipe).await;
     }
 
     /// Starts a worker and does not wait for it: it may be meant to fail.
     pub fn spawn_worker(&mut self, name: &str, settings: &[&str]) {
         let recipe = self.worker_recipe(name, settings);
-        self.processes.insert(name.to_owned(), Process::spawn(recipe));
+        self.processes
+            .insert(name.to_owned(), Process::spawn(recipe));
     }
 
     /// A process by its name: `broker`, `store`, `coordinator`, `audit`, `worker-0` and so on.
@@ -315,7 +376,9 @@ impl Cluster {
     /// # Panics
     /// There is none.
     pub fn process(&mut self, name: &str) -> &mut Process {
-        self.processes.get_mut(name).unwrap_or_else(|| panic!("no process {name} in this cluster"))
+        self.processes
+            .get_mut(name)
+            .unwrap_or_else(|| panic!("no process {name} in this cluster"))
     }
 
     /// The name under which the worker with this key was started.
@@ -324,11 +387,22 @@ impl Cluster {
     /// None was.
     pub fn worker_named(&self, worker: &WorkerId) -> String {
         let key = |name: &String| {
-            let path = self.domain.layout().folder().join("credentials").join(format!("{name}.creds"));
-            path.exists().then(|| self.source(&path).public().to_string())
+            let path = self
+                .domain
+                .layout()
+                .folder()
+                .join("credentials")
+                .join(format!("{name}.creds"));
+            path.exists()
+                .then(|| self.source(&path).public().to_string())
         };
-        let found = self.processes.keys().find(|name| key(name).as_deref() == Some(worker.as_str()));
-        found.unwrap_or_else(|| panic!("no worker of this cluster has the key {worker}")).clone()
+        let found = self
+            .processes
+            .keys()
+            .find(|name| key(name).as_deref() == Some(worker.as_str()));
+        found
+            .unwrap_or_else(|| panic!("no worker of this cluster has the key {worker}"))
+            .clone()
     }
 
     /// The names of all processes that were started.
@@ -389,7 +463,14 @@ impl Cluster {
     /// # Panics
     /// It does not verify.
     pub async fn record_verifies(&self) -> String {
-        self.diloctl_ok(&["audit", "replay", "--run", &self.options.run.to_string(), "--summary"]).await
+        self.diloctl_ok(&[
+            "audit",
+            "replay",
+            "--run",
+            &self.options.run.to_string(),
+            "--summary",
+        ])
+        .await
     }
 
     /// Runs `diloctl` in the cluster's folder to its end.
@@ -397,7 +478,13 @@ impl Cluster {
     /// # Panics
     /// It does not end within [`PATIENCE`].
     pub async fn diloctl(&self, arguments: &[&str]) -> Output {
-        process::run(&program("diloctl"), self.scratch.path(), arguments, PATIENCE).await
+        process::run(
+            &program("diloctl"),
+            self.scratch.path(),
+            arguments,
+            PATIENCE,
+        )
+        .await
     }
 
     /// As [`Cluster::diloctl`], for commands that must succeed; gives what it printed.
@@ -407,7 +494,13 @@ impl Cluster {
     pub async fn diloctl_ok(&self, arguments: &[&str]) -> String {
         let output = self.diloctl(arguments).await;
         let shown = arguments.join(" ");
-        assert!(output.status.success(), "diloctl {shown}: {}\n{}{}", output.status, output.stdout, output.stderr);
+        assert!(
+            output.status.success(),
+            "diloctl {shown}: {}\n{}{}",
+            output.status,
+            output.stdout,
+            output.stderr
+        );
         output.stdout
     }
 
@@ -436,13 +529,22 @@ impl Cluster {
 
     async fn launch(&mut self, recipe: Recipe) {
         let name = recipe.name.clone();
-        assert!(!self.processes.contains_key(&name), "there is a process {name}");
+        assert!(
+            !self.processes.contains_key(&name),
+            "there is a process {name}"
+        );
         // Known before it is ready, so that its log is shown when it does not become so.
         self.processes.insert(name.clone(), Process::spawn(recipe));
         self.process(&name).wait_ready().await;
     }
 
-    fn recipe(&self, name: &str, binary: &str, settings: &[(&str, String)], more: Vec<String>) -> Recipe {
+    fn recipe(
+        &self,
+        name: &str,
+        binary: &str,
+        settings: &[(&str, String)],
+        more: Vec<String>,
+    ) -> Recipe {
         let folder = self.path("work").join(name);
         fs::create_dir_all(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
         let mut arguments = more;
@@ -464,7 +566,10 @@ impl Cluster {
     /// Tells `diloctl` where broker and store are, as `diloctl up` does.
     fn write_endpoints(&self, store: &str) {
         let endpoints = format!("bus = \"{}\"\nstore = \"{store}\"\n", self.bus_url);
-        broker::write(&self.domain.layout().folder().join("endpoints.toml"), &endpoints);
+        broker::write(
+            &self.domain.layout().folder().join("endpoints.toml"),
+            &endpoints,
+        );
     }
 
     fn ready_file(&self, name: &str) -> PathBuf {
@@ -496,7 +601,10 @@ impl Cluster {
     }
 
     fn audit_recipe(&self) -> Recipe {
-        let settings = [("domain", shown(self.domain.layout().folder())), ("bus.url", self.bus_url.clone())];
+        let settings = [
+            ("domain", shown(self.domain.layout().folder())),
+            ("bus.url", self.bus_url.clone()),
+        ];
         self.recipe("audit", "diloco-audit", &settings, self.ready_flag("audit"))
     }
 
@@ -512,17 +620,32 @@ impl Cluster {
             ("worker.run", self.run().to_string()),
             ("worker.audit_key", shown(&audit_key)),
             ("worker.trust", shown(&layout.trust())),
-            ("worker.state", shown(&self.path("work").join(name).join("state"))),
+            (
+                "worker.state",
+                shown(&self.path("work").join(name).join("state")),
+            ),
             ("worker.ready", shown(&self.ready_file(name))),
-            ("cache.folder", shown(&self.path("work").join(name).join("cache"))),
+            (
+                "cache.folder",
+                shown(&self.path("work").join(name).join("cache")),
+            ),
             ("training.device", "cpu".to_owned()),
         ];
         let further: Vec<(&str, String)> = more
             .iter()
-            .map(|setting| setting.split_once('=').unwrap_or_else(|| panic!("{setting} is not key=value")))
+            .map(|setting| {
+                setting
+                    .split_once('=')
+                    .unwrap_or_else(|| panic!("{setting} is not key=value"))
+            })
             .map(|(key, value)| (key, value.to_owned()))
             .collect();
-        self.recipe(name, "diloco-worker", &[settings.to_vec(), further].concat(), Vec::new())
+        self.recipe(
+            name,
+            "diloco-worker",
+            &[settings.to_vec(), further].concat(),
+            Vec::new(),
+        )
     }
 
     fn ready_flag(&self, name: &str) -> Vec<String> {
@@ -535,7 +658,12 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
             for process in self.processes.values() {
-                eprintln!("\n--- {} ({})\n{}", process.name(), process.log_file().display(), process.tail());
+                eprintln!(
+                    "\n--- {} ({})\n{}",
+                    process.name(),
+                    process.log_file().display(),
+                    process.tail()
+                );
             }
         }
         // The broker last: services without it would fill their logs.
@@ -546,12 +674,25 @@ impl Drop for Cluster {
 }
 
 fn shown(path: &Path) -> String {
-    path.to_str().unwrap_or_else(|| panic!("{} is not text", path.display())).to_owned()
+    path.to_str()
+        .unwrap_or_else(|| panic!("{} is not text", path.display()))
+        .to_owned()
 }
 
 /// All files below a folder; what goes meanwhile is not there.
 fn files(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    let of = |path: PathBuf| if path.is_dir() { files(&path) } else { vec![path] };
-    entries.filter_map(|entry| Some(entry.ok()?.path())).flat_map(of).collect()
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    let of = |path: PathBuf| {
+        if path.is_dir() {
+            files(&path)
+        } else {
+            vec![path]
+        }
+    };
+    entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .flat_map(of)
+        .collect()
 }

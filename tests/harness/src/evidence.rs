@@ -36,10 +36,16 @@ pub struct Evidence {
 
 impl Evidence {
     pub(crate) fn open(bus: Bus, sources: Vec<StreamReader>) -> Self {
-        Self { stream: StreamReader::new(bus, AUDIT_STREAM), sources, seen: Vec::new(), next: 1 }
+        Self {
+            stream: StreamReader::new(bus, AUDIT_STREAM),
+            sources,
+            seen: Vec::new(),
+            next: 1,
+        }
     }
 
-    /// Reads on until `wanted` holds for an event, and gives it. Events that were read before do not count.
+    /// Reads on until `wanted` holds for an event, and gives it. Events that were read before do
+    /// not count.
     ///
     /// # Panics
     /// None comes within [`PATIENCE`], or something in the stream is no event.
@@ -53,16 +59,29 @@ impl Evidence {
             }
         };
         let found = tokio::time::timeout(PATIENCE, reading).await;
-        found.unwrap_or_else(|_| panic!("no {what} in the stream after {PATIENCE:?}; it ends with {}", self.tail()))
+        found.unwrap_or_else(|_| {
+            panic!(
+                "no {what} in the stream after {PATIENCE:?}; it ends with {}",
+                self.tail()
+            )
+        })
     }
 
     /// As [`Evidence::until`], for events of the ledger that concern `run`.
     ///
     /// # Panics
     /// As there.
-    pub async fn until_ledger(&mut self, what: &str, run: &RunId, wanted: impl Fn(&LedgerEvent) -> bool) -> Recorded {
+    pub async fn until_ledger(
+        &mut self,
+        what: &str,
+        run: &RunId,
+        wanted: impl Fn(&LedgerEvent) -> bool,
+    ) -> Recorded {
         let of_run = |recorded: &Recorded| recorded.body.run.as_ref() == Some(run);
-        self.until(what, |recorded| of_run(recorded) && recorded.ledger().is_some_and(&wanted)).await
+        self.until(what, |recorded| {
+            of_run(recorded) && recorded.ledger().is_some_and(&wanted)
+        })
+        .await
     }
 
     /// Reads everything that was recorded up to now, and gives it from the start.
@@ -73,7 +92,9 @@ impl Evidence {
         let recorded = self.recorded().await;
         while (self.seen.len() as u64) < recorded {
             let next = tokio::time::timeout(PATIENCE, self.next()).await;
-            next.unwrap_or_else(|_| panic!("stream {AUDIT_STREAM} stalls; it ends with {}", self.tail()));
+            next.unwrap_or_else(|_| {
+                panic!("stream {AUDIT_STREAM} stalls; it ends with {}", self.tail())
+            });
         }
         self.seen
     }
@@ -83,7 +104,11 @@ impl Evidence {
     /// # Panics
     /// It does not say.
     pub async fn length(&self) -> u64 {
-        self.stream.span().await.unwrap_or_else(|error| panic!("{error}")).messages
+        self.stream
+            .span()
+            .await
+            .unwrap_or_else(|error| panic!("{error}"))
+            .messages
     }
 
     /// Waits until the copy has everything that was recorded up to now, whatever it is.
@@ -93,34 +118,59 @@ impl Evidence {
     pub(crate) async fn copied(&self) {
         let recorded = self.recorded().await;
         let reached = async {
-            while self.stream.span().await.unwrap_or_else(|error| panic!("{error}")).messages < recorded {
+            while self
+                .stream
+                .span()
+                .await
+                .unwrap_or_else(|error| panic!("{error}"))
+                .messages
+                < recorded
+            {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         };
-        tokio::time::timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("{AUDIT_STREAM} stays behind"));
+        tokio::time::timeout(PATIENCE, reached)
+            .await
+            .unwrap_or_else(|_| panic!("{AUDIT_STREAM} stays behind"));
     }
 
     async fn recorded(&self) -> u64 {
         let mut recorded = 0;
         for source in &self.sources {
-            recorded += source.span().await.unwrap_or_else(|error| panic!("{error}")).messages;
+            recorded += source
+                .span()
+                .await
+                .unwrap_or_else(|error| panic!("{error}"))
+                .messages;
         }
         recorded
     }
 
     async fn next(&mut self) -> Recorded {
         let message = loop {
-            match self.stream.next(self.next).await.unwrap_or_else(|error| panic!("{error}")) {
+            match self
+                .stream
+                .next(self.next)
+                .await
+                .unwrap_or_else(|error| panic!("{error}"))
+            {
                 Some(message) => break message,
                 None => tokio::time::sleep(LOOK_EVERY).await,
             }
         };
         let (sequence, subject) = (message.sequence, message.subject);
         let signed = SignedEvent::decode(&message.payload);
-        let signed = signed.unwrap_or_else(|error| panic!("{subject} at {sequence} is not signed: {error}"));
+        let signed =
+            signed.unwrap_or_else(|error| panic!("{subject} at {sequence} is not signed: {error}"));
         let body = EventBody::decode(&signed.body);
-        let body = body.unwrap_or_else(|error| panic!("{subject} at {sequence} is no event: {error}"));
-        let recorded = Recorded { sequence, subject, raw: message.payload.to_vec(), body };
+        let body =
+            body.unwrap_or_else(|error| panic!("{subject} at {sequence} is no event: {error}"));
+        let recorded = Recorded {
+            sequence,
+            subject,
+            raw: message.payload.to_vec(),
+            body,
+        };
         self.next = sequence + 1;
         self.seen.push(recorded.clone());
         recorded
@@ -128,7 +178,8 @@ impl Evidence {
 
     fn tail(&self) -> String {
         let last = self.seen.iter().rev().take(8).rev();
-        last.map(|recorded| format!("\n  {} {}", recorded.sequence, recorded.subject)).collect()
+        last.map(|recorded| format!("\n  {} {}", recorded.sequence, recorded.subject))
+            .collect()
     }
 }
 

@@ -1,8 +1,9 @@
-//! A whole cluster for tests and benches: a trust domain of its own in a scratch folder, the real nats-server started
-//! from `nats-config/dev.conf` as `auth init` copies it, and the project's programs as child processes. Everything ends with the [`Cluster`].
+//! A whole cluster for tests and benches: a trust domain of its own in a scratch folder, the real
+//! nats-server started from `nats-config/dev.conf` as `auth init` copies it, and the project's
+//! programs as child processes. Everything ends with the [`Cluster`].
 //!
-//! This is a library for tests: what cannot go on panics, with the thing and the value in the message, and a test that
-//! panics prints the last lines of every log.
+//! This is a library for tests: what cannot go on panics, with the thing and the value in the
+//! message, and a test that panics prints the last lines of every log.
 
 mod binary;
 mod broker;

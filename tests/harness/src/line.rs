@@ -1,4 +1,5 @@
-//! A poor line to a server: little bandwidth for all connections together, or none at all. What passes is not looked at.
+//! A poor line to a server: little bandwidth for all connections together, or none at all. What
+//! passes is not looked at.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -62,7 +63,9 @@ impl Line {
     /// There is no port.
     pub fn start(target: SocketAddr, quality: Quality) -> Self {
         let socket = TcpSocket::new_v4().expect("a socket");
-        socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+        socket
+            .bind("127.0.0.1:0".parse().expect("an address"))
+            .expect("a port");
         let listener = socket.listen(WAITING_MAX).expect("the port is ours");
         let address = listener.local_addr().expect("it is bound");
         let (quality, seen) = watch::channel(quality);
@@ -75,7 +78,9 @@ impl Line {
                 let (seen, counts) = (seen.clone(), Arc::clone(&passing));
                 let (up, down) = (Arc::clone(&up), Arc::clone(&down));
                 tokio::spawn(async move {
-                    let Ok(server) = TcpStream::connect(target).await else { return };
+                    let Ok(server) = TcpStream::connect(target).await else {
+                        return;
+                    };
                     let ((from_client, to_client), (from_server, to_server)) =
                         (client.into_split(), server.into_split());
                     let rate = |quality: Quality| match quality {
@@ -88,13 +93,30 @@ impl Line {
                     };
                     // When one direction has ended in order the other goes on.
                     tokio::join!(
-                        pass(from_client, to_server, &up, (seen.clone(), rate), (&counts.up, &counts.passed)),
-                        pass(from_server, to_client, &down, (seen, rate_down), (&counts.down, &counts.passed)),
+                        pass(
+                            from_client,
+                            to_server,
+                            &up,
+                            (seen.clone(), rate),
+                            (&counts.up, &counts.passed)
+                        ),
+                        pass(
+                            from_server,
+                            to_client,
+                            &down,
+                            (seen, rate_down),
+                            (&counts.down, &counts.passed)
+                        ),
                     );
                 });
             }
         });
-        Self { address, quality, counts, running }
+        Self {
+            address,
+            quality,
+            counts,
+            running,
+        }
     }
 
     /// Where it begins.
@@ -170,7 +192,11 @@ async fn pass(
     while let Ok(length @ 1..) = from.read(&mut piece).await {
         let now = *quality.borrow();
         sleep_until(bucket.reserve(length, rate(now))).await;
-        if quality.wait_for(|quality| *quality != Quality::Dead).await.is_err() {
+        if quality
+            .wait_for(|quality| *quality != Quality::Dead)
+            .await
+            .is_err()
+        {
             return;
         }
         if to.write_all(&piece[..length]).await.is_err() {

@@ -13,7 +13,8 @@ use crate::PATIENCE;
 
 /// How long one answer may take while everything runs.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
-/// After this long without news a run is looked at: what happened while the broker was away was not heard.
+/// After this long without news a run is looked at: what happened while the broker was away was not
+/// heard.
 const QUIET_MAX: Duration = Duration::from_secs(2);
 
 /// An operator's connection.
@@ -38,8 +39,14 @@ impl Operator {
     ///
     /// # Errors
     /// There is no answer, or it is a refusal.
-    pub async fn ask<Q: Message, A: Message>(&self, verb: ControlVerb, question: &Q) -> Result<A, BusError> {
-        self.bus.request(&control_subject(&self.public, verb), question, ANSWER_WAIT).await
+    pub async fn ask<Q: Message, A: Message>(
+        &self,
+        verb: ControlVerb,
+        question: &Q,
+    ) -> Result<A, BusError> {
+        self.bus
+            .request(&control_subject(&self.public, verb), question, ANSWER_WAIT)
+            .await
     }
 
     /// Looks at something.
@@ -47,7 +54,9 @@ impl Operator {
     /// # Errors
     /// There is no answer, or it is a refusal.
     pub async fn view(&self, query: Query) -> Result<View, BusError> {
-        let reply: ViewReply = self.ask(ControlVerb::View, &ViewRequest { v: V, query }).await?;
+        let reply: ViewReply = self
+            .ask(ControlVerb::View, &ViewRequest { v: V, query })
+            .await?;
         Ok(reply.view)
     }
 
@@ -110,23 +119,36 @@ impl Operator {
     ///
     /// # Panics
     /// It does not within `within`.
-    pub async fn until(&self, run: &RunId, within: Duration, wanted: impl Fn(&RunView) -> bool) -> RunView {
+    pub async fn until(
+        &self,
+        run: &RunId,
+        within: Duration,
+        wanted: impl Fn(&RunView) -> bool,
+    ) -> RunView {
         let subject = status_subject(run);
-        let news = self.bus.subscribe(&subject).await.unwrap_or_else(|error| panic!("{subject}: {error}"));
+        let news = self
+            .bus
+            .subscribe(&subject)
+            .await
+            .unwrap_or_else(|error| panic!("{subject}: {error}"));
         let mut last = None;
         let follow = self.follow(run, news, &wanted, &mut last);
         match tokio::time::timeout(within, follow).await {
             Ok(view) => view,
-            Err(_) => panic!("run {run} is not as wanted after {within:?}; it was last seen as {last:?}"),
+            Err(_) => {
+                panic!("run {run} is not as wanted after {within:?}; it was last seen as {last:?}")
+            }
         }
     }
 
     /// Follows a run until it is complete.
     ///
     /// # Panics
-    /// It is not within twice [`PATIENCE`]: a claim that died with its coordinator is asked again after half a minute.
+    /// It is not within twice [`PATIENCE`]: a claim that died with its coordinator is asked again
+    /// after half a minute.
     pub async fn until_complete(&self, run: &RunId) -> RunView {
-        self.until(run, 2 * PATIENCE, |view| view.phase == RunPhase::Complete).await
+        self.until(run, 2 * PATIENCE, |view| view.phase == RunPhase::Complete)
+            .await
     }
 
     async fn follow(
@@ -151,7 +173,11 @@ impl Operator {
                     *last = Some(view);
                 }
                 match tokio::time::timeout(QUIET_MAX, news.next()).await {
-                    Ok(Ok(Some(message))) => seen = Status::decode(&message.payload).ok().map(|status| status.view),
+                    Ok(Ok(Some(message))) => {
+                        seen = Status::decode(&message.payload)
+                            .ok()
+                            .map(|status| status.view)
+                    }
                     Ok(Ok(None)) => panic!("the operator's connection is closed"),
                     Ok(Err(error)) => panic!("status of {run}: {error}"),
                     Err(_) => break,

@@ -77,7 +77,11 @@ impl Process {
 
     /// Starts it and waits for nothing: it may be meant to fail.
     pub(crate) fn spawn(recipe: Recipe) -> Self {
-        let mut process = Self { recipe, child: None, addresses: Vec::new() };
+        let mut process = Self {
+            recipe,
+            child: None,
+            addresses: Vec::new(),
+        };
         process.launch();
         process
     }
@@ -113,7 +117,13 @@ impl Process {
     /// It is not after `within`.
     pub async fn until_logged(&self, within: Duration, wanted: impl Fn(&str) -> bool) -> String {
         let seen = look(within, || Some(self.log()).filter(|log| wanted(log))).await;
-        seen.unwrap_or_else(|| panic!("{} has not logged what was waited for:\n{}", self.recipe.name, self.tail()))
+        seen.unwrap_or_else(|| {
+            panic!(
+                "{} has not logged what was waited for:\n{}",
+                self.recipe.name,
+                self.tail()
+            )
+        })
     }
 
     /// Its process id; none when it does not run.
@@ -127,8 +137,13 @@ impl Process {
     /// It was never started.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         let name = &self.recipe.name;
-        let child = self.child.as_mut().unwrap_or_else(|| panic!("{name} was reaped"));
-        child.try_wait().unwrap_or_else(|error| panic!("{name}: {error}"))
+        let child = self
+            .child
+            .as_mut()
+            .unwrap_or_else(|| panic!("{name} was reaped"));
+        child
+            .try_wait()
+            .unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
     /// Ends it as a crash does: no signal that it could catch. Returns when it is gone.
@@ -153,11 +168,19 @@ impl Process {
     /// # Panics
     /// It does not run.
     pub fn signal(&self, signal: Signal) {
-        let pid = self.pid().unwrap_or_else(|| panic!("{} does not run", self.recipe.name));
+        let pid = self
+            .pid()
+            .unwrap_or_else(|| panic!("{} does not run", self.recipe.name));
         let pid = libc::pid_t::try_from(pid).unwrap_or_else(|_| panic!("{pid} is no process id"));
         // SAFETY: `kill` takes no memory; the child is not reaped yet, so the id is still its own.
         let sent = unsafe { libc::kill(pid, signal as libc::c_int) };
-        assert_eq!(sent, 0, "{signal:?} to {}: {}", self.recipe.name, std::io::Error::last_os_error());
+        assert_eq!(
+            sent,
+            0,
+            "{signal:?} to {}: {}",
+            self.recipe.name,
+            std::io::Error::last_os_error()
+        );
     }
 
     /// Waits until it has ended by itself.
@@ -166,7 +189,10 @@ impl Process {
     /// It runs on after `within`.
     pub async fn exit(&mut self, within: Duration) -> ExitStatus {
         let name = self.recipe.name.clone();
-        let child = self.child.as_mut().unwrap_or_else(|| panic!("{name} does not run"));
+        let child = self
+            .child
+            .as_mut()
+            .unwrap_or_else(|| panic!("{name} does not run"));
         let ended = tokio::time::timeout(within, child.wait()).await;
         let status = ended.unwrap_or_else(|_| panic!("{name} runs on after {within:?}"));
         status.unwrap_or_else(|error| panic!("{name}: {error}"))
@@ -198,20 +224,40 @@ impl Process {
         let text = self.log();
         let lines: Vec<&str> = text.lines().collect();
         let last = lines[lines.len().saturating_sub(TAIL_LINES)..].iter();
-        last.map(|line| line.chars().take(TAIL_LINE_CHARACTERS).collect::<String>()).collect::<Vec<_>>().join("\n")
+        last.map(|line| line.chars().take(TAIL_LINE_CHARACTERS).collect::<String>())
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     fn launch(&mut self) {
-        let Recipe { name, program, arguments, environment, folder, log, ready } = &self.recipe;
+        let Recipe {
+            name,
+            program,
+            arguments,
+            environment,
+            folder,
+            log,
+            ready,
+        } = &self.recipe;
         if let Ready::File(path) = ready {
             // A killed process leaves its ready file.
             let _ = std::fs::remove_file(path);
         }
         let out = append(log);
-        let again = out.try_clone().unwrap_or_else(|error| panic!("{}: {error}", log.display()));
+        let again = out
+            .try_clone()
+            .unwrap_or_else(|error| panic!("{}: {error}", log.display()));
         let mut command = quiet(program, folder);
-        command.args(arguments).envs(environment.iter().cloned()).stdout(Stdio::from(out)).stderr(Stdio::from(again));
-        self.child = Some(command.spawn().unwrap_or_else(|error| panic!("{name} ({}): {error}", program.display())));
+        command
+            .args(arguments)
+            .envs(environment.iter().cloned())
+            .stdout(Stdio::from(out))
+            .stderr(Stdio::from(again));
+        self.child = Some(
+            command
+                .spawn()
+                .unwrap_or_else(|error| panic!("{name} ({}): {error}", program.display())),
+        );
     }
 
     /// Waits until it can be used.
@@ -229,7 +275,10 @@ impl Process {
         let outcome = seen.await;
         match outcome {
             Some(Ok(addresses)) => self.addresses = addresses,
-            Some(Err(status)) => panic!("{name} ended before it was ready ({status}):\n{}", self.tail()),
+            Some(Err(status)) => panic!(
+                "{name} ended before it was ready ({status}):\n{}",
+                self.tail()
+            ),
             None => panic!("{name} is not ready after {PATIENCE:?}:\n{}", self.tail()),
         }
     }
@@ -245,15 +294,28 @@ impl Drop for Process {
 ///
 /// # Panics
 /// It does not start, or runs on after `within`.
-pub(crate) async fn run(program: &Path, folder: &Path, arguments: &[&str], within: Duration) -> Output {
+pub(crate) async fn run(
+    program: &Path,
+    folder: &Path,
+    arguments: &[&str],
+    within: Duration,
+) -> Output {
     let mut command = quiet(program, folder);
-    command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    command
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
     let shown = format!("{} {}", program.display(), arguments.join(" "));
     let ended = tokio::time::timeout(within, command.output()).await;
     let output = ended.unwrap_or_else(|_| panic!("{shown}: runs on after {within:?}"));
     let output = output.unwrap_or_else(|error| panic!("{shown}: {error}"));
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Output { status: output.status, stdout: text(output.stdout), stderr: text(output.stderr) }
+    Output {
+        status: output.status,
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
 }
 
 /// A command without the caller's settings: variables of ours would configure the child.
@@ -277,8 +339,16 @@ fn append(path: &Path) -> File {
 fn reap(child: &mut Child) {
     if let Some(pid) = child.id().and_then(|pid| libc::id_t::try_from(pid).ok()) {
         let mut ended = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
-        // SAFETY: `ended` is room for one siginfo_t. WNOWAIT leaves the child for `try_wait` to reap.
-        unsafe { libc::waitid(libc::P_PID, pid, ended.as_mut_ptr(), libc::WEXITED | libc::WNOWAIT) };
+        // SAFETY: `ended` is room for one siginfo_t. WNOWAIT leaves the child for `try_wait` to
+        // reap.
+        unsafe {
+            libc::waitid(
+                libc::P_PID,
+                pid,
+                ended.as_mut_ptr(),
+                libc::WEXITED | libc::WNOWAIT,
+            )
+        };
     }
     let _ = child.try_wait();
 }
@@ -293,7 +363,8 @@ struct Ports {
 fn read_ready(ready: &Ready, pid: Option<u32>) -> Option<Vec<String>> {
     match ready {
         Ready::File(path) => {
-            let ready: runtime::ready::Ready = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+            let ready: runtime::ready::Ready =
+                serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
             (Some(ready.pid) == pid).then_some(ready.addresses)
         }
         Ready::Ports(folder) => {

@@ -1,4 +1,5 @@
-//! A client that writes whatever bytes a test gives it: what a library would not let through has to be tried as well.
+//! A client that writes whatever bytes a test gives it: what a library would not let through has to
+//! be tried as well.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -25,30 +26,50 @@ impl Raw {
     /// # Panics
     /// It does not take the credentials.
     pub async fn connect(cluster: &Cluster, credentials: &Path) -> Self {
-        Self::connect_at(cluster, cluster.bus_url().trim_start_matches("tls://"), credentials, "raw").await
+        Self::connect_at(
+            cluster,
+            cluster.bus_url().trim_start_matches("tls://"),
+            credentials,
+            "raw",
+        )
+        .await
     }
 
     /// Connects to another broker of the cluster's domain, under any name.
     ///
     /// # Panics
     /// As [`Raw::connect`].
-    pub async fn connect_at(cluster: &Cluster, address: &str, credentials: &Path, name: &str) -> Self {
-        let mut tcp = TcpStream::connect(address).await.unwrap_or_else(|error| panic!("{address}: {error}"));
+    pub async fn connect_at(
+        cluster: &Cluster,
+        address: &str,
+        credentials: &Path,
+        name: &str,
+    ) -> Self {
+        let mut tcp = TcpStream::connect(address)
+            .await
+            .unwrap_or_else(|error| panic!("{address}: {error}"));
         let mut greeting = Vec::new();
         while !greeting.ends_with(b"\r\n") {
-            let byte = timeout(PATIENCE, tcp.read_u8()).await.expect("a greeting in time");
-            greeting.push(byte.unwrap_or_else(|error| panic!("the greeting of {address}: {error}")));
+            let byte = timeout(PATIENCE, tcp.read_u8())
+                .await
+                .expect("a greeting in time");
+            greeting
+                .push(byte.unwrap_or_else(|error| panic!("the greeting of {address}: {error}")));
         }
         let info = greeting.strip_prefix(b"INFO ").expect("a greeting");
         let info: serde_json::Value = serde_json::from_slice(info).expect("it is JSON");
         let nonce = info["nonce"].as_str().expect("the broker demands a proof");
         let proof = cluster.source(credentials).prove(nonce.as_bytes());
         let proof = proof.unwrap_or_else(|error| panic!("{}: {error}", credentials.display()));
-        let pem = std::fs::read(cluster.domain().layout().ca()).expect("the domain has an authority");
+        let pem =
+            std::fs::read(cluster.domain().layout().ca()).expect("the domain has an authority");
         let config = identity::tls::client_config(&pem).expect("its certificate is one");
         let server = ServerName::try_from("127.0.0.1").expect("an address");
-        let stream = TlsConnector::from(Arc::new(config)).connect(server, tcp).await;
-        let stream = BufReader::new(stream.unwrap_or_else(|error| panic!("TLS with {address}: {error}")));
+        let stream = TlsConnector::from(Arc::new(config))
+            .connect(server, tcp)
+            .await;
+        let stream =
+            BufReader::new(stream.unwrap_or_else(|error| panic!("TLS with {address}: {error}")));
         let mut raw = Self { stream };
         let signature = BASE64URL_NOPAD.encode(&proof.signature);
         raw.say(format!(
@@ -58,7 +79,10 @@ impl Raw {
         ))
         .await;
         let said = raw.settled().await;
-        assert!(!said.iter().any(|line| line.starts_with("-ERR")), "{said:?}");
+        assert!(
+            !said.iter().any(|line| line.starts_with("-ERR")),
+            "{said:?}"
+        );
         raw
     }
 
@@ -71,7 +95,9 @@ impl Raw {
             self.stream.write_all(bytes.as_ref()).await?;
             self.stream.flush().await
         };
-        written.await.unwrap_or_else(|error| panic!("the broker has closed the connection: {error}"));
+        written
+            .await
+            .unwrap_or_else(|error| panic!("the broker has closed the connection: {error}"));
     }
 
     /// Publishes with headers: the block as it is, with nothing added.
@@ -79,10 +105,12 @@ impl Raw {
     /// # Panics
     /// As [`Raw::say`].
     pub async fn publish(&mut self, subject: &[u8], reply: &[u8], headers: &[u8], payload: &[u8]) {
-        self.say(publication(subject, reply, headers, payload)).await;
+        self.say(publication(subject, reply, headers, payload))
+            .await;
     }
 
-    /// Waits until the broker has worked off everything that was said, and gives the lines that came meanwhile.
+    /// Waits until the broker has worked off everything that was said, and gives the lines that
+    /// came meanwhile.
     ///
     /// # Panics
     /// It does not answer, or has closed the connection.
@@ -105,8 +133,11 @@ impl Raw {
     /// As [`Raw::settled`].
     pub async fn line(&mut self) -> String {
         let mut line = Vec::new();
-        let read = timeout(PATIENCE, self.stream.read_until(b'\n', &mut line)).await.expect("the broker answers");
-        let bytes = read.unwrap_or_else(|error| panic!("the broker has closed the connection: {error}"));
+        let read = timeout(PATIENCE, self.stream.read_until(b'\n', &mut line))
+            .await
+            .expect("the broker answers");
+        let bytes =
+            read.unwrap_or_else(|error| panic!("the broker has closed the connection: {error}"));
         assert!(bytes > 0, "the broker has closed the connection");
         String::from_utf8_lossy(&line).trim_end().to_owned()
     }
@@ -119,6 +150,22 @@ pub fn publication(subject: &[u8], reply: &[u8], headers: &[u8], payload: &[u8])
         0 => payload.len().to_string(),
         length => format!("{length} {}", length + payload.len()),
     };
-    let word: &[u8] = if headers.is_empty() { b"PUB " } else { b"HPUB " };
-    [word, subject, b" ", reply, space, lengths.as_bytes(), b"\r\n", headers, payload, b"\r\n"].concat()
+    let word: &[u8] = if headers.is_empty() {
+        b"PUB "
+    } else {
+        b"HPUB "
+    };
+    [
+        word,
+        subject,
+        b" ",
+        reply,
+        space,
+        lengths.as_bytes(),
+        b"\r\n",
+        headers,
+        payload,
+        b"\r\n",
+    ]
+    .concat()
 }

@@ -1,4 +1,5 @@
-//! A nats-server with a configuration of the test's own, for tests of one service against the broker alone.
+//! A nats-server with a configuration of the test's own, for tests of one service against the
+//! broker alone.
 
 use std::path::Path;
 
@@ -17,15 +18,22 @@ pub struct NatsServer {
 }
 
 impl NatsServer {
-    /// Starts it in a folder that holds what `config` includes. `config` says everything but where the server listens; the
-    /// system chooses that.
+    /// Starts it in a folder that holds what `config` includes. `config` says everything but where
+    /// the server listens; the system chooses that.
     ///
     /// # Panics
     /// It does not become ready.
     pub async fn start(scratch: TempDir, config: &str) -> Self {
-        broker::write(&scratch.path().join("server.conf"), &format!("include \"listen.conf\"\n{config}"));
+        broker::write(
+            &scratch.path().join("server.conf"),
+            &format!("include \"listen.conf\"\n{config}"),
+        );
         let (process, port) = broker::launch(scratch.path(), "server.conf", scratch.path()).await;
-        Self { process, address: format!("127.0.0.1:{port}"), scratch }
+        Self {
+            process,
+            address: format!("127.0.0.1:{port}"),
+            scratch,
+        }
     }
 
     /// Its folder.

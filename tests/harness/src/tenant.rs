@@ -1,5 +1,5 @@
-//! A second tenant: an account of its own beside the domain's, with the same crossings. `identity::Domain` makes one
-//! tenant; what keeps two apart is shown with this one.
+//! A second tenant: an account of its own beside the domain's, with the same crossings.
+//! `identity::Domain` makes one tenant; what keeps two apart is shown with this one.
 
 use std::path::Path;
 
@@ -29,14 +29,31 @@ impl Tenant {
     pub fn new(domain: &Domain) -> Self {
         let key = SigningKey::generate(KeyKind::Account);
         let workers = SigningKey::generate(KeyKind::Account);
-        let account: AccountId = key.public().as_str().parse().expect("a key of kind account is an account's id");
-        let accounts = domain.accounts().unwrap_or_else(|error| panic!("the domain's accounts: {error}"));
+        let account: AccountId = key
+            .public()
+            .as_str()
+            .parse()
+            .expect("a key of kind account is an account's id");
+        let accounts = domain
+            .accounts()
+            .unwrap_or_else(|error| panic!("the domain's accounts: {error}"));
         let path = domain.layout().folder().join("keys/operator-signing.nk");
-        let signer = SigningKey::read(KeyKind::Operator, &path).unwrap_or_else(|error| panic!("{error}"));
+        let signer =
+            SigningKey::read(KeyKind::Operator, &path).unwrap_or_else(|error| panic!("{error}"));
         let claims = tenant_account(&account, &accounts, |_| workers.public().clone());
-        let subject = Subject { name: "second", key: key.public(), not_before: None, expires: None };
-        let token = mint(&subject, claims, &signer, clock::now()).unwrap_or_else(|error| panic!("{error}"));
-        Self { account, workers, token }
+        let subject = Subject {
+            name: "second",
+            key: key.public(),
+            not_before: None,
+            expires: None,
+        };
+        let token =
+            mint(&subject, claims, &signer, clock::now()).unwrap_or_else(|error| panic!("{error}"));
+        Self {
+            account,
+            workers,
+            token,
+        }
     }
 
     /// Names the account in the domain's trust bundle, so that its workers' events have a stream.
@@ -44,8 +61,11 @@ impl Tenant {
         let mut trust = domain.trust().clone();
         trust.tenants.push(self.account.clone());
         let layout = domain.layout();
-        trust.write(&layout.trust()).unwrap_or_else(|error| panic!("{}: {error}", layout.trust().display()));
-        Domain::open(layout.folder()).unwrap_or_else(|error| panic!("{}: {error}", layout.folder().display()))
+        trust
+            .write(&layout.trust())
+            .unwrap_or_else(|error| panic!("{}: {error}", layout.trust().display()));
+        Domain::open(layout.folder())
+            .unwrap_or_else(|error| panic!("{}: {error}", layout.folder().display()))
     }
 
     /// Its account.
@@ -60,19 +80,36 @@ impl Tenant {
     pub fn issue(&self, name: &str, run: &RunId, path: &Path) -> PublicKey {
         let key = ConnectionKey::generate();
         let now = clock::now();
-        let subject = Subject { name, key: key.public(), not_before: None, expires: Some(now.after(LIFETIME)) };
+        let subject = Subject {
+            name,
+            key: key.public(),
+            not_before: None,
+            expires: Some(now.after(LIFETIME)),
+        };
         let claims = UserClaims::of_role(self.account.clone(), vec![format!("run:{run}")]);
-        let token = mint(&subject, claims, &self.workers, now).unwrap_or_else(|error| panic!("{error}"));
+        let token =
+            mint(&subject, claims, &self.workers, now).unwrap_or_else(|error| panic!("{error}"));
         let credentials = Credentials::new(token, key).unwrap_or_else(|error| panic!("{error}"));
-        credentials.write(path).unwrap_or_else(|error| panic!("{error}"));
+        credentials
+            .write(path)
+            .unwrap_or_else(|error| panic!("{error}"));
         credentials.public().clone()
     }
 
     /// Adds the account to the broker's configuration.
     pub(crate) fn preload(&self, auth: &Path) {
-        let text = std::fs::read_to_string(auth).unwrap_or_else(|error| panic!("{}: {error}", auth.display()));
-        let end = text.rfind('}').unwrap_or_else(|| panic!("{} preloads nothing", auth.display()));
-        let text = format!("{}  {}: \"{}\"\n{}", &text[..end], self.account, self.token, &text[end..]);
+        let text = std::fs::read_to_string(auth)
+            .unwrap_or_else(|error| panic!("{}: {error}", auth.display()));
+        let end = text
+            .rfind('}')
+            .unwrap_or_else(|| panic!("{} preloads nothing", auth.display()));
+        let text = format!(
+            "{}  {}: \"{}\"\n{}",
+            &text[..end],
+            self.account,
+            self.token,
+            &text[end..]
+        );
         crate::broker::write(auth, &text);
     }
 }

@@ -1,10 +1,11 @@
-//! The coordinator's process: the real core, a shell that carries its effects out, and its sudden end.
+//! The coordinator's process: the real core, a shell that carries its effects out, and its sudden
+//! end.
 
 use std::sync::Arc;
 
 use coordinator_core::{
-    Answer, ControlRequest, Coordinator, Effect, Input, Merged, Peer, ReplyId, Screened, ScreeningId, Settings, State,
-    Submission, WorkerRequest,
+    Answer, ControlRequest, Coordinator, Effect, Input, Merged, Peer, ReplyId, Screened,
+    ScreeningId, Settings, State, Submission, WorkerRequest,
 };
 use schemas::control::{RunNew, Shutdown};
 use schemas::event::{Event, EventBody, LedgerEvent};
@@ -14,7 +15,10 @@ use schemas::public::CommandVerb;
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::telemetry::Heartbeat;
 use schemas::view::RunPhase;
-use schemas::{Code, Digest, Millis, ObjectRef, PublicKey, Refusal, Round, RunId, Sequence, UnixMillis, V, WorkerId};
+use schemas::{
+    Code, Digest, Millis, ObjectRef, PublicKey, Refusal, Round, RunId, Sequence, UnixMillis, V,
+    WorkerId,
+};
 
 use crate::plan::{account, audit_key, operator, run_id, worker_id};
 use crate::queue::Try;
@@ -92,9 +96,16 @@ impl World {
             return;
         }
         self.site.generation += 1;
-        let core = Coordinator::replay(settings(), &self.journal).expect("the ledger can be replayed");
-        assert!(*core.state() == self.site.shadow, "a replay gives another state than the events one by one");
-        self.site.process = Some(Process { core, weights: None });
+        let core =
+            Coordinator::replay(settings(), &self.journal).expect("the ledger can be replayed");
+        assert!(
+            *core.state() == self.site.shadow,
+            "a replay gives another state than the events one by one"
+        );
+        self.site.process = Some(Process {
+            core,
+            weights: None,
+        });
         let mut effects = Vec::new();
         let now = self.now;
         if let Some(process) = &mut self.site.process {
@@ -134,7 +145,11 @@ impl World {
 
     fn ask_as_operator(&mut self, request: ControlRequest) {
         let reply = self.reply_id();
-        self.tell_coordinator(Input::Control { operator: operator(), request, reply });
+        self.tell_coordinator(Input::Control {
+            operator: operator(),
+            request,
+            reply,
+        });
     }
 
     fn reply_id(&mut self) -> ReplyId {
@@ -146,11 +161,18 @@ impl World {
         let peer = peer(route.worker);
         let reply = self.reply_id();
         self.routes.insert(reply, route);
-        self.tell_coordinator(Input::Request { peer, request, reply });
+        self.tell_coordinator(Input::Request {
+            peer,
+            request,
+            reply,
+        });
     }
 
     pub(crate) fn heartbeat_arrives(&mut self, worker: usize, heartbeat: Heartbeat) {
-        self.tell_coordinator(Input::Heartbeat { peer: peer(worker), heartbeat });
+        self.tell_coordinator(Input::Heartbeat {
+            peer: peer(worker),
+            heartbeat,
+        });
     }
 
     pub(crate) fn deliver(&mut self, message: u64) {
@@ -162,18 +184,27 @@ impl World {
             Try::Later(at) => self.after(self.now.until(at), Happening::Deliver { message }),
             Try::Delivered(unit, delivery) => {
                 self.after(crate::queue::ACK_WAIT, Happening::Deliver { message });
-                self.tell_coordinator(Input::Offered { run: run_id(), unit, delivery });
+                self.tell_coordinator(Input::Offered {
+                    run: run_id(),
+                    unit,
+                    delivery,
+                });
             }
         }
     }
 
     pub(crate) fn tell_coordinator(&mut self, input: Input) {
         let now = self.now;
-        let Some(process) = &mut self.site.process else { return };
+        let Some(process) = &mut self.site.process else {
+            return;
+        };
         let (mut effects, ticked) = (Vec::new(), matches!(input, Input::Tick));
         process.core.handle(now, input, &mut effects);
         let next = process.core.next_deadline();
-        assert!(!ticked || next.is_none_or(|next| next > now), "a deadline at {next:?} is not later than {now}");
+        assert!(
+            !ticked || next.is_none_or(|next| next > now),
+            "a deadline at {next:?} is not later than {now}"
+        );
         self.perform(effects);
     }
 
@@ -185,9 +216,17 @@ impl World {
             }
             self.carry_out(effect);
         }
-        let Some(process) = &self.site.process else { return };
-        assert!(*process.core.state() == self.site.shadow, "the state is not the fold of the ledger");
-        self.site.shadow.check().expect("the state's invariants hold");
+        let Some(process) = &self.site.process else {
+            return;
+        };
+        assert!(
+            *process.core.state() == self.site.shadow,
+            "the state is not the fold of the ledger"
+        );
+        self.site
+            .shadow
+            .check()
+            .expect("the state's invariants hold");
     }
 
     fn carry_out(&mut self, effect: Effect) {
@@ -195,36 +234,75 @@ impl World {
             Effect::Append { time, run, event } => self.append(time, run, *event),
             Effect::Reply { reply, answer } => self.reply(reply, delivered(answer)),
             Effect::Lease { reply, manifest } => {
-                if self.swallowed.as_mut().is_some_and(|swallowed| swallowed.insert(manifest.lease)) {
+                if self
+                    .swallowed
+                    .as_mut()
+                    .is_some_and(|swallowed| swallowed.insert(manifest.lease))
+                {
                     self.lost += 1;
                     return;
                 }
                 let document = self.documents.len().to_string();
                 self.documents.push(*manifest);
                 let outcome = ClaimOutcome::Lease(document);
-                self.reply(reply, Delivered::Answer(worker_core::Answer::Claim(ClaimReply { v: V, outcome })));
+                self.reply(
+                    reply,
+                    Delivered::Answer(worker_core::Answer::Claim(ClaimReply { v: V, outcome })),
+                );
             }
             Effect::GrantGet { reply, objects } => {
-                let missing = objects.iter().find(|digest| !self.store.blobs.contains(digest));
+                let missing = objects
+                    .iter()
+                    .find(|digest| !self.store.blobs.contains(digest));
                 assert_eq!(missing, None, "an object that is granted is not there");
                 self.reply(reply, Delivered::Granted);
             }
             Effect::GrantPut { reply, .. } => self.reply(reply, Delivered::Granted),
-            Effect::CheckRun { reply, .. } => self.inform_coordinator(10, Input::RunChecked { reply, verdict: Ok(()) }),
+            Effect::CheckRun { reply, .. } => self.inform_coordinator(
+                10,
+                Input::RunChecked {
+                    reply,
+                    verdict: Ok(()),
+                },
+            ),
             Effect::Offer { unit, .. } => self.publish_offer(unit),
             Effect::Settle { delivery } => self.queue.settle(delivery),
             Effect::Hold { delivery } => self.queue.hold(self.now, delivery),
-            Effect::Screen { screening, worker, audit_key, submission, .. } => {
-                self.begin(Job::Screen { screening, worker, audit_key, submission });
+            Effect::Screen {
+                screening,
+                worker,
+                audit_key,
+                submission,
+                ..
+            } => {
+                self.begin(Job::Screen {
+                    screening,
+                    worker,
+                    audit_key,
+                    submission,
+                });
             }
             Effect::Merge { round, inputs, .. } => self.begin(Job::Merge { round, inputs }),
             Effect::Save { round, parent, .. } => {
-                let weights = self.site.process.as_ref().and_then(|process| process.weights);
+                let weights = self
+                    .site
+                    .process
+                    .as_ref()
+                    .and_then(|process| process.weights);
                 let weights = weights.expect("a save is asked for when the weights are there");
-                assert_eq!(weights.round, round, "a save of other weights than the executor holds");
-                self.begin(Job::Save { round, weights, parent });
+                assert_eq!(
+                    weights.round, round,
+                    "a save of other weights than the executor holds"
+                );
+                self.begin(Job::Save {
+                    round,
+                    weights,
+                    parent,
+                });
             }
-            Effect::Restore { snapshot, merges, .. } => self.begin(Job::Restore { snapshot, merges }),
+            Effect::Restore {
+                snapshot, merges, ..
+            } => self.begin(Job::Restore { snapshot, merges }),
             Effect::Command { worker, verb, .. } => self.command(&worker, verb),
             Effect::Stop { .. } => {
                 self.site.process = None;
@@ -240,7 +318,9 @@ impl World {
             | Effect::Unstage { .. }
             | Effect::Publish(_)
             | Effect::Forget { .. } => {}
-            Effect::CheckUploads { .. } | Effect::Promote { .. } => panic!("nobody uploads as an operator here"),
+            Effect::CheckUploads { .. } | Effect::Promote { .. } => {
+                panic!("nobody uploads as an operator here")
+            }
         }
     }
 
@@ -250,14 +330,30 @@ impl World {
         folded.expect("an event follows on those before it");
         let sequence = Sequence(self.journal.len() as u64);
         let event = Event::Ledger(event);
-        self.journal.push(EventBody { v: V, emitter: operator(), sequence, previous: None, time, run, event });
+        self.journal.push(EventBody {
+            v: V,
+            emitter: operator(),
+            sequence,
+            previous: None,
+            time,
+            run,
+            event,
+        });
     }
 
     fn reply(&mut self, reply: ReplyId, answer: Delivered) {
         // Operators do not look at their answers here.
-        let Some(route) = self.routes.remove(&reply) else { return };
+        let Some(route) = self.routes.remove(&reply) else {
+            return;
+        };
         for span in self.transits(route.worker) {
-            self.after(span, Happening::Answer { route: route.clone(), answer: answer.clone() });
+            self.after(
+                span,
+                Happening::Answer {
+                    route: route.clone(),
+                    answer: answer.clone(),
+                },
+            );
         }
     }
 
@@ -265,7 +361,11 @@ impl World {
         if self.queue.holds(&unit) {
             return;
         }
-        let copies = if self.chance.hits(self.faults.copies) { 2 } else { 1 };
+        let copies = if self.chance.hits(self.faults.copies) {
+            2
+        } else {
+            1
+        };
         for _ in 0..copies {
             if !self.chance.hits(self.faults.queue) {
                 let message = self.queue.publish(unit);
@@ -280,13 +380,26 @@ impl World {
         let incarnation = self.stations[worker].incarnation();
         for span in self.transits(worker) {
             let input = worker_core::Input::Command(verb);
-            self.after(span, Happening::Worker { worker, incarnation, input });
+            self.after(
+                span,
+                Happening::Worker {
+                    worker,
+                    incarnation,
+                    input,
+                },
+            );
         }
     }
 
     fn inform_coordinator(&mut self, span_ms: u64, input: Input) {
         let generation = self.site.generation;
-        self.after(Millis(span_ms), Happening::Coordinator { generation, input: Box::new(input) });
+        self.after(
+            Millis(span_ms),
+            Happening::Coordinator {
+                generation,
+                input: Box::new(input),
+            },
+        );
     }
 
     fn begin(&mut self, job: Job) {
@@ -296,42 +409,77 @@ impl World {
     }
 
     pub(crate) fn finish_job(&mut self, job: Job) {
-        let failed = self.chance.hits(self.faults.store).then(|| Refusal::new(Code::StoreUnreachable, "simulated"));
+        let failed = self
+            .chance
+            .hits(self.faults.store)
+            .then(|| Refusal::new(Code::StoreUnreachable, "simulated"));
         let run = run_id();
         match job {
             Job::Restore { snapshot, merges } => {
                 let outcome = failed.map_or_else(|| self.restore(snapshot, &merges), Err);
                 if outcome.is_ok() {
                     let data = Arc::new(self.plan.data.clone());
-                    self.tell_coordinator(Input::DataLoaded { run: run.clone(), data });
+                    self.tell_coordinator(Input::DataLoaded {
+                        run: run.clone(),
+                        data,
+                    });
                 }
                 self.tell_coordinator(Input::Restored { run, outcome });
             }
             Job::Merge { round, inputs } => {
                 let outcome = failed.map_or_else(|| Ok(self.merge(round, &inputs)), Err);
-                self.tell_coordinator(Input::Merged { run, round, outcome });
+                self.tell_coordinator(Input::Merged {
+                    run,
+                    round,
+                    outcome,
+                });
             }
-            Job::Save { round, weights, parent } => {
+            Job::Save {
+                round,
+                weights,
+                parent,
+            } => {
                 let outcome = failed.map_or_else(|| Ok(self.store.save(weights, parent)), Err);
-                self.tell_coordinator(Input::Saved { run, round, outcome });
+                self.tell_coordinator(Input::Saved {
+                    run,
+                    round,
+                    outcome,
+                });
             }
-            Job::Screen { screening, worker, audit_key, submission } => {
-                let verdict = failed.map_or_else(|| self.screen(&worker, &audit_key, &submission), Err);
+            Job::Screen {
+                screening,
+                worker,
+                audit_key,
+                submission,
+            } => {
+                let verdict =
+                    failed.map_or_else(|| self.screen(&worker, &audit_key, &submission), Err);
                 self.tell_coordinator(Input::Screened { screening, verdict });
             }
         }
     }
 
-    fn restore(&mut self, snapshot: Option<ObjectRef>, merges: &[MergeRecord]) -> Result<(), Refusal> {
+    fn restore(
+        &mut self,
+        snapshot: Option<ObjectRef>,
+        merges: &[MergeRecord],
+    ) -> Result<(), Refusal> {
         let mut model = match snapshot {
-            Some(manifest) => self.store.snapshot(&manifest).expect("a snapshot that the ledger names stands"),
+            Some(manifest) => self
+                .store
+                .snapshot(&manifest)
+                .expect("a snapshot that the ledger names stands"),
             None => Model::initial(&self.plan.spec),
         };
         for merge in merges {
             assert_eq!(merge.round, model.round, "merges follow on the snapshot");
             model = model.step(&merge.inputs);
             let again = model.broadcast(&self.plan.spec).digest();
-            assert_eq!(again, merge.broadcast, "the merge of round {} gives other weights again", merge.round);
+            assert_eq!(
+                again, merge.broadcast,
+                "the merge of round {} gives other weights again",
+                merge.round
+            );
         }
         if let Some(process) = &mut self.site.process {
             process.weights = Some(model);
@@ -340,40 +488,83 @@ impl World {
     }
 
     fn merge(&mut self, round: Round, inputs: &[MergeInput]) -> Merged {
-        assert!(inputs.windows(2).all(|pair| pair[0].lease.unit < pair[1].lease.unit), "inputs ascend by unit");
-        let process = self.site.process.as_mut().expect("a job of a process that lives");
-        let weights = process.weights.expect("a merge is asked for when the weights are there");
-        assert_eq!(weights.round, round, "a merge into other weights than the executor holds");
+        assert!(
+            inputs
+                .windows(2)
+                .all(|pair| pair[0].lease.unit < pair[1].lease.unit),
+            "inputs ascend by unit"
+        );
+        let process = self
+            .site
+            .process
+            .as_mut()
+            .expect("a job of a process that lives");
+        let weights = process
+            .weights
+            .expect("a merge is asked for when the weights are there");
+        assert_eq!(
+            weights.round, round,
+            "a merge into other weights than the executor holds"
+        );
         let next = weights.step(inputs);
         process.weights = Some(next);
         let broadcast = next.broadcast(&self.plan.spec);
-        self.store.blobs.extend(broadcast.chunks.iter().map(|chunk| chunk.digest));
-        Merged { broadcast, norm: 1.0 }
+        self.store
+            .blobs
+            .extend(broadcast.chunks.iter().map(|chunk| chunk.digest));
+        Merged {
+            broadcast,
+            norm: 1.0,
+        }
     }
 
-    fn screen(&mut self, worker: &WorkerId, key: &PublicKey, submission: &Submission) -> Result<Screened, Refusal> {
+    fn screen(
+        &mut self,
+        worker: &WorkerId,
+        key: &PublicKey,
+        submission: &Submission,
+    ) -> Result<Screened, Refusal> {
         let signer = (0..self.plan.workers).find(|number| worker_id(*number) == *worker);
         let signer = signer.expect("only workers of this run are screened");
-        assert_eq!(*key, audit_key(signer), "the key must be the one that the worker joined with");
+        assert_eq!(
+            *key,
+            audit_key(signer),
+            "the key must be the one that the worker joined with"
+        );
         let statement = Digest::of(&submission.bytes);
-        let schemas::contribution::Outcome::Contribution(result) = &submission.statement.outcome else {
-            return Ok(Screened { statement, norm: 0.0 });
+        let schemas::contribution::Outcome::Contribution(result) = &submission.statement.outcome
+        else {
+            return Ok(Screened {
+                statement,
+                norm: 0.0,
+            });
         };
         for chunk in &result.chunks {
-            if !self.store.incoming.contains(&chunk.digest) && !self.store.blobs.contains(&chunk.digest) {
+            if !self.store.incoming.contains(&chunk.digest)
+                && !self.store.blobs.contains(&chunk.digest)
+            {
                 return Err(Refusal::new(Code::ObjectMissing, "simulated"));
             }
             if self.store.poisoned.contains(&chunk.digest) {
                 return Err(Refusal::new(Code::NotFinite, "simulated"));
             }
         }
-        self.store.blobs.extend(result.chunks.iter().map(|chunk| chunk.digest));
-        Ok(Screened { statement, norm: 1.0 })
+        self.store
+            .blobs
+            .extend(result.chunks.iter().map(|chunk| chunk.digest));
+        Ok(Screened {
+            statement,
+            norm: 1.0,
+        })
     }
 }
 
 fn peer(worker: usize) -> Peer {
-    Peer { account: account(worker), run: run_id(), worker: worker_id(worker) }
+    Peer {
+        account: account(worker),
+        run: run_id(),
+        worker: worker_id(worker),
+    }
 }
 
 /// An answer as a worker's shell decodes it.
@@ -385,7 +576,9 @@ fn delivered(answer: Result<Answer, Refusal>) -> Delivered {
         Ok(Answer::Done(done)) => worker_core::Answer::Done(done),
         Ok(Answer::Submit(reply)) => worker_core::Answer::Submit(reply),
         // Grants are effects of their own, and the rest is for operators, who do not look.
-        Ok(Answer::Grants(_) | Answer::RunNew(_) | Answer::View(_) | Answer::Shutdown(_)) => return Delivered::Granted,
+        Ok(Answer::Grants(_) | Answer::RunNew(_) | Answer::View(_) | Answer::Shutdown(_)) => {
+            return Delivered::Granted;
+        }
         Err(refusal) => return Delivered::Refused(refusal),
     };
     Delivered::Answer(answer)

@@ -1,5 +1,6 @@
-//! The simulator: the real cores of coordinator and workers on a simulated bus, queue, store and clock. One seed decides
-//! everything: how long each message takes, which are lost or come twice, who crashes when and comes back.
+//! The simulator: the real cores of coordinator and workers on a simulated bus, queue, store and
+//! clock. One seed decides everything: how long each message takes, which are lost or come twice,
+//! who crashes when and comes back.
 //!
 //! | file | stands for |
 //! | --- | --- |
@@ -11,8 +12,8 @@
 //! | `store` | objects by digest, and the merge as a reference model on digests |
 //! | `monitor` | what must hold after every event, read from the ledger without the core's own fold |
 //!
-//! While faults last anything may fail; after that nothing does, and the run must end. [`simulate`] panics when something
-//! does not hold; print the seed before calling it.
+//! While faults last anything may fail; after that nothing does, and the run must end. [`simulate`]
+//! panics when something does not hold; print the seed before calling it.
 
 mod chance;
 mod coordinator;

@@ -1,4 +1,5 @@
-//! What must hold after every event of the ledger. It keeps its own few books and shares no code with the core's fold.
+//! What must hold after every event of the ledger. It keeps its own few books and shares no code
+//! with the core's fold.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -96,7 +97,12 @@ impl Monitor {
             }
             LedgerEvent::RoundOpened { round } => self.open_round(*round),
             LedgerEvent::LeaseGranted { lease, worker } => self.grant(*lease, worker),
-            LedgerEvent::LeaseEnded { lease, worker, cause, tokens } => {
+            LedgerEvent::LeaseEnded {
+                lease,
+                worker,
+                cause,
+                tokens,
+            } => {
                 match cause {
                     LeaseEnd::Expired => self.counts.expired += 1,
                     LeaseEnd::Released => self.counts.released += 1,
@@ -105,20 +111,41 @@ impl Monitor {
                 }
                 self.end(*lease, worker, tokens.get());
             }
-            LedgerEvent::ContributionRejected { lease, worker, tokens, .. } => {
+            LedgerEvent::ContributionRejected {
+                lease,
+                worker,
+                tokens,
+                ..
+            } => {
                 self.counts.rejected += 1;
                 self.end(*lease, worker, tokens.get());
             }
-            LedgerEvent::ContributionAccepted { lease, worker, contribution, .. } => {
+            LedgerEvent::ContributionAccepted {
+                lease,
+                worker,
+                contribution,
+                ..
+            } => {
                 self.counts.accepted += 1;
                 self.end(*lease, worker, contribution.tokens.get());
                 self.count(*lease);
                 for chunk in &contribution.chunks {
-                    assert!(store.blobs.contains(&chunk.digest), "{lease}: a chunk that counts is not in the store");
-                    assert!(!store.poisoned.contains(&chunk.digest), "{lease}: NaN counts");
+                    assert!(
+                        store.blobs.contains(&chunk.digest),
+                        "{lease}: a chunk that counts is not in the store"
+                    );
+                    assert!(
+                        !store.poisoned.contains(&chunk.digest),
+                        "{lease}: NaN counts"
+                    );
                 }
                 let (tokens, chunks) = (contribution.tokens, contribution.chunks.clone());
-                let input = MergeInput { lease: *lease, worker: worker.clone(), tokens, chunks };
+                let input = MergeInput {
+                    lease: *lease,
+                    worker: worker.clone(),
+                    tokens,
+                    chunks,
+                };
                 self.inputs.insert(lease.unit, input);
             }
             LedgerEvent::EvaluationAccepted { lease, worker, .. } => {
@@ -126,16 +153,30 @@ impl Monitor {
                 self.end(*lease, worker, 0);
                 self.count(*lease);
             }
-            LedgerEvent::RoundClosed { round, broadcast, .. } => self.close(*round, broadcast),
+            LedgerEvent::RoundClosed {
+                round, broadcast, ..
+            } => self.close(*round, broadcast),
             LedgerEvent::SnapshotSaved { round, manifest } => {
                 self.counts.saved += 1;
                 let right = self.models.get(round.get() as usize).copied();
                 assert!(right.is_some(), "snapshot {round} comes before its round");
-                assert_eq!(store.snapshot(manifest), right, "snapshot {round} holds other weights");
+                assert_eq!(
+                    store.snapshot(manifest),
+                    right,
+                    "snapshot {round} holds other weights"
+                );
             }
             LedgerEvent::RunCompleted => {
-                assert_eq!(self.model.round.get(), self.spec.schedule.rounds, "the end comes after the last round");
-                assert!(self.held.is_empty(), "the end comes after the last lease: {:?}", self.held);
+                assert_eq!(
+                    self.model.round.get(),
+                    self.spec.schedule.rounds,
+                    "the end comes after the last round"
+                );
+                assert!(
+                    self.held.is_empty(),
+                    "the end comes after the last lease: {:?}",
+                    self.held
+                );
                 self.complete = true;
             }
             LedgerEvent::RequestDenied { .. } => self.counts.denied += 1,
@@ -144,18 +185,30 @@ impl Monitor {
             | LedgerEvent::ControlReceived { .. } => {}
         }
         let flying = self.held.keys().map(|unit| self.tokens(unit)).sum::<u64>();
-        assert_eq!(self.issued, self.ended + flying, "tokens issued, and their fates with those in flight");
+        assert_eq!(
+            self.issued,
+            self.ended + flying,
+            "tokens issued, and their fates with those in flight"
+        );
     }
 
     fn tokens(&self, unit: &UnitId) -> u64 {
-        if unit.kind == UnitKind::Train { self.spec.unit_tokens().get() } else { 0 }
+        if unit.kind == UnitKind::Train {
+            self.spec.unit_tokens().get()
+        } else {
+            0
+        }
     }
 
     fn open_round(&mut self, round: Round) {
         assert_eq!(self.open, None, "two rounds are open");
         assert_eq!(round, self.model.round, "rounds follow each other");
         let least = self.spec.policy.workers_min as usize;
-        assert!(round.get() > 0 || self.members.len() >= least, "{} of {least} workers", self.members.len());
+        assert!(
+            round.get() > 0 || self.members.len() >= least,
+            "{} of {least} workers",
+            self.members.len()
+        );
         self.open = Some(round);
     }
 
@@ -163,8 +216,14 @@ impl Monitor {
         self.counts.granted += 1;
         assert!(self.members.contains(worker), "{worker} is no member");
         assert!(!self.counted.contains(&lease.unit), "{lease} is complete");
-        assert!(self.held.values().all(|(_, holder)| holder != worker), "{worker} holds two leases");
-        let last = self.epochs.insert(lease.unit, lease.epoch.get()).unwrap_or(0);
+        assert!(
+            self.held.values().all(|(_, holder)| holder != worker),
+            "{worker} holds two leases"
+        );
+        let last = self
+            .epochs
+            .insert(lease.unit, lease.epoch.get())
+            .unwrap_or(0);
         assert!(lease.epoch.get() > last, "{lease} follows epoch {last}");
         let earlier = self.held.insert(lease.unit, (lease, worker.clone()));
         assert_eq!(earlier, None, "{lease} has two holders");
@@ -172,7 +231,11 @@ impl Monitor {
     }
 
     fn end(&mut self, lease: LeaseRef, worker: &WorkerId, tokens: u64) {
-        assert_eq!(self.held.remove(&lease.unit), Some((lease, worker.clone())), "{worker} does not hold {lease}");
+        assert_eq!(
+            self.held.remove(&lease.unit),
+            Some((lease, worker.clone())),
+            "{worker} does not hold {lease}"
+        );
         self.ended += tokens;
     }
 
@@ -181,13 +244,25 @@ impl Monitor {
     }
 
     fn close(&mut self, round: Round, broadcast: &schemas::lease::Weights) {
-        assert_eq!(self.open.take(), Some(round), "a round closes once, after it was opened");
+        assert_eq!(
+            self.open.take(),
+            Some(round),
+            "a round closes once, after it was opened"
+        );
         // The map is ordered by unit, whatever the order of arrival was.
         let inputs: Vec<MergeInput> = std::mem::take(&mut self.inputs).into_values().collect();
-        assert_eq!(inputs.len(), self.spec.schedule.units as usize, "round {round} closed without all of its units");
+        assert_eq!(
+            inputs.len(),
+            self.spec.schedule.units as usize,
+            "round {round} closed without all of its units"
+        );
         self.model = self.model.step(&inputs);
         self.models.push(self.model);
-        assert_eq!(*broadcast, self.model.broadcast(&self.spec), "round {round} gave other weights than its inputs");
+        assert_eq!(
+            *broadcast,
+            self.model.broadcast(&self.spec),
+            "round {round} gave other weights than its inputs"
+        );
     }
 }
 

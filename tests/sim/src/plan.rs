@@ -2,8 +2,8 @@
 
 use schemas::data::{DataManifest, Entropy, Shard, Tokenizer};
 use schemas::run::{
-    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding, RunSpec, Schedule,
-    TrainerKind,
+    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding,
+    RunSpec, Schedule, TrainerKind,
 };
 use schemas::{AccountId, Bytes, Millis, ObjectRef, PublicKey, RunId, Steps, Tokens, V, WorkerId};
 
@@ -69,9 +69,19 @@ impl Plan {
             queue: level(chance, 200),
             poison: level(chance, 100),
             training: level(chance, 60),
-            calm: if bad { chance.millis(5_000, 60_000) } else { Millis::from_secs(1_000_000) },
+            calm: if bad {
+                chance.millis(5_000, 60_000)
+            } else {
+                Millis::from_secs(1_000_000)
+            },
         };
-        Self { spec, data: data(), workers, faults, faults_last: chance.millis(20_000, 180_000) }
+        Self {
+            spec,
+            data: data(),
+            workers,
+            faults,
+            faults_last: chance.millis(20_000, 180_000),
+        }
     }
 }
 
@@ -85,7 +95,9 @@ pub(crate) fn run_id() -> RunId {
 }
 
 fn key(kind: char, number: usize) -> String {
-    let digits: String = (0..4).map(|at| char::from(b'A' + (number >> (4 * at) & 15) as u8)).collect();
+    let digits: String = (0..4)
+        .map(|at| char::from(b'A' + (number >> (4 * at) & 15) as u8))
+        .collect();
     format!("{kind}{}{digits}", "A".repeat(51))
 }
 
@@ -108,7 +120,10 @@ pub(crate) fn account(number: usize) -> AccountId {
 }
 
 fn spec() -> RunSpec {
-    let bf16 = Codec { kind: CodecKind::Bf16, rounding: Rounding::Nearest };
+    let bf16 = Codec {
+        kind: CodecKind::Bf16,
+        rounding: Rounding::Nearest,
+    };
     RunSpec {
         v: V,
         run: run_id(),
@@ -117,7 +132,12 @@ fn spec() -> RunSpec {
             config: object("config"),
             layout: object("layout"),
             chunk_elements: 8,
-            initial: (0..2).map(|n| ObjectRef { bytes: Bytes(32), ..object(&format!("initial {n}")) }).collect(),
+            initial: (0..2)
+                .map(|n| ObjectRef {
+                    bytes: Bytes(32),
+                    ..object(&format!("initial {n}"))
+                })
+                .collect(),
             precision: Precision::Fp32,
         },
         data: object("data"),
@@ -132,8 +152,16 @@ fn spec() -> RunSpec {
             evaluation_sequences: 4,
             snapshot_every: 1,
         },
-        inner: InnerOptimizer { warmup_steps: Steps(1), final_ratio: 0.1, beta2: 0.99, ..InnerOptimizer::adamw(1e-3) },
-        outer: OuterOptimizer::Nesterov { learning_rate: 0.7, momentum: 0.9 },
+        inner: InnerOptimizer {
+            warmup_steps: Steps(1),
+            final_ratio: 0.1,
+            beta2: 0.99,
+            ..InnerOptimizer::adamw(1e-3)
+        },
+        outer: OuterOptimizer::Nesterov {
+            learning_rate: 0.7,
+            momentum: 0.9,
+        },
         upload: bf16,
         download: bf16,
         policy: Policy {
@@ -149,7 +177,10 @@ fn spec() -> RunSpec {
 }
 
 fn data() -> DataManifest {
-    let shard = |name: String| Shard { object: object(&name), tokens: Tokens(20) };
+    let shard = |name: String| Shard {
+        object: object(&name),
+        tokens: Tokens(20),
+    };
     DataManifest {
         v: V,
         source: "simulated".to_owned(),
@@ -158,6 +189,9 @@ fn data() -> DataManifest {
         token_bytes: 1,
         train: (0..7).map(|n| shard(format!("train {n}"))).collect(),
         held_out: vec![shard("held out".to_owned())],
-        entropy: Entropy { unigram: 3.0, bigram: 2.0 },
+        entropy: Entropy {
+            unigram: 3.0,
+            bigram: 2.0,
+        },
     }
 }

@@ -1,4 +1,5 @@
-//! The work queue as a JetStream consumer shows it: an unsettled offer is delivered again after its `ack_wait`.
+//! The work queue as a JetStream consumer shows it: an unsettled offer is delivered again after its
+//! `ack_wait`.
 
 use std::collections::BTreeMap;
 
@@ -43,12 +44,20 @@ impl Queue {
 
     pub(crate) fn publish(&mut self, unit: UnitId) -> u64 {
         self.numbers += 1;
-        self.messages.insert(self.numbers, Message { unit, next_at: UnixMillis(0) });
+        self.messages.insert(
+            self.numbers,
+            Message {
+                unit,
+                next_at: UnixMillis(0),
+            },
+        );
         self.numbers
     }
 
     pub(crate) fn deliver(&mut self, now: UnixMillis, number: u64) -> Try {
-        let Some(message) = self.messages.get_mut(&number) else { return Try::Gone };
+        let Some(message) = self.messages.get_mut(&number) else {
+            return Try::Gone;
+        };
         if message.next_at > now {
             return Try::Later(message.next_at);
         }
@@ -82,15 +91,30 @@ mod tests {
 
     #[test]
     fn an_offer_comes_back_until_it_is_settled() {
-        let unit = UnitId { round: Round(0), kind: UnitKind::Train, index: UnitIndex(0) };
+        let unit = UnitId {
+            round: Round(0),
+            kind: UnitKind::Train,
+            index: UnitIndex(0),
+        };
         let mut queue = Queue::default();
         let number = queue.publish(unit);
-        let Try::Delivered(found, first) = queue.deliver(UnixMillis(5), number) else { panic!("it waits") };
+        let Try::Delivered(found, first) = queue.deliver(UnixMillis(5), number) else {
+            panic!("it waits")
+        };
         assert!(found == unit && queue.holds(&unit));
-        assert_eq!(queue.deliver(UnixMillis(6), number), Try::Later(UnixMillis(60_005)));
+        assert_eq!(
+            queue.deliver(UnixMillis(6), number),
+            Try::Later(UnixMillis(60_005))
+        );
         queue.hold(UnixMillis(50_000), first);
-        assert_eq!(queue.deliver(UnixMillis(60_005), number), Try::Later(UnixMillis(110_000)));
-        assert!(matches!(queue.deliver(UnixMillis(110_000), number), Try::Delivered(..)));
+        assert_eq!(
+            queue.deliver(UnixMillis(60_005), number),
+            Try::Later(UnixMillis(110_000))
+        );
+        assert!(matches!(
+            queue.deliver(UnixMillis(110_000), number),
+            Try::Delivered(..)
+        ));
         queue.settle(first);
         assert_eq!(queue.deliver(UnixMillis(200_000), number), Try::Gone);
         assert!(!queue.holds(&unit));

@@ -1,5 +1,6 @@
-//! The object store, and the merge as a reference model: weights are a digest, and an outer step gives the digest of the
-//! weights before it and of what was merged, in order. Any other set, order or base gives other weights.
+//! The object store, and the merge as a reference model: weights are a digest, and an outer step
+//! gives the digest of the weights before it and of what was merged, in order. Any other set, order
+//! or base gives other weights.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,10 +33,20 @@ pub(crate) struct Model {
 impl Store {
     pub(crate) fn new(spec: &RunSpec, data: &DataManifest) -> Self {
         let model = &spec.model;
-        let shards = data.train.iter().chain(&data.held_out).map(|shard| shard.object);
+        let shards = data
+            .train
+            .iter()
+            .chain(&data.held_out)
+            .map(|shard| shard.object);
         let named = [model.config, model.layout, spec.data];
-        let all = named.into_iter().chain(model.initial.iter().copied()).chain(shards);
-        Self { blobs: all.map(|object| object.digest).collect(), ..Self::default() }
+        let all = named
+            .into_iter()
+            .chain(model.initial.iter().copied())
+            .chain(shards);
+        Self {
+            blobs: all.map(|object| object.digest).collect(),
+            ..Self::default()
+        }
     }
 
     pub(crate) fn save(&mut self, model: Model, parent: Option<Digest>) -> ObjectRef {
@@ -53,23 +64,38 @@ impl Store {
 impl Model {
     pub(crate) fn initial(spec: &RunSpec) -> Self {
         let chunks = spec.model.initial.iter().map(|chunk| chunk.digest);
-        Self { round: Round(0), weights: digest_of(chunks) }
+        Self {
+            round: Round(0),
+            weights: digest_of(chunks),
+        }
     }
 
     /// One outer step.
     pub(crate) fn step(&self, inputs: &[MergeInput]) -> Self {
-        let chunks = inputs.iter().flat_map(|input| input.chunks.iter().map(|chunk| chunk.digest));
-        Self { round: self.round.next(), weights: digest_of([self.weights].into_iter().chain(chunks)) }
+        let chunks = inputs
+            .iter()
+            .flat_map(|input| input.chunks.iter().map(|chunk| chunk.digest));
+        Self {
+            round: self.round.next(),
+            weights: digest_of([self.weights].into_iter().chain(chunks)),
+        }
     }
 
     /// The copy that workers get.
     pub(crate) fn broadcast(&self, spec: &RunSpec) -> Weights {
         let chunk = |n: usize| {
             let text = format!("weights {} {} {n}", self.round, self.weights);
-            ObjectRef { digest: Digest::of(text.as_bytes()), bytes: Bytes(16) }
+            ObjectRef {
+                digest: Digest::of(text.as_bytes()),
+                bytes: Bytes(16),
+            }
         };
         let chunks = (0..spec.model.initial.len()).map(chunk).collect();
-        Weights { round: self.round, codec: spec.download, chunks }
+        Weights {
+            round: self.round,
+            codec: spec.download,
+            chunks,
+        }
     }
 }
 

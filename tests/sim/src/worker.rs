@@ -7,16 +7,21 @@ use schemas::lease::{Manifest, Work};
 use schemas::member::{JoinRequest, Posture, Session};
 use schemas::run::TrainerKind;
 use schemas::telemetry::Heartbeat;
-use schemas::{Bytes, Code, Digest, Message as _, Millis, ObjectRef, Refusal, Tokens, UnixMillis, V};
+use schemas::{
+    Bytes, Code, Digest, Message as _, Millis, ObjectRef, Refusal, Tokens, UnixMillis, V,
+};
 use serde_bytes::ByteArray;
-use worker_core::{Effect, Exit, Input, NotVerified, Request, RequestId, Settings, Trained, WorkId, Worker};
+use worker_core::{
+    Effect, Exit, Input, NotVerified, Request, RequestId, Settings, Trained, WorkId, Worker,
+};
 
 use crate::plan::{audit_key, object, run_id, worker_id};
 use crate::world::{Delivered, Happening, Purpose, Route, World};
 
 /// How long the shell waits for URLs.
 const GRANT_PATIENCE: Millis = Millis::from_secs(10);
-/// Workers' clocks differ from the coordinator's by at most this, either way: far more than a manifest's window bears.
+/// Workers' clocks differ from the coordinator's by at most this, either way: far more than a
+/// manifest's window bears.
 const SKEW_MAX_MS: u64 = 600_000;
 
 /// Where a worker runs.
@@ -55,7 +60,9 @@ impl Station {
     pub(crate) fn deadline(&self) -> Option<UnixMillis> {
         let process = self.process.as_ref()?;
         let local = process.core.next_deadline()?;
-        Some(UnixMillis((local.get() + SKEW_MAX_MS).saturating_sub(process.skew.get())))
+        Some(UnixMillis(
+            (local.get() + SKEW_MAX_MS).saturating_sub(process.skew.get()),
+        ))
     }
 
     pub(crate) fn is_cut_off(&self, now: UnixMillis) -> bool {
@@ -96,7 +103,12 @@ impl World {
         let skew = self.chance.millis(0, 2 * SKEW_MAX_MS);
         let station = &mut self.stations[worker];
         station.incarnation += 1;
-        station.process = Some(Process { core: Worker::new(settings), present: None, skew, ahead_ms: 0 });
+        station.process = Some(Process {
+            core: Worker::new(settings),
+            present: None,
+            skew,
+            ahead_ms: 0,
+        });
         self.tell_worker(worker, Input::Tick);
     }
 
@@ -114,7 +126,9 @@ impl World {
 
     pub(crate) fn tell_worker(&mut self, worker: usize, input: Input) {
         let now = self.now;
-        let Some(process) = &mut self.stations[worker].process else { return };
+        let Some(process) = &mut self.stations[worker].process else {
+            return;
+        };
         let mut effects = Vec::new();
         let local = process.reads(now);
         process.core.handle(local, input, &mut effects);
@@ -125,10 +139,16 @@ impl World {
 
     fn carry_out_for(&mut self, worker: usize, effect: Effect) {
         match effect {
-            Effect::Send { id, request, patience } => self.send(worker, id, request, patience),
+            Effect::Send {
+                id,
+                request,
+                patience,
+            } => self.send(worker, id, request, patience),
             Effect::Verify { work, document } => {
                 let outcome = self.verify(worker, &document);
-                if let (Ok(manifest), Some(process)) = (&outcome, &mut self.stations[worker].process) {
+                if let (Ok(manifest), Some(process)) =
+                    (&outcome, &mut self.stations[worker].process)
+                {
                     process.present = Some((work, (**manifest).clone()));
                 }
                 self.inform_worker(worker, Millis(1), Input::Verified { work, outcome });
@@ -137,7 +157,10 @@ impl World {
             Effect::Train { work } => self.train(worker, work),
             Effect::Evaluate { work } => {
                 let span = self.chance.millis(100, 3_000);
-                let outcome = Ok(Evaluation { loss_sum: 32.0, tokens: Tokens(16) });
+                let outcome = Ok(Evaluation {
+                    loss_sum: 32.0,
+                    tokens: Tokens(16),
+                });
                 self.inform_worker(worker, span, Input::Evaluated { work, outcome });
             }
             Effect::Upload { work } => self.upload(worker, work),
@@ -155,7 +178,13 @@ impl World {
                     bytes_down: Bytes(0),
                 };
                 for span in self.transits(worker) {
-                    self.after(span, Happening::Heartbeat { worker, heartbeat: heartbeat.clone() });
+                    self.after(
+                        span,
+                        Happening::Heartbeat {
+                            worker,
+                            heartbeat: heartbeat.clone(),
+                        },
+                    );
                 }
             }
             Effect::Exit(exit) => {
@@ -181,7 +210,14 @@ impl World {
 
     fn inform_worker(&mut self, worker: usize, span: Millis, input: Input) {
         let incarnation = self.stations[worker].incarnation;
-        self.after(span, Happening::Worker { worker, incarnation, input });
+        self.after(
+            span,
+            Happening::Worker {
+                worker,
+                incarnation,
+                input,
+            },
+        );
     }
 
     fn send(&mut self, worker: usize, id: RequestId, request: Request, patience: Millis) {
@@ -193,7 +229,11 @@ impl World {
             Request::Release(request) => WorkerRequest::Release(request),
             Request::Submit(bytes) => {
                 let statement = Statement::decode(&bytes).expect("the core encoded it");
-                WorkerRequest::Submit(Submission { statement, bytes, signature: [worker as u8; 64] })
+                WorkerRequest::Submit(Submission {
+                    statement,
+                    bytes,
+                    signature: [worker as u8; 64],
+                })
             }
         };
         let outcome = Err(Refusal::new(Code::NoAnswer, "simulated"));
@@ -202,9 +242,19 @@ impl World {
     }
 
     fn request(&mut self, worker: usize, purpose: Purpose, request: &WorkerRequest) {
-        let route = Route { worker, incarnation: self.stations[worker].incarnation, purpose };
+        let route = Route {
+            worker,
+            incarnation: self.stations[worker].incarnation,
+            purpose,
+        };
         for span in self.transits(worker) {
-            self.after(span, Happening::Request { route: route.clone(), request: request.clone() });
+            self.after(
+                span,
+                Happening::Request {
+                    route: route.clone(),
+                    request: request.clone(),
+                },
+            );
         }
     }
 
@@ -212,26 +262,54 @@ impl World {
     fn verify(&self, worker: usize, document: &str) -> Result<Box<Manifest>, NotVerified> {
         let position: usize = document.parse().expect("documents are positions");
         let manifest = self.documents[position].clone();
-        assert_eq!(manifest.aud, worker_id(worker), "a manifest for another worker");
-        let theirs = |process: &Process| process.reads(self.now).get().saturating_add_signed(process.ahead_ms);
-        let now = self.stations[worker].process.as_ref().map_or(self.now.get(), theirs);
+        assert_eq!(
+            manifest.aud,
+            worker_id(worker),
+            "a manifest for another worker"
+        );
+        let theirs = |process: &Process| {
+            process
+                .reads(self.now)
+                .get()
+                .saturating_add_signed(process.ahead_ms)
+        };
+        let now = self.stations[worker]
+            .process
+            .as_ref()
+            .map_or(self.now.get(), theirs);
         if (manifest.nbf..manifest.exp).contains(&(now / 1000)) {
             return Ok(Box::new(manifest));
         }
-        let refusal = Refusal::new(Code::ClockOff, "the window does not contain the present time");
-        Err(NotVerified { refusal, lease: Some(manifest.lease) })
+        let refusal = Refusal::new(
+            Code::ClockOff,
+            "the window does not contain the present time",
+        );
+        Err(NotVerified {
+            refusal,
+            lease: Some(manifest.lease),
+        })
     }
 
     fn fetch(&mut self, worker: usize, work: WorkId, manifest: &Manifest) {
         let (Work::Train { shards, .. } | Work::Evaluate { shards, .. }) = &manifest.work;
-        let objects = manifest.base.chunks.iter().chain(shards).map(|object| object.digest).collect();
+        let objects = manifest
+            .base
+            .chunks
+            .iter()
+            .chain(shards)
+            .map(|object| object.digest)
+            .collect();
         let request = WorkerRequest::Get(GetRequest { v: V, objects });
         self.ask_for_urls(worker, Purpose::Fetch(work), &request);
     }
 
     fn ask_for_urls(&mut self, worker: usize, purpose: Purpose, request: &WorkerRequest) {
         let incarnation = self.stations[worker].incarnation;
-        let route = Route { worker, incarnation, purpose: purpose.clone() };
+        let route = Route {
+            worker,
+            incarnation,
+            purpose: purpose.clone(),
+        };
         self.after(GRANT_PATIENCE, Happening::GiveUp { route });
         self.request(worker, purpose, request);
     }
@@ -240,62 +318,121 @@ impl World {
         let schedule = &self.plan.spec.schedule;
         let (steps, tokens) = (schedule.inner_steps, self.plan.spec.unit_tokens());
         // Sometimes longer than any lease, which then has to be renewed.
-        let span =
-            if self.chance.hits(100) { self.chance.millis(5_000, 40_000) } else { self.chance.millis(200, 5_000) };
+        let span = if self.chance.hits(100) {
+            self.chance.millis(5_000, 40_000)
+        } else {
+            self.chance.millis(200, 5_000)
+        };
         let outcome = if self.chance.hits(self.faults.training) {
             Err(Refusal::new(Code::TrainingFailed, "simulated"))
         } else {
-            Ok(Trained { tokens, steps, loss: 2.5, train_ms: span.get() })
+            Ok(Trained {
+                tokens,
+                steps,
+                loss: 2.5,
+                train_ms: span.get(),
+            })
         };
         self.inform_worker(worker, span, Input::Trained { work, outcome });
     }
 
     /// Two passes over the same unit give different bytes, as on real hardware.
     fn upload(&mut self, worker: usize, work: WorkId) {
-        let Some((_, manifest)) = self.stations[worker].process.as_ref().and_then(|process| process.present.clone())
+        let Some((_, manifest)) = self.stations[worker]
+            .process
+            .as_ref()
+            .and_then(|process| process.present.clone())
         else {
             return;
         };
         let salt = self.chance.between(0, u64::MAX - 1);
         let chunks = self.plan.spec.model.initial.len();
         // Eight elements in bf16.
-        let named =
-            |n: usize| ObjectRef { bytes: Bytes(16), ..object(&format!("{worker} {} {salt} {n}", manifest.lease)) };
+        let named = |n: usize| ObjectRef {
+            bytes: Bytes(16),
+            ..object(&format!("{worker} {} {salt} {n}", manifest.lease))
+        };
         let objects: Vec<ObjectRef> = (0..chunks).map(named).collect();
         if self.chance.hits(self.faults.poison) {
             self.store.poisoned.insert(objects[0].digest);
         }
-        let request = WorkerRequest::Put(PutRequest { v: V, lease: manifest.lease, objects: objects.clone() });
+        let request = WorkerRequest::Put(PutRequest {
+            v: V,
+            lease: manifest.lease,
+            objects: objects.clone(),
+        });
         self.ask_for_urls(worker, Purpose::Upload(work, objects), &request);
     }
 
     pub(crate) fn answer_arrives(&mut self, route: Route, answer: Delivered) {
-        let Route { worker, incarnation, purpose } = route;
+        let Route {
+            worker,
+            incarnation,
+            purpose,
+        } = route;
         if self.stations[worker].incarnation != incarnation {
             return;
         }
         match (purpose, answer) {
             (Purpose::Core(id), Delivered::Answer(answer)) => {
-                self.tell_worker(worker, Input::Replied { id, outcome: Ok(answer) });
+                self.tell_worker(
+                    worker,
+                    Input::Replied {
+                        id,
+                        outcome: Ok(answer),
+                    },
+                );
             }
             (Purpose::Core(id), Delivered::Refused(refusal)) => {
-                self.tell_worker(worker, Input::Replied { id, outcome: Err(refusal) });
+                self.tell_worker(
+                    worker,
+                    Input::Replied {
+                        id,
+                        outcome: Err(refusal),
+                    },
+                );
             }
             (Purpose::Fetch(work), Delivered::Granted) => {
                 let span = self.chance.millis(10, 2_000);
-                self.inform_worker(worker, span, Input::Fetched { work, outcome: Ok(()) });
+                self.inform_worker(
+                    worker,
+                    span,
+                    Input::Fetched {
+                        work,
+                        outcome: Ok(()),
+                    },
+                );
             }
             (Purpose::Fetch(work), Delivered::Refused(refusal)) => {
-                self.tell_worker(worker, Input::Fetched { work, outcome: Err(refusal) });
+                self.tell_worker(
+                    worker,
+                    Input::Fetched {
+                        work,
+                        outcome: Err(refusal),
+                    },
+                );
             }
             (Purpose::Upload(work, objects), Delivered::Granted) => {
                 let digests: Vec<Digest> = objects.iter().map(|object| object.digest).collect();
                 self.store.incoming.extend(digests);
                 let span = self.chance.millis(10, 2_000);
-                self.inform_worker(worker, span, Input::Uploaded { work, outcome: Ok(objects) });
+                self.inform_worker(
+                    worker,
+                    span,
+                    Input::Uploaded {
+                        work,
+                        outcome: Ok(objects),
+                    },
+                );
             }
             (Purpose::Upload(work, _), Delivered::Refused(refusal)) => {
-                self.tell_worker(worker, Input::Uploaded { work, outcome: Err(refusal) });
+                self.tell_worker(
+                    worker,
+                    Input::Uploaded {
+                        work,
+                        outcome: Err(refusal),
+                    },
+                );
             }
             (purpose, answer) => panic!("{answer:?} is no answer to {purpose:?}"),
         }
@@ -309,13 +446,31 @@ impl World {
         }
         match &route.purpose {
             Purpose::Core(id) => {
-                self.tell_worker(route.worker, Input::Replied { id: *id, outcome: Err(refusal) });
+                self.tell_worker(
+                    route.worker,
+                    Input::Replied {
+                        id: *id,
+                        outcome: Err(refusal),
+                    },
+                );
             }
             Purpose::Fetch(work) => {
-                self.tell_worker(route.worker, Input::Fetched { work: *work, outcome: Err(refusal) });
+                self.tell_worker(
+                    route.worker,
+                    Input::Fetched {
+                        work: *work,
+                        outcome: Err(refusal),
+                    },
+                );
             }
             Purpose::Upload(work, _) => {
-                self.tell_worker(route.worker, Input::Uploaded { work: *work, outcome: Err(refusal) });
+                self.tell_worker(
+                    route.worker,
+                    Input::Uploaded {
+                        work: *work,
+                        outcome: Err(refusal),
+                    },
+                );
             }
         }
     }

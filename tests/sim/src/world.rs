@@ -43,7 +43,10 @@ pub struct Report {
 
 /// Something that will happen.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a few hundred of them wait at a time")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a few hundred of them wait at a time"
+)]
 pub(crate) enum Happening {
     /// A worker's request reaches the coordinator.
     Request {
@@ -146,8 +149,8 @@ pub(crate) struct World {
     steps: u64,
 }
 
-/// Plays one seed in a world without faults but one, with the shortest leases there are: the first answer with each lease is
-/// lost, as with a coordinator that dies when it has written the grant.
+/// Plays one seed in a world without faults but one, with the shortest leases there are: the first
+/// answer with each lease is lost, as with a coordinator that dies when it has written the grant.
 ///
 /// # Panics
 /// As [`simulate`].
@@ -215,20 +218,32 @@ impl World {
     fn play(&mut self) {
         while !self.monitor.complete() {
             self.steps += 1;
-            assert!(self.steps < STEPS_MAX, "the run gets nowhere: {} events", self.journal.len());
+            assert!(
+                self.steps < STEPS_MAX,
+                "the run gets nowhere: {} events",
+                self.journal.len()
+            );
             let last = START.after(self.plan.faults_last).after(QUIET_MAX);
-            assert!(self.now < last, "the run does not end although nothing is wrong any more: {self:#?}");
+            assert!(
+                self.now < last,
+                "the run does not end although nothing is wrong any more: {self:#?}"
+            );
             self.step();
         }
     }
 
     /// The next thing: a happening, or a deadline of a core when that comes first.
     fn step(&mut self) {
-        let next = self.happenings.first_key_value().map_or(UnixMillis(u64::MAX), |((at, _), _)| *at);
+        let next = self
+            .happenings
+            .first_key_value()
+            .map_or(UnixMillis(u64::MAX), |((at, _), _)| *at);
         let coordinator = self.site.deadline().filter(|at| *at < next);
         let workers = self.stations.iter().enumerate();
-        let worker =
-            workers.filter_map(|(n, station)| Some((station.deadline()?, n))).min().filter(|(at, _)| *at < next);
+        let worker = workers
+            .filter_map(|(n, station)| Some((station.deadline()?, n)))
+            .min()
+            .filter(|(at, _)| *at < next);
         match (coordinator, worker) {
             (Some(at), other) if other.is_none_or(|(sooner, _)| at <= sooner) => {
                 self.now = self.now.max(at);
@@ -239,7 +254,10 @@ impl World {
                 self.tell_worker(worker, worker_core::Input::Tick);
             }
             _ => {
-                let ((at, _), happening) = self.happenings.pop_first().expect("a mishap or the end of faults waits");
+                let ((at, _), happening) = self
+                    .happenings
+                    .pop_first()
+                    .expect("a mishap or the end of faults waits");
                 self.now = self.now.max(at);
                 self.happen(happening);
             }
@@ -256,7 +274,11 @@ impl World {
                     self.tell_coordinator(*input);
                 }
             }
-            Happening::Worker { worker, incarnation, input } => {
+            Happening::Worker {
+                worker,
+                incarnation,
+                input,
+            } => {
                 if self.stations[worker].incarnation() == incarnation {
                     self.tell_worker(worker, input);
                 }
@@ -281,12 +303,17 @@ impl World {
 
     pub(crate) fn after(&mut self, span: Millis, happening: Happening) {
         self.serial += 1;
-        self.happenings.insert((self.now.after(span), self.serial), happening);
+        self.happenings
+            .insert((self.now.after(span), self.serial), happening);
     }
 
     /// How long a message takes.
     fn transit(&mut self) -> Millis {
-        if self.chance.hits(self.faults.slow) { self.chance.millis(500, 30_000) } else { self.chance.millis(1, 40) }
+        if self.chance.hits(self.faults.slow) {
+            self.chance.millis(500, 30_000)
+        } else {
+            self.chance.millis(1, 40)
+        }
     }
 
     /// How often a message between `worker` and the coordinator comes, after how long each time.
@@ -296,7 +323,11 @@ impl World {
             self.lost += 1;
             return Vec::new();
         }
-        let copies = if self.chance.hits(self.faults.copies) { 2 } else { 1 };
+        let copies = if self.chance.hits(self.faults.copies) {
+            2
+        } else {
+            1
+        };
         (0..copies).map(|_| self.transit()).collect()
     }
 
@@ -326,7 +357,9 @@ impl World {
 
     fn report(&self) -> Report {
         let mut hasher = Hasher::default();
-        self.journal.iter().for_each(|body| hasher.update(&body.encode()));
+        self.journal
+            .iter()
+            .for_each(|body| hasher.update(&body.encode()));
         Report {
             counts: self.monitor.counts,
             coordinator_crashes: self.site.crashes,

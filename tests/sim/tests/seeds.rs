@@ -1,4 +1,5 @@
-//! Plays seeds. `SIM_SEED=7 cargo test -p sim` plays one; `SIM_SEEDS=5000` plays that many from 0 on.
+//! Plays seeds. `SIM_SEED=7 cargo test -p sim` plays one; `SIM_SEEDS=5000` plays that many from 0
+//! on.
 
 use sim::{Counts, Report, simulate, simulate_lost_grants};
 
@@ -8,7 +9,10 @@ const SEEDS: u64 = 200;
 /// Seeds that found a defect or reach a rare situation, one a line, with what it is behind `#`.
 const KEPT: &str = include_str!("../seeds/kept.txt");
 
-#[expect(clippy::print_stderr, reason = "the seed is what a person needs to repeat a failure")]
+#[expect(
+    clippy::print_stderr,
+    reason = "the seed is what a person needs to repeat a failure"
+)]
 fn play(seed: u64) -> Report {
     eprintln!("seed {seed}: repeat with SIM_SEED={seed} cargo test -p sim");
     simulate(seed)
@@ -16,7 +20,10 @@ fn play(seed: u64) -> Report {
 
 fn variable(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name} is {text:?}, expected a whole number")))
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name} is {text:?}, expected a whole number")),
+    )
 }
 
 #[test]
@@ -28,7 +35,13 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
     let mut sum = Counts::default();
     let (mut coordinators, mut workers, mut lost) = (0, 0, 0);
     for seed in 0..variable("SIM_SEEDS").unwrap_or(SEEDS) {
-        let Report { counts, coordinator_crashes, worker_crashes, lost: messages, .. } = play(seed);
+        let Report {
+            counts,
+            coordinator_crashes,
+            worker_crashes,
+            lost: messages,
+            ..
+        } = play(seed);
         coordinators += coordinator_crashes;
         workers += worker_crashes;
         lost += messages;
@@ -41,19 +54,34 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
         sum.denied += counts.denied;
     }
     // Without these the seeds would prove nothing.
-    let seen = [sum.expired, sum.released, sum.orphaned, sum.rejected, sum.evaluated, sum.saved, sum.denied];
+    let seen = [
+        sum.expired,
+        sum.released,
+        sum.orphaned,
+        sum.rejected,
+        sum.evaluated,
+        sum.saved,
+        sum.denied,
+    ];
     assert!(seen.iter().all(|count| *count >= 20), "{sum:?}");
-    assert!(coordinators >= 100 && workers >= 100 && lost >= 1000, "{coordinators}, {workers} crashes, {lost} lost");
+    assert!(
+        coordinators >= 100 && workers >= 100 && lost >= 1000,
+        "{coordinators}, {workers} crashes, {lost} lost"
+    );
 }
 
-/// However short leases are, a grant whose answer is lost is asked for again while its lease runs, and the same lease is
-/// granted: no unit is begun anew.
+/// However short leases are, a grant whose answer is lost is asked for again while its lease runs,
+/// and the same lease is granted: no unit is begun anew.
 #[test]
 fn a_grant_whose_answer_is_lost_costs_no_lease() {
     for seed in 0..40 {
         let Report { counts, lost, .. } = simulate_lost_grants(seed);
         assert!(lost > 0, "seed {seed}");
-        assert_eq!((counts.expired, counts.released, counts.orphaned), (0, 0, 0), "seed {seed}: {counts:?}");
+        assert_eq!(
+            (counts.expired, counts.released, counts.orphaned),
+            (0, 0, 0),
+            "seed {seed}: {counts:?}"
+        );
     }
 }
 
@@ -62,7 +90,10 @@ fn kept_seeds_are_played_again() {
     for line in KEPT.lines() {
         let seed = line.split('#').next().unwrap_or_default().trim();
         if !seed.is_empty() {
-            play(seed.parse().expect("kept.txt holds one whole number a line"));
+            play(
+                seed.parse()
+                    .expect("kept.txt holds one whole number a line"),
+            );
         }
     }
 }

@@ -12,7 +12,8 @@ use super::interrupt;
 use crate::console;
 use crate::process::{self, Workspace};
 
-/// How often a step is repeated when a service died under it: each is made so that repeating it is safe.
+/// How often a step is repeated when a service died under it: each is made so that repeating it is
+/// safe.
 const ATTEMPTS: u32 = 5;
 /// Between two looks at services and run.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -27,7 +28,11 @@ pub(crate) struct Diloctl {
 impl Diloctl {
     pub(crate) fn new(workspace: &Workspace, nats_server: &Path) -> Self {
         let program = workspace.root().join("target/demo/diloctl");
-        Self { program, root: workspace.root().to_owned(), nats_server: nats_server.to_owned() }
+        Self {
+            program,
+            root: workspace.root().to_owned(),
+            nats_server: nats_server.to_owned(),
+        }
     }
 
     pub(crate) fn has_domain(&self) -> bool {
@@ -40,7 +45,9 @@ impl Diloctl {
             self.down()?;
         }
         match std::fs::remove_dir_all(self.domain()) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("cannot remove .diloco"),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).context("cannot remove .diloco")
+            }
             _ => Ok(()),
         }
     }
@@ -55,7 +62,11 @@ impl Diloctl {
         console::say(format_args!("$ diloctl {}", shell(arguments)));
         let mut child = self.start(arguments)?;
         let status = interrupt::wait(&mut child)?;
-        if status.success() { Ok(()) } else { bail!("`diloctl {}` failed ({status})", shell(arguments)) }
+        if status.success() {
+            Ok(())
+        } else {
+            bail!("`diloctl {}` failed ({status})", shell(arguments))
+        }
     }
 
     /// Like [`Self::show`]; when it fails, whatever died is started again and the command repeated.
@@ -73,7 +84,8 @@ impl Diloctl {
     /// Runs a command for its JSON.
     pub(crate) fn ask(&self, arguments: &[&str]) -> Result<Value> {
         let text = process::capture(self.command(arguments).args(["-o", "json"]))?;
-        serde_json::from_str(&text).with_context(|| format!("`diloctl {}` printed no JSON", shell(arguments)))
+        serde_json::from_str(&text)
+            .with_context(|| format!("`diloctl {}` printed no JSON", shell(arguments)))
     }
 
     /// Follows the run to its end. A service that dies meanwhile is started again.
@@ -85,7 +97,8 @@ impl Diloctl {
             match interrupt::wait_for(&mut watching, LOOK_EVERY)? {
                 Some(status) if status.success() => return Ok(()),
                 Some(status) => {
-                    // Killed, or cut off by a service that died; otherwise it has said what is wrong with the run.
+                    // Killed, or cut off by a service that died; otherwise it has said what is
+                    // wrong with the run.
                     if !self.revive()? && status.signal().is_none() {
                         bail!("`diloctl run watch {run}` ended with {status}");
                     }
@@ -99,29 +112,44 @@ impl Diloctl {
     }
 
     fn start(&self, arguments: &[&str]) -> Result<Child> {
-        self.command(arguments).spawn().context("cannot start diloctl")
+        self.command(arguments)
+            .spawn()
+            .context("cannot start diloctl")
     }
 
     /// Starts services that died; says which, and whether there were any.
     fn revive(&self) -> Result<bool> {
         let answer = self.ask(&["up", "--run", super::RUN])?;
-        let rows = answer["items"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let started: Vec<&str> =
-            rows.iter().filter(|row| row["state"] == "started").filter_map(|row| row["service"].as_str()).collect();
+        let rows = answer["items"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let started: Vec<&str> = rows
+            .iter()
+            .filter(|row| row["state"] == "started")
+            .filter_map(|row| row["service"].as_str())
+            .collect();
         if !started.is_empty() {
-            console::say(format_args!("ended by itself and was started again: {}", started.join(", ")));
+            console::say(format_args!(
+                "ended by itself and was started again: {}",
+                started.join(", ")
+            ));
         }
         Ok(!started.is_empty())
     }
 
-    /// Stops everything. In a process group of its own: a second Ctrl-C must not leave half of it running.
+    /// Stops everything. In a process group of its own: a second Ctrl-C must not leave half of it
+    /// running.
     pub(crate) fn down(&self) -> Result<()> {
         process::run(self.command(&["down"]).process_group(0))
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(arguments).current_dir(&self.root).stdin(Stdio::null());
+        command
+            .args(arguments)
+            .current_dir(&self.root)
+            .stdin(Stdio::null());
         command.env("NATS_SERVER_BIN", &self.nats_server);
         command
     }

@@ -1,5 +1,5 @@
-//! Ctrl-C during the demo, or the end of its terminal: remembered, so that everything is stopped in order before this
-//! program ends.
+//! Ctrl-C during the demo, or the end of its terminal: remembered, so that everything is stopped in
+//! order before this program ends.
 
 use std::process::{Child, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +24,8 @@ extern "C" fn remember(_: libc::c_int) {
 pub(crate) fn listen() {
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         let handler = remember as extern "C" fn(libc::c_int) as libc::sighandler_t;
-        // SAFETY: the handler stores to an atomic and does nothing else, which is allowed in a signal handler.
+        // SAFETY: the handler stores to an atomic and does nothing else, which is allowed in a
+        // signal handler.
         let before = unsafe { libc::signal(signal, handler) };
         if signal == libc::SIGHUP && before == libc::SIG_IGN {
             // Started with `nohup`: it outlives its terminal.
@@ -41,11 +42,15 @@ pub(crate) fn came() -> bool {
 
 /// An error once a signal came.
 pub(crate) fn check() -> Result<()> {
-    if came() { Err(Refusal::new(Code::Interrupted, "stopped by a signal").into()) } else { Ok(()) }
+    if came() {
+        Err(Refusal::new(Code::Interrupted, "stopped by a signal").into())
+    } else {
+        Ok(())
+    }
 }
 
-/// Waits for a child's end. Once a signal came the child is told as well (a signal sent to this program alone reaches nobody
-/// else) and its end is an error.
+/// Waits for a child's end. Once a signal came the child is told as well (a signal sent to this
+/// program alone reaches nobody else) and its end is an error.
 pub(crate) fn wait(child: &mut Child) -> Result<ExitStatus> {
     loop {
         if let Some(status) = wait_for(child, Duration::MAX)? {
@@ -79,7 +84,11 @@ fn end(child: &mut Child) -> Result<()> {
     // SAFETY: the child was not collected yet, so the id is its own.
     unsafe { libc::kill(id, libc::SIGINT) };
     let told = Instant::now();
-    while child.try_wait().context("cannot wait for a program")?.is_none() {
+    while child
+        .try_wait()
+        .context("cannot wait for a program")?
+        .is_none()
+    {
         if told.elapsed() > END_PATIENCE {
             child.kill().context("cannot end a program")?;
         }
@@ -96,11 +105,21 @@ mod tests {
 
     #[test]
     fn a_signal_to_this_program_ends_its_child() {
-        let sleeping = || Command::new("sleep").arg("600").spawn().expect("sleep starts");
+        let sleeping = || {
+            Command::new("sleep")
+                .arg("600")
+                .spawn()
+                .expect("sleep starts")
+        };
         let mut child = sleeping();
-        assert!(wait_for(&mut child, Duration::from_millis(10)).expect("it runs").is_none());
+        assert!(
+            wait_for(&mut child, Duration::from_millis(10))
+                .expect("it runs")
+                .is_none()
+        );
         // As in a terminal that closes; this test may itself have been started to outlive one.
-        // SAFETY: the first call takes no handler of ours; the second runs the one that `listen` has set.
+        // SAFETY: the first call takes no handler of ours; the second runs the one that `listen`
+        // has set.
         unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
         listen();
         // SAFETY: as above.
@@ -108,7 +127,10 @@ mod tests {
         assert!(came());
         let error = wait(&mut child).expect_err("interrupted");
         INTERRUPTED.store(false, Ordering::SeqCst);
-        assert_eq!(error.downcast_ref::<Refusal>().map(|refusal| refusal.code), Some(Code::Interrupted));
+        assert_eq!(
+            error.downcast_ref::<Refusal>().map(|refusal| refusal.code),
+            Some(Code::Interrupted)
+        );
         assert!(child.try_wait().expect("collected").is_some());
     }
 }

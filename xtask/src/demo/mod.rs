@@ -1,5 +1,5 @@
-//! `cargo xtask demo`: from a fresh checkout to a trained, verified model. Every step after the build is a `diloctl`
-//! command that a person could type; each is printed before it runs.
+//! `cargo xtask demo`: from a fresh checkout to a trained, verified model. Every step after the
+//! build is a `diloctl` command that a person could type; each is printed before it runs.
 
 mod control;
 mod interrupt;
@@ -17,7 +17,13 @@ use crate::process::Workspace;
 use control::Diloctl;
 
 /// The programs that the demo starts: package and program have one name.
-const PROGRAMS: &[&str] = &["diloco-coordinator", "diloco-worker", "diloco-audit", "diloco-store", "diloctl"];
+const PROGRAMS: &[&str] = &[
+    "diloco-coordinator",
+    "diloco-worker",
+    "diloco-audit",
+    "diloco-store",
+    "diloctl",
+];
 /// The run's name: the workers' credentials are issued for it.
 const RUN: &str = "demo";
 
@@ -42,7 +48,11 @@ pub(crate) struct DemoOptions {
 }
 
 /// Sets everything up, trains, verifies, shows, stops.
-pub(crate) fn run_demo(workspace: &Workspace, overrides: &Overrides, options: &DemoOptions) -> Result<()> {
+pub(crate) fn run_demo(
+    workspace: &Workspace,
+    overrides: &Overrides,
+    options: &DemoOptions,
+) -> Result<()> {
     console::say("1/7 what the project needs");
     let found = deps::ensure(&workspace.deps(), overrides)?;
     console::say(found.report());
@@ -73,7 +83,11 @@ fn build(workspace: &Workspace) -> Result<()> {
     }
     let mut child = command.spawn().context("cannot start cargo")?;
     let status = interrupt::wait(&mut child)?;
-    if status.success() { Ok(()) } else { bail!("the build failed ({status})") }
+    if status.success() {
+        Ok(())
+    } else {
+        bail!("the build failed ({status})")
+    }
 }
 
 fn train(diloctl: &Diloctl, options: &DemoOptions) -> Result<()> {
@@ -93,12 +107,16 @@ fn train(diloctl: &Diloctl, options: &DemoOptions) -> Result<()> {
     diloctl.insist(&new)?;
     console::say("6/7 train");
     diloctl.watch(RUN)?;
-    report::show(diloctl, RUN, begun.elapsed()).context("the run is complete, but its result cannot be shown")
+    report::show(diloctl, RUN, begun.elapsed())
+        .context("the run is complete, but its result cannot be shown")
 }
 
 /// Imports text unless there is a data set already: repeating the demo continues its run.
 fn import(diloctl: &Diloctl, options: &DemoOptions) -> Result<()> {
-    if options.text.is_none() && diloctl.ask(&["data", "ls"])?["items"].as_array().is_some_and(|sets| !sets.is_empty())
+    if options.text.is_none()
+        && diloctl.ask(&["data", "ls"])?["items"]
+            .as_array()
+            .is_some_and(|sets| !sets.is_empty())
     {
         console::say("the data set that was imported before is used");
         return Ok(());

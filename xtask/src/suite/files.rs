@@ -14,9 +14,16 @@ const REASON_WITHIN_LINES: usize = 12;
 /// Folders that hold nothing of ours.
 const SKIPPED: &[&str] = &["target", ".git", ".deps", ".diloco", "generated"];
 /// What is read.
-const EXTENSIONS: &[&str] = &["rs", "toml", "md", "conf", "sh", "py", "yml", "yaml", "cpp", "h"];
+const EXTENSIONS: &[&str] = &[
+    "rs", "toml", "md", "conf", "sh", "py", "yml", "yaml", "cpp", "h",
+];
 /// Written in two parts, so that this file passes its own check.
-const MARKERS: &[&str] = &[concat!("TO", "DO"), concat!("FIX", "ME"), concat!("X", "XX"), concat!("HA", "CK")];
+const MARKERS: &[&str] = &[
+    concat!("TO", "DO"),
+    concat!("FIX", "ME"),
+    concat!("X", "XX"),
+    concat!("HA", "CK"),
+];
 
 /// The step.
 pub(super) fn check(bench: &Bench<'_>) -> Result<Outcome> {
@@ -24,9 +31,17 @@ pub(super) fn check(bench: &Bench<'_>) -> Result<Outcome> {
     collect(bench.workspace.root(), &mut paths)?;
     let mut faults = Vec::new();
     for path in &paths {
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let name = path.strip_prefix(bench.workspace.root()).unwrap_or(path).display();
-        faults.extend(faults_in(&text).into_iter().map(|fault| format!("{name}{fault}")));
+        let text =
+            fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let name = path
+            .strip_prefix(bench.workspace.root())
+            .unwrap_or(path)
+            .display();
+        faults.extend(
+            faults_in(&text)
+                .into_iter()
+                .map(|fault| format!("{name}{fault}")),
+        );
     }
     if faults.is_empty() {
         return Ok(Outcome::PassedWith(format!("{} files", paths.len())));
@@ -35,15 +50,22 @@ pub(super) fn check(bench: &Bench<'_>) -> Result<Outcome> {
 }
 
 fn collect(folder: &Path, paths: &mut Vec<PathBuf>) -> Result<()> {
-    let entries = fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
+    let entries =
+        fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
     for entry in entries {
         let entry = entry.with_context(|| format!("cannot list {}", folder.display()))?;
-        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        let (path, name) = (
+            entry.path(),
+            entry.file_name().to_string_lossy().into_owned(),
+        );
         if entry.file_type()?.is_dir() {
             if !SKIPPED.contains(&name.as_str()) {
                 collect(&path, paths)?;
             }
-        } else if path.extension().is_some_and(|found| EXTENSIONS.iter().any(|extension| found == *extension)) {
+        } else if path
+            .extension()
+            .is_some_and(|found| EXTENSIONS.iter().any(|extension| found == *extension))
+        {
             paths.push(path);
         }
     }
@@ -54,14 +76,22 @@ fn collect(folder: &Path, paths: &mut Vec<PathBuf>) -> Result<()> {
 fn faults_in(text: &str) -> Vec<String> {
     let mut faults = Vec::new();
     let count = text.lines().count();
-    let has_reason = text.lines().take(REASON_WITHIN_LINES).any(|line| line.contains("600 lines"));
+    let has_reason = text
+        .lines()
+        .take(REASON_WITHIN_LINES)
+        .any(|line| line.contains("600 lines"));
     if count > LINES_MAX && !has_reason {
-        faults.push(format!(": {count} lines; split it, or say in its first lines why it has more than 600 lines"));
+        faults.push(format!(
+            ": {count} lines; split it, or say in its first lines why it has more than 600 lines"
+        ));
     }
     for (index, line) in text.lines().enumerate() {
         let mut words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         if let Some(marker) = words.find(|word| MARKERS.contains(word)) {
-            faults.push(format!(":{}: {marker}; finish it, or write an issue", index + 1));
+            faults.push(format!(
+                ":{}: {marker}; finish it, or write an issue",
+                index + 1
+            ));
         }
     }
     faults

@@ -50,28 +50,80 @@ struct Step {
 }
 
 const STEPS: &[Step] = &[
-    Step { name: "deps", about: "nats-server and libtorch are in place", run: deps_in_place },
-    Step { name: "fmt", about: "cargo fmt --check", run: fmt },
-    Step { name: "files", about: "no overlong file, no marker of unfinished work", run: files::check },
-    Step { name: "pages", about: "generated pages are up to date", run: generated_pages },
-    Step { name: "purity", about: "no I/O crate under a core, libtorch in one crate", run: purity::check },
-    Step { name: "clippy", about: "clippy on all targets, warnings are errors", run: clippy },
-    Step { name: "build", about: "programs and tests, once", run: build },
-    Step { name: "test", about: "unit, integration and end-to-end tests", run: test },
-    Step { name: "doctest", about: "examples in doc comments", run: doctest },
-    Step { name: "doc", about: "cargo doc, broken links are errors", run: doc },
-    Step { name: "deny", about: "licences, sources, banned crates, advisories", run: advice::check },
+    Step {
+        name: "deps",
+        about: "nats-server and libtorch are in place",
+        run: deps_in_place,
+    },
+    Step {
+        name: "fmt",
+        about: "cargo fmt --check",
+        run: fmt,
+    },
+    Step {
+        name: "files",
+        about: "no overlong file, no marker of unfinished work",
+        run: files::check,
+    },
+    Step {
+        name: "pages",
+        about: "generated pages are up to date",
+        run: generated_pages,
+    },
+    Step {
+        name: "purity",
+        about: "no I/O crate under a core, libtorch in one crate",
+        run: purity::check,
+    },
+    Step {
+        name: "clippy",
+        about: "clippy on all targets, warnings are errors",
+        run: clippy,
+    },
+    Step {
+        name: "build",
+        about: "programs and tests, once",
+        run: build,
+    },
+    Step {
+        name: "test",
+        about: "unit, integration and end-to-end tests",
+        run: test,
+    },
+    Step {
+        name: "doctest",
+        about: "examples in doc comments",
+        run: doctest,
+    },
+    Step {
+        name: "doc",
+        about: "cargo doc, broken links are errors",
+        run: doc,
+    },
+    Step {
+        name: "deny",
+        about: "licences, sources, banned crates, advisories",
+        run: advice::check,
+    },
 ];
 
 /// Runs the selected steps and prints a summary.
-pub(crate) fn run(workspace: &Workspace, overrides: &Overrides, selection: &Selection) -> Result<()> {
-    let chosen =
-        STEPS.iter().filter(|step| selection.only.is_empty() || selection.only.iter().any(|name| name == step.name));
+pub(crate) fn run(
+    workspace: &Workspace,
+    overrides: &Overrides,
+    selection: &Selection,
+) -> Result<()> {
+    let chosen = STEPS.iter().filter(|step| {
+        selection.only.is_empty() || selection.only.iter().any(|name| name == step.name)
+    });
     if selection.list {
         chosen.for_each(|step| console::say(format_args!("{:<8} {}", step.name, step.about)));
         return Ok(());
     }
-    let bench = Bench { workspace, overrides };
+    let bench = Bench {
+        workspace,
+        overrides,
+    };
     let mut lines = Vec::new();
     let mut failed = Vec::new();
     for step in chosen {
@@ -91,7 +143,11 @@ pub(crate) fn run(workspace: &Workspace, overrides: &Overrides, selection: &Sele
         }
     }
     console::say(format_args!("\n{}", lines.join("\n")));
-    if failed.is_empty() { Ok(()) } else { bail!("failed: {}", failed.join(", ")) }
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        bail!("failed: {}", failed.join(", "))
+    }
 }
 
 fn describe(result: &Result<Outcome>) -> (&'static str, String) {
@@ -104,7 +160,9 @@ fn describe(result: &Result<Outcome>) -> (&'static str, String) {
 }
 
 fn summary_line(name: &str, word: &str, time: Duration, remark: &str) -> String {
-    format!("{name:<8} {word:<12} {:>12}  {remark}", console::span(time)).trim_end().to_owned()
+    format!("{name:<8} {word:<12} {:>12}  {remark}", console::span(time))
+        .trim_end()
+        .to_owned()
 }
 
 fn deps_in_place(bench: &Bench<'_>) -> Result<Outcome> {
@@ -124,24 +182,49 @@ fn generated_pages(bench: &Bench<'_>) -> Result<Outcome> {
 }
 
 fn clippy(bench: &Bench<'_>) -> Result<Outcome> {
-    let arguments = ["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"];
+    let arguments = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--locked",
+        "--",
+        "--deny",
+        "warnings",
+    ];
     process::run(&mut bench.workspace.cargo(&arguments))?;
     Ok(Outcome::Passed)
 }
 
-/// Everything that `test` runs, programs included: the end-to-end tests start them from target/debug. The selection is
-/// the same as in `test`, so nothing is compiled twice.
+/// Everything that `test` runs, programs included: the end-to-end tests start them from
+/// target/debug. The selection is the same as in `test`, so nothing is compiled twice.
 fn build(bench: &Bench<'_>) -> Result<Outcome> {
-    process::run(&mut bench.workspace.cargo(&["build", "--workspace", "--all-targets", "--locked"]))?;
+    process::run(&mut bench.workspace.cargo(&[
+        "build",
+        "--workspace",
+        "--all-targets",
+        "--locked",
+    ]))?;
     Ok(Outcome::Passed)
 }
 
 fn test(bench: &Bench<'_>) -> Result<Outcome> {
-    counted(bench, &["test", "--workspace", "--all-targets", "--locked", "--no-fail-fast"])
+    counted(
+        bench,
+        &[
+            "test",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--no-fail-fast",
+        ],
+    )
 }
 
 fn doctest(bench: &Bench<'_>) -> Result<Outcome> {
-    counted(bench, &["test", "--workspace", "--doc", "--locked", "--no-fail-fast"])
+    counted(
+        bench,
+        &["test", "--workspace", "--doc", "--locked", "--no-fail-fast"],
+    )
 }
 
 /// Runs tests and counts them.
@@ -149,14 +232,17 @@ fn counted(bench: &Bench<'_>, arguments: &[&str]) -> Result<Outcome> {
     let found = deps::ensure(&bench.workspace.deps(), bench.overrides)?;
     let mut command = bench.workspace.cargo(arguments);
     command.env("NATS_SERVER_BIN", &found.nats_server);
-    // Programs find the pinned libtorch by themselves. Doc tests carry no search path, and none points to a libtorch
-    // of one's own.
+    // Programs find the pinned libtorch by themselves. Doc tests carry no search path, and none
+    // points to a libtorch of one's own.
     if arguments.contains(&"--doc") || bench.workspace.is_libtorch_exported() {
         command.env("LD_LIBRARY_PATH", library_path(&found.libtorch.join("lib")));
     }
     let mut tally = Tally::default();
     process::run_seen(&mut command, |line| tally.add(line))?;
-    Ok(Outcome::PassedWith(format!("{} passed, {} failed, {} ignored", tally.passed, tally.failed, tally.ignored)))
+    Ok(Outcome::PassedWith(format!(
+        "{} passed, {} failed, {} ignored",
+        tally.passed, tally.failed, tally.ignored
+    )))
 }
 
 fn library_path(first: &std::path::Path) -> std::ffi::OsString {
@@ -169,8 +255,13 @@ fn library_path(first: &std::path::Path) -> std::ffi::OsString {
 }
 
 fn doc(bench: &Bench<'_>) -> Result<Outcome> {
-    let mut command = bench.workspace.cargo(&["doc", "--workspace", "--no-deps", "--locked"]);
-    process::run(command.env("RUSTDOCFLAGS", "-D warnings -D rustdoc::broken_intra_doc_links"))?;
+    let mut command = bench
+        .workspace
+        .cargo(&["doc", "--workspace", "--no-deps", "--locked"]);
+    process::run(command.env(
+        "RUSTDOCFLAGS",
+        "-D warnings -D rustdoc::broken_intra_doc_links",
+    ))?;
     Ok(Outcome::Passed)
 }
 
@@ -184,10 +275,19 @@ struct Tally {
 
 impl Tally {
     fn add(&mut self, line: &str) {
-        let Some(rest) = line.strip_prefix("test result: ") else { return };
-        let words: Vec<_> = rest.split([' ', '.', ';']).filter(|word| !word.is_empty()).collect();
-        let before =
-            |noun| words.iter().position(|word| *word == noun).and_then(|at| words[at.checked_sub(1)?].parse().ok());
+        let Some(rest) = line.strip_prefix("test result: ") else {
+            return;
+        };
+        let words: Vec<_> = rest
+            .split([' ', '.', ';'])
+            .filter(|word| !word.is_empty())
+            .collect();
+        let before = |noun| {
+            words
+                .iter()
+                .position(|word| *word == noun)
+                .and_then(|at| words[at.checked_sub(1)?].parse().ok())
+        };
         self.passed += before("passed").unwrap_or(0);
         self.failed += before("failed").unwrap_or(0);
         self.ignored += before("ignored").unwrap_or(0);
@@ -210,12 +310,20 @@ mod tests {
     #[test]
     fn step_names_are_unique() {
         for step in STEPS {
-            assert_eq!(STEPS.iter().filter(|other| other.name == step.name).count(), 1, "{}", step.name);
+            assert_eq!(
+                STEPS.iter().filter(|other| other.name == step.name).count(),
+                1,
+                "{}",
+                step.name
+            );
         }
     }
 
     #[test]
     fn the_summary_is_aligned() {
-        assert_eq!(summary_line("fmt", "ok", Duration::from_millis(900), ""), "fmt      ok                  0.9 s");
+        assert_eq!(
+            summary_line("fmt", "ok", Duration::from_millis(900), ""),
+            "fmt      ok                  0.9 s"
+        );
     }
 }

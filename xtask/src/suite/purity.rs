@@ -1,4 +1,5 @@
-//! Dependencies that must not be there: I/O, clocks and randomness under a core; libtorch outside its one crate.
+//! Dependencies that must not be there: I/O, clocks and randomness under a core; libtorch outside
+//! its one crate.
 
 use std::path::Path;
 
@@ -8,7 +9,8 @@ use serde_json::Value;
 use super::{Bench, Outcome};
 use crate::process;
 
-/// Crates that reach outside the program. A core that needs one of them has its decision in the wrong place.
+/// Crates that reach outside the program. A core that needs one of them has its decision in the
+/// wrong place.
 const IMPURE: &[&str] = &[
     "async-nats",
     "async-std",
@@ -51,15 +53,33 @@ const TORCH: (&[&str], &str) = (&["tch", "torch-sys"], "torch");
 /// The step.
 pub(super) fn check(bench: &Bench<'_>) -> Result<Outcome> {
     let arguments = ["metadata", "--no-deps", "--locked", "--format-version", "1"];
-    let metadata: Value = serde_json::from_str(&process::capture(&mut bench.workspace.cargo(&arguments))?)
-        .context("cannot read cargo's metadata")?;
-    let packages = metadata["packages"].as_array().context("cargo's metadata names no packages")?;
+    let metadata: Value =
+        serde_json::from_str(&process::capture(&mut bench.workspace.cargo(&arguments))?)
+            .context("cannot read cargo's metadata")?;
+    let packages = metadata["packages"]
+        .as_array()
+        .context("cargo's metadata names no packages")?;
     let mut faults: Vec<String> = packages.iter().flat_map(torch_faults).collect();
     let cores: Vec<_> = packages.iter().filter_map(core_name).collect();
     for core in &cores {
-        let tree = ["tree", "--locked", "--package", core, "--edges", "normal", "--prefix", "none", "--format", "{p}"];
+        let tree = [
+            "tree",
+            "--locked",
+            "--package",
+            core,
+            "--edges",
+            "normal",
+            "--prefix",
+            "none",
+            "--format",
+            "{p}",
+        ];
         let tree = process::capture(&mut bench.workspace.cargo(&tree))?;
-        faults.extend(impure_in(&tree).into_iter().map(|name| format!("{core} depends on {name}")));
+        faults.extend(
+            impure_in(&tree)
+                .into_iter()
+                .map(|name| format!("{core} depends on {name}")),
+        );
     }
     if cores.is_empty() {
         bail!("no package lies in a folder named core: this check looks at nothing");
@@ -73,7 +93,10 @@ pub(super) fn check(bench: &Bench<'_>) -> Result<Outcome> {
 /// The name of a package whose folder is called `core`.
 fn core_name(package: &Value) -> Option<&str> {
     let manifest = Path::new(package["manifest_path"].as_str()?);
-    manifest.parent()?.ends_with("core").then_some(package["name"].as_str()?)
+    manifest
+        .parent()?
+        .ends_with("core")
+        .then_some(package["name"].as_str()?)
 }
 
 /// Direct dependencies on libtorch's bindings, outside the one crate.
@@ -81,8 +104,9 @@ fn torch_faults(package: &Value) -> Vec<String> {
     let (bindings, owner) = TORCH;
     let name = package["name"].as_str().unwrap_or_default();
     let dependencies = package["dependencies"].as_array().into_iter().flatten();
-    let found =
-        dependencies.filter_map(|dependency| dependency["name"].as_str()).filter(|found| bindings.contains(found));
+    let found = dependencies
+        .filter_map(|dependency| dependency["name"].as_str())
+        .filter(|found| bindings.contains(found));
     found
         .filter(|_| name != owner)
         .map(|found| format!("{name} depends on {found}, which belongs to {owner} alone"))
@@ -91,8 +115,11 @@ fn torch_faults(package: &Value) -> Vec<String> {
 
 /// The impure crates in the output of `cargo tree`, each once.
 fn impure_in(tree: &str) -> Vec<&str> {
-    let mut found: Vec<_> =
-        tree.lines().filter_map(|line| line.split_whitespace().next()).filter(|name| IMPURE.contains(name)).collect();
+    let mut found: Vec<_> = tree
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| IMPURE.contains(name))
+        .collect();
     found.sort_unstable();
     found.dedup();
     found
@@ -113,14 +140,14 @@ mod tests {
     fn a_core_is_known_by_its_folder() {
         let package = serde_json::json!({ "name": "audit-core", "manifest_path": "/x/services/audit/core/Cargo.toml" });
         assert_eq!(core_name(&package), Some("audit-core"));
-        let package = serde_json::json!({ "name": "score", "manifest_path": "/x/score/Cargo.toml" });
+        let package =
+            serde_json::json!({ "name": "score", "manifest_path": "/x/score/Cargo.toml" });
         assert_eq!(core_name(&package), None);
     }
 
     #[test]
     fn libtorch_outside_its_crate_is_a_fault() {
-        let package =
-            |name| serde_json::json!({ "name": name, "dependencies": [{ "name": "tch" }, { "name": "serde" }] });
+        let package = |name| serde_json::json!({ "name": name, "dependencies": [{ "name": "tch" }, { "name": "serde" }] });
         assert_eq!(torch_faults(&package("merge")).len(), 1);
         assert!(torch_faults(&package("torch")).is_empty());
     }

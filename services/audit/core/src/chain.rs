@@ -16,8 +16,9 @@ pub(crate) struct Chain {
     next: Sequence,
     head: Option<Digest>,
     recent: BTreeMap<Sequence, Digest>,
-    /// The first bytes of every digest, by position, as far as the chain has no gap: a process that may write to the stream can copy an
-    /// event of any age, and a copy is no fault of its emitter. Eight bytes an event are a few MB for a long run.
+    /// The first bytes of every digest, by position, as far as the chain has no gap: a process that
+    /// may write to the stream can copy an event of any age, and a copy is no fault of its emitter.
+    /// Eight bytes an event are a few MB for a long run.
     marks: Vec<u64>,
     /// The emitter's own time in its newest event.
     pub(crate) time: UnixMillis,
@@ -50,9 +51,16 @@ impl Chain {
         if sequence < self.next {
             return self.look_back(sequence, digest);
         }
-        let gap = (sequence > self.next).then(|| Finding::Gap { from: self.next, to: Sequence(sequence.get() - 1) });
+        let gap = (sequence > self.next).then(|| Finding::Gap {
+            from: self.next,
+            to: Sequence(sequence.get() - 1),
+        });
         // After a gap the event before is unknown, but there must be one.
-        let fits = if gap.is_some() { body.previous.is_some() } else { body.previous == self.head };
+        let fits = if gap.is_some() {
+            body.previous.is_some()
+        } else {
+            body.previous == self.head
+        };
         self.next = sequence.next();
         self.head = Some(digest);
         self.time = body.time;
@@ -70,7 +78,9 @@ impl Chain {
     fn look_back(&mut self, sequence: Sequence, digest: Digest) -> Link {
         let oldest = self.next.get().saturating_sub(REMEMBERED);
         let place = usize::try_from(sequence.get()).ok();
-        let copied = place.and_then(|place| self.marks.get(place)).is_some_and(|known| *known == mark(digest));
+        let copied = place
+            .and_then(|place| self.marks.get(place))
+            .is_some_and(|known| *known == mark(digest));
         match self.recent.get(&sequence) {
             _ if copied => Link::Repeats,
             Some(known) if *known == digest => Link::Repeats,
@@ -90,14 +100,21 @@ impl Chain {
     fn remember(&mut self, sequence: Sequence, digest: Digest) {
         self.recent.insert(sequence, digest);
         let oldest = Sequence(self.next.get().saturating_sub(REMEMBERED));
-        while self.recent.first_key_value().is_some_and(|(first, _)| *first < oldest) {
+        while self
+            .recent
+            .first_key_value()
+            .is_some_and(|(first, _)| *first < oldest)
+        {
             self.recent.pop_first();
         }
     }
 }
 
 fn mark(digest: Digest) -> u64 {
-    let (first, _) = digest.as_bytes().split_first_chunk().expect("a digest has more than eight bytes");
+    let (first, _) = digest
+        .as_bytes()
+        .split_first_chunk()
+        .expect("a digest has more than eight bytes");
     u64::from_be_bytes(*first)
 }
 
@@ -122,26 +139,59 @@ mod tests {
 
     #[test]
     fn a_chain_starts_at_zero_with_nothing_before_it() {
-        assert_eq!(Chain::default().link(&body(0, None), Digest::of(b"0")), Link::Follows);
+        assert_eq!(
+            Chain::default().link(&body(0, None), Digest::of(b"0")),
+            Link::Follows
+        );
         let with_past = Chain::default().link(&body(0, Some(b"x")), Digest::of(b"0"));
-        assert_eq!(with_past, Link::Breaks(Finding::WrongHash { sequence: Sequence(0) }));
+        assert_eq!(
+            with_past,
+            Link::Breaks(Finding::WrongHash {
+                sequence: Sequence(0)
+            })
+        );
         let late = Chain::default().link(&body(2, Some(b"x")), Digest::of(b"2"));
-        assert_eq!(late, Link::Breaks(Finding::Gap { from: Sequence(0), to: Sequence(1) }));
+        assert_eq!(
+            late,
+            Link::Breaks(Finding::Gap {
+                from: Sequence(0),
+                to: Sequence(1)
+            })
+        );
     }
 
     #[test]
     fn one_fault_is_one_finding() {
         let mut chain = Chain::default();
         assert_eq!(chain.link(&body(0, None), Digest::of(b"0")), Link::Follows);
-        let gap = Link::Breaks(Finding::Gap { from: Sequence(1), to: Sequence(1) });
+        let gap = Link::Breaks(Finding::Gap {
+            from: Sequence(1),
+            to: Sequence(1),
+        });
         assert_eq!(chain.link(&body(2, Some(b"1")), Digest::of(b"2")), gap);
         assert!(chain.broken);
-        assert_eq!(chain.link(&body(3, Some(b"2")), Digest::of(b"3")), Link::Follows);
-        let displaced = Link::Breaks(Finding::Displaced { sequence: Sequence(1) });
-        assert_eq!(chain.link(&body(1, Some(b"0")), Digest::of(b"1")), displaced);
-        assert_eq!(chain.link(&body(1, Some(b"0")), Digest::of(b"1")), Link::Repeats);
-        let reused = Link::Breaks(Finding::Reused { sequence: Sequence(3) });
-        assert_eq!(chain.link(&body(3, Some(b"2")), Digest::of(b"other")), reused);
+        assert_eq!(
+            chain.link(&body(3, Some(b"2")), Digest::of(b"3")),
+            Link::Follows
+        );
+        let displaced = Link::Breaks(Finding::Displaced {
+            sequence: Sequence(1),
+        });
+        assert_eq!(
+            chain.link(&body(1, Some(b"0")), Digest::of(b"1")),
+            displaced
+        );
+        assert_eq!(
+            chain.link(&body(1, Some(b"0")), Digest::of(b"1")),
+            Link::Repeats
+        );
+        let reused = Link::Breaks(Finding::Reused {
+            sequence: Sequence(3),
+        });
+        assert_eq!(
+            chain.link(&body(3, Some(b"2")), Digest::of(b"other")),
+            reused
+        );
         assert_eq!(chain.events, 4);
     }
 
@@ -150,20 +200,36 @@ mod tests {
         let mut chain = Chain::default();
         for sequence in 0..3 * REMEMBERED {
             let previous = sequence.checked_sub(1).map(|at| at.to_be_bytes());
-            let link =
-                chain.link(&body(sequence, previous.as_ref().map(|b| &b[..])), Digest::of(&sequence.to_be_bytes()));
+            let link = chain.link(
+                &body(sequence, previous.as_ref().map(|b| &b[..])),
+                Digest::of(&sequence.to_be_bytes()),
+            );
             assert_eq!(link, Link::Follows);
         }
         assert_eq!(chain.recent.len() as u64, REMEMBERED);
-        assert_eq!(chain.link(&body(0, None), Digest::of(&0u64.to_be_bytes())), Link::Repeats);
+        assert_eq!(
+            chain.link(&body(0, None), Digest::of(&0u64.to_be_bytes())),
+            Link::Repeats
+        );
         let other = chain.link(&body(0, None), Digest::of(b"other"));
-        assert_eq!(other, Link::Breaks(Finding::Reused { sequence: Sequence(0) }));
+        assert_eq!(
+            other,
+            Link::Breaks(Finding::Reused {
+                sequence: Sequence(0)
+            })
+        );
     }
 
     #[test]
     fn the_largest_sequence_is_a_gap_and_no_panic() {
         let mut chain = Chain::default();
         let link = chain.link(&body(u64::MAX, Some(b"x")), Digest::of(b"max"));
-        assert_eq!(link, Link::Breaks(Finding::Gap { from: Sequence(0), to: Sequence(u64::MAX - 1) }));
+        assert_eq!(
+            link,
+            Link::Breaks(Finding::Gap {
+                from: Sequence(0),
+                to: Sequence(u64::MAX - 1)
+            })
+        );
     }
 }

@@ -1,11 +1,14 @@
-//! The auditor: every check on every record, in the order of the stream, and the fold of the ledger.
+//! The auditor: every check on every record, in the order of the stream, and the fold of the
+//! ledger.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use coordinator_core::State;
 use schemas::event::{Departure, Event, EventBody, LedgerEvent, SignedEvent};
 use schemas::subject::{Incoming, recorded_worker};
-use schemas::{AccountId, Digest, Message, Millis, PublicKey, RunId, Sequence, UnixMillis, WorkerId};
+use schemas::{
+    AccountId, Digest, Message, Millis, PublicKey, RunId, Sequence, UnixMillis, WorkerId,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::chain::{Chain, Link};
@@ -16,11 +19,13 @@ use crate::signature::is_signed_event;
 use crate::summary::{EmitterSummary, FaultyWorker, Summary, Tally};
 use crate::timeline::TimelineRow;
 
-/// Most events that wait for their emitter to be enrolled. The broker copies ledger and events side by side, so a copy that is
-/// made anew can bring many events before the joins that enrol their workers. Strangers do not fill this: what they say is not
-/// recorded. An event has some hundred bytes, and 16 KiB at most.
+/// Most events that wait for their emitter to be enrolled. The broker copies ledger and events side
+/// by side, so a copy that is made anew can bring many events before the joins that enrol their
+/// workers. Strangers do not fill this: what they say is not recorded. An event has some hundred
+/// bytes, and 16 KiB at most.
 pub const HELD_MAX: usize = 16_384;
-/// How far an emitter's clock may lie after the broker's, or go back: machines without NTP drift by seconds a day.
+/// How far an emitter's clock may lie after the broker's, or go back: machines without NTP drift by
+/// seconds a day.
 const CLOCK_SKEW_MAX: Millis = Millis::from_secs(600);
 
 /// What a record came to.
@@ -87,7 +92,8 @@ struct Held {
 }
 
 impl Auditor {
-    /// An auditor of the trust domain `domain` (its id as text) that takes ledger events from these audit keys only.
+    /// An auditor of the trust domain `domain` (its id as text) that takes ledger events from these
+    /// audit keys only.
     pub fn new(domain: &str, coordinators: impl IntoIterator<Item = PublicKey>) -> Self {
         Self {
             domain: domain.to_owned(),
@@ -103,8 +109,8 @@ impl Auditor {
         }
     }
 
-    /// Checks the next record. The first result is about it; others are about earlier records that waited for the worker
-    /// that this one enrols, or that wait no longer.
+    /// Checks the next record. The first result is about it; others are about earlier records that
+    /// waited for the worker that this one enrols, or that wait no longer.
     pub fn observe(&mut self, record: &Record) -> Vec<Checked> {
         let mut findings = self.position(record.stream_sequence);
         let mut results = Vec::new();
@@ -116,40 +122,73 @@ impl Auditor {
                     self.release(&mut results);
                 }
             }
-            Ok((Incoming::Recorded { account, run, worker, .. }, body, digest)) => {
+            Ok((
+                Incoming::Recorded {
+                    account,
+                    run,
+                    worker,
+                    ..
+                },
+                body,
+                digest,
+            )) => {
                 let row = TimelineRow::of_worker(record, &worker, &body);
-                let event = Held { stored_at: record.stored_at, account, run, worker, body, digest, row };
+                let event = Held {
+                    stored_at: record.stored_at,
+                    account,
+                    run,
+                    worker,
+                    body,
+                    digest,
+                    row,
+                };
                 self.worker(event, findings, &mut results);
             }
-            Ok((_, _, _)) => unreachable!("authentic events have the subject of a ledger or of a worker"),
+            Ok((_, _, _)) => {
+                unreachable!("authentic events have the subject of a ledger or of a worker")
+            }
             Err(finding) => {
                 findings.push(finding);
                 let account = blamed(record, &findings);
-                results.push(self.settle(Verdict::Rejected, &account, findings, TimelineRow::of_record(record)));
+                results.push(self.settle(
+                    Verdict::Rejected,
+                    &account,
+                    findings,
+                    TimelineRow::of_record(record),
+                ));
             }
         }
         results
     }
 
-    /// What is still open at the end of the stream, whose last position is `last`: events whose emitter never joined, and
-    /// messages that the stream counts and does not give.
+    /// What is still open at the end of the stream, whose last position is `last`: events whose
+    /// emitter never joined, and messages that the stream counts and does not give.
     pub fn conclude(&mut self, last: StreamSequence) -> Vec<Checked> {
         let mut results: Vec<Checked> = Vec::new();
         while let Some(held) = self.held.pop_front() {
             results.push(self.stranger(held));
         }
-        let missing = (last > self.last).then(|| Finding::Hole { from: self.last.next(), to: last });
+        let missing = (last > self.last).then(|| Finding::Hole {
+            from: self.last.next(),
+            to: last,
+        });
         for finding in missing.into_iter().chain(self.contradiction()) {
-            self.note(&Found { stream_sequence: last, ledger: true, finding });
+            self.note(&Found {
+                stream_sequence: last,
+                ledger: true,
+                finding,
+            });
         }
         results
     }
 
-    /// What the stream has said since this was asked last of who may speak, and how far those have come.
+    /// What the stream has said since this was asked last of who may speak, and how far those have
+    /// come.
     pub fn take_notices(&mut self) -> Vec<Notice> {
         let reached = std::mem::take(&mut self.reached).into_iter();
         let reached = reached.map(|(key, next)| Notice::Reached { key, next });
-        // First: whose key is known is let speak, and then it must be known how much of its chain was recorded.
+        // First: whose key is known is let speak, and then it must be known how much of its chain
+        // was recorded.
         reached.chain(std::mem::take(&mut self.notices)).collect()
     }
 
@@ -173,13 +212,15 @@ impl Auditor {
         self.tally.findings()
     }
 
-    /// The first finding that is evidence against the ledger or the stream: what the record says of the runs is not proven.
-    /// What is wrong with the accounts of single workers stands in [`Auditor::faulty_workers`].
+    /// The first finding that is evidence against the ledger or the stream: what the record says of
+    /// the runs is not proven. What is wrong with the accounts of single workers stands in
+    /// [`Auditor::faulty_workers`].
     pub fn evidence(&self) -> Option<&Found> {
         self.tally.first_evidence()
     }
 
-    /// Workers whose own events do not verify, in order of run and worker. The ledger does not rest on them.
+    /// Workers whose own events do not verify, in order of run and worker. The ledger does not rest
+    /// on them.
     pub fn faulty_workers(&self) -> &[FaultyWorker] {
         self.tally.faulty_workers()
     }
@@ -187,58 +228,100 @@ impl Auditor {
     /// What it all came to so far.
     pub fn summary(&self) -> Summary {
         let emitters = EmitterSummary::all(&self.chains, &self.enrolled);
-        Summary::new(self.last, self.held.len(), &self.tally, emitters, &self.state)
+        Summary::new(
+            self.last,
+            self.held.len(),
+            &self.tally,
+            emitters,
+            &self.state,
+        )
     }
 
     fn position(&mut self, at: StreamSequence) -> Vec<Finding> {
         let before = std::mem::replace(&mut self.last, at);
         if at <= before {
-            vec![Finding::Rewound { sequence: at, after: before }]
+            vec![Finding::Rewound {
+                sequence: at,
+                after: before,
+            }]
         } else if at > before.next() {
-            vec![Finding::Hole { from: before.next(), to: StreamSequence(at.0 - 1) }]
+            vec![Finding::Hole {
+                from: before.next(),
+                to: StreamSequence(at.0 - 1),
+            }]
         } else {
             Vec::new()
         }
     }
 
-    /// Checks what a record says of itself: who signed it may be in a chain under this subject, and the signature is right.
-    /// Gives the body and the digest by which the next event of its emitter names it.
+    /// Checks what a record says of itself: who signed it may be in a chain under this subject, and
+    /// the signature is right. Gives the body and the digest by which the next event of its emitter
+    /// names it.
     fn authentic(&self, record: &Record) -> Result<(Incoming, EventBody, Digest), Finding> {
         let malformed = |reason: String| Finding::Malformed { reason };
-        let incoming: Incoming = record.subject.parse().map_err(|error| malformed(format!("{error}")))?;
+        let incoming: Incoming = record
+            .subject
+            .parse()
+            .map_err(|error| malformed(format!("{error}")))?;
         let Payload::Whole(payload) = &record.payload else {
             return Err(malformed("longer than any event".to_owned()));
         };
         let signed = SignedEvent::decode(payload).map_err(|error| malformed(error.to_string()))?;
         let coordinator = self.coordinators.contains(&signed.key);
         if matches!(incoming, Incoming::Ledger { .. }) && !coordinator {
-            return Err(Finding::Foreign { reason: format!("{} is not trusted to write the ledger", signed.key) });
+            return Err(Finding::Foreign {
+                reason: format!("{} is not trusted to write the ledger", signed.key),
+            });
         }
-        if !is_signed_event(&self.domain, signed.key.as_str(), &*signed.signature, &signed.body) {
-            return Err(Finding::BadSignature { key: signed.key.as_str().chars().take(64).collect() });
+        if !is_signed_event(
+            &self.domain,
+            signed.key.as_str(),
+            &*signed.signature,
+            &signed.body,
+        ) {
+            return Err(Finding::BadSignature {
+                key: signed.key.as_str().chars().take(64).collect(),
+            });
         }
         let body = EventBody::decode(&signed.body).map_err(|error| match coordinator {
-            true => Finding::Undecodable { reason: error.to_string() },
+            true => Finding::Undecodable {
+                reason: error.to_string(),
+            },
             false => malformed(error.to_string()),
         })?;
         if body.emitter != signed.key {
-            return Err(malformed(format!("{} signed an event of {}", signed.key, body.emitter)));
+            return Err(malformed(format!(
+                "{} signed an event of {}",
+                signed.key, body.emitter
+            )));
         }
         let (run, kind) = match (&incoming, &body.event) {
             (Incoming::Ledger { run, emitter, kind }, Event::Ledger(_)) => {
                 if *emitter != body.emitter {
-                    return Err(malformed(format!("the subject names {emitter}, the body {}", body.emitter)));
+                    return Err(malformed(format!(
+                        "the subject names {emitter}, the body {}",
+                        body.emitter
+                    )));
                 }
                 (run.as_ref(), kind)
             }
             (Incoming::Recorded { run, kind, .. }, Event::Worker(_)) => (Some(run), kind),
-            _ => return Err(Finding::Foreign { reason: format!("{} under this subject", body.event.kind()) }),
+            _ => {
+                return Err(Finding::Foreign {
+                    reason: format!("{} under this subject", body.event.kind()),
+                });
+            }
         };
         if run != body.run.as_ref() {
-            return Err(malformed("the run in the subject is not the one in the body".to_owned()));
+            return Err(malformed(
+                "the run in the subject is not the one in the body".to_owned(),
+            ));
         }
         if kind != body.event.kind() {
-            return Err(malformed(format!("the subject says {kind}, the body {}", body.event.kind())));
+            return Err(malformed(format!(
+                "the subject says {kind}, the body {}",
+                body.event.kind()
+            )));
         }
         if coordinator && matches!(incoming, Incoming::Recorded { .. }) {
             return Err(Finding::Usurped);
@@ -246,12 +329,20 @@ impl Auditor {
         Ok((incoming, body, Digest::of(&signed.body)))
     }
 
-    fn ledger(&mut self, record: &Record, body: EventBody, digest: Digest, mut findings: Vec<Finding>) -> Checked {
+    fn ledger(
+        &mut self,
+        record: &Record,
+        body: EventBody,
+        digest: Digest,
+        mut findings: Vec<Finding>,
+    ) -> Checked {
         let row = TimelineRow::of_ledger(record, &body);
         if self.link(&body, digest, record.stored_at, &mut findings) {
             return self.settle(Verdict::Repeated, &Account::Ledger, findings, row);
         }
-        let Event::Ledger(event) = &body.event else { unreachable!("the subject of a ledger was checked") };
+        let Event::Ledger(event) = &body.event else {
+            unreachable!("the subject of a ledger was checked")
+        };
         match self.state.apply(body.time, body.run.as_ref(), event) {
             Ok(()) => {
                 self.notice(body.run.as_ref(), event);
@@ -259,7 +350,9 @@ impl Auditor {
                     findings.extend(self.contradiction());
                 }
             }
-            Err(error) => findings.push(Finding::OutOfPlace { reason: error.to_string() }),
+            Err(error) => findings.push(Finding::OutOfPlace {
+                reason: error.to_string(),
+            }),
         }
         self.settle(Verdict::Verified, &Account::Ledger, findings, row)
     }
@@ -267,15 +360,42 @@ impl Auditor {
     /// Notes who may speak from now on, and who may not.
     fn notice(&mut self, run: Option<&RunId>, event: &LedgerEvent) {
         match (event, run.cloned()) {
-            (LedgerEvent::WorkerJoined { worker, account, audit_key, .. }, Some(run)) => {
-                let member = self.enrolled.entry((run.clone(), worker.clone())).or_default();
+            (
+                LedgerEvent::WorkerJoined {
+                    worker,
+                    account,
+                    audit_key,
+                    ..
+                },
+                Some(run),
+            ) => {
+                let member = self
+                    .enrolled
+                    .entry((run.clone(), worker.clone()))
+                    .or_default();
                 if member.insert((account.clone(), audit_key.clone())) {
-                    let (account, worker, key) = (account.clone(), worker.clone(), audit_key.clone());
-                    self.notices.push(Notice::Enrolled(Enrolment { account, run, worker, key }));
+                    let (account, worker, key) =
+                        (account.clone(), worker.clone(), audit_key.clone());
+                    self.notices.push(Notice::Enrolled(Enrolment {
+                        account,
+                        run,
+                        worker,
+                        key,
+                    }));
                 }
             }
-            (LedgerEvent::WorkerLeft { worker, cause: Departure::Removed, .. }, Some(run)) => {
-                self.notices.push(Notice::Removed { run, worker: worker.clone() });
+            (
+                LedgerEvent::WorkerLeft {
+                    worker,
+                    cause: Departure::Removed,
+                    ..
+                },
+                Some(run),
+            ) => {
+                self.notices.push(Notice::Removed {
+                    run,
+                    worker: worker.clone(),
+                });
             }
             _ => {}
         }
@@ -288,7 +408,11 @@ impl Auditor {
         }
         let (verdict, row) = (Verdict::Unenrolled, event.row.clone());
         let findings = self.book(&event.account(), findings, row.stream_sequence);
-        results.push(Checked { verdict, findings, row: TimelineRow { verdict, ..row } });
+        results.push(Checked {
+            verdict,
+            findings,
+            row: TimelineRow { verdict, ..row },
+        });
         self.held.push_back(event);
         if self.held.len() > HELD_MAX {
             let oldest = self.held.pop_front().expect("it was just filled");
@@ -303,14 +427,20 @@ impl Auditor {
         if let Some(chain) = self.chains.get(emitter).filter(|_| !repeated) {
             self.reached.insert(emitter.clone(), chain.next());
         }
-        let verdict = if repeated { Verdict::Repeated } else { Verdict::Verified };
+        let verdict = if repeated {
+            Verdict::Repeated
+        } else {
+            Verdict::Verified
+        };
         self.settle(verdict, &event.account(), findings, event.row)
     }
 
     /// A worker's event whose key the ledger does not name.
     fn stranger(&mut self, event: Held) -> Checked {
         let account = event.account();
-        let finding = Finding::UnknownEmitter { key: event.body.emitter };
+        let finding = Finding::UnknownEmitter {
+            key: event.body.emitter,
+        };
         self.settle(Verdict::Rejected, &account, vec![finding], event.row)
     }
 
@@ -319,7 +449,9 @@ impl Auditor {
         if self.held.is_empty() {
             return;
         }
-        let (ready, waiting) = std::mem::take(&mut self.held).into_iter().partition(|event| self.is_enrolled(event));
+        let (ready, waiting) = std::mem::take(&mut self.held)
+            .into_iter()
+            .partition(|event| self.is_enrolled(event));
         self.held = waiting;
         for event in ready {
             results.push(self.member(event, Vec::new()));
@@ -327,12 +459,21 @@ impl Auditor {
     }
 
     fn is_enrolled(&self, event: &Held) -> bool {
-        let member = self.enrolled.get(&(event.run.clone(), event.worker.clone()));
-        member.is_some_and(|keys| keys.contains(&(event.account.clone(), event.body.emitter.clone())))
+        let member = self
+            .enrolled
+            .get(&(event.run.clone(), event.worker.clone()));
+        member
+            .is_some_and(|keys| keys.contains(&(event.account.clone(), event.body.emitter.clone())))
     }
 
     /// Links an event into its emitter's chain and looks at its time; whether it is a repetition.
-    fn link(&mut self, body: &EventBody, digest: Digest, stored_at: UnixMillis, findings: &mut Vec<Finding>) -> bool {
+    fn link(
+        &mut self,
+        body: &EventBody,
+        digest: Digest,
+        stored_at: UnixMillis,
+        findings: &mut Vec<Finding>,
+    ) -> bool {
         let chain = self.chains.entry(body.emitter.clone()).or_default();
         let before = chain.time;
         match chain.link(body, digest) {
@@ -341,20 +482,34 @@ impl Auditor {
             Link::Breaks(finding) => findings.push(finding),
         }
         let against = [(body.time, stored_at), (before, body.time)];
-        let clock = against.into_iter().find(|(late, early)| early.until(*late) > CLOCK_SKEW_MAX);
+        let clock = against
+            .into_iter()
+            .find(|(late, early)| early.until(*late) > CLOCK_SKEW_MAX);
         findings.extend(clock.map(|(late, early)| {
             let against = if late == body.time { early } else { late };
-            Finding::Clock { time: body.time, against }
+            Finding::Clock {
+                time: body.time,
+                against,
+            }
         }));
         false
     }
 
     fn contradiction(&self) -> Option<Finding> {
-        self.state.check().err().map(|reason| Finding::Contradiction { reason })
+        self.state
+            .check()
+            .err()
+            .map(|reason| Finding::Contradiction { reason })
     }
 
     /// Books a result. What is found overrules the verdict, evidence before all.
-    fn settle(&mut self, verdict: Verdict, account: &Account, findings: Vec<Finding>, row: TimelineRow) -> Checked {
+    fn settle(
+        &mut self,
+        verdict: Verdict,
+        account: &Account,
+        findings: Vec<Finding>,
+        row: TimelineRow,
+    ) -> Checked {
         let verdict = if findings.iter().any(Finding::is_evidence) {
             Verdict::Rejected
         } else if findings.iter().any(Finding::is_foreign) {
@@ -364,14 +519,35 @@ impl Auditor {
         };
         let findings = self.book(account, findings, row.stream_sequence);
         self.tally.count(&row, verdict);
-        let problem = findings.iter().map(|found| found.finding.to_string()).collect::<Vec<_>>().join("; ");
-        let row = TimelineRow { verdict, problem: (!problem.is_empty()).then_some(problem), ..row };
-        Checked { verdict, findings, row }
+        let problem = findings
+            .iter()
+            .map(|found| found.finding.to_string())
+            .collect::<Vec<_>>()
+            .join("; ");
+        let row = TimelineRow {
+            verdict,
+            problem: (!problem.is_empty()).then_some(problem),
+            ..row
+        };
+        Checked {
+            verdict,
+            findings,
+            row,
+        }
     }
 
-    fn book(&mut self, account: &Account, findings: Vec<Finding>, stream_sequence: StreamSequence) -> Vec<Found> {
+    fn book(
+        &mut self,
+        account: &Account,
+        findings: Vec<Finding>,
+        stream_sequence: StreamSequence,
+    ) -> Vec<Found> {
         let ledger = matches!(account, Account::Ledger);
-        let found = findings.into_iter().map(|finding| Found { stream_sequence, ledger, finding });
+        let found = findings.into_iter().map(|finding| Found {
+            stream_sequence,
+            ledger,
+            finding,
+        });
         found
             .inspect(|found| {
                 self.tally.find(found);
@@ -389,10 +565,13 @@ impl Held {
     }
 }
 
-/// Whose account a record is that is not even authentic. Under a worker's name only events that were checked are recorded;
-/// everything else in the stream is the ledger's. A worker cannot make the coordinator's signature.
+/// Whose account a record is that is not even authentic. Under a worker's name only events that
+/// were checked are recorded; everything else in the stream is the ledger's. A worker cannot make
+/// the coordinator's signature.
 fn blamed(record: &Record, findings: &[Finding]) -> Account {
-    let stolen = findings.iter().any(|finding| matches!(finding, Finding::Usurped | Finding::Undecodable { .. }));
+    let stolen = findings
+        .iter()
+        .any(|finding| matches!(finding, Finding::Usurped | Finding::Undecodable { .. }));
     match recorded_worker(&record.subject) {
         Some((_, run, worker)) if !stolen => Account::Worker(run, worker),
         _ => Account::Ledger,

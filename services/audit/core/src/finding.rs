@@ -51,7 +51,9 @@ pub enum Finding {
         to: Sequence,
     },
     /// The emitter's chain has another event at this position.
-    #[error("the emitter's event {sequence} exists with other content, or is too old to be repeated")]
+    #[error(
+        "the emitter's event {sequence} exists with other content, or is too old to be repeated"
+    )]
     Reused {
         /// The position.
         sequence: Sequence,
@@ -110,7 +112,8 @@ pub enum Finding {
         /// The last position that was kept.
         kept: StreamSequence,
     },
-    /// The emitter's time lies far after the broker's, or far before its own last event. A clock, not a forgery.
+    /// The emitter's time lies far after the broker's, or far before its own last event. A clock,
+    /// not a forgery.
     #[error("the emitter's time {time} is far from {against}")]
     Clock {
         /// The emitter's time.
@@ -121,18 +124,22 @@ pub enum Finding {
 }
 
 impl Finding {
-    /// Whether it is evidence that the record was tampered with, or that an emitter lied. A wrong clock is not, nor is a
-    /// foreign message.
+    /// Whether it is evidence that the record was tampered with, or that an emitter lied. A wrong
+    /// clock is not, nor is a foreign message.
     pub const fn is_evidence(&self) -> bool {
         !matches!(self, Self::Clock { .. }) && !self.is_foreign()
     }
 
-    /// Whether the message is in nobody's chain, since nobody signed it who could be in one there. It is passed over:
-    /// chains show by themselves when something is missing, and one message must not put a whole record in doubt.
+    /// Whether the message is in nobody's chain, since nobody signed it who could be in one there.
+    /// It is passed over: chains show by themselves when something is missing, and one message must
+    /// not put a whole record in doubt.
     pub const fn is_foreign(&self) -> bool {
         matches!(
             self,
-            Self::Malformed { .. } | Self::Foreign { .. } | Self::BadSignature { .. } | Self::UnknownEmitter { .. }
+            Self::Malformed { .. }
+                | Self::Foreign { .. }
+                | Self::BadSignature { .. }
+                | Self::UnknownEmitter { .. }
         )
     }
 
@@ -165,15 +172,17 @@ impl Finding {
 pub struct Found {
     /// The record.
     pub stream_sequence: StreamSequence,
-    /// Whether the ledger is concerned. It is not when the subject is one that the broker keeps for a worker.
+    /// Whether the ledger is concerned. It is not when the subject is one that the broker keeps for
+    /// a worker.
     pub ledger: bool,
     /// What is wrong.
     pub finding: Finding,
 }
 
 impl Found {
-    /// Whether it is evidence against the record on which a run's timeline rests: the ledger, and the stream itself, which no
-    /// worker can shorten or alter. Other evidence is against one worker's own account.
+    /// Whether it is evidence against the record on which a run's timeline rests: the ledger, and
+    /// the stream itself, which no worker can shorten or alter. Other evidence is against one
+    /// worker's own account.
     pub const fn is_evidence(&self) -> bool {
         self.finding.is_evidence() && self.is_of_the_record()
     }
@@ -183,13 +192,20 @@ impl Found {
         if self.finding.is_foreign() {
             return Code::ForeignMessage;
         }
-        if self.is_of_the_record() { Code::LedgerBroken } else { Code::AuditRejected }
+        if self.is_of_the_record() {
+            Code::LedgerBroken
+        } else {
+            Code::AuditRejected
+        }
     }
 
     const fn is_of_the_record(&self) -> bool {
         let stream = matches!(
             self.finding,
-            Finding::Hole { .. } | Finding::Rewound { .. } | Finding::Altered { .. } | Finding::Truncated { .. }
+            Finding::Hole { .. }
+                | Finding::Rewound { .. }
+                | Finding::Altered { .. }
+                | Finding::Truncated { .. }
         );
         self.ledger || stream
     }
@@ -197,6 +213,10 @@ impl Found {
 
 impl std::fmt::Display for Found {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "at stream sequence {}: {}", self.stream_sequence, self.finding)
+        write!(
+            f,
+            "at stream sequence {}: {}",
+            self.stream_sequence, self.finding
+        )
     }
 }

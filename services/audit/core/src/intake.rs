@@ -1,5 +1,6 @@
-//! Checks of workers' events before they are recorded, in the order of what they cost: length, rate, form, key, signature,
-//! and at last the chain, whose end somebody has to fetch. What is refused here never reaches a stream.
+//! Checks of workers' events before they are recorded, in the order of what they cost: length,
+//! rate, form, key, signature, and at last the chain, whose end somebody has to fetch. What is
+//! refused here never reaches a stream.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,28 +9,31 @@ use schemas::event::{Event, EventBody, SignedEvent};
 use schemas::limits::SIGNED_EVENT_BYTES_MAX;
 use schemas::subject::{Incoming, events_stream};
 use schemas::{
-    AccountId, Code, Digest, Message as _, PublicKey, Refusal, RunId, Sequence, UnixMillis, WorkerId, is_answer,
+    AccountId, Code, Digest, Message as _, PublicKey, Refusal, RunId, Sequence, UnixMillis,
+    WorkerId, is_answer,
 };
 
 use crate::signature::is_signed_event;
 
-/// Events a second of one worker, in the long run. A worker emits two for each unit, and units last seconds; the fastest
-/// runs of tests, whose units last a tenth of a second, stay below as well.
+/// Events a second of one worker, in the long run. A worker emits two for each unit, and units last
+/// seconds; the fastest runs of tests, whose units last a tenth of a second, stay below as well.
 pub const EVENTS_PER_SECOND: u64 = 25;
 /// Events of one worker at once: what it may have kept while the bus was away, which is 256.
 pub const EVENTS_BURST: u64 = 300;
-/// Bytes a second of one worker, in the long run. An event of a worker has some 300 bytes with its signature.
+/// Bytes a second of one worker, in the long run. An event of a worker has some 300 bytes with its
+/// signature.
 pub const BYTES_PER_SECOND: u64 = 32 << 10;
 /// Bytes of one worker at once: its burst of events, at 2 KiB each for those with long texts.
 pub const BYTES_BURST: u64 = 600 << 10;
-/// Bytes a second of one worker that are recorded, over days. A worker has some 600 bytes recorded for a unit, and a unit of a
-/// run that lasts so long takes minutes.
+/// Bytes a second of one worker that are recorded, over days. A worker has some 600 bytes recorded
+/// for a unit, and a unit of a run that lasts so long takes minutes.
 pub const RECORDED_PER_SECOND: u64 = 512;
-/// Bytes of one worker that are recorded at once: some 25,000 units of a fast run, and a small part of the 512 MiB that a
-/// tenant's stream holds. Filling that alone takes a worker eleven days then, not four hours.
+/// Bytes of one worker that are recorded at once: some 25,000 units of a fast run, and a small part
+/// of the 512 MiB that a tenant's stream holds. Filling that alone takes a worker eleven days then,
+/// not four hours.
 pub const RECORDED_BURST: u64 = 16 << 20;
-/// Most workers whose rates and chains are remembered; who is forgotten begins with a full burst, and the end of its chain
-/// is fetched again. As many as a run may have, twice.
+/// Most workers whose rates and chains are remembered; who is forgotten begins with a full burst,
+/// and the end of its chain is fetched again. As many as a run may have, twice.
 const REMEMBERED_MAX: usize = 8192;
 
 /// A worker's audit key, as the ledger names it.
@@ -137,15 +141,26 @@ struct Rate {
 
 impl Rate {
     const fn full(at: UnixMillis) -> Self {
-        let (events, bytes, recorded) = (1000 * EVENTS_BURST, 1000 * BYTES_BURST, 1000 * RECORDED_BURST);
-        Self { events, bytes, recorded, at }
+        let (events, bytes, recorded) = (
+            1000 * EVENTS_BURST,
+            1000 * BYTES_BURST,
+            1000 * RECORDED_BURST,
+        );
+        Self {
+            events,
+            bytes,
+            recorded,
+            at,
+        }
     }
 
     fn refill(&mut self, now: UnixMillis) {
         // A clock that goes back refills nothing.
         let passed = self.at.until(now).get();
-        let refilled =
-            |left: u64, each: u64, burst: u64| left.saturating_add(passed.saturating_mul(each)).min(1000 * burst);
+        let refilled = |left: u64, each: u64, burst: u64| {
+            left.saturating_add(passed.saturating_mul(each))
+                .min(1000 * burst)
+        };
         self.events = refilled(self.events, EVENTS_PER_SECOND, EVENTS_BURST);
         self.bytes = refilled(self.bytes, BYTES_PER_SECOND, BYTES_BURST);
         self.recorded = refilled(self.recorded, RECORDED_PER_SECOND, RECORDED_BURST);
@@ -172,7 +187,9 @@ impl Rate {
     }
 
     const fn is_full(&self) -> bool {
-        self.events == 1000 * EVENTS_BURST && self.bytes == 1000 * BYTES_BURST && self.recorded == 1000 * RECORDED_BURST
+        self.events == 1000 * EVENTS_BURST
+            && self.bytes == 1000 * BYTES_BURST
+            && self.recorded == 1000 * RECORDED_BURST
     }
 }
 
@@ -180,7 +197,13 @@ impl Intake {
     /// For the trust domain `domain` (its id as text); nobody is enrolled yet.
     pub fn new(domain: &str) -> Self {
         let (enrolled, rates, tails) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { domain: domain.to_owned(), enrolled, rates, tails, reached: BTreeMap::new() }
+        Self {
+            domain: domain.to_owned(),
+            enrolled,
+            rates,
+            tails,
+            reached: BTreeMap::new(),
+        }
     }
 
     /// Takes in what the copy says.
@@ -203,13 +226,29 @@ impl Intake {
 
     /// Takes a key that the ledger names.
     pub fn enrol(&mut self, enrolment: Enrolment) {
-        let Enrolment { account, run, worker, key } = enrolment;
-        self.enrolled.entry((account, run, worker)).or_default().insert(key);
+        let Enrolment {
+            account,
+            run,
+            worker,
+            key,
+        } = enrolment;
+        self.enrolled
+            .entry((account, run, worker))
+            .or_default()
+            .insert(key);
     }
 
     /// Checks a message under `subject`, which the broker made for the worker that it names.
     pub fn hear(&mut self, now: UnixMillis, subject: &str, payload: &[u8]) -> Heard {
-        let Ok(Incoming::WorkerEvent { account, run, worker, kind }) = subject.parse() else { return Heard::Nobody };
+        let Ok(Incoming::WorkerEvent {
+            account,
+            run,
+            worker,
+            kind,
+        }) = subject.parse()
+        else {
+            return Heard::Nobody;
+        };
         if is_answer(payload) {
             return Heard::Answer;
         }
@@ -218,7 +257,14 @@ impl Intake {
         }
         match self.authentic(&account, &run, &worker, &kind, payload) {
             Ok(_) if !self.rate(now, &worker).record(payload.len() as u64) => Heard::Over(worker),
-            Ok((body, digest)) => Heard::Candidate(Box::new(Candidate { account, run, worker, kind, body, digest })),
+            Ok((body, digest)) => Heard::Candidate(Box::new(Candidate {
+                account,
+                run,
+                worker,
+                kind,
+                body,
+                digest,
+            })),
             Err(refusal) => Heard::Refused(refusal),
         }
     }
@@ -228,11 +274,14 @@ impl Intake {
         self.tails.get(&candidate.speaker())
     }
 
-    /// A refusal, when the stream of the tenant ends before what the copy has shown of the speaker's chain: the stream was lost,
-    /// or put back from a backup. To record more would leave a gap, or a second chain behind the first.
+    /// A refusal, when the stream of the tenant ends before what the copy has shown of the
+    /// speaker's chain: the stream was lost, or put back from a backup. To record more would leave
+    /// a gap, or a second chain behind the first.
     pub fn lost(&self, candidate: &Candidate, tail: Option<&Tail>) -> Option<Refusal> {
         let emitter = &candidate.body.emitter;
-        let next = tail.filter(|tail| tail.emitter == *emitter).map_or(Sequence(0), |tail| tail.sequence.next());
+        let next = tail
+            .filter(|tail| tail.emitter == *emitter)
+            .map_or(Sequence(0), |tail| tail.sequence.next());
         let reached = self.reached.get(emitter).copied().unwrap_or(Sequence(0));
         (next < reached).then(|| {
             let (stream, worker) = (events_stream(&candidate.account), &candidate.worker);
@@ -266,7 +315,9 @@ impl Intake {
                 self.rates.pop_first();
             }
         }
-        self.rates.entry(worker.clone()).or_insert_with(|| Rate::full(now))
+        self.rates
+            .entry(worker.clone())
+            .or_insert_with(|| Rate::full(now))
     }
 
     fn authentic(
@@ -279,28 +330,52 @@ impl Intake {
     ) -> Result<(EventBody, Digest), Refusal> {
         let refused = |reason: String| Refusal::new(Code::EventRefused, reason);
         if payload.len() > SIGNED_EVENT_BYTES_MAX {
-            return Err(refused(format!("{} bytes, at most {SIGNED_EVENT_BYTES_MAX} are taken", payload.len())));
+            return Err(refused(format!(
+                "{} bytes, at most {SIGNED_EVENT_BYTES_MAX} are taken",
+                payload.len()
+            )));
         }
         let signed = SignedEvent::decode(payload).map_err(|error| refused(error.to_string()))?;
-        let known = self.enrolled.get(&(account.clone(), run.clone(), worker.clone()));
+        let known = self
+            .enrolled
+            .get(&(account.clone(), run.clone(), worker.clone()));
         if !known.is_some_and(|keys| keys.contains(&signed.key)) {
             if known.is_some_and(BTreeSet::is_empty) {
                 return Err(refused(format!("{worker} was removed from run {run}")));
             }
-            let text = format!("the ledger does not name {} as the audit key of {worker} in run {run}", signed.key);
-            // A worker that has just joined is named in a moment; a worker with another key than its first never is.
-            let code = if known.is_none() { Code::EventLater } else { Code::EventRefused };
+            let text = format!(
+                "the ledger does not name {} as the audit key of {worker} in run {run}",
+                signed.key
+            );
+            // A worker that has just joined is named in a moment; a worker with another key than
+            // its first never is.
+            let code = if known.is_none() {
+                Code::EventLater
+            } else {
+                Code::EventRefused
+            };
             return Err(Refusal::new(code, text));
         }
-        if !is_signed_event(&self.domain, signed.key.as_str(), &*signed.signature, &signed.body) {
-            return Err(refused(format!("its signature does not verify under {}", signed.key)));
+        if !is_signed_event(
+            &self.domain,
+            signed.key.as_str(),
+            &*signed.signature,
+            &signed.body,
+        ) {
+            return Err(refused(format!(
+                "its signature does not verify under {}",
+                signed.key
+            )));
         }
         let body = EventBody::decode(&signed.body).map_err(|error| refused(error.to_string()))?;
         if body.emitter != signed.key || body.run.as_ref() != Some(run) {
             return Err(refused("its body names another key or run".to_owned()));
         }
         if !matches!(body.event, Event::Worker(_)) || body.event.kind() != kind {
-            return Err(refused(format!("{} under the subject of {kind}", body.event.kind())));
+            return Err(refused(format!(
+                "{} under the subject of {kind}",
+                body.event.kind()
+            )));
         }
         let digest = Digest::of(&signed.body);
         Ok((body, digest))
@@ -327,16 +402,26 @@ impl Candidate {
         let found = match sequence.cmp(&expected) {
             Ordering::Less => sequence.to_string(),
             Ordering::Equal => "with another event before it".to_owned(),
-            Ordering::Greater => format!("{sequence}, and what comes between was lost, or was never handed in"),
+            Ordering::Greater => {
+                format!("{sequence}, and what comes between was lost, or was never handed in")
+            }
         };
-        let text = format!("event {expected} is the next in the recorded chain of {}, this is {found}", self.worker);
+        let text = format!(
+            "event {expected} is the next in the recorded chain of {}, this is {found}",
+            self.worker
+        );
         Linked::Refused(Refusal::new(Code::ChainForked, text))
     }
 
     /// The end of the chain when it is recorded at position `stream`.
     pub fn as_tail(&self, stream: u64) -> Tail {
         let (emitter, sequence) = (self.body.emitter.clone(), self.body.sequence);
-        Tail { stream, emitter, sequence, digest: self.digest }
+        Tail {
+            stream,
+            emitter,
+            sequence,
+            digest: self.digest,
+        }
     }
 }
 
@@ -345,7 +430,12 @@ impl Tail {
     pub fn read(stream: u64, payload: &[u8]) -> Option<Self> {
         let signed = SignedEvent::decode(payload).ok()?;
         let body = EventBody::decode(&signed.body).ok()?;
-        Some(Self { stream, emitter: body.emitter, sequence: body.sequence, digest: Digest::of(&signed.body) })
+        Some(Self {
+            stream,
+            emitter: body.emitter,
+            sequence: body.sequence,
+            digest: Digest::of(&signed.body),
+        })
     }
 }
 
@@ -360,7 +450,9 @@ mod tests {
 
     /// A key that differs from those of other numbers.
     fn key(kind: char, number: usize) -> String {
-        let letter = |place: u32| char::from(b'A' + u8::try_from((number >> (4 * place)) % 16).expect("below 16"));
+        let letter = |place: u32| {
+            char::from(b'A' + u8::try_from((number >> (4 * place)) % 16).expect("below 16"))
+        };
         let tail: String = (0..8).map(letter).collect();
         format!("{kind}{}{tail}", "A".repeat(47))
     }
@@ -377,10 +469,22 @@ mod tests {
             previous: None,
             time: NOW,
             run: None,
-            event: Event::Worker(WorkerEvent::Stopped { reason: String::new() }),
+            event: Event::Worker(WorkerEvent::Stopped {
+                reason: String::new(),
+            }),
         };
-        let (account, run) = (key('A', 1).parse().expect("a key"), "demo".parse().expect("a name"));
-        Candidate { account, run, worker: worker(number), kind: "stopped".to_owned(), digest: Digest::of(b""), body }
+        let (account, run) = (
+            key('A', 1).parse().expect("a key"),
+            "demo".parse().expect("a name"),
+        );
+        Candidate {
+            account,
+            run,
+            worker: worker(number),
+            kind: "stopped".to_owned(),
+            digest: Digest::of(b""),
+            body,
+        }
     }
 
     /// However many names a tenant makes up.
@@ -391,12 +495,24 @@ mod tests {
             assert!(intake.rate(NOW, &worker(number)).take(NOW, 1));
             intake.remember(&candidate(number), None);
         }
-        assert_eq!((intake.rates.len(), intake.tails.len()), (REMEMBERED_MAX, REMEMBERED_MAX));
-        // A second later all of them are as if they had never sent anything, but for one that goes on.
+        assert_eq!(
+            (intake.rates.len(), intake.tails.len()),
+            (REMEMBERED_MAX, REMEMBERED_MAX)
+        );
+        // A second later all of them are as if they had never sent anything, but for one that goes
+        // on.
         let (later, busy) = (UnixMillis(NOW.get() + 1000), worker(REMEMBERED_MAX + 9));
         assert!(intake.rate(later, &busy).take(later, 1));
-        assert_eq!(intake.rates.len(), REMEMBERED_MAX, "who is known needs no room");
-        assert!(intake.rate(later, &worker(REMEMBERED_MAX + 10)).take(later, 1));
+        assert_eq!(
+            intake.rates.len(),
+            REMEMBERED_MAX,
+            "who is known needs no room"
+        );
+        assert!(
+            intake
+                .rate(later, &worker(REMEMBERED_MAX + 10))
+                .take(later, 1)
+        );
         assert_eq!(intake.rates.keys().collect::<Vec<_>>().len(), 2);
         assert!(intake.rates.contains_key(&busy));
     }

@@ -1,8 +1,10 @@
-//! The auditor's decisions: whether an event is its emitter's, whether the emitter's chain holds, what the ledger came
-//! to. No I/O, no clock, no randomness: the same records give the same verdicts on every machine.
+//! The auditor's decisions: whether an event is its emitter's, whether the emitter's chain holds,
+//! what the ledger came to. No I/O, no clock, no randomness: the same records give the same
+//! verdicts on every machine.
 //!
-//! [`Auditor::observe`] takes the messages of stream `AUDIT` one by one, as [`Record`]s, and gives a [`Checked`] for each.
-//! What is wrong with a record is a [`Finding`]; one bad record never stops the others from being checked.
+//! [`Auditor::observe`] takes the messages of stream `AUDIT` one by one, as [`Record`]s, and gives
+//! a [`Checked`] for each. What is wrong with a record is a [`Finding`]; one bad record never stops
+//! the others from being checked.
 //!
 //! | file | holds |
 //! | --- | --- |
@@ -15,8 +17,9 @@
 //! | `timeline` | an event as a line for people |
 //! | `summary` | what a whole replay came to |
 //!
-//! Chains show what is missing between two events of one emitter. They cannot show that the newest events of an emitter
-//! were cut off; a tree over all events, with heads that others keep, is what will.
+//! Chains show what is missing between two events of one emitter. They cannot show that the newest
+//! events of an emitter were cut off; a tree over all events, with heads that others keep, is what
+//! will.
 
 mod chain;
 mod check;
@@ -30,8 +33,8 @@ mod timeline;
 pub use check::{Auditor, Checked, HELD_MAX, Verdict};
 pub use finding::{Finding, Found};
 pub use intake::{
-    BYTES_BURST, BYTES_PER_SECOND, Candidate, EVENTS_BURST, EVENTS_PER_SECOND, Enrolment, Heard, Intake, Linked,
-    Notice, RECORDED_BURST, RECORDED_PER_SECOND, Tail,
+    BYTES_BURST, BYTES_PER_SECOND, Candidate, EVENTS_BURST, EVENTS_PER_SECOND, Enrolment, Heard,
+    Intake, Linked, Notice, RECORDED_BURST, RECORDED_PER_SECOND, Tail,
 };
 pub use record::{Payload, Record, StreamSequence};
 pub use signature::is_signed_event;

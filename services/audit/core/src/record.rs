@@ -6,8 +6,11 @@ use schemas::limits::SIGNED_EVENT_BYTES_MAX;
 use schemas::{Digest, Hasher, UnixMillis};
 use serde::{Deserialize, Serialize};
 
-/// Position of a message in stream `AUDIT`, from 1. Other than [`schemas::Sequence`], which counts one emitter's events.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// Position of a message in stream `AUDIT`, from 1. Other than [`schemas::Sequence`], which counts
+/// one emitter's events.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct StreamSequence(pub u64);
 
@@ -56,7 +59,10 @@ impl Payload {
     /// Takes the bytes of a message, or their digest where they are more than an event has.
     pub fn of(bytes: &[u8]) -> Self {
         if bytes.len() > SIGNED_EVENT_BYTES_MAX {
-            Self::TooLong { bytes: bytes.len() as u64, digest: Digest::of(bytes) }
+            Self::TooLong {
+                bytes: bytes.len() as u64,
+                digest: Digest::of(bytes),
+            }
         } else {
             Self::Whole(bytes.to_vec())
         }
@@ -71,8 +77,8 @@ impl Payload {
 }
 
 impl Record {
-    /// The digest over everything that the record says, each part with its length, so that two records with the same
-    /// digest are the same record.
+    /// The digest over everything that the record says, each part with its length, so that two
+    /// records with the same digest are the same record.
     pub fn digest(&self) -> Digest {
         let mut hasher = Hasher::default();
         hasher.update(&self.stream_sequence.0.to_be_bytes());
@@ -111,7 +117,10 @@ mod tests {
         assert_eq!(Payload::of(&longest), Payload::Whole(longest.clone()));
         let longer = [longest, vec![7]].concat();
         let kept = Payload::of(&longer);
-        assert!(matches!(kept, Payload::TooLong { bytes, .. } if bytes == longer.len() as u64), "{kept:?}");
+        assert!(
+            matches!(kept, Payload::TooLong { bytes, .. } if bytes == longer.len() as u64),
+            "{kept:?}"
+        );
         let mut other = longer.clone();
         other[3] ^= 1;
         assert_ne!(record("a", &longer).digest(), record("a", &other).digest());

@@ -1,5 +1,6 @@
-//! Signatures of events, checked from the raw key in the text form of nkeys. Crate `identity` signs and checks the same
-//! bytes; it is not used here because it reads files and knows the bus. A test in `diloco-audit` holds the two together.
+//! Signatures of events, checked from the raw key in the text form of nkeys. Crate `identity` signs
+//! and checks the same bytes; it is not used here because it reads files and knows the bus. A test
+//! in `diloco-audit` holds the two together.
 
 use data_encoding::BASE32_NOPAD;
 use ed25519_dalek::{Signature, VerifyingKey};
@@ -11,13 +12,20 @@ const PURPOSE: &[u8] = b"diloco/audit-event/v1";
 const USER_PREFIX: u8 = 20 << 3;
 const KEY_BYTES: usize = 32;
 
-/// Whether `signature` is one of the audit key `public` (an nkey of kind `U`) over an event's `body` in `domain`. Strict:
-/// no small-order keys, no second form of a signature.
+/// Whether `signature` is one of the audit key `public` (an nkey of kind `U`) over an event's
+/// `body` in `domain`. Strict: no small-order keys, no second form of a signature.
 pub fn is_signed_event(domain: &str, public: &str, signature: &[u8], body: &[u8]) -> bool {
-    let Some(key) = user_key(public) else { return false };
-    let Ok(key) = VerifyingKey::from_bytes(&key) else { return false };
-    let Ok(signature) = Signature::from_slice(signature) else { return false };
-    key.verify_strict(&signed_bytes(domain, body), &signature).is_ok()
+    let Some(key) = user_key(public) else {
+        return false;
+    };
+    let Ok(key) = VerifyingKey::from_bytes(&key) else {
+        return false;
+    };
+    let Ok(signature) = Signature::from_slice(signature) else {
+        return false;
+    };
+    key.verify_strict(&signed_bytes(domain, body), &signature)
+        .is_ok()
 }
 
 /// `0xFF`, purpose, `0x00`, sha256 of the domain's id, body.
@@ -26,7 +34,8 @@ fn signed_bytes(domain: &str, body: &[u8]) -> Vec<u8> {
     [&[0xFF], PURPOSE, &[0x00], domain.as_bytes(), body].concat()
 }
 
-/// The raw key in the text form: base32 of a prefix byte, 32 bytes, and their CRC-16, low byte first.
+/// The raw key in the text form: base32 of a prefix byte, 32 bytes, and their CRC-16, low byte
+/// first.
 fn user_key(text: &str) -> Option<[u8; KEY_BYTES]> {
     let raw = BASE32_NOPAD.decode(text.as_bytes()).ok()?;
     let (content, checksum) = raw.split_at_checked(1 + KEY_BYTES)?;
@@ -37,7 +46,9 @@ fn user_key(text: &str) -> Option<[u8; KEY_BYTES]> {
 /// CRC-16/XMODEM: polynomial 0x1021, start 0, most significant bit first.
 fn crc16(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0, |crc, byte| {
-        (0..8).fold(crc ^ (u16::from(*byte) << 8), |crc, _| (crc << 1) ^ if crc & 0x8000 == 0 { 0 } else { 0x1021 })
+        (0..8).fold(crc ^ (u16::from(*byte) << 8), |crc, _| {
+            (crc << 1) ^ if crc & 0x8000 == 0 { 0 } else { 0x1021 }
+        })
     })
 }
 
@@ -64,7 +75,11 @@ mod tests {
         for at in 0..good.len() {
             let mut wrong = good.clone().into_bytes();
             wrong[at] = if wrong[at] == b'B' { b'C' } else { b'B' };
-            assert_eq!(user_key(&String::from_utf8(wrong).unwrap()), None, "letter {at}");
+            assert_eq!(
+                user_key(&String::from_utf8(wrong).unwrap()),
+                None,
+                "letter {at}"
+            );
         }
         for short in ["", "U", &good[..55]] {
             assert_eq!(user_key(short), None);

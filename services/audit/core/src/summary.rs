@@ -14,12 +14,14 @@ use crate::finding::Found;
 use crate::record::StreamSequence;
 use crate::timeline::{COORDINATOR, TimelineRow};
 
-/// Most workers whose faults are listed; the broker lets nobody speak without credentials, so there are as many as were
-/// issued. The findings of all are counted.
+/// Most workers whose faults are listed; the broker lets nobody speak without credentials, so there
+/// are as many as were issued. The findings of all are counted.
 const FAULTY_WORKERS_MAX: usize = 4096;
-/// Most foreign messages that are listed: one is enough to look for who put it there. All are counted.
+/// Most foreign messages that are listed: one is enough to look for who put it there. All are
+/// counted.
 const FOREIGN_LISTED_MAX: usize = 100;
-/// Most findings that are kept; a stream that is wrong throughout has as many as messages. All are counted.
+/// Most findings that are kept; a stream that is wrong throughout has as many as messages. All are
+/// counted.
 const FINDINGS_MAX: usize = 10_000;
 
 /// A replay at a glance.
@@ -41,8 +43,8 @@ pub struct Summary {
     pub foreign: u64,
     /// The first of them.
     pub foreign_messages: Vec<ForeignMessage>,
-    /// Whether there is evidence against the ledger or the stream; without it the runs below are proven, whatever single
-    /// workers did.
+    /// Whether there is evidence against the ledger or the stream; without it the runs below are
+    /// proven, whatever single workers did.
     pub evidence: bool,
     /// Findings by their names.
     pub findings: BTreeMap<String, u64>,
@@ -146,7 +148,10 @@ impl Tally {
         }
         if found.finding.is_foreign() && self.foreign.len() < FOREIGN_LISTED_MAX {
             let (stream_sequence, reason) = (found.stream_sequence, found.finding.to_string());
-            self.foreign.push(ForeignMessage { stream_sequence, reason });
+            self.foreign.push(ForeignMessage {
+                stream_sequence,
+                reason,
+            });
         }
         if self.findings.len() < FINDINGS_MAX {
             self.findings.push(found.clone());
@@ -158,12 +163,22 @@ impl Tally {
         if found.is_evidence() || !found.finding.is_evidence() {
             return;
         }
-        let place = self.faulty_workers.binary_search_by(|faulty| (&faulty.run, &faulty.worker).cmp(&(run, worker)));
+        let place = self
+            .faulty_workers
+            .binary_search_by(|faulty| (&faulty.run, &faulty.worker).cmp(&(run, worker)));
         match place {
             Ok(at) => self.faulty_workers[at].faults += 1,
             Err(at) if self.faulty_workers.len() < FAULTY_WORKERS_MAX => {
                 let (run, worker) = (run.clone(), worker.clone());
-                self.faulty_workers.insert(at, FaultyWorker { run, worker, faults: 1, first: found.to_string() });
+                self.faulty_workers.insert(
+                    at,
+                    FaultyWorker {
+                        run,
+                        worker,
+                        faults: 1,
+                        first: found.to_string(),
+                    },
+                );
             }
             Err(_) => {}
         }
@@ -205,12 +220,19 @@ impl Summary {
             foreign: tally.of(Verdict::Foreign),
             foreign_messages: tally.foreign.clone(),
             evidence: tally.first_evidence.is_some(),
-            findings: tally.names.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
+            findings: tally
+                .names
+                .iter()
+                .map(|(name, count)| ((*name).to_owned(), *count))
+                .collect(),
             first_evidence: tally.first_evidence.as_ref().map(ToString::to_string),
             kinds: tally.kinds.clone(),
             faulty_workers: tally.faulty_workers.clone(),
             emitters,
-            runs: state.runs().map(|(name, run)| RunSummary::new(name, run)).collect(),
+            runs: state
+                .runs()
+                .map(|(name, run)| RunSummary::new(name, run))
+                .collect(),
         }
     }
 }
@@ -222,7 +244,9 @@ impl EmitterSummary {
     ) -> Vec<Self> {
         let worker = |key: &PublicKey| {
             let mut members = enrolled.iter();
-            members.find(|(_, keys)| keys.iter().any(|(_, own)| own == key)).map(|((_, worker), _)| worker.short())
+            members
+                .find(|(_, keys)| keys.iter().any(|(_, own)| own == key))
+                .map(|((_, worker), _)| worker.short())
         };
         let one = |(key, chain): (&PublicKey, &Chain)| Self {
             key: key.clone(),
@@ -238,7 +262,10 @@ impl RunSummary {
     fn new(name: &RunId, run: &Run) -> Self {
         let view = run.view(name);
         let in_flight = run.tokens_in_flight();
-        let settled = view.tokens.iter().fold(Tokens(0), |sum, (_, tokens)| sum + *tokens);
+        let settled = view
+            .tokens
+            .iter()
+            .fold(Tokens(0), |sum, (_, tokens)| sum + *tokens);
         Self {
             run: name.clone(),
             phase: view.phase,

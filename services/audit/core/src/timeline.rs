@@ -87,62 +87,149 @@ impl TimelineRow {
 fn of_ledger(event: &LedgerEvent) -> (String, String) {
     let none = String::new;
     match event {
-        LedgerEvent::CoordinatorStarted { release, posture, .. } => {
-            let open = posture.open.iter().map(|open| open.layer.name()).collect::<Vec<_>>().join(", ");
-            let open = if open.is_empty() { open } else { format!(", open layers: {open}") };
+        LedgerEvent::CoordinatorStarted {
+            release, posture, ..
+        } => {
+            let open = posture
+                .open
+                .iter()
+                .map(|open| open.layer.name())
+                .collect::<Vec<_>>()
+                .join(", ");
+            let open = if open.is_empty() {
+                open
+            } else {
+                format!(", open layers: {open}")
+            };
             (none(), format!("release {release}{open}"))
         }
         LedgerEvent::CoordinatorStopped { reason } => (none(), reason.clone()),
         LedgerEvent::RunCreated { spec, operator } => {
             let schedule = &spec.schedule;
-            let plan =
-                format!("{} rounds of {} units, by {}", schedule.rounds, schedule.units, short(operator.as_str()));
+            let plan = format!(
+                "{} rounds of {} units, by {}",
+                schedule.rounds,
+                schedule.units,
+                short(operator.as_str())
+            );
             (none(), plan)
         }
         LedgerEvent::RunCompleted => (none(), none()),
-        LedgerEvent::WorkerJoined { worker, device, release, .. } => {
-            (worker.short().to_owned(), format!("{device}, release {release}"))
-        }
-        LedgerEvent::WorkerLeft { worker, cause, detail } => {
-            (worker.short().to_owned(), format!("{cause:?}: {detail}"))
-        }
+        LedgerEvent::WorkerJoined {
+            worker,
+            device,
+            release,
+            ..
+        } => (
+            worker.short().to_owned(),
+            format!("{device}, release {release}"),
+        ),
+        LedgerEvent::WorkerLeft {
+            worker,
+            cause,
+            detail,
+        } => (worker.short().to_owned(), format!("{cause:?}: {detail}")),
         LedgerEvent::RoundOpened { round } => (format!("round {round}"), none()),
-        LedgerEvent::LeaseGranted { lease, worker } => (lease.to_string(), format!("to {}", worker.short())),
-        LedgerEvent::LeaseEnded { lease, worker, cause, tokens } => {
-            (lease.to_string(), format!("{cause:?}, of {}, {tokens} tokens abandoned", worker.short()))
+        LedgerEvent::LeaseGranted { lease, worker } => {
+            (lease.to_string(), format!("to {}", worker.short()))
         }
-        LedgerEvent::ContributionAccepted { lease, worker, contribution, norm, .. } => {
+        LedgerEvent::LeaseEnded {
+            lease,
+            worker,
+            cause,
+            tokens,
+        } => (
+            lease.to_string(),
+            format!(
+                "{cause:?}, of {}, {tokens} tokens abandoned",
+                worker.short()
+            ),
+        ),
+        LedgerEvent::ContributionAccepted {
+            lease,
+            worker,
+            contribution,
+            norm,
+            ..
+        } => {
             let (tokens, loss) = (contribution.tokens, contribution.loss);
-            (lease.to_string(), format!("of {}, {tokens} tokens, loss {loss:.4}, norm {norm:.3}", worker.short()))
+            (
+                lease.to_string(),
+                format!(
+                    "of {}, {tokens} tokens, loss {loss:.4}, norm {norm:.3}",
+                    worker.short()
+                ),
+            )
         }
-        LedgerEvent::ContributionRejected { lease, worker, code, detail, tokens } => {
-            (lease.to_string(), format!("{code} of {}, {tokens} tokens: {detail}", worker.short()))
-        }
-        LedgerEvent::EvaluationAccepted { lease, worker, evaluation, .. } => {
+        LedgerEvent::ContributionRejected {
+            lease,
+            worker,
+            code,
+            detail,
+            tokens,
+        } => (
+            lease.to_string(),
+            format!("{code} of {}, {tokens} tokens: {detail}", worker.short()),
+        ),
+        LedgerEvent::EvaluationAccepted {
+            lease,
+            worker,
+            evaluation,
+            ..
+        } => {
             let loss = evaluation.loss_sum / evaluation.tokens.get().max(1) as f64;
-            (lease.to_string(), format!("of {}, held-out loss {loss:.4}", worker.short()))
+            (
+                lease.to_string(),
+                format!("of {}, held-out loss {loss:.4}", worker.short()),
+            )
         }
-        LedgerEvent::RoundClosed { round, broadcast, norm, tokens } => {
+        LedgerEvent::RoundClosed {
+            round,
+            broadcast,
+            norm,
+            tokens,
+        } => {
             let weights = short(&broadcast.digest().hex()).to_owned();
-            (format!("round {round}"), format!("{tokens} tokens, norm {norm:.3}, weights {weights}"))
+            (
+                format!("round {round}"),
+                format!("{tokens} tokens, norm {norm:.3}, weights {weights}"),
+            )
         }
-        LedgerEvent::SnapshotSaved { round, manifest } => (format!("round {round}"), manifest.digest.to_string()),
-        LedgerEvent::ControlReceived { operator, verb } => (none(), format!("{verb} by {}", short(operator.as_str()))),
-        LedgerEvent::RequestDenied { worker, verb, code, suppressed, .. } => {
-            (worker.short().to_owned(), format!("{code} to {verb}, {suppressed} more not recorded"))
+        LedgerEvent::SnapshotSaved { round, manifest } => {
+            (format!("round {round}"), manifest.digest.to_string())
         }
+        LedgerEvent::ControlReceived { operator, verb } => {
+            (none(), format!("{verb} by {}", short(operator.as_str())))
+        }
+        LedgerEvent::RequestDenied {
+            worker,
+            verb,
+            code,
+            suppressed,
+            ..
+        } => (
+            worker.short().to_owned(),
+            format!("{code} to {verb}, {suppressed} more not recorded"),
+        ),
     }
 }
 
 /// About what a worker's event is, and more.
 fn of_worker(event: &WorkerEvent) -> (String, String) {
     match event {
-        WorkerEvent::Joined { release, device } => (String::new(), format!("{device}, release {release}")),
-        WorkerEvent::Started { lease } => (lease.to_string(), String::new()),
-        WorkerEvent::Submitted { lease, statement } => {
-            (lease.to_string(), format!("statement {}", short(&statement.hex())))
+        WorkerEvent::Joined { release, device } => {
+            (String::new(), format!("{device}, release {release}"))
         }
-        WorkerEvent::Dropped { lease, code, detail } => (lease.to_string(), format!("{code}: {detail}")),
+        WorkerEvent::Started { lease } => (lease.to_string(), String::new()),
+        WorkerEvent::Submitted { lease, statement } => (
+            lease.to_string(),
+            format!("statement {}", short(&statement.hex())),
+        ),
+        WorkerEvent::Dropped {
+            lease,
+            code,
+            detail,
+        } => (lease.to_string(), format!("{code}: {detail}")),
         WorkerEvent::Refused { code, detail } => (String::new(), format!("{code}: {detail}")),
         WorkerEvent::Stopped { reason } => (String::new(), reason.clone()),
     }
@@ -155,7 +242,10 @@ fn short(text: &str) -> &str {
 
 /// Text of others, fit for a terminal: cut, and without control characters.
 fn plain(text: &str) -> String {
-    text.chars().take(DETAIL_CHARACTERS_MAX).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    text.chars()
+        .take(DETAIL_CHARACTERS_MAX)
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! A real broker with a domain of its own, which keeps its port and its files when it is started again.
+//! A real broker with a domain of its own, which keeps its port and its files when it is started
+//! again.
 
 use std::path::PathBuf;
 
@@ -41,15 +42,28 @@ impl Broker {
     pub(crate) async fn start() -> Self {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let now = clock::now();
-        let domain = Domain::init(&scratch.path().join(".diloco"), &InitOptions::default(), now).expect("a fresh name");
-        domain.write_server_config(&scratch.path().join("generated"), now).expect("a fresh name");
+        let domain = Domain::init(
+            &scratch.path().join(".diloco"),
+            &InitOptions::default(),
+            now,
+        )
+        .expect("a fresh name");
+        domain
+            .write_server_config(&scratch.path().join("generated"), now)
+            .expect("a fresh name");
         for role in Role::ALL.into_iter().filter(|role| !role.is_tenant()) {
-            domain.issue(role, role.name(), None, LIFETIME_DEFAULT, now).expect("a fresh name");
+            domain
+                .issue(role, role.name(), None, LIFETIME_DEFAULT, now)
+                .expect("a fresh name");
         }
         let config = "include \"generated/auth.conf\"\ninclude \"generated/tls.conf\"\n\
                       jetstream { store_dir: \"js\", sync_interval: always }\n";
         let server = NatsServer::start(scratch, config).await;
-        Self { url: format!("tls://{}", server.address()), server, domain }
+        Self {
+            url: format!("tls://{}", server.address()),
+            server,
+            domain,
+        }
     }
 
     /// Kills it, and starts it again where it was.
@@ -64,29 +78,57 @@ impl Broker {
 
     pub(crate) async fn bus(&self, name: &str) -> Bus {
         let layout = self.domain.layout();
-        let config = BusConfig { url: self.url.clone(), credentials: layout.credentials(name), ca: layout.ca() };
-        Bus::connect(name, &config, clock::now()).await.expect("its own domain")
+        let config = BusConfig {
+            url: self.url.clone(),
+            credentials: layout.credentials(name),
+            ca: layout.ca(),
+        };
+        Bus::connect(name, &config, clock::now())
+            .await
+            .expect("its own domain")
     }
 
-    /// Creates the streams of events, with less protection than in production so that tests can tamper with them. Gives the
-    /// account of the readers' one.
+    /// Creates the streams of events, with less protection than in production so that tests can
+    /// tamper with them. Gives the account of the readers' one.
     pub(crate) async fn create_streams(&self) -> jetstream::Context {
         let mut sources = Vec::new();
         for copied in Copied::all(&self.domain.trust().tenants) {
-            let lane = if copied.home == Account::Ledger { Lane::Ledger } else { Lane::Record };
+            let lane = if copied.home == Account::Ledger {
+                Lane::Ledger
+            } else {
+                Lane::Record
+            };
             let config = stream::Config {
                 name: copied.stream.clone(),
                 subjects: vec![format!("{}.>", lane.prefix())],
                 ..stream::Config::default()
             };
-            self.provision(copied.home).await.create_stream(config).await.expect("the provisioner may");
-            let external = stream::External { api_prefix: copied.api(), delivery_prefix: Some(copied.delivery()) };
-            sources.push(stream::Source { name: copied.stream, external: Some(external), ..stream::Source::default() });
+            self.provision(copied.home)
+                .await
+                .create_stream(config)
+                .await
+                .expect("the provisioner may");
+            let external = stream::External {
+                api_prefix: copied.api(),
+                delivery_prefix: Some(copied.delivery()),
+            };
+            sources.push(stream::Source {
+                name: copied.stream,
+                external: Some(external),
+                ..stream::Source::default()
+            });
         }
         let context = self.provision(Account::Audit).await;
         let sources = Some(sources);
-        let config = stream::Config { name: AUDIT_STREAM.to_owned(), sources, ..stream::Config::default() };
-        context.create_stream(config).await.expect("the provisioner may");
+        let config = stream::Config {
+            name: AUDIT_STREAM.to_owned(),
+            sources,
+            ..stream::Config::default()
+        };
+        context
+            .create_stream(config)
+            .await
+            .expect("the provisioner may");
         context
     }
 
@@ -100,10 +142,20 @@ impl Broker {
     }
 
     pub(crate) async fn cast(&self) -> Cast {
-        let issued =
-            self.domain.issue(Role::Worker, "w1", Some(&run()), LIFETIME_DEFAULT, clock::now()).expect("a fresh name");
-        let worker_key = AuditKey::read(&issued.audit_key.expect("workers sign events")).expect("just issued");
-        let ledger_key = AuditKey::read(&self.domain.layout().coordinator_audit_key()).expect("a fresh name");
+        let issued = self
+            .domain
+            .issue(
+                Role::Worker,
+                "w1",
+                Some(&run()),
+                LIFETIME_DEFAULT,
+                clock::now(),
+            )
+            .expect("a fresh name");
+        let worker_key =
+            AuditKey::read(&issued.audit_key.expect("workers sign events")).expect("just issued");
+        let ledger_key =
+            AuditKey::read(&self.domain.layout().coordinator_audit_key()).expect("a fresh name");
         let domain = self.domain.trust().domain.as_str();
         Cast {
             ledger_bus: self.bus(Role::LedgerWriter.name()).await,
@@ -121,12 +173,20 @@ impl Broker {
 impl Cast {
     /// Publishes an event and waits until readers have it.
     pub(crate) async fn publish(&mut self, said: &Said) {
-        let bus = if said.subject.starts_with(Lane::Ledger.prefix()) { &self.ledger_bus } else { &self.recorder_bus };
+        let bus = if said.subject.starts_with(Lane::Ledger.prefix()) {
+            &self.ledger_bus
+        } else {
+            &self.recorder_bus
+        };
         let payload = said.event.encode().into();
-        let answer = bus.request_raw(&said.subject, HeaderMap::new(), payload, PATIENCE).await;
-        let answer: serde_json::Value = serde_json::from_slice(&answer.expect("a PubAck")).expect("it is JSON");
+        let answer = bus
+            .request_raw(&said.subject, HeaderMap::new(), payload, PATIENCE)
+            .await;
+        let answer: serde_json::Value =
+            serde_json::from_slice(&answer.expect("a PubAck")).expect("it is JSON");
         assert!(answer["seq"].as_u64().is_some(), "{answer}");
-        // One after another: what comes next in the copy is this one. The broker may have been away, and comes back.
+        // One after another: what comes next in the copy is this one. The broker may have been
+        // away, and comes back.
         let copied = async {
             loop {
                 match self.copies.next(self.copied + 1).await {
@@ -135,7 +195,9 @@ impl Cast {
                 }
             }
         };
-        let copy = tokio::time::timeout(PATIENCE, copied).await.expect("it is copied");
+        let copy = tokio::time::timeout(PATIENCE, copied)
+            .await
+            .expect("it is copied");
         assert_eq!(copy.subject, said.subject);
         self.copied = copy.sequence;
     }

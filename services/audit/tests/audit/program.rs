@@ -21,7 +21,11 @@ impl Program {
         command.arg("--ready-file").arg(broker.path("audit.ready"));
         command.args(["--set", &format!("bus.url={}", broker.url)]);
         command.args(["--log", "diloco_audit=debug", "--log-format", "json"]);
-        let mut child = command.stderr(Stdio::piped()).kill_on_drop(true).spawn().expect("it was built");
+        let mut child = command
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("it was built");
         let log = BufReader::new(child.stderr.take().expect("it is piped")).lines();
         Self { child, log }
     }
@@ -72,8 +76,15 @@ async fn kept_across_kills_of_the_service_and_of_the_broker() {
     cast.remark().await;
     program.until(&["a batch is kept", "\"kept\":11"]).await;
     program.kill().await;
-    let desk = Desk::open(&broker.domain.layout().folder().join("audit"), broker.domain.trust()).expect("whole files");
-    assert_eq!((desk.keep().last(), desk.keep().len()), (StreamSequence(11), 11));
+    let desk = Desk::open(
+        &broker.domain.layout().folder().join("audit"),
+        broker.domain.trust(),
+    )
+    .expect("whole files");
+    assert_eq!(
+        (desk.keep().last(), desk.keep().len()),
+        (StreamSequence(11), 11)
+    );
     assert_eq!(desk.auditor().findings(), &[] as &[Found]);
     assert_eq!(desk.auditor().summary().verified, 11);
 }
@@ -87,8 +98,12 @@ async fn findings_are_logged_with_their_code_and_kept() {
     let _swallowed = cast.ledger.remark();
     cast.remark().await;
     let mut program = Program::start(&broker);
-    program.until(&["\"ERROR\"", "DL0702", "\"finding\":\"gap\""]).await;
+    program
+        .until(&["\"ERROR\"", "DL0702", "\"finding\":\"gap\""])
+        .await;
     program.kill().await;
     let mut program = Program::start(&broker);
-    program.until(&["what was kept has evidence of tampering"]).await;
+    program
+        .until(&["what was kept has evidence of tampering"])
+        .await;
 }

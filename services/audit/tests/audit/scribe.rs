@@ -4,11 +4,13 @@ use identity::AuditKey;
 use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent, WorkerEvent};
 use schemas::member::{Posture, Session};
 use schemas::run::{
-    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding, RunSpec, Schedule,
-    TrainerKind,
+    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding,
+    RunSpec, Schedule, TrainerKind,
 };
 use schemas::subject::{ledger_subject, record_subject};
-use schemas::{AccountId, Digest, Message as _, Millis, ObjectRef, RunId, Sequence, Steps, V, WorkerId};
+use schemas::{
+    AccountId, Digest, Message as _, Millis, ObjectRef, RunId, Sequence, Steps, V, WorkerId,
+};
 use serde_bytes::{ByteArray, ByteBuf};
 
 /// One emitter's chain, as it is written.
@@ -33,7 +35,12 @@ pub(crate) fn run() -> RunId {
 
 impl Scribe {
     pub(crate) fn new(domain: &str, key: AuditKey) -> Self {
-        Self { domain: domain.to_owned(), key, next: 0, head: None }
+        Self {
+            domain: domain.to_owned(),
+            key,
+            next: 0,
+            head: None,
+        }
     }
 
     pub(crate) fn ledger(&mut self, run: Option<RunId>, event: LedgerEvent) -> Said {
@@ -41,7 +48,12 @@ impl Scribe {
         self.say(subject, run, Event::Ledger(event))
     }
 
-    pub(crate) fn worker(&mut self, account: &AccountId, worker: &WorkerId, event: WorkerEvent) -> Said {
+    pub(crate) fn worker(
+        &mut self,
+        account: &AccountId,
+        worker: &WorkerId,
+        event: WorkerEvent,
+    ) -> Said {
         let subject = record_subject(account, &run(), worker, event.kind());
         self.say(subject, Some(run()), Event::Worker(event))
     }
@@ -49,11 +61,22 @@ impl Scribe {
     /// Something that the coordinator may say at any time.
     pub(crate) fn remark(&mut self) -> Said {
         let operator = self.key.public().clone();
-        self.ledger(None, LedgerEvent::ControlReceived { operator, verb: "view".to_owned() })
+        self.ledger(
+            None,
+            LedgerEvent::ControlReceived {
+                operator,
+                verb: "view".to_owned(),
+            },
+        )
     }
 
     /// The start of a ledger: a coordinator, a run, a worker that joins it.
-    pub(crate) fn beginning(&mut self, worker: &WorkerId, account: &AccountId, audit: &AuditKey) -> Vec<Said> {
+    pub(crate) fn beginning(
+        &mut self,
+        worker: &WorkerId,
+        account: &AccountId,
+        audit: &AuditKey,
+    ) -> Vec<Said> {
         let operator = self.key.public().clone();
         let (release, posture) = ("0.1.0".to_owned(), Posture::default());
         let joined = LedgerEvent::WorkerJoined {
@@ -67,8 +90,21 @@ impl Scribe {
             session: Session(1),
         };
         vec![
-            self.ledger(None, LedgerEvent::CoordinatorStarted { release, posture, session: Session(2) }),
-            self.ledger(Some(run()), LedgerEvent::RunCreated { spec: Box::new(spec()), operator }),
+            self.ledger(
+                None,
+                LedgerEvent::CoordinatorStarted {
+                    release,
+                    posture,
+                    session: Session(2),
+                },
+            ),
+            self.ledger(
+                Some(run()),
+                LedgerEvent::RunCreated {
+                    spec: Box::new(spec()),
+                    operator,
+                },
+            ),
             self.ledger(Some(run()), joined),
         ]
     }
@@ -87,14 +123,22 @@ impl Scribe {
         self.next += 1;
         self.head = Some(Digest::of(&body));
         let signature = ByteArray::new(self.key.sign_event(&self.domain, &body));
-        let event = SignedEvent { v: V, key: self.key.public().clone(), signature, body: ByteBuf::from(body) };
+        let event = SignedEvent {
+            v: V,
+            key: self.key.public().clone(),
+            signature,
+            body: ByteBuf::from(body),
+        };
         Said { subject, event }
     }
 }
 
 fn spec() -> RunSpec {
     let object = || ObjectRef::of(b"object");
-    let codec = Codec { kind: CodecKind::Bf16, rounding: Rounding::Nearest };
+    let codec = Codec {
+        kind: CodecKind::Bf16,
+        rounding: Rounding::Nearest,
+    };
     RunSpec {
         v: V,
         run: run(),
@@ -118,7 +162,11 @@ fn spec() -> RunSpec {
             evaluation_sequences: 1,
             snapshot_every: 1,
         },
-        inner: InnerOptimizer { final_ratio: 0.1, weight_decay: 0.0, ..InnerOptimizer::adamw(1e-3) },
+        inner: InnerOptimizer {
+            final_ratio: 0.1,
+            weight_decay: 0.0,
+            ..InnerOptimizer::adamw(1e-3)
+        },
         outer: OuterOptimizer::Average,
         upload: codec,
         download: codec,

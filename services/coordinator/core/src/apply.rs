@@ -8,11 +8,13 @@ use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
 use schemas::run::RunSpec;
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::{
-    Bytes, Digest, Epoch, ObjectRef, PublicKey, Refusal, Round, RunId, Sequence, UnitIndex, UnixMillis, WorkerId,
+    Bytes, Digest, Epoch, ObjectRef, PublicKey, Refusal, Round, RunId, Sequence, UnitIndex,
+    UnixMillis, WorkerId,
 };
 
 use crate::state::{
-    Accepted, Fates, Leader, Member, ROUNDS_REMEMBERED, RoundRecord, Run, SnapshotRecord, Standing, State, Unit,
+    Accepted, Fates, Leader, Member, ROUNDS_REMEMBERED, RoundRecord, Run, SnapshotRecord, Standing,
+    State, Unit,
 };
 
 /// Why a ledger does not give a state.
@@ -31,7 +33,8 @@ pub enum ReplayError {
     Foreign(Sequence),
 }
 
-/// Why an event cannot follow on the events before it. In a ledger that verifies this means a defect or another release.
+/// Why an event cannot follow on the events before it. In a ledger that verifies this means a
+/// defect or another release.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ApplyError {
     /// The event must concern a run and names none.
@@ -83,32 +86,54 @@ impl State {
     /// Folds the next event of the coordinator's chain in.
     ///
     /// # Errors
-    /// The event does not follow on those before it, or is not of this chain; the state is then as it was.
+    /// The event does not follow on those before it, or is not of this chain; the state is then as
+    /// it was.
     pub fn follow(&mut self, body: &EventBody) -> Result<(), ReplayError> {
-        let Event::Ledger(event) = &body.event else { return Err(ReplayError::Foreign(body.sequence)) };
+        let Event::Ledger(event) = &body.event else {
+            return Err(ReplayError::Foreign(body.sequence));
+        };
         let applied = self.apply(body.time, body.run.as_ref(), event);
-        applied.map_err(|source| ReplayError::Apply { sequence: body.sequence, source })
+        applied.map_err(|source| ReplayError::Apply {
+            sequence: body.sequence,
+            source,
+        })
     }
 
     /// Folds one event in.
     ///
     /// # Errors
     /// The event cannot follow on those before it; the state is then as it was.
-    pub fn apply(&mut self, time: UnixMillis, run: Option<&RunId>, event: &LedgerEvent) -> Result<(), ApplyError> {
+    pub fn apply(
+        &mut self,
+        time: UnixMillis,
+        run: Option<&RunId>,
+        event: &LedgerEvent,
+    ) -> Result<(), ApplyError> {
         match event {
-            LedgerEvent::CoordinatorStarted { release, posture, .. } => {
+            LedgerEvent::CoordinatorStarted {
+                release, posture, ..
+            } => {
                 self.leading = true;
-                self.leader = Some(Leader { release: release.clone(), posture: posture.clone(), since: time });
+                self.leader = Some(Leader {
+                    release: release.clone(),
+                    posture: posture.clone(),
+                    since: time,
+                });
             }
             LedgerEvent::CoordinatorStopped { .. } => self.leading = false,
             LedgerEvent::ControlReceived { .. } => {}
             LedgerEvent::RequestDenied { suppressed, .. } => {
                 self.denied = self.denied.saturating_add(1).saturating_add(*suppressed);
             }
-            LedgerEvent::RunCreated { spec, operator } => self.create_run(time, run, spec, operator)?,
+            LedgerEvent::RunCreated { spec, operator } => {
+                self.create_run(time, run, spec, operator)?
+            }
             _ => {
                 let name = run.ok_or(ApplyError::RunMissing(event.kind()))?;
-                let run = self.runs.get_mut(name).ok_or_else(|| ApplyError::RunUnknown(name.clone()))?;
+                let run = self
+                    .runs
+                    .get_mut(name)
+                    .ok_or_else(|| ApplyError::RunUnknown(name.clone()))?;
                 run.apply(time, name, event)?;
             }
         }
@@ -127,7 +152,10 @@ impl State {
         if self.runs.contains_key(name) {
             return Err(ApplyError::RunExists(name.clone()));
         }
-        spec.validate().map_err(|refusal| ApplyError::SpecInvalid { run: name.clone(), refusal })?;
+        spec.validate().map_err(|refusal| ApplyError::SpecInvalid {
+            run: name.clone(),
+            refusal,
+        })?;
         let run = Run {
             spec_digest: spec.to_object().1,
             operator: operator.clone(),
@@ -152,31 +180,59 @@ impl State {
 }
 
 impl Run {
-    fn apply(&mut self, time: UnixMillis, name: &RunId, event: &LedgerEvent) -> Result<(), ApplyError> {
+    fn apply(
+        &mut self,
+        time: UnixMillis,
+        name: &RunId,
+        event: &LedgerEvent,
+    ) -> Result<(), ApplyError> {
         match event {
             LedgerEvent::RunCompleted => self.complete(time),
             LedgerEvent::WorkerJoined { worker, .. } => self.join(time, worker, event),
             LedgerEvent::WorkerLeft { worker, cause, .. } => self.leave(time, name, worker, *cause),
             LedgerEvent::RoundOpened { round } => self.open(time, *round),
             LedgerEvent::LeaseGranted { lease, worker } => self.grant(time, name, lease, worker),
-            LedgerEvent::LeaseEnded { lease, worker, tokens, .. } => {
+            LedgerEvent::LeaseEnded {
+                lease,
+                worker,
+                tokens,
+                ..
+            } => {
                 self.release(event.kind(), lease, worker)?;
                 self.tokens.abandoned += *tokens;
                 Ok(())
             }
-            LedgerEvent::ContributionRejected { lease, worker, tokens, .. } => {
+            LedgerEvent::ContributionRejected {
+                lease,
+                worker,
+                tokens,
+                ..
+            } => {
                 self.release(event.kind(), lease, worker)?;
                 self.tokens.rejected += *tokens;
                 self.count(worker, |member| member.rejected += 1);
                 Ok(())
             }
-            LedgerEvent::ContributionAccepted { lease, worker, contribution, statement, .. } => {
-                self.accept(lease, worker, contribution, *statement)
-            }
-            LedgerEvent::EvaluationAccepted { lease, worker, evaluation, statement, .. } => {
-                self.accept_evaluation(lease, worker, evaluation, *statement)
-            }
-            LedgerEvent::RoundClosed { round, broadcast, norm, .. } => self.close(time, *round, broadcast, *norm),
+            LedgerEvent::ContributionAccepted {
+                lease,
+                worker,
+                contribution,
+                statement,
+                ..
+            } => self.accept(lease, worker, contribution, *statement),
+            LedgerEvent::EvaluationAccepted {
+                lease,
+                worker,
+                evaluation,
+                statement,
+                ..
+            } => self.accept_evaluation(lease, worker, evaluation, *statement),
+            LedgerEvent::RoundClosed {
+                round,
+                broadcast,
+                norm,
+                ..
+            } => self.close(time, *round, broadcast, *norm),
             LedgerEvent::SnapshotSaved { round, manifest } => self.saved(time, *round, *manifest),
             LedgerEvent::CoordinatorStarted { .. }
             | LedgerEvent::CoordinatorStopped { .. }
@@ -186,14 +242,31 @@ impl Run {
         }
     }
 
-    fn join(&mut self, time: UnixMillis, worker: &WorkerId, event: &LedgerEvent) -> Result<(), ApplyError> {
-        let LedgerEvent::WorkerJoined { account, audit_key, trainers, device, release, posture, session, .. } = event
+    fn join(
+        &mut self,
+        time: UnixMillis,
+        worker: &WorkerId,
+        event: &LedgerEvent,
+    ) -> Result<(), ApplyError> {
+        let LedgerEvent::WorkerJoined {
+            account,
+            audit_key,
+            trainers,
+            device,
+            release,
+            posture,
+            session,
+            ..
+        } = event
         else {
             return Ok(());
         };
         let before = self.members.get(worker);
         if before.is_some_and(|member| member.removed) {
-            return Err(out_of_place("worker-joined", format!("{worker} was removed before")));
+            return Err(out_of_place(
+                "worker-joined",
+                format!("{worker} was removed before"),
+            ));
         }
         let member = Member {
             account: account.clone(),
@@ -215,8 +288,17 @@ impl Run {
         Ok(())
     }
 
-    fn leave(&mut self, time: UnixMillis, name: &RunId, worker: &WorkerId, cause: Departure) -> Result<(), ApplyError> {
-        let unknown = || ApplyError::WorkerUnknown { run: name.clone(), worker: worker.clone() };
+    fn leave(
+        &mut self,
+        time: UnixMillis,
+        name: &RunId,
+        worker: &WorkerId,
+        cause: Departure,
+    ) -> Result<(), ApplyError> {
+        let unknown = || ApplyError::WorkerUnknown {
+            run: name.clone(),
+            worker: worker.clone(),
+        };
         let member = self.members.get_mut(worker).ok_or_else(unknown)?;
         member.present = false;
         member.removed |= cause == Departure::Removed;
@@ -228,13 +310,21 @@ impl Run {
     }
 
     fn open(&mut self, time: UnixMillis, round: Round) -> Result<(), ApplyError> {
-        let next = round.get() == self.rounds.len() as u64 && round.get() < self.spec.schedule.rounds;
+        let next =
+            round.get() == self.rounds.len() as u64 && round.get() < self.spec.schedule.rounds;
         if !next || self.open_round().is_some() {
             return Err(out_of_place("round-opened", format!("round {round}")));
         }
-        self.rounds.push(RoundRecord { opened_at: time, ..RoundRecord::default() });
+        self.rounds.push(RoundRecord {
+            opened_at: time,
+            ..RoundRecord::default()
+        });
         for index in 0..self.spec.schedule.units {
-            self.offer(UnitId { round, kind: UnitKind::Train, index: UnitIndex(index) });
+            self.offer(UnitId {
+                round,
+                kind: UnitKind::Train,
+                index: UnitIndex(index),
+            });
         }
         if self.spec.evaluates(round) {
             self.offer(evaluation_unit(round));
@@ -243,19 +333,45 @@ impl Run {
     }
 
     fn offer(&mut self, unit: UnitId) {
-        self.units.insert(unit, Unit { epoch: Epoch(0), standing: Standing::Open, failed_by: None });
+        self.units.insert(
+            unit,
+            Unit {
+                epoch: Epoch(0),
+                standing: Standing::Open,
+                failed_by: None,
+            },
+        );
     }
 
-    fn grant(&mut self, time: UnixMillis, name: &RunId, lease: &LeaseRef, worker: &WorkerId) -> Result<(), ApplyError> {
-        let unknown = || ApplyError::WorkerUnknown { run: name.clone(), worker: worker.clone() };
-        let member = self.members.get_mut(worker).filter(|member| member.present).ok_or_else(unknown)?;
+    fn grant(
+        &mut self,
+        time: UnixMillis,
+        name: &RunId,
+        lease: &LeaseRef,
+        worker: &WorkerId,
+    ) -> Result<(), ApplyError> {
+        let unknown = || ApplyError::WorkerUnknown {
+            run: name.clone(),
+            worker: worker.clone(),
+        };
+        let member = self
+            .members
+            .get_mut(worker)
+            .filter(|member| member.present)
+            .ok_or_else(unknown)?;
         let wrong = || out_of_place("lease-granted", format!("lease {lease} of {worker}"));
         let unit = self.units.get_mut(&lease.unit).ok_or_else(wrong)?;
-        if unit.standing != Standing::Open || lease.epoch != unit.epoch.next() || member.lease.is_some() {
+        if unit.standing != Standing::Open
+            || lease.epoch != unit.epoch.next()
+            || member.lease.is_some()
+        {
             return Err(wrong());
         }
         unit.epoch = lease.epoch;
-        unit.standing = Standing::Held { worker: worker.clone(), since: time };
+        unit.standing = Standing::Held {
+            worker: worker.clone(),
+            since: time,
+        };
         member.lease = Some(*lease);
         let tokens = self.unit_tokens(&lease.unit);
         self.tokens.issued += tokens;
@@ -263,7 +379,12 @@ impl Run {
     }
 
     /// Takes a held lease from its holder; its unit is open again.
-    fn release(&mut self, event: &'static str, lease: &LeaseRef, worker: &WorkerId) -> Result<(), ApplyError> {
+    fn release(
+        &mut self,
+        event: &'static str,
+        lease: &LeaseRef,
+        worker: &WorkerId,
+    ) -> Result<(), ApplyError> {
         let unit = self.held(event, lease, worker)?;
         unit.standing = Standing::Open;
         unit.failed_by = Some(worker.clone());
@@ -271,10 +392,19 @@ impl Run {
         Ok(())
     }
 
-    fn held(&mut self, event: &'static str, lease: &LeaseRef, worker: &WorkerId) -> Result<&mut Unit, ApplyError> {
+    fn held(
+        &mut self,
+        event: &'static str,
+        lease: &LeaseRef,
+        worker: &WorkerId,
+    ) -> Result<&mut Unit, ApplyError> {
         let holds = self.holder(&lease.unit) == Some((worker, lease.epoch));
         let unit = self.units.get_mut(&lease.unit).filter(|_| holds);
-        unit.ok_or_else(|| ApplyError::NotHeld { event, lease: *lease, worker: worker.clone() })
+        unit.ok_or_else(|| ApplyError::NotHeld {
+            event,
+            lease: *lease,
+            worker: worker.clone(),
+        })
     }
 
     fn count(&mut self, worker: &WorkerId, change: impl FnOnce(&mut Member)) {
@@ -291,7 +421,10 @@ impl Run {
         statement: Digest,
     ) -> Result<(), ApplyError> {
         if lease.unit.kind != UnitKind::Train {
-            return Err(out_of_place("contribution-accepted", format!("lease {lease}")));
+            return Err(out_of_place(
+                "contribution-accepted",
+                format!("lease {lease}"),
+            ));
         }
         let tokens = self.unit_tokens(&lease.unit);
         self.held("contribution-accepted", lease, worker)?.standing = Standing::Done;
@@ -302,7 +435,13 @@ impl Run {
             chunks: contribution.chunks.clone(),
         };
         self.inputs.insert(lease.unit.index, input);
-        self.accepted.insert(lease.unit, Accepted { epoch: lease.epoch, statement });
+        self.accepted.insert(
+            lease.unit,
+            Accepted {
+                epoch: lease.epoch,
+                statement,
+            },
+        );
         if let Some(round) = self.rounds.last_mut() {
             round.tokens += tokens;
             round.loss_sum += contribution.loss * tokens.get() as f64;
@@ -326,12 +465,22 @@ impl Run {
         statement: Digest,
     ) -> Result<(), ApplyError> {
         if lease.unit.kind != UnitKind::Evaluate {
-            return Err(out_of_place("evaluation-accepted", format!("lease {lease}")));
+            return Err(out_of_place(
+                "evaluation-accepted",
+                format!("lease {lease}"),
+            ));
         }
         self.held("evaluation-accepted", lease, worker)?;
         self.units.remove(&lease.unit);
-        self.accepted.insert(lease.unit, Accepted { epoch: lease.epoch, statement });
-        self.evaluations.insert(lease.unit.round, evaluation.clone());
+        self.accepted.insert(
+            lease.unit,
+            Accepted {
+                epoch: lease.epoch,
+                statement,
+            },
+        );
+        self.evaluations
+            .insert(lease.unit.round, evaluation.clone());
         self.count(worker, |member| {
             member.lease = None;
             member.accepted += 1;
@@ -340,8 +489,17 @@ impl Run {
         Ok(())
     }
 
-    fn close(&mut self, time: UnixMillis, round: Round, broadcast: &Weights, norm: f64) -> Result<(), ApplyError> {
-        if self.open_round() != Some(round) || !self.round_is_full() || broadcast.round != round.next() {
+    fn close(
+        &mut self,
+        time: UnixMillis,
+        round: Round,
+        broadcast: &Weights,
+        norm: f64,
+    ) -> Result<(), ApplyError> {
+        if self.open_round() != Some(round)
+            || !self.round_is_full()
+            || broadcast.round != round.next()
+        {
             return Err(out_of_place("round-closed", format!("round {round}")));
         }
         if let Some(record) = self.rounds.last_mut() {
@@ -349,9 +507,14 @@ impl Run {
             record.norm = Some(norm);
         }
         let inputs = std::mem::take(&mut self.inputs).into_values().collect();
-        self.merges.push(MergeRecord { round, inputs, broadcast: broadcast.digest() });
+        self.merges.push(MergeRecord {
+            round,
+            inputs,
+            broadcast: broadcast.digest(),
+        });
         self.units.retain(|unit, _| unit.kind != UnitKind::Train);
-        self.accepted.retain(|unit, _| unit.round.get() + ROUNDS_REMEMBERED > round.get());
+        self.accepted
+            .retain(|unit, _| unit.round.get() + ROUNDS_REMEMBERED > round.get());
         self.weights.insert(broadcast.round, broadcast.clone());
         let last = broadcast.round.get() == self.spec.schedule.rounds;
         if last && self.spec.evaluates(broadcast.round) {
@@ -368,12 +531,21 @@ impl Run {
         weights.retain(|round, _| *round == newest || units.contains_key(&evaluation_unit(*round)));
     }
 
-    fn saved(&mut self, time: UnixMillis, round: Round, manifest: ObjectRef) -> Result<(), ApplyError> {
+    fn saved(
+        &mut self,
+        time: UnixMillis,
+        round: Round,
+        manifest: ObjectRef,
+    ) -> Result<(), ApplyError> {
         let newer = self.last_snapshot().is_none_or(|last| last.round < round);
         if !newer || round > self.rounds_closed() {
             return Err(out_of_place("snapshot-saved", format!("snapshot {round}")));
         }
-        self.snapshots.push(SnapshotRecord { round, manifest, saved_at: time });
+        self.snapshots.push(SnapshotRecord {
+            round,
+            manifest,
+            saved_at: time,
+        });
         self.merges.retain(|merge| merge.round >= round);
         Ok(())
     }
@@ -389,7 +561,11 @@ impl Run {
 
 /// The unit that evaluates snapshot `round`.
 pub(crate) fn evaluation_unit(round: Round) -> UnitId {
-    UnitId { round, kind: UnitKind::Evaluate, index: UnitIndex(0) }
+    UnitId {
+        round,
+        kind: UnitKind::Evaluate,
+        index: UnitIndex(0),
+    }
 }
 
 fn out_of_place(event: &'static str, what: String) -> ApplyError {

@@ -36,7 +36,12 @@ pub(crate) struct Drain {
 }
 
 impl Coordinator {
-    pub(crate) fn run_new(&mut self, operator: PublicKey, spec: RunSpec, reply: ReplyId) -> Result<(), Refusal> {
+    pub(crate) fn run_new(
+        &mut self,
+        operator: PublicKey,
+        spec: RunSpec,
+        reply: ReplyId,
+    ) -> Result<(), Refusal> {
         if self.drain.is_some() {
             return Err(draining());
         }
@@ -44,23 +49,40 @@ impl Coordinator {
         let bytes = spec.encode().len();
         if bytes + EVENT_FRAME_BYTES > EVENT_BYTES_MAX {
             let most = EVENT_BYTES_MAX - EVENT_FRAME_BYTES;
-            let detail =
-                format!("the settings have {bytes} bytes, at most {most} fit into an event: use larger chunks");
+            let detail = format!(
+                "the settings have {bytes} bytes, at most {most} fit into an event: use larger chunks"
+            );
             return Err(Refusal::new(Code::SpecInvalid, detail));
         }
         if self.answer_existing(&spec, reply)? {
             return Ok(());
         }
         if self.checks.len() >= CHECKS_MAX {
-            return Err(Refusal::new(Code::NoAnswer, format!("{CHECKS_MAX} new runs are being checked; ask again")));
+            return Err(Refusal::new(
+                Code::NoAnswer,
+                format!("{CHECKS_MAX} new runs are being checked; ask again"),
+            ));
         }
-        if self.checks.values().filter(|check| check.operator == operator).count() >= CHECKS_EACH_MAX {
-            let detail = format!("{CHECKS_EACH_MAX} new runs of {operator} are being checked; ask again");
+        if self
+            .checks
+            .values()
+            .filter(|check| check.operator == operator)
+            .count()
+            >= CHECKS_EACH_MAX
+        {
+            let detail =
+                format!("{CHECKS_EACH_MAX} new runs of {operator} are being checked; ask again");
             return Err(Refusal::new(Code::AskedTooMuch, detail));
         }
         self.check_orders(&operator)?;
         let spec = Box::new(spec);
-        self.checks.insert(reply, Check { spec: spec.clone(), operator });
+        self.checks.insert(
+            reply,
+            Check {
+                spec: spec.clone(),
+                operator,
+            },
+        );
         self.out.push(Effect::CheckRun { reply, spec });
         Ok(())
     }
@@ -74,20 +96,36 @@ impl Coordinator {
                 Ok(true)
             }
             Some(_) => Err(Refusal::new(Code::RunExists, format!("run {}", spec.run))),
-            None if self.state.runs.len() >= RUNS_MAX => {
-                Err(Refusal::new(Code::SpecInvalid, format!("the coordinator has its most runs, {RUNS_MAX}")))
-            }
+            None if self.state.runs.len() >= RUNS_MAX => Err(Refusal::new(
+                Code::SpecInvalid,
+                format!("the coordinator has its most runs, {RUNS_MAX}"),
+            )),
             None => Ok(false),
         }
     }
 
     fn answer_run(&mut self, reply: ReplyId, spec_digest: Digest, created: bool) {
-        self.reply(reply, Ok(Answer::RunNew(RunNewReply { v: V, spec_digest, created })));
+        self.reply(
+            reply,
+            Ok(Answer::RunNew(RunNewReply {
+                v: V,
+                spec_digest,
+                created,
+            })),
+        );
     }
 
     pub(crate) fn run_checked(&mut self, reply: ReplyId, verdict: Result<(), Refusal>) {
-        let Some(check) = self.checks.remove(&reply) else { return };
-        let allowed = verdict.and_then(|()| if self.drain.is_some() { Err(draining()) } else { Ok(()) });
+        let Some(check) = self.checks.remove(&reply) else {
+            return;
+        };
+        let allowed = verdict.and_then(|()| {
+            if self.drain.is_some() {
+                Err(draining())
+            } else {
+                Ok(())
+            }
+        });
         // Another request may have created it while this one was being checked.
         match allowed.and_then(|()| self.answer_existing(&check.spec, reply)) {
             Ok(true) => {}
@@ -103,14 +141,21 @@ impl Coordinator {
         }
     }
 
-    /// Begins to drain, or to end sooner than was asked before. Nothing new is granted; holders may finish what they hold. An
-    /// order that changes nothing is answered like the first, and neither written nor passed on.
-    pub(crate) fn shut_down(&mut self, operator: PublicKey, request: &Shutdown, reply: ReplyId) -> Result<(), Refusal> {
+    /// Begins to drain, or to end sooner than was asked before. Nothing new is granted; holders may
+    /// finish what they hold. An order that changes nothing is answered like the first, and neither
+    /// written nor passed on.
+    pub(crate) fn shut_down(
+        &mut self,
+        operator: PublicKey,
+        request: &Shutdown,
+        reply: ReplyId,
+    ) -> Result<(), Refusal> {
         let until = self.now.after(request.drain.min(LEASE_MAX));
         let begins = self.drain.is_none();
         let changes = self.drain.as_ref().is_none_or(|drain| until < drain.until);
         if changes {
-            // The first is never refused: whatever an operator did before, it can end the coordinator.
+            // The first is never refused: whatever an operator did before, it can end the
+            // coordinator.
             if !begins {
                 self.check_orders(&operator)?;
             }
@@ -118,12 +163,33 @@ impl Coordinator {
             self.drain = Some(Drain { until, operator });
             self.timers.set(until, Timer::Drain);
         }
-        let leases = self.state.runs.values().map(|run| run.leases().count()).sum::<usize>();
-        let workers = self.live.keys().filter_map(|name| self.state.run(name)).map(|run| run.present()).sum();
-        self.reply(reply, Ok(Answer::Shutdown(ShutdownReply { v: V, leases: leases as u32, workers })));
+        let leases = self
+            .state
+            .runs
+            .values()
+            .map(|run| run.leases().count())
+            .sum::<usize>();
+        let workers = self
+            .live
+            .keys()
+            .filter_map(|name| self.state.run(name))
+            .map(|run| run.present())
+            .sum();
+        self.reply(
+            reply,
+            Ok(Answer::Shutdown(ShutdownReply {
+                v: V,
+                leases: leases as u32,
+                workers,
+            })),
+        );
         if begins {
             self.command_all(CommandVerb::Drain);
-            let claims: Vec<ReplyId> = self.live.values_mut().flat_map(|live| live.claims.drain()).collect();
+            let claims: Vec<ReplyId> = self
+                .live
+                .values_mut()
+                .flat_map(|live| live.claims.drain())
+                .collect();
             for claim in claims {
                 self.reply(claim, Err(draining()));
             }
@@ -134,19 +200,39 @@ impl Coordinator {
     /// Ends a drain when nobody holds a lease and nothing is in the making, or its time is over.
     pub(crate) fn end_drain(&mut self) {
         let Some(drain) = &self.drain else { return };
-        let executing = self.live.values().any(|live| live.executor.busy || live.executor.saving);
+        let executing = self
+            .live
+            .values()
+            .any(|live| live.executor.busy || live.executor.saving);
         let busy = executing || !self.commits.is_empty();
-        let held = self.state.runs.values().any(|run| run.leases().next().is_some());
+        let held = self
+            .state
+            .runs
+            .values()
+            .any(|run| run.leases().next().is_some());
         if (busy || held) && self.now < drain.until {
             return;
         }
         let reason = format!("shutdown by {}", drain.operator);
-        self.append(None, LedgerEvent::CoordinatorStopped { reason: reason.clone() });
+        self.append(
+            None,
+            LedgerEvent::CoordinatorStopped {
+                reason: reason.clone(),
+            },
+        );
         self.command_all(CommandVerb::Stop);
-        let checks = std::mem::take(&mut self.checks).into_keys().chain(std::mem::take(&mut self.commits).into_keys());
-        let reads: Vec<ReplyId> =
-            self.live.values().flat_map(|live| live.reads.values()).map(|read| read.reply).collect();
-        let results = std::mem::take(&mut self.screenings).into_values().flat_map(Screening::into_replies);
+        let checks = std::mem::take(&mut self.checks)
+            .into_keys()
+            .chain(std::mem::take(&mut self.commits).into_keys());
+        let reads: Vec<ReplyId> = self
+            .live
+            .values()
+            .flat_map(|live| live.reads.values())
+            .map(|read| read.reply)
+            .collect();
+        let results = std::mem::take(&mut self.screenings)
+            .into_values()
+            .flat_map(Screening::into_replies);
         for reply in checks.chain(reads).chain(results) {
             self.reply(reply, Err(draining()));
         }
@@ -156,14 +242,19 @@ impl Coordinator {
 
     /// Tells every member that is present in an open run, each under its own name.
     fn command_all(&mut self, verb: CommandVerb) {
-        for (name, run) in self.live.keys().filter_map(|name| Some((name, self.state.run(name)?))) {
+        for (name, run) in self
+            .live
+            .keys()
+            .filter_map(|name| Some((name, self.state.run(name)?)))
+        {
             let present = run.members.iter().filter(|(_, member)| member.present);
-            self.out.extend(present.map(|(worker, member)| Effect::Command {
-                account: member.account.clone(),
-                run: name.clone(),
-                worker: worker.clone(),
-                verb,
-            }));
+            self.out
+                .extend(present.map(|(worker, member)| Effect::Command {
+                    account: member.account.clone(),
+                    run: name.clone(),
+                    worker: worker.clone(),
+                    verb,
+                }));
         }
     }
 }

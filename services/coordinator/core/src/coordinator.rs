@@ -1,4 +1,5 @@
-//! The coordinator: its state, its volatile side, and the way of an input to the topic that decides it.
+//! The coordinator: its state, its volatile side, and the way of an input to the topic that decides
+//! it.
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
@@ -28,8 +29,9 @@ pub struct Settings {
     pub posture: Posture,
     /// How often workers shall send a heartbeat.
     pub heartbeat: Millis,
-    /// Which process this is, drawn at random by the shell. Two that hold the same keys and start in the same millisecond
-    /// would else begin with the same event, and the ledger would take each for the other.
+    /// Which process this is, drawn at random by the shell. Two that hold the same keys and start
+    /// in the same millisecond would else begin with the same event, and the ledger would take each
+    /// for the other.
     pub session: Session,
 }
 
@@ -40,7 +42,8 @@ pub struct Coordinator {
     pub(crate) state: State,
     /// One entry for each run that is not complete.
     pub(crate) live: BTreeMap<RunId, LiveRun>,
-    /// What workers say they moved since this coordinator started; it outlives their membership and the run.
+    /// What workers say they moved since this coordinator started; it outlives their membership and
+    /// the run.
     pub(crate) traffic: BTreeMap<RunId, Traffic>,
     pub(crate) timers: Timers,
     /// The latest time that was passed in; it never goes back.
@@ -60,7 +63,8 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// A coordinator that continues where the ledger has led to. Call [`Coordinator::start`] before the first input.
+    /// A coordinator that continues where the ledger has led to. Call [`Coordinator::start`] before
+    /// the first input.
     pub fn new(settings: Settings, state: State) -> Self {
         Self {
             settings,
@@ -81,7 +85,8 @@ impl Coordinator {
         }
     }
 
-    /// A coordinator that continues the ledger: `events` are the bodies of its chain from the first on.
+    /// A coordinator that continues the ledger: `events` are the bodies of its chain from the first
+    /// on.
     ///
     /// # Errors
     /// An event that does not follow on those before it, or is not of this chain.
@@ -96,14 +101,30 @@ impl Coordinator {
         Ok(Self::new(settings, state))
     }
 
-    /// Takes the lead: every open lease runs on for one lease time from now, every unit that waits is offered again, and
-    /// the weights of every run that is not complete are loaded.
+    /// Takes the lead: every open lease runs on for one lease time from now, every unit that waits
+    /// is offered again, and the weights of every run that is not complete are loaded.
     pub fn start(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
         self.now = self.now.max(now).max(self.state.time);
-        let Settings { release, posture, session, .. } = self.settings.clone();
-        self.append(None, LedgerEvent::CoordinatorStarted { release, posture, session });
-        let open: Vec<RunId> =
-            self.state.runs().filter(|(_, run)| !run.is_complete()).map(|(name, _)| name.clone()).collect();
+        let Settings {
+            release,
+            posture,
+            session,
+            ..
+        } = self.settings.clone();
+        self.append(
+            None,
+            LedgerEvent::CoordinatorStarted {
+                release,
+                posture,
+                session,
+            },
+        );
+        let open: Vec<RunId> = self
+            .state
+            .runs()
+            .filter(|(_, run)| !run.is_complete())
+            .map(|(name, _)| name.clone())
+            .collect();
         for run in &open {
             self.take_up(run);
         }
@@ -111,14 +132,15 @@ impl Coordinator {
         effects.append(&mut self.out);
     }
 
-    /// Decides about one input. `now` is the shell's clock; when it goes back the last time counts on.
+    /// Decides about one input. `now` is the shell's clock; when it goes back the last time counts
+    /// on.
     pub fn handle(&mut self, now: UnixMillis, input: Input, effects: &mut Vec<Effect>) {
         self.now = self.now.max(now);
         if self.stopped {
             self.decline(input);
         } else {
-            // Deadlines are looked at when the shell says so, after everything that came in before: a renewal that waited
-            // while the process was busy still counts.
+            // Deadlines are looked at when the shell says so, after everything that came in before:
+            // a renewal that waited while the process was busy still counts.
             self.dispatch(input);
             self.end_drain();
         }
@@ -127,7 +149,11 @@ impl Coordinator {
 
     /// When to call [`Coordinator::handle`] with [`Input::Tick`] at the latest.
     pub fn next_deadline(&self) -> Option<UnixMillis> {
-        if self.stopped { None } else { self.timers.next() }
+        if self.stopped {
+            None
+        } else {
+            self.timers.next()
+        }
     }
 
     /// The durable state.
@@ -137,18 +163,47 @@ impl Coordinator {
 
     fn dispatch(&mut self, input: Input) {
         match input {
-            Input::Request { peer, request, reply } => self.request(peer, request, reply),
-            Input::Control { operator, request, reply } => self.control(operator, request, reply),
+            Input::Request {
+                peer,
+                request,
+                reply,
+            } => self.request(peer, request, reply),
+            Input::Control {
+                operator,
+                request,
+                reply,
+            } => self.control(operator, request, reply),
             Input::Heartbeat { peer, heartbeat } => self.heartbeat(&peer, heartbeat),
-            Input::Denied { peer, verb, refusal } => self.record_denial(&peer, &verb, &refusal),
-            Input::Refused { peer, verb, refusal, reply } => self.refuse(&peer, verb.token(), refusal, reply),
-            Input::Offered { run, unit, delivery } => self.offered(&run, unit, delivery),
+            Input::Denied {
+                peer,
+                verb,
+                refusal,
+            } => self.record_denial(&peer, &verb, &refusal),
+            Input::Refused {
+                peer,
+                verb,
+                refusal,
+                reply,
+            } => self.refuse(&peer, verb.token(), refusal, reply),
+            Input::Offered {
+                run,
+                unit,
+                delivery,
+            } => self.offered(&run, unit, delivery),
             Input::RunChecked { reply, verdict } => self.run_checked(reply, verdict),
             Input::UploadsChecked { reply, verdict } => self.uploads_checked(reply, verdict),
             Input::Promoted { reply, outcome } => self.promoted(reply, outcome),
             Input::Screened { screening, verdict } => self.screened(screening, verdict),
-            Input::Merged { run, round, outcome } => self.merged(&run, round, outcome),
-            Input::Saved { run, round, outcome } => self.saved(&run, round, outcome),
+            Input::Merged {
+                run,
+                round,
+                outcome,
+            } => self.merged(&run, round, outcome),
+            Input::Saved {
+                run,
+                round,
+                outcome,
+            } => self.saved(&run, round, outcome),
             Input::DataLoaded { run, data } => self.data_loaded(&run, data),
             Input::Restored { run, outcome } => self.restored(&run, outcome),
             Input::Tick => self.fire_due(),
@@ -195,7 +250,10 @@ impl Coordinator {
 
     /// After the end: nothing changes any more, and whoever asks is told so.
     fn decline(&mut self, input: Input) {
-        if let Input::Request { reply, .. } | Input::Control { reply, .. } | Input::Refused { reply, .. } = input {
+        if let Input::Request { reply, .. }
+        | Input::Control { reply, .. }
+        | Input::Refused { reply, .. } = input
+        {
             self.reply(reply, Err(draining()));
         }
     }
@@ -215,12 +273,22 @@ impl Coordinator {
         }
     }
 
-    /// Writes an event: it is in the state at once, and in the ledger before any effect that follows.
+    /// Writes an event: it is in the state at once, and in the ledger before any effect that
+    /// follows.
     pub(crate) fn append(&mut self, run: Option<&RunId>, event: LedgerEvent) {
         let applied = self.state.apply(self.now, run, &event);
         applied.expect("the core appends only what follows from its state");
-        debug_assert_eq!(run.and_then(|run| self.state.run(run)).map_or(Ok(()), Run::check), Ok(()), "{event:?}");
-        self.out.push(Effect::Append { time: self.now, run: run.cloned(), event: Box::new(event) });
+        debug_assert_eq!(
+            run.and_then(|run| self.state.run(run))
+                .map_or(Ok(()), Run::check),
+            Ok(()),
+            "{event:?}"
+        );
+        self.out.push(Effect::Append {
+            time: self.now,
+            run: run.cloned(),
+            event: Box::new(event),
+        });
         if let Some(run) = run {
             self.mark_changed(run);
         }

@@ -1,6 +1,6 @@
-//! When to be called again. A timer only says "look now"; what is looked at holds its own due time, which may have moved
-//! on meanwhile. So nothing is ever cancelled: a renewal costs no timer, and a timer that finds nothing due is dropped or
-//! set to the present due time.
+//! When to be called again. A timer only says "look now"; what is looked at holds its own due time,
+//! which may have moved on meanwhile. So nothing is ever cancelled: a renewal costs no timer, and a
+//! timer that finds nothing due is dropped or set to the present due time.
 
 use std::collections::BTreeSet;
 
@@ -60,7 +60,10 @@ mod tests {
         timers.set(UnixMillis(20), Timer::Status(run.clone()));
         timers.set(UnixMillis(10), Timer::Weights(run.clone()));
         assert_eq!(timers.next(), Some(UnixMillis(10)));
-        assert_eq!(timers.take_due(UnixMillis(20)), Some(Timer::Weights(run.clone())));
+        assert_eq!(
+            timers.take_due(UnixMillis(20)),
+            Some(Timer::Weights(run.clone()))
+        );
         assert_eq!(timers.take_due(UnixMillis(20)), Some(Timer::Status(run)));
         assert_eq!(timers.take_due(UnixMillis(20)), None);
         assert_eq!(timers.next(), Some(UnixMillis(30)));

@@ -1,5 +1,5 @@
-//! Refusals in the ledger: of each sender a few at once and then one now and again, and the same of all together, so that nobody
-//! who is refused can fill it, or use up what others need to be seen.
+//! Refusals in the ledger: of each sender a few at once and then one now and again, and the same of
+//! all together, so that nobody who is refused can fill it, or use up what others need to be seen.
 
 use std::collections::BTreeMap;
 
@@ -10,14 +10,20 @@ use schemas::{AccountId, Code, Millis, Refusal, UnixMillis, WorkerId};
 use crate::coordinator::Coordinator;
 use crate::input::Peer;
 
-/// Refusals of one sender that are recorded at once after a quiet time, and how often one more is, with the number of those that
-/// were not: enough to see what it does.
-const OF_ONE: Rate = Rate { at_once: 16, every: Millis::from_secs(480) };
-/// The same of all senders together: sixty that are refused without end keep none of the others from the record. Some 350,000
-/// events a month at worst, below half a KiB each.
-const OF_ALL: Rate = Rate { at_once: 1024, every: Millis(7_500) };
-/// Senders that are counted by themselves; above that those who have nothing to forget make room, and who finds none is counted
-/// among all only.
+/// Refusals of one sender that are recorded at once after a quiet time, and how often one more is,
+/// with the number of those that were not: enough to see what it does.
+const OF_ONE: Rate = Rate {
+    at_once: 16,
+    every: Millis::from_secs(480),
+};
+/// The same of all senders together: sixty that are refused without end keep none of the others
+/// from the record. Some 350,000 events a month at worst, below half a KiB each.
+const OF_ALL: Rate = Rate {
+    at_once: 1024,
+    every: Millis(7_500),
+};
+/// Senders that are counted by themselves; above that those who have nothing to forget make room,
+/// and who finds none is counted among all only.
 const SENDERS_MAX: usize = 4096;
 /// Longest verb that is recorded; the longest of ours has 20.
 const VERB_BYTES_MAX: usize = 64;
@@ -38,7 +44,10 @@ struct Bucket {
 
 impl Bucket {
     fn full(rate: Rate) -> Self {
-        Self { tokens: rate.at_once, refilled_at: UnixMillis(0) }
+        Self {
+            tokens: rate.at_once,
+            refilled_at: UnixMillis(0),
+        }
     }
 
     /// Takes a token if there is one.
@@ -51,7 +60,11 @@ impl Bucket {
     fn refill(&mut self, rate: Rate, now: UnixMillis) {
         let earned = self.refilled_at.until(now).get() / rate.every.get();
         self.tokens = self.tokens.saturating_add(earned).min(rate.at_once);
-        self.refilled_at = UnixMillis(self.refilled_at.get().saturating_add(earned * rate.every.get()));
+        self.refilled_at = UnixMillis(
+            self.refilled_at
+                .get()
+                .saturating_add(earned * rate.every.get()),
+        );
     }
 }
 
@@ -65,12 +78,17 @@ pub(crate) struct Denials {
 
 impl Default for Denials {
     fn default() -> Self {
-        Self { all: Bucket::full(OF_ALL), senders: BTreeMap::new(), suppressed: 0 }
+        Self {
+            all: Bucket::full(OF_ALL),
+            senders: BTreeMap::new(),
+            suppressed: 0,
+        }
     }
 }
 
 impl Denials {
-    /// Whether to record one of this sender now, and then how many, of anybody, were not recorded since the last.
+    /// Whether to record one of this sender now, and then how many, of anybody, were not recorded
+    /// since the last.
     fn admit(&mut self, peer: &Peer, now: UnixMillis) -> Option<u64> {
         self.all.refill(OF_ALL, now);
         if self.all.tokens > 0 && self.of_sender(peer, now).is_none_or(Bucket::take) {
@@ -93,17 +111,26 @@ impl Denials {
                 return None;
             }
         }
-        let own = self.senders.entry(key).or_insert_with(|| Bucket::full(OF_ONE));
+        let own = self
+            .senders
+            .entry(key)
+            .or_insert_with(|| Bucket::full(OF_ONE));
         own.refill(OF_ONE, now);
         Some(own)
     }
 }
 
 impl Coordinator {
-    /// Records a refusal, unless it only says that there is no work at present, or no run yet, or that the same thing was done
-    /// before.
+    /// Records a refusal, unless it only says that there is no work at present, or no run yet, or
+    /// that the same thing was done before.
     pub(crate) fn record_denial(&mut self, peer: &Peer, verb: &str, refusal: &Refusal) {
-        let benign = [Code::Draining, Code::RunClosed, Code::RunUnknown, Code::NoAnswer, Code::AlreadyCounted];
+        let benign = [
+            Code::Draining,
+            Code::RunClosed,
+            Code::RunUnknown,
+            Code::NoAnswer,
+            Code::AlreadyCounted,
+        ];
         if benign.contains(&refusal.code) {
             return;
         }
@@ -125,7 +152,10 @@ impl Coordinator {
 
 /// `text` up to a bound, cut at a character.
 pub(crate) fn cut(text: &str, bytes_max: usize) -> String {
-    let end = (0..=bytes_max.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    let end = (0..=bytes_max.min(text.len()))
+        .rev()
+        .find(|at| text.is_char_boundary(*at))
+        .unwrap_or(0);
     text[..end].to_owned()
 }
 
@@ -150,12 +180,19 @@ mod tests {
     fn of_one_sender_some_pass_at_once_then_one_now_and_again_and_the_others_are_counted() {
         let mut denials = Denials::default();
         let loud = peer(1);
-        let passed = (0..80).filter(|_| denials.admit(&loud, START).is_some()).count();
+        let passed = (0..80)
+            .filter(|_| denials.admit(&loud, START).is_some())
+            .count();
         assert_eq!(passed, 16);
         assert_eq!(denials.admit(&loud, later(479_999)), None);
         assert_eq!(denials.admit(&loud, later(480_000)), Some(65));
         assert_eq!(denials.admit(&loud, later(480_000)), None);
-        assert_eq!((0..80).filter(|_| denials.admit(&loud, later(36_000_000)).is_some()).count(), 16);
+        assert_eq!(
+            (0..80)
+                .filter(|_| denials.admit(&loud, later(36_000_000)).is_some())
+                .count(),
+            16
+        );
     }
 
     #[test]
@@ -179,13 +216,23 @@ mod tests {
     #[test]
     fn all_together_are_bounded_and_so_is_what_is_remembered() {
         let mut denials = Denials::default();
-        let passed = (0..6000).filter(|number| denials.admit(&peer(*number), START).is_some()).count();
+        let passed = (0..6000)
+            .filter(|number| denials.admit(&peer(*number), START).is_some())
+            .count();
         assert_eq!(passed, 1024);
         assert_eq!(denials.admit(&peer(9000), later(7_500)), Some(6000 - 1024));
         // New names without end, one whenever one more of all may be recorded.
         let every = |number: u64| later(1_000_000 + 7_500 * number);
-        assert!((0..5000).all(|number| denials.admit(&peer(10_000 + number as u32), every(number)).is_some()));
-        assert!(denials.senders.len() <= SENDERS_MAX, "{}", denials.senders.len());
+        assert!((0..5000).all(|number| {
+            denials
+                .admit(&peer(10_000 + number as u32), every(number))
+                .is_some()
+        }));
+        assert!(
+            denials.senders.len() <= SENDERS_MAX,
+            "{}",
+            denials.senders.len()
+        );
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Which data a unit reads.
 //!
-//! The run's seed fixes one order of its training shards. Units are numbered through the run (`round * units + index`), and
-//! each takes the next `k` shards of that order, around and around: so every shard is read equally often, give or take one,
-//! and neighbouring units read different text. `k` is how many shards of mean size hold the tokens of a unit; at least 1, at
-//! most as many as there are and [`UNIT_SHARDS_MAX`]. Which sequences within its shards a unit reads follows from the unit's
-//! own seed. A unit that is issued again reads the same data.
+//! The run's seed fixes one order of its training shards. Units are numbered through the run
+//! (`round * units + index`), and each takes the next `k` shards of that order, around and around:
+//! so every shard is read equally often, give or take one, and neighbouring units read different
+//! text. `k` is how many shards of mean size hold the tokens of a unit; at least 1, at most as many
+//! as there are and [`UNIT_SHARDS_MAX`]. Which sequences within its shards a unit reads follows
+//! from the unit's own seed. A unit that is issued again reads the same data.
 
 use std::sync::Arc;
 
@@ -44,18 +45,26 @@ impl Data {
                 steps_before,
             },
             UnitKind::Evaluate => Work::Evaluate {
-                shards: self.manifest.held_out.iter().take(UNIT_SHARDS_MAX).map(|shard| shard.object).collect(),
+                shards: self
+                    .manifest
+                    .held_out
+                    .iter()
+                    .take(UNIT_SHARDS_MAX)
+                    .map(|shard| shard.object)
+                    .collect(),
                 sequences: spec.schedule.evaluation_sequences,
             },
         }
     }
 
-    /// The tokens that an evaluation predicts: as many sequences as it asks for, or as its shards hold. A sequence needs one
-    /// token more than it predicts, which the next one may share.
+    /// The tokens that an evaluation predicts: as many sequences as it asks for, or as its shards
+    /// hold. A sequence needs one token more than it predicts, which the next one may share.
     pub(crate) fn evaluation_tokens(&self, spec: &RunSpec) -> Tokens {
         let length = u64::from(spec.schedule.sequence_tokens.max(1));
         let shards = self.manifest.held_out.iter().take(UNIT_SHARDS_MAX);
-        let sequences = shards.fold(0_u64, |sum, shard| sum.saturating_add((shard.tokens - Tokens(1)).get() / length));
+        let sequences = shards.fold(0_u64, |sum, shard| {
+            sum.saturating_add((shard.tokens - Tokens(1)).get() / length)
+        });
         Tokens(sequences.min(spec.schedule.evaluation_sequences.into()) * length)
     }
 
@@ -65,27 +74,39 @@ impl Data {
             return Vec::new();
         }
         let taken = shards_of_unit(spec, &self.manifest.train);
-        let number = unit.round.get().wrapping_mul(spec.schedule.units.into()).wrapping_add(unit.index.get().into());
+        let number = unit
+            .round
+            .get()
+            .wrapping_mul(spec.schedule.units.into())
+            .wrapping_add(unit.index.get().into());
         let first = number.wrapping_mul(taken);
         let at = |offset: u64| self.order[(first.wrapping_add(offset) % count) as usize];
-        (0..taken).map(|offset| self.manifest.train[at(offset)].object).collect()
+        (0..taken)
+            .map(|offset| self.manifest.train[at(offset)].object)
+            .collect()
     }
 }
 
 /// How many shards a unit reads.
 fn shards_of_unit(spec: &RunSpec, shards: &[Shard]) -> u64 {
     let count = shards.len() as u64;
-    let tokens: u64 = shards.iter().fold(0, |sum, shard| shard.tokens.get().saturating_add(sum));
+    let tokens: u64 = shards
+        .iter()
+        .fold(0, |sum, shard| shard.tokens.get().saturating_add(sum));
     let mean = (tokens / count.max(1)).max(1);
-    spec.unit_tokens().get().div_ceil(mean).clamp(1, count.min(UNIT_SHARDS_MAX as u64).max(1))
+    spec.unit_tokens()
+        .get()
+        .div_ceil(mean)
+        .clamp(1, count.min(UNIT_SHARDS_MAX as u64).max(1))
 }
 
 fn unit_seed(seed: u64, unit: &UnitId) -> u64 {
     mix(mix(mix(seed) ^ unit.round.get()) ^ u64::from(unit.index.get()))
 }
 
-/// The output function of `SplitMix64` (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014) after one
-/// step from `value`: a fixed bijection of 64 bits in which every input bit moves about half of the output bits.
+/// The output function of `SplitMix64` (Steele, Lea, Flood: Fast splittable pseudorandom number
+/// generators, 2014) after one step from `value`: a fixed bijection of 64 bits in which every input
+/// bit moves about half of the output bits.
 fn mix(value: u64) -> u64 {
     let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -104,7 +125,8 @@ mod tests {
 
     #[test]
     fn mix_is_splitmix64() {
-        // The first outputs of the published generator for seed 0: states are multiples of the golden gamma.
+        // The first outputs of the published generator for seed 0: states are multiples of the
+        // golden gamma.
         let gamma = 0x9e37_79b9_7f4a_7c15_u64;
         assert_eq!(mix(0), 0xe220_a839_7b1d_cdaf);
         assert_eq!(mix(gamma), 0x6e78_9e6a_a1b9_65f4);
@@ -119,11 +141,19 @@ mod tests {
         let mut seen: BTreeMap<ObjectRef, u32> = BTreeMap::new();
         for round in 0..14 {
             for index in 0..3 {
-                let unit = UnitId { round: Round(round), kind: UnitKind::Train, index: UnitIndex(index) };
+                let unit = UnitId {
+                    round: Round(round),
+                    kind: UnitKind::Train,
+                    index: UnitIndex(index),
+                };
                 let work = draw.work(&spec, &unit, Steps(0));
                 assert_eq!(work, draw.work(&spec, &unit, Steps(0)));
-                let Work::Train { shards, .. } = work else { panic!("a training unit has training work") };
-                shards.into_iter().for_each(|shard| *seen.entry(shard).or_default() += 1);
+                let Work::Train { shards, .. } = work else {
+                    panic!("a training unit has training work")
+                };
+                shards
+                    .into_iter()
+                    .for_each(|shard| *seen.entry(shard).or_default() += 1);
             }
         }
         let (least, most) = (seen.values().min().unwrap(), seen.values().max().unwrap());
@@ -133,24 +163,45 @@ mod tests {
     #[test]
     fn an_evaluation_predicts_what_it_asks_for_or_what_there_is() {
         let mut spec = spec("demo");
-        for (shards, tokens, sequences, expected) in
-            [(1, 20, 4, 16), (1, 16, 4, 12), (1, 17, 4, 16), (2, 9, 100, 16), (1, 4, 3, 0), (100, 5, 1000, 64 * 4)]
-        {
+        for (shards, tokens, sequences, expected) in [
+            (1, 20, 4, 16),
+            (1, 16, 4, 12),
+            (1, 17, 4, 16),
+            (2, 9, 100, 16),
+            (1, 4, 3, 0),
+            (100, 5, 1000, 64 * 4),
+        ] {
             spec.schedule.evaluation_sequences = sequences;
             let mut manifest = data(1, 40);
-            manifest.held_out = vec![Shard { tokens: Tokens(tokens), ..manifest.held_out[0] }; shards];
+            manifest.held_out = vec![
+                Shard {
+                    tokens: Tokens(tokens),
+                    ..manifest.held_out[0]
+                };
+                shards
+            ];
             let found = Data::new(&spec, Arc::new(manifest)).evaluation_tokens(&spec);
-            assert_eq!(found, Tokens(expected), "{sequences} sequences of 4 from {shards} shards of {tokens}");
+            assert_eq!(
+                found,
+                Tokens(expected),
+                "{sequences} sequences of 4 from {shards} shards of {tokens}"
+            );
         }
     }
 
     #[test]
     fn a_unit_takes_as_many_shards_as_hold_its_tokens() {
         let mut spec = spec("demo");
-        for (inner_steps, shard_tokens, expected) in [(1, 1_000_000, 1), (10, 32, 3), (10_000, 1, 7)] {
+        for (inner_steps, shard_tokens, expected) in
+            [(1, 1_000_000, 1), (10, 32, 3), (10_000, 1, 7)]
+        {
             spec.schedule.inner_steps = Steps(inner_steps);
             let manifest = data(7, shard_tokens);
-            assert_eq!(shards_of_unit(&spec, &manifest.train), expected, "{inner_steps} steps");
+            assert_eq!(
+                shards_of_unit(&spec, &manifest.train),
+                expected,
+                "{inner_steps} steps"
+            );
         }
     }
 }

@@ -1,5 +1,6 @@
-//! What the coordinator asks of the world, in order: an effect is carried out only when every [`Effect::Append`] before it
-//! is in the stream. So nothing leaves the coordinator that the ledger does not hold.
+//! What the coordinator asks of the world, in order: an effect is carried out only when every
+//! [`Effect::Append`] before it is in the stream. So nothing leaves the coordinator that the ledger
+//! does not hold.
 
 use schemas::blob::Grants;
 use schemas::contribution::SubmitReply;
@@ -10,16 +11,20 @@ use schemas::member::JoinReply;
 use schemas::public::{CommandVerb, Status};
 use schemas::run::RunSpec;
 use schemas::snapshot::{MergeInput, MergeRecord};
-use schemas::{AccountId, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, UnixMillis, WorkerId};
+use schemas::{
+    AccountId, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, UnixMillis, WorkerId,
+};
 
 use crate::input::{DeliveryId, ReplyId, ScreeningId, Submission};
 
 /// Something to do.
 #[derive(Clone, Debug)]
 pub enum Effect {
-    /// Append an event to the ledger. When that fails nothing after it is done, and this coordinator with its state is given up.
+    /// Append an event to the ledger. When that fails nothing after it is done, and this
+    /// coordinator with its state is given up.
     Append {
-        /// When, as the core's state holds it: the event's body carries exactly this time, or a replay would differ.
+        /// When, as the core's state holds it: the event's body carries exactly this time, or a
+        /// replay would differ.
         time: UnixMillis,
         /// The run it concerns.
         run: Option<RunId>,
@@ -65,7 +70,8 @@ pub enum Effect {
         /// The objects.
         objects: Vec<ObjectRef>,
     },
-    /// Promote uploads that were checked; answer with `Input::Promoted`. The ledger holds the order by then.
+    /// Promote uploads that were checked; answer with `Input::Promoted`. The ledger holds the order
+    /// by then.
     Promote {
         /// The request.
         reply: ReplyId,
@@ -74,7 +80,8 @@ pub enum Effect {
         /// The objects that `blobs` does not have.
         objects: Vec<ObjectRef>,
     },
-    /// Check that every object a new run names is in `blobs`, parses and fits; answer with `Input::RunChecked`.
+    /// Check that every object a new run names is in `blobs`, parses and fits; answer with
+    /// `Input::RunChecked`.
     CheckRun {
         /// The request.
         reply: ReplyId,
@@ -98,8 +105,8 @@ pub enum Effect {
         /// The delivery.
         delivery: DeliveryId,
     },
-    /// Read and screen an uploaded chunk ahead of its submit. A hint: the result is kept until the submit or the end of
-    /// the lease, or thrown away.
+    /// Read and screen an uploaded chunk ahead of its submit. A hint: the result is kept until the
+    /// submit or the end of the lease, or thrown away.
     Stage {
         /// The run.
         run: RunId,
@@ -119,16 +126,17 @@ pub enum Effect {
         /// The lease.
         lease: LeaseRef,
     },
-    /// Delete what was uploaded under a lease that is over: what counts lies in `blobs`, and the rest counts nowhere. A hint: what
-    /// is not deleted is forgotten by the store some days later.
+    /// Delete what was uploaded under a lease that is over: what counts lies in `blobs`, and the
+    /// rest counts nowhere. A hint: what is not deleted is forgotten by the store some days later.
     Sweep {
         /// Whose quarantine.
         place: Quarantine,
         /// What may lie there.
         objects: Vec<Digest>,
     },
-    /// Check a result: signature, objects at the store, layout, sizes, finite, norm; promote its objects; answer with
-    /// `Input::Screened`. What the statement says about lease, tokens and steps was checked already.
+    /// Check a result: signature, objects at the store, layout, sizes, finite, norm; promote its
+    /// objects; answer with `Input::Screened`. What the statement says about lease, tokens and
+    /// steps was checked already.
     Screen {
         /// This check.
         screening: ScreeningId,
@@ -150,8 +158,8 @@ pub enum Effect {
         /// What is merged, ascending by unit: the order of the sum.
         inputs: Vec<MergeInput>,
     },
-    /// Save the weights that `round` starts from, with the outer state, off the critical path; then move the run's pointer;
-    /// answer with `Input::Saved`.
+    /// Save the weights that `round` starts from, with the outer state, off the critical path; then
+    /// move the run's pointer; answer with `Input::Saved`.
     Save {
         /// The run.
         run: RunId,
@@ -162,9 +170,10 @@ pub enum Effect {
         /// The merges since that snapshot.
         merges: Vec<MergeRecord>,
     },
-    /// Load a run's weights into the merge executor: from its newest full snapshot (or its initial weights), then the
-    /// merges since, each of which must give the digest that the ledger recorded; read the run's data manifest as well.
-    /// Answer with `Input::DataLoaded` and then `Input::Restored`.
+    /// Load a run's weights into the merge executor: from its newest full snapshot (or its initial
+    /// weights), then the merges since, each of which must give the digest that the ledger
+    /// recorded; read the run's data manifest as well. Answer with `Input::DataLoaded` and then
+    /// `Input::Restored`.
     Restore {
         /// The run's settings.
         spec: Box<RunSpec>,
@@ -200,7 +209,10 @@ pub enum Effect {
 
 /// The answer to a request.
 #[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "one variant for each type of answer on the bus")]
+#[expect(
+    missing_docs,
+    reason = "one variant for each type of answer on the bus"
+)]
 pub enum Answer {
     Join(Box<JoinReply>),
     Claim(ClaimReply),

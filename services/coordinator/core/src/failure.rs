@@ -1,5 +1,5 @@
-//! Units that fail again and again. What is counted here lives as long as the process: a restart gives the unit out again,
-//! which is also how a person says that the cause is mended.
+//! Units that fail again and again. What is counted here lives as long as the process: a restart
+//! gives the unit out again, which is also how a person says that the cause is mended.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +11,11 @@ use crate::denial::cut_text;
 use crate::live::LiveRun;
 use crate::state::Run;
 
-/// A unit that every present worker failed halts the run after this many failures: a single worker gets some tries, since
-/// a machine may be out of memory for a moment.
+/// A unit that every present worker failed halts the run after this many failures: a single worker
+/// gets some tries, since a machine may be out of memory for a moment.
 const UNIT_FAILURES_MIN: u32 = 4;
-/// Failures without a result in between, of all workers together, that are shown when they are of the moment.
+/// Failures without a result in between, of all workers together, that are shown when they are of
+/// the moment.
 const FAILED_IN_A_ROW_MIN: u32 = 2;
 /// Failures that are named in a reason: it is one line on a terminal.
 const NAMED_MAX: usize = 3;
@@ -37,13 +38,23 @@ impl Failures {
     /// Shown while the unit is tried again; one failure is nothing to look at.
     pub(crate) fn as_trouble(&self, unit: &UnitId) -> Option<Refusal> {
         let (worker, last) = self.by.first_key_value().filter(|_| self.total > 1)?;
-        let detail = format!("unit {unit} failed {} times, with {}: {}", self.total, worker.short(), last.detail);
+        let detail = format!(
+            "unit {unit} failed {} times, with {}: {}",
+            self.total,
+            worker.short(),
+            last.detail
+        );
         Some(Refusal::new(last.code, detail))
     }
 
     /// Whether another try is of no use.
     fn are_enough(&self, run: &Run) -> bool {
-        let mut present = run.members.iter().filter(|(_, member)| member.present).map(|(worker, _)| worker).peekable();
+        let mut present = run
+            .members
+            .iter()
+            .filter(|(_, member)| member.present)
+            .map(|(worker, _)| worker)
+            .peekable();
         let by_all = present.peek().is_some() && present.all(|worker| self.is_by(worker));
         by_all && self.total >= UNIT_FAILURES_MIN
     }
@@ -51,8 +62,16 @@ impl Failures {
 
 impl Coordinator {
     /// A unit failed with a worker that said why.
-    pub(crate) fn unit_failed(&mut self, name: &RunId, unit: UnitId, worker: &WorkerId, refusal: &Refusal) {
-        let Some(live) = self.live.get_mut(name) else { return };
+    pub(crate) fn unit_failed(
+        &mut self,
+        name: &RunId,
+        unit: UnitId,
+        worker: &WorkerId,
+        refusal: &Refusal,
+    ) {
+        let Some(live) = self.live.get_mut(name) else {
+            return;
+        };
         live.last_failures.insert(worker.clone(), refusal.clone());
         live.failed_in_a_row = live.failed_in_a_row.saturating_add(1);
         if is_of_the_moment(refusal.code) {
@@ -64,9 +83,16 @@ impl Coordinator {
         self.judge_failures(name);
     }
 
-    /// A unit's result was refused. Only numbers that training came to can be the unit's fault; a result of the wrong form is
-    /// the worker's own, which is removed when it goes on so, and must not halt the run for the others.
-    pub(crate) fn result_refused(&mut self, name: &RunId, unit: UnitId, worker: &WorkerId, refusal: &Refusal) {
+    /// A unit's result was refused. Only numbers that training came to can be the unit's fault; a
+    /// result of the wrong form is the worker's own, which is removed when it goes on so, and must
+    /// not halt the run for the others.
+    pub(crate) fn result_refused(
+        &mut self,
+        name: &RunId,
+        unit: UnitId,
+        worker: &WorkerId,
+        refusal: &Refusal,
+    ) {
         if matches!(refusal.code, Code::NotFinite | Code::NormOutlier) {
             self.unit_failed(name, unit, worker, refusal);
         } else if let Some(live) = self.live.get_mut(name) {
@@ -77,7 +103,9 @@ impl Coordinator {
     /// A unit has a result: how long it took is remembered, how often it failed is not.
     pub(crate) fn note_result(&mut self, name: &RunId, unit: &UnitId) {
         let now = self.now;
-        let Ok((run, live)) = self.open_run(name) else { return };
+        let Ok((run, live)) = self.open_run(name) else {
+            return;
+        };
         live.failures.remove(unit);
         if let Some((_, worker, since)) = run.leases().find(|(lease, ..)| lease.unit == *unit) {
             live.last_failures.remove(worker);
@@ -86,11 +114,16 @@ impl Coordinator {
         }
     }
 
-    /// Halts a run of which a unit fails with everybody, and lets it go on when a worker joins that has not failed the unit.
-    /// To be called whenever a unit fails, or who is present changes.
+    /// Halts a run of which a unit fails with everybody, and lets it go on when a worker joins that
+    /// has not failed the unit. To be called whenever a unit fails, or who is present changes.
     pub(crate) fn judge_failures(&mut self, name: &RunId) {
-        let Ok((run, live)) = self.open_run(name) else { return };
-        let hopeless = live.failures.iter().find(|(_, failures)| failures.are_enough(run));
+        let Ok((run, live)) = self.open_run(name) else {
+            return;
+        };
+        let hopeless = live
+            .failures
+            .iter()
+            .find(|(_, failures)| failures.are_enough(run));
         let halted = live.executor.halted.as_ref().map(|refusal| refusal.code);
         let (unit, failures) = match (hopeless, halted) {
             (Some(found), None) => found,
@@ -101,19 +134,33 @@ impl Coordinator {
             _ => return,
         };
         let (total, workers) = (failures.total, failures.by.len());
-        let detail = format!("unit {unit} failed {total} times with {workers} workers: {}", named(failures.by.iter()));
+        let detail = format!(
+            "unit {unit} failed {total} times with {workers} workers: {}",
+            named(failures.by.iter())
+        );
         self.halt(name, &Refusal::new(Code::UnitFails, detail));
     }
 }
 
-/// What keeps every present worker from a result, when it is nothing that speaks against a unit: a store that is full or away
-/// passes, so it halts nothing, but a run that stands for hours says why. One failure each way is nothing to look at.
+/// What keeps every present worker from a result, when it is nothing that speaks against a unit: a
+/// store that is full or away passes, so it halts nothing, but a run that stands for hours says
+/// why. One failure each way is nothing to look at.
 pub(crate) fn nobody_gets_through(run: &Run, live: &LiveRun) -> Option<Refusal> {
-    let present = run.members.iter().filter(|(_, member)| member.present).map(|(worker, _)| worker);
-    let failed: Option<BTreeMap<_, _>> = present.map(|worker| live.last_failures.get_key_value(worker)).collect();
-    let failed = failed.filter(|failed| live.failed_in_a_row >= FAILED_IN_A_ROW_MIN.max(failed.len() as u32))?;
+    let present = run
+        .members
+        .iter()
+        .filter(|(_, member)| member.present)
+        .map(|(worker, _)| worker);
+    let failed: Option<BTreeMap<_, _>> = present
+        .map(|worker| live.last_failures.get_key_value(worker))
+        .collect();
+    let failed = failed
+        .filter(|failed| live.failed_in_a_row >= FAILED_IN_A_ROW_MIN.max(failed.len() as u32))?;
     let (_, first) = failed.first_key_value()?;
-    Some(Refusal::new(first.code, format!("no worker gets a unit done: {}", named(failed.into_iter()))))
+    Some(Refusal::new(
+        first.code,
+        format!("no worker gets a unit done: {}", named(failed.into_iter())),
+    ))
 }
 
 /// A worker's reason for giving a lease back when it is a failure: then it begins with a code.
@@ -121,18 +168,31 @@ pub(crate) fn stated_failure(reason: &str) -> Option<Refusal> {
     let (code, rest) = reason.split_once(' ').unwrap_or((reason, ""));
     let code: Code = code.parse().ok()?;
     let title = code.title();
-    let detail = rest.strip_prefix(title).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(rest);
+    let detail = rest
+        .strip_prefix(title)
+        .and_then(|rest| rest.strip_prefix(": "))
+        .unwrap_or(rest);
     Some(Refusal::new(code, cut_text(detail)))
 }
 
 /// `worker: reason` for the first few, and how many more there are.
-pub(crate) fn named<'a>(failures: impl ExactSizeIterator<Item = (&'a WorkerId, &'a Refusal)>) -> String {
+pub(crate) fn named<'a>(
+    failures: impl ExactSizeIterator<Item = (&'a WorkerId, &'a Refusal)>,
+) -> String {
     let more = failures.len().saturating_sub(NAMED_MAX);
     let one = |(worker, refusal): (&WorkerId, &Refusal)| {
-        let reason: String = refusal.to_string().chars().take(REASON_CHARACTERS).collect();
+        let reason: String = refusal
+            .to_string()
+            .chars()
+            .take(REASON_CHARACTERS)
+            .collect();
         format!("{}: {reason}", worker.short())
     };
-    let mut text = failures.take(NAMED_MAX).map(one).collect::<Vec<_>>().join("; ");
+    let mut text = failures
+        .take(NAMED_MAX)
+        .map(one)
+        .collect::<Vec<_>>()
+        .join("; ");
     if more > 0 {
         text.push_str(&format!("; and {more} more"));
     }
@@ -172,6 +232,9 @@ mod tests {
         for other in ["stopped", "drained", "", "DL0000 nothing", "no reason"] {
             assert_eq!(stated_failure(other), None, "{other}");
         }
-        assert_eq!(stated_failure("DL0803").map(|refusal| refusal.code), Some(Code::TrainingFailed));
+        assert_eq!(
+            stated_failure("DL0803").map(|refusal| refusal.code),
+            Some(Code::TrainingFailed)
+        );
     }
 }

@@ -10,23 +10,26 @@ use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::lease::{ClaimRequest, LeaseRef, Manifest, UnitId, UnitKind, Weights};
 use schemas::member::{JoinRequest, LeaveRequest, Posture, Session};
 use schemas::run::{
-    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding, RunSpec, Schedule,
-    TrainerKind,
+    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding,
+    RunSpec, Schedule, TrainerKind,
 };
 use schemas::{
-    AccountId, Bytes, Digest, Epoch, Message, Millis, ObjectRef, PublicKey, Refusal, Round, RunId, Sequence, Steps,
-    Tokens, UnitIndex, UnixMillis, V, WorkerId,
+    AccountId, Bytes, Digest, Epoch, Message, Millis, ObjectRef, PublicKey, Refusal, Round, RunId,
+    Sequence, Steps, Tokens, UnitIndex, UnixMillis, V, WorkerId,
 };
 use serde_bytes::ByteArray;
 
 use crate::state::State;
 use crate::{
-    Answer, ControlRequest, Coordinator, DeliveryId, Effect, Input, Merged, Peer, ReplyId, Run, Screened, Settings,
-    Submission, WorkerRequest,
+    Answer, ControlRequest, Coordinator, DeliveryId, Effect, Input, Merged, Peer, ReplyId, Run,
+    Screened, Settings, Submission, WorkerRequest,
 };
 use schemas::view::RunView;
 
-pub(crate) const BF16: Codec = Codec { kind: CodecKind::Bf16, rounding: Rounding::Nearest };
+pub(crate) const BF16: Codec = Codec {
+    kind: CodecKind::Bf16,
+    rounding: Rounding::Nearest,
+};
 pub(crate) const LEASE: Millis = Millis::from_secs(30);
 pub(crate) const SILENCE: Millis = Millis::from_secs(90);
 pub(crate) const START: UnixMillis = UnixMillis(1_700_000_000_000);
@@ -37,12 +40,18 @@ pub(crate) fn object(name: &str) -> ObjectRef {
 
 /// The fp32 initial weights of a chunk.
 fn initial(index: usize, elements: u64) -> ObjectRef {
-    ObjectRef { bytes: Bytes(4 * elements), ..object(&format!("initial {index}")) }
+    ObjectRef {
+        bytes: Bytes(4 * elements),
+        ..object(&format!("initial {index}"))
+    }
 }
 
 /// A chunk of a contribution: 8 elements in bf16.
 pub(crate) fn upload(name: &str) -> ObjectRef {
-    ObjectRef { bytes: Bytes(16), ..object(name) }
+    ObjectRef {
+        bytes: Bytes(16),
+        ..object(name)
+    }
 }
 
 /// Two units of 4 * 2 * 4 = 32 tokens a round, two rounds, one worker at least, two chunks.
@@ -70,17 +79,34 @@ pub(crate) fn spec(run: &str) -> RunSpec {
             evaluation_sequences: 4,
             snapshot_every: 1,
         },
-        inner: InnerOptimizer { warmup_steps: Steps(1), final_ratio: 0.1, beta2: 0.99, ..InnerOptimizer::adamw(1e-3) },
-        outer: OuterOptimizer::Nesterov { learning_rate: 0.7, momentum: 0.9 },
+        inner: InnerOptimizer {
+            warmup_steps: Steps(1),
+            final_ratio: 0.1,
+            beta2: 0.99,
+            ..InnerOptimizer::adamw(1e-3)
+        },
+        outer: OuterOptimizer::Nesterov {
+            learning_rate: 0.7,
+            momentum: 0.9,
+        },
         upload: BF16,
         download: BF16,
-        policy: Policy { workers_min: 1, lease: LEASE, silence_max: SILENCE, norm_max: 10.0, strikes_max: 3 },
+        policy: Policy {
+            workers_min: 1,
+            lease: LEASE,
+            silence_max: SILENCE,
+            norm_max: 10.0,
+            strikes_max: 3,
+        },
         seed: 7,
     }
 }
 
 pub(crate) fn data(shards: usize, shard_tokens: u64) -> DataManifest {
-    let shard = |name: String| Shard { object: object(&name), tokens: Tokens(shard_tokens) };
+    let shard = |name: String| Shard {
+        object: object(&name),
+        tokens: Tokens(shard_tokens),
+    };
     DataManifest {
         v: V,
         source: "test".to_owned(),
@@ -89,13 +115,19 @@ pub(crate) fn data(shards: usize, shard_tokens: u64) -> DataManifest {
         token_bytes: 1,
         train: (0..shards).map(|n| shard(format!("train {n}"))).collect(),
         held_out: vec![shard("held out".to_owned())],
-        entropy: Entropy { unigram: 3.0, bigram: 2.0 },
+        entropy: Entropy {
+            unigram: 3.0,
+            bigram: 2.0,
+        },
     }
 }
 
 fn key(kind: char, number: u32) -> String {
     let letters = ['A', 'B', 'C', 'D', 'E', 'F', 'G', 'H'];
-    let digits: String = (0..8).rev().map(|at| letters[(number >> (3 * at)) as usize % 8]).collect();
+    let digits: String = (0..8)
+        .rev()
+        .map(|at| letters[(number >> (3 * at)) as usize % 8])
+        .collect();
     format!("{kind}{}{digits}", "A".repeat(47))
 }
 
@@ -116,7 +148,11 @@ pub(crate) fn run_id() -> RunId {
 }
 
 pub(crate) fn peer(number: u32) -> Peer {
-    Peer { account: account(1), run: run_id(), worker: worker(number) }
+    Peer {
+        account: account(1),
+        run: run_id(),
+        worker: worker(number),
+    }
 }
 
 pub(crate) fn settings() -> Settings {
@@ -136,11 +172,19 @@ pub(crate) fn session(number: u32) -> Session {
 }
 
 pub(crate) fn claim_request(number: u32, wait: Millis) -> ClaimRequest {
-    ClaimRequest { v: V, session: session(number), wait }
+    ClaimRequest {
+        v: V,
+        session: session(number),
+        wait,
+    }
 }
 
 pub(crate) fn leave_request(number: u32, reason: &str) -> LeaveRequest {
-    LeaveRequest { v: V, session: session(number), reason: reason.to_owned() }
+    LeaveRequest {
+        v: V,
+        session: session(number),
+        reason: reason.to_owned(),
+    }
 }
 
 pub(crate) fn join_request(number: u32) -> JoinRequest {
@@ -157,15 +201,26 @@ pub(crate) fn join_request(number: u32) -> JoinRequest {
 }
 
 pub(crate) fn train(round: u64, index: u32) -> UnitId {
-    UnitId { round: Round(round), kind: UnitKind::Train, index: UnitIndex(index) }
+    UnitId {
+        round: Round(round),
+        kind: UnitKind::Train,
+        index: UnitIndex(index),
+    }
 }
 
 pub(crate) fn evaluate(round: u64) -> UnitId {
-    UnitId { round: Round(round), kind: UnitKind::Evaluate, index: UnitIndex(0) }
+    UnitId {
+        round: Round(round),
+        kind: UnitKind::Evaluate,
+        index: UnitIndex(0),
+    }
 }
 
 pub(crate) fn lease(unit: UnitId, epoch: u64) -> LeaseRef {
-    LeaseRef { unit, epoch: Epoch(epoch) }
+    LeaseRef {
+        unit,
+        epoch: Epoch(epoch),
+    }
 }
 
 /// A result as worker `number` would state it; `salt` makes it another one.
@@ -174,28 +229,54 @@ pub(crate) fn submission(spec: &RunSpec, number: u32, lease: LeaseRef, salt: u32
         UnitKind::Train => Outcome::Contribution(Contribution {
             layout: spec.model.layout.digest,
             codec: spec.upload,
-            chunks: (0..spec.model.initial.len()).map(|n| object(&format!("{number} {lease} {salt} {n}"))).collect(),
+            chunks: (0..spec.model.initial.len())
+                .map(|n| object(&format!("{number} {lease} {salt} {n}")))
+                .collect(),
             tokens: spec.unit_tokens(),
             steps: spec.schedule.inner_steps,
             loss: 2.5,
             train_ms: 10,
         }),
-        UnitKind::Evaluate => Outcome::Evaluation(Evaluation { loss_sum: 32.0, tokens: Tokens(16) }),
+        UnitKind::Evaluate => Outcome::Evaluation(Evaluation {
+            loss_sum: 32.0,
+            tokens: Tokens(16),
+        }),
     };
-    stated(Statement { v: V, run: spec.run.clone(), spec: spec.to_object().1, worker: worker(number), lease, outcome })
+    stated(Statement {
+        v: V,
+        run: spec.run.clone(),
+        spec: spec.to_object().1,
+        worker: worker(number),
+        lease,
+        outcome,
+    })
 }
 
 pub(crate) fn stated(statement: Statement) -> Submission {
-    Submission { bytes: statement.encode(), statement, signature: [7; 64] }
+    Submission {
+        bytes: statement.encode(),
+        statement,
+        signature: [7; 64],
+    }
 }
 
 pub(crate) fn merged(spec: &RunSpec, round: Round) -> Merged {
     let next = round.next();
-    let chunks = (0..spec.model.initial.len()).map(|n| object(&format!("weights {next} {n}"))).collect();
-    Merged { broadcast: Weights { round: next, codec: spec.download, chunks }, norm: 1.0 }
+    let chunks = (0..spec.model.initial.len())
+        .map(|n| object(&format!("weights {next} {n}")))
+        .collect();
+    Merged {
+        broadcast: Weights {
+            round: next,
+            codec: spec.download,
+            chunks,
+        },
+        norm: 1.0,
+    }
 }
 
-/// A coordinator with the ledger it wrote, the answers it gave, and the effects that still want an answer.
+/// A coordinator with the ledger it wrote, the answers it gave, and the effects that still want an
+/// answer.
 pub(crate) struct World {
     pub(crate) core: Coordinator,
     pub(crate) now: UnixMillis,
@@ -252,7 +333,11 @@ impl World {
     /// Gives one input, and a tick when one is due, as the shell does when nothing else waits.
     pub(crate) fn input(&mut self, input: Input) {
         self.input_alone(input);
-        if self.core.next_deadline().is_some_and(|next| next <= self.now) {
+        if self
+            .core
+            .next_deadline()
+            .is_some_and(|next| next <= self.now)
+        {
             self.input_alone(Input::Tick);
         }
     }
@@ -266,7 +351,10 @@ impl World {
 
     /// The only run as operators see it.
     pub(crate) fn view(&mut self) -> RunView {
-        let reply = self.control(ControlRequest::View(ViewRequest { v: V, query: Query::Runs }));
+        let reply = self.control(ControlRequest::View(ViewRequest {
+            v: V,
+            query: Query::Runs,
+        }));
         match &self.answers[&reply] {
             Ok(Answer::View(found)) => match &found.view {
                 View::Runs(runs) => runs[0].clone(),
@@ -281,10 +369,16 @@ impl World {
             match effect {
                 Effect::Append { time, run, event } => self.append(time, run, *event),
                 Effect::Reply { reply, answer } => {
-                    assert!(self.answers.insert(reply, answer).is_none(), "{reply:?} was answered twice");
+                    assert!(
+                        self.answers.insert(reply, answer).is_none(),
+                        "{reply:?} was answered twice"
+                    );
                 }
                 Effect::Lease { reply, manifest } => {
-                    assert!(self.manifests.insert(reply, *manifest).is_none(), "{reply:?} was answered twice");
+                    assert!(
+                        self.manifests.insert(reply, *manifest).is_none(),
+                        "{reply:?} was answered twice"
+                    );
                 }
                 Effect::CheckRun { .. }
                 | Effect::CheckUploads { .. }
@@ -302,14 +396,29 @@ impl World {
             return;
         }
         let replayed = Coordinator::replay(settings(), &self.journal).unwrap();
-        assert!(replayed.state() == self.core.state(), "a replay gives another state");
+        assert!(
+            replayed.state() == self.core.state(),
+            "a replay gives another state"
+        );
     }
 
     fn append(&mut self, time: UnixMillis, run: Option<RunId>, event: LedgerEvent) {
         let sequence = Sequence(self.journal.len() as u64);
         let event = Event::Ledger(event);
-        let body = EventBody { v: V, emitter: public_key(1), sequence, previous: None, time, run, event };
-        assert_eq!(EventBody::decode(&body.encode()).unwrap(), body, "events read back as they were written");
+        let body = EventBody {
+            v: V,
+            emitter: public_key(1),
+            sequence,
+            previous: None,
+            time,
+            run,
+            event,
+        };
+        assert_eq!(
+            EventBody::decode(&body.encode()).unwrap(),
+            body,
+            "events read back as they were written"
+        );
         self.journal.push(body);
     }
 
@@ -317,7 +426,10 @@ impl World {
     pub(crate) fn wait(&mut self, span: Millis) {
         let end = self.now.after(span);
         while let Some(next) = self.core.next_deadline().filter(|next| *next <= end) {
-            assert!(next > self.now || self.now == START, "a deadline does not lie in the past");
+            assert!(
+                next > self.now || self.now == START,
+                "a deadline does not lie in the past"
+            );
             self.now = next;
             self.input(Input::Tick);
         }
@@ -327,7 +439,9 @@ impl World {
     /// Answers everything that waits for an answer, and what follows from it, with success.
     pub(crate) fn answer_pending(&mut self) {
         for _ in 0..1000 {
-            let Some(effect) = (!self.pending.is_empty()).then(|| self.pending.remove(0)) else { return };
+            let Some(effect) = (!self.pending.is_empty()).then(|| self.pending.remove(0)) else {
+                return;
+            };
             self.answer_one(effect);
         }
         panic!("effects follow each other without end");
@@ -335,32 +449,69 @@ impl World {
 
     pub(crate) fn answer_one(&mut self, effect: Effect) {
         match effect {
-            Effect::CheckRun { reply, .. } => self.input(Input::RunChecked { reply, verdict: Ok(()) }),
+            Effect::CheckRun { reply, .. } => self.input(Input::RunChecked {
+                reply,
+                verdict: Ok(()),
+            }),
             Effect::CheckUploads { reply, objects, .. } => {
-                self.input(Input::UploadsChecked { reply, verdict: Ok(objects) });
+                self.input(Input::UploadsChecked {
+                    reply,
+                    verdict: Ok(objects),
+                });
             }
             Effect::Promote { reply, .. } => {
-                self.input(Input::Promoted { reply, outcome: Ok(()) });
+                self.input(Input::Promoted {
+                    reply,
+                    outcome: Ok(()),
+                });
             }
-            Effect::Screen { screening, submission, .. } => {
+            Effect::Screen {
+                screening,
+                submission,
+                ..
+            } => {
                 let statement = Digest::of(&submission.bytes);
-                self.input(Input::Screened { screening, verdict: Ok(Screened { statement, norm: 1.0 }) });
+                self.input(Input::Screened {
+                    screening,
+                    verdict: Ok(Screened {
+                        statement,
+                        norm: 1.0,
+                    }),
+                });
             }
             Effect::Merge { run, round, .. } => {
                 let outcome = Ok(merged(&self.run_named(&run).spec, round));
-                self.input(Input::Merged { run, round, outcome });
+                self.input(Input::Merged {
+                    run,
+                    round,
+                    outcome,
+                });
             }
             Effect::Save { run, round, .. } => {
                 let outcome = Ok(object(&format!("snapshot {round}")));
-                self.input(Input::Saved { run, round, outcome });
+                self.input(Input::Saved {
+                    run,
+                    round,
+                    outcome,
+                });
             }
             Effect::Restore { spec, .. } => {
-                self.input(Input::DataLoaded { run: spec.run.clone(), data: Arc::new(data(5, 20)) });
-                self.input(Input::Restored { run: spec.run, outcome: Ok(()) });
+                self.input(Input::DataLoaded {
+                    run: spec.run.clone(),
+                    data: Arc::new(data(5, 20)),
+                });
+                self.input(Input::Restored {
+                    run: spec.run,
+                    outcome: Ok(()),
+                });
             }
             Effect::Offer { run, unit } => {
                 self.requests += 1;
-                self.input(Input::Offered { run, unit, delivery: DeliveryId(self.requests) });
+                self.input(Input::Offered {
+                    run,
+                    unit,
+                    delivery: DeliveryId(self.requests),
+                });
             }
             other => panic!("{other:?} wants no answer"),
         }
@@ -368,14 +519,22 @@ impl World {
 
     /// Takes the first pending effect that `wanted` picks.
     pub(crate) fn take_pending(&mut self, wanted: impl Fn(&Effect) -> bool) -> Effect {
-        let at = self.pending.iter().position(wanted).expect("the effect is pending");
+        let at = self
+            .pending
+            .iter()
+            .position(wanted)
+            .expect("the effect is pending");
         self.pending.remove(at)
     }
 
     pub(crate) fn ask(&mut self, peer: Peer, request: WorkerRequest) -> ReplyId {
         self.requests += 1;
         let reply = ReplyId(self.requests);
-        self.input(Input::Request { peer, request, reply });
+        self.input(Input::Request {
+            peer,
+            request,
+            reply,
+        });
         reply
     }
 
@@ -387,7 +546,11 @@ impl World {
     pub(crate) fn control_as(&mut self, number: u32, request: ControlRequest) -> ReplyId {
         self.requests += 1;
         let reply = ReplyId(self.requests);
-        self.input(Input::Control { operator: public_key(number), request, reply });
+        self.input(Input::Control {
+            operator: public_key(number),
+            request,
+            reply,
+        });
         reply
     }
 
@@ -399,13 +562,19 @@ impl World {
 
     pub(crate) fn claim(&mut self, number: u32) -> ReplyId {
         let wait = Millis::from_secs(20);
-        self.ask(peer(number), WorkerRequest::Claim(claim_request(number, wait)))
+        self.ask(
+            peer(number),
+            WorkerRequest::Claim(claim_request(number, wait)),
+        )
     }
 
     /// Claims and expects a lease.
     pub(crate) fn lease(&mut self, number: u32) -> LeaseRef {
         let reply = self.claim(number);
-        self.manifests.get(&reply).unwrap_or_else(|| panic!("no lease: {:?}", self.answers.get(&reply))).lease
+        self.manifests
+            .get(&reply)
+            .unwrap_or_else(|| panic!("no lease: {:?}", self.answers.get(&reply)))
+            .lease
     }
 
     pub(crate) fn submit(&mut self, number: u32, lease: LeaseRef) -> ReplyId {
@@ -434,11 +603,15 @@ impl World {
 
     /// Kinds of the events since the journal had `from`.
     pub(crate) fn kinds(&self, from: usize) -> Vec<&'static str> {
-        self.journal[from..].iter().map(|body| body.event.kind()).collect()
+        self.journal[from..]
+            .iter()
+            .map(|body| body.event.kind())
+            .collect()
     }
 
     pub(crate) fn count(&self, wanted: impl Fn(&LedgerEvent) -> bool) -> usize {
-        let ledger = |body: &&EventBody| matches!(&body.event, Event::Ledger(event) if wanted(event));
+        let ledger =
+            |body: &&EventBody| matches!(&body.event, Event::Ledger(event) if wanted(event));
         self.journal.iter().filter(ledger).count()
     }
 }

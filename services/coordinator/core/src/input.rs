@@ -1,5 +1,5 @@
-//! What the world tells the coordinator. The shell decodes messages and checks their form; everything that depends on
-//! state is decided in the core.
+//! What the world tells the coordinator. The shell decodes messages and checks their form;
+//! everything that depends on state is decided in the core.
 
 use std::sync::Arc;
 
@@ -73,7 +73,8 @@ pub enum Input {
         /// Why it was refused.
         refusal: Refusal,
     },
-    /// A worker's request was refused by a check of the shell that needs keys; the worker waits for the answer.
+    /// A worker's request was refused by a check of the shell that needs keys; the worker waits for
+    /// the answer.
     Refused {
         /// Who.
         peer: Peer,
@@ -139,8 +140,8 @@ pub enum Input {
         /// Its manifest; an error is reported and the save tried again with the next round.
         outcome: Result<ObjectRef, Refusal>,
     },
-    /// The run's data manifest was read ([`crate::Effect::Restore`]); no lease is granted before. It is not in the ledger,
-    /// so it comes again after every start.
+    /// The run's data manifest was read ([`crate::Effect::Restore`]); no lease is granted before.
+    /// It is not in the ledger, so it comes again after every start.
     DataLoaded {
         /// The run.
         run: RunId,
@@ -190,7 +191,8 @@ impl WorkerRequest {
     }
 }
 
-/// A decoded `contribution.submit`; its signature is not yet checked, since the key is in the core's state.
+/// A decoded `contribution.submit`; its signature is not yet checked, since the key is in the
+/// core's state.
 #[derive(Clone, Debug)]
 pub struct Submission {
     /// What it states.

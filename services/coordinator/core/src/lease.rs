@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use schemas::event::{LeaseEnd, LedgerEvent};
 use schemas::lease::{
-    ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, Manifest, ReleaseRequest, RenewReply, RenewRequest, UnitId,
-    UnitKind,
+    ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, Manifest, ReleaseRequest, RenewReply,
+    RenewRequest, UnitId, UnitKind,
 };
 use schemas::limits::CLAIM_WAIT_MAX;
 use schemas::{Code, Digest, Millis, Refusal, RunId, UnixMillis, V, WorkerId};
@@ -25,8 +25,16 @@ use crate::state::{Run, Standing, Unit};
 const CLOCK_SKEW_SECONDS: u64 = 5;
 
 impl Coordinator {
-    pub(crate) fn claim(&mut self, peer: &Peer, request: &ClaimRequest, reply: ReplyId) -> Result<(), Refusal> {
-        let run = self.state.run(&peer.run).ok_or_else(|| run_unknown(&peer.run))?;
+    pub(crate) fn claim(
+        &mut self,
+        peer: &Peer,
+        request: &ClaimRequest,
+        reply: ReplyId,
+    ) -> Result<(), Refusal> {
+        let run = self
+            .state
+            .run(&peer.run)
+            .ok_or_else(|| run_unknown(&peer.run))?;
         if run.is_complete() {
             self.answer_claim(reply, ClaimOutcome::Complete);
             return Ok(());
@@ -41,16 +49,19 @@ impl Coordinator {
         let until = now.after(request.wait.min(CLAIM_WAIT_MAX));
         let (_, live) = self.open_run(&peer.run)?;
         if let Some(halted) = live.executor.halted.clone() {
-            // Not the asker's fault, so not a denial to record: it asks again every few seconds for as long as that lasts.
+            // Not the asker's fault, so not a denial to record: it asks again every few seconds for
+            // as long as that lasts.
             self.reply(reply, Err(halted));
             return Ok(());
         }
         if held.is_none() {
-            // Spent when a lease is granted: a claim that waits in vain writes nothing, and is said again every few seconds.
+            // Spent when a lease is granted: a claim that waits in vain writes nothing, and is said
+            // again every few seconds.
             live.check_fruitless(now, &peer.worker)?;
         }
         let older = live.claims.hold(peer.worker.clone(), reply, until);
-        self.timers.set(until, Timer::Claim(peer.run.clone(), peer.worker.clone()));
+        self.timers
+            .set(until, Timer::Claim(peer.run.clone(), peer.worker.clone()));
         if let Some(older) = older {
             self.answer_claim(older.reply, ClaimOutcome::Nothing);
         }
@@ -63,9 +74,14 @@ impl Coordinator {
 
     pub(crate) fn claim_due(&mut self, name: &RunId, worker: &WorkerId) {
         let now = self.now;
-        let Some(live) = self.live.get_mut(name) else { return };
+        let Some(live) = self.live.get_mut(name) else {
+            return;
+        };
         // A later claim has a timer of its own.
-        let due = live.claims.get(worker).is_some_and(|claim| claim.until <= now);
+        let due = live
+            .claims
+            .get(worker)
+            .is_some_and(|claim| claim.until <= now);
         if let Some(claim) = due.then(|| live.claims.take(worker)).flatten() {
             self.answer_claim(claim.reply, ClaimOutcome::Nothing);
         }
@@ -79,17 +95,34 @@ impl Coordinator {
     pub(crate) fn serve(&mut self, name: &RunId) {
         while self.drain.is_none() {
             let now = self.now;
-            let Ok((run, live)) = self.open_run(name) else { return };
+            let Ok((run, live)) = self.open_run(name) else {
+                return;
+            };
             live.catching_up = catches_up(run, live.catching_up);
-            let Some((worker, unit)) = pair(run, live, now) else { return };
+            let Some((worker, unit)) = pair(run, live, now) else {
+                return;
+            };
             self.grant(name, worker, unit);
         }
     }
 
     fn grant(&mut self, name: &RunId, worker: WorkerId, unit: UnitId) {
-        let epoch = self.state.run(name).and_then(|run| run.units.get(&unit)).map(|found| found.epoch.next());
-        let lease = LeaseRef { unit, epoch: epoch.expect("a ready unit is in the state") };
-        self.append(Some(name), LedgerEvent::LeaseGranted { lease, worker: worker.clone() });
+        let epoch = self
+            .state
+            .run(name)
+            .and_then(|run| run.units.get(&unit))
+            .map(|found| found.epoch.next());
+        let lease = LeaseRef {
+            unit,
+            epoch: epoch.expect("a ready unit is in the state"),
+        };
+        self.append(
+            Some(name),
+            LedgerEvent::LeaseGranted {
+                lease,
+                worker: worker.clone(),
+            },
+        );
         self.spend(name, &worker);
         if let Some(live) = self.live.get_mut(name) {
             live.ready.remove(&unit);
@@ -98,13 +131,22 @@ impl Coordinator {
         self.send_manifest(name, &worker, lease);
     }
 
-    /// Gives a worker that claims while it holds a lease the same lease again: the answer may have been lost, or the worker
-    /// began anew. While its result is being checked the claim waits for what comes after.
+    /// Gives a worker that claims while it holds a lease the same lease again: the answer may have
+    /// been lost, or the worker began anew. While its result is being checked the claim waits for
+    /// what comes after.
     fn repeat_grant(&mut self, name: &RunId, worker: &WorkerId, lease: LeaseRef) {
         let now = self.now;
-        let Ok((run, live)) = self.open_run(name) else { return };
+        let Ok((run, live)) = self.open_run(name) else {
+            return;
+        };
         let life = run.spec.policy.lease;
-        let Some(held) = live.leases.get_mut(&lease.unit).filter(|held| held.screening.is_none()) else { return };
+        let Some(held) = live
+            .leases
+            .get_mut(&lease.unit)
+            .filter(|held| held.screening.is_none())
+        else {
+            return;
+        };
         held.expires_at = now.after(life);
         self.send_manifest(name, worker, lease);
     }
@@ -112,26 +154,39 @@ impl Coordinator {
     /// Begins to watch a lease for expiry, one lease time from now.
     pub(crate) fn hold_lease(&mut self, name: &RunId, unit: UnitId) {
         let now = self.now;
-        let Ok((run, live)) = self.open_run(name) else { return };
+        let Ok((run, live)) = self.open_run(name) else {
+            return;
+        };
         let expires_at = now.after(run.spec.policy.lease);
         live.leases.insert(unit, LiveLease::new(now, expires_at));
-        self.timers.set(expires_at, Timer::Lease(name.clone(), unit));
+        self.timers
+            .set(expires_at, Timer::Lease(name.clone(), unit));
     }
 
-    /// Answers the worker's held claim with its lease. Without the data there is no work to describe: the claim waits on.
+    /// Answers the worker's held claim with its lease. Without the data there is no work to
+    /// describe: the claim waits on.
     fn send_manifest(&mut self, name: &RunId, worker: &WorkerId, lease: LeaseRef) {
         let now = self.now;
-        let Ok((run, live)) = self.open_run(name) else { return };
-        let (Some(data), Some(held)) = (&live.data, live.leases.get(&lease.unit)) else { return };
+        let Ok((run, live)) = self.open_run(name) else {
+            return;
+        };
+        let (Some(data), Some(held)) = (&live.data, live.leases.get(&lease.unit)) else {
+            return;
+        };
         let manifest = manifest(name, run, data, worker, lease, now, held.expires_at);
         if let Some(claim) = live.claims.take(worker) {
-            self.out.push(Effect::Lease { reply: claim.reply, manifest: Box::new(manifest) });
+            self.out.push(Effect::Lease {
+                reply: claim.reply,
+                manifest: Box::new(manifest),
+            });
         }
     }
 
     /// Answers the claims of workers whose lease could not be described before.
     pub(crate) fn repeat_grants(&mut self, name: &RunId) {
-        let Ok((run, live)) = self.open_run(name) else { return };
+        let Ok((run, live)) = self.open_run(name) else {
+            return;
+        };
         let waiting = live.claims.in_order();
         let held = |worker: &WorkerId| Some((worker.clone(), run.members.get(worker)?.lease?));
         let found: Vec<(WorkerId, LeaseRef)> = waiting.filter_map(held).collect();
@@ -140,24 +195,45 @@ impl Coordinator {
         }
     }
 
-    pub(crate) fn renew(&mut self, peer: &Peer, request: &RenewRequest, reply: ReplyId) -> Result<(), Refusal> {
+    pub(crate) fn renew(
+        &mut self,
+        peer: &Peer,
+        request: &RenewRequest,
+        reply: ReplyId,
+    ) -> Result<(), Refusal> {
         let now = self.now;
         let (run, live) = self.open_run(&peer.run)?;
         if let Err(refusal) = check_holder(run, peer, &request.lease) {
             let stalled = live.stalled.get(&peer.worker) == Some(&request.lease);
-            return Err(if stalled { stood_still(&request.lease, run.spec.policy.lease) } else { refusal });
+            return Err(if stalled {
+                stood_still(&request.lease, run.spec.policy.lease)
+            } else {
+                refusal
+            });
         }
         check_steps(run, Some(&request.lease), request.steps_done)?;
         let life = run.spec.policy.lease;
-        let held = live.leases.get_mut(&request.lease.unit).expect("every lease that is held is watched");
+        let held = live
+            .leases
+            .get_mut(&request.lease.unit)
+            .expect("every lease that is held is watched");
         held.expires_at = now.after(life);
         held.renewed(now, request.steps_done, request.bytes_moved);
-        let answer = RenewReply { v: V, expires_at: held.expires_at, remaining: life };
+        let answer = RenewReply {
+            v: V,
+            expires_at: held.expires_at,
+            remaining: life,
+        };
         self.reply(reply, Ok(Answer::Renew(answer)));
         Ok(())
     }
 
-    pub(crate) fn release(&mut self, peer: &Peer, request: &ReleaseRequest, reply: ReplyId) -> Result<(), Refusal> {
+    pub(crate) fn release(
+        &mut self,
+        peer: &Peer,
+        request: &ReleaseRequest,
+        reply: ReplyId,
+    ) -> Result<(), Refusal> {
         let (run, live) = self.open_run(&peer.run)?;
         if was_given_back(run, peer, &request.lease) {
             // The answer to its first release was lost.
@@ -165,7 +241,11 @@ impl Coordinator {
             return Ok(());
         }
         check_holder(run, peer, &request.lease)?;
-        if live.leases.get(&request.lease.unit).is_some_and(|held| held.screening.is_some()) {
+        if live
+            .leases
+            .get(&request.lease.unit)
+            .is_some_and(|held| held.screening.is_some())
+        {
             let detail = format!("the result of {} is being checked", request.lease);
             return Err(Refusal::new(Code::AlreadyCounted, detail));
         }
@@ -180,8 +260,12 @@ impl Coordinator {
 
     pub(crate) fn lease_due(&mut self, name: &RunId, unit: UnitId) {
         let now = self.now;
-        let Ok((run, live)) = self.open_run(name) else { return };
-        let (Some(held), Some((_, epoch))) = (live.leases.get(&unit), run.holder(&unit)) else { return };
+        let Ok((run, live)) = self.open_run(name) else {
+            return;
+        };
+        let (Some(held), Some((_, epoch))) = (live.leases.get(&unit), run.holder(&unit)) else {
+            return;
+        };
         if held.screening.is_some() {
             return;
         }
@@ -203,29 +287,68 @@ impl Coordinator {
 
     /// Ends a lease without a result; its unit may be granted again at once.
     pub(crate) fn end_lease(&mut self, name: &RunId, lease: LeaseRef, cause: LeaseEnd) {
-        let Some(run) = self.state.run(name) else { return };
+        let Some(run) = self.state.run(name) else {
+            return;
+        };
         let tokens = run.unit_tokens(&lease.unit);
-        let holder = run.holder(&lease.unit).filter(|(_, epoch)| *epoch == lease.epoch);
-        let Some(worker) = holder.map(|(worker, _)| worker.clone()) else { return };
-        self.append(Some(name), LedgerEvent::LeaseEnded { lease, worker: worker.clone(), cause, tokens });
+        let holder = run
+            .holder(&lease.unit)
+            .filter(|(_, epoch)| *epoch == lease.epoch);
+        let Some(worker) = holder.map(|(worker, _)| worker.clone()) else {
+            return;
+        };
+        self.append(
+            Some(name),
+            LedgerEvent::LeaseEnded {
+                lease,
+                worker: worker.clone(),
+                cause,
+                tokens,
+            },
+        );
         self.free_unit(name, lease, worker);
     }
 
-    /// Drops what was kept for a lease that ended without a result, and lets its unit be granted again.
+    /// Drops what was kept for a lease that ended without a result, and lets its unit be granted
+    /// again.
     pub(crate) fn free_unit(&mut self, name: &RunId, lease: LeaseRef, worker: WorkerId) {
-        let held = self.live.get_mut(name).and_then(|live| live.leases.remove(&lease.unit));
-        self.sweep(name, lease, worker, held.map(|held| held.uploads).unwrap_or_default());
-        self.out.push(Effect::Unstage { run: name.clone(), lease });
+        let held = self
+            .live
+            .get_mut(name)
+            .and_then(|live| live.leases.remove(&lease.unit));
+        self.sweep(
+            name,
+            lease,
+            worker,
+            held.map(|held| held.uploads).unwrap_or_default(),
+        );
+        self.out.push(Effect::Unstage {
+            run: name.clone(),
+            lease,
+        });
         self.make_ready(name, lease.unit);
     }
 }
 
 impl Coordinator {
     /// What was uploaded under a lease that is over is of no use any more.
-    pub(crate) fn sweep(&mut self, name: &RunId, lease: LeaseRef, worker: WorkerId, uploads: BTreeSet<Digest>) {
+    pub(crate) fn sweep(
+        &mut self,
+        name: &RunId,
+        lease: LeaseRef,
+        worker: WorkerId,
+        uploads: BTreeSet<Digest>,
+    ) {
         if !uploads.is_empty() {
-            let place = Quarantine::Worker { run: name.clone(), lease, worker };
-            self.out.push(Effect::Sweep { place, objects: uploads.into_iter().collect() });
+            let place = Quarantine::Worker {
+                run: name.clone(),
+                lease,
+                worker,
+            };
+            self.out.push(Effect::Sweep {
+                place,
+                objects: uploads.into_iter().collect(),
+            });
         }
     }
 }
@@ -246,42 +369,74 @@ pub(crate) fn check_holder(run: &Run, peer: &Peer, lease: &LeaseRef) -> Result<(
     };
     let foreign = holder.is_some_and(|(_, epoch)| epoch == lease.epoch);
     if granted && !foreign {
-        Err(Refusal::new(Code::LeaseLost, format!("lease {lease} is over")))
+        Err(Refusal::new(
+            Code::LeaseLost,
+            format!("lease {lease} is over"),
+        ))
     } else {
-        Err(Refusal::new(Code::LeaseUnknown, format!("{} holds no lease {lease}", peer.worker)))
+        Err(Refusal::new(
+            Code::LeaseUnknown,
+            format!("{} holds no lease {lease}", peer.worker),
+        ))
     }
 }
 
 /// True when the asker held this lease last, gave it back, and nobody holds the unit now.
 fn was_given_back(run: &Run, peer: &Peer, lease: &LeaseRef) -> bool {
-    let own = |unit: &Unit| unit.epoch == lease.epoch && unit.failed_by.as_ref() == Some(&peer.worker);
-    let open = run.units.get(&lease.unit).filter(|unit| unit.standing == Standing::Open);
+    let own =
+        |unit: &Unit| unit.epoch == lease.epoch && unit.failed_by.as_ref() == Some(&peer.worker);
+    let open = run
+        .units
+        .get(&lease.unit)
+        .filter(|unit| unit.standing == Standing::Open);
     check_member(run, peer).is_ok() && open.is_some_and(own)
 }
 
 fn stood_still(lease: &LeaseRef, life: Millis) -> Refusal {
     let seconds = progress_wait(life).get() / 1000;
-    Refusal::new(Code::LeaseStalled, format!("no step and no byte of lease {lease} for {seconds} s"))
+    Refusal::new(
+        Code::LeaseStalled,
+        format!("no step and no byte of lease {lease} for {seconds} s"),
+    )
 }
 
-/// Who gets which unit next: claims first come first served, the oldest unit first and training before evaluation, which
-/// only who is not needed for the next round may take. A unit goes to a worker that failed it only if no other waits that
-/// could take it.
+/// Who gets which unit next: claims first come first served, the oldest unit first and training
+/// before evaluation, which only who is not needed for the next round may take. A unit goes to a
+/// worker that failed it only if no other waits that could take it.
 fn pair(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<(WorkerId, UnitId)> {
     let granting = live.executor.restored && live.executor.halted.is_none() && live.data.is_some();
     if !granting || live.ready.is_empty() || live.claims.is_empty() {
         return None;
     }
-    let free = |worker: &WorkerId| run.member(worker).is_some_and(|member| member.lease.is_none());
-    let failed = |unit: &UnitId, worker: &WorkerId| {
-        let last = run.units.get(unit).is_some_and(|found| found.failed_by.as_ref() == Some(worker));
-        last || live.failures.get(unit).is_some_and(|failures| failures.is_by(worker))
+    let free = |worker: &WorkerId| {
+        run.member(worker)
+            .is_some_and(|member| member.lease.is_none())
     };
-    let fits = |unit: &UnitId, worker: &WorkerId| unit.kind == UnitKind::Train || may_evaluate(run, live, worker, now);
-    let open = |unit: &UnitId| run.units.get(unit).is_some_and(|found| found.standing == Standing::Open);
+    let failed = |unit: &UnitId, worker: &WorkerId| {
+        let last = run
+            .units
+            .get(unit)
+            .is_some_and(|found| found.failed_by.as_ref() == Some(worker));
+        last || live
+            .failures
+            .get(unit)
+            .is_some_and(|failures| failures.is_by(worker))
+    };
+    let fits = |unit: &UnitId, worker: &WorkerId| {
+        unit.kind == UnitKind::Train || may_evaluate(run, live, worker, now)
+    };
+    let open = |unit: &UnitId| {
+        run.units
+            .get(unit)
+            .is_some_and(|found| found.standing == Standing::Open)
+    };
     let mut second = None;
     for worker in live.claims.in_order().filter(|worker| free(worker)) {
-        for unit in live.ready.iter().filter(|unit| open(unit) && fits(unit, worker)) {
+        for unit in live
+            .ready
+            .iter()
+            .filter(|unit| open(unit) && fits(unit, worker))
+        {
             if !failed(unit, worker) {
                 return Some((worker.clone(), *unit));
             }
@@ -301,7 +456,10 @@ fn manifest(
     expires_at: UnixMillis,
 ) -> Manifest {
     let round = lease.unit.round;
-    let base = run.weights.get(&round).expect("the weights of every unit that can be held are kept");
+    let base = run
+        .weights
+        .get(&round)
+        .expect("the weights of every unit that can be held are kept");
     let issued = now.get() / 1000;
     Manifest {
         v: V,

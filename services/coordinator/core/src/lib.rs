@@ -1,8 +1,10 @@
-//! The coordinator's decisions: membership, rounds, units, leases, fates. No I/O, no clock, no randomness, no tensor.
+//! The coordinator's decisions: membership, rounds, units, leases, fates. No I/O, no clock, no
+//! randomness, no tensor.
 //!
-//! [`Coordinator::handle`] takes the time and an [`Input`] and pushes [`Effect`]s. Whatever changes durable state is a
-//! [`LedgerEvent`](schemas::event::LedgerEvent) that [`State::apply`] folds in, live and on replay alike, so a restart is a
-//! replay. The async shell around it lives in `services/coordinator`.
+//! [`Coordinator::handle`] takes the time and an [`Input`] and pushes [`Effect`]s. Whatever changes
+//! durable state is a [`LedgerEvent`](schemas::event::LedgerEvent) that [`State::apply`] folds in,
+//! live and on replay alike, so a restart is a replay. The async shell around it lives in
+//! `services/coordinator`.
 //!
 //! | file | holds |
 //! | --- | --- |
@@ -49,7 +51,8 @@ pub use apply::{ApplyError, ReplayError};
 pub use coordinator::{Coordinator, Settings};
 pub use effect::{Answer, Effect, Quarantine};
 pub use input::{
-    ControlRequest, DeliveryId, Input, Merged, Peer, ReplyId, Screened, ScreeningId, Submission, WorkerRequest,
+    ControlRequest, DeliveryId, Input, Merged, Peer, ReplyId, Screened, ScreeningId, Submission,
+    WorkerRequest,
 };
 pub use state::{Fates, Run, State};
 pub use submit::check_norm;

@@ -1,5 +1,5 @@
-//! What is known only while this process lives: held requests, deliveries of offers, when leases end, who was heard.
-//! Losing it costs time, never a result.
+//! What is known only while this process lives: held requests, deliveries of offers, when leases
+//! end, who was heard. Losing it costs time, never a result.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,7 +34,8 @@ pub(crate) struct LiveRun {
     pub(crate) failed_in_a_row: u32,
     /// The last lease of a worker that ended because it stood still: it is told so when it asks.
     pub(crate) stalled: BTreeMap<WorkerId, LeaseRef>,
-    /// The last result of a worker that was refused: the lease, the statement, and why. The same one is answered the same again.
+    /// The last result of a worker that was refused: the lease, the statement, and why. The same
+    /// one is answered the same again.
     pub(crate) refused: BTreeMap<WorkerId, (LeaseRef, Digest, Refusal)>,
     pub(crate) spans: Spans,
     /// Whether evaluations come before training, since too many wait.
@@ -44,8 +45,9 @@ pub(crate) struct LiveRun {
     pub(crate) moved: BTreeMap<WorkerId, Traffic>,
     /// Uploads of each worker that are in no result which counts.
     pub(crate) unused: BTreeMap<WorkerId, Fading>,
-    /// What each worker has had written to the ledger since its last result that counts: joins and leases. It outlives the
-    /// membership, or leaving would wipe it out; the roster bounds whose there are.
+    /// What each worker has had written to the ledger since its last result that counts: joins and
+    /// leases. It outlives the membership, or leaving would wipe it out; the roster bounds whose
+    /// there are.
     pub(crate) fruitless: BTreeMap<WorkerId, Fading>,
     /// Requests for objects that wait for the data manifest.
     pub(crate) reads: BTreeMap<WorkerId, Read>,
@@ -55,7 +57,8 @@ pub(crate) struct LiveRun {
     pub(crate) changed: bool,
 }
 
-/// The merge executor's hold on the run's weights. It does one thing to them at a time, except that a save runs beside.
+/// The merge executor's hold on the run's weights. It does one thing to them at a time, except that
+/// a save runs beside.
 #[derive(Debug, Default)]
 pub(crate) struct Executor {
     /// Whether it holds the weights of the newest round.
@@ -73,7 +76,8 @@ pub(crate) struct Executor {
     /// Why the last try failed; nothing once it went well.
     pub(crate) trouble: Option<Refusal>,
     pub(crate) save_trouble: Option<Refusal>,
-    /// The weights differ from what the ledger says, or cannot be had: the run gives out no work until a restart.
+    /// The weights differ from what the ledger says, or cannot be had: the run gives out no work
+    /// until a restart.
     pub(crate) halted: Option<Refusal>,
 }
 
@@ -96,7 +100,8 @@ pub(crate) struct Claim {
 /// An offer that was asked for.
 #[derive(Debug)]
 pub(crate) struct Offered {
-    /// Its newest delivery. An older one is of the same message or of a copy; both are settled when they come again.
+    /// Its newest delivery. An older one is of the same message or of a copy; both are settled when
+    /// they come again.
     pub(crate) delivery: Option<DeliveryId>,
     /// When to look at it again.
     pub(crate) due_at: UnixMillis,
@@ -130,7 +135,8 @@ pub(crate) struct Presence {
     pub(crate) heartbeat: Option<Heartbeat>,
 }
 
-/// Bytes that the workers of a run moved, by their own account. Of uploads the ledger tells what was of use; that is shown.
+/// Bytes that the workers of a run moved, by their own account. Of uploads the ledger tells what
+/// was of use; that is shown.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Traffic {
     pub(crate) up: Bytes,
@@ -140,18 +146,26 @@ pub(crate) struct Traffic {
 impl Traffic {
     /// What a process moved between two of its heartbeats, or before its first.
     pub(crate) fn between(before: Option<&Heartbeat>, now: &Heartbeat) -> Self {
-        let (up, down) = before.map_or((Bytes(0), Bytes(0)), |before| (before.bytes_up, before.bytes_down));
-        Self { up: now.bytes_up - up, down: now.bytes_down - down }
+        let (up, down) = before.map_or((Bytes(0), Bytes(0)), |before| {
+            (before.bytes_up, before.bytes_down)
+        });
+        Self {
+            up: now.bytes_up - up,
+            down: now.bytes_down - down,
+        }
     }
 
     /// Both together.
     pub(crate) fn plus(self, other: Self) -> Self {
-        Self { up: self.up + other.up, down: self.down + other.down }
+        Self {
+            up: self.up + other.up,
+            down: self.down + other.down,
+        }
     }
 }
 
-/// A count that is forgotten little by little: what a worker did that is in no result which counts, or what an operator had
-/// written.
+/// A count that is forgotten little by little: what a worker did that is in no result which counts,
+/// or what an operator had written.
 #[derive(Debug, Default)]
 pub(crate) struct Fading {
     count: usize,
@@ -163,9 +177,15 @@ impl Fading {
     /// How many there are `now`; `each` are forgotten in every `span`.
     pub(crate) fn at(&mut self, now: UnixMillis, each: usize, span: Millis) -> usize {
         let spans = self.since.until(now).get() / span.get().max(1);
-        let forgotten = usize::try_from(spans).unwrap_or(usize::MAX).saturating_mul(each);
+        let forgotten = usize::try_from(spans)
+            .unwrap_or(usize::MAX)
+            .saturating_mul(each);
         self.count = self.count.saturating_sub(forgotten);
-        self.since = if self.count == 0 { now } else { self.since.after(Millis(spans.saturating_mul(span.get()))) };
+        self.since = if self.count == 0 {
+            now
+        } else {
+            self.since.after(Millis(spans.saturating_mul(span.get())))
+        };
         self.count
     }
 
@@ -192,7 +212,11 @@ impl LiveRun {
         let model = &spec.model;
         let named = [model.config, model.layout, spec.data];
         Self {
-            readable: named.iter().chain(&model.initial).map(|object: &ObjectRef| object.digest).collect(),
+            readable: named
+                .iter()
+                .chain(&model.initial)
+                .map(|object: &ObjectRef| object.digest)
+                .collect(),
             data: None,
             executor: Executor::default(),
             claims: Claims::default(),
@@ -233,8 +257,8 @@ impl LiveLease {
         }
     }
 
-    /// Takes over what a renewal says. Steps beyond those of the unit are no progress; a count of bytes that begins again is
-    /// that of another process.
+    /// Takes over what a renewal says. Steps beyond those of the unit are no progress; a count of
+    /// bytes that begins again is that of another process.
     pub(crate) fn renewed(&mut self, now: UnixMillis, steps_done: Steps, bytes_moved: Bytes) {
         if steps_done > self.steps_done || bytes_moved > self.bytes_moved {
             self.progress_at = now;
@@ -246,18 +270,37 @@ impl LiveLease {
 
     /// When the lease ends unless it is renewed and moves on, and why.
     pub(crate) fn due(&self, life: Millis) -> (UnixMillis, LeaseEnd) {
-        let stalls_at = self.progress_at.after(progress_wait(life)).min(self.granted_at.after(LEASE_AGE_MAX));
-        if stalls_at < self.expires_at { (stalls_at, LeaseEnd::Stalled) } else { (self.expires_at, LeaseEnd::Expired) }
+        let stalls_at = self
+            .progress_at
+            .after(progress_wait(life))
+            .min(self.granted_at.after(LEASE_AGE_MAX));
+        if stalls_at < self.expires_at {
+            (stalls_at, LeaseEnd::Stalled)
+        } else {
+            (self.expires_at, LeaseEnd::Expired)
+        }
     }
 }
 
 impl Claims {
     /// Holds a claim; gives back the worker's older one, which it replaces.
-    pub(crate) fn hold(&mut self, worker: WorkerId, reply: ReplyId, until: UnixMillis) -> Option<Claim> {
+    pub(crate) fn hold(
+        &mut self,
+        worker: WorkerId,
+        reply: ReplyId,
+        until: UnixMillis,
+    ) -> Option<Claim> {
         let older = self.take(&worker);
         self.arrived += 1;
         self.order.insert(self.arrived, worker.clone());
-        self.by_worker.insert(worker, Claim { reply, until, arrival: self.arrived });
+        self.by_worker.insert(
+            worker,
+            Claim {
+                reply,
+                until,
+                arrival: self.arrived,
+            },
+        );
         older
     }
 
@@ -284,16 +327,22 @@ impl Claims {
     pub(crate) fn drain(&mut self) -> Vec<ReplyId> {
         let order = std::mem::take(&mut self.order);
         let mut held = std::mem::take(&mut self.by_worker);
-        order.values().filter_map(|worker| held.remove(worker)).map(|claim| claim.reply).collect()
+        order
+            .values()
+            .filter_map(|worker| held.remove(worker))
+            .map(|claim| claim.reply)
+            .collect()
     }
 }
 
-/// How long a lease lasts whatever its holder reports, which nobody can check: weeks of training are many units. A worker that
-/// only says that it moves on keeps its round from closing for a day at most.
+/// How long a lease lasts whatever its holder reports, which nobody can check: weeks of training
+/// are many units. A worker that only says that it moves on keeps its round from closing for a day
+/// at most.
 const LEASE_AGE_MAX: Millis = Millis::from_secs(24 * 3600);
 
-/// How long a lease of a run with this lease time may be renewed without a step or a byte. What moves nothing for so long
-/// and is all right is one step, or the encoding between the last step and the first byte; both take minutes at most.
+/// How long a lease of a run with this lease time may be renewed without a step or a byte. What
+/// moves nothing for so long and is all right is one step, or the encoding between the last step
+/// and the first byte; both take minutes at most.
 pub(crate) fn progress_wait(life: Millis) -> Millis {
     PROGRESS_WAIT_MIN.max(Millis(life.get().saturating_mul(PROGRESS_WAIT_LEASES)))
 }
@@ -320,7 +369,12 @@ mod tests {
         assert!(claims.hold(a.clone(), ReplyId(1), UnixMillis(9)).is_none());
         assert!(claims.hold(b.clone(), ReplyId(2), UnixMillis(9)).is_none());
         assert_eq!(claims.in_order().next(), Some(&a));
-        assert_eq!(claims.hold(a.clone(), ReplyId(3), UnixMillis(9)).map(|claim| claim.reply), Some(ReplyId(1)));
+        assert_eq!(
+            claims
+                .hold(a.clone(), ReplyId(3), UnixMillis(9))
+                .map(|claim| claim.reply),
+            Some(ReplyId(1))
+        );
         assert_eq!(claims.in_order().next(), Some(&b));
         assert_eq!(claims.drain(), [ReplyId(2), ReplyId(3)]);
         assert!(claims.is_empty() && claims.get(&a).is_none());
@@ -344,7 +398,10 @@ mod tests {
 
     #[test]
     fn waits_grow_to_a_bound() {
-        let seconds: Vec<u64> = [1, 2, 3, 6, 7, u32::MAX].iter().map(|n| backoff(*n).get() / 1000).collect();
+        let seconds: Vec<u64> = [1, 2, 3, 6, 7, u32::MAX]
+            .iter()
+            .map(|n| backoff(*n).get() / 1000)
+            .collect();
         assert_eq!(seconds, [1, 2, 4, 30, 30, 30]);
     }
 }

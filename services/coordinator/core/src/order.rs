@@ -1,5 +1,6 @@
-//! What an operator may have written to the ledger. Operators are trusted with runs, data and the end of a coordinator, and not
-//! with the ledger's room: it is kept for good, and a ledger that is full ends every run.
+//! What an operator may have written to the ledger. Operators are trusted with runs, data and the
+//! end of a coordinator, and not with the ledger's room: it is kept for good, and a ledger that is
+//! full ends every run.
 
 use schemas::event::LedgerEvent;
 use schemas::{Code, Millis, PublicKey, Refusal};
@@ -7,38 +8,53 @@ use schemas::{Code, Millis, PublicKey, Refusal};
 use crate::coordinator::Coordinator;
 use crate::live::Fading;
 
-/// Orders of an operator that are written at once: as many as it takes to upload the largest data set, four shards an order.
-/// Each is an event below half a KiB, 7 MiB together; that of a new run is longer, and there are few runs.
+/// Orders of an operator that are written at once: as many as it takes to upload the largest data
+/// set, four shards an order. Each is an event below half a KiB, 7 MiB together; that of a new run
+/// is longer, and there are few runs.
 pub(crate) const ORDERS_MAX: usize = 16_384;
-/// How often one of them is forgotten: some 40 MB a day at worst, so one operator needs weeks for a ledger of 2 GiB.
+/// How often one of them is forgotten: some 40 MB a day at worst, so one operator needs weeks for a
+/// ledger of 2 GiB.
 const ORDER_EVERY: Millis = Millis::from_secs(1);
-/// Operators whose orders are counted; above that those who have none left to forget make room, which changes nothing for them.
+/// Operators whose orders are counted; above that those who have none left to forget make room,
+/// which changes nothing for them.
 const OPERATORS_MAX: usize = 1024;
 
 impl Coordinator {
     /// Refuses an operator that may not have one more order written now. Nothing is spent yet.
     pub(crate) fn check_orders(&mut self, operator: &PublicKey) -> Result<(), Refusal> {
         let now = self.now;
-        let Some(orders) = self.orders.get_mut(operator) else { return Ok(()) };
+        let Some(orders) = self.orders.get_mut(operator) else {
+            return Ok(());
+        };
         let count = orders.at(now, 1, ORDER_EVERY);
         if count < ORDERS_MAX {
             return Ok(());
         }
-        let detail = format!("{count} orders of {operator} were written, one is forgotten every {ORDER_EVERY} ms");
+        let detail = format!(
+            "{count} orders of {operator} were written, one is forgotten every {ORDER_EVERY} ms"
+        );
         Err(Refusal::new(Code::AskedTooMuch, detail))
     }
 
-    /// Writes an operator's order, before it is carried out. One that will change nothing is not written.
+    /// Writes an operator's order, before it is carried out. One that will change nothing is not
+    /// written.
     pub(crate) fn record_order(&mut self, operator: PublicKey, verb: &str) {
         self.spend_order(&operator);
-        self.append(None, LedgerEvent::ControlReceived { operator, verb: verb.to_owned() });
+        self.append(
+            None,
+            LedgerEvent::ControlReceived {
+                operator,
+                verb: verb.to_owned(),
+            },
+        );
     }
 
     /// An event that an operator caused is written.
     pub(crate) fn spend_order(&mut self, operator: &PublicKey) {
         let now = self.now;
         if !self.orders.contains_key(operator) && self.orders.len() >= OPERATORS_MAX {
-            self.orders.retain(|_, orders: &mut Fading| orders.at(now, 1, ORDER_EVERY) > 0);
+            self.orders
+                .retain(|_, orders: &mut Fading| orders.at(now, 1, ORDER_EVERY) > 0);
         }
         let orders = self.orders.entry(operator.clone()).or_default();
         orders.at(now, 1, ORDER_EVERY);

@@ -1,4 +1,5 @@
-//! Rounds: opening, merging, closing; and what keeps the weights in order: restoring and saving them.
+//! Rounds: opening, merging, closing; and what keeps the weights in order: restoring and saving
+//! them.
 
 use std::sync::Arc;
 
@@ -30,8 +31,12 @@ impl Coordinator {
     pub(crate) fn advance(&mut self, name: &RunId) {
         loop {
             let now = self.now;
-            let Ok((run, live)) = self.open_run(name) else { return };
-            let Some(step) = next_step(run, live, now) else { return };
+            let Ok((run, live)) = self.open_run(name) else {
+                return;
+            };
+            let Some(step) = next_step(run, live, now) else {
+                return;
+            };
             match step {
                 Step::Restore => self.restore(name),
                 Step::Open(round) => self.open_round(name, round),
@@ -44,8 +49,15 @@ impl Coordinator {
 
     /// Takes up a run that the ledger holds, at the start of this process.
     pub(crate) fn take_up(&mut self, name: &RunId) {
-        let Some(run) = self.state.run(name) else { return };
-        let members: Vec<_> = run.members.iter().filter(|(_, m)| m.present).map(|(worker, _)| worker.clone()).collect();
+        let Some(run) = self.state.run(name) else {
+            return;
+        };
+        let members: Vec<_> = run
+            .members
+            .iter()
+            .filter(|(_, m)| m.present)
+            .map(|(worker, _)| worker.clone())
+            .collect();
         let leases: Vec<UnitId> = run.leases().map(|(lease, ..)| lease.unit).collect();
         let units: Vec<UnitId> = incomplete(run).collect();
         self.live.insert(name.clone(), LiveRun::new(&run.spec));
@@ -63,7 +75,9 @@ impl Coordinator {
     }
 
     fn restore(&mut self, name: &RunId) {
-        let Ok((run, live)) = self.open_run(name) else { return };
+        let Ok((run, live)) = self.open_run(name) else {
+            return;
+        };
         live.executor.busy = true;
         let effect = Effect::Restore {
             spec: Box::new(run.spec.clone()),
@@ -74,9 +88,12 @@ impl Coordinator {
     }
 
     pub(crate) fn data_loaded(&mut self, name: &RunId, manifest: Arc<DataManifest>) {
-        let Ok((run, live)) = self.open_run(name) else { return };
+        let Ok((run, live)) = self.open_run(name) else {
+            return;
+        };
         let shards = manifest.train.iter().chain(&manifest.held_out);
-        live.readable.extend(shards.map(|shard| shard.object.digest));
+        live.readable
+            .extend(shards.map(|shard| shard.object.digest));
         if let Tokenizer::HuggingFace(object) = &manifest.tokenizer {
             live.readable.insert(object.digest);
         }
@@ -87,7 +104,9 @@ impl Coordinator {
     }
 
     pub(crate) fn restored(&mut self, name: &RunId, outcome: Result<(), Refusal>) {
-        let Some(live) = self.live.get_mut(name) else { return };
+        let Some(live) = self.live.get_mut(name) else {
+            return;
+        };
         if live.executor.restored {
             return;
         }
@@ -107,10 +126,14 @@ impl Coordinator {
 
     /// The run cannot go on; whoever asks about it hears why.
     pub(crate) fn halt(&mut self, name: &RunId, refusal: &Refusal) {
-        let Some(live) = self.live.get_mut(name) else { return };
+        let Some(live) = self.live.get_mut(name) else {
+            return;
+        };
         live.executor.halted = Some(refusal.clone());
         live.executor.trouble = None;
-        let reads = std::mem::take(&mut live.reads).into_values().map(|read| read.reply);
+        let reads = std::mem::take(&mut live.reads)
+            .into_values()
+            .map(|read| read.reply);
         let waiting: Vec<ReplyId> = live.claims.drain().into_iter().chain(reads).collect();
         for reply in waiting {
             self.reply(reply, Err(refusal.clone()));
@@ -125,7 +148,9 @@ impl Coordinator {
 
     /// Offers the units of `round`, which were not on offer before.
     fn offer_new(&mut self, name: &RunId, round: Round) {
-        let Some(run) = self.state.run(name) else { return };
+        let Some(run) = self.state.run(name) else {
+            return;
+        };
         let units: Vec<UnitId> = incomplete(run).filter(|unit| unit.round == round).collect();
         for unit in units {
             self.offer(name, unit);
@@ -133,27 +158,44 @@ impl Coordinator {
     }
 
     fn merge(&mut self, name: &RunId, round: Round) {
-        let Ok((run, live)) = self.open_run(name) else { return };
+        let Ok((run, live)) = self.open_run(name) else {
+            return;
+        };
         live.executor.busy = true;
         let inputs = run.inputs.values().cloned().collect();
-        self.out.push(Effect::Merge { run: name.clone(), round, inputs });
+        self.out.push(Effect::Merge {
+            run: name.clone(),
+            round,
+            inputs,
+        });
     }
 
     pub(crate) fn merged(&mut self, name: &RunId, round: Round, outcome: Result<Merged, Refusal>) {
-        let Ok((run, live)) = self.open_run(name) else { return };
+        let Ok((run, live)) = self.open_run(name) else {
+            return;
+        };
         if !live.executor.restored || !live.executor.busy || run.open_round() != Some(round) {
             return;
         }
         live.executor.busy = false;
-        let outcome = outcome.and_then(|merged| check_weights(run, round, &merged.broadcast).map(|()| merged));
+        let outcome = outcome
+            .and_then(|merged| check_weights(run, round, &merged.broadcast).map(|()| merged));
         match outcome {
             Ok(merged) => {
                 live.executor.failures = 0;
                 live.executor.trouble = None;
-                let tokens = run.inputs.values().fold(schemas::Tokens(0), |sum, input| sum + input.tokens);
+                let tokens = run
+                    .inputs
+                    .values()
+                    .fold(schemas::Tokens(0), |sum, input| sum + input.tokens);
                 // `min` also turns NaN into a number: the ledger must read back as it was written.
                 let norm = merged.norm.min(f64::MAX);
-                let closed = LedgerEvent::RoundClosed { round, broadcast: merged.broadcast, norm, tokens };
+                let closed = LedgerEvent::RoundClosed {
+                    round,
+                    broadcast: merged.broadcast,
+                    norm,
+                    tokens,
+                };
                 self.append(Some(name), closed);
                 // Only after the last round: the evaluation of the final weights.
                 self.offer_new(name, round.next());
@@ -167,7 +209,9 @@ impl Coordinator {
 
     fn try_later(&mut self, name: &RunId, refusal: Refusal) {
         let now = self.now;
-        let Some(live) = self.live.get_mut(name) else { return };
+        let Some(live) = self.live.get_mut(name) else {
+            return;
+        };
         live.executor.failures = live.executor.failures.saturating_add(1);
         let retry_at = now.after(backoff(live.executor.failures));
         live.executor.retry_at = retry_at;
@@ -176,7 +220,9 @@ impl Coordinator {
     }
 
     fn save(&mut self, name: &RunId, round: Round) {
-        let Ok((run, live)) = self.open_run(name) else { return };
+        let Ok((run, live)) = self.open_run(name) else {
+            return;
+        };
         live.executor.saving = true;
         let effect = Effect::Save {
             run: name.clone(),
@@ -187,14 +233,22 @@ impl Coordinator {
         self.out.push(effect);
     }
 
-    pub(crate) fn saved(&mut self, name: &RunId, round: Round, outcome: Result<ObjectRef, Refusal>) {
+    pub(crate) fn saved(
+        &mut self,
+        name: &RunId,
+        round: Round,
+        outcome: Result<ObjectRef, Refusal>,
+    ) {
         let now = self.now;
-        let Ok((run, live)) = self.open_run(name) else { return };
+        let Ok((run, live)) = self.open_run(name) else {
+            return;
+        };
         if !live.executor.saving {
             return;
         }
         live.executor.saving = false;
-        let newer = run.last_snapshot().is_none_or(|last| last.round < round) && round <= run.rounds_closed();
+        let newer = run.last_snapshot().is_none_or(|last| last.round < round)
+            && round <= run.rounds_closed();
         match outcome {
             Ok(manifest) if newer => {
                 live.executor.save_failures = 0;
@@ -215,7 +269,11 @@ impl Coordinator {
 
     fn complete(&mut self, name: &RunId) {
         self.append(Some(name), LedgerEvent::RunCompleted);
-        let held = self.live.get_mut(name).map(|live| live.claims.drain()).unwrap_or_default();
+        let held = self
+            .live
+            .get_mut(name)
+            .map(|live| live.claims.drain())
+            .unwrap_or_default();
         for reply in held {
             self.answer_claim(reply, ClaimOutcome::Complete);
         }
@@ -225,7 +283,8 @@ impl Coordinator {
     }
 }
 
-/// The order matters: a save must be asked for before the next merge changes the weights that it saves.
+/// The order matters: a save must be asked for before the next merge changes the weights that it
+/// saves.
 fn next_step(run: &Run, live: &LiveRun, now: schemas::UnixMillis) -> Option<Step> {
     let executor = &live.executor;
     if executor.halted.is_some() || executor.busy {
@@ -239,37 +298,55 @@ fn next_step(run: &Run, live: &LiveRun, now: schemas::UnixMillis) -> Option<Step
     if run.open_round().is_none() && !run.all_rounds_closed() && started {
         return Some(Step::Open(closed));
     }
-    let due = run.merges.iter().any(|merge| run.spec.saves(merge.round.next()));
+    let due = run
+        .merges
+        .iter()
+        .any(|merge| run.spec.saves(merge.round.next()));
     if due && !executor.saving && executor.save_at <= now {
         return Some(Step::Save(closed));
     }
     if run.round_is_full() && executor.retry_at <= now {
         return Some(Step::Merge(closed));
     }
-    let saved = run.last_snapshot().is_some_and(|snapshot| snapshot.round == closed);
+    let saved = run
+        .last_snapshot()
+        .is_some_and(|snapshot| snapshot.round == closed);
     (run.all_rounds_closed() && run.units.is_empty() && saved).then_some(Step::Complete)
 }
 
 /// Units without a result.
 fn incomplete(run: &Run) -> impl Iterator<Item = UnitId> {
-    run.units.iter().filter(|(_, unit)| unit.standing != Standing::Done).map(|(unit, _)| *unit)
+    run.units
+        .iter()
+        .filter(|(_, unit)| unit.standing != Standing::Done)
+        .map(|(unit, _)| *unit)
 }
 
 /// Failures of a restore that another try does not mend.
 fn is_final(code: Code) -> bool {
     matches!(
         code,
-        Code::ReplayDiverged | Code::ObjectMissing | Code::ObjectMismatch | Code::DataInvalid | Code::LayoutMismatch
+        Code::ReplayDiverged
+            | Code::ObjectMissing
+            | Code::ObjectMismatch
+            | Code::DataInvalid
+            | Code::LayoutMismatch
     )
 }
 
 /// Whether published weights are what the next round can start from.
 fn check_weights(run: &Run, round: Round, weights: &Weights) -> Result<(), Refusal> {
     let expected = run.spec.model.initial.len();
-    if weights.round == round.next() && weights.codec == run.spec.download && weights.chunks.len() == expected {
+    if weights.round == round.next()
+        && weights.codec == run.spec.download
+        && weights.chunks.len() == expected
+    {
         return Ok(());
     }
     let (got, codec) = (weights.chunks.len(), weights.codec);
-    let detail = format!("merge of round {round} gave {got} chunks as {codec:?} for round {}", weights.round);
+    let detail = format!(
+        "merge of round {round} gave {got} chunks as {codec:?} for round {}",
+        weights.round
+    );
     Err(Refusal::new(Code::Internal, detail))
 }

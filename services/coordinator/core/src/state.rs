@@ -8,12 +8,14 @@ use schemas::member::{Posture, Session};
 use schemas::run::{RunSpec, TrainerKind};
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::{
-    AccountId, Bytes, Digest, Epoch, ObjectRef, PublicKey, Round, RunId, Steps, Tokens, UnitIndex, UnixMillis, WorkerId,
+    AccountId, Bytes, Digest, Epoch, ObjectRef, PublicKey, Round, RunId, Steps, Tokens, UnitIndex,
+    UnixMillis, WorkerId,
 };
 use serde::{Serialize, Serializer};
 
-/// How many closed rounds back the digests of accepted statements are kept, so that a repeated submit is answered with
-/// what it came to. A worker repeats a request for minutes at most; a round lasts seconds at least.
+/// How many closed rounds back the digests of accepted statements are kept, so that a repeated
+/// submit is answered with what it came to. A worker repeats a request for minutes at most; a round
+/// lasts seconds at least.
 pub(crate) const ROUNDS_REMEMBERED: u64 = 16;
 
 /// The coordinator's durable state: what [`State::apply`] made of the ledger so far.
@@ -59,7 +61,8 @@ pub struct Run {
     /// Digests of the statements accepted in the last [`ROUNDS_REMEMBERED`] rounds.
     #[serde(serialize_with = "pairs")]
     pub(crate) accepted: BTreeMap<UnitId, Accepted>,
-    /// Copies of the global weights that are still read: the newest, and those of evaluations that are not in.
+    /// Copies of the global weights that are still read: the newest, and those of evaluations that
+    /// are not in.
     pub(crate) weights: BTreeMap<Round, Weights>,
     /// Merges since the newest full snapshot, oldest first.
     pub(crate) merges: Vec<MergeRecord>,
@@ -155,15 +158,16 @@ pub(crate) struct SnapshotRecord {
     pub(crate) saved_at: UnixMillis,
 }
 
-/// What became of the tokens that were issued with leases of training units. Those of the leases held now are in flight.
+/// What became of the tokens that were issued with leases of training units. Those of the leases
+/// held now are in flight.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Fates {
     /// Issued with leases.
     pub issued: Tokens,
     /// In a contribution that counts.
     pub merged: Tokens,
-    /// In a result that came after its unit was complete. Such tokens were abandoned before, so this stays zero as long
-    /// as a round waits for all its units.
+    /// In a result that came after its unit was complete. Such tokens were abandoned before, so
+    /// this stays zero as long as a round waits for all its units.
     pub late: Tokens,
     /// In a result that was refused.
     pub rejected: Tokens,
@@ -187,13 +191,15 @@ impl State {
         self.runs.get(run)
     }
 
-    /// Checks what must hold after every event: tokens issued equal the sum of their fates and those in flight, members
-    /// and units agree on who holds what, at most one round is open.
+    /// Checks what must hold after every event: tokens issued equal the sum of their fates and
+    /// those in flight, members and units agree on who holds what, at most one round is open.
     ///
     /// # Errors
     /// What does not hold, with names and values.
     pub fn check(&self) -> Result<(), String> {
-        self.runs.iter().try_for_each(|(name, run)| run.check().map_err(|what| format!("run {name}: {what}")))
+        self.runs
+            .iter()
+            .try_for_each(|(name, run)| run.check().map_err(|what| format!("run {name}: {what}")))
     }
 }
 
@@ -221,7 +227,9 @@ impl Run {
     /// The round that is open; none before the first and after the last.
     pub fn open_round(&self) -> Option<Round> {
         let last = self.rounds.last()?;
-        last.closed_at.is_none().then(|| Round(self.rounds.len() as u64 - 1))
+        last.closed_at
+            .is_none()
+            .then(|| Round(self.rounds.len() as u64 - 1))
     }
 
     /// How many rounds are closed; also the round of the newest weights.
@@ -233,27 +241,46 @@ impl Run {
     /// Who holds `unit`, and under which epoch; none when it is not held.
     pub fn holder(&self, unit: &UnitId) -> Option<(&WorkerId, Epoch)> {
         match self.units.get(unit) {
-            Some(Unit { epoch, standing: Standing::Held { worker, .. }, .. }) => Some((worker, *epoch)),
+            Some(Unit {
+                epoch,
+                standing: Standing::Held { worker, .. },
+                ..
+            }) => Some((worker, *epoch)),
             _ => None,
         }
     }
 
     /// The leases held now.
     pub fn leases(&self) -> impl Iterator<Item = (LeaseRef, &WorkerId, UnixMillis)> {
-        self.units.iter().filter_map(|(unit, state)| match &state.standing {
-            Standing::Held { worker, since } => Some((LeaseRef { unit: *unit, epoch: state.epoch }, worker, *since)),
-            Standing::Open | Standing::Done => None,
-        })
+        self.units
+            .iter()
+            .filter_map(|(unit, state)| match &state.standing {
+                Standing::Held { worker, since } => Some((
+                    LeaseRef {
+                        unit: *unit,
+                        epoch: state.epoch,
+                    },
+                    worker,
+                    *since,
+                )),
+                Standing::Open | Standing::Done => None,
+            })
     }
 
     /// Members present now.
     pub fn present(&self) -> u32 {
-        self.members.values().filter(|member| member.present).count() as u32
+        self.members
+            .values()
+            .filter(|member| member.present)
+            .count() as u32
     }
 
     /// Tokens in flight: those of the training leases held now.
     pub fn tokens_in_flight(&self) -> Tokens {
-        let held = self.leases().filter(|(lease, ..)| lease.unit.kind == UnitKind::Train).count();
+        let held = self
+            .leases()
+            .filter(|(lease, ..)| lease.unit.kind == UnitKind::Train)
+            .count();
         Tokens(self.spec.unit_tokens().get().saturating_mul(held as u64))
     }
 
@@ -271,7 +298,8 @@ impl Run {
 
     /// Whether all training units of the open round are in.
     pub(crate) fn round_is_full(&self) -> bool {
-        self.open_round().is_some() && self.inputs.len() as u64 == u64::from(self.spec.schedule.units)
+        self.open_round().is_some()
+            && self.inputs.len() as u64 == u64::from(self.spec.schedule.units)
     }
 
     pub(crate) fn all_rounds_closed(&self) -> bool {
@@ -288,30 +316,53 @@ impl Run {
     }
 
     pub(crate) fn held_out_loss(&self, round: Round) -> Option<f64> {
-        self.evaluations.get(&round).map(|found| found.loss_sum / found.tokens.get().max(1) as f64)
+        self.evaluations
+            .get(&round)
+            .map(|found| found.loss_sum / found.tokens.get().max(1) as f64)
     }
 
     /// The steps before the units of `round`, for the learning-rate schedule.
     pub(crate) fn steps_before(&self, round: Round) -> Steps {
-        Steps(round.get().saturating_mul(self.spec.schedule.inner_steps.get()))
+        Steps(
+            round
+                .get()
+                .saturating_mul(self.spec.schedule.inner_steps.get()),
+        )
     }
 
     pub(crate) fn check(&self) -> Result<(), String> {
         let fates = &self.tokens;
-        let sum = fates.merged + fates.late + fates.rejected + fates.abandoned + self.tokens_in_flight();
+        let sum =
+            fates.merged + fates.late + fates.rejected + fates.abandoned + self.tokens_in_flight();
         if sum != fates.issued {
-            return Err(format!("issued {} tokens, fates and flight are {sum}: {fates:?}", fates.issued));
+            return Err(format!(
+                "issued {} tokens, fates and flight are {sum}: {fates:?}",
+                fates.issued
+            ));
         }
         for (lease, worker, _) in self.leases() {
             if self.members.get(worker).and_then(|member| member.lease) != Some(lease) {
-                return Err(format!("{lease} is held by {worker}, whose entry does not say so"));
+                return Err(format!(
+                    "{lease} is held by {worker}, whose entry does not say so"
+                ));
             }
         }
-        let holding = self.members.values().filter(|member| member.lease.is_some()).count();
+        let holding = self
+            .members
+            .values()
+            .filter(|member| member.lease.is_some())
+            .count();
         if holding != self.leases().count() {
-            return Err(format!("{holding} members hold {} leases", self.leases().count()));
+            return Err(format!(
+                "{holding} members hold {} leases",
+                self.leases().count()
+            ));
         }
-        let open = self.rounds.iter().filter(|round| round.closed_at.is_none()).count();
+        let open = self
+            .rounds
+            .iter()
+            .filter(|round| round.closed_at.is_none())
+            .count();
         if open > 1 || self.rounds.len() as u64 > self.spec.schedule.rounds {
             return Err(format!(
                 "{open} of {} rounds are open, {} planned",
@@ -321,16 +372,25 @@ impl Run {
         }
         let merged: u64 = self.rounds.iter().map(|round| round.tokens.get()).sum();
         if merged != fates.merged.get() {
-            return Err(format!("rounds merged {merged} tokens, fates say {}", fates.merged));
+            return Err(format!(
+                "rounds merged {merged} tokens, fates say {}",
+                fates.merged
+            ));
         }
         if self.is_complete() && (open > 0 || !self.units.is_empty()) {
-            return Err(format!("complete with {open} open rounds and {} open units", self.units.len()));
+            return Err(format!(
+                "complete with {open} open rounds and {} open units",
+                self.units.len()
+            ));
         }
         Ok(())
     }
 }
 
 /// A map whose keys are no texts, as a list of pairs, so that it can be written as JSON.
-fn pairs<K: Serialize, V: Serialize, S: Serializer>(map: &BTreeMap<K, V>, serializer: S) -> Result<S::Ok, S::Error> {
+fn pairs<K: Serialize, V: Serialize, S: Serializer>(
+    map: &BTreeMap<K, V>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(map)
 }

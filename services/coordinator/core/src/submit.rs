@@ -18,8 +18,8 @@ use crate::lease::check_holder;
 use crate::membership::check_member;
 use crate::state::Run;
 
-/// Most askers that wait for one check. A worker that asks again no longer hears the answer to its first question, so the
-/// oldest gives way.
+/// Most askers that wait for one check. A worker that asks again no longer hears the answer to its
+/// first question, so the oldest gives way.
 const REPEATS_MAX: usize = 8;
 /// Checks under one lease that may break off or miss an object before the result is refused.
 const CHECKS_FAILED_MAX: u32 = 4;
@@ -44,8 +44,16 @@ impl Screening {
 }
 
 impl Coordinator {
-    pub(crate) fn submit(&mut self, peer: &Peer, submission: Submission, reply: ReplyId) -> Result<(), Refusal> {
-        let run = self.state.run(&peer.run).ok_or_else(|| run_unknown(&peer.run))?;
+    pub(crate) fn submit(
+        &mut self,
+        peer: &Peer,
+        submission: Submission,
+        reply: ReplyId,
+    ) -> Result<(), Refusal> {
+        let run = self
+            .state
+            .run(&peer.run)
+            .ok_or_else(|| run_unknown(&peer.run))?;
         let audit_key = check_member(run, peer)?.audit_key.clone();
         let lease = submission.statement.lease;
         let statement = Digest::of(&submission.bytes);
@@ -59,8 +67,10 @@ impl Coordinator {
         }
         let (screening, now) = (ScreeningId(self.screened + 1), self.now);
         let (run, live) = self.open_run(&peer.run)?;
-        if let Some((_, _, refusal)) =
-            live.refused.get(&peer.worker).filter(|(of, stated, _)| (*of, *stated) == (lease, statement))
+        if let Some((_, _, refusal)) = live
+            .refused
+            .get(&peer.worker)
+            .filter(|(of, stated, _)| (*of, *stated) == (lease, statement))
         {
             // The answer to the first one was lost.
             let refusal = refusal.clone();
@@ -68,17 +78,28 @@ impl Coordinator {
             return Ok(());
         }
         check_holder(run, peer, &lease)?;
-        let held = live.leases.get_mut(&lease.unit).expect("every lease that is held is watched");
+        let held = live
+            .leases
+            .get_mut(&lease.unit)
+            .expect("every lease that is held is watched");
         if let Some(running) = held.screening {
             return self.attach(running, reply, statement);
         }
-        let evaluation_tokens = live.data.as_ref().map(|data| data.evaluation_tokens(&run.spec));
+        let evaluation_tokens = live
+            .data
+            .as_ref()
+            .map(|data| data.evaluation_tokens(&run.spec));
         if lease.unit.kind == UnitKind::Evaluate && evaluation_tokens.is_none() {
             // After a restart: without the data nobody can say what the unit holds.
-            return Err(Refusal::new(Code::NoAnswer, "the run's data is not loaded yet; submit again"));
+            return Err(Refusal::new(
+                Code::NoAnswer,
+                "the run's data is not loaded yet; submit again",
+            ));
         }
         let tokens = evaluation_tokens.unwrap_or_default();
-        if let Err(refusal) = check_statement(&peer.run, run, &peer.worker, &submission.statement, tokens) {
+        if let Err(refusal) =
+            check_statement(&peer.run, run, &peer.worker, &submission.statement, tokens)
+        {
             // The event of the rejection says it, as for a result that the check refuses later.
             self.reject(&peer.run, (lease, statement), &peer.worker, &refusal);
             self.reply(reply, Err(refusal));
@@ -97,33 +118,64 @@ impl Coordinator {
         self.screened += 1;
         self.screenings.insert(screening, waiting);
         let (worker, submission) = (peer.worker.clone(), Box::new(submission));
-        self.out.push(Effect::Screen { screening, spec, worker, audit_key, submission });
+        self.out.push(Effect::Screen {
+            screening,
+            spec,
+            worker,
+            audit_key,
+            submission,
+        });
         Ok(())
     }
 
-    /// A worker asks again while its result is being checked: both get the answer. Another result of the same lease waits
-    /// too, and is told what became of the first.
-    fn attach(&mut self, running: ScreeningId, reply: ReplyId, statement: Digest) -> Result<(), Refusal> {
-        let screening = self.screenings.get_mut(&running).expect("a lease names only a check that runs");
+    /// A worker asks again while its result is being checked: both get the answer. Another result
+    /// of the same lease waits too, and is told what became of the first.
+    fn attach(
+        &mut self,
+        running: ScreeningId,
+        reply: ReplyId,
+        statement: Digest,
+    ) -> Result<(), Refusal> {
+        let screening = self
+            .screenings
+            .get_mut(&running)
+            .expect("a lease names only a check that runs");
         let crowded = screening.replies.len() >= REPEATS_MAX;
         let oldest = crowded.then(|| screening.replies.remove(0).0);
         screening.replies.push((reply, statement));
         if let Some(oldest) = oldest {
-            self.reply(oldest, Err(Refusal::new(Code::NoAnswer, "a newer request took its place")));
+            self.reply(
+                oldest,
+                Err(Refusal::new(
+                    Code::NoAnswer,
+                    "a newer request took its place",
+                )),
+            );
         }
         Ok(())
     }
 
     pub(crate) fn screened(&mut self, screening: ScreeningId, verdict: Result<Screened, Refusal>) {
-        let Some(done) = self.screenings.remove(&screening) else { return };
+        let Some(done) = self.screenings.remove(&screening) else {
+            return;
+        };
         let lease = done.submission.statement.lease;
-        if let Some(held) = self.live.get_mut(&done.run).and_then(|live| live.leases.get_mut(&lease.unit)) {
+        if let Some(held) = self
+            .live
+            .get_mut(&done.run)
+            .and_then(|live| live.leases.get_mut(&lease.unit))
+        {
             held.screening = None;
         }
-        let norm_max = self.state.run(&done.run).map_or(0.0, |run| run.spec.policy.norm_max);
+        let norm_max = self
+            .state
+            .run(&done.run)
+            .map_or(0.0, |run| run.spec.policy.norm_max);
         match verdict.and_then(|found| check_norm(found.norm, norm_max)) {
             Ok(norm) => self.accept(done, norm),
-            Err(refusal) if is_transient(refusal.code) && !self.has_failed_enough(&done, refusal.code) => {
+            Err(refusal)
+                if is_transient(refusal.code) && !self.has_failed_enough(&done, refusal.code) =>
+            {
                 self.check_failed(done, &refusal);
             }
             Err(refusal) => {
@@ -134,7 +186,13 @@ impl Coordinator {
     }
 
     fn accept(&mut self, done: Screening, norm: f64) {
-        let Screening { run: name, worker, submission, statement, replies } = done;
+        let Screening {
+            run: name,
+            worker,
+            submission,
+            statement,
+            replies,
+        } = done;
         let lease = submission.statement.lease;
         let signature = ByteArray::new(submission.signature);
         let named = named_chunks(&submission.statement.outcome);
@@ -142,23 +200,44 @@ impl Coordinator {
         let event = match submission.statement.outcome {
             Outcome::Contribution(contribution) => {
                 let contribution = Box::new(contribution);
-                LedgerEvent::ContributionAccepted { lease, worker, contribution, norm, statement, signature }
+                LedgerEvent::ContributionAccepted {
+                    lease,
+                    worker,
+                    contribution,
+                    norm,
+                    statement,
+                    signature,
+                }
             }
-            Outcome::Evaluation(evaluation) => {
-                LedgerEvent::EvaluationAccepted { lease, worker, evaluation, statement, signature }
-            }
+            Outcome::Evaluation(evaluation) => LedgerEvent::EvaluationAccepted {
+                lease,
+                worker,
+                evaluation,
+                statement,
+                signature,
+            },
         };
         self.note_result(&name, &lease.unit);
         self.append(Some(&name), event);
         if let Some(live) = self.live.get_mut(&name) {
             live.fruitless.remove(&holder);
-            let uploads = live.leases.remove(&lease.unit).map(|held| held.uploads).unwrap_or_default();
+            let uploads = live
+                .leases
+                .remove(&lease.unit)
+                .map(|held| held.uploads)
+                .unwrap_or_default();
             if let Some(unused) = live.unused.get_mut(&holder) {
-                // Other uploads of the lease came to nothing, like those of a lease without a result.
+                // Other uploads of the lease came to nothing, like those of a lease without a
+                // result.
                 unused.used(uploads.intersection(&named).count());
             }
             // After a restart only the result tells what was uploaded.
-            self.sweep(&name, lease, holder, uploads.union(&named).copied().collect());
+            self.sweep(
+                &name,
+                lease,
+                holder,
+                uploads.union(&named).copied().collect(),
+            );
         }
         self.settle(&name, &lease.unit);
         for (reply, asked) in replies {
@@ -173,19 +252,30 @@ impl Coordinator {
         self.serve(&name);
     }
 
-    /// Whether this check ends the patience with a result. A store that is away is nobody's fault; a check that breaks off, or
-    /// that finds no object, again and again is the result's, and must not hold its unit for ever.
+    /// Whether this check ends the patience with a result. A store that is away is nobody's fault;
+    /// a check that breaks off, or that finds no object, again and again is the result's, and must
+    /// not hold its unit for ever.
     fn has_failed_enough(&mut self, done: &Screening, code: Code) -> bool {
-        if !matches!(code, Code::Internal | Code::ObjectMissing | Code::UploadMissing) {
+        if !matches!(
+            code,
+            Code::Internal | Code::ObjectMissing | Code::UploadMissing
+        ) {
             return false;
         }
         let unit = &done.submission.statement.lease.unit;
-        let Some(held) = self.live.get_mut(&done.run).and_then(|live| live.leases.get_mut(unit)) else { return false };
+        let Some(held) = self
+            .live
+            .get_mut(&done.run)
+            .and_then(|live| live.leases.get_mut(unit))
+        else {
+            return false;
+        };
         held.checks_failed += 1;
         held.checks_failed >= CHECKS_FAILED_MAX
     }
 
-    /// The check could not be made, through no fault of the result: the lease runs on and the worker may submit again.
+    /// The check could not be made, through no fault of the result: the lease runs on and the
+    /// worker may submit again.
     fn check_failed(&mut self, done: Screening, refusal: &Refusal) {
         let now = self.now;
         let lease = done.submission.statement.lease;
@@ -196,7 +286,8 @@ impl Coordinator {
                 // Nobody is left to submit again.
                 let expires_at = if gone { now } else { expires_at };
                 held.expires_at = expires_at;
-                self.timers.set(expires_at, Timer::Lease(done.run.clone(), lease.unit));
+                self.timers
+                    .set(expires_at, Timer::Lease(done.run.clone(), lease.unit));
             }
         }
         self.answer_others(&done, refusal);
@@ -210,16 +301,35 @@ impl Coordinator {
     }
 
     fn answer_merged(&mut self, reply: ReplyId) {
-        self.reply(reply, Ok(Answer::Submit(SubmitReply { v: V, fate: Fate::Merged })));
+        self.reply(
+            reply,
+            Ok(Answer::Submit(SubmitReply {
+                v: V,
+                fate: Fate::Merged,
+            })),
+        );
     }
 
-    /// Refuses a result: its tokens are rejected, its unit is open again, and its worker has one more strike.
-    fn reject(&mut self, name: &RunId, (lease, statement): (LeaseRef, Digest), worker: &WorkerId, refusal: &Refusal) {
+    /// Refuses a result: its tokens are rejected, its unit is open again, and its worker has one
+    /// more strike.
+    fn reject(
+        &mut self,
+        name: &RunId,
+        (lease, statement): (LeaseRef, Digest),
+        worker: &WorkerId,
+        refusal: &Refusal,
+    ) {
         if let Some(live) = self.live.get_mut(name) {
-            live.refused.insert(worker.clone(), (lease, statement, refusal.clone()));
+            live.refused
+                .insert(worker.clone(), (lease, statement, refusal.clone()));
         }
-        let Some(run) = self.state.run(name) else { return };
-        let (tokens, strikes_max) = (run.unit_tokens(&lease.unit), u64::from(run.spec.policy.strikes_max));
+        let Some(run) = self.state.run(name) else {
+            return;
+        };
+        let (tokens, strikes_max) = (
+            run.unit_tokens(&lease.unit),
+            u64::from(run.spec.policy.strikes_max),
+        );
         let rejected = LedgerEvent::ContributionRejected {
             lease,
             worker: worker.clone(),
@@ -230,7 +340,12 @@ impl Coordinator {
         self.append(Some(name), rejected);
         let struck = self.state.run(name).and_then(|run| run.members.get(worker));
         if struck.is_some_and(|member| member.rejected >= strikes_max && !member.removed) {
-            self.depart(name, worker, Departure::Removed, &format!("{strikes_max} refused results"));
+            self.depart(
+                name,
+                worker,
+                Departure::Removed,
+                &format!("{strikes_max} refused results"),
+            );
         }
         self.result_refused(name, lease.unit, worker, refusal);
         self.free_unit(name, lease, worker.clone());
@@ -240,12 +355,17 @@ impl Coordinator {
 /// The chunks that a result names, each once.
 fn named_chunks(outcome: &Outcome) -> BTreeSet<Digest> {
     match outcome {
-        Outcome::Contribution(contribution) => contribution.chunks.iter().map(|chunk| chunk.digest).collect(),
+        Outcome::Contribution(contribution) => contribution
+            .chunks
+            .iter()
+            .map(|chunk| chunk.digest)
+            .collect(),
         Outcome::Evaluation(_) => BTreeSet::new(),
     }
 }
 
-/// Failures that say nothing about the result itself. An object that is missing can be uploaded again.
+/// Failures that say nothing about the result itself. An object that is missing can be uploaded
+/// again.
 fn is_transient(code: Code) -> bool {
     matches!(
         code,
@@ -263,7 +383,10 @@ fn is_transient(code: Code) -> bool {
 }
 
 fn already_counted(lease: &LeaseRef) -> Refusal {
-    Refusal::new(Code::AlreadyCounted, format!("another result of unit {} counts", lease.unit))
+    Refusal::new(
+        Code::AlreadyCounted,
+        format!("another result of unit {} counts", lease.unit),
+    )
 }
 
 /// Whether a contribution of this norm may count in a run with this bound; 0 is none.
@@ -272,15 +395,22 @@ fn already_counted(lease: &LeaseRef) -> Refusal {
 /// [`Code::NotFinite`] or [`Code::NormOutlier`].
 pub fn check_norm(norm: f64, norm_max: f64) -> Result<f64, Refusal> {
     if !norm.is_finite() {
-        return Err(Refusal::new(Code::NotFinite, format!("the contribution's norm is {norm}")));
+        return Err(Refusal::new(
+            Code::NotFinite,
+            format!("the contribution's norm is {norm}"),
+        ));
     }
     if norm_max > 0.0 && norm > norm_max {
-        return Err(Refusal::new(Code::NormOutlier, format!("norm {norm} exceeds {norm_max}")));
+        return Err(Refusal::new(
+            Code::NormOutlier,
+            format!("norm {norm} exceeds {norm_max}"),
+        ));
     }
     Ok(norm)
 }
 
-/// What can be checked without the objects: that the statement fits its run, its worker and its unit.
+/// What can be checked without the objects: that the statement fits its run, its worker and its
+/// unit.
 fn check_statement(
     name: &RunId,
     run: &Run,
@@ -290,14 +420,24 @@ fn check_statement(
 ) -> Result<(), Refusal> {
     let unfit = |detail: String| Err(Refusal::new(Code::StatementInvalid, detail));
     if statement.run != *name || statement.worker != *worker {
-        return unfit(format!("stated by {} for run {}, sent by {worker} for {name}", statement.worker, statement.run));
+        return unfit(format!(
+            "stated by {} for run {}, sent by {worker} for {name}",
+            statement.worker, statement.run
+        ));
     }
     if statement.spec != run.spec_digest {
-        return unfit(format!("settings {} are not the run's, {}", statement.spec, run.spec_digest));
+        return unfit(format!(
+            "settings {} are not the run's, {}",
+            statement.spec, run.spec_digest
+        ));
     }
     match (&statement.outcome, statement.lease.unit.kind) {
-        (Outcome::Contribution(contribution), UnitKind::Train) => check_contribution(run, contribution),
-        (Outcome::Evaluation(evaluation), UnitKind::Evaluate) => check_evaluation(evaluation, evaluation_tokens),
+        (Outcome::Contribution(contribution), UnitKind::Train) => {
+            check_contribution(run, contribution)
+        }
+        (Outcome::Evaluation(evaluation), UnitKind::Evaluate) => {
+            check_evaluation(evaluation, evaluation_tokens)
+        }
         (_, kind) => unfit(format!("the result is not of a unit of kind {kind:?}")),
     }
 }
@@ -305,22 +445,32 @@ fn check_statement(
 fn check_contribution(run: &Run, contribution: &Contribution) -> Result<(), Refusal> {
     let spec = &run.spec;
     if contribution.layout != spec.model.layout.digest {
-        let detail = format!("layout {} is not the run's, {}", contribution.layout, spec.model.layout.digest);
+        let detail = format!(
+            "layout {} is not the run's, {}",
+            contribution.layout, spec.model.layout.digest
+        );
         return Err(Refusal::new(Code::LayoutMismatch, detail));
     }
     let (steps, tokens) = (spec.schedule.inner_steps, spec.unit_tokens());
     if contribution.steps != steps || contribution.tokens != tokens {
         let (got_steps, got_tokens) = (contribution.steps, contribution.tokens);
-        let detail = format!("{got_steps} steps and {got_tokens} tokens, the unit has {steps} and {tokens}");
+        let detail =
+            format!("{got_steps} steps and {got_tokens} tokens, the unit has {steps} and {tokens}");
         return Err(Refusal::new(Code::TokensMismatch, detail));
     }
     let (chunks, expected) = (contribution.chunks.len(), spec.model.initial.len());
     if contribution.codec != spec.upload || chunks != expected {
-        let detail = format!("{chunks} chunks as {:?}, expected {expected} as {:?}", contribution.codec, spec.upload);
+        let detail = format!(
+            "{chunks} chunks as {:?}, expected {expected} as {:?}",
+            contribution.codec, spec.upload
+        );
         return Err(Refusal::new(Code::SizeMismatch, detail));
     }
     if Millis(contribution.train_ms) > TRAIN_MAX {
-        let detail = format!("the inner steps took {} ms, at most {TRAIN_MAX} are believed", contribution.train_ms);
+        let detail = format!(
+            "the inner steps took {} ms, at most {TRAIN_MAX} are believed",
+            contribution.train_ms
+        );
         return Err(Refusal::new(Code::NumberImpossible, detail));
     }
     check_loss("training", contribution.loss)
@@ -328,7 +478,10 @@ fn check_contribution(run: &Run, contribution: &Contribution) -> Result<(), Refu
 
 fn check_evaluation(evaluation: &Evaluation, expected: Tokens) -> Result<(), Refusal> {
     if evaluation.tokens != expected || expected == Tokens(0) {
-        let detail = format!("evaluated {} tokens, the unit has {expected}", evaluation.tokens);
+        let detail = format!(
+            "evaluated {} tokens, the unit has {expected}",
+            evaluation.tokens
+        );
         return Err(Refusal::new(Code::TokensMismatch, detail));
     }
     check_loss("held-out", evaluation.loss_sum / expected.get() as f64)
@@ -339,6 +492,13 @@ pub(crate) fn check_loss(which: &str, loss: f64) -> Result<(), Refusal> {
     if (0.0..=LOSS_MAX).contains(&loss) {
         return Ok(());
     }
-    let code = if loss.is_finite() { Code::NumberImpossible } else { Code::NotFinite };
-    Err(Refusal::new(code, format!("the {which} loss is {loss} nats a token, expected 0 to {LOSS_MAX}")))
+    let code = if loss.is_finite() {
+        Code::NumberImpossible
+    } else {
+        Code::NotFinite
+    };
+    Err(Refusal::new(
+        code,
+        format!("the {which} loss is {loss} nats a token, expected 0 to {LOSS_MAX}"),
+    ))
 }

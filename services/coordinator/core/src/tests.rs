@@ -1,6 +1,6 @@
-//! Tests by topic; each drives the coordinator through its inputs only. After every input they also check the state's
-//! invariants, that a replay of the ledger gives the same state, and that no request is answered twice
-//! (`fixture::World`).
+//! Tests by topic; each drives the coordinator through its inputs only. After every input they also
+//! check the state's invariants, that a replay of the ledger gives the same state, and that no
+//! request is answered twice (`fixture::World`).
 
 mod control;
 mod denial;

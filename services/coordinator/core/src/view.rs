@@ -5,7 +5,9 @@ use schemas::control::{Query, View, ViewReply};
 use schemas::lease::UnitId;
 use schemas::public::Status;
 use schemas::view::{LeaseView, RoundView, RunDetail, RunPhase, RunView, SnapshotView, WorkerView};
-use schemas::{Bytes, Code, Message, Millis, Refusal, Round, RunId, Steps, UnixMillis, V, WorkerId};
+use schemas::{
+    Bytes, Code, Message, Millis, Refusal, Round, RunId, Steps, UnixMillis, V, WorkerId,
+};
 
 use crate::coordinator::{Coordinator, run_unknown};
 use crate::deadline::Timer;
@@ -20,22 +22,35 @@ const STATUS_EVERY_MIN: Millis = Millis(500);
 /// An open run is published at least this often, so that whoever begins to watch sees it soon.
 const STATUS_EVERY_MAX: Millis = Millis::from_secs(5);
 
-/// Members that were not heard for this long are no help to anybody who waits, long before they count as lost: they say
-/// something every few seconds.
+/// Members that were not heard for this long are no help to anybody who waits, long before they
+/// count as lost: they say something every few seconds.
 const UNHEARD_MAX: Millis = Millis::from_secs(30);
 
 impl Coordinator {
     pub(crate) fn view(&mut self, query: &Query, reply: ReplyId) -> Result<(), Refusal> {
         let known = |name: &RunId| self.state.run(name).ok_or_else(|| run_unknown(name));
         let view = match query {
-            Query::Runs => View::Runs(self.state.runs().map(|(name, run)| self.run_view(name, run)).collect()),
+            Query::Runs => View::Runs(
+                self.state
+                    .runs()
+                    .map(|(name, run)| self.run_view(name, run))
+                    .collect(),
+            ),
             Query::Run(name) => {
                 let run = known(name)?;
                 let view = self.run_view(name, run);
-                View::Run(Box::new(RunDetail { view, spec: run.spec.clone(), spec_digest: run.spec_digest }))
+                View::Run(Box::new(RunDetail {
+                    view,
+                    spec: run.spec.clone(),
+                    spec_digest: run.spec_digest,
+                }))
             }
-            Query::Workers(name) => View::Workers(worker_views(name, known(name)?, self.live.get(name))),
-            Query::Leases(name) => View::Leases(lease_views(name, known(name)?, self.live.get(name))),
+            Query::Workers(name) => {
+                View::Workers(worker_views(name, known(name)?, self.live.get(name)))
+            }
+            Query::Leases(name) => {
+                View::Leases(lease_views(name, known(name)?, self.live.get(name)))
+            }
             Query::Rounds(name) => View::Rounds(known(name)?.round_views()),
             Query::Snapshots(name) => View::Snapshots(known(name)?.snapshot_views()),
         };
@@ -48,12 +63,18 @@ impl Coordinator {
         let mut view = run.view(name);
         let traffic = self.traffic.get(name).copied().unwrap_or_default();
         view.bytes_down = traffic.down;
-        let Some(live) = self.live.get(name) else { return view };
+        let Some(live) = self.live.get(name) else {
+            return view;
+        };
         if let Some(halted) = &live.executor.halted {
             (view.phase, view.halted) = (RunPhase::Halted, Some(halted.clone()));
         }
         view.trouble = trouble(run, live, self.now);
-        for heartbeat in live.presence.values().filter_map(|presence| presence.heartbeat.as_ref()) {
+        for heartbeat in live
+            .presence
+            .values()
+            .filter_map(|presence| presence.heartbeat.as_ref())
+        {
             view.tokens_per_second += heartbeat.tokens_per_second;
         }
         view
@@ -61,34 +82,46 @@ impl Coordinator {
 
     /// Something about a run changed: its status is due soon.
     pub(crate) fn mark_changed(&mut self, name: &RunId) {
-        let Some(live) = self.live.get_mut(name) else { return };
+        let Some(live) = self.live.get_mut(name) else {
+            return;
+        };
         live.changed = true;
         let due_at = live.published_at.after(STATUS_EVERY_MIN).max(self.now);
         self.timers.set(due_at, Timer::Status(name.clone()));
     }
 
     pub(crate) fn status_due(&mut self, name: &RunId) {
-        let Some(live) = self.live.get(name) else { return };
-        let wait = if live.changed { STATUS_EVERY_MIN } else { STATUS_EVERY_MAX };
+        let Some(live) = self.live.get(name) else {
+            return;
+        };
+        let wait = if live.changed {
+            STATUS_EVERY_MIN
+        } else {
+            STATUS_EVERY_MAX
+        };
         if live.published_at.after(wait) <= self.now {
             self.publish(name);
         }
     }
 
     pub(crate) fn publish(&mut self, name: &RunId) {
-        let Some(view) = self.state.run(name).map(|run| self.run_view(name, run)) else { return };
+        let Some(view) = self.state.run(name).map(|run| self.run_view(name, run)) else {
+            return;
+        };
         let now = self.now;
         if let Some(live) = self.live.get_mut(name) {
             live.changed = false;
             live.published_at = now;
-            self.timers.set(now.after(STATUS_EVERY_MAX), Timer::Status(name.clone()));
+            self.timers
+                .set(now.after(STATUS_EVERY_MAX), Timer::Status(name.clone()));
         }
-        self.out.push(Effect::Publish(Box::new(Status { v: V, now, view })));
+        self.out
+            .push(Effect::Publish(Box::new(Status { v: V, now, view })));
     }
 }
 
-/// What holds a run up and passes by itself, or as soon as somebody starts a worker: too few or none of them, what the
-/// executor tries again, a unit that fails.
+/// What holds a run up and passes by itself, or as soon as somebody starts a worker: too few or
+/// none of them, what the executor tries again, a unit that fails.
 fn trouble(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Refusal> {
     let (present, least) = (run.present(), run.spec.policy.workers_min);
     if let Some(deserted) = deserted(run, live, now) {
@@ -98,9 +131,20 @@ fn trouble(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Refusal> {
         let detail = format!("{present} of at least {least} workers are members");
         return Some(Refusal::new(Code::TooFewWorkers, detail));
     }
-    let executor = live.executor.trouble.as_ref().or(live.executor.save_trouble.as_ref()).cloned();
-    let of_a_unit = || live.failures.iter().find_map(|(unit, failures)| failures.as_trouble(unit));
-    executor.or_else(of_a_unit).or_else(|| nobody_gets_through(run, live))
+    let executor = live
+        .executor
+        .trouble
+        .as_ref()
+        .or(live.executor.save_trouble.as_ref())
+        .cloned();
+    let of_a_unit = || {
+        live.failures
+            .iter()
+            .find_map(|(unit, failures)| failures.as_trouble(unit))
+    };
+    executor
+        .or_else(of_a_unit)
+        .or_else(|| nobody_gets_through(run, live))
 }
 
 /// Why nobody works for a run that has had workers.
@@ -111,13 +155,22 @@ fn deserted(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Refusal> {
     let heard_at = |worker: &WorkerId| live.presence.get(worker).map(|presence| presence.heard_at);
     // A worker that waits for our answer is present.
     let heard = |worker: &WorkerId| {
-        live.claims.get(worker).is_some() || heard_at(worker).is_some_and(|at| at.after(UNHEARD_MAX) > now)
+        live.claims.get(worker).is_some()
+            || heard_at(worker).is_some_and(|at| at.after(UNHEARD_MAX) > now)
     };
-    let present = run.members.iter().filter(|(_, member)| member.present).map(|(worker, _)| worker);
+    let present = run
+        .members
+        .iter()
+        .filter(|(_, member)| member.present)
+        .map(|(worker, _)| worker);
     if present.clone().any(heard) {
         return None;
     }
-    let last = run.members.iter().map(|(worker, member)| heard_at(worker).unwrap_or(member.since)).max()?;
+    let last = run
+        .members
+        .iter()
+        .map(|(worker, member)| heard_at(worker).unwrap_or(member.since))
+        .max()?;
     let since = last.until(now).get() / 1000;
     let silent = present.count();
     let removed = run.members.values().filter(|member| member.removed).count();
@@ -127,7 +180,10 @@ fn deserted(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Refusal> {
         run.members.len()
     );
     if !live.last_failures.is_empty() {
-        detail.push_str(&format!("; what they failed with: {}", named(live.last_failures.iter())));
+        detail.push_str(&format!(
+            "; what they failed with: {}",
+            named(live.last_failures.iter())
+        ));
     }
     Some(Refusal::new(Code::NoWorkerLeft, detail))
 }
@@ -136,7 +192,11 @@ impl Run {
     /// The run at a glance, as far as the ledger tells; speed and downloaded bytes are zero.
     pub fn view(&self, name: &RunId) -> RunView {
         let fates = &self.tokens;
-        let closed = self.rounds.iter().rev().find(|round| round.closed_at.is_some());
+        let closed = self
+            .rounds
+            .iter()
+            .rev()
+            .find(|round| round.closed_at.is_some());
         RunView {
             run: name.clone(),
             phase: self.phase(),
@@ -157,16 +217,23 @@ impl Run {
             ],
             tokens_per_second: 0.0,
             train_loss: closed.and_then(Self::train_loss),
-            held_out_loss: self.evaluations.keys().next_back().and_then(|r| self.held_out_loss(*r).map(|l| (*r, l))),
+            held_out_loss: self
+                .evaluations
+                .keys()
+                .next_back()
+                .and_then(|r| self.held_out_loss(*r).map(|l| (*r, l))),
             bytes_up: self.uploaded,
             bytes_down: Bytes(0),
-            snapshot: self.last_snapshot().map(|snapshot| (snapshot.round, snapshot.manifest)),
+            snapshot: self
+                .last_snapshot()
+                .map(|snapshot| (snapshot.round, snapshot.manifest)),
             created_at: self.created_at,
             completed_at: self.completed_at,
         }
     }
 
-    /// Where the run stands by the ledger. Whether it is halted only the coordinator knows that holds its weights.
+    /// Where the run stands by the ledger. Whether it is halted only the coordinator knows that
+    /// holds its weights.
     pub fn phase(&self) -> RunPhase {
         if self.is_complete() {
             RunPhase::Complete
@@ -181,17 +248,27 @@ impl Run {
         }
     }
 
-    /// Its rounds, oldest first. Units of closed rounds are not listed one by one: all of them are in.
+    /// Its rounds, oldest first. Units of closed rounds are not listed one by one: all of them are
+    /// in.
     pub fn round_views(&self) -> Vec<RoundView> {
         let view = |(number, record): (usize, &RoundRecord)| {
             let round = Round(number as u64);
             let open = record.closed_at.is_none();
-            let done = |unit: &UnitId| self.units.get(unit).is_some_and(|found| found.standing == Standing::Done);
+            let done = |unit: &UnitId| {
+                self.units
+                    .get(unit)
+                    .is_some_and(|found| found.standing == Standing::Done)
+            };
             RoundView {
                 round,
                 opened_at: record.opened_at,
                 closed_at: record.closed_at,
-                done: self.units.keys().filter(|unit| open && unit.round == round && done(unit)).copied().collect(),
+                done: self
+                    .units
+                    .keys()
+                    .filter(|unit| open && unit.round == round && done(unit))
+                    .copied()
+                    .collect(),
                 tokens: record.tokens,
                 train_loss: Self::train_loss(record),
                 held_out_loss: self.held_out_loss(round),
@@ -239,20 +316,22 @@ fn worker_views(name: &RunId, run: &Run, live: Option<&LiveRun>) -> Vec<WorkerVi
 }
 
 fn lease_views(name: &RunId, run: &Run, live: Option<&LiveRun>) -> Vec<LeaseView> {
-    let view = |(lease, worker, since): (schemas::lease::LeaseRef, &schemas::WorkerId, UnixMillis)| {
-        let held = live.and_then(|live| live.leases.get(&lease.unit));
-        LeaseView {
-            run: name.clone(),
-            lease,
-            worker: worker.clone(),
-            expires_at: held.map_or(since.after(run.spec.policy.lease), |held| held.expires_at),
-            steps_done: held.map_or(Steps(0), |held| held.steps_done),
-        }
-    };
+    let view =
+        |(lease, worker, since): (schemas::lease::LeaseRef, &schemas::WorkerId, UnixMillis)| {
+            let held = live.and_then(|live| live.leases.get(&lease.unit));
+            LeaseView {
+                run: name.clone(),
+                lease,
+                worker: worker.clone(),
+                expires_at: held.map_or(since.after(run.spec.policy.lease), |held| held.expires_at),
+                steps_done: held.map_or(Steps(0), |held| held.steps_done),
+            }
+        };
     run.leases().map(view).collect()
 }
 
-/// Cuts a list until it fits into one message: the oldest rounds and snapshots go, and the last workers and leases.
+/// Cuts a list until it fits into one message: the oldest rounds and snapshots go, and the last
+/// workers and leases.
 fn fit(mut reply: ViewReply) -> ViewReply {
     while reply.encode().len() > ViewReply::BYTES_MAX {
         match &mut reply.view {

@@ -11,7 +11,10 @@ use schemas::{Digest, Message as _, Sequence};
 #[derive(Debug)]
 pub(super) enum Stand {
     /// It is the next event.
-    Next { body: Box<EventBody>, digest: Digest },
+    Next {
+        body: Box<EventBody>,
+        digest: Digest,
+    },
     /// It is an event that is in the chain already, byte for byte.
     Repeated,
     /// It is in no chain: nobody signed it who may write here. The reason, in words.
@@ -23,13 +26,14 @@ pub(super) enum Stand {
 /// Where the chain ends.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Chain {
-    /// Sequence in the stream of the last message that was looked at, in the chain or not; 0 for none. It is what the next
-    /// append expects to be the last.
+    /// Sequence in the stream of the last message that was looked at, in the chain or not; 0 for
+    /// none. It is what the next append expects to be the last.
     pub(super) stream: u64,
     /// Digest of the last body.
     previous: Option<Digest>,
-    /// The first bytes of every body's digest, by position: who repeats an event has copied it, and an event with other bytes
-    /// at its position is a fork. Eight bytes an event are a few MB for a long run.
+    /// The first bytes of every body's digest, by position: who repeats an event has copied it, and
+    /// an event with other bytes at its position is a fork. Eight bytes an event are a few MB for a
+    /// long run.
     marks: Vec<u64>,
     /// Messages that were passed over.
     pub(super) foreign: u64,
@@ -59,7 +63,8 @@ impl Chain {
         self.foreign += 1;
     }
 
-    /// Looks at a message. What nobody signed whose chain this could be is foreign, whatever else it says.
+    /// Looks at a message. What nobody signed whose chain this could be is foreign, whatever else
+    /// it says.
     pub(super) fn judge(&self, stored: &StoredMessage, trust: &TrustBundle) -> Stand {
         let foreign = |reason: &dyn std::fmt::Display| Stand::Foreign(reason.to_string());
         let Ok(named @ Incoming::Ledger { .. }) = stored.subject.parse() else {
@@ -72,7 +77,12 @@ impl Chain {
         if !trust.audit_keys.contains(&signed.key) {
             return foreign(&"its key is not an audit key of the trust bundle");
         }
-        if let Err(error) = verify_event(trust.domain.as_str(), &signed.key, &*signed.signature, &signed.body) {
+        if let Err(error) = verify_event(
+            trust.domain.as_str(),
+            &signed.key,
+            &*signed.signature,
+            &signed.body,
+        ) {
             return foreign(&error);
         }
         let body = match EventBody::decode(&signed.body) {
@@ -80,33 +90,56 @@ impl Chain {
             Err(error) => return Stand::Broken(error.to_string()),
         };
         let (run, kind) = (body.run.clone(), body.event.kind().to_owned());
-        let own = Incoming::Ledger { run, emitter: body.emitter.clone(), kind };
+        let own = Incoming::Ledger {
+            run,
+            emitter: body.emitter.clone(),
+            kind,
+        };
         if body.emitter != signed.key || own != named {
-            return foreign(&format_args!("it is an event of {} from under another subject", body.emitter));
+            return foreign(&format_args!(
+                "it is an event of {} from under another subject",
+                body.emitter
+            ));
         }
         self.place(body, Digest::of(&signed.body))
     }
 
     fn place(&self, body: EventBody, digest: Digest) -> Stand {
         let (position, next) = (body.sequence, self.next());
-        let known = usize::try_from(position.get()).ok().and_then(|at| self.marks.get(at));
+        let known = usize::try_from(position.get())
+            .ok()
+            .and_then(|at| self.marks.get(at));
         match known {
             Some(known) if *known == mark(digest) => return Stand::Repeated,
-            Some(_) => return Stand::Broken(format!("position {position} in the chain has another event")),
+            Some(_) => {
+                return Stand::Broken(format!(
+                    "position {position} in the chain has another event"
+                ));
+            }
             None => {}
         }
         if position != next {
-            return Stand::Broken(format!("it has position {position} in the chain, expected {next}"));
+            return Stand::Broken(format!(
+                "it has position {position} in the chain, expected {next}"
+            ));
         }
         if body.previous != self.previous {
             let (named, previous) = (body.previous, self.previous);
-            return Stand::Broken(format!("it follows on {named:?}, the event before it is {previous:?}"));
+            return Stand::Broken(format!(
+                "it follows on {named:?}, the event before it is {previous:?}"
+            ));
         }
-        Stand::Next { body: Box::new(body), digest }
+        Stand::Next {
+            body: Box::new(body),
+            digest,
+        }
     }
 }
 
 fn mark(digest: Digest) -> u64 {
-    let first = digest.as_bytes().first_chunk().expect("a digest has 32 bytes");
+    let first = digest
+        .as_bytes()
+        .first_chunk()
+        .expect("a digest has 32 bytes");
     u64::from_be_bytes(*first)
 }

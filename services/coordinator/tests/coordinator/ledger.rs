@@ -1,5 +1,5 @@
-//! The ledger against a real server: what it holds is exactly what was appended, by one coordinator at a time, and a
-//! chain that was tampered with is not followed.
+//! The ledger against a real server: what it holds is exactly what was appended, by one coordinator
+//! at a time, and a chain that was tampered with is not followed.
 
 use std::path::Path;
 use std::time::Duration;
@@ -31,16 +31,31 @@ impl Scene {
         let trust = TrustBundle {
             v: V,
             domain: SigningKey::generate(KeyKind::Operator).public().clone(),
-            tenants: vec![SigningKey::generate(KeyKind::Account).public().as_str().parse().expect("an account's id")],
+            tenants: vec![
+                SigningKey::generate(KeyKind::Account)
+                    .public()
+                    .as_str()
+                    .parse()
+                    .expect("an account's id"),
+            ],
             manifest_keys: vec![ManifestKey::generate().public().clone()],
             audit_keys: vec![key.public().clone()],
             ca: "ca.pem".into(),
         };
-        Self { server: Server::start().await, key, trust }
+        Self {
+            server: Server::start().await,
+            key,
+            trust,
+        }
     }
 
     async fn open(&self) -> Result<(Ledger, Vec<EventBody>), LedgerError> {
-        let mut ledger = Ledger::new(self.server.bus().await, self.key.clone(), self.trust.clone(), PATIENCE);
+        let mut ledger = Ledger::new(
+            self.server.bus().await,
+            self.key.clone(),
+            self.trust.clone(),
+            PATIENCE,
+        );
         let events = read_on(&mut ledger).await?;
         Ok((ledger, events))
     }
@@ -49,16 +64,30 @@ impl Scene {
     async fn forge(&self, key: &AuditKey, body: &EventBody, tamper: impl FnOnce(&mut SignedEvent)) {
         let bytes = body.encode();
         let signature = ByteArray::new(key.sign_event(self.trust.domain.as_str(), &bytes));
-        let mut signed = SignedEvent { v: V, key: key.public().clone(), signature, body: ByteBuf::from(bytes) };
+        let mut signed = SignedEvent {
+            v: V,
+            key: key.public().clone(),
+            signature,
+            body: ByteBuf::from(bytes),
+        };
         tamper(&mut signed);
-        self.put(&ledger_subject(None, key.public(), body.event.kind()), signed.encode()).await;
+        self.put(
+            &ledger_subject(None, key.public(), body.event.kind()),
+            signed.encode(),
+        )
+        .await;
     }
 
     async fn put(&self, subject: &str, payload: Vec<u8>) {
         let bus = self.server.bus().await;
-        let stored = bus.request_raw(subject, HeaderMap::new(), payload.into(), PATIENCE).await;
+        let stored = bus
+            .request_raw(subject, HeaderMap::new(), payload.into(), PATIENCE)
+            .await;
         let answer = stored.expect("the stream takes anything");
-        assert!(String::from_utf8_lossy(&answer).contains("\"seq\""), "{answer:?}");
+        assert!(
+            String::from_utf8_lossy(&answer).contains("\"seq\""),
+            "{answer:?}"
+        );
     }
 
     /// The event that would follow on those that are there.
@@ -75,7 +104,8 @@ impl Scene {
         }
     }
 
-    /// Puts one of each kind of message into the stream that nobody signed who may write the ledger.
+    /// Puts one of each kind of message into the stream that nobody signed who may write the
+    /// ledger.
     async fn litter(&self) -> u64 {
         let own = ledger_subject(None, self.key.public(), "coordinator-stopped");
         self.put(&own, Vec::new()).await;
@@ -83,11 +113,18 @@ impl Scene {
         self.put(&own, vec![7; 100_000]).await;
         self.put("diloco.ledger.x", b"nonsense".to_vec()).await;
         let body = self.successor(&self.key, "not ours").await;
-        self.forge(&self.key, &body, |signed| signed.signature[0] ^= 1).await;
-        self.forge(&self.key, &body, |signed| *signed.body.last_mut().expect("a body has bytes") ^= 1).await;
+        self.forge(&self.key, &body, |signed| signed.signature[0] ^= 1)
+            .await;
+        self.forge(&self.key, &body, |signed| {
+            *signed.body.last_mut().expect("a body has bytes") ^= 1
+        })
+        .await;
         self.forge(&AuditKey::generate(), &body, |_| {}).await;
         // Rightly signed, and under a subject that is another's.
-        let moved = EventBody { run: Some("demo".parse().expect("a name")), ..body };
+        let moved = EventBody {
+            run: Some("demo".parse().expect("a name")),
+            ..body
+        };
         self.forge(&self.key, &moved, |_| {}).await;
         8
     }
@@ -106,7 +143,12 @@ async fn read_on(ledger: &mut Ledger) -> Result<Vec<EventBody>, LedgerError> {
 /// Reads a ledger as a coordinator does at its start, and compares it with a mark.
 async fn start_with(scene: &Scene, mark: &Path) -> Result<(Ledger, LedgerMark), Failure> {
     let mut mark = LedgerMark::open(mark, &scene.trust.domain)?;
-    let mut ledger = Ledger::new(scene.server.bus().await, scene.key.clone(), scene.trust.clone(), PATIENCE);
+    let mut ledger = Ledger::new(
+        scene.server.bus().await,
+        scene.key.clone(),
+        scene.trust.clone(),
+        PATIENCE,
+    );
     let follow = |body| {
         mark.follow(&body);
         Ok::<(), String>(())
@@ -117,9 +159,14 @@ async fn start_with(scene: &Scene, mark: &Path) -> Result<(Ledger, LedgerMark), 
 }
 
 async fn append_all(scene: &Scene, mark: &Path, reasons: &[&str]) {
-    let (mut ledger, mut mark) = start_with(scene, mark).await.expect("what is known is there");
+    let (mut ledger, mut mark) = start_with(scene, mark)
+        .await
+        .expect("what is known is there");
     for reason in reasons {
-        ledger.append(UnixMillis(1), None, stopped(reason)).await.expect("appended");
+        ledger
+            .append(UnixMillis(1), None, stopped(reason))
+            .await
+            .expect("appended");
         mark.note(&ledger);
     }
 }
@@ -135,28 +182,46 @@ async fn a_ledger_that_does_not_reach_its_mark_is_not_led_on() {
     let older = scratch.path().join("older.mark");
     std::fs::copy(&mark, &older).expect("it was written");
     append_all(&scene, &mark, &["c"]).await;
-    start_with(&scene, &older).await.expect("the ledger has more than is known");
+    start_with(&scene, &older)
+        .await
+        .expect("the ledger has more than is known");
     start_with(&scene, &mark).await.expect("nothing is missing");
 
-    let other = Scene { server: Server::start().await, key: scene.key.clone(), trust: scene.trust.clone() };
+    let other = Scene {
+        server: Server::start().await,
+        key: scene.key.clone(),
+        trust: scene.trust.clone(),
+    };
     let unmarked = scratch.path().join("none.mark");
-    for (events, said) in
-        [(&[][..], "holds 0 events"), (&["a", "b"], "holds 2 events"), (&["other"], "was appended there")]
-    {
+    for (events, said) in [
+        (&[][..], "holds 0 events"),
+        (&["a", "b"], "holds 2 events"),
+        (&["other"], "was appended there"),
+    ] {
         append_all(&other, &unmarked, events).await;
-        let refused = start_with(&other, &mark).await.expect_err("it is not what is known");
+        let refused = start_with(&other, &mark)
+            .await
+            .expect_err("it is not what is known");
         assert_eq!(refused.code(), Code::LedgerLost);
         assert!(refused.to_string().contains(said), "{refused}");
     }
     // With as many events and more: the last known one is another.
     append_all(&other, &unmarked, &["d", "e"]).await;
-    assert_eq!(start_with(&other, &mark).await.expect_err("other events").code(), Code::LedgerLost);
+    assert_eq!(
+        start_with(&other, &mark)
+            .await
+            .expect_err("other events")
+            .code(),
+        Code::LedgerLost
+    );
     // A refused start has not moved the mark.
     start_with(&scene, &mark).await.expect("nothing is missing");
 }
 
 fn stopped(reason: &str) -> LedgerEvent {
-    LedgerEvent::CoordinatorStopped { reason: reason.into() }
+    LedgerEvent::CoordinatorStopped {
+        reason: reason.into(),
+    }
 }
 
 fn reasons(events: &[EventBody]) -> Vec<String> {
@@ -173,72 +238,156 @@ async fn what_was_appended_is_read_back_in_order_and_goes_on() {
     let (mut ledger, events) = scene.open().await.expect("an empty ledger");
     assert!(events.is_empty() && ledger.is_empty());
     for (time, reason) in [(1, "a"), (2, "b"), (3, "c")] {
-        ledger.append(UnixMillis(time), None, stopped(reason)).await.expect("appended");
+        ledger
+            .append(UnixMillis(time), None, stopped(reason))
+            .await
+            .expect("appended");
     }
     let (mut again, events) = scene.open().await.expect("it verifies");
     assert_eq!(reasons(&events), ["a", "b", "c"]);
-    assert_eq!(events.iter().map(|body| body.sequence).collect::<Vec<_>>(), [0, 1, 2].map(Sequence));
-    again.append(UnixMillis(4), Some(&"demo".parse().expect("a name")), stopped("d")).await.expect("appended");
-    assert_eq!(reasons(&scene.open().await.expect("it verifies").1), ["a", "b", "c", "d"]);
+    assert_eq!(
+        events.iter().map(|body| body.sequence).collect::<Vec<_>>(),
+        [0, 1, 2].map(Sequence)
+    );
+    again
+        .append(
+            UnixMillis(4),
+            Some(&"demo".parse().expect("a name")),
+            stopped("d"),
+        )
+        .await
+        .expect("appended");
+    assert_eq!(
+        reasons(&scene.open().await.expect("it verifies").1),
+        ["a", "b", "c", "d"]
+    );
 }
 
 #[tokio::test]
 async fn tl_15_a_second_coordinator_fences_the_first_off() {
     let scene = Scene::new().await;
     let (mut first, _) = scene.open().await.expect("an empty ledger");
-    first.append(UnixMillis(1), None, stopped("first")).await.expect("appended");
+    first
+        .append(UnixMillis(1), None, stopped("first"))
+        .await
+        .expect("appended");
     let (mut second, _) = scene.open().await.expect("it verifies");
-    second.append(UnixMillis(2), Some(&"demo".parse().expect("a name")), stopped("second")).await.expect("appended");
+    second
+        .append(
+            UnixMillis(2),
+            Some(&"demo".parse().expect("a name")),
+            stopped("second"),
+        )
+        .await
+        .expect("appended");
     // Under another subject, so that only the filter over all of the ledger can notice.
     let refused = first.append(UnixMillis(3), None, stopped("late")).await;
-    assert!(matches!(refused, Err(LedgerError::Fenced { expected: 1, found: 2 })), "{refused:?}");
-    assert_eq!(reasons(&scene.open().await.expect("it verifies").1), ["first", "second"]);
+    assert!(
+        matches!(
+            refused,
+            Err(LedgerError::Fenced {
+                expected: 1,
+                found: 2
+            })
+        ),
+        "{refused:?}"
+    );
+    assert_eq!(
+        reasons(&scene.open().await.expect("it verifies").1),
+        ["first", "second"]
+    );
 }
 
-/// What a coordinator does that starts while another one is busy: it reads on until its own event is the next.
+/// What a coordinator does that starts while another one is busy: it reads on until its own event
+/// is the next.
 #[tokio::test]
 async fn one_that_was_overtaken_reads_on_and_then_appends() {
     let scene = Scene::new().await;
     let (mut first, _) = scene.open().await.expect("an empty ledger");
-    first.append(UnixMillis(1), None, stopped("first")).await.expect("appended");
+    first
+        .append(UnixMillis(1), None, stopped("first"))
+        .await
+        .expect("appended");
     let (mut second, _) = scene.open().await.expect("it verifies");
-    first.append(UnixMillis(2), None, stopped("meanwhile")).await.expect("appended");
+    first
+        .append(UnixMillis(2), None, stopped("meanwhile"))
+        .await
+        .expect("appended");
     let refused = second.append(UnixMillis(3), None, stopped("second")).await;
-    assert!(matches!(refused, Err(LedgerError::Fenced { .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(LedgerError::Fenced { .. })),
+        "{refused:?}"
+    );
     assert_eq!(second.len(), 1, "nothing of its own is in the chain");
-    assert_eq!(reasons(&read_on(&mut second).await.expect("it verifies")), ["meanwhile"]);
+    assert_eq!(
+        reasons(&read_on(&mut second).await.expect("it verifies")),
+        ["meanwhile"]
+    );
     assert_eq!(read_on(&mut second).await.expect("it verifies"), []);
-    second.append(UnixMillis(3), None, stopped("second")).await.expect("appended");
-    assert_eq!(reasons(&scene.open().await.expect("it verifies").1), ["first", "meanwhile", "second"]);
+    second
+        .append(UnixMillis(3), None, stopped("second"))
+        .await
+        .expect("appended");
+    assert_eq!(
+        reasons(&scene.open().await.expect("it verifies").1),
+        ["first", "meanwhile", "second"]
+    );
 }
 
-/// The answer to a publish can be lost after the event was stored. The same event from the same place stands for that
-/// here: the second appender finds its own event at the end and does not append it again.
+/// The answer to a publish can be lost after the event was stored. The same event from the same
+/// place stands for that here: the second appender finds its own event at the end and does not
+/// append it again.
 #[tokio::test]
 async fn an_event_that_landed_without_an_answer_is_not_appended_twice() {
     let scene = Scene::new().await;
     let (mut first, _) = scene.open().await.expect("an empty ledger");
     let (mut second, _) = scene.open().await.expect("an empty ledger");
-    first.append(UnixMillis(1), None, stopped("same")).await.expect("appended");
-    second.append(UnixMillis(1), None, stopped("same")).await.expect("found to be there");
-    second.append(UnixMillis(2), None, stopped("next")).await.expect("appended");
-    assert_eq!(reasons(&scene.open().await.expect("it verifies").1), ["same", "next"]);
+    first
+        .append(UnixMillis(1), None, stopped("same"))
+        .await
+        .expect("appended");
+    second
+        .append(UnixMillis(1), None, stopped("same"))
+        .await
+        .expect("found to be there");
+    second
+        .append(UnixMillis(2), None, stopped("next"))
+        .await
+        .expect("appended");
+    assert_eq!(
+        reasons(&scene.open().await.expect("it verifies").1),
+        ["same", "next"]
+    );
 }
 
 #[tokio::test]
 async fn an_append_outlives_a_server_that_is_killed() {
     let mut scene = Scene::new().await;
     let (mut ledger, _) = scene.open().await.expect("an empty ledger");
-    ledger.append(UnixMillis(1), None, stopped("before")).await.expect("appended");
+    ledger
+        .append(UnixMillis(1), None, stopped("before"))
+        .await
+        .expect("appended");
     scene.server.kill();
-    let append = tokio::spawn(async move { ledger.append(UnixMillis(2), None, stopped("meanwhile")).await });
+    let append = tokio::spawn(async move {
+        ledger
+            .append(UnixMillis(2), None, stopped("meanwhile"))
+            .await
+    });
     scene.server.restart().await;
-    append.await.expect("no panic").expect("appended when the server is back");
-    assert_eq!(reasons(&scene.open().await.expect("it verifies").1), ["before", "meanwhile"]);
+    append
+        .await
+        .expect("no panic")
+        .expect("appended when the server is back");
+    assert_eq!(
+        reasons(&scene.open().await.expect("it verifies").1),
+        ["before", "meanwhile"]
+    );
 }
 
-/// Two processes with the same key that start in the same millisecond sign different first events, so that the ledger takes one
-/// and the other learns of it. The very same event would be taken for its own by both.
+/// Two processes with the same key that start in the same millisecond sign different first events,
+/// so that the ledger takes one and the other learns of it. The very same event would be taken for
+/// its own by both.
 #[tokio::test]
 async fn two_that_start_in_the_same_moment_do_not_both_lead() {
     let scene = Scene::new().await;
@@ -249,8 +398,14 @@ async fn two_that_start_in_the_same_moment_do_not_both_lead() {
         posture: Posture::default(),
         session: new_session(),
     };
-    first.append(UnixMillis(5), None, started()).await.expect("it leads");
-    let error = second.append(UnixMillis(5), None, started()).await.expect_err("another leads");
+    first
+        .append(UnixMillis(5), None, started())
+        .await
+        .expect("it leads");
+    let error = second
+        .append(UnixMillis(5), None, started())
+        .await
+        .expect_err("another leads");
     assert_eq!(error.code(), Code::LedgerFenced, "{error}");
 }
 
@@ -262,15 +417,24 @@ async fn messages_that_nobody_signed_are_passed_over_wherever_they_lie() {
     let (mut ledger, events) = scene.open().await.expect("it starts on them");
     assert!(events.is_empty() && ledger.foreign() == foreign);
     for (time, reason) in [(1, "a"), (2, "b")] {
-        ledger.append(UnixMillis(time), None, stopped(reason)).await.expect("appended");
+        ledger
+            .append(UnixMillis(time), None, stopped(reason))
+            .await
+            .expect("appended");
         // The next append finds them where it expected its predecessor.
         foreign += scene.litter().await;
     }
-    ledger.append(UnixMillis(3), None, stopped("c")).await.expect("appended");
+    ledger
+        .append(UnixMillis(3), None, stopped("c"))
+        .await
+        .expect("appended");
     assert_eq!(ledger.foreign(), foreign);
     foreign += scene.litter().await;
     let (again, events) = scene.open().await.expect("it starts on them");
-    assert_eq!((reasons(&events), again.foreign()), (["a", "b", "c"].map(str::to_owned).to_vec(), foreign));
+    assert_eq!(
+        (reasons(&events), again.foreign()),
+        (["a", "b", "c"].map(str::to_owned).to_vec(), foreign)
+    );
 }
 
 /// Who may write the stream but has no audit key can only say again what was said.
@@ -279,14 +443,26 @@ async fn a_copied_event_is_passed_over_however_old_it_is() {
     let scene = Scene::new().await;
     let (mut ledger, _) = scene.open().await.expect("an empty ledger");
     for reason in ["a", "b"] {
-        ledger.append(UnixMillis(1), None, stopped(reason)).await.expect("appended");
+        ledger
+            .append(UnixMillis(1), None, stopped(reason))
+            .await
+            .expect("appended");
     }
     let (_, events) = scene.open().await.expect("it verifies");
     for event in &events {
         scene.forge(&scene.key, event, |_| {}).await;
     }
-    ledger.append(UnixMillis(2), None, stopped("c")).await.expect("appended");
-    assert_eq!((ledger.foreign(), reasons(&scene.open().await.expect("it verifies").1).len()), (2, 3));
+    ledger
+        .append(UnixMillis(2), None, stopped("c"))
+        .await
+        .expect("appended");
+    assert_eq!(
+        (
+            ledger.foreign(),
+            reasons(&scene.open().await.expect("it verifies").1).len()
+        ),
+        (2, 3)
+    );
 }
 
 #[tokio::test]
@@ -295,20 +471,29 @@ async fn a_chain_that_its_own_key_broke_is_not_followed() {
     let changes: [(&str, Change); 3] = [
         ("expected 1", |body| body.sequence = Sequence(7)),
         ("another event", |body| body.sequence = Sequence(0)),
-        ("follows", |body| body.previous = Some(Digest::of(b"another past"))),
+        ("follows", |body| {
+            body.previous = Some(Digest::of(b"another past"))
+        }),
     ];
     for (expected, change) in changes {
         let scene = Scene::new().await;
         let (mut ledger, _) = scene.open().await.expect("an empty ledger");
-        ledger.append(UnixMillis(1), None, stopped("good")).await.expect("appended");
+        ledger
+            .append(UnixMillis(1), None, stopped("good"))
+            .await
+            .expect("appended");
         let mut body = scene.successor(&scene.key, "bad").await;
         change(&mut body);
         scene.forge(&scene.key, &body, |_| {}).await;
         let appended = ledger.append(UnixMillis(3), None, stopped("late")).await;
-        for error in [appended.expect_err("somebody has the key"), scene.open().await.map(|_| ()).expect_err("broken")]
-        {
+        for error in [
+            appended.expect_err("somebody has the key"),
+            scene.open().await.map(|_| ()).expect_err("broken"),
+        ] {
             match &error {
-                LedgerError::Broken { stream: 2, reason } => assert!(reason.contains(expected), "{expected}: {reason}"),
+                LedgerError::Broken { stream: 2, reason } => {
+                    assert!(reason.contains(expected), "{expected}: {reason}")
+                }
                 other => panic!("{expected}: {other:?}"),
             }
             assert_eq!(error.code(), Code::LedgerBroken);
@@ -321,34 +506,83 @@ async fn a_chain_that_its_own_key_broke_is_not_followed() {
 async fn a_full_stream_is_waited_for() {
     let scene = Scene::new().await;
     let (mut ledger, _) = scene.open().await.expect("an empty ledger");
-    ledger.append(UnixMillis(1), None, stopped("before")).await.expect("appended");
+    ledger
+        .append(UnixMillis(1), None, stopped("before"))
+        .await
+        .expect("appended");
     let jetstream = async_nats::jetstream::new(scene.server.bus().await.client().clone());
-    let mut config = jetstream.get_stream(LEDGER_STREAM).await.expect("it is there").cached_info().config.clone();
+    let mut config = jetstream
+        .get_stream(LEDGER_STREAM)
+        .await
+        .expect("it is there")
+        .cached_info()
+        .config
+        .clone();
     config.discard = async_nats::jetstream::stream::DiscardPolicy::New;
     config.max_messages = 1;
-    jetstream.update_stream(config.clone()).await.expect("this server takes it");
-    let mut short = Ledger::new(scene.server.bus().await, scene.key.clone(), scene.trust.clone(), Duration::ZERO);
+    jetstream
+        .update_stream(config.clone())
+        .await
+        .expect("this server takes it");
+    let mut short = Ledger::new(
+        scene.server.bus().await,
+        scene.key.clone(),
+        scene.trust.clone(),
+        Duration::ZERO,
+    );
     read_on(&mut short).await.expect("it verifies");
-    let given_up = short.append(UnixMillis(2), None, stopped("never")).await.expect_err("there is no room");
+    let given_up = short
+        .append(UnixMillis(2), None, stopped("never"))
+        .await
+        .expect_err("there is no room");
     assert!(
         matches!(&given_up, LedgerError::Unwritable { reason, .. } if reason.contains("maximum messages")),
         "{given_up}"
     );
-    let append = tokio::spawn(async move { ledger.append(UnixMillis(2), None, stopped("meanwhile")).await });
+    let append = tokio::spawn(async move {
+        ledger
+            .append(UnixMillis(2), None, stopped("meanwhile"))
+            .await
+    });
     config.max_messages = -1;
-    jetstream.update_stream(config).await.expect("this server takes it");
-    append.await.expect("no panic").expect("appended when there is room");
-    assert_eq!(reasons(&scene.open().await.expect("it verifies").1), ["before", "meanwhile"]);
+    jetstream
+        .update_stream(config)
+        .await
+        .expect("this server takes it");
+    append
+        .await
+        .expect("no panic")
+        .expect("appended when there is room");
+    assert_eq!(
+        reasons(&scene.open().await.expect("it verifies").1),
+        ["before", "meanwhile"]
+    );
 }
 
 #[tokio::test]
 async fn only_a_stream_that_is_not_there_is_missing() {
     let mut scene = Scene::new().await;
     let bus = scene.server.bus().await;
-    let open = || Ledger::new(bus.clone(), scene.key.clone(), scene.trust.clone(), PATIENCE);
+    let open = || {
+        Ledger::new(
+            bus.clone(),
+            scene.key.clone(),
+            scene.trust.clone(),
+            PATIENCE,
+        )
+    };
     let (mut missing, mut away) = (open(), open());
-    async_nats::jetstream::new(bus.client().clone()).delete_stream(LEDGER_STREAM).await.expect("this server takes it");
-    assert_eq!(read_on(&mut missing).await.expect_err("it is gone").code(), Code::StreamMissing);
+    async_nats::jetstream::new(bus.client().clone())
+        .delete_stream(LEDGER_STREAM)
+        .await
+        .expect("this server takes it");
+    assert_eq!(
+        read_on(&mut missing).await.expect_err("it is gone").code(),
+        Code::StreamMissing
+    );
     scene.server.kill();
-    assert_eq!(read_on(&mut away).await.expect_err("nobody answers").code(), Code::StreamUnreadable);
+    assert_eq!(
+        read_on(&mut away).await.expect_err("nobody answers").code(),
+        Code::StreamUnreadable
+    );
 }

@@ -1,4 +1,5 @@
-//! The whole coordinator as a process, against a real broker with real permissions and the real store.
+//! The whole coordinator as a process, against a real broker with real permissions and the real
+//! store.
 
 use std::time::Duration;
 
@@ -9,7 +10,9 @@ use identity::AuditKey;
 use runtime::BusError;
 use schemas::blob::{Grants, PutRequest};
 use schemas::contribution::Fate;
-use schemas::control::{Query, RunNew, RunNewReply, Shutdown, ShutdownReply, View, ViewReply, ViewRequest};
+use schemas::control::{
+    Query, RunNew, RunNewReply, Shutdown, ShutdownReply, View, ViewReply, ViewRequest,
+};
 use schemas::lease::{Manifest, ReleaseRequest};
 use schemas::permission::Role;
 use schemas::snapshot::SnapshotManifest;
@@ -22,21 +25,40 @@ use crate::scene::{self, Reference, Scene, WAIT, Worker};
 /// Does one unit as it should be done and gives its chunks.
 async fn work(scene: &Scene, worker: &Worker, manifest: &Manifest, base: &[f32]) -> Vec<Bytes> {
     let chunks = worker.contribution(manifest, base);
-    let reply = worker.submit(manifest, chunks.clone()).await.expect("accepted");
-    assert_eq!(reply.fate, Fate::Merged, "{}", scene.cluster.path("logs").display());
+    let reply = worker
+        .submit(manifest, chunks.clone())
+        .await
+        .expect("accepted");
+    assert_eq!(
+        reply.fate,
+        Fate::Merged,
+        "{}",
+        scene.cluster.path("logs").display()
+    );
     chunks
 }
 
 /// Both units of a round, by one worker; contributions in order of their units.
-async fn round(scene: &Scene, worker: &Worker, reference: &mut Reference, base: &[f32]) -> Vec<f32> {
+async fn round(
+    scene: &Scene,
+    worker: &Worker,
+    reference: &mut Reference,
+    base: &[f32],
+) -> Vec<f32> {
     let mut contributions = Vec::new();
     for _ in 0..2 {
         let manifest = worker.claim(scene).await.expect("the run goes on");
         assert_eq!(worker.fetch(&manifest.base).await, base);
-        contributions.push((manifest.lease.unit, work(scene, worker, &manifest, base).await));
+        contributions.push((
+            manifest.lease.unit,
+            work(scene, worker, &manifest, base).await,
+        ));
     }
     contributions.sort_by_key(|(unit, _)| *unit);
-    let chunks: Vec<_> = contributions.into_iter().map(|(_, chunks)| chunks).collect();
+    let chunks: Vec<_> = contributions
+        .into_iter()
+        .map(|(_, chunks)| chunks)
+        .collect();
     reference.step(&worker.spec, &chunks)
 }
 
@@ -46,8 +68,15 @@ async fn rounds_give_the_weights_of_the_rule_and_end_in_a_saved_snapshot() {
     let worker = scene.worker("worker-0").await;
     let manifest = worker.claim(&scene).await.expect("work");
     let mut base = worker.fetch(&manifest.base).await;
-    let release = ReleaseRequest { v: V, lease: manifest.lease, reason: "only looking".into() };
-    let _: schemas::lease::Done = worker.ask(Verb::LeaseRelease, &release).await.expect("released");
+    let release = ReleaseRequest {
+        v: V,
+        lease: manifest.lease,
+        reason: "only looking".into(),
+    };
+    let _: schemas::lease::Done = worker
+        .ask(Verb::LeaseRelease, &release)
+        .await
+        .expect("released");
     let mut reference = Reference::new(base.clone());
     for _ in 0..3 {
         base = round(&scene, &worker, &mut reference, &base).await;
@@ -59,29 +88,71 @@ async fn rounds_give_the_weights_of_the_rule_and_end_in_a_saved_snapshot() {
     let snapshots = scene.operator.snapshots(scene.cluster.run()).await;
     let last = snapshots.last().expect("snapshots were saved");
     assert_eq!(last.round, Round(3));
-    let bus = scene.cluster.connect(Role::Provisioner, "provisioner").await;
-    let bucket = async_nats::jetstream::new(bus.client().clone()).get_key_value(STATE_BUCKET).await.expect("a bucket");
-    let entry = bucket.get(snapshot_key(scene.cluster.run())).await.expect("it answers").expect("the pointer is set");
+    let bus = scene
+        .cluster
+        .connect(Role::Provisioner, "provisioner")
+        .await;
+    let bucket = async_nats::jetstream::new(bus.client().clone())
+        .get_key_value(STATE_BUCKET)
+        .await
+        .expect("a bucket");
+    let entry = bucket
+        .get(snapshot_key(scene.cluster.run()))
+        .await
+        .expect("it answers")
+        .expect("the pointer is set");
     let pointer: SnapshotPointer = serde_json::from_slice(&entry).expect("it is JSON");
     assert_eq!((pointer.round, pointer.manifest), (Round(3), last.manifest));
 
     // The exact weights are those of the rule, bit for bit.
-    let request = schemas::blob::GetRequest { v: V, objects: vec![last.manifest.digest] };
-    let grants: schemas::blob::Grants = scene.operator.ask(ControlVerb::BlobGet, &request).await.expect("granted");
+    let request = schemas::blob::GetRequest {
+        v: V,
+        objects: vec![last.manifest.digest],
+    };
+    let grants: schemas::blob::Grants = scene
+        .operator
+        .ask(ControlVerb::BlobGet, &request)
+        .await
+        .expect("granted");
     let text = fetch(&scene, &grants.grants[0]).await;
     let manifest: SnapshotManifest = serde_json::from_slice(&text).expect("it is JSON");
-    let request = schemas::blob::GetRequest { v: V, objects: manifest.weights.iter().map(|o| o.digest).collect() };
-    let grants: schemas::blob::Grants = scene.operator.ask(ControlVerb::BlobGet, &request).await.expect("granted");
+    let request = schemas::blob::GetRequest {
+        v: V,
+        objects: manifest.weights.iter().map(|o| o.digest).collect(),
+    };
+    let grants: schemas::blob::Grants = scene
+        .operator
+        .ask(ControlVerb::BlobGet, &request)
+        .await
+        .expect("granted");
     let mut exact = Vec::new();
     for grant in &grants.grants {
         exact.extend_from_slice(&fetch(&scene, grant).await);
     }
-    let expected: Vec<u8> = reference.params.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let expected: Vec<u8> = reference
+        .params
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect();
     assert_eq!(Digest::of(&exact), Digest::of(&expected));
 
-    let shutdown = Shutdown { v: V, drain: Millis::from_secs(5) };
-    let _: ShutdownReply = scene.operator.ask(ControlVerb::Shutdown, &shutdown).await.expect("it drains");
-    assert!(scene.cluster.process("coordinator").exit(WAIT).await.success());
+    let shutdown = Shutdown {
+        v: V,
+        drain: Millis::from_secs(5),
+    };
+    let _: ShutdownReply = scene
+        .operator
+        .ask(ControlVerb::Shutdown, &shutdown)
+        .await
+        .expect("it drains");
+    assert!(
+        scene
+            .cluster
+            .process("coordinator")
+            .exit(WAIT)
+            .await
+            .success()
+    );
 }
 
 async fn fetch(scene: &Scene, grant: &schemas::blob::Grant) -> Bytes {
@@ -94,7 +165,11 @@ async fn fetch(scene: &Scene, grant: &schemas::blob::Grant) -> Bytes {
     }
     let deadline = tokio::time::Instant::now() + WAIT;
     let max = schemas::limits::OBJECT_BYTES_MAX;
-    scene.transfer.get(grant, max, &NoOther, deadline).await.expect("downloaded")
+    scene
+        .transfer
+        .get(grant, max, &NoOther, deadline)
+        .await
+        .expect("downloaded")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -109,10 +184,19 @@ async fn a_killed_coordinator_continues_with_what_was_accepted() {
     scene.cluster.kill9("coordinator");
     scene.cluster.restart("coordinator").await;
     let second = worker.claim(&scene).await.expect("work");
-    assert_ne!(second.lease.unit, first.lease.unit, "what was accepted is not given out again");
-    contributions.push((second.lease.unit, work(&scene, &worker, &second, &base).await));
+    assert_ne!(
+        second.lease.unit, first.lease.unit,
+        "what was accepted is not given out again"
+    );
+    contributions.push((
+        second.lease.unit,
+        work(&scene, &worker, &second, &base).await,
+    ));
     contributions.sort_by_key(|(unit, _)| *unit);
-    let chunks: Vec<_> = contributions.into_iter().map(|(_, chunks)| chunks).collect();
+    let chunks: Vec<_> = contributions
+        .into_iter()
+        .map(|(_, chunks)| chunks)
+        .collect();
     let base = reference.step(&worker.spec, &chunks);
     // In the middle of round 1, with a lease held: its holder hands in to the new process.
     let held = worker.claim(&scene).await.expect("work");
@@ -124,19 +208,39 @@ async fn a_killed_coordinator_continues_with_what_was_accepted() {
     contributions.push((other.lease.unit, work(&scene, &worker, &other, &base).await));
     assert!(worker.claim(&scene).await.is_none(), "the run is complete");
     contributions.sort_by_key(|(unit, _)| *unit);
-    let chunks: Vec<_> = contributions.into_iter().map(|(_, chunks)| chunks).collect();
+    let chunks: Vec<_> = contributions
+        .into_iter()
+        .map(|(_, chunks)| chunks)
+        .collect();
     let _ = reference.step(&worker.spec, &chunks);
-    let expected: Vec<u8> = reference.params.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let expected: Vec<u8> = reference
+        .params
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect();
     let snapshots = scene.operator.snapshots(scene.cluster.run()).await;
     let last = snapshots.last().expect("the last round is saved");
-    let request = schemas::blob::GetRequest { v: V, objects: vec![last.manifest.digest] };
-    let grants: schemas::blob::Grants = scene.operator.ask(ControlVerb::BlobGet, &request).await.expect("granted");
+    let request = schemas::blob::GetRequest {
+        v: V,
+        objects: vec![last.manifest.digest],
+    };
+    let grants: schemas::blob::Grants = scene
+        .operator
+        .ask(ControlVerb::BlobGet, &request)
+        .await
+        .expect("granted");
     let manifest: SnapshotManifest =
         serde_json::from_slice(&fetch(&scene, &grants.grants[0]).await).expect("it is JSON");
-    let chunks = scene.layout.chunks(worker.spec.model.chunk_elements).expect("few chunks");
+    let chunks = scene
+        .layout
+        .chunks(worker.spec.model.chunk_elements)
+        .expect("few chunks");
     for (chunk, object) in chunks.iter().zip(manifest.weights) {
         let range = chunk.range();
-        assert_eq!(object.digest, Digest::of(&expected[range.start * 4..range.end * 4]));
+        assert_eq!(
+            object.digest,
+            Digest::of(&expected[range.start * 4..range.end * 4])
+        );
     }
 }
 
@@ -144,7 +248,8 @@ async fn a_killed_coordinator_continues_with_what_was_accepted() {
 async fn bad_results_are_refused_alone_and_the_round_goes_on() {
     let scene = Scene::start(1).await;
     let worker = scene.worker("worker-0").await;
-    let code = |result: Result<schemas::contribution::SubmitReply, runtime::BusError>| match result {
+    let code = |result: Result<schemas::contribution::SubmitReply, runtime::BusError>| match result
+    {
         Err(runtime::BusError::Refused(refusal)) => refusal.code,
         other => panic!("expected a refusal, got {other:?}"),
     };
@@ -154,22 +259,38 @@ async fn bad_results_are_refused_alone_and_the_round_goes_on() {
     let mut poisoned = chunks[1].to_vec();
     poisoned[100..102].copy_from_slice(&0x7fc0_u16.to_le_bytes());
     chunks[1] = poisoned.into();
-    assert_eq!(code(worker.submit(&manifest, chunks).await), Code::NotFinite);
+    assert_eq!(
+        code(worker.submit(&manifest, chunks).await),
+        Code::NotFinite
+    );
 
-    let manifest = worker.claim(&scene).await.expect("the unit is issued again");
+    let manifest = worker
+        .claim(&scene)
+        .await
+        .expect("the unit is issued again");
     let mut chunks = worker.contribution(&manifest, &base);
     // No chunk of the run is this long, so it gets no URL; the lease is untouched.
     let short = ObjectRef::of(&chunks[0].slice(..chunks[0].len() - 2));
-    let request = PutRequest { v: V, lease: manifest.lease, objects: vec![short] };
+    let request = PutRequest {
+        v: V,
+        lease: manifest.lease,
+        objects: vec![short],
+    };
     match worker.ask::<_, Grants>(Verb::BlobPut, &request).await {
         Err(runtime::BusError::Refused(refusal)) => assert_eq!(refusal.code, Code::SizeMismatch),
         other => panic!("expected a refusal, got {other:?}"),
     }
     // Each of these is as long as a chunk of the run, but not as this one.
     chunks.swap(0, 3);
-    assert_eq!(code(worker.submit(&manifest, chunks).await), Code::SizeMismatch);
+    assert_eq!(
+        code(worker.submit(&manifest, chunks).await),
+        Code::SizeMismatch
+    );
 
-    let manifest = worker.claim(&scene).await.expect("the unit is issued again");
+    let manifest = worker
+        .claim(&scene)
+        .await
+        .expect("the unit is issued again");
     let stranger = AuditKey::generate();
     let statement = schemas::contribution::Statement {
         v: V,
@@ -177,17 +298,26 @@ async fn bad_results_are_refused_alone_and_the_round_goes_on() {
         spec: worker.spec.to_object().1,
         worker: manifest.aud.clone(),
         lease: manifest.lease,
-        outcome: schemas::contribution::Outcome::Contribution(schemas::contribution::Contribution {
-            layout: worker.spec.model.layout.digest,
-            codec: scene::CODEC,
-            chunks: worker.contribution(&manifest, &base).iter().map(|b| schemas::ObjectRef::of(b)).collect(),
-            tokens: worker.spec.unit_tokens(),
-            steps: worker.spec.schedule.inner_steps,
-            loss: 1.0,
-            train_ms: 1,
-        }),
+        outcome: schemas::contribution::Outcome::Contribution(
+            schemas::contribution::Contribution {
+                layout: worker.spec.model.layout.digest,
+                codec: scene::CODEC,
+                chunks: worker
+                    .contribution(&manifest, &base)
+                    .iter()
+                    .map(|b| schemas::ObjectRef::of(b))
+                    .collect(),
+                tokens: worker.spec.unit_tokens(),
+                steps: worker.spec.schedule.inner_steps,
+                loss: 1.0,
+                train_ms: 1,
+            },
+        ),
     };
-    assert_eq!(code(worker.hand_in(statement.encode(), Some(&stranger)).await), Code::StatementInvalid);
+    assert_eq!(
+        code(worker.hand_in(statement.encode(), Some(&stranger)).await),
+        Code::StatementInvalid
+    );
 
     let mut reference = Reference::new(base.clone());
     round(&scene, &worker, &mut reference, &base).await;
@@ -201,25 +331,53 @@ async fn a_run_that_names_what_is_not_there_is_refused() {
         let mut spec = scene.spec(1).await;
         spec.run = "other".parse().expect("a name");
         change(&mut spec);
-        match scene.operator.ask::<_, RunNewReply>(ControlVerb::RunNew, &RunNew { v: V, spec }).await {
+        match scene
+            .operator
+            .ask::<_, RunNewReply>(ControlVerb::RunNew, &RunNew { v: V, spec })
+            .await
+        {
             Err(runtime::BusError::Refused(refusal)) => Some(refusal.code),
             Ok(_) => None,
             Err(error) => panic!("{error}"),
         }
     };
     let absent = schemas::ObjectRef::of(b"never uploaded");
-    let other_model = scene.import(vec![scene::model_of(301).to_json().into()]).await[0];
-    assert_eq!(ask(&|spec| spec.model.config = absent).await, Some(Code::ObjectMissing));
-    assert_eq!(ask(&|spec| spec.model.config = other_model).await, Some(Code::LayoutMismatch));
-    assert_eq!(ask(&|spec| spec.model.config = spec.data).await, Some(Code::ModelInvalid));
-    assert_eq!(ask(&|spec| spec.data = spec.model.config).await, Some(Code::DataInvalid));
-    assert_eq!(ask(&|spec| spec.model.initial.truncate(1)).await, Some(Code::SpecInvalid));
-    assert_eq!(ask(&|spec| spec.model.initial.swap(0, 3)).await, Some(Code::SizeMismatch));
-    assert_eq!(ask(&|spec| spec.model.layout = spec.model.config).await, Some(Code::SpecInvalid));
+    let other_model = scene
+        .import(vec![scene::model_of(301).to_json().into()])
+        .await[0];
+    assert_eq!(
+        ask(&|spec| spec.model.config = absent).await,
+        Some(Code::ObjectMissing)
+    );
+    assert_eq!(
+        ask(&|spec| spec.model.config = other_model).await,
+        Some(Code::LayoutMismatch)
+    );
+    assert_eq!(
+        ask(&|spec| spec.model.config = spec.data).await,
+        Some(Code::ModelInvalid)
+    );
+    assert_eq!(
+        ask(&|spec| spec.data = spec.model.config).await,
+        Some(Code::DataInvalid)
+    );
+    assert_eq!(
+        ask(&|spec| spec.model.initial.truncate(1)).await,
+        Some(Code::SpecInvalid)
+    );
+    assert_eq!(
+        ask(&|spec| spec.model.initial.swap(0, 3)).await,
+        Some(Code::SizeMismatch)
+    );
+    assert_eq!(
+        ask(&|spec| spec.model.layout = spec.model.config).await,
+        Some(Code::SpecInvalid)
+    );
     assert_eq!(ask(&|_| {}).await, None);
 }
 
-/// An operator with a client of its own asks: what every worker would refuse is refused before there is a run.
+/// An operator with a client of its own asks: what every worker would refuse is refused before
+/// there is a run.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_no_worker_could_do_is_refused_with_what_does_not_fit() {
     let scene = Scene::start(1).await;
@@ -227,18 +385,29 @@ async fn a_run_that_no_worker_could_do_is_refused_with_what_does_not_fit() {
         let mut spec = scene.spec(1).await;
         spec.run = "other".parse().expect("a name");
         change(&mut spec);
-        match scene.operator.ask::<_, RunNewReply>(ControlVerb::RunNew, &RunNew { v: V, spec }).await {
+        match scene
+            .operator
+            .ask::<_, RunNewReply>(ControlVerb::RunNew, &RunNew { v: V, spec })
+            .await
+        {
             Err(runtime::BusError::Refused(refusal)) => Err(refusal),
             Ok(_) => Ok(()),
             Err(error) => panic!("{error}"),
         }
     };
-    let refused = async |change: &dyn Fn(&mut schemas::run::RunSpec)| ask(change).await.expect_err("refused");
+    let refused =
+        async |change: &dyn Fn(&mut schemas::run::RunSpec)| ask(change).await.expect_err("refused");
     let short_rest = scene.data(256, &[4096, 8], &[1024]).await;
     let refusal = refused(&|spec| spec.data = short_rest).await;
     assert_eq!(refusal.code, Code::ShardTooShort);
     let shard = ObjectRef::of(&[2; 8]).digest.to_string();
-    for part in [&shard, "training shard", "8 tokens", "takes 9", &short_rest.digest.to_string()] {
+    for part in [
+        &shard,
+        "training shard",
+        "8 tokens",
+        "takes 9",
+        &short_rest.digest.to_string(),
+    ] {
         assert!(refusal.detail.contains(part), "{part} in {refusal}");
     }
     let short_held_out = scene.data(256, &[4096], &[8]).await;
@@ -247,29 +416,47 @@ async fn a_run_that_no_worker_could_do_is_refused_with_what_does_not_fit() {
         spec.schedule.evaluation_every = 1;
     };
     let refusal = refused(&evaluating).await;
-    assert!(refusal.code == Code::ShardTooShort && refusal.detail.contains("held-out shard"), "{refusal}");
+    assert!(
+        refusal.code == Code::ShardTooShort && refusal.detail.contains("held-out shard"),
+        "{refusal}"
+    );
     let wide = scene.data(257, &[4096], &[1024]).await;
     let refusal = refused(&|spec| spec.data = wide).await;
-    assert!(refusal.code == Code::VocabularyTooLarge && refusal.detail.contains("257"), "{refusal}");
+    assert!(
+        refusal.code == Code::VocabularyTooLarge && refusal.detail.contains("257"),
+        "{refusal}"
+    );
     let empty = scene.data(256, &[4096], &[]).await;
-    assert_eq!(refused(&|spec| spec.data = empty).await.code, Code::DataInvalid, "as every worker says");
+    assert_eq!(
+        refused(&|spec| spec.data = empty).await.code,
+        Code::DataInvalid,
+        "as every worker says"
+    );
 
     // A model with few positions.
     let tiny = model::Preset::named("tiny").expect("a preset").config;
     let layout = tiny.layout();
     let length = 4 * layout.elements();
-    let parts = vec![tiny.to_json().into(), layout.encode().into(), Bytes::from(vec![0; length as usize])];
+    let parts = vec![
+        tiny.to_json().into(),
+        layout.encode().into(),
+        Bytes::from(vec![0; length as usize]),
+    ];
     let parts = scene.import(parts).await;
     let long = scene.data(256, &[4096], &[1024]).await;
     let decoder = |spec: &mut schemas::run::RunSpec, sequence| {
         spec.model.trainer = schemas::run::TrainerKind::Torch;
-        (spec.model.config, spec.model.layout, spec.model.initial) = (parts[0], parts[1], vec![parts[2]]);
+        (spec.model.config, spec.model.layout, spec.model.initial) =
+            (parts[0], parts[1], vec![parts[2]]);
         spec.model.chunk_elements = layout.elements();
         spec.schedule.sequence_tokens = sequence;
         spec.data = long;
     };
     let refusal = refused(&|spec| decoder(spec, 513)).await;
-    assert!(refusal.code == Code::SequenceTooLong && refusal.detail.contains("512"), "{refusal}");
+    assert!(
+        refusal.code == Code::SequenceTooLong && refusal.detail.contains("512"),
+        "{refusal}"
+    );
     assert_eq!(ask(&|spec| decoder(spec, 512)).await, Ok(()));
 }
 
@@ -279,7 +466,11 @@ async fn a_second_coordinator_takes_over_and_the_first_stands_down() {
     scene.cluster.start_coordinator("successor").await;
     // The first one learns of it with its next event, here a member's.
     let worker = scene.worker("worker-0").await;
-    let status = scene.cluster.process("coordinator").exit(Duration::from_secs(60)).await;
+    let status = scene
+        .cluster
+        .process("coordinator")
+        .exit(Duration::from_secs(60))
+        .await;
     assert_eq!(status.code(), Some(4));
     let log = scene.cluster.process("coordinator").log();
     assert!(log.contains("DL0701"), "{log}");
@@ -290,16 +481,37 @@ async fn a_second_coordinator_takes_over_and_the_first_stands_down() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_that_asks_without_end_is_refused_and_another_is_answered() {
     let scene = Scene::start(1).await;
-    let look = ViewRequest { v: V, query: Query::Runs };
-    let loud = async |_| scene.operator.ask::<_, ViewReply>(ControlVerb::View, &look).await;
-    let asked: Vec<_> = stream::iter(0..6000).map(loud).buffer_unordered(256).collect().await;
+    let look = ViewRequest {
+        v: V,
+        query: Query::Runs,
+    };
+    let loud = async |_| {
+        scene
+            .operator
+            .ask::<_, ViewReply>(ControlVerb::View, &look)
+            .await
+    };
+    let asked: Vec<_> = stream::iter(0..6000)
+        .map(loud)
+        .buffer_unordered(256)
+        .collect()
+        .await;
     let too_much = |answer: &Result<ViewReply, BusError>| matches!(answer, Err(BusError::Refused(refusal)) if refusal.code == Code::AskedTooMuch);
     let refused = asked.iter().filter(|answer| too_much(answer)).count();
     let answered = asked.iter().filter(|answer| answer.is_ok()).count();
-    assert!(refused > 0 && answered >= 2000, "{answered} answered, {refused} refused");
+    assert!(
+        refused > 0 && answered >= 2000,
+        "{answered} answered, {refused} refused"
+    );
     let second = scene.cluster.connect(Role::Operator, "second").await;
-    let subject = control_subject(second.public().expect("connected with credentials"), ControlVerb::View);
-    let other: ViewReply = second.request(&subject, &look, WAIT).await.expect("it has asked nothing yet");
+    let subject = control_subject(
+        second.public().expect("connected with credentials"),
+        ControlVerb::View,
+    );
+    let other: ViewReply = second
+        .request(&subject, &look, WAIT)
+        .await
+        .expect("it has asked nothing yet");
     assert!(matches!(other.view, View::Runs(_)));
 }
 
@@ -308,7 +520,11 @@ async fn bad_configuration_ends_with_64_before_anything_is_connected() {
     let cluster = harness::Cluster::bare(harness::Options::default()).await;
     let domain = cluster.domain().layout().folder().display().to_string();
     let run = async |arguments: &[&str]| {
-        let all: Vec<&str> = ["--domain", domain.as_str()].iter().chain(arguments).copied().collect();
+        let all: Vec<&str> = ["--domain", domain.as_str()]
+            .iter()
+            .chain(arguments)
+            .copied()
+            .collect();
         cluster.run_program("diloco-coordinator", &all, WAIT).await
     };
     let good = run(&["--check-config"]).await;
@@ -317,22 +533,55 @@ async fn bad_configuration_ends_with_64_before_anything_is_connected() {
         (vec!["--set", "bus.urll=x"], "DL0101"),
         (vec!["--set", "limits.transfers=many"], "DL0101"),
         (vec!["--set", "bus.url=nats://127.0.0.1:4222"], "DL0109"),
-        (vec!["--set", "keys.manifest=/nowhere/manifest.nk"], "DL0102"),
+        (
+            vec!["--set", "keys.manifest=/nowhere/manifest.nk"],
+            "DL0102",
+        ),
         (vec!["--set", "auth.layers.bulk=false"], "DL0101"),
         (vec!["--config", "/nowhere/coordinator.toml"], "DL0101"),
     ] {
         let output = run(&arguments).await;
-        assert_eq!(output.status.code(), Some(64), "{arguments:?}: {}", output.stderr);
-        assert!(output.stderr.contains(code), "{arguments:?}: {}", output.stderr);
-        assert!(output.stderr.contains("\n  next: "), "{arguments:?}: {}", output.stderr);
+        assert_eq!(
+            output.status.code(),
+            Some(64),
+            "{arguments:?}: {}",
+            output.stderr
+        );
+        assert!(
+            output.stderr.contains(code),
+            "{arguments:?}: {}",
+            output.stderr
+        );
+        assert!(
+            output.stderr.contains("\n  next: "),
+            "{arguments:?}: {}",
+            output.stderr
+        );
     }
     assert_eq!(run(&["--unknown"]).await.status.code(), Some(64));
     let printed = run(&["--print-config", "--set", "limits.transfers=3"]).await;
-    assert!(printed.stdout.contains("transfers = 3  # flag --set limits.transfers"), "{}", printed.stdout);
+    assert!(
+        printed
+            .stdout
+            .contains("transfers = 3  # flag --set limits.transfers"),
+        "{}",
+        printed.stdout
+    );
     // A loud exception lets it go on, as far as a store that is not there.
     let open = "auth.exceptions=[{ layer = \"bus\", reason = \"a test\" }]";
-    let output =
-        run(&["--set", open, "--set", "store.url=https://127.0.0.1:1", "--set", "limits.store_patience=1s"]).await;
+    let output = run(&[
+        "--set",
+        open,
+        "--set",
+        "store.url=https://127.0.0.1:1",
+        "--set",
+        "limits.store_patience=1s",
+    ])
+    .await;
     assert_eq!(output.status.code(), Some(5), "{}", output.stderr);
-    assert!(output.stderr.contains("layer is open") && output.stderr.contains("a test"), "{}", output.stderr);
+    assert!(
+        output.stderr.contains("layer is open") && output.stderr.contains("a test"),
+        "{}",
+        output.stderr
+    );
 }

@@ -1,5 +1,5 @@
-//! A domain, a broker, a store and a coordinator, all real; an operator and workers that speak to them by hand, so that
-//! they can also say what no honest program would.
+//! A domain, a broker, a store and a coordinator, all real; an operator and workers that speak to
+//! them by hand, so that they can also say what no honest program would.
 
 use std::time::Duration;
 
@@ -15,26 +15,34 @@ use model::{ModelConfig, ReferenceConfig};
 use objects::{Regrant, Transfer, TransferLimits, Trust};
 use runtime::{Bus, BusError};
 use schemas::blob::{GetRequest, Grant, Grants, PutRequest};
-use schemas::contribution::{Contribution, Outcome, StageRequest, Statement, SubmitReply, SubmitRequest};
+use schemas::contribution::{
+    Contribution, Outcome, StageRequest, Statement, SubmitReply, SubmitRequest,
+};
 use schemas::control::{OperatorObjects, RunNew, RunNewReply};
 use schemas::data::{DataManifest, Entropy, Shard, Tokenizer};
 use schemas::layout::{Chunk, Layout};
-use schemas::lease::{ClaimOutcome, ClaimReply, ClaimRequest, Done, MANIFEST_TYPE, Manifest, Weights};
+use schemas::lease::{
+    ClaimOutcome, ClaimReply, ClaimRequest, Done, MANIFEST_TYPE, Manifest, Weights,
+};
 use schemas::limits::OBJECT_BYTES_MAX;
 use schemas::member::{JoinReply, JoinRequest, Posture, Session};
 use schemas::permission::Role;
 use schemas::run::{
-    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding, RunSpec, Schedule,
-    TrainerKind,
+    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding,
+    RunSpec, Schedule, TrainerKind,
 };
 use schemas::subject::{
-    ControlVerb, LEDGER_FILTER, LEDGER_STREAM, STATE_BUCKET, Verb, WORK_CONSUMER, WORK_STREAM, request_subject,
+    ControlVerb, LEDGER_FILTER, LEDGER_STREAM, STATE_BUCKET, Verb, WORK_CONSUMER, WORK_STREAM,
+    request_subject,
 };
 use schemas::{Code, Digest, Message, Millis, ObjectRef, Refusal, Steps, Tokens, V, WorkerId};
 use serde_bytes::{ByteArray, ByteBuf};
 
 pub(crate) const WAIT: Duration = Duration::from_secs(30);
-pub(crate) const CODEC: Codec = Codec { kind: CodecKind::Bf16, rounding: Rounding::Nearest };
+pub(crate) const CODEC: Codec = Codec {
+    kind: CodecKind::Bf16,
+    rounding: Rounding::Nearest,
+};
 const CHUNK_ELEMENTS: u64 = 70_000;
 
 pub(crate) struct Scene {
@@ -72,7 +80,12 @@ fn model() -> ModelConfig {
 
 /// The same with another width.
 pub(crate) fn model_of(hidden: u32) -> ModelConfig {
-    ModelConfig::Reference(ReferenceConfig { vocabulary: 256, context: 8, embedding: 32, hidden })
+    ModelConfig::Reference(ReferenceConfig {
+        vocabulary: 256,
+        context: 8,
+        embedding: 32,
+        hidden,
+    })
 }
 
 fn deadline() -> tokio::time::Instant {
@@ -83,70 +96,135 @@ impl Scene {
     /// Everything up, and a run of `rounds` rounds of two units.
     pub(crate) async fn start(rounds: u64) -> Self {
         let mut cluster = Cluster::bare(Options::default()).await;
-        let ledger = cluster.connect(Role::LedgerProvisioner, Role::LedgerProvisioner.name()).await;
+        let ledger = cluster
+            .connect(Role::LedgerProvisioner, Role::LedgerProvisioner.name())
+            .await;
         make_ledger(&ledger).await;
         make_streams(&cluster.connect(Role::Provisioner, "provisioner").await).await;
         cluster.start_store().await;
         cluster.start_coordinator("coordinator").await;
         let operator = cluster.operator().await;
-        let pem = std::fs::read(cluster.domain().layout().ca()).expect("the authority's certificate");
-        let transfer = Transfer::new(&Trust::Authority(pem), TransferLimits::default()).expect("a client");
+        let pem =
+            std::fs::read(cluster.domain().layout().ca()).expect("the authority's certificate");
+        let transfer =
+            Transfer::new(&Trust::Authority(pem), TransferLimits::default()).expect("a client");
         // Three chunks, and a fourth in a fragment of its own.
         let mut layout = model().layout();
-        layout.tensors.last_mut().expect("a model has tensors").fragment = 1;
-        let scene = Self { cluster, operator, transfer, layout };
+        layout
+            .tensors
+            .last_mut()
+            .expect("a model has tensors")
+            .fragment = 1;
+        let scene = Self {
+            cluster,
+            operator,
+            transfer,
+            layout,
+        };
         scene.new_run(rounds).await;
         scene
     }
 
     async fn new_run(&self, rounds: u64) {
         let spec = self.spec(rounds).await;
-        let reply: RunNewReply =
-            self.operator.ask(ControlVerb::RunNew, &RunNew { v: V, spec }).await.expect("the run is taken");
+        let reply: RunNewReply = self
+            .operator
+            .ask(ControlVerb::RunNew, &RunNew { v: V, spec })
+            .await
+            .expect("the run is taken");
         assert!(reply.created);
     }
 
     /// Uploads and commits objects as an operator does.
     pub(crate) async fn import(&self, contents: Vec<Bytes>) -> Vec<ObjectRef> {
         let objects: Vec<ObjectRef> = contents.iter().map(|bytes| ObjectRef::of(bytes)).collect();
-        let request = OperatorObjects { v: V, objects: objects.clone() };
-        let grants: Grants = self.operator.ask(ControlVerb::BlobPut, &request).await.expect("granted");
+        let request = OperatorObjects {
+            v: V,
+            objects: objects.clone(),
+        };
+        let grants: Grants = self
+            .operator
+            .ask(ControlVerb::BlobPut, &request)
+            .await
+            .expect("granted");
         for (grant, bytes) in grants.grants.iter().zip(contents) {
-            self.transfer.put(grant, bytes, &NoOther, deadline()).await.expect("uploaded");
+            self.transfer
+                .put(grant, bytes, &NoOther, deadline())
+                .await
+                .expect("uploaded");
         }
-        let _: Done = self.operator.ask(ControlVerb::BlobCommit, &request).await.expect("promoted");
+        let _: Done = self
+            .operator
+            .ask(ControlVerb::BlobCommit, &request)
+            .await
+            .expect("promoted");
         objects
     }
 
     /// A data set with shards of so many tokens.
-    pub(crate) async fn data(&self, vocabulary: u32, train: &[usize], held_out: &[usize]) -> ObjectRef {
+    pub(crate) async fn data(
+        &self,
+        vocabulary: u32,
+        train: &[usize],
+        held_out: &[usize],
+    ) -> ObjectRef {
         let token_bytes = schemas::data::token_bytes(vocabulary);
         let tokenizer = match vocabulary {
             256 => Tokenizer::Byte,
-            _ => Tokenizer::HuggingFace(self.import(vec![Bytes::from_static(b"a tokenizer")]).await[0]),
+            _ => Tokenizer::HuggingFace(
+                self.import(vec![Bytes::from_static(b"a tokenizer")]).await[0],
+            ),
         };
         let mut number = 0;
         let mut part = async |lengths: &[usize]| {
             let mut shards = Vec::new();
             for length in lengths {
                 number += 1;
-                let object = self.import(vec![Bytes::from(vec![number; length * usize::from(token_bytes)])]).await[0];
-                shards.push(Shard { object, tokens: Tokens(*length as u64) });
+                let object = self
+                    .import(vec![Bytes::from(vec![
+                        number;
+                        length * usize::from(token_bytes)
+                    ])])
+                    .await[0];
+                shards.push(Shard {
+                    object,
+                    tokens: Tokens(*length as u64),
+                });
             }
             shards
         };
         let (train, held_out) = (part(train).await, part(held_out).await);
-        let entropy = Entropy { unigram: 1.0, bigram: 1.0 };
+        let entropy = Entropy {
+            unigram: 1.0,
+            bigram: 1.0,
+        };
         let source = "a test".into();
-        let data = DataManifest { v: V, source, tokenizer, vocabulary, token_bytes, train, held_out, entropy };
-        self.import(vec![serde_json::to_vec(&data).expect("it is JSON").into()]).await[0]
+        let data = DataManifest {
+            v: V,
+            source,
+            tokenizer,
+            vocabulary,
+            token_bytes,
+            train,
+            held_out,
+            entropy,
+        };
+        self.import(vec![serde_json::to_vec(&data).expect("it is JSON").into()])
+            .await[0]
     }
 
     pub(crate) async fn spec(&self, rounds: u64) -> RunSpec {
         let elements = self.layout.elements();
-        let values: Vec<f32> = (0..elements).map(|i| ((i * 31 % 1009) as f32 / 1009.0 - 0.5) * 0.1).collect();
+        let values: Vec<f32> = (0..elements)
+            .map(|i| ((i * 31 % 1009) as f32 / 1009.0 - 0.5) * 0.1)
+            .collect();
         let chunks = self.layout.chunks(CHUNK_ELEMENTS).expect("few chunks");
-        let piece = |chunk: &Chunk| values[chunk.range()].iter().flat_map(|value| value.to_le_bytes()).collect();
+        let piece = |chunk: &Chunk| {
+            values[chunk.range()]
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect()
+        };
         let initial = self.import(chunks.iter().map(piece).collect()).await;
         let data = self.data(256, &[4096], &[1024]).await;
         let others = vec![self.layout.encode().into(), model().to_json().into()];
@@ -162,7 +240,11 @@ impl Scene {
             evaluation_sequences: 1,
             snapshot_every: 1,
         };
-        let inner = InnerOptimizer { final_ratio: 0.1, weight_decay: 0.0, ..InnerOptimizer::adamw(1e-3) };
+        let inner = InnerOptimizer {
+            final_ratio: 0.1,
+            weight_decay: 0.0,
+            ..InnerOptimizer::adamw(1e-3)
+        };
         let policy = Policy {
             workers_min: 1,
             lease: Millis::from_secs(10),
@@ -184,7 +266,10 @@ impl Scene {
             data,
             schedule,
             inner,
-            outer: OuterOptimizer::Nesterov { learning_rate: 0.7, momentum: 0.9 },
+            outer: OuterOptimizer::Nesterov {
+                learning_rate: 0.7,
+                momentum: 0.9,
+            },
             upload: CODEC,
             download: CODEC,
             policy,
@@ -214,35 +299,70 @@ impl Scene {
         let subject = request_subject(self.cluster.run(), &id, Verb::Join);
         let joined: JoinReply = loop {
             match bus.request(&subject, &join, WAIT).await {
-                // A coordinator that another one has replaced declines; as a worker does, it is asked again.
+                // A coordinator that another one has replaced declines; as a worker does, it is
+                // asked again.
                 Err(BusError::Refused(refusal)) if refusal.code == Code::Draining => {}
                 answered => break answered.expect("joined"),
             }
         };
         let chunks = self.layout.chunks(CHUNK_ELEMENTS).expect("few chunks");
         let layout = joined.spec.model.layout.digest;
-        Worker { session, bus, id, key, transfer: self.transfer.clone(), spec: joined.spec, chunks, layout, domain }
+        Worker {
+            session,
+            bus,
+            id,
+            key,
+            transfer: self.transfer.clone(),
+            spec: joined.spec,
+            chunks,
+            layout,
+            domain,
+        }
     }
 }
 
 impl Worker {
-    pub(crate) async fn ask<Q: Message, A: Message>(&self, verb: Verb, question: &Q) -> Result<A, BusError> {
-        self.bus.request(&request_subject(&self.spec.run, &self.id, verb), question, WAIT).await
+    pub(crate) async fn ask<Q: Message, A: Message>(
+        &self,
+        verb: Verb,
+        question: &Q,
+    ) -> Result<A, BusError> {
+        self.bus
+            .request(
+                &request_subject(&self.spec.run, &self.id, verb),
+                question,
+                WAIT,
+            )
+            .await
     }
 
     /// Claims until there is a lease, whose manifest is verified; none when the run is complete.
     pub(crate) async fn claim(&self, scene: &Scene) -> Option<Manifest> {
         loop {
-            let claim = ClaimRequest { v: V, session: self.session, wait: Millis::from_secs(5) };
+            let claim = ClaimRequest {
+                v: V,
+                session: self.session,
+                wait: Millis::from_secs(5),
+            };
             match self.ask::<_, ClaimReply>(Verb::LeaseClaim, &claim).await {
-                Ok(ClaimReply { outcome: ClaimOutcome::Lease(compact), .. }) => {
+                Ok(ClaimReply {
+                    outcome: ClaimOutcome::Lease(compact),
+                    ..
+                }) => {
                     let trust = scene.cluster.domain().trust();
-                    let manifest: Manifest = jws::verify(&compact, MANIFEST_TYPE, trust).expect("a trusted key signed");
+                    let manifest: Manifest =
+                        jws::verify(&compact, MANIFEST_TYPE, trust).expect("a trusted key signed");
                     assert_eq!(manifest.aud, self.id);
                     return Some(manifest);
                 }
-                Ok(ClaimReply { outcome: ClaimOutcome::Complete, .. }) => return None,
-                Ok(ClaimReply { outcome: ClaimOutcome::Nothing, .. }) => {}
+                Ok(ClaimReply {
+                    outcome: ClaimOutcome::Complete,
+                    ..
+                }) => return None,
+                Ok(ClaimReply {
+                    outcome: ClaimOutcome::Nothing,
+                    ..
+                }) => {}
                 Err(error) => panic!("claim: {error}"),
             }
         }
@@ -250,12 +370,26 @@ impl Worker {
 
     /// Downloads and decodes one copy of the weights.
     pub(crate) async fn fetch(&self, weights: &Weights) -> Vec<f32> {
-        let request = GetRequest { v: V, objects: weights.chunks.iter().map(|object| object.digest).collect() };
+        let request = GetRequest {
+            v: V,
+            objects: weights.chunks.iter().map(|object| object.digest).collect(),
+        };
         let grants: Grants = self.ask(Verb::BlobGet, &request).await.expect("granted");
-        let mut values = vec![0.0; self.chunks.iter().map(|chunk| chunk.elements as usize).sum()];
+        let mut values = vec![
+            0.0;
+            self.chunks
+                .iter()
+                .map(|chunk| chunk.elements as usize)
+                .sum()
+        ];
         for (grant, chunk) in grants.grants.iter().zip(&self.chunks) {
-            let bytes = self.transfer.get(grant, OBJECT_BYTES_MAX, &NoOther, deadline()).await.expect("downloaded");
-            decode(weights.codec.kind, &bytes, &mut values[chunk.range()]).expect("of the right length");
+            let bytes = self
+                .transfer
+                .get(grant, OBJECT_BYTES_MAX, &NoOther, deadline())
+                .await
+                .expect("downloaded");
+            decode(weights.codec.kind, &bytes, &mut values[chunk.range()])
+                .expect("of the right length");
         }
         values
     }
@@ -263,28 +397,56 @@ impl Worker {
     /// The contribution that this scene's workers make: it depends on the unit alone.
     pub(crate) fn contribution(&self, manifest: &Manifest, base: &[f32]) -> Vec<Bytes> {
         let unit = manifest.lease.unit.index.get() as f32 + 1.0;
-        let local: Vec<f32> =
-            base.iter().enumerate().map(|(i, value)| value - ((i % 97) as f32 - 48.0) * 1e-4 * unit).collect();
+        let local: Vec<f32> = base
+            .iter()
+            .enumerate()
+            .map(|(i, value)| value - ((i % 97) as f32 - 48.0) * 1e-4 * unit)
+            .collect();
         let encoded = |chunk: &Chunk| {
             let range = chunk.range();
             let mut bytes = vec![0; encoded_bytes(CODEC.kind, range.len())];
-            encode_difference(CODEC.kind, &base[range.clone()], &local[range], SeededRounding::NEAREST, &mut bytes)
-                .expect("the buffer fits");
+            encode_difference(
+                CODEC.kind,
+                &base[range.clone()],
+                &local[range],
+                SeededRounding::NEAREST,
+                &mut bytes,
+            )
+            .expect("the buffer fits");
             Bytes::from(bytes)
         };
         self.chunks.iter().map(encoded).collect()
     }
 
     /// Uploads chunks, announces each, and hands the result in.
-    pub(crate) async fn submit(&self, manifest: &Manifest, chunks: Vec<Bytes>) -> Result<SubmitReply, BusError> {
+    pub(crate) async fn submit(
+        &self,
+        manifest: &Manifest,
+        chunks: Vec<Bytes>,
+    ) -> Result<SubmitReply, BusError> {
         let lease = manifest.lease;
         let objects: Vec<ObjectRef> = chunks.iter().map(|bytes| ObjectRef::of(bytes)).collect();
-        let request = PutRequest { v: V, lease, objects: objects.clone() };
+        let request = PutRequest {
+            v: V,
+            lease,
+            objects: objects.clone(),
+        };
         let grants: Grants = self.ask(Verb::BlobPut, &request).await.expect("granted");
         for (index, (grant, bytes)) in (0_u32..).zip(grants.grants.iter().zip(chunks)) {
-            self.transfer.put(grant, bytes, &NoOther, deadline()).await.expect("uploaded");
-            let stage = StageRequest { v: V, lease, index, object: objects[index as usize] };
-            let _: Done = self.ask(Verb::ContributionStage, &stage).await.expect("announced");
+            self.transfer
+                .put(grant, bytes, &NoOther, deadline())
+                .await
+                .expect("uploaded");
+            let stage = StageRequest {
+                v: V,
+                lease,
+                index,
+                object: objects[index as usize],
+            };
+            let _: Done = self
+                .ask(Verb::ContributionStage, &stage)
+                .await
+                .expect("announced");
         }
         let contribution = Contribution {
             layout: self.layout,
@@ -308,10 +470,25 @@ impl Worker {
     }
 
     /// Signs and sends a statement; another key may sign it.
-    pub(crate) async fn hand_in(&self, statement: Vec<u8>, other: Option<&AuditKey>) -> Result<SubmitReply, BusError> {
-        let signature = ByteArray::new(other.unwrap_or(&self.key).sign_statement(&self.domain, &statement));
-        self.ask(Verb::ContributionSubmit, &SubmitRequest { v: V, statement: ByteBuf::from(statement), signature })
-            .await
+    pub(crate) async fn hand_in(
+        &self,
+        statement: Vec<u8>,
+        other: Option<&AuditKey>,
+    ) -> Result<SubmitReply, BusError> {
+        let signature = ByteArray::new(
+            other
+                .unwrap_or(&self.key)
+                .sign_statement(&self.domain, &statement),
+        );
+        self.ask(
+            Verb::ContributionSubmit,
+            &SubmitRequest {
+                v: V,
+                statement: ByteBuf::from(statement),
+                signature,
+            },
+        )
+        .await
     }
 }
 
@@ -324,7 +501,11 @@ pub(crate) struct Reference {
 
 impl Reference {
     pub(crate) fn new(params: Vec<f32>) -> Self {
-        Self { momentum: vec![0.0; params.len()], params, first: true }
+        Self {
+            momentum: vec![0.0; params.len()],
+            params,
+            first: true,
+        }
     }
 
     /// The next round's weights as workers receive them.
@@ -335,17 +516,28 @@ impl Reference {
         let parts: Vec<_> = whole.iter().map(part).collect();
         let parts: Vec<_> = parts
             .iter()
-            .map(|(weight, bytes)| merge::ContributionChunk { weight: *weight, codec: CODEC.kind, bytes })
+            .map(|(weight, bytes)| merge::ContributionChunk {
+                weight: *weight,
+                codec: CODEC.kind,
+                bytes,
+            })
             .collect();
         let momentum = match self.first {
             true => merge::Momentum::First(&mut self.momentum),
             false => merge::Momentum::Running(&mut self.momentum),
         };
         self.first = false;
-        let merged = merge::merge_chunk(&parts, spec.outer, &mut self.params, momentum).expect("they fit");
+        let merged =
+            merge::merge_chunk(&parts, spec.outer, &mut self.params, momentum).expect("they fit");
         assert!(merged.is_finite());
         let mut bytes = vec![0; encoded_bytes(CODEC.kind, self.params.len())];
-        encode(CODEC.kind, &self.params, SeededRounding::NEAREST, &mut bytes).expect("the buffer fits");
+        encode(
+            CODEC.kind,
+            &self.params,
+            SeededRounding::NEAREST,
+            &mut bytes,
+        )
+        .expect("the buffer fits");
         let mut published = vec![0.0; self.params.len()];
         decode(CODEC.kind, &bytes, &mut published).expect("of the right length");
         published
@@ -363,7 +555,10 @@ async fn make_ledger(bus: &Bus) {
         duplicate_window: Duration::from_millis(100),
         ..stream::Config::default()
     };
-    jetstream::new(bus.client().clone()).create_stream(ledger).await.expect("stream LEDGER");
+    jetstream::new(bus.client().clone())
+        .create_stream(ledger)
+        .await
+        .expect("stream LEDGER");
 }
 
 /// The other streams and buckets of `nats-config`, as far as a coordinator sees them.
@@ -384,7 +579,21 @@ async fn make_streams(bus: &Bus) {
         filter_subject: "diloco.work.>".into(),
         ..pull::Config::default()
     };
-    let state = kv::Config { bucket: STATE_BUCKET.into(), history: 1, max_bytes: 1 << 24, ..kv::Config::default() };
-    jetstream.create_stream(work).await.expect("stream WORK").create_consumer(consumer).await.expect("its consumer");
-    jetstream.create_key_value(state).await.expect("bucket state");
+    let state = kv::Config {
+        bucket: STATE_BUCKET.into(),
+        history: 1,
+        max_bytes: 1 << 24,
+        ..kv::Config::default()
+    };
+    jetstream
+        .create_stream(work)
+        .await
+        .expect("stream WORK")
+        .create_consumer(consumer)
+        .await
+        .expect("its consumer");
+    jetstream
+        .create_key_value(state)
+        .await
+        .expect("bucket state");
 }

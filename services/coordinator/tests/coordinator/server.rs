@@ -15,7 +15,9 @@ impl Server {
     pub(crate) async fn start() -> Self {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let config = "jetstream { store_dir: \"data\", sync_interval: always }\n";
-        let server = Self { process: NatsServer::start(scratch, config).await };
+        let server = Self {
+            process: NatsServer::start(scratch, config).await,
+        };
         let bus = server.bus().await;
         let config = stream::Config {
             name: LEDGER_STREAM.into(),
@@ -25,7 +27,10 @@ impl Server {
             duplicate_window: Duration::from_millis(100),
             ..stream::Config::default()
         };
-        jetstream::new(bus.client().clone()).create_stream(config).await.expect("a new server takes a stream");
+        jetstream::new(bus.client().clone())
+            .create_stream(config)
+            .await
+            .expect("a new server takes a stream");
         server
     }
 
@@ -39,7 +44,12 @@ impl Server {
     }
 
     pub(crate) async fn bus(&self) -> Bus {
-        let config = BusConfig { url: format!("nats://{}", self.process.address()), ..BusConfig::default() };
-        Bus::connect("test", &config, clock::now()).await.expect("a server without accounts takes everybody")
+        let config = BusConfig {
+            url: format!("nats://{}", self.process.address()),
+            ..BusConfig::default()
+        };
+        Bus::connect("test", &config, clock::now())
+            .await
+            .expect("a server without accounts takes everybody")
     }
 }

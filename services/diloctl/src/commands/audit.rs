@@ -21,8 +21,14 @@ const TAIL_ROWS: usize = 10;
 
 pub(crate) async fn run(context: &Context, command: &Audit) -> Result<(), Failure> {
     match command {
-        Audit::Replay { run, at: Some(at), .. } => state(context, run.as_ref(), StreamSequence(*at)).await,
-        Audit::Replay { run, at: None, summary } => replay(context, run.as_ref(), *summary).await,
+        Audit::Replay {
+            run, at: Some(at), ..
+        } => state(context, run.as_ref(), StreamSequence(*at)).await,
+        Audit::Replay {
+            run,
+            at: None,
+            summary,
+        } => replay(context, run.as_ref(), *summary).await,
         Audit::Tail { run } => tail(context, run.as_ref()).await,
     }
 }
@@ -31,7 +37,8 @@ async fn open(context: &Context) -> Result<Replay, Failure> {
     let domain = context.domain()?;
     let bus = context.bus(Role::Auditor).await?;
     // Before the stream is looked at: what comes in between is in the stream only.
-    let kept = kept(&domain.layout().audit_files()).map_err(|error| Failure::new(error.code(), error))?;
+    let kept =
+        kept(&domain.layout().audit_files()).map_err(|error| Failure::new(error.code(), error))?;
     Ok(Replay::open(&bus, domain.trust()).await?.against(kept))
 }
 
@@ -47,8 +54,12 @@ async fn replay(context: &Context, run: Option<&RunId>, summary_only: bool) -> R
     };
     replay.run(context.timeout, &mut keep).await?;
     let mut summary = replay.auditor().summary();
-    summary.runs.retain(|of_run| run.is_none_or(|run| of_run.run == *run));
-    summary.faulty_workers.retain(|faulty| run.is_none_or(|run| faulty.run == *run));
+    summary
+        .runs
+        .retain(|of_run| run.is_none_or(|run| of_run.run == *run));
+    summary
+        .faulty_workers
+        .retain(|faulty| run.is_none_or(|run| faulty.run == *run));
     if summary_only {
         context.printer.record(&summary);
     } else {
@@ -65,9 +76,17 @@ async fn state(context: &Context, run: Option<&RunId>, at: StreamSequence) -> Re
     replay.catch_up(at, context.timeout, &mut |_| {}).await?;
     let state = replay.auditor().state();
     let wanted = |name: &RunId| run.is_none_or(|run| name == run);
-    let runs = state.runs().filter(|(name, _)| wanted(name)).map(|(name, of_run)| of_run.view(name)).collect();
+    let runs = state
+        .runs()
+        .filter(|(name, _)| wanted(name))
+        .map(|(name, of_run)| of_run.view(name))
+        .collect();
     let state = serde_json::to_value(state).map_err(|error| Failure::new(Code::Internal, error))?;
-    context.printer.record(&Moment { stream_sequence: at, runs, state });
+    context.printer.record(&Moment {
+        stream_sequence: at,
+        runs,
+        state,
+    });
     judge(&replay, run)
 }
 
@@ -102,22 +121,40 @@ async fn tail(context: &Context, run: Option<&RunId>) -> Result<(), Failure> {
     }
 }
 
-/// Evidence against the ledger counts for every run: one chain holds all of them. A worker's own events count for its run, and
-/// put nothing in doubt that the ledger says.
+/// Evidence against the ledger counts for every run: one chain holds all of them. A worker's own
+/// events count for its run, and put nothing in doubt that the ledger says.
 fn judge(replay: &Replay, run: Option<&RunId>) -> Result<(), Failure> {
     let auditor = replay.auditor();
     if let Some(found) = auditor.evidence() {
-        let evidence = auditor.findings().iter().filter(|found| found.is_evidence()).count();
-        let more = if evidence > 1 { format!(", and {} findings more", evidence - 1) } else { String::new() };
+        let evidence = auditor
+            .findings()
+            .iter()
+            .filter(|found| found.is_evidence())
+            .count();
+        let more = if evidence > 1 {
+            format!(", and {} findings more", evidence - 1)
+        } else {
+            String::new()
+        };
         return Err(Failure::new(found.code(), format!("{found}{more}")));
     }
     if let Some(run) = run.filter(|run| auditor.state().run(run).is_none()) {
-        return Err(Failure::new(Code::RunUnknown, format!("no event created {run} up to there")));
+        return Err(Failure::new(
+            Code::RunUnknown,
+            format!("no event created {run} up to there"),
+        ));
     }
-    let mut faulty = auditor.faulty_workers().iter().filter(|faulty| run.is_none_or(|run| faulty.run == *run));
+    let mut faulty = auditor
+        .faulty_workers()
+        .iter()
+        .filter(|faulty| run.is_none_or(|run| faulty.run == *run));
     match faulty.next() {
         Some(first) => {
-            let detail = format!("{}; first {}", ledger_whole(1 + faulty.count()), faults(first));
+            let detail = format!(
+                "{}; first {}",
+                ledger_whole(1 + faulty.count()),
+                faults(first)
+            );
             Err(Failure::new(Code::AuditRejected, detail))
         }
         None => Ok(()),
@@ -142,13 +179,30 @@ fn ledger_whole(faulty: usize) -> String {
 }
 
 fn faults(worker: &FaultyWorker) -> String {
-    let FaultyWorker { run, worker, faults, first } = worker;
+    let FaultyWorker {
+        run,
+        worker,
+        faults,
+        first,
+    } = worker;
     format!("{worker} of run {run}, {faults} in all: {first}")
 }
 
 fn verdict(summary: &Summary) -> String {
-    let Summary { events, verified, repeated, unenrolled, rejected, foreign, .. } = summary;
-    let whole = summary.emitters.iter().filter(|emitter| emitter.whole).count();
+    let Summary {
+        events,
+        verified,
+        repeated,
+        unenrolled,
+        rejected,
+        foreign,
+        ..
+    } = summary;
+    let whole = summary
+        .emitters
+        .iter()
+        .filter(|emitter| emitter.whole)
+        .count();
     let chains = format!("{whole} of {} chains whole", summary.emitters.len());
     let others = format!(
         "{repeated} repeated, {unenrolled} of workers that have not joined, {rejected} rejected, {foreign} foreign"
@@ -157,7 +211,9 @@ fn verdict(summary: &Summary) -> String {
 }
 
 impl Row for TimelineRow {
-    const TITLES: &'static [&'static str] = &["seq", "time", "verdict", "run", "by", "event", "about", "detail"];
+    const TITLES: &'static [&'static str] = &[
+        "seq", "time", "verdict", "run", "by", "event", "about", "detail",
+    ];
     const WIDTHS: &'static [usize] = &[6, 20, 10, 8, 12, 24, 20];
 
     fn cells(&self) -> Vec<String> {
@@ -169,7 +225,11 @@ impl Row for TimelineRow {
             Verdict::Foreign => "foreign",
         };
         let problem = self.problem.as_ref().map(|problem| format!("[{problem}]"));
-        let detail = problem.iter().chain([&self.detail]).filter(|text| !text.is_empty()).cloned();
+        let detail = problem
+            .iter()
+            .chain([&self.detail])
+            .filter(|text| !text.is_empty())
+            .cloned();
         vec![
             self.stream_sequence.to_string(),
             time(self.time),
@@ -186,37 +246,89 @@ impl Row for TimelineRow {
 impl Record for Summary {
     fn lines(&self) -> Vec<(&'static str, String)> {
         let mut lines = vec![
-            ("verdict", if self.evidence { "EVIDENCE OF TAMPERING".to_owned() } else { good_verdict(self) }),
+            (
+                "verdict",
+                if self.evidence {
+                    "EVIDENCE OF TAMPERING".to_owned()
+                } else {
+                    good_verdict(self)
+                },
+            ),
             ("events", verdict(self)),
         ];
-        lines.extend(self.first_evidence.iter().map(|found| ("first finding", found.clone())));
+        lines.extend(
+            self.first_evidence
+                .iter()
+                .map(|found| ("first finding", found.clone())),
+        );
         let counts = |map: &BTreeMap<String, u64>| {
-            map.iter().map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>().join(", ")
+            map.iter()
+                .map(|(name, count)| format!("{count} {name}"))
+                .collect::<Vec<_>>()
+                .join(", ")
         };
         if !self.findings.is_empty() {
             lines.push(("findings", counts(&self.findings)));
         }
-        lines.extend(self.faulty_workers.iter().map(|faulty| ("faulty worker", faults(faulty))));
+        lines.extend(
+            self.faulty_workers
+                .iter()
+                .map(|faulty| ("faulty worker", faults(faulty))),
+        );
         lines.extend(self.foreign_messages.iter().map(|message| {
-            ("foreign message", format!("at stream sequence {}: {}", message.stream_sequence, message.reason))
+            (
+                "foreign message",
+                format!(
+                    "at stream sequence {}: {}",
+                    message.stream_sequence, message.reason
+                ),
+            )
         }));
         lines.push(("kinds", counts(&self.kinds)));
         for emitter in &self.emitters {
             let whole = if emitter.whole { "whole" } else { "BROKEN" };
-            lines.push(("chain", format!("{} ({}): {} events, {whole}", emitter.name, emitter.key, emitter.events)));
+            lines.push((
+                "chain",
+                format!(
+                    "{} ({}): {} events, {whole}",
+                    emitter.name, emitter.key, emitter.events
+                ),
+            ));
         }
         for run in &self.runs {
-            let fates =
-                run.fates.iter().map(|(fate, tokens)| format!("{tokens} {}", format!("{fate:?}").to_lowercase()));
+            let fates = run
+                .fates
+                .iter()
+                .map(|(fate, tokens)| format!("{tokens} {}", format!("{fate:?}").to_lowercase()));
             let fates = fates.collect::<Vec<_>>().join(", ");
-            let adds_up = if run.adds_up { "adds up" } else { "DOES NOT ADD UP" };
+            let adds_up = if run.adds_up {
+                "adds up"
+            } else {
+                "DOES NOT ADD UP"
+            };
             let phase = format!("{:?}", run.phase).to_lowercase();
-            lines.push(("run", format!("{}: {phase}, {} of {} rounds closed", run.run, run.rounds_closed, run.rounds)));
-            lines.push(("tokens", format!("{} issued: {fates}, {} in flight; {adds_up}", run.issued, run.in_flight)));
+            lines.push((
+                "run",
+                format!(
+                    "{}: {phase}, {} of {} rounds closed",
+                    run.run, run.rounds_closed, run.rounds
+                ),
+            ));
+            lines.push((
+                "tokens",
+                format!(
+                    "{} issued: {fates}, {} in flight; {adds_up}",
+                    run.issued, run.in_flight
+                ),
+            ));
             let loss = run.held_out_loss;
-            lines.extend(loss.map(|(round, loss)| ("held-out loss", format!("{loss:.4} at round {round}"))));
+            lines.extend(
+                loss.map(|(round, loss)| ("held-out loss", format!("{loss:.4} at round {round}"))),
+            );
             let snapshot = run.snapshot;
-            lines.extend(snapshot.map(|(round, object)| ("snapshot", format!("{} at round {round}", object.digest))));
+            lines.extend(snapshot.map(|(round, object)| {
+                ("snapshot", format!("{} at round {round}", object.digest))
+            }));
         }
         lines
     }
@@ -238,15 +350,27 @@ impl Record for Moment {
             lines.push(("run", format!("{}: {phase}", run.run)));
             lines.push(("round", format!("{} of {}", run.round, run.rounds)));
             lines.push(("units in", format!("{} of {}", run.units_done, run.units)));
-            lines.push(("workers", format!("{} present, {} needed", run.workers, run.workers_min)));
+            lines.push((
+                "workers",
+                format!("{} present, {} needed", run.workers, run.workers_min),
+            ));
             lines.push(("leases held", run.leases.to_string()));
-            let fates =
-                run.tokens.iter().map(|(fate, tokens)| format!("{tokens} {}", format!("{fate:?}").to_lowercase()));
+            let fates = run
+                .tokens
+                .iter()
+                .map(|(fate, tokens)| format!("{tokens} {}", format!("{fate:?}").to_lowercase()));
             lines.push(("tokens", fates.collect::<Vec<_>>().join(", ")));
-            lines.push(("train loss", or_dash(run.train_loss, |loss| format!("{loss:.4}"))));
-            let loss = or_dash(run.held_out_loss, |(round, loss)| format!("{loss:.4} at round {round}"));
+            lines.push((
+                "train loss",
+                or_dash(run.train_loss, |loss| format!("{loss:.4}")),
+            ));
+            let loss = or_dash(run.held_out_loss, |(round, loss)| {
+                format!("{loss:.4} at round {round}")
+            });
             lines.push(("held-out loss", loss));
-            let snapshot = or_dash(run.snapshot, |(round, object)| format!("{} at round {round}", object.digest));
+            let snapshot = or_dash(run.snapshot, |(round, object)| {
+                format!("{} at round {round}", object.digest)
+            });
             lines.push(("snapshot", snapshot));
         }
         if self.runs.is_empty() {

@@ -18,32 +18,61 @@ use crate::table::time;
 
 pub(crate) fn run(context: &Context, command: &Auth) -> Result<(), Failure> {
     match command {
-        Auth::Init { run, workers, server_name, nats_config } => init(context, run, *workers, server_name, nats_config),
-        Auth::Issue { role, name, run, lifetime } => {
+        Auth::Init {
+            run,
+            workers,
+            server_name,
+            nats_config,
+        } => init(context, run, *workers, server_name, nats_config),
+        Auth::Issue {
+            role,
+            name,
+            run,
+            lifetime,
+        } => {
             let domain = context.domain()?;
             let _lock = context.lock("diloctl auth issue")?;
             let issued = issue(&domain, *role, name, run.as_ref(), lifetime.millis())?;
-            context.printer.record(&Credential::issued(*role, name, &issued));
+            context
+                .printer
+                .record(&Credential::issued(*role, name, &issued));
             Ok(())
         }
         Auth::Certificate { server_name } => {
             let domain = context.domain()?;
             let _lock = context.lock("diloctl auth certificate")?;
-            domain.renew_server_certificate(server_name, clock::now()).map_err(coded)?;
+            domain
+                .renew_server_certificate(server_name, clock::now())
+                .map_err(coded)?;
             let file = domain.layout().server_certificate();
-            context.printer.talk(&format!("{} is new; restart broker and store", file.display()));
+            context.printer.talk(&format!(
+                "{} is new; restart broker and store",
+                file.display()
+            ));
             Ok(())
         }
         Auth::Config { nats_config } => {
             let domain = context.domain()?;
             let committed = BrokerFiles::read(nats_config).map_err(coded)?;
             let _lock = context.lock("diloctl auth config")?;
-            domain.write_broker(&committed, clock::now()).map_err(coded)?;
-            if !domain.layout().broker_generated().join("listen.conf").exists() {
-                domain.write_listen(&crate::stack::listen_address(BUS_PORT)).map_err(coded)?;
+            domain
+                .write_broker(&committed, clock::now())
+                .map_err(coded)?;
+            if !domain
+                .layout()
+                .broker_generated()
+                .join("listen.conf")
+                .exists()
+            {
+                domain
+                    .write_listen(&crate::stack::listen_address(BUS_PORT))
+                    .map_err(coded)?;
             }
             let folder = domain.layout().broker_folder();
-            context.printer.talk(&format!("{} is written again; reload or restart the broker", folder.display()));
+            context.printer.talk(&format!(
+                "{} is written again; reload or restart the broker",
+                folder.display()
+            ));
             Ok(())
         }
         Auth::Show => show(context),
@@ -57,7 +86,9 @@ fn init(
     server_names: &[String],
     nats_config: &Path,
 ) -> Result<(), Failure> {
-    let options = InitOptions { server_names: server_names.to_vec() };
+    let options = InitOptions {
+        server_names: server_names.to_vec(),
+    };
     // Everything that can be known, before a file is written.
     let committed = BrokerFiles::read(nats_config).map_err(coded)?;
     let checked = Domain::check_init(&context.folder, &options);
@@ -100,15 +131,32 @@ fn fill(
     let lifetime = identity::domain::LIFETIME_DEFAULT;
     let services = Role::ALL.into_iter().filter(|role| !role.is_tenant());
     let services = services.map(|role| (role, role.name().to_owned(), None));
-    let workers = (0..choices.workers).map(|index| (Role::Worker, services::worker_name(index), Some(&choices.run)));
+    let workers = (0..choices.workers).map(|index| {
+        (
+            Role::Worker,
+            services::worker_name(index),
+            Some(&choices.run),
+        )
+    });
     let mut made = Vec::new();
     for (role, name, run) in services.chain(workers) {
         let issued = issue(staged, role, &name, run, lifetime)?;
-        made.push(Credential::issued(role, &name, &issued).moved(staged.layout().folder(), &context.folder));
+        made.push(
+            Credential::issued(role, &name, &issued)
+                .moved(staged.layout().folder(), &context.folder),
+        );
     }
-    staged.write_broker(committed, clock::now()).map_err(coded)?;
-    staged.write_listen(&crate::stack::listen_address(BUS_PORT)).map_err(coded)?;
-    services::write_configs(staged.layout().folder(), &services::absolute(&context.folder)?, choices)?;
+    staged
+        .write_broker(committed, clock::now())
+        .map_err(coded)?;
+    staged
+        .write_listen(&crate::stack::listen_address(BUS_PORT))
+        .map_err(coded)?;
+    services::write_configs(
+        staged.layout().folder(),
+        &services::absolute(&context.folder)?,
+        choices,
+    )?;
     Ok(made)
 }
 
@@ -133,25 +181,43 @@ impl From<Unfilled> for Failure {
     }
 }
 
-fn issue(domain: &Domain, role: Role, name: &str, run: Option<&RunId>, lifetime: Millis) -> Result<Issued, Failure> {
-    domain.issue(role, name, run, lifetime, clock::now()).map_err(coded)
+fn issue(
+    domain: &Domain,
+    role: Role,
+    name: &str,
+    run: Option<&RunId>,
+    lifetime: Millis,
+) -> Result<Issued, Failure> {
+    domain
+        .issue(role, name, run, lifetime, clock::now())
+        .map_err(coded)
 }
 
 fn show(context: &Context) -> Result<(), Failure> {
     let domain = context.domain()?;
     let folder = domain.layout().credentials("any");
     let folder = folder.parent().expect("credentials lie in a folder");
-    let failed =
-        |error: std::io::Error| Failure::new(Code::CredentialMissing, format!("{}: {error}", folder.display()));
+    let failed = |error: std::io::Error| {
+        Failure::new(
+            Code::CredentialMissing,
+            format!("{}: {error}", folder.display()),
+        )
+    };
     let mut rows = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        let Some(name) = path.file_stem().and_then(|name| name.to_str()) else { continue };
+        let Some(name) = path.file_stem().and_then(|name| name.to_str()) else {
+            continue;
+        };
         let read = Credentials::read(&path).map_err(|error| Failure::new(error.code(), error))?;
         let token = read.token();
         rows.push(Credential {
             name: name.to_owned(),
-            role: token.claims.tags.first().map_or_else(|| name.to_owned(), |tag| format!("worker ({tag})")),
+            role: token
+                .claims
+                .tags
+                .first()
+                .map_or_else(|| name.to_owned(), |tag| format!("worker ({tag})")),
             public: read.public().to_string(),
             expires: token.expires,
             file: path.display().to_string(),
@@ -163,8 +229,18 @@ fn show(context: &Context) -> Result<(), Failure> {
     rows.sort_by(|a, b| a.name.cmp(&b.name));
     context.printer.record(&Shown {
         domain: domain.trust().domain.to_string(),
-        manifest_keys: domain.trust().manifest_keys.iter().map(ToString::to_string).collect(),
-        coordinator_audit_keys: domain.trust().audit_keys.iter().map(ToString::to_string).collect(),
+        manifest_keys: domain
+            .trust()
+            .manifest_keys
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        coordinator_audit_keys: domain
+            .trust()
+            .audit_keys
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
         credentials: rows,
     });
     Ok(())
@@ -193,7 +269,10 @@ impl Credential {
             public: issued.public.to_string(),
             expires: Some(issued.expires),
             file: issued.credentials.display().to_string(),
-            audit_key: issued.audit_key.as_ref().map(|path| path.display().to_string()),
+            audit_key: issued
+                .audit_key
+                .as_ref()
+                .map(|path| path.display().to_string()),
         }
     }
 
@@ -203,7 +282,11 @@ impl Credential {
             Ok(below) => to.join(below).display().to_string(),
             Err(_) => path,
         };
-        Self { file: moved(self.file), audit_key: self.audit_key.map(moved), ..self }
+        Self {
+            file: moved(self.file),
+            audit_key: self.audit_key.map(moved),
+            ..self
+        }
     }
 }
 
@@ -212,14 +295,25 @@ impl Row for Credential {
 
     fn cells(&self) -> Vec<String> {
         let expires = crate::table::or_dash(self.expires, time);
-        vec![self.name.clone(), self.role.clone(), self.public.clone(), expires, self.file.clone()]
+        vec![
+            self.name.clone(),
+            self.role.clone(),
+            self.public.clone(),
+            expires,
+            self.file.clone(),
+        ]
     }
 }
 
 impl Record for Credential {
     fn lines(&self) -> Vec<(&'static str, String)> {
         let key = self.audit_key.iter().map(|key| ("audit key", key.clone()));
-        Self::TITLES.iter().copied().zip(self.cells()).chain(key).collect()
+        Self::TITLES
+            .iter()
+            .copied()
+            .zip(self.cells())
+            .chain(key)
+            .collect()
     }
 }
 
@@ -236,13 +330,20 @@ impl Record for Shown {
         let mut lines = vec![
             ("trust domain", self.domain.clone()),
             ("manifest keys", self.manifest_keys.join(" ")),
-            ("coordinator's audit keys", self.coordinator_audit_keys.join(" ")),
+            (
+                "coordinator's audit keys",
+                self.coordinator_audit_keys.join(" "),
+            ),
         ];
         let line = |one: &Credential| {
             let until = crate::table::or_dash(one.expires, time);
             format!("{}  {}  {} until {until}", one.public, one.name, one.role)
         };
-        lines.extend(self.credentials.iter().map(|one| ("credentials", line(one))));
+        lines.extend(
+            self.credentials
+                .iter()
+                .map(|one| ("credentials", line(one))),
+        );
         lines
     }
 }

@@ -1,5 +1,6 @@
-//! `cluster`: streams and buckets of the bus, as the files in nats-config declare them. What is missing is created; what
-//! differs is reported and left alone, since changing a stream can throw events away.
+//! `cluster`: streams and buckets of the bus, as the files in nats-config declare them. What is
+//! missing is created; what differs is reported and left alone, since changing a stream can throw
+//! events away.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -35,51 +36,100 @@ pub(crate) async fn run(context: &Context, command: &Cluster) -> Result<(), Fail
         Cluster::Check(declarations) => (declarations, false),
     };
     // Found missing by two at a time, a stream would be created twice.
-    let _lock = create.then(|| context.domain().and_then(|_| context.lock("diloctl cluster init"))).transpose()?;
+    let _lock = create
+        .then(|| {
+            context
+                .domain()
+                .and_then(|_| context.lock("diloctl cluster init"))
+        })
+        .transpose()?;
     let rows = compare(context, declarations, create).await?;
     context.printer.rows(&rows);
     say_what_ends(context)?;
     if let Some(trouble) = Trouble::of_broker(&context.folder) {
         return Err(trouble.failure());
     }
-    let worst = rows.iter().find(|row| row.stand != Stand::Right && row.stand != Stand::Created);
+    let worst = rows
+        .iter()
+        .find(|row| row.stand != Stand::Right && row.stand != Stand::Created);
     match worst {
         None => Ok(()),
-        Some(row) if row.stand == Stand::Missing => Err(Failure::new(Code::StreamMissing, &row.name)),
-        Some(row) => Err(Failure::new(Code::StreamDrift, format!("{}: {}", row.name, row.difference))),
+        Some(row) if row.stand == Stand::Missing => {
+            Err(Failure::new(Code::StreamMissing, &row.name))
+        }
+        Some(row) => Err(Failure::new(
+            Code::StreamDrift,
+            format!("{}: {}", row.name, row.difference),
+        )),
     }
 }
 
-/// Tells what ends soon of what lies in the domain's folder: certificates, and the credentials that were issued.
+/// Tells what ends soon of what lies in the domain's folder: certificates, and the credentials that
+/// were issued.
 pub(crate) fn say_what_ends(context: &Context) -> Result<(), Failure> {
     let domain = context.domain()?;
     let (layout, now) = (domain.layout(), clock::now());
     let mut items = vec![
-        Material::Authority { key: "authority", path: layout.ca(), layer: Layer::Bus },
-        Material::Authority { key: "server certificate", path: layout.server_certificate(), layer: Layer::Bus },
+        Material::Authority {
+            key: "authority",
+            path: layout.ca(),
+            layer: Layer::Bus,
+        },
+        Material::Authority {
+            key: "server certificate",
+            path: layout.server_certificate(),
+            layer: Layer::Bus,
+        },
     ];
     let issued = layout.credentials("any");
-    let files = issued.parent().and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten().flatten();
-    items.extend(files.map(|file| Material::Credentials { key: "credentials", path: file.path() }));
+    let files = issued
+        .parent()
+        .and_then(|folder| std::fs::read_dir(folder).ok())
+        .into_iter()
+        .flatten()
+        .flatten();
+    items.extend(files.map(|file| Material::Credentials {
+        key: "credentials",
+        path: file.path(),
+    }));
     let endings = Materials { items, now }.endings();
-    let notices: Vec<_> = endings.iter().filter_map(|ending| ending.notice(now)).collect();
+    let notices: Vec<_> = endings
+        .iter()
+        .filter_map(|ending| ending.notice(now))
+        .collect();
     for notice in &notices {
-        context.printer.talk(&format!("warning {}: {}", notice.code, notice.detail));
+        context
+            .printer
+            .talk(&format!("warning {}: {}", notice.code, notice.detail));
     }
     if let Some(notice) = notices.first() {
-        context.printer.talk(&format!("  next: {}", notice.code.next_step()));
+        context
+            .printer
+            .talk(&format!("  next: {}", notice.code.next_step()));
     }
     Ok(())
 }
 
-/// Tells which streams and buckets are not as declared. They are left as they are: somebody may have altered one on purpose.
+/// Tells which streams and buckets are not as declared. They are left as they are: somebody may
+/// have altered one on purpose.
 pub(crate) fn say_what_differs(context: &Context, rows: &[Compared]) {
-    let differing: Vec<_> = rows.iter().filter(|row| row.stand == Stand::Differs).collect();
-    for Compared { name, difference, .. } in &differing {
-        context.printer.talk(&format!("warning {}: {name}: {difference}", Code::StreamDrift));
+    let differing: Vec<_> = rows
+        .iter()
+        .filter(|row| row.stand == Stand::Differs)
+        .collect();
+    for Compared {
+        name, difference, ..
+    } in &differing
+    {
+        context.printer.talk(&format!(
+            "warning {}: {name}: {difference}",
+            Code::StreamDrift
+        ));
     }
     if !differing.is_empty() {
-        context.printer.talk(&format!("  next: {}", Code::StreamDrift.next_step()));
+        context
+            .printer
+            .talk(&format!("  next: {}", Code::StreamDrift.next_step()));
     }
 }
 
@@ -98,7 +148,8 @@ pub(crate) async fn compare(
     }
     let tenants = context.domain()?.trust().tenants.clone();
     let mut connected: BTreeMap<Account, jetstream::Context> = BTreeMap::new();
-    // The copy is looked at first: where what it copies is missing, it is a witness that there was something.
+    // The copy is looked at first: where what it copies is missing, it is a witness that there was
+    // something.
     let readers = provision(context, Account::Audit).await?;
     let copy = match readers.get_stream(AUDIT_STREAM).await {
         Ok(copy) => Copy::read(&copy, &tenants).await?,
@@ -115,13 +166,22 @@ pub(crate) async fn compare(
         let jetstream = &connected[&account];
         for wanted in declaration.streams(&tenants, declarations.replicas) {
             let (stand, difference) = settle(jetstream, &wanted, create, &history).await?;
-            rows.push(Compared { name: wanted.name.clone(), stand, difference });
+            rows.push(Compared {
+                name: wanted.name.clone(),
+                stand,
+                difference,
+            });
             if stand == Stand::Missing {
                 continue;
             }
             for consumer in declaration.consumers() {
-                let (stand, difference) = settle_consumer(jetstream, &wanted.name, consumer, create).await?;
-                rows.push(Compared { name: format!("{}/{}", wanted.name, consumer.name), stand, difference });
+                let (stand, difference) =
+                    settle_consumer(jetstream, &wanted.name, consumer, create).await?;
+                rows.push(Compared {
+                    name: format!("{}/{}", wanted.name, consumer.name),
+                    stand,
+                    difference,
+                });
             }
         }
     }
@@ -145,16 +205,32 @@ async fn settle(
     match jetstream.get_stream(&wanted.name).await {
         Ok(stream) => {
             let state = &stream.cached_info().state;
-            history.check(&wanted.name, Some(Live { messages: state.messages, last: state.last_sequence }))?;
+            history.check(
+                &wanted.name,
+                Some(Live {
+                    messages: state.messages,
+                    last: state.last_sequence,
+                }),
+            )?;
             let difference = differences(wanted, &stream.cached_info().config);
-            Ok((if difference.is_empty() { Stand::Right } else { Stand::Differs }, difference))
+            Ok((
+                if difference.is_empty() {
+                    Stand::Right
+                } else {
+                    Stand::Differs
+                },
+                difference,
+            ))
         }
         Err(error) if is_missing(&error.kind()) => {
             history.check(&wanted.name, None)?;
             if !create {
                 return Ok((Stand::Missing, String::new()));
             }
-            jetstream.create_stream(wanted.clone()).await.map_err(|error| refused(&wanted.name, &error))?;
+            jetstream
+                .create_stream(wanted.clone())
+                .await
+                .map_err(|error| refused(&wanted.name, &error))?;
             Ok((Stand::Created, String::new()))
         }
         Err(error) => Err(refused(&wanted.name, &error)),
@@ -171,22 +247,51 @@ async fn settle_consumer(
     wanted: &Consumer,
     create: bool,
 ) -> Result<(Stand, String), Failure> {
-    let handle = jetstream.get_stream(stream).await.map_err(|error| refused(stream, &error))?;
+    let handle = jetstream
+        .get_stream(stream)
+        .await
+        .map_err(|error| refused(stream, &error))?;
     match handle.consumer_info(&wanted.name).await {
         Ok(info) => {
             let live = info.config;
             let pairs = [
                 ("filter", wanted.filter.clone(), live.filter_subject),
-                ("ack", format!("{:?}", wanted.config().ack_policy), format!("{:?}", live.ack_policy)),
-                ("ack_wait_ms", wanted.ack_wait_ms.to_string(), live.ack_wait.as_millis().to_string()),
-                ("max_deliver", wanted.max_deliver.to_string(), live.max_deliver.to_string()),
-                ("max_ack_pending", wanted.max_ack_pending.to_string(), live.max_ack_pending.to_string()),
+                (
+                    "ack",
+                    format!("{:?}", wanted.config().ack_policy),
+                    format!("{:?}", live.ack_policy),
+                ),
+                (
+                    "ack_wait_ms",
+                    wanted.ack_wait_ms.to_string(),
+                    live.ack_wait.as_millis().to_string(),
+                ),
+                (
+                    "max_deliver",
+                    wanted.max_deliver.to_string(),
+                    live.max_deliver.to_string(),
+                ),
+                (
+                    "max_ack_pending",
+                    wanted.max_ack_pending.to_string(),
+                    live.max_ack_pending.to_string(),
+                ),
             ];
             let difference = list(pairs.into_iter());
-            Ok((if difference.is_empty() { Stand::Right } else { Stand::Differs }, difference))
+            Ok((
+                if difference.is_empty() {
+                    Stand::Right
+                } else {
+                    Stand::Differs
+                },
+                difference,
+            ))
         }
         Err(_) if create => {
-            handle.create_consumer(wanted.config()).await.map_err(|error| refused(&wanted.name, &error))?;
+            handle
+                .create_consumer(wanted.config())
+                .await
+                .map_err(|error| refused(&wanted.name, &error))?;
             Ok((Stand::Created, String::new()))
         }
         Err(_) => Ok((Stand::Missing, String::new())),
@@ -195,9 +300,21 @@ async fn settle_consumer(
 
 fn refused(name: &str, error: &dyn std::fmt::Display) -> Failure {
     let text = format!("{name}: {error}");
-    let full =
-        ["insufficient storage", "insufficient resources", "no space left"].iter().any(|sign| text.contains(sign));
-    Failure::new(if full { Code::StreamNotStored } else { Code::StreamMissing }, text)
+    let full = [
+        "insufficient storage",
+        "insufficient resources",
+        "no space left",
+    ]
+    .iter()
+    .any(|sign| text.contains(sign));
+    Failure::new(
+        if full {
+            Code::StreamNotStored
+        } else {
+            Code::StreamMissing
+        },
+        text,
+    )
 }
 
 /// The fields on which `live` differs from `wanted`: `max_bytes is 5, declared 7`.
@@ -210,7 +327,10 @@ fn differences(wanted: &stream::Config, live: &stream::Config) -> String {
             ("discard", format!("{:?}", config.discard)),
             ("max_bytes", config.max_bytes.to_string()),
             ("max_messages", config.max_messages.to_string()),
-            ("max_messages_per_subject", config.max_messages_per_subject.to_string()),
+            (
+                "max_messages_per_subject",
+                config.max_messages_per_subject.to_string(),
+            ),
             ("max_message_bytes", config.max_message_size.to_string()),
             ("max_age", format!("{:?}", config.max_age)),
             ("duplicate_window", format!("{:?}", config.duplicate_window)),
@@ -219,21 +339,39 @@ fn differences(wanted: &stream::Config, live: &stream::Config) -> String {
             ("deny_purge", config.deny_purge.to_string()),
             ("allow_rollup", config.allow_rollup.to_string()),
             ("no_ack", config.no_ack.to_string()),
-            ("compression", format!("{:?}", config.compression.clone().unwrap_or(Compression::None))),
+            (
+                "compression",
+                format!(
+                    "{:?}",
+                    config.compression.clone().unwrap_or(Compression::None)
+                ),
+            ),
             ("allow_direct", config.allow_direct.to_string()),
             ("sealed", config.sealed.to_string()),
             ("max_consumers", config.max_consumers.to_string()),
             (
                 "consumer_inactive_max",
-                format!("{:?}", config.consumer_limits.as_ref().map(|all| all.inactive_threshold)),
+                format!(
+                    "{:?}",
+                    config
+                        .consumer_limits
+                        .as_ref()
+                        .map(|all| all.inactive_threshold)
+                ),
             ),
             ("copies", copies(config)),
         ]
     };
-    list(fields(wanted).into_iter().zip(fields(live)).map(|((name, wanted), (_, live))| (name, wanted, live)))
+    list(
+        fields(wanted)
+            .into_iter()
+            .zip(fields(live))
+            .map(|((name, wanted), (_, live))| (name, wanted, live)),
+    )
 }
 
-/// What a stream copies and by which way, in order of names: `LEDGER by source.LEDGER to copy.LEDGER`.
+/// What a stream copies and by which way, in order of names: `LEDGER by source.LEDGER to
+/// copy.LEDGER`.
 fn copies(config: &stream::Config) -> String {
     let way = |source: &stream::Source| match &source.external {
         Some(external) => {
@@ -276,7 +414,11 @@ impl Row for Compared {
     const TITLES: &'static [&'static str] = &["name", "stand", "difference"];
 
     fn cells(&self) -> Vec<String> {
-        vec![self.name.clone(), format!("{:?}", self.stand).to_lowercase(), self.difference.clone()]
+        vec![
+            self.name.clone(),
+            format!("{:?}", self.stand).to_lowercase(),
+            self.difference.clone(),
+        ]
     }
 }
 
@@ -390,9 +532,10 @@ impl Declaration {
 
     fn streams(&self, tenants: &[AccountId], replicas: usize) -> Vec<stream::Config> {
         match self {
-            Self::Stream(stream) if stream.per_tenant => {
-                tenants.iter().map(|tenant| stream.of_tenant(tenant, replicas)).collect()
-            }
+            Self::Stream(stream) if stream.per_tenant => tenants
+                .iter()
+                .map(|tenant| stream.of_tenant(tenant, replicas))
+                .collect(),
             Self::Stream(stream) => vec![stream.config(tenants, replicas)],
             Self::Kv(bucket) => vec![bucket.config(replicas)],
         }
@@ -407,7 +550,8 @@ impl Declaration {
 }
 
 impl Stream {
-    /// The tenant's own: `EVENTS` becomes `EVENTS_<account>`, and `{account}` in a subject its account.
+    /// The tenant's own: `EVENTS` becomes `EVENTS_<account>`, and `{account}` in a subject its
+    /// account.
     fn of_tenant(&self, tenant: &AccountId, replicas: usize) -> stream::Config {
         let named = |subject: &String| subject.replace("{account}", tenant.as_str());
         stream::Config {
@@ -423,8 +567,16 @@ impl Stream {
             inactive_threshold: Duration::from_millis(self.consumer_inactive_ms_max),
             max_ack_pending: 0,
         });
-        let copied = |copied: &Copied| self.copies.iter().any(|place| Account::from(*place) == copied.home);
-        let sources: Vec<stream::Source> = Copied::all(tenants).iter().filter(|one| copied(one)).map(source).collect();
+        let copied = |copied: &Copied| {
+            self.copies
+                .iter()
+                .any(|place| Account::from(*place) == copied.home)
+        };
+        let sources: Vec<stream::Source> = Copied::all(tenants)
+            .iter()
+            .filter(|one| copied(one))
+            .map(source)
+            .collect();
         stream::Config {
             name: self.name.clone(),
             description: Some(self.about.clone()),
@@ -435,7 +587,8 @@ impl Stream {
                 Retention::WorkQueue => RetentionPolicy::WorkQueue,
             },
             discard: self.discard,
-            max_bytes: self.max_bytes + self.max_bytes_per_tenant * i64::try_from(tenants.len()).unwrap_or(i64::MAX),
+            max_bytes: self.max_bytes
+                + self.max_bytes_per_tenant * i64::try_from(tenants.len()).unwrap_or(i64::MAX),
             max_messages: -1,
             max_messages_per_subject: -1,
             max_message_size: self.max_message_bytes,
@@ -455,12 +608,20 @@ impl Stream {
 }
 
 fn source(copied: &Copied) -> stream::Source {
-    let external = stream::External { api_prefix: copied.api(), delivery_prefix: Some(copied.delivery()) };
-    stream::Source { name: copied.stream.clone(), external: Some(external), ..stream::Source::default() }
+    let external = stream::External {
+        api_prefix: copied.api(),
+        delivery_prefix: Some(copied.delivery()),
+    };
+    stream::Source {
+        name: copied.stream.clone(),
+        external: Some(external),
+        ..stream::Source::default()
+    }
 }
 
 impl Bucket {
-    /// A key-value bucket is a stream of this shape. Rollups stay off: one message could wipe the whole bucket.
+    /// A key-value bucket is a stream of this shape. Rollups stay off: one message could wipe the
+    /// whole bucket.
     fn config(&self, replicas: usize) -> stream::Config {
         let schemas::V = self.v;
         let max_age = Duration::from_millis(self.max_age_ms);
@@ -479,7 +640,11 @@ impl Bucket {
             max_message_size: self.max_value_bytes,
             max_consumers: -1,
             max_age,
-            duplicate_window: if max_age.is_zero() { window } else { window.min(max_age) },
+            duplicate_window: if max_age.is_zero() {
+                window
+            } else {
+                window.min(max_age)
+            },
             deny_delete: true,
             deny_purge: true,
             allow_rollup: false,
@@ -510,16 +675,24 @@ fn read_all(folder: &Path) -> Result<Vec<Declaration>, Failure> {
     let mut declarations = Vec::new();
     for kind in ["streams", "kv"] {
         let folder = folder.join(kind);
-        let failed =
-            |error: &dyn std::fmt::Display| Failure::new(Code::ConfigInvalid, format!("{}: {error}", folder.display()));
+        let failed = |error: &dyn std::fmt::Display| {
+            Failure::new(
+                Code::ConfigInvalid,
+                format!("{}: {error}", folder.display()),
+            )
+        };
         let mut paths = Vec::new();
         for entry in std::fs::read_dir(&folder).map_err(|error| failed(&error))? {
             paths.push(entry.map_err(|error| failed(&error))?.path());
         }
         paths.sort();
-        for path in paths.iter().filter(|path| path.extension().is_some_and(|ending| ending == "json")) {
+        for path in paths
+            .iter()
+            .filter(|path| path.extension().is_some_and(|ending| ending == "json"))
+        {
             let text = std::fs::read(path).map_err(|error| failed(&error))?;
-            let invalid = |error| Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display()));
+            let invalid =
+                |error| Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display()));
             declarations.push(serde_json::from_slice(&text).map_err(invalid)?);
         }
     }
@@ -535,23 +708,52 @@ mod tests {
     #[test]
     fn the_declarations_of_this_repository_parse() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats-config");
-        let tenants =
-            ["B", "C"].map(|name| format!("A{}", name.repeat(55)).parse().expect("the form of an account's key"));
+        let tenants = ["B", "C"].map(|name| {
+            format!("A{}", name.repeat(55))
+                .parse()
+                .expect("the form of an account's key")
+        });
         let all = read_all(&folder).expect("they parse");
-        let streams: Vec<_> = all.iter().flat_map(|one| one.streams(&tenants, 1)).collect();
+        let streams: Vec<_> = all
+            .iter()
+            .flat_map(|one| one.streams(&tenants, 1))
+            .collect();
         let names: Vec<&str> = streams.iter().map(|stream| stream.name.as_str()).collect();
         let events = tenants.each_ref().map(schemas::subject::events_stream);
-        assert_eq!(names, ["WORK", "KV_leader", "KV_state", "LEDGER", &events[0], &events[1], "AUDIT"]);
-        assert_eq!(streams[5].subjects, [format!("diloco.record.{}.>", tenants[1])]);
+        assert_eq!(
+            names,
+            [
+                "WORK",
+                "KV_leader",
+                "KV_state",
+                "LEDGER",
+                &events[0],
+                &events[1],
+                "AUDIT"
+            ]
+        );
+        assert_eq!(
+            streams[5].subjects,
+            [format!("diloco.record.{}.>", tenants[1])]
+        );
         let audit = streams.last().expect("the copy comes last");
-        assert!(audit.subjects.is_empty(), "nothing can be published into it");
+        assert!(
+            audit.subjects.is_empty(),
+            "nothing can be published into it"
+        );
         assert_eq!(audit.sources.iter().flatten().count(), 3);
     }
 
     #[test]
     fn a_difference_names_field_and_values() {
-        let wanted = stream::Config { max_bytes: 7, ..stream::Config::default() };
-        let live = stream::Config { max_bytes: 5, ..stream::Config::default() };
+        let wanted = stream::Config {
+            max_bytes: 7,
+            ..stream::Config::default()
+        };
+        let live = stream::Config {
+            max_bytes: 5,
+            ..stream::Config::default()
+        };
         assert_eq!(differences(&wanted, &live), "max_bytes is 5, declared 7");
         assert!(differences(&wanted, &wanted).is_empty());
     }

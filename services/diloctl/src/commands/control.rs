@@ -15,19 +15,36 @@ use crate::output::Record;
 pub(crate) async fn run(context: &Context, command: &Control) -> Result<(), Failure> {
     let Control::Shutdown { drain, yes } = command;
     if !yes && !confirmed("stop the coordinator and its workers?")? {
-        return Err(Failure::new(Code::Interrupted, "not confirmed; nothing was done"));
+        return Err(Failure::new(
+            Code::Interrupted,
+            "not confirmed; nothing was done",
+        ));
     }
     let operator = context.operator().await?;
-    let reply: ShutdownReply = operator.ask(ControlVerb::Shutdown, &Shutdown { v: V, drain: drain.millis() }).await?;
+    let reply: ShutdownReply = operator
+        .ask(
+            ControlVerb::Shutdown,
+            &Shutdown {
+                v: V,
+                drain: drain.millis(),
+            },
+        )
+        .await?;
     context.printer.record(&Told::from(reply));
     Ok(())
 }
 
 /// Asks on the terminal. Without one nobody can answer, and `--yes` is needed.
-#[expect(clippy::print_stderr, reason = "a question to the person at the terminal")]
+#[expect(
+    clippy::print_stderr,
+    reason = "a question to the person at the terminal"
+)]
 fn confirmed(question: &str) -> Result<bool, Failure> {
     if !std::io::stdin().is_terminal() {
-        return Err(Failure::new(Code::ConfigInvalid, "there is no terminal to ask on; say --yes"));
+        return Err(Failure::new(
+            Code::ConfigInvalid,
+            "there is no terminal to ask on; say --yes",
+        ));
     }
     eprint!("{question} [y/N] ");
     let mut answer = String::new();
@@ -46,14 +63,20 @@ struct Told {
 
 impl From<ShutdownReply> for Told {
     fn from(reply: ShutdownReply) -> Self {
-        Self { leases: reply.leases, workers: reply.workers }
+        Self {
+            leases: reply.leases,
+            workers: reply.workers,
+        }
     }
 }
 
 impl Record for Told {
     fn lines(&self) -> Vec<(&'static str, String)> {
         vec![
-            ("coordinator", "is draining; this is in the ledger".to_owned()),
+            (
+                "coordinator",
+                "is draining; this is in the ledger".to_owned(),
+            ),
             ("leases held", self.leases.to_string()),
             ("workers told", self.workers.to_string()),
         ]

@@ -21,13 +21,22 @@ use crate::table::{self, count, time};
 
 pub(crate) async fn run(context: &Context, command: &Data) -> Result<(), Failure> {
     match command {
-        Data::Import { text, exclude, limit, tokenizer } => {
+        Data::Import {
+            text,
+            exclude,
+            limit,
+            tokenizer,
+        } => {
             let source = match text {
                 Some(path) => Source::Text(path.clone()),
                 None => Source::RustSources(registry()?),
             };
             let (exclude, budget) = (exclude.clone(), limit.bytes());
-            let options = ImportOptions { exclude, budget, ..ImportOptions::new(source) };
+            let options = ImportOptions {
+                exclude,
+                budget,
+                ..ImportOptions::new(source)
+            };
             import(context, options, tokenizer.as_deref()).await
         }
         Data::Ls => {
@@ -37,10 +46,15 @@ pub(crate) async fn run(context: &Context, command: &Data) -> Result<(), Failure
     }
 }
 
-async fn import(context: &Context, mut options: ImportOptions, tokenizer: Option<&Path>) -> Result<(), Failure> {
+async fn import(
+    context: &Context,
+    mut options: ImportOptions,
+    tokenizer: Option<&Path>,
+) -> Result<(), Failure> {
     if let Some(path) = tokenizer {
-        let json = std::fs::read(path)
-            .map_err(|error| Failure::new(Code::TokenizerInvalid, format!("{}: {error}", shown(path))))?;
+        let json = std::fs::read(path).map_err(|error| {
+            Failure::new(Code::TokenizerInvalid, format!("{}: {error}", shown(path)))
+        })?;
         options.tokenizer = Some(json);
     }
     // Before the text is read: a missing coordinator should not take a minute to notice.
@@ -52,18 +66,28 @@ async fn import(context: &Context, mut options: ImportOptions, tokenizer: Option
     let warnings = made.warnings();
     let (account, documents) = (made.account, made.documents);
     let (files, text) = (files(account.files), table::bytes(account.text_bytes.get()));
-    context.printer.talk(&format!("{text} of text in {files}, {documents} documents"));
+    context
+        .printer
+        .talk(&format!("{text} of text in {files}, {documents} documents"));
     let bodies: Vec<Bytes> = made.objects.into_iter().map(Bytes::from).collect();
-    let bar = watch::bytes_bar(context.printer, "shards", bodies.iter().map(|body| body.len() as u64).sum());
+    let bar = watch::bytes_bar(
+        context.printer,
+        "shards",
+        bodies.iter().map(|body| body.len() as u64).sum(),
+    );
     objects.put(&bodies, |bytes| bar.inc(bytes)).await?;
     bar.finish_and_clear();
-    let manifest = serde_json::to_vec(&made.manifest).map_err(|error| Failure::new(Code::Internal, error))?;
+    let manifest =
+        serde_json::to_vec(&made.manifest).map_err(|error| Failure::new(Code::Internal, error))?;
     // Last: whoever has the manifest finds everything that it names.
     let object = objects.put(&[Bytes::from(manifest)], |_| ()).await?[0];
     let imported = Imported::new(object, &made.manifest, account, warnings);
     remember(&context.folder, imported.clone())?;
     context.printer.record(&imported);
-    imported.warnings.iter().for_each(|warning| context.printer.talk(&format!("warning: {warning}")));
+    imported
+        .warnings
+        .iter()
+        .for_each(|warning| context.printer.talk(&format!("warning: {warning}")));
     Ok(())
 }
 
@@ -71,14 +95,23 @@ async fn import(context: &Context, mut options: ImportOptions, tokenizer: Option
 fn registry() -> Result<PathBuf, Failure> {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
-    let folder = home.map(|home| home.join("registry/src")).filter(|folder| folder.is_dir());
-    folder.ok_or_else(|| Failure::new(Code::CorpusEmpty, "there is no cargo registry folder; name a text with --text"))
+    let folder = home
+        .map(|home| home.join("registry/src"))
+        .filter(|folder| folder.is_dir());
+    folder.ok_or_else(|| {
+        Failure::new(
+            Code::CorpusEmpty,
+            "there is no cargo registry folder; name a text with --text",
+        )
+    })
 }
 
 /// The data set that is asked for, or the newest from here.
 pub(crate) fn resolve(context: &Context, wanted: Option<Digest>) -> Result<ObjectRef, Failure> {
     let known = read(&context.folder)?;
-    let found = known.iter().rfind(|one| wanted.is_none_or(|digest| one.manifest.digest == digest));
+    let found = known
+        .iter()
+        .rfind(|one| wanted.is_none_or(|digest| one.manifest.digest == digest));
     found.map(|one| one.manifest).ok_or_else(|| {
         let what = match wanted {
             Some(digest) => format!("{digest} was not imported from this folder"),
@@ -88,7 +121,8 @@ pub(crate) fn resolve(context: &Context, wanted: Option<Digest>) -> Result<Objec
     })
 }
 
-/// What can be said of a run without asking anybody: whether its settings go with the data set that it would take.
+/// What can be said of a run without asking anybody: whether its settings go with the data set that
+/// it would take.
 pub(crate) fn check_known(
     context: &Context,
     wanted: Option<Digest>,
@@ -104,10 +138,17 @@ pub(crate) fn check_known(
         );
     }
     let object = resolve(context, wanted)?;
-    let one = known.iter().rfind(|one| one.manifest == object).expect("was found there");
+    let one = known
+        .iter()
+        .rfind(|one| one.manifest == object)
+        .expect("was found there");
     let shortest = [
         ("training", one.train_shard_tokens_min, true),
-        ("held-out", one.held_out_shard_tokens_min, schedule.evaluation_every > 0),
+        (
+            "held-out",
+            one.held_out_shard_tokens_min,
+            schedule.evaluation_every > 0,
+        ),
     ];
     model.check_vocabulary(one.vocabulary)?;
     for (part, tokens, is_read) in shortest {
@@ -117,10 +158,14 @@ pub(crate) fn check_known(
             model::check_length(what, Tokens(tokens), schedule)?;
         }
     }
-    Ok(format!("the settings are valid, and go with data set {}", object.digest))
+    Ok(format!(
+        "the settings are valid, and go with data set {}",
+        object.digest
+    ))
 }
 
-/// A data set that was imported from here, as `data ls` shows it. Entries of earlier releases say less.
+/// A data set that was imported from here, as `data ls` shows it. Entries of earlier releases say
+/// less.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Imported {
@@ -154,8 +199,18 @@ struct Imported {
 }
 
 impl Imported {
-    fn new(object: ObjectRef, manifest: &DataManifest, account: Account, warnings: Vec<String>) -> Self {
-        let lengths = |shards: &[Shard]| shards.iter().map(|shard| shard.tokens.get()).collect::<Vec<u64>>();
+    fn new(
+        object: ObjectRef,
+        manifest: &DataManifest,
+        account: Account,
+        warnings: Vec<String>,
+    ) -> Self {
+        let lengths = |shards: &[Shard]| {
+            shards
+                .iter()
+                .map(|shard| shard.tokens.get())
+                .collect::<Vec<u64>>()
+        };
         let (train, held_out) = (lengths(&manifest.train), lengths(&manifest.held_out));
         Self {
             manifest: object,
@@ -189,21 +244,30 @@ fn read(folder: &Path) -> Result<Vec<Imported>, Failure> {
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Failure::new(Code::DataInvalid, format!("{}: {error}", path.display()))),
+        Err(error) => {
+            return Err(Failure::new(
+                Code::DataInvalid,
+                format!("{}: {error}", path.display()),
+            ));
+        }
     };
     let parse = |line: &str| {
-        serde_json::from_str(line)
-            .map_err(|error| Failure::new(Code::DataInvalid, format!("{}: {error}", path.display())))
+        serde_json::from_str(line).map_err(|error| {
+            Failure::new(Code::DataInvalid, format!("{}: {error}", path.display()))
+        })
     };
     text.lines().map(parse).collect()
 }
 
-/// Puts a data set at the end of the list; an earlier entry of the same goes. Imports that end at the same time do so one
-/// after the other: each reads what the others wrote.
+/// Puts a data set at the end of the list; an earlier entry of the same goes. Imports that end at
+/// the same time do so one after the other: each reads what the others wrote.
 fn remember(folder: &Path, imported: Imported) -> Result<(), Failure> {
     let path = list(folder);
-    let failed = |error: &dyn std::fmt::Display| Failure::new(Code::DataInvalid, format!("{}: {error}", shown(&path)));
-    let _turn = wait_for_lock(&path.with_extension("jsonl.lock")).map_err(|error| failed(&error))?;
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::new(Code::DataInvalid, format!("{}: {error}", shown(&path)))
+    };
+    let _turn =
+        wait_for_lock(&path.with_extension("jsonl.lock")).map_err(|error| failed(&error))?;
     let mut all = read(folder)?;
     all.retain(|one| one.manifest != imported.manifest);
     all.push(imported);
@@ -216,8 +280,16 @@ fn remember(folder: &Path, imported: Imported) -> Result<(), Failure> {
 }
 
 impl Row for Imported {
-    const TITLES: &'static [&'static str] =
-        &["data set", "train tokens", "held-out tokens", "vocabulary", "unigram", "bigram", "imported", "source"];
+    const TITLES: &'static [&'static str] = &[
+        "data set",
+        "train tokens",
+        "held-out tokens",
+        "vocabulary",
+        "unigram",
+        "bigram",
+        "imported",
+        "source",
+    ];
 
     fn cells(&self) -> Vec<String> {
         vec![
@@ -234,16 +306,35 @@ impl Row for Imported {
 }
 
 fn files(count: u64) -> String {
-    if count == 1 { "1 file".to_owned() } else { format!("{count} files") }
+    if count == 1 {
+        "1 file".to_owned()
+    } else {
+        format!("{count} files")
+    }
 }
 
 impl Record for Imported {
     fn lines(&self) -> Vec<(&'static str, String)> {
-        let mut lines: Vec<(&'static str, String)> = Self::TITLES.iter().copied().zip(self.cells()).collect();
-        let (text, distinct) = (table::bytes(self.text_bytes), table::bytes(self.distinct_bytes));
-        lines.push(("text", format!("{text} in {}, {distinct} of it distinct", files(self.files))));
-        lines.extend(self.limit_reached_in.iter().map(|file| ("limit", format!("reached in {file}"))));
-        lines.extend(self.passed_over.iter().map(|passed| ("passed over", passed.to_string())));
+        let mut lines: Vec<(&'static str, String)> =
+            Self::TITLES.iter().copied().zip(self.cells()).collect();
+        let (text, distinct) = (
+            table::bytes(self.text_bytes),
+            table::bytes(self.distinct_bytes),
+        );
+        lines.push((
+            "text",
+            format!("{text} in {}, {distinct} of it distinct", files(self.files)),
+        ));
+        lines.extend(
+            self.limit_reached_in
+                .iter()
+                .map(|file| ("limit", format!("reached in {file}"))),
+        );
+        lines.extend(
+            self.passed_over
+                .iter()
+                .map(|passed| ("passed over", passed.to_string())),
+        );
         lines
     }
 }
@@ -290,12 +381,18 @@ mod tests {
                 });
             }
         });
-        let numbers: std::collections::BTreeSet<u64> =
-            read(folder.path()).expect("whole").iter().map(|one| one.train_tokens).collect();
+        let numbers: std::collections::BTreeSet<u64> = read(folder.path())
+            .expect("whole")
+            .iter()
+            .map(|one| one.train_tokens)
+            .collect();
         assert_eq!(numbers, (0..THREADS * EACH).collect());
         remember(folder.path(), entry(3)).expect("written");
         let all = read(folder.path()).expect("whole");
-        assert_eq!((all.len() as u64, all.last().expect("entries").train_tokens), (THREADS * EACH, 3));
+        assert_eq!(
+            (all.len() as u64, all.last().expect("entries").train_tokens),
+            (THREADS * EACH, 3)
+        );
     }
 
     #[test]
@@ -307,6 +404,9 @@ mod tests {
         );
         std::fs::write(list(folder.path()), line).expect("written");
         let all = read(folder.path()).expect("read");
-        assert_eq!((all[0].train_tokens, all[0].train_shard_tokens_min), (5, None));
+        assert_eq!(
+            (all[0].train_tokens, all[0].train_shard_tokens_min),
+            (5, None)
+        );
     }
 }

@@ -34,13 +34,19 @@ pub(crate) async fn rounds(context: &Context, command: &OfRun) -> Result<(), Fai
     Ok(())
 }
 
-async fn ask(context: &Context, OfRun::Ls { run }: &OfRun, query: fn(RunId) -> Query) -> Result<View, Failure> {
+async fn ask(
+    context: &Context,
+    OfRun::Ls { run }: &OfRun,
+    query: fn(RunId) -> Query,
+) -> Result<View, Failure> {
     context.operator().await?.view(query(run.clone())).await
 }
 
 impl Row for WorkerView {
-    const TITLES: &'static [&'static str] =
-        &["worker", "member", "phase", "lease", "tokens/s", "accepted", "rejected", "device", "release", "heard"];
+    const TITLES: &'static [&'static str] = &[
+        "worker", "member", "phase", "lease", "tokens/s", "accepted", "rejected", "device",
+        "release", "heard",
+    ];
 
     fn cells(&self) -> Vec<String> {
         vec![
@@ -62,21 +68,40 @@ impl Row for LeaseView {
     const TITLES: &'static [&'static str] = &["lease", "worker", "steps", "expires"];
 
     fn cells(&self) -> Vec<String> {
-        vec![self.lease.to_string(), self.worker.short().to_owned(), self.steps_done.to_string(), time(self.expires_at)]
+        vec![
+            self.lease.to_string(),
+            self.worker.short().to_owned(),
+            self.steps_done.to_string(),
+            time(self.expires_at),
+        ]
     }
 }
 
 impl Row for RoundView {
-    const TITLES: &'static [&'static str] =
-        &["round", "opened", "took", "units", "tokens", "train loss", "held-out loss", "norm"];
+    const TITLES: &'static [&'static str] = &[
+        "round",
+        "opened",
+        "took",
+        "units",
+        "tokens",
+        "train loss",
+        "held-out loss",
+        "norm",
+    ];
 
     fn cells(&self) -> Vec<String> {
         vec![
             self.round.to_string(),
             time(self.opened_at),
-            or_dash(self.closed_at, |closed| span(self.opened_at.until(closed).get())),
+            or_dash(self.closed_at, |closed| {
+                span(self.opened_at.until(closed).get())
+            }),
             // A closed round has all its units in; they are not listed again.
-            if self.closed_at.is_some() { "all".to_owned() } else { self.done.len().to_string() },
+            if self.closed_at.is_some() {
+                "all".to_owned()
+            } else {
+                self.done.len().to_string()
+            },
             count(self.tokens.get() as f64),
             or_dash(self.train_loss, |loss| format!("{loss:.4}")),
             or_dash(self.held_out_loss, |loss| format!("{loss:.4}")),

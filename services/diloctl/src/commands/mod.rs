@@ -1,4 +1,5 @@
-//! One file per noun. A command gets the context and its own flags, and prints through the context's printer.
+//! One file per noun. A command gets the context and its own flags, and prints through the
+//! context's printer.
 
 mod audit;
 mod auth;
@@ -41,8 +42,8 @@ pub async fn run(cli: Cli) -> ExitCode {
     }
 }
 
-/// Resolves when this command is told to end: by Ctrl-C, by a service manager, or by the end of its terminal. Without
-/// handlers the last two would end it between two steps and with nothing said.
+/// Resolves when this command is told to end: by Ctrl-C, by a service manager, or by the end of its
+/// terminal. Without handlers the last two would end it between two steps and with nothing said.
 async fn stopped() -> &'static str {
     let handlers = (signal(SignalKind::terminate()), shutdown::hangup());
     let (Ok(mut terminate), Ok(mut hangup)) = handlers else {

@@ -37,7 +37,10 @@ impl FromStr for Target {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
             None if text == "complete" => Ok(Self::Complete),
-            Some(("round", number)) => number.parse().map(Self::Round).map_err(|error| error.to_string()),
+            Some(("round", number)) => number
+                .parse()
+                .map(Self::Round)
+                .map_err(|error| error.to_string()),
             _ => Err("`complete` or `round=N`".to_owned()),
         }
     }
@@ -68,7 +71,12 @@ pub(crate) async fn run(context: &Context, command: Run) -> Result<(), Failure> 
             Ok(())
         }
         Run::Watch { run } => watch::watch(context, &run).await,
-        Run::Wait { run, target, within, nobody_for } => {
+        Run::Wait {
+            run,
+            target,
+            within,
+            nobody_for,
+        } => {
             let mut patience = Patience::new(nobody_for.0);
             let waited = watch::until(context, &run, |view| {
                 // A round that was closed before stays closed.
@@ -81,9 +89,12 @@ pub(crate) async fn run(context: &Context, command: Run) -> Result<(), Failure> 
                 }
                 Ok(false)
             });
-            let view = tokio::time::timeout(within.0, waited)
-                .await
-                .map_err(|_| Failure::new(Code::NoAnswer, format!("run {run} did not get there within {within}")))??;
+            let view = tokio::time::timeout(within.0, waited).await.map_err(|_| {
+                Failure::new(
+                    Code::NoAnswer,
+                    format!("run {run} did not get there within {within}"),
+                )
+            })??;
             context.printer.rows(&[view]);
             Ok(())
         }
@@ -101,22 +112,32 @@ struct Patience {
 
 impl Patience {
     const fn new(nobody_for: Duration) -> Self {
-        Self { nobody_for, nobody_since: None, told: None }
+        Self {
+            nobody_for,
+            nobody_since: None,
+            told: None,
+        }
     }
 
-    /// What is new about why the run does not get on; fails when nobody has been there for too long.
+    /// What is new about why the run does not get on; fails when nobody has been there for too
+    /// long.
     fn look(&mut self, view: &RunView, now: Instant) -> Result<Option<String>, Failure> {
         let why = view.trouble.as_ref();
         match why.filter(|why| why.code == Code::NoWorkerLeft) {
             Some(why) if now - *self.nobody_since.get_or_insert(now) >= self.nobody_for => {
-                return Err(Failure::new(why.code, format!("run {}: {}", view.run, why.detail)));
+                return Err(Failure::new(
+                    why.code,
+                    format!("run {}: {}", view.run, why.detail),
+                ));
             }
             Some(_) => {}
             None => self.nobody_since = None,
         }
         let code = why.map(|why| why.code);
         let changed = std::mem::replace(&mut self.told, code) != code;
-        Ok(why.filter(|_| changed).map(|why| format!("run {} is held up: {why}", view.run)))
+        Ok(why
+            .filter(|_| changed)
+            .map(|why| format!("run {} is held up: {why}", view.run)))
     }
 }
 
@@ -124,7 +145,8 @@ async fn new(context: &Context, args: &RunArgs) -> Result<(), Failure> {
     let settings = match args.settings()? {
         Asked::Run(settings) => settings,
         Asked::Check(settings) => {
-            let text = data::check_known(context, args.data, &settings.model()?, &settings.schedule)?;
+            let text =
+                data::check_known(context, args.data, &settings.model()?, &settings.schedule)?;
             context.printer.text(&text);
             return Ok(());
         }
@@ -139,15 +161,28 @@ async fn new(context: &Context, args: &RunArgs) -> Result<(), Failure> {
     check_data(&objects, &settings, data).await?;
     let spec = build(context, &objects, &args.run, &settings, data).await?;
     spec.validate()?;
-    let reply: RunNewReply = operator.ask(ControlVerb::RunNew, &RunNew { v: V, spec }).await?;
-    context.printer.record(&Created { run: args.run.clone(), created: reply.created, spec: reply.spec_digest });
+    let reply: RunNewReply = operator
+        .ask(ControlVerb::RunNew, &RunNew { v: V, spec })
+        .await?;
+    context.printer.record(&Created {
+        run: args.run.clone(),
+        created: reply.created,
+        spec: reply.spec_digest,
+    });
     Ok(())
 }
 
-/// Asks of the data what the coordinator will ask, before gigabytes of weights are uploaded for a run that it refuses.
-async fn check_data(objects: &OperatorObjectsClient, settings: &RunSettings, object: ObjectRef) -> Result<(), Failure> {
-    let named = |code, found: &dyn Display| Failure::new(code, format!("data {}: {found}", object.digest));
-    let manifest = ::data::parse_manifest(&objects.get(object).await?).map_err(|error| named(error.code(), &error))?;
+/// Asks of the data what the coordinator will ask, before gigabytes of weights are uploaded for a
+/// run that it refuses.
+async fn check_data(
+    objects: &OperatorObjectsClient,
+    settings: &RunSettings,
+    object: ObjectRef,
+) -> Result<(), Failure> {
+    let named =
+        |code, found: &dyn Display| Failure::new(code, format!("data {}: {found}", object.digest));
+    let manifest = ::data::parse_manifest(&objects.get(object).await?)
+        .map_err(|error| named(error.code(), &error))?;
     let fits = settings.model()?.check_data(&manifest, &settings.schedule);
     fits.map_err(|refusal| named(refusal.code, &refusal.detail))
 }
@@ -164,9 +199,13 @@ async fn build(
     let layout = model.layout();
     let invalid = |error: schemas::layout::LayoutError| Failure::new(Code::ModelInvalid, error);
     layout.validate().map_err(invalid)?;
-    let chunks = layout.chunks(settings.model.chunk_elements).map_err(invalid)?;
+    let chunks = layout
+        .chunks(settings.model.chunk_elements)
+        .map_err(invalid)?;
     let (layout, _) = layout.to_object();
-    let small = objects.put(&[Bytes::from(model.to_json()), Bytes::from(layout)], |_| ()).await?;
+    let small = objects
+        .put(&[Bytes::from(model.to_json()), Bytes::from(layout)], |_| ())
+        .await?;
     let bar = watch::bytes_bar(context.printer, "initial weights", model.parameters() * 4);
     let weights = model.initial(settings.seed);
     let mut initial = Vec::with_capacity(chunks.len());
@@ -219,8 +258,15 @@ struct Created {
 
 impl Record for Created {
     fn lines(&self) -> Vec<(&'static str, String)> {
-        let verb = if self.created { "created" } else { "exists with the same settings" };
-        vec![("run", format!("{} {verb}", self.run)), ("settings", self.spec.to_string())]
+        let verb = if self.created {
+            "created"
+        } else {
+            "exists with the same settings"
+        };
+        vec![
+            ("run", format!("{} {verb}", self.run)),
+            ("settings", self.spec.to_string()),
+        ]
     }
 }
 
@@ -249,7 +295,9 @@ impl Row for RunView {
             self.leases.to_string(),
             count(self.tokens_per_second),
             or_dash(self.train_loss, |loss| format!("{loss:.4}")),
-            or_dash(self.held_out_loss, |(round, loss)| format!("{loss:.4} @{round}")),
+            or_dash(self.held_out_loss, |(round, loss)| {
+                format!("{loss:.4} @{round}")
+            }),
             bytes(self.bytes_up.get()),
             bytes(self.bytes_down.get()),
         ]
@@ -268,7 +316,10 @@ pub(crate) fn phase(view: &RunView) -> String {
 /// A halted run reaches nothing any more until its coordinator is started again.
 pub(crate) fn not_halted(view: &RunView) -> Result<(), Failure> {
     match &view.halted {
-        Some(why) => Err(Failure::new(why.code, format!("run {} is halted: {}", view.run, why.detail))),
+        Some(why) => Err(Failure::new(
+            why.code,
+            format!("run {} is halted: {}", view.run, why.detail),
+        )),
         None => Ok(()),
     }
 }
@@ -276,23 +327,53 @@ pub(crate) fn not_halted(view: &RunView) -> Result<(), Failure> {
 impl Record for RunDetail {
     fn lines(&self) -> Vec<(&'static str, String)> {
         let (view, spec) = (&self.view, &self.spec);
-        let tokens = view.tokens.iter().map(|(fate, tokens)| format!("{fate:?} {tokens}").to_lowercase());
-        let mut lines: Vec<(&'static str, String)> = RunView::TITLES.iter().copied().zip(view.cells()).collect();
-        lines.extend(view.halted.iter().map(|why| ("halted because", why.to_string())));
-        lines.extend(view.trouble.iter().map(|why| ("held up by", why.to_string())));
+        let tokens = view
+            .tokens
+            .iter()
+            .map(|(fate, tokens)| format!("{fate:?} {tokens}").to_lowercase());
+        let mut lines: Vec<(&'static str, String)> =
+            RunView::TITLES.iter().copied().zip(view.cells()).collect();
+        lines.extend(
+            view.halted
+                .iter()
+                .map(|why| ("halted because", why.to_string())),
+        );
+        lines.extend(
+            view.trouble
+                .iter()
+                .map(|why| ("held up by", why.to_string())),
+        );
         lines.extend([
             ("tokens", tokens.collect::<Vec<_>>().join(", ")),
             ("created", time(view.created_at)),
             ("completed", or_dash(view.completed_at, time)),
-            ("snapshot", or_dash(view.snapshot, |(round, object)| format!("{} of round {round}", object.digest))),
+            (
+                "snapshot",
+                or_dash(view.snapshot, |(round, object)| {
+                    format!("{} of round {round}", object.digest)
+                }),
+            ),
             ("settings", self.spec_digest.to_string()),
-            ("trainer", format!("{:?}", spec.model.trainer).to_lowercase()),
+            (
+                "trainer",
+                format!("{:?}", spec.model.trainer).to_lowercase(),
+            ),
             ("data", spec.data.digest.to_string()),
-            ("inner steps", format!("{} of {} sequences", spec.schedule.inner_steps, spec.schedule.batch_sequences)),
+            (
+                "inner steps",
+                format!(
+                    "{} of {} sequences",
+                    spec.schedule.inner_steps, spec.schedule.batch_sequences
+                ),
+            ),
             ("outer", format!("{:?}", spec.outer)),
             (
                 "running for",
-                crate::table::span(view.created_at.until(view.completed_at.unwrap_or_else(clock::now)).get()),
+                crate::table::span(
+                    view.created_at
+                        .until(view.completed_at.unwrap_or_else(clock::now))
+                        .get(),
+                ),
             ),
         ]);
         lines

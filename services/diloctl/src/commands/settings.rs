@@ -6,7 +6,8 @@ use clap::Args;
 use model::{ModelConfig, Preset};
 use runtime::{ConfigArgs, ConfigDuration, Failure};
 use schemas::run::{
-    Codec, CodecKind, InnerOptimizer, OuterOptimizer, Policy, Precision, Rounding, Schedule, TrainerKind,
+    Codec, CodecKind, InnerOptimizer, OuterOptimizer, Policy, Precision, Rounding, Schedule,
+    TrainerKind,
 };
 use schemas::{Code, Digest, RunId, Steps};
 use serde::{Deserialize, Serialize};
@@ -116,7 +117,11 @@ impl Default for RunSettings {
                 evaluation_sequences: 128,
                 snapshot_every: 1,
             },
-            inner: InnerOptimizer { warmup_steps: Steps(40), final_ratio: 0.1, ..InnerOptimizer::adamw(4e-3) },
+            inner: InnerOptimizer {
+                warmup_steps: Steps(40),
+                final_ratio: 0.1,
+                ..InnerOptimizer::adamw(4e-3)
+            },
             outer: OuterSettings::default(),
             transfer: TransferSettings::default(),
             policy: PolicySettings::default(),
@@ -136,17 +141,25 @@ impl Default for ModelSettings {
 }
 
 impl Default for OuterSettings {
-    /// Plain averaging: in a run of a few rounds momentum has no time to pay for its overshoot. One run of each, not a study:
-    /// the demonstration ended at a held-out loss of 1.87 with it and 2.11 with Nesterov. Long runs want `nesterov`, with the
-    /// paper's values as below.
+    /// Plain averaging: in a run of a few rounds momentum has no time to pay for its overshoot. One
+    /// run of each, not a study: the demonstration ended at a held-out loss of 1.87 with it and
+    /// 2.11 with Nesterov. Long runs want `nesterov`, with the paper's values as below.
     fn default() -> Self {
-        Self { rule: OuterRule::Average, learning_rate: 0.7, momentum: 0.9 }
+        Self {
+            rule: OuterRule::Average,
+            learning_rate: 0.7,
+            momentum: 0.9,
+        }
     }
 }
 
 impl Default for TransferSettings {
     fn default() -> Self {
-        Self { upload: CodecKind::Bf16, download: CodecKind::Bf16, rounding: Rounding::Nearest }
+        Self {
+            upload: CodecKind::Bf16,
+            download: CodecKind::Bf16,
+            rounding: Rounding::Nearest,
+        }
     }
 }
 
@@ -176,18 +189,36 @@ impl RunArgs {
     /// All layers, checked as far as they go by themselves.
     pub(crate) fn settings(&self) -> Result<Asked, Failure> {
         let mut flags: Vec<(&str, &str, String)> = Vec::new();
-        let mut flag = |key, name, value: Option<String>| flags.extend(value.map(|value| (key, name, value)));
+        let mut flag =
+            |key, name, value: Option<String>| flags.extend(value.map(|value| (key, name, value)));
         flag("model.config", "--model", self.model.clone());
-        flag("schedule.rounds", "--rounds", self.rounds.map(|value| value.to_string()));
-        flag("schedule.units", "--units", self.units.map(|value| value.to_string()));
-        flag("schedule.inner_steps", "--steps", self.steps.map(|value| value.to_string()));
+        flag(
+            "schedule.rounds",
+            "--rounds",
+            self.rounds.map(|value| value.to_string()),
+        );
+        flag(
+            "schedule.units",
+            "--units",
+            self.units.map(|value| value.to_string()),
+        );
+        flag(
+            "schedule.inner_steps",
+            "--steps",
+            self.steps.map(|value| value.to_string()),
+        );
         flag("seed", "--seed", self.seed.map(|value| value.to_string()));
-        let loaded = runtime::config::load_from::<RunSettings>(&self.config, &flags, std::iter::empty())?;
+        let loaded =
+            runtime::config::load_from::<RunSettings>(&self.config, &flags, std::iter::empty())?;
         if self.config.print_config {
             return Ok(Asked::Print(loaded.print()));
         }
         loaded.value.validate()?;
-        Ok(if self.config.check_config { Asked::Check(loaded.value) } else { Asked::Run(loaded.value) })
+        Ok(if self.config.check_config {
+            Asked::Check(loaded.value)
+        } else {
+            Asked::Run(loaded.value)
+        })
     }
 }
 
@@ -216,31 +247,52 @@ impl RunSettings {
         let path = PathBuf::from(name);
         let json = std::fs::read(&path).map_err(|error| {
             let presets = model::PRESETS.join(", ");
-            Failure::new(Code::ModelInvalid, format!("{name} is no preset ({presets}) and no readable file: {error}"))
+            Failure::new(
+                Code::ModelInvalid,
+                format!("{name} is no preset ({presets}) and no readable file: {error}"),
+            )
         })?;
-        ModelConfig::parse(self.model.trainer, &json).map_err(|error| Failure::new(error.code(), error))
+        ModelConfig::parse(self.model.trainer, &json)
+            .map_err(|error| Failure::new(error.code(), error))
     }
 
     pub(crate) fn outer(&self) -> OuterOptimizer {
-        let OuterSettings { rule, learning_rate, momentum } = self.outer;
+        let OuterSettings {
+            rule,
+            learning_rate,
+            momentum,
+        } = self.outer;
         match rule {
             OuterRule::Average => OuterOptimizer::Average,
             OuterRule::Sgd => OuterOptimizer::Sgd { learning_rate },
-            OuterRule::Nesterov => OuterOptimizer::Nesterov { learning_rate, momentum },
+            OuterRule::Nesterov => OuterOptimizer::Nesterov {
+                learning_rate,
+                momentum,
+            },
         }
     }
 
     pub(crate) fn upload(&self) -> Codec {
-        Codec { kind: self.transfer.upload, rounding: self.transfer.rounding }
+        Codec {
+            kind: self.transfer.upload,
+            rounding: self.transfer.rounding,
+        }
     }
 
     pub(crate) fn download(&self) -> Codec {
-        Codec { kind: self.transfer.download, rounding: self.transfer.rounding }
+        Codec {
+            kind: self.transfer.download,
+            rounding: self.transfer.rounding,
+        }
     }
 
     pub(crate) fn policy(&self) -> Policy {
         let policy = &self.policy;
-        let workers_min = if policy.workers_min == 0 { self.schedule.units } else { policy.workers_min };
+        let workers_min = if policy.workers_min == 0 {
+            self.schedule.units
+        } else {
+            policy.workers_min
+        };
         Policy {
             workers_min,
             lease: policy.lease.millis(),
@@ -257,14 +309,26 @@ mod tests {
 
     #[test]
     fn numbers_print_as_they_were_written() {
-        let settings = toml::to_string(&toml::Table::try_from(RunSettings::default()).expect("it is TOML"));
+        let settings =
+            toml::to_string(&toml::Table::try_from(RunSettings::default()).expect("it is TOML"));
         let settings = settings.expect("it is TOML");
-        assert!(settings.contains("learning_rate = 0.7\n") && settings.contains("momentum = 0.9\n"), "{settings}");
-        let outer = OuterOptimizer::Nesterov { learning_rate: 0.7, momentum: 0.9 };
+        assert!(
+            settings.contains("learning_rate = 0.7\n") && settings.contains("momentum = 0.9\n"),
+            "{settings}"
+        );
+        let outer = OuterOptimizer::Nesterov {
+            learning_rate: 0.7,
+            momentum: 0.9,
+        };
         let tree = serde_json::to_value(outer).expect("it is JSON");
-        assert_eq!(tree, serde_json::json!({ "nesterov": { "learning_rate": 0.7, "momentum": 0.9 } }));
+        assert_eq!(
+            tree,
+            serde_json::json!({ "nesterov": { "learning_rate": 0.7, "momentum": 0.9 } })
+        );
         for learning_rate in [1e-8, 0.1, 1.0 / 3.0, f32::MAX, f32::MIN_POSITIVE] {
-            let text = serde_json::to_value(OuterOptimizer::Sgd { learning_rate }).expect("it is JSON").to_string();
+            let text = serde_json::to_value(OuterOptimizer::Sgd { learning_rate })
+                .expect("it is JSON")
+                .to_string();
             let read: OuterOptimizer = serde_json::from_str(&text).expect("it reads back");
             assert_eq!(read, OuterOptimizer::Sgd { learning_rate }, "{text}");
         }

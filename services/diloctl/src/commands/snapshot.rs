@@ -29,7 +29,9 @@ use crate::table::{bytes, time};
 pub(crate) async fn run(context: &Context, command: &Snapshot) -> Result<(), Failure> {
     match command {
         Snapshot::Ls { run } => {
-            context.printer.rows(&list(&context.operator().await?, run).await?);
+            context
+                .printer
+                .rows(&list(&context.operator().await?, run).await?);
             Ok(())
         }
         Snapshot::Pull { run, round, to } => {
@@ -37,7 +39,14 @@ pub(crate) async fn run(context: &Context, command: &Snapshot) -> Result<(), Fai
             context.printer.record(&pulled);
             Ok(())
         }
-        Snapshot::Sample { run, round, prompt, tokens, temperature, seed } => {
+        Snapshot::Sample {
+            run,
+            round,
+            prompt,
+            tokens,
+            temperature,
+            seed,
+        } => {
             let folder = context.folder.join("models").join(run.as_str());
             pull(context, run, *round, &folder).await?;
             let arguments = [
@@ -58,16 +67,25 @@ async fn list(operator: &Operator, run: &RunId) -> Result<Vec<SnapshotView>, Fai
     }
 }
 
-/// Writes a snapshot as a model folder that others read as it was trained: `config.json`, `generation_config.json`,
-/// `model.safetensors`, the tokenizer's files, and `snapshot.json`. Nothing is written that was not hashed on the way; a
-/// folder that holds this snapshot is left as it is, and any other is replaced as a whole when everything is there.
-async fn pull(context: &Context, run: &RunId, round: Option<u64>, to: &Path) -> Result<Pulled, Failure> {
+/// Writes a snapshot as a model folder that others read as it was trained: `config.json`,
+/// `generation_config.json`, `model.safetensors`, the tokenizer's files, and `snapshot.json`.
+/// Nothing is written that was not hashed on the way; a folder that holds this snapshot is left as
+/// it is, and any other is replaced as a whole when everything is there.
+async fn pull(
+    context: &Context,
+    run: &RunId,
+    round: Option<u64>,
+    to: &Path,
+) -> Result<Pulled, Failure> {
     let operator = context.operator().await?;
     let snapshots = list(&operator, run).await?;
     let wanted = |snapshot: &&SnapshotView| round.is_none_or(|round| snapshot.round.get() == round);
     let Some(snapshot) = snapshots.iter().rfind(wanted) else {
         let which = round.map_or_else(|| "any round".to_owned(), |round| format!("round {round}"));
-        return Err(Failure::new(Code::SnapshotMissing, format!("run {run} has no full snapshot of {which}")));
+        return Err(Failure::new(
+            Code::SnapshotMissing,
+            format!("run {run} has no full snapshot of {which}"),
+        ));
     };
     let pulled = Pulled {
         run: run.clone(),
@@ -87,14 +105,20 @@ async fn pull(context: &Context, run: &RunId, round: Option<u64>, to: &Path) -> 
     }
     let manifest: SnapshotManifest = json(&bytes, "snapshot manifest")?;
     let config = objects.get(manifest.config).await?;
-    let model = ModelConfig::recognise(&config).map_err(|error| Failure::new(error.code(), error))?;
-    for (name, bytes) in model.export_files().into_iter().chain(tokenizer(&objects, manifest.data, &model).await?) {
+    let model =
+        ModelConfig::recognise(&config).map_err(|error| Failure::new(error.code(), error))?;
+    for (name, bytes) in model
+        .export_files()
+        .into_iter()
+        .chain(tokenizer(&objects, manifest.data, &model).await?)
+    {
         staged.write(name, &bytes)?;
     }
     let (layout, values) = weights(context, &objects, &manifest).await?;
     let path = staged.place(MODEL_FILE);
     let metadata = BTreeMap::from([("snapshot".to_owned(), pulled.manifest.to_string())]);
-    model::export_safetensors(&layout, &values, &path, &metadata).map_err(|error| unwritable(&path, &error))?;
+    model::export_safetensors(&layout, &values, &path, &metadata)
+        .map_err(|error| unwritable(&path, &error))?;
     staged.write(STAMP_FILE, &bytes)?;
     staged.publish(&[MODEL_FILE, STAMP_FILE])?;
     Ok(pulled)
@@ -102,7 +126,8 @@ async fn pull(context: &Context, run: &RunId, round: Option<u64>, to: &Path) -> 
 
 /// Whether a folder holds a snapshot already. The stamp comes last: where it is, everything is.
 fn holds(folder: &Path, stamp: &[u8]) -> bool {
-    std::fs::read(folder.join(STAMP_FILE)).is_ok_and(|there| there == stamp) && folder.join(MODEL_FILE).exists()
+    std::fs::read(folder.join(STAMP_FILE)).is_ok_and(|there| there == stamp)
+        && folder.join(MODEL_FILE).exists()
 }
 
 /// The file that says which snapshot a folder holds.
@@ -117,16 +142,27 @@ async fn weights(
 ) -> Result<(Layout, Vec<f32>), Failure> {
     let layout = Layout::decode(&objects.get(manifest.layout).await?)
         .map_err(|error| Failure::new(Code::ObjectMismatch, error))?;
-    layout.validate().map_err(|error| Failure::new(Code::LayoutMismatch, error))?;
-    let elements = usize::try_from(layout.elements())
-        .map_err(|_| Failure::new(Code::ObjectTooLarge, "the model does not fit this machine's address space"))?;
+    layout
+        .validate()
+        .map_err(|error| Failure::new(Code::LayoutMismatch, error))?;
+    let elements = usize::try_from(layout.elements()).map_err(|_| {
+        Failure::new(
+            Code::ObjectTooLarge,
+            "the model does not fit this machine's address space",
+        )
+    })?;
     let mut values = vec![0.0_f32; elements];
     let mut at = 0;
     let bar = watch::bytes_bar(context.printer, "weights", layout.elements() * 4);
     objects
         .get_all(&manifest.weights, |index, bytes| {
             let here = bytes.len() / 4;
-            let misfit = || Failure::new(Code::SizeMismatch, format!("chunk {index} does not fit the layout"));
+            let misfit = || {
+                Failure::new(
+                    Code::SizeMismatch,
+                    format!("chunk {index} does not fit the layout"),
+                )
+            };
             let out = values.get_mut(at..at + here).ok_or_else(misfit)?;
             codec::decode(CodecKind::Fp32, &bytes, out).map_err(|_| misfit())?;
             at += here;
@@ -138,11 +174,15 @@ async fn weights(
     if at == elements {
         Ok((layout, values))
     } else {
-        Err(Failure::new(Code::SizeMismatch, format!("the snapshot has {at} values, its layout {elements}")))
+        Err(Failure::new(
+            Code::SizeMismatch,
+            format!("the snapshot has {at} values, its layout {elements}"),
+        ))
     }
 }
 
-/// The tokenizer's files. Text is read by the rules that the import had: those of the data set's own tokenizer, or bytes.
+/// The tokenizer's files. Text is read by the rules that the import had: those of the data set's
+/// own tokenizer, or bytes.
 async fn tokenizer(
     objects: &OperatorObjectsClient,
     data: ObjectRef,
@@ -158,14 +198,20 @@ async fn tokenizer(
 }
 
 fn json<T: serde::de::DeserializeOwned>(bytes: &Bytes, what: &str) -> Result<T, Failure> {
-    serde_json::from_slice(bytes).map_err(|error| Failure::new(Code::DataInvalid, format!("{what}: {error}")))
+    serde_json::from_slice(bytes)
+        .map_err(|error| Failure::new(Code::DataInvalid, format!("{what}: {error}")))
 }
 
 /// Lets the worker's program write text: the model's mathematics live there, not here.
 fn sample(context: &Context, folder: &Path, arguments: &[(&str, String)]) -> Result<(), Failure> {
     let worker = crate::stack::program("diloco-worker")?;
     let mut command = std::process::Command::new(&worker);
-    command.arg("sample").arg("--model").arg(folder).stdin(Stdio::null()).stderr(Stdio::inherit());
+    command
+        .arg("sample")
+        .arg("--model")
+        .arg(folder)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit());
     for (flag, value) in arguments {
         command.arg(format!("{flag}={value}"));
     }
@@ -176,7 +222,9 @@ fn sample(context: &Context, folder: &Path, arguments: &[(&str, String)]) -> Res
             format!("{} sample ended with {}", worker.display(), output.status),
         ));
     }
-    context.printer.text(&String::from_utf8_lossy(&output.stdout));
+    context
+        .printer
+        .text(&String::from_utf8_lossy(&output.stdout));
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! Following a run: the status messages that the coordinator publishes, with a look of our own when they stay away.
+//! Following a run: the status messages that the coordinator publishes, with a look of our own when
+//! they stay away.
 
 use std::time::Duration;
 
@@ -35,9 +36,17 @@ struct Statuses {
 impl Statuses {
     async fn open(context: &Context, run: &RunId) -> Result<Self, Failure> {
         let operator = context.operator().await?;
-        let subscription =
-            operator.bus.subscribe(&status_subject(run)).await.map_err(|error| Failure::from(error.into_refusal()))?;
-        Ok(Self { operator, run: run.clone(), subscription, fresh: true })
+        let subscription = operator
+            .bus
+            .subscribe(&status_subject(run))
+            .await
+            .map_err(|error| Failure::from(error.into_refusal()))?;
+        Ok(Self {
+            operator,
+            run: run.clone(),
+            subscription,
+            fresh: true,
+        })
     }
 
     /// The next view; the first one at once.
@@ -45,7 +54,8 @@ impl Statuses {
         if !std::mem::take(&mut self.fresh) {
             let waited = tokio::time::timeout(SILENCE_MAX, self.subscription.next()).await;
             if let Ok(message) = waited
-                && let Some(message) = message.map_err(|error| Failure::from(error.into_refusal()))?
+                && let Some(message) =
+                    message.map_err(|error| Failure::from(error.into_refusal()))?
                 && let Ok(status) = Status::decode(&message.payload)
             {
                 return Ok(status.view);
@@ -59,7 +69,9 @@ impl Statuses {
         let deadline = Instant::now() + ABSENCE_MAX;
         loop {
             match self.operator.run(&self.run).await {
-                Err(failure) if is_absence(failure.code()) && Instant::now() < deadline => sleep(PAUSE).await,
+                Err(failure) if is_absence(failure.code()) && Instant::now() < deadline => {
+                    sleep(PAUSE).await
+                }
                 outcome => return Ok(outcome?.view),
             }
         }
@@ -68,7 +80,10 @@ impl Statuses {
 
 /// Whether the coordinator may answer later.
 const fn is_absence(code: Code) -> bool {
-    matches!(code, Code::NoAnswer | Code::BusUnreachable | Code::Draining | Code::AskedTooMuch)
+    matches!(
+        code,
+        Code::NoAnswer | Code::BusUnreachable | Code::Draining | Code::AskedTooMuch
+    )
 }
 
 /// Follows a run until `reached`, and gives the view that reached it; or why it never will.
@@ -97,8 +112,14 @@ pub(crate) async fn watch(context: &Context, run: &RunId) -> Result<(), Failure>
         bar.set_position(units(&view));
         bar.set_message(message(&view, width));
         let troubled = trouble(&view) != shown.as_ref().and_then(trouble);
-        if let Some(why) = view.trouble.as_ref().filter(|_| troubled && !context.printer.is_live()) {
-            context.printer.talk(&format!("run {} is held up: {why}", view.run));
+        if let Some(why) = view
+            .trouble
+            .as_ref()
+            .filter(|_| troubled && !context.printer.is_live())
+        {
+            context
+                .printer
+                .talk(&format!("run {} is held up: {why}", view.run));
         }
         if !context.printer.is_live() && shown.as_ref().is_none_or(|shown| differs(shown, &view)) {
             context.printer.follow(&mut table, &Change(&view));
@@ -121,8 +142,16 @@ fn trouble(view: &RunView) -> Option<Code> {
 
 /// Whether a line is worth printing; speeds change all the time.
 fn differs(shown: &RunView, view: &RunView) -> bool {
-    let marks =
-        |view: &RunView| (view.phase, trouble(view), view.round, view.units_done, view.workers, view.held_out_loss);
+    let marks = |view: &RunView| {
+        (
+            view.phase,
+            trouble(view),
+            view.round,
+            view.units_done,
+            view.workers,
+            view.held_out_loss,
+        )
+    };
     marks(shown) != marks(view)
 }
 
@@ -130,8 +159,8 @@ fn units(view: &RunView) -> u64 {
     view.round.get() * u64::from(view.units) + u64::from(view.units_done)
 }
 
-/// The line beside the bar: as many of its parts as fit into `width` characters, the most important first. A line that
-/// wrapped would be drawn anew below itself twice a second.
+/// The line beside the bar: as many of its parts as fit into `width` characters, the most important
+/// first. A line that wrapped would be drawn anew below itself twice a second.
 fn message(view: &RunView, width: usize) -> String {
     let loss = |loss: Option<f64>| loss.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.3}"));
     let parts = [
@@ -146,7 +175,12 @@ fn message(view: &RunView, width: usize) -> String {
         format!("{} leases", view.leases),
     ];
     let mut shown = parts.iter().map(|part| Shown(part).to_string());
-    let mut line: String = shown.next().unwrap_or_default().chars().take(width).collect();
+    let mut line: String = shown
+        .next()
+        .unwrap_or_default()
+        .chars()
+        .take(width)
+        .collect();
     for part in shown {
         if line.chars().count() + SEPARATOR.chars().count() + part.chars().count() <= width {
             line.push_str(SEPARATOR);
@@ -158,7 +192,9 @@ fn message(view: &RunView, width: usize) -> String {
 
 /// The newest held-out loss, and of which round's weights: it may be a few rounds old.
 fn held_out(view: &RunView, digits: usize) -> String {
-    or_dash(view.held_out_loss, |(round, loss)| format!("{loss:.digits$} @{round}"))
+    or_dash(view.held_out_loss, |(round, loss)| {
+        format!("{loss:.digits$} @{round}")
+    })
 }
 
 /// Between two parts of the line beside the bar.
@@ -222,18 +258,26 @@ fn rounds_bar(printer: Printer, view: &RunView) -> (ProgressBar, usize) {
 /// A bar for bytes that are moved or read.
 pub(crate) fn bytes_bar(printer: Printer, what: &str, total: u64) -> ProgressBar {
     let bar = ProgressBar::new(total);
-    bar.set_style(style("{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}"));
+    bar.set_style(style(
+        "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}",
+    ));
     bar.set_draw_target(target(printer));
     bar.set_message(Shown(what).to_string());
     bar
 }
 
 fn target(printer: Printer) -> ProgressDrawTarget {
-    if printer.is_live() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }
+    if printer.is_live() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    }
 }
 
 fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).expect("a constant template of this file").progress_chars("=> ")
+    ProgressStyle::with_template(template)
+        .expect("a constant template of this file")
+        .progress_chars("=> ")
 }
 
 #[cfg(test)]
@@ -247,7 +291,10 @@ mod tests {
             run: "demo".parse().expect("a name"),
             phase,
             halted: None,
-            trouble: Some(Refusal::new(Code::TooFewWorkers, "1 of at least 2 workers are members")),
+            trouble: Some(Refusal::new(
+                Code::TooFewWorkers,
+                "1 of at least 2 workers are members",
+            )),
             round: Round(123),
             rounds: 4_000,
             units_done: 11,
@@ -271,14 +318,21 @@ mod tests {
     fn the_line_beside_the_bar_fits_the_terminal_and_says_why_a_run_waits() {
         for terminal in [40, 60, 80, 100, 130, 200] {
             let line = message(&view(RunPhase::Waiting), terminal - BEFORE_MESSAGE - 1);
-            assert!(BEFORE_MESSAGE + line.chars().count() < terminal, "{terminal}: {line}");
             assert!(
-                line.starts_with("waiting: ") && (terminal < 80 || line.contains("DL0610 too few workers")),
+                BEFORE_MESSAGE + line.chars().count() < terminal,
+                "{terminal}: {line}"
+            );
+            assert!(
+                line.starts_with("waiting: ")
+                    && (terminal < 80 || line.contains("DL0610 too few workers")),
                 "{line}"
             );
         }
         let whole = message(&view(RunPhase::Training), 200);
-        assert!(whole.contains(" held-out 12.346 @122 ") && whole.ends_with("117 leases"), "{whole}");
+        assert!(
+            whole.contains(" held-out 12.346 @122 ") && whole.ends_with("117 leases"),
+            "{whole}"
+        );
     }
 
     #[test]
@@ -293,12 +347,17 @@ mod tests {
             .collect();
         let text = lines.join("\n");
         let titles = text.lines().next().expect("titles").to_owned();
-        let columns: Vec<usize> =
-            ["ROUND", "UNITS", "UP", "PHASE"].iter().filter_map(|title| titles.find(title)).collect();
+        let columns: Vec<usize> = ["ROUND", "UNITS", "UP", "PHASE"]
+            .iter()
+            .filter_map(|title| titles.find(title))
+            .collect();
         assert_eq!(columns.len(), 4, "{titles}");
         for line in text.lines().skip(1) {
             for column in &columns {
-                assert!(line[..*column].ends_with("  ") && !line[*column..].starts_with(' '), "{text}");
+                assert!(
+                    line[..*column].ends_with("  ") && !line[*column..].starts_with(' '),
+                    "{text}"
+                );
             }
         }
     }

@@ -1,6 +1,6 @@
-//! Whether a broker that lives can be used. After a write that failed, most often since its disk was full, it goes on
-//! answering questions and stores nothing more until it is started again, also when there is room. What was wrong it says
-//! to its log alone.
+//! Whether a broker that lives can be used. After a write that failed, most often since its disk
+//! was full, it goes on answering questions and stores nothing more until it is started again, also
+//! when there is room. What was wrong it says to its log alone.
 
 use std::ffi::CString;
 use std::fs;
@@ -17,10 +17,15 @@ use crate::table::bytes;
 
 /// How much of a log's end is read. A broker in trouble repeats itself with every write.
 const TAIL_BYTES: u64 = 1 << 20;
-/// Room without which starting the broker again mends nothing: two of the blocks that it writes its streams in.
+/// Room without which starting the broker again mends nothing: two of the blocks that it writes its
+/// streams in.
 const ROOM_BYTES_MIN: u64 = 16 << 20;
 /// What the broker's log says when its store has failed for good.
-const SIGNS: [&str; 3] = ["critical write error", "no space left on device", "JetStream out of resources"];
+const SIGNS: [&str; 3] = [
+    "critical write error",
+    "no space left on device",
+    "JetStream out of resources",
+];
 
 /// What keeps the broker from storing anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +39,10 @@ pub(crate) struct Trouble {
 impl Trouble {
     /// Of the broker that `up` started from this domain, if it is in trouble.
     pub(crate) fn of_broker(domain: &Path) -> Option<Self> {
-        Running::find(domain, BROKER).ok().flatten().and_then(|running| Self::of(&running))
+        Running::find(domain, BROKER)
+            .ok()
+            .flatten()
+            .and_then(|running| Self::of(&running))
     }
 
     /// Of a process that is a broker.
@@ -48,24 +56,42 @@ impl Trouble {
             Ok(tail)
         };
         let trouble = Self::told(&String::from_utf8_lossy(&read().ok()?), running.pid)?;
-        // The broker runs in the folder above the domain's, and its log lies below that: `.diloco/logs/nats-server.log`.
+        // The broker runs in the folder above the domain's, and its log lies below that:
+        // `.diloco/logs/nats-server.log`.
         let home = running.log.ancestors().nth(3).unwrap_or(Path::new(""));
-        Some(Self { file: trouble.file.map(|file| home.join(file)), ..trouble })
+        Some(Self {
+            file: trouble.file.map(|file| home.join(file)),
+            ..trouble
+        })
     }
 
-    /// The last sign of trouble that the process of this number wrote: the log holds the lives of all brokers before it.
+    /// The last sign of trouble that the process of this number wrote: the log holds the lives of
+    /// all brokers before it.
     fn told(log: &str, pid: u32) -> Option<Self> {
         let mark = format!("[{pid}] ");
-        let own = log.lines().rev().filter_map(|line| line.strip_prefix(&mark)?.split_once("[ERR] "));
+        let own = log
+            .lines()
+            .rev()
+            .filter_map(|line| line.strip_prefix(&mark)?.split_once("[ERR] "));
         let own = own.filter(|(_, words)| !is_of_a_connection(words));
-        let (_, words) = own.into_iter().find(|(_, words)| SIGNS.iter().any(|sign| words.contains(sign)))?;
-        let file = words.split_once(": write ").and_then(|(_, rest)| rest.split_once(": "));
-        Some(Self { words: words.to_owned(), file: file.map(|(path, _)| PathBuf::from(path)) })
+        let (_, words) = own
+            .into_iter()
+            .find(|(_, words)| SIGNS.iter().any(|sign| words.contains(sign)))?;
+        let file = words
+            .split_once(": write ")
+            .and_then(|(_, rest)| rest.split_once(": "));
+        Some(Self {
+            words: words.to_owned(),
+            file: file.map(|(path, _)| PathBuf::from(path)),
+        })
     }
 
     /// As the failure of a command.
     pub(crate) fn failure(&self) -> Failure {
-        Failure::new(Code::StreamNotStored, format!("the broker says: {}", self.words))
+        Failure::new(
+            Code::StreamNotStored,
+            format!("the broker says: {}", self.words),
+        )
     }
 
     /// Whether starting the broker again can mend it.
@@ -73,17 +99,23 @@ impl Trouble {
     /// # Errors
     /// Its disk is still full.
     pub(super) fn check_room(&self) -> Result<(), Failure> {
-        let Some((folder, free)) = self.file.as_deref().and_then(room) else { return Ok(()) };
+        let Some((folder, free)) = self.file.as_deref().and_then(room) else {
+            return Ok(());
+        };
         if free >= ROOM_BYTES_MIN {
             return Ok(());
         }
         let (folder, free, words) = (folder.display(), bytes(free), &self.words);
-        Err(Failure::new(Code::StreamNotStored, format!("{free} are free at {folder}; the broker says: {words}")))
+        Err(Failure::new(
+            Code::StreamNotStored,
+            format!("{free} are free at {folder}; the broker says: {words}"),
+        ))
     }
 }
 
-/// True for a line that the broker writes about a peer: `127.0.0.1:4222 - cid:7 - "v1.0:go:name" - …`. Such a line quotes the
-/// name that the peer chose, and a peer may choose the words of a full disk.
+/// True for a line that the broker writes about a peer: `127.0.0.1:4222 - cid:7 - "v1.0:go:name" -
+/// …`. Such a line quotes the name that the peer chose, and a peer may choose the words of a full
+/// disk.
 fn is_of_a_connection(words: &str) -> bool {
     words.split(" - ").nth(1).is_some_and(|kind| {
         let name = kind.split_once(':').map_or("", |(name, _)| name);
@@ -96,7 +128,8 @@ fn room(file: &Path) -> Option<(&Path, u64)> {
     let folder = file.ancestors().skip(1).find(|folder| folder.is_dir())?;
     let path = CString::new(folder.as_os_str().as_bytes()).ok()?;
     let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
-    // SAFETY: `path` is a C string that outlives the call, and `stat` is room for what the call writes.
+    // SAFETY: `path` is a C string that outlives the call, and `stat` is room for what the call
+    // writes.
     let status = unsafe { libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) };
     if status != 0 {
         return None;
@@ -121,12 +154,25 @@ mod tests {
     fn a_broker_is_judged_by_what_it_wrote_itself() {
         assert_eq!(Trouble::told(LOG, 8), None);
         let trouble = Trouble::told(LOG, 9).expect("its disk was full");
-        assert!(trouble.words.starts_with("JetStream failed to store a msg on stream 'C > AUDIT'"), "{trouble:?}");
+        assert!(
+            trouble
+                .words
+                .starts_with("JetStream failed to store a msg on stream 'C > AUDIT'"),
+            "{trouble:?}"
+        );
         assert_eq!(trouble.file.as_deref(), Some(Path::new("/d/nats/2.blk")));
-        assert!(trouble.failure().to_string().contains("no space left on device"));
+        assert!(
+            trouble
+                .failure()
+                .to_string()
+                .contains("no space left on device")
+        );
         assert_eq!(Trouble::told("", 9), None);
         let relative = Trouble::told(LOG, 10).expect("its disk was full");
-        assert_eq!(relative.file.as_deref(), Some(Path::new(".diloco/nats/3.blk")));
+        assert_eq!(
+            relative.file.as_deref(),
+            Some(Path::new(".diloco/nats/3.blk"))
+        );
     }
 
     #[test]

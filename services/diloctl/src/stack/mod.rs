@@ -1,6 +1,7 @@
-//! All services of one machine as processes: started in order, each when the one before it can be used, and stopped in the
-//! opposite order. `up` may be repeated: what runs is left alone, what died is started again, streams that are missing are
-//! made. It succeeds when the coordinator has answered.
+//! All services of one machine as processes: started in order, each when the one before it can be
+//! used, and stopped in the opposite order. `up` may be repeated: what runs is left alone, what
+//! died is started again, streams that are missing are made. It succeeds when the coordinator has
+//! answered.
 
 pub(crate) mod health;
 mod process;
@@ -24,8 +25,8 @@ use crate::context::{BUS_PORT, Context, Endpoints, STORE_PORT};
 use crate::output::Row;
 use process::{Readiness, Running, Spec};
 
-/// How long the coordinator may take for an answer at the end of `up`. One that leads takes milliseconds, and seconds while an
-/// event waits for a slow disk.
+/// How long the coordinator may take for an answer at the end of `up`. One that leads takes
+/// milliseconds, and seconds while an event waits for a slow disk.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// Where a broker of one machine listens.
@@ -35,15 +36,22 @@ pub(crate) fn listen_address(port: u16) -> String {
 
 /// One of our programs: beside this one, or on the path.
 pub(crate) fn program(name: &str) -> Result<PathBuf, Failure> {
-    let own = std::env::current_exe().map_err(|error| Failure::new(Code::ToolMissing, format!("{name}: {error}")))?;
+    let own = std::env::current_exe()
+        .map_err(|error| Failure::new(Code::ToolMissing, format!("{name}: {error}")))?;
     let beside = own.with_file_name(name);
     if beside.exists() {
         return Ok(beside);
     }
     let paths = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&paths).map(|folder| folder.join(name)).find(|path| path.exists()).ok_or_else(|| {
-        Failure::new(Code::ToolMissing, format!("{name} is neither beside {} nor on the path", own.display()))
-    })
+    std::env::split_paths(&paths)
+        .map(|folder| folder.join(name))
+        .find(|path| path.exists())
+        .ok_or_else(|| {
+            Failure::new(
+                Code::ToolMissing,
+                format!("{name} is neither beside {} nor on the path", own.display()),
+            )
+        })
 }
 
 pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
@@ -51,13 +59,20 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
     let _lock = context.lock("diloctl up")?;
     for process in Running::all(&context.folder)? {
         if process.moved(&context.folder)? {
-            let text = format!("{} (process {}) was started when the folder lay elsewhere", process.name, process.pid);
+            let text = format!(
+                "{} (process {}) was started when the folder lay elsewhere",
+                process.name, process.pid
+            );
             return Err(Failure::new(Code::DomainMoved, text));
         }
     }
     let ports = Ports::choose(context, options)?;
     let endpoints = ports.endpoints();
-    let here = Context { endpoints: endpoints.clone(), credentials: None, ..context.clone() };
+    let here = Context {
+        endpoints: endpoints.clone(),
+        credentials: None,
+        ..context.clone()
+    };
     let specs = services::all(context, &domain, options, &endpoints)?;
     let mut rows = Vec::new();
     for spec in &specs {
@@ -73,8 +88,12 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
         };
         rows.push(Outcome::new(&running, state));
         if spec.name == services::BROKER {
-            // Of a broker that runs already as well: somebody may have deleted or altered what lies there.
-            let declarations = Declarations { nats_config: options.nats_config.clone(), replicas: 1 };
+            // Of a broker that runs already as well: somebody may have deleted or altered what lies
+            // there.
+            let declarations = Declarations {
+                nats_config: options.nats_config.clone(),
+                replicas: 1,
+            };
             let compared = cluster::compare(&here, &declarations, true).await?;
             cluster::say_what_differs(context, &compared);
         }
@@ -85,15 +104,21 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
     answer
 }
 
-/// Asks the coordinator something that only one that leads can answer, with the operator's credential: that a process lives,
-/// and was ready once, is not that it can be used.
+/// Asks the coordinator something that only one that leads can answer, with the operator's
+/// credential: that a process lives, and was ready once, is not that it can be used.
 async fn coordinator_answers(context: &Context) -> Result<(), Failure> {
-    let context = Context { timeout: context.timeout.min(ANSWER_MAX), ..context.clone() };
+    let context = Context {
+        timeout: context.timeout.min(ANSWER_MAX),
+        ..context.clone()
+    };
     let operator = context.operator().await?;
     let answer = operator.view(Query::Runs).await;
     answer.map(drop).map_err(|failure| {
         let detail = &failure.refusal().detail;
-        Failure::new(failure.code(), format!("all processes run, but the coordinator cannot be used: {detail}"))
+        Failure::new(
+            failure.code(),
+            format!("all processes run, but the coordinator cannot be used: {detail}"),
+        )
     })
 }
 
@@ -115,22 +140,35 @@ struct Ports {
 }
 
 impl Ports {
-    /// Those that were asked for, or those of the last time: two domains of one machine keep theirs apart. What is not
-    /// running must find its port free, before anything is written or started.
+    /// Those that were asked for, or those of the last time: two domains of one machine keep theirs
+    /// apart. What is not running must find its port free, before anything is written or started.
     fn choose(context: &Context, options: &Up) -> Result<Self, Failure> {
         let last = Endpoints::read(&context.folder)?;
         let ports = Self {
-            bus: options.bus_port.or_else(|| port(&last.bus)).unwrap_or(BUS_PORT),
-            store: options.store_port.or_else(|| port(&last.store)).unwrap_or(STORE_PORT),
+            bus: options
+                .bus_port
+                .or_else(|| port(&last.bus))
+                .unwrap_or(BUS_PORT),
+            store: options
+                .store_port
+                .or_else(|| port(&last.store))
+                .unwrap_or(STORE_PORT),
         };
-        for (name, wanted, last) in
-            [(services::BROKER, ports.bus, port(&last.bus)), (services::STORE, ports.store, port(&last.store))]
-        {
+        for (name, wanted, last) in [
+            (services::BROKER, ports.bus, port(&last.bus)),
+            (services::STORE, ports.store, port(&last.store)),
+        ] {
             let address = SocketAddr::from((Ipv4Addr::LOCALHOST, wanted));
             match Running::find(&context.folder, name)? {
                 Some(running) if last.is_some_and(|last| last != wanted) => {
-                    let text = format!("{name} (process {}) runs on another port than {wanted}", running.pid);
-                    return Err(Failure::new(Code::ConfigInvalid, format!("{text}; `diloctl down` first")));
+                    let text = format!(
+                        "{name} (process {}) runs on another port than {wanted}",
+                        running.pid
+                    );
+                    return Err(Failure::new(
+                        Code::ConfigInvalid,
+                        format!("{text}; `diloctl down` first"),
+                    ));
                 }
                 Some(_) => {}
                 None if !process::is_free(address) => return Err(process::taken(address, name)),
@@ -141,7 +179,10 @@ impl Ports {
     }
 
     fn endpoints(self) -> Endpoints {
-        Endpoints { bus: format!("tls://127.0.0.1:{}", self.bus), store: format!("https://127.0.0.1:{}", self.store) }
+        Endpoints {
+            bus: format!("tls://127.0.0.1:{}", self.bus),
+            store: format!("https://127.0.0.1:{}", self.store),
+        }
     }
 }
 
@@ -149,16 +190,19 @@ fn port(address: &str) -> Option<u16> {
     address.rsplit_once(':')?.1.parse().ok()
 }
 
-/// Starts a service unless it runs, and waits until it can be used. Says what became of one that was started.
+/// Starts a service unless it runs, and waits until it can be used. Says what became of one that
+/// was started.
 async fn ensure(context: &Context, spec: &Spec) -> Result<(Running, Option<Readiness>), Failure> {
     if let Some(running) = Running::find(&context.folder, &spec.name)? {
-        let trouble = Some(&running).filter(|_| spec.name == services::BROKER).and_then(health::Trouble::of);
+        let trouble = Some(&running)
+            .filter(|_| spec.name == services::BROKER)
+            .and_then(health::Trouble::of);
         if let Some(trouble) = trouble {
             trouble.check_room()?;
             let words = &trouble.words;
-            context
-                .printer
-                .talk(&format!("the broker lives, but stores nothing, and is started again; it says: {words}"));
+            context.printer.talk(&format!(
+                "the broker lives, but stores nothing, and is started again; it says: {words}"
+            ));
             running.terminate();
             running.end(services::stop_max(&spec.name)).await;
         } else if running.usable(spec).await? {
@@ -189,7 +233,10 @@ pub(crate) async fn down(context: &Context, options: &Down) -> Result<(), Failur
     }
     // Workers end side by side: each may take its time to save what it has. Each is told once.
     let side_by_side = |process: &Running| services::drains(&process.name) && !leads(process);
-    let told: Vec<bool> = running.iter().map(|process| side_by_side(process) && process.terminate()).collect();
+    let told: Vec<bool> = running
+        .iter()
+        .map(|process| side_by_side(process) && process.terminate())
+        .collect();
     let mut rows = Vec::new();
     for (process, told) in running.iter().zip(told) {
         let told = told || (!side_by_side(process) && process.terminate());
@@ -205,22 +252,37 @@ pub(crate) async fn down(context: &Context, options: &Down) -> Result<(), Failur
     Ok(())
 }
 
-/// Asks the coordinator to drain and waits for its end: by then nobody holds a lease any more. Whatever goes wrong here, the
-/// processes are stopped all the same, so it is only told.
+/// Asks the coordinator to drain and waits for its end: by then nobody holds a lease any more.
+/// Whatever goes wrong here, the processes are stopped all the same, so it is only told.
 async fn drain(context: &Context, options: &Down, running: &[Running]) {
     let asked: Result<ShutdownReply, Failure> = async {
         let operator = context.operator().await?;
-        operator.ask(ControlVerb::Shutdown, &Shutdown { v: V, drain: options.drain.millis() }).await
+        operator
+            .ask(
+                ControlVerb::Shutdown,
+                &Shutdown {
+                    v: V,
+                    drain: options.drain.millis(),
+                },
+            )
+            .await
     }
     .await;
     if let Err(failure) = asked {
-        context.printer.talk(&format!("the coordinator could not be asked to drain: {failure}"));
+        context.printer.talk(&format!(
+            "the coordinator could not be asked to drain: {failure}"
+        ));
         return;
     }
     let drained = Instant::now() + options.drain.0;
     // Not for the workers: one that has not joined a run is not told by the coordinator.
-    for process in running.iter().filter(|process| process.name == services::COORDINATOR) {
-        process.ended(drained + services::stop_max(&process.name)).await;
+    for process in running
+        .iter()
+        .filter(|process| process.name == services::COORDINATOR)
+    {
+        process
+            .ended(drained + services::stop_max(&process.name))
+            .await;
     }
 }
 
@@ -235,7 +297,12 @@ struct Outcome {
 
 impl Outcome {
     fn new(running: &Running, state: &'static str) -> Self {
-        Self { service: running.name.clone(), pid: running.pid, state, log: running.log.display().to_string() }
+        Self {
+            service: running.name.clone(),
+            pid: running.pid,
+            state,
+            log: running.log.display().to_string(),
+        }
     }
 }
 
@@ -243,6 +310,11 @@ impl Row for Outcome {
     const TITLES: &'static [&'static str] = &["service", "state", "pid", "log"];
 
     fn cells(&self) -> Vec<String> {
-        vec![self.service.clone(), self.state.to_owned(), self.pid.to_string(), self.log.clone()]
+        vec![
+            self.service.clone(),
+            self.state.to_owned(),
+            self.pid.to_string(),
+            self.log.clone(),
+        ]
     }
 }

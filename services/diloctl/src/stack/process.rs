@@ -18,7 +18,8 @@ use tokio::time::Instant;
 
 /// How long a service may take until it can be used; a worker loads libtorch first.
 const READY_MAX: Duration = Duration::from_secs(60);
-/// Between two looks at a process or port: there is nothing to wait on across processes that are not our children.
+/// Between two looks at a process or port: there is nothing to wait on across processes that are
+/// not our children.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How much of a log is shown when its process died.
 const TAIL_BYTES: u64 = 2048;
@@ -39,9 +40,12 @@ pub(super) struct Spec {
 pub(super) enum Ready {
     /// It writes this file.
     File(PathBuf),
-    /// It listens here, and writes a file of its own naming into this folder when it does: connecting to try it would
-    /// leave an error in its log.
-    Broker { address: SocketAddr, folder: PathBuf },
+    /// It listens here, and writes a file of its own naming into this folder when it does:
+    /// connecting to try it would leave an error in its log.
+    Broker {
+        address: SocketAddr,
+        folder: PathBuf,
+    },
 }
 
 /// A process that was started, here or by an earlier command.
@@ -50,7 +54,8 @@ pub(super) struct Running {
     pub(super) name: String,
     /// 0 in a note that was written before its process was started.
     pub(super) pid: u32,
-    /// When it started, in clock ticks since boot: a process number alone may have been given to another.
+    /// When it started, in clock ticks since boot: a process number alone may have been given to
+    /// another.
     started: u64,
     pub(super) log: PathBuf,
     /// Where the domain lay when it was started.
@@ -61,7 +66,8 @@ pub(super) struct Running {
     note: PathBuf,
 }
 
-/// A domain's folder: the same one after it was renamed, another one after it was copied, notes and all.
+/// A domain's folder: the same one after it was renamed, another one after it was copied, notes and
+/// all.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Home {
     device: u64,
@@ -98,7 +104,9 @@ impl Running {
             Err(error) => return Err(unusable(&note, &error)),
         };
         // One that does not parse was left by an older build; there is nothing to find by it.
-        let Ok(running) = serde_json::from_slice::<Self>(&text) else { return Ok(None) };
+        let Ok(running) = serde_json::from_slice::<Self>(&text) else {
+            return Ok(None);
+        };
         if !running.home.same_folder(&Home::of(domain)?) {
             // It came with a copy of the folder; the process is the original's.
             return Ok(None);
@@ -107,34 +115,52 @@ impl Running {
             0 => running.searched(),
             _ => Some(running),
         };
-        Ok(running.map(|running| Self { note, ..running }).filter(Self::lives))
+        Ok(running
+            .map(|running| Self { note, ..running })
+            .filter(Self::lives))
     }
 
-    /// Whether the folder lay elsewhere when the process was started: the paths that it was given lead there.
+    /// Whether the folder lay elsewhere when the process was started: the paths that it was given
+    /// lead there.
     pub(super) fn moved(&self, domain: &Path) -> Result<bool, Failure> {
         Ok(self.home != Home::of(domain)?)
     }
 
-    /// The process of a note whose writer ended between starting it and noting its number, by its command line: it names
-    /// files of this domain.
+    /// The process of a note whose writer ended between starting it and noting its number, by its
+    /// command line: it names files of this domain.
     fn searched(self) -> Option<Self> {
-        let line: Vec<u8> = self.line.iter().flat_map(|part| part.bytes().chain([0])).collect();
-        let processes = fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        let found = processes
-            .into_iter()
-            .find(|pid: &u32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|own| own == line));
+        let line: Vec<u8> = self
+            .line
+            .iter()
+            .flat_map(|part| part.bytes().chain([0]))
+            .collect();
+        let processes = fs::read_dir("/proc")
+            .ok()?
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let found = processes.into_iter().find(|pid: &u32| {
+            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|own| own == line)
+        });
         let pid = found?;
-        Some(Self { pid, started: start_time(pid)?, ..self })
+        Some(Self {
+            pid,
+            started: start_time(pid)?,
+            ..self
+        })
     }
 
     /// All processes that live.
     pub(super) fn all(domain: &Path) -> Result<Vec<Self>, Failure> {
         let folder = notes(domain);
         let mut all = Vec::new();
-        let Ok(entries) = fs::read_dir(&folder) else { return Ok(all) };
+        let Ok(entries) = fs::read_dir(&folder) else {
+            return Ok(all);
+        };
         for entry in entries {
             let path = entry.map_err(|error| unusable(&folder, &error))?.path();
-            let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
+            let name = path
+                .file_stem()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
             if path.extension().is_some_and(|ending| ending == "json")
                 && let Some(running) = Self::find(domain, name)?
             {
@@ -144,7 +170,8 @@ impl Running {
         Ok(all)
     }
 
-    /// Starts a service in a process group of its own, so that Ctrl-C at the terminal reaches only who is in front.
+    /// Starts a service in a process group of its own, so that Ctrl-C at the terminal reaches only
+    /// who is in front.
     pub(super) fn start(domain: &Path, spec: &Spec) -> Result<Started, Failure> {
         if let Ready::Broker { address, .. } = &spec.ready
             && !is_free(*address)
@@ -159,21 +186,48 @@ impl Running {
         for folder in [notes(domain), domain.join("logs")] {
             fs::create_dir_all(&folder).map_err(|error| unusable(&folder, &error))?;
         }
-        let out =
-            fs::OpenOptions::new().create(true).append(true).open(&log).map_err(|error| unusable(&log, &error))?;
-        let log_from = out.metadata().map_err(|error| unusable(&log, &error))?.len();
+        let out = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .map_err(|error| unusable(&log, &error))?;
+        let log_from = out
+            .metadata()
+            .map_err(|error| unusable(&log, &error))?
+            .len();
         let err = out.try_clone().map_err(|error| unusable(&log, &error))?;
         let mut command = Command::new(&spec.program);
-        command.args(&spec.arguments).envs(spec.environment.iter().map(|(name, value)| (name, value)));
-        command.current_dir(&spec.folder).stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
-        let line = std::iter::once(spec.program.display().to_string()).chain(spec.arguments.iter().cloned()).collect();
+        command
+            .args(&spec.arguments)
+            .envs(spec.environment.iter().map(|(name, value)| (name, value)));
+        command
+            .current_dir(&spec.folder)
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(err)
+            .process_group(0);
+        let line = std::iter::once(spec.program.display().to_string())
+            .chain(spec.arguments.iter().cloned())
+            .collect();
         let note = notes(domain).join(format!("{}.json", spec.name));
-        let running = Self { name: spec.name.clone(), pid: 0, started: 0, log, home: Home::of(domain)?, line, note };
-        // Before it is started as well: a process that nobody has noted cannot be stopped by anybody.
+        let running = Self {
+            name: spec.name.clone(),
+            pid: 0,
+            started: 0,
+            log,
+            home: Home::of(domain)?,
+            line,
+            note,
+        };
+        // Before it is started as well: a process that nobody has noted cannot be stopped by
+        // anybody.
         running.write()?;
-        let child = command
-            .spawn()
-            .map_err(|error| Failure::new(Code::ToolMissing, format!("{}: {error}", spec.program.display())))?;
+        let child = command.spawn().map_err(|error| {
+            Failure::new(
+                Code::ToolMissing,
+                format!("{}: {error}", spec.program.display()),
+            )
+        })?;
         let pid = child.id();
         let ended = Arc::new(OnceLock::new());
         let end = Arc::clone(&ended);
@@ -184,9 +238,17 @@ impl Running {
                 let _first = end.set(status);
             }
         });
-        let running = Self { pid, started: start_time(pid).unwrap_or_default(), ..running };
+        let running = Self {
+            pid,
+            started: start_time(pid).unwrap_or_default(),
+            ..running
+        };
         running.write()?;
-        Ok(Started { running, ended, log_from })
+        Ok(Started {
+            running,
+            ended,
+            log_from,
+        })
     }
 
     pub(super) fn lives(&self) -> bool {
@@ -198,13 +260,20 @@ impl Running {
         match &spec.ready {
             Ready::File(path) => path.exists(),
             Ready::Broker { folder, .. } => {
-                let program = spec.program.file_name().unwrap_or_default().to_string_lossy();
-                folder.join(format!("{program}_{}.ports", self.pid)).exists()
+                let program = spec
+                    .program
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy();
+                folder
+                    .join(format!("{program}_{}.ports", self.pid))
+                    .exists()
             }
         }
     }
 
-    /// Waits until a process that an earlier command started can be used. One that ends meanwhile is none.
+    /// Waits until a process that an earlier command started can be used. One that ends meanwhile
+    /// is none.
     pub(super) async fn usable(&self, spec: &Spec) -> Result<bool, Failure> {
         let deadline = Instant::now() + READY_MAX;
         while self.lives() {
@@ -244,7 +313,8 @@ impl Running {
         lives
     }
 
-    /// Waits for the end of a process that was asked, and makes it end when it does not. Says whether it ended by itself.
+    /// Waits for the end of a process that was asked, and makes it end when it does not. Says
+    /// whether it ended by itself.
     pub(super) async fn end(&self, patience: Duration) -> bool {
         let ended = self.ended(Instant::now() + patience).await;
         if !ended {
@@ -261,14 +331,18 @@ impl Running {
     }
 
     fn signal(&self, signal: libc::c_int) {
-        let Ok(pid) = libc::pid_t::try_from(self.pid) else { return };
-        // SAFETY: kill(2) takes two integers and touches no memory of ours; `lives` has just shown whose number it is.
+        let Ok(pid) = libc::pid_t::try_from(self.pid) else {
+            return;
+        };
+        // SAFETY: kill(2) takes two integers and touches no memory of ours; `lives` has just shown
+        // whose number it is.
         unsafe { libc::kill(pid, signal) };
     }
 }
 
 impl Started {
-    /// Waits until the service can be used, or has ended with success: a worker has nothing to do when its run is complete.
+    /// Waits until the service can be used, or has ended with success: a worker has nothing to do
+    /// when its run is complete.
     pub(super) async fn ready(&self, spec: &Spec) -> Result<Readiness, Failure> {
         let deadline = Instant::now() + READY_MAX;
         let Running { name, log, .. } = &self.running;
@@ -288,7 +362,10 @@ impl Started {
             let tail = tail(log, self.log_from);
             // Its own last words say more than that it has ended.
             if let Some((code, detail)) = last_words(&tail) {
-                return Err(Failure::new(code, format!("{name} {what}: {detail} (log: {})", log.display())));
+                return Err(Failure::new(
+                    code,
+                    format!("{name} {what}: {detail} (log: {})", log.display()),
+                ));
             }
             let text = format!("{name} {what}; the end of {}:\n{tail}", log.display());
             return Err(Failure::new(Code::ProcessDied, text));
@@ -301,8 +378,8 @@ pub(super) fn log_file(domain: &Path, name: &str) -> PathBuf {
     domain.join("logs").join(format!("{name}.log"))
 }
 
-/// The end of a log, from this place on. A log that is shorter was begun anew since, as the broker does at a size, and all of
-/// it is of this process's life.
+/// The end of a log, from this place on. A log that is shorter was begun anew since, as the broker
+/// does at a size, and all of it is of this process's life.
 fn tail(log: &Path, from: u64) -> String {
     let read = || -> std::io::Result<String> {
         let mut file = fs::File::open(log)?;
@@ -316,7 +393,8 @@ fn tail(log: &Path, from: u64) -> String {
     read().unwrap_or_default()
 }
 
-/// The coded error that a service of ours ends with, as [`runtime::exit::render`] writes it, and what it says after the title.
+/// The coded error that a service of ours ends with, as [`runtime::exit::render`] writes it, and
+/// what it says after the title.
 fn last_words(log: &str) -> Option<(Code, String)> {
     log.lines().rev().find_map(|line| {
         let (code, rest) = line.strip_prefix("error ")?.split_once(' ')?;
@@ -328,9 +406,15 @@ fn last_words(log: &str) -> Option<(Code, String)> {
 
 impl Home {
     fn of(domain: &Path) -> Result<Self, Failure> {
-        let path = domain.canonicalize().map_err(|error| unusable(domain, &error))?;
+        let path = domain
+            .canonicalize()
+            .map_err(|error| unusable(domain, &error))?;
         let folder = path.metadata().map_err(|error| unusable(domain, &error))?;
-        Ok(Self { device: folder.dev(), inode: folder.ino(), path })
+        Ok(Self {
+            device: folder.dev(),
+            inode: folder.ino(),
+            path,
+        })
     }
 
     fn same_folder(&self, other: &Self) -> bool {
@@ -355,7 +439,8 @@ fn unusable(path: &Path, error: &dyn std::fmt::Display) -> Failure {
     Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display()))
 }
 
-/// When a process started (proc(5), field 22 of stat); none when there is no such process, or only its remains.
+/// When a process started (proc(5), field 22 of stat); none when there is no such process, or only
+/// its remains.
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the program's name in parentheses, which may hold anything.
@@ -387,28 +472,50 @@ mod tests {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let spec = spec(scratch.path(), "touch ready; exec sleep 60");
         let started = Running::start(scratch.path(), &spec).expect("starts");
-        assert_eq!(started.ready(&spec).await.expect("it writes the file"), Readiness::Ready);
-        let found = Running::find(scratch.path(), "test").expect("a note").expect("alive");
+        assert_eq!(
+            started.ready(&spec).await.expect("it writes the file"),
+            Readiness::Ready
+        );
+        let found = Running::find(scratch.path(), "test")
+            .expect("a note")
+            .expect("alive");
         assert_eq!(found, started.running);
         assert!(found.terminate());
         assert!(found.end(Duration::from_secs(5)).await);
-        assert_eq!(Running::find(scratch.path(), "test").expect("no note"), None);
+        assert_eq!(
+            Running::find(scratch.path(), "test").expect("no note"),
+            None
+        );
     }
 
     /// A crash between the start of a process and the note of its number.
     #[tokio::test]
     async fn a_process_whose_number_was_not_noted_is_found_by_its_command_line() {
         let scratch = tempfile::tempdir().expect("a scratch folder");
-        let script = format!("touch ready; while :; do sleep 60; done # {}", scratch.path().display());
+        let script = format!(
+            "touch ready; while :; do sleep 60; done # {}",
+            scratch.path().display()
+        );
         let spec = spec(scratch.path(), &script);
         let started = Running::start(scratch.path(), &spec).expect("starts");
         started.ready(&spec).await.expect("it writes the file");
-        Running { pid: 0, started: 0, ..started.running.clone() }.write().expect("the folder takes files");
-        let found = Running::find(scratch.path(), "test").expect("a note").expect("alive");
+        Running {
+            pid: 0,
+            started: 0,
+            ..started.running.clone()
+        }
+        .write()
+        .expect("the folder takes files");
+        let found = Running::find(scratch.path(), "test")
+            .expect("a note")
+            .expect("alive");
         assert_eq!(found, started.running);
         found.terminate();
         assert!(found.end(Duration::from_secs(5)).await);
-        assert_eq!(Running::find(scratch.path(), "test").expect("no note"), None);
+        assert_eq!(
+            Running::find(scratch.path(), "test").expect("no note"),
+            None
+        );
     }
 
     #[tokio::test]
@@ -426,7 +533,9 @@ mod tests {
 
         assert_eq!(Running::find(&copied, "test").expect("a note"), None);
         assert!(Running::all(&copied).expect("a note").is_empty());
-        let found = Running::find(&renamed, "test").expect("a note").expect("alive");
+        let found = Running::find(&renamed, "test")
+            .expect("a note")
+            .expect("alive");
         assert_eq!(found.pid, started.running.pid);
         assert!(found.moved(&renamed).expect("it is there"));
         found.terminate();
@@ -443,21 +552,32 @@ mod tests {
         // Which of the two is a matter of when it was looked at.
         assert!(matches!(reached, Readiness::Ready | Readiness::Done));
         assert!(started.running.ended(Instant::now() + READY_MAX).await);
-        assert_eq!(started.ready(&spec).await.expect("success is no failure"), Readiness::Done);
+        assert_eq!(
+            started.ready(&spec).await.expect("success is no failure"),
+            Readiness::Done
+        );
     }
 
     /// A process that lives is not one that can be used.
     #[tokio::test]
     async fn a_process_that_was_started_earlier_is_waited_for_until_it_shows_that_it_is_ready() {
         let scratch = tempfile::tempdir().expect("a scratch folder");
-        let slow = spec(scratch.path(), "while ! [ -e go ]; do sleep 0.05; done; touch ready; exec sleep 60");
-        let running = Running::start(scratch.path(), &slow).expect("starts").running;
+        let slow = spec(
+            scratch.path(),
+            "while ! [ -e go ]; do sleep 0.05; done; touch ready; exec sleep 60",
+        );
+        let running = Running::start(scratch.path(), &slow)
+            .expect("starts")
+            .running;
         let (usable, ()) = tokio::join!(running.usable(&slow), async {
             fs::write(scratch.path().join("go"), "").expect("the folder takes files");
         });
         assert!(usable.expect("it becomes ready") && scratch.path().join("ready").exists());
         running.terminate();
-        assert!(running.end(Duration::from_secs(5)).await, "it ends by itself");
+        assert!(
+            running.end(Duration::from_secs(5)).await,
+            "it ends by itself"
+        );
         assert!(!running.usable(&slow).await.expect("it has ended"));
     }
 
@@ -491,13 +611,21 @@ mod tests {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let refusal = schemas::Refusal::new(Code::LedgerLost, "the ledger holds 2 events");
         for code in [Some(Code::LedgerLost), None] {
-            let said = code.map_or_else(|| "no luck".to_owned(), |_| runtime::exit::render(&refusal));
+            let said =
+                code.map_or_else(|| "no luck".to_owned(), |_| runtime::exit::render(&refusal));
             fs::write(scratch.path().join("words"), format!("{said}\n")).expect("it is ours");
             let spec = spec(scratch.path(), "cat words; exit 10");
             let started = Running::start(scratch.path(), &spec).expect("starts");
             let failure = started.ready(&spec).await.expect_err("it died");
-            assert_eq!(failure.code(), code.unwrap_or(Code::ProcessDied), "{failure}");
-            assert!(code.is_none() || failure.to_string().contains("the ledger holds 2 events"), "{failure}");
+            assert_eq!(
+                failure.code(),
+                code.unwrap_or(Code::ProcessDied),
+                "{failure}"
+            );
+            assert!(
+                code.is_none() || failure.to_string().contains("the ledger holds 2 events"),
+                "{failure}"
+            );
         }
     }
 }

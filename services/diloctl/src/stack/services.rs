@@ -1,6 +1,7 @@
 //! The services of one machine: their order, their configuration files, how each is started.
 //!
-//! The files are the same for `up` and for starting each service by hand, and hold paths, never secrets.
+//! The files are the same for `up` and for starting each service by hand, and hold paths, never
+//! secrets.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -24,13 +25,17 @@ const AUDIT: &str = "audit";
 const WORKER: &str = "worker-";
 /// How long a process may take to end after it was told, beyond the drain time.
 const STOP_MAX: Duration = Duration::from_secs(10);
-/// The same for a worker: it takes 8 seconds for its goodbye and up to a minute to save its inner state.
+/// The same for a worker: it takes 8 seconds for its goodbye and up to a minute to save its inner
+/// state.
 const WORKER_STOP_MAX: Duration = Duration::from_secs(75);
 
 /// The place in the order of starting.
 pub(super) fn rank(name: &str) -> usize {
     let order = [BROKER, STORE, AUDIT, COORDINATOR];
-    order.iter().position(|known| *known == name).unwrap_or(order.len())
+    order
+        .iter()
+        .position(|known| *known == name)
+        .unwrap_or(order.len())
 }
 
 /// Whether it ends by itself when the coordinator drains.
@@ -40,7 +45,11 @@ pub(super) fn drains(name: &str) -> bool {
 
 /// How long it may take to end after it was told.
 pub(super) fn stop_max(name: &str) -> Duration {
-    if name.starts_with(WORKER) { WORKER_STOP_MAX } else { STOP_MAX }
+    if name.starts_with(WORKER) {
+        WORKER_STOP_MAX
+    } else {
+        STOP_MAX
+    }
 }
 
 /// Worker `index` of this machine, and its credentials.
@@ -89,12 +98,21 @@ pub(super) fn all(
     for (name, path) in write_configs(&folder, &folder, &choices)? {
         let worker = name.starts_with(WORKER);
         let ready = ready_file(&folder, &name);
-        let program_name = if worker { "diloco-worker".to_owned() } else { format!("diloco-{name}") };
+        let program_name = if worker {
+            "diloco-worker".to_owned()
+        } else {
+            format!("diloco-{name}")
+        };
         specs.push(Spec {
             program: program(&program_name)?,
-            arguments: ["--config", &path.display().to_string(), "--ready-file", &ready.display().to_string()]
-                .map(str::to_owned)
-                .to_vec(),
+            arguments: [
+                "--config",
+                &path.display().to_string(),
+                "--ready-file",
+                &ready.display().to_string(),
+            ]
+            .map(str::to_owned)
+            .to_vec(),
             environment: Vec::new(),
             folder: folder.clone(),
             ready: Ready::File(ready),
@@ -107,7 +125,10 @@ pub(super) fn all(
 
 fn broker(folder: &Path, options: &Up, endpoints: &Endpoints) -> Result<Spec, Failure> {
     let server = absolute(&options.nats_server).map_err(|_| {
-        let text = format!("{}; `cargo xtask deps` puts it there", options.nats_server.display());
+        let text = format!(
+            "{}; `cargo xtask deps` puts it there",
+            options.nats_server.display()
+        );
         Failure::new(Code::ToolMissing, text)
     })?;
     let config = identity::Layout::new(folder).broker_config();
@@ -115,14 +136,24 @@ fn broker(folder: &Path, options: &Up, endpoints: &Endpoints) -> Result<Spec, Fa
     let port = super::port(&endpoints.bus).expect("these endpoints were made of ports");
     // The broker writes its log itself, since a file that it does not know it cannot begin anew.
     let log = super::process::log_file(folder, BROKER);
-    let named = [("-c", &config), ("--log", &log), ("--ports_file_dir", &ports)];
+    let named = [
+        ("-c", &config),
+        ("--log", &log),
+        ("--ports_file_dir", &ports),
+    ];
     Ok(Spec {
         name: BROKER.to_owned(),
         program: server,
-        arguments: named.iter().flat_map(|(flag, path)| [(*flag).to_owned(), path.display().to_string()]).collect(),
+        arguments: named
+            .iter()
+            .flat_map(|(flag, path)| [(*flag).to_owned(), path.display().to_string()])
+            .collect(),
         environment: Vec::new(),
         folder: folder.to_owned(),
-        ready: Ready::Broker { address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)), folder: ports },
+        ready: Ready::Broker {
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+            folder: ports,
+        },
     })
 }
 
@@ -131,12 +162,17 @@ fn ready_file(folder: &Path, name: &str) -> PathBuf {
 }
 
 pub(crate) fn absolute(path: &Path) -> Result<PathBuf, Failure> {
-    path.canonicalize().map_err(|error| Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display())))
+    path.canonicalize()
+        .map_err(|error| Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display())))
 }
 
-/// Writes one file a service under `config/` of `place`, for a domain that lies, or will lie, in `folder`; gives their
-/// names and paths.
-pub(crate) fn write_configs(place: &Path, folder: &Path, choices: &Choices) -> Result<Vec<(String, PathBuf)>, Failure> {
+/// Writes one file a service under `config/` of `place`, for a domain that lies, or will lie, in
+/// `folder`; gives their names and paths.
+pub(crate) fn write_configs(
+    place: &Path,
+    folder: &Path,
+    choices: &Choices,
+) -> Result<Vec<(String, PathBuf)>, Failure> {
     let mut configs = vec![
         (STORE.to_owned(), store(folder, choices)),
         (COORDINATOR.to_owned(), coordinator(folder, choices)),
@@ -167,7 +203,12 @@ fn path(value: &Path) -> Value {
 }
 
 fn table<const N: usize>(entries: [(&str, Value); N]) -> Value {
-    Value::Table(entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+    Value::Table(
+        entries
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect(),
+    )
 }
 
 fn store(folder: &Path, choices: &Choices) -> Table {
@@ -188,15 +229,24 @@ fn store(folder: &Path, choices: &Choices) -> Table {
 fn coordinator(folder: &Path, choices: &Choices) -> Table {
     Table::from_iter([
         ("domain".to_owned(), path(folder)),
-        ("bus".to_owned(), table([("url", text(&choices.endpoints.bus))])),
-        ("store".to_owned(), table([("url", text(&choices.endpoints.store))])),
+        (
+            "bus".to_owned(),
+            table([("url", text(&choices.endpoints.bus))]),
+        ),
+        (
+            "store".to_owned(),
+            table([("url", text(&choices.endpoints.store))]),
+        ),
     ])
 }
 
 fn audit(folder: &Path, choices: &Choices) -> Table {
     Table::from_iter([
         ("domain".to_owned(), path(folder)),
-        ("bus".to_owned(), table([("url", text(&choices.endpoints.bus))])),
+        (
+            "bus".to_owned(),
+            table([("url", text(&choices.endpoints.bus))]),
+        ),
     ])
 }
 
@@ -221,10 +271,16 @@ fn worker(folder: &Path, choices: &Choices, name: &str) -> Table {
             ]),
         ),
         ("store".to_owned(), table([("ca", path(&layout.ca()))])),
-        ("cache".to_owned(), table([("folder", path(&folder.join("cache")))])),
+        (
+            "cache".to_owned(),
+            table([("folder", path(&folder.join("cache")))]),
+        ),
         (
             "training".to_owned(),
-            table([("device", text(&choices.device)), ("threads", Value::Integer(choices.threads.into()))]),
+            table([
+                ("device", text(&choices.device)),
+                ("threads", Value::Integer(choices.threads.into())),
+            ]),
         ),
     ])
 }

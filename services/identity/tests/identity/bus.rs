@@ -16,8 +16,8 @@ use identity::{BusTls, CredentialSource, Domain, InitOptions};
 use schemas::permission::Role;
 use schemas::public::CommandVerb;
 use schemas::subject::{
-    EVENTS_FILTER, Lane, Verb, command_filter, command_subject, events_stream, record_subject, request_subject,
-    worker_event_subject,
+    EVENTS_FILTER, Lane, Verb, command_filter, command_subject, events_stream, record_subject,
+    request_subject, worker_event_subject,
 };
 use schemas::{AccountId, Code, Millis, RunId, UnixMillis, WorkerId};
 use tokio::sync::mpsc;
@@ -36,12 +36,18 @@ struct Bus {
 fn binary() -> PathBuf {
     let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.deps/nats/nats-server");
     let path = std::env::var_os("NATS_SERVER_BIN").map_or(bundled, PathBuf::from);
-    assert!(path.exists(), "no nats-server at {}; run `cargo xtask deps`, or set NATS_SERVER_BIN", path.display());
+    assert!(
+        path.exists(),
+        "no nats-server at {}; run `cargo xtask deps`, or set NATS_SERVER_BIN",
+        path.display()
+    );
     path
 }
 
 fn now() -> UnixMillis {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("the clock is past 1970");
     UnixMillis(since.as_millis().try_into().expect("it is not that late"))
 }
 
@@ -52,9 +58,15 @@ fn run() -> RunId {
 impl Bus {
     fn start() -> Self {
         let scratch = tempfile::tempdir().expect("a scratch folder");
-        let domain =
-            Domain::init(&scratch.path().join(".diloco"), &InitOptions::default(), now()).expect("an empty folder");
-        domain.write_server_config(&scratch.path().join("generated"), now()).expect("the folder takes files");
+        let domain = Domain::init(
+            &scratch.path().join(".diloco"),
+            &InitOptions::default(),
+            now(),
+        )
+        .expect("an empty folder");
+        domain
+            .write_server_config(&scratch.path().join("generated"), now())
+            .expect("the folder takes files");
         let config = format!(
             "listen: \"127.0.0.1:-1\"\ninclude \"generated/auth.conf\"\ninclude \"generated/tls.conf\"\n\
              jetstream {{ store_dir: \"{}/js\" }}\n",
@@ -62,15 +74,21 @@ impl Bus {
         );
         let path = scratch.path().join("server.conf");
         fs::write(&path, config).expect("the folder takes files");
-        let mut child =
-            Command::new(binary()).arg("-c").arg(&path).stderr(Stdio::piped()).spawn().expect("the broker starts");
+        let mut child = Command::new(binary())
+            .arg("-c")
+            .arg(&path)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the broker starts");
         let mut log = BufReader::new(child.stderr.take().expect("it is piped"));
         let (mut port, mut seen) = (None, String::new());
         loop {
             let mut line = String::new();
             let bytes = log.read_line(&mut line).expect("the broker logs text");
             assert!(bytes > 0, "the broker ended:\n{seen}");
-            if let Some((_, rest)) = line.split_once("Listening for client connections on 127.0.0.1:") {
+            if let Some((_, rest)) =
+                line.split_once("Listening for client connections on 127.0.0.1:")
+            {
                 port = rest.trim().parse::<u16>().ok();
             }
             if line.contains("Server is ready") {
@@ -80,22 +98,38 @@ impl Bus {
         }
         // A full pipe would stop the broker.
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        let url = format!("tls://127.0.0.1:{}", port.expect("it said where it listens"));
-        Self { child, url, domain, _scratch: scratch }
+        let url = format!(
+            "tls://127.0.0.1:{}",
+            port.expect("it said where it listens")
+        );
+        Self {
+            child,
+            url,
+            domain,
+            _scratch: scratch,
+        }
     }
 
     fn tls(&self) -> BusTls {
-        BusTls::Required { ca: self.domain.trust().ca.clone() }
+        BusTls::Required {
+            ca: self.domain.trust().ca.clone(),
+        }
     }
 
     fn issue(&self, role: Role, name: &str) -> CredentialSource {
         let run = role.is_tenant().then(run);
-        let issued = self.domain.issue(role, name, run.as_ref(), LIFETIME_DEFAULT, now()).expect("a fresh name");
+        let issued = self
+            .domain
+            .issue(role, name, run.as_ref(), LIFETIME_DEFAULT, now())
+            .expect("a fresh name");
         CredentialSource::open(&issued.credentials, now()).expect("just issued")
     }
 
     /// Connects, and gives the events of the connection.
-    async fn connect(&self, source: &CredentialSource) -> Result<(Client, mpsc::Receiver<Event>), ConnectError> {
+    async fn connect(
+        &self,
+        source: &CredentialSource,
+    ) -> Result<(Client, mpsc::Receiver<Event>), ConnectError> {
         let (sender, events) = mpsc::channel(64);
         let options = connect_options(source, &self.tls()).event_callback(move |event| {
             let sender = sender.clone();
@@ -123,12 +157,16 @@ async fn until(events: &mut mpsc::Receiver<Event>, wanted: impl Fn(&Event) -> bo
             }
         }
     };
-    tokio::time::timeout(PATIENCE, found).await.expect("the event comes")
+    tokio::time::timeout(PATIENCE, found)
+        .await
+        .expect("the event comes")
 }
 
 fn violation(event: &Event) -> Option<&str> {
     match event {
-        Event::ServerError(ServerError::Other(text)) if text.contains("Permissions Violation") => Some(text),
+        Event::ServerError(ServerError::Other(text)) if text.contains("Permissions Violation") => {
+            Some(text)
+        }
         _ => None,
     }
 }
@@ -136,12 +174,21 @@ fn violation(event: &Event) -> Option<&str> {
 /// The line of a credentials file that starts with `prefix`.
 fn line(source: &CredentialSource, prefix: &str) -> String {
     let text = fs::read_to_string(source.path()).expect("it is ours");
-    text.lines().find(|line| line.starts_with(prefix)).expect("it has such a line").to_owned()
+    text.lines()
+        .find(|line| line.starts_with(prefix))
+        .expect("it has such a line")
+        .to_owned()
 }
 
 fn assert_refused(outcome: Result<Client, ConnectError>) {
     let kind = outcome.expect_err("the broker refuses").kind();
-    assert!(matches!(kind, ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication), "{kind:?}");
+    assert!(
+        matches!(
+            kind,
+            ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication
+        ),
+        "{kind:?}"
+    );
 }
 
 #[tokio::test]
@@ -150,20 +197,35 @@ async fn every_role_connects_and_may_say_what_its_table_says() {
     for role in Role::ALL {
         let source = bus.issue(role, role.name());
         let (client, mut events) = bus.connect(&source).await.expect("its own domain's broker");
-        client.publish("diloco.none.of.ours", "".into()).await.expect("it is sent");
+        client
+            .publish("diloco.none.of.ours", "".into())
+            .await
+            .expect("it is sent");
         let event = until(&mut events, |event| violation(event).is_some()).await;
         let text = violation(&event).expect("it was waited for").to_lowercase();
-        assert!(text.contains("publish to \"diloco.none.of.ours\""), "{text}");
+        assert!(
+            text.contains("publish to \"diloco.none.of.ours\""),
+            "{text}"
+        );
     }
 }
 
 #[tokio::test]
 async fn ls_02_a_request_reaches_the_coordinator_with_the_senders_name_on_it() {
     let bus = Bus::start();
-    let (coordinator, _events) = bus.connect(&bus.issue(Role::Coordinator, "c1")).await.expect("its own domain");
-    let mut requests = coordinator.subscribe("diloco.request.>").await.expect("it is sent");
+    let (coordinator, _events) = bus
+        .connect(&bus.issue(Role::Coordinator, "c1"))
+        .await
+        .expect("its own domain");
+    let mut requests = coordinator
+        .subscribe("diloco.request.>")
+        .await
+        .expect("it is sent");
     // A round trip, so that the subscription is known before anyone asks.
-    coordinator.request("$JS.API.INFO", "".into()).await.expect("JetStream answers");
+    coordinator
+        .request("$JS.API.INFO", "".into())
+        .await
+        .expect("JetStream answers");
     let source = bus.issue(Role::Worker, "w1");
     let worker: WorkerId = source.public().as_str().parse().expect("a user's key");
     let (client, mut events) = bus.connect(&source).await.expect("its own domain");
@@ -172,11 +234,20 @@ async fn ls_02_a_request_reaches_the_coordinator_with_the_senders_name_on_it() {
         let client = client.clone();
         async move { client.request(subject, "me".into()).await }
     });
-    let message = tokio::time::timeout(PATIENCE, requests.next()).await.expect("it comes").expect("it is subscribed");
+    let message = tokio::time::timeout(PATIENCE, requests.next())
+        .await
+        .expect("it comes")
+        .expect("it is subscribed");
     let tenant = bus.domain.tenant().expect("a key");
-    assert_eq!(message.subject.as_str(), format!("diloco.request.{tenant}.demo.{worker}.join"));
+    assert_eq!(
+        message.subject.as_str(),
+        format!("diloco.request.{tenant}.demo.{worker}.join")
+    );
     let reply = message.reply.expect("it waits for an answer");
-    coordinator.publish(reply, "welcome".into()).await.expect("it is sent");
+    coordinator
+        .publish(reply, "welcome".into())
+        .await
+        .expect("it is sent");
     let answer = asked.await.expect("no panic").expect("an answer");
     assert_eq!(answer.payload.as_ref(), b"welcome");
 
@@ -189,48 +260,105 @@ async fn ls_02_a_request_reaches_the_coordinator_with_the_senders_name_on_it() {
         "$JS.API.INFO".into(),
         "$KV.state.epoch".into(),
     ] {
-        client.publish(forged.clone(), "".into()).await.expect("it is sent");
-        until(&mut events, |event| violation(event).is_some_and(|text| text.contains(&forged))).await;
+        client
+            .publish(forged.clone(), "".into())
+            .await
+            .expect("it is sent");
+        until(&mut events, |event| {
+            violation(event).is_some_and(|text| text.contains(&forged))
+        })
+        .await;
     }
 }
 
 #[tokio::test]
 async fn events_reach_who_checks_them_and_commands_reach_the_tenant_they_name() {
     let bus = Bus::start();
-    let (recorder, _events) = bus.connect(&bus.issue(Role::Recorder, "r")).await.expect("its own domain");
+    let (recorder, _events) = bus
+        .connect(&bus.issue(Role::Recorder, "r"))
+        .await
+        .expect("its own domain");
     let mut heard = recorder.subscribe(EVENTS_FILTER).await.expect("it is sent");
-    let (provisioner, _events) = bus.connect(&bus.issue(Role::EventsProvisioner, "p")).await.expect("its own domain");
+    let (provisioner, _events) = bus
+        .connect(&bus.issue(Role::EventsProvisioner, "p"))
+        .await
+        .expect("its own domain");
     let name = events_stream(&bus.domain.tenant().expect("a key"));
     let subjects = vec![format!("{}.>", Lane::Record.prefix())];
-    let stream = jetstream::stream::Config { name: name.clone(), subjects, ..Default::default() };
-    jetstream::new(provisioner).create_stream(stream).await.expect("a provisioner may");
+    let stream = jetstream::stream::Config {
+        name: name.clone(),
+        subjects,
+        ..Default::default()
+    };
+    jetstream::new(provisioner)
+        .create_stream(stream)
+        .await
+        .expect("a provisioner may");
     let source = bus.issue(Role::Worker, "w1");
     let worker: WorkerId = source.public().as_str().parse().expect("a user's key");
     let (client, _worker_events) = bus.connect(&source).await.expect("its own domain");
-    let mut commands = client.subscribe(command_filter(&run(), &worker)).await.expect("it is sent");
+    let mut commands = client
+        .subscribe(command_filter(&run(), &worker))
+        .await
+        .expect("it is sent");
     // The answer is a round trip: the subscription is known when it comes.
-    let (subject, tenant) = (worker_event_subject(&run(), &worker, "joined"), bus.domain.tenant().expect("a key"));
+    let (subject, tenant) = (
+        worker_event_subject(&run(), &worker, "joined"),
+        bus.domain.tenant().expect("a key"),
+    );
     let asked = tokio::spawn({
         let client = client.clone();
         async move { client.request(subject, "body".into()).await }
     });
-    let message = tokio::time::timeout(PATIENCE, heard.next()).await.expect("it comes").expect("it is subscribed");
-    assert_eq!(message.subject.as_str(), format!("diloco.event.{tenant}.demo.{worker}.joined"));
+    let message = tokio::time::timeout(PATIENCE, heard.next())
+        .await
+        .expect("it comes")
+        .expect("it is subscribed");
+    assert_eq!(
+        message.subject.as_str(),
+        format!("diloco.event.{tenant}.demo.{worker}.joined")
+    );
     let recorded = record_subject(&tenant, &run(), &worker, "joined");
-    let sent = jetstream::new(recorder.clone()).publish(recorded, message.payload).await.expect("it is sent");
+    let sent = jetstream::new(recorder.clone())
+        .publish(recorded, message.payload)
+        .await
+        .expect("it is sent");
     let ack = sent.await.expect("the stream answers");
     assert_eq!((ack.stream.as_str(), ack.sequence), (name.as_str(), 1));
-    recorder.publish(message.reply.expect("it waits for an answer"), "recorded".into()).await.expect("it is sent");
-    assert_eq!(asked.await.expect("no panic").expect("an answer").payload.as_ref(), b"recorded");
+    recorder
+        .publish(
+            message.reply.expect("it waits for an answer"),
+            "recorded".into(),
+        )
+        .await
+        .expect("it is sent");
+    assert_eq!(
+        asked
+            .await
+            .expect("no panic")
+            .expect("an answer")
+            .payload
+            .as_ref(),
+        b"recorded"
+    );
 
-    let (coordinator, _events) = bus.connect(&bus.issue(Role::Coordinator, "c1")).await.expect("its own domain");
+    let (coordinator, _events) = bus
+        .connect(&bus.issue(Role::Coordinator, "c1"))
+        .await
+        .expect("its own domain");
     let tenant = bus.domain.tenant().expect("a key");
     let elsewhere: AccountId = bus.domain.control().expect("a key");
     for (account, payload) in [(&elsewhere, "for others"), (&tenant, "for us")] {
         let subject = command_subject(account, &run(), &worker, CommandVerb::Drain);
-        coordinator.publish(subject, payload.into()).await.expect("it is sent");
+        coordinator
+            .publish(subject, payload.into())
+            .await
+            .expect("it is sent");
     }
-    let command = tokio::time::timeout(PATIENCE, commands.next()).await.expect("it comes").expect("it is subscribed");
+    let command = tokio::time::timeout(PATIENCE, commands.next())
+        .await
+        .expect("it comes")
+        .expect("it is subscribed");
     assert_eq!(command.payload.as_ref(), b"for us");
 }
 
@@ -238,7 +366,11 @@ async fn events_reach_who_checks_them_and_commands_reach_the_tenant_they_name() 
 async fn tl_05_strangers_and_mixed_pairs_are_refused() {
     let bus = Bus::start();
     let connect = |options: ConnectOptions| async {
-        options.require_tls(true).add_root_certificates(bus.domain.trust().ca.clone()).connect(bus.url.as_str()).await
+        options
+            .require_tls(true)
+            .add_root_certificates(bus.domain.trust().ca.clone())
+            .connect(bus.url.as_str())
+            .await
     };
     assert_refused(connect(ConnectOptions::new()).await);
     let (a, b) = (bus.issue(Role::Worker, "a"), bus.issue(Role::Worker, "b"));
@@ -252,27 +384,55 @@ async fn tl_05_strangers_and_mixed_pairs_are_refused() {
     // A whole credential of another domain.
     let stranger = Bus::start();
     let source = stranger.issue(Role::Worker, "w1");
-    assert_refused(connect_options(&source, &bus.tls()).connect(bus.url.as_str()).await);
+    assert_refused(
+        connect_options(&source, &bus.tls())
+            .connect(bus.url.as_str())
+            .await,
+    );
     // A broker of another domain: its certificate is not trusted, and it never sees the token.
-    let elsewhere = connect_options(&a, &bus.tls()).connect(stranger.url.as_str()).await;
-    assert_eq!(elsewhere.expect_err("a strange authority").kind(), ConnectErrorKind::Io);
+    let elsewhere = connect_options(&a, &bus.tls())
+        .connect(stranger.url.as_str())
+        .await;
+    assert_eq!(
+        elsewhere.expect_err("a strange authority").kind(),
+        ConnectErrorKind::Io
+    );
 }
 
 #[tokio::test]
 async fn an_expired_token_stops_a_process_at_its_start_and_is_refused_by_the_broker() {
     let bus = Bus::start();
     let past = UnixMillis(now().get() - 60_000);
-    let issue = bus.domain.issue(Role::Worker, "w1", Some(&run()), Millis::from_secs(10), past);
+    let issue = bus.domain.issue(
+        Role::Worker,
+        "w1",
+        Some(&run()),
+        Millis::from_secs(10),
+        past,
+    );
     let path = issue.expect("a fresh name").credentials;
-    assert_eq!(CredentialSource::open(&path, now()).expect_err("it is over").code(), Code::CredentialExpired);
+    assert_eq!(
+        CredentialSource::open(&path, now())
+            .expect_err("it is over")
+            .code(),
+        Code::CredentialExpired
+    );
     let slow_clock = CredentialSource::open(&path, past).expect("valid then");
-    assert_refused(connect_options(&slow_clock, &bus.tls()).connect(bus.url.as_str()).await);
+    assert_refused(
+        connect_options(&slow_clock, &bus.tls())
+            .connect(bus.url.as_str())
+            .await,
+    );
 }
 
 #[tokio::test]
 async fn a_token_that_was_renewed_on_disk_is_used_at_the_next_reconnect() {
     let bus = Bus::start();
-    let issue = |lifetime| bus.domain.issue(Role::Worker, "w1", Some(&run()), lifetime, now()).expect("one holder");
+    let issue = |lifetime| {
+        bus.domain
+            .issue(Role::Worker, "w1", Some(&run()), lifetime, now())
+            .expect("one holder")
+    };
     let path = issue(Millis::from_secs(3)).credentials;
     let source = CredentialSource::open(&path, now()).expect("just issued");
     let (client, mut events) = bus.connect(&source).await.expect("its own domain");
@@ -289,7 +449,9 @@ async fn a_file_that_changed_hands_is_not_used() {
     let bus = Bus::start();
     let (a, b) = (bus.issue(Role::Worker, "a"), bus.issue(Role::Worker, "b"));
     fs::copy(b.path(), a.path()).expect("both are ours");
-    let outcome = connect_options(&a, &bus.tls()).connect(bus.url.as_str()).await;
+    let outcome = connect_options(&a, &bus.tls())
+        .connect(bus.url.as_str())
+        .await;
     let error = outcome.expect_err("subjects and inboxes belong to the first key");
     assert_eq!(error.kind(), ConnectErrorKind::Authentication);
 }
@@ -307,7 +469,8 @@ fn handshake(bus: &Bus, version: &'static rustls::SupportedProtocolVersion) -> s
     let ca = fs::read(&bus.domain.trust().ca)?;
     let name = "localhost".try_into().expect("a host name");
     let config = crate::tls::client_of_version(&ca, version);
-    let mut client = rustls::ClientConnection::new(Arc::new(config), name).expect("a configuration that fits");
+    let mut client =
+        rustls::ClientConnection::new(Arc::new(config), name).expect("a configuration that fits");
     while client.is_handshaking() {
         client.complete_io(&mut stream)?;
     }

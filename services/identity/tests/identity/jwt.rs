@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use data_encoding::BASE64URL_NOPAD;
 use identity::accounts::system_account;
 use identity::claims::{
-    AccountClaims, AccountKey, AccountLimits, OperatorClaims, Scope, ScopeKind, Subjects, UserClaims, UserRights,
+    AccountClaims, AccountKey, AccountLimits, OperatorClaims, Scope, ScopeKind, Subjects,
+    UserClaims, UserRights,
 };
 use identity::jwt::{Chain, JwtError, Subject, check_label, mint, verify, verify_chain};
 use identity::{KeyKind, Seed, SigningKey};
@@ -46,21 +47,39 @@ impl House {
             strict_signing_key_usage: self.strict,
             system_account: account_id(&self.account),
         };
-        mint(&subject("op", self.operator.public()), claims, &self.operator, NOW).expect("good claims")
+        mint(
+            &subject("op", self.operator.public()),
+            claims,
+            &self.operator,
+            NOW,
+        )
+        .expect("good claims")
     }
 
     fn account_jwt(&self, signer: &SigningKey) -> String {
-        let scope =
-            Scope { kind: ScopeKind::User, key: self.role.public().clone(), role: "worker".into(), template: rights() };
+        let scope = Scope {
+            kind: ScopeKind::User,
+            key: self.role.public().clone(),
+            role: "worker".into(),
+            template: rights(),
+        };
         let claims = AccountClaims {
-            signing_keys: vec![AccountKey::Plain(self.plain.public().clone()), AccountKey::Scoped(Box::new(scope))],
+            signing_keys: vec![
+                AccountKey::Plain(self.plain.public().clone()),
+                AccountKey::Scoped(Box::new(scope)),
+            ],
             revocations: self.revocations.clone(),
             ..system_account()
         };
         mint(&subject("acct", self.account.public()), claims, signer, NOW).expect("good claims")
     }
 
-    fn user_jwt(&self, user: &PublicKey, signer: &SigningKey, rights: Option<UserRights>) -> String {
+    fn user_jwt(
+        &self,
+        user: &PublicKey,
+        signer: &SigningKey,
+        rights: Option<UserRights>,
+    ) -> String {
         let account = account_id(&self.account);
         let claims = match rights {
             Some(rights) => UserClaims {
@@ -76,16 +95,30 @@ impl House {
 
     fn check(&self, user: &str) -> Result<Chain, JwtError> {
         let account = self.account_jwt(&self.signer);
-        verify_chain(user, &account, &self.operator_jwt(), self.operator.public(), NOW)
+        verify_chain(
+            user,
+            &account,
+            &self.operator_jwt(),
+            self.operator.public(),
+            NOW,
+        )
     }
 }
 
 fn subject<'a>(name: &'a str, key: &'a PublicKey) -> Subject<'a> {
-    Subject { name, key, not_before: None, expires: Some(LATER) }
+    Subject {
+        name,
+        key,
+        not_before: None,
+        expires: Some(LATER),
+    }
 }
 
 fn account_id(key: &SigningKey) -> AccountId {
-    key.public().as_str().parse().expect("a key of kind account")
+    key.public()
+        .as_str()
+        .parse()
+        .expect("a key of kind account")
 }
 
 fn user() -> PublicKey {
@@ -93,7 +126,10 @@ fn user() -> PublicKey {
 }
 
 fn rights() -> UserRights {
-    let subjects = |subject: &str| Subjects { allow: vec![subject.into()], deny: vec![] };
+    let subjects = |subject: &str| Subjects {
+        allow: vec![subject.into()],
+        deny: vec![],
+    };
     UserRights {
         publish: subjects("a.{{subject()}}.>"),
         subscribe: subjects("_INBOX.{{subject()}}.>"),
@@ -114,7 +150,8 @@ fn fixed(kind: KeyKind, byte: u8) -> (nkeys::KeyPair, SigningKey) {
     let pair = nkeys::KeyPair::new_from_raw(nkey, [byte; 32]).expect("any bytes are a key");
     let scratch = tempfile::NamedTempFile::new().expect("a scratch file");
     std::fs::write(scratch.path(), pair.seed().expect("it is private")).expect("it is ours");
-    let key = SigningKey::from_seed(kind, &Seed::read(scratch.path()).expect("mode 0600")).expect("a seed");
+    let key = SigningKey::from_seed(kind, &Seed::read(scratch.path()).expect("mode 0600"))
+        .expect("a seed");
     (pair, key)
 }
 
@@ -122,7 +159,10 @@ fn fixed(kind: KeyKind, byte: u8) -> (nkeys::KeyPair, SigningKey) {
 fn forge(pair: &nkeys::KeyPair, header: &Value, claims: &Value) -> String {
     let encode = |value: &Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
     let input = format!("{}.{}", encode(header), encode(claims));
-    format!("{input}.{}", BASE64URL_NOPAD.encode(&pair.sign(input.as_bytes()).expect("it is private")))
+    format!(
+        "{input}.{}",
+        BASE64URL_NOPAD.encode(&pair.sign(input.as_bytes()).expect("it is private"))
+    )
 }
 
 #[test]
@@ -133,8 +173,10 @@ fn a_token_of_fixed_keys_and_time_has_fixed_bytes() {
     let golden = include_str!("golden/user.jwt").trim_end();
     assert_eq!(token, golden);
     let parts: Vec<&str> = golden.split('.').collect();
-    let decode =
-        |part: &str| String::from_utf8(BASE64URL_NOPAD.decode(part.as_bytes()).expect("base64url")).expect("text");
+    let decode = |part: &str| {
+        String::from_utf8(BASE64URL_NOPAD.decode(part.as_bytes()).expect("base64url"))
+            .expect("text")
+    };
     assert_eq!(decode(parts[0]), r#"{"typ":"JWT","alg":"ed25519-nkey"}"#);
     let claims: Value = serde_json::from_str(&decode(parts[1])).expect("JSON");
     assert_eq!(claims["nats"]["type"], "user");
@@ -150,12 +192,17 @@ fn a_token_of_fixed_keys_and_time_has_fixed_bytes() {
 fn every_kind_round_trips() {
     let house = House::new();
     let operator = verify::<OperatorClaims>(&house.operator_jwt(), NOW).expect("just minted");
-    assert_eq!((operator.name.as_str(), operator.issued, operator.expires), ("op", NOW, Some(LATER)));
-    let account = verify::<AccountClaims>(&house.account_jwt(&house.signer), NOW).expect("just minted");
+    assert_eq!(
+        (operator.name.as_str(), operator.issued, operator.expires),
+        ("op", NOW, Some(LATER))
+    );
+    let account =
+        verify::<AccountClaims>(&house.account_jwt(&house.signer), NOW).expect("just minted");
     assert_eq!(account.claims.limits, AccountLimits::without_jetstream());
     assert_eq!(account.claims.signing_keys.len(), 2);
     let key = user();
-    let jwt = verify::<UserClaims>(&house.user_jwt(&key, &house.role, None), NOW).expect("just minted");
+    let jwt =
+        verify::<UserClaims>(&house.user_jwt(&key, &house.role, None), NOW).expect("just minted");
     assert_eq!((&jwt.subject, &jwt.issuer), (&key, house.role.public()));
     assert_eq!(jwt.claims.tags, ["run:demo"]);
 }
@@ -165,21 +212,38 @@ fn a_token_of_one_kind_is_none_of_another() {
     let house = House::new();
     let (operator, account) = (house.operator_jwt(), house.account_jwt(&house.signer));
     let user = house.user_jwt(&user(), &house.role, None);
-    assert!(verify::<UserClaims>(&account, NOW).is_err() && verify::<UserClaims>(&operator, NOW).is_err());
-    assert!(verify::<AccountClaims>(&user, NOW).is_err() && verify::<AccountClaims>(&operator, NOW).is_err());
-    assert!(verify::<OperatorClaims>(&user, NOW).is_err() && verify::<OperatorClaims>(&account, NOW).is_err());
+    assert!(
+        verify::<UserClaims>(&account, NOW).is_err()
+            && verify::<UserClaims>(&operator, NOW).is_err()
+    );
+    assert!(
+        verify::<AccountClaims>(&user, NOW).is_err()
+            && verify::<AccountClaims>(&operator, NOW).is_err()
+    );
+    assert!(
+        verify::<OperatorClaims>(&user, NOW).is_err()
+            && verify::<OperatorClaims>(&account, NOW).is_err()
+    );
 }
 
 #[test]
 fn chains_name_the_role() {
     let house = House::new();
     let key = user();
-    let of_role = house.check(&house.user_jwt(&key, &house.role, None)).expect("a whole chain");
+    let of_role = house
+        .check(&house.user_jwt(&key, &house.role, None))
+        .expect("a whole chain");
     assert_eq!(
-        (of_role.role.as_deref(), &of_role.account, &of_role.user.subject),
+        (
+            of_role.role.as_deref(),
+            &of_role.account,
+            &of_role.user.subject
+        ),
         (Some("worker"), house.account.public(), &key)
     );
-    let own = house.check(&house.user_jwt(&key, &house.plain, Some(rights()))).expect("a whole chain");
+    let own = house
+        .check(&house.user_jwt(&key, &house.plain, Some(rights())))
+        .expect("a whole chain");
     assert_eq!(own.role, None);
 }
 
@@ -188,15 +252,20 @@ fn strangers_in_the_chain_are_refused() {
     let house = House::new();
     let stranger = House::new();
     let token = house.user_jwt(&user(), &house.role, None);
-    // The user is signed by a key that the account does not list, or by its identity key in spite of strict use.
+    // The user is signed by a key that the account does not list, or by its identity key in spite
+    // of strict use.
     let by_stranger = house.user_jwt(&user(), &stranger.role, None);
     let by_identity = house.user_jwt(&user(), &house.account, Some(rights()));
     for forged in [&by_stranger, &by_identity] {
         assert!(matches!(house.check(forged), Err(JwtError::Issuer { .. })));
     }
     // The user says it belongs to another account than the one that is looked at.
-    assert!(matches!(stranger.check(&token), Err(JwtError::Issuer { .. })));
-    // The account is signed by a stranger, or by the operator's identity key in spite of strict use.
+    assert!(matches!(
+        stranger.check(&token),
+        Err(JwtError::Issuer { .. })
+    ));
+    // The account is signed by a stranger, or by the operator's identity key in spite of strict
+    // use.
     let domain = house.operator.public();
     for signer in [&stranger.signer, &house.operator] {
         let account = house.account_jwt(signer);
@@ -211,15 +280,30 @@ fn strangers_in_the_chain_are_refused() {
     assert!(matches!(refused, Err(JwtError::Issuer { .. })));
     // A role's user carries rights of its own.
     let widened = house.user_jwt(&user(), &house.role, Some(rights()));
-    assert!(matches!(house.check(&widened), Err(JwtError::Issuer { .. })));
+    assert!(matches!(
+        house.check(&widened),
+        Err(JwtError::Issuer { .. })
+    ));
 }
 
 #[test]
 fn identity_keys_sign_where_use_is_not_strict() {
-    let house = House { strict: false, ..House::new() };
+    let house = House {
+        strict: false,
+        ..House::new()
+    };
     let token = house.user_jwt(&user(), &house.account, Some(rights()));
     let account = house.account_jwt(&house.operator);
-    assert!(verify_chain(&token, &account, &house.operator_jwt(), house.operator.public(), NOW).is_ok());
+    assert!(
+        verify_chain(
+            &token,
+            &account,
+            &house.operator_jwt(),
+            house.operator.public(),
+            NOW
+        )
+        .is_ok()
+    );
 }
 
 #[test]
@@ -229,7 +313,10 @@ fn revoked_users_are_refused_until_issued_anew() {
         let mut house = House::new();
         let token = house.user_jwt(&key, &house.role, None);
         house.revocations.insert(entry.into(), NOW.get() / 1000);
-        assert!(matches!(house.check(&token), Err(JwtError::Revoked(_))), "the same second counts as before");
+        assert!(
+            matches!(house.check(&token), Err(JwtError::Revoked(_))),
+            "the same second counts as before"
+        );
         house.revocations.insert(entry.into(), NOW.get() / 1000 - 1);
         assert!(house.check(&token).is_ok(), "issued after it");
     }
@@ -245,8 +332,12 @@ fn a_chain_ends_at_the_operator_of_this_domain() {
         verify_chain(&token, &account, operator, domain.public(), NOW).map(|chain| chain.role)
     };
     assert!(ends_at(&house.operator_jwt(), &house.operator).is_ok());
-    let refused = |ended: Result<Option<String>, JwtError>| matches!(ended, Err(JwtError::Issuer { .. }));
-    assert!(refused(ends_at(&house.operator_jwt(), &other.operator)), "another domain's");
+    let refused =
+        |ended: Result<Option<String>, JwtError>| matches!(ended, Err(JwtError::Issuer { .. }));
+    assert!(
+        refused(ends_at(&house.operator_jwt(), &other.operator)),
+        "another domain's"
+    );
     let claims = || OperatorClaims {
         signing_keys: vec![house.signer.public().clone()],
         strict_signing_key_usage: true,
@@ -255,16 +346,34 @@ fn a_chain_ends_at_the_operator_of_this_domain() {
     let about = |key: &SigningKey, signer: &SigningKey| {
         mint(&subject("op", key.public()), claims(), signer, NOW).expect("good claims")
     };
-    assert!(refused(ends_at(&about(&house.operator, &other.operator), &house.operator)), "vouched for by a stranger");
-    assert!(refused(ends_at(&about(&other.operator, &house.operator), &house.operator)), "about a stranger");
+    assert!(
+        refused(ends_at(
+            &about(&house.operator, &other.operator),
+            &house.operator
+        )),
+        "vouched for by a stranger"
+    );
+    assert!(
+        refused(ends_at(
+            &about(&other.operator, &house.operator),
+            &house.operator
+        )),
+        "about a stranger"
+    );
 }
 
 /// Whatever it is: what a role's user may do is said by the role alone.
 #[test]
 fn a_user_of_a_role_has_no_right_or_limit_of_its_own() {
     let house = House::new();
-    let some = || Subjects { allow: vec!["a.b".into()], deny: vec![] };
-    let denied = || Subjects { allow: vec![], deny: vec!["a.b".into()] };
+    let some = || Subjects {
+        allow: vec!["a.b".into()],
+        deny: vec![],
+    };
+    let denied = || Subjects {
+        allow: vec![],
+        deny: vec!["a.b".into()],
+    };
     type Change<'a> = &'a dyn Fn(&mut UserClaims);
     let changes: [(&str, Change<'_>); 7] = [
         ("subs", &|claims| claims.subs = Some(1)),
@@ -280,7 +389,10 @@ fn a_user_of_a_role_has_no_right_or_limit_of_its_own() {
         change(&mut claims);
         assert!(claims.has_rights(), "{name}");
         let token = mint(&subject("w1", &user()), claims, &house.role, NOW).expect("good claims");
-        assert!(matches!(house.check(&token), Err(JwtError::Issuer { .. })), "{name}");
+        assert!(
+            matches!(house.check(&token), Err(JwtError::Issuer { .. })),
+            "{name}"
+        );
     }
 }
 
@@ -288,16 +400,31 @@ fn a_user_of_a_role_has_no_right_or_limit_of_its_own() {
 fn windows_are_checked() {
     let house = House::new();
     let key = user();
-    let window = Subject { name: "w1", key: &key, not_before: Some(NOW), expires: Some(LATER) };
+    let window = Subject {
+        name: "w1",
+        key: &key,
+        not_before: Some(NOW),
+        expires: Some(LATER),
+    };
     let claims = || UserClaims::of_role(account_id(&house.account), vec![]);
     let token = mint(&window, claims(), &house.role, NOW).expect("good claims");
     let at = |millis| verify::<UserClaims>(&token, UnixMillis(millis));
     assert!(at(NOW.get()).is_ok() && at(LATER.get() - 1).is_ok());
-    for (outside, said) in [(NOW.get() - 1, "is not valid before 2023-11-14"), (LATER.get(), "ended at 2023-11-14")] {
+    for (outside, said) in [
+        (NOW.get() - 1, "is not valid before 2023-11-14"),
+        (LATER.get(), "ended at 2023-11-14"),
+    ] {
         let error = at(outside).expect_err("outside");
-        assert!(error.code() == Code::CredentialExpired && error.to_string().contains(said), "{error}");
+        assert!(
+            error.code() == Code::CredentialExpired && error.to_string().contains(said),
+            "{error}"
+        );
     }
-    let endless = Subject { not_before: None, expires: None, ..window };
+    let endless = Subject {
+        not_before: None,
+        expires: None,
+        ..window
+    };
     let token = mint(&endless, claims(), &house.role, NOW).expect("good claims");
     assert!(verify::<UserClaims>(&token, UnixMillis(u64::MAX)).is_ok());
 }
@@ -307,12 +434,33 @@ fn names_and_tags_cannot_become_wildcards() {
     let house = House::new();
     let key = user();
     let account = || account_id(&house.account);
-    for bad in ["", "*", ">", "a.b", "a b", "a*", "é", "a\n", "{{tag(run)}}", &"a".repeat(65)] {
+    for bad in [
+        "",
+        "*",
+        ">",
+        "a.b",
+        "a b",
+        "a*",
+        "é",
+        "a\n",
+        "{{tag(run)}}",
+        &"a".repeat(65),
+    ] {
         assert!(check_label(bad).is_err(), "{bad:?}");
-        let named = mint(&subject(bad, &key), UserClaims::of_role(account(), vec![]), &house.role, NOW);
+        let named = mint(
+            &subject(bad, &key),
+            UserClaims::of_role(account(), vec![]),
+            &house.role,
+            NOW,
+        );
         assert!(matches!(named, Err(JwtError::Label { .. })), "{bad:?}");
         for tag in [format!("run:{bad}"), format!("{bad}:demo"), bad.to_owned()] {
-            let tagged = mint(&subject("w1", &key), UserClaims::of_role(account(), vec![tag]), &house.role, NOW);
+            let tagged = mint(
+                &subject("w1", &key),
+                UserClaims::of_role(account(), vec![tag]),
+                &house.role,
+                NOW,
+            );
             assert!(matches!(tagged, Err(JwtError::Label { .. })), "{bad:?}");
         }
     }
@@ -324,9 +472,21 @@ fn names_and_tags_cannot_become_wildcards() {
             "nats": {"type": "user", "version": 2, "tags": [tag]}})
     };
     assert!(verify::<UserClaims>(&forge(&pair, &header, &claims("w1", "run:demo")), NOW).is_ok());
-    for (name, tag) in [("*", "run:demo"), ("w1", "run:*"), ("w1", "run:>"), ("w1", "run"), ("w1", "a:b:c")] {
+    for (name, tag) in [
+        ("*", "run:demo"),
+        ("w1", "run:*"),
+        ("w1", "run:>"),
+        ("w1", "run"),
+        ("w1", "a:b:c"),
+    ] {
         let forged = forge(&pair, &header, &claims(name, tag));
-        assert!(matches!(verify::<UserClaims>(&forged, NOW), Err(JwtError::Label { .. })), "{name} {tag}");
+        assert!(
+            matches!(
+                verify::<UserClaims>(&forged, NOW),
+                Err(JwtError::Label { .. })
+            ),
+            "{name} {tag}"
+        );
     }
 }
 
@@ -337,10 +497,21 @@ fn headers_and_claims_of_other_forms_are_refused() {
     let claims = json!({"iat": 1, "iss": pair.public_key(), "name": "w1", "sub": victim.public().as_str(),
         "nats": {"type": "user", "version": 2}});
     assert!(verify::<UserClaims>(&forge(&pair, &header, &claims), NOW).is_ok());
-    for (typ, alg) in [("JWT", "none"), ("JWT", "HS256"), ("JWT", "EdDSA"), ("JWT", "ed25519"), ("jwt", "ed25519-nkey")]
-    {
+    for (typ, alg) in [
+        ("JWT", "none"),
+        ("JWT", "HS256"),
+        ("JWT", "EdDSA"),
+        ("JWT", "ed25519"),
+        ("jwt", "ed25519-nkey"),
+    ] {
         let forged = forge(&pair, &json!({"typ": typ, "alg": alg}), &claims);
-        assert!(matches!(verify::<UserClaims>(&forged, NOW), Err(JwtError::Malformed { .. })), "{typ} {alg}");
+        assert!(
+            matches!(
+                verify::<UserClaims>(&forged, NOW),
+                Err(JwtError::Malformed { .. })
+            ),
+            "{typ} {alg}"
+        );
     }
     let changed = |pointer: &str, value: Value| {
         let mut claims = claims.clone();
@@ -348,11 +519,26 @@ fn headers_and_claims_of_other_forms_are_refused() {
         verify::<UserClaims>(&forge(&pair, &header, &claims), NOW)
     };
     let stranger = SigningKey::generate(KeyKind::Account);
-    assert!(matches!(changed("/iss", json!(stranger.public().as_str())), Err(JwtError::Key(_))), "signed by another");
-    assert!(changed("/iss", json!(victim.public().as_str())).is_err(), "issuer of the wrong kind");
-    assert!(changed("/sub", json!(stranger.public().as_str())).is_err(), "subject of the wrong kind");
+    assert!(
+        matches!(
+            changed("/iss", json!(stranger.public().as_str())),
+            Err(JwtError::Key(_))
+        ),
+        "signed by another"
+    );
+    assert!(
+        changed("/iss", json!(victim.public().as_str())).is_err(),
+        "issuer of the wrong kind"
+    );
+    assert!(
+        changed("/sub", json!(stranger.public().as_str())).is_err(),
+        "subject of the wrong kind"
+    );
     assert!(changed("/sub", json!("*")).is_err() && changed("/iat", json!(-1)).is_err());
-    assert!(changed("/nats/version", json!(1)).is_err() && changed("/nats/type", json!("account")).is_err());
+    assert!(
+        changed("/nats/version", json!(1)).is_err()
+            && changed("/nats/type", json!("account")).is_err()
+    );
     let mut bearer = claims.clone();
     bearer["nats"]["bearer_token"] = json!(true);
     assert!(verify::<UserClaims>(&forge(&pair, &header, &bearer), NOW).is_err());
@@ -365,13 +551,28 @@ fn minting_wants_keys_of_the_right_kind_and_tokens_that_fit() {
     let claims = |tags| UserClaims::of_role(account_id(&house.account), tags);
     let by_operator = mint(&subject("w1", &key), claims(vec![]), &house.operator, NOW);
     assert!(matches!(by_operator, Err(JwtError::Issuer { .. })));
-    let about_account = mint(&subject("w1", house.account.public()), claims(vec![]), &house.role, NOW);
+    let about_account = mint(
+        &subject("w1", house.account.public()),
+        claims(vec![]),
+        &house.role,
+        NOW,
+    );
     assert!(matches!(about_account, Err(JwtError::Key(_))));
     let many = (0..200).map(|n| format!("run:demo-{n}")).collect();
     let long = mint(&subject("w1", &key), claims(many), &house.role, NOW);
     assert!(matches!(long, Err(JwtError::TooLong { .. })));
-    let typical = mint(&subject("w1", &key), claims(vec!["run:demo".into()]), &house.role, NOW).expect("good claims");
-    assert!(typical.len() < 800, "{} bytes of 4096 in CONNECT", typical.len());
+    let typical = mint(
+        &subject("w1", &key),
+        claims(vec!["run:demo".into()]),
+        &house.role,
+        NOW,
+    )
+    .expect("good claims");
+    assert!(
+        typical.len() < 800,
+        "{} bytes of 4096 in CONNECT",
+        typical.len()
+    );
 }
 
 proptest! {

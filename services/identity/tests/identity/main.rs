@@ -1,4 +1,5 @@
-//! Keys, tokens, certificates and trust domains: on disk, in handshakes, and in front of a real broker.
+//! Keys, tokens, certificates and trust domains: on disk, in handshakes, and in front of a real
+//! broker.
 
 mod bus;
 mod domain;

@@ -1,6 +1,9 @@
 //! The arithmetic against published vectors, against naive loops, and in its properties.
 
-#![expect(clippy::unwrap_used, reason = "clippy does not take helpers of tests for tests")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy does not take helpers of tests for tests"
+)]
 
 mod golden;
 mod naive;

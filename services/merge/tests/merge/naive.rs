@@ -1,4 +1,5 @@
-//! The rules of the crate's documentation, followed with the plainest loops, and numbers to follow them on.
+//! The rules of the crate's documentation, followed with the plainest loops, and numbers to follow
+//! them on.
 
 use merge::SeededRounding;
 use schemas::run::{CodecKind, OuterOptimizer, Rounding};
@@ -47,8 +48,14 @@ pub(crate) fn encode(codec: CodecKind, values: &[f32], rounding: SeededRounding)
 
 pub(crate) fn decode(codec: CodecKind, bytes: &[u8]) -> Vec<f32> {
     match codec {
-        CodecKind::Fp32 => bytes.chunks(4).map(|b| f32::from_bits(u32::from_le_bytes(b.try_into().unwrap()))).collect(),
-        CodecKind::Bf16 => bytes.chunks(2).map(|b| f32::from_bits(u32::from_le_bytes([0, 0, b[0], b[1]]))).collect(),
+        CodecKind::Fp32 => bytes
+            .chunks(4)
+            .map(|b| f32::from_bits(u32::from_le_bytes(b.try_into().unwrap())))
+            .collect(),
+        CodecKind::Bf16 => bytes
+            .chunks(2)
+            .map(|b| f32::from_bits(u32::from_le_bytes([0, 0, b[0], b[1]])))
+            .collect(),
     }
 }
 
@@ -56,10 +63,22 @@ pub(crate) fn decode(codec: CodecKind, bytes: &[u8]) -> Vec<f32> {
 pub(crate) type Given = (u64, CodecKind, Vec<u8>);
 
 /// Mean and outer step, element by element.
-pub(crate) fn merge(given: &[Given], outer: OuterOptimizer, params: &mut [f32], buffer: &mut [f32], first: bool) {
+pub(crate) fn merge(
+    given: &[Given],
+    outer: OuterOptimizer,
+    params: &mut [f32],
+    buffer: &mut [f32],
+    first: bool,
+) {
     let total: u128 = given.iter().map(|(weight, ..)| u128::from(*weight)).sum();
-    let weights: Vec<f32> = given.iter().map(|(weight, ..)| (*weight as f64 / total as f64) as f32).collect();
-    let decoded: Vec<Vec<f32>> = given.iter().map(|(_, codec, bytes)| decode(*codec, bytes)).collect();
+    let weights: Vec<f32> = given
+        .iter()
+        .map(|(weight, ..)| (*weight as f64 / total as f64) as f32)
+        .collect();
+    let decoded: Vec<Vec<f32>> = given
+        .iter()
+        .map(|(_, codec, bytes)| decode(*codec, bytes))
+        .collect();
     for element in 0..params.len() {
         let mut gradient = weights[0] * decoded[0][element];
         for other in 1..given.len() {
@@ -69,8 +88,15 @@ pub(crate) fn merge(given: &[Given], outer: OuterOptimizer, params: &mut [f32], 
         match outer {
             OuterOptimizer::Average => params[element] -= gradient,
             OuterOptimizer::Sgd { learning_rate } => params[element] -= learning_rate * gradient,
-            OuterOptimizer::Nesterov { learning_rate, momentum } => {
-                buffer[element] = if first { gradient } else { momentum * buffer[element] + gradient };
+            OuterOptimizer::Nesterov {
+                learning_rate,
+                momentum,
+            } => {
+                buffer[element] = if first {
+                    gradient
+                } else {
+                    momentum * buffer[element] + gradient
+                };
                 let ahead = momentum * buffer[element];
                 params[element] -= learning_rate * (gradient + ahead);
             }

@@ -1,4 +1,5 @@
-//! The crate against the naive loops: equal bits for any thread count, any cut into chunks and any order of arrival.
+//! The crate against the naive loops: equal bits for any thread count, any cut into chunks and any
+//! order of arrival.
 
 use merge::{BLOCK_ELEMENTS, Broadcast, ContributionChunk, Momentum, SeededRounding, codec};
 use proptest::prelude::*;
@@ -16,7 +17,11 @@ fn roundings() -> impl Strategy<Value = SeededRounding> {
     let stochastic = (any::<u64>(), 0..1_u64 << 40);
     prop_oneof![
         Just(SeededRounding::NEAREST),
-        stochastic.prop_map(|(seed, first_element)| SeededRounding { rule: Rounding::Stochastic, seed, first_element }),
+        stochastic.prop_map(|(seed, first_element)| SeededRounding {
+            rule: Rounding::Stochastic,
+            seed,
+            first_element
+        }),
     ]
 }
 
@@ -24,14 +29,22 @@ fn optimizers() -> impl Strategy<Value = OuterOptimizer> {
     prop_oneof![
         Just(OuterOptimizer::Average),
         (0.01_f32..2.0).prop_map(|learning_rate| OuterOptimizer::Sgd { learning_rate }),
-        (0.01_f32..2.0, 0.0_f32..0.99)
-            .prop_map(|(learning_rate, momentum)| OuterOptimizer::Nesterov { learning_rate, momentum }),
+        (0.01_f32..2.0, 0.0_f32..0.99).prop_map(|(learning_rate, momentum)| {
+            OuterOptimizer::Nesterov {
+                learning_rate,
+                momentum,
+            }
+        }),
     ]
 }
 
 /// Short chunks, chunks about a block long, and chunks of several blocks.
 fn lengths() -> impl Strategy<Value = usize> {
-    prop_oneof![0..3000_usize, BLOCK_ELEMENTS - 40..BLOCK_ELEMENTS + 40, 0..3 * BLOCK_ELEMENTS]
+    prop_oneof![
+        0..3000_usize,
+        BLOCK_ELEMENTS - 40..BLOCK_ELEMENTS + 40,
+        0..3 * BLOCK_ELEMENTS
+    ]
 }
 
 prop_compose! {
@@ -69,11 +82,16 @@ fn two_steps(
 ) -> State {
     let (mut params, mut buffer) = (naive::numbers(99, elements), vec![f32::NAN; elements]);
     let mut broadcast = vec![0; codec::encoded_bytes(down, elements)];
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .unwrap();
     pool.install(|| {
         for step in 0..2 {
             for range in [0..cut, cut..elements] {
-                let place = |codec| codec::encoded_bytes(codec, range.start)..codec::encoded_bytes(codec, range.end);
+                let place = |codec| {
+                    codec::encoded_bytes(codec, range.start)..codec::encoded_bytes(codec, range.end)
+                };
                 let chunks: Vec<_> = given
                     .iter()
                     .map(|(weight, codec, bytes)| ContributionChunk {
@@ -92,15 +110,26 @@ fn two_steps(
                 let merged = if step == 0 {
                     merge::merge_chunk(&chunks, outer, params, momentum).unwrap()
                 } else {
-                    let broadcast = Broadcast { codec: down, rounding: rounding.skip(range.start), out };
-                    merge::merge_chunk_and_encode(&chunks, outer, params, momentum, broadcast).unwrap()
+                    let broadcast = Broadcast {
+                        codec: down,
+                        rounding: rounding.skip(range.start),
+                        out,
+                    };
+                    merge::merge_chunk_and_encode(&chunks, outer, params, momentum, broadcast)
+                        .unwrap()
                 };
-                let largest = params.iter().fold(0.0_f32, |max, param| max.max(param.abs()));
+                let largest = params
+                    .iter()
+                    .fold(0.0_f32, |max, param| max.max(param.abs()));
                 assert_eq!(merged.params_abs_max, largest);
             }
         }
     });
-    State { params: bits(&params), buffer: bits(&buffer), broadcast }
+    State {
+        params: bits(&params),
+        buffer: bits(&buffer),
+        broadcast,
+    }
 }
 
 proptest! {

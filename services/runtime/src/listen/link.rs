@@ -1,4 +1,5 @@
-//! One connection of a listener: the broker's greeting, TLS, the proof of the key, the subscriptions; then words.
+//! One connection of a listener: the broker's greeting, TLS, the proof of the key, the
+//! subscriptions; then words.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,8 +20,8 @@ use super::protocol::{self, Connect, Info, Parser, ProtocolError, Word};
 use crate::bus::{BusError, Direction, causes};
 use crate::denial;
 
-/// Longest wait for a server to accept, greet and end its handshake, and again for it to take the credentials: it may look
-/// an account up meanwhile, for which it has two seconds.
+/// Longest wait for a server to accept, greet and end its handshake, and again for it to take the
+/// credentials: it may look an account up meanwhile, for which it has two seconds.
 const GREETING_MAX: Duration = Duration::from_secs(5);
 /// Longest wait for a few bytes to leave. A server that takes none is as good as gone.
 const WRITE_MAX: Duration = Duration::from_secs(10);
@@ -74,17 +75,37 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Socket for S {}
 impl Address {
     /// Reads `tls://host:port`; without a scheme it is one in plaintext.
     pub(crate) fn parse(text: &str) -> Result<Self, BusError> {
-        let unusable = || unreachable(text, "not an address such as tls://127.0.0.1:4222".to_owned());
-        let whole = if text.contains("://") { text.to_owned() } else { format!("nats://{text}") };
+        let unusable = || {
+            unreachable(
+                text,
+                "not an address such as tls://127.0.0.1:4222".to_owned(),
+            )
+        };
+        let whole = if text.contains("://") {
+            text.to_owned()
+        } else {
+            format!("nats://{text}")
+        };
         let url = Url::parse(&whole).map_err(|_| unusable())?;
         let encrypted = match url.scheme() {
             "tls" => true,
             "nats" => false,
             _ => return Err(unusable()),
         };
-        let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(unusable)?;
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        Ok(Self { text: text.to_owned(), host, port: url.port().unwrap_or(PORT), encrypted })
+        let host = url
+            .host_str()
+            .filter(|host| !host.is_empty())
+            .ok_or_else(unusable)?;
+        let host = host
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
+        Ok(Self {
+            text: text.to_owned(),
+            host,
+            port: url.port().unwrap_or(PORT),
+            encrypted,
+        })
     }
 }
 
@@ -97,11 +118,15 @@ impl Dialer {
         }
     }
 
-    /// Tries every server once, in order. What arrives before the last subscription stands is handed to `heard`.
+    /// Tries every server once, in order. What arrives before the last subscription stands is
+    /// handed to `heard`.
     ///
     /// # Errors
     /// Why the last of them was of no use, or that it takes the credentials but not a subscription.
-    pub(crate) async fn dial(&self, heard: &mut (dyn FnMut(Word) + Send)) -> Result<Link, BusError> {
+    pub(crate) async fn dial(
+        &self,
+        heard: &mut (dyn FnMut(Word) + Send),
+    ) -> Result<Link, BusError> {
         let mut last = None;
         for address in &self.addresses {
             match self.dial_one(address, heard).await {
@@ -113,55 +138,118 @@ impl Dialer {
         Err(last.unwrap_or_else(|| unreachable("", "no address is configured".to_owned())))
     }
 
-    async fn dial_one(&self, address: &Address, heard: &mut (dyn FnMut(Word) + Send)) -> Result<Link, BusError> {
-        let late = |_| unreachable(&address.text, format!("no greeting within {} ms", GREETING_MAX.as_millis()));
-        let (mut link, info) = timeout(GREETING_MAX, self.meet(address)).await.map_err(late)??;
-        let late = |_| unreachable(&address.text, format!("no answer within {} ms", GREETING_MAX.as_millis()));
-        timeout(GREETING_MAX, self.present(address, &mut link, &info, heard)).await.map_err(late)??;
+    async fn dial_one(
+        &self,
+        address: &Address,
+        heard: &mut (dyn FnMut(Word) + Send),
+    ) -> Result<Link, BusError> {
+        let late = |_| {
+            unreachable(
+                &address.text,
+                format!("no greeting within {} ms", GREETING_MAX.as_millis()),
+            )
+        };
+        let (mut link, info) = timeout(GREETING_MAX, self.meet(address))
+            .await
+            .map_err(late)??;
+        let late = |_| {
+            unreachable(
+                &address.text,
+                format!("no answer within {} ms", GREETING_MAX.as_millis()),
+            )
+        };
+        timeout(GREETING_MAX, self.present(address, &mut link, &info, heard))
+            .await
+            .map_err(late)??;
         Ok(link)
     }
 
     /// Connects, hears the greeting and goes over to TLS.
     async fn meet(&self, address: &Address) -> Result<(Link, Info), BusError> {
         let failed = |error: std::io::Error| unreachable(&address.text, causes(&error));
-        let mut stream = TcpStream::connect((address.host.as_str(), address.port)).await.map_err(failed)?;
+        let mut stream = TcpStream::connect((address.host.as_str(), address.port))
+            .await
+            .map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
         let mut parser = Parser::default();
         let greeting = word(&mut stream, &mut parser).await;
         let info = match greeting.map_err(|lost| unreachable(&address.text, lost.to_string()))? {
             Word::Info(info) => info,
-            other => return Err(unreachable(&address.text, format!("not a NATS server: it begins with {other:?}"))),
+            other => {
+                return Err(unreachable(
+                    &address.text,
+                    format!("not a NATS server: it begins with {other:?}"),
+                ));
+            }
         };
         if !address.encrypted {
             if info.tls_required {
-                return Err(unreachable(&address.text, "the server demands TLS: use tls://".to_owned()));
+                return Err(unreachable(
+                    &address.text,
+                    "the server demands TLS: use tls://".to_owned(),
+                ));
             }
-            return Ok((Link { socket: Box::new(stream), parser }, info));
+            return Ok((
+                Link {
+                    socket: Box::new(stream),
+                    parser,
+                },
+                info,
+            ));
         }
-        // Whatever came before TLS could be from anybody, and must not be taken for words of the server.
+        // Whatever came before TLS could be from anybody, and must not be taken for words of the
+        // server.
         if !parser.is_empty() {
-            return Err(unreachable(&address.text, "bytes follow the greeting before TLS begins".to_owned()));
+            return Err(unreachable(
+                &address.text,
+                "bytes follow the greeting before TLS begins".to_owned(),
+            ));
         }
         let name = ServerName::try_from(address.host.clone());
         let name = name.map_err(|error| unreachable(&address.text, error.to_string()))?;
-        let connected = self.connector(address)?.connect(name, stream).await.map_err(|error| {
-            let refused = CertificateRefused::of(&error).cloned();
-            refused
-                .map_or_else(|| failed(error), |refused| BusError::Certificate { url: address.text.clone(), refused })
-        })?;
-        Ok((Link { socket: Box::new(connected), parser }, info))
+        let connected = self
+            .connector(address)?
+            .connect(name, stream)
+            .await
+            .map_err(|error| {
+                let refused = CertificateRefused::of(&error).cloned();
+                refused.map_or_else(
+                    || failed(error),
+                    |refused| BusError::Certificate {
+                        url: address.text.clone(),
+                        refused,
+                    },
+                )
+            })?;
+        Ok((
+            Link {
+                socket: Box::new(connected),
+                parser,
+            },
+            info,
+        ))
     }
 
     /// The authority is read again each time: it may have been renewed.
     fn connector(&self, address: &Address) -> Result<TlsConnector, BusError> {
-        let invalid = |reason: String, code| BusError::Credential { url: address.text.clone(), reason, code };
+        let invalid = |reason: String, code| BusError::Credential {
+            url: address.text.clone(),
+            reason,
+            code,
+        };
         let ca = self.ca.as_ref().ok_or_else(|| {
-            let reason = "the address is encrypted but bus.ca names no certificate authority".to_owned();
+            let reason =
+                "the address is encrypted but bus.ca names no certificate authority".to_owned();
             invalid(reason, Code::CredentialMissing)
         })?;
-        let pem = identity::secret::read_anchor(ca).map_err(|error| invalid(error.to_string(), error.code()))?;
-        let mut config = identity::tls::client_config(pem.as_bytes())
-            .map_err(|error| invalid(format!("{}: {error}", ca.display()), Code::CertificateInvalid))?;
+        let pem = identity::secret::read_anchor(ca)
+            .map_err(|error| invalid(error.to_string(), error.code()))?;
+        let mut config = identity::tls::client_config(pem.as_bytes()).map_err(|error| {
+            invalid(
+                format!("{}: {error}", ca.display()),
+                Code::CertificateInvalid,
+            )
+        })?;
         // This is not the bulk plane.
         config.alpn_protocols.clear();
         Ok(TlsConnector::from(Arc::new(config)))
@@ -180,7 +268,9 @@ impl Dialer {
             reason: error.to_string(),
             code: error.code(),
         })?;
-        let signature = proof.as_ref().map(|proof| BASE64URL_NOPAD.encode(&proof.signature));
+        let signature = proof
+            .as_ref()
+            .map(|proof| BASE64URL_NOPAD.encode(&proof.signature));
         let own = Connect {
             name: &self.name,
             tls_required: address.encrypted,
@@ -192,7 +282,9 @@ impl Dialer {
             words.push_str(&protocol::subscribe(filter, subscription));
         }
         let lost = |lost: Lost| unreachable(&address.text, lost.to_string());
-        link.say(&[words.as_bytes(), protocol::PING].concat()).await.map_err(lost)?;
+        link.say(&[words.as_bytes(), protocol::PING].concat())
+            .await
+            .map_err(lost)?;
         loop {
             match link.word().await.map_err(lost)? {
                 Word::Pong => return Ok(()),
@@ -204,8 +296,12 @@ impl Dialer {
     }
 
     fn prove(&self, info: &Info) -> Result<Option<Proof>, ProofError> {
-        let Some(source) = &self.source else { return Ok(None) };
-        source.prove(info.nonce.as_deref().unwrap_or_default().as_bytes()).map(Some)
+        let Some(source) = &self.source else {
+            return Ok(None);
+        };
+        source
+            .prove(info.nonce.as_deref().unwrap_or_default().as_bytes())
+            .map(Some)
     }
 }
 
@@ -225,11 +321,16 @@ impl Link {
             self.socket.write_all(words).await?;
             self.socket.flush().await
         };
-        Ok(timeout(WRITE_MAX, written).await.map_err(|_| Lost::Silent)??)
+        Ok(timeout(WRITE_MAX, written)
+            .await
+            .map_err(|_| Lost::Silent)??)
     }
 }
 
-async fn word(socket: &mut (impl AsyncRead + Unpin + ?Sized), parser: &mut Parser) -> Result<Word, Lost> {
+async fn word(
+    socket: &mut (impl AsyncRead + Unpin + ?Sized),
+    parser: &mut Parser,
+) -> Result<Word, Lost> {
     loop {
         if let Some(word) = parser.next()? {
             return Ok(word);
@@ -245,17 +346,27 @@ async fn word(socket: &mut (impl AsyncRead + Unpin + ?Sized), parser: &mut Parse
 /// What the server's refusal is as an error.
 fn refused(address: &str, text: String) -> BusError {
     if let Some((Direction::Subscribe, subject)) = denial::parse(&text) {
-        return BusError::Denied { direction: Direction::Subscribe, subject: subject.to_owned() };
+        return BusError::Denied {
+            direction: Direction::Subscribe,
+            subject: subject.to_owned(),
+        };
     }
     let lower = text.to_ascii_lowercase();
     if lower.contains("authorization") || lower.contains("authentication") {
-        return BusError::Credential { url: address.to_owned(), reason: text, code: Code::BusRefused };
+        return BusError::Credential {
+            url: address.to_owned(),
+            reason: text,
+            code: Code::BusRefused,
+        };
     }
     unreachable(address, format!("the server says {text:?}"))
 }
 
 fn unreachable(address: &str, reason: String) -> BusError {
-    BusError::Unreachable { url: address.to_owned(), reason }
+    BusError::Unreachable {
+        url: address.to_owned(),
+        reason,
+    }
 }
 
 #[cfg(test)]
@@ -264,11 +375,24 @@ mod tests {
 
     #[test]
     fn addresses_have_a_host_a_port_and_a_scheme_that_is_spoken() {
-        let parts = |text: &str| Address::parse(text).map(|one| (one.host, one.port, one.encrypted)).ok();
+        let parts = |text: &str| {
+            Address::parse(text)
+                .map(|one| (one.host, one.port, one.encrypted))
+                .ok()
+        };
         let host = |host: &str| host.to_owned();
-        assert_eq!(parts("tls://bus.example:4333"), Some((host("bus.example"), 4333, true)));
-        assert_eq!(parts("nats://127.0.0.1"), Some((host("127.0.0.1"), 4222, false)));
-        assert_eq!(parts("127.0.0.1:4333"), Some((host("127.0.0.1"), 4333, false)));
+        assert_eq!(
+            parts("tls://bus.example:4333"),
+            Some((host("bus.example"), 4333, true))
+        );
+        assert_eq!(
+            parts("nats://127.0.0.1"),
+            Some((host("127.0.0.1"), 4222, false))
+        );
+        assert_eq!(
+            parts("127.0.0.1:4333"),
+            Some((host("127.0.0.1"), 4333, false))
+        );
         assert_eq!(parts("tls://[::1]:4222"), Some((host("::1"), 4222, true)));
         for other in ["wss://a:1", "http://a", "tls://", "tls://a:70000", ""] {
             assert_eq!(parts(other), None, "{other}");
@@ -280,7 +404,10 @@ mod tests {
         let code = |text: &str| refused("a", text.to_owned()).code();
         assert_eq!(code("Authorization Violation"), Code::BusRefused);
         assert_eq!(code("User Authentication Expired"), Code::BusRefused);
-        assert_eq!(code("Permissions Violation for Subscription to \"diloco.request.>\""), Code::BusDenied);
+        assert_eq!(
+            code("Permissions Violation for Subscription to \"diloco.request.>\""),
+            Code::BusDenied
+        );
         assert_eq!(code("maximum connections exceeded"), Code::BusUnreachable);
     }
 }

@@ -1,4 +1,5 @@
-//! What others use: a subject that is heard for as long as somebody listens, over as many connections as that takes.
+//! What others use: a subject that is heard for as long as somebody listens, over as many
+//! connections as that takes.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -19,9 +20,9 @@ const PINGS_MAX: u32 = 2;
 /// How often what was dropped is logged.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
-/// One of the subjects that a process hears over a connection of its own, on which nothing that a sender does to its
-/// messages can end the connection. Messages that come while there is no connection are lost, as are those that this
-/// process cannot follow.
+/// One of the subjects that a process hears over a connection of its own, on which nothing that a
+/// sender does to its messages can end the connection. Messages that come while there is no
+/// connection are lost, as are those that this process cannot follow.
 #[derive(Debug)]
 pub struct Listener {
     filter: String,
@@ -50,9 +51,10 @@ enum End {
 }
 
 impl Listener {
-    /// Connects as `name`, with the credentials that `config` names (as nobody when it names none), and listens on each of
-    /// `filters`. One attempt at each server; once connected, it reconnects by itself, with the credentials as the file
-    /// holds them then. When this returns, the server has the subscriptions.
+    /// Connects as `name`, with the credentials that `config` names (as nobody when it names none),
+    /// and listens on each of `filters`. One attempt at each server; once connected, it reconnects
+    /// by itself, with the credentials as the file holds them then. When this returns, the server
+    /// has the subscriptions.
     ///
     /// # Errors
     /// As [`crate::Bus::connect`] and [`crate::Bus::subscribe`].
@@ -66,20 +68,46 @@ impl Listener {
         let source =
             match config.credentials.as_os_str().is_empty() {
                 true => None,
-                false => Some(CredentialSource::open(&config.credentials, now).map_err(|error| {
-                    BusError::Credential { url: url.clone(), reason: error.to_string(), code: error.code() }
-                })?),
+                false => Some(CredentialSource::open(&config.credentials, now).map_err(
+                    |error| BusError::Credential {
+                        url: url.clone(),
+                        reason: error.to_string(),
+                        code: error.code(),
+                    },
+                )?),
             };
-        let addresses = config.addresses().map(Address::parse).collect::<Result<_, _>>()?;
-        let filters: Vec<String> = filters.iter().map(|filter| filter.as_ref().to_owned()).collect();
+        let addresses = config
+            .addresses()
+            .map(Address::parse)
+            .collect::<Result<_, _>>()?;
+        let filters: Vec<String> = filters
+            .iter()
+            .map(|filter| filter.as_ref().to_owned())
+            .collect();
         let ca = Dialer::authority(config.tls()?);
-        let dialer = Dialer { name: name.to_owned(), addresses, ca, source, filters: filters.clone() };
+        let dialer = Dialer {
+            name: name.to_owned(),
+            addresses,
+            ca,
+            source,
+            filters: filters.clone(),
+        };
         let (outlets, inlets): (Vec<_>, Vec<_>) = filters.iter().map(|_| pair()).unzip();
         let denied = Arc::<OnceLock<String>>::default();
-        let mut keeper = Keeper { dialer, outlets, denied: Arc::clone(&denied), unheard: 0, reported: 0 };
+        let mut keeper = Keeper {
+            dialer,
+            outlets,
+            denied: Arc::clone(&denied),
+            unheard: 0,
+            reported: 0,
+        };
         let link = keeper.dial().await?;
         tokio::spawn(keeper.keep(link));
-        let listener = |(filter, inlet)| Self { filter, inlet, denied: Arc::clone(&denied) };
+        let listener = |(filter, inlet)| Self {
+            filter,
+            inlet,
+            denied: Arc::clone(&denied),
+        };
         Ok(filters.into_iter().zip(inlets).map(listener).collect())
     }
 
@@ -97,7 +125,10 @@ impl Listener {
             Some(delivery) => Ok(delivery),
             None => {
                 let subject = self.denied.get().unwrap_or(&self.filter).clone();
-                Err(BusError::Denied { direction: Direction::Subscribe, subject })
+                Err(BusError::Denied {
+                    direction: Direction::Subscribe,
+                    subject,
+                })
             }
         }
     }
@@ -214,7 +245,9 @@ impl Keeper {
 
     async fn dial(&mut self) -> Result<Link, BusError> {
         let (outlets, unheard) = (&self.outlets, &mut self.unheard);
-        self.dialer.dial(&mut |word| take(outlets, unheard, word)).await
+        self.dialer
+            .dial(&mut |word| take(outlets, unheard, word))
+            .await
     }
 
     fn take(&mut self, word: Word) {
@@ -227,8 +260,10 @@ impl Keeper {
         let count = all - std::mem::replace(&mut self.reported, all);
         if count > 0 {
             let (connection, code) = (&self.dialer.name, Code::MessagesDropped);
-            // A sender that had more waiting than its share, if there was one. All are asked, so that none is named later.
-            let flooders: Vec<PublicKey> = self.outlets.iter().filter_map(Outlet::flooder).collect();
+            // A sender that had more waiting than its share, if there was one. All are asked, so
+            // that none is named later.
+            let flooders: Vec<PublicKey> =
+                self.outlets.iter().filter_map(Outlet::flooder).collect();
             let flooder = flooders.first();
             let sender = flooder.map_or("many", PublicKey::as_str);
             tracing::warn!(connection, %code, sender, count, "messages dropped");
@@ -238,8 +273,14 @@ impl Keeper {
 
 fn take(outlets: &[Outlet], unheard: &mut u64, word: Word) {
     match word {
-        Word::Message { subscription, delivery } => {
-            match usize::try_from(subscription).ok().and_then(|place| outlets.get(place)) {
+        Word::Message {
+            subscription,
+            delivery,
+        } => {
+            match usize::try_from(subscription)
+                .ok()
+                .and_then(|place| outlets.get(place))
+            {
                 Some(outlet) => outlet.put(delivery),
                 None => *unheard += 1,
             }

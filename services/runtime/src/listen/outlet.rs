@@ -1,6 +1,7 @@
-//! Messages that wait for their listener. The connection is read as fast as it brings them, so that the broker never cuts
-//! it off for being slow; what a listener cannot follow is dropped here and counted. Each sender has a share of the places: one
-//! that floods fills its own, and loses its own messages.
+//! Messages that wait for their listener. The connection is read as fast as it brings them, so that
+//! the broker never cuts it off for being slow; what a listener cannot follow is dropped here and
+//! counted. Each sender has a share of the places: one that floods fills its own, and loses its own
+//! messages.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -11,12 +12,14 @@ use tokio::sync::mpsc;
 
 use super::protocol::Delivery;
 
-/// Messages of one subject that may wait: a second of what the broker can send in a burst of short ones.
+/// Messages of one subject that may wait: a second of what the broker can send in a burst of short
+/// ones.
 const MESSAGES_MAX: usize = 65_536;
 /// Bytes of one subject that may wait, with what each message costs beside its own.
 const BYTES_MAX: usize = 32 << 20;
-/// One sender may take one part in this many of both. A worker in the middle of a round asks for each of at most 256 chunks a few
-/// times, a fraction of its 4,096 places; and it takes sixteen keys that flood together to fill them all.
+/// One sender may take one part in this many of both. A worker in the middle of a round asks for
+/// each of at most 256 chunks a few times, a fraction of its 4,096 places; and it takes sixteen
+/// keys that flood together to fill them all.
 const SHARES: usize = 16;
 /// What a message costs beside its own bytes.
 const OVERHEAD_BYTES: usize = 128;
@@ -55,12 +58,18 @@ struct Share {
 impl Share {
     /// With one more message, if that is within a part of the bounds.
     fn with(self, bytes: usize, part: usize) -> Option<Self> {
-        let more = Self { messages: self.messages + 1, bytes: self.bytes + bytes };
+        let more = Self {
+            messages: self.messages + 1,
+            bytes: self.bytes + bytes,
+        };
         (more.messages <= MESSAGES_MAX / part && more.bytes <= BYTES_MAX / part).then_some(more)
     }
 
     fn without(self, bytes: usize) -> Self {
-        Self { messages: self.messages - 1, bytes: self.bytes - bytes }
+        Self {
+            messages: self.messages - 1,
+            bytes: self.bytes - bytes,
+        }
     }
 }
 
@@ -73,7 +82,9 @@ impl Waiting {
             self.flooder = key;
             return false;
         };
-        let Some(all) = self.all.with(bytes, 1) else { return false };
+        let Some(all) = self.all.with(bytes, 1) else {
+            return false;
+        };
         self.all = all;
         self.senders.insert(key, own);
         true
@@ -82,7 +93,9 @@ impl Waiting {
     /// A message waits no more.
     fn leave(&mut self, sender: &Option<PublicKey>, bytes: usize) {
         self.all = self.all.without(bytes);
-        let Some(own) = self.senders.get_mut(sender) else { return };
+        let Some(own) = self.senders.get_mut(sender) else {
+            return;
+        };
         *own = own.without(bytes);
         if own.messages == 0 {
             self.senders.remove(sender);
@@ -94,7 +107,13 @@ impl Waiting {
 pub(crate) fn pair() -> (Outlet, Inlet) {
     let (sender, receiver) = mpsc::channel(MESSAGES_MAX);
     let waiting = Arc::<Mutex<Waiting>>::default();
-    (Outlet { sender, waiting: Arc::clone(&waiting) }, Inlet { receiver, waiting })
+    (
+        Outlet {
+            sender,
+            waiting: Arc::clone(&waiting),
+        },
+        Inlet { receiver, waiting },
+    )
 }
 
 impl Outlet {
@@ -159,17 +178,29 @@ mod tests {
     use super::*;
 
     fn delivery(bytes: usize) -> Delivery {
-        Delivery { subject: "a.b".to_owned(), reply: None, payload: Bytes::from(vec![0; bytes]) }
+        Delivery {
+            subject: "a.b".to_owned(),
+            reply: None,
+            payload: Bytes::from(vec![0; bytes]),
+        }
     }
 
     /// A request of one of many workers.
     fn of(number: usize, bytes: usize) -> Delivery {
         let account = format!("A{}", "A".repeat(55));
-        let letter = |at: usize| char::from(b'A' + u8::try_from(number >> (4 * at) & 15).expect("four bits"));
+        let letter = |at: usize| {
+            char::from(b'A' + u8::try_from(number >> (4 * at) & 15).expect("four bits"))
+        };
         let worker: String = (0..4).map(letter).collect();
-        let subject = format!("diloco.request.{account}.demo.U{}{worker}.lease.claim", "A".repeat(51));
+        let subject = format!(
+            "diloco.request.{account}.demo.U{}{worker}.lease.claim",
+            "A".repeat(51)
+        );
         assert!(sender_key(&subject).is_some(), "{subject}");
-        Delivery { subject, ..delivery(bytes) }
+        Delivery {
+            subject,
+            ..delivery(bytes)
+        }
     }
 
     #[tokio::test]
@@ -182,12 +213,22 @@ mod tests {
         assert_eq!(outlet.flooder(), sender_key(&of(1, 1).subject));
         outlet.put(of(2, 1));
         outlet.put(delivery(1));
-        assert_eq!((outlet.dropped(), outlet.flooder()), (100_000 - 4096, None), "both found a place");
+        assert_eq!(
+            (outlet.dropped(), outlet.flooder()),
+            (100_000 - 4096, None),
+            "both found a place"
+        );
         for _ in 0..4096 {
             assert_eq!(inlet.take().await, Some(of(1, 1)));
         }
-        assert_eq!((inlet.take().await, inlet.take().await), (Some(of(2, 1)), Some(delivery(1))));
-        assert!(lock(&outlet.waiting).senders.is_empty(), "a sender of which nothing waits is forgotten");
+        assert_eq!(
+            (inlet.take().await, inlet.take().await),
+            (Some(of(2, 1)), Some(delivery(1)))
+        );
+        assert!(
+            lock(&outlet.waiting).senders.is_empty(),
+            "a sender of which nothing waits is forgotten"
+        );
         // Few long messages are a flood as well.
         for _ in 0..1000 {
             outlet.put(of(1, 200 << 10));
@@ -215,7 +256,11 @@ mod tests {
             inlet.take().await.expect("it waits");
         }
         outlet.put(delivery(1));
-        assert_eq!((inlet.take().await, outlet.dropped()), (Some(delivery(1)), 79), "there is room again");
+        assert_eq!(
+            (inlet.take().await, outlet.dropped()),
+            (Some(delivery(1)), 79),
+            "there is room again"
+        );
     }
 
     #[tokio::test]

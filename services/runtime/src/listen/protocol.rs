@@ -1,14 +1,16 @@
-//! The words of the NATS protocol that a listener needs, from bytes that arrive in any pieces. Subjects, reply subjects
-//! and payloads are chosen by strangers, so none of them, whatever their bytes, may end a connection that everybody
-//! shares: what cannot be understood is passed over by its length.
+//! The words of the NATS protocol that a listener needs, from bytes that arrive in any pieces.
+//! Subjects, reply subjects and payloads are chosen by strangers, so none of them, whatever their
+//! bytes, may end a connection that everybody shares: what cannot be understood is passed over by
+//! its length.
 
 use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
-/// Longest line. The broker's own limit for the words of a client, and so for the subjects in them, is 4 KiB; its
-/// greeting can name other servers.
+/// Longest line. The broker's own limit for the words of a client, and so for the subjects in them,
+/// is 4 KiB; its greeting can name other servers.
 pub(crate) const LINE_BYTES_MAX: usize = 64 << 10;
-/// Longest payload that is taken up: twice what the broker is configured for. A longer one is passed over.
+/// Longest payload that is taken up: twice what the broker is configured for. A longer one is
+/// passed over.
 pub(crate) const PAYLOAD_BYTES_MAX: usize = 2 * schemas::limits::MESSAGE_BYTES_MAX;
 /// Longest part of a line that an error repeats.
 const SHOWN_BYTES_MAX: usize = 80;
@@ -18,9 +20,11 @@ const END: &[u8] = b"\r\n";
 /// A message as a listener gets it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
-    /// Where it was sent. Bytes that are no UTF-8 are replaced by U+FFFD, which no subject of ours holds.
+    /// Where it was sent. Bytes that are no UTF-8 are replaced by U+FFFD, which no subject of ours
+    /// holds.
     pub subject: String,
-    /// Where an answer is expected; none as well when it is no text, since nothing can be sent there.
+    /// Where an answer is expected; none as well when it is no text, since nothing can be sent
+    /// there.
     pub reply: Option<String>,
     /// What was sent.
     pub payload: Bytes,
@@ -156,7 +160,9 @@ impl Parser {
             let word = match &mut self.state {
                 State::Line { searched } => {
                     let searched = *searched;
-                    let Some(line) = self.line(searched)? else { return Ok(None) };
+                    let Some(line) = self.line(searched)? else {
+                        return Ok(None);
+                    };
                     self.state = State::default();
                     self.word(&line)?
                 }
@@ -168,7 +174,9 @@ impl Parser {
                     Some(self.message(bytes)?)
                 }
                 State::Pass { .. } => {
-                    let Some(word) = self.pass()? else { return Ok(None) };
+                    let Some(word) = self.pass()? else {
+                        return Ok(None);
+                    };
                     Some(word)
                 }
             };
@@ -180,7 +188,10 @@ impl Parser {
 
     /// A whole line without its end.
     fn line(&mut self, searched: usize) -> Result<Option<BytesMut>, ProtocolError> {
-        let end = self.buffer[searched..].iter().position(|byte| *byte == b'\n').map(|place| searched + place);
+        let end = self.buffer[searched..]
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .map(|place| searched + place);
         let length = end.unwrap_or(self.buffer.len());
         if length > LINE_BYTES_MAX {
             return Err(ProtocolError::LineTooLong);
@@ -211,10 +222,15 @@ impl Parser {
             b"PING" => Word::Ping,
             b"PONG" => Word::Pong,
             b"+OK" => Word::Ok,
-            b"-ERR" => Word::Error(String::from_utf8_lossy(rest).trim_matches([' ', '\'']).to_owned()),
-            b"INFO" => {
-                Word::Info(serde_json::from_slice(rest).map_err(|error| ProtocolError::Greeting(error.to_string()))?)
-            }
+            b"-ERR" => Word::Error(
+                String::from_utf8_lossy(rest)
+                    .trim_matches([' ', '\''])
+                    .to_owned(),
+            ),
+            b"INFO" => Word::Info(
+                serde_json::from_slice(rest)
+                    .map_err(|error| ProtocolError::Greeting(error.to_string()))?,
+            ),
             _ => return Err(ProtocolError::Unknown(shown(line))),
         }))
     }
@@ -228,16 +244,28 @@ impl Parser {
             return Err(ProtocolError::NoEnd(bytes));
         }
         match std::mem::take(&mut self.state) {
-            State::Payload(Head { subscription, subject, reply, .. }) => {
-                Ok(Word::Message { subscription, delivery: Delivery { subject, reply, payload } })
-            }
+            State::Payload(Head {
+                subscription,
+                subject,
+                reply,
+                ..
+            }) => Ok(Word::Message {
+                subscription,
+                delivery: Delivery {
+                    subject,
+                    reply,
+                    payload,
+                },
+            }),
             State::Line { .. } | State::Pass { .. } => unreachable!("called in a payload"),
         }
     }
 
     /// Throws away what is here of a payload that is not taken up.
     fn pass(&mut self) -> Result<Option<Word>, ProtocolError> {
-        let State::Pass { left, whole } = &mut self.state else { unreachable!("called while passing over") };
+        let State::Pass { left, whole } = &mut self.state else {
+            unreachable!("called while passing over")
+        };
         let here = self.buffer.len().min(*left);
         let _ = self.buffer.split_to(here);
         *left -= here;
@@ -253,22 +281,30 @@ impl Parser {
     }
 }
 
-/// What follows `MSG subject subscription [reply] length`. The length is the last word and decides where the next message
-/// begins; whatever the others are, it is followed.
+/// What follows `MSG subject subscription [reply] length`. The length is the last word and decides
+/// where the next message begins; whatever the others are, it is followed.
 fn announced(rest: &[u8]) -> Result<State, ProtocolError> {
-    let mut words = rest.split(|byte| matches!(byte, b' ' | b'\t')).filter(|word| !word.is_empty());
+    let mut words = rest
+        .split(|byte| matches!(byte, b' ' | b'\t'))
+        .filter(|word| !word.is_empty());
     let no_length = || ProtocolError::NoLength(shown(rest));
     let bytes = words.next_back().and_then(number).ok_or_else(no_length)?;
     let bytes = usize::try_from(bytes).map_err(|_| no_length())?;
-    let (subject, subscription, reply) = (words.next(), words.next().and_then(number), words.next());
-    let pass = State::Pass { left: bytes, whole: bytes };
+    let (subject, subscription, reply) =
+        (words.next(), words.next().and_then(number), words.next());
+    let pass = State::Pass {
+        left: bytes,
+        whole: bytes,
+    };
     Ok(match (subject, subscription, words.next()) {
-        (Some(subject), Some(subscription), None) if bytes <= PAYLOAD_BYTES_MAX => State::Payload(Head {
-            subscription,
-            subject: String::from_utf8_lossy(subject).into_owned(),
-            reply: reply.and_then(|reply| String::from_utf8(reply.to_vec()).ok()),
-            bytes,
-        }),
+        (Some(subject), Some(subscription), None) if bytes <= PAYLOAD_BYTES_MAX => {
+            State::Payload(Head {
+                subscription,
+                subject: String::from_utf8_lossy(subject).into_owned(),
+                reply: reply.and_then(|reply| String::from_utf8(reply.to_vec()).ok()),
+                bytes,
+            })
+        }
         _ => pass,
     })
 }
@@ -276,7 +312,10 @@ fn announced(rest: &[u8]) -> Result<State, ProtocolError> {
 /// A number of at most 18 digits.
 fn number(word: &[u8]) -> Option<u64> {
     let digits = !word.is_empty() && word.len() <= 18 && word.iter().all(u8::is_ascii_digit);
-    digits.then(|| word.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
+    digits.then(|| {
+        word.iter()
+            .fold(0, |number, digit| number * 10 + u64::from(digit - b'0'))
+    })
 }
 
 fn shown(line: &[u8]) -> String {
@@ -300,7 +339,8 @@ pub(crate) fn connect(own: &Connect<'_>) -> String {
     format!("CONNECT {json}\r\n")
 }
 
-/// The line that asks for a subject. Filters come from the table of subjects and hold no white space.
+/// The line that asks for a subject. Filters come from the table of subjects and hold no white
+/// space.
 pub(crate) fn subscribe(filter: &str, subscription: u64) -> String {
     format!("SUB {filter} {subscription}\r\n")
 }

@@ -1,4 +1,5 @@
-//! The throttle as a layer of the log: it sees each event before anything is written, and lets it pass or counts it.
+//! The throttle as a layer of the log: it sees each event before anything is written, and lets it
+//! pass or counts it.
 
 use std::fmt::{self, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,12 +29,16 @@ pub(crate) struct HeldBack(pub(crate) Held);
 
 impl Held {
     pub(crate) fn new() -> Self {
-        Self { throttle: Arc::default(), started: Instant::now() }
+        Self {
+            throttle: Arc::default(),
+            started: Instant::now(),
+        }
     }
 
     /// Logs the sums that are due, for as long as the process lives.
     pub(crate) fn tell_for_ever(self) {
-        // Not a task: what is logged before the async runtime starts, or while it stands still, is told too.
+        // Not a task: what is logged before the async runtime starts, or while it stands still, is
+        // told too.
         let telling = move || {
             loop {
                 std::thread::sleep(INTERVAL_FIRST);
@@ -41,7 +46,10 @@ impl Held {
                 log(&many);
             }
         };
-        if let Err(error) = std::thread::Builder::new().name("log".to_owned()).spawn(telling) {
+        if let Err(error) = std::thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(telling)
+        {
             tracing::warn!(%error, "no thread that tells how many lines were held back; the end of the process will");
         }
     }
@@ -59,8 +67,18 @@ impl Held {
 }
 
 fn log(many: &[Many]) {
-    for Many { site, cause, count, within, newest } in many.iter().take(LINES_MAX) {
-        let (within_s, site) = (within.as_secs(), site.strip_prefix("event ").unwrap_or(site));
+    for Many {
+        site,
+        cause,
+        count,
+        within,
+        newest,
+    } in many.iter().take(LINES_MAX)
+    {
+        let (within_s, site) = (
+            within.as_secs(),
+            site.strip_prefix("event ").unwrap_or(site),
+        );
         tracing::warn!(target: TARGET, held_back = count, within_s, cause, site, newest, "more lines of this cause");
     }
     if let Some(causes) = many.len().checked_sub(LINES_MAX).filter(|more| *more > 0) {
@@ -79,7 +97,8 @@ impl<S: Subscriber> Layer<S> for HeldBack {
         event.record(&mut line);
         let Line { cause, text } = line;
         let held = &self.0;
-        held.lock().note(metadata.name(), &cause, held.started.elapsed(), || text)
+        held.lock()
+            .note(metadata.name(), &cause, held.started.elapsed(), || text)
     }
 }
 
@@ -87,7 +106,8 @@ impl<S: Subscriber> Layer<S> for HeldBack {
 fn is_throttled(metadata: &tracing::Metadata<'_>) -> bool {
     let fields = metadata.fields();
     *metadata.level() <= Level::WARN
-        || (*metadata.level() == Level::INFO && (fields.field("code").is_some() || fields.field("cause").is_some()))
+        || (*metadata.level() == Level::INFO
+            && (fields.field("code").is_some() || fields.field("cause").is_some()))
 }
 
 /// An event as text, and the part of it that is its cause.
@@ -155,8 +175,12 @@ mod tests {
     /// What `say` logs, with the sums at its end.
     fn logged(say: impl FnOnce()) -> String {
         let (page, held) = (Page::default(), Held::new());
-        let layer = tracing_subscriber::fmt::layer().with_writer(page.clone()).with_ansi(false);
-        let subscriber = tracing_subscriber::registry().with(HeldBack(held.clone())).with(layer);
+        let layer = tracing_subscriber::fmt::layer()
+            .with_writer(page.clone())
+            .with_ansi(false);
+        let subscriber = tracing_subscriber::registry()
+            .with(HeldBack(held.clone()))
+            .with(layer);
         tracing::subscriber::with_default(subscriber, || {
             say();
             held.tell_rest();
@@ -177,10 +201,19 @@ mod tests {
         });
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), FULL_MAX as usize + 2, "{text}");
-        assert!(lines.iter().any(|line| line.contains("DL0301")), "the one of another code is there: {text}");
+        assert!(
+            lines.iter().any(|line| line.contains("DL0301")),
+            "the one of another code is there: {text}"
+        );
         let sum = lines.last().unwrap();
-        assert!(sum.contains(&format!("held_back={}", 1000 - FULL_MAX)), "{sum}");
-        assert!(sum.contains("lease=999") && sum.contains("an upload failed"), "the newest is shown: {sum}");
+        assert!(
+            sum.contains(&format!("held_back={}", 1000 - FULL_MAX)),
+            "{sum}"
+        );
+        assert!(
+            sum.contains("lease=999") && sum.contains("an upload failed"),
+            "the newest is shown: {sum}"
+        );
     }
 
     #[test]

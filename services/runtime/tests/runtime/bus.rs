@@ -23,8 +23,15 @@ fn question_of_a_worker() -> ReleaseRequest {
         kind: schemas::lease::UnitKind::Train,
         index: schemas::UnitIndex(0),
     };
-    let lease = schemas::lease::LeaseRef { unit, epoch: schemas::Epoch(1) };
-    ReleaseRequest { v: schemas::V, lease, reason: "a test".into() }
+    let lease = schemas::lease::LeaseRef {
+        unit,
+        epoch: schemas::Epoch(1),
+    };
+    ReleaseRequest {
+        v: schemas::V,
+        lease,
+        reason: "a test".into(),
+    }
 }
 
 #[tokio::test]
@@ -35,16 +42,24 @@ async fn ls_11_a_refused_request_fails_at_once_and_by_name() {
     let public = operator.public().expect("connected with credentials");
     let subject = control_subject(public, ControlVerb::Shutdown);
     let started = Instant::now();
-    let error =
-        worker.request::<_, Done>(&subject, &question_of_a_worker(), WAIT).await.expect_err("workers control nothing");
+    let error = worker
+        .request::<_, Done>(&subject, &question_of_a_worker(), WAIT)
+        .await
+        .expect_err("workers control nothing");
     assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
     assert_eq!(error.code(), Code::BusDenied);
     match error {
-        BusError::Denied { direction: Direction::Publish, subject: refused } => assert_eq!(refused, subject),
+        BusError::Denied {
+            direction: Direction::Publish,
+            subject: refused,
+        } => assert_eq!(refused, subject),
         other => panic!("{other}"),
     }
     // Its own verb, which nobody answers yet.
-    let error = operator.request::<_, Done>(&subject, &question_of_a_worker(), WAIT).await.expect_err("no coordinator");
+    let error = operator
+        .request::<_, Done>(&subject, &question_of_a_worker(), WAIT)
+        .await
+        .expect_err("no coordinator");
     assert_eq!(error.code(), Code::NoAnswer);
 }
 
@@ -52,30 +67,77 @@ async fn ls_11_a_refused_request_fails_at_once_and_by_name() {
 async fn a_refused_subscription_is_an_error_and_a_granted_one_stands() {
     let cluster = Cluster::bare(Options::default()).await;
     let worker = cluster.connect(Role::Worker, "worker-0").await;
-    let id: WorkerId = worker.public().expect("connected with credentials").as_str().parse().expect("a user key");
-    worker.subscribe(&command_filter(cluster.run(), &id)).await.expect("its own commands");
-    let error = worker.subscribe("diloco.request.>").await.map(|_| ()).expect_err("requests are the coordinator's");
-    assert!(matches!(error, BusError::Denied { direction: Direction::Subscribe, .. }), "{error}");
+    let id: WorkerId = worker
+        .public()
+        .expect("connected with credentials")
+        .as_str()
+        .parse()
+        .expect("a user key");
+    worker
+        .subscribe(&command_filter(cluster.run(), &id))
+        .await
+        .expect("its own commands");
+    let error = worker
+        .subscribe("diloco.request.>")
+        .await
+        .map(|_| ())
+        .expect_err("requests are the coordinator's");
+    assert!(
+        matches!(
+            error,
+            BusError::Denied {
+                direction: Direction::Subscribe,
+                ..
+            }
+        ),
+        "{error}"
+    );
 }
 
 #[tokio::test]
 async fn only_the_answer_to_what_was_asked_is_taken() {
     let cluster = Cluster::bare(Options::default()).await;
     let config = cluster.bus_config(&cluster.domain().layout().credentials("coordinator"));
-    let listening = Listener::connect("coordinator", &config, &["diloco.control.>"], clock::now()).await;
+    let listening =
+        Listener::connect("coordinator", &config, &["diloco.control.>"], clock::now()).await;
     let mut listener = listening.expect("it may").remove(0);
     let coordinator = cluster.connect(Role::Coordinator, "coordinator").await;
     let operator = cluster.connect(Role::Operator, "operator").await;
-    let subject = control_subject(operator.public().expect("with credentials"), ControlVerb::Shutdown);
+    let subject = control_subject(
+        operator.public().expect("with credentials"),
+        ControlVerb::Shutdown,
+    );
     let other: PublicKey = cluster.issue(Role::Worker, "worker-0").public;
     let done = |asked: &Asked| Answer::new(asked, Reply::Ok(Done::default())).encode();
     type Made<'a> = Box<dyn Fn(&Asked) -> Vec<u8> + 'a>;
     let answers: [(Made<'_>, Option<Code>); 5] = [
         (Box::new(done), None),
-        (Box::new(|asked| done(&Asked { by: other.clone(), ..asked.clone() })), Some(Code::NoAnswer)),
-        (Box::new(|asked| done(&Asked { question: question("x", b""), ..asked.clone() })), Some(Code::NoAnswer)),
-        (Box::new(|_| Done::default().encode()), Some(Code::MessageInvalid)),
-        (Box::new(|_| b"{\"stream\":\"AUDIT\",\"seq\":1}".to_vec()), Some(Code::MessageInvalid)),
+        (
+            Box::new(|asked| {
+                done(&Asked {
+                    by: other.clone(),
+                    ..asked.clone()
+                })
+            }),
+            Some(Code::NoAnswer),
+        ),
+        (
+            Box::new(|asked| {
+                done(&Asked {
+                    question: question("x", b""),
+                    ..asked.clone()
+                })
+            }),
+            Some(Code::NoAnswer),
+        ),
+        (
+            Box::new(|_| Done::default().encode()),
+            Some(Code::MessageInvalid),
+        ),
+        (
+            Box::new(|_| b"{\"stream\":\"AUDIT\",\"seq\":1}".to_vec()),
+            Some(Code::MessageInvalid),
+        ),
     ];
     for (place, (made, expected)) in answers.iter().enumerate() {
         let asking = question_of_a_worker();
@@ -83,10 +145,20 @@ async fn only_the_answer_to_what_was_asked_is_taken() {
             let heard = listener.next().await.expect("it may");
             let asked = Asked::heard(&heard.subject, &heard.payload).expect("an operator asks");
             let reply = heard.reply.expect("it wants an answer");
-            coordinator.publish(&reply, made(&asked).into()).await.expect("sent");
+            coordinator
+                .publish(&reply, made(&asked).into())
+                .await
+                .expect("sent");
         };
-        let (answer, ()) = tokio::join!(operator.request::<_, Done>(&subject, &asking, WAIT), answering);
-        assert_eq!(answer.map_err(|error| error.code()).err(), *expected, "{place}");
+        let (answer, ()) = tokio::join!(
+            operator.request::<_, Done>(&subject, &asking, WAIT),
+            answering
+        );
+        assert_eq!(
+            answer.map_err(|error| error.code()).err(),
+            *expected,
+            "{place}"
+        );
     }
 }
 
@@ -94,13 +166,27 @@ async fn only_the_answer_to_what_was_asked_is_taken() {
 async fn a_lost_connection_ends_what_waited_and_comes_back() {
     let mut cluster = Cluster::bare(Options::default()).await;
     let coordinator = cluster.connect(Role::Coordinator, "coordinator").await;
-    let mut silent = coordinator.subscribe("diloco.control.>").await.expect("it may");
+    let mut silent = coordinator
+        .subscribe("diloco.control.>")
+        .await
+        .expect("it may");
     let operator = cluster.connect(Role::Operator, "operator").await;
-    let subject = control_subject(operator.public().expect("with credentials"), ControlVerb::Shutdown);
+    let subject = control_subject(
+        operator.public().expect("with credentials"),
+        ControlVerb::Shutdown,
+    );
     let asker = operator.clone();
     let asked = subject.clone();
-    let asking = tokio::spawn(async move { asker.request::<_, Done>(&asked, &question_of_a_worker(), WAIT).await });
-    silent.next().await.expect("allowed").expect("the question arrives and is not answered");
+    let asking = tokio::spawn(async move {
+        asker
+            .request::<_, Done>(&asked, &question_of_a_worker(), WAIT)
+            .await
+    });
+    silent
+        .next()
+        .await
+        .expect("allowed")
+        .expect("the question arrives and is not answered");
     cluster.kill9("broker");
     let error = asking.await.expect("no panic").expect_err("nobody answers");
     assert!(matches!(error, BusError::Lost { .. }), "{error}");
@@ -111,21 +197,43 @@ async fn a_lost_connection_ends_what_waited_and_comes_back() {
 #[tokio::test]
 async fn strangers_and_absent_servers_have_codes() {
     let cluster = Cluster::bare(Options::default()).await;
-    let other = Domain::init(&cluster.path("other"), &InitOptions::default(), clock::now()).expect("another domain");
+    let other = Domain::init(
+        &cluster.path("other"),
+        &InitOptions::default(),
+        clock::now(),
+    )
+    .expect("another domain");
     let lifetime = schemas::Millis::from_secs(3600);
-    let issued = other.issue(Role::Coordinator, "stranger", None, lifetime, clock::now()).expect("issued");
+    let issued = other
+        .issue(Role::Coordinator, "stranger", None, lifetime, clock::now())
+        .expect("issued");
     let config = cluster.bus_config(&issued.credentials);
-    let error = Bus::connect("stranger", &config, clock::now()).await.expect_err("of another domain");
+    let error = Bus::connect("stranger", &config, clock::now())
+        .await
+        .expect_err("of another domain");
     assert_eq!(error.code(), Code::BusRefused, "{error}");
     let own = cluster.issue(Role::Coordinator, "coordinator");
     // The authority of another domain did not sign this server's certificate.
-    let config = BusConfig { ca: other.layout().ca(), ..cluster.bus_config(&own.credentials) };
-    let error = Bus::connect("mistaken", &config, clock::now()).await.expect_err("an unknown server");
+    let config = BusConfig {
+        ca: other.layout().ca(),
+        ..cluster.bus_config(&own.credentials)
+    };
+    let error = Bus::connect("mistaken", &config, clock::now())
+        .await
+        .expect_err("an unknown server");
     assert_eq!(error.code(), Code::CertificateUntrusted, "{error}");
     let text = error.to_string();
-    assert!(text.contains("issued to localhost, 127.0.0.1") && text.contains(cluster.bus_url()), "{text}");
-    let nowhere = BusConfig { url: "tls://127.0.0.1:1".into(), ..cluster.bus_config(&own.credentials) };
-    let error = Bus::connect("early", &nowhere, clock::now()).await.expect_err("nobody there");
+    assert!(
+        text.contains("issued to localhost, 127.0.0.1") && text.contains(cluster.bus_url()),
+        "{text}"
+    );
+    let nowhere = BusConfig {
+        url: "tls://127.0.0.1:1".into(),
+        ..cluster.bus_config(&own.credentials)
+    };
+    let error = Bus::connect("early", &nowhere, clock::now())
+        .await
+        .expect_err("nobody there");
     assert_eq!(error.code(), Code::BusUnreachable, "{error}");
 }
 
@@ -135,11 +243,22 @@ async fn an_expired_certificate_of_the_server_is_named_with_its_day() {
     let own = cluster.issue(Role::Coordinator, "coordinator");
     let now = clock::now();
     let made = UnixMillis(now.get() - 31 * 24 * 3_600_000);
-    cluster.domain().renew_server_certificate(&[], made).expect("the domain makes certificates");
+    cluster
+        .domain()
+        .renew_server_certificate(&[], made)
+        .expect("the domain makes certificates");
     cluster.kill9("broker");
     cluster.restart("broker").await;
-    let error = Bus::connect("late", &cluster.bus_config(&own.credentials), now).await.expect_err("it is over");
-    let (text, ended) = (error.to_string(), Time(made.after(Millis::from_secs(30 * 24 * 3600))).to_string());
+    let error = Bus::connect("late", &cluster.bus_config(&own.credentials), now)
+        .await
+        .expect_err("it is over");
+    let (text, ended) = (
+        error.to_string(),
+        Time(made.after(Millis::from_secs(30 * 24 * 3600))).to_string(),
+    );
     assert_eq!(error.code(), Code::ServerCertificateExpired, "{text}");
-    assert!(text.contains("issued to localhost") && text.contains(&ended[..16]), "{text}, {ended}");
+    assert!(
+        text.contains("issued to localhost") && text.contains(&ended[..16]),
+        "{text}, {ended}"
+    );
 }

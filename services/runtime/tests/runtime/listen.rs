@@ -1,4 +1,5 @@
-//! The reader of our own on a real broker: it hears what others hear, and what would end their connection does not end its.
+//! The reader of our own on a real broker: it hears what others hear, and what would end their
+//! connection does not end its.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -33,16 +34,22 @@ impl Scene {
         let cluster = Cluster::bare(Options::default()).await;
         let issued = cluster.issue(Role::Worker, "worker-0");
         let worker = issued.public.as_str().parse().expect("a user key");
-        Self { cluster, worker, credentials: issued.credentials }
+        Self {
+            cluster,
+            worker,
+            credentials: issued.credentials,
+        }
     }
 
     fn config(&self, name: &str) -> BusConfig {
-        self.cluster.bus_config(&self.cluster.domain().layout().credentials(name))
+        self.cluster
+            .bus_config(&self.cluster.domain().layout().credentials(name))
     }
 
     async fn listen(&self) -> Vec<Listener> {
         let config = self.config("coordinator");
-        let listeners = Listener::connect("test", &config, &COORDINATOR_FILTERS, clock::now()).await;
+        let listeners =
+            Listener::connect("test", &config, &COORDINATOR_FILTERS, clock::now()).await;
         listeners.unwrap_or_else(|error| panic!("{error}"))
     }
 
@@ -54,12 +61,20 @@ impl Scene {
     fn is_ours(&self, heard: &Delivery) -> bool {
         let account = self.cluster.domain().tenant().expect("there is one");
         let (run, worker) = (self.cluster.run().clone(), self.worker.clone());
-        heard.subject.parse() == Ok(Incoming::Request { account, run, worker, verb: Verb::LeaseClaim })
+        heard.subject.parse()
+            == Ok(Incoming::Request {
+                account,
+                run,
+                worker,
+                verb: Verb::LeaseClaim,
+            })
     }
 }
 
 async fn next(listener: &mut Listener) -> Delivery {
-    let heard = tokio::time::timeout(PATIENCE, listener.next()).await.expect("it comes");
+    let heard = tokio::time::timeout(PATIENCE, listener.next())
+        .await
+        .expect("it comes");
     heard.unwrap_or_else(|error| panic!("{}: {error}", listener.filter()))
 }
 
@@ -69,22 +84,48 @@ async fn headers_that_no_client_can_read_are_not_in_the_way() {
     let mut listeners = scene.listen().await;
     let (subject, inbox) = (scene.subject(), format!("_INBOX.{}.x", scene.worker));
     let mut raw = Raw::connect(&scene.cluster, &scene.credentials).await;
-    raw.say(format!("SUB _INBOX.{}.> 1\r\n", scene.worker)).await;
-    let long = [b"NATS/1.0\r\nX: ".to_vec(), vec![b'x'; 60 << 10], b"\r\n\r\n".to_vec()].concat();
+    raw.say(format!("SUB _INBOX.{}.> 1\r\n", scene.worker))
+        .await;
+    let long = [
+        b"NATS/1.0\r\nX: ".to_vec(),
+        vec![b'x'; 60 << 10],
+        b"\r\n\r\n".to_vec(),
+    ]
+    .concat();
     for (place, headers) in FOREIGN.iter().copied().chain([&long[..]]).enumerate() {
-        raw.publish(subject.as_bytes(), inbox.as_bytes(), headers, format!("{place}").as_bytes()).await;
+        raw.publish(
+            subject.as_bytes(),
+            inbox.as_bytes(),
+            headers,
+            format!("{place}").as_bytes(),
+        )
+        .await;
     }
-    assert_eq!(raw.settled().await, Vec::<String>::new(), "the broker takes all of it");
-    let answers = scene.cluster.connect(Role::Coordinator, "coordinator").await;
+    assert_eq!(
+        raw.settled().await,
+        Vec::<String>::new(),
+        "the broker takes all of it"
+    );
+    let answers = scene
+        .cluster
+        .connect(Role::Coordinator, "coordinator")
+        .await;
     for place in 0..=FOREIGN.len() {
         let heard = next(&mut listeners[0]).await;
         assert!(scene.is_ours(&heard), "{}", heard.subject);
         // A block that is not even one is left in front of what its sender sends.
-        assert!(heard.payload.ends_with(format!("{place}").as_bytes()), "{place}: {:?}", heard.payload);
+        assert!(
+            heard.payload.ends_with(format!("{place}").as_bytes()),
+            "{place}: {:?}",
+            heard.payload
+        );
         // What is answered arrives where the asker hears it, in another account.
         let reply = heard.reply.expect("it wants an answer");
         assert!(reply.starts_with("_R_."), "{reply}");
-        answers.publish(&reply, Bytes::from(format!("answer {place}"))).await.expect("sent");
+        answers
+            .publish(&reply, Bytes::from(format!("answer {place}")))
+            .await
+            .expect("sent");
         assert!(raw.line().await.starts_with(&format!("MSG {inbox} 1 ")));
         assert_eq!(raw.line().await, format!("answer {place}"));
     }
@@ -95,10 +136,22 @@ async fn subjects_that_are_no_text_are_heard_as_nobodys_and_answered_nowhere() {
     let scene = Scene::start().await;
     let credentials = scene.cluster.domain().layout().credentials("operator");
     let inbox = format!("_INBOX.{}", scene.cluster.source(&credentials).public());
-    let listening = Listener::connect("test", &scene.config("operator"), &[format!("{inbox}.>")], clock::now()).await;
+    let listening = Listener::connect(
+        "test",
+        &scene.config("operator"),
+        &[format!("{inbox}.>")],
+        clock::now(),
+    )
+    .await;
     let mut own = listening.expect("its own inbox").remove(0);
     let mut raw = Raw::connect(&scene.cluster, &credentials).await;
-    raw.publish(&[inbox.as_bytes(), b".\xff\xfe"].concat(), b"\xff.x", b"", b"hi").await;
+    raw.publish(
+        &[inbox.as_bytes(), b".\xff\xfe"].concat(),
+        b"\xff.x",
+        b"",
+        b"hi",
+    )
+    .await;
     let heard = next(&mut own).await;
     assert_eq!(heard.subject, format!("{inbox}.\u{fffd}\u{fffd}"));
     assert_eq!((heard.reply, &heard.payload[..]), (None, &b"hi"[..]));
@@ -111,18 +164,26 @@ async fn a_burst_is_heard_in_order_and_a_flood_takes_nobody_elses_place() {
     let mut raw = Raw::connect(&scene.cluster, &scene.credentials).await;
     let subject = scene.subject();
     let burst = |from: u32, to: u32| -> Vec<u8> {
-        let one = |number: u32| publication(subject.as_bytes(), b"", FOREIGN[0], &number.to_be_bytes());
+        let one =
+            |number: u32| publication(subject.as_bytes(), b"", FOREIGN[0], &number.to_be_bytes());
         (from..to).flat_map(one).collect()
     };
     raw.say(burst(0, 4_000)).await;
     for number in 0..4_000_u32 {
-        assert_eq!(next(&mut listeners[0]).await.payload, number.to_be_bytes().as_slice());
+        assert_eq!(
+            next(&mut listeners[0]).await.payload,
+            number.to_be_bytes().as_slice()
+        );
     }
     assert_eq!(listeners[0].dropped(), 0);
     // Nobody takes them now: the connection is read on, and other subjects are heard.
     raw.say(burst(0, 100_000)).await;
     raw.settled().await;
-    let heartbeat = format!("diloco.telemetry.{}.{}.heartbeat", scene.cluster.run(), scene.worker);
+    let heartbeat = format!(
+        "diloco.telemetry.{}.{}.heartbeat",
+        scene.cluster.run(),
+        scene.worker
+    );
     raw.publish(heartbeat.as_bytes(), b"", b"", b"beat").await;
     assert_eq!(next(&mut listeners[1]).await.payload, "beat");
     let dropped = listeners[0].dropped();
@@ -133,11 +194,26 @@ async fn a_burst_is_heard_in_order_and_a_flood_takes_nobody_elses_place() {
     let mut quiet = Raw::connect(&scene.cluster, &other.credentials).await;
     let other = other.public.as_str().parse().expect("a user key");
     let request = request_subject(scene.cluster.run(), &other, Verb::LeaseClaim);
-    quiet.publish(request.as_bytes(), format!("_INBOX.{other}.x").as_bytes(), b"", b"quiet").await;
+    quiet
+        .publish(
+            request.as_bytes(),
+            format!("_INBOX.{other}.x").as_bytes(),
+            b"",
+            b"quiet",
+        )
+        .await;
     quiet.settled().await;
-    assert_eq!(next(&mut listeners[0]).await.payload, 0_u32.to_be_bytes().as_slice(), "the oldest wait");
+    assert_eq!(
+        next(&mut listeners[0]).await.payload,
+        0_u32.to_be_bytes().as_slice(),
+        "the oldest wait"
+    );
     while next(&mut listeners[0]).await.payload != "quiet" {}
-    assert_eq!(listeners[0].dropped(), dropped, "none but those of who flooded");
+    assert_eq!(
+        listeners[0].dropped(),
+        dropped,
+        "none but those of who flooded"
+    );
 }
 
 #[tokio::test]
@@ -153,7 +229,12 @@ async fn it_comes_back_after_the_broker_did_with_the_credentials_of_then() {
     let heard = tokio::time::timeout(PATIENCE, async {
         loop {
             // Until it has reconnected nobody hears.
-            let outcome = worker.request_raw(&subject, HeaderMap::new(), "x".into(), Duration::from_secs(1));
+            let outcome = worker.request_raw(
+                &subject,
+                HeaderMap::new(),
+                "x".into(),
+                Duration::from_secs(1),
+            );
             tokio::select! {
                 delivery = listeners[0].next() => break delivery.expect("it may"),
                 _ = outcome => {}
@@ -170,7 +251,12 @@ async fn refused_strangers_and_absent_servers_have_the_codes_that_a_bus_gives_th
         let tried = Listener::connect("test", config, &[filter], clock::now()).await;
         let listener = tried.map(|_| ()).expect_err("it cannot listen").code();
         let bus = match Bus::connect("test", config, clock::now()).await {
-            Ok(bus) => bus.subscribe(filter).await.map(|_| ()).expect_err("it cannot listen").code(),
+            Ok(bus) => bus
+                .subscribe(filter)
+                .await
+                .map(|_| ())
+                .expect_err("it cannot listen")
+                .code(),
             Err(error) => error.code(),
         };
         assert_eq!(listener, bus);
@@ -178,21 +264,62 @@ async fn refused_strangers_and_absent_servers_have_the_codes_that_a_bus_gives_th
     };
     let mine = "diloco.request.>";
     let own = scene.config("coordinator");
-    assert_eq!(try_with(&scene.config("operator"), mine).await, Code::BusDenied);
-    let other = Domain::init(&scene.cluster.path("other"), &InitOptions::default(), clock::now()).expect("a domain");
+    assert_eq!(
+        try_with(&scene.config("operator"), mine).await,
+        Code::BusDenied
+    );
+    let other = Domain::init(
+        &scene.cluster.path("other"),
+        &InitOptions::default(),
+        clock::now(),
+    )
+    .expect("a domain");
     let lifetime = schemas::Millis::from_secs(3600);
-    let stranger = other.issue(Role::Coordinator, "stranger", None, lifetime, clock::now()).expect("issued");
-    assert_eq!(try_with(&scene.cluster.bus_config(&stranger.credentials), mine).await, Code::BusRefused);
-    let mistaken = BusConfig { ca: other.layout().ca(), ..own.clone() };
+    let stranger = other
+        .issue(Role::Coordinator, "stranger", None, lifetime, clock::now())
+        .expect("issued");
+    assert_eq!(
+        try_with(&scene.cluster.bus_config(&stranger.credentials), mine).await,
+        Code::BusRefused
+    );
+    let mistaken = BusConfig {
+        ca: other.layout().ca(),
+        ..own.clone()
+    };
     assert_eq!(try_with(&mistaken, mine).await, Code::CertificateUntrusted);
     assert_eq!(
-        try_with(&BusConfig { url: "tls://127.0.0.1:1".into(), ..own.clone() }, mine).await,
+        try_with(
+            &BusConfig {
+                url: "tls://127.0.0.1:1".into(),
+                ..own.clone()
+            },
+            mine
+        )
+        .await,
         Code::BusUnreachable
     );
-    let absent = BusConfig { credentials: PathBuf::from("/nowhere"), ..own.clone() };
+    let absent = BusConfig {
+        credentials: PathBuf::from("/nowhere"),
+        ..own.clone()
+    };
     assert_eq!(try_with(&absent, mine).await, Code::CredentialUnreadable);
-    assert_eq!(try_with(&BusConfig { ca: PathBuf::new(), ..own.clone() }, mine).await, Code::CredentialMissing);
+    assert_eq!(
+        try_with(
+            &BusConfig {
+                ca: PathBuf::new(),
+                ..own.clone()
+            },
+            mine
+        )
+        .await,
+        Code::CredentialMissing
+    );
     // The second of two servers will do.
-    let second = BusConfig { url: format!("tls://127.0.0.1:1,{}", own.url), ..own };
-    Listener::connect("test", &second, &[mine], clock::now()).await.expect("one of them is there");
+    let second = BusConfig {
+        url: format!("tls://127.0.0.1:1,{}", own.url),
+        ..own
+    };
+    Listener::connect("test", &second, &[mine], clock::now())
+        .await
+        .expect("one of them is there");
 }

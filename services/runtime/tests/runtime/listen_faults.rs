@@ -27,20 +27,33 @@ struct Peer {
 
 impl Server {
     async fn start() -> Self {
-        Self { listener: TcpListener::bind("127.0.0.1:0").await.expect("a port") }
+        Self {
+            listener: TcpListener::bind("127.0.0.1:0").await.expect("a port"),
+        }
     }
 
     fn config(&self, scheme: &str) -> BusConfig {
         let address = self.listener.local_addr().expect("it is bound");
-        let ca = if scheme == "tls" { PathBuf::from("/nowhere/ca.pem") } else { PathBuf::new() };
-        BusConfig { url: format!("{scheme}://{address}"), credentials: PathBuf::new(), ca }
+        let ca = if scheme == "tls" {
+            PathBuf::from("/nowhere/ca.pem")
+        } else {
+            PathBuf::new()
+        };
+        BusConfig {
+            url: format!("{scheme}://{address}"),
+            credentials: PathBuf::new(),
+            ca,
+        }
     }
 
     /// Takes the connection and says something at once.
     async fn greet(&self, with: &str) -> Peer {
         let (stream, _): (TcpStream, _) = self.listener.accept().await.expect("somebody comes");
         let (from, to) = stream.into_split();
-        let mut peer = Peer { lines: BufReader::new(from), to };
+        let mut peer = Peer {
+            lines: BufReader::new(from),
+            to,
+        };
         peer.say(with).await;
         peer
     }
@@ -48,13 +61,18 @@ impl Server {
 
 impl Peer {
     async fn say(&mut self, words: &str) {
-        self.to.write_all(words.as_bytes()).await.expect("it listens");
+        self.to
+            .write_all(words.as_bytes())
+            .await
+            .expect("it listens");
     }
 
     /// The next line; empty when the other end has gone.
     async fn line(&mut self) -> String {
         let mut line = String::new();
-        let read = timeout(PATIENCE, self.lines.read_line(&mut line)).await.expect("a line");
+        let read = timeout(PATIENCE, self.lines.read_line(&mut line))
+            .await
+            .expect("a line");
         read.map(|_| line.trim_end().to_owned()).unwrap_or_default()
     }
 
@@ -87,14 +105,29 @@ async fn what_greets_in_another_way_is_no_server() {
     for (scheme, greeting, reason) in [
         ("nats", "INFO {\"tls_required\":true}\r\n", "use tls://"),
         ("nats", "PING\r\n", "not a NATS server"),
-        ("nats", "HTTP/1.1 400 Bad Request\r\n\r\n", "not a word of the NATS protocol"),
+        (
+            "nats",
+            "HTTP/1.1 400 Bad Request\r\n\r\n",
+            "not a word of the NATS protocol",
+        ),
         ("tls", "PING\r\n", "not a NATS server"),
         // A machine in between could put words into the server's mouth.
-        ("tls", "INFO {\"tls_required\":true}\r\nPING\r\n", "before TLS begins"),
-        ("tls", "INFO {\"tls_required\":true}\r\nM", "before TLS begins"),
+        (
+            "tls",
+            "INFO {\"tls_required\":true}\r\nPING\r\n",
+            "before TLS begins",
+        ),
+        (
+            "tls",
+            "INFO {\"tls_required\":true}\r\nM",
+            "before TLS begins",
+        ),
     ] {
         let error = refused(scheme, greeting).await;
-        assert!(error.to_string().contains(reason), "{scheme} {greeting:?}: {error}");
+        assert!(
+            error.to_string().contains(reason),
+            "{scheme} {greeting:?}: {error}"
+        );
         assert_eq!(error.code(), Code::BusUnreachable, "{scheme} {greeting:?}");
     }
 }
@@ -106,11 +139,17 @@ async fn a_server_that_says_nothing_is_given_up() {
     let tries = async { tokio::join!(connect(&to_silent), connect(&to_forgetful)) };
     // One does not greet, the other never answers.
     let peers = async { tokio::join!(silent.greet(""), forgetful.greet(GREETING)) };
-    let ((one, other), _peers) =
-        timeout(Duration::from_secs(30), async { tokio::join!(tries, peers) }).await.expect("it ends by itself");
+    let ((one, other), _peers) = timeout(Duration::from_secs(30), async {
+        tokio::join!(tries, peers)
+    })
+    .await
+    .expect("it ends by itself");
     for (tried, reason) in [(one, "no greeting within"), (other, "no answer within")] {
         let error = tried.map(|_| ()).expect_err("nothing came");
-        assert!(error.code() == Code::BusUnreachable && error.to_string().contains(reason), "{error}");
+        assert!(
+            error.code() == Code::BusUnreachable && error.to_string().contains(reason),
+            "{error}"
+        );
     }
 }
 
@@ -118,7 +157,10 @@ async fn a_server_that_says_nothing_is_given_up() {
 async fn a_refusal_is_told_by_its_kind() {
     for (words, code) in [
         ("-ERR 'Authorization Violation'", Code::BusRefused),
-        ("-ERR 'Permissions Violation for Subscription to \"a.>\"'", Code::BusDenied),
+        (
+            "-ERR 'Permissions Violation for Subscription to \"a.>\"'",
+            Code::BusDenied,
+        ),
         ("-ERR 'maximum connections exceeded'", Code::BusUnreachable),
     ] {
         let server = Server::start().await;
@@ -126,7 +168,10 @@ async fn a_refusal_is_told_by_its_kind() {
         let serving = async {
             let mut peer = server.greet(GREETING).await;
             let said = peer.presented().await;
-            assert!(said[0].starts_with("CONNECT ") && said[1] == "SUB a.> 0", "{said:?}");
+            assert!(
+                said[0].starts_with("CONNECT ") && said[1] == "SUB a.> 0",
+                "{said:?}"
+            );
             peer.say(&format!("{words}\r\n")).await;
             peer
         };
@@ -150,15 +195,32 @@ async fn a_connection_answers_questions_passes_over_what_is_for_nobody_and_ends_
     };
     let (listeners, mut peer) = tokio::join!(connect(&config), serving);
     let mut listener = listeners.expect("it is as a server should be").remove(0);
-    peer.say("MSG a.b 7 2\r\nno\r\nMSG a.b 0 3\r\nyes\r\nPING\r\n").await;
-    let heard = timeout(PATIENCE, listener.next()).await.expect("it comes").expect("it may listen");
-    assert_eq!((heard.subject.as_str(), &heard.payload[..]), ("a.b", &b"yes"[..]));
+    peer.say("MSG a.b 7 2\r\nno\r\nMSG a.b 0 3\r\nyes\r\nPING\r\n")
+        .await;
+    let heard = timeout(PATIENCE, listener.next())
+        .await
+        .expect("it comes")
+        .expect("it may listen");
+    assert_eq!(
+        (heard.subject.as_str(), &heard.payload[..]),
+        ("a.b", &b"yes"[..])
+    );
     assert_eq!(peer.line().await, "PONG");
-    peer.say("-ERR 'some other trouble'\r\nMSG a.c 0 2\r\non\r\n").await;
-    let heard = timeout(PATIENCE, listener.next()).await.expect("it comes").expect("that was no end");
+    peer.say("-ERR 'some other trouble'\r\nMSG a.c 0 2\r\non\r\n")
+        .await;
+    let heard = timeout(PATIENCE, listener.next())
+        .await
+        .expect("it comes")
+        .expect("that was no end");
     assert_eq!(&heard.payload[..], b"on");
-    peer.say("-ERR 'Permissions Violation for Subscription to \"a.>\"'\r\n").await;
-    let ended = timeout(PATIENCE, listener.next()).await.expect("it is told");
-    assert_eq!(ended.map(|_| ()).expect_err("the right is gone").code(), Code::BusDenied);
+    peer.say("-ERR 'Permissions Violation for Subscription to \"a.>\"'\r\n")
+        .await;
+    let ended = timeout(PATIENCE, listener.next())
+        .await
+        .expect("it is told");
+    assert_eq!(
+        ended.map(|_| ()).expect_err("the right is gone").code(),
+        Code::BusDenied
+    );
     assert_eq!(peer.line().await, "", "and the connection with it");
 }

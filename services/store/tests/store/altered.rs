@@ -1,5 +1,6 @@
-//! Bytes that somebody alters on a way without TLS. What an object should be is known from elsewhere, by its digest: from the
-//! grant and the statement on the bus. So a change is refused, by the store or by whoever reads.
+//! Bytes that somebody alters on a way without TLS. What an object should be is known from
+//! elsewhere, by its digest: from the grant and the statement on the bus. So a change is refused,
+//! by the store or by whoever reads.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -36,7 +37,11 @@ impl Forger {
                 tokio::spawn(pass(client, target, swaps.clone(), count.clone()));
             }
         });
-        Self { address, swapped, running }
+        Self {
+            address,
+            swapped,
+            running,
+        }
     }
 
     fn swapped(&self) -> usize {
@@ -50,11 +55,21 @@ impl Drop for Forger {
     }
 }
 
-async fn pass(mut client: TcpStream, target: SocketAddr, swaps: Arc<Vec<Swap>>, count: Arc<AtomicUsize>) {
-    let Ok(mut store) = TcpStream::connect(target).await else { return };
+async fn pass(
+    mut client: TcpStream,
+    target: SocketAddr,
+    swaps: Arc<Vec<Swap>>,
+    count: Arc<AtomicUsize>,
+) {
+    let Ok(mut store) = TcpStream::connect(target).await else {
+        return;
+    };
     let swap = |message: &mut Vec<u8>| {
         for (from, to) in swaps.iter() {
-            while let Some(at) = message.windows(from.len()).position(|window| window == from) {
+            while let Some(at) = message
+                .windows(from.len())
+                .position(|window| window == from)
+            {
                 message[at..at + to.len()].copy_from_slice(to);
                 count.fetch_add(1, Ordering::SeqCst);
             }
@@ -66,7 +81,9 @@ async fn pass(mut client: TcpStream, target: SocketAddr, swaps: Arc<Vec<Swap>>, 
         if store.write_all(&request).await.is_err() {
             return;
         }
-        let Some(mut answer) = message(&mut store, has_body).await else { return };
+        let Some(mut answer) = message(&mut store, has_body).await else {
+            return;
+        };
         swap(&mut answer);
         if client.write_all(&answer).await.is_err() {
             return;
@@ -81,7 +98,10 @@ async fn message(stream: &mut TcpStream, has_body: bool) -> Option<Vec<u8>> {
         message.push(stream.read_u8().await.ok()?);
     }
     let head = String::from_utf8_lossy(&message).to_lowercase();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).unwrap_or(0);
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok())
+        .unwrap_or(0);
     let mut body = vec![0; if has_body { length } else { 0 }];
     stream.read_exact(&mut body).await.ok()?;
     message.extend(body);
@@ -101,40 +121,92 @@ async fn fg_09_bytes_altered_on_a_plaintext_way_are_refused_on_every_way() {
     let key = key_of(object);
     let bytes = (truth.to_vec(), lie.to_vec());
     // Whoever alters the bytes can make the checksum beside them fit.
-    let ways = [vec![bytes.clone()], vec![bytes, (checksum(object), checksum(other))]];
+    let ways = [
+        vec![bytes.clone()],
+        vec![bytes, (checksum(object), checksum(other))],
+    ];
 
     // Up: the store compares, and the signature covers what it compares with.
-    for (swaps, code) in ways.iter().zip([Code::ObjectMismatch, Code::ObjectForbidden]) {
+    for (swaps, code) in ways
+        .iter()
+        .zip([Code::ObjectMismatch, Code::ObjectForbidden])
+    {
         let forger = Forger::start(store.address, swaps.clone()).await;
-        let grant = store.signer_at(forger.address).put(&key, object.bytes, now());
-        let refused = store.transfer().put(&grant, truth.clone(), &nobody(), soon()).await.unwrap_err();
-        assert_eq!((refused.code(), forger.swapped()), (code, swaps.len()), "{refused}");
-        assert_eq!((store.uploads(), store.unfinished()), (Vec::new(), Vec::new()));
+        let grant = store
+            .signer_at(forger.address)
+            .put(&key, object.bytes, now());
+        let refused = store
+            .transfer()
+            .put(&grant, truth.clone(), &nobody(), soon())
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (refused.code(), forger.swapped()),
+            (code, swaps.len()),
+            "{refused}"
+        );
+        assert_eq!(
+            (store.uploads(), store.unfinished()),
+            (Vec::new(), Vec::new())
+        );
     }
     let forger = Forger::start(store.address, ways[0].clone()).await;
-    let refused = buckets(&store.endpoint_at(forger.address), &store.keys).put_blob(truth.clone()).await;
-    assert!(matches!(refused, Err(ObjectError::Mismatch { .. })) && forger.swapped() > 0, "{refused:?}");
+    let refused = buckets(&store.endpoint_at(forger.address), &store.keys)
+        .put_blob(truth.clone())
+        .await;
+    assert!(
+        matches!(refused, Err(ObjectError::Mismatch { .. })) && forger.swapped() > 0,
+        "{refused:?}"
+    );
     assert_eq!(store.buckets().exists(object.digest).await.unwrap(), None);
 
     // The same way without a liar on it.
     let faithful = Forger::start(store.address, Vec::new()).await;
-    let grant = store.signer_at(faithful.address).put(&key, object.bytes, now());
-    assert_eq!(store.transfer().put(&grant, truth.clone(), &nobody(), soon()).await.unwrap(), Stored::Now);
+    let grant = store
+        .signer_at(faithful.address)
+        .put(&key, object.bytes, now());
+    assert_eq!(
+        store
+            .transfer()
+            .put(&grant, truth.clone(), &nobody(), soon())
+            .await
+            .unwrap(),
+        Stored::Now
+    );
     store.buckets().promote(&key, object).await.unwrap();
     let grant = store.signer_at(faithful.address).get(object.digest, now());
-    assert_eq!(store.transfer().get(&grant, object.bytes, &nobody(), soon()).await.unwrap(), truth);
+    assert_eq!(
+        store
+            .transfer()
+            .get(&grant, object.bytes, &nobody(), soon())
+            .await
+            .unwrap(),
+        truth
+    );
 
     // Down: to workers and to the coordinator.
     for swaps in ways {
         let forger = Forger::start(store.address, swaps).await;
         let grant = store.signer_at(forger.address).get(object.digest, now());
-        let read = store.transfer().get(&grant, object.bytes, &nobody(), soon()).await;
-        assert!(matches!(read, Err(ObjectError::Mismatch { .. })), "{read:?}");
+        let read = store
+            .transfer()
+            .get(&grant, object.bytes, &nobody(), soon())
+            .await;
+        assert!(
+            matches!(read, Err(ObjectError::Mismatch { .. })),
+            "{read:?}"
+        );
         let coordinator = buckets(&store.endpoint_at(forger.address), &store.keys);
         let screened = coordinator.get_incoming(&key, object).await;
-        assert!(matches!(screened, Err(ObjectError::Mismatch { .. })), "{screened:?}");
+        assert!(
+            matches!(screened, Err(ObjectError::Mismatch { .. })),
+            "{screened:?}"
+        );
         let merged = coordinator.get(object.digest).await;
-        assert!(matches!(merged, Err(ObjectError::Mismatch { .. })), "{merged:?}");
+        assert!(
+            matches!(merged, Err(ObjectError::Mismatch { .. })),
+            "{merged:?}"
+        );
         assert!(forger.swapped() >= 3, "each answer was altered");
     }
 }

@@ -38,9 +38,14 @@ impl Setup {
         keys.write(&folder.path().join("keys.json")).unwrap();
         for (name, text) in [("cert.pem", &made.certificate), ("key.pem", &made.key)] {
             fs::write(folder.path().join(name), text).unwrap();
-            fs::set_permissions(folder.path().join(name), fs::Permissions::from_mode(0o600)).unwrap();
+            fs::set_permissions(folder.path().join(name), fs::Permissions::from_mode(0o600))
+                .unwrap();
         }
-        Self { folder, keys, authority: made.authority }
+        Self {
+            folder,
+            keys,
+            authority: made.authority,
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -51,15 +56,24 @@ impl Setup {
     fn command(&self, left_out: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_diloco-store"));
         command.args(["--listen", "127.0.0.1:0"]);
-        for (flag, name) in
-            [("--root", "root"), ("--keys", "keys.json"), ("--tls-cert", "cert.pem"), ("--tls-key", "key.pem")]
-        {
+        for (flag, name) in [
+            ("--root", "root"),
+            ("--keys", "keys.json"),
+            ("--tls-cert", "cert.pem"),
+            ("--tls-key", "key.pem"),
+        ] {
             if !left_out.contains(&flag) {
                 command.arg(flag).arg(self.path(name));
             }
         }
-        command.arg("--ready-file").arg(self.path("ready")).args(["--set", "store_server.free_bytes_min=0"]);
-        command.stderr(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        command
+            .arg("--ready-file")
+            .arg(self.path("ready"))
+            .args(["--set", "store_server.free_bytes_min=0"]);
+        command
+            .stderr(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true);
         command
     }
 
@@ -67,13 +81,21 @@ impl Setup {
         self.start_with(|command| command).await
     }
 
-    async fn start_with(&self, change: impl Fn(&mut Command) -> &mut Command) -> (Child, Endpoint, Log) {
+    async fn start_with(
+        &self,
+        change: impl Fn(&mut Command) -> &mut Command,
+    ) -> (Child, Endpoint, Log) {
         let mut child = change(&mut self.command(&[])).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let mut said = Vec::new();
-        while let Some(line) = timeout(Duration::from_secs(20), lines.next_line()).await.unwrap().unwrap() {
+        while let Some(line) = timeout(Duration::from_secs(20), lines.next_line())
+            .await
+            .unwrap()
+            .unwrap()
+        {
             if line.contains("the store listens") {
-                let ready: Ready = serde_json::from_slice(&fs::read(self.path("ready")).unwrap()).unwrap();
+                let ready: Ready =
+                    serde_json::from_slice(&fs::read(self.path("ready")).unwrap()).unwrap();
                 let url = format!("https://{}", ready.addresses[0]);
                 let trust = Trust::Authority(self.authority.clone());
                 let log = Log { said, _rest: lines };
@@ -87,8 +109,18 @@ impl Setup {
     /// Exit status and everything printed.
     async fn ends(&self, left_out: &[&str], more: &[&str]) -> (Option<i32>, String) {
         let output = self.command(left_out).args(more).output();
-        let Output { status, stderr, stdout } = timeout(Duration::from_secs(20), output).await.unwrap().unwrap();
-        (status.code(), String::from_utf8([stderr, stdout].concat()).unwrap())
+        let Output {
+            status,
+            stderr,
+            stdout,
+        } = timeout(Duration::from_secs(20), output)
+            .await
+            .unwrap()
+            .unwrap();
+        (
+            status.code(),
+            String::from_utf8([stderr, stdout].concat()).unwrap(),
+        )
     }
 }
 
@@ -99,13 +131,22 @@ async fn a_kill_in_mid_upload_leaves_nothing_that_matters() {
     let object = ObjectRef::of(&bytes);
     let (mut child, endpoint, _log) = setup.start().await;
     let signer = Signer::new(&endpoint, &setup.keys, StoreClock::default()).unwrap();
-    let action = signer.put(&key_of(object), object.bytes, now()).action.unwrap();
+    let action = signer
+        .put(&key_of(object), object.bytes, now())
+        .action
+        .unwrap();
     let host = endpoint.url().socket_addrs(|| None).unwrap()[0];
     let mut stream = tls(host, &setup.authority).await;
     let path = &action.href[action.href.find("/incoming").unwrap()..];
-    stream.write_all(format!("PUT {path} HTTP/1.1\r\nhost: {host}\r\n").as_bytes()).await.unwrap();
+    stream
+        .write_all(format!("PUT {path} HTTP/1.1\r\nhost: {host}\r\n").as_bytes())
+        .await
+        .unwrap();
     for (name, value) in &action.headers {
-        stream.write_all(format!("{name}: {value}\r\n").as_bytes()).await.unwrap();
+        stream
+            .write_all(format!("{name}: {value}\r\n").as_bytes())
+            .await
+            .unwrap();
     }
     stream.write_all(b"\r\n").await.unwrap();
     stream.write_all(&bytes[..2 << 20]).await.unwrap();
@@ -116,10 +157,23 @@ async fn a_kill_in_mid_upload_leaves_nothing_that_matters() {
     let signer = Signer::new(&endpoint, &setup.keys, StoreClock::default()).unwrap();
     let transfer = Transfer::new(endpoint.trust(), quick()).unwrap();
     let grant = signer.put(&key_of(object), object.bytes, now());
-    assert_eq!(transfer.put(&grant, bytes, &nobody(), soon()).await.unwrap(), Stored::Now);
+    assert_eq!(
+        transfer
+            .put(&grant, bytes, &nobody(), soon())
+            .await
+            .unwrap(),
+        Stored::Now
+    );
 
     let pid = child.id().unwrap().to_string();
-    assert!(Command::new("kill").args(["-TERM", &pid]).status().await.unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-TERM", &pid])
+            .status()
+            .await
+            .unwrap()
+            .success()
+    );
     assert!(child.wait().await.unwrap().success());
     assert!(!setup.path("ready").exists());
 }
@@ -129,7 +183,10 @@ async fn a_second_process_on_the_root_ends_with_a_code() {
     let setup = Setup::new();
     let _running = setup.start().await;
     let (status, text) = setup.ends(&[], &[]).await;
-    assert!(status == Some(4) && text.contains("DL0306"), "{status:?} {text}");
+    assert!(
+        status == Some(4) && text.contains("DL0306"),
+        "{status:?} {text}"
+    );
 }
 
 /// Answers every call that makes a second name as a file system without hard links does.
@@ -143,13 +200,23 @@ async fn a_file_system_without_hard_links_takes_uploads_and_promotions() {
     let setup = Setup::new();
     let (source, library) = (setup.path("no_links.c"), setup.path("no_links.so"));
     fs::write(&source, NO_LINKS).unwrap();
-    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).status().await;
+    let compiled = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&library, &source])
+        .status()
+        .await;
     if !compiled.is_ok_and(|status| status.success()) {
         skipped("there is no C compiler to make such a file system with");
         return;
     }
-    let (_child, endpoint, log) = setup.start_with(|command| command.env("LD_PRELOAD", &library)).await;
-    assert!(log.said.iter().any(|line| line.contains("no hard links")), "{:?}", log.said);
+    let (_child, endpoint, log) = setup
+        .start_with(|command| command.env("LD_PRELOAD", &library))
+        .await;
+    assert!(
+        log.said.iter().any(|line| line.contains("no hard links")),
+        "{:?}",
+        log.said
+    );
     let signer = Signer::new(&endpoint, &setup.keys, StoreClock::default()).unwrap();
     let transfer = Transfer::new(endpoint.trust(), quick()).unwrap();
     let buckets = crate::support::buckets(&endpoint, &setup.keys);
@@ -157,28 +224,56 @@ async fn a_file_system_without_hard_links_takes_uploads_and_promotions() {
         let bytes = noise(100_000, seed);
         let object = ObjectRef::of(&bytes);
         let grant = signer.put(&key_of(object), object.bytes, now());
-        assert_eq!(transfer.put(&grant, bytes.clone(), &nobody(), soon()).await.unwrap(), Stored::Now);
-        assert_eq!(transfer.put(&grant, bytes.clone(), &nobody(), soon()).await.unwrap(), Stored::Before);
-        assert_eq!(buckets.promote(&key_of(object), object).await.unwrap(), Stored::Now);
-        assert_eq!(buckets.promote(&key_of(object), object).await.unwrap(), Stored::Now);
+        assert_eq!(
+            transfer
+                .put(&grant, bytes.clone(), &nobody(), soon())
+                .await
+                .unwrap(),
+            Stored::Now
+        );
+        assert_eq!(
+            transfer
+                .put(&grant, bytes.clone(), &nobody(), soon())
+                .await
+                .unwrap(),
+            Stored::Before
+        );
+        assert_eq!(
+            buckets.promote(&key_of(object), object).await.unwrap(),
+            Stored::Now
+        );
+        assert_eq!(
+            buckets.promote(&key_of(object), object).await.unwrap(),
+            Stored::Now
+        );
         assert_eq!(buckets.get(object.digest).await.unwrap(), bytes);
     }
     assert_eq!(fs::read_dir(setup.path("root/tmp")).unwrap().count(), 0);
 }
 
-#[expect(clippy::print_stderr, reason = "whoever reads the tests' output shall see that this one did not run")]
+#[expect(
+    clippy::print_stderr,
+    reason = "whoever reads the tests' output shall see that this one did not run"
+)]
 fn skipped(why: &str) {
     eprintln!("SKIPPED: {why}");
 }
 
 /// Runs the program under a limit of open files, both as it is set and as it may be raised to.
-fn limited<'a>(setup: &'a Setup, soft: u32, hard: u32) -> impl Fn(&mut Command) -> &mut Command + 'a {
+fn limited<'a>(
+    setup: &'a Setup,
+    soft: u32,
+    hard: u32,
+) -> impl Fn(&mut Command) -> &mut Command + 'a {
     move |command| {
         let (soft, hard) = (u64::from(soft), u64::from(hard));
         // SAFETY: between fork and exec one system call is made, and nothing is allocated.
         unsafe {
             command.pre_exec(move || {
-                let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+                let limit = libc::rlimit {
+                    rlim_cur: soft,
+                    rlim_max: hard,
+                };
                 match libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) {
                     0 => Ok(()),
                     _ => Err(std::io::Error::last_os_error()),
@@ -194,27 +289,49 @@ fn limited<'a>(setup: &'a Setup, soft: u32, hard: u32) -> impl Fn(&mut Command) 
 async fn few_open_files_bound_the_connections_and_too_few_end_with_a_code() {
     let setup = Setup::new();
     let (mut child, _, log) = setup.start_with(limited(&setup, 64, 4096)).await;
-    assert!(!log.said.iter().any(|line| line.contains("WARN")), "the limit was raised: {:?}", log.said);
+    assert!(
+        !log.said.iter().any(|line| line.contains("WARN")),
+        "the limit was raised: {:?}",
+        log.said
+    );
     child.kill().await.unwrap();
 
     let (mut child, endpoint, log) = setup.start_with(limited(&setup, 64, 64)).await;
-    assert!(log.said.iter().any(|line| line.contains("fewer connections than configured")), "{:?}", log.said);
+    assert!(
+        log.said
+            .iter()
+            .any(|line| line.contains("fewer connections than configured")),
+        "{:?}",
+        log.said
+    );
     let host = endpoint.url().socket_addrs(|| None).unwrap()[0];
     let mut held = Vec::new();
     for last in 2..=80 {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        socket.bind(std::net::SocketAddr::from(([127, 0, 0, last], 0))).unwrap();
+        socket
+            .bind(std::net::SocketAddr::from(([127, 0, 0, last], 0)))
+            .unwrap();
         held.push(socket.connect(host).await.unwrap());
     }
     let buckets = crate::support::buckets(&endpoint, &setup.keys);
-    buckets.put_blob(noise(1000, 1)).await.expect("there are handles left for the work itself");
+    buckets
+        .put_blob(noise(1000, 1))
+        .await
+        .expect("there are handles left for the work itself");
     child.kill().await.unwrap();
 
     let mut command = setup.command(&[]);
     limited(&setup, 40, 40)(&mut command);
-    let output = timeout(Duration::from_secs(20), command.output()).await.unwrap().unwrap();
+    let output = timeout(Duration::from_secs(20), command.output())
+        .await
+        .unwrap()
+        .unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.code() == Some(1) && text.contains("DL0314"), "{:?} {text}", output.status);
+    assert!(
+        output.status.code() == Some(1) && text.contains("DL0314"),
+        "{:?} {text}",
+        output.status
+    );
 }
 
 #[tokio::test]
@@ -223,8 +340,16 @@ async fn bad_configuration_ends_with_64() {
     for (left_out, more, expected) in [
         (&[][..], &["--set", "store_server.nonsense=1"][..], "DL0101"),
         (&[], &["--set", "store_server.connections_max=0"], "DL0101"),
-        (&[], &["--set", "store_server.connections_peer_percent=101"], "DL0101"),
-        (&[], &["--set", "store_server.connections_peer_percent=0"], "DL0101"),
+        (
+            &[],
+            &["--set", "store_server.connections_peer_percent=101"],
+            "DL0101",
+        ),
+        (
+            &[],
+            &["--set", "store_server.connections_peer_percent=0"],
+            "DL0101",
+        ),
         (&[], &["--set", "store_server.idle=0s"], "DL0101"),
         (&[], &["--set", "store_server.incoming_life=0s"], "DL0101"),
         (&[], &["--set", "store_server.sweep_every=0s"], "DL0101"),
@@ -235,11 +360,17 @@ async fn bad_configuration_ends_with_64() {
         (&["--tls-cert", "--tls-key"], &[], "DL0102"),
     ] {
         let (status, text) = setup.ends(left_out, more).await;
-        assert!(status == Some(64) && text.contains(expected), "{left_out:?} {more:?}: {status:?} {text}");
+        assert!(
+            status == Some(64) && text.contains(expected),
+            "{left_out:?} {more:?}: {status:?} {text}"
+        );
     }
     fs::set_permissions(setup.path("keys.json"), fs::Permissions::from_mode(0o644)).unwrap();
     let (status, text) = setup.ends(&[], &[]).await;
-    assert!(status == Some(64) && text.contains("DL0105"), "{status:?} {text}");
+    assert!(
+        status == Some(64) && text.contains("DL0105"),
+        "{status:?} {text}"
+    );
     assert!(!setup.path("root").exists(), "nothing was touched");
 }
 
@@ -247,10 +378,20 @@ async fn bad_configuration_ends_with_64() {
 async fn configuration_is_printed_and_checked() {
     let setup = Setup::new();
     let (status, text) = setup.ends(&[], &["--print-config"]).await;
-    assert!(status == Some(0) && text.contains("durability = \"always\""), "{status:?} {text}");
+    assert!(
+        status == Some(0) && text.contains("durability = \"always\""),
+        "{status:?} {text}"
+    );
     assert!(!text.contains(setup.keys.admin.expose_secret()));
     assert_eq!(setup.ends(&[], &["--check-config"]).await.0, Some(0));
-    let plain = ["--check-config", "--set", "auth.exceptions=[{layer=\"bulk\",reason=\"a test\"}]"];
+    let plain = [
+        "--check-config",
+        "--set",
+        "auth.exceptions=[{layer=\"bulk\",reason=\"a test\"}]",
+    ];
     let (status, text) = setup.ends(&["--tls-cert", "--tls-key"], &plain).await;
-    assert!(status == Some(0) && text.contains("DL0110"), "{status:?} {text}");
+    assert!(
+        status == Some(0) && text.contains("DL0110"),
+        "{status:?} {text}"
+    );
 }

@@ -1,4 +1,5 @@
-//! The conformance check: every row holds for the embedded store; other stores are tried when they are named.
+//! The conformance check: every row holds for the embedded store; other stores are tried when they
+//! are named.
 
 use std::path::Path;
 
@@ -16,7 +17,11 @@ async fn tl_20_tl_27_the_embedded_store_passes_every_row() {
         assert!(row.holds, "{}: {}", row.rule, row.seen);
     }
     assert_eq!(report.rows.len(), 19);
-    assert!(report.is_fit() && report.holds(Rule::OverwriteRefused) && report.holds(Rule::ChecksumRecorded));
+    assert!(
+        report.is_fit()
+            && report.holds(Rule::OverwriteRefused)
+            && report.holds(Rule::ChecksumRecorded)
+    );
     assert_eq!(store.uploads(), Vec::<String>::new(), "the check cleans up");
 }
 
@@ -28,16 +33,27 @@ async fn a_store_without_one_of_our_keys_is_not_checked() {
     assert!(check(&store.endpoint(), &keys).await.is_err());
 }
 
-/// Set `DILOCO_TEST_S3_ENDPOINT`, `DILOCO_TEST_S3_KEYS` (key file) and, for https, `DILOCO_TEST_S3_CA` (PEM file).
+/// Set `DILOCO_TEST_S3_ENDPOINT`, `DILOCO_TEST_S3_KEYS` (key file) and, for https,
+/// `DILOCO_TEST_S3_CA` (PEM file).
 #[tokio::test]
 async fn a_named_store_passes_the_required_rows() {
-    let Ok(url) = std::env::var("DILOCO_TEST_S3_ENDPOINT") else { return };
-    let keys = std::env::var("DILOCO_TEST_S3_KEYS").expect("DILOCO_TEST_S3_KEYS names the key file");
+    let Ok(url) = std::env::var("DILOCO_TEST_S3_ENDPOINT") else {
+        return;
+    };
+    let keys =
+        std::env::var("DILOCO_TEST_S3_KEYS").expect("DILOCO_TEST_S3_KEYS names the key file");
     let keys = StoreKeys::read(Path::new(&keys)).unwrap();
-    let trust = std::env::var("DILOCO_TEST_S3_CA")
-        .map_or(Trust::PlainLoopback, |path| Trust::Authority(std::fs::read(path).unwrap()));
+    let trust = std::env::var("DILOCO_TEST_S3_CA").map_or(Trust::PlainLoopback, |path| {
+        Trust::Authority(std::fs::read(path).unwrap())
+    });
     let region = std::env::var("DILOCO_TEST_S3_REGION").unwrap_or_else(|_| "us-east-1".to_owned());
-    let report = check(&Endpoint::new(&url, &region, trust).unwrap(), &keys).await.unwrap();
-    let failed: Vec<_> = report.rows.iter().filter(|row| row.required && !row.holds).collect();
+    let report = check(&Endpoint::new(&url, &region, trust).unwrap(), &keys)
+        .await
+        .unwrap();
+    let failed: Vec<_> = report
+        .rows
+        .iter()
+        .filter(|row| row.required && !row.holds)
+        .collect();
     assert!(report.is_fit(), "{failed:#?}");
 }

@@ -19,15 +19,22 @@ use crate::support::{Grants, TestStore, key_of, noise, now, soon};
 /// Far below the store's own patience, which is 40 s.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
-/// Sends a head and nothing after it. The status, once the store has answered and closed the connection.
+/// Sends a head and nothing after it. The status, once the store has answered and closed the
+/// connection.
 async fn dismissed(store: &TestStore, line: &str, headers: &str) -> Result<u16, String> {
     let mut stream = tls(store.address, &store.authority).await;
-    let head = format!("{line} HTTP/1.1\r\nhost: {}\r\n{headers}\r\n", store.address);
+    let head = format!(
+        "{line} HTTP/1.1\r\nhost: {}\r\n{headers}\r\n",
+        store.address
+    );
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     let closed = timeout(AT_ONCE, stream.read_to_end(&mut answer)).await;
     let text = String::from_utf8_lossy(&answer).into_owned();
-    let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let status = text
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok());
     match (closed, status) {
         (Ok(_), Some(status)) => Ok(status),
         (Ok(_), None) => Err("closed without an answer".to_owned()),
@@ -38,24 +45,44 @@ async fn dismissed(store: &TestStore, line: &str, headers: &str) -> Result<u16, 
 /// The path and query of a granted URL, and its headers as they are sent.
 fn spoken(action: &HttpAction, bucket: &str) -> (String, String) {
     let path = action.href[action.href.find(bucket).unwrap()..].to_owned();
-    (path, action.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect())
+    (
+        path,
+        action
+            .headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {value}\r\n"))
+            .collect(),
+    )
 }
 
 fn short(idle: Duration) -> StoreLimits {
-    StoreLimits { idle, free_bytes_min: schemas::Bytes(0), ..StoreLimits::default() }
+    StoreLimits {
+        idle,
+        free_bytes_min: schemas::Bytes(0),
+        ..StoreLimits::default()
+    }
 }
 
 #[tokio::test]
 async fn ls_05_forms_are_refused_before_a_byte_of_them_is_read() {
     let store = TestStore::start().await;
     let header = "authorization: AWS4-HMAC-SHA256 x\r\n";
-    for kind in ["multipart/form-data; boundary=b", "Multipart/form-data; boundary=b", "MULTIPART/FORM-DATA;boundary=b"]
-    {
-        for (line, signature) in [("POST /incoming?delete", header), ("POST /incoming?delete&X-Amz-Signature=x", "")] {
+    for kind in [
+        "multipart/form-data; boundary=b",
+        "Multipart/form-data; boundary=b",
+        "MULTIPART/FORM-DATA;boundary=b",
+    ] {
+        for (line, signature) in [
+            ("POST /incoming?delete", header),
+            ("POST /incoming?delete&X-Amz-Signature=x", ""),
+        ] {
             for length in ["transfer-encoding: chunked\r\n", "content-length: 100\r\n"] {
                 let headers = format!("{signature}content-type: {kind}\r\n{length}");
                 let status = dismissed(&store, line, &headers).await;
-                assert!(matches!(status, Ok(400..=499)), "{line} {headers}: {status:?}");
+                assert!(
+                    matches!(status, Ok(400..=499)),
+                    "{line} {headers}: {status:?}"
+                );
             }
         }
     }
@@ -65,7 +92,14 @@ async fn ls_05_forms_are_refused_before_a_byte_of_them_is_read() {
 async fn whoever_is_not_admitted_is_let_go_at_once() {
     let store = TestStore::start().await;
     let object = store.buckets().put_blob(noise(10, 1)).await.unwrap();
-    let (read, _) = spoken(&store.signer_at(store.address).get(object.digest, now()).action.unwrap(), "/blobs");
+    let (read, _) = spoken(
+        &store
+            .signer_at(store.address)
+            .get(object.digest, now())
+            .action
+            .unwrap(),
+        "/blobs",
+    );
     let (_, rest) = read.split_once("X-Amz-Date=").unwrap();
     let (time, day) = (&rest[..16], &rest[..8]);
     let id = store.keys.put.id();
@@ -82,17 +116,45 @@ async fn whoever_is_not_admitted_is_let_go_at_once() {
     let mut kept = Vec::new();
     for (line, headers) in [
         ("GET /blobs/x".to_owned(), String::new()),
-        (read.replace("X-Amz-Expires=60", "X-Amz-Expires=61"), String::new()),
+        (
+            read.replace("X-Amz-Expires=60", "X-Amz-Expires=61"),
+            String::new(),
+        ),
         (read.replace("/blobs/", "/incoming/"), String::new()),
-        ("POST /incoming?delete".to_owned(), format!("{}{waiting}", signed("sts"))),
-        ("POST /incoming?delete".to_owned(), format!("{}{waiting}", signed("s3"))),
-        ("POST /incoming?delete".to_owned(), format!("{}{plain}{waiting}", signed("s3"))),
-        ("PUT /incoming/x".to_owned(), format!("{}{framed}{waiting}", signed("s3"))),
-        ("PUT /incoming/x?X-Amz-Signature=x".to_owned(), "transfer-encoding: chunked\r\n".to_owned()),
-        ("PUT /incoming/x?X-Amz-Signature=x".to_owned(), waiting.to_owned()),
-        ("PUT /incoming/x?X-Amz-Signature=x".to_owned(), String::new()),
+        (
+            "POST /incoming?delete".to_owned(),
+            format!("{}{waiting}", signed("sts")),
+        ),
+        (
+            "POST /incoming?delete".to_owned(),
+            format!("{}{waiting}", signed("s3")),
+        ),
+        (
+            "POST /incoming?delete".to_owned(),
+            format!("{}{plain}{waiting}", signed("s3")),
+        ),
+        (
+            "PUT /incoming/x".to_owned(),
+            format!("{}{framed}{waiting}", signed("s3")),
+        ),
+        (
+            "PUT /incoming/x?X-Amz-Signature=x".to_owned(),
+            "transfer-encoding: chunked\r\n".to_owned(),
+        ),
+        (
+            "PUT /incoming/x?X-Amz-Signature=x".to_owned(),
+            waiting.to_owned(),
+        ),
+        (
+            "PUT /incoming/x?X-Amz-Signature=x".to_owned(),
+            String::new(),
+        ),
     ] {
-        let line = if line.starts_with('/') { format!("GET {line}") } else { line };
+        let line = if line.starts_with('/') {
+            format!("GET {line}")
+        } else {
+            line
+        };
         let status = dismissed(&store, &line, &headers).await;
         if !matches!(status, Ok(400..=499)) {
             kept.push(format!("{line}\r\n{headers}: {status:?}"));
@@ -101,7 +163,8 @@ async fn whoever_is_not_admitted_is_let_go_at_once() {
     assert!(kept.is_empty(), "{}", kept.join("\n\n"));
 }
 
-/// Many clients send all of a body before they read. Their socket must not be reset under the answer.
+/// Many clients send all of a body before they read. Their socket must not be reset under the
+/// answer.
 #[tokio::test]
 async fn who_sends_a_whole_body_before_it_reads_is_told_why_it_is_refused() {
     let store = TestStore::start().await;
@@ -109,15 +172,23 @@ async fn who_sends_a_whole_body_before_it_reads_is_told_why_it_is_refused() {
     for signature in ["", "?X-Amz-Signature=x"] {
         let mut stream = tls(store.address, &store.authority).await;
         let (host, length) = (store.address, body.len());
-        let head = format!("PUT /incoming/x{signature} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {length}\r\n\r\n");
+        let head = format!(
+            "PUT /incoming/x{signature} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {length}\r\n\r\n"
+        );
         let told = timeout(AT_ONCE, async {
             stream.write_all(head.as_bytes()).await?;
             stream.write_all(&body).await?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await.map(|_| answer)
         });
-        let answer = told.await.expect("the store takes or refuses it").expect("the connection is not reset");
-        assert!(answer.starts_with("HTTP/1.1 4") && answer.contains("<Code>"), "{signature}: {answer}");
+        let answer = told
+            .await
+            .expect("the store takes or refuses it")
+            .expect("the connection is not reset");
+        assert!(
+            answer.starts_with("HTTP/1.1 4") && answer.contains("<Code>"),
+            "{signature}: {answer}"
+        );
     }
 }
 
@@ -125,7 +196,8 @@ async fn who_sends_a_whole_body_before_it_reads_is_told_why_it_is_refused() {
 async fn a_signed_body_that_falls_silent_ends() {
     let store = TestStore::with(short(Duration::from_millis(300))).await;
     let endpoint: url::Url = format!("https://{}", store.address).parse().unwrap();
-    let bucket = rusty_s3::Bucket::new(endpoint, rusty_s3::UrlStyle::Path, "blobs", "us-east-1").unwrap();
+    let bucket =
+        rusty_s3::Bucket::new(endpoint, rusty_s3::UrlStyle::Path, "blobs", "us-east-1").unwrap();
     let admin = &store.keys.admin;
     let url = rusty_s3::signing::sign(
         &jiff::Timestamp::now(),
@@ -139,32 +211,58 @@ async fn a_signed_body_that_falls_silent_ends() {
         [("delete", "")].into_iter(),
         std::iter::empty(),
     );
-    let path = url.as_str().strip_prefix(&format!("https://{}", store.address)).unwrap().to_owned();
+    let path = url
+        .as_str()
+        .strip_prefix(&format!("https://{}", store.address))
+        .unwrap()
+        .to_owned();
     let headers = "content-type: application/xml\r\ncontent-length: 100\r\n";
     let ended = dismissed(&store, &format!("POST {path}"), headers).await;
-    assert!(!ended.as_ref().is_err_and(|text| text.starts_with("still open")), "{ended:?}");
+    assert!(
+        !ended
+            .as_ref()
+            .is_err_and(|text| text.starts_with("still open")),
+        "{ended:?}"
+    );
 }
 
 #[tokio::test]
 async fn an_upload_that_trickles_ends() {
     let store = TestStore::with(short(Duration::from_millis(400))).await;
     let object = ObjectRef::of(&noise(1 << 20, 2));
-    let grant = store.signer_at(store.address).put(&key_of(object), object.bytes, now());
+    let grant = store
+        .signer_at(store.address)
+        .put(&key_of(object), object.bytes, now());
     let (path, headers) = spoken(&grant.action.unwrap(), "/incoming");
     let mut stream = tls(store.address, &store.authority).await;
     stream
-        .write_all(format!("PUT {path} HTTP/1.1\r\nhost: {}\r\n{headers}\r\n", store.address).as_bytes())
+        .write_all(
+            format!(
+                "PUT {path} HTTP/1.1\r\nhost: {}\r\n{headers}\r\n",
+                store.address
+            )
+            .as_bytes(),
+        )
         .await
         .unwrap();
     let start = Instant::now();
     let mut answer = [0; 1];
-    while timeout(Duration::from_millis(50), stream.read(&mut answer)).await.is_err() {
-        assert!(start.elapsed() < AT_ONCE, "a byte now and then keeps the place");
+    while timeout(Duration::from_millis(50), stream.read(&mut answer))
+        .await
+        .is_err()
+    {
+        assert!(
+            start.elapsed() < AT_ONCE,
+            "a byte now and then keeps the place"
+        );
         let _closed = stream.write_all(b"x").await;
         let _closed = stream.flush().await;
     }
     let root = store.stop().await;
-    assert_eq!(std::fs::read_dir(root.path().join("tmp")).unwrap().count(), 0);
+    assert_eq!(
+        std::fs::read_dir(root.path().join("tmp")).unwrap().count(),
+        0
+    );
 }
 
 #[tokio::test]
@@ -176,20 +274,31 @@ async fn tl_27_a_key_takes_one_upload_at_a_time() {
     let grant = signer.put(&key_of(object), object.bytes, now());
     let (path, headers) = spoken(grant.action.as_ref().unwrap(), "/incoming");
     let mut first = tls(store.address, &store.authority).await;
-    let head = format!("PUT {path} HTTP/1.1\r\nhost: {}\r\n{headers}expect: 100-continue\r\n\r\n", store.address);
+    let head = format!(
+        "PUT {path} HTTP/1.1\r\nhost: {}\r\n{headers}expect: 100-continue\r\n\r\n",
+        store.address
+    );
     first.write_all(head.as_bytes()).await.unwrap();
     let mut answer = [0; 12];
     first.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 100", "the store waits for the body");
     first.write_all(&bytes[..500]).await.unwrap();
     for _ in 0..3 {
-        assert_eq!(dismissed(&store, &format!("PUT {path}"), &headers).await, Ok(409));
+        assert_eq!(
+            dismissed(&store, &format!("PUT {path}"), &headers).await,
+            Ok(409)
+        );
     }
-    // Our own client waits until the place is free. The refusal may overtake its bytes, and then looks like a cut.
+    // Our own client waits until the place is free. The refusal may overtake its bytes, and then
+    // looks like a cut.
     let transfer = store.transfer();
     let grants = Grants::new(|_| Some(signer.put(&key_of(object), object.bytes, now())));
     let mut waiting = std::pin::pin!(transfer.put(&grant, bytes, &grants, soon()));
-    assert!(timeout(Duration::from_millis(300), waiting.as_mut()).await.is_err());
+    assert!(
+        timeout(Duration::from_millis(300), waiting.as_mut())
+            .await
+            .is_err()
+    );
     drop(first);
     assert_eq!(waiting.await.unwrap(), Stored::Now);
     assert_eq!(store.uploads().len(), 1);
@@ -202,11 +311,23 @@ async fn a_key_that_is_filled_is_refused_by_the_head_alone() {
     let store = TestStore::start().await;
     let bytes = noise(1 << 20, 4);
     let object = ObjectRef::of(&bytes);
-    let grant = store.signer_at(store.address).put(&key_of(object), object.bytes, now());
+    let grant = store
+        .signer_at(store.address)
+        .put(&key_of(object), object.bytes, now());
     let nobody = crate::support::nobody();
-    assert_eq!(store.transfer().put(&grant, bytes, &nobody, soon()).await.unwrap(), Stored::Now);
+    assert_eq!(
+        store
+            .transfer()
+            .put(&grant, bytes, &nobody, soon())
+            .await
+            .unwrap(),
+        Stored::Now
+    );
     let (path, headers) = spoken(grant.action.as_ref().unwrap(), "/incoming");
-    assert_eq!(dismissed(&store, &format!("PUT {path}"), &headers).await, Ok(412));
+    assert_eq!(
+        dismissed(&store, &format!("PUT {path}"), &headers).await,
+        Ok(412)
+    );
 }
 
 /// Before a request, in the middle of its head, and in the handshake before it.
@@ -223,7 +344,10 @@ async fn who_connects_and_says_nothing_is_let_go() {
     }
     let mut silent = TcpStream::connect(store.address).await.unwrap();
     let closed = timeout(3 * AT_ONCE, silent.read_u8()).await;
-    assert!(matches!(closed, Ok(Err(_))), "no handshake keeps the place: {closed:?}");
+    assert!(
+        matches!(closed, Ok(Err(_))),
+        "no handshake keeps the place: {closed:?}"
+    );
 }
 
 async fn from(source: [u8; 4], store: SocketAddr) -> TcpStream {
@@ -234,23 +358,34 @@ async fn from(source: [u8; 4], store: SocketAddr) -> TcpStream {
 
 #[tokio::test]
 async fn one_peer_cannot_take_every_connection() {
-    let store = TestStore::with(StoreLimits { connections_max: 8, ..short(Duration::from_secs(40)) }).await;
+    let store = TestStore::with(StoreLimits {
+        connections_max: 8,
+        ..short(Duration::from_secs(40))
+    })
+    .await;
     let mut held = Vec::new();
     for _ in 0..8 {
         held.push(from([127, 0, 0, 2], store.address).await);
     }
     // The store lets the half that is too much go without a word, in the order in which they came.
     for stream in &mut held[4..] {
-        let closed = timeout(AT_ONCE, stream.read_u8()).await.expect("it is too much");
+        let closed = timeout(AT_ONCE, stream.read_u8())
+            .await
+            .expect("it is too much");
         assert!(closed.is_err(), "nothing is said on it");
     }
     for stream in &held[..4] {
         assert!(
-            stream.try_read(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock),
+            stream
+                .try_read(&mut [0])
+                .is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock),
             "it is open"
         );
     }
-    timeout(AT_ONCE, store.buckets().ping()).await.expect("there is a place for another peer").unwrap();
+    timeout(AT_ONCE, store.buckets().ping())
+        .await
+        .expect("there is a place for another peer")
+        .unwrap();
     // A place that was given back can be taken again.
     drop(held);
     let again = from([127, 0, 0, 2], store.address).await;
@@ -261,20 +396,31 @@ async fn one_peer_cannot_take_every_connection() {
 /// Each takes all it can get and says nothing; the next client is served.
 #[tokio::test]
 async fn several_peers_together_cannot_take_every_connection() {
-    let store = TestStore::with(StoreLimits { connections_max: 8, ..short(Duration::from_secs(40)) }).await;
+    let store = TestStore::with(StoreLimits {
+        connections_max: 8,
+        ..short(Duration::from_secs(40))
+    })
+    .await;
     let mut held = Vec::new();
     for host in 2..=9 {
         for _ in 0..8 {
             held.push(from([127, 0, 0, host], store.address).await);
         }
     }
-    timeout(AT_ONCE, store.buckets().ping()).await.expect("there is a place for another peer").unwrap();
+    timeout(AT_ONCE, store.buckets().ping())
+        .await
+        .expect("there is a place for another peer")
+        .unwrap();
 }
 
 /// Who asked for something and got it keeps the connection when strangers come in numbers.
 #[tokio::test]
 async fn strangers_make_room_before_those_who_are_known() {
-    let store = TestStore::with(StoreLimits { connections_max: 4, ..short(Duration::from_secs(40)) }).await;
+    let store = TestStore::with(StoreLimits {
+        connections_max: 4,
+        ..short(Duration::from_secs(40))
+    })
+    .await;
     let object = store.buckets().put_blob(noise(10, 1)).await.unwrap();
     let grant = store.signer_at(store.address).get(object.digest, now());
     let (path, _) = spoken(&grant.action.unwrap(), "/blobs");
@@ -284,8 +430,14 @@ async fn strangers_make_room_before_those_who_are_known() {
     for host in 2..=20 {
         let mut answer = vec![0; 12];
         known.write_all(ask.as_bytes()).await.unwrap();
-        timeout(AT_ONCE, known.read_exact(&mut answer)).await.expect("it is served").unwrap();
-        assert!(answer.starts_with(b"HTTP/1.1 200"), "after {answers} answers");
+        timeout(AT_ONCE, known.read_exact(&mut answer))
+            .await
+            .expect("it is served")
+            .unwrap();
+        assert!(
+            answer.starts_with(b"HTTP/1.1 200"),
+            "after {answers} answers"
+        );
         while !answer.ends_with(&noise(10, 1)) {
             answer.push(known.read_u8().await.unwrap());
         }
@@ -298,9 +450,15 @@ async fn strangers_make_room_before_those_who_are_known() {
 /// Nobody who is known is ended for a newcomer, and there is no place beyond the last.
 #[tokio::test]
 async fn where_all_places_are_with_those_who_are_known_a_newcomer_has_none() {
-    let limits = StoreLimits { connections_max: 2, connections_peer_percent: 100, ..short(Duration::from_secs(40)) };
+    let limits = StoreLimits {
+        connections_max: 2,
+        connections_peer_percent: 100,
+        ..short(Duration::from_secs(40))
+    };
     let store = TestStore::with(limits).await;
-    let grant = store.signer_at(store.address).get(ObjectRef::of(b"absent").digest, now());
+    let grant = store
+        .signer_at(store.address)
+        .get(ObjectRef::of(b"absent").digest, now());
     let (path, _) = spoken(&grant.action.unwrap(), "/blobs");
     // That there is no such object is an answer too.
     let ask = format!("GET {path} HTTP/1.1\r\nhost: {}\r\n\r\n", store.address);
@@ -328,7 +486,9 @@ async fn where_all_places_are_with_those_who_are_known_a_newcomer_has_none() {
     drop(known.pop());
     // Those who gave up waiting are found to be gone one after another.
     let served = async { while newcomer().await.is_err() {} };
-    timeout(AT_ONCE, served).await.expect("there is a place now");
+    timeout(AT_ONCE, served)
+        .await
+        .expect("there is a place now");
 }
 
 #[tokio::test]

@@ -11,7 +11,9 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use identity::StoreKeys;
 use objects::check::{Rule, check};
-use objects::{Buckets, Endpoint, ObjectError, Regrant, Signer, StoreClock, Stored, Transfer, Trust};
+use objects::{
+    Buckets, Endpoint, ObjectError, Regrant, Signer, StoreClock, Stored, Transfer, Trust,
+};
 use schemas::blob::Grant;
 use schemas::{Code, Digest, ObjectRef, Refusal};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -19,7 +21,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::support::{Grants, Stub, TestStore, answer, key_of, nobody, noise, now, once, quick, soon};
+use crate::support::{
+    Grants, Stub, TestStore, answer, key_of, nobody, noise, now, once, quick, soon,
+};
 
 const MISMATCH: &[u8] = b"<Error><Code>BadDigest</Code></Error>";
 
@@ -44,12 +48,24 @@ impl Puppet {
     }
 
     fn endpoint(&self) -> Endpoint {
-        Endpoint::new(&format!("http://{}", self.address), "us-east-1", Trust::PlainLoopback).unwrap()
+        Endpoint::new(
+            &format!("http://{}", self.address),
+            "us-east-1",
+            Trust::PlainLoopback,
+        )
+        .unwrap()
     }
 
     fn buckets(&self) -> Buckets {
         let (keys, patience) = (StoreKeys::generate(), Duration::from_secs(2));
-        Buckets::new(&self.endpoint(), &keys.admin, StoreClock::default(), quick(), patience).unwrap()
+        Buckets::new(
+            &self.endpoint(),
+            &keys.admin,
+            StoreClock::default(),
+            quick(),
+            patience,
+        )
+        .unwrap()
     }
 }
 
@@ -60,13 +76,19 @@ impl Drop for Puppet {
 }
 
 /// One request a connection, with its body.
-async fn serve(mut stream: TcpStream, answers: &(impl Fn(&str, &str) -> Vec<u8> + ?Sized)) -> Option<()> {
+async fn serve(
+    mut stream: TcpStream,
+    answers: &(impl Fn(&str, &str) -> Vec<u8> + ?Sized),
+) -> Option<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);
     }
     let text = String::from_utf8_lossy(&head).to_lowercase();
-    let length = text.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).unwrap_or(0);
+    let length = text
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok())
+        .unwrap_or(0);
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await.ok()?;
     let line = String::from_utf8_lossy(&head).into_owned();
@@ -77,15 +99,30 @@ async fn serve(mut stream: TcpStream, answers: &(impl Fn(&str, &str) -> Vec<u8> 
 }
 
 fn is_bucket(path: &str) -> bool {
-    !path.split('?').next().unwrap_or_default().trim_matches('/').contains('/')
+    !path
+        .split('?')
+        .next()
+        .unwrap_or_default()
+        .trim_matches('/')
+        .contains('/')
 }
 
 /// The rules that do not hold for such a store.
 async fn broken(answers: impl Fn(&str, &str) -> Vec<u8> + Send + Sync + 'static) -> Vec<Rule> {
     let puppet = Puppet::start(answers).await;
-    let report = check(&puppet.endpoint(), &StoreKeys::generate()).await.unwrap();
-    assert!(!report.is_fit(), "such a store is not to be used: {report:#?}");
-    let broken: Vec<Rule> = report.rows.iter().filter(|row| !row.holds).map(|row| row.rule).collect();
+    let report = check(&puppet.endpoint(), &StoreKeys::generate())
+        .await
+        .unwrap();
+    assert!(
+        !report.is_fit(),
+        "such a store is not to be used: {report:#?}"
+    );
+    let broken: Vec<Rule> = report
+        .rows
+        .iter()
+        .filter(|row| !row.holds)
+        .map(|row| row.rule)
+        .collect();
     assert!(broken.iter().all(|rule| !report.holds(*rule)));
     broken
 }
@@ -138,7 +175,9 @@ async fn a_store_that_takes_nothing_is_found_out() {
     ] {
         assert!(broken.contains(&rule), "{rule}");
     }
-    assert!(!broken.contains(&Rule::WrongBytesRefused) && !broken.contains(&Rule::AnonymousRefused));
+    assert!(
+        !broken.contains(&Rule::WrongBytesRefused) && !broken.contains(&Rule::AnonymousRefused)
+    );
 }
 
 /// It says no, and the object is there all the same.
@@ -179,8 +218,14 @@ async fn a_store_that_refuses_in_one_bucket_alone_is_found_out() {
         })
         .await;
         assert!(broken.contains(&Rule::GetKeyCannotWrite), "{open}");
-        assert_eq!(broken.contains(&Rule::PutKeyCannotWriteBlobs), open == "/blobs/");
-        assert_eq!(broken.contains(&Rule::AnonymousRefused), open == "/incoming/");
+        assert_eq!(
+            broken.contains(&Rule::PutKeyCannotWriteBlobs),
+            open == "/blobs/"
+        );
+        assert_eq!(
+            broken.contains(&Rule::AnonymousRefused),
+            open == "/incoming/"
+        );
     }
 }
 
@@ -195,27 +240,57 @@ async fn a_promotion_is_believed_only_when_the_store_shows_the_right_object() {
             .into_bytes()
     };
     let copied = |body: &str| answer("200 OK", "", body.as_bytes());
-    let right = format!("<CopyObjectResult><ChecksumSHA256>{checksum}</ChecksumSHA256></CopyObjectResult>");
+    let right =
+        format!("<CopyObjectResult><ChecksumSHA256>{checksum}</ChecksumSHA256></CopyObjectResult>");
     let wrong = right.replace(&checksum, &other);
     let failed = "<Error><Code>InternalError</Code></Error>";
     let there = looked("200 OK", length, &checksum);
     let promote = async |copy: Vec<u8>, look: Vec<u8>| {
-        let answers = move |method: &str, _: &str| if method == "HEAD" { look.clone() } else { copy.clone() };
+        let answers = move |method: &str, _: &str| {
+            if method == "HEAD" {
+                look.clone()
+            } else {
+                copy.clone()
+            }
+        };
         let puppet = Puppet::start(answers).await;
-        puppet.buckets().promote(&key_of(object), object).await.map_err(|error| error.code())
+        puppet
+            .buckets()
+            .promote(&key_of(object), object)
+            .await
+            .map_err(|error| error.code())
     };
     let absent = || answer("404 Not Found", "", b"");
-    assert_eq!(promote(copied(&right), absent()).await, Ok(Stored::Now), "nobody has to look");
+    assert_eq!(
+        promote(copied(&right), absent()).await,
+        Ok(Stored::Now),
+        "nobody has to look"
+    );
     for body in ["", wrong.as_str()] {
-        assert_eq!(promote(copied(body), there.clone()).await, Ok(Stored::Now), "{body:?}: a look is as good");
-        for look in [looked("200 OK", length, &other), looked("200 OK", length + 1, &checksum)] {
-            assert_eq!(promote(copied(body), look).await, Err(Code::ObjectMismatch), "{body:?}");
+        assert_eq!(
+            promote(copied(body), there.clone()).await,
+            Ok(Stored::Now),
+            "{body:?}: a look is as good"
+        );
+        for look in [
+            looked("200 OK", length, &other),
+            looked("200 OK", length + 1, &checksum),
+        ] {
+            assert_eq!(
+                promote(copied(body), look).await,
+                Err(Code::ObjectMismatch),
+                "{body:?}"
+            );
         }
         assert!(promote(copied(body), absent()).await.is_err(), "{body:?}");
     }
     // A copy may fail after its 200 was sent.
     assert!(promote(copied(failed), there.clone()).await.is_err());
-    assert!(promote(answer("403 Forbidden", "", b""), there.clone()).await.is_err());
+    assert!(
+        promote(answer("403 Forbidden", "", b""), there.clone())
+            .await
+            .is_err()
+    );
     assert_eq!(promote(absent(), there).await, Ok(Stored::Before));
 }
 
@@ -229,7 +304,10 @@ async fn a_store_that_is_busy_is_asked_again_until_patience_ends() {
         _ => answer("404 Not Found", "", b""),
     })
     .await;
-    assert_eq!(puppet.buckets().exists(Digest::of(b"x")).await.unwrap(), None);
+    assert_eq!(
+        puppet.buckets().exists(Digest::of(b"x")).await.unwrap(),
+        None
+    );
     assert_eq!(asked.load(Ordering::SeqCst), 3);
     let busy = Puppet::start(|_, _| answer("503 Slow Down", "", b"")).await;
     let error = busy.buckets().exists(Digest::of(b"x")).await.unwrap_err();
@@ -246,11 +324,23 @@ async fn an_upload_of_another_length_than_stated_is_not_read() {
     let store = TestStore::start().await;
     let bytes = noise(100, 4);
     let object = ObjectRef::of(&bytes);
-    let grant = store.signer_at(store.address).put(&key_of(object), object.bytes, now());
-    store.transfer().put(&grant, bytes, &nobody(), soon()).await.unwrap();
-    let stated = ObjectRef { bytes: schemas::Bytes(101), ..object };
+    let grant = store
+        .signer_at(store.address)
+        .put(&key_of(object), object.bytes, now());
+    store
+        .transfer()
+        .put(&grant, bytes, &nobody(), soon())
+        .await
+        .unwrap();
+    let stated = ObjectRef {
+        bytes: schemas::Bytes(101),
+        ..object
+    };
     let read = store.buckets().get_incoming(&key_of(object), stated).await;
-    assert!(matches!(read, Err(ObjectError::Mismatch { .. })), "{read:?}");
+    assert!(
+        matches!(read, Err(ObjectError::Mismatch { .. })),
+        "{read:?}"
+    );
 }
 
 #[tokio::test]
@@ -258,11 +348,27 @@ async fn an_answer_that_begins_elsewhere_is_not_joined_to_what_is_here() {
     let body = noise(100, 3);
     let whole = answer("200 OK", "", &body);
     let half = whole[..whole.len() - 40].to_vec();
-    let elsewhere = answer("206 Partial Content", "content-range: bytes 50-99/100\r\n", &body[50..]);
-    let right = answer("206 Partial Content", "content-range: bytes 60-99/100\r\n", &body[60..]);
+    let elsewhere = answer(
+        "206 Partial Content",
+        "content-range: bytes 50-99/100\r\n",
+        &body[50..],
+    );
+    let right = answer(
+        "206 Partial Content",
+        "content-range: bytes 60-99/100\r\n",
+        &body[60..],
+    );
     let stub = Stub::start(vec![half, elsewhere, right]).await;
     let transfer = Transfer::new(&Trust::PlainLoopback, quick()).unwrap();
-    let read = transfer.get(&stub.grant(Digest::of(&body)), schemas::Bytes(100), &nobody(), soon()).await.unwrap();
+    let read = transfer
+        .get(
+            &stub.grant(Digest::of(&body)),
+            schemas::Bytes(100),
+            &nobody(),
+            soon(),
+        )
+        .await
+        .unwrap();
     assert!(read == body);
     assert_eq!(stub.heads.lock().await.len(), 3);
 }
@@ -290,28 +396,65 @@ async fn a_grant_is_for_what_was_asked_and_who_is_away_is_asked_again() {
     let store = TestStore::start().await;
     let object = store.buckets().put_blob(noise(1000, 8)).await.unwrap();
     let signer = store.signer_at(store.address);
-    let (transfer, expired) = (store.transfer(), signer.get(object.digest, schemas::UnixMillis(now().get() - 120_000)));
+    let (transfer, expired) = (
+        store.transfer(),
+        signer.get(object.digest, schemas::UnixMillis(now().get() - 120_000)),
+    );
     // One to read with is none to write with.
-    let put = transfer.put(&expired, noise(1000, 8), &nobody(), soon()).await;
-    assert!(matches!(put, Err(ObjectError::GrantInvalid { .. })), "{put:?}");
+    let put = transfer
+        .put(&expired, noise(1000, 8), &nobody(), soon())
+        .await;
+    assert!(
+        matches!(put, Err(ObjectError::GrantInvalid { .. })),
+        "{put:?}"
+    );
     let other = Grants::new(|_| Some(signer.get(Digest::of(b"another"), now())));
     let read = transfer.get(&expired, object.bytes, &other, soon()).await;
-    assert!(matches!(read, Err(ObjectError::GrantInvalid { .. })), "{read:?}");
-    let hesitant = |code, times| Hesitant { code, times, asked: AtomicUsize::new(0), signer: &signer };
+    assert!(
+        matches!(read, Err(ObjectError::GrantInvalid { .. })),
+        "{read:?}"
+    );
+    let hesitant = |code, times| Hesitant {
+        code,
+        times,
+        asked: AtomicUsize::new(0),
+        signer: &signer,
+    };
     for code in [Code::NoAnswer, Code::Draining, Code::AskedTooMuch] {
         let grants = hesitant(code, 2);
-        transfer.get(&expired, object.bytes, &grants, soon()).await.unwrap_or_else(|error| panic!("{code}: {error}"));
+        transfer
+            .get(&expired, object.bytes, &grants, soon())
+            .await
+            .unwrap_or_else(|error| panic!("{code}: {error}"));
         assert_eq!(grants.asked.load(Ordering::SeqCst), 3, "{code}");
     }
     // Not for ever, and not when the answer was no.
-    let (never, until) = (hesitant(Code::NoAnswer, usize::MAX), Instant::now() + Duration::from_millis(400));
-    assert_eq!(transfer.get(&expired, object.bytes, &never, until).await.unwrap_err().code(), Code::NoAnswer);
+    let (never, until) = (
+        hesitant(Code::NoAnswer, usize::MAX),
+        Instant::now() + Duration::from_millis(400),
+    );
+    assert_eq!(
+        transfer
+            .get(&expired, object.bytes, &never, until)
+            .await
+            .unwrap_err()
+            .code(),
+        Code::NoAnswer
+    );
     let refused = hesitant(Code::ObjectForbidden, 1);
-    assert_eq!(transfer.get(&expired, object.bytes, &refused, soon()).await.unwrap_err().code(), Code::ObjectForbidden);
+    assert_eq!(
+        transfer
+            .get(&expired, object.bytes, &refused, soon())
+            .await
+            .unwrap_err()
+            .code(),
+        Code::ObjectForbidden
+    );
     assert_eq!(refused.asked.load(Ordering::SeqCst), 1);
 }
 
-/// The longest silence is for a line on which there is time; when there is none left, a short one is the end.
+/// The longest silence is for a line on which there is time; when there is none left, a short one
+/// is the end.
 #[tokio::test]
 async fn after_the_deadline_a_silent_store_is_not_waited_for() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -322,8 +465,13 @@ async fn after_the_deadline_a_silent_store_is_not_waited_for() {
     let (object, begun) = (ObjectRef::of(b"bytes"), Instant::now());
     let grant = signer.put(&key_of(object), object.bytes, now());
     let until = begun + Duration::from_millis(300);
-    let unknown = transfer.put(&grant, Bytes::from_static(b"bytes"), &nobody(), until).await;
-    assert!(matches!(unknown, Err(ObjectError::Uncertain { .. })), "{unknown:?}");
+    let unknown = transfer
+        .put(&grant, Bytes::from_static(b"bytes"), &nobody(), until)
+        .await;
+    assert!(
+        matches!(unknown, Err(ObjectError::Uncertain { .. })),
+        "{unknown:?}"
+    );
     assert!(begun.elapsed() < once().idle / 2, "{:?}", begun.elapsed());
     drop(listener);
 }

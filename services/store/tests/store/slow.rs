@@ -1,4 +1,5 @@
-//! Transfers over lines that are slow, and over one that goes dead. Limits are scaled down, so that seconds are enough.
+//! Transfers over lines that are slow, and over one that goes dead. Limits are scaled down, so that
+//! seconds are enough.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -23,9 +24,22 @@ const IDLE: Duration = Duration::from_secs(3);
 async fn uploads_that_share_a_slow_line_all_end_and_nothing_is_sent_twice() {
     let store = TestStore::start().await;
     // Eight at once would have 25 KB/s each, and take longer than twice the longest silence.
-    let line = Line::start(store.address, Quality::Slow { up: 200_000, down: 0 });
+    let line = Line::start(
+        store.address,
+        Quality::Slow {
+            up: 200_000,
+            down: 0,
+        },
+    );
     let signer = store.signer_at(line.address());
-    let transfer = Transfer::new(&store.trust(), TransferLimits { idle: IDLE, ..quick() }).unwrap();
+    let transfer = Transfer::new(
+        &store.trust(),
+        TransferLimits {
+            idle: IDLE,
+            ..quick()
+        },
+    )
+    .unwrap();
     let bodies: Vec<_> = (0..8).map(|seed| noise(200_000, seed)).collect();
     let sum: u64 = bodies.iter().map(|body| body.len() as u64).sum();
     let begun = Instant::now();
@@ -33,30 +47,58 @@ async fn uploads_that_share_a_slow_line_all_end_and_nothing_is_sent_twice() {
         let object = ObjectRef::of(body);
         let grant = signer.put(&key_of(object), object.bytes, now());
         let again = Grants::new(|_| Some(signer.put(&key_of(object), object.bytes, now())));
-        let stored = transfer.put(&grant, body.clone(), &again, begun + Duration::from_secs(60)).await;
+        let stored = transfer
+            .put(
+                &grant,
+                body.clone(),
+                &again,
+                begun + Duration::from_secs(60),
+            )
+            .await;
         (stored.unwrap(), again.asked.into_inner())
     });
     let stored = join_all(uploads).await;
-    assert!(stored.iter().all(|one| *one == (Stored::Now, 0)), "{stored:?}");
+    assert!(
+        stored.iter().all(|one| *one == (Stored::Now, 0)),
+        "{stored:?}"
+    );
     assert!(begun.elapsed() > 2 * IDLE, "the line was slow");
-    assert!(line.bytes_up() < sum + sum / 10, "{} bytes for {sum}", line.bytes_up());
-    let counted = transfer.moved().up.load(std::sync::atomic::Ordering::SeqCst);
+    assert!(
+        line.bytes_up() < sum + sum / 10,
+        "{} bytes for {sum}",
+        line.bytes_up()
+    );
+    let counted = transfer
+        .moved()
+        .up
+        .load(std::sync::atomic::Ordering::SeqCst);
     assert_eq!(counted, sum, "and all of it was seen to move");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_are_seen_to_move_before_an_upload_is_over() {
     let store = TestStore::start().await;
-    let line = Line::start(store.address, Quality::Slow { up: 200_000, down: 0 });
+    let line = Line::start(
+        store.address,
+        Quality::Slow {
+            up: 200_000,
+            down: 0,
+        },
+    );
     let transfer = Transfer::new(&store.trust(), quick()).unwrap();
     let bytes = noise(4 << 20, 70);
     let object = ObjectRef::of(&bytes);
-    let grant = store.signer_at(line.address()).put(&key_of(object), object.bytes, now());
+    let grant = store
+        .signer_at(line.address())
+        .put(&key_of(object), object.bytes, now());
     let nobody = crate::support::nobody();
     let upload = transfer.put(&grant, bytes, &nobody, soon());
     // Long before its twenty seconds are over.
     assert!(timeout(Duration::from_secs(4), upload).await.is_err());
-    let moved = transfer.moved().up.load(std::sync::atomic::Ordering::SeqCst);
+    let moved = transfer
+        .moved()
+        .up
+        .load(std::sync::atomic::Ordering::SeqCst);
     assert!((100_000..1_200_000).contains(&moved), "{moved}");
 }
 
@@ -64,18 +106,40 @@ async fn bytes_are_seen_to_move_before_an_upload_is_over() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_moves_goes_on_beyond_its_deadline() {
     let store = TestStore::start().await;
-    let line = Line::start(store.address, Quality::Slow { up: 200_000, down: 200_000 });
-    let (signer, transfer) = (store.signer_at(line.address()), Transfer::new(&store.trust(), once()).unwrap());
+    let line = Line::start(
+        store.address,
+        Quality::Slow {
+            up: 200_000,
+            down: 200_000,
+        },
+    );
+    let (signer, transfer) = (
+        store.signer_at(line.address()),
+        Transfer::new(&store.trust(), once()).unwrap(),
+    );
     let object = store.buckets().put_blob(noise(400_000, 75)).await.unwrap();
     let (begun, short) = (Instant::now(), Duration::from_millis(700));
     let grant = signer.get(object.digest, now());
-    let read = transfer.get(&grant, object.bytes, &crate::support::nobody(), begun + short).await;
+    let read = transfer
+        .get(
+            &grant,
+            object.bytes,
+            &crate::support::nobody(),
+            begun + short,
+        )
+        .await;
     assert!(read.is_ok_and(|bytes| bytes.len() == 400_000));
     assert!(begun.elapsed() > short, "the line was slow");
     let bytes = noise(400_000, 76);
     let object = ObjectRef::of(&bytes);
-    let (begun, grant) = (Instant::now(), signer.put(&key_of(object), object.bytes, now()));
-    let stored = transfer.put(&grant, bytes, &crate::support::nobody(), begun + short).await.unwrap();
+    let (begun, grant) = (
+        Instant::now(),
+        signer.put(&key_of(object), object.bytes, now()),
+    );
+    let stored = transfer
+        .put(&grant, bytes, &crate::support::nobody(), begun + short)
+        .await
+        .unwrap();
     assert_eq!(stored, Stored::Now);
     assert!(begun.elapsed() > short, "the line was slow");
 }
@@ -83,19 +147,37 @@ async fn what_moves_goes_on_beyond_its_deadline() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_line_that_goes_dead_is_noticed_within_the_longest_silence() {
     let store = TestStore::start().await;
-    let line = Line::start(store.address, Quality::Slow { up: 200_000, down: 100_000 });
+    let line = Line::start(
+        store.address,
+        Quality::Slow {
+            up: 200_000,
+            down: 100_000,
+        },
+    );
     let signer = store.signer_at(line.address());
-    let transfer = Transfer::new(&store.trust(), TransferLimits { idle: IDLE, ..once() }).unwrap();
+    let transfer = Transfer::new(
+        &store.trust(),
+        TransferLimits {
+            idle: IDLE,
+            ..once()
+        },
+    )
+    .unwrap();
     let object = store.buckets().put_blob(noise(2 << 20, 71)).await.unwrap();
     let down = async {
         let grant = signer.get(object.digest, now());
-        transfer.get(&grant, object.bytes, &crate::support::nobody(), soon()).await.map(|_| Stored::Now)
+        transfer
+            .get(&grant, object.bytes, &crate::support::nobody(), soon())
+            .await
+            .map(|_| Stored::Now)
     };
     let bytes = noise(2 << 20, 72);
     let up = async {
         let object = ObjectRef::of(&bytes);
         let grant = signer.put(&key_of(object), object.bytes, now());
-        transfer.put(&grant, bytes.clone(), &crate::support::nobody(), soon()).await
+        transfer
+            .put(&grant, bytes.clone(), &crate::support::nobody(), soon())
+            .await
     };
     let (mut down, mut up) = (Box::pin(down), Box::pin(up));
     // Both are under way and far from over.
@@ -112,7 +194,10 @@ async fn a_line_that_goes_dead_is_noticed_within_the_longest_silence() {
     let (down, up) = tokio::join!(down, up);
     let noticed = died.elapsed();
     assert!(noticed >= IDLE / 2 && noticed < 3 * IDLE, "{noticed:?}");
-    assert!(matches!(down, Err(ObjectError::Unreachable { .. })), "{down:?}");
+    assert!(
+        matches!(down, Err(ObjectError::Unreachable { .. })),
+        "{down:?}"
+    );
     assert!(matches!(up, Err(ObjectError::Uncertain { .. })), "{up:?}");
 }
 
@@ -120,19 +205,43 @@ async fn a_line_that_goes_dead_is_noticed_within_the_longest_silence() {
 async fn the_store_waits_for_slow_peers_in_both_directions() {
     // A body is seen by whole records of TLS, 16 KiB each: two seconds of this line.
     let idle = IDLE;
-    let store =
-        TestStore::with(StoreLimits { idle, free_bytes_min: schemas::Bytes(0), ..StoreLimits::default() }).await;
-    // As fast as each of eight that share 40 KB/s and a little more, and slow enough to be behind for several windows.
-    let line = Line::start(store.address, Quality::Slow { up: 8_000, down: 40_000 });
-    let (signer, transfer) = (store.signer_at(line.address()), Transfer::new(&store.trust(), once()).unwrap());
+    let store = TestStore::with(StoreLimits {
+        idle,
+        free_bytes_min: schemas::Bytes(0),
+        ..StoreLimits::default()
+    })
+    .await;
+    // As fast as each of eight that share 40 KB/s and a little more, and slow enough to be behind
+    // for several windows.
+    let line = Line::start(
+        store.address,
+        Quality::Slow {
+            up: 8_000,
+            down: 40_000,
+        },
+    );
+    let (signer, transfer) = (
+        store.signer_at(line.address()),
+        Transfer::new(&store.trust(), once()).unwrap(),
+    );
     let object = store.buckets().put_blob(noise(400_000, 73)).await.unwrap();
-    let read = transfer.get(&signer.get(object.digest, now()), object.bytes, &crate::support::nobody(), soon()).await;
+    let read = transfer
+        .get(
+            &signer.get(object.digest, now()),
+            object.bytes,
+            &crate::support::nobody(),
+            soon(),
+        )
+        .await;
     assert!(read.is_ok_and(|bytes| bytes.len() == 400_000));
     let bytes = noise(96_000, 74);
     let object = ObjectRef::of(&bytes);
     let grant = signer.put(&key_of(object), object.bytes, now());
     // Neither has a second attempt, so neither was cut off.
-    let stored = transfer.put(&grant, bytes, &crate::support::nobody(), soon()).await.unwrap();
+    let stored = transfer
+        .put(&grant, bytes, &crate::support::nobody(), soon())
+        .await
+        .unwrap();
     assert_eq!(stored, Stored::Now);
 }
 
@@ -144,7 +253,10 @@ impl Said {
     /// The lines that name `code`.
     fn lines(&self, code: Code) -> Vec<String> {
         let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        text.lines().filter(|line| line.contains(&code.to_string())).map(str::to_owned).collect()
+        text.lines()
+            .filter(|line| line.contains(&code.to_string()))
+            .map(str::to_owned)
+            .collect()
     }
 }
 
@@ -172,7 +284,10 @@ impl Regrant for Together<'_> {
     async fn regrant(&self, digest: Digest) -> Result<Grant, Refusal> {
         self.all.wait().await;
         self.line.set(Quality::Good);
-        let object = ObjectRef { digest, bytes: schemas::Bytes(self.bytes) };
+        let object = ObjectRef {
+            digest,
+            bytes: schemas::Bytes(self.bytes),
+        };
         Ok(self.signer.put(&key_of(object), object.bytes, now()))
     }
 }
@@ -185,15 +300,38 @@ const TOGETHER: usize = 4;
 async fn uploads_that_stand_still_together_are_given_up_told_once_and_made_again() {
     let said = Said::default();
     let writer = said.clone();
-    let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let log = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
     let _log = tracing::subscriber::set_default(log);
     let store = TestStore::start().await;
-    let line = Line::start(store.address, Quality::Slow { up: 200_000, down: 0 });
+    let line = Line::start(
+        store.address,
+        Quality::Slow {
+            up: 200_000,
+            down: 0,
+        },
+    );
     let signer = store.signer_at(line.address());
-    let transfer = Transfer::new(&store.trust(), TransferLimits { idle: IDLE, ..quick() }).unwrap();
-    let bodies: Vec<_> = (80..).take(TOGETHER).map(|seed| noise(400_000, seed)).collect();
-    let together =
-        Together { all: Barrier::new(TOGETHER), line: &line, signer: &signer, bytes: bodies[0].len() as u64 };
+    let transfer = Transfer::new(
+        &store.trust(),
+        TransferLimits {
+            idle: IDLE,
+            ..quick()
+        },
+    )
+    .unwrap();
+    let bodies: Vec<_> = (80..)
+        .take(TOGETHER)
+        .map(|seed| noise(400_000, seed))
+        .collect();
+    let together = Together {
+        all: Barrier::new(TOGETHER),
+        line: &line,
+        signer: &signer,
+        bytes: bodies[0].len() as u64,
+    };
     let uploads = bodies.iter().map(|body| async {
         let object = ObjectRef::of(body);
         let grant = signer.put(&key_of(object), object.bytes, now());
@@ -203,7 +341,10 @@ async fn uploads_that_stand_still_together_are_given_up_told_once_and_made_again
     line.until_up(200_000, &mut uploads).await;
     line.set(Quality::Dead);
     let stored = uploads.await;
-    assert!(stored.iter().all(|one| matches!(one, Ok(Stored::Now))), "{stored:?}");
+    assert!(
+        stored.iter().all(|one| matches!(one, Ok(Stored::Now))),
+        "{stored:?}"
+    );
     let told = said.lines(Code::LineStalled);
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(told[0].contains("nothing moved for"), "{told:?}");

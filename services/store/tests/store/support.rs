@@ -11,7 +11,9 @@ use bytes::Bytes;
 use diloco_store::{Durability, Store, StoreConfig, StoreLimits, Tls};
 use identity::StoreKeys;
 use identity::secret::write_private;
-use objects::{Buckets, Endpoint, IncomingKey, Regrant, Signer, StoreClock, Transfer, TransferLimits, Trust};
+use objects::{
+    Buckets, Endpoint, IncomingKey, Regrant, Signer, StoreClock, Transfer, TransferLimits, Trust,
+};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair as CertificateKey};
 use schemas::blob::Grant;
 use schemas::lease::{LeaseRef, UnitId, UnitKind};
@@ -46,7 +48,8 @@ pub(crate) fn certificates() -> Certificates {
     let authority = params.self_signed(&authority_key).unwrap();
     let key = CertificateKey::generate().unwrap();
     let issuer = Issuer::from_params(&params, authority_key);
-    let leaf = CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
+    let leaf =
+        CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
     let certificate = leaf.signed_by(&key, &issuer).unwrap();
     Certificates {
         authority: authority.pem().into_bytes(),
@@ -57,7 +60,11 @@ pub(crate) fn certificates() -> Certificates {
 
 impl TestStore {
     pub(crate) async fn start() -> Self {
-        Self::with(StoreLimits { free_bytes_min: schemas::Bytes(0), ..StoreLimits::default() }).await
+        Self::with(StoreLimits {
+            free_bytes_min: schemas::Bytes(0),
+            ..StoreLimits::default()
+        })
+        .await
     }
 
     pub(crate) async fn with(limits: StoreLimits) -> Self {
@@ -66,7 +73,10 @@ impl TestStore {
 
     pub(crate) async fn on(root: TempDir, keys: StoreKeys, limits: StoreLimits) -> Self {
         let (made, folder) = (certificates(), tempfile::tempdir().unwrap());
-        let (certificate, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+        let (certificate, key) = (
+            folder.path().join("cert.pem"),
+            folder.path().join("key.pem"),
+        );
         write_private(&certificate, &made.certificate).unwrap();
         write_private(&key, &made.key).unwrap();
         let tls = Tls::Files { certificate, key };
@@ -75,12 +85,28 @@ impl TestStore {
 
     /// Without TLS.
     pub(crate) async fn plain() -> Self {
-        let limits = StoreLimits { free_bytes_min: schemas::Bytes(0), ..StoreLimits::default() };
+        let limits = StoreLimits {
+            free_bytes_min: schemas::Bytes(0),
+            ..StoreLimits::default()
+        };
         let root = tempfile::tempdir().unwrap();
-        Self::serve(root, StoreKeys::generate(), limits, Tls::PlainLoopback, Vec::new()).await
+        Self::serve(
+            root,
+            StoreKeys::generate(),
+            limits,
+            Tls::PlainLoopback,
+            Vec::new(),
+        )
+        .await
     }
 
-    async fn serve(root: TempDir, keys: StoreKeys, limits: StoreLimits, tls: Tls, authority: Vec<u8>) -> Self {
+    async fn serve(
+        root: TempDir,
+        keys: StoreKeys,
+        limits: StoreLimits,
+        tls: Tls,
+        authority: Vec<u8>,
+    ) -> Self {
         let config = StoreConfig {
             listen: "127.0.0.1:0".parse().unwrap(),
             root: root.path().to_owned(),
@@ -92,11 +118,22 @@ impl TestStore {
         let store = Store::bind(config).await.unwrap();
         let (address, shutdown) = (store.address(), CancellationToken::new());
         let serving = tokio::spawn(store.run(shutdown.clone()));
-        Self { root, keys, authority, address, shutdown, serving }
+        Self {
+            root,
+            keys,
+            authority,
+            address,
+            shutdown,
+            serving,
+        }
     }
 
     pub(crate) fn trust(&self) -> Trust {
-        if self.authority.is_empty() { Trust::PlainLoopback } else { Trust::Authority(self.authority.clone()) }
+        if self.authority.is_empty() {
+            Trust::PlainLoopback
+        } else {
+            Trust::Authority(self.authority.clone())
+        }
     }
 
     pub(crate) fn endpoint(&self) -> Endpoint {
@@ -105,12 +142,21 @@ impl TestStore {
 
     /// The store as seen through another port.
     pub(crate) fn endpoint_at(&self, address: SocketAddr) -> Endpoint {
-        let scheme = if self.authority.is_empty() { "http" } else { "https" };
+        let scheme = if self.authority.is_empty() {
+            "http"
+        } else {
+            "https"
+        };
         Endpoint::new(&format!("{scheme}://{address}"), "us-east-1", self.trust()).unwrap()
     }
 
     pub(crate) fn signer_at(&self, address: SocketAddr) -> Signer {
-        Signer::new(&self.endpoint_at(address), &self.keys, StoreClock::default()).unwrap()
+        Signer::new(
+            &self.endpoint_at(address),
+            &self.keys,
+            StoreClock::default(),
+        )
+        .unwrap()
     }
 
     pub(crate) fn buckets(&self) -> Buckets {
@@ -138,14 +184,25 @@ impl TestStore {
 }
 
 pub(crate) fn buckets(endpoint: &Endpoint, keys: &StoreKeys) -> Buckets {
-    Buckets::new(endpoint, &keys.admin, StoreClock::default(), quick(), Duration::from_secs(20)).unwrap()
+    Buckets::new(
+        endpoint,
+        &keys.admin,
+        StoreClock::default(),
+        quick(),
+        Duration::from_secs(20),
+    )
+    .unwrap()
 }
 
 fn files(folder: &Path) -> Vec<String> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        if path.is_dir() { names.extend(files(&path)) } else { names.push(path.display().to_string()) }
+        if path.is_dir() {
+            names.extend(files(&path))
+        } else {
+            names.push(path.display().to_string())
+        }
     }
     names
 }
@@ -160,7 +217,10 @@ pub(crate) fn quick() -> TransferLimits {
 
 /// One attempt: the first pause is longer than any deadline here.
 pub(crate) fn once() -> TransferLimits {
-    TransferLimits { pause_first: Duration::from_secs(600), ..TransferLimits::default() }
+    TransferLimits {
+        pause_first: Duration::from_secs(600),
+        ..TransferLimits::default()
+    }
 }
 
 pub(crate) fn soon() -> Instant {
@@ -168,7 +228,15 @@ pub(crate) fn soon() -> Instant {
 }
 
 pub(crate) fn now() -> UnixMillis {
-    UnixMillis(u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap())
+    UnixMillis(
+        u64::try_from(
+            SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap()
+                .as_millis(),
+        )
+        .unwrap(),
+    )
 }
 
 /// Bytes that do not repeat.
@@ -180,13 +248,28 @@ pub(crate) fn noise(length: usize, seed: u64) -> Bytes {
         state ^= state << 17;
         state.to_le_bytes()[0]
     };
-    std::iter::repeat_with(next).take(length).collect::<Vec<u8>>().into()
+    std::iter::repeat_with(next)
+        .take(length)
+        .collect::<Vec<u8>>()
+        .into()
 }
 
 pub(crate) fn key_of(object: ObjectRef) -> IncomingKey {
     let worker = format!("U{}", "B".repeat(55)).parse().unwrap();
-    let unit = UnitId { round: Round(3), kind: UnitKind::Train, index: UnitIndex(1) };
-    IncomingKey::worker(&"demo".parse().unwrap(), LeaseRef { unit, epoch: Epoch(2) }, &worker, object.digest)
+    let unit = UnitId {
+        round: Round(3),
+        kind: UnitKind::Train,
+        index: UnitIndex(1),
+    };
+    IncomingKey::worker(
+        &"demo".parse().unwrap(),
+        LeaseRef {
+            unit,
+            epoch: Epoch(2),
+        },
+        &worker,
+        object.digest,
+    )
 }
 
 /// Grants by a closure, and counts how often it was asked.
@@ -197,7 +280,10 @@ pub(crate) struct Grants<F> {
 
 impl<F: Fn(Digest) -> Option<Grant> + Send + Sync> Grants<F> {
     pub(crate) fn new(grant: F) -> Self {
-        Self { grant, asked: AtomicUsize::new(0) }
+        Self {
+            grant,
+            asked: AtomicUsize::new(0),
+        }
     }
 }
 
@@ -221,7 +307,8 @@ pub(crate) enum Cut {
     Down(u64),
     /// Passes this many bytes to the store, then closes.
     Up(u64),
-    /// Passes everything to the store, and nothing of its answer to the last request of this many bytes and more.
+    /// Passes everything to the store, and nothing of its answer to the last request of this many
+    /// bytes and more.
     Answer(u64),
 }
 
@@ -245,7 +332,11 @@ impl Proxy {
                 tokio::spawn(pass(client, target, cut));
             }
         });
-        Self { address, connections, running }
+        Self {
+            address,
+            connections,
+            running,
+        }
     }
 }
 
@@ -256,7 +347,9 @@ impl Drop for Proxy {
 }
 
 async fn pass(client: TcpStream, target: SocketAddr, cut: Option<Cut>) {
-    let Ok(server) = TcpStream::connect(target).await else { return };
+    let Ok(server) = TcpStream::connect(target).await else {
+        return;
+    };
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
     let (mut up, mut down) = ([0; 16 << 10], [0; 16 << 10]);
@@ -282,7 +375,8 @@ async fn pass(client: TcpStream, target: SocketAddr, cut: Option<Cut>) {
     }
 }
 
-/// A plain HTTP server that gives these answers in turn, one a connection, and remembers the heads it was sent.
+/// A plain HTTP server that gives these answers in turn, one a connection, and remembers the heads
+/// it was sent.
 pub(crate) struct Stub {
     pub(crate) address: SocketAddr,
     pub(crate) heads: Arc<tokio::sync::Mutex<Vec<String>>>,
@@ -310,13 +404,23 @@ impl Stub {
     }
 
     pub(crate) fn grant(&self, digest: Digest) -> Grant {
-        let endpoint = Endpoint::new(&format!("http://{}", self.address), "us-east-1", Trust::PlainLoopback).unwrap();
-        Signer::new(&endpoint, &StoreKeys::generate(), StoreClock::default()).unwrap().get(digest, now())
+        let endpoint = Endpoint::new(
+            &format!("http://{}", self.address),
+            "us-east-1",
+            Trust::PlainLoopback,
+        )
+        .unwrap();
+        Signer::new(&endpoint, &StoreKeys::generate(), StoreClock::default())
+            .unwrap()
+            .get(digest, now())
     }
 }
 
 /// An HTTP answer.
 pub(crate) fn answer(status: &str, headers: &str, body: &[u8]) -> Vec<u8> {
-    let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n{headers}\r\n", body.len());
+    let head = format!(
+        "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n{headers}\r\n",
+        body.len()
+    );
     [head.as_bytes(), body].concat()
 }

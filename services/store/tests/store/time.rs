@@ -20,14 +20,28 @@ fn expired() -> Vec<u8> {
 
 fn date() -> String {
     let at = Timestamp::now() + jiff::SignedDuration::from_secs(AHEAD_SECONDS);
-    let text = rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&at).unwrap();
+    let text = rfc2822::DateTimePrinter::new()
+        .timestamp_to_rfc9110_string(&at)
+        .unwrap();
     format!("date: {text}\r\n")
 }
 
 fn buckets(stub: &Stub, clock: &StoreClock) -> Buckets {
-    let endpoint = Endpoint::new(&format!("http://{}", stub.address), "us-east-1", Trust::PlainLoopback).unwrap();
+    let endpoint = Endpoint::new(
+        &format!("http://{}", stub.address),
+        "us-east-1",
+        Trust::PlainLoopback,
+    )
+    .unwrap();
     let keys = identity::StoreKeys::generate();
-    Buckets::new(&endpoint, &keys.admin, clock.clone(), quick(), Duration::from_secs(20)).unwrap()
+    Buckets::new(
+        &endpoint,
+        &keys.admin,
+        clock.clone(),
+        quick(),
+        Duration::from_secs(20),
+    )
+    .unwrap()
 }
 
 /// The time in the signature of a request, in seconds since 1970.
@@ -57,33 +71,52 @@ fn assert_corrected(heads: &[String]) {
 async fn the_first_request_to_a_store_of_another_time_is_signed_again_and_works() {
     let stub = Stub::start(vec![expired(), answer("404 Not Found", &date(), b"")]).await;
     let clock = StoreClock::default();
-    let found = buckets(&stub, &clock).exists(ObjectRef::of(b"x").digest).await.unwrap();
+    let found = buckets(&stub, &clock)
+        .exists(ObjectRef::of(b"x").digest)
+        .await
+        .unwrap();
     assert_eq!(found, None);
     assert_corrected(&stub.heads.lock().await);
     // URLs for others have the store's time from then on.
     let endpoint = Endpoint::new("http://127.0.0.1:1", "us-east-1", Trust::PlainLoopback).unwrap();
     let signer = Signer::new(&endpoint, &identity::StoreKeys::generate(), clock).unwrap();
-    let url = signer.get(ObjectRef::of(b"x").digest, now()).action.unwrap().href;
+    let url = signer
+        .get(ObjectRef::of(b"x").digest, now())
+        .action
+        .unwrap()
+        .href;
     assert!((signed_at(&url) - Timestamp::now().as_second() - AHEAD_SECONDS).abs() < 10);
 }
 
 #[tokio::test]
 async fn an_upload_to_a_store_of_another_time_is_signed_again_and_works() {
     let stub = Stub::start(vec![expired(), answer("200 OK", &date(), b"")]).await;
-    let stored = buckets(&stub, &StoreClock::default()).put_blob(noise(0, 1)).await;
+    let stored = buckets(&stub, &StoreClock::default())
+        .put_blob(noise(0, 1))
+        .await;
     assert!(stored.is_ok(), "{stored:?}");
     assert_corrected(&stub.heads.lock().await);
 }
 
 #[tokio::test]
 async fn a_refusal_that_time_does_not_explain_is_final() {
-    let denied = answer("403 Forbidden", "", b"<Error><Code>SignatureDoesNotMatch</Code></Error>");
+    let denied = answer(
+        "403 Forbidden",
+        "",
+        b"<Error><Code>SignatureDoesNotMatch</Code></Error>",
+    );
     let stub = Stub::start(vec![denied]).await;
-    let refused = buckets(&stub, &StoreClock::default()).exists(ObjectRef::of(b"x").digest).await.unwrap_err();
+    let refused = buckets(&stub, &StoreClock::default())
+        .exists(ObjectRef::of(b"x").digest)
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::UrlRefused);
     // Nor is one that stays when the time is right.
     let stub = Stub::start(vec![expired(), expired()]).await;
-    let refused = buckets(&stub, &StoreClock::default()).exists(ObjectRef::of(b"x").digest).await.unwrap_err();
+    let refused = buckets(&stub, &StoreClock::default())
+        .exists(ObjectRef::of(b"x").digest)
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::UrlRefused);
     assert_eq!(stub.heads.lock().await.len(), 2, "once more, and no more");
 }

@@ -12,7 +12,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
-use crate::support::{Cut, Grants, Proxy, Stub, TestStore, answer, key_of, nobody, noise, now, once, quick, soon};
+use crate::support::{
+    Cut, Grants, Proxy, Stub, TestStore, answer, key_of, nobody, noise, now, once, quick, soon,
+};
 
 #[tokio::test]
 async fn a_download_resumes_where_it_broke() {
@@ -21,7 +23,11 @@ async fn a_download_resumes_where_it_broke() {
     let object = store.buckets().put_blob(bytes.clone()).await.unwrap();
     let proxy = Proxy::start(store.address, Cut::Down(400 << 10), 8).await;
     let grant = store.signer_at(proxy.address).get(object.digest, now());
-    let read = store.transfer().get(&grant, object.bytes, &nobody(), soon()).await.unwrap();
+    let read = store
+        .transfer()
+        .get(&grant, object.bytes, &nobody(), soon())
+        .await
+        .unwrap();
     assert!(read == bytes, "other bytes");
     // 8 cut connections brought less than 400 KiB each, the ninth the rest.
     assert_eq!(proxy.connections.load(Ordering::SeqCst), 9);
@@ -36,11 +42,18 @@ async fn a_broken_upload_asks_for_another_url_and_succeeds() {
     let signer = store.signer_at(proxy.address);
     let grant = signer.put(&key_of(object), object.bytes, now());
     let grants = Grants::new(|_| Some(signer.put(&key_of(object), object.bytes, now())));
-    let stored = store.transfer().put(&grant, bytes, &grants, soon()).await.unwrap();
-    // Once for each that broke. One that came before the store had noticed the end of the one before it was told to wait, and
-    // asks for nothing.
+    let stored = store
+        .transfer()
+        .put(&grant, bytes, &grants, soon())
+        .await
+        .unwrap();
+    // Once for each that broke. One that came before the store had noticed the end of the one
+    // before it was told to wait, and asks for nothing.
     let asked = grants.asked.load(Ordering::SeqCst);
-    assert!(stored == Stored::Now && (1..=3).contains(&asked), "{stored:?}, asked {asked} times");
+    assert!(
+        stored == Stored::Now && (1..=3).contains(&asked),
+        "{stored:?}, asked {asked} times"
+    );
     assert_eq!(store.uploads().len(), 1);
 }
 
@@ -50,12 +63,30 @@ async fn a_lost_answer_is_settled_by_asking() {
     let bytes = noise(1 << 20, 23);
     let object = ObjectRef::of(&bytes);
     let proxy = Proxy::start(store.address, Cut::Answer(1 << 20), usize::MAX).await;
-    let grant = store.signer_at(proxy.address).put(&key_of(object), object.bytes, now());
+    let grant = store
+        .signer_at(proxy.address)
+        .put(&key_of(object), object.bytes, now());
     // The coordinator looks at the store and finds the object.
-    let known = Grants::new(|digest| Some(Grant { digest, action: None }));
-    let stored = store.transfer().put(&grant, bytes.clone(), &known, soon()).await.unwrap();
-    assert_eq!((stored, known.asked.load(Ordering::SeqCst)), (Stored::Before, 1));
-    store.buckets().head_checked(&key_of(object), object).await.unwrap();
+    let known = Grants::new(|digest| {
+        Some(Grant {
+            digest,
+            action: None,
+        })
+    });
+    let stored = store
+        .transfer()
+        .put(&grant, bytes.clone(), &known, soon())
+        .await
+        .unwrap();
+    assert_eq!(
+        (stored, known.asked.load(Ordering::SeqCst)),
+        (Stored::Before, 1)
+    );
+    store
+        .buckets()
+        .head_checked(&key_of(object), object)
+        .await
+        .unwrap();
     // Nobody can tell: the error says so.
     let proxy = Proxy::start(store.address, Cut::Up(100 << 10), usize::MAX).await;
     let signer = store.signer_at(proxy.address);
@@ -65,18 +96,31 @@ async fn a_lost_answer_is_settled_by_asking() {
     let blind = Grants::new(|_| Some(signer.put(&key_of(object), object.bytes, now())));
     let until = Instant::now() + Duration::from_millis(300);
     let unknown = store.transfer().put(&grant, other, &blind, until).await;
-    assert!(matches!(unknown, Err(ObjectError::Uncertain { .. })), "{unknown:?}");
+    assert!(
+        matches!(unknown, Err(ObjectError::Uncertain { .. })),
+        "{unknown:?}"
+    );
 }
 
 #[tokio::test]
 async fn an_upload_that_is_not_needed_is_not_sent() {
     let store = TestStore::start().await;
-    let grant = Grant { digest: Digest::of(b"x"), action: None };
+    let grant = Grant {
+        digest: Digest::of(b"x"),
+        action: None,
+    };
     assert_eq!(
-        store.transfer().put(&grant, Bytes::from_static(b"x"), &nobody(), soon()).await.unwrap(),
+        store
+            .transfer()
+            .put(&grant, Bytes::from_static(b"x"), &nobody(), soon())
+            .await
+            .unwrap(),
         Stored::Before
     );
-    let unreadable = store.transfer().get(&grant, schemas::Bytes(1), &nobody(), soon()).await;
+    let unreadable = store
+        .transfer()
+        .get(&grant, schemas::Bytes(1), &nobody(), soon())
+        .await;
     assert!(matches!(unreadable, Err(ObjectError::GrantInvalid { .. })));
 }
 
@@ -87,19 +131,36 @@ async fn a_deadline_ends_a_transfer_to_nowhere() {
     let _root = store.stop().await;
     let start = Instant::now();
     let until = start + Duration::from_millis(400);
-    let gone =
-        transfer.get(&signer.get(Digest::of(b""), now()), schemas::Bytes(1), &nobody(), until).await.unwrap_err();
+    let gone = transfer
+        .get(
+            &signer.get(Digest::of(b""), now()),
+            schemas::Bytes(1),
+            &nobody(),
+            until,
+        )
+        .await
+        .unwrap_err();
     assert_eq!(gone.code(), Code::StoreUnreachable, "{gone}");
-    assert!(start.elapsed() < Duration::from_secs(5) && !gone.to_string().contains("X-Amz"), "{gone}");
+    assert!(
+        start.elapsed() < Duration::from_secs(5) && !gone.to_string().contains("X-Amz"),
+        "{gone}"
+    );
 }
 
 #[tokio::test]
 async fn a_stranger_with_another_ca_is_not_spoken_to() {
     let store = TestStore::start().await;
     let object = store.buckets().put_blob(noise(10, 1)).await.unwrap();
-    let other = Transfer::new(&Trust::Authority(crate::support::certificates().authority), once()).unwrap();
+    let other = Transfer::new(
+        &Trust::Authority(crate::support::certificates().authority),
+        once(),
+    )
+    .unwrap();
     let grant = store.signer_at(store.address).get(object.digest, now());
-    let refused = other.get(&grant, object.bytes, &nobody(), soon()).await.unwrap_err();
+    let refused = other
+        .get(&grant, object.bytes, &nobody(), soon())
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::CertificateUntrusted, "{refused}");
     assert!(refused.to_string().contains("certificate"), "{refused}");
 }
@@ -111,28 +172,67 @@ fn plain() -> Transfer {
 #[tokio::test]
 async fn busy_servers_are_given_the_time_they_ask_for() {
     let body = b"some bytes";
-    let busy = answer("503 Slow Down", "retry-after: 1\r\n", b"<Error><Code>SlowDown</Code></Error>");
+    let busy = answer(
+        "503 Slow Down",
+        "retry-after: 1\r\n",
+        b"<Error><Code>SlowDown</Code></Error>",
+    );
     let stub = Stub::start(vec![busy, answer("200 OK", "", body)]).await;
     let start = Instant::now();
-    let read = plain().get(&stub.grant(Digest::of(body)), schemas::Bytes(100), &nobody(), soon()).await.unwrap();
+    let read = plain()
+        .get(
+            &stub.grant(Digest::of(body)),
+            schemas::Bytes(100),
+            &nobody(),
+            soon(),
+        )
+        .await
+        .unwrap();
     assert_eq!(&read[..], body);
     assert!(start.elapsed() >= Duration::from_secs(1));
 }
 
 #[tokio::test]
 async fn redirects_are_not_followed() {
-    let stub = Stub::start(vec![answer("307 Temporary Redirect", "location: http://127.0.0.1:1/\r\n", b"")]).await;
-    let refused = plain().get(&stub.grant(Digest::of(b"")), schemas::Bytes(100), &nobody(), soon()).await;
-    assert!(matches!(refused, Err(ObjectError::Refused { status: 307, .. })), "{refused:?}");
+    let stub = Stub::start(vec![answer(
+        "307 Temporary Redirect",
+        "location: http://127.0.0.1:1/\r\n",
+        b"",
+    )])
+    .await;
+    let refused = plain()
+        .get(
+            &stub.grant(Digest::of(b"")),
+            schemas::Bytes(100),
+            &nobody(),
+            soon(),
+        )
+        .await;
+    assert!(
+        matches!(refused, Err(ObjectError::Refused { status: 307, .. })),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test]
 async fn nothing_is_decoded_and_nothing_asked_for() {
     let body = b"not gzip at all";
     let stub = Stub::start(vec![answer("200 OK", "content-encoding: gzip\r\n", body)]).await;
-    let read = plain().get(&stub.grant(Digest::of(body)), schemas::Bytes(100), &nobody(), soon()).await.unwrap();
+    let read = plain()
+        .get(
+            &stub.grant(Digest::of(body)),
+            schemas::Bytes(100),
+            &nobody(),
+            soon(),
+        )
+        .await
+        .unwrap();
     assert_eq!(&read[..], body);
-    assert!(!stub.heads.lock().await[0].to_lowercase().contains("accept-encoding"));
+    assert!(
+        !stub.heads.lock().await[0]
+            .to_lowercase()
+            .contains("accept-encoding")
+    );
 }
 
 #[tokio::test]
@@ -140,10 +240,20 @@ async fn tl_11_wrong_bytes_never_reach_the_caller() {
     let wrong = answer("200 OK", "", b"other bytes");
     let stub = Stub::start(vec![wrong, answer("200 OK", "", b"too many bytes")]).await;
     let grant = stub.grant(Digest::of(b"right bytes"));
-    let other = plain().get(&grant, schemas::Bytes(11), &nobody(), soon()).await;
-    assert!(matches!(other, Err(ObjectError::Mismatch { .. })), "{other:?}");
-    let large = plain().get(&grant, schemas::Bytes(11), &nobody(), soon()).await;
-    assert!(matches!(large, Err(ObjectError::TooLarge { .. })), "{large:?}");
+    let other = plain()
+        .get(&grant, schemas::Bytes(11), &nobody(), soon())
+        .await;
+    assert!(
+        matches!(other, Err(ObjectError::Mismatch { .. })),
+        "{other:?}"
+    );
+    let large = plain()
+        .get(&grant, schemas::Bytes(11), &nobody(), soon())
+        .await;
+    assert!(
+        matches!(large, Err(ObjectError::TooLarge { .. })),
+        "{large:?}"
+    );
 }
 
 #[tokio::test]
@@ -152,7 +262,15 @@ async fn a_server_without_ranges_is_read_from_the_start() {
     let whole = answer("200 OK", "", &body);
     let half = whole[..whole.len() - 40].to_vec();
     let stub = Stub::start(vec![half, whole]).await;
-    let read = plain().get(&stub.grant(Digest::of(&body)), schemas::Bytes(100), &nobody(), soon()).await.unwrap();
+    let read = plain()
+        .get(
+            &stub.grant(Digest::of(&body)),
+            schemas::Bytes(100),
+            &nobody(),
+            soon(),
+        )
+        .await
+        .unwrap();
     assert!(read == body);
     assert!(stub.heads.lock().await[1].contains("range: bytes=60-"));
 }
@@ -161,7 +279,10 @@ async fn a_server_without_ranges_is_read_from_the_start() {
 async fn fg_20_a_server_that_falls_silent_is_asked_again() {
     let body = noise(100, 3);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let stub = Stub { address: listener.local_addr().unwrap(), heads: Arc::default() };
+    let stub = Stub {
+        address: listener.local_addr().unwrap(),
+        heads: Arc::default(),
+    };
     let whole = answer("200 OK", "", &body);
     let half = whole[..whole.len() - 40].to_vec();
     let serving = tokio::spawn(async move {
@@ -179,9 +300,20 @@ async fn fg_20_a_server_that_falls_silent_is_asked_again() {
         streams
     });
     // Long enough for what is not silent, on a busy machine too.
-    let limits = TransferLimits { idle: Duration::from_secs(1), ..quick() };
+    let limits = TransferLimits {
+        idle: Duration::from_secs(1),
+        ..quick()
+    };
     let transfer = Transfer::new(&Trust::PlainLoopback, limits).unwrap();
-    let read = transfer.get(&stub.grant(Digest::of(&body)), schemas::Bytes(100), &nobody(), soon()).await.unwrap();
+    let read = transfer
+        .get(
+            &stub.grant(Digest::of(&body)),
+            schemas::Bytes(100),
+            &nobody(),
+            soon(),
+        )
+        .await
+        .unwrap();
     assert!(read == body);
     serving.await.unwrap();
 }

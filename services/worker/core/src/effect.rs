@@ -8,7 +8,8 @@ use schemas::member::{JoinReply, JoinRequest, LeaveRequest, Session};
 use schemas::telemetry::Phase;
 use schemas::{Millis, Refusal, Steps};
 
-/// One request; its answer comes back as [`Input::Replied`](crate::Input::Replied) with the same number.
+/// One request; its answer comes back as [`Input::Replied`](crate::Input::Replied) with the same
+/// number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
@@ -30,8 +31,8 @@ pub enum Effect {
     },
     /// The run accepted this worker under these settings; leases that name others are not valid.
     Joined(Box<JoinReply>),
-    /// The coordinator's clock is this many milliseconds ahead of the time that the core is given, at most; negative when it
-    /// is behind. Windows of what it signed are judged by its time.
+    /// The coordinator's clock is this many milliseconds ahead of the time that the core is given,
+    /// at most; negative when it is behind. Windows of what it signed are judged by its time.
     Clock {
         /// How far.
         ahead_ms: i64,
@@ -65,7 +66,8 @@ pub enum Effect {
         /// The work.
         work: WorkId,
     },
-    /// End whatever is being done for this work, between two steps at the latest. The trainer keeps its inner state.
+    /// End whatever is being done for this work, between two steps at the latest. The trainer keeps
+    /// its inner state.
     Stop {
         /// The work.
         work: WorkId,
@@ -89,7 +91,8 @@ pub enum Effect {
     Exit(Exit),
 }
 
-/// What a worker asks the coordinator about its life; objects and staging are between shell and coordinator.
+/// What a worker asks the coordinator about its life; objects and staging are between shell and
+/// coordinator.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "one variant for each verb of the bus")]
 pub enum Request {

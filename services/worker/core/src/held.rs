@@ -43,8 +43,8 @@ pub(crate) enum Step {
 }
 
 impl Held {
-    /// Work that starts `now` under a lease of `policy` length that ends at `ends_at`. It is renewed a third of a lease
-    /// after it was granted.
+    /// Work that starts `now` under a lease of `policy` length that ends at `ends_at`. It is
+    /// renewed a third of a lease after it was granted.
     pub(crate) fn new(
         work: WorkId,
         manifest: Arc<Manifest>,
@@ -77,7 +77,8 @@ impl Held {
         Millis(self.life.get() / 6).clamp(min, max)
     }
 
-    /// The coordinator renewed the lease. The span counts from the moment of asking: it cannot have ended earlier.
+    /// The coordinator renewed the lease. The span counts from the moment of asking: it cannot have
+    /// ended earlier.
     pub(crate) fn renewed(&mut self, sent_at: UnixMillis, remaining: Millis) {
         self.renewal = None;
         self.pace.reset();

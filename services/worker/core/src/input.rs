@@ -70,7 +70,10 @@ pub enum Input {
 
 /// The answer to a [`Request`](crate::Request).
 #[derive(Clone, Debug, PartialEq)]
-#[expect(missing_docs, reason = "one variant for each type of answer on the bus")]
+#[expect(
+    missing_docs,
+    reason = "one variant for each type of answer on the bus"
+)]
 pub enum Answer {
     Join(Box<JoinReply>),
     Claim(ClaimReply),

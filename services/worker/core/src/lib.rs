@@ -1,9 +1,10 @@
-//! A worker's decisions: join, claim, verify, fetch, train, upload, submit, again; when to renew, when to give up, when to
-//! leave. No I/O, no clock, no randomness, no tensor.
+//! A worker's decisions: join, claim, verify, fetch, train, upload, submit, again; when to renew,
+//! when to give up, when to leave. No I/O, no clock, no randomness, no tensor.
 //!
-//! [`Worker::handle`] takes the time and an [`Input`] and pushes [`Effect`]s. The async shell around it lives in
-//! `services/worker`. The time is the shell's and must not go backwards (a monotonic clock started at the wall clock's
-//! reading); the coordinator's clock is only ever compared through the offset that a join or a renewal gave.
+//! [`Worker::handle`] takes the time and an [`Input`] and pushes [`Effect`]s. The async shell
+//! around it lives in `services/worker`. The time is the shell's and must not go backwards (a
+//! monotonic clock started at the wall clock's reading); the coordinator's clock is only ever
+//! compared through the offset that a join or a renewal gave.
 //!
 //! ```text
 //! joining → claiming → verifying → fetching → training → uploading → submitting → claiming …

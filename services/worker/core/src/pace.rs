@@ -1,4 +1,5 @@
-//! Pauses between tries: exponential with a ceiling, and jitter from a seed, so that the same seed gives the same pauses.
+//! Pauses between tries: exponential with a ceiling, and jitter from a seed, so that the same seed
+//! gives the same pauses.
 
 use schemas::Millis;
 
@@ -13,7 +14,12 @@ pub(crate) struct Pace {
 
 impl Pace {
     pub(crate) const fn new((first, max): (Millis, Millis), seed: u64) -> Self {
-        Self { first, max, tries: 0, noise: seed }
+        Self {
+            first,
+            max,
+            tries: 0,
+            noise: seed,
+        }
     }
 
     /// Failures since the last success.
@@ -35,7 +41,12 @@ impl Pace {
     pub(crate) fn pause_up_to(&mut self, max: Millis) -> Millis {
         let doublings = self.tries.min(20);
         self.tries = self.tries.saturating_add(1);
-        let span = self.first.get().saturating_mul(1 << doublings).min(max.get()).max(2);
+        let span = self
+            .first
+            .get()
+            .saturating_mul(1 << doublings)
+            .min(max.get())
+            .max(2);
         self.noise = self.noise.wrapping_add(0x9e37_79b9_7f4a_7c15);
         Millis(span / 2 + mix(self.noise) % (span - span / 2 + 1))
     }

@@ -18,7 +18,11 @@ pub struct Patience {
 impl Patience {
     /// The first and the longest wait.
     pub const fn new((first, max): (Millis, Millis)) -> Self {
-        Self { first, max, now: first }
+        Self {
+            first,
+            max,
+            now: first,
+        }
     }
 
     /// How long the next try is waited for.
@@ -26,9 +30,10 @@ impl Patience {
         self.now
     }
 
-    /// Takes in a try that brought no answer and took this long. Only one that was waited out doubles the wait. A broker that
-    /// says at once that nobody listens, and a coordinator that refuses, say nothing about how long an answer takes; were they
-    /// counted, an answer lost after a long absence would cost the longest wait.
+    /// Takes in a try that brought no answer and took this long. Only one that was waited out
+    /// doubles the wait. A broker that says at once that nobody listens, and a coordinator that
+    /// refuses, say nothing about how long an answer takes; were they counted, an answer lost after
+    /// a long absence would cost the longest wait.
     pub fn failed_after(&mut self, took: Duration) {
         if took + ROUNDING >= self.now.as_duration() {
             self.now = Millis(self.now.get().saturating_mul(2)).min(self.max);
@@ -61,6 +66,10 @@ mod tests {
         assert_eq!(waits, [4_000, 8_000, 16_000, 16_000, 16_000]);
         patience.reset();
         patience.failed_after(Duration::from_millis(1_999));
-        assert_eq!(patience.now(), Millis(4_000), "the two ends were cut to milliseconds");
+        assert_eq!(
+            patience.now(),
+            Millis(4_000),
+            "the two ends were cut to milliseconds"
+        );
     }
 }

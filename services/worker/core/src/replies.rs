@@ -23,30 +23,55 @@ impl Worker {
     ) {
         if let Some(asked) = self.asked.filter(|asked| asked.id == id) {
             self.answered(now, asked, outcome, effects);
-        } else if let Some(renewal) = self.held().and_then(|held| held.renewal).filter(|renewal| renewal.id == id) {
+        } else if let Some(renewal) = self
+            .held()
+            .and_then(|held| held.renewal)
+            .filter(|renewal| renewal.id == id)
+        {
             self.renewal_answered(now, renewal.sent_at, outcome, effects);
         }
         // Any other answer is to a question that no longer matters.
     }
 
-    fn answered(&mut self, now: UnixMillis, asked: Asked, outcome: Result<Answer, Refusal>, effects: &mut Vec<Effect>) {
+    fn answered(
+        &mut self,
+        now: UnixMillis,
+        asked: Asked,
+        outcome: Result<Answer, Refusal>,
+        effects: &mut Vec<Effect>,
+    ) {
         let stage = self.stage.clone();
         match (stage, outcome) {
-            (Stage::Joining, Ok(Answer::Join(reply))) => self.join_accepted(now, asked.sent_at, reply, effects),
+            (Stage::Joining, Ok(Answer::Join(reply))) => {
+                self.join_accepted(now, asked.sent_at, reply, effects)
+            }
             (Stage::Joining, Err(refusal)) => self.join_refused(now, refusal, effects),
-            (Stage::Claiming, Ok(Answer::Claim(reply))) => self.claim_answered(now, asked.sent_at, reply, effects),
+            (Stage::Claiming, Ok(Answer::Claim(reply))) => {
+                self.claim_answered(now, asked.sent_at, reply, effects)
+            }
             (Stage::Claiming, Err(refusal)) => self.claim_refused(now, refusal, effects),
-            (Stage::Holding(_), Ok(Answer::Submit(reply))) => self.submit_answered(now, reply, effects),
+            (Stage::Holding(_), Ok(Answer::Submit(reply))) => {
+                self.submit_answered(now, reply, effects)
+            }
             (Stage::Holding(_), Err(refusal)) => self.submit_refused(now, refusal, effects),
-            (Stage::Releasing { next, .. }, Ok(Answer::Done(_))) => self.released(now, next, effects),
-            (Stage::Releasing { next, .. }, Err(refusal)) => self.release_refused(now, next, refusal, effects),
+            (Stage::Releasing { next, .. }, Ok(Answer::Done(_))) => {
+                self.released(now, next, effects)
+            }
+            (Stage::Releasing { next, .. }, Err(refusal)) => {
+                self.release_refused(now, next, refusal, effects)
+            }
             (Stage::Leaving(exit), Ok(Answer::Done(_))) => self.end(exit, effects),
-            (Stage::Leaving(exit), Err(refusal)) if verdict(refusal.code) != Verdict::Wait || self.parted() => {
+            (Stage::Leaving(exit), Err(refusal))
+                if verdict(refusal.code) != Verdict::Wait || self.parted() =>
+            {
                 self.end(exit, effects);
             }
             (Stage::Leaving(_), Err(refusal)) => self.ask_again(now, refusal, effects),
             (_, Ok(_)) => {
-                let refusal = Refusal::new(Code::MessageInvalid, "an answer of another kind than the request");
+                let refusal = Refusal::new(
+                    Code::MessageInvalid,
+                    "an answer of another kind than the request",
+                );
                 self.ask_again(now, refusal, effects);
             }
             // Without a request there is no answer.
@@ -65,8 +90,14 @@ impl Worker {
             let ahead = ahead_ms(sent_at, reply.now);
             effects.push(Effect::Clock { ahead_ms: ahead });
             let spec = reply.spec.clone();
-            self.joined(now, Membership::new(spec, reply.spec_digest, ahead, reply.heartbeat));
-            let (release, device) = (self.settings.join.release.clone(), self.settings.join.device.clone());
+            self.joined(
+                now,
+                Membership::new(spec, reply.spec_digest, ahead, reply.heartbeat),
+            );
+            let (release, device) = (
+                self.settings.join.release.clone(),
+                self.settings.join.device.clone(),
+            );
             effects.push(Effect::Joined(reply));
             effects.push(Effect::Emit(WorkerEvent::Joined { release, device }));
             return self.claim(now, Millis(0), effects);
@@ -74,8 +105,8 @@ impl Worker {
         self.give_up(now, refusal, effects);
     }
 
-    /// The settings must be of this run, what their digest says, and something this worker can do; and a second join must
-    /// find the run as it was.
+    /// The settings must be of this run, what their digest says, and something this worker can do;
+    /// and a second join must find the run as it was.
     fn check_settings(&self, reply: &JoinReply) -> Result<(), Refusal> {
         let invalid = |detail: String| Err(Refusal::new(Code::SpecInvalid, detail));
         let (spec, digest) = (&reply.spec, reply.spec_digest);
@@ -87,15 +118,28 @@ impl Worker {
             ));
         }
         if spec.to_object().1 != digest {
-            return invalid(format!("the settings of {} do not have the digest {digest} that was named", spec.run));
+            return invalid(format!(
+                "the settings of {} do not have the digest {digest} that was named",
+                spec.run
+            ));
         }
-        if let Some(before) = self.membership.as_ref().filter(|before| before.spec_digest != digest) {
+        if let Some(before) = self
+            .membership
+            .as_ref()
+            .filter(|before| before.spec_digest != digest)
+        {
             let was = before.spec_digest;
-            return invalid(format!("run {} had settings {was} and now has {digest}; restart the worker", spec.run));
+            return invalid(format!(
+                "run {} had settings {was} and now has {digest}; restart the worker",
+                spec.run
+            ));
         }
         if !self.settings.join.trainers.contains(&spec.model.trainer) {
             let (wanted, have) = (spec.model.trainer, &self.settings.join.trainers);
-            return Err(Refusal::new(Code::TrainerMissing, format!("the run asks for {wanted:?}, this has {have:?}")));
+            return Err(Refusal::new(
+                Code::TrainerMissing,
+                format!("the run asks for {wanted:?}, this has {have:?}"),
+            ));
         }
         Ok(())
     }
@@ -111,8 +155,15 @@ impl Worker {
         }
     }
 
-    fn claim_answered(&mut self, now: UnixMillis, sent_at: UnixMillis, reply: ClaimReply, effects: &mut Vec<Effect>) {
-        // Only members are answered. The join alone proves nothing: whoever is thrown out each time it joins got that far too.
+    fn claim_answered(
+        &mut self,
+        now: UnixMillis,
+        sent_at: UnixMillis,
+        reply: ClaimReply,
+        effects: &mut Vec<Effect>,
+    ) {
+        // Only members are answered. The join alone proves nothing: whoever is thrown out each time
+        // it joins got that far too.
         self.rejoins.reset();
         match reply.outcome {
             ClaimOutcome::Lease(document) => {
@@ -134,7 +185,9 @@ impl Worker {
             Verdict::Fatal => self.give_up(now, refusal, effects),
             Verdict::RunOver => self.leave(now, Exit::Complete, effects),
             Verdict::Rejoin => self.rejoin(now, refusal, effects),
-            Verdict::Wait | Verdict::LeaseLost | Verdict::Failed => self.ask_again(now, refusal, effects),
+            Verdict::Wait | Verdict::LeaseLost | Verdict::Failed => {
+                self.ask_again(now, refusal, effects)
+            }
         }
     }
 
@@ -145,14 +198,22 @@ impl Worker {
         outcome: Result<Answer, Refusal>,
         effects: &mut Vec<Effect>,
     ) {
-        let Stage::Holding(held) = &mut self.stage else { return };
+        let Stage::Holding(held) = &mut self.stage else {
+            return;
+        };
         match outcome {
             Ok(Answer::Renew(reply)) => {
                 held.renewed(sent_at, reply.remaining);
                 // The coordinator's time when it answered; another process of it may have another.
-                let ahead_ms =
-                    ahead_ms(sent_at, UnixMillis(reply.expires_at.get().saturating_sub(reply.remaining.get())));
-                if self.membership.as_mut().is_some_and(|membership| membership.measured(ahead_ms)) {
+                let ahead_ms = ahead_ms(
+                    sent_at,
+                    UnixMillis(reply.expires_at.get().saturating_sub(reply.remaining.get())),
+                );
+                if self
+                    .membership
+                    .as_mut()
+                    .is_some_and(|membership| membership.measured(ahead_ms))
+                {
                     effects.push(Effect::Clock { ahead_ms });
                 }
             }
@@ -166,7 +227,10 @@ impl Worker {
                 Verdict::Wait | Verdict::Failed => {
                     let pause = now.until(held.ends_at);
                     held.renew_again(now);
-                    effects.push(Effect::Waiting { refusal, pause: pause.min(now.until(held.renew_at)) });
+                    effects.push(Effect::Waiting {
+                        refusal,
+                        pause: pause.min(now.until(held.renew_at)),
+                    });
                 }
             },
         }
@@ -174,7 +238,9 @@ impl Worker {
 
     fn submit_answered(&mut self, now: UnixMillis, reply: SubmitReply, effects: &mut Vec<Effect>) {
         let Some(held) = self.held() else { return };
-        let Step::Submitting(statement) = &held.step else { return };
+        let Step::Submitting(statement) = &held.step else {
+            return;
+        };
         let (lease, statement) = (held.lease(), Digest::of(statement));
         match reply.fate {
             Fate::Merged => {
@@ -184,10 +250,15 @@ impl Worker {
                 self.unit_over(now, effects);
             }
             Fate::Late | Fate::Abandoned => {
-                self.lose(now, Refusal::new(Code::LeaseLost, "the result came too late to count"), effects);
+                self.lose(
+                    now,
+                    Refusal::new(Code::LeaseLost, "the result came too late to count"),
+                    effects,
+                );
             }
             Fate::Rejected => {
-                let refusal = Refusal::new(Code::StatementInvalid, "the result was rejected earlier");
+                let refusal =
+                    Refusal::new(Code::StatementInvalid, "the result was rejected earlier");
                 self.result_refused(now, refusal, effects);
             }
         }
@@ -222,7 +293,13 @@ impl Worker {
         self.claim(now, pause, effects);
     }
 
-    fn release_refused(&mut self, now: UnixMillis, next: Next, refusal: Refusal, effects: &mut Vec<Effect>) {
+    fn release_refused(
+        &mut self,
+        now: UnixMillis,
+        next: Next,
+        refusal: Refusal,
+        effects: &mut Vec<Effect>,
+    ) {
         match verdict(refusal.code) {
             Verdict::Wait if !self.parted() => self.ask_again(now, refusal, effects),
             Verdict::Replaced => self.replaced(refusal, effects),
@@ -231,13 +308,15 @@ impl Worker {
         }
     }
 
-    /// The coordinator does not know this worker (any more): its lease, if it held one, is gone with its membership.
+    /// The coordinator does not know this worker (any more): its lease, if it held one, is gone
+    /// with its membership.
     fn rejoin(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         self.drop_work(&refusal, effects);
         match self.ending.as_ref().map(|ending| ending.exit.clone()) {
             Some(exit) => self.leave(now, exit, effects),
             None => {
-                // Not at once: whoever is thrown out each time it joins would ask in a tight loop. It is no fault of a unit.
+                // Not at once: whoever is thrown out each time it joins would ask in a tight loop.
+                // It is no fault of a unit.
                 let pause = self.rejoins.pause();
                 self.enter(now, Stage::Joining, pause);
                 effects.push(Effect::Waiting { refusal, pause });
@@ -251,7 +330,8 @@ impl Worker {
     }
 }
 
-/// How far the coordinator's clock, which showed `theirs` in its answer to what was sent at `sent_at`, is ahead at most.
+/// How far the coordinator's clock, which showed `theirs` in its answer to what was sent at
+/// `sent_at`, is ahead at most.
 fn ahead_ms(sent_at: UnixMillis, theirs: UnixMillis) -> i64 {
     let ahead = i128::from(theirs.get()) - i128::from(sent_at.get());
     i64::try_from(ahead).unwrap_or(i64::MAX)

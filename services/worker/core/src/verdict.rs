@@ -21,20 +21,22 @@ pub(crate) enum Verdict {
     Failed,
 }
 
-/// True for a refusal which says that the coordinator is away. The worker asks it again soon, since it may be back at any
-/// moment.
+/// True for a refusal which says that the coordinator is away. The worker asks it again soon, since
+/// it may be back at any moment.
 pub(crate) fn is_absence(code: Code) -> bool {
     matches!(code, Code::NoAnswer | Code::BusUnreachable | Code::Draining)
 }
 
-/// True for a failure that no worker causes and no worker can mend: the store is full or away, or the coordinator is away.
-/// Workers wait until it is over. If they ended instead, an operator would have to start all of them again.
+/// True for a failure that no worker causes and no worker can mend: the store is full or away, or
+/// the coordinator is away. Workers wait until it is over. If they ended instead, an operator would
+/// have to start all of them again.
 pub(crate) fn is_elsewhere(code: Code) -> bool {
     is_absence(code) || matches!(code, Code::StoreFull | Code::StoreUnreachable)
 }
 
-/// The verdict on a code. Codes that say nothing of these kinds are [`Verdict::Failed`]; so is an object that is not
-/// granted. When the lease was lost the release says so, and when it was not, the same lease would come again at once.
+/// The verdict on a code. Codes that say nothing of these kinds are [`Verdict::Failed`]; so is an
+/// object that is not granted. When the lease was lost the release says so, and when it was not,
+/// the same lease would come again at once.
 pub(crate) fn verdict(code: Code) -> Verdict {
     match code {
         Code::NoAnswer

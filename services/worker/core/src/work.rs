@@ -27,21 +27,36 @@ impl Worker {
         }
         match outcome {
             Ok(manifest) => self.start(now, work, manifest, effects),
-            Err(NotVerified { refusal, lease }) => self.manifest_refused(now, refusal, lease, effects),
+            Err(NotVerified { refusal, lease }) => {
+                self.manifest_refused(now, refusal, lease, effects)
+            }
         }
     }
 
-    fn start(&mut self, now: UnixMillis, work: WorkId, manifest: Box<Manifest>, effects: &mut Vec<Effect>) {
-        let Some(membership) = &self.membership else { return };
+    fn start(
+        &mut self,
+        now: UnixMillis,
+        work: WorkId,
+        manifest: Box<Manifest>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(membership) = &self.membership else {
+            return;
+        };
         self.untimely.reset();
         let lease = membership.spec.policy.lease;
-        // By the offset of the join; and no longer than a lease of this run lasts, should a clock have been set since.
+        // By the offset of the join; and no longer than a lease of this run lasts, should a clock
+        // have been set since.
         let ends_at = membership.local(manifest.expires_at).min(now.after(lease));
-        // A join that was answered slowly makes the offset so careful that nothing would be left: then the renewal, at
-        // once, says how long there really is.
+        // A join that was answered slowly makes the offset so careful that nothing would be left:
+        // then the renewal, at once, says how long there really is.
         let ends_at = ends_at.max(now.after(Millis(lease.get() / 3)));
         let seed = self.settings.seed ^ work.0;
-        self.hold(now, Held::new(work, Arc::from(manifest), (now, ends_at), lease, seed), effects);
+        self.hold(
+            now,
+            Held::new(work, Arc::from(manifest), (now, ends_at), lease, seed),
+            effects,
+        );
     }
 
     fn manifest_refused(
@@ -51,26 +66,41 @@ impl Worker {
         lease: Option<schemas::lease::LeaseRef>,
         effects: &mut Vec<Effect>,
     ) {
-        effects.push(Effect::Emit(WorkerEvent::Refused { code: refusal.code, detail: refusal.detail.clone() }));
+        effects.push(Effect::Emit(WorkerEvent::Refused {
+            code: refusal.code,
+            detail: refusal.detail.clone(),
+        }));
         if refusal.code == Code::ClockOff {
             return self.out_of_time(now, refusal, lease, effects);
         }
         let (pause, hopeless) = self.fault(refusal.code);
-        effects.push(Effect::Waiting { refusal: refusal.clone(), pause });
+        effects.push(Effect::Waiting {
+            refusal: refusal.clone(),
+            pause,
+        });
         if hopeless {
             return self.leave(now, Exit::Failed(refusal), effects);
         }
         match lease {
             Some(lease) => {
                 let next = Next::Claim { pause };
-                self.enter(now, Stage::Releasing { lease, reason: refusal.to_string(), next }, Millis(0));
+                self.enter(
+                    now,
+                    Stage::Releasing {
+                        lease,
+                        reason: refusal.to_string(),
+                        next,
+                    },
+                    Millis(0),
+                );
             }
             None => self.claim(now, pause, effects),
         }
     }
 
-    /// A lease that is not of this time says nothing about trust or the unit: one of the clocks is not where it was measured.
-    /// The lease goes back at once, and the coordinator's time is asked for again; that is no fault of a unit.
+    /// A lease that is not of this time says nothing about trust or the unit: one of the clocks is
+    /// not where it was measured. The lease goes back at once, and the coordinator's time is asked
+    /// for again; that is no fault of a unit.
     fn out_of_time(
         &mut self,
         now: UnixMillis,
@@ -81,14 +111,33 @@ impl Worker {
         let pause = self.untimely.pause();
         let reason = refusal.to_string();
         effects.push(Effect::Waiting { refusal, pause });
-        match (self.ending.as_ref().map(|ending| ending.exit.clone()), lease) {
+        match (
+            self.ending.as_ref().map(|ending| ending.exit.clone()),
+            lease,
+        ) {
             (Some(exit), None) => self.leave(now, exit, effects),
             (Some(exit), Some(lease)) => {
-                self.enter(now, Stage::Releasing { lease, reason, next: Next::Leave(exit) }, Millis(0));
+                self.enter(
+                    now,
+                    Stage::Releasing {
+                        lease,
+                        reason,
+                        next: Next::Leave(exit),
+                    },
+                    Millis(0),
+                );
             }
             (None, None) => self.enter(now, Stage::Joining, pause),
             (None, Some(lease)) => {
-                self.enter(now, Stage::Releasing { lease, reason, next: Next::Join { pause } }, Millis(0));
+                self.enter(
+                    now,
+                    Stage::Releasing {
+                        lease,
+                        reason,
+                        next: Next::Join { pause },
+                    },
+                    Millis(0),
+                );
             }
         }
     }
@@ -100,7 +149,9 @@ impl Worker {
         outcome: Result<(), Refusal>,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(held) = self.at(work, |step| *step == Step::Fetching) else { return };
+        let Some(held) = self.at(work, |step| *step == Step::Fetching) else {
+            return;
+        };
         if let Err(refusal) = outcome {
             return self.step_failed(now, refusal, effects);
         }
@@ -127,11 +178,14 @@ impl Worker {
         outcome: Result<Trained, Refusal>,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(held) = self.at(work, |step| *step == Step::Training) else { return };
+        let Some(held) = self.at(work, |step| *step == Step::Training) else {
+            return;
+        };
         let trained = match outcome {
             Ok(trained) if (0.0..=LOSS_MAX).contains(&trained.loss) => trained,
             Ok(Trained { loss, .. }) => {
-                let refusal = Refusal::new(Code::TrainingFailed, format!("the mean loss is {loss}"));
+                let refusal =
+                    Refusal::new(Code::TrainingFailed, format!("the mean loss is {loss}"));
                 return self.step_failed(now, refusal, effects);
             }
             Err(refusal) => return self.step_failed(now, refusal, effects),
@@ -152,11 +206,17 @@ impl Worker {
             return;
         }
         match outcome {
-            Ok(evaluation) if (0.0..=LOSS_MAX * evaluation.tokens.get() as f64).contains(&evaluation.loss_sum) => {
+            Ok(evaluation)
+                if (0.0..=LOSS_MAX * evaluation.tokens.get() as f64)
+                    .contains(&evaluation.loss_sum) =>
+            {
                 self.submit(now, Outcome::Evaluation(evaluation))
             }
             Ok(Evaluation { loss_sum, .. }) => {
-                let refusal = Refusal::new(Code::TrainingFailed, format!("the held-out loss is {loss_sum}"));
+                let refusal = Refusal::new(
+                    Code::TrainingFailed,
+                    format!("the held-out loss is {loss_sum}"),
+                );
                 self.step_failed(now, refusal, effects);
             }
             Err(refusal) => self.step_failed(now, refusal, effects),
@@ -170,24 +230,58 @@ impl Worker {
         outcome: Result<Vec<ObjectRef>, Refusal>,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(held) = self.at(work, |step| matches!(step, Step::Uploading(_))) else { return };
-        let Step::Uploading(trained) = held.step else { return };
+        let Some(held) = self.at(work, |step| matches!(step, Step::Uploading(_))) else {
+            return;
+        };
+        let Step::Uploading(trained) = held.step else {
+            return;
+        };
         let chunks = match outcome {
             Ok(chunks) => chunks,
             Err(refusal) => return self.step_failed(now, refusal, effects),
         };
-        let Some(membership) = &self.membership else { return };
-        let Trained { tokens, steps, loss, train_ms } = trained;
+        let Some(membership) = &self.membership else {
+            return;
+        };
+        let Trained {
+            tokens,
+            steps,
+            loss,
+            train_ms,
+        } = trained;
         let (layout, codec) = (membership.spec.model.layout.digest, membership.spec.upload);
-        let contribution = Contribution { layout, codec, chunks, tokens, steps, loss, train_ms };
+        let contribution = Contribution {
+            layout,
+            codec,
+            chunks,
+            tokens,
+            steps,
+            loss,
+            train_ms,
+        };
         self.submit(now, Outcome::Contribution(contribution));
     }
 
     fn submit(&mut self, now: UnixMillis, outcome: Outcome) {
-        let Some(spec) = self.membership.as_ref().map(|membership| membership.spec_digest) else { return };
+        let Some(spec) = self
+            .membership
+            .as_ref()
+            .map(|membership| membership.spec_digest)
+        else {
+            return;
+        };
         let (run, worker) = (self.settings.run.clone(), self.settings.worker.clone());
-        let Stage::Holding(held) = &mut self.stage else { return };
-        let statement = Statement { v: V, run, spec, worker, lease: held.lease(), outcome };
+        let Stage::Holding(held) = &mut self.stage else {
+            return;
+        };
+        let statement = Statement {
+            v: V,
+            run,
+            spec,
+            worker,
+            lease: held.lease(),
+            outcome,
+        };
         held.step = Step::Submitting(statement.encode());
         self.asked = None;
         self.ask_at = now;
@@ -209,7 +303,9 @@ impl Worker {
             Verdict::Replaced => self.replaced(refusal, effects),
             Verdict::Fatal => self.give_up(now, refusal, effects),
             // The coordinator says the others itself, in answer to a renewal or claim.
-            Verdict::Wait | Verdict::Rejoin | Verdict::RunOver | Verdict::Failed => self.fail(now, refusal, effects),
+            Verdict::Wait | Verdict::Rejoin | Verdict::RunOver | Verdict::Failed => {
+                self.fail(now, refusal, effects)
+            }
         }
     }
 

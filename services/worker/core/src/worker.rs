@@ -17,8 +17,8 @@ use crate::input::Input;
 use crate::pace::Pace;
 use crate::patience::Patience;
 use crate::settings::{
-    ABSENCE_PAUSE_MAX, CLAIM_LEASE_PART, CLAIM_MARGIN, FAULT_PAUSE, FAULTS_MAX, PARTING_PATIENCE, PARTING_TRIES,
-    PATIENCE, REFUSED_INTERVAL_MIN, REJOIN_PAUSE, RETRY_PAUSE, Settings,
+    ABSENCE_PAUSE_MAX, CLAIM_LEASE_PART, CLAIM_MARGIN, FAULT_PAUSE, FAULTS_MAX, PARTING_PATIENCE,
+    PARTING_TRIES, PATIENCE, REFUSED_INTERVAL_MIN, REJOIN_PAUSE, RETRY_PAUSE, Settings,
 };
 use crate::verdict::{is_absence, is_elsewhere};
 
@@ -42,7 +42,8 @@ pub struct Worker {
     pub(crate) elsewhere: Pace,
     /// Memberships that were lost before they were of any use, one after another.
     pub(crate) rejoins: Pace,
-    /// Leases that were not of this time by the coordinator's clock as it was measured, one after another.
+    /// Leases that were not of this time by the coordinator's clock as it was measured, one after
+    /// another.
     pub(crate) untimely: Pace,
     pub(crate) ending: Option<Ending>,
     /// The trainer's inner state is newer than the file.
@@ -87,7 +88,8 @@ pub(crate) enum Next {
 pub(crate) struct Membership {
     pub(crate) spec: RunSpec,
     pub(crate) spec_digest: Digest,
-    /// Coordinator's clock minus ours, at most: measured from before the question to before the answer.
+    /// Coordinator's clock minus ours, at most: measured from before the question to before the
+    /// answer.
     pub(crate) clock_ahead_ms: i64,
     heartbeat: Millis,
 }
@@ -137,7 +139,8 @@ impl Worker {
         }
     }
 
-    /// Takes in what happened at `now` and says what to do. After [`Effect::Exit`] it says nothing more.
+    /// Takes in what happened at `now` and says what to do. After [`Effect::Exit`] it says nothing
+    /// more.
     pub fn handle(&mut self, now: UnixMillis, input: Input, effects: &mut Vec<Effect>) {
         if matches!(self.stage, Stage::Ended) {
             return;
@@ -168,7 +171,8 @@ impl Worker {
         [
             asks.then_some(self.ask_at),
             held.map(|held| held.ends_at),
-            held.filter(|held| held.renewal.is_none()).map(|held| held.renew_at),
+            held.filter(|held| held.renewal.is_none())
+                .map(|held| held.renew_at),
             self.membership.as_ref().map(|_| self.heartbeat_at),
             self.ending.as_ref().and_then(|ending| ending.deadline),
         ]
@@ -194,7 +198,10 @@ impl Worker {
 
     /// What time alone causes, in order of urgency.
     fn advance(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
-        if let Some(Ending { exit, deadline: Some(deadline) }) = &self.ending
+        if let Some(Ending {
+            exit,
+            deadline: Some(deadline),
+        }) = &self.ending
             && *deadline <= now
         {
             let exit = exit.clone();
@@ -211,7 +218,9 @@ impl Worker {
 
     fn renew(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
         let id = self.number();
-        let Stage::Holding(held) = &mut self.stage else { return };
+        let Stage::Holding(held) = &mut self.stage else {
+            return;
+        };
         if held.renewal.is_some() || held.renew_at > now {
             return;
         }
@@ -224,40 +233,73 @@ impl Worker {
             steps_done: held.steps_done,
             bytes_moved: Bytes(0),
         });
-        effects.push(Effect::Send { id, request, patience: held.renewal_patience() });
+        effects.push(Effect::Send {
+            id,
+            request,
+            patience: held.renewal_patience(),
+        });
     }
 
     fn ask(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
         if self.asked.is_some() || self.ask_at > now {
             return;
         }
-        let Some((request, patience)) = self.request() else { return };
+        let Some((request, patience)) = self.request() else {
+            return;
+        };
         let id = RequestId(self.number());
         self.asked = Some(Asked { id, sent_at: now });
-        effects.push(Effect::Send { id, request, patience });
+        effects.push(Effect::Send {
+            id,
+            request,
+            patience,
+        });
     }
 
     /// The request that the stage consists of.
     fn request(&self) -> Option<(Request, Millis)> {
         match &self.stage {
-            Stage::Joining => Some((Request::Join(self.settings.join.clone()), self.patience.now())),
+            Stage::Joining => Some((
+                Request::Join(self.settings.join.clone()),
+                self.patience.now(),
+            )),
             Stage::Claiming => {
                 let (wait, patience) = self.claim_spans();
                 let session = self.settings.join.session;
-                Some((Request::Claim(ClaimRequest { v: V, session, wait }), patience))
+                Some((
+                    Request::Claim(ClaimRequest {
+                        v: V,
+                        session,
+                        wait,
+                    }),
+                    patience,
+                ))
             }
             Stage::Holding(held) => match &held.step {
-                Step::Submitting(statement) => Some((Request::Submit(statement.clone()), self.patience.now())),
+                Step::Submitting(statement) => {
+                    Some((Request::Submit(statement.clone()), self.patience.now()))
+                }
                 Step::Fetching | Step::Training | Step::Uploading(_) => None,
             },
             Stage::Releasing { lease, reason, .. } => {
-                let request = ReleaseRequest { v: V, lease: *lease, reason: reason.clone() };
+                let request = ReleaseRequest {
+                    v: V,
+                    lease: *lease,
+                    reason: reason.clone(),
+                };
                 Some((Request::Release(request), PARTING_PATIENCE))
             }
             Stage::Leaving(exit) => {
                 let reason = Refusal::new(Code::Internal, exit.reason()).detail;
                 let session = self.settings.join.session;
-                Some((Request::Leave(LeaveRequest { v: V, session, reason }), PARTING_PATIENCE))
+                Some((
+                    Request::Leave(LeaveRequest {
+                        v: V,
+                        session,
+                        reason,
+                    }),
+                    PARTING_PATIENCE,
+                ))
             }
             Stage::Verifying(_) | Stage::Ended => None,
         }
@@ -265,21 +307,36 @@ impl Worker {
 
     /// How long a claim may be held open, and how long its answer is waited for.
     fn claim_spans(&self) -> (Millis, Millis) {
-        let lease = self.membership.as_ref().map_or(LEASE_MIN, |membership| membership.spec.policy.lease);
+        let lease = self
+            .membership
+            .as_ref()
+            .map_or(LEASE_MIN, |membership| membership.spec.policy.lease);
         let part = Millis(lease.get() / CLAIM_LEASE_PART);
         let wait = self.settings.claim_wait.min(CLAIM_WAIT_MAX).min(part);
-        (wait, Millis(wait.get().saturating_add(CLAIM_MARGIN.min(part).get())))
+        (
+            wait,
+            Millis(wait.get().saturating_add(CLAIM_MARGIN.min(part).get())),
+        )
     }
 
     fn beat(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
-        let Some(membership) = &self.membership else { return };
+        let Some(membership) = &self.membership else {
+            return;
+        };
         if self.heartbeat_at > now || matches!(self.stage, Stage::Ended) {
             return;
         }
         self.heartbeat_at = now.after(membership.heartbeat.max(HEARTBEAT_MIN));
-        let (lease, steps_done) = self.held().map_or((None, Steps(0)), |held| (Some(held.lease()), held.steps_done));
+        let (lease, steps_done) = self.held().map_or((None, Steps(0)), |held| {
+            (Some(held.lease()), held.steps_done)
+        });
         let (session, phase) = (self.settings.join.session, self.phase());
-        effects.push(Effect::Heartbeat(Pulse { session, phase, lease, steps_done }));
+        effects.push(Effect::Heartbeat(Pulse {
+            session,
+            phase,
+            lease,
+            steps_done,
+        }));
     }
 
     /// Goes to another stage; its request, if it has one, is sent `pause` from now.
@@ -292,10 +349,20 @@ impl Worker {
     }
 
     /// Asks the stage's question again, later and visibly.
-    pub(crate) fn ask_again(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
-        let pause = if is_absence(refusal.code) { self.pace.pause_up_to(ABSENCE_PAUSE_MAX) } else { self.pace.pause() };
+    pub(crate) fn ask_again(
+        &mut self,
+        now: UnixMillis,
+        refusal: Refusal,
+        effects: &mut Vec<Effect>,
+    ) {
+        let pause = if is_absence(refusal.code) {
+            self.pace.pause_up_to(ABSENCE_PAUSE_MAX)
+        } else {
+            self.pace.pause()
+        };
         if let Some(asked) = self.asked.take() {
-            self.patience.failed_after(asked.sent_at.until(now).as_duration());
+            self.patience
+                .failed_after(asked.sent_at.until(now).as_duration());
         }
         self.ask_at = now.after(pause);
         effects.push(Effect::Waiting { refusal, pause });
@@ -313,12 +380,21 @@ impl Worker {
     pub(crate) fn leave(&mut self, now: UnixMillis, exit: Exit, effects: &mut Vec<Effect>) {
         self.save(effects);
         let deadline = Some(now.after(self.settings.stop_patience));
-        let deadline = self.ending.as_ref().and_then(|ending| ending.deadline).or(deadline);
-        self.ending = Some(Ending { exit: exit.clone(), deadline });
+        let deadline = self
+            .ending
+            .as_ref()
+            .and_then(|ending| ending.deadline)
+            .or(deadline);
+        self.ending = Some(Ending {
+            exit: exit.clone(),
+            deadline,
+        });
         if self.membership.is_none() {
             return self.end(exit, effects);
         }
-        effects.push(Effect::Emit(WorkerEvent::Stopped { reason: Refusal::new(Code::Internal, exit.reason()).detail }));
+        effects.push(Effect::Emit(WorkerEvent::Stopped {
+            reason: Refusal::new(Code::Internal, exit.reason()).detail,
+        }));
         self.enter(now, Stage::Leaving(exit), Millis(0));
     }
 
@@ -340,24 +416,39 @@ impl Worker {
         }
     }
 
-    /// The unit failed here: give it to another, and claim again after a pause that grows with every failure.
+    /// The unit failed here: give it to another, and claim again after a pause that grows with
+    /// every failure.
     pub(crate) fn fail(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
-        let Some(lease) = self.drop_work(&refusal, effects) else { return };
+        let Some(lease) = self.drop_work(&refusal, effects) else {
+            return;
+        };
         let (pause, hopeless) = self.fault(refusal.code);
         let ending = self.ending.as_ref().map(|ending| ending.exit.clone());
         let next = match ending {
             Some(exit) => Next::Leave(exit),
             None if hopeless => Next::Leave(Exit::Failed(refusal.clone())),
             None => {
-                effects.push(Effect::Waiting { refusal: refusal.clone(), pause });
+                effects.push(Effect::Waiting {
+                    refusal: refusal.clone(),
+                    pause,
+                });
                 Next::Claim { pause }
             }
         };
-        self.enter(now, Stage::Releasing { lease, reason: refusal.to_string(), next }, Millis(0));
+        self.enter(
+            now,
+            Stage::Releasing {
+                lease,
+                reason: refusal.to_string(),
+                next,
+            },
+            Millis(0),
+        );
     }
 
-    /// Counts a unit that failed: the pause after it, and whether this machine has failed too many by now. What lies outside
-    /// every worker has a count of its own, since it says nothing about this machine, however long it lasts.
+    /// Counts a unit that failed: the pause after it, and whether this machine has failed too many
+    /// by now. What lies outside every worker has a count of its own, since it says nothing about
+    /// this machine, however long it lasts.
     pub(crate) fn fault(&mut self, code: Code) -> (Millis, bool) {
         if is_elsewhere(code) {
             return (self.elsewhere.pause(), false);
@@ -372,24 +463,42 @@ impl Worker {
         match self.drop_work(&refusal, effects) {
             Some(lease) => {
                 let next = Next::Leave(exit);
-                self.enter(now, Stage::Releasing { lease, reason: refusal.to_string(), next }, Millis(0));
+                self.enter(
+                    now,
+                    Stage::Releasing {
+                        lease,
+                        reason: refusal.to_string(),
+                        next,
+                    },
+                    Millis(0),
+                );
             }
             None => self.leave(now, exit, effects),
         }
     }
 
-    /// Another process is the worker now: this one stops and says nothing more in its name. Its lease is not its own any
-    /// more, a goodbye would end the other's membership, and an event of its own would fork the chain.
+    /// Another process is the worker now: this one stops and says nothing more in its name. Its
+    /// lease is not its own any more, a goodbye would end the other's membership, and an event of
+    /// its own would fork the chain.
     pub(crate) fn replaced(&mut self, refusal: Refusal, effects: &mut Vec<Effect>) {
         self.end(Exit::Failed(refusal), effects);
     }
 
-    /// Stops what is being done under the present lease and says so; the stage is for the caller to change.
-    pub(crate) fn drop_work(&mut self, refusal: &Refusal, effects: &mut Vec<Effect>) -> Option<LeaseRef> {
+    /// Stops what is being done under the present lease and says so; the stage is for the caller to
+    /// change.
+    pub(crate) fn drop_work(
+        &mut self,
+        refusal: &Refusal,
+        effects: &mut Vec<Effect>,
+    ) -> Option<LeaseRef> {
         let held = self.held()?;
         let (lease, work) = (held.lease(), held.work);
         effects.push(Effect::Stop { work });
-        effects.push(Effect::Emit(WorkerEvent::Dropped { lease, code: refusal.code, detail: refusal.detail.clone() }));
+        effects.push(Effect::Emit(WorkerEvent::Dropped {
+            lease,
+            code: refusal.code,
+            detail: refusal.detail.clone(),
+        }));
         self.save(effects);
         Some(lease)
     }
@@ -412,7 +521,10 @@ impl Worker {
         if self.ending.is_some() {
             return;
         }
-        self.ending = Some(Ending { exit: Exit::Drained, deadline: None });
+        self.ending = Some(Ending {
+            exit: Exit::Drained,
+            deadline: None,
+        });
         match &mut self.stage {
             Stage::Joining | Stage::Claiming => self.leave(now, Exit::Drained, effects),
             Stage::Releasing { next, .. } => *next = Next::Leave(Exit::Drained),
@@ -421,20 +533,37 @@ impl Worker {
     }
 
     fn stop(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
-        if self.ending.as_ref().is_some_and(|ending| ending.deadline.is_some()) {
+        if self
+            .ending
+            .as_ref()
+            .is_some_and(|ending| ending.deadline.is_some())
+        {
             return;
         }
         let exit = Exit::Stopped;
         let deadline = Some(now.after(self.settings.stop_patience));
-        self.ending = Some(Ending { exit: exit.clone(), deadline });
+        self.ending = Some(Ending {
+            exit: exit.clone(),
+            deadline,
+        });
         match &mut self.stage {
             // The result may be on its way already: it is finished, and the deadline stands.
             Stage::Holding(held) if matches!(held.step, Step::Submitting(_)) => {}
             Stage::Holding(_) => {
                 let refusal = Refusal::new(Code::Interrupted, exit.reason());
-                let lease = self.drop_work(&refusal, effects).expect("this arm holds a lease");
+                let lease = self
+                    .drop_work(&refusal, effects)
+                    .expect("this arm holds a lease");
                 let next = Next::Leave(exit.clone());
-                self.enter(now, Stage::Releasing { lease, reason: exit.reason(), next }, Millis(0));
+                self.enter(
+                    now,
+                    Stage::Releasing {
+                        lease,
+                        reason: exit.reason(),
+                        next,
+                    },
+                    Millis(0),
+                );
             }
             Stage::Joining | Stage::Claiming => self.leave(now, exit, effects),
             Stage::Verifying(work) => {
@@ -455,9 +584,18 @@ impl Worker {
         self.refused.next_event_at = now.after(REFUSED_INTERVAL_MIN);
         let detail = match suppressed {
             0 => refusal.detail,
-            _ => Refusal::new(refusal.code, format!("{suppressed} more before this; {}", refusal.detail)).detail,
+            _ => {
+                Refusal::new(
+                    refusal.code,
+                    format!("{suppressed} more before this; {}", refusal.detail),
+                )
+                .detail
+            }
         };
-        effects.push(Effect::Emit(WorkerEvent::Refused { code: refusal.code, detail }));
+        effects.push(Effect::Emit(WorkerEvent::Refused {
+            code: refusal.code,
+            detail,
+        }));
     }
 
     pub(crate) fn save(&mut self, effects: &mut Vec<Effect>) {
@@ -501,21 +639,33 @@ impl Worker {
     /// Starts on a verified lease.
     pub(crate) fn hold(&mut self, now: UnixMillis, held: Held, effects: &mut Vec<Effect>) {
         let (work, manifest) = (held.work, Arc::clone(&held.manifest));
-        effects.push(Effect::Emit(WorkerEvent::Started { lease: held.lease() }));
+        effects.push(Effect::Emit(WorkerEvent::Started {
+            lease: held.lease(),
+        }));
         effects.push(Effect::Fetch { work, manifest });
         self.enter(now, Stage::Holding(Box::new(held)), Millis(0));
     }
 }
 
-/// A difference between two measurements of the coordinator's clock that is more than the way of a message: another
-/// coordinator answers, or the same one after a restart.
+/// A difference between two measurements of the coordinator's clock that is more than the way of a
+/// message: another coordinator answers, or the same one after a restart.
 const CLOCK_MOVED_MIN: Millis = Millis::from_secs(5);
 /// Shortest time between heartbeats, whatever the coordinator asks for.
 const HEARTBEAT_MIN: Millis = Millis(100);
 
 impl Membership {
-    pub(crate) fn new(spec: RunSpec, spec_digest: Digest, clock_ahead_ms: i64, heartbeat: Millis) -> Self {
-        Self { spec, spec_digest, clock_ahead_ms, heartbeat }
+    pub(crate) fn new(
+        spec: RunSpec,
+        spec_digest: Digest,
+        clock_ahead_ms: i64,
+        heartbeat: Millis,
+    ) -> Self {
+        Self {
+            spec,
+            spec_digest,
+            clock_ahead_ms,
+            heartbeat,
+        }
     }
 
     /// Takes over a newer measurement; whether it tells anything new.
@@ -529,6 +679,10 @@ impl Membership {
 
     /// The coordinator's `instant` on our clock, or a little earlier.
     pub(crate) fn local(&self, instant: UnixMillis) -> UnixMillis {
-        UnixMillis(instant.get().saturating_add_signed(self.clock_ahead_ms.saturating_neg()))
+        UnixMillis(
+            instant
+                .get()
+                .saturating_add_signed(self.clock_ahead_ms.saturating_neg()),
+        )
     }
 }

@@ -1,7 +1,9 @@
 use identity::key::{KeyKind, SigningKey};
 use identity::{AuditKey, ManifestKey};
 use schemas::lease::UnitId;
-use schemas::run::{InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Schedule, TrainerKind};
+use schemas::run::{
+    InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Schedule, TrainerKind,
+};
 use schemas::{Bytes, Epoch, Round, Steps, UnitIndex, V};
 use serde_json::{Value, json};
 
@@ -18,11 +20,17 @@ struct Scene {
 }
 
 fn object(bytes: u64) -> ObjectRef {
-    ObjectRef { digest: Digest::of(&bytes.to_le_bytes()), bytes: Bytes(bytes) }
+    ObjectRef {
+        digest: Digest::of(&bytes.to_le_bytes()),
+        bytes: Bytes(bytes),
+    }
 }
 
 fn spec() -> RunSpec {
-    let bf16 = Codec { kind: CodecKind::Bf16, rounding: Rounding::Nearest };
+    let bf16 = Codec {
+        kind: CodecKind::Bf16,
+        rounding: Rounding::Nearest,
+    };
     RunSpec {
         v: V,
         run: "demo".parse().expect("a run name"),
@@ -46,7 +54,11 @@ fn spec() -> RunSpec {
             evaluation_sequences: 16,
             snapshot_every: 1,
         },
-        inner: InnerOptimizer { warmup_steps: Steps(1), final_ratio: 0.1, ..InnerOptimizer::adamw(1e-3) },
+        inner: InnerOptimizer {
+            warmup_steps: Steps(1),
+            final_ratio: 0.1,
+            ..InnerOptimizer::adamw(1e-3)
+        },
         outer: OuterOptimizer::Average,
         upload: bf16,
         download: bf16,
@@ -62,7 +74,11 @@ fn spec() -> RunSpec {
 }
 
 fn unit(kind: UnitKind, round: u64) -> UnitId {
-    UnitId { round: Round(round), kind, index: UnitIndex(0) }
+    UnitId {
+        round: Round(round),
+        kind,
+        index: UnitIndex(0),
+    }
 }
 
 impl Scene {
@@ -71,33 +87,66 @@ impl Scene {
         let trust = TrustBundle {
             v: V,
             domain: SigningKey::generate(KeyKind::Operator).public().clone(),
-            tenants: vec![SigningKey::generate(KeyKind::Account).public().as_str().parse().expect("an account's id")],
+            tenants: vec![
+                SigningKey::generate(KeyKind::Account)
+                    .public()
+                    .as_str()
+                    .parse()
+                    .expect("an account's id"),
+            ],
             manifest_keys: vec![key.public().clone()],
             audit_keys: vec![AuditKey::generate().public().clone()],
             ca: "ca.pem".into(),
         };
-        let worker = SigningKey::generate(KeyKind::User).public().as_str().parse().expect("a user key");
-        Self { key, trust, worker, spec: spec() }
+        let worker = SigningKey::generate(KeyKind::User)
+            .public()
+            .as_str()
+            .parse()
+            .expect("a user key");
+        Self {
+            key,
+            trust,
+            worker,
+            spec: spec(),
+        }
     }
 
     fn claims(&self, unit: UnitId) -> Manifest {
-        let lease = LeaseRef { unit, epoch: Epoch(2) };
+        let lease = LeaseRef {
+            unit,
+            epoch: Epoch(2),
+        };
         let seconds = NOW.get() / 1000;
         let (round, chunks) = (unit.round, vec![object(200), object(200), object(20)]);
         let base = match round.get() {
             0 => Weights {
                 round,
-                codec: Codec { kind: CodecKind::Fp32, rounding: Rounding::Nearest },
+                codec: Codec {
+                    kind: CodecKind::Fp32,
+                    rounding: Rounding::Nearest,
+                },
                 chunks: self.spec.model.initial.clone(),
             },
-            _ => Weights { round, codec: self.spec.download, chunks },
+            _ => Weights {
+                round,
+                codec: self.spec.download,
+                chunks,
+            },
         };
         let work = match unit.kind {
             UnitKind::Train => {
                 let steps_before = Steps(unit.round.get() * 10);
-                Work::Train { shards: vec![object(1000)], seed: 5, steps: Steps(10), steps_before }
+                Work::Train {
+                    shards: vec![object(1000)],
+                    seed: 5,
+                    steps: Steps(10),
+                    steps_before,
+                }
             }
-            UnitKind::Evaluate => Work::Evaluate { shards: vec![object(1001)], sequences: 16 },
+            UnitKind::Evaluate => Work::Evaluate {
+                shards: vec![object(1001)],
+                sequences: 16,
+            },
         };
         Manifest {
             v: V,
@@ -117,16 +166,31 @@ impl Scene {
     }
 
     fn expected(&self) -> Expected<'_> {
-        Expected { trust: &self.trust, worker: &self.worker, run: &self.spec.run, now: NOW }
+        Expected {
+            trust: &self.trust,
+            worker: &self.worker,
+            run: &self.spec.run,
+            now: NOW,
+        }
     }
 
     fn check(&self, document: &str) -> Result<Manifest, NotVerified> {
-        manifest(document, &self.expected(), &self.spec, self.spec.to_object().1)
+        manifest(
+            document,
+            &self.expected(),
+            &self.spec,
+            self.spec.to_object().1,
+        )
     }
 
     /// What a coordinator gone astray would sign.
     fn check_claims(&self, claims: &Value) -> Result<Manifest, NotVerified> {
-        self.check(&self.key.sign_document(MANIFEST_TYPE, claims).expect("small claims"))
+        self.check(
+            &self
+                .key
+                .sign_document(MANIFEST_TYPE, claims)
+                .expect("small claims"),
+        )
     }
 
     fn command(&self, verb: CommandVerb) -> Command {
@@ -147,8 +211,13 @@ impl Scene {
 /// Every place in a document that holds a value, as a JSON pointer.
 fn leaves(value: &Value, at: &str, found: &mut Vec<String>) {
     match value {
-        Value::Object(map) => map.iter().for_each(|(name, value)| leaves(value, &format!("{at}/{name}"), found)),
-        Value::Array(list) => list.iter().enumerate().for_each(|(i, value)| leaves(value, &format!("{at}/{i}"), found)),
+        Value::Object(map) => map
+            .iter()
+            .for_each(|(name, value)| leaves(value, &format!("{at}/{name}"), found)),
+        Value::Array(list) => list
+            .iter()
+            .enumerate()
+            .for_each(|(i, value)| leaves(value, &format!("{at}/{i}"), found)),
         _ => found.push(at.to_owned()),
     }
 }
@@ -158,7 +227,9 @@ fn flipped(value: &Value) -> Value {
     match value {
         Value::Bool(bit) => Value::Bool(!bit),
         Value::Number(number) => json!(number.as_u64().expect("all are whole") + 1),
-        Value::String(text) if text.starts_with("sha256:") => json!(Digest::of(text.as_bytes()).to_string()),
+        Value::String(text) if text.starts_with("sha256:") => {
+            json!(Digest::of(text.as_bytes()).to_string())
+        }
         Value::String(text) if text.len() == 56 => json!(
             SigningKey::generate(match &text[..1] {
                 "A" => KeyKind::Account,
@@ -175,19 +246,30 @@ fn flipped(value: &Value) -> Value {
 #[test]
 fn what_the_coordinator_signs_is_accepted() {
     let scene = Scene::new();
-    for unit in [unit(UnitKind::Train, 0), unit(UnitKind::Train, 3), unit(UnitKind::Evaluate, 4)] {
+    for unit in [
+        unit(UnitKind::Train, 0),
+        unit(UnitKind::Train, 3),
+        unit(UnitKind::Evaluate, 4),
+    ] {
         let claims = scene.claims(unit);
-        let document = scene.key.sign_document(MANIFEST_TYPE, &claims).expect("small claims");
+        let document = scene
+            .key
+            .sign_document(MANIFEST_TYPE, &claims)
+            .expect("small claims");
         assert_eq!(scene.check(&document).expect("good"), claims, "{unit}");
     }
 }
 
-/// TL-24: a changed document is refused whatever was changed in it, and nothing is given back for it.
+/// TL-24: a changed document is refused whatever was changed in it, and nothing is given back for
+/// it.
 #[test]
 fn tl_24_a_document_with_any_field_altered_is_refused() {
     let scene = Scene::new();
     let claims = scene.claims(unit(UnitKind::Train, 3));
-    let document = scene.key.sign_document(MANIFEST_TYPE, &claims).expect("small claims");
+    let document = scene
+        .key
+        .sign_document(MANIFEST_TYPE, &claims)
+        .expect("small claims");
     let good = serde_json::to_value(&claims).expect("JSON");
     let mut places = Vec::new();
     leaves(&good, "", &mut places);
@@ -196,11 +278,23 @@ fn tl_24_a_document_with_any_field_altered_is_refused() {
         let mut bad = good.clone();
         let value = bad.pointer_mut(place).expect("a leaf");
         *value = flipped(value);
-        let forged = scene.key.sign_document(MANIFEST_TYPE, &bad).expect("small claims");
-        let [header, _, signature] = document.split('.').collect::<Vec<_>>()[..] else { panic!("three parts") };
-        let altered = format!("{header}.{}.{signature}", forged.split('.').nth(1).expect("three parts"));
+        let forged = scene
+            .key
+            .sign_document(MANIFEST_TYPE, &bad)
+            .expect("small claims");
+        let [header, _, signature] = document.split('.').collect::<Vec<_>>()[..] else {
+            panic!("three parts")
+        };
+        let altered = format!(
+            "{header}.{}.{signature}",
+            forged.split('.').nth(1).expect("three parts")
+        );
         let error = scene.check(&altered).expect_err(place);
-        assert_eq!((error.refusal.code, error.lease), (Code::SignatureInvalid, None), "{place}");
+        assert_eq!(
+            (error.refusal.code, error.lease),
+            (Code::SignatureInvalid, None),
+            "{place}"
+        );
     }
 }
 
@@ -208,7 +302,8 @@ fn tl_24_a_document_with_any_field_altered_is_refused() {
 #[test]
 fn tl_10_tl_24_a_signed_document_must_agree_with_settings_and_lease() {
     let scene = Scene::new();
-    // Free for the coordinator to choose: what the store and the data set answer for, and what only it can know.
+    // Free for the coordinator to choose: what the store and the data set answer for, and what only
+    // it can know.
     let free = |place: &str| {
         ["/iat", "/expires_at", "/work/train/seed"].contains(&place)
             || place.ends_with("/digest")
@@ -246,10 +341,20 @@ fn tl_10_every_claim_is_required() {
     for place in &places {
         let (parent, name) = place.rsplit_once('/').expect("a pointer");
         let mut bad = good.clone();
-        let Some(map) = bad.pointer_mut(parent).expect("it holds a leaf").as_object_mut() else { continue };
+        let Some(map) = bad
+            .pointer_mut(parent)
+            .expect("it holds a leaf")
+            .as_object_mut()
+        else {
+            continue;
+        };
         map.remove(name).expect("a leaf");
         let error = scene.check_claims(&bad).expect_err(place);
-        assert_eq!((error.refusal.code, error.lease), (Code::ManifestInvalid, None), "{place}");
+        assert_eq!(
+            (error.refusal.code, error.lease),
+            (Code::ManifestInvalid, None),
+            "{place}"
+        );
     }
 }
 
@@ -258,20 +363,46 @@ fn tl_10_every_claim_is_required() {
 fn tl_11_signature_window_audience_and_binding_are_checked_in_this_order() {
     let scene = Scene::new();
     let good = scene.claims(unit(UnitKind::Train, 1));
-    let other = SigningKey::generate(KeyKind::User).public().as_str().parse().expect("a user key");
-    let unbound = Manifest { spec: Digest::of(b"other"), ..good.clone() };
-    let foreign = Manifest { aud: other, ..unbound.clone() };
-    let old = Manifest { exp: NOW.get() / 1000 - 3600, ..foreign.clone() };
+    let other = SigningKey::generate(KeyKind::User)
+        .public()
+        .as_str()
+        .parse()
+        .expect("a user key");
+    let unbound = Manifest {
+        spec: Digest::of(b"other"),
+        ..good.clone()
+    };
+    let foreign = Manifest {
+        aud: other,
+        ..unbound.clone()
+    };
+    let old = Manifest {
+        exp: NOW.get() / 1000 - 3600,
+        ..foreign.clone()
+    };
     let refused = |key: &ManifestKey, claims: &Manifest| {
-        let document = key.sign_document(MANIFEST_TYPE, claims).expect("small claims");
+        let document = key
+            .sign_document(MANIFEST_TYPE, claims)
+            .expect("small claims");
         scene.check(&document).expect_err("refused").refusal
     };
-    assert_eq!(refused(&ManifestKey::generate(), &old).code, Code::SignatureInvalid);
-    for (claims, says) in [(&old, "is valid from"), (&foreign, "the manifest is for"), (&unbound, "settings are")] {
+    assert_eq!(
+        refused(&ManifestKey::generate(), &old).code,
+        Code::SignatureInvalid
+    );
+    for (claims, says) in [
+        (&old, "is valid from"),
+        (&foreign, "the manifest is for"),
+        (&unbound, "settings are"),
+    ] {
         let refusal = refused(&scene.key, claims);
         assert!(refusal.detail.contains(says), "{says}: {}", refusal.detail);
     }
-    assert!(scene.check_claims(&serde_json::to_value(&good).expect("JSON")).is_ok());
+    assert!(
+        scene
+            .check_claims(&serde_json::to_value(&good).expect("JSON"))
+            .is_ok()
+    );
 }
 
 #[test]
@@ -279,18 +410,53 @@ fn a_lease_of_another_time_says_by_how_much_and_is_given_back_only_when_it_is_ou
     let scene = Scene::new();
     let good = scene.claims(unit(UnitKind::Train, 1));
     let seconds = NOW.get() / 1000;
-    let other = SigningKey::generate(KeyKind::User).public().as_str().parse().expect("a user key");
-    let late = Manifest { exp: seconds - 90, nbf: seconds - 120, ..good.clone() };
-    let early = Manifest { nbf: seconds + 3600, exp: seconds + 3700, ..good };
+    let other = SigningKey::generate(KeyKind::User)
+        .public()
+        .as_str()
+        .parse()
+        .expect("a user key");
+    let late = Manifest {
+        exp: seconds - 90,
+        nbf: seconds - 120,
+        ..good.clone()
+    };
+    let early = Manifest {
+        nbf: seconds + 3600,
+        exp: seconds + 3700,
+        ..good
+    };
     for (claims, ours, says) in [
         (&late, true, "90 s in the past"),
         (&early, true, "3600 s in the future"),
-        (&Manifest { aud: other, ..late.clone() }, false, "90 s in the past"),
-        (&Manifest { run: "another".parse().expect("a name"), ..late.clone() }, false, "90 s in the past"),
+        (
+            &Manifest {
+                aud: other,
+                ..late.clone()
+            },
+            false,
+            "90 s in the past",
+        ),
+        (
+            &Manifest {
+                run: "another".parse().expect("a name"),
+                ..late.clone()
+            },
+            false,
+            "90 s in the past",
+        ),
     ] {
-        let refused = scene.check_claims(&serde_json::to_value(claims).expect("JSON")).expect_err("not now");
-        assert_eq!((refused.refusal.code, refused.lease.is_some()), (Code::ClockOff, ours));
-        assert!(refused.refusal.detail.contains(says), "{}", refused.refusal.detail);
+        let refused = scene
+            .check_claims(&serde_json::to_value(claims).expect("JSON"))
+            .expect_err("not now");
+        assert_eq!(
+            (refused.refusal.code, refused.lease.is_some()),
+            (Code::ClockOff, ours)
+        );
+        assert!(
+            refused.refusal.detail.contains(says),
+            "{}",
+            refused.refusal.detail
+        );
     }
 }
 
@@ -299,9 +465,17 @@ fn tl_13_either_of_two_trusted_keys_may_sign_until_it_leaves_the_bundle() {
     let mut scene = Scene::new();
     let next = ManifestKey::generate();
     let by_old = scene.claims(unit(UnitKind::Train, 1));
-    let by_next = Manifest { iss: next.public().to_string(), ..by_old.clone() };
-    let old = scene.key.sign_document(MANIFEST_TYPE, &by_old).expect("small claims");
-    let new = next.sign_document(MANIFEST_TYPE, &by_next).expect("small claims");
+    let by_next = Manifest {
+        iss: next.public().to_string(),
+        ..by_old.clone()
+    };
+    let old = scene
+        .key
+        .sign_document(MANIFEST_TYPE, &by_old)
+        .expect("small claims");
+    let new = next
+        .sign_document(MANIFEST_TYPE, &by_next)
+        .expect("small claims");
     assert!(scene.check(&old).is_ok() && scene.check(&new).is_err());
     scene.trust.manifest_keys.push(next.public().clone());
     assert!(scene.check(&old).is_ok() && scene.check(&new).is_ok());
@@ -314,7 +488,11 @@ fn the_initial_weights_are_those_of_the_settings() {
     let scene = Scene::new();
     let mut claims = scene.claims(unit(UnitKind::Train, 0));
     claims.base.chunks[0].digest = Digest::of(b"others");
-    assert!(scene.check_claims(&serde_json::to_value(&claims).expect("JSON")).is_err());
+    assert!(
+        scene
+            .check_claims(&serde_json::to_value(&claims).expect("JSON"))
+            .is_err()
+    );
 }
 
 #[test]
@@ -324,7 +502,9 @@ fn work_is_within_the_run() {
         let mut claims = scene.claims(unit(UnitKind::Train, 1));
         change(&mut claims);
         claims.jti = format!("demo/{}/{}", claims.lease.unit, claims.lease.epoch);
-        scene.check_claims(&serde_json::to_value(&claims).expect("JSON")).is_err()
+        scene
+            .check_claims(&serde_json::to_value(&claims).expect("JSON"))
+            .is_err()
     };
     assert!(!refused(&|_| {}));
     assert!(refused(&|claims| claims.lease.unit.index = UnitIndex(2)));
@@ -332,16 +512,28 @@ fn work_is_within_the_run() {
         claims.lease.unit.round = Round(4);
         claims.base.round = Round(4);
     }));
-    assert!(refused(&|claims| claims.base.chunks.truncate(CHUNKS as usize - 1)));
+    assert!(refused(&|claims| claims
+        .base
+        .chunks
+        .truncate(CHUNKS as usize - 1)));
     assert!(refused(&|claims| claims.base.chunks.push(object(20))));
     assert!(refused(&|claims| claims.base.chunks[2].bytes = Bytes(22)));
     let work = |shards, steps, steps_before| {
-        move |claims: &mut Manifest| claims.work = Work::Train { shards, seed: 1, steps, steps_before }
+        move |claims: &mut Manifest| {
+            claims.work = Work::Train {
+                shards,
+                seed: 1,
+                steps,
+                steps_before,
+            }
+        }
     };
     let with = |count: usize, steps: u64, before: u64| {
         let mut claims = scene.claims(unit(UnitKind::Train, 1));
         work(vec![object(8); count], Steps(steps), Steps(before))(&mut claims);
-        scene.check_claims(&serde_json::to_value(&claims).expect("JSON")).is_err()
+        scene
+            .check_claims(&serde_json::to_value(&claims).expect("JSON"))
+            .is_err()
     };
     assert!(!with(1, 10, 10) && !with(UNIT_SHARDS_MAX, 10, 30));
     assert!(with(0, 10, 10) && with(UNIT_SHARDS_MAX + 1, 10, 10));
@@ -353,25 +545,69 @@ fn work_is_within_the_run() {
 fn only_our_own_lease_is_given_back() {
     let scene = Scene::new();
     let lease = |claims: &Manifest| {
-        scene.check_claims(&serde_json::to_value(claims).expect("JSON")).expect_err("refused").lease
+        scene
+            .check_claims(&serde_json::to_value(claims).expect("JSON"))
+            .expect_err("refused")
+            .lease
     };
     let good = scene.claims(unit(UnitKind::Train, 1));
-    assert_eq!(lease(&Manifest { spec: Digest::of(b"other"), ..good.clone() }), Some(good.lease));
-    let other = SigningKey::generate(KeyKind::User).public().as_str().parse().expect("a user key");
-    assert_eq!(lease(&Manifest { aud: other, ..good.clone() }), None);
-    assert_eq!(lease(&Manifest { run: "other".parse().expect("a name"), ..good.clone() }), None);
+    assert_eq!(
+        lease(&Manifest {
+            spec: Digest::of(b"other"),
+            ..good.clone()
+        }),
+        Some(good.lease)
+    );
+    let other = SigningKey::generate(KeyKind::User)
+        .public()
+        .as_str()
+        .parse()
+        .expect("a user key");
+    assert_eq!(
+        lease(&Manifest {
+            aud: other,
+            ..good.clone()
+        }),
+        None
+    );
+    assert_eq!(
+        lease(&Manifest {
+            run: "other".parse().expect("a name"),
+            ..good.clone()
+        }),
+        None
+    );
     // Signed, and for us; given back at once, since the clocks differ.
     let lease_of = good.lease;
-    assert_eq!(lease(&Manifest { exp: NOW.get() / 1000 - 61, ..good }), Some(lease_of));
+    assert_eq!(
+        lease(&Manifest {
+            exp: NOW.get() / 1000 - 61,
+            ..good
+        }),
+        Some(lease_of)
+    );
 }
 
 #[test]
 fn tl_10_a_window_without_end_is_refused() {
     let scene = Scene::new();
-    let claims = Manifest { exp: u64::MAX, ..scene.claims(unit(UnitKind::Train, 1)) };
-    assert!(scene.check_claims(&serde_json::to_value(&claims).expect("JSON")).is_err());
-    let command = Command { exp: u64::MAX, ..scene.command(CommandVerb::Stop) };
-    let document = scene.key.sign_document(COMMAND_TYPE, &command).expect("small claims");
+    let claims = Manifest {
+        exp: u64::MAX,
+        ..scene.claims(unit(UnitKind::Train, 1))
+    };
+    assert!(
+        scene
+            .check_claims(&serde_json::to_value(&claims).expect("JSON"))
+            .is_err()
+    );
+    let command = Command {
+        exp: u64::MAX,
+        ..scene.command(CommandVerb::Stop)
+    };
+    let document = scene
+        .key
+        .sign_document(COMMAND_TYPE, &command)
+        .expect("small claims");
     assert!(super::command(document.as_bytes(), &scene.expected()).is_err());
 }
 
@@ -379,10 +615,29 @@ fn tl_10_a_window_without_end_is_refused() {
 fn tl_09_other_documents_are_no_manifests() {
     let scene = Scene::new();
     let claims = scene.claims(unit(UnitKind::Train, 1));
-    let as_command = scene.key.sign_document(COMMAND_TYPE, &claims).expect("small claims");
-    assert_eq!(scene.check(&as_command).expect_err("another type").refusal.code, Code::ManifestInvalid);
-    let stranger = ManifestKey::generate().sign_document(MANIFEST_TYPE, &claims).expect("small claims");
-    assert_eq!(scene.check(&stranger).expect_err("another key").refusal.code, Code::SignatureInvalid);
+    let as_command = scene
+        .key
+        .sign_document(COMMAND_TYPE, &claims)
+        .expect("small claims");
+    assert_eq!(
+        scene
+            .check(&as_command)
+            .expect_err("another type")
+            .refusal
+            .code,
+        Code::ManifestInvalid
+    );
+    let stranger = ManifestKey::generate()
+        .sign_document(MANIFEST_TYPE, &claims)
+        .expect("small claims");
+    assert_eq!(
+        scene
+            .check(&stranger)
+            .expect_err("another key")
+            .refusal
+            .code,
+        Code::SignatureInvalid
+    );
     for text in ["", "a.b.c", "nonsense"] {
         assert!(scene.check(text).is_err());
     }
@@ -392,27 +647,59 @@ fn tl_09_other_documents_are_no_manifests() {
 fn commands_must_be_signed_for_us_and_now() {
     let scene = Scene::new();
     let check = |key: &ManifestKey, command: &Command| {
-        let document = key.sign_document(COMMAND_TYPE, command).expect("small claims");
+        let document = key
+            .sign_document(COMMAND_TYPE, command)
+            .expect("small claims");
         super::command(document.as_bytes(), &scene.expected())
     };
     let good = scene.command(CommandVerb::Drain);
     assert_eq!(check(&scene.key, &good), Ok(CommandVerb::Drain));
-    let other: WorkerId = SigningKey::generate(KeyKind::User).public().as_str().parse().expect("a user key");
+    let other: WorkerId = SigningKey::generate(KeyKind::User)
+        .public()
+        .as_str()
+        .parse()
+        .expect("a user key");
     for bad in [
-        Command { aud: other, ..good.clone() },
-        Command { run: "other".parse().expect("a name"), ..good.clone() },
-        Command { exp: good.iat - 100, iat: good.iat - 200, ..good.clone() },
-        Command { iat: good.iat + 200, exp: good.iat + 300, ..good.clone() },
-        Command { exp: good.iat + 7200, ..good.clone() },
-        Command { iss: "someone".to_owned(), ..good.clone() },
+        Command {
+            aud: other,
+            ..good.clone()
+        },
+        Command {
+            run: "other".parse().expect("a name"),
+            ..good.clone()
+        },
+        Command {
+            exp: good.iat - 100,
+            iat: good.iat - 200,
+            ..good.clone()
+        },
+        Command {
+            iat: good.iat + 200,
+            exp: good.iat + 300,
+            ..good.clone()
+        },
+        Command {
+            exp: good.iat + 7200,
+            ..good.clone()
+        },
+        Command {
+            iss: "someone".to_owned(),
+            ..good.clone()
+        },
     ] {
         assert!(check(&scene.key, &bad).is_err(), "{bad:?}");
     }
     assert!(check(&ManifestKey::generate(), &good).is_err());
     let mut for_all = serde_json::to_value(&good).expect("JSON");
     for_all["aud"] = Value::Null;
-    let for_all = scene.key.sign_document(COMMAND_TYPE, &for_all).expect("small claims");
-    assert!(super::command(for_all.as_bytes(), &scene.expected()).is_err(), "a command names its worker");
+    let for_all = scene
+        .key
+        .sign_document(COMMAND_TYPE, &for_all)
+        .expect("small claims");
+    assert!(
+        super::command(for_all.as_bytes(), &scene.expected()).is_err(),
+        "a command names its worker"
+    );
     let plain = serde_json::to_vec(&good).expect("JSON");
     for payload in [&plain[..], b"", b"\xff\xfe", b"a.b.c"] {
         assert!(super::command(payload, &scene.expected()).is_err());

@@ -1,5 +1,6 @@
-//! DiLoCo in one process, without bus or store: workers as threads, plain averaging of their outer gradients, the outer
-//! optimizer of crate `merge`. To choose settings, and to know what a run over the bus should come to.
+//! DiLoCo in one process, without bus or store: workers as threads, plain averaging of their outer
+//! gradients, the outer optimizer of crate `merge`. To choose settings, and to know what a run over
+//! the bus should come to.
 //!
 //! ```text
 //! cargo run --release -p torch --example diloco -- corpus=~/.cargo/registry/src preset=demo rounds=10 steps=50
@@ -39,10 +40,13 @@ struct Settings {
 fn settings() -> anyhow::Result<Settings> {
     let mut given: BTreeMap<String, String> = BTreeMap::new();
     for argument in std::env::args().skip(1) {
-        let (key, value) = argument.split_once('=').with_context(|| format!("{argument} is not key=value"))?;
+        let (key, value) = argument
+            .split_once('=')
+            .with_context(|| format!("{argument} is not key=value"))?;
         given.insert(key.to_owned(), value.to_owned());
     }
-    let mut text = |key: &str, default: &str| given.remove(key).unwrap_or_else(|| default.to_owned());
+    let mut text =
+        |key: &str, default: &str| given.remove(key).unwrap_or_else(|| default.to_owned());
     let precision = match text("precision", "bf16").as_str() {
         "bf16" => Precision::Bf16,
         "fp32" => Precision::Fp32,
@@ -97,7 +101,11 @@ impl Worker {
             self.sampler.next_batch(settings.sequences, &mut tokens);
             let batch = Batch::new(&tokens, settings.sequences, settings.sequence_tokens)?;
             let learning_rate = inner_rate(Steps(step), total, &settings.inner);
-            let step = StepSettings { optimizer: &settings.inner, learning_rate, accumulation: 1 };
+            let step = StepSettings {
+                optimizer: &settings.inner,
+                learning_rate,
+                accumulation: 1,
+            };
             loss += self.trainer.step(&batch, &step)?.loss / settings.steps as f64;
         }
         Ok(loss)
@@ -119,25 +127,48 @@ fn main() -> anyhow::Result<()> {
         manifest.entropy.bigram,
         start.elapsed().as_secs_f64()
     );
-    let stored: BTreeMap<ObjectRef, &Vec<u8>> =
-        imported.objects.iter().map(|bytes| (ObjectRef::of(bytes), bytes)).collect();
+    let stored: BTreeMap<ObjectRef, &Vec<u8>> = imported
+        .objects
+        .iter()
+        .map(|bytes| (ObjectRef::of(bytes), bytes))
+        .collect();
     let read = |shards: &mut dyn Iterator<Item = &Shard>| -> anyhow::Result<Vec<TokenShard>> {
-        shards.map(|shard| Ok(TokenShard::decode(stored[&shard.object].clone(), manifest.vocabulary)?)).collect()
+        shards
+            .map(|shard| {
+                Ok(TokenShard::decode(
+                    stored[&shard.object].clone(),
+                    manifest.vocabulary,
+                )?)
+            })
+            .collect()
     };
     let preset = Preset::named(&settings.preset).context("no such preset")?;
-    let ModelConfig::Llama(config) = &preset.config else { bail!("{} is not for trainer torch", preset.name) };
+    let ModelConfig::Llama(config) = &preset.config else {
+        bail!("{} is not for trainer torch", preset.name)
+    };
     let initial = preset.config.initial(1);
     let mut global = vec![0.0; initial.elements() as usize];
     initial.fill(0, &mut global);
-    let options = TorchOptions { device: DeviceChoice::Cpu, precision: settings.precision, threads: 1 };
+    let options = TorchOptions {
+        device: DeviceChoice::Cpu,
+        precision: settings.precision,
+        threads: 1,
+    };
     let mut workers = Vec::new();
     for index in 0..settings.workers {
         let mut own = manifest.train.iter().skip(index).step_by(settings.workers);
         let sampler = UnitSampler::new(read(&mut own)?, index as u64, settings.sequence_tokens)?;
-        workers.push(Worker { trainer: TorchTrainer::new(config, options)?, sampler });
+        workers.push(Worker {
+            trainer: TorchTrainer::new(config, options)?,
+            sampler,
+        });
     }
     let held_out = read(&mut manifest.held_out.iter())?;
-    let held_out = HeldOut::new(held_out, settings.evaluation_sequences, settings.sequence_tokens)?;
+    let held_out = HeldOut::new(
+        held_out,
+        settings.evaluation_sequences,
+        settings.sequence_tokens,
+    )?;
     train(&settings, workers, &held_out, &mut global)
 }
 
@@ -157,9 +188,13 @@ fn train(
         let before = round * settings.steps;
         let losses = thread::scope(|scope| {
             let global = &*global;
-            let unit = |worker| scope.spawn(move || Worker::train(worker, settings, global, before));
+            let unit =
+                |worker| scope.spawn(move || Worker::train(worker, settings, global, before));
             let units: Vec<_> = workers.iter_mut().map(unit).collect();
-            units.into_iter().map(|unit| unit.join().expect("no panic")).collect::<anyhow::Result<Vec<f64>>>()
+            units
+                .into_iter()
+                .map(|unit| unit.join().expect("no panic"))
+                .collect::<anyhow::Result<Vec<f64>>>()
         })?;
         let mut gradient = vec![0.0; global.len()];
         for worker in &mut workers {
@@ -168,12 +203,19 @@ fn train(
                 *sum += (base - local) / settings.workers as f32;
             }
         }
-        let state = if round == 0 { Momentum::First(&mut momentum) } else { Momentum::Running(&mut momentum) };
+        let state = if round == 0 {
+            Momentum::First(&mut momentum)
+        } else {
+            Momentum::Running(&mut momentum)
+        };
         merge::outer::step(settings.outer, &gradient, global, state)?;
         trained += round_start.elapsed().as_secs_f64();
         let evaluator = &mut workers[0].trainer;
         evaluator.set_parameters(0, global)?;
-        let loss = evaluator.evaluate(&batch)?.mean().context("no held-out text")?;
+        let loss = evaluator
+            .evaluate(&batch)?
+            .mean()
+            .context("no held-out text")?;
         let inner = losses.iter().sum::<f64>() / losses.len() as f64;
         println!(
             "round {:2}: train {inner:.4}, held-out {loss:.4} nats, {:.1} s",
@@ -181,9 +223,13 @@ fn train(
             start.elapsed().as_secs_f64()
         );
     }
-    let count =
-        settings.rounds * settings.steps * (settings.workers * settings.sequences * settings.sequence_tokens) as u64;
-    println!("{count} tokens, {:.0} tokens/s over all workers", count as f64 / trained);
+    let count = settings.rounds
+        * settings.steps
+        * (settings.workers * settings.sequences * settings.sequence_tokens) as u64;
+    println!(
+        "{count} tokens, {:.0} tokens/s over all workers",
+        count as f64 / trained
+    );
     let prompt = TextTokenizer::Byte.encode("pub fn ")?;
     let text = workers[0].trainer.generate(&prompt, 300, 0.7, 1)?;
     println!("pub fn {}", TextTokenizer::Byte.decode(&text)?);

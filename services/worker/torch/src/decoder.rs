@@ -1,12 +1,13 @@
-//! The decoder: Llama's architecture (Touvron et al., arXiv 2302.13971, section 2.2; grouped queries as in Llama 2).
+//! The decoder: Llama's architecture (Touvron et al., arXiv 2302.13971, section 2.2; grouped
+//! queries as in Llama 2).
 
 use model::LlamaConfig;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::TorchError;
 
-/// The decoder's weights, as views of the flat vector, and its rotary tables. Queries, keys and values lie side by side in
-/// the flat vector and are one matrix here, as are gate and up.
+/// The decoder's weights, as views of the flat vector, and its rotary tables. Queries, keys and
+/// values lie side by side in the flat vector and are one matrix here, as are gate and up.
 #[derive(Debug)]
 pub(crate) struct Decoder {
     config: LlamaConfig,
@@ -28,9 +29,17 @@ const LAYER_WEIGHTS: usize = 6;
 
 /// The shapes of [`Decoder`]'s weights, in the order of the flat vector.
 pub(crate) fn shapes(config: &LlamaConfig) -> Vec<Vec<i64>> {
-    let [vocabulary, hidden, intermediate, head] =
-        [config.vocabulary, config.hidden, config.intermediate, config.head].map(i64::from);
-    let (queries, all) = (i64::from(config.heads) * head, i64::from(config.heads + 2 * config.key_value_heads) * head);
+    let [vocabulary, hidden, intermediate, head] = [
+        config.vocabulary,
+        config.hidden,
+        config.intermediate,
+        config.head,
+    ]
+    .map(i64::from);
+    let (queries, all) = (
+        i64::from(config.heads) * head,
+        i64::from(config.heads + 2 * config.key_value_heads) * head,
+    );
     let layer = [
         vec![hidden],
         vec![all, hidden],
@@ -51,7 +60,11 @@ pub(crate) fn shapes(config: &LlamaConfig) -> Vec<Vec<i64>> {
 impl Decoder {
     /// A decoder over weights of [`shapes`].
     pub(crate) fn new(config: &LlamaConfig, weights: Vec<Tensor>) -> Self {
-        Self { config: config.clone(), weights, rotary: None }
+        Self {
+            config: config.clone(),
+            weights,
+            rotary: None,
+        }
     }
 
     /// All weights, in the order of the flat vector.
@@ -59,7 +72,8 @@ impl Decoder {
         &self.weights
     }
 
-    /// The last layer's output after its norm, `[sequences, tokens, hidden]`, for token ids `[sequences, tokens]`.
+    /// The last layer's output after its norm, `[sequences, tokens, hidden]`, for token ids
+    /// `[sequences, tokens]`.
     pub(crate) fn hidden(&mut self, tokens: &Tensor) -> Result<Tensor, TorchError> {
         let (_, length) = tokens.size2()?;
         let mut stream = Tensor::f_embedding(&self.weights[0], tokens, -1, false, false)?;
@@ -73,25 +87,44 @@ impl Decoder {
 
     /// Logits `[.., vocabulary]` of [`Self::hidden`]'s output.
     pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor, TorchError> {
-        let matrix = if self.config.tied { self.weights.first() } else { self.weights.last() };
+        let matrix = if self.config.tied {
+            self.weights.first()
+        } else {
+            self.weights.last()
+        };
         linear(hidden, matrix.expect("a decoder has weights"))
     }
 
-    fn attention(&mut self, first: usize, stream: &Tensor, length: i64) -> Result<Tensor, TorchError> {
-        let [heads, key_value_heads, head] =
-            [self.config.heads, self.config.key_value_heads, self.config.head].map(i64::from);
+    fn attention(
+        &mut self,
+        first: usize,
+        stream: &Tensor,
+        length: i64,
+    ) -> Result<Tensor, TorchError> {
+        let [heads, key_value_heads, head] = [
+            self.config.heads,
+            self.config.key_value_heads,
+            self.config.head,
+        ]
+        .map(i64::from);
         let normed = self.norm(first, stream)?;
         let all = linear(&normed, &self.weights[first + 1])?;
         let all = all.f_view([-1, length, heads + 2 * key_value_heads, head])?;
-        // Split, not narrow: one backward step writes all parts, where each narrow would fill the whole with zeros.
-        let [turning, values] = parts(all.f_split_with_sizes([heads + key_value_heads, key_value_heads], 2)?);
+        // Split, not narrow: one backward step writes all parts, where each narrow would fill the
+        // whole with zeros.
+        let [turning, values] =
+            parts(all.f_split_with_sizes([heads + key_value_heads, key_value_heads], 2)?);
         let turned = self.rotate(&turning, length)?;
         let [queries, keys] = parts(turned.f_split_with_sizes([heads, key_value_heads], 2)?);
         let queries = queries.f_transpose(1, 2)?;
         let (keys, values) = (self.repeat(keys)?, self.repeat(values)?);
         let none = None::<&Tensor>;
-        let mixed = Tensor::f_scaled_dot_product_attention(&queries, &keys, &values, none, 0.0, true, None, false)?;
-        let mixed = mixed.f_transpose(1, 2)?.f_reshape([-1, length, heads * head])?;
+        let mixed = Tensor::f_scaled_dot_product_attention(
+            &queries, &keys, &values, none, 0.0, true, None, false,
+        )?;
+        let mixed = mixed
+            .f_transpose(1, 2)?
+            .f_reshape([-1, length, heads * head])?;
         linear(&mixed, &self.weights[first + 2])
     }
 
@@ -104,27 +137,43 @@ impl Decoder {
 
     fn norm(&self, weight: usize, stream: &Tensor) -> Result<Tensor, TorchError> {
         let hidden = i64::from(self.config.hidden);
-        Ok(stream.f_rms_norm([hidden], Some(&self.weights[weight]), self.config.norm_epsilon)?)
+        Ok(stream.f_rms_norm(
+            [hidden],
+            Some(&self.weights[weight]),
+            self.config.norm_epsilon,
+        )?)
     }
 
-    /// Keys or values `[sequences, tokens, heads, head]`, once for every query head that shares them, heads before tokens.
+    /// Keys or values `[sequences, tokens, heads, head]`, once for every query head that shares
+    /// them, heads before tokens.
     fn repeat(&self, shared: Tensor) -> Result<Tensor, TorchError> {
         let times = i64::from(self.config.heads / self.config.key_value_heads);
-        let repeated = if times == 1 { shared } else { shared.f_repeat_interleave_self_int(times, 2, None)? };
+        let repeated = if times == 1 {
+            shared
+        } else {
+            shared.f_repeat_interleave_self_int(times, 2, None)?
+        };
         Ok(repeated.f_transpose(1, 2)?)
     }
 
-    /// Rotary positions: `(a, b)` becomes `(a cos - b sin, b cos + a sin)`, where `a` and `b` are the halves of a head.
+    /// Rotary positions: `(a, b)` becomes `(a cos - b sin, b cos + a sin)`, where `a` and `b` are
+    /// the halves of a head.
     fn rotate(&mut self, heads: &Tensor, length: i64) -> Result<Tensor, TorchError> {
         let half = i64::from(self.config.head / 2);
         let table = self.table(length, heads.f_kind()?, heads.device())?;
-        let (cosines, sines) = (table.cosines.f_narrow(0, 0, length)?, table.sines.f_narrow(0, 0, length)?);
+        let (cosines, sines) = (
+            table.cosines.f_narrow(0, 0, length)?,
+            table.sines.f_narrow(0, 0, length)?,
+        );
         let swapped = heads.f_roll([half], [-1])?;
         Ok(heads.f_mul(&cosines)?.f_addcmul(&swapped, &sines)?)
     }
 
     fn table(&mut self, length: i64, kind: Kind, device: Device) -> Result<&Rotary, TorchError> {
-        let fits = self.rotary.as_ref().is_some_and(|table| table.positions >= length && table.kind == kind);
+        let fits = self
+            .rotary
+            .as_ref()
+            .is_some_and(|table| table.positions >= length && table.kind == kind);
         if !fits {
             self.rotary = Some(Rotary::new(&self.config, length, kind, device)?);
         }
@@ -133,7 +182,12 @@ impl Decoder {
 }
 
 impl Rotary {
-    fn new(config: &LlamaConfig, positions: i64, kind: Kind, device: Device) -> Result<Self, TorchError> {
+    fn new(
+        config: &LlamaConfig,
+        positions: i64,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self, TorchError> {
         let head = config.head as usize;
         let frequency = |pair: usize| config.rope_theta.powf(-((2 * pair) as f64) / head as f64);
         let mut cosines = Vec::with_capacity(positions as usize * head);
@@ -142,14 +196,23 @@ impl Rotary {
             for slot in 0..head {
                 let angle = position as f64 * frequency(slot % (head / 2));
                 cosines.push(angle.cos() as f32);
-                sines.push(if slot < head / 2 { -angle.sin() } else { angle.sin() } as f32);
+                sines.push(if slot < head / 2 {
+                    -angle.sin()
+                } else {
+                    angle.sin()
+                } as f32);
             }
         }
         let table = |values: &[f32]| -> Result<Tensor, TorchError> {
             let flat = Tensor::f_from_slice(values)?.f_view([positions, 1, head as i64])?;
             Ok(flat.f_to_dtype(kind, false, false)?.f_to(device)?)
         };
-        Ok(Self { positions, kind, cosines: table(&cosines)?, sines: table(&sines)? })
+        Ok(Self {
+            positions,
+            kind,
+            cosines: table(&cosines)?,
+            sines: table(&sines)?,
+        })
     }
 }
 

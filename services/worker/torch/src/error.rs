@@ -9,7 +9,13 @@ pub(crate) struct TorchError(String);
 
 impl TorchError {
     pub(crate) fn new(text: &str) -> Self {
-        Self(text.lines().next().unwrap_or("no reason given").trim().to_owned())
+        Self(
+            text.lines()
+                .next()
+                .unwrap_or("no reason given")
+                .trim()
+                .to_owned(),
+        )
     }
 }
 

@@ -1,4 +1,5 @@
-//! A flat fp32 vector on a device, and views of it as tensors. On the CPU it is also a Rust slice, without a copy.
+//! A flat fp32 vector on a device, and views of it as tensors. On the CPU it is also a Rust slice,
+//! without a copy.
 
 use std::slice;
 
@@ -9,8 +10,8 @@ use crate::error::TorchError;
 
 /// A flat vector; the tensors that [`Flat::views`] made alias it.
 ///
-/// Nothing outside this crate's trainer holds a view, and the trainer hands out slices only for as long as it is
-/// borrowed, so that libtorch never writes what a slice shows.
+/// Nothing outside this crate's trainer holds a view, and the trainer hands out slices only for as
+/// long as it is borrowed, so that libtorch never writes what a slice shows.
 #[derive(Debug)]
 pub(crate) struct Flat {
     tensor: Tensor,
@@ -24,17 +25,29 @@ impl Flat {
     pub(crate) fn zeros(elements: usize, device: Device) -> Result<Self, TorchError> {
         let size = i64::try_from(elements).map_err(|_| TorchError::new("too many parameters"))?;
         let tensor = Tensor::f_zeros([size], (Kind::Float, device))?;
-        Ok(Self { tensor, elements, host: Vec::new() })
+        Ok(Self {
+            tensor,
+            elements,
+            host: Vec::new(),
+        })
     }
 
-    /// One tensor per shape, one after another; together they cover the vector. With `gradients`, each is a leaf that
-    /// backward passes leave a gradient at.
-    pub(crate) fn views(&self, shapes: &[Vec<i64>], gradients: bool) -> Result<Vec<Tensor>, TorchError> {
+    /// One tensor per shape, one after another; together they cover the vector. With `gradients`,
+    /// each is a leaf that backward passes leave a gradient at.
+    pub(crate) fn views(
+        &self,
+        shapes: &[Vec<i64>],
+        gradients: bool,
+    ) -> Result<Vec<Tensor>, TorchError> {
         let mut start = 0;
         let mut views = Vec::with_capacity(shapes.len());
         for shape in shapes {
             let size: i64 = shape.iter().product();
-            let view = self.tensor.f_narrow(0, start, size)?.f_view(shape.as_slice())?.f_detach()?;
+            let view = self
+                .tensor
+                .f_narrow(0, start, size)?
+                .f_view(shape.as_slice())?
+                .f_detach()?;
             views.push(view.f_set_requires_grad(gradients)?);
             start += size;
         }
@@ -44,9 +57,15 @@ impl Flat {
 
     /// Overwrites a part.
     pub(crate) fn write(&mut self, start: usize, values: &[f32]) -> Result<(), TrainerError> {
-        let end = start.checked_add(values.len()).filter(|end| *end <= self.elements);
+        let end = start
+            .checked_add(values.len())
+            .filter(|end| *end <= self.elements);
         let Some(end) = end else {
-            let reason = format!("{} values from {start} on, of {} parameters", values.len(), self.elements);
+            let reason = format!(
+                "{} values from {start} on, of {} parameters",
+                values.len(),
+                self.elements
+            );
             return Err(TrainerError::Input(reason));
         };
         if self.tensor.device() == Device::Cpu {
@@ -71,10 +90,16 @@ impl Flat {
     }
 
     fn slice_mut(&mut self) -> &mut [f32] {
-        assert!(self.tensor.device() == Device::Cpu && self.tensor.is_contiguous(), "a vector in this memory");
-        assert_eq!((self.tensor.kind(), self.tensor.numel()), (Kind::Float, self.elements));
-        // SAFETY: `elements` contiguous fp32 values that live as long as the tensor; the views are written to only by
-        // calls that borrow the trainer, and this crate has no threads.
+        assert!(
+            self.tensor.device() == Device::Cpu && self.tensor.is_contiguous(),
+            "a vector in this memory"
+        );
+        assert_eq!(
+            (self.tensor.kind(), self.tensor.numel()),
+            (Kind::Float, self.elements)
+        );
+        // SAFETY: `elements` contiguous fp32 values that live as long as the tensor; the views are
+        // written to only by calls that borrow the trainer, and this crate has no threads.
         unsafe { slice::from_raw_parts_mut(self.tensor.data_ptr().cast(), self.elements) }
     }
 }

@@ -1,8 +1,9 @@
-//! The trainer `torch`: a Llama-style decoder on libtorch, through tch and a small C++ shim. The only crate of this
-//! workspace that links libtorch.
+//! The trainer `torch`: a Llama-style decoder on libtorch, through tch and a small C++ shim. The
+//! only crate of this workspace that links libtorch.
 //!
-//! A package that makes executables from it needs libtorch's folder in their run-time search path, and link arguments do
-//! not travel from a library to its users. Let that package depend on this crate directly, and give it this `build.rs`:
+//! A package that makes executables from it needs libtorch's folder in their run-time search path,
+//! and link arguments do not travel from a library to its users. Let that package depend on this
+//! crate directly, and give it this `build.rs`:
 //!
 //! ```text
 //! fn main() {

@@ -1,7 +1,8 @@
-//! A fast path on AMD processors. The MKL inside libtorch asks this function whether the processor is one of Intel's, and
-//! takes slow code where it is not, whatever the processor can do. A definition in the program comes before MKL's own.
-//! On an Intel processor the answer is the one it would get anyway. It is undocumented and changes the last bits of fp32
-//! results, therefore a feature.
+//! A fast path on AMD processors. The MKL inside libtorch asks this function whether the processor
+//! is one of Intel's, and takes slow code where it is not, whatever the processor can do. A
+//! definition in the program comes before MKL's own. On an Intel processor the answer is the one it
+//! would get anyway. It is undocumented and changes the last bits of fp32 results, therefore a
+//! feature.
 
 /// Answers MKL's question with yes.
 #[unsafe(no_mangle)]
@@ -15,6 +16,9 @@ mod tests {
     fn the_program_exports_it_before_libtorch() {
         // SAFETY: a C string constant; the result is only compared.
         let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"mkl_serv_intel_cpu_true".as_ptr()) };
-        assert_eq!(found.addr(), super::mkl_serv_intel_cpu_true as *const () as usize);
+        assert_eq!(
+            found.addr(),
+            super::mkl_serv_intel_cpu_true as *const () as usize
+        );
     }
 }

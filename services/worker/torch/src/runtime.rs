@@ -34,8 +34,9 @@ pub struct Library {
 /// Most threads that are asked for; more than any machine has.
 const THREADS_MAX: usize = 4096;
 
-/// Loads CUDA unless `device` rules it out, checks the library's version and sets the number of threads. Call it first
-/// thing: CUDA that is loaded after libtorch has looked for it is not found any more. Further calls are harmless.
+/// Loads CUDA unless `device` rules it out, checks the library's version and sets the number of
+/// threads. Call it first thing: CUDA that is loaded after libtorch has looked for it is not found
+/// any more. Further calls are harmless.
 ///
 /// # Errors
 /// [`TrainerError::LibraryMissing`]: the library is of another version than this build needs.
@@ -52,11 +53,14 @@ pub fn init(device: DeviceChoice, threads: usize) -> Result<Library, TrainerErro
         _ if Cuda::is_available() => usize::try_from(Cuda::device_count()).unwrap_or(0),
         _ => 0,
     };
-    Ok(Library { version, cuda_devices })
+    Ok(Library {
+        version,
+        cuda_devices,
+    })
 }
 
-/// Whether the processor multiplies bf16 itself: AVX512-BF16, which AMX comes with. Without it the products are emulated and
-/// take many times longer than in fp32.
+/// Whether the processor multiplies bf16 itself: AVX512-BF16, which AMX comes with. Without it the
+/// products are emulated and take many times longer than in fp32.
 pub fn processor_has_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
     return is_x86_feature_detected!("avx512bf16");
@@ -70,7 +74,9 @@ pub(crate) fn use_threads(threads: usize) -> Result<(), TrainerError> {
         static PRESENT: Cell<usize> = const { Cell::new(0) };
     }
     if !(1..=THREADS_MAX).contains(&threads) {
-        return Err(TrainerError::Input(format!("threads is {threads}, expected 1 to {THREADS_MAX}")));
+        return Err(TrainerError::Input(format!(
+            "threads is {threads}, expected 1 to {THREADS_MAX}"
+        )));
     }
     if PRESENT.get() != threads {
         shim::set_threads(threads)?;
@@ -89,7 +95,9 @@ impl DeviceChoice {
             Self::Cuda(index) if index < library.cuda_devices => Ok(Device::Cuda(index)),
             Self::Cuda(index) => {
                 let found = library.cuda_devices;
-                Err(TrainerError::DeviceMissing(format!("device is cuda:{index}, but {found} CUDA devices were found")))
+                Err(TrainerError::DeviceMissing(format!(
+                    "device is cuda:{index}, but {found} CUDA devices were found"
+                )))
             }
         }
     }
@@ -120,28 +128,40 @@ impl fmt::Display for DeviceChoice {
     }
 }
 
-/// The linker leaves CUDA out of the program because nothing refers to it, so that one program serves machines with and
-/// without it; loading the library registers its kernels.
+/// The linker leaves CUDA out of the program because nothing refers to it, so that one program
+/// serves machines with and without it; loading the library registers its kernels.
 fn load_cuda() {
     static LOAD: Once = Once::new();
     LOAD.call_once(|| {
-        // SAFETY: loading runs the library's initialisers, which is what it is made for. It is never unloaded.
-        let handle = unsafe { libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+        // SAFETY: loading runs the library's initialisers, which is what it is made for. It is
+        // never unloaded.
+        let handle = unsafe {
+            libc::dlopen(
+                c"libtorch_cuda.so".as_ptr(),
+                libc::RTLD_NOW | libc::RTLD_GLOBAL,
+            )
+        };
         tracing::debug!(found = !handle.is_null(), "looked for libtorch_cuda.so");
     });
 }
 
-/// The run-time version, after comparing it with the one compiled against: another one may load and then misbehave.
+/// The run-time version, after comparing it with the one compiled against: another one may load and
+/// then misbehave.
 fn version() -> Result<String, TrainerError> {
     let built = shim::headers_version();
     let config = shim::config();
-    let found = config.split("TORCH_VERSION=").nth(1).and_then(|rest| rest.split([',', '\n', ' ']).next());
+    let found = config
+        .split("TORCH_VERSION=")
+        .nth(1)
+        .and_then(|rest| rest.split([',', '\n', ' ']).next());
     let found = found.unwrap_or("unknown").to_owned();
     let number = |version: &str| version.split('+').next().map(str::to_owned);
     if number(&found) == number(&built) {
         Ok(found)
     } else {
-        Err(TrainerError::LibraryMissing(format!("libtorch is {found}, this build needs {built}")))
+        Err(TrainerError::LibraryMissing(format!(
+            "libtorch is {found}, this build needs {built}"
+        )))
     }
 }
 
@@ -160,19 +180,35 @@ mod tests {
 
     #[test]
     fn a_device_that_is_not_there_is_an_error() {
-        let library = Library { version: String::new(), cuda_devices: 1 };
-        assert_eq!(DeviceChoice::Auto.resolve(&library).expect("there"), Device::Cuda(0));
-        assert_eq!(DeviceChoice::Cpu.resolve(&library).expect("there"), Device::Cpu);
-        let error = DeviceChoice::Cuda(1).resolve(&library).expect_err("only one");
+        let library = Library {
+            version: String::new(),
+            cuda_devices: 1,
+        };
+        assert_eq!(
+            DeviceChoice::Auto.resolve(&library).expect("there"),
+            Device::Cuda(0)
+        );
+        assert_eq!(
+            DeviceChoice::Cpu.resolve(&library).expect("there"),
+            Device::Cpu
+        );
+        let error = DeviceChoice::Cuda(1)
+            .resolve(&library)
+            .expect_err("only one");
         assert_eq!(error.code(), Code::DeviceMissing);
     }
 
     #[test]
     fn device_texts_round_trip() {
         for text in ["auto", "cpu", "cuda:0", "cuda:3"] {
-            assert_eq!(text.parse::<DeviceChoice>().expect("valid").to_string(), text);
+            assert_eq!(
+                text.parse::<DeviceChoice>().expect("valid").to_string(),
+                text
+            );
         }
         assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
-        assert!("gpu".parse::<DeviceChoice>().is_err() && "cuda:x".parse::<DeviceChoice>().is_err());
+        assert!(
+            "gpu".parse::<DeviceChoice>().is_err() && "cuda:x".parse::<DeviceChoice>().is_err()
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Safe wrappers around `shim.cpp`. The only `unsafe` besides the views of `flat.rs` and the loading of CUDA.
+//! Safe wrappers around `shim.cpp`. The only `unsafe` besides the views of `flat.rs` and the
+//! loading of CUDA.
 
 use std::ffi::{CStr, c_char, c_double, c_int};
 
@@ -23,7 +24,11 @@ unsafe extern "C" {
         epsilon: c_double,
         gradient_scale: c_double,
     ) -> c_int;
-    fn diloco_torch_norm(tensors: *const *const C_tensor, count: usize, norm: *mut c_double) -> c_int;
+    fn diloco_torch_norm(
+        tensors: *const *const C_tensor,
+        count: usize,
+        norm: *mut c_double,
+    ) -> c_int;
     fn diloco_torch_zero(tensors: *const *const C_tensor, count: usize) -> c_int;
     fn diloco_torch_autocast(cuda: c_int, on: c_int) -> c_int;
     fn diloco_torch_threads(threads: c_int) -> c_int;
@@ -54,9 +59,23 @@ pub(crate) fn adamw(
     numbers: &AdamW,
 ) -> Result<(), TorchError> {
     let count = parameters.len();
-    assert!([gradients, first, second].iter().all(|list| list.len() == count), "lists of equal length");
-    let [parameters, gradients, first, second] = [parameters, gradients, first, second].map(pointers);
-    let AdamW { step, rate, beta1, beta2, decay, epsilon, gradient_scale } = *numbers;
+    assert!(
+        [gradients, first, second]
+            .iter()
+            .all(|list| list.len() == count),
+        "lists of equal length"
+    );
+    let [parameters, gradients, first, second] =
+        [parameters, gradients, first, second].map(pointers);
+    let AdamW {
+        step,
+        rate,
+        beta1,
+        beta2,
+        decay,
+        epsilon,
+        gradient_scale,
+    } = *numbers;
     // SAFETY: four arrays of `count` pointers to live tensors, which the callee does not keep.
     check(unsafe {
         diloco_torch_adamw(
@@ -118,7 +137,8 @@ pub(crate) fn set_threads(threads: usize) -> Result<(), TorchError> {
     check(unsafe { diloco_torch_threads(threads) })
 }
 
-/// Threads between operators. Our models run one operator after another; one thread is kept from being many.
+/// Threads between operators. Our models run one operator after another; one thread is kept from
+/// being many.
 pub(crate) fn limit_interop_threads() {
     // SAFETY: a plain number. It fails when parallel work has begun, and then nothing is lost.
     let _ = unsafe { diloco_torch_interop_threads(1) };
@@ -141,7 +161,9 @@ pub(crate) fn config() -> String {
 /// The version that this crate was compiled against.
 pub(crate) fn headers_version() -> String {
     // SAFETY: a C string constant.
-    unsafe { CStr::from_ptr(diloco_torch_headers_version()) }.to_string_lossy().into_owned()
+    unsafe { CStr::from_ptr(diloco_torch_headers_version()) }
+        .to_string_lossy()
+        .into_owned()
 }
 
 fn pointers(tensors: &[Tensor]) -> Vec<*const C_tensor> {

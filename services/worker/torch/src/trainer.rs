@@ -8,8 +8,8 @@ use schemas::layout::Layout;
 use schemas::run::Precision;
 use tch::{Device, Kind, Reduction, Tensor};
 use trainer::{
-    Batch, EvaluationReport, InnerMoments, Sampler, StepReport, StepSettings, Trainer, TrainerError, load_inner,
-    save_inner,
+    Batch, EvaluationReport, InnerMoments, Sampler, StepReport, StepSettings, Trainer,
+    TrainerError, load_inner, save_inner,
 };
 
 use crate::decoder::{Decoder, shapes};
@@ -18,7 +18,8 @@ use crate::flat::Flat;
 use crate::runtime::{DeviceChoice, init, processor_has_bf16, use_threads};
 use crate::shim::{self, AdamW, Autocast};
 
-/// Tokens of one forward pass without gradients: bounds memory, large enough for the matrix products.
+/// Tokens of one forward pass without gradients: bounds memory, large enough for the matrix
+/// products.
 const FORWARD_TOKENS: usize = 8192;
 /// Tokens that are looked back at when text is generated; each new token costs a pass over them.
 const GENERATE_TOKENS: usize = 256;
@@ -66,8 +67,11 @@ impl Arithmetic {
         match precision {
             Precision::Fp32 => Self::Fp32,
             Precision::Bf16 => Self::Bf16,
-            // CUDA devices have it since Ampere; libtorch's headers for processors do not tell which one this is.
-            Precision::Auto if matches!(device, Device::Cuda(_)) || processor_has_bf16() => Self::Bf16,
+            // CUDA devices have it since Ampere; libtorch's headers for processors do not tell
+            // which one this is.
+            Precision::Auto if matches!(device, Device::Cuda(_)) || processor_has_bf16() => {
+                Self::Bf16
+            }
             Precision::Auto => Self::Fp32,
         }
     }
@@ -87,7 +91,8 @@ impl TorchTrainer {
         let vector = || Flat::zeros(elements, device);
         let (parameters, first, second) = (vector()?, vector()?, vector()?);
         let decoder = Decoder::new(config, parameters.views(&shapes, true)?);
-        let (first_views, second_views) = (first.views(&shapes, false)?, second.views(&shapes, false)?);
+        let (first_views, second_views) =
+            (first.views(&shapes, false)?, second.views(&shapes, false)?);
         Ok(Self {
             config: config.clone(),
             device,
@@ -127,32 +132,62 @@ impl TorchTrainer {
     /// Cross entropy in nats, as a tensor that gradients can be taken of.
     fn loss(&mut self, batch: &Batch<'_>, reduction: Reduction) -> Result<Tensor, TorchError> {
         let (inputs, targets) = self.upload(batch)?;
-        let logits = self.logits(&inputs, false)?.f_view([-1, i64::from(self.config.vocabulary)])?;
-        Ok(logits.f_cross_entropy_loss(&targets.f_view([-1])?, None::<&Tensor>, reduction, -100, 0.0)?)
+        let logits = self
+            .logits(&inputs, false)?
+            .f_view([-1, i64::from(self.config.vocabulary)])?;
+        Ok(logits.f_cross_entropy_loss(
+            &targets.f_view([-1])?,
+            None::<&Tensor>,
+            reduction,
+            -100,
+            0.0,
+        )?)
     }
 
     /// Inputs and targets `[sequences, tokens]` on the device.
     fn upload(&self, batch: &Batch<'_>) -> Result<(Tensor, Tensor), TorchError> {
-        let tokens: Vec<i64> = batch.tokens().iter().map(|token| i64::from(*token)).collect();
+        let tokens: Vec<i64> = batch
+            .tokens()
+            .iter()
+            .map(|token| i64::from(*token))
+            .collect();
         let length = batch.sequence_tokens() as i64;
-        let all = Tensor::f_from_slice(&tokens)?.f_view([batch.sequences() as i64, length + 1])?.f_to(self.device)?;
-        Ok((all.f_narrow(1, 0, length)?, all.f_narrow(1, 1, length)?.f_contiguous()?))
+        let all = Tensor::f_from_slice(&tokens)?
+            .f_view([batch.sequences() as i64, length + 1])?
+            .f_to(self.device)?;
+        Ok((
+            all.f_narrow(1, 0, length)?,
+            all.f_narrow(1, 1, length)?.f_contiguous()?,
+        ))
     }
 
     fn gradients(&self) -> Vec<Tensor> {
-        self.decoder.weights().iter().map(Tensor::grad).filter(Tensor::defined).collect()
+        self.decoder
+            .weights()
+            .iter()
+            .map(Tensor::grad)
+            .filter(Tensor::defined)
+            .collect()
     }
 
-    /// Before a step, not after it: whatever a step that failed left at the weights is never added to, and nothing that could
-    /// fail as well stands between a failure and its report.
+    /// Before a step, not after it: whatever a step that failed left at the weights is never added
+    /// to, and nothing that could fail as well stands between a failure and its report.
     fn clear_gradients(&self) -> Result<(), TorchError> {
         let gradients = self.gradients();
         // Before the first backward pass there is none, which libtorch would refuse to set to zero.
-        if gradients.is_empty() { Ok(()) } else { shim::zero(&gradients) }
+        if gradients.is_empty() {
+            Ok(())
+        } else {
+            shim::zero(&gradients)
+        }
     }
 
     /// Backward passes over all micro-batches; the mean loss and the summed gradients' norm.
-    fn accumulate(&mut self, batch: &Batch<'_>, accumulation: u32) -> Result<(f64, f64), TrainerError> {
+    fn accumulate(
+        &mut self,
+        batch: &Batch<'_>,
+        accumulation: u32,
+    ) -> Result<(f64, f64), TrainerError> {
         let mut loss = 0.0;
         for part in batch.micro(accumulation)? {
             let tensor = self.loss(&part, Reduction::Mean)?;
@@ -160,14 +195,25 @@ impl TorchTrainer {
             backward(&tensor)?;
         }
         let gradients = self.gradients();
-        assert_eq!(gradients.len(), self.decoder.weights().len(), "every weight takes part in the loss");
+        assert_eq!(
+            gradients.len(),
+            self.decoder.weights().len(),
+            "every weight takes part in the loss"
+        );
         let norm = shim::norm(&gradients)? / f64::from(accumulation);
-        Ok((self.finite("loss", loss)?, self.finite("gradient norm", norm)?))
+        Ok((
+            self.finite("loss", loss)?,
+            self.finite("gradient norm", norm)?,
+        ))
     }
 
     fn update(&mut self, norm: f64, settings: &StepSettings<'_>) -> Result<(), TorchError> {
         let optimizer = settings.optimizer;
-        let clip = if optimizer.clip_norm > 0.0 { (norm / optimizer.clip_norm).max(1.0) } else { 1.0 };
+        let clip = if optimizer.clip_norm > 0.0 {
+            (norm / optimizer.clip_norm).max(1.0)
+        } else {
+            1.0
+        };
         let numbers = AdamW {
             step: self.steps + 1,
             rate: settings.learning_rate,
@@ -177,13 +223,27 @@ impl TorchTrainer {
             epsilon: optimizer.epsilon,
             gradient_scale: clip * f64::from(settings.accumulation),
         };
-        shim::adamw(self.decoder.weights(), &self.gradients(), &self.first_views, &self.second_views, &numbers)?;
+        shim::adamw(
+            self.decoder.weights(),
+            &self.gradients(),
+            &self.first_views,
+            &self.second_views,
+            &numbers,
+        )?;
         self.steps += 1;
         Ok(())
     }
 
     fn finite(&self, what: &'static str, value: f64) -> Result<f64, TrainerError> {
-        if value.is_finite() { Ok(value) } else { Err(TrainerError::NotFinite { what, value, step: self.steps }) }
+        if value.is_finite() {
+            Ok(value)
+        } else {
+            Err(TrainerError::NotFinite {
+                what,
+                value,
+                step: self.steps,
+            })
+        }
     }
 }
 
@@ -201,13 +261,21 @@ impl Trainer for TorchTrainer {
         Ok(self.parameters.read()?)
     }
 
-    fn step(&mut self, batch: &Batch<'_>, settings: &StepSettings<'_>) -> Result<StepReport, TrainerError> {
+    fn step(
+        &mut self,
+        batch: &Batch<'_>,
+        settings: &StepSettings<'_>,
+    ) -> Result<StepReport, TrainerError> {
         self.prepare(batch)?;
         batch.micro_sequences(settings.accumulation)?;
         self.clear_gradients()?;
         let (loss, norm) = self.accumulate(batch, settings.accumulation)?;
         self.update(norm, settings)?;
-        Ok(StepReport { loss, gradient_norm: norm, tokens: Tokens(batch.predicted() as u64) })
+        Ok(StepReport {
+            loss,
+            gradient_norm: norm,
+            tokens: Tokens(batch.predicted() as u64),
+        })
     }
 
     fn evaluate(&mut self, batch: &Batch<'_>) -> Result<EvaluationReport, TrainerError> {
@@ -220,15 +288,28 @@ impl Trainer for TorchTrainer {
             loss_sum += item(&self.loss(&part, Reduction::Sum)?)?;
         }
         let loss_sum = self.finite("held-out loss", loss_sum)?;
-        Ok(EvaluationReport { loss_sum, tokens: Tokens(batch.predicted() as u64) })
+        Ok(EvaluationReport {
+            loss_sum,
+            tokens: Tokens(batch.predicted() as u64),
+        })
     }
 
     fn save_inner(&mut self, path: &Path) -> Result<(), TrainerError> {
-        save_inner(path, &self.layout, self.steps, self.first.read()?, self.second.read()?)
+        save_inner(
+            path,
+            &self.layout,
+            self.steps,
+            self.first.read()?,
+            self.second.read()?,
+        )
     }
 
     fn load_inner(&mut self, path: &Path) -> Result<(), TrainerError> {
-        let InnerMoments { steps, first, second } = load_inner(path, &self.layout)?;
+        let InnerMoments {
+            steps,
+            first,
+            second,
+        } = load_inner(path, &self.layout)?;
         let _no_grad = tch::no_grad_guard();
         self.first.write(0, &first)?;
         self.second.write(0, &second)?;
@@ -274,7 +355,9 @@ impl Trainer for TorchTrainer {
 
 impl TorchTrainer {
     fn last_logits(&mut self, recent: &[i64], logits: &mut [f32]) -> Result<(), TorchError> {
-        let input = Tensor::f_from_slice(recent)?.f_view([1, -1])?.f_to(self.device)?;
+        let input = Tensor::f_from_slice(recent)?
+            .f_view([1, -1])?
+            .f_to(self.device)?;
         let output = self.logits(&input, true)?;
         Ok(output.f_copy_data(logits, logits.len())?)
     }
@@ -296,21 +379,39 @@ mod tests {
 
     #[test]
     fn the_reason_why_the_first_pass_failed_is_what_is_reported() {
-        let optimizer = InnerOptimizer { final_ratio: 0.1, ..InnerOptimizer::adamw(1e-3) };
-        let settings = StepSettings { optimizer: &optimizer, learning_rate: 1e-3, accumulation: 1 };
-        let ModelConfig::Llama(config) = model::Preset::named("tiny").expect("a preset").config else {
+        let optimizer = InnerOptimizer {
+            final_ratio: 0.1,
+            ..InnerOptimizer::adamw(1e-3)
+        };
+        let settings = StepSettings {
+            optimizer: &optimizer,
+            learning_rate: 1e-3,
+            accumulation: 1,
+        };
+        let ModelConfig::Llama(config) = model::Preset::named("tiny").expect("a preset").config
+        else {
             panic!("a preset for libtorch");
         };
-        let options = TorchOptions { device: DeviceChoice::Cpu, precision: Precision::Fp32, threads: 1 };
+        let options = TorchOptions {
+            device: DeviceChoice::Cpu,
+            precision: Precision::Fp32,
+            threads: 1,
+        };
         let mut trainer = TorchTrainer::new(&config, options).expect("a small model");
         let tokens = [1; 5];
         let batch = Batch::new(&tokens, 1, 4).expect("fits");
         // A device that no machine has: the tokens do not get there, as when its memory is full.
         trainer.device = Device::Cuda(100);
-        let reason = trainer.evaluate(&batch).expect_err("there is no such device");
-        let error = trainer.step(&batch, &settings).expect_err("there is no such device");
+        let reason = trainer
+            .evaluate(&batch)
+            .expect_err("there is no such device");
+        let error = trainer
+            .step(&batch, &settings)
+            .expect_err("there is no such device");
         assert_eq!(error.to_string(), reason.to_string());
         trainer.device = Device::Cpu;
-        trainer.step(&batch, &settings).expect("nothing was left behind");
+        trainer
+            .step(&batch, &settings)
+            .expect("nothing was left behind");
     }
 }

@@ -1,4 +1,5 @@
-//! The decoder against the same architecture in scalar loops, fp64, written from the papers' formulas.
+//! The decoder against the same architecture in scalar loops, fp64, written from the papers'
+//! formulas.
 
 use model::{LlamaConfig, ModelConfig};
 use schemas::layout::Layout;
@@ -25,7 +26,11 @@ struct Weights {
 impl Weights {
     /// `matrix * input` for the named matrix.
     fn apply(&self, name: &str, input: &[f64]) -> Vec<f64> {
-        let (spec, span) = self.layout.spans().find(|(spec, _)| spec.name == name).expect("in the layout");
+        let (spec, span) = self
+            .layout
+            .spans()
+            .find(|(spec, _)| spec.name == name)
+            .expect("in the layout");
         let values = &self.values[span.start as usize..span.end as usize];
         assert_eq!(spec.shape[1] as usize, input.len());
         let row = |row: &[f32]| row.iter().zip(input).map(|(w, x)| f64::from(*w) * x).sum();
@@ -33,14 +38,25 @@ impl Weights {
     }
 
     fn vector(&self, name: &str) -> Vec<f64> {
-        let (_, span) = self.layout.spans().find(|(spec, _)| spec.name == name).expect("in the layout");
-        self.values[span.start as usize..span.end as usize].iter().map(|value| f64::from(*value)).collect()
+        let (_, span) = self
+            .layout
+            .spans()
+            .find(|(spec, _)| spec.name == name)
+            .expect("in the layout");
+        self.values[span.start as usize..span.end as usize]
+            .iter()
+            .map(|value| f64::from(*value))
+            .collect()
     }
 
     fn norm(&self, name: &str, input: &[f64], epsilon: f64) -> Vec<f64> {
         let mean = input.iter().map(|x| x * x).sum::<f64>() / input.len() as f64;
         let scale = 1.0 / (mean + epsilon).sqrt();
-        input.iter().zip(self.vector(name)).map(|(x, weight)| x * scale * weight).collect()
+        input
+            .iter()
+            .zip(self.vector(name))
+            .map(|(x, weight)| x * scale * weight)
+            .collect()
     }
 }
 
@@ -61,14 +77,20 @@ fn softmax(scores: &[f64]) -> Vec<f64> {
     powers.iter().map(|power| power / total).collect()
 }
 
-fn attention(config: &LlamaConfig, weights: &Weights, layer: usize, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
+fn attention(
+    config: &LlamaConfig,
+    weights: &Weights,
+    layer: usize,
+    inputs: &[Vec<f64>],
+) -> Vec<Vec<f64>> {
     let head = config.head as usize;
     let name = |part: &str| format!("model.layers.{layer}.self_attn.{part}_proj.weight");
     let turned = |part: &str, turn: bool| -> Vec<Vec<f64>> {
         let rows = inputs.iter().enumerate().map(|(position, input)| {
             let mut row = weights.apply(&name(part), input);
             if turn {
-                row.chunks_exact_mut(head).for_each(|head| rotate(head, position, config.rope_theta));
+                row.chunks_exact_mut(head)
+                    .for_each(|head| rotate(head, position, config.rope_theta));
             }
             row
         });
@@ -82,10 +104,21 @@ fn attention(config: &LlamaConfig, weights: &Weights, layer: usize, inputs: &[Ve
             let own = &queries[at][query * head..(query + 1) * head];
             let shared = (query / group) * head..(query / group + 1) * head;
             let score = |key: &Vec<f64>| {
-                key[shared.clone()].iter().zip(own).map(|(k, q)| k * q).sum::<f64>() / (head as f64).sqrt()
+                key[shared.clone()]
+                    .iter()
+                    .zip(own)
+                    .map(|(k, q)| k * q)
+                    .sum::<f64>()
+                    / (head as f64).sqrt()
             };
             let shares = softmax(&keys[..=at].iter().map(score).collect::<Vec<_>>());
-            all.extend(shared.clone().map(|slot| shares.iter().zip(&values).map(|(s, v)| s * v[slot]).sum::<f64>()));
+            all.extend(shared.clone().map(|slot| {
+                shares
+                    .iter()
+                    .zip(&values)
+                    .map(|(s, v)| s * v[slot])
+                    .sum::<f64>()
+            }));
         }
         weights.apply(&name("o"), &all)
     });
@@ -96,8 +129,10 @@ fn mean_loss(config: &LlamaConfig, weights: &Weights, tokens: &[u32]) -> f64 {
     let width = config.hidden as usize;
     let embedding = weights.vector("model.embed_tokens.weight");
     let inputs = &tokens[..tokens.len() - 1];
-    let mut stream: Vec<Vec<f64>> =
-        inputs.iter().map(|token| embedding[*token as usize * width..][..width].to_vec()).collect();
+    let mut stream: Vec<Vec<f64>> = inputs
+        .iter()
+        .map(|token| embedding[*token as usize * width..][..width].to_vec())
+        .collect();
     let add = |stream: &mut [Vec<f64>], more: Vec<Vec<f64>>| {
         for (row, more) in stream.iter_mut().zip(more) {
             row.iter_mut().zip(more).for_each(|(x, y)| *x += y);
@@ -106,22 +141,39 @@ fn mean_loss(config: &LlamaConfig, weights: &Weights, tokens: &[u32]) -> f64 {
     for layer in 0..config.layers as usize {
         let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
         let normed = |stream: &[Vec<f64>], part: &str| -> Vec<Vec<f64>> {
-            stream.iter().map(|row| weights.norm(&name(part), row, config.norm_epsilon)).collect()
+            stream
+                .iter()
+                .map(|row| weights.norm(&name(part), row, config.norm_epsilon))
+                .collect()
         };
         let more = attention(config, weights, layer, &normed(&stream, "input_layernorm"));
         add(&mut stream, more);
         let inputs = normed(&stream, "post_attention_layernorm");
         let more = inputs.iter().map(|row| {
-            let (gate, up) = (weights.apply(&name("mlp.gate_proj"), row), weights.apply(&name("mlp.up_proj"), row));
-            let inner: Vec<f64> = gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+            let (gate, up) = (
+                weights.apply(&name("mlp.gate_proj"), row),
+                weights.apply(&name("mlp.up_proj"), row),
+            );
+            let inner: Vec<f64> = gate
+                .iter()
+                .zip(up)
+                .map(|(g, u)| g / (1.0 + (-g).exp()) * u)
+                .collect();
             weights.apply(&name("mlp.down_proj"), &inner)
         });
         let more = more.collect();
         add(&mut stream, more);
     }
-    let output = if config.tied { "model.embed_tokens.weight" } else { "lm_head.weight" };
+    let output = if config.tied {
+        "model.embed_tokens.weight"
+    } else {
+        "lm_head.weight"
+    };
     let losses = stream.iter().zip(&tokens[1..]).map(|(row, target)| {
-        let logits = weights.apply(output, &weights.norm("model.norm.weight", row, config.norm_epsilon));
+        let logits = weights.apply(
+            output,
+            &weights.norm("model.norm.weight", row, config.norm_epsilon),
+        );
         -softmax(&logits)[*target as usize].ln()
     });
     losses.sum::<f64>() / inputs.len() as f64
@@ -135,18 +187,37 @@ fn agrees_with_scalar_loops() {
         let mut values = vec![0.0; layout.elements() as usize];
         config.initial(3).fill(0, &mut values);
         // Norm weights other than one, so that each is seen to be used.
-        for (index, value) in values.iter_mut().enumerate().filter(|(_, value)| **value == 1.0) {
+        for (index, value) in values
+            .iter_mut()
+            .enumerate()
+            .filter(|(_, value)| **value == 1.0)
+        {
             *value = 0.5 + (index % 7) as f32 / 5.0;
         }
-        let ModelConfig::Llama(llama) = &config else { panic!("a llama") };
-        let options = TorchOptions { device: DeviceChoice::Cpu, precision: Precision::Fp32, threads: 1 };
+        let ModelConfig::Llama(llama) = &config else {
+            panic!("a llama")
+        };
+        let options = TorchOptions {
+            device: DeviceChoice::Cpu,
+            precision: Precision::Fp32,
+            threads: 1,
+        };
         let mut trainer = TorchTrainer::new(llama, options).expect("a trainer");
         trainer.set_parameters(0, &values).expect("fits");
         let tokens = [4, 18, 0, 7, 7, 3, 11, 2, 9, 1, 16];
-        let got = trainer.evaluate(&Batch::new(&tokens, 1, 10).expect("fits")).expect("evaluates").mean();
+        let got = trainer
+            .evaluate(&Batch::new(&tokens, 1, 10).expect("fits"))
+            .expect("evaluates")
+            .mean();
         let expected = mean_loss(llama, &Weights { layout, values }, &tokens);
         let got = got.expect("tokens");
-        assert!((got - expected).abs() < 1e-5, "tied {tied}, {key_value_heads} key heads: {got} and {expected}");
-        assert!((got - 19_f64.ln()).abs() > 0.05, "far from a guess, or a wrong model would pass: {got}");
+        assert!(
+            (got - expected).abs() < 1e-5,
+            "tied {tied}, {key_value_heads} key heads: {got} and {expected}"
+        );
+        assert!(
+            (got - 19_f64.ln()).abs() > 0.05,
+            "far from a guess, or a wrong model would pass: {got}"
+        );
     }
 }

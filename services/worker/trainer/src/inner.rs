@@ -1,5 +1,5 @@
-//! The inner optimizer's state in a file: both moments of AdamW as flat vectors, the step count, and the fingerprint of
-//! the layout they belong to.
+//! The inner optimizer's state in a file: both moments of AdamW as flat vectors, the step count,
+//! and the fingerprint of the layout they belong to.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,8 +23,9 @@ pub struct InnerMoments {
 const FORMAT: &str = "diloco inner state 1";
 /// More steps than any run takes: at a thousand a second they would last 35 years.
 const STEPS_MAX: u64 = 1 << 40;
-/// A mean of gradients is at most this many times the root of the mean of their squares. For the usual decays the bound is
-/// 7 and for the slowest that are of use below 100, so what lies beyond was not made by any optimizer.
+/// A mean of gradients is at most this many times the root of the mean of their squares. For the
+/// usual decays the bound is 7 and for the slowest that are of use below 100, so what lies beyond
+/// was not made by any optimizer.
 const FIRST_PER_ROOT_MAX: f32 = 1e4;
 /// Below this a square is too small for fp32, so the root says nothing.
 const FIRST_ALWAYS_FINE: f32 = 1e-15;
@@ -35,19 +36,34 @@ const SECOND: &str = "second_moment";
 ///
 /// # Errors
 /// [`TrainerError::State`]: the file cannot be written.
-pub fn save_inner(path: &Path, layout: &Layout, steps: u64, first: &[f32], second: &[f32]) -> Result<(), TrainerError> {
+pub fn save_inner(
+    path: &Path,
+    layout: &Layout,
+    steps: u64,
+    first: &[f32],
+    second: &[f32],
+) -> Result<(), TrainerError> {
     let shape = [layout.elements()];
     let metadata = BTreeMap::from(
-        [("kind", FORMAT.to_owned()), ("layout", fingerprint(layout)), ("steps", steps.to_string())]
-            .map(|(key, value)| (key.to_owned(), value)),
+        [
+            ("kind", FORMAT.to_owned()),
+            ("layout", fingerprint(layout)),
+            ("steps", steps.to_string()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value)),
     );
     let tensors = [(FIRST, first), (SECOND, second)];
-    let tensors = tensors.map(|(name, values)| NamedTensor { name, shape: &shape, values });
+    let tensors = tensors.map(|(name, values)| NamedTensor {
+        name,
+        shape: &shape,
+        values,
+    });
     Ok(write_tensors(path, &metadata, tensors.to_vec())?)
 }
 
-/// Reads a state that [`save_inner`] wrote for the same layout. Form and values are checked: a state that no optimizer can
-/// have come to would spoil every step from then on, and be saved again.
+/// Reads a state that [`save_inner`] wrote for the same layout. Form and values are checked: a
+/// state that no optimizer can have come to would spoil every step from then on, and be saved
+/// again.
 ///
 /// # Errors
 /// [`TrainerError::State`]: the file cannot be read, or belongs to another layout. [`TrainerError::StateValues`]: its
@@ -58,21 +74,31 @@ pub fn load_inner(path: &Path, layout: &Layout) -> Result<InnerMoments, TrainerE
         Some(found) if found == expected => Ok(()),
         found => {
             let found = found.unwrap_or("absent");
-            Err(TrainerError::State(format!("{}: {key} is {found}, expected {expected}", path.display())))
+            Err(TrainerError::State(format!(
+                "{}: {key} is {found}, expected {expected}",
+                path.display()
+            )))
         }
     };
     expect("kind", FORMAT)?;
     expect("layout", &fingerprint(layout))?;
     let steps = file.metadata("steps").and_then(|text| text.parse().ok());
-    let steps = steps.ok_or_else(|| TrainerError::State(format!("{}: no step count", path.display())))?;
+    let steps =
+        steps.ok_or_else(|| TrainerError::State(format!("{}: no step count", path.display())))?;
     let elements = layout.elements();
     let read = |name| -> Result<Vec<f32>, TrainerError> {
         let mut values = vec![0.0; elements as usize];
         file.read(name, &[elements], &mut values)?;
         Ok(values)
     };
-    let moments = InnerMoments { steps, first: read(FIRST)?, second: read(SECOND)? };
-    moments.check().map_err(|reason| TrainerError::StateValues(format!("{}: {reason}", path.display())))?;
+    let moments = InnerMoments {
+        steps,
+        first: read(FIRST)?,
+        second: read(SECOND)?,
+    };
+    moments
+        .check()
+        .map_err(|reason| TrainerError::StateValues(format!("{}: {reason}", path.display())))?;
     Ok(moments)
 }
 
@@ -88,16 +114,23 @@ impl InnerMoments {
                     "{SECOND} is {second} at element {at}; a mean of squares is finite and not negative"
                 ));
             }
-            if first.is_nan() || first.abs() > FIRST_PER_ROOT_MAX * second.sqrt() + FIRST_ALWAYS_FINE {
-                return Err(format!("{FIRST} is {first} at element {at}, where {SECOND} is {second}"));
+            if first.is_nan()
+                || first.abs() > FIRST_PER_ROOT_MAX * second.sqrt() + FIRST_ALWAYS_FINE
+            {
+                return Err(format!(
+                    "{FIRST} is {first} at element {at}, where {SECOND} is {second}"
+                ));
             }
         }
         let is_zero = |values: &[f32]| values.iter().all(|value| *value == 0.0);
         match self.steps {
-            0 if !is_zero(&self.first) || !is_zero(&self.second) => Err("it has moments of no step".to_owned()),
-            1.. if !self.second.is_empty() && is_zero(&self.second) => {
-                Err(format!("{SECOND} is zero everywhere after {} steps", self.steps))
+            0 if !is_zero(&self.first) || !is_zero(&self.second) => {
+                Err("it has moments of no step".to_owned())
             }
+            1.. if !self.second.is_empty() && is_zero(&self.second) => Err(format!(
+                "{SECOND} is zero everywhere after {} steps",
+                self.steps
+            )),
             _ => Ok(()),
         }
     }
@@ -118,25 +151,46 @@ mod tests {
     fn only_the_same_layout_gets_it_back() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("inner.safetensors");
-        let layout = Preset::named("reference").expect("a preset").config.layout();
+        let layout = Preset::named("reference")
+            .expect("a preset")
+            .config
+            .layout();
         let count = layout.elements() as usize;
         let first: Vec<f32> = (0..count).map(|i| i as f32 * 1e-3).collect();
         let second = vec![0.5; count];
         save_inner(&path, &layout, 17, &first, &second).expect("written");
         let moments = load_inner(&path, &layout).expect("read");
-        assert_eq!(moments, InnerMoments { steps: 17, first, second });
+        assert_eq!(
+            moments,
+            InnerMoments {
+                steps: 17,
+                first,
+                second
+            }
+        );
         let mut other = layout.clone();
         other.tensors[0].name.push('x');
-        assert_eq!(load_inner(&path, &other).expect_err("another layout").code(), Code::WorkerStateInvalid);
+        assert_eq!(
+            load_inner(&path, &other)
+                .expect_err("another layout")
+                .code(),
+            Code::WorkerStateInvalid
+        );
         std::fs::write(&path, b"nonsense").expect("written");
-        assert_eq!(load_inner(&path, &layout).expect_err("nonsense").code(), Code::WorkerStateInvalid);
+        assert_eq!(
+            load_inner(&path, &layout).expect_err("nonsense").code(),
+            Code::WorkerStateInvalid
+        );
     }
 
     #[test]
     fn values_that_no_optimizer_comes_to_are_refused_although_the_form_is_right() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("inner.safetensors");
-        let layout = Preset::named("reference").expect("a preset").config.layout();
+        let layout = Preset::named("reference")
+            .expect("a preset")
+            .config
+            .layout();
         let count = layout.elements() as usize;
         let attempt = |steps: u64, change: &dyn Fn(&mut Vec<f32>, &mut Vec<f32>)| {
             let (mut first, mut second) = (vec![1e-3; count], vec![1e-6; count]);
@@ -145,19 +199,45 @@ mod tests {
             load_inner(&path, &layout).map_err(|error| error.code())
         };
         let poisoned = Some(Code::InnerStateInvalid);
-        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -1.0, -f32::MIN_POSITIVE] {
-            assert_eq!(attempt(9, &|_, second| second[count - 1] = value).err(), poisoned, "{value}");
+        for value in [
+            f32::NAN,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            -1.0,
+            -f32::MIN_POSITIVE,
+        ] {
+            assert_eq!(
+                attempt(9, &|_, second| second[count - 1] = value).err(),
+                poisoned,
+                "{value}"
+            );
         }
         for value in [f32::NAN, f32::INFINITY, f32::MAX, -1e9] {
-            assert_eq!(attempt(9, &|first, _| first[count / 2] = value).err(), poisoned, "{value}");
+            assert_eq!(
+                attempt(9, &|first, _| first[count / 2] = value).err(),
+                poisoned,
+                "{value}"
+            );
         }
-        assert_eq!(attempt(9, &|_, second| second.fill(0.0)).err(), poisoned, "only the squares are gone");
+        assert_eq!(
+            attempt(9, &|_, second| second.fill(0.0)).err(),
+            poisoned,
+            "only the squares are gone"
+        );
         let empty: &dyn Fn(&mut Vec<f32>, &mut Vec<f32>) = &|first, second| {
             first.fill(0.0);
             second.fill(0.0);
         };
-        assert_eq!(attempt(9, empty).err(), poisoned, "nine steps and no trace of them");
-        assert_eq!(attempt(0, &|_, _| {}).err(), poisoned, "moments without a step");
+        assert_eq!(
+            attempt(9, empty).err(),
+            poisoned,
+            "nine steps and no trace of them"
+        );
+        assert_eq!(
+            attempt(0, &|_, _| {}).err(),
+            poisoned,
+            "moments without a step"
+        );
         assert_eq!(attempt(u64::MAX, &|_, _| {}).err(), poisoned);
         // What does happen: no step yet, and parameters that no gradient has reached.
         assert!(attempt(0, empty).is_ok());
@@ -170,6 +250,9 @@ mod tests {
         assert!(attempt(9, &untouched).is_ok());
         let whole = std::fs::read(&path).expect("bytes");
         std::fs::write(&path, &whole[..whole.len() - 1000]).expect("written");
-        assert_eq!(load_inner(&path, &layout).expect_err("short").code(), Code::WorkerStateInvalid);
+        assert_eq!(
+            load_inner(&path, &layout).expect_err("short").code(),
+            Code::WorkerStateInvalid
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! What trains: the trait [`Trainer`], and the two implementations that need no libtorch. `reference` is a small language
-//! model in plain Rust, for tests; `synthetic` does no mathematics, for load. The third, `torch`, is a crate of its own.
+//! What trains: the trait [`Trainer`], and the two implementations that need no libtorch.
+//! `reference` is a small language model in plain Rust, for tests; `synthetic` does no mathematics,
+//! for load. The third, `torch`, is a crate of its own.
 
 mod adamw;
 mod batch;
@@ -25,14 +26,16 @@ pub use reference::ReferenceTrainer;
 pub use sampling::Sampler;
 pub use synthetic::SyntheticTrainer;
 
-/// A model with its inner optimizer, on one device. All parameters are one flat fp32 vector in the order of the layout.
+/// A model with its inner optimizer, on one device. All parameters are one flat fp32 vector in the
+/// order of the layout.
 ///
 /// A new trainer's parameters are zeros: set them before the first step.
 pub trait Trainer: Send {
     /// The layout of the parameters.
     fn layout(&self) -> &Layout;
 
-    /// Overwrites the parameters from element `start` of the flat vector on. The optimizer's moments stay.
+    /// Overwrites the parameters from element `start` of the flat vector on. The optimizer's
+    /// moments stay.
     ///
     /// # Errors
     /// `values` reaches past the end, or the device failed.
@@ -47,9 +50,13 @@ pub trait Trainer: Send {
     /// One inner step: forward and backward over every micro-batch, clipping, AdamW.
     ///
     /// # Errors
-    /// The batch does not fit the model, the device failed, or the loss or the gradient's norm is not finite. Parameters
-    /// and moments are then as before.
-    fn step(&mut self, batch: &Batch<'_>, settings: &StepSettings<'_>) -> Result<StepReport, TrainerError>;
+    /// The batch does not fit the model, the device failed, or the loss or the gradient's norm is
+    /// not finite. Parameters and moments are then as before.
+    fn step(
+        &mut self,
+        batch: &Batch<'_>,
+        settings: &StepSettings<'_>,
+    ) -> Result<StepReport, TrainerError>;
 
     /// The loss on a batch; changes nothing.
     ///
@@ -63,18 +70,25 @@ pub trait Trainer: Send {
     /// The file cannot be written.
     fn save_inner(&mut self, path: &Path) -> Result<(), TrainerError>;
 
-    /// Takes up what [`Trainer::save_inner`] saved: training then goes on bit for bit as if it had not stopped.
+    /// Takes up what [`Trainer::save_inner`] saved: training then goes on bit for bit as if it had
+    /// not stopped.
     ///
     /// # Errors
     /// The file cannot be read or belongs to another layout; the trainer is as before.
     fn load_inner(&mut self, path: &Path) -> Result<(), TrainerError>;
 
-    /// Continues `prompt` by `count` tokens drawn at `temperature` (0: the likeliest each time), from `seed`.
+    /// Continues `prompt` by `count` tokens drawn at `temperature` (0: the likeliest each time),
+    /// from `seed`.
     ///
     /// # Errors
     /// A token or the temperature is out of bounds, or the device failed.
-    fn generate(&mut self, prompt: &[u32], count: usize, temperature: f64, seed: u64)
-    -> Result<Vec<u32>, TrainerError>;
+    fn generate(
+        &mut self,
+        prompt: &[u32],
+        count: usize,
+        temperature: f64,
+        seed: u64,
+    ) -> Result<Vec<u32>, TrainerError>;
 
     /// Where it computes and how, for people: `cpu, 1 thread, bf16`.
     fn device(&self) -> String;

@@ -3,8 +3,9 @@
 use schemas::Steps;
 use schemas::run::InnerOptimizer;
 
-/// The learning rate of inner step `step`, counted from 0 over the whole run of `total` steps: linear warm-up, whose last
-/// step has the peak rate, then half a cosine down to `final_ratio` of the peak at the last step.
+/// The learning rate of inner step `step`, counted from 0 over the whole run of `total` steps:
+/// linear warm-up, whose last step has the peak rate, then half a cosine down to `final_ratio` of
+/// the peak at the last step.
 pub fn inner_rate(step: Steps, total: Steps, optimizer: &InnerOptimizer) -> f64 {
     let warmup = optimizer.warmup_steps.get().min(total.get());
     let peak = optimizer.learning_rate;
@@ -23,11 +24,19 @@ mod tests {
 
     #[test]
     fn rises_to_the_peak_and_falls_to_the_floor() {
-        let optimizer = InnerOptimizer { warmup_steps: Steps(10), final_ratio: 0.1, ..InnerOptimizer::adamw(2.0) };
+        let optimizer = InnerOptimizer {
+            warmup_steps: Steps(10),
+            final_ratio: 0.1,
+            ..InnerOptimizer::adamw(2.0)
+        };
         let rate = |step| inner_rate(Steps(step), Steps(110), &optimizer);
         assert!((rate(0) - 0.2).abs() < 1e-12);
         assert!((rate(9) - 2.0).abs() < 1e-12);
-        assert!((rate(59) - 1.1).abs() < 1e-12, "half way down: {}", rate(59));
+        assert!(
+            (rate(59) - 1.1).abs() < 1e-12,
+            "half way down: {}",
+            rate(59)
+        );
         assert!((rate(109) - 0.2).abs() < 1e-12);
         assert!((rate(5000) - 0.2).abs() < 1e-12, "stays at the floor");
         assert!((0..109).all(|step| (rate(step + 1) > rate(step)) == (step < 9)));

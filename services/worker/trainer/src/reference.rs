@@ -1,5 +1,6 @@
-//! The trainer `reference`: a feed-forward language model in plain loops (Bengio et al. 2003). One thread, fixed order,
-//! so the same inputs give the same bits on one machine; it learns byte text well below its unigram entropy in seconds.
+//! The trainer `reference`: a feed-forward language model in plain loops (Bengio et al. 2003). One
+//! thread, fixed order, so the same inputs give the same bits on one machine; it learns byte text
+//! well below its unigram entropy in seconds.
 
 use std::ops::Range;
 use std::path::Path;
@@ -53,13 +54,27 @@ impl ReferenceTrainer {
     /// A trainer with all parameters zero.
     pub fn new(config: &ReferenceConfig) -> Self {
         let layout = ModelConfig::Reference(config.clone()).layout();
-        let mut spans = layout.spans().map(|(_, span)| span.start as usize..span.end as usize);
-        let mut next = || spans.next().expect("the layout of this model has five tensors");
-        let places =
-            Places { embedding: next(), hidden: next(), hidden_bias: next(), output: next(), output_bias: next() };
+        let mut spans = layout
+            .spans()
+            .map(|(_, span)| span.start as usize..span.end as usize);
+        let mut next = || {
+            spans
+                .next()
+                .expect("the layout of this model has five tensors")
+        };
+        let places = Places {
+            embedding: next(),
+            hidden: next(),
+            hidden_bias: next(),
+            output: next(),
+            output_bias: next(),
+        };
         let count = places.output_bias.end;
         let zeros = |size: usize| vec![0.0; size];
-        let (input, hidden) = ((config.context * config.embedding) as usize, config.hidden as usize);
+        let (input, hidden) = (
+            (config.context * config.embedding) as usize,
+            config.hidden as usize,
+        );
         let scratch = Scratch {
             input: zeros(input),
             sums: zeros(hidden),
@@ -68,10 +83,22 @@ impl ReferenceTrainer {
             hidden_gradient: zeros(hidden),
             input_gradient: zeros(input),
         };
-        let moments = InnerMoments { steps: 0, first: zeros(count), second: zeros(count) };
+        let moments = InnerMoments {
+            steps: 0,
+            first: zeros(count),
+            second: zeros(count),
+        };
         drop(spans);
         let (parameters, gradient) = (zeros(count), zeros(count));
-        Self { config: config.clone(), layout, places, parameters, gradient, moments, scratch }
+        Self {
+            config: config.clone(),
+            layout,
+            places,
+            parameters,
+            gradient,
+            moments,
+            scratch,
+        }
     }
 
     fn check(&self, batch: &Batch<'_>) -> Result<(), TrainerError> {
@@ -93,12 +120,18 @@ impl ReferenceTrainer {
                 None => part.fill(0.0),
             }
         }
-        let (weight, bias) = (&self.parameters[places.hidden.clone()], &self.parameters[places.hidden_bias.clone()]);
+        let (weight, bias) = (
+            &self.parameters[places.hidden.clone()],
+            &self.parameters[places.hidden_bias.clone()],
+        );
         multiply(weight, &scratch.input, bias, &mut scratch.sums);
         for (hidden, sum) in scratch.hidden.iter_mut().zip(&scratch.sums) {
             *hidden = sum / (1.0 + sum.abs());
         }
-        let (weight, bias) = (&self.parameters[places.output.clone()], &self.parameters[places.output_bias.clone()]);
+        let (weight, bias) = (
+            &self.parameters[places.output.clone()],
+            &self.parameters[places.output_bias.clone()],
+        );
         multiply(weight, &scratch.hidden, bias, &mut scratch.logits);
     }
 
@@ -114,34 +147,61 @@ impl ReferenceTrainer {
         for logit in logits.iter_mut() {
             *logit /= total;
         }
-        -f64::from(logits[target as usize]).max(f64::from(f32::MIN_POSITIVE)).ln()
+        -f64::from(logits[target as usize])
+            .max(f64::from(f32::MIN_POSITIVE))
+            .ln()
     }
 
-    /// Adds the gradient of `scale` times the loss of `target`, after [`Self::forward`] and [`Self::loss`].
+    /// Adds the gradient of `scale` times the loss of `target`, after [`Self::forward`] and
+    /// [`Self::loss`].
     fn backward(&mut self, before: &[u32], target: u32, scale: f32) {
         let (places, scratch) = (&self.places, &mut self.scratch);
         scratch.logits[target as usize] -= 1.0;
         scratch.logits.iter_mut().for_each(|value| *value *= scale);
         let gradient = &mut self.gradient;
         let weight = &self.parameters[places.output.clone()];
-        add(&mut gradient[places.output_bias.clone()], 1.0, &scratch.logits);
-        outer(&mut gradient[places.output.clone()], &scratch.logits, &scratch.hidden);
+        add(
+            &mut gradient[places.output_bias.clone()],
+            1.0,
+            &scratch.logits,
+        );
+        outer(
+            &mut gradient[places.output.clone()],
+            &scratch.logits,
+            &scratch.hidden,
+        );
         multiply_transposed(weight, &scratch.logits, &mut scratch.hidden_gradient);
         for (value, sum) in scratch.hidden_gradient.iter_mut().zip(&scratch.sums) {
             let slope = 1.0 / (1.0 + sum.abs());
             *value *= slope * slope;
         }
         let weight = &self.parameters[places.hidden.clone()];
-        add(&mut gradient[places.hidden_bias.clone()], 1.0, &scratch.hidden_gradient);
-        outer(&mut gradient[places.hidden.clone()], &scratch.hidden_gradient, &scratch.input);
-        multiply_transposed(weight, &scratch.hidden_gradient, &mut scratch.input_gradient);
+        add(
+            &mut gradient[places.hidden_bias.clone()],
+            1.0,
+            &scratch.hidden_gradient,
+        );
+        outer(
+            &mut gradient[places.hidden.clone()],
+            &scratch.hidden_gradient,
+            &scratch.input,
+        );
+        multiply_transposed(
+            weight,
+            &scratch.hidden_gradient,
+            &mut scratch.input_gradient,
+        );
         let width = self.config.embedding as usize;
         let embedding = &mut gradient[places.embedding.clone()];
         let context = self.config.context as usize;
         for (slot, part) in scratch.input_gradient.chunks_exact(width).enumerate() {
             if let Some(at) = (before.len() + slot).checked_sub(context) {
                 let token = before[at] as usize;
-                add(&mut embedding[token * width..(token + 1) * width], 1.0, part);
+                add(
+                    &mut embedding[token * width..(token + 1) * width],
+                    1.0,
+                    part,
+                );
             }
         }
     }
@@ -163,7 +223,11 @@ impl ReferenceTrainer {
 
     fn finite(&self, what: &'static str, value: f64) -> Result<f64, TrainerError> {
         let step = self.moments.steps;
-        if value.is_finite() { Ok(value) } else { Err(TrainerError::NotFinite { what, value, step }) }
+        if value.is_finite() {
+            Ok(value)
+        } else {
+            Err(TrainerError::NotFinite { what, value, step })
+        }
     }
 }
 
@@ -180,7 +244,11 @@ impl Trainer for ReferenceTrainer {
         Ok(&self.parameters)
     }
 
-    fn step(&mut self, batch: &Batch<'_>, settings: &StepSettings<'_>) -> Result<StepReport, TrainerError> {
+    fn step(
+        &mut self,
+        batch: &Batch<'_>,
+        settings: &StepSettings<'_>,
+    ) -> Result<StepReport, TrainerError> {
         self.check(batch)?;
         // Plain loops hold one position at a time, so micro-batches would change nothing.
         batch.micro_sequences(settings.accumulation)?;
@@ -188,10 +256,25 @@ impl Trainer for ReferenceTrainer {
         let loss = self.gradient(batch) / tokens as f64;
         let loss = self.finite("loss", loss)?;
         let gradient_norm = self.finite("gradient norm", adamw::norm(&self.gradient))?;
-        let StepSettings { optimizer, learning_rate, .. } = *settings;
+        let StepSettings {
+            optimizer,
+            learning_rate,
+            ..
+        } = *settings;
         let moments = &mut self.moments;
-        adamw::step(&mut self.parameters, &self.gradient, gradient_norm, moments, optimizer, learning_rate);
-        Ok(StepReport { loss, gradient_norm, tokens: Tokens(tokens as u64) })
+        adamw::step(
+            &mut self.parameters,
+            &self.gradient,
+            gradient_norm,
+            moments,
+            optimizer,
+            learning_rate,
+        );
+        Ok(StepReport {
+            loss,
+            gradient_norm,
+            tokens: Tokens(tokens as u64),
+        })
     }
 
     fn evaluate(&mut self, batch: &Batch<'_>) -> Result<EvaluationReport, TrainerError> {
@@ -204,11 +287,18 @@ impl Trainer for ReferenceTrainer {
             }
         }
         let loss_sum = self.finite("held-out loss", sum)?;
-        Ok(EvaluationReport { loss_sum, tokens: Tokens(batch.predicted() as u64) })
+        Ok(EvaluationReport {
+            loss_sum,
+            tokens: Tokens(batch.predicted() as u64),
+        })
     }
 
     fn save_inner(&mut self, path: &Path) -> Result<(), TrainerError> {
-        let InnerMoments { steps, first, second } = &self.moments;
+        let InnerMoments {
+            steps,
+            first,
+            second,
+        } = &self.moments;
         save_inner(path, &self.layout, *steps, first, second)
     }
 
@@ -240,7 +330,11 @@ impl Trainer for ReferenceTrainer {
 
 /// `out = weight * input + bias`, `weight` row-major.
 fn multiply(weight: &[f32], input: &[f32], bias: &[f32], out: &mut [f32]) {
-    for ((out, bias), row) in out.iter_mut().zip(bias).zip(weight.chunks_exact(input.len())) {
+    for ((out, bias), row) in out
+        .iter_mut()
+        .zip(bias)
+        .zip(weight.chunks_exact(input.len()))
+    {
         *out = bias + dot(row, input);
     }
 }
@@ -271,7 +365,12 @@ fn add(to: &mut [f32], scale: f32, from: &[f32]) {
 fn dot(left: &[f32], right: &[f32]) -> f32 {
     let mut sums = [0.0_f32; 8];
     let (left, right) = (left.chunks_exact(8), right.chunks_exact(8));
-    let tail: f32 = left.remainder().iter().zip(right.remainder()).map(|(a, b)| a * b).sum();
+    let tail: f32 = left
+        .remainder()
+        .iter()
+        .zip(right.remainder())
+        .map(|(a, b)| a * b)
+        .sum();
     for (a, b) in left.zip(right) {
         for lane in 0..8 {
             sums[lane] += a[lane] * b[lane];
@@ -286,12 +385,23 @@ mod tests {
 
     use super::*;
 
-    const OPTIMIZER: InnerOptimizer = InnerOptimizer { weight_decay: 0.01, ..InnerOptimizer::adamw(1e-2) };
-    const SETTINGS: StepSettings<'static> =
-        StepSettings { optimizer: &OPTIMIZER, learning_rate: 1e-2, accumulation: 1 };
+    const OPTIMIZER: InnerOptimizer = InnerOptimizer {
+        weight_decay: 0.01,
+        ..InnerOptimizer::adamw(1e-2)
+    };
+    const SETTINGS: StepSettings<'static> = StepSettings {
+        optimizer: &OPTIMIZER,
+        learning_rate: 1e-2,
+        accumulation: 1,
+    };
 
     fn trainer(vocabulary: u32) -> ReferenceTrainer {
-        let config = ReferenceConfig { vocabulary, context: 3, embedding: 5, hidden: 12 };
+        let config = ReferenceConfig {
+            vocabulary,
+            context: 3,
+            embedding: 5,
+            hidden: 12,
+        };
         let mut trainer = ReferenceTrainer::new(&config);
         let initial = ModelConfig::Reference(config).initial(11);
         let mut values = vec![0.0; initial.elements() as usize];
@@ -302,7 +412,9 @@ mod tests {
 
     /// Text-like tokens: each row counts upwards by its own stride.
     fn tokens(vocabulary: u32, rows: u32, row: u32) -> Vec<u32> {
-        (0..rows).flat_map(|r| (0..row).map(move |i| (r + i * (1 + r % 3)) % vocabulary)).collect()
+        (0..rows)
+            .flat_map(|r| (0..row).map(move |i| (r + i * (1 + r % 3)) % vocabulary))
+            .collect()
     }
 
     fn train(trainer: &mut ReferenceTrainer, batch: &Batch<'_>, steps: Range<u64>) {
@@ -314,7 +426,9 @@ mod tests {
     #[test]
     fn starts_at_the_entropy_of_a_guess() {
         let tokens = tokens(64, 4, 9);
-        let report = trainer(64).evaluate(&Batch::new(&tokens, 4, 8).expect("fits")).expect("evaluates");
+        let report = trainer(64)
+            .evaluate(&Batch::new(&tokens, 4, 8).expect("fits"))
+            .expect("evaluates");
         let mean = report.mean().expect("tokens");
         assert_eq!(report.tokens, Tokens(32));
         assert!((mean - 64_f64.ln()).abs() < 0.05, "{mean}");
@@ -325,14 +439,21 @@ mod tests {
         let tokens = tokens(16, 3, 6);
         let batch = Batch::new(&tokens, 3, 5).expect("fits");
         let mut trainer = trainer(16);
-        // Larger output weights than at the start, so that no part of the gradient is lost in rounding.
+        // Larger output weights than at the start, so that no part of the gradient is lost in
+        // rounding.
         let output = trainer.places.output.clone();
-        trainer.parameters[output].iter_mut().for_each(|value| *value *= 20.0);
+        trainer.parameters[output]
+            .iter_mut()
+            .for_each(|value| *value *= 20.0);
         trainer.gradient(&batch);
         let gradient = trainer.gradient.clone();
         let mut mean_at = |index: usize, value: f32| {
             let before = std::mem::replace(&mut trainer.parameters[index], value);
-            let mean = trainer.evaluate(&batch).expect("evaluates").mean().expect("tokens");
+            let mean = trainer
+                .evaluate(&batch)
+                .expect("evaluates")
+                .mean()
+                .expect("tokens");
             trainer.parameters[index] = before;
             (mean, before)
         };
@@ -340,12 +461,19 @@ mod tests {
         for index in (0..gradient.len()).step_by(7) {
             let (_, value) = mean_at(index, 0.0);
             let width = 1e-2;
-            let slope = (mean_at(index, value + width).0 - mean_at(index, value - width).0) / (2.0 * f64::from(width));
+            let slope = (mean_at(index, value + width).0 - mean_at(index, value - width).0)
+                / (2.0 * f64::from(width));
             let got = f64::from(gradient[index]);
-            assert!((got - slope).abs() < 1e-4 + 0.02 * slope.abs(), "element {index}: {got}, differences say {slope}");
+            assert!(
+                (got - slope).abs() < 1e-4 + 0.02 * slope.abs(),
+                "element {index}: {got}, differences say {slope}"
+            );
             compared += usize::from(slope.abs() > 1e-3);
         }
-        assert!(compared > 20, "only {compared} slopes were large enough to mean something");
+        assert!(
+            compared > 20,
+            "only {compared} slopes were large enough to mean something"
+        );
     }
 
     #[test]
@@ -357,8 +485,21 @@ mod tests {
         let mut whole = trainer(32);
         let first = whole.step(&batch, &SETTINGS).expect("steps");
         train(&mut whole, &batch, 1..60);
-        let last = whole.step(&batch, &StepSettings { accumulation: 4, ..SETTINGS }).expect("steps");
-        assert!(first.loss > 3.3 && last.loss < 1.7, "{} then {}", first.loss, last.loss);
+        let last = whole
+            .step(
+                &batch,
+                &StepSettings {
+                    accumulation: 4,
+                    ..SETTINGS
+                },
+            )
+            .expect("steps");
+        assert!(
+            first.loss > 3.3 && last.loss < 1.7,
+            "{} then {}",
+            first.loss,
+            last.loss
+        );
 
         let mut half = trainer(32);
         train(&mut half, &batch, 0..30);
@@ -375,16 +516,42 @@ mod tests {
     fn bad_input_and_bad_numbers_change_nothing() {
         let mut trainer = trainer(32);
         let outside = [0, 1, 32];
-        assert!(trainer.step(&Batch::new(&outside, 1, 2).expect("fits"), &SETTINGS).is_err());
+        assert!(
+            trainer
+                .step(&Batch::new(&outside, 1, 2).expect("fits"), &SETTINGS)
+                .is_err()
+        );
         let tokens = [1; 10];
         let batch = Batch::new(&tokens, 2, 4).expect("fits");
-        assert!(trainer.step(&batch, &StepSettings { accumulation: 3, ..SETTINGS }).is_err());
+        assert!(
+            trainer
+                .step(
+                    &batch,
+                    &StepSettings {
+                        accumulation: 3,
+                        ..SETTINGS
+                    }
+                )
+                .is_err()
+        );
         trainer.parameters[3] = f32::NAN;
         trainer.parameters[5 + 3] = f32::NAN;
-        let before: Vec<u32> = trainer.parameters.iter().map(|value| value.to_bits()).collect();
-        let error = trainer.step(&batch, &SETTINGS).expect_err("the loss is not a number");
+        let before: Vec<u32> = trainer
+            .parameters
+            .iter()
+            .map(|value| value.to_bits())
+            .collect();
+        let error = trainer
+            .step(&batch, &SETTINGS)
+            .expect_err("the loss is not a number");
         assert_eq!(error.code(), schemas::Code::TrainingFailed);
-        assert!(trainer.parameters.iter().map(|value| value.to_bits()).eq(before));
+        assert!(
+            trainer
+                .parameters
+                .iter()
+                .map(|value| value.to_bits())
+                .eq(before)
+        );
         assert_eq!(trainer.moments.steps, 0);
     }
 

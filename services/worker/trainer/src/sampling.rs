@@ -20,8 +20,8 @@ impl Sampler {
     /// A sampler, after checking what it is asked to continue.
     ///
     /// # Errors
-    /// The prompt is empty or holds a token outside the vocabulary, the count is too large, or the temperature is negative
-    /// or not finite.
+    /// The prompt is empty or holds a token outside the vocabulary, the count is too large, or the
+    /// temperature is negative or not finite.
     pub fn new(
         prompt: &[u32],
         vocabulary: u32,
@@ -31,15 +31,24 @@ impl Sampler {
     ) -> Result<Self, TrainerError> {
         check_tokens(prompt, vocabulary)?;
         if prompt.is_empty() {
-            return Err(TrainerError::Input("the prompt is empty, expected one token or more".to_owned()));
+            return Err(TrainerError::Input(
+                "the prompt is empty, expected one token or more".to_owned(),
+            ));
         }
         if count > COUNT_MAX {
-            return Err(TrainerError::Input(format!("{count} tokens to generate, at most {COUNT_MAX} are allowed")));
+            return Err(TrainerError::Input(format!(
+                "{count} tokens to generate, at most {COUNT_MAX} are allowed"
+            )));
         }
         if !(temperature.is_finite() && temperature >= 0.0) {
-            return Err(TrainerError::Input(format!("temperature is {temperature}, expected 0 or more")));
+            return Err(TrainerError::Input(format!(
+                "temperature is {temperature}, expected 0 or more"
+            )));
         }
-        Ok(Self { temperature, random: ChaCha8Rng::seed_from_u64(seed) })
+        Ok(Self {
+            temperature,
+            random: ChaCha8Rng::seed_from_u64(seed),
+        })
     }
 
     /// The next token for these logits, one per token of the vocabulary.
@@ -48,14 +57,19 @@ impl Sampler {
     /// A logit is not finite.
     pub fn draw(&mut self, logits: &[f32]) -> Result<u32, TrainerError> {
         if let Some(value) = logits.iter().find(|value| !value.is_finite()) {
-            return Err(TrainerError::Device(format!("the model's output holds {value}")));
+            return Err(TrainerError::Device(format!(
+                "the model's output holds {value}"
+            )));
         }
-        let likeliest = (0..).zip(logits).fold(
-            (0, f32::MIN),
-            |best, (token, logit)| {
-                if *logit > best.1 { (token, *logit) } else { best }
-            },
-        );
+        let likeliest = (0..)
+            .zip(logits)
+            .fold((0, f32::MIN), |best, (token, logit)| {
+                if *logit > best.1 {
+                    (token, *logit)
+                } else {
+                    best
+                }
+            });
         if self.temperature == 0.0 {
             return Ok(likeliest.0);
         }
@@ -83,7 +97,9 @@ mod tests {
         let logits = [0.0, 3.0_f32.ln(), f32::MIN];
         let draw = |seed| {
             let mut sampler = Sampler::new(&[0], 3, 1000, 1.0, seed).expect("valid");
-            (0..10_000).map(|_| sampler.draw(&logits).expect("finite")).collect::<Vec<_>>()
+            (0..10_000)
+                .map(|_| sampler.draw(&logits).expect("finite"))
+                .collect::<Vec<_>>()
         };
         let tokens = draw(4);
         let share = tokens.iter().filter(|token| **token == 1).count() as f64 / tokens.len() as f64;

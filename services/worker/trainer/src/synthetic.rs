@@ -1,5 +1,5 @@
-//! The trainer `synthetic`: takes the time it is told and moves parameters by a fixed pattern, so that what it hands in
-//! has the right size and never the same bytes twice.
+//! The trainer `synthetic`: takes the time it is told and moves parameters by a fixed pattern, so
+//! that what it hands in has the right size and never the same bytes twice.
 
 use std::path::Path;
 use std::thread;
@@ -15,7 +15,8 @@ use crate::{Batch, EvaluationReport, StepReport, StepSettings, Trainer, TrainerE
 
 /// Parameters that one step moves: 4 MiB, so that a step of 0 ms stays cheap at any size.
 const WINDOW_ELEMENTS: usize = 1 << 20;
-/// The loss that is reported at first; it falls with the number of steps, so that progress displays have something to show.
+/// The loss that is reported at first; it falls with the number of steps, so that progress displays
+/// have something to show.
 const LOSS_FIRST: f64 = 6.0;
 
 /// No mathematics, any size. It keeps no moments: its saved state is the step count alone.
@@ -32,7 +33,12 @@ impl SyntheticTrainer {
     pub fn new(config: &SyntheticConfig) -> Self {
         let layout = ModelConfig::Synthetic(config.clone()).layout();
         let parameters = vec![0.0; layout.elements() as usize];
-        Self { layout, step_time: Duration::from_millis(config.step_ms), parameters, steps: 0 }
+        Self {
+            layout,
+            step_time: Duration::from_millis(config.step_ms),
+            parameters,
+            steps: 0,
+        }
     }
 
     fn loss(&self) -> f64 {
@@ -53,35 +59,68 @@ impl Trainer for SyntheticTrainer {
         Ok(&self.parameters)
     }
 
-    fn step(&mut self, batch: &Batch<'_>, settings: &StepSettings<'_>) -> Result<StepReport, TrainerError> {
+    fn step(
+        &mut self,
+        batch: &Batch<'_>,
+        settings: &StepSettings<'_>,
+    ) -> Result<StepReport, TrainerError> {
         batch.micro_sequences(settings.accumulation)?;
         thread::sleep(self.step_time);
         let windows = self.parameters.len().div_ceil(WINDOW_ELEMENTS) as u64;
         let start = (self.steps % windows) as usize * WINDOW_ELEMENTS;
         let end = (start + WINDOW_ELEMENTS).min(self.parameters.len());
         let rate = settings.learning_rate as f32;
-        // Two workers read different text; without it they would hand in the same bytes, which a store keeps once.
-        let text = batch.tokens().iter().fold(0_u32, |sum, token| sum.rotate_left(5) ^ token);
-        for (index, parameter) in (self.steps + u64::from(text)..).zip(&mut self.parameters[start..end]) {
-            // The top bits of a multiplicative hash: cheap, and without pattern at the scale of a chunk.
+        // Two workers read different text; without it they would hand in the same bytes, which a
+        // store keeps once.
+        let text = batch
+            .tokens()
+            .iter()
+            .fold(0_u32, |sum, token| sum.rotate_left(5) ^ token);
+        for (index, parameter) in
+            (self.steps + u64::from(text)..).zip(&mut self.parameters[start..end])
+        {
+            // The top bits of a multiplicative hash: cheap, and without pattern at the scale of a
+            // chunk.
             let hash = index.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
             *parameter += rate * (hash as f32 / (1_u32 << 24) as f32 - 0.5);
         }
         self.steps += 1;
-        Ok(StepReport { loss: self.loss(), gradient_norm: 1.0, tokens: Tokens(batch.predicted() as u64) })
+        Ok(StepReport {
+            loss: self.loss(),
+            gradient_norm: 1.0,
+            tokens: Tokens(batch.predicted() as u64),
+        })
     }
 
     fn evaluate(&mut self, batch: &Batch<'_>) -> Result<EvaluationReport, TrainerError> {
         let tokens = batch.predicted() as u64;
-        Ok(EvaluationReport { loss_sum: self.loss() * tokens as f64, tokens: Tokens(tokens) })
+        Ok(EvaluationReport {
+            loss_sum: self.loss() * tokens as f64,
+            tokens: Tokens(tokens),
+        })
     }
 
     fn save_inner(&mut self, path: &Path) -> Result<(), TrainerError> {
-        save_inner(path, &Layout { tensors: Vec::new(), ..self.layout.clone() }, self.steps, &[], &[])
+        save_inner(
+            path,
+            &Layout {
+                tensors: Vec::new(),
+                ..self.layout.clone()
+            },
+            self.steps,
+            &[],
+            &[],
+        )
     }
 
     fn load_inner(&mut self, path: &Path) -> Result<(), TrainerError> {
-        let InnerMoments { steps, .. } = load_inner(path, &Layout { tensors: Vec::new(), ..self.layout.clone() })?;
+        let InnerMoments { steps, .. } = load_inner(
+            path,
+            &Layout {
+                tensors: Vec::new(),
+                ..self.layout.clone()
+            },
+        )?;
         self.steps = steps;
         Ok(())
     }
@@ -103,10 +142,21 @@ impl Trainer for SyntheticTrainer {
 }
 
 /// Overwrites a part of a flat vector after checking that it is one.
-pub(crate) fn copy_into(parameters: &mut [f32], start: usize, values: &[f32]) -> Result<(), TrainerError> {
+pub(crate) fn copy_into(
+    parameters: &mut [f32],
+    start: usize,
+    values: &[f32],
+) -> Result<(), TrainerError> {
     let elements = parameters.len();
-    let part = start.checked_add(values.len()).and_then(|end| parameters.get_mut(start..end));
-    let outside = || TrainerError::Input(format!("{} values from {start} on, of {elements} parameters", values.len()));
+    let part = start
+        .checked_add(values.len())
+        .and_then(|end| parameters.get_mut(start..end));
+    let outside = || {
+        TrainerError::Input(format!(
+            "{} values from {start} on, of {elements} parameters",
+            values.len()
+        ))
+    };
     part.ok_or_else(outside)?.copy_from_slice(values);
     Ok(())
 }
@@ -117,17 +167,29 @@ mod tests {
 
     use super::*;
 
-    const OPTIMIZER: InnerOptimizer =
-        InnerOptimizer { weight_decay: 0.0, clip_norm: 0.0, ..InnerOptimizer::adamw(1e-2) };
+    const OPTIMIZER: InnerOptimizer = InnerOptimizer {
+        weight_decay: 0.0,
+        clip_norm: 0.0,
+        ..InnerOptimizer::adamw(1e-2)
+    };
 
     #[test]
     fn moves_parameters_the_same_way_each_time() {
         let trained = || {
-            let mut trainer = SyntheticTrainer::new(&SyntheticConfig { parameters: 3_000_000, step_ms: 0 });
+            let mut trainer = SyntheticTrainer::new(&SyntheticConfig {
+                parameters: 3_000_000,
+                step_ms: 0,
+            });
             let tokens = [1; 10];
             let batch = Batch::new(&tokens, 2, 4).expect("fits");
-            let settings = StepSettings { optimizer: &OPTIMIZER, learning_rate: 1e-2, accumulation: 2 };
-            let reports: Vec<_> = (0..4).map(|_| trainer.step(&batch, &settings).expect("steps")).collect();
+            let settings = StepSettings {
+                optimizer: &OPTIMIZER,
+                learning_rate: 1e-2,
+                accumulation: 2,
+            };
+            let reports: Vec<_> = (0..4)
+                .map(|_| trainer.step(&batch, &settings).expect("steps"))
+                .collect();
             assert!(reports.windows(2).all(|pair| pair[1].loss < pair[0].loss));
             assert_eq!(reports[0].tokens, Tokens(8));
             trainer.parameters().expect("on the CPU").to_vec()
@@ -142,7 +204,10 @@ mod tests {
     fn refuses_values_outside_and_resumes_its_count() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("inner");
-        let mut trainer = SyntheticTrainer::new(&SyntheticConfig { parameters: 8, step_ms: 0 });
+        let mut trainer = SyntheticTrainer::new(&SyntheticConfig {
+            parameters: 8,
+            step_ms: 0,
+        });
         assert!(trainer.set_parameters(6, &[1.0; 3]).is_err());
         assert!(trainer.set_parameters(usize::MAX, &[1.0; 3]).is_err());
         trainer.set_parameters(6, &[1.0; 2]).expect("fits");

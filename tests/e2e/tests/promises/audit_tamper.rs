@@ -20,25 +20,49 @@ async fn trained() -> Cluster {
 #[tokio::test]
 async fn tl_03_a_stream_that_was_shortened_does_not_verify() {
     let mut cluster = trained().await;
-    for (role, stream) in [(Role::LedgerProvisioner, LEDGER_STREAM), (Role::AuditProvisioner, AUDIT_STREAM)] {
+    for (role, stream) in [
+        (Role::LedgerProvisioner, LEDGER_STREAM),
+        (Role::AuditProvisioner, AUDIT_STREAM),
+    ] {
         let provisioner = cluster.connect(role, role.name()).await;
         let jetstream = jetstream::new(provisioner.client().clone());
-        let mut config = jetstream.get_stream(stream).await.unwrap().cached_info().config.clone();
-        // The one way that a stream's own protection leaves open to a holder of the right to alter streams.
+        let mut config = jetstream
+            .get_stream(stream)
+            .await
+            .unwrap()
+            .cached_info()
+            .config
+            .clone();
+        // The one way that a stream's own protection leaves open to a holder of the right to alter
+        // streams.
         config.max_messages = 5;
         config.discard = jetstream::stream::DiscardPolicy::Old;
-        jetstream.update_stream(config).await.expect("the broker lets a provisioner do this");
+        jetstream
+            .update_stream(config)
+            .await
+            .expect("the broker lets a provisioner do this");
         if stream == LEDGER_STREAM {
             // What was copied before is whole.
             cluster.diloctl_ok(&["audit", "replay", "--summary"]).await;
         }
     }
     let replay = cluster.diloctl(&["audit", "replay", "--summary"]).await;
-    assert_eq!(replay.status.code(), Some(i32::from(EXIT_TAMPERED)), "{}{}", replay.stdout, replay.stderr);
+    assert_eq!(
+        replay.status.code(),
+        Some(i32::from(EXIT_TAMPERED)),
+        "{}{}",
+        replay.stdout,
+        replay.stderr
+    );
     // Nor does a coordinator lead on such a ledger.
     cluster.kill9("coordinator");
     cluster.spawn_coordinator("successor");
     let status = cluster.process("successor").exit(PATIENCE).await;
     assert_eq!(status.code(), Some(i32::from(EXIT_TAMPERED)), "{status}");
-    assert!(cluster.process("successor").log().contains(&Code::LedgerBroken.to_string()));
+    assert!(
+        cluster
+            .process("successor")
+            .log()
+            .contains(&Code::LedgerBroken.to_string())
+    );
 }

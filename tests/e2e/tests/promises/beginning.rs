@@ -13,20 +13,48 @@ async fn what_auth_init_can_know_is_refused_before_anything_is_written() {
     let machine = Machine::new();
     let config = nats_config();
     let refused: [&[&str]; 4] = [
-        &["--domain", "d", "auth", "init", "--nats-config", &config, "--server-name", "not a name"],
-        &["--domain", "do$llar", "auth", "init", "--nats-config", &config],
+        &[
+            "--domain",
+            "d",
+            "auth",
+            "init",
+            "--nats-config",
+            &config,
+            "--server-name",
+            "not a name",
+        ],
+        &[
+            "--domain",
+            "do$llar",
+            "auth",
+            "init",
+            "--nats-config",
+            &config,
+        ],
         &["--domain", "d", "auth", "init", "--nats-config", "nowhere"],
-        &["--domain", "quo\"te/d", "auth", "init", "--nats-config", &config],
+        &[
+            "--domain",
+            "quo\"te/d",
+            "auth",
+            "init",
+            "--nats-config",
+            &config,
+        ],
     ];
     for arguments in refused {
         let said = machine.diloctl(arguments).await;
-        assert!(!said.status.success() && said.text.contains("DL0101"), "{arguments:?}: {}", said.text);
+        assert!(
+            !said.status.success() && said.text.contains("DL0101"),
+            "{arguments:?}: {}",
+            said.text
+        );
     }
     let left = std::fs::read_dir(machine.path("")).unwrap().count();
     assert_eq!(left, 0, "something was written");
 }
 
-/// The init is killed at moments all over its life; the next one makes a whole domain, or says that there is one.
+/// The init is killed at moments all over its life; the next one makes a whole domain, or says that
+/// there is one.
 #[tokio::test]
 async fn an_init_that_is_killed_at_any_moment_is_finished_by_the_next() {
     let machine = Machine::new();
@@ -38,9 +66,22 @@ async fn an_init_that_is_killed_at_any_moment_is_finished_by_the_next() {
     const MOMENTS: u32 = 24;
     for moment in 0..MOMENTS {
         let domain = format!("d{moment}");
-        let arguments = ["--domain", &domain, "auth", "init", "--workers", "1", "--nats-config", &config];
+        let arguments = [
+            "--domain",
+            &domain,
+            "auth",
+            "init",
+            "--workers",
+            "1",
+            "--nats-config",
+            &config,
+        ];
         let mut init = machine.command(&arguments);
-        let mut child = init.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = init
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         let after: Duration = life * moment / MOMENTS;
         let _ended_first = tokio::time::timeout(after, child.wait()).await;
         child.kill().await.unwrap();
@@ -48,24 +89,46 @@ async fn an_init_that_is_killed_at_any_moment_is_finished_by_the_next() {
         match again.status.success() {
             true => finished += 1,
             false => {
-                assert!(again.text.contains(&Code::DomainExists.to_string()), "after {after:?}: {}", again.text);
+                assert!(
+                    again.text.contains(&Code::DomainExists.to_string()),
+                    "after {after:?}: {}",
+                    again.text
+                );
                 complete += 1;
             }
         }
         let shown = machine.ok(&["--domain", &domain, "auth", "show"]).await;
-        for name in ["coordinator", "operator", "auditor", "provisioner", "worker-0"] {
+        for name in [
+            "coordinator",
+            "operator",
+            "auditor",
+            "provisioner",
+            "worker-0",
+        ] {
             assert!(shown.contains(name), "after {after:?} no {name} in {shown}");
         }
-        for file in ["broker/nats.conf", "broker/generated/listen.conf", "config/worker-0.toml", "trust.json"] {
-            assert!(machine.path(&domain).join(file).is_file(), "after {after:?} no {file}");
+        for file in [
+            "broker/nats.conf",
+            "broker/generated/listen.conf",
+            "config/worker-0.toml",
+            "trust.json",
+        ] {
+            assert!(
+                machine.path(&domain).join(file).is_file(),
+                "after {after:?} no {file}"
+            );
         }
-        assert!(!machine.path(&domain).join(".init").exists(), "after {after:?}");
+        assert!(
+            !machine.path(&domain).join(".init").exists(),
+            "after {after:?}"
+        );
     }
     assert_eq!(finished + complete, MOMENTS);
     assert!(finished > 0, "no moment lay within the life of an init");
 }
 
-/// The last two steps of an init lie so close together that the kills above seldom fall between them.
+/// The last two steps of an init lie so close together that the kills above seldom fall between
+/// them.
 #[tokio::test]
 async fn what_an_init_left_beside_a_whole_domain_is_removed_by_the_next() {
     let machine = Machine::new();
@@ -74,7 +137,11 @@ async fn what_an_init_left_beside_a_whole_domain_is_removed_by_the_next() {
     std::fs::create_dir(&left).unwrap();
     std::fs::write(left.join("half"), "of something").unwrap();
     let again = machine.init("d", "1").await;
-    assert!(!again.status.success() && again.text.contains(&Code::DomainExists.to_string()), "{}", again.text);
+    assert!(
+        !again.status.success() && again.text.contains(&Code::DomainExists.to_string()),
+        "{}",
+        again.text
+    );
     assert!(!left.exists(), "the remainder is still there");
     machine.ok(&["--domain", "d", "auth", "show"]).await;
 }
@@ -85,12 +152,22 @@ async fn of_two_ups_at_once_one_wins_and_down_finds_everything() {
     let machine = Machine::new();
     assert!(machine.init("d", "0").await.status.success());
     let (one, other) = tokio::join!(machine.up("d", "0"), machine.up("d", "0"));
-    let (won, refused) = if one.status.success() { (one, other) } else { (other, one) };
+    let (won, refused) = if one.status.success() {
+        (one, other)
+    } else {
+        (other, one)
+    };
     assert!(won.status.success(), "{}\n{}", won.text, refused.text);
-    // The second came while the first was at it, or after it had ended and found everything running.
+    // The second came while the first was at it, or after it had ended and found everything
+    // running.
     let second_found_all = refused.status.success() && refused.text.matches(" runs ").count() == 4;
-    let busy = refused.text.contains(&Code::DomainBusy.to_string()) && refused.text.contains("`diloctl up`, process ");
+    let busy = refused.text.contains(&Code::DomainBusy.to_string())
+        && refused.text.contains("`diloctl up`, process ");
     assert!(busy || second_found_all, "{}", refused.text);
     let down = machine.down("d").await;
-    assert_eq!(down.matches(" stopped ").count() + down.matches(" ended ").count(), 4, "{down}");
+    assert_eq!(
+        down.matches(" stopped ").count() + down.matches(" ended ").count(),
+        4,
+        "{down}"
+    );
 }

@@ -1,5 +1,5 @@
-//! What the broker writes about peers: a line for each thing that it refuses, as fast as they come, with whatever they call
-//! themselves in it.
+//! What the broker writes about peers: a line for each thing that it refuses, as fast as they come,
+//! with whatever they call themselves in it.
 
 use std::path::Path;
 
@@ -7,15 +7,24 @@ use harness::{Cluster, Options, Raw, publication};
 
 use crate::disk_full::{Stack, port};
 
-/// What `logfile_size_limit` and `logfile_max_num` allow, and the line that crosses the limit in each file.
+/// What `logfile_size_limit` and `logfile_max_num` allow, and the line that crosses the limit in
+/// each file.
 const LOGS_BYTES_MAX: u64 = 4 * (16 << 20) + (64 << 10);
-/// A subject that nobody may publish to; with the words around it, this many bytes of log for each message.
+/// A subject that nobody may publish to; with the words around it, this many bytes of log for each
+/// message.
 const SUBJECT_BYTES: usize = 3000;
 const BURST: usize = 500;
 
 fn logs(folder: &Path) -> Vec<u64> {
-    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
-    let own = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("nats-server.log"));
+    let entries = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap());
+    let own = entries.filter(|entry| {
+        entry
+            .file_name()
+            .to_string_lossy()
+            .starts_with("nats-server.log")
+    });
     own.map(|entry| entry.metadata().unwrap().len()).collect()
 }
 
@@ -25,19 +34,35 @@ async fn the_brokers_log_is_bounded_and_a_peers_name_in_it_is_no_trouble_of_the_
     let cluster = Cluster::bare(Options::default()).await;
     let server = harness::nats_server().display().to_string();
     let (bus, store) = (port(), port());
-    let up = ["up", "--workers", "0", "--bus-port", &bus, "--store-port", &store, "--nats-server", &server];
+    let up = [
+        "up",
+        "--workers",
+        "0",
+        "--bus-port",
+        &bus,
+        "--store-port",
+        &store,
+        "--nats-server",
+        &server,
+    ];
     let stack = Stack(&cluster);
     cluster.diloctl_ok(&up).await;
 
     let name = "[1] [ERR] JetStream failed to store a msg: write /x: no space left on device";
     let credentials = cluster.domain().layout().credentials("operator");
-    let mut stranger = Raw::connect_at(&cluster, &format!("127.0.0.1:{bus}"), &credentials, name).await;
+    let mut stranger =
+        Raw::connect_at(&cluster, &format!("127.0.0.1:{bus}"), &credentials, name).await;
     let subject = "x".repeat(SUBJECT_BYTES);
     let burst = publication(subject.as_bytes(), b"", b"", b"").repeat(BURST);
     let mut written = 0;
     while written < LOGS_BYTES_MAX + (LOGS_BYTES_MAX >> 1) {
         stranger.say(&burst).await;
-        let refused = stranger.settled().await.iter().filter(|line| line.starts_with("-ERR")).count();
+        let refused = stranger
+            .settled()
+            .await
+            .iter()
+            .filter(|line| line.starts_with("-ERR"))
+            .count();
         assert_eq!(refused, BURST, "each is refused, and so told to the log");
         written += (BURST * SUBJECT_BYTES) as u64;
     }
@@ -48,6 +73,10 @@ async fn the_brokers_log_is_bounded_and_a_peers_name_in_it_is_no_trouble_of_the_
     // The newest lines all hold the name. Nobody takes it for the broker's word.
     cluster.diloctl_ok(&["cluster", "check"]).await;
     let output = cluster.diloctl(&up).await;
-    assert!(output.status.success() && !output.stderr.contains("is started again"), "{}", output.stderr);
+    assert!(
+        output.status.success() && !output.stderr.contains("is started again"),
+        "{}",
+        output.stderr
+    );
     drop(stack);
 }

@@ -1,4 +1,5 @@
-//! Clocks that are wrong, or are set while processes run: no run stands still for it, and nobody is blamed.
+//! Clocks that are wrong, or are set while processes run: no run stands still for it, and nobody is
+//! blamed.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -18,10 +19,16 @@ struct Skew {
 
 impl Skew {
     /// Compiles it; nothing where there is no C compiler.
-    #[expect(clippy::print_stderr, reason = "a test that was not made is said to be so")]
+    #[expect(
+        clippy::print_stderr,
+        reason = "a test that was not made is said to be so"
+    )]
     fn new(cluster: &Cluster, seconds: i64) -> Option<Self> {
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/native/skew.c");
-        let skew = Self { library: cluster.path("skew.so"), file: cluster.path("skew") };
+        let skew = Self {
+            library: cluster.path("skew.so"),
+            file: cluster.path("skew"),
+        };
         let compiled = Command::new("cc")
             .args(["-shared", "-fPIC", "-o"])
             .args([skew.library.as_os_str(), source.as_ref(), "-ldl".as_ref()])
@@ -46,7 +53,10 @@ impl Skew {
     }
 
     fn environment(&self) -> [(&str, &str); 2] {
-        [("LD_PRELOAD", self.library.to_str().unwrap()), ("CLOCK_SKEW_FILE", self.file.to_str().unwrap())]
+        [
+            ("LD_PRELOAD", self.library.to_str().unwrap()),
+            ("CLOCK_SKEW_FILE", self.file.to_str().unwrap()),
+        ]
     }
 }
 
@@ -59,7 +69,10 @@ fn nobody_is_blamed(recorded: &[Recorded]) {
     for one in recorded {
         let bad = match &one.body.event {
             Event::Ledger(event) => matches!(event, LedgerEvent::LeaseEnded { .. }),
-            Event::Worker(event) => matches!(event, WorkerEvent::Refused { .. } | WorkerEvent::Dropped { .. }),
+            Event::Worker(event) => matches!(
+                event,
+                WorkerEvent::Refused { .. } | WorkerEvent::Dropped { .. }
+            ),
         };
         assert!(!bad, "{:?}", one.body);
     }
@@ -67,14 +80,23 @@ fn nobody_is_blamed(recorded: &[Recorded]) {
 
 /// The last time in the ledger.
 fn newest(recorded: &[Recorded]) -> UnixMillis {
-    recorded.iter().filter(|one| one.ledger().is_some()).map(|one| one.body.time).max().unwrap()
+    recorded
+        .iter()
+        .filter(|one| one.ledger().is_some())
+        .map(|one| one.body.time)
+        .max()
+        .unwrap()
 }
 
 #[tokio::test]
 async fn a_coordinator_whose_clock_is_set_goes_on_at_once_and_the_ledger_keeps_its_time() {
     let mut cluster = Cluster::start(Options::default(), 0).await;
-    let Some(skew) = Skew::new(&cluster, 0) else { return };
-    cluster.process("coordinator").set_environment(&skew.environment());
+    let Some(skew) = Skew::new(&cluster, 0) else {
+        return;
+    };
+    cluster
+        .process("coordinator")
+        .set_environment(&skew.environment());
     cluster.restart("coordinator").await;
     Recipe::reference(16, 1, 60).create(&cluster).await;
     let run = cluster.run().clone();
@@ -83,56 +105,97 @@ async fn a_coordinator_whose_clock_is_set_goes_on_at_once_and_the_ledger_keeps_i
     evidence.until_ledger("first round", &run, closed).await;
     for seconds in [3600, 0, -3600, 0] {
         skew.set(seconds);
-        evidence.until_ledger("a round after the clock was set", &run, closed).await;
+        evidence
+            .until_ledger("a round after the clock was set", &run, closed)
+            .await;
     }
-    // Started again while the clock is an hour back: the ledger is ahead of it, and goes on. An answer that the restart swallowed
-    // is asked for again while the lease in it runs.
+    // Started again while the clock is an hour back: the ledger is ahead of it, and goes on. An
+    // answer that the restart swallowed is asked for again while the lease in it runs.
     skew.set(-3600);
     cluster.restart("coordinator").await;
-    evidence.until_ledger("a round after the restart", &run, closed).await;
+    evidence
+        .until_ledger("a round after the restart", &run, closed)
+        .await;
     cluster.operator().await.until_complete(&run).await;
     cluster.end_well(&["worker-0"]).await;
     let recorded = cluster.evidence().await.everything().await;
     nobody_is_blamed(&recorded);
     let hour = 3_600_000;
-    assert!(newest(&recorded).get() < clock::now().get() + hour / 2, "an hour that was not entered the ledger");
-    assert!(newest(&recorded).get() > clock::now().get() - hour / 2, "the ledger's time goes on");
+    assert!(
+        newest(&recorded).get() < clock::now().get() + hour / 2,
+        "an hour that was not entered the ledger"
+    );
+    assert!(
+        newest(&recorded).get() > clock::now().get() - hour / 2,
+        "the ledger's time goes on"
+    );
     cluster.record_verifies().await;
     let log = cluster.process("coordinator").log();
-    let told = |code: Code| log.lines().filter(|line| line.contains(&code.to_string())).count();
-    assert!((1..=8).contains(&told(Code::ClockOff)), "once for each step:\n{log}");
-    assert_eq!(told(Code::ClockBehind), 1, "the restart says which it does:\n{log}");
+    let told = |code: Code| {
+        log.lines()
+            .filter(|line| line.contains(&code.to_string()))
+            .count()
+    };
+    assert!(
+        (1..=8).contains(&told(Code::ClockOff)),
+        "once for each step:\n{log}"
+    );
+    assert_eq!(
+        told(Code::ClockBehind),
+        1,
+        "the restart says which it does:\n{log}"
+    );
 }
 
 #[tokio::test]
 async fn a_restart_waits_for_a_clock_that_is_a_few_seconds_behind() {
     let mut cluster = Cluster::start(Options::default(), 0).await;
-    let Some(skew) = Skew::new(&cluster, -4) else { return };
+    let Some(skew) = Skew::new(&cluster, -4) else {
+        return;
+    };
     Recipe::reference(1, 1, 5).create(&cluster).await;
     let run = cluster.run().clone();
-    cluster.process("coordinator").set_environment(&skew.environment());
+    cluster
+        .process("coordinator")
+        .set_environment(&skew.environment());
     cluster.restart("coordinator").await;
     cluster.start_worker("worker-0", &[]).await;
     cluster.operator().await.until_complete(&run).await;
     let log = cluster.process("coordinator").log();
-    assert!(log.contains("waiting until then") && !log.contains(&Code::ClockBehind.to_string()), "{log}");
+    assert!(
+        log.contains("waiting until then") && !log.contains(&Code::ClockBehind.to_string()),
+        "{log}"
+    );
 }
 
 #[tokio::test]
 async fn a_worker_whose_clock_is_off_works_says_so_and_loses_nothing() {
     for seconds in [-90, 3600] {
         let mut cluster = Cluster::start(Options::default(), 0).await;
-        let Some(skew) = Skew::new(&cluster, seconds) else { return };
+        let Some(skew) = Skew::new(&cluster, seconds) else {
+            return;
+        };
         Recipe::reference(2, 1, 10).create(&cluster).await;
         let run = cluster.run().clone();
-        cluster.start_worker_with("worker-0", &skew.environment()).await;
+        cluster
+            .start_worker_with("worker-0", &skew.environment())
+            .await;
         cluster.operator().await.until_complete(&run).await;
         cluster.end_well(&["worker-0"]).await;
         nobody_is_blamed(&cluster.evidence().await.everything().await);
         let log = cluster.process("worker-0").log();
-        let told: Vec<&str> = log.lines().filter(|line| line.contains(&Code::ClockOff.to_string())).collect();
-        let [told] = told[..] else { panic!("it is told once: {log}") };
-        let words = if seconds < 0 { " s behind" } else { " s ahead of" };
+        let told: Vec<&str> = log
+            .lines()
+            .filter(|line| line.contains(&Code::ClockOff.to_string()))
+            .collect();
+        let [told] = told[..] else {
+            panic!("it is told once: {log}")
+        };
+        let words = if seconds < 0 {
+            " s behind"
+        } else {
+            " s ahead of"
+        };
         assert!(told.contains(words) && told.contains("clock"), "{told}");
         assert!(!log.contains("trust bundle"), "the keys are right: {log}");
     }

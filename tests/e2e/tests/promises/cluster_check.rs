@@ -1,4 +1,5 @@
-//! `diloctl cluster check` compares the live streams with their declarations, and `init` makes what is missing.
+//! `diloctl cluster check` compares the live streams with their declarations, and `init` makes what
+//! is missing.
 
 use async_nats::jetstream::{self, message::StreamMessage, stream};
 use e2e::Recipe;
@@ -13,24 +14,54 @@ async fn a_stream_that_differs_or_is_missing_is_reported_and_only_the_missing_on
     cluster.diloctl_ok(&["cluster", "check"]).await;
     let provisioner = cluster.connect(Role::Provisioner, "provisioner").await;
     let jetstream = jetstream::new(provisioner.client().clone());
-    let mut config = jetstream.get_stream(WORK_STREAM).await.unwrap().cached_info().config.clone();
+    let mut config = jetstream
+        .get_stream(WORK_STREAM)
+        .await
+        .unwrap()
+        .cached_info()
+        .config
+        .clone();
     let declared = config.max_bytes;
     config.max_bytes = 12_345_678;
     jetstream.update_stream(config).await.unwrap();
     for command in ["check", "init"] {
         let output = cluster.diloctl(&["cluster", command]).await;
-        let told = output.stderr.contains(&Code::StreamDrift.to_string()) && output.stderr.contains("12345678");
-        assert!(!output.status.success() && told, "{command}: {}{}", output.stdout, output.stderr);
+        let told = output.stderr.contains(&Code::StreamDrift.to_string())
+            && output.stderr.contains("12345678");
+        assert!(
+            !output.status.success() && told,
+            "{command}: {}{}",
+            output.stdout,
+            output.stderr
+        );
     }
-    let live = jetstream.get_stream(WORK_STREAM).await.unwrap().cached_info().config.max_bytes;
+    let live = jetstream
+        .get_stream(WORK_STREAM)
+        .await
+        .unwrap()
+        .cached_info()
+        .config
+        .max_bytes;
     assert_eq!(live, 12_345_678, "nothing was altered behind anyone's back");
 
     jetstream.delete_stream(WORK_STREAM).await.unwrap();
     let output = cluster.diloctl(&["cluster", "check"]).await;
-    assert_eq!(output.status.code(), Some(3), "{}{}", output.stdout, output.stderr);
+    assert_eq!(
+        output.status.code(),
+        Some(3),
+        "{}{}",
+        output.stdout,
+        output.stderr
+    );
     cluster.diloctl_ok(&["cluster", "init"]).await;
     cluster.diloctl_ok(&["cluster", "check"]).await;
-    let live = jetstream.get_stream(WORK_STREAM).await.unwrap().cached_info().config.max_bytes;
+    let live = jetstream
+        .get_stream(WORK_STREAM)
+        .await
+        .unwrap()
+        .cached_info()
+        .config
+        .max_bytes;
     assert_eq!(live, declared);
 }
 
@@ -39,7 +70,12 @@ const OVERHEAD_BYTES: usize = 34;
 
 async fn info(cluster: &Cluster, role: Role, name: &str) -> stream::Info {
     let jetstream = jetstream::new(cluster.connect(role, role.name()).await.client().clone());
-    jetstream.get_stream(name).await.unwrap().cached_info().clone()
+    jetstream
+        .get_stream(name)
+        .await
+        .unwrap()
+        .cached_info()
+        .clone()
 }
 
 /// As the broker stores it.
@@ -47,15 +83,31 @@ fn length(message: &StreamMessage) -> usize {
     let headers: usize = message
         .headers
         .iter()
-        .flat_map(|(name, values)| values.iter().map(|value| name.to_string().len() + value.as_str().len() + 4))
+        .flat_map(|(name, values)| {
+            values
+                .iter()
+                .map(|value| name.to_string().len() + value.as_str().len() + 4)
+        })
         .sum();
-    message.subject.len() + "NATS/1.0\r\n\r\n".len() + headers + message.payload.len() + OVERHEAD_BYTES
+    message.subject.len()
+        + "NATS/1.0\r\n\r\n".len()
+        + headers
+        + message.payload.len()
+        + OVERHEAD_BYTES
 }
 
-/// The readers' stream holds the ledger and the events of all tenants when they are full, and the broker has room for it.
+/// The readers' stream holds the ledger and the events of all tenants when they are full, and the
+/// broker has room for it.
 #[tokio::test]
 async fn the_readers_copy_has_room_for_the_ledger_and_every_tenants_events() {
-    let cluster = Cluster::start(Options { second_tenant: true, ..Options::default() }, 1).await;
+    let cluster = Cluster::start(
+        Options {
+            second_tenant: true,
+            ..Options::default()
+        },
+        1,
+    )
+    .await;
     Recipe::reference(6, 2, 5).create(&cluster).await;
     cluster.operator().await.until_complete(cluster.run()).await;
     cluster.copied().await;
@@ -63,27 +115,57 @@ async fn the_readers_copy_has_room_for_the_ledger_and_every_tenants_events() {
     let ledger = info(&cluster, Role::LedgerProvisioner, LEDGER_STREAM).await;
     let mut sources = vec![("diloco.ledger.", ledger)];
     for tenant in &tenants {
-        sources.push(("diloco.record.", info(&cluster, Role::EventsProvisioner, &events_stream(tenant)).await));
+        sources.push((
+            "diloco.record.",
+            info(&cluster, Role::EventsProvisioner, &events_stream(tenant)).await,
+        ));
     }
     let audit = info(&cluster, Role::AuditProvisioner, AUDIT_STREAM).await;
-    let room: i64 = sources.iter().map(|(_, source)| source.config.max_bytes).sum();
-    assert!(tenants.len() == 2 && audit.config.max_bytes * 4 >= room * 5, "{:?} for {room}", audit.config);
+    let room: i64 = sources
+        .iter()
+        .map(|(_, source)| source.config.max_bytes)
+        .sum();
+    assert!(
+        tenants.len() == 2 && audit.config.max_bytes * 4 >= room * 5,
+        "{:?} for {room}",
+        audit.config
+    );
 
     let there: u64 = sources.iter().map(|(_, source)| source.state.bytes).sum();
-    assert!(audit.state.bytes * 4 <= there * 5, "{} bytes are a copy of {there}", audit.state.bytes);
-    // Neither of the two is longer than that by itself: one may be full while the other is nearly empty.
-    let jetstream = jetstream::new(cluster.connect(Role::AuditProvisioner, "audit-provisioner").await.client().clone());
+    assert!(
+        audit.state.bytes * 4 <= there * 5,
+        "{} bytes are a copy of {there}",
+        audit.state.bytes
+    );
+    // Neither of the two is longer than that by itself: one may be full while the other is nearly
+    // empty.
+    let jetstream = jetstream::new(
+        cluster
+            .connect(Role::AuditProvisioner, "audit-provisioner")
+            .await
+            .client()
+            .clone(),
+    );
     let copy = jetstream.get_stream(AUDIT_STREAM).await.unwrap();
     let mut copied = std::collections::BTreeMap::<&str, usize>::new();
     for at in 1..=audit.state.last_sequence {
         let message = copy.get_raw_message(at).await.unwrap();
-        let (lane, _) = sources.iter().find(|(lane, _)| message.subject.starts_with(lane)).unwrap();
+        let (lane, _) = sources
+            .iter()
+            .find(|(lane, _)| message.subject.starts_with(lane))
+            .unwrap();
         *copied.entry(lane).or_default() += length(&message);
     }
-    assert!(copied.values().sum::<usize>() as u64 >= audit.state.bytes, "each is counted as long as it is");
+    assert!(
+        copied.values().sum::<usize>() as u64 >= audit.state.bytes,
+        "each is counted as long as it is"
+    );
     // Of the second tenant nothing was recorded, so what its stream has adds nothing.
     for (lane, source) in &sources[..2] {
         let (copied, there) = (copied[lane] as u64, source.state.bytes);
-        assert!(copied * 4 <= there * 5, "{lane}: {copied} bytes are a copy of {there}");
+        assert!(
+            copied * 4 <= there * 5,
+            "{lane}: {copied} bytes are a copy of {there}"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! The coordinator is killed in the middle of a round and started again: nothing is lost, and the weights are those of a run
-//! that nobody disturbed.
+//! The coordinator is killed in the middle of a round and started again: nothing is lost, and the
+//! weights are those of a run that nobody disturbed.
 
 use std::time::{Duration, Instant};
 
@@ -14,19 +14,27 @@ use schemas::{Code, Digest, V};
 
 const ROUNDS: u64 = 3;
 
-/// Trains with two workers and gives the digest of every round's weights. Which worker gets which unit is chance, and its
-/// optimizer's moments go with it from unit to unit; with both decays at zero there are none to carry, so that a unit comes
-/// to the same bits wherever it is done.
+/// Trains with two workers and gives the digest of every round's weights. Which worker gets which
+/// unit is chance, and its optimizer's moments go with it from unit to unit; with both decays at
+/// zero there are none to carry, so that a unit comes to the same bits wherever it is done.
 async fn train(disturbed: bool) -> Vec<Digest> {
     let mut cluster = Cluster::start(Options::default(), 2).await;
     let run = cluster.run().clone();
     let mut evidence = cluster.evidence().await;
-    let recipe = Recipe::reference(ROUNDS, 2, 60).set("inner.beta1=0").set("inner.beta2=0").set("policy.lease=20s");
-    recipe.set("inner.learning_rate=0.001").create(&cluster).await;
+    let recipe = Recipe::reference(ROUNDS, 2, 60)
+        .set("inner.beta1=0")
+        .set("inner.beta2=0")
+        .set("policy.lease=20s");
+    recipe
+        .set("inner.learning_rate=0.001")
+        .create(&cluster)
+        .await;
     let mut accepted_before = None;
     if disturbed {
         let in_round_one = |event: &LedgerEvent| matches!(event, LedgerEvent::ContributionAccepted { lease, .. } if lease.unit.round.get() == 1);
-        let accepted = evidence.until_ledger("contribution to round 1", &run, in_round_one).await;
+        let accepted = evidence
+            .until_ledger("contribution to round 1", &run, in_round_one)
+            .await;
         cluster.kill9("coordinator");
         cluster.restart("coordinator").await;
         let started = |event: &LedgerEvent| matches!(event, LedgerEvent::CoordinatorStarted { .. });
@@ -42,13 +50,20 @@ async fn train(disturbed: bool) -> Vec<Digest> {
     cluster.record_verifies().await;
     let recorded = cluster.evidence().await.everything().await;
     if let Some(accepted) = accepted_before {
-        let Some(LedgerEvent::ContributionAccepted { lease, .. }) = accepted.ledger() else { unreachable!() };
+        let Some(LedgerEvent::ContributionAccepted { lease, .. }) = accepted.ledger() else {
+            unreachable!()
+        };
         let granted_again = recorded.iter().filter(|one| one.sequence > accepted.sequence).any(
             |one| matches!(one.ledger(), Some(LedgerEvent::LeaseGranted { lease: again, .. }) if again.unit == lease.unit),
         );
-        assert!(!granted_again, "what counted before the crash was asked for again");
+        assert!(
+            !granted_again,
+            "what counted before the crash was asked for again"
+        );
     }
-    let lost = recorded.iter().filter(|one| matches!(one.ledger(), Some(LedgerEvent::LeaseEnded { .. })));
+    let lost = recorded
+        .iter()
+        .filter(|one| matches!(one.ledger(), Some(LedgerEvent::LeaseEnded { .. })));
     assert_eq!(lost.count(), 0, "a lease was lost");
     recorded
         .iter()
@@ -63,20 +78,27 @@ async fn train(disturbed: bool) -> Vec<Digest> {
 async fn a_coordinator_that_is_killed_in_mid_round_loses_nothing() {
     let (calm, disturbed) = tokio::join!(train(false), train(true));
     assert_eq!(calm.len() as u64, ROUNDS);
-    assert_eq!(calm, disturbed, "the same seed gives the same weights, crash or not");
+    assert_eq!(
+        calm, disturbed,
+        "the same seed gives the same weights, crash or not"
+    );
 }
 
-/// A worker waits for work when its coordinator dies and comes back: it is given work as soon as there is some, not when the
-/// answer that was lost is overdue.
+/// A worker waits for work when its coordinator dies and comes back: it is given work as soon as
+/// there is some, not when the answer that was lost is overdue.
 #[tokio::test]
 async fn a_worker_that_waits_for_work_finds_the_next_coordinator_soon() {
-    /// The lost claim is noticed after half of the shortest lease and said again within a second; the rest is for a busy machine.
+    /// The lost claim is noticed after half of the shortest lease and said again within a second;
+    /// the rest is for a busy machine.
     const SOON: Duration = Duration::from_secs(18);
     let mut cluster = Cluster::start(Options::default(), 1).await;
     let run = cluster.run().clone();
     let mut evidence = cluster.evidence().await;
     // One worker more is needed than there is, so the one that is there only waits.
-    Recipe::reference(1, 1, 5).set("policy.workers_min=2").create(&cluster).await;
+    Recipe::reference(1, 1, 5)
+        .set("policy.workers_min=2")
+        .create(&cluster)
+        .await;
     let joined = |event: &LedgerEvent| matches!(event, LedgerEvent::WorkerJoined { .. });
     evidence.until_ledger("member", &run, joined).await;
     cluster.kill9("coordinator");
@@ -86,25 +108,40 @@ async fn a_worker_that_waits_for_work_finds_the_next_coordinator_soon() {
     second.join().await;
     let granted = |event: &LedgerEvent| matches!(event, LedgerEvent::LeaseGranted { .. });
     evidence.until_ledger("lease", &run, granted).await;
-    assert!(started.elapsed() < SOON, "granted after {:?}", started.elapsed());
+    assert!(
+        started.elapsed() < SOON,
+        "granted after {:?}",
+        started.elapsed()
+    );
 }
 
-/// A coordinator that is told to stop tells everybody who waits for its answer to ask its successor: silence would cost each of
-/// them the time for which it waits.
+/// A coordinator that is told to stop tells everybody who waits for its answer to ask its
+/// successor: silence would cost each of them the time for which it waits.
 #[tokio::test]
 async fn a_coordinator_that_stops_leaves_nobody_waiting_for_its_answer() {
     let mut cluster = Cluster::start(Options::default(), 0).await;
-    Recipe::reference(1, 1, 5).set("policy.workers_min=2").create(&cluster).await;
+    Recipe::reference(1, 1, 5)
+        .set("policy.workers_min=2")
+        .create(&cluster)
+        .await;
     let worker = Scripted::connect(&cluster, "worker-0").await;
     worker.join().await;
-    let claim = ClaimRequest { v: V, session: worker.session(), wait: CLAIM_WAIT_MAX };
-    let (claimed, ()) = tokio::join!(worker.ask::<_, ClaimReply>(Verb::LeaseClaim, &claim), async {
-        // What came over the same connection before this was heard before this is answered: the claim is held.
-        worker.join().await;
-        let coordinator = cluster.process("coordinator");
-        coordinator.terminate();
-        assert!(coordinator.exit(PATIENCE).await.success());
-    });
+    let claim = ClaimRequest {
+        v: V,
+        session: worker.session(),
+        wait: CLAIM_WAIT_MAX,
+    };
+    let (claimed, ()) = tokio::join!(
+        worker.ask::<_, ClaimReply>(Verb::LeaseClaim, &claim),
+        async {
+            // What came over the same connection before this was heard before this is answered: the
+            // claim is held.
+            worker.join().await;
+            let coordinator = cluster.process("coordinator");
+            coordinator.terminate();
+            assert!(coordinator.exit(PATIENCE).await.success());
+        }
+    );
     match claimed {
         Err(BusError::Refused(refusal)) => assert_eq!(refusal.code, Code::Draining, "{refusal}"),
         other => panic!("the claim is declined: {other:?}"),

@@ -1,5 +1,5 @@
-//! Text as people have it becomes a data set: what is passed over is said, two imports at once both stay in the list, and
-//! what no worker could train on is refused before there is a run.
+//! Text as people have it becomes a data set: what is passed over is said, two imports at once both
+//! stay in the list, and what no worker could train on is refused before there is a run.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -11,7 +11,9 @@ use serde_json::Value;
 
 /// Lines that are all different, from `first` on.
 fn lines(first: usize, count: usize) -> String {
-    (first..first + count).map(|line| format!("{line:06} a line of text\n")).collect()
+    (first..first + count)
+        .map(|line| format!("{line:06} a line of text\n"))
+        .collect()
 }
 
 /// A folder with text and with everything that is none.
@@ -19,8 +21,16 @@ fn mixed(folder: &Path) {
     fs::create_dir_all(folder.join("more")).unwrap();
     let put = |name: &str, bytes: &[u8]| fs::write(folder.join(name), bytes).unwrap();
     put("a.txt", lines(0, 4000).as_bytes());
-    put("more/mark.txt", &["\u{feff}", &lines(10_000, 2000).replace('\n', "\r\n")].concat().into_bytes());
-    put("latin.txt", &[lines(20_000, 2000).as_bytes(), b"caf\xe9\n"].concat());
+    put(
+        "more/mark.txt",
+        &["\u{feff}", &lines(10_000, 2000).replace('\n', "\r\n")]
+            .concat()
+            .into_bytes(),
+    );
+    put(
+        "latin.txt",
+        &[lines(20_000, 2000).as_bytes(), b"caf\xe9\n"].concat(),
+    );
     put("nul.txt", b"text\0and not");
     put("utf16.txt", b"\xff\xfet\0e\0x\0t\0");
     put("empty.txt", b"");
@@ -36,7 +46,10 @@ fn mixed(folder: &Path) {
 
 fn refused(output: &Output, code: &str, parts: &[&str]) {
     let said = format!("{}{}", output.stdout, output.stderr);
-    assert!(!output.status.success() && said.contains(code), "{code}: {said}");
+    assert!(
+        !output.status.success() && said.contains(code),
+        "{code}: {said}"
+    );
     for part in parts {
         assert!(said.contains(part), "{part}: {said}");
     }
@@ -46,13 +59,29 @@ fn refused(output: &Output, code: &str, parts: &[&str]) {
 async fn an_import_says_what_it_passes_over_and_a_run_that_cannot_be_is_refused() {
     let cluster = Cluster::start(Options::default(), 0).await;
     mixed(&cluster.path("texts"));
-    let import = ["--output", "json", "data", "import", "--text", "texts", "--exclude", "*.log"];
+    let import = [
+        "--output",
+        "json",
+        "data",
+        "import",
+        "--text",
+        "texts",
+        "--exclude",
+        "*.log",
+    ];
     let made: Value = serde_json::from_str(&cluster.diloctl_ok(&import).await).unwrap();
     let told: Vec<String> = made["passed_over"]
         .as_array()
         .unwrap()
         .iter()
-        .map(|one| format!("{} {} {}", one["count"], one["reason"].as_str().unwrap(), one["first"].as_str().unwrap()))
+        .map(|one| {
+            format!(
+                "{} {} {}",
+                one["count"],
+                one["reason"].as_str().unwrap(),
+                one["first"].as_str().unwrap()
+            )
+        })
         .collect();
     let expected = [
         "1 nul nul.txt",
@@ -67,24 +96,88 @@ async fn an_import_says_what_it_passes_over_and_a_run_that_cannot_be_is_refused(
     ];
     assert_eq!(told, expected);
     let text = lines(0, 4000).len() + lines(10_000, 2000).len() + 2000;
-    assert_eq!((&made["files"], &made["text_bytes"]), (&2.into(), &text.into()));
-    let table = cluster.diloctl(&["data", "import", "--text", "texts"]).await;
-    assert!(table.stdout.contains("2 not UTF-8: latin.txt (byte 0xe9 at 44003) and 1 more"), "{}", table.stdout);
+    assert_eq!(
+        (&made["files"], &made["text_bytes"]),
+        (&2.into(), &text.into())
+    );
+    let table = cluster
+        .diloctl(&["data", "import", "--text", "texts"])
+        .await;
+    assert!(
+        table
+            .stdout
+            .contains("2 not UTF-8: latin.txt (byte 0xe9 at 44003) and 1 more"),
+        "{}",
+        table.stdout
+    );
     assert!(!table.stdout.contains('\u{1b}'), "no name moves a cursor");
 
     // One text, whose second passage is short: training or held out, as digests fall.
     fs::write(cluster.path("short.txt"), lines(0, 215)).unwrap();
-    cluster.diloctl_ok(&["data", "import", "--text", "short.txt"]).await;
-    let new = ["run", "new", "other", "--model", "reference", "--set", "schedule.sequence_tokens=1000"];
-    refused(&cluster.diloctl(&new).await, "DL0618", &["shard", "a sequence takes 1001"]);
-    refused(&cluster.diloctl(&[&new[..], &["--check-config"]].concat()).await, "DL0618", &["takes 1001"]);
-    let long = ["run", "new", "other", "--model", "tiny", "--set", "schedule.sequence_tokens=513"];
-    refused(&cluster.diloctl(&[&long[..], &["--check-config"]].concat()).await, "DL0620", &["513", "512"]);
-    let fits =
-        ["run", "new", "other", "--model", "reference", "--set", "schedule.sequence_tokens=64", "--check-config"];
-    assert!(cluster.diloctl_ok(&fits).await.contains("go with data set sha256:"));
-    let alone = cluster.diloctl(&["data", "import", "--text", "texts/latin.txt"]).await;
-    refused(&alone, "DL0604", &["1 not UTF-8: ", "latin.txt (byte 0xe9 at 44003)"]);
+    cluster
+        .diloctl_ok(&["data", "import", "--text", "short.txt"])
+        .await;
+    let new = [
+        "run",
+        "new",
+        "other",
+        "--model",
+        "reference",
+        "--set",
+        "schedule.sequence_tokens=1000",
+    ];
+    refused(
+        &cluster.diloctl(&new).await,
+        "DL0618",
+        &["shard", "a sequence takes 1001"],
+    );
+    refused(
+        &cluster
+            .diloctl(&[&new[..], &["--check-config"]].concat())
+            .await,
+        "DL0618",
+        &["takes 1001"],
+    );
+    let long = [
+        "run",
+        "new",
+        "other",
+        "--model",
+        "tiny",
+        "--set",
+        "schedule.sequence_tokens=513",
+    ];
+    refused(
+        &cluster
+            .diloctl(&[&long[..], &["--check-config"]].concat())
+            .await,
+        "DL0620",
+        &["513", "512"],
+    );
+    let fits = [
+        "run",
+        "new",
+        "other",
+        "--model",
+        "reference",
+        "--set",
+        "schedule.sequence_tokens=64",
+        "--check-config",
+    ];
+    assert!(
+        cluster
+            .diloctl_ok(&fits)
+            .await
+            .contains("go with data set sha256:")
+    );
+    let alone = cluster
+        .diloctl(&["data", "import", "--text", "texts/latin.txt"])
+        .await;
+    refused(
+        &alone,
+        "DL0604",
+        &["1 not UTF-8: ", "latin.txt (byte 0xe9 at 44003)"],
+    );
 }
 
 #[tokio::test]
@@ -93,12 +186,23 @@ async fn imports_that_end_together_all_stay_in_the_list() {
     let import = async |number: usize| {
         let name = format!("{number}.txt");
         fs::write(cluster.path(&name), lines(number * 1000, 1000)).unwrap();
-        cluster.diloctl_ok(&["data", "import", "--text", &name]).await
+        cluster
+            .diloctl_ok(&["data", "import", "--text", &name])
+            .await
     };
     tokio::join!(import(1), import(2), import(3), import(4));
-    let list: Value = serde_json::from_str(&cluster.diloctl_ok(&["--output", "json", "data", "ls"]).await).unwrap();
-    let mut sources: Vec<&str> =
-        list["items"].as_array().unwrap().iter().map(|one| one["source"].as_str().unwrap()).collect();
+    let list: Value = serde_json::from_str(
+        &cluster
+            .diloctl_ok(&["--output", "json", "data", "ls"])
+            .await,
+    )
+    .unwrap();
+    let mut sources: Vec<&str> = list["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["source"].as_str().unwrap())
+        .collect();
     sources.sort_unstable();
     assert_eq!(sources, ["1.txt", "2.txt", "3.txt", "4.txt"]);
 }

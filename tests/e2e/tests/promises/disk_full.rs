@@ -1,5 +1,6 @@
-//! The broker's disk fills up in the middle of a run. A broker goes on answering then, and stores nothing more, also when
-//! there is room again: everybody says so in its own words, and `up` mends it.
+//! The broker's disk fills up in the middle of a run. A broker goes on answering then, and stores
+//! nothing more, also when there is room again: everybody says so in its own words, and `up` mends
+//! it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,8 +18,13 @@ impl Disk {
     /// None where this process may not mount.
     fn mount(folder: &Path) -> Option<Self> {
         std::fs::create_dir_all(folder).unwrap();
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", DISK, "tmpfs"]).arg(folder).output();
-        mounted.is_ok_and(|output| output.status.success()).then(|| Self(folder.to_owned()))
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", DISK, "tmpfs"])
+            .arg(folder)
+            .output();
+        mounted
+            .is_ok_and(|output| output.status.success())
+            .then(|| Self(folder.to_owned()))
     }
 
     fn filler(&self) -> PathBuf {
@@ -52,7 +58,8 @@ pub(crate) fn port() -> String {
 
 #[tokio::test]
 async fn a_full_disk_of_the_broker_is_told_in_its_words_and_mended_by_up() {
-    // Its own broker does not matter here; `up` starts another, with all that belongs to it, from the same domain.
+    // Its own broker does not matter here; `up` starts another, with all that belongs to it, from
+    // the same domain.
     let cluster = Cluster::bare(Options::default()).await;
     let Some(disk) = Disk::mount(&cluster.path(".diloco/nats")) else {
         e2e::skipped("this process may not mount a small disk");
@@ -60,7 +67,17 @@ async fn a_full_disk_of_the_broker_is_told_in_its_words_and_mended_by_up() {
     };
     let server = harness::nats_server().display().to_string();
     let (bus, store) = (port(), port());
-    let up = ["up", "--workers", "0", "--bus-port", &bus, "--store-port", &store, "--nats-server", &server];
+    let up = [
+        "up",
+        "--workers",
+        "0",
+        "--bus-port",
+        &bus,
+        "--store-port",
+        &store,
+        "--nats-server",
+        &server,
+    ];
     let stack = Stack(&cluster);
     cluster.diloctl_ok(&up).await;
     cluster.diloctl_ok(&["run", "ls"]).await;
@@ -68,25 +85,72 @@ async fn a_full_disk_of_the_broker_is_told_in_its_words_and_mended_by_up() {
     disk.fill();
     // Whatever makes the coordinator append; there is no answer, or a refusal.
     let text = cluster.path("text.txt");
-    let words = (0_u32..30_000).map(|n| format!("{} and {}\n", n.wrapping_mul(7919) % 10_007, n % 613));
+    let words =
+        (0_u32..30_000).map(|n| format!("{} and {}\n", n.wrapping_mul(7919) % 10_007, n % 613));
     std::fs::write(&text, words.collect::<String>()).unwrap();
-    let data = ["--timeout", "20s", "data", "import", "--text", "text.txt", "--limit", "128KiB"];
+    let data = [
+        "--timeout",
+        "20s",
+        "data",
+        "import",
+        "--text",
+        "text.txt",
+        "--limit",
+        "128KiB",
+    ];
     cluster.diloctl_ok(&data).await;
-    let new = ["--timeout", "12s", "run", "new", "demo", "--model", "reference", "--rounds", "1", "--units", "1"];
+    let new = [
+        "--timeout",
+        "12s",
+        "run",
+        "new",
+        "demo",
+        "--model",
+        "reference",
+        "--rounds",
+        "1",
+        "--units",
+        "1",
+    ];
     let output = cluster.diloctl(&new).await;
-    let told =
-        |text: &str| text.contains(&Code::StreamNotStored.to_string()) && text.contains("no space left on device");
-    assert!(!output.status.success() && told(&output.stderr), "{} {}", output.status, output.stderr);
+    let told = |text: &str| {
+        text.contains(&Code::StreamNotStored.to_string())
+            && text.contains("no space left on device")
+    };
+    assert!(
+        !output.status.success() && told(&output.stderr),
+        "{} {}",
+        output.status,
+        output.stderr
+    );
     let output = cluster.diloctl(&["cluster", "check"]).await;
-    assert!(!output.status.success() && told(&output.stderr), "{} {}", output.status, output.stderr);
+    assert!(
+        !output.status.success() && told(&output.stderr),
+        "{} {}",
+        output.status,
+        output.stderr
+    );
     let output = cluster.diloctl(&up).await;
-    assert!(!output.status.success() && told(&output.stderr), "the disk is still full: {}", output.stderr);
+    assert!(
+        !output.status.success() && told(&output.stderr),
+        "the disk is still full: {}",
+        output.stderr
+    );
 
     disk.empty();
     let output = cluster.diloctl(&up).await;
-    assert!(output.status.success() && output.stderr.contains("is started again"), "{}", output.stderr);
+    assert!(
+        output.status.success() && output.stderr.contains("is started again"),
+        "{}",
+        output.stderr
+    );
     let answered = tokio::time::timeout(3 * PATIENCE, async {
-        while !cluster.diloctl(&["--timeout", "5s", "run", "ls"]).await.status.success() {}
+        while !cluster
+            .diloctl(&["--timeout", "5s", "run", "ls"])
+            .await
+            .status
+            .success()
+        {}
     });
     answered.await.expect("the coordinator answers again");
     drop(stack);
@@ -98,6 +162,9 @@ pub(crate) struct Stack<'a>(pub(crate) &'a Cluster);
 impl Drop for Stack<'_> {
     fn drop(&mut self) {
         let mut down = Command::new(harness::program("diloctl"));
-        let _ended = down.args(["down", "--drain", "1s"]).current_dir(self.0.path("")).output();
+        let _ended = down
+            .args(["down", "--drain", "1s"])
+            .current_dir(self.0.path(""))
+            .output();
     }
 }

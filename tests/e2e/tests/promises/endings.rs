@@ -1,5 +1,5 @@
-//! What ends with time: certificates and credentials. Who meets one that has ended is told which, in which file or at which
-//! address, and when; who can go on when it is renewed waits for that.
+//! What ends with time: certificates and credentials. Who meets one that has ended is told which,
+//! in which file or at which address, and when; who can go on when it is renewed waits for that.
 
 use std::time::Duration;
 
@@ -22,10 +22,14 @@ const CREDENTIALS: [(&str, Role, &str); 4] = [
     ("coordinator", Role::Coordinator, "coordinator"),
 ];
 
-/// Puts a certificate that ended yesterday in place of the domain's, and gives its last day as people read it.
+/// Puts a certificate that ended yesterday in place of the domain's, and gives its last day as
+/// people read it.
 fn expire(cluster: &Cluster) -> String {
     let made = UnixMillis(clock::now().get() - 31 * DAY_MS);
-    cluster.domain().renew_server_certificate(&[], made).unwrap();
+    cluster
+        .domain()
+        .renew_server_certificate(&[], made)
+        .unwrap();
     Time(made.after(Millis(30 * DAY_MS))).to_string()[..10].to_owned()
 }
 
@@ -33,10 +37,20 @@ fn expire(cluster: &Cluster) -> String {
 async fn a_certificate_that_has_ended_is_named_with_file_and_day() {
     let mut cluster = Cluster::broker(Options::default()).await;
     cluster.start_store().await;
-    let (coordinator, audit) = (cluster.coordinator_arguments("tried"), cluster.audit_arguments());
-    let programs = [("diloco-coordinator", &coordinator), ("diloco-audit", &audit)];
+    let (coordinator, audit) = (
+        cluster.coordinator_arguments("tried"),
+        cluster.audit_arguments(),
+    );
+    let programs = [
+        ("diloco-coordinator", &coordinator),
+        ("diloco-audit", &audit),
+    ];
     let check = async |cluster: &Cluster, program: &str, arguments: &[String]| {
-        let arguments = arguments.iter().map(String::as_str).chain(["--check-config"]).collect::<Vec<_>>();
+        let arguments = arguments
+            .iter()
+            .map(String::as_str)
+            .chain(["--check-config"])
+            .collect::<Vec<_>>();
         let output = cluster.run_program(program, &arguments, PATIENCE).await;
         (output.status.code(), output.stderr)
     };
@@ -45,11 +59,21 @@ async fn a_certificate_that_has_ended_is_named_with_file_and_day() {
         assert_eq!(status, Some(0), "{program}: {text}");
     }
     let day = expire(&cluster);
-    let file = cluster.domain().layout().server_certificate().display().to_string();
+    let file = cluster
+        .domain()
+        .layout()
+        .server_certificate()
+        .display()
+        .to_string();
     for (program, arguments) in programs {
         let (status, text) = check(&cluster, program, arguments).await;
-        let told = text.contains(&Code::CertificateExpired.to_string()) && text.contains(&file) && text.contains(&day);
-        assert!(status == Some(i32::from(EXIT_USAGE)) && told, "{program}: {status:?} {text}");
+        let told = text.contains(&Code::CertificateExpired.to_string())
+            && text.contains(&file)
+            && text.contains(&day);
+        assert!(
+            status == Some(i32::from(EXIT_USAGE)) && told,
+            "{program}: {status:?} {text}"
+        );
     }
 
     // The store does not start with it; the broker does, and its clients are told what it shows.
@@ -62,30 +86,53 @@ async fn a_certificate_that_has_ended_is_named_with_file_and_day() {
             && text.contains(&day)
             && text.contains(cluster.bus_url())
     };
-    assert!(output.status.code() == Some(6) && told(&output.stderr), "{} {}", output.status, output.stderr);
+    assert!(
+        output.status.code() == Some(6) && told(&output.stderr),
+        "{} {}",
+        output.status,
+        output.stderr
+    );
     let arguments: Vec<&str> = coordinator.iter().map(String::as_str).collect();
-    let output = cluster.run_program("diloco-coordinator", &arguments, PATIENCE).await;
+    let output = cluster
+        .run_program("diloco-coordinator", &arguments, PATIENCE)
+        .await;
     let status = output.status.code();
-    assert!(status == Some(i32::from(EXIT_DENIED)) && told(&output.stderr), "{status:?} {}", output.stderr);
+    assert!(
+        status == Some(i32::from(EXIT_DENIED)) && told(&output.stderr),
+        "{status:?} {}",
+        output.stderr
+    );
 
     // A new one mends it, and one that ends soon is told before it does.
-    cluster.domain().renew_server_certificate(&[], UnixMillis(clock::now().get() - 25 * DAY_MS)).unwrap();
+    cluster
+        .domain()
+        .renew_server_certificate(&[], UnixMillis(clock::now().get() - 25 * DAY_MS))
+        .unwrap();
     cluster.kill9("broker");
     cluster.restart("broker").await;
     let output = cluster.diloctl(&["cluster", "check"]).await;
-    let soon =
-        output.stderr.contains(&Code::EndsSoon.to_string()) && output.stderr.contains("tls/server.pem ends at 2");
-    assert!(output.status.success() && soon, "{} {}", output.status, output.stderr);
+    let soon = output.stderr.contains(&Code::EndsSoon.to_string())
+        && output.stderr.contains("tls/server.pem ends at 2");
+    assert!(
+        output.status.success() && soon,
+        "{} {}",
+        output.status,
+        output.stderr
+    );
 }
 
-/// The broker cuts off whose credential has ended. Each waits for the new file, names the old one, and goes on. The audit
-/// service has two connections, and waits for both.
+/// The broker cuts off whose credential has ended. Each waits for the new file, names the old one,
+/// and goes on. The audit service has two connections, and waits for both.
 #[tokio::test]
 async fn a_credential_that_has_ended_is_waited_for_by_everybody() {
     const LIFE: Millis = Millis::from_secs(8);
     const PROCESSES: [&str; 3] = ["worker-0", "audit", "coordinator"];
     let log = "info,diloco_audit=debug".to_owned();
-    let mut cluster = Cluster::broker(Options { log, ..Options::default() }).await;
+    let mut cluster = Cluster::broker(Options {
+        log,
+        ..Options::default()
+    })
+    .await;
     let run = cluster.run().clone();
     cluster.start_store().await;
     cluster.start_coordinator("coordinator").await;
@@ -100,27 +147,60 @@ async fn a_credential_that_has_ended_is_waited_for_by_everybody() {
         cluster.restart(name).await;
     }
     for (name, _, file) in CREDENTIALS {
-        let file = cluster.domain().layout().credentials(file).display().to_string();
-        let told = |text: &str| text.contains("waiting for a renewed file") || text.contains("is taken up as soon as");
+        let file = cluster
+            .domain()
+            .layout()
+            .credentials(file)
+            .display()
+            .to_string();
+        let told = |text: &str| {
+            text.contains("waiting for a renewed file") || text.contains("is taken up as soon as")
+        };
         let named = |log: &str| log.lines().any(|line| line.contains(&file) && told(line));
-        let log = cluster.process(name).until_logged(3 * PATIENCE, named).await;
-        let line = log.lines().find(|line| line.contains(&file) && told(line)).expect("one line has both");
+        let log = cluster
+            .process(name)
+            .until_logged(3 * PATIENCE, named)
+            .await;
+        let line = log
+            .lines()
+            .find(|line| line.contains(&file) && told(line))
+            .expect("one line has both");
         assert!(line.contains(" ended at 2"), "{line}");
-        assert!(cluster.process(name).ended().is_none(), "{name} did not wait");
+        assert!(
+            cluster.process(name).ended().is_none(),
+            "{name} did not wait"
+        );
     }
     let (renewed, told) = (clock::now(), cluster.process("audit").log().len());
     for (_, role, file) in CREDENTIALS {
         cluster.issue(role, file);
     }
     let operator = cluster.operator().await;
-    let before = operator.run(&run).await.map(|detail| detail.view.round.get()).unwrap_or(0);
-    let wanted = |view: &schemas::view::RunView| view.round.get() > before + 1 || view.phase == RunPhase::Complete;
+    let before = operator
+        .run(&run)
+        .await
+        .map(|detail| detail.view.round.get())
+        .unwrap_or(0);
+    let wanted = |view: &schemas::view::RunView| {
+        view.round.get() > before + 1 || view.phase == RunPhase::Complete
+    };
     operator.until(&run, Duration::from_secs(60), wanted).await;
-    let of_worker =
-        |recorded: &Recorded| matches!(recorded.body.event, Event::Worker(_)) && recorded.body.time > renewed;
-    cluster.evidence().await.until("event of the worker after the renewal", of_worker).await;
-    cluster.process("audit").until_logged(PATIENCE, |log| log[told..].contains("a batch is kept")).await;
+    let of_worker = |recorded: &Recorded| {
+        matches!(recorded.body.event, Event::Worker(_)) && recorded.body.time > renewed
+    };
+    cluster
+        .evidence()
+        .await
+        .until("event of the worker after the renewal", of_worker)
+        .await;
+    cluster
+        .process("audit")
+        .until_logged(PATIENCE, |log| log[told..].contains("a batch is kept"))
+        .await;
     for name in PROCESSES {
-        assert!(cluster.process(name).ended().is_none(), "{name} goes on without a restart");
+        assert!(
+            cluster.process(name).ended().is_none(),
+            "{name} goes on without a restart"
+        );
     }
 }

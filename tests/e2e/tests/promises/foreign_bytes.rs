@@ -1,5 +1,5 @@
-//! What no client library would send, with real credentials: headers that are none, bytes that are no text. Nobody but
-//! their sender notices.
+//! What no client library would send, with real credentials: headers that are none, bytes that are
+//! no text. Nobody but their sender notices.
 
 use harness::{Cluster, Options, Raw, publication};
 use schemas::permission::Role;
@@ -8,7 +8,8 @@ use schemas::{Code, RunId, WorkerId};
 
 use e2e::{Recipe, Scripted};
 
-/// Header blocks that the broker passes on as they are. The client library ends its connection at most of them.
+/// Header blocks that the broker passes on as they are. The client library ends its connection at
+/// most of them.
 fn foreign() -> Vec<Vec<u8>> {
     let blocks: [&[u8]; 7] = [
         b"NATS/1.0\r\nX: \xff\xfe\r\n\r\n",
@@ -19,13 +20,24 @@ fn foreign() -> Vec<Vec<u8>> {
         b"NATS/1.0 \xff\xff\r\n\r\n",
         b"\r\n",
     ];
-    let long = [b"NATS/1.0\r\nX: ".to_vec(), vec![b'\x01'; 60 << 10], b"\r\n\r\n".to_vec()].concat();
-    blocks.iter().map(|block| block.to_vec()).chain([long]).collect()
+    let long = [
+        b"NATS/1.0\r\nX: ".to_vec(),
+        vec![b'\x01'; 60 << 10],
+        b"\r\n\r\n".to_vec(),
+    ]
+    .concat();
+    blocks
+        .iter()
+        .map(|block| block.to_vec())
+        .chain([long])
+        .collect()
 }
 
 /// Where a worker may say something to the coordinator.
 fn subjects(run: &RunId, worker: &WorkerId) -> Vec<String> {
-    let requests = Verb::ALL.iter().map(|verb| request_subject(run, worker, *verb));
+    let requests = Verb::ALL
+        .iter()
+        .map(|verb| request_subject(run, worker, *verb));
     requests.chain([heartbeat_subject(run, worker)]).collect()
 }
 
@@ -44,7 +56,8 @@ async fn headers_that_nobody_can_read_are_in_nobodys_way() {
     // One at a time: after each, somebody else is answered.
     for headers in foreign() {
         for subject in &subjects {
-            raw.publish(subject.as_bytes(), inbox.as_bytes(), &headers, b"x").await;
+            raw.publish(subject.as_bytes(), inbox.as_bytes(), &headers, b"x")
+                .await;
         }
         assert!(raw.settled().await.is_empty(), "the broker takes it");
         assert_eq!(operator.workers(cluster.run()).await.len(), 1);
@@ -52,17 +65,35 @@ async fn headers_that_nobody_can_read_are_in_nobodys_way() {
     // A thousand at once, while an honest worker asks.
     let headers = &foreign()[0];
     let burst: Vec<u8> = (0..1000)
-        .flat_map(|number| publication(subjects[number % subjects.len()].as_bytes(), inbox.as_bytes(), headers, b"x"))
+        .flat_map(|number| {
+            publication(
+                subjects[number % subjects.len()].as_bytes(),
+                inbox.as_bytes(),
+                headers,
+                b"x",
+            )
+        })
         .collect();
     raw.say(burst).await;
     honest.claim().await;
     // Those of an operator likewise, on each of its verbs.
     let public = operator.bus().public().unwrap().clone();
-    let mut other = Raw::connect(&cluster, &cluster.domain().layout().credentials(Role::Operator.name())).await;
+    let mut other = Raw::connect(
+        &cluster,
+        &cluster.domain().layout().credentials(Role::Operator.name()),
+    )
+    .await;
     for headers in foreign() {
         for verb in ControlVerb::ALL {
             let subject = control_subject(&public, *verb);
-            other.publish(subject.as_bytes(), format!("_INBOX.{public}.x").as_bytes(), &headers, b"x").await;
+            other
+                .publish(
+                    subject.as_bytes(),
+                    format!("_INBOX.{public}.x").as_bytes(),
+                    &headers,
+                    b"x",
+                )
+                .await;
         }
     }
     other.settled().await;
@@ -71,7 +102,10 @@ async fn headers_that_nobody_can_read_are_in_nobodys_way() {
         assert!(cluster.process(name).ended().is_none(), "{name} ended");
     }
     let log = cluster.process("coordinator").log();
-    assert!(!log.contains("connection to the bus lost"), "the coordinator was cut off");
+    assert!(
+        !log.contains("connection to the bus lost"),
+        "the coordinator was cut off"
+    );
 }
 
 #[tokio::test]
@@ -82,9 +116,22 @@ async fn a_request_with_a_header_is_answered_like_any_other() {
     scripted.join().await;
     let credentials = cluster.domain().layout().credentials("worker-0");
     let mut raw = Raw::connect(&cluster, &credentials).await;
-    raw.say(format!("SUB _INBOX.{}.raw.* 1\r\n", scripted.worker)).await;
+    raw.say(format!("SUB _INBOX.{}.raw.* 1\r\n", scripted.worker))
+        .await;
     let inbox = format!("_INBOX.{}.raw.1", scripted.worker);
-    raw.publish(scripted.subject(Verb::Leave).as_bytes(), inbox.as_bytes(), &foreign()[0], b"\xc0").await;
-    assert!(raw.line().await.starts_with(&format!("MSG {inbox} 1 ")), "without a header of its own");
-    assert_eq!(scripted.refused_raw(Verb::Leave, vec![0xc0]).await, Some(Code::MessageInvalid));
+    raw.publish(
+        scripted.subject(Verb::Leave).as_bytes(),
+        inbox.as_bytes(),
+        &foreign()[0],
+        b"\xc0",
+    )
+    .await;
+    assert!(
+        raw.line().await.starts_with(&format!("MSG {inbox} 1 ")),
+        "without a header of its own"
+    );
+    assert_eq!(
+        scripted.refused_raw(Verb::Leave, vec![0xc0]).await,
+        Some(Code::MessageInvalid)
+    );
 }

@@ -1,5 +1,5 @@
-//! One message stops nobody: whoever may say something, with whatever reply subject, header or length, leaves the record as
-//! it is, and coordinator and audit go on and start again.
+//! One message stops nobody: whoever may say something, with whatever reply subject, header or
+//! length, leaves the record as it is, and coordinator and audit go on and start again.
 
 use std::collections::BTreeMap;
 
@@ -15,8 +15,8 @@ use schemas::event::{LedgerEvent, WorkerEvent};
 use schemas::lease::Done;
 use schemas::permission::Role;
 use schemas::subject::{
-    AUDIT_STREAM, ControlVerb, LEDGER_STREAM, Verb, events_stream, ledger_subject, record_subject, request_subject,
-    worker_event_subject,
+    AUDIT_STREAM, ControlVerb, LEDGER_STREAM, Verb, events_stream, ledger_subject, record_subject,
+    request_subject, worker_event_subject,
 };
 use schemas::{Code, ObjectRef, PublicKey, V};
 
@@ -26,7 +26,10 @@ const FLOOD: usize = 30_000;
 /// A cluster with a run, and no worker.
 async fn stage() -> Cluster {
     let cluster = Cluster::start(Options::default(), 0).await;
-    Recipe::reference(2, 1, 5).set("schedule.evaluation_every=0").create(&cluster).await;
+    Recipe::reference(2, 1, 5)
+        .set("schedule.evaluation_every=0")
+        .create(&cluster)
+        .await;
     cluster
 }
 
@@ -38,10 +41,17 @@ async fn provisioner(cluster: &Cluster, account: Account) -> jetstream::Context 
 /// The last position of every stream and bucket of every account.
 async fn stored(cluster: &Cluster) -> BTreeMap<String, u64> {
     let mut all = BTreeMap::new();
-    for account in Account::ALL.into_iter().filter(|account| *account != Account::Tenant) {
+    for account in Account::ALL
+        .into_iter()
+        .filter(|account| *account != Account::Tenant)
+    {
         let jetstream = provisioner(cluster, account).await;
         let infos: Vec<_> = jetstream.streams().try_collect().await.unwrap();
-        all.extend(infos.into_iter().map(|info| (info.config.name, info.state.last_sequence)));
+        all.extend(
+            infos
+                .into_iter()
+                .map(|info| (info.config.name, info.state.last_sequence)),
+        );
     }
     // How far the copy has come is nobody's doing here.
     all.remove(AUDIT_STREAM);
@@ -66,30 +76,69 @@ fn targets(cluster: &Cluster, key: &PublicKey) -> Vec<String> {
         "$KV.state.x".to_owned(),
         "_INBOX.x.y".to_owned(),
     ];
-    for stream in [AUDIT_STREAM, LEDGER_STREAM, "WORK", "KV_state", &events_stream(&tenant)] {
-        targets.extend(["DELETE", "PURGE", "UPDATE", "CREATE"].map(|verb| format!("$JS.API.STREAM.{verb}.{stream}")));
+    for stream in [
+        AUDIT_STREAM,
+        LEDGER_STREAM,
+        "WORK",
+        "KV_state",
+        &events_stream(&tenant),
+    ] {
+        targets.extend(
+            ["DELETE", "PURGE", "UPDATE", "CREATE"]
+                .map(|verb| format!("$JS.API.STREAM.{verb}.{stream}")),
+        );
         targets.push(format!("$JS.API.CONSUMER.CREATE.{stream}.thief"));
     }
     for copied in Copied::all(&domain.trust().tenants) {
-        targets.extend(copied.paths().into_iter().map(|path| path.local.replace('>', "thief.x")));
+        targets.extend(
+            copied
+                .paths()
+                .into_iter()
+                .map(|path| path.local.replace('>', "thief.x")),
+        );
     }
     targets
 }
 
 /// The record verifies, and tells of this many foreign messages.
 async fn replay_tells(cluster: &Cluster, foreign: u64) {
-    let said = cluster.diloctl_ok(&["--output", "json", "audit", "replay", "--summary"]).await;
-    let summary: serde_json::Value = serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"));
-    assert_eq!((summary["foreign"].as_u64(), summary["evidence"].as_bool()), (Some(foreign), Some(false)), "{said}");
-    assert_eq!(summary["foreign_messages"].as_array().map(Vec::len), Some(foreign as usize), "{said}");
-    assert_eq!(summary["faulty_workers"].as_array().map(Vec::len), Some(0), "{said}");
+    let said = cluster
+        .diloctl_ok(&["--output", "json", "audit", "replay", "--summary"])
+        .await;
+    let summary: serde_json::Value =
+        serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"));
+    assert_eq!(
+        (summary["foreign"].as_u64(), summary["evidence"].as_bool()),
+        (Some(foreign), Some(false)),
+        "{said}"
+    );
+    assert_eq!(
+        summary["foreign_messages"].as_array().map(Vec::len),
+        Some(foreign as usize),
+        "{said}"
+    );
+    assert_eq!(
+        summary["faulty_workers"].as_array().map(Vec::len),
+        Some(0),
+        "{said}"
+    );
 }
 
 /// Something that changes the coordinator's state, and so appends to the ledger.
 async fn append(cluster: &Cluster) {
-    let upload = OperatorObjects { v: V, objects: vec![ObjectRef::of(b"nothing that was uploaded")] };
-    let asked = cluster.operator().await.ask::<_, Done>(ControlVerb::BlobCommit, &upload).await;
-    assert!(matches!(asked, Err(runtime::BusError::Refused(_))), "the coordinator answers: {asked:?}");
+    let upload = OperatorObjects {
+        v: V,
+        objects: vec![ObjectRef::of(b"nothing that was uploaded")],
+    };
+    let asked = cluster
+        .operator()
+        .await
+        .ask::<_, Done>(ControlVerb::BlobCommit, &upload)
+        .await;
+    assert!(
+        matches!(asked, Err(runtime::BusError::Refused(_))),
+        "the coordinator answers: {asked:?}"
+    );
 }
 
 /// Coordinator and audit go on, and start again on what is stored.
@@ -106,7 +155,10 @@ async fn all_go_on(cluster: &mut Cluster) {
 /// Asks with a reply subject of the asker's choice, and waits until the broker has worked that off.
 async fn ask_for(bus: &Bus, subject: &str, replies: &[String], payload: &'static [u8]) {
     for reply in replies {
-        let sent = bus.client().publish_with_reply(subject.to_owned(), reply.clone(), payload.into()).await;
+        let sent = bus
+            .client()
+            .publish_with_reply(subject.to_owned(), reply.clone(), payload.into())
+            .await;
         sent.expect("the client sends anything");
     }
     bus.round_trip().await.expect("the broker answers");
@@ -118,10 +170,19 @@ async fn whatever_an_auditor_asks_for_whomever_nothing_is_stored_or_altered() {
     let auditor = cluster.connect(Role::Auditor, "auditor").await;
     let targets = targets(&cluster, auditor.public().expect("with credentials"));
     let before = stored(&cluster).await;
-    for (verb, payload) in
-        [("INFO", &b""[..]), ("MSG.GET", b"{\"seq\":1}"), ("MSG.GET", b"{\"seq\":1000000}"), ("INFO", b"{")]
-    {
-        ask_for(&auditor, &format!("$JS.API.STREAM.{verb}.{AUDIT_STREAM}"), &targets, payload).await;
+    for (verb, payload) in [
+        ("INFO", &b""[..]),
+        ("MSG.GET", b"{\"seq\":1}"),
+        ("MSG.GET", b"{\"seq\":1000000}"),
+        ("INFO", b"{"),
+    ] {
+        ask_for(
+            &auditor,
+            &format!("$JS.API.STREAM.{verb}.{AUDIT_STREAM}"),
+            &targets,
+            payload,
+        )
+        .await;
     }
     assert_eq!(stored(&cluster).await, before);
     all_go_on(&mut cluster).await;
@@ -136,7 +197,13 @@ async fn whatever_a_worker_asks_for_whomever_nobody_stores_the_answer() {
     let targets = targets(&cluster, scripted.bus.public().expect("with credentials"));
     let before = stored(&cluster).await;
     ask_for(&scripted.bus, &scripted.subject(Verb::Join), &targets, b"").await;
-    ask_for(&scripted.bus, &worker_event_subject(cluster.run(), &scripted.worker, "joined"), &targets, b"").await;
+    ask_for(
+        &scripted.bus,
+        &worker_event_subject(cluster.run(), &scripted.worker, "joined"),
+        &targets,
+        b"",
+    )
+    .await;
     // An answer of the coordinator to what comes behind: everything before it was answered.
     let refused = scripted.refused_raw(Verb::LeaseClaim, Vec::new()).await;
     assert!(refused.is_some());
@@ -154,17 +221,31 @@ async fn fg_07_what_nobody_signed_is_passed_over_and_told_apart() {
     let mut cluster = stage().await;
     // The connection's credential was stolen; the key that signs events was not.
     let thief = cluster.connect(Role::LedgerWriter, "ledger-writer").await;
-    let subject = ledger_subject(None, &cluster.domain().trust().audit_keys[0], "coordinator-stopped");
+    let subject = ledger_subject(
+        None,
+        &cluster.domain().trust().audit_keys[0],
+        "coordinator-stopped",
+    );
     for foreign in 1..=2 {
-        let stored = thief.request_raw(&subject, HeaderMap::new(), "forged".into(), PATIENCE).await;
+        let stored = thief
+            .request_raw(&subject, HeaderMap::new(), "forged".into(), PATIENCE)
+            .await;
         stored.expect("the broker stores what this role may publish");
         all_go_on(&mut cluster).await;
         cluster.copied().await;
         replay_tells(&cluster, foreign).await;
     }
     let said = cluster.diloctl_ok(&["audit", "replay", "--summary"]).await;
-    assert!(said.contains("2 foreign messages were passed over"), "{said}");
-    assert!(cluster.process("coordinator").log().contains(&Code::ForeignMessage.to_string()));
+    assert!(
+        said.contains("2 foreign messages were passed over"),
+        "{said}"
+    );
+    assert!(
+        cluster
+            .process("coordinator")
+            .log()
+            .contains(&Code::ForeignMessage.to_string())
+    );
 }
 
 #[tokio::test]
@@ -176,7 +257,11 @@ async fn events_with_headers_that_nobody_can_parse_or_that_are_too_long_stop_nob
     let before = stored(&cluster).await;
     let mut raw = Raw::connect(&cluster, &issued.credentials).await;
     let controls = [&b"NATS/1.0\r\nX: "[..], &[1; 60_000], b"\r\n\r\n"].concat();
-    for headers in [&b"NATS/1.0\r\nX: \xff\xfe\r\n\r\n"[..], b"NATS/1.0\r\nno colon\r\n\r\n", &controls] {
+    for headers in [
+        &b"NATS/1.0\r\nX: \xff\xfe\r\n\r\n"[..],
+        b"NATS/1.0\r\nno colon\r\n\r\n",
+        &controls,
+    ] {
         for payload in [&b""[..], b"nonsense", &[7; 60_000]] {
             raw.publish(subject.as_bytes(), b"", headers, payload).await;
         }
@@ -184,7 +269,10 @@ async fn events_with_headers_that_nobody_can_parse_or_that_are_too_long_stop_nob
     raw.settled().await;
     // The answer to an event behind them: they were heard, and none of them is anywhere.
     let scripted = Scripted::connect(&cluster, "worker-0").await;
-    let answer = scripted.bus.request::<_, Done>(&subject, &Done::default(), PATIENCE).await;
+    let answer = scripted
+        .bus
+        .request::<_, Done>(&subject, &Done::default(), PATIENCE)
+        .await;
     assert!(
         matches!(&answer, Err(runtime::BusError::Refused(refusal)) if refusal.code == Code::EventRefused),
         "{answer:?}"
@@ -205,7 +293,10 @@ async fn a_burst_of_events_costs_nobody_else_anything() {
     let (client, flooded) = (scripted.bus.client().clone(), subject.clone());
     let flood = tokio::spawn(async move {
         for _ in 0..FLOOD {
-            client.publish(flooded.clone(), "x".into()).await.expect("the client sends anything");
+            client
+                .publish(flooded.clone(), "x".into())
+                .await
+                .expect("the client sends anything");
         }
         client.flush().await.expect("the broker takes it");
     });
@@ -215,32 +306,60 @@ async fn a_burst_of_events_costs_nobody_else_anything() {
     other.join().await;
     let mut answered = 0;
     while !flood.is_finished() || answered < 20 {
-        operator.view(Query::Runs).await.expect("it is answered in its usual time");
+        operator
+            .view(Query::Runs)
+            .await
+            .expect("it is answered in its usual time");
         answered += 1;
     }
     flood.await.expect("no panic");
-    other.emit(WorkerEvent::Stopped { reason: "recorded".to_owned() }).await;
+    other
+        .emit(WorkerEvent::Stopped {
+            reason: "recorded".to_owned(),
+        })
+        .await;
     let events = events_stream(&cluster.domain().tenant().unwrap());
-    assert_eq!(stored(&cluster).await[&events], before[&events] + 1, "nothing of the flood");
+    assert_eq!(
+        stored(&cluster).await[&events],
+        before[&events] + 1,
+        "nothing of the flood"
+    );
     all_go_on(&mut cluster).await;
     cluster.copied().await;
     replay_tells(&cluster, 0).await;
 }
 
-/// A worker whose state was put back, or two under one identity: the second history is refused, and said so.
+/// A worker whose state was put back, or two under one identity: the second history is refused, and
+/// said so.
 #[tokio::test]
 async fn a_chain_that_forks_is_not_recorded_and_its_worker_is_told() {
     let cluster = stage().await;
     let scripted = Scripted::connect(&cluster, "worker-0").await;
     scripted.join().await;
-    scripted.emit(WorkerEvent::Stopped { reason: "first life".to_owned() }).await;
+    scripted
+        .emit(WorkerEvent::Stopped {
+            reason: "first life".to_owned(),
+        })
+        .await;
     scripted.forget_events();
-    let stopped = WorkerEvent::Stopped { reason: "second life".to_owned() };
+    let stopped = WorkerEvent::Stopped {
+        reason: "second life".to_owned(),
+    };
     let refusal = scripted.try_emit(stopped).await.expect_err("a fork");
     assert_eq!(refusal.code, Code::ChainForked);
     let recorded = cluster.evidence().await.everything().await;
     let joined = |event: &LedgerEvent| matches!(event, LedgerEvent::WorkerJoined { .. });
-    assert_eq!(recorded.iter().filter(|one| one.ledger().is_some_and(joined)).count(), 1);
-    assert_eq!(recorded.iter().filter(|one| one.ledger().is_none()).count(), 1, "the first life's event alone");
+    assert_eq!(
+        recorded
+            .iter()
+            .filter(|one| one.ledger().is_some_and(joined))
+            .count(),
+        1
+    );
+    assert_eq!(
+        recorded.iter().filter(|one| one.ledger().is_none()).count(),
+        1,
+        "the first life's event alone"
+    );
     replay_tells(&cluster, 0).await;
 }

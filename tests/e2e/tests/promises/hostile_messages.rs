@@ -1,5 +1,5 @@
-//! A worker with real credentials says wrong things: each is refused by itself with a code, nothing counts that should not,
-//! and everybody else goes on.
+//! A worker with real credentials says wrong things: each is refused by itself with a code, nothing
+//! counts that should not, and everybody else goes on.
 
 use std::time::Duration;
 
@@ -16,7 +16,9 @@ use schemas::lease::{Done, LeaseRef, ReleaseRequest, RenewReply, RenewRequest};
 use schemas::limits::WORKER_MESSAGE_BYTES_MAX;
 use schemas::member::{Layer, LeaveRequest, OpenLayer};
 use schemas::run::{RunSpec, TrainerKind};
-use schemas::subject::{ControlVerb, Verb, control_subject, heartbeat_subject, worker_event_subject};
+use schemas::subject::{
+    ControlVerb, Verb, control_subject, heartbeat_subject, worker_event_subject,
+};
 use schemas::view::RunPhase;
 use schemas::{Bytes, Code, Digest, Epoch, Message, Millis, ObjectRef, Steps, Tokens, V};
 
@@ -42,7 +44,10 @@ fn refusal<T: std::fmt::Debug>(outcome: Result<T, BusError>) -> Code {
 /// The bytes of a message whose version is another.
 fn with_next_version(message: &impl Message) -> Vec<u8> {
     let mut bytes = message.encode();
-    let place = bytes.windows(2).position(|window| window == [0xa1, b'v']).expect("a message has a version");
+    let place = bytes
+        .windows(2)
+        .position(|window| window == [0xa1, b'v'])
+        .expect("a message has a version");
     bytes[place + 2] += 1;
     bytes
 }
@@ -67,7 +72,9 @@ async fn fg_11_nothing_that_is_no_message_gets_through() {
         vec![0x91; 100_000],
         vec![0xdf, 0xff, 0xff, 0xff, 0xff],
         vec![0xdb, 0xff, 0xff, 0xff, 0xff, b'x'],
-        (0..1024_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect(),
+        (0..1024_u32)
+            .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
+            .collect(),
     ];
     for verb in Verb::ALL {
         for (place, bomb) in bombs.iter().enumerate() {
@@ -77,19 +84,42 @@ async fn fg_11_nothing_that_is_no_message_gets_through() {
     }
     for (verb, message) in [
         (Verb::Join, with_next_version(&scripted.join_request())),
-        (Verb::LeaseClaim, with_next_version(&scripted.claim_request(Millis(1)))),
+        (
+            Verb::LeaseClaim,
+            with_next_version(&scripted.claim_request(Millis(1))),
+        ),
         (
             Verb::LeaseRenew,
-            with_next_version(&RenewRequest { v: V, lease, steps_done: Steps(1), bytes_moved: Bytes(0) }),
+            with_next_version(&RenewRequest {
+                v: V,
+                lease,
+                steps_done: Steps(1),
+                bytes_moved: Bytes(0),
+            }),
         ),
         // Of another type, and with a tail.
         (Verb::Leave, scripted.claim_request(Millis(1)).encode()),
-        (Verb::LeaseClaim, [scripted.claim_request(Millis(1)).encode(), vec![0]].concat()),
+        (
+            Verb::LeaseClaim,
+            [scripted.claim_request(Millis(1)).encode(), vec![0]].concat(),
+        ),
     ] {
-        assert_eq!(scripted.refused_raw(verb, message).await, Some(Code::MessageInvalid), "{verb}");
+        assert_eq!(
+            scripted.refused_raw(verb, message).await,
+            Some(Code::MessageInvalid),
+            "{verb}"
+        );
     }
     let renewed: Result<RenewReply, _> = scripted
-        .ask(Verb::LeaseRenew, &RenewRequest { v: V, lease, steps_done: Steps(1), bytes_moved: Bytes(0) })
+        .ask(
+            Verb::LeaseRenew,
+            &RenewRequest {
+                v: V,
+                lease,
+                steps_done: Steps(1),
+                bytes_moved: Bytes(0),
+            },
+        )
         .await;
     assert!(renewed.is_ok(), "the lease is untouched: {renewed:?}");
     assert!(cluster.process("coordinator").ended().is_none());
@@ -101,12 +131,30 @@ async fn an_operators_nonsense_and_oversized_messages_are_refused_and_the_coordi
     let operator = cluster.operator().await;
     let public = operator.bus().public().unwrap().clone();
     for verb in ControlVerb::ALL {
-        let code = refused_raw(operator.bus(), &control_subject(&public, *verb), vec![0xc0; 64]).await;
+        let code = refused_raw(
+            operator.bus(),
+            &control_subject(&public, *verb),
+            vec![0xc0; 64],
+        )
+        .await;
         assert_eq!(code, Some(Code::MessageInvalid), "{verb}");
     }
     // Longer than a question may be: refused before it is parsed.
-    let long = [ViewRequest { v: V, query: Query::Runs }.encode(), vec![0; 8192]].concat();
-    let code = refused_raw(operator.bus(), &control_subject(&public, ControlVerb::View), long).await;
+    let long = [
+        ViewRequest {
+            v: V,
+            query: Query::Runs,
+        }
+        .encode(),
+        vec![0; 8192],
+    ]
+    .concat();
+    let code = refused_raw(
+        operator.bus(),
+        &control_subject(&public, ControlVerb::View),
+        long,
+    )
+    .await;
     assert_eq!(code, Some(Code::MessageInvalid));
 
     let scripted = Scripted::connect(&cluster, "worker-0").await;
@@ -114,13 +162,29 @@ async fn an_operators_nonsense_and_oversized_messages_are_refused_and_the_coordi
     // The broker cuts whoever exceeds its token's limit; the coordinator never sees it.
     let subject = scripted.subject(Verb::LeaseClaim);
     let oversized = vec![0; WORKER_MESSAGE_BYTES_MAX + 1].into();
-    let outcome = scripted.bus.request_raw(&subject, HeaderMap::new(), oversized, Duration::from_secs(3)).await;
+    let outcome = scripted
+        .bus
+        .request_raw(
+            &subject,
+            HeaderMap::new(),
+            oversized,
+            Duration::from_secs(3),
+        )
+        .await;
     assert!(outcome.is_err(), "{outcome:?}");
-    // Heartbeats are not answered; nonsense there harms nobody either. An event that is none is refused.
+    // Heartbeats are not answered; nonsense there harms nobody either. An event that is none is
+    // refused.
     let subject = heartbeat_subject(cluster.run(), &scripted.worker);
-    scripted.bus.publish(&subject, vec![0xc1; 64].into()).await.unwrap();
+    scripted
+        .bus
+        .publish(&subject, vec![0xc1; 64].into())
+        .await
+        .unwrap();
     let subject = worker_event_subject(cluster.run(), &scripted.worker, "joined");
-    assert_eq!(refused_raw(&scripted.bus, &subject, b"nonsense".to_vec()).await, Some(Code::EventRefused));
+    assert_eq!(
+        refused_raw(&scripted.bus, &subject, b"nonsense".to_vec()).await,
+        Some(Code::EventRefused)
+    );
     assert_eq!(operator.workers(cluster.run()).await.len(), 1);
     for name in ["coordinator", "audit"] {
         assert!(cluster.process(name).ended().is_none(), "{name} ended");
@@ -137,27 +201,57 @@ async fn fg_16_a_bad_contribution_is_refused_alone_and_fg_17_a_repeated_one_coun
     let broken: [(&str, Code, f32, Change); 9] = [
         ("NaN", Code::NotFinite, f32::NAN, |_| ()),
         ("infinity", Code::NotFinite, f32::INFINITY, |_| ()),
-        ("another layout", Code::LayoutMismatch, 0.0, |one| one.layout = Digest::of(b"another")),
-        ("no chunks", Code::SizeMismatch, 0.0, |one| one.chunks.clear()),
-        ("another length", Code::SizeMismatch, 0.0, |one| one.chunks[0].bytes.0 -= 4),
-        ("more tokens", Code::TokensMismatch, 0.0, |one| one.tokens = Tokens(one.tokens.0 + 1)),
-        ("a loss that is no number", Code::NotFinite, 0.0, |one| one.loss = f64::NAN),
-        ("a loss below zero", Code::NumberImpossible, 0.0, |one| one.loss = -1e6),
-        ("a time longer than any", Code::NumberImpossible, 0.0, |one| one.train_ms = u64::MAX),
+        ("another layout", Code::LayoutMismatch, 0.0, |one| {
+            one.layout = Digest::of(b"another")
+        }),
+        ("no chunks", Code::SizeMismatch, 0.0, |one| {
+            one.chunks.clear()
+        }),
+        ("another length", Code::SizeMismatch, 0.0, |one| {
+            one.chunks[0].bytes.0 -= 4
+        }),
+        ("more tokens", Code::TokensMismatch, 0.0, |one| {
+            one.tokens = Tokens(one.tokens.0 + 1)
+        }),
+        ("a loss that is no number", Code::NotFinite, 0.0, |one| {
+            one.loss = f64::NAN
+        }),
+        ("a loss below zero", Code::NumberImpossible, 0.0, |one| {
+            one.loss = -1e6
+        }),
+        (
+            "a time longer than any",
+            Code::NumberImpossible,
+            0.0,
+            |one| one.train_ms = u64::MAX,
+        ),
     ];
     let mut before: Option<LeaseRef> = None;
     for (what, expected, last, change) in broken {
         let lease = scripted.claim().await.lease;
-        assert!(before.is_none_or(|before| before.unit == lease.unit && before.epoch < lease.epoch), "{what}: {lease}");
+        assert!(
+            before.is_none_or(|before| before.unit == lease.unit && before.epoch < lease.epoch),
+            "{what}: {lease}"
+        );
         let bytes = chunk(&spec, 0.001, last);
-        // What is wrong beside the numbers of the chunk is found without it; uploads that come to nothing are bounded.
-        let object = if last.is_finite() { ObjectRef::of(&bytes) } else { scripted.upload(lease, bytes).await };
+        // What is wrong beside the numbers of the chunk is found without it; uploads that come to
+        // nothing are bounded.
+        let object = if last.is_finite() {
+            ObjectRef::of(&bytes)
+        } else {
+            scripted.upload(lease, bytes).await
+        };
         let mut contribution = Scripted::contribution(&spec, vec![object]);
         change(&mut contribution);
-        assert_eq!(refusal(scripted.submit(&spec, lease, contribution).await), expected, "{what}");
+        assert_eq!(
+            refusal(scripted.submit(&spec, lease, contribution).await),
+            expected,
+            "{what}"
+        );
         before = Some(lease);
     }
-    // What was refused left nothing behind: the round is open, and a late holder of an earlier epoch is fenced off.
+    // What was refused left nothing behind: the round is open, and a late holder of an earlier
+    // epoch is fenced off.
     let lease = scripted.claim().await.lease;
     let object = scripted.upload(lease, chunk(&spec, 0.001, 0.0)).await;
     let good = Scripted::contribution(&spec, vec![object]);
@@ -165,69 +259,175 @@ async fn fg_16_a_bad_contribution_is_refused_alone_and_fg_17_a_repeated_one_coun
     assert_eq!(refusal(late), Code::LeaseLost);
 
     for _ in 0..3 {
-        let reply: SubmitReply = scripted.submit(&spec, lease, good.clone()).await.expect("it fits");
+        let reply: SubmitReply = scripted
+            .submit(&spec, lease, good.clone())
+            .await
+            .expect("it fits");
         assert_eq!(reply.fate, Fate::Merged);
     }
     let other = Contribution { loss: 0.5, ..good };
-    assert_eq!(refusal(scripted.submit(&spec, lease, other).await), Code::AlreadyCounted);
+    assert_eq!(
+        refusal(scripted.submit(&spec, lease, other).await),
+        Code::AlreadyCounted
+    );
 
     let mut evidence = cluster.evidence().await;
     let closed = |event: &LedgerEvent| matches!(event, LedgerEvent::RoundClosed { .. });
     let closed = evidence.until_ledger("end of round 0", &run, closed).await;
-    let Some(LedgerEvent::RoundClosed { tokens, norm, .. }) = closed.ledger() else { unreachable!() };
+    let Some(LedgerEvent::RoundClosed { tokens, norm, .. }) = closed.ledger() else {
+        unreachable!()
+    };
     assert_eq!((*tokens, norm.is_finite()), (spec.unit_tokens(), true));
     let recorded = evidence.everything().await;
-    let count =
-        |wanted: fn(&LedgerEvent) -> bool| recorded.iter().filter(|one| one.ledger().is_some_and(wanted)).count();
-    assert_eq!(count(|event| matches!(event, LedgerEvent::ContributionRejected { .. })), broken.len());
-    assert_eq!(count(|event| matches!(event, LedgerEvent::ContributionAccepted { .. })), 1);
-    let view = cluster.operator().await.until(&run, harness::PATIENCE, |view| view.round.get() == 1).await;
-    let fate = |wanted| view.tokens.iter().find(|(fate, _)| *fate == wanted).map_or(0, |(_, tokens)| tokens.get());
+    let count = |wanted: fn(&LedgerEvent) -> bool| {
+        recorded
+            .iter()
+            .filter(|one| one.ledger().is_some_and(wanted))
+            .count()
+    };
+    assert_eq!(
+        count(|event| matches!(event, LedgerEvent::ContributionRejected { .. })),
+        broken.len()
+    );
+    assert_eq!(
+        count(|event| matches!(event, LedgerEvent::ContributionAccepted { .. })),
+        1
+    );
+    let view = cluster
+        .operator()
+        .await
+        .until(&run, harness::PATIENCE, |view| view.round.get() == 1)
+        .await;
+    let fate = |wanted| {
+        view.tokens
+            .iter()
+            .find(|(fate, _)| *fate == wanted)
+            .map_or(0, |(_, tokens)| tokens.get())
+    };
     assert_eq!(fate(Fate::Merged), spec.unit_tokens().get());
-    assert_eq!(fate(Fate::Rejected), broken.len() as u64 * spec.unit_tokens().get());
+    assert_eq!(
+        fate(Fate::Rejected),
+        broken.len() as u64 * spec.unit_tokens().get()
+    );
     assert_eq!(view.phase, RunPhase::Training);
 }
 
 #[tokio::test]
 async fn ls_05_a_worker_gets_only_what_its_lease_and_its_run_give_it() {
     let cluster = stage().await;
-    let (holder, other) =
-        (Scripted::connect(&cluster, "worker-0").await, Scripted::connect(&cluster, "worker-1").await);
+    let (holder, other) = (
+        Scripted::connect(&cluster, "worker-0").await,
+        Scripted::connect(&cluster, "worker-1").await,
+    );
     let objects = vec![ObjectRef::of(b"anything")];
-    let unjoined: Result<Grants, _> =
-        other.ask(Verb::BlobGet, &GetRequest { v: V, objects: vec![objects[0].digest] }).await;
+    let unjoined: Result<Grants, _> = other
+        .ask(
+            Verb::BlobGet,
+            &GetRequest {
+                v: V,
+                objects: vec![objects[0].digest],
+            },
+        )
+        .await;
     assert_eq!(refusal(unjoined), Code::NotJoined);
     let spec = holder.join().await;
     other.join().await;
     let lease = holder.claim().await.lease;
 
     // The other worker knows the lease's name, which is no secret.
-    let puts: Result<Grants, _> = other.ask(Verb::BlobPut, &PutRequest { v: V, lease, objects: objects.clone() }).await;
+    let puts: Result<Grants, _> = other
+        .ask(
+            Verb::BlobPut,
+            &PutRequest {
+                v: V,
+                lease,
+                objects: objects.clone(),
+            },
+        )
+        .await;
     assert_eq!(refusal(puts), Code::LeaseUnknown);
-    let renews: Result<RenewReply, _> =
-        other.ask(Verb::LeaseRenew, &RenewRequest { v: V, lease, steps_done: Steps(1), bytes_moved: Bytes(0) }).await;
+    let renews: Result<RenewReply, _> = other
+        .ask(
+            Verb::LeaseRenew,
+            &RenewRequest {
+                v: V,
+                lease,
+                steps_done: Steps(1),
+                bytes_moved: Bytes(0),
+            },
+        )
+        .await;
     assert_eq!(refusal(renews), Code::LeaseUnknown);
-    let releases: Result<Done, _> =
-        other.ask(Verb::LeaseRelease, &ReleaseRequest { v: V, lease, reason: "mine".to_owned() }).await;
+    let releases: Result<Done, _> = other
+        .ask(
+            Verb::LeaseRelease,
+            &ReleaseRequest {
+                v: V,
+                lease,
+                reason: "mine".to_owned(),
+            },
+        )
+        .await;
     assert_eq!(refusal(releases), Code::LeaseUnknown);
-    let stage = StageRequest { v: V, lease, index: 0, object: objects[0] };
+    let stage = StageRequest {
+        v: V,
+        lease,
+        index: 0,
+        object: objects[0],
+    };
     let stages: Result<Done, _> = other.ask(Verb::ContributionStage, &stage).await;
     assert_eq!(refusal(stages), Code::LeaseUnknown);
-    let submits = other.submit(&spec, lease, Scripted::contribution(&spec, objects.clone())).await;
+    let submits = other
+        .submit(&spec, lease, Scripted::contribution(&spec, objects.clone()))
+        .await;
     assert_eq!(refusal(submits), Code::LeaseUnknown);
-    // A statement of its own under the holder's name would need the holder's audit key and its subject.
-    let invented = LeaseRef { epoch: Epoch(lease.epoch.0 + 1), ..lease };
-    let puts: Result<Grants, _> =
-        holder.ask(Verb::BlobPut, &PutRequest { v: V, lease: invented, objects: objects.clone() }).await;
+    // A statement of its own under the holder's name would need the holder's audit key and its
+    // subject.
+    let invented = LeaseRef {
+        epoch: Epoch(lease.epoch.0 + 1),
+        ..lease
+    };
+    let puts: Result<Grants, _> = holder
+        .ask(
+            Verb::BlobPut,
+            &PutRequest {
+                v: V,
+                lease: invented,
+                objects: objects.clone(),
+            },
+        )
+        .await;
     assert_eq!(refusal(puts), Code::LeaseUnknown);
 
-    let foreign: Result<Grants, _> =
-        holder.ask(Verb::BlobGet, &GetRequest { v: V, objects: vec![objects[0].digest] }).await;
+    let foreign: Result<Grants, _> = holder
+        .ask(
+            Verb::BlobGet,
+            &GetRequest {
+                v: V,
+                objects: vec![objects[0].digest],
+            },
+        )
+        .await;
     assert_eq!(refusal(foreign), Code::ObjectForbidden);
-    let own: Result<Grants, _> = holder.ask(Verb::BlobGet, &GetRequest { v: V, objects: vec![spec.data.digest] }).await;
+    let own: Result<Grants, _> = holder
+        .ask(
+            Verb::BlobGet,
+            &GetRequest {
+                v: V,
+                objects: vec![spec.data.digest],
+            },
+        )
+        .await;
     assert!(own.is_ok_and(|grants| grants.grants[0].action.is_some()));
     let done: Done = holder
-        .ask(Verb::Leave, &LeaveRequest { v: V, session: holder.session(), reason: "enough".to_owned() })
+        .ask(
+            Verb::Leave,
+            &LeaveRequest {
+                v: V,
+                session: holder.session(),
+                reason: "enough".to_owned(),
+            },
+        )
         .await
         .unwrap();
     assert_eq!(done, Done::default());
@@ -240,20 +440,30 @@ async fn fg_13_who_runs_otherwise_than_the_run_demands_cannot_join() {
     let cluster = stage().await;
     let scripted = Scripted::connect(&cluster, "worker-0").await;
     let mut open = scripted.join_request();
-    open.posture.open.push(OpenLayer { layer: Layer::Bulk, reason: "easier".to_owned() });
+    open.posture.open.push(OpenLayer {
+        layer: Layer::Bulk,
+        reason: "easier".to_owned(),
+    });
     let mut without = scripted.join_request();
     without.trainers = vec![TrainerKind::Synthetic];
     for (request, expected) in [(open, Code::LayerOpen), (without, Code::TrainerMissing)] {
-        let joined: Result<schemas::member::JoinReply, _> = scripted.ask(Verb::Join, &request).await;
+        let joined: Result<schemas::member::JoinReply, _> =
+            scripted.ask(Verb::Join, &request).await;
         assert_eq!(refusal(joined), expected);
     }
     let denied = cluster.evidence().await.everything().await;
     let codes: Vec<Code> = denied
         .iter()
         .filter_map(|one| match one.ledger() {
-            Some(LedgerEvent::RequestDenied { code, worker, .. }) if *worker == scripted.worker => Some(*code),
+            Some(LedgerEvent::RequestDenied { code, worker, .. }) if *worker == scripted.worker => {
+                Some(*code)
+            }
             _ => None,
         })
         .collect();
-    assert_eq!(codes, [Code::LayerOpen, Code::TrainerMissing], "TL-29: each denial leaves an event with its reason");
+    assert_eq!(
+        codes,
+        [Code::LayerOpen, Code::TrainerMissing],
+        "TL-29: each denial leaves an event with its reason"
+    );
 }

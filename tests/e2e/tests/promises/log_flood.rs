@@ -13,25 +13,44 @@ async fn a_thousand_forged_commands_are_a_few_lines_in_a_workers_log_and_their_n
     let mut cluster = Cluster::broker(Options::default()).await;
     cluster.start_worker("worker-0", &[]).await;
     // Who took the coordinator's credentials for the bus has no key that workers trust.
-    let thief = cluster.connect(Role::Coordinator, Role::Coordinator.name()).await;
+    let thief = cluster
+        .connect(Role::Coordinator, Role::Coordinator.name())
+        .await;
     let tenant = cluster.domain().tenant().unwrap();
-    let victim = cluster.source(&cluster.domain().layout().credentials("worker-0")).public().as_str().parse().unwrap();
+    let victim = cluster
+        .source(&cluster.domain().layout().credentials("worker-0"))
+        .public()
+        .as_str()
+        .parse()
+        .unwrap();
     let subject = command_subject(&tenant, cluster.run(), &victim, CommandVerb::Drain);
     for number in 0..FORGED {
         let document = format!("eyJhbGciOiJFZERTQSJ9.{number}.c2lnbmF0dXJl");
-        thief.publish(&subject, document.into_bytes().into()).await.unwrap();
+        thief
+            .publish(&subject, document.into_bytes().into())
+            .await
+            .unwrap();
     }
     thief.round_trip().await.unwrap();
     // What was held back is told while it goes on, and at the end.
     let status = cluster.stop("worker-0").await;
     assert!(status.success(), "{status}");
     let log = cluster.process("worker-0").log();
-    let full = log.lines().filter(|line| line.contains("a command is ignored") && !line.contains("held_back=")).count();
+    let full = log
+        .lines()
+        .filter(|line| line.contains("a command is ignored") && !line.contains("held_back="))
+        .count();
     assert_eq!(full as u32, FULL_MAX, "{log}");
-    let sums = log.lines().filter(|line| line.contains("a command is ignored")).filter_map(|line| {
-        let (_, rest) = line.split_once("held_back=")?;
-        rest.split_whitespace().next()?.parse::<u64>().ok()
-    });
+    let sums = log
+        .lines()
+        .filter(|line| line.contains("a command is ignored"))
+        .filter_map(|line| {
+            let (_, rest) = line.split_once("held_back=")?;
+            rest.split_whitespace().next()?.parse::<u64>().ok()
+        });
     let held_back: u64 = sums.sum();
-    assert!(held_back > 0 && held_back <= FORGED - u64::from(FULL_MAX), "{held_back} held back: {log}");
+    assert!(
+        held_back > 0 && held_back <= FORGED - u64::from(FULL_MAX),
+        "{held_back} held back: {log}"
+    );
 }

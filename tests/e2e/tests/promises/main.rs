@@ -1,7 +1,10 @@
-//! The promises that whole clusters keep, one module each. They are one program: linked once, and its tests run side by
-//! side. `cargo test -p e2e --test promises worker_lost` runs one module.
+//! The promises that whole clusters keep, one module each. They are one program: linked once, and
+//! its tests run side by side. `cargo test -p e2e --test promises worker_lost` runs one module.
 
-#![expect(clippy::unwrap_used, reason = "a test program: a failed step is a failed test")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test program: a failed step is a failed test"
+)]
 
 mod audit_tamper;
 mod beginning;

@@ -1,4 +1,5 @@
-//! A run never stands still without a word: a unit that everybody fails halts it, and when nobody is left it says why.
+//! A run never stands still without a word: a unit that everybody fails halts it, and when nobody
+//! is left it says why.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +14,10 @@ use schemas::view::RunPhase;
 /// The reason stands in every place where a person looks.
 async fn shown(cluster: &Cluster, code: Code, says: &str) {
     let said = cluster.diloctl_ok(&["run", "get", "demo"]).await;
-    assert!(said.contains(&code.to_string()) && said.contains(says), "{said}");
+    assert!(
+        said.contains(&code.to_string()) && said.contains(says),
+        "{said}"
+    );
 }
 
 #[tokio::test]
@@ -21,22 +25,43 @@ async fn a_unit_that_fails_with_every_worker_halts_the_run_with_their_reason() {
     let mut cluster = Cluster::start(Options::default(), 0).await;
     Recipe::reference(2, 1, 5).create(&cluster).await;
     let run = cluster.run().clone();
-    // Tokens are lost while nobody looks: each worker finds that out for itself, the coordinator holds none of them.
+    // Tokens are lost while nobody looks: each worker finds that out for itself, the coordinator
+    // holds none of them.
     let spec = cluster.operator().await.run(&run).await.unwrap().spec;
     let named = [spec.data, spec.model.config, spec.model.layout];
-    let kept: Vec<String> = named.iter().chain(&spec.model.initial).map(|object| object.digest.hex()).collect();
+    let kept: Vec<String> = named
+        .iter()
+        .chain(&spec.model.initial)
+        .map(|object| object.digest.hex())
+        .collect();
     remove_others(&cluster.path("store").join("blobs"), &kept);
     let started = Instant::now();
     for name in ["worker-0", "worker-1"] {
         cluster.start_worker(name, &[]).await;
     }
     let waits = cluster.diloctl(&["run", "wait", "demo"]).await;
-    assert!(started.elapsed() < Duration::from_secs(60), "within a minute, not after {:?}", started.elapsed());
-    assert!(!waits.status.success() && waits.stderr.contains(&Code::UnitFails.to_string()), "{}", waits.stderr);
-    let view = cluster.operator().await.until(&run, PATIENCE, |view| view.phase == RunPhase::Halted).await;
+    assert!(
+        started.elapsed() < Duration::from_secs(60),
+        "within a minute, not after {:?}",
+        started.elapsed()
+    );
+    assert!(
+        !waits.status.success() && waits.stderr.contains(&Code::UnitFails.to_string()),
+        "{}",
+        waits.stderr
+    );
+    let view = cluster
+        .operator()
+        .await
+        .until(&run, PATIENCE, |view| view.phase == RunPhase::Halted)
+        .await;
     let halted = view.halted.unwrap();
     assert_eq!(halted.code, Code::UnitFails);
-    assert!(halted.detail.contains(&Code::ObjectMissing.to_string()), "the workers' own reason: {}", halted.detail);
+    assert!(
+        halted.detail.contains(&Code::ObjectMissing.to_string()),
+        "the workers' own reason: {}",
+        halted.detail
+    );
     shown(&cluster, Code::UnitFails, "halted").await;
 }
 
@@ -56,7 +81,10 @@ fn remove_others(folder: &Path, kept: &[String]) {
 #[tokio::test]
 async fn a_run_whose_workers_are_gone_says_why_and_a_removed_worker_ends() {
     let mut cluster = Cluster::start(Options::default(), 0).await;
-    Recipe::reference(2, 1, 5).set("policy.strikes_max=1").create(&cluster).await;
+    Recipe::reference(2, 1, 5)
+        .set("policy.strikes_max=1")
+        .create(&cluster)
+        .await;
     let run = cluster.run().clone();
     // A worker of this name hands in what is no result, and is removed.
     let scripted = Scripted::connect(&cluster, "worker-0").await;
@@ -66,13 +94,27 @@ async fn a_run_whose_workers_are_gone_says_why_and_a_removed_worker_ends() {
     contribution.steps = schemas::Steps(1);
     assert!(scripted.submit(&spec, lease, contribution).await.is_err());
     let mut evidence = cluster.evidence().await;
-    let removed = |event: &LedgerEvent| matches!(event, LedgerEvent::WorkerLeft { cause: Departure::Removed, .. });
+    let removed = |event: &LedgerEvent| {
+        matches!(
+            event,
+            LedgerEvent::WorkerLeft {
+                cause: Departure::Removed,
+                ..
+            }
+        )
+    };
     evidence.until_ledger("removal", &run, removed).await;
     shown(&cluster, Code::NoWorkerLeft, "1 were removed").await;
     // `run wait` says so at once, and goes on waiting as long as it was asked to.
-    let waits = cluster.diloctl(&["run", "wait", "demo", "--nobody-for", "1s"]).await;
+    let waits = cluster
+        .diloctl(&["run", "wait", "demo", "--nobody-for", "1s"])
+        .await;
     assert!(!waits.status.success(), "{}", waits.stdout);
-    for said in ["held up", &Code::NoWorkerLeft.to_string(), &Code::TokensMismatch.to_string()] {
+    for said in [
+        "held up",
+        &Code::NoWorkerLeft.to_string(),
+        &Code::TokensMismatch.to_string(),
+    ] {
         assert!(waits.stderr.contains(said), "{said}: {}", waits.stderr);
     }
     // The real process of this name, started by hand, does not wait for ever.
@@ -81,7 +123,10 @@ async fn a_run_whose_workers_are_gone_says_why_and_a_removed_worker_ends() {
     let status = cluster.process("worker-0").exit(PATIENCE).await;
     let log = cluster.process("worker-0").log();
     assert_eq!(status.code(), Some(64), "{log}");
-    assert!(log.contains(&Code::WorkerRemoved.to_string()) && log.contains("diloctl auth issue"), "{log}");
+    assert!(
+        log.contains(&Code::WorkerRemoved.to_string()) && log.contains("diloctl auth issue"),
+        "{log}"
+    );
     // Another goes on.
     cluster.start_worker("worker-1", &[]).await;
     cluster.operator().await.until_complete(&run).await;

@@ -1,5 +1,6 @@
-//! A contribution is made of what its worker uploaded under its lease: what others uploaded, what the run gave out, and what
-//! lies there from another lease counts for nothing, whatever the store has of it.
+//! A contribution is made of what its worker uploaded under its lease: what others uploaded, what
+//! the run gave out, and what lies there from another lease counts for nothing, whatever the store
+//! has of it.
 
 use std::path::PathBuf;
 
@@ -17,7 +18,8 @@ use schemas::subject::{ControlVerb, Verb, heartbeat_subject};
 use schemas::telemetry::{Heartbeat, Phase};
 use schemas::{Bytes, Code, Digest, Message as _, ObjectRef, RunId, Steps, Tokens, V};
 
-/// Two runs of the same settings under two names, one unit a round, and no worker but scripted ones.
+/// Two runs of the same settings under two names, one unit a round, and no worker but scripted
+/// ones.
 async fn two_runs() -> (Cluster, Operator, RunId) {
     let cluster = Cluster::start(Options::default(), 0).await;
     let recipe = Recipe::reference(3, 1, 5)
@@ -29,8 +31,14 @@ async fn two_runs() -> (Cluster, Operator, RunId) {
     recipe.create(&cluster).await;
     let operator = cluster.operator().await;
     let second: RunId = "second".parse().unwrap();
-    let spec = RunSpec { run: second.clone(), ..operator.run(cluster.run()).await.unwrap().spec };
-    let created: RunNewReply = operator.ask(ControlVerb::RunNew, &RunNew { v: V, spec }).await.unwrap();
+    let spec = RunSpec {
+        run: second.clone(),
+        ..operator.run(cluster.run()).await.unwrap().spec
+    };
+    let created: RunNewReply = operator
+        .ask(ControlVerb::RunNew, &RunNew { v: V, spec })
+        .await
+        .unwrap();
     assert!(created.created);
     (cluster, operator, second)
 }
@@ -44,17 +52,31 @@ fn refusal<T: std::fmt::Debug>(outcome: Result<T, BusError>) -> Code {
 
 /// A chunk of a contribution, all of whose numbers are `value`.
 fn chunk(spec: &RunSpec, value: f32) -> Vec<u8> {
-    value.to_le_bytes().repeat((spec.model.initial[0].bytes.get() / 4) as usize)
+    value
+        .to_le_bytes()
+        .repeat((spec.model.initial[0].bytes.get() / 4) as usize)
 }
 
 /// Where the store keeps a verified object.
 fn blob(cluster: &Cluster, digest: Digest) -> PathBuf {
     let hex = digest.hex();
-    cluster.path("store").join("blobs").join("sha256").join(&hex[..2]).join(hex)
+    cluster
+        .path("store")
+        .join("blobs")
+        .join("sha256")
+        .join(&hex[..2])
+        .join(hex)
 }
 
-async fn submit(worker: &Scripted, spec: &RunSpec, lease: LeaseRef, chunk: ObjectRef) -> Result<SubmitReply, BusError> {
-    worker.submit(spec, lease, Scripted::contribution(spec, vec![chunk])).await
+async fn submit(
+    worker: &Scripted,
+    spec: &RunSpec,
+    lease: LeaseRef,
+    chunk: ObjectRef,
+) -> Result<SubmitReply, BusError> {
+    worker
+        .submit(spec, lease, Scripted::contribution(spec, vec![chunk]))
+        .await
 }
 
 #[tokio::test]
@@ -64,33 +86,65 @@ async fn what_others_uploaded_is_nobodys_contribution() {
     let thief = Scripted::connect_for(&cluster, "worker-1", &second).await;
     let theirs = victim.join().await;
     let spec = thief.join().await;
-    assert_eq!(spec.model.initial.len(), 1, "one chunk, so that a contribution is one object");
+    assert_eq!(
+        spec.model.initial.len(),
+        1,
+        "one chunk, so that a contribution is one object"
+    );
     let lease = victim.claim().await.lease;
     let bytes = chunk(&theirs, 0.001);
     let stolen = victim.upload(lease, bytes.clone()).await;
-    assert_eq!(submit(&victim, &theirs, lease, stolen).await.unwrap().fate, Fate::Merged);
+    assert_eq!(
+        submit(&victim, &theirs, lease, stolen).await.unwrap().fate,
+        Fate::Merged
+    );
     assert!(blob(&cluster, stolen.digest).exists());
 
-    // Both are in `blobs`, and of the right length: another run's contribution, and the weights that this run starts from.
+    // Both are in `blobs`, and of the right length: another run's contribution, and the weights
+    // that this run starts from.
     let lease = thief.claim().await.lease;
     for named in [stolen, spec.model.initial[0]] {
-        assert_eq!(refusal(submit(&thief, &spec, lease, named).await), Code::UploadMissing, "{named:?}");
+        assert_eq!(
+            refusal(submit(&thief, &spec, lease, named).await),
+            Code::UploadMissing,
+            "{named:?}"
+        );
     }
     // Uploaded by itself, but under a lease that it gave back.
     let own = thief.upload(lease, chunk(&spec, 0.002)).await;
-    let release = ReleaseRequest { v: V, lease, reason: "a test".to_owned() };
+    let release = ReleaseRequest {
+        v: V,
+        lease,
+        reason: "a test".to_owned(),
+    };
     let _: Done = thief.ask(Verb::LeaseRelease, &release).await.unwrap();
     let again = thief.claim().await.lease;
     assert_eq!(again.unit, lease.unit);
-    assert_eq!(refusal(submit(&thief, &spec, again, own).await), Code::UploadMissing);
-    // That the store has the bytes spares nobody the upload; who has them and uploads them is as good as anybody.
+    assert_eq!(
+        refusal(submit(&thief, &spec, again, own).await),
+        Code::UploadMissing
+    );
+    // That the store has the bytes spares nobody the upload; who has them and uploads them is as
+    // good as anybody.
     let grant = thief.grant(again, stolen).await.unwrap();
-    assert!(grant.action.is_some(), "an upload of what others uploaded is not left out");
-    assert_eq!(refusal(submit(&thief, &spec, again, stolen).await), Code::UploadMissing, "a grant is no upload");
+    assert!(
+        grant.action.is_some(),
+        "an upload of what others uploaded is not left out"
+    );
+    assert_eq!(
+        refusal(submit(&thief, &spec, again, stolen).await),
+        Code::UploadMissing,
+        "a grant is no upload"
+    );
     thief.send(&grant, bytes).await;
-    assert_eq!(submit(&thief, &spec, again, stolen).await.unwrap().fate, Fate::Merged);
+    assert_eq!(
+        submit(&thief, &spec, again, stolen).await.unwrap().fate,
+        Fate::Merged
+    );
     // What counts and what does not is gone from where it was uploaded, an operator's data as well.
-    cluster.until_empty(&cluster.path("store").join("incoming")).await;
+    cluster
+        .until_empty(&cluster.path("store").join("incoming"))
+        .await;
     assert!(blob(&cluster, stolen.digest).exists());
 }
 
@@ -102,8 +156,14 @@ async fn what_does_not_count_fills_no_bucket_of_verified_objects() {
     // Finite numbers, and a norm beyond the run's bound: found out only when all chunks were read.
     let lease = worker.claim().await.lease;
     let outlier = worker.upload(lease, chunk(&spec, 1e6)).await;
-    assert_eq!(refusal(submit(&worker, &spec, lease, outlier).await), Code::NormOutlier);
-    assert!(!blob(&cluster, outlier.digest).exists(), "a refused contribution was promoted");
+    assert_eq!(
+        refusal(submit(&worker, &spec, lease, outlier).await),
+        Code::NormOutlier
+    );
+    assert!(
+        !blob(&cluster, outlier.digest).exists(),
+        "a refused contribution was promoted"
+    );
     // Leases that are taken and given back: after a few uploads there are no more for a while.
     let mut granted = 0;
     for number in 0..20_u16 {
@@ -116,12 +176,26 @@ async fn what_does_not_count_fills_no_bucket_of_verified_objects() {
             }
             refused => assert_eq!(refusal(refused), Code::AskedTooMuch),
         }
-        let release = ReleaseRequest { v: V, lease, reason: "a test".to_owned() };
+        let release = ReleaseRequest {
+            v: V,
+            lease,
+            reason: "a test".to_owned(),
+        };
         let _: Done = worker.ask(Verb::LeaseRelease, &release).await.unwrap();
     }
-    assert_eq!(granted, 3, "four for the one chunk of this run, of which the outlier was one");
+    assert_eq!(
+        granted, 3,
+        "four for the one chunk of this run, of which the outlier was one"
+    );
     // Neither do they stay where they were uploaded.
-    cluster.until_empty(&cluster.path("store").join("incoming").join(spec.run.as_str())).await;
+    cluster
+        .until_empty(
+            &cluster
+                .path("store")
+                .join("incoming")
+                .join(spec.run.as_str()),
+        )
+        .await;
 }
 
 #[tokio::test]
@@ -131,14 +205,46 @@ async fn numbers_and_keys_that_cannot_be_are_refused_by_name() {
     let liar = Scripted::connect(&cluster, "worker-1").await;
     honest.join().await;
     let own = liar.join_request();
-    let ledger = cluster.domain().trust().audit_keys.first().expect("the coordinator's key").clone();
-    let elsewhere = Scripted::connect_for(&cluster, "worker-2", &second).await.join_request();
+    let ledger = cluster
+        .domain()
+        .trust()
+        .audit_keys
+        .first()
+        .expect("the coordinator's key")
+        .clone();
+    let elsewhere = Scripted::connect_for(&cluster, "worker-2", &second)
+        .await
+        .join_request();
     for (what, request) in [
-        ("another worker's key", JoinRequest { audit_key: honest.join_request().audit_key, ..own.clone() }),
-        ("the coordinator's key", JoinRequest { audit_key: ledger, ..own.clone() }),
-        ("another worker's key and proof", JoinRequest { session: own.session, ..honest.join_request() }),
+        (
+            "another worker's key",
+            JoinRequest {
+                audit_key: honest.join_request().audit_key,
+                ..own.clone()
+            },
+        ),
+        (
+            "the coordinator's key",
+            JoinRequest {
+                audit_key: ledger,
+                ..own.clone()
+            },
+        ),
+        (
+            "another worker's key and proof",
+            JoinRequest {
+                session: own.session,
+                ..honest.join_request()
+            },
+        ),
         ("a key of another run's worker, with its proof", elsewhere),
-        ("no proof", JoinRequest { proof: [0; 64].into(), ..own.clone() }),
+        (
+            "no proof",
+            JoinRequest {
+                proof: [0; 64].into(),
+                ..own.clone()
+            },
+        ),
     ] {
         let joined: Result<JoinReply, _> = liar.ask(Verb::Join, &request).await;
         assert_eq!(refusal(joined), Code::AuditKeyRefused, "{what}");
@@ -159,32 +265,69 @@ async fn numbers_and_keys_that_cannot_be_are_refused_by_name() {
         bytes_down: Bytes(9),
     };
     for bad in [
-        Heartbeat { bytes_up: Bytes(u64::MAX), bytes_down: Bytes(u64::MAX), ..good.clone() },
-        Heartbeat { tokens_per_second: f64::INFINITY, ..good.clone() },
-        Heartbeat { loss: Some(-1.0), ..good.clone() },
+        Heartbeat {
+            bytes_up: Bytes(u64::MAX),
+            bytes_down: Bytes(u64::MAX),
+            ..good.clone()
+        },
+        Heartbeat {
+            tokens_per_second: f64::INFINITY,
+            ..good.clone()
+        },
+        Heartbeat {
+            loss: Some(-1.0),
+            ..good.clone()
+        },
         good,
     ] {
-        liar.bus.publish(&subject, bad.encode().into()).await.unwrap();
+        liar.bus
+            .publish(&subject, bad.encode().into())
+            .await
+            .unwrap();
     }
-    let view = operator.until(cluster.run(), harness::PATIENCE, |view| view.bytes_down > Bytes(0)).await;
+    let view = operator
+        .until(cluster.run(), harness::PATIENCE, |view| {
+            view.bytes_down > Bytes(0)
+        })
+        .await;
     assert_eq!(view.bytes_down, Bytes(9));
     let denied = cluster.evidence().await.everything().await;
     let denied = |code: Code| {
         let found = |event: &LedgerEvent| matches!(event, LedgerEvent::RequestDenied { code: found, worker, .. } if *found == code && *worker == liar.worker);
-        denied.iter().filter(|one| one.ledger().is_some_and(found)).count()
+        denied
+            .iter()
+            .filter(|one| one.ledger().is_some_and(found))
+            .count()
     };
-    assert_eq!((denied(Code::AuditKeyRefused), denied(Code::NumberImpossible)), (5, 3));
+    assert_eq!(
+        (
+            denied(Code::AuditKeyRefused),
+            denied(Code::NumberImpossible)
+        ),
+        (5, 3)
+    );
 
     // A run that would start from weights that are no numbers.
     let mut bytes = chunk(&spec, 0.5);
     bytes.splice(..4, f32::NAN.to_le_bytes());
     let object = ObjectRef::of(&bytes);
-    let objects = OperatorObjects { v: V, objects: vec![object] };
+    let objects = OperatorObjects {
+        v: V,
+        objects: vec![object],
+    };
     let grants: Grants = operator.ask(ControlVerb::BlobPut, &objects).await.unwrap();
     liar.send(&grants.grants[0], bytes).await;
-    let _: Done = operator.ask(ControlVerb::BlobCommit, &objects).await.unwrap();
-    let mut broken = RunSpec { run: "broken".parse().unwrap(), ..spec };
+    let _: Done = operator
+        .ask(ControlVerb::BlobCommit, &objects)
+        .await
+        .unwrap();
+    let mut broken = RunSpec {
+        run: "broken".parse().unwrap(),
+        ..spec
+    };
     broken.model.initial = vec![object];
-    let created: Result<RunNewReply, _> = operator.ask(ControlVerb::RunNew, &RunNew { v: V, spec: broken }).await;
+    let created: Result<RunNewReply, _> = operator
+        .ask(ControlVerb::RunNew, &RunNew { v: V, spec: broken })
+        .await;
     assert_eq!(refusal(created), Code::NotFinite);
 }

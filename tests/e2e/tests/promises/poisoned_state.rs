@@ -13,13 +13,21 @@ use serde_json::Value;
 /// The state of the only run below a worker's state folder.
 fn saved(cluster: &Cluster) -> PathBuf {
     let state = cluster.path("work/worker-0/state");
-    let runs = fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().path().join("inner.safetensors"));
-    runs.filter(|path| path.is_file()).last().unwrap_or_else(|| panic!("no inner state below {}", state.display()))
+    let runs = fs::read_dir(&state)
+        .unwrap()
+        .map(|entry| entry.unwrap().path().join("inner.safetensors"));
+    runs.filter(|path| path.is_file())
+        .last()
+        .unwrap_or_else(|| panic!("no inner state below {}", state.display()))
 }
 
 /// Makes the first element of the mean of squares NaN; everything else in the file stays.
 fn poison(path: &Path) {
-    let file = fs::File::options().read(true).write(true).open(path).unwrap();
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
     let mut length = [0; 8];
     file.read_exact_at(&mut length, 0).unwrap();
     let length = u64::from_le_bytes(length);
@@ -27,19 +35,24 @@ fn poison(path: &Path) {
     file.read_exact_at(&mut header, 8).unwrap();
     let header: Value = serde_json::from_slice(&header).unwrap();
     let start = header["second_moment"]["data_offsets"][0].as_u64().unwrap();
-    file.write_all_at(&f32::NAN.to_le_bytes(), 8 + length + start).unwrap();
+    file.write_all_at(&f32::NAN.to_le_bytes(), 8 + length + start)
+        .unwrap();
 }
 
 #[tokio::test]
 async fn a_worker_whose_saved_state_was_spoilt_says_so_once_and_the_run_goes_on() {
     let mut cluster = Cluster::start(Options::default(), 1).await;
     let mut evidence = cluster.evidence().await;
-    Recipe::torch(4, 1, 8).set("policy.workers_min=1").create(&cluster).await;
+    Recipe::torch(4, 1, 8)
+        .set("policy.workers_min=1")
+        .create(&cluster)
+        .await;
     let run = cluster.run().clone();
     // The state is saved after a result that counts.
-    let second_round =
-        |event: &LedgerEvent| matches!(event, LedgerEvent::LeaseGranted { lease, .. } if lease.unit.round.get() == 1);
-    evidence.until_ledger("lease in round 1", &run, second_round).await;
+    let second_round = |event: &LedgerEvent| matches!(event, LedgerEvent::LeaseGranted { lease, .. } if lease.unit.round.get() == 1);
+    evidence
+        .until_ledger("lease in round 1", &run, second_round)
+        .await;
     cluster.stop_well(&["worker-0"]).await;
     let state = saved(&cluster);
     poison(&state);
@@ -52,9 +65,18 @@ async fn a_worker_whose_saved_state_was_spoilt_says_so_once_and_the_run_goes_on(
     let told: Vec<&str> = log.lines().filter(|line| line.contains(&code)).collect();
     assert_eq!(told.len(), 1, "{log}");
     let (line, path) = (told[0], state.display().to_string());
-    assert!(line.contains("second_moment is NaN at element 0") && line.contains(&path), "{line}");
-    assert!(line.contains("the saved inner state is passed over; moments start anew"), "{line}");
-    assert!(state.with_extension("refused").is_file(), "it is kept for a person to look at");
+    assert!(
+        line.contains("second_moment is NaN at element 0") && line.contains(&path),
+        "{line}"
+    );
+    assert!(
+        line.contains("the saved inner state is passed over; moments start anew"),
+        "{line}"
+    );
+    assert!(
+        state.with_extension("refused").is_file(),
+        "it is kept for a person to look at"
+    );
     // What was saved since is good again.
     assert!(state.is_file());
     cluster.record_verifies().await;

@@ -18,7 +18,10 @@ async fn survives_a_crash_of(service: &str) {
     assert_eq!(view.round.get(), 3);
     cluster.end_well(&["worker-0", "worker-1"]).await;
     for name in ["coordinator", "audit"] {
-        assert!(cluster.process(name).ended().is_none(), "{name} did not survive");
+        assert!(
+            cluster.process(name).ended().is_none(),
+            "{name} did not survive"
+        );
     }
     cluster.record_verifies().await;
 }

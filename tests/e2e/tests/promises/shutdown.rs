@@ -1,4 +1,5 @@
-//! `diloctl control shutdown` drains over the bus: everything ends in order with status 0, and a restart goes on.
+//! `diloctl control shutdown` drains over the bus: everything ends in order with status 0, and a
+//! restart goes on.
 
 use e2e::Recipe;
 use harness::{Cluster, Options, PATIENCE};
@@ -10,18 +11,34 @@ async fn a_shutdown_over_the_bus_drains_and_a_restart_goes_on() {
     let run = cluster.run().clone();
     let mut evidence = cluster.evidence().await;
     Recipe::reference(40, 2, 60).create(&cluster).await;
-    // Members are told; a worker that is still on its way to the run waits for the next coordinator.
-    cluster.operator().await.until(&run, PATIENCE, |view| view.workers == 2).await;
-    let second_round =
-        |event: &LedgerEvent| matches!(event, LedgerEvent::LeaseGranted { lease, .. } if lease.unit.round.get() == 1);
-    evidence.until_ledger("lease in round 1", &run, second_round).await;
+    // Members are told; a worker that is still on its way to the run waits for the next
+    // coordinator.
+    cluster
+        .operator()
+        .await
+        .until(&run, PATIENCE, |view| view.workers == 2)
+        .await;
+    let second_round = |event: &LedgerEvent| matches!(event, LedgerEvent::LeaseGranted { lease, .. } if lease.unit.round.get() == 1);
+    evidence
+        .until_ledger("lease in round 1", &run, second_round)
+        .await;
 
     let refused = cluster.diloctl(&["control", "shutdown"]).await;
-    assert!(!refused.status.success(), "without --yes and without a terminal nobody can agree: {}", refused.stdout);
-    cluster.diloctl_ok(&["control", "shutdown", "--yes", "--drain", "20s"]).await;
-    cluster.end_well(&["worker-0", "worker-1", "coordinator"]).await;
+    assert!(
+        !refused.status.success(),
+        "without --yes and without a terminal nobody can agree: {}",
+        refused.stdout
+    );
+    cluster
+        .diloctl_ok(&["control", "shutdown", "--yes", "--drain", "20s"])
+        .await;
+    cluster
+        .end_well(&["worker-0", "worker-1", "coordinator"])
+        .await;
     let stopped = |event: &LedgerEvent| matches!(event, LedgerEvent::CoordinatorStopped { .. });
-    let stopped = evidence.until("stop", |recorded| recorded.ledger().is_some_and(stopped)).await;
+    let stopped = evidence
+        .until("stop", |recorded| recorded.ledger().is_some_and(stopped))
+        .await;
     cluster.stop_well(&["audit", "store"]).await;
     cluster.record_verifies().await;
     let before = cluster.evidence().await.everything().await;

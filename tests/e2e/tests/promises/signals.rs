@@ -1,4 +1,5 @@
-//! How signals end processes: one asks for an orderly end, and repeating it does not make the end disorderly.
+//! How signals end processes: one asks for an orderly end, and repeating it does not make the end
+//! disorderly.
 
 use e2e::{Machine, Recipe};
 use harness::{Cluster, Options, PATIENCE, Signal};
@@ -11,17 +12,29 @@ async fn a_worker_that_is_told_more_than_once_saves_its_inner_state_and_ends_wel
     let run = cluster.run().clone();
     let mut evidence = cluster.evidence().await;
     Recipe::reference(50, 1, 60).create(&cluster).await;
-    let second_round =
-        |event: &LedgerEvent| matches!(event, LedgerEvent::LeaseGranted { lease, .. } if lease.unit.round.get() == 1);
-    evidence.until_ledger("lease in round 1", &run, second_round).await;
-    for signal in [Signal::Terminate, Signal::Terminate, Signal::Hangup, Signal::Interrupt, Signal::Terminate] {
+    let second_round = |event: &LedgerEvent| matches!(event, LedgerEvent::LeaseGranted { lease, .. } if lease.unit.round.get() == 1);
+    evidence
+        .until_ledger("lease in round 1", &run, second_round)
+        .await;
+    for signal in [
+        Signal::Terminate,
+        Signal::Terminate,
+        Signal::Hangup,
+        Signal::Interrupt,
+        Signal::Terminate,
+    ] {
         cluster.process("worker-0").signal(signal);
     }
     let status = cluster.process("worker-0").exit(PATIENCE).await;
-    assert!(status.success(), "{status}\n{}", cluster.process("worker-0").log());
+    assert!(
+        status.success(),
+        "{status}\n{}",
+        cluster.process("worker-0").log()
+    );
     let state = cluster.path("work/worker-0/state");
-    let saved =
-        std::fs::read_dir(&state).unwrap().any(|entry| entry.unwrap().path().join("inner.safetensors").is_file());
+    let saved = std::fs::read_dir(&state)
+        .unwrap()
+        .any(|entry| entry.unwrap().path().join("inner.safetensors").is_file());
     assert!(saved, "no inner state below {}", state.display());
 }
 
@@ -52,7 +65,11 @@ async fn down_tells_each_service_once_and_all_end_in_order() {
     let down = machine.down("d").await;
     assert!(!down.contains("killed"), "{down}");
     for name in ["worker-0", "coordinator", "audit", "store"] {
-        let log = std::fs::read_to_string(machine.path("d/logs").join(format!("{name}.log"))).unwrap();
-        assert!(!log.contains("stopping already") && !log.contains("ending at once"), "{name}:\n{log}");
+        let log =
+            std::fs::read_to_string(machine.path("d/logs").join(format!("{name}.log"))).unwrap();
+        assert!(
+            !log.contains("stopping already") && !log.contains("ending at once"),
+            "{name}:\n{log}"
+        );
     }
 }

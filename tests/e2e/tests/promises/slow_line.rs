@@ -1,5 +1,5 @@
-//! A worker behind a slow line finishes its unit under one lease, and sends every chunk once; one whose line goes dead says
-//! so, and finishes when it is back.
+//! A worker behind a slow line finishes its unit under one lease, and sends every chunk once; one
+//! whose line goes dead says so, and finishes when it is back.
 
 use e2e::Recipe;
 use harness::{Cluster, Evidence, Line, Options, PATIENCE, Quality};
@@ -20,7 +20,11 @@ async fn over_a_line() -> (Cluster, Line, Evidence) {
     cluster.start_coordinator("coordinator").await;
     let config = cluster.path("config.json");
     std::fs::write(&config, MODEL).unwrap();
-    Recipe::reference(1, 1, 1).model(&config).set("model.chunk_elements=50000").create(&cluster).await;
+    Recipe::reference(1, 1, 1)
+        .model(&config)
+        .set("model.chunk_elements=50000")
+        .create(&cluster)
+        .await;
     let evidence = cluster.evidence().await;
     (cluster, line, evidence)
 }
@@ -28,8 +32,17 @@ async fn over_a_line() -> (Cluster, Line, Evidence) {
 /// The contribution of the only unit; it came under the first lease.
 async fn accepted(cluster: &Cluster, evidence: &mut Evidence) -> Contribution {
     let accepted = |event: &LedgerEvent| matches!(event, LedgerEvent::ContributionAccepted { .. });
-    let event = evidence.until_ledger("the contribution is accepted", cluster.run(), accepted).await;
-    let Some(LedgerEvent::ContributionAccepted { lease, contribution, .. }) = event.ledger() else { unreachable!() };
+    let event = evidence
+        .until_ledger("the contribution is accepted", cluster.run(), accepted)
+        .await;
+    let Some(LedgerEvent::ContributionAccepted {
+        lease,
+        contribution,
+        ..
+    }) = event.ledger()
+    else {
+        unreachable!()
+    };
     assert_eq!(lease.epoch.get(), 1, "the first lease of the unit");
     (**contribution).clone()
 }
@@ -37,33 +50,59 @@ async fn accepted(cluster: &Cluster, evidence: &mut Evidence) -> Contribution {
 #[tokio::test]
 async fn a_unit_is_finished_under_one_lease_over_a_slow_line_and_no_chunk_is_sent_twice() {
     let (mut cluster, line, mut evidence) = over_a_line().await;
-    line.set(Quality::Slow { up: UP_BYTES_PER_SECOND, down: 0 });
+    line.set(Quality::Slow {
+        up: UP_BYTES_PER_SECOND,
+        down: 0,
+    });
     let before = line.bytes_up();
     cluster.start_worker("worker-0", &[]).await;
     let contribution = accepted(&cluster, &mut evidence).await;
     let sent = line.bytes_up() - before;
-    let bytes: u64 = contribution.chunks.iter().map(|chunk| chunk.bytes.get()).sum();
-    assert!(contribution.chunks.len() == 8 && bytes > 700_000, "{bytes} bytes in {}", contribution.chunks.len());
+    let bytes: u64 = contribution
+        .chunks
+        .iter()
+        .map(|chunk| chunk.bytes.get())
+        .sum();
+    assert!(
+        contribution.chunks.len() == 8 && bytes > 700_000,
+        "{bytes} bytes in {}",
+        contribution.chunks.len()
+    );
     // Requests, handshakes and TLS take some too; one more chunk would be an eighth.
-    assert!(sent < bytes + bytes / 10, "{sent} bytes were sent for {bytes}");
+    assert!(
+        sent < bytes + bytes / 10,
+        "{sent} bytes were sent for {bytes}"
+    );
 }
 
 /// The cable is pulled out in mid upload, for as long as a silence is borne and a little longer.
 #[tokio::test]
-async fn a_line_that_goes_dead_in_mid_upload_is_told_once_and_the_unit_is_finished_when_it_is_back() {
+async fn a_line_that_goes_dead_in_mid_upload_is_told_once_and_the_unit_is_finished_when_it_is_back()
+{
     let (mut cluster, line, mut evidence) = over_a_line().await;
-    line.set(Quality::Slow { up: UP_BYTES_PER_SECOND, down: 0 });
+    line.set(Quality::Slow {
+        up: UP_BYTES_PER_SECOND,
+        down: 0,
+    });
     let before = line.bytes_up();
     cluster.start_worker("worker-0", &[]).await;
     // All that go side by side are under way, and none is over.
-    line.until_up(before + 200_000, std::future::pending::<()>()).await;
+    line.until_up(before + 200_000, std::future::pending::<()>())
+        .await;
     line.set(Quality::Dead);
     let stalled = Code::LineStalled.to_string();
-    cluster.process("worker-0").until_logged(PATIENCE, |log| log.contains(&stalled)).await;
+    cluster
+        .process("worker-0")
+        .until_logged(PATIENCE, |log| log.contains(&stalled))
+        .await;
     line.set(Quality::Good);
     accepted(&cluster, &mut evidence).await;
     let log = cluster.process("worker-0").log();
     let told: Vec<&str> = log.lines().filter(|line| line.contains(&stalled)).collect();
     assert_eq!(told.len(), 1, "{log}");
-    assert!(told[0].contains("nothing moved for") && told[0].contains("upload"), "{}", told[0]);
+    assert!(
+        told[0].contains("nothing moved for") && told[0].contains("upload"),
+        "{}",
+        told[0]
+    );
 }

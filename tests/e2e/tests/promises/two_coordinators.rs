@@ -21,6 +21,9 @@ async fn the_second_coordinator_leads_and_the_first_stands_down() {
     let log = cluster.process("coordinator").log();
     assert!(log.contains(&Code::LedgerFenced.to_string()), "{log}");
     cluster.operator().await.until_complete(&run).await;
-    assert!(cluster.process("successor").ended().is_none(), "the successor leads on");
+    assert!(
+        cluster.process("successor").ended().is_none(),
+        "the successor leads on"
+    );
     cluster.record_verifies().await;
 }

@@ -11,18 +11,30 @@ async fn two_workers_train_a_decoder_and_it_can_be_pulled() {
     let run = cluster.run().clone();
     let operator = cluster.operator().await;
     let view = operator.until_complete(&run).await;
-    let first = operator.rounds(&run).await[0].held_out_loss.expect("the initial weights were evaluated");
+    let first = operator.rounds(&run).await[0]
+        .held_out_loss
+        .expect("the initial weights were evaluated");
     let (_, last) = view.held_out_loss.expect("the last snapshot was evaluated");
-    assert!(last + 0.3 < first, "held-out loss went from {first} to {last}");
+    assert!(
+        last + 0.3 < first,
+        "held-out loss went from {first} to {last}"
+    );
     cluster.end_well(&["worker-0", "worker-1"]).await;
     pulled_by_two_at_once(&cluster).await;
     let json = |name: &str| -> Value {
         let path = cluster.path("model").join(name);
-        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap_or_else(|error| panic!("{name}: {error}"))
+        serde_json::from_slice(&std::fs::read(&path).unwrap())
+            .unwrap_or_else(|error| panic!("{name}: {error}"))
     };
     let config = json("config.json");
-    assert_eq!((&config["vocab_size"], &config["torch_dtype"]), (&256.into(), &"float32".into()));
-    for (name, file) in [("config.json", &config), ("generation_config.json", &json("generation_config.json"))] {
+    assert_eq!(
+        (&config["vocab_size"], &config["torch_dtype"]),
+        (&256.into(), &"float32".into())
+    );
+    for (name, file) in [
+        ("config.json", &config),
+        ("generation_config.json", &json("generation_config.json")),
+    ] {
         for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
             assert_eq!(
                 file.get(key),
@@ -32,13 +44,44 @@ async fn two_workers_train_a_decoder_and_it_can_be_pulled() {
         }
     }
     let tokenizer = json("tokenizer_config.json");
-    assert_eq!((&tokenizer["add_bos_token"], &tokenizer["split_special_tokens"]), (&false.into(), &true.into()));
-    assert_eq!(json("tokenizer.json")["model"]["vocab"].as_object().unwrap().len(), 256);
-    let weights = std::fs::metadata(cluster.path("model/model.safetensors")).unwrap().len();
+    assert_eq!(
+        (
+            &tokenizer["add_bos_token"],
+            &tokenizer["split_special_tokens"]
+        ),
+        (&false.into(), &true.into())
+    );
+    assert_eq!(
+        json("tokenizer.json")["model"]["vocab"]
+            .as_object()
+            .unwrap()
+            .len(),
+        256
+    );
+    let weights = std::fs::metadata(cluster.path("model/model.safetensors"))
+        .unwrap()
+        .len();
     assert!(weights > 4 * 200_000, "{weights} bytes of weights");
-    let sample = ["sample", "--model", "model", "--prompt", "the river", "--tokens", "5", "--device", "cpu"];
-    let said = cluster.run_program("diloco-worker", &sample, PATIENCE).await;
-    assert!(said.status.success() && said.stdout.starts_with("the river"), "{}{}", said.stdout, said.stderr);
+    let sample = [
+        "sample",
+        "--model",
+        "model",
+        "--prompt",
+        "the river",
+        "--tokens",
+        "5",
+        "--device",
+        "cpu",
+    ];
+    let said = cluster
+        .run_program("diloco-worker", &sample, PATIENCE)
+        .await;
+    assert!(
+        said.status.success() && said.stdout.starts_with("the river"),
+        "{}{}",
+        said.stdout,
+        said.stderr
+    );
     read_by_transformers(&cluster).await;
 }
 
@@ -46,14 +89,26 @@ async fn two_workers_train_a_decoder_and_it_can_be_pulled() {
 async fn pulled_by_two_at_once(cluster: &Cluster) {
     let pull = || cluster.diloctl(&["snapshot", "pull", "demo", "--to", "model"]);
     let (one, other) = tokio::join!(pull(), pull());
-    assert!(one.status.success() || other.status.success(), "{}{}", one.stderr, other.stderr);
+    assert!(
+        one.status.success() || other.status.success(),
+        "{}{}",
+        one.stderr,
+        other.stderr
+    );
     for output in [one, other] {
-        assert!(output.status.success() || output.stderr.contains("DL0621"), "{}", output.stderr);
+        assert!(
+            output.status.success() || output.stderr.contains("DL0621"),
+            "{}",
+            output.stderr
+        );
     }
 }
 
 /// Asks the library that most people read such a folder with, where it is on this machine.
-#[expect(clippy::print_stderr, reason = "whoever reads the test's output shall see what was not looked at")]
+#[expect(
+    clippy::print_stderr,
+    reason = "whoever reads the test's output shall see what was not looked at"
+)]
 async fn read_by_transformers(cluster: &Cluster) {
     const SCRIPT: &str = r#"
 import sys
@@ -67,10 +122,20 @@ assert config.bos_token_id is None and config.eos_token_id is None
 assert GenerationConfig.from_pretrained("model").bos_token_id is None
 "#;
     std::fs::write(cluster.path("read.py"), SCRIPT).unwrap();
-    let python = tokio::process::Command::new("python3").arg("read.py").current_dir(cluster.path("")).output().await;
+    let python = tokio::process::Command::new("python3")
+        .arg("read.py")
+        .current_dir(cluster.path(""))
+        .output()
+        .await;
     match python {
-        Ok(output) if output.status.code() == Some(77) => eprintln!("skipped: transformers is not on this machine"),
-        Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
+        Ok(output) if output.status.code() == Some(77) => {
+            eprintln!("skipped: transformers is not on this machine")
+        }
+        Ok(output) => assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        ),
         Err(error) => eprintln!("skipped: python3 does not run here: {error}"),
     }
 }

@@ -1,4 +1,5 @@
-//! `up` on a machine where all runs already: it looks at what lies at the broker, and at who answers.
+//! `up` on a machine where all runs already: it looks at what lies at the broker, and at who
+//! answers.
 
 use async_nats::jetstream;
 use e2e::Machine;
@@ -9,16 +10,34 @@ use schemas::subject::WORK_STREAM;
 /// Connects as the provisioner of the account of offers and buckets.
 async fn provisioner(machine: &Machine) -> jetstream::Context {
     let endpoints = std::fs::read_to_string(machine.path("d/endpoints.toml")).unwrap();
-    let url = endpoints.lines().find_map(|line| line.strip_prefix("bus = ")).unwrap().trim_matches('"').to_owned();
+    let url = endpoints
+        .lines()
+        .find_map(|line| line.strip_prefix("bus = "))
+        .unwrap()
+        .trim_matches('"')
+        .to_owned();
     let layout = identity::Layout::new(&machine.path("d"));
-    let config = BusConfig { url, credentials: layout.credentials("provisioner"), ca: layout.ca() };
-    jetstream::new(Bus::connect("test", &config, clock::now()).await.unwrap().client().clone())
+    let config = BusConfig {
+        url,
+        credentials: layout.credentials("provisioner"),
+        ca: layout.ca(),
+    };
+    jetstream::new(
+        Bus::connect("test", &config, clock::now())
+            .await
+            .unwrap()
+            .client()
+            .clone(),
+    )
 }
 
 fn signal(machine: &Machine, service: &str, signal: &str) {
     let note = std::fs::read(machine.path(&format!("d/up/{service}.json"))).unwrap();
     let note: serde_json::Value = serde_json::from_slice(&note).unwrap();
-    let sent = std::process::Command::new("kill").arg(signal).arg(note["pid"].to_string()).status();
+    let sent = std::process::Command::new("kill")
+        .arg(signal)
+        .arg(note["pid"].to_string())
+        .status();
     assert!(sent.unwrap().success());
 }
 
@@ -33,22 +52,39 @@ async fn up_makes_what_is_missing_tells_what_differs_and_asks_the_coordinator() 
 
     let jetstream = provisioner(&machine).await;
     jetstream.delete_stream(WORK_STREAM).await.unwrap();
-    let mut config = jetstream.get_stream("KV_state").await.unwrap().cached_info().config.clone();
+    let mut config = jetstream
+        .get_stream("KV_state")
+        .await
+        .unwrap()
+        .cached_info()
+        .config
+        .clone();
     config.max_bytes = 12_345_678;
     jetstream.update_stream(config).await.unwrap();
     let up = machine.up_again("d", "0").await;
     assert!(up.status.success(), "{}", up.text);
-    assert!(up.text.contains(&drift) && up.text.contains("KV_state: max_bytes is 12345678"), "{}", up.text);
+    assert!(
+        up.text.contains(&drift) && up.text.contains("KV_state: max_bytes is 12345678"),
+        "{}",
+        up.text
+    );
     let stream = jetstream.get_stream(WORK_STREAM).await.unwrap();
     stream.consumer_info("lease").await.unwrap();
-    let live = jetstream.get_stream("KV_state").await.unwrap().cached_info().config.max_bytes;
+    let live = jetstream
+        .get_stream("KV_state")
+        .await
+        .unwrap()
+        .cached_info()
+        .config
+        .max_bytes;
     assert_eq!(live, 12_345_678, "nothing is altered behind anyone's back");
 
     // A process that lives, and was ready once, and answers nobody.
     signal(&machine, "coordinator", "-STOP");
     let up = machine.up_again("d", "0").await;
     signal(&machine, "coordinator", "-CONT");
-    let told = up.text.contains(&Code::NoAnswer.to_string()) && up.text.contains("the coordinator cannot be used");
+    let told = up.text.contains(&Code::NoAnswer.to_string())
+        && up.text.contains("the coordinator cannot be used");
     assert!(!up.status.success() && told, "{}", up.text);
     let up = machine.up_again("d", "0").await;
     assert!(up.status.success(), "{}", up.text);

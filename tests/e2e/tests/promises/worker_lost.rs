@@ -1,4 +1,5 @@
-//! A worker is killed in the middle of a unit: the unit is issued again under a later epoch, and the run completes.
+//! A worker is killed in the middle of a unit: the unit is issued again under a later epoch, and
+//! the run completes.
 
 use e2e::Recipe;
 use harness::{Cluster, Options};
@@ -17,7 +18,9 @@ async fn fg_06_the_unit_of_a_killed_worker_is_issued_again_and_the_run_completes
             matches!(&recorded.body.event, Event::Worker(WorkerEvent::Started { lease }) if lease.unit.kind == UnitKind::Train)
         })
         .await;
-    let Event::Worker(WorkerEvent::Started { lease }) = started.body.event else { unreachable!("it was waited for") };
+    let Event::Worker(WorkerEvent::Started { lease }) = started.body.event else {
+        unreachable!("it was waited for")
+    };
     let holder = cluster
         .operator()
         .await
@@ -30,20 +33,28 @@ async fn fg_06_the_unit_of_a_killed_worker_is_issued_again_and_the_run_completes
     cluster.kill9(&name);
 
     let ended = |event: &LedgerEvent| matches!(event, LedgerEvent::LeaseEnded { lease: ended, .. } if *ended == lease);
-    evidence.until_ledger("end of the lost lease", &run, ended).await;
+    evidence
+        .until_ledger("end of the lost lease", &run, ended)
+        .await;
     let again = |event: &LedgerEvent| match event {
-        LedgerEvent::LeaseGranted { lease: granted, worker } => {
-            granted.unit == lease.unit && granted.epoch > lease.epoch && *worker != holder.worker
-        }
+        LedgerEvent::LeaseGranted {
+            lease: granted,
+            worker,
+        } => granted.unit == lease.unit && granted.epoch > lease.epoch && *worker != holder.worker,
         _ => false,
     };
-    evidence.until_ledger("second grant of the unit", &run, again).await;
+    evidence
+        .until_ledger("second grant of the unit", &run, again)
+        .await;
     let view = cluster.operator().await.until_complete(&run).await;
     assert_eq!(view.round.get(), 2);
     cluster.record_verifies().await;
     for recorded in cluster.evidence().await.everything().await {
         if let Some(LedgerEvent::ContributionAccepted { worker, .. }) = recorded.ledger() {
-            assert_ne!(*worker, holder.worker, "the killed worker handed nothing in");
+            assert_ne!(
+                *worker, holder.worker,
+                "the killed worker handed nothing in"
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Wrong credentials of every kind stop a process, with a code and before anything is connected where that can be known.
+//! Wrong credentials of every kind stop a process, with a code and before anything is connected
+//! where that can be known.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -55,7 +56,12 @@ impl Bench {
     }
 
     /// Runs a service with some settings changed; its exit status and everything it printed.
-    async fn ends(&self, service: Service, changes: &[(&str, &str)], more: &[&str]) -> (Option<i32>, String) {
+    async fn ends(
+        &self,
+        service: Service,
+        changes: &[(&str, &str)],
+        more: &[&str],
+    ) -> (Option<i32>, String) {
         let mut arguments = self.arguments(service);
         for (key, value) in changes {
             // The last of two settings of one key counts.
@@ -63,11 +69,20 @@ impl Bench {
         }
         arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let output = self.cluster.run_program(service.program(), &arguments, PATIENCE).await;
+        let output = self
+            .cluster
+            .run_program(service.program(), &arguments, PATIENCE)
+            .await;
         (output.status.code(), output.stderr + &output.stdout)
     }
 
-    async fn assert_ends(&self, service: Service, changes: &[(&str, &str)], status: u8, code: Code) -> String {
+    async fn assert_ends(
+        &self,
+        service: Service,
+        changes: &[(&str, &str)],
+        status: u8,
+        code: Code,
+    ) -> String {
         let (ended, text) = self.ends(service, changes, &[]).await;
         let as_expected = ended == Some(i32::from(status)) && text.contains(&code.to_string());
         assert!(
@@ -85,17 +100,39 @@ impl Bench {
     }
 
     fn key(&self, kind: KeyKind, name: &str) -> SigningKey {
-        let path = self.cluster.domain().layout().folder().join(format!("keys/{name}.nk"));
+        let path = self
+            .cluster
+            .domain()
+            .layout()
+            .folder()
+            .join(format!("keys/{name}.nk"));
         SigningKey::read(kind, &path).unwrap()
     }
 
     /// A worker's token that is made by hand.
-    fn mint(&self, account: AccountId, signer: &SigningKey, begins: Option<UnixMillis>, name: &str) -> PathBuf {
+    fn mint(
+        &self,
+        account: AccountId,
+        signer: &SigningKey,
+        begins: Option<UnixMillis>,
+        name: &str,
+    ) -> PathBuf {
         let key = ConnectionKey::generate();
         let now = clock::now();
         let expires = Some(now.after(Millis::from_secs(7200)));
-        let subject = Subject { name: "worker-0", key: key.public(), not_before: begins, expires };
-        let token = mint(&subject, UserClaims::of_role(account, vec!["run:demo".to_owned()]), signer, now).unwrap();
+        let subject = Subject {
+            name: "worker-0",
+            key: key.public(),
+            not_before: begins,
+            expires,
+        };
+        let token = mint(
+            &subject,
+            UserClaims::of_role(account, vec!["run:demo".to_owned()]),
+            signer,
+            now,
+        )
+        .unwrap();
         let path = self.cluster.path(name);
         Credentials::new(token, key).unwrap().write(&path).unwrap();
         path
@@ -121,38 +158,98 @@ async fn la_02_a_missing_credential_stops_every_process_before_it_connects() {
     for service in Service::ALL {
         for path in [Path::new("nowhere.creds"), &blank, &empty] {
             let text = bench
-                .assert_ends(service, &[("bus.credentials", shown(path))], EXIT_USAGE, Code::CredentialMissing)
+                .assert_ends(
+                    service,
+                    &[("bus.credentials", shown(path))],
+                    EXIT_USAGE,
+                    Code::CredentialMissing,
+                )
                 .await;
             // LA-09: what demanded it, and where that was set.
-            assert!(text.contains("auth.require_auth (default) demands it"), "{text}");
+            assert!(
+                text.contains("auth.require_auth (default) demands it"),
+                "{text}"
+            );
             assert!(!text.contains("connected"), "{text}");
         }
-        let changes = [("bus.credentials", "nowhere.creds"), ("auth.layers.bus", "true")];
-        let text = bench.assert_ends(service, &changes, EXIT_USAGE, Code::CredentialMissing).await;
-        assert!(text.contains("auth.layers.bus (flag --set auth.layers.bus) demands it"), "{text}");
+        let changes = [
+            ("bus.credentials", "nowhere.creds"),
+            ("auth.layers.bus", "true"),
+        ];
+        let text = bench
+            .assert_ends(service, &changes, EXIT_USAGE, Code::CredentialMissing)
+            .await;
+        assert!(
+            text.contains("auth.layers.bus (flag --set auth.layers.bus) demands it"),
+            "{text}"
+        );
     }
-    bench.assert_ends(Service::Worker, &[("bus.credentials", "")], EXIT_USAGE, Code::CredentialMissing).await;
-    bench.assert_ends(Service::Coordinator, &[("store.keys", "nowhere")], EXIT_USAGE, Code::CredentialMissing).await;
-    bench.assert_ends(Service::Worker, &[("worker.trust", "nowhere")], EXIT_USAGE, Code::CredentialMissing).await;
+    bench
+        .assert_ends(
+            Service::Worker,
+            &[("bus.credentials", "")],
+            EXIT_USAGE,
+            Code::CredentialMissing,
+        )
+        .await;
+    bench
+        .assert_ends(
+            Service::Coordinator,
+            &[("store.keys", "nowhere")],
+            EXIT_USAGE,
+            Code::CredentialMissing,
+        )
+        .await;
+    bench
+        .assert_ends(
+            Service::Worker,
+            &[("worker.trust", "nowhere")],
+            EXIT_USAGE,
+            Code::CredentialMissing,
+        )
+        .await;
 }
 
 #[tokio::test]
 async fn la_03_what_is_not_required_is_absent_loudly_and_la_01_an_exception_has_a_reason() {
     let bench = Bench::new().await;
     for service in Service::ALL {
-        let open = [("auth.require_auth", "false"), ("bus.credentials", "nowhere.creds")];
+        let open = [
+            ("auth.require_auth", "false"),
+            ("bus.credentials", "nowhere.creds"),
+        ];
         let (status, text) = bench.ends(service, &open, &["--check-config"]).await;
         assert_eq!(status, Some(0), "{service:?}: {text}");
-        assert!(text.contains(&Code::LayerOpen.to_string()) && text.contains("WARN"), "{service:?}: {text}");
-        assert!(text.contains("anyone who reaches the NATS port may read and publish"), "{service:?}: {text}");
+        assert!(
+            text.contains(&Code::LayerOpen.to_string()) && text.contains("WARN"),
+            "{service:?}: {text}"
+        );
+        assert!(
+            text.contains("anyone who reaches the NATS port may read and publish"),
+            "{service:?}: {text}"
+        );
 
-        let excepted =
-            [("auth.exceptions", "[{layer=\"bus\",reason=\"a test\"}]"), ("bus.credentials", "nowhere.creds")];
+        let excepted = [
+            ("auth.exceptions", "[{layer=\"bus\",reason=\"a test\"}]"),
+            ("bus.credentials", "nowhere.creds"),
+        ];
         let (status, text) = bench.ends(service, &excepted, &["--check-config"]).await;
-        assert!(status == Some(0) && text.contains("a test"), "{service:?}: {status:?} {text}");
-        bench.assert_ends(service, &[("auth.layers.bus", "false")], EXIT_USAGE, Code::ConfigInvalid).await;
+        assert!(
+            status == Some(0) && text.contains("a test"),
+            "{service:?}: {status:?} {text}"
+        );
+        bench
+            .assert_ends(
+                service,
+                &[("auth.layers.bus", "false")],
+                EXIT_USAGE,
+                Code::ConfigInvalid,
+            )
+            .await;
         let silent = [("auth.exceptions", "[{layer=\"bus\",reason=\" \"}]")];
-        bench.assert_ends(service, &silent, EXIT_USAGE, Code::ConfigInvalid).await;
+        bench
+            .assert_ends(service, &silent, EXIT_USAGE, Code::ConfigInvalid)
+            .await;
     }
 }
 
@@ -161,12 +258,20 @@ async fn la_04_half_a_credential_is_an_error_whether_required_or_not() {
     let bench = Bench::new().await;
     let whole = bench.cluster.issue(Role::Worker, "worker-0").credentials;
     let (token, seed) = halves(&whole);
-    let halves = [bench.write("token.creds", &token), bench.write("seed.creds", &seed)];
+    let halves = [
+        bench.write("token.creds", &token),
+        bench.write("seed.creds", &seed),
+    ];
     for service in Service::ALL {
         for half in &halves {
             for required in ["true", "false"] {
-                let changes = [("bus.credentials", shown(half)), ("auth.require_auth", required)];
-                bench.assert_ends(service, &changes, EXIT_USAGE, Code::CredentialHalf).await;
+                let changes = [
+                    ("bus.credentials", shown(half)),
+                    ("auth.require_auth", required),
+                ];
+                bench
+                    .assert_ends(service, &changes, EXIT_USAGE, Code::CredentialHalf)
+                    .await;
             }
         }
     }
@@ -175,10 +280,16 @@ async fn la_04_half_a_credential_is_an_error_whether_required_or_not() {
 #[tokio::test]
 async fn la_05_a_malformed_or_exposed_credential_is_an_error_at_start() {
     let bench = Bench::new().await;
-    let (a, b) =
-        (bench.cluster.issue(Role::Worker, "a").credentials, bench.cluster.issue(Role::Worker, "b").credentials);
+    let (a, b) = (
+        bench.cluster.issue(Role::Worker, "a").credentials,
+        bench.cluster.issue(Role::Worker, "b").credentials,
+    );
     let mixed = format!("{}\n{}", halves(&a).0, halves(&b).1);
-    let cut: String = fs::read_to_string(&a).unwrap().chars().map(|c| if c == '.' { '-' } else { c }).collect();
+    let cut: String = fs::read_to_string(&a)
+        .unwrap()
+        .chars()
+        .map(|c| if c == '.' { '-' } else { c })
+        .collect();
     let files = [
         bench.write("mixed.creds", &mixed),
         bench.write("noise.creds", "no credentials"),
@@ -187,21 +298,45 @@ async fn la_05_a_malformed_or_exposed_credential_is_an_error_at_start() {
     for service in Service::ALL {
         for path in &files {
             let changes = [("bus.credentials", shown(path))];
-            let text = bench.assert_ends(service, &changes, EXIT_USAGE, Code::CredentialMalformed).await;
-            assert!(!text.contains("eyJ") && !text.contains("no credentials"), "it shows what it read: {text}");
+            let text = bench
+                .assert_ends(service, &changes, EXIT_USAGE, Code::CredentialMalformed)
+                .await;
+            assert!(
+                !text.contains("eyJ") && !text.contains("no credentials"),
+                "it shows what it read: {text}"
+            );
         }
     }
     fs::set_permissions(&a, fs::Permissions::from_mode(0o644)).unwrap();
     let text = bench
-        .assert_ends(Service::Worker, &[("bus.credentials", shown(&a))], EXIT_USAGE, Code::CredentialExposed)
+        .assert_ends(
+            Service::Worker,
+            &[("bus.credentials", shown(&a))],
+            EXIT_USAGE,
+            Code::CredentialExposed,
+        )
         .await;
     assert!(text.contains("chmod 600"), "{text}");
     let noise = shown(&files[1]).to_owned();
     for key in ["keys.trust", "keys.manifest", "keys.audit", "store.keys"] {
-        bench.assert_ends(Service::Coordinator, &[(key, &noise)], EXIT_USAGE, Code::CredentialMalformed).await;
+        bench
+            .assert_ends(
+                Service::Coordinator,
+                &[(key, &noise)],
+                EXIT_USAGE,
+                Code::CredentialMalformed,
+            )
+            .await;
     }
     for key in ["worker.trust", "worker.audit_key"] {
-        bench.assert_ends(Service::Worker, &[(key, &noise)], EXIT_USAGE, Code::CredentialMalformed).await;
+        bench
+            .assert_ends(
+                Service::Worker,
+                &[(key, &noise)],
+                EXIT_USAGE,
+                Code::CredentialMalformed,
+            )
+            .await;
     }
 }
 
@@ -213,18 +348,42 @@ async fn la_06_sample_secrets_and_la_07_tl_02_plaintext_addresses_are_refused() 
     keys["admin"]["secret"] = "minioadmin".into();
     let sample = bench.write("sample-keys.json", &keys.to_string());
     let text = bench
-        .assert_ends(Service::Coordinator, &[("store.keys", shown(&sample))], EXIT_USAGE, Code::SampleSecret)
+        .assert_ends(
+            Service::Coordinator,
+            &[("store.keys", shown(&sample))],
+            EXIT_USAGE,
+            Code::SampleSecret,
+        )
         .await;
     assert!(!text.contains("minioadmin"), "{text}");
     let plain = bench.cluster.bus_url().replace("tls://", "nats://");
     for service in Service::ALL {
-        bench.assert_ends(service, &[("bus.url", &plain)], EXIT_USAGE, Code::PlaintextRefused).await;
+        bench
+            .assert_ends(
+                service,
+                &[("bus.url", &plain)],
+                EXIT_USAGE,
+                Code::PlaintextRefused,
+            )
+            .await;
     }
     let output = bench.cluster.diloctl(&["--bus", &plain, "run", "ls"]).await;
     let told = output.stderr.contains(&Code::PlaintextRefused.to_string());
-    assert!(!output.status.success() && told, "{} {}", output.status, output.stderr);
+    assert!(
+        !output.status.success() && told,
+        "{} {}",
+        output.status,
+        output.stderr
+    );
     let plain = bench.cluster.store_url().replace("https://", "http://");
-    bench.assert_ends(Service::Coordinator, &[("store.url", &plain)], EXIT_USAGE, Code::PlaintextRefused).await;
+    bench
+        .assert_ends(
+            Service::Coordinator,
+            &[("store.url", &plain)],
+            EXIT_USAGE,
+            Code::PlaintextRefused,
+        )
+        .await;
 }
 
 #[tokio::test]
@@ -235,14 +394,28 @@ async fn tl_23_ls_01_wrong_signer_window_account_role_and_nobody_are_refused() {
     let domain = bench.cluster.domain();
     let past = UnixMillis(clock::now().get() - 60_000);
     let run = bench.cluster.run();
-    let expired = domain.issue(Role::Worker, "expired", Some(run), Millis::from_secs(10), past).unwrap().credentials;
+    let expired = domain
+        .issue(
+            Role::Worker,
+            "expired",
+            Some(run),
+            Millis::from_secs(10),
+            past,
+        )
+        .unwrap()
+        .credentials;
     let signer = bench.key(KeyKind::Account, "role-worker");
     let tomorrow = Some(clock::now().after(Millis::from_secs(3600)));
     let early = bench.mint(domain.tenant().unwrap(), &signer, tomorrow, "early.creds");
     // Signed by a key that may sign workers of the tenant, for the control account.
     let elsewhere = bench.mint(domain.control().unwrap(), &signer, None, "elsewhere.creds");
     // Signed by a key that no account names.
-    let unknown = bench.mint(domain.tenant().unwrap(), &SigningKey::generate(KeyKind::Account), None, "unknown.creds");
+    let unknown = bench.mint(
+        domain.tenant().unwrap(),
+        &SigningKey::generate(KeyKind::Account),
+        None,
+        "unknown.creds",
+    );
     let operator = bench.cluster.issue(Role::Operator, "operator").credentials;
     let tries = [
         (&foreign, EXIT_DENIED, Code::BusRefused),
@@ -254,22 +427,45 @@ async fn tl_23_ls_01_wrong_signer_window_account_role_and_nobody_are_refused() {
     ];
     // At the same time: the broker takes two seconds to refuse what it does not know.
     join_all(tries.map(async |(credentials, status, code)| {
-        let state = bench.cluster.path("work").join(credentials.file_stem().unwrap());
-        let changes = [("bus.credentials", shown(credentials)), ("worker.state", shown(&state))];
-        bench.assert_ends(Service::Worker, &changes, status, code).await;
+        let state = bench
+            .cluster
+            .path("work")
+            .join(credentials.file_stem().unwrap());
+        let changes = [
+            ("bus.credentials", shown(credentials)),
+            ("worker.state", shown(&state)),
+        ];
+        bench
+            .assert_ends(Service::Worker, &changes, status, code)
+            .await;
     }))
     .await;
     let worker = bench.cluster.issue(Role::Worker, "worker-0").credentials;
     let changes = [("bus.credentials", shown(&worker))];
     for service in [Service::Coordinator, Service::Audit] {
-        bench.assert_ends(service, &changes, EXIT_DENIED, Code::BusDenied).await;
+        bench
+            .assert_ends(service, &changes, EXIT_DENIED, Code::BusDenied)
+            .await;
     }
-    // A credential of the right role and run works: what is refused above is refused for its own fault.
+    // A credential of the right role and run works: what is refused above is refused for its own
+    // fault.
     let good = bench.mint(domain.tenant().unwrap(), &signer, None, "good.creds");
     bench.cluster.source(&good);
-    let options = identity::source::connect_options(&bench.cluster.source(&good), &bench.cluster.tls());
-    options.connect(bench.cluster.bus_url()).await.expect("the broker takes a token that is right in every part");
-    let nobody = async_nats::ConnectOptions::new().require_tls(true).add_root_certificates(domain.layout().ca());
-    let refused = nobody.connect(bench.cluster.bus_url()).await.expect_err("nobody is let in");
-    assert_eq!(refused.kind(), async_nats::ConnectErrorKind::AuthorizationViolation);
+    let options =
+        identity::source::connect_options(&bench.cluster.source(&good), &bench.cluster.tls());
+    options
+        .connect(bench.cluster.bus_url())
+        .await
+        .expect("the broker takes a token that is right in every part");
+    let nobody = async_nats::ConnectOptions::new()
+        .require_tls(true)
+        .add_root_certificates(domain.layout().ca());
+    let refused = nobody
+        .connect(bench.cluster.bus_url())
+        .await
+        .expect_err("nobody is let in");
+    assert_eq!(
+        refused.kind(),
+        async_nats::ConnectErrorKind::AuthorizationViolation
+    );
 }

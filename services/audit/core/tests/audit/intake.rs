@@ -1,6 +1,9 @@
-//! Workers' events before they are recorded: what is taken, what waits, what is refused, and what is not even answered.
+//! Workers' events before they are recorded: what is taken, what waits, what is refused, and what
+//! is not even answered.
 
-use audit_core::{Candidate, Enrolment, Heard, Intake, Linked, Notice, RECORDED_BURST, RECORDED_PER_SECOND, Tail};
+use audit_core::{
+    Candidate, Enrolment, Heard, Intake, Linked, Notice, RECORDED_BURST, RECORDED_PER_SECOND, Tail,
+};
 use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent, WorkerEvent};
 use schemas::subject::Lane;
 use schemas::{Code, Message as _, Sequence, UnixMillis};
@@ -13,17 +16,32 @@ const FLOOD: u64 = 30_000;
 
 fn enrolment(member: &Member) -> Enrolment {
     let (account, worker) = (member.account.clone(), member.worker.clone());
-    Enrolment { account, run: run(), worker, key: member.emitter.public.clone() }
+    Enrolment {
+        account,
+        run: run(),
+        worker,
+        key: member.emitter.public.clone(),
+    }
 }
 
 /// As who listens hears it.
 fn subject(member: &Member, kind: &str) -> String {
-    format!("{}.{}.{}.{}.{kind}", Lane::Event.prefix(), member.account, run(), member.worker)
+    format!(
+        "{}.{}.{}.{}.{kind}",
+        Lane::Event.prefix(),
+        member.account,
+        run(),
+        member.worker
+    )
 }
 
 fn stopped(member: &mut Member) -> SignedEvent {
-    let event = WorkerEvent::Stopped { reason: "x".to_owned() };
-    member.emitter.speak(DOMAIN, NOW.get(), Some(run()), Event::Worker(event))
+    let event = WorkerEvent::Stopped {
+        reason: "x".to_owned(),
+    };
+    member
+        .emitter
+        .speak(DOMAIN, NOW.get(), Some(run()), Event::Worker(event))
 }
 
 fn scene() -> (Intake, Member) {
@@ -55,11 +73,17 @@ fn a_chain_is_recorded_event_by_event_and_a_repeated_one_is_known() {
         for _ in 0..2 {
             let heard = candidate(intake.hear(NOW, &subject(&member, "stopped"), &event.encode()));
             match &tail {
-                Some(tail) if tail.stream == stream => assert_eq!(heard.link(Some(tail)), Linked::Known),
+                Some(tail) if tail.stream == stream => {
+                    assert_eq!(heard.link(Some(tail)), Linked::Known)
+                }
                 before => {
                     assert_eq!(heard.link(before.as_ref()), Linked::Follows);
                     tail = Some(heard.as_tail(stream));
-                    assert_eq!(tail, Tail::read(stream, &event.encode()), "as the stream gives it back");
+                    assert_eq!(
+                        tail,
+                        Tail::read(stream, &event.encode()),
+                        "as the stream gives it back"
+                    );
                 }
             }
         }
@@ -70,16 +94,29 @@ fn a_chain_is_recorded_event_by_event_and_a_repeated_one_is_known() {
 fn what_does_not_follow_is_refused_for_good() {
     let (mut intake, mut member) = scene();
     let events: Vec<SignedEvent> = (0..4).map(|_| stopped(&mut member)).collect();
-    let mut hear =
-        |event: &SignedEvent| candidate(intake.hear(NOW, &subject(&Member::new(1), "stopped"), &event.encode()));
-    let tails: Vec<Tail> = events.iter().enumerate().map(|(at, event)| hear(event).as_tail(at as u64 + 1)).collect();
+    let mut hear = |event: &SignedEvent| {
+        candidate(intake.hear(NOW, &subject(&Member::new(1), "stopped"), &event.encode()))
+    };
+    let tails: Vec<Tail> = events
+        .iter()
+        .enumerate()
+        .map(|(at, event)| hear(event).as_tail(at as u64 + 1))
+        .collect();
     // A second life of the same chain: the same positions, other bytes.
     let mut other = Member::new(1);
-    let event = WorkerEvent::Stopped { reason: "another life".to_owned() };
-    let fork = other.emitter.speak(DOMAIN, NOW.get(), Some(run()), Event::Worker(event));
+    let event = WorkerEvent::Stopped {
+        reason: "another life".to_owned(),
+    };
+    let fork = other
+        .emitter
+        .speak(DOMAIN, NOW.get(), Some(run()), Event::Worker(event));
     // The second event of that life: the position is right, what stands before it is not.
-    let event = WorkerEvent::Stopped { reason: "and on".to_owned() };
-    let on = other.emitter.speak(DOMAIN, NOW.get(), Some(run()), Event::Worker(event));
+    let event = WorkerEvent::Stopped {
+        reason: "and on".to_owned(),
+    };
+    let on = other
+        .emitter
+        .speak(DOMAIN, NOW.get(), Some(run()), Event::Worker(event));
     for (event, tail) in [
         (&on, Some(&tails[0])),
         (&events[2], None),
@@ -89,7 +126,10 @@ fn what_does_not_follow_is_refused_for_good() {
         (&fork, Some(&tails[3])),
     ] {
         let linked = hear(event).link(tail);
-        assert!(matches!(&linked, Linked::Refused(refusal) if refusal.code == Code::ChainForked), "{linked:?}");
+        assert!(
+            matches!(&linked, Linked::Refused(refusal) if refusal.code == Code::ChainForked),
+            "{linked:?}"
+        );
     }
 }
 
@@ -99,12 +139,18 @@ fn a_chain_is_that_of_a_key() {
     let (mut intake, mut member) = scene();
     let own = subject(&member, "stopped");
     let tail = candidate(intake.hear(NOW, &own, &stopped(&mut member).encode())).as_tail(1);
-    let mut again = Member { emitter: Member::new(2).emitter, ..member };
+    let mut again = Member {
+        emitter: Member::new(2).emitter,
+        ..member
+    };
     intake.enrol(enrolment(&again));
     let first = candidate(intake.hear(NOW, &own, &stopped(&mut again).encode()));
     assert_eq!(first.link(Some(&tail)), Linked::Follows);
     let second = candidate(intake.hear(NOW, &own, &stopped(&mut again).encode()));
-    assert!(matches!(second.link(Some(&tail)), Linked::Refused(_)), "its own beginning is not recorded");
+    assert!(
+        matches!(second.link(Some(&tail)), Linked::Refused(_)),
+        "its own beginning is not recorded"
+    );
     assert_eq!(second.link(Some(&first.as_tail(2))), Linked::Follows);
 }
 
@@ -122,24 +168,61 @@ fn a_body_that_names_another_key_or_run_or_is_of_the_ledger_is_refused() {
         previous: None,
         time: NOW,
         run: Some(run()),
-        event: event(WorkerEvent::Stopped { reason: "x".to_owned() }),
+        event: event(WorkerEvent::Stopped {
+            reason: "x".to_owned(),
+        }),
     };
     let mut hear = |kind: &str, body: &EventBody| {
-        intake.hear(NOW, &subject(&member, kind), &member.emitter.sign(DOMAIN, body.encode()).encode())
+        intake.hear(
+            NOW,
+            &subject(&member, kind),
+            &member.emitter.sign(DOMAIN, body.encode()).encode(),
+        )
     };
     candidate(hear("stopped", &right));
     let wrong = [
-        ("stopped", EventBody { emitter: stranger.emitter.public, ..right.clone() }),
-        ("stopped", EventBody { run: Some("another".parse().expect("a name")), ..right.clone() }),
-        ("stopped", EventBody { run: None, ..right.clone() }),
-        ("run-completed", EventBody { event: Event::Ledger(LedgerEvent::RunCompleted), ..right.clone() }),
+        (
+            "stopped",
+            EventBody {
+                emitter: stranger.emitter.public,
+                ..right.clone()
+            },
+        ),
+        (
+            "stopped",
+            EventBody {
+                run: Some("another".parse().expect("a name")),
+                ..right.clone()
+            },
+        ),
+        (
+            "stopped",
+            EventBody {
+                run: None,
+                ..right.clone()
+            },
+        ),
+        (
+            "run-completed",
+            EventBody {
+                event: Event::Ledger(LedgerEvent::RunCompleted),
+                ..right.clone()
+            },
+        ),
         ("joined", right),
     ];
     for (kind, body) in wrong {
-        assert_eq!(refused(hear(kind, &body)), Code::EventRefused, "{kind} {body:?}");
+        assert_eq!(
+            refused(hear(kind, &body)),
+            Code::EventRefused,
+            "{kind} {body:?}"
+        );
     }
     let nonsense = member.emitter.sign(DOMAIN, b"no body".to_vec());
-    assert_eq!(refused(intake.hear(NOW, &subject(&member, "stopped"), &nonsense.encode())), Code::EventRefused);
+    assert_eq!(
+        refused(intake.hear(NOW, &subject(&member, "stopped"), &nonsense.encode())),
+        Code::EventRefused
+    );
 }
 
 #[test]
@@ -150,7 +233,10 @@ fn only_what_the_worker_signed_with_the_key_that_the_ledger_names_is_taken() {
     let mut stranger = Member::new(2);
     let strangers = stopped(&mut stranger);
     // Somebody who joined a moment ago is named in a moment.
-    assert_eq!(refused(intake.hear(NOW, &subject(&stranger, "stopped"), &strangers.encode())), Code::EventLater);
+    assert_eq!(
+        refused(intake.hear(NOW, &subject(&stranger, "stopped"), &strangers.encode())),
+        Code::EventLater
+    );
     intake.enrol(enrolment(&stranger));
     candidate(intake.hear(NOW, &subject(&stranger, "stopped"), &strangers.encode()));
     let mut altered = event.clone();
@@ -159,7 +245,9 @@ fn only_what_the_worker_signed_with_the_key_that_the_ledger_names_is_taken() {
         "another domain",
         NOW.get(),
         Some(run()),
-        Event::Worker(WorkerEvent::Stopped { reason: "x".to_owned() }),
+        Event::Worker(WorkerEvent::Stopped {
+            reason: "x".to_owned(),
+        }),
     );
     for (subject, payload) in [
         (&own, strangers.encode()),
@@ -170,12 +258,21 @@ fn only_what_the_worker_signed_with_the_key_that_the_ledger_names_is_taken() {
         (&own, vec![7; 100_000]),
         (&subject(&member, "joined"), event.encode()),
     ] {
-        assert_eq!(refused(intake.hear(NOW, subject, &payload)), Code::EventRefused);
+        assert_eq!(
+            refused(intake.hear(NOW, subject, &payload)),
+            Code::EventRefused
+        );
     }
-    // What the coordinator answers is nothing that a worker says, although a worker can have it sent here.
+    // What the coordinator answers is nothing that a worker says, although a worker can have it
+    // sent here.
     let answer = [&[0xC1][..], &event.encode()].concat();
     assert_eq!(intake.hear(NOW, &own, &answer), Heard::Answer);
-    for strange in ["diloco.event.x", "diloco.record.a.b.c.d", "$JS.API.INFO", ""] {
+    for strange in [
+        "diloco.event.x",
+        "diloco.record.a.b.c.d",
+        "$JS.API.INFO",
+        "",
+    ] {
         assert_eq!(intake.hear(NOW, strange, &event.encode()), Heard::Nobody);
     }
 }
@@ -191,13 +288,18 @@ fn a_flood_is_bounded_by_worker_before_anything_is_parsed_and_ends_by_itself() {
     for payload in [vec![7], event.clone(), vec![7; 200_000]] {
         let (mut intake, count) = (Intake::new(DOMAIN), FLOOD);
         intake.enrol(enrolment(&member));
-        let taken = (0..count).filter(|_| !matches!(intake.hear(NOW, &own, &payload), Heard::Over(_))).count() as u64;
+        let taken = (0..count)
+            .filter(|_| !matches!(intake.hear(NOW, &own, &payload), Heard::Over(_)))
+            .count() as u64;
         assert!(taken <= audit_core::EVENTS_BURST, "{taken} of {count}");
     }
     for _ in 0..FLOOD {
         intake.hear(NOW, &own, &event);
     }
-    assert_eq!(intake.hear(NOW, &own, &event), Heard::Over(member.worker.clone()));
+    assert_eq!(
+        intake.hear(NOW, &own, &event),
+        Heard::Over(member.worker.clone())
+    );
     // Nobody else notices, and a while later the worker is heard again.
     let others = stopped(&mut other).encode();
     candidate(intake.hear(NOW, &subject(&other, "stopped"), &others));
@@ -212,8 +314,13 @@ fn a_flood_is_bounded_by_worker_before_anything_is_parsed_and_ends_by_itself() {
 
 /// An event as long as they are taken.
 fn long(member: &mut Member) -> Vec<u8> {
-    let event = WorkerEvent::Stopped { reason: "x".repeat(15_000) };
-    member.emitter.speak(DOMAIN, NOW.get(), Some(run()), Event::Worker(event)).encode()
+    let event = WorkerEvent::Stopped {
+        reason: "x".repeat(15_000),
+    };
+    member
+        .emitter
+        .speak(DOMAIN, NOW.get(), Some(run()), Event::Worker(event))
+        .encode()
 }
 
 #[test]
@@ -232,15 +339,27 @@ fn what_one_worker_has_recorded_is_bounded_over_days() {
         now = UnixMillis(now.get() + 500);
         taken += hear(now);
     }
-    assert!(taken > RECORDED_BURST / 2, "{taken} bytes: it is the slow bound that is met");
-    assert!(taken <= RECORDED_BURST + 1000 * RECORDED_PER_SECOND, "{taken} bytes");
+    assert!(
+        taken > RECORDED_BURST / 2,
+        "{taken} bytes: it is the slow bound that is met"
+    );
+    assert!(
+        taken <= RECORDED_BURST + 1000 * RECORDED_PER_SECOND,
+        "{taken} bytes"
+    );
     for _ in 0..2880 {
         now = UnixMillis(now.get() + 60_000);
         taken += hear(now) + hear(now);
     }
     let seconds = NOW.until(now).get() / 1000;
-    assert!(taken <= RECORDED_BURST + seconds * RECORDED_PER_SECOND, "{taken} bytes in {seconds} s");
-    assert!(taken > seconds * RECORDED_PER_SECOND / 2, "it is heard again, slowly");
+    assert!(
+        taken <= RECORDED_BURST + seconds * RECORDED_PER_SECOND,
+        "{taken} bytes in {seconds} s"
+    );
+    assert!(
+        taken > seconds * RECORDED_PER_SECOND / 2,
+        "it is heard again, slowly"
+    );
 }
 
 #[test]
@@ -251,7 +370,10 @@ fn what_is_refused_is_not_counted_as_recorded() {
     let mut now = NOW;
     for _ in 0..2000 {
         now = UnixMillis(now.get() + 1000);
-        assert_eq!(refused(intake.hear(now, &own, &stranger)), Code::EventRefused);
+        assert_eq!(
+            refused(intake.hear(now, &own, &stranger)),
+            Code::EventRefused
+        );
     }
     candidate(intake.hear(now, &own, &event));
 }
@@ -279,18 +401,28 @@ fn a_worker_that_was_removed_says_nothing_any_more() {
     let own = subject(&member, "stopped");
     let event = stopped(&mut member).encode();
     candidate(intake.hear(NOW, &own, &event));
-    intake.learn(Notice::Removed { run: "another".parse().expect("a name"), worker: member.worker.clone() });
+    intake.learn(Notice::Removed {
+        run: "another".parse().expect("a name"),
+        worker: member.worker.clone(),
+    });
     candidate(intake.hear(NOW, &own, &event));
-    intake.learn(Notice::Removed { run: run(), worker: member.worker.clone() });
+    intake.learn(Notice::Removed {
+        run: run(),
+        worker: member.worker.clone(),
+    });
     // For good: it need not ask again.
     let heard = intake.hear(NOW, &own, &event);
-    assert!(matches!(&heard, Heard::Refused(refusal) if refusal.detail.contains("was removed from run")), "{heard:?}");
+    assert!(
+        matches!(&heard, Heard::Refused(refusal) if refusal.detail.contains("was removed from run")),
+        "{heard:?}"
+    );
     assert_eq!(refused(heard), Code::EventRefused);
     let others = stopped(&mut other).encode();
     candidate(intake.hear(NOW, &subject(&other, "stopped"), &others));
 }
 
-/// The stream of the tenant is the one place where a chain is recorded, and the readers' copy is made of it.
+/// The stream of the tenant is the one place where a chain is recorded, and the readers' copy is
+/// made of it.
 #[test]
 fn a_chain_of_which_the_copy_shows_more_than_its_stream_has_was_lost() {
     let (mut intake, mut member) = scene();
@@ -300,18 +432,40 @@ fn a_chain_of_which_the_copy_shows_more_than_its_stream_has_was_lost() {
     };
     let tail = |at: usize| Tail::read(1 + at as u64, &events[at].encode()).expect("an event");
     let third = hear(&mut intake, 3);
-    assert_eq!(intake.lost(&third, None), None, "a copy that is only begun shows nothing");
+    assert_eq!(
+        intake.lost(&third, None),
+        None,
+        "a copy that is only begun shows nothing"
+    );
     let key = member.emitter.public.clone();
-    intake.learn(Notice::Reached { key: key.clone(), next: schemas::Sequence(3) });
+    intake.learn(Notice::Reached {
+        key: key.clone(),
+        next: schemas::Sequence(3),
+    });
     for before in [None, Some(tail(0)), Some(tail(1))] {
-        let lost = intake.lost(&third, before.as_ref()).expect("event 2 is in the copy");
-        assert!(lost.code == Code::EventsLost && lost.detail.contains("event 3"), "{lost}");
+        let lost = intake
+            .lost(&third, before.as_ref())
+            .expect("event 2 is in the copy");
+        assert!(
+            lost.code == Code::EventsLost && lost.detail.contains("event 3"),
+            "{lost}"
+        );
     }
     assert_eq!(intake.lost(&third, Some(&tail(2))), None, "whole");
-    assert_eq!(intake.lost(&third, Some(&tail(3))), None, "the copy comes after");
+    assert_eq!(
+        intake.lost(&third, Some(&tail(3))),
+        None,
+        "the copy comes after"
+    );
     // A chain before it, with another key, does not count for it.
-    let other = Tail { emitter: Member::new(2).emitter.public, ..tail(2) };
+    let other = Tail {
+        emitter: Member::new(2).emitter.public,
+        ..tail(2)
+    };
     assert!(intake.lost(&third, Some(&other)).is_some());
-    intake.learn(Notice::Reached { key, next: schemas::Sequence(0) });
+    intake.learn(Notice::Reached {
+        key,
+        next: schemas::Sequence(0),
+    });
     assert_eq!(intake.lost(&third, None), None);
 }

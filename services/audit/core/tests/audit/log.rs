@@ -8,13 +8,13 @@ use schemas::event::{Event, EventBody, LeaseEnd, LedgerEvent, SignedEvent, Worke
 use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
 use schemas::member::{Posture, Session};
 use schemas::run::{
-    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding, RunSpec, Schedule,
-    TrainerKind,
+    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding,
+    RunSpec, Schedule, TrainerKind,
 };
 use schemas::subject::{ledger_subject, record_subject};
 use schemas::{
-    AccountId, Digest, Epoch, Message as _, Millis, ObjectRef, PublicKey, Round, RunId, Sequence, Steps, UnitIndex,
-    UnixMillis, V, WorkerId,
+    AccountId, Digest, Epoch, Message as _, Millis, ObjectRef, PublicKey, Round, RunId, Sequence,
+    Steps, UnitIndex, UnixMillis, V, WorkerId,
 };
 use serde_bytes::{ByteArray, ByteBuf};
 
@@ -71,7 +71,11 @@ pub(crate) fn nkey(prefix: u8, raw: &[u8; 32]) -> String {
     for byte in &bytes {
         crc ^= u16::from(*byte) << 8;
         for _ in 0..8 {
-            crc = if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 };
+            crc = if crc & 0x8000 == 0 {
+                crc << 1
+            } else {
+                (crc << 1) ^ 0x1021
+            };
         }
     }
     bytes.extend(crc.to_le_bytes());
@@ -81,12 +85,25 @@ pub(crate) fn nkey(prefix: u8, raw: &[u8; 32]) -> String {
 impl Emitter {
     pub(crate) fn new(seed: u8) -> Self {
         let key = SigningKey::from_bytes(&[seed; 32]);
-        let public = nkey(20 << 3, key.verifying_key().as_bytes()).parse().expect("a name or key");
-        Self { key, public, next: 0, head: None }
+        let public = nkey(20 << 3, key.verifying_key().as_bytes())
+            .parse()
+            .expect("a name or key");
+        Self {
+            key,
+            public,
+            next: 0,
+            head: None,
+        }
     }
 
     /// Its next event.
-    pub(crate) fn speak(&mut self, domain: &str, time: u64, run: Option<RunId>, event: Event) -> SignedEvent {
+    pub(crate) fn speak(
+        &mut self,
+        domain: &str,
+        time: u64,
+        run: Option<RunId>,
+        event: Event,
+    ) -> SignedEvent {
         let body = EventBody {
             v: V,
             emitter: self.public.clone(),
@@ -105,16 +122,32 @@ impl Emitter {
     /// Signs any bytes as an event's body.
     pub(crate) fn sign(&self, domain: &str, body: Vec<u8>) -> SignedEvent {
         let hash = Digest::of(domain.as_bytes());
-        let signed = [&[0xFF], &b"diloco/audit-event/v1"[..], &[0], hash.as_bytes(), &body].concat();
+        let signed = [
+            &[0xFF],
+            &b"diloco/audit-event/v1"[..],
+            &[0],
+            hash.as_bytes(),
+            &body,
+        ]
+        .concat();
         let signature = ByteArray::new(self.key.sign(&signed).to_bytes());
-        SignedEvent { v: V, key: self.public.clone(), signature, body: ByteBuf::from(body) }
+        SignedEvent {
+            v: V,
+            key: self.public.clone(),
+            signature,
+            body: ByteBuf::from(body),
+        }
     }
 }
 
 impl Member {
     pub(crate) fn new(seed: u8) -> Self {
         let worker = nkey(20 << 3, &[seed; 32]).parse().expect("a name or key");
-        Self { worker, account: nkey(0, &[9; 32]).parse().expect("a name or key"), emitter: Emitter::new(seed) }
+        Self {
+            worker,
+            account: nkey(0, &[9; 32]).parse().expect("a name or key"),
+            emitter: Emitter::new(seed),
+        }
     }
 
     pub(crate) fn joined(&self) -> LedgerEvent {
@@ -133,7 +166,11 @@ impl Member {
 
 impl Log {
     pub(crate) fn new(domain: &str, seed: u8) -> Self {
-        Self { domain: domain.to_owned(), coordinator: Emitter::new(seed), records: Vec::new() }
+        Self {
+            domain: domain.to_owned(),
+            coordinator: Emitter::new(seed),
+            records: Vec::new(),
+        }
     }
 
     pub(crate) fn auditor(&self) -> Auditor {
@@ -147,33 +184,60 @@ impl Log {
     pub(crate) fn push(&mut self, subject: String, said: &SignedEvent) {
         let stream_sequence = StreamSequence(self.records.len() as u64 + 1);
         let (stored_at, payload) = (UnixMillis(self.now() + 3), Payload::of(&said.encode()));
-        self.records.push(Record { stream_sequence, subject, stored_at, payload });
+        self.records.push(Record {
+            stream_sequence,
+            subject,
+            stored_at,
+            payload,
+        });
     }
 
     pub(crate) fn ledger(&mut self, run: Option<RunId>, event: LedgerEvent) {
         let subject = ledger_subject(run.as_ref(), &self.coordinator.public, event.kind());
         let time = self.now();
-        let said = self.coordinator.speak(&self.domain, time, run, Event::Ledger(event));
+        let said = self
+            .coordinator
+            .speak(&self.domain, time, run, Event::Ledger(event));
         self.push(subject, &said);
     }
 
     pub(crate) fn worker(&mut self, member: &mut Member, event: WorkerEvent) {
         let subject = record_subject(&member.account, &run(), &member.worker, event.kind());
         let time = self.now();
-        let said = member.emitter.speak(&self.domain, time, Some(run()), Event::Worker(event));
+        let said = member
+            .emitter
+            .speak(&self.domain, time, Some(run()), Event::Worker(event));
         self.push(subject, &said);
     }
 
     /// A whole run, from the coordinator's start to the run's end.
     pub(crate) fn write(plan: &Plan) -> Self {
         let mut log = Self::new(DOMAIN, plan.seed);
-        let mut members: Vec<Member> = (0..plan.workers).map(|at| Member::new(plan.seed + 1 + at)).collect();
+        let mut members: Vec<Member> = (0..plan.workers)
+            .map(|at| Member::new(plan.seed + 1 + at))
+            .collect();
         let spec = spec(plan);
-        let joined = || WorkerEvent::Joined { release: "0.1.0".to_owned(), device: "cpu".to_owned() };
+        let joined = || WorkerEvent::Joined {
+            release: "0.1.0".to_owned(),
+            device: "cpu".to_owned(),
+        };
         let (release, session) = ("0.1.0".to_owned(), Session(2));
-        log.ledger(None, LedgerEvent::CoordinatorStarted { release, posture: Posture::default(), session });
+        log.ledger(
+            None,
+            LedgerEvent::CoordinatorStarted {
+                release,
+                posture: Posture::default(),
+                session,
+            },
+        );
         let operator = log.coordinator.public.clone();
-        log.ledger(Some(run()), LedgerEvent::RunCreated { spec: Box::new(spec.clone()), operator });
+        log.ledger(
+            Some(run()),
+            LedgerEvent::RunCreated {
+                spec: Box::new(spec.clone()),
+                operator,
+            },
+        );
         for member in &mut members {
             if plan.early {
                 log.worker(member, joined());
@@ -195,28 +259,79 @@ impl Log {
         for index in (0..plan.units).map(UnitIndex) {
             let at = index.get() as usize % members.len();
             let member = &mut members[at];
-            let unit = UnitId { round, kind: UnitKind::Train, index };
-            let mut lease = LeaseRef { unit, epoch: Epoch(1) };
+            let unit = UnitId {
+                round,
+                kind: UnitKind::Train,
+                index,
+            };
+            let mut lease = LeaseRef {
+                unit,
+                epoch: Epoch(1),
+            };
             let worker = member.worker.clone();
-            self.ledger(Some(run()), LedgerEvent::LeaseGranted { lease, worker: worker.clone() });
+            self.ledger(
+                Some(run()),
+                LedgerEvent::LeaseGranted {
+                    lease,
+                    worker: worker.clone(),
+                },
+            );
             self.worker(member, WorkerEvent::Started { lease });
             if plan.expiries && index.get() == 0 {
                 let (cause, tokens) = (LeaseEnd::Expired, spec.unit_tokens());
-                self.ledger(Some(run()), LedgerEvent::LeaseEnded { lease, worker: worker.clone(), cause, tokens });
+                self.ledger(
+                    Some(run()),
+                    LedgerEvent::LeaseEnded {
+                        lease,
+                        worker: worker.clone(),
+                        cause,
+                        tokens,
+                    },
+                );
                 lease.epoch = lease.epoch.next();
-                self.ledger(Some(run()), LedgerEvent::LeaseGranted { lease, worker: worker.clone() });
+                self.ledger(
+                    Some(run()),
+                    LedgerEvent::LeaseGranted {
+                        lease,
+                        worker: worker.clone(),
+                    },
+                );
             }
             let statement = Digest::of(lease.to_string().as_bytes());
             self.worker(member, WorkerEvent::Submitted { lease, statement });
             let (contribution, signature) = (Box::new(contribution(spec)), ByteArray::new([0; 64]));
-            let accepted =
-                LedgerEvent::ContributionAccepted { lease, worker, contribution, norm: 1.0, statement, signature };
+            let accepted = LedgerEvent::ContributionAccepted {
+                lease,
+                worker,
+                contribution,
+                norm: 1.0,
+                statement,
+                signature,
+            };
             self.ledger(Some(run()), accepted);
         }
-        let broadcast = Weights { round: round.next(), codec: spec.download, chunks: vec![object()] };
+        let broadcast = Weights {
+            round: round.next(),
+            codec: spec.download,
+            chunks: vec![object()],
+        };
         let tokens = spec.unit_tokens();
-        self.ledger(Some(run()), LedgerEvent::RoundClosed { round, broadcast, norm: 0.5, tokens });
-        self.ledger(Some(run()), LedgerEvent::SnapshotSaved { round: round.next(), manifest: object() });
+        self.ledger(
+            Some(run()),
+            LedgerEvent::RoundClosed {
+                round,
+                broadcast,
+                norm: 0.5,
+                tokens,
+            },
+        );
+        self.ledger(
+            Some(run()),
+            LedgerEvent::SnapshotSaved {
+                round: round.next(),
+                manifest: object(),
+            },
+        );
     }
 }
 
@@ -241,8 +356,15 @@ pub(crate) fn put(record: &mut Record, event: &SignedEvent) {
 }
 
 /// Everything an auditor says of records that end at `last`.
-pub(crate) fn audit(auditor: &mut Auditor, records: &[Record], last: StreamSequence) -> Vec<Checked> {
-    let mut results: Vec<Checked> = records.iter().flat_map(|record| auditor.observe(record)).collect();
+pub(crate) fn audit(
+    auditor: &mut Auditor,
+    records: &[Record],
+    last: StreamSequence,
+) -> Vec<Checked> {
+    let mut results: Vec<Checked> = records
+        .iter()
+        .flat_map(|record| auditor.observe(record))
+        .collect();
     results.extend(auditor.conclude(last));
     results
 }
@@ -264,7 +386,10 @@ fn contribution(spec: &RunSpec) -> Contribution {
 }
 
 fn spec(plan: &Plan) -> RunSpec {
-    let codec = Codec { kind: CodecKind::Bf16, rounding: Rounding::Nearest };
+    let codec = Codec {
+        kind: CodecKind::Bf16,
+        rounding: Rounding::Nearest,
+    };
     RunSpec {
         v: V,
         run: run(),
@@ -288,7 +413,11 @@ fn spec(plan: &Plan) -> RunSpec {
             evaluation_sequences: 1,
             snapshot_every: 1,
         },
-        inner: InnerOptimizer { final_ratio: 0.1, weight_decay: 0.0, ..InnerOptimizer::adamw(1e-3) },
+        inner: InnerOptimizer {
+            final_ratio: 0.1,
+            weight_decay: 0.0,
+            ..InnerOptimizer::adamw(1e-3)
+        },
         outer: OuterOptimizer::Average,
         upload: codec,
         download: codec,

@@ -12,17 +12,25 @@ prop_compose! {
     }
 }
 
-/// Whether an auditor that trusts `log`'s coordinator has evidence against `records`, or against one of their workers, or
-/// names a message that belongs to nobody.
+/// Whether an auditor that trusts `log`'s coordinator has evidence against `records`, or against
+/// one of their workers, or names a message that belongs to nobody.
 fn is_found(log: &Log, records: &[Record]) -> bool {
     let mut auditor = log.auditor();
-    audit(&mut auditor, records, StreamSequence(log.records.len() as u64));
-    auditor.evidence().is_some() || !auditor.faulty_workers().is_empty() || auditor.summary().foreign > 0
+    audit(
+        &mut auditor,
+        records,
+        StreamSequence(log.records.len() as u64),
+    );
+    auditor.evidence().is_some()
+        || !auditor.faulty_workers().is_empty()
+        || auditor.summary().foreign > 0
 }
 
 /// Whether a later record of the same emitter shows that something happened to the one at `at`.
 fn is_followed(records: &[Record], at: usize) -> bool {
-    records[at + 1..].iter().any(|later| signed(later).key == signed(&records[at]).key)
+    records[at + 1..]
+        .iter()
+        .any(|later| signed(later).key == signed(&records[at]).key)
 }
 
 fn flip(text: &mut String, at: prop::sample::Index) {
@@ -33,7 +41,9 @@ fn flip(text: &mut String, at: prop::sample::Index) {
 }
 
 fn flip_payload(record: &mut Record, at: prop::sample::Index, bit: u8) {
-    let Payload::Whole(bytes) = &mut record.payload else { panic!("no event is too long") };
+    let Payload::Whole(bytes) = &mut record.payload else {
+        panic!("no event is too long")
+    };
     let at = at.index(bytes.len());
     bytes[at] ^= 1 << bit;
 }

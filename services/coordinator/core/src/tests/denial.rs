@@ -21,12 +21,24 @@ struct Told {
 
 fn told(world: &World, from: usize) -> Vec<Told> {
     let event = |event: &LedgerEvent| match event.clone() {
-        LedgerEvent::RequestDenied { worker, verb, code, suppressed, .. } => {
-            Some(Told { worker, code, verb: Some(verb), suppressed })
-        }
-        LedgerEvent::ContributionRejected { worker, code, .. } => {
-            Some(Told { worker, code, verb: None, suppressed: 0 })
-        }
+        LedgerEvent::RequestDenied {
+            worker,
+            verb,
+            code,
+            suppressed,
+            ..
+        } => Some(Told {
+            worker,
+            code,
+            verb: Some(verb),
+            suppressed,
+        }),
+        LedgerEvent::ContributionRejected { worker, code, .. } => Some(Told {
+            worker,
+            code,
+            verb: None,
+            suppressed: 0,
+        }),
         _ => None,
     };
     let ledger = |body: &schemas::event::EventBody| match &body.event {
@@ -40,17 +52,63 @@ fn told(world: &World, from: usize) -> Vec<Told> {
 fn requests(held: LeaseRef) -> Vec<(&'static str, WorkerRequest)> {
     let (objects, reason) = (vec![upload("a")], String::new());
     vec![
-        ("lease.claim", WorkerRequest::Claim(claim_request(1, Millis(0)))),
+        (
+            "lease.claim",
+            WorkerRequest::Claim(claim_request(1, Millis(0))),
+        ),
         (
             "lease.renew",
-            WorkerRequest::Renew(RenewRequest { v: V, lease: held, steps_done: Steps(1), bytes_moved: Bytes(0) }),
+            WorkerRequest::Renew(RenewRequest {
+                v: V,
+                lease: held,
+                steps_done: Steps(1),
+                bytes_moved: Bytes(0),
+            }),
         ),
-        ("lease.release", WorkerRequest::Release(ReleaseRequest { v: V, lease: held, reason: reason.clone() })),
-        ("blob.get", WorkerRequest::Get(GetRequest { v: V, objects: vec![object("config").digest] })),
-        ("blob.put", WorkerRequest::Put(PutRequest { v: V, lease: held, objects: objects.clone() })),
-        ("contribution.stage", WorkerRequest::Stage(StageRequest { v: V, lease: held, index: 0, object: objects[0] })),
-        ("contribution.submit", WorkerRequest::Submit(submission(&spec("demo"), 1, held, 0))),
-        ("leave", WorkerRequest::Leave(LeaveRequest { v: V, session: session(1), reason })),
+        (
+            "lease.release",
+            WorkerRequest::Release(ReleaseRequest {
+                v: V,
+                lease: held,
+                reason: reason.clone(),
+            }),
+        ),
+        (
+            "blob.get",
+            WorkerRequest::Get(GetRequest {
+                v: V,
+                objects: vec![object("config").digest],
+            }),
+        ),
+        (
+            "blob.put",
+            WorkerRequest::Put(PutRequest {
+                v: V,
+                lease: held,
+                objects: objects.clone(),
+            }),
+        ),
+        (
+            "contribution.stage",
+            WorkerRequest::Stage(StageRequest {
+                v: V,
+                lease: held,
+                index: 0,
+                object: objects[0],
+            }),
+        ),
+        (
+            "contribution.submit",
+            WorkerRequest::Submit(submission(&spec("demo"), 1, held, 0)),
+        ),
+        (
+            "leave",
+            WorkerRequest::Leave(LeaveRequest {
+                v: V,
+                session: session(1),
+                reason,
+            }),
+        ),
     ]
 }
 
@@ -59,50 +117,113 @@ fn of_a_member(held: LeaseRef) -> Vec<(&'static str, WorkerRequest, Code)> {
     let mut no_trainer = join_request(1);
     no_trainer.trainers = vec![TrainerKind::Torch];
     let mut open = join_request(1);
-    open.posture.open = vec![OpenLayer { layer: Layer::Bulk, reason: "laboratory".to_owned() }];
-    let other = LeaseRef { epoch: Epoch(held.epoch.get() + 1), ..held };
-    let short = schemas::ObjectRef { bytes: Bytes(1), ..upload("b") };
+    open.posture.open = vec![OpenLayer {
+        layer: Layer::Bulk,
+        reason: "laboratory".to_owned(),
+    }];
+    let other = LeaseRef {
+        epoch: Epoch(held.epoch.get() + 1),
+        ..held
+    };
+    let short = schemas::ObjectRef {
+        bytes: Bytes(1),
+        ..upload("b")
+    };
     vec![
-        ("join", WorkerRequest::Join(no_trainer), Code::TrainerMissing),
+        (
+            "join",
+            WorkerRequest::Join(no_trainer),
+            Code::TrainerMissing,
+        ),
         ("join", WorkerRequest::Join(open), Code::LayerOpen),
         (
             "lease.renew",
-            WorkerRequest::Renew(RenewRequest { v: V, lease: other, steps_done: Steps(1), bytes_moved: Bytes(0) }),
+            WorkerRequest::Renew(RenewRequest {
+                v: V,
+                lease: other,
+                steps_done: Steps(1),
+                bytes_moved: Bytes(0),
+            }),
             Code::LeaseUnknown,
         ),
-        ("blob.put", WorkerRequest::Put(PutRequest { v: V, lease: held, objects: vec![short] }), Code::SizeMismatch),
+        (
+            "blob.put",
+            WorkerRequest::Put(PutRequest {
+                v: V,
+                lease: held,
+                objects: vec![short],
+            }),
+            Code::SizeMismatch,
+        ),
         (
             "blob.get",
-            WorkerRequest::Get(GetRequest { v: V, objects: vec![object("foreign").digest] }),
+            WorkerRequest::Get(GetRequest {
+                v: V,
+                objects: vec![object("foreign").digest],
+            }),
             Code::ObjectForbidden,
         ),
         (
             "contribution.stage",
-            WorkerRequest::Stage(StageRequest { v: V, lease: held, index: 99, object: upload("a") }),
+            WorkerRequest::Stage(StageRequest {
+                v: V,
+                lease: held,
+                index: 99,
+                object: upload("a"),
+            }),
             Code::LayoutMismatch,
         ),
     ]
 }
 
-/// Asserts that worker `number` was denied with `code` and that exactly this stands in the ledger, once.
+/// Asserts that worker `number` was denied with `code` and that exactly this stands in the ledger,
+/// once.
 fn once(world: &World, from: usize, number: u32, verb: Option<&str>, code: Code) {
-    let expected = Told { worker: worker(number), code, verb: verb.map(str::to_owned), suppressed: 0 };
+    let expected = Told {
+        worker: worker(number),
+        code,
+        verb: verb.map(str::to_owned),
+        suppressed: 0,
+    };
     assert_eq!(told(world, from), [expected], "{code} at {verb:?}");
 }
 
-/// The answer that a worker gets and the event that an auditor reads carry the same code, and there is one for the other.
+/// The answer that a worker gets and the event that an auditor reads carry the same code, and there
+/// is one for the other.
 #[test]
 fn tl_29_each_denial_of_a_worker_is_one_event_with_its_code() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     let held = world.lease(1);
-    let (stranger, elsewhere) = (peer(2), Peer { account: account(9), ..peer(1) });
+    let (stranger, elsewhere) = (
+        peer(2),
+        Peer {
+            account: account(9),
+            ..peer(1)
+        },
+    );
     let mut cases = Vec::new();
-    for (asker, code) in [(stranger, Code::NotJoined), (elsewhere, Code::IdentityMismatch)] {
-        cases.extend(requests(held).into_iter().map(|(verb, request)| (asker.clone(), verb, request, code)));
+    for (asker, code) in [
+        (stranger, Code::NotJoined),
+        (elsewhere, Code::IdentityMismatch),
+    ] {
+        cases.extend(
+            requests(held)
+                .into_iter()
+                .map(|(verb, request)| (asker.clone(), verb, request, code)),
+        );
     }
-    cases.extend(of_a_member(held).into_iter().map(|(verb, request, code)| (peer(1), verb, request, code)));
-    let renew = WorkerRequest::Renew(RenewRequest { v: V, lease: held, steps_done: Steps(1), bytes_moved: Bytes(0) });
+    cases.extend(
+        of_a_member(held)
+            .into_iter()
+            .map(|(verb, request, code)| (peer(1), verb, request, code)),
+    );
+    let renew = WorkerRequest::Renew(RenewRequest {
+        v: V,
+        lease: held,
+        steps_done: Steps(1),
+        bytes_moved: Bytes(0),
+    });
     for (asker, verb, request, code) in cases {
         // Renewed, so that no lease ends on the way; fewer than are recorded at once.
         world.wait(Millis(200));
@@ -116,11 +237,16 @@ fn tl_29_each_denial_of_a_worker_is_one_event_with_its_code() {
     // What the shell refused before anything was decided: it has answered already.
     let refusal = Refusal::new(Code::MessageInvalid, "no message");
     let from = world.journal.len();
-    world.input(Input::Denied { peer: peer(1), verb: "lease.claim".to_owned(), refusal });
+    world.input(Input::Denied {
+        peer: peer(1),
+        verb: "lease.claim".to_owned(),
+        refusal,
+    });
     once(&world, from, 1, Some("lease.claim"), Code::MessageInvalid);
 }
 
-/// A result is denied as a result, whether that is seen at once or by the check; the event names the lease as well.
+/// A result is denied as a result, whether that is seen at once or by the check; the event names
+/// the lease as well.
 #[test]
 fn tl_29_a_refused_result_is_one_event_however_it_is_refused() {
     let mut world = World::with_run(spec("demo"));
@@ -134,12 +260,21 @@ fn tl_29_a_refused_result_is_one_event_however_it_is_refused() {
     once(&world, from, 1, None, Code::StatementInvalid);
     let held = world.lease(1);
     let asked: Vec<ReplyId> = (0..3).map(|_| world.submit(1, held)).collect();
-    let Effect::Screen { screening, .. } = world.take_pending(|effect| matches!(effect, Effect::Screen { .. })) else {
+    let Effect::Screen { screening, .. } =
+        world.take_pending(|effect| matches!(effect, Effect::Screen { .. }))
+    else {
         unreachable!("it was picked as one")
     };
     let from = world.journal.len();
-    world.input(Input::Screened { screening, verdict: Err(Refusal::new(Code::NotFinite, "test")) });
-    assert!(asked.into_iter().all(|reply| world.refusal(reply) == Code::NotFinite));
+    world.input(Input::Screened {
+        screening,
+        verdict: Err(Refusal::new(Code::NotFinite, "test")),
+    });
+    assert!(
+        asked
+            .into_iter()
+            .all(|reply| world.refusal(reply) == Code::NotFinite)
+    );
     once(&world, from, 1, None, Code::NotFinite);
 }
 
@@ -148,16 +283,23 @@ fn tl_29_a_denial_that_came_late_is_an_event_too() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     world.restart();
-    let get = GetRequest { v: V, objects: vec![object("foreign").digest] };
+    let get = GetRequest {
+        v: V,
+        objects: vec![object("foreign").digest],
+    };
     let reply = world.ask(peer(1), WorkerRequest::Get(get));
-    assert!(!world.answers.contains_key(&reply), "the object may be one of the data");
+    assert!(
+        !world.answers.contains_key(&reply),
+        "the object may be one of the data"
+    );
     let from = world.journal.len();
     world.answer_pending();
     assert_eq!(world.refusal(reply), Code::ObjectForbidden);
     once(&world, from, 1, Some("blob.get"), Code::ObjectForbidden);
 }
 
-/// Whoever is denied cannot fill the ledger; what is left out is counted where the next one is told.
+/// Whoever is denied cannot fill the ledger; what is left out is counted where the next one is
+/// told.
 #[test]
 fn tl_29_a_flood_of_denials_is_counted_to_the_last() {
     const FLOOD: u64 = 500;
@@ -172,5 +314,8 @@ fn tl_29_a_flood_of_denials_is_counted_to_the_last() {
     let told = told(&world, from);
     let all: u64 = told.iter().map(|told| 1 + told.suppressed).sum();
     assert_eq!(all, FLOOD + 1);
-    assert!(told.iter().all(|told| (&told.worker, told.code) == (&worker(2), Code::NotJoined)));
+    assert!(
+        told.iter()
+            .all(|told| (&told.worker, told.code) == (&worker(2), Code::NotJoined))
+    );
 }

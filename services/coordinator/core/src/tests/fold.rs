@@ -1,5 +1,6 @@
-//! The fold by itself: an event that does not follow on those before it is refused, and the state stays as it was. Live, the
-//! core never appends such an event; in a ledger it means a defect, another release, or somebody's hand.
+//! The fold by itself: an event that does not follow on those before it is refused, and the state
+//! stays as it was. Live, the core never appends such an event; in a ledger it means a defect,
+//! another release, or somebody's hand.
 
 use schemas::contribution::{Contribution, Evaluation, Outcome};
 use schemas::event::{Departure, LeaseEnd, LedgerEvent};
@@ -13,58 +14,101 @@ use crate::{ApplyError, Coordinator, State};
 
 /// The state after the first `events` of a ledger.
 fn at(world: &World, events: usize) -> State {
-    Coordinator::replay(settings(), &world.journal[..events]).unwrap().state().clone()
+    Coordinator::replay(settings(), &world.journal[..events])
+        .unwrap()
+        .state()
+        .clone()
 }
 
 fn refused_for(state: &State, run: Option<&RunId>, event: &LedgerEvent) -> ApplyError {
     let mut changed = state.clone();
-    let error = changed.apply(state.time(), run, event).expect_err(&format!("{event:?} does not follow"));
-    assert!(changed == *state, "a refused event changed the state: {event:?}");
+    let error = changed
+        .apply(state.time(), run, event)
+        .expect_err(&format!("{event:?} does not follow"));
+    assert!(
+        changed == *state,
+        "a refused event changed the state: {event:?}"
+    );
     error
 }
 
 fn refused(state: &State, event: &LedgerEvent) {
     let error = refused_for(state, Some(&run_id()), event);
-    let expected =
-        matches!(error, ApplyError::OutOfPlace { .. } | ApplyError::NotHeld { .. } | ApplyError::WorkerUnknown { .. });
+    let expected = matches!(
+        error,
+        ApplyError::OutOfPlace { .. }
+            | ApplyError::NotHeld { .. }
+            | ApplyError::WorkerUnknown { .. }
+    );
     assert!(expected, "{event:?}: {error}");
 }
 
 /// What is refused elsewhere is refused for its place, not for its form.
 fn fits(state: &State, event: &LedgerEvent) {
     let mut changed = state.clone();
-    changed.apply(state.time(), Some(&run_id()), event).unwrap_or_else(|error| panic!("{event:?}: {error}"));
+    changed
+        .apply(state.time(), Some(&run_id()), event)
+        .unwrap_or_else(|error| panic!("{event:?}: {error}"));
     changed.check().unwrap();
 }
 
 fn closed(round: u64, next: u64) -> LedgerEvent {
     let merged = merged(&spec("demo"), Round(round));
-    let broadcast = Weights { round: Round(next), ..merged.broadcast };
-    LedgerEvent::RoundClosed { round: Round(round), broadcast, norm: 1.0, tokens: Tokens(64) }
+    let broadcast = Weights {
+        round: Round(next),
+        ..merged.broadcast
+    };
+    LedgerEvent::RoundClosed {
+        round: Round(round),
+        broadcast,
+        norm: 1.0,
+        tokens: Tokens(64),
+    }
 }
 
 fn saved(round: u64) -> LedgerEvent {
-    LedgerEvent::SnapshotSaved { round: Round(round), manifest: object("snapshot") }
+    LedgerEvent::SnapshotSaved {
+        round: Round(round),
+        manifest: object("snapshot"),
+    }
 }
 
 fn granted(lease: LeaseRef, number: u32) -> LedgerEvent {
-    LedgerEvent::LeaseGranted { lease, worker: worker(number) }
+    LedgerEvent::LeaseGranted {
+        lease,
+        worker: worker(number),
+    }
 }
 
 fn ended(lease: LeaseRef, number: u32) -> LedgerEvent {
-    LedgerEvent::LeaseEnded { lease, worker: worker(number), cause: LeaseEnd::Expired, tokens: Tokens(32) }
+    LedgerEvent::LeaseEnded {
+        lease,
+        worker: worker(number),
+        cause: LeaseEnd::Expired,
+        tokens: Tokens(32),
+    }
 }
 
 fn contribution(lease: LeaseRef) -> Box<Contribution> {
     let stated = submission(&spec("demo"), 1, lease, 0).statement.outcome;
-    let Outcome::Contribution(contribution) = stated else { panic!("of a training unit") };
+    let Outcome::Contribution(contribution) = stated else {
+        panic!("of a training unit")
+    };
     Box::new(contribution)
 }
 
 fn accepted(lease: LeaseRef, number: u32) -> LedgerEvent {
     let contribution = contribution(lease_of_training());
-    let (worker, statement, signature) = (worker(number), Digest::of(b"it"), ByteArray::new([0; 64]));
-    LedgerEvent::ContributionAccepted { lease, worker, contribution, norm: 1.0, statement, signature }
+    let (worker, statement, signature) =
+        (worker(number), Digest::of(b"it"), ByteArray::new([0; 64]));
+    LedgerEvent::ContributionAccepted {
+        lease,
+        worker,
+        contribution,
+        norm: 1.0,
+        statement,
+        signature,
+    }
 }
 
 fn lease_of_training() -> LeaseRef {
@@ -72,9 +116,19 @@ fn lease_of_training() -> LeaseRef {
 }
 
 fn evaluated(lease: LeaseRef, number: u32) -> LedgerEvent {
-    let evaluation = Evaluation { loss_sum: 32.0, tokens: Tokens(16) };
-    let (worker, statement, signature) = (worker(number), Digest::of(b"it"), ByteArray::new([0; 64]));
-    LedgerEvent::EvaluationAccepted { lease, worker, evaluation, statement, signature }
+    let evaluation = Evaluation {
+        loss_sum: 32.0,
+        tokens: Tokens(16),
+    };
+    let (worker, statement, signature) =
+        (worker(number), Digest::of(b"it"), ByteArray::new([0; 64]));
+    LedgerEvent::EvaluationAccepted {
+        lease,
+        worker,
+        evaluation,
+        statement,
+        signature,
+    }
 }
 
 #[test]
@@ -103,7 +157,9 @@ fn a_round_closes_when_all_its_units_are_in_and_not_before() {
 #[test]
 fn rounds_open_one_after_the_other_and_no_more_than_planned() {
     let mut world = World::with_run(spec("demo"));
-    let open = |round| LedgerEvent::RoundOpened { round: Round(round) };
+    let open = |round| LedgerEvent::RoundOpened {
+        round: Round(round),
+    };
     let before = world.core.state().clone();
     refused(&before, &open(1));
     fits(&before, &open(0));
@@ -130,12 +186,20 @@ fn snapshots_follow_on_each_other_and_are_of_closed_rounds() {
         world.submit(1, held);
         world.answer_pending();
     }
-    let before = world.journal.iter().position(|body| body.event.kind() == "snapshot-saved").expect("one was saved");
+    let before = world
+        .journal
+        .iter()
+        .position(|body| body.event.kind() == "snapshot-saved")
+        .expect("one was saved");
     let unsaved = at(&world, before);
     fits(&unsaved, &saved(1));
     refused(&unsaved, &saved(2));
     // Between two rounds no unit is open, and yet the run is not at its end.
-    let between = world.journal.iter().position(|body| body.event.kind() == "round-closed").expect("one is closed");
+    let between = world
+        .journal
+        .iter()
+        .position(|body| body.event.kind() == "round-closed")
+        .expect("one is closed");
     refused(&at(&world, between + 1), &LedgerEvent::RunCompleted);
     let state = world.core.state();
     // Again, and an older one.
@@ -160,12 +224,21 @@ fn a_run_completes_once_with_nothing_open() {
         world.answer_pending();
     }
     let kinds = world.kinds(0);
-    let end = kinds.iter().position(|kind| *kind == "run-completed").expect("it ends");
+    let end = kinds
+        .iter()
+        .position(|kind| *kind == "run-completed")
+        .expect("it ends");
     fits(&at(&world, end), &LedgerEvent::RunCompleted);
     refused(world.core.state(), &LedgerEvent::RunCompleted);
     // All rounds are closed, and the last evaluation is not in: on offer, and held.
-    let last = kinds.iter().rposition(|kind| *kind == "evaluation-accepted").expect("it evaluates");
-    let closed = kinds.iter().rposition(|kind| *kind == "round-closed").expect("it closes");
+    let last = kinds
+        .iter()
+        .rposition(|kind| *kind == "evaluation-accepted")
+        .expect("it evaluates");
+    let closed = kinds
+        .iter()
+        .rposition(|kind| *kind == "round-closed")
+        .expect("it closes");
     assert!(closed < last && last < end, "{kinds:?}");
     for events in closed + 1..=last {
         refused(&at(&world, events), &LedgerEvent::RunCompleted);
@@ -195,7 +268,13 @@ fn a_unit_is_granted_to_a_member_that_holds_none_and_under_the_next_epoch() {
     ] {
         let event = granted(lease(unit, epoch), number);
         let error = refused_for(state, Some(&run_id()), &event);
-        assert!(matches!(error, ApplyError::OutOfPlace { .. } | ApplyError::WorkerUnknown { .. }), "{why}: {error}");
+        assert!(
+            matches!(
+                error,
+                ApplyError::OutOfPlace { .. } | ApplyError::WorkerUnknown { .. }
+            ),
+            "{why}: {error}"
+        );
     }
     world.submit(1, held);
     world.answer_pending();
@@ -216,14 +295,21 @@ fn a_lease_ends_and_a_result_counts_for_its_holder_only() {
     world.submit(2, first[1]);
     world.answer_pending();
     let leases = [world.lease(1), world.lease(2)];
-    let (at_train, at_evaluate) = if leases[0].unit.kind == schemas::lease::UnitKind::Train { (0, 1) } else { (1, 0) };
+    let (at_train, at_evaluate) = if leases[0].unit.kind == schemas::lease::UnitKind::Train {
+        (0, 1)
+    } else {
+        (1, 0)
+    };
     let (train_lease, evaluate_lease) = (leases[at_train], leases[at_evaluate]);
     let (trains, evaluates) = (at_train as u32 + 1, at_evaluate as u32 + 1);
     let state = world.core.state();
     fits(state, &accepted(train_lease, trains));
     fits(state, &evaluated(evaluate_lease, evaluates));
     fits(state, &ended(train_lease, trains));
-    let later = LeaseRef { epoch: train_lease.epoch.next(), ..train_lease };
+    let later = LeaseRef {
+        epoch: train_lease.epoch.next(),
+        ..train_lease
+    };
     for event in [
         accepted(train_lease, evaluates),
         accepted(later, trains),
@@ -243,10 +329,16 @@ fn events_of_members_are_of_members() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     let state = world.core.state().clone();
-    let left = |number, cause| LedgerEvent::WorkerLeft { worker: worker(number), cause, detail: String::new() };
+    let left = |number, cause| LedgerEvent::WorkerLeft {
+        worker: worker(number),
+        cause,
+        detail: String::new(),
+    };
     refused(&state, &left(2, Departure::Left));
     let mut removed = state.clone();
-    removed.apply(state.time(), Some(&run_id()), &left(1, Departure::Removed)).unwrap();
+    removed
+        .apply(state.time(), Some(&run_id()), &left(1, Departure::Removed))
+        .unwrap();
     let request = join_request(1);
     let joined = LedgerEvent::WorkerJoined {
         worker: worker(1),
@@ -267,16 +359,34 @@ fn a_run_is_named_known_created_once_and_valid() {
     let world = World::with_run(spec("demo"));
     let state = world.core.state();
     let operator = public_key(2);
-    let created = |spec| LedgerEvent::RunCreated { spec: Box::new(spec), operator: operator.clone() };
+    let created = |spec| LedgerEvent::RunCreated {
+        spec: Box::new(spec),
+        operator: operator.clone(),
+    };
     let opened = LedgerEvent::RoundOpened { round: Round(0) };
     let other: RunId = "other".parse().unwrap();
-    assert!(matches!(refused_for(state, None, &opened), ApplyError::RunMissing("round-opened")));
-    assert!(matches!(refused_for(state, Some(&other), &opened), ApplyError::RunUnknown(_)));
-    assert!(matches!(refused_for(state, None, &created(spec("other"))), ApplyError::RunMissing("run-created")));
-    assert!(matches!(refused_for(state, Some(&run_id()), &created(spec("demo"))), ApplyError::RunExists(_)));
+    assert!(matches!(
+        refused_for(state, None, &opened),
+        ApplyError::RunMissing("round-opened")
+    ));
+    assert!(matches!(
+        refused_for(state, Some(&other), &opened),
+        ApplyError::RunUnknown(_)
+    ));
+    assert!(matches!(
+        refused_for(state, None, &created(spec("other"))),
+        ApplyError::RunMissing("run-created")
+    ));
+    assert!(matches!(
+        refused_for(state, Some(&run_id()), &created(spec("demo"))),
+        ApplyError::RunExists(_)
+    ));
     let mut invalid = spec("other");
     invalid.schedule.rounds = 0;
-    assert!(matches!(refused_for(state, Some(&other), &created(invalid)), ApplyError::SpecInvalid { .. }));
+    assert!(matches!(
+        refused_for(state, Some(&other), &created(invalid)),
+        ApplyError::SpecInvalid { .. }
+    ));
 }
 
 /// Each fault that [`State::check`] looks for is found.
@@ -290,12 +400,24 @@ fn a_state_that_contradicts_itself_is_found_out() {
     sound.check().unwrap();
     type Change = fn(&mut crate::Run, LeaseRef);
     let changes: [(&str, Change); 6] = [
-        ("tokens from nowhere", |run, _| run.tokens.issued += Tokens(1)),
-        ("a holder who does not know", |run, _| run.members.get_mut(&worker(1)).unwrap().lease = None),
-        ("two who hold one lease", |run, held| run.members.get_mut(&worker(2)).unwrap().lease = Some(held)),
-        ("two open rounds", |run, _| run.rounds.push(crate::state::RoundRecord::default())),
-        ("merged tokens from nowhere", |run, _| run.rounds[0].tokens += Tokens(1)),
-        ("complete with open units", |run, _| run.completed_at = Some(UnixMillis(1))),
+        ("tokens from nowhere", |run, _| {
+            run.tokens.issued += Tokens(1)
+        }),
+        ("a holder who does not know", |run, _| {
+            run.members.get_mut(&worker(1)).unwrap().lease = None
+        }),
+        ("two who hold one lease", |run, held| {
+            run.members.get_mut(&worker(2)).unwrap().lease = Some(held)
+        }),
+        ("two open rounds", |run, _| {
+            run.rounds.push(crate::state::RoundRecord::default())
+        }),
+        ("merged tokens from nowhere", |run, _| {
+            run.rounds[0].tokens += Tokens(1)
+        }),
+        ("complete with open units", |run, _| {
+            run.completed_at = Some(UnixMillis(1))
+        }),
     ];
     for (what, change) in changes {
         let mut state = sound.clone();
@@ -319,5 +441,11 @@ fn time_in_the_ledger_never_goes_back_with_the_clock() {
     world.restart();
     let times: Vec<UnixMillis> = world.journal.iter().map(|body| body.time).collect();
     assert!(times.is_sorted(), "{times:?}");
-    assert_eq!(world.journal.last().map(|body| (body.event.kind(), body.time)), Some(("coordinator-started", late)));
+    assert_eq!(
+        world
+            .journal
+            .last()
+            .map(|body| (body.event.kind(), body.time)),
+        Some(("coordinator-started", late))
+    );
 }

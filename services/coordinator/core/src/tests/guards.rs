@@ -1,5 +1,5 @@
-//! Guards that no other test would miss: bounds on how many there are, and what must not be done while something else is
-//! under way.
+//! Guards that no other test would miss: bounds on how many there are, and what must not be done
+//! while something else is under way.
 
 use std::sync::Arc;
 
@@ -13,7 +13,9 @@ use schemas::run::TrainerKind;
 use schemas::{Code, Millis, Refusal, Round, Tokens, UnixMillis, V};
 
 use crate::fixture::*;
-use crate::{Answer, ControlRequest, Coordinator, Effect, Input, Merged, Peer, ReplyId, State, WorkerRequest};
+use crate::{
+    Answer, ControlRequest, Coordinator, Effect, Input, Merged, Peer, ReplyId, State, WorkerRequest,
+};
 
 fn join_with(world: &mut World, asker: Peer, request: JoinRequest) -> ReplyId {
     world.ask(asker, WorkerRequest::Join(request))
@@ -25,13 +27,27 @@ fn a_result_in_its_check_is_neither_given_back_nor_read_ahead() {
     world.join(1);
     let held = world.lease(1);
     world.submit(1, held);
-    let release = WorkerRequest::Release(ReleaseRequest { v: V, lease: held, reason: String::new() });
+    let release = WorkerRequest::Release(ReleaseRequest {
+        v: V,
+        lease: held,
+        reason: String::new(),
+    });
     let reply = world.ask(peer(1), release);
     assert_eq!(world.refusal(reply), Code::AlreadyCounted);
     assert_eq!(world.run().leases().count(), 1);
-    let stage = StageRequest { v: V, lease: held, index: 0, object: object("a") };
+    let stage = StageRequest {
+        v: V,
+        lease: held,
+        index: 0,
+        object: object("a"),
+    };
     world.ask(peer(1), WorkerRequest::Stage(stage));
-    assert!(!world.seen.iter().any(|effect| matches!(effect, Effect::Stage { .. })));
+    assert!(
+        !world
+            .seen
+            .iter()
+            .any(|effect| matches!(effect, Effect::Stage { .. }))
+    );
 }
 
 #[test]
@@ -40,10 +56,22 @@ fn chunks_are_not_read_ahead_without_end() {
     world.join(1);
     let held = world.lease(1);
     for number in 0..4200 {
-        let stage = StageRequest { v: V, lease: held, index: number % 2, object: object("a") };
+        let stage = StageRequest {
+            v: V,
+            lease: held,
+            index: number % 2,
+            object: object("a"),
+        };
         world.ask(peer(1), WorkerRequest::Stage(stage));
     }
-    assert_eq!(world.seen.iter().filter(|effect| matches!(effect, Effect::Stage { .. })).count(), 4096);
+    assert_eq!(
+        world
+            .seen
+            .iter()
+            .filter(|effect| matches!(effect, Effect::Stage { .. }))
+            .count(),
+        4096
+    );
 }
 
 /// After a restart nothing is granted until data and weights are both here.
@@ -55,17 +83,32 @@ fn nothing_is_granted_before_there_is_work_to_describe() {
         world.restart();
         let restore = world.take_pending(|effect| matches!(effect, Effect::Restore { .. }));
         world.answer_pending();
-        let Effect::Restore { spec, .. } = restore else { unreachable!("it was picked") };
-        let loaded = Input::DataLoaded { run: spec.run.clone(), data: Arc::new(data(5, 20)) };
-        let restored = Input::Restored { run: spec.run.clone(), outcome: Ok(()) };
-        let (first, second) = if data_first { (loaded, restored) } else { (restored, loaded) };
+        let Effect::Restore { spec, .. } = restore else {
+            unreachable!("it was picked")
+        };
+        let loaded = Input::DataLoaded {
+            run: spec.run.clone(),
+            data: Arc::new(data(5, 20)),
+        };
+        let restored = Input::Restored {
+            run: spec.run.clone(),
+            outcome: Ok(()),
+        };
+        let (first, second) = if data_first {
+            (loaded, restored)
+        } else {
+            (restored, loaded)
+        };
         let claim = world.claim(1);
         world.input(first);
         world.answer_pending();
         assert_eq!(world.run().leases().count(), 0, "data first: {data_first}");
         world.input(second);
         world.answer_pending();
-        assert!(world.manifests.contains_key(&claim), "data first: {data_first}");
+        assert!(
+            world.manifests.contains_key(&claim),
+            "data first: {data_first}"
+        );
     }
 }
 
@@ -78,18 +121,35 @@ fn an_evaluation_of_no_tokens_does_not_count() {
     let mut world = World::with_run(evaluating.clone());
     world.restart();
     let restore = world.take_pending(|effect| matches!(effect, Effect::Restore { .. }));
-    let Effect::Restore { spec, .. } = restore else { unreachable!("it was picked") };
+    let Effect::Restore { spec, .. } = restore else {
+        unreachable!("it was picked")
+    };
     let mut short = data(5, 20);
     short.held_out[0].tokens = Tokens(3);
-    world.input(Input::DataLoaded { run: spec.run.clone(), data: Arc::new(short) });
-    world.input(Input::Restored { run: spec.run, outcome: Ok(()) });
+    world.input(Input::DataLoaded {
+        run: spec.run.clone(),
+        data: Arc::new(short),
+    });
+    world.input(Input::Restored {
+        run: spec.run,
+        outcome: Ok(()),
+    });
     world.join(1);
     world.join(2);
     let leases = [world.lease(1), world.lease(2)];
-    let number = leases.iter().position(|held| held.unit.kind == UnitKind::Evaluate).expect("one evaluates");
+    let number = leases
+        .iter()
+        .position(|held| held.unit.kind == UnitKind::Evaluate)
+        .expect("one evaluates");
     let mut statement = submission(&evaluating, number as u32 + 1, leases[number], 0).statement;
-    statement.outcome = Outcome::Evaluation(Evaluation { loss_sum: 0.0, tokens: Tokens(0) });
-    let reply = world.ask(peer(number as u32 + 1), WorkerRequest::Submit(stated(statement)));
+    statement.outcome = Outcome::Evaluation(Evaluation {
+        loss_sum: 0.0,
+        tokens: Tokens(0),
+    });
+    let reply = world.ask(
+        peer(number as u32 + 1),
+        WorkerRequest::Submit(stated(statement)),
+    );
     assert_eq!(world.refusal(reply), Code::TokensMismatch);
 }
 
@@ -99,11 +159,17 @@ fn nothing_begins_while_the_coordinator_drains() {
     world.join(1);
     world.lease(1);
     world.shut_down(Millis::from_secs(20));
-    let objects = || OperatorObjects { v: V, objects: vec![object("a")] };
+    let objects = || OperatorObjects {
+        v: V,
+        objects: vec![object("a")],
+    };
     let join = join_with(&mut world, peer(2), join_request(2));
     let put = world.control(ControlRequest::BlobPut(objects()));
     let commit = world.control(ControlRequest::BlobCommit(objects()));
-    let new = world.control(ControlRequest::RunNew(Box::new(RunNew { v: V, spec: spec("other") })));
+    let new = world.control(ControlRequest::RunNew(Box::new(RunNew {
+        v: V,
+        spec: spec("other"),
+    })));
     for reply in [join, put, commit, new] {
         assert_eq!(world.refusal(reply), Code::Draining);
     }
@@ -117,7 +183,12 @@ fn a_drain_lasts_no_longer_than_the_longest_lease() {
     let held = world.lease(1);
     world.submit(1, held);
     world.shut_down(Millis(u64::MAX));
-    let stopped = |world: &World| world.seen.iter().any(|effect| matches!(effect, Effect::Stop { .. }));
+    let stopped = |world: &World| {
+        world
+            .seen
+            .iter()
+            .any(|effect| matches!(effect, Effect::Stop { .. }))
+    };
     world.now = UnixMillis(world.now.get() + LEASE_MAX.get() - 1);
     world.input_alone(Input::Tick);
     assert!(!stopped(&world));
@@ -129,7 +200,10 @@ fn a_drain_lasts_no_longer_than_the_longest_lease() {
 #[test]
 fn joins_are_of_a_bounded_form() {
     let mut world = World::with_run(spec("demo"));
-    let layer = |reason: String| OpenLayer { layer: Layer::Bus, reason };
+    let layer = |reason: String| OpenLayer {
+        layer: Layer::Bus,
+        reason,
+    };
     let mut many_layers = join_request(1);
     many_layers.posture.open = vec![layer(String::new()); 5];
     let mut long_reason = join_request(1);
@@ -146,8 +220,14 @@ fn joins_are_of_a_bounded_form() {
 fn a_member_keeps_its_account_and_its_audit_key() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
-    let elsewhere = Peer { account: account(9), ..peer(1) };
-    let other_key = JoinRequest { audit_key: public_key(4000), ..join_request(1) };
+    let elsewhere = Peer {
+        account: account(9),
+        ..peer(1)
+    };
+    let other_key = JoinRequest {
+        audit_key: public_key(4000),
+        ..join_request(1)
+    };
     for (asker, request) in [(elsewhere, join_request(1)), (peer(1), other_key.clone())] {
         let reply = join_with(&mut world, asker, request);
         assert_eq!(world.refusal(reply), Code::IdentityMismatch);
@@ -178,9 +258,14 @@ fn who_waits_for_our_answer_is_not_silent() {
         };
         world.ask(peer(number), WorkerRequest::Renew(renewal));
     }
-    // Both are due at the same moment: the end of the wait, and the end of the patience with a silent worker.
+    // Both are due at the same moment: the end of the wait, and the end of the patience with a
+    // silent worker.
     world.wait(Millis::from_secs(1));
-    assert!(matches!(world.answers[&waiting], Ok(Answer::Claim(_))), "{:?}", world.answers[&waiting]);
+    assert!(
+        matches!(world.answers[&waiting], Ok(Answer::Claim(_))),
+        "{:?}",
+        world.answers[&waiting]
+    );
     assert!(world.run().member(&worker(3)).is_some());
 }
 
@@ -205,35 +290,58 @@ fn a_run_has_so_many_workers_and_no_more() {
     world.ask(peer(2), WorkerRequest::Leave(leave_request(2, "")));
     let join = |number: u32| {
         let request = WorkerRequest::Join(join_request(number));
-        Input::Request { peer: peer(number), request, reply: ReplyId(1) }
+        Input::Request {
+            peer: peer(number),
+            request,
+            reply: ReplyId(1),
+        }
     };
     let filled = |present: usize, gone: usize| {
         let mut state = world.core.state().clone();
         let run = state.runs.get_mut(&run_id()).unwrap();
-        let (here, left) = (run.members[&worker(1)].clone(), run.members[&worker(2)].clone());
+        let (here, left) = (
+            run.members[&worker(1)].clone(),
+            run.members[&worker(2)].clone(),
+        );
         let others = (100_000..).map(worker);
-        let fill = std::iter::repeat_n(here, present - 1).chain(std::iter::repeat_n(left, gone - 1));
-        run.members.extend(others.zip(fill).map(|(name, mut member)| {
-            member.audit_key = name.as_str().parse().unwrap();
-            (name, member)
-        }));
+        let fill =
+            std::iter::repeat_n(here, present - 1).chain(std::iter::repeat_n(left, gone - 1));
+        run.members
+            .extend(others.zip(fill).map(|(name, mut member)| {
+                member.audit_key = name.as_str().parse().unwrap();
+                (name, member)
+            }));
         state
     };
     assert_eq!(asked(filled(WORKERS_MAX - 1, 1), join(3)), None);
     assert_eq!(asked(filled(WORKERS_MAX - 1, 1), join(2)), None);
-    assert_eq!(asked(filled(WORKERS_MAX, 1), join(3)), Some(Code::NotJoined));
-    assert_eq!(asked(filled(WORKERS_MAX, 1), join(2)), Some(Code::NotJoined));
+    assert_eq!(
+        asked(filled(WORKERS_MAX, 1), join(3)),
+        Some(Code::NotJoined)
+    );
+    assert_eq!(
+        asked(filled(WORKERS_MAX, 1), join(2)),
+        Some(Code::NotJoined)
+    );
     // Who is a member stays one, and who left may come back; only newcomers find the roster full.
     assert_eq!(asked(filled(WORKERS_MAX, 1), join(1)), None);
     assert_eq!(asked(filled(1, 4 * WORKERS_MAX - 2), join(3)), None);
-    assert_eq!(asked(filled(1, 4 * WORKERS_MAX - 1), join(3)), Some(Code::NotJoined));
+    assert_eq!(
+        asked(filled(1, 4 * WORKERS_MAX - 1), join(3)),
+        Some(Code::NotJoined)
+    );
     assert_eq!(asked(filled(1, 4 * WORKERS_MAX - 1), join(2)), None);
 }
 
 #[test]
 fn a_coordinator_has_so_many_runs_and_looks_at_so_many_new_ones_at_a_time() {
     let mut world = World::new();
-    let new = |name: &str| ControlRequest::RunNew(Box::new(RunNew { v: V, spec: spec(name) }));
+    let new = |name: &str| {
+        ControlRequest::RunNew(Box::new(RunNew {
+            v: V,
+            spec: spec(name),
+        }))
+    };
     for number in 0..16 {
         let reply = world.control_as(number / 4, new(&format!("run-{number}")));
         assert!(!world.answers.contains_key(&reply), "it is being looked at");
@@ -250,12 +358,17 @@ fn a_coordinator_has_so_many_runs_and_looks_at_so_many_new_ones_at_a_time() {
         state.runs.extend(names.zip(std::iter::repeat(run)));
         state
     };
-    let ask = || Input::Control { operator: public_key(2), request: new("another"), reply: ReplyId(1) };
+    let ask = || Input::Control {
+        operator: public_key(2),
+        request: new("another"),
+        reply: ReplyId(1),
+    };
     assert_eq!(asked(full(RUNS_MAX - 1), ask()), None);
     assert_eq!(asked(full(RUNS_MAX), ask()), Some(Code::SpecInvalid));
 }
 
-/// What the executor hands back is looked at: weights that the next round could not start from close nothing.
+/// What the executor hands back is looked at: weights that the next round could not start from
+/// close nothing.
 #[test]
 fn weights_that_do_not_fit_close_no_round() {
     type Change = fn(&mut Weights);
@@ -271,14 +384,28 @@ fn weights_that_do_not_fit_close_no_round() {
         world.take_pending(|effect| matches!(effect, Effect::Merge { .. }));
         let mut weights = merged(&spec("demo"), Round(0)).broadcast;
         change(&mut weights);
-        let outcome = Ok(Merged { broadcast: weights, norm: 1.0 });
-        world.input(Input::Merged { run: run_id(), round: Round(0), outcome });
-        assert_eq!(world.count(|event| matches!(event, LedgerEvent::RoundClosed { .. })), 0);
-        assert_eq!(world.view().trouble.map(|found| found.code), Some(Code::Internal));
+        let outcome = Ok(Merged {
+            broadcast: weights,
+            norm: 1.0,
+        });
+        world.input(Input::Merged {
+            run: run_id(),
+            round: Round(0),
+            outcome,
+        });
+        assert_eq!(
+            world.count(|event| matches!(event, LedgerEvent::RoundClosed { .. })),
+            0
+        );
+        assert_eq!(
+            world.view().trouble.map(|found| found.code),
+            Some(Code::Internal)
+        );
     }
 }
 
-/// So is the round of a save: one that is not closed yet, or no newer than the last, is no snapshot of the run.
+/// So is the round of a save: one that is not closed yet, or no newer than the last, is no snapshot
+/// of the run.
 #[test]
 fn a_save_of_another_round_is_passed_over() {
     let mut world = World::with_run(spec("demo"));
@@ -286,7 +413,11 @@ fn a_save_of_another_round_is_passed_over() {
     let saves = |world: &mut World, round: u64| {
         world.take_pending(|effect| matches!(effect, Effect::Save { .. }));
         let before = world.journal.len();
-        world.input(Input::Saved { run: run_id(), round: Round(round), outcome: Ok(object("snapshot")) });
+        world.input(Input::Saved {
+            run: run_id(),
+            round: Round(round),
+            outcome: Ok(object("snapshot")),
+        });
         world.kinds(before).contains(&"snapshot-saved")
     };
     fill_round(&mut world);
@@ -294,7 +425,11 @@ fn a_save_of_another_round_is_passed_over() {
     world.answer_one(merge);
     assert!(!saves(&mut world, 9));
     assert!(saves(&mut world, 1));
-    while let Some(at) = world.pending.iter().position(|effect| matches!(effect, Effect::Offer { .. })) {
+    while let Some(at) = world
+        .pending
+        .iter()
+        .position(|effect| matches!(effect, Effect::Offer { .. }))
+    {
         let offer = world.pending.remove(at);
         world.answer_one(offer);
     }

@@ -16,11 +16,22 @@ fn renew_with(
     steps_done: Steps,
     bytes_moved: Bytes,
 ) -> ReplyId {
-    world.ask(peer(number), WorkerRequest::Renew(RenewRequest { v: V, lease, steps_done, bytes_moved }))
+    world.ask(
+        peer(number),
+        WorkerRequest::Renew(RenewRequest {
+            v: V,
+            lease,
+            steps_done,
+            bytes_moved,
+        }),
+    )
 }
 
 fn is_nothing(world: &World, reply: ReplyId) -> bool {
-    let nothing = ClaimReply { v: V, outcome: ClaimOutcome::Nothing };
+    let nothing = ClaimReply {
+        v: V,
+        outcome: ClaimOutcome::Nothing,
+    };
     matches!(world.answers.get(&reply), Some(Ok(Answer::Claim(found))) if *found == nothing)
 }
 
@@ -32,12 +43,18 @@ fn tl_10_tl_14_a_manifest_says_all_about_the_work() {
     let manifest = &world.manifests[&reply];
     let spec = spec("demo");
     assert_eq!(manifest.aud, worker(1));
-    assert_eq!((manifest.run.as_str(), manifest.spec), ("demo", spec.to_object().1));
+    assert_eq!(
+        (manifest.run.as_str(), manifest.spec),
+        ("demo", spec.to_object().1)
+    );
     assert_eq!(manifest.lease, lease(train(0, 0), 1));
     assert_eq!(manifest.jti, "demo/0/train-0/1");
     assert_eq!(manifest.base.chunks, spec.model.initial);
     let seconds = START.get() / 1000;
-    assert_eq!((manifest.nbf, manifest.iat, manifest.exp), (seconds - 5, seconds, seconds + 30));
+    assert_eq!(
+        (manifest.nbf, manifest.iat, manifest.exp),
+        (seconds - 5, seconds, seconds + 30)
+    );
     assert_eq!(manifest.expires_at, START.after(LEASE));
     assert!(
         matches!(&manifest.work, Work::Train { shards, steps: Steps(4), steps_before: Steps(0), .. } if shards.len() == 2)
@@ -55,7 +72,8 @@ fn a_lost_answer_is_given_again_under_the_same_epoch() {
 }
 
 #[test]
-fn fg_06_tl_01_tl_14_an_expired_unit_is_granted_again_under_the_next_epoch_and_the_late_holder_is_fenced_off() {
+fn fg_06_tl_01_tl_14_an_expired_unit_is_granted_again_under_the_next_epoch_and_the_late_holder_is_fenced_off()
+ {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     world.join(2);
@@ -64,9 +82,22 @@ fn fg_06_tl_01_tl_14_an_expired_unit_is_granted_again_under_the_next_epoch_and_t
     world.wait(LEASE - Millis(1));
     assert_eq!(world.run().leases().count(), 2);
     world.wait(Millis(1));
-    assert_eq!(world.count(|event| matches!(event, LedgerEvent::LeaseEnded { cause: LeaseEnd::Expired, .. })), 2);
+    assert_eq!(
+        world.count(|event| matches!(
+            event,
+            LedgerEvent::LeaseEnded {
+                cause: LeaseEnd::Expired,
+                ..
+            }
+        )),
+        2
+    );
     let next = world.lease(2);
-    assert_eq!(next, lease(lost.unit, 2), "the other worker takes over what this one lost");
+    assert_eq!(
+        next,
+        lease(lost.unit, 2),
+        "the other worker takes over what this one lost"
+    );
     let late = world.submit(1, lost);
     let renewed = renew(&mut world, 1, lost);
     assert_eq!(world.refusal(late), Code::LeaseLost);
@@ -86,10 +117,14 @@ fn renewals_keep_a_lease() {
         let reply = renew(&mut world, 1, held);
         assert!(matches!(world.answers[&reply], Ok(Answer::Renew(_))));
     }
-    assert_eq!(world.run().holder(&held.unit), Some((&worker(1), held.epoch)));
+    assert_eq!(
+        world.run().holder(&held.unit),
+        Some((&worker(1), held.epoch))
+    );
 }
 
-/// Renews every ten seconds for `seconds`; `moved` gives the bytes after so many renewals. Stops at the first refusal.
+/// Renews every ten seconds for `seconds`; `moved` gives the bytes after so many renewals. Stops at
+/// the first refusal.
 fn keep(
     world: &mut World,
     held: schemas::lease::LeaseRef,
@@ -113,13 +148,21 @@ fn a_lease_that_is_renewed_without_progress_ends_and_its_unit_goes_to_another() 
     world.join(1);
     let held = world.lease(1);
     // Its steps are done, and not one byte of the upload moves.
-    assert_eq!(keep(&mut world, held, 590, |_| 7), Ok(()), "ten minutes are not over");
+    assert_eq!(
+        keep(&mut world, held, 590, |_| 7),
+        Ok(()),
+        "ten minutes are not over"
+    );
     world.join(2);
     assert_ne!(world.lease(2).unit, held.unit, "until then it is held");
     let waiting = world.claim(3);
     assert_eq!(world.refusal(waiting), Code::NotJoined);
     world.join(3);
-    assert_eq!(keep(&mut world, held, 60, |_| 7), Err(Code::LeaseStalled), "the worker is told why");
+    assert_eq!(
+        keep(&mut world, held, 60, |_| 7),
+        Err(Code::LeaseStalled),
+        "the worker is told why"
+    );
     let stalled = |event: &LedgerEvent| matches!(event, LedgerEvent::LeaseEnded { lease, cause: LeaseEnd::Stalled, .. } if *lease == held);
     assert_eq!(world.count(stalled), 1);
     assert_eq!(world.lease(3), lease(held.unit, 2));
@@ -131,11 +174,18 @@ fn a_slow_line_that_moves_keeps_its_lease() {
     world.join(1);
     let held = world.lease(1);
     // A hundred bytes a minute, for two hours.
-    assert_eq!(keep(&mut world, held, 7200, |count| 100 * (count / 6)), Ok(()));
-    assert_eq!(world.run().holder(&held.unit), Some((&worker(1), held.epoch)));
+    assert_eq!(
+        keep(&mut world, held, 7200, |count| 100 * (count / 6)),
+        Ok(())
+    );
+    assert_eq!(
+        world.run().holder(&held.unit),
+        Some((&worker(1), held.epoch))
+    );
 }
 
-/// What a worker says of its progress cannot be checked, so it goes forward only, and a day is enough for any unit.
+/// What a worker says of its progress cannot be checked, so it goes forward only, and a day is
+/// enough for any unit.
 #[test]
 fn a_lease_whose_holder_only_says_that_it_moves_ends() {
     let mut world = World::with_run(spec("demo"));
@@ -148,7 +198,11 @@ fn a_lease_whose_holder_only_says_that_it_moves_ends() {
     );
     let held = world.lease(1);
     assert_eq!(keep(&mut world, held, 23 * 3600, |count| count), Ok(()));
-    assert_eq!(keep(&mut world, held, 2 * 3600, |count| 100_000 + count), Err(Code::LeaseStalled), "more than a day");
+    assert_eq!(
+        keep(&mut world, held, 2 * 3600, |count| 100_000 + count),
+        Err(Code::LeaseStalled),
+        "more than a day"
+    );
 }
 
 #[test]
@@ -174,12 +228,27 @@ fn everything_that_waited_while_the_process_was_busy_counts_before_a_deadline_do
     world.now = world.now.after(Millis::from_secs(120));
     for (number, lease) in holders.into_iter().zip(leases) {
         let reply = ReplyId(9000 + u64::from(number));
-        let request = WorkerRequest::Renew(RenewRequest { v: V, lease, steps_done: Steps(1), bytes_moved: Bytes(0) });
-        world.input_alone(Input::Request { peer: peer(number), request, reply });
-        assert!(matches!(world.answers[&reply], Ok(Answer::Renew(_))), "worker {number}");
+        let request = WorkerRequest::Renew(RenewRequest {
+            v: V,
+            lease,
+            steps_done: Steps(1),
+            bytes_moved: Bytes(0),
+        });
+        world.input_alone(Input::Request {
+            peer: peer(number),
+            request,
+            reply,
+        });
+        assert!(
+            matches!(world.answers[&reply], Ok(Answer::Renew(_))),
+            "worker {number}"
+        );
     }
     world.input_alone(Input::Tick);
-    assert_eq!((world.run().leases().count(), world.run().present()), (2, 2));
+    assert_eq!(
+        (world.run().leases().count(), world.run().present()),
+        (2, 2)
+    );
 }
 
 #[test]
@@ -191,15 +260,32 @@ fn a_unit_goes_to_another_worker_than_the_one_that_gave_it_back() {
     let given_back = world.lease(1);
     world.lease(2);
     let waiting = [world.claim(3)];
-    world.ask(peer(1), WorkerRequest::Release(ReleaseRequest { v: V, lease: given_back, reason: "sick".to_owned() }));
-    assert_eq!(world.manifests[&waiting[0]].lease, lease(given_back.unit, 2));
+    world.ask(
+        peer(1),
+        WorkerRequest::Release(ReleaseRequest {
+            v: V,
+            lease: given_back,
+            reason: "sick".to_owned(),
+        }),
+    );
+    assert_eq!(
+        world.manifests[&waiting[0]].lease,
+        lease(given_back.unit, 2)
+    );
     // When nobody else waits, it gets it again.
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     world.join(2);
     let given_back = world.lease(1);
     world.lease(2);
-    world.ask(peer(1), WorkerRequest::Release(ReleaseRequest { v: V, lease: given_back, reason: String::new() }));
+    world.ask(
+        peer(1),
+        WorkerRequest::Release(ReleaseRequest {
+            v: V,
+            lease: given_back,
+            reason: String::new(),
+        }),
+    );
     assert_eq!(world.lease(1), lease(given_back.unit, 2));
 }
 
@@ -214,7 +300,8 @@ fn claims_wait_for_work_and_no_longer() {
     let older = world.claim(3);
     let newer = world.claim(3);
     assert!(is_nothing(&world, older) && !world.answers.contains_key(&newer));
-    // However long the worker would wait: a claim that is lost with its coordinator is asked again soon.
+    // However long the worker would wait: a claim that is lost with its coordinator is asked again
+    // soon.
     world.wait(Millis(4_999));
     assert!(!world.answers.contains_key(&newer));
     world.wait(Millis(1));
@@ -242,28 +329,62 @@ fn the_offer_of_a_unit_is_held_until_it_is_complete_and_then_settled() {
     world.join(1);
     let held = world.lease(1);
     let delivery = DeliveryId(77);
-    world.input(Input::Offered { run: run_id(), unit: held.unit, delivery });
+    world.input(Input::Offered {
+        run: run_id(),
+        unit: held.unit,
+        delivery,
+    });
     for _ in 0..4 {
         world.wait(Millis::from_secs(20));
         renew(&mut world, 1, held);
     }
-    let held_times = |effect: &&Effect| matches!(effect, Effect::Hold { delivery: DeliveryId(77) });
+    let held_times = |effect: &&Effect| {
+        matches!(
+            effect,
+            Effect::Hold {
+                delivery: DeliveryId(77)
+            }
+        )
+    };
     assert_eq!(world.seen.iter().filter(held_times).count(), 4);
     world.submit(1, held);
     world.answer_pending();
-    let settled = |effect: &Effect| matches!(effect, Effect::Settle { delivery: DeliveryId(77) });
+    let settled = |effect: &Effect| {
+        matches!(
+            effect,
+            Effect::Settle {
+                delivery: DeliveryId(77)
+            }
+        )
+    };
     assert!(world.seen.iter().any(settled));
     let from = world.seen.len();
-    world.input(Input::Offered { run: run_id(), unit: held.unit, delivery });
-    world.input(Input::Offered { run: "other".parse().unwrap(), unit: held.unit, delivery });
-    assert_eq!(world.seen[from..].iter().filter(|effect| settled(effect)).count(), 2);
+    world.input(Input::Offered {
+        run: run_id(),
+        unit: held.unit,
+        delivery,
+    });
+    world.input(Input::Offered {
+        run: "other".parse().unwrap(),
+        unit: held.unit,
+        delivery,
+    });
+    assert_eq!(
+        world.seen[from..]
+            .iter()
+            .filter(|effect| settled(effect))
+            .count(),
+        2
+    );
 }
 
 #[test]
 fn a_message_that_the_queue_lost_does_not_stop_a_unit() {
     let mut world = World::with_run(spec("demo"));
     world.ask(peer(1), WorkerRequest::Join(join_request(1)));
-    world.pending.retain(|effect| !matches!(effect, Effect::Offer { .. }));
+    world
+        .pending
+        .retain(|effect| !matches!(effect, Effect::Offer { .. }));
     let claim = world.claim(1);
     assert!(!world.manifests.contains_key(&claim));
     world.wait(Millis::from_secs(3));
@@ -277,7 +398,11 @@ fn a_restart_keeps_leases_for_one_lease_time_and_repeats_the_offers() {
     let held = world.lease(1);
     world.wait(LEASE - Millis(1));
     world.restart();
-    let offers = world.pending.iter().filter(|effect| matches!(effect, Effect::Offer { .. })).count();
+    let offers = world
+        .pending
+        .iter()
+        .filter(|effect| matches!(effect, Effect::Offer { .. }))
+        .count();
     assert_eq!(offers, 2);
     // The claim of a worker that lost its answer waits until the data are known again.
     let claim = world.claim(1);
@@ -296,10 +421,18 @@ fn nobody_has_done_more_steps_than_its_unit_has() {
     world.join(1);
     let held = world.lease(1);
     for (steps, fits) in [(0, true), (4, true), (5, false), (u64::MAX, false)] {
-        let request = RenewRequest { v: V, lease: held, steps_done: Steps(steps), bytes_moved: Bytes(0) };
+        let request = RenewRequest {
+            v: V,
+            lease: held,
+            steps_done: Steps(steps),
+            bytes_moved: Bytes(0),
+        };
         let reply = world.ask(peer(1), WorkerRequest::Renew(request));
         if fits {
-            assert!(matches!(world.answers[&reply], Ok(Answer::Renew(_))), "{steps}");
+            assert!(
+                matches!(world.answers[&reply], Ok(Answer::Renew(_))),
+                "{steps}"
+            );
         } else {
             assert_eq!(world.refusal(reply), Code::NumberImpossible, "{steps}");
         }

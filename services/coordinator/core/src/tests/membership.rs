@@ -36,10 +36,16 @@ fn fg_15_fg_25_a_run_waits_for_its_least_number_of_workers_and_says_so() {
     world.wait(Millis::from_secs(4));
     assert_eq!(world.run().phase(), RunPhase::Waiting);
     assert!(!world.manifests.contains_key(&claim));
-    assert_eq!(world.view().trouble.expect("workers are missing").code, Code::TooFewWorkers);
+    assert_eq!(
+        world.view().trouble.expect("workers are missing").code,
+        Code::TooFewWorkers
+    );
     world.join(2);
     assert_eq!(world.run().phase(), RunPhase::Training);
-    assert!(world.manifests.contains_key(&claim), "the claim that waited is served");
+    assert!(
+        world.manifests.contains_key(&claim),
+        "the claim that waited is served"
+    );
     assert_eq!(world.view().trouble, None);
 }
 
@@ -56,7 +62,10 @@ fn fg_02_a_stranger_is_refused_everywhere_and_recorded() {
     other.account = account(9);
     let leave = world.ask(other, WorkerRequest::Leave(leave_request(1, "")));
     assert_eq!(world.refusal(leave), Code::IdentityMismatch);
-    assert_eq!(world.count(|event| matches!(event, LedgerEvent::RequestDenied { .. })), 3);
+    assert_eq!(
+        world.count(|event| matches!(event, LedgerEvent::RequestDenied { .. })),
+        3
+    );
 }
 
 #[test]
@@ -65,7 +74,10 @@ fn joins_that_do_not_fit_are_refused() {
     let mut no_trainer = join_request(1);
     no_trainer.trainers = vec![TrainerKind::Torch];
     let mut open = join_request(1);
-    open.posture.open = vec![OpenLayer { layer: Layer::Bus, reason: "laboratory".to_owned() }];
+    open.posture.open = vec![OpenLayer {
+        layer: Layer::Bus,
+        reason: "laboratory".to_owned(),
+    }];
     let mut long = join_request(1);
     long.device = "x".repeat(129);
     let [mut cleared, mut forged] = [join_request(1), join_request(1)];
@@ -108,14 +120,20 @@ fn a_silent_worker_is_no_member_and_its_unit_is_granted_to_another() {
     let held = world.lease(1);
     // Renewing without end would keep the lease; here the worker is heard by its heartbeats only.
     world.wait(Millis::from_secs(20));
-    world.input(Input::Heartbeat { peer: peer(1), heartbeat: heartbeat() });
+    world.input(Input::Heartbeat {
+        peer: peer(1),
+        heartbeat: heartbeat(),
+    });
     world.wait(SILENCE - Millis(1));
     assert!(world.run().member(&worker(1)).is_some());
     world.wait(Millis(1));
     assert!(world.run().member(&worker(1)).is_none());
     world.join(2);
     let next = world.lease(2);
-    assert_eq!((next.unit, next.epoch.get()), (held.unit, held.epoch.get() + 1));
+    assert_eq!(
+        (next.unit, next.epoch.get()),
+        (held.unit, held.epoch.get() + 1)
+    );
 }
 
 #[test]
@@ -131,7 +149,10 @@ fn fg_04_who_leaves_loses_its_lease_at_once() {
     };
     let before = world.journal.len();
     world.ask(peer(1), WorkerRequest::Leave(leave_request(1, "power")));
-    assert_eq!(world.kinds(before), ["worker-left", "lease-ended", "lease-granted"]);
+    assert_eq!(
+        world.kinds(before),
+        ["worker-left", "lease-ended", "lease-granted"]
+    );
     assert_eq!(world.manifests[&waiting].lease, lease(held.unit, 2));
     let late = world.submit(1, held);
     assert_eq!(world.refusal(late), Code::NotJoined);
@@ -148,7 +169,10 @@ fn fg_21_who_is_no_member_any_more_while_it_waits_is_told_at_once() {
     assert_ne!(held[0].unit, held[1].unit, "nothing is left to claim");
     let waiting = world.claim(3);
     assert!(!world.answers.contains_key(&waiting));
-    world.ask(peer(3), WorkerRequest::Leave(leave_request(3, "by another of its requests")));
+    world.ask(
+        peer(3),
+        WorkerRequest::Leave(leave_request(3, "by another of its requests")),
+    );
     assert_eq!(world.refusal(waiting), Code::NotJoined);
 }
 
@@ -163,29 +187,70 @@ fn too_many_refused_results_end_a_membership_for_good() {
         let reply = world.ask(peer(1), WorkerRequest::Submit(stated(bad)));
         assert_eq!(world.refusal(reply), Code::StatementInvalid);
     }
-    assert_eq!(world.count(|event| matches!(event, LedgerEvent::WorkerLeft { cause: Departure::Removed, .. })), 1);
+    assert_eq!(
+        world.count(|event| matches!(
+            event,
+            LedgerEvent::WorkerLeft {
+                cause: Departure::Removed,
+                ..
+            }
+        )),
+        1
+    );
     let reply = world.ask(peer(1), WorkerRequest::Join(join_request(1)));
-    assert_eq!(world.refusal(reply), Code::WorkerRemoved, "it is told that it need not ask again");
+    assert_eq!(
+        world.refusal(reply),
+        Code::WorkerRemoved,
+        "it is told that it need not ask again"
+    );
     assert_eq!(world.run().tokens().rejected, Tokens(3 * 32));
 }
 
-/// A stranger, and somebody who has a member's name but another account, ask for everything there is.
+/// A stranger, and somebody who has a member's name but another account, ask for everything there
+/// is.
 #[test]
 fn ls_01_a_refused_request_changes_nothing() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     let held = world.lease(1);
-    let elsewhere = Peer { account: account(9), ..peer(1) };
+    let elsewhere = Peer {
+        account: account(9),
+        ..peer(1)
+    };
     let (before, pending) = (world.run().clone(), world.pending.len());
     let (objects, reason) = (vec![upload("a")], String::new());
-    for (asker, code) in [(peer(2), Code::NotJoined), (elsewhere, Code::IdentityMismatch)] {
+    for (asker, code) in [
+        (peer(2), Code::NotJoined),
+        (elsewhere, Code::IdentityMismatch),
+    ] {
         for request in [
             WorkerRequest::Claim(claim_request(1, Millis(0))),
-            WorkerRequest::Renew(RenewRequest { v: V, lease: held, steps_done: Steps(1), bytes_moved: Bytes(0) }),
-            WorkerRequest::Release(ReleaseRequest { v: V, lease: held, reason: reason.clone() }),
-            WorkerRequest::Get(GetRequest { v: V, objects: vec![object("config").digest] }),
-            WorkerRequest::Put(PutRequest { v: V, lease: held, objects: objects.clone() }),
-            WorkerRequest::Stage(StageRequest { v: V, lease: held, index: 0, object: objects[0] }),
+            WorkerRequest::Renew(RenewRequest {
+                v: V,
+                lease: held,
+                steps_done: Steps(1),
+                bytes_moved: Bytes(0),
+            }),
+            WorkerRequest::Release(ReleaseRequest {
+                v: V,
+                lease: held,
+                reason: reason.clone(),
+            }),
+            WorkerRequest::Get(GetRequest {
+                v: V,
+                objects: vec![object("config").digest],
+            }),
+            WorkerRequest::Put(PutRequest {
+                v: V,
+                lease: held,
+                objects: objects.clone(),
+            }),
+            WorkerRequest::Stage(StageRequest {
+                v: V,
+                lease: held,
+                index: 0,
+                object: objects[0],
+            }),
             WorkerRequest::Submit(submission(&spec("demo"), 1, held, 0)),
             WorkerRequest::Leave(leave_request(1, &reason)),
         ] {
@@ -194,9 +259,16 @@ fn ls_01_a_refused_request_changes_nothing() {
             assert_eq!(world.refusal(reply), code, "{verb}");
         }
     }
-    assert!(*world.run() == before && world.pending.len() == pending, "a refusal changed the run");
-    let granted =
-        |effect: &Effect| matches!(effect, Effect::GrantGet { .. } | Effect::GrantPut { .. } | Effect::Stage { .. });
+    assert!(
+        *world.run() == before && world.pending.len() == pending,
+        "a refusal changed the run"
+    );
+    let granted = |effect: &Effect| {
+        matches!(
+            effect,
+            Effect::GrantGet { .. } | Effect::GrantPut { .. } | Effect::Stage { .. }
+        )
+    };
     assert!(!world.seen.iter().any(granted));
 }
 
@@ -215,18 +287,31 @@ fn the_newest_process_of_a_worker_is_the_worker_and_the_older_one_is_told() {
     let before = world.journal.len();
     world.ask(peer(1), WorkerRequest::Join(second_process()));
     // The record shows it: who was replaced, by what, and that the lease went back.
-    assert_eq!(world.kinds(before), ["worker-left", "lease-ended", "worker-joined"]);
+    assert_eq!(
+        world.kinds(before),
+        ["worker-left", "lease-ended", "worker-joined"]
+    );
     let replaced = |event: &LedgerEvent| match event {
-        LedgerEvent::WorkerLeft { cause: Departure::Replaced, detail, .. } => detail.contains("cuda:0"),
+        LedgerEvent::WorkerLeft {
+            cause: Departure::Replaced,
+            detail,
+            ..
+        } => detail.contains("cuda:0"),
         _ => false,
     };
     assert_eq!(world.count(replaced), 1);
-    // The older one is fenced off from its lease, gets no work, and cannot end the other's membership.
+    // The older one is fenced off from its lease, gets no work, and cannot end the other's
+    // membership.
     let late = world.submit(1, held);
     assert_eq!(world.refusal(late), Code::Replaced);
     let renewal = world.ask(
         peer(1),
-        WorkerRequest::Renew(RenewRequest { v: V, lease: held, steps_done: Steps(1), bytes_moved: Bytes(0) }),
+        WorkerRequest::Renew(RenewRequest {
+            v: V,
+            lease: held,
+            steps_done: Steps(1),
+            bytes_moved: Bytes(0),
+        }),
     );
     assert_eq!(world.refusal(renewal), Code::Replaced);
     let claim = world.claim(1);
@@ -235,7 +320,10 @@ fn the_newest_process_of_a_worker_is_the_worker_and_the_older_one_is_told() {
     assert_eq!(world.refusal(leave), Code::Replaced);
     assert!(world.run().member(&worker(1)).is_some());
     // The newer one works.
-    let newer = schemas::lease::ClaimRequest { session: Session(77), ..claim_request(1, Millis(0)) };
+    let newer = schemas::lease::ClaimRequest {
+        session: Session(77),
+        ..claim_request(1, Millis(0))
+    };
     let claim = world.ask(peer(1), WorkerRequest::Claim(newer));
     assert_ne!(world.manifests[&claim].lease, held);
 }
@@ -261,7 +349,11 @@ fn a_replacement_survives_a_restart_and_a_result_in_its_check_still_counts() {
     let result = world.submit(1, held);
     world.ask(peer(1), WorkerRequest::Join(second_process()));
     world.answer_pending();
-    assert!(matches!(world.answers[&result], Ok(Answer::Submit(_))), "{:?}", world.answers[&result]);
+    assert!(
+        matches!(world.answers[&result], Ok(Answer::Submit(_))),
+        "{:?}",
+        world.answers[&result]
+    );
     world.restart();
     world.answer_pending();
     let claim = world.claim(1);
@@ -274,9 +366,14 @@ fn an_audit_key_is_one_workers_and_no_coordinators() {
     world.join(1);
     let mut other = spec("other");
     other.seed = 9;
-    world.control(crate::ControlRequest::RunNew(Box::new(schemas::control::RunNew { v: V, spec: other })));
+    world.control(crate::ControlRequest::RunNew(Box::new(
+        schemas::control::RunNew { v: V, spec: other },
+    )));
     world.answer_pending();
-    let elsewhere = Peer { run: "other".parse().unwrap(), ..peer(2) };
+    let elsewhere = Peer {
+        run: "other".parse().unwrap(),
+        ..peer(2)
+    };
     let own = peer(2).worker.as_str().parse().unwrap();
     for (asker, key) in [
         (peer(2), join_request(1).audit_key),
@@ -284,7 +381,10 @@ fn an_audit_key_is_one_workers_and_no_coordinators() {
         (peer(2), settings().audit_key),
         (peer(2), own),
     ] {
-        let request = schemas::member::JoinRequest { audit_key: key, ..join_request(2) };
+        let request = schemas::member::JoinRequest {
+            audit_key: key,
+            ..join_request(2)
+        };
         let reply = world.ask(asker, WorkerRequest::Join(request));
         assert_eq!(world.refusal(reply), Code::AuditKeyRefused);
     }
@@ -297,7 +397,12 @@ fn a_join_without_proof_is_refused_and_recorded() {
     let mut world = World::with_run(spec("demo"));
     let refusal = schemas::Refusal::new(Code::AuditKeyRefused, "no proof");
     let reply = crate::ReplyId(1_000_000);
-    world.input(Input::Refused { peer: peer(1), verb: schemas::subject::Verb::Join, refusal, reply });
+    world.input(Input::Refused {
+        peer: peer(1),
+        verb: schemas::subject::Verb::Join,
+        refusal,
+        reply,
+    });
     assert_eq!(world.refusal(reply), Code::AuditKeyRefused);
     let denied = |event: &LedgerEvent| matches!(event, LedgerEvent::RequestDenied { verb, .. } if verb == "join");
     assert_eq!(world.count(denied), 1);
@@ -312,25 +417,46 @@ fn what_a_worker_says_of_itself_is_within_what_can_be() {
     world.wait(Millis::from_secs(10));
     let say = |world: &mut World, heartbeat: Heartbeat| {
         let before = world.count(|event| matches!(event, LedgerEvent::RequestDenied { .. }));
-        world.input(Input::Heartbeat { peer: peer(1), heartbeat });
+        world.input(Input::Heartbeat {
+            peer: peer(1),
+            heartbeat,
+        });
         let denied = |event: &LedgerEvent| matches!(event, LedgerEvent::RequestDenied { code, .. } if *code == Code::NumberImpossible || *code == Code::NotFinite);
         world.count(denied) > before
     };
-    let good = Heartbeat { lease: Some(held), bytes_up: Bytes(1 << 30), bytes_down: Bytes(1 << 31), ..heartbeat() };
+    let good = Heartbeat {
+        lease: Some(held),
+        bytes_up: Bytes(1 << 30),
+        bytes_down: Bytes(1 << 31),
+        ..heartbeat()
+    };
     assert!(!say(&mut world, good.clone()));
     let shown = world.view();
     // Uploads are counted by the ledger, which has accepted none.
-    assert_eq!((shown.bytes_up, shown.bytes_down), (Bytes(0), Bytes(1 << 31)));
+    assert_eq!(
+        (shown.bytes_up, shown.bytes_down),
+        (Bytes(0), Bytes(1 << 31))
+    );
     assert!((shown.tokens_per_second - 2.5).abs() < 1e-9);
     type Change = fn(&mut Heartbeat);
     let changes: [(&str, Change); 10] = [
-        ("more bytes than there are", |one| one.bytes_up = Bytes(u64::MAX)),
-        ("a terabyte in ten seconds", |one| one.bytes_down = Bytes(1 << 40)),
-        ("infinite speed", |one| one.tokens_per_second = f64::INFINITY),
-        ("speed that is no number", |one| one.tokens_per_second = f64::NAN),
+        ("more bytes than there are", |one| {
+            one.bytes_up = Bytes(u64::MAX)
+        }),
+        ("a terabyte in ten seconds", |one| {
+            one.bytes_down = Bytes(1 << 40)
+        }),
+        ("infinite speed", |one| {
+            one.tokens_per_second = f64::INFINITY
+        }),
+        ("speed that is no number", |one| {
+            one.tokens_per_second = f64::NAN
+        }),
         ("negative speed", |one| one.tokens_per_second = -1.0),
         ("more tokens than time", |one| one.tokens = Tokens(u64::MAX)),
-        ("more steps than the unit has", |one| one.steps_done = Steps(5)),
+        ("more steps than the unit has", |one| {
+            one.steps_done = Steps(5)
+        }),
         ("a negative loss", |one| one.loss = Some(-1e6)),
         ("a loss that is no number", |one| one.loss = Some(f64::NAN)),
         ("a loss beyond all", |one| one.loss = Some(1e5)),
@@ -340,11 +466,29 @@ fn what_a_worker_says_of_itself_is_within_what_can_be() {
         change(&mut one);
         assert!(say(&mut world, one), "{what}");
     }
-    // An older one that was overtaken, and one of a process that was replaced, are no news and no fault.
-    assert!(!say(&mut world, Heartbeat { bytes_up: Bytes(5), ..good }));
-    assert!(!say(&mut world, Heartbeat { session: Session(9), tokens_per_second: 7.0, ..good }));
+    // An older one that was overtaken, and one of a process that was replaced, are no news and no
+    // fault.
+    assert!(!say(
+        &mut world,
+        Heartbeat {
+            bytes_up: Bytes(5),
+            ..good
+        }
+    ));
+    assert!(!say(
+        &mut world,
+        Heartbeat {
+            session: Session(9),
+            tokens_per_second: 7.0,
+            ..good
+        }
+    ));
     let now = world.view();
-    assert_eq!((now.bytes_up, now.bytes_down), (shown.bytes_up, shown.bytes_down), "nothing of it was believed");
+    assert_eq!(
+        (now.bytes_up, now.bytes_down),
+        (shown.bytes_up, shown.bytes_down),
+        "nothing of it was believed"
+    );
     assert!((now.tokens_per_second - 2.5).abs() < 1e-9);
 }
 
@@ -354,10 +498,24 @@ fn bytes_of_a_worker_are_bounded_over_all_its_processes() {
     let mut world = World::with_run(spec("demo"));
     for life in 0..100 {
         let session = Session(1000 + life);
-        let request = schemas::member::JoinRequest { session, ..join_request(1) };
+        let request = schemas::member::JoinRequest {
+            session,
+            ..join_request(1)
+        };
         world.ask(peer(1), WorkerRequest::Join(request));
-        let heartbeat = Heartbeat { session, bytes_down: Bytes(500 << 30), ..heartbeat() };
-        world.input(Input::Heartbeat { peer: peer(1), heartbeat });
+        let heartbeat = Heartbeat {
+            session,
+            bytes_down: Bytes(500 << 30),
+            ..heartbeat()
+        };
+        world.input(Input::Heartbeat {
+            peer: peer(1),
+            heartbeat,
+        });
     }
-    assert_eq!(world.view().bytes_down, Bytes(500 << 30), "once is believed in the first minute, more is not");
+    assert_eq!(
+        world.view().bytes_down,
+        Bytes(500 << 30),
+        "once is believed in the first minute, more is not"
+    );
 }

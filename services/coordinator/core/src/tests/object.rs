@@ -12,18 +12,32 @@ fn get(world: &mut World, objects: Vec<Digest>) -> ReplyId {
 }
 
 fn granted(world: &World, wanted: ReplyId) -> bool {
-    world.seen.iter().any(|effect| matches!(effect, Effect::GrantGet { reply, .. } if *reply == wanted))
+    world
+        .seen
+        .iter()
+        .any(|effect| matches!(effect, Effect::GrantGet { reply, .. } if *reply == wanted))
 }
 
 #[test]
 fn members_read_what_the_run_needs_and_nothing_else() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
-    let names = ["config", "layout", "data", "initial 0", "tokenizer", "train 3", "held out"];
+    let names = [
+        "config",
+        "layout",
+        "data",
+        "initial 0",
+        "tokenizer",
+        "train 3",
+        "held out",
+    ];
     let reply = get(&mut world, names.map(|name| object(name).digest).to_vec());
     assert!(granted(&world, reply));
     for foreign in ["snapshot 0", "weights 1 0", "anything"] {
-        let reply = get(&mut world, vec![object("config").digest, object(foreign).digest]);
+        let reply = get(
+            &mut world,
+            vec![object("config").digest, object(foreign).digest],
+        );
         assert_eq!(world.refusal(reply), Code::ObjectForbidden);
     }
     for count in [0, 257] {
@@ -41,7 +55,10 @@ fn published_weights_are_readable_as_long_as_they_are_needed() {
         world.submit(1, held);
         world.answer_pending();
     }
-    let reply = get(&mut world, vec![object("weights 1 0").digest, object("weights 1 1").digest]);
+    let reply = get(
+        &mut world,
+        vec![object("weights 1 0").digest, object("weights 1 1").digest],
+    );
     assert!(granted(&world, reply));
 }
 
@@ -63,17 +80,46 @@ fn only_the_holder_uploads_and_only_plausible_objects() {
     world.join(2);
     let held = world.lease(1);
     let put = |world: &mut World, number: u32, objects: Vec<ObjectRef>| {
-        world.ask(peer(number), WorkerRequest::Put(PutRequest { v: V, lease: held, objects }))
+        world.ask(
+            peer(number),
+            WorkerRequest::Put(PutRequest {
+                v: V,
+                lease: held,
+                objects,
+            }),
+        )
     };
     put(&mut world, 1, vec![upload("a")]);
-    let place = Quarantine::Worker { run: run_id(), lease: held, worker: worker(1) };
-    assert!(world.seen.iter().any(|effect| matches!(effect, Effect::GrantPut { place: found, .. } if *found == place)));
+    let place = Quarantine::Worker {
+        run: run_id(),
+        lease: held,
+        worker: worker(1),
+    };
+    assert!(
+        world.seen.iter().any(
+            |effect| matches!(effect, Effect::GrantPut { place: found, .. } if *found == place)
+        )
+    );
     let foreign = put(&mut world, 2, vec![upload("a")]);
     assert_eq!(world.refusal(foreign), Code::LeaseUnknown);
     let digest = object("a").digest;
-    let large = put(&mut world, 1, vec![ObjectRef { digest, bytes: OBJECT_BYTES_MAX.next() }]);
+    let large = put(
+        &mut world,
+        1,
+        vec![ObjectRef {
+            digest,
+            bytes: OBJECT_BYTES_MAX.next(),
+        }],
+    );
     assert_eq!(world.refusal(large), Code::ObjectTooLarge);
-    let empty = put(&mut world, 1, vec![ObjectRef { digest, bytes: Bytes(0) }]);
+    let empty = put(
+        &mut world,
+        1,
+        vec![ObjectRef {
+            digest,
+            bytes: Bytes(0),
+        }],
+    );
     assert_eq!(world.refusal(empty), Code::SizeMismatch);
 }
 
@@ -83,29 +129,60 @@ fn only_chunks_of_the_run_are_uploaded_and_only_some_for_each() {
     world.join(1);
     let held = world.lease(1);
     let put = |world: &mut World, objects: Vec<ObjectRef>| {
-        world.ask(peer(1), WorkerRequest::Put(PutRequest { v: V, lease: held, objects }))
+        world.ask(
+            peer(1),
+            WorkerRequest::Put(PutRequest {
+                v: V,
+                lease: held,
+                objects,
+            }),
+        )
     };
     // Chunks of 8 and 5 elements, two bytes each.
     for bytes in [16, 10] {
-        let granted = put(&mut world, vec![ObjectRef { bytes: Bytes(bytes), ..upload("a") }]);
-        assert!(!world.answers.contains_key(&granted), "granted, not refused");
+        let granted = put(
+            &mut world,
+            vec![ObjectRef {
+                bytes: Bytes(bytes),
+                ..upload("a")
+            }],
+        );
+        assert!(
+            !world.answers.contains_key(&granted),
+            "granted, not refused"
+        );
     }
     let twice = put(&mut world, vec![upload("b"), upload("b")]);
     assert_eq!(world.refusal(twice), Code::MessageInvalid);
     for bytes in [1, 9, 17, 32, OBJECT_BYTES_MAX.get()] {
-        let other = put(&mut world, vec![upload("b"), ObjectRef { bytes: Bytes(bytes), ..upload("c") }]);
+        let other = put(
+            &mut world,
+            vec![
+                upload("b"),
+                ObjectRef {
+                    bytes: Bytes(bytes),
+                    ..upload("c")
+                },
+            ],
+        );
         assert_eq!(world.refusal(other), Code::SizeMismatch, "{bytes}");
     }
     // "a" was granted; seven more are different, and repeating them is no more.
     let several: Vec<ObjectRef> = (0..7).map(|n| upload(&format!("more {n}"))).collect();
     for _ in 0..100 {
         let granted = put(&mut world, several.clone());
-        assert!(!world.answers.contains_key(&granted), "granted, not refused");
+        assert!(
+            !world.answers.contains_key(&granted),
+            "granted, not refused"
+        );
     }
     let endless = put(&mut world, vec![upload("one more")]);
     assert_eq!(world.refusal(endless), Code::ObjectForbidden);
     let known = put(&mut world, vec![several[6]]);
-    assert!(!world.answers.contains_key(&known), "what was granted is granted again");
+    assert!(
+        !world.answers.contains_key(&known),
+        "what was granted is granted again"
+    );
 }
 
 #[test]
@@ -117,8 +194,15 @@ fn an_evaluation_uploads_nothing() {
     world.join(1);
     world.join(2);
     let leases = [world.lease(1), world.lease(2)];
-    let number = leases.iter().position(|lease| lease.unit.kind == UnitKind::Evaluate).expect("one is an evaluation");
-    let request = PutRequest { v: V, lease: leases[number], objects: vec![upload("a")] };
+    let number = leases
+        .iter()
+        .position(|lease| lease.unit.kind == UnitKind::Evaluate)
+        .expect("one is an evaluation");
+    let request = PutRequest {
+        v: V,
+        lease: leases[number],
+        objects: vec![upload("a")],
+    };
     let refused = world.ask(peer(number as u32 + 1), WorkerRequest::Put(request));
     assert_eq!(world.refusal(refused), Code::ObjectForbidden);
 }
@@ -130,11 +214,23 @@ fn chunks_are_read_ahead_for_the_holder_only() {
     world.join(2);
     let held = world.lease(1);
     let stage = |world: &mut World, number: u32, index: u32| {
-        let request = StageRequest { v: V, lease: held, index, object: object("a") };
+        let request = StageRequest {
+            v: V,
+            lease: held,
+            index,
+            object: object("a"),
+        };
         world.ask(peer(number), WorkerRequest::Stage(request))
     };
     stage(&mut world, 1, 1);
-    assert_eq!(world.seen.iter().filter(|effect| matches!(effect, Effect::Stage { .. })).count(), 1);
+    assert_eq!(
+        world
+            .seen
+            .iter()
+            .filter(|effect| matches!(effect, Effect::Stage { .. }))
+            .count(),
+        1
+    );
     let outside = stage(&mut world, 1, 2);
     assert_eq!(world.refusal(outside), Code::LayoutMismatch);
     let foreign = stage(&mut world, 2, 0);
@@ -148,13 +244,27 @@ fn uploads_that_come_to_nothing_are_bounded_however_often_a_lease_is_taken_and_g
     let mut granted = 0;
     for number in 0..50 {
         let held = world.lease(1);
-        let objects = vec![upload(&format!("{number} a")), upload(&format!("{number} b"))];
-        let reply = world.ask(peer(1), WorkerRequest::Put(PutRequest { v: V, lease: held, objects }));
+        let objects = vec![
+            upload(&format!("{number} a")),
+            upload(&format!("{number} b")),
+        ];
+        let reply = world.ask(
+            peer(1),
+            WorkerRequest::Put(PutRequest {
+                v: V,
+                lease: held,
+                objects,
+            }),
+        );
         match world.answers.get(&reply) {
             None => granted += 2,
             Some(_) => assert_eq!(world.refusal(reply), Code::AskedTooMuch),
         }
-        let release = ReleaseRequest { v: V, lease: held, reason: String::new() };
+        let release = ReleaseRequest {
+            v: V,
+            lease: held,
+            reason: String::new(),
+        };
         world.ask(peer(1), WorkerRequest::Release(release));
     }
     // Two chunks, four of each.
@@ -164,9 +274,20 @@ fn uploads_that_come_to_nothing_are_bounded_however_often_a_lease_is_taken_and_g
     world.join(1);
     let put = |world: &mut World, name: &str| {
         let held = world.lease(1);
-        let request = PutRequest { v: V, lease: held, objects: vec![upload(name)] };
+        let request = PutRequest {
+            v: V,
+            lease: held,
+            objects: vec![upload(name)],
+        };
         let reply = world.ask(peer(1), WorkerRequest::Put(request));
-        world.ask(peer(1), WorkerRequest::Release(ReleaseRequest { v: V, lease: held, reason: String::new() }));
+        world.ask(
+            peer(1),
+            WorkerRequest::Release(ReleaseRequest {
+                v: V,
+                lease: held,
+                reason: String::new(),
+            }),
+        );
         !world.answers.contains_key(&reply)
     };
     assert!(!put(&mut world, "c"));
@@ -182,9 +303,18 @@ fn uploads_of_results_that_count_are_not_held_against_a_worker() {
     world.join(1);
     for number in 0..20 {
         let held = world.lease(1);
-        let reply =
-            world.ask(peer(1), WorkerRequest::Put(PutRequest { v: V, lease: held, objects: named(&world, held) }));
-        assert!(!world.answers.contains_key(&reply), "unit {number}: granted, not refused");
+        let reply = world.ask(
+            peer(1),
+            WorkerRequest::Put(PutRequest {
+                v: V,
+                lease: held,
+                objects: named(&world, held),
+            }),
+        );
+        assert!(
+            !world.answers.contains_key(&reply),
+            "unit {number}: granted, not refused"
+        );
         world.submit(1, held);
         world.answer_pending();
     }
@@ -200,15 +330,33 @@ fn uploads_beside_a_result_that_counts_stay_unused() {
     let mut surplus = 0;
     for number in 0..1000 {
         let held = world.lease(1);
-        let [objects, beside] = [named(&world, held), vec![upload(&format!("{number} beside"))]];
-        let own = world.ask(peer(1), WorkerRequest::Put(PutRequest { v: V, lease: held, objects }));
-        let reply = world.ask(peer(1), WorkerRequest::Put(PutRequest { v: V, lease: held, objects: beside }));
+        let [objects, beside] = [
+            named(&world, held),
+            vec![upload(&format!("{number} beside"))],
+        ];
+        let own = world.ask(
+            peer(1),
+            WorkerRequest::Put(PutRequest {
+                v: V,
+                lease: held,
+                objects,
+            }),
+        );
+        let reply = world.ask(
+            peer(1),
+            WorkerRequest::Put(PutRequest {
+                v: V,
+                lease: held,
+                objects: beside,
+            }),
+        );
         let refused = world.answers.contains_key(&reply);
         if refused {
             assert_eq!(world.refusal(reply), Code::AskedTooMuch);
         }
         surplus += usize::from(!refused);
-        // What is beside comes out of what the worker may waste, until its own chunks have no place beside it either.
+        // What is beside comes out of what the worker may waste, until its own chunks have no place
+        // beside it either.
         if world.answers.contains_key(&own) {
             assert_eq!(world.refusal(own), Code::AskedTooMuch);
             break;
@@ -216,27 +364,45 @@ fn uploads_beside_a_result_that_counts_stay_unused() {
         world.submit(1, held);
         world.answer_pending();
     }
-    assert!((1..=8).contains(&surplus), "{surplus} objects beside, two chunks, four of each may be wasted");
+    assert!(
+        (1..=8).contains(&surplus),
+        "{surplus} objects beside, two chunks, four of each may be wasted"
+    );
 }
 
 /// The chunks that worker 1's result under `lease` names, of the length that chunks have.
 fn named(world: &World, lease: LeaseRef) -> Vec<ObjectRef> {
-    match submission(world.run().spec(), 1, lease, 0).statement.outcome {
-        Outcome::Contribution(contribution) => {
-            contribution.chunks.iter().map(|chunk| ObjectRef { bytes: Bytes(16), ..*chunk }).collect()
-        }
+    match submission(world.run().spec(), 1, lease, 0)
+        .statement
+        .outcome
+    {
+        Outcome::Contribution(contribution) => contribution
+            .chunks
+            .iter()
+            .map(|chunk| ObjectRef {
+                bytes: Bytes(16),
+                ..*chunk
+            })
+            .collect(),
         Outcome::Evaluation(_) => panic!("{lease} is of an evaluation"),
     }
 }
 
-/// What was uploaded under a lease is deleted when the lease is over, however it ended: what counts lies among the verified
-/// objects, and the rest counts nowhere.
+/// What was uploaded under a lease is deleted when the lease is over, however it ended: what counts
+/// lies among the verified objects, and the rest counts nowhere.
 #[test]
 fn uploads_go_when_their_lease_is_over() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     let put = |world: &mut World, lease: LeaseRef, objects: Vec<ObjectRef>| {
-        world.ask(peer(1), WorkerRequest::Put(PutRequest { v: V, lease, objects }));
+        world.ask(
+            peer(1),
+            WorkerRequest::Put(PutRequest {
+                v: V,
+                lease,
+                objects,
+            }),
+        );
     };
     let mut swept = 0;
     let mut goes = |world: &World, lease, names: &[&str]| {
@@ -248,10 +414,18 @@ fn uploads_go_when_their_lease_is_over() {
                 _ => None,
             })
             .collect();
-        let place = Quarantine::Worker { run: run_id(), lease, worker: worker(1) };
+        let place = Quarantine::Worker {
+            run: run_id(),
+            lease,
+            worker: worker(1),
+        };
         let mut objects: Vec<_> = names.iter().map(|name| upload(name).digest).collect();
         objects.sort_unstable();
-        let expected = if names.is_empty() { Vec::new() } else { vec![(place, objects)] };
+        let expected = if names.is_empty() {
+            Vec::new()
+        } else {
+            vec![(place, objects)]
+        };
         assert_eq!(all[swept..], expected);
         swept = all.len();
     };
@@ -259,7 +433,11 @@ fn uploads_go_when_their_lease_is_over() {
     let held = world.lease(1);
     put(&mut world, held, vec![upload("a"), upload("b")]);
     goes(&world, held, &[]);
-    let release = ReleaseRequest { v: V, lease: held, reason: String::new() };
+    let release = ReleaseRequest {
+        v: V,
+        lease: held,
+        reason: String::new(),
+    };
     world.ask(peer(1), WorkerRequest::Release(release));
     goes(&world, held, &["a", "b"]);
     // Not renewed, with nothing uploaded.
@@ -277,15 +455,28 @@ fn uploads_go_when_their_lease_is_over() {
     let held = world.lease(1);
     put(&mut world, held, vec![upload("d")]);
     let result = submission(&spec("demo"), 1, held, 0);
-    let Outcome::Contribution(contribution) = &result.statement.outcome else { panic!("of a training unit") };
-    let named: std::collections::BTreeSet<_> = contribution.chunks.iter().map(|chunk| chunk.digest).collect();
+    let Outcome::Contribution(contribution) = &result.statement.outcome else {
+        panic!("of a training unit")
+    };
+    let named: std::collections::BTreeSet<_> = contribution
+        .chunks
+        .iter()
+        .map(|chunk| chunk.digest)
+        .collect();
     world.ask(peer(1), WorkerRequest::Submit(result));
-    let before = world.seen.iter().filter(|effect| matches!(effect, Effect::Sweep { .. })).count();
+    let before = world
+        .seen
+        .iter()
+        .filter(|effect| matches!(effect, Effect::Sweep { .. }))
+        .count();
     world.answer_pending();
     let last = world.seen.iter().filter_map(|effect| match effect {
         Effect::Sweep { objects, .. } => Some(objects.clone()),
         _ => None,
     });
     let last: Vec<_> = last.skip(before).flatten().collect();
-    assert!(last.contains(&upload("d").digest) && named.iter().all(|digest| last.contains(digest)), "{last:?}");
+    assert!(
+        last.contains(&upload("d").digest) && named.iter().all(|digest| last.contains(digest)),
+        "{last:?}"
+    );
 }

@@ -12,7 +12,10 @@ use crate::{Answer, ControlRequest, Effect, Input, ReplyId};
 
 fn commit(world: &mut World, names: &[&str]) -> ReplyId {
     let objects = names.iter().map(|name| object(name)).collect();
-    world.control(ControlRequest::BlobCommit(OperatorObjects { v: V, objects }))
+    world.control(ControlRequest::BlobCommit(OperatorObjects {
+        v: V,
+        objects,
+    }))
 }
 
 /// The store has looked: these are not among the verified objects yet.
@@ -38,11 +41,20 @@ fn written(world: &World, order: &str) -> usize {
 }
 
 fn told(world: &World) -> usize {
-    let drains = |effect: &&Effect| matches!(effect, Effect::Command { verb: CommandVerb::Drain, .. });
+    let drains = |effect: &&Effect| {
+        matches!(
+            effect,
+            Effect::Command {
+                verb: CommandVerb::Drain,
+                ..
+            }
+        )
+    };
     world.seen.iter().filter(drains).count()
 }
 
-/// An order is written before anything is promoted; one that cannot be carried out, or finds everything done, is not.
+/// An order is written before anything is promoted; one that cannot be carried out, or finds
+/// everything done, is not.
 #[test]
 fn uploads_are_promoted_once_the_ledger_holds_the_order_and_only_what_is_new() {
     let mut world = World::new();
@@ -51,26 +63,46 @@ fn uploads_are_promoted_once_the_ledger_holds_the_order_and_only_what_is_new() {
             Effect::Promote { objects, .. } => Some(objects.clone()),
             _ => None,
         };
-        world.seen.iter().chain(&world.pending).filter_map(of_one).collect::<Vec<_>>()
+        world
+            .seen
+            .iter()
+            .chain(&world.pending)
+            .filter_map(of_one)
+            .collect::<Vec<_>>()
     };
     let reply = commit(&mut world, &["a", "b"]);
     checked(&mut world, reply, Err(Code::ObjectMissing));
-    assert_eq!((world.refusal(reply), written(&world, "blob.commit")), (Code::ObjectMissing, 0));
+    assert_eq!(
+        (world.refusal(reply), written(&world, "blob.commit")),
+        (Code::ObjectMissing, 0)
+    );
     assert!(promotions(&world).is_empty());
 
     let reply = commit(&mut world, &["a", "b"]);
     checked(&mut world, reply, Ok(&["b"]));
-    assert_eq!((written(&world, "blob.commit"), promotions(&world)), (1, vec![vec![object("b")]]));
-    assert!(!world.answers.contains_key(&reply), "it is answered when it is done");
+    assert_eq!(
+        (written(&world, "blob.commit"), promotions(&world)),
+        (1, vec![vec![object("b")]])
+    );
+    assert!(
+        !world.answers.contains_key(&reply),
+        "it is answered when it is done"
+    );
     promoted(&mut world, reply, Err(Code::StoreUnreachable));
-    assert_eq!((world.refusal(reply), written(&world, "blob.commit")), (Code::StoreUnreachable, 1));
+    assert_eq!(
+        (world.refusal(reply), written(&world, "blob.commit")),
+        (Code::StoreUnreachable, 1)
+    );
 
     // Said again, it finds what is there.
     for (missing, orders) in [(&["b"][..], 2), (&[], 2), (&[], 2)] {
         let reply = commit(&mut world, &["a", "b"]);
         checked(&mut world, reply, Ok(missing));
         promoted(&mut world, reply, Ok(()));
-        assert!(matches!(world.answers[&reply], Ok(Answer::Done(Done { .. }))));
+        assert!(matches!(
+            world.answers[&reply],
+            Ok(Answer::Done(Done { .. }))
+        ));
         assert_eq!(written(&world, "blob.commit"), orders);
     }
 }
@@ -86,9 +118,15 @@ fn an_operator_that_orders_without_end_is_stopped_and_the_others_are_not() {
     world.pending.clear();
     let refused = commit(&mut world, &["a"]);
     assert_eq!(world.refusal(refused), Code::AskedTooMuch);
-    let new = world.control(ControlRequest::RunNew(Box::new(RunNew { v: V, spec: spec("demo") })));
+    let new = world.control(ControlRequest::RunNew(Box::new(RunNew {
+        v: V,
+        spec: spec("demo"),
+    })));
     assert_eq!(world.refusal(new), Code::AskedTooMuch);
-    let objects = OperatorObjects { v: V, objects: vec![object("a")] };
+    let objects = OperatorObjects {
+        v: V,
+        objects: vec![object("a")],
+    };
     let reply = world.control_as(3, ControlRequest::BlobCommit(objects));
     carry_out(&mut world, reply);
     assert!(world.answers[&reply].is_ok());
@@ -98,7 +136,11 @@ fn an_operator_that_orders_without_end_is_stopped_and_the_others_are_not() {
         carry_out(&mut world, *reply);
     }
     let late = commit(&mut world, &["a"]);
-    assert_eq!(world.refusal(late), Code::AskedTooMuch, "one is forgotten every second");
+    assert_eq!(
+        world.refusal(late),
+        Code::AskedTooMuch,
+        "one is forgotten every second"
+    );
     // Whatever it did before, it can end the coordinator.
     let shutdown = world.shut_down(Millis(0));
     assert!(matches!(world.answers[&shutdown], Ok(Answer::Shutdown(_))));
@@ -111,9 +153,14 @@ fn no_operator_keeps_the_others_from_having_their_uploads_and_runs_checked() {
     assert_eq!(world.refusal(commits[16]), Code::AskedTooMuch);
     assert!(!world.answers.contains_key(&commits[15]));
     let new = |world: &mut World, name: String| {
-        world.control(ControlRequest::RunNew(Box::new(RunNew { v: V, spec: spec(&name) })))
+        world.control(ControlRequest::RunNew(Box::new(RunNew {
+            v: V,
+            spec: spec(&name),
+        })))
     };
-    let runs: Vec<_> = (0..6).map(|at| new(&mut world, format!("run{at}"))).collect();
+    let runs: Vec<_> = (0..6)
+        .map(|at| new(&mut world, format!("run{at}")))
+        .collect();
     assert_eq!(world.refusal(runs[4]), Code::AskedTooMuch);
     assert!(!world.answers.contains_key(&runs[3]));
 }
@@ -133,14 +180,25 @@ fn a_shutdown_that_is_said_again_is_answered_and_neither_written_nor_passed_on()
     world.shut_down(Millis::from_secs(5));
     assert_eq!((written(&world, "shutdown"), told(&world)), (2, 1));
     world.wait(Millis::from_secs(5));
-    assert!(world.seen.iter().any(|effect| matches!(effect, Effect::Stop { .. })));
+    assert!(
+        world
+            .seen
+            .iter()
+            .any(|effect| matches!(effect, Effect::Stop { .. }))
+    );
 }
 
-/// A coordinator that drains carries out what it was ordered before; who still waits when the time is over is told.
+/// A coordinator that drains carries out what it was ordered before; who still waits when the time
+/// is over is told.
 #[test]
 fn who_waits_for_uploads_when_the_coordinator_stops_is_told() {
     let mut world = World::new();
-    let stops = |world: &World| world.seen.iter().any(|effect| matches!(effect, Effect::Stop { .. }));
+    let stops = |world: &World| {
+        world
+            .seen
+            .iter()
+            .any(|effect| matches!(effect, Effect::Stop { .. }))
+    };
     let (in_time, late) = (commit(&mut world, &["a"]), commit(&mut world, &["b"]));
     world.shut_down(Millis::from_secs(5));
     carry_out(&mut world, in_time);
@@ -150,15 +208,22 @@ fn who_waits_for_uploads_when_the_coordinator_stops_is_told() {
     assert!(stops(&world));
     let before = written(&world, "blob.commit");
     checked(&mut world, late, Ok(&["b"]));
-    assert_eq!(written(&world, "blob.commit"), before, "nothing after the end");
+    assert_eq!(
+        written(&world, "blob.commit"),
+        before,
+        "nothing after the end"
+    );
 }
 
-/// Two processes with the same keys that begin in the same millisecond: their first events differ, so that the ledger takes
-/// only one of them.
+/// Two processes with the same keys that begin in the same millisecond: their first events differ,
+/// so that the ledger takes only one of them.
 #[test]
 fn two_coordinators_that_start_in_the_same_moment_begin_with_different_events() {
     let first = |session| {
-        let settings = crate::Settings { session: schemas::member::Session(session), ..settings() };
+        let settings = crate::Settings {
+            session: schemas::member::Session(session),
+            ..settings()
+        };
         let mut core = crate::Coordinator::new(settings, crate::State::default());
         let mut effects = Vec::new();
         core.start(START, &mut effects);

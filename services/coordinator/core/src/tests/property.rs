@@ -1,5 +1,5 @@
-//! Random inputs in any order: whatever comes, nothing breaks. `fixture::World` checks the invariants after every input;
-//! here the ledger as a whole is checked at the end.
+//! Random inputs in any order: whatever comes, nothing breaks. `fixture::World` checks the
+//! invariants after every input; here the ledger as a whole is checked at the end.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -48,11 +48,18 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// A lease that was granted once, counted back from the newest; or one that never was.
 fn some_lease(world: &World, back: usize) -> LeaseRef {
-    let granted = world.journal.iter().rev().filter_map(|body| match &body.event {
-        Event::Ledger(LedgerEvent::LeaseGranted { lease, .. }) => Some(*lease),
-        _ => None,
-    });
-    granted.into_iter().nth(back).unwrap_or(lease(train(0, 0), 9))
+    let granted = world
+        .journal
+        .iter()
+        .rev()
+        .filter_map(|body| match &body.event {
+            Event::Ledger(LedgerEvent::LeaseGranted { lease, .. }) => Some(*lease),
+            _ => None,
+        });
+    granted
+        .into_iter()
+        .nth(back)
+        .unwrap_or(lease(train(0, 0), 9))
 }
 
 fn take(world: &mut World, at: usize) -> Option<Effect> {
@@ -63,10 +70,24 @@ fn take(world: &mut World, at: usize) -> Option<Effect> {
 fn fail(world: &mut World, effect: Effect) {
     let refusal = Refusal::new(Code::NotFinite, "test");
     match effect {
-        Effect::Screen { screening, .. } => world.input(Input::Screened { screening, verdict: Err(refusal) }),
-        Effect::Merge { run, round, .. } => world.input(Input::Merged { run, round, outcome: Err(refusal) }),
-        Effect::Save { run, round, .. } => world.input(Input::Saved { run, round, outcome: Err(refusal) }),
-        Effect::Restore { spec, .. } => world.input(Input::Restored { run: spec.run, outcome: Err(refusal) }),
+        Effect::Screen { screening, .. } => world.input(Input::Screened {
+            screening,
+            verdict: Err(refusal),
+        }),
+        Effect::Merge { run, round, .. } => world.input(Input::Merged {
+            run,
+            round,
+            outcome: Err(refusal),
+        }),
+        Effect::Save { run, round, .. } => world.input(Input::Saved {
+            run,
+            round,
+            outcome: Err(refusal),
+        }),
+        Effect::Restore { spec, .. } => world.input(Input::Restored {
+            run: spec.run,
+            outcome: Err(refusal),
+        }),
         other => world.pending.push(other),
     }
 }
@@ -78,26 +99,52 @@ fn play(world: &mut World, step: Step) {
     match step {
         Step::Join(who) => ask(world, who, WorkerRequest::Join(join_request(who))),
         Step::Leave(who) => ask(world, who, WorkerRequest::Leave(leave_request(who, ""))),
-        Step::Claim(who) => ask(world, who, WorkerRequest::Claim(claim_request(who, Millis(9000)))),
+        Step::Claim(who) => ask(
+            world,
+            who,
+            WorkerRequest::Claim(claim_request(who, Millis(9000))),
+        ),
         Step::Renew(who, back) => {
             let lease = some_lease(world, back);
             ask(
                 world,
                 who,
-                WorkerRequest::Renew(RenewRequest { v: V, lease, steps_done: Steps(0), bytes_moved: Bytes(0) }),
+                WorkerRequest::Renew(RenewRequest {
+                    v: V,
+                    lease,
+                    steps_done: Steps(0),
+                    bytes_moved: Bytes(0),
+                }),
             );
         }
         Step::Release(who, back) => {
             let lease = some_lease(world, back);
-            ask(world, who, WorkerRequest::Release(ReleaseRequest { v: V, lease, reason: String::new() }));
+            ask(
+                world,
+                who,
+                WorkerRequest::Release(ReleaseRequest {
+                    v: V,
+                    lease,
+                    reason: String::new(),
+                }),
+            );
         }
         Step::Submit(who, back, salt) => {
-            let result = submission(&world.run().spec.clone(), who, some_lease(world, back), salt);
+            let result = submission(
+                &world.run().spec.clone(),
+                who,
+                some_lease(world, back),
+                salt,
+            );
             ask(world, who, WorkerRequest::Submit(result));
         }
         Step::Offer(index) => {
             let unit = train(u64::from(index) / 2, index % 2);
-            world.input(Input::Offered { run: run_id(), unit, delivery: DeliveryId(index.into()) });
+            world.input(Input::Offered {
+                run: run_id(),
+                unit,
+                delivery: DeliveryId(index.into()),
+            });
         }
         Step::Answer(at) => {
             if let Some(effect) = take(world, at) {
@@ -124,15 +171,21 @@ fn check_ledger(world: &World) {
     let (mut held, mut epochs) = (BTreeMap::new(), BTreeMap::<UnitId, u64>::new());
     let (mut counted, mut closed) = (BTreeSet::new(), BTreeSet::new());
     for body in &world.journal {
-        let Event::Ledger(event) = &body.event else { panic!("a ledger holds nothing else") };
+        let Event::Ledger(event) = &body.event else {
+            panic!("a ledger holds nothing else")
+        };
         match event {
             LedgerEvent::LeaseGranted { lease, worker } => {
-                assert!(held.insert(lease.unit, worker.clone()).is_none(), "{lease} has two holders");
+                assert!(
+                    held.insert(lease.unit, worker.clone()).is_none(),
+                    "{lease} has two holders"
+                );
                 let last = epochs.insert(lease.unit, lease.epoch.get()).unwrap_or(0);
                 assert!(lease.epoch.get() > last, "{lease} follows epoch {last}");
                 assert!(!counted.contains(&lease.unit), "{lease} was complete");
             }
-            LedgerEvent::LeaseEnded { lease, worker, .. } | LedgerEvent::ContributionRejected { lease, worker, .. } => {
+            LedgerEvent::LeaseEnded { lease, worker, .. }
+            | LedgerEvent::ContributionRejected { lease, worker, .. } => {
                 assert_eq!(held.remove(&lease.unit).as_ref(), Some(worker), "{lease}");
             }
             LedgerEvent::ContributionAccepted { lease, worker, .. }
@@ -141,7 +194,9 @@ fn check_ledger(world: &World) {
                 assert_eq!(epochs.get(&lease.unit), Some(&lease.epoch.get()));
                 assert!(counted.insert(lease.unit), "{lease} counts twice");
             }
-            LedgerEvent::RoundClosed { round, .. } => assert!(closed.insert(*round), "round {round} closed twice"),
+            LedgerEvent::RoundClosed { round, .. } => {
+                assert!(closed.insert(*round), "round {round} closed twice")
+            }
             _ => {}
         }
     }
@@ -198,12 +253,22 @@ fn the_ledger_names_the_statement_that_was_sent() {
     world.join(1);
     let held = world.lease(1);
     world.submit(1, held);
-    let Effect::Screen { screening, submission, .. } = world.take_pending(|e| matches!(e, Effect::Screen { .. }))
+    let Effect::Screen {
+        screening,
+        submission,
+        ..
+    } = world.take_pending(|e| matches!(e, Effect::Screen { .. }))
     else {
         panic!("a result is screened");
     };
-    let wrong = Screened { statement: object("another").digest, norm: 1.0 };
-    world.input(Input::Screened { screening, verdict: Ok(wrong) });
+    let wrong = Screened {
+        statement: object("another").digest,
+        norm: 1.0,
+    };
+    world.input(Input::Screened {
+        screening,
+        verdict: Ok(wrong),
+    });
     let right = schemas::Digest::of(&submission.bytes);
     assert_eq!(
         world

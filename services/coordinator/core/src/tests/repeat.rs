@@ -1,4 +1,5 @@
-//! A request whose answer was lost is asked again: it is answered as it was, and has no second effect.
+//! A request whose answer was lost is asked again: it is answered as it was, and has no second
+//! effect.
 
 use schemas::event::LedgerEvent;
 use schemas::lease::{Done, LeaseRef, ReleaseRequest};
@@ -9,28 +10,47 @@ use crate::{Answer, Effect, Input, ReplyId, WorkerRequest};
 
 fn release(world: &mut World, number: u32, lease: LeaseRef) -> ReplyId {
     let reason = format!("{}: played by the test", Code::TrainingFailed);
-    world.ask(peer(number), WorkerRequest::Release(ReleaseRequest { v: V, lease, reason }))
+    world.ask(
+        peer(number),
+        WorkerRequest::Release(ReleaseRequest {
+            v: V,
+            lease,
+            reason,
+        }),
+    )
 }
 
 fn is_done(world: &World, reply: ReplyId) -> bool {
-    matches!(world.answers.get(&reply), Some(Ok(Answer::Done(Done { .. }))))
+    matches!(
+        world.answers.get(&reply),
+        Some(Ok(Answer::Done(Done { .. })))
+    )
 }
 
 /// Says `ask` twice: the second is answered like the first and changes nothing.
-fn twice(world: &mut World, ask: impl Fn(&mut World) -> ReplyId, answered: impl Fn(&World, ReplyId) -> bool) {
+fn twice(
+    world: &mut World,
+    ask: impl Fn(&mut World) -> ReplyId,
+    answered: impl Fn(&World, ReplyId) -> bool,
+) {
     let first = ask(world);
     assert!(answered(world, first));
     let events = world.kinds(0).len();
     let again = ask(world);
     assert!(answered(world, again));
-    assert_eq!(world.kinds(events), Vec::<&str>::new(), "a repeat writes nothing");
+    assert_eq!(
+        world.kinds(events),
+        Vec::<&str>::new(),
+        "a repeat writes nothing"
+    );
 }
 
 #[test]
 fn a_goodbye_that_is_said_again_is_answered_and_recorded_once() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
-    let leave = |world: &mut World| world.ask(peer(1), WorkerRequest::Leave(leave_request(1, "done")));
+    let leave =
+        |world: &mut World| world.ask(peer(1), WorkerRequest::Leave(leave_request(1, "done")));
     twice(&mut world, leave, is_done);
     // Another process of the worker is no member by that.
     world.join(1);
@@ -61,14 +81,29 @@ fn a_refused_result_that_is_handed_in_again_is_refused_with_the_same_words_and_o
     world.join(1);
     let held = world.lease(1);
     let refused = |world: &World, reply: ReplyId| {
-        world.answers.get(&reply).is_some_and(|answer| answer.as_ref().is_err_and(|refusal| refusal.detail == "of NaN"))
+        world.answers.get(&reply).is_some_and(|answer| {
+            answer
+                .as_ref()
+                .is_err_and(|refusal| refusal.detail == "of NaN")
+        })
     };
     world.submit(1, held);
-    let Effect::Screen { screening, .. } = world.take_pending(|effect| matches!(effect, Effect::Screen { .. })) else {
+    let Effect::Screen { screening, .. } =
+        world.take_pending(|effect| matches!(effect, Effect::Screen { .. }))
+    else {
         unreachable!("it was picked as one")
     };
-    world.input(Input::Screened { screening, verdict: Err(Refusal::new(Code::NotFinite, "of NaN")) });
+    world.input(Input::Screened {
+        screening,
+        verdict: Err(Refusal::new(Code::NotFinite, "of NaN")),
+    });
     twice(&mut world, |world| world.submit(1, held), refused);
-    assert_eq!(world.count(|event| matches!(event, LedgerEvent::ContributionRejected { .. })), 1);
-    assert_eq!(world.count(|event| matches!(event, LedgerEvent::RequestDenied { .. })), 0);
+    assert_eq!(
+        world.count(|event| matches!(event, LedgerEvent::ContributionRejected { .. })),
+        1
+    );
+    assert_eq!(
+        world.count(|event| matches!(event, LedgerEvent::RequestDenied { .. })),
+        0
+    );
 }

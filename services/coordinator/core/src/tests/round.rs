@@ -11,10 +11,18 @@ use crate::{Answer, Effect, Input, Merged};
 fn work_to_the_end(world: &mut World) {
     for _ in 0..100 {
         let claim = world.claim(1);
-        if let Some(Ok(Answer::Claim(ClaimReply { outcome: ClaimOutcome::Complete, .. }))) = world.answers.get(&claim) {
+        if let Some(Ok(Answer::Claim(ClaimReply {
+            outcome: ClaimOutcome::Complete,
+            ..
+        }))) = world.answers.get(&claim)
+        {
             return;
         }
-        let held = world.manifests.get(&claim).expect("there is work until the end").lease;
+        let held = world
+            .manifests
+            .get(&claim)
+            .expect("there is work until the end")
+            .lease;
         world.submit(1, held);
         world.answer_pending();
     }
@@ -32,10 +40,21 @@ fn a_run_goes_through_its_rounds_to_its_end() {
     assert_eq!(run.phase(), RunPhase::Complete);
     assert_eq!(run.rounds_closed(), Round(2));
     assert_eq!(run.tokens().merged, Tokens(4 * 32));
-    assert_eq!(world.count(|event| matches!(event, LedgerEvent::RoundClosed { .. })), 2);
-    assert_eq!(world.count(|event| matches!(event, LedgerEvent::EvaluationAccepted { .. })), 3);
+    assert_eq!(
+        world.count(|event| matches!(event, LedgerEvent::RoundClosed { .. })),
+        2
+    );
+    assert_eq!(
+        world.count(|event| matches!(event, LedgerEvent::EvaluationAccepted { .. })),
+        3
+    );
     assert_eq!(world.kinds(world.journal.len() - 1), ["run-completed"]);
-    assert!(world.seen.iter().any(|effect| matches!(effect, Effect::Forget { .. })));
+    assert!(
+        world
+            .seen
+            .iter()
+            .any(|effect| matches!(effect, Effect::Forget { .. }))
+    );
     let view = run.view(&run_id());
     assert_eq!(view.held_out_loss, Some((Round(2), 2.0)));
     assert_eq!(view.train_loss, Some(2.5));
@@ -55,12 +74,16 @@ fn inputs_are_merged_in_order_of_their_units() {
     world.submit(1, first);
     let screen = world.take_pending(|effect| matches!(effect, Effect::Screen { .. }));
     world.answer_one(screen);
-    let Effect::Merge { inputs, round, .. } = world.take_pending(|effect| matches!(effect, Effect::Merge { .. }))
+    let Effect::Merge { inputs, round, .. } =
+        world.take_pending(|effect| matches!(effect, Effect::Merge { .. }))
     else {
         panic!("a full round is merged");
     };
     assert_eq!(round, Round(0));
-    assert_eq!(inputs.iter().map(|input| input.lease).collect::<Vec<_>>(), [first, second]);
+    assert_eq!(
+        inputs.iter().map(|input| input.lease).collect::<Vec<_>>(),
+        [first, second]
+    );
     assert_eq!(world.run().phase(), RunPhase::Merging);
 }
 
@@ -108,7 +131,11 @@ fn a_merge_that_fails_is_tried_again_and_is_seen() {
             }
             _ => Err(Refusal::new(Code::StoreUnreachable, "test")),
         };
-        world.input(Input::Merged { run: run_id(), round: Round(0), outcome });
+        world.input(Input::Merged {
+            run: run_id(),
+            round: Round(0),
+            outcome,
+        });
         assert_eq!(world.run().phase(), RunPhase::Merging);
         assert!(world.view().trouble.is_some());
         assert!(world.pending.is_empty());
@@ -124,7 +151,11 @@ fn weights_that_are_no_numbers_any_more_halt_the_run() {
     let mut world = about_to_merge();
     world.take_pending(|effect| matches!(effect, Effect::Merge { .. }));
     let outcome = Err(Refusal::new(Code::NotFinite, "test"));
-    world.input(Input::Merged { run: run_id(), round: Round(0), outcome });
+    world.input(Input::Merged {
+        run: run_id(),
+        round: Round(0),
+        outcome,
+    });
     world.wait(Millis::from_secs(60));
     assert!(world.pending.is_empty(), "it is not tried again");
     let claim = world.claim(1);
@@ -143,9 +174,17 @@ fn a_round_closes_once() {
     let before = world.journal.len();
     for round in [0, 1, 7] {
         let Merged { broadcast, norm } = merged(&spec("demo"), Round(round));
-        world.input(Input::Merged { run: run_id(), round: Round(round), outcome: Ok(Merged { broadcast, norm }) });
+        world.input(Input::Merged {
+            run: run_id(),
+            round: Round(round),
+            outcome: Ok(Merged { broadcast, norm }),
+        });
     }
-    assert_eq!(world.journal.len(), before, "a merge that nobody asked for closes nothing");
+    assert_eq!(
+        world.journal.len(),
+        before,
+        "a merge that nobody asked for closes nothing"
+    );
 }
 
 #[test]
@@ -161,22 +200,52 @@ fn fg_22_a_save_runs_beside_the_rounds_and_the_last_is_never_left_out() {
         }
         let merge = world.take_pending(|effect| matches!(effect, Effect::Merge { .. }));
         world.answer_one(merge);
-        while let Some(at) = world.pending.iter().position(|effect| matches!(effect, Effect::Offer { .. })) {
+        while let Some(at) = world
+            .pending
+            .iter()
+            .position(|effect| matches!(effect, Effect::Offer { .. }))
+        {
             let offer = world.pending.remove(at);
             world.answer_one(offer);
         }
     }
     // Both rounds closed while the first save was still under way.
     assert_eq!(world.run().phase(), RunPhase::Finishing);
-    let saves = |world: &World| world.pending.iter().filter(|e| matches!(e, Effect::Save { .. })).count();
+    let saves = |world: &World| {
+        world
+            .pending
+            .iter()
+            .filter(|e| matches!(e, Effect::Save { .. }))
+            .count()
+    };
     assert_eq!(saves(&world), 1);
-    world.take_pending(|effect| matches!(effect, Effect::Save { round: Round(1), .. }));
+    world.take_pending(|effect| {
+        matches!(
+            effect,
+            Effect::Save {
+                round: Round(1),
+                ..
+            }
+        )
+    });
     let outcome = Err(Refusal::new(Code::StoreFull, "test"));
-    world.input(Input::Saved { run: run_id(), round: Round(1), outcome });
+    world.input(Input::Saved {
+        run: run_id(),
+        round: Round(1),
+        outcome,
+    });
     assert_eq!(saves(&world), 0);
     world.wait(Millis::from_secs(1));
     let save = world.take_pending(|effect| matches!(effect, Effect::Save { .. }));
-    let Effect::Save { round, merges, parent, .. } = &save else { panic!("it was picked as one") };
+    let Effect::Save {
+        round,
+        merges,
+        parent,
+        ..
+    } = &save
+    else {
+        panic!("it was picked as one")
+    };
     assert_eq!((round, merges.len(), parent), (&Round(2), 2, &None));
     world.answer_one(save);
     assert_eq!(world.run().phase(), RunPhase::Complete);
@@ -194,15 +263,24 @@ fn a_restart_in_the_middle_of_a_merge_merges_again() {
     }
     world.restart();
     assert!(
-        !world.pending.iter().any(|effect| matches!(effect, Effect::Merge { .. })),
+        !world
+            .pending
+            .iter()
+            .any(|effect| matches!(effect, Effect::Merge { .. })),
         "not before the weights are there"
     );
     world.answer_pending();
     assert_eq!(world.run().rounds_closed(), Round(1));
-    // The first save was lost with the process that made it, or is repeated: the weights are the same.
+    // The first save was lost with the process that made it, or is repeated: the weights are the
+    // same.
     world.restart();
     let restore = world.take_pending(|effect| matches!(effect, Effect::Restore { .. }));
-    let Effect::Restore { snapshot, merges, .. } = &restore else { panic!("it was picked as one") };
+    let Effect::Restore {
+        snapshot, merges, ..
+    } = &restore
+    else {
+        panic!("it was picked as one")
+    };
     assert!(snapshot.is_some() && merges.is_empty());
     world.answer_one(restore);
 }
@@ -214,14 +292,25 @@ fn a_restore_that_diverges_stops_the_run_and_one_that_fails_is_repeated() {
     world.restart();
     world.take_pending(|effect| matches!(effect, Effect::Restore { .. }));
     let outcome = Err(Refusal::new(Code::StoreUnreachable, "test"));
-    world.input(Input::Restored { run: run_id(), outcome });
-    assert!(!world.pending.iter().any(|effect| matches!(effect, Effect::Restore { .. })));
+    world.input(Input::Restored {
+        run: run_id(),
+        outcome,
+    });
+    assert!(
+        !world
+            .pending
+            .iter()
+            .any(|effect| matches!(effect, Effect::Restore { .. }))
+    );
     world.wait(Millis::from_secs(1));
     world.take_pending(|effect| matches!(effect, Effect::Restore { .. }));
     let waiting = world.claim(1);
     world.seen.clear();
     let outcome = Err(Refusal::new(Code::ReplayDiverged, "test"));
-    world.input(Input::Restored { run: run_id(), outcome });
+    world.input(Input::Restored {
+        run: run_id(),
+        outcome,
+    });
     assert_eq!(world.refusal(waiting), Code::ReplayDiverged);
     let later = world.claim(1);
     assert_eq!(world.refusal(later), Code::ReplayDiverged);
@@ -233,12 +322,20 @@ fn a_restore_that_diverges_stops_the_run_and_one_that_fails_is_repeated() {
     // Whoever looks or watches sees it, and why.
     let view = world.view();
     let why = view.halted.map(|refusal| refusal.code);
-    assert_eq!((view.phase, why), (RunPhase::Halted, Some(Code::ReplayDiverged)));
+    assert_eq!(
+        (view.phase, why),
+        (RunPhase::Halted, Some(Code::ReplayDiverged))
+    );
     world.wait(Millis::from_secs(1));
     let told = |effect: &Effect| matches!(effect, Effect::Publish(status) if status.view.phase == RunPhase::Halted);
     assert!(world.seen.iter().any(told));
     world.wait(Millis::from_secs(60));
-    assert!(!world.pending.iter().any(|effect| matches!(effect, Effect::Restore { .. })));
+    assert!(
+        !world
+            .pending
+            .iter()
+            .any(|effect| matches!(effect, Effect::Restore { .. }))
+    );
 }
 
 #[test]
@@ -253,7 +350,11 @@ fn evaluations_gate_no_round_and_read_the_snapshot_they_are_of() {
     assert_eq!((training.unit, evaluation.unit), (train(0, 0), evaluate(0)));
     world.submit(1, training);
     world.answer_pending();
-    assert_eq!(world.run().rounds_closed(), Round(1), "the round closed while the evaluation is held");
+    assert_eq!(
+        world.run().rounds_closed(),
+        Round(1),
+        "the round closed while the evaluation is held"
+    );
     // The holder's manifest is given again, still on the snapshot of round 0.
     let again = world.claim(2);
     assert_eq!(world.manifests[&again].base.round, Round(0));
@@ -261,7 +362,10 @@ fn evaluations_gate_no_round_and_read_the_snapshot_they_are_of() {
     world.answer_pending();
     assert_eq!(world.run().round_views()[0].held_out_loss, Some(2.0));
     work_to_the_end(&mut world);
-    assert!(world.run().weights.len() == 1, "copies that nobody reads are forgotten");
+    assert!(
+        world.run().weights.len() == 1,
+        "copies that nobody reads are forgotten"
+    );
 }
 
 #[test]
@@ -276,7 +380,14 @@ fn fg_24_the_weights_of_a_round_are_made_once_and_are_the_same_objects_for_every
         let screen = world.take_pending(|effect| matches!(effect, Effect::Screen { .. }));
         world.answer_one(screen);
     }
-    assert_eq!(world.pending.iter().filter(|effect| matches!(effect, Effect::Merge { .. })).count(), 1);
+    assert_eq!(
+        world
+            .pending
+            .iter()
+            .filter(|effect| matches!(effect, Effect::Merge { .. }))
+            .count(),
+        1
+    );
     world.answer_pending();
     let bases = [1, 2].map(|number| {
         let claim = world.claim(number);
@@ -284,5 +395,8 @@ fn fg_24_the_weights_of_a_round_are_made_once_and_are_the_same_objects_for_every
     });
     assert_eq!(bases[0].round, Round(1));
     assert_eq!(bases[0], bases[1]);
-    assert_eq!(world.count(|event| matches!(event, LedgerEvent::RoundClosed { .. })), 1);
+    assert_eq!(
+        world.count(|event| matches!(event, LedgerEvent::RoundClosed { .. })),
+        1
+    );
 }

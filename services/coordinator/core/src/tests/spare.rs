@@ -29,7 +29,13 @@ struct Hand {
 
 fn hand(number: u32, training: u64, evaluation: u64) -> Hand {
     let (training, evaluation) = (Millis::from_secs(training), Millis::from_secs(evaluation));
-    Hand { number, training, evaluation, claim: None, busy: None }
+    Hand {
+        number,
+        training,
+        evaluation,
+        claim: None,
+        busy: None,
+    }
 }
 
 impl Hand {
@@ -44,7 +50,11 @@ impl Hand {
         }
         if let Some(claim) = self.claim {
             if let Some(manifest) = world.manifests.get(&claim) {
-                let span = if manifest.lease.unit.kind == UnitKind::Train { self.training } else { self.evaluation };
+                let span = if manifest.lease.unit.kind == UnitKind::Train {
+                    self.training
+                } else {
+                    self.evaluation
+                };
                 self.busy = Some((world.now.after(span), manifest.lease));
                 self.claim = None;
             } else if let Some(answer) = world.answers.get(&claim) {
@@ -72,7 +82,11 @@ fn work(spec: RunSpec, mut hands: Vec<Hand>) -> World {
         world.join(hand.number);
     }
     for _ in 0..100_000 {
-        let over = hands.iter_mut().map(|hand| hand.act(&mut world)).filter(|over| *over).count();
+        let over = hands
+            .iter_mut()
+            .map(|hand| hand.act(&mut world))
+            .filter(|over| *over)
+            .count();
         if over == hands.len() {
             return world;
         }
@@ -113,7 +127,9 @@ fn delays(world: &World) -> BTreeMap<Round, Millis> {
 
 /// How many evaluations were granted before the last round closed.
 fn evaluations_on_the_way(world: &World) -> usize {
-    let last = ledger(world).filter(|(_, event)| matches!(event, LedgerEvent::RoundClosed { .. })).last();
+    let last = ledger(world)
+        .filter(|(_, event)| matches!(event, LedgerEvent::RoundClosed { .. }))
+        .last();
     let closed = last.expect("a run has rounds").0;
     let granted = ledger(world).filter(|(time, event)| {
         *time < closed
@@ -127,37 +143,92 @@ const AT_ONCE: Millis = Millis(200);
 
 /// How long after the run's creation it was complete.
 fn length(world: &World) -> Millis {
-    let (first, last) = (world.journal.first().expect("it began"), world.journal.last().expect("it ended"));
+    let (first, last) = (
+        world.journal.first().expect("it began"),
+        world.journal.last().expect("it ended"),
+    );
     first.time.until(last.time)
 }
 
 #[test]
 fn with_as_many_workers_as_units_all_evaluate_together_and_nobody_is_idle() {
     let world = work(evaluated(6), vec![hand(1, 7, 3), hand(2, 7, 3)]);
-    let late: Vec<Millis> = delays(&world).into_values().skip(1).filter(|delay| *delay > AT_ONCE).collect();
-    assert!(late.len() <= 3 && late.iter().all(|delay| *delay <= Millis::from_secs(4)), "{late:?}");
-    assert!(evaluations_on_the_way(&world) >= 4, "{}", evaluations_on_the_way(&world));
-    assert_eq!(world.run().evaluations.len(), 7, "every snapshot was evaluated in the end");
-    // Six rounds of seven seconds, and seven evaluations of three by two workers, with a tick for each claim.
-    assert!(length(&world) <= Millis::from_secs(6 * 7 + 4 * 3 + 4), "{}", length(&world));
+    let late: Vec<Millis> = delays(&world)
+        .into_values()
+        .skip(1)
+        .filter(|delay| *delay > AT_ONCE)
+        .collect();
+    assert!(
+        late.len() <= 3 && late.iter().all(|delay| *delay <= Millis::from_secs(4)),
+        "{late:?}"
+    );
+    assert!(
+        evaluations_on_the_way(&world) >= 4,
+        "{}",
+        evaluations_on_the_way(&world)
+    );
+    assert_eq!(
+        world.run().evaluations.len(),
+        7,
+        "every snapshot was evaluated in the end"
+    );
+    // Six rounds of seven seconds, and seven evaluations of three by two workers, with a tick for
+    // each claim.
+    assert!(
+        length(&world) <= Millis::from_secs(6 * 7 + 4 * 3 + 4),
+        "{}",
+        length(&world)
+    );
 }
 
 #[test]
 fn a_worker_more_than_units_evaluates_beside_the_rounds() {
-    let world = work(evaluated(6), vec![hand(1, 7, 3), hand(2, 7, 3), hand(3, 7, 3)]);
-    assert!(delays(&world).iter().skip(1).all(|(_, delay)| *delay <= AT_ONCE), "{:?}", delays(&world));
-    assert!(evaluations_on_the_way(&world) >= 5, "{}", evaluations_on_the_way(&world));
+    let world = work(
+        evaluated(6),
+        vec![hand(1, 7, 3), hand(2, 7, 3), hand(3, 7, 3)],
+    );
+    assert!(
+        delays(&world)
+            .iter()
+            .skip(1)
+            .all(|(_, delay)| *delay <= AT_ONCE),
+        "{:?}",
+        delays(&world)
+    );
+    assert!(
+        evaluations_on_the_way(&world) >= 5,
+        "{}",
+        evaluations_on_the_way(&world)
+    );
 }
 
 #[test]
 fn who_waits_for_a_slower_one_evaluates_meanwhile() {
     let world = work(evaluated(6), vec![hand(1, 6, 3), hand(2, 16, 3)]);
-    assert!(delays(&world).iter().skip(1).all(|(_, delay)| *delay <= AT_ONCE), "{:?}", delays(&world));
-    assert!(evaluations_on_the_way(&world) >= 4, "{}", evaluations_on_the_way(&world));
+    assert!(
+        delays(&world)
+            .iter()
+            .skip(1)
+            .all(|(_, delay)| *delay <= AT_ONCE),
+        "{:?}",
+        delays(&world)
+    );
+    assert!(
+        evaluations_on_the_way(&world) >= 4,
+        "{}",
+        evaluations_on_the_way(&world)
+    );
     // But not when there is no time for it: then both do it together, every other round.
     let world = work(evaluated(6), vec![hand(1, 6, 9), hand(2, 9, 9)]);
-    let late: Vec<Millis> = delays(&world).into_values().skip(1).filter(|delay| *delay > AT_ONCE).collect();
-    assert!(late.len() <= 3 && late.iter().all(|delay| *delay <= Millis::from_secs(10)), "{late:?}");
+    let late: Vec<Millis> = delays(&world)
+        .into_values()
+        .skip(1)
+        .filter(|delay| *delay > AT_ONCE)
+        .collect();
+    assert!(
+        late.len() <= 3 && late.iter().all(|delay| *delay <= Millis::from_secs(10)),
+        "{late:?}"
+    );
 }
 
 #[test]
@@ -165,10 +236,23 @@ fn evaluations_do_not_pile_up_without_end_and_are_shared_when_they_are_made_up_f
     let mut spec = evaluated(20);
     spec.schedule.units = 12;
     let world = work(spec, (1..=12).map(|number| hand(number, 7, 3)).collect());
-    let late: Vec<Millis> = delays(&world).into_values().skip(1).filter(|delay| *delay > AT_ONCE).collect();
-    assert!((1..=2).contains(&late.len()), "two of twenty rounds at most: {late:?}");
+    let late: Vec<Millis> = delays(&world)
+        .into_values()
+        .skip(1)
+        .filter(|delay| *delay > AT_ONCE)
+        .collect();
+    assert!(
+        (1..=2).contains(&late.len()),
+        "two of twenty rounds at most: {late:?}"
+    );
     // As many workers as evaluations: one after the other it would be eight times as long.
-    assert!(late.iter().all(|delay| *delay <= Millis::from_secs(4)), "{late:?}");
+    assert!(
+        late.iter().all(|delay| *delay <= Millis::from_secs(4)),
+        "{late:?}"
+    );
     assert_eq!(world.run().evaluations.len(), 21);
-    assert!(world.run().weights.len() == 1, "copies that nobody reads are forgotten");
+    assert!(
+        world.run().weights.len() == 1,
+        "copies that nobody reads are forgotten"
+    );
 }

@@ -15,7 +15,10 @@ const FLOOD: u64 = 1000;
 const DENIALS: usize = 16;
 
 fn join_as(world: &mut World, session: u64) -> ReplyId {
-    let request = schemas::member::JoinRequest { session: Session(session), ..join_request(1) };
+    let request = schemas::member::JoinRequest {
+        session: Session(session),
+        ..join_request(1)
+    };
     world.ask(peer(1), WorkerRequest::Join(request))
 }
 
@@ -24,7 +27,11 @@ fn leave(world: &mut World) {
 }
 
 fn release(world: &mut World, lease: LeaseRef) {
-    let request = ReleaseRequest { v: V, lease, reason: String::new() };
+    let request = ReleaseRequest {
+        v: V,
+        lease,
+        reason: String::new(),
+    };
     world.ask(peer(1), WorkerRequest::Release(request));
 }
 
@@ -61,7 +68,11 @@ fn joins_with_two_sessions_in_turn_end_at_a_bound_and_go_on_slowly() {
     let before = world.journal.len();
     // Who is a member stays one, is heard and answered.
     let again = join_as(&mut world, 2);
-    assert!(matches!(world.answers[&again], Ok(Answer::Join(_))), "{:?}", world.answers[&again]);
+    assert!(
+        matches!(world.answers[&again], Ok(Answer::Join(_))),
+        "{:?}",
+        world.answers[&again]
+    );
     world.wait(Millis::from_secs(10));
     let joined = join_as(&mut world, 1);
     assert!(matches!(world.answers[&joined], Ok(Answer::Join(_))));
@@ -92,7 +103,15 @@ fn leases_that_are_taken_and_given_back_end_at_a_bound_until_a_result_counts() {
             release(world, lease);
         }
     });
-    let released = |event: &LedgerEvent| matches!(event, LedgerEvent::LeaseEnded { cause: LeaseEnd::Released, .. });
+    let released = |event: &LedgerEvent| {
+        matches!(
+            event,
+            LedgerEvent::LeaseEnded {
+                cause: LeaseEnd::Released,
+                ..
+            }
+        )
+    };
     assert_eq!(world.count(released), FRUITLESS_MAX - 1);
     assert_eq!(events, 1 + 1 + 2 * (FRUITLESS_MAX - 1));
     // Coming again as somebody new is no way around it.
@@ -102,7 +121,11 @@ fn leases_that_are_taken_and_given_back_end_at_a_bound_until_a_result_counts() {
     world.wait(Millis::from_secs(20));
     world.join(1);
     let lease = try_lease(&mut world).expect("one more was forgotten meanwhile");
-    assert_eq!(try_lease(&mut world), Some(lease), "a lease that is held is told again and again");
+    assert_eq!(
+        try_lease(&mut world),
+        Some(lease),
+        "a lease that is held is told again and again"
+    );
     world.submit(1, lease);
     world.answer_pending();
     for _ in 0..FRUITLESS_MAX {
@@ -115,7 +138,11 @@ fn leases_that_are_taken_and_given_back_end_at_a_bound_until_a_result_counts() {
 #[test]
 fn an_honest_life_of_a_thousand_units_and_of_days_without_work_meets_no_bound() {
     let mut many = spec("demo");
-    (many.schedule.rounds, many.schedule.units, many.schedule.snapshot_every) = (50, 20, 10);
+    (
+        many.schedule.rounds,
+        many.schedule.units,
+        many.schedule.snapshot_every,
+    ) = (50, 20, 10);
     let mut world = World::with_run(many);
     world.long = true;
     world.join(1);
@@ -149,5 +176,8 @@ fn an_honest_life_of_a_thousand_units_and_of_days_without_work_meets_no_bound() 
     }
     world.join(2);
     try_lease(&mut world).expect("there is work");
-    assert_eq!(world.count(|event| matches!(event, LedgerEvent::RequestDenied { .. })), 0);
+    assert_eq!(
+        world.count(|event| matches!(event, LedgerEvent::RequestDenied { .. })),
+        0
+    );
 }

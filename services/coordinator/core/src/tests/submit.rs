@@ -7,7 +7,10 @@ use crate::fixture::*;
 use crate::{Answer, Effect, Input, ReplyId, Screened, ScreeningId, WorkerRequest};
 
 fn is_merged(world: &World, reply: ReplyId) -> bool {
-    let merged = SubmitReply { v: V, fate: Fate::Merged };
+    let merged = SubmitReply {
+        v: V,
+        fate: Fate::Merged,
+    };
     matches!(world.answers.get(&reply), Some(Ok(Answer::Submit(found))) if *found == merged)
 }
 
@@ -19,8 +22,13 @@ fn screening(world: &mut World) -> ScreeningId {
 }
 
 fn verdict(world: &mut World, screening: ScreeningId, verdict: Result<f64, Code>) {
-    let found = |norm| Screened { statement: Digest::of(b"any"), norm };
-    let verdict = verdict.map(found).map_err(|code| Refusal::new(code, "test"));
+    let found = |norm| Screened {
+        statement: Digest::of(b"any"),
+        norm,
+    };
+    let verdict = verdict
+        .map(found)
+        .map_err(|code| Refusal::new(code, "test"));
     world.input(Input::Screened { screening, verdict });
 }
 
@@ -36,7 +44,10 @@ fn fg_17_a_repeated_result_counts_once() {
     for reply in [first, during, after] {
         assert!(is_merged(&world, reply));
     }
-    assert_eq!(world.count(|event| matches!(event, LedgerEvent::ContributionAccepted { .. })), 1);
+    assert_eq!(
+        world.count(|event| matches!(event, LedgerEvent::ContributionAccepted { .. })),
+        1
+    );
     assert_eq!(world.run().tokens().merged, Tokens(32));
     // Also when its round closed meanwhile.
     let other = world.lease(1);
@@ -57,7 +68,10 @@ fn whoever_asks_last_hears_what_became_of_its_result() {
     assert!(!world.answers.contains_key(&last), "it waits");
     world.answer_pending();
     assert!(is_merged(&world, last));
-    assert!(asked.iter().all(|reply| world.answers.contains_key(reply)), "everybody was answered");
+    assert!(
+        asked.iter().all(|reply| world.answers.contains_key(reply)),
+        "everybody was answered"
+    );
 }
 
 #[test]
@@ -67,10 +81,16 @@ fn tl_01_tl_14_another_result_for_a_unit_that_is_in_is_refused() {
     let held = world.lease(1);
     world.submit(1, held);
     let spec = world.run().spec.clone();
-    let beside = world.ask(peer(1), WorkerRequest::Submit(submission(&spec, 1, held, 1)));
+    let beside = world.ask(
+        peer(1),
+        WorkerRequest::Submit(submission(&spec, 1, held, 1)),
+    );
     world.answer_pending();
     assert_eq!(world.refusal(beside), Code::AlreadyCounted);
-    let after = world.ask(peer(1), WorkerRequest::Submit(submission(&spec, 1, held, 2)));
+    let after = world.ask(
+        peer(1),
+        WorkerRequest::Submit(submission(&spec, 1, held, 2)),
+    );
     assert_eq!(world.refusal(after), Code::AlreadyCounted);
 }
 
@@ -79,7 +99,10 @@ fn fg_16_a_bad_result_is_refused_alone_and_its_unit_is_open_again() {
     let spec = spec("demo");
     type Spoil = fn(&mut Contribution);
     let spoiled: [(Spoil, Code); 12] = [
-        (|result| result.layout = object("other").digest, Code::LayoutMismatch),
+        (
+            |result| result.layout = object("other").digest,
+            Code::LayoutMismatch,
+        ),
         (|result| result.tokens = Tokens(31), Code::TokensMismatch),
         (|result| result.steps = Steps(5), Code::TokensMismatch),
         (|result| result.loss = f64::NAN, Code::NotFinite),
@@ -90,7 +113,10 @@ fn fg_16_a_bad_result_is_refused_alone_and_its_unit_is_open_again() {
         (|result| result.train_ms = u64::MAX, Code::NumberImpossible),
         (|result| result.chunks.truncate(1), Code::SizeMismatch),
         (|result| result.chunks.clear(), Code::SizeMismatch),
-        (|result| result.codec.kind = schemas::run::CodecKind::Fp32, Code::SizeMismatch),
+        (
+            |result| result.codec.kind = schemas::run::CodecKind::Fp32,
+            Code::SizeMismatch,
+        ),
     ];
     for (spoil, code) in spoiled {
         let mut world = World::with_run(spec.clone());
@@ -98,7 +124,9 @@ fn fg_16_a_bad_result_is_refused_alone_and_its_unit_is_open_again() {
         world.join(2);
         let (held, other) = (world.lease(1), world.lease(2));
         let mut statement = submission(&spec, 1, held, 0).statement;
-        let Outcome::Contribution(result) = &mut statement.outcome else { panic!("a training unit") };
+        let Outcome::Contribution(result) = &mut statement.outcome else {
+            panic!("a training unit")
+        };
         spoil(result);
         let reply = world.ask(peer(1), WorkerRequest::Submit(stated(statement)));
         assert_eq!(world.refusal(reply), code);
@@ -128,7 +156,12 @@ fn fg_16_tl_01_results_that_the_check_refuses_and_outliers_are_rejected() {
         assert_eq!(world.refusal(reply), code);
         let rejected = |event: &LedgerEvent| matches!(event, LedgerEvent::ContributionRejected { code: found, .. } if *found == code);
         assert_eq!(world.count(rejected), 1);
-        assert!(world.seen.iter().any(|effect| matches!(effect, Effect::Unstage { .. })));
+        assert!(
+            world
+                .seen
+                .iter()
+                .any(|effect| matches!(effect, Effect::Unstage { .. }))
+        );
     }
 }
 
@@ -140,7 +173,10 @@ fn a_lease_does_not_end_while_its_result_is_checked() {
     let reply = world.submit(1, held);
     world.wait(SILENCE + LEASE);
     assert_eq!(world.run().leases().count(), 1);
-    assert!(world.run().member(&worker(1)).is_none(), "the worker itself is gone");
+    assert!(
+        world.run().member(&worker(1)).is_none(),
+        "the worker itself is gone"
+    );
     let id = screening(&mut world);
     verdict(&mut world, id, Ok(1.0));
     assert!(is_merged(&world, reply));
@@ -154,7 +190,10 @@ fn a_check_that_could_not_be_made_costs_neither_lease_nor_strike() {
     let held = world.lease(1);
     let reply = world.submit(1, held);
     let claim = world.claim(1);
-    assert!(!world.manifests.contains_key(&claim), "the claim waits for what becomes of the result");
+    assert!(
+        !world.manifests.contains_key(&claim),
+        "the claim waits for what becomes of the result"
+    );
     let id = screening(&mut world);
     verdict(&mut world, id, Err(Code::StoreUnreachable));
     assert_eq!(world.refusal(reply), Code::StoreUnreachable);
@@ -183,7 +222,11 @@ fn a_result_whose_check_breaks_off_every_time_does_not_hold_its_unit_for_ever() 
         assert!(tries > 1, "once may be an accident");
         world.join(2);
         let next = [world.lease(1), world.lease(2)];
-        assert!(next.iter().any(|lease| lease.unit == held.unit && lease.epoch > held.epoch), "{next:?}");
+        assert!(
+            next.iter()
+                .any(|lease| lease.unit == held.unit && lease.epoch > held.epoch),
+            "{next:?}"
+        );
     }
 }
 
@@ -209,10 +252,19 @@ fn tl_01_a_statement_made_by_another_is_refused() {
     let (held, foreign) = (world.lease(1), world.lease(2));
     let spec = spec("demo");
     // Somebody else's lease is not touched by this.
-    let stolen = world.ask(peer(1), WorkerRequest::Submit(submission(&spec, 1, foreign, 0)));
+    let stolen = world.ask(
+        peer(1),
+        WorkerRequest::Submit(submission(&spec, 1, foreign, 0)),
+    );
     assert_eq!(world.refusal(stolen), Code::LeaseUnknown);
-    assert_eq!(world.run().holder(&foreign.unit), Some((&worker(2), foreign.epoch)));
-    let copied = world.ask(peer(1), WorkerRequest::Submit(submission(&spec, 2, held, 0)));
+    assert_eq!(
+        world.run().holder(&foreign.unit),
+        Some((&worker(2), foreign.epoch))
+    );
+    let copied = world.ask(
+        peer(1),
+        WorkerRequest::Submit(submission(&spec, 2, held, 0)),
+    );
     assert_eq!(world.refusal(copied), Code::StatementInvalid);
     let mut statement = submission(&spec, 2, foreign, 0).statement;
     statement.run = "other".parse().unwrap();
@@ -229,7 +281,10 @@ fn tl_01_a_result_for_another_round_counts_nowhere() {
     let reply = world.submit(1, tomorrow);
     assert_eq!(world.refusal(reply), Code::LeaseUnknown);
     assert_eq!(world.run().tokens().merged, Tokens(0));
-    assert_eq!(world.run().holder(&held.unit), Some((&worker(1), held.epoch)));
+    assert_eq!(
+        world.run().holder(&held.unit),
+        Some((&worker(1), held.epoch))
+    );
 }
 
 #[test]
@@ -242,11 +297,18 @@ fn an_evaluation_is_of_all_the_tokens_that_its_unit_holds_and_of_a_loss_that_can
     world.join(1);
     world.join(2);
     let leases = [world.lease(1), world.lease(2)];
-    let number = leases.iter().position(|held| held.unit.kind == UnitKind::Evaluate).expect("one evaluates") as u32 + 1;
+    let number = leases
+        .iter()
+        .position(|held| held.unit.kind == UnitKind::Evaluate)
+        .expect("one evaluates") as u32
+        + 1;
     let mut held = leases[number as usize - 1];
     let state = |world: &mut World, held, loss_sum, tokens| {
         let mut statement = submission(&evaluating, number, held, 0).statement;
-        statement.outcome = Outcome::Evaluation(Evaluation { loss_sum, tokens: Tokens(tokens) });
+        statement.outcome = Outcome::Evaluation(Evaluation {
+            loss_sum,
+            tokens: Tokens(tokens),
+        });
         world.ask(peer(number), WorkerRequest::Submit(stated(statement)))
     };
     // Four sequences of four tokens; the data of the tests has exactly these.
@@ -264,7 +326,8 @@ fn an_evaluation_is_of_all_the_tokens_that_its_unit_holds_and_of_a_loss_that_can
         assert_eq!(world.refusal(reply), code, "{loss_sum} over {tokens}");
         held = world.lease(number);
     }
-    // After a restart nobody can say what the unit holds until the data is here: no strike, ask again.
+    // After a restart nobody can say what the unit holds until the data is here: no strike, ask
+    // again.
     world.restart();
     let rejected = world.run().tokens().rejected;
     let early = state(&mut world, held, 32.0, 16);
@@ -287,8 +350,13 @@ fn a_result_of_objects_that_were_not_uploaded_under_its_lease_does_not_count() {
         let id = screening(&mut world);
         verdict(&mut world, id, Err(Code::UploadMissing));
         assert_eq!(world.refusal(reply), Code::UploadMissing);
-        let rejected = |event: &LedgerEvent| matches!(event, LedgerEvent::ContributionRejected { .. });
-        assert_eq!(world.count(rejected), usize::from(attempt == 4), "attempt {attempt}");
+        let rejected =
+            |event: &LedgerEvent| matches!(event, LedgerEvent::ContributionRejected { .. });
+        assert_eq!(
+            world.count(rejected),
+            usize::from(attempt == 4),
+            "attempt {attempt}"
+        );
     }
     assert_eq!(world.run().tokens().merged, Tokens(0));
 }

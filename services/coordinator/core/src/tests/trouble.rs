@@ -15,7 +15,14 @@ fn one_unit() -> RunSpec {
 }
 
 fn give_back(world: &mut World, number: u32, lease: LeaseRef, reason: &str) {
-    world.ask(peer(number), WorkerRequest::Release(ReleaseRequest { v: V, lease, reason: reason.to_owned() }));
+    world.ask(
+        peer(number),
+        WorkerRequest::Release(ReleaseRequest {
+            v: V,
+            lease,
+            reason: reason.to_owned(),
+        }),
+    );
 }
 
 fn failure() -> String {
@@ -23,7 +30,10 @@ fn failure() -> String {
 }
 
 fn leave(world: &mut World, number: u32) {
-    world.ask(peer(number), WorkerRequest::Leave(leave_request(number, "done")));
+    world.ask(
+        peer(number),
+        WorkerRequest::Leave(leave_request(number, "done")),
+    );
 }
 
 #[test]
@@ -40,8 +50,18 @@ fn a_unit_that_fails_with_everybody_halts_the_run_with_their_reason() {
     }
     let view = world.view();
     let halted = view.halted.expect("nobody can do it");
-    assert_eq!((view.phase, halted.code), (RunPhase::Halted, Code::UnitFails));
-    for said in ["0/train-0", "4 times", "2 workers", worker(1).short(), "DL0803", "the loss is NaN"] {
+    assert_eq!(
+        (view.phase, halted.code),
+        (RunPhase::Halted, Code::UnitFails)
+    );
+    for said in [
+        "0/train-0",
+        "4 times",
+        "2 workers",
+        worker(1).short(),
+        "DL0803",
+        "the loss is NaN",
+    ] {
         assert!(halted.detail.contains(said), "{said}: {}", halted.detail);
     }
     let asks = world.claim(1);
@@ -68,8 +88,17 @@ fn a_unit_that_one_worker_has_not_failed_goes_on_and_ends_up_there() {
         }
     }
     let view = world.view();
-    assert_eq!(view.phase, RunPhase::Training, "the third has not tried it: {:?}", view.halted);
-    assert_eq!(view.trouble.map(|why| why.code), Some(Code::TrainingFailed), "but it is shown");
+    assert_eq!(
+        view.phase,
+        RunPhase::Training,
+        "the third has not tried it: {:?}",
+        view.halted
+    );
+    assert_eq!(
+        view.trouble.map(|why| why.code),
+        Some(Code::TrainingFailed),
+        "but it is shown"
+    );
     // Who did not fail it gets it, although another asked first.
     let held = world.lease(1);
     let (first, third) = (world.claim(2), world.claim(3));
@@ -77,7 +106,10 @@ fn a_unit_that_one_worker_has_not_failed_goes_on_and_ends_up_there() {
     assert!(world.manifests.contains_key(&third) && !world.manifests.contains_key(&first));
     // When the last hope leaves it is over.
     leave(&mut world, 3);
-    assert_eq!(world.view().halted.map(|why| why.code), Some(Code::UnitFails));
+    assert_eq!(
+        world.view().halted.map(|why| why.code),
+        Some(Code::UnitFails)
+    );
     // And it is not, when somebody comes who has not tried.
     world.join(4);
     assert_eq!(world.view().halted, None);
@@ -87,7 +119,8 @@ fn a_unit_that_one_worker_has_not_failed_goes_on_and_ends_up_there() {
     assert_eq!(world.view().round.get(), 1);
 }
 
-/// A store without room speaks against no unit, and passes. Until then the run stands, and has to say so.
+/// A store without room speaks against no unit, and passes. Until then the run stands, and has to
+/// say so.
 #[test]
 fn what_keeps_everybody_from_a_result_is_shown_and_halts_nothing() {
     let mut world = World::with_run(one_unit());
@@ -103,7 +136,8 @@ fn what_keeps_everybody_from_a_result_is_shown_and_halts_nothing() {
             match view.trouble {
                 None => assert_eq!((round, number), (0, 1), "the other may get through"),
                 Some(why) => {
-                    let said = why.detail.contains(worker(1).short()) && why.detail.contains("no room");
+                    let said =
+                        why.detail.contains(worker(1).short()) && why.detail.contains("no room");
                     assert!(why.code == Code::StoreFull && said, "{}", why.detail);
                 }
             }
@@ -166,7 +200,11 @@ fn what_says_nothing_about_the_unit_halts_nothing() {
 #[test]
 fn a_run_that_nobody_is_left_for_says_so_and_why() {
     let mut world = World::with_run(one_unit());
-    assert_eq!(world.view().trouble.map(|why| why.code), Some(Code::TooFewWorkers), "nobody has come yet");
+    assert_eq!(
+        world.view().trouble.map(|why| why.code),
+        Some(Code::TooFewWorkers),
+        "nobody has come yet"
+    );
     world.join(1);
     for _ in 0..3 {
         let held = world.lease(1);
@@ -181,7 +219,10 @@ fn a_run_that_nobody_is_left_for_says_so_and_why() {
     }
     world.join(2);
     let why = world.view().trouble.map(|why| why.code);
-    assert_eq!(why, None, "another came, and results of the wrong form say nothing about the unit");
+    assert_eq!(
+        why, None,
+        "another came, and results of the wrong form say nothing about the unit"
+    );
 }
 
 #[test]
@@ -192,12 +233,24 @@ fn workers_that_died_are_missed_within_a_minute() {
     world.wait(Millis::from_secs(29));
     assert_eq!(world.view().trouble, None);
     world.wait(Millis::from_secs(2));
-    let why = world.view().trouble.expect("it said nothing for half a minute");
+    let why = world
+        .view()
+        .trouble
+        .expect("it said nothing for half a minute");
     assert_eq!(why.code, Code::NoWorkerLeft);
     assert!(why.detail.contains("1 are silent"), "{}", why.detail);
-    assert!(world.run().member(&worker(1)).is_some(), "it does not count as lost before the run's own time");
+    assert!(
+        world.run().member(&worker(1)).is_some(),
+        "it does not count as lost before the run's own time"
+    );
     // Long after it does, the reason still stands.
     world.wait(SILENCE);
-    assert_eq!(world.count(|event| matches!(event, LedgerEvent::WorkerLeft { .. })), 1);
-    assert_eq!(world.view().trouble.map(|why| why.code), Some(Code::NoWorkerLeft));
+    assert_eq!(
+        world.count(|event| matches!(event, LedgerEvent::WorkerLeft { .. })),
+        1
+    );
+    assert_eq!(
+        world.view().trouble.map(|why| why.code),
+        Some(Code::NoWorkerLeft)
+    );
 }

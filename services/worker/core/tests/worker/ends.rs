@@ -10,13 +10,27 @@ use worker_core::{Answer, Effect, Exit, Input, Request};
 
 #[test]
 fn ls_11_refusals_that_only_a_person_can_mend_end_the_process_with_their_code() {
-    for code in [Code::IdentityMismatch, Code::CredentialExpired, Code::BusDenied] {
+    for code in [
+        Code::IdentityMismatch,
+        Code::CredentialExpired,
+        Code::BusDenied,
+    ] {
         let mut scene = Scene::new();
         scene.answer(refused(code));
-        assert!(scene.has(|effect| matches!(effect, Effect::Exit(Exit::Failed(refusal)) if refusal.code == code)));
+        assert!(scene.has(
+            |effect| matches!(effect, Effect::Exit(Exit::Failed(refusal)) if refusal.code == code)
+        ));
         let (mut scene, ..) = Scene::submitting();
         scene.answer(refused(code));
-        scene.until(|effect| matches!(effect, Effect::Send { request: Request::Release(_), .. }));
+        scene.until(|effect| {
+            matches!(
+                effect,
+                Effect::Send {
+                    request: Request::Release(_),
+                    ..
+                }
+            )
+        });
     }
 }
 
@@ -24,7 +38,15 @@ fn ls_11_refusals_that_only_a_person_can_mend_end_the_process_with_their_code() 
 fn who_was_replaced_ends_at_once_and_without_a_word() {
     let renewing = {
         let (mut scene, _, _) = Scene::training();
-        scene.until(|effect| matches!(effect, Effect::Send { request: Request::Renew(_), .. }));
+        scene.until(|effect| {
+            matches!(
+                effect,
+                Effect::Send {
+                    request: Request::Renew(_),
+                    ..
+                }
+            )
+        });
         scene
     };
     for (what, mut scene) in [
@@ -34,14 +56,26 @@ fn who_was_replaced_ends_at_once_and_without_a_word() {
         ("submitting", Scene::submitting().0),
     ] {
         scene.answer(refused(Code::Replaced));
-        let exit =
-            |effect: &Effect| matches!(effect, Effect::Exit(Exit::Failed(found)) if found.code == Code::Replaced);
+        let exit = |effect: &Effect| matches!(effect, Effect::Exit(Exit::Failed(found)) if found.code == Code::Replaced);
         assert!(scene.has(exit), "{what}: {:?}", scene.effects);
-        let word = |effect: &Effect| matches!(effect, Effect::Send { .. } | Effect::Emit(_) | Effect::Heartbeat(_));
+        let word = |effect: &Effect| {
+            matches!(
+                effect,
+                Effect::Send { .. } | Effect::Emit(_) | Effect::Heartbeat(_)
+            )
+        };
         assert!(!scene.has(word), "{what}: {:?}", scene.effects);
         let trained = matches!(what, "renewing" | "submitting");
-        assert_eq!(scene.has(|effect| matches!(effect, Effect::Stop { .. })), trained, "{what}");
-        assert_eq!(scene.has(|effect| matches!(effect, Effect::SaveInner)), trained, "{what}: moments are kept");
+        assert_eq!(
+            scene.has(|effect| matches!(effect, Effect::Stop { .. })),
+            trained,
+            "{what}"
+        );
+        assert_eq!(
+            scene.has(|effect| matches!(effect, Effect::SaveInner)),
+            trained,
+            "{what}: moments are kept"
+        );
     }
 }
 
@@ -53,10 +87,21 @@ fn a_machine_that_fails_every_unit_ends() {
         for epoch in 1.. {
             assert!(epoch < 100, "{code}: it never ends");
             let work = scene.grant(lease(0, UnitKind::Train, epoch));
-            scene.give(Input::Fetched { work, outcome: Err(Refusal::new(code, "played by the test")) });
+            scene.give(Input::Fetched {
+                work,
+                outcome: Err(Refusal::new(code, "played by the test")),
+            });
             assert!(matches!(scene.request().1, Request::Release(_)), "{code}");
             scene.answer(Ok(Answer::Done(Done::default())));
-            if scene.has(|effect| matches!(effect, Effect::Send { request: Request::Leave(_), .. })) {
+            if scene.has(|effect| {
+                matches!(
+                    effect,
+                    Effect::Send {
+                        request: Request::Leave(_),
+                        ..
+                    }
+                )
+            }) {
                 scene.answer(Ok(Answer::Done(Done::default())));
                 assert!(scene.has(|effect| matches!(effect, Effect::Exit(Exit::Failed(_)))));
                 break;
@@ -72,8 +117,14 @@ fn drain_finishes_the_unit_and_leaves() {
     let (mut scene, work, _) = Scene::training();
     scene.give(Input::Command(CommandVerb::Drain));
     assert!(scene.effects.is_empty(), "the unit goes on");
-    scene.give(Input::Trained { work, outcome: Ok(trained()) });
-    scene.give(Input::Uploaded { work, outcome: Ok(vec![ObjectRef::of(b"chunk")]) });
+    scene.give(Input::Trained {
+        work,
+        outcome: Ok(trained()),
+    });
+    scene.give(Input::Uploaded {
+        work,
+        outcome: Ok(vec![ObjectRef::of(b"chunk")]),
+    });
     scene.answer(fate(Fate::Merged));
     assert!(scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Submitted { .. }))));
     assert!(scene.has(|effect| matches!(effect, Effect::SaveInner)) && !scene.has(claims));
@@ -82,14 +133,19 @@ fn drain_finishes_the_unit_and_leaves() {
     assert!(scene.has(|effect| matches!(effect, Effect::Exit(Exit::Drained))));
     let mut scene = Scene::joined();
     scene.give(Input::Command(CommandVerb::Drain));
-    assert!(matches!(scene.request().1, Request::Leave(_)), "nothing to finish");
+    assert!(
+        matches!(scene.request().1, Request::Leave(_)),
+        "nothing to finish"
+    );
 }
 
 #[test]
 fn stop_gives_the_lease_back_saves_and_leaves() {
     let (mut scene, work, held) = Scene::training();
     scene.give(Input::Command(CommandVerb::Stop));
-    assert!(scene.has(|effect| matches!(effect, Effect::Stop { work: stopped } if *stopped == work)));
+    assert!(
+        scene.has(|effect| matches!(effect, Effect::Stop { work: stopped } if *stopped == work))
+    );
     assert!(scene.has(|effect| matches!(effect, Effect::SaveInner)));
     assert!(matches!(scene.request().1, Request::Release(release) if release.lease == held));
     scene.answer(Ok(Answer::Done(Done::default())));
@@ -103,18 +159,30 @@ fn stop_gives_the_lease_back_saves_and_leaves() {
 
 #[test]
 fn stop_ends_in_time_when_nobody_answers() {
-    for mut scene in [Scene::new(), Scene::joined(), Scene::training().0, Scene::submitting().0] {
+    for mut scene in [
+        Scene::new(),
+        Scene::joined(),
+        Scene::training().0,
+        Scene::submitting().0,
+    ] {
         let started = scene.now;
         scene.give(Input::Command(CommandVerb::Stop));
         scene.until(exits);
-        assert!(started.until(scene.now) <= Millis(5_000), "{}", started.until(scene.now));
+        assert!(
+            started.until(scene.now) <= Millis(5_000),
+            "{}",
+            started.until(scene.now)
+        );
     }
 }
 
 #[test]
 fn a_complete_run_ends_the_worker() {
     let mut scene = Scene::joined();
-    scene.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome: ClaimOutcome::Complete })));
+    scene.answer(Ok(Answer::Claim(ClaimReply {
+        v: V,
+        outcome: ClaimOutcome::Complete,
+    })));
     scene.answer(Ok(Answer::Done(Done::default())));
     assert!(scene.has(|effect| matches!(effect, Effect::Exit(Exit::Complete))));
 }
@@ -125,7 +193,15 @@ fn who_was_removed_from_the_run_ends_with_the_code() {
     scene.answer(refused(Code::NotJoined));
     scene.until(joins);
     scene.answer(refused(Code::WorkerRemoved));
-    if scene.has(|effect| matches!(effect, Effect::Send { request: Request::Leave(_), .. })) {
+    if scene.has(|effect| {
+        matches!(
+            effect,
+            Effect::Send {
+                request: Request::Leave(_),
+                ..
+            }
+        )
+    }) {
         scene.answer(refused(Code::NotJoined));
     }
     let ends = |effect: &Effect| matches!(effect, Effect::Exit(Exit::Failed(why)) if why.code == Code::WorkerRemoved);

@@ -9,7 +9,8 @@ use schemas::{Code, Millis, ObjectRef, Refusal, Steps, Tokens, V};
 use worker_core::{Answer, Effect, Exit, Input, NotVerified, Request, RequestId, Trained, WorkId};
 
 use crate::scene::{
-    Scene, claims, dropped, exits, fate, join_reply, joins, lease, manifest, refused, submits, trained,
+    Scene, claims, dropped, exits, fate, join_reply, joins, lease, manifest, refused, submits,
+    trained,
 };
 
 /// The number of no request that was sent.
@@ -21,22 +22,49 @@ fn failed(code: Code) -> impl Fn(&Effect) -> bool {
 }
 
 fn leaves(effect: &Effect) -> bool {
-    matches!(effect, Effect::Send { request: Request::Leave(_), .. })
+    matches!(
+        effect,
+        Effect::Send {
+            request: Request::Leave(_),
+            ..
+        }
+    )
 }
 
 #[test]
 fn an_answer_to_another_question_changes_nothing() {
     let mut scene = Scene::new();
     let reply = Box::new(join_reply(scene.now));
-    scene.give(Input::Replied { id: NEVER_ASKED, outcome: Ok(Answer::Join(reply)) });
+    scene.give(Input::Replied {
+        id: NEVER_ASKED,
+        outcome: Ok(Answer::Join(reply)),
+    });
     assert!(scene.effects.is_empty(), "{:?}", scene.effects);
     let (mut scene, ..) = Scene::submitting();
-    scene.give(Input::Replied { id: NEVER_ASKED, outcome: fate(Fate::Merged) });
+    scene.give(Input::Replied {
+        id: NEVER_ASKED,
+        outcome: fate(Fate::Merged),
+    });
     assert!(scene.effects.is_empty(), "{:?}", scene.effects);
     let (mut scene, ..) = Scene::training();
-    scene.until(|effect| matches!(effect, Effect::Send { request: Request::Renew(_), .. }));
-    scene.give(Input::Replied { id: NEVER_ASKED, outcome: refused(Code::LeaseLost) });
-    assert!(scene.effects.is_empty(), "the lease is as good as before: {:?}", scene.effects);
+    scene.until(|effect| {
+        matches!(
+            effect,
+            Effect::Send {
+                request: Request::Renew(_),
+                ..
+            }
+        )
+    });
+    scene.give(Input::Replied {
+        id: NEVER_ASKED,
+        outcome: refused(Code::LeaseLost),
+    });
+    assert!(
+        scene.effects.is_empty(),
+        "the lease is as good as before: {:?}",
+        scene.effects
+    );
 }
 
 #[test]
@@ -45,31 +73,81 @@ fn what_is_said_of_other_work_or_of_another_step_changes_nothing() {
     let (mut scene, work, held) = Scene::training();
     let chunk = || vec![ObjectRef::of(b"chunk")];
     for stale in [
-        Input::Verified { work: NO_WORK, outcome: Ok(Box::new(manifest(held, scene.now))) },
-        Input::Verified { work, outcome: Err(NotVerified { refusal: refusal(), lease: Some(held) }) },
-        Input::Fetched { work: NO_WORK, outcome: Err(refusal()) },
-        Input::Fetched { work, outcome: Ok(()) },
-        Input::Trained { work: NO_WORK, outcome: Ok(trained()) },
-        Input::Trained { work: NO_WORK, outcome: Err(refusal()) },
-        Input::Evaluated { work: NO_WORK, outcome: Ok(Evaluation { loss_sum: 1.0, tokens: Tokens(1) }) },
-        Input::Uploaded { work, outcome: Ok(chunk()) },
-        Input::Uploaded { work: NO_WORK, outcome: Err(refusal()) },
-        Input::Progress { work: NO_WORK, steps_done: Steps(3) },
+        Input::Verified {
+            work: NO_WORK,
+            outcome: Ok(Box::new(manifest(held, scene.now))),
+        },
+        Input::Verified {
+            work,
+            outcome: Err(NotVerified {
+                refusal: refusal(),
+                lease: Some(held),
+            }),
+        },
+        Input::Fetched {
+            work: NO_WORK,
+            outcome: Err(refusal()),
+        },
+        Input::Fetched {
+            work,
+            outcome: Ok(()),
+        },
+        Input::Trained {
+            work: NO_WORK,
+            outcome: Ok(trained()),
+        },
+        Input::Trained {
+            work: NO_WORK,
+            outcome: Err(refusal()),
+        },
+        Input::Evaluated {
+            work: NO_WORK,
+            outcome: Ok(Evaluation {
+                loss_sum: 1.0,
+                tokens: Tokens(1),
+            }),
+        },
+        Input::Uploaded {
+            work,
+            outcome: Ok(chunk()),
+        },
+        Input::Uploaded {
+            work: NO_WORK,
+            outcome: Err(refusal()),
+        },
+        Input::Progress {
+            work: NO_WORK,
+            steps_done: Steps(3),
+        },
     ] {
         scene.give(stale.clone());
         assert!(scene.effects.is_empty(), "{stale:?}: {:?}", scene.effects);
     }
-    scene.until(|effect| matches!(effect, Effect::Send { request: Request::Renew(_), .. }));
+    scene.until(|effect| {
+        matches!(
+            effect,
+            Effect::Send {
+                request: Request::Renew(_),
+                ..
+            }
+        )
+    });
     assert!(matches!(scene.request().1, Request::Renew(renewal) if renewal.steps_done == Steps(0)));
     // The check of an earlier document, while that of a later one goes on.
     let mut scene = Scene::joined();
     let old = scene.grant(held);
-    scene.give(Input::Fetched { work: old, outcome: Err(refusal()) });
+    scene.give(Input::Fetched {
+        work: old,
+        outcome: Err(refusal()),
+    });
     scene.answer(Ok(Answer::Done(Done::default())));
     scene.until(claims);
     let outcome = ClaimOutcome::Lease("document".to_owned());
     scene.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome })));
-    scene.give(Input::Verified { work: old, outcome: Ok(Box::new(manifest(held, scene.now))) });
+    scene.give(Input::Verified {
+        work: old,
+        outcome: Ok(Box::new(manifest(held, scene.now))),
+    });
     assert!(scene.effects.is_empty(), "{:?}", scene.effects);
 }
 
@@ -100,19 +178,52 @@ fn settings_of_another_run_or_changed_ones_end_the_worker() {
 fn losses_that_cannot_be_are_failures_of_the_unit_and_not_handed_in() {
     for loss in [f64::NAN, f64::INFINITY, -0.5, LOSS_MAX * 1.01] {
         let (mut scene, work, _) = Scene::training();
-        scene.give(Input::Trained { work, outcome: Ok(Trained { loss, ..trained() }) });
-        assert!(scene.has(dropped(Code::TrainingFailed)), "{loss}: {:?}", scene.effects);
+        scene.give(Input::Trained {
+            work,
+            outcome: Ok(Trained { loss, ..trained() }),
+        });
+        assert!(
+            scene.has(dropped(Code::TrainingFailed)),
+            "{loss}: {:?}",
+            scene.effects
+        );
         let (mut scene, work) = Scene::holding(lease(0, UnitKind::Evaluate, 1));
-        scene.give(Input::Fetched { work, outcome: Ok(()) });
-        let evaluation = Evaluation { loss_sum: loss * 10.0, tokens: Tokens(10) };
-        scene.give(Input::Evaluated { work, outcome: Ok(evaluation) });
-        assert!(scene.has(dropped(Code::TrainingFailed)) && !scene.has(submits), "{loss}: {:?}", scene.effects);
+        scene.give(Input::Fetched {
+            work,
+            outcome: Ok(()),
+        });
+        let evaluation = Evaluation {
+            loss_sum: loss * 10.0,
+            tokens: Tokens(10),
+        };
+        scene.give(Input::Evaluated {
+            work,
+            outcome: Ok(evaluation),
+        });
+        assert!(
+            scene.has(dropped(Code::TrainingFailed)) && !scene.has(submits),
+            "{loss}: {:?}",
+            scene.effects
+        );
     }
     let (mut scene, work) = Scene::holding(lease(0, UnitKind::Evaluate, 1));
-    scene.give(Input::Fetched { work, outcome: Ok(()) });
-    let evaluation = Evaluation { loss_sum: LOSS_MAX * 10.0, tokens: Tokens(10) };
-    scene.give(Input::Evaluated { work, outcome: Ok(evaluation) });
-    assert!(scene.has(submits), "the largest that may be: {:?}", scene.effects);
+    scene.give(Input::Fetched {
+        work,
+        outcome: Ok(()),
+    });
+    let evaluation = Evaluation {
+        loss_sum: LOSS_MAX * 10.0,
+        tokens: Tokens(10),
+    };
+    scene.give(Input::Evaluated {
+        work,
+        outcome: Ok(evaluation),
+    });
+    assert!(
+        scene.has(submits),
+        "the largest that may be: {:?}",
+        scene.effects
+    );
 }
 
 /// Plays one unit again and again until the worker leaves; after how many that was.
@@ -122,7 +233,11 @@ fn until_it_leaves(mut unit: impl FnMut(&mut Scene, u64)) -> u64 {
         unit(&mut scene, number);
         if scene.has(leaves) {
             scene.answer(Ok(Answer::Done(Done::default())));
-            assert!(scene.has(|effect| matches!(effect, Effect::Exit(Exit::Failed(_)))), "{:?}", scene.effects);
+            assert!(
+                scene.has(|effect| matches!(effect, Effect::Exit(Exit::Failed(_)))),
+                "{:?}",
+                scene.effects
+            );
             return number;
         }
         scene.until(claims);
@@ -133,9 +248,18 @@ fn until_it_leaves(mut unit: impl FnMut(&mut Scene, u64)) -> u64 {
 /// A unit whose result the coordinator refuses.
 fn refuse_result(scene: &mut Scene, epoch: u64) {
     let work = scene.grant(lease(0, UnitKind::Train, epoch));
-    scene.give(Input::Fetched { work, outcome: Ok(()) });
-    scene.give(Input::Trained { work, outcome: Ok(trained()) });
-    scene.give(Input::Uploaded { work, outcome: Ok(vec![ObjectRef::of(b"chunk")]) });
+    scene.give(Input::Fetched {
+        work,
+        outcome: Ok(()),
+    });
+    scene.give(Input::Trained {
+        work,
+        outcome: Ok(trained()),
+    });
+    scene.give(Input::Uploaded {
+        work,
+        outcome: Ok(vec![ObjectRef::of(b"chunk")]),
+    });
     scene.answer(refused(Code::NormOutlier));
     assert!(scene.has(dropped(Code::NormOutlier)));
 }
@@ -150,27 +274,47 @@ fn refuse_lease(scene: &mut Scene, _: u64) {
     });
     let refusal = Refusal::new(Code::SignatureInvalid, "played by the test");
     let work = verify.expect("a lease is verified first");
-    scene.give(Input::Verified { work, outcome: Err(NotVerified { refusal, lease: None }) });
+    scene.give(Input::Verified {
+        work,
+        outcome: Err(NotVerified {
+            refusal,
+            lease: None,
+        }),
+    });
 }
 
 /// A unit whose objects do not arrive.
 fn fail_to_fetch(scene: &mut Scene, epoch: u64, code: Code) {
     let work = scene.grant(lease(0, UnitKind::Train, epoch));
-    scene.give(Input::Fetched { work, outcome: Err(Refusal::new(code, "played by the test")) });
+    scene.give(Input::Fetched {
+        work,
+        outcome: Err(Refusal::new(code, "played by the test")),
+    });
     scene.answer(Ok(Answer::Done(Done::default())));
 }
 
 #[test]
 fn a_worker_whose_results_or_leases_are_all_refused_ends() {
-    assert_eq!((until_it_leaves(refuse_result), until_it_leaves(refuse_lease)), (10, 10));
+    assert_eq!(
+        (
+            until_it_leaves(refuse_result),
+            until_it_leaves(refuse_lease)
+        ),
+        (10, 10)
+    );
 }
 
-/// A store that was full for half an hour leaves nothing behind that a machine's first fault of its own would meet.
+/// A store that was full for half an hour leaves nothing behind that a machine's first fault of its
+/// own would meet.
 #[test]
 fn failures_that_lie_elsewhere_are_not_counted_against_the_machine() {
     type Unit = fn(&mut Scene, u64);
     let out_of_memory: Unit = |scene, epoch| fail_to_fetch(scene, epoch, Code::CacheFailed);
-    for (what, own) in [("units", out_of_memory), ("results", refuse_result), ("leases", refuse_lease)] {
+    for (what, own) in [
+        ("units", out_of_memory),
+        ("results", refuse_result),
+        ("leases", refuse_lease),
+    ] {
         let after_a_full_store = until_it_leaves(|scene, epoch| match epoch {
             ..=12 => fail_to_fetch(scene, epoch, Code::StoreFull),
             _ => own(scene, epoch),
@@ -203,19 +347,43 @@ fn a_parting_word_is_said_a_few_times_and_then_the_worker_goes_on() {
     // A lease that cannot be given back ends by itself.
     let (mut scene, work, _) = Scene::training();
     let refusal = Refusal::new(Code::CacheFailed, "played by the test");
-    scene.give(Input::Trained { work, outcome: Err(refusal) });
-    assert_eq!(parted(&mut scene, &|request| matches!(request, Request::Release(_))), 3);
+    scene.give(Input::Trained {
+        work,
+        outcome: Err(refusal),
+    });
+    assert_eq!(
+        parted(&mut scene, &|request| matches!(
+            request,
+            Request::Release(_)
+        )),
+        3
+    );
     scene.until(claims);
     // So does a membership.
     let mut scene = Scene::joined();
     scene.give(Input::Command(CommandVerb::Drain));
-    assert_eq!(parted(&mut scene, &|request| matches!(request, Request::Leave(_))), 3);
-    assert!(scene.has(|effect| matches!(effect, Effect::Exit(Exit::Drained))), "{:?}", scene.effects);
+    assert_eq!(
+        parted(&mut scene, &|request| matches!(request, Request::Leave(_))),
+        3
+    );
+    assert!(
+        scene.has(|effect| matches!(effect, Effect::Exit(Exit::Drained))),
+        "{:?}",
+        scene.effects
+    );
 }
 
 #[test]
 fn a_renewal_is_not_asked_for_twice_while_its_answer_is_waited_for() {
-    let renews = |effect: &Effect| matches!(effect, Effect::Send { request: Request::Renew(_), .. });
+    let renews = |effect: &Effect| {
+        matches!(
+            effect,
+            Effect::Send {
+                request: Request::Renew(_),
+                ..
+            }
+        )
+    };
     let (mut scene, ..) = Scene::training();
     scene.until(renews);
     for _ in 0..5 {
@@ -232,9 +400,16 @@ fn a_result_that_is_on_its_way_is_waited_for_by_who_is_told_to_stop() {
     let asked = scene.request().0;
     scene.give(Input::Command(CommandVerb::Stop));
     assert!(scene.effects.is_empty(), "{:?}", scene.effects);
-    scene.give(Input::Replied { id: asked, outcome: fate(Fate::Merged) });
+    scene.give(Input::Replied {
+        id: asked,
+        outcome: fate(Fate::Merged),
+    });
     assert!(scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Submitted { .. }))));
-    assert!(scene.has(leaves) && !scene.has(claims), "{:?}", scene.effects);
+    assert!(
+        scene.has(leaves) && !scene.has(claims),
+        "{:?}",
+        scene.effects
+    );
 }
 
 /// A repeated order wins no time, and leads to no second goodbye.
@@ -248,7 +423,11 @@ fn a_repeated_order_to_end_changes_nothing() {
     scene.give(Input::Command(CommandVerb::Drain));
     assert!(!scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Stopped { .. }))));
     scene.until(exits);
-    assert!(started.until(scene.now) <= Millis(5_000), "{}", started.until(scene.now));
+    assert!(
+        started.until(scene.now) <= Millis(5_000),
+        "{}",
+        started.until(scene.now)
+    );
     let (mut scene, ..) = Scene::training();
     scene.give(Input::Command(CommandVerb::Drain));
     scene.give(Input::Command(CommandVerb::Drain));

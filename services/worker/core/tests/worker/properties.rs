@@ -1,4 +1,5 @@
-//! Whatever is answered, in whatever order: one lease at a time, no result under a lost lease, and always a way on.
+//! Whatever is answered, in whatever order: one lease at a time, no result under a lost lease, and
+//! always a way on.
 
 use std::collections::BTreeMap;
 
@@ -79,7 +80,11 @@ impl Play {
     fn give(&mut self, input: Input) {
         let was_over = self.exited;
         self.scene.give(input);
-        assert!(!was_over || self.scene.effects.is_empty(), "nothing after the exit: {:?}", self.scene.effects);
+        assert!(
+            !was_over || self.scene.effects.is_empty(),
+            "nothing after the exit: {:?}",
+            self.scene.effects
+        );
         self.look();
     }
 
@@ -94,12 +99,19 @@ impl Play {
                     if let Request::Submit(bytes) = request {
                         let statement: schemas::contribution::Statement =
                             schemas::Message::decode(bytes).expect("a statement");
-                        assert!(!self.lost.contains(&statement.lease), "a result under a lost lease");
+                        assert!(
+                            !self.lost.contains(&statement.lease),
+                            "a result under a lost lease"
+                        );
                         assert_eq!(Some(statement.lease), self.present);
                     }
                     if let Request::Claim(_) = request {
                         assert!(self.present.is_none(), "a claim beside a lease");
-                        assert!(self.running.is_empty(), "a claim beside work: {:?}", self.running);
+                        assert!(
+                            self.running.is_empty(),
+                            "a claim beside work: {:?}",
+                            self.running
+                        );
                     }
                     self.open.push((*id, request.clone()));
                 }
@@ -112,7 +124,10 @@ impl Play {
                 | Effect::Train { work }
                 | Effect::Evaluate { work }
                 | Effect::Upload { work } => {
-                    assert!(self.running.keys().all(|other| other == work), "two works at once");
+                    assert!(
+                        self.running.keys().all(|other| other == work),
+                        "two works at once"
+                    );
                     self.running.insert(*work, effect);
                 }
                 Effect::Stop { work } => {
@@ -149,47 +164,87 @@ impl Play {
             }
             (Request::Renew(_), kind) => {
                 let remaining = Millis(u64::from(kind) * 200);
-                Answer::Renew(RenewReply { v: V, expires_at: UnixMillis(0), remaining })
+                Answer::Renew(RenewReply {
+                    v: V,
+                    expires_at: UnixMillis(0),
+                    remaining,
+                })
             }
             (Request::Submit(_), kind) => {
-                let fates = [Fate::Merged, Fate::Merged, Fate::Late, Fate::Rejected, Fate::Abandoned];
-                Answer::Submit(SubmitReply { v: V, fate: fates[usize::from(kind) % fates.len()] })
+                let fates = [
+                    Fate::Merged,
+                    Fate::Merged,
+                    Fate::Late,
+                    Fate::Rejected,
+                    Fate::Abandoned,
+                ];
+                Answer::Submit(SubmitReply {
+                    v: V,
+                    fate: fates[usize::from(kind) % fates.len()],
+                })
             }
             (Request::Release(_) | Request::Leave(_), _) => Answer::Done(Done::default()),
         }
     }
 
     fn finish(&mut self, which: usize, well: bool) {
-        let Some((work, _)) = self.works.get(which % self.works.len().max(1)).copied() else { return };
+        let Some((work, _)) = self.works.get(which % self.works.len().max(1)).copied() else {
+            return;
+        };
         let refusal = || Refusal::new(Code::ALL[which % Code::ALL.len()], "played by the test");
         // Mostly the work that runs; sometimes a report about one that was stopped long ago.
-        let running = self.running.last_key_value().map(|(work, effect)| (*work, effect.clone()));
-        let (work, doing) = running.filter(|_| !which.is_multiple_of(5)).unwrap_or((work, Effect::Train { work }));
+        let running = self
+            .running
+            .last_key_value()
+            .map(|(work, effect)| (*work, effect.clone()));
+        let (work, doing) = running
+            .filter(|_| !which.is_multiple_of(5))
+            .unwrap_or((work, Effect::Train { work }));
         let ok = |value| if well { Ok(value) } else { Err(refusal()) };
         match doing {
             Effect::Verify { .. } => {
                 self.epoch += 1;
-                let kind = if which.is_multiple_of(3) { UnitKind::Evaluate } else { UnitKind::Train };
+                let kind = if which.is_multiple_of(3) {
+                    UnitKind::Evaluate
+                } else {
+                    UnitKind::Train
+                };
                 let lease = lease(0, kind, self.epoch);
                 let outcome = match well {
                     true => Ok(Box::new(manifest(lease, self.scene.now))),
-                    false => Err(NotVerified { refusal: refusal(), lease: which.is_multiple_of(2).then_some(lease) }),
+                    false => Err(NotVerified {
+                        refusal: refusal(),
+                        lease: which.is_multiple_of(2).then_some(lease),
+                    }),
                 };
                 self.running.remove(&work);
                 self.give(Input::Verified { work, outcome });
             }
-            Effect::Fetch { .. } => self.give(Input::Fetched { work, outcome: ok(()).map(drop) }),
+            Effect::Fetch { .. } => self.give(Input::Fetched {
+                work,
+                outcome: ok(()).map(drop),
+            }),
             Effect::Evaluate { .. } => {
-                let evaluation = Evaluation { loss_sum: 3.0, tokens: Tokens(2) };
+                let evaluation = Evaluation {
+                    loss_sum: 3.0,
+                    tokens: Tokens(2),
+                };
                 let outcome = if well { Ok(evaluation) } else { Err(refusal()) };
                 self.give(Input::Evaluated { work, outcome });
             }
             Effect::Upload { .. } => {
-                let outcome = if well { Ok(vec![ObjectRef::of(b"chunk")]) } else { Err(refusal()) };
+                let outcome = if well {
+                    Ok(vec![ObjectRef::of(b"chunk")])
+                } else {
+                    Err(refusal())
+                };
                 self.give(Input::Uploaded { work, outcome });
             }
             _ => {
-                self.give(Input::Progress { work, steps_done: Steps(1) });
+                self.give(Input::Progress {
+                    work,
+                    steps_done: Steps(1),
+                });
                 let outcome = if well { Ok(trained()) } else { Err(refusal()) };
                 self.give(Input::Trained { work, outcome });
             }
@@ -198,33 +253,57 @@ impl Play {
 
     fn play(&mut self, step: Move) {
         match step {
-            Move::Answer(which) | Move::Confuse(which, _) | Move::Refuse(which, _) if self.open.is_empty() => {
+            Move::Answer(which) | Move::Confuse(which, _) | Move::Refuse(which, _)
+                if self.open.is_empty() =>
+            {
                 let id = RequestId(which as u64);
-                self.give(Input::Replied { id, outcome: Ok(Answer::Done(Done::default())) });
+                self.give(Input::Replied {
+                    id,
+                    outcome: Ok(Answer::Done(Done::default())),
+                });
             }
             Move::Answer(which) => {
                 let (id, request) = self.open.swap_remove(which % self.open.len());
                 let answer = self.good_answer(&request, which as u8);
-                self.give(Input::Replied { id, outcome: Ok(answer) });
+                self.give(Input::Replied {
+                    id,
+                    outcome: Ok(answer),
+                });
             }
             Move::Refuse(which, code) => {
                 let (id, _) = self.open.swap_remove(which % self.open.len());
-                self.give(Input::Replied { id, outcome: Err(Refusal::new(code, "played by the test")) });
+                self.give(Input::Replied {
+                    id,
+                    outcome: Err(Refusal::new(code, "played by the test")),
+                });
             }
             Move::Confuse(which, kind) => {
                 let (id, _) = self.open.swap_remove(which % self.open.len());
-                let renewal = RenewReply { v: V, expires_at: UnixMillis(0), remaining: Millis(0) };
+                let renewal = RenewReply {
+                    v: V,
+                    expires_at: UnixMillis(0),
+                    remaining: Millis(0),
+                };
                 let answers = [
                     Answer::Done(Done::default()),
                     Answer::Renew(renewal),
-                    Answer::Submit(SubmitReply { v: V, fate: Fate::Late }),
+                    Answer::Submit(SubmitReply {
+                        v: V,
+                        fate: Fate::Late,
+                    }),
                 ];
                 let answer = answers[usize::from(kind) % answers.len()].clone();
-                self.give(Input::Replied { id, outcome: Ok(answer) });
+                self.give(Input::Replied {
+                    id,
+                    outcome: Ok(answer),
+                });
             }
             Move::Finish(which, well) => self.finish(which, well),
             Move::Command(verb) => self.give(Input::Command(verb)),
-            Move::Forge => self.give(Input::CommandRefused(Refusal::new(Code::SignatureInvalid, "forged"))),
+            Move::Forge => self.give(Input::CommandRefused(Refusal::new(
+                Code::SignatureInvalid,
+                "forged",
+            ))),
             Move::Wait(span) => {
                 self.scene.now = self.scene.now.after(Millis(span));
                 self.give(Input::Tick);
@@ -238,26 +317,41 @@ impl Play {
         }
     }
 
-    /// From here on the world is kind: every request is answered, every step done. Then the worker claims or ends.
+    /// From here on the world is kind: every request is answered, every step done. Then the worker
+    /// claims or ends.
     fn settle(&mut self) {
         for round in 0..400 {
-            if self.exited || self.open.iter().any(|(_, request)| matches!(request, Request::Claim(_))) {
+            if self.exited
+                || self
+                    .open
+                    .iter()
+                    .any(|(_, request)| matches!(request, Request::Claim(_)))
+            {
                 return;
             }
             if let Some((id, request)) = self.open.pop() {
                 let answer = match request {
                     Request::Renew(_) => self.scene.renewed(),
-                    Request::Submit(_) => Answer::Submit(SubmitReply { v: V, fate: Fate::Merged }),
+                    Request::Submit(_) => Answer::Submit(SubmitReply {
+                        v: V,
+                        fate: Fate::Merged,
+                    }),
                     request => self.good_answer(&request, 2),
                 };
-                self.give(Input::Replied { id, outcome: Ok(answer) });
+                self.give(Input::Replied {
+                    id,
+                    outcome: Ok(answer),
+                });
             } else if self.running.is_empty() || round % 4 == 3 {
                 self.play(Move::Deadline);
             } else {
                 self.finish(1, true);
             }
         }
-        panic!("neither claim nor exit: {:?}, running {:?}", self.scene.worker, self.running);
+        panic!(
+            "neither claim nor exit: {:?}, running {:?}",
+            self.scene.worker, self.running
+        );
     }
 }
 

@@ -2,13 +2,18 @@
 
 use schemas::contribution::{Fate, SubmitReply};
 use schemas::event::WorkerEvent;
-use schemas::lease::{ClaimOutcome, ClaimReply, LeaseRef, Manifest, RenewReply, UnitId, UnitKind, Weights, Work};
+use schemas::lease::{
+    ClaimOutcome, ClaimReply, LeaseRef, Manifest, RenewReply, UnitId, UnitKind, Weights, Work,
+};
 use schemas::member::{JoinReply, JoinRequest, Posture, Session};
 use schemas::run::{
-    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding, RunSpec, Schedule,
-    TrainerKind,
+    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding,
+    RunSpec, Schedule, TrainerKind,
 };
-use schemas::{Code, Epoch, Millis, ObjectRef, Refusal, Round, Steps, Tokens, UnitIndex, UnixMillis, V, WorkerId};
+use schemas::{
+    Code, Epoch, Millis, ObjectRef, Refusal, Round, Steps, Tokens, UnitIndex, UnixMillis, V,
+    WorkerId,
+};
 use serde_bytes::ByteArray;
 use worker_core::{Answer, Effect, Input, Request, RequestId, Settings, Trained, WorkId, Worker};
 
@@ -17,12 +22,17 @@ pub(crate) const LEASE: Millis = Millis(30_000);
 pub(crate) const AHEAD: u64 = 7_000;
 
 pub(crate) fn worker_id() -> WorkerId {
-    format!("U{}", "B".repeat(55)).parse().expect("the form of a user key")
+    format!("U{}", "B".repeat(55))
+        .parse()
+        .expect("the form of a user key")
 }
 
 pub(crate) fn spec() -> RunSpec {
     let object = ObjectRef::of(b"an object");
-    let codec = Codec { kind: CodecKind::Bf16, rounding: Rounding::Nearest };
+    let codec = Codec {
+        kind: CodecKind::Bf16,
+        rounding: Rounding::Nearest,
+    };
     RunSpec {
         v: V,
         run: "demo".parse().expect("a run name"),
@@ -46,11 +56,21 @@ pub(crate) fn spec() -> RunSpec {
             evaluation_sequences: 4,
             snapshot_every: 1,
         },
-        inner: InnerOptimizer { warmup_steps: Steps(1), final_ratio: 0.1, ..InnerOptimizer::adamw(1e-3) },
+        inner: InnerOptimizer {
+            warmup_steps: Steps(1),
+            final_ratio: 0.1,
+            ..InnerOptimizer::adamw(1e-3)
+        },
         outer: OuterOptimizer::Average,
         upload: codec,
         download: codec,
-        policy: Policy { workers_min: 1, lease: LEASE, silence_max: Millis(60_000), norm_max: 0.0, strikes_max: 3 },
+        policy: Policy {
+            workers_min: 1,
+            lease: LEASE,
+            silence_max: Millis(60_000),
+            norm_max: 0.0,
+            strikes_max: 3,
+        },
         seed: 1,
     }
 }
@@ -60,7 +80,9 @@ pub(crate) fn settings() -> Settings {
         v: V,
         session: Session(7),
         proof: ByteArray::new([0; 64]),
-        audit_key: format!("U{}", "C".repeat(55)).parse().expect("the form of a user key"),
+        audit_key: format!("U{}", "C".repeat(55))
+            .parse()
+            .expect("the form of a user key"),
         trainers: vec![TrainerKind::Reference],
         device: "cpu x1".to_owned(),
         release: "test".to_owned(),
@@ -82,19 +104,40 @@ pub(crate) fn join_reply(now: UnixMillis) -> JoinReply {
 
 fn join_reply_under(now: UnixMillis, spec: RunSpec) -> JoinReply {
     let spec_digest = spec.to_object().1;
-    JoinReply { v: V, spec, spec_digest, now: UnixMillis(now.get() + AHEAD), heartbeat: Millis(5_000) }
+    JoinReply {
+        v: V,
+        spec,
+        spec_digest,
+        now: UnixMillis(now.get() + AHEAD),
+        heartbeat: Millis(5_000),
+    }
 }
 
 pub(crate) fn lease(index: u32, kind: UnitKind, epoch: u64) -> LeaseRef {
-    LeaseRef { unit: UnitId { round: Round(0), kind, index: UnitIndex(index) }, epoch: Epoch(epoch) }
+    LeaseRef {
+        unit: UnitId {
+            round: Round(0),
+            kind,
+            index: UnitIndex(index),
+        },
+        epoch: Epoch(epoch),
+    }
 }
 
 /// A manifest as the shell hands it in after all checks.
 pub(crate) fn manifest(lease: LeaseRef, granted_at: UnixMillis) -> Manifest {
     let object = ObjectRef::of(b"an object");
     let work = match lease.unit.kind {
-        UnitKind::Train => Work::Train { shards: vec![object], seed: 1, steps: Steps(4), steps_before: Steps(0) },
-        UnitKind::Evaluate => Work::Evaluate { shards: vec![object], sequences: 4 },
+        UnitKind::Train => Work::Train {
+            shards: vec![object],
+            seed: 1,
+            steps: Steps(4),
+            steps_before: Steps(0),
+        },
+        UnitKind::Evaluate => Work::Evaluate {
+            shards: vec![object],
+            sequences: 4,
+        },
     };
     let granted = granted_at.get() + AHEAD;
     Manifest {
@@ -109,13 +152,22 @@ pub(crate) fn manifest(lease: LeaseRef, granted_at: UnixMillis) -> Manifest {
         spec: spec().to_object().1,
         lease,
         expires_at: UnixMillis(granted + LEASE.get()),
-        base: Weights { round: Round(0), codec: spec().download, chunks: vec![object] },
+        base: Weights {
+            round: Round(0),
+            codec: spec().download,
+            chunks: vec![object],
+        },
         work,
     }
 }
 
 pub(crate) fn trained() -> Trained {
-    Trained { tokens: Tokens(64), steps: Steps(4), loss: 2.5, train_ms: 1000 }
+    Trained {
+        tokens: Tokens(64),
+        steps: Steps(4),
+        loss: 2.5,
+        train_ms: 1000,
+    }
 }
 
 /// A worker, its clock, and what it asked for last.
@@ -127,7 +179,11 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn new() -> Self {
-        let mut scene = Self { worker: Worker::new(settings()), now: UnixMillis(1_000_000), effects: Vec::new() };
+        let mut scene = Self {
+            worker: Worker::new(settings()),
+            now: UnixMillis(1_000_000),
+            effects: Vec::new(),
+        };
         scene.give(Input::Tick);
         scene
     }
@@ -161,15 +217,24 @@ impl Scene {
     pub(crate) fn training() -> (Self, WorkId, LeaseRef) {
         let held = lease(0, UnitKind::Train, 1);
         let (mut scene, work) = Self::holding(held);
-        scene.give(Input::Fetched { work, outcome: Ok(()) });
+        scene.give(Input::Fetched {
+            work,
+            outcome: Ok(()),
+        });
         (scene, work, held)
     }
 
     /// A worker that waits for the answer to its result.
     pub(crate) fn submitting() -> (Self, WorkId, LeaseRef) {
         let (mut scene, work, held) = Self::training();
-        scene.give(Input::Trained { work, outcome: Ok(trained()) });
-        scene.give(Input::Uploaded { work, outcome: Ok(vec![ObjectRef::of(b"chunk")]) });
+        scene.give(Input::Trained {
+            work,
+            outcome: Ok(trained()),
+        });
+        scene.give(Input::Uploaded {
+            work,
+            outcome: Ok(vec![ObjectRef::of(b"chunk")]),
+        });
         (scene, work, held)
     }
 
@@ -182,7 +247,10 @@ impl Scene {
         });
         let work = work.expect("a lease is verified first");
         let manifest = Box::new(manifest(lease, self.now));
-        self.give(Input::Verified { work, outcome: Ok(manifest) });
+        self.give(Input::Verified {
+            work,
+            outcome: Ok(manifest),
+        });
         work
     }
 
@@ -193,7 +261,10 @@ impl Scene {
 
     /// Moves the clock to the next deadline and ticks.
     pub(crate) fn wait(&mut self) {
-        let deadline = self.worker.next_deadline().expect("a living worker has a deadline");
+        let deadline = self
+            .worker
+            .next_deadline()
+            .expect("a living worker has a deadline");
         self.now = self.now.max(deadline);
         self.give(Input::Tick);
     }
@@ -229,7 +300,11 @@ impl Scene {
 
     pub(crate) fn renewed(&self) -> Answer {
         let expires_at = UnixMillis(self.now.get() + AHEAD + LEASE.get());
-        Answer::Renew(RenewReply { v: V, expires_at, remaining: LEASE })
+        Answer::Renew(RenewReply {
+            v: V,
+            expires_at,
+            remaining: LEASE,
+        })
     }
 
     pub(crate) fn has(&self, wanted: impl Fn(&Effect) -> bool) -> bool {
@@ -246,15 +321,33 @@ pub(crate) fn fate(fate: Fate) -> Result<Answer, Refusal> {
 }
 
 pub(crate) fn claims(effect: &Effect) -> bool {
-    matches!(effect, Effect::Send { request: Request::Claim(_), .. })
+    matches!(
+        effect,
+        Effect::Send {
+            request: Request::Claim(_),
+            ..
+        }
+    )
 }
 
 pub(crate) fn joins(effect: &Effect) -> bool {
-    matches!(effect, Effect::Send { request: Request::Join(_), .. })
+    matches!(
+        effect,
+        Effect::Send {
+            request: Request::Join(_),
+            ..
+        }
+    )
 }
 
 pub(crate) fn submits(effect: &Effect) -> bool {
-    matches!(effect, Effect::Send { request: Request::Submit(_), .. })
+    matches!(
+        effect,
+        Effect::Send {
+            request: Request::Submit(_),
+            ..
+        }
+    )
 }
 
 pub(crate) fn exits(effect: &Effect) -> bool {

@@ -1,5 +1,5 @@
-//! What is tried: every row of the table in every form, with one's own names and with everybody else's, and the broker's
-//! own subjects.
+//! What is tried: every row of the table in every form, with one's own names and with everybody
+//! else's, and the broker's own subjects.
 
 use std::collections::BTreeSet;
 
@@ -18,7 +18,11 @@ pub(crate) struct Names<'a> {
 /// Subjects without wildcards.
 pub(crate) fn to_publish(names: &Names<'_>) -> Vec<String> {
     let mut subjects = rows(names, TABLE);
-    subjects.extend(PLUMBING.iter().map(|row| row.subject.replace(['>', '*'], "probe")));
+    subjects.extend(
+        PLUMBING
+            .iter()
+            .map(|row| row.subject.replace(['>', '*'], "probe")),
+    );
     subjects.extend(of_the_broker(names.accounts));
     subjects.extend(copies(names.accounts));
     subjects.extend(inboxes(names).map(|inbox| format!("{inbox}.probe")));
@@ -29,18 +33,39 @@ pub(crate) fn to_publish(names: &Names<'_>) -> Vec<String> {
 pub(crate) fn to_subscribe(names: &Names<'_>) -> Vec<String> {
     let mut subjects = rows(names, TABLE);
     for lane in Lane::ALL {
-        subjects.extend([lane.prefix().to_owned(), format!("{}.>", lane.prefix()), format!("{}.*", lane.prefix())]);
+        subjects.extend([
+            lane.prefix().to_owned(),
+            format!("{}.>", lane.prefix()),
+            format!("{}.*", lane.prefix()),
+        ]);
     }
     for run in names.runs {
-        subjects.extend([format!("diloco.command.{run}.>"), format!("diloco.command.{run}.all.*")]);
-        subjects.extend(names.keys.iter().map(|key| format!("diloco.command.{run}.{key}.*")));
-        subjects.extend([format!("diloco.public.{run}.*"), format!("diloco.*.{run}.>")]);
+        subjects.extend([
+            format!("diloco.command.{run}.>"),
+            format!("diloco.command.{run}.all.*"),
+        ]);
+        subjects.extend(
+            names
+                .keys
+                .iter()
+                .map(|key| format!("diloco.command.{run}.{key}.*")),
+        );
+        subjects.extend([
+            format!("diloco.public.{run}.*"),
+            format!("diloco.*.{run}.>"),
+        ]);
     }
-    subjects.extend(names.accounts.iter().map(|account| format!("diloco.command.{account}.>")));
+    subjects.extend(
+        names
+            .accounts
+            .iter()
+            .map(|account| format!("diloco.command.{account}.>")),
+    );
     subjects.extend(PLUMBING.iter().map(|row| row.subject.to_owned()));
     subjects.extend(of_the_broker(names.accounts));
     subjects.extend(copies(names.accounts));
-    subjects.extend(inboxes(names).flat_map(|inbox| [format!("{inbox}.>"), format!("{inbox}.probe")]));
+    subjects
+        .extend(inboxes(names).flat_map(|inbox| [format!("{inbox}.>"), format!("{inbox}.probe")]));
     let wide = [
         ">",
         "*",
@@ -69,7 +94,8 @@ pub(crate) fn to_subscribe(names: &Names<'_>) -> Vec<String> {
     subjects.into_iter().collect()
 }
 
-/// `rows` filled with every combination of names, as their sender writes them and as the control account sees them.
+/// `rows` filled with every combination of names, as their sender writes them and as the control
+/// account sees them.
 pub(crate) fn rows(names: &Names<'_>, rows: &[Row]) -> BTreeSet<String> {
     let mut subjects = BTreeSet::new();
     for row in rows {
@@ -98,7 +124,10 @@ pub(crate) fn fill(row: &Row, key: &PublicKey, run: &str) -> String {
         "{round}" => "0",
         "{unit}" => "train-0",
         token if token.starts_with('{') => {
-            panic!("a new variable {token} in {}: say here what stands for it", row.pattern)
+            panic!(
+                "a new variable {token} in {}: say here what stands for it",
+                row.pattern
+            )
         }
         token => token,
     });
@@ -113,17 +142,26 @@ fn inboxes(names: &Names<'_>) -> impl Iterator<Item = String> {
 pub(crate) fn streams(accounts: &[AccountId]) -> Vec<String> {
     let mut streams = ["AUDIT", "WORK"].map(str::to_owned).to_vec();
     streams.extend([STATE_BUCKET, LEADER_BUCKET].map(|bucket| format!("KV_{bucket}")));
-    streams.extend(Copied::all(accounts).into_iter().map(|copied| copied.stream));
+    streams.extend(
+        Copied::all(accounts)
+            .into_iter()
+            .map(|copied| copied.stream),
+    );
     streams
 }
 
 /// The ways by which the broker copies streams across accounts: nobody's to say or hear.
 fn copies(accounts: &[AccountId]) -> impl Iterator<Item = String> {
-    let paths = Copied::all(accounts).into_iter().flat_map(|copied| copied.paths());
-    paths.flat_map(|path| [path.local, path.exported]).map(|subject| subject.replace('>', "probe"))
+    let paths = Copied::all(accounts)
+        .into_iter()
+        .flat_map(|copied| copied.paths());
+    paths
+        .flat_map(|path| [path.local, path.exported])
+        .map(|subject| subject.replace('>', "probe"))
 }
 
-/// Subjects of the broker's own, with what can be done to streams, buckets, leases, accounts and servers through them.
+/// Subjects of the broker's own, with what can be done to streams, buckets, leases, accounts and
+/// servers through them.
 pub(crate) fn of_the_broker(accounts: &[AccountId]) -> BTreeSet<String> {
     let mut subjects: BTreeSet<String> = BTreeSet::new();
     for stream in &streams(accounts) {
@@ -143,7 +181,15 @@ pub(crate) fn of_the_broker(accounts: &[AccountId]) -> BTreeSet<String> {
         }
         subjects.insert(format!("$JS.API.DIRECT.GET.{stream}"));
         subjects.insert(format!("$JS.API.DIRECT.GET.{stream}.probe"));
-        for verb in ["CREATE", "DURABLE.CREATE", "DELETE", "INFO", "MSG.NEXT", "PAUSE", "UNPIN"] {
+        for verb in [
+            "CREATE",
+            "DURABLE.CREATE",
+            "DELETE",
+            "INFO",
+            "MSG.NEXT",
+            "PAUSE",
+            "UNPIN",
+        ] {
             subjects.insert(format!("$JS.API.CONSUMER.{verb}.{stream}.lease"));
         }
         subjects.insert(format!("$JS.API.CONSUMER.CREATE.{stream}"));
@@ -153,7 +199,9 @@ pub(crate) fn of_the_broker(accounts: &[AccountId]) -> BTreeSet<String> {
         subjects.insert(format!("$JS.FC.{stream}.probe"));
     }
     for bucket in [STATE_BUCKET, LEADER_BUCKET, "other"] {
-        subjects.extend(["epoch", "leader", "run.demo.snapshot"].map(|key| format!("$KV.{bucket}.{key}")));
+        subjects.extend(
+            ["epoch", "leader", "run.demo.snapshot"].map(|key| format!("$KV.{bucket}.{key}")),
+        );
     }
     let others = [
         "$JS.API.INFO",

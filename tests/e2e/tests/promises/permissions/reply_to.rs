@@ -1,9 +1,11 @@
-//! The reply subject of a request is the asker's choice, and nobody's permission is asked for it. So every request that a
-//! role may make is made with every subject of everybody as the place for its answer; nothing is stored anywhere that should
-//! not be, nobody but the asker notices, and the run goes on.
+//! The reply subject of a request is the asker's choice, and nobody's permission is asked for it.
+//! So every request that a role may make is made with every subject of everybody as the place for
+//! its answer; nothing is stored anywhere that should not be, nobody but the asker notices, and the
+//! run goes on.
 //!
-//! Three kinds of roles are left out, since each may do by right what an answer could: provisioners alter and delete
-//! streams; the coordinator, its writer of the ledger, and the recorder of workers' events write the streams themselves.
+//! Three kinds of roles are left out, since each may do by right what an answer could: provisioners
+//! alter and delete streams; the coordinator, its writer of the ledger, and the recorder of
+//! workers' events write the streams themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -32,13 +34,19 @@ struct Asker {
 impl Asker {
     fn new(cluster: &Cluster, role: Role, name: &str) -> Self {
         let issued = cluster.issue(role, name);
-        Self { role, key: issued.public, credentials: issued.credentials }
+        Self {
+            role,
+            key: issued.public,
+            credentials: issued.credentials,
+        }
     }
 
     /// Every subject that it may publish, with what the template leaves open filled in.
     fn asks(&self, run: &str) -> Vec<String> {
         let filled = |subject: &String| {
-            let own = subject.replace("{{subject()}}", self.key.as_str()).replace("{{tag(run)}}", run);
+            let own = subject
+                .replace("{{subject()}}", self.key.as_str())
+                .replace("{{tag(run)}}", run);
             own.replace(['*', '>'], PROBE)
         };
         let all = permissions(self.role).publish_allow;
@@ -48,15 +56,23 @@ impl Asker {
 
 /// Who writes streams by right.
 fn writes_by_right(role: Role) -> bool {
-    role.name().ends_with("provisioner") || matches!(role.name(), "coordinator" | "ledger-writer" | "recorder")
+    role.name().ends_with("provisioner")
+        || matches!(role.name(), "coordinator" | "ledger-writer" | "recorder")
 }
 
 /// Every stream that some provisioner sees, with its messages and its last sequence.
 async fn streams(cluster: &Cluster) -> BTreeMap<(&'static str, String), (u64, u64)> {
     let mut found = BTreeMap::new();
-    for role in Role::ALL.into_iter().filter(|role| role.name().ends_with("provisioner")) {
+    for role in Role::ALL
+        .into_iter()
+        .filter(|role| role.name().ends_with("provisioner"))
+    {
         let bus = cluster.connect(role, role.name()).await;
-        let listed: Vec<_> = jetstream::new(bus.client().clone()).streams().try_collect().await.unwrap();
+        let listed: Vec<_> = jetstream::new(bus.client().clone())
+            .streams()
+            .try_collect()
+            .await
+            .unwrap();
         found.extend(listed.into_iter().map(|info| {
             let state = (info.state.messages, info.state.last_sequence);
             ((role.name(), info.config.name), state)
@@ -66,15 +82,49 @@ async fn streams(cluster: &Cluster) -> BTreeMap<(&'static str, String), (u64, u6
 }
 
 /// The places for answers: every row in every form, inboxes, and what can be done to each stream.
-fn places(cluster: &Cluster, keys: &[PublicKey], streams: impl Iterator<Item = String>) -> BTreeSet<String> {
-    let accounts = [cluster.domain().tenant().unwrap(), cluster.domain().control().unwrap()];
+fn places(
+    cluster: &Cluster,
+    keys: &[PublicKey],
+    streams: impl Iterator<Item = String>,
+) -> BTreeSet<String> {
+    let accounts = [
+        cluster.domain().tenant().unwrap(),
+        cluster.domain().control().unwrap(),
+    ];
     let run = cluster.run().to_string();
-    let mut places = rows(&Names { keys, runs: &[&run], accounts: &accounts }, TABLE);
+    let mut places = rows(
+        &Names {
+            keys,
+            runs: &[&run],
+            accounts: &accounts,
+        },
+        TABLE,
+    );
     places.extend(keys.iter().map(|key| format!("_INBOX.{key}.{PROBE}")));
-    places.extend(["run.demo.snapshot", "leader", PROBE].map(|key| format!("$KV.{STATE_BUCKET}.{key}")));
-    places.extend(["$KV.leader.leader", "$SYS.REQ.CLAIMS.UPDATE", "$JS.API.INFO", "_R_.x.y"].map(str::to_owned));
+    places.extend(
+        ["run.demo.snapshot", "leader", PROBE].map(|key| format!("$KV.{STATE_BUCKET}.{key}")),
+    );
+    places.extend(
+        [
+            "$KV.leader.leader",
+            "$SYS.REQ.CLAIMS.UPDATE",
+            "$JS.API.INFO",
+            "_R_.x.y",
+        ]
+        .map(str::to_owned),
+    );
     for stream in streams {
-        for verb in ["CREATE", "UPDATE", "DELETE", "PURGE", "INFO", "MSG.DELETE", "MSG.GET", "SNAPSHOT", "RESTORE"] {
+        for verb in [
+            "CREATE",
+            "UPDATE",
+            "DELETE",
+            "PURGE",
+            "INFO",
+            "MSG.DELETE",
+            "MSG.GET",
+            "SNAPSHOT",
+            "RESTORE",
+        ] {
             places.insert(format!("$JS.API.STREAM.{verb}.{stream}"));
         }
         for verb in ["CREATE", "DURABLE.CREATE", "DELETE", "MSG.NEXT"] {
@@ -87,10 +137,15 @@ fn places(cluster: &Cluster, keys: &[PublicKey], streams: impl Iterator<Item = S
     places
 }
 
-/// What is asked: mostly nothing, which is answered as well; a consumer is asked to deliver to the place itself.
+/// What is asked: mostly nothing, which is answered as well; a consumer is asked to deliver to the
+/// place itself.
 fn payload(subject: &str, place: &str) -> Vec<u8> {
-    let named = subject.strip_prefix("$JS.API.CONSUMER.CREATE.").and_then(|rest| rest.split_once('.'));
-    let Some((stream, _)) = named else { return Vec::new() };
+    let named = subject
+        .strip_prefix("$JS.API.CONSUMER.CREATE.")
+        .and_then(|rest| rest.split_once('.'));
+    let Some((stream, _)) = named else {
+        return Vec::new();
+    };
     let config = serde_json::json!({
         "stream_name": stream,
         "config": { "deliver_subject": place, "deliver_policy": "all", "ack_policy": "none", "name": PROBE },
@@ -102,12 +157,20 @@ fn payload(subject: &str, place: &str) -> Vec<u8> {
 async fn ask_all(cluster: &Cluster, asker: &Asker, places: &BTreeSet<String>) {
     let mut raw = Raw::connect(cluster, &asker.credentials).await;
     for subject in asker.asks(cluster.run().as_str()) {
-        let all = places
-            .iter()
-            .flat_map(|place| publication(subject.as_bytes(), place.as_bytes(), b"", &payload(&subject, place)));
+        let all = places.iter().flat_map(|place| {
+            publication(
+                subject.as_bytes(),
+                place.as_bytes(),
+                b"",
+                &payload(&subject, place),
+            )
+        });
         raw.say(all.collect::<Vec<u8>>()).await;
         for line in raw.settled().await {
-            assert!(line.starts_with("-ERR 'Permissions Violation for Publish with Reply"), "{subject}: {line}");
+            assert!(
+                line.starts_with("-ERR 'Permissions Violation for Publish with Reply"),
+                "{subject}: {line}"
+            );
         }
     }
 }
@@ -116,10 +179,15 @@ async fn ask_all(cluster: &Cluster, asker: &Asker, places: &BTreeSet<String>) {
 async fn no_answer_does_anything_where_its_asker_sends_it() {
     let mut cluster = Cluster::start(Options::default(), 1).await;
     // One worker waits for another, so that nothing is stored meanwhile that nobody here caused.
-    Recipe::reference(2, 1, 5).set("policy.workers_min=2").create(&cluster).await;
+    Recipe::reference(2, 1, 5)
+        .set("policy.workers_min=2")
+        .create(&cluster)
+        .await;
     let operator = cluster.operator().await;
     let run = cluster.run().clone();
-    operator.until(&run, PATIENCE, |view| view.workers == 1).await;
+    operator
+        .until(&run, PATIENCE, |view| view.workers == 1)
+        .await;
     let victim = operator.workers(&run).await.remove(0).worker;
     let attacker = Scripted::connect(&cluster, "attacker").await;
     let mut askers: Vec<Asker> = Role::ALL
@@ -130,26 +198,42 @@ async fn no_answer_does_anything_where_its_asker_sends_it() {
     askers.push(Asker::new(&cluster, Role::Worker, "attacker"));
     let mut keys: Vec<PublicKey> = askers.iter().map(|asker| asker.key.clone()).collect();
     keys.push(victim.as_str().parse().unwrap());
-    keys.push(cluster.issue(Role::Coordinator, Role::Coordinator.name()).public);
+    keys.push(
+        cluster
+            .issue(Role::Coordinator, Role::Coordinator.name())
+            .public,
+    );
 
     let before = streams(&cluster).await;
     let names: BTreeSet<String> = before.keys().map(|(_, stream)| stream.clone()).collect();
     let places = places(&cluster, &keys, names.into_iter());
     for asker in &askers {
         ask_all(&cluster, asker, &places).await;
-        // Twice to the end of the coordinator's lanes: for what was asked, and for what its answers became.
+        // Twice to the end of the coordinator's lanes: for what was asked, and for what its answers
+        // became.
         for _ in 0..2 {
-            assert_eq!(attacker.refused_raw(Verb::Leave, vec![0xc0]).await, Some(Code::MessageInvalid));
+            assert_eq!(
+                attacker.refused_raw(Verb::Leave, vec![0xc0]).await,
+                Some(Code::MessageInvalid)
+            );
             operator.workers(&run).await;
         }
     }
 
     let after = streams(&cluster).await;
-    assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>(), "the streams are those there were");
+    assert_eq!(
+        before.keys().collect::<Vec<_>>(),
+        after.keys().collect::<Vec<_>>(),
+        "the streams are those there were"
+    );
     for (stream, state) in &before {
         // The record grows by what the coordinator refused; what is in it is looked at below.
         let records = ["AUDIT", "LEDGER"].contains(&stream.1.as_str());
-        assert!(after[stream] == *state || records && after[stream].0 > state.0, "{stream:?}: {:?}", after[stream]);
+        assert!(
+            after[stream] == *state || records && after[stream].0 > state.0,
+            "{stream:?}: {:?}",
+            after[stream]
+        );
     }
     innocent(&mut cluster, &victim, &attacker.worker).await;
     // The run answers, and ends as it should once another worker comes.
@@ -175,10 +259,21 @@ async fn innocent(cluster: &mut Cluster, victim: &WorkerId, attacker: &WorkerId)
     }
     for name in ["coordinator", "worker-0"] {
         let log = cluster.process(name).log();
-        assert!(!log.contains("connection to the bus lost"), "{name} was cut off");
-        let lines = log.lines().filter(|line| line.contains("DL0210") || line.contains("a command is ignored"));
-        assert!(lines.count() < 10, "a line for each forged message in the log of {name}");
+        assert!(
+            !log.contains("connection to the bus lost"),
+            "{name} was cut off"
+        );
+        let lines = log
+            .lines()
+            .filter(|line| line.contains("DL0210") || line.contains("a command is ignored"));
+        assert!(
+            lines.count() < 10,
+            "a line for each forged message in the log of {name}"
+        );
     }
     let log = cluster.process("worker-0").log();
-    assert!(!log.contains("command of the coordinator"), "an answer was obeyed");
+    assert!(
+        !log.contains("command of the coordinator"),
+        "an answer was obeyed"
+    );
 }

@@ -1,4 +1,5 @@
-//! Who should be allowed what, read from the rows of `schemas` and from nothing that makes the tokens.
+//! Who should be allowed what, read from the rows of `schemas` and from nothing that makes the
+//! tokens.
 
 use schemas::PublicKey;
 use schemas::permission::{LEDGER_WRITER_DENIED, PLUMBING, Role};
@@ -14,21 +15,34 @@ pub(crate) struct Somebody {
 
 impl Somebody {
     pub(crate) fn may_publish(&self, subject: &str) -> bool {
-        let rows = TABLE.iter().filter(|row| row.publishers.contains(&self.role)).map(|row| self.own(row));
-        let plumbing = PLUMBING.iter().filter(|row| row.role == self.role).map(|row| row.subject.to_owned());
+        let rows = TABLE
+            .iter()
+            .filter(|row| row.publishers.contains(&self.role))
+            .map(|row| self.own(row));
+        let plumbing = PLUMBING
+            .iter()
+            .filter(|row| row.role == self.role)
+            .map(|row| row.subject.to_owned());
         let denied = self.role == Role::LedgerWriter && LEDGER_WRITER_DENIED.contains(&subject);
         let inbox = format!("_INBOX.{}.>", self.key);
-        !denied && rows.chain(plumbing).chain([inbox]).any(|pattern| covers(&pattern, subject))
+        !denied
+            && rows
+                .chain(plumbing)
+                .chain([inbox])
+                .any(|pattern| covers(&pattern, subject))
     }
 
     pub(crate) fn may_subscribe(&self, subject: &str) -> bool {
-        let rows =
-            TABLE.iter().filter(|row| row.subscribers.contains(&self.role)).map(|row| match self.role.is_tenant() {
+        let rows = TABLE
+            .iter()
+            .filter(|row| row.subscribers.contains(&self.role))
+            .map(|row| match self.role.is_tenant() {
                 true => self.own(row),
                 // Who serves a lane hears all of it.
                 false => format!("{}.>", row.lane.prefix()),
             });
-        rows.chain([format!("_INBOX.{}.>", self.key)]).any(|pattern| admits(&pattern, subject))
+        rows.chain([format!("_INBOX.{}.>", self.key)])
+            .any(|pattern| admits(&pattern, subject))
     }
 
     /// The row's subjects as this one may use them.
@@ -50,10 +64,14 @@ impl Somebody {
     }
 }
 
-/// Whether the broker lets someone with `pattern` subscribe to `subject`. It looks a `>` up as if it were a plain token, so
-/// `a.*` admits `a.>`, which is wider: it also hears `a.b.c`. That no row lies so deep is a test below.
+/// Whether the broker lets someone with `pattern` subscribe to `subject`. It looks a `>` up as if
+/// it were a plain token, so `a.*` admits `a.>`, which is wider: it also hears `a.b.c`. That no row
+/// lies so deep is a test below.
 fn admits(pattern: &str, subject: &str) -> bool {
-    covers(pattern, subject) || subject.strip_suffix(".>").is_some_and(|start| covers(pattern, &format!("{start}.*")))
+    covers(pattern, subject)
+        || subject
+            .strip_suffix(".>")
+            .is_some_and(|start| covers(pattern, &format!("{start}.*")))
 }
 
 /// Whether everything that `subject` stands for is covered by `pattern`, as NATS understands both.
@@ -71,26 +89,44 @@ fn covers(pattern: &str, subject: &str) -> bool {
 
 #[test]
 fn covering_is_that_of_nats() {
-    for (pattern, subject) in
-        [("a.*", "a.b"), ("a.>", "a.b.c"), ("a.*", "a.*"), ("a.>", "a.>"), ("a.>", "a.*"), ("a", "a")]
-    {
+    for (pattern, subject) in [
+        ("a.*", "a.b"),
+        ("a.>", "a.b.c"),
+        ("a.*", "a.*"),
+        ("a.>", "a.>"),
+        ("a.>", "a.*"),
+        ("a", "a"),
+    ] {
         assert!(covers(pattern, subject), "{pattern} {subject}");
     }
-    for (pattern, subject) in
-        [("a.*", "a"), ("a.>", "a"), ("a.*", "a.>"), ("a.b", "a.*"), ("a.b", "a.b.c"), ("a.*", "a.b.c")]
-    {
+    for (pattern, subject) in [
+        ("a.*", "a"),
+        ("a.>", "a"),
+        ("a.*", "a.>"),
+        ("a.b", "a.*"),
+        ("a.b", "a.b.c"),
+        ("a.*", "a.b.c"),
+    ] {
         assert!(!covers(pattern, subject), "{pattern} {subject}");
     }
 }
 
 #[test]
 fn nothing_is_said_deeper_than_a_last_star() {
-    let heard = TABLE.iter().filter(|row| row.subscribers.iter().any(|role| role.is_tenant()));
+    let heard = TABLE
+        .iter()
+        .filter(|row| row.subscribers.iter().any(|role| role.is_tenant()));
     let mut stars = 0;
     for row in heard.filter(|row| row.pattern.ends_with('}')) {
         let depth = row.pattern.split('.').count();
-        let deeper = |other: &&Row| other.lane == row.lane && other.pattern.split('.').count() > depth;
-        assert_eq!(TABLE.iter().filter(deeper).count(), 0, "deeper than {}", row.pattern);
+        let deeper =
+            |other: &&Row| other.lane == row.lane && other.pattern.split('.').count() > depth;
+        assert_eq!(
+            TABLE.iter().filter(deeper).count(),
+            0,
+            "deeper than {}",
+            row.pattern
+        );
         stars += 1;
     }
     assert!(stars > 0);

@@ -1,5 +1,5 @@
-//! What keeps senders, runs and tenants apart. The second tenant's account is made by the harness: `identity::Domain`
-//! makes one tenant only.
+//! What keeps senders, runs and tenants apart. The second tenant's account is made by the harness:
+//! `identity::Domain` makes one tenant only.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,8 @@ use harness::PATIENCE;
 use schemas::permission::Role;
 use schemas::public::CommandVerb;
 use schemas::subject::{
-    Incoming, Verb, command_filter, command_subject, heartbeat_subject, request_subject, worker_event_subject,
+    Incoming, Verb, command_filter, command_subject, heartbeat_subject, request_subject,
+    worker_event_subject,
 };
 use schemas::{AccountId, PublicKey, RunId, WorkerId};
 
@@ -23,21 +24,32 @@ fn worker(key: &PublicKey) -> WorkerId {
     key.as_str().parse().unwrap()
 }
 
-/// The next request as the coordinator sees it: its subject, into which the broker wrote the account.
+/// The next request as the coordinator sees it: its subject, into which the broker wrote the
+/// account.
 async fn seen(requests: &mut async_nats::Subscriber) -> Incoming {
-    let message = tokio::time::timeout(PATIENCE, requests.next()).await.expect("it comes").expect("it is subscribed");
+    let message = tokio::time::timeout(PATIENCE, requests.next())
+        .await
+        .expect("it comes")
+        .expect("it is subscribed");
     message.subject.as_str().parse().unwrap()
 }
 
 async fn coordinator(crowd: &Crowd) -> async_nats::Client {
-    let (_, credentials) = crowd.people.iter().find(|(somebody, _)| somebody.role == Role::Coordinator).unwrap();
+    let (_, credentials) = crowd
+        .people
+        .iter()
+        .find(|(somebody, _)| somebody.role == Role::Coordinator)
+        .unwrap();
     crowd.probe(credentials).await.client
 }
 
 /// Subscribes and waits until the broker knows.
 async fn hear(client: &async_nats::Client, subject: &str) -> async_nats::Subscriber {
     let subscriber = client.subscribe(subject.to_owned()).await.unwrap();
-    client.request("$JS.API.INFO", "".into()).await.expect("JetStream answers");
+    client
+        .request("$JS.API.INFO", "".into())
+        .await
+        .expect("JetStream answers");
     subscriber
 }
 
@@ -51,9 +63,17 @@ async fn fg_02_ls_02_every_request_carries_the_senders_name() {
     let account = crowd.cluster.domain().tenant().unwrap();
     for verb in Verb::ALL {
         let subject = request_subject(&run(), &worker(&somebody.key), *verb);
-        probe.client.publish_with_reply(subject, probe.client.new_inbox(), "".into()).await.unwrap();
-        let expected =
-            Incoming::Request { account: account.clone(), run: run(), worker: worker(&somebody.key), verb: *verb };
+        probe
+            .client
+            .publish_with_reply(subject, probe.client.new_inbox(), "".into())
+            .await
+            .unwrap();
+        let expected = Incoming::Request {
+            account: account.clone(),
+            run: run(),
+            worker: worker(&somebody.key),
+            verb: *verb,
+        };
         assert_eq!(seen(&mut requests).await, expected);
     }
 }
@@ -61,18 +81,36 @@ async fn fg_02_ls_02_every_request_carries_the_senders_name() {
 #[tokio::test]
 async fn tl_25_a_worker_of_another_run_reaches_nothing_of_this_one() {
     let crowd = Crowd::gather().await;
-    let (stranger, credentials) = crowd.people.iter().find(|(somebody, _)| somebody.run == "other").unwrap();
+    let (stranger, credentials) = crowd
+        .people
+        .iter()
+        .find(|(somebody, _)| somebody.run == "other")
+        .unwrap();
     let keys = crowd.keys();
     let accounts = crowd.accounts();
-    let names = candidates::Names { keys: &keys, runs: &["demo"], accounts: &accounts };
+    let names = candidates::Names {
+        keys: &keys,
+        runs: &["demo"],
+        accounts: &accounts,
+    };
     let of_the_run: Vec<String> = candidates::rows(&names, schemas::subject::TABLE)
         .into_iter()
         .filter(|subject| subject.split('.').any(|token| token == "demo"))
         .collect();
     let mut probe = crowd.probe(credentials).await;
     let all: BTreeSet<String> = of_the_run.iter().cloned().collect();
-    assert_eq!(probe.refused_publishes(&of_the_run).await, all, "{}", stranger.key);
-    assert_eq!(probe.refused_subscriptions(&of_the_run).await, all, "{}", stranger.key);
+    assert_eq!(
+        probe.refused_publishes(&of_the_run).await,
+        all,
+        "{}",
+        stranger.key
+    );
+    assert_eq!(
+        probe.refused_subscriptions(&of_the_run).await,
+        all,
+        "{}",
+        stranger.key
+    );
 }
 
 #[tokio::test]
@@ -84,32 +122,62 @@ async fn tl_25_tenants_with_runs_of_the_same_name_neither_hear_nor_impersonate_e
     let path = crowd.cluster.path("second.creds");
     let theirs = second.issue("worker-0", &run(), &path);
     let (ours, credentials) = &crowd.people[0];
-    let (their_probe, our_probe) = (Probe::connect(&crowd.cluster, &path).await, crowd.probe(credentials).await);
+    let (their_probe, our_probe) = (
+        Probe::connect(&crowd.cluster, &path).await,
+        crowd.probe(credentials).await,
+    );
 
     // What they say arrives under their account, whatever they do.
     let subject = request_subject(&run(), &worker(&theirs), Verb::Join);
-    their_probe.client.publish_with_reply(subject, their_probe.client.new_inbox(), "".into()).await.unwrap();
-    let expected =
-        Incoming::Request { account: second.account().clone(), run: run(), worker: worker(&theirs), verb: Verb::Join };
+    their_probe
+        .client
+        .publish_with_reply(subject, their_probe.client.new_inbox(), "".into())
+        .await
+        .unwrap();
+    let expected = Incoming::Request {
+        account: second.account().clone(),
+        run: run(),
+        worker: worker(&theirs),
+        verb: Verb::Join,
+    };
     assert_eq!(seen(&mut requests).await, expected);
     let mut their_probe = their_probe;
     let as_us = [
         request_subject(&run(), &worker(&ours.key), Verb::ContributionSubmit),
         heartbeat_subject(&run(), &worker(&ours.key)),
         worker_event_subject(&run(), &worker(&ours.key), "joined"),
-        format!("diloco.request.{}.demo.{}.join", crowd.cluster.domain().tenant().unwrap(), ours.key),
+        format!(
+            "diloco.request.{}.demo.{}.join",
+            crowd.cluster.domain().tenant().unwrap(),
+            ours.key
+        ),
     ];
-    assert_eq!(their_probe.refused_publishes(&as_us).await.len(), as_us.len());
+    assert_eq!(
+        their_probe.refused_publishes(&as_us).await.len(),
+        as_us.len()
+    );
 
     // Commands reach the tenant that they name and no other.
     let ours_account: AccountId = crowd.cluster.domain().tenant().unwrap();
     let (us, them) = (worker(&ours.key), worker(&theirs));
-    let mut our_commands = our_probe.client.subscribe(command_filter(&run(), &us)).await.unwrap();
-    let mut their_commands = their_probe.client.subscribe(command_filter(&run(), &them)).await.unwrap();
+    let mut our_commands = our_probe
+        .client
+        .subscribe(command_filter(&run(), &us))
+        .await
+        .unwrap();
+    let mut their_commands = their_probe
+        .client
+        .subscribe(command_filter(&run(), &them))
+        .await
+        .unwrap();
     // A refusal is an answer of the broker to what came before it.
     let mut our_probe = our_probe;
-    our_probe.refused_publishes(&["diloco.probe".to_owned()]).await;
-    their_probe.refused_publishes(&["diloco.probe".to_owned()]).await;
+    our_probe
+        .refused_publishes(&["diloco.probe".to_owned()])
+        .await;
+    their_probe
+        .refused_publishes(&["diloco.probe".to_owned()])
+        .await;
     for (account, target, payload) in [
         (second.account(), &us, "astray"),
         (&ours_account, &them, "astray"),
@@ -120,7 +188,10 @@ async fn tl_25_tenants_with_runs_of_the_same_name_neither_hear_nor_impersonate_e
         coordinator.publish(subject, payload.into()).await.unwrap();
     }
     for (commands, expected) in [(&mut our_commands, "ours"), (&mut their_commands, "theirs")] {
-        let first = tokio::time::timeout(PATIENCE, commands.next()).await.expect("it comes").unwrap();
+        let first = tokio::time::timeout(PATIENCE, commands.next())
+            .await
+            .expect("it comes")
+            .unwrap();
         assert_eq!(first.payload, expected);
     }
 }
