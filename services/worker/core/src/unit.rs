@@ -1,147 +1,19 @@
-//! What the shell reports about the work on a lease.
+//! The work under a lease: fetch, train or evaluate, upload, hand in.
 
-use std::sync::Arc;
-
-use schemas::contribution::{Contribution, Evaluation, Outcome, Statement};
+use schemas::contribution::{Contribution, Evaluation, Fate, Outcome, Statement, SubmitReply};
 use schemas::event::WorkerEvent;
-use schemas::lease::{Manifest, Work};
+use schemas::lease::Work;
 use schemas::limits::LOSS_MAX;
-use schemas::{Code, Message as _, Millis, ObjectRef, Refusal, Steps, UnixMillis, V};
+use schemas::{Code, Digest, Message as _, Millis, ObjectRef, Refusal, Steps, UnixMillis, V};
 
 use crate::effect::{Effect, Exit, WorkId};
 use crate::held::{Held, Step};
-use crate::input::{NotVerified, Trained};
+use crate::input::Trained;
+use crate::stage::Stage;
 use crate::verdict::{Verdict, verdict};
-use crate::worker::{Next, Stage, Worker};
+use crate::worker::Worker;
 
 impl Worker {
-    pub(crate) fn verified(
-        &mut self,
-        now: UnixMillis,
-        work: WorkId,
-        outcome: Result<Box<Manifest>, NotVerified>,
-        effects: &mut Vec<Effect>,
-    ) {
-        if !matches!(self.stage, Stage::Verifying(present) if present == work) {
-            return;
-        }
-        match outcome {
-            Ok(manifest) => self.start(now, work, manifest, effects),
-            Err(NotVerified { refusal, lease }) => {
-                self.manifest_refused(now, refusal, lease, effects)
-            }
-        }
-    }
-
-    fn start(
-        &mut self,
-        now: UnixMillis,
-        work: WorkId,
-        manifest: Box<Manifest>,
-        effects: &mut Vec<Effect>,
-    ) {
-        let Some(membership) = &self.membership else {
-            return;
-        };
-        self.untimely.reset();
-        let lease = membership.spec.policy.lease;
-        // By the offset of the join; and no longer than a lease of this run lasts, should a clock
-        // have been set since.
-        let ends_at = membership.local(manifest.expires_at).min(now.after(lease));
-        // A join that was answered slowly makes the offset so careful that nothing would be left:
-        // then the renewal, at once, says how long there really is.
-        let ends_at = ends_at.max(now.after(Millis(lease.get() / 3)));
-        let seed = self.settings.seed ^ work.0;
-        self.hold(
-            now,
-            Held::new(work, Arc::from(manifest), (now, ends_at), lease, seed),
-            effects,
-        );
-    }
-
-    fn manifest_refused(
-        &mut self,
-        now: UnixMillis,
-        refusal: Refusal,
-        lease: Option<schemas::lease::LeaseRef>,
-        effects: &mut Vec<Effect>,
-    ) {
-        effects.push(Effect::Emit(WorkerEvent::Refused {
-            code: refusal.code,
-            detail: refusal.detail.clone(),
-        }));
-        if refusal.code == Code::ClockOff {
-            return self.out_of_time(now, refusal, lease, effects);
-        }
-        let (pause, hopeless) = self.fault(refusal.code);
-        effects.push(Effect::Waiting {
-            refusal: refusal.clone(),
-            pause,
-        });
-        if hopeless {
-            return self.leave(now, Exit::Failed(refusal), effects);
-        }
-        match lease {
-            Some(lease) => {
-                let next = Next::Claim { pause };
-                self.enter(
-                    now,
-                    Stage::Releasing {
-                        lease,
-                        reason: refusal.to_string(),
-                        next,
-                    },
-                    Millis(0),
-                );
-            }
-            None => self.claim(now, pause, effects),
-        }
-    }
-
-    /// A lease that is not of this time says nothing about trust or the unit: one of the clocks is
-    /// not where it was measured. The lease goes back at once, and the coordinator's time is asked
-    /// for again; that is no fault of a unit.
-    fn out_of_time(
-        &mut self,
-        now: UnixMillis,
-        refusal: Refusal,
-        lease: Option<schemas::lease::LeaseRef>,
-        effects: &mut Vec<Effect>,
-    ) {
-        let pause = self.untimely.pause();
-        let reason = refusal.to_string();
-        effects.push(Effect::Waiting { refusal, pause });
-        match (
-            self.ending.as_ref().map(|ending| ending.exit.clone()),
-            lease,
-        ) {
-            (Some(exit), None) => self.leave(now, exit, effects),
-            (Some(exit), Some(lease)) => {
-                self.enter(
-                    now,
-                    Stage::Releasing {
-                        lease,
-                        reason,
-                        next: Next::Leave(exit),
-                    },
-                    Millis(0),
-                );
-            }
-            (None, None) => self.enter(now, Stage::Joining, pause),
-            (None, Some(lease)) => {
-                self.enter(
-                    now,
-                    Stage::Releasing {
-                        lease,
-                        reason,
-                        next: Next::Join { pause },
-                    },
-                    Millis(0),
-                );
-            }
-        }
-    }
-
     pub(crate) fn fetched(
         &mut self,
         now: UnixMillis,
@@ -262,7 +134,7 @@ impl Worker {
         self.submit(now, Outcome::Contribution(contribution));
     }
 
-    fn submit(&mut self, now: UnixMillis, outcome: Outcome) {
+    pub(crate) fn submit(&mut self, now: UnixMillis, outcome: Outcome) {
         let Some(spec) = self
             .membership
             .as_ref()
@@ -289,6 +161,78 @@ impl Worker {
         self.patience.reset();
     }
 
+    pub(crate) fn submit_answered(
+        &mut self,
+        now: UnixMillis,
+        reply: SubmitReply,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(held) = self.held() else { return };
+        let Step::Submitting(statement) = &held.step else {
+            return;
+        };
+        let (lease, statement) = (held.lease(), Digest::of(statement));
+        match reply.fate {
+            Fate::Merged => {
+                effects.push(Effect::Emit(WorkerEvent::Submitted { lease, statement }));
+                self.faults.reset();
+                self.elsewhere.reset();
+                self.unit_over(now, effects);
+            }
+            Fate::Late | Fate::Abandoned => {
+                self.lose(
+                    now,
+                    Refusal::new(Code::LeaseLost, "the result came too late to count"),
+                    effects,
+                );
+            }
+            Fate::Rejected => {
+                let refusal =
+                    Refusal::new(Code::StatementInvalid, "the result was rejected earlier");
+                self.result_refused(now, refusal, effects);
+            }
+        }
+    }
+
+    pub(crate) fn submit_refused(
+        &mut self,
+        now: UnixMillis,
+        refusal: Refusal,
+        effects: &mut Vec<Effect>,
+    ) {
+        if refusal.code == Code::AlreadyCounted {
+            return self.lose(now, refusal, effects);
+        }
+        match verdict(refusal.code) {
+            Verdict::Wait => self.ask_again(now, refusal, effects),
+            Verdict::Replaced => self.replaced(refusal, effects),
+            Verdict::LeaseLost => self.lose(now, refusal, effects),
+            Verdict::Rejoin => self.rejoin(now, refusal, effects),
+            Verdict::RunOver => self.run_over(now, refusal, effects),
+            Verdict::Fatal => self.give_up(now, refusal, effects),
+            Verdict::Failed => self.result_refused(now, refusal, effects),
+        }
+    }
+
+    /// The coordinator refused the result and took the lease back: nothing to release.
+    pub(crate) fn result_refused(
+        &mut self,
+        now: UnixMillis,
+        refusal: Refusal,
+        effects: &mut Vec<Effect>,
+    ) {
+        if self.drop_work(&refusal, effects).is_none() {
+            return;
+        }
+        effects.push(Effect::DoubtInner(refusal.clone()));
+        let (pause, hopeless) = self.fault(refusal.code);
+        if hopeless {
+            return self.leave(now, Exit::Failed(refusal), effects);
+        }
+        effects.push(Effect::Waiting { refusal, pause });
+        self.claim(now, pause, effects);
+    }
+
     /// A result counts: on to the next unit.
     pub(crate) fn unit_over(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
         // The claim goes out first; the shell writes the inner state while it waits.
@@ -297,7 +241,12 @@ impl Worker {
         self.beat_now(now);
     }
 
-    fn step_failed(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
+    pub(crate) fn step_failed(
+        &mut self,
+        now: UnixMillis,
+        refusal: Refusal,
+        effects: &mut Vec<Effect>,
+    ) {
         match verdict(refusal.code) {
             Verdict::LeaseLost => self.lose(now, refusal, effects),
             Verdict::Replaced => self.replaced(refusal, effects),
@@ -310,7 +259,7 @@ impl Worker {
     }
 
     /// The present work, if it is `work` and stands where `right` says.
-    fn at(&mut self, work: WorkId, right: impl Fn(&Step) -> bool) -> Option<&mut Held> {
+    pub(crate) fn at(&mut self, work: WorkId, right: impl Fn(&Step) -> bool) -> Option<&mut Held> {
         match &mut self.stage {
             Stage::Holding(held) if held.work == work && right(&held.step) => Some(held),
             _ => None,

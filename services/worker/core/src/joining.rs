@@ -1,0 +1,172 @@
+//! Joining: becoming a member of the run, and becoming one again.
+
+use schemas::event::WorkerEvent;
+use schemas::member::JoinReply;
+use schemas::run::RunSpec;
+use schemas::{Code, Digest, Millis, Refusal, UnixMillis};
+
+use crate::effect::{Effect, Exit};
+use crate::stage::Stage;
+use crate::verdict::{Verdict, verdict};
+use crate::worker::Worker;
+
+/// What a join gave.
+#[derive(Clone, Debug)]
+pub(crate) struct Membership {
+    pub(crate) spec: RunSpec,
+    pub(crate) spec_digest: Digest,
+    /// Coordinator's clock minus ours, at most: measured from before the question to before the
+    /// answer.
+    pub(crate) clock_ahead_ms: i64,
+    pub(crate) heartbeat: Millis,
+}
+
+/// A difference between two measurements of the coordinator's clock that is more than the way of a
+/// message: another coordinator answers, or the same one after a restart.
+const CLOCK_MOVED_MIN: Millis = Millis::from_secs(5);
+
+impl Worker {
+    pub(crate) fn join_accepted(
+        &mut self,
+        now: UnixMillis,
+        sent_at: UnixMillis,
+        reply: Box<JoinReply>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Err(refusal) = self.check_settings(&reply) else {
+            let ahead = ahead_ms(sent_at, reply.now);
+            effects.push(Effect::Clock { ahead_ms: ahead });
+            let spec = reply.spec.clone();
+            self.joined(
+                now,
+                Membership::new(spec, reply.spec_digest, ahead, reply.heartbeat),
+            );
+            let (release, device) = (
+                self.settings.join.release.clone(),
+                self.settings.join.device.clone(),
+            );
+            effects.push(Effect::Joined(reply));
+            effects.push(Effect::Emit(WorkerEvent::Joined { release, device }));
+            return self.claim(now, Millis(0), effects);
+        };
+        self.give_up(now, refusal, effects);
+    }
+
+    /// The settings must be of this run, what their digest says, and something this worker can do;
+    /// and a second join must find the run as it was.
+    pub(crate) fn check_settings(&self, reply: &JoinReply) -> Result<(), Refusal> {
+        let invalid = |detail: String| Err(Refusal::new(Code::SpecInvalid, detail));
+        let (spec, digest) = (&reply.spec, reply.spec_digest);
+        spec.validate()?;
+        if spec.run != self.settings.run {
+            return invalid(format!(
+                "joined run {}, was answered with the settings of {}",
+                self.settings.run, spec.run
+            ));
+        }
+        if spec.to_object().1 != digest {
+            return invalid(format!(
+                "the settings of {} do not have the digest {digest} that was named",
+                spec.run
+            ));
+        }
+        if let Some(before) = self
+            .membership
+            .as_ref()
+            .filter(|before| before.spec_digest != digest)
+        {
+            let was = before.spec_digest;
+            return invalid(format!(
+                "run {} had settings {was} and now has {digest}; restart the worker",
+                spec.run
+            ));
+        }
+        if !self.settings.join.trainers.contains(&spec.model.trainer) {
+            let (wanted, have) = (spec.model.trainer, &self.settings.join.trainers);
+            return Err(Refusal::new(
+                Code::TrainerMissing,
+                format!("the run asks for {wanted:?}, this has {have:?}"),
+            ));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn join_refused(
+        &mut self,
+        now: UnixMillis,
+        refusal: Refusal,
+        effects: &mut Vec<Effect>,
+    ) {
+        match verdict(refusal.code) {
+            Verdict::Replaced => self.replaced(refusal, effects),
+            Verdict::Fatal => self.give_up(now, refusal, effects),
+            Verdict::RunOver => self.leave(now, Exit::Complete, effects),
+            Verdict::Wait | Verdict::LeaseLost | Verdict::Rejoin | Verdict::Failed => {
+                self.ask_again(now, refusal, effects);
+            }
+        }
+    }
+
+    /// A membership begins or begins again.
+    pub(crate) fn joined(&mut self, now: UnixMillis, membership: Membership) {
+        self.membership = Some(membership);
+        self.heartbeat_at = now;
+    }
+
+    /// The coordinator does not know this worker (any more): its lease, if it held one, is gone
+    /// with its membership.
+    pub(crate) fn rejoin(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
+        self.drop_work(&refusal, effects);
+        match self.ending.as_ref().map(|ending| ending.exit.clone()) {
+            Some(exit) => self.leave(now, exit, effects),
+            None => {
+                // Not at once: whoever is thrown out each time it joins would ask in a tight loop.
+                // It is no fault of a unit.
+                let pause = self.rejoins.pause();
+                self.enter(now, Stage::Joining, pause);
+                effects.push(Effect::Waiting { refusal, pause });
+            }
+        }
+    }
+}
+
+impl Membership {
+    pub(crate) fn new(
+        spec: RunSpec,
+        spec_digest: Digest,
+        clock_ahead_ms: i64,
+        heartbeat: Millis,
+    ) -> Self {
+        Self {
+            spec,
+            spec_digest,
+            clock_ahead_ms,
+            heartbeat,
+        }
+    }
+
+    /// Takes over a newer measurement; whether it tells anything new.
+    pub(crate) fn measured(&mut self, ahead_ms: i64) -> bool {
+        let moved = self.clock_ahead_ms.abs_diff(ahead_ms) > CLOCK_MOVED_MIN.get();
+        if moved {
+            self.clock_ahead_ms = ahead_ms;
+        }
+        moved
+    }
+
+    /// The coordinator's `instant` on our clock, or a little earlier.
+    pub(crate) fn local(&self, instant: UnixMillis) -> UnixMillis {
+        UnixMillis(
+            instant
+                .get()
+                .saturating_add_signed(self.clock_ahead_ms.saturating_neg()),
+        )
+    }
+}
+
+/// How far the coordinator's clock, which showed `theirs` in its answer to what was sent at
+/// `sent_at`, is ahead at most.
+pub(crate) fn ahead_ms(sent_at: UnixMillis, theirs: UnixMillis) -> i64 {
+    let ahead = i128::from(theirs.get()) - i128::from(sent_at.get());
+    i64::try_from(ahead).unwrap_or(i64::MAX)
+}
