@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use schemas::event::WorkerEvent;
-use schemas::lease::{ClaimOutcome, ClaimReply, Manifest};
-use schemas::limits::{CLAIM_WAIT_MAX, LEASE_MIN};
+use schemas::lease::{ClaimOutcome, ClaimReply, LeaseRef, Manifest};
+use schemas::limits::CLAIM_WAIT_MAX;
 use schemas::{Code, Millis, Refusal, UnixMillis};
 
 use crate::effect::{Effect, Exit, WorkId};
 use crate::held::Held;
-use crate::input::NotVerified;
+use crate::input::{Answer, NotVerified};
 use crate::settings::{CLAIM_INTERVAL_MIN, CLAIM_LEASE_PART, CLAIM_MARGIN};
 use crate::stage::{Next, Stage};
 use crate::verdict::{Verdict, verdict};
@@ -18,18 +18,15 @@ use crate::worker::Worker;
 impl Worker {
     /// Looks for work, or leaves if it was told to.
     pub(crate) fn claim(&mut self, now: UnixMillis, pause: Millis, effects: &mut Vec<Effect>) {
-        match self.ending.as_ref().map(|ending| ending.exit.clone()) {
+        match self.told_to_end() {
             Some(exit) => self.leave(now, exit, effects),
             None => self.enter(now, Stage::Claiming, pause),
         }
     }
 
-    /// How long a claim may be held open, and how long its answer is waited for.
+    /// How long the coordinator may hold a claim open, and how long the worker waits for its answer.
     pub(crate) fn claim_spans(&self) -> (Millis, Millis) {
-        let lease = self
-            .membership
-            .as_ref()
-            .map_or(LEASE_MIN, |membership| membership.spec.policy.lease);
+        let lease = self.member().spec.policy.lease;
         let part = Millis(lease.get() / CLAIM_LEASE_PART);
         let wait = self.settings.claim_wait.min(CLAIM_WAIT_MAX).min(part);
         (
@@ -42,11 +39,25 @@ impl Worker {
         &mut self,
         now: UnixMillis,
         sent_at: UnixMillis,
+        outcome: Result<Answer, Refusal>,
+        effects: &mut Vec<Effect>,
+    ) {
+        match outcome {
+            Ok(Answer::Claim(reply)) => self.claim_accepted(now, sent_at, reply, effects),
+            Ok(_) => self.answered_otherwise(now, effects),
+            Err(refusal) => self.claim_refused(now, refusal, effects),
+        }
+    }
+
+    fn claim_accepted(
+        &mut self,
+        now: UnixMillis,
+        sent_at: UnixMillis,
         reply: ClaimReply,
         effects: &mut Vec<Effect>,
     ) {
-        // Only members are answered. The join alone proves nothing: whoever is thrown out each time
-        // it joins got that far too.
+        // An answered claim proves that the membership held. A join does not: a worker that is
+        // evicted right after joining gets that far too.
         self.rejoins.reset();
         match reply.outcome {
             ClaimOutcome::Lease(document) => {
@@ -62,12 +73,7 @@ impl Worker {
         }
     }
 
-    pub(crate) fn claim_refused(
-        &mut self,
-        now: UnixMillis,
-        refusal: Refusal,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn claim_refused(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         match verdict(refusal.code) {
             Verdict::Replaced => self.replaced(refusal, effects),
             Verdict::Fatal => self.give_up(now, refusal, effects),
@@ -86,9 +92,6 @@ impl Worker {
         outcome: Result<Box<Manifest>, NotVerified>,
         effects: &mut Vec<Effect>,
     ) {
-        if !matches!(self.stage, Stage::Verifying(present) if present == work) {
-            return;
-        }
         match outcome {
             Ok(manifest) => self.start(now, work, manifest, effects),
             Err(NotVerified { refusal, lease }) => {
@@ -97,35 +100,28 @@ impl Worker {
         }
     }
 
-    pub(crate) fn start(
+    /// Starts on a verified lease.
+    fn start(
         &mut self,
         now: UnixMillis,
         work: WorkId,
         manifest: Box<Manifest>,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(membership) = &self.membership else {
-            return;
-        };
         self.untimely.reset();
-        let lease = membership.spec.policy.lease;
+        let lease = self.member().spec.policy.lease;
         // By the offset of the join; and no longer than a lease of this run lasts, should a clock
         // have been set since.
-        let ends_at = membership.local(manifest.expires_at).min(now.after(lease));
+        let ends_at = self
+            .member()
+            .local(manifest.expires_at)
+            .min(now.after(lease));
         // A join that was answered slowly makes the offset so careful that nothing would be left:
         // then the renewal, at once, says how long there really is.
         let ends_at = ends_at.max(now.after(Millis(lease.get() / 3)));
         let seed = self.settings.seed ^ work.0;
-        self.hold(
-            now,
-            Held::new(work, Arc::from(manifest), (now, ends_at), lease, seed),
-            effects,
-        );
-    }
-
-    /// Starts on a verified lease.
-    pub(crate) fn hold(&mut self, now: UnixMillis, held: Held, effects: &mut Vec<Effect>) {
-        let (work, manifest) = (held.work, Arc::clone(&held.manifest));
+        let manifest: Arc<Manifest> = Arc::from(manifest);
+        let held = Held::new(work, Arc::clone(&manifest), (now, ends_at), lease, seed);
         effects.push(Effect::Emit(WorkerEvent::Started {
             lease: held.lease(),
         }));
@@ -133,11 +129,11 @@ impl Worker {
         self.enter(now, Stage::Holding(Box::new(held)), Millis(0));
     }
 
-    pub(crate) fn manifest_refused(
+    fn manifest_refused(
         &mut self,
         now: UnixMillis,
         refusal: Refusal,
-        lease: Option<schemas::lease::LeaseRef>,
+        lease: Option<LeaseRef>,
         effects: &mut Vec<Effect>,
     ) {
         effects.push(Effect::Emit(WorkerEvent::Refused {
@@ -157,62 +153,30 @@ impl Worker {
         }
         match lease {
             Some(lease) => {
-                let next = Next::Claim { pause };
-                self.enter(
-                    now,
-                    Stage::Releasing {
-                        lease,
-                        reason: refusal.to_string(),
-                        next,
-                    },
-                    Millis(0),
-                );
+                self.release(now, lease, refusal.to_string(), Next::Claim { pause });
             }
             None => self.claim(now, pause, effects),
         }
     }
 
-    /// A lease that is not of this time says nothing about trust or the unit: one of the clocks is
-    /// not where it was measured. The lease goes back at once, and the coordinator's time is asked
-    /// for again; that is no fault of a unit.
-    pub(crate) fn out_of_time(
+    /// Gives back a lease that is not of this time, and asks for the coordinator's time again. Such a
+    /// lease says nothing about trust or the unit, only that one of the clocks is not where it was
+    /// measured, so it is no fault of a unit.
+    fn out_of_time(
         &mut self,
         now: UnixMillis,
         refusal: Refusal,
-        lease: Option<schemas::lease::LeaseRef>,
+        lease: Option<LeaseRef>,
         effects: &mut Vec<Effect>,
     ) {
         let pause = self.untimely.pause();
         let reason = refusal.to_string();
         effects.push(Effect::Waiting { refusal, pause });
-        match (
-            self.ending.as_ref().map(|ending| ending.exit.clone()),
-            lease,
-        ) {
+        match (self.told_to_end(), lease) {
             (Some(exit), None) => self.leave(now, exit, effects),
-            (Some(exit), Some(lease)) => {
-                self.enter(
-                    now,
-                    Stage::Releasing {
-                        lease,
-                        reason,
-                        next: Next::Leave(exit),
-                    },
-                    Millis(0),
-                );
-            }
+            (Some(exit), Some(lease)) => self.release(now, lease, reason, Next::Leave(exit)),
             (None, None) => self.enter(now, Stage::Joining, pause),
-            (None, Some(lease)) => {
-                self.enter(
-                    now,
-                    Stage::Releasing {
-                        lease,
-                        reason,
-                        next: Next::Join { pause },
-                    },
-                    Millis(0),
-                );
-            }
+            (None, Some(lease)) => self.release(now, lease, reason, Next::Join { pause }),
         }
     }
 }

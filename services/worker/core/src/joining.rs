@@ -6,11 +6,12 @@ use schemas::run::RunSpec;
 use schemas::{Code, Digest, Millis, Refusal, UnixMillis};
 
 use crate::effect::{Effect, Exit};
+use crate::input::Answer;
 use crate::stage::Stage;
 use crate::verdict::{Verdict, verdict};
 use crate::worker::Worker;
 
-/// What a join gave.
+/// What the answer to a join said.
 #[derive(Clone, Debug)]
 pub(crate) struct Membership {
     pub(crate) spec: RunSpec,
@@ -26,35 +27,52 @@ pub(crate) struct Membership {
 const CLOCK_MOVED_MIN: Millis = Millis::from_secs(5);
 
 impl Worker {
-    pub(crate) fn join_accepted(
+    pub(crate) fn join_answered(
+        &mut self,
+        now: UnixMillis,
+        sent_at: UnixMillis,
+        outcome: Result<Answer, Refusal>,
+        effects: &mut Vec<Effect>,
+    ) {
+        match outcome {
+            Ok(Answer::Join(reply)) => match self.check_settings(&reply) {
+                Ok(()) => self.join_accepted(now, sent_at, reply, effects),
+                Err(refusal) => self.give_up(now, refusal, effects),
+            },
+            Ok(_) => self.answered_otherwise(now, effects),
+            Err(refusal) => self.join_refused(now, refusal, effects),
+        }
+    }
+
+    /// A membership begins, or begins again.
+    fn join_accepted(
         &mut self,
         now: UnixMillis,
         sent_at: UnixMillis,
         reply: Box<JoinReply>,
         effects: &mut Vec<Effect>,
     ) {
-        let Err(refusal) = self.check_settings(&reply) else {
-            let ahead = ahead_ms(sent_at, reply.now);
-            effects.push(Effect::Clock { ahead_ms: ahead });
-            let spec = reply.spec.clone();
-            self.joined(
-                now,
-                Membership::new(spec, reply.spec_digest, ahead, reply.heartbeat),
-            );
-            let (release, device) = (
-                self.settings.join.release.clone(),
-                self.settings.join.device.clone(),
-            );
-            effects.push(Effect::Joined(reply));
-            effects.push(Effect::Emit(WorkerEvent::Joined { release, device }));
-            return self.claim(now, Millis(0), effects);
-        };
-        self.give_up(now, refusal, effects);
+        let ahead_ms = ahead_ms(sent_at, reply.now);
+        effects.push(Effect::Clock { ahead_ms });
+        self.membership = Some(Membership {
+            spec: reply.spec.clone(),
+            spec_digest: reply.spec_digest,
+            clock_ahead_ms: ahead_ms,
+            heartbeat: reply.heartbeat,
+        });
+        self.beat_now(now);
+        let (release, device) = (
+            self.settings.join.release.clone(),
+            self.settings.join.device.clone(),
+        );
+        effects.push(Effect::Joined(reply));
+        effects.push(Effect::Emit(WorkerEvent::Joined { release, device }));
+        self.claim(now, Millis(0), effects);
     }
 
-    /// The settings must be of this run, what their digest says, and something this worker can do;
-    /// and a second join must find the run as it was.
-    pub(crate) fn check_settings(&self, reply: &JoinReply) -> Result<(), Refusal> {
+    /// Checks that the settings are those of this run, are what their digest says, and are something
+    /// that this worker can do; and that a second join finds the run as it was.
+    fn check_settings(&self, reply: &JoinReply) -> Result<(), Refusal> {
         let invalid = |detail: String| Err(Refusal::new(Code::SpecInvalid, detail));
         let (spec, digest) = (&reply.spec, reply.spec_digest);
         spec.validate()?;
@@ -91,12 +109,7 @@ impl Worker {
         Ok(())
     }
 
-    pub(crate) fn join_refused(
-        &mut self,
-        now: UnixMillis,
-        refusal: Refusal,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn join_refused(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         match verdict(refusal.code) {
             Verdict::Replaced => self.replaced(refusal, effects),
             Verdict::Fatal => self.give_up(now, refusal, effects),
@@ -107,21 +120,15 @@ impl Worker {
         }
     }
 
-    /// A membership begins or begins again.
-    pub(crate) fn joined(&mut self, now: UnixMillis, membership: Membership) {
-        self.membership = Some(membership);
-        self.heartbeat_at = now;
-    }
-
-    /// The coordinator does not know this worker (any more): its lease, if it held one, is gone
-    /// with its membership.
+    /// Joins again, since the coordinator does not know this worker (any more). Its lease, if it held
+    /// one, is gone with its membership.
     pub(crate) fn rejoin(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         self.drop_work(&refusal, effects);
-        match self.ending.as_ref().map(|ending| ending.exit.clone()) {
+        match self.told_to_end() {
             Some(exit) => self.leave(now, exit, effects),
             None => {
-                // Not at once: whoever is thrown out each time it joins would ask in a tight loop.
-                // It is no fault of a unit.
+                // A worker that is evicted each time it joins would otherwise ask in a tight loop.
+                // That is no fault of a unit.
                 let pause = self.rejoins.pause();
                 self.enter(now, Stage::Joining, pause);
                 effects.push(Effect::Waiting { refusal, pause });
@@ -131,21 +138,7 @@ impl Worker {
 }
 
 impl Membership {
-    pub(crate) fn new(
-        spec: RunSpec,
-        spec_digest: Digest,
-        clock_ahead_ms: i64,
-        heartbeat: Millis,
-    ) -> Self {
-        Self {
-            spec,
-            spec_digest,
-            clock_ahead_ms,
-            heartbeat,
-        }
-    }
-
-    /// Takes over a newer measurement; whether it tells anything new.
+    /// Takes over a newer measurement; returns true when it says anything new.
     pub(crate) fn measured(&mut self, ahead_ms: i64) -> bool {
         let moved = self.clock_ahead_ms.abs_diff(ahead_ms) > CLOCK_MOVED_MIN.get();
         if moved {
@@ -164,8 +157,8 @@ impl Membership {
     }
 }
 
-/// How far the coordinator's clock, which showed `theirs` in its answer to what was sent at
-/// `sent_at`, is ahead at most.
+/// The most milliseconds by which the coordinator's clock can be ahead: it showed `theirs` in its
+/// answer to a request that was sent at `sent_at`.
 pub(crate) fn ahead_ms(sent_at: UnixMillis, theirs: UnixMillis) -> i64 {
     let ahead = i128::from(theirs.get()) - i128::from(sent_at.get());
     i64::try_from(ahead).unwrap_or(i64::MAX)

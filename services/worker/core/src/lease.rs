@@ -5,7 +5,7 @@ use schemas::lease::{LeaseRef, RenewRequest};
 use schemas::{Bytes, Code, Millis, Refusal, UnixMillis, V};
 
 use crate::effect::{Effect, Exit, Request, RequestId};
-use crate::held::Renewal;
+use crate::held::{Held, Renewal};
 use crate::input::Answer;
 use crate::joining::ahead_ms;
 use crate::settings::FAULTS_MAX;
@@ -14,15 +14,14 @@ use crate::verdict::{Verdict, is_elsewhere, verdict};
 use crate::worker::Worker;
 
 impl Worker {
+    /// Renews the lease that is held, when it is time.
     pub(crate) fn renew(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
-        let id = self.number();
-        let Stage::Holding(held) = &mut self.stage else {
-            return;
-        };
-        if held.renewal.is_some() || held.renew_at > now {
+        let due = |held: &Held| held.renewal.is_none() && held.renew_at <= now;
+        if !self.held().is_some_and(due) {
             return;
         }
-        let id = RequestId(id);
+        let id = RequestId(self.number());
+        let held = self.present();
         held.renewal = Some(Renewal { id, sent_at: now });
         // The shell counts bytes.
         let request = Request::Renew(RenewRequest {
@@ -45,26 +44,21 @@ impl Worker {
         outcome: Result<Answer, Refusal>,
         effects: &mut Vec<Effect>,
     ) {
-        let Stage::Holding(held) = &mut self.stage else {
-            return;
-        };
         match outcome {
             Ok(Answer::Renew(reply)) => {
-                held.renewed(sent_at, reply.remaining);
+                self.present().renewed(sent_at, reply.remaining);
                 // The coordinator's time when it answered; another process of it may have another.
                 let ahead_ms = ahead_ms(
                     sent_at,
                     UnixMillis(reply.expires_at.get().saturating_sub(reply.remaining.get())),
                 );
-                if self
-                    .membership
-                    .as_mut()
-                    .is_some_and(|membership| membership.measured(ahead_ms))
-                {
+                let membership = self.membership.as_mut();
+                let membership = membership.expect("a lease is granted only to a member");
+                if membership.measured(ahead_ms) {
                     effects.push(Effect::Clock { ahead_ms });
                 }
             }
-            Ok(_) => held.renew_again(now),
+            Ok(_) => self.present().renew_again(now),
             Err(refusal) => match verdict(refusal.code) {
                 Verdict::Replaced => self.replaced(refusal, effects),
                 Verdict::LeaseLost => self.lose(now, refusal, effects),
@@ -72,6 +66,7 @@ impl Worker {
                 Verdict::RunOver => self.run_over(now, refusal, effects),
                 Verdict::Fatal => self.give_up(now, refusal, effects),
                 Verdict::Wait | Verdict::Failed => {
+                    let held = self.present();
                     let pause = now.until(held.ends_at);
                     held.renew_again(now);
                     effects.push(Effect::Waiting {
@@ -83,22 +78,18 @@ impl Worker {
         }
     }
 
-    /// The lease is no longer ours: its work stops, the inner state stays.
+    /// The lease is another's or nobody's: its work stops, the inner state stays.
     pub(crate) fn lose(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
-        if self.drop_work(&refusal, effects).is_some() {
-            self.claim(now, Millis(0), effects);
-        }
+        self.drop_held(&refusal, effects);
+        self.claim(now, Millis(0), effects);
     }
 
     /// The unit failed here: give it to another, and claim again after a pause that grows with
     /// every failure.
     pub(crate) fn fail(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
-        let Some(lease) = self.drop_work(&refusal, effects) else {
-            return;
-        };
+        let lease = self.drop_held(&refusal, effects);
         let (pause, hopeless) = self.fault(refusal.code);
-        let ending = self.ending.as_ref().map(|ending| ending.exit.clone());
-        let next = match ending {
+        let next = match self.told_to_end() {
             Some(exit) => Next::Leave(exit),
             None if hopeless => Next::Leave(Exit::Failed(refusal.clone())),
             None => {
@@ -109,20 +100,12 @@ impl Worker {
                 Next::Claim { pause }
             }
         };
-        self.enter(
-            now,
-            Stage::Releasing {
-                lease,
-                reason: refusal.to_string(),
-                next,
-            },
-            Millis(0),
-        );
+        self.release(now, lease, refusal.to_string(), next);
     }
 
-    /// Counts a unit that failed: the pause after it, and whether this machine has failed too many
-    /// by now. What lies outside every worker has a count of its own, since it says nothing about
-    /// this machine, however long it lasts.
+    /// Counts a unit that failed: returns the pause after it, and true when this machine has failed
+    /// too many by now. A cause outside every worker has a count of its own, since it says
+    /// nothing about this machine, however long it lasts.
     pub(crate) fn fault(&mut self, code: Code) -> (Millis, bool) {
         if is_elsewhere(code) {
             return (self.elsewhere.pause(), false);
@@ -131,8 +114,24 @@ impl Worker {
         (pause, self.faults.tries() >= FAULTS_MAX)
     }
 
-    /// Stops what is being done under the present lease and says so; the stage is for the caller to
-    /// change.
+    /// Gives a lease back at once; then `next`.
+    pub(crate) fn release(&mut self, now: UnixMillis, lease: LeaseRef, reason: String, next: Next) {
+        let stage = Stage::Releasing {
+            lease,
+            reason,
+            next,
+        };
+        self.enter(now, stage, Millis(0));
+    }
+
+    /// Drops the work of the lease that is held, where the caller knows that one is.
+    pub(crate) fn drop_held(&mut self, refusal: &Refusal, effects: &mut Vec<Effect>) -> LeaseRef {
+        self.drop_work(refusal, effects)
+            .expect("only the work on a lease that is held is dropped")
+    }
+
+    /// Stops the work on the lease that is held, if one is, and records why. The caller changes the
+    /// stage.
     pub(crate) fn drop_work(
         &mut self,
         refusal: &Refusal,
@@ -150,24 +149,38 @@ impl Worker {
         Some(lease)
     }
 
-    pub(crate) fn release_refused(
+    pub(crate) fn release_answered(
         &mut self,
         now: UnixMillis,
-        next: Next,
-        refusal: Refusal,
+        outcome: Result<Answer, Refusal>,
         effects: &mut Vec<Effect>,
     ) {
-        match verdict(refusal.code) {
-            Verdict::Wait if !self.parted() => self.ask_again(now, refusal, effects),
-            Verdict::Replaced => self.replaced(refusal, effects),
-            // What matters is that the lease is not held: it ends by itself otherwise.
-            _ => self.released(now, next, effects),
+        match outcome {
+            Ok(Answer::Done(_)) => self.released(now, effects),
+            Ok(_) => self.answered_otherwise(now, effects),
+            Err(refusal) => match verdict(refusal.code) {
+                Verdict::Wait if !self.parted() => self.ask_again(now, refusal, effects),
+                Verdict::Replaced => self.replaced(refusal, effects),
+                // What matters is that the lease is not held: it ends by itself otherwise.
+                Verdict::Wait
+                | Verdict::LeaseLost
+                | Verdict::Rejoin
+                | Verdict::RunOver
+                | Verdict::Fatal
+                | Verdict::Failed => self.released(now, effects),
+            },
         }
     }
 
-    /// Goes on after a release, whatever it was answered.
-    pub(crate) fn released(&mut self, now: UnixMillis, next: Next, effects: &mut Vec<Effect>) {
-        match next {
+    /// Goes on after a release, whatever its answer was.
+    fn released(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
+        let Stage::Releasing { next, .. } = &self.stage else {
+            panic!(
+                "a release was answered while the worker was {:?}",
+                self.stage
+            )
+        };
+        match next.clone() {
             Next::Claim { pause } => self.claim(now, pause, effects),
             Next::Join { pause } => self.enter(now, Stage::Joining, pause),
             Next::Leave(exit) => self.leave(now, exit, effects),

@@ -5,8 +5,10 @@ use schemas::{Code, Millis, Refusal, UnixMillis};
 
 use crate::effect::{Effect, Exit};
 use crate::held::Step;
+use crate::input::Answer;
 use crate::settings::PARTING_TRIES;
 use crate::stage::{Ending, Next, Stage};
+use crate::verdict::{Verdict, verdict};
 use crate::worker::Worker;
 
 impl Worker {
@@ -44,19 +46,9 @@ impl Worker {
             Stage::Holding(held) if matches!(held.step, Step::Submitting(_)) => {}
             Stage::Holding(_) => {
                 let refusal = Refusal::new(Code::Interrupted, exit.reason());
-                let lease = self
-                    .drop_work(&refusal, effects)
-                    .expect("this arm holds a lease");
+                let lease = self.drop_held(&refusal, effects);
                 let next = Next::Leave(exit.clone());
-                self.enter(
-                    now,
-                    Stage::Releasing {
-                        lease,
-                        reason: exit.reason(),
-                        next,
-                    },
-                    Millis(0),
-                );
+                self.release(now, lease, exit.reason(), next);
             }
             Stage::Joining | Stage::Claiming => self.leave(now, exit, effects),
             Stage::Verifying(work) => {
@@ -72,18 +64,7 @@ impl Worker {
     pub(crate) fn give_up(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         let exit = Exit::Failed(refusal.clone());
         match self.drop_work(&refusal, effects) {
-            Some(lease) => {
-                let next = Next::Leave(exit);
-                self.enter(
-                    now,
-                    Stage::Releasing {
-                        lease,
-                        reason: refusal.to_string(),
-                        next,
-                    },
-                    Millis(0),
-                );
-            }
+            Some(lease) => self.release(now, lease, refusal.to_string(), Next::Leave(exit)),
             None => self.leave(now, exit, effects),
         }
     }
@@ -98,9 +79,9 @@ impl Worker {
         self.leave(now, Exit::Complete, effects);
     }
 
-    /// Another process is the worker now: this one stops and says nothing more in its name. Its
-    /// lease is not its own any more, a goodbye would end the other's membership, and an event of
-    /// its own would fork the chain.
+    /// Ends at once and says nothing more in the worker's name, since another process is the worker
+    /// now. The lease is that process's, a goodbye would end its membership, and another event
+    /// would fork its chain.
     pub(crate) fn replaced(&mut self, refusal: Refusal, effects: &mut Vec<Effect>) {
         self.end(Exit::Failed(refusal), effects);
     }
@@ -138,7 +119,30 @@ impl Worker {
         effects.push(Effect::Exit(exit));
     }
 
-    /// Whether a parting word was said often enough.
+    pub(crate) fn leave_answered(
+        &mut self,
+        now: UnixMillis,
+        outcome: Result<Answer, Refusal>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Stage::Leaving(exit) = &self.stage else {
+            panic!(
+                "a goodbye was answered while the worker was {:?}",
+                self.stage
+            )
+        };
+        let exit = exit.clone();
+        match outcome {
+            Ok(Answer::Done(_)) => self.end(exit, effects),
+            Ok(_) => self.answered_otherwise(now, effects),
+            Err(refusal) if verdict(refusal.code) != Verdict::Wait || self.parted() => {
+                self.end(exit, effects);
+            }
+            Err(refusal) => self.ask_again(now, refusal, effects),
+        }
+    }
+
+    /// True when a parting word was said often enough.
     pub(crate) fn parted(&self) -> bool {
         self.pace.tries() + 1 >= PARTING_TRIES
     }

@@ -7,9 +7,8 @@ use schemas::limits::LOSS_MAX;
 use schemas::{Code, Digest, Message as _, Millis, ObjectRef, Refusal, Steps, UnixMillis, V};
 
 use crate::effect::{Effect, Exit, WorkId};
-use crate::held::{Held, Step};
-use crate::input::Trained;
-use crate::stage::Stage;
+use crate::held::Step;
+use crate::input::{Answer, Trained};
 use crate::verdict::{Verdict, verdict};
 use crate::worker::Worker;
 
@@ -21,12 +20,10 @@ impl Worker {
         outcome: Result<(), Refusal>,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(held) = self.at(work, |step| *step == Step::Fetching) else {
-            return;
-        };
         if let Err(refusal) = outcome {
             return self.step_failed(now, refusal, effects);
         }
+        let held = self.present();
         held.step = Step::Training;
         match held.manifest.work {
             Work::Train { .. } => {
@@ -37,10 +34,9 @@ impl Worker {
         }
     }
 
-    pub(crate) fn progressed(&mut self, work: WorkId, steps_done: Steps) {
-        if let Some(held) = self.at(work, |step| *step == Step::Training) {
-            held.steps_done = held.steps_done.max(steps_done);
-        }
+    pub(crate) fn progressed(&mut self, steps_done: Steps) {
+        let held = self.present();
+        held.steps_done = held.steps_done.max(steps_done);
     }
 
     pub(crate) fn trained(
@@ -50,9 +46,6 @@ impl Worker {
         outcome: Result<Trained, Refusal>,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(held) = self.at(work, |step| *step == Step::Training) else {
-            return;
-        };
         let trained = match outcome {
             Ok(trained) if (0.0..=LOSS_MAX).contains(&trained.loss) => trained,
             Ok(Trained { loss, .. }) => {
@@ -62,6 +55,7 @@ impl Worker {
             }
             Err(refusal) => return self.step_failed(now, refusal, effects),
         };
+        let held = self.present();
         held.steps_done = trained.steps;
         held.step = Step::Uploading(trained);
         effects.push(Effect::Upload { work });
@@ -70,13 +64,9 @@ impl Worker {
     pub(crate) fn evaluated(
         &mut self,
         now: UnixMillis,
-        work: WorkId,
         outcome: Result<Evaluation, Refusal>,
         effects: &mut Vec<Effect>,
     ) {
-        if self.at(work, |step| *step == Step::Training).is_none() {
-            return;
-        }
         match outcome {
             Ok(evaluation)
                 if (0.0..=LOSS_MAX * evaluation.tokens.get() as f64)
@@ -98,22 +88,15 @@ impl Worker {
     pub(crate) fn uploaded(
         &mut self,
         now: UnixMillis,
-        work: WorkId,
         outcome: Result<Vec<ObjectRef>, Refusal>,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(held) = self.at(work, |step| matches!(step, Step::Uploading(_))) else {
-            return;
-        };
-        let Step::Uploading(trained) = held.step else {
-            return;
-        };
         let chunks = match outcome {
             Ok(chunks) => chunks,
             Err(refusal) => return self.step_failed(now, refusal, effects),
         };
-        let Some(membership) = &self.membership else {
-            return;
+        let Step::Uploading(trained) = self.present().step else {
+            panic!("an upload was reported before the inner steps")
         };
         let Trained {
             tokens,
@@ -121,7 +104,8 @@ impl Worker {
             loss,
             train_ms,
         } = trained;
-        let (layout, codec) = (membership.spec.model.layout.digest, membership.spec.upload);
+        let spec = &self.member().spec;
+        let (layout, codec) = (spec.model.layout.digest, spec.upload);
         let contribution = Contribution {
             layout,
             codec,
@@ -134,18 +118,11 @@ impl Worker {
         self.submit(now, Outcome::Contribution(contribution));
     }
 
-    pub(crate) fn submit(&mut self, now: UnixMillis, outcome: Outcome) {
-        let Some(spec) = self
-            .membership
-            .as_ref()
-            .map(|membership| membership.spec_digest)
-        else {
-            return;
-        };
+    /// Hands in what the unit came to.
+    fn submit(&mut self, now: UnixMillis, outcome: Outcome) {
+        let spec = self.member().spec_digest;
         let (run, worker) = (self.settings.run.clone(), self.settings.worker.clone());
-        let Stage::Holding(held) = &mut self.stage else {
-            return;
-        };
+        let held = self.present();
         let statement = Statement {
             v: V,
             run,
@@ -164,12 +141,20 @@ impl Worker {
     pub(crate) fn submit_answered(
         &mut self,
         now: UnixMillis,
-        reply: SubmitReply,
+        outcome: Result<Answer, Refusal>,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(held) = self.held() else { return };
+        match outcome {
+            Ok(Answer::Submit(reply)) => self.submit_accepted(now, reply, effects),
+            Ok(_) => self.answered_otherwise(now, effects),
+            Err(refusal) => self.submit_refused(now, refusal, effects),
+        }
+    }
+
+    fn submit_accepted(&mut self, now: UnixMillis, reply: SubmitReply, effects: &mut Vec<Effect>) {
+        let held = self.present();
         let Step::Submitting(statement) = &held.step else {
-            return;
+            panic!("the answer to a result came before the result")
         };
         let (lease, statement) = (held.lease(), Digest::of(statement));
         match reply.fate {
@@ -194,12 +179,7 @@ impl Worker {
         }
     }
 
-    pub(crate) fn submit_refused(
-        &mut self,
-        now: UnixMillis,
-        refusal: Refusal,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn submit_refused(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         if refusal.code == Code::AlreadyCounted {
             return self.lose(now, refusal, effects);
         }
@@ -214,16 +194,9 @@ impl Worker {
         }
     }
 
-    /// The coordinator refused the result and took the lease back: nothing to release.
-    pub(crate) fn result_refused(
-        &mut self,
-        now: UnixMillis,
-        refusal: Refusal,
-        effects: &mut Vec<Effect>,
-    ) {
-        if self.drop_work(&refusal, effects).is_none() {
-            return;
-        }
+    /// The coordinator refused the result and took the lease back, so there is nothing to release.
+    fn result_refused(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
+        self.drop_held(&refusal, effects);
         effects.push(Effect::DoubtInner(refusal.clone()));
         let (pause, hopeless) = self.fault(refusal.code);
         if hopeless {
@@ -234,35 +207,22 @@ impl Worker {
     }
 
     /// A result counts: on to the next unit.
-    pub(crate) fn unit_over(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
+    fn unit_over(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
         // The claim goes out first; the shell writes the inner state while it waits.
         self.claim(now, Millis(0), effects);
         self.save(effects);
         self.beat_now(now);
     }
 
-    pub(crate) fn step_failed(
-        &mut self,
-        now: UnixMillis,
-        refusal: Refusal,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn step_failed(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         match verdict(refusal.code) {
             Verdict::LeaseLost => self.lose(now, refusal, effects),
             Verdict::Replaced => self.replaced(refusal, effects),
             Verdict::Fatal => self.give_up(now, refusal, effects),
-            // The coordinator says the others itself, in answer to a renewal or claim.
+            // The coordinator says the others itself, in answer to a renewal or a claim.
             Verdict::Wait | Verdict::Rejoin | Verdict::RunOver | Verdict::Failed => {
                 self.fail(now, refusal, effects)
             }
-        }
-    }
-
-    /// The present work, if it is `work` and stands where `right` says.
-    pub(crate) fn at(&mut self, work: WorkId, right: impl Fn(&Step) -> bool) -> Option<&mut Held> {
-        match &mut self.stage {
-            Stage::Holding(held) if held.work == work && right(&held.step) => Some(held),
-            _ => None,
         }
     }
 }

@@ -8,7 +8,7 @@ use schemas::public::CommandVerb;
 use schemas::telemetry::Phase;
 use schemas::{Code, Millis, Refusal, Steps, UnixMillis, V};
 
-use crate::effect::{Effect, Pulse, Request, RequestId, WorkId};
+use crate::effect::{Effect, Exit, Pulse, Request, RequestId, WorkId};
 use crate::held::{Held, Step};
 use crate::input::{Answer, Input};
 use crate::joining::Membership;
@@ -19,7 +19,7 @@ use crate::settings::{
     RETRY_PAUSE, Settings,
 };
 use crate::stage::{Asked, Ending, Stage};
-use crate::verdict::{Verdict, is_absence, verdict};
+use crate::verdict::is_absence;
 
 /// One worker of one run.
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ pub struct Worker {
     pub(crate) ask_at: UnixMillis,
     /// Requests that failed, one after another.
     pub(crate) pace: Pace,
-    /// How long the answer to the stage's request is waited for.
+    /// How long to wait for the answer to the stage's request.
     pub(crate) patience: Patience,
     /// Units that this machine failed, one after another.
     pub(crate) faults: Pace,
@@ -85,20 +85,22 @@ impl Worker {
         }
     }
 
-    /// Takes in what happened at `now` and says what to do. After [`Effect::Exit`] it says nothing
-    /// more.
+    /// Takes in what happened at `now` and pushes what to do. Pushes nothing after
+    /// [`Effect::Exit`].
     pub fn handle(&mut self, now: UnixMillis, input: Input, effects: &mut Vec<Effect>) {
         if matches!(self.stage, Stage::Ended) {
             return;
         }
         match input {
+            // Reports cross with stops on the way; the work or the step they are about is over.
+            report if self.is_overtaken(&report) => {}
             Input::Replied { id, outcome } => self.replied(now, id, outcome, effects),
             Input::Verified { work, outcome } => self.verified(now, work, outcome, effects),
             Input::Fetched { work, outcome } => self.fetched(now, work, outcome, effects),
-            Input::Progress { work, steps_done } => self.progressed(work, steps_done),
+            Input::Progress { steps_done, .. } => self.progressed(steps_done),
             Input::Trained { work, outcome } => self.trained(now, work, outcome, effects),
-            Input::Evaluated { work, outcome } => self.evaluated(now, work, outcome, effects),
-            Input::Uploaded { work, outcome } => self.uploaded(now, work, outcome, effects),
+            Input::Evaluated { outcome, .. } => self.evaluated(now, outcome, effects),
+            Input::Uploaded { outcome, .. } => self.uploaded(now, outcome, effects),
             Input::Command(CommandVerb::Drain) => self.drain(now, effects),
             Input::Command(CommandVerb::Stop) => self.stop(now, effects),
             Input::CommandRefused(refusal) => self.command_refused(now, refusal, effects),
@@ -107,7 +109,27 @@ impl Worker {
         self.advance(now, effects);
     }
 
-    /// When [`Worker::handle`] wants to be called although nothing happened.
+    /// True for a report on other work than the present, or on another step of it.
+    fn is_overtaken(&self, report: &Input) -> bool {
+        let (work, right): (_, fn(&Step) -> bool) = match report {
+            Input::Verified { work, .. } => {
+                return !matches!(self.stage, Stage::Verifying(present) if present == *work);
+            }
+            Input::Fetched { work, .. } => (work, |step| *step == Step::Fetching),
+            Input::Progress { work, .. }
+            | Input::Trained { work, .. }
+            | Input::Evaluated { work, .. } => (work, |step| *step == Step::Training),
+            Input::Uploaded { work, .. } => (work, |step| matches!(step, Step::Uploading(_))),
+            Input::Replied { .. } | Input::Command(_) | Input::CommandRefused(_) | Input::Tick => {
+                return false;
+            }
+        };
+        !self
+            .held()
+            .is_some_and(|held| held.work == *work && right(&held.step))
+    }
+
+    /// The time at which [`Worker::handle`] is to be called although nothing happened.
     pub fn next_deadline(&self) -> Option<UnixMillis> {
         if matches!(self.stage, Stage::Ended) {
             return None;
@@ -127,7 +149,7 @@ impl Worker {
         .min()
     }
 
-    /// Where the worker stands, for heartbeats and status.
+    /// The stage, for heartbeats and status.
     pub fn phase(&self) -> Phase {
         match &self.stage {
             Stage::Joining => Phase::Joining,
@@ -142,7 +164,7 @@ impl Worker {
         }
     }
 
-    /// What time alone causes, in order of urgency.
+    /// Does what time alone causes, in order of urgency.
     fn advance(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
         if let Some(Ending {
             exit,
@@ -166,16 +188,15 @@ impl Worker {
         if self.asked.is_some() || self.ask_at > now {
             return;
         }
-        let Some((request, patience)) = self.request() else {
-            return;
-        };
-        let id = RequestId(self.number());
-        self.asked = Some(Asked { id, sent_at: now });
-        effects.push(Effect::Send {
-            id,
-            request,
-            patience,
-        });
+        if let Some((request, patience)) = self.request() {
+            let id = RequestId(self.number());
+            self.asked = Some(Asked { id, sent_at: now });
+            effects.push(Effect::Send {
+                id,
+                request,
+                patience,
+            });
+        }
     }
 
     /// The request that the stage consists of.
@@ -243,7 +264,7 @@ impl Worker {
         {
             self.renewal_answered(now, renewal.sent_at, outcome, effects);
         }
-        // Any other answer is to a question that no longer matters.
+        // Any other answer is to a question that does not matter any more.
     }
 
     fn answered(
@@ -253,43 +274,22 @@ impl Worker {
         outcome: Result<Answer, Refusal>,
         effects: &mut Vec<Effect>,
     ) {
-        let stage = self.stage.clone();
-        match (stage, outcome) {
-            (Stage::Joining, Ok(Answer::Join(reply))) => {
-                self.join_accepted(now, asked.sent_at, reply, effects)
+        match &self.stage {
+            Stage::Joining => self.join_answered(now, asked.sent_at, outcome, effects),
+            Stage::Claiming => self.claim_answered(now, asked.sent_at, outcome, effects),
+            Stage::Holding(_) => self.submit_answered(now, outcome, effects),
+            Stage::Releasing { .. } => self.release_answered(now, outcome, effects),
+            Stage::Leaving(_) => self.leave_answered(now, outcome, effects),
+            Stage::Verifying(_) | Stage::Ended => {
+                panic!("a stage without a request waits for an answer")
             }
-            (Stage::Joining, Err(refusal)) => self.join_refused(now, refusal, effects),
-            (Stage::Claiming, Ok(Answer::Claim(reply))) => {
-                self.claim_answered(now, asked.sent_at, reply, effects)
-            }
-            (Stage::Claiming, Err(refusal)) => self.claim_refused(now, refusal, effects),
-            (Stage::Holding(_), Ok(Answer::Submit(reply))) => {
-                self.submit_answered(now, reply, effects)
-            }
-            (Stage::Holding(_), Err(refusal)) => self.submit_refused(now, refusal, effects),
-            (Stage::Releasing { next, .. }, Ok(Answer::Done(_))) => {
-                self.released(now, next, effects)
-            }
-            (Stage::Releasing { next, .. }, Err(refusal)) => {
-                self.release_refused(now, next, refusal, effects)
-            }
-            (Stage::Leaving(exit), Ok(Answer::Done(_))) => self.end(exit, effects),
-            (Stage::Leaving(exit), Err(refusal))
-                if verdict(refusal.code) != Verdict::Wait || self.parted() =>
-            {
-                self.end(exit, effects);
-            }
-            (Stage::Leaving(_), Err(refusal)) => self.ask_again(now, refusal, effects),
-            (_, Ok(_)) => {
-                let refusal = Refusal::new(
-                    Code::MessageInvalid,
-                    "an answer of another kind than the request",
-                );
-                self.ask_again(now, refusal, effects);
-            }
-            // Without a request there is no answer.
-            (Stage::Verifying(_) | Stage::Ended, Err(_)) => {}
         }
+    }
+
+    /// Asks again after an answer of another kind than the request.
+    pub(crate) fn answered_otherwise(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
+        let detail = "an answer of another kind than the request";
+        self.ask_again(now, Refusal::new(Code::MessageInvalid, detail), effects);
     }
 
     /// Goes to another stage; its request, if it has one, is sent `pause` from now.
@@ -322,23 +322,27 @@ impl Worker {
     }
 
     fn beat(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
-        let Some(membership) = &self.membership else {
-            return;
-        };
-        if self.heartbeat_at > now || matches!(self.stage, Stage::Ended) {
-            return;
+        let due = self
+            .membership
+            .as_ref()
+            .filter(|_| self.heartbeat_at <= now && !matches!(self.stage, Stage::Ended))
+            .map(|membership| membership.heartbeat);
+        if let Some(interval) = due {
+            self.heartbeat_at = now.after(interval.max(HEARTBEAT_MIN));
+            effects.push(Effect::Heartbeat(self.pulse()));
         }
-        self.heartbeat_at = now.after(membership.heartbeat.max(HEARTBEAT_MIN));
+    }
+
+    fn pulse(&self) -> Pulse {
         let (lease, steps_done) = self.held().map_or((None, Steps(0)), |held| {
             (Some(held.lease()), held.steps_done)
         });
-        let (session, phase) = (self.settings.join.session, self.phase());
-        effects.push(Effect::Heartbeat(Pulse {
-            session,
-            phase,
+        Pulse {
+            session: self.settings.join.session,
+            phase: self.phase(),
             lease,
             steps_done,
-        }));
+        }
     }
 
     /// Shows at once what a unit came to, rather than at the next regular heartbeat.
@@ -384,11 +388,32 @@ impl Worker {
         }
     }
 
+    /// The lease under which this worker works, if it does.
     pub(crate) fn held(&self) -> Option<&Held> {
         match &self.stage {
             Stage::Holding(held) => Some(held),
             _ => None,
         }
+    }
+
+    /// The same for a report or an answer that came only because a lease is held.
+    pub(crate) fn present(&mut self) -> &mut Held {
+        match &mut self.stage {
+            Stage::Holding(held) => held,
+            stage => panic!("a lease's work was reported while the worker was {stage:?}"),
+        }
+    }
+
+    /// What the join gave, for what happens only after one.
+    pub(crate) fn member(&self) -> &Membership {
+        self.membership
+            .as_ref()
+            .expect("a lease is granted only to a member")
+    }
+
+    /// The exit that the worker was told to take.
+    pub(crate) fn told_to_end(&self) -> Option<Exit> {
+        self.ending.as_ref().map(|ending| ending.exit.clone())
     }
 
     pub(crate) fn number(&mut self) -> u64 {
