@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use chain::{Claimed, Fault, Misplaced};
-use coordinator_core::State;
+use ledger::State;
 use schemas::event::{Departure, Event, EventBody, LedgerEvent};
 use schemas::subject::{Incoming, recorded_worker};
 use schemas::{AccountId, Digest, Millis, PublicKey, RunId, Sequence, UnixMillis, WorkerId};
