@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::code::{Code, Refusal};
+pub use crate::codec::{Codec, CodecKind, Rounding};
 use crate::lease::Weights;
 use crate::limits::{LEASE_MAX, LEASE_MIN, SEQUENCE_TOKENS_MAX, UNITS_MAX, WORKERS_MAX};
 use crate::message::{V, message};
@@ -153,46 +154,6 @@ pub enum OuterOptimizer {
     },
 }
 
-/// How values travel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Codec {
-    /// The number format.
-    pub kind: CodecKind,
-    /// How values are rounded to it.
-    pub rounding: Rounding,
-}
-
-/// A number format on the wire, little endian.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CodecKind {
-    /// 4 bytes a value, exact.
-    Fp32,
-    /// 2 bytes a value: the upper half of fp32.
-    Bf16,
-}
-
-impl CodecKind {
-    /// Bytes of one encoded value.
-    pub const fn value_bytes(self) -> u64 {
-        match self {
-            Self::Fp32 => 4,
-            Self::Bf16 => 2,
-        }
-    }
-}
-
-/// How values are rounded to a narrower format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Rounding {
-    /// To nearest, ties to even.
-    Nearest,
-    /// Up or down with probability by distance, from the run's seed and the element's index.
-    Stochastic,
-}
-
 /// Rules for workers and leases.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -248,18 +209,14 @@ impl RunSpec {
         }
     }
 
-    /// Whether an uploaded chunk of a contribution may have this length: what the upload codec
-    /// makes of one of the initial weights' chunks, whose lengths were compared with the layout
+    /// True if an uploaded chunk of a contribution may have this length: what the upload codec
+    /// makes of one of the initial weights' chunks. Their lengths were compared with the layout
     /// when the run was created.
     pub fn is_upload_length(&self, bytes: Bytes) -> bool {
-        let (from, to) = (
-            CodecKind::Fp32.value_bytes(),
-            self.upload.kind.value_bytes(),
-        );
-        self.model
-            .initial
-            .iter()
-            .any(|chunk| (chunk.bytes.get() / from).saturating_mul(to) == bytes.get())
+        self.model.initial.iter().any(|chunk| {
+            let elements = CodecKind::Fp32.elements_in(chunk.bytes.get());
+            self.upload.kind.encoded_bytes(elements) == bytes.get()
+        })
     }
 
     /// Whether snapshot `round` is evaluated on held-out text.
