@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::code::{Code, Refusal};
-pub use crate::codec::{Codec, CodecKind, Rounding};
+pub use crate::codec::{Carries, Codec, CodecKind, Rounding};
 use crate::lease::Weights;
 use crate::limits::{LEASE_MAX, LEASE_MIN, SEQUENCE_TOKENS_MAX, UNITS_MAX, WORKERS_MAX};
 use crate::message::{V, message};
@@ -32,6 +32,10 @@ pub struct RunSpec {
     pub upload: Codec,
     /// How global weights travel.
     pub download: Codec,
+    /// A worker adds to a contribution what the codec took from its last one that counted. Left
+    /// out of the message when false, so that settings of before keep their digest.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub error_feedback: bool,
     /// Rules for workers and leases.
     pub policy: Policy,
     /// Decides initial weights, data order and stochastic rounding.
@@ -249,8 +253,37 @@ impl RunSpec {
         )?;
         self.inner.validate()?;
         self.outer.validate()?;
+        check_transfer(self.upload, self.download, self.error_feedback)?;
         self.policy.validate()
     }
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands fields over by reference"
+)]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// Checks that the codecs of a run can carry what they are for.
+///
+/// # Errors
+/// [`Code::CodecUnfit`].
+pub fn check_transfer(upload: Codec, download: Codec, error_feedback: bool) -> Result<(), Refusal> {
+    if download.kind.carries() == Carries::Contributions {
+        let detail = format!(
+            "download is {}, which errs by up to a third of a value: a copy of the weights would \
+             keep that, only a mean of contributions evens it out",
+            download.kind.name()
+        );
+        return Err(Refusal::new(Code::CodecUnfit, detail));
+    }
+    if error_feedback && upload.kind == CodecKind::Fp32 {
+        let detail = "upload is fp32, which loses nothing that error feedback could bring back";
+        return Err(Refusal::new(Code::CodecUnfit, detail));
+    }
+    Ok(())
 }
 
 /// Checks a run's number of elements in a chunk.

@@ -233,6 +233,7 @@ async fn build(
         outer: settings.outer(),
         upload: settings.upload(),
         download: settings.download(),
+        error_feedback: settings.error_feedback(),
         policy: settings.policy(),
         seed: settings.seed,
     })

@@ -270,11 +270,11 @@ fn examine_body(bytes: &[u8], elements: usize) -> Examined {
         let values = values(bytes);
         let (mut largest, mut negative_zero) = ([0_u32; LANES], [false; LANES]);
         for group in values.as_chunks::<LANES>().0 {
-            for lane in 0..LANES {
-                let bits = group[lane].to_bits();
+            for (lane, value) in group.iter().enumerate() {
+                let bits = value.to_bits();
                 largest[lane] = largest[lane].max(bits & MAGNITUDE_BITS);
                 negative_zero[lane] |= bits == SIGN_BITS;
-                sums.take(lane, group[lane]);
+                sums.take(lane, *value);
             }
         }
         let largest = largest.iter().fold(0, |max, lane| max.max(*lane));

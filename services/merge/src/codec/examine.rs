@@ -76,8 +76,8 @@ pub(super) fn examine_each<const BYTES: usize>(
     let mut sums = Sums::ZERO;
     let (groups, tail) = encoded.as_chunks::<LANES>();
     for group in groups {
-        for lane in 0..LANES {
-            sums.take(lane, value(group[lane]));
+        for (lane, bytes) in group.iter().enumerate() {
+            sums.take(lane, value(*bytes));
         }
     }
     for (lane, bytes) in tail.iter().enumerate() {
