@@ -17,7 +17,7 @@ use schemas::event::{Event, EventBody, SignedEvent, WorkerEvent};
 use schemas::lease::Done;
 use schemas::subject::worker_event_subject;
 use schemas::{
-    Code, Digest, Message as _, Millis, PublicKey, RunId, Sequence, UnixMillis, V, WorkerId,
+    Class, Code, Digest, Message as _, Millis, PublicKey, RunId, Sequence, UnixMillis, V, WorkerId,
 };
 use serde::{Deserialize, Serialize};
 use serde_bytes::{ByteArray, ByteBuf};
@@ -288,9 +288,9 @@ impl Publisher {
     }
 }
 
-/// Whether sending the event again is of no use.
+/// True when sending the event again is of no use: it does not fit the record.
 const fn is_final(code: Code) -> bool {
-    matches!(code, Code::EventRefused | Code::ChainForked)
+    matches!(code.class(), Class::Evidence)
 }
 
 fn sign(key: &AuditKey, domain: &str, body: Vec<u8>) -> SignedEvent {

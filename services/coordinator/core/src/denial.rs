@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use schemas::event::LedgerEvent;
 use schemas::limits::TEXT_BYTES_MAX;
-use schemas::{AccountId, Code, Millis, Refusal, UnixMillis, WorkerId};
+use schemas::{AccountId, Class, Code, Millis, Refusal, UnixMillis, WorkerId};
 
 use crate::coordinator::Coordinator;
 use crate::input::Peer;
@@ -124,14 +124,8 @@ impl Coordinator {
     /// Records a refusal, unless it only says that there is no work at present, or no run yet, or
     /// that the same thing was done before.
     pub(crate) fn record_denial(&mut self, peer: &Peer, verb: &str, refusal: &Refusal) {
-        let benign = [
-            Code::Draining,
-            Code::RunClosed,
-            Code::RunUnknown,
-            Code::NoAnswer,
-            Code::AlreadyCounted,
-        ];
-        if benign.contains(&refusal.code) {
+        let benign = matches!(refusal.code.class(), Class::Away | Class::NotNow);
+        if benign || refusal.code == Code::AlreadyCounted {
             return;
         }
         let Some(suppressed) = self.denials.admit(peer, self.now) else {

@@ -20,7 +20,7 @@ use crate::settings::{
     ABSENCE_PAUSE_MAX, CLAIM_LEASE_PART, CLAIM_MARGIN, FAULT_PAUSE, FAULTS_MAX, PARTING_PATIENCE,
     PARTING_TRIES, PATIENCE, REFUSED_INTERVAL_MIN, REJOIN_PAUSE, RETRY_PAUSE, Settings,
 };
-use crate::verdict::{is_absence, is_elsewhere};
+use crate::verdict::is_absence;
 
 /// One worker of one run.
 #[derive(Clone, Debug)]
@@ -450,7 +450,7 @@ impl Worker {
     /// by now. What lies outside every worker has a count of its own, since it says nothing about
     /// this machine, however long it lasts.
     pub(crate) fn fault(&mut self, code: Code) -> (Millis, bool) {
-        if is_elsewhere(code) {
+        if code.passes() {
             return (self.elsewhere.pause(), false);
         }
         let pause = self.faults.pause();
