@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use coordinator_core::State;
+use ledger::State;
 use schemas::event::{Departure, Event, EventBody, LedgerEvent, SignedEvent};
 use schemas::subject::{Incoming, recorded_worker};
 use schemas::{

@@ -96,7 +96,7 @@ impl Coordinator {
                 Ok(true)
             }
             Some(_) => Err(Refusal::new(Code::RunExists, format!("run {}", spec.run))),
-            None if self.state.runs.len() >= RUNS_MAX => Err(Refusal::new(
+            None if self.state.runs().count() >= RUNS_MAX => Err(Refusal::new(
                 Code::SpecInvalid,
                 format!("the coordinator has its most runs, {RUNS_MAX}"),
             )),
@@ -165,9 +165,8 @@ impl Coordinator {
         }
         let leases = self
             .state
-            .runs
-            .values()
-            .map(|run| run.leases().count())
+            .runs()
+            .map(|(_, run)| run.leases().count())
             .sum::<usize>();
         let workers = self
             .live
@@ -207,9 +206,8 @@ impl Coordinator {
         let busy = executing || !self.commits.is_empty();
         let held = self
             .state
-            .runs
-            .values()
-            .any(|run| run.leases().next().is_some());
+            .runs()
+            .any(|(_, run)| run.leases().next().is_some());
         if (busy || held) && self.now < drain.until {
             return;
         }

@@ -4,18 +4,17 @@
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
 
+use ledger::{ReplayError, Run, State};
 use schemas::event::{EventBody, LedgerEvent};
 use schemas::member::{Posture, Session};
 use schemas::{Code, Millis, PublicKey, Refusal, RunId, UnixMillis};
 
-use crate::apply::ReplayError;
 use crate::control::{Check, Drain};
 use crate::deadline::{Timer, Timers};
 use crate::denial::Denials;
 use crate::effect::{Answer, Effect};
 use crate::input::{ControlRequest, Input, Peer, ReplyId, ScreeningId, WorkerRequest};
 use crate::live::{Fading, LiveRun, Traffic};
-use crate::state::{Run, State};
 use crate::submit::Screening;
 
 /// What the shell fixes at start.
@@ -104,7 +103,7 @@ impl Coordinator {
     /// Takes the lead: every open lease runs on for one lease time from now, every unit that waits
     /// is offered again, and the weights of every run that is not complete are loaded.
     pub fn start(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
-        self.now = self.now.max(now).max(self.state.time);
+        self.now = self.now.max(now).max(self.state.time());
         let Settings {
             release,
             posture,
@@ -300,7 +299,7 @@ impl Coordinator {
 
     /// A run and its volatile side; the refusal to give when it is unknown or over.
     pub(crate) fn open_run(&mut self, name: &RunId) -> Result<(&Run, &mut LiveRun), Refusal> {
-        let run = self.state.runs.get(name).ok_or_else(|| run_unknown(name))?;
+        let run = self.state.run(name).ok_or_else(|| run_unknown(name))?;
         let live = self.live.get_mut(name).ok_or_else(|| run_closed(name))?;
         Ok((run, live))
     }

@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 
+use ledger::Run;
 use schemas::lease::UnitId;
 use schemas::{Code, Refusal, RunId, WorkerId};
 
 use crate::coordinator::Coordinator;
 use crate::denial::cut_text;
 use crate::live::LiveRun;
-use crate::state::Run;
 
 /// A unit that every present worker failed halts the run after this many failures: a single worker
 /// gets some tries, since a machine may be out of memory for a moment.

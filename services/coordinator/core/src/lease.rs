@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use ledger::{Run, Standing, Unit};
 use schemas::event::{LeaseEnd, LedgerEvent};
 use schemas::lease::{
     ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, Manifest, ReleaseRequest, RenewReply,
@@ -19,7 +20,6 @@ use crate::input::{Peer, ReplyId};
 use crate::live::{LiveLease, LiveRun, progress_wait};
 use crate::membership::{check_member, check_session, check_steps, replaced};
 use crate::spare::{catches_up, may_evaluate};
-use crate::state::{Run, Standing, Unit};
 
 /// A manifest is valid from this long before it is signed: clocks of one site differ by less.
 const CLOCK_SKEW_SECONDS: u64 = 5;

@@ -2,14 +2,13 @@
 //! randomness, no tensor.
 //!
 //! [`Coordinator::handle`] takes the time and an [`Input`] and pushes [`Effect`]s. Whatever changes
-//! durable state is a [`LedgerEvent`](schemas::event::LedgerEvent) that [`State::apply`] folds in,
-//! live and on replay alike, so a restart is a replay. The async shell around it lives in
+//! durable state is a [`LedgerEvent`](schemas::event::LedgerEvent) that [`ledger::State::apply`] folds
+//! in, live and on replay alike, so a restart is a replay. The async shell around it lives in
 //! `services/coordinator`.
 //!
 //! | file | holds |
 //! | --- | --- |
 //! | `input`, `effect` | the seam to the shell |
-//! | `state`, `apply` | the fold of the ledger |
 //! | `live` | what is known only while this process lives |
 //! | `coordinator` | the way of an input to the topic below that decides it |
 //! | `membership`, `offer`, `lease`, `submit`, `round`, `object`, `control`, `denial`, `view` | one topic each |
@@ -20,7 +19,6 @@
 //! | `draw` | which data a unit reads |
 //! | `deadline` | when to be called again |
 
-mod apply;
 mod control;
 mod coordinator;
 mod deadline;
@@ -40,19 +38,16 @@ mod order;
 mod round;
 mod spare;
 mod spending;
-mod state;
 mod submit;
 mod view;
 
 #[cfg(test)]
 mod tests;
 
-pub use apply::{ApplyError, ReplayError};
 pub use coordinator::{Coordinator, Settings};
 pub use effect::{Answer, Effect, Quarantine};
 pub use input::{
     ControlRequest, DeliveryId, Input, Merged, Peer, ReplyId, Screened, ScreeningId, Submission,
     WorkerRequest,
 };
-pub use state::{Fates, Run, State};
 pub use submit::check_norm;

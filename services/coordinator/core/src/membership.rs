@@ -1,5 +1,6 @@
 //! Who works for a run: joining, leaving, being heard, being removed.
 
+use ledger::{Member, Run};
 use schemas::event::{Departure, LeaseEnd, LedgerEvent};
 use schemas::lease::{Done, LeaseRef, UnitKind};
 use schemas::limits::{SPEED_MAX, TEXT_BYTES_MAX, TRAFFIC_MAX, WORKERS_MAX};
@@ -14,7 +15,6 @@ use crate::denial::cut_text;
 use crate::effect::Answer;
 use crate::input::{Peer, ReplyId};
 use crate::live::{Presence, Traffic};
-use crate::state::{Member, Run};
 use crate::submit::check_loss;
 
 /// Longest description of a device or release; both are shown in tables and repeated in every view.

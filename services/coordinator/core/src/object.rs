@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use ledger::Run;
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::StageRequest;
 use schemas::control::OperatorObjects;
@@ -15,7 +16,6 @@ use crate::input::{Peer, ReplyId};
 use crate::lease::check_holder;
 use crate::live::{LiveRun, Read};
 use crate::membership::check_member;
-use crate::state::Run;
 
 /// Most different objects that may be uploaded under one lease, for each chunk of the run: a worker
 /// that begins a unit anew may come to other bytes, but not often. An upload that is asked for

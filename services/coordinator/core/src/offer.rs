@@ -1,6 +1,7 @@
 //! Offers on the queue and the units that may be granted. The queue tells of work; the ledger says
 //! what is open.
 
+use ledger::Standing;
 use schemas::Millis;
 use schemas::RunId;
 use schemas::lease::UnitId;
@@ -10,7 +11,6 @@ use crate::deadline::Timer;
 use crate::effect::Effect;
 use crate::input::DeliveryId;
 use crate::live::Offered;
-use crate::state::Standing;
 
 /// How often the delivery of a unit that is not complete is kept from being delivered again: a
 /// third of the consumer's `ack_wait` of 60 s, so that two may get lost.

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use ledger::{Run, Standing};
 use schemas::data::{DataManifest, Tokenizer};
 use schemas::event::LedgerEvent;
 use schemas::lease::{ClaimOutcome, UnitId, Weights};
@@ -14,7 +15,6 @@ use crate::draw::Data;
 use crate::effect::Effect;
 use crate::input::{Merged, ReplyId};
 use crate::live::{LiveRun, backoff};
-use crate::state::{Run, Standing};
 
 /// What a run needs next, besides its workers' results.
 #[derive(Debug, PartialEq, Eq)]

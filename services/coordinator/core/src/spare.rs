@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
+use ledger::{Run, Standing, Unit};
 use schemas::lease::{LeaseRef, UnitId, UnitKind};
 use schemas::{Millis, UnixMillis, WorkerId};
 
 use crate::live::LiveRun;
-use crate::state::{Run, Standing, Unit};
 
 /// Most evaluations that may wait for a worker to spare. Each keeps the weights that it reads, so
 /// there is a bound.

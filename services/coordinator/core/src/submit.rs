@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use ledger::Run;
 use schemas::contribution::{Contribution, Evaluation, Fate, Outcome, Statement, SubmitReply};
 use schemas::event::{Departure, LedgerEvent};
 use schemas::lease::{LeaseRef, UnitKind};
@@ -16,7 +17,6 @@ use crate::effect::{Answer, Effect};
 use crate::input::{Peer, ReplyId, Screened, ScreeningId, Submission};
 use crate::lease::check_holder;
 use crate::membership::check_member;
-use crate::state::Run;
 
 /// Most askers that wait for one check. A worker that asks again no longer hears the answer to its
 /// first question, so the oldest gives way.

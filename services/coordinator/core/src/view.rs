@@ -1,13 +1,10 @@
 //! What operators and watchers see: the state, with what workers say of themselves filled in.
 
-use schemas::contribution::Fate;
+use ledger::Run;
 use schemas::control::{Query, View, ViewReply};
-use schemas::lease::UnitId;
 use schemas::public::Status;
-use schemas::view::{LeaseView, RoundView, RunDetail, RunPhase, RunView, SnapshotView, WorkerView};
-use schemas::{
-    Bytes, Code, Message, Millis, Refusal, Round, RunId, Steps, UnixMillis, V, WorkerId,
-};
+use schemas::view::{LeaseView, RunDetail, RunPhase, RunView, WorkerView};
+use schemas::{Code, Message, Millis, Refusal, RunId, Steps, UnixMillis, V, WorkerId};
 
 use crate::coordinator::{Coordinator, run_unknown};
 use crate::deadline::Timer;
@@ -15,7 +12,6 @@ use crate::effect::{Answer, Effect};
 use crate::failure::{named, nobody_gets_through};
 use crate::input::ReplyId;
 use crate::live::LiveRun;
-use crate::state::{RoundRecord, Run, Standing};
 
 /// A run that changes is published at most twice a second: people read no faster.
 const STATUS_EVERY_MIN: Millis = Millis(500);
@@ -186,107 +182,6 @@ fn deserted(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Refusal> {
         ));
     }
     Some(Refusal::new(Code::NoWorkerLeft, detail))
-}
-
-impl Run {
-    /// The run at a glance, as far as the ledger tells; speed and downloaded bytes are zero.
-    pub fn view(&self, name: &RunId) -> RunView {
-        let fates = &self.tokens;
-        let closed = self
-            .rounds
-            .iter()
-            .rev()
-            .find(|round| round.closed_at.is_some());
-        RunView {
-            run: name.clone(),
-            phase: self.phase(),
-            halted: None,
-            trouble: None,
-            round: self.rounds_closed(),
-            rounds: self.spec.schedule.rounds,
-            units_done: self.inputs.len() as u32,
-            units: self.spec.schedule.units,
-            workers: self.present(),
-            workers_min: self.spec.policy.workers_min,
-            leases: self.leases().count() as u32,
-            tokens: vec![
-                (Fate::Merged, fates.merged),
-                (Fate::Late, fates.late),
-                (Fate::Rejected, fates.rejected),
-                (Fate::Abandoned, fates.abandoned),
-            ],
-            tokens_per_second: 0.0,
-            train_loss: closed.and_then(Self::train_loss),
-            held_out_loss: self
-                .evaluations
-                .keys()
-                .next_back()
-                .and_then(|r| self.held_out_loss(*r).map(|l| (*r, l))),
-            bytes_up: self.uploaded,
-            bytes_down: Bytes(0),
-            snapshot: self
-                .last_snapshot()
-                .map(|snapshot| (snapshot.round, snapshot.manifest)),
-            created_at: self.created_at,
-            completed_at: self.completed_at,
-        }
-    }
-
-    /// Where the run stands by the ledger. Whether it is halted only the coordinator knows that
-    /// holds its weights.
-    pub fn phase(&self) -> RunPhase {
-        if self.is_complete() {
-            RunPhase::Complete
-        } else if self.all_rounds_closed() {
-            RunPhase::Finishing
-        } else if self.rounds.is_empty() {
-            RunPhase::Waiting
-        } else if self.round_is_full() {
-            RunPhase::Merging
-        } else {
-            RunPhase::Training
-        }
-    }
-
-    /// Its rounds, oldest first. Units of closed rounds are not listed one by one: all of them are
-    /// in.
-    pub fn round_views(&self) -> Vec<RoundView> {
-        let view = |(number, record): (usize, &RoundRecord)| {
-            let round = Round(number as u64);
-            let open = record.closed_at.is_none();
-            let done = |unit: &UnitId| {
-                self.units
-                    .get(unit)
-                    .is_some_and(|found| found.standing == Standing::Done)
-            };
-            RoundView {
-                round,
-                opened_at: record.opened_at,
-                closed_at: record.closed_at,
-                done: self
-                    .units
-                    .keys()
-                    .filter(|unit| open && unit.round == round && done(unit))
-                    .copied()
-                    .collect(),
-                tokens: record.tokens,
-                train_loss: Self::train_loss(record),
-                held_out_loss: self.held_out_loss(round),
-                norm: record.norm,
-            }
-        };
-        self.rounds.iter().enumerate().map(view).collect()
-    }
-
-    /// Its full snapshots, oldest first.
-    pub fn snapshot_views(&self) -> Vec<SnapshotView> {
-        let view = |snapshot: &crate::state::SnapshotRecord| SnapshotView {
-            round: snapshot.round,
-            manifest: snapshot.manifest,
-            saved_at: snapshot.saved_at,
-        };
-        self.snapshots.iter().map(view).collect()
-    }
 }
 
 fn worker_views(name: &RunId, run: &Run, live: Option<&LiveRun>) -> Vec<WorkerView> {

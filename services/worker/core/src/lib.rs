@@ -11,15 +11,19 @@
 //!               └─────────────── any of them → releasing → claiming … or leaving → ended
 //! ```
 
+mod claiming;
 mod effect;
 mod held;
 mod input;
+mod joining;
+mod lease;
+mod leaving;
 mod pace;
 mod patience;
-mod replies;
 mod settings;
+mod stage;
+mod unit;
 mod verdict;
-mod work;
 mod worker;
 
 pub use effect::{Effect, Exit, Pulse, Request, RequestId, WorkId};

@@ -1,25 +1,24 @@
-//! The life of a worker.
-
-use std::sync::Arc;
+//! The life of a worker: hands what happens to the conversation that it belongs to, and asks what
+//! the present stage asks.
 
 use schemas::event::WorkerEvent;
-use schemas::lease::{ClaimRequest, LeaseRef, ReleaseRequest, RenewRequest};
-use schemas::limits::{CLAIM_WAIT_MAX, LEASE_MIN};
+use schemas::lease::{ClaimRequest, ReleaseRequest};
 use schemas::member::LeaveRequest;
 use schemas::public::CommandVerb;
-use schemas::run::RunSpec;
 use schemas::telemetry::Phase;
-use schemas::{Bytes, Code, Digest, Millis, Refusal, Steps, UnixMillis, V};
+use schemas::{Code, Millis, Refusal, Steps, UnixMillis, V};
 
 use crate::effect::{Effect, Exit, Pulse, Request, RequestId, WorkId};
-use crate::held::{Held, Renewal, Step};
-use crate::input::Input;
+use crate::held::{Held, Step};
+use crate::input::{Answer, Input};
+use crate::joining::Membership;
 use crate::pace::Pace;
 use crate::patience::Patience;
 use crate::settings::{
-    ABSENCE_PAUSE_MAX, CLAIM_LEASE_PART, CLAIM_MARGIN, FAULT_PAUSE, FAULTS_MAX, PARTING_PATIENCE,
-    PARTING_TRIES, PATIENCE, REFUSED_INTERVAL_MIN, REJOIN_PAUSE, RETRY_PAUSE, Settings,
+    ABSENCE_PAUSE_MAX, FAULT_PAUSE, PARTING_PATIENCE, PATIENCE, REFUSED_INTERVAL_MIN, REJOIN_PAUSE,
+    RETRY_PAUSE, Settings,
 };
+use crate::stage::{Asked, Ending, Stage};
 use crate::verdict::is_absence;
 
 /// One worker of one run.
@@ -34,7 +33,7 @@ pub struct Worker {
     pub(crate) ask_at: UnixMillis,
     /// Requests that failed, one after another.
     pub(crate) pace: Pace,
-    /// How long the answer to the stage's request is waited for.
+    /// How long to wait for the answer to the stage's request.
     pub(crate) patience: Patience,
     /// Units that this machine failed, one after another.
     pub(crate) faults: Pace,
@@ -48,65 +47,9 @@ pub struct Worker {
     pub(crate) ending: Option<Ending>,
     /// The trainer's inner state is newer than the file.
     pub(crate) unsaved: bool,
-    heartbeat_at: UnixMillis,
+    pub(crate) heartbeat_at: UnixMillis,
     refused: RefusedCommands,
     numbers: u64,
-}
-
-/// Where the worker stands.
-#[derive(Clone, Debug)]
-pub(crate) enum Stage {
-    Joining,
-    Claiming,
-    Verifying(WorkId),
-    Holding(Box<Held>),
-    /// Giving a lease back; then this.
-    Releasing {
-        lease: LeaseRef,
-        reason: String,
-        next: Next,
-    },
-    Leaving(Exit),
-    Ended,
-}
-
-/// What follows a release.
-#[derive(Clone, Debug)]
-pub(crate) enum Next {
-    Claim {
-        pause: Millis,
-    },
-    /// Ask to join again, to learn the coordinator's time.
-    Join {
-        pause: Millis,
-    },
-    Leave(Exit),
-}
-
-/// What a join gave.
-#[derive(Clone, Debug)]
-pub(crate) struct Membership {
-    pub(crate) spec: RunSpec,
-    pub(crate) spec_digest: Digest,
-    /// Coordinator's clock minus ours, at most: measured from before the question to before the
-    /// answer.
-    pub(crate) clock_ahead_ms: i64,
-    heartbeat: Millis,
-}
-
-/// A request that waits for its answer.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Asked {
-    pub(crate) id: RequestId,
-    pub(crate) sent_at: UnixMillis,
-}
-
-/// The worker was told to end.
-#[derive(Clone, Debug)]
-pub(crate) struct Ending {
-    pub(crate) exit: Exit,
-    /// The process ends here, answered or not; none while a unit is finished first.
-    deadline: Option<UnixMillis>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -114,6 +57,9 @@ struct RefusedCommands {
     next_event_at: UnixMillis,
     suppressed: u64,
 }
+
+/// Shortest time between heartbeats, whatever the coordinator asks for.
+const HEARTBEAT_MIN: Millis = Millis(100);
 
 impl Worker {
     /// A worker that will join with the first call of [`Worker::handle`].
@@ -139,20 +85,22 @@ impl Worker {
         }
     }
 
-    /// Takes in what happened at `now` and says what to do. After [`Effect::Exit`] it says nothing
-    /// more.
+    /// Takes in what happened at `now` and pushes what to do. Pushes nothing after
+    /// [`Effect::Exit`].
     pub fn handle(&mut self, now: UnixMillis, input: Input, effects: &mut Vec<Effect>) {
         if matches!(self.stage, Stage::Ended) {
             return;
         }
         match input {
+            // Reports cross with stops on the way; the work or the step they are about is over.
+            report if self.is_overtaken(&report) => {}
             Input::Replied { id, outcome } => self.replied(now, id, outcome, effects),
             Input::Verified { work, outcome } => self.verified(now, work, outcome, effects),
             Input::Fetched { work, outcome } => self.fetched(now, work, outcome, effects),
-            Input::Progress { work, steps_done } => self.progressed(work, steps_done),
+            Input::Progress { steps_done, .. } => self.progressed(steps_done),
             Input::Trained { work, outcome } => self.trained(now, work, outcome, effects),
-            Input::Evaluated { work, outcome } => self.evaluated(now, work, outcome, effects),
-            Input::Uploaded { work, outcome } => self.uploaded(now, work, outcome, effects),
+            Input::Evaluated { outcome, .. } => self.evaluated(now, outcome, effects),
+            Input::Uploaded { outcome, .. } => self.uploaded(now, outcome, effects),
             Input::Command(CommandVerb::Drain) => self.drain(now, effects),
             Input::Command(CommandVerb::Stop) => self.stop(now, effects),
             Input::CommandRefused(refusal) => self.command_refused(now, refusal, effects),
@@ -161,7 +109,27 @@ impl Worker {
         self.advance(now, effects);
     }
 
-    /// When [`Worker::handle`] wants to be called although nothing happened.
+    /// True for a report on other work than the present, or on another step of it.
+    fn is_overtaken(&self, report: &Input) -> bool {
+        let (work, right): (_, fn(&Step) -> bool) = match report {
+            Input::Verified { work, .. } => {
+                return !matches!(self.stage, Stage::Verifying(present) if present == *work);
+            }
+            Input::Fetched { work, .. } => (work, |step| *step == Step::Fetching),
+            Input::Progress { work, .. }
+            | Input::Trained { work, .. }
+            | Input::Evaluated { work, .. } => (work, |step| *step == Step::Training),
+            Input::Uploaded { work, .. } => (work, |step| matches!(step, Step::Uploading(_))),
+            Input::Replied { .. } | Input::Command(_) | Input::CommandRefused(_) | Input::Tick => {
+                return false;
+            }
+        };
+        !self
+            .held()
+            .is_some_and(|held| held.work == *work && right(&held.step))
+    }
+
+    /// The time at which [`Worker::handle`] is to be called although nothing happened.
     pub fn next_deadline(&self) -> Option<UnixMillis> {
         if matches!(self.stage, Stage::Ended) {
             return None;
@@ -181,7 +149,7 @@ impl Worker {
         .min()
     }
 
-    /// Where the worker stands, for heartbeats and status.
+    /// The stage, for heartbeats and status.
     pub fn phase(&self) -> Phase {
         match &self.stage {
             Stage::Joining => Phase::Joining,
@@ -196,7 +164,7 @@ impl Worker {
         }
     }
 
-    /// What time alone causes, in order of urgency.
+    /// Does what time alone causes, in order of urgency.
     fn advance(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
         if let Some(Ending {
             exit,
@@ -216,44 +184,19 @@ impl Worker {
         self.beat(now, effects);
     }
 
-    fn renew(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
-        let id = self.number();
-        let Stage::Holding(held) = &mut self.stage else {
-            return;
-        };
-        if held.renewal.is_some() || held.renew_at > now {
-            return;
-        }
-        let id = RequestId(id);
-        held.renewal = Some(Renewal { id, sent_at: now });
-        // The shell counts bytes.
-        let request = Request::Renew(RenewRequest {
-            v: V,
-            lease: held.lease(),
-            steps_done: held.steps_done,
-            bytes_moved: Bytes(0),
-        });
-        effects.push(Effect::Send {
-            id,
-            request,
-            patience: held.renewal_patience(),
-        });
-    }
-
     fn ask(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
         if self.asked.is_some() || self.ask_at > now {
             return;
         }
-        let Some((request, patience)) = self.request() else {
-            return;
-        };
-        let id = RequestId(self.number());
-        self.asked = Some(Asked { id, sent_at: now });
-        effects.push(Effect::Send {
-            id,
-            request,
-            patience,
-        });
+        if let Some((request, patience)) = self.request() {
+            let id = RequestId(self.number());
+            self.asked = Some(Asked { id, sent_at: now });
+            effects.push(Effect::Send {
+                id,
+                request,
+                patience,
+            });
+        }
     }
 
     /// The request that the stage consists of.
@@ -305,38 +248,48 @@ impl Worker {
         }
     }
 
-    /// How long a claim may be held open, and how long its answer is waited for.
-    fn claim_spans(&self) -> (Millis, Millis) {
-        let lease = self
-            .membership
-            .as_ref()
-            .map_or(LEASE_MIN, |membership| membership.spec.policy.lease);
-        let part = Millis(lease.get() / CLAIM_LEASE_PART);
-        let wait = self.settings.claim_wait.min(CLAIM_WAIT_MAX).min(part);
-        (
-            wait,
-            Millis(wait.get().saturating_add(CLAIM_MARGIN.min(part).get())),
-        )
+    pub(crate) fn replied(
+        &mut self,
+        now: UnixMillis,
+        id: RequestId,
+        outcome: Result<Answer, Refusal>,
+        effects: &mut Vec<Effect>,
+    ) {
+        if let Some(asked) = self.asked.filter(|asked| asked.id == id) {
+            self.answered(now, asked, outcome, effects);
+        } else if let Some(renewal) = self
+            .held()
+            .and_then(|held| held.renewal)
+            .filter(|renewal| renewal.id == id)
+        {
+            self.renewal_answered(now, renewal.sent_at, outcome, effects);
+        }
+        // Any other answer is to a question that does not matter any more.
     }
 
-    fn beat(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
-        let Some(membership) = &self.membership else {
-            return;
-        };
-        if self.heartbeat_at > now || matches!(self.stage, Stage::Ended) {
-            return;
+    fn answered(
+        &mut self,
+        now: UnixMillis,
+        asked: Asked,
+        outcome: Result<Answer, Refusal>,
+        effects: &mut Vec<Effect>,
+    ) {
+        match &self.stage {
+            Stage::Joining => self.join_answered(now, asked.sent_at, outcome, effects),
+            Stage::Claiming => self.claim_answered(now, asked.sent_at, outcome, effects),
+            Stage::Holding(_) => self.submit_answered(now, outcome, effects),
+            Stage::Releasing { .. } => self.release_answered(now, outcome, effects),
+            Stage::Leaving(_) => self.leave_answered(now, outcome, effects),
+            Stage::Verifying(_) | Stage::Ended => {
+                panic!("a stage without a request waits for an answer")
+            }
         }
-        self.heartbeat_at = now.after(membership.heartbeat.max(HEARTBEAT_MIN));
-        let (lease, steps_done) = self.held().map_or((None, Steps(0)), |held| {
-            (Some(held.lease()), held.steps_done)
-        });
-        let (session, phase) = (self.settings.join.session, self.phase());
-        effects.push(Effect::Heartbeat(Pulse {
-            session,
-            phase,
-            lease,
-            steps_done,
-        }));
+    }
+
+    /// Asks again after an answer of another kind than the request.
+    pub(crate) fn answered_otherwise(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
+        let detail = "an answer of another kind than the request";
+        self.ask_again(now, Refusal::new(Code::MessageInvalid, detail), effects);
     }
 
     /// Goes to another stage; its request, if it has one, is sent `pause` from now.
@@ -368,211 +321,33 @@ impl Worker {
         effects.push(Effect::Waiting { refusal, pause });
     }
 
-    /// Looks for work, or leaves if it was told to.
-    pub(crate) fn claim(&mut self, now: UnixMillis, pause: Millis, effects: &mut Vec<Effect>) {
-        match self.ending.as_ref().map(|ending| ending.exit.clone()) {
-            Some(exit) => self.leave(now, exit, effects),
-            None => self.enter(now, Stage::Claiming, pause),
-        }
-    }
-
-    /// Says goodbye, then ends.
-    pub(crate) fn leave(&mut self, now: UnixMillis, exit: Exit, effects: &mut Vec<Effect>) {
-        self.save(effects);
-        let deadline = Some(now.after(self.settings.stop_patience));
-        let deadline = self
-            .ending
+    fn beat(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
+        let due = self
+            .membership
             .as_ref()
-            .and_then(|ending| ending.deadline)
-            .or(deadline);
-        self.ending = Some(Ending {
-            exit: exit.clone(),
-            deadline,
+            .filter(|_| self.heartbeat_at <= now && !matches!(self.stage, Stage::Ended))
+            .map(|membership| membership.heartbeat);
+        if let Some(interval) = due {
+            self.heartbeat_at = now.after(interval.max(HEARTBEAT_MIN));
+            effects.push(Effect::Heartbeat(self.pulse()));
+        }
+    }
+
+    fn pulse(&self) -> Pulse {
+        let (lease, steps_done) = self.held().map_or((None, Steps(0)), |held| {
+            (Some(held.lease()), held.steps_done)
         });
-        if self.membership.is_none() {
-            return self.end(exit, effects);
-        }
-        effects.push(Effect::Emit(WorkerEvent::Stopped {
-            reason: Refusal::new(Code::Internal, exit.reason()).detail,
-        }));
-        self.enter(now, Stage::Leaving(exit), Millis(0));
-    }
-
-    /// The end.
-    pub(crate) fn end(&mut self, exit: Exit, effects: &mut Vec<Effect>) {
-        if let Some(work) = self.work() {
-            effects.push(Effect::Stop { work });
-        }
-        self.save(effects);
-        self.stage = Stage::Ended;
-        self.asked = None;
-        effects.push(Effect::Exit(exit));
-    }
-
-    /// The lease is no longer ours: its work stops, the inner state stays.
-    pub(crate) fn lose(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
-        if self.drop_work(&refusal, effects).is_some() {
-            self.claim(now, Millis(0), effects);
-        }
-    }
-
-    /// The unit failed here: give it to another, and claim again after a pause that grows with
-    /// every failure.
-    pub(crate) fn fail(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
-        let Some(lease) = self.drop_work(&refusal, effects) else {
-            return;
-        };
-        let (pause, hopeless) = self.fault(refusal.code);
-        let ending = self.ending.as_ref().map(|ending| ending.exit.clone());
-        let next = match ending {
-            Some(exit) => Next::Leave(exit),
-            None if hopeless => Next::Leave(Exit::Failed(refusal.clone())),
-            None => {
-                effects.push(Effect::Waiting {
-                    refusal: refusal.clone(),
-                    pause,
-                });
-                Next::Claim { pause }
-            }
-        };
-        self.enter(
-            now,
-            Stage::Releasing {
-                lease,
-                reason: refusal.to_string(),
-                next,
-            },
-            Millis(0),
-        );
-    }
-
-    /// Counts a unit that failed: the pause after it, and whether this machine has failed too many
-    /// by now. What lies outside every worker has a count of its own, since it says nothing about
-    /// this machine, however long it lasts.
-    pub(crate) fn fault(&mut self, code: Code) -> (Millis, bool) {
-        if code.passes() {
-            return (self.elsewhere.pause(), false);
-        }
-        let pause = self.faults.pause();
-        (pause, self.faults.tries() >= FAULTS_MAX)
-    }
-
-    /// This process cannot do such work: give the unit back and end.
-    pub(crate) fn give_up(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
-        let exit = Exit::Failed(refusal.clone());
-        match self.drop_work(&refusal, effects) {
-            Some(lease) => {
-                let next = Next::Leave(exit);
-                self.enter(
-                    now,
-                    Stage::Releasing {
-                        lease,
-                        reason: refusal.to_string(),
-                        next,
-                    },
-                    Millis(0),
-                );
-            }
-            None => self.leave(now, exit, effects),
-        }
-    }
-
-    /// Another process is the worker now: this one stops and says nothing more in its name. Its
-    /// lease is not its own any more, a goodbye would end the other's membership, and an event of
-    /// its own would fork the chain.
-    pub(crate) fn replaced(&mut self, refusal: Refusal, effects: &mut Vec<Effect>) {
-        self.end(Exit::Failed(refusal), effects);
-    }
-
-    /// Stops what is being done under the present lease and says so; the stage is for the caller to
-    /// change.
-    pub(crate) fn drop_work(
-        &mut self,
-        refusal: &Refusal,
-        effects: &mut Vec<Effect>,
-    ) -> Option<LeaseRef> {
-        let held = self.held()?;
-        let (lease, work) = (held.lease(), held.work);
-        effects.push(Effect::Stop { work });
-        effects.push(Effect::Emit(WorkerEvent::Dropped {
+        Pulse {
+            session: self.settings.join.session,
+            phase: self.phase(),
             lease,
-            code: refusal.code,
-            detail: refusal.detail.clone(),
-        }));
-        self.save(effects);
-        Some(lease)
-    }
-
-    /// Goes on after a release, whatever it was answered.
-    pub(crate) fn released(&mut self, now: UnixMillis, next: Next, effects: &mut Vec<Effect>) {
-        match next {
-            Next::Claim { pause } => self.claim(now, pause, effects),
-            Next::Join { pause } => self.enter(now, Stage::Joining, pause),
-            Next::Leave(exit) => self.leave(now, exit, effects),
+            steps_done,
         }
     }
 
-    /// Whether a parting word was said often enough.
-    pub(crate) fn parted(&self) -> bool {
-        self.pace.tries() + 1 >= PARTING_TRIES
-    }
-
-    fn drain(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
-        if self.ending.is_some() {
-            return;
-        }
-        self.ending = Some(Ending {
-            exit: Exit::Drained,
-            deadline: None,
-        });
-        match &mut self.stage {
-            Stage::Joining | Stage::Claiming => self.leave(now, Exit::Drained, effects),
-            Stage::Releasing { next, .. } => *next = Next::Leave(Exit::Drained),
-            Stage::Verifying(_) | Stage::Holding(_) | Stage::Leaving(_) | Stage::Ended => {}
-        }
-    }
-
-    fn stop(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
-        if self
-            .ending
-            .as_ref()
-            .is_some_and(|ending| ending.deadline.is_some())
-        {
-            return;
-        }
-        let exit = Exit::Stopped;
-        let deadline = Some(now.after(self.settings.stop_patience));
-        self.ending = Some(Ending {
-            exit: exit.clone(),
-            deadline,
-        });
-        match &mut self.stage {
-            // The result may be on its way already: it is finished, and the deadline stands.
-            Stage::Holding(held) if matches!(held.step, Step::Submitting(_)) => {}
-            Stage::Holding(_) => {
-                let refusal = Refusal::new(Code::Interrupted, exit.reason());
-                let lease = self
-                    .drop_work(&refusal, effects)
-                    .expect("this arm holds a lease");
-                let next = Next::Leave(exit.clone());
-                self.enter(
-                    now,
-                    Stage::Releasing {
-                        lease,
-                        reason: exit.reason(),
-                        next,
-                    },
-                    Millis(0),
-                );
-            }
-            Stage::Joining | Stage::Claiming => self.leave(now, exit, effects),
-            Stage::Verifying(work) => {
-                effects.push(Effect::Stop { work: *work });
-                self.leave(now, exit, effects);
-            }
-            Stage::Releasing { next, .. } => *next = Next::Leave(exit),
-            Stage::Leaving(_) | Stage::Ended => {}
-        }
+    /// Shows at once what a unit came to, rather than at the next regular heartbeat.
+    pub(crate) fn beat_now(&mut self, now: UnixMillis) {
+        self.heartbeat_at = now;
     }
 
     fn command_refused(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
@@ -604,19 +379,8 @@ impl Worker {
         }
     }
 
-    /// A membership begins or begins again.
-    pub(crate) fn joined(&mut self, now: UnixMillis, membership: Membership) {
-        self.membership = Some(membership);
-        self.heartbeat_at = now;
-    }
-
-    /// Shows at once what a unit came to, rather than at the next regular heartbeat.
-    pub(crate) fn beat_now(&mut self, now: UnixMillis) {
-        self.heartbeat_at = now;
-    }
-
     /// The present work, if there is any.
-    fn work(&self) -> Option<WorkId> {
+    pub(crate) fn work(&self) -> Option<WorkId> {
         match &self.stage {
             Stage::Holding(held) => Some(held.work),
             Stage::Verifying(work) => Some(*work),
@@ -624,6 +388,7 @@ impl Worker {
         }
     }
 
+    /// The lease under which this worker works, if it does.
     pub(crate) fn held(&self) -> Option<&Held> {
         match &self.stage {
             Stage::Holding(held) => Some(held),
@@ -631,58 +396,28 @@ impl Worker {
         }
     }
 
+    /// The same for a report or an answer that came only because a lease is held.
+    pub(crate) fn present(&mut self) -> &mut Held {
+        match &mut self.stage {
+            Stage::Holding(held) => held,
+            stage => panic!("a lease's work was reported while the worker was {stage:?}"),
+        }
+    }
+
+    /// What the join gave, for what happens only after one.
+    pub(crate) fn member(&self) -> &Membership {
+        self.membership
+            .as_ref()
+            .expect("a lease is granted only to a member")
+    }
+
+    /// The exit that the worker was told to take.
+    pub(crate) fn told_to_end(&self) -> Option<Exit> {
+        self.ending.as_ref().map(|ending| ending.exit.clone())
+    }
+
     pub(crate) fn number(&mut self) -> u64 {
         self.numbers += 1;
         self.numbers
-    }
-
-    /// Starts on a verified lease.
-    pub(crate) fn hold(&mut self, now: UnixMillis, held: Held, effects: &mut Vec<Effect>) {
-        let (work, manifest) = (held.work, Arc::clone(&held.manifest));
-        effects.push(Effect::Emit(WorkerEvent::Started {
-            lease: held.lease(),
-        }));
-        effects.push(Effect::Fetch { work, manifest });
-        self.enter(now, Stage::Holding(Box::new(held)), Millis(0));
-    }
-}
-
-/// A difference between two measurements of the coordinator's clock that is more than the way of a
-/// message: another coordinator answers, or the same one after a restart.
-const CLOCK_MOVED_MIN: Millis = Millis::from_secs(5);
-/// Shortest time between heartbeats, whatever the coordinator asks for.
-const HEARTBEAT_MIN: Millis = Millis(100);
-
-impl Membership {
-    pub(crate) fn new(
-        spec: RunSpec,
-        spec_digest: Digest,
-        clock_ahead_ms: i64,
-        heartbeat: Millis,
-    ) -> Self {
-        Self {
-            spec,
-            spec_digest,
-            clock_ahead_ms,
-            heartbeat,
-        }
-    }
-
-    /// Takes over a newer measurement; whether it tells anything new.
-    pub(crate) fn measured(&mut self, ahead_ms: i64) -> bool {
-        let moved = self.clock_ahead_ms.abs_diff(ahead_ms) > CLOCK_MOVED_MIN.get();
-        if moved {
-            self.clock_ahead_ms = ahead_ms;
-        }
-        moved
-    }
-
-    /// The coordinator's `instant` on our clock, or a little earlier.
-    pub(crate) fn local(&self, instant: UnixMillis) -> UnixMillis {
-        UnixMillis(
-            instant
-                .get()
-                .saturating_add_signed(self.clock_ahead_ms.saturating_neg()),
-        )
     }
 }

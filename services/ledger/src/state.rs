@@ -13,9 +13,9 @@ use schemas::{
 };
 use serde::{Serialize, Serializer};
 
-/// How many closed rounds back the digests of accepted statements are kept, so that a repeated
-/// submit is answered with what it came to. A worker repeats a request for minutes at most; a round
-/// lasts seconds at least.
+/// Keep the digests of accepted statements for this many closed rounds, so that a repeated submit
+/// gets the same answer. A worker repeats a request for minutes at most; a round lasts seconds at
+/// least.
 pub(crate) const ROUNDS_REMEMBERED: u64 = 16;
 
 /// The coordinator's durable state: what [`State::apply`] made of the ledger so far.
@@ -41,82 +41,95 @@ pub(crate) struct Leader {
     pub(crate) since: UnixMillis,
 }
 
-/// One run.
+/// One run. Its fields are there to be read: a [`State`] hands out shared references only, so
+/// nothing but an event changes a run that is in one.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Run {
-    pub(crate) spec: RunSpec,
-    pub(crate) spec_digest: Digest,
-    pub(crate) operator: PublicKey,
-    pub(crate) created_at: UnixMillis,
-    pub(crate) completed_at: Option<UnixMillis>,
-    /// Everyone who ever joined.
-    pub(crate) members: BTreeMap<WorkerId, Member>,
+    /// Its settings.
+    pub spec: RunSpec,
+    /// The digest of its settings.
+    pub spec_digest: Digest,
+    /// The operator who created it.
+    pub operator: PublicKey,
+    /// When it was created.
+    pub created_at: UnixMillis,
+    /// When it was complete; none while it is open.
+    pub completed_at: Option<UnixMillis>,
+    /// Every worker that ever joined.
+    pub members: BTreeMap<WorkerId, Member>,
     /// By number; the last may be open.
-    pub(crate) rounds: Vec<RoundRecord>,
+    pub rounds: Vec<RoundRecord>,
     /// Training units of the open round, and evaluations that are not in.
     #[serde(serialize_with = "pairs")]
-    pub(crate) units: BTreeMap<UnitId, Unit>,
+    pub units: BTreeMap<UnitId, Unit>,
     /// What the open round has to merge.
-    pub(crate) inputs: BTreeMap<UnitIndex, MergeInput>,
+    pub inputs: BTreeMap<UnitIndex, MergeInput>,
     /// Digests of the statements accepted in the last [`ROUNDS_REMEMBERED`] rounds.
     #[serde(serialize_with = "pairs")]
-    pub(crate) accepted: BTreeMap<UnitId, Accepted>,
+    pub accepted: BTreeMap<UnitId, Accepted>,
     /// Copies of the global weights that are still read: the newest, and those of evaluations that
     /// are not in.
-    pub(crate) weights: BTreeMap<Round, Weights>,
+    pub weights: BTreeMap<Round, Weights>,
     /// Merges since the newest full snapshot, oldest first.
-    pub(crate) merges: Vec<MergeRecord>,
+    pub merges: Vec<MergeRecord>,
     /// Full snapshots, oldest first.
-    pub(crate) snapshots: Vec<SnapshotRecord>,
+    pub snapshots: Vec<SnapshotRecord>,
     /// Held-out losses by the snapshot's round.
-    pub(crate) evaluations: BTreeMap<Round, Evaluation>,
+    pub evaluations: BTreeMap<Round, Evaluation>,
     /// What became of issued tokens.
-    pub(crate) tokens: Fates,
+    pub tokens: Fates,
     /// Bytes of accepted contributions.
-    pub(crate) uploaded: Bytes,
+    pub uploaded: Bytes,
 }
 
 /// One worker of a run, present or past.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(crate) struct Member {
-    pub(crate) account: AccountId,
-    pub(crate) audit_key: PublicKey,
-    pub(crate) trainers: Vec<TrainerKind>,
-    pub(crate) device: String,
-    pub(crate) release: String,
-    pub(crate) posture: Posture,
-    /// Which of its processes joined last: it is the worker.
-    pub(crate) session: Session,
+pub struct Member {
+    /// The account it joined from.
+    pub account: AccountId,
+    /// The key that signs its results and events.
+    pub audit_key: PublicKey,
+    /// Trainers it has.
+    pub trainers: Vec<TrainerKind>,
+    /// The device it trains on, in its own words.
+    pub device: String,
+    /// Its release.
+    pub release: String,
+    /// How openly it runs.
+    pub posture: Posture,
+    /// The process that joined last: it is the worker.
+    pub session: Session,
     /// The lease that an older process held when it was replaced.
-    pub(crate) fenced: Option<LeaseRef>,
+    pub fenced: Option<LeaseRef>,
     /// Whether it is a member now.
-    pub(crate) present: bool,
+    pub present: bool,
     /// Whether it was removed for good.
-    pub(crate) removed: bool,
+    pub removed: bool,
     /// When it last joined or left.
-    pub(crate) since: UnixMillis,
+    pub since: UnixMillis,
     /// The lease it holds. A worker that left keeps it while its result is being checked.
-    pub(crate) lease: Option<LeaseRef>,
+    pub lease: Option<LeaseRef>,
     /// Results accepted.
-    pub(crate) accepted: u64,
+    pub accepted: u64,
     /// Results refused: strikes.
-    pub(crate) rejected: u64,
+    pub rejected: u64,
 }
 
 /// A unit that is on offer, held, or done in a round that is still open.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(crate) struct Unit {
+pub struct Unit {
     /// The last grant; 0 before the first.
-    pub(crate) epoch: Epoch,
-    pub(crate) standing: Standing,
+    pub epoch: Epoch,
+    /// Where it stands.
+    pub standing: Standing,
     /// Who held it last without success.
-    pub(crate) failed_by: Option<WorkerId>,
+    pub failed_by: Option<WorkerId>,
 }
 
 /// Where a unit stands.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Standing {
+pub enum Standing {
     /// Waiting for a holder.
     Open,
     /// Leased.
@@ -132,30 +145,37 @@ pub(crate) enum Standing {
 
 /// A result that counts.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(crate) struct Accepted {
-    pub(crate) epoch: Epoch,
-    pub(crate) statement: Digest,
+pub struct Accepted {
+    /// Of its lease.
+    pub epoch: Epoch,
+    /// The digest of the signed statement.
+    pub statement: Digest,
 }
 
 /// A round, open or closed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub(crate) struct RoundRecord {
-    pub(crate) opened_at: UnixMillis,
-    pub(crate) closed_at: Option<UnixMillis>,
+pub struct RoundRecord {
+    /// When its units went on offer.
+    pub opened_at: UnixMillis,
+    /// When it was merged; none while it is open.
+    pub closed_at: Option<UnixMillis>,
     /// Tokens of its accepted contributions.
-    pub(crate) tokens: Tokens,
+    pub tokens: Tokens,
     /// Loss times tokens over its accepted contributions.
-    pub(crate) loss_sum: f64,
+    pub loss_sum: f64,
     /// Of the merged contribution.
-    pub(crate) norm: Option<f64>,
+    pub norm: Option<f64>,
 }
 
 /// A full snapshot that stands.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(crate) struct SnapshotRecord {
-    pub(crate) round: Round,
-    pub(crate) manifest: ObjectRef,
-    pub(crate) saved_at: UnixMillis,
+pub struct SnapshotRecord {
+    /// The round that starts from it.
+    pub round: Round,
+    /// Its manifest.
+    pub manifest: ObjectRef,
+    /// When it stood.
+    pub saved_at: UnixMillis,
 }
 
 /// What became of the tokens that were issued with leases of training units. Those of the leases
@@ -190,38 +210,12 @@ impl State {
     pub fn run(&self, run: &RunId) -> Option<&Run> {
         self.runs.get(run)
     }
-
-    /// Checks what must hold after every event: tokens issued equal the sum of their fates and
-    /// those in flight, members and units agree on who holds what, at most one round is open.
-    ///
-    /// # Errors
-    /// What does not hold, with names and values.
-    pub fn check(&self) -> Result<(), String> {
-        self.runs
-            .iter()
-            .try_for_each(|(name, run)| run.check().map_err(|what| format!("run {name}: {what}")))
-    }
 }
 
 impl Run {
-    /// Its settings.
-    pub fn spec(&self) -> &RunSpec {
-        &self.spec
-    }
-
-    /// The digest of its settings.
-    pub fn spec_digest(&self) -> Digest {
-        self.spec_digest
-    }
-
-    /// Whether it is over.
+    /// True when it is over.
     pub fn is_complete(&self) -> bool {
         self.completed_at.is_some()
-    }
-
-    /// What became of issued tokens.
-    pub fn tokens(&self) -> &Fates {
-        &self.tokens
     }
 
     /// The round that is open; none before the first and after the last.
@@ -285,28 +279,31 @@ impl Run {
     }
 
     /// The tokens that a grant of `unit` issues; none for an evaluation.
-    pub(crate) fn unit_tokens(&self, unit: &UnitId) -> Tokens {
+    pub fn unit_tokens(&self, unit: &UnitId) -> Tokens {
         match unit.kind {
             UnitKind::Train => self.spec.unit_tokens(),
             UnitKind::Evaluate => Tokens(0),
         }
     }
 
-    pub(crate) fn member(&self, worker: &WorkerId) -> Option<&Member> {
+    /// The worker's entry while it is a member.
+    pub fn member(&self, worker: &WorkerId) -> Option<&Member> {
         self.members.get(worker).filter(|member| member.present)
     }
 
-    /// Whether all training units of the open round are in.
-    pub(crate) fn round_is_full(&self) -> bool {
+    /// True when all training units of the open round are in.
+    pub fn round_is_full(&self) -> bool {
         self.open_round().is_some()
             && self.inputs.len() as u64 == u64::from(self.spec.schedule.units)
     }
 
-    pub(crate) fn all_rounds_closed(&self) -> bool {
+    /// True when no round is left to close.
+    pub fn all_rounds_closed(&self) -> bool {
         self.rounds_closed().get() >= self.spec.schedule.rounds
     }
 
-    pub(crate) fn last_snapshot(&self) -> Option<&SnapshotRecord> {
+    /// The newest full snapshot.
+    pub fn last_snapshot(&self) -> Option<&SnapshotRecord> {
         self.snapshots.last()
     }
 
@@ -315,75 +312,20 @@ impl Run {
         (record.tokens.get() > 0).then(|| record.loss_sum / record.tokens.get() as f64)
     }
 
-    pub(crate) fn held_out_loss(&self, round: Round) -> Option<f64> {
+    /// Held-out loss of the snapshot that `round` starts from, nats a token.
+    pub fn held_out_loss(&self, round: Round) -> Option<f64> {
         self.evaluations
             .get(&round)
             .map(|found| found.loss_sum / found.tokens.get().max(1) as f64)
     }
 
     /// The steps before the units of `round`, for the learning-rate schedule.
-    pub(crate) fn steps_before(&self, round: Round) -> Steps {
+    pub fn steps_before(&self, round: Round) -> Steps {
         Steps(
             round
                 .get()
                 .saturating_mul(self.spec.schedule.inner_steps.get()),
         )
-    }
-
-    pub(crate) fn check(&self) -> Result<(), String> {
-        let fates = &self.tokens;
-        let sum =
-            fates.merged + fates.late + fates.rejected + fates.abandoned + self.tokens_in_flight();
-        if sum != fates.issued {
-            return Err(format!(
-                "issued {} tokens, fates and flight are {sum}: {fates:?}",
-                fates.issued
-            ));
-        }
-        for (lease, worker, _) in self.leases() {
-            if self.members.get(worker).and_then(|member| member.lease) != Some(lease) {
-                return Err(format!(
-                    "{lease} is held by {worker}, whose entry does not say so"
-                ));
-            }
-        }
-        let holding = self
-            .members
-            .values()
-            .filter(|member| member.lease.is_some())
-            .count();
-        if holding != self.leases().count() {
-            return Err(format!(
-                "{holding} members hold {} leases",
-                self.leases().count()
-            ));
-        }
-        let open = self
-            .rounds
-            .iter()
-            .filter(|round| round.closed_at.is_none())
-            .count();
-        if open > 1 || self.rounds.len() as u64 > self.spec.schedule.rounds {
-            return Err(format!(
-                "{open} of {} rounds are open, {} planned",
-                self.rounds.len(),
-                self.spec.schedule.rounds
-            ));
-        }
-        let merged: u64 = self.rounds.iter().map(|round| round.tokens.get()).sum();
-        if merged != fates.merged.get() {
-            return Err(format!(
-                "rounds merged {merged} tokens, fates say {}",
-                fates.merged
-            ));
-        }
-        if self.is_complete() && (open > 0 || !self.units.is_empty()) {
-            return Err(format!(
-                "complete with {open} open rounds and {} open units",
-                self.units.len()
-            ));
-        }
-        Ok(())
     }
 }
 

@@ -1,0 +1,189 @@
+//! The lease itself: renewing it, losing it, giving it back.
+
+use schemas::event::WorkerEvent;
+use schemas::lease::{LeaseRef, RenewRequest};
+use schemas::{Bytes, Code, Millis, Refusal, UnixMillis, V};
+
+use crate::effect::{Effect, Exit, Request, RequestId};
+use crate::held::{Held, Renewal};
+use crate::input::Answer;
+use crate::joining::ahead_ms;
+use crate::settings::FAULTS_MAX;
+use crate::stage::{Next, Stage};
+use crate::verdict::{Verdict, verdict};
+use crate::worker::Worker;
+
+impl Worker {
+    /// Renews the lease that is held, when it is time.
+    pub(crate) fn renew(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
+        let due = |held: &Held| held.renewal.is_none() && held.renew_at <= now;
+        if !self.held().is_some_and(due) {
+            return;
+        }
+        let id = RequestId(self.number());
+        let held = self.present();
+        held.renewal = Some(Renewal { id, sent_at: now });
+        // The shell counts bytes.
+        let request = Request::Renew(RenewRequest {
+            v: V,
+            lease: held.lease(),
+            steps_done: held.steps_done,
+            bytes_moved: Bytes(0),
+        });
+        effects.push(Effect::Send {
+            id,
+            request,
+            patience: held.renewal_patience(),
+        });
+    }
+
+    pub(crate) fn renewal_answered(
+        &mut self,
+        now: UnixMillis,
+        sent_at: UnixMillis,
+        outcome: Result<Answer, Refusal>,
+        effects: &mut Vec<Effect>,
+    ) {
+        match outcome {
+            Ok(Answer::Renew(reply)) => {
+                self.present().renewed(sent_at, reply.remaining);
+                // The coordinator's time when it answered; another process of it may have another.
+                let ahead_ms = ahead_ms(
+                    sent_at,
+                    UnixMillis(reply.expires_at.get().saturating_sub(reply.remaining.get())),
+                );
+                let membership = self.membership.as_mut();
+                let membership = membership.expect("a lease is granted only to a member");
+                if membership.measured(ahead_ms) {
+                    effects.push(Effect::Clock { ahead_ms });
+                }
+            }
+            Ok(_) => self.present().renew_again(now),
+            Err(refusal) => match verdict(refusal.code) {
+                Verdict::Replaced => self.replaced(refusal, effects),
+                Verdict::LeaseLost => self.lose(now, refusal, effects),
+                Verdict::Rejoin => self.rejoin(now, refusal, effects),
+                Verdict::RunOver => self.run_over(now, refusal, effects),
+                Verdict::Fatal => self.give_up(now, refusal, effects),
+                Verdict::Wait | Verdict::Failed => {
+                    let held = self.present();
+                    let pause = now.until(held.ends_at);
+                    held.renew_again(now);
+                    effects.push(Effect::Waiting {
+                        refusal,
+                        pause: pause.min(now.until(held.renew_at)),
+                    });
+                }
+            },
+        }
+    }
+
+    /// The lease is another's or nobody's: its work stops, the inner state stays.
+    pub(crate) fn lose(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
+        self.drop_held(&refusal, effects);
+        self.claim(now, Millis(0), effects);
+    }
+
+    /// The unit failed here: give it to another, and claim again after a pause that grows with
+    /// every failure.
+    pub(crate) fn fail(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
+        let lease = self.drop_held(&refusal, effects);
+        let (pause, hopeless) = self.fault(refusal.code);
+        let next = match self.told_to_end() {
+            Some(exit) => Next::Leave(exit),
+            None if hopeless => Next::Leave(Exit::Failed(refusal.clone())),
+            None => {
+                effects.push(Effect::Waiting {
+                    refusal: refusal.clone(),
+                    pause,
+                });
+                Next::Claim { pause }
+            }
+        };
+        self.release(now, lease, refusal.to_string(), next);
+    }
+
+    /// Counts a unit that failed: returns the pause after it, and true when this machine has failed
+    /// too many by now. A cause outside every worker has a count of its own, since it says
+    /// nothing about this machine, however long it lasts.
+    pub(crate) fn fault(&mut self, code: Code) -> (Millis, bool) {
+        if code.passes() {
+            return (self.elsewhere.pause(), false);
+        }
+        let pause = self.faults.pause();
+        (pause, self.faults.tries() >= FAULTS_MAX)
+    }
+
+    /// Gives a lease back at once; then `next`.
+    pub(crate) fn release(&mut self, now: UnixMillis, lease: LeaseRef, reason: String, next: Next) {
+        let stage = Stage::Releasing {
+            lease,
+            reason,
+            next,
+        };
+        self.enter(now, stage, Millis(0));
+    }
+
+    /// Drops the work of the lease that is held, where the caller knows that one is.
+    pub(crate) fn drop_held(&mut self, refusal: &Refusal, effects: &mut Vec<Effect>) -> LeaseRef {
+        self.drop_work(refusal, effects)
+            .expect("only the work on a lease that is held is dropped")
+    }
+
+    /// Stops the work on the lease that is held, if one is, and records why. The caller changes the
+    /// stage.
+    pub(crate) fn drop_work(
+        &mut self,
+        refusal: &Refusal,
+        effects: &mut Vec<Effect>,
+    ) -> Option<LeaseRef> {
+        let held = self.held()?;
+        let (lease, work) = (held.lease(), held.work);
+        effects.push(Effect::Stop { work });
+        effects.push(Effect::Emit(WorkerEvent::Dropped {
+            lease,
+            code: refusal.code,
+            detail: refusal.detail.clone(),
+        }));
+        self.save(effects);
+        Some(lease)
+    }
+
+    pub(crate) fn release_answered(
+        &mut self,
+        now: UnixMillis,
+        outcome: Result<Answer, Refusal>,
+        effects: &mut Vec<Effect>,
+    ) {
+        match outcome {
+            Ok(Answer::Done(_)) => self.released(now, effects),
+            Ok(_) => self.answered_otherwise(now, effects),
+            Err(refusal) => match verdict(refusal.code) {
+                Verdict::Wait if !self.parted() => self.ask_again(now, refusal, effects),
+                Verdict::Replaced => self.replaced(refusal, effects),
+                // What matters is that the lease is not held: it ends by itself otherwise.
+                Verdict::Wait
+                | Verdict::LeaseLost
+                | Verdict::Rejoin
+                | Verdict::RunOver
+                | Verdict::Fatal
+                | Verdict::Failed => self.released(now, effects),
+            },
+        }
+    }
+
+    /// Goes on after a release, whatever its answer was.
+    fn released(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
+        let Stage::Releasing { next, .. } = &self.stage else {
+            panic!(
+                "a release was answered while the worker was {:?}",
+                self.stage
+            )
+        };
+        match next.clone() {
+            Next::Claim { pause } => self.claim(now, pause, effects),
+            Next::Join { pause } => self.enter(now, Stage::Joining, pause),
+            Next::Leave(exit) => self.leave(now, exit, effects),
+        }
+    }
+}

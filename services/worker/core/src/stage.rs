@@ -1,0 +1,52 @@
+//! Where a worker stands, and what it waits for there.
+
+use schemas::lease::LeaseRef;
+use schemas::{Millis, UnixMillis};
+
+use crate::effect::{Exit, RequestId, WorkId};
+use crate::held::Held;
+
+/// Where the worker stands.
+#[derive(Clone, Debug)]
+pub(crate) enum Stage {
+    Joining,
+    Claiming,
+    Verifying(WorkId),
+    Holding(Box<Held>),
+    /// Giving a lease back; then this.
+    Releasing {
+        lease: LeaseRef,
+        reason: String,
+        next: Next,
+    },
+    Leaving(Exit),
+    Ended,
+}
+
+/// What follows a release.
+#[derive(Clone, Debug)]
+pub(crate) enum Next {
+    Claim {
+        pause: Millis,
+    },
+    /// Ask to join again, to learn the coordinator's time.
+    Join {
+        pause: Millis,
+    },
+    Leave(Exit),
+}
+
+/// A request that waits for its answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    pub(crate) id: RequestId,
+    pub(crate) sent_at: UnixMillis,
+}
+
+/// The worker was told to end.
+#[derive(Clone, Debug)]
+pub(crate) struct Ending {
+    pub(crate) exit: Exit,
+    /// The process ends here, answered or not; none while a unit is finished first.
+    pub(crate) deadline: Option<UnixMillis>,
+}

@@ -1,0 +1,228 @@
+//! The work under a lease: fetch, train or evaluate, upload, hand in.
+
+use schemas::contribution::{Contribution, Evaluation, Fate, Outcome, Statement, SubmitReply};
+use schemas::event::WorkerEvent;
+use schemas::lease::Work;
+use schemas::limits::LOSS_MAX;
+use schemas::{Code, Digest, Message as _, Millis, ObjectRef, Refusal, Steps, UnixMillis, V};
+
+use crate::effect::{Effect, Exit, WorkId};
+use crate::held::Step;
+use crate::input::{Answer, Trained};
+use crate::verdict::{Verdict, verdict};
+use crate::worker::Worker;
+
+impl Worker {
+    pub(crate) fn fetched(
+        &mut self,
+        now: UnixMillis,
+        work: WorkId,
+        outcome: Result<(), Refusal>,
+        effects: &mut Vec<Effect>,
+    ) {
+        if let Err(refusal) = outcome {
+            return self.step_failed(now, refusal, effects);
+        }
+        let held = self.present();
+        held.step = Step::Training;
+        match held.manifest.work {
+            Work::Train { .. } => {
+                self.unsaved = true;
+                effects.push(Effect::Train { work });
+            }
+            Work::Evaluate { .. } => effects.push(Effect::Evaluate { work }),
+        }
+    }
+
+    pub(crate) fn progressed(&mut self, steps_done: Steps) {
+        let held = self.present();
+        held.steps_done = held.steps_done.max(steps_done);
+    }
+
+    pub(crate) fn trained(
+        &mut self,
+        now: UnixMillis,
+        work: WorkId,
+        outcome: Result<Trained, Refusal>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let trained = match outcome {
+            Ok(trained) if (0.0..=LOSS_MAX).contains(&trained.loss) => trained,
+            Ok(Trained { loss, .. }) => {
+                let refusal =
+                    Refusal::new(Code::TrainingFailed, format!("the mean loss is {loss}"));
+                return self.step_failed(now, refusal, effects);
+            }
+            Err(refusal) => return self.step_failed(now, refusal, effects),
+        };
+        let held = self.present();
+        held.steps_done = trained.steps;
+        held.step = Step::Uploading(trained);
+        effects.push(Effect::Upload { work });
+    }
+
+    pub(crate) fn evaluated(
+        &mut self,
+        now: UnixMillis,
+        outcome: Result<Evaluation, Refusal>,
+        effects: &mut Vec<Effect>,
+    ) {
+        match outcome {
+            Ok(evaluation)
+                if (0.0..=LOSS_MAX * evaluation.tokens.get() as f64)
+                    .contains(&evaluation.loss_sum) =>
+            {
+                self.submit(now, Outcome::Evaluation(evaluation))
+            }
+            Ok(Evaluation { loss_sum, .. }) => {
+                let refusal = Refusal::new(
+                    Code::TrainingFailed,
+                    format!("the held-out loss is {loss_sum}"),
+                );
+                self.step_failed(now, refusal, effects);
+            }
+            Err(refusal) => self.step_failed(now, refusal, effects),
+        }
+    }
+
+    pub(crate) fn uploaded(
+        &mut self,
+        now: UnixMillis,
+        outcome: Result<Vec<ObjectRef>, Refusal>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let chunks = match outcome {
+            Ok(chunks) => chunks,
+            Err(refusal) => return self.step_failed(now, refusal, effects),
+        };
+        let Step::Uploading(trained) = self.present().step else {
+            panic!("an upload was reported before the inner steps")
+        };
+        let Trained {
+            tokens,
+            steps,
+            loss,
+            train_ms,
+        } = trained;
+        let spec = &self.member().spec;
+        let (layout, codec) = (spec.model.layout.digest, spec.upload);
+        let contribution = Contribution {
+            layout,
+            codec,
+            chunks,
+            tokens,
+            steps,
+            loss,
+            train_ms,
+        };
+        self.submit(now, Outcome::Contribution(contribution));
+    }
+
+    /// Hands in what the unit came to.
+    fn submit(&mut self, now: UnixMillis, outcome: Outcome) {
+        let spec = self.member().spec_digest;
+        let (run, worker) = (self.settings.run.clone(), self.settings.worker.clone());
+        let held = self.present();
+        let statement = Statement {
+            v: V,
+            run,
+            spec,
+            worker,
+            lease: held.lease(),
+            outcome,
+        };
+        held.step = Step::Submitting(statement.encode());
+        self.asked = None;
+        self.ask_at = now;
+        self.pace.reset();
+        self.patience.reset();
+    }
+
+    pub(crate) fn submit_answered(
+        &mut self,
+        now: UnixMillis,
+        outcome: Result<Answer, Refusal>,
+        effects: &mut Vec<Effect>,
+    ) {
+        match outcome {
+            Ok(Answer::Submit(reply)) => self.submit_accepted(now, reply, effects),
+            Ok(_) => self.answered_otherwise(now, effects),
+            Err(refusal) => self.submit_refused(now, refusal, effects),
+        }
+    }
+
+    fn submit_accepted(&mut self, now: UnixMillis, reply: SubmitReply, effects: &mut Vec<Effect>) {
+        let held = self.present();
+        let Step::Submitting(statement) = &held.step else {
+            panic!("the answer to a result came before the result")
+        };
+        let (lease, statement) = (held.lease(), Digest::of(statement));
+        match reply.fate {
+            Fate::Merged => {
+                effects.push(Effect::Emit(WorkerEvent::Submitted { lease, statement }));
+                self.faults.reset();
+                self.elsewhere.reset();
+                self.unit_over(now, effects);
+            }
+            Fate::Late | Fate::Abandoned => {
+                self.lose(
+                    now,
+                    Refusal::new(Code::LeaseLost, "the result came too late to count"),
+                    effects,
+                );
+            }
+            Fate::Rejected => {
+                let refusal =
+                    Refusal::new(Code::StatementInvalid, "the result was rejected earlier");
+                self.result_refused(now, refusal, effects);
+            }
+        }
+    }
+
+    fn submit_refused(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
+        if refusal.code == Code::AlreadyCounted {
+            return self.lose(now, refusal, effects);
+        }
+        match verdict(refusal.code) {
+            Verdict::Wait => self.ask_again(now, refusal, effects),
+            Verdict::Replaced => self.replaced(refusal, effects),
+            Verdict::LeaseLost => self.lose(now, refusal, effects),
+            Verdict::Rejoin => self.rejoin(now, refusal, effects),
+            Verdict::RunOver => self.run_over(now, refusal, effects),
+            Verdict::Fatal => self.give_up(now, refusal, effects),
+            Verdict::Failed => self.result_refused(now, refusal, effects),
+        }
+    }
+
+    /// The coordinator refused the result and took the lease back, so there is nothing to release.
+    fn result_refused(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
+        self.drop_held(&refusal, effects);
+        effects.push(Effect::DoubtInner(refusal.clone()));
+        let (pause, hopeless) = self.fault(refusal.code);
+        if hopeless {
+            return self.leave(now, Exit::Failed(refusal), effects);
+        }
+        effects.push(Effect::Waiting { refusal, pause });
+        self.claim(now, pause, effects);
+    }
+
+    /// A result counts: on to the next unit.
+    fn unit_over(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
+        // The claim goes out first; the shell writes the inner state while it waits.
+        self.claim(now, Millis(0), effects);
+        self.save(effects);
+        self.beat_now(now);
+    }
+
+    fn step_failed(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
+        match verdict(refusal.code) {
+            Verdict::LeaseLost => self.lose(now, refusal, effects),
+            Verdict::Replaced => self.replaced(refusal, effects),
+            Verdict::Fatal => self.give_up(now, refusal, effects),
+            // The coordinator says the others itself, in answer to a renewal or a claim.
+            Verdict::Wait | Verdict::Rejoin | Verdict::RunOver | Verdict::Failed => {
+                self.fail(now, refusal, effects)
+            }
+        }
+    }
+}
