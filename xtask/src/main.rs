@@ -5,7 +5,10 @@ mod bench;
 mod console;
 mod demo;
 mod deps;
+mod diloctl;
+mod interrupt;
 mod pages;
+mod picture;
 mod process;
 mod suite;
 
@@ -44,6 +47,8 @@ enum Job {
     },
     /// Set everything up, train, verify
     Demo(demo::DemoOptions),
+    /// Draw the README's picture from a run in which a worker is killed and comes back
+    Picture(picture::PictureOptions),
     /// Write the pages that are generated from the code
     Docs {
         /// Write nothing; fail if a page differs from what the code says
@@ -73,6 +78,7 @@ fn run(job: Job) -> Result<()> {
         Job::Test(selection) => suite::run(&workspace, &overrides, &selection),
         Job::Bench { arguments } => bench::run(&workspace, &overrides, &arguments),
         Job::Demo(options) => demo::run_demo(&workspace, &overrides, &options),
+        Job::Picture(options) => picture::run_picture(&workspace, &overrides, &options),
         Job::Docs { check: true } => pages::check(&workspace),
         Job::Docs { check: false } => pages::write(&workspace),
     }

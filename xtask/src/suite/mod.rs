@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use clap::Args;
 
-use crate::console;
 use crate::deps::{self, Overrides};
-use crate::pages;
 use crate::process::{self, Workspace};
+use crate::{console, pages, picture};
 
 /// Which steps to run.
 #[derive(Args)]
@@ -89,6 +88,11 @@ const STEPS: &[Step] = &[
         name: "test",
         about: "unit, integration and end-to-end tests",
         run: test,
+    },
+    Step {
+        name: "picture",
+        about: "the README's picture can be drawn: a short run with a killed worker",
+        run: picture,
     },
     Step {
         name: "doctest",
@@ -168,6 +172,12 @@ fn summary_line(name: &str, word: &str, time: Duration, remark: &str) -> String 
 fn deps_in_place(bench: &Bench<'_>) -> Result<Outcome> {
     let found = deps::ensure(&bench.workspace.deps(), bench.overrides)?;
     console::say(found.report());
+    Ok(Outcome::Passed)
+}
+
+fn picture(bench: &Bench<'_>) -> Result<Outcome> {
+    let found = deps::ensure(&bench.workspace.deps(), bench.overrides)?;
+    picture::rehearse(bench.workspace, &found.nats_server)?;
     Ok(Outcome::Passed)
 }
 
