@@ -18,7 +18,7 @@ use schemas::snapshot::MergeInput;
 use schemas::subject::{command_subject, status_subject};
 use schemas::view::RunView;
 use schemas::{
-    AccountId, Code, Message as _, Millis, ObjectRef, Refusal, Round, RunId, UnixMillis, V,
+    AccountId, Code, Message as _, Millis, ObjectRef, Refusal, Round, RunId, SyncId, UnixMillis, V,
     WorkerId,
 };
 use tokio::sync::mpsc;
@@ -424,7 +424,7 @@ impl Shell {
                 );
             }
             Effect::Screen { .. } => self.screen(effect),
-            Effect::Merge { run, round, inputs } => self.merge(&run, round, inputs)?,
+            Effect::Merge { run, sync, inputs } => self.merge(&run, sync, inputs)?,
             Effect::Save {
                 run,
                 round,
@@ -622,16 +622,9 @@ impl Shell {
         });
     }
 
-    fn merge(&mut self, run: &RunId, round: Round, inputs: Vec<MergeInput>) -> Result<(), Failure> {
-        let kept = self.tables.take_kept(run, round, &inputs);
-        self.order(
-            run,
-            Order::Merge {
-                round,
-                inputs,
-                kept,
-            },
-        )
+    fn merge(&mut self, run: &RunId, sync: SyncId, inputs: Vec<MergeInput>) -> Result<(), Failure> {
+        let kept = self.tables.take_kept(run, sync.round, &inputs);
+        self.order(run, Order::Merge { sync, inputs, kept })
     }
 
     fn order(&self, run: &RunId, order: Order) -> Result<(), Failure> {
