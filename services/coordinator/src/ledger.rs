@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use chain::{Judgement, Reader};
 use identity::{AuditKey, TrustBundle};
-use runtime::{Bus, Failure, StoredMessage, StreamError, StreamReader};
+use runtime::{Bus, StoredMessage, StreamError, StreamReader};
 use schemas::event::{EventBody, LedgerEvent};
 use schemas::subject::LEDGER_STREAM;
 use schemas::{Code, Digest, RunId, Sequence, UnixMillis};
@@ -101,11 +101,7 @@ impl LedgerError {
     }
 }
 
-impl From<LedgerError> for Failure {
-    fn from(error: LedgerError) -> Self {
-        Self::new(error.code(), error)
-    }
-}
+schemas::coded!(LedgerError);
 
 impl Ledger {
     /// The chain as it is before anything was read: [`Ledger::catch_up`] comes first. A publish is

@@ -2,17 +2,17 @@
 //! the data set. All are objects that the run's settings name by digest, and all are checked
 //! against each other before memory is taken.
 
+use std::ops::Range;
+
 use model::ModelConfig;
 use schemas::data::{DataManifest, Shard};
 use schemas::layout::{Chunk, Layout};
 use schemas::lease::Work;
-use schemas::run::RunSpec;
+use schemas::run::{CodecKind, RunSpec};
 use schemas::{Code, Message as _, ObjectRef, Refusal};
 
+use crate::engine::Fragment;
 use crate::library::Library;
-
-/// Bytes of an initial weight: fp32.
-const INITIAL_ELEMENT_BYTES: u64 = 4;
 
 /// The run's fixed objects.
 #[derive(Clone, Debug)]
@@ -46,6 +46,25 @@ impl Assets {
             chunks,
             data,
         })
+    }
+
+    /// The elements of each fragment.
+    pub(crate) fn fragments(&self) -> Vec<Range<usize>> {
+        let mut fragments: Vec<Range<usize>> = Vec::new();
+        for chunk in &self.chunks {
+            let range = chunk.range();
+            match fragments.get_mut(chunk.fragment as usize) {
+                Some(fragment) => fragment.end = range.end,
+                None => fragments.push(range),
+            }
+        }
+        fragments
+    }
+
+    /// The numbers of the fragments.
+    pub(crate) fn fragment_numbers(&self) -> impl Iterator<Item = Fragment> + use<> {
+        let last = self.chunks.last().expect("a layout has parameters");
+        (0..=last.fragment).map(Fragment)
     }
 
     /// The entries of the data set that a lease's work reads.
@@ -88,7 +107,7 @@ fn check_layout(
         .map_err(|error| mismatch(error.to_string()))?;
     let sizes = chunks
         .iter()
-        .map(|chunk| chunk.elements * INITIAL_ELEMENT_BYTES);
+        .map(|chunk| CodecKind::Fp32.encoded_bytes(chunk.elements));
     if sizes.ne(spec.model.initial.iter().map(|object| object.bytes.get())) {
         return Err(mismatch(
             "the initial weights are not cut as the layout is".to_owned(),
