@@ -555,6 +555,7 @@ async fn make_ledger(bus: &Bus) {
         deny_purge: true,
         max_bytes: 1 << 28,
         duplicate_window: Duration::from_millis(100),
+        allow_atomic_publish: true,
         ..stream::Config::default()
     };
     jetstream::new(bus.client().clone())
