@@ -542,10 +542,7 @@ fn put_aside(path: &std::path::Path) -> bool {
 /// Whether moments can be why a unit failed: its numbers went astray, here or in the coordinator's
 /// eyes.
 const fn speaks_against_the_state(code: Code) -> bool {
-    matches!(
-        code,
-        Code::TrainingFailed | Code::NotFinite | Code::NormOutlier
-    )
+    code.is_about_numbers() || matches!(code, Code::TrainingFailed)
 }
 
 fn stopped() -> Refusal {

@@ -8,8 +8,8 @@ use schemas::view::RunPhase;
 use schemas::{AccountId, ObjectRef, PublicKey, Round, RunId, Tokens, WorkerId};
 use serde::Serialize;
 
-use crate::chain::Chain;
 use crate::check::Verdict;
+use crate::emitter::Chain;
 use crate::finding::Found;
 use crate::record::StreamSequence;
 use crate::timeline::{COORDINATOR, TimelineRow};

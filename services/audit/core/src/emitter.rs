@@ -1,25 +1,15 @@
-//! One emitter's chain: every event names its position and the digest of the event before it.
+//! One emitter's chain as the auditor books it: what is wrong with it is a finding, and it goes on.
 
-use std::collections::BTreeMap;
-
+use chain::{History, Stand};
 use schemas::event::EventBody;
 use schemas::{Digest, Sequence, UnixMillis};
 
 use crate::finding::Finding;
 
-/// How far back an event that comes after its successors is told from one whose position is taken.
-const REMEMBERED: u64 = 1024;
-
 /// What was seen of a chain so far.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Chain {
-    next: Sequence,
-    head: Option<Digest>,
-    recent: BTreeMap<Sequence, Digest>,
-    /// The first bytes of every digest, by position, as far as the chain has no gap: a process that
-    /// may write to the stream can copy an event of any age, and a copy is no fault of its emitter.
-    /// Eight bytes an event are a few MB for a long run.
-    marks: Vec<u64>,
+    history: History,
     /// The emitter's own time in its newest event.
     pub(crate) time: UnixMillis,
     /// Events that were its own and new, whatever else was wrong with them.
@@ -42,84 +32,40 @@ pub(crate) enum Link {
 impl Chain {
     /// The position after the newest that was seen.
     pub(crate) const fn next(&self) -> Sequence {
-        self.next
+        self.history.end().next
     }
 
     /// Takes the next event of this emitter, whose body has this digest.
     pub(crate) fn link(&mut self, body: &EventBody, digest: Digest) -> Link {
         let sequence = body.sequence;
-        if sequence < self.next {
-            return self.look_back(sequence, digest);
-        }
-        let gap = (sequence > self.next).then(|| Finding::Gap {
-            from: self.next,
-            to: Sequence(sequence.get() - 1),
-        });
-        // After a gap the event before is unknown, but there must be one.
-        let fits = if gap.is_some() {
-            body.previous.is_some()
-        } else {
-            body.previous == self.head
+        let stand = self.history.stand(body, digest);
+        let finding = match stand {
+            Stand::Repeated => return Link::Repeats,
+            Stand::Next => None,
+            Stand::Gap { from } => Some(Finding::Gap {
+                from,
+                to: Sequence(sequence.get() - 1),
+            }),
+            Stand::OtherPast { .. } => Some(Finding::WrongHash { sequence }),
+            Stand::Late => Some(Finding::Displaced { sequence }),
+            Stand::Taken | Stand::Passed { .. } => Some(Finding::Reused { sequence }),
         };
-        self.next = sequence.next();
-        self.head = Some(digest);
-        self.time = body.time;
-        self.remember(sequence, digest);
-        if sequence.get() == self.marks.len() as u64 {
-            self.marks.push(mark(digest));
+        // An event in another's place is none of the chain.
+        if !matches!(stand, Stand::Taken | Stand::Passed { .. }) {
+            self.history.add(sequence, digest);
+            self.events += 1;
         }
-        self.events += 1;
-        let broken = gap.or_else(|| (!fits).then_some(Finding::WrongHash { sequence }));
-        self.broken |= broken.is_some();
-        broken.map_or(Link::Follows, Link::Breaks)
-    }
-
-    /// An event at a position that the chain has passed.
-    fn look_back(&mut self, sequence: Sequence, digest: Digest) -> Link {
-        let oldest = self.next.get().saturating_sub(REMEMBERED);
-        let place = usize::try_from(sequence.get()).ok();
-        let copied = place
-            .and_then(|place| self.marks.get(place))
-            .is_some_and(|known| *known == mark(digest));
-        match self.recent.get(&sequence) {
-            _ if copied => Link::Repeats,
-            Some(known) if *known == digest => Link::Repeats,
-            None if sequence.get() >= oldest => {
-                self.remember(sequence, digest);
-                self.events += 1;
-                self.broken = true;
-                Link::Breaks(Finding::Displaced { sequence })
-            }
-            _ => {
-                self.broken = true;
-                Link::Breaks(Finding::Reused { sequence })
-            }
+        if !matches!(stand, Stand::Late | Stand::Taken | Stand::Passed { .. }) {
+            self.time = body.time;
         }
+        self.broken |= finding.is_some();
+        finding.map_or(Link::Follows, Link::Breaks)
     }
-
-    fn remember(&mut self, sequence: Sequence, digest: Digest) {
-        self.recent.insert(sequence, digest);
-        let oldest = Sequence(self.next.get().saturating_sub(REMEMBERED));
-        while self
-            .recent
-            .first_key_value()
-            .is_some_and(|(first, _)| *first < oldest)
-        {
-            self.recent.pop_first();
-        }
-    }
-}
-
-fn mark(digest: Digest) -> u64 {
-    let (first, _) = digest
-        .as_bytes()
-        .split_first_chunk()
-        .expect("a digest has more than eight bytes");
-    u64::from_be_bytes(*first)
 }
 
 #[cfg(test)]
 mod tests {
+    use chain::REMEMBERED;
     use schemas::V;
     use schemas::event::{Event, LedgerEvent};
 
@@ -206,7 +152,6 @@ mod tests {
             );
             assert_eq!(link, Link::Follows);
         }
-        assert_eq!(chain.recent.len() as u64, REMEMBERED);
         assert_eq!(
             chain.link(&body(0, None), Digest::of(&0u64.to_be_bytes())),
             Link::Repeats

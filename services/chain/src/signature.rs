@@ -1,18 +1,32 @@
-//! Signatures of events, checked from the raw key in the text form of nkeys. Crate `identity` signs
-//! and checks the same bytes; it is not used here because it reads files and knows the bus. A test
-//! in `diloco-audit` holds the two together.
+//! Signatures of events, checked from the raw key in the text form of nkeys. What is signed starts
+//! with a byte that no text has and names purpose and domain, so that no nonce, token or document of
+//! another purpose or domain has the same bytes.
 
 use data_encoding::BASE32_NOPAD;
 use ed25519_dalek::{Signature, VerifyingKey};
-use schemas::Digest;
+use schemas::event::SignedEvent;
+use schemas::{Digest, PublicKey, V};
+use serde_bytes::{ByteArray, ByteBuf};
 
 /// Purpose of the signature, in the signed bytes.
 const PURPOSE: &[u8] = b"diloco/audit-event/v1";
 /// First byte of a user's public key in the binary form of nkeys.
 const USER_PREFIX: u8 = 20 << 3;
 const KEY_BYTES: usize = 32;
+const SIGNATURE_BYTES: usize = 64;
 
-/// Whether `signature` is one of the audit key `public` (an nkey of kind `U`) over an event's
+/// A body with the signature that `key` made over its [`signed_bytes`]: the form in which events are
+/// sent and stored.
+pub fn signed(key: &PublicKey, signature: [u8; SIGNATURE_BYTES], body: Vec<u8>) -> SignedEvent {
+    SignedEvent {
+        v: V,
+        key: key.clone(),
+        signature: ByteArray::new(signature),
+        body: ByteBuf::from(body),
+    }
+}
+
+/// Tells if `signature` is one of the audit key `public` (an nkey of kind `U`) over an event's
 /// `body` in `domain`. Strict: no small-order keys, no second form of a signature.
 pub fn is_signed_event(domain: &str, public: &str, signature: &[u8], body: &[u8]) -> bool {
     let Some(key) = user_key(public) else {
@@ -28,8 +42,9 @@ pub fn is_signed_event(domain: &str, public: &str, signature: &[u8], body: &[u8]
         .is_ok()
 }
 
-/// `0xFF`, purpose, `0x00`, sha256 of the domain's id, body.
-fn signed_bytes(domain: &str, body: &[u8]) -> Vec<u8> {
+/// What is signed for an event's `body` in `domain` (the domain's id as text): `0xFF`, purpose,
+/// `0x00`, sha256 of the domain's id, body.
+pub fn signed_bytes(domain: &str, body: &[u8]) -> Vec<u8> {
     let domain = Digest::of(domain.as_bytes());
     [&[0xFF], PURPOSE, &[0x00], domain.as_bytes(), body].concat()
 }
@@ -55,6 +70,18 @@ fn crc16(bytes: &[u8]) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Written by hand from the format's description, so that a change of the bytes is noticed.
+    #[test]
+    fn signed_bytes_are_as_documented() {
+        let bytes = signed_bytes("abc", b"body");
+        let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let expected = format!(
+            "ff{}00{hash}{}",
+            "64696c6f636f2f61756469742d6576656e742f7631", "626f6479"
+        );
+        assert_eq!(data_encoding::HEXLOWER.encode(&bytes), expected);
+    }
 
     #[test]
     fn checksum_is_xmodem() {

@@ -8,9 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::interrupt;
-use crate::console;
 use crate::process::{self, Workspace};
+use crate::{console, interrupt};
 
 /// How often a step is repeated when a service died under it: each is made so that repeating it is
 /// safe.
@@ -18,25 +17,37 @@ const ATTEMPTS: u32 = 5;
 /// Between two looks at services and run.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// The built command line, at the top folder.
+/// The run's name: the workers' credentials are issued for it.
+pub(crate) const RUN: &str = "demo";
+
+/// The built command line, started in the top folder, for one trust domain.
 pub(crate) struct Diloctl {
     program: PathBuf,
     root: PathBuf,
     nats_server: PathBuf,
+    domain: PathBuf,
 }
 
 impl Diloctl {
-    pub(crate) fn new(workspace: &Workspace, nats_server: &Path) -> Self {
-        let program = workspace.root().join("target/demo/diloctl");
+    /// `profile` names the folder of the programs below `target`; `domain` is relative to the top
+    /// folder.
+    pub(crate) fn new(
+        workspace: &Workspace,
+        nats_server: &Path,
+        profile: &str,
+        domain: &str,
+    ) -> Self {
+        let target = workspace.root().join("target");
         Self {
-            program,
+            program: target.join(profile).join("diloctl"),
             root: workspace.root().to_owned(),
             nats_server: nats_server.to_owned(),
+            domain: workspace.root().join(domain),
         }
     }
 
     pub(crate) fn has_domain(&self) -> bool {
-        self.domain().join("trust.json").exists()
+        self.domain.join("trust.json").exists()
     }
 
     /// Stops what runs and removes the trust domain with everything in it.
@@ -44,16 +55,12 @@ impl Diloctl {
         if self.has_domain() {
             self.down()?;
         }
-        match std::fs::remove_dir_all(self.domain()) {
+        match std::fs::remove_dir_all(&self.domain) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).context("cannot remove .diloco")
+                Err(error).with_context(|| format!("cannot remove {}", self.domain.display()))
             }
             _ => Ok(()),
         }
-    }
-
-    fn domain(&self) -> PathBuf {
-        self.root.join(".diloco")
     }
 
     /// Runs a command whose output is for people.
@@ -119,7 +126,7 @@ impl Diloctl {
 
     /// Starts services that died; says which, and whether there were any.
     fn revive(&self) -> Result<bool> {
-        let answer = self.ask(&["up", "--run", super::RUN])?;
+        let answer = self.ask(&["up", "--run", RUN])?;
         let rows = answer["items"]
             .as_array()
             .map(Vec::as_slice)
@@ -150,7 +157,9 @@ impl Diloctl {
             .args(arguments)
             .current_dir(&self.root)
             .stdin(Stdio::null());
-        command.env("NATS_SERVER_BIN", &self.nats_server);
+        command
+            .env("NATS_SERVER_BIN", &self.nats_server)
+            .env("DILOCO_DOMAIN", &self.domain);
         command
     }
 }
