@@ -109,7 +109,12 @@ impl Buffers {
         let mut merged = None;
         let accumulate = rate(CONTRIBUTIONS * bytes + 2 * fp32, || {
             let average = OuterOptimizer::Average;
-            merged = Some(merge::merge_chunk(&chunks, average, &mut self.out, Momentum::Absent));
+            merged = Some(merge::merge_chunk(
+                &chunks,
+                average,
+                &mut self.out,
+                Momentum::Absent,
+            ));
         });
         let merged = merged.expect("the work was done")?;
         assert!(merged.is_finite(), "the wave is bounded");

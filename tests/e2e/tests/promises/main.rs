@@ -19,6 +19,7 @@ mod foreign_bytes;
 mod foreign_messages;
 mod foreign_text;
 mod hostile_messages;
+mod four_bits;
 mod log_flood;
 mod lost_ledger;
 mod no_worker;
