@@ -29,7 +29,10 @@ async fn a_run_with_uploads_of_four_bits_learns_and_is_recomputed_after_a_crash(
     );
     // Nothing is saved before the end: what a new coordinator has are the initial weights and the
     // contributions.
-    recipe.set("schedule.snapshot_every=3").create(&cluster).await;
+    recipe
+        .set("schedule.snapshot_every=3")
+        .create(&cluster)
+        .await;
     let in_round_one = |event: &LedgerEvent| matches!(event, LedgerEvent::ContributionAccepted { lease, .. } if lease.unit.round.get() == 1);
     evidence
         .until_ledger("contribution to round 1", &run, in_round_one)
