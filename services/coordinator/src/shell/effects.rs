@@ -6,7 +6,7 @@ use schemas::lease::{ClaimOutcome, ClaimReply, LeaseRef, MANIFEST_TYPE, Manifest
 use schemas::public::{COMMAND_TYPE, Command, CommandVerb, Status};
 use schemas::snapshot::MergeInput;
 use schemas::subject::{command_subject, status_subject};
-use schemas::{AccountId, Code, Message as _, ObjectRef, Refusal, Round, RunId, V, WorkerId};
+use schemas::{AccountId, Code, Message as _, ObjectRef, Refusal, RunId, SyncId, V, WorkerId};
 
 use super::Shell;
 use crate::arrival::Arrival;
@@ -89,7 +89,7 @@ impl Shell {
                 );
             }
             Effect::Screen { .. } => self.screen(effect),
-            Effect::Merge { run, round, inputs } => self.merge(&run, round, inputs)?,
+            Effect::Merge { run, sync, inputs } => self.merge(&run, sync, inputs)?,
             Effect::Save {
                 run,
                 round,
@@ -287,16 +287,9 @@ impl Shell {
         });
     }
 
-    fn merge(&mut self, run: &RunId, round: Round, inputs: Vec<MergeInput>) -> Result<(), Failure> {
-        let kept = self.tables.take_kept(run, round, &inputs);
-        self.order(
-            run,
-            Order::Merge {
-                round,
-                inputs,
-                kept,
-            },
-        )
+    fn merge(&mut self, run: &RunId, sync: SyncId, inputs: Vec<MergeInput>) -> Result<(), Failure> {
+        let kept = self.tables.take_kept(run, sync.round, &inputs);
+        self.order(run, Order::Merge { sync, inputs, kept })
     }
 
     fn order(&self, run: &RunId, order: Order) -> Result<(), Failure> {
