@@ -9,8 +9,10 @@
 //! | `cluster_run` | a run of the synthetic trainer on processes of this build |
 //! | `tokens` | training speed, beside PyTorch where there is one |
 //! | `leases` | claims to grants at a fixed rate |
+//! | `appends` | events appended to the ledger, together and alone |
 //! | `row`, `table`, `machine` | results, how they are shown and kept, and where they were measured |
 
+mod appends;
 mod cluster_run;
 mod codecs;
 mod leases;
@@ -71,6 +73,7 @@ enum Bench {
     Sync(sync::Size, usize),
     Tokens,
     Leases,
+    Appends,
 }
 
 /// In the order in which they run.
@@ -83,6 +86,7 @@ const BENCHES: [(&str, Bench); 8] = [
     ("sync-100m-4", Bench::Sync(sync::Size::M100, 4)),
     ("tokens", Bench::Tokens),
     ("leases", Bench::Leases),
+    ("appends", Bench::Appends),
 ];
 
 fn main() -> ExitCode {
@@ -155,5 +159,6 @@ fn measure(bench: Bench, effort: Effort, runtime: &tokio::runtime::Runtime) -> R
         }
         Bench::Tokens => tokens::measure(effort),
         Bench::Leases => runtime.block_on(Box::pin(leases::measure(effort))),
+        Bench::Appends => runtime.block_on(Box::pin(appends::measure(effort))),
     }
 }
