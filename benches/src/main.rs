@@ -77,7 +77,7 @@ enum Bench {
 }
 
 /// In the order in which they run.
-const BENCHES: [(&str, Bench); 8] = [
+const BENCHES: [(&str, Bench); 9] = [
     ("merge", Bench::Merge),
     ("codecs", Bench::Codecs),
     ("sync-10m-2", Bench::Sync(sync::Size::M10, 2)),

@@ -234,7 +234,7 @@ mod tests {
         residual.counted();
         residual.saved().write(&inner).expect("written");
         assert_eq!(Residual::take_up(&inner, &layout).owed, residual.owed);
-        let mut other = layout.clone();
+        let mut other = layout;
         other.tensors[0].name.push('x');
         let fresh = Residual::take_up(&inner, &other);
         assert!(fresh.owed.iter().all(|owed| *owed == 0.0));
