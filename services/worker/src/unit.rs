@@ -82,6 +82,7 @@ impl Unit {
             precision: spec.model.precision,
             fragments: assets.fragments(),
             inner: state.inner(&spec.run, *spec_digest),
+            error_feedback: spec.error_feedback,
         };
         engine.open(opening).await?;
         let (text, ()) =
