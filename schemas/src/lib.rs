@@ -12,6 +12,7 @@ pub mod answer;
 pub mod blob;
 pub mod call;
 pub mod code;
+pub mod codec;
 pub mod contribution;
 pub mod control;
 pub mod data;

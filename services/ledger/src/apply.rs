@@ -1,6 +1,7 @@
 //! The fold: what each ledger event does to the state. Live and on replay it is the same function.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 
 use schemas::contribution::{Contribution, Evaluation};
 use schemas::event::{Departure, Event, EventBody, LedgerEvent};
@@ -130,15 +131,20 @@ impl State {
             }
             _ => {
                 let name = run.ok_or(ApplyError::RunMissing(event.kind()))?;
-                let run = self
-                    .runs
-                    .get_mut(name)
-                    .ok_or_else(|| ApplyError::RunUnknown(name.clone()))?;
-                run.apply(time, name, event)?;
+                let run = self.fold_run(name);
+                let mut run = run.ok_or_else(|| ApplyError::RunUnknown(name.clone()))?;
+                run.apply(time, event)?;
             }
         }
         self.time = time;
         Ok(())
+    }
+
+    /// One run, to be read and to be continued.
+    pub fn fold_run<'a>(&'a mut self, name: &'a RunId) -> Option<RunFold<'a>> {
+        let Self { runs, time, .. } = self;
+        let run = runs.get_mut(name)?;
+        Some(RunFold { name, run, time })
     }
 
     fn create_run(
@@ -179,6 +185,42 @@ impl State {
     }
 }
 
+/// One run of a state. It folds events of this run in and reaches no other, so that code which is
+/// given it can change nothing else.
+#[derive(Debug)]
+pub struct RunFold<'a> {
+    name: &'a RunId,
+    run: &'a mut Run,
+    /// Time of the state's last event.
+    time: &'a mut UnixMillis,
+}
+
+impl<'a> RunFold<'a> {
+    /// The run's name.
+    pub fn name(&self) -> &'a RunId {
+        self.name
+    }
+
+    /// Folds one event of this run in, as [`State::apply`] does.
+    ///
+    /// # Errors
+    /// The event cannot follow on those before it, or concerns more than this run; the state is
+    /// then as it was.
+    pub fn apply(&mut self, time: UnixMillis, event: &LedgerEvent) -> Result<(), ApplyError> {
+        self.run.apply(time, self.name, event)?;
+        *self.time = time;
+        Ok(())
+    }
+}
+
+impl Deref for RunFold<'_> {
+    type Target = Run;
+
+    fn deref(&self) -> &Run {
+        self.run
+    }
+}
+
 impl Run {
     fn apply(
         &mut self,
@@ -188,7 +230,35 @@ impl Run {
     ) -> Result<(), ApplyError> {
         match event {
             LedgerEvent::RunCompleted => self.complete(time),
-            LedgerEvent::WorkerJoined { worker, .. } => self.join(time, worker, event),
+            LedgerEvent::WorkerJoined {
+                worker,
+                account,
+                audit_key,
+                trainers,
+                device,
+                release,
+                posture,
+                session,
+            } => {
+                let before = self.members.get(worker);
+                let member = Member {
+                    account: account.clone(),
+                    audit_key: audit_key.clone(),
+                    trainers: trainers.clone(),
+                    device: device.clone(),
+                    release: release.clone(),
+                    posture: posture.clone(),
+                    session: *session,
+                    fenced: before.and_then(|member| member.fenced),
+                    present: true,
+                    removed: false,
+                    since: time,
+                    lease: before.and_then(|member| member.lease),
+                    accepted: before.map_or(0, |member| member.accepted),
+                    rejected: before.map_or(0, |member| member.rejected),
+                };
+                self.join(worker, member)
+            }
             LedgerEvent::WorkerLeft { worker, cause, .. } => self.leave(time, name, worker, *cause),
             LedgerEvent::RoundOpened { round } => self.open(time, *round),
             LedgerEvent::LeaseGranted { lease, worker } => self.grant(time, name, lease, worker),
@@ -238,52 +308,24 @@ impl Run {
             | LedgerEvent::CoordinatorStopped { .. }
             | LedgerEvent::RunCreated { .. }
             | LedgerEvent::ControlReceived { .. }
-            | LedgerEvent::RequestDenied { .. } => Ok(()),
+            | LedgerEvent::RequestDenied { .. } => Err(out_of_place(
+                event.kind(),
+                "an event of the whole coordinator".to_owned(),
+            )),
         }
     }
 
-    fn join(
-        &mut self,
-        time: UnixMillis,
-        worker: &WorkerId,
-        event: &LedgerEvent,
-    ) -> Result<(), ApplyError> {
-        let LedgerEvent::WorkerJoined {
-            account,
-            audit_key,
-            trainers,
-            device,
-            release,
-            posture,
-            session,
-            ..
-        } = event
-        else {
-            return Ok(());
-        };
-        let before = self.members.get(worker);
-        if before.is_some_and(|member| member.removed) {
+    fn join(&mut self, worker: &WorkerId, member: Member) -> Result<(), ApplyError> {
+        if self
+            .members
+            .get(worker)
+            .is_some_and(|before| before.removed)
+        {
             return Err(out_of_place(
                 "worker-joined",
                 format!("{worker} was removed before"),
             ));
         }
-        let member = Member {
-            account: account.clone(),
-            audit_key: audit_key.clone(),
-            trainers: trainers.clone(),
-            device: device.clone(),
-            release: release.clone(),
-            posture: posture.clone(),
-            session: *session,
-            fenced: before.and_then(|member| member.fenced),
-            present: true,
-            removed: false,
-            since: time,
-            lease: before.and_then(|member| member.lease),
-            accepted: before.map_or(0, |member| member.accepted),
-            rejected: before.map_or(0, |member| member.rejected),
-        };
         self.members.insert(worker.clone(), member);
         Ok(())
     }

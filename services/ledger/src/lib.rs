@@ -17,5 +17,5 @@ mod check;
 mod state;
 mod view;
 
-pub use apply::{ApplyError, ReplayError};
+pub use apply::{ApplyError, ReplayError, RunFold};
 pub use state::{Accepted, Fates, Member, RoundRecord, Run, SnapshotRecord, Standing, State, Unit};

@@ -155,6 +155,7 @@ fn spec() -> RunSpec {
         outer: OuterOptimizer::Average,
         upload: codec,
         download: codec,
+        error_feedback: false,
         policy: Policy {
             workers_min: 1,
             lease: Millis::from_secs(60),

@@ -91,6 +91,7 @@ pub(crate) fn spec(run: &str) -> RunSpec {
         },
         upload: BF16,
         download: BF16,
+        error_feedback: false,
         policy: Policy {
             workers_min: 1,
             lease: LEASE,

@@ -431,6 +431,7 @@ fn spec(plan: &Plan) -> RunSpec {
         outer: OuterOptimizer::Average,
         upload: codec,
         download: codec,
+        error_feedback: false,
         policy: Policy {
             workers_min: 1,
             lease: Millis::from_secs(60),

@@ -7,7 +7,7 @@ use ledger::{Run, Standing, Unit};
 use schemas::lease::{LeaseRef, UnitId, UnitKind};
 use schemas::{Millis, UnixMillis, WorkerId};
 
-use crate::live::LiveRun;
+use crate::run::live::LiveRun;
 
 /// Most evaluations that may wait for a worker to spare. Each keeps the weights that it reads, so
 /// there is a bound.
@@ -70,7 +70,7 @@ pub(crate) fn catches_up(run: &Run, before: bool) -> bool {
     waiting > shared || before && waiting > 1
 }
 
-/// Whether `worker` may be given an evaluation although the run has rounds to go: the next round
+/// True when `worker` may be given an evaluation although the run has rounds to go: the next round
 /// finds a worker for each of its units without it, or it would have nothing to do for longer than
 /// it takes, or too many evaluations wait.
 pub(crate) fn may_evaluate(run: &Run, live: &LiveRun, worker: &WorkerId, now: UnixMillis) -> bool {
@@ -88,7 +88,7 @@ pub(crate) fn may_evaluate(run: &Run, live: &LiveRun, worker: &WorkerId, now: Un
     to_train >= run.spec.schedule.units as usize || would_wait(run, live, worker, now)
 }
 
-/// Whether the open round lasts longer than an evaluation takes this worker, by what units took
+/// True when the open round lasts longer than an evaluation takes this worker, by what units took
 /// before.
 fn would_wait(run: &Run, live: &LiveRun, worker: &WorkerId, now: UnixMillis) -> bool {
     let Some(needed) = live.spans.evaluation(run, worker) else {

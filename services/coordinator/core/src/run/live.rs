@@ -7,12 +7,13 @@ use schemas::event::LeaseEnd;
 use schemas::lease::{LeaseRef, UnitId};
 use schemas::run::RunSpec;
 use schemas::telemetry::Heartbeat;
-use schemas::{Bytes, Digest, Millis, ObjectRef, Refusal, Steps, UnixMillis, WorkerId};
+use schemas::{Bytes, Digest, Millis, ObjectRef, Refusal, Round, Steps, UnixMillis, WorkerId};
 
-use crate::draw::Data;
-use crate::failure::Failures;
 use crate::input::{DeliveryId, ReplyId, ScreeningId};
-use crate::spare::Spans;
+use crate::run::draw::Data;
+use crate::run::failures::Failures;
+use crate::run::results::Screening;
+use crate::run::spare::Spans;
 
 /// One open run.
 #[derive(Debug)]
@@ -25,7 +26,10 @@ pub(crate) struct LiveRun {
     pub(crate) offers: BTreeMap<UnitId, Offered>,
     /// Units that may be granted: open, and delivered or waited for long enough.
     pub(crate) ready: BTreeSet<UnitId>,
+    /// One for each lease that the ledger holds.
     pub(crate) leases: BTreeMap<UnitId, LiveLease>,
+    /// Results that are being checked.
+    pub(crate) screenings: BTreeMap<ScreeningId, Screening>,
     /// Units that failed and have no result yet.
     pub(crate) failures: BTreeMap<UnitId, Failures>,
     /// Why a worker failed last; kept when it leaves, to say why nobody is left.
@@ -38,11 +42,13 @@ pub(crate) struct LiveRun {
     /// one is answered the same again.
     pub(crate) refused: BTreeMap<WorkerId, (LeaseRef, Digest, Refusal)>,
     pub(crate) spans: Spans,
-    /// Whether evaluations come before training, since too many wait.
+    /// Evaluations come before training, since too many wait.
     pub(crate) catching_up: bool,
     pub(crate) presence: BTreeMap<WorkerId, Presence>,
     /// What each worker says it moved, over all its processes.
     pub(crate) moved: BTreeMap<WorkerId, Traffic>,
+    /// What all of them say they moved.
+    pub(crate) traffic: Traffic,
     /// Uploads of each worker that are in no result which counts.
     pub(crate) unused: BTreeMap<WorkerId, Fading>,
     /// What each worker has had written to the ledger since its last result that counts: joins and
@@ -53,7 +59,7 @@ pub(crate) struct LiveRun {
     pub(crate) reads: BTreeMap<WorkerId, Read>,
     /// When the status was published last.
     pub(crate) published_at: UnixMillis,
-    /// Whether the run changed since.
+    /// The run changed since.
     pub(crate) changed: bool,
 }
 
@@ -61,11 +67,11 @@ pub(crate) struct LiveRun {
 /// a save runs beside.
 #[derive(Debug, Default)]
 pub(crate) struct Executor {
-    /// Whether it holds the weights of the newest round.
+    /// It holds the weights of the newest round.
     pub(crate) restored: bool,
-    /// Whether it was asked to restore or to merge and has not answered.
-    pub(crate) busy: bool,
-    /// Whether it was asked to save and has not answered.
+    /// What it was asked to do to the weights and has not answered.
+    pub(crate) task: Option<Task>,
+    /// It was asked to save and has not answered.
     pub(crate) saving: bool,
     /// Failures in a row; decides how long to wait before the next try.
     pub(crate) failures: u32,
@@ -79,6 +85,13 @@ pub(crate) struct Executor {
     /// The weights differ from what the ledger says, or cannot be had: the run gives out no work
     /// until a restart.
     pub(crate) halted: Option<Refusal>,
+}
+
+/// What the executor does to a run's weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    Restore,
+    Merge(Round),
 }
 
 /// Held claims in order of arrival; one a worker.
@@ -223,6 +236,7 @@ impl LiveRun {
             offers: BTreeMap::new(),
             ready: BTreeSet::new(),
             leases: BTreeMap::new(),
+            screenings: BTreeMap::new(),
             failures: BTreeMap::new(),
             last_failures: BTreeMap::new(),
             failed_in_a_row: 0,
@@ -232,12 +246,46 @@ impl LiveRun {
             catching_up: false,
             presence: BTreeMap::new(),
             moved: BTreeMap::new(),
+            traffic: Traffic::default(),
             unused: BTreeMap::new(),
             fruitless: BTreeMap::new(),
             reads: BTreeMap::new(),
             published_at: UnixMillis(0),
             changed: true,
         }
+    }
+
+    /// A lease that the ledger holds.
+    pub(crate) fn lease(&self, unit: &UnitId) -> &LiveLease {
+        self.leases.get(unit).expect(WATCHED)
+    }
+
+    pub(crate) fn lease_mut(&mut self, unit: &UnitId) -> &mut LiveLease {
+        self.leases.get_mut(unit).expect(WATCHED)
+    }
+
+    /// Takes what was kept for a lease that is over.
+    pub(crate) fn end_lease(&mut self, unit: &UnitId) -> LiveLease {
+        self.leases.remove(unit).expect(WATCHED)
+    }
+}
+
+const WATCHED: &str = "every lease that is held is watched";
+
+impl Executor {
+    /// The last task went well.
+    pub(crate) fn succeeded(&mut self) {
+        self.failures = 0;
+        self.trouble = None;
+    }
+
+    /// True when the answer is to what was asked; an answer to nothing changes nothing.
+    pub(crate) fn finishes(&mut self, task: Task) -> bool {
+        let asked = self.task == Some(task);
+        if asked {
+            self.task = None;
+        }
+        asked
     }
 }
 
@@ -255,6 +303,11 @@ impl LiveLease {
             screening: None,
             checks_failed: 0,
         }
+    }
+
+    /// True while its result is being checked.
+    pub(crate) fn is_checked(&self) -> bool {
+        self.screening.is_some()
     }
 
     /// Takes over what a renewal says. Steps beyond those of the unit are no progress; a count of
@@ -310,11 +363,17 @@ impl Claims {
         Some(claim)
     }
 
+    /// Takes a worker's claim if it has waited long enough.
+    pub(crate) fn take_due(&mut self, worker: &WorkerId, now: UnixMillis) -> Option<Claim> {
+        let due = self.get(worker).is_some_and(|claim| claim.until <= now);
+        due.then(|| self.take(worker)).flatten()
+    }
+
     pub(crate) fn get(&self, worker: &WorkerId) -> Option<&Claim> {
         self.by_worker.get(worker)
     }
 
-    /// Whose claims are held, first come first.
+    /// The workers whose claims are held, first come first.
     pub(crate) fn in_order(&self) -> impl Iterator<Item = &WorkerId> {
         self.order.values()
     }

@@ -1,13 +1,76 @@
 //! Codecs: how a slice of parameters or differences is written as bytes.
+//!
+//! A codec is a file here, a line in [`CodecKind`], which gives its name and sizes, a line in
+//! `of`, and a file of golden bytes under `golden/`.
+
+mod bf16;
+mod e3m0;
+mod examine;
+mod fp32;
 
 use rayon::prelude::*;
-use schemas::run::{CodecKind, Rounding};
+use schemas::run::CodecKind;
 
-use crate::rounding::{
-    NOISE_LANES, narrow_nearest, narrow_stochastic, noise_key, noise_word, widen,
-};
+pub(crate) use examine::{Examined, Fault};
+
 use crate::vectors::{Vectors, vectorised};
 use crate::{BLOCK_ELEMENTS, SeededRounding, TILE_ELEMENTS};
+
+/// The implementation of a codec.
+pub(crate) const fn of(codec: CodecKind) -> &'static dyn Codec {
+    match codec {
+        CodecKind::Fp32 => &fp32::Fp32,
+        CodecKind::Bf16 => &bf16::Bf16,
+        CodecKind::E3m0 => &e3m0::E3m0,
+    }
+}
+
+/// What a codec does to a slice of at most [`BLOCK_ELEMENTS`], on this thread. The caller has
+/// checked that bytes and elements fit each other, and that the slice starts at a multiple of
+/// [`block_elements`].
+pub(crate) trait Codec: Sync {
+    /// Writes `values`.
+    fn encode(&self, vectors: Vectors, values: &[f32], rounding: SeededRounding, out: &mut [u8]);
+
+    /// Reads into `out`.
+    fn decode(&self, vectors: Vectors, bytes: &[u8], out: &mut [f32]);
+
+    /// Sets the mean to the first part: weight times value, rounded to `f32`.
+    fn start(&self, vectors: Vectors, part: Part<'_>, mean: &mut [f32]);
+
+    /// Adds a further part: the product rounded to `f32`, then the sum.
+    fn add(&self, vectors: Vectors, part: Part<'_>, mean: &mut [f32]);
+
+    /// The same as [`Codec::start`] with the first part and [`Codec::add`] with the others; for
+    /// codecs that gain from it when the mean is loaded and stored once.
+    fn start_four(&self, vectors: Vectors, [first, rest @ ..]: [Part<'_>; 4], mean: &mut [f32]) {
+        self.start(vectors, first, mean);
+        for part in rest {
+            self.add(vectors, part, mean);
+        }
+    }
+
+    /// The same as [`Codec::add`] with each part.
+    fn add_four(&self, vectors: Vectors, parts: [Part<'_>; 4], mean: &mut [f32]) {
+        for part in parts {
+            self.add(vectors, part, mean);
+        }
+    }
+
+    /// Describes a slice for the screen.
+    fn examine(&self, vectors: Vectors, bytes: &[u8], elements: usize) -> Examined;
+
+    /// The first thing that is wrong with a slice; looked for only in one that [`Codec::examine`]
+    /// finds something wrong with.
+    fn fault(&self, bytes: &[u8], elements: usize) -> Option<Fault>;
+}
+
+/// A slice of a contribution, and its weight in the mean.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) weight: f32,
+}
 
 /// Why a slice was not encoded or decoded. Nothing was written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,20 +95,15 @@ pub enum CodecError {
     },
 }
 
-/// Elements that are encoded together; a chunk must start at a multiple of it. 1 for all codecs so
-/// far; one with a scale per block has more, and divides [`BLOCK_ELEMENTS`].
+/// Elements that are encoded together; a slice must start at a multiple of them. Divides
+/// [`TILE_ELEMENTS`].
 pub const fn block_elements(codec: CodecKind) -> usize {
-    match codec {
-        CodecKind::Fp32 | CodecKind::Bf16 => 1,
-    }
+    codec.block_elements() as usize
 }
 
 /// Bytes of one encoded block of [`block_elements`].
 pub const fn block_bytes(codec: CodecKind) -> usize {
-    match codec {
-        CodecKind::Fp32 => 4,
-        CodecKind::Bf16 => 2,
-    }
+    codec.block_bytes() as usize
 }
 
 /// Bytes of the encoding of `elements` elements; a last, partial block counts as a whole one.
@@ -75,13 +133,8 @@ pub fn encode(
         .zip(values.par_chunks(BLOCK_ELEMENTS))
         .enumerate()
         .for_each(|(block, (out, values))| {
-            encode_block(
-                Vectors::widest(),
-                codec,
-                values,
-                rounding.skip(block * BLOCK_ELEMENTS),
-                out,
-            );
+            let rounding = rounding.skip(block * BLOCK_ELEMENTS);
+            of(codec).encode(Vectors::widest(), values, rounding, out);
         });
     Ok(())
 }
@@ -119,8 +172,8 @@ pub fn encode_difference(
             for (tile, ((base, local), out)) in tiles.zip(outs).enumerate() {
                 let difference = &mut difference[..base.len()];
                 subtract(vectors, base, local, difference);
-                let skipped = block * BLOCK_ELEMENTS + tile * TILE_ELEMENTS;
-                encode_block(vectors, codec, difference, rounding.skip(skipped), out);
+                let rounding = rounding.skip(block * BLOCK_ELEMENTS + tile * TILE_ELEMENTS);
+                of(codec).encode(vectors, difference, rounding, out);
             }
         });
     Ok(())
@@ -137,10 +190,7 @@ pub fn decode(codec: CodecKind, bytes: &[u8], out: &mut [f32]) -> Result<(), Cod
     check(codec, out.len(), bytes.len())?;
     out.par_chunks_mut(BLOCK_ELEMENTS)
         .zip(bytes.par_chunks(encoded_bytes(codec, BLOCK_ELEMENTS)))
-        .for_each(|(out, bytes)| match codec {
-            CodecKind::Fp32 => read_fp32(Vectors::widest(), bytes, out),
-            CodecKind::Bf16 => read_bf16(Vectors::widest(), bytes, out),
-        });
+        .for_each(|(out, bytes)| of(codec).decode(Vectors::widest(), bytes, out));
     Ok(())
 }
 
@@ -157,33 +207,7 @@ pub(crate) fn check(codec: CodecKind, elements: usize, got_bytes: usize) -> Resu
     }
 }
 
-/// Encodes at most a block on this thread; lengths are checked by the caller.
-pub(crate) fn encode_block(
-    vectors: Vectors,
-    codec: CodecKind,
-    values: &[f32],
-    SeededRounding {
-        rule,
-        seed,
-        first_element,
-    }: SeededRounding,
-    out: &mut [u8],
-) {
-    match (codec, rule) {
-        (CodecKind::Fp32, _) => write_fp32(vectors, values, out),
-        (CodecKind::Bf16, Rounding::Nearest) => write_bf16_nearest(vectors, values, out),
-        (CodecKind::Bf16, Rounding::Stochastic) => {
-            write_bf16_stochastic(vectors, values, noise_key(seed), first_element, out);
-        }
-    }
-}
-
 vectorised!(fn subtract(base: &[f32], local: &[f32], out: &mut [f32]) = subtract_body);
-vectorised!(fn write_fp32(values: &[f32], out: &mut [u8]) = write_fp32_body);
-vectorised!(fn write_bf16_nearest(values: &[f32], out: &mut [u8]) = write_bf16_nearest_body);
-vectorised!(fn write_bf16_stochastic(values: &[f32], key: u64, first: u64, out: &mut [u8]) = write_bf16_stochastic_body);
-vectorised!(fn read_fp32(bytes: &[u8], out: &mut [f32]) = read_fp32_body);
-vectorised!(fn read_bf16(bytes: &[u8], out: &mut [f32]) = read_bf16_body);
 
 #[inline(always)]
 fn subtract_body(base: &[f32], local: &[f32], out: &mut [f32]) {
@@ -192,68 +216,12 @@ fn subtract_body(base: &[f32], local: &[f32], out: &mut [f32]) {
     }
 }
 
-#[inline(always)]
-fn write_fp32_body(values: &[f32], out: &mut [u8]) {
-    for (out, value) in out.as_chunks_mut::<4>().0.iter_mut().zip(values) {
-        *out = value.to_le_bytes();
-    }
-}
-
-#[inline(always)]
-fn write_bf16_nearest_body(values: &[f32], out: &mut [u8]) {
-    for (out, value) in out.as_chunks_mut::<2>().0.iter_mut().zip(values) {
-        *out = narrow_nearest(*value).to_le_bytes();
-    }
-}
-
-/// One word of noise serves four elements: the few before the first whole group of four are done
-/// one by one, so that a slice may start anywhere.
-#[inline(always)]
-fn write_bf16_stochastic_body(values: &[f32], key: u64, first: u64, out: &mut [u8]) {
-    let lanes = NOISE_LANES as u64;
-    let out = out.as_chunks_mut::<2>().0;
-    let one = |value: f32, index: u64| {
-        let noise = noise_word(key, index / lanes) >> (16 * (index % lanes));
-        narrow_stochastic(value, noise as u16).to_le_bytes()
-    };
-    let head = ((lanes - first % lanes) % lanes).min(values.len() as u64) as usize;
-    let (head_values, values) = values.split_at(head);
-    let (head_out, out) = out.split_at_mut(head);
-    for (place, (out, value)) in head_out.iter_mut().zip(head_values).enumerate() {
-        *out = one(*value, first.wrapping_add(place as u64));
-    }
-    let first = first.wrapping_add(head as u64);
-    let (groups, tail_values) = values.as_chunks::<NOISE_LANES>();
-    let (group_outs, tail_out) = out.as_chunks_mut::<NOISE_LANES>();
-    for (group, (out, values)) in group_outs.iter_mut().zip(groups).enumerate() {
-        let word = noise_word(key, first / lanes + group as u64);
-        for lane in 0..NOISE_LANES {
-            out[lane] = narrow_stochastic(values[lane], (word >> (16 * lane)) as u16).to_le_bytes();
-        }
-    }
-    let first = first.wrapping_add((groups.len() * NOISE_LANES) as u64);
-    for (place, (out, value)) in tail_out.iter_mut().zip(tail_values).enumerate() {
-        *out = one(*value, first.wrapping_add(place as u64));
-    }
-}
-
-#[inline(always)]
-fn read_fp32_body(bytes: &[u8], out: &mut [f32]) {
-    for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-        *out = f32::from_le_bytes(*bytes);
-    }
-}
-
-#[inline(always)]
-fn read_bf16_body(bytes: &[u8], out: &mut [f32]) {
-    for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-        *out = widen(u16::from_le_bytes(*bytes));
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use schemas::run::Rounding;
+
     use super::*;
+    use crate::rounding::noise_word;
 
     /// Bit patterns of every kind, and the boundaries of all vector widths.
     fn patterns(count: usize) -> Vec<f32> {
@@ -269,27 +237,38 @@ mod tests {
             seed: 3,
             first_element: 5,
         };
-        for count in [0, 1, 3, 31, 32, 33, 1000, TILE_ELEMENTS] {
+        let counts = [0, 1, 3, 31, 32, 33, 1000, TILE_ELEMENTS];
+        for (count, codec) in counts
+            .iter()
+            .flat_map(|count| CodecKind::ALL.iter().map(move |codec| (*count, *codec)))
+        {
             let values = patterns(count);
-            for (codec, rounding) in [
-                (CodecKind::Fp32, SeededRounding::NEAREST),
-                (CodecKind::Bf16, SeededRounding::NEAREST),
-                (CodecKind::Bf16, stochastic),
-            ] {
-                let encode = |vectors| {
+            for rounding in [SeededRounding::NEAREST, stochastic] {
+                let pass = |vectors| {
                     let mut out = vec![0; encoded_bytes(codec, count)];
-                    encode_block(vectors, codec, &values, rounding, &mut out);
-                    out
+                    of(codec).encode(vectors, &values, rounding, &mut out);
+                    let mut again = vec![0.0_f32; count];
+                    of(codec).decode(vectors, &out, &mut again);
+                    let again: Vec<u32> = again.iter().map(|value| value.to_bits()).collect();
+                    (out, again)
                 };
-                let expected = encode(Vectors::BASELINE);
+                let expected = pass(Vectors::BASELINE);
                 for vectors in Vectors::available() {
                     assert_eq!(
-                        encode(vectors),
+                        pass(vectors),
                         expected,
                         "{codec:?} {rounding:?} {vectors:?}"
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_tile_and_a_task_hold_whole_blocks() {
+        for codec in CodecKind::ALL.iter().copied() {
+            assert!(TILE_ELEMENTS.is_multiple_of(block_elements(codec)));
+            assert!(BLOCK_ELEMENTS.is_multiple_of(TILE_ELEMENTS));
         }
     }
 

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 
 use ledger::Run;
 use schemas::lease::UnitId;
-use schemas::{Code, Refusal, RunId, WorkerId};
+use schemas::{Code, Refusal, UnixMillis, WorkerId};
 
-use crate::coordinator::Coordinator;
 use crate::denial::cut_text;
-use crate::live::LiveRun;
+use crate::run::RunRoom;
+use crate::run::live::LiveRun;
+use crate::turn::Turn;
 
 /// A unit that every present worker failed halts the run after this many failures: a single worker
 /// gets some tries, since a machine may be out of memory for a moment.
@@ -47,7 +48,7 @@ impl Failures {
         Some(Refusal::new(last.code, detail))
     }
 
-    /// Whether another try is of no use.
+    /// True when another try is of no use.
     fn are_enough(&self, run: &Run) -> bool {
         let mut present = run
             .members
@@ -60,27 +61,24 @@ impl Failures {
     }
 }
 
-impl Coordinator {
+impl RunRoom<'_> {
     /// A unit failed with a worker that said why.
     pub(crate) fn unit_failed(
         &mut self,
-        name: &RunId,
+        turn: &mut Turn<'_>,
         unit: UnitId,
         worker: &WorkerId,
         refusal: &Refusal,
     ) {
-        let Some(live) = self.live.get_mut(name) else {
-            return;
-        };
+        let live = &mut *self.live;
         live.last_failures.insert(worker.clone(), refusal.clone());
         live.failed_in_a_row = live.failed_in_a_row.saturating_add(1);
-        if refusal.code.is_of_the_moment() {
-            return;
+        if !refusal.code.is_of_the_moment() {
+            let failures = live.failures.entry(unit).or_default();
+            failures.total = failures.total.saturating_add(1);
+            failures.by.insert(worker.clone(), refusal.clone());
+            self.judge_failures(turn);
         }
-        let failures = live.failures.entry(unit).or_default();
-        failures.total = failures.total.saturating_add(1);
-        failures.by.insert(worker.clone(), refusal.clone());
-        self.judge_failures(name);
     }
 
     /// A unit's result was refused. Only numbers that training came to can be the unit's fault; a
@@ -88,57 +86,53 @@ impl Coordinator {
     /// not halt the run for the others.
     pub(crate) fn result_refused(
         &mut self,
-        name: &RunId,
+        turn: &mut Turn<'_>,
         unit: UnitId,
         worker: &WorkerId,
         refusal: &Refusal,
     ) {
         if refusal.code.is_about_numbers() {
-            self.unit_failed(name, unit, worker, refusal);
-        } else if let Some(live) = self.live.get_mut(name) {
-            live.last_failures.insert(worker.clone(), refusal.clone());
+            self.unit_failed(turn, unit, worker, refusal);
+        } else {
+            let last = &mut self.live.last_failures;
+            last.insert(worker.clone(), refusal.clone());
         }
     }
 
     /// A unit has a result: how long it took is remembered, how often it failed is not.
-    pub(crate) fn note_result(&mut self, name: &RunId, unit: &UnitId) {
-        let now = self.now;
-        let Ok((run, live)) = self.open_run(name) else {
-            return;
-        };
+    pub(crate) fn note_result(&mut self, now: UnixMillis, unit: &UnitId) {
+        let mut leases = self.run.leases();
+        let held = leases.find(|(lease, ..)| lease.unit == *unit);
+        let (_, worker, since) = held.expect("a result that counts is of a lease that is held");
+        let live = &mut *self.live;
         live.failures.remove(unit);
-        if let Some((_, worker, since)) = run.leases().find(|(lease, ..)| lease.unit == *unit) {
-            live.last_failures.remove(worker);
-            live.failed_in_a_row = 0;
-            live.spans.note(unit, worker, since, now);
-        }
+        live.last_failures.remove(worker);
+        live.failed_in_a_row = 0;
+        live.spans.note(unit, worker, since, now);
     }
 
     /// Halts a run of which a unit fails with everybody, and lets it go on when a worker joins that
-    /// has not failed the unit. To be called whenever a unit fails, or who is present changes.
-    pub(crate) fn judge_failures(&mut self, name: &RunId) {
-        let Ok((run, live)) = self.open_run(name) else {
-            return;
-        };
-        let hopeless = live
-            .failures
-            .iter()
-            .find(|(_, failures)| failures.are_enough(run));
-        let halted = live.executor.halted.as_ref().map(|refusal| refusal.code);
-        let (unit, failures) = match (hopeless, halted) {
-            (Some(found), None) => found,
-            (None, Some(Code::UnitFails)) => {
-                live.executor.halted = None;
-                return self.mark_changed(name);
+    /// has not failed the unit. To be called whenever a unit fails, or the members change.
+    pub(crate) fn judge_failures(&mut self, turn: &mut Turn<'_>) {
+        let mut failures = self.live.failures.iter();
+        let hopeless = failures.find(|(_, failures)| failures.are_enough(&self.run));
+        let halted = self.live.executor.halted.as_ref();
+        match (hopeless, halted.map(|refusal| refusal.code)) {
+            (Some((unit, failures)), None) => {
+                let (total, workers) = (failures.total, failures.by.len());
+                let detail = format!(
+                    "unit {unit} failed {total} times with {workers} workers: {}",
+                    named(failures.by.iter())
+                );
+                self.halt(turn, &Refusal::new(Code::UnitFails, detail));
             }
-            _ => return,
-        };
-        let (total, workers) = (failures.total, failures.by.len());
-        let detail = format!(
-            "unit {unit} failed {total} times with {workers} workers: {}",
-            named(failures.by.iter())
-        );
-        self.halt(name, &Refusal::new(Code::UnitFails, detail));
+            (None, Some(Code::UnitFails)) => {
+                self.live.executor.halted = None;
+                self.mark_changed(turn);
+            }
+            // As it was: it goes on, or stays halted for this or for another reason.
+            (None | Some(_), _) => {}
+        }
     }
 }
 
