@@ -78,12 +78,12 @@ impl service::Service for Program {
     }
 
     async fn start(self) -> Result<Service, Failure> {
-        Service::build(&self.config, self.posture).await
+        Box::pin(Service::build(&self.config, self.posture)).await
     }
 }
 
 impl service::Running for Service {
     async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
-        Self::run(self, stop).await
+        Box::pin(Self::run(self, stop)).await
     }
 }

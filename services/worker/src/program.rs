@@ -84,12 +84,12 @@ impl service::Service for Checked {
     }
 
     async fn start(self) -> Result<Service, Failure> {
-        Service::build(self).await
+        Box::pin(Service::build(self)).await
     }
 }
 
 impl service::Running for Service {
     async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
-        Self::run(self, stop).await
+        Box::pin(Self::run(self, stop)).await
     }
 }
