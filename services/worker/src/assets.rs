@@ -2,6 +2,8 @@
 //! the data set. All are objects that the run's settings name by digest, and all are checked
 //! against each other before memory is taken.
 
+use std::ops::Range;
+
 use model::ModelConfig;
 use schemas::data::{DataManifest, Shard};
 use schemas::layout::{Chunk, Layout};
@@ -9,6 +11,7 @@ use schemas::lease::Work;
 use schemas::run::{CodecKind, RunSpec};
 use schemas::{Code, Message as _, ObjectRef, Refusal};
 
+use crate::engine::Fragment;
 use crate::library::Library;
 
 /// The run's fixed objects.
@@ -43,6 +46,25 @@ impl Assets {
             chunks,
             data,
         })
+    }
+
+    /// The elements of each fragment.
+    pub(crate) fn fragments(&self) -> Vec<Range<usize>> {
+        let mut fragments: Vec<Range<usize>> = Vec::new();
+        for chunk in &self.chunks {
+            let range = chunk.range();
+            match fragments.get_mut(chunk.fragment as usize) {
+                Some(fragment) => fragment.end = range.end,
+                None => fragments.push(range),
+            }
+        }
+        fragments
+    }
+
+    /// The numbers of the fragments.
+    pub(crate) fn fragment_numbers(&self) -> impl Iterator<Item = Fragment> + use<> {
+        let last = self.chunks.last().expect("a layout has parameters");
+        (0..=last.fragment).map(Fragment)
     }
 
     /// The entries of the data set that a lease's work reads.

@@ -29,7 +29,7 @@ impl Default for Patience {
 }
 
 impl Patience {
-    /// Waits for the training thread, whose last job is the save of the inner state, and for the
+    /// Waits for the training thread, which ends after the last inner state is written, and for the
     /// delivery of the last events. Neither shortens the other's time. Says whether the training
     /// thread has ended.
     pub(crate) async fn wait(

@@ -291,6 +291,10 @@ impl Hands {
                 let engine = self.engine.clone();
                 self.tasks.spawn(async move { engine.save().await });
             }
+            Effect::TrustInner => {
+                let engine = self.engine.clone();
+                self.tasks.spawn(async move { engine.trust().await });
+            }
             Effect::DoubtInner(refusal) => {
                 let engine = self.engine.clone();
                 self.tasks.spawn(async move { engine.doubt(refusal).await });

@@ -10,17 +10,19 @@ use merge::{SeededRounding, contribution_seed};
 use schemas::call::worker as call;
 use schemas::contribution::{Evaluation, StageRequest};
 use schemas::data::Shard;
+use schemas::layout::Chunk;
 use schemas::lease::{Manifest, Weights, Work};
 use schemas::run::RunSpec;
 use schemas::{Code, Digest, Millis, ObjectRef, Refusal, V};
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use trainer::Alpha;
 use worker_core::{Trained, WorkId};
 
 use crate::asker::Asker;
 use crate::assets::Assets;
-use crate::engine::{Encoding, Engine, Evaluating, Opening, Training};
+use crate::engine::{Capture, EncodedChunks, Engine, Evaluating, Fragment, Opening, Training};
 use crate::library::{Library, TRANSFERS_MAX};
 use crate::state::StateFolder;
 
@@ -78,6 +80,7 @@ impl Unit {
         let opening = Opening {
             model: assets.model.clone(),
             precision: spec.model.precision,
+            fragments: assets.fragments(),
             inner: state.inner(&spec.run, *spec_digest),
         };
         engine.open(opening).await?;
@@ -127,22 +130,36 @@ impl Unit {
             ]
             .concat(),
         );
-        if engine.begin(name).await? {
+        let alpha = Alpha::TAKE_OVER;
+        let mut missing = vec![];
+        for fragment in assets.fragment_numbers() {
+            if !engine.expect(fragment, name, alpha).await? {
+                missing.push(fragment);
+            }
+        }
+        let wanted: Vec<(&Chunk, ObjectRef)> = assets
+            .chunks
+            .iter()
+            .zip(base.chunks.iter().copied())
+            .filter(|(chunk, _)| missing.contains(&Fragment(chunk.fragment)))
+            .collect();
+        let objects: Vec<ObjectRef> = wanted.iter().map(|(_, object)| *object).collect();
+        if !objects.is_empty() {
+            let mut arriving = std::pin::pin!(library.stream(&objects).await?);
+            while let Some(item) = arriving.next().await {
+                let (position, bytes) = item?;
+                let (chunk, _) = wanted[position];
+                let (fragment, range) = (Fragment(chunk.fragment), chunk.range());
+                engine.load(fragment, base.codec.kind, range, bytes).await?;
+            }
+        }
+        for fragment in assets.fragment_numbers() {
+            engine.blend(fragment, name, alpha).await?;
+        }
+        if missing.is_empty() {
             tracing::info!(lease = %self.manifest.lease, round = base.round.get(), "base weights were here");
             return Ok(());
         }
-        let mut arriving = std::pin::pin!(library.stream(&base.chunks).await?);
-        while let Some(item) = arriving.next().await {
-            let (index, bytes) = item?;
-            let chunk = assets.chunks.get(index).ok_or_else(|| {
-                Refusal::new(
-                    Code::LayoutMismatch,
-                    format!("the layout has no chunk {index}"),
-                )
-            })?;
-            engine.load(base.codec.kind, chunk.range(), bytes).await?;
-        }
-        engine.loaded(name).await?;
         tracing::info!(lease = %self.manifest.lease, round = base.round.get(), "base weights loaded");
         Ok(())
     }
@@ -210,23 +227,26 @@ impl Unit {
             ..
         } = &self.bench;
         let unit = self.manifest.lease.unit;
-        let chunks = assets
-            .get()
-            .map(|assets| assets.chunks.clone())
-            .unwrap_or_default();
+        let assets = assets.get().expect("the fetch of this unit got them");
         let rounding = SeededRounding {
             rule: spec.upload.rounding,
             seed: contribution_seed(spec.seed, unit.round, unit.index),
             first_element: 0,
         };
-        let count = chunks.len();
-        let encoding = Encoding {
-            stop: self.stop.clone(),
-            codec: spec.upload.kind,
-            rounding,
-            chunks,
-        };
-        let encoded = engine.encode(encoding).await?;
+        let mut encoded = Vec::new();
+        for fragment in assets.fragment_numbers() {
+            let of_fragment = |(_, chunk): &(usize, Chunk)| chunk.fragment == fragment.0;
+            let chunks = assets.chunks.iter().copied().enumerate();
+            let capture = Capture {
+                fragment,
+                stop: self.stop.clone(),
+                codec: spec.upload.kind,
+                rounding,
+                chunks: chunks.filter(of_fragment).collect(),
+            };
+            encoded.push(engine.capture(capture).await?);
+        }
+        let count = assets.chunks.len();
         let objects = upload_all(encoded, |index, bytes| self.upload_chunk(index, bytes)).await?;
         if objects.len() != count {
             return Err(Refusal::new(
@@ -271,14 +291,16 @@ impl Unit {
 /// Uploads chunks as they are made, several on their way at once. The first that fails ends the
 /// others, and the encoding with them: without it the contribution is nothing.
 async fn upload_all<F>(
-    encoded: mpsc::Receiver<Result<(usize, Bytes), Refusal>>,
+    encoded: Vec<EncodedChunks>,
     upload: impl Fn(usize, Bytes) -> F,
 ) -> Result<Vec<ObjectRef>, Refusal>
 where
     F: Future<Output = Result<ObjectRef, Refusal>>,
 {
-    let encoded = futures::stream::unfold(encoded, |mut encoded| async {
-        Some((encoded.recv().await?, encoded))
+    let encoded = futures::stream::iter(encoded).flat_map(|chunks| {
+        futures::stream::unfold(chunks, |mut chunks| async {
+            Some((chunks.recv().await?, chunks))
+        })
     });
     let uploads = encoded.map(async |chunk| {
         let (index, bytes) = chunk?;
@@ -294,6 +316,8 @@ where
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::mpsc;
+
     use super::*;
 
     #[tokio::test]
@@ -306,7 +330,7 @@ mod tests {
             }
             made
         });
-        let uploaded = upload_all(encoded, async |index, _| match index {
+        let uploaded = upload_all(vec![encoded], async |index, _| match index {
             3 => Err(Refusal::new(Code::StoreFull, "no room")),
             // Some that are on their way have not ended yet, before it and after it.
             0 | 4..8 => std::future::pending().await,
@@ -329,7 +353,7 @@ mod tests {
                 .expect("there is room");
         }
         drop(chunks);
-        let uploaded = upload_all(encoded, async |index, _| {
+        let uploaded = upload_all(vec![encoded], async |index, _| {
             Ok(ObjectRef::of(&index.to_le_bytes()))
         })
         .await;

@@ -202,6 +202,7 @@ impl World {
             Effect::Stop { .. }
             | Effect::Joined(_)
             | Effect::SaveInner
+            | Effect::TrustInner
             | Effect::DoubtInner(_)
             | Effect::Emit(_)
             | Effect::Waiting { .. } => {}

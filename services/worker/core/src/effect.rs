@@ -72,9 +72,12 @@ pub enum Effect {
         /// The work.
         work: WorkId,
     },
-    /// Write the trainer's inner state to disk when it has nothing better to do.
+    /// Keep the trainer's inner state as it is now. It is written to disk beside what comes next.
     SaveInner,
-    /// A result was refused: the trainer's inner state may be why.
+    /// The same after a result that counts, which shows that the state is good.
+    TrustInner,
+    /// The same after a result that was refused. The trainer's inner state may be why: one that was
+    /// taken up from a file, and led to no result that counts, is dropped instead.
     DoubtInner(Refusal),
     /// Sign an event, chain it, publish it until it is in the stream.
     Emit(WorkerEvent),

@@ -196,6 +196,8 @@ impl Worker {
 
     /// The coordinator refused the result and took the lease back, so there is nothing to release.
     fn result_refused(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
+        // In place of the save that goes with every end of a unit.
+        self.unsaved = false;
         self.drop_held(&refusal, effects);
         effects.push(Effect::DoubtInner(refusal.clone()));
         let (pause, hopeless) = self.fault(refusal.code);
@@ -208,9 +210,13 @@ impl Worker {
 
     /// A result counts: on to the next unit.
     fn unit_over(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
-        // The claim goes out first; the shell writes the inner state while it waits.
+        // An evaluation leaves nothing to keep. The claim goes out first; the shell copies the inner
+        // state while it waits.
+        let trained = std::mem::take(&mut self.unsaved);
         self.claim(now, Millis(0), effects);
-        self.save(effects);
+        if trained {
+            effects.push(Effect::TrustInner);
+        }
         self.beat_now(now);
     }
 

@@ -84,9 +84,32 @@ impl Flat {
         if self.tensor.device() == Device::Cpu {
             return Ok(self.slice_mut());
         }
-        self.host.resize(self.elements, 0.0);
-        self.tensor.f_copy_data(&mut self.host, self.elements)?;
-        Ok(&self.host)
+        let mut host = std::mem::take(&mut self.host);
+        let copied = self.copy_to(&mut host);
+        self.host = host;
+        copied.map(|()| &*self.host)
+    }
+
+    /// Copies all values to this machine's memory.
+    pub(crate) fn copy_to(&mut self, values: &mut Vec<f32>) -> Result<(), TorchError> {
+        if self.tensor.device() == Device::Cpu {
+            values.clear();
+            values.extend_from_slice(self.slice_mut());
+            return Ok(());
+        }
+        values.resize(self.elements, 0.0);
+        // SAFETY: the tensor shows the `elements` values of `values` and is gone before they can be
+        // used otherwise. libtorch waits for a copy into ordinary memory.
+        let mut host = unsafe {
+            Tensor::f_from_blob(
+                values.as_mut_ptr().cast::<u8>().cast_const(),
+                &[self.elements as i64],
+                &[1],
+                Kind::Float,
+                Device::Cpu,
+            )
+        }?;
+        Ok(host.f_copy_(&self.tensor)?)
     }
 
     fn slice_mut(&mut self) -> &mut [f32] {

@@ -8,8 +8,8 @@ use schemas::layout::Layout;
 use schemas::run::Precision;
 use tch::{Device, Kind, Reduction, Tensor};
 use trainer::{
-    Batch, EvaluationReport, InnerMoments, Sampler, StepReport, StepSettings, Trainer,
-    TrainerError, load_inner, save_inner,
+    Batch, EvaluationReport, InnerMoments, InnerState, Sampler, StepReport, StepSettings, Trainer,
+    TrainerError, load_inner,
 };
 
 use crate::decoder::{Decoder, shapes};
@@ -294,14 +294,11 @@ impl Trainer for TorchTrainer {
         })
     }
 
-    fn save_inner(&mut self, path: &Path) -> Result<(), TrainerError> {
-        save_inner(
-            path,
-            &self.layout,
-            self.steps,
-            self.first.read()?,
-            self.second.read()?,
-        )
+    fn capture_inner(&mut self, state: &mut InnerState) -> Result<(), TrainerError> {
+        let moments = state.retake(&self.layout, self.steps);
+        self.first.copy_to(&mut moments.first)?;
+        self.second.copy_to(&mut moments.second)?;
+        Ok(())
     }
 
     fn load_inner(&mut self, path: &Path) -> Result<(), TrainerError> {

@@ -10,7 +10,7 @@ use schemas::layout::Layout;
 use crate::TrainerError;
 
 /// AdamW's state beside the parameters, one element each.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct InnerMoments {
     /// Steps taken.
     pub steps: u64,
@@ -18,6 +18,14 @@ pub struct InnerMoments {
     pub first: Vec<f32>,
     /// Running mean of its square.
     pub second: Vec<f32>,
+}
+
+/// A copy of the inner optimizer's state, which is written while training goes on. Of 8 bytes a
+/// parameter.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct InnerState {
+    layout: String,
+    moments: InnerMoments,
 }
 
 const FORMAT: &str = "diloco inner state 1";
@@ -43,11 +51,20 @@ pub fn save_inner(
     first: &[f32],
     second: &[f32],
 ) -> Result<(), TrainerError> {
-    let shape = [layout.elements()];
+    write(path, &fingerprint(layout), steps, (first, second))
+}
+
+fn write(
+    path: &Path,
+    layout: &str,
+    steps: u64,
+    (first, second): (&[f32], &[f32]),
+) -> Result<(), TrainerError> {
+    let shape = [first.len() as u64];
     let metadata = BTreeMap::from(
         [
             ("kind", FORMAT.to_owned()),
-            ("layout", fingerprint(layout)),
+            ("layout", layout.to_owned()),
             ("steps", steps.to_string()),
         ]
         .map(|(key, value)| (key.to_owned(), value)),
@@ -102,7 +119,38 @@ pub fn load_inner(path: &Path, layout: &Layout) -> Result<InnerMoments, TrainerE
     Ok(moments)
 }
 
+impl InnerState {
+    /// Makes this the state of a trainer with `layout` after `steps`; its moments are for the caller
+    /// to fill in. Their memory is that of the state before.
+    pub fn retake(&mut self, layout: &Layout, steps: u64) -> &mut InnerMoments {
+        self.layout = fingerprint(layout);
+        self.moments.steps = steps;
+        &mut self.moments
+    }
+
+    /// Writes the state atomically.
+    ///
+    /// # Errors
+    /// [`TrainerError::State`]: the file cannot be written.
+    pub fn write(&self, path: &Path) -> Result<(), TrainerError> {
+        let InnerMoments {
+            steps,
+            first,
+            second,
+        } = &self.moments;
+        write(path, &self.layout, *steps, (first, second))
+    }
+}
+
 impl InnerMoments {
+    /// Overwrites these with copies of both moments.
+    pub fn copy(&mut self, first: &[f32], second: &[f32]) {
+        for (own, values) in [(&mut self.first, first), (&mut self.second, second)] {
+            own.clear();
+            own.extend_from_slice(values);
+        }
+    }
+
     /// What about these values cannot be, if anything.
     fn check(&self) -> Result<(), String> {
         if self.steps > STEPS_MAX {

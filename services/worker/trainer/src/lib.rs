@@ -20,7 +20,7 @@ use schemas::run::InnerOptimizer;
 
 pub use batch::Batch;
 pub use error::TrainerError;
-pub use inner::{InnerMoments, load_inner, save_inner};
+pub use inner::{InnerMoments, InnerState, load_inner, save_inner};
 pub use rate::inner_rate;
 pub use reference::ReferenceTrainer;
 pub use sampling::Sampler;
@@ -64,11 +64,42 @@ pub trait Trainer: Send {
     /// The batch does not fit the model, the device failed, or the loss is not finite.
     fn evaluate(&mut self, batch: &Batch<'_>) -> Result<EvaluationReport, TrainerError>;
 
+    /// Mixes `values` into the parameters from element `start` on; see [`Alpha`]. The optimizer's
+    /// moments stay.
+    ///
+    /// # Errors
+    /// As [`Trainer::set_parameters`].
+    fn blend(&mut self, start: usize, values: &[f32], alpha: Alpha) -> Result<(), TrainerError> {
+        if alpha == Alpha::TAKE_OVER {
+            return self.set_parameters(start, values);
+        }
+        let all = self.parameters()?;
+        let outside = || TrainerError::Input(format!("{} values from {start} on", values.len()));
+        let end = start.checked_add(values.len()).ok_or_else(outside)?;
+        let local = all.get(start..end).ok_or_else(outside)?;
+        let mixed: Vec<f32> = local
+            .iter()
+            .zip(values)
+            .map(|(local, global)| alpha.mix(*local, *global))
+            .collect();
+        self.set_parameters(start, &mixed)
+    }
+
+    /// Copies moments and step count of the inner optimizer into `state`, whose memory is used again.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn capture_inner(&mut self, state: &mut InnerState) -> Result<(), TrainerError>;
+
     /// Saves moments and step count of the inner optimizer to a safetensors file, atomically.
     ///
     /// # Errors
-    /// The file cannot be written.
-    fn save_inner(&mut self, path: &Path) -> Result<(), TrainerError>;
+    /// The device failed, or the file cannot be written.
+    fn save_inner(&mut self, path: &Path) -> Result<(), TrainerError> {
+        let mut state = InnerState::default();
+        self.capture_inner(&mut state)?;
+        state.write(path)
+    }
 
     /// Takes up what [`Trainer::save_inner`] saved: training then goes on bit for bit as if it had
     /// not stopped.
@@ -92,6 +123,26 @@ pub trait Trainer: Send {
 
     /// Where it computes and how, for people: `cpu, 1 thread, bf16`.
     fn device(&self) -> String;
+}
+
+/// The share of the local weights when global ones arrive: `alpha * local + (1 - alpha) * global`.
+/// Other software names the share of the global ones so; here 0 takes the global weights over and 1
+/// keeps the local ones.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Alpha(f32);
+
+impl Alpha {
+    /// The global weights replace the local ones.
+    pub const TAKE_OVER: Self = Self(0.0);
+
+    /// A share from 0 to 1.
+    pub fn new(share: f32) -> Option<Self> {
+        (0.0..=1.0).contains(&share).then_some(Self(share))
+    }
+
+    fn mix(self, local: f32, global: f32) -> f32 {
+        self.0 * local + (1.0 - self.0) * global
+    }
 }
 
 /// What an inner step does besides its batch.

@@ -9,7 +9,7 @@ use model::{ModelConfig, ReferenceConfig};
 use schemas::Tokens;
 use schemas::layout::Layout;
 
-use crate::inner::{InnerMoments, load_inner, save_inner};
+use crate::inner::{InnerMoments, InnerState, load_inner};
 use crate::sampling::Sampler;
 use crate::synthetic::copy_into;
 use crate::{Batch, EvaluationReport, StepReport, StepSettings, Trainer, TrainerError, adamw};
@@ -293,13 +293,12 @@ impl Trainer for ReferenceTrainer {
         })
     }
 
-    fn save_inner(&mut self, path: &Path) -> Result<(), TrainerError> {
-        let InnerMoments {
-            steps,
-            first,
-            second,
-        } = &self.moments;
-        save_inner(path, &self.layout, *steps, first, second)
+    fn capture_inner(&mut self, state: &mut InnerState) -> Result<(), TrainerError> {
+        let moments = &self.moments;
+        state
+            .retake(&self.layout, moments.steps)
+            .copy(&moments.first, &moments.second);
+        Ok(())
     }
 
     fn load_inner(&mut self, path: &Path) -> Result<(), TrainerError> {

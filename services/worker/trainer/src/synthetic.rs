@@ -9,7 +9,7 @@ use model::{ModelConfig, SyntheticConfig};
 use schemas::Tokens;
 use schemas::layout::Layout;
 
-use crate::inner::{InnerMoments, load_inner, save_inner};
+use crate::inner::{InnerMoments, InnerState, load_inner};
 use crate::sampling::Sampler;
 use crate::{Batch, EvaluationReport, StepReport, StepSettings, Trainer, TrainerError};
 
@@ -38,6 +38,13 @@ impl SyntheticTrainer {
             step_time: Duration::from_millis(config.step_ms),
             parameters,
             steps: 0,
+        }
+    }
+
+    fn no_moments(&self) -> Layout {
+        Layout {
+            tensors: Vec::new(),
+            ..self.layout.clone()
         }
     }
 
@@ -100,27 +107,13 @@ impl Trainer for SyntheticTrainer {
         })
     }
 
-    fn save_inner(&mut self, path: &Path) -> Result<(), TrainerError> {
-        save_inner(
-            path,
-            &Layout {
-                tensors: Vec::new(),
-                ..self.layout.clone()
-            },
-            self.steps,
-            &[],
-            &[],
-        )
+    fn capture_inner(&mut self, state: &mut InnerState) -> Result<(), TrainerError> {
+        state.retake(&self.no_moments(), self.steps).copy(&[], &[]);
+        Ok(())
     }
 
     fn load_inner(&mut self, path: &Path) -> Result<(), TrainerError> {
-        let InnerMoments { steps, .. } = load_inner(
-            path,
-            &Layout {
-                tensors: Vec::new(),
-                ..self.layout.clone()
-            },
-        )?;
+        let InnerMoments { steps, .. } = load_inner(path, &self.no_moments())?;
         self.steps = steps;
         Ok(())
     }

@@ -127,7 +127,7 @@ fn drain_finishes_the_unit_and_leaves() {
     });
     scene.answer(fate(Fate::Merged));
     assert!(scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Submitted { .. }))));
-    assert!(scene.has(|effect| matches!(effect, Effect::SaveInner)) && !scene.has(claims));
+    assert!(scene.has(|effect| matches!(effect, Effect::TrustInner)) && !scene.has(claims));
     assert!(matches!(scene.request().1, Request::Leave(_)));
     scene.answer(Ok(Answer::Done(Done::default())));
     assert!(scene.has(|effect| matches!(effect, Effect::Exit(Exit::Drained))));

@@ -49,7 +49,7 @@ fn a_unit_goes_from_claim_to_an_accepted_result_to_the_next_claim() {
     );
     scene.answer(fate(Fate::Merged));
     assert!(scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Submitted { .. }))));
-    assert!(scene.has(claims) && scene.has(|effect| matches!(effect, Effect::SaveInner)));
+    assert!(scene.has(claims) && scene.has(|effect| matches!(effect, Effect::TrustInner)));
 }
 
 #[test]
@@ -70,7 +70,8 @@ fn an_evaluation_needs_no_upload_and_touches_no_inner_state() {
     });
     assert!(scene.has(submits));
     scene.answer(fate(Fate::Merged));
-    assert!(scene.has(claims) && !scene.has(|effect| matches!(effect, Effect::SaveInner)));
+    let keeps = |effect: &Effect| matches!(effect, Effect::SaveInner | Effect::TrustInner);
+    assert!(scene.has(claims) && !scene.has(keeps));
 }
 
 /// LS-03, LS-04: nothing is taken for done before its reply says so.
@@ -108,6 +109,14 @@ fn a_result_that_is_refused_casts_doubt_on_the_inner_state_and_one_that_came_lat
         let (mut scene, ..) = Scene::submitting();
         scene.answer(answer.clone());
         assert_eq!(doubts(&scene), expected, "{answer:?}");
+        // One order for the state: a save beside a doubt would write what the doubt drops.
+        let orders = scene.effects.iter().filter(|effect| {
+            matches!(
+                effect,
+                Effect::SaveInner | Effect::TrustInner | Effect::DoubtInner(_)
+            )
+        });
+        assert_eq!(orders.count(), 1, "{answer:?}: {:?}", scene.effects);
     }
 }
 
@@ -148,6 +157,7 @@ fn fg_19_an_absence_within_the_lease_costs_no_local_step() {
             | Effect::Heartbeat(_)
             | Effect::Waiting { .. }
             | Effect::SaveInner
+            | Effect::TrustInner
             | Effect::DoubtInner(_) => false,
             _ => true,
         }

@@ -1,0 +1,124 @@
+//! The lane that writes inner states to disk while training goes on.
+//!
+//! The training thread copies a state and lays it on the desk; a thread of its own writes it. One
+//! is written at a time. A newer one takes the place of one that still waits, so that a slow disk
+//! costs two copies of the state and no more, and never a pause of training. Each write goes to a
+//! file beside the state and replaces it only when it is whole and on disk: a process that is
+//! killed at any moment leaves the last whole state.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use schemas::Code;
+use trainer::InnerState;
+
+use super::session::Session;
+
+/// The lane; seen from the training thread.
+pub(super) struct Saver {
+    desk: Arc<Desk>,
+    lane: JoinHandle<()>,
+}
+
+/// Where the two threads meet. Neither holds it longer than to lay down or to take a state.
+#[derive(Default)]
+struct Desk {
+    papers: Mutex<Papers>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Papers {
+    waiting: Option<Paper>,
+    /// No more will come.
+    closed: bool,
+}
+
+/// A state and where it is written to.
+struct Paper {
+    state: InnerState,
+    path: PathBuf,
+}
+
+impl Desk {
+    fn papers(&self) -> MutexGuard<'_, Papers> {
+        self.papers.lock().expect("neither thread panics at it")
+    }
+}
+
+impl Saver {
+    /// Starts the lane.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub(super) fn start() -> io::Result<Self> {
+        let desk = Arc::new(Desk::default());
+        let lane_desk = Arc::clone(&desk);
+        let lane = std::thread::Builder::new()
+            .name("saving".to_owned())
+            .spawn(move || write_all(&lane_desk))?;
+        Ok(Self { desk, lane })
+    }
+
+    /// Copies the inner state of a session as it is now, to be written soon.
+    pub(super) fn keep(&self, session: &mut Session) {
+        let begun = Instant::now();
+        // A state that still waits is older than this one: its memory is used again.
+        let waiting = self.desk.papers().waiting.take();
+        let mut state = waiting.map(|paper| paper.state).unwrap_or_default();
+        if let Err(error) = session.trainer.capture_inner(&mut state) {
+            return not_saved(&error);
+        }
+        let path = session.inner_path().to_owned();
+        self.desk.papers().waiting = Some(Paper { state, path });
+        self.desk.changed.notify_one();
+        tracing::debug!(ms = millis(begun), "inner state copied");
+    }
+
+    /// Waits until everything that was kept is written.
+    pub(super) fn finish(self) {
+        self.desk.papers().closed = true;
+        self.desk.changed.notify_one();
+        if self.lane.join().is_err() {
+            tracing::error!(code = %Code::Internal, "the thread that writes inner states has panicked");
+        }
+    }
+}
+
+/// The lane: writes one state after another until no more will come.
+fn write_all(desk: &Desk) {
+    loop {
+        let papers = desk.papers();
+        let papers = desk
+            .changed
+            .wait_while(papers, |papers| papers.waiting.is_none() && !papers.closed);
+        let paper = papers.expect("neither thread panics at it").waiting.take();
+        let Some(Paper { state, path }) = paper else {
+            // The desk is closed, and nothing lies on it.
+            return;
+        };
+        let begun = Instant::now();
+        match write(&state, &path) {
+            Ok(()) => tracing::debug!(ms = millis(begun), "inner state saved"),
+            Err(error) => not_saved(&error),
+        }
+    }
+}
+
+pub(super) fn write(state: &InnerState, path: &Path) -> Result<(), String> {
+    if let Some(folder) = path.parent() {
+        identity::secret::create_private_subfolder(folder).map_err(|error| error.to_string())?;
+    }
+    state.write(path).map_err(|error| error.to_string())
+}
+
+fn not_saved(error: &dyn std::fmt::Display) {
+    tracing::warn!(code = %Code::WorkerStateInvalid, %error, "inner state not saved; it stays in memory");
+}
+
+fn millis(begun: Instant) -> u64 {
+    u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,232 @@
+//! A model at hand: its trainer, and for each fragment the global weights that training started
+//! from.
+
+use std::ops::Range;
+use std::path::Path;
+
+use merge::codec::decode;
+use schemas::run::CodecKind;
+use schemas::{Code, Digest, Refusal};
+use trainer::{Alpha, Trainer};
+
+use super::{Opening, inner};
+
+/// A part of the parameters that syncs by itself, by its number in the run's layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Fragment(pub(crate) u32);
+
+/// A model that is being trained.
+pub(super) struct Session {
+    opening: Opening,
+    pub(super) trainer: Box<dyn Trainer>,
+    /// The global weights of all fragments, decoded once: training starts from them and the
+    /// contribution is measured against them.
+    pub(super) global: Vec<f32>,
+    fragments: Vec<FragmentState>,
+    /// Inner steps are being done: parameters change between two of them only.
+    stepping: bool,
+    /// The moments were taken up from a file, and no unit that was trained with them has counted
+    /// yet.
+    pub(super) unproven: bool,
+}
+
+/// The weights of one fragment.
+struct FragmentState {
+    range: Range<usize>,
+    /// Whose the global weights are, once complete.
+    weights: Option<Digest>,
+    /// Elements that were loaded since weights were last expected.
+    loaded: usize,
+    fault: Option<Refusal>,
+    /// How the parameters stand to the weights that arrive.
+    writing: Writing,
+}
+
+/// When weights that arrive are written to the parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Writing {
+    /// Chunk by chunk, while the next one is on its way: they replace all parameters of the
+    /// fragment, and no step begins before they are whole.
+    AsTheyCome,
+    /// All at once by the blend.
+    ByTheBlend,
+}
+
+impl Session {
+    /// A model with the inner state that is kept for it, if there is a good one.
+    pub(super) fn new(opening: Opening, mut trainer: Box<dyn Trainer>) -> Result<Self, Refusal> {
+        let elements = usize::try_from(trainer.layout().elements())
+            .expect("the trainer holds as many in memory");
+        let fragments = fragments(&opening, elements)?;
+        let unproven = opening.inner.exists() && inner::resume(trainer.as_mut(), &opening.inner);
+        tracing::info!(
+            parameters = elements,
+            device = trainer.device(),
+            "the model is open"
+        );
+        Ok(Self {
+            opening,
+            trainer,
+            global: vec![0.0; elements],
+            fragments,
+            stepping: false,
+            unproven,
+        })
+    }
+
+    /// True when this is the session that `opening` asks for.
+    pub(super) fn is_of(&self, opening: &Opening) -> bool {
+        self.opening.model == opening.model
+            && self.opening.precision == opening.precision
+            && self.opening.fragments == opening.fragments
+    }
+
+    pub(super) fn inner_path(&self) -> &Path {
+        &self.opening.inner
+    }
+
+    pub(super) fn expect(
+        &mut self,
+        fragment: Fragment,
+        weights: Digest,
+        alpha: Alpha,
+    ) -> Result<bool, Refusal> {
+        let stepping = self.stepping;
+        let state = self.fragment(fragment)?;
+        state.fault = None;
+        state.loaded = 0;
+        let here = state.weights == Some(weights);
+        if !here {
+            state.weights = None;
+        }
+        state.writing = if here || stepping || alpha != Alpha::TAKE_OVER {
+            Writing::ByTheBlend
+        } else {
+            Writing::AsTheyCome
+        };
+        Ok(here)
+    }
+
+    pub(super) fn load(
+        &mut self,
+        fragment: Fragment,
+        codec: CodecKind,
+        range: Range<usize>,
+        bytes: &[u8],
+    ) {
+        let Ok(state) = self.fragment(fragment) else {
+            // The blend of a fragment that there is not is refused.
+            return;
+        };
+        let within = state.range.start <= range.start && range.end <= state.range.end;
+        let writing = state.writing;
+        let start = range.start;
+        let place = self.global.get_mut(range).filter(|_| within);
+        let loaded = place
+            .ok_or_else(|| {
+                Refusal::new(
+                    Code::LayoutMismatch,
+                    "a chunk lies outside the fragment's parameters",
+                )
+            })
+            .and_then(|place| {
+                decode(codec, bytes, place)
+                    .map_err(|error| Refusal::new(Code::SizeMismatch, error.to_string()))?;
+                if writing == Writing::AsTheyCome {
+                    self.trainer.set_parameters(start, place)?;
+                }
+                Ok(place.len())
+            });
+        let state = self
+            .fragment(fragment)
+            .expect("it was there a moment before");
+        match loaded {
+            Ok(elements) => state.loaded += elements,
+            Err(refusal) => state.fault = Some(refusal),
+        }
+    }
+
+    pub(super) fn blend(
+        &mut self,
+        fragment: Fragment,
+        weights: Digest,
+        alpha: Alpha,
+    ) -> Result<(), Refusal> {
+        let state = self.fragment(fragment)?;
+        if let Some(fault) = state.fault.take() {
+            return Err(fault);
+        }
+        let (range, elements) = (state.range.clone(), state.range.len());
+        let here = state.weights == Some(weights);
+        if !here && state.loaded != elements {
+            let detail = format!("{} of {elements} parameters were loaded", state.loaded);
+            return Err(Refusal::new(Code::LayoutMismatch, detail));
+        }
+        if state.writing == Writing::ByTheBlend {
+            let values = &self.global[range.clone()];
+            self.trainer.blend(range.start, values, alpha)?;
+        }
+        let state = self.fragment(fragment)?;
+        state.weights = Some(weights);
+        state.writing = Writing::ByTheBlend;
+        Ok(())
+    }
+
+    /// Begins inner steps, unless weights that they would start from are not whole.
+    pub(super) fn begin_steps(&mut self) -> Result<(), Refusal> {
+        let missing = self
+            .fragments
+            .iter()
+            .position(|state| state.weights.is_none());
+        match missing {
+            None => {
+                self.stepping = true;
+                Ok(())
+            }
+            Some(fragment) => Err(Refusal::new(
+                Code::Internal,
+                format!("the weights of fragment {fragment} are not whole"),
+            )),
+        }
+    }
+
+    /// Ends inner steps, done or not.
+    pub(super) fn end_steps(&mut self) {
+        self.stepping = false;
+    }
+
+    fn fragment(&mut self, fragment: Fragment) -> Result<&mut FragmentState, Refusal> {
+        let state = usize::try_from(fragment.0)
+            .ok()
+            .and_then(|at| self.fragments.get_mut(at));
+        state.ok_or_else(|| {
+            Refusal::new(
+                Code::LayoutMismatch,
+                format!("the layout has no fragment {}", fragment.0),
+            )
+        })
+    }
+}
+
+fn fragments(opening: &Opening, elements: usize) -> Result<Vec<FragmentState>, Refusal> {
+    let mut end = 0;
+    let follow = opening.fragments.iter().all(|range| {
+        let follows = range.start == end && range.end > range.start;
+        end = range.end;
+        follows
+    });
+    if !follow || end != elements {
+        return Err(Refusal::new(
+            Code::LayoutMismatch,
+            format!("the fragments do not cover the {elements} parameters one after another"),
+        ));
+    }
+    let state = |range: &Range<usize>| FragmentState {
+        range: range.clone(),
+        weights: None,
+        loaded: 0,
+        fault: None,
+        writing: Writing::ByTheBlend,
+    };
+    Ok(opening.fragments.iter().map(state).collect())
+}

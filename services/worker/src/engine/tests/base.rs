@@ -1,0 +1,164 @@
+//! The weights that a unit starts from, and what it contributes against them.
+
+use super::*;
+
+#[tokio::test]
+async fn a_contribution_is_base_minus_local_however_it_is_cut() {
+    let scene = Scene::new().await;
+    scene
+        .load(Digest::of(b"base"), 5000)
+        .await
+        .expect("complete");
+    assert!(
+        scene
+            .contribution(7000)
+            .await
+            .iter()
+            .all(|value| *value == 0.0),
+        "nothing was trained"
+    );
+    let trained = scene
+        .engine
+        .train(training(5, CancellationToken::new()))
+        .await
+        .expect("trains");
+    assert_eq!(
+        (trained.steps, trained.tokens),
+        (Steps(5), Tokens(5 * 4 * u64::from(SEQUENCE)))
+    );
+    assert!(trained.loss.is_finite());
+    let (whole, cut) = (
+        scene.contribution(1 << 20).await,
+        scene.contribution(999).await,
+    );
+    assert_eq!(whole, cut);
+    assert!(whole.iter().any(|value| *value != 0.0));
+    // Back to the same base without loading it again: the contribution is nothing once more.
+    let (base, alpha) = (Digest::of(b"base"), Alpha::TAKE_OVER);
+    let here = scene.engine.expect(ALL, base, alpha).await;
+    assert!(here.expect("at hand"));
+    scene.engine.blend(ALL, base, alpha).await.expect("whole");
+    assert!(
+        scene
+            .contribution(7000)
+            .await
+            .iter()
+            .all(|value| *value == 0.0)
+    );
+}
+
+#[tokio::test]
+async fn an_incomplete_or_wrong_base_is_no_base() {
+    let scene = Scene::new().await;
+    let base = Digest::of(b"base");
+    assert!(
+        !scene
+            .engine
+            .expect(ALL, base, Alpha::TAKE_OVER)
+            .await
+            .expect("at hand")
+    );
+    scene
+        .engine
+        .load(ALL, CodecKind::Fp32, 0..2, Bytes::from_static(&[0; 8]))
+        .await
+        .expect("the thread lives");
+    assert_eq!(
+        scene
+            .engine
+            .blend(ALL, base, Alpha::TAKE_OVER)
+            .await
+            .expect_err("two of many")
+            .code,
+        Code::LayoutMismatch
+    );
+    assert!(
+        !scene
+            .engine
+            .expect(ALL, base, Alpha::TAKE_OVER)
+            .await
+            .expect("at hand"),
+        "it is not taken for complete"
+    );
+    scene
+        .engine
+        .load(ALL, CodecKind::Fp32, 0..2, Bytes::from_static(&[0; 7]))
+        .await
+        .expect("the thread lives");
+    assert_eq!(
+        scene
+            .engine
+            .blend(ALL, base, Alpha::TAKE_OVER)
+            .await
+            .expect_err("seven bytes")
+            .code,
+        Code::SizeMismatch
+    );
+    assert!(
+        !scene
+            .engine
+            .expect(ALL, base, Alpha::TAKE_OVER)
+            .await
+            .expect("at hand")
+    );
+    let outside = usize::MAX - 2..usize::MAX;
+    scene
+        .engine
+        .load(ALL, CodecKind::Fp32, outside, Bytes::from_static(&[0; 8]))
+        .await
+        .expect("the thread lives");
+    assert_eq!(
+        scene
+            .engine
+            .blend(ALL, base, Alpha::TAKE_OVER)
+            .await
+            .expect_err("outside")
+            .code,
+        Code::LayoutMismatch
+    );
+}
+
+#[tokio::test]
+async fn rounding_names_the_place_in_the_whole_vector() {
+    let scene = Scene::new().await;
+    scene
+        .load(Digest::of(b"base"), 5000)
+        .await
+        .expect("complete");
+    scene
+        .engine
+        .train(training(1, CancellationToken::new()))
+        .await
+        .expect("trains");
+    let encoded = async |size: u64| {
+        let rounding = SeededRounding {
+            rule: Rounding::Stochastic,
+            seed: 9,
+            first_element: 0,
+        };
+        let chunks = scene
+            .opening
+            .model
+            .layout()
+            .chunks(size)
+            .expect("few chunks");
+        let capture = Capture {
+            fragment: ALL,
+            stop: CancellationToken::new(),
+            codec: CodecKind::Bf16,
+            rounding,
+            chunks: chunks.into_iter().enumerate().collect(),
+        };
+        let mut arriving = scene
+            .engine
+            .capture(capture)
+            .await
+            .expect("the thread lives");
+        let mut bytes = Vec::new();
+        while let Some(chunk) = arriving.recv().await {
+            bytes.extend_from_slice(&chunk.expect("encoded").1);
+        }
+        bytes
+    };
+    assert_eq!(encoded(1 << 20).await, encoded(1000).await);
+}

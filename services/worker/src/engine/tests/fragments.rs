@@ -1,0 +1,284 @@
+//! Fragments that sync at their own steps while the others train on.
+
+use std::path::Path;
+
+use model::SyntheticConfig;
+use schemas::layout::{Chunk, Layout};
+use schemas::run::InnerOptimizer;
+use trainer::{
+    Batch, EvaluationReport, InnerState, StepReport, StepSettings, Trainer, TrainerError,
+};
+
+use super::*;
+
+/// Two parameters, from each of which every step subtracts 2.
+struct Falling {
+    layout: Layout,
+    parameters: Vec<f32>,
+}
+
+impl Trainer for Falling {
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn set_parameters(&mut self, start: usize, values: &[f32]) -> Result<(), TrainerError> {
+        self.parameters[start..start + values.len()].copy_from_slice(values);
+        Ok(())
+    }
+
+    fn parameters(&mut self) -> Result<&[f32], TrainerError> {
+        Ok(&self.parameters)
+    }
+
+    fn step(&mut self, _: &Batch<'_>, _: &StepSettings<'_>) -> Result<StepReport, TrainerError> {
+        self.parameters.iter_mut().for_each(|value| *value -= 2.0);
+        Ok(StepReport {
+            loss: 1.0,
+            gradient_norm: 1.0,
+            tokens: Tokens(1),
+        })
+    }
+
+    fn evaluate(&mut self, _: &Batch<'_>) -> Result<EvaluationReport, TrainerError> {
+        unreachable!("nothing is evaluated here")
+    }
+
+    fn capture_inner(&mut self, _: &mut InnerState) -> Result<(), TrainerError> {
+        unreachable!("nothing is saved here")
+    }
+
+    fn load_inner(&mut self, _: &Path) -> Result<(), TrainerError> {
+        unreachable!("nothing was saved")
+    }
+
+    fn generate(&mut self, _: &[u32], _: usize, _: f64, _: u64) -> Result<Vec<u32>, TrainerError> {
+        unreachable!("it speaks no language")
+    }
+
+    fn device(&self) -> String {
+        "a test".to_owned()
+    }
+}
+
+/// A session with two fragments of one parameter each, which all start at 1, and the global value of
+/// each fragment as an outer step makes it.
+struct Streaming {
+    session: Session,
+    global: [f32; 2],
+    versions: u64,
+}
+
+impl Streaming {
+    fn new() -> Self {
+        let model = ModelConfig::Synthetic(SyntheticConfig {
+            parameters: 2,
+            step_ms: 0,
+        });
+        let falling = Falling {
+            layout: model.layout(),
+            parameters: vec![0.0; 2],
+        };
+        let opening = Opening {
+            model,
+            precision: Precision::Fp32,
+            fragments: vec![0..1, 1..2],
+            inner: PathBuf::from("nothing is saved here"),
+        };
+        let mut streaming = Self {
+            session: Session::new(opening, Box::new(falling)).expect("it fits"),
+            global: [1.0; 2],
+            versions: 0,
+        };
+        assert!(streaming.session.begin_steps().is_err(), "no weights yet");
+        for fragment in 0..2 {
+            let arrived = streaming.arrive(fragment, Alpha::TAKE_OVER);
+            streaming.blend(arrived);
+        }
+        streaming.session.begin_steps().expect("all are whole");
+        streaming
+    }
+
+    fn step(&mut self) {
+        let optimizer = InnerOptimizer::adamw(1.0);
+        let settings = StepSettings {
+            optimizer: &optimizer,
+            learning_rate: 1.0,
+            accumulation: 1,
+        };
+        let batch = Batch::new(&[0, 0], 1, 1).expect("fits");
+        self.session.trainer.step(&batch, &settings).expect("falls");
+    }
+
+    /// The difference of a fragment, as the coordinator would read it.
+    fn capture(&mut self, fragment: u32) -> f32 {
+        let chunk = Chunk {
+            fragment,
+            start: u64::from(fragment),
+            elements: 1,
+        };
+        let capture = Capture {
+            fragment: Fragment(fragment),
+            stop: CancellationToken::new(),
+            codec: CodecKind::Fp32,
+            rounding: SeededRounding::NEAREST,
+            chunks: vec![(fragment as usize, chunk)],
+        };
+        let (sender, mut chunks) = mpsc::channel(1);
+        self.session.capture(&capture, &sender);
+        let (_, bytes) = chunks.try_recv().expect("one chunk").expect("encoded");
+        let mut difference = [f32::NAN];
+        decode(CodecKind::Fp32, &bytes, &mut difference).expect("sizes agree");
+        difference[0]
+    }
+
+    /// The global value of a fragment is loaded; the parameters are for the blend to change.
+    fn arrive(&mut self, fragment: u32, alpha: Alpha) -> (Fragment, Digest, Alpha) {
+        self.versions += 1;
+        let weights = Digest::of(&self.versions.to_le_bytes());
+        let at = fragment as usize;
+        let bytes = self.global[at].to_le_bytes();
+        let fragment = Fragment(fragment);
+        let here = self.session.expect(fragment, weights, alpha);
+        assert!(!here.expect("there is such a fragment"));
+        self.session
+            .load(fragment, CodecKind::Fp32, at..at + 1, &bytes);
+        (fragment, weights, alpha)
+    }
+
+    fn blend(&mut self, (fragment, weights, alpha): (Fragment, Digest, Alpha)) {
+        self.session
+            .blend(fragment, weights, alpha)
+            .expect("all was loaded");
+    }
+
+    fn local(&mut self) -> (f32, f32) {
+        let values = self.session.trainer.parameters().expect("on the CPU");
+        (values[0], values[1])
+    }
+}
+
+/// Two replicas that do the same; six steps between two syncs of a fragment, which take turns every
+/// three; the outer step is SGD with rate 2. The differences are taken `tau` steps before the
+/// blend, and the new weights arrive at once, before the steps in between.
+fn played(tau: usize, alpha: Alpha) -> (Vec<(f32, f32)>, Vec<f32>) {
+    let mut streaming = Streaming::new();
+    let (mut locals, mut globals) = (Vec::new(), Vec::new());
+    let mut arrived = None;
+    for step in 0..=15 {
+        if step > 0 {
+            streaming.step();
+        }
+        let sync = step + tau;
+        if (3..=15).contains(&sync) && sync.is_multiple_of(3) {
+            let fragment = u32::from(sync.is_multiple_of(6));
+            let difference = streaming.capture(fragment);
+            streaming.global[fragment as usize] -= 2.0 * difference;
+            globals.push(streaming.global[fragment as usize]);
+            arrived = Some(streaming.arrive(fragment, alpha));
+        }
+        if step > 0 && step.is_multiple_of(3) {
+            streaming.blend(arrived.take().expect("captured before"));
+            locals.push(streaming.local());
+        }
+    }
+    globals.truncate(4);
+    (locals, globals)
+}
+
+#[test]
+fn captures_and_blends_come_to_the_golden_values_of_streaming() {
+    let pairs = |first: [f32; 5], second: [f32; 5]| first.into_iter().zip(second).collect();
+    let keeps: (Vec<(f32, f32)>, _) = (
+        pairs(
+            [-5.0, -11.0, -17.0, -23.0, -29.0],
+            [-5.0, -11.0, -17.0, -23.0, -29.0],
+        ),
+        vec![-11.0, -23.0, -23.0, -23.0],
+    );
+    let golden = [
+        (
+            (0, 0.0),
+            pairs(
+                [-11.0, -17.0, -35.0, -41.0, -59.0],
+                [-5.0, -23.0, -29.0, -47.0, -53.0],
+            ),
+            vec![-11.0, -23.0, -35.0, -47.0],
+        ),
+        (
+            (0, 0.5),
+            pairs(
+                [-8.0, -14.0, -24.5, -30.5, -40.25],
+                [-5.0, -17.0, -23.0, -32.0, -38.0],
+            ),
+            vec![-11.0, -23.0, -29.0, -35.0],
+        ),
+        ((0, 1.0), keeps.0.clone(), keeps.1),
+        (
+            (1, 0.0),
+            pairs(
+                [-7.0, -13.0, -27.0, -33.0, -47.0],
+                [-5.0, -19.0, -25.0, -39.0, -45.0],
+            ),
+            vec![-7.0, -19.0, -27.0, -39.0],
+        ),
+        (
+            (1, 0.5),
+            pairs(
+                [-6.0, -12.0, -21.5, -27.5, -35.75],
+                [-5.0, -15.0, -21.0, -29.0, -35.0],
+            ),
+            vec![-7.0, -19.0, -25.0, -31.0],
+        ),
+        ((1, 1.0), keeps.0, vec![-7.0, -19.0, -23.0, -23.0]),
+    ];
+    for ((tau, share), locals, globals) in golden {
+        let alpha = Alpha::new(share).expect("a share");
+        assert_eq!(played(tau, alpha), (locals, globals), "{tau}, {share}");
+    }
+    assert_eq!(Alpha::new(0.0), Some(Alpha::TAKE_OVER));
+    assert!(Alpha::new(1.5).is_none() && Alpha::new(f32::NAN).is_none());
+}
+
+#[test]
+fn a_chunk_of_another_fragment_is_refused_both_ways() {
+    let mut streaming = Streaming::new();
+    let (first, weights) = (Fragment(0), Digest::of(b"new"));
+    streaming
+        .session
+        .expect(first, weights, Alpha::TAKE_OVER)
+        .expect("there is such a fragment");
+    streaming
+        .session
+        .load(first, CodecKind::Fp32, 1..2, &9.0_f32.to_le_bytes());
+    let refused = streaming.session.blend(first, weights, Alpha::TAKE_OVER);
+    assert_eq!(refused.expect_err("outside").code, Code::LayoutMismatch);
+    assert_eq!(streaming.local(), (1.0, 1.0));
+    let beyond = Fragment(2);
+    let refused = streaming.session.expect(beyond, weights, Alpha::TAKE_OVER);
+    assert_eq!(refused.expect_err("two of them").code, Code::LayoutMismatch);
+}
+
+#[test]
+fn fragments_cover_the_parameters_one_after_another() {
+    let model = ModelConfig::Synthetic(SyntheticConfig {
+        parameters: 2,
+        step_ms: 0,
+    });
+    let cuts: [&[std::ops::Range<usize>]; 4] = [&[], &[1..2, 2..2], &[1..2, 0..1], &[0..2, 2..3]];
+    for fragments in cuts {
+        let opening = Opening {
+            model: model.clone(),
+            precision: Precision::Fp32,
+            fragments: fragments.to_vec(),
+            inner: PathBuf::from("nothing is saved here"),
+        };
+        let falling = Falling {
+            layout: model.layout(),
+            parameters: vec![0.0; 2],
+        };
+        let refused = Session::new(opening, Box::new(falling)).err();
+        let code = refused.map(|refusal| refusal.code);
+        assert_eq!(code, Some(Code::LayoutMismatch), "{fragments:?}");
+    }
+}

@@ -1,0 +1,165 @@
+mod base;
+mod fragments;
+mod inner_state;
+mod saving;
+mod steps;
+
+use data::{HeldOut, TokenShard, UnitSampler, encode_shard};
+use merge::SeededRounding;
+use merge::codec::{decode, encode};
+use model::Preset;
+use schemas::Tokens;
+use schemas::run::{InnerOptimizer, Rounding};
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+
+/// All parameters, as long as a layout has one fragment.
+const ALL: Fragment = Fragment(0);
+
+const SEQUENCE: u32 = 16;
+
+struct Scene {
+    engine: Engine,
+    thread: JoinHandle<()>,
+    progress: watch::Receiver<(WorkId, Steps)>,
+    opening: Opening,
+    initial: Vec<f32>,
+    scratch: tempfile::TempDir,
+}
+
+fn opening(preset: &str, folder: &std::path::Path) -> Opening {
+    let model = Preset::named(preset).expect("a preset").config;
+    let all = 0..usize::try_from(model.parameters()).expect("a small model");
+    Opening {
+        precision: Precision::Fp32,
+        fragments: Vec::from([all]),
+        inner: folder.join("run").join("inner.safetensors"),
+        model,
+    }
+}
+
+fn start() -> (Engine, JoinHandle<()>, watch::Receiver<(WorkId, Steps)>) {
+    let (told, progress) = watch::channel((WorkId(0), Steps(0)));
+    let meter = Arc::new(Meter::default());
+    let (engine, thread) =
+        Engine::start(TrainingSection::default(), meter, told).expect("a thread");
+    (engine, thread, progress)
+}
+
+fn shard() -> TokenShard {
+    let tokens: Vec<u32> = (0..2000_u32).map(|at| (at * at) % 251).collect();
+    TokenShard::decode(encode_shard(&tokens, 1), 256).expect("valid")
+}
+
+fn training(steps: u64, stop: CancellationToken) -> Training {
+    Training {
+        work: WorkId(1),
+        stop,
+        sampler: UnitSampler::new(vec![shard()], 3, SEQUENCE as usize).expect("long enough"),
+        optimizer: InnerOptimizer {
+            warmup_steps: Steps(1),
+            final_ratio: 0.1,
+            ..InnerOptimizer::adamw(1e-2)
+        },
+        steps: Steps(steps),
+        steps_before: Steps(0),
+        steps_total: Steps(100),
+        sequences: 4,
+        accumulation: 2,
+        sequence_tokens: SEQUENCE,
+    }
+}
+
+impl Scene {
+    async fn new() -> Self {
+        Self::of("reference").await
+    }
+
+    async fn of(preset: &str) -> Self {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        Self::opened(opening(preset, scratch.path()), scratch).await
+    }
+
+    async fn opened(opening: Opening, scratch: tempfile::TempDir) -> Self {
+        let (engine, thread, progress) = start();
+        engine.open(opening.clone()).await.expect("a small model");
+        let mut initial = vec![0.0; opening.model.parameters() as usize];
+        opening.model.initial(1).fill(0, &mut initial);
+        Self {
+            engine,
+            thread,
+            progress,
+            opening,
+            initial,
+            scratch,
+        }
+    }
+
+    /// The same folder with another life of the worker, and what `change` does to the saved state
+    /// between the two.
+    async fn restarted(self, change: impl FnOnce(&std::path::Path)) -> Self {
+        drop(self.engine);
+        self.thread
+            .join()
+            .expect("it ends when nobody can ask any more");
+        change(&self.opening.inner);
+        Self::opened(self.opening, self.scratch).await
+    }
+
+    /// Loads the initial weights in chunks of `size`.
+    async fn load(&self, base: Digest, size: usize) -> Result<(), Refusal> {
+        let alpha = Alpha::TAKE_OVER;
+        if self.engine.expect(ALL, base, alpha).await? {
+            return self.engine.blend(ALL, base, alpha).await;
+        }
+        for (index, values) in self.initial.chunks(size).enumerate() {
+            let mut bytes = vec![0; values.len() * 4];
+            encode(CodecKind::Fp32, values, SeededRounding::NEAREST, &mut bytes)
+                .expect("sizes agree");
+            let start = index * size;
+            self.engine
+                .load(
+                    ALL,
+                    CodecKind::Fp32,
+                    start..start + values.len(),
+                    bytes.into(),
+                )
+                .await?;
+        }
+        self.engine.blend(ALL, base, alpha).await
+    }
+
+    /// The contribution as the coordinator would read it.
+    async fn contribution(&self, size: u64) -> Vec<f32> {
+        let chunks = self
+            .opening
+            .model
+            .layout()
+            .chunks(size)
+            .expect("few chunks");
+        let capture = Capture {
+            fragment: ALL,
+            stop: CancellationToken::new(),
+            codec: CodecKind::Fp32,
+            rounding: SeededRounding::NEAREST,
+            chunks: chunks.into_iter().enumerate().collect(),
+        };
+        let mut arriving = self
+            .engine
+            .capture(capture.clone())
+            .await
+            .expect("the thread lives");
+        let mut values = vec![f32::NAN; self.initial.len()];
+        while let Some(chunk) = arriving.recv().await {
+            let (index, bytes) = chunk.expect("encoded");
+            decode(
+                CodecKind::Fp32,
+                &bytes,
+                &mut values[capture.chunks[index].1.range()],
+            )
+            .expect("sizes agree");
+        }
+        values
+    }
+}

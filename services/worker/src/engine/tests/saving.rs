@@ -1,0 +1,190 @@
+//! The lane that writes inner states: beside the steps, one at a time, and whole whatever happens.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use model::SyntheticConfig;
+use trainer::{InnerState, load_inner};
+
+use super::saver::write;
+use super::*;
+
+/// The part of a state in `path` while `pid` writes it.
+fn part(path: &Path, pid: u32) -> PathBuf {
+    path.with_file_name(format!(".inner.safetensors.{pid}.part"))
+}
+
+#[tokio::test]
+async fn a_state_is_written_while_the_steps_go_on() {
+    let scene = Scene::new().await;
+    scene
+        .load(Digest::of(b"base"), 5000)
+        .await
+        .expect("complete");
+    let stop = CancellationToken::new();
+    let mut progress = scene.progress.clone();
+    let observed = async {
+        progress.changed().await.expect("the thread lives");
+        scene.engine.save().await.expect("the thread lives");
+        // The file shows up while steps are still reported.
+        let mut after = 0;
+        while !scene.opening.inner.exists() {
+            progress.changed().await.expect("the thread lives");
+            after = progress.borrow_and_update().1.get();
+        }
+        stop.cancel();
+        after
+    };
+    let (trained, after) = tokio::join!(
+        scene.engine.train(training(u64::MAX, stop.clone())),
+        observed
+    );
+    assert_eq!(trained.expect_err("stopped").code, Code::Interrupted);
+    let layout = scene.opening.model.layout();
+    let saved = load_inner(&scene.opening.inner, &layout).expect("whole");
+    assert!(
+        (1..=after + 1).contains(&saved.steps),
+        "{} of {after}",
+        saved.steps
+    );
+}
+
+/// A write that does not get on, since its file is a pipe that nobody reads.
+#[test]
+fn a_newer_state_takes_the_place_of_one_that_waits() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let opening = opening("reference", scratch.path());
+    let path = opening.inner.clone();
+    std::fs::create_dir(path.parent().expect("a run's folder")).expect("made");
+    let pipe = part(&path, std::process::id());
+    let made = Command::new("mkfifo").arg(&pipe).status().expect("runs");
+    assert!(made.success());
+    let layout = opening.model.layout();
+    let trainer = trainer::plain(&opening.model).expect("needs no libtorch");
+    let mut session = Session::new(opening, trainer).expect("it fits");
+    let saver = Saver::start().expect("a thread");
+    saver.keep(&mut session);
+    // The lane has taken the first, and holds on to it, once the pipe has a writer.
+    let mut reader = std::fs::File::open(&pipe).expect("a writer came");
+    for _ in 0..2 {
+        let batch = vec![1; 5];
+        let optimizer = InnerOptimizer::adamw(1e-2);
+        let settings = trainer::StepSettings {
+            optimizer: &optimizer,
+            learning_rate: 1e-2,
+            accumulation: 1,
+        };
+        let batch = trainer::Batch::new(&batch, 1, 4).expect("fits");
+        session.trainer.step(&batch, &settings).expect("steps");
+        saver.keep(&mut session);
+    }
+    assert!(!path.exists(), "the first is not whole");
+    // It fails in the end: a pipe cannot be synchronised to disk.
+    let reading = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes).expect("reads");
+        bytes.len()
+    });
+    saver.finish();
+    assert!(reading.join().expect("reads") > 0);
+    let saved = load_inner(&path, &layout).expect("written before the end");
+    assert_eq!(saved.steps, 2, "the newest");
+}
+
+/// Elements of a state whose write takes a few milliseconds.
+const VICTIM_ELEMENTS: u64 = 1 << 21;
+/// Bytes of its two moments.
+const VICTIM_BYTES: u64 = 2 * 4 * VICTIM_ELEMENTS;
+const VICTIM: &str = "DILOCO_TEST_VICTIM";
+
+fn victim_layout() -> schemas::layout::Layout {
+    ModelConfig::Synthetic(SyntheticConfig {
+        parameters: VICTIM_ELEMENTS,
+        step_ms: 0,
+    })
+    .layout()
+}
+
+/// Nothing by itself: the process that the next test kills. It writes one state after another, each
+/// with its number everywhere, and tells the number of each that is written.
+#[test]
+fn victim() {
+    let Some(path) = std::env::var_os(VICTIM).map(PathBuf::from) else {
+        return;
+    };
+    let (layout, mut state) = (victim_layout(), InnerState::default());
+    let elements = usize::try_from(VICTIM_ELEMENTS).expect("a few");
+    for number in 1_u16.. {
+        let value = f32::from(number);
+        state
+            .retake(&layout, u64::from(number))
+            .copy(&vec![value; elements], &vec![value; elements]);
+        write(&state, &path).expect("written");
+        writeln!(std::io::stdout(), "wrote {number}").expect("somebody reads");
+    }
+}
+
+fn start_victim(path: &Path) -> Child {
+    let program = std::env::current_exe().expect("this program");
+    Command::new(program)
+        .args(["--exact", "engine::tests::saving::victim", "--nocapture"])
+        .env(VICTIM, path)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starts")
+}
+
+/// The process is killed after so much of a write; the last part is the time of the
+/// synchronisation and the rename.
+#[test]
+fn whenever_the_process_is_killed_the_last_whole_state_is_there() {
+    for quarter in 0..=4 {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let path = scratch.path().join("run").join("inner.safetensors");
+        let mut victim = start_victim(&path);
+        let part = part(&path, victim.id());
+        let told = BufReader::new(victim.stdout.take().expect("piped")).lines();
+        let mut numbers = told
+            .map(|line| line.expect("text"))
+            .filter_map(|line| line.strip_prefix("wrote ")?.parse::<u64>().ok());
+        let before = numbers.next().expect("it writes");
+        let written = || std::fs::metadata(&part).map_or(0, |part| part.len());
+        while written() <= quarter * VICTIM_BYTES / 4 {
+            std::thread::yield_now();
+        }
+        victim.kill().expect("it lived");
+        victim.wait().expect("it was a child");
+        let last = numbers.last().unwrap_or(before);
+        let saved = load_inner(&path, &victim_layout()).expect("a whole state");
+        // The last one may have been renamed and not told of.
+        assert!(
+            (last..=last + 1).contains(&saved.steps),
+            "{} after {last} at quarter {quarter}",
+            saved.steps
+        );
+        let value = saved.steps as f32;
+        let mut values = saved.first.iter().chain(&saved.second);
+        assert!(values.all(|found| *found == value), "one state, not two");
+        model::remove_parts(&path.with_file_name("")).expect("the folder is there");
+        assert!(!part.exists());
+    }
+}
+
+#[tokio::test]
+async fn a_state_that_was_cut_anywhere_is_put_aside() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let opening = opening("reference", scratch.path());
+    std::fs::create_dir(opening.inner.parent().expect("a run's folder")).expect("made");
+    let mut trainer = trainer::plain(&opening.model).expect("needs no libtorch");
+    trainer.save_inner(&opening.inner).expect("saved");
+    let whole = std::fs::read(&opening.inner).expect("bytes");
+    for cut in [0, 1, 7, 8, 100, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(&opening.inner, &whole[..cut]).expect("written");
+        let (engine, ..) = start();
+        engine.open(opening.clone()).await.expect("fresh moments");
+        let aside = opening.inner.with_extension("refused");
+        assert_eq!(std::fs::read(aside).expect("put aside").len(), cut);
+        assert!(!opening.inner.exists(), "{cut}");
+    }
+}
