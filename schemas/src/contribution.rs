@@ -3,10 +3,10 @@
 use serde::{Deserialize, Serialize};
 use serde_bytes::{ByteArray, ByteBuf};
 
+use crate::codec::Codec;
 use crate::lease::LeaseRef;
 use crate::limits::WORKER_MESSAGE_BYTES_MAX;
 use crate::message::{V, message};
-use crate::run::Codec;
 use crate::{Digest, ObjectRef, RunId, Steps, Tokens, WorkerId};
 
 /// `contribution.stage`: chunk `index` of my contribution is uploaded; read and screen it while I

@@ -3,10 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::codec::Codec;
 use crate::limits::{MESSAGE_BYTES_MAX, WORKER_MESSAGE_BYTES_MAX};
 use crate::member::Session;
 use crate::message::{V, message};
-use crate::run::Codec;
 use crate::{
     Bytes, Digest, Epoch, Millis, ObjectRef, Round, RunId, Steps, UnitIndex, UnixMillis, WorkerId,
 };

@@ -11,6 +11,7 @@ pub mod account;
 pub mod answer;
 pub mod blob;
 pub mod code;
+pub mod codec;
 pub mod contribution;
 pub mod control;
 pub mod data;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::code::{Code, Refusal};
+pub use crate::codec::{Carries, Codec, CodecKind, Rounding};
 use crate::lease::Weights;
 use crate::limits::{LEASE_MAX, LEASE_MIN, SEQUENCE_TOKENS_MAX, UNITS_MAX, WORKERS_MAX};
 use crate::message::{V, message};
@@ -31,6 +32,10 @@ pub struct RunSpec {
     pub upload: Codec,
     /// How global weights travel.
     pub download: Codec,
+    /// A worker adds to a contribution what the codec took from its last one that counted. Left
+    /// out of the message when false, so that settings of before keep their digest.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub error_feedback: bool,
     /// Rules for workers and leases.
     pub policy: Policy,
     /// Decides initial weights, data order and stochastic rounding.
@@ -153,46 +158,6 @@ pub enum OuterOptimizer {
     },
 }
 
-/// How values travel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Codec {
-    /// The number format.
-    pub kind: CodecKind,
-    /// How values are rounded to it.
-    pub rounding: Rounding,
-}
-
-/// A number format on the wire, little endian.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CodecKind {
-    /// 4 bytes a value, exact.
-    Fp32,
-    /// 2 bytes a value: the upper half of fp32.
-    Bf16,
-}
-
-impl CodecKind {
-    /// Bytes of one encoded value.
-    pub const fn value_bytes(self) -> u64 {
-        match self {
-            Self::Fp32 => 4,
-            Self::Bf16 => 2,
-        }
-    }
-}
-
-/// How values are rounded to a narrower format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Rounding {
-    /// To nearest, ties to even.
-    Nearest,
-    /// Up or down with probability by distance, from the run's seed and the element's index.
-    Stochastic,
-}
-
 /// Rules for workers and leases.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -248,18 +213,14 @@ impl RunSpec {
         }
     }
 
-    /// Whether an uploaded chunk of a contribution may have this length: what the upload codec
-    /// makes of one of the initial weights' chunks, whose lengths were compared with the layout
+    /// True if an uploaded chunk of a contribution may have this length: what the upload codec
+    /// makes of one of the initial weights' chunks. Their lengths were compared with the layout
     /// when the run was created.
     pub fn is_upload_length(&self, bytes: Bytes) -> bool {
-        let (from, to) = (
-            CodecKind::Fp32.value_bytes(),
-            self.upload.kind.value_bytes(),
-        );
-        self.model
-            .initial
-            .iter()
-            .any(|chunk| (chunk.bytes.get() / from).saturating_mul(to) == bytes.get())
+        self.model.initial.iter().any(|chunk| {
+            let elements = CodecKind::Fp32.elements_in(chunk.bytes.get());
+            self.upload.kind.encoded_bytes(elements) == bytes.get()
+        })
     }
 
     /// Whether snapshot `round` is evaluated on held-out text.
@@ -292,8 +253,37 @@ impl RunSpec {
         )?;
         self.inner.validate()?;
         self.outer.validate()?;
+        check_transfer(self.upload, self.download, self.error_feedback)?;
         self.policy.validate()
     }
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands fields over by reference"
+)]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// Checks that the codecs of a run can carry what they are for.
+///
+/// # Errors
+/// [`Code::CodecUnfit`].
+pub fn check_transfer(upload: Codec, download: Codec, error_feedback: bool) -> Result<(), Refusal> {
+    if download.kind.carries() == Carries::Contributions {
+        let detail = format!(
+            "download is {}, which errs by up to a third of a value: a copy of the weights would \
+             keep that, only a mean of contributions evens it out",
+            download.kind.name()
+        );
+        return Err(Refusal::new(Code::CodecUnfit, detail));
+    }
+    if error_feedback && upload.kind == CodecKind::Fp32 {
+        let detail = "upload is fp32, which loses nothing that error feedback could bring back";
+        return Err(Refusal::new(Code::CodecUnfit, detail));
+    }
+    Ok(())
 }
 
 /// Checks a run's number of elements in a chunk.

@@ -5,9 +5,14 @@ mod bench;
 mod console;
 mod demo;
 mod deps;
+mod diloctl;
+mod interrupt;
+mod mutants;
 mod pages;
+mod picture;
 mod process;
 mod suite;
+mod tools;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -44,6 +49,10 @@ enum Job {
     },
     /// Set everything up, train, verify
     Demo(demo::DemoOptions),
+    /// Take guards out of the code one at a time and see whether a test fails (all of them: hours)
+    Mutants(mutants::MutantOptions),
+    /// Draw the README's picture from a run in which a worker is killed and comes back
+    Picture(picture::PictureOptions),
     /// Write the pages that are generated from the code
     Docs {
         /// Write nothing; fail if a page differs from what the code says
@@ -73,6 +82,8 @@ fn run(job: Job) -> Result<()> {
         Job::Test(selection) => suite::run(&workspace, &overrides, &selection),
         Job::Bench { arguments } => bench::run(&workspace, &overrides, &arguments),
         Job::Demo(options) => demo::run_demo(&workspace, &overrides, &options),
+        Job::Mutants(options) => mutants::run_mutants(&workspace, &overrides, &options),
+        Job::Picture(options) => picture::run_picture(&workspace, &overrides, &options),
         Job::Docs { check: true } => pages::check(&workspace),
         Job::Docs { check: false } => pages::write(&workspace),
     }

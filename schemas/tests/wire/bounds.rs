@@ -356,6 +356,16 @@ fn a_run_says_which_rounds_are_evaluated_and_saved_and_which_lengths_its_chunks_
         [20, 200],
         "two bytes for four of each initial chunk"
     );
+    spec.upload.kind = CodecKind::E3m0;
+    spec.model.initial = vec![shard(4 * 256, 1).object, shard(4 * 257, 1).object];
+    let lengths: Vec<u64> = (0..=500)
+        .filter(|length| spec.is_upload_length(Bytes(*length)))
+        .collect();
+    assert_eq!(
+        lengths,
+        [132, 264],
+        "a block that is not full is a whole one"
+    );
 }
 
 #[test]
@@ -449,4 +459,33 @@ fn the_last_word_of_a_subject_is_short_and_plain() {
             .parse::<Incoming>()
             .is_err()
     );
+}
+
+#[test]
+fn a_codec_for_contributions_carries_no_weights() {
+    let mut spec = examples::spec();
+    spec.upload.kind = CodecKind::E3m0;
+    spec.error_feedback = true;
+    assert_eq!(spec.validate(), Ok(()));
+    spec.download.kind = CodecKind::E3m0;
+    let refused = spec
+        .validate()
+        .expect_err("the weights would keep its errors");
+    assert_eq!(refused.code, Code::CodecUnfit);
+    spec.download.kind = CodecKind::Bf16;
+    spec.upload.kind = CodecKind::Fp32;
+    let refused = spec.validate().expect_err("nothing to bring back");
+    assert_eq!(refused.code, Code::CodecUnfit);
+}
+
+/// Settings of before keep their bytes, and so their digest.
+#[test]
+fn error_feedback_is_in_the_message_only_when_it_is_on() {
+    let mut spec = examples::spec();
+    let off = spec.encode();
+    spec.error_feedback = true;
+    let on = spec.encode();
+    assert!(off.len() < on.len());
+    assert_eq!(RunSpec::decode(&on).expect("it reads back"), spec);
+    assert!(!RunSpec::decode(&off).expect("it reads back").error_feedback);
 }

@@ -125,6 +125,7 @@ pub(crate) fn spec() -> RunSpec {
         },
         upload: codec(),
         download: codec(),
+        error_feedback: false,
         policy: Policy {
             workers_min: 2,
             lease: Millis::from_secs(60),

@@ -4,23 +4,21 @@
 //! whose chain this could be ends nobody: it is passed over.
 
 mod broker;
-mod chain;
 
 use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_ID};
 use bytes::Bytes;
+use chain::{Draft, Judgement, Reader};
 use identity::{AuditKey, TrustBundle};
-use runtime::{Bus, BusError, Failure, StreamError, StreamReader};
-use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent};
+use runtime::{Bus, BusError, Failure, StoredMessage, StreamError, StreamReader};
+use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::subject::{LEDGER_FILTER, LEDGER_STREAM, ledger_subject};
-use schemas::{Code, Digest, Message as _, RunId, Sequence, UnixMillis, V};
-use serde_bytes::{ByteArray, ByteBuf};
+use schemas::{Code, Digest, Message as _, RunId, Sequence, UnixMillis};
 use tokio::time::{Instant, sleep};
 
 use self::broker::{Published, published};
-use self::chain::{Chain, Stand};
 
 /// Header that widens an expected sequence from one subject to a filter; the broker then compares
 /// with the last message of any ledger event.
@@ -34,6 +32,8 @@ const READ_AT_ONCE: u64 = 512;
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// How often it is said that the ledger takes no event now; a full disk lasts for minutes.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
+/// What is logged of a copy.
+const REPEATED: &str = "an event that the ledger has already";
 /// Most foreign messages that are named in the log one by one; all are counted.
 const FOREIGN_NAMED_MAX: u64 = 5;
 
@@ -43,9 +43,14 @@ pub struct Ledger {
     bus: Bus,
     stream: StreamReader,
     key: AuditKey,
-    /// Whose signatures count.
-    trust: TrustBundle,
-    chain: Chain,
+    /// The domain's id as text.
+    domain: String,
+    chain: Reader,
+    /// Position in the stream of the last message that was looked at, in the chain or not; 0 for
+    /// none. It is what the next append expects to be the last.
+    stream_sequence: u64,
+    /// Messages that were passed over.
+    foreign: u64,
     patience: Duration,
 }
 
@@ -113,8 +118,10 @@ impl Ledger {
             bus,
             stream,
             key,
-            trust,
-            chain: Chain::default(),
+            domain: trust.domain.to_string(),
+            chain: Reader::new(trust.domain.as_str(), trust.audit_keys),
+            stream_sequence: 0,
+            foreign: 0,
             patience,
         }
     }
@@ -130,28 +137,26 @@ impl Ledger {
         mut follow: impl FnMut(EventBody) -> Result<(), E>,
     ) -> Result<(), LedgerError> {
         let span = self.stream.span().await?;
-        let before = self.chain.foreign;
-        let mut from = (self.chain.stream + 1).max(span.first);
+        let before = self.foreign;
+        let mut from = (self.stream_sequence + 1).max(span.first);
         while from <= span.last {
             let to = span.last.min(from + READ_AT_ONCE - 1);
             for stored in self.stream.range(from, to).await? {
                 let at = stored.sequence;
                 let broken = |reason| LedgerError::Broken { stream: at, reason };
-                match self.chain.judge(&stored, &self.trust) {
-                    Stand::Next { body, digest } => {
-                        self.chain.extend(at, digest);
+                match self.judge(&stored) {
+                    Judgement::Next { body, digest } => {
+                        self.extend(at, digest);
                         follow(*body).map_err(|error| broken(error.to_string()))?;
                     }
-                    Stand::Repeated => {
-                        pass(&mut self.chain, at, "an event that the ledger has already")
-                    }
-                    Stand::Foreign(reason) => pass(&mut self.chain, at, &reason),
-                    Stand::Broken(reason) => return Err(broken(reason)),
+                    Judgement::Repeated => self.pass(at, REPEATED),
+                    Judgement::Foreign(reason) => self.pass(at, &reason),
+                    Judgement::Broken(reason) => return Err(broken(reason)),
                 }
             }
             from = to + 1;
         }
-        let foreign = self.chain.foreign - before;
+        let foreign = self.foreign - before;
         if foreign > FOREIGN_NAMED_MAX {
             tracing::warn!(code = %Code::ForeignMessage, count = foreign, "foreign messages in the ledger were passed over");
         }
@@ -160,18 +165,18 @@ impl Ledger {
 
     /// Events in the chain.
     pub fn len(&self) -> u64 {
-        self.chain.next().get()
+        self.chain.end().next.get()
     }
 
     /// Digest of the last event's body; none before the first.
     pub const fn previous(&self) -> Option<Digest> {
-        self.chain.previous()
+        self.chain.end().previous
     }
 
     /// Position in the stream of the last message that was looked at, an event or not; 0 before the
     /// first.
     pub const fn stream_sequence(&self) -> u64 {
-        self.chain.stream
+        self.stream_sequence
     }
 
     /// Whether the chain has no event yet.
@@ -181,7 +186,7 @@ impl Ledger {
 
     /// Messages of the stream that are in no chain, as far as it was read.
     pub const fn foreign(&self) -> u64 {
-        self.chain.foreign
+        self.foreign
     }
 
     /// Appends one event and returns when it is stored, exactly once.
@@ -195,21 +200,16 @@ impl Ledger {
         run: Option<&RunId>,
         event: LedgerEvent,
     ) -> Result<(), LedgerError> {
-        let (kind, sequence) = (event.kind(), self.chain.next());
-        let emitter = self.key.public().clone();
-        let subject = ledger_subject(run, &emitter, kind);
-        let previous = self.chain.previous();
-        let event = Event::Ledger(event);
-        let body = EventBody {
-            v: V,
-            emitter,
+        let (kind, emitter) = (event.kind(), self.key.public());
+        let subject = ledger_subject(run, emitter, kind);
+        let Draft {
             sequence,
-            previous,
-            time,
-            run: run.cloned(),
-            event,
-        };
-        let body = body.encode();
+            body,
+            digest,
+        } = self
+            .chain
+            .end()
+            .write(emitter, time, run, Event::Ledger(event));
         let unwritable = |reason| LedgerError::Unwritable {
             sequence,
             kind,
@@ -222,15 +222,14 @@ impl Ledger {
                 EventBody::BYTES_MAX
             )));
         }
-        let digest = Digest::of(&body);
-        let payload = Bytes::from(self.sign(body).encode());
+        let payload = Bytes::from(self.key.sign_event(&self.domain, body).encode());
         let deadline = Instant::now() + self.patience;
         let (mut pause, mut told) = (PAUSE.0, None::<Instant>);
         loop {
             let mut waits = true;
             let mut reason = match self.publish(&subject, digest, &payload).await {
                 Published::At(stream) => {
-                    self.chain.extend(stream, digest);
+                    self.extend(stream, digest);
                     return Ok(());
                 }
                 Published::Refused(reason) => return Err(unwritable(reason)),
@@ -242,11 +241,11 @@ impl Ledger {
             };
             // It is published again only where everything behind the known end has been looked at:
             // never twice.
-            let before = self.chain.stream;
+            let before = self.stream_sequence;
             match self.look(digest).await {
                 Ok(true) => return Ok(()),
                 // Somebody's message lay in between: now the end is known again.
-                Ok(false) if !waits && self.chain.stream > before => continue,
+                Ok(false) if !waits && self.stream_sequence > before => continue,
                 Ok(false) => {}
                 Err(LedgerError::Unreadable(error @ StreamError::Unreadable { .. })) => {
                     reason = error.to_string()
@@ -270,22 +269,12 @@ impl Ledger {
         }
     }
 
-    fn sign(&self, body: Vec<u8>) -> SignedEvent {
-        let signature = ByteArray::new(self.key.sign_event(self.trust.domain.as_str(), &body));
-        SignedEvent {
-            v: V,
-            key: self.key.public().clone(),
-            signature,
-            body: ByteBuf::from(body),
-        }
-    }
-
     async fn publish(&self, subject: &str, digest: Digest, payload: &Bytes) -> Published {
         let mut headers = HeaderMap::new();
         headers.insert(NATS_MESSAGE_ID, digest.hex());
         headers.insert(
             NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
-            self.chain.stream.to_string(),
+            self.stream_sequence.to_string(),
         );
         headers.insert(EXPECTED_FILTER, LEDGER_FILTER);
         match self
@@ -293,7 +282,7 @@ impl Ledger {
             .request_raw(subject, headers, payload.clone(), ACK_WAIT)
             .await
         {
-            Ok(answer) => published(&answer, self.chain.stream),
+            Ok(answer) => published(&answer, self.stream_sequence),
             Err(error @ BusError::Denied { .. }) => Published::Refused(error.to_string()),
             Err(error) => Published::NotNow(
                 self.bus
@@ -311,26 +300,22 @@ impl Ledger {
     /// [`LedgerError::Fenced`] for another event that follows in the chain, [`LedgerError::Broken`]
     /// for one that does not.
     async fn look(&mut self, own: Digest) -> Result<bool, LedgerError> {
-        while let Some(stored) = self.stream.next(self.chain.stream + 1).await? {
+        while let Some(stored) = self.stream.next(self.stream_sequence + 1).await? {
             let found = stored.sequence;
-            match self.chain.judge(&stored, &self.trust) {
-                Stand::Next { digest, .. } if digest == own => {
-                    self.chain.extend(found, digest);
+            match self.judge(&stored) {
+                Judgement::Next { digest, .. } if digest == own => {
+                    self.extend(found, digest);
                     return Ok(true);
                 }
-                Stand::Next { .. } => {
+                Judgement::Next { .. } => {
                     return Err(LedgerError::Fenced {
-                        expected: self.chain.stream,
+                        expected: self.stream_sequence,
                         found,
                     });
                 }
-                Stand::Repeated => pass(
-                    &mut self.chain,
-                    found,
-                    "an event that the ledger has already",
-                ),
-                Stand::Foreign(reason) => pass(&mut self.chain, found, &reason),
-                Stand::Broken(reason) => {
+                Judgement::Repeated => self.pass(found, REPEATED),
+                Judgement::Foreign(reason) => self.pass(found, &reason),
+                Judgement::Broken(reason) => {
                     return Err(LedgerError::Broken {
                         stream: found,
                         reason,
@@ -340,12 +325,23 @@ impl Ledger {
         }
         Ok(false)
     }
-}
 
-/// Goes past a message that is in no chain, and says so.
-fn pass(chain: &mut Chain, stream: u64, reason: &str) {
-    chain.pass(stream);
-    if chain.foreign <= FOREIGN_NAMED_MAX {
-        tracing::warn!(code = %Code::ForeignMessage, stream, reason, "a foreign message in the ledger was passed over");
+    fn judge(&self, stored: &StoredMessage) -> Judgement {
+        self.chain.judge(&stored.subject, &stored.payload)
+    }
+
+    /// Adds the next event, which lies at position `stream`.
+    fn extend(&mut self, stream: u64, digest: Digest) {
+        self.stream_sequence = stream;
+        self.chain.extend(digest);
+    }
+
+    /// Goes past a message that is in no chain, and says so.
+    fn pass(&mut self, stream: u64, reason: &str) {
+        self.stream_sequence = stream;
+        self.foreign += 1;
+        if self.foreign <= FOREIGN_NAMED_MAX {
+            tracing::warn!(code = %Code::ForeignMessage, stream, reason, "a foreign message in the ledger was passed over");
+        }
     }
 }

@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use coordinator_core::{
-    Answer, Coordinator, Effect, Input, Peer, Quarantine, ReplyId, Settings, State, WorkerRequest,
+    Answer, Coordinator, Effect, Input, Peer, Quarantine, ReplyId, Settings, WorkerRequest,
 };
 use identity::ManifestKey;
 use identity::join::verify_join;
+use ledger::State;
 use runtime::{Bus, Failure, clock};
 use schemas::lease::{ClaimOutcome, ClaimReply, LeaseRef, MANIFEST_TYPE, Manifest};
 use schemas::public::{COMMAND_TYPE, Command, CommandVerb, Status};

@@ -15,8 +15,8 @@
 use schemas::run::CodecKind;
 
 use crate::CodecError;
-use crate::codec::{check, encoded_bytes};
-use crate::vectors::{Vectors, vectorised};
+use crate::codec::{self, Part, check, encoded_bytes};
+use crate::vectors::Vectors;
 
 /// One chunk of a screened contribution: an outer gradient, base minus local.
 #[derive(Clone, Copy, Debug)]
@@ -97,105 +97,34 @@ impl<'a> Mean<'a> {
         })
     }
 
-    /// Step 2 of the rule for the elements from `start` on, as many as `gradient` holds.
+    /// Step 2 of the rule for the elements from `start` on, as many as `gradient` holds. `start` is
+    /// a multiple of every codec's block.
     ///
-    /// Contributions are taken in fours where their codec allows, to load and store the running
-    /// mean less often.
+    /// Contributions are taken in fours where they have one codec, which may gain from it.
     pub(crate) fn gradient(&self, vectors: Vectors, start: usize, gradient: &mut [f32]) {
-        let elements = gradient.len();
-        let slice = |index: usize| {
+        let end = start + gradient.len();
+        let part = |index: usize| {
             let ContributionChunk { codec, bytes, .. } = self.contributions[index];
-            &bytes[encoded_bytes(codec, start)..encoded_bytes(codec, start + elements)]
+            Part {
+                bytes: &bytes[encoded_bytes(codec, start)..encoded_bytes(codec, end)],
+                weight: self.weights[index],
+            }
         };
         let mut index = 0;
-        while index < self.contributions.len() {
-            let rest = &self.contributions[index..];
-            if rest.len() >= 4
-                && rest[..4]
-                    .iter()
-                    .all(|contribution| contribution.codec == CodecKind::Bf16)
-            {
-                let parts = [0, 1, 2, 3].map(|offset| slice(index + offset));
-                let weights = [0, 1, 2, 3].map(|offset| self.weights[index + offset]);
-                if index == 0 {
-                    start_bf16_four(vectors, parts, weights, gradient);
-                } else {
-                    add_bf16_four(vectors, parts, weights, gradient);
+        while let [first, rest @ ..] = &self.contributions[index..] {
+            let codec = codec::of(first.codec);
+            let four = rest.len() >= 3 && rest[..3].iter().all(|next| next.codec == first.codec);
+            match (four, index) {
+                (true, 0) => codec.start_four(vectors, [0, 1, 2, 3].map(part), gradient),
+                (true, _) => {
+                    let parts = [0, 1, 2, 3].map(|offset| part(index + offset));
+                    codec.add_four(vectors, parts, gradient);
                 }
-                index += 4;
-            } else {
-                let (part, weight) = (slice(index), self.weights[index]);
-                match (self.contributions[index].codec, index) {
-                    (CodecKind::Fp32, 0) => start_fp32(vectors, part, weight, gradient),
-                    (CodecKind::Fp32, _) => add_fp32(vectors, part, weight, gradient),
-                    (CodecKind::Bf16, 0) => start_bf16(vectors, part, weight, gradient),
-                    (CodecKind::Bf16, _) => add_bf16(vectors, part, weight, gradient),
-                }
-                index += 1;
+                (false, 0) => codec.start(vectors, part(0), gradient),
+                (false, _) => codec.add(vectors, part(index), gradient),
             }
+            index += if four { 4 } else { 1 };
         }
-    }
-}
-
-vectorised!(fn start_fp32(part: &[u8], weight: f32, gradient: &mut [f32]) = start_fp32_body);
-vectorised!(fn add_fp32(part: &[u8], weight: f32, gradient: &mut [f32]) = add_fp32_body);
-vectorised!(fn start_bf16(part: &[u8], weight: f32, gradient: &mut [f32]) = start_bf16_body);
-vectorised!(fn add_bf16(part: &[u8], weight: f32, gradient: &mut [f32]) = add_bf16_body);
-vectorised!(fn start_bf16_four(parts: [&[u8]; 4], weights: [f32; 4], gradient: &mut [f32]) = start_bf16_four_body);
-vectorised!(fn add_bf16_four(parts: [&[u8]; 4], weights: [f32; 4], gradient: &mut [f32]) = add_bf16_four_body);
-
-#[inline(always)]
-fn bf16(bytes: [u8; 2]) -> f32 {
-    crate::rounding::widen(u16::from_le_bytes(bytes))
-}
-
-#[inline(always)]
-fn start_fp32_body(part: &[u8], weight: f32, gradient: &mut [f32]) {
-    for (gradient, bytes) in gradient.iter_mut().zip(part.as_chunks::<4>().0) {
-        *gradient = weight * f32::from_le_bytes(*bytes);
-    }
-}
-
-#[inline(always)]
-fn add_fp32_body(part: &[u8], weight: f32, gradient: &mut [f32]) {
-    for (gradient, bytes) in gradient.iter_mut().zip(part.as_chunks::<4>().0) {
-        *gradient += weight * f32::from_le_bytes(*bytes);
-    }
-}
-
-#[inline(always)]
-fn start_bf16_body(part: &[u8], weight: f32, gradient: &mut [f32]) {
-    for (gradient, bytes) in gradient.iter_mut().zip(part.as_chunks::<2>().0) {
-        *gradient = weight * bf16(*bytes);
-    }
-}
-
-#[inline(always)]
-fn add_bf16_body(part: &[u8], weight: f32, gradient: &mut [f32]) {
-    for (gradient, bytes) in gradient.iter_mut().zip(part.as_chunks::<2>().0) {
-        *gradient += weight * bf16(*bytes);
-    }
-}
-
-#[inline(always)]
-fn start_bf16_four_body(parts: [&[u8]; 4], weights: [f32; 4], gradient: &mut [f32]) {
-    let count = gradient.len();
-    let [a, b, c, d] = parts.map(|part| &part.as_chunks::<2>().0[..count]);
-    let [u, v, w, x] = weights;
-    for index in 0..count {
-        let first = u * bf16(a[index]);
-        gradient[index] = ((first + v * bf16(b[index])) + w * bf16(c[index])) + x * bf16(d[index]);
-    }
-}
-
-#[inline(always)]
-fn add_bf16_four_body(parts: [&[u8]; 4], weights: [f32; 4], gradient: &mut [f32]) {
-    let count = gradient.len();
-    let [a, b, c, d] = parts.map(|part| &part.as_chunks::<2>().0[..count]);
-    let [u, v, w, x] = weights;
-    for index in 0..count {
-        let first = gradient[index] + u * bf16(a[index]);
-        gradient[index] = ((first + v * bf16(b[index])) + w * bf16(c[index])) + x * bf16(d[index]);
     }
 }
 

@@ -5,9 +5,8 @@ use rayon::prelude::*;
 use schemas::Code;
 use schemas::run::CodecKind;
 
-use crate::codec::{check, encoded_bytes};
-use crate::rounding::widen;
-use crate::vectors::{Vectors, vectorised};
+use crate::codec::{self, Examined, Fault, check, encoded_bytes};
+use crate::vectors::Vectors;
 use crate::{BLOCK_ELEMENTS, CodecError};
 
 /// What a screened chunk is like.
@@ -33,17 +32,36 @@ pub enum ScreenError {
         /// The first such element, counted from the start of the chunk.
         index: usize,
     },
+    /// It holds a block that is not the encoding of its values: with two encodings of one
+    /// contribution, a digest would no longer name what was sent.
+    #[error("the block at element {index} is not what the codec writes: {why}")]
+    NotCanonical {
+        /// The first element of the block, counted from the start of the chunk.
+        index: usize,
+        /// What is wrong.
+        why: &'static str,
+    },
 }
 
-/// Running sums of one block; element `i` of the block goes to sum `i % LANES`.
-const LANES: usize = 16;
-
 impl ScreenError {
+    fn at(start: usize, fault: Fault) -> Self {
+        match fault {
+            Fault::NotFinite { index } => Self::NotFinite {
+                index: start + index,
+            },
+            Fault::NotCanonical { index, why } => Self::NotCanonical {
+                index: start + index,
+                why,
+            },
+        }
+    }
+
     /// The code under which the contribution is refused.
     pub const fn code(&self) -> Code {
         match self {
             Self::WrongLength(_) => Code::SizeMismatch,
             Self::NotFinite { .. } => Code::NotFinite,
+            Self::NotCanonical { .. } => Code::EncodingInvalid,
         }
     }
 }
@@ -63,7 +81,7 @@ impl ChunkStatistics {
     }
 }
 
-/// Checks that `bytes` encode exactly `elements` finite numbers, and describes them.
+/// Checks that `bytes` are the encoding of exactly `elements` finite numbers, and describes them.
 ///
 /// The sum of squares is reproducible: squares are exact in `f64`. In each block of
 /// [`BLOCK_ELEMENTS`], element `i` is added to running sum `i % 16` in order of `i`; the 16 sums of
@@ -78,126 +96,37 @@ pub fn screen(
     elements: usize,
 ) -> Result<ChunkStatistics, ScreenError> {
     check(codec, elements, bytes.len())?;
-    let blocks = bytes.par_chunks(encoded_bytes(codec, BLOCK_ELEMENTS));
-    let blocks: Vec<BlockStatistics> = blocks
-        .map(|block| screen_block(Vectors::widest(), codec, block))
+    let block_bytes = encoded_bytes(codec, BLOCK_ELEMENTS);
+    let length = |block: usize| BLOCK_ELEMENTS.min(elements - block * BLOCK_ELEMENTS);
+    let blocks: Vec<Examined> = bytes
+        .par_chunks(block_bytes)
+        .enumerate()
+        .map(|(block, bytes)| codec::of(codec).examine(Vectors::widest(), bytes, length(block)))
         .collect();
     let mut statistics = ChunkStatistics {
         elements: elements as u64,
         sum_of_squares: 0.0,
         abs_max: 0.0,
     };
-    for (
-        block,
-        BlockStatistics {
-            sum_of_squares,
-            abs_max_bits,
-        },
-    ) in blocks.into_iter().enumerate()
-    {
-        let abs_max = f32::from_bits(abs_max_bits);
-        if !abs_max.is_finite() {
-            let start = block * BLOCK_ELEMENTS;
-            let rest = &bytes[encoded_bytes(codec, start)..];
-            let place = first_not_finite(codec, rest)
-                .expect("the largest magnitude of the block is not finite");
-            return Err(ScreenError::NotFinite {
-                index: start + place,
-            });
+    for (block, examined) in blocks.into_iter().enumerate() {
+        let abs_max = f32::from_bits(examined.abs_max_bits);
+        if !abs_max.is_finite() || !examined.canonical {
+            let bytes = &bytes[block * block_bytes..][..encoded_bytes(codec, length(block))];
+            let fault = codec::of(codec)
+                .fault(bytes, length(block))
+                .expect("the examination of the block found something wrong");
+            return Err(ScreenError::at(block * BLOCK_ELEMENTS, fault));
         }
-        statistics.sum_of_squares += sum_of_squares;
+        statistics.sum_of_squares += examined.sum_of_squares;
         statistics.abs_max = statistics.abs_max.max(abs_max);
     }
     Ok(statistics)
 }
 
-struct BlockStatistics {
-    sum_of_squares: f64,
-    abs_max_bits: u32,
-}
-
-fn screen_block(vectors: Vectors, codec: CodecKind, bytes: &[u8]) -> BlockStatistics {
-    match codec {
-        CodecKind::Fp32 => screen_fp32(vectors, bytes),
-        CodecKind::Bf16 => screen_bf16(vectors, bytes),
-    }
-}
-
-fn first_not_finite(codec: CodecKind, bytes: &[u8]) -> Option<usize> {
-    match codec {
-        CodecKind::Fp32 => bytes
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .position(|bytes| !fp32(*bytes).is_finite()),
-        CodecKind::Bf16 => bytes
-            .as_chunks::<2>()
-            .0
-            .iter()
-            .position(|bytes| !bf16(*bytes).is_finite()),
-    }
-}
-
-vectorised!(fn screen_fp32(bytes: &[u8]) -> BlockStatistics = screen_fp32_body);
-vectorised!(fn screen_bf16(bytes: &[u8]) -> BlockStatistics = screen_bf16_body);
-
-#[inline(always)]
-fn fp32(bytes: [u8; 4]) -> f32 {
-    f32::from_le_bytes(bytes)
-}
-
-#[inline(always)]
-fn bf16(bytes: [u8; 2]) -> f32 {
-    widen(u16::from_le_bytes(bytes))
-}
-
-#[inline(always)]
-fn screen_fp32_body(bytes: &[u8]) -> BlockStatistics {
-    statistics(bytes.as_chunks::<4>().0, fp32)
-}
-
-#[inline(always)]
-fn screen_bf16_body(bytes: &[u8]) -> BlockStatistics {
-    statistics(bytes.as_chunks::<2>().0, bf16)
-}
-
-#[inline(always)]
-fn statistics<const BYTES: usize>(
-    encoded: &[[u8; BYTES]],
-    read: impl Fn([u8; BYTES]) -> f32,
-) -> BlockStatistics {
-    let mut sums = [0.0_f64; LANES];
-    let mut maxima = [0_u32; LANES];
-    let (groups, tail) = encoded.as_chunks::<LANES>();
-    for group in groups {
-        for lane in 0..LANES {
-            let value = read(group[lane]);
-            maxima[lane] = maxima[lane].max(value.to_bits() & 0x7fff_ffff);
-            sums[lane] += f64::from(value) * f64::from(value);
-        }
-    }
-    for (lane, bytes) in tail.iter().enumerate() {
-        let value = read(*bytes);
-        maxima[lane] = maxima[lane].max(value.to_bits() & 0x7fff_ffff);
-        sums[lane] += f64::from(value) * f64::from(value);
-    }
-    let mut half = LANES / 2;
-    while half > 0 {
-        for lane in 0..half {
-            sums[lane] += sums[lane + half];
-            maxima[lane] = maxima[lane].max(maxima[lane + half]);
-        }
-        half /= 2;
-    }
-    BlockStatistics {
-        sum_of_squares: sums[0],
-        abs_max_bits: maxima[0],
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::SeededRounding;
 
     #[test]
     fn describes_a_chunk() {
@@ -277,18 +206,31 @@ mod tests {
 
     #[test]
     fn all_vector_widths_agree() {
-        let values = (0..BLOCK_ELEMENTS - 5).map(|index| (index as f32 * 0.37).sin() * 1e-3);
-        let bytes: Vec<u8> = values.flat_map(f32::to_le_bytes).collect();
-        let expected = screen_fp32(Vectors::BASELINE, &bytes);
-        assert!(expected.sum_of_squares > 0.0);
-        for vectors in Vectors::available() {
-            let found = screen_fp32(vectors, &bytes);
-            assert_eq!(
-                found.sum_of_squares.to_bits(),
-                expected.sum_of_squares.to_bits(),
-                "{vectors:?}"
+        let values: Vec<f32> = (0..BLOCK_ELEMENTS - 5)
+            .map(|index| (index as f32 * 0.37).sin() * 1e-3)
+            .collect();
+        for kind in CodecKind::ALL.iter().copied() {
+            let mut bytes = vec![0; encoded_bytes(kind, values.len())];
+            codec::encode(kind, &values, SeededRounding::NEAREST, &mut bytes).unwrap();
+            let examine = |vectors| codec::of(kind).examine(vectors, &bytes, values.len());
+            let expected = examine(Vectors::BASELINE);
+            assert!(
+                expected.sum_of_squares > 0.0 && expected.canonical,
+                "{kind:?}"
             );
-            assert_eq!(found.abs_max_bits, expected.abs_max_bits, "{vectors:?}");
+            for vectors in Vectors::available() {
+                let found = examine(vectors);
+                assert_eq!(
+                    found.sum_of_squares.to_bits(),
+                    expected.sum_of_squares.to_bits(),
+                    "{kind:?} {vectors:?}"
+                );
+                assert_eq!(
+                    found.abs_max_bits, expected.abs_max_bits,
+                    "{kind:?} {vectors:?}"
+                );
+                assert!(found.canonical, "{kind:?} {vectors:?}");
+            }
         }
     }
 }

@@ -168,7 +168,7 @@ impl Part<'_> {
                 out,
             }) = tile.broadcast
             {
-                codec::encode_block(vectors, codec, tile.params, rounding, out);
+                codec::of(codec).encode(vectors, tile.params, rounding, out);
             }
         }
         abs_max_bits

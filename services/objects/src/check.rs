@@ -2,6 +2,8 @@
 //! facts, not the name on the box. It writes a few small objects into both buckets and removes
 //! them.
 
+mod report;
+
 use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
@@ -13,7 +15,6 @@ use http::header::CONTENT_LENGTH;
 use http_body_util::BodyExt as _;
 use identity::{AccessKey, StoreKeys};
 use schemas::{Digest, Millis, PublicKey, UnixMillis};
-use serde::Serialize;
 use tokio::time::timeout;
 
 use crate::buckets::{self, Buckets, local_now};
@@ -24,128 +25,12 @@ use crate::key::{BlobKey, BucketName, IncomingKey};
 use crate::presign::{CHECKSUM, CONTENT_TYPE, Place, Request, StoreClock, checksum};
 use crate::transfer::TransferLimits;
 
+pub use report::{Report, Row, Rule};
+
 /// Longest wait for any one request of a check.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Uploads that race for one key.
 const RACERS: usize = 4;
-
-/// What a row is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Rule {
-    /// An upload with the right bytes is stored.
-    RightBytesStored,
-    /// An upload whose bytes do not hash to the signed sha256 is refused, and nothing appears.
-    WrongBytesRefused,
-    /// A wrong upload over a good object leaves the good one.
-    GoodObjectKept,
-    /// A signed header that is not sent, or sent with another value, is refused.
-    SignedHeadersBind,
-    /// A body of another length than signed is refused.
-    LengthBinds,
-    /// A URL whose path was changed is refused.
-    KeyBinds,
-    /// A request without a signature is refused.
-    AnonymousRefused,
-    /// A URL past its time is refused.
-    ExpiredRefused,
-    /// A URL to read cannot write.
-    ReadUrlCannotWrite,
-    /// The key for uploads cannot write verified objects.
-    PutKeyCannotWriteBlobs,
-    /// The key for reading cannot write at all.
-    GetKeyCannotWrite,
-    /// Part of an object can be read, for resumption.
-    RangeServed,
-    /// An object can be copied between the buckets at the store.
-    CopyBetweenBuckets,
-    /// Objects are listed and deleted.
-    ListedAndDeleted,
-    /// An existing key is not created again. Without it a URL may be replayed, with the same bytes.
-    OverwriteRefused,
-    /// Of uploads racing for one key exactly one succeeds.
-    OneCreatorWins,
-    /// The store keeps the sha256 it checked. Without it the coordinator reads every upload to know
-    /// it.
-    ChecksumRecorded,
-    /// An unsigned `x-amz-*` header beside the signed ones is refused.
-    ExtraHeaderRefused,
-    /// The clocks of store and this machine agree to 5 s. Signatures follow the store's clock in
-    /// any case.
-    ClocksAgree,
-}
-
-/// One fact about the store.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Row {
-    /// What was tried.
-    pub rule: Rule,
-    /// Whether the store may not be used without it.
-    pub required: bool,
-    /// Whether it holds.
-    pub holds: bool,
-    /// What the store answered.
-    pub seen: String,
-}
-
-/// Everything that was found out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Report {
-    /// In the order tried.
-    pub rows: Vec<Row>,
-}
-
-impl Rule {
-    /// Whether a store without it is refused.
-    pub const fn is_required(self) -> bool {
-        !matches!(
-            self,
-            Self::OverwriteRefused
-                | Self::OneCreatorWins
-                | Self::ChecksumRecorded
-                | Self::ExtraHeaderRefused
-                | Self::ClocksAgree
-        )
-    }
-}
-
-impl Report {
-    /// Whether the store can be used: every required row holds.
-    pub fn is_fit(&self) -> bool {
-        self.rows.iter().all(|row| row.holds || !row.required)
-    }
-
-    /// Whether a rule was tried and holds.
-    pub fn holds(&self, rule: Rule) -> bool {
-        self.rows.iter().any(|row| row.rule == rule && row.holds)
-    }
-}
-
-impl fmt::Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::RightBytesStored => "right bytes are stored",
-            Self::WrongBytesRefused => "wrong bytes are refused and absent",
-            Self::GoodObjectKept => "a wrong upload leaves a good object",
-            Self::SignedHeadersBind => "signed headers bind",
-            Self::LengthBinds => "the signed length binds",
-            Self::KeyBinds => "the signed key binds",
-            Self::AnonymousRefused => "anonymous requests are refused",
-            Self::ExpiredRefused => "expired urls are refused",
-            Self::ReadUrlCannotWrite => "a url to read cannot write",
-            Self::PutKeyCannotWriteBlobs => "the put key cannot write blobs",
-            Self::GetKeyCannotWrite => "the get key cannot write",
-            Self::RangeServed => "ranges are served",
-            Self::CopyBetweenBuckets => "objects are copied between the buckets",
-            Self::ListedAndDeleted => "objects are listed and deleted",
-            Self::OverwriteRefused => "an existing object is not created again",
-            Self::OneCreatorWins => "of racing uploads one wins",
-            Self::ChecksumRecorded => "the checksum is recorded",
-            Self::ExtraHeaderRefused => "unsigned x-amz headers are refused",
-            Self::ClocksAgree => "the clocks agree",
-        })
-    }
-}
 
 /// Tries the store at `endpoint`.
 ///
@@ -168,17 +53,6 @@ pub async fn check(endpoint: &Endpoint, keys: &StoreKeys) -> Result<Report, Obje
         format!("store minus local: {offset} ms"),
     );
     Ok(report)
-}
-
-impl Report {
-    fn note(&mut self, rule: Rule, holds: bool, seen: impl Into<String>) {
-        self.rows.push(Row {
-            rule,
-            required: rule.is_required(),
-            holds,
-            seen: seen.into(),
-        });
-    }
 }
 
 struct Probe {

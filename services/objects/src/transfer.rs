@@ -7,6 +7,9 @@
 //! pauses, and fewer run side by side after one stood still. A refused or used-up URL is replaced
 //! through [`Regrant`]; what was uploaded is not sent again.
 
+mod download;
+mod ending;
+
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +17,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{CONTENT_RANGE, DATE, HeaderMap, HeaderName, HeaderValue, RANGE};
+use http::header::{DATE, HeaderMap, HeaderName, HeaderValue};
 use http::{StatusCode, Uri};
 use schemas::blob::{Grant, HttpAction, Method};
 use schemas::limits::URL_LIFE;
@@ -26,12 +29,12 @@ use crate::buckets::local_now;
 use crate::client::{self, Client, Response, Watch};
 use crate::endpoint::Trust;
 use crate::error::ObjectError;
-use crate::lanes::{Ended, Lane, Lanes};
+use crate::lanes::{Lane, Lanes};
 use crate::line::Line;
 use crate::pace::Pace;
 use crate::presign::StoreClock;
-use crate::sink::Sink;
-use crate::stall::{BYTES_PER_SECOND_MIN, Going, Progress, Slow};
+use crate::stall::{Going, Progress};
+use ending::{Failure, Reason, Teller, ended};
 
 /// How often a transfer under way is looked at; the first time at once, for the many that are over
 /// by then.
@@ -39,8 +42,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOK_FIRST: Duration = Duration::from_millis(20);
 /// After the deadline an attempt goes on only while it has not been silent for this long.
 const GRACE: Duration = Duration::from_secs(2);
-/// How often one transfer says that it is slow.
-const SLOW_TOLD_EVERY: Duration = Duration::from_secs(30);
 /// A longer exchange says little about the store's clock.
 const CLOCK_EXCHANGE_MAX: Duration = Duration::from_secs(5);
 /// So many times an upload hears that the store has no room; room that uploads in progress take
@@ -113,25 +114,6 @@ impl Moved {
             .load(Ordering::Relaxed)
             .saturating_add(self.down.load(Ordering::Relaxed))
     }
-}
-
-/// How one request ended when it did not succeed.
-enum Failure {
-    /// The URL is no good (any more): ask for another.
-    Url(Reason),
-    /// Busy; the same request may be repeated.
-    Busy(Reason, Option<Duration>),
-    /// The connection failed or broke; for an upload nobody knows whether it happened.
-    Broken(Reason),
-    /// Repeating cannot help.
-    Final(ObjectError),
-}
-
-struct Reason {
-    text: String,
-    status: Option<(u16, String)>,
-    /// The line stood still.
-    stalled: bool,
 }
 
 impl Default for TransferLimits {
@@ -247,22 +229,6 @@ impl Transfer {
         }
     }
 
-    /// Downloads and verifies an object of at most `bytes_max` bytes into memory.
-    ///
-    /// # Errors
-    /// Why there are no verified bytes.
-    pub async fn get(
-        &self,
-        grant: &Grant,
-        bytes_max: schemas::Bytes,
-        regrant: &dyn Regrant,
-        deadline: Instant,
-    ) -> Result<Bytes, ObjectError> {
-        let mut sink = Sink::new(grant.digest, bytes_max);
-        self.download(grant, &mut sink, regrant, deadline).await?;
-        sink.into_bytes()
-    }
-
     async fn put_once(
         &self,
         digest: Digest,
@@ -301,146 +267,6 @@ impl Transfer {
             StatusCode::PRECONDITION_FAILED => Ok(Stored::Before),
             _ => Err(self.refused(digest, response).await),
         }
-    }
-
-    async fn download(
-        &self,
-        grant: &Grant,
-        sink: &mut Sink,
-        regrant: &dyn Regrant,
-        deadline: Instant,
-    ) -> Result<(), ObjectError> {
-        let digest = grant.digest;
-        let missing = || ObjectError::GrantInvalid {
-            digest,
-            reason: "it has no url to read from".to_owned(),
-        };
-        let mut action = grant.action.clone().ok_or_else(missing)?;
-        let mut pace = Pace::new(&self.limits, deadline);
-        loop {
-            let (lane, is_stale) = self.lane(&self.down, &mut pace).await;
-            if is_stale {
-                action = another(regrant, digest, &mut pace)
-                    .await?
-                    .action
-                    .ok_or_else(missing)?;
-            }
-            let (before, begun) = (sink.len(), Instant::now());
-            let outcome = self.get_once(digest, &action, sink, pace.deadline()).await;
-            let is_news = lane.leave(ended(&outcome, sink.len() - before, begun.elapsed()));
-            let failure = match outcome {
-                Ok(()) => return Ok(()),
-                Err(failure) => failure,
-            };
-            if sink.len() > before {
-                pace.restart();
-            }
-            let (ask, reason, wait) = match failure {
-                Failure::Final(error) => return Err(error),
-                Failure::Url(reason) => (true, reason, None),
-                Failure::Busy(reason, wait) => (false, reason, wait),
-                Failure::Broken(reason) => (false, reason, None),
-            };
-            reason.log(digest, "download", is_news);
-            if !pace.pause(wait).await {
-                return Err(reason.gave_up(digest, "download", false));
-            }
-            if ask {
-                action = another(regrant, digest, &mut pace)
-                    .await?
-                    .action
-                    .ok_or_else(missing)?;
-            }
-        }
-    }
-
-    async fn get_once(
-        &self,
-        digest: Digest,
-        action: &HttpAction,
-        sink: &mut Sink,
-        deadline: Instant,
-    ) -> Result<(), Failure> {
-        let (uri, mut headers) = self.prepared(digest, action, Method::Get)?;
-        if sink.len() > 0 {
-            let range = HeaderValue::from_str(&format!("bytes={}-", sink.len()))
-                .expect("digits are a header value");
-            headers.insert(RANGE, range);
-        }
-        let (sending, watch) = self
-            .http
-            .start(http::Method::GET, uri, headers, Bytes::new());
-        let mut response = self
-            .answered(
-                sending,
-                &watch,
-                Expected {
-                    digest,
-                    bytes: 0,
-                    deadline,
-                },
-            )
-            .await?;
-        let mut skip = match (response.status(), client::length(&response)) {
-            (StatusCode::OK, Some(total)) => {
-                sink.expect(total).map_err(Failure::Final)?;
-                sink.len()
-            }
-            (StatusCode::PARTIAL_CONTENT, _) => {
-                let (first, total) = content_range(response.headers())
-                    .ok_or_else(|| Reason::broken("no Content-Range"))?;
-                sink.expect(total).map_err(Failure::Final)?;
-                if first != sink.len() {
-                    return Err(Reason::broken(format!(
-                        "a range from {first} instead of {}",
-                        sink.len()
-                    )));
-                }
-                0
-            }
-            (StatusCode::OK, None) => return Err(Reason::broken("no Content-Length")),
-            _ => return Err(self.refused(digest, response).await),
-        };
-        let (begun, start) = (Instant::now(), sink.len());
-        let mut progress = Progress::new(self.limits.idle, client::length(&response).unwrap_or(0));
-        let mut teller = Teller::new(digest, "download");
-        while !sink.is_complete() {
-            // After the deadline a short silence is the end; before it, the longest that a line may
-            // have.
-            let left = deadline
-                .saturating_duration_since(Instant::now())
-                .max(GRACE);
-            let piece =
-                match timeout(self.limits.idle.min(left), client::piece(&mut response)).await {
-                    Ok(Ok(Some(piece))) => piece,
-                    Ok(Ok(None)) => {
-                        return Err(Reason::broken(format!(
-                            "the answer ended at {}",
-                            sink.len()
-                        )));
-                    }
-                    Ok(Err(error)) => return Err(Reason::broken_by(&error)),
-                    Err(_) => return Err(Reason::stalled(format!("silence at {}", sink.len()))),
-                };
-            self.moved
-                .down
-                .fetch_add(piece.len() as u64, Ordering::Relaxed);
-            // A server that ignores ranges starts anew; what was hashed already is passed over.
-            let known = skip.min(piece.len() as u64);
-            skip -= known;
-            let fresh =
-                piece.slice(usize::try_from(known).expect("no more than the piece's length")..);
-            sink.take(&fresh).map_err(Failure::Final)?;
-            match progress.judge(begun.elapsed(), sink.len() - start) {
-                Going::Slowly(slow) => teller.tell(slow),
-                Going::Crawling => return Err(Reason::crawling()),
-                Going::Well | Going::Silent(_) => {}
-            }
-        }
-        if let Some(line) = watch.line() {
-            line.settle();
-        }
-        Ok(())
     }
 
     fn prepared(
@@ -595,125 +421,11 @@ impl Transfer {
     }
 }
 
-impl Reason {
-    fn broken(text: impl Into<String>) -> Failure {
-        Failure::Broken(Self {
-            text: text.into(),
-            status: None,
-            stalled: false,
-        })
-    }
-
-    /// A request that failed before it was answered.
-    fn broken_by(error: &(dyn std::error::Error + 'static)) -> Failure {
-        match ObjectError::certificate("connecting to the store", error) {
-            Some(refused) => Failure::Final(refused),
-            None => Self::broken(client::describe(error)),
-        }
-    }
-
-    const fn stalled(text: String) -> Failure {
-        Failure::Broken(Self {
-            text,
-            status: None,
-            stalled: true,
-        })
-    }
-
-    fn crawling() -> Failure {
-        Self::stalled(format!(
-            "less than {BYTES_PER_SECOND_MIN} bytes a second moved"
-        ))
-    }
-
-    /// A line that stands still is somebody's to look at, once for all that stood still together;
-    /// other failures pass, or are told when nothing helps.
-    fn log(&self, digest: Digest, verb: &str, is_news: bool) {
-        if self.stalled && is_news {
-            let code = Code::LineStalled;
-            tracing::warn!(%code, cause = verb, %digest, reason = self.text, "given up and tried again, with fewer at a time");
-        } else {
-            tracing::debug!(%digest, verb, reason = self.text, "attempt failed");
-        }
-    }
-
-    fn is_full(&self) -> bool {
-        self.status
-            .as_ref()
-            .is_some_and(|(status, _)| *status == StatusCode::INSUFFICIENT_STORAGE.as_u16())
-    }
-
-    fn gave_up(self, digest: Digest, verb: &str, sent_blind: bool) -> ObjectError {
-        let during = format!("{verb} of {digest}");
-        match self.status {
-            _ if sent_blind => ObjectError::Uncertain {
-                digest,
-                reason: self.text,
-            },
-            Some((507, _)) => ObjectError::Full { during },
-            Some((status, code)) => ObjectError::Refused {
-                during,
-                status,
-                code,
-            },
-            None => ObjectError::Unreachable {
-                during,
-                reason: self.text,
-            },
-        }
-    }
-}
-
 /// An answer to wait for: to a request with a body of so many bytes.
 struct Expected {
     digest: Digest,
     bytes: u64,
     deadline: Instant,
-}
-
-/// Says now and then that a transfer is slow.
-struct Teller {
-    digest: Digest,
-    verb: &'static str,
-    told: Option<Instant>,
-}
-
-impl Teller {
-    const fn new(digest: Digest, verb: &'static str) -> Self {
-        Self {
-            digest,
-            verb,
-            told: None,
-        }
-    }
-
-    fn tell(
-        &mut self,
-        Slow {
-            bytes_per_second,
-            bytes_left,
-            expected,
-        }: Slow,
-    ) {
-        if self
-            .told
-            .is_some_and(|told| told.elapsed() < SLOW_TOLD_EVERY)
-        {
-            return;
-        }
-        self.told = Some(Instant::now());
-        let (code, digest, expected_s) = (Code::LineSlow, self.digest, expected.as_secs());
-        tracing::warn!(%code, cause = self.verb, %digest, bytes_per_second, bytes_left, expected_s, "an object moves slowly");
-    }
-}
-
-/// What an attempt says about the line.
-fn ended<T>(outcome: &Result<T, Failure>, bytes: u64, took: Duration) -> Ended {
-    match outcome {
-        Ok(_) => Ended::Well { bytes, took },
-        Err(Failure::Broken(reason)) if reason.stalled => Ended::Stalled,
-        Err(_) => Ended::Otherwise,
-    }
 }
 
 async fn another(
@@ -748,31 +460,5 @@ async fn another(
             Ok(Err(refusal)) => return Err(ObjectError::Denied(refusal)),
             Err(_) => return Err(ObjectError::Denied(silent())),
         }
-    }
-}
-
-/// First byte and total length of a `Content-Range: bytes first-last/total`.
-fn content_range(headers: &HeaderMap) -> Option<(u64, u64)> {
-    let value = headers
-        .get(CONTENT_RANGE)?
-        .to_str()
-        .ok()?
-        .strip_prefix("bytes ")?;
-    let (range, total) = value.split_once('/')?;
-    Some((range.split_once('-')?.0.parse().ok()?, total.parse().ok()?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn content_ranges_are_read() {
-        let header = |text: &'static str| {
-            HeaderMap::from_iter([(CONTENT_RANGE, HeaderValue::from_static(text))])
-        };
-        assert_eq!(content_range(&header("bytes 5-9/10")), Some((5, 10)));
-        assert_eq!(content_range(&header("bytes */10")), None);
-        assert_eq!(content_range(&HeaderMap::new()), None);
     }
 }

@@ -8,14 +8,11 @@ use model::ModelConfig;
 use schemas::data::{DataManifest, Shard};
 use schemas::layout::{Chunk, Layout};
 use schemas::lease::Work;
-use schemas::run::RunSpec;
+use schemas::run::{CodecKind, RunSpec};
 use schemas::{Code, Message as _, ObjectRef, Refusal};
 
 use crate::engine::Fragment;
 use crate::library::Library;
-
-/// Bytes of an initial weight: fp32.
-const INITIAL_ELEMENT_BYTES: u64 = 4;
 
 /// The run's fixed objects.
 #[derive(Clone, Debug)]
@@ -110,7 +107,7 @@ fn check_layout(
         .map_err(|error| mismatch(error.to_string()))?;
     let sizes = chunks
         .iter()
-        .map(|chunk| chunk.elements * INITIAL_ELEMENT_BYTES);
+        .map(|chunk| CodecKind::Fp32.encoded_bytes(chunk.elements));
     if sizes.ne(spec.model.initial.iter().map(|object| object.bytes.get())) {
         return Err(mismatch(
             "the initial weights are not cut as the layout is".to_owned(),

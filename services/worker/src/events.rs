@@ -9,18 +9,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use chain::End;
 use data_encoding::HEXLOWER;
 use identity::AuditKey;
 use identity::secret::replace_private;
 use runtime::{Bus, BusError, Failure};
-use schemas::event::{Event, EventBody, SignedEvent, WorkerEvent};
+use schemas::event::{Event, WorkerEvent};
 use schemas::lease::Done;
 use schemas::subject::worker_event_subject;
-use schemas::{
-    Code, Digest, Message as _, Millis, PublicKey, RunId, Sequence, UnixMillis, V, WorkerId,
-};
+use schemas::{Code, Digest, Millis, PublicKey, RunId, Sequence, UnixMillis, V, WorkerId};
 use serde::{Deserialize, Serialize};
-use serde_bytes::{ByteArray, ByteBuf};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -129,24 +127,20 @@ impl Chain {
         event: WorkerEvent,
     ) -> Result<Pending, Failure> {
         let kind = event.kind();
-        let body = EventBody {
-            v: V,
-            emitter: self.end.emitter.clone(),
-            sequence: self.end.sequence,
+        let end = End {
+            next: self.end.sequence,
             previous: self.end.previous,
-            time: now,
-            run: Some(self.run.clone()),
-            event: Event::Worker(event),
         };
-        let body = body.encode();
-        let subject = worker_event_subject(&self.run, &self.worker, kind);
+        let emitter = &self.end.emitter;
+        let draft = end.write(emitter, now, Some(&self.run), Event::Worker(event));
         let pending = Pending {
-            subject,
-            body: HEXLOWER.encode(&body),
+            subject: worker_event_subject(&self.run, &self.worker, kind),
+            body: HEXLOWER.encode(&draft.body),
         };
+        let End { next, previous } = draft.end();
         let end = ChainEnd {
-            sequence: self.end.sequence.next(),
-            previous: Some(Digest::of(&body)),
+            sequence: next,
+            previous,
             unacknowledged: Some(pending.clone()),
             ..self.end.clone()
         };
@@ -248,7 +242,7 @@ impl Publisher {
             tracing::error!(code = %Code::WorkerChainInvalid, "the kept event does not read back");
             return;
         };
-        let event = sign(&self.chain.key, &self.domain, body);
+        let event = self.chain.key.sign_event(&self.domain, body);
         let (mut pause, mut patience) = (PAUSE.0, Patience::new(ANSWER_WAIT));
         loop {
             let asked_at = Instant::now();
@@ -293,19 +287,11 @@ const fn is_final(code: Code) -> bool {
     matches!(code, Code::EventRefused | Code::ChainForked)
 }
 
-fn sign(key: &AuditKey, domain: &str, body: Vec<u8>) -> SignedEvent {
-    let signature = ByteArray::new(key.sign_event(domain, &body));
-    SignedEvent {
-        v: V,
-        key: key.public().clone(),
-        signature,
-        body: ByteBuf::from(body),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use identity::event::verify_event;
+    use chain::Claimed;
+    use schemas::Message as _;
+    use schemas::event::EventBody;
 
     use super::*;
 
@@ -352,8 +338,6 @@ mod tests {
                 (body.sequence, body.previous),
                 (Sequence(sequence), previous)
             );
-            let signature = key.sign_event("domain", &bytes);
-            assert!(verify_event("domain", &body.emitter, &signature, &bytes).is_ok());
             previous = Some(Digest::of(&bytes));
             // A crash before the acknowledgement: the very same bytes are sent again.
             let mut chain = open(&path, &key);
@@ -445,8 +429,12 @@ mod tests {
         let pending = open(&scratch.path().join("events.json"), &key)
             .append(UnixMillis(1), event())
             .expect("written");
-        let event = sign(&key, "domain", body(&pending).0);
-        let again = SignedEvent::decode(&event.encode()).expect("it reads back");
-        assert!(verify_event("domain", &again.key, &*again.signature, &again.body).is_ok());
+        let (bytes, body) = body(&pending);
+        let sent = key.sign_event("domain", bytes).encode();
+        let entry = Claimed::read(&sent)
+            .expect("it reads back")
+            .open("domain")
+            .expect("it verifies");
+        assert_eq!(entry.body, body);
     }
 }

@@ -126,7 +126,7 @@ impl Unit {
         let name = Digest::of(
             &[
                 base.digest().as_bytes().as_slice(),
-                &[base.codec.kind as u8],
+                &[base.codec.kind.number()],
             ]
             .concat(),
         );

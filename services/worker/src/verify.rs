@@ -5,7 +5,6 @@
 
 use identity::TrustBundle;
 use identity::jws::{self, JwsError};
-use merge::codec::encoded_bytes;
 use schemas::lease::{LeaseRef, MANIFEST_TYPE, Manifest, UnitKind, Weights, Work};
 use schemas::limits::{LEASE_MAX, OBJECT_BYTES_MAX, UNIT_SHARDS_MAX};
 use schemas::public::{COMMAND_TYPE, Command, CommandVerb};
@@ -19,8 +18,6 @@ pub(crate) const SKEW: Millis = Millis::from_secs(60);
 /// Longest window of a document, beyond a lease: what is signed for longer could be kept and shown
 /// again.
 const WINDOW_EXTRA_SECONDS: u64 = 3600;
-/// Bytes of an initial weight: fp32.
-const INITIAL_ELEMENT_BYTES: u64 = 4;
 
 /// What a document must agree with.
 #[derive(Clone, Copy, Debug)]
@@ -247,9 +244,8 @@ fn check_base(base: &Weights, lease: LeaseRef, spec: &RunSpec) -> Result<(), Ref
         )));
     }
     let expected_bytes = |initial: &ObjectRef| {
-        let elements =
-            usize::try_from(initial.bytes.get() / INITIAL_ELEMENT_BYTES).unwrap_or(usize::MAX);
-        encoded_bytes(base.codec.kind, elements) as u64
+        let elements = CodecKind::Fp32.elements_in(initial.bytes.get());
+        base.codec.kind.encoded_bytes(elements)
     };
     let pairs = base.chunks.iter().zip(initial).enumerate();
     for (index, (chunk, initial)) in pairs {

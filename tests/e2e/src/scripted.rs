@@ -1,9 +1,10 @@
 //! A worker with real credentials that does what a test tells it, for better or worse.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
+use chain::End;
 use harness::{Cluster, PATIENCE};
 use identity::join::new_session;
 use identity::{AuditKey, jws};
@@ -11,7 +12,7 @@ use objects::{Regrant, Transfer, TransferLimits, Trust};
 use runtime::{Bus, BusError};
 use schemas::blob::{Grant, Grants, PutRequest};
 use schemas::contribution::{Contribution, Outcome, Statement, SubmitReply, SubmitRequest};
-use schemas::event::{Event, EventBody, SignedEvent, WorkerEvent};
+use schemas::event::{Event, WorkerEvent};
 use schemas::lease::{
     ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, MANIFEST_TYPE, Manifest,
 };
@@ -19,7 +20,7 @@ use schemas::member::{JoinReply, JoinRequest, Posture, Session};
 use schemas::permission::Role;
 use schemas::run::{RunSpec, TrainerKind};
 use schemas::subject::{Verb, request_subject, worker_event_subject};
-use schemas::{Code, Digest, Message, Millis, ObjectRef, Refusal, RunId, Sequence, V, WorkerId};
+use schemas::{Code, Digest, Message, Millis, ObjectRef, Refusal, RunId, V, WorkerId};
 use serde_bytes::{ByteArray, ByteBuf};
 
 /// How long an answer may take.
@@ -39,7 +40,7 @@ pub struct Scripted {
     trust: identity::TrustBundle,
     transfer: Transfer,
     /// The end of its chain of events.
-    chain: Mutex<(Sequence, Option<Digest>)>,
+    chain: Mutex<End>,
 }
 
 /// No grant is asked for again: what a test was granted must do.
@@ -151,33 +152,17 @@ impl Scripted {
     /// # Panics
     /// There is no answer in time.
     pub async fn try_emit(&self, event: WorkerEvent) -> Result<(), Refusal> {
-        let (sequence, previous) = *self
-            .chain
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let end = *self.chain();
         let subject = worker_event_subject(&self.run, &self.worker, event.kind());
-        let (emitter, run) = (self.audit_key.public().clone(), Some(self.run.clone()));
-        let (time, event) = (runtime::clock::now(), Event::Worker(event));
-        let body = EventBody {
-            v: V,
-            emitter,
-            sequence,
-            previous,
-            time,
-            run,
-            event,
-        }
-        .encode();
-        let digest = Digest::of(&body);
-        let signature =
-            ByteArray::new(self.audit_key.sign_event(self.trust.domain.as_str(), &body));
-        let key = self.audit_key.public().clone();
-        let signed = SignedEvent {
-            v: V,
-            key,
-            signature,
-            body: ByteBuf::from(body),
-        };
+        let draft = end.write(
+            self.audit_key.public(),
+            runtime::clock::now(),
+            Some(&self.run),
+            Event::Worker(event),
+        );
+        let longer = draft.end();
+        let domain = self.trust.domain.as_str();
+        let signed = self.audit_key.sign_event(domain, draft.body);
         let recorded = async {
             loop {
                 match self
@@ -195,19 +180,19 @@ impl Scripted {
         };
         let recorded = tokio::time::timeout(PATIENCE, recorded).await;
         recorded.unwrap_or_else(|_| panic!("{subject} is not recorded"))?;
-        *self
-            .chain
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner()) = (sequence.next(), Some(digest));
+        *self.chain() = longer;
         Ok(())
+    }
+
+    fn chain(&self) -> MutexGuard<'_, End> {
+        self.chain
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Begins its chain again, as a worker does whose state was lost.
     pub fn forget_events(&self) {
-        *self
-            .chain
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner()) = Default::default();
+        *self.chain() = End::default();
     }
 
     /// What it joins with.

@@ -1,5 +1,7 @@
 //! The cluster: what runs, and what can be done to it.
 
+mod recipe;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
@@ -16,7 +18,7 @@ use tempfile::TempDir;
 
 use crate::binary::program;
 use crate::broker::{self, BROKER};
-use crate::process::{self, Output, Process, Ready, Recipe};
+use crate::process::{self, Output, Process, Recipe};
 use crate::{Evidence, Line, Operator, PATIENCE, Quality, Tenant};
 
 /// Longer than any test.
@@ -538,31 +540,6 @@ impl Cluster {
         self.process(&name).wait_ready().await;
     }
 
-    fn recipe(
-        &self,
-        name: &str,
-        binary: &str,
-        settings: &[(&str, String)],
-        more: Vec<String>,
-    ) -> Recipe {
-        let folder = self.path("work").join(name);
-        fs::create_dir_all(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-        let mut arguments = more;
-        arguments.extend(["--log".to_owned(), self.options.log.clone()]);
-        for (key, value) in settings {
-            arguments.extend(["--set".to_owned(), format!("{key}={value}")]);
-        }
-        Recipe {
-            name: name.to_owned(),
-            program: program(binary),
-            arguments,
-            environment: Vec::new(),
-            folder,
-            log: self.path("logs").join(format!("{name}.log")),
-            ready: Ready::File(self.ready_file(name)),
-        }
-    }
-
     /// Tells `diloctl` where broker and store are, as `diloctl up` does.
     fn write_endpoints(&self, store: &str) {
         let endpoints = format!("bus = \"{}\"\nstore = \"{store}\"\n", self.bus_url);
@@ -570,86 +547,6 @@ impl Cluster {
             &self.domain.layout().folder().join("endpoints.toml"),
             &endpoints,
         );
-    }
-
-    fn ready_file(&self, name: &str) -> PathBuf {
-        self.path("ready").join(name)
-    }
-
-    fn store_recipe(&self, listen: &str) -> Recipe {
-        let layout = self.domain.layout();
-        let settings = [
-            ("store_server.listen", listen.to_owned()),
-            ("store_server.root", shown(&self.path("store"))),
-            ("store_server.keys", shown(&layout.store_keys())),
-            ("store_server.tls_cert", shown(&layout.server_certificate())),
-            ("store_server.tls_key", shown(&layout.server_key())),
-            ("store_server.free_bytes_min", "0".to_owned()),
-            ("store_server.ready_file", shown(&self.ready_file(STORE))),
-        ];
-        self.recipe(STORE, "diloco-store", &settings, Vec::new())
-    }
-
-    fn coordinator_recipe(&self, name: &str) -> Recipe {
-        let settings = [
-            ("domain", shown(self.domain.layout().folder())),
-            ("bus.url", self.bus_url.clone()),
-            ("store.url", self.store_url()),
-            ("limits.heartbeat", "1s".to_owned()),
-        ];
-        self.recipe(name, "diloco-coordinator", &settings, self.ready_flag(name))
-    }
-
-    fn audit_recipe(&self) -> Recipe {
-        let settings = [
-            ("domain", shown(self.domain.layout().folder())),
-            ("bus.url", self.bus_url.clone()),
-        ];
-        self.recipe("audit", "diloco-audit", &settings, self.ready_flag("audit"))
-    }
-
-    fn worker_recipe(&self, name: &str, more: &[&str]) -> Recipe {
-        let issued = self.issue(Role::Worker, name);
-        let layout = self.domain.layout();
-        let audit_key = issued.audit_key.expect("workers sign events");
-        let settings = [
-            ("bus.url", self.bus_url.clone()),
-            ("bus.credentials", shown(&issued.credentials)),
-            ("bus.ca", shown(&layout.ca())),
-            ("store.ca", shown(&layout.ca())),
-            ("worker.run", self.run().to_string()),
-            ("worker.audit_key", shown(&audit_key)),
-            ("worker.trust", shown(&layout.trust())),
-            (
-                "worker.state",
-                shown(&self.path("work").join(name).join("state")),
-            ),
-            ("worker.ready", shown(&self.ready_file(name))),
-            (
-                "cache.folder",
-                shown(&self.path("work").join(name).join("cache")),
-            ),
-            ("training.device", "cpu".to_owned()),
-        ];
-        let further: Vec<(&str, String)> = more
-            .iter()
-            .map(|setting| {
-                setting
-                    .split_once('=')
-                    .unwrap_or_else(|| panic!("{setting} is not key=value"))
-            })
-            .map(|(key, value)| (key, value.to_owned()))
-            .collect();
-        self.recipe(
-            name,
-            "diloco-worker",
-            &[settings.to_vec(), further].concat(),
-            Vec::new(),
-        )
-    }
-
-    fn ready_flag(&self, name: &str) -> Vec<String> {
-        vec!["--ready-file".to_owned(), shown(&self.ready_file(name))]
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use chain::Claimed;
 use runtime::{Bus, StreamReader};
-use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent};
+use schemas::RunId;
+use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::subject::AUDIT_STREAM;
-use schemas::{Message as _, RunId};
 
 use crate::PATIENCE;
 
@@ -159,12 +160,12 @@ impl Evidence {
             }
         };
         let (sequence, subject) = (message.sequence, message.subject);
-        let signed = SignedEvent::decode(&message.payload);
-        let signed =
-            signed.unwrap_or_else(|error| panic!("{subject} at {sequence} is not signed: {error}"));
-        let body = EventBody::decode(&signed.body);
-        let body =
-            body.unwrap_or_else(|error| panic!("{subject} at {sequence} is no event: {error}"));
+        // The auditor checks signatures; here the order of events counts.
+        let entry = Claimed::read(&message.payload).and_then(Claimed::unchecked);
+        let body = match entry {
+            Ok(entry) => entry.body,
+            Err(error) => panic!("{subject} at {sequence} is no event: {error}"),
+        };
         let recorded = Recorded {
             sequence,
             subject,

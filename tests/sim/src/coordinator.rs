@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use coordinator_core::{
     Answer, ControlRequest, Coordinator, Effect, Input, Merged, Peer, ReplyId, Screened,
-    ScreeningId, Settings, State, Submission, WorkerRequest,
+    ScreeningId, Settings, Submission, WorkerRequest,
 };
+use ledger::State;
 use schemas::control::{RunNew, Shutdown};
 use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::lease::{ClaimOutcome, ClaimReply, UnitId};

@@ -164,6 +164,7 @@ fn spec() -> RunSpec {
         },
         upload: bf16,
         download: bf16,
+        error_feedback: false,
         policy: Policy {
             workers_min: 1,
             lease: Millis(10_000),

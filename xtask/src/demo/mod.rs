@@ -1,8 +1,6 @@
 //! `cargo xtask demo`: from a fresh checkout to a trained, verified model. Every step after the
 //! build is a `diloctl` command that a person could type; each is printed before it runs.
 
-mod control;
-mod interrupt;
 mod report;
 
 use std::path::PathBuf;
@@ -11,10 +9,10 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::console;
 use crate::deps::{self, Overrides};
+use crate::diloctl::{Diloctl, RUN};
 use crate::process::Workspace;
-use control::Diloctl;
+use crate::{console, interrupt};
 
 /// The programs that the demo starts: package and program have one name.
 const PROGRAMS: &[&str] = &[
@@ -24,8 +22,6 @@ const PROGRAMS: &[&str] = &[
     "diloco-store",
     "diloctl",
 ];
-/// The run's name: the workers' credentials are issued for it.
-const RUN: &str = "demo";
 
 /// What can be chosen.
 #[derive(Debug, Args)]
@@ -62,7 +58,7 @@ pub(crate) fn run_demo(
     let begun = Instant::now();
     build(workspace)?;
     console::say(format_args!("built in {}", console::span(begun.elapsed())));
-    let diloctl = Diloctl::new(workspace, &found.nats_server);
+    let diloctl = Diloctl::new(workspace, &found.nats_server, "demo", ".diloco");
     if options.fresh {
         diloctl.remove_domain()?;
     }
@@ -76,7 +72,8 @@ pub(crate) fn run_demo(
     outcome
 }
 
-fn build(workspace: &Workspace) -> Result<()> {
+/// Builds the programs that a run needs, as the demo wants them.
+pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     let mut command = workspace.cargo(&["build", "--profile", "demo", "--locked"]);
     for program in PROGRAMS {
         command.args(["--package", program, "--bin", program]);

@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::control::Diloctl;
 use crate::console;
+use crate::diloctl::Diloctl;
 
 /// What to try next.
 const NEXT: [&str; 3] = [

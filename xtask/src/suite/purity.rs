@@ -47,6 +47,8 @@ const IMPURE: &[&str] = &[
     "ureq",
     "walkdir",
 ];
+/// Packages that are as pure as a core and are called otherwise: what cores are built on.
+const PURE: &[&str] = &["chain", "ledger"];
 /// The bindings to libtorch, and the one package that may name them.
 const TORCH: (&[&str], &str) = (&["tch", "torch-sys"], "torch");
 
@@ -90,13 +92,12 @@ pub(super) fn check(bench: &Bench<'_>) -> Result<Outcome> {
     bail!("{}", faults.join("; "))
 }
 
-/// The name of a package whose folder is called `core`.
+/// The name of a package that must be pure: its folder is called `core`, or [`PURE`] names it.
 fn core_name(package: &Value) -> Option<&str> {
     let manifest = Path::new(package["manifest_path"].as_str()?);
-    manifest
-        .parent()?
-        .ends_with("core")
-        .then_some(package["name"].as_str()?)
+    let name = package["name"].as_str()?;
+    let pure = manifest.parent()?.ends_with("core") || PURE.contains(&name);
+    pure.then_some(name)
 }
 
 /// Direct dependencies on libtorch's bindings, outside the one crate.
@@ -137,12 +138,14 @@ mod tests {
     }
 
     #[test]
-    fn a_core_is_known_by_its_folder() {
+    fn a_core_is_known_by_its_folder_or_by_name() {
         let package = serde_json::json!({ "name": "audit-core", "manifest_path": "/x/services/audit/core/Cargo.toml" });
         assert_eq!(core_name(&package), Some("audit-core"));
         let package =
             serde_json::json!({ "name": "score", "manifest_path": "/x/score/Cargo.toml" });
         assert_eq!(core_name(&package), None);
+        let package = serde_json::json!({ "name": "ledger", "manifest_path": "/x/services/ledger/Cargo.toml" });
+        assert_eq!(core_name(&package), Some("ledger"));
     }
 
     #[test]

@@ -3,19 +3,17 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use coordinator_core::State;
-use schemas::event::{Departure, Event, EventBody, LedgerEvent, SignedEvent};
+use chain::{Claimed, Fault, Misplaced};
+use ledger::State;
+use schemas::event::{Departure, Event, EventBody, LedgerEvent};
 use schemas::subject::{Incoming, recorded_worker};
-use schemas::{
-    AccountId, Digest, Message, Millis, PublicKey, RunId, Sequence, UnixMillis, WorkerId,
-};
+use schemas::{AccountId, Digest, Millis, PublicKey, RunId, Sequence, UnixMillis, WorkerId};
 use serde::{Deserialize, Serialize};
 
-use crate::chain::{Chain, Link};
+use crate::emitter::{Chain, Link};
 use crate::finding::{Finding, Found};
 use crate::intake::{Enrolment, Notice};
 use crate::record::{Payload, Record, StreamSequence};
-use crate::signature::is_signed_event;
 use crate::summary::{EmitterSummary, FaultyWorker, Summary, Tally};
 use crate::timeline::TimelineRow;
 
@@ -266,67 +264,34 @@ impl Auditor {
         let Payload::Whole(payload) = &record.payload else {
             return Err(malformed("longer than any event".to_owned()));
         };
-        let signed = SignedEvent::decode(payload).map_err(|error| malformed(error.to_string()))?;
-        let coordinator = self.coordinators.contains(&signed.key);
+        let claimed = Claimed::read(payload).map_err(|error| malformed(error.to_string()))?;
+        let coordinator = self.coordinators.contains(claimed.key());
         if matches!(incoming, Incoming::Ledger { .. }) && !coordinator {
             return Err(Finding::Foreign {
-                reason: format!("{} is not trusted to write the ledger", signed.key),
+                reason: format!("{} is not trusted to write the ledger", claimed.key()),
             });
         }
-        if !is_signed_event(
-            &self.domain,
-            signed.key.as_str(),
-            &*signed.signature,
-            &signed.body,
-        ) {
-            return Err(Finding::BadSignature {
-                key: signed.key.as_str().chars().take(64).collect(),
-            });
-        }
-        let body = EventBody::decode(&signed.body).map_err(|error| match coordinator {
-            true => Finding::Undecodable {
+        let entry = claimed.open(&self.domain).map_err(|fault| match fault {
+            Fault::Signature(key) => Finding::BadSignature {
+                key: key.as_str().chars().take(64).collect(),
+            },
+            Fault::Undecodable(error) if coordinator => Finding::Undecodable {
                 reason: error.to_string(),
             },
-            false => malformed(error.to_string()),
+            fault => malformed(fault.to_string()),
         })?;
-        if body.emitter != signed.key {
-            return Err(malformed(format!(
-                "{} signed an event of {}",
-                signed.key, body.emitter
-            )));
-        }
-        let (run, kind) = match (&incoming, &body.event) {
-            (Incoming::Ledger { run, emitter, kind }, Event::Ledger(_)) => {
-                if *emitter != body.emitter {
-                    return Err(malformed(format!(
-                        "the subject names {emitter}, the body {}",
-                        body.emitter
-                    )));
-                }
-                (run.as_ref(), kind)
-            }
-            (Incoming::Recorded { run, kind, .. }, Event::Worker(_)) => (Some(run), kind),
-            _ => {
-                return Err(Finding::Foreign {
-                    reason: format!("{} under this subject", body.event.kind()),
-                });
-            }
-        };
-        if run != body.run.as_ref() {
-            return Err(malformed(
-                "the run in the subject is not the one in the body".to_owned(),
-            ));
-        }
-        if kind != body.event.kind() {
-            return Err(malformed(format!(
-                "the subject says {kind}, the body {}",
-                body.event.kind()
-            )));
-        }
+        entry
+            .stands_under(&incoming)
+            .map_err(|misplaced| match misplaced {
+                Misplaced::Family { .. } => Finding::Foreign {
+                    reason: misplaced.to_string(),
+                },
+                _ => malformed(misplaced.to_string()),
+            })?;
         if coordinator && matches!(incoming, Incoming::Recorded { .. }) {
             return Err(Finding::Usurped);
         }
-        Ok((incoming, body, Digest::of(&signed.body)))
+        Ok((incoming, entry.body, entry.digest))
     }
 
     fn ledger(

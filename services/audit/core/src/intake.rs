@@ -2,18 +2,14 @@
 //! rate, form, key, signature, and at last the chain, whose end somebody has to fetch. What is
 //! refused here never reaches a stream.
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
-use schemas::event::{Event, EventBody, SignedEvent};
+use chain::{Claimed, End, Entry, Stand};
 use schemas::limits::SIGNED_EVENT_BYTES_MAX;
 use schemas::subject::{Incoming, events_stream};
 use schemas::{
-    AccountId, Code, Digest, Message as _, PublicKey, Refusal, RunId, Sequence, UnixMillis,
-    WorkerId, is_answer,
+    AccountId, Code, Digest, PublicKey, Refusal, RunId, Sequence, UnixMillis, WorkerId, is_answer,
 };
-
-use crate::signature::is_signed_event;
 
 /// Events a second of one worker, in the long run. A worker emits two for each unit, and units last
 /// seconds; the fastest runs of tests, whose units last a tenth of a second, stay below as well.
@@ -85,8 +81,7 @@ pub struct Candidate {
     pub worker: WorkerId,
     /// What happened, as one token.
     pub kind: String,
-    body: EventBody,
-    digest: Digest,
+    event: Entry,
 }
 
 /// What came of a message so far.
@@ -240,31 +235,39 @@ impl Intake {
 
     /// Checks a message under `subject`, which the broker made for the worker that it names.
     pub fn hear(&mut self, now: UnixMillis, subject: &str, payload: &[u8]) -> Heard {
-        let Ok(Incoming::WorkerEvent {
+        let Ok(named) = subject.parse::<Incoming>() else {
+            return Heard::Nobody;
+        };
+        let Incoming::WorkerEvent {
             account,
             run,
             worker,
             kind,
-        }) = subject.parse()
+        } = &named
         else {
             return Heard::Nobody;
         };
         if is_answer(payload) {
             return Heard::Answer;
         }
-        if !self.rate(now, &worker).take(now, payload.len() as u64) {
-            return Heard::Over(worker);
+        if !self.rate(now, worker).take(now, payload.len() as u64) {
+            return Heard::Over(worker.clone());
         }
-        match self.authentic(&account, &run, &worker, &kind, payload) {
-            Ok(_) if !self.rate(now, &worker).record(payload.len() as u64) => Heard::Over(worker),
-            Ok((body, digest)) => Heard::Candidate(Box::new(Candidate {
-                account,
-                run,
-                worker,
-                kind,
-                body,
-                digest,
-            })),
+        let speaker = (account.clone(), run.clone(), worker.clone());
+        match self.authentic(&speaker, &named, payload) {
+            Ok(_) if !self.rate(now, worker).record(payload.len() as u64) => {
+                Heard::Over(worker.clone())
+            }
+            Ok(event) => {
+                let (account, run, worker) = speaker;
+                Heard::Candidate(Box::new(Candidate {
+                    account,
+                    run,
+                    worker,
+                    kind: kind.clone(),
+                    event,
+                }))
+            }
             Err(refusal) => Heard::Refused(refusal),
         }
     }
@@ -278,7 +281,7 @@ impl Intake {
     /// speaker's chain: the stream was lost, or put back from a backup. To record more would leave
     /// a gap, or a second chain behind the first.
     pub fn lost(&self, candidate: &Candidate, tail: Option<&Tail>) -> Option<Refusal> {
-        let emitter = &candidate.body.emitter;
+        let emitter = &candidate.event.body.emitter;
         let next = tail
             .filter(|tail| tail.emitter == *emitter)
             .map_or(Sequence(0), |tail| tail.sequence.next());
@@ -320,14 +323,13 @@ impl Intake {
             .or_insert_with(|| Rate::full(now))
     }
 
+    /// Checks what a message of `speaker` under the subject `named` says of itself.
     fn authentic(
         &self,
-        account: &AccountId,
-        run: &RunId,
-        worker: &WorkerId,
-        kind: &str,
+        speaker: &Speaker,
+        named: &Incoming,
         payload: &[u8],
-    ) -> Result<(EventBody, Digest), Refusal> {
+    ) -> Result<Entry, Refusal> {
         let refused = |reason: String| Refusal::new(Code::EventRefused, reason);
         if payload.len() > SIGNED_EVENT_BYTES_MAX {
             return Err(refused(format!(
@@ -335,50 +337,38 @@ impl Intake {
                 payload.len()
             )));
         }
-        let signed = SignedEvent::decode(payload).map_err(|error| refused(error.to_string()))?;
-        let known = self
-            .enrolled
-            .get(&(account.clone(), run.clone(), worker.clone()));
-        if !known.is_some_and(|keys| keys.contains(&signed.key)) {
-            if known.is_some_and(BTreeSet::is_empty) {
-                return Err(refused(format!("{worker} was removed from run {run}")));
-            }
-            let text = format!(
-                "the ledger does not name {} as the audit key of {worker} in run {run}",
-                signed.key
-            );
-            // A worker that has just joined is named in a moment; a worker with another key than
-            // its first never is.
-            let code = if known.is_none() {
-                Code::EventLater
-            } else {
-                Code::EventRefused
-            };
-            return Err(Refusal::new(code, text));
+        let claimed = Claimed::read(payload).map_err(|error| refused(error.to_string()))?;
+        self.allowed(speaker, claimed.key())?;
+        let entry = claimed
+            .open(&self.domain)
+            .map_err(|fault| refused(fault.to_string()))?;
+        entry
+            .stands_under(named)
+            .map_err(|misplaced| refused(misplaced.to_string()))?;
+        Ok(entry)
+    }
+
+    /// Looks if the ledger names `key` as the speaker's audit key.
+    fn allowed(&self, speaker: &Speaker, key: &PublicKey) -> Result<(), Refusal> {
+        let known = self.enrolled.get(speaker);
+        if known.is_some_and(|keys| keys.contains(key)) {
+            return Ok(());
         }
-        if !is_signed_event(
-            &self.domain,
-            signed.key.as_str(),
-            &*signed.signature,
-            &signed.body,
-        ) {
-            return Err(refused(format!(
-                "its signature does not verify under {}",
-                signed.key
-            )));
+        let (_, run, worker) = speaker;
+        if known.is_some_and(BTreeSet::is_empty) {
+            let text = format!("{worker} was removed from run {run}");
+            return Err(Refusal::new(Code::EventRefused, text));
         }
-        let body = EventBody::decode(&signed.body).map_err(|error| refused(error.to_string()))?;
-        if body.emitter != signed.key || body.run.as_ref() != Some(run) {
-            return Err(refused("its body names another key or run".to_owned()));
-        }
-        if !matches!(body.event, Event::Worker(_)) || body.event.kind() != kind {
-            return Err(refused(format!(
-                "{} under the subject of {kind}",
-                body.event.kind()
-            )));
-        }
-        let digest = Digest::of(&signed.body);
-        Ok((body, digest))
+        let text =
+            format!("the ledger does not name {key} as the audit key of {worker} in run {run}");
+        // A worker that has just joined is named in a moment; a worker with another key than
+        // its first never is.
+        let code = if known.is_none() {
+            Code::EventLater
+        } else {
+            Code::EventRefused
+        };
+        Err(Refusal::new(code, text))
     }
 }
 
@@ -390,59 +380,54 @@ impl Candidate {
     /// How it stands to the recorded end of its chain.
     pub fn link(&self, tail: Option<&Tail>) -> Linked {
         // Another key is another chain, and begins at its beginning.
-        let tail = tail.filter(|tail| tail.emitter == self.body.emitter);
-        let (sequence, previous) = (self.body.sequence, self.body.previous);
-        let expected = tail.map_or(Sequence(0), |tail| tail.sequence.next());
-        if tail.is_some_and(|tail| tail.sequence == sequence && tail.digest == self.digest) {
-            return Linked::Known;
-        }
-        if sequence == expected && previous == tail.map(|tail| tail.digest) {
-            return Linked::Follows;
-        }
-        let found = match sequence.cmp(&expected) {
-            Ordering::Less => sequence.to_string(),
-            Ordering::Equal => "with another event before it".to_owned(),
-            Ordering::Greater => {
+        let tail = tail.filter(|tail| tail.emitter == self.event.body.emitter);
+        let end = tail.map_or(End::default(), |tail| {
+            End::after(tail.sequence, tail.digest)
+        });
+        let (sequence, previous) = (self.event.body.sequence, self.event.body.previous);
+        let found = match end.stand(sequence, previous, self.event.digest) {
+            Stand::Next => return Linked::Follows,
+            Stand::Repeated => return Linked::Known,
+            Stand::OtherPast { .. } => "with another event before it".to_owned(),
+            Stand::Gap { .. } => {
                 format!("{sequence}, and what comes between was lost, or was never handed in")
             }
+            Stand::Taken | Stand::Late | Stand::Passed { .. } => sequence.to_string(),
         };
         let text = format!(
-            "event {expected} is the next in the recorded chain of {}, this is {found}",
-            self.worker
+            "event {} is the next in the recorded chain of {}, this is {found}",
+            end.next, self.worker
         );
         Linked::Refused(Refusal::new(Code::ChainForked, text))
     }
 
     /// The end of the chain when it is recorded at position `stream`.
     pub fn as_tail(&self, stream: u64) -> Tail {
-        let (emitter, sequence) = (self.body.emitter.clone(), self.body.sequence);
-        Tail {
-            stream,
-            emitter,
-            sequence,
-            digest: self.digest,
-        }
+        Tail::of(stream, self.event.clone())
     }
 }
 
 impl Tail {
     /// Reads a recorded event. None for what is not one; then the chain's end is not known.
     pub fn read(stream: u64, payload: &[u8]) -> Option<Self> {
-        let signed = SignedEvent::decode(payload).ok()?;
-        let body = EventBody::decode(&signed.body).ok()?;
-        Some(Self {
+        let entry = Claimed::read(payload).ok()?.unchecked().ok()?;
+        Some(Self::of(stream, entry))
+    }
+
+    fn of(stream: u64, entry: Entry) -> Self {
+        Self {
             stream,
-            emitter: body.emitter,
-            sequence: body.sequence,
-            digest: Digest::of(&signed.body),
-        })
+            emitter: entry.body.emitter,
+            sequence: entry.body.sequence,
+            digest: entry.digest,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use schemas::V;
-    use schemas::event::WorkerEvent;
+    use schemas::event::{Event, EventBody, WorkerEvent};
 
     use super::*;
 
@@ -482,8 +467,10 @@ mod tests {
             run,
             worker: worker(number),
             kind: "stopped".to_owned(),
-            digest: Digest::of(b""),
-            body,
+            event: Entry {
+                body,
+                digest: Digest::of(b""),
+            },
         }
     }
 

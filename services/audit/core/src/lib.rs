@@ -9,9 +9,8 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `record` | one message of the stream |
-//! | `signature` | who signed it |
-//! | `chain` | one emitter's chain |
 //! | `check` | the auditor: all checks in their order, and the fold of the ledger |
+//! | `emitter` | one emitter's chain: what is wrong with it is a finding |
 //! | `finding` | what can be wrong |
 //! | `intake` | checks of workers' events before they are recorded |
 //! | `timeline` | an event as a line for people |
@@ -21,12 +20,11 @@
 //! events of an emitter were cut off; a tree over all events, with heads that others keep, is what
 //! will.
 
-mod chain;
 mod check;
+mod emitter;
 mod finding;
 mod intake;
 mod record;
-mod signature;
 mod summary;
 mod timeline;
 
@@ -37,6 +35,5 @@ pub use intake::{
     Intake, Linked, Notice, RECORDED_BURST, RECORDED_PER_SECOND, Tail,
 };
 pub use record::{Payload, Record, StreamSequence};
-pub use signature::is_signed_event;
 pub use summary::{EmitterSummary, FaultyWorker, ForeignMessage, RunSummary, Summary};
 pub use timeline::TimelineRow;

@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use coordinator_core::{Run, State};
+use ledger::{Run, State};
 use schemas::contribution::Fate;
 use schemas::view::RunPhase;
 use schemas::{AccountId, ObjectRef, PublicKey, Round, RunId, Tokens, WorkerId};
 use serde::Serialize;
 
-use crate::chain::Chain;
 use crate::check::Verdict;
+use crate::emitter::Chain;
 use crate::finding::Found;
 use crate::record::StreamSequence;
 use crate::timeline::{COORDINATOR, TimelineRow};
@@ -271,9 +271,9 @@ impl RunSummary {
             phase: view.phase,
             rounds_closed: run.rounds_closed(),
             rounds: view.rounds,
-            issued: run.tokens().issued,
+            issued: run.tokens.issued,
             in_flight,
-            adds_up: settled + in_flight == run.tokens().issued,
+            adds_up: settled + in_flight == run.tokens.issued,
             fates: view.tokens,
             held_out_loss: view.held_out_loss,
             snapshot: view.snapshot,

@@ -3,5 +3,4 @@
 mod broker;
 mod program;
 mod scribe;
-mod signatures;
 mod stream;

@@ -1,25 +1,22 @@
 //! Events as the processes of a domain write them, with the keys that the domain issued.
 
+use chain::End;
 use identity::AuditKey;
-use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent, WorkerEvent};
+use schemas::event::{Event, LedgerEvent, SignedEvent, WorkerEvent};
 use schemas::member::{Posture, Session};
 use schemas::run::{
     Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding,
     RunSpec, Schedule, TrainerKind,
 };
 use schemas::subject::{ledger_subject, record_subject};
-use schemas::{
-    AccountId, Digest, Message as _, Millis, ObjectRef, RunId, Sequence, Steps, V, WorkerId,
-};
-use serde_bytes::{ByteArray, ByteBuf};
+use schemas::{AccountId, Millis, ObjectRef, RunId, Steps, V, WorkerId};
 
 /// One emitter's chain, as it is written.
 #[derive(Clone)]
 pub(crate) struct Scribe {
     domain: String,
     key: AuditKey,
-    next: u64,
-    head: Option<Digest>,
+    end: End,
 }
 
 /// An event, ready to be sent.
@@ -38,8 +35,7 @@ impl Scribe {
         Self {
             domain: domain.to_owned(),
             key,
-            next: 0,
-            head: None,
+            end: End::default(),
         }
     }
 
@@ -110,25 +106,14 @@ impl Scribe {
     }
 
     fn say(&mut self, subject: String, run: Option<RunId>, event: Event) -> Said {
-        let body = EventBody {
-            v: V,
-            emitter: self.key.public().clone(),
-            sequence: Sequence(self.next),
-            previous: self.head,
-            time: runtime::clock::now(),
-            run,
+        let draft = self.end.write(
+            self.key.public(),
+            runtime::clock::now(),
+            run.as_ref(),
             event,
-        };
-        let body = body.encode();
-        self.next += 1;
-        self.head = Some(Digest::of(&body));
-        let signature = ByteArray::new(self.key.sign_event(&self.domain, &body));
-        let event = SignedEvent {
-            v: V,
-            key: self.key.public().clone(),
-            signature,
-            body: ByteBuf::from(body),
-        };
+        );
+        self.end = draft.end();
+        let event = self.key.sign_event(&self.domain, draft.body);
         Said { subject, event }
     }
 }
@@ -170,6 +155,7 @@ fn spec() -> RunSpec {
         outer: OuterOptimizer::Average,
         upload: codec,
         download: codec,
+        error_feedback: false,
         policy: Policy {
             workers_min: 1,
             lease: Millis::from_secs(60),

@@ -1,17 +1,19 @@
 //! What operators change: new runs, and the end of this coordinator.
 
+use ledger::Run;
 use schemas::control::{RunNewReply, Shutdown, ShutdownReply};
 use schemas::event::LedgerEvent;
 use schemas::limits::{EVENT_BYTES_MAX, LEASE_MAX, RUNS_MAX};
 use schemas::public::CommandVerb;
 use schemas::run::RunSpec;
-use schemas::{Code, Digest, Message, PublicKey, Refusal, UnixMillis, V};
+use schemas::{Code, Digest, Message, PublicKey, Refusal, RunId, UnixMillis, V};
 
 use crate::coordinator::{Coordinator, draining};
 use crate::deadline::Timer;
 use crate::effect::{Answer, Effect};
 use crate::input::ReplyId;
-use crate::submit::Screening;
+use crate::run::results::Screening;
+use crate::turn::Outcome;
 
 /// Most new runs whose objects are being checked at once; each reads a few objects.
 const CHECKS_MAX: usize = 16;
@@ -19,6 +21,9 @@ const CHECKS_MAX: usize = 16;
 const CHECKS_EACH_MAX: usize = 4;
 /// Room that an event needs beside the settings it holds.
 const EVENT_FRAME_BYTES: usize = 512;
+
+/// What an operator's request comes to; a refusal is told and not recorded.
+pub(crate) type Ordered = Result<Outcome, Refusal>;
 
 /// A run that an operator wants.
 #[derive(Debug)]
@@ -41,7 +46,7 @@ impl Coordinator {
         operator: PublicKey,
         spec: RunSpec,
         reply: ReplyId,
-    ) -> Result<(), Refusal> {
+    ) -> Ordered {
         if self.drain.is_some() {
             return Err(draining());
         }
@@ -54,8 +59,8 @@ impl Coordinator {
             );
             return Err(Refusal::new(Code::SpecInvalid, detail));
         }
-        if self.answer_existing(&spec, reply)? {
-            return Ok(());
+        if let Some(answer) = self.existing(&spec)? {
+            return Ok(Outcome::Now(answer));
         }
         if self.checks.len() >= CHECKS_MAX {
             return Err(Refusal::new(
@@ -63,13 +68,8 @@ impl Coordinator {
                 format!("{CHECKS_MAX} new runs are being checked; ask again"),
             ));
         }
-        if self
-            .checks
-            .values()
-            .filter(|check| check.operator == operator)
-            .count()
-            >= CHECKS_EACH_MAX
-        {
+        let own = self.checks.values();
+        if own.filter(|check| check.operator == operator).count() >= CHECKS_EACH_MAX {
             let detail =
                 format!("{CHECKS_EACH_MAX} new runs of {operator} are being checked; ask again");
             return Err(Refusal::new(Code::AskedTooMuch, detail));
@@ -84,78 +84,58 @@ impl Coordinator {
             },
         );
         self.out.push(Effect::CheckRun { reply, spec });
-        Ok(())
+        Ok(Outcome::Later)
     }
 
-    /// Whether the run exists already, and then the answer is given.
-    fn answer_existing(&mut self, spec: &RunSpec, reply: ReplyId) -> Result<bool, Refusal> {
+    /// The answer when the run exists already, and has these settings.
+    fn existing(&self, spec: &RunSpec) -> Result<Option<Answer>, Refusal> {
         let digest = spec.to_object().1;
         match self.state.run(&spec.run) {
-            Some(run) if run.spec_digest == digest => {
-                self.answer_run(reply, digest, false);
-                Ok(true)
-            }
+            Some(run) if run.spec_digest == digest => Ok(Some(run_new(digest, false))),
             Some(_) => Err(Refusal::new(Code::RunExists, format!("run {}", spec.run))),
-            None if self.state.runs.len() >= RUNS_MAX => Err(Refusal::new(
+            None if self.state.runs().count() >= RUNS_MAX => Err(Refusal::new(
                 Code::SpecInvalid,
                 format!("the coordinator has its most runs, {RUNS_MAX}"),
             )),
-            None => Ok(false),
+            None => Ok(None),
         }
-    }
-
-    fn answer_run(&mut self, reply: ReplyId, spec_digest: Digest, created: bool) {
-        self.reply(
-            reply,
-            Ok(Answer::RunNew(RunNewReply {
-                v: V,
-                spec_digest,
-                created,
-            })),
-        );
     }
 
     pub(crate) fn run_checked(&mut self, reply: ReplyId, verdict: Result<(), Refusal>) {
-        let Some(check) = self.checks.remove(&reply) else {
-            return;
-        };
-        let allowed = verdict.and_then(|()| {
-            if self.drain.is_some() {
-                Err(draining())
-            } else {
-                Ok(())
-            }
-        });
-        // Another request may have created it while this one was being checked.
-        match allowed.and_then(|()| self.answer_existing(&check.spec, reply)) {
-            Ok(true) => {}
-            Ok(false) => {
-                let Check { spec, operator } = check;
-                let (name, digest) = (spec.run.clone(), spec.to_object().1);
-                self.spend_order(&operator);
-                self.append(Some(&name), LedgerEvent::RunCreated { spec, operator });
-                self.answer_run(reply, digest, true);
-                self.take_up(&name);
-            }
-            Err(refusal) => self.reply(reply, Err(refusal)),
+        // A verdict on what nobody asked for changes nothing.
+        if let Some(check) = self.checks.remove(&reply) {
+            let created = self.create(check, verdict);
+            self.reply(reply, created);
         }
+    }
+
+    /// Creates a run whose objects are all there, and takes it up.
+    fn create(&mut self, check: Check, verdict: Result<(), Refusal>) -> Result<Answer, Refusal> {
+        verdict?;
+        if self.drain.is_some() {
+            return Err(draining());
+        }
+        let Check { spec, operator } = check;
+        // Another request may have created it while this one was being checked.
+        if let Some(answer) = self.existing(&spec)? {
+            return Ok(answer);
+        }
+        let (name, digest) = (spec.run.clone(), spec.to_object().1);
+        self.spend_order(&operator);
+        self.append(Some(&name), LedgerEvent::RunCreated { spec, operator });
+        self.take_up(&name);
+        Ok(run_new(digest, true))
     }
 
     /// Begins to drain, or to end sooner than was asked before. Nothing new is granted; holders may
     /// finish what they hold. An order that changes nothing is answered like the first, and neither
     /// written nor passed on.
-    pub(crate) fn shut_down(
-        &mut self,
-        operator: PublicKey,
-        request: &Shutdown,
-        reply: ReplyId,
-    ) -> Result<(), Refusal> {
+    pub(crate) fn shut_down(&mut self, operator: PublicKey, request: &Shutdown) -> Ordered {
         let until = self.now.after(request.drain.min(LEASE_MAX));
         let begins = self.drain.is_none();
         let changes = self.drain.as_ref().is_none_or(|drain| until < drain.until);
         if changes {
-            // The first is never refused: whatever an operator did before, it can end the
-            // coordinator.
+            // The first is never refused: an operator can always end the coordinator.
             if !begins {
                 self.check_orders(&operator)?;
             }
@@ -163,98 +143,87 @@ impl Coordinator {
             self.drain = Some(Drain { until, operator });
             self.timers.set(until, Timer::Drain);
         }
-        let leases = self
-            .state
-            .runs
-            .values()
-            .map(|run| run.leases().count())
-            .sum::<usize>();
-        let workers = self
-            .live
-            .keys()
-            .filter_map(|name| self.state.run(name))
-            .map(|run| run.present())
-            .sum();
-        self.reply(
-            reply,
-            Ok(Answer::Shutdown(ShutdownReply {
-                v: V,
-                leases: leases as u32,
-                workers,
-            })),
-        );
+        let leases = self.state.runs().map(|(_, run)| run.leases().count());
+        let answer = ShutdownReply {
+            v: V,
+            leases: leases.sum::<usize>() as u32,
+            workers: self.open_runs().map(|(_, run)| run.present()).sum(),
+        };
         if begins {
             self.command_all(CommandVerb::Drain);
-            let claims: Vec<ReplyId> = self
-                .live
-                .values_mut()
-                .flat_map(|live| live.claims.drain())
-                .collect();
+            let live = self.live.values_mut();
+            let claims: Vec<ReplyId> = live.flat_map(|live| live.claims.drain()).collect();
             for claim in claims {
                 self.reply(claim, Err(draining()));
             }
         }
-        Ok(())
+        Ok(Outcome::Now(Answer::Shutdown(answer)))
     }
 
     /// Ends a drain when nobody holds a lease and nothing is in the making, or its time is over.
     pub(crate) fn end_drain(&mut self) {
-        let Some(drain) = &self.drain else { return };
-        let executing = self
-            .live
-            .values()
-            .any(|live| live.executor.busy || live.executor.saving);
-        let busy = executing || !self.commits.is_empty();
-        let held = self
-            .state
-            .runs
-            .values()
-            .any(|run| run.leases().next().is_some());
-        if (busy || held) && self.now < drain.until {
-            return;
+        if let Some(drain) = &self.drain
+            && (drain.until <= self.now || !self.is_busy())
+        {
+            let reason = format!("shutdown by {}", drain.operator);
+            self.stop(reason);
         }
-        let reason = format!("shutdown by {}", drain.operator);
-        self.append(
-            None,
-            LedgerEvent::CoordinatorStopped {
-                reason: reason.clone(),
-            },
-        );
+    }
+
+    fn is_busy(&self) -> bool {
+        let mut rooms = self.live.values();
+        let mut runs = self.state.runs();
+        !self.commits.is_empty()
+            || rooms.any(|live| live.executor.task.is_some() || live.executor.saving)
+            || runs.any(|(_, run)| run.leases().next().is_some())
+    }
+
+    fn stop(&mut self, reason: String) {
+        let stopped = LedgerEvent::CoordinatorStopped {
+            reason: reason.clone(),
+        };
+        self.append(None, stopped);
         self.command_all(CommandVerb::Stop);
-        let checks = std::mem::take(&mut self.checks)
-            .into_keys()
-            .chain(std::mem::take(&mut self.commits).into_keys());
-        let reads: Vec<ReplyId> = self
-            .live
-            .values()
-            .flat_map(|live| live.reads.values())
-            .map(|read| read.reply)
+        let checks = std::mem::take(&mut self.checks).into_keys();
+        let commits = std::mem::take(&mut self.commits).into_keys();
+        let reads = self.live.values().flat_map(|live| live.reads.values());
+        let results = self.live.values().flat_map(|live| live.screenings.values());
+        let waiting: Vec<ReplyId> = checks
+            .chain(commits)
+            .chain(reads.map(|read| read.reply))
+            .chain(results.flat_map(Screening::replies))
             .collect();
-        let results = std::mem::take(&mut self.screenings)
-            .into_values()
-            .flat_map(Screening::into_replies);
-        for reply in checks.chain(reads).chain(results) {
+        for reply in waiting {
             self.reply(reply, Err(draining()));
         }
         self.out.push(Effect::Stop { reason });
         self.stopped = true;
     }
 
+    fn open_runs(&self) -> impl Iterator<Item = (&RunId, &Run)> {
+        self.state.runs().filter(|(_, run)| !run.is_complete())
+    }
+
     /// Tells every member that is present in an open run, each under its own name.
     fn command_all(&mut self, verb: CommandVerb) {
-        for (name, run) in self
-            .live
-            .keys()
-            .filter_map(|name| Some((name, self.state.run(name)?)))
-        {
+        let mut commands = Vec::new();
+        for (name, run) in self.open_runs() {
             let present = run.members.iter().filter(|(_, member)| member.present);
-            self.out
-                .extend(present.map(|(worker, member)| Effect::Command {
-                    account: member.account.clone(),
-                    run: name.clone(),
-                    worker: worker.clone(),
-                    verb,
-                }));
+            commands.extend(present.map(|(worker, member)| Effect::Command {
+                account: member.account.clone(),
+                run: name.clone(),
+                worker: worker.clone(),
+                verb,
+            }));
         }
+        self.out.append(&mut commands);
     }
+}
+
+fn run_new(spec_digest: Digest, created: bool) -> Answer {
+    Answer::RunNew(RunNewReply {
+        v: V,
+        spec_digest,
+        created,
+    })
 }

@@ -1,22 +1,23 @@
-//! The coordinator: its state, its volatile side, and the way of an input to the topic that decides
-//! it.
+//! The coordinator: its state, its rooms, and the way of an input to the room or the topic that
+//! decides it.
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
 
+use ledger::{ReplayError, State};
 use schemas::event::{EventBody, LedgerEvent};
 use schemas::member::{Posture, Session};
+use schemas::subject::Verb;
 use schemas::{Code, Millis, PublicKey, Refusal, RunId, UnixMillis};
 
-use crate::apply::ReplayError;
 use crate::control::{Check, Drain};
 use crate::deadline::{Timer, Timers};
 use crate::denial::Denials;
 use crate::effect::{Answer, Effect};
-use crate::input::{ControlRequest, Input, Peer, ReplyId, ScreeningId, WorkerRequest};
-use crate::live::{Fading, LiveRun, Traffic};
-use crate::state::{Run, State};
-use crate::submit::Screening;
+use crate::input::{ControlRequest, Input, Peer, ReplyId, Screened, ScreeningId, WorkerRequest};
+use crate::run::live::{Fading, LiveRun, Traffic};
+use crate::run::{RunRoom, closed};
+use crate::turn::{Denied, Handled, Outcome, Screenings, Turn};
 
 /// What the shell fixes at start.
 #[derive(Clone, Debug)]
@@ -36,15 +37,17 @@ pub struct Settings {
 }
 
 /// Every decision of the coordinator. Give it inputs one at a time, carry its effects out in order.
+///
+/// What concerns one run is decided in its room ([`RunRoom`]), which reaches nothing else. Here is
+/// what concerns all of them.
 #[derive(Debug)]
 pub struct Coordinator {
     pub(crate) settings: Settings,
     pub(crate) state: State,
     /// One entry for each run that is not complete.
     pub(crate) live: BTreeMap<RunId, LiveRun>,
-    /// What workers say they moved since this coordinator started; it outlives their membership and
-    /// the run.
-    pub(crate) traffic: BTreeMap<RunId, Traffic>,
+    /// What the workers of runs that completed in this process's life say they moved.
+    pub(crate) over: BTreeMap<RunId, Traffic>,
     pub(crate) timers: Timers,
     /// The latest time that was passed in; it never goes back.
     pub(crate) now: UnixMillis,
@@ -55,8 +58,7 @@ pub struct Coordinator {
     pub(crate) commits: BTreeMap<ReplyId, PublicKey>,
     /// What each operator has had written to the ledger lately.
     pub(crate) orders: BTreeMap<PublicKey, Fading>,
-    pub(crate) screenings: BTreeMap<ScreeningId, Screening>,
-    pub(crate) screened: u64,
+    screenings: Screenings,
     pub(crate) denials: Denials,
     pub(crate) drain: Option<Drain>,
     pub(crate) stopped: bool,
@@ -70,15 +72,14 @@ impl Coordinator {
             settings,
             state,
             live: BTreeMap::new(),
-            traffic: BTreeMap::new(),
+            over: BTreeMap::new(),
             timers: Timers::default(),
             now: UnixMillis(0),
             out: Vec::new(),
             checks: BTreeMap::new(),
             commits: BTreeMap::new(),
             orders: BTreeMap::new(),
-            screenings: BTreeMap::new(),
-            screened: 0,
+            screenings: Screenings::default(),
             denials: Denials::default(),
             drain: None,
             stopped: false,
@@ -104,7 +105,7 @@ impl Coordinator {
     /// Takes the lead: every open lease runs on for one lease time from now, every unit that waits
     /// is offered again, and the weights of every run that is not complete are loaded.
     pub fn start(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
-        self.now = self.now.max(now).max(self.state.time);
+        self.now = self.now.max(now).max(self.state.time());
         let Settings {
             release,
             posture,
@@ -167,13 +168,21 @@ impl Coordinator {
                 peer,
                 request,
                 reply,
-            } => self.request(peer, request, reply),
+            } => self.request(&peer, request, reply),
             Input::Control {
                 operator,
                 request,
                 reply,
             } => self.control(operator, request, reply),
-            Input::Heartbeat { peer, heartbeat } => self.heartbeat(&peer, heartbeat),
+            Input::Heartbeat { peer, heartbeat } => {
+                let heard = |room: &mut RunRoom<'_>, turn: &mut Turn<'_>| {
+                    room.heartbeat(turn, &peer, heartbeat)
+                };
+                // A worker of a run that is over learns it from its next request.
+                if let Some(Err(Denied(refusal))) = self.enter(&peer.run, heard) {
+                    self.record_denial(&peer, "heartbeat", &refusal);
+                }
+            }
             Input::Denied {
                 peer,
                 verb,
@@ -184,67 +193,99 @@ impl Coordinator {
                 verb,
                 refusal,
                 reply,
-            } => self.refuse(&peer, verb.token(), refusal, reply),
-            Input::Offered {
-                run,
-                unit,
-                delivery,
-            } => self.offered(&run, unit, delivery),
+            } => self.conclude(&peer, verb, reply, Err(refusal.into())),
             Input::RunChecked { reply, verdict } => self.run_checked(reply, verdict),
             Input::UploadsChecked { reply, verdict } => self.uploads_checked(reply, verdict),
             Input::Promoted { reply, outcome } => self.promoted(reply, outcome),
             Input::Screened { screening, verdict } => self.screened(screening, verdict),
+            Input::Offered {
+                run,
+                unit,
+                delivery,
+            } => {
+                let offered = self.enter(&run, |room, turn| room.offered(turn, unit, delivery));
+                if offered.is_none() {
+                    // Of a run that is over, or never ours: nobody shall see it again.
+                    self.out.push(Effect::Settle { delivery });
+                }
+            }
             Input::Merged {
                 run,
                 round,
                 outcome,
-            } => self.merged(&run, round, outcome),
+            } => self.tell(&run, |room, turn| room.merged(turn, round, outcome)),
             Input::Saved {
                 run,
                 round,
                 outcome,
-            } => self.saved(&run, round, outcome),
-            Input::DataLoaded { run, data } => self.data_loaded(&run, data),
-            Input::Restored { run, outcome } => self.restored(&run, outcome),
+            } => self.tell(&run, |room, turn| room.saved(turn, round, outcome)),
+            Input::Restored { run, outcome } => {
+                self.tell(&run, |room, turn| room.restored(turn, outcome));
+            }
+            Input::DataLoaded { run, data } => {
+                let refused = self.enter(&run, |room, turn| room.data_loaded(turn, data));
+                for read in refused.into_iter().flatten() {
+                    let denied = Err(read.refusal.into());
+                    self.conclude(&read.peer, Verb::BlobGet, read.reply, denied);
+                }
+            }
             Input::Tick => self.fire_due(),
         }
     }
 
-    fn request(&mut self, peer: Peer, request: WorkerRequest, reply: ReplyId) {
-        self.heard(&peer);
+    fn request(&mut self, peer: &Peer, request: WorkerRequest, reply: ReplyId) {
         let verb = request.verb();
-        let outcome = match request {
-            WorkerRequest::Join(request) => self.join(&peer, request, reply),
-            WorkerRequest::Leave(request) => self.leave(&peer, &request, reply),
-            WorkerRequest::Claim(request) => self.claim(&peer, &request, reply),
-            WorkerRequest::Renew(request) => self.renew(&peer, &request, reply),
-            WorkerRequest::Release(request) => self.release(&peer, &request, reply),
-            WorkerRequest::Put(request) => self.put(&peer, request, reply),
-            WorkerRequest::Get(request) => self.get(&peer, request, reply),
-            WorkerRequest::Stage(request) => self.stage(&peer, &request, reply),
-            WorkerRequest::Submit(submission) => self.submit(&peer, submission, reply),
-        };
-        if let Err(refusal) = outcome {
-            self.refuse(&peer, verb.token(), refusal, reply);
+        let handled = self.handled(peer, request, reply);
+        self.conclude(peer, verb, reply, handled);
+    }
+
+    fn handled(&mut self, peer: &Peer, request: WorkerRequest, reply: ReplyId) -> Handled {
+        if let WorkerRequest::Join(request) = &request {
+            self.check_join(peer, request)?;
+        }
+        match self.state.run(&peer.run) {
+            None => Err(run_unknown(&peer.run).into()),
+            Some(run) if run.is_complete() => {
+                let (mut turn, state, _) = self.turn();
+                let run = state.fold_run(&peer.run);
+                let mut run = run.expect("a run that is complete is in the state");
+                closed::request(&mut run, &mut turn, peer, &request)
+            }
+            Some(_) => self
+                .enter(&peer.run, |room, turn| {
+                    room.request(turn, peer, request, reply)
+                })
+                .expect("a run that is not complete has a room"),
         }
     }
 
-    fn refuse(&mut self, peer: &Peer, verb: &str, refusal: Refusal, reply: ReplyId) {
-        self.record_denial(peer, verb, &refusal);
-        self.reply(reply, Err(refusal));
+    /// Replies to a worker's request and records what is to be recorded.
+    fn conclude(&mut self, peer: &Peer, verb: Verb, reply: ReplyId, handled: Handled) {
+        match handled {
+            Ok(Outcome::Now(answer)) => self.reply(reply, Ok(answer)),
+            Ok(Outcome::Later) => {}
+            Ok(Outcome::NotNow(refusal)) => self.reply(reply, Err(refusal)),
+            Err(Denied(refusal)) => {
+                self.record_denial(peer, verb.token(), &refusal);
+                self.reply(reply, Err(refusal));
+            }
+        }
     }
 
+    /// Carries an operator's request out. A refusal of an operator is not recorded.
     fn control(&mut self, operator: PublicKey, request: ControlRequest, reply: ReplyId) {
-        let outcome = match request {
+        let ordered = match request {
             ControlRequest::RunNew(request) => self.run_new(operator, request.spec, reply),
-            ControlRequest::View(request) => self.view(&request.query, reply),
+            ControlRequest::View(request) => self.view(&request.query),
             ControlRequest::BlobPut(request) => self.operator_put(operator, request, reply),
             ControlRequest::BlobCommit(request) => self.operator_commit(operator, request, reply),
             ControlRequest::BlobGet(request) => self.operator_get(request, reply),
-            ControlRequest::Shutdown(request) => self.shut_down(operator, &request, reply),
+            ControlRequest::Shutdown(request) => self.shut_down(operator, &request),
         };
-        if let Err(refusal) = outcome {
-            self.reply(reply, Err(refusal));
+        match ordered {
+            Ok(Outcome::Now(answer)) => self.reply(reply, Ok(answer)),
+            Ok(Outcome::Later) => {}
+            Ok(Outcome::NotNow(refusal)) | Err(refusal) => self.reply(reply, Err(refusal)),
         }
     }
 
@@ -261,48 +302,87 @@ impl Coordinator {
     fn fire_due(&mut self) {
         while let Some(timer) = self.timers.take_due(self.now) {
             match timer {
-                Timer::Lease(run, unit) => self.lease_due(&run, unit),
-                Timer::Silence(run, worker) => self.silence_due(&run, &worker),
-                Timer::Claim(run, worker) => self.claim_due(&run, &worker),
-                Timer::Offer(run, unit) => self.offer_due(&run, unit),
-                Timer::Weights(run) => self.advance(&run),
-                Timer::Status(run) => self.status_due(&run),
+                Timer::Room(run, alarm) => self.tell(&run, |room, turn| room.alarm(turn, alarm)),
                 // The end of a drain is looked for after every input.
                 Timer::Drain => {}
             }
         }
     }
 
-    /// Writes an event: it is in the state at once, and in the ledger before any effect that
-    /// follows.
+    fn screened(&mut self, screening: ScreeningId, verdict: Result<Screened, Refusal>) {
+        // A verdict on a check that is over, or never began, changes nothing.
+        if let Some(run) = self.screenings.end(screening) {
+            self.tell(&run, |room, turn| room.screened(turn, screening, verdict));
+        }
+    }
+
+    /// Opens the room of a run that was created, or that the ledger holds, and takes it up.
+    pub(crate) fn take_up(&mut self, name: &RunId) {
+        let run = self.state.run(name);
+        let spec = &run.expect("a run that is taken up is in the state").spec;
+        self.live.insert(name.clone(), LiveRun::new(spec));
+        self.tell(name, |room, turn| room.take_up(turn));
+    }
+
+    /// Visits the room of a run; none when the run is unknown or over. A run that completes in this
+    /// visit has no room after it.
+    pub(crate) fn enter<T>(
+        &mut self,
+        name: &RunId,
+        visit: impl FnOnce(&mut RunRoom<'_>, &mut Turn<'_>) -> T,
+    ) -> Option<T> {
+        let (mut turn, state, live) = self.turn();
+        let mut room = RunRoom {
+            live: live.get_mut(name)?,
+            run: state
+                .fold_run(name)
+                .expect("a room is of a run in the state"),
+        };
+        let value = visit(&mut room, &mut turn);
+        if room.run.is_complete() {
+            let moved = room.live.traffic;
+            self.live.remove(name);
+            self.over.insert(name.clone(), moved);
+        }
+        Some(value)
+    }
+
+    /// Visits the room of a run with something that only an open one waits for: a timer and the
+    /// executor's last answer may come after the end.
+    pub(crate) fn tell(
+        &mut self,
+        name: &RunId,
+        visit: impl FnOnce(&mut RunRoom<'_>, &mut Turn<'_>),
+    ) {
+        let _visited: Option<()> = self.enter(name, visit);
+    }
+
+    /// What a handler may touch, and the two halves of the rooms.
+    fn turn(&mut self) -> (Turn<'_>, &mut State, &mut BTreeMap<RunId, LiveRun>) {
+        let turn = Turn {
+            now: self.now,
+            settings: &self.settings,
+            draining: self.drain.is_some(),
+            timers: &mut self.timers,
+            screenings: &mut self.screenings,
+            out: &mut self.out,
+        };
+        (turn, &mut self.state, &mut self.live)
+    }
+
+    /// Writes an event that concerns no run alone, or that begins one.
     pub(crate) fn append(&mut self, run: Option<&RunId>, event: LedgerEvent) {
         let applied = self.state.apply(self.now, run, &event);
         applied.expect("the core appends only what follows from its state");
-        debug_assert_eq!(
-            run.and_then(|run| self.state.run(run))
-                .map_or(Ok(()), Run::check),
-            Ok(()),
-            "{event:?}"
-        );
         self.out.push(Effect::Append {
             time: self.now,
             run: run.cloned(),
             event: Box::new(event),
         });
-        if let Some(run) = run {
-            self.mark_changed(run);
-        }
     }
 
     pub(crate) fn reply(&mut self, reply: ReplyId, answer: Result<Answer, Refusal>) {
         self.out.push(Effect::Reply { reply, answer });
-    }
-
-    /// A run and its volatile side; the refusal to give when it is unknown or over.
-    pub(crate) fn open_run(&mut self, name: &RunId) -> Result<(&Run, &mut LiveRun), Refusal> {
-        let run = self.state.runs.get(name).ok_or_else(|| run_unknown(name))?;
-        let live = self.live.get_mut(name).ok_or_else(|| run_closed(name))?;
-        Ok((run, live))
     }
 }
 

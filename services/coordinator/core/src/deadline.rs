@@ -10,20 +10,27 @@ use schemas::{RunId, UnixMillis, WorkerId};
 /// What to look at.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Timer {
-    /// A lease may have expired.
-    Lease(RunId, UnitId),
-    /// A worker may be silent for too long.
-    Silence(RunId, WorkerId),
-    /// A held claim may have waited long enough.
-    Claim(RunId, WorkerId),
-    /// An offer may have to be kept from being delivered again, or was not delivered at all.
-    Offer(RunId, UnitId),
-    /// Weights may have to be loaded, merged or saved once more.
-    Weights(RunId),
-    /// The status may have to be published.
-    Status(RunId),
+    /// Something of a run.
+    Room(RunId, Alarm),
     /// The drain may have taken long enough.
     Drain,
+}
+
+/// What to look at in a run's room.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Alarm {
+    /// A lease may have expired.
+    Lease(UnitId),
+    /// A worker may be silent for too long.
+    Silence(WorkerId),
+    /// A held claim may have waited long enough.
+    Claim(WorkerId),
+    /// An offer may have to be kept from being delivered again, or was not delivered at all.
+    Offer(UnitId),
+    /// Weights may have to be loaded, merged or saved once more.
+    Weights,
+    /// The status may have to be published.
+    Status,
 }
 
 /// The timers, by time.
@@ -57,14 +64,17 @@ mod tests {
         let mut timers = Timers::default();
         let run: RunId = "a".parse().unwrap();
         timers.set(UnixMillis(30), Timer::Drain);
-        timers.set(UnixMillis(20), Timer::Status(run.clone()));
-        timers.set(UnixMillis(10), Timer::Weights(run.clone()));
+        timers.set(UnixMillis(20), Timer::Room(run.clone(), Alarm::Status));
+        timers.set(UnixMillis(10), Timer::Room(run.clone(), Alarm::Weights));
         assert_eq!(timers.next(), Some(UnixMillis(10)));
         assert_eq!(
             timers.take_due(UnixMillis(20)),
-            Some(Timer::Weights(run.clone()))
+            Some(Timer::Room(run.clone(), Alarm::Weights))
         );
-        assert_eq!(timers.take_due(UnixMillis(20)), Some(Timer::Status(run)));
+        assert_eq!(
+            timers.take_due(UnixMillis(20)),
+            Some(Timer::Room(run, Alarm::Status))
+        );
         assert_eq!(timers.take_due(UnixMillis(20)), None);
         assert_eq!(timers.next(), Some(UnixMillis(30)));
     }

@@ -87,8 +87,8 @@ impl Default for Denials {
 }
 
 impl Denials {
-    /// Whether to record one of this sender now, and then how many, of anybody, were not recorded
-    /// since the last.
+    /// If one of this sender is to be recorded now: how many, of anybody, were not recorded since
+    /// the last.
     fn admit(&mut self, peer: &Peer, now: UnixMillis) -> Option<u64> {
         self.all.refill(OF_ALL, now);
         if self.all.tokens > 0 && self.of_sender(peer, now).is_none_or(Bucket::take) {
@@ -120,33 +120,34 @@ impl Denials {
     }
 }
 
+/// Refusals that say nothing about the asker: there is no work at present, or no run yet, or the
+/// same thing was done before.
+const BENIGN: [Code; 5] = [
+    Code::Draining,
+    Code::RunClosed,
+    Code::RunUnknown,
+    Code::NoAnswer,
+    Code::AlreadyCounted,
+];
+
 impl Coordinator {
-    /// Records a refusal, unless it only says that there is no work at present, or no run yet, or
-    /// that the same thing was done before.
+    /// Records a refusal, unless it says nothing about the asker, or too many were recorded lately:
+    /// such a one is counted, and the next that is recorded tells how many were not.
     pub(crate) fn record_denial(&mut self, peer: &Peer, verb: &str, refusal: &Refusal) {
-        let benign = [
-            Code::Draining,
-            Code::RunClosed,
-            Code::RunUnknown,
-            Code::NoAnswer,
-            Code::AlreadyCounted,
-        ];
-        if benign.contains(&refusal.code) {
-            return;
+        if !BENIGN.contains(&refusal.code)
+            && let Some(suppressed) = self.denials.admit(peer, self.now)
+        {
+            let known = self.state.run(&peer.run).is_some();
+            let event = LedgerEvent::RequestDenied {
+                account: peer.account.clone(),
+                worker: peer.worker.clone(),
+                verb: cut(verb, VERB_BYTES_MAX),
+                code: refusal.code,
+                suppressed,
+            };
+            self.append(known.then_some(&peer.run), event);
+            self.tell(&peer.run, |room, turn| room.mark_changed(turn));
         }
-        let Some(suppressed) = self.denials.admit(peer, self.now) else {
-            // It is counted, and the next one that is recorded tells how many were not.
-            return;
-        };
-        let known = self.state.run(&peer.run).is_some();
-        let event = LedgerEvent::RequestDenied {
-            account: peer.account.clone(),
-            worker: peer.worker.clone(),
-            verb: cut(verb, VERB_BYTES_MAX),
-            code: refusal.code,
-            suppressed,
-        };
-        self.append(known.then_some(&peer.run), event);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use ledger::{Run, State};
 use schemas::contribution::{Contribution, Evaluation, Outcome, Statement};
 use schemas::control::{Query, RunNew, Shutdown, View, ViewRequest};
 use schemas::data::{DataManifest, Entropy, Shard, Tokenizer};
@@ -19,9 +20,8 @@ use schemas::{
 };
 use serde_bytes::ByteArray;
 
-use crate::state::State;
 use crate::{
-    Answer, ControlRequest, Coordinator, DeliveryId, Effect, Input, Merged, Peer, ReplyId, Run,
+    Answer, ControlRequest, Coordinator, DeliveryId, Effect, Input, Merged, Peer, ReplyId,
     Screened, Settings, Submission, WorkerRequest,
 };
 use schemas::view::RunView;
@@ -91,6 +91,7 @@ pub(crate) fn spec(run: &str) -> RunSpec {
         },
         upload: BF16,
         download: BF16,
+        error_feedback: false,
         policy: Policy {
             workers_min: 1,
             lease: LEASE,
@@ -197,6 +198,21 @@ pub(crate) fn join_request(number: u32) -> JoinRequest {
         device: "cpu x1".to_owned(),
         release: "1".to_owned(),
         posture: Posture::default(),
+    }
+}
+
+/// What the ledger holds when worker `number` joined.
+pub(crate) fn joined(number: u32) -> LedgerEvent {
+    let request = join_request(number);
+    LedgerEvent::WorkerJoined {
+        worker: worker(number),
+        account: account(1),
+        audit_key: request.audit_key,
+        trainers: request.trainers,
+        device: request.device,
+        release: request.release,
+        posture: request.posture,
+        session: request.session,
     }
 }
 

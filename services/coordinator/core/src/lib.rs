@@ -2,57 +2,44 @@
 //! randomness, no tensor.
 //!
 //! [`Coordinator::handle`] takes the time and an [`Input`] and pushes [`Effect`]s. Whatever changes
-//! durable state is a [`LedgerEvent`](schemas::event::LedgerEvent) that [`State::apply`] folds in,
-//! live and on replay alike, so a restart is a replay. The async shell around it lives in
+//! durable state is a [`LedgerEvent`](schemas::event::LedgerEvent) that [`ledger::State::apply`] folds
+//! in, live and on replay alike, so a restart is a replay. The async shell around it lives in
 //! `services/coordinator`.
 //!
 //! | file | holds |
 //! | --- | --- |
 //! | `input`, `effect` | the seam to the shell |
-//! | `state`, `apply` | the fold of the ledger |
-//! | `live` | what is known only while this process lives |
-//! | `coordinator` | the way of an input to the topic below that decides it |
-//! | `membership`, `offer`, `lease`, `submit`, `round`, `object`, `control`, `denial`, `view` | one topic each |
-//! | `failure` | units that fail again and again, and when that halts a run |
-//! | `spare` | who may evaluate while others train |
-//! | `spending` | what a worker may have written to the ledger without a result |
-//! | `order` | what an operator may have written to the ledger |
-//! | `draw` | which data a unit reads |
+//! | `coordinator` | the way of an input to its run's room, and what concerns all runs |
+//! | `run` | a run's room: every decision about one run, one conversation a file |
+//! | `turn` | what a room may touch besides itself, and how a request ends |
+//! | `control`, `operator`, `order` | what operators change, upload, and may have written |
+//! | `join` | what a join needs whatever its run |
+//! | `denial` | which refusals are recorded |
+//! | `view` | what operators ask to see |
 //! | `deadline` | when to be called again |
 
-mod apply;
 mod control;
 mod coordinator;
 mod deadline;
 mod denial;
-mod draw;
 mod effect;
-mod failure;
 #[cfg(test)]
 mod fixture;
 mod input;
-mod lease;
-mod live;
-mod membership;
-mod object;
-mod offer;
+mod join;
+mod operator;
 mod order;
-mod round;
-mod spare;
-mod spending;
-mod state;
-mod submit;
+mod run;
+mod turn;
 mod view;
 
 #[cfg(test)]
 mod tests;
 
-pub use apply::{ApplyError, ReplayError};
 pub use coordinator::{Coordinator, Settings};
 pub use effect::{Answer, Effect, Quarantine};
 pub use input::{
     ControlRequest, DeliveryId, Input, Merged, Peer, ReplyId, Screened, ScreeningId, Submission,
     WorkerRequest,
 };
-pub use state::{Fates, Run, State};
-pub use submit::check_norm;
+pub use run::results::check_norm;

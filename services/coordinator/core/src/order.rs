@@ -6,7 +6,7 @@ use schemas::event::LedgerEvent;
 use schemas::{Code, Millis, PublicKey, Refusal};
 
 use crate::coordinator::Coordinator;
-use crate::live::Fading;
+use crate::run::live::Fading;
 
 /// Orders of an operator that are written at once: as many as it takes to upload the largest data
 /// set, four shards an order. Each is an event below half a KiB, 7 MiB together; that of a new run
@@ -23,17 +23,16 @@ impl Coordinator {
     /// Refuses an operator that may not have one more order written now. Nothing is spent yet.
     pub(crate) fn check_orders(&mut self, operator: &PublicKey) -> Result<(), Refusal> {
         let now = self.now;
-        let Some(orders) = self.orders.get_mut(operator) else {
-            return Ok(());
-        };
-        let count = orders.at(now, 1, ORDER_EVERY);
-        if count < ORDERS_MAX {
-            return Ok(());
+        let orders = self.orders.get_mut(operator);
+        match orders.map(|orders| orders.at(now, 1, ORDER_EVERY)) {
+            Some(count) if count >= ORDERS_MAX => {
+                let detail = format!(
+                    "{count} orders of {operator} were written, one is forgotten every {ORDER_EVERY} ms"
+                );
+                Err(Refusal::new(Code::AskedTooMuch, detail))
+            }
+            Some(_) | None => Ok(()),
         }
-        let detail = format!(
-            "{count} orders of {operator} were written, one is forgotten every {ORDER_EVERY} ms"
-        );
-        Err(Refusal::new(Code::AskedTooMuch, detail))
     }
 
     /// Writes an operator's order, before it is carried out. One that will change nothing is not

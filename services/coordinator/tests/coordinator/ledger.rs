@@ -13,7 +13,6 @@ use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent};
 use schemas::member::Posture;
 use schemas::subject::{LEDGER_STREAM, ledger_subject};
 use schemas::{Code, Digest, Message as _, Sequence, UnixMillis, V};
-use serde_bytes::{ByteArray, ByteBuf};
 
 use crate::server::Server;
 
@@ -62,14 +61,7 @@ impl Scene {
 
     /// Puts an event into the stream past the ledger.
     async fn forge(&self, key: &AuditKey, body: &EventBody, tamper: impl FnOnce(&mut SignedEvent)) {
-        let bytes = body.encode();
-        let signature = ByteArray::new(key.sign_event(self.trust.domain.as_str(), &bytes));
-        let mut signed = SignedEvent {
-            v: V,
-            key: key.public().clone(),
-            signature,
-            body: ByteBuf::from(bytes),
-        };
+        let mut signed = key.sign_event(self.trust.domain.as_str(), body.encode());
         tamper(&mut signed);
         self.put(
             &ledger_subject(None, key.public(), body.event.kind()),
@@ -469,7 +461,7 @@ async fn a_copied_event_is_passed_over_however_old_it_is() {
 async fn a_chain_that_its_own_key_broke_is_not_followed() {
     type Change = fn(&mut EventBody);
     let changes: [(&str, Change); 3] = [
-        ("expected 1", |body| body.sequence = Sequence(7)),
+        ("event 1 is expected", |body| body.sequence = Sequence(7)),
         ("another event", |body| body.sequence = Sequence(0)),
         ("follows", |body| {
             body.previous = Some(Digest::of(b"another past"))

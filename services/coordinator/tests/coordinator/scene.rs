@@ -272,6 +272,7 @@ impl Scene {
             },
             upload: CODEC,
             download: CODEC,
+            error_feedback: false,
             policy,
             seed: 11,
         }

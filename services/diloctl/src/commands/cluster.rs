@@ -2,30 +2,31 @@
 //! missing is created; what differs is reported and left alone, since changing a stream can throw
 //! events away.
 
+mod declaration;
+
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::path::Path;
 use std::time::Duration;
 
 use async_nats::jetstream::{
     self,
-    consumer::{AckPolicy, pull},
     context::GetStreamErrorKind,
-    stream::{self, Compression, DiscardPolicy, RetentionPolicy, StorageType},
+    stream::{self, Compression},
 };
 use runtime::{Failure, Material, Materials, clock};
-use schemas::account::{Account, Copied};
+use schemas::Code;
+use schemas::account::Account;
 use schemas::member::Layer;
 use schemas::permission::Role;
 use schemas::subject::AUDIT_STREAM;
-use schemas::{AccountId, Code};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::cli::{Cluster, Declarations};
 use crate::context::Context;
 use crate::history::{Copy, History, Live};
 use crate::output::Row;
 use crate::stack::health::Trouble;
+use declaration::{Consumer, read_all};
 
 /// How long the server may take for one change; a stream with copies needs an election.
 const CHANGE_MAX: Duration = Duration::from_secs(20);
@@ -422,327 +423,9 @@ impl Row for Compared {
     }
 }
 
-/// A file of `nats-config/streams` or `nats-config/kv`; nats-config/README.md explains the fields.
-#[derive(Debug, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-enum Declaration {
-    Stream(Stream),
-    Kv(Bucket),
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Stream {
-    v: schemas::V<1>,
-    account: Place,
-    name: String,
-    /// One stream for each tenant, with its account in name and subjects.
-    per_tenant: bool,
-    about: String,
-    subjects: Vec<String>,
-    /// The accounts whose streams of events the broker copies into this one.
-    copies: Vec<Place>,
-    storage: StorageType,
-    retention: Retention,
-    discard: DiscardPolicy,
-    max_bytes: i64,
-    /// Added to `max_bytes` for each tenant: a copy of all their events grows with them.
-    max_bytes_per_tenant: i64,
-    max_message_bytes: i32,
-    max_age_ms: u64,
-    duplicate_window_ms: u64,
-    compression: Compression,
-    deny_delete: bool,
-    deny_purge: bool,
-    allow_rollup: bool,
-    max_consumers: i32,
-    /// Longest that a consumer may be kept while nobody uses it.
-    consumer_inactive_ms_max: u64,
-    consumers: Vec<Consumer>,
-}
-
-/// An account with streams, as declarations name it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Place {
-    Control,
-    Ledger,
-    Events,
-    Audit,
-}
-
-impl From<Place> for Account {
-    fn from(place: Place) -> Self {
-        match place {
-            Place::Control => Self::Control,
-            Place::Ledger => Self::Ledger,
-            Place::Events => Self::Events,
-            Place::Audit => Self::Audit,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Retention {
-    Limits,
-    WorkQueue,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Consumer {
-    name: String,
-    about: String,
-    filter: String,
-    ack: Ack,
-    ack_wait_ms: u64,
-    max_deliver: i64,
-    max_ack_pending: i64,
-}
-
-/// Offers are always acknowledged one by one.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Ack {
-    Explicit,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Bucket {
-    v: schemas::V<1>,
-    account: Place,
-    name: String,
-    about: String,
-    storage: StorageType,
-    history: i64,
-    max_age_ms: u64,
-    max_bytes: i64,
-    max_value_bytes: i32,
-}
-
-impl Declaration {
-    const fn account(&self) -> Place {
-        match self {
-            Self::Stream(stream) => stream.account,
-            Self::Kv(bucket) => bucket.account,
-        }
-    }
-
-    fn streams(&self, tenants: &[AccountId], replicas: usize) -> Vec<stream::Config> {
-        match self {
-            Self::Stream(stream) if stream.per_tenant => tenants
-                .iter()
-                .map(|tenant| stream.of_tenant(tenant, replicas))
-                .collect(),
-            Self::Stream(stream) => vec![stream.config(tenants, replicas)],
-            Self::Kv(bucket) => vec![bucket.config(replicas)],
-        }
-    }
-
-    fn consumers(&self) -> &[Consumer] {
-        match self {
-            Self::Stream(stream) => &stream.consumers,
-            Self::Kv(_) => &[],
-        }
-    }
-}
-
-impl Stream {
-    /// The tenant's own: `EVENTS` becomes `EVENTS_<account>`, and `{account}` in a subject its
-    /// account.
-    fn of_tenant(&self, tenant: &AccountId, replicas: usize) -> stream::Config {
-        let named = |subject: &String| subject.replace("{account}", tenant.as_str());
-        stream::Config {
-            name: format!("{}_{tenant}", self.name),
-            subjects: self.subjects.iter().map(named).collect(),
-            ..self.config(&[], replicas)
-        }
-    }
-
-    fn config(&self, tenants: &[AccountId], replicas: usize) -> stream::Config {
-        let schemas::V = self.v;
-        let limits = (self.consumer_inactive_ms_max > 0).then(|| stream::ConsumerLimits {
-            inactive_threshold: Duration::from_millis(self.consumer_inactive_ms_max),
-            max_ack_pending: 0,
-        });
-        let copied = |copied: &Copied| {
-            self.copies
-                .iter()
-                .any(|place| Account::from(*place) == copied.home)
-        };
-        let sources: Vec<stream::Source> = Copied::all(tenants)
-            .iter()
-            .filter(|one| copied(one))
-            .map(source)
-            .collect();
-        stream::Config {
-            name: self.name.clone(),
-            description: Some(self.about.clone()),
-            subjects: self.subjects.clone(),
-            storage: self.storage,
-            retention: match self.retention {
-                Retention::Limits => RetentionPolicy::Limits,
-                Retention::WorkQueue => RetentionPolicy::WorkQueue,
-            },
-            discard: self.discard,
-            max_bytes: self.max_bytes
-                + self.max_bytes_per_tenant * i64::try_from(tenants.len()).unwrap_or(i64::MAX),
-            max_messages: -1,
-            max_messages_per_subject: -1,
-            max_message_size: self.max_message_bytes,
-            max_age: Duration::from_millis(self.max_age_ms),
-            duplicate_window: Duration::from_millis(self.duplicate_window_ms),
-            compression: Some(self.compression.clone()),
-            deny_delete: self.deny_delete,
-            deny_purge: self.deny_purge,
-            allow_rollup: self.allow_rollup,
-            max_consumers: self.max_consumers,
-            consumer_limits: limits,
-            sources: (!sources.is_empty()).then_some(sources),
-            num_replicas: replicas,
-            ..stream::Config::default()
-        }
-    }
-}
-
-fn source(copied: &Copied) -> stream::Source {
-    let external = stream::External {
-        api_prefix: copied.api(),
-        delivery_prefix: Some(copied.delivery()),
-    };
-    stream::Source {
-        name: copied.stream.clone(),
-        external: Some(external),
-        ..stream::Source::default()
-    }
-}
-
-impl Bucket {
-    /// A key-value bucket is a stream of this shape. Rollups stay off: one message could wipe the
-    /// whole bucket.
-    fn config(&self, replicas: usize) -> stream::Config {
-        let schemas::V = self.v;
-        let max_age = Duration::from_millis(self.max_age_ms);
-        // The server wants a duplicate window no longer than the age.
-        let window = Duration::from_secs(2);
-        stream::Config {
-            name: format!("KV_{}", self.name),
-            description: Some(self.about.clone()),
-            subjects: vec![format!("$KV.{}.>", self.name)],
-            storage: self.storage,
-            retention: RetentionPolicy::Limits,
-            discard: DiscardPolicy::New,
-            max_bytes: self.max_bytes,
-            max_messages: -1,
-            max_messages_per_subject: self.history,
-            max_message_size: self.max_value_bytes,
-            max_consumers: -1,
-            max_age,
-            duplicate_window: if max_age.is_zero() {
-                window
-            } else {
-                window.min(max_age)
-            },
-            deny_delete: true,
-            deny_purge: true,
-            allow_rollup: false,
-            allow_direct: true,
-            num_replicas: replicas,
-            ..stream::Config::default()
-        }
-    }
-}
-
-impl Consumer {
-    fn config(&self) -> pull::Config {
-        let Ack::Explicit = self.ack;
-        pull::Config {
-            durable_name: Some(self.name.clone()),
-            description: Some(self.about.clone()),
-            filter_subject: self.filter.clone(),
-            ack_policy: AckPolicy::Explicit,
-            ack_wait: Duration::from_millis(self.ack_wait_ms),
-            max_deliver: self.max_deliver,
-            max_ack_pending: self.max_ack_pending,
-            ..pull::Config::default()
-        }
-    }
-}
-
-fn read_all(folder: &Path) -> Result<Vec<Declaration>, Failure> {
-    let mut declarations = Vec::new();
-    for kind in ["streams", "kv"] {
-        let folder = folder.join(kind);
-        let failed = |error: &dyn std::fmt::Display| {
-            Failure::new(
-                Code::ConfigInvalid,
-                format!("{}: {error}", folder.display()),
-            )
-        };
-        let mut paths = Vec::new();
-        for entry in std::fs::read_dir(&folder).map_err(|error| failed(&error))? {
-            paths.push(entry.map_err(|error| failed(&error))?.path());
-        }
-        paths.sort();
-        for path in paths
-            .iter()
-            .filter(|path| path.extension().is_some_and(|ending| ending == "json"))
-        {
-            let text = std::fs::read(path).map_err(|error| failed(&error))?;
-            let invalid =
-                |error| Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display()));
-            declarations.push(serde_json::from_slice(&text).map_err(invalid)?);
-        }
-    }
-    // What copies comes after what it copies.
-    declarations.sort_by_key(|declaration: &Declaration| Account::from(declaration.account()));
-    Ok(declarations)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_declarations_of_this_repository_parse() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats-config");
-        let tenants = ["B", "C"].map(|name| {
-            format!("A{}", name.repeat(55))
-                .parse()
-                .expect("the form of an account's key")
-        });
-        let all = read_all(&folder).expect("they parse");
-        let streams: Vec<_> = all
-            .iter()
-            .flat_map(|one| one.streams(&tenants, 1))
-            .collect();
-        let names: Vec<&str> = streams.iter().map(|stream| stream.name.as_str()).collect();
-        let events = tenants.each_ref().map(schemas::subject::events_stream);
-        assert_eq!(
-            names,
-            [
-                "WORK",
-                "KV_leader",
-                "KV_state",
-                "LEDGER",
-                &events[0],
-                &events[1],
-                "AUDIT"
-            ]
-        );
-        assert_eq!(
-            streams[5].subjects,
-            [format!("diloco.record.{}.>", tenants[1])]
-        );
-        let audit = streams.last().expect("the copy comes last");
-        assert!(
-            audit.subjects.is_empty(),
-            "nothing can be published into it"
-        );
-        assert_eq!(audit.sources.iter().flatten().count(), 3);
-    }
 
     #[test]
     fn a_difference_names_field_and_values() {

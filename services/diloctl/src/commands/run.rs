@@ -206,7 +206,8 @@ async fn build(
     let small = objects
         .put(&[Bytes::from(model.to_json()), Bytes::from(layout)], |_| ())
         .await?;
-    let bar = watch::bytes_bar(context.printer, "initial weights", model.parameters() * 4);
+    let bytes = CodecKind::Fp32.encoded_bytes(model.parameters());
+    let bar = watch::bytes_bar(context.printer, "initial weights", bytes);
     let weights = model.initial(settings.seed);
     let mut initial = Vec::with_capacity(chunks.len());
     // A few chunks at a time: a large model need not fit in memory here.
@@ -232,6 +233,7 @@ async fn build(
         outer: settings.outer(),
         upload: settings.upload(),
         download: settings.download(),
+        error_feedback: settings.error_feedback(),
         policy: settings.policy(),
         seed: settings.seed,
     })

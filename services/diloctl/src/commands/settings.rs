@@ -6,8 +6,8 @@ use clap::Args;
 use model::{ModelConfig, Preset};
 use runtime::{ConfigArgs, ConfigDuration, Failure};
 use schemas::run::{
-    Codec, CodecKind, InnerOptimizer, OuterOptimizer, Policy, Precision, Rounding, Schedule,
-    TrainerKind,
+    Carries, Codec, CodecKind, InnerOptimizer, OuterOptimizer, Policy, Precision, Rounding,
+    Schedule, TrainerKind,
 };
 use schemas::{Code, Digest, RunId, Steps};
 use serde::{Deserialize, Serialize};
@@ -87,6 +87,17 @@ pub(crate) struct TransferSettings {
     pub(crate) upload: CodecKind,
     pub(crate) download: CodecKind,
     pub(crate) rounding: Rounding,
+    pub(crate) error_feedback: Feedback,
+}
+
+/// When workers bring back with a contribution what the codec took from the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Feedback {
+    /// With codecs that carry contributions only: they take much.
+    Auto,
+    On,
+    Off,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -159,6 +170,7 @@ impl Default for TransferSettings {
             upload: CodecKind::Bf16,
             download: CodecKind::Bf16,
             rounding: Rounding::Nearest,
+            error_feedback: Feedback::Auto,
         }
     }
 }
@@ -235,6 +247,8 @@ impl RunSettings {
         model.check_sequence(&self.schedule)?;
         self.inner.validate()?;
         self.outer().validate()?;
+        let feedback = self.error_feedback();
+        schemas::run::check_transfer(self.upload(), self.download(), feedback)?;
         Ok(self.policy().validate()?)
     }
 
@@ -286,6 +300,14 @@ impl RunSettings {
         }
     }
 
+    pub(crate) fn error_feedback(&self) -> bool {
+        match self.transfer.error_feedback {
+            Feedback::Auto => self.transfer.upload.carries() == Carries::Contributions,
+            Feedback::On => true,
+            Feedback::Off => false,
+        }
+    }
+
     pub(crate) fn policy(&self) -> Policy {
         let policy = &self.policy;
         let workers_min = if policy.workers_min == 0 {
@@ -306,6 +328,36 @@ impl RunSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn codecs_that_cannot_carry_what_they_are_for_are_refused_before_anything_is_uploaded() {
+        let refused = |change: &dyn Fn(&mut TransferSettings)| {
+            let mut settings = RunSettings::default();
+            change(&mut settings.transfer);
+            settings.validate().err().map(|failure| failure.code())
+        };
+        let unfit = Some(Code::CodecUnfit);
+        assert_eq!(refused(&|transfer| transfer.upload = CodecKind::E3m0), None);
+        assert_eq!(
+            refused(&|transfer| transfer.download = CodecKind::E3m0),
+            unfit
+        );
+        let exact = |transfer: &mut TransferSettings| {
+            (transfer.upload, transfer.error_feedback) = (CodecKind::Fp32, Feedback::On);
+        };
+        assert_eq!(refused(&exact), unfit);
+    }
+
+    #[test]
+    fn error_feedback_comes_with_the_codec_that_takes_much() {
+        let mut settings = RunSettings::default();
+        for (upload, expected) in [(CodecKind::Bf16, false), (CodecKind::E3m0, true)] {
+            settings.transfer.upload = upload;
+            assert_eq!(settings.error_feedback(), expected);
+        }
+        settings.transfer.error_feedback = Feedback::Off;
+        assert!(!settings.error_feedback());
+    }
 
     #[test]
     fn numbers_print_as_they_were_written() {

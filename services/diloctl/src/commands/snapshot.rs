@@ -153,7 +153,8 @@ async fn weights(
     })?;
     let mut values = vec![0.0_f32; elements];
     let mut at = 0;
-    let bar = watch::bytes_bar(context.printer, "weights", layout.elements() * 4);
+    let bytes = CodecKind::Fp32.encoded_bytes(layout.elements());
+    let bar = watch::bytes_bar(context.printer, "weights", bytes);
     objects
         .get_all(&manifest.weights, |index, bytes| {
             let here = bytes.len() / 4;

@@ -5,6 +5,8 @@
     reason = "clippy does not take helpers of tests for tests"
 )]
 
+mod e3m0;
+mod encodings;
 mod golden;
 mod naive;
 mod properties;

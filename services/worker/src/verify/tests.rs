@@ -62,6 +62,7 @@ fn spec() -> RunSpec {
         outer: OuterOptimizer::Average,
         upload: bf16,
         download: bf16,
+        error_feedback: false,
         policy: Policy {
             workers_min: 1,
             lease: Millis(30_000),

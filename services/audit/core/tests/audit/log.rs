@@ -59,6 +59,16 @@ pub(crate) struct Plan {
     pub(crate) seed: u8,
 }
 
+/// A small run: what most tests audit.
+pub(crate) const PLAN: Plan = Plan {
+    workers: 2,
+    rounds: 2,
+    units: 2,
+    early: false,
+    expiries: true,
+    seed: 10,
+};
+
 pub(crate) fn run() -> RunId {
     "demo".parse().expect("a name or key")
 }
@@ -421,6 +431,7 @@ fn spec(plan: &Plan) -> RunSpec {
         outer: OuterOptimizer::Average,
         upload: codec,
         download: codec,
+        error_feedback: false,
         policy: Policy {
             workers_min: 1,
             lease: Millis::from_secs(60),

@@ -90,14 +90,7 @@ fn two_runs_do_not_touch_each_other() {
     world.answer_pending();
     let other: RunId = "other".parse().unwrap();
     assert_eq!(
-        world
-            .core
-            .state()
-            .run(&other)
-            .unwrap()
-            .tokens()
-            .issued
-            .get(),
+        world.core.state().run(&other).unwrap().tokens.issued.get(),
         0
     );
     let View::Runs(runs) = view(&mut world, Query::Runs) else {

@@ -2,15 +2,15 @@
 //! stays as it was. Live, the core never appends such an event; in a ledger it means a defect,
 //! another release, or somebody's hand.
 
+use ledger::{ApplyError, RoundRecord, Run, State};
 use schemas::contribution::{Contribution, Evaluation, Outcome};
 use schemas::event::{Departure, LeaseEnd, LedgerEvent};
 use schemas::lease::{LeaseRef, Weights};
-use schemas::member::Session;
 use schemas::{Digest, Round, RunId, Tokens, UnixMillis};
 use serde_bytes::ByteArray;
 
+use crate::Coordinator;
 use crate::fixture::*;
-use crate::{ApplyError, Coordinator, State};
 
 /// The state after the first `events` of a ledger.
 fn at(world: &World, events: usize) -> State {
@@ -339,17 +339,7 @@ fn events_of_members_are_of_members() {
     removed
         .apply(state.time(), Some(&run_id()), &left(1, Departure::Removed))
         .unwrap();
-    let request = join_request(1);
-    let joined = LedgerEvent::WorkerJoined {
-        worker: worker(1),
-        account: account(1),
-        audit_key: request.audit_key,
-        trainers: request.trainers,
-        device: request.device,
-        release: request.release,
-        posture: request.posture,
-        session: Session(9),
-    };
+    let joined = joined(1);
     fits(&state, &joined);
     refused(&removed, &joined);
 }
@@ -389,16 +379,16 @@ fn a_run_is_named_known_created_once_and_valid() {
     ));
 }
 
-/// Each fault that [`State::check`] looks for is found.
+/// Each fault that [`Run::check`] looks for is found.
 #[test]
-fn a_state_that_contradicts_itself_is_found_out() {
+fn a_run_that_contradicts_itself_is_found_out() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     world.join(2);
     let held = world.lease(1);
-    let sound = world.core.state().clone();
+    let sound = world.run();
     sound.check().unwrap();
-    type Change = fn(&mut crate::Run, LeaseRef);
+    type Change = fn(&mut Run, LeaseRef);
     let changes: [(&str, Change); 6] = [
         ("tokens from nowhere", |run, _| {
             run.tokens.issued += Tokens(1)
@@ -410,7 +400,7 @@ fn a_state_that_contradicts_itself_is_found_out() {
             run.members.get_mut(&worker(2)).unwrap().lease = Some(held)
         }),
         ("two open rounds", |run, _| {
-            run.rounds.push(crate::state::RoundRecord::default())
+            run.rounds.push(RoundRecord::default())
         }),
         ("merged tokens from nowhere", |run, _| {
             run.rounds[0].tokens += Tokens(1)
@@ -420,9 +410,9 @@ fn a_state_that_contradicts_itself_is_found_out() {
         }),
     ];
     for (what, change) in changes {
-        let mut state = sound.clone();
-        change(state.runs.get_mut(&run_id()).unwrap(), held);
-        assert!(state.check().is_err(), "{what}");
+        let mut run = sound.clone();
+        change(&mut run, held);
+        assert!(run.check().is_err(), "{what}");
     }
 }
 

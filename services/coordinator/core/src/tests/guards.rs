@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
+use ledger::State;
 use schemas::contribution::{Evaluation, Outcome, StageRequest};
 use schemas::control::{OperatorObjects, RunNew};
-use schemas::event::LedgerEvent;
+use schemas::event::{Departure, LedgerEvent};
 use schemas::lease::{ReleaseRequest, UnitKind, Weights};
 use schemas::limits::{LEASE_MAX, RUNS_MAX, WORKERS_MAX};
 use schemas::member::{JoinRequest, Layer, OpenLayer};
@@ -14,7 +15,7 @@ use schemas::{Code, Millis, Refusal, Round, Tokens, UnixMillis, V};
 
 use crate::fixture::*;
 use crate::{
-    Answer, ControlRequest, Coordinator, Effect, Input, Merged, Peer, ReplyId, State, WorkerRequest,
+    Answer, ControlRequest, Coordinator, Effect, Input, Merged, Peer, ReplyId, WorkerRequest,
 };
 
 fn join_with(world: &mut World, asker: Peer, request: JoinRequest) -> ReplyId {
@@ -298,19 +299,21 @@ fn a_run_has_so_many_workers_and_no_more() {
     };
     let filled = |present: usize, gone: usize| {
         let mut state = world.core.state().clone();
-        let run = state.runs.get_mut(&run_id()).unwrap();
-        let (here, left) = (
-            run.members[&worker(1)].clone(),
-            run.members[&worker(2)].clone(),
-        );
-        let others = (100_000..).map(worker);
-        let fill =
-            std::iter::repeat_n(here, present - 1).chain(std::iter::repeat_n(left, gone - 1));
-        run.members
-            .extend(others.zip(fill).map(|(name, mut member)| {
-                member.audit_key = name.as_str().parse().unwrap();
-                (name, member)
-            }));
+        let mut note = |event| {
+            state
+                .apply(START, Some(&run_id()), &event)
+                .expect("who joins may leave")
+        };
+        for other in (0..present - 1 + gone - 1).map(|number| 100_000 + number as u32) {
+            note(joined(other));
+            if other >= 100_000 + (present - 1) as u32 {
+                note(LedgerEvent::WorkerLeft {
+                    worker: worker(other),
+                    cause: Departure::Left,
+                    detail: String::new(),
+                });
+            }
+        }
         state
     };
     assert_eq!(asked(filled(WORKERS_MAX - 1, 1), join(3)), None);
@@ -352,10 +355,14 @@ fn a_coordinator_has_so_many_runs_and_looks_at_so_many_new_ones_at_a_time() {
     let world = World::with_run(spec("demo"));
     let full = |runs: usize| {
         let mut state = world.core.state().clone();
-        let mut run = state.runs[&run_id()].clone();
-        run.completed_at = Some(START);
-        let names = (1..runs).map(|number| format!("old-{number}").parse().unwrap());
-        state.runs.extend(names.zip(std::iter::repeat(run)));
+        for number in 1..runs {
+            let spec = Box::new(spec(&format!("old-{number}")));
+            let (name, operator) = (spec.run.clone(), public_key(2));
+            let created = LedgerEvent::RunCreated { spec, operator };
+            state
+                .apply(START, Some(&name), &created)
+                .expect("each has its own name");
+        }
         state
     };
     let ask = || Input::Control {

@@ -104,7 +104,7 @@ fn fg_06_tl_01_tl_14_an_expired_unit_is_granted_again_under_the_next_epoch_and_t
     assert_eq!(world.refusal(renewed), Code::LeaseLost);
     let forged = renew(&mut world, 1, next);
     assert_eq!(world.refusal(forged), Code::LeaseUnknown);
-    assert_eq!(world.run().tokens().abandoned.get(), 64);
+    assert_eq!(world.run().tokens.abandoned.get(), 64);
 }
 
 #[test]

@@ -203,7 +203,7 @@ fn too_many_refused_results_end_a_membership_for_good() {
         Code::WorkerRemoved,
         "it is told that it need not ask again"
     );
-    assert_eq!(world.run().tokens().rejected, Tokens(3 * 32));
+    assert_eq!(world.run().tokens.rejected, Tokens(3 * 32));
 }
 
 /// A stranger, and somebody who has a member's name but another account, ask for everything there

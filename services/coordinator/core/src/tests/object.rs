@@ -372,10 +372,7 @@ fn uploads_beside_a_result_that_counts_stay_unused() {
 
 /// The chunks that worker 1's result under `lease` names, of the length that chunks have.
 fn named(world: &World, lease: LeaseRef) -> Vec<ObjectRef> {
-    match submission(world.run().spec(), 1, lease, 0)
-        .statement
-        .outcome
-    {
+    match submission(&world.run().spec, 1, lease, 0).statement.outcome {
         Outcome::Contribution(contribution) => contribution
             .chunks
             .iter()

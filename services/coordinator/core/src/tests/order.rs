@@ -224,7 +224,7 @@ fn two_coordinators_that_start_in_the_same_moment_begin_with_different_events() 
             session: schemas::member::Session(session),
             ..settings()
         };
-        let mut core = crate::Coordinator::new(settings, crate::State::default());
+        let mut core = crate::Coordinator::new(settings, ledger::State::default());
         let mut effects = Vec::new();
         core.start(START, &mut effects);
         match effects.swap_remove(0) {

@@ -39,7 +39,7 @@ fn a_run_goes_through_its_rounds_to_its_end() {
     let run = world.run();
     assert_eq!(run.phase(), RunPhase::Complete);
     assert_eq!(run.rounds_closed(), Round(2));
-    assert_eq!(run.tokens().merged, Tokens(4 * 32));
+    assert_eq!(run.tokens.merged, Tokens(4 * 32));
     assert_eq!(
         world.count(|event| matches!(event, LedgerEvent::RoundClosed { .. })),
         2

@@ -6,7 +6,7 @@ use schemas::member::Session;
 use schemas::{Code, Millis, V};
 
 use crate::fixture::*;
-use crate::spending::FRUITLESS_MAX;
+use crate::run::spending::FRUITLESS_MAX;
 use crate::{Answer, ReplyId, WorkerRequest};
 
 /// Requests of a flood; a worker may send some 30 a second.

@@ -48,7 +48,7 @@ fn fg_17_a_repeated_result_counts_once() {
         world.count(|event| matches!(event, LedgerEvent::ContributionAccepted { .. })),
         1
     );
-    assert_eq!(world.run().tokens().merged, Tokens(32));
+    assert_eq!(world.run().tokens.merged, Tokens(32));
     // Also when its round closed meanwhile.
     let other = world.lease(1);
     world.submit(1, other);
@@ -130,7 +130,7 @@ fn fg_16_a_bad_result_is_refused_alone_and_its_unit_is_open_again() {
         spoil(result);
         let reply = world.ask(peer(1), WorkerRequest::Submit(stated(statement)));
         assert_eq!(world.refusal(reply), code);
-        assert_eq!(world.run().tokens().rejected, Tokens(32));
+        assert_eq!(world.run().tokens.rejected, Tokens(32));
         let good = world.submit(2, other);
         world.answer_pending();
         assert!(is_merged(&world, good), "the round goes on");
@@ -180,7 +180,7 @@ fn a_lease_does_not_end_while_its_result_is_checked() {
     let id = screening(&mut world);
     verdict(&mut world, id, Ok(1.0));
     assert!(is_merged(&world, reply));
-    assert_eq!(world.run().tokens().merged, Tokens(32));
+    assert_eq!(world.run().tokens.merged, Tokens(32));
 }
 
 #[test]
@@ -280,7 +280,7 @@ fn tl_01_a_result_for_another_round_counts_nowhere() {
     let tomorrow = lease(train(1, held.unit.index.0), held.epoch.get());
     let reply = world.submit(1, tomorrow);
     assert_eq!(world.refusal(reply), Code::LeaseUnknown);
-    assert_eq!(world.run().tokens().merged, Tokens(0));
+    assert_eq!(world.run().tokens.merged, Tokens(0));
     assert_eq!(
         world.run().holder(&held.unit),
         Some((&worker(1), held.epoch))
@@ -329,10 +329,10 @@ fn an_evaluation_is_of_all_the_tokens_that_its_unit_holds_and_of_a_loss_that_can
     // After a restart nobody can say what the unit holds until the data is here: no strike, ask
     // again.
     world.restart();
-    let rejected = world.run().tokens().rejected;
+    let rejected = world.run().tokens.rejected;
     let early = state(&mut world, held, 32.0, 16);
     assert_eq!(world.refusal(early), Code::NoAnswer);
-    assert_eq!(world.run().tokens().rejected, rejected);
+    assert_eq!(world.run().tokens.rejected, rejected);
     world.answer_pending();
     let good = state(&mut world, held, 32.0, 16);
     world.answer_pending();
@@ -358,5 +358,5 @@ fn a_result_of_objects_that_were_not_uploaded_under_its_lease_does_not_count() {
             "attempt {attempt}"
         );
     }
-    assert_eq!(world.run().tokens().merged, Tokens(0));
+    assert_eq!(world.run().tokens.merged, Tokens(0));
 }

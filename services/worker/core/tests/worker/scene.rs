@@ -64,6 +64,7 @@ pub(crate) fn spec() -> RunSpec {
         outer: OuterOptimizer::Average,
         upload: codec,
         download: codec,
+        error_feedback: false,
         policy: Policy {
             workers_min: 1,
             lease: LEASE,

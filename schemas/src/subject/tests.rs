@@ -1,0 +1,179 @@
+//! Subjects: what is built parses back, and strange ones are refused.
+
+use std::borrow::Cow;
+
+use super::*;
+use crate::lease::UnitKind;
+use crate::{Epoch, Round, UnitIndex};
+
+fn worker() -> WorkerId {
+    format!("U{}", "A".repeat(55)).parse().expect("a key")
+}
+
+fn account() -> AccountId {
+    format!("A{}", "B".repeat(55)).parse().expect("a key")
+}
+
+fn run() -> RunId {
+    "demo".parse().expect("a name")
+}
+
+/// What the broker's import mapping does to a subject.
+fn mapped(subject: &str) -> String {
+    let mut tokens: Vec<&str> = subject.split('.').collect();
+    let account = account();
+    tokens.insert(2, account.as_str());
+    tokens.join(".")
+}
+
+#[test]
+fn every_request_parses_back() {
+    for verb in Verb::ALL {
+        let parsed = mapped(&request_subject(&run(), &worker(), *verb)).parse();
+        let expected = Incoming::Request {
+            account: account(),
+            run: run(),
+            worker: worker(),
+            verb: *verb,
+        };
+        assert_eq!(parsed, Ok(expected));
+    }
+}
+
+#[test]
+fn every_verb_has_a_row_and_every_row_a_verb() {
+    let rows = |lane| TABLE.iter().filter(move |row| row.lane == lane);
+    for (lane, tokens) in [
+        (
+            Lane::Request,
+            Verb::ALL
+                .iter()
+                .map(|verb| verb.token())
+                .collect::<Vec<_>>(),
+        ),
+        (
+            Lane::Control,
+            ControlVerb::ALL.iter().map(|verb| verb.token()).collect(),
+        ),
+    ] {
+        assert_eq!(rows(lane).count(), tokens.len());
+        for token in tokens {
+            assert!(
+                rows(lane).any(|row| row.pattern.ends_with(&format!("}}.{token}"))),
+                "{token}"
+            );
+        }
+    }
+}
+
+#[test]
+fn other_lanes_parse_back() {
+    let key: PublicKey = worker().as_str().parse().expect("a key");
+    assert!(matches!(
+        mapped(&heartbeat_subject(&run(), &worker())).parse(),
+        Ok(Incoming::Heartbeat { .. })
+    ));
+    assert!(matches!(
+        mapped(&worker_event_subject(&run(), &worker(), "joined")).parse(),
+        Ok(Incoming::WorkerEvent { .. })
+    ));
+    assert!(matches!(
+        record_subject(&account(), &run(), &worker(), "joined").parse(),
+        Ok(Incoming::Recorded { .. })
+    ));
+    assert_eq!(
+        ledger_subject(None, &key, "coordinator-started").parse(),
+        Ok(Incoming::Ledger {
+            run: None,
+            emitter: key.clone(),
+            kind: "coordinator-started".to_owned()
+        })
+    );
+    for verb in ControlVerb::ALL {
+        let expected = Incoming::Control {
+            operator: key.clone(),
+            verb: *verb,
+        };
+        assert_eq!(control_subject(&key, *verb).parse(), Ok(expected));
+    }
+    let unit = UnitId {
+        round: Round(3),
+        kind: UnitKind::Train,
+        index: UnitIndex(1),
+    };
+    assert!(matches!(
+        offer_subject(&run(), unit).parse(),
+        Ok(Incoming::Offer {
+            round: Round(3),
+            ..
+        })
+    ));
+    let _ = Epoch(0);
+}
+
+#[test]
+fn the_worker_of_a_recorded_event_is_known_whatever_it_calls_the_event() {
+    let sender = Some((account(), run(), worker()));
+    for kind in ["joined", "no_kind", "a.b"] {
+        assert_eq!(
+            recorded_worker(&record_subject(&account(), &run(), &worker(), kind)),
+            sender,
+            "{kind}"
+        );
+    }
+    let key: PublicKey = worker().as_str().parse().expect("a key");
+    for subject in [
+        ledger_subject(Some(&run()), &key, "joined"),
+        "diloco.recorder".to_owned(),
+        String::new(),
+    ] {
+        assert_eq!(recorded_worker(&subject), None, "{subject}");
+    }
+}
+
+#[test]
+fn what_the_broker_put_in_is_taken_out_again() {
+    let key: PublicKey = worker().as_str().parse().expect("a key");
+    for sent in [
+        request_subject(&run(), &worker(), Verb::LeaseClaim),
+        worker_event_subject(&run(), &worker(), "joined"),
+        heartbeat_subject(&run(), &worker()),
+    ] {
+        assert_eq!(as_sent(&mapped(&sent)), sent);
+        assert_eq!(sender_key(&mapped(&sent)), Some(key.clone()), "{sent}");
+    }
+    let control = control_subject(&key, ControlVerb::View);
+    assert_eq!(
+        (as_sent(&control), sender_key(&control)),
+        (Cow::Borrowed(control.as_str()), Some(key.clone()))
+    );
+    // A verb that is none names its sender as well, who is told so.
+    assert_eq!(
+        sender_key(&mapped(&format!("diloco.request.demo.{key}.lease.steal"))),
+        Some(key)
+    );
+    for strange in [
+        "",
+        "diloco",
+        "diloco.request.x.demo.y.join",
+        "diloco.control.x.view",
+        "diloco.work.demo.0.x",
+    ] {
+        assert_eq!(sender_key(strange), None, "{strange}");
+    }
+}
+
+#[test]
+fn strange_subjects_are_refused() {
+    let forged = format!("diloco.request.{}.demo.{}.lease.steal", account(), worker());
+    for subject in [
+        "",
+        "diloco",
+        "diloco.request",
+        "diloco.request.x.demo.y.join",
+        "$JS.API.INFO",
+        &forged,
+    ] {
+        assert!(subject.parse::<Incoming>().is_err(), "{subject}");
+    }
+}

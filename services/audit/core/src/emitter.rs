@@ -1,0 +1,180 @@
+//! One emitter's chain as the auditor books it: what is wrong with it is a finding, and it goes on.
+
+use chain::{History, Stand};
+use schemas::event::EventBody;
+use schemas::{Digest, Sequence, UnixMillis};
+
+use crate::finding::Finding;
+
+/// What was seen of a chain so far.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Chain {
+    history: History,
+    /// The emitter's own time in its newest event.
+    pub(crate) time: UnixMillis,
+    /// Events that were its own and new, whatever else was wrong with them.
+    pub(crate) events: u64,
+    /// Whether anything was wrong so far.
+    pub(crate) broken: bool,
+}
+
+/// How an event stands to its chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Link {
+    /// It is the next.
+    Follows,
+    /// It is an event that was seen before, byte for byte.
+    Repeats,
+    /// It does not follow. The chain goes on from it, so that one fault is one finding.
+    Breaks(Finding),
+}
+
+impl Chain {
+    /// The position after the newest that was seen.
+    pub(crate) const fn next(&self) -> Sequence {
+        self.history.end().next
+    }
+
+    /// Takes the next event of this emitter, whose body has this digest.
+    pub(crate) fn link(&mut self, body: &EventBody, digest: Digest) -> Link {
+        let sequence = body.sequence;
+        let stand = self.history.stand(body, digest);
+        let finding = match stand {
+            Stand::Repeated => return Link::Repeats,
+            Stand::Next => None,
+            Stand::Gap { from } => Some(Finding::Gap {
+                from,
+                to: Sequence(sequence.get() - 1),
+            }),
+            Stand::OtherPast { .. } => Some(Finding::WrongHash { sequence }),
+            Stand::Late => Some(Finding::Displaced { sequence }),
+            Stand::Taken | Stand::Passed { .. } => Some(Finding::Reused { sequence }),
+        };
+        // An event in another's place is none of the chain.
+        if !matches!(stand, Stand::Taken | Stand::Passed { .. }) {
+            self.history.add(sequence, digest);
+            self.events += 1;
+        }
+        if !matches!(stand, Stand::Late | Stand::Taken | Stand::Passed { .. }) {
+            self.time = body.time;
+        }
+        self.broken |= finding.is_some();
+        finding.map_or(Link::Follows, Link::Breaks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chain::REMEMBERED;
+    use schemas::V;
+    use schemas::event::{Event, LedgerEvent};
+
+    use super::*;
+
+    fn body(sequence: u64, previous: Option<&[u8]>) -> EventBody {
+        EventBody {
+            v: V,
+            emitter: format!("U{}", "A".repeat(55)).parse().unwrap(),
+            sequence: Sequence(sequence),
+            previous: previous.map(Digest::of),
+            time: UnixMillis(sequence),
+            run: None,
+            event: Event::Ledger(LedgerEvent::RunCompleted),
+        }
+    }
+
+    #[test]
+    fn a_chain_starts_at_zero_with_nothing_before_it() {
+        assert_eq!(
+            Chain::default().link(&body(0, None), Digest::of(b"0")),
+            Link::Follows
+        );
+        let with_past = Chain::default().link(&body(0, Some(b"x")), Digest::of(b"0"));
+        assert_eq!(
+            with_past,
+            Link::Breaks(Finding::WrongHash {
+                sequence: Sequence(0)
+            })
+        );
+        let late = Chain::default().link(&body(2, Some(b"x")), Digest::of(b"2"));
+        assert_eq!(
+            late,
+            Link::Breaks(Finding::Gap {
+                from: Sequence(0),
+                to: Sequence(1)
+            })
+        );
+    }
+
+    #[test]
+    fn one_fault_is_one_finding() {
+        let mut chain = Chain::default();
+        assert_eq!(chain.link(&body(0, None), Digest::of(b"0")), Link::Follows);
+        let gap = Link::Breaks(Finding::Gap {
+            from: Sequence(1),
+            to: Sequence(1),
+        });
+        assert_eq!(chain.link(&body(2, Some(b"1")), Digest::of(b"2")), gap);
+        assert!(chain.broken);
+        assert_eq!(
+            chain.link(&body(3, Some(b"2")), Digest::of(b"3")),
+            Link::Follows
+        );
+        let displaced = Link::Breaks(Finding::Displaced {
+            sequence: Sequence(1),
+        });
+        assert_eq!(
+            chain.link(&body(1, Some(b"0")), Digest::of(b"1")),
+            displaced
+        );
+        assert_eq!(
+            chain.link(&body(1, Some(b"0")), Digest::of(b"1")),
+            Link::Repeats
+        );
+        let reused = Link::Breaks(Finding::Reused {
+            sequence: Sequence(3),
+        });
+        assert_eq!(
+            chain.link(&body(3, Some(b"2")), Digest::of(b"other")),
+            reused
+        );
+        assert_eq!(chain.events, 4);
+    }
+
+    #[test]
+    fn a_copy_of_any_age_is_a_repetition_and_another_event_in_its_place_is_not() {
+        let mut chain = Chain::default();
+        for sequence in 0..3 * REMEMBERED {
+            let previous = sequence.checked_sub(1).map(|at| at.to_be_bytes());
+            let link = chain.link(
+                &body(sequence, previous.as_ref().map(|b| &b[..])),
+                Digest::of(&sequence.to_be_bytes()),
+            );
+            assert_eq!(link, Link::Follows);
+        }
+        assert_eq!(
+            chain.link(&body(0, None), Digest::of(&0u64.to_be_bytes())),
+            Link::Repeats
+        );
+        let other = chain.link(&body(0, None), Digest::of(b"other"));
+        assert_eq!(
+            other,
+            Link::Breaks(Finding::Reused {
+                sequence: Sequence(0)
+            })
+        );
+    }
+
+    #[test]
+    fn the_largest_sequence_is_a_gap_and_no_panic() {
+        let mut chain = Chain::default();
+        let link = chain.link(&body(u64::MAX, Some(b"x")), Digest::of(b"max"));
+        assert_eq!(
+            link,
+            Link::Breaks(Finding::Gap {
+                from: Sequence(0),
+                to: Sequence(u64::MAX - 1)
+            })
+        );
+    }
+}

@@ -1,0 +1,142 @@
+//! The end of a chain: what the next event must say of the events before it.
+
+use std::fmt;
+
+use schemas::event::{Event, EventBody};
+use schemas::{Digest, Message as _, PublicKey, RunId, Sequence, UnixMillis, V};
+
+/// Where a chain ends; the default is a chain without events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct End {
+    /// Position of the next event.
+    pub next: Sequence,
+    /// Digest of the last event's body; none before the first.
+    pub previous: Option<Digest>,
+}
+
+/// An event that is written and not yet signed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draft {
+    /// Its position.
+    pub sequence: Sequence,
+    /// The encoded body: signed, hashed, sent and stored as it is.
+    pub body: Vec<u8>,
+    /// Digest of the body.
+    pub digest: Digest,
+}
+
+/// How an event stands to a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stand {
+    /// It is the next event.
+    Next,
+    /// It is an event of the chain, byte for byte.
+    Repeated,
+    /// The events from `from` up to the one before it are missing.
+    Gap {
+        /// The first missing position.
+        from: Sequence,
+    },
+    /// It has the right position, and names another event before it.
+    OtherPast {
+        /// What it names.
+        named: Option<Digest>,
+        /// The last event.
+        expected: Option<Digest>,
+    },
+    /// The chain has another event at its position.
+    Taken,
+    /// It fills a place that a gap left open.
+    Late,
+    /// Its position is one that the chain has passed; whether it is a copy cannot be told.
+    Passed {
+        /// Position of the next event.
+        next: Sequence,
+    },
+}
+
+impl End {
+    /// Writes the next event of `emitter`, whose chain ends here. The chain is not longer until
+    /// the draft's [`Draft::end`] is taken over.
+    pub fn write(
+        &self,
+        emitter: &PublicKey,
+        time: UnixMillis,
+        run: Option<&RunId>,
+        event: Event,
+    ) -> Draft {
+        let body = EventBody {
+            v: V,
+            emitter: emitter.clone(),
+            sequence: self.next,
+            previous: self.previous,
+            time,
+            run: run.cloned(),
+            event,
+        }
+        .encode();
+        Draft {
+            sequence: self.next,
+            digest: Digest::of(&body),
+            body,
+        }
+    }
+
+    /// How an event at `sequence`, which names `previous` as the one before it and whose own body
+    /// has `digest`, stands to the chain that ends here. Of older events only the last is known.
+    pub fn stand(&self, sequence: Sequence, previous: Option<Digest>, digest: Digest) -> Stand {
+        if sequence > self.next {
+            return Stand::Gap { from: self.next };
+        }
+        if sequence < self.next {
+            let is_last = sequence.next() == self.next;
+            return match self.previous {
+                Some(last) if is_last && last == digest => Stand::Repeated,
+                Some(_) if is_last => Stand::Taken,
+                _ => Stand::Passed { next: self.next },
+            };
+        }
+        if previous == self.previous {
+            Stand::Next
+        } else {
+            Stand::OtherPast {
+                named: previous,
+                expected: self.previous,
+            }
+        }
+    }
+
+    /// The end after an event at `sequence`.
+    pub fn after(sequence: Sequence, digest: Digest) -> Self {
+        Self {
+            next: sequence.next(),
+            previous: Some(digest),
+        }
+    }
+}
+
+impl Draft {
+    /// Where the chain ends once it holds this event.
+    pub fn end(&self) -> End {
+        End::after(self.sequence, self.digest)
+    }
+}
+
+impl fmt::Display for Stand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Next => write!(f, "it is the next event"),
+            Self::Repeated => write!(f, "it is an event that the chain has already"),
+            Self::Gap { from } => write!(f, "event {from} is expected, and this is a later one"),
+            Self::OtherPast { named, expected } => write!(
+                f,
+                "it follows on {named:?}, the event before it is {expected:?}"
+            ),
+            Self::Taken => write!(f, "the chain has another event at its position"),
+            Self::Late => write!(f, "it comes after its successors"),
+            Self::Passed { next } => {
+                write!(f, "event {next} is expected, and this is an older one")
+            }
+        }
+    }
+}

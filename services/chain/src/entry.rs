@@ -1,0 +1,176 @@
+//! A stored message, opened step by step: what it claims, then whether it is true.
+
+use std::fmt;
+
+use schemas::event::{Event, EventBody, SignedEvent};
+use schemas::subject::Incoming;
+use schemas::{DecodeError, Digest, Message as _, PublicKey};
+
+use crate::signature::is_signed_event;
+
+/// Has the form of a signed event; nothing that it says was checked.
+#[derive(Clone, Debug)]
+pub struct Claimed(SignedEvent);
+
+/// An event that its emitter signed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// The body.
+    pub body: EventBody,
+    /// The digest of the body's bytes, by which the next event of the emitter names it.
+    pub digest: Digest,
+}
+
+/// Why a message that has the form of an event is none.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// The key that it names did not sign it, as an event, in this domain.
+    #[error("its signature does not verify under {0}")]
+    Signature(PublicKey),
+    /// The key signed it, and it is no event.
+    #[error(transparent)]
+    Undecodable(DecodeError),
+    /// The key signed it in another's name.
+    #[error("{signer} signed an event of {emitter}")]
+    Emitter {
+        /// Who signed.
+        signer: PublicKey,
+        /// Whose event it says it is.
+        emitter: PublicKey,
+    },
+}
+
+/// How an event differs from the subject that it stands under.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Misplaced {
+    /// The subject is not one for events of this kind of emitter.
+    Family {
+        /// The event's kind.
+        kind: &'static str,
+    },
+    /// The subject names another emitter.
+    Emitter {
+        /// What the subject says.
+        subject: PublicKey,
+        /// What the body says.
+        body: PublicKey,
+    },
+    /// The subject names another run.
+    Run,
+    /// The subject names another kind of event.
+    Kind {
+        /// What the subject says.
+        subject: String,
+        /// What the body says.
+        body: &'static str,
+    },
+}
+
+impl Claimed {
+    /// Reads a message.
+    ///
+    /// # Errors
+    /// It is too long, or has another form.
+    pub fn read(payload: &[u8]) -> Result<Self, DecodeError> {
+        SignedEvent::decode(payload).map(Self)
+    }
+
+    /// The key that it names. Whether the reader trusts it is looked at first: a check of a
+    /// signature costs more.
+    pub const fn key(&self) -> &PublicKey {
+        &self.0.key
+    }
+
+    /// Checks the signature and decodes the body.
+    ///
+    /// # Errors
+    /// The first check that fails.
+    pub fn open(self, domain: &str) -> Result<Entry, Fault> {
+        let SignedEvent {
+            key,
+            signature,
+            body,
+            ..
+        } = &self.0;
+        if !is_signed_event(domain, key.as_str(), &**signature, body) {
+            return Err(Fault::Signature(key.clone()));
+        }
+        let signer = key.clone();
+        let entry = self.unchecked().map_err(Fault::Undecodable)?;
+        if entry.body.emitter == signer {
+            Ok(entry)
+        } else {
+            Err(Fault::Emitter {
+                signer,
+                emitter: entry.body.emitter,
+            })
+        }
+    }
+
+    /// Decodes the body alone: for messages that this process has stored itself, or whose reader
+    /// only counts.
+    ///
+    /// # Errors
+    /// The body is no event.
+    pub fn unchecked(self) -> Result<Entry, DecodeError> {
+        Ok(Entry {
+            body: EventBody::decode(&self.0.body)?,
+            digest: Digest::of(&self.0.body),
+        })
+    }
+}
+
+impl Entry {
+    /// Compares it with the subject that it stands under: every name in a subject must stand in the
+    /// body too, or an event could be moved.
+    ///
+    /// # Errors
+    /// The first difference.
+    pub fn stands_under(&self, subject: &Incoming) -> Result<(), Misplaced> {
+        let body = &self.body;
+        let (run, kind) = match (subject, &body.event) {
+            (Incoming::Ledger { run, emitter, kind }, Event::Ledger(_)) => {
+                if *emitter != body.emitter {
+                    return Err(Misplaced::Emitter {
+                        subject: emitter.clone(),
+                        body: body.emitter.clone(),
+                    });
+                }
+                (run.as_ref(), kind)
+            }
+            (
+                Incoming::Recorded { run, kind, .. } | Incoming::WorkerEvent { run, kind, .. },
+                Event::Worker(_),
+            ) => (Some(run), kind),
+            _ => {
+                let kind = body.event.kind();
+                return Err(Misplaced::Family { kind });
+            }
+        };
+        if run != body.run.as_ref() {
+            return Err(Misplaced::Run);
+        }
+        if kind != body.event.kind() {
+            return Err(Misplaced::Kind {
+                subject: kind.clone(),
+                body: body.event.kind(),
+            });
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Misplaced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Family { kind } => write!(f, "{kind} under this subject"),
+            Self::Emitter { subject, body } => {
+                write!(f, "the subject names {subject}, the body {body}")
+            }
+            Self::Run => write!(f, "the run in the subject is not the one in the body"),
+            Self::Kind { subject, body } => {
+                write!(f, "the subject says {subject}, the body {body}")
+            }
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Everything that a chain has had so far, in a few bytes an event.
+
+use std::collections::BTreeMap;
+
+use schemas::event::EventBody;
+use schemas::{Digest, Sequence};
+
+use crate::end::{End, Stand};
+
+/// How far back behind a gap events are told from each other: an event that comes after its
+/// successors from one whose position is taken.
+pub const REMEMBERED: u64 = 1024;
+
+/// A chain as far as it was read.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    end: End,
+    /// The first bytes of every digest, by position, as far as the chain has no gap. A process that
+    /// may write to the stream can copy an event of any age, and a copy is no fault of its emitter;
+    /// an event with other bytes at a position that is taken is a fork. Eight bytes an event are a
+    /// few MB for a long run.
+    marks: Vec<u64>,
+    /// The digests of the newest events behind a gap.
+    behind_gap: BTreeMap<Sequence, Digest>,
+}
+
+impl History {
+    /// Where it ends.
+    pub const fn end(&self) -> End {
+        self.end
+    }
+
+    /// How an event, whose body has `digest`, stands to the chain. Nothing is added.
+    pub fn stand(&self, body: &EventBody, digest: Digest) -> Stand {
+        match self.end.stand(body.sequence, body.previous, digest) {
+            Stand::Taken | Stand::Passed { .. } => self.look_back(body.sequence, digest),
+            stand => stand,
+        }
+    }
+
+    /// Adds an event. The chain goes on from it whatever it said of the events before it, so that
+    /// one fault of an emitter is one finding; a strict reader adds what is [`Stand::Next`] alone.
+    pub fn add(&mut self, sequence: Sequence, digest: Digest) {
+        if sequence >= self.end.next {
+            self.end = End::after(sequence, digest);
+        }
+        if sequence.get() == self.marks.len() as u64 && self.behind_gap.is_empty() {
+            self.marks.push(mark(digest));
+            return;
+        }
+        self.behind_gap.insert(sequence, digest);
+        let oldest = Sequence(self.oldest());
+        while let Some(first) = self.behind_gap.first_entry()
+            && *first.key() < oldest
+        {
+            first.remove();
+        }
+    }
+
+    /// An event at a position that the chain has passed.
+    fn look_back(&self, sequence: Sequence, digest: Digest) -> Stand {
+        let place = usize::try_from(sequence.get()).ok();
+        let marked = place.and_then(|place| self.marks.get(place));
+        let same = marked.map(|known| *known == mark(digest));
+        let behind_gap = || Some(*self.behind_gap.get(&sequence)? == digest);
+        match same.or_else(behind_gap) {
+            Some(true) => Stand::Repeated,
+            Some(false) => Stand::Taken,
+            None if sequence.get() >= self.oldest() => Stand::Late,
+            None => Stand::Taken,
+        }
+    }
+
+    fn oldest(&self) -> u64 {
+        self.end.next.get().saturating_sub(REMEMBERED)
+    }
+}
+
+fn mark(digest: Digest) -> u64 {
+    let first = digest.as_bytes().first_chunk();
+    u64::from_be_bytes(*first.expect("a digest has 32 bytes"))
+}

@@ -1,0 +1,27 @@
+//! Signed, numbered, hashed events: one writer and one reader for the coordinator's ledger, workers'
+//! accounts of themselves, and those who audit both. No I/O and no private key: a shell stores the
+//! bytes, and crate `identity` signs them.
+//!
+//! An event is a body, encoded once; its key, its signature over that body, and the body itself are
+//! what is sent and stored. Each body names its position in its emitter's chain and the digest of
+//! the body before it.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `signature` | which bytes are signed, and the check of a signature |
+//! | `end` | where a chain ends: writing the next event, and how an event stands to it |
+//! | `history` | everything that a chain has had so far: copies, forks and gaps told apart |
+//! | `entry` | a stored message, opened: its signature checked, its body decoded |
+//! | `reader` | one chain, followed strictly: the ledger as coordinators read it |
+
+mod end;
+mod entry;
+mod history;
+mod reader;
+mod signature;
+
+pub use end::{Draft, End, Stand};
+pub use entry::{Claimed, Entry, Fault, Misplaced};
+pub use history::{History, REMEMBERED};
+pub use reader::{Judgement, Reader};
+pub use signature::{is_signed_event, signed, signed_bytes};

@@ -1,0 +1,115 @@
+//! Signatures of events, checked from the raw key in the text form of nkeys. What is signed starts
+//! with a byte that no text has and names purpose and domain, so that no nonce, token or document of
+//! another purpose or domain has the same bytes.
+
+use data_encoding::BASE32_NOPAD;
+use ed25519_dalek::{Signature, VerifyingKey};
+use schemas::event::SignedEvent;
+use schemas::{Digest, PublicKey, V};
+use serde_bytes::{ByteArray, ByteBuf};
+
+/// Purpose of the signature, in the signed bytes.
+const PURPOSE: &[u8] = b"diloco/audit-event/v1";
+/// First byte of a user's public key in the binary form of nkeys.
+const USER_PREFIX: u8 = 20 << 3;
+const KEY_BYTES: usize = 32;
+const SIGNATURE_BYTES: usize = 64;
+
+/// A body with the signature that `key` made over its [`signed_bytes`]: the form in which events are
+/// sent and stored.
+pub fn signed(key: &PublicKey, signature: [u8; SIGNATURE_BYTES], body: Vec<u8>) -> SignedEvent {
+    SignedEvent {
+        v: V,
+        key: key.clone(),
+        signature: ByteArray::new(signature),
+        body: ByteBuf::from(body),
+    }
+}
+
+/// Tells if `signature` is one of the audit key `public` (an nkey of kind `U`) over an event's
+/// `body` in `domain`. Strict: no small-order keys, no second form of a signature.
+pub fn is_signed_event(domain: &str, public: &str, signature: &[u8], body: &[u8]) -> bool {
+    let Some(key) = user_key(public) else {
+        return false;
+    };
+    let Ok(key) = VerifyingKey::from_bytes(&key) else {
+        return false;
+    };
+    let Ok(signature) = Signature::from_slice(signature) else {
+        return false;
+    };
+    key.verify_strict(&signed_bytes(domain, body), &signature)
+        .is_ok()
+}
+
+/// What is signed for an event's `body` in `domain` (the domain's id as text): `0xFF`, purpose,
+/// `0x00`, sha256 of the domain's id, body.
+pub fn signed_bytes(domain: &str, body: &[u8]) -> Vec<u8> {
+    let domain = Digest::of(domain.as_bytes());
+    [&[0xFF], PURPOSE, &[0x00], domain.as_bytes(), body].concat()
+}
+
+/// The raw key in the text form: base32 of a prefix byte, 32 bytes, and their CRC-16, low byte
+/// first.
+fn user_key(text: &str) -> Option<[u8; KEY_BYTES]> {
+    let raw = BASE32_NOPAD.decode(text.as_bytes()).ok()?;
+    let (content, checksum) = raw.split_at_checked(1 + KEY_BYTES)?;
+    let right = content[0] == USER_PREFIX && checksum == crc16(content).to_le_bytes();
+    right.then(|| content[1..].try_into().expect("split after 33 bytes"))
+}
+
+/// CRC-16/XMODEM: polynomial 0x1021, start 0, most significant bit first.
+fn crc16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0, |crc, byte| {
+        (0..8).fold(crc ^ (u16::from(*byte) << 8), |crc, _| {
+            (crc << 1) ^ if crc & 0x8000 == 0 { 0 } else { 0x1021 }
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Written by hand from the format's description, so that a change of the bytes is noticed.
+    #[test]
+    fn signed_bytes_are_as_documented() {
+        let bytes = signed_bytes("abc", b"body");
+        let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let expected = format!(
+            "ff{}00{hash}{}",
+            "64696c6f636f2f61756469742d6576656e742f7631", "626f6479"
+        );
+        assert_eq!(data_encoding::HEXLOWER.encode(&bytes), expected);
+    }
+
+    #[test]
+    fn checksum_is_xmodem() {
+        assert_eq!(crc16(b"123456789"), 0x31C3);
+    }
+
+    #[test]
+    fn only_whole_keys_of_users_are_read() {
+        let text = |prefix: u8| {
+            let mut raw = [&[prefix][..], &[7; 32]].concat();
+            raw.extend(crc16(&raw).to_le_bytes());
+            BASE32_NOPAD.encode(&raw)
+        };
+        let good = text(USER_PREFIX);
+        assert_eq!(user_key(&good), Some([7; 32]));
+        assert!(good.starts_with('U'));
+        assert_eq!(user_key(&text(0)), None, "an account's");
+        for at in 0..good.len() {
+            let mut wrong = good.clone().into_bytes();
+            wrong[at] = if wrong[at] == b'B' { b'C' } else { b'B' };
+            assert_eq!(
+                user_key(&String::from_utf8(wrong).unwrap()),
+                None,
+                "letter {at}"
+            );
+        }
+        for short in ["", "U", &good[..55]] {
+            assert_eq!(user_key(short), None);
+        }
+    }
+}

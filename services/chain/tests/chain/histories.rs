@@ -1,0 +1,93 @@
+//! A history beside a slow one that keeps every digest.
+
+use std::collections::BTreeMap;
+
+use chain::{History, REMEMBERED, Stand};
+use proptest::prelude::*;
+use schemas::event::{Event, EventBody, LedgerEvent};
+use schemas::{Digest, Sequence, UnixMillis, V};
+
+/// Everything that was added, with nothing left out.
+#[derive(Default)]
+struct Slow {
+    next: u64,
+    head: Option<Digest>,
+    known: BTreeMap<u64, Digest>,
+}
+
+impl Slow {
+    fn stand(&self, body: &EventBody, digest: Digest) -> Stand {
+        let at = body.sequence.get();
+        let from = Sequence(self.next);
+        match self.known.get(&at) {
+            Some(known) if *known == digest => Stand::Repeated,
+            Some(_) => Stand::Taken,
+            None if at < self.next => Stand::Late,
+            None if at > self.next => Stand::Gap { from },
+            None if body.previous == self.head => Stand::Next,
+            None => Stand::OtherPast {
+                named: body.previous,
+                expected: self.head,
+            },
+        }
+    }
+
+    fn add(&mut self, at: u64, digest: Digest) {
+        self.known.insert(at, digest);
+        if at >= self.next {
+            (self.next, self.head) = (at + 1, Some(digest));
+        }
+    }
+}
+
+fn body(at: u64, previous: Option<Digest>) -> EventBody {
+    EventBody {
+        v: V,
+        emitter: format!("U{}", "A".repeat(55)).parse().expect("a key"),
+        sequence: Sequence(at),
+        previous,
+        time: UnixMillis(at),
+        run: None,
+        event: Event::Ledger(LedgerEvent::RunCompleted),
+    }
+}
+
+proptest! {
+    /// Events in any order, with copies, forks and gaps, as a lenient reader adds them.
+    #[test]
+    fn a_history_is_as_good_as_keeping_everything(
+        events in prop::collection::vec((0_u64..24, 0_u8..3, any::<bool>()), 0..60),
+    ) {
+        let (mut history, mut slow) = (History::default(), Slow::default());
+        for (back, variant, honest) in events {
+            let at = (slow.next + 2).saturating_sub(back);
+            let previous = if honest { slow.head } else { Some(Digest::of(b"x")) };
+            let body = body(at, previous);
+            let digest = Digest::of(&[at as u8, variant]);
+            let stand = history.stand(&body, digest);
+            prop_assert_eq!(stand, slow.stand(&body, digest), "at {} of {}", at, slow.next);
+            if !matches!(stand, Stand::Repeated | Stand::Taken) {
+                history.add(body.sequence, digest);
+                slow.add(at, digest);
+            }
+            prop_assert_eq!(history.end().next.get(), slow.next);
+            prop_assert_eq!(history.end().previous, slow.head);
+        }
+    }
+}
+
+#[test]
+fn behind_a_gap_only_what_is_near_is_remembered() {
+    let mut history = History::default();
+    let digest = |at: u64| Digest::of(&at.to_be_bytes());
+    let newest = 3 * REMEMBERED;
+    for at in 10..=newest {
+        history.add(Sequence(at), digest(at));
+    }
+    let stand = |at: u64| history.stand(&body(at, None), digest(at));
+    assert_eq!(stand(newest), Stand::Repeated);
+    assert_eq!(stand(newest + 1 - REMEMBERED), Stand::Repeated);
+    // Too far back to tell a copy from another event: the reader says the worse of the two.
+    assert_eq!(stand(newest - REMEMBERED), Stand::Taken);
+    assert_eq!(stand(3), Stand::Taken);
+}

@@ -1,0 +1,221 @@
+//! One chain, written and followed.
+
+use chain::{Claimed, End, Judgement, Misplaced, Reader, Stand};
+use identity::AuditKey;
+use proptest::prelude::*;
+use schemas::event::{Event, LedgerEvent, WorkerEvent};
+use schemas::subject::{ledger_subject, record_subject};
+use schemas::{Digest, Message as _, RunId, Sequence, UnixMillis};
+
+const DOMAIN: &str = "the domain";
+
+/// A stored message.
+type Stored = (String, Vec<u8>);
+
+fn run() -> RunId {
+    "demo".parse().expect("a name")
+}
+
+fn stopped(reason: &str) -> LedgerEvent {
+    LedgerEvent::CoordinatorStopped {
+        reason: reason.to_owned(),
+    }
+}
+
+/// Writes the next ledger event and stores it under its subject.
+fn write(key: &AuditKey, end: &mut End, run: Option<&RunId>, event: LedgerEvent) -> Stored {
+    let subject = ledger_subject(run, key.public(), event.kind());
+    let draft = end.write(key.public(), UnixMillis(7), run, Event::Ledger(event));
+    *end = draft.end();
+    (subject, key.sign_event(DOMAIN, draft.body).encode())
+}
+
+fn judge(reader: &Reader, stored: &Stored) -> Judgement {
+    reader.judge(&stored.0, &stored.1)
+}
+
+/// Follows all of them.
+fn follow(reader: &mut Reader, stored: &[Stored]) {
+    for message in stored {
+        match judge(reader, message) {
+            Judgement::Next { digest, .. } => reader.extend(digest),
+            other => panic!("{message:?} is {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_strict_reader_tells_the_next_a_copy_a_stranger_and_a_fork_apart() {
+    let (key, stranger) = (AuditKey::generate(), AuditKey::generate());
+    let (mut end, mut reader) = (
+        End::default(),
+        Reader::new(DOMAIN, vec![key.public().clone()]),
+    );
+    let stored: Vec<Stored> = ["a", "b", "c"]
+        .map(|reason| write(&key, &mut end, Some(&run()), stopped(reason)))
+        .into();
+    follow(&mut reader, &stored);
+    assert_eq!(reader.end(), end);
+    for copy in &stored {
+        assert!(matches!(judge(&reader, copy), Judgement::Repeated));
+    }
+    let mut theirs = end;
+    let next = write(&stranger, &mut theirs, None, stopped("not ours"));
+    assert!(matches!(judge(&reader, &next), Judgement::Foreign(_)));
+    let own = write(&key, &mut end.clone(), None, stopped("ours"));
+    let moved = (
+        ledger_subject(Some(&run()), key.public(), "coordinator-stopped"),
+        own.1.clone(),
+    );
+    assert!(matches!(judge(&reader, &moved), Judgement::Foreign(_)));
+    let other_domain = Reader::new("another", vec![key.public().clone()]);
+    assert!(matches!(
+        judge(&other_domain, &stored[0]),
+        Judgement::Foreign(_)
+    ));
+    for (at, said) in [
+        (
+            End {
+                next: Sequence(9),
+                ..end
+            },
+            "event 3 is expected",
+        ),
+        (
+            End {
+                next: Sequence(1),
+                ..end
+            },
+            "another event",
+        ),
+        (
+            End {
+                previous: Some(Digest::of(b"x")),
+                ..end
+            },
+            "follows on",
+        ),
+    ] {
+        let forked = write(&key, &mut at.clone(), None, stopped("forked"));
+        match judge(&reader, &forked) {
+            Judgement::Broken(reason) => assert!(reason.contains(said), "{reason}"),
+            other => panic!("{said}: {other:?}"),
+        }
+    }
+    assert!(matches!(judge(&reader, &own), Judgement::Next { .. }));
+}
+
+/// A body that its own key signed and that is no event is evidence, whatever it is.
+#[test]
+fn a_signed_body_that_is_no_event_breaks_the_chain() {
+    let key = AuditKey::generate();
+    let reader = Reader::new(DOMAIN, vec![key.public().clone()]);
+    let subject = ledger_subject(None, key.public(), "coordinator-stopped");
+    let signed = key.sign_event(DOMAIN, b"nonsense".to_vec()).encode();
+    assert!(matches!(
+        reader.judge(&subject, &signed),
+        Judgement::Broken(_)
+    ));
+}
+
+#[test]
+fn every_name_in_a_subject_must_stand_in_the_body() {
+    let (key, other) = (AuditKey::generate(), AuditKey::generate());
+    let stored = write(&key, &mut End::default(), Some(&run()), stopped("a"));
+    let entry = Claimed::read(&stored.1).expect("it reads").open(DOMAIN);
+    let entry = entry.expect("it verifies");
+    let subject = |text: String| text.parse().expect("a subject");
+    let (another, kind) = ("another".parse().expect("a name"), "coordinator-stopped");
+    assert_eq!(entry.stands_under(&subject(stored.0)), Ok(()));
+    for (under, misplaced) in [
+        (
+            ledger_subject(Some(&another), key.public(), kind),
+            Misplaced::Run,
+        ),
+        (
+            ledger_subject(Some(&run()), other.public(), kind),
+            Misplaced::Emitter {
+                subject: other.public().clone(),
+                body: key.public().clone(),
+            },
+        ),
+        (
+            ledger_subject(Some(&run()), key.public(), "run-completed"),
+            Misplaced::Kind {
+                subject: "run-completed".to_owned(),
+                body: kind,
+            },
+        ),
+        (
+            record_subject(
+                &format!("A{}", "A".repeat(55)).parse().expect("a key"),
+                &run(),
+                &format!("U{}", "A".repeat(55)).parse().expect("a key"),
+                kind,
+            ),
+            Misplaced::Family { kind },
+        ),
+    ] {
+        assert_eq!(entry.stands_under(&subject(under)), Err(misplaced));
+    }
+}
+
+/// What a reader knows that has only the end: the copy of the last event, and nothing older.
+#[test]
+fn an_end_alone_knows_its_last_event() {
+    let key = AuditKey::generate();
+    let stopped = || {
+        Event::Worker(WorkerEvent::Stopped {
+            reason: "x".to_owned(),
+        })
+    };
+    let write = |end: End| end.write(key.public(), UnixMillis(1), None, stopped());
+    let first = write(End::default());
+    let second = write(first.end());
+    let end = second.end();
+    let stand = |sequence, previous, digest| end.stand(Sequence(sequence), previous, digest);
+    assert_eq!(stand(1, Some(first.digest), second.digest), Stand::Repeated);
+    assert_eq!(stand(1, Some(first.digest), Digest::of(b"x")), Stand::Taken);
+    let next = Sequence(2);
+    assert_eq!(stand(0, None, first.digest), Stand::Passed { next });
+    assert_eq!(stand(4, None, first.digest), Stand::Gap { from: next });
+    assert_eq!(stand(2, Some(second.digest), first.digest), Stand::Next);
+    let expected = Some(second.digest);
+    assert_eq!(
+        stand(2, None, first.digest),
+        Stand::OtherPast {
+            named: None,
+            expected
+        }
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Any run of events of one emitter reads back as it was written, in order; and where one bit of
+    /// a message is another, it is no event of the chain.
+    #[test]
+    fn what_is_written_reads_back_and_nothing_else(
+        reasons in prop::collection::vec("[a-z]{0,20}", 1..6),
+        at in any::<prop::sample::Index>(),
+        bit in any::<prop::sample::Index>(),
+    ) {
+        let key = AuditKey::generate();
+        let mut end = End::default();
+        let stored: Vec<Stored> = reasons
+            .iter()
+            .map(|reason| write(&key, &mut end, None, stopped(reason)))
+            .collect();
+        let mut reader = Reader::new(DOMAIN, vec![key.public().clone()]);
+        let at = at.index(stored.len());
+        follow(&mut reader, &stored[..at]);
+        let (subject, mut bytes) = stored[at].clone();
+        let bit = bit.index(8 * bytes.len());
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        let judged = reader.judge(&subject, &bytes);
+        prop_assert!(matches!(judged, Judgement::Foreign(_)), "bit {}: {:?}", bit, judged);
+        follow(&mut reader, &stored[at..]);
+        prop_assert_eq!(reader.end(), end);
+    }
+}

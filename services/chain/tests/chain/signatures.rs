@@ -1,0 +1,32 @@
+//! Signatures that `identity` makes are those that this crate checks.
+
+use chain::is_signed_event;
+use identity::AuditKey;
+use proptest::prelude::*;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn a_flipped_bit_another_key_and_another_domain_are_noticed(
+        domain in "[A-Z0-9]{0,60}",
+        body in prop::collection::vec(any::<u8>(), 0..100),
+        flips in prop::collection::vec(any::<prop::sample::Index>(), 0..2),
+    ) {
+        let key = AuditKey::generate();
+        let signed = key.sign_event(&domain, body.clone());
+        let mut both = [&signed.signature[..], &body].concat();
+        for flip in &flips {
+            let at = flip.index(both.len() * 8);
+            both[at / 8] ^= 1 << (at % 8);
+        }
+        let (signature, body) = both.split_at(64);
+        prop_assert_eq!(
+            is_signed_event(&domain, key.public().as_str(), signature, body),
+            flips.is_empty()
+        );
+        prop_assert!(!is_signed_event("another", key.public().as_str(), signature, body));
+        let other = AuditKey::generate();
+        prop_assert!(!is_signed_event(&domain, other.public().as_str(), signature, body));
+    }
+}

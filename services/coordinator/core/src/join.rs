@@ -1,0 +1,115 @@
+//! What a join needs whatever its run: a form, a posture, and an audit key of its own.
+
+use schemas::limits::TEXT_BYTES_MAX;
+use schemas::member::{JoinRequest, Layer, Posture};
+use schemas::text::is_plain;
+use schemas::{Code, Refusal};
+
+use crate::coordinator::{Coordinator, draining};
+use crate::input::Peer;
+
+/// Longest description of a device or release; both are shown in tables and repeated in every view.
+const LABEL_BYTES_MAX: usize = 128;
+/// Most trainers that a join names: twice as many as there are.
+const TRAINERS_MAX: usize = 6;
+
+impl Coordinator {
+    pub(crate) fn check_join(&self, peer: &Peer, request: &JoinRequest) -> Result<(), Refusal> {
+        if self.drain.is_some() {
+            return Err(draining());
+        }
+        check_form(request)?;
+        check_posture(&request.posture, &self.settings.posture)?;
+        self.check_key_is_free(peer, request)
+    }
+
+    /// An audit key stands for one emitter: two that sign with it would fork its chain, and what
+    /// the one says would be shown as said by the other.
+    fn check_key_is_free(&self, peer: &Peer, request: &JoinRequest) -> Result<(), Refusal> {
+        let key = &request.audit_key;
+        if *key == self.settings.audit_key {
+            return Err(Refusal::new(
+                Code::AuditKeyRefused,
+                format!("{key} signs the ledger"),
+            ));
+        }
+        let known = self
+            .state
+            .run(&peer.run)
+            .is_some_and(|run| run.members.contains_key(&peer.worker));
+        let mut members = self.state.runs().flat_map(|(_, run)| &run.members);
+        match members
+            .find(|(worker, member)| !known && member.audit_key == *key && **worker != peer.worker)
+        {
+            Some((worker, _)) => Err(Refusal::new(
+                Code::AuditKeyRefused,
+                format!("{key} is the audit key of {worker}"),
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+fn check_form(request: &JoinRequest) -> Result<(), Refusal> {
+    let long = |what: &str, bytes: usize, max: usize| {
+        Refusal::new(
+            Code::MessageInvalid,
+            format!("{what} has {bytes} bytes, at most {max} are accepted"),
+        )
+    };
+    for (what, text) in [("device", &request.device), ("release", &request.release)] {
+        if text.len() > LABEL_BYTES_MAX {
+            return Err(long(what, text.len(), LABEL_BYTES_MAX));
+        }
+        if !is_plain(text) {
+            let text =
+                format!("{what} {text:?} has characters that a terminal obeys or does not show");
+            return Err(Refusal::new(Code::MessageInvalid, text));
+        }
+    }
+    if request.trainers.len() > TRAINERS_MAX {
+        let detail = format!(
+            "a join names {} trainers, at most {TRAINERS_MAX} are accepted",
+            request.trainers.len()
+        );
+        return Err(Refusal::new(Code::MessageInvalid, detail));
+    }
+    let layers = request.posture.open.len();
+    if layers > Layer::ALL.len() {
+        return Err(Refusal::new(
+            Code::MessageInvalid,
+            format!("posture names {layers} layers, there are four"),
+        ));
+    }
+    match request
+        .posture
+        .open
+        .iter()
+        .find(|layer| layer.reason.len() > TEXT_BYTES_MAX)
+    {
+        Some(layer) => Err(long(
+            "a posture's reason",
+            layer.reason.len(),
+            TEXT_BYTES_MAX,
+        )),
+        None => Ok(()),
+    }
+}
+
+/// A worker may open no layer that the coordinator does not open.
+fn check_posture(worker: &Posture, own: &Posture) -> Result<(), Refusal> {
+    let weaker = worker
+        .open
+        .iter()
+        .find(|open| own.open.iter().all(|allowed| allowed.layer != open.layer));
+    match weaker {
+        Some(open) => {
+            let layer = open.layer.name();
+            let detail = format!(
+                "the worker runs with layer {layer} open, which this coordinator does not allow"
+            );
+            Err(Refusal::new(Code::LayerOpen, detail))
+        }
+        None => Ok(()),
+    }
+}

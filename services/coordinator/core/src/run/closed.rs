@@ -1,0 +1,48 @@
+//! What a run that is over still answers: that it is, and what was asked before the asker heard.
+
+use ledger::RunFold;
+use schemas::event::Departure;
+use schemas::lease::{ClaimOutcome, ClaimReply, Done};
+use schemas::{Digest, V};
+
+use crate::coordinator::run_closed;
+use crate::effect::Answer;
+use crate::input::{Peer, WorkerRequest};
+use crate::run::members::{check_member, check_session, has_left, left};
+use crate::run::results::counted_before;
+use crate::turn::{Handled, Outcome, Turn};
+
+/// Decides about a request to a run that is over.
+pub(crate) fn request(
+    run: &mut RunFold<'_>,
+    turn: &mut Turn<'_>,
+    peer: &Peer,
+    request: &WorkerRequest,
+) -> Handled {
+    match request {
+        WorkerRequest::Claim(_) => {
+            let outcome = ClaimOutcome::Complete;
+            Ok(Outcome::Now(Answer::Claim(ClaimReply { v: V, outcome })))
+        }
+        WorkerRequest::Leave(request) => {
+            if !has_left(run, peer, request.session) {
+                check_session(check_member(run, peer)?, request.session)?;
+                let event = left(&peer.worker, Departure::Left, &request.reason);
+                turn.append(run, event);
+            }
+            Ok(Outcome::Now(Answer::Done(Done { v: V })))
+        }
+        WorkerRequest::Submit(submission) => {
+            check_member(run, peer)?;
+            let statement = Digest::of(&submission.bytes);
+            counted_before(run, &submission.statement.lease, statement)
+                .unwrap_or_else(|| Err(run_closed(run.name()).into()))
+        }
+        WorkerRequest::Join(_)
+        | WorkerRequest::Renew(_)
+        | WorkerRequest::Release(_)
+        | WorkerRequest::Put(_)
+        | WorkerRequest::Get(_)
+        | WorkerRequest::Stage(_) => Err(run_closed(run.name()).into()),
+    }
+}

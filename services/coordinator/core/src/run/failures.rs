@@ -1,0 +1,234 @@
+//! Units that fail again and again. What is counted here lives as long as the process: a restart
+//! gives the unit out again, which is also how a person says that the cause is mended.
+
+use std::collections::BTreeMap;
+
+use ledger::Run;
+use schemas::lease::UnitId;
+use schemas::{Code, Refusal, UnixMillis, WorkerId};
+
+use crate::denial::cut_text;
+use crate::run::RunRoom;
+use crate::run::live::LiveRun;
+use crate::turn::Turn;
+
+/// A unit that every present worker failed halts the run after this many failures: a single worker
+/// gets some tries, since a machine may be out of memory for a moment.
+const UNIT_FAILURES_MIN: u32 = 4;
+/// Failures without a result in between, of all workers together, that are shown when they are of
+/// the moment.
+const FAILED_IN_A_ROW_MIN: u32 = 2;
+/// Failures that are named in a reason: it is one line on a terminal.
+const NAMED_MAX: usize = 3;
+/// Characters of one failure in a reason.
+const REASON_CHARACTERS: usize = 160;
+
+/// The failures of one unit.
+#[derive(Debug, Default)]
+pub(crate) struct Failures {
+    total: u32,
+    /// The workers that failed it, each with its last reason.
+    by: BTreeMap<WorkerId, Refusal>,
+}
+
+impl Failures {
+    pub(crate) fn is_by(&self, worker: &WorkerId) -> bool {
+        self.by.contains_key(worker)
+    }
+
+    /// Shown while the unit is tried again; one failure is nothing to look at.
+    pub(crate) fn as_trouble(&self, unit: &UnitId) -> Option<Refusal> {
+        let (worker, last) = self.by.first_key_value().filter(|_| self.total > 1)?;
+        let detail = format!(
+            "unit {unit} failed {} times, with {}: {}",
+            self.total,
+            worker.short(),
+            last.detail
+        );
+        Some(Refusal::new(last.code, detail))
+    }
+
+    /// True when another try is of no use.
+    fn are_enough(&self, run: &Run) -> bool {
+        let mut present = run
+            .members
+            .iter()
+            .filter(|(_, member)| member.present)
+            .map(|(worker, _)| worker)
+            .peekable();
+        let by_all = present.peek().is_some() && present.all(|worker| self.is_by(worker));
+        by_all && self.total >= UNIT_FAILURES_MIN
+    }
+}
+
+impl RunRoom<'_> {
+    /// A unit failed with a worker that said why.
+    pub(crate) fn unit_failed(
+        &mut self,
+        turn: &mut Turn<'_>,
+        unit: UnitId,
+        worker: &WorkerId,
+        refusal: &Refusal,
+    ) {
+        let live = &mut *self.live;
+        live.last_failures.insert(worker.clone(), refusal.clone());
+        live.failed_in_a_row = live.failed_in_a_row.saturating_add(1);
+        if !is_of_the_moment(refusal.code) {
+            let failures = live.failures.entry(unit).or_default();
+            failures.total = failures.total.saturating_add(1);
+            failures.by.insert(worker.clone(), refusal.clone());
+            self.judge_failures(turn);
+        }
+    }
+
+    /// A unit's result was refused. Only numbers that training came to can be the unit's fault; a
+    /// result of the wrong form is the worker's own, which is removed when it goes on so, and must
+    /// not halt the run for the others.
+    pub(crate) fn result_refused(
+        &mut self,
+        turn: &mut Turn<'_>,
+        unit: UnitId,
+        worker: &WorkerId,
+        refusal: &Refusal,
+    ) {
+        if matches!(refusal.code, Code::NotFinite | Code::NormOutlier) {
+            self.unit_failed(turn, unit, worker, refusal);
+        } else {
+            let last = &mut self.live.last_failures;
+            last.insert(worker.clone(), refusal.clone());
+        }
+    }
+
+    /// A unit has a result: how long it took is remembered, how often it failed is not.
+    pub(crate) fn note_result(&mut self, now: UnixMillis, unit: &UnitId) {
+        let mut leases = self.run.leases();
+        let held = leases.find(|(lease, ..)| lease.unit == *unit);
+        let (_, worker, since) = held.expect("a result that counts is of a lease that is held");
+        let live = &mut *self.live;
+        live.failures.remove(unit);
+        live.last_failures.remove(worker);
+        live.failed_in_a_row = 0;
+        live.spans.note(unit, worker, since, now);
+    }
+
+    /// Halts a run of which a unit fails with everybody, and lets it go on when a worker joins that
+    /// has not failed the unit. To be called whenever a unit fails, or the members change.
+    pub(crate) fn judge_failures(&mut self, turn: &mut Turn<'_>) {
+        let mut failures = self.live.failures.iter();
+        let hopeless = failures.find(|(_, failures)| failures.are_enough(&self.run));
+        let halted = self.live.executor.halted.as_ref();
+        match (hopeless, halted.map(|refusal| refusal.code)) {
+            (Some((unit, failures)), None) => {
+                let (total, workers) = (failures.total, failures.by.len());
+                let detail = format!(
+                    "unit {unit} failed {total} times with {workers} workers: {}",
+                    named(failures.by.iter())
+                );
+                self.halt(turn, &Refusal::new(Code::UnitFails, detail));
+            }
+            (None, Some(Code::UnitFails)) => {
+                self.live.executor.halted = None;
+                self.mark_changed(turn);
+            }
+            // As it was: it goes on, or stays halted for this or for another reason.
+            (None | Some(_), _) => {}
+        }
+    }
+}
+
+/// What keeps every present worker from a result, when it is nothing that speaks against a unit: a
+/// store that is full or away passes, so it halts nothing, but a run that stands for hours says
+/// why. One failure each way is nothing to look at.
+pub(crate) fn nobody_gets_through(run: &Run, live: &LiveRun) -> Option<Refusal> {
+    let present = run
+        .members
+        .iter()
+        .filter(|(_, member)| member.present)
+        .map(|(worker, _)| worker);
+    let failed: Option<BTreeMap<_, _>> = present
+        .map(|worker| live.last_failures.get_key_value(worker))
+        .collect();
+    let failed = failed
+        .filter(|failed| live.failed_in_a_row >= FAILED_IN_A_ROW_MIN.max(failed.len() as u32))?;
+    let (_, first) = failed.first_key_value()?;
+    Some(Refusal::new(
+        first.code,
+        format!("no worker gets a unit done: {}", named(failed.into_iter())),
+    ))
+}
+
+/// A worker's reason for giving a lease back when it is a failure: then it begins with a code.
+pub(crate) fn stated_failure(reason: &str) -> Option<Refusal> {
+    let (code, rest) = reason.split_once(' ').unwrap_or((reason, ""));
+    let code: Code = code.parse().ok()?;
+    let title = code.title();
+    let detail = rest
+        .strip_prefix(title)
+        .and_then(|rest| rest.strip_prefix(": "))
+        .unwrap_or(rest);
+    Some(Refusal::new(code, cut_text(detail)))
+}
+
+/// `worker: reason` for the first few, and how many more there are.
+pub(crate) fn named<'a>(
+    failures: impl ExactSizeIterator<Item = (&'a WorkerId, &'a Refusal)>,
+) -> String {
+    let more = failures.len().saturating_sub(NAMED_MAX);
+    let one = |(worker, refusal): (&WorkerId, &Refusal)| {
+        let reason: String = refusal
+            .to_string()
+            .chars()
+            .take(REASON_CHARACTERS)
+            .collect();
+        format!("{}: {reason}", worker.short())
+    };
+    let mut text = failures
+        .take(NAMED_MAX)
+        .map(one)
+        .collect::<Vec<_>>()
+        .join("; ");
+    if more > 0 {
+        text.push_str(&format!("; and {more} more"));
+    }
+    text
+}
+
+/// Failures that say nothing about the unit: somebody was away, or the lease was taken away.
+fn is_of_the_moment(code: Code) -> bool {
+    matches!(
+        code,
+        Code::BusUnreachable
+            | Code::NoAnswer
+            | Code::StoreUnreachable
+            | Code::CertificateUntrusted
+            | Code::ServerCertificateExpired
+            | Code::StoreFull
+            | Code::UrlRefused
+            | Code::LeaseLost
+            | Code::LeaseUnknown
+            | Code::LeaseStalled
+            | Code::NotJoined
+            | Code::Draining
+            | Code::AskedTooMuch
+            | Code::ClockOff
+            | Code::Interrupted
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_counts_when_it_begins_with_a_code() {
+        let refusal = Refusal::new(Code::TrainingFailed, "out of memory");
+        assert_eq!(stated_failure(&refusal.to_string()), Some(refusal));
+        for other in ["stopped", "drained", "", "DL0000 nothing", "no reason"] {
+            assert_eq!(stated_failure(other), None, "{other}");
+        }
+        assert_eq!(
+            stated_failure("DL0803").map(|refusal| refusal.code),
+            Some(Code::TrainingFailed)
+        );
+    }
+}

@@ -1,0 +1,105 @@
+//! What members say of themselves every few seconds. It is shown, and decides nothing.
+
+use ledger::Run;
+use schemas::limits::{SPEED_MAX, TRAFFIC_MAX};
+use schemas::telemetry::Heartbeat;
+use schemas::{Bytes, Code, Millis, Refusal, UnixMillis};
+
+use crate::input::Peer;
+use crate::run::RunRoom;
+use crate::run::live::Traffic;
+use crate::run::members::{check_member, check_steps};
+use crate::run::results::check_loss;
+use crate::turn::{Denied, Turn};
+
+/// How much longer than a run a process may have counted what it does: clocks differ by less.
+const COUNTING_MARGIN: Millis = Millis::from_secs(60);
+
+/// What becomes of a heartbeat.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Heard {
+    /// It is the worker's newest.
+    Taken,
+    /// Its sender is no member: it learns that from its next request.
+    Stranger,
+    /// Its process was replaced: another one is the worker.
+    Replaced,
+    /// It was sent before the one that is here: counts only grow while a process lives.
+    Overtaken,
+}
+
+impl RunRoom<'_> {
+    pub(crate) fn heartbeat(
+        &mut self,
+        turn: &mut Turn<'_>,
+        peer: &Peer,
+        heartbeat: Heartbeat,
+    ) -> Result<Heard, Denied> {
+        let Ok(member) = check_member(&self.run, peer) else {
+            return Ok(Heard::Stranger);
+        };
+        if member.session != heartbeat.session {
+            return Ok(Heard::Replaced);
+        }
+        let presence = self.live.presence.get_mut(&peer.worker);
+        let presence = presence.expect("every member is watched");
+        presence.heard_at = turn.now;
+        let before = presence.heartbeat.as_ref();
+        if before.is_some_and(|before| is_older(&heartbeat, before)) {
+            return Ok(Heard::Overtaken);
+        }
+        let step = Traffic::between(before, &heartbeat);
+        let moved = self.live.moved.get(&peer.worker).copied();
+        let moved = moved.unwrap_or_default().plus(step);
+        check_heartbeat(&self.run, &heartbeat, moved, turn.now)?;
+        presence.heartbeat = Some(heartbeat);
+        self.live.moved.insert(peer.worker.clone(), moved);
+        self.live.traffic = self.live.traffic.plus(step);
+        self.mark_changed(turn);
+        Ok(Heard::Taken)
+    }
+}
+
+/// True when a count of the newer heartbeat is below that of the one before it.
+fn is_older(heartbeat: &Heartbeat, before: &Heartbeat) -> bool {
+    heartbeat.bytes_up < before.bytes_up
+        || heartbeat.bytes_down < before.bytes_down
+        || heartbeat.tokens < before.tokens
+}
+
+/// Refuses what a worker cannot have done: its speed, what it moved and trained; `moved` is over all
+/// its processes.
+fn check_heartbeat(
+    run: &Run,
+    heartbeat: &Heartbeat,
+    moved: Traffic,
+    now: UnixMillis,
+) -> Result<(), Refusal> {
+    let impossible = |detail: String| Err(Refusal::new(Code::NumberImpossible, detail));
+    let speed = heartbeat.tokens_per_second;
+    if !(0.0..=SPEED_MAX).contains(&speed) {
+        return impossible(format!(
+            "{speed} tokens a second, expected 0 to {SPEED_MAX}"
+        ));
+    }
+    if let Some(loss) = heartbeat.loss {
+        check_loss("last", loss)?;
+    }
+    check_steps(run, heartbeat.lease.as_ref(), heartbeat.steps_done)?;
+    let seconds = run.created_at.until(now.after(COUNTING_MARGIN)).get() / 1000;
+    let most = Bytes(TRAFFIC_MAX.get().saturating_mul(seconds));
+    for (way, bytes) in [("up", moved.up), ("down", moved.down)] {
+        if bytes > most {
+            return impossible(format!(
+                "{bytes} bytes {way} since the run began, at most {most} are believed"
+            ));
+        }
+    }
+    if heartbeat.tokens.get() as f64 > SPEED_MAX * seconds as f64 {
+        return impossible(format!(
+            "{} tokens in at most {seconds} s",
+            heartbeat.tokens
+        ));
+    }
+    Ok(())
+}

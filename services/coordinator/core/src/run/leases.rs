@@ -1,0 +1,416 @@
+//! The lease broker: claims, grants, renewals, and the ends of leases.
+
+use std::collections::BTreeSet;
+
+use ledger::{Run, Standing, Unit};
+use schemas::event::{LeaseEnd, LedgerEvent};
+use schemas::lease::{
+    ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, Manifest, ReleaseRequest, RenewReply,
+    RenewRequest, UnitId, UnitKind,
+};
+use schemas::limits::CLAIM_WAIT_MAX;
+use schemas::{Code, Digest, Millis, Refusal, RunId, UnixMillis, V, WorkerId};
+
+use crate::coordinator::draining;
+use crate::deadline::Alarm;
+use crate::effect::{Answer, Effect, Quarantine};
+use crate::input::{Peer, ReplyId};
+use crate::run::RunRoom;
+use crate::run::draw::Data;
+use crate::run::failures::stated_failure;
+use crate::run::live::{LiveLease, LiveRun, progress_wait};
+use crate::run::members::{check_member, check_session, check_steps, replaced};
+use crate::run::spare::{catches_up, may_evaluate};
+use crate::turn::{Handled, Outcome, Turn};
+
+/// A manifest is valid from this long before it is signed: clocks of one site differ by less.
+const CLOCK_SKEW_SECONDS: u64 = 5;
+
+/// What a look at a lease finds.
+enum Look {
+    /// Nobody holds the unit any more: the timer outlives the lease that it was set for.
+    Over,
+    /// Its result is being checked, and the lease does not end meanwhile.
+    Checked,
+    /// It runs until then.
+    Runs(UnixMillis),
+    /// It ends now.
+    Ends(LeaseRef, WorkerId, LeaseEnd),
+}
+
+impl RunRoom<'_> {
+    pub(crate) fn claim(
+        &mut self,
+        turn: &mut Turn<'_>,
+        peer: &Peer,
+        request: &ClaimRequest,
+        reply: ReplyId,
+    ) -> Handled {
+        let member = check_member(&self.run, peer)?;
+        check_session(member, request.session)?;
+        let held = member.lease;
+        if turn.draining {
+            return Err(draining().into());
+        }
+        if let Some(halted) = &self.live.executor.halted {
+            // Not the asker's fault: it asks again every few seconds for as long as that lasts.
+            return Ok(Outcome::NotNow(halted.clone()));
+        }
+        if held.is_none() {
+            // Spent when a lease is granted: a claim that waits in vain writes nothing, and is said
+            // again every few seconds.
+            self.live.check_fruitless(turn.now, &peer.worker)?;
+        }
+        let until = turn.now.after(request.wait.min(CLAIM_WAIT_MAX));
+        let older = self.live.claims.hold(peer.worker.clone(), reply, until);
+        self.wake(turn, until, Alarm::Claim(peer.worker.clone()));
+        if let Some(older) = older {
+            turn.answer_claim(older.reply, ClaimOutcome::Nothing);
+        }
+        if let Some(lease) = held {
+            self.repeat_grant(turn, &peer.worker, lease);
+        }
+        self.serve(turn);
+        Ok(Outcome::Later)
+    }
+
+    pub(crate) fn claim_due(&mut self, turn: &mut Turn<'_>, worker: &WorkerId) {
+        // A later claim of the worker has a timer of its own.
+        if let Some(claim) = self.live.claims.take_due(worker, turn.now) {
+            turn.answer_claim(claim.reply, ClaimOutcome::Nothing);
+        }
+    }
+
+    /// Grants ready units to waiting claims, as far as both go.
+    pub(crate) fn serve(&mut self, turn: &mut Turn<'_>) {
+        while let Some((worker, unit)) = self.next_grant(turn) {
+            self.grant(turn, worker, unit);
+        }
+    }
+
+    fn next_grant(&mut self, turn: &Turn<'_>) -> Option<(WorkerId, UnitId)> {
+        if turn.draining {
+            return None;
+        }
+        self.live.catching_up = catches_up(&self.run, self.live.catching_up);
+        pair(&self.run, self.live, turn.now)
+    }
+
+    fn grant(&mut self, turn: &mut Turn<'_>, worker: WorkerId, unit: UnitId) {
+        let found = self.run.units.get(&unit);
+        let epoch = found.expect("a ready unit is in the state").epoch.next();
+        let lease = LeaseRef { unit, epoch };
+        let granted = LedgerEvent::LeaseGranted {
+            lease,
+            worker: worker.clone(),
+        };
+        self.append(turn, granted);
+        self.live.spend(turn.now, &worker);
+        self.live.ready.remove(&unit);
+        self.hold_lease(turn, unit);
+        self.send_manifest(turn, &worker, lease);
+    }
+
+    /// Gives a worker that claims while it holds a lease the same lease again: the answer may have
+    /// been lost, or the worker began anew. While its result is being checked the claim waits for
+    /// what comes after.
+    fn repeat_grant(&mut self, turn: &mut Turn<'_>, worker: &WorkerId, lease: LeaseRef) {
+        let life = self.run.spec.policy.lease;
+        let held = self.live.lease_mut(&lease.unit);
+        if !held.is_checked() {
+            held.expires_at = turn.now.after(life);
+            self.send_manifest(turn, worker, lease);
+        }
+    }
+
+    /// Begins to watch a lease for expiry, one lease time from now.
+    pub(crate) fn hold_lease(&mut self, turn: &mut Turn<'_>, unit: UnitId) {
+        let expires_at = turn.now.after(self.run.spec.policy.lease);
+        let lease = LiveLease::new(turn.now, expires_at);
+        self.live.leases.insert(unit, lease);
+        self.wake(turn, expires_at, Alarm::Lease(unit));
+    }
+
+    /// Answers the worker's held claim with its lease. Without the data there is no work to
+    /// describe: the claim waits on.
+    fn send_manifest(&mut self, turn: &mut Turn<'_>, worker: &WorkerId, lease: LeaseRef) {
+        if let Some(data) = &self.live.data {
+            let (name, expires_at) = (self.run.name(), self.live.lease(&lease.unit).expires_at);
+            let manifest = manifest(name, &self.run, data, worker, lease, turn.now, expires_at);
+            let claim = self.live.claims.take(worker);
+            turn.out.push(Effect::Lease {
+                reply: claim.expect("a lease is sent to a worker that waits").reply,
+                manifest: Box::new(manifest),
+            });
+        }
+    }
+
+    /// Answers the claims of workers whose lease could not be described before.
+    pub(crate) fn repeat_grants(&mut self, turn: &mut Turn<'_>) {
+        let (run, waiting) = (&self.run, self.live.claims.in_order());
+        let held = |worker: &WorkerId| Some((worker.clone(), run.members.get(worker)?.lease?));
+        let found: Vec<(WorkerId, LeaseRef)> = waiting.filter_map(held).collect();
+        for (worker, lease) in found {
+            self.repeat_grant(turn, &worker, lease);
+        }
+    }
+
+    pub(crate) fn renew(
+        &mut self,
+        turn: &mut Turn<'_>,
+        peer: &Peer,
+        request: &RenewRequest,
+    ) -> Handled {
+        let life = self.run.spec.policy.lease;
+        if let Err(refusal) = check_holder(&self.run, peer, &request.lease) {
+            let stalled = self.live.stalled.get(&peer.worker) == Some(&request.lease);
+            return Err(if stalled {
+                stood_still(&request.lease, life).into()
+            } else {
+                refusal.into()
+            });
+        }
+        check_steps(&self.run, Some(&request.lease), request.steps_done)?;
+        let held = self.live.lease_mut(&request.lease.unit);
+        held.expires_at = turn.now.after(life);
+        held.renewed(turn.now, request.steps_done, request.bytes_moved);
+        Ok(Outcome::Now(Answer::Renew(RenewReply {
+            v: V,
+            expires_at: held.expires_at,
+            remaining: life,
+        })))
+    }
+
+    pub(crate) fn release(
+        &mut self,
+        turn: &mut Turn<'_>,
+        peer: &Peer,
+        request: &ReleaseRequest,
+    ) -> Handled {
+        // Else the answer to its first release was lost.
+        if !was_given_back(&self.run, peer, &request.lease) {
+            check_holder(&self.run, peer, &request.lease)?;
+            if self.live.lease(&request.lease.unit).is_checked() {
+                let detail = format!("the result of {} is being checked", request.lease);
+                return Err(Refusal::new(Code::AlreadyCounted, detail).into());
+            }
+            // Before the unit is open again: it goes to one that has not failed it, if there is
+            // any.
+            if let Some(refusal) = stated_failure(&request.reason) {
+                self.unit_failed(turn, request.lease.unit, &peer.worker, &refusal);
+            }
+            self.end_lease(turn, request.lease, LeaseEnd::Released);
+        }
+        Ok(Outcome::Now(Answer::Done(Done { v: V })))
+    }
+
+    pub(crate) fn lease_due(&mut self, turn: &mut Turn<'_>, unit: UnitId) {
+        match self.look(turn.now, unit) {
+            Look::Over | Look::Checked => {}
+            Look::Runs(until) => self.wake(turn, until, Alarm::Lease(unit)),
+            Look::Ends(lease, worker, cause) => {
+                if cause == LeaseEnd::Stalled {
+                    self.live.stalled.insert(worker.clone(), lease);
+                    let refusal = stood_still(&lease, self.run.spec.policy.lease);
+                    self.unit_failed(turn, unit, &worker, &refusal);
+                }
+                self.end_lease(turn, lease, cause);
+            }
+        }
+    }
+
+    fn look(&self, now: UnixMillis, unit: UnitId) -> Look {
+        let Some((worker, epoch)) = self.run.holder(&unit) else {
+            return Look::Over;
+        };
+        let held = self.live.lease(&unit);
+        if held.is_checked() {
+            return Look::Checked;
+        }
+        match held.due(self.run.spec.policy.lease) {
+            (due_at, _) if due_at > now => Look::Runs(due_at),
+            (_, cause) => Look::Ends(LeaseRef { unit, epoch }, worker.clone(), cause),
+        }
+    }
+
+    /// Ends a lease without a result; its unit may be granted again at once.
+    pub(crate) fn end_lease(&mut self, turn: &mut Turn<'_>, lease: LeaseRef, cause: LeaseEnd) {
+        let holder = self.run.holder(&lease.unit);
+        let (worker, epoch) = holder.expect("only a lease that is held ends");
+        assert_eq!(epoch, lease.epoch, "only the newest lease of a unit ends");
+        let worker = worker.clone();
+        let ended = LedgerEvent::LeaseEnded {
+            lease,
+            worker: worker.clone(),
+            cause,
+            tokens: self.run.unit_tokens(&lease.unit),
+        };
+        self.append(turn, ended);
+        self.free_unit(turn, lease, worker);
+    }
+
+    /// Drops what was kept for a lease that ended without a result, and lets its unit be granted
+    /// again.
+    pub(crate) fn free_unit(&mut self, turn: &mut Turn<'_>, lease: LeaseRef, worker: WorkerId) {
+        let held = self.live.end_lease(&lease.unit);
+        self.sweep(turn, lease, worker, held.uploads);
+        turn.out.push(Effect::Unstage {
+            run: self.run.name().clone(),
+            lease,
+        });
+        self.make_ready(turn, lease.unit);
+    }
+
+    /// Deletes what was uploaded under a lease that is over: it is of no use any more.
+    pub(crate) fn sweep(
+        &self,
+        turn: &mut Turn<'_>,
+        lease: LeaseRef,
+        worker: WorkerId,
+        uploads: BTreeSet<Digest>,
+    ) {
+        if !uploads.is_empty() {
+            let place = Quarantine::Worker {
+                run: self.run.name().clone(),
+                lease,
+                worker,
+            };
+            turn.out.push(Effect::Sweep {
+                place,
+                objects: uploads.into_iter().collect(),
+            });
+        }
+    }
+}
+
+impl Turn<'_> {
+    pub(crate) fn answer_claim(&mut self, reply: ReplyId, outcome: ClaimOutcome) {
+        self.reply(reply, Ok(Answer::Claim(ClaimReply { v: V, outcome })));
+    }
+}
+
+/// Refuses an asker that does not hold this lease now.
+pub(crate) fn check_holder(run: &Run, peer: &Peer, lease: &LeaseRef) -> Result<(), Refusal> {
+    let member = check_member(run, peer)?;
+    let holder = run.holder(&lease.unit);
+    if holder == Some((&peer.worker, lease.epoch)) {
+        return Ok(());
+    }
+    if member.fenced == Some(*lease) {
+        return Err(replaced(member));
+    }
+    let granted = match run.units.get(&lease.unit) {
+        Some(unit) => lease.epoch <= unit.epoch,
+        None => lease.unit.round < run.rounds_closed() || run.accepted.contains_key(&lease.unit),
+    };
+    let foreign = holder.is_some_and(|(_, epoch)| epoch == lease.epoch);
+    if granted && !foreign {
+        Err(Refusal::new(
+            Code::LeaseLost,
+            format!("lease {lease} is over"),
+        ))
+    } else {
+        Err(Refusal::new(
+            Code::LeaseUnknown,
+            format!("{} holds no lease {lease}", peer.worker),
+        ))
+    }
+}
+
+/// True when the asker held this lease last, gave it back, and nobody holds the unit now.
+fn was_given_back(run: &Run, peer: &Peer, lease: &LeaseRef) -> bool {
+    let own =
+        |unit: &Unit| unit.epoch == lease.epoch && unit.failed_by.as_ref() == Some(&peer.worker);
+    let open = run
+        .units
+        .get(&lease.unit)
+        .filter(|unit| unit.standing == Standing::Open);
+    check_member(run, peer).is_ok() && open.is_some_and(own)
+}
+
+fn stood_still(lease: &LeaseRef, life: Millis) -> Refusal {
+    let seconds = progress_wait(life).get() / 1000;
+    Refusal::new(
+        Code::LeaseStalled,
+        format!("no step and no byte of lease {lease} for {seconds} s"),
+    )
+}
+
+/// Who gets which unit next: claims first come first served, the oldest unit first and training
+/// before evaluation, which only who is not needed for the next round may take. A unit goes to a
+/// worker that failed it only if no other waits that could take it.
+fn pair(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<(WorkerId, UnitId)> {
+    let granting = live.executor.restored && live.executor.halted.is_none() && live.data.is_some();
+    if !granting || live.ready.is_empty() || live.claims.is_empty() {
+        return None;
+    }
+    let free = |worker: &WorkerId| {
+        run.member(worker)
+            .is_some_and(|member| member.lease.is_none())
+    };
+    let failed = |unit: &UnitId, worker: &WorkerId| {
+        let last = run
+            .units
+            .get(unit)
+            .is_some_and(|found| found.failed_by.as_ref() == Some(worker));
+        last || live
+            .failures
+            .get(unit)
+            .is_some_and(|failures| failures.is_by(worker))
+    };
+    let fits = |unit: &UnitId, worker: &WorkerId| {
+        unit.kind == UnitKind::Train || may_evaluate(run, live, worker, now)
+    };
+    let open = |unit: &UnitId| {
+        run.units
+            .get(unit)
+            .is_some_and(|found| found.standing == Standing::Open)
+    };
+    let mut second = None;
+    for worker in live.claims.in_order().filter(|worker| free(worker)) {
+        for unit in live
+            .ready
+            .iter()
+            .filter(|unit| open(unit) && fits(unit, worker))
+        {
+            if !failed(unit, worker) {
+                return Some((worker.clone(), *unit));
+            }
+            second.get_or_insert_with(|| (worker.clone(), *unit));
+        }
+    }
+    second
+}
+
+fn manifest(
+    name: &RunId,
+    run: &Run,
+    data: &Data,
+    worker: &WorkerId,
+    lease: LeaseRef,
+    now: UnixMillis,
+    expires_at: UnixMillis,
+) -> Manifest {
+    let round = lease.unit.round;
+    let base = run
+        .weights
+        .get(&round)
+        .expect("the weights of every unit that can be held are kept");
+    let issued = now.get() / 1000;
+    Manifest {
+        v: V,
+        // The shell signs, and writes the key it signs with here.
+        iss: String::new(),
+        aud: worker.clone(),
+        nbf: issued.saturating_sub(CLOCK_SKEW_SECONDS),
+        exp: expires_at.after(Millis(999)).get() / 1000,
+        iat: issued,
+        jti: format!("{name}/{}/{}/{}", round, lease.unit.token(), lease.epoch),
+        run: name.clone(),
+        spec: run.spec_digest,
+        lease,
+        expires_at,
+        base: base.clone(),
+        work: data.work(&run.spec, &lease.unit, run.steps_before(round)),
+    }
+}

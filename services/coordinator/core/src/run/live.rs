@@ -1,0 +1,466 @@
+//! What is known only while this process lives: held requests, deliveries of offers, when leases
+//! end, who was heard. Losing it costs time, never a result.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use schemas::event::LeaseEnd;
+use schemas::lease::{LeaseRef, UnitId};
+use schemas::run::RunSpec;
+use schemas::telemetry::Heartbeat;
+use schemas::{Bytes, Digest, Millis, ObjectRef, Refusal, Round, Steps, UnixMillis, WorkerId};
+
+use crate::input::{DeliveryId, ReplyId, ScreeningId};
+use crate::run::draw::Data;
+use crate::run::failures::Failures;
+use crate::run::results::Screening;
+use crate::run::spare::Spans;
+
+/// One open run.
+#[derive(Debug)]
+pub(crate) struct LiveRun {
+    /// Objects that members may read: those that the run's settings and its data manifest name.
+    pub(crate) readable: BTreeSet<Digest>,
+    pub(crate) data: Option<Data>,
+    pub(crate) executor: Executor,
+    pub(crate) claims: Claims,
+    pub(crate) offers: BTreeMap<UnitId, Offered>,
+    /// Units that may be granted: open, and delivered or waited for long enough.
+    pub(crate) ready: BTreeSet<UnitId>,
+    /// One for each lease that the ledger holds.
+    pub(crate) leases: BTreeMap<UnitId, LiveLease>,
+    /// Results that are being checked.
+    pub(crate) screenings: BTreeMap<ScreeningId, Screening>,
+    /// Units that failed and have no result yet.
+    pub(crate) failures: BTreeMap<UnitId, Failures>,
+    /// Why a worker failed last; kept when it leaves, to say why nobody is left.
+    pub(crate) last_failures: BTreeMap<WorkerId, Refusal>,
+    /// Failures of all workers since one of them had a result.
+    pub(crate) failed_in_a_row: u32,
+    /// The last lease of a worker that ended because it stood still: it is told so when it asks.
+    pub(crate) stalled: BTreeMap<WorkerId, LeaseRef>,
+    /// The last result of a worker that was refused: the lease, the statement, and why. The same
+    /// one is answered the same again.
+    pub(crate) refused: BTreeMap<WorkerId, (LeaseRef, Digest, Refusal)>,
+    pub(crate) spans: Spans,
+    /// Evaluations come before training, since too many wait.
+    pub(crate) catching_up: bool,
+    pub(crate) presence: BTreeMap<WorkerId, Presence>,
+    /// What each worker says it moved, over all its processes.
+    pub(crate) moved: BTreeMap<WorkerId, Traffic>,
+    /// What all of them say they moved.
+    pub(crate) traffic: Traffic,
+    /// Uploads of each worker that are in no result which counts.
+    pub(crate) unused: BTreeMap<WorkerId, Fading>,
+    /// What each worker has had written to the ledger since its last result that counts: joins and
+    /// leases. It outlives the membership, or leaving would wipe it out; the roster bounds whose
+    /// there are.
+    pub(crate) fruitless: BTreeMap<WorkerId, Fading>,
+    /// Requests for objects that wait for the data manifest.
+    pub(crate) reads: BTreeMap<WorkerId, Read>,
+    /// When the status was published last.
+    pub(crate) published_at: UnixMillis,
+    /// The run changed since.
+    pub(crate) changed: bool,
+}
+
+/// The merge executor's hold on the run's weights. It does one thing to them at a time, except that
+/// a save runs beside.
+#[derive(Debug, Default)]
+pub(crate) struct Executor {
+    /// It holds the weights of the newest round.
+    pub(crate) restored: bool,
+    /// What it was asked to do to the weights and has not answered.
+    pub(crate) task: Option<Task>,
+    /// It was asked to save and has not answered.
+    pub(crate) saving: bool,
+    /// Failures in a row; decides how long to wait before the next try.
+    pub(crate) failures: u32,
+    pub(crate) save_failures: u32,
+    /// Not before this.
+    pub(crate) retry_at: UnixMillis,
+    pub(crate) save_at: UnixMillis,
+    /// Why the last try failed; nothing once it went well.
+    pub(crate) trouble: Option<Refusal>,
+    pub(crate) save_trouble: Option<Refusal>,
+    /// The weights differ from what the ledger says, or cannot be had: the run gives out no work
+    /// until a restart.
+    pub(crate) halted: Option<Refusal>,
+}
+
+/// What the executor does to a run's weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    Restore,
+    Merge(Round),
+}
+
+/// Held claims in order of arrival; one a worker.
+#[derive(Debug, Default)]
+pub(crate) struct Claims {
+    by_worker: BTreeMap<WorkerId, Claim>,
+    order: BTreeMap<u64, WorkerId>,
+    arrived: u64,
+}
+
+/// A claim that waits for work.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Claim {
+    pub(crate) reply: ReplyId,
+    pub(crate) until: UnixMillis,
+    arrival: u64,
+}
+
+/// An offer that was asked for.
+#[derive(Debug)]
+pub(crate) struct Offered {
+    /// Its newest delivery. An older one is of the same message or of a copy; both are settled when
+    /// they come again.
+    pub(crate) delivery: Option<DeliveryId>,
+    /// When to look at it again.
+    pub(crate) due_at: UnixMillis,
+}
+
+/// A lease that is held.
+#[derive(Debug)]
+pub(crate) struct LiveLease {
+    pub(crate) expires_at: UnixMillis,
+    pub(crate) steps_done: Steps,
+    /// Bytes that its holder has moved, by its last renewal.
+    pub(crate) bytes_moved: Bytes,
+    /// When steps or bytes moved on last.
+    pub(crate) progress_at: UnixMillis,
+    /// When it was granted.
+    granted_at: UnixMillis,
+    /// Objects whose upload was granted under it.
+    pub(crate) uploads: BTreeSet<Digest>,
+    /// Chunks read ahead under it.
+    pub(crate) staged: usize,
+    /// The check of its result, while it runs; the lease does not expire meanwhile.
+    pub(crate) screening: Option<ScreeningId>,
+    /// Checks of its results that broke off or did not find the objects.
+    pub(crate) checks_failed: u32,
+}
+
+/// A member as it was last heard.
+#[derive(Debug)]
+pub(crate) struct Presence {
+    pub(crate) heard_at: UnixMillis,
+    pub(crate) heartbeat: Option<Heartbeat>,
+}
+
+/// Bytes that the workers of a run moved, by their own account. Of uploads the ledger tells what
+/// was of use; that is shown.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Traffic {
+    pub(crate) up: Bytes,
+    pub(crate) down: Bytes,
+}
+
+impl Traffic {
+    /// What a process moved between two of its heartbeats, or before its first.
+    pub(crate) fn between(before: Option<&Heartbeat>, now: &Heartbeat) -> Self {
+        let (up, down) = before.map_or((Bytes(0), Bytes(0)), |before| {
+            (before.bytes_up, before.bytes_down)
+        });
+        Self {
+            up: now.bytes_up - up,
+            down: now.bytes_down - down,
+        }
+    }
+
+    /// Both together.
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self {
+            up: self.up + other.up,
+            down: self.down + other.down,
+        }
+    }
+}
+
+/// A count that is forgotten little by little: what a worker did that is in no result which counts,
+/// or what an operator had written.
+#[derive(Debug, Default)]
+pub(crate) struct Fading {
+    count: usize,
+    /// Since when what is left was not forgotten.
+    since: UnixMillis,
+}
+
+impl Fading {
+    /// How many there are `now`; `each` are forgotten in every `span`.
+    pub(crate) fn at(&mut self, now: UnixMillis, each: usize, span: Millis) -> usize {
+        let spans = self.since.until(now).get() / span.get().max(1);
+        let forgotten = usize::try_from(spans)
+            .unwrap_or(usize::MAX)
+            .saturating_mul(each);
+        self.count = self.count.saturating_sub(forgotten);
+        self.since = if self.count == 0 {
+            now
+        } else {
+            self.since.after(Millis(spans.saturating_mul(span.get())))
+        };
+        self.count
+    }
+
+    /// There are more.
+    pub(crate) fn add(&mut self, more: usize) {
+        self.count = self.count.saturating_add(more);
+    }
+
+    /// These are in a result that counts.
+    pub(crate) fn used(&mut self, used: usize) {
+        self.count = self.count.saturating_sub(used);
+    }
+}
+
+/// A held request for objects.
+#[derive(Debug)]
+pub(crate) struct Read {
+    pub(crate) reply: ReplyId,
+    pub(crate) objects: Vec<Digest>,
+}
+
+impl LiveRun {
+    pub(crate) fn new(spec: &RunSpec) -> Self {
+        let model = &spec.model;
+        let named = [model.config, model.layout, spec.data];
+        Self {
+            readable: named
+                .iter()
+                .chain(&model.initial)
+                .map(|object: &ObjectRef| object.digest)
+                .collect(),
+            data: None,
+            executor: Executor::default(),
+            claims: Claims::default(),
+            offers: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            leases: BTreeMap::new(),
+            screenings: BTreeMap::new(),
+            failures: BTreeMap::new(),
+            last_failures: BTreeMap::new(),
+            failed_in_a_row: 0,
+            stalled: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            spans: Spans::default(),
+            catching_up: false,
+            presence: BTreeMap::new(),
+            moved: BTreeMap::new(),
+            traffic: Traffic::default(),
+            unused: BTreeMap::new(),
+            fruitless: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            published_at: UnixMillis(0),
+            changed: true,
+        }
+    }
+
+    /// A lease that the ledger holds.
+    pub(crate) fn lease(&self, unit: &UnitId) -> &LiveLease {
+        self.leases.get(unit).expect(WATCHED)
+    }
+
+    pub(crate) fn lease_mut(&mut self, unit: &UnitId) -> &mut LiveLease {
+        self.leases.get_mut(unit).expect(WATCHED)
+    }
+
+    /// Takes what was kept for a lease that is over.
+    pub(crate) fn end_lease(&mut self, unit: &UnitId) -> LiveLease {
+        self.leases.remove(unit).expect(WATCHED)
+    }
+}
+
+const WATCHED: &str = "every lease that is held is watched";
+
+impl Executor {
+    /// The last task went well.
+    pub(crate) fn succeeded(&mut self) {
+        self.failures = 0;
+        self.trouble = None;
+    }
+
+    /// True when the answer is to what was asked; an answer to nothing changes nothing.
+    pub(crate) fn finishes(&mut self, task: Task) -> bool {
+        let asked = self.task == Some(task);
+        if asked {
+            self.task = None;
+        }
+        asked
+    }
+}
+
+impl LiveLease {
+    /// A lease that is granted now.
+    pub(crate) fn new(now: UnixMillis, expires_at: UnixMillis) -> Self {
+        Self {
+            expires_at,
+            steps_done: Steps(0),
+            bytes_moved: Bytes(0),
+            progress_at: now,
+            granted_at: now,
+            uploads: BTreeSet::new(),
+            staged: 0,
+            screening: None,
+            checks_failed: 0,
+        }
+    }
+
+    /// True while its result is being checked.
+    pub(crate) fn is_checked(&self) -> bool {
+        self.screening.is_some()
+    }
+
+    /// Takes over what a renewal says. Steps beyond those of the unit are no progress; a count of
+    /// bytes that begins again is that of another process.
+    pub(crate) fn renewed(&mut self, now: UnixMillis, steps_done: Steps, bytes_moved: Bytes) {
+        if steps_done > self.steps_done || bytes_moved > self.bytes_moved {
+            self.progress_at = now;
+        }
+        // Never back: else a worker that says 1, 0, 1, 0 would move on for ever.
+        self.steps_done = self.steps_done.max(steps_done);
+        self.bytes_moved = self.bytes_moved.max(bytes_moved);
+    }
+
+    /// When the lease ends unless it is renewed and moves on, and why.
+    pub(crate) fn due(&self, life: Millis) -> (UnixMillis, LeaseEnd) {
+        let stalls_at = self
+            .progress_at
+            .after(progress_wait(life))
+            .min(self.granted_at.after(LEASE_AGE_MAX));
+        if stalls_at < self.expires_at {
+            (stalls_at, LeaseEnd::Stalled)
+        } else {
+            (self.expires_at, LeaseEnd::Expired)
+        }
+    }
+}
+
+impl Claims {
+    /// Holds a claim; gives back the worker's older one, which it replaces.
+    pub(crate) fn hold(
+        &mut self,
+        worker: WorkerId,
+        reply: ReplyId,
+        until: UnixMillis,
+    ) -> Option<Claim> {
+        let older = self.take(&worker);
+        self.arrived += 1;
+        self.order.insert(self.arrived, worker.clone());
+        self.by_worker.insert(
+            worker,
+            Claim {
+                reply,
+                until,
+                arrival: self.arrived,
+            },
+        );
+        older
+    }
+
+    pub(crate) fn take(&mut self, worker: &WorkerId) -> Option<Claim> {
+        let claim = self.by_worker.remove(worker)?;
+        self.order.remove(&claim.arrival);
+        Some(claim)
+    }
+
+    /// Takes a worker's claim if it has waited long enough.
+    pub(crate) fn take_due(&mut self, worker: &WorkerId, now: UnixMillis) -> Option<Claim> {
+        let due = self.get(worker).is_some_and(|claim| claim.until <= now);
+        due.then(|| self.take(worker)).flatten()
+    }
+
+    pub(crate) fn get(&self, worker: &WorkerId) -> Option<&Claim> {
+        self.by_worker.get(worker)
+    }
+
+    /// The workers whose claims are held, first come first.
+    pub(crate) fn in_order(&self) -> impl Iterator<Item = &WorkerId> {
+        self.order.values()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    /// Empties it, first come first.
+    pub(crate) fn drain(&mut self) -> Vec<ReplyId> {
+        let order = std::mem::take(&mut self.order);
+        let mut held = std::mem::take(&mut self.by_worker);
+        order
+            .values()
+            .filter_map(|worker| held.remove(worker))
+            .map(|claim| claim.reply)
+            .collect()
+    }
+}
+
+/// How long a lease lasts whatever its holder reports, which nobody can check: weeks of training
+/// are many units. A worker that only says that it moves on keeps its round from closing for a day
+/// at most.
+const LEASE_AGE_MAX: Millis = Millis::from_secs(24 * 3600);
+
+/// How long a lease of a run with this lease time may be renewed without a step or a byte. What
+/// moves nothing for so long and is all right is one step, or the encoding between the last step
+/// and the first byte; both take minutes at most.
+pub(crate) fn progress_wait(life: Millis) -> Millis {
+    PROGRESS_WAIT_MIN.max(Millis(life.get().saturating_mul(PROGRESS_WAIT_LEASES)))
+}
+
+/// See [`progress_wait`].
+const PROGRESS_WAIT_MIN: Millis = Millis::from_secs(600);
+/// As long as so many leases, where leases are long.
+const PROGRESS_WAIT_LEASES: u64 = 4;
+
+/// How long to wait after `failures` in a row: 1 s, doubled each time, at most 30 s.
+pub(crate) fn backoff(failures: u32) -> Millis {
+    Millis::from_secs((1_u64 << failures.saturating_sub(1).min(5)).min(30))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::worker;
+
+    #[test]
+    fn claims_are_served_in_order_of_arrival_and_a_newer_one_goes_to_the_end() {
+        let mut claims = Claims::default();
+        let (a, b) = (worker(1), worker(2));
+        assert!(claims.hold(a.clone(), ReplyId(1), UnixMillis(9)).is_none());
+        assert!(claims.hold(b.clone(), ReplyId(2), UnixMillis(9)).is_none());
+        assert_eq!(claims.in_order().next(), Some(&a));
+        assert_eq!(
+            claims
+                .hold(a.clone(), ReplyId(3), UnixMillis(9))
+                .map(|claim| claim.reply),
+            Some(ReplyId(1))
+        );
+        assert_eq!(claims.in_order().next(), Some(&b));
+        assert_eq!(claims.drain(), [ReplyId(2), ReplyId(3)]);
+        assert!(claims.is_empty() && claims.get(&a).is_none());
+    }
+
+    #[test]
+    fn unused_uploads_are_forgotten_little_by_little() {
+        let (span, start) = (Millis(10), UnixMillis(1000));
+        let mut unused = Fading::default();
+        assert_eq!(unused.at(start, 2, span), 0);
+        unused.add(8);
+        assert_eq!(unused.at(UnixMillis(1009), 2, span), 8);
+        assert_eq!(unused.at(UnixMillis(1010), 2, span), 6);
+        // Looking often forgets no more and no less.
+        assert_eq!(unused.at(UnixMillis(1019), 2, span), 6);
+        assert_eq!(unused.at(UnixMillis(1020), 2, span), 4);
+        unused.used(1);
+        assert_eq!(unused.at(UnixMillis(1030), 2, span), 1);
+        assert_eq!(unused.at(UnixMillis(u64::MAX), 2, Millis(0)), 0);
+    }
+
+    #[test]
+    fn waits_grow_to_a_bound() {
+        let seconds: Vec<u64> = [1, 2, 3, 6, 7, u32::MAX]
+            .iter()
+            .map(|n| backoff(*n).get() / 1000)
+            .collect();
+        assert_eq!(seconds, [1, 2, 4, 30, 30, 30]);
+    }
+}

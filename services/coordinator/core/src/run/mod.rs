@@ -1,0 +1,97 @@
+//! A run's room: what the ledger holds about one run, what is known only while this process lives,
+//! and every decision about it, one conversation a file.
+//!
+//! | file | decides |
+//! | --- | --- |
+//! | `members`, `heartbeat` | who works for the run, and what it says of itself |
+//! | `leases` | who gets which unit, and until when |
+//! | `results` | which results count |
+//! | `rounds` | when weights are restored, merged and saved |
+//! | `objects` | who may read and write which objects |
+//! | `offers` | which units are on the queue, and may be granted |
+//! | `failures` | when units that fail halt the run |
+//! | `spare`, `spending` | who may evaluate; what a worker may have written |
+//! | `draw` | which data a unit reads |
+//! | `closed` | what a run that is over still answers |
+//! | `view` | what operators and watchers see |
+//! | `live` | what is lost with the process |
+
+pub(crate) mod closed;
+mod draw;
+mod failures;
+mod heartbeat;
+mod leases;
+pub(crate) mod live;
+mod members;
+pub(crate) mod objects;
+mod offers;
+pub(crate) mod results;
+mod rounds;
+mod spare;
+pub(crate) mod spending;
+pub(crate) mod view;
+
+use ledger::RunFold;
+use schemas::UnixMillis;
+use schemas::event::LedgerEvent;
+
+use crate::deadline::{Alarm, Timer};
+use crate::input::{Peer, ReplyId, WorkerRequest};
+use crate::run::live::LiveRun;
+use crate::turn::{Handled, Turn};
+
+/// One open run.
+#[derive(Debug)]
+pub(crate) struct RunRoom<'a> {
+    /// What the ledger holds; only [`RunRoom::append`] changes it.
+    pub(crate) run: RunFold<'a>,
+    /// What is lost with the process.
+    pub(crate) live: &'a mut LiveRun,
+}
+
+impl RunRoom<'_> {
+    /// Decides about a worker's request.
+    pub(crate) fn request(
+        &mut self,
+        turn: &mut Turn<'_>,
+        peer: &Peer,
+        request: WorkerRequest,
+        reply: ReplyId,
+    ) -> Handled {
+        self.heard(turn.now, &peer.worker);
+        match request {
+            WorkerRequest::Join(request) => self.join(turn, peer, request),
+            WorkerRequest::Leave(request) => self.leave(turn, peer, &request),
+            WorkerRequest::Claim(request) => self.claim(turn, peer, &request, reply),
+            WorkerRequest::Renew(request) => self.renew(turn, peer, &request),
+            WorkerRequest::Release(request) => self.release(turn, peer, &request),
+            WorkerRequest::Put(request) => self.put(turn, peer, request, reply),
+            WorkerRequest::Get(request) => self.get(turn, peer, request, reply),
+            WorkerRequest::Stage(request) => self.stage(turn, peer, &request),
+            WorkerRequest::Submit(submission) => self.submit(turn, peer, submission, reply),
+        }
+    }
+
+    /// Looks at what a timer points to; each finds by itself that nothing is due any more.
+    pub(crate) fn alarm(&mut self, turn: &mut Turn<'_>, alarm: Alarm) {
+        match alarm {
+            Alarm::Lease(unit) => self.lease_due(turn, unit),
+            Alarm::Silence(worker) => self.silence_due(turn, &worker),
+            Alarm::Claim(worker) => self.claim_due(turn, &worker),
+            Alarm::Offer(unit) => self.offer_due(turn, unit),
+            Alarm::Weights => self.advance(turn),
+            Alarm::Status => self.status_due(turn),
+        }
+    }
+
+    /// Writes an event of this run.
+    pub(crate) fn append(&mut self, turn: &mut Turn<'_>, event: LedgerEvent) {
+        turn.append(&mut self.run, event);
+        self.mark_changed(turn);
+    }
+
+    pub(crate) fn wake(&self, turn: &mut Turn<'_>, at: UnixMillis, alarm: Alarm) {
+        let run = self.run.name().clone();
+        turn.timers.set(at, Timer::Room(run, alarm));
+    }
+}

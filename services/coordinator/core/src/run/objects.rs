@@ -1,0 +1,262 @@
+//! The objects that workers may read and write.
+
+use std::collections::BTreeSet;
+
+use ledger::Run;
+use schemas::blob::{GetRequest, PutRequest};
+use schemas::contribution::StageRequest;
+use schemas::lease::{Done, UnitKind};
+use schemas::limits::{CHUNKS_MAX, GRANTS_MAX, OBJECT_BYTES_MAX};
+use schemas::{Bytes, Code, Digest, ObjectRef, Refusal, V};
+
+use crate::effect::{Answer, Effect, Quarantine};
+use crate::input::{Peer, ReplyId};
+use crate::run::RunRoom;
+use crate::run::leases::check_holder;
+use crate::run::live::{LiveRun, Read};
+use crate::run::members::check_member;
+use crate::turn::{Handled, Outcome, Turn};
+
+/// Most different objects that may be uploaded under one lease, for each chunk of the run: a worker
+/// that begins a unit anew may come to other bytes, but not often. An upload that is asked for
+/// again is the same object.
+const UPLOADS_A_CHUNK_MAX: usize = 4;
+/// Most uploads of a worker, for each chunk of the run, that are in no result which counts, however
+/// often it takes a lease and gives it back. Those of one contribution are forgotten in every lease
+/// time: a worker that loses a lease by being slow took at least that long.
+const UNUSED_A_CHUNK_MAX: usize = 4;
+/// Most chunks read ahead under one lease: every chunk again and again while a bad line makes a
+/// worker repeat.
+const LEASE_STAGED_MAX: usize = 16 * CHUNKS_MAX;
+
+/// A read that waited for the data manifest and is refused.
+#[derive(Debug)]
+pub(crate) struct RefusedRead {
+    pub(crate) peer: Peer,
+    pub(crate) reply: ReplyId,
+    pub(crate) refusal: Refusal,
+}
+
+impl RunRoom<'_> {
+    pub(crate) fn put(
+        &mut self,
+        turn: &mut Turn<'_>,
+        peer: &Peer,
+        request: PutRequest,
+        reply: ReplyId,
+    ) -> Handled {
+        check_holder(&self.run, peer, &request.lease)?;
+        check_objects(&request.objects)?;
+        check_uploads(&self.run, &request)?;
+        let asked: BTreeSet<Digest> = request.objects.iter().map(|object| object.digest).collect();
+        if asked.len() < request.objects.len() {
+            let detail = "an object is named twice in one request";
+            return Err(Refusal::new(Code::MessageInvalid, detail).into());
+        }
+        self.count_uploads(turn, peer, &request, asked)?;
+        let place = Quarantine::Worker {
+            run: self.run.name().clone(),
+            lease: request.lease,
+            worker: peer.worker.clone(),
+        };
+        turn.out.push(Effect::GrantPut {
+            reply,
+            place,
+            objects: request.objects,
+        });
+        Ok(Outcome::Later)
+    }
+
+    /// Counts what a worker uploads under its lease, unless it is too much.
+    fn count_uploads(
+        &mut self,
+        turn: &Turn<'_>,
+        peer: &Peer,
+        request: &PutRequest,
+        asked: BTreeSet<Digest>,
+    ) -> Result<(), Refusal> {
+        let chunks = self.run.spec.model.initial.len();
+        let held = &self.live.lease(&request.lease.unit).uploads;
+        let new = asked.difference(held).count();
+        let (different, different_max) = (held.len() + new, UPLOADS_A_CHUNK_MAX * chunks);
+        if different > different_max {
+            let detail = format!(
+                "{different} different objects under lease {}, at most {different_max}",
+                request.lease
+            );
+            return Err(Refusal::new(Code::ObjectForbidden, detail));
+        }
+        let life = self.run.spec.policy.lease;
+        let unused = self.live.unused.entry(peer.worker.clone()).or_default();
+        let total = unused.at(turn.now, chunks, life) + new;
+        if new > 0 && total > UNUSED_A_CHUNK_MAX * chunks {
+            let detail = format!(
+                "{total} uploads that are in no result, {chunks} are forgotten every {life} ms"
+            );
+            return Err(Refusal::new(Code::AskedTooMuch, detail));
+        }
+        unused.add(new);
+        let held = self.live.lease_mut(&request.lease.unit);
+        held.uploads.extend(asked);
+        Ok(())
+    }
+
+    pub(crate) fn stage(
+        &mut self,
+        turn: &mut Turn<'_>,
+        peer: &Peer,
+        request: &StageRequest,
+    ) -> Handled {
+        check_holder(&self.run, peer, &request.lease)?;
+        check_objects(&[request.object])?;
+        let chunks = self.run.spec.model.initial.len();
+        if request.index as usize >= chunks {
+            let detail = format!("chunk {} of {chunks}", request.index);
+            return Err(Refusal::new(Code::LayoutMismatch, detail).into());
+        }
+        let held = self.live.lease_mut(&request.lease.unit);
+        held.staged = held.staged.saturating_add(1);
+        if held.staged <= LEASE_STAGED_MAX && !held.is_checked() {
+            turn.out.push(Effect::Stage {
+                run: self.run.name().clone(),
+                lease: request.lease,
+                worker: peer.worker.clone(),
+                index: request.index,
+                object: request.object,
+            });
+        }
+        Ok(Outcome::Now(Answer::Done(Done { v: V })))
+    }
+
+    pub(crate) fn get(
+        &mut self,
+        turn: &mut Turn<'_>,
+        peer: &Peer,
+        request: GetRequest,
+        reply: ReplyId,
+    ) -> Handled {
+        check_member(&self.run, peer)?;
+        check_count(request.objects.len())?;
+        if let Some(halted) = &self.live.executor.halted {
+            return Ok(Outcome::NotNow(halted.clone()));
+        }
+        let objects = request.objects;
+        match forbidden(&self.run, self.live, &objects) {
+            None => turn.out.push(Effect::GrantGet { reply, objects }),
+            // After a restart the data manifest may not be here yet, and the object may be one of
+            // its shards.
+            Some(_) if self.live.data.is_none() => {
+                let read = Read { reply, objects };
+                if let Some(older) = self.live.reads.insert(peer.worker.clone(), read) {
+                    let refusal = Refusal::new(Code::NoAnswer, "a newer request took its place");
+                    turn.reply(older.reply, Err(refusal));
+                }
+            }
+            Some(digest) => return Err(object_forbidden(digest).into()),
+        }
+        Ok(Outcome::Later)
+    }
+
+    /// Answers requests that waited for the data manifest, and gives back those to refuse.
+    pub(crate) fn answer_reads(&mut self, turn: &mut Turn<'_>) -> Vec<RefusedRead> {
+        let mut refused = Vec::new();
+        for (worker, Read { reply, objects }) in std::mem::take(&mut self.live.reads) {
+            match forbidden(&self.run, self.live, &objects) {
+                None => turn.out.push(Effect::GrantGet { reply, objects }),
+                Some(digest) => {
+                    let member = self.run.member(&worker);
+                    let member = member.expect("the reads of a worker that leaves are answered");
+                    let peer = Peer {
+                        account: member.account.clone(),
+                        run: self.run.name().clone(),
+                        worker,
+                    };
+                    refused.push(RefusedRead {
+                        peer,
+                        reply,
+                        refusal: object_forbidden(digest),
+                    });
+                }
+            }
+        }
+        refused
+    }
+}
+
+pub(crate) fn check_count(objects: usize) -> Result<(), Refusal> {
+    if (1..=GRANTS_MAX).contains(&objects) {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        Code::MessageInvalid,
+        format!("{objects} objects in one request, expected 1 to {GRANTS_MAX}"),
+    ))
+}
+
+pub(crate) fn check_objects(objects: &[ObjectRef]) -> Result<(), Refusal> {
+    check_count(objects.len())?;
+    if let Some(empty) = objects.iter().find(|object| object.bytes == Bytes(0)) {
+        return Err(Refusal::new(
+            Code::SizeMismatch,
+            format!("object {} is empty", empty.digest),
+        ));
+    }
+    match objects
+        .iter()
+        .find(|object| object.bytes > OBJECT_BYTES_MAX)
+    {
+        Some(large) => {
+            let detail = format!(
+                "object {} has {} bytes, at most {OBJECT_BYTES_MAX}",
+                large.digest, large.bytes
+            );
+            Err(Refusal::new(Code::ObjectTooLarge, detail))
+        }
+        None => Ok(()),
+    }
+}
+
+/// What is uploaded under a lease are chunks of a contribution, and nothing of another length.
+fn check_uploads(run: &Run, request: &PutRequest) -> Result<(), Refusal> {
+    if request.lease.unit.kind == UnitKind::Evaluate {
+        let detail = format!(
+            "lease {} is of an evaluation, which uploads nothing",
+            request.lease
+        );
+        return Err(Refusal::new(Code::ObjectForbidden, detail));
+    }
+    match request
+        .objects
+        .iter()
+        .find(|object| !run.spec.is_upload_length(object.bytes))
+    {
+        Some(other) => {
+            let detail = format!(
+                "object {} has {} bytes, no chunk of the run has",
+                other.digest, other.bytes
+            );
+            Err(Refusal::new(Code::SizeMismatch, detail))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The first object that a member may not read.
+fn forbidden(run: &Run, live: &LiveRun, objects: &[Digest]) -> Option<Digest> {
+    let is_weight = |digest: &Digest| {
+        run.weights
+            .values()
+            .any(|weights| weights.chunks.iter().any(|chunk| chunk.digest == *digest))
+    };
+    objects
+        .iter()
+        .find(|digest| !live.readable.contains(digest) && !is_weight(digest))
+        .copied()
+}
+
+fn object_forbidden(digest: Digest) -> Refusal {
+    Refusal::new(
+        Code::ObjectForbidden,
+        format!("{digest} is no object that the run lets its workers read now"),
+    )
+}

@@ -1,0 +1,457 @@
+//! Results: which may count, what their checks came to, and what becomes of the tokens.
+
+use std::collections::BTreeSet;
+
+use ledger::Run;
+use schemas::contribution::{
+    Contribution, Evaluation, Fate, Outcome as Stated, Statement, SubmitReply,
+};
+use schemas::event::{Departure, LedgerEvent};
+use schemas::lease::{LeaseRef, UnitKind};
+use schemas::limits::{LOSS_MAX, TRAIN_MAX};
+use schemas::{Code, Digest, Millis, Refusal, RunId, Tokens, V, WorkerId};
+use serde_bytes::ByteArray;
+
+use crate::deadline::Alarm;
+use crate::denial::cut_text;
+use crate::effect::{Answer, Effect};
+use crate::input::{Peer, ReplyId, Screened, ScreeningId, Submission};
+use crate::run::RunRoom;
+use crate::run::leases::check_holder;
+use crate::run::members::check_member;
+use crate::turn::{Handled, Outcome, Turn};
+
+/// Most askers that wait for one check. A worker that asks again no longer hears the answer to its
+/// first question, so the oldest gives way.
+const REPEATS_MAX: usize = 8;
+/// Checks under one lease that may break off or miss an object before the result is refused.
+const CHECKS_FAILED_MAX: u32 = 4;
+
+/// A result that is being checked.
+#[derive(Debug)]
+pub(crate) struct Screening {
+    worker: WorkerId,
+    submission: Submission,
+    /// The digest of the statement as it was signed.
+    statement: Digest,
+    /// Requests that wait, and the statement of each.
+    replies: Vec<(ReplyId, Digest)>,
+}
+
+impl Screening {
+    /// Requests that wait for the verdict.
+    pub(crate) fn replies(&self) -> impl Iterator<Item = ReplyId> {
+        self.replies.iter().map(|(reply, _)| *reply)
+    }
+
+    fn lease(&self) -> LeaseRef {
+        self.submission.statement.lease
+    }
+}
+
+impl RunRoom<'_> {
+    pub(crate) fn submit(
+        &mut self,
+        turn: &mut Turn<'_>,
+        peer: &Peer,
+        submission: Submission,
+        reply: ReplyId,
+    ) -> Handled {
+        let audit_key = check_member(&self.run, peer)?.audit_key.clone();
+        let lease = submission.statement.lease;
+        let statement = Digest::of(&submission.bytes);
+        if let Some(counted) = counted_before(&self.run, &lease, statement) {
+            return counted;
+        }
+        if let Some((of, stated, refusal)) = self.live.refused.get(&peer.worker)
+            && (*of, *stated) == (lease, statement)
+        {
+            // The answer to the first one was lost.
+            return Ok(Outcome::NotNow(refusal.clone()));
+        }
+        check_holder(&self.run, peer, &lease)?;
+        if let Some(running) = self.live.lease(&lease.unit).screening {
+            self.attach(turn, running, reply, statement);
+            return Ok(Outcome::Later);
+        }
+        let tokens = self.evaluation_tokens(lease.unit.kind)?;
+        let stated = &submission.statement;
+        if let Err(refusal) =
+            check_statement(self.run.name(), &self.run, &peer.worker, stated, tokens)
+        {
+            // The event of the rejection says it, as for a result that the check refuses later.
+            self.reject(turn, (lease, statement), &peer.worker, &refusal);
+            return Ok(Outcome::NotNow(refusal));
+        }
+        let screening = turn.screenings.begin(self.run.name());
+        let held = self.live.lease_mut(&lease.unit);
+        held.screening = Some(screening);
+        held.progress_at = turn.now;
+        let worker = peer.worker.clone();
+        let waiting = Screening {
+            worker: worker.clone(),
+            submission: submission.clone(),
+            statement,
+            replies: vec![(reply, statement)],
+        };
+        self.live.screenings.insert(screening, waiting);
+        turn.out.push(Effect::Screen {
+            screening,
+            spec: Box::new(self.run.spec.clone()),
+            worker,
+            audit_key,
+            submission: Box::new(submission),
+        });
+        Ok(Outcome::Later)
+    }
+
+    /// The tokens that a unit's evaluation must have; none for a training unit. After a restart
+    /// nobody can say that before the data is here.
+    fn evaluation_tokens(&self, kind: UnitKind) -> Result<Tokens, Refusal> {
+        match (kind, &self.live.data) {
+            (UnitKind::Train, _) => Ok(Tokens(0)),
+            (UnitKind::Evaluate, Some(data)) => Ok(data.evaluation_tokens(&self.run.spec)),
+            (UnitKind::Evaluate, None) => Err(Refusal::new(
+                Code::NoAnswer,
+                "the run's data is not loaded yet; submit again",
+            )),
+        }
+    }
+
+    /// A worker asks again while its result is being checked: both get the answer. Another result
+    /// of the same lease waits too, and is told what became of the first.
+    fn attach(
+        &mut self,
+        turn: &mut Turn<'_>,
+        running: ScreeningId,
+        reply: ReplyId,
+        statement: Digest,
+    ) {
+        let screening = self
+            .live
+            .screenings
+            .get_mut(&running)
+            .expect("a lease names only a check that runs");
+        if screening.replies.len() >= REPEATS_MAX {
+            let (oldest, _) = screening.replies.remove(0);
+            let refusal = Refusal::new(Code::NoAnswer, "a newer request took its place");
+            turn.reply(oldest, Err(refusal));
+        }
+        screening.replies.push((reply, statement));
+    }
+
+    /// A check of a result of this run has ended.
+    pub(crate) fn screened(
+        &mut self,
+        turn: &mut Turn<'_>,
+        screening: ScreeningId,
+        verdict: Result<Screened, Refusal>,
+    ) {
+        let done = self.live.screenings.remove(&screening);
+        let done = done.expect("a check that runs is in the room of its run");
+        self.live.lease_mut(&done.lease().unit).screening = None;
+        let norm_max = self.run.spec.policy.norm_max;
+        match verdict.and_then(|found| check_norm(found.norm, norm_max)) {
+            Ok(norm) => self.accept(turn, done, norm),
+            Err(refusal)
+                if is_transient(refusal.code) && !self.has_failed_enough(&done, refusal.code) =>
+            {
+                self.check_failed(turn, &done, &refusal);
+            }
+            Err(refusal) => {
+                let result = (done.lease(), done.statement);
+                self.reject(turn, result, &done.worker, &refusal);
+                turn.answer_all(&done, &refusal);
+            }
+        }
+    }
+
+    fn accept(&mut self, turn: &mut Turn<'_>, done: Screening, norm: f64) {
+        let lease = done.lease();
+        let Screening {
+            worker,
+            submission,
+            statement,
+            replies,
+        } = done;
+        let named = named_chunks(&submission.statement.outcome);
+        self.note_result(turn.now, &lease.unit);
+        let event = accepted(worker.clone(), submission, statement, norm);
+        self.append(turn, event);
+        self.live.fruitless.remove(&worker);
+        let uploads = self.live.end_lease(&lease.unit).uploads;
+        if let Some(unused) = self.live.unused.get_mut(&worker) {
+            // Other uploads of the lease came to nothing, like those of a lease without a result.
+            unused.used(uploads.intersection(&named).count());
+        }
+        // After a restart only the result tells what was uploaded.
+        let uploads = uploads.union(&named).copied().collect();
+        self.sweep(turn, lease, worker, uploads);
+        self.settle(turn, &lease.unit);
+        for (reply, asked) in replies {
+            let answer = if asked == statement {
+                Ok(merged())
+            } else {
+                Err(already_counted(&lease))
+            };
+            turn.reply(reply, answer);
+        }
+        self.advance(turn);
+        // The worker may have claimed while its result was being checked.
+        self.serve(turn);
+    }
+
+    /// True when this check ends the patience with a result. A store that is away is nobody's
+    /// fault; a check that breaks off, or that finds no object, again and again is the result's, and
+    /// must not hold its unit for ever.
+    fn has_failed_enough(&mut self, done: &Screening, code: Code) -> bool {
+        let broke_off = matches!(
+            code,
+            Code::Internal | Code::ObjectMissing | Code::UploadMissing
+        );
+        let held = self.live.lease_mut(&done.lease().unit);
+        held.checks_failed += u32::from(broke_off);
+        broke_off && held.checks_failed >= CHECKS_FAILED_MAX
+    }
+
+    /// The check could not be made, through no fault of the result: the lease runs on and the
+    /// worker may submit again.
+    fn check_failed(&mut self, turn: &mut Turn<'_>, done: &Screening, refusal: &Refusal) {
+        let unit = done.lease().unit;
+        // Nobody is left to submit again when its worker is gone.
+        let expires_at = match self.run.member(&done.worker) {
+            Some(_) => turn.now.after(self.run.spec.policy.lease),
+            None => turn.now,
+        };
+        self.live.lease_mut(&unit).expires_at = expires_at;
+        self.wake(turn, expires_at, Alarm::Lease(unit));
+        turn.answer_all(done, refusal);
+        self.repeat_grants(turn);
+    }
+
+    /// Refuses a result: its tokens are rejected, its unit is open again, and its worker has one
+    /// more strike.
+    fn reject(
+        &mut self,
+        turn: &mut Turn<'_>,
+        (lease, statement): (LeaseRef, Digest),
+        worker: &WorkerId,
+        refusal: &Refusal,
+    ) {
+        let refused = (lease, statement, refusal.clone());
+        self.live.refused.insert(worker.clone(), refused);
+        let rejected = LedgerEvent::ContributionRejected {
+            lease,
+            worker: worker.clone(),
+            code: refusal.code,
+            detail: cut_text(&refusal.detail),
+            tokens: self.run.unit_tokens(&lease.unit),
+        };
+        self.append(turn, rejected);
+        let strikes_max = u64::from(self.run.spec.policy.strikes_max);
+        let struck = self.run.members.get(worker);
+        if struck.is_some_and(|member| member.rejected >= strikes_max && !member.removed) {
+            let detail = format!("{strikes_max} refused results");
+            self.depart(turn, worker, Departure::Removed, &detail);
+        }
+        self.result_refused(turn, lease.unit, worker, refusal);
+        self.free_unit(turn, lease, worker.clone());
+    }
+}
+
+impl Turn<'_> {
+    fn answer_all(&mut self, done: &Screening, refusal: &Refusal) {
+        for reply in done.replies() {
+            self.reply(reply, Err(refusal.clone()));
+        }
+    }
+}
+
+/// The event that a result counts.
+fn accepted(worker: WorkerId, submission: Submission, statement: Digest, norm: f64) -> LedgerEvent {
+    let lease = submission.statement.lease;
+    let signature = ByteArray::new(submission.signature);
+    match submission.statement.outcome {
+        Stated::Contribution(contribution) => LedgerEvent::ContributionAccepted {
+            lease,
+            worker,
+            contribution: Box::new(contribution),
+            norm,
+            statement,
+            signature,
+        },
+        Stated::Evaluation(evaluation) => LedgerEvent::EvaluationAccepted {
+            lease,
+            worker,
+            evaluation,
+            statement,
+            signature,
+        },
+    }
+}
+
+/// The chunks that a result names, each once.
+fn named_chunks(outcome: &Stated) -> BTreeSet<Digest> {
+    match outcome {
+        Stated::Contribution(contribution) => contribution
+            .chunks
+            .iter()
+            .map(|chunk| chunk.digest)
+            .collect(),
+        Stated::Evaluation(_) => BTreeSet::new(),
+    }
+}
+
+/// Failures that say nothing about the result itself. An object that is missing can be uploaded
+/// again.
+fn is_transient(code: Code) -> bool {
+    matches!(
+        code,
+        Code::StoreUnreachable
+            | Code::CertificateUntrusted
+            | Code::ServerCertificateExpired
+            | Code::StoreFull
+            | Code::UrlRefused
+            | Code::ObjectMissing
+            | Code::UploadMissing
+            | Code::BusUnreachable
+            | Code::NoAnswer
+            | Code::Internal
+    )
+}
+
+/// The answer to a result of a unit that has one: the same statement counts once, and another does
+/// not count.
+pub(crate) fn counted_before(run: &Run, lease: &LeaseRef, statement: Digest) -> Option<Handled> {
+    let accepted = run.accepted.get(&lease.unit)?;
+    Some(if accepted.statement == statement {
+        Ok(Outcome::Now(merged()))
+    } else {
+        Err(already_counted(lease).into())
+    })
+}
+
+fn merged() -> Answer {
+    let fate = Fate::Merged;
+    Answer::Submit(SubmitReply { v: V, fate })
+}
+
+fn already_counted(lease: &LeaseRef) -> Refusal {
+    Refusal::new(
+        Code::AlreadyCounted,
+        format!("another result of unit {} counts", lease.unit),
+    )
+}
+
+/// Refuses a contribution whose norm is above the run's bound; 0 is none.
+///
+/// # Errors
+/// [`Code::NotFinite`] or [`Code::NormOutlier`].
+pub fn check_norm(norm: f64, norm_max: f64) -> Result<f64, Refusal> {
+    if !norm.is_finite() {
+        return Err(Refusal::new(
+            Code::NotFinite,
+            format!("the contribution's norm is {norm}"),
+        ));
+    }
+    if norm_max > 0.0 && norm > norm_max {
+        return Err(Refusal::new(
+            Code::NormOutlier,
+            format!("norm {norm} exceeds {norm_max}"),
+        ));
+    }
+    Ok(norm)
+}
+
+/// Checks what needs no object: the statement fits its run, its worker and its unit.
+fn check_statement(
+    name: &RunId,
+    run: &Run,
+    worker: &WorkerId,
+    statement: &Statement,
+    evaluation_tokens: Tokens,
+) -> Result<(), Refusal> {
+    let unfit = |detail: String| Err(Refusal::new(Code::StatementInvalid, detail));
+    if statement.run != *name || statement.worker != *worker {
+        return unfit(format!(
+            "stated by {} for run {}, sent by {worker} for {name}",
+            statement.worker, statement.run
+        ));
+    }
+    if statement.spec != run.spec_digest {
+        return unfit(format!(
+            "settings {} are not the run's, {}",
+            statement.spec, run.spec_digest
+        ));
+    }
+    match (&statement.outcome, statement.lease.unit.kind) {
+        (Stated::Contribution(contribution), UnitKind::Train) => {
+            check_contribution(run, contribution)
+        }
+        (Stated::Evaluation(evaluation), UnitKind::Evaluate) => {
+            check_evaluation(evaluation, evaluation_tokens)
+        }
+        (_, kind) => unfit(format!("the result is not of a unit of kind {kind:?}")),
+    }
+}
+
+fn check_contribution(run: &Run, contribution: &Contribution) -> Result<(), Refusal> {
+    let spec = &run.spec;
+    if contribution.layout != spec.model.layout.digest {
+        let detail = format!(
+            "layout {} is not the run's, {}",
+            contribution.layout, spec.model.layout.digest
+        );
+        return Err(Refusal::new(Code::LayoutMismatch, detail));
+    }
+    let (steps, tokens) = (spec.schedule.inner_steps, spec.unit_tokens());
+    if contribution.steps != steps || contribution.tokens != tokens {
+        let (got_steps, got_tokens) = (contribution.steps, contribution.tokens);
+        let detail =
+            format!("{got_steps} steps and {got_tokens} tokens, the unit has {steps} and {tokens}");
+        return Err(Refusal::new(Code::TokensMismatch, detail));
+    }
+    let (chunks, expected) = (contribution.chunks.len(), spec.model.initial.len());
+    if contribution.codec != spec.upload || chunks != expected {
+        let detail = format!(
+            "{chunks} chunks as {:?}, expected {expected} as {:?}",
+            contribution.codec, spec.upload
+        );
+        return Err(Refusal::new(Code::SizeMismatch, detail));
+    }
+    if Millis(contribution.train_ms) > TRAIN_MAX {
+        let detail = format!(
+            "the inner steps took {} ms, at most {TRAIN_MAX} are believed",
+            contribution.train_ms
+        );
+        return Err(Refusal::new(Code::NumberImpossible, detail));
+    }
+    check_loss("training", contribution.loss)
+}
+
+fn check_evaluation(evaluation: &Evaluation, expected: Tokens) -> Result<(), Refusal> {
+    if evaluation.tokens != expected || expected == Tokens(0) {
+        let detail = format!(
+            "evaluated {} tokens, the unit has {expected}",
+            evaluation.tokens
+        );
+        return Err(Refusal::new(Code::TokensMismatch, detail));
+    }
+    check_loss("held-out", evaluation.loss_sum / expected.get() as f64)
+}
+
+/// A mean of negative logarithms of probabilities is never below zero.
+pub(crate) fn check_loss(which: &str, loss: f64) -> Result<(), Refusal> {
+    if (0.0..=LOSS_MAX).contains(&loss) {
+        return Ok(());
+    }
+    let code = if loss.is_finite() {
+        Code::NumberImpossible
+    } else {
+        Code::NotFinite
+    };
+    Err(Refusal::new(
+        code,
+        format!("the {which} loss is {loss} nats a token, expected 0 to {LOSS_MAX}"),
+    ))
+}

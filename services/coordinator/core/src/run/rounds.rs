@@ -1,0 +1,317 @@
+//! Rounds: opening, merging, closing; and what keeps the weights in order: restoring and saving
+//! them.
+
+use std::sync::Arc;
+
+use ledger::{Run, Standing};
+use schemas::data::{DataManifest, Tokenizer};
+use schemas::event::LedgerEvent;
+use schemas::lease::{ClaimOutcome, UnitId, Weights};
+use schemas::{Code, ObjectRef, Refusal, Round, Tokens, UnixMillis, WorkerId};
+
+use crate::deadline::Alarm;
+use crate::effect::Effect;
+use crate::input::{Merged, ReplyId};
+use crate::run::RunRoom;
+use crate::run::draw::Data;
+use crate::run::live::{LiveRun, Task, backoff};
+use crate::run::objects::RefusedRead;
+use crate::turn::Turn;
+
+/// What a run needs next, besides its workers' results.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    Restore,
+    Open(Round),
+    Save(Round),
+    Merge(Round),
+    Complete,
+}
+
+impl RunRoom<'_> {
+    /// Does what is next for the run, until it waits for the outside. May be called at any time.
+    pub(crate) fn advance(&mut self, turn: &mut Turn<'_>) {
+        while let Some(step) = next_step(&self.run, self.live, turn.now) {
+            match step {
+                Step::Restore => self.restore(turn),
+                Step::Open(round) => self.open_round(turn, round),
+                Step::Save(round) => self.save(turn, round),
+                Step::Merge(round) => self.merge(turn, round),
+                Step::Complete => return self.complete(turn),
+            }
+        }
+    }
+
+    /// Takes up a run that the ledger holds, at the start of this process.
+    pub(crate) fn take_up(&mut self, turn: &mut Turn<'_>) {
+        let present = self.run.members.iter().filter(|(_, m)| m.present);
+        let members: Vec<WorkerId> = present.map(|(worker, _)| worker.clone()).collect();
+        let leases: Vec<UnitId> = self.run.leases().map(|(lease, ..)| lease.unit).collect();
+        let units: Vec<UnitId> = incomplete(&self.run).collect();
+        for worker in &members {
+            self.watch(turn, worker);
+        }
+        for unit in leases {
+            self.hold_lease(turn, unit);
+        }
+        for unit in units {
+            self.offer(turn, unit);
+        }
+        self.mark_changed(turn);
+        self.advance(turn);
+    }
+
+    fn restore(&mut self, turn: &mut Turn<'_>) {
+        self.live.executor.task = Some(Task::Restore);
+        let snapshot = self.run.last_snapshot();
+        turn.out.push(Effect::Restore {
+            spec: Box::new(self.run.spec.clone()),
+            snapshot: snapshot.map(|snapshot| snapshot.manifest),
+            merges: self.run.merges.clone(),
+        });
+    }
+
+    /// Takes the data manifest; gives back the reads that waited for it and are refused now.
+    pub(crate) fn data_loaded(
+        &mut self,
+        turn: &mut Turn<'_>,
+        manifest: Arc<DataManifest>,
+    ) -> Vec<RefusedRead> {
+        let shards = manifest.train.iter().chain(&manifest.held_out);
+        let readable = &mut self.live.readable;
+        readable.extend(shards.map(|shard| shard.object.digest));
+        if let Tokenizer::HuggingFace(object) = &manifest.tokenizer {
+            readable.insert(object.digest);
+        }
+        self.live.data = Some(Data::new(&self.run.spec, manifest));
+        let refused = self.answer_reads(turn);
+        self.repeat_grants(turn);
+        self.serve(turn);
+        refused
+    }
+
+    pub(crate) fn restored(&mut self, turn: &mut Turn<'_>, outcome: Result<(), Refusal>) {
+        if self.live.executor.finishes(Task::Restore) {
+            match outcome {
+                Ok(()) => {
+                    self.live.executor.restored = true;
+                    self.live.executor.succeeded();
+                }
+                Err(refusal) if is_final(refusal.code) => self.halt(turn, &refusal),
+                Err(refusal) => self.try_later(turn, refusal),
+            }
+            self.advance(turn);
+            self.serve(turn);
+        }
+    }
+
+    /// The run cannot go on; each request that waits is told why.
+    pub(crate) fn halt(&mut self, turn: &mut Turn<'_>, refusal: &Refusal) {
+        self.live.executor.halted = Some(refusal.clone());
+        self.live.executor.trouble = None;
+        let reads = std::mem::take(&mut self.live.reads)
+            .into_values()
+            .map(|read| read.reply);
+        let waiting: Vec<ReplyId> = self.live.claims.drain().into_iter().chain(reads).collect();
+        for reply in waiting {
+            turn.reply(reply, Err(refusal.clone()));
+        }
+        self.mark_changed(turn);
+    }
+
+    fn open_round(&mut self, turn: &mut Turn<'_>, round: Round) {
+        self.append(turn, LedgerEvent::RoundOpened { round });
+        self.offer_new(turn, round);
+    }
+
+    /// Offers the units of `round`, which were not on offer before.
+    fn offer_new(&mut self, turn: &mut Turn<'_>, round: Round) {
+        let of_round = incomplete(&self.run).filter(|unit| unit.round == round);
+        let units: Vec<UnitId> = of_round.collect();
+        for unit in units {
+            self.offer(turn, unit);
+        }
+    }
+
+    fn merge(&mut self, turn: &mut Turn<'_>, round: Round) {
+        self.live.executor.task = Some(Task::Merge(round));
+        turn.out.push(Effect::Merge {
+            run: self.run.name().clone(),
+            round,
+            inputs: self.run.inputs.values().cloned().collect(),
+        });
+    }
+
+    pub(crate) fn merged(
+        &mut self,
+        turn: &mut Turn<'_>,
+        round: Round,
+        outcome: Result<Merged, Refusal>,
+    ) {
+        if self.live.executor.finishes(Task::Merge(round)) {
+            let outcome = outcome.and_then(|merged| {
+                check_weights(&self.run, round, &merged.broadcast).map(|()| merged)
+            });
+            match outcome {
+                Ok(merged) => self.close(turn, round, merged),
+                // Made again from the same contributions, the weights would be the same.
+                Err(refusal) if refusal.code == Code::NotFinite => self.halt(turn, &refusal),
+                Err(refusal) => self.try_later(turn, refusal),
+            }
+            self.advance(turn);
+        }
+    }
+
+    fn close(&mut self, turn: &mut Turn<'_>, round: Round, merged: Merged) {
+        self.live.executor.succeeded();
+        let inputs = self.run.inputs.values();
+        let tokens = inputs.fold(Tokens(0), |sum, input| sum + input.tokens);
+        let closed = LedgerEvent::RoundClosed {
+            round,
+            broadcast: merged.broadcast,
+            // `min` also turns NaN into a number: the ledger must read back as it was written.
+            norm: merged.norm.min(f64::MAX),
+            tokens,
+        };
+        self.append(turn, closed);
+        // Only after the last round: the evaluation of the final weights.
+        self.offer_new(turn, round.next());
+    }
+
+    fn try_later(&mut self, turn: &mut Turn<'_>, refusal: Refusal) {
+        let executor = &mut self.live.executor;
+        executor.failures = executor.failures.saturating_add(1);
+        executor.retry_at = turn.now.after(backoff(executor.failures));
+        executor.trouble = Some(refusal);
+        let retry_at = executor.retry_at;
+        self.wake(turn, retry_at, Alarm::Weights);
+    }
+
+    fn save(&mut self, turn: &mut Turn<'_>, round: Round) {
+        self.live.executor.saving = true;
+        let last = self.run.last_snapshot();
+        turn.out.push(Effect::Save {
+            run: self.run.name().clone(),
+            round,
+            parent: last.map(|snapshot| snapshot.manifest.digest),
+            merges: self.run.merges.clone(),
+        });
+    }
+
+    pub(crate) fn saved(
+        &mut self,
+        turn: &mut Turn<'_>,
+        round: Round,
+        outcome: Result<ObjectRef, Refusal>,
+    ) {
+        // An answer to nothing changes nothing.
+        if std::mem::take(&mut self.live.executor.saving) {
+            match outcome {
+                Ok(manifest) if is_next_snapshot(&self.run, round) => {
+                    self.live.executor.save_failures = 0;
+                    self.live.executor.save_trouble = None;
+                    self.append(turn, LedgerEvent::SnapshotSaved { round, manifest });
+                }
+                // Of another round: what was asked for is still due.
+                Ok(_) => {}
+                Err(refusal) => self.save_later(turn, refusal),
+            }
+            self.advance(turn);
+        }
+    }
+
+    fn save_later(&mut self, turn: &mut Turn<'_>, refusal: Refusal) {
+        let executor = &mut self.live.executor;
+        executor.save_failures = executor.save_failures.saturating_add(1);
+        executor.save_at = turn.now.after(backoff(executor.save_failures));
+        executor.save_trouble = Some(refusal);
+        let save_at = executor.save_at;
+        self.wake(turn, save_at, Alarm::Weights);
+    }
+
+    /// The last that happens in this room: the coordinator takes it down.
+    fn complete(&mut self, turn: &mut Turn<'_>) {
+        self.append(turn, LedgerEvent::RunCompleted);
+        for reply in self.live.claims.drain() {
+            turn.answer_claim(reply, ClaimOutcome::Complete);
+        }
+        self.publish(turn);
+        turn.out.push(Effect::Forget {
+            run: self.run.name().clone(),
+        });
+    }
+}
+
+/// True for a snapshot that may stand: newer than the last, and of a round that is closed.
+fn is_next_snapshot(run: &Run, round: Round) -> bool {
+    let newer = run.last_snapshot().is_none_or(|last| last.round < round);
+    newer && round <= run.rounds_closed()
+}
+
+/// The order matters: a save must be asked for before the next merge changes the weights that it
+/// saves.
+fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Step> {
+    let executor = &live.executor;
+    if executor.halted.is_some() || executor.task.is_some() {
+        return None;
+    }
+    if !executor.restored {
+        return (executor.retry_at <= now).then_some(Step::Restore);
+    }
+    let closed = run.rounds_closed();
+    let started = !run.rounds.is_empty() || run.present() >= run.spec.policy.workers_min;
+    if run.open_round().is_none() && !run.all_rounds_closed() && started {
+        return Some(Step::Open(closed));
+    }
+    let due = run
+        .merges
+        .iter()
+        .any(|merge| run.spec.saves(merge.round.next()));
+    if due && !executor.saving && executor.save_at <= now {
+        return Some(Step::Save(closed));
+    }
+    if run.round_is_full() && executor.retry_at <= now {
+        return Some(Step::Merge(closed));
+    }
+    let saved = run
+        .last_snapshot()
+        .is_some_and(|snapshot| snapshot.round == closed);
+    (run.all_rounds_closed() && run.units.is_empty() && saved).then_some(Step::Complete)
+}
+
+/// Units without a result.
+fn incomplete(run: &Run) -> impl Iterator<Item = UnitId> {
+    run.units
+        .iter()
+        .filter(|(_, unit)| unit.standing != Standing::Done)
+        .map(|(unit, _)| *unit)
+}
+
+/// Failures of a restore that another try does not mend.
+fn is_final(code: Code) -> bool {
+    matches!(
+        code,
+        Code::ReplayDiverged
+            | Code::ObjectMissing
+            | Code::ObjectMismatch
+            | Code::DataInvalid
+            | Code::LayoutMismatch
+    )
+}
+
+/// Refuses weights that the next round cannot start from.
+fn check_weights(run: &Run, round: Round, weights: &Weights) -> Result<(), Refusal> {
+    let expected = run.spec.model.initial.len();
+    if weights.round == round.next()
+        && weights.codec == run.spec.download
+        && weights.chunks.len() == expected
+    {
+        return Ok(());
+    }
+    let (got, codec) = (weights.chunks.len(), weights.codec);
+    let detail = format!(
+        "merge of round {round} gave {got} chunks as {codec:?} for round {}",
+        weights.round
+    );
+    Err(Refusal::new(Code::Internal, detail))
+}

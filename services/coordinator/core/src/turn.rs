@@ -1,0 +1,93 @@
+//! What a handler may touch besides its run's room, and how a request ends.
+
+use std::collections::BTreeMap;
+
+use ledger::RunFold;
+use schemas::event::LedgerEvent;
+use schemas::{Refusal, RunId, UnixMillis};
+
+use crate::coordinator::Settings;
+use crate::deadline::Timers;
+use crate::effect::{Answer, Effect};
+use crate::input::{ReplyId, ScreeningId};
+
+/// One call of the coordinator: the time, and where effects and timers go. Nothing of another run
+/// can be reached from here.
+#[derive(Debug)]
+pub(crate) struct Turn<'a> {
+    /// The time of this call; it never goes back.
+    pub(crate) now: UnixMillis,
+    pub(crate) settings: &'a Settings,
+    /// The coordinator ends: holders may finish, and nothing new is granted.
+    pub(crate) draining: bool,
+    pub(crate) timers: &'a mut Timers,
+    pub(crate) screenings: &'a mut Screenings,
+    /// Effects of this call, in order.
+    pub(crate) out: &'a mut Vec<Effect>,
+}
+
+/// How a request ends for now.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// With this answer.
+    Now(Answer),
+    /// With an answer that comes later: the handler keeps the reply, or an effect gives it.
+    Later,
+    /// With a refusal that is not recorded: the asker is not at fault, or the ledger holds it
+    /// already.
+    NotNow(Refusal),
+}
+
+/// The other end of a request: a refusal that is recorded. A check that fails under `?` ends here.
+#[derive(Debug)]
+pub(crate) struct Denied(pub(crate) Refusal);
+
+/// What the handler of a worker's request comes to; the router replies and records.
+pub(crate) type Handled = Result<Outcome, Denied>;
+
+impl From<Refusal> for Denied {
+    fn from(refusal: Refusal) -> Self {
+        Self(refusal)
+    }
+}
+
+impl Turn<'_> {
+    pub(crate) fn reply(&mut self, reply: ReplyId, answer: Result<Answer, Refusal>) {
+        self.out.push(Effect::Reply { reply, answer });
+    }
+
+    /// Writes an event of a run: it is in the run at once, and in the ledger before any effect that
+    /// follows.
+    pub(crate) fn append(&mut self, run: &mut RunFold<'_>, event: LedgerEvent) {
+        let applied = run.apply(self.now, &event);
+        applied.expect("the core appends only what follows from its state");
+        debug_assert_eq!(run.check(), Ok(()), "{event:?}");
+        self.out.push(Effect::Append {
+            time: self.now,
+            run: Some(run.name().clone()),
+            event: Box::new(event),
+        });
+    }
+}
+
+/// Whose results are being checked. The check itself is in the room of its run.
+#[derive(Debug, Default)]
+pub(crate) struct Screenings {
+    begun: u64,
+    running: BTreeMap<ScreeningId, RunId>,
+}
+
+impl Screenings {
+    /// Numbers a check of a result of `run`.
+    pub(crate) fn begin(&mut self, run: &RunId) -> ScreeningId {
+        self.begun += 1;
+        let screening = ScreeningId(self.begun);
+        self.running.insert(screening, run.clone());
+        screening
+    }
+
+    /// The run of a check that ends now.
+    pub(crate) fn end(&mut self, screening: ScreeningId) -> Option<RunId> {
+        self.running.remove(&screening)
+    }
+}

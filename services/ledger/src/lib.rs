@@ -1,0 +1,21 @@
+//! The ledger's meaning: what the events of the coordinator's chain come to.
+//!
+//! [`State`] is the fold of them and [`State::apply`] the only way to change one, live and on replay
+//! alike. No event is written here and nothing is decided: the coordinator decides, and every
+//! reader of the chain (an auditor, a standby, a dashboard) comes to the same state. No I/O, no clock,
+//! no randomness, no unordered map.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `state` | what is known, and the questions that it answers by itself |
+//! | `apply` | what each event does to it, and which events cannot follow |
+//! | `check` | what holds after every event |
+//! | `view` | the state as operators see it |
+
+mod apply;
+mod check;
+mod state;
+mod view;
+
+pub use apply::{ApplyError, ReplayError, RunFold};
+pub use state::{Accepted, Fates, Member, RoundRecord, Run, SnapshotRecord, Standing, State, Unit};

@@ -1,0 +1,338 @@
+//! The durable state: the fold of the ledger, and nothing that the ledger does not hold.
+
+use std::collections::BTreeMap;
+
+use schemas::contribution::Evaluation;
+use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
+use schemas::member::{Posture, Session};
+use schemas::run::{RunSpec, TrainerKind};
+use schemas::snapshot::{MergeInput, MergeRecord};
+use schemas::{
+    AccountId, Bytes, Digest, Epoch, ObjectRef, PublicKey, Round, RunId, Steps, Tokens, UnitIndex,
+    UnixMillis, WorkerId,
+};
+use serde::{Serialize, Serializer};
+
+/// Keep the digests of accepted statements for this many closed rounds, so that a repeated submit
+/// gets the same answer. A worker repeats a request for minutes at most; a round lasts seconds at
+/// least.
+pub(crate) const ROUNDS_REMEMBERED: u64 = 16;
+
+/// The coordinator's durable state: what [`State::apply`] made of the ledger so far.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct State {
+    /// Whether a coordinator took the lead and did not give it up in order.
+    pub(crate) leading: bool,
+    /// The release and posture of the last that took it.
+    pub(crate) leader: Option<Leader>,
+    /// Every run, also those that are over.
+    pub(crate) runs: BTreeMap<RunId, Run>,
+    /// Requests that were refused, counting those too many to record one by one.
+    pub(crate) denied: u64,
+    /// Time of the last event.
+    pub(crate) time: UnixMillis,
+}
+
+/// A coordinator that took the lead.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Leader {
+    pub(crate) release: String,
+    pub(crate) posture: Posture,
+    pub(crate) since: UnixMillis,
+}
+
+/// One run. Its fields are there to be read: a [`State`] hands out shared references only, so
+/// nothing but an event changes a run that is in one.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Run {
+    /// Its settings.
+    pub spec: RunSpec,
+    /// The digest of its settings.
+    pub spec_digest: Digest,
+    /// The operator who created it.
+    pub operator: PublicKey,
+    /// When it was created.
+    pub created_at: UnixMillis,
+    /// When it was complete; none while it is open.
+    pub completed_at: Option<UnixMillis>,
+    /// Every worker that ever joined.
+    pub members: BTreeMap<WorkerId, Member>,
+    /// By number; the last may be open.
+    pub rounds: Vec<RoundRecord>,
+    /// Training units of the open round, and evaluations that are not in.
+    #[serde(serialize_with = "pairs")]
+    pub units: BTreeMap<UnitId, Unit>,
+    /// What the open round has to merge.
+    pub inputs: BTreeMap<UnitIndex, MergeInput>,
+    /// Digests of the statements accepted in the last [`ROUNDS_REMEMBERED`] rounds.
+    #[serde(serialize_with = "pairs")]
+    pub accepted: BTreeMap<UnitId, Accepted>,
+    /// Copies of the global weights that are still read: the newest, and those of evaluations that
+    /// are not in.
+    pub weights: BTreeMap<Round, Weights>,
+    /// Merges since the newest full snapshot, oldest first.
+    pub merges: Vec<MergeRecord>,
+    /// Full snapshots, oldest first.
+    pub snapshots: Vec<SnapshotRecord>,
+    /// Held-out losses by the snapshot's round.
+    pub evaluations: BTreeMap<Round, Evaluation>,
+    /// What became of issued tokens.
+    pub tokens: Fates,
+    /// Bytes of accepted contributions.
+    pub uploaded: Bytes,
+}
+
+/// One worker of a run, present or past.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Member {
+    /// The account it joined from.
+    pub account: AccountId,
+    /// The key that signs its results and events.
+    pub audit_key: PublicKey,
+    /// Trainers it has.
+    pub trainers: Vec<TrainerKind>,
+    /// The device it trains on, in its own words.
+    pub device: String,
+    /// Its release.
+    pub release: String,
+    /// How openly it runs.
+    pub posture: Posture,
+    /// The process that joined last: it is the worker.
+    pub session: Session,
+    /// The lease that an older process held when it was replaced.
+    pub fenced: Option<LeaseRef>,
+    /// Whether it is a member now.
+    pub present: bool,
+    /// Whether it was removed for good.
+    pub removed: bool,
+    /// When it last joined or left.
+    pub since: UnixMillis,
+    /// The lease it holds. A worker that left keeps it while its result is being checked.
+    pub lease: Option<LeaseRef>,
+    /// Results accepted.
+    pub accepted: u64,
+    /// Results refused: strikes.
+    pub rejected: u64,
+}
+
+/// A unit that is on offer, held, or done in a round that is still open.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Unit {
+    /// The last grant; 0 before the first.
+    pub epoch: Epoch,
+    /// Where it stands.
+    pub standing: Standing,
+    /// Who held it last without success.
+    pub failed_by: Option<WorkerId>,
+}
+
+/// Where a unit stands.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// Waiting for a holder.
+    Open,
+    /// Leased.
+    Held {
+        /// To whom.
+        worker: WorkerId,
+        /// Granted at.
+        since: UnixMillis,
+    },
+    /// A result counts.
+    Done,
+}
+
+/// A result that counts.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Accepted {
+    /// Of its lease.
+    pub epoch: Epoch,
+    /// The digest of the signed statement.
+    pub statement: Digest,
+}
+
+/// A round, open or closed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct RoundRecord {
+    /// When its units went on offer.
+    pub opened_at: UnixMillis,
+    /// When it was merged; none while it is open.
+    pub closed_at: Option<UnixMillis>,
+    /// Tokens of its accepted contributions.
+    pub tokens: Tokens,
+    /// Loss times tokens over its accepted contributions.
+    pub loss_sum: f64,
+    /// Of the merged contribution.
+    pub norm: Option<f64>,
+}
+
+/// A full snapshot that stands.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SnapshotRecord {
+    /// The round that starts from it.
+    pub round: Round,
+    /// Its manifest.
+    pub manifest: ObjectRef,
+    /// When it stood.
+    pub saved_at: UnixMillis,
+}
+
+/// What became of the tokens that were issued with leases of training units. Those of the leases
+/// held now are in flight.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Fates {
+    /// Issued with leases.
+    pub issued: Tokens,
+    /// In a contribution that counts.
+    pub merged: Tokens,
+    /// In a result that came after its unit was complete. Such tokens were abandoned before, so
+    /// this stays zero as long as a round waits for all its units.
+    pub late: Tokens,
+    /// In a result that was refused.
+    pub rejected: Tokens,
+    /// Of leases that ended without a result.
+    pub abandoned: Tokens,
+}
+
+impl State {
+    /// Time of the last event; 0 before the first.
+    pub fn time(&self) -> UnixMillis {
+        self.time
+    }
+
+    /// Every run, by name.
+    pub fn runs(&self) -> impl Iterator<Item = (&RunId, &Run)> {
+        self.runs.iter()
+    }
+
+    /// One run.
+    pub fn run(&self, run: &RunId) -> Option<&Run> {
+        self.runs.get(run)
+    }
+}
+
+impl Run {
+    /// True when it is over.
+    pub fn is_complete(&self) -> bool {
+        self.completed_at.is_some()
+    }
+
+    /// The round that is open; none before the first and after the last.
+    pub fn open_round(&self) -> Option<Round> {
+        let last = self.rounds.last()?;
+        last.closed_at
+            .is_none()
+            .then(|| Round(self.rounds.len() as u64 - 1))
+    }
+
+    /// How many rounds are closed; also the round of the newest weights.
+    pub fn rounds_closed(&self) -> Round {
+        let open = u64::from(self.open_round().is_some());
+        Round(self.rounds.len() as u64 - open)
+    }
+
+    /// Who holds `unit`, and under which epoch; none when it is not held.
+    pub fn holder(&self, unit: &UnitId) -> Option<(&WorkerId, Epoch)> {
+        match self.units.get(unit) {
+            Some(Unit {
+                epoch,
+                standing: Standing::Held { worker, .. },
+                ..
+            }) => Some((worker, *epoch)),
+            _ => None,
+        }
+    }
+
+    /// The leases held now.
+    pub fn leases(&self) -> impl Iterator<Item = (LeaseRef, &WorkerId, UnixMillis)> {
+        self.units
+            .iter()
+            .filter_map(|(unit, state)| match &state.standing {
+                Standing::Held { worker, since } => Some((
+                    LeaseRef {
+                        unit: *unit,
+                        epoch: state.epoch,
+                    },
+                    worker,
+                    *since,
+                )),
+                Standing::Open | Standing::Done => None,
+            })
+    }
+
+    /// Members present now.
+    pub fn present(&self) -> u32 {
+        self.members
+            .values()
+            .filter(|member| member.present)
+            .count() as u32
+    }
+
+    /// Tokens in flight: those of the training leases held now.
+    pub fn tokens_in_flight(&self) -> Tokens {
+        let held = self
+            .leases()
+            .filter(|(lease, ..)| lease.unit.kind == UnitKind::Train)
+            .count();
+        Tokens(self.spec.unit_tokens().get().saturating_mul(held as u64))
+    }
+
+    /// The tokens that a grant of `unit` issues; none for an evaluation.
+    pub fn unit_tokens(&self, unit: &UnitId) -> Tokens {
+        match unit.kind {
+            UnitKind::Train => self.spec.unit_tokens(),
+            UnitKind::Evaluate => Tokens(0),
+        }
+    }
+
+    /// The worker's entry while it is a member.
+    pub fn member(&self, worker: &WorkerId) -> Option<&Member> {
+        self.members.get(worker).filter(|member| member.present)
+    }
+
+    /// True when all training units of the open round are in.
+    pub fn round_is_full(&self) -> bool {
+        self.open_round().is_some()
+            && self.inputs.len() as u64 == u64::from(self.spec.schedule.units)
+    }
+
+    /// True when no round is left to close.
+    pub fn all_rounds_closed(&self) -> bool {
+        self.rounds_closed().get() >= self.spec.schedule.rounds
+    }
+
+    /// The newest full snapshot.
+    pub fn last_snapshot(&self) -> Option<&SnapshotRecord> {
+        self.snapshots.last()
+    }
+
+    /// Mean training loss over a round's contributions so far, nats a token.
+    pub(crate) fn train_loss(record: &RoundRecord) -> Option<f64> {
+        (record.tokens.get() > 0).then(|| record.loss_sum / record.tokens.get() as f64)
+    }
+
+    /// Held-out loss of the snapshot that `round` starts from, nats a token.
+    pub fn held_out_loss(&self, round: Round) -> Option<f64> {
+        self.evaluations
+            .get(&round)
+            .map(|found| found.loss_sum / found.tokens.get().max(1) as f64)
+    }
+
+    /// The steps before the units of `round`, for the learning-rate schedule.
+    pub fn steps_before(&self, round: Round) -> Steps {
+        Steps(
+            round
+                .get()
+                .saturating_mul(self.spec.schedule.inner_steps.get()),
+        )
+    }
+}
+
+/// A map whose keys are no texts, as a list of pairs, so that it can be written as JSON.
+fn pairs<K: Serialize, V: Serialize, S: Serializer>(
+    map: &BTreeMap<K, V>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(map)
+}

@@ -1,0 +1,108 @@
+//! What the ledger tells readers about a run.
+
+use schemas::contribution::Fate;
+use schemas::lease::UnitId;
+use schemas::view::{RoundView, RunPhase, RunView, SnapshotView};
+use schemas::{Bytes, Round, RunId};
+
+use crate::state::{RoundRecord, Run, SnapshotRecord, Standing};
+
+impl Run {
+    /// The run at a glance, as far as the ledger tells; speed and downloaded bytes are zero.
+    pub fn view(&self, name: &RunId) -> RunView {
+        let fates = &self.tokens;
+        let closed = self
+            .rounds
+            .iter()
+            .rev()
+            .find(|round| round.closed_at.is_some());
+        RunView {
+            run: name.clone(),
+            phase: self.phase(),
+            halted: None,
+            trouble: None,
+            round: self.rounds_closed(),
+            rounds: self.spec.schedule.rounds,
+            units_done: self.inputs.len() as u32,
+            units: self.spec.schedule.units,
+            workers: self.present(),
+            workers_min: self.spec.policy.workers_min,
+            leases: self.leases().count() as u32,
+            tokens: vec![
+                (Fate::Merged, fates.merged),
+                (Fate::Late, fates.late),
+                (Fate::Rejected, fates.rejected),
+                (Fate::Abandoned, fates.abandoned),
+            ],
+            tokens_per_second: 0.0,
+            train_loss: closed.and_then(Self::train_loss),
+            held_out_loss: self
+                .evaluations
+                .keys()
+                .next_back()
+                .and_then(|r| self.held_out_loss(*r).map(|l| (*r, l))),
+            bytes_up: self.uploaded,
+            bytes_down: Bytes(0),
+            snapshot: self
+                .last_snapshot()
+                .map(|snapshot| (snapshot.round, snapshot.manifest)),
+            created_at: self.created_at,
+            completed_at: self.completed_at,
+        }
+    }
+
+    /// Where the run stands by the ledger. That it is halted only its coordinator knows.
+    pub fn phase(&self) -> RunPhase {
+        if self.is_complete() {
+            RunPhase::Complete
+        } else if self.all_rounds_closed() {
+            RunPhase::Finishing
+        } else if self.rounds.is_empty() {
+            RunPhase::Waiting
+        } else if self.round_is_full() {
+            RunPhase::Merging
+        } else {
+            RunPhase::Training
+        }
+    }
+
+    /// Its rounds, oldest first. Units of closed rounds are not listed one by one: all of them are
+    /// in.
+    pub fn round_views(&self) -> Vec<RoundView> {
+        let view = |(number, record): (usize, &RoundRecord)| {
+            let round = Round(number as u64);
+            let open = record.closed_at.is_none();
+            let done = |unit: &UnitId| {
+                self.units
+                    .get(unit)
+                    .is_some_and(|found| found.standing == Standing::Done)
+            };
+            RoundView {
+                round,
+                opened_at: record.opened_at,
+                closed_at: record.closed_at,
+                done: self
+                    .units
+                    .keys()
+                    .filter(|unit| open && unit.round == round && done(unit))
+                    .copied()
+                    .collect(),
+                tokens: record.tokens,
+                train_loss: Self::train_loss(record),
+                held_out_loss: self.held_out_loss(round),
+                norm: record.norm,
+            }
+        };
+        self.rounds.iter().enumerate().map(view).collect()
+    }
+
+    /// Its full snapshots, oldest first.
+    pub fn snapshot_views(&self) -> Vec<SnapshotView> {
+        let view = |snapshot: &SnapshotRecord| SnapshotView {
+            round: snapshot.round,
+            manifest: snapshot.manifest,
+            saved_at: snapshot.saved_at,
+        };
+        self.snapshots.iter().map(view).collect()
+    }
+}

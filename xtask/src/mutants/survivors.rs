@@ -1,0 +1,78 @@
+//! The committed list of mutants that no test catches, each with the reason why that is right.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+
+/// The list: rows of a table, `| mutant | reason |`.
+pub(super) const FILE: &str = "docs/survivors.md";
+
+/// Names without line and column, which change with every edit above them.
+#[derive(Debug)]
+pub(super) struct Survivors(Vec<String>);
+
+impl Survivors {
+    /// Reads the list of the checkout at `root`.
+    ///
+    /// # Errors
+    /// It cannot be read, or a row gives no reason.
+    pub(super) fn read(root: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(root.join(FILE))
+            .with_context(|| format!("cannot read {FILE}"))?;
+        Self::parse(&text)
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let mut names = Vec::new();
+        for row in text.lines().filter(|line| line.starts_with("| `")) {
+            let (name, reason) = row
+                .trim_start_matches("| `")
+                .split_once("` |")
+                .with_context(|| format!("{FILE}: no name in {row}"))?;
+            ensure!(
+                reason.trim_matches(['|', ' ']).len() > 10,
+                "{FILE}: {name} has no reason"
+            );
+            names.push(name.replace("\\|", "|"));
+        }
+        Ok(Self(names))
+    }
+
+    /// Finds a mutant by the name that cargo-mutants gives it.
+    pub(super) fn contains(&self, name: &str) -> bool {
+        let wanted = without_position(name);
+        self.0.contains(&wanted)
+    }
+}
+
+/// `file.rs:12:5: replace …` without the numbers.
+fn without_position(name: &str) -> String {
+    let mut parts = name.splitn(4, ':');
+    match (parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some(file), Some(_), Some(_), Some(what)) => format!("{file}:{what}"),
+        _ => name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIST: &str = "# x\n\n| mutant | reason |\n| --- | --- |\n\
+        | `a/b.rs: replace < with <= in f` | Both end in the same state. |\n\
+        | `a/b.rs: replace \\|\\| with && in g` | The two never differ. |\n";
+
+    #[test]
+    fn a_listed_mutant_is_found_wherever_its_line_went() {
+        let list = Survivors::parse(LIST).expect("it parses");
+        assert!(list.contains("a/b.rs:12:5: replace < with <= in f"));
+        assert!(list.contains("a/b.rs:900:1: replace || with && in g"));
+        assert!(!list.contains("a/c.rs:12:5: replace < with <= in f"));
+        assert!(!list.contains("a/b.rs:12:5: replace < with == in f"));
+    }
+
+    #[test]
+    fn a_row_without_a_reason_is_refused() {
+        assert!(Survivors::parse("| `a/b.rs: replace < with > in f` | |").is_err());
+    }
+}

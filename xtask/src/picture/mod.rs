@@ -1,0 +1,166 @@
+//! `cargo xtask picture`: trains for some minutes, kills a worker with `kill -9` in the middle,
+//! starts it again, and draws what the signed record says about it.
+
+mod record;
+mod svg;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Args;
+use serde_json::Value;
+
+use crate::deps::{self, Overrides};
+use crate::diloctl::{Diloctl, RUN};
+use crate::process::Workspace;
+use crate::{console, demo, interrupt};
+use record::Record;
+
+/// The trust domain of the run that is drawn, apart from the demo's.
+const DOMAIN: &str = "target/picture/diloco";
+/// The worker that is killed.
+const VICTIM: &str = "worker-1";
+/// Rounds that both workers close before one of them is killed.
+const ROUNDS_TOGETHER: u64 = 2;
+/// Rounds that are closed by the time the killed worker is started again.
+const ROUNDS_UNTIL_BACK: u64 = 4;
+/// Settings of every picture: a lost unit is given to the other worker after ten seconds.
+const SETTINGS: [&str; 6] = [
+    "--set",
+    "policy.lease=10s",
+    "--set",
+    "policy.workers_min=1",
+    "--rounds",
+    "8",
+];
+/// A run of seconds: enough to see that every step works.
+const QUICK: [&str; 4] = ["--steps", "4", "--set", "policy.lease=5s"];
+
+/// What can be chosen.
+#[derive(Debug, Args)]
+pub(crate) struct PictureOptions {
+    /// Where the picture is written
+    #[arg(long, value_name = "FILE", default_value = "docs/picture.svg")]
+    into: PathBuf,
+}
+
+/// How long a picture's run takes, and who runs it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    /// Some minutes, by the programs that the demo builds.
+    Full,
+    /// Seconds, by the programs that the tests build.
+    Quick,
+}
+
+/// Draws the picture that the README shows.
+pub(crate) fn run_picture(
+    workspace: &Workspace,
+    overrides: &Overrides,
+    options: &PictureOptions,
+) -> Result<()> {
+    let found = deps::ensure(&workspace.deps(), overrides)?;
+    interrupt::listen();
+    demo::build(workspace)?;
+    let picture = draw(workspace, &found.nats_server, Pace::Full)?;
+    let path = workspace.root().join(&options.into);
+    write(&path, &picture)?;
+    console::say(format_args!("drawn: {}", path.display()));
+    Ok(())
+}
+
+/// Draws a picture of a run of seconds with the programs in target/debug: shows that the command
+/// works.
+///
+/// # Errors
+/// A step of the run failed, or the record does not show what the picture is about.
+pub(crate) fn rehearse(workspace: &Workspace, nats_server: &Path) -> Result<()> {
+    let picture = draw(workspace, nats_server, Pace::Quick)?;
+    write(&workspace.root().join("target/picture/quick.svg"), &picture)
+}
+
+fn write(path: &Path, picture: &str) -> Result<()> {
+    std::fs::write(path, picture).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn draw(workspace: &Workspace, nats_server: &Path, pace: Pace) -> Result<String> {
+    let profile = match pace {
+        Pace::Full => "demo",
+        Pace::Quick => "debug",
+    };
+    let diloctl = Diloctl::new(workspace, nats_server, profile, DOMAIN);
+    diloctl.remove_domain()?;
+    let drawn = story(&diloctl, pace);
+    diloctl.down()?;
+    drawn
+}
+
+/// The run from its beginning to its end, and its picture.
+fn story(diloctl: &Diloctl, pace: Pace) -> Result<String> {
+    diloctl.show(&["auth", "init", "--run", RUN])?;
+    diloctl.show(&["up", "--run", RUN])?;
+    match pace {
+        Pace::Full => diloctl.show(&["data", "import", "--limit", "32MiB"])?,
+        Pace::Quick => diloctl.show(&["data", "import", "--text", "schemas/src"])?,
+    }
+    let quick: &[&str] = if pace == Pace::Quick { &QUICK } else { &[] };
+    diloctl.show(&[&["run", "new", RUN], &SETTINGS[..], quick].concat())?;
+    wait(diloctl, ROUNDS_TOGETHER)?;
+    half_a_round(diloctl)?;
+    kill(diloctl)?;
+    wait(diloctl, ROUNDS_UNTIL_BACK)?;
+    diloctl.show(&["up", "--run", RUN])?;
+    diloctl.show(&["run", "wait", RUN])?;
+    let record = Record::read(
+        &diloctl.ask(&["audit", "replay", "--run", RUN])?,
+        &diloctl.ask(&["round", "ls", RUN])?,
+        &diloctl.ask(&["run", "get", RUN])?,
+        &diloctl.ask(&["data", "ls"])?,
+    )?;
+    record.tells_the_story()?;
+    Ok(svg::draw(&record))
+}
+
+fn wait(diloctl: &Diloctl, rounds: u64) -> Result<()> {
+    diloctl.show(&["run", "wait", RUN, "--for", &format!("round={rounds}")])
+}
+
+/// Waits for half the time that the newest closed round took: the next one is in full swing then.
+fn half_a_round(diloctl: &Diloctl) -> Result<()> {
+    let rounds = diloctl.ask(&["round", "ls", RUN])?;
+    let took = rounds["items"]
+        .as_array()
+        .and_then(|rounds| {
+            rounds.iter().rev().find_map(|round| {
+                let closed = round["closed_at"].as_u64()?;
+                closed.checked_sub(round["opened_at"].as_u64()?)
+            })
+        })
+        .context("no round is closed")?;
+    std::thread::sleep(Duration::from_millis(took / 2));
+    interrupt::check()
+}
+
+fn kill(diloctl: &Diloctl) -> Result<()> {
+    let services = diloctl.ask(&["up", "--run", RUN])?;
+    let pid = services["items"]
+        .as_array()
+        .and_then(|rows| rows.iter().find(|row| row["service"] == VICTIM))
+        .and_then(|row| row["pid"].as_i64())
+        .with_context(|| format!("{VICTIM} does not run"))?;
+    console::say(format_args!("$ kill -9 {pid}   # {VICTIM}"));
+    let pid = libc::pid_t::try_from(pid).context("a process id fits")?;
+    // SAFETY: a signal to a process that `up` started and that was seen alive a moment ago.
+    let sent = unsafe { libc::kill(pid, libc::SIGKILL) };
+    ensure!(sent == 0, "{VICTIM} could not be killed");
+    Ok(())
+}
+
+/// A list in the JSON of `diloctl`.
+fn items(value: &Value) -> &[Value] {
+    value["items"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default()
+}
