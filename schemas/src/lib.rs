@@ -34,7 +34,7 @@ pub mod unit;
 pub mod view;
 
 pub use answer::{Answer, Asked, is_answer};
-pub use code::{Code, Refusal};
+pub use code::{Class, Code, Coded, Refusal};
 pub use digest::{Digest, Hasher, ObjectRef};
 pub use id::{AccountId, IdError, PublicKey, RunId, WorkerId};
 pub use message::{DecodeError, Message, Reply, V};

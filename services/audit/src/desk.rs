@@ -5,7 +5,6 @@ use std::path::Path;
 
 use audit_core::{Auditor, Checked, Finding, Found, Notice, Record, StreamSequence};
 use identity::TrustBundle;
-use runtime::Failure;
 use schemas::subject::AUDIT_STREAM;
 use schemas::{Code, UnixMillis, V};
 
@@ -51,11 +50,7 @@ impl DeskError {
     }
 }
 
-impl From<DeskError> for Failure {
-    fn from(error: DeskError) -> Self {
-        Self::new(error.code(), error)
-    }
-}
+schemas::coded!(DeskError);
 
 impl Desk {
     /// Opens the folder and checks again everything that was kept.

@@ -73,7 +73,7 @@ impl Intake {
         domain: &str,
     ) -> Result<(Self, mpsc::Sender<Notice>), Failure> {
         let settings = config.recorder_bus();
-        let refused = |error: BusError| Failure::from(error.into_refusal());
+        let refused = |error: BusError| Failure::from(error);
         let bus = Bus::connect("diloco-audit-recorder", &settings, clock::now())
             .await
             .map_err(refused)?;
@@ -117,7 +117,7 @@ impl Intake {
                 },
                 _ = reports.tick() => self.tally.report(),
                 heard = self.listener.next() => {
-                    let delivery = heard.map_err(|error| Failure::from(error.into_refusal()))?;
+                    let delivery = heard?;
                     self.take(&delivery).await;
                 }
             }
@@ -143,7 +143,7 @@ impl Intake {
             Heard::Candidate(candidate) => self.record(&candidate, &delivery.payload).await,
         };
         if let Reply::Refused(refusal) = &answer
-            && refusal.code != Code::EventLater
+            && !refusal.code.passes()
         {
             self.tally.refused += 1;
             self.tally.reason = Some(refusal.clone());

@@ -51,6 +51,8 @@ impl KeepError {
     }
 }
 
+schemas::coded!(KeepError);
+
 /// The files, open for appending.
 #[derive(Debug)]
 pub struct Keep {

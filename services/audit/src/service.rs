@@ -42,12 +42,10 @@ impl Service {
         let (folder, domain) = (config.audit.folder.clone(), trust.domain.to_string());
         let desk = blocking(move || Desk::open(&folder, &trust)).await?;
         let connected = Bus::connect("diloco-audit", &config.bus, clock::now()).await;
-        let bus = connected.map_err(|error| Failure::from(error.into_refusal()))?;
+        let bus = connected?;
         // From the first message on, so that the whole stream is compared with what was kept.
         let reader = Reader::new(&bus, StreamSequence(1));
-        let ends = Ends::ask(&reader, &desk)
-            .await
-            .map_err(|error| Failure::new(error.code(), error))?;
+        let ends = Ends::ask(&reader, &desk).await?;
         let stream = ends.span;
         let desk = compare(desk, ends).await?;
         let (intake, notices) = Intake::connect(config, &domain).await?;

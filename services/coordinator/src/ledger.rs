@@ -12,7 +12,7 @@ use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_ID};
 use bytes::Bytes;
 use chain::{Draft, Judgement, Reader};
 use identity::{AuditKey, TrustBundle};
-use runtime::{Bus, BusError, Failure, StoredMessage, StreamError, StreamReader};
+use runtime::{Bus, BusError, StoredMessage, StreamError, StreamReader};
 use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::subject::{LEDGER_FILTER, LEDGER_STREAM, ledger_subject};
 use schemas::{Code, Digest, Message as _, RunId, Sequence, UnixMillis};
@@ -103,11 +103,7 @@ impl LedgerError {
     }
 }
 
-impl From<LedgerError> for Failure {
-    fn from(error: LedgerError) -> Self {
-        Self::new(error.code(), error)
-    }
-}
+schemas::coded!(LedgerError);
 
 impl Ledger {
     /// The chain as it is before anything was read: [`Ledger::catch_up`] comes first. A publish is

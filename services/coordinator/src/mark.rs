@@ -47,7 +47,7 @@ impl StoreMark {
     ) -> Result<Self, Failure> {
         let bytes = mark_bytes(domain);
         let found = buckets.exists(Digest::of(&bytes)).await;
-        let found = found.map_err(|error| Failure::new(error.code(), error))?;
+        let found = found?;
         Ok(Self {
             buckets: buckets.clone(),
             url: url.to_owned(),
@@ -113,8 +113,7 @@ impl LedgerMark {
     /// # Errors
     /// It cannot be used, or is the mark of another domain.
     pub fn open(path: &Path, domain: &PublicKey) -> Result<Self, Failure> {
-        let opened =
-            MarkFile::open(path, domain).map_err(|error| Failure::new(error.code(), error));
+        let opened = MarkFile::open(path, domain).map_err(Failure::from);
         opened.map(|(file, known)| Self {
             file,
             known,

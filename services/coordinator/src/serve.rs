@@ -28,7 +28,7 @@ pub(crate) async fn listen(config: &BusConfig) -> Result<Vec<Listener>, Failure>
         clock::now(),
     )
     .await;
-    listening.map_err(|error| error.into_refusal().into())
+    listening.map_err(Failure::from)
 }
 
 /// Passes messages on for as long as they may be heard.
@@ -54,9 +54,7 @@ pub(crate) async fn forward(
             Ok(message) => message,
             Err(error) => {
                 // When the loop has ended nobody needs to know.
-                let _ = arrivals
-                    .send(Arrival::Failed(error.into_refusal().into()))
-                    .await;
+                let _ = arrivals.send(Arrival::Failed(error.into())).await;
                 return;
             }
         };

@@ -46,23 +46,15 @@ impl Service {
             true => Identity::BySubject,
             false => Identity::ByBroker,
         };
-        let trust = TrustBundle::read(&config.keys.trust)
-            .map_err(|error| Failure::new(error.code(), error))?;
-        let key =
-            |path: &Path| AuditKey::read(path).map_err(|error| Failure::new(error.code(), error));
+        let trust = TrustBundle::read(&config.keys.trust)?;
+        let key = |path: &Path| AuditKey::read(path).map_err(Failure::from);
         let audit_key = key(&config.keys.audit)?;
-        let manifest_key = ManifestKey::read(&config.keys.manifest)
-            .map_err(|error| Failure::new(error.code(), error))?;
+        let manifest_key = ManifestKey::read(&config.keys.manifest)?;
         let mark = LedgerMark::open(&config.keys.mark, &trust.domain)?;
         let store = Store::new(config)?;
-        store
-            .buckets
-            .ping()
-            .await
-            .map_err(|error| Failure::new(error.code(), error))?;
+        store.buckets.ping().await?;
         let store_mark = StoreMark::look(&store.buckets, &config.store.url, &trust.domain).await?;
-        let bus = Bus::connect("diloco-coordinator", &config.bus, clock::now()).await;
-        let bus = bus.map_err(|error| Failure::from(error.into_refusal()))?;
+        let bus = Bus::connect("diloco-coordinator", &config.bus, clock::now()).await?;
         // A credential of another role shows here, at once; the requests that follow would only
         // time out.
         drop(serve::listen(&config.bus).await?);
@@ -75,8 +67,7 @@ impl Service {
             &config.ledger_bus(),
             clock::now(),
         )
-        .await;
-        let ledger_bus = ledger_bus.map_err(|error| Failure::from(error.into_refusal()))?;
+        .await?;
         let own_key = audit_key.public().clone();
         let ledger = Ledger::new(ledger_bus, audit_key, trust, patience);
         let settings = Settings {

@@ -67,8 +67,7 @@ impl Store {
         let clock = StoreClock::default();
         let limits = TransferLimits::default();
         let patience = config.limits.store_patience.0;
-        let buckets = Buckets::new(&endpoint, &keys.admin, clock.clone(), limits, patience)
-            .map_err(|error| Failure::new(error.code(), error))?;
+        let buckets = Buckets::new(&endpoint, &keys.admin, clock.clone(), limits, patience)?;
         let signer = Signer::new(&endpoint, &keys, clock).map_err(|error| invalid(&error))?;
         let pages = usize::try_from(config.limits.contributions_memory.0 / PAGE_BYTES)
             .unwrap_or(usize::MAX);

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use schemas::{Code, Refusal};
+use schemas::Code;
 
 use crate::passed::{PassedOver, shown};
 
@@ -68,11 +68,7 @@ impl DataError {
     }
 }
 
-impl From<DataError> for Refusal {
-    fn from(error: DataError) -> Self {
-        Self::new(error.code(), error.to_string())
-    }
-}
+schemas::coded!(DataError);
 
 /// The end of a message about text that is not there.
 fn why(passed_over: &[PassedOver]) -> String {

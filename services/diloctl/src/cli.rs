@@ -7,13 +7,12 @@ use clap_complete::Shell;
 use schemas::{Digest, RunId};
 
 use crate::commands::settings::RunArgs;
-use crate::exit;
 use crate::output::Format;
 
 /// Runs DiLoCo training over a message bus: sets up, starts runs, watches them, stops them, and
 /// shows what happened.
 #[derive(Debug, Parser)]
-#[command(name = "diloctl", version, after_help = exit::HELP, arg_required_else_help = true)]
+#[command(name = "diloctl", version, after_help = runtime::exit::EXIT_HELP, arg_required_else_help = true)]
 pub struct Cli {
     /// What everything has in common.
     #[command(flatten)]

@@ -61,8 +61,7 @@ impl Endpoints {
 
     pub(crate) fn write(&self, folder: &Path) -> Result<(), Failure> {
         let text = toml::to_string(self).map_err(|error| Failure::new(Code::Internal, error))?;
-        write_private(&Self::path(folder), text.as_bytes())
-            .map_err(|error| Failure::new(error.code(), error))
+        write_private(&Self::path(folder), text.as_bytes()).map_err(Failure::from)
     }
 
     fn path(folder: &Path) -> PathBuf {
@@ -102,12 +101,12 @@ impl Context {
     }
 
     pub(crate) fn domain(&self) -> Result<Domain, Failure> {
-        Domain::open(&self.folder).map_err(|error| Failure::new(error.code(), error))
+        Domain::open(&self.folder).map_err(Failure::from)
     }
 
     /// The right to change the domain, for `command`; refused at once while another command has it.
     pub(crate) fn lock(&self, command: &str) -> Result<DomainLock, Failure> {
-        DomainLock::take(&self.folder, command).map_err(|error| Failure::new(error.code(), error))
+        DomainLock::take(&self.folder, command).map_err(Failure::from)
     }
 
     /// Connects with the credentials that were chosen, or those of `role`, which `auth init` issued
@@ -136,7 +135,7 @@ impl Context {
         }
         Bus::connect("diloctl", &config, clock::now())
             .await
-            .map_err(|error| error.into_refusal().into())
+            .map_err(Failure::from)
     }
 
     /// Connects as the operator, ready to ask the coordinator.
@@ -177,7 +176,7 @@ impl Operator {
                 // A coordinator that waits for the ledger answers nobody.
                 let trouble = Some(&error).filter(|error| error.code() == Code::NoAnswer);
                 let trouble = trouble.and_then(|_| Trouble::of_broker(&self.folder));
-                trouble.map_or_else(|| error.into_refusal().into(), |trouble| trouble.failure())
+                trouble.map_or_else(|| error.into(), |trouble| trouble.failure())
             })
     }
 

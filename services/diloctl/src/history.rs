@@ -89,10 +89,8 @@ impl History {
     pub(crate) fn read(context: &Context, copy: Copy) -> Result<Self, Failure> {
         let domain = context.domain()?;
         let layout = domain.layout().clone();
-        let mark = Mark::read(&layout.ledger_mark(), &domain.trust().domain)
-            .map_err(|error| Failure::new(error.code(), error))?;
-        let kept =
-            last_kept(&layout.audit_files()).map_err(|error| Failure::new(error.code(), error))?;
+        let mark = Mark::read(&layout.ledger_mark(), &domain.trust().domain)?;
+        let kept = last_kept(&layout.audit_files())?;
         Ok(Self {
             mark,
             kept,

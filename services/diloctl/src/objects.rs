@@ -40,8 +40,7 @@ impl OperatorObjectsClient {
                 format!("{}: {error}", ca.display()),
             )
         })?;
-        let transfer =
-            Transfer::new(&Trust::Authority(pem), TransferLimits::default()).map_err(coded)?;
+        let transfer = Transfer::new(&Trust::Authority(pem), TransferLimits::default())?;
         Ok(Self { operator, transfer })
     }
 
@@ -76,7 +75,7 @@ impl OperatorObjectsClient {
                     self.transfer
                         .put(grant, body.clone(), &regrant, deadline)
                         .await
-                        .map_err(coded)
+                        .map_err(Failure::from)
                 },
             );
             stream::iter(uploads)
@@ -121,7 +120,7 @@ impl OperatorObjectsClient {
         self.transfer
             .get(&grant, object.bytes, &regrant, deadline)
             .await
-            .map_err(coded)
+            .map_err(Failure::from)
     }
 
     /// Downloads objects in order, a few ahead; `take` gets each one.
@@ -138,10 +137,6 @@ impl OperatorObjectsClient {
         }
         Ok(())
     }
-}
-
-fn coded(error: objects::ObjectError) -> Failure {
-    Failure::new(error.code(), error)
 }
 
 struct PutAgain<'a> {

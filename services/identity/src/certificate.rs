@@ -185,6 +185,8 @@ impl CertificateRefused {
     }
 }
 
+schemas::coded!(CertificateRefused);
+
 /// The rest of a DER text.
 struct Der<'a>(&'a [u8]);
 

@@ -93,6 +93,8 @@ impl CredentialsError {
     }
 }
 
+schemas::coded!(CredentialsError);
+
 /// A part of the file between two marker lines.
 #[derive(Clone, Copy)]
 struct Block {

@@ -145,6 +145,8 @@ impl DomainError {
     }
 }
 
+schemas::coded!(DomainError);
+
 impl Domain {
     /// Opens a complete domain.
     ///

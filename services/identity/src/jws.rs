@@ -82,6 +82,8 @@ impl JwsError {
     }
 }
 
+schemas::coded!(JwsError);
+
 impl ManifestKey {
     /// Signs `claims` as a document of type `typ`.
     ///

@@ -181,6 +181,8 @@ impl JwtError {
     }
 }
 
+schemas::coded!(JwtError);
+
 /// Mints a token.
 ///
 /// # Errors

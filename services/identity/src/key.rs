@@ -74,6 +74,8 @@ impl KeyError {
     }
 }
 
+schemas::coded!(KeyError);
+
 /// Checks a signature strictly: no small-order keys, no second encoding of the same signature.
 ///
 /// # Errors

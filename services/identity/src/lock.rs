@@ -49,6 +49,8 @@ impl LockError {
     }
 }
 
+schemas::coded!(LockError);
+
 impl DomainLock {
     /// Takes the lock of the domain in `folder` for `command`, or says who has it; does not wait. A
     /// missing folder is made.

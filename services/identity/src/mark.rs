@@ -87,6 +87,8 @@ impl MarkError {
     }
 }
 
+schemas::coded!(MarkError);
+
 impl Mark {
     /// The mark of a ledger without events.
     pub const fn empty(domain: PublicKey) -> Self {

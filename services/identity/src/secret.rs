@@ -81,6 +81,8 @@ impl FileError {
     }
 }
 
+schemas::coded!(FileError);
+
 /// Reads a secret text file.
 ///
 /// # Errors

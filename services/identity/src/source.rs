@@ -84,6 +84,8 @@ impl ProofError {
     }
 }
 
+schemas::coded!(ProofError);
+
 impl std::fmt::Debug for Proof {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Proof(..)")

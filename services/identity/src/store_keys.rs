@@ -82,6 +82,8 @@ impl StoreKeysError {
     }
 }
 
+schemas::coded!(StoreKeysError);
+
 impl StoreKeys {
     /// Three new pairs.
     pub fn generate() -> Self {

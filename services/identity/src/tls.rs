@@ -120,6 +120,8 @@ impl TlsError {
     }
 }
 
+schemas::coded!(TlsError);
+
 /// Makes ring the provider of this process. To be called first in every `main`; more calls do
 /// nothing.
 pub fn install_provider() {

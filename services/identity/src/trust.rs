@@ -86,6 +86,8 @@ impl TrustError {
     }
 }
 
+schemas::coded!(TrustError);
+
 impl TrustBundle {
     /// Reads a bundle and resolves the path of its certificate authority.
     ///

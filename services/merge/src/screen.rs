@@ -66,6 +66,8 @@ impl ScreenError {
     }
 }
 
+schemas::coded!(ScreenError);
+
 impl ChunkStatistics {
     /// Takes in the next chunk of the same contribution; the order matters for the last bits of the
     /// sum.

@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use schemas::layout::{Layout, TensorSpec};
 use schemas::run::TrainerKind;
-use schemas::{Code, Refusal, V};
+use schemas::{Code, V};
 
 use crate::{Initial, InitialWeights, LlamaConfig, ReferenceConfig, SyntheticConfig};
 
@@ -62,11 +62,7 @@ impl ModelError {
     }
 }
 
-impl From<ModelError> for Refusal {
-    fn from(error: ModelError) -> Self {
-        Self::new(error.code(), error.to_string())
-    }
-}
+schemas::coded!(ModelError);
 
 impl ModelConfig {
     /// Reads the `config.json` of a model for `trainer`.
@@ -209,7 +205,7 @@ mod tests {
             TrainerKind::Synthetic,
         ] {
             let error = ModelConfig::parse(trainer, b"{\"vocabulary\": ").expect_err("not JSON");
-            assert_eq!(Refusal::from(error).code, Code::ModelInvalid);
+            assert_eq!(error.code(), Code::ModelInvalid);
         }
     }
 }

@@ -58,6 +58,8 @@ impl CacheError {
     }
 }
 
+schemas::coded!(CacheError);
+
 impl Cache {
     /// Opens or creates the cache in `folder`, holding about `bytes_max` bytes.
     ///

@@ -126,3 +126,5 @@ impl ObjectError {
         }
     }
 }
+
+schemas::coded!(ObjectError);

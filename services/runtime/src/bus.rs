@@ -14,7 +14,7 @@ use futures::StreamExt as _;
 use identity::source::connect_options;
 use identity::{BusTls, CertificateRefused, CredentialSource};
 use schemas::answer::{self, Answer};
-use schemas::{Code, DecodeError, Message, PublicKey, Refusal, UnixMillis};
+use schemas::{Code, Coded, DecodeError, Message, PublicKey, Refusal, UnixMillis};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -172,6 +172,25 @@ impl BusError {
             Self::Refused(refusal) => refusal,
             error => Refusal::new(error.code(), error.to_string()),
         }
+    }
+}
+
+impl Coded for BusError {
+    fn code(&self) -> Code {
+        Self::code(self)
+    }
+
+    fn detail(&self) -> String {
+        match self {
+            Self::Refused(refusal) => refusal.detail.clone(),
+            error => error.to_string(),
+        }
+    }
+}
+
+impl From<BusError> for Refusal {
+    fn from(error: BusError) -> Self {
+        error.into_refusal()
     }
 }
 

@@ -6,21 +6,36 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use schemas::text::ShownLines;
-use schemas::{Code, Refusal};
+use schemas::{Class, Code, Coded, Refusal};
 
-/// Exit status of a service with bad usage, configuration or credentials (EX_USAGE), before
-/// anything is connected or bound; and of a worker that may not come back under its name.
+/// Exit status of bad configuration or credentials (EX_USAGE), before anything is connected or
+/// bound; of bad usage of a service; and of a worker that may not come back under its name.
 pub const EXIT_USAGE: u8 = 64;
 /// Exit status of any other coded failure.
 pub const EXIT_FAILED: u8 = 1;
-/// Exit status when another process leads or holds what this one needs.
+/// Exit status when what was named does not exist.
+pub const EXIT_NOT_FOUND: u8 = 3;
+/// Exit status when another process leads or holds what this one needs, or the name is taken.
 pub const EXIT_CONFLICT: u8 = 4;
 /// Exit status when bus or store cannot be reached.
 pub const EXIT_UNREACHABLE: u8 = 5;
 /// Exit status when a peer refused this process.
 pub const EXIT_DENIED: u8 = 6;
-/// Exit status when a record was tampered with.
+/// Exit status when a request was not answered in time.
+pub const EXIT_NO_ANSWER: u8 = 7;
+/// Exit status when a record or a signature says something else than it should.
 pub const EXIT_TAMPERED: u8 = 10;
+/// Exit status when a record could not be read to its end, so that nothing is said about it.
+pub const EXIT_NO_VERDICT: u8 = 11;
+/// Exit status when the ledger is whole and events of workers are not.
+pub const EXIT_WORKERS_EVENTS: u8 = 12;
+
+/// What `diloctl --help` says about them.
+pub const EXIT_HELP: &str = "\
+Exit status: 0 done; 1 failed; 2 wrong usage; 3 not found; 4 conflict; 5 bus or store unreachable; 6 not allowed; \
+7 timed out; 10 evidence of tampering; 11 no verdict; 12 the ledger is whole, events of workers are not; \
+64 configuration or credentials not usable.
+Documentation of error codes: docs/errors/.";
 
 /// A coded failure of a whole process, and what else went wrong at the same time.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,31 +72,43 @@ impl Failure {
     }
 }
 
-impl From<Refusal> for Failure {
-    fn from(refusal: Refusal) -> Self {
+/// `?` makes a failure of every error with a code.
+impl<E: Coded> From<E> for Failure {
+    fn from(error: E) -> Self {
         Self {
-            refusals: vec![refusal],
+            refusals: vec![Refusal::new(error.code(), error.detail())],
         }
     }
 }
 
-/// The exit status that a code stands for in services.
+/// The exit status that a code stands for, in services and in `diloctl`.
 pub const fn exit_status(code: Code) -> u8 {
     match code {
-        Code::BusUnreachable | Code::StoreUnreachable | Code::NoAnswer => EXIT_UNREACHABLE,
+        Code::RunUnknown
+        | Code::SnapshotMissing
+        | Code::ObjectMissing
+        | Code::DomainMissing
+        | Code::StreamMissing => EXIT_NOT_FOUND,
+        Code::RunExists
+        | Code::DomainExists
+        | Code::DomainBusy
+        | Code::DomainMoved
+        | Code::PortTaken
+        | Code::StoreBusy
+        | Code::FolderBusy
+        | Code::AuditFolderBusy
+        | Code::LedgerFenced
+        | Code::Replaced => EXIT_CONFLICT,
+        Code::BusUnreachable | Code::StoreUnreachable => EXIT_UNREACHABLE,
         Code::BusRefused | Code::BusDenied | Code::ObjectForbidden => EXIT_DENIED,
         // When this process is started again, the server may have another certificate.
         Code::ServerCertificateExpired | Code::CertificateUntrusted => EXIT_DENIED,
-        Code::LedgerFenced
-        | Code::StoreBusy
-        | Code::AuditFolderBusy
-        | Code::PortTaken
-        | Code::Replaced => EXIT_CONFLICT,
-        Code::LedgerBroken | Code::LedgerLost | Code::RecordContradicted | Code::ReplayDiverged => {
-            EXIT_TAMPERED
-        }
+        Code::NoAnswer => EXIT_NO_ANSWER,
+        Code::NoVerdict => EXIT_NO_VERDICT,
+        Code::AuditRejected => EXIT_WORKERS_EVENTS,
         // The name is of no use any more: a service manager shall not start this process again.
         Code::WorkerRemoved => EXIT_USAGE,
+        code if matches!(code.class(), Class::Evidence) => EXIT_TAMPERED,
         code if code.number() < 200 => EXIT_USAGE,
         _ => EXIT_FAILED,
     }
@@ -107,7 +134,7 @@ pub fn report(result: Result<(), Failure>) -> ExitCode {
 /// The exit status to end with; what there is to say was printed.
 pub fn parse<A: clap::Parser>() -> Result<A, ExitCode> {
     A::try_parse().map_err(|error| {
-        // Nothing can be told to whom cannot be written to.
+        // If the terminal is closed there is nobody left to tell.
         let _ = error.print();
         if error.use_stderr() {
             ExitCode::from(EXIT_USAGE)
@@ -184,6 +211,37 @@ mod tests {
             assert_eq!(exit_status(code), EXIT_CONFLICT, "{code}");
         }
         assert_eq!(exit_status(Code::StoreUnreachable), 5);
+        assert_eq!(exit_status(Code::NoAnswer), 7);
+        assert_eq!(exit_status(Code::SignatureInvalid), 10);
+        assert_eq!(exit_status(Code::AuditRejected), 12);
         assert_eq!(exit_status(Code::Internal), 1);
+    }
+
+    #[test]
+    fn no_error_exits_with_zero_or_with_the_status_of_wrong_usage() {
+        for code in Code::ALL {
+            assert!(![0, 2].contains(&exit_status(*code)), "{code}");
+        }
+    }
+
+    /// The service manager starts nothing again that cannot get better by itself.
+    #[test]
+    fn what_passes_is_started_again_by_the_service_manager() {
+        let unit = include_str!("../../../deploy/systemd/diloco-coordinator.service");
+        let line = unit
+            .lines()
+            .find_map(|line| line.strip_prefix("RestartPreventExitStatus="))
+            .expect("the unit names them");
+        let prevented: Vec<u8> = line
+            .split(' ')
+            .map(|status| status.parse().expect("a status"))
+            .collect();
+        for code in Code::ALL.iter().filter(|code| code.passes()) {
+            let status = exit_status(*code);
+            assert!(
+                *code == Code::LedgerFenced || !prevented.contains(&status),
+                "{code}"
+            );
+        }
     }
 }

@@ -87,6 +87,8 @@ impl StreamError {
     }
 }
 
+schemas::coded!(StreamError);
+
 /// An error of JetStream, as its answers to questions and to publishes carry it.
 #[derive(Debug, Deserialize)]
 pub struct ApiError {

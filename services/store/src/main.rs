@@ -95,9 +95,7 @@ async fn run(mut cli: Cli) -> Result<(), Failure> {
     })?;
     let stop = shutdown::on_signals().map_err(|error| Failure::new(Code::Internal, error))?;
     let tls = store.tls.clone();
-    let store = Store::bind(store)
-        .await
-        .map_err(|error| Failure::new(error.code(), &error))?;
+    let store = Store::bind(store).await?;
     let address = store.address();
     let path = &loaded.value.store_server.ready_file;
     let path = (!path.as_os_str().is_empty()).then_some(path.as_path());

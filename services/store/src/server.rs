@@ -134,6 +134,8 @@ impl StoreError {
     }
 }
 
+schemas::coded!(StoreError);
+
 impl Store {
     /// Checks everything, locks the root, empties its temporary folder and takes the port.
     ///

@@ -99,8 +99,7 @@ impl Settings {
                 format!("{KEYS} is not set; a store without keys serves nobody"),
             ));
         }
-        let keys =
-            StoreKeys::read(&server.keys).map_err(|error| Failure::new(error.code(), &error))?;
+        let keys = StoreKeys::read(&server.keys)?;
         Ok(StoreConfig {
             listen: server.listen,
             root: server.root.clone(),

@@ -33,21 +33,6 @@ const TRY_PATIENCE: (Millis, Millis) = (Millis::from_secs(2), Millis::from_secs(
 /// who is away fails at once.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
-/// Whether a refusal says that the coordinator is away or busy with itself.
-fn passes(code: Code) -> bool {
-    matches!(
-        code,
-        Code::NoAnswer
-            | Code::AskedTooMuch
-            | Code::Draining
-            | Code::StoreUnreachable
-            | Code::CertificateUntrusted
-            | Code::ServerCertificateExpired
-            | Code::LedgerFenced
-            | Code::LedgerUnwritable
-    )
-}
-
 impl Asker {
     pub(crate) fn new(
         bus: Bus,
@@ -170,7 +155,7 @@ where
     loop {
         let (pause, asked_at) = (drawn_from(span), Instant::now());
         match ask(patience.now()).await {
-            Err(refusal) if passes(refusal.code) && Instant::now() + pause < deadline => {
+            Err(refusal) if refusal.code.passes() && Instant::now() + pause < deadline => {
                 patience.failed_after(asked_at.elapsed());
                 tracing::debug!(%refusal, "asked again soon");
                 tokio::time::sleep(pause).await;

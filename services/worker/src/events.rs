@@ -17,7 +17,7 @@ use runtime::{Bus, BusError, Failure};
 use schemas::event::{Event, WorkerEvent};
 use schemas::lease::Done;
 use schemas::subject::worker_event_subject;
-use schemas::{Code, Digest, Millis, PublicKey, RunId, Sequence, UnixMillis, V, WorkerId};
+use schemas::{Class, Code, Digest, Millis, PublicKey, RunId, Sequence, UnixMillis, V, WorkerId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -282,9 +282,9 @@ impl Publisher {
     }
 }
 
-/// Whether sending the event again is of no use.
+/// True when sending the event again is of no use: it does not fit the record.
 const fn is_final(code: Code) -> bool {
-    matches!(code, Code::EventRefused | Code::ChainForked)
+    matches!(code.class(), Class::Evidence)
 }
 
 #[cfg(test)]

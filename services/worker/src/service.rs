@@ -79,14 +79,10 @@ impl Service {
     pub async fn build(checked: Checked) -> Result<Self, Failure> {
         let config = &checked.config;
         let state = StateFolder::open(&config.worker.state)?;
-        let cache = Cache::open(&config.cache.folder, config.cache.limit.bytes())
-            .map_err(|error| Failure::new(error.code(), error))?;
-        let transfer = Transfer::new(&checked.store_trust, TransferLimits::default())
-            .map_err(|error| Failure::new(error.code(), error))?;
+        let cache = Cache::open(&config.cache.folder, config.cache.limit.bytes())?;
+        let transfer = Transfer::new(&checked.store_trust, TransferLimits::default())?;
         let started = clock::now();
-        let bus = Bus::connect("diloco-worker", &config.bus, started)
-            .await
-            .map_err(|e| Failure::from(e.into_refusal()))?;
+        let bus = Bus::connect("diloco-worker", &config.bus, started).await?;
         let worker = own_id(&bus)?;
         let identity = (checked.run.clone(), worker.clone());
         let domain = checked.trust.domain.as_str();
@@ -114,9 +110,7 @@ impl Service {
             worker: worker.clone(),
             time: time.clone(),
         };
-        ears.listen(&bus, sender.clone())
-            .await
-            .map_err(|e| Failure::from(e.into_refusal()))?;
+        ears.listen(&bus, sender.clone()).await?;
         let (events, publishing) = Events::start(chain, bus.clone(), domain);
         let (told, progress) = watch::channel((WorkId(0), Steps(0)));
         let (engine, training) = Engine::start(config.training.clone(), Arc::clone(&meter), told)

@@ -28,10 +28,12 @@ pub(super) fn pages() -> Pages {
 
 fn text(code: Code) -> String {
     format!(
-        "# {code} {}\n\n{}\n\n## What to do\n\n{}\n\n[All codes](README.md). {NOTE}\n",
+        "# {code} {}\n\n{}\n\n## What to do\n\n{}\n\n## What the program does about it\n\n{} ({:?})\n\n[All codes](README.md). {NOTE}\n",
         code.title(),
         code.what(),
-        code.next_step()
+        code.next_step(),
+        code.class().what_programs_do(),
+        code.class(),
     )
 }
 
@@ -40,9 +42,15 @@ fn list() -> String {
         "# Error codes\n\nA program prints the code with its particulars; the page says what to do. {NOTE}\n"
     );
     for (area, title) in AREAS {
-        page.push_str(&format!("\n## {title}\n\n| code | what |\n| --- | --- |\n"));
+        page.push_str(&format!(
+            "\n## {title}\n\n| code | what | class |\n| --- | --- | --- |\n"
+        ));
         for code in Code::ALL.iter().filter(|code| code.number() / 100 == *area) {
-            page.push_str(&format!("| [{code}]({code}.md) | {} |\n", code.title()));
+            page.push_str(&format!(
+                "| [{code}]({code}.md) | {} | {:?} |\n",
+                code.title(),
+                code.class()
+            ));
         }
     }
     page
@@ -68,5 +76,6 @@ mod tests {
         let page = text(Code::LeaseLost);
         assert!(page.starts_with("# DL0401 lease lost\n"));
         assert!(page.contains(Code::LeaseLost.next_step()));
+        assert!(page.contains("The worker stops the unit at once"));
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use schemas::event::LedgerEvent;
 use schemas::limits::TEXT_BYTES_MAX;
-use schemas::{AccountId, Code, Millis, Refusal, UnixMillis, WorkerId};
+use schemas::{AccountId, Class, Code, Millis, Refusal, UnixMillis, WorkerId};
 
 use crate::coordinator::Coordinator;
 use crate::input::Peer;
@@ -120,21 +120,17 @@ impl Denials {
     }
 }
 
-/// Refusals that say nothing about the asker: there is no work at present, or no run yet, or the
-/// same thing was done before.
-const BENIGN: [Code; 5] = [
-    Code::Draining,
-    Code::RunClosed,
-    Code::RunUnknown,
-    Code::NoAnswer,
-    Code::AlreadyCounted,
-];
+/// True for refusals that say nothing about the asker: there is no work at present, or no run yet,
+/// or the same thing was done before.
+fn is_benign(code: Code) -> bool {
+    matches!(code.class(), Class::Away | Class::NotNow) || code == Code::AlreadyCounted
+}
 
 impl Coordinator {
     /// Records a refusal, unless it says nothing about the asker, or too many were recorded lately:
     /// such a one is counted, and the next that is recorded tells how many were not.
     pub(crate) fn record_denial(&mut self, peer: &Peer, verb: &str, refusal: &Refusal) {
-        if !BENIGN.contains(&refusal.code)
+        if !is_benign(refusal.code)
             && let Some(suppressed) = self.denials.admit(peer, self.now)
         {
             let known = self.state.run(&peer.run).is_some();

@@ -37,8 +37,7 @@ async fn open(context: &Context) -> Result<Replay, Failure> {
     let domain = context.domain()?;
     let bus = context.bus(Role::Auditor).await?;
     // Before the stream is looked at: what comes in between is in the stream only.
-    let kept =
-        kept(&domain.layout().audit_files()).map_err(|error| Failure::new(error.code(), error))?;
+    let kept = kept(&domain.layout().audit_files())?;
     Ok(Replay::open(&bus, domain.trust()).await?.against(kept))
 }
 

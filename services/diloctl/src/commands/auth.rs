@@ -43,7 +43,7 @@ pub(crate) fn run(context: &Context, command: &Auth) -> Result<(), Failure> {
             let _lock = context.lock("diloctl auth certificate")?;
             domain
                 .renew_server_certificate(server_name, clock::now())
-                .map_err(coded)?;
+                .map_err(Failure::from)?;
             let file = domain.layout().server_certificate();
             context.printer.talk(&format!(
                 "{} is new; restart broker and store",
@@ -53,11 +53,11 @@ pub(crate) fn run(context: &Context, command: &Auth) -> Result<(), Failure> {
         }
         Auth::Config { nats_config } => {
             let domain = context.domain()?;
-            let committed = BrokerFiles::read(nats_config).map_err(coded)?;
+            let committed = BrokerFiles::read(nats_config).map_err(Failure::from)?;
             let _lock = context.lock("diloctl auth config")?;
             domain
                 .write_broker(&committed, clock::now())
-                .map_err(coded)?;
+                .map_err(Failure::from)?;
             if !domain
                 .layout()
                 .broker_generated()
@@ -66,7 +66,7 @@ pub(crate) fn run(context: &Context, command: &Auth) -> Result<(), Failure> {
             {
                 domain
                     .write_listen(&crate::stack::listen_address(BUS_PORT))
-                    .map_err(coded)?;
+                    .map_err(Failure::from)?;
             }
             let folder = domain.layout().broker_folder();
             context.printer.talk(&format!(
@@ -90,7 +90,7 @@ fn init(
         server_names: server_names.to_vec(),
     };
     // Everything that can be known, before a file is written.
-    let committed = BrokerFiles::read(nats_config).map_err(coded)?;
+    let committed = BrokerFiles::read(nats_config).map_err(Failure::from)?;
     let checked = Domain::check_init(&context.folder, &options);
     if matches!(checked, Err(DomainError::Exists(_))) {
         // Another command that holds the lock may be the `init` that is about to remove it itself.
@@ -98,7 +98,7 @@ fn init(
             Domain::clear_finished(&context.folder);
         }
     }
-    checked.map_err(coded)?;
+    checked.map_err(Failure::from)?;
     let _lock = context.lock("diloctl auth init")?;
     let choices = Choices {
         endpoints: context.endpoints.clone(),
@@ -148,10 +148,10 @@ fn fill(
     }
     staged
         .write_broker(committed, clock::now())
-        .map_err(coded)?;
+        .map_err(Failure::from)?;
     staged
         .write_listen(&crate::stack::listen_address(BUS_PORT))
-        .map_err(coded)?;
+        .map_err(Failure::from)?;
     services::write_configs(
         staged.layout().folder(),
         &services::absolute(&context.folder)?,
@@ -165,7 +165,7 @@ struct Unfilled(Failure);
 
 impl From<DomainError> for Unfilled {
     fn from(error: DomainError) -> Self {
-        Self(coded(error))
+        Self(error.into())
     }
 }
 
@@ -190,7 +190,7 @@ fn issue(
 ) -> Result<Issued, Failure> {
     domain
         .issue(role, name, run, lifetime, clock::now())
-        .map_err(coded)
+        .map_err(Failure::from)
 }
 
 fn show(context: &Context) -> Result<(), Failure> {
@@ -209,7 +209,7 @@ fn show(context: &Context) -> Result<(), Failure> {
         let Some(name) = path.file_stem().and_then(|name| name.to_str()) else {
             continue;
         };
-        let read = Credentials::read(&path).map_err(|error| Failure::new(error.code(), error))?;
+        let read = Credentials::read(&path)?;
         let token = read.token();
         rows.push(Credential {
             name: name.to_owned(),
@@ -244,10 +244,6 @@ fn show(context: &Context) -> Result<(), Failure> {
         credentials: rows,
     });
     Ok(())
-}
-
-fn coded(error: DomainError) -> Failure {
-    Failure::new(error.code(), error)
 }
 
 #[derive(Serialize)]

@@ -61,8 +61,7 @@ async fn import(
     let objects = OperatorObjectsClient::new(context, context.operator().await?)?;
     let made = tokio::task::spawn_blocking(move || data::import(&options))
         .await
-        .map_err(|error| Failure::new(Code::Internal, error))?
-        .map_err(|error| Failure::new(error.code(), error))?;
+        .map_err(|error| Failure::new(Code::Internal, error))??;
     let warnings = made.warnings();
     let (account, documents) = (made.account, made.documents);
     let (files, text) = (files(account.files), table::bytes(account.text_bytes.get()));

@@ -266,8 +266,7 @@ impl RunSettings {
                 format!("{name} is no preset ({presets}) and no readable file: {error}"),
             )
         })?;
-        ModelConfig::parse(self.model.trainer, &json)
-            .map_err(|error| Failure::new(error.code(), error))
+        ModelConfig::parse(self.model.trainer, &json).map_err(Failure::from)
     }
 
     pub(crate) fn outer(&self) -> OuterOptimizer {

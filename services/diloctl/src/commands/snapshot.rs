@@ -105,8 +105,7 @@ async fn pull(
     }
     let manifest: SnapshotManifest = json(&bytes, "snapshot manifest")?;
     let config = objects.get(manifest.config).await?;
-    let model =
-        ModelConfig::recognise(&config).map_err(|error| Failure::new(error.code(), error))?;
+    let model = ModelConfig::recognise(&config)?;
     for (name, bytes) in model
         .export_files()
         .into_iter()
@@ -194,8 +193,7 @@ async fn tokenizer(
         Tokenizer::Byte => None,
         Tokenizer::HuggingFace(object) => Some(objects.get(object).await?),
     };
-    data::tokenizer_files(file.as_deref(), model.sequence_tokens_max())
-        .map_err(|error| Failure::new(error.code(), error))
+    data::tokenizer_files(file.as_deref(), model.sequence_tokens_max()).map_err(Failure::from)
 }
 
 fn json<T: serde::de::DeserializeOwned>(bytes: &Bytes, what: &str) -> Result<T, Failure> {

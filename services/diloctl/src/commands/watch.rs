@@ -36,11 +36,7 @@ struct Statuses {
 impl Statuses {
     async fn open(context: &Context, run: &RunId) -> Result<Self, Failure> {
         let operator = context.operator().await?;
-        let subscription = operator
-            .bus
-            .subscribe(&status_subject(run))
-            .await
-            .map_err(|error| Failure::from(error.into_refusal()))?;
+        let subscription = operator.bus.subscribe(&status_subject(run)).await?;
         Ok(Self {
             operator,
             run: run.clone(),
@@ -54,8 +50,7 @@ impl Statuses {
         if !std::mem::take(&mut self.fresh) {
             let waited = tokio::time::timeout(SILENCE_MAX, self.subscription.next()).await;
             if let Ok(message) = waited
-                && let Some(message) =
-                    message.map_err(|error| Failure::from(error.into_refusal()))?
+                && let Some(message) = message?
                 && let Ok(status) = Status::decode(&message.payload)
             {
                 return Ok(status.view);
@@ -69,21 +64,13 @@ impl Statuses {
         let deadline = Instant::now() + ABSENCE_MAX;
         loop {
             match self.operator.run(&self.run).await {
-                Err(failure) if is_absence(failure.code()) && Instant::now() < deadline => {
+                Err(failure) if failure.code().passes() && Instant::now() < deadline => {
                     sleep(PAUSE).await
                 }
                 outcome => return Ok(outcome?.view),
             }
         }
     }
-}
-
-/// Whether the coordinator may answer later.
-const fn is_absence(code: Code) -> bool {
-    matches!(
-        code,
-        Code::NoAnswer | Code::BusUnreachable | Code::Draining | Code::AskedTooMuch
-    )
 }
 
 /// Follows a run until `reached`, and gives the view that reached it; or why it never will.

@@ -129,7 +129,7 @@ fn prepare_broker(domain: &Domain, options: &Up, port: u16) -> Result<(), Failur
         domain.write_broker(&committed, clock::now())?;
         domain.write_listen(&listen_address(port))
     };
-    written().map_err(|error| Failure::new(error.code(), error))
+    written().map_err(Failure::from)
 }
 
 /// Where broker and store of this machine listen.

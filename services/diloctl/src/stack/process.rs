@@ -327,7 +327,7 @@ impl Running {
 
     fn write(&self) -> Result<(), Failure> {
         let text = serde_json::to_vec(self).map_err(|error| Failure::new(Code::Internal, error))?;
-        write_private(&self.note, &text).map_err(|error| Failure::new(error.code(), error))
+        write_private(&self.note, &text).map_err(Failure::from)
     }
 
     fn signal(&self, signal: libc::c_int) {

@@ -187,7 +187,7 @@ pub(crate) fn write_configs(
     for (name, config) in configs {
         let path = place.join("config").join(format!("{name}.toml"));
         let text = format!("# Written by diloctl; `up` writes it again.\n\n{config}");
-        write_private(&path, text.as_bytes()).map_err(|error| Failure::new(error.code(), error))?;
+        write_private(&path, text.as_bytes())?;
         written.push((name, path));
     }
     Ok(written)

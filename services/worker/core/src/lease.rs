@@ -10,7 +10,7 @@ use crate::input::Answer;
 use crate::joining::ahead_ms;
 use crate::settings::FAULTS_MAX;
 use crate::stage::{Next, Stage};
-use crate::verdict::{Verdict, is_elsewhere, verdict};
+use crate::verdict::{Verdict, verdict};
 use crate::worker::Worker;
 
 impl Worker {
@@ -107,7 +107,7 @@ impl Worker {
     /// too many by now. A cause outside every worker has a count of its own, since it says
     /// nothing about this machine, however long it lasts.
     pub(crate) fn fault(&mut self, code: Code) -> (Millis, bool) {
-        if is_elsewhere(code) {
+        if code.passes() {
             return (self.elsewhere.pause(), false);
         }
         let pause = self.faults.pause();

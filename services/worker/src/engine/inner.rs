@@ -38,8 +38,5 @@ fn put_aside(path: &Path) -> bool {
 /// True when moments can be why a unit failed: its numbers went astray, here or in the
 /// coordinator's eyes.
 pub(super) const fn speaks_against_the_state(code: Code) -> bool {
-    matches!(
-        code,
-        Code::TrainingFailed | Code::NotFinite | Code::NormOutlier
-    )
+    code.is_about_numbers() || matches!(code, Code::TrainingFailed)
 }

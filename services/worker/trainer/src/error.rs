@@ -1,7 +1,7 @@
 //! Why a trainer refused or failed.
 
 use model::FileError;
-use schemas::{Code, Refusal};
+use schemas::Code;
 
 /// Why a trainer refused or failed. In every case its parameters and moments are as before.
 #[derive(Debug, thiserror::Error)]
@@ -49,11 +49,7 @@ impl TrainerError {
     }
 }
 
-impl From<TrainerError> for Refusal {
-    fn from(error: TrainerError) -> Self {
-        Self::new(error.code(), error.to_string())
-    }
-}
+schemas::coded!(TrainerError);
 
 impl From<FileError> for TrainerError {
     fn from(error: FileError) -> Self {

@@ -73,7 +73,7 @@ impl RunRoom<'_> {
         let live = &mut *self.live;
         live.last_failures.insert(worker.clone(), refusal.clone());
         live.failed_in_a_row = live.failed_in_a_row.saturating_add(1);
-        if !is_of_the_moment(refusal.code) {
+        if !refusal.code.is_of_the_moment() {
             let failures = live.failures.entry(unit).or_default();
             failures.total = failures.total.saturating_add(1);
             failures.by.insert(worker.clone(), refusal.clone());
@@ -91,7 +91,7 @@ impl RunRoom<'_> {
         worker: &WorkerId,
         refusal: &Refusal,
     ) {
-        if matches!(refusal.code, Code::NotFinite | Code::NormOutlier) {
+        if refusal.code.is_about_numbers() {
             self.unit_failed(turn, unit, worker, refusal);
         } else {
             let last = &mut self.live.last_failures;
@@ -191,28 +191,6 @@ pub(crate) fn named<'a>(
         text.push_str(&format!("; and {more} more"));
     }
     text
-}
-
-/// Failures that say nothing about the unit: somebody was away, or the lease was taken away.
-fn is_of_the_moment(code: Code) -> bool {
-    matches!(
-        code,
-        Code::BusUnreachable
-            | Code::NoAnswer
-            | Code::StoreUnreachable
-            | Code::CertificateUntrusted
-            | Code::ServerCertificateExpired
-            | Code::StoreFull
-            | Code::UrlRefused
-            | Code::LeaseLost
-            | Code::LeaseUnknown
-            | Code::LeaseStalled
-            | Code::NotJoined
-            | Code::Draining
-            | Code::AskedTooMuch
-            | Code::ClockOff
-            | Code::Interrupted
-    )
 }
 
 #[cfg(test)]

@@ -154,7 +154,8 @@ impl RunRoom<'_> {
         match verdict.and_then(|found| check_norm(found.norm, norm_max)) {
             Ok(norm) => self.accept(turn, done, norm),
             Err(refusal)
-                if is_transient(refusal.code) && !self.has_failed_enough(&done, refusal.code) =>
+                if is_checked_again(refusal.code)
+                    && !self.has_failed_enough(&done, refusal.code) =>
             {
                 self.check_failed(turn, &done, &refusal);
             }
@@ -205,10 +206,7 @@ impl RunRoom<'_> {
     /// fault; a check that breaks off, or that finds no object, again and again is the result's, and
     /// must not hold its unit for ever.
     fn has_failed_enough(&mut self, done: &Screening, code: Code) -> bool {
-        let broke_off = matches!(
-            code,
-            Code::Internal | Code::ObjectMissing | Code::UploadMissing
-        );
+        let broke_off = is_checked_again_a_few_times(code);
         let held = self.live.lease_mut(&done.lease().unit);
         held.checks_failed += u32::from(broke_off);
         broke_off && held.checks_failed >= CHECKS_FAILED_MAX
@@ -302,21 +300,17 @@ fn named_chunks(outcome: &Stated) -> BTreeSet<Digest> {
     }
 }
 
-/// Failures that say nothing about the result itself. An object that is missing can be uploaded
-/// again.
-fn is_transient(code: Code) -> bool {
+/// True when the check is made again instead of the result being refused: the store is away or
+/// full, or the check broke off. An object that is missing can be uploaded again.
+fn is_checked_again(code: Code) -> bool {
+    code.passes() || is_checked_again_a_few_times(code)
+}
+
+/// True when the result itself can be the cause, so that the patience with it ends.
+fn is_checked_again_a_few_times(code: Code) -> bool {
     matches!(
         code,
-        Code::StoreUnreachable
-            | Code::CertificateUntrusted
-            | Code::ServerCertificateExpired
-            | Code::StoreFull
-            | Code::UrlRefused
-            | Code::ObjectMissing
-            | Code::UploadMissing
-            | Code::BusUnreachable
-            | Code::NoAnswer
-            | Code::Internal
+        Code::Internal | Code::ObjectMissing | Code::UploadMissing
     )
 }
 

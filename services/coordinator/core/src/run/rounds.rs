@@ -7,7 +7,7 @@ use ledger::{Run, Standing};
 use schemas::data::{DataManifest, Tokenizer};
 use schemas::event::LedgerEvent;
 use schemas::lease::{ClaimOutcome, UnitId, Weights};
-use schemas::{Code, ObjectRef, Refusal, Round, Tokens, UnixMillis, WorkerId};
+use schemas::{Class, Code, ObjectRef, Refusal, Round, Tokens, UnixMillis, WorkerId};
 
 use crate::deadline::Alarm;
 use crate::effect::Effect;
@@ -287,16 +287,11 @@ fn incomplete(run: &Run) -> impl Iterator<Item = UnitId> {
         .map(|(unit, _)| *unit)
 }
 
-/// Failures of a restore that another try does not mend.
+/// True for a failed restore that another try does not mend. What the coordinator or its
+/// credentials do wrong can be mended while the run waits.
 fn is_final(code: Code) -> bool {
-    matches!(
-        code,
-        Code::ReplayDiverged
-            | Code::ObjectMissing
-            | Code::ObjectMismatch
-            | Code::DataInvalid
-            | Code::LayoutMismatch
-    )
+    matches!(code.class(), Class::Final | Class::Evidence)
+        && !matches!(code, Code::Internal | Code::ObjectForbidden)
 }
 
 /// Refuses weights that the next round cannot start from.

@@ -1,0 +1,138 @@
+//! What programs do about a code. The table of codes has a column for it, and everything that
+//! decides by a code asks the column, so that a new code is decided about once and everywhere.
+
+use super::Code;
+
+/// What a program does about a code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// A peer is not there, or cannot be reached with what it shows. It may be back at any moment.
+    Away,
+    /// A peer is there and has no room or no time for this. Later it may.
+    Busy,
+    /// Nothing is wrong: there is nothing to do at this time.
+    NotNow,
+    /// The lease is another's, or nobody's.
+    LostLease,
+    /// The coordinator does not know the asker as a member.
+    NotMember,
+    /// The program cannot work as it is set up; a person has to change something.
+    Operator,
+    /// A record or a signature says something else than it should.
+    Evidence,
+    /// This request, object or unit is no good, and asking again changes nothing. Others may be.
+    Final,
+}
+
+impl Class {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Away,
+        Self::Busy,
+        Self::NotNow,
+        Self::LostLease,
+        Self::NotMember,
+        Self::Operator,
+        Self::Evidence,
+        Self::Final,
+    ];
+
+    /// What the pages of the codes say about it.
+    pub const fn what_programs_do(self) -> &'static str {
+        match self {
+            Self::Away => {
+                "Programs that run ask again soon and keep what they have: it may be over at any moment. Nobody's unit or \
+                 result is blamed. A program that only starts, and a command, end with it."
+            }
+            Self::Busy => {
+                "Programs that run ask again, each time after a longer pause, and keep what they have. Nobody's unit or \
+                 result is blamed. A program that only starts, and a command, end with it."
+            }
+            Self::NotNow => {
+                "Nothing is wrong and nothing is recorded against anybody. Workers wait or end in order; a command says it and \
+                 ends."
+            }
+            Self::LostLease => {
+                "The worker stops the unit at once, releases nothing, and claims another."
+            }
+            Self::NotMember => "The worker drops the unit, joins again, and goes on.",
+            Self::Operator => {
+                "The program ends, or does not start: trying again changes nothing until a person has changed something."
+            }
+            Self::Evidence => {
+                "It is recorded and said aloud. What it is about is not used and not repeated; a run or a service that \
+                 stands on it stops."
+            }
+            Self::Final => {
+                "The request, the object or the unit counts as failed and is not repeated as it is. Other work goes on; \
+                 a worker that fails again and again ends, and a unit that fails with every worker halts its run."
+            }
+        }
+    }
+}
+
+impl Code {
+    /// True when the same request may succeed later though nobody changes it: a peer is away, or
+    /// has no room or time.
+    pub const fn passes(self) -> bool {
+        matches!(self.class(), Class::Away | Class::Busy)
+    }
+
+    /// True for a code that says nothing about the unit, the result or the object that was worked
+    /// on: somebody was away or busy, or the lease or the membership had ended.
+    pub const fn is_of_the_moment(self) -> bool {
+        match self.class() {
+            Class::Away | Class::Busy | Class::NotNow | Class::LostLease | Class::NotMember => true,
+            Class::Operator | Class::Evidence | Class::Final => false,
+        }
+    }
+
+    /// True when training came to numbers that are no good. The unit, its data or the state that
+    /// it started from can be the cause, and not only the worker.
+    pub const fn is_about_numbers(self) -> bool {
+        matches!(self, Self::NotFinite | Self::NormOutlier)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_class_has_codes_and_says_what_is_done() {
+        for class in Class::ALL {
+            assert!(
+                Code::ALL.iter().any(|code| code.class() == class),
+                "{class:?} has no code"
+            );
+            assert!(class.what_programs_do().ends_with('.'));
+        }
+    }
+
+    /// The store and the coordinator may be away in any of these ways, and all of them pass.
+    #[test]
+    fn what_is_away_or_full_passes_and_blames_nobody() {
+        for code in [
+            Code::NoAnswer,
+            Code::BusUnreachable,
+            Code::StoreUnreachable,
+            Code::CertificateUntrusted,
+            Code::ServerCertificateExpired,
+            Code::Draining,
+            Code::LedgerFenced,
+            Code::LedgerUnwritable,
+            Code::StoreFull,
+            Code::StreamNotStored,
+            Code::UrlRefused,
+            Code::AskedTooMuch,
+        ] {
+            assert!(code.passes() && code.is_of_the_moment(), "{code}");
+        }
+    }
+
+    /// A bug that answers is neither away nor busy: a unit that meets it everywhere must halt.
+    #[test]
+    fn a_broken_invariant_does_not_pass() {
+        assert!(!Code::Internal.passes() && !Code::Internal.is_of_the_moment());
+    }
+}
