@@ -4,8 +4,9 @@
 //! | --- | --- |
 //! | `merging` | the outer step beside memcpy in the same run |
 //! | `sync` | the time between two units, over the real stack, by stage; processor time and memory with it |
+//! | `rounds` | what a round costs besides its work |
 //! | `timeline` | how the times of a sync are read out of the logs |
-//! | `cluster_run` | a run of the synthetic trainer on processes of this build |
+//! | `cluster_run` | a run on processes of this build |
 //! | `tokens` | training speed, beside PyTorch where there is one |
 //! | `leases` | claims to grants at a fixed rate |
 //! | `row`, `table`, `machine` | results, how they are shown and kept, and where they were measured |
@@ -14,6 +15,7 @@ mod cluster_run;
 mod leases;
 mod machine;
 mod merging;
+mod rounds;
 mod row;
 mod sync;
 mod table;
@@ -66,17 +68,22 @@ pub(crate) enum Effort {
 enum Bench {
     Merge,
     Sync(sync::Size, usize),
+    SyncTrained,
+    Round(usize),
     Tokens,
     Leases,
 }
 
 /// In the order in which they run.
-const BENCHES: [(&str, Bench); 7] = [
+const BENCHES: [(&str, Bench); 10] = [
     ("merge", Bench::Merge),
     ("sync-10m-2", Bench::Sync(sync::Size::M10, 2)),
     ("sync-10m-4", Bench::Sync(sync::Size::M10, 4)),
     ("sync-100m-2", Bench::Sync(sync::Size::M100, 2)),
     ("sync-100m-4", Bench::Sync(sync::Size::M100, 4)),
+    ("sync-25m-2-trained", Bench::SyncTrained),
+    ("round-2", Bench::Round(2)),
+    ("round-4", Bench::Round(4)),
     ("tokens", Bench::Tokens),
     ("leases", Bench::Leases),
 ];
@@ -148,6 +155,8 @@ fn measure(bench: Bench, effort: Effort, runtime: &tokio::runtime::Runtime) -> R
         Bench::Sync(size, workers) => {
             runtime.block_on(Box::pin(sync::measure(size, workers, effort)))
         }
+        Bench::SyncTrained => runtime.block_on(Box::pin(sync::measure_trained(effort))),
+        Bench::Round(workers) => runtime.block_on(Box::pin(rounds::measure(workers, effort))),
         Bench::Tokens => tokens::measure(effort),
         Bench::Leases => runtime.block_on(Box::pin(leases::measure(effort))),
     }
