@@ -9,8 +9,10 @@
 //! | `cluster_run` | a run on processes of this build |
 //! | `tokens` | training speed, beside PyTorch where there is one |
 //! | `leases` | claims to grants at a fixed rate |
+//! | `appends` | events appended to the ledger, together and alone |
 //! | `row`, `table`, `machine` | results, how they are shown and kept, and where they were measured |
 
+mod appends;
 mod cluster_run;
 mod leases;
 mod machine;
@@ -72,10 +74,11 @@ enum Bench {
     Round(usize),
     Tokens,
     Leases,
+    Appends,
 }
 
 /// In the order in which they run.
-const BENCHES: [(&str, Bench); 10] = [
+const BENCHES: [(&str, Bench); 11] = [
     ("merge", Bench::Merge),
     ("sync-10m-2", Bench::Sync(sync::Size::M10, 2)),
     ("sync-10m-4", Bench::Sync(sync::Size::M10, 4)),
@@ -86,6 +89,7 @@ const BENCHES: [(&str, Bench); 10] = [
     ("round-4", Bench::Round(4)),
     ("tokens", Bench::Tokens),
     ("leases", Bench::Leases),
+    ("appends", Bench::Appends),
 ];
 
 fn main() -> ExitCode {
@@ -159,5 +163,6 @@ fn measure(bench: Bench, effort: Effort, runtime: &tokio::runtime::Runtime) -> R
         Bench::Round(workers) => runtime.block_on(Box::pin(rounds::measure(workers, effort))),
         Bench::Tokens => tokens::measure(effort),
         Bench::Leases => runtime.block_on(Box::pin(leases::measure(effort))),
+        Bench::Appends => runtime.block_on(Box::pin(appends::measure(effort))),
     }
 }

@@ -17,8 +17,10 @@ use crate::process::{self, Workspace};
 pub(crate) fn ensure(workspace: &Workspace, name: &str, version: &str) -> Result<PathBuf> {
     let tools = workspace.deps().join("tools");
     let own = tools.join("bin").join(name);
+    // As cargo calls it: not every such program answers without its own name.
+    let subcommand = name.trim_start_matches("cargo-");
     for candidate in [own.clone(), PathBuf::from(name)] {
-        let answer = process::capture(Command::new(&candidate).arg("--version"));
+        let answer = process::capture(Command::new(&candidate).args([subcommand, "--version"]));
         if answer.is_ok_and(|answer| answer.trim().ends_with(version)) {
             return Ok(candidate);
         }
