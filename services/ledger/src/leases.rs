@@ -1,4 +1,4 @@
-//! The fold of a lease: granted, and what came of it.
+//! The fold of a lease: its grant and its end.
 
 use schemas::contribution::{Evaluation, Fate};
 use schemas::lease::{LeaseRef, UnitKind};

@@ -21,7 +21,7 @@ pub(crate) const ROUNDS_REMEMBERED: u64 = 16;
 /// The coordinator's durable state: what [`State::apply`] made of the ledger so far.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct State {
-    /// Whether a coordinator took the lead and did not give it up in order.
+    /// A coordinator took the lead and did not give it up in order.
     pub(crate) leading: bool,
     /// The release and posture of the last that took it.
     pub(crate) leader: Option<Leader>,
@@ -108,9 +108,9 @@ pub struct Member {
     pub session: Session,
     /// The lease that an older process held when it was replaced.
     pub fenced: Option<LeaseRef>,
-    /// Whether it is a member now.
+    /// It is a member now.
     pub present: bool,
-    /// Whether it was removed for good.
+    /// It was removed for good.
     pub removed: bool,
     /// When it last joined or left.
     pub since: UnixMillis,
@@ -143,7 +143,7 @@ pub enum Standing {
     Open,
     /// Leased.
     Held {
-        /// To whom.
+        /// Its holder.
         worker: WorkerId,
         /// Granted at.
         since: UnixMillis,

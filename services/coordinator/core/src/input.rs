@@ -97,7 +97,7 @@ pub enum Input {
     RunChecked {
         /// The request.
         reply: ReplyId,
-        /// Whether all are there and fit together.
+        /// Why not, unless all are there and fit together.
         verdict: Result<(), Refusal>,
     },
     /// An operator's uploads were checked ([`crate::Effect::CheckUploads`]).
@@ -118,7 +118,7 @@ pub enum Input {
     Screened {
         /// Which check.
         screening: ScreeningId,
-        /// Whether it may count. When it may, its objects lie in `blobs`.
+        /// What was found, or why the result may not count. When it may, its objects lie in `blobs`.
         verdict: Result<Screened, Refusal>,
     },
     /// An outer step was made and its weights published ([`crate::Effect::Merge`]).

@@ -4,7 +4,6 @@
 
 mod control;
 mod denial;
-mod fold;
 mod guards;
 mod lease;
 mod membership;
@@ -16,4 +15,5 @@ mod round;
 mod spare;
 mod spending;
 mod submit;
+mod time;
 mod trouble;

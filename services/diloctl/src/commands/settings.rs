@@ -109,6 +109,7 @@ pub(crate) struct PolicySettings {
     pub(crate) silence_max: ConfigDuration,
     pub(crate) norm_max: f64,
     pub(crate) strikes_max: u32,
+    pub(crate) closing: Closing,
 }
 
 impl Default for RunSettings {
@@ -183,6 +184,7 @@ impl Default for PolicySettings {
             silence_max: ConfigDuration::from_secs(60),
             norm_max: 0.0,
             strikes_max: 3,
+            closing: Closing::default(),
         }
     }
 }
@@ -320,7 +322,7 @@ impl RunSettings {
             silence_max: policy.silence_max.millis(),
             norm_max: policy.norm_max,
             strikes_max: policy.strikes_max,
-            closing: Closing::default(),
+            closing: policy.closing,
         }
     }
 }

@@ -1,8 +1,8 @@
 //! A run of which the tests write the ledger.
 
 use ledger::{ApplyError, Run, State};
-use schemas::contribution::Contribution;
-use schemas::event::{LeaseEnd, LedgerEvent};
+use schemas::contribution::{Contribution, Evaluation};
+use schemas::event::{Departure, LeaseEnd, LedgerEvent};
 use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
 use schemas::member::{Posture, Session};
 use schemas::run::{
@@ -26,7 +26,7 @@ fn object(name: &str) -> ObjectRef {
 }
 
 /// Three rounds of two units of 4 * 2 * 4 = 32 tokens.
-fn spec() -> RunSpec {
+pub(crate) fn spec() -> RunSpec {
     RunSpec {
         v: V,
         run: run_id(),
@@ -76,6 +76,14 @@ pub(crate) fn run_id() -> RunId {
     "demo".parse().expect("a name")
 }
 
+/// The same with one unit a round and an evaluation of each version of the weights.
+pub(crate) fn evaluating() -> RunSpec {
+    let mut spec = spec();
+    spec.schedule.units = 1;
+    spec.schedule.evaluation_every = 1;
+    spec
+}
+
 fn key(kind: char, number: u32) -> String {
     let letter = char::from(b'A' + number as u8);
     format!("{kind}{}{letter}", "A".repeat(54))
@@ -94,6 +102,60 @@ pub(crate) fn lease(round: u64, index: u32, epoch: u64) -> LeaseRef {
     LeaseRef {
         unit,
         epoch: Epoch(epoch),
+    }
+}
+
+pub(crate) fn evaluation(version: u64, epoch: u64) -> LeaseRef {
+    let mut lease = lease(version, 0, epoch);
+    lease.unit.kind = UnitKind::Evaluate;
+    lease
+}
+
+pub(crate) fn created(spec: RunSpec) -> LedgerEvent {
+    LedgerEvent::RunCreated {
+        spec: Box::new(spec),
+        operator: key('U', 25).parse().expect("a key"),
+    }
+}
+
+pub(crate) fn joined(number: u32) -> LedgerEvent {
+    LedgerEvent::WorkerJoined {
+        worker: worker(number),
+        account: key('A', 1).parse().expect("a key"),
+        audit_key: key('U', 10 + number).parse().expect("a key"),
+        trainers: vec![TrainerKind::Reference],
+        device: "cpu".to_owned(),
+        release: "1".to_owned(),
+        posture: Posture::default(),
+        session: Session(number.into()),
+    }
+}
+
+pub(crate) fn left(number: u32, cause: Departure) -> LedgerEvent {
+    LedgerEvent::WorkerLeft {
+        worker: worker(number),
+        cause,
+        detail: String::new(),
+    }
+}
+
+pub(crate) fn evaluated(lease: LeaseRef, number: u32) -> LedgerEvent {
+    LedgerEvent::EvaluationAccepted {
+        lease,
+        worker: worker(number),
+        evaluation: Evaluation {
+            loss_sum: 32.0,
+            tokens: Tokens(16),
+        },
+        statement: Digest::of(lease.to_string().as_bytes()),
+        signature: ByteArray::new([0; 64]),
+    }
+}
+
+pub(crate) fn saved(version: u64) -> LedgerEvent {
+    LedgerEvent::SnapshotSaved {
+        round: Round(version),
+        manifest: object("snapshot"),
     }
 }
 
@@ -169,44 +231,55 @@ pub(crate) fn closed(round: u64, version: u64) -> LedgerEvent {
 }
 
 /// A ledger in the making: the state's invariants are checked after each event.
+#[derive(Clone)]
 pub(crate) struct Book(State);
 
 impl Book {
     /// With a run and three workers in it.
     pub(crate) fn new() -> Self {
+        Self::of(spec())
+    }
+
+    pub(crate) fn of(spec: RunSpec) -> Self {
         let mut book = Self(State::default());
-        book.note(&LedgerEvent::RunCreated {
-            spec: Box::new(spec()),
-            operator: key('U', 25).parse().expect("a key"),
-        });
+        book.note(&created(spec));
         for number in 0..3 {
-            book.note(&LedgerEvent::WorkerJoined {
-                worker: worker(number),
-                account: key('A', 1).parse().expect("a key"),
-                audit_key: key('U', 10 + number).parse().expect("a key"),
-                trainers: vec![TrainerKind::Reference],
-                device: "cpu".to_owned(),
-                release: "1".to_owned(),
-                posture: Posture::default(),
-                session: Session(number.into()),
-            });
+            book.note(&joined(number));
         }
         book
     }
 
     /// Writes an event that follows.
     pub(crate) fn note(&mut self, event: &LedgerEvent) {
-        self.try_note(event)
+        self.try_note(Some(&run_id()), event)
             .unwrap_or_else(|error| panic!("{event:?}: {error}"));
         self.0.check().expect("the state's invariants hold");
     }
 
+    /// An event that would follow, so that what is refused elsewhere is refused for its place, not
+    /// for its form.
+    pub(crate) fn fits(&self, event: &LedgerEvent) {
+        self.clone().note(event);
+    }
+
     /// Writes an event that does not follow, which changes nothing.
     pub(crate) fn refuse(&mut self, event: &LedgerEvent) {
+        let error = self.error(Some(&run_id()), event);
+        let expected = matches!(
+            error,
+            ApplyError::OutOfPlace { .. }
+                | ApplyError::NotHeld { .. }
+                | ApplyError::WorkerUnknown { .. }
+        );
+        assert!(expected, "{event:?}: {error}");
+    }
+
+    /// Why an event does not follow.
+    pub(crate) fn error(&mut self, run: Option<&RunId>, event: &LedgerEvent) -> ApplyError {
         let before = self.0.clone();
-        let error = self.try_note(event).expect_err("it does not follow");
-        assert!(matches!(error, ApplyError::OutOfPlace { .. }), "{error}");
+        let error = self.try_note(run, event).expect_err("it does not follow");
         assert!(self.0 == before, "a refused event changed the state");
+        error
     }
 
     /// A unit from its grant to its contribution.
@@ -216,8 +289,23 @@ impl Book {
         self.note(&accepted(lease, number));
     }
 
-    fn try_note(&mut self, event: &LedgerEvent) -> Result<(), ApplyError> {
-        self.0.apply(UnixMillis(1), Some(&run_id()), event)
+    /// An evaluation from its grant to its result.
+    pub(crate) fn evaluate(&mut self, version: u64, number: u32) {
+        let lease = evaluation(version, 1);
+        self.note(&granted(lease, number));
+        self.note(&evaluated(lease, number));
+    }
+
+    /// A round of one unit from its beginning to its end.
+    pub(crate) fn round(&mut self, round: u64) {
+        self.note(&opened(round));
+        self.contribute(round, 0, 0);
+        self.note(&sealed(round, &[(0, 1, 32)], 0));
+        self.note(&closed(round, round + 1));
+    }
+
+    fn try_note(&mut self, run: Option<&RunId>, event: &LedgerEvent) -> Result<(), ApplyError> {
+        self.0.apply(UnixMillis(1), run, event)
     }
 
     pub(crate) fn run(&self) -> &Run {

@@ -1,4 +1,5 @@
 //! The fold by itself, event by event, without a coordinator.
 
 mod kit;
+mod places;
 mod rounds;

@@ -12,9 +12,10 @@ use schemas::run::{
     Rounding, RunSpec, Schedule, TrainerKind,
 };
 use schemas::subject::{ledger_subject, record_subject};
+use schemas::sync::SealedInput;
 use schemas::{
     AccountId, Digest, Epoch, Fragment, Message as _, Millis, ObjectRef, PublicKey, Round, RunId,
-    Sequence, Steps, UnitIndex, UnixMillis, V, WorkerId,
+    Sequence, Steps, UnitIndex, UnixMillis, V, Weight, WorkerId,
 };
 use serde_bytes::{ByteArray, ByteBuf};
 
@@ -266,6 +267,7 @@ impl Log {
 
     fn round(&mut self, plan: &Plan, spec: &RunSpec, round: Round, members: &mut [Member]) {
         self.ledger(Some(run()), LedgerEvent::RoundOpened { round });
+        let mut inputs = Vec::new();
         for index in (0..plan.units).map(UnitIndex) {
             let at = index.get() as usize % members.len();
             let member = &mut members[at];
@@ -319,6 +321,23 @@ impl Log {
                 signature,
             };
             self.ledger(Some(run()), accepted);
+            inputs.push(SealedInput {
+                unit: index,
+                epoch: lease.epoch,
+                weight: Weight::of_tokens(spec.unit_tokens()),
+            });
+        }
+        // An earlier release named no sets, and its ledgers are read for good.
+        if round.get() > 0 {
+            self.ledger(
+                Some(run()),
+                LedgerEvent::RoundSealed {
+                    round,
+                    fragment: Fragment::FIRST,
+                    inputs,
+                    rest: 0,
+                },
+            );
         }
         let broadcast = Weights {
             round: round.next(),
@@ -326,7 +345,6 @@ impl Log {
             chunks: vec![object()],
         };
         let tokens = spec.unit_tokens();
-        // Without a seal, as an earlier release closed rounds: auditors read such ledgers for good.
         self.ledger(
             Some(run()),
             LedgerEvent::RoundClosed {
