@@ -329,6 +329,7 @@ impl TrainingThread {
 
     fn train(&mut self, training: Training) -> Result<Trained, Refusal> {
         self.at_hand()?.begin_steps()?;
+        self.saver.steps_begin();
         let trained = self.step(Stepping::new(training));
         self.at_hand()?.end_steps();
         trained
