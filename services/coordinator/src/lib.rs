@@ -29,6 +29,7 @@ mod incoming;
 mod ledger;
 mod mark;
 mod pointer;
+pub mod program;
 mod queue;
 mod restore;
 mod save;

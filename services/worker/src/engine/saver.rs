@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use schemas::Code;
 use trainer::InnerState;
 
+use super::residual;
 use super::session::Session;
 
 /// Shortest time from the begin of one write to the begin of the next, except at the end.
@@ -49,6 +50,7 @@ struct Papers {
 /// A state and where it is written to.
 struct Paper {
     state: InnerState,
+    residual: Option<residual::Saved>,
     path: PathBuf,
     due: Instant,
 }
@@ -108,13 +110,25 @@ impl Saver {
             return not_saved(&error);
         }
         let path = session.inner_path().to_owned();
+        let residual = session.residual.as_ref().map(residual::Residual::saved);
+        // The one on disk may have been sent with the result that this state follows. It goes now,
+        // not when the lane gets to it: a process that is killed in between must not send it again.
+        if residual.is_some()
+            && let Err(error) = residual::remove(&path)
+        {
+            not_saved(&error);
+        }
         let wait = if session.is_stepping() {
             Duration::ZERO
         } else {
             STEPS_WAIT_MAX
         };
-        let due = begun + wait;
-        self.desk.papers().waiting = Some(Paper { state, path, due });
+        self.desk.papers().waiting = Some(Paper {
+            state,
+            residual,
+            path,
+            due: begun + wait,
+        });
         self.desk.changed.notify_one();
         tracing::debug!(ms = millis(begun), "inner state copied");
     }
@@ -145,21 +159,31 @@ impl Saver {
 /// The lane: writes one state after another until no more will come.
 fn write_all(desk: &Desk) {
     let mut not_before = Instant::now();
-    while let Some(Paper { state, path, .. }) = desk.next(not_before) {
+    while let Some(paper) = desk.next(not_before) {
         let begun = Instant::now();
         not_before = begun + WRITE_INTERVAL_MIN;
-        match write(&state, &path) {
+        match write(&paper.state, paper.residual.as_ref(), &paper.path) {
             Ok(()) => tracing::debug!(ms = millis(begun), "inner state saved"),
             Err(error) => not_saved(&error),
         }
     }
 }
 
-pub(super) fn write(state: &InnerState, path: &Path) -> Result<(), String> {
+/// Writes a state and the residual that belongs to it. The residual is of the same moment: the one
+/// of before is gone before the new state is there.
+pub(super) fn write(
+    state: &InnerState,
+    residual: Option<&residual::Saved>,
+    path: &Path,
+) -> Result<(), String> {
     if let Some(folder) = path.parent() {
         identity::secret::create_private_subfolder(folder).map_err(|error| error.to_string())?;
     }
-    state.write(path).map_err(|error| error.to_string())
+    if residual.is_some() {
+        residual::remove(path)?;
+    }
+    state.write(path).map_err(|error| error.to_string())?;
+    residual.map_or(Ok(()), |residual| residual.write(path))
 }
 
 fn not_saved(error: &dyn std::fmt::Display) {
