@@ -43,6 +43,9 @@ struct Desk {
 #[derive(Default)]
 struct Papers {
     waiting: Option<Paper>,
+    /// The memory of a state that was written, for the next one: fresh memory costs a page fault for
+    /// every 4 KiB, in the middle of a sync.
+    spare: Option<InnerState>,
     /// No more will come.
     closed: bool,
 }
@@ -104,8 +107,10 @@ impl Saver {
     pub(super) fn keep(&self, session: &mut Session) {
         let begun = Instant::now();
         // A state that still waits is older than this one: its memory is used again.
-        let waiting = self.desk.papers().waiting.take();
-        let mut state = waiting.map(|paper| paper.state).unwrap_or_default();
+        let mut papers = self.desk.papers();
+        let waiting = papers.waiting.take().map(|paper| paper.state);
+        let mut state = waiting.or_else(|| papers.spare.take()).unwrap_or_default();
+        drop(papers);
         if let Err(error) = session.trainer.capture_inner(&mut state) {
             return not_saved(&error);
         }
@@ -166,6 +171,7 @@ fn write_all(desk: &Desk) {
             Ok(()) => tracing::debug!(ms = millis(begun), "inner state saved"),
             Err(error) => not_saved(&error),
         }
+        desk.papers().spare = Some(paper.state);
     }
 }
 
