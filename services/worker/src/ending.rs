@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// How long the last events may take. With the bus away they do not get out at all.
 const EVENTS_MAX: Duration = Duration::from_secs(8);
-/// How long the training thread may take to finish its step and save the inner state: tens of GB
+/// How long the training thread may take to finish its step and write the inner state: tens of GB
 /// for a large model. Together with the time for an orderly end it stays below what the service
 /// manager allows (`TimeoutStopSec`).
 const SAVE_MAX: Duration = Duration::from_secs(60);

@@ -15,8 +15,9 @@
 //! * **A capture encodes on this thread**, since only it may read parameters, and at once, since
 //!   the next step would change them. The encoded chunks are in memory until they are uploaded: 2
 //!   bytes a parameter of the fragment in bf16, and the thread never waits for an upload.
-//! * **A save copies** the moments on this thread (8 bytes a parameter, for as long as it is
-//!   written) and the lane in [`saver`] writes them beside the next steps.
+//! * **A save copies** the moments on this thread (8 bytes a parameter, kept for the next copy; as
+//!   much again while a write takes longer than a unit) and the lane in [`saver`] writes them
+//!   beside the next steps.
 //!
 //! | file | what |
 //! | --- | --- |
@@ -349,6 +350,7 @@ impl TrainingThread {
 
     fn train(&mut self, training: Training) -> Result<Trained, Refusal> {
         self.at_hand()?.begin_steps()?;
+        self.saver.steps_begin();
         let trained = self.step(Stepping::new(training));
         self.at_hand()?.end_steps();
         trained

@@ -183,8 +183,8 @@ impl Chain {
 pub(crate) struct Events(mpsc::Sender<WorkerEvent>);
 
 impl Events {
-    /// Starts the task that publishes. When the last clone is gone it delivers what waits and ends;
-    /// whoever does not wait for that loses the events behind the one that is on its way.
+    /// Starts the task that publishes. When the last clone is gone it delivers what waits and ends. A
+    /// process that does not wait for that end loses the events behind the one on its way.
     pub(crate) fn start(chain: Chain, bus: Bus, domain: &str) -> (Self, JoinHandle<()>) {
         let (sender, queue) = mpsc::channel(EVENTS_MAX);
         let publisher = Publisher {
@@ -213,8 +213,7 @@ struct Publisher {
     chain: Chain,
     bus: Bus,
     domain: String,
-    /// Whether the last event was refused for good: a chain that has forked stays so, and is told
-    /// once.
+    /// The last event was refused for good. A chain that has forked stays so, and is reported once.
     refused: bool,
 }
 

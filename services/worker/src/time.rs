@@ -11,7 +11,7 @@ use crate::verify::SKEW;
 /// How far the coordinator's clock is ahead of this process's. Clones share it.
 ///
 /// Windows of what the coordinator signed are judged by its own time. The windows are there so that
-/// an old document is of no use to whoever kept it, and for that both ends need one clock, not a
+/// an old document is of no use to anyone who kept it, and for that both ends need one clock, not a
 /// right one: this process's runs monotonically, and the difference comes with answers that only
 /// the coordinator may give. Who can forge those already decides what reaches this worker, and
 /// still cannot sign; and a result under an old lease counts nowhere. To judge by this machine's

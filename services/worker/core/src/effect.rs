@@ -66,8 +66,7 @@ pub enum Effect {
         /// The work.
         work: WorkId,
     },
-    /// End whatever is being done for this work, between two steps at the latest. The trainer keeps
-    /// its inner state.
+    /// Stop this work, between two steps at the latest. The trainer keeps its inner state.
     Stop {
         /// The work.
         work: WorkId,

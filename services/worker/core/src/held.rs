@@ -32,7 +32,7 @@ pub(crate) struct Renewal {
     pub(crate) sent_at: UnixMillis,
 }
 
-/// What is being done under a lease.
+/// The step that the work under a lease stands at.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Step {
     Fetching,
@@ -71,7 +71,7 @@ impl Held {
         self.manifest.lease
     }
 
-    /// How long a renewal's answer is waited for.
+    /// The longest wait for the answer to a renewal.
     pub(crate) fn renewal_patience(&self) -> Millis {
         let (min, max) = RENEWAL_PATIENCE;
         Millis(self.life.get() / 6).clamp(min, max)

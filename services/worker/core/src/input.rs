@@ -43,14 +43,14 @@ pub enum Input {
     Trained {
         /// The work.
         work: WorkId,
-        /// What came of it.
+        /// The result of the steps, or why there is none.
         outcome: Result<Trained, Refusal>,
     },
     /// The evaluation is done, or failed.
     Evaluated {
         /// The work.
         work: WorkId,
-        /// What came of it.
+        /// The held-out loss, or why there is none.
         outcome: Result<Evaluation, Refusal>,
     },
     /// The contribution lies at the store, or not.

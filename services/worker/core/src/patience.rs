@@ -25,14 +25,14 @@ impl Patience {
         }
     }
 
-    /// How long the next try is waited for.
+    /// The longest wait for the answer to the next try.
     pub const fn now(&self) -> Millis {
         self.now
     }
 
-    /// Takes in a try that brought no answer and took this long. Only one that was waited out
-    /// doubles the wait. A broker that says at once that nobody listens, and a coordinator that
-    /// refuses, say nothing about how long an answer takes; were they counted, an answer lost after
+    /// Takes in a try that brought no answer and took this long. Only a try that was waited out
+    /// doubles the wait. A broker that reports at once that nobody listens, and a coordinator that
+    /// refuses, do not show how long an answer takes; if they counted, an answer that is lost after
     /// a long absence would cost the longest wait.
     pub fn failed_after(&mut self, took: Duration) {
         if took + ROUNDING >= self.now.as_duration() {

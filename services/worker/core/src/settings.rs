@@ -26,11 +26,11 @@ pub struct Settings {
 /// once. The check of a result may take longer: asked again, the coordinator answers all at its
 /// end, and because the waits grow the repeats stay few.
 pub(crate) const PATIENCE: (Millis, Millis) = (Millis::from_secs(2), Millis::from_secs(16));
-/// How much longer than it may be held open a claim's answer is waited for, at most.
+/// The longest wait for a claim's answer beyond the time for which the coordinator may hold it open.
 pub(crate) const CLAIM_MARGIN: Millis = Millis::from_secs(2);
-/// A claim is held open for at most this part of a lease, and waited for this part longer. The
-/// lease that it is granted runs on when its answer is lost, so half of it is left for the second
-/// try.
+/// The coordinator may hold a claim open for this part of a lease, and the worker waits this part
+/// longer. When the answer is lost, the lease that it granted runs on, so half of the lease is left
+/// for the second try.
 pub(crate) const CLAIM_LEASE_PART: u64 = 4;
 /// Longest wait for an answer on the way out; the end of the lease says the same later.
 pub(crate) const PARTING_PATIENCE: Millis = Millis::from_secs(2);

@@ -1,12 +1,14 @@
 //! The lane that writes inner states to disk while training goes on.
 //!
-//! The training thread copies a state and lays it on the desk; a thread of its own writes it. One
-//! is written at a time, and no more than one a second: a state is worth the steps since the one
+//! The training thread copies a state and lays it on the desk; a thread of its own writes it, beside
+//! inner steps and not beside the sync before them, which needs the same disk and processor. One is
+//! written at a time, and no more than one a second: a state is worth the steps since the one
 //! before, and each write makes everybody who shares the disk wait for its synchronisation. A newer
 //! one takes the place of one that still waits, so that a slow disk costs two copies of the state
-//! and no more, and never a pause of training. Each write goes to a
-//! file beside the state and replaces it only when it is whole and on disk: a process that is
-//! killed at any moment leaves the last whole state.
+//! and no more, and never a pause of training.
+//!
+//! Each write goes to a file beside the state and replaces it only when it is whole and on disk: a
+//! process that is killed at any moment leaves the last whole state.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,6 +24,8 @@ use super::session::Session;
 
 /// Shortest time from the begin of one write to the begin of the next, except at the end.
 const WRITE_INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// A state that is kept between two units waits this long at most for the steps of the next one.
+const STEPS_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// The lane; seen from the training thread.
 pub(super) struct Saver {
@@ -39,6 +43,9 @@ struct Desk {
 #[derive(Default)]
 struct Papers {
     waiting: Option<Paper>,
+    /// The memory of a state that was written, for the next one: fresh memory costs a page fault for
+    /// every 4 KiB, in the middle of a sync.
+    spare: Option<InnerState>,
     /// No more will come.
     closed: bool,
 }
@@ -48,6 +55,7 @@ struct Paper {
     state: InnerState,
     residual: Option<residual::Saved>,
     path: PathBuf,
+    due: Instant,
 }
 
 impl Desk {
@@ -55,19 +63,29 @@ impl Desk {
         self.papers.lock().expect("neither thread panics at it")
     }
 
-    /// Waits for a state; `None` when none waits and no more will come.
-    fn next(&self) -> Option<Paper> {
-        let nothing = |papers: &mut Papers| papers.waiting.is_none() && !papers.closed;
-        let papers = self.changed.wait_while(self.papers(), nothing);
-        papers.expect("neither thread panics at it").waiting.take()
-    }
-
-    /// Lets time pass, unless the desk is closed.
-    fn rest_until(&self, end: Instant) {
-        let rest = end.saturating_duration_since(Instant::now());
-        let open = |papers: &mut Papers| !papers.closed;
-        let rested = self.changed.wait_timeout_while(self.papers(), rest, open);
-        drop(rested.expect("neither thread panics at it"));
+    /// Waits for a state that is due, and until `not_before`; neither counts once the desk is closed.
+    /// `None` when no more will come.
+    fn next(&self, not_before: Instant) -> Option<Paper> {
+        let mut papers = self.papers();
+        loop {
+            let due = papers.waiting.as_ref().map(|paper| paper.due);
+            let rest = due.map(|due| {
+                due.max(not_before)
+                    .saturating_duration_since(Instant::now())
+            });
+            papers = match rest {
+                _ if papers.closed => return papers.waiting.take(),
+                Some(Duration::ZERO) => return papers.waiting.take(),
+                Some(rest) => {
+                    let waited = self.changed.wait_timeout(papers, rest);
+                    waited.expect("neither thread panics at it").0
+                }
+                None => {
+                    let waited = self.changed.wait(papers);
+                    waited.expect("neither thread panics at it")
+                }
+            };
+        }
     }
 }
 
@@ -85,24 +103,52 @@ impl Saver {
         Ok(Self { desk, lane })
     }
 
-    /// Copies the inner state of a session as it is now, to be written soon.
+    /// Copies the inner state of a session as it is now, to be written beside its steps.
     pub(super) fn keep(&self, session: &mut Session) {
         let begun = Instant::now();
         // A state that still waits is older than this one: its memory is used again.
-        let waiting = self.desk.papers().waiting.take();
-        let mut state = waiting.map(|paper| paper.state).unwrap_or_default();
+        let mut papers = self.desk.papers();
+        let waiting = papers.waiting.take().map(|paper| paper.state);
+        let mut state = waiting.or_else(|| papers.spare.take()).unwrap_or_default();
+        drop(papers);
         if let Err(error) = session.trainer.capture_inner(&mut state) {
             return not_saved(&error);
         }
         let path = session.inner_path().to_owned();
         let residual = session.residual.as_ref().map(residual::Residual::saved);
+        // The one on disk may have been sent with the result that this state follows. It goes now,
+        // not when the lane gets to it: a process that is killed in between must not send it again.
+        if residual.is_some()
+            && let Err(error) = residual::remove(&path)
+        {
+            not_saved(&error);
+        }
+        let wait = if session.is_stepping() {
+            Duration::ZERO
+        } else {
+            STEPS_WAIT_MAX
+        };
         self.desk.papers().waiting = Some(Paper {
             state,
             residual,
             path,
+            due: begun + wait,
         });
         self.desk.changed.notify_one();
         tracing::debug!(ms = millis(begun), "inner state copied");
+    }
+
+    /// Steps begin: a state that waits is due.
+    pub(super) fn steps_begin(&self) {
+        if let Some(paper) = &mut self.desk.papers().waiting {
+            paper.due = Instant::now();
+        }
+        self.desk.changed.notify_one();
+    }
+
+    #[cfg(test)]
+    pub(super) fn has_waiting(&self) -> bool {
+        self.desk.papers().waiting.is_some()
     }
 
     /// Waits until everything that was kept is written.
@@ -117,20 +163,15 @@ impl Saver {
 
 /// The lane: writes one state after another until no more will come.
 fn write_all(desk: &Desk) {
-    while let Some(Paper {
-        state,
-        residual,
-        path,
-    }) = desk.next()
-    {
+    let mut not_before = Instant::now();
+    while let Some(paper) = desk.next(not_before) {
         let begun = Instant::now();
-        match write(&state, residual.as_ref(), &path) {
+        not_before = begun + WRITE_INTERVAL_MIN;
+        match write(&paper.state, paper.residual.as_ref(), &paper.path) {
             Ok(()) => tracing::debug!(ms = millis(begun), "inner state saved"),
             Err(error) => not_saved(&error),
         }
-        // Its memory is for others from here on.
-        drop(state);
-        desk.rest_until(begun + WRITE_INTERVAL_MIN);
+        desk.papers().spare = Some(paper.state);
     }
 }
 

@@ -208,6 +208,10 @@ impl Session {
         }
     }
 
+    pub(super) const fn is_stepping(&self) -> bool {
+        self.stepping
+    }
+
     /// Ends inner steps, done or not.
     pub(super) fn end_steps(&mut self) {
         self.stepping = false;

@@ -59,7 +59,7 @@ pub fn init(device: DeviceChoice, threads: usize) -> Result<Library, TrainerErro
     })
 }
 
-/// Whether the processor multiplies bf16 itself: AVX512-BF16, which AMX comes with. Without it the
+/// True when the processor multiplies bf16 itself: AVX512-BF16, which AMX comes with. Without it the
 /// products are emulated and take many times longer than in fp32.
 pub fn processor_has_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]

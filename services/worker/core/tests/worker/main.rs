@@ -1,7 +1,11 @@
 //! The worker's machine, played against by hand and at random.
 
+mod claiming;
 mod ends;
 mod guards;
-mod life;
+mod joining;
+mod lease;
 mod properties;
 mod scene;
+mod silence;
+mod unit;

@@ -359,3 +359,12 @@ pub(crate) fn exits(effect: &Effect) -> bool {
 pub(crate) fn dropped(code: Code) -> impl Fn(&Effect) -> bool {
     move |effect| matches!(effect, Effect::Emit(WorkerEvent::Dropped { code: got, .. }) if *got == code)
 }
+
+/// The pause that the worker shows, in milliseconds.
+pub(crate) fn pause(scene: &Scene) -> u64 {
+    let pause = scene.effects.iter().find_map(|effect| match effect {
+        Effect::Waiting { pause, .. } => Some(pause.get()),
+        _ => None,
+    });
+    pause.expect("waiting is shown")
+}

@@ -50,6 +50,22 @@ async fn a_state_is_written_while_the_steps_go_on() {
     );
 }
 
+/// Between two units the sync needs the disk; the steps of the next unit, or the end of the process,
+/// are the time to write.
+#[test]
+fn a_state_that_is_kept_between_two_units_waits_for_steps_or_the_end() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let opening = opening("reference", scratch.path());
+    let path = opening.inner.clone();
+    let trainer = trainer::plain(&opening.model).expect("needs no libtorch");
+    let mut session = Session::new(opening, trainer).expect("it fits");
+    let saver = Saver::start().expect("a thread");
+    saver.keep(&mut session);
+    assert!(saver.has_waiting() && !path.exists());
+    saver.finish();
+    assert!(path.exists(), "the end waits for the write");
+}
+
 /// A write that does not get on, since its file is a pipe that nobody reads.
 #[test]
 fn a_newer_state_takes_the_place_of_one_that_waits() {
@@ -65,6 +81,7 @@ fn a_newer_state_takes_the_place_of_one_that_waits() {
     let mut session = Session::new(opening, trainer).expect("it fits");
     let saver = Saver::start().expect("a thread");
     saver.keep(&mut session);
+    saver.steps_begin();
     // The lane has taken the first, and holds on to it, once the pipe has a writer.
     let mut reader = std::fs::File::open(&pipe).expect("a writer came");
     for _ in 0..2 {

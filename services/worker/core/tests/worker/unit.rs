@@ -1,0 +1,118 @@
+//! A unit, from the claim to the answer to its result.
+
+use schemas::contribution::{Evaluation, Fate, Outcome, Statement};
+use schemas::event::WorkerEvent;
+use schemas::lease::UnitKind;
+use schemas::{Code, Message as _, ObjectRef, Tokens};
+use worker_core::{Effect, Input, Request};
+
+use crate::scene::{Scene, claims, fate, lease, refused, submits, trained};
+
+#[test]
+fn a_unit_goes_from_claim_to_an_accepted_result_to_the_next_claim() {
+    let mut scene = Scene::joined();
+    assert!(scene.has(claims) && scene.has(|effect| matches!(effect, Effect::Heartbeat(_))));
+    let held = lease(0, UnitKind::Train, 1);
+    let work = scene.grant(held);
+    assert!(scene.has(
+        |effect| matches!(effect, Effect::Emit(WorkerEvent::Started { lease }) if *lease == held)
+    ));
+    assert!(scene.has(|effect| matches!(effect, Effect::Fetch { .. })));
+    scene.give(Input::Fetched {
+        work,
+        outcome: Ok(()),
+    });
+    assert!(scene.has(|effect| matches!(effect, Effect::Train { .. })));
+    scene.give(Input::Trained {
+        work,
+        outcome: Ok(trained()),
+    });
+    assert!(scene.has(|effect| matches!(effect, Effect::Upload { .. })));
+    let chunks = vec![ObjectRef::of(b"chunk")];
+    scene.give(Input::Uploaded {
+        work,
+        outcome: Ok(chunks.clone()),
+    });
+    let (_, Request::Submit(bytes)) = scene.request() else {
+        panic!("a result is submitted")
+    };
+    let statement = Statement::decode(bytes).expect("what was encoded");
+    let Outcome::Contribution(contribution) = statement.outcome else {
+        panic!("of a training unit")
+    };
+    assert_eq!(
+        (statement.lease, contribution.chunks, contribution.tokens),
+        (held, chunks, Tokens(64))
+    );
+    scene.answer(fate(Fate::Merged));
+    assert!(scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Submitted { .. }))));
+    assert!(scene.has(claims) && scene.has(|effect| matches!(effect, Effect::TrustInner)));
+}
+
+#[test]
+fn an_evaluation_needs_no_upload_and_touches_no_inner_state() {
+    let (mut scene, work) = Scene::holding(lease(0, UnitKind::Evaluate, 1));
+    scene.give(Input::Fetched {
+        work,
+        outcome: Ok(()),
+    });
+    assert!(scene.has(|effect| matches!(effect, Effect::Evaluate { .. })));
+    let evaluation = Evaluation {
+        loss_sum: 12.0,
+        tokens: Tokens(4),
+    };
+    scene.give(Input::Evaluated {
+        work,
+        outcome: Ok(evaluation),
+    });
+    assert!(scene.has(submits));
+    scene.answer(fate(Fate::Merged));
+    let keeps = |effect: &Effect| matches!(effect, Effect::SaveInner | Effect::TrustInner);
+    assert!(scene.has(claims) && !scene.has(keeps));
+}
+
+/// LS-03, LS-04: nothing is taken for done before its reply says so.
+#[test]
+fn ls_03_ls_04_success_is_told_only_after_the_reply() {
+    let scene = Scene::new();
+    assert!(!scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Joined { .. }))));
+    let (mut scene, ..) = Scene::submitting();
+    assert!(!scene.has(|effect| matches!(effect, Effect::Emit(_))));
+    for fate in [
+        fate(Fate::Late),
+        fate(Fate::Rejected),
+        refused(Code::AlreadyCounted),
+        refused(Code::NotFinite),
+    ] {
+        let (mut scene, ..) = Scene::submitting();
+        scene.answer(fate);
+        assert!(!scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Submitted { .. }))));
+        assert!(scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Dropped { .. }))));
+    }
+    scene.answer(fate(Fate::Merged));
+    assert!(scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Submitted { .. }))));
+}
+
+#[test]
+fn a_result_that_is_refused_casts_doubt_on_the_inner_state_and_one_that_came_late_does_not() {
+    let doubts = |scene: &Scene| scene.has(|effect| matches!(effect, Effect::DoubtInner(_)));
+    for (answer, expected) in [
+        (refused(Code::NotFinite), true),
+        (refused(Code::NormOutlier), true),
+        (fate(Fate::Late), false),
+        (refused(Code::AlreadyCounted), false),
+        (fate(Fate::Merged), false),
+    ] {
+        let (mut scene, ..) = Scene::submitting();
+        scene.answer(answer.clone());
+        assert_eq!(doubts(&scene), expected, "{answer:?}");
+        // One order for the state: a save beside a doubt would write what the doubt drops.
+        let orders = scene.effects.iter().filter(|effect| {
+            matches!(
+                effect,
+                Effect::SaveInner | Effect::TrustInner | Effect::DoubtInner(_)
+            )
+        });
+        assert_eq!(orders.count(), 1, "{answer:?}: {:?}", scene.effects);
+    }
+}
