@@ -13,6 +13,10 @@ pub const WORKER_MESSAGE_BYTES_MAX: usize = 256 << 10;
 pub const EVENT_BYTES_MAX: usize = 16 << 10;
 /// Longest signed event: a body, and room for its key, its signature and their names.
 pub const SIGNED_EVENT_BYTES_MAX: usize = EVENT_BYTES_MAX + 512;
+/// Longest order to a foundry, and longest answer: a restore names all merges since the last full
+/// snapshot, with every chunk of every contribution, and a data manifest lists its shards. Longer
+/// than what the bus carries: between processes such a one travels as an object.
+pub const FOUNDRY_BYTES_MAX: usize = 64 << 20;
 /// A run's name is a subject token, an object-key segment and a table column.
 pub const RUN_ID_BYTES_MAX: usize = 32;
 /// Longest free text in a refusal or an event.

@@ -17,7 +17,6 @@ use crate::config::Config;
 use crate::incoming::Identity;
 use crate::ledger::Ledger;
 use crate::mark::{LedgerMark, StoreMark};
-use crate::pointer::Pointer;
 use crate::queue;
 use crate::serve;
 use crate::shell::{Shell, Tables};
@@ -56,7 +55,6 @@ impl Service {
         // time out.
         drop(serve::listen(&config.bus).await?);
         let consumer = queue::consumer(&bus).await?;
-        let pointer = Pointer::open(&bus).await?;
         let patience = config.limits.ledger_patience.0;
         let domain = trust.domain.to_string();
         let ledger_bus = Bus::connect(
@@ -80,7 +78,6 @@ impl Service {
         let mut shell = Shell {
             bus,
             store,
-            pointer,
             ledger,
             mark,
             manifest_key,

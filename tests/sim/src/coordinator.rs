@@ -532,13 +532,9 @@ impl World {
             audit_key(signer),
             "the key must be the one that the worker joined with"
         );
-        let statement = Digest::of(&submission.bytes);
         let schemas::contribution::Outcome::Contribution(result) = &submission.statement.outcome
         else {
-            return Ok(Screened {
-                statement,
-                norm: 0.0,
-            });
+            return Ok(Screened { norm: 0.0 });
         };
         for chunk in &result.chunks {
             if !self.store.incoming.contains(&chunk.digest)
@@ -553,10 +549,7 @@ impl World {
         self.store
             .blobs
             .extend(result.chunks.iter().map(|chunk| chunk.digest));
-        Ok(Screened {
-            statement,
-            norm: 1.0,
-        })
+        Ok(Screened { norm: 1.0 })
     }
 }
 

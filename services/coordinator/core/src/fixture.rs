@@ -15,7 +15,7 @@ use schemas::run::{
     RunSpec, Schedule, TrainerKind,
 };
 use schemas::{
-    AccountId, Bytes, Digest, Epoch, Message, Millis, ObjectRef, PublicKey, Refusal, Round, RunId,
+    AccountId, Bytes, Epoch, Message, Millis, ObjectRef, PublicKey, Refusal, Round, RunId,
     Sequence, Steps, Tokens, UnitIndex, UnixMillis, V, WorkerId,
 };
 use serde_bytes::ByteArray;
@@ -481,18 +481,10 @@ impl World {
                     outcome: Ok(()),
                 });
             }
-            Effect::Screen {
-                screening,
-                submission,
-                ..
-            } => {
-                let statement = Digest::of(&submission.bytes);
+            Effect::Screen { screening, .. } => {
                 self.input(Input::Screened {
                     screening,
-                    verdict: Ok(Screened {
-                        statement,
-                        norm: 1.0,
-                    }),
+                    verdict: Ok(Screened { norm: 1.0 }),
                 });
             }
             Effect::Merge { run, round, .. } => {

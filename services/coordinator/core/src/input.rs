@@ -7,11 +7,12 @@ use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::{StageRequest, Statement};
 use schemas::control::{OperatorObjects, RunNew, Shutdown, ViewRequest};
 use schemas::data::DataManifest;
-use schemas::lease::{ClaimRequest, ReleaseRequest, RenewRequest, UnitId, Weights};
+pub use schemas::foundry::{Merged, Screened, ScreeningId};
+use schemas::lease::{ClaimRequest, ReleaseRequest, RenewRequest, UnitId};
 use schemas::member::{JoinRequest, LeaveRequest};
 use schemas::subject::{ControlVerb, Verb};
 use schemas::telemetry::Heartbeat;
-use schemas::{AccountId, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, WorkerId};
+use schemas::{AccountId, ObjectRef, PublicKey, Refusal, Round, RunId, WorkerId};
 
 /// A request that waits for its answer; the shell knows where to send it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -20,10 +21,6 @@ pub struct ReplyId(pub u64);
 /// One delivery of an offer by the queue; the shell knows its ack subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeliveryId(pub u64);
-
-/// One check of a submitted result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ScreeningId(pub u64);
 
 /// Who sent a request, as the broker wrote it: never from the payload.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -227,22 +224,4 @@ impl ControlRequest {
             Self::Shutdown(_) => ControlVerb::Shutdown,
         }
     }
-}
-
-/// What a check of a good result found.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Screened {
-    /// The digest of the statement.
-    pub statement: Digest,
-    /// Euclidean norm of the contribution, over all its elements as decoded; 0 for an evaluation.
-    pub norm: f64,
-}
-
-/// What an outer step gave.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Merged {
-    /// The published weights.
-    pub broadcast: Weights,
-    /// Euclidean norm of the mean contribution.
-    pub norm: f64,
 }

@@ -5,8 +5,8 @@ use identity::join::verify_join;
 use runtime::Failure;
 use schemas::{Code, Refusal};
 
-use super::Shell;
 use super::tables::Asker;
+use super::{Shell, foundries};
 use crate::arrival::Arrival;
 
 impl Shell {
@@ -52,18 +52,7 @@ impl Shell {
                 unit,
                 delivery: self.tables.deliveries.note(stream_sequence, ack),
             },
-            Arrival::Screened {
-                screening,
-                run,
-                lease,
-                verdict,
-            } => {
-                let verdict = verdict.map(|(screened, kept)| {
-                    self.tables.kept.insert((run, lease), kept);
-                    screened
-                });
-                Input::Screened { screening, verdict }
-            }
+            Arrival::Foundry { run, answer } => foundries::input(run, answer),
             Arrival::Input(input) => input,
             Arrival::Failed(failure) => return Err(failure),
         })

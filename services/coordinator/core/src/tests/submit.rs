@@ -1,7 +1,7 @@
 use schemas::contribution::{Contribution, Evaluation, Fate, Outcome, SubmitReply};
 use schemas::event::LedgerEvent;
 use schemas::lease::UnitKind;
-use schemas::{Code, Digest, Millis, Refusal, Steps, Tokens, V};
+use schemas::{Code, Millis, Refusal, Steps, Tokens, V};
 
 use crate::fixture::*;
 use crate::{Answer, Effect, Input, ReplyId, Screened, ScreeningId, WorkerRequest};
@@ -22,10 +22,7 @@ fn screening(world: &mut World) -> ScreeningId {
 }
 
 fn verdict(world: &mut World, screening: ScreeningId, verdict: Result<f64, Code>) {
-    let found = |norm| Screened {
-        statement: Digest::of(b"any"),
-        norm,
-    };
+    let found = |norm| Screened { norm };
     let verdict = verdict
         .map(found)
         .map_err(|code| Refusal::new(code, "test"));

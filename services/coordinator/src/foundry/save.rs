@@ -1,5 +1,4 @@
-//! Full snapshots, off the critical path: fp32 chunks, then the manifest that names them, then the
-//! pointer.
+//! Full snapshots, off the critical path: fp32 chunks, then the manifest that names them.
 
 use std::sync::Arc;
 
@@ -9,10 +8,9 @@ use schemas::run::CodecKind;
 use schemas::snapshot::{MergeRecord, SnapshotManifest};
 use schemas::{Code, Digest, ObjectRef, Refusal, V};
 
-use crate::context::RunContext;
-use crate::pointer::Pointer;
+use super::context::RunContext;
+use super::weights::Weights;
 use crate::store::Store;
-use crate::weights::Weights;
 
 /// What is saved.
 pub(crate) struct Snapshot {
@@ -24,11 +22,7 @@ pub(crate) struct Snapshot {
 
 /// Writes everything and returns the manifest's reference. Each chunk is let go of once it is
 /// stored.
-pub(crate) async fn save(
-    store: &Store,
-    pointer: &Pointer,
-    snapshot: Snapshot,
-) -> Result<ObjectRef, Refusal> {
+pub(crate) async fn save(store: &Store, snapshot: Snapshot) -> Result<ObjectRef, Refusal> {
     let Snapshot {
         context,
         weights,
@@ -61,7 +55,6 @@ pub(crate) async fn save(
     let text = serde_json::to_vec(&manifest)
         .map_err(|error| Refusal::new(Code::Internal, error.to_string()))?;
     let object = store.publish(text.into()).await?;
-    pointer.advance(&spec.run, round, object).await?;
     tracing::info!(run = %spec.run, round = round.get(), manifest = %object.digest, "full snapshot saved");
     Ok(object)
 }

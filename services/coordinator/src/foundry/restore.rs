@@ -9,9 +9,9 @@ use schemas::run::CodecKind;
 use schemas::snapshot::{MergeInput, MergeRecord, SnapshotManifest};
 use schemas::{Code, ObjectRef, Refusal, Round};
 
-use crate::context::RunContext;
+use super::context::RunContext;
+use super::weights::{Part, Piece, Step, Weights};
 use crate::store::Store;
-use crate::weights::{Part, Piece, Step, Weights};
 
 /// Chunks that are recomputed at a time.
 const CHUNKS_AT_A_TIME: usize = 2;
