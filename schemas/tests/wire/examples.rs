@@ -11,6 +11,7 @@ use schemas::control::{
     ViewRequest,
 };
 use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent, WorkerEvent};
+use schemas::foundry::{self, FoundryAnswer, FoundryOrder, Merged, ScreeningId};
 use schemas::layout::{Layout, TensorSpec};
 use schemas::lease::{
     ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, Offer, ReleaseRequest, RenewReply,
@@ -409,6 +410,32 @@ pub(crate) fn all() -> Vec<Example> {
             key: event(Event::Ledger(accepted())).emitter,
             signature: ByteArray::new([3; 64]),
             body: ByteBuf::from(event(Event::Ledger(accepted())).encode()),
+        }),
+        example(&FoundryOrder {
+            v: V,
+            run: run(),
+            order: foundry::Order::Screen {
+                screening: ScreeningId(7),
+                worker: worker(),
+                audit_key: public(),
+                statement: ByteBuf::from(statement().encode()),
+                signature: ByteArray::new([3; 64]),
+            },
+        }),
+        example(&FoundryAnswer {
+            v: V,
+            run: run(),
+            answer: foundry::Answer::Merged {
+                round: Round(3),
+                outcome: Ok(Merged {
+                    broadcast: Weights {
+                        round: Round(4),
+                        codec: codec(),
+                        chunks: vec![object()],
+                    },
+                    norm: 0.5,
+                }),
+            },
         }),
         Example {
             name: "answer",

@@ -158,8 +158,8 @@ pub enum Effect {
         /// What is merged, ascending by unit: the order of the sum.
         inputs: Vec<MergeInput>,
     },
-    /// Save the weights that `round` starts from, with the outer state, off the critical path; then
-    /// move the run's pointer; answer with `Input::Saved`.
+    /// Save the weights that `round` starts from, with the outer state, off the critical path; answer
+    /// with `Input::Saved`.
     Save {
         /// The run.
         run: RunId,
