@@ -294,7 +294,7 @@ async fn step_all(
     mut kept: BTreeMap<LeaseRef, KeptChunks>,
 ) -> Result<Merged, Refusal> {
     let round = weights.round;
-    let first = weights.momentum.is_empty();
+    let first = weights.is_first();
     let step = Step::new(&context.spec, round, first);
     let count = context.chunks.len();
     let mut uploads = Vec::with_capacity(count);
@@ -307,7 +307,7 @@ async fn step_all(
         }
         // Bounds the encoded chunks that wait to be stored.
         let permit = store.transfer().await;
-        let mut piece = weights.take(index, step);
+        let mut piece = std::mem::take(&mut weights.pieces[index]);
         let start = context.chunks[index].start;
         let work = tokio::task::spawn_blocking(move || {
             let stepped = step.run(&mut piece, &parts, start);
@@ -325,7 +325,7 @@ async fn step_all(
             );
             return Err(Refusal::new(Code::NotFinite, detail));
         }
-        weights.put(index, piece);
+        weights.pieces[index] = piece;
         sum_of_squares += stepped.sum_of_squares;
         let (store, bytes) = (store.clone(), Bytes::from(stepped.broadcast));
         uploads.push(AbortOnDrop(tokio::spawn(async move {

@@ -1,11 +1,12 @@
 //! Full snapshots, off the critical path: fp32 chunks, then the manifest that names them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use merge::SeededRounding;
 use schemas::run::CodecKind;
-use schemas::snapshot::{MergeRecord, SnapshotManifest};
+use schemas::snapshot::{MergeRecord, Slot, SnapshotManifest};
 use schemas::{Code, Digest, ObjectRef, Refusal, V};
 
 use super::context::RunContext;
@@ -31,13 +32,23 @@ pub(crate) async fn save(store: &Store, snapshot: Snapshot) -> Result<ObjectRef,
     } = snapshot;
     let Weights {
         round,
-        params,
-        momentum,
+        pieces,
         broadcast,
     } = weights;
     let spec = &context.spec;
+    let mut params = Vec::with_capacity(pieces.len());
+    let mut outer: BTreeMap<Slot, Vec<_>> = BTreeMap::new();
+    for piece in pieces {
+        params.push(piece.params);
+        for (slot, values) in piece.slots {
+            outer.entry(slot).or_default().push(values);
+        }
+    }
     let weights = chunks(store, params).await?;
-    let momentum = chunks(store, momentum).await?;
+    let mut slots = BTreeMap::new();
+    for (slot, values) in outer {
+        slots.insert(slot, chunks(store, values).await?);
+    }
     let manifest = SnapshotManifest {
         v: V,
         run: spec.run.clone(),
@@ -47,7 +58,7 @@ pub(crate) async fn save(store: &Store, snapshot: Snapshot) -> Result<ObjectRef,
         layout: spec.model.layout,
         data: spec.data,
         weights,
-        momentum,
+        slots,
         broadcast,
         parent,
         merges,
