@@ -14,7 +14,7 @@ use crate::limits::FOUNDRY_BYTES_MAX;
 use crate::message::{V, message};
 use crate::run::RunSpec;
 use crate::snapshot::{MergeInput, MergeRecord};
-use crate::{Digest, ObjectRef, PublicKey, Refusal, Round, RunId, WorkerId};
+use crate::{Digest, ObjectRef, PublicKey, Refusal, Round, RunId, SyncId, WorkerId};
 
 /// One check of a submitted result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -83,9 +83,9 @@ pub enum Order {
     },
     /// Make the outer step over `inputs`, publish the weights, answer with [`Answer::Merged`].
     Merge {
-        /// The round that it closes.
-        round: Round,
-        /// What is merged, ascending by unit: the order of the sum.
+        /// The round that it closes, and the fragment that it steps.
+        sync: SyncId,
+        /// The sealed set, ascending by unit: the order of the sum.
         inputs: Vec<MergeInput>,
     },
     /// Save the weights that `round` starts from, with the outer state, off the critical path;
@@ -139,8 +139,8 @@ pub enum Answer {
     },
     /// An outer step was made and its weights published.
     Merged {
-        /// The round that it closes.
-        round: Round,
+        /// The round that it closes, and the fragment that it stepped.
+        sync: SyncId,
         /// The weights of the next round.
         outcome: Result<Merged, Refusal>,
     },

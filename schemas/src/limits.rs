@@ -17,6 +17,9 @@ pub const SIGNED_EVENT_BYTES_MAX: usize = EVENT_BYTES_MAX + 512;
 /// snapshot, with every chunk of every contribution, and a data manifest lists its shards. Longer
 /// than what the bus carries: between processes such a one travels as an object.
 pub const FOUNDRY_BYTES_MAX: usize = 64 << 20;
+/// Most inputs that one event seals: three numbers of at most 9 bytes each, and one that says so,
+/// stay well below [`EVENT_BYTES_MAX`] together.
+pub const SEALED_MAX: usize = 512;
 /// A run's name is a subject token, an object-key segment and a table column.
 pub const RUN_ID_BYTES_MAX: usize = 32;
 /// Longest free text in a refusal or an event.

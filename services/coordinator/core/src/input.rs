@@ -12,7 +12,7 @@ use schemas::lease::{ClaimRequest, ReleaseRequest, RenewRequest, UnitId};
 use schemas::member::{JoinRequest, LeaveRequest};
 use schemas::subject::{ControlVerb, Verb};
 use schemas::telemetry::Heartbeat;
-use schemas::{AccountId, ObjectRef, PublicKey, Refusal, Round, RunId, WorkerId};
+use schemas::{AccountId, ObjectRef, PublicKey, Refusal, Round, RunId, SyncId, WorkerId};
 
 /// A request that waits for its answer; the shell knows where to send it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -123,8 +123,8 @@ pub enum Input {
     Merged {
         /// The run.
         run: RunId,
-        /// The round that it closes.
-        round: Round,
+        /// The round that it closes, and the fragment that it steps.
+        sync: SyncId,
         /// The weights of the next round.
         outcome: Result<Merged, Refusal>,
     },
@@ -134,7 +134,7 @@ pub enum Input {
         run: RunId,
         /// The round that starts from it.
         round: Round,
-        /// Its manifest; an error is reported and the save tried again with the next round.
+        /// Its manifest; after an error the save is asked for again, later each time.
         outcome: Result<ObjectRef, Refusal>,
     },
     /// The run's data manifest was read ([`crate::Effect::Restore`]); no lease is granted before.

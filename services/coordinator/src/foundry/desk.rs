@@ -119,15 +119,11 @@ impl Desk {
                 statement: statement.into_vec(),
                 signature: signature.into_array(),
             }),
-            Order::Merge { round, inputs } => {
-                let kept = self.take_kept(round, &inputs);
-                let work = Work::Merge {
-                    round,
-                    inputs,
-                    kept,
-                };
+            Order::Merge { sync, inputs } => {
+                let kept = self.take_kept(sync.round, &inputs);
+                let work = Work::Merge { sync, inputs, kept };
                 self.hand(work, |refusal| Answer::Merged {
-                    round,
+                    sync,
                     outcome: Err(refusal),
                 });
             }

@@ -11,7 +11,7 @@ use schemas::foundry::{Answer, Merged};
 use schemas::lease::{LeaseRef, Weights as Published};
 use schemas::run::RunSpec;
 use schemas::snapshot::{MergeInput, MergeRecord};
-use schemas::{Code, Digest, ObjectRef, Refusal, Round};
+use schemas::{Code, Digest, ObjectRef, Refusal, Round, SyncId};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -36,7 +36,7 @@ pub(super) enum Work {
         merges: Vec<MergeRecord>,
     },
     Merge {
-        round: Round,
+        sync: SyncId,
         inputs: Vec<MergeInput>,
         kept: BTreeMap<LeaseRef, KeptChunks>,
     },
@@ -137,17 +137,12 @@ impl Executor {
                     snapshot,
                     merges,
                 } => self.restore(*spec, snapshot, merges).await,
-                Work::Merge {
-                    round,
-                    inputs,
-                    kept,
-                } => {
-                    let outcome = answered("merge", self.merge(round, inputs, kept)).await;
+                Work::Merge { sync, inputs, kept } => {
+                    let outcome = answered("merge", self.merge(sync, inputs, kept)).await;
                     if let Err(refusal) = &outcome {
-                        let run = self.answers.run();
-                        tracing::warn!(%run, round = round.get(), %refusal, "round not merged");
+                        tracing::warn!(run = %self.answers.run(), %sync, %refusal, "not merged");
                     }
-                    self.answers.give(Answer::Merged { round, outcome }).await;
+                    self.answers.give(Answer::Merged { sync, outcome }).await;
                 }
                 Work::Save {
                     round,
@@ -190,10 +185,11 @@ impl Executor {
 
     async fn merge(
         &mut self,
-        round: Round,
+        sync: SyncId,
         inputs: Vec<MergeInput>,
         kept: BTreeMap<LeaseRef, KeptChunks>,
     ) -> Result<Merged, Refusal> {
+        let SyncId { round, fragment } = sync;
         let internal = |detail: String| Refusal::new(Code::Internal, detail);
         let context = self
             .context
@@ -232,6 +228,7 @@ impl Executor {
         );
         self.history.merges.push(MergeRecord {
             round,
+            fragment,
             inputs,
             broadcast,
         });
@@ -386,7 +383,7 @@ fn gather(
             .get_mut(&input.lease)
             .and_then(|chunks| chunks.get_mut(index))
             .and_then(Option::take);
-        sources.push((input.tokens.get(), object, held));
+        sources.push((input.weight.get(), object, held));
     }
     let store = store.clone();
     Ok(AbortOnDrop(tokio::spawn(async move {

@@ -69,7 +69,7 @@ pub(super) fn order(effect: Effect) -> (RunId, Order) {
                 signature: ByteArray::new(submission.signature),
             },
         ),
-        Effect::Merge { run, round, inputs } => (run, Order::Merge { round, inputs }),
+        Effect::Merge { run, sync, inputs } => (run, Order::Merge { sync, inputs }),
         Effect::Save {
             run,
             round,
@@ -109,11 +109,7 @@ pub(super) fn input(run: RunId, answer: Answer) -> Input {
         },
         Answer::Restored { outcome } => Input::Restored { run, outcome },
         Answer::Screened { screening, verdict } => Input::Screened { screening, verdict },
-        Answer::Merged { round, outcome } => Input::Merged {
-            run,
-            round,
-            outcome,
-        },
+        Answer::Merged { sync, outcome } => Input::Merged { run, sync, outcome },
         Answer::Saved { round, outcome } => Input::Saved {
             run,
             round,

@@ -28,8 +28,8 @@ use schemas::limits::OBJECT_BYTES_MAX;
 use schemas::member::{JoinReply, JoinRequest, Posture, Session};
 use schemas::permission::Role;
 use schemas::run::{
-    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding,
-    RunSpec, Schedule, TrainerKind,
+    Closing, Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision,
+    Rounding, RunSpec, Schedule, TrainerKind,
 };
 use schemas::subject::{
     ControlVerb, LEDGER_FILTER, LEDGER_STREAM, Verb, WORK_CONSUMER, WORK_STREAM, request_subject,
@@ -250,6 +250,7 @@ impl Scene {
             silence_max: Millis::from_secs(60),
             norm_max: 0.0,
             strikes_max: 100,
+            closing: Closing::default(),
         };
         RunSpec {
             v: V,
