@@ -1,13 +1,11 @@
 //! What tests share: a small run, and a world that carries effects out.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
 use ledger::{Run, State};
 use schemas::contribution::{Contribution, Evaluation, Outcome, Statement};
 use schemas::control::{Query, RunNew, Shutdown, View, ViewRequest};
 use schemas::data::{DataManifest, Entropy, Shard, Tokenizer};
 use schemas::event::{Event, EventBody, LedgerEvent};
+use schemas::foundry::{self, Order};
 use schemas::lease::{ClaimRequest, LeaseRef, Manifest, UnitId, UnitKind, Weights};
 use schemas::member::{JoinRequest, LeaveRequest, Posture, Session};
 use schemas::run::{
@@ -19,6 +17,7 @@ use schemas::{
     RunId, Sequence, Steps, SyncId, Tokens, UnitIndex, UnixMillis, V, WorkerId,
 };
 use serde_bytes::ByteArray;
+use std::collections::BTreeMap;
 
 use crate::{
     Answer, ControlRequest, Coordinator, DeliveryId, Effect, Input, Merged, Peer, ReplyId,
@@ -37,6 +36,17 @@ pub(crate) const START: UnixMillis = UnixMillis(1_700_000_000_000);
 pub(crate) fn object(name: &str) -> ObjectRef {
     ObjectRef::of(name.as_bytes())
 }
+
+/// The pattern of an effect that gives this order to a foundry.
+macro_rules! order {
+    ($order:ident) => {
+        $crate::effect::Effect::Foundry {
+            order: schemas::foundry::Order::$order { .. },
+            ..
+        }
+    };
+}
+pub(crate) use order;
 
 /// The fp32 initial weights of a chunk.
 fn initial(index: usize, elements: u64) -> ObjectRef {
@@ -354,6 +364,45 @@ impl World {
         self.start();
     }
 
+    /// Something came of an order to the foundry of the only run.
+    pub(crate) fn foundry(&mut self, answer: foundry::Answer) {
+        self.input(Input::Foundry {
+            run: run_id(),
+            answer,
+        });
+    }
+
+    /// Does what an order to a foundry asks for.
+    fn carry_out(&mut self, run: RunId, order: Order) {
+        let answer = match order {
+            Order::Screen { screening, .. } => foundry::Answer::Screened {
+                screening,
+                verdict: Ok(Screened { norm: 1.0 }),
+            },
+            Order::Merge { sync, .. } => foundry::Answer::Merged {
+                sync,
+                outcome: Ok(merged(&self.run_named(&run).spec, sync.round)),
+            },
+            Order::Save { round, .. } => foundry::Answer::Saved {
+                round,
+                outcome: Ok(object(&format!("snapshot {round}"))),
+            },
+            Order::Restore { .. } => {
+                let data = Box::new(data(5, 20));
+                let loaded = foundry::Answer::DataLoaded { data };
+                self.input(Input::Foundry {
+                    run: run.clone(),
+                    answer: loaded,
+                });
+                foundry::Answer::Restored { outcome: Ok(()) }
+            }
+            Order::Stage { .. } | Order::Unstage { .. } | Order::Forget => {
+                panic!("nobody answers this")
+            }
+        };
+        self.input(Input::Foundry { run, answer });
+    }
+
     /// Gives one input, and a tick when one is due, as the shell does when nothing else waits.
     pub(crate) fn input(&mut self, input: Input) {
         self.input_alone(input);
@@ -407,10 +456,14 @@ impl World {
                 Effect::CheckRun { .. }
                 | Effect::CheckUploads { .. }
                 | Effect::Promote { .. }
-                | Effect::Screen { .. }
-                | Effect::Merge { .. }
-                | Effect::Save { .. }
-                | Effect::Restore { .. }
+                | Effect::Foundry {
+                    order:
+                        Order::Screen { .. }
+                        | Order::Merge { .. }
+                        | Order::Save { .. }
+                        | Order::Restore { .. },
+                    ..
+                }
                 | Effect::Offer { .. } => self.pending.push(effect),
                 _ => self.seen.push(effect),
             }
@@ -497,34 +550,7 @@ impl World {
                     outcome: Ok(()),
                 });
             }
-            Effect::Screen { screening, .. } => {
-                self.input(Input::Screened {
-                    screening,
-                    verdict: Ok(Screened { norm: 1.0 }),
-                });
-            }
-            Effect::Merge { run, sync, .. } => {
-                let outcome = Ok(merged(&self.run_named(&run).spec, sync.round));
-                self.input(Input::Merged { run, sync, outcome });
-            }
-            Effect::Save { run, round, .. } => {
-                let outcome = Ok(object(&format!("snapshot {round}")));
-                self.input(Input::Saved {
-                    run,
-                    round,
-                    outcome,
-                });
-            }
-            Effect::Restore { spec, .. } => {
-                self.input(Input::DataLoaded {
-                    run: spec.run.clone(),
-                    data: Arc::new(data(5, 20)),
-                });
-                self.input(Input::Restored {
-                    run: spec.run,
-                    outcome: Ok(()),
-                });
-            }
+            Effect::Foundry { run, order } => self.carry_out(run, order),
             Effect::Offer { run, unit } => {
                 self.requests += 1;
                 self.input(Input::Offered {

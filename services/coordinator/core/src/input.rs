@@ -1,18 +1,16 @@
 //! What the world tells the coordinator. The shell decodes messages and checks their form;
 //! everything that depends on state is decided in the core.
 
-use std::sync::Arc;
-
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::{StageRequest, Statement};
 use schemas::control::{OperatorObjects, RunNew, Shutdown, ViewRequest};
-use schemas::data::DataManifest;
+use schemas::foundry::Answer;
 pub use schemas::foundry::{Merged, Screened, ScreeningId};
 use schemas::lease::{ClaimRequest, ReleaseRequest, RenewRequest, UnitId};
 use schemas::member::{JoinRequest, LeaveRequest};
 use schemas::subject::{ControlVerb, Verb};
 use schemas::telemetry::Heartbeat;
-use schemas::{AccountId, ObjectRef, PublicKey, Refusal, Round, RunId, SyncId, WorkerId};
+use schemas::{AccountId, ObjectRef, PublicKey, Refusal, RunId, WorkerId};
 
 /// A request that waits for its answer; the shell knows where to send it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -112,45 +110,13 @@ pub enum Input {
         /// Why not all of them are.
         outcome: Result<(), Refusal>,
     },
-    /// A result was checked ([`crate::Effect::Screen`]).
-    Screened {
-        /// Which check.
-        screening: ScreeningId,
-        /// Whether it may count. When it may, its objects lie in `blobs`.
-        verdict: Result<Screened, Refusal>,
-    },
-    /// An outer step was made and its weights published ([`crate::Effect::Merge`]).
-    Merged {
+    /// Something came of an order to a run's foundry ([`crate::Effect::Foundry`]). A data manifest is
+    /// not in the ledger, so it comes again after every start; no lease is granted before.
+    Foundry {
         /// The run.
         run: RunId,
-        /// The round that it closes, and the fragment that it steps.
-        sync: SyncId,
-        /// The weights of the next round.
-        outcome: Result<Merged, Refusal>,
-    },
-    /// A full snapshot stands ([`crate::Effect::Save`]).
-    Saved {
-        /// The run.
-        run: RunId,
-        /// The round that starts from it.
-        round: Round,
-        /// Its manifest; after an error the save is asked for again, later each time.
-        outcome: Result<ObjectRef, Refusal>,
-    },
-    /// The run's data manifest was read ([`crate::Effect::Restore`]); no lease is granted before.
-    /// It is not in the ledger, so it comes again after every start.
-    DataLoaded {
-        /// The run.
-        run: RunId,
-        /// The object that the run's settings name.
-        data: Arc<DataManifest>,
-    },
-    /// The merge executor holds the run's weights again ([`crate::Effect::Restore`]).
-    Restored {
-        /// The run.
-        run: RunId,
-        /// An error stops the run: it would continue from other weights than the ledger says.
-        outcome: Result<(), Refusal>,
+        /// What.
+        answer: Answer,
     },
     /// Nothing but time passed.
     Tick,

@@ -7,7 +7,7 @@ use schemas::public::{COMMAND_TYPE, Command, CommandVerb, Status};
 use schemas::subject::{command_subject, status_subject};
 use schemas::{AccountId, Code, Message as _, ObjectRef, Refusal, RunId, V, WorkerId};
 
-use super::{Shell, foundries};
+use super::Shell;
 use crate::arrival::Arrival;
 use crate::check;
 use crate::grants;
@@ -74,16 +74,7 @@ impl Shell {
                         .collect(),
                 );
             }
-            Effect::Stage { .. }
-            | Effect::Unstage { .. }
-            | Effect::Screen { .. }
-            | Effect::Merge { .. }
-            | Effect::Save { .. }
-            | Effect::Restore { .. }
-            | Effect::Forget { .. } => {
-                let (run, order) = foundries::order(effect);
-                self.order(run, order).await?;
-            }
+            Effect::Foundry { run, order } => self.order(run, order).await?,
             Effect::Command {
                 account,
                 run,

@@ -5,8 +5,8 @@ use identity::join::verify_join;
 use runtime::Failure;
 use schemas::{Code, Refusal};
 
+use super::Shell;
 use super::tables::Asker;
-use super::{Shell, foundries};
 use crate::arrival::Arrival;
 
 impl Shell {
@@ -52,7 +52,7 @@ impl Shell {
                 unit,
                 delivery: self.tables.deliveries.note(stream_sequence, ack),
             },
-            Arrival::Foundry { run, answer } => foundries::input(run, answer),
+            Arrival::Foundry { run, answer } => Input::Foundry { run, answer },
             Arrival::Input(input) => input,
             Arrival::Failed(failure) => return Err(failure),
         })

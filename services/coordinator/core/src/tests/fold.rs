@@ -143,7 +143,7 @@ fn a_round_closes_when_all_its_units_are_in_and_not_before() {
     refused(world.core.state(), &closed(0, 1));
     let held = world.lease(1);
     world.submit(1, held);
-    let screened = world.take_pending(|effect| matches!(effect, crate::Effect::Screen { .. }));
+    let screened = world.take_pending(|effect| matches!(effect, order!(Screen)));
     world.answer_one(screened);
     // The merge that was asked for is not answered.
     let full = world.core.state();
