@@ -151,7 +151,7 @@ impl Claimer {
             session: self.session,
             wait: Millis::from_secs(10),
         };
-        let reply: ClaimReply = self.ask(Verb::LeaseClaim, &claim).await?;
+        let reply: ClaimReply = self.ask(Verb::Claim, &claim).await?;
         let ClaimOutcome::Lease(document) = reply.outcome else {
             bail!("{:?} instead of a lease", reply.outcome)
         };
@@ -162,7 +162,7 @@ impl Claimer {
             lease: manifest.lease,
             reason: "measured".to_owned(),
         };
-        let _: Done = self.ask(Verb::LeaseRelease, &release).await?;
+        let _: Done = self.ask(Verb::Release, &release).await?;
         Ok(taken)
     }
 

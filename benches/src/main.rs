@@ -3,6 +3,7 @@
 //! | file | measures |
 //! | --- | --- |
 //! | `merging` | the outer step beside memcpy in the same run |
+//! | `codecs` | encode, decode and accumulate of every codec, beside memcpy in the same run |
 //! | `sync` | the time between two units, over the real stack, by stage; processor time and memory with it |
 //! | `timeline` | how the times of a sync are read out of the logs |
 //! | `cluster_run` | a run of the synthetic trainer on processes of this build |
@@ -13,6 +14,7 @@
 
 mod appends;
 mod cluster_run;
+mod codecs;
 mod leases;
 mod machine;
 mod merging;
@@ -67,6 +69,7 @@ pub(crate) enum Effort {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Bench {
     Merge,
+    Codecs,
     Sync(sync::Size, usize),
     Tokens,
     Leases,
@@ -74,8 +77,9 @@ enum Bench {
 }
 
 /// In the order in which they run.
-const BENCHES: [(&str, Bench); 8] = [
+const BENCHES: [(&str, Bench); 9] = [
     ("merge", Bench::Merge),
+    ("codecs", Bench::Codecs),
     ("sync-10m-2", Bench::Sync(sync::Size::M10, 2)),
     ("sync-10m-4", Bench::Sync(sync::Size::M10, 4)),
     ("sync-100m-2", Bench::Sync(sync::Size::M100, 2)),
@@ -149,6 +153,7 @@ fn start(arguments: &Arguments) -> Result<()> {
 fn measure(bench: Bench, effort: Effort, runtime: &tokio::runtime::Runtime) -> Result<Vec<Row>> {
     match bench {
         Bench::Merge => merging::measure(effort),
+        Bench::Codecs => codecs::measure(effort),
         Bench::Sync(size, workers) => {
             runtime.block_on(Box::pin(sync::measure(size, workers, effort)))
         }

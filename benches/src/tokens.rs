@@ -129,7 +129,7 @@ fn here() -> Result<Speed> {
 /// # Errors
 /// libtorch cannot be used.
 pub(crate) fn print_here() -> Result<()> {
-    diloco_worker::launch::settle();
+    diloco_worker::launch::restart_with_settings();
     torch::init(DeviceChoice::Cpu, 1)?;
     // Without instructions for bf16 its products are emulated, which nobody would choose.
     let bf16 = torch::processor_has_bf16()

@@ -6,7 +6,7 @@ use serde_bytes::{ByteArray, ByteBuf};
 use crate::codec::Codec;
 use crate::lease::LeaseRef;
 use crate::limits::WORKER_MESSAGE_BYTES_MAX;
-use crate::message::{V, message};
+use crate::message::{DecodeError, Message as _, V, message};
 use crate::{Digest, ObjectRef, RunId, Steps, Tokens, WorkerId};
 
 /// `contribution.stage`: chunk `index` of my contribution is uploaded; read and screen it while I
@@ -118,6 +118,31 @@ pub enum Fate {
     Rejected,
     /// Its lease ended without a result.
     Abandoned,
+}
+
+/// A `contribution.submit` that was read to its end. Its signature is not checked: for that one
+/// needs the key that the worker joined with.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    /// What it states.
+    pub statement: Statement,
+    /// The statement's bytes as they were signed.
+    pub bytes: Vec<u8>,
+    /// The signature.
+    pub signature: [u8; 64],
+}
+
+impl TryFrom<SubmitRequest> for Submission {
+    type Error = DecodeError;
+
+    fn try_from(request: SubmitRequest) -> Result<Self, DecodeError> {
+        let bytes = request.statement.into_vec();
+        Ok(Self {
+            statement: Statement::decode(&bytes)?,
+            bytes,
+            signature: request.signature.into_array(),
+        })
+    }
 }
 
 message!(StageRequest, "contribution.stage", WORKER_MESSAGE_BYTES_MAX);

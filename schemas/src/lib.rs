@@ -10,6 +10,7 @@
 pub mod account;
 pub mod answer;
 pub mod blob;
+pub mod call;
 pub mod code;
 pub mod codec;
 pub mod contribution;

@@ -1,6 +1,8 @@
 //! Encoding: MessagePack with named fields, a version first, a length bound before anything is
 //! parsed.
 
+use std::convert::Infallible;
+
 use serde::de::{self, DeserializeOwned};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -65,6 +67,13 @@ pub enum DecodeError {
         /// How many.
         extra: usize,
     },
+}
+
+/// A request that is taken as it was sent.
+impl From<Infallible> for DecodeError {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
 }
 
 /// A type that crosses the bus.

@@ -7,14 +7,16 @@
 
 mod incoming;
 
-use std::fmt;
-
+use crate::call::message_name;
+use crate::event::SignedEvent;
 use crate::id::CLUSTER;
-use crate::lease::UnitId;
+use crate::lease::{Done, Offer, UnitId};
 use crate::permission::Role;
-use crate::public::CommandVerb;
+use crate::public::{Command, CommandVerb, Status};
+use crate::telemetry::Heartbeat;
 use crate::{AccountId, PublicKey, RunId, WorkerId};
 
+pub use crate::call::{ControlVerb, Verb, control_subject, request_subject};
 pub use incoming::{Incoming, SubjectError, as_sent, recorded_worker, sender_key};
 
 /// Stream of the audit account with a copy of every event. It has no subjects: nothing can be
@@ -124,104 +126,39 @@ pub struct Row {
     pub purpose: &'static str,
 }
 
-const fn request(
-    pattern: &'static str,
-    message: &'static str,
-    reply: &'static str,
-    purpose: &'static str,
-) -> Row {
-    Row {
-        lane: Lane::Request,
-        pattern,
-        kind: Kind::Request,
-        message,
-        reply: Some(reply),
-        publishers: &[Role::Worker],
-        subscribers: &[Role::Coordinator],
-        purpose,
-    }
-}
-
-const fn control(
-    pattern: &'static str,
-    message: &'static str,
-    reply: &'static str,
-    purpose: &'static str,
-) -> Row {
-    Row {
-        lane: Lane::Control,
-        pattern,
-        kind: Kind::Request,
-        message,
-        reply: Some(reply),
-        publishers: &[Role::Operator],
-        subscribers: &[Role::Coordinator],
-        purpose,
-    }
-}
-
 /// Every subject that carries a message of ours.
-pub const TABLE: &[Row] = &[
-    request(
-        "{run}.{worker}.join",
-        "JoinRequest",
-        "JoinReply",
-        "become a member of the run",
-    ),
-    request(
-        "{run}.{worker}.leave",
-        "LeaveRequest",
-        "Done",
-        "stop being a member",
-    ),
-    request(
-        "{run}.{worker}.lease.claim",
-        "ClaimRequest",
-        "ClaimReply",
-        "ask for work (long poll)",
-    ),
-    request(
-        "{run}.{worker}.lease.renew",
-        "RenewRequest",
-        "RenewReply",
-        "extend a lease",
-    ),
-    request(
-        "{run}.{worker}.lease.release",
-        "ReleaseRequest",
-        "Done",
-        "give a lease back",
-    ),
-    request(
-        "{run}.{worker}.blob.put",
-        "PutRequest",
-        "Grants",
-        "URLs to upload a unit's objects",
-    ),
-    request(
-        "{run}.{worker}.blob.get",
-        "GetRequest",
-        "Grants",
-        "URLs to read the run's objects",
-    ),
-    request(
-        "{run}.{worker}.contribution.stage",
-        "StageRequest",
-        "Done",
-        "announce an uploaded chunk",
-    ),
-    request(
-        "{run}.{worker}.contribution.submit",
-        "SubmitRequest",
-        "SubmitReply",
-        "hand in a unit's result",
-    ),
+pub const TABLE: &[Row] = &TABLE_ROWS;
+
+const TABLE_ROWS: [Row; TABLE_LENGTH] =
+    joined([Verb::ROWS, OTHERS_BETWEEN, ControlVerb::ROWS, OTHERS_AFTER]);
+
+const TABLE_LENGTH: usize =
+    Verb::ROWS.len() + OTHERS_BETWEEN.len() + ControlVerb::ROWS.len() + OTHERS_AFTER.len();
+
+/// The parts of the table, one after another.
+const fn joined(parts: [&[Row]; 4]) -> [Row; TABLE_LENGTH] {
+    let mut rows = [Verb::ROWS[0]; TABLE_LENGTH];
+    let (mut part, mut next) = (0, 0);
+    while part < parts.len() {
+        let mut row = 0;
+        while row < parts[part].len() {
+            rows[next] = parts[part][row];
+            next += 1;
+            row += 1;
+        }
+        part += 1;
+    }
+    rows
+}
+
+/// What is no question to the coordinator; the order is that of the reference page.
+const OTHERS_BETWEEN: &[Row] = &[
     Row {
         lane: Lane::Event,
         pattern: "{run}.{worker}.{kind}",
         kind: Kind::Request,
-        message: "SignedEvent",
-        reply: Some("Done"),
+        message: message_name!(SignedEvent),
+        reply: Some(message_name!(Done)),
         publishers: &[Role::Worker],
         subscribers: &[Role::Recorder],
         purpose: "a worker's signed events, to who checks them",
@@ -230,7 +167,7 @@ pub const TABLE: &[Row] = &[
         lane: Lane::Record,
         pattern: "{account}.{run}.{worker}.{kind}",
         kind: Kind::Stream,
-        message: "SignedEvent",
+        message: message_name!(SignedEvent),
         reply: None,
         publishers: &[Role::Recorder],
         subscribers: &[],
@@ -240,7 +177,7 @@ pub const TABLE: &[Row] = &[
         lane: Lane::Ledger,
         pattern: "{run}.{emitter}.{kind}",
         kind: Kind::Stream,
-        message: "SignedEvent",
+        message: message_name!(SignedEvent),
         reply: None,
         publishers: &[Role::LedgerWriter],
         subscribers: &[],
@@ -250,7 +187,7 @@ pub const TABLE: &[Row] = &[
         lane: Lane::Telemetry,
         pattern: "{run}.{worker}.heartbeat",
         kind: Kind::Publish,
-        message: "Heartbeat",
+        message: message_name!(Heartbeat),
         reply: None,
         publishers: &[Role::Worker],
         subscribers: &[Role::Coordinator],
@@ -260,53 +197,20 @@ pub const TABLE: &[Row] = &[
         lane: Lane::Command,
         pattern: "{run}.{worker}.{verb}",
         kind: Kind::Publish,
-        message: "Command",
+        message: message_name!(Command),
         reply: None,
         publishers: &[Role::Coordinator],
         subscribers: &[Role::Worker],
         purpose: "a signed order to one worker",
     },
-    control(
-        "{operator}.run.new",
-        "RunNew",
-        "RunNewReply",
-        "create a run",
-    ),
-    control(
-        "{operator}.view",
-        "ViewRequest",
-        "ViewReply",
-        "look at runs, workers, leases, rounds, snapshots",
-    ),
-    control(
-        "{operator}.blob.put",
-        "OperatorObjects",
-        "Grants",
-        "URLs to upload objects",
-    ),
-    control(
-        "{operator}.blob.commit",
-        "OperatorObjects",
-        "Done",
-        "check and publish uploaded objects",
-    ),
-    control(
-        "{operator}.blob.get",
-        "GetRequest",
-        "Grants",
-        "URLs to read objects",
-    ),
-    control(
-        "{operator}.shutdown",
-        "Shutdown",
-        "ShutdownReply",
-        "drain and stop the coordinator and its workers",
-    ),
+];
+
+const OTHERS_AFTER: &[Row] = &[
     Row {
         lane: Lane::Work,
         pattern: "{run}.{round}.{unit}",
         kind: Kind::Stream,
-        message: "Offer",
+        message: message_name!(Offer),
         reply: None,
         publishers: &[Role::Coordinator],
         subscribers: &[],
@@ -316,96 +220,13 @@ pub const TABLE: &[Row] = &[
         lane: Lane::Public,
         pattern: "{run}.status",
         kind: Kind::Publish,
-        message: "Status",
+        message: message_name!(Status),
         reply: None,
         publishers: &[Role::Coordinator],
         subscribers: &[Role::Operator],
         purpose: "the read-only view of a run",
     },
 ];
-
-/// What a worker asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[expect(
-    missing_docs,
-    reason = "the names are those of the subjects; TABLE says what each is for"
-)]
-pub enum Verb {
-    Join,
-    Leave,
-    LeaseClaim,
-    LeaseRenew,
-    LeaseRelease,
-    BlobPut,
-    BlobGet,
-    ContributionStage,
-    ContributionSubmit,
-}
-
-/// What an operator asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[expect(
-    missing_docs,
-    reason = "the names are those of the subjects; TABLE says what each is for"
-)]
-pub enum ControlVerb {
-    RunNew,
-    View,
-    BlobPut,
-    BlobCommit,
-    BlobGet,
-    Shutdown,
-}
-
-macro_rules! verbs {
-    ($type:ident { $($variant:ident = $token:literal,)+ }) => {
-        impl $type {
-            /// All of them.
-            pub const ALL: &[Self] = &[$(Self::$variant,)+];
-
-            /// Its last tokens in a subject.
-            pub const fn token(self) -> &'static str {
-                match self { $(Self::$variant => $token,)+ }
-            }
-
-            fn from_token(token: &str) -> Option<Self> {
-                match token { $($token => Some(Self::$variant),)+ _ => None }
-            }
-        }
-
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(self.token())
-            }
-        }
-    };
-}
-
-verbs!(Verb {
-    Join = "join",
-    Leave = "leave",
-    LeaseClaim = "lease.claim",
-    LeaseRenew = "lease.renew",
-    LeaseRelease = "lease.release",
-    BlobPut = "blob.put",
-    BlobGet = "blob.get",
-    ContributionStage = "contribution.stage",
-    ContributionSubmit = "contribution.submit",
-});
-
-verbs!(ControlVerb {
-    RunNew = "run.new",
-    View = "view",
-    BlobPut = "blob.put",
-    BlobCommit = "blob.commit",
-    BlobGet = "blob.get",
-    Shutdown = "shutdown",
-});
-
-/// `diloco.request.<run>.<worker>.<verb>`, as the worker publishes it.
-pub fn request_subject(run: &RunId, worker: &WorkerId, verb: Verb) -> String {
-    format!("{}.{run}.{worker}.{verb}", Lane::Request.prefix())
-}
 
 /// `diloco.event.<run>.<worker>.<kind>`, as the worker publishes it.
 pub fn worker_event_subject(run: &RunId, worker: &WorkerId, kind: &str) -> String {
@@ -463,11 +284,6 @@ pub fn command_subject(
 /// The filter under which a worker hears its commands.
 pub fn command_filter(run: &RunId, worker: &WorkerId) -> String {
     format!("{}.{run}.{worker}.*", Lane::Command.prefix())
-}
-
-/// `diloco.control.<operator>.<verb>`.
-pub fn control_subject(operator: &PublicKey, verb: ControlVerb) -> String {
-    format!("{}.{operator}.{verb}", Lane::Control.prefix())
 }
 
 /// `diloco.work.<run>.<round>.<unit>`.

@@ -135,7 +135,7 @@ fn the_worker_of_a_recorded_event_is_known_whatever_it_calls_the_event() {
 fn what_the_broker_put_in_is_taken_out_again() {
     let key: PublicKey = worker().as_str().parse().expect("a key");
     for sent in [
-        request_subject(&run(), &worker(), Verb::LeaseClaim),
+        request_subject(&run(), &worker(), Verb::Claim),
         worker_event_subject(&run(), &worker(), "joined"),
         heartbeat_subject(&run(), &worker()),
     ] {

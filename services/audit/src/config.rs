@@ -1,8 +1,9 @@
 //! The audit service's configuration.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use identity::Layout;
+use runtime::service::ServiceConfig;
 use runtime::{AuthConfig, BusConfig, Material, Materials};
 use schemas::UnixMillis;
 use schemas::member::Layer;
@@ -23,6 +24,8 @@ pub struct Config {
     pub audit: AuditSection,
     /// What is demanded.
     pub auth: AuthConfig,
+    /// What every service has.
+    pub service: ServiceConfig,
 }
 
 /// The section `recorder`: another account at the same broker.
@@ -41,8 +44,6 @@ pub struct AuditSection {
     pub trust: PathBuf,
     /// Folder of the append-only files; one service each.
     pub folder: PathBuf,
-    /// Written when the service reads the stream; none when empty.
-    pub ready: PathBuf,
 }
 
 impl Default for Config {
@@ -53,6 +54,7 @@ impl Default for Config {
             recorder: RecorderSection::default(),
             audit: AuditSection::default(),
             auth: AuthConfig::default(),
+            service: ServiceConfig::default(),
         }
     }
 }
@@ -110,11 +112,6 @@ impl Config {
             },
         ];
         Materials { items, now }
-    }
-
-    /// Where to write the ready file.
-    pub fn ready_file(&self) -> Option<&Path> {
-        Some(self.audit.ready.as_path()).filter(|path| !path.as_os_str().is_empty())
     }
 }
 

@@ -19,6 +19,7 @@ pub mod desk;
 mod intake;
 pub mod keep;
 mod line;
+pub mod program;
 pub mod reader;
 pub mod replay;
 pub mod service;

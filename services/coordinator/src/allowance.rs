@@ -91,7 +91,8 @@ pub(crate) fn control_cost(request: &ControlRequest) -> f64 {
         ControlRequest::BlobCommit(request) => {
             EVENT_COST + OBJECT_COST * request.objects.len() as f64
         }
-        ControlRequest::RunNew(_) | ControlRequest::Shutdown(_) => EVENT_COST,
+        // Orders, which are recorded.
+        _ => EVENT_COST,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use identity::Layout;
+use runtime::service::ServiceConfig;
 use runtime::{AuthConfig, BusConfig, ConfigBytes, ConfigDuration, Material, Materials};
 use schemas::UnixMillis;
 use schemas::member::Layer;
@@ -27,6 +28,8 @@ pub struct Config {
     pub auth: AuthConfig,
     /// Bounds.
     pub limits: LimitsConfig,
+    /// What every service has.
+    pub service: ServiceConfig,
 }
 
 /// The ledger's own account at the same broker.
@@ -93,6 +96,7 @@ impl Default for Config {
             keys: KeysConfig::default(),
             auth: AuthConfig::default(),
             limits: LimitsConfig::default(),
+            service: ServiceConfig::default(),
         }
     }
 }

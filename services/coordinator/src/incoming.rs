@@ -2,10 +2,9 @@
 //! account and to which it holds the key; whether it has the right form. A message's own fields are
 //! never asked who sent it.
 
-use coordinator_core::{ControlRequest, Peer, Submission, WorkerRequest};
+use coordinator_core::{ControlRequest, Peer, WorkerRequest};
 use runtime::Delivery;
-use schemas::contribution::{Statement, SubmitRequest};
-use schemas::subject::{ControlVerb, Incoming, Verb};
+use schemas::subject::Incoming;
 use schemas::telemetry::Heartbeat;
 use schemas::{Code, DecodeError, Message, PublicKey, Refusal};
 
@@ -82,7 +81,7 @@ pub(crate) fn read(message: &Delivery, identity: Identity) -> Result<Heard, Box<
                 worker,
             };
             let request = answerable(reply, "_R_.", identity)
-                .and_then(|()| worker_request(verb, &message.payload));
+                .and_then(|()| WorkerRequest::decode(verb, &message.payload).map_err(invalid));
             match request {
                 Ok(request) => Ok(Heard::Worker { peer, request }),
                 Err(refusal) => Err(rejected(Some(&peer), verb.token(), refusal)),
@@ -98,7 +97,7 @@ pub(crate) fn read(message: &Delivery, identity: Identity) -> Result<Heard, Box<
                 run,
                 worker,
             };
-            match decode::<Heartbeat>(&message.payload) {
+            match Heartbeat::decode(&message.payload).map_err(invalid) {
                 Ok(heartbeat) => Ok(Heard::Heartbeat { peer, heartbeat }),
                 Err(refusal) => Err(rejected(Some(&peer), "heartbeat", refusal)),
             }
@@ -106,7 +105,7 @@ pub(crate) fn read(message: &Delivery, identity: Identity) -> Result<Heard, Box<
         Incoming::Control { operator, verb } => {
             let inbox = format!("_INBOX.{operator}.");
             let request = answerable(reply, &inbox, identity)
-                .and_then(|()| control_request(verb, &message.payload));
+                .and_then(|()| ControlRequest::decode(verb, &message.payload).map_err(invalid));
             match request {
                 Ok(request) => Ok(Heard::Operator { operator, request }),
                 Err(refusal) => Err(rejected(None, verb.token(), refusal)),
@@ -161,43 +160,8 @@ fn is_literal(subject: &str) -> bool {
     })
 }
 
-fn worker_request(verb: Verb, payload: &[u8]) -> Result<WorkerRequest, Refusal> {
-    Ok(match verb {
-        Verb::Join => WorkerRequest::Join(decode(payload)?),
-        Verb::Leave => WorkerRequest::Leave(decode(payload)?),
-        Verb::LeaseClaim => WorkerRequest::Claim(decode(payload)?),
-        Verb::LeaseRenew => WorkerRequest::Renew(decode(payload)?),
-        Verb::LeaseRelease => WorkerRequest::Release(decode(payload)?),
-        Verb::BlobPut => WorkerRequest::Put(decode(payload)?),
-        Verb::BlobGet => WorkerRequest::Get(decode(payload)?),
-        Verb::ContributionStage => WorkerRequest::Stage(decode(payload)?),
-        Verb::ContributionSubmit => {
-            let request: SubmitRequest = decode(payload)?;
-            let bytes = request.statement.into_vec();
-            let statement: Statement = decode(&bytes)?;
-            WorkerRequest::Submit(Submission {
-                statement,
-                bytes,
-                signature: request.signature.into_array(),
-            })
-        }
-    })
-}
-
-fn control_request(verb: ControlVerb, payload: &[u8]) -> Result<ControlRequest, Refusal> {
-    Ok(match verb {
-        ControlVerb::RunNew => ControlRequest::RunNew(Box::new(decode(payload)?)),
-        ControlVerb::View => ControlRequest::View(decode(payload)?),
-        ControlVerb::BlobPut => ControlRequest::BlobPut(decode(payload)?),
-        ControlVerb::BlobCommit => ControlRequest::BlobCommit(decode(payload)?),
-        ControlVerb::BlobGet => ControlRequest::BlobGet(decode(payload)?),
-        ControlVerb::Shutdown => ControlRequest::Shutdown(decode(payload)?),
-    })
-}
-
-fn decode<T: Message>(payload: &[u8]) -> Result<T, Refusal> {
-    T::decode(payload)
-        .map_err(|error: DecodeError| Refusal::new(Code::MessageInvalid, error.to_string()))
+fn invalid(error: DecodeError) -> Refusal {
+    Refusal::new(Code::MessageInvalid, error.to_string())
 }
 
 fn shown(text: &str) -> String {

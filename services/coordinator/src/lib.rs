@@ -27,6 +27,7 @@ mod guard;
 mod incoming;
 mod ledger;
 mod mark;
+pub mod program;
 mod queue;
 mod serve;
 mod service;

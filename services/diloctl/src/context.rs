@@ -8,10 +8,10 @@ use std::time::Duration;
 use identity::secret::write_private;
 use identity::{Domain, DomainLock};
 use runtime::{Bus, BusConfig, Failure, clock};
-use schemas::control::{Query, View, ViewReply, ViewRequest};
+use schemas::call::{Call, ControlVerb, control as call, control_subject};
+use schemas::control::{Query, View, ViewRequest};
 use schemas::permission::Role;
-use schemas::subject::{ControlVerb, control_subject};
-use schemas::{Code, Message, PublicKey, RunId, V};
+use schemas::{Code, PublicKey, RunId, V};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::Global;
@@ -163,12 +163,11 @@ pub(crate) struct Operator {
 
 impl Operator {
     /// One request.
-    pub(crate) async fn ask<Q: Message, A: Message>(
+    pub(crate) async fn ask<C: Call<Verb = ControlVerb>>(
         &self,
-        verb: ControlVerb,
-        question: &Q,
-    ) -> Result<A, Failure> {
-        let subject = control_subject(&self.public, verb);
+        question: &C::Request,
+    ) -> Result<C::Reply, Failure> {
+        let subject = control_subject(&self.public, C::VERB);
         self.bus
             .request(&subject, question, self.timeout)
             .await
@@ -182,9 +181,7 @@ impl Operator {
 
     /// One look.
     pub(crate) async fn view(&self, query: Query) -> Result<View, Failure> {
-        let reply: ViewReply = self
-            .ask(ControlVerb::View, &ViewRequest { v: V, query })
-            .await?;
+        let reply = self.ask::<call::View>(&ViewRequest { v: V, query }).await?;
         Ok(reply.view)
     }
 

@@ -9,9 +9,8 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use objects::{Regrant, Transfer, TransferLimits, Trust};
 use runtime::Failure;
 use schemas::blob::{GetRequest, Grant, Grants};
+use schemas::call::control as call;
 use schemas::control::OperatorObjects;
-use schemas::lease::Done;
-use schemas::subject::ControlVerb;
 use schemas::{Code, Digest, ObjectRef, Refusal, V};
 use tokio::time::Instant;
 
@@ -58,7 +57,7 @@ impl OperatorObjectsClient {
                 v: V,
                 objects: references.to_vec(),
             };
-            let granted: Grants = self.operator.ask(ControlVerb::BlobPut, &request).await?;
+            let granted = self.operator.ask::<call::BlobPut>(&request).await?;
             if granted.grants.len() != references.len() {
                 return Err(Failure::new(
                     Code::MessageInvalid,
@@ -95,11 +94,7 @@ impl OperatorObjectsClient {
     async fn commit(&self, request: &OperatorObjects) -> Result<(), Failure> {
         let deadline = Instant::now() + TRANSFER_MAX;
         loop {
-            match self
-                .operator
-                .ask::<_, Done>(ControlVerb::BlobCommit, request)
-                .await
-            {
+            match self.operator.ask::<call::BlobCommit>(request).await {
                 Err(failure)
                     if failure.code() == Code::AskedTooMuch && Instant::now() < deadline =>
                 {
@@ -151,7 +146,7 @@ impl Regrant for PutAgain<'_> {
             v: V,
             objects: vec![self.object],
         };
-        one(self.operator.ask(ControlVerb::BlobPut, &request).await)
+        one(self.operator.ask::<call::BlobPut>(&request).await)
     }
 }
 
@@ -164,13 +159,10 @@ impl Regrant for GetAgain<'_> {
     async fn regrant(&self, digest: Digest) -> Result<Grant, Refusal> {
         one(self
             .operator
-            .ask(
-                ControlVerb::BlobGet,
-                &GetRequest {
-                    v: V,
-                    objects: vec![digest],
-                },
-            )
+            .ask::<call::BlobGet>(&GetRequest {
+                v: V,
+                objects: vec![digest],
+            })
             .await)
     }
 }

@@ -18,6 +18,7 @@ mod origin;
 mod probe;
 pub mod quantity;
 pub mod ready;
+pub mod service;
 pub mod shutdown;
 mod stream;
 mod switches;

@@ -27,9 +27,10 @@ pub struct LogArgs {
     /// Form of the log on stderr.
     #[arg(long, value_enum, default_value_t = LogFormat::Human, global = true, env = "DILOCO_LOG_FORMAT")]
     pub log_format: LogFormat,
-    /// What to log: a level, or `target=level` pairs (tracing's filter syntax).
-    #[arg(long, default_value = FILTER, global = true, env = "DILOCO_LOG")]
-    pub log: String,
+    /// What to log: a level, or `target=level` pairs (tracing's filter syntax); the target
+    /// `diloco` stands for all of this project. RUST_LOG counts where this is not given.
+    #[arg(long, global = true, env = "DILOCO_LOG")]
+    pub log: Option<String>,
 }
 
 /// Form of a log.
@@ -50,16 +51,47 @@ pub struct LogError {
     source: tracing_subscriber::filter::ParseError,
 }
 
+/// The targets of this project's crates, which are their names. In a filter `diloco` stands for all
+/// of them.
+const CRATES: &[&str] = &[
+    "audit_core",
+    "chain",
+    "coordinator_core",
+    "data",
+    "diloco_audit",
+    "diloco_coordinator",
+    "diloco_store",
+    "diloco_worker",
+    "diloctl",
+    "identity",
+    "ledger",
+    "merge",
+    "model",
+    "objects",
+    "runtime",
+    "schemas",
+    "torch",
+    "trainer",
+    "worker_core",
+];
+
 /// Starts logging and sends panics there. To be called once; a second call changes nothing.
 ///
 /// # Errors
 /// The filter does not parse.
 pub fn init(args: &LogArgs) -> Result<(), LogError> {
-    let failed = |source| LogError {
-        filter: args.log.clone(),
-        source,
-    };
-    let filter = EnvFilter::builder().parse(&args.log).map_err(failed)?;
+    init_without(args, &[])
+}
+
+/// [`init`], with targets that are never shown.
+///
+/// # Errors
+/// The filter does not parse.
+pub fn init_without(args: &LogArgs, silent: &[&str]) -> Result<(), LogError> {
+    let given = args.log.clone().or_else(|| std::env::var("RUST_LOG").ok());
+    let given = given.filter(|filter| !filter.trim().is_empty());
+    let given = given.as_deref().unwrap_or(FILTER);
+    let filter = filter(given, silent)?;
     let held = Held::new();
     let log = tracing_subscriber::registry()
         .with(filter)
@@ -89,6 +121,25 @@ pub fn init(args: &LogArgs) -> Result<(), LogError> {
         tracing::error!(place, "panic: {message}");
     }));
     Ok(())
+}
+
+/// Parses a filter after `diloco` was replaced by the names of all crates.
+fn filter(given: &str, silent: &[&str]) -> Result<EnvFilter, LogError> {
+    let mut parts: Vec<String> = Vec::new();
+    for part in given.split(',') {
+        let rest = part.trim().strip_prefix("diloco");
+        match rest.filter(|rest| rest.is_empty() || rest.starts_with(['=', '['])) {
+            Some(rest) => parts.extend(CRATES.iter().map(|target| format!("{target}{rest}"))),
+            None => parts.push(part.to_owned()),
+        }
+    }
+    parts.extend(silent.iter().map(|target| format!("{target}=off")));
+    EnvFilter::builder()
+        .parse(parts.join(","))
+        .map_err(|source| LogError {
+            filter: given.to_owned(),
+            source,
+        })
 }
 
 /// Fields on one line each, whatever is in them: texts of strangers stand in reasons and errors,
@@ -167,9 +218,42 @@ mod tests {
     #[test]
     fn a_filter_that_does_not_parse_is_refused() {
         let args = LogArgs {
-            log: "schemas=loud".into(),
+            log: Some("schemas=loud".into()),
             ..LogArgs::default()
         };
         assert!(init(&args).is_err());
+    }
+
+    #[test]
+    fn one_prefix_means_every_crate_of_the_workspace() {
+        let all = filter("warn,diloco=debug", &["s3s"])
+            .expect("it parses")
+            .to_string();
+        for target in CRATES {
+            assert!(all.contains(&format!("{target}=debug")), "{target}: {all}");
+        }
+        assert!(all.contains("s3s=off") && all.contains("warn"), "{all}");
+        let one = filter("diloco_audit=trace,other=info", &[]).expect("it parses");
+        assert!(!one.to_string().contains("merge"), "{one}");
+    }
+
+    /// A crate that is missing here would be silent when all were asked for.
+    #[test]
+    fn the_targets_are_the_crates_that_run() {
+        let manifest: toml::Table =
+            toml::from_str(include_str!("../../../Cargo.toml")).expect("TOML");
+        let members = manifest["workspace"]["members"].as_array().expect("a list");
+        let members = members.iter().filter_map(toml::Value::as_str);
+        let folders = members
+            .filter(|folder| folder.starts_with("services/") || *folder == "schemas")
+            .map(|folder| folder.trim_start_matches("services/").replace('/', "_"));
+        let name = |folder: String| match folder.as_str() {
+            "audit" | "coordinator" | "store" | "worker" => format!("diloco_{folder}"),
+            "worker_torch" | "worker_trainer" => folder.trim_start_matches("worker_").to_owned(),
+            _ => folder,
+        };
+        let mut folders: Vec<String> = folders.map(name).collect();
+        folders.sort();
+        assert_eq!(folders, CRATES);
     }
 }

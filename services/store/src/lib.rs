@@ -23,6 +23,7 @@ mod guard;
 mod listing;
 mod peers;
 mod place;
+pub mod program;
 mod rights;
 mod root;
 mod server;

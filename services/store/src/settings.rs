@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use identity::StoreKeys;
+use runtime::service::ServiceConfig;
 use runtime::{AuthConfig, ConfigBytes, ConfigDuration, Failure, Material, Materials, Origins};
 use schemas::member::Layer;
 use schemas::{Code, UnixMillis};
@@ -23,6 +24,8 @@ pub struct Settings {
     pub store_server: ServerSettings,
     /// What must be protected. An exception for the layer `bulk` allows plain http on loopback.
     pub auth: AuthConfig,
+    /// What every service has.
+    pub service: ServiceConfig,
 }
 
 /// The section `store_server`.
@@ -57,8 +60,6 @@ pub struct ServerSettings {
     pub sweep_every: ConfigDuration,
     /// How long requests in progress may take to end at shutdown.
     pub drain: ConfigDuration,
-    /// Written when the store can be used; none when empty.
-    pub ready_file: PathBuf,
 }
 
 impl Default for ServerSettings {
@@ -79,7 +80,6 @@ impl Default for ServerSettings {
             incoming_life: ConfigDuration(limits.incoming_life),
             sweep_every: ConfigDuration(limits.sweep_every),
             drain: ConfigDuration(limits.drain),
-            ready_file: PathBuf::new(),
         }
     }
 }

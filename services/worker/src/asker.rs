@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use identity::{AuditKey, Credentials};
 use runtime::Bus;
+use schemas::call::{Call, Verb, request_subject, worker as call};
 use schemas::contribution::{SubmitReply, SubmitRequest};
-use schemas::subject::{Verb, request_subject};
-use schemas::{Code, Message, Millis, Refusal, RunId, V, WorkerId};
+use schemas::{Code, Millis, Refusal, RunId, V, WorkerId};
 use serde_bytes::{ByteArray, ByteBuf};
 use tokio::time::Instant;
 use worker_core::{Answer, Patience, Request};
@@ -58,17 +58,19 @@ impl Asker {
     pub(crate) async fn ask(&self, request: Request, patience: Millis) -> Result<Answer, Refusal> {
         Ok(match request {
             Request::Join(join) => {
-                Answer::Join(Box::new(self.call(Verb::Join, &join, patience).await?))
+                Answer::Join(Box::new(self.call::<call::Join>(&join, patience).await?))
             }
-            Request::Leave(leave) => Answer::Done(self.call(Verb::Leave, &leave, patience).await?),
+            Request::Leave(leave) => {
+                Answer::Done(self.call::<call::Leave>(&leave, patience).await?)
+            }
             Request::Claim(claim) => {
-                Answer::Claim(self.call(Verb::LeaseClaim, &claim, patience).await?)
+                Answer::Claim(self.call::<call::Claim>(&claim, patience).await?)
             }
             Request::Renew(renew) => {
-                Answer::Renew(self.call(Verb::LeaseRenew, &renew, patience).await?)
+                Answer::Renew(self.call::<call::Renew>(&renew, patience).await?)
             }
             Request::Release(release) => {
-                Answer::Done(self.call(Verb::LeaseRelease, &release, patience).await?)
+                Answer::Done(self.call::<call::Release>(&release, patience).await?)
             }
             Request::Submit(statement) => Answer::Submit(self.submit(statement, patience).await?),
         })
@@ -78,13 +80,12 @@ impl Asker {
     ///
     /// # Errors
     /// As [`Asker::ask`].
-    pub(crate) async fn call<Q: Message, A: Message>(
+    pub(crate) async fn call<C: Call<Verb = Verb>>(
         &self,
-        verb: Verb,
-        question: &Q,
+        question: &C::Request,
         patience: Millis,
-    ) -> Result<A, Refusal> {
-        let subject = request_subject(&self.run, &self.worker, verb);
+    ) -> Result<C::Reply, Refusal> {
+        let subject = request_subject(&self.run, &self.worker, C::VERB);
         let answer = self
             .bus
             .request(&subject, question, patience.as_duration())
@@ -100,18 +101,17 @@ impl Asker {
     }
 
     /// Asks one question until it is answered: a coordinator that is away for a while costs time,
-    /// not the work done. Whoever loses the lease meanwhile drops this future.
+    /// not the work done. A caller that loses the lease meanwhile drops this future.
     ///
     /// # Errors
     /// A refusal that another try does not change, or the last one when `deadline` has come.
-    pub(crate) async fn call_until<Q: Message, A: Message>(
+    pub(crate) async fn call_until<C: Call<Verb = Verb>>(
         &self,
-        verb: Verb,
-        question: &Q,
+        question: &C::Request,
         deadline: Instant,
-    ) -> Result<A, Refusal> {
+    ) -> Result<C::Reply, Refusal> {
         until_answered(deadline, Patience::new(TRY_PATIENCE), |patience| {
-            self.call(verb, question, patience)
+            self.call::<C>(question, patience)
         })
         .await
     }
@@ -123,8 +123,7 @@ impl Asker {
             statement: ByteBuf::from(statement),
             signature,
         };
-        self.call(Verb::ContributionSubmit, &request, patience)
-            .await
+        self.call::<call::Submit>(&request, patience).await
     }
 
     /// A server that does not take the credential any more is silent too. Then the reason is the

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use identity::{AuditKey, TrustBundle};
 use objects::Trust;
 use runtime::auth::AuthConfig;
+use runtime::service::ServiceConfig;
 use runtime::{BusConfig, ConfigBytes, Failure, Loaded, Material, Materials};
 use schemas::member::{Layer, Posture};
 use schemas::run::TrainerKind;
@@ -30,6 +31,8 @@ pub struct WorkerConfig {
     pub cache: CacheSection,
     /// How it trains.
     pub training: TrainingSection,
+    /// What every service has.
+    pub service: ServiceConfig,
 }
 
 /// The section `worker`.
@@ -45,8 +48,6 @@ pub struct WorkerSection {
     /// Folder for what must survive a restart: optimizer state and the end of the chain of events.
     /// One worker each.
     pub state: PathBuf,
-    /// File that appears when the worker is connected and asks to join.
-    pub ready: PathBuf,
 }
 
 /// The section `store`.
@@ -86,7 +87,6 @@ impl Default for WorkerSection {
             audit_key: PathBuf::new(),
             trust: PathBuf::new(),
             state: PathBuf::from("worker-state"),
-            ready: PathBuf::new(),
         }
     }
 }

@@ -16,7 +16,7 @@ const SETTINGS: [(&str, &str); 2] = [
 
 /// Starts this program again with what is not set yet; returns when all is set. What was set by
 /// hand stays.
-pub fn settle() {
+pub fn restart_with_settings() {
     let missing = missing(|name| std::env::var_os(name));
     if missing.is_empty() {
         return;

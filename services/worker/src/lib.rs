@@ -14,7 +14,6 @@
 
 mod asker;
 mod assets;
-pub mod cli;
 mod commands;
 pub mod config;
 pub mod devices;
@@ -24,7 +23,8 @@ mod events;
 pub mod launch;
 mod library;
 mod meter;
-pub mod sample;
+pub mod program;
+mod sample;
 pub mod service;
 mod state;
 mod time;

@@ -9,9 +9,9 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream};
 use objects::{Cache, ObjectError, Regrant, Transfer};
 use schemas::blob::{GetRequest, Grant, Grants, PutRequest};
+use schemas::call::worker as call;
 use schemas::lease::LeaseRef;
 use schemas::limits::GRANTS_MAX;
-use schemas::subject::Verb;
 use schemas::{Code, Digest, Millis, ObjectRef, Refusal, V};
 use tokio::task::JoinError;
 use tokio::time::Instant;
@@ -126,7 +126,7 @@ impl Library {
         };
         let grants = self
             .asker
-            .call_until(Verb::BlobPut, &request, deadline())
+            .call_until::<call::Put>(&request, deadline())
             .await?;
         let grant = first(grants, object.digest)?;
         let (asker, transfer) = (self.asker.clone(), self.transfer.clone());
@@ -188,7 +188,7 @@ impl Regrant for ToRead<'_> {
             objects: vec![digest],
         };
         first(
-            self.0.call(Verb::BlobGet, &request, GRANT_PATIENCE).await?,
+            self.0.call::<call::Get>(&request, GRANT_PATIENCE).await?,
             digest,
         )
     }
@@ -203,7 +203,7 @@ impl Regrant for ToWrite<'_> {
             objects: vec![self.2],
         };
         first(
-            self.0.call(Verb::BlobPut, &request, GRANT_PATIENCE).await?,
+            self.0.call::<call::Put>(&request, GRANT_PATIENCE).await?,
             self.2.digest,
         )
     }
@@ -217,9 +217,7 @@ async fn grants_to_read(asker: &Asker, wanted: &[ObjectRef]) -> Result<Vec<Grant
             v: V,
             objects: digests.clone(),
         };
-        let reply: Grants = asker
-            .call_until(Verb::BlobGet, &request, deadline())
-            .await?;
+        let reply = asker.call_until::<call::Get>(&request, deadline()).await?;
         grants.extend(checked(reply, &digests)?);
     }
     Ok(grants)

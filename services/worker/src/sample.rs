@@ -18,7 +18,7 @@ use crate::trainers;
 
 /// What to print.
 #[derive(Args, Clone, Debug)]
-pub struct SampleArgs {
+pub(crate) struct SampleArgs {
     /// Folder with config.json, model.safetensors and tokenizer.json; without the last, bytes are
     /// tokens.
     #[arg(long, value_name = "DIR")]
@@ -48,7 +48,7 @@ pub struct SampleArgs {
 /// # Errors
 /// A file is missing or does not fit, the arguments are out of bounds, or the model needs a trainer
 /// that is not here.
-pub fn sample(args: &SampleArgs) -> Result<(), Failure> {
+pub(crate) fn sample(args: &SampleArgs) -> Result<(), Failure> {
     let config = read_config(&args.model.join("config.json"))?;
     let tokenizer = read_tokenizer(&args.model.join("tokenizer.json"))?;
     let section = TrainingSection {

@@ -1,14 +1,12 @@
 //! The worker as a process: feeds its core with messages and time, and carries out what it asks
 //! for. No decision about the run is made here.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle as Thread;
 use std::time::{Duration, Instant};
 
 use identity::join::new_session;
 use objects::{Cache, Transfer, TransferLimits};
-use runtime::ready::ReadyFile;
 use runtime::{Bus, Failure, clock};
 use schemas::limits::CLAIM_WAIT_MAX;
 use schemas::member::{JoinReply, JoinRequest};
@@ -49,7 +47,6 @@ pub struct Service {
     progress: watch::Receiver<(WorkId, Steps)>,
     hands: Hands,
     threads: (Thread<()>, JoinHandle<()>),
-    _ready: ReadyFile,
 }
 
 /// What carries out effects.
@@ -118,9 +115,6 @@ impl Service {
             Failure::new(Code::Internal, format!("no training thread: {error}"))
         })?;
         let core = Worker::new(settings(&checked, worker.clone(), started));
-        let ready = Some(config.worker.ready.as_path()).filter(|path| *path != Path::new(""));
-        let ready = ReadyFile::announce(ready, "worker", Vec::new())
-            .map_err(|error| Failure::new(Code::ConfigInvalid, format!("worker.ready: {error}")))?;
         tracing::info!(%worker, run = %checked.run, device = checked.device, "worker is ready to join");
         let hands = Hands {
             checked,
@@ -145,7 +139,6 @@ impl Service {
             progress,
             hands,
             threads: (training, publishing),
-            _ready: ready,
         })
     }
 

@@ -7,12 +7,12 @@ use bytes::Bytes;
 use data::{DataError, HeldOut, TokenShard, UnitSampler};
 use futures::{StreamExt as _, TryStreamExt as _};
 use merge::{SeededRounding, contribution_seed};
+use schemas::call::worker as call;
 use schemas::contribution::{Evaluation, StageRequest};
 use schemas::data::Shard;
 use schemas::layout::Chunk;
-use schemas::lease::{Done, Manifest, Weights, Work};
+use schemas::lease::{Manifest, Weights, Work};
 use schemas::run::RunSpec;
-use schemas::subject::Verb;
 use schemas::{Code, Digest, Millis, ObjectRef, Refusal, V};
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
@@ -82,6 +82,7 @@ impl Unit {
             precision: spec.model.precision,
             fragments: assets.fragments(),
             inner: state.inner(&spec.run, *spec_digest),
+            error_feedback: spec.error_feedback,
         };
         engine.open(opening).await?;
         let (text, ()) =
@@ -275,9 +276,7 @@ impl Unit {
             },
         );
         self.bench.hints.spawn(async move {
-            let hinted: Result<Done, Refusal> = asker
-                .call(Verb::ContributionStage, &stage, STAGE_PATIENCE)
-                .await;
+            let hinted = asker.call::<call::Stage>(&stage, STAGE_PATIENCE).await;
             if let Err(refusal) = hinted {
                 tracing::debug!(%refusal, index, "the hint about a chunk was not taken");
             }

@@ -235,7 +235,7 @@ impl Scripted {
         loop {
             let request = self.claim_request(Millis::from_secs(10));
             let reply: ClaimReply = self
-                .ask(Verb::LeaseClaim, &request)
+                .ask(Verb::Claim, &request)
                 .await
                 .unwrap_or_else(|error| panic!("claim: {error}"));
             match reply.outcome {
@@ -260,7 +260,7 @@ impl Scripted {
             lease,
             objects: vec![object],
         };
-        let Grants { mut grants, .. } = self.ask(Verb::BlobPut, &request).await?;
+        let Grants { mut grants, .. } = self.ask(Verb::Put, &request).await?;
         assert_eq!(grants.len(), 1, "one grant for one object: {grants:?}");
         Ok(grants.remove(0))
     }
@@ -326,8 +326,7 @@ impl Scripted {
             lease,
             outcome: Outcome::Contribution(contribution),
         };
-        self.ask(Verb::ContributionSubmit, &self.signed(&statement))
-            .await
+        self.ask(Verb::Submit, &self.signed(&statement)).await
     }
 
     /// A statement with its signature.

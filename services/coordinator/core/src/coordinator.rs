@@ -309,7 +309,7 @@ impl Coordinator {
                 let refused = self.enter(run, |room, turn| room.data_loaded(turn, data));
                 for read in refused.into_iter().flatten() {
                     let denied = Err(read.refusal.into());
-                    self.conclude(&read.peer, Verb::BlobGet, read.reply, denied);
+                    self.conclude(&read.peer, Verb::Get, read.reply, denied);
                 }
             }
         }

@@ -1,16 +1,15 @@
 //! What the world tells the coordinator. The shell decodes messages and checks their form;
 //! everything that depends on state is decided in the core.
 
-use schemas::blob::{GetRequest, PutRequest};
-use schemas::contribution::{StageRequest, Statement};
-use schemas::control::{OperatorObjects, RunNew, Shutdown, ViewRequest};
 use schemas::foundry::Answer;
-pub use schemas::foundry::{Merged, Screened, ScreeningId};
-use schemas::lease::{ClaimRequest, ReleaseRequest, RenewRequest, UnitId};
-use schemas::member::{JoinRequest, LeaveRequest};
-use schemas::subject::{ControlVerb, Verb};
+use schemas::lease::UnitId;
+use schemas::subject::Verb;
 use schemas::telemetry::Heartbeat;
 use schemas::{AccountId, ObjectRef, PublicKey, Refusal, RunId, WorkerId};
+
+pub use schemas::call::{ControlRequest, WorkerRequest};
+pub use schemas::contribution::Submission;
+pub use schemas::foundry::{Merged, Screened, ScreeningId};
 
 /// A request that waits for its answer; the shell knows where to send it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -120,74 +119,4 @@ pub enum Input {
     },
     /// Nothing but time passed.
     Tick,
-}
-
-/// What a worker asks.
-#[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "one variant for each verb of the bus")]
-pub enum WorkerRequest {
-    Join(JoinRequest),
-    Leave(LeaveRequest),
-    Claim(ClaimRequest),
-    Renew(RenewRequest),
-    Release(ReleaseRequest),
-    Put(PutRequest),
-    Get(GetRequest),
-    Stage(StageRequest),
-    Submit(Submission),
-}
-
-impl WorkerRequest {
-    /// The verb under which it came.
-    pub const fn verb(&self) -> Verb {
-        match self {
-            Self::Join(_) => Verb::Join,
-            Self::Leave(_) => Verb::Leave,
-            Self::Claim(_) => Verb::LeaseClaim,
-            Self::Renew(_) => Verb::LeaseRenew,
-            Self::Release(_) => Verb::LeaseRelease,
-            Self::Put(_) => Verb::BlobPut,
-            Self::Get(_) => Verb::BlobGet,
-            Self::Stage(_) => Verb::ContributionStage,
-            Self::Submit(_) => Verb::ContributionSubmit,
-        }
-    }
-}
-
-/// A decoded `contribution.submit`; its signature is not yet checked, since the key is in the
-/// core's state.
-#[derive(Clone, Debug)]
-pub struct Submission {
-    /// What it states.
-    pub statement: Statement,
-    /// The statement's bytes as they were signed.
-    pub bytes: Vec<u8>,
-    /// The signature.
-    pub signature: [u8; 64],
-}
-
-/// What an operator asks.
-#[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "one variant for each verb of the bus")]
-pub enum ControlRequest {
-    RunNew(Box<RunNew>),
-    View(ViewRequest),
-    BlobPut(OperatorObjects),
-    BlobCommit(OperatorObjects),
-    BlobGet(GetRequest),
-    Shutdown(Shutdown),
-}
-
-impl ControlRequest {
-    /// The verb under which it came.
-    pub const fn verb(&self) -> ControlVerb {
-        match self {
-            Self::RunNew(_) => ControlVerb::RunNew,
-            Self::View(_) => ControlVerb::View,
-            Self::BlobPut(_) => ControlVerb::BlobPut,
-            Self::BlobCommit(_) => ControlVerb::BlobCommit,
-            Self::BlobGet(_) => ControlVerb::BlobGet,
-            Self::Shutdown(_) => ControlVerb::Shutdown,
-        }
-    }
 }

@@ -72,10 +72,7 @@ async fn rounds_give_the_weights_of_the_rule_and_end_in_a_saved_snapshot() {
         lease: manifest.lease,
         reason: "only looking".into(),
     };
-    let _: schemas::lease::Done = worker
-        .ask(Verb::LeaseRelease, &release)
-        .await
-        .expect("released");
+    let _: schemas::lease::Done = worker.ask(Verb::Release, &release).await.expect("released");
     let mut reference = Reference::new(base.clone());
     for _ in 0..3 {
         base = round(&scene, &worker, &mut reference, &base).await;
@@ -260,7 +257,7 @@ async fn bad_results_are_refused_alone_and_the_round_goes_on() {
         lease: manifest.lease,
         objects: vec![short],
     };
-    match worker.ask::<_, Grants>(Verb::BlobPut, &request).await {
+    match worker.ask::<_, Grants>(Verb::Put, &request).await {
         Err(runtime::BusError::Refused(refusal)) => assert_eq!(refusal.code, Code::SizeMismatch),
         other => panic!("expected a refusal, got {other:?}"),
     }

@@ -345,7 +345,7 @@ impl Worker {
                 session: self.session,
                 wait: Millis::from_secs(5),
             };
-            match self.ask::<_, ClaimReply>(Verb::LeaseClaim, &claim).await {
+            match self.ask::<_, ClaimReply>(Verb::Claim, &claim).await {
                 Ok(ClaimReply {
                     outcome: ClaimOutcome::Lease(compact),
                     ..
@@ -375,7 +375,7 @@ impl Worker {
             v: V,
             objects: weights.chunks.iter().map(|object| object.digest).collect(),
         };
-        let grants: Grants = self.ask(Verb::BlobGet, &request).await.expect("granted");
+        let grants: Grants = self.ask(Verb::Get, &request).await.expect("granted");
         let mut values = vec![
             0.0;
             self.chunks
@@ -432,7 +432,7 @@ impl Worker {
             lease,
             objects: objects.clone(),
         };
-        let grants: Grants = self.ask(Verb::BlobPut, &request).await.expect("granted");
+        let grants: Grants = self.ask(Verb::Put, &request).await.expect("granted");
         for (index, (grant, bytes)) in (0_u32..).zip(grants.grants.iter().zip(chunks)) {
             self.transfer
                 .put(grant, bytes, &NoOther, deadline())
@@ -444,10 +444,7 @@ impl Worker {
                 index,
                 object: objects[index as usize],
             };
-            let _: Done = self
-                .ask(Verb::ContributionStage, &stage)
-                .await
-                .expect("announced");
+            let _: Done = self.ask(Verb::Stage, &stage).await.expect("announced");
         }
         let contribution = Contribution {
             layout: self.layout,
@@ -482,7 +479,7 @@ impl Worker {
                 .sign_statement(&self.domain, &statement),
         );
         self.ask(
-            Verb::ContributionSubmit,
+            Verb::Submit,
             &SubmitRequest {
                 v: V,
                 statement: ByteBuf::from(statement),

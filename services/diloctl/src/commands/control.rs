@@ -3,8 +3,8 @@
 use std::io::{IsTerminal as _, Write as _};
 
 use runtime::Failure;
+use schemas::call::control as call;
 use schemas::control::{Shutdown, ShutdownReply};
-use schemas::subject::ControlVerb;
 use schemas::{Code, V};
 use serde::Serialize;
 
@@ -21,14 +21,11 @@ pub(crate) async fn run(context: &Context, command: &Control) -> Result<(), Fail
         ));
     }
     let operator = context.operator().await?;
-    let reply: ShutdownReply = operator
-        .ask(
-            ControlVerb::Shutdown,
-            &Shutdown {
-                v: V,
-                drain: drain.millis(),
-            },
-        )
+    let reply = operator
+        .ask::<call::Shutdown>(&Shutdown {
+            v: V,
+            drain: drain.millis(),
+        })
         .await?;
     context.printer.record(&Told::from(reply));
     Ok(())

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use merge::{SeededRounding, codec};
 use runtime::{Failure, clock};
-use schemas::control::{Query, RunNew, RunNewReply, View};
+use schemas::call::control as call;
+use schemas::control::{Query, RunNew, View};
 use schemas::layout::Chunk;
 use schemas::run::{CodecKind, ModelSpec, RunSpec};
-use schemas::subject::ControlVerb;
 use schemas::view::{RunDetail, RunPhase, RunView};
 use schemas::{Code, Digest, ObjectRef, RunId, V};
 use serde::Serialize;
@@ -161,9 +161,7 @@ async fn new(context: &Context, args: &RunArgs) -> Result<(), Failure> {
     check_data(&objects, &settings, data).await?;
     let spec = build(context, &objects, &args.run, &settings, data).await?;
     spec.validate()?;
-    let reply: RunNewReply = operator
-        .ask(ControlVerb::RunNew, &RunNew { v: V, spec })
-        .await?;
+    let reply = operator.ask::<call::RunNew>(&RunNew { v: V, spec }).await?;
     context.printer.record(&Created {
         run: args.run.clone(),
         created: reply.created,

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use identity::{BrokerFiles, Domain};
 use runtime::{Failure, clock};
+use schemas::call::control as call;
 use schemas::control::{Query, Shutdown, ShutdownReply};
-use schemas::subject::ControlVerb;
 use schemas::{Code, V};
 use serde::Serialize;
 use tokio::time::Instant;
@@ -258,13 +258,10 @@ async fn drain(context: &Context, options: &Down, running: &[Running]) {
     let asked: Result<ShutdownReply, Failure> = async {
         let operator = context.operator().await?;
         operator
-            .ask(
-                ControlVerb::Shutdown,
-                &Shutdown {
-                    v: V,
-                    drain: options.drain.millis(),
-                },
-            )
+            .ask::<call::Shutdown>(&Shutdown {
+                v: V,
+                drain: options.drain.millis(),
+            })
             .await
     }
     .await;

@@ -54,7 +54,7 @@ impl Scene {
     }
 
     fn subject(&self) -> String {
-        request_subject(self.cluster.run(), &self.worker, Verb::LeaseClaim)
+        request_subject(self.cluster.run(), &self.worker, Verb::Claim)
     }
 
     /// Whether this is what the worker of this scene asks, by the broker's word.
@@ -66,7 +66,7 @@ impl Scene {
                 account,
                 run,
                 worker,
-                verb: Verb::LeaseClaim,
+                verb: Verb::Claim,
             })
     }
 }
@@ -193,7 +193,7 @@ async fn a_burst_is_heard_in_order_and_a_flood_takes_nobody_elses_place() {
     let other = scene.cluster.issue(Role::Worker, "worker-1");
     let mut quiet = Raw::connect(&scene.cluster, &other.credentials).await;
     let other = other.public.as_str().parse().expect("a user key");
-    let request = request_subject(scene.cluster.run(), &other, Verb::LeaseClaim);
+    let request = request_subject(scene.cluster.run(), &other, Verb::Claim);
     quiet
         .publish(
             request.as_bytes(),

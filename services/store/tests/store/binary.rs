@@ -93,7 +93,7 @@ impl Setup {
             .unwrap()
             .unwrap()
         {
-            if line.contains("the store listens") {
+            if line.contains("the service is ready") {
                 let ready: Ready =
                     serde_json::from_slice(&fs::read(self.path("ready")).unwrap()).unwrap();
                 let url = format!("https://{}", ready.addresses[0]);

@@ -15,6 +15,7 @@ use std::time::Instant;
 use schemas::Code;
 use trainer::InnerState;
 
+use super::residual;
 use super::session::Session;
 
 /// The lane; seen from the training thread.
@@ -40,6 +41,7 @@ struct Papers {
 /// A state and where it is written to.
 struct Paper {
     state: InnerState,
+    residual: Option<residual::Saved>,
     path: PathBuf,
 }
 
@@ -73,7 +75,12 @@ impl Saver {
             return not_saved(&error);
         }
         let path = session.inner_path().to_owned();
-        self.desk.papers().waiting = Some(Paper { state, path });
+        let residual = session.residual.as_ref().map(residual::Residual::saved);
+        self.desk.papers().waiting = Some(Paper {
+            state,
+            residual,
+            path,
+        });
         self.desk.changed.notify_one();
         tracing::debug!(ms = millis(begun), "inner state copied");
     }
@@ -96,23 +103,38 @@ fn write_all(desk: &Desk) {
             .changed
             .wait_while(papers, |papers| papers.waiting.is_none() && !papers.closed);
         let paper = papers.expect("neither thread panics at it").waiting.take();
-        let Some(Paper { state, path }) = paper else {
+        let Some(Paper {
+            state,
+            residual,
+            path,
+        }) = paper
+        else {
             // The desk is closed, and nothing lies on it.
             return;
         };
         let begun = Instant::now();
-        match write(&state, &path) {
+        match write(&state, residual.as_ref(), &path) {
             Ok(()) => tracing::debug!(ms = millis(begun), "inner state saved"),
             Err(error) => not_saved(&error),
         }
     }
 }
 
-pub(super) fn write(state: &InnerState, path: &Path) -> Result<(), String> {
+/// Writes a state and the residual that belongs to it. The residual is of the same moment: the one
+/// of before is gone before the new state is there.
+pub(super) fn write(
+    state: &InnerState,
+    residual: Option<&residual::Saved>,
+    path: &Path,
+) -> Result<(), String> {
     if let Some(folder) = path.parent() {
         identity::secret::create_private_subfolder(folder).map_err(|error| error.to_string())?;
     }
-    state.write(path).map_err(|error| error.to_string())
+    if residual.is_some() {
+        residual::remove(path)?;
+    }
+    state.write(path).map_err(|error| error.to_string())?;
+    residual.map_or(Ok(()), |residual| residual.write(path))
 }
 
 fn not_saved(error: &dyn std::fmt::Display) {

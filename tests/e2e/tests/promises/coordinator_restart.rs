@@ -131,17 +131,14 @@ async fn a_coordinator_that_stops_leaves_nobody_waiting_for_its_answer() {
         session: worker.session(),
         wait: CLAIM_WAIT_MAX,
     };
-    let (claimed, ()) = tokio::join!(
-        worker.ask::<_, ClaimReply>(Verb::LeaseClaim, &claim),
-        async {
-            // What came over the same connection before this was heard before this is answered: the
-            // claim is held.
-            worker.join().await;
-            let coordinator = cluster.process("coordinator");
-            coordinator.terminate();
-            assert!(coordinator.exit(PATIENCE).await.success());
-        }
-    );
+    let (claimed, ()) = tokio::join!(worker.ask::<_, ClaimReply>(Verb::Claim, &claim), async {
+        // What came over the same connection before this was heard before this is answered: the
+        // claim is held.
+        worker.join().await;
+        let coordinator = cluster.process("coordinator");
+        coordinator.terminate();
+        assert!(coordinator.exit(PATIENCE).await.success());
+    });
     match claimed {
         Err(BusError::Refused(refusal)) => assert_eq!(refusal.code, Code::Draining, "{refusal}"),
         other => panic!("the claim is declined: {other:?}"),

@@ -205,7 +205,7 @@ async fn whatever_a_worker_asks_for_whomever_nobody_stores_the_answer() {
     )
     .await;
     // An answer of the coordinator to what comes behind: everything before it was answered.
-    let refused = scripted.refused_raw(Verb::LeaseClaim, Vec::new()).await;
+    let refused = scripted.refused_raw(Verb::Claim, Vec::new()).await;
     assert!(refused.is_some());
     let mut after = stored(&cluster).await;
     // What the coordinator refuses it records itself.

@@ -85,11 +85,11 @@ async fn fg_11_nothing_that_is_no_message_gets_through() {
     for (verb, message) in [
         (Verb::Join, with_next_version(&scripted.join_request())),
         (
-            Verb::LeaseClaim,
+            Verb::Claim,
             with_next_version(&scripted.claim_request(Millis(1))),
         ),
         (
-            Verb::LeaseRenew,
+            Verb::Renew,
             with_next_version(&RenewRequest {
                 v: V,
                 lease,
@@ -100,7 +100,7 @@ async fn fg_11_nothing_that_is_no_message_gets_through() {
         // Of another type, and with a tail.
         (Verb::Leave, scripted.claim_request(Millis(1)).encode()),
         (
-            Verb::LeaseClaim,
+            Verb::Claim,
             [scripted.claim_request(Millis(1)).encode(), vec![0]].concat(),
         ),
     ] {
@@ -112,7 +112,7 @@ async fn fg_11_nothing_that_is_no_message_gets_through() {
     }
     let renewed: Result<RenewReply, _> = scripted
         .ask(
-            Verb::LeaseRenew,
+            Verb::Renew,
             &RenewRequest {
                 v: V,
                 lease,
@@ -160,7 +160,7 @@ async fn an_operators_nonsense_and_oversized_messages_are_refused_and_the_coordi
     let scripted = Scripted::connect(&cluster, "worker-0").await;
     scripted.join().await;
     // The broker cuts whoever exceeds its token's limit; the coordinator never sees it.
-    let subject = scripted.subject(Verb::LeaseClaim);
+    let subject = scripted.subject(Verb::Claim);
     let oversized = vec![0; WORKER_MESSAGE_BYTES_MAX + 1].into();
     let outcome = scripted
         .bus
@@ -322,7 +322,7 @@ async fn ls_05_a_worker_gets_only_what_its_lease_and_its_run_give_it() {
     let objects = vec![ObjectRef::of(b"anything")];
     let unjoined: Result<Grants, _> = other
         .ask(
-            Verb::BlobGet,
+            Verb::Get,
             &GetRequest {
                 v: V,
                 objects: vec![objects[0].digest],
@@ -337,7 +337,7 @@ async fn ls_05_a_worker_gets_only_what_its_lease_and_its_run_give_it() {
     // The other worker knows the lease's name, which is no secret.
     let puts: Result<Grants, _> = other
         .ask(
-            Verb::BlobPut,
+            Verb::Put,
             &PutRequest {
                 v: V,
                 lease,
@@ -348,7 +348,7 @@ async fn ls_05_a_worker_gets_only_what_its_lease_and_its_run_give_it() {
     assert_eq!(refusal(puts), Code::LeaseUnknown);
     let renews: Result<RenewReply, _> = other
         .ask(
-            Verb::LeaseRenew,
+            Verb::Renew,
             &RenewRequest {
                 v: V,
                 lease,
@@ -360,7 +360,7 @@ async fn ls_05_a_worker_gets_only_what_its_lease_and_its_run_give_it() {
     assert_eq!(refusal(renews), Code::LeaseUnknown);
     let releases: Result<Done, _> = other
         .ask(
-            Verb::LeaseRelease,
+            Verb::Release,
             &ReleaseRequest {
                 v: V,
                 lease,
@@ -375,7 +375,7 @@ async fn ls_05_a_worker_gets_only_what_its_lease_and_its_run_give_it() {
         index: 0,
         object: objects[0],
     };
-    let stages: Result<Done, _> = other.ask(Verb::ContributionStage, &stage).await;
+    let stages: Result<Done, _> = other.ask(Verb::Stage, &stage).await;
     assert_eq!(refusal(stages), Code::LeaseUnknown);
     let submits = other
         .submit(&spec, lease, Scripted::contribution(&spec, objects.clone()))
@@ -389,7 +389,7 @@ async fn ls_05_a_worker_gets_only_what_its_lease_and_its_run_give_it() {
     };
     let puts: Result<Grants, _> = holder
         .ask(
-            Verb::BlobPut,
+            Verb::Put,
             &PutRequest {
                 v: V,
                 lease: invented,
@@ -401,7 +401,7 @@ async fn ls_05_a_worker_gets_only_what_its_lease_and_its_run_give_it() {
 
     let foreign: Result<Grants, _> = holder
         .ask(
-            Verb::BlobGet,
+            Verb::Get,
             &GetRequest {
                 v: V,
                 objects: vec![objects[0].digest],
@@ -411,7 +411,7 @@ async fn ls_05_a_worker_gets_only_what_its_lease_and_its_run_give_it() {
     assert_eq!(refusal(foreign), Code::ObjectForbidden);
     let own: Result<Grants, _> = holder
         .ask(
-            Verb::BlobGet,
+            Verb::Get,
             &GetRequest {
                 v: V,
                 objects: vec![spec.data.digest],

@@ -117,7 +117,7 @@ async fn what_others_uploaded_is_nobodys_contribution() {
         lease,
         reason: "a test".to_owned(),
     };
-    let _: Done = thief.ask(Verb::LeaseRelease, &release).await.unwrap();
+    let _: Done = thief.ask(Verb::Release, &release).await.unwrap();
     let again = thief.claim().await.lease;
     assert_eq!(again.unit, lease.unit);
     assert_eq!(
@@ -181,7 +181,7 @@ async fn what_does_not_count_fills_no_bucket_of_verified_objects() {
             lease,
             reason: "a test".to_owned(),
         };
-        let _: Done = worker.ask(Verb::LeaseRelease, &release).await.unwrap();
+        let _: Done = worker.ask(Verb::Release, &release).await.unwrap();
     }
     assert_eq!(
         granted, 3,

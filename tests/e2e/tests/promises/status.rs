@@ -39,7 +39,7 @@ async fn evaluate(cluster: &Cluster, worker: &Scripted, spec: &RunSpec, lease: L
         }),
     };
     let reply: SubmitReply = worker
-        .ask(Verb::ContributionSubmit, &worker.signed(&statement))
+        .ask(Verb::Submit, &worker.signed(&statement))
         .await
         .expect("it fits");
     assert_eq!(reply.fate, Fate::Merged);
@@ -133,7 +133,7 @@ async fn middle_of_a_round(
         bytes_moved: Bytes(0),
     };
     let _: RenewReply = second
-        .ask(Verb::LeaseRenew, &renewal)
+        .ask(Verb::Renew, &renewal)
         .await
         .expect("it holds the lease");
     heartbeat(cluster, first, Phase::Claiming, None, 120.0).await;

@@ -18,7 +18,7 @@ async fn fg_15_no_lease_is_granted_before_the_minimum_of_workers_is_there_and_fg
     let first = Scripted::connect(&cluster, "worker-0").await;
     first.join().await;
     let request = first.claim_request(Millis(500));
-    let reply: ClaimReply = first.ask(Verb::LeaseClaim, &request).await.unwrap();
+    let reply: ClaimReply = first.ask(Verb::Claim, &request).await.unwrap();
     assert_eq!(reply.outcome, ClaimOutcome::Nothing);
     let view = cluster
         .operator()

@@ -48,7 +48,7 @@ impl Cluster {
             ("store_server.tls_cert", shown(&layout.server_certificate())),
             ("store_server.tls_key", shown(&layout.server_key())),
             ("store_server.free_bytes_min", "0".to_owned()),
-            ("store_server.ready_file", shown(&self.ready_file(STORE))),
+            ("service.ready_file", shown(&self.ready_file(STORE))),
         ];
         self.recipe(STORE, "diloco-store", &settings, Vec::new())
     }
@@ -87,7 +87,7 @@ impl Cluster {
                 "worker.state",
                 shown(&self.path("work").join(name).join("state")),
             ),
-            ("worker.ready", shown(&self.ready_file(name))),
+            ("service.ready_file", shown(&self.ready_file(name))),
             (
                 "cache.folder",
                 shown(&self.path("work").join(name).join("cache")),

@@ -143,7 +143,7 @@ async fn tl_25_tenants_with_runs_of_the_same_name_neither_hear_nor_impersonate_e
     assert_eq!(seen(&mut requests).await, expected);
     let mut their_probe = their_probe;
     let as_us = [
-        request_subject(&run(), &worker(&ours.key), Verb::ContributionSubmit),
+        request_subject(&run(), &worker(&ours.key), Verb::Submit),
         heartbeat_subject(&run(), &worker(&ours.key)),
         worker_event_subject(&run(), &worker(&ours.key), "joined"),
         format!(

@@ -1,0 +1,172 @@
+//! What can be asked of the coordinator, declared once: each line of [`calls!`] ties a verb to its
+//! request, its reply, its place in the permission table and the text of the reference page, by
+//! type. Subjects, decoding, the enums that the coordinator decides about, the callers' functions
+//! and `docs/bus.md` follow from it.
+
+use std::fmt;
+
+use crate::blob::{GetRequest, Grants, PutRequest};
+use crate::contribution::{StageRequest, Submission, SubmitReply, SubmitRequest};
+use crate::control::{
+    OperatorObjects, RunNew, RunNewReply, Shutdown, ShutdownReply, ViewReply, ViewRequest,
+};
+use crate::lease::{ClaimReply, ClaimRequest, Done, ReleaseRequest, RenewReply, RenewRequest};
+use crate::member::{JoinReply, JoinRequest, LeaveRequest};
+use crate::message::DecodeError;
+use crate::permission::Role;
+use crate::subject::{Kind, Lane, Row};
+use crate::{Message, PublicKey, RunId, WorkerId};
+
+/// One thing that can be asked: the types of question and answer, under one verb.
+pub trait Call {
+    /// The verbs of its lane.
+    type Verb: Copy;
+    /// What is sent.
+    type Request: Message;
+    /// What is answered when it is not refused.
+    type Reply: Message;
+    /// The verb.
+    const VERB: Self::Verb;
+}
+
+/// The name of a type that is sent, for the reference page; a name without a type does not compile.
+macro_rules! message_name {
+    ($type:ty) => {{
+        const fn is_sent<T: serde::Serialize>() {}
+        is_sent::<$type>();
+        stringify!($type)
+    }};
+}
+pub(crate) use message_name;
+
+/// Declares all calls of one lane. After the request's type may stand `as` and the type in which
+/// the coordinator takes it, when that is another.
+macro_rules! calls {
+    (
+        $(#[$verb_doc:meta])* verbs $verbs:ident;
+        $(#[$request_doc:meta])* requests $requests:ident;
+        calls $module:ident;
+        lane $lane:ident, $before:literal, said by $publisher:ident;
+        $($call:ident = $token:literal: $request:ident $(as $taken:ty)? => $reply:ident, $purpose:literal;)+
+    ) => {
+        $(#[$verb_doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[expect(missing_docs, reason = "the names are those of the subjects; the table says what each is for")]
+        pub enum $verbs { $($call,)+ }
+
+        impl $verbs {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$call,)+];
+
+            /// Their lines in the table of subjects.
+            pub(crate) const ROWS: &[Row] = &[$(Row {
+                lane: Lane::$lane,
+                pattern: concat!($before, $token),
+                kind: Kind::Request,
+                message: message_name!($request),
+                reply: Some(message_name!($reply)),
+                publishers: &[Role::$publisher],
+                subscribers: &[Role::Coordinator],
+                purpose: $purpose,
+            },)+];
+
+            /// Its last tokens in a subject.
+            pub const fn token(self) -> &'static str {
+                match self { $(Self::$call => $token,)+ }
+            }
+
+            pub(crate) fn from_token(token: &str) -> Option<Self> {
+                match token { $($token => Some(Self::$call),)+ _ => None }
+            }
+        }
+
+        impl fmt::Display for $verbs {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.token())
+            }
+        }
+
+        $(#[$request_doc])*
+        #[derive(Clone, Debug)]
+        #[expect(missing_docs, reason = "one variant for each verb")]
+        pub enum $requests { $($call(calls!(@taken $request $($taken)?)),)+ }
+
+        impl $requests {
+            /// The verb under which it came.
+            pub const fn verb(&self) -> $verbs {
+                match self { $(Self::$call(_) => $verbs::$call,)+ }
+            }
+
+            /// Reads what came under a verb.
+            ///
+            /// # Errors
+            /// The bytes are no request of this verb.
+            pub fn decode(verb: $verbs, payload: &[u8]) -> Result<Self, DecodeError> {
+                Ok(match verb {
+                    $($verbs::$call => Self::$call(<$request>::decode(payload)?.try_into()?),)+
+                })
+            }
+        }
+
+        #[doc = concat!("The calls under [`", stringify!($verbs), "`], each as a type.")]
+        pub mod $module {
+            $(
+                #[doc = concat!("`", $token, "`: ", $purpose, ".")]
+                #[derive(Clone, Copy, Debug)]
+                pub enum $call {}
+
+                impl super::Call for $call {
+                    type Verb = super::$verbs;
+                    type Request = super::$request;
+                    type Reply = super::$reply;
+                    const VERB: super::$verbs = super::$verbs::$call;
+                }
+            )+
+        }
+    };
+    (@taken $request:ident) => { $request };
+    (@taken $request:ident $taken:ty) => { $taken };
+}
+
+calls! {
+    /// What a worker asks.
+    verbs Verb;
+    /// What a worker asked.
+    requests WorkerRequest;
+    calls worker;
+    lane Request, "{run}.{worker}.", said by Worker;
+    Join = "join": JoinRequest => JoinReply, "become a member of the run";
+    Leave = "leave": LeaveRequest => Done, "stop being a member";
+    Claim = "lease.claim": ClaimRequest => ClaimReply, "ask for work (long poll)";
+    Renew = "lease.renew": RenewRequest => RenewReply, "extend a lease";
+    Release = "lease.release": ReleaseRequest => Done, "give a lease back";
+    Put = "blob.put": PutRequest => Grants, "URLs to upload a unit's objects";
+    Get = "blob.get": GetRequest => Grants, "URLs to read the run's objects";
+    Stage = "contribution.stage": StageRequest => Done, "announce an uploaded chunk";
+    Submit = "contribution.submit": SubmitRequest as Submission => SubmitReply, "hand in a unit's result";
+}
+
+calls! {
+    /// What an operator asks.
+    verbs ControlVerb;
+    /// What an operator asked.
+    requests ControlRequest;
+    calls control;
+    lane Control, "{operator}.", said by Operator;
+    RunNew = "run.new": RunNew as Box<RunNew> => RunNewReply, "create a run";
+    View = "view": ViewRequest => ViewReply, "look at runs, workers, leases, rounds, snapshots";
+    BlobPut = "blob.put": OperatorObjects => Grants, "URLs to upload objects";
+    BlobCommit = "blob.commit": OperatorObjects => Done, "check and publish uploaded objects";
+    BlobGet = "blob.get": GetRequest => Grants, "URLs to read objects";
+    Shutdown = "shutdown": Shutdown => ShutdownReply, "drain and stop the coordinator and its workers";
+}
+
+/// `diloco.request.<run>.<worker>.<verb>`, as the worker publishes it.
+pub fn request_subject(run: &RunId, worker: &WorkerId, verb: Verb) -> String {
+    format!("{}.{run}.{worker}.{verb}", Lane::Request.prefix())
+}
+
+/// `diloco.control.<operator>.<verb>`.
+pub fn control_subject(operator: &PublicKey, verb: ControlVerb) -> String {
+    format!("{}.{operator}.{verb}", Lane::Control.prefix())
+}

@@ -1,0 +1,90 @@
+//! The audit service as a program: its command line, and what it does in the frame of all services.
+
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use runtime::service::{self, Flag, ServiceArgs, ServiceConfig};
+use runtime::{Failure, Loaded, Materials, validate};
+use schemas::UnixMillis;
+use tokio_util::sync::CancellationToken;
+
+use crate::{Config, Service};
+
+/// Checks every event on the bus against its emitter's key and chain, and keeps what it saw in
+/// append-only files.
+#[derive(Parser)]
+#[command(name = "diloco-audit", version)]
+pub struct CommandLine {
+    #[command(flatten)]
+    service: ServiceArgs,
+    /// Folder of the trust domain.
+    #[arg(long, value_name = "DIR")]
+    domain: Option<PathBuf>,
+    /// Folder of the append-only files.
+    #[arg(long, value_name = "DIR")]
+    folder: Option<PathBuf>,
+}
+
+impl service::CommandLine for CommandLine {
+    fn service(&self) -> &ServiceArgs {
+        &self.service
+    }
+
+    fn flags(&self) -> Vec<Flag> {
+        let given = [
+            ("domain", "--domain", &self.domain),
+            ("audit.folder", "--folder", &self.folder),
+        ];
+        given
+            .into_iter()
+            .filter_map(|(key, flag, path)| Some((key, flag, path.as_ref()?.display().to_string())))
+            .collect()
+    }
+}
+
+/// An audit service whose configuration was checked.
+pub struct Program {
+    config: Config,
+    materials: Materials,
+}
+
+impl service::Service for Program {
+    const NAME: &'static str = "audit";
+    type Config = Config;
+    type Running = Service;
+
+    fn completed(config: Config) -> Config {
+        config.completed()
+    }
+
+    fn section(config: &Config) -> &ServiceConfig {
+        &config.service
+    }
+
+    fn domain(config: &Config) -> Option<&Path> {
+        Some(&config.domain)
+    }
+
+    fn check(loaded: Loaded<Config>, now: UnixMillis) -> Result<Self, Failure> {
+        let materials = loaded.value.materials(now);
+        validate(&loaded.value.auth, &materials, &loaded.origins).map_err(Failure::all)?;
+        Ok(Self {
+            config: loaded.value,
+            materials,
+        })
+    }
+
+    fn materials(&self) -> Materials {
+        self.materials.clone()
+    }
+
+    async fn start(self) -> Result<Service, Failure> {
+        Service::build(&self.config).await
+    }
+}
+
+impl service::Running for Service {
+    async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
+        Self::run(self, stop).await
+    }
+}

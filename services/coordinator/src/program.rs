@@ -1,0 +1,89 @@
+//! The coordinator as a program: its command line, and what it does in the frame of all services.
+
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use runtime::service::{self, Flag, ServiceArgs, ServiceConfig};
+use runtime::{Failure, Loaded, Materials, validate};
+use schemas::UnixMillis;
+use schemas::member::Posture;
+use tokio_util::sync::CancellationToken;
+
+use crate::{Config, Service};
+
+/// Leads DiLoCo runs: rounds, leases, merges, and the signed ledger of all of it.
+#[derive(Parser)]
+#[command(name = "diloco-coordinator", version)]
+pub struct CommandLine {
+    #[command(flatten)]
+    service: ServiceArgs,
+    /// Folder of the trust domain.
+    #[arg(long, value_name = "DIR")]
+    domain: Option<PathBuf>,
+}
+
+impl service::CommandLine for CommandLine {
+    fn service(&self) -> &ServiceArgs {
+        &self.service
+    }
+
+    fn flags(&self) -> Vec<Flag> {
+        let domain = self.domain.iter();
+        domain
+            .map(|path| ("domain", "--domain", path.display().to_string()))
+            .collect()
+    }
+}
+
+/// A coordinator whose configuration was checked.
+pub struct Program {
+    config: Config,
+    posture: Posture,
+    materials: Materials,
+}
+
+impl service::Service for Program {
+    const NAME: &'static str = "coordinator";
+    type Config = Config;
+    type Running = Service;
+
+    fn completed(config: Config) -> Config {
+        config.completed()
+    }
+
+    fn section(config: &Config) -> &ServiceConfig {
+        &config.service
+    }
+
+    fn domain(config: &Config) -> Option<&Path> {
+        Some(&config.domain)
+    }
+
+    fn check(loaded: Loaded<Config>, now: UnixMillis) -> Result<Self, Failure> {
+        let Loaded {
+            value: config,
+            origins,
+        } = loaded;
+        let materials = config.materials(now);
+        let posture = validate(&config.auth, &materials, &origins).map_err(Failure::all)?;
+        Ok(Self {
+            config,
+            posture,
+            materials,
+        })
+    }
+
+    fn materials(&self) -> Materials {
+        self.materials.clone()
+    }
+
+    async fn start(self) -> Result<Service, Failure> {
+        Box::pin(Service::build(&self.config, self.posture)).await
+    }
+}
+
+impl service::Running for Service {
+    async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
+        Box::pin(Self::run(self, stop)).await
+    }
+}

@@ -1,0 +1,249 @@
+//! Numbers about a process: counted where things happen, off unless an address is configured, and
+//! then served on loopback. `/metrics` gives them in the text form of Prometheus, `/ready` answers
+//! 200 while the service can be used and 503 before.
+//!
+//! [`TABLE`] declares every number once. Labels have few values, all of which are ours: a text that
+//! a worker or an operator chose is never one.
+
+mod http;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use schemas::Code;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+
+use crate::Failure;
+
+/// Upper bounds of the buckets of every histogram, in seconds: from a message in memory to a merge
+/// of a large model.
+const SECONDS: &[f64] = &[
+    0.000_1, 0.000_3, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0,
+];
+/// Time between two cleanings of what histograms hold between two scrapes.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// How a number is to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows while the process lives.
+    Counter,
+    /// The present value.
+    Gauge,
+    /// How many took how long.
+    Histogram,
+}
+
+/// One number.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    /// Its name, with the unit.
+    pub name: &'static str,
+    /// How it is to be read.
+    pub kind: Kind,
+    /// Its labels.
+    pub labels: &'static [&'static str],
+    /// The services that have it.
+    pub services: &'static str,
+    /// What it says.
+    pub help: &'static str,
+}
+
+macro_rules! metrics_table {
+    ($($(#[$doc:meta])* $constant:ident = $name:literal, $kind:ident, $labels:expr, $services:literal, $help:literal;)+) => {
+        $(#[doc = $help] pub const $constant: &str = $name;)+
+
+        /// Every number that a service gives.
+        pub const TABLE: &[Metric] = &[$(Metric {
+            name: $name,
+            kind: Kind::$kind,
+            labels: $labels,
+            services: $services,
+            help: $help,
+        },)+];
+    };
+}
+
+metrics_table! {
+    REQUESTS = "diloco_requests_total", Counter, &["request", "outcome"], "coordinator", "Requests that were answered, by verb and by what came of them: `done`, or the class of the code of the refusal.";
+    REQUEST_SECONDS = "diloco_request_seconds", Histogram, &["request"], "coordinator", "Time from a request's arrival to its answer, in seconds; a claim is held open until there is work.";
+    EFFECTS = "diloco_effects_total", Counter, &["effect"], "coordinator", "Effects that the core asked for, by kind.";
+    EFFECT_SECONDS = "diloco_effect_seconds", Histogram, &["effect"], "coordinator", "Time that an effect held the decision loop, in seconds. What runs beside the loop is not in it.";
+    DECISION_SECONDS = "diloco_decision_seconds", Histogram, &["input"], "coordinator", "Time that the core took to decide about one input, in seconds.";
+    APPEND_SECONDS = "diloco_ledger_append_seconds", Histogram, &[], "coordinator", "Time until the broker acknowledged an append to the ledger, in seconds.";
+    ARRIVALS_WAITING = "diloco_arrivals_waiting", Gauge, &[], "coordinator", "Messages and results that wait for the decision loop.";
+    STORE_REQUESTS = "diloco_store_requests_total", Counter, &["method", "status"], "store", "Requests that were answered, by HTTP method and status.";
+    STORE_REQUEST_SECONDS = "diloco_store_request_seconds", Histogram, &["method"], "store", "Time from a request's head to the head of its answer, in seconds.";
+    STORE_CONNECTIONS = "diloco_store_connections", Gauge, &[], "store", "Connections that are open.";
+    AUDIT_EVENTS = "diloco_audit_events_total", Counter, &["outcome"], "audit", "Events that workers handed in: `done`, or the class of the code of the refusal.";
+    AUDIT_EVENT_SECONDS = "diloco_audit_event_seconds", Histogram, &[], "audit", "Time from an event's arrival to its answer, in seconds.";
+    AUDIT_KEPT = "diloco_audit_kept_total", Counter, &[], "audit", "Messages of stream AUDIT that were checked and kept.";
+}
+
+/// The section `metrics`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MetricsConfig {
+    /// Loopback address for `/metrics` and `/ready`, such as `127.0.0.1:9464`; off when empty.
+    pub listen: String,
+}
+
+impl MetricsConfig {
+    /// Where to listen, if anywhere.
+    ///
+    /// # Errors
+    /// It is no address, or one that other machines reach.
+    pub fn address(&self) -> Result<Option<SocketAddr>, Failure> {
+        if self.listen.is_empty() {
+            return Ok(None);
+        }
+        let invalid = |why: &str| {
+            let text = format!("metrics.listen {:?}: {why}", self.listen);
+            Failure::new(Code::ConfigInvalid, text)
+        };
+        let address: SocketAddr = self
+            .listen
+            .parse()
+            .map_err(|_| invalid("not an address with a port, such as 127.0.0.1:9464"))?;
+        match address.ip().is_loopback() {
+            true => Ok(Some(address)),
+            false => Err(invalid(
+                "numbers are served on loopback only; let a collector on this machine pass them on",
+            )),
+        }
+    }
+}
+
+/// The numbers of this process, served.
+#[derive(Clone, Debug)]
+pub struct Served {
+    address: SocketAddr,
+    ready: Arc<AtomicBool>,
+}
+
+impl Served {
+    /// Begins to count and to serve. To be called once, inside the runtime.
+    ///
+    /// # Errors
+    /// The address is taken.
+    pub async fn start(address: SocketAddr) -> Result<Self, Failure> {
+        let taken = |error: std::io::Error| {
+            let code = match error.kind() {
+                std::io::ErrorKind::AddrInUse => Code::PortTaken,
+                _ => Code::ConfigInvalid,
+            };
+            Failure::new(code, format!("metrics.listen {address}: {error}"))
+        };
+        let listener = TcpListener::bind(address).await.map_err(taken)?;
+        let address = listener.local_addr().map_err(taken)?;
+        let ready = Arc::new(AtomicBool::new(false));
+        let handle = count()?;
+        tokio::spawn(upkeep(handle.clone()));
+        tokio::spawn(http::serve(listener, handle, Arc::clone(&ready)));
+        Ok(Self { address, ready })
+    }
+
+    /// The address it took.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Says to who asks `/ready` whether the service can be used.
+    pub fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Relaxed);
+    }
+}
+
+/// Begins to count: before it, and where it is never called, counting does nothing.
+fn count() -> Result<PrometheusHandle, Failure> {
+    let internal = |error: &dyn std::fmt::Display| Failure::new(Code::Internal, error);
+    let builder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)
+        .map_err(|error| internal(&error))?;
+    let handle = builder
+        .install_recorder()
+        .map_err(|error| internal(&error))?;
+    for metric in TABLE {
+        match metric.kind {
+            Kind::Counter => metrics::describe_counter!(metric.name, metric.help),
+            Kind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
+            Kind::Histogram => metrics::describe_histogram!(metric.name, metric.help),
+        }
+    }
+    Ok(handle)
+}
+
+async fn upkeep(handle: PrometheusHandle) {
+    loop {
+        tokio::time::sleep(UPKEEP_EVERY).await;
+        handle.run_upkeep();
+    }
+}
+
+/// The label for what came of a request: `done`, or the class of the refusal's code.
+pub fn outcome(refused: Option<Code>) -> &'static str {
+    refused.map_or("done", |code| code.class().label())
+}
+
+/// The page about all numbers, as Markdown.
+pub fn reference() -> String {
+    let mut page = String::from(
+        "# Numbers about running services\n\nGenerated from `services/runtime/src/metrics.rs` by `cargo xtask docs`.\n\n\
+         Coordinator, store and audit service count when `metrics.listen` names a loopback address (`--set\n\
+         metrics.listen=127.0.0.1:9464`, or `DILOCO_METRICS__LISTEN`); the systemd units of `deploy/` set one. There\n\
+         `/metrics` gives the numbers below in the text form of Prometheus, and `/ready` answers 200 while the service can\n\
+         be used, else 503. Workers listen nowhere: what they do comes with their heartbeats, and `diloctl watch` shows it.\n\n\
+         | name | kind | labels | service | what it says |\n| --- | --- | --- | --- | --- |\n",
+    );
+    for metric in TABLE {
+        let kind = match metric.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        };
+        let labels: Vec<String> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
+        page.push_str(&format!(
+            "| `{}` | {kind} | {} | {} | {} |\n",
+            metric.name,
+            labels.join(", "),
+            metric.services,
+            metric.help
+        ));
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_carry_their_unit_and_are_there_once() {
+        for (index, metric) in TABLE.iter().enumerate() {
+            let fits = match metric.kind {
+                Kind::Counter => metric.name.ends_with("_total"),
+                Kind::Histogram => metric.name.ends_with("_seconds"),
+                Kind::Gauge => true,
+            };
+            assert!(fits && metric.name.starts_with("diloco_"), "{}", metric.name);
+            assert!(TABLE[index + 1..].iter().all(|other| other.name != metric.name));
+        }
+    }
+
+    #[test]
+    fn only_loopback_addresses_are_taken() {
+        let address = |listen: &str| MetricsConfig { listen: listen.to_owned() }.address();
+        assert_eq!(address(""), Ok(None));
+        for good in ["127.0.0.1:0", "[::1]:9464"] {
+            assert!(matches!(address(good), Ok(Some(_))), "{good}");
+        }
+        for bad in ["0.0.0.0:9464", "192.0.2.1:1", "[::]:1", "9464", "localhost:1"] {
+            let refused = address(bad).expect_err("refused");
+            assert_eq!(refused.code(), Code::ConfigInvalid, "{bad}");
+        }
+    }
+}

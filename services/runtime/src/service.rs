@@ -1,0 +1,209 @@
+//! The frame of every service: one order of start, one meaning of each common flag, one ready file,
+//! one way to end. A service says what it is ([`Service`]); its `main` is one call of [`main`].
+//!
+//! 1. Command line, log, configuration. `--print-config` ends here.
+//! 2. [`Service::check`] reads and checks everything that the configuration names, and connects and
+//!    binds nothing. `--check-config` ends here.
+//! 3. Signals are heard from here on. [`Service::start`] connects or binds; a signal breaks it off.
+//! 4. The ready file appears, and the service runs until it ends or a signal comes.
+//! 5. It drains as long as its own settings say; what still runs then is dropped.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser};
+use identity::Layout;
+use schemas::{Code, UnixMillis};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use crate::ready::ReadyFile;
+use crate::{
+    ConfigArgs, Failure, Loaded, LogArgs, Materials, clock, config, exit, expiry, handles, log,
+    memory, shutdown,
+};
+
+/// How long blocking work may take after the service has ended: a write of a file that was begun,
+/// no more.
+const LAST_WORK: Duration = Duration::from_secs(2);
+
+/// One flag that sets a configuration key: key, flag, value.
+pub type Flag = (&'static str, &'static str, String);
+
+/// What every service can be told on its command line.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ServiceArgs {
+    /// Configuration.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Logging.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// File that appears when the service can be used, and goes when it ends.
+    #[arg(long, value_name = "FILE")]
+    pub ready_file: Option<PathBuf>,
+}
+
+/// The section `service`, which every service has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServiceConfig {
+    /// File that appears when the service can be used; none when empty.
+    pub ready_file: PathBuf,
+}
+
+/// A service, as its frame sees it.
+pub trait Service: Sized {
+    /// Its name in the ready file and in the log.
+    const NAME: &'static str;
+    /// Threads for asynchronous work; one for each core when none.
+    const THREADS: Option<usize> = None;
+    /// Log targets that are never shown.
+    const SILENT: &'static [&'static str] = &[];
+    /// Its configuration.
+    type Config: Serialize + DeserializeOwned + Default;
+    /// What it is once it is connected or bound.
+    type Running: Running;
+
+    /// The configuration with every path that was not set.
+    #[must_use]
+    fn completed(config: Self::Config) -> Self::Config {
+        config
+    }
+
+    /// The section `service` of its configuration.
+    fn section(config: &Self::Config) -> &ServiceConfig;
+
+    /// Folder of the trust domain on this machine, if it is configured with one.
+    fn domain(_config: &Self::Config) -> Option<&Path> {
+        None
+    }
+
+    /// Reads and checks everything that the configuration names. Connects and binds nothing.
+    ///
+    /// # Errors
+    /// Everything that is wrong, coded.
+    fn check(loaded: Loaded<Self::Config>, now: UnixMillis) -> Result<Self, Failure>;
+
+    /// What it has to show: whose end is told of while it runs.
+    fn materials(&self) -> Materials;
+
+    /// Connects or binds. Dropped in the middle when a signal comes.
+    ///
+    /// # Errors
+    /// Why the service cannot be used.
+    fn start(self) -> impl Future<Output = Result<Self::Running, Failure>>;
+}
+
+/// A service that can be used.
+pub trait Running {
+    /// Where it listens.
+    fn addresses(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Serves until `stop`, then drains; or until it cannot go on.
+    ///
+    /// # Errors
+    /// Why it cannot go on.
+    fn run(self, stop: CancellationToken) -> impl Future<Output = Result<(), Failure>>;
+}
+
+/// The command line of a service.
+pub trait CommandLine: Parser {
+    /// What all services have.
+    fn service(&self) -> &ServiceArgs;
+
+    /// Its own flags that are given, with the keys they set.
+    fn flags(&self) -> Vec<Flag> {
+        Vec::new()
+    }
+}
+
+/// A whole process of a service without subcommands: what its `main` calls.
+pub fn main<S: Service, C: CommandLine>() -> ExitCode {
+    match exit::parse::<C>() {
+        Ok(line) => exit::report(run::<S, C>(&line)),
+        Err(status) => status,
+    }
+}
+
+/// Runs the service to its end.
+///
+/// # Errors
+/// The first thing that is wrong; see the top of this file for the order.
+pub fn run<S: Service, C: CommandLine>(line: &C) -> Result<(), Failure> {
+    memory::keep_freed();
+    let args = line.service();
+    log::init_without(&args.log, S::SILENT)
+        .map_err(|error| Failure::new(Code::ConfigInvalid, error))?;
+    let loaded = load::<S, C>(line)?;
+    if args.config.print_config {
+        return exit::print(&loaded.print());
+    }
+    let now = clock::now();
+    let domain = S::domain(&loaded.value).map(|folder| Layout::new(folder).server_certificate());
+    let ready_file = S::section(&loaded.value).ready_file.clone();
+    let service = S::check(loaded, now)?;
+    if args.config.check_config {
+        if let Some(served) = domain {
+            expiry::check_served("domain", &served, now)?;
+        }
+        return exit::print("configuration is valid\n");
+    }
+    identity::tls::install_provider();
+    handles::raise().map_err(|error| {
+        Failure::new(Code::Internal, format!("the limit of open files: {error}"))
+    })?;
+    let runtime = async_runtime(S::THREADS)?;
+    let ended = runtime.block_on(serve(service, &ready_file));
+    runtime.shutdown_timeout(LAST_WORK);
+    ended
+}
+
+fn load<S: Service, C: CommandLine>(line: &C) -> Result<Loaded<S::Config>, Failure> {
+    let args = line.service();
+    let mut flags = line.flags();
+    if let Some(path) = &args.ready_file {
+        let path = path.display().to_string();
+        flags.push(("service.ready_file", "--ready-file", path));
+    }
+    let Loaded { value, origins } = config::load::<S::Config>(&args.config, &flags)?;
+    Ok(Loaded {
+        value: S::completed(value),
+        origins,
+    })
+}
+
+fn async_runtime(threads: Option<usize>) -> Result<tokio::runtime::Runtime, Failure> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Some(threads) = threads {
+        builder.worker_threads(threads);
+    }
+    builder
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Code::Internal, format!("no async runtime: {error}")))
+}
+
+async fn serve<S: Service>(service: S, ready_file: &Path) -> Result<(), Failure> {
+    expiry::watch(service.materials());
+    let stop = shutdown::on_signals().map_err(|error| Failure::new(Code::Internal, error))?;
+    let running = tokio::select! {
+        running = Box::pin(service.start()) => running?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let addresses = running.addresses();
+    let path = Some(ready_file).filter(|path| !path.as_os_str().is_empty());
+    let ready = ReadyFile::announce(path, S::NAME, addresses.clone()).map_err(|error| {
+        Failure::new(Code::ConfigInvalid, format!("service.ready_file: {error}"))
+    })?;
+    tracing::info!(service = S::NAME, ?addresses, "the service is ready");
+    let ended = Box::pin(running.run(stop)).await;
+    drop(ready);
+    tracing::info!(service = S::NAME, "the service has ended");
+    ended
+}

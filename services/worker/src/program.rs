@@ -1,0 +1,95 @@
+//! The worker as a program: its command line and what else the program does, and what a worker does
+//! in the frame of all services.
+
+use clap::{Parser, Subcommand};
+use runtime::service::{self, Flag, ServiceArgs, ServiceConfig};
+use runtime::{Failure, Loaded, Materials, log};
+use schemas::{Code, UnixMillis};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Checked, WorkerConfig};
+use crate::devices;
+use crate::sample::{self, SampleArgs};
+use crate::service::Service;
+
+/// Trains for a run: asks the coordinator for work over NATS, fetches weights and data, hands in
+/// results.
+#[derive(Debug, Parser)]
+#[command(name = "diloco-worker", version)]
+pub struct CommandLine {
+    /// What to do; without it, work for the run.
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    service: ServiceArgs,
+    /// The run to work for; the same as `--set worker.run=…`.
+    #[arg(long, value_name = "RUN")]
+    run: Option<String>,
+}
+
+/// What else this program does.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print text from a model folder.
+    Sample(SampleArgs),
+    /// Print what this build and machine can train with.
+    Devices,
+}
+
+impl service::CommandLine for CommandLine {
+    fn service(&self) -> &ServiceArgs {
+        &self.service
+    }
+
+    fn flags(&self) -> Vec<Flag> {
+        let run = self.run.iter();
+        run.map(|run| ("worker.run", "--run", run.clone()))
+            .collect()
+    }
+}
+
+/// Works for a run, or does what the subcommand says.
+///
+/// # Errors
+/// Why it could not be done.
+pub fn run(line: &CommandLine) -> Result<(), Failure> {
+    let Some(command) = &line.command else {
+        return service::run::<Checked, CommandLine>(line);
+    };
+    runtime::memory::keep_freed();
+    log::init(&line.service.log).map_err(|error| Failure::new(Code::ConfigInvalid, error))?;
+    match command {
+        Command::Sample(args) => sample::sample(args),
+        Command::Devices => devices::devices(),
+    }
+}
+
+impl service::Service for Checked {
+    const NAME: &'static str = "worker";
+    /// Training has a thread of its own, and needs the other cores.
+    const THREADS: Option<usize> = Some(2);
+    type Config = WorkerConfig;
+    type Running = Service;
+
+    fn section(config: &WorkerConfig) -> &ServiceConfig {
+        &config.service
+    }
+
+    fn check(loaded: Loaded<WorkerConfig>, now: UnixMillis) -> Result<Self, Failure> {
+        Self::new(loaded, now)
+    }
+
+    fn materials(&self) -> Materials {
+        self.materials.clone()
+    }
+
+    async fn start(self) -> Result<Service, Failure> {
+        Box::pin(Service::build(self)).await
+    }
+}
+
+impl service::Running for Service {
+    async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
+        Box::pin(Self::run(self, stop)).await
+    }
+}
