@@ -75,6 +75,7 @@ impl Service {
         let (sender, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let tables = Tables::default();
         let (sweeper, sweeps) = sweep::pair();
+        let (offers, offered) = queue::pair();
         let mut shell = Shell {
             bus,
             store,
@@ -84,6 +85,7 @@ impl Service {
             domain,
             arrivals: sender,
             sweeper,
+            offers,
             tables,
         };
         let core = shell.lead(&settings, &store_mark, patience).await?;
@@ -101,6 +103,7 @@ impl Service {
         }
         feeders.spawn(shell.store.clone().keep_time());
         feeders.spawn(sweeps.run(shell.store.clone()));
+        feeders.spawn(offered.run(shell.bus.clone()));
         feeders.spawn(queue::pull(
             shell.bus.clone(),
             consumer,

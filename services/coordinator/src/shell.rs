@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::arrival::{ARRIVALS_MAX, Arrival};
 use crate::ledger::{Ledger, NewEvent};
 use crate::mark::LedgerMark;
+use crate::queue::Offers;
 use crate::store::Store;
 use crate::sweep::Sweeper;
 
@@ -47,6 +48,7 @@ pub(crate) struct Shell {
     pub(crate) domain: String,
     pub(crate) arrivals: mpsc::Sender<Arrival>,
     pub(crate) sweeper: Sweeper,
+    pub(crate) offers: Offers,
     pub(crate) tables: Tables,
 }
 

@@ -53,9 +53,7 @@ impl Shell {
                     Arrival::Input(Input::RunChecked { reply, verdict })
                 });
             }
-            Effect::Offer { run, unit } => {
-                drop(tokio::spawn(queue::offer(self.bus.clone(), run, unit)))
-            }
+            Effect::Offer { run, unit } => self.offers.publish(run, unit),
             Effect::Settle { delivery } => {
                 if let Some(ack) = self.tables.deliveries.settle(delivery) {
                     queue::settle(self.bus.clone(), ack).await;
