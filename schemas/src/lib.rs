@@ -18,6 +18,7 @@ pub mod control;
 pub mod data;
 pub mod digest;
 pub mod event;
+pub mod foundry;
 pub mod id;
 pub mod layout;
 pub mod lease;

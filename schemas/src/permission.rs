@@ -22,7 +22,7 @@ pub enum Role {
     /// The audit service's second connection, on which it hears workers' events and records those
     /// that are in order.
     Recorder,
-    /// Creates streams and buckets of the control account; like the other provisioners used by
+    /// Creates streams of the control account; like the other provisioners used by
     /// `diloctl cluster` only.
     Provisioner,
     /// Creates the ledger's stream.
@@ -152,21 +152,6 @@ pub const PLUMBING: &[Plumbing] = &[
     ),
     plumbing(Role::Coordinator, "$JS.ACK.WORK.lease.>", "settle offers"),
     plumbing(
-        Role::Coordinator,
-        "$JS.API.STREAM.INFO.KV_state",
-        "read pointers",
-    ),
-    plumbing(
-        Role::Coordinator,
-        "$JS.API.DIRECT.GET.KV_state.>",
-        "read pointers",
-    ),
-    plumbing(
-        Role::Coordinator,
-        "$KV.state.>",
-        "move pointers by compare and set",
-    ),
-    plumbing(
         Role::Auditor,
         "$JS.API.STREAM.INFO.AUDIT",
         "see where the stream ends",
@@ -178,11 +163,7 @@ pub const PLUMBING: &[Plumbing] = &[
         "$JS.API.STREAM.MSG.GET.*",
         "find the end of a worker's chain",
     ),
-    plumbing(
-        Role::Provisioner,
-        "$JS.API.>",
-        "create and compare streams and buckets",
-    ),
+    plumbing(Role::Provisioner, "$JS.API.>", "create and compare streams"),
     plumbing(
         Role::LedgerProvisioner,
         "$JS.API.>",

@@ -1,18 +1,28 @@
 //! A full snapshot: fp32 weights and outer state by reference, and its parents. Stored as JSON and
 //! hashed as stored; its digest fixes the run's whole history.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::lease::{LeaseRef, Weights};
 use crate::message::V;
 use crate::{Digest, Fragment, ObjectRef, Round, RunId, Tokens, Weight, WorkerId};
 
+/// A vector of outer state that is kept beside the parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Slot {
+    /// The outer optimizer's momentum.
+    Momentum,
+}
+
 /// The manifest of a snapshot; written after everything it names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "StoredManifest")]
 pub struct SnapshotManifest {
     /// Version.
-    pub v: V<1>,
+    pub v: V<2>,
     /// The run.
     pub run: RunId,
     /// The digest of its settings.
@@ -27,9 +37,9 @@ pub struct SnapshotManifest {
     pub data: ObjectRef,
     /// fp32 weights, one object per chunk.
     pub weights: Vec<ObjectRef>,
-    /// Outer momentum, fp32, one object per chunk; empty where the optimizer has none or before the
-    /// first step.
-    pub momentum: Vec<ObjectRef>,
+    /// Outer state by slot, fp32, one object per chunk. A slot that the optimizer does not use, or
+    /// not before its first step, is not there.
+    pub slots: BTreeMap<Slot, Vec<ObjectRef>>,
     /// The copy that workers received.
     pub broadcast: Weights,
     /// The full snapshot before it; none for the first.
@@ -37,6 +47,55 @@ pub struct SnapshotManifest {
     /// The merges since the parent, oldest first: with the parent they give these weights again,
     /// bit for bit.
     pub merges: Vec<MergeRecord>,
+}
+
+/// A manifest of any version that is read. Version 1 knew one vector of outer state.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredManifest {
+    v: u64,
+    run: RunId,
+    spec: Digest,
+    round: Round,
+    config: ObjectRef,
+    layout: ObjectRef,
+    data: ObjectRef,
+    weights: Vec<ObjectRef>,
+    momentum: Option<Vec<ObjectRef>>,
+    slots: Option<BTreeMap<Slot, Vec<ObjectRef>>>,
+    broadcast: Weights,
+    parent: Option<Digest>,
+    merges: Vec<MergeRecord>,
+}
+
+impl TryFrom<StoredManifest> for SnapshotManifest {
+    type Error = String;
+
+    fn try_from(stored: StoredManifest) -> Result<Self, String> {
+        let slots = match (stored.v, stored.momentum, stored.slots) {
+            (1, Some(momentum), None) if momentum.is_empty() => BTreeMap::new(),
+            (1, Some(momentum), None) => BTreeMap::from([(Slot::Momentum, momentum)]),
+            (2, None, Some(slots)) => slots,
+            (1 | 2, ..) => return Err(format!("outer state is not as in version {}", stored.v)),
+            (other, ..) => {
+                return Err(format!("unknown version {other}, this build reads 1 and 2"));
+            }
+        };
+        Ok(Self {
+            v: V,
+            run: stored.run,
+            spec: stored.spec,
+            round: stored.round,
+            config: stored.config,
+            layout: stored.layout,
+            data: stored.data,
+            weights: stored.weights,
+            slots,
+            broadcast: stored.broadcast,
+            parent: stored.parent,
+            merges: stored.merges,
+        })
+    }
 }
 
 /// One outer step: what was merged, in the order in which it was added.
@@ -137,6 +196,41 @@ mod tests {
     use super::*;
     use crate::lease::{UnitId, UnitKind};
     use crate::{Epoch, UnitIndex};
+
+    /// A manifest as a release wrote it whose snapshots are still in stores.
+    fn first(momentum: &str) -> String {
+        let object = |name: &str| serde_json::to_string(&ObjectRef::of(name.as_bytes()));
+        let object = |name: &str| object(name).expect("an object is JSON");
+        let digest = serde_json::to_string(&Digest::of(b"spec")).expect("a digest is JSON");
+        let one = object("one");
+        format!(
+            r#"{{"v":1,"run":"demo","spec":{digest},"round":3,"config":{one},"layout":{one},
+            "data":{one},"weights":[{one}],"momentum":[{momentum}],"broadcast":{{"round":3,
+            "codec":{{"kind":"bf16","rounding":"nearest"}},"chunks":[{one}]}},"parent":null,
+            "merges":[]}}"#
+        )
+    }
+
+    fn read(json: &[u8]) -> Result<SnapshotManifest, serde_json::Error> {
+        serde_json::from_slice(json)
+    }
+
+    #[test]
+    fn a_manifest_of_the_version_before_is_read_with_its_momentum_as_a_slot() {
+        let one = ObjectRef::of(b"one");
+        let text = serde_json::to_string(&one).expect("an object is JSON");
+        let with = read(first(&text).as_bytes()).expect("it reads");
+        assert_eq!(with.slots, BTreeMap::from([(Slot::Momentum, vec![one])]));
+        let without = read(first("").as_bytes()).expect("it reads");
+        assert_eq!((without.slots.len(), without.round), (0, Round(3)));
+        // What is written is of this version, and reads back.
+        let json = serde_json::to_vec(&with).expect("a manifest is JSON");
+        assert!(json.starts_with(br#"{"v":2,"#));
+        assert_eq!(read(&json).expect("it reads"), with);
+        let later = String::from_utf8(json).expect("text").replacen("2", "3", 1);
+        let error = read(later.as_bytes()).expect_err("a later one");
+        assert!(error.to_string().contains("unknown version 3"), "{error}");
+    }
 
     #[test]
     fn a_weight_is_stored_where_it_is_not_that_of_the_tokens() {

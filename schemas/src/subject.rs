@@ -30,10 +30,6 @@ pub const EVENTS_STREAM_PREFIX: &str = "EVENTS_";
 pub const WORK_STREAM: &str = "WORK";
 /// The durable pull consumer of [`WORK_STREAM`]; only the coordinator reads it.
 pub const WORK_CONSUMER: &str = "lease";
-/// Key-value bucket of pointers that are written by compare and set.
-pub const STATE_BUCKET: &str = "state";
-/// Key-value bucket for the leader's name; its keys end by themselves.
-pub const LEADER_BUCKET: &str = "leader";
 /// Every ledger event of a coordinator lies under this subject: the fence for appends.
 pub const LEDGER_FILTER: &str = "diloco.ledger.>";
 
@@ -303,11 +299,6 @@ pub fn offer_subject(run: &RunId, unit: UnitId) -> String {
 /// `diloco.public.<run>.status`.
 pub fn status_subject(run: &RunId) -> String {
     format!("{}.{run}.status", Lane::Public.prefix())
-}
-
-/// Key in [`STATE_BUCKET`] of a run's newest full snapshot.
-pub fn snapshot_key(run: &RunId) -> String {
-    format!("run.{run}.snapshot")
 }
 
 /// The filters under which the coordinator hears requests, heartbeats and operators.

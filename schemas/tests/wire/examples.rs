@@ -11,6 +11,7 @@ use schemas::control::{
     ViewRequest,
 };
 use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent, WorkerEvent};
+use schemas::foundry::{self, FoundryAnswer, FoundryOrder, Merged, ScreeningId};
 use schemas::layout::{Layout, TensorSpec};
 use schemas::lease::{
     ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, Offer, ReleaseRequest, RenewReply,
@@ -27,8 +28,8 @@ use schemas::telemetry::{Heartbeat, Phase};
 use schemas::view::{RunPhase, RunView};
 use schemas::{
     Answer, Asked, Bytes, Code, DecodeError, Digest, Epoch, Fragment, Message, Millis, ObjectRef,
-    PublicKey, Refusal, Reply, Round, RunId, Sequence, Steps, Tokens, UnitIndex, UnixMillis, V,
-    Weight, WorkerId,
+    PublicKey, Refusal, Reply, Round, RunId, Sequence, Steps, SyncId, Tokens, UnitIndex,
+    UnixMillis, V, Weight, WorkerId,
 };
 use serde_bytes::{ByteArray, ByteBuf};
 
@@ -428,6 +429,35 @@ pub(crate) fn all() -> Vec<Example> {
             key: event(Event::Ledger(accepted())).emitter,
             signature: ByteArray::new([3; 64]),
             body: ByteBuf::from(event(Event::Ledger(accepted())).encode()),
+        }),
+        example(&FoundryOrder {
+            v: V,
+            run: run(),
+            order: foundry::Order::Screen {
+                screening: ScreeningId(7),
+                worker: worker(),
+                audit_key: public(),
+                statement: ByteBuf::from(statement().encode()),
+                signature: ByteArray::new([3; 64]),
+            },
+        }),
+        example(&FoundryAnswer {
+            v: V,
+            run: run(),
+            answer: foundry::Answer::Merged {
+                sync: SyncId {
+                    round: Round(3),
+                    fragment: Fragment(0),
+                },
+                outcome: Ok(Merged {
+                    broadcast: Weights {
+                        round: Round(4),
+                        codec: codec(),
+                        chunks: vec![object()],
+                    },
+                    norm: 0.5,
+                }),
+            },
         }),
         Example {
             name: "answer",

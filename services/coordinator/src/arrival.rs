@@ -1,13 +1,13 @@
 //! What reaches the decision loop.
 
 use async_nats::Subject;
-use coordinator_core::{ControlRequest, Input, Peer, Screened, ScreeningId, WorkerRequest};
+use coordinator_core::{ControlRequest, Input, Peer, WorkerRequest};
 use runtime::Failure;
-use schemas::lease::{LeaseRef, UnitId};
-use schemas::{PublicKey, Refusal, RunId};
+use schemas::foundry::Answer;
+use schemas::lease::UnitId;
+use schemas::{PublicKey, RunId};
 
 use crate::answer::ReplyTo;
-use crate::screen::KeptChunks;
 
 /// Arrivals that wait for the loop. Beyond it the bus keeps them, and drops what it cannot keep.
 pub(crate) const ARRIVALS_MAX: usize = 1024;
@@ -32,12 +32,10 @@ pub(crate) enum Arrival {
         stream_sequence: u64,
         ack: Subject,
     },
-    /// A result was checked.
-    Screened {
-        screening: ScreeningId,
+    /// Something came of an order to a run's foundry.
+    Foundry {
         run: RunId,
-        lease: LeaseRef,
-        verdict: Result<(Screened, KeptChunks), Refusal>,
+        answer: Answer,
     },
     Input(Input),
     /// Something that the process cannot go on without has ended.

@@ -10,8 +10,7 @@ use schemas::limits::OBJECT_BYTES_MAX;
 use schemas::run::{CodecKind, RunSpec, TrainerKind};
 use schemas::{Bytes, Code, ObjectRef, Refusal};
 
-use crate::context::{RunContext, layout};
-use crate::screen::MAGNITUDE_MAX;
+use crate::foundry::{MAGNITUDE_MAX, RunContext, layout};
 use crate::store::{Store, refusal};
 
 /// Objects that are looked at at a time.

@@ -13,36 +13,29 @@
 //! | `mark` | how far the ledger is known to have come, apart from the ledger |
 //! | `queue` | offers: publish, pull, settle, hold |
 //! | `store`, `grants` | the store, and URLs to it for others |
-//! | `check`, `screen` | a new run's objects; a result's chunks |
-//! | `context`, `weights`, `executor`, `restore`, `save`, `pointer` | a run's weights: step, recompute, keep |
+//! | `check` | a new run's objects |
+//! | `foundry` | a run's weights and the bytes of its results: check, merge, save, restore |
 
 mod allowance;
 mod answer;
 mod arrival;
 mod check;
 mod config;
-mod context;
-mod executor;
+mod foundry;
 mod grants;
 mod guard;
 mod incoming;
 mod ledger;
 mod mark;
-mod pointer;
 pub mod program;
 mod queue;
-mod restore;
-mod save;
-mod screen;
 mod serve;
 mod service;
 mod shell;
 mod store;
 mod sweep;
-mod weights;
 
 pub use config::{Config, KeysConfig, LimitsConfig, StoreConfig};
 pub use ledger::{Ledger, LedgerError, NewEvent};
 pub use mark::LedgerMark;
-pub use pointer::SnapshotPointer;
 pub use service::Service;

@@ -12,9 +12,10 @@ use async_nats::jetstream::{self, ErrorCode};
 use async_nats::{HeaderMap, Subject};
 use bytes::Bytes;
 use coordinator_core::DeliveryId;
-use futures::StreamExt as _;
+use futures::{StreamExt as _, stream};
 use runtime::{Bus, Failure};
 use schemas::lease::{Offer, UnitId};
+use schemas::limits::UNITS_MAX;
 use schemas::subject::{WORK_CONSUMER, WORK_STREAM, offer_subject};
 use schemas::{Code, Message as _, RunId, V};
 use tokio::sync::mpsc;
@@ -28,8 +29,44 @@ const BATCH: usize = 256;
 const ACK_WAIT: Duration = Duration::from_secs(5);
 /// Tries to publish an offer. A grant waits for none, so one that is not published delays nobody.
 const TRIES_MAX: u32 = 4;
+/// Offers on their way at a time; a larger burst is one that the broker refuses in part.
+const OFFERS_AT_ONCE: usize = 64;
+/// Offers that wait to be published: those of a few of the largest rounds.
+const OFFERS_MAX: usize = 4 * UNITS_MAX as usize;
 /// Pause after the pulling was interrupted.
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// Where offers are handed in: they are published beside the decision loop.
+#[derive(Clone, Debug)]
+pub(crate) struct Offers(mpsc::Sender<(RunId, UnitId)>);
+
+/// The offers that wait to be published.
+#[derive(Debug)]
+pub(crate) struct Offered(mpsc::Receiver<(RunId, UnitId)>);
+
+/// Both ends.
+pub(crate) fn pair() -> (Offers, Offered) {
+    let (sender, waiting) = mpsc::channel(OFFERS_MAX);
+    (Offers(sender), Offered(waiting))
+}
+
+impl Offers {
+    /// Hands in an offer; never waits. One that is left out costs its unit a later grant.
+    pub(crate) fn publish(&self, run: RunId, unit: UnitId) {
+        if let Err(error) = self.0.try_send((run, unit)) {
+            tracing::warn!(%error, waiting = OFFERS_MAX, "an offer is not published");
+        }
+    }
+}
+
+impl Offered {
+    /// Publishes for as long as it is polled.
+    pub(crate) async fn run(mut self, bus: Bus) {
+        stream::poll_fn(|context| self.0.poll_recv(context))
+            .for_each_concurrent(OFFERS_AT_ONCE, |(run, unit)| offer(bus.clone(), run, unit))
+            .await;
+    }
+}
 
 /// Ack subjects of offers that were delivered and not settled.
 #[derive(Debug, Default)]
@@ -66,7 +103,7 @@ impl Deliveries {
 }
 
 /// Publishes an offer unless the queue holds one of the unit.
-pub(crate) async fn offer(bus: Bus, run: RunId, unit: UnitId) {
+async fn offer(bus: Bus, run: RunId, unit: UnitId) {
     let subject = offer_subject(&run, unit);
     let payload = Bytes::from(Offer { v: V, run, unit }.encode());
     let mut headers = HeaderMap::new();

@@ -17,7 +17,6 @@ use crate::config::Config;
 use crate::incoming::Identity;
 use crate::ledger::Ledger;
 use crate::mark::{LedgerMark, StoreMark};
-use crate::pointer::Pointer;
 use crate::queue;
 use crate::serve;
 use crate::shell::{Shell, Tables};
@@ -56,7 +55,6 @@ impl Service {
         // time out.
         drop(serve::listen(&config.bus).await?);
         let consumer = queue::consumer(&bus).await?;
-        let pointer = Pointer::open(&bus).await?;
         let patience = config.limits.ledger_patience.0;
         let domain = trust.domain.to_string();
         let ledger_bus = Bus::connect(
@@ -77,16 +75,17 @@ impl Service {
         let (sender, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let tables = Tables::default();
         let (sweeper, sweeps) = sweep::pair();
+        let (offers, offered) = queue::pair();
         let mut shell = Shell {
             bus,
             store,
-            pointer,
             ledger,
             mark,
             manifest_key,
             domain,
             arrivals: sender,
             sweeper,
+            offers,
             tables,
         };
         let core = shell.lead(&settings, &store_mark, patience).await?;
@@ -104,6 +103,7 @@ impl Service {
         }
         feeders.spawn(shell.store.clone().keep_time());
         feeders.spawn(sweeps.run(shell.store.clone()));
+        feeders.spawn(offered.run(shell.bus.clone()));
         feeders.spawn(queue::pull(
             shell.bus.clone(),
             consumer,

@@ -3,6 +3,7 @@
 //! time runs beside and comes back as an input. Nothing is decided here.
 
 mod effects;
+mod foundries;
 mod input;
 mod lead;
 mod tables;
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::arrival::{ARRIVALS_MAX, Arrival};
 use crate::ledger::{Ledger, NewEvent};
 use crate::mark::LedgerMark;
-use crate::pointer::Pointer;
+use crate::queue::Offers;
 use crate::store::Store;
 use crate::sweep::Sweeper;
 
@@ -41,13 +42,13 @@ const INPUTS_MAX: usize = ARRIVALS_MAX;
 pub(crate) struct Shell {
     pub(crate) bus: Bus,
     pub(crate) store: Store,
-    pub(crate) pointer: Pointer,
     pub(crate) ledger: Ledger,
     pub(crate) mark: LedgerMark,
     pub(crate) manifest_key: ManifestKey,
     pub(crate) domain: String,
     pub(crate) arrivals: mpsc::Sender<Arrival>,
     pub(crate) sweeper: Sweeper,
+    pub(crate) offers: Offers,
     pub(crate) tables: Tables,
 }
 

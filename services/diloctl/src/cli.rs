@@ -54,7 +54,7 @@ pub(crate) enum Command {
     /// Keys, credentials and certificates.
     #[command(subcommand)]
     Auth(Auth),
-    /// Streams and buckets of the bus.
+    /// Streams of the bus.
     #[command(subcommand)]
     Cluster(Cluster),
     /// Training text.
@@ -148,9 +148,9 @@ pub(crate) enum Auth {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Cluster {
-    /// Create the streams and buckets that are missing, and report those that differ.
+    /// Create the streams that are missing, and report those that differ.
     Init(Declarations),
-    /// Compare live streams and buckets with their declarations.
+    /// Compare live streams with their declarations.
     Check(Declarations),
 }
 
@@ -330,7 +330,7 @@ pub(crate) struct Up {
     #[arg(long)]
     pub(crate) store_port: Option<u16>,
     /// Folder with the committed part of the broker's configuration, and the declarations of
-    /// streams and buckets.
+    /// streams.
     #[arg(long, value_name = "DIR", default_value = "nats-config")]
     pub(crate) nats_config: PathBuf,
     /// The NATS server.

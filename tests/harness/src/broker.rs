@@ -79,7 +79,7 @@ pub(crate) async fn launch(folder: &Path, config: &str, listening: &Path) -> (Pr
 /// The files that are committed.
 fn copy_config(to: &Path) {
     let from = workspace().join("nats-config");
-    for part in ["", "include", "streams", "kv"] {
+    for part in ["", "include", "streams"] {
         let (from, to) = (from.join(part), to.join(part));
         fs::create_dir_all(&to).unwrap_or_else(|error| panic!("{}: {error}", to.display()));
         for path in files(&from) {

@@ -62,7 +62,7 @@ impl Default for Options {
 }
 
 impl Cluster {
-    /// A new domain and its broker, with streams and buckets.
+    /// A new domain and its broker, with streams.
     ///
     /// # Panics
     /// Anything fails.
@@ -87,7 +87,7 @@ impl Cluster {
         cluster
     }
 
-    /// A new domain and its broker, without streams and buckets.
+    /// A new domain and its broker, without streams.
     ///
     /// # Panics
     /// Anything fails.

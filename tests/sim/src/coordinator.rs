@@ -1,15 +1,15 @@
 //! The coordinator's process: the real core, a shell that carries its effects out, and its sudden
 //! end.
 
-use std::sync::Arc;
-
 use coordinator_core::{
     Answer, ControlRequest, Coordinator, Effect, Input, Merged, Peer, ReplyId, Screened,
-    ScreeningId, Settings, Submission, WorkerRequest,
+    ScreeningId, Settings, WorkerRequest,
 };
 use ledger::State;
+use schemas::contribution::Statement;
 use schemas::control::{RunNew, Shutdown};
 use schemas::event::{Event, EventBody, LedgerEvent};
+use schemas::foundry::{self, Order};
 use schemas::lease::{ClaimOutcome, ClaimReply, UnitId};
 use schemas::member::{Posture, Session};
 use schemas::public::CommandVerb;
@@ -17,8 +17,8 @@ use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::telemetry::Heartbeat;
 use schemas::view::RunPhase;
 use schemas::{
-    Code, Digest, Millis, ObjectRef, PublicKey, Refusal, Round, RunId, Sequence, SyncId,
-    UnixMillis, V, WorkerId,
+    Code, Digest, Message as _, Millis, ObjectRef, PublicKey, Refusal, Round, RunId, Sequence,
+    SyncId, UnixMillis, V, WorkerId,
 };
 
 use crate::plan::{account, audit_key, operator, run_id, worker_id};
@@ -66,7 +66,7 @@ pub(crate) enum Job {
         screening: ScreeningId,
         worker: WorkerId,
         audit_key: PublicKey,
-        submission: Box<Submission>,
+        statement: Box<Statement>,
     },
 }
 
@@ -269,27 +269,46 @@ impl World {
             Effect::Offer { unit, .. } => self.publish_offer(unit),
             Effect::Settle { delivery } => self.queue.settle(delivery),
             Effect::Hold { delivery } => self.queue.hold(self.now, delivery),
-            Effect::Screen {
+            Effect::Foundry { order, .. } => self.order(order),
+            Effect::Command { worker, verb, .. } => self.command(&worker, verb),
+            Effect::Stop { .. } => {
+                self.site.process = None;
+                self.restart_coordinator();
+            }
+            // Hints, and views.
+            Effect::Publish(status) if status.view.phase == RunPhase::Halted => {
+                // The operator does what the reason says.
+                self.crash_coordinator();
+            }
+            Effect::Sweep { .. } | Effect::Publish(_) => {}
+            Effect::CheckUploads { .. } | Effect::Promote { .. } => {
+                panic!("nobody uploads as an operator here")
+            }
+        }
+    }
+
+    /// Takes an order to the run's foundry.
+    fn order(&mut self, order: Order) {
+        match order {
+            Order::Screen {
                 screening,
                 worker,
                 audit_key,
-                submission,
+                statement,
                 ..
             } => {
+                let statement = Statement::decode(&statement);
                 self.begin(Job::Screen {
                     screening,
                     worker,
                     audit_key,
-                    submission,
+                    statement: Box::new(statement.expect("it was decoded when it was submitted")),
                 });
             }
-            Effect::Merge { sync, inputs, .. } => self.begin(Job::Merge { sync, inputs }),
-            Effect::Save { round, parent, .. } => {
-                let weights = self
-                    .site
-                    .process
-                    .as_ref()
-                    .and_then(|process| process.weights);
+            Order::Merge { sync, inputs } => self.begin(Job::Merge { sync, inputs }),
+            Order::Save { round, parent, .. } => {
+                let process = self.site.process.as_ref();
+                let weights = process.and_then(|process| process.weights);
                 let weights = weights.expect("a save is asked for when the weights are there");
                 assert_eq!(
                     weights.round, round,
@@ -301,27 +320,11 @@ impl World {
                     parent,
                 });
             }
-            Effect::Restore {
+            Order::Restore {
                 snapshot, merges, ..
             } => self.begin(Job::Restore { snapshot, merges }),
-            Effect::Command { worker, verb, .. } => self.command(&worker, verb),
-            Effect::Stop { .. } => {
-                self.site.process = None;
-                self.restart_coordinator();
-            }
-            // Hints, views, and memory that a process frees.
-            Effect::Publish(status) if status.view.phase == RunPhase::Halted => {
-                // The operator does what the reason says.
-                self.crash_coordinator();
-            }
-            Effect::Sweep { .. }
-            | Effect::Stage { .. }
-            | Effect::Unstage { .. }
-            | Effect::Publish(_)
-            | Effect::Forget { .. } => {}
-            Effect::CheckUploads { .. } | Effect::Promote { .. } => {
-                panic!("nobody uploads as an operator here")
-            }
+            // Hints, and memory that a process frees.
+            Order::Stage { .. } | Order::Unstage { .. } | Order::Forget => {}
         }
     }
 
@@ -414,22 +417,18 @@ impl World {
             .chance
             .hits(self.faults.store)
             .then(|| Refusal::new(Code::StoreUnreachable, "simulated"));
-        let run = run_id();
-        match job {
+        let answer = match job {
             Job::Restore { snapshot, merges } => {
                 let outcome = failed.map_or_else(|| self.restore(snapshot, &merges), Err);
                 if outcome.is_ok() {
-                    let data = Arc::new(self.plan.data.clone());
-                    self.tell_coordinator(Input::DataLoaded {
-                        run: run.clone(),
-                        data,
-                    });
+                    let data = Box::new(self.plan.data.clone());
+                    self.tell_of_foundry(foundry::Answer::DataLoaded { data });
                 }
-                self.tell_coordinator(Input::Restored { run, outcome });
+                foundry::Answer::Restored { outcome }
             }
             Job::Merge { sync, inputs } => {
                 let outcome = failed.map_or_else(|| Ok(self.merge(sync.round, &inputs)), Err);
-                self.tell_coordinator(Input::Merged { run, sync, outcome });
+                foundry::Answer::Merged { sync, outcome }
             }
             Job::Save {
                 round,
@@ -437,23 +436,27 @@ impl World {
                 parent,
             } => {
                 let outcome = failed.map_or_else(|| Ok(self.store.save(weights, parent)), Err);
-                self.tell_coordinator(Input::Saved {
-                    run,
-                    round,
-                    outcome,
-                });
+                foundry::Answer::Saved { round, outcome }
             }
             Job::Screen {
                 screening,
                 worker,
                 audit_key,
-                submission,
+                statement,
             } => {
                 let verdict =
-                    failed.map_or_else(|| self.screen(&worker, &audit_key, &submission), Err);
-                self.tell_coordinator(Input::Screened { screening, verdict });
+                    failed.map_or_else(|| self.screen(&worker, &audit_key, &statement), Err);
+                foundry::Answer::Screened { screening, verdict }
             }
-        }
+        };
+        self.tell_of_foundry(answer);
+    }
+
+    fn tell_of_foundry(&mut self, answer: foundry::Answer) {
+        self.tell_coordinator(Input::Foundry {
+            run: run_id(),
+            answer,
+        });
     }
 
     fn restore(
@@ -520,7 +523,7 @@ impl World {
         &mut self,
         worker: &WorkerId,
         key: &PublicKey,
-        submission: &Submission,
+        statement: &Statement,
     ) -> Result<Screened, Refusal> {
         let signer = (0..self.plan.workers).find(|number| worker_id(*number) == *worker);
         let signer = signer.expect("only workers of this run are screened");
@@ -529,13 +532,8 @@ impl World {
             audit_key(signer),
             "the key must be the one that the worker joined with"
         );
-        let statement = Digest::of(&submission.bytes);
-        let schemas::contribution::Outcome::Contribution(result) = &submission.statement.outcome
-        else {
-            return Ok(Screened {
-                statement,
-                norm: 0.0,
-            });
+        let schemas::contribution::Outcome::Contribution(result) = &statement.outcome else {
+            return Ok(Screened { norm: 0.0 });
         };
         for chunk in &result.chunks {
             if !self.store.incoming.contains(&chunk.digest)
@@ -550,10 +548,7 @@ impl World {
         self.store
             .blobs
             .extend(result.chunks.iter().map(|chunk| chunk.digest));
-        Ok(Screened {
-            statement,
-            norm: 1.0,
-        })
+        Ok(Screened { norm: 1.0 })
     }
 }
 

@@ -3,9 +3,11 @@
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ledger::{ReplayError, State};
 use schemas::event::{EventBody, LedgerEvent};
+use schemas::foundry;
 use schemas::member::{Posture, Session};
 use schemas::subject::Verb;
 use schemas::{Code, Millis, PublicKey, Refusal, RunId, UnixMillis};
@@ -197,7 +199,6 @@ impl Coordinator {
             Input::RunChecked { reply, verdict } => self.run_checked(reply, verdict),
             Input::UploadsChecked { reply, verdict } => self.uploads_checked(reply, verdict),
             Input::Promoted { reply, outcome } => self.promoted(reply, outcome),
-            Input::Screened { screening, verdict } => self.screened(screening, verdict),
             Input::Offered {
                 run,
                 unit,
@@ -209,24 +210,7 @@ impl Coordinator {
                     self.out.push(Effect::Settle { delivery });
                 }
             }
-            Input::Merged { run, sync, outcome } => {
-                self.tell(&run, |room, turn| room.merged(turn, sync, outcome));
-            }
-            Input::Saved {
-                run,
-                round,
-                outcome,
-            } => self.tell(&run, |room, turn| room.saved(turn, round, outcome)),
-            Input::Restored { run, outcome } => {
-                self.tell(&run, |room, turn| room.restored(turn, outcome));
-            }
-            Input::DataLoaded { run, data } => {
-                let refused = self.enter(&run, |room, turn| room.data_loaded(turn, data));
-                for read in refused.into_iter().flatten() {
-                    let denied = Err(read.refusal.into());
-                    self.conclude(&read.peer, Verb::Get, read.reply, denied);
-                }
-            }
+            Input::Foundry { run, answer } => self.foundry_answered(&run, answer),
             Input::Tick => self.fire_due(),
         }
     }
@@ -303,6 +287,30 @@ impl Coordinator {
                 Timer::Room(run, alarm) => self.tell(&run, |room, turn| room.alarm(turn, alarm)),
                 // The end of a drain is looked for after every input.
                 Timer::Drain => {}
+            }
+        }
+    }
+
+    /// Takes what came of an order to a run's foundry.
+    fn foundry_answered(&mut self, run: &RunId, answer: foundry::Answer) {
+        match answer {
+            foundry::Answer::Screened { screening, verdict } => self.screened(screening, verdict),
+            foundry::Answer::Merged { sync, outcome } => {
+                self.tell(run, |room, turn| room.merged(turn, sync, outcome));
+            }
+            foundry::Answer::Saved { round, outcome } => {
+                self.tell(run, |room, turn| room.saved(turn, round, outcome));
+            }
+            foundry::Answer::Restored { outcome } => {
+                self.tell(run, |room, turn| room.restored(turn, outcome))
+            }
+            foundry::Answer::DataLoaded { data } => {
+                let data = Arc::from(data);
+                let refused = self.enter(run, |room, turn| room.data_loaded(turn, data));
+                for read in refused.into_iter().flatten() {
+                    let denied = Err(read.refusal.into());
+                    self.conclude(&read.peer, Verb::Get, read.reply, denied);
+                }
             }
         }
     }

@@ -6,16 +6,14 @@ use schemas::blob::Grants;
 use schemas::contribution::SubmitReply;
 use schemas::control::{RunNewReply, ShutdownReply, ViewReply};
 use schemas::event::LedgerEvent;
+use schemas::foundry::Order;
 use schemas::lease::{ClaimReply, Done, LeaseRef, Manifest, RenewReply, UnitId};
 use schemas::member::JoinReply;
 use schemas::public::{CommandVerb, Status};
 use schemas::run::RunSpec;
-use schemas::snapshot::{MergeInput, MergeRecord};
-use schemas::{
-    AccountId, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, SyncId, UnixMillis, WorkerId,
-};
+use schemas::{AccountId, Digest, ObjectRef, PublicKey, Refusal, RunId, UnixMillis, WorkerId};
 
-use crate::input::{DeliveryId, ReplyId, ScreeningId, Submission};
+use crate::input::{DeliveryId, ReplyId};
 
 /// Something to do.
 #[derive(Clone, Debug)]
@@ -105,27 +103,6 @@ pub enum Effect {
         /// The delivery.
         delivery: DeliveryId,
     },
-    /// Read and screen an uploaded chunk ahead of its submit. A hint: the result is kept until the
-    /// submit or the end of the lease, or thrown away.
-    Stage {
-        /// The run.
-        run: RunId,
-        /// The lease.
-        lease: LeaseRef,
-        /// Whose.
-        worker: WorkerId,
-        /// Position of the chunk.
-        index: u32,
-        /// The uploaded object.
-        object: ObjectRef,
-    },
-    /// Forget what was staged for a lease that ended.
-    Unstage {
-        /// The run.
-        run: RunId,
-        /// The lease.
-        lease: LeaseRef,
-    },
     /// Delete what was uploaded under a lease that is over: what counts lies in `blobs`, and the
     /// rest counts nowhere. A hint: what is not deleted is forgotten by the store some days later.
     Sweep {
@@ -134,58 +111,13 @@ pub enum Effect {
         /// What may lie there.
         objects: Vec<Digest>,
     },
-    /// Check a result: signature, objects at the store, layout, sizes, finite, norm; promote its
-    /// objects; answer with `Input::Screened`. What the statement says about lease, tokens and
-    /// steps was checked already.
-    Screen {
-        /// This check.
-        screening: ScreeningId,
-        /// The run's settings.
-        spec: Box<RunSpec>,
-        /// Whose.
-        worker: WorkerId,
-        /// The key that must have signed it.
-        audit_key: PublicKey,
-        /// The result.
-        submission: Box<Submission>,
-    },
-    /// Make the outer step over `inputs`, publish the weights, answer with `Input::Merged`.
-    Merge {
+    /// Give an order to a run's foundry, which holds its weights; what comes of it is
+    /// `Input::Foundry`. The first order to each is to restore the weights, the last to forget them.
+    Foundry {
         /// The run.
         run: RunId,
-        /// The round that it closes, and the fragment that it steps.
-        sync: SyncId,
-        /// The sealed set, ascending by unit: the order of the sum.
-        inputs: Vec<MergeInput>,
-    },
-    /// Save the weights that `round` starts from, with the outer state, off the critical path; then
-    /// move the run's pointer; answer with `Input::Saved`.
-    Save {
-        /// The run.
-        run: RunId,
-        /// The round.
-        round: Round,
-        /// The full snapshot before it.
-        parent: Option<Digest>,
-        /// The merges since that snapshot.
-        merges: Vec<MergeRecord>,
-    },
-    /// Load a run's weights into the merge executor: from its newest full snapshot (or its initial
-    /// weights), then the merges since, each of which must give the digest that the ledger
-    /// recorded; read the run's data manifest as well. Answer with `Input::DataLoaded` and then
-    /// `Input::Restored`.
-    Restore {
-        /// The run's settings.
-        spec: Box<RunSpec>,
-        /// The newest full snapshot's manifest.
-        snapshot: Option<ObjectRef>,
-        /// The merges since, oldest first.
-        merges: Vec<MergeRecord>,
-    },
-    /// Drop a run's weights from memory: it is complete.
-    Forget {
-        /// The run.
-        run: RunId,
+        /// The order.
+        order: Order,
     },
     /// Send a signed order to a worker.
     Command {

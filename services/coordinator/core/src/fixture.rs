@@ -33,6 +33,17 @@ pub(crate) fn object(name: &str) -> ObjectRef {
     ObjectRef::of(name.as_bytes())
 }
 
+/// The pattern of an effect that gives this order to a foundry.
+macro_rules! order {
+    ($order:ident) => {
+        $crate::effect::Effect::Foundry {
+            order: schemas::foundry::Order::$order { .. },
+            ..
+        }
+    };
+}
+pub(crate) use order;
+
 /// The fp32 initial weights of a chunk.
 fn initial(index: usize, elements: u64) -> ObjectRef {
     ObjectRef {

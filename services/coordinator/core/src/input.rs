@@ -1,16 +1,15 @@
 //! What the world tells the coordinator. The shell decodes messages and checks their form;
 //! everything that depends on state is decided in the core.
 
-use std::sync::Arc;
-
-use schemas::data::DataManifest;
-use schemas::lease::{UnitId, Weights};
+use schemas::foundry::Answer;
+use schemas::lease::UnitId;
 use schemas::subject::Verb;
 use schemas::telemetry::Heartbeat;
-use schemas::{AccountId, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, SyncId, WorkerId};
+use schemas::{AccountId, ObjectRef, PublicKey, Refusal, RunId, WorkerId};
 
 pub use schemas::call::{ControlRequest, WorkerRequest};
 pub use schemas::contribution::Submission;
+pub use schemas::foundry::{Merged, Screened, ScreeningId};
 
 /// A request that waits for its answer; the shell knows where to send it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -19,10 +18,6 @@ pub struct ReplyId(pub u64);
 /// One delivery of an offer by the queue; the shell knows its ack subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeliveryId(pub u64);
-
-/// One check of a submitted result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ScreeningId(pub u64);
 
 /// Who sent a request, as the broker wrote it: never from the payload.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -114,64 +109,14 @@ pub enum Input {
         /// Why not all of them are.
         outcome: Result<(), Refusal>,
     },
-    /// A result was checked ([`crate::Effect::Screen`]).
-    Screened {
-        /// Which check.
-        screening: ScreeningId,
-        /// What was found, or why the result may not count. When it may, its objects lie in `blobs`.
-        verdict: Result<Screened, Refusal>,
-    },
-    /// An outer step was made and its weights published ([`crate::Effect::Merge`]).
-    Merged {
+    /// Something came of an order to a run's foundry ([`crate::Effect::Foundry`]). A data manifest is
+    /// not in the ledger, so it comes again after every start; no lease is granted before.
+    Foundry {
         /// The run.
         run: RunId,
-        /// The round that it closes, and the fragment that it steps.
-        sync: SyncId,
-        /// The weights of the next round.
-        outcome: Result<Merged, Refusal>,
-    },
-    /// A full snapshot stands ([`crate::Effect::Save`]).
-    Saved {
-        /// The run.
-        run: RunId,
-        /// The round that starts from it.
-        round: Round,
-        /// Its manifest; after an error the save is asked for again, later each time.
-        outcome: Result<ObjectRef, Refusal>,
-    },
-    /// The run's data manifest was read ([`crate::Effect::Restore`]); no lease is granted before.
-    /// It is not in the ledger, so it comes again after every start.
-    DataLoaded {
-        /// The run.
-        run: RunId,
-        /// The object that the run's settings name.
-        data: Arc<DataManifest>,
-    },
-    /// The merge executor holds the run's weights again ([`crate::Effect::Restore`]).
-    Restored {
-        /// The run.
-        run: RunId,
-        /// An error stops the run: it would continue from other weights than the ledger says.
-        outcome: Result<(), Refusal>,
+        /// What.
+        answer: Answer,
     },
     /// Nothing but time passed.
     Tick,
-}
-
-/// What a check of a good result found.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Screened {
-    /// The digest of the statement.
-    pub statement: Digest,
-    /// Euclidean norm of the contribution, over all its elements as decoded; 0 for an evaluation.
-    pub norm: f64,
-}
-
-/// What an outer step gave.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Merged {
-    /// The published weights.
-    pub broadcast: Weights,
-    /// Euclidean norm of the mean contribution.
-    pub norm: f64,
 }

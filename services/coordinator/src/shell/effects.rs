@@ -2,20 +2,17 @@
 
 use coordinator_core::{Answer, Effect, Input, Quarantine, ReplyId};
 use runtime::{Failure, clock};
-use schemas::lease::{ClaimOutcome, ClaimReply, LeaseRef, MANIFEST_TYPE, Manifest};
+use schemas::lease::{ClaimOutcome, ClaimReply, MANIFEST_TYPE, Manifest};
 use schemas::public::{COMMAND_TYPE, Command, CommandVerb, Status};
-use schemas::snapshot::MergeInput;
 use schemas::subject::{command_subject, status_subject};
-use schemas::{AccountId, Code, Message as _, ObjectRef, Refusal, RunId, SyncId, V, WorkerId};
+use schemas::{AccountId, Code, Message as _, ObjectRef, Refusal, RunId, V, WorkerId};
 
 use super::Shell;
 use crate::arrival::Arrival;
 use crate::check;
-use crate::executor::{Handle, Order};
 use crate::grants;
 use crate::guard::answered;
 use crate::queue;
-use crate::screen::{self, Source};
 use crate::store::incoming_key;
 
 /// How long a command may be obeyed after it was signed: covers clocks that differ, not more.
@@ -56,9 +53,7 @@ impl Shell {
                     Arrival::Input(Input::RunChecked { reply, verdict })
                 });
             }
-            Effect::Offer { run, unit } => {
-                drop(tokio::spawn(queue::offer(self.bus.clone(), run, unit)))
-            }
+            Effect::Offer { run, unit } => self.offers.publish(run, unit),
             Effect::Settle { delivery } => {
                 if let Some(ack) = self.tables.deliveries.settle(delivery) {
                     queue::settle(self.bus.clone(), ack).await;
@@ -69,17 +64,6 @@ impl Shell {
                     queue::hold(self.bus.clone(), ack).await;
                 }
             }
-            Effect::Stage {
-                run,
-                lease,
-                worker,
-                index,
-                object,
-            } => self.stage(run, lease, worker, index, object),
-            Effect::Unstage { run, lease } => {
-                self.tables.staged.remove(&(run.clone(), lease));
-                self.tables.kept.remove(&(run, lease));
-            }
             Effect::Sweep { place, objects } => {
                 self.sweeper.sweep(
                     objects
@@ -88,46 +72,7 @@ impl Shell {
                         .collect(),
                 );
             }
-            Effect::Screen { .. } => self.screen(effect),
-            Effect::Merge { run, sync, inputs } => self.merge(&run, sync, inputs)?,
-            Effect::Save {
-                run,
-                round,
-                parent,
-                merges,
-            } => {
-                self.order(
-                    &run,
-                    Order::Save {
-                        round,
-                        parent,
-                        merges,
-                    },
-                )?;
-            }
-            Effect::Restore {
-                spec,
-                snapshot,
-                merges,
-            } => {
-                let run = spec.run.clone();
-                self.tables.executors.entry(run.clone()).or_insert_with(|| {
-                    Handle::start(
-                        self.store.clone(),
-                        self.pointer.clone(),
-                        self.arrivals.clone(),
-                    )
-                });
-                self.order(
-                    &run,
-                    Order::Restore {
-                        spec,
-                        snapshot,
-                        merges,
-                    },
-                )?;
-            }
-            Effect::Forget { run } => self.tables.forget(&run),
+            Effect::Foundry { run, order } => self.order(run, order).await?,
             Effect::Command {
                 account,
                 run,
@@ -203,100 +148,6 @@ impl Shell {
             }
             Arrival::Input(Input::Promoted { reply, outcome })
         });
-    }
-
-    /// A hint: without the run's context there is nothing to check a chunk against yet, and the
-    /// submit will do it.
-    fn stage(
-        &mut self,
-        run: RunId,
-        lease: LeaseRef,
-        worker: WorkerId,
-        index: u32,
-        object: ObjectRef,
-    ) {
-        let context = self
-            .tables
-            .executors
-            .get(&run)
-            .and_then(|executor| executor.context().borrow().clone());
-        let Some(context) = context else { return };
-        let staged = self.tables.staged.entry((run.clone(), lease)).or_default();
-        screen::stage(
-            staged,
-            &self.store,
-            &context,
-            Source { run, lease, worker },
-            index,
-            object,
-        );
-    }
-
-    fn screen(&mut self, effect: Effect) {
-        let Effect::Screen {
-            screening,
-            spec,
-            worker,
-            audit_key,
-            submission,
-        } = effect
-        else {
-            return;
-        };
-        let (run, lease) = (spec.run, submission.statement.lease);
-        let staged = self
-            .tables
-            .staged
-            .remove(&(run.clone(), lease))
-            .unwrap_or_default();
-        let context = self.tables.executors.get(&run).map(Handle::context);
-        let (store, domain) = (self.store.clone(), self.domain.clone());
-        self.beside(async move {
-            let verdict = async {
-                let unknown = || {
-                    Refusal::new(
-                        Code::NoAnswer,
-                        "the run's layout is not loaded yet; submit again",
-                    )
-                };
-                let mut context = context.ok_or_else(unknown)?;
-                let context = context
-                    .wait_for(Option::is_some)
-                    .await
-                    .map_err(|_| unknown())?
-                    .clone();
-                let context = context.ok_or_else(unknown)?;
-                screen::check(
-                    &store,
-                    &context,
-                    &domain,
-                    &worker,
-                    &audit_key,
-                    &submission,
-                    staged,
-                )
-                .await
-            };
-            let verdict = answered("check of a result", verdict).await;
-            Arrival::Screened {
-                screening,
-                run,
-                lease,
-                verdict,
-            }
-        });
-    }
-
-    fn merge(&mut self, run: &RunId, sync: SyncId, inputs: Vec<MergeInput>) -> Result<(), Failure> {
-        let kept = self.tables.take_kept(run, sync.round, &inputs);
-        self.order(run, Order::Merge { sync, inputs, kept })
-    }
-
-    fn order(&self, run: &RunId, order: Order) -> Result<(), Failure> {
-        let executor = self.tables.executors.get(run);
-        let executor = executor
-            .ok_or_else(|| Failure::new(Code::Internal, format!("run {run} was never restored")))?;
-        Ok(executor.order(order)?)
     }
 
     async fn command(&self, account: &AccountId, run: RunId, worker: WorkerId, verb: CommandVerb) {

@@ -52,18 +52,7 @@ impl Shell {
                 unit,
                 delivery: self.tables.deliveries.note(stream_sequence, ack),
             },
-            Arrival::Screened {
-                screening,
-                run,
-                lease,
-                verdict,
-            } => {
-                let verdict = verdict.map(|(screened, kept)| {
-                    self.tables.kept.insert((run, lease), kept);
-                    screened
-                });
-                Input::Screened { screening, verdict }
-            }
+            Arrival::Foundry { run, answer } => Input::Foundry { run, answer },
             Arrival::Input(input) => input,
             Arrival::Failed(failure) => return Err(failure),
         })

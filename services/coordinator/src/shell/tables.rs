@@ -4,19 +4,16 @@
 use std::collections::BTreeMap;
 
 use coordinator_core::ReplyId;
-use schemas::lease::LeaseRef;
-use schemas::snapshot::MergeInput;
 use schemas::view::RunView;
-use schemas::{Code, Refusal, Round, RunId};
+use schemas::{Code, Refusal, RunId};
 use tokio::sync::mpsc;
 
 use super::Shell;
 use crate::answer::ReplyTo;
 use crate::arrival::Arrival;
-use crate::executor::Handle;
+use crate::foundry::Foundry;
 use crate::grants::Granted;
 use crate::queue::Deliveries;
-use crate::screen::{KeptChunks, Staged};
 
 /// What the shell remembers between a request and its answer. Losing it costs a repeat, never a
 /// result.
@@ -26,11 +23,9 @@ pub(crate) struct Tables {
     replied: u64,
     pub(super) deliveries: Deliveries,
     pub(super) granted: Granted,
-    pub(super) executors: BTreeMap<RunId, Handle>,
+    pub(super) foundries: BTreeMap<RunId, Foundry>,
     /// What holds each run up, as it was logged last.
     troubles: BTreeMap<RunId, Code>,
-    pub(super) staged: BTreeMap<(RunId, LeaseRef), Staged>,
-    pub(super) kept: BTreeMap<(RunId, LeaseRef), KeptChunks>,
 }
 
 /// Who waits for an answer.
@@ -46,22 +41,6 @@ impl Tables {
         let reply = ReplyId(self.replied);
         self.replies.insert(reply, (asker, to));
         reply
-    }
-
-    /// The chunks in memory of a round's inputs; those of its other contributions are dropped.
-    pub(super) fn take_kept(
-        &mut self,
-        run: &RunId,
-        round: Round,
-        inputs: &[MergeInput],
-    ) -> BTreeMap<LeaseRef, KeptChunks> {
-        let take = |input: &MergeInput| {
-            Some((input.lease, self.kept.remove(&(run.clone(), input.lease))?))
-        };
-        let kept = inputs.iter().filter_map(take).collect();
-        self.kept
-            .retain(|(of, lease), _| of != run || lease.unit.round > round);
-        kept
     }
 
     /// Logs why a run does not get on, once for each reason.
@@ -85,9 +64,7 @@ impl Tables {
 
     pub(super) fn forget(&mut self, run: &RunId) {
         self.troubles.remove(run);
-        self.executors.remove(run);
-        self.staged.retain(|(of, _), _| of != run);
-        self.kept.retain(|(of, _), _| of != run);
+        self.foundries.remove(run);
     }
 }
 

@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use diloco_coordinator::SnapshotPointer;
 use futures::stream::{self, StreamExt as _};
 use identity::AuditKey;
 use runtime::BusError;
@@ -16,7 +15,7 @@ use schemas::control::{
 use schemas::lease::{Manifest, ReleaseRequest};
 use schemas::permission::Role;
 use schemas::snapshot::SnapshotManifest;
-use schemas::subject::{ControlVerb, STATE_BUCKET, Verb, control_subject, snapshot_key};
+use schemas::subject::{ControlVerb, Verb, control_subject};
 use schemas::view::RunPhase;
 use schemas::{Code, Digest, Message as _, Millis, ObjectRef, Round, V};
 
@@ -85,21 +84,6 @@ async fn rounds_give_the_weights_of_the_rule_and_end_in_a_saved_snapshot() {
     let snapshots = scene.operator.snapshots(scene.cluster.run()).await;
     let last = snapshots.last().expect("snapshots were saved");
     assert_eq!(last.round, Round(3));
-    let bus = scene
-        .cluster
-        .connect(Role::Provisioner, "provisioner")
-        .await;
-    let bucket = async_nats::jetstream::new(bus.client().clone())
-        .get_key_value(STATE_BUCKET)
-        .await
-        .expect("a bucket");
-    let entry = bucket
-        .get(snapshot_key(scene.cluster.run()))
-        .await
-        .expect("it answers")
-        .expect("the pointer is set");
-    let pointer: SnapshotPointer = serde_json::from_slice(&entry).expect("it is JSON");
-    assert_eq!((pointer.round, pointer.manifest), (Round(3), last.manifest));
 
     // The exact weights are those of the rule, bit for bit.
     let request = schemas::blob::GetRequest {

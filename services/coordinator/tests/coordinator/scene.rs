@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, pull};
-use async_nats::jetstream::{self, kv, stream};
+use async_nats::jetstream::{self, stream};
 use bytes::Bytes;
 use harness::{Cluster, Operator, Options};
 use identity::join::new_session;
@@ -32,8 +32,7 @@ use schemas::run::{
     Rounding, RunSpec, Schedule, TrainerKind,
 };
 use schemas::subject::{
-    ControlVerb, LEDGER_FILTER, LEDGER_STREAM, STATE_BUCKET, Verb, WORK_CONSUMER, WORK_STREAM,
-    request_subject,
+    ControlVerb, LEDGER_FILTER, LEDGER_STREAM, Verb, WORK_CONSUMER, WORK_STREAM, request_subject,
 };
 use schemas::{Code, Digest, Message, Millis, ObjectRef, Refusal, Steps, Tokens, V, WorkerId};
 use serde_bytes::{ByteArray, ByteBuf};
@@ -561,7 +560,7 @@ async fn make_ledger(bus: &Bus) {
         .expect("stream LEDGER");
 }
 
-/// The other streams and buckets of `nats-config`, as far as a coordinator sees them.
+/// The queue of `nats-config`.
 async fn make_streams(bus: &Bus) {
     let jetstream = jetstream::new(bus.client().clone());
     let work = stream::Config {
@@ -579,12 +578,6 @@ async fn make_streams(bus: &Bus) {
         filter_subject: "diloco.work.>".into(),
         ..pull::Config::default()
     };
-    let state = kv::Config {
-        bucket: STATE_BUCKET.into(),
-        history: 1,
-        max_bytes: 1 << 24,
-        ..kv::Config::default()
-    };
     jetstream
         .create_stream(work)
         .await
@@ -592,8 +585,4 @@ async fn make_streams(bus: &Bus) {
         .create_consumer(consumer)
         .await
         .expect("its consumer");
-    jetstream
-        .create_key_value(state)
-        .await
-        .expect("bucket state");
 }

@@ -1,4 +1,4 @@
-//! `cluster`: streams and buckets of the bus, as the files in nats-config declare them. What is
+//! `cluster`: the streams of the bus, as the files in nats-config declare them. What is
 //! missing is created; what differs is reported and left alone, since changing a stream can throw
 //! events away. One change is made, which throws nothing away: a stream learns to take batches.
 
@@ -111,7 +111,7 @@ pub(crate) fn say_what_ends(context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Tells which streams and buckets are not as declared. They are left as they are: somebody may
+/// Tells which streams are not as declared. They are left as they are: somebody may
 /// have altered one on purpose.
 pub(crate) fn say_what_differs(context: &Context, rows: &[Compared]) {
     let differing: Vec<_> = rows

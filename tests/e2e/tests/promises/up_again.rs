@@ -51,33 +51,30 @@ async fn up_makes_what_is_missing_tells_what_differs_and_asks_the_coordinator() 
     assert!(!up.text.contains(&drift), "{}", up.text);
 
     let jetstream = provisioner(&machine).await;
-    jetstream.delete_stream(WORK_STREAM).await.unwrap();
-    let mut config = jetstream
-        .get_stream("KV_state")
-        .await
-        .unwrap()
-        .cached_info()
-        .config
-        .clone();
+    let live = async || {
+        let stream = jetstream.get_stream(WORK_STREAM).await.unwrap();
+        stream.cached_info().config.clone()
+    };
+    let mut config = live().await;
     config.max_bytes = 12_345_678;
     jetstream.update_stream(config).await.unwrap();
     let up = machine.up_again("d", "0").await;
     assert!(up.status.success(), "{}", up.text);
     assert!(
-        up.text.contains(&drift) && up.text.contains("KV_state: max_bytes is 12345678"),
+        up.text.contains(&drift) && up.text.contains("WORK: max_bytes is 12345678"),
         "{}",
         up.text
     );
+    let altered = live().await.max_bytes;
+    assert_eq!(
+        altered, 12_345_678,
+        "nothing is altered behind anyone's back"
+    );
+    jetstream.delete_stream(WORK_STREAM).await.unwrap();
+    let up = machine.up_again("d", "0").await;
+    assert!(up.status.success(), "{}", up.text);
     let stream = jetstream.get_stream(WORK_STREAM).await.unwrap();
     stream.consumer_info("lease").await.unwrap();
-    let live = jetstream
-        .get_stream("KV_state")
-        .await
-        .unwrap()
-        .cached_info()
-        .config
-        .max_bytes;
-    assert_eq!(live, 12_345_678, "nothing is altered behind anyone's back");
 
     // A process that lives, and was ready once, and answers nobody.
     signal(&machine, "coordinator", "-STOP");

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use ledger::{Run, Standing, Unit};
 use schemas::event::{LeaseEnd, LedgerEvent};
+use schemas::foundry::Order;
 use schemas::lease::{
     ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, Manifest, ReleaseRequest, RenewReply,
     RenewRequest, UnitId, UnitKind,
@@ -256,10 +257,7 @@ impl RunRoom<'_> {
     pub(crate) fn free_unit(&mut self, turn: &mut Turn<'_>, lease: LeaseRef, worker: WorkerId) {
         let held = self.live.end_lease(&lease.unit);
         self.sweep(turn, lease, worker, held.uploads);
-        turn.out.push(Effect::Unstage {
-            run: self.run.name().clone(),
-            lease,
-        });
+        self.order(turn, Order::Unstage { lease });
         if self.run.units.contains_key(&lease.unit) {
             self.serve(turn);
         } else {

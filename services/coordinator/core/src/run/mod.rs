@@ -35,8 +35,10 @@ pub(crate) mod view;
 use ledger::RunFold;
 use schemas::UnixMillis;
 use schemas::event::LedgerEvent;
+use schemas::foundry::Order;
 
 use crate::deadline::{Alarm, Timer};
+use crate::effect::Effect;
 use crate::input::{Peer, ReplyId, WorkerRequest};
 use crate::run::live::LiveRun;
 use crate::turn::{Handled, Turn};
@@ -51,6 +53,12 @@ pub(crate) struct RunRoom<'a> {
 }
 
 impl RunRoom<'_> {
+    /// Gives an order to the run's foundry.
+    pub(crate) fn order(&self, turn: &mut Turn<'_>, order: Order) {
+        let run = self.run.name().clone();
+        turn.out.push(Effect::Foundry { run, order });
+    }
+
     /// Decides about a worker's request.
     pub(crate) fn request(
         &mut self,

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use ledger::Run;
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::StageRequest;
+use schemas::foundry::Order;
 use schemas::lease::{Done, UnitKind};
 use schemas::limits::{CHUNKS_MAX, GRANTS_MAX, OBJECT_BYTES_MAX};
 use schemas::{Bytes, Code, Digest, ObjectRef, Refusal, V};
@@ -117,13 +118,13 @@ impl RunRoom<'_> {
         let held = self.live.lease_mut(&request.lease.unit);
         held.staged = held.staged.saturating_add(1);
         if held.staged <= LEASE_STAGED_MAX && !held.is_checked() {
-            turn.out.push(Effect::Stage {
-                run: self.run.name().clone(),
+            let order = Order::Stage {
                 lease: request.lease,
                 worker: peer.worker.clone(),
                 index: request.index,
                 object: request.object,
-            });
+            };
+            self.order(turn, order);
         }
         Ok(Outcome::Now(Answer::Done(Done { v: V })))
     }

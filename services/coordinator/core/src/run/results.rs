@@ -7,14 +7,15 @@ use schemas::contribution::{
     Contribution, Evaluation, Fate, Outcome as Stated, Statement, SubmitReply,
 };
 use schemas::event::{Departure, LedgerEvent};
+use schemas::foundry::Order;
 use schemas::lease::{LeaseRef, UnitKind};
 use schemas::limits::{LOSS_MAX, TRAIN_MAX};
 use schemas::{Code, Digest, Millis, Refusal, RunId, Tokens, V, WorkerId};
-use serde_bytes::ByteArray;
+use serde_bytes::{ByteArray, ByteBuf};
 
 use crate::deadline::Alarm;
 use crate::denial::cut_text;
-use crate::effect::{Answer, Effect};
+use crate::effect::Answer;
 use crate::input::{Peer, ReplyId, Screened, ScreeningId, Submission};
 use crate::run::RunRoom;
 use crate::run::leases::check_holder;
@@ -95,13 +96,14 @@ impl RunRoom<'_> {
             replies: vec![(reply, statement)],
         };
         self.live.screenings.insert(screening, waiting);
-        turn.out.push(Effect::Screen {
+        let order = Order::Screen {
             screening,
-            spec: Box::new(self.run.spec.clone()),
             worker,
             audit_key,
-            submission: Box::new(submission),
-        });
+            statement: ByteBuf::from(submission.bytes),
+            signature: ByteArray::new(submission.signature),
+        };
+        self.order(turn, order);
         Ok(Outcome::Later)
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ledger::{Run, Standing};
 use schemas::data::{DataManifest, Tokenizer};
 use schemas::event::LedgerEvent;
+use schemas::foundry::Order;
 use schemas::lease::{ClaimOutcome, UnitId, Weights};
 use schemas::limits::SEALED_MAX;
 use schemas::snapshot::MergeInput;
@@ -13,7 +14,6 @@ use schemas::sync::SealedInput;
 use schemas::{Class, Code, ObjectRef, Refusal, Round, SyncId, Tokens, UnixMillis, WorkerId};
 
 use crate::deadline::Alarm;
-use crate::effect::Effect;
 use crate::input::{Merged, ReplyId};
 use crate::run::RunRoom;
 use crate::run::closing::due;
@@ -72,11 +72,12 @@ impl RunRoom<'_> {
     fn restore(&mut self, turn: &mut Turn<'_>) {
         self.live.executor.task = Some(Task::Restore);
         let snapshot = self.run.last_snapshot();
-        turn.out.push(Effect::Restore {
+        let order = Order::Restore {
             spec: Box::new(self.run.spec.clone()),
             snapshot: snapshot.map(|snapshot| snapshot.manifest),
             merges: self.run.merges.clone(),
-        });
+        };
+        self.order(turn, order);
     }
 
     /// Takes the data manifest; gives back the reads that waited for it and are refused now.
@@ -168,11 +169,7 @@ impl RunRoom<'_> {
 
     fn merge(&mut self, turn: &mut Turn<'_>, sync: SyncId, inputs: Vec<MergeInput>) {
         self.live.executor.task = Some(Task::Merge(sync));
-        turn.out.push(Effect::Merge {
-            run: self.run.name().clone(),
-            sync,
-            inputs,
-        });
+        self.order(turn, Order::Merge { sync, inputs });
         self.offer_ahead(turn);
     }
 
@@ -227,12 +224,12 @@ impl RunRoom<'_> {
     fn save(&mut self, turn: &mut Turn<'_>, round: Round) {
         self.live.executor.saving = true;
         let last = self.run.last_snapshot();
-        turn.out.push(Effect::Save {
-            run: self.run.name().clone(),
+        let order = Order::Save {
             round,
             parent: last.map(|snapshot| snapshot.manifest.digest),
             merges: self.run.merges.clone(),
-        });
+        };
+        self.order(turn, order);
     }
 
     pub(crate) fn saved(
@@ -273,9 +270,7 @@ impl RunRoom<'_> {
             turn.answer_claim(reply, ClaimOutcome::Complete);
         }
         self.publish(turn);
-        turn.out.push(Effect::Forget {
-            run: self.run.name().clone(),
-        });
+        self.order(turn, Order::Forget);
     }
 }
 

@@ -1,6 +1,7 @@
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::StageRequest;
 use schemas::event::{Event, LedgerEvent};
+use schemas::foundry::{self, Order};
 use schemas::lease::{LeaseRef, ReleaseRequest, RenewRequest};
 use schemas::member::{Layer, LeaveRequest, OpenLayer};
 use schemas::run::TrainerKind;
@@ -260,13 +261,15 @@ fn tl_29_a_refused_result_is_one_event_however_it_is_refused() {
     once(&world, from, 1, None, Code::StatementInvalid);
     let held = world.lease(1);
     let asked: Vec<ReplyId> = (0..3).map(|_| world.submit(1, held)).collect();
-    let Effect::Screen { screening, .. } =
-        world.take_pending(|effect| matches!(effect, Effect::Screen { .. }))
+    let Effect::Foundry {
+        order: Order::Screen { screening, .. },
+        ..
+    } = world.take_pending(|effect| matches!(effect, order!(Screen)))
     else {
         unreachable!("it was picked as one")
     };
     let from = world.journal.len();
-    world.input(Input::Screened {
+    world.foundry(foundry::Answer::Screened {
         screening,
         verdict: Err(Refusal::new(Code::NotFinite, "test")),
     });

@@ -1,12 +1,11 @@
 //! Guards that no other test would miss: bounds on how many there are, and what must not be done
 //! while something else is under way.
 
-use std::sync::Arc;
-
 use ledger::State;
 use schemas::contribution::{Evaluation, Outcome, StageRequest};
 use schemas::control::{OperatorObjects, RunNew};
 use schemas::event::{Departure, LedgerEvent};
+use schemas::foundry::{self, Order};
 use schemas::lease::{ReleaseRequest, UnitKind, Weights};
 use schemas::limits::{LEASE_MAX, RUNS_MAX, WORKERS_MAX};
 use schemas::member::{JoinRequest, Layer, OpenLayer};
@@ -47,7 +46,7 @@ fn a_result_in_its_check_is_neither_given_back_nor_read_ahead() {
         !world
             .seen
             .iter()
-            .any(|effect| matches!(effect, Effect::Stage { .. }))
+            .any(|effect| matches!(effect, order!(Stage)))
     );
 }
 
@@ -69,7 +68,7 @@ fn chunks_are_not_read_ahead_without_end() {
         world
             .seen
             .iter()
-            .filter(|effect| matches!(effect, Effect::Stage { .. }))
+            .filter(|effect| matches!(effect, order!(Stage)))
             .count(),
         4096
     );
@@ -82,18 +81,24 @@ fn nothing_is_granted_before_there_is_work_to_describe() {
         let mut world = World::with_run(spec("demo"));
         world.join(1);
         world.restart();
-        let restore = world.take_pending(|effect| matches!(effect, Effect::Restore { .. }));
+        let restore = world.take_pending(|effect| matches!(effect, order!(Restore)));
         world.answer_pending();
-        let Effect::Restore { spec, .. } = restore else {
+        let Effect::Foundry {
+            order: Order::Restore { spec, .. },
+            ..
+        } = restore
+        else {
             unreachable!("it was picked")
         };
-        let loaded = Input::DataLoaded {
+        let loaded = Input::Foundry {
             run: spec.run.clone(),
-            data: Arc::new(data(5, 20)),
+            answer: foundry::Answer::DataLoaded {
+                data: Box::new(data(5, 20)),
+            },
         };
-        let restored = Input::Restored {
+        let restored = Input::Foundry {
             run: spec.run.clone(),
-            outcome: Ok(()),
+            answer: foundry::Answer::Restored { outcome: Ok(()) },
         };
         let (first, second) = if data_first {
             (loaded, restored)
@@ -121,19 +126,25 @@ fn an_evaluation_of_no_tokens_does_not_count() {
     evaluating.schedule.units = 1;
     let mut world = World::with_run(evaluating.clone());
     world.restart();
-    let restore = world.take_pending(|effect| matches!(effect, Effect::Restore { .. }));
-    let Effect::Restore { spec, .. } = restore else {
+    let restore = world.take_pending(|effect| matches!(effect, order!(Restore)));
+    let Effect::Foundry {
+        order: Order::Restore { spec, .. },
+        ..
+    } = restore
+    else {
         unreachable!("it was picked")
     };
     let mut short = data(5, 20);
     short.held_out[0].tokens = Tokens(3);
-    world.input(Input::DataLoaded {
+    world.input(Input::Foundry {
         run: spec.run.clone(),
-        data: Arc::new(short),
+        answer: foundry::Answer::DataLoaded {
+            data: Box::new(short),
+        },
     });
-    world.input(Input::Restored {
+    world.input(Input::Foundry {
         run: spec.run,
-        outcome: Ok(()),
+        answer: foundry::Answer::Restored { outcome: Ok(()) },
     });
     world.join(1);
     world.join(2);
@@ -388,15 +399,14 @@ fn weights_that_do_not_fit_close_no_round() {
         let mut world = World::with_run(spec("demo"));
         world.join(1);
         fill_round(&mut world);
-        world.take_pending(|effect| matches!(effect, Effect::Merge { .. }));
+        world.take_pending(|effect| matches!(effect, order!(Merge)));
         let mut weights = merged(&spec("demo"), Round(0)).broadcast;
         change(&mut weights);
         let outcome = Ok(Merged {
             broadcast: weights,
             norm: 1.0,
         });
-        world.input(Input::Merged {
-            run: run_id(),
+        world.foundry(foundry::Answer::Merged {
             sync: sync(0),
             outcome,
         });
@@ -418,17 +428,16 @@ fn a_save_of_another_round_is_passed_over() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     let saves = |world: &mut World, round: u64| {
-        world.take_pending(|effect| matches!(effect, Effect::Save { .. }));
+        world.take_pending(|effect| matches!(effect, order!(Save)));
         let before = world.journal.len();
-        world.input(Input::Saved {
-            run: run_id(),
+        world.foundry(foundry::Answer::Saved {
             round: Round(round),
             outcome: Ok(object("snapshot")),
         });
         world.kinds(before).contains(&"snapshot-saved")
     };
     fill_round(&mut world);
-    let merge = world.take_pending(|effect| matches!(effect, Effect::Merge { .. }));
+    let merge = world.take_pending(|effect| matches!(effect, order!(Merge)));
     world.answer_one(merge);
     assert!(!saves(&mut world, 9));
     assert!(saves(&mut world, 1));
@@ -441,7 +450,7 @@ fn a_save_of_another_round_is_passed_over() {
         world.answer_one(offer);
     }
     fill_round(&mut world);
-    let merge = world.take_pending(|effect| matches!(effect, Effect::Merge { .. }));
+    let merge = world.take_pending(|effect| matches!(effect, order!(Merge)));
     world.answer_one(merge);
     assert!(!saves(&mut world, 1));
     assert!(!saves(&mut world, 0));
@@ -453,7 +462,7 @@ fn fill_round(world: &mut World) {
     for _ in 0..2 {
         let held = world.lease(1);
         world.submit(1, held);
-        let screened = world.take_pending(|effect| matches!(effect, Effect::Screen { .. }));
+        let screened = world.take_pending(|effect| matches!(effect, order!(Screen)));
         world.answer_one(screened);
     }
 }

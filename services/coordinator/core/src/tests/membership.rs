@@ -266,7 +266,7 @@ fn ls_01_a_refused_request_changes_nothing() {
     let granted = |effect: &Effect| {
         matches!(
             effect,
-            Effect::GrantGet { .. } | Effect::GrantPut { .. } | Effect::Stage { .. }
+            Effect::GrantGet { .. } | Effect::GrantPut { .. } | order!(Stage)
         )
     };
     assert!(!world.seen.iter().any(granted));

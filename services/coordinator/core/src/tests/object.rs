@@ -227,7 +227,7 @@ fn chunks_are_read_ahead_for_the_holder_only() {
         world
             .seen
             .iter()
-            .filter(|effect| matches!(effect, Effect::Stage { .. }))
+            .filter(|effect| matches!(effect, order!(Stage)))
             .count(),
         1
     );

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use schemas::event::{Event, LedgerEvent};
+use schemas::foundry::{self, Order};
 use schemas::lease::{LeaseRef, ReleaseRequest, RenewRequest, UnitId};
 use schemas::{Bytes, Code, Millis, Refusal, Steps, V};
 
@@ -70,24 +71,27 @@ fn take(world: &mut World, at: usize) -> Option<Effect> {
 fn fail(world: &mut World, effect: Effect) {
     let refusal = Refusal::new(Code::NotFinite, "test");
     match effect {
-        Effect::Screen { screening, .. } => world.input(Input::Screened {
-            screening,
-            verdict: Err(refusal),
-        }),
-        Effect::Merge { run, sync, .. } => world.input(Input::Merged {
-            run,
-            sync,
-            outcome: Err(refusal),
-        }),
-        Effect::Save { run, round, .. } => world.input(Input::Saved {
-            run,
-            round,
-            outcome: Err(refusal),
-        }),
-        Effect::Restore { spec, .. } => world.input(Input::Restored {
-            run: spec.run,
-            outcome: Err(refusal),
-        }),
+        Effect::Foundry { run, order } => {
+            let answer = match order {
+                Order::Screen { screening, .. } => foundry::Answer::Screened {
+                    screening,
+                    verdict: Err(refusal),
+                },
+                Order::Merge { sync, .. } => foundry::Answer::Merged {
+                    sync,
+                    outcome: Err(refusal),
+                },
+                Order::Save { round, .. } => foundry::Answer::Saved {
+                    round,
+                    outcome: Err(refusal),
+                },
+                Order::Restore { .. } => foundry::Answer::Restored {
+                    outcome: Err(refusal),
+                },
+                order => return world.pending.push(Effect::Foundry { run, order }),
+            };
+            world.input(Input::Foundry { run, answer });
+        }
         other => world.pending.push(other),
     }
 }
@@ -246,30 +250,29 @@ proptest! {
     }
 }
 
-/// `Screened` in the fixture carries the statement's digest; the core trusts its own.
 #[test]
 fn the_ledger_names_the_statement_that_was_sent() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     let held = world.lease(1);
     world.submit(1, held);
-    let Effect::Screen {
-        screening,
-        submission,
+    let Effect::Foundry {
+        order:
+            Order::Screen {
+                screening,
+                statement,
+                ..
+            },
         ..
-    } = world.take_pending(|e| matches!(e, Effect::Screen { .. }))
+    } = world.take_pending(|e| matches!(e, order!(Screen)))
     else {
         panic!("a result is screened");
     };
-    let wrong = Screened {
-        statement: object("another").digest,
-        norm: 1.0,
-    };
-    world.input(Input::Screened {
+    world.foundry(foundry::Answer::Screened {
         screening,
-        verdict: Ok(wrong),
+        verdict: Ok(Screened { norm: 1.0 }),
     });
-    let right = schemas::Digest::of(&submission.bytes);
+    let right = schemas::Digest::of(&statement);
     assert_eq!(
         world
             .count(|event| matches!(event, LedgerEvent::ContributionAccepted { statement, .. } if *statement == right)),

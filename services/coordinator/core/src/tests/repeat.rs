@@ -2,11 +2,12 @@
 //! effect.
 
 use schemas::event::LedgerEvent;
+use schemas::foundry::{self, Order};
 use schemas::lease::{Done, LeaseRef, ReleaseRequest};
 use schemas::{Code, Refusal, V};
 
 use crate::fixture::*;
-use crate::{Answer, Effect, Input, ReplyId, WorkerRequest};
+use crate::{Answer, Effect, ReplyId, WorkerRequest};
 
 fn release(world: &mut World, number: u32, lease: LeaseRef) -> ReplyId {
     let reason = format!("{}: played by the test", Code::TrainingFailed);
@@ -88,12 +89,14 @@ fn a_refused_result_that_is_handed_in_again_is_refused_with_the_same_words_and_o
         })
     };
     world.submit(1, held);
-    let Effect::Screen { screening, .. } =
-        world.take_pending(|effect| matches!(effect, Effect::Screen { .. }))
+    let Effect::Foundry {
+        order: Order::Screen { screening, .. },
+        ..
+    } = world.take_pending(|effect| matches!(effect, order!(Screen)))
     else {
         unreachable!("it was picked as one")
     };
-    world.input(Input::Screened {
+    world.foundry(foundry::Answer::Screened {
         screening,
         verdict: Err(Refusal::new(Code::NotFinite, "of NaN")),
     });

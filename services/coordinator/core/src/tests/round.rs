@@ -1,12 +1,13 @@
 use schemas::contribution::Fate;
 use schemas::event::LedgerEvent;
+use schemas::foundry::{self, Order};
 use schemas::lease::{ClaimOutcome, ClaimReply};
 use schemas::limits::SEALED_MAX;
 use schemas::view::RunPhase;
 use schemas::{Code, Millis, Refusal, Round, Tokens};
 
 use crate::fixture::*;
-use crate::{Answer, Effect, Input, Merged};
+use crate::{Answer, Effect, Merged};
 
 /// Lets worker 1 do every unit that it can get, until the run is complete.
 fn work_to_the_end(world: &mut World) {
@@ -54,7 +55,7 @@ fn a_run_goes_through_its_rounds_to_its_end() {
         world
             .seen
             .iter()
-            .any(|effect| matches!(effect, Effect::Forget { .. }))
+            .any(|effect| matches!(effect, order!(Forget)))
     );
     let view = run.view(&run_id());
     assert_eq!(view.held_out_loss, Some((Round(2), 2.0)));
@@ -73,13 +74,15 @@ fn inputs_are_merged_in_order_of_their_units() {
     world.submit(2, second);
     world.answer_pending();
     world.submit(1, first);
-    let screen = world.take_pending(|effect| matches!(effect, Effect::Screen { .. }));
+    let screen = world.take_pending(|effect| matches!(effect, order!(Screen)));
     world.answer_one(screen);
-    let Effect::Merge {
-        inputs,
-        sync: merging,
+    let Effect::Foundry {
+        order: Order::Merge {
+            inputs,
+            sync: merging,
+        },
         ..
-    } = world.take_pending(|effect| matches!(effect, Effect::Merge { .. }))
+    } = world.take_pending(|effect| matches!(effect, order!(Merge)))
     else {
         panic!("a full round is merged");
     };
@@ -115,7 +118,7 @@ fn about_to_merge() -> World {
     for _ in 0..2 {
         let held = world.lease(1);
         world.submit(1, held);
-        let screen = world.take_pending(|effect| matches!(effect, Effect::Screen { .. }));
+        let screen = world.take_pending(|effect| matches!(effect, order!(Screen)));
         world.answer_one(screen);
     }
     world
@@ -127,8 +130,12 @@ fn what_is_merged_is_named_before_and_is_the_same_in_each_try() {
     let sealed = |world: &World| world.kinds(0).contains(&"round-sealed");
     assert!(sealed(&world));
     let merged = |world: &mut World| {
-        let effect = world.take_pending(|effect| matches!(effect, Effect::Merge { .. }));
-        let Effect::Merge { inputs, sync, .. } = effect else {
+        let effect = world.take_pending(|effect| matches!(effect, order!(Merge)));
+        let Effect::Foundry {
+            order: Order::Merge { inputs, sync },
+            ..
+        } = effect
+        else {
             unreachable!("it was picked")
         };
         let next = world.run().next_merge(sync.fragment);
@@ -137,7 +144,7 @@ fn what_is_merged_is_named_before_and_is_the_same_in_each_try() {
     };
     let first = merged(&mut world);
     world.restart();
-    world.answer_pending_but(|effect| matches!(effect, Effect::Merge { .. }));
+    world.answer_pending_but(|effect| matches!(effect, order!(Merge)));
     assert_eq!(merged(&mut world), first);
     assert_eq!(
         world.count(|event| matches!(event, LedgerEvent::RoundSealed { .. })),
@@ -159,7 +166,7 @@ fn nothing_is_published_between_the_last_contribution_and_the_next_grants() {
     };
     assert_eq!(offered(&world), [train(1, 0), train(1, 1)]);
     let claim = world.claim(1);
-    let merge = world.take_pending(|effect| matches!(effect, Effect::Merge { .. }));
+    let merge = world.take_pending(|effect| matches!(effect, order!(Merge)));
     let before = (world.journal.len(), offered(&world));
     world.answer_one(merge);
     assert_eq!(
@@ -181,7 +188,7 @@ fn a_seal_that_is_longer_than_an_event_is_completed_by_the_next_coordinator() {
     for _ in 0..=SEALED_MAX {
         let held = world.lease(1);
         world.submit(1, held);
-        world.answer_pending_but(|effect| matches!(effect, Effect::Merge { .. }));
+        world.answer_pending_but(|effect| matches!(effect, order!(Merge)));
     }
     let kinds = world.kinds(0);
     let seals = |kinds: &[&str]| kinds.iter().filter(|kind| **kind == "round-sealed").count();
@@ -189,10 +196,14 @@ fn a_seal_that_is_longer_than_an_event_is_completed_by_the_next_coordinator() {
     let first = kinds.iter().position(|kind| *kind == "round-sealed");
     world.journal.truncate(first.expect("it is sealed") + 1);
     world.restart();
-    world.answer_pending_but(|effect| matches!(effect, Effect::Merge { .. }));
+    world.answer_pending_but(|effect| matches!(effect, order!(Merge)));
     assert_eq!(seals(&world.kinds(0)), 2);
-    let merge = world.take_pending(|effect| matches!(effect, Effect::Merge { .. }));
-    let Effect::Merge { inputs, .. } = merge else {
+    let merge = world.take_pending(|effect| matches!(effect, order!(Merge)));
+    let Effect::Foundry {
+        order: Order::Merge { inputs, .. },
+        ..
+    } = merge
+    else {
         unreachable!("it was picked")
     };
     assert_eq!(inputs.len(), SEALED_MAX + 1);
@@ -200,14 +211,14 @@ fn a_seal_that_is_longer_than_an_event_is_completed_by_the_next_coordinator() {
 
 fn merges(world: &World) -> bool {
     let mut pending = world.pending.iter();
-    pending.any(|effect| matches!(effect, Effect::Merge { .. }))
+    pending.any(|effect| matches!(effect, order!(Merge)))
 }
 
 #[test]
 fn a_merge_that_fails_is_tried_again_and_is_seen() {
     let mut world = about_to_merge();
     for attempt in 0..3 {
-        world.take_pending(|effect| matches!(effect, Effect::Merge { .. }));
+        world.take_pending(|effect| matches!(effect, order!(Merge)));
         let outcome = match attempt {
             // Weights that the next round cannot start from are a failure too.
             0 => {
@@ -217,8 +228,7 @@ fn a_merge_that_fails_is_tried_again_and_is_seen() {
             }
             _ => Err(Refusal::new(Code::StoreUnreachable, "test")),
         };
-        world.input(Input::Merged {
-            run: run_id(),
+        world.foundry(foundry::Answer::Merged {
             sync: sync(0),
             outcome,
         });
@@ -235,10 +245,9 @@ fn a_merge_that_fails_is_tried_again_and_is_seen() {
 #[test]
 fn weights_that_are_no_numbers_any_more_halt_the_run() {
     let mut world = about_to_merge();
-    world.take_pending(|effect| matches!(effect, Effect::Merge { .. }));
+    world.take_pending(|effect| matches!(effect, order!(Merge)));
     let outcome = Err(Refusal::new(Code::NotFinite, "test"));
-    world.input(Input::Merged {
-        run: run_id(),
+    world.foundry(foundry::Answer::Merged {
         sync: sync(0),
         outcome,
     });
@@ -260,8 +269,7 @@ fn a_round_closes_once() {
     let before = world.journal.len();
     for round in [0, 1, 7] {
         let Merged { broadcast, norm } = merged(&spec("demo"), Round(round));
-        world.input(Input::Merged {
-            run: run_id(),
+        world.foundry(foundry::Answer::Merged {
             sync: sync(round),
             outcome: Ok(Merged { broadcast, norm }),
         });
@@ -281,10 +289,10 @@ fn fg_22_a_save_runs_beside_the_rounds_and_the_last_is_never_left_out() {
         for _ in 0..2 {
             let held = world.lease(1);
             world.submit(1, held);
-            let screen = world.take_pending(|effect| matches!(effect, Effect::Screen { .. }));
+            let screen = world.take_pending(|effect| matches!(effect, order!(Screen)));
             world.answer_one(screen);
         }
-        let merge = world.take_pending(|effect| matches!(effect, Effect::Merge { .. }));
+        let merge = world.take_pending(|effect| matches!(effect, order!(Merge)));
         world.answer_one(merge);
         while let Some(at) = world
             .pending
@@ -301,32 +309,36 @@ fn fg_22_a_save_runs_beside_the_rounds_and_the_last_is_never_left_out() {
         world
             .pending
             .iter()
-            .filter(|e| matches!(e, Effect::Save { .. }))
+            .filter(|e| matches!(e, order!(Save)))
             .count()
     };
     assert_eq!(saves(&world), 1);
     world.take_pending(|effect| {
         matches!(
             effect,
-            Effect::Save {
-                round: Round(1),
+            Effect::Foundry {
+                order: Order::Save {
+                    round: Round(1),
+                    ..
+                },
                 ..
             }
         )
     });
     let outcome = Err(Refusal::new(Code::StoreFull, "test"));
-    world.input(Input::Saved {
-        run: run_id(),
+    world.foundry(foundry::Answer::Saved {
         round: Round(1),
         outcome,
     });
     assert_eq!(saves(&world), 0);
     world.wait(Millis::from_secs(1));
-    let save = world.take_pending(|effect| matches!(effect, Effect::Save { .. }));
-    let Effect::Save {
-        round,
-        merges,
-        parent,
+    let save = world.take_pending(|effect| matches!(effect, order!(Save)));
+    let Effect::Foundry {
+        order: Order::Save {
+            round,
+            merges,
+            parent,
+        },
         ..
     } = &save
     else {
@@ -344,7 +356,7 @@ fn a_restart_in_the_middle_of_a_merge_merges_again() {
     for _ in 0..2 {
         let held = world.lease(1);
         world.submit(1, held);
-        let screen = world.take_pending(|effect| matches!(effect, Effect::Screen { .. }));
+        let screen = world.take_pending(|effect| matches!(effect, order!(Screen)));
         world.answer_one(screen);
     }
     world.restart();
@@ -352,7 +364,7 @@ fn a_restart_in_the_middle_of_a_merge_merges_again() {
         !world
             .pending
             .iter()
-            .any(|effect| matches!(effect, Effect::Merge { .. })),
+            .any(|effect| matches!(effect, order!(Merge))),
         "not before the weights are there"
     );
     world.answer_pending();
@@ -360,9 +372,12 @@ fn a_restart_in_the_middle_of_a_merge_merges_again() {
     // The first save was lost with the process that made it, or is repeated: the weights are the
     // same.
     world.restart();
-    let restore = world.take_pending(|effect| matches!(effect, Effect::Restore { .. }));
-    let Effect::Restore {
-        snapshot, merges, ..
+    let restore = world.take_pending(|effect| matches!(effect, order!(Restore)));
+    let Effect::Foundry {
+        order: Order::Restore {
+            snapshot, merges, ..
+        },
+        ..
     } = &restore
     else {
         panic!("it was picked as one")
@@ -376,27 +391,21 @@ fn a_restore_that_diverges_stops_the_run_and_one_that_fails_is_repeated() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     world.restart();
-    world.take_pending(|effect| matches!(effect, Effect::Restore { .. }));
+    world.take_pending(|effect| matches!(effect, order!(Restore)));
     let outcome = Err(Refusal::new(Code::StoreUnreachable, "test"));
-    world.input(Input::Restored {
-        run: run_id(),
-        outcome,
-    });
+    world.foundry(foundry::Answer::Restored { outcome });
     assert!(
         !world
             .pending
             .iter()
-            .any(|effect| matches!(effect, Effect::Restore { .. }))
+            .any(|effect| matches!(effect, order!(Restore)))
     );
     world.wait(Millis::from_secs(1));
-    world.take_pending(|effect| matches!(effect, Effect::Restore { .. }));
+    world.take_pending(|effect| matches!(effect, order!(Restore)));
     let waiting = world.claim(1);
     world.seen.clear();
     let outcome = Err(Refusal::new(Code::ReplayDiverged, "test"));
-    world.input(Input::Restored {
-        run: run_id(),
-        outcome,
-    });
+    world.foundry(foundry::Answer::Restored { outcome });
     assert_eq!(world.refusal(waiting), Code::ReplayDiverged);
     let later = world.claim(1);
     assert_eq!(world.refusal(later), Code::ReplayDiverged);
@@ -420,7 +429,7 @@ fn a_restore_that_diverges_stops_the_run_and_one_that_fails_is_repeated() {
         !world
             .pending
             .iter()
-            .any(|effect| matches!(effect, Effect::Restore { .. }))
+            .any(|effect| matches!(effect, order!(Restore)))
     );
 }
 
@@ -463,14 +472,14 @@ fn fg_24_the_weights_of_a_round_are_made_once_and_are_the_same_objects_for_every
     for number in [1, 2] {
         let held = world.lease(number);
         world.submit(number, held);
-        let screen = world.take_pending(|effect| matches!(effect, Effect::Screen { .. }));
+        let screen = world.take_pending(|effect| matches!(effect, order!(Screen)));
         world.answer_one(screen);
     }
     assert_eq!(
         world
             .pending
             .iter()
-            .filter(|effect| matches!(effect, Effect::Merge { .. }))
+            .filter(|effect| matches!(effect, order!(Merge)))
             .count(),
         1
     );

@@ -1,10 +1,11 @@
 use schemas::contribution::{Contribution, Evaluation, Fate, Outcome, SubmitReply};
 use schemas::event::LedgerEvent;
+use schemas::foundry::{self, Order};
 use schemas::lease::UnitKind;
-use schemas::{Code, Digest, Millis, Refusal, Steps, Tokens, V};
+use schemas::{Code, Millis, Refusal, Steps, Tokens, V};
 
 use crate::fixture::*;
-use crate::{Answer, Effect, Input, ReplyId, Screened, ScreeningId, WorkerRequest};
+use crate::{Answer, Effect, ReplyId, Screened, ScreeningId, WorkerRequest};
 
 fn is_merged(world: &World, reply: ReplyId) -> bool {
     let merged = SubmitReply {
@@ -15,21 +16,21 @@ fn is_merged(world: &World, reply: ReplyId) -> bool {
 }
 
 fn screening(world: &mut World) -> ScreeningId {
-    match world.take_pending(|effect| matches!(effect, Effect::Screen { .. })) {
-        Effect::Screen { screening, .. } => screening,
+    match world.take_pending(|effect| matches!(effect, order!(Screen))) {
+        Effect::Foundry {
+            order: Order::Screen { screening, .. },
+            ..
+        } => screening,
         _ => unreachable!("it was picked as one"),
     }
 }
 
 fn verdict(world: &mut World, screening: ScreeningId, verdict: Result<f64, Code>) {
-    let found = |norm| Screened {
-        statement: Digest::of(b"any"),
-        norm,
-    };
+    let found = |norm| Screened { norm };
     let verdict = verdict
         .map(found)
         .map_err(|code| Refusal::new(code, "test"));
-    world.input(Input::Screened { screening, verdict });
+    world.foundry(foundry::Answer::Screened { screening, verdict });
 }
 
 #[test]
@@ -160,7 +161,7 @@ fn fg_16_tl_01_results_that_the_check_refuses_and_outliers_are_rejected() {
             world
                 .seen
                 .iter()
-                .any(|effect| matches!(effect, Effect::Unstage { .. }))
+                .any(|effect| matches!(effect, order!(Unstage)))
         );
     }
 }

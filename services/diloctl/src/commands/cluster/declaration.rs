@@ -1,4 +1,4 @@
-//! The files of `nats-config/streams` and `nats-config/kv`, and the configurations they declare.
+//! The files of `nats-config/streams`, and the configurations they declare.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,17 +12,10 @@ use schemas::account::{Account, Copied};
 use schemas::{AccountId, Code};
 use serde::Deserialize;
 
-/// A file of `nats-config/streams` or `nats-config/kv`; nats-config/README.md explains the fields.
-#[derive(Debug, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub(super) enum Declaration {
-    Stream(Stream),
-    Kv(Bucket),
-}
-
+/// A file of `nats-config/streams`; nats-config/README.md explains the fields.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Stream {
+pub(super) struct Declaration {
     v: schemas::V<1>,
     account: Place,
     name: String,
@@ -100,48 +93,26 @@ pub(super) enum Ack {
     Explicit,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Bucket {
-    v: schemas::V<1>,
-    account: Place,
-    name: String,
-    about: String,
-    storage: StorageType,
-    history: i64,
-    max_age_ms: u64,
-    max_bytes: i64,
-    max_value_bytes: i32,
-}
-
 impl Declaration {
     pub(super) const fn account(&self) -> Place {
-        match self {
-            Self::Stream(stream) => stream.account,
-            Self::Kv(bucket) => bucket.account,
-        }
+        self.account
     }
 
+    /// What it declares: one stream, or one for each tenant.
     pub(super) fn streams(&self, tenants: &[AccountId], replicas: usize) -> Vec<stream::Config> {
-        match self {
-            Self::Stream(stream) if stream.per_tenant => tenants
+        match self.per_tenant {
+            true => tenants
                 .iter()
-                .map(|tenant| stream.of_tenant(tenant, replicas))
+                .map(|tenant| self.of_tenant(tenant, replicas))
                 .collect(),
-            Self::Stream(stream) => vec![stream.config(tenants, replicas)],
-            Self::Kv(bucket) => vec![bucket.config(replicas)],
+            false => vec![self.config(tenants, replicas)],
         }
     }
 
     pub(super) fn consumers(&self) -> &[Consumer] {
-        match self {
-            Self::Stream(stream) => &stream.consumers,
-            Self::Kv(_) => &[],
-        }
+        &self.consumers
     }
-}
 
-impl Stream {
     /// The tenant's own: `EVENTS` becomes `EVENTS_<account>`, and `{account}` in a subject its
     /// account.
     fn of_tenant(&self, tenant: &AccountId, replicas: usize) -> stream::Config {
@@ -212,42 +183,6 @@ pub(super) fn source(copied: &Copied) -> stream::Source {
     }
 }
 
-impl Bucket {
-    /// A key-value bucket is a stream of this shape. Rollups stay off: one message could wipe the
-    /// whole bucket.
-    pub(super) fn config(&self, replicas: usize) -> stream::Config {
-        let schemas::V = self.v;
-        let max_age = Duration::from_millis(self.max_age_ms);
-        // The server wants a duplicate window no longer than the age.
-        let window = Duration::from_secs(2);
-        stream::Config {
-            name: format!("KV_{}", self.name),
-            description: Some(self.about.clone()),
-            subjects: vec![format!("$KV.{}.>", self.name)],
-            storage: self.storage,
-            retention: RetentionPolicy::Limits,
-            discard: DiscardPolicy::New,
-            max_bytes: self.max_bytes,
-            max_messages: -1,
-            max_messages_per_subject: self.history,
-            max_message_size: self.max_value_bytes,
-            max_consumers: -1,
-            max_age,
-            duplicate_window: if max_age.is_zero() {
-                window
-            } else {
-                window.min(max_age)
-            },
-            deny_delete: true,
-            deny_purge: true,
-            allow_rollup: false,
-            allow_direct: true,
-            num_replicas: replicas,
-            ..stream::Config::default()
-        }
-    }
-}
-
 impl Consumer {
     pub(super) fn config(&self) -> pull::Config {
         let Ack::Explicit = self.ack;
@@ -265,29 +200,27 @@ impl Consumer {
 }
 
 pub(super) fn read_all(folder: &Path) -> Result<Vec<Declaration>, Failure> {
+    let folder = folder.join("streams");
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::new(
+            Code::ConfigInvalid,
+            format!("{}: {error}", folder.display()),
+        )
+    };
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(&folder).map_err(|error| failed(&error))? {
+        paths.push(entry.map_err(|error| failed(&error))?.path());
+    }
+    paths.sort();
     let mut declarations = Vec::new();
-    for kind in ["streams", "kv"] {
-        let folder = folder.join(kind);
-        let failed = |error: &dyn std::fmt::Display| {
-            Failure::new(
-                Code::ConfigInvalid,
-                format!("{}: {error}", folder.display()),
-            )
-        };
-        let mut paths = Vec::new();
-        for entry in std::fs::read_dir(&folder).map_err(|error| failed(&error))? {
-            paths.push(entry.map_err(|error| failed(&error))?.path());
-        }
-        paths.sort();
-        for path in paths
-            .iter()
-            .filter(|path| path.extension().is_some_and(|ending| ending == "json"))
-        {
-            let text = std::fs::read(path).map_err(|error| failed(&error))?;
-            let invalid =
-                |error| Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display()));
-            declarations.push(serde_json::from_slice(&text).map_err(invalid)?);
-        }
+    for path in paths
+        .iter()
+        .filter(|path| path.extension().is_some_and(|ending| ending == "json"))
+    {
+        let text = std::fs::read(path).map_err(|error| failed(&error))?;
+        let invalid =
+            |error| Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display()));
+        declarations.push(serde_json::from_slice(&text).map_err(invalid)?);
     }
     // What copies comes after what it copies.
     declarations.sort_by_key(|declaration: &Declaration| Account::from(declaration.account()));
@@ -313,20 +246,9 @@ mod tests {
             .collect();
         let names: Vec<&str> = streams.iter().map(|stream| stream.name.as_str()).collect();
         let events = tenants.each_ref().map(schemas::subject::events_stream);
+        assert_eq!(names, ["WORK", "LEDGER", &events[0], &events[1], "AUDIT"]);
         assert_eq!(
-            names,
-            [
-                "WORK",
-                "KV_leader",
-                "KV_state",
-                "LEDGER",
-                &events[0],
-                &events[1],
-                "AUDIT"
-            ]
-        );
-        assert_eq!(
-            streams[5].subjects,
+            streams[3].subjects,
             [format!("diloco.record.{}.>", tenants[1])]
         );
         let audit = streams.last().expect("the copy comes last");

@@ -5,8 +5,11 @@ use std::collections::BTreeSet;
 
 use schemas::account::Copied;
 use schemas::permission::PLUMBING;
-use schemas::subject::{LEADER_BUCKET, Lane, Row, STATE_BUCKET, TABLE};
+use schemas::subject::{Lane, Row, TABLE};
 use schemas::{AccountId, PublicKey};
+
+/// Buckets that there might be: nobody may use one.
+const BUCKETS: [&str; 3] = ["state", "leader", "other"];
 
 /// The names that subjects are filled with.
 pub(crate) struct Names<'a> {
@@ -141,7 +144,7 @@ fn inboxes(names: &Names<'_>) -> impl Iterator<Item = String> {
 /// Every stream that there may be.
 pub(crate) fn streams(accounts: &[AccountId]) -> Vec<String> {
     let mut streams = ["AUDIT", "WORK"].map(str::to_owned).to_vec();
-    streams.extend([STATE_BUCKET, LEADER_BUCKET].map(|bucket| format!("KV_{bucket}")));
+    streams.extend(BUCKETS.map(|bucket| format!("KV_{bucket}")));
     streams.extend(
         Copied::all(accounts)
             .into_iter()
@@ -198,7 +201,7 @@ pub(crate) fn of_the_broker(accounts: &[AccountId]) -> BTreeSet<String> {
         subjects.insert(format!("$JS.ACK.{stream}.lease.1.1.1.0.0"));
         subjects.insert(format!("$JS.FC.{stream}.probe"));
     }
-    for bucket in [STATE_BUCKET, LEADER_BUCKET, "other"] {
+    for bucket in BUCKETS {
         subjects.extend(
             ["epoch", "leader", "run.demo.snapshot"].map(|key| format!("$KV.{bucket}.{key}")),
         );

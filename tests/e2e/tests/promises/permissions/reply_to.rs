@@ -16,7 +16,7 @@ use futures::TryStreamExt as _;
 use harness::{Cluster, Options, PATIENCE, Raw, publication};
 use schemas::event::LedgerEvent;
 use schemas::permission::{Role, permissions};
-use schemas::subject::{STATE_BUCKET, TABLE, Verb};
+use schemas::subject::{TABLE, Verb};
 use schemas::{Code, PublicKey, WorkerId};
 
 use super::candidates::{Names, rows};
@@ -101,9 +101,7 @@ fn places(
         TABLE,
     );
     places.extend(keys.iter().map(|key| format!("_INBOX.{key}.{PROBE}")));
-    places.extend(
-        ["run.demo.snapshot", "leader", PROBE].map(|key| format!("$KV.{STATE_BUCKET}.{key}")),
-    );
+    places.extend(["run.demo.snapshot", "leader", PROBE].map(|key| format!("$KV.state.{key}")));
     places.extend(
         [
             "$KV.leader.leader",

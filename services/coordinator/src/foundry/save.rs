@@ -1,18 +1,17 @@
-//! Full snapshots, off the critical path: fp32 chunks, then the manifest that names them, then the
-//! pointer.
+//! Full snapshots, off the critical path: fp32 chunks, then the manifest that names them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use merge::SeededRounding;
 use schemas::run::CodecKind;
-use schemas::snapshot::{MergeRecord, SnapshotManifest};
+use schemas::snapshot::{MergeRecord, Slot, SnapshotManifest};
 use schemas::{Code, Digest, ObjectRef, Refusal, V};
 
-use crate::context::RunContext;
-use crate::pointer::Pointer;
+use super::context::RunContext;
+use super::weights::Weights;
 use crate::store::Store;
-use crate::weights::Weights;
 
 /// What is saved.
 pub(crate) struct Snapshot {
@@ -24,11 +23,7 @@ pub(crate) struct Snapshot {
 
 /// Writes everything and returns the manifest's reference. Each chunk is let go of once it is
 /// stored.
-pub(crate) async fn save(
-    store: &Store,
-    pointer: &Pointer,
-    snapshot: Snapshot,
-) -> Result<ObjectRef, Refusal> {
+pub(crate) async fn save(store: &Store, snapshot: Snapshot) -> Result<ObjectRef, Refusal> {
     let Snapshot {
         context,
         weights,
@@ -37,13 +32,23 @@ pub(crate) async fn save(
     } = snapshot;
     let Weights {
         round,
-        params,
-        momentum,
+        pieces,
         broadcast,
     } = weights;
     let spec = &context.spec;
+    let mut params = Vec::with_capacity(pieces.len());
+    let mut outer: BTreeMap<Slot, Vec<_>> = BTreeMap::new();
+    for piece in pieces {
+        params.push(piece.params);
+        for (slot, values) in piece.slots {
+            outer.entry(slot).or_default().push(values);
+        }
+    }
     let weights = chunks(store, params).await?;
-    let momentum = chunks(store, momentum).await?;
+    let mut slots = BTreeMap::new();
+    for (slot, values) in outer {
+        slots.insert(slot, chunks(store, values).await?);
+    }
     let manifest = SnapshotManifest {
         v: V,
         run: spec.run.clone(),
@@ -53,7 +58,7 @@ pub(crate) async fn save(
         layout: spec.model.layout,
         data: spec.data,
         weights,
-        momentum,
+        slots,
         broadcast,
         parent,
         merges,
@@ -61,7 +66,6 @@ pub(crate) async fn save(
     let text = serde_json::to_vec(&manifest)
         .map_err(|error| Refusal::new(Code::Internal, error.to_string()))?;
     let object = store.publish(text.into()).await?;
-    pointer.advance(&spec.run, round, object).await?;
     tracing::info!(run = %spec.run, round = round.get(), manifest = %object.digest, "full snapshot saved");
     Ok(object)
 }

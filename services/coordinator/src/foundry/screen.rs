@@ -6,17 +6,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use coordinator_core::{Quarantine, Screened, Submission, check_norm};
+use coordinator_core::{Quarantine, check_norm};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use identity::event::verify_statement;
 use merge::ChunkStatistics;
 use objects::{IncomingKey, ObjectError};
-use schemas::contribution::Outcome;
+use schemas::contribution::{Outcome, Statement};
+use schemas::foundry::Screened;
 use schemas::lease::LeaseRef;
-use schemas::{Code, Digest, ObjectRef, PublicKey, Refusal, RunId, WorkerId};
+use schemas::{Code, ObjectRef, PublicKey, Refusal, RunId, WorkerId};
 use tokio::task::JoinHandle;
 
-use crate::context::RunContext;
+use super::context::RunContext;
 use crate::store::{Kept, Store, incoming_key, refusal};
 
 /// Largest magnitude of a value in a contribution, or in the weights that a run begins with. Real
@@ -66,6 +67,15 @@ pub(crate) struct Source {
     pub(crate) worker: WorkerId,
 }
 
+/// A statement as it was signed.
+#[derive(Clone, Copy)]
+pub(crate) struct Signed<'a> {
+    /// The key that must have signed it.
+    pub(crate) audit_key: &'a PublicKey,
+    pub(crate) bytes: &'a [u8],
+    pub(crate) signature: &'a [u8; 64],
+}
+
 /// Starts to check a chunk ahead; the same chunk once.
 pub(crate) fn stage(
     staged: &mut Staged,
@@ -94,29 +104,27 @@ pub(crate) async fn check(
     context: &Arc<RunContext>,
     domain: &str,
     worker: &WorkerId,
-    audit_key: &PublicKey,
-    submission: &Submission,
+    signed: Signed<'_>,
+    statement: &Statement,
     mut staged: Staged,
 ) -> Result<(Screened, KeptChunks), Refusal> {
-    let statement = Digest::of(&submission.bytes);
-    verify_statement(domain, audit_key, &submission.signature, &submission.bytes)
+    let Signed {
+        audit_key,
+        bytes,
+        signature,
+    } = signed;
+    verify_statement(domain, audit_key, signature, bytes)
         .map_err(|error| Refusal::new(Code::StatementInvalid, error.to_string()))?;
-    let contribution = match &submission.statement.outcome {
+    let contribution = match &statement.outcome {
         Outcome::Evaluation(_) => {
-            return Ok((
-                Screened {
-                    statement,
-                    norm: 0.0,
-                },
-                Vec::new(),
-            ));
+            return Ok((Screened { norm: 0.0 }, Vec::new()));
         }
         Outcome::Contribution(contribution) => contribution,
     };
     // The core has compared layout, codec and number of chunks with the run's.
     let source = Source {
         run: context.spec.run.clone(),
-        lease: submission.statement.lease,
+        lease: statement.lease,
         worker: worker.clone(),
     };
     let checks: Vec<Ahead> = (0_u32..)
@@ -158,7 +166,7 @@ pub(crate) async fn check(
     let (lease, in_memory) = (source.lease, kept.iter().flatten().count());
     let (run, round, chunks) = (&source.run, lease.unit.round.get(), kept.len());
     tracing::info!(%run, round, %lease, chunks, in_memory, "contribution screened");
-    Ok((Screened { statement, norm }, kept))
+    Ok((Screened { norm }, kept))
 }
 
 /// Reads a chunk from the quarantine of its lease and looks at its numbers. What `blobs` holds

@@ -1,17 +1,18 @@
 //! Weights from objects: a full snapshot or the initial weights, and every merge since, each of
 //! which must give the broadcast that the ledger names.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use schemas::lease::Weights as Published;
 use schemas::run::CodecKind;
-use schemas::snapshot::{MergeInput, MergeRecord, SnapshotManifest};
+use schemas::snapshot::{MergeInput, MergeRecord, Slot, SnapshotManifest};
 use schemas::{Code, ObjectRef, Refusal, Round};
 
-use crate::context::RunContext;
+use super::context::RunContext;
+use super::weights::{Part, Piece, Step, Weights};
 use crate::store::Store;
-use crate::weights::{Part, Piece, Step, Weights};
 
 /// Chunks that are recomputed at a time.
 const CHUNKS_AT_A_TIME: usize = 2;
@@ -23,8 +24,8 @@ const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 struct Base {
     round: Round,
     params: Vec<ObjectRef>,
-    /// Empty before the first step, and where the optimizer keeps none.
-    momentum: Vec<ObjectRef>,
+    /// Outer state by slot, one object a chunk.
+    slots: BTreeMap<Slot, Vec<ObjectRef>>,
     broadcast: Published,
 }
 
@@ -70,17 +71,11 @@ pub(crate) async fn weights(
             return Err(Refusal::new(Code::ReplayDiverged, detail));
         }
     }
-    let mut weights = Weights {
+    Ok(Weights {
         round: broadcast.round,
-        params: Vec::new(),
-        momentum: Vec::new(),
+        pieces: chunks.into_iter().map(|chunk| chunk.piece).collect(),
         broadcast,
-    };
-    for chunk in chunks {
-        weights.params.push(chunk.piece.params);
-        weights.momentum.extend(chunk.piece.momentum);
-    }
-    Ok(weights)
+    })
 }
 
 async fn base(
@@ -95,7 +90,7 @@ async fn base(
         return Ok(Base {
             round: Round(0),
             params,
-            momentum: Vec::new(),
+            slots: BTreeMap::new(),
             broadcast,
         });
     };
@@ -115,24 +110,21 @@ async fn base(
     let manifest: SnapshotManifest =
         serde_json::from_slice(&bytes).map_err(|error| invalid(&error))?;
     let count = context.chunks.len();
-    let momentum = manifest.momentum.len();
-    if manifest.spec != context.spec_digest
-        || manifest.weights.len() != count
-        || (momentum != 0 && momentum != count)
-    {
+    let vectors = || manifest.slots.values().chain([&manifest.weights]);
+    if manifest.spec != context.spec_digest || vectors().any(|chunks| chunks.len() != count) {
         return Err(invalid(&"it is of other settings than the run's"));
     }
     let SnapshotManifest {
         round,
         weights,
-        momentum,
+        slots,
         broadcast,
         ..
     } = manifest;
     Ok(Base {
         round,
         params: weights,
-        momentum,
+        slots,
         broadcast,
     })
 }
@@ -162,20 +154,17 @@ async fn chunk(
 ) -> Result<Restored, Refusal> {
     let elements = context.elements(index);
     let params = exact(store, base.params[index], elements).await?;
-    let momentum = match base.momentum.get(index) {
-        Some(object) => Some(exact(store, *object, elements).await?),
-        None => None,
-    };
-    let mut first = momentum.is_none();
-    let mut piece = Piece { params, momentum };
+    let mut slots = BTreeMap::new();
+    for (slot, objects) in &base.slots {
+        slots.insert(*slot, exact(store, objects[index], elements).await?);
+    }
+    let mut piece = Piece { params, slots };
+    let mut first = piece.is_first();
     let mut broadcasts = Vec::with_capacity(merges.len());
     for merge in merges {
         let parts = parts(store, &merge.inputs, index).await?;
         let step = Step::new(&context.spec, merge.round, first);
         first = false;
-        if piece.momentum.is_none() && merge::outer::keeps_momentum(context.spec.outer) {
-            piece.momentum = Some(Arc::new(vec![0.0; elements]));
-        }
         let start = context.chunks[index].start;
         let work = tokio::task::spawn_blocking(move || {
             let stepped = step.run(&mut piece, &parts, start)?;

@@ -1,5 +1,6 @@
 //! A run's fp32 weights and outer momentum, chunk by chunk, and the outer step on one chunk.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use rayon::prelude::*;
 use schemas::Round;
 use schemas::lease::Weights as Published;
 use schemas::run::{Codec, CodecKind, OuterOptimizer, RunSpec};
+use schemas::snapshot::Slot;
 
 /// The state between two rounds. A chunk is shared with a save that has not written it yet; the
 /// next step then works on a copy of that chunk.
@@ -19,20 +21,18 @@ use schemas::run::{Codec, CodecKind, OuterOptimizer, RunSpec};
 pub(crate) struct Weights {
     /// The round that starts from them.
     pub(crate) round: Round,
-    /// One vector a chunk.
-    pub(crate) params: Vec<Arc<Vec<f32>>>,
-    /// One vector a chunk; empty where the optimizer keeps none, and before the first step.
-    pub(crate) momentum: Vec<Arc<Vec<f32>>>,
+    /// One a chunk.
+    pub(crate) pieces: Vec<Piece>,
     /// The copy that workers have.
     pub(crate) broadcast: Published,
 }
 
-/// One chunk on its way through a step.
-#[derive(Debug)]
+/// One chunk: its parameters, and the outer state beside them.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Piece {
     pub(crate) params: Arc<Vec<f32>>,
-    /// None where the optimizer keeps no momentum.
-    pub(crate) momentum: Option<Arc<Vec<f32>>>,
+    /// Each as long as the parameters. What the optimizer keeps is there after the first step.
+    pub(crate) slots: BTreeMap<Slot, Arc<Vec<f32>>>,
 }
 
 /// What a step does to every chunk.
@@ -65,23 +65,24 @@ pub(crate) struct Stepped {
 const LANES: usize = 8;
 
 impl Weights {
-    /// Takes chunk `index` out; it is put back with [`Weights::put`].
-    pub(crate) fn take(&mut self, index: usize, step: Step) -> Piece {
-        let params = std::mem::take(&mut self.params[index]);
-        let momentum = merge::outer::keeps_momentum(step.optimizer).then(|| {
-            let kept = self.momentum.get_mut(index).map(std::mem::take);
-            kept.unwrap_or_else(|| Arc::new(vec![0.0; params.len()]))
-        });
-        Piece { params, momentum }
+    /// True before the first step of an optimizer that keeps momentum; true at any time for another.
+    pub(crate) fn is_first(&self) -> bool {
+        self.pieces.iter().all(Piece::is_first)
+    }
+}
+
+impl Piece {
+    /// See [`Weights::is_first`].
+    pub(crate) fn is_first(&self) -> bool {
+        !self.slots.contains_key(&Slot::Momentum)
     }
 
-    /// Puts a chunk back; chunks are put back in order.
-    pub(crate) fn put(&mut self, index: usize, piece: Piece) {
-        self.params[index] = piece.params;
-        match (piece.momentum, self.momentum.get_mut(index)) {
-            (Some(momentum), Some(place)) => *place = momentum,
-            (Some(momentum), None) => self.momentum.push(momentum),
-            (None, _) => {}
+    /// Makes the slots that `step` writes and that are not there yet.
+    fn complete(&mut self, step: Step) {
+        if merge::outer::keeps_momentum(step.optimizer) {
+            let elements = self.params.len();
+            let slot = self.slots.entry(Slot::Momentum);
+            slot.or_insert_with(|| Arc::new(vec![0.0; elements]));
         }
     }
 }
@@ -107,11 +108,12 @@ impl Step {
         parts: &[Part],
         start: u64,
     ) -> Result<Stepped, MergeError> {
+        piece.complete(self);
         let params = Arc::make_mut(&mut piece.params).as_mut_slice();
         let block_bytes = encoded_bytes(self.download.kind, BLOCK_ELEMENTS);
         let mut broadcast = vec![0; encoded_bytes(self.download.kind, params.len())];
         let count = params.len().div_ceil(BLOCK_ELEMENTS);
-        let momenta: Vec<Option<&mut [f32]>> = match &mut piece.momentum {
+        let momenta: Vec<Option<&mut [f32]>> = match piece.slots.get_mut(&Slot::Momentum) {
             Some(momentum) => Arc::make_mut(momentum)
                 .chunks_mut(BLOCK_ELEMENTS)
                 .map(Some)
@@ -239,7 +241,7 @@ mod tests {
         let start = vec![0.25; ELEMENTS];
         let mut piece = Piece {
             params: Arc::new(start.clone()),
-            momentum: Some(Arc::new(vec![9.0; ELEMENTS])),
+            slots: BTreeMap::from([(Slot::Momentum, Arc::new(vec![9.0; ELEMENTS]))]),
         };
         let (mut params, mut momentum) = (start, vec![0.0; ELEMENTS]);
         for first in [true, false] {
@@ -271,7 +273,7 @@ mod tests {
             assert!(merged.expect("it fits").is_finite() && stepped.finite);
             assert_eq!(stepped.broadcast, out);
             assert_eq!(*piece.params, params);
-            assert_eq!(piece.momentum.as_deref(), Some(&momentum));
+            assert_eq!(*piece.slots[&Slot::Momentum], momentum);
             let mut mean = vec![0.0; ELEMENTS];
             let _ = merge_chunk(&whole, OuterOptimizer::Average, &mut mean, Momentum::Absent)
                 .expect("it fits");
@@ -284,7 +286,7 @@ mod tests {
     fn a_part_of_the_wrong_size_is_refused() {
         let mut piece = Piece {
             params: Arc::new(vec![0.0; ELEMENTS]),
-            momentum: Some(Arc::new(vec![0.0; ELEMENTS])),
+            slots: BTreeMap::new(),
         };
         let short = vec![(1, parts()[0].1.slice(..400))];
         assert!(matches!(
@@ -299,7 +301,7 @@ mod tests {
         let saved = Arc::new(vec![1.0; ELEMENTS]);
         let mut piece = Piece {
             params: Arc::clone(&saved),
-            momentum: Some(Arc::new(vec![0.0; ELEMENTS])),
+            slots: BTreeMap::new(),
         };
         step(true).run(&mut piece, &parts(), 0).expect("it fits");
         assert!(saved.iter().all(|value| *value == 1.0));

@@ -6,31 +6,30 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use coordinator_core::{Input, Merged};
 use futures::future::try_join_all;
+use schemas::foundry::{Answer, Merged};
 use schemas::lease::{LeaseRef, Weights as Published};
 use schemas::run::RunSpec;
 use schemas::snapshot::{MergeInput, MergeRecord};
-use schemas::{Code, Digest, ObjectRef, Refusal, Round, RunId, SyncId};
+use schemas::{Code, Digest, ObjectRef, Refusal, Round, SyncId};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::arrival::Arrival;
-use crate::context::RunContext;
+use super::Answers;
+use super::context::RunContext;
+use super::restore;
+use super::save::{self, Snapshot};
+use super::screen::KeptChunks;
+use super::weights::{Part, Step, Stepped, Weights};
 use crate::guard::answered;
-use crate::pointer::Pointer;
-use crate::restore;
-use crate::save::{self, Snapshot};
-use crate::screen::KeptChunks;
 use crate::store::Store;
-use crate::weights::{Part, Step, Stepped, Weights};
 
-/// Orders that wait for an executor: the core gives it one at a time, and a save beside.
-const ORDERS_MAX: usize = 8;
+/// Work that waits for an executor: the core asks for one thing at a time, and a save beside.
+const WORK_MAX: usize = 8;
 
-/// What an executor is told.
+/// What is to be done to the weights.
 #[derive(Debug)]
-pub(crate) enum Order {
+pub(super) enum Work {
     Restore {
         spec: Box<RunSpec>,
         snapshot: Option<ObjectRef>,
@@ -48,10 +47,10 @@ pub(crate) enum Order {
     },
 }
 
-/// A running executor, as the shell sees it. It ends when this is dropped.
+/// A running executor, as the desk sees it. It ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Handle {
-    orders: mpsc::Sender<Order>,
+    work: mpsc::Sender<Work>,
     context: watch::Receiver<Option<Arc<RunContext>>>,
     task: JoinHandle<()>,
 }
@@ -77,8 +76,7 @@ impl History {
 
 struct Executor {
     store: Store,
-    pointer: Pointer,
-    arrivals: mpsc::Sender<Arrival>,
+    answers: Answers,
     publish_context: watch::Sender<Option<Arc<RunContext>>>,
     context: Option<Arc<RunContext>>,
     history: History,
@@ -88,13 +86,12 @@ struct Executor {
 }
 
 impl Handle {
-    pub(crate) fn start(store: Store, pointer: Pointer, arrivals: mpsc::Sender<Arrival>) -> Self {
-        let (orders, queue) = mpsc::channel(ORDERS_MAX);
+    pub(super) fn start(store: Store, answers: Answers) -> Self {
+        let (work, queue) = mpsc::channel(WORK_MAX);
         let (publish_context, context) = watch::channel(None);
         let executor = Executor {
             store,
-            pointer,
-            arrivals,
+            answers,
             publish_context,
             context: None,
             history: History::default(),
@@ -102,22 +99,25 @@ impl Handle {
             saved: watch::Sender::new(None),
         };
         Self {
-            orders,
+            work,
             context,
             task: tokio::spawn(executor.run(queue)),
         }
     }
 
-    /// Gives an order.
-    pub(crate) fn order(&self, order: Order) -> Result<(), Refusal> {
-        let failed = |error: mpsc::error::TrySendError<Order>| {
+    /// Hands it work.
+    ///
+    /// # Errors
+    /// Too much waits, or it has ended.
+    pub(super) fn hand(&self, work: Work) -> Result<(), Refusal> {
+        let failed = |error: mpsc::error::TrySendError<Work>| {
             Refusal::new(Code::Internal, format!("executor: {error}"))
         };
-        self.orders.try_send(order).map_err(failed)
+        self.work.try_send(work).map_err(failed)
     }
 
     /// The run's context, once it is known.
-    pub(crate) fn context(&self) -> watch::Receiver<Option<Arc<RunContext>>> {
+    pub(super) fn context(&self) -> watch::Receiver<Option<Arc<RunContext>>> {
         self.context.clone()
     }
 }
@@ -129,37 +129,28 @@ impl Drop for Handle {
 }
 
 impl Executor {
-    async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
-        while let Some(order) = orders.recv().await {
-            let delivered = match order {
-                Order::Restore {
+    async fn run(mut self, mut queue: mpsc::Receiver<Work>) {
+        while let Some(work) = queue.recv().await {
+            match work {
+                Work::Restore {
                     spec,
                     snapshot,
                     merges,
                 } => self.restore(*spec, snapshot, merges).await,
-                Order::Merge { sync, inputs, kept } => {
+                Work::Merge { sync, inputs, kept } => {
                     let outcome = answered("merge", self.merge(sync, inputs, kept)).await;
-                    if let (Err(refusal), Some(context)) = (&outcome, &self.context) {
-                        tracing::warn!(run = %context.spec.run, %sync, %refusal, "not merged");
+                    if let Err(refusal) = &outcome {
+                        tracing::warn!(run = %self.answers.run(), %sync, %refusal, "not merged");
                     }
-                    self.tell(|run| Input::Merged { run, sync, outcome }).await
+                    self.answers.give(Answer::Merged { sync, outcome }).await;
                 }
-                Order::Save {
+                Work::Save {
                     round,
                     parent,
                     merges,
-                } => self.save(round, parent, merges).await,
-            };
-            if delivered.is_none() {
-                // The shell has ended.
-                return;
+                } => self.save(round, parent, merges),
             }
         }
-    }
-
-    async fn tell(&self, input: impl FnOnce(RunId) -> Input) -> Option<()> {
-        let run = self.context.as_ref()?.spec.run.clone();
-        self.arrivals.send(Arrival::Input(input(run))).await.ok()
     }
 
     async fn restore(
@@ -167,34 +158,26 @@ impl Executor {
         spec: RunSpec,
         snapshot: Option<ObjectRef>,
         merges: Vec<MergeRecord>,
-    ) -> Option<()> {
-        let run = spec.run.clone();
+    ) {
         self.history = History { snapshot, merges };
         self.saved.send_replace(None);
         self.weights = None;
         let outcome = answered("restore", self.load(spec)).await;
         if let Err(refusal) = &outcome {
-            tracing::warn!(%run, %refusal, "weights not restored");
+            tracing::warn!(run = %self.answers.run(), %refusal, "weights not restored");
         }
-        self.arrivals
-            .send(Arrival::Input(Input::Restored { run, outcome }))
-            .await
-            .ok()
+        self.answers.give(Answer::Restored { outcome }).await;
     }
 
     /// Context, data manifest and weights.
     async fn load(&mut self, spec: RunSpec) -> Result<(), Refusal> {
-        let (run, data) = (spec.run.clone(), spec.data);
+        let data = spec.data;
         let context = Arc::new(RunContext::load(&self.store, spec).await?);
         self.context = Some(Arc::clone(&context));
         self.publish_context
             .send_replace(Some(Arc::clone(&context)));
-        let data = Arc::new(crate::check::data(&self.store, data).await?);
-        let ended = |_| Refusal::new(Code::Draining, "the coordinator is stopping");
-        self.arrivals
-            .send(Arrival::Input(Input::DataLoaded { run, data }))
-            .await
-            .map_err(ended)?;
+        let data = Box::new(crate::check::data(&self.store, data).await?);
+        self.answers.give(Answer::DataLoaded { data }).await;
         let History { snapshot, merges } = &self.history;
         self.weights = Some(restore::weights(&self.store, &context, *snapshot, merges).await?);
         Ok(())
@@ -253,77 +236,49 @@ impl Executor {
         Ok(merged)
     }
 
-    /// Shares the chunks as they are now with a task of its own.
-    async fn save(
-        &mut self,
-        round: Round,
-        parent: Option<Digest>,
-        merges: Vec<MergeRecord>,
-    ) -> Option<()> {
-        let context = self.context.clone()?;
-        let Some(weights) = self
-            .weights
+    /// Shares the chunks as they are now with a task of its own, which nobody waits for: the next
+    /// merge may begin.
+    fn save(&self, round: Round, parent: Option<Digest>, merges: Vec<MergeRecord>) {
+        let held = self.weights.clone().filter(|held| held.round == round);
+        let snapshot = self
+            .context
             .clone()
-            .filter(|weights| weights.round == round)
-        else {
-            let outcome = Err(Refusal::new(
-                Code::SnapshotMissing,
-                format!("the weights of round {round} are not held"),
-            ));
-            return self
-                .tell(|run| Input::Saved {
-                    run,
-                    round,
-                    outcome,
-                })
-                .await;
-        };
-        let (store, pointer, arrivals) = (
-            self.store.clone(),
-            self.pointer.clone(),
-            self.arrivals.clone(),
-        );
-        let saved = self.saved.clone();
-        let run = context.spec.run.clone();
-        let snapshot = Snapshot {
-            context,
-            weights,
-            parent,
-            merges,
-        };
-        // Not waited for: the next merge may begin.
+            .zip(held)
+            .map(|(context, weights)| Snapshot {
+                context,
+                weights,
+                parent,
+                merges,
+            });
+        let (store, answers, saved) =
+            (self.store.clone(), self.answers.clone(), self.saved.clone());
         tokio::spawn(async move {
             let work = async {
-                let manifest = save::save(&store, &pointer, snapshot).await?;
+                let missing = || {
+                    let text = format!("the weights of round {round} are not held");
+                    Refusal::new(Code::SnapshotMissing, text)
+                };
+                let manifest = save::save(&store, snapshot.ok_or_else(missing)?).await?;
                 saved.send_replace(Some((round, manifest)));
                 Ok(manifest)
             };
-            tell_saved(&arrivals, run, round, work).await;
+            tell_saved(&answers, round, work).await;
         });
-        Some(())
     }
 }
 
 /// Saves, and says what came of it whatever happens: without an answer no later round would be
 /// saved.
 async fn tell_saved(
-    arrivals: &mpsc::Sender<Arrival>,
-    run: RunId,
+    answers: &Answers,
     round: Round,
     save: impl Future<Output = Result<ObjectRef, Refusal>>,
 ) {
     let outcome = answered("save", save).await;
     if let Err(refusal) = &outcome {
-        tracing::warn!(%run, round = round.get(), %refusal, "full snapshot not saved");
+        tracing::warn!(run = %answers.run(), round = round.get(), %refusal, "full snapshot not saved");
     }
-    // When the shell has ended nobody needs to know.
-    let _ = arrivals
-        .send(Arrival::Input(Input::Saved {
-            run,
-            round,
-            outcome,
-        }))
-        .await;
+    answers.give(Answer::Saved { round, outcome }).await;
 }
 
 /// Makes the outer step chunk by chunk: while one is merged the next is fetched and the ones before
@@ -336,7 +291,7 @@ async fn step_all(
     mut kept: BTreeMap<LeaseRef, KeptChunks>,
 ) -> Result<Merged, Refusal> {
     let round = weights.round;
-    let first = weights.momentum.is_empty();
+    let first = weights.is_first();
     let step = Step::new(&context.spec, round, first);
     let count = context.chunks.len();
     let mut uploads = Vec::with_capacity(count);
@@ -349,7 +304,7 @@ async fn step_all(
         }
         // Bounds the encoded chunks that wait to be stored.
         let permit = store.transfer().await;
-        let mut piece = weights.take(index, step);
+        let mut piece = std::mem::take(&mut weights.pieces[index]);
         let start = context.chunks[index].start;
         let work = tokio::task::spawn_blocking(move || {
             let stepped = step.run(&mut piece, &parts, start);
@@ -367,7 +322,7 @@ async fn step_all(
             );
             return Err(Refusal::new(Code::NotFinite, detail));
         }
-        weights.put(index, piece);
+        weights.pieces[index] = piece;
         sum_of_squares += stepped.sum_of_squares;
         let (store, bytes) = (store.clone(), Bytes::from(stepped.broadcast));
         uploads.push(AbortOnDrop(tokio::spawn(async move {
@@ -449,12 +404,16 @@ fn gather(
 
 #[cfg(test)]
 mod tests {
+    use schemas::RunId;
+
     use super::*;
+    use crate::arrival::Arrival;
 
     #[tokio::test]
     async fn a_save_that_panics_is_told_as_one_that_failed() {
         let (arrivals, mut heard) = mpsc::channel(1);
         let run: RunId = "demo".parse().expect("a name");
+        let answers = Answers::new(run, arrivals);
         let broken = "an empty list is not saved";
         let save = async move {
             if broken.is_empty() {
@@ -464,13 +423,16 @@ mod tests {
             }
         };
         // As the executor spawns it: the task itself ends well.
-        let task = tokio::spawn(async move { tell_saved(&arrivals, run, Round(3), save).await });
+        let task = tokio::spawn(async move { tell_saved(&answers, Round(3), save).await });
         match heard.recv().await {
-            Some(Arrival::Input(Input::Saved {
-                round: Round(3),
-                outcome: Err(refusal),
+            Some(Arrival::Foundry {
+                answer:
+                    Answer::Saved {
+                        round: Round(3),
+                        outcome: Err(refusal),
+                    },
                 ..
-            })) => {
+            }) => {
                 assert_eq!(refusal.code, Code::Internal);
                 assert!(refusal.detail.contains(broken), "{}", refusal.detail);
             }

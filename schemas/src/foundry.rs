@@ -1,0 +1,172 @@
+//! What the coordinator asks of a run's foundry, and what comes of it. The foundry is the one place
+//! that holds the run's weights and the bytes of its contributions: it checks them, merges them,
+//! saves and restores what came of it. The coordinator decides and holds no weights.
+//!
+//! A foundry takes orders in the order in which they are given. Those that read or check run beside
+//! each other; those that change the weights run one after another.
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::{ByteArray, ByteBuf};
+
+use crate::data::DataManifest;
+use crate::lease::{LeaseRef, Weights};
+use crate::limits::FOUNDRY_BYTES_MAX;
+use crate::message::{V, message};
+use crate::run::RunSpec;
+use crate::snapshot::{MergeInput, MergeRecord};
+use crate::{Digest, ObjectRef, PublicKey, Refusal, Round, RunId, SyncId, WorkerId};
+
+/// One check of a submitted result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ScreeningId(pub u64);
+
+/// An order to the foundry of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FoundryOrder {
+    /// Version.
+    pub v: V<1>,
+    /// Whose foundry.
+    pub run: RunId,
+    /// What to do.
+    pub order: Order,
+}
+
+message!(FoundryOrder, "foundry order", FOUNDRY_BYTES_MAX);
+
+/// What a foundry is to do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Order {
+    /// Load the weights: from the newest full snapshot (or the initial weights), then the merges
+    /// since, each of which must give the digest that the ledger recorded; read the run's data
+    /// manifest as well. Answer with [`Answer::DataLoaded`] and then [`Answer::Restored`].
+    Restore {
+        /// The run's settings.
+        spec: Box<RunSpec>,
+        /// The newest full snapshot's manifest.
+        snapshot: Option<ObjectRef>,
+        /// The merges since, oldest first.
+        merges: Vec<MergeRecord>,
+    },
+    /// Check an uploaded chunk ahead of its submit. A hint without an answer: the result is kept
+    /// until the submit or the end of the lease, or thrown away.
+    Stage {
+        /// The lease under which it was uploaded.
+        lease: LeaseRef,
+        /// Whose.
+        worker: WorkerId,
+        /// Position of the chunk.
+        index: u32,
+        /// The uploaded object.
+        object: ObjectRef,
+    },
+    /// Forget what was staged or kept for a lease that ended.
+    Unstage {
+        /// The lease.
+        lease: LeaseRef,
+    },
+    /// Check a result: signature, objects at the store, layout, sizes, finite, norm; promote its
+    /// objects; answer with [`Answer::Screened`]. The coordinator has checked what the statement
+    /// says about lease, tokens and steps.
+    Screen {
+        /// This check.
+        screening: ScreeningId,
+        /// Whose result.
+        worker: WorkerId,
+        /// The key that must have signed it.
+        audit_key: PublicKey,
+        /// The encoded statement, as it was signed.
+        statement: ByteBuf,
+        /// The signature over it.
+        signature: ByteArray<64>,
+    },
+    /// Make the outer step over `inputs`, publish the weights, answer with [`Answer::Merged`].
+    Merge {
+        /// The round that it closes, and the fragment that it steps.
+        sync: SyncId,
+        /// The sealed set, ascending by unit: the order of the sum.
+        inputs: Vec<MergeInput>,
+    },
+    /// Save the weights that `round` starts from, with the outer state, off the critical path;
+    /// answer with [`Answer::Saved`].
+    Save {
+        /// The round.
+        round: Round,
+        /// The full snapshot before it.
+        parent: Option<Digest>,
+        /// The merges since that snapshot.
+        merges: Vec<MergeRecord>,
+    },
+    /// End: the run is complete. No answer follows.
+    Forget,
+}
+
+/// An answer from the foundry of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FoundryAnswer {
+    /// Version.
+    pub v: V<1>,
+    /// Whose foundry.
+    pub run: RunId,
+    /// What came of an order.
+    pub answer: Answer,
+}
+
+message!(FoundryAnswer, "foundry answer", FOUNDRY_BYTES_MAX);
+
+/// What came of an order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Answer {
+    /// The run's data manifest was read.
+    DataLoaded {
+        /// The object that the run's settings name.
+        data: Box<DataManifest>,
+    },
+    /// The foundry holds the run's weights.
+    Restored {
+        /// An error stops the run: it would continue from other weights than the ledger says.
+        outcome: Result<(), Refusal>,
+    },
+    /// A result was checked.
+    Screened {
+        /// Which check.
+        screening: ScreeningId,
+        /// What was found when it may count: then its objects lie in `blobs`.
+        verdict: Result<Screened, Refusal>,
+    },
+    /// An outer step was made and its weights published.
+    Merged {
+        /// The round that it closes, and the fragment that it stepped.
+        sync: SyncId,
+        /// The weights of the next round.
+        outcome: Result<Merged, Refusal>,
+    },
+    /// A full snapshot stands.
+    Saved {
+        /// The round that starts from it.
+        round: Round,
+        /// Its manifest.
+        outcome: Result<ObjectRef, Refusal>,
+    },
+}
+
+/// What a check of a good result found.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Screened {
+    /// Euclidean norm of the contribution, over all its elements as decoded; 0 for an evaluation.
+    pub norm: f64,
+}
+
+/// What an outer step gave.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Merged {
+    /// The published weights.
+    pub broadcast: Weights,
+    /// Euclidean norm of the mean contribution.
+    pub norm: f64,
+}

@@ -1,0 +1,101 @@
+//! The foundry of a run: the one place that holds its weights and the bytes of its contributions. It
+//! takes the orders of [`schemas::foundry`] and answers with what came of them; it decides nothing
+//! about rounds or leases, and losing it costs time, never a result.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `desk` | takes orders, keeps what was checked until it is merged |
+//! | `screen` | the check of a result, chunk by chunk |
+//! | `executor` | one thing at a time to the weights: restore, merge; saves beside |
+//! | `context`, `weights`, `restore`, `save` | layout; the outer step on a chunk; weights from and into objects |
+
+mod context;
+mod desk;
+mod executor;
+mod restore;
+mod save;
+mod screen;
+mod weights;
+
+use schemas::foundry::{Answer, Order};
+use schemas::{Code, Refusal, RunId};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+pub(crate) use self::context::{RunContext, layout};
+use self::desk::{Desk, Told};
+pub(crate) use self::screen::MAGNITUDE_MAX;
+use crate::arrival::Arrival;
+use crate::store::Store;
+
+/// Orders that wait for the desk, which never works on one itself.
+const ORDERS_MAX: usize = 64;
+
+/// A run's foundry, as the shell sees it. It ends when this is dropped, with everything it holds.
+#[derive(Debug)]
+pub(crate) struct Foundry {
+    run: RunId,
+    orders: mpsc::Sender<Told>,
+    desk: JoinHandle<()>,
+}
+
+impl Foundry {
+    /// Starts the foundry of `run` in the trust domain `domain` (its id as text).
+    pub(crate) fn start(run: RunId, domain: &str, store: Store, answers: Answers) -> Self {
+        let (orders, told) = mpsc::channel(ORDERS_MAX);
+        let desk = Desk::new(domain.to_owned(), store, answers, orders.clone());
+        Self {
+            run,
+            orders,
+            desk: tokio::spawn(desk.run(told)),
+        }
+    }
+
+    /// Gives an order. The desk takes it in a moment; what comes of it is an answer.
+    ///
+    /// # Errors
+    /// The foundry has ended, which only a fault in it does.
+    pub(crate) async fn order(&self, order: Order) -> Result<(), Refusal> {
+        let sent = self.orders.send(Told::Order(order)).await;
+        sent.map_err(|_| {
+            let detail = format!("the foundry of run {} has ended", self.run);
+            Refusal::new(Code::Internal, detail)
+        })
+    }
+}
+
+impl Drop for Foundry {
+    fn drop(&mut self) {
+        self.desk.abort();
+    }
+}
+
+/// Where a foundry's answers go.
+#[derive(Clone, Debug)]
+pub(crate) struct Answers {
+    run: RunId,
+    arrivals: mpsc::Sender<Arrival>,
+}
+
+impl Answers {
+    pub(crate) const fn new(run: RunId, arrivals: mpsc::Sender<Arrival>) -> Self {
+        Self { run, arrivals }
+    }
+
+    /// Whose foundry answers.
+    pub(crate) const fn run(&self) -> &RunId {
+        &self.run
+    }
+
+    /// Gives an answer. When the shell has ended nobody needs it.
+    pub(crate) async fn give(&self, answer: Answer) {
+        let run = self.run.clone();
+        let _ = self.arrivals.send(Arrival::Foundry { run, answer }).await;
+    }
+
+    /// Gives an answer from a place that must not wait.
+    fn give_beside(&self, answer: Answer) {
+        let answers = self.clone();
+        tokio::spawn(async move { answers.give(answer).await });
+    }
+}

@@ -1,0 +1,231 @@
+//! The desk of a foundry: takes orders one by one and works on none of them itself, so that a check
+//! never waits for a merge.
+
+use std::collections::BTreeMap;
+
+use schemas::contribution::Statement;
+use schemas::foundry::{Answer, Order, ScreeningId};
+use schemas::lease::LeaseRef;
+use schemas::snapshot::MergeInput;
+use schemas::{Code, Message as _, ObjectRef, PublicKey, Refusal, Round, WorkerId};
+use tokio::sync::mpsc;
+
+use super::Answers;
+use super::executor::{self, Work};
+use super::screen::{self, KeptChunks, Source, Staged};
+use crate::guard::answered;
+use crate::store::Store;
+
+/// What the desk is told.
+#[derive(Debug)]
+pub(super) enum Told {
+    Order(Order),
+    /// A result passed its check; these of its chunks are in memory. The answer follows behind this,
+    /// and so does the order to merge it.
+    Passed {
+        lease: LeaseRef,
+        kept: KeptChunks,
+    },
+}
+
+/// What it keeps at hand. Losing it costs another fetch of each chunk.
+pub(super) struct Desk {
+    domain: String,
+    store: Store,
+    answers: Answers,
+    /// To itself, behind the orders that wait.
+    told: mpsc::Sender<Told>,
+    executor: executor::Handle,
+    /// Checks ahead of their submit, by lease.
+    staged: BTreeMap<LeaseRef, Staged>,
+    /// Chunks in memory of results that passed, by lease.
+    kept: BTreeMap<LeaseRef, KeptChunks>,
+}
+
+/// A result to check.
+struct Submitted {
+    screening: ScreeningId,
+    worker: WorkerId,
+    audit_key: PublicKey,
+    statement: Vec<u8>,
+    signature: [u8; 64],
+}
+
+impl Desk {
+    pub(super) fn new(
+        domain: String,
+        store: Store,
+        answers: Answers,
+        told: mpsc::Sender<Told>,
+    ) -> Self {
+        Self {
+            domain,
+            executor: executor::Handle::start(store.clone(), answers.clone()),
+            store,
+            answers,
+            told,
+            staged: BTreeMap::new(),
+            kept: BTreeMap::new(),
+        }
+    }
+
+    /// Takes orders until the run is forgotten.
+    pub(super) async fn run(mut self, mut told: mpsc::Receiver<Told>) {
+        while let Some(told) = told.recv().await {
+            match told {
+                Told::Order(Order::Forget) => return,
+                Told::Order(order) => self.take(order),
+                Told::Passed { lease, kept } => drop(self.kept.insert(lease, kept)),
+            }
+        }
+    }
+
+    fn take(&mut self, order: Order) {
+        match order {
+            Order::Restore {
+                spec,
+                snapshot,
+                merges,
+            } => {
+                let work = Work::Restore {
+                    spec,
+                    snapshot,
+                    merges,
+                };
+                self.hand(work, |refusal| Answer::Restored {
+                    outcome: Err(refusal),
+                });
+            }
+            Order::Stage {
+                lease,
+                worker,
+                index,
+                object,
+            } => self.stage(lease, worker, index, object),
+            Order::Unstage { lease } => {
+                self.staged.remove(&lease);
+                self.kept.remove(&lease);
+            }
+            Order::Screen {
+                screening,
+                worker,
+                audit_key,
+                statement,
+                signature,
+            } => self.screen(Submitted {
+                screening,
+                worker,
+                audit_key,
+                statement: statement.into_vec(),
+                signature: signature.into_array(),
+            }),
+            Order::Merge { sync, inputs } => {
+                let kept = self.take_kept(sync.round, &inputs);
+                let work = Work::Merge { sync, inputs, kept };
+                self.hand(work, |refusal| Answer::Merged {
+                    sync,
+                    outcome: Err(refusal),
+                });
+            }
+            Order::Save {
+                round,
+                parent,
+                merges,
+            } => {
+                let work = Work::Save {
+                    round,
+                    parent,
+                    merges,
+                };
+                self.hand(work, |refusal| Answer::Saved {
+                    round,
+                    outcome: Err(refusal),
+                });
+            }
+            Order::Forget => unreachable!("the desk ends with this order"),
+        }
+    }
+
+    /// Hands work on the weights to the executor, or says why that cannot be.
+    fn hand(&self, work: Work, refused: impl FnOnce(Refusal) -> Answer) {
+        if let Err(refusal) = self.executor.hand(work) {
+            self.answers.give_beside(refused(refusal));
+        }
+    }
+
+    /// Starts to check a chunk. Without the run's context there is nothing to check it against yet,
+    /// and the submit will do it.
+    fn stage(&mut self, lease: LeaseRef, worker: WorkerId, index: u32, object: ObjectRef) {
+        let Some(context) = self.executor.context().borrow().clone() else {
+            return;
+        };
+        let run = context.spec.run.clone();
+        screen::stage(
+            self.staged.entry(lease).or_default(),
+            &self.store,
+            &context,
+            Source { run, lease, worker },
+            index,
+            object,
+        );
+    }
+
+    /// Starts to check a result.
+    fn screen(&mut self, submitted: Submitted) {
+        let screening = submitted.screening;
+        let statement = match Statement::decode(&submitted.statement) {
+            Ok(statement) => statement,
+            Err(error) => {
+                let refusal = Refusal::new(Code::StatementInvalid, error.to_string());
+                let verdict = Err(refusal);
+                return self
+                    .answers
+                    .give_beside(Answer::Screened { screening, verdict });
+            }
+        };
+        let lease = statement.lease;
+        let staged = self.staged.remove(&lease).unwrap_or_default();
+        let mut context = self.executor.context();
+        let (store, domain) = (self.store.clone(), self.domain.clone());
+        let (answers, told) = (self.answers.clone(), self.told.clone());
+        tokio::spawn(async move {
+            let checked = async {
+                let unknown = || {
+                    let text = "the run's layout is not loaded yet; submit again";
+                    Refusal::new(Code::NoAnswer, text)
+                };
+                let context = context.wait_for(Option::is_some).await;
+                let context = context.map_err(|_| unknown())?.clone();
+                let context = context.ok_or_else(unknown)?;
+                let signed = screen::Signed {
+                    audit_key: &submitted.audit_key,
+                    bytes: &submitted.statement,
+                    signature: &submitted.signature,
+                };
+                let worker = &submitted.worker;
+                screen::check(
+                    &store, &context, &domain, worker, signed, &statement, staged,
+                )
+                .await
+            };
+            let verdict = match answered("check of a result", checked).await {
+                Ok((screened, kept)) => {
+                    // The desk has it before the answer can lead to a merge; when it has ended
+                    // nobody merges.
+                    let _ = told.send(Told::Passed { lease, kept }).await;
+                    Ok(screened)
+                }
+                Err(refusal) => Err(refusal),
+            };
+            answers.give(Answer::Screened { screening, verdict }).await;
+        });
+    }
+
+    /// The chunks in memory of a round's inputs; those of its other contributions are dropped.
+    fn take_kept(&mut self, round: Round, inputs: &[MergeInput]) -> BTreeMap<LeaseRef, KeptChunks> {
+        let take = |input: &MergeInput| Some((input.lease, self.kept.remove(&input.lease)?));
+        let kept = inputs.iter().filter_map(take).collect();
+        self.kept.retain(|lease, _| lease.unit.round > round);
+        kept
+    }
+}

@@ -1,0 +1,28 @@
+//! The foundries of the runs that are open.
+
+use runtime::Failure;
+use schemas::foundry::Order;
+use schemas::{Code, RunId};
+
+use super::Shell;
+use crate::foundry::{Answers, Foundry};
+
+impl Shell {
+    /// Gives an order to the foundry of `run`. The first is to restore its weights, which starts it;
+    /// the last is to forget them, which ends it.
+    pub(super) async fn order(&mut self, run: RunId, order: Order) -> Result<(), Failure> {
+        if matches!(order, Order::Forget) {
+            self.tables.forget(&run);
+            return Ok(());
+        }
+        if matches!(order, Order::Restore { .. }) && !self.tables.foundries.contains_key(&run) {
+            let answers = Answers::new(run.clone(), self.arrivals.clone());
+            let foundry = Foundry::start(run.clone(), &self.domain, self.store.clone(), answers);
+            self.tables.foundries.insert(run.clone(), foundry);
+        }
+        let foundry = self.tables.foundries.get(&run);
+        let foundry = foundry
+            .ok_or_else(|| Failure::new(Code::Internal, format!("run {run} was never restored")))?;
+        Ok(foundry.order(order).await?)
+    }
+}
