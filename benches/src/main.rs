@@ -8,8 +8,10 @@
 //! | `cluster_run` | a run of the synthetic trainer on processes of this build |
 //! | `tokens` | training speed, beside PyTorch where there is one |
 //! | `leases` | claims to grants at a fixed rate |
+//! | `appends` | events appended to the ledger, together and alone |
 //! | `row`, `table`, `machine` | results, how they are shown and kept, and where they were measured |
 
+mod appends;
 mod cluster_run;
 mod leases;
 mod machine;
@@ -68,10 +70,11 @@ enum Bench {
     Sync(sync::Size, usize),
     Tokens,
     Leases,
+    Appends,
 }
 
 /// In the order in which they run.
-const BENCHES: [(&str, Bench); 7] = [
+const BENCHES: [(&str, Bench); 8] = [
     ("merge", Bench::Merge),
     ("sync-10m-2", Bench::Sync(sync::Size::M10, 2)),
     ("sync-10m-4", Bench::Sync(sync::Size::M10, 4)),
@@ -79,6 +82,7 @@ const BENCHES: [(&str, Bench); 7] = [
     ("sync-100m-4", Bench::Sync(sync::Size::M100, 4)),
     ("tokens", Bench::Tokens),
     ("leases", Bench::Leases),
+    ("appends", Bench::Appends),
 ];
 
 fn main() -> ExitCode {
@@ -150,5 +154,6 @@ fn measure(bench: Bench, effort: Effort, runtime: &tokio::runtime::Runtime) -> R
         }
         Bench::Tokens => tokens::measure(effort),
         Bench::Leases => runtime.block_on(Box::pin(leases::measure(effort))),
+        Bench::Appends => runtime.block_on(Box::pin(appends::measure(effort))),
     }
 }

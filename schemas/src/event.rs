@@ -11,8 +11,10 @@ use crate::limits::{EVENT_BYTES_MAX, SIGNED_EVENT_BYTES_MAX};
 use crate::member::{Posture, Session};
 use crate::message::{V, message};
 use crate::run::{RunSpec, TrainerKind};
+use crate::sync::SealedInput;
 use crate::{
-    AccountId, Digest, ObjectRef, PublicKey, Round, RunId, Sequence, Tokens, UnixMillis, WorkerId,
+    AccountId, Digest, Fragment, ObjectRef, PublicKey, Round, RunId, Sequence, Tokens, UnixMillis,
+    WorkerId,
 };
 
 /// An event as it is sent and stored. Key and signature stand beside the body in one payload and
@@ -147,9 +149,21 @@ pub enum LedgerEvent {
         statement: Digest,
         signature: ByteArray<64>,
     },
-    /// The round is merged: `broadcast` are the weights of the next one.
+    /// These contributions are merged, and no others: what comes to the round later is late. A set
+    /// of more than [`SEALED_MAX`](crate::limits::SEALED_MAX) is named by several events in a row,
+    /// ascending by unit; `rest` counts what the following ones name, and 0 completes the seal.
+    RoundSealed {
+        round: Round,
+        fragment: Fragment,
+        inputs: Vec<SealedInput>,
+        rest: u32,
+    },
+    /// The sealed set is merged: `broadcast` are the weights that came of it. In a ledger of an
+    /// earlier release no seal comes before, and the set is all that was accepted.
     RoundClosed {
         round: Round,
+        #[serde(default, skip_serializing_if = "Fragment::is_first")]
+        fragment: Fragment,
         broadcast: Weights,
         norm: f64,
         tokens: Tokens,
@@ -250,6 +264,7 @@ impl LedgerEvent {
             Self::ContributionAccepted { .. } => "contribution-accepted",
             Self::ContributionRejected { .. } => "contribution-rejected",
             Self::EvaluationAccepted { .. } => "evaluation-accepted",
+            Self::RoundSealed { .. } => "round-sealed",
             Self::RoundClosed { .. } => "round-closed",
             Self::SnapshotSaved { .. } => "snapshot-saved",
             Self::ControlReceived { .. } => "control-received",

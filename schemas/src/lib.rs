@@ -29,6 +29,7 @@ pub mod public;
 pub mod run;
 pub mod snapshot;
 pub mod subject;
+pub mod sync;
 pub mod telemetry;
 pub mod text;
 pub mod unit;
@@ -39,4 +40,7 @@ pub use code::{Class, Code, Coded, Refusal};
 pub use digest::{Digest, Hasher, ObjectRef};
 pub use id::{AccountId, IdError, PublicKey, RunId, WorkerId};
 pub use message::{DecodeError, Message, Reply, V};
-pub use unit::{Bytes, Epoch, Millis, Round, Sequence, Steps, Tokens, UnitIndex, UnixMillis};
+pub use sync::SyncId;
+pub use unit::{
+    Bytes, Epoch, Fragment, Millis, Round, Sequence, Steps, Tokens, UnitIndex, UnixMillis, Weight,
+};

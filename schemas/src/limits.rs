@@ -13,6 +13,9 @@ pub const WORKER_MESSAGE_BYTES_MAX: usize = 256 << 10;
 pub const EVENT_BYTES_MAX: usize = 16 << 10;
 /// Longest signed event: a body, and room for its key, its signature and their names.
 pub const SIGNED_EVENT_BYTES_MAX: usize = EVENT_BYTES_MAX + 512;
+/// Most inputs that one event seals: three numbers of at most 9 bytes each, and one that says so,
+/// stay well below [`EVENT_BYTES_MAX`] together.
+pub const SEALED_MAX: usize = 512;
 /// A run's name is a subject token, an object-key segment and a table column.
 pub const RUN_ID_BYTES_MAX: usize = 32;
 /// Longest free text in a refusal or an event.

@@ -7,7 +7,7 @@ pub use crate::codec::{Carries, Codec, CodecKind, Rounding};
 use crate::lease::Weights;
 use crate::limits::{LEASE_MAX, LEASE_MIN, SEQUENCE_TOKENS_MAX, UNITS_MAX, WORKERS_MAX};
 use crate::message::{V, message};
-use crate::{Bytes, Digest, Message, Millis, ObjectRef, Round, RunId, Steps, Tokens};
+use crate::{Bytes, Digest, Fragment, Message, Millis, ObjectRef, Round, RunId, Steps, Tokens};
 
 /// Everything that decides a run's result. Workers get it when they join, and every lease names its
 /// digest; a worker with other settings is refused, never silently different.
@@ -158,6 +158,22 @@ pub enum OuterOptimizer {
     },
 }
 
+/// When a round has what it needs, and is sealed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Closing {
+    /// When all its training units have a contribution; each counts by its tokens.
+    #[default]
+    All,
+}
+
+impl Closing {
+    /// True for the rule that settings without one follow.
+    pub const fn is_all(&self) -> bool {
+        matches!(self, Self::All)
+    }
+}
+
 /// Rules for workers and leases.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -173,6 +189,10 @@ pub struct Policy {
     pub norm_max: f64,
     /// Refused results of one worker before it is removed from the run.
     pub strikes_max: u32,
+    /// When a round is sealed. Left out where it is the first rule there was, so that the digests of
+    /// settings made before there was a choice stay what they are.
+    #[serde(default, skip_serializing_if = "Closing::is_all")]
+    pub closing: Closing,
 }
 
 impl RunSpec {
@@ -191,6 +211,12 @@ impl RunSpec {
                 .rounds
                 .saturating_mul(self.schedule.inner_steps.get()),
         )
+    }
+
+    /// The fragments into which the weights are cut, each synchronised by itself: all together, for
+    /// now.
+    pub fn fragments(&self) -> impl Iterator<Item = Fragment> + use<> {
+        std::iter::once(Fragment::FIRST)
     }
 
     /// Tokens of one training unit.

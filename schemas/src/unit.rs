@@ -74,6 +74,14 @@ quantity!(
     Round(u64)
 );
 quantity!(
+    /// A part of the model that is synchronised by itself, counted from 0.
+    Fragment(u32)
+);
+quantity!(
+    /// How much a contribution counts in a mean, beside the other contributions in it.
+    Weight(u64)
+);
+quantity!(
     /// Position of a unit in its round.
     UnitIndex(u32)
 );
@@ -93,6 +101,23 @@ quantity!(
     /// A span of time in milliseconds.
     Millis(u64)
 );
+
+impl Fragment {
+    /// The first; in a run that synchronises the whole model at once, the only one.
+    pub const FIRST: Self = Self(0);
+
+    /// True for [`Fragment::FIRST`].
+    pub const fn is_first(&self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl Weight {
+    /// The weight of a contribution that counts by the tokens that it was trained on.
+    pub const fn of_tokens(tokens: Tokens) -> Self {
+        Self(tokens.0)
+    }
+}
 
 impl Millis {
     /// `seconds` as milliseconds.

@@ -357,6 +357,8 @@ fn declarations_name_what_schemas_names() {
             (&Value::Bool(false), Some("new")),
             "{file}"
         );
+        // The coordinator alone stores what it decides on together.
+        assert_eq!(stream["allow_atomic"], name == LEDGER_STREAM, "{file}");
         assert!(stream["max_consumers"].as_u64().unwrap() > 0, "{file}");
     }
     assert_eq!(

@@ -19,14 +19,16 @@ use schemas::lease::{
 use schemas::member::{JoinReply, JoinRequest, Layer, LeaveRequest, OpenLayer, Posture, Session};
 use schemas::public::Status;
 use schemas::run::{
-    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding,
-    RunSpec, Schedule, TrainerKind,
+    Closing, Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision,
+    Rounding, RunSpec, Schedule, TrainerKind,
 };
+use schemas::sync::SealedInput;
 use schemas::telemetry::{Heartbeat, Phase};
 use schemas::view::{RunPhase, RunView};
 use schemas::{
-    Answer, Asked, Bytes, Code, DecodeError, Digest, Epoch, Message, Millis, ObjectRef, PublicKey,
-    Refusal, Reply, Round, RunId, Sequence, Steps, Tokens, UnitIndex, UnixMillis, V, WorkerId,
+    Answer, Asked, Bytes, Code, DecodeError, Digest, Epoch, Fragment, Message, Millis, ObjectRef,
+    PublicKey, Refusal, Reply, Round, RunId, Sequence, Steps, Tokens, UnitIndex, UnixMillis, V,
+    Weight, WorkerId,
 };
 use serde_bytes::{ByteArray, ByteBuf};
 
@@ -132,6 +134,7 @@ pub(crate) fn spec() -> RunSpec {
             silence_max: Millis::from_secs(30),
             norm_max: 0.0,
             strikes_max: 3,
+            closing: Closing::default(),
         },
         seed: 7,
     }
@@ -228,10 +231,26 @@ pub(crate) fn largest_event() -> EventBody {
     };
     event(Event::Ledger(LedgerEvent::RoundClosed {
         round: Round(u64::MAX),
+        fragment: Fragment::FIRST,
         broadcast,
         norm: 1.0,
         tokens: Tokens(u64::MAX),
     }))
+}
+
+/// A seal of so many inputs, each with the largest numbers.
+pub(crate) fn sealed(inputs: usize) -> LedgerEvent {
+    let input = SealedInput {
+        unit: UnitIndex(u32::MAX),
+        epoch: Epoch(u64::MAX),
+        weight: Weight(u64::MAX),
+    };
+    LedgerEvent::RoundSealed {
+        round: Round(u64::MAX),
+        fragment: Fragment(u32::MAX),
+        inputs: vec![input; inputs],
+        rest: u32::MAX,
+    }
 }
 
 fn accepted() -> LedgerEvent {
@@ -423,6 +442,10 @@ pub(crate) fn all() -> Vec<Example> {
             ..example(&event(Event::Worker(WorkerEvent::Started {
                 lease: lease(),
             })))
+        },
+        Example {
+            name: "event of a seal",
+            ..example(&event(Event::Ledger(sealed(3))))
         },
         Example {
             name: "statement of an evaluation",

@@ -6,7 +6,7 @@ use crate::examples;
 use proptest::prelude::*;
 use schemas::answer::question;
 use schemas::blob::PutRequest;
-use schemas::event::{EventBody, LedgerEvent, SignedEvent};
+use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent};
 use schemas::lease::{ClaimRequest, Done};
 use schemas::member::{Posture, Session};
 use schemas::{Answer, Asked, DecodeError, Message, Millis, Reply, V, is_answer};
@@ -145,6 +145,17 @@ fn announced_lengths_are_not_believed() {
 fn deep_nesting_is_an_error_not_an_overflow() {
     let bytes = vec![0x91; 200_000];
     assert!(PutRequest::decode(&bytes).is_err());
+}
+
+#[test]
+fn the_largest_seal_fits() {
+    let sealed = examples::sealed(schemas::limits::SEALED_MAX);
+    let bytes = examples::event(Event::Ledger(sealed)).encode();
+    assert!(
+        bytes.len() <= EventBody::BYTES_MAX,
+        "{} bytes are sealed",
+        bytes.len()
+    );
 }
 
 #[test]

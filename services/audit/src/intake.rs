@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE;
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::publish::PublishAck;
+use async_nats::jetstream::response::Response;
 use audit_core::{Candidate, Heard, Linked, Notice, Tail};
 use bytes::Bytes;
-use runtime::{
-    ApiError, Bus, BusError, Delivery, Failure, Listener, StreamError, StreamReader, clock,
-};
+use runtime::{Bus, BusError, Delivery, Failure, Listener, StreamError, StreamReader, clock};
 use schemas::lease::Done;
 use schemas::subject::{EVENTS_FILTER, events_stream, record_filter, record_subject};
 use schemas::{Answer, Asked, Code, Message as _, Refusal, Reply, WorkerId};
-use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -27,8 +27,6 @@ const REPORT_EVERY: Duration = Duration::from_secs(10);
 const NOTICES_MAX: usize = 256;
 /// Header that names the subjects of an expected sequence.
 const EXPECTED_FILTER: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
-/// The broker's error for an expectation that does not hold.
-const WRONG_LAST_SEQUENCE: u64 = 10071;
 
 /// The service's second half, connected.
 pub(crate) struct Intake {
@@ -52,14 +50,6 @@ struct Tally {
     /// Why: a loss before all else.
     cause: Option<Refusal>,
     nobody: u64,
-}
-
-/// A stream's answer to a publish.
-#[derive(Deserialize)]
-struct Acknowledgement {
-    #[serde(default)]
-    seq: u64,
-    error: Option<ApiError>,
 }
 
 impl Intake {
@@ -265,17 +255,17 @@ impl Intake {
             .await;
         let answer = answer.map_err(|error| error.to_string())?;
         let stream = events_stream(account);
-        match serde_json::from_slice::<Acknowledgement>(&answer) {
-            Ok(Acknowledgement { seq, error: None }) if seq > expected => Ok(seq),
-            Ok(Acknowledgement {
-                error: Some(error), ..
-            }) if error.err_code == WRONG_LAST_SEQUENCE => {
+        match serde_json::from_slice::<Response<PublishAck>>(&answer) {
+            Ok(Response::Ok(ack)) if ack.sequence > expected => Ok(ack.sequence),
+            Ok(Response::Err { error })
+                if error.error_code() == ErrorCode::STREAM_WRONG_LAST_SEQUENCE =>
+            {
                 Err(format!("{stream} has another end of this chain"))
             }
-            Ok(Acknowledgement {
-                error: Some(error), ..
-            }) => Err(format!("{stream}: {}", error.description)),
-            Ok(_) | Err(_) => Err(format!("{stream}: the answer is no acknowledgement")),
+            Ok(Response::Err { error }) => Err(format!("{stream}: {error}")),
+            Ok(Response::Ok(_)) | Err(_) => {
+                Err(format!("{stream}: the answer is no acknowledgement"))
+            }
         }
     }
 }

@@ -9,6 +9,9 @@ use schemas::{PublicKey, Refusal, RunId};
 use crate::answer::ReplyTo;
 use crate::screen::KeptChunks;
 
+/// Arrivals that wait for the loop. Beyond it the bus keeps them, and drops what it cannot keep.
+pub(crate) const ARRIVALS_MAX: usize = 1024;
+
 /// Something for the loop; most of it becomes an input of the core.
 #[derive(Debug)]
 pub(crate) enum Arrival {

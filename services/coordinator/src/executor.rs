@@ -11,7 +11,7 @@ use futures::future::try_join_all;
 use schemas::lease::{LeaseRef, Weights as Published};
 use schemas::run::RunSpec;
 use schemas::snapshot::{MergeInput, MergeRecord};
-use schemas::{Code, Digest, ObjectRef, Refusal, Round, RunId};
+use schemas::{Code, Digest, ObjectRef, Refusal, Round, RunId, SyncId};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -37,7 +37,7 @@ pub(crate) enum Order {
         merges: Vec<MergeRecord>,
     },
     Merge {
-        round: Round,
+        sync: SyncId,
         inputs: Vec<MergeInput>,
         kept: BTreeMap<LeaseRef, KeptChunks>,
     },
@@ -137,21 +137,12 @@ impl Executor {
                     snapshot,
                     merges,
                 } => self.restore(*spec, snapshot, merges).await,
-                Order::Merge {
-                    round,
-                    inputs,
-                    kept,
-                } => {
-                    let outcome = answered("merge", self.merge(round, inputs, kept)).await;
+                Order::Merge { sync, inputs, kept } => {
+                    let outcome = answered("merge", self.merge(sync, inputs, kept)).await;
                     if let (Err(refusal), Some(context)) = (&outcome, &self.context) {
-                        tracing::warn!(run = %context.spec.run, round = round.get(), %refusal, "round not merged");
+                        tracing::warn!(run = %context.spec.run, %sync, %refusal, "not merged");
                     }
-                    self.tell(|run| Input::Merged {
-                        run,
-                        round,
-                        outcome,
-                    })
-                    .await
+                    self.tell(|run| Input::Merged { run, sync, outcome }).await
                 }
                 Order::Save {
                     round,
@@ -211,10 +202,11 @@ impl Executor {
 
     async fn merge(
         &mut self,
-        round: Round,
+        sync: SyncId,
         inputs: Vec<MergeInput>,
         kept: BTreeMap<LeaseRef, KeptChunks>,
     ) -> Result<Merged, Refusal> {
+        let SyncId { round, fragment } = sync;
         let internal = |detail: String| Refusal::new(Code::Internal, detail);
         let context = self
             .context
@@ -253,6 +245,7 @@ impl Executor {
         );
         self.history.merges.push(MergeRecord {
             round,
+            fragment,
             inputs,
             broadcast,
         });
@@ -435,7 +428,7 @@ fn gather(
             .get_mut(&input.lease)
             .and_then(|chunks| chunks.get_mut(index))
             .and_then(Option::take);
-        sources.push((input.tokens.get(), object, held));
+        sources.push((input.weight.get(), object, held));
     }
     let store = store.clone();
     Ok(AbortOnDrop(tokio::spawn(async move {

@@ -42,7 +42,7 @@ mod sweep;
 mod weights;
 
 pub use config::{Config, KeysConfig, LimitsConfig, StoreConfig};
-pub use ledger::{Ledger, LedgerError};
+pub use ledger::{Ledger, LedgerError, NewEvent};
 pub use mark::LedgerMark;
 pub use pointer::SnapshotPointer;
 pub use service::Service;

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::PullConsumer;
+use async_nats::jetstream::publish::PublishAck;
+use async_nats::jetstream::response::Response;
 use async_nats::jetstream::{self, ErrorCode};
 use async_nats::{HeaderMap, Subject};
 use bytes::Bytes;
@@ -15,7 +17,6 @@ use runtime::{Bus, Failure};
 use schemas::lease::{Offer, UnitId};
 use schemas::subject::{WORK_CONSUMER, WORK_STREAM, offer_subject};
 use schemas::{Code, Message as _, RunId, V};
-use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
@@ -25,7 +26,7 @@ use crate::arrival::Arrival;
 const BATCH: usize = 256;
 /// How long one publish waits for its acknowledgement.
 const ACK_WAIT: Duration = Duration::from_secs(5);
-/// Tries to publish an offer; the core offers again later what was not delivered.
+/// Tries to publish an offer. A unit whose offer is not delivered is granted without it, later.
 const TRIES_MAX: u32 = 4;
 /// Pause after the pulling was interrupted.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -37,19 +38,6 @@ pub(crate) struct Deliveries {
     acks: BTreeMap<DeliveryId, (u64, Subject)>,
     /// The newest delivery of each message of the stream.
     newest: BTreeMap<u64, DeliveryId>,
-}
-
-#[derive(Deserialize)]
-struct Acknowledgement {
-    error: Option<AckError>,
-}
-
-#[derive(Deserialize)]
-struct AckError {
-    #[serde(default)]
-    err_code: u64,
-    #[serde(default)]
-    description: String,
 }
 
 impl Deliveries {
@@ -88,14 +76,14 @@ pub(crate) async fn offer(bus: Bus, run: RunId, unit: UnitId) {
             .request_raw(&subject, headers.clone(), payload.clone(), ACK_WAIT)
             .await
         {
-            Ok(answer) => match serde_json::from_slice::<Acknowledgement>(&answer)
-                .map(|ack| ack.error)
-            {
-                Ok(None) => return,
-                Ok(Some(error)) if error.err_code == ErrorCode::STREAM_WRONG_LAST_SEQUENCE.0 => {
+            Ok(answer) => match serde_json::from_slice::<Response<PublishAck>>(&answer) {
+                Ok(Response::Ok(_)) => return,
+                Ok(Response::Err { error })
+                    if error.error_code() == ErrorCode::STREAM_WRONG_LAST_SEQUENCE =>
+                {
                     return;
                 }
-                Ok(Some(error)) => error.description,
+                Ok(Response::Err { error }) => error.to_string(),
                 Err(error) => error.to_string(),
             },
             Err(error) => bus.explain_silence(error, WORK_STREAM).await.to_string(),

@@ -207,7 +207,7 @@ async fn parts(store: &Store, inputs: &[MergeInput], index: usize) -> Result<Vec
             )
         };
         parts.push((
-            input.tokens.get(),
+            input.weight.get(),
             store.fetch(object.ok_or_else(missing)?).await?,
         ));
     }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::arrival::Arrival;
+use crate::arrival::{ARRIVALS_MAX, Arrival};
 use crate::config::Config;
 use crate::incoming::Identity;
 use crate::ledger::Ledger;
@@ -23,9 +23,6 @@ use crate::serve;
 use crate::shell::{Shell, Tables};
 use crate::store::Store;
 use crate::sweep;
-
-/// Arrivals that wait for the loop. Beyond it the bus keeps them, and drops what it cannot keep.
-const ARRIVALS_MAX: usize = 1024;
 
 /// A coordinator that leads.
 pub struct Service {

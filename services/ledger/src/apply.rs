@@ -3,20 +3,16 @@
 use std::collections::BTreeMap;
 use std::ops::Deref;
 
-use schemas::contribution::{Contribution, Evaluation};
+use schemas::contribution::{Evaluation, Fate};
 use schemas::event::{Departure, Event, EventBody, LedgerEvent};
-use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
+use schemas::lease::{LeaseRef, UnitKind};
 use schemas::run::RunSpec;
-use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::{
-    Bytes, Digest, Epoch, ObjectRef, PublicKey, Refusal, Round, RunId, Sequence, UnitIndex,
+    Bytes, Digest, Fragment, PublicKey, Refusal, Round, RunId, Sequence, SyncId, Tokens,
     UnixMillis, WorkerId,
 };
 
-use crate::state::{
-    Accepted, Fates, Leader, Member, ROUNDS_REMEMBERED, RoundRecord, Run, SnapshotRecord, Standing,
-    State, Unit,
-};
+use crate::state::{Accepted, Fates, Leader, Member, Run, Standing, State, Unit};
 
 /// Why a ledger does not give a state.
 #[derive(Debug, thiserror::Error)]
@@ -170,9 +166,14 @@ impl State {
             members: BTreeMap::new(),
             rounds: Vec::new(),
             units: BTreeMap::new(),
-            inputs: BTreeMap::new(),
+            open: BTreeMap::new(),
+            sealed: Vec::new(),
+            seals: false,
             accepted: BTreeMap::new(),
-            weights: BTreeMap::from([(Round(0), spec.initial_weights())]),
+            weights: spec
+                .fragments()
+                .map(|fragment| ((fragment, Round(0)), spec.initial_weights()))
+                .collect(),
             merges: Vec::new(),
             snapshots: Vec::new(),
             evaluations: BTreeMap::new(),
@@ -267,22 +268,13 @@ impl Run {
                 worker,
                 tokens,
                 ..
-            } => {
-                self.release(event.kind(), lease, worker)?;
-                self.tokens.abandoned += *tokens;
-                Ok(())
-            }
+            } => self.end(lease, worker, *tokens),
             LedgerEvent::ContributionRejected {
                 lease,
                 worker,
                 tokens,
                 ..
-            } => {
-                self.release(event.kind(), lease, worker)?;
-                self.tokens.rejected += *tokens;
-                self.count(worker, |member| member.rejected += 1);
-                Ok(())
-            }
+            } => self.reject(lease, worker, *tokens),
             LedgerEvent::ContributionAccepted {
                 lease,
                 worker,
@@ -297,12 +289,19 @@ impl Run {
                 statement,
                 ..
             } => self.accept_evaluation(lease, worker, evaluation, *statement),
+            LedgerEvent::RoundSealed {
+                round,
+                fragment,
+                inputs,
+                rest,
+            } => self.seal(sync(*round, *fragment), inputs, *rest),
             LedgerEvent::RoundClosed {
                 round,
+                fragment,
                 broadcast,
                 norm,
                 ..
-            } => self.close(time, *round, broadcast, *norm),
+            } => self.close(time, sync(*round, *fragment), broadcast, *norm),
             LedgerEvent::SnapshotSaved { round, manifest } => self.saved(time, *round, *manifest),
             LedgerEvent::CoordinatorStarted { .. }
             | LedgerEvent::CoordinatorStopped { .. }
@@ -351,40 +350,6 @@ impl Run {
         Ok(())
     }
 
-    fn open(&mut self, time: UnixMillis, round: Round) -> Result<(), ApplyError> {
-        let next =
-            round.get() == self.rounds.len() as u64 && round.get() < self.spec.schedule.rounds;
-        if !next || self.open_round().is_some() {
-            return Err(out_of_place("round-opened", format!("round {round}")));
-        }
-        self.rounds.push(RoundRecord {
-            opened_at: time,
-            ..RoundRecord::default()
-        });
-        for index in 0..self.spec.schedule.units {
-            self.offer(UnitId {
-                round,
-                kind: UnitKind::Train,
-                index: UnitIndex(index),
-            });
-        }
-        if self.spec.evaluates(round) {
-            self.offer(evaluation_unit(round));
-        }
-        Ok(())
-    }
-
-    fn offer(&mut self, unit: UnitId) {
-        self.units.insert(
-            unit,
-            Unit {
-                epoch: Epoch(0),
-                standing: Standing::Open,
-                failed_by: None,
-            },
-        );
-    }
-
     fn grant(
         &mut self,
         time: UnixMillis,
@@ -420,21 +385,52 @@ impl Run {
         Ok(())
     }
 
-    /// Takes a held lease from its holder; its unit is open again.
+    /// Ends a lease without a result: its tokens are abandoned.
+    fn end(
+        &mut self,
+        lease: &LeaseRef,
+        worker: &WorkerId,
+        tokens: Tokens,
+    ) -> Result<(), ApplyError> {
+        self.release("lease-ended", lease, worker)?;
+        self.tokens.abandoned += tokens;
+        Ok(())
+    }
+
+    /// Refuses a result: its tokens are rejected.
+    fn reject(
+        &mut self,
+        lease: &LeaseRef,
+        worker: &WorkerId,
+        tokens: Tokens,
+    ) -> Result<(), ApplyError> {
+        self.release("contribution-rejected", lease, worker)?;
+        self.tokens.rejected += tokens;
+        self.count(worker, |member| member.rejected += 1);
+        Ok(())
+    }
+
+    /// Takes a held lease from its holder. Its unit is open again, unless its round takes nothing any
+    /// more.
     fn release(
         &mut self,
         event: &'static str,
         lease: &LeaseRef,
         worker: &WorkerId,
     ) -> Result<(), ApplyError> {
+        let collects = lease.unit.kind == UnitKind::Evaluate || self.collects(lease.unit.round);
         let unit = self.held(event, lease, worker)?;
         unit.standing = Standing::Open;
         unit.failed_by = Some(worker.clone());
+        if !collects {
+            self.units.remove(&lease.unit);
+        }
         self.count(worker, |member| member.lease = None);
         Ok(())
     }
 
-    fn held(
+    /// The unit of a lease that `worker` holds.
+    pub(crate) fn held(
         &mut self,
         event: &'static str,
         lease: &LeaseRef,
@@ -449,54 +445,10 @@ impl Run {
         })
     }
 
-    fn count(&mut self, worker: &WorkerId, change: impl FnOnce(&mut Member)) {
-        if let Some(member) = self.members.get_mut(worker) {
-            change(member);
-        }
-    }
-
-    fn accept(
-        &mut self,
-        lease: &LeaseRef,
-        worker: &WorkerId,
-        contribution: &Contribution,
-        statement: Digest,
-    ) -> Result<(), ApplyError> {
-        if lease.unit.kind != UnitKind::Train {
-            return Err(out_of_place(
-                "contribution-accepted",
-                format!("lease {lease}"),
-            ));
-        }
-        let tokens = self.unit_tokens(&lease.unit);
-        self.held("contribution-accepted", lease, worker)?.standing = Standing::Done;
-        let input = MergeInput {
-            lease: *lease,
-            worker: worker.clone(),
-            tokens: contribution.tokens,
-            chunks: contribution.chunks.clone(),
-        };
-        self.inputs.insert(lease.unit.index, input);
-        self.accepted.insert(
-            lease.unit,
-            Accepted {
-                epoch: lease.epoch,
-                statement,
-            },
-        );
-        if let Some(round) = self.rounds.last_mut() {
-            round.tokens += tokens;
-            round.loss_sum += contribution.loss * tokens.get() as f64;
-        }
-        self.tokens.merged += tokens;
-        for chunk in &contribution.chunks {
-            self.uploaded += chunk.bytes;
-        }
-        self.count(worker, |member| {
-            member.lease = None;
-            member.accepted += 1;
-        });
-        Ok(())
+    /// Notes what came of a lease in its holder's entry.
+    pub(crate) fn count(&mut self, worker: &WorkerId, change: impl FnOnce(&mut Member)) {
+        let member = self.members.get_mut(worker);
+        change(member.expect("the holder of a lease has an entry"));
     }
 
     fn accept_evaluation(
@@ -519,6 +471,7 @@ impl Run {
             Accepted {
                 epoch: lease.epoch,
                 statement,
+                fate: Fate::Merged,
             },
         );
         self.evaluations
@@ -531,67 +484,6 @@ impl Run {
         Ok(())
     }
 
-    fn close(
-        &mut self,
-        time: UnixMillis,
-        round: Round,
-        broadcast: &Weights,
-        norm: f64,
-    ) -> Result<(), ApplyError> {
-        if self.open_round() != Some(round)
-            || !self.round_is_full()
-            || broadcast.round != round.next()
-        {
-            return Err(out_of_place("round-closed", format!("round {round}")));
-        }
-        if let Some(record) = self.rounds.last_mut() {
-            record.closed_at = Some(time);
-            record.norm = Some(norm);
-        }
-        let inputs = std::mem::take(&mut self.inputs).into_values().collect();
-        self.merges.push(MergeRecord {
-            round,
-            inputs,
-            broadcast: broadcast.digest(),
-        });
-        self.units.retain(|unit, _| unit.kind != UnitKind::Train);
-        self.accepted
-            .retain(|unit, _| unit.round.get() + ROUNDS_REMEMBERED > round.get());
-        self.weights.insert(broadcast.round, broadcast.clone());
-        let last = broadcast.round.get() == self.spec.schedule.rounds;
-        if last && self.spec.evaluates(broadcast.round) {
-            self.offer(evaluation_unit(broadcast.round));
-        }
-        self.forget_weights();
-        Ok(())
-    }
-
-    /// Keeps the newest weights and those of evaluations that are not in.
-    fn forget_weights(&mut self) {
-        let newest = self.rounds_closed();
-        let Self { weights, units, .. } = self;
-        weights.retain(|round, _| *round == newest || units.contains_key(&evaluation_unit(*round)));
-    }
-
-    fn saved(
-        &mut self,
-        time: UnixMillis,
-        round: Round,
-        manifest: ObjectRef,
-    ) -> Result<(), ApplyError> {
-        let newer = self.last_snapshot().is_none_or(|last| last.round < round);
-        if !newer || round > self.rounds_closed() {
-            return Err(out_of_place("snapshot-saved", format!("snapshot {round}")));
-        }
-        self.snapshots.push(SnapshotRecord {
-            round,
-            manifest,
-            saved_at: time,
-        });
-        self.merges.retain(|merge| merge.round >= round);
-        Ok(())
-    }
-
     fn complete(&mut self, time: UnixMillis) -> Result<(), ApplyError> {
         if self.is_complete() || !self.all_rounds_closed() || !self.units.is_empty() {
             return Err(out_of_place("run-completed", "its end".to_owned()));
@@ -601,15 +493,10 @@ impl Run {
     }
 }
 
-/// The unit that evaluates snapshot `round`.
-pub(crate) fn evaluation_unit(round: Round) -> UnitId {
-    UnitId {
-        round,
-        kind: UnitKind::Evaluate,
-        index: UnitIndex(0),
-    }
+fn sync(round: Round, fragment: Fragment) -> SyncId {
+    SyncId { round, fragment }
 }
 
-fn out_of_place(event: &'static str, what: String) -> ApplyError {
+pub(crate) fn out_of_place(event: &'static str, what: String) -> ApplyError {
     ApplyError::OutOfPlace { event, what }
 }

@@ -1,10 +1,13 @@
 //! What must hold after every event, whatever the events were.
 
-use crate::state::{Run, State};
+use schemas::Round;
+
+use crate::state::{OpenSync, Phase, Run, State};
 
 impl State {
     /// Checks what must hold after every event: tokens issued equal the sum of their fates and
-    /// those in flight, members and units agree on who holds what, at most one round is open.
+    /// those in flight, members and units agree on who holds what, rounds and their
+    /// sealed sets are where they belong.
     ///
     /// # Errors
     /// What does not hold, with names and values.
@@ -48,18 +51,7 @@ impl Run {
                 self.leases().count()
             ));
         }
-        let open = self
-            .rounds
-            .iter()
-            .filter(|round| round.closed_at.is_none())
-            .count();
-        if open > 1 || self.rounds.len() as u64 > self.spec.schedule.rounds {
-            return Err(format!(
-                "{open} of {} rounds are open, {} planned",
-                self.rounds.len(),
-                self.spec.schedule.rounds
-            ));
-        }
+        self.check_rounds()?;
         let merged: u64 = self.rounds.iter().map(|round| round.tokens.get()).sum();
         if merged != fates.merged.get() {
             return Err(format!(
@@ -67,11 +59,35 @@ impl Run {
                 fates.merged
             ));
         }
-        if self.is_complete() && (open > 0 || !self.units.is_empty()) {
+        if self.is_complete() && !(self.open.is_empty() && self.units.is_empty()) {
             return Err(format!(
-                "complete with {open} open rounds and {} open units",
+                "complete with {} open syncs and {} open units",
+                self.open.len(),
                 self.units.len()
             ));
+        }
+        Ok(())
+    }
+
+    /// Rounds that have no end are open, and what is sealed waits for its merge once.
+    fn check_rounds(&self) -> Result<(), String> {
+        let records = self.rounds.iter().zip(0..);
+        let endless = records.filter(|(record, _)| record.closed_at.is_none());
+        let endless = endless.map(|(_, number)| Round(number));
+        if !endless.eq(self.open_rounds()) || self.rounds.len() as u64 > self.spec.schedule.rounds {
+            return Err(format!(
+                "{} rounds are open, of {} that were opened and {} planned",
+                self.open_rounds().count(),
+                self.rounds.len(),
+                self.spec.schedule.rounds
+            ));
+        }
+        let is_sealed = |open: &OpenSync| matches!(open.phase, Phase::Sealed(_));
+        let sealed = self.open.iter().filter(|(_, open)| is_sealed(open));
+        let mut waiting = self.sealed.clone();
+        waiting.sort_unstable();
+        if !sealed.map(|(sync, _)| sync).eq(&waiting) {
+            return Err(format!("{waiting:?} wait for a merge, others are sealed"));
         }
         Ok(())
     }

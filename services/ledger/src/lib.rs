@@ -9,13 +9,18 @@
 //! | --- | --- |
 //! | `state` | what is known, and the questions that it answers by itself |
 //! | `apply` | what each event does to it, and which events cannot follow |
+//! | `rounds` | the same for rounds: what is merged, and what of |
 //! | `check` | what holds after every event |
 //! | `view` | the state as operators see it |
 
 mod apply;
 mod check;
+mod rounds;
 mod state;
 mod view;
 
 pub use apply::{ApplyError, ReplayError, RunFold};
-pub use state::{Accepted, Fates, Member, RoundRecord, Run, SnapshotRecord, Standing, State, Unit};
+pub use state::{
+    Accepted, Fates, Member, OpenSync, Phase, RoundRecord, Run, SnapshotRecord, Standing, State,
+    Unit,
+};

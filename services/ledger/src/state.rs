@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use schemas::contribution::Evaluation;
+use schemas::contribution::{Evaluation, Fate};
 use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
 use schemas::member::{Posture, Session};
 use schemas::run::{RunSpec, TrainerKind};
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::{
-    AccountId, Bytes, Digest, Epoch, ObjectRef, PublicKey, Round, RunId, Steps, Tokens, UnitIndex,
-    UnixMillis, WorkerId,
+    AccountId, Bytes, Digest, Epoch, Fragment, ObjectRef, PublicKey, Round, RunId, Steps, SyncId,
+    Tokens, UnitIndex, UnixMillis, WorkerId,
 };
 use serde::{Serialize, Serializer};
 
@@ -57,19 +57,26 @@ pub struct Run {
     pub completed_at: Option<UnixMillis>,
     /// Every worker that ever joined.
     pub members: BTreeMap<WorkerId, Member>,
-    /// By number; the last may be open.
+    /// Every round that was opened, by number.
     pub rounds: Vec<RoundRecord>,
-    /// Training units of the open round, and evaluations that are not in.
+    /// What is not merged yet: one entry for each fragment of a round that is open.
+    #[serde(serialize_with = "pairs")]
+    pub open: BTreeMap<SyncId, OpenSync>,
+    /// Sealed sets that are not merged, in the order in which they are: that of their seals.
+    pub sealed: Vec<SyncId>,
+    /// True since the first seal. A ledger of before names no sets.
+    pub seals: bool,
+    /// Training units of open rounds, those that late holders have, and evaluations that are not
+    /// in.
     #[serde(serialize_with = "pairs")]
     pub units: BTreeMap<UnitId, Unit>,
-    /// What the open round has to merge.
-    pub inputs: BTreeMap<UnitIndex, MergeInput>,
     /// Digests of the statements accepted in the last [`ROUNDS_REMEMBERED`] rounds.
     #[serde(serialize_with = "pairs")]
     pub accepted: BTreeMap<UnitId, Accepted>,
-    /// Copies of the global weights that are still read: the newest, and those of evaluations that
-    /// are not in.
-    pub weights: BTreeMap<Round, Weights>,
+    /// Copies of the global weights that are still read, by fragment and version: the newest, and
+    /// those that units which are not in start from.
+    #[serde(serialize_with = "pairs")]
+    pub weights: BTreeMap<(Fragment, Round), Weights>,
     /// Merges since the newest full snapshot, oldest first.
     pub merges: Vec<MergeRecord>,
     /// Full snapshots, oldest first.
@@ -120,6 +127,8 @@ pub struct Member {
 pub struct Unit {
     /// The last grant; 0 before the first.
     pub epoch: Epoch,
+    /// The version of the weights that it starts from.
+    pub base: Round,
     /// Where it stands.
     pub standing: Standing,
     /// Who held it last without success.
@@ -143,13 +152,38 @@ pub enum Standing {
     Done,
 }
 
-/// A result that counts.
+/// One fragment of an open round.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct OpenSync {
+    /// When its round was opened.
+    pub opened_at: UnixMillis,
+    /// Contributions that are in, each with the tokens that it was trained on as its weight.
+    pub inputs: BTreeMap<UnitIndex, MergeInput>,
+    /// How far it is.
+    pub phase: Phase,
+}
+
+/// How far an open synchronisation is.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Contributions count.
+    Collecting,
+    /// The first part of its set is named, and no contribution counts any more.
+    Sealing(Vec<MergeInput>),
+    /// This set is merged, each input with the weight that the seal gave it.
+    Sealed(Vec<MergeInput>),
+}
+
+/// A result that came to something.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Accepted {
     /// Of its lease.
     pub epoch: Epoch,
     /// The digest of the signed statement.
     pub statement: Digest,
+    /// What became of its tokens.
+    pub fate: Fate,
 }
 
 /// A round, open or closed.
@@ -186,8 +220,8 @@ pub struct Fates {
     pub issued: Tokens,
     /// In a contribution that counts.
     pub merged: Tokens,
-    /// In a result that came after its unit was complete. Such tokens were abandoned before, so
-    /// this stays zero as long as a round waits for all its units.
+    /// In a result that came after its round was sealed. None as long as a round waits for all its
+    /// units.
     pub late: Tokens,
     /// In a result that was refused.
     pub rejected: Tokens,
@@ -218,18 +252,39 @@ impl Run {
         self.completed_at.is_some()
     }
 
-    /// The round that is open; none before the first and after the last.
-    pub fn open_round(&self) -> Option<Round> {
-        let last = self.rounds.last()?;
-        last.closed_at
-            .is_none()
-            .then(|| Round(self.rounds.len() as u64 - 1))
+    /// The rounds that are open, oldest first.
+    pub fn open_rounds(&self) -> impl Iterator<Item = Round> {
+        let mut last = None;
+        let of_each = self.open.keys().map(|sync| sync.round);
+        of_each.filter(move |round| last.replace(*round) != Some(*round))
     }
 
-    /// How many rounds are closed; also the round of the newest weights.
+    /// How many rounds are closed.
     pub fn rounds_closed(&self) -> Round {
-        let open = u64::from(self.open_round().is_some());
-        Round(self.rounds.len() as u64 - open)
+        Round((self.rounds.len() - self.open_rounds().count()) as u64)
+    }
+
+    /// The newest version of a fragment: how many rounds were merged into it.
+    pub fn version(&self, fragment: Fragment) -> Round {
+        let open = self.open.keys().filter(|sync| sync.fragment == fragment);
+        Round((self.rounds.len() - open.count()) as u64)
+    }
+
+    /// The sealed set that is merged next into a fragment.
+    pub fn next_merge(&self, fragment: Fragment) -> Option<(SyncId, &[MergeInput])> {
+        let mut sealed = self.sealed.iter();
+        let sync = *sealed.find(|sync| sync.fragment == fragment)?;
+        match &self.open.get(&sync)?.phase {
+            Phase::Sealed(inputs) => Some((sync, inputs)),
+            Phase::Collecting | Phase::Sealing(_) => None,
+        }
+    }
+
+    /// The weights that `unit` starts from, one entry a fragment.
+    pub fn base(&self, unit: &UnitId) -> impl Iterator<Item = &Weights> {
+        let version = self.units.get(unit).map(|found| found.base);
+        let fragments = self.spec.fragments();
+        fragments.filter_map(move |fragment| self.weights.get(&(fragment, version?)))
     }
 
     /// Who holds `unit`, and under which epoch; none when it is not held.
@@ -291,15 +346,15 @@ impl Run {
         self.members.get(worker).filter(|member| member.present)
     }
 
-    /// True when all training units of the open round are in.
-    pub fn round_is_full(&self) -> bool {
-        self.open_round().is_some()
-            && self.inputs.len() as u64 == u64::from(self.spec.schedule.units)
-    }
-
     /// True when no round is left to close.
     pub fn all_rounds_closed(&self) -> bool {
         self.rounds_closed().get() >= self.spec.schedule.rounds
+    }
+
+    /// The versions of the weights that the merges since the newest full snapshot gave.
+    pub fn unsaved(&self) -> impl Iterator<Item = Round> + use<> {
+        let newest = self.rounds_closed().get();
+        (newest - self.merges.len() as u64..newest).map(|before| Round(before + 1))
     }
 
     /// The newest full snapshot.

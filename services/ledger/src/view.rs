@@ -23,7 +23,11 @@ impl Run {
             trouble: None,
             round: self.rounds_closed(),
             rounds: self.spec.schedule.rounds,
-            units_done: self.inputs.len() as u32,
+            units_done: self
+                .open
+                .values()
+                .next()
+                .map_or(0, |open| open.inputs.len()) as u32,
             units: self.spec.schedule.units,
             workers: self.present(),
             workers_min: self.spec.policy.workers_min,
@@ -59,10 +63,10 @@ impl Run {
             RunPhase::Finishing
         } else if self.rounds.is_empty() {
             RunPhase::Waiting
-        } else if self.round_is_full() {
-            RunPhase::Merging
-        } else {
+        } else if self.open_rounds().any(|round| self.collects(round)) {
             RunPhase::Training
+        } else {
+            RunPhase::Merging
         }
     }
 

@@ -350,6 +350,26 @@ impl Bus {
         })
     }
 
+    /// The same with headers.
+    ///
+    /// # Errors
+    /// As [`Bus::publish`].
+    pub async fn publish_with(
+        &self,
+        subject: &str,
+        headers: HeaderMap,
+        payload: Bytes,
+    ) -> Result<(), BusError> {
+        let sent = self
+            .client
+            .publish_with_headers(subject.to_owned(), headers, payload)
+            .await;
+        sent.map_err(|error| BusError::Send {
+            subject: subject.to_owned(),
+            reason: causes(&error),
+        })
+    }
+
     /// Says something with headers to a stream and waits for the stream's acknowledgement, raw.
     ///
     /// # Errors

@@ -17,8 +17,8 @@ use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::telemetry::Heartbeat;
 use schemas::view::RunPhase;
 use schemas::{
-    Code, Digest, Millis, ObjectRef, PublicKey, Refusal, Round, RunId, Sequence, UnixMillis, V,
-    WorkerId,
+    Code, Digest, Millis, ObjectRef, PublicKey, Refusal, Round, RunId, Sequence, SyncId,
+    UnixMillis, V, WorkerId,
 };
 
 use crate::plan::{account, audit_key, operator, run_id, worker_id};
@@ -53,7 +53,7 @@ pub(crate) enum Job {
         merges: Vec<MergeRecord>,
     },
     Merge {
-        round: Round,
+        sync: SyncId,
         inputs: Vec<MergeInput>,
     },
     /// The weights were shared when the save was asked for.
@@ -283,7 +283,7 @@ impl World {
                     submission,
                 });
             }
-            Effect::Merge { round, inputs, .. } => self.begin(Job::Merge { round, inputs }),
+            Effect::Merge { sync, inputs, .. } => self.begin(Job::Merge { sync, inputs }),
             Effect::Save { round, parent, .. } => {
                 let weights = self
                     .site
@@ -427,13 +427,9 @@ impl World {
                 }
                 self.tell_coordinator(Input::Restored { run, outcome });
             }
-            Job::Merge { round, inputs } => {
-                let outcome = failed.map_or_else(|| Ok(self.merge(round, &inputs)), Err);
-                self.tell_coordinator(Input::Merged {
-                    run,
-                    round,
-                    outcome,
-                });
+            Job::Merge { sync, inputs } => {
+                let outcome = failed.map_or_else(|| Ok(self.merge(sync.round, &inputs)), Err);
+                self.tell_coordinator(Input::Merged { run, sync, outcome });
             }
             Job::Save {
                 round,
@@ -489,6 +485,7 @@ impl World {
     }
 
     fn merge(&mut self, round: Round, inputs: &[MergeInput]) -> Merged {
+        self.monitor.merge(round, inputs);
         assert!(
             inputs
                 .windows(2)

@@ -7,7 +7,8 @@ use schemas::event::{LeaseEnd, LedgerEvent};
 use schemas::lease::{LeaseRef, UnitId, UnitKind};
 use schemas::run::RunSpec;
 use schemas::snapshot::MergeInput;
-use schemas::{Round, WorkerId};
+use schemas::sync::SealedInput;
+use schemas::{Round, Weight, WorkerId};
 
 use crate::store::{Model, Store};
 
@@ -49,6 +50,8 @@ pub(crate) struct Monitor {
     counted: BTreeSet<UnitId>,
     /// Contributions of the open round, by unit.
     inputs: BTreeMap<UnitId, MergeInput>,
+    /// What the ledger says is merged, in its order; none before the seal.
+    sealed: Option<Vec<MergeInput>>,
     members: BTreeSet<WorkerId>,
     open: Option<Round>,
     /// What the weights are by the ledger alone; later ones behind.
@@ -68,6 +71,7 @@ impl Monitor {
             epochs: BTreeMap::new(),
             counted: BTreeSet::new(),
             inputs: BTreeMap::new(),
+            sealed: None,
             members: BTreeSet::new(),
             open: None,
             model: Model::initial(spec),
@@ -144,8 +148,10 @@ impl Monitor {
                     lease: *lease,
                     worker: worker.clone(),
                     tokens,
+                    weight: Weight(tokens.get()),
                     chunks,
                 };
+                assert_eq!(self.sealed, None, "{lease} counts after the seal");
                 self.inputs.insert(lease.unit, input);
             }
             LedgerEvent::EvaluationAccepted { lease, worker, .. } => {
@@ -153,6 +159,12 @@ impl Monitor {
                 self.end(*lease, worker, 0);
                 self.count(*lease);
             }
+            LedgerEvent::RoundSealed {
+                round,
+                inputs,
+                rest,
+                ..
+            } => self.seal(*round, inputs, *rest),
             LedgerEvent::RoundClosed {
                 round, broadcast, ..
             } => self.close(*round, broadcast),
@@ -243,19 +255,54 @@ impl Monitor {
         assert!(self.counted.insert(lease.unit), "{lease} counts twice");
     }
 
+    /// Rounds of a simulation are short enough for one event.
+    fn seal(&mut self, round: Round, inputs: &[SealedInput], rest: u32) {
+        assert_eq!(
+            (self.open, rest),
+            (Some(round), 0),
+            "what is sealed is open"
+        );
+        assert_eq!(self.sealed, None, "round {round} is sealed once");
+        // The map is ordered by unit, whatever the order of arrival was.
+        let accepted: Vec<MergeInput> = std::mem::take(&mut self.inputs).into_values().collect();
+        let named = accepted.iter().map(|input| SealedInput {
+            unit: input.lease.unit.index,
+            epoch: input.lease.epoch,
+            weight: Weight(self.spec.unit_tokens().get()),
+        });
+        assert_eq!(
+            inputs,
+            named.collect::<Vec<_>>(),
+            "what is sealed is what was accepted"
+        );
+        assert_eq!(
+            inputs.len(),
+            self.spec.schedule.units as usize,
+            "round {round} was sealed without all of its units"
+        );
+        self.sealed = Some(accepted);
+    }
+
+    /// The executor merges something, for the first time or again.
+    pub(crate) fn merge(&self, round: Round, inputs: &[MergeInput]) {
+        assert_eq!(self.open, Some(round), "a round is merged while it is open");
+        assert_eq!(
+            self.sealed.as_deref(),
+            Some(inputs),
+            "what is merged is what was sealed"
+        );
+    }
+
     fn close(&mut self, round: Round, broadcast: &schemas::lease::Weights) {
         assert_eq!(
             self.open.take(),
             Some(round),
             "a round closes once, after it was opened"
         );
-        // The map is ordered by unit, whatever the order of arrival was.
-        let inputs: Vec<MergeInput> = std::mem::take(&mut self.inputs).into_values().collect();
-        assert_eq!(
-            inputs.len(),
-            self.spec.schedule.units as usize,
-            "round {round} closed without all of its units"
-        );
+        let inputs = self
+            .sealed
+            .take()
+            .expect("a round is sealed before it closes");
         self.model = self.model.step(&inputs);
         self.models.push(self.model);
         assert_eq!(
@@ -272,6 +319,7 @@ fn is_work(event: &LedgerEvent) -> bool {
         event,
         LedgerEvent::RunCompleted
             | LedgerEvent::RoundOpened { .. }
+            | LedgerEvent::RoundSealed { .. }
             | LedgerEvent::RoundClosed { .. }
             | LedgerEvent::LeaseGranted { .. }
             | LedgerEvent::ContributionAccepted { .. }

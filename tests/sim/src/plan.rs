@@ -2,8 +2,8 @@
 
 use schemas::data::{DataManifest, Entropy, Shard, Tokenizer};
 use schemas::run::{
-    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding,
-    RunSpec, Schedule, TrainerKind,
+    Closing, Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision,
+    Rounding, RunSpec, Schedule, TrainerKind,
 };
 use schemas::{AccountId, Bytes, Millis, ObjectRef, PublicKey, RunId, Steps, Tokens, V, WorkerId};
 
@@ -172,6 +172,7 @@ fn spec() -> RunSpec {
             norm_max: 10.0,
             // Removal for good would leave a run without workers; the core's own tests cover it.
             strikes_max: 1_000_000,
+            closing: Closing::default(),
         },
         seed: 0,
     }

@@ -183,11 +183,24 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
                 format!("of {}, held-out loss {loss:.4}", worker.short()),
             )
         }
+        LedgerEvent::RoundSealed {
+            round,
+            inputs,
+            rest,
+            ..
+        } => (
+            format!("round {round}"),
+            match rest {
+                0 => format!("{} contributions are merged", inputs.len()),
+                rest => format!("{} contributions are merged, and {rest} more", inputs.len()),
+            },
+        ),
         LedgerEvent::RoundClosed {
             round,
             broadcast,
             norm,
             tokens,
+            ..
         } => {
             let weights = short(&broadcast.digest().hex()).to_owned();
             (

@@ -5,8 +5,8 @@ use identity::AuditKey;
 use schemas::event::{Event, LedgerEvent, SignedEvent, WorkerEvent};
 use schemas::member::{Posture, Session};
 use schemas::run::{
-    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding,
-    RunSpec, Schedule, TrainerKind,
+    Closing, Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision,
+    Rounding, RunSpec, Schedule, TrainerKind,
 };
 use schemas::subject::{ledger_subject, record_subject};
 use schemas::{AccountId, Millis, ObjectRef, RunId, Steps, V, WorkerId};
@@ -162,6 +162,7 @@ fn spec() -> RunSpec {
             silence_max: Millis::from_secs(60),
             norm_max: 0.0,
             strikes_max: 3,
+            closing: Closing::default(),
         },
         seed: 1,
     }

@@ -209,11 +209,9 @@ impl Coordinator {
                     self.out.push(Effect::Settle { delivery });
                 }
             }
-            Input::Merged {
-                run,
-                round,
-                outcome,
-            } => self.tell(&run, |room, turn| room.merged(turn, round, outcome)),
+            Input::Merged { run, sync, outcome } => {
+                self.tell(&run, |room, turn| room.merged(turn, sync, outcome));
+            }
             Input::Saved {
                 run,
                 round,

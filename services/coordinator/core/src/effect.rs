@@ -12,7 +12,7 @@ use schemas::public::{CommandVerb, Status};
 use schemas::run::RunSpec;
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::{
-    AccountId, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, UnixMillis, WorkerId,
+    AccountId, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, SyncId, UnixMillis, WorkerId,
 };
 
 use crate::input::{DeliveryId, ReplyId, ScreeningId, Submission};
@@ -153,9 +153,9 @@ pub enum Effect {
     Merge {
         /// The run.
         run: RunId,
-        /// The round that it closes.
-        round: Round,
-        /// What is merged, ascending by unit: the order of the sum.
+        /// The round that it closes, and the fragment that it steps.
+        sync: SyncId,
+        /// The sealed set, ascending by unit: the order of the sum.
         inputs: Vec<MergeInput>,
     },
     /// Save the weights that `round` starts from, with the outer state, off the critical path; then

@@ -11,12 +11,12 @@ use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::lease::{ClaimRequest, LeaseRef, Manifest, UnitId, UnitKind, Weights};
 use schemas::member::{JoinRequest, LeaveRequest, Posture, Session};
 use schemas::run::{
-    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding,
-    RunSpec, Schedule, TrainerKind,
+    Closing, Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision,
+    Rounding, RunSpec, Schedule, TrainerKind,
 };
 use schemas::{
-    AccountId, Bytes, Digest, Epoch, Message, Millis, ObjectRef, PublicKey, Refusal, Round, RunId,
-    Sequence, Steps, Tokens, UnitIndex, UnixMillis, V, WorkerId,
+    AccountId, Bytes, Digest, Epoch, Fragment, Message, Millis, ObjectRef, PublicKey, Refusal,
+    Round, RunId, Sequence, Steps, SyncId, Tokens, UnitIndex, UnixMillis, V, WorkerId,
 };
 use serde_bytes::ByteArray;
 
@@ -98,6 +98,7 @@ pub(crate) fn spec(run: &str) -> RunSpec {
             silence_max: SILENCE,
             norm_max: 10.0,
             strikes_max: 3,
+            closing: Closing::All,
         },
         seed: 7,
     }
@@ -221,6 +222,13 @@ pub(crate) fn train(round: u64, index: u32) -> UnitId {
         round: Round(round),
         kind: UnitKind::Train,
         index: UnitIndex(index),
+    }
+}
+
+pub(crate) fn sync(round: u64) -> SyncId {
+    SyncId {
+        round: Round(round),
+        fragment: Fragment::FIRST,
     }
 }
 
@@ -463,6 +471,14 @@ impl World {
         panic!("effects follow each other without end");
     }
 
+    /// The same, except for effects that are `left`.
+    pub(crate) fn answer_pending_but(&mut self, left: impl Fn(&Effect) -> bool) {
+        while let Some(at) = self.pending.iter().position(|effect| !left(effect)) {
+            let effect = self.pending.remove(at);
+            self.answer_one(effect);
+        }
+    }
+
     pub(crate) fn answer_one(&mut self, effect: Effect) {
         match effect {
             Effect::CheckRun { reply, .. } => self.input(Input::RunChecked {
@@ -495,13 +511,9 @@ impl World {
                     }),
                 });
             }
-            Effect::Merge { run, round, .. } => {
-                let outcome = Ok(merged(&self.run_named(&run).spec, round));
-                self.input(Input::Merged {
-                    run,
-                    round,
-                    outcome,
-                });
+            Effect::Merge { run, sync, .. } => {
+                let outcome = Ok(merged(&self.run_named(&run).spec, sync.round));
+                self.input(Input::Merged { run, sync, outcome });
             }
             Effect::Save { run, round, .. } => {
                 let outcome = Ok(object(&format!("snapshot {round}")));

@@ -7,7 +7,7 @@ use schemas::data::DataManifest;
 use schemas::lease::{UnitId, Weights};
 use schemas::subject::Verb;
 use schemas::telemetry::Heartbeat;
-use schemas::{AccountId, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, WorkerId};
+use schemas::{AccountId, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, SyncId, WorkerId};
 
 pub use schemas::call::{ControlRequest, WorkerRequest};
 pub use schemas::contribution::Submission;
@@ -125,8 +125,8 @@ pub enum Input {
     Merged {
         /// The run.
         run: RunId,
-        /// The round that it closes.
-        round: Round,
+        /// The round that it closes, and the fragment that it steps.
+        sync: SyncId,
         /// The weights of the next round.
         outcome: Result<Merged, Refusal>,
     },
@@ -136,7 +136,7 @@ pub enum Input {
         run: RunId,
         /// The round that starts from it.
         round: Round,
-        /// Its manifest; an error is reported and the save tried again with the next round.
+        /// Its manifest; after an error the save is asked for again, later each time.
         outcome: Result<ObjectRef, Refusal>,
     },
     /// The run's data manifest was read ([`crate::Effect::Restore`]); no lease is granted before.

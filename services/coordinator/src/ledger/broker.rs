@@ -1,21 +1,27 @@
 //! What the broker answers to a publish: in its own words, sorted by what can change by itself.
 
-use runtime::ApiError;
-use serde::Deserialize;
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::publish::PublishAck;
+use async_nats::jetstream::response::Response;
 
-/// The broker's error for an expectation that does not hold.
-const WRONG_LAST_SEQUENCE: u64 = 10071;
 /// The broker's errors that nothing but a person's change of the stream ends: the message is longer
 /// than the stream takes, the stream is sealed, the account has no JetStream.
-const FINAL: [u64; 3] = [10054, 10109, 10039];
+const FINAL: [ErrorCode; 3] = [
+    ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM,
+    ErrorCode::STREAM_SEALED,
+    ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT,
+];
 
 /// What came of one publish.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Published {
+    /// Stored; the last of the events lies here.
     At(u64),
     /// The broker refused the expectation, or took the event for a repeat: the end of the ledger
     /// tells.
     Elsewhere,
+    /// The stream takes no batches: it was made before they were known.
+    NoBatches,
     /// Not now: no answer came, or the broker is busy, full, starting or electing. In its own
     /// words.
     NotNow(String),
@@ -23,27 +29,20 @@ pub(super) enum Published {
     Refused(String),
 }
 
-/// A stream's answer to a publish.
-#[derive(Deserialize)]
-struct Acknowledgement {
-    #[serde(default)]
-    seq: u64,
-    #[serde(default)]
-    duplicate: bool,
-    error: Option<ApiError>,
-}
-
 /// Reads the answer to a publish behind position `last` of the stream.
 pub(super) fn published(answer: &[u8], last: u64) -> Published {
-    let Ok(ack) = serde_json::from_slice::<Acknowledgement>(answer) else {
-        return Published::NotNow("the stream's answer is not one".to_owned());
-    };
-    match ack.error {
-        None if !ack.duplicate && ack.seq > last => Published::At(ack.seq),
-        None => Published::Elsewhere,
-        Some(error) if error.err_code == WRONG_LAST_SEQUENCE => Published::Elsewhere,
-        Some(error) if FINAL.contains(&error.err_code) => Published::Refused(error.description),
-        Some(error) => Published::NotNow(error.description),
+    match serde_json::from_slice::<Response<PublishAck>>(answer) {
+        Ok(Response::Ok(ack)) if !ack.duplicate && ack.sequence > last => {
+            Published::At(ack.sequence)
+        }
+        Ok(Response::Ok(_)) => Published::Elsewhere,
+        Ok(Response::Err { error }) => match error.error_code() {
+            ErrorCode::STREAM_WRONG_LAST_SEQUENCE => Published::Elsewhere,
+            ErrorCode::ATOMIC_PUBLISH_DISABLED => Published::NoBatches,
+            code if FINAL.contains(&code) => Published::Refused(error.to_string()),
+            _ => Published::NotNow(error.to_string()),
+        },
+        Err(error) => Published::NotNow(format!("the stream's answer is not one: {error}")),
     }
 }
 
@@ -69,17 +68,19 @@ mod tests {
             (500, 0),
             (400, 10077),
         ] {
-            assert_eq!(
-                refused(code, err_code),
-                Published::NotNow("words".to_owned()),
-                "{err_code}"
+            let published = refused(code, err_code);
+            let told = |words: &String| words.contains("words");
+            assert!(
+                matches!(&published, Published::NotNow(words) if told(words)),
+                "{published:?}"
             );
         }
-        for err_code in FINAL {
-            assert_eq!(
-                refused(400, err_code),
-                Published::Refused("words".to_owned()),
-                "{err_code}"
+        for ErrorCode(err_code) in FINAL {
+            let published = refused(400, err_code);
+            let told = |words: &String| words.contains("words");
+            assert!(
+                matches!(&published, Published::Refused(words) if told(words)),
+                "{published:?}"
             );
         }
         assert!(matches!(published(b"", 7), Published::NotNow(_)));
@@ -99,6 +100,7 @@ mod tests {
             published(br#"{"stream":"LEDGER","seq":7}"#, 7),
             Published::Elsewhere
         );
-        assert_eq!(refused(400, WRONG_LAST_SEQUENCE), Published::Elsewhere);
+        assert_eq!(refused(400, 10071), Published::Elsewhere);
+        assert_eq!(refused(400, 10174), Published::NoBatches);
     }
 }

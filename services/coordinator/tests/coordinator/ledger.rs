@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use diloco_coordinator::{Ledger, LedgerError, LedgerMark};
+use diloco_coordinator::{Ledger, LedgerError, LedgerMark, NewEvent};
 use identity::join::new_session;
 use identity::{AuditKey, KeyKind, ManifestKey, SigningKey, TrustBundle};
 use runtime::Failure;
@@ -18,14 +18,14 @@ use crate::server::Server;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-struct Scene {
-    server: Server,
-    key: AuditKey,
+pub(crate) struct Scene {
+    pub(crate) server: Server,
+    pub(crate) key: AuditKey,
     trust: TrustBundle,
 }
 
 impl Scene {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let key = AuditKey::generate();
         let trust = TrustBundle {
             v: V,
@@ -48,7 +48,7 @@ impl Scene {
         }
     }
 
-    async fn open(&self) -> Result<(Ledger, Vec<EventBody>), LedgerError> {
+    pub(crate) async fn open(&self) -> Result<(Ledger, Vec<EventBody>), LedgerError> {
         let mut ledger = Ledger::new(
             self.server.bus().await,
             self.key.clone(),
@@ -70,6 +70,12 @@ impl Scene {
         .await;
     }
 
+    /// An event as it is stored.
+    pub(crate) fn sign(&self, body: &EventBody) -> Vec<u8> {
+        let domain = self.trust.domain.as_str();
+        self.key.sign_event(domain, body.encode()).encode()
+    }
+
     async fn put(&self, subject: &str, payload: Vec<u8>) {
         let bus = self.server.bus().await;
         let stored = bus
@@ -83,7 +89,7 @@ impl Scene {
     }
 
     /// The event that would follow on those that are there.
-    async fn successor(&self, key: &AuditKey, reason: &str) -> EventBody {
+    pub(crate) async fn successor(&self, key: &AuditKey, reason: &str) -> EventBody {
         let (_, events) = self.open().await.expect("it verifies");
         EventBody {
             v: V,
@@ -98,7 +104,7 @@ impl Scene {
 
     /// Puts one of each kind of message into the stream that nobody signed who may write the
     /// ledger.
-    async fn litter(&self) -> u64 {
+    pub(crate) async fn litter(&self) -> u64 {
         let own = ledger_subject(None, self.key.public(), "coordinator-stopped");
         self.put(&own, Vec::new()).await;
         self.put(&own, b"nonsense".to_vec()).await;
@@ -155,8 +161,7 @@ async fn append_all(scene: &Scene, mark: &Path, reasons: &[&str]) {
         .await
         .expect("what is known is there");
     for reason in reasons {
-        ledger
-            .append(UnixMillis(1), None, stopped(reason))
+        append(&mut ledger, 1, stopped(reason))
             .await
             .expect("appended");
         mark.note(&ledger);
@@ -210,13 +215,36 @@ async fn a_ledger_that_does_not_reach_its_mark_is_not_led_on() {
     start_with(&scene, &mark).await.expect("nothing is missing");
 }
 
-fn stopped(reason: &str) -> LedgerEvent {
+pub(crate) async fn append(
+    ledger: &mut Ledger,
+    time: u64,
+    event: LedgerEvent,
+) -> Result<(), LedgerError> {
+    ledger.append([at(time, event)]).await
+}
+
+pub(crate) fn at(time: u64, event: LedgerEvent) -> NewEvent {
+    NewEvent {
+        time: UnixMillis(time),
+        run: None,
+        event,
+    }
+}
+
+pub(crate) fn of_demo(time: u64, event: LedgerEvent) -> NewEvent {
+    NewEvent {
+        run: Some("demo".parse().expect("a name")),
+        ..at(time, event)
+    }
+}
+
+pub(crate) fn stopped(reason: &str) -> LedgerEvent {
     LedgerEvent::CoordinatorStopped {
         reason: reason.into(),
     }
 }
 
-fn reasons(events: &[EventBody]) -> Vec<String> {
+pub(crate) fn reasons(events: &[EventBody]) -> Vec<String> {
     let reason = |body: &EventBody| match &body.event {
         Event::Ledger(LedgerEvent::CoordinatorStopped { reason }) => reason.clone(),
         other => panic!("not appended here: {other:?}"),
@@ -230,8 +258,7 @@ async fn what_was_appended_is_read_back_in_order_and_goes_on() {
     let (mut ledger, events) = scene.open().await.expect("an empty ledger");
     assert!(events.is_empty() && ledger.is_empty());
     for (time, reason) in [(1, "a"), (2, "b"), (3, "c")] {
-        ledger
-            .append(UnixMillis(time), None, stopped(reason))
+        append(&mut ledger, time, stopped(reason))
             .await
             .expect("appended");
     }
@@ -242,11 +269,7 @@ async fn what_was_appended_is_read_back_in_order_and_goes_on() {
         [0, 1, 2].map(Sequence)
     );
     again
-        .append(
-            UnixMillis(4),
-            Some(&"demo".parse().expect("a name")),
-            stopped("d"),
-        )
+        .append([of_demo(4, stopped("d"))])
         .await
         .expect("appended");
     assert_eq!(
@@ -259,21 +282,16 @@ async fn what_was_appended_is_read_back_in_order_and_goes_on() {
 async fn tl_15_a_second_coordinator_fences_the_first_off() {
     let scene = Scene::new().await;
     let (mut first, _) = scene.open().await.expect("an empty ledger");
-    first
-        .append(UnixMillis(1), None, stopped("first"))
+    append(&mut first, 1, stopped("first"))
         .await
         .expect("appended");
     let (mut second, _) = scene.open().await.expect("it verifies");
     second
-        .append(
-            UnixMillis(2),
-            Some(&"demo".parse().expect("a name")),
-            stopped("second"),
-        )
+        .append([of_demo(2, stopped("second"))])
         .await
         .expect("appended");
     // Under another subject, so that only the filter over all of the ledger can notice.
-    let refused = first.append(UnixMillis(3), None, stopped("late")).await;
+    let refused = append(&mut first, 3, stopped("late")).await;
     assert!(
         matches!(
             refused,
@@ -296,16 +314,14 @@ async fn tl_15_a_second_coordinator_fences_the_first_off() {
 async fn one_that_was_overtaken_reads_on_and_then_appends() {
     let scene = Scene::new().await;
     let (mut first, _) = scene.open().await.expect("an empty ledger");
-    first
-        .append(UnixMillis(1), None, stopped("first"))
+    append(&mut first, 1, stopped("first"))
         .await
         .expect("appended");
     let (mut second, _) = scene.open().await.expect("it verifies");
-    first
-        .append(UnixMillis(2), None, stopped("meanwhile"))
+    append(&mut first, 2, stopped("meanwhile"))
         .await
         .expect("appended");
-    let refused = second.append(UnixMillis(3), None, stopped("second")).await;
+    let refused = append(&mut second, 3, stopped("second")).await;
     assert!(
         matches!(refused, Err(LedgerError::Fenced { .. })),
         "{refused:?}"
@@ -316,8 +332,7 @@ async fn one_that_was_overtaken_reads_on_and_then_appends() {
         ["meanwhile"]
     );
     assert_eq!(read_on(&mut second).await.expect("it verifies"), []);
-    second
-        .append(UnixMillis(3), None, stopped("second"))
+    append(&mut second, 3, stopped("second"))
         .await
         .expect("appended");
     assert_eq!(
@@ -334,16 +349,13 @@ async fn an_event_that_landed_without_an_answer_is_not_appended_twice() {
     let scene = Scene::new().await;
     let (mut first, _) = scene.open().await.expect("an empty ledger");
     let (mut second, _) = scene.open().await.expect("an empty ledger");
-    first
-        .append(UnixMillis(1), None, stopped("same"))
+    append(&mut first, 1, stopped("same"))
         .await
         .expect("appended");
-    second
-        .append(UnixMillis(1), None, stopped("same"))
+    append(&mut second, 1, stopped("same"))
         .await
         .expect("found to be there");
-    second
-        .append(UnixMillis(2), None, stopped("next"))
+    append(&mut second, 2, stopped("next"))
         .await
         .expect("appended");
     assert_eq!(
@@ -356,16 +368,11 @@ async fn an_event_that_landed_without_an_answer_is_not_appended_twice() {
 async fn an_append_outlives_a_server_that_is_killed() {
     let mut scene = Scene::new().await;
     let (mut ledger, _) = scene.open().await.expect("an empty ledger");
-    ledger
-        .append(UnixMillis(1), None, stopped("before"))
+    append(&mut ledger, 1, stopped("before"))
         .await
         .expect("appended");
     scene.server.kill();
-    let append = tokio::spawn(async move {
-        ledger
-            .append(UnixMillis(2), None, stopped("meanwhile"))
-            .await
-    });
+    let append = tokio::spawn(async move { append(&mut ledger, 2, stopped("meanwhile")).await });
     scene.server.restart().await;
     append
         .await
@@ -390,12 +397,8 @@ async fn two_that_start_in_the_same_moment_do_not_both_lead() {
         posture: Posture::default(),
         session: new_session(),
     };
-    first
-        .append(UnixMillis(5), None, started())
-        .await
-        .expect("it leads");
-    let error = second
-        .append(UnixMillis(5), None, started())
+    append(&mut first, 5, started()).await.expect("it leads");
+    let error = append(&mut second, 5, started())
         .await
         .expect_err("another leads");
     assert_eq!(error.code(), Code::LedgerFenced, "{error}");
@@ -409,15 +412,13 @@ async fn messages_that_nobody_signed_are_passed_over_wherever_they_lie() {
     let (mut ledger, events) = scene.open().await.expect("it starts on them");
     assert!(events.is_empty() && ledger.foreign() == foreign);
     for (time, reason) in [(1, "a"), (2, "b")] {
-        ledger
-            .append(UnixMillis(time), None, stopped(reason))
+        append(&mut ledger, time, stopped(reason))
             .await
             .expect("appended");
         // The next append finds them where it expected its predecessor.
         foreign += scene.litter().await;
     }
-    ledger
-        .append(UnixMillis(3), None, stopped("c"))
+    append(&mut ledger, 3, stopped("c"))
         .await
         .expect("appended");
     assert_eq!(ledger.foreign(), foreign);
@@ -435,8 +436,7 @@ async fn a_copied_event_is_passed_over_however_old_it_is() {
     let scene = Scene::new().await;
     let (mut ledger, _) = scene.open().await.expect("an empty ledger");
     for reason in ["a", "b"] {
-        ledger
-            .append(UnixMillis(1), None, stopped(reason))
+        append(&mut ledger, 1, stopped(reason))
             .await
             .expect("appended");
     }
@@ -444,8 +444,7 @@ async fn a_copied_event_is_passed_over_however_old_it_is() {
     for event in &events {
         scene.forge(&scene.key, event, |_| {}).await;
     }
-    ledger
-        .append(UnixMillis(2), None, stopped("c"))
+    append(&mut ledger, 2, stopped("c"))
         .await
         .expect("appended");
     assert_eq!(
@@ -470,14 +469,13 @@ async fn a_chain_that_its_own_key_broke_is_not_followed() {
     for (expected, change) in changes {
         let scene = Scene::new().await;
         let (mut ledger, _) = scene.open().await.expect("an empty ledger");
-        ledger
-            .append(UnixMillis(1), None, stopped("good"))
+        append(&mut ledger, 1, stopped("good"))
             .await
             .expect("appended");
         let mut body = scene.successor(&scene.key, "bad").await;
         change(&mut body);
         scene.forge(&scene.key, &body, |_| {}).await;
-        let appended = ledger.append(UnixMillis(3), None, stopped("late")).await;
+        let appended = append(&mut ledger, 3, stopped("late")).await;
         for error in [
             appended.expect_err("somebody has the key"),
             scene.open().await.map(|_| ()).expect_err("broken"),
@@ -498,8 +496,7 @@ async fn a_chain_that_its_own_key_broke_is_not_followed() {
 async fn a_full_stream_is_waited_for() {
     let scene = Scene::new().await;
     let (mut ledger, _) = scene.open().await.expect("an empty ledger");
-    ledger
-        .append(UnixMillis(1), None, stopped("before"))
+    append(&mut ledger, 1, stopped("before"))
         .await
         .expect("appended");
     let jetstream = async_nats::jetstream::new(scene.server.bus().await.client().clone());
@@ -523,19 +520,14 @@ async fn a_full_stream_is_waited_for() {
         Duration::ZERO,
     );
     read_on(&mut short).await.expect("it verifies");
-    let given_up = short
-        .append(UnixMillis(2), None, stopped("never"))
+    let given_up = append(&mut short, 2, stopped("never"))
         .await
         .expect_err("there is no room");
     assert!(
         matches!(&given_up, LedgerError::Unwritable { reason, .. } if reason.contains("maximum messages")),
         "{given_up}"
     );
-    let append = tokio::spawn(async move {
-        ledger
-            .append(UnixMillis(2), None, stopped("meanwhile"))
-            .await
-    });
+    let append = tokio::spawn(async move { append(&mut ledger, 2, stopped("meanwhile")).await });
     config.max_messages = -1;
     jetstream
         .update_stream(config)

@@ -1,5 +1,6 @@
 //! The coordinator with a real broker: its ledger alone, and the whole of it as a process.
 
+mod batches;
 mod ledger;
 mod run;
 mod scene;

@@ -28,8 +28,8 @@ use schemas::limits::OBJECT_BYTES_MAX;
 use schemas::member::{JoinReply, JoinRequest, Posture, Session};
 use schemas::permission::Role;
 use schemas::run::{
-    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding,
-    RunSpec, Schedule, TrainerKind,
+    Closing, Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision,
+    Rounding, RunSpec, Schedule, TrainerKind,
 };
 use schemas::subject::{
     ControlVerb, LEDGER_FILTER, LEDGER_STREAM, STATE_BUCKET, Verb, WORK_CONSUMER, WORK_STREAM,
@@ -251,6 +251,7 @@ impl Scene {
             silence_max: Millis::from_secs(60),
             norm_max: 0.0,
             strikes_max: 100,
+            closing: Closing::default(),
         };
         RunSpec {
             v: V,
@@ -551,6 +552,7 @@ async fn make_ledger(bus: &Bus) {
         deny_purge: true,
         max_bytes: 1 << 28,
         duplicate_window: Duration::from_millis(100),
+        allow_atomic_publish: true,
         ..stream::Config::default()
     };
     jetstream::new(bus.client().clone())

@@ -25,6 +25,7 @@ impl Server {
             deny_delete: true,
             deny_purge: true,
             duplicate_window: Duration::from_millis(100),
+            allow_atomic_publish: true,
             ..stream::Config::default()
         };
         jetstream::new(bus.client().clone())

@@ -1,6 +1,6 @@
 //! `cluster`: streams and buckets of the bus, as the files in nats-config declare them. What is
 //! missing is created; what differs is reported and left alone, since changing a stream can throw
-//! events away.
+//! events away. One change is made, which throws nothing away: a stream learns to take batches.
 
 mod declaration;
 
@@ -52,7 +52,7 @@ pub(crate) async fn run(context: &Context, command: &Cluster) -> Result<(), Fail
     }
     let worst = rows
         .iter()
-        .find(|row| row.stand != Stand::Right && row.stand != Stand::Created);
+        .find(|row| matches!(row.stand, Stand::Missing | Stand::Differs));
     match worst {
         None => Ok(()),
         Some(row) if row.stand == Stand::Missing => {
@@ -213,15 +213,19 @@ async fn settle(
                     last: state.last_sequence,
                 }),
             )?;
-            let difference = differences(wanted, &stream.cached_info().config);
-            Ok((
-                if difference.is_empty() {
-                    Stand::Right
-                } else {
-                    Stand::Differs
-                },
-                difference,
-            ))
+            let live = &stream.cached_info().config;
+            let widened = widened(wanted, live).filter(|_| create);
+            if let Some(widened) = &widened {
+                let updated = jetstream.update_stream(widened.clone()).await;
+                updated.map_err(|error| refused(&wanted.name, &error))?;
+            }
+            let difference = differences(wanted, widened.as_ref().unwrap_or(live));
+            let stand = match (difference.is_empty(), widened) {
+                (false, _) => Stand::Differs,
+                (true, None) => Stand::Right,
+                (true, Some(_)) => Stand::Widened,
+            };
+            Ok((stand, difference))
         }
         Err(error) if is_missing(&error.kind()) => {
             history.check(&wanted.name, None)?;
@@ -236,6 +240,15 @@ async fn settle(
         }
         Err(error) => Err(refused(&wanted.name, &error)),
     }
+}
+
+/// What a live stream is to become, when it can be had without altering what the stream holds or
+/// refuses: it learns to take batches, which streams of earlier releases do not.
+fn widened(wanted: &stream::Config, live: &stream::Config) -> Option<stream::Config> {
+    (wanted.allow_atomic_publish && !live.allow_atomic_publish).then(|| stream::Config {
+        allow_atomic_publish: true,
+        ..live.clone()
+    })
 }
 
 fn is_missing(kind: &GetStreamErrorKind) -> bool {
@@ -339,6 +352,7 @@ fn differences(wanted: &stream::Config, live: &stream::Config) -> String {
             ("deny_delete", config.deny_delete.to_string()),
             ("deny_purge", config.deny_purge.to_string()),
             ("allow_rollup", config.allow_rollup.to_string()),
+            ("allow_atomic", config.allow_atomic_publish.to_string()),
             ("no_ack", config.no_ack.to_string()),
             (
                 "compression",
@@ -400,6 +414,8 @@ fn list(fields: impl Iterator<Item = (&'static str, String, String)>) -> String 
 pub(crate) enum Stand {
     Right,
     Created,
+    /// It was there, and takes more than before: see [`widened`].
+    Widened,
     Missing,
     Differs,
 }

@@ -6,8 +6,8 @@ use clap::Args;
 use model::{ModelConfig, Preset};
 use runtime::{ConfigArgs, ConfigDuration, Failure};
 use schemas::run::{
-    Carries, Codec, CodecKind, InnerOptimizer, OuterOptimizer, Policy, Precision, Rounding,
-    Schedule, TrainerKind,
+    Carries, Closing, Codec, CodecKind, InnerOptimizer, OuterOptimizer, Policy, Precision,
+    Rounding, Schedule, TrainerKind,
 };
 use schemas::{Code, Digest, RunId, Steps};
 use serde::{Deserialize, Serialize};
@@ -320,6 +320,7 @@ impl RunSettings {
             silence_max: policy.silence_max.millis(),
             norm_max: policy.norm_max,
             strikes_max: policy.strikes_max,
+            closing: Closing::default(),
         }
     }
 }

@@ -2,7 +2,7 @@ use identity::key::{KeyKind, SigningKey};
 use identity::{AuditKey, ManifestKey};
 use schemas::lease::UnitId;
 use schemas::run::{
-    InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Schedule, TrainerKind,
+    Closing, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Schedule, TrainerKind,
 };
 use schemas::{Bytes, Epoch, Round, Steps, UnitIndex, V};
 use serde_json::{Value, json};
@@ -69,6 +69,7 @@ fn spec() -> RunSpec {
             silence_max: Millis(60_000),
             norm_max: 0.0,
             strikes_max: 3,
+            closing: Closing::default(),
         },
         seed: 1,
     }

@@ -65,6 +65,46 @@ async fn a_stream_that_differs_or_is_missing_is_reported_and_only_the_missing_on
     assert_eq!(live, declared);
 }
 
+/// A domain of an earlier release has a ledger that takes no batches.
+#[tokio::test]
+async fn a_ledger_that_takes_no_batches_learns_to_and_nothing_else_changes() {
+    let cluster = Cluster::broker(Options::default()).await;
+    let provisioner = cluster.connect(Role::LedgerProvisioner, "ledger-provisioner");
+    let jetstream = jetstream::new(provisioner.await.client().clone());
+    let live = async || {
+        info(&cluster, Role::LedgerProvisioner, LEDGER_STREAM)
+            .await
+            .config
+    };
+    let declared = live().await;
+    assert!(declared.allow_atomic_publish);
+    let older = stream::Config {
+        allow_atomic_publish: false,
+        max_bytes: 12_345_678,
+        ..declared.clone()
+    };
+    jetstream.update_stream(older.clone()).await.unwrap();
+    let output = cluster.diloctl(&["cluster", "check"]).await;
+    let told = output
+        .stderr
+        .contains("allow_atomic is false, declared true");
+    assert!(!output.status.success() && told, "{}", output.stderr);
+    assert!(!live().await.allow_atomic_publish, "a check alters nothing");
+    let output = cluster.diloctl(&["cluster", "init"]).await;
+    assert!(
+        output.stderr.contains("max_bytes is 12345678"),
+        "{}",
+        output.stderr
+    );
+    let widened = stream::Config {
+        allow_atomic_publish: true,
+        ..older
+    };
+    assert_eq!(live().await, widened);
+    jetstream.update_stream(declared.clone()).await.unwrap();
+    cluster.diloctl_ok(&["cluster", "check"]).await;
+}
+
 /// What the broker counts of a message besides subject, headers and payload.
 const OVERHEAD_BYTES: usize = 34;
 

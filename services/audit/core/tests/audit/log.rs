@@ -8,13 +8,13 @@ use schemas::event::{Event, EventBody, LeaseEnd, LedgerEvent, SignedEvent, Worke
 use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
 use schemas::member::{Posture, Session};
 use schemas::run::{
-    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding,
-    RunSpec, Schedule, TrainerKind,
+    Closing, Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision,
+    Rounding, RunSpec, Schedule, TrainerKind,
 };
 use schemas::subject::{ledger_subject, record_subject};
 use schemas::{
-    AccountId, Digest, Epoch, Message as _, Millis, ObjectRef, PublicKey, Round, RunId, Sequence,
-    Steps, UnitIndex, UnixMillis, V, WorkerId,
+    AccountId, Digest, Epoch, Fragment, Message as _, Millis, ObjectRef, PublicKey, Round, RunId,
+    Sequence, Steps, UnitIndex, UnixMillis, V, WorkerId,
 };
 use serde_bytes::{ByteArray, ByteBuf};
 
@@ -326,10 +326,12 @@ impl Log {
             chunks: vec![object()],
         };
         let tokens = spec.unit_tokens();
+        // Without a seal, as an earlier release closed rounds: auditors read such ledgers for good.
         self.ledger(
             Some(run()),
             LedgerEvent::RoundClosed {
                 round,
+                fragment: Fragment::FIRST,
                 broadcast,
                 norm: 0.5,
                 tokens,
@@ -438,6 +440,7 @@ fn spec(plan: &Plan) -> RunSpec {
             silence_max: Millis::from_secs(60),
             norm_max: 0.0,
             strikes_max: 3,
+            closing: Closing::default(),
         },
         seed: 1,
     }

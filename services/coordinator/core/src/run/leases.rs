@@ -9,7 +9,7 @@ use schemas::lease::{
     RenewRequest, UnitId, UnitKind,
 };
 use schemas::limits::CLAIM_WAIT_MAX;
-use schemas::{Code, Digest, Millis, Refusal, RunId, UnixMillis, V, WorkerId};
+use schemas::{Code, Digest, Millis, Refusal, Round, RunId, UnixMillis, V, WorkerId};
 
 use crate::coordinator::draining;
 use crate::deadline::Alarm;
@@ -250,7 +250,7 @@ impl RunRoom<'_> {
     }
 
     /// Drops what was kept for a lease that ended without a result, and lets its unit be granted
-    /// again.
+    /// again, unless its round takes nothing any more.
     pub(crate) fn free_unit(&mut self, turn: &mut Turn<'_>, lease: LeaseRef, worker: WorkerId) {
         let held = self.live.end_lease(&lease.unit);
         self.sweep(turn, lease, worker, held.uploads);
@@ -258,7 +258,11 @@ impl RunRoom<'_> {
             run: self.run.name().clone(),
             lease,
         });
-        self.make_ready(turn, lease.unit);
+        if self.run.units.contains_key(&lease.unit) {
+            self.make_ready(turn, lease.unit);
+        } else {
+            self.settle(turn, &lease.unit);
+        }
     }
 
     /// Deletes what was uploaded under a lease that is over: it is of no use any more.
@@ -301,7 +305,7 @@ pub(crate) fn check_holder(run: &Run, peer: &Peer, lease: &LeaseRef) -> Result<(
     }
     let granted = match run.units.get(&lease.unit) {
         Some(unit) => lease.epoch <= unit.epoch,
-        None => lease.unit.round < run.rounds_closed() || run.accepted.contains_key(&lease.unit),
+        None => has_ended(run, lease.unit.round) || run.accepted.contains_key(&lease.unit),
     };
     let foreign = holder.is_some_and(|(_, epoch)| epoch == lease.epoch);
     if granted && !foreign {
@@ -315,6 +319,11 @@ pub(crate) fn check_holder(run: &Run, peer: &Peer, lease: &LeaseRef) -> Result<(
             format!("{} holds no lease {lease}", peer.worker),
         ))
     }
+}
+
+/// True when a round takes nothing any more.
+fn has_ended(run: &Run, round: Round) -> bool {
+    round.get() < run.rounds.len() as u64 && !run.collects(round)
 }
 
 /// True when the asker held this lease last, gave it back, and nobody holds the unit now.
@@ -392,10 +401,8 @@ fn manifest(
     expires_at: UnixMillis,
 ) -> Manifest {
     let round = lease.unit.round;
-    let base = run
-        .weights
-        .get(&round)
-        .expect("the weights of every unit that can be held are kept");
+    let base = run.base(&lease.unit).next();
+    let base = base.expect("the weights of every unit that can be held are kept");
     let issued = now.get() / 1000;
     Manifest {
         v: V,

@@ -7,7 +7,7 @@ use schemas::event::LeaseEnd;
 use schemas::lease::{LeaseRef, UnitId};
 use schemas::run::RunSpec;
 use schemas::telemetry::Heartbeat;
-use schemas::{Bytes, Digest, Millis, ObjectRef, Refusal, Round, Steps, UnixMillis, WorkerId};
+use schemas::{Bytes, Digest, Millis, ObjectRef, Refusal, Steps, SyncId, UnixMillis, WorkerId};
 
 use crate::input::{DeliveryId, ReplyId, ScreeningId};
 use crate::run::draw::Data;
@@ -91,7 +91,7 @@ pub(crate) struct Executor {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Task {
     Restore,
-    Merge(Round),
+    Merge(SyncId),
 }
 
 /// Held claims in order of arrival; one a worker.

@@ -6,7 +6,7 @@
 //! | `members`, `heartbeat` | who works for the run, and what it says of itself |
 //! | `leases` | who gets which unit, and until when |
 //! | `results` | which results count |
-//! | `rounds` | when weights are restored, merged and saved |
+//! | `rounds`, `closing` | when weights are restored, merged and saved; when a round has what it needs |
 //! | `objects` | who may read and write which objects |
 //! | `offers` | which units are on the queue, and may be granted |
 //! | `failures` | when units that fail halt the run |
@@ -17,6 +17,7 @@
 //! | `live` | what is lost with the process |
 
 pub(crate) mod closed;
+mod closing;
 mod draw;
 mod failures;
 mod heartbeat;

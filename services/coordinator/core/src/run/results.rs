@@ -189,9 +189,10 @@ impl RunRoom<'_> {
         let uploads = uploads.union(&named).copied().collect();
         self.sweep(turn, lease, worker, uploads);
         self.settle(turn, &lease.unit);
+        let fate = self.run.accepted.get(&lease.unit).expect("it counts").fate;
         for (reply, asked) in replies {
             let answer = if asked == statement {
-                Ok(merged())
+                Ok(came_to(fate))
             } else {
                 Err(already_counted(&lease))
             };
@@ -319,14 +320,13 @@ fn is_checked_again_a_few_times(code: Code) -> bool {
 pub(crate) fn counted_before(run: &Run, lease: &LeaseRef, statement: Digest) -> Option<Handled> {
     let accepted = run.accepted.get(&lease.unit)?;
     Some(if accepted.statement == statement {
-        Ok(Outcome::Now(merged()))
+        Ok(Outcome::Now(came_to(accepted.fate)))
     } else {
         Err(already_counted(lease).into())
     })
 }
 
-fn merged() -> Answer {
-    let fate = Fate::Merged;
+fn came_to(fate: Fate) -> Answer {
     Answer::Submit(SubmitReply { v: V, fate })
 }
 

@@ -7,24 +7,31 @@ use ledger::{Run, Standing};
 use schemas::data::{DataManifest, Tokenizer};
 use schemas::event::LedgerEvent;
 use schemas::lease::{ClaimOutcome, UnitId, Weights};
-use schemas::{Class, Code, ObjectRef, Refusal, Round, Tokens, UnixMillis, WorkerId};
+use schemas::limits::SEALED_MAX;
+use schemas::snapshot::MergeInput;
+use schemas::sync::SealedInput;
+use schemas::{Class, Code, ObjectRef, Refusal, Round, SyncId, Tokens, UnixMillis, WorkerId};
 
 use crate::deadline::Alarm;
 use crate::effect::Effect;
 use crate::input::{Merged, ReplyId};
 use crate::run::RunRoom;
+use crate::run::closing::due;
 use crate::run::draw::Data;
 use crate::run::live::{LiveRun, Task, backoff};
 use crate::run::objects::RefusedRead;
 use crate::turn::Turn;
 
+const ASKED: &str = "the set that the executor was asked to merge is the next";
+
 /// What a run needs next, besides its workers' results.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 enum Step {
     Restore,
+    Seal(SyncId, Vec<SealedInput>),
     Open(Round),
     Save(Round),
-    Merge(Round),
+    Merge(SyncId, Vec<MergeInput>),
     Complete,
 }
 
@@ -34,9 +41,10 @@ impl RunRoom<'_> {
         while let Some(step) = next_step(&self.run, self.live, turn.now) {
             match step {
                 Step::Restore => self.restore(turn),
+                Step::Seal(sync, inputs) => self.seal(turn, sync, &inputs),
                 Step::Open(round) => self.open_round(turn, round),
                 Step::Save(round) => self.save(turn, round),
-                Step::Merge(round) => self.merge(turn, round),
+                Step::Merge(sync, inputs) => self.merge(turn, sync, inputs),
                 Step::Complete => return self.complete(turn),
             }
         }
@@ -133,27 +141,52 @@ impl RunRoom<'_> {
         }
     }
 
-    fn merge(&mut self, turn: &mut Turn<'_>, round: Round) {
-        self.live.executor.task = Some(Task::Merge(round));
+    /// Names what is merged, before it is: in as many events as it takes.
+    fn seal(&mut self, turn: &mut Turn<'_>, sync: SyncId, inputs: &[SealedInput]) {
+        let mut rest = inputs.len();
+        for part in inputs.chunks(SEALED_MAX) {
+            rest -= part.len();
+            let sealed = LedgerEvent::RoundSealed {
+                round: sync.round,
+                fragment: sync.fragment,
+                inputs: part.to_vec(),
+                rest: rest as u32,
+            };
+            self.append(turn, sealed);
+        }
+        let of_round = self
+            .live
+            .offers
+            .keys()
+            .filter(|unit| unit.round == sync.round);
+        let gone = of_round.filter(|unit| !self.run.units.contains_key(unit));
+        let gone: Vec<UnitId> = gone.copied().collect();
+        for unit in gone {
+            self.settle(turn, &unit);
+        }
+    }
+
+    fn merge(&mut self, turn: &mut Turn<'_>, sync: SyncId, inputs: Vec<MergeInput>) {
+        self.live.executor.task = Some(Task::Merge(sync));
         turn.out.push(Effect::Merge {
             run: self.run.name().clone(),
-            round,
-            inputs: self.run.inputs.values().cloned().collect(),
+            sync,
+            inputs,
         });
     }
 
     pub(crate) fn merged(
         &mut self,
         turn: &mut Turn<'_>,
-        round: Round,
+        sync: SyncId,
         outcome: Result<Merged, Refusal>,
     ) {
-        if self.live.executor.finishes(Task::Merge(round)) {
+        if self.live.executor.finishes(Task::Merge(sync)) {
             let outcome = outcome.and_then(|merged| {
-                check_weights(&self.run, round, &merged.broadcast).map(|()| merged)
+                check_weights(&self.run, sync, &merged.broadcast).map(|()| merged)
             });
             match outcome {
-                Ok(merged) => self.close(turn, round, merged),
+                Ok(merged) => self.close(turn, sync, merged),
                 // Made again from the same contributions, the weights would be the same.
                 Err(refusal) if refusal.code == Code::NotFinite => self.halt(turn, &refusal),
                 Err(refusal) => self.try_later(turn, refusal),
@@ -162,20 +195,21 @@ impl RunRoom<'_> {
         }
     }
 
-    fn close(&mut self, turn: &mut Turn<'_>, round: Round, merged: Merged) {
+    fn close(&mut self, turn: &mut Turn<'_>, sync: SyncId, merged: Merged) {
         self.live.executor.succeeded();
-        let inputs = self.run.inputs.values();
-        let tokens = inputs.fold(Tokens(0), |sum, input| sum + input.tokens);
+        let (_, inputs) = self.run.next_merge(sync.fragment).expect(ASKED);
+        let tokens = inputs.iter().map(|input| input.tokens);
         let closed = LedgerEvent::RoundClosed {
-            round,
+            round: sync.round,
+            fragment: sync.fragment,
             broadcast: merged.broadcast,
             // `min` also turns NaN into a number: the ledger must read back as it was written.
             norm: merged.norm.min(f64::MAX),
-            tokens,
+            tokens: tokens.fold(Tokens(0), |sum, tokens| sum + tokens),
         };
         self.append(turn, closed);
         // Only after the last round: the evaluation of the final weights.
-        self.offer_new(turn, round.next());
+        self.offer_new(turn, sync.round.next());
     }
 
     fn try_later(&mut self, turn: &mut Turn<'_>, refusal: Refusal) {
@@ -252,7 +286,13 @@ fn is_next_snapshot(run: &Run, round: Round) -> bool {
 /// saves.
 fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Step> {
     let executor = &live.executor;
-    if executor.halted.is_some() || executor.task.is_some() {
+    if executor.halted.is_some() {
+        return None;
+    }
+    if let Some(seal) = next_seal(run, now) {
+        return Some(seal);
+    }
+    if executor.task.is_some() {
         return None;
     }
     if !executor.restored {
@@ -260,23 +300,31 @@ fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Step> {
     }
     let closed = run.rounds_closed();
     let started = !run.rounds.is_empty() || run.present() >= run.spec.policy.workers_min;
-    if run.open_round().is_none() && !run.all_rounds_closed() && started {
+    if run.open.is_empty() && !run.all_rounds_closed() && started {
         return Some(Step::Open(closed));
     }
-    let due = run
-        .merges
-        .iter()
-        .any(|merge| run.spec.saves(merge.round.next()));
+    let due = run.unsaved().any(|version| run.spec.saves(version));
     if due && !executor.saving && executor.save_at <= now {
         return Some(Step::Save(closed));
     }
-    if run.round_is_full() && executor.retry_at <= now {
-        return Some(Step::Merge(closed));
+    let mut sealed = run
+        .spec
+        .fragments()
+        .filter_map(|fragment| run.next_merge(fragment));
+    if let Some((sync, inputs)) = sealed.next().filter(|_| executor.retry_at <= now) {
+        return Some(Step::Merge(sync, inputs.to_vec()));
     }
     let saved = run
         .last_snapshot()
         .is_some_and(|snapshot| snapshot.round == closed);
     (run.all_rounds_closed() && run.units.is_empty() && saved).then_some(Step::Complete)
+}
+
+/// The first open round, fragment by fragment, that has what it needs.
+fn next_seal(run: &Run, now: UnixMillis) -> Option<Step> {
+    let (closing, units) = (run.spec.policy.closing, run.spec.schedule.units);
+    let mut open = run.open.iter();
+    open.find_map(|(sync, open)| Some(Step::Seal(*sync, due(closing, units, open, now)?)))
 }
 
 /// Units without a result.
@@ -295,9 +343,9 @@ fn is_final(code: Code) -> bool {
 }
 
 /// Refuses weights that the next round cannot start from.
-fn check_weights(run: &Run, round: Round, weights: &Weights) -> Result<(), Refusal> {
+fn check_weights(run: &Run, sync: SyncId, weights: &Weights) -> Result<(), Refusal> {
     let expected = run.spec.model.initial.len();
-    if weights.round == round.next()
+    if weights.round == run.version(sync.fragment).next()
         && weights.codec == run.spec.download
         && weights.chunks.len() == expected
     {
@@ -305,7 +353,7 @@ fn check_weights(run: &Run, round: Round, weights: &Weights) -> Result<(), Refus
     }
     let (got, codec) = (weights.chunks.len(), weights.codec);
     let detail = format!(
-        "merge of round {round} gave {got} chunks as {codec:?} for round {}",
+        "merge of {sync} gave {got} chunks as {codec:?} for round {}",
         weights.round
     );
     Err(Refusal::new(Code::Internal, detail))

@@ -403,6 +403,7 @@ fn cause(event: &LedgerEvent) -> Option<String> {
         | LedgerEvent::CoordinatorStopped { .. }
         | LedgerEvent::RunCompleted
         | LedgerEvent::RoundOpened { .. }
+        | LedgerEvent::RoundSealed { .. }
         | LedgerEvent::RoundClosed { .. }
         | LedgerEvent::SnapshotSaved { .. } => None,
     }

@@ -397,7 +397,7 @@ fn weights_that_do_not_fit_close_no_round() {
         });
         world.input(Input::Merged {
             run: run_id(),
-            round: Round(0),
+            sync: sync(0),
             outcome,
         });
         assert_eq!(

@@ -74,9 +74,9 @@ fn fail(world: &mut World, effect: Effect) {
             screening,
             verdict: Err(refusal),
         }),
-        Effect::Merge { run, round, .. } => world.input(Input::Merged {
+        Effect::Merge { run, sync, .. } => world.input(Input::Merged {
             run,
-            round,
+            sync,
             outcome: Err(refusal),
         }),
         Effect::Save { run, round, .. } => world.input(Input::Saved {

@@ -1,6 +1,7 @@
 use schemas::contribution::Fate;
 use schemas::event::LedgerEvent;
 use schemas::lease::{ClaimOutcome, ClaimReply};
+use schemas::limits::SEALED_MAX;
 use schemas::view::RunPhase;
 use schemas::{Code, Millis, Refusal, Round, Tokens};
 
@@ -74,12 +75,15 @@ fn inputs_are_merged_in_order_of_their_units() {
     world.submit(1, first);
     let screen = world.take_pending(|effect| matches!(effect, Effect::Screen { .. }));
     world.answer_one(screen);
-    let Effect::Merge { inputs, round, .. } =
-        world.take_pending(|effect| matches!(effect, Effect::Merge { .. }))
+    let Effect::Merge {
+        inputs,
+        sync: merging,
+        ..
+    } = world.take_pending(|effect| matches!(effect, Effect::Merge { .. }))
     else {
         panic!("a full round is merged");
     };
-    assert_eq!(round, Round(0));
+    assert_eq!(merging, sync(0));
     assert_eq!(
         inputs.iter().map(|input| input.lease).collect::<Vec<_>>(),
         [first, second]
@@ -118,6 +122,58 @@ fn about_to_merge() -> World {
 }
 
 #[test]
+fn what_is_merged_is_named_before_and_is_the_same_in_each_try() {
+    let mut world = about_to_merge();
+    let sealed = |world: &World| world.kinds(0).contains(&"round-sealed");
+    assert!(sealed(&world));
+    let merged = |world: &mut World| {
+        let effect = world.take_pending(|effect| matches!(effect, Effect::Merge { .. }));
+        let Effect::Merge { inputs, sync, .. } = effect else {
+            unreachable!("it was picked")
+        };
+        let next = world.run().next_merge(sync.fragment);
+        assert_eq!(next, Some((sync, inputs.as_slice())));
+        inputs
+    };
+    let first = merged(&mut world);
+    world.restart();
+    world.answer_pending_but(|effect| matches!(effect, Effect::Merge { .. }));
+    assert_eq!(merged(&mut world), first);
+    assert_eq!(
+        world.count(|event| matches!(event, LedgerEvent::RoundSealed { .. })),
+        1
+    );
+}
+
+/// 513 units are sealed by two events, and a coordinator that died between them by the second.
+#[test]
+fn a_seal_that_is_longer_than_an_event_is_completed_by_the_next_coordinator() {
+    let mut large = spec("demo");
+    large.schedule.units = SEALED_MAX as u32 + 1;
+    let mut world = World::with_run(large);
+    world.long = true;
+    world.join(1);
+    for _ in 0..=SEALED_MAX {
+        let held = world.lease(1);
+        world.submit(1, held);
+        world.answer_pending_but(|effect| matches!(effect, Effect::Merge { .. }));
+    }
+    let kinds = world.kinds(0);
+    let seals = |kinds: &[&str]| kinds.iter().filter(|kind| **kind == "round-sealed").count();
+    assert_eq!(seals(&kinds), 2);
+    let first = kinds.iter().position(|kind| *kind == "round-sealed");
+    world.journal.truncate(first.expect("it is sealed") + 1);
+    world.restart();
+    world.answer_pending_but(|effect| matches!(effect, Effect::Merge { .. }));
+    assert_eq!(seals(&world.kinds(0)), 2);
+    let merge = world.take_pending(|effect| matches!(effect, Effect::Merge { .. }));
+    let Effect::Merge { inputs, .. } = merge else {
+        unreachable!("it was picked")
+    };
+    assert_eq!(inputs.len(), SEALED_MAX + 1);
+}
+
+#[test]
 fn a_merge_that_fails_is_tried_again_and_is_seen() {
     let mut world = about_to_merge();
     for attempt in 0..3 {
@@ -133,7 +189,7 @@ fn a_merge_that_fails_is_tried_again_and_is_seen() {
         };
         world.input(Input::Merged {
             run: run_id(),
-            round: Round(0),
+            sync: sync(0),
             outcome,
         });
         assert_eq!(world.run().phase(), RunPhase::Merging);
@@ -153,7 +209,7 @@ fn weights_that_are_no_numbers_any_more_halt_the_run() {
     let outcome = Err(Refusal::new(Code::NotFinite, "test"));
     world.input(Input::Merged {
         run: run_id(),
-        round: Round(0),
+        sync: sync(0),
         outcome,
     });
     world.wait(Millis::from_secs(60));
@@ -176,7 +232,7 @@ fn a_round_closes_once() {
         let Merged { broadcast, norm } = merged(&spec("demo"), Round(round));
         world.input(Input::Merged {
             run: run_id(),
-            round: Round(round),
+            sync: sync(round),
             outcome: Ok(Merged { broadcast, norm }),
         });
     }

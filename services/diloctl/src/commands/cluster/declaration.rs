@@ -45,6 +45,8 @@ pub(super) struct Stream {
     deny_delete: bool,
     deny_purge: bool,
     allow_rollup: bool,
+    /// Messages may be stored together, all of them or none.
+    allow_atomic: bool,
     max_consumers: i32,
     /// Longest that a consumer may be kept while nobody uses it.
     consumer_inactive_ms_max: u64,
@@ -188,6 +190,7 @@ impl Stream {
             deny_delete: self.deny_delete,
             deny_purge: self.deny_purge,
             allow_rollup: self.allow_rollup,
+            allow_atomic_publish: self.allow_atomic,
             max_consumers: self.max_consumers,
             consumer_limits: limits,
             sources: (!sources.is_empty()).then_some(sources),

@@ -7,8 +7,8 @@ use schemas::lease::{
 };
 use schemas::member::{JoinReply, JoinRequest, Posture, Session};
 use schemas::run::{
-    Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Rounding,
-    RunSpec, Schedule, TrainerKind,
+    Closing, Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision,
+    Rounding, RunSpec, Schedule, TrainerKind,
 };
 use schemas::{
     Code, Epoch, Millis, ObjectRef, Refusal, Round, Steps, Tokens, UnitIndex, UnixMillis, V,
@@ -71,6 +71,7 @@ pub(crate) fn spec() -> RunSpec {
             silence_max: Millis(60_000),
             norm_max: 0.0,
             strikes_max: 3,
+            closing: Closing::default(),
         },
         seed: 1,
     }

@@ -1,0 +1,53 @@
+//! Synchronisations: what a round merges into one fragment of the weights.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Epoch, Fragment, Round, UnitIndex, Weight};
+
+/// The merge of one round's contributions into one fragment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SyncId {
+    /// The round.
+    pub round: Round,
+    /// The fragment.
+    pub fragment: Fragment,
+}
+
+/// A contribution in a sealed set, and how much it counts. A round has thousands at most and an
+/// event has a bound, so it is written as three numbers without names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    from = "(UnitIndex, Epoch, Weight)",
+    into = "(UnitIndex, Epoch, Weight)"
+)]
+pub struct SealedInput {
+    /// The training unit.
+    pub unit: UnitIndex,
+    /// The lease of the unit under which the contribution was accepted.
+    pub epoch: Epoch,
+    /// Its weight in the mean.
+    pub weight: Weight,
+}
+
+impl From<(UnitIndex, Epoch, Weight)> for SealedInput {
+    fn from((unit, epoch, weight): (UnitIndex, Epoch, Weight)) -> Self {
+        Self {
+            unit,
+            epoch,
+            weight,
+        }
+    }
+}
+
+impl From<SealedInput> for (UnitIndex, Epoch, Weight) {
+    fn from(input: SealedInput) -> Self {
+        (input.unit, input.epoch, input.weight)
+    }
+}
+
+impl std::fmt::Display for SyncId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "round {}, fragment {}", self.round, self.fragment)
+    }
+}

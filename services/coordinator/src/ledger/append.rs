@@ -1,0 +1,293 @@
+//! Appending: events that were decided together are stored together, as one atomic batch, or one
+//! after another where that is faster.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::header::{
+    NATS_BATCH_COMMIT, NATS_BATCH_COMMIT_FINAL, NATS_BATCH_ID, NATS_BATCH_SEQUENCE,
+    NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_ID,
+};
+use bytes::Bytes;
+use chain::Judgement;
+use runtime::{BusError, StreamError};
+use schemas::event::{Event, EventBody};
+use schemas::subject::{LEDGER_FILTER, LEDGER_STREAM, ledger_subject};
+use schemas::{Code, Digest, Message as _, Sequence};
+use tokio::time::{Instant, sleep};
+
+use super::broker::{Published, published};
+use super::{Ledger, LedgerError, NewEvent, REPEATED};
+
+/// Header that widens an expected sequence from one subject to a filter; the broker then compares
+/// with the last message of any ledger event.
+const EXPECTED_FILTER: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
+/// How long one publish waits for its acknowledgement: above the fail-over of a replicated stream
+/// (6 s).
+const ACK_WAIT: Duration = Duration::from_secs(8);
+/// First and longest pause between two tries.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// How often the log says that the ledger takes no event now; a full disk lasts for minutes.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
+/// Fewest events that are stored as a batch. The broker makes a store of its own for each batch,
+/// which takes some 5 ms, and an event alone 0.7 ms.
+const BATCH_MIN: usize = 8;
+/// Most events of a batch: the broker refuses longer ones.
+const BATCH_MAX: usize = 1000;
+/// Characters of a batch's id that say which batch it is; an id has 64 at most, and the number of
+/// the try follows.
+const BATCH_NAME_CHARS: usize = 48;
+
+/// An event on its way.
+#[derive(Debug)]
+struct Pending {
+    sequence: Sequence,
+    kind: &'static str,
+    subject: String,
+    digest: Digest,
+    payload: Bytes,
+}
+
+/// How long the broker is asked again.
+struct Patience {
+    deadline: Instant,
+    pause: Duration,
+    told: Option<Instant>,
+    tries: u32,
+}
+
+impl Ledger {
+    /// Appends events and returns when all are stored, each exactly once. When a process dies
+    /// meanwhile, the ledger holds a first part of them.
+    ///
+    /// # Errors
+    /// [`LedgerError::Fenced`]: the first that is not in the chain will never be, since others have
+    /// appended. After any other error it is for the next reader to see what is there. Who leads
+    /// must stand down either way.
+    pub async fn append(
+        &mut self,
+        events: impl IntoIterator<Item = NewEvent>,
+    ) -> Result<(), LedgerError> {
+        let mut pending = self.write(events)?;
+        let mut patience = Patience::new(self.patience);
+        while let Some(first) = pending.front() {
+            patience.tries += 1;
+            let count = self.together(pending.len());
+            let mut waits = true;
+            let mut reason = match self.publish(&pending, count, patience.tries).await {
+                Published::At(last) => {
+                    let at = last + 1 - count as u64;
+                    for (at, stored) in (at..).zip(pending.drain(..count)) {
+                        self.extend(at, stored.digest);
+                    }
+                    patience = Patience::new(self.patience);
+                    continue;
+                }
+                Published::NoBatches => {
+                    tracing::warn!(code = %Code::StreamDrift, next = Code::StreamDrift.next_step(), "stream {LEDGER_STREAM} takes no batches; events are appended one after another");
+                    self.batches = false;
+                    continue;
+                }
+                Published::Refused(reason) => return Err(first.unwritable(reason)),
+                Published::Elsewhere => {
+                    waits = false;
+                    "the broker sees another end of the ledger".to_owned()
+                }
+                Published::NotNow(reason) => reason,
+            };
+            // They are published again only where everything behind the known end has been looked
+            // at: never twice.
+            let before = (self.stream_sequence, pending.len());
+            match self.look(&mut pending).await {
+                Ok(()) if pending.len() < before.1 => continue,
+                // Somebody's message lay in between: now the end is known again.
+                Ok(()) if !waits && self.stream_sequence > before.0 => continue,
+                Ok(()) => {}
+                Err(LedgerError::Unreadable(error @ StreamError::Unreadable { .. })) => {
+                    reason = error.to_string();
+                }
+                Err(error) => return Err(error),
+            }
+            let first = &pending[0];
+            if !patience.wait(first, &reason).await {
+                return Err(first.unwritable(reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes and signs the events that follow on the end of the chain.
+    fn write(
+        &self,
+        events: impl IntoIterator<Item = NewEvent>,
+    ) -> Result<VecDeque<Pending>, LedgerError> {
+        let emitter = self.key.public();
+        let mut end = self.chain.end();
+        let mut pending = VecDeque::new();
+        for NewEvent { time, run, event } in events {
+            let kind = event.kind();
+            let subject = ledger_subject(run.as_ref(), emitter, kind);
+            let draft = end.write(emitter, time, run.as_ref(), Event::Ledger(event));
+            end = draft.end();
+            if draft.body.len() > EventBody::BYTES_MAX {
+                let (bytes, max) = (draft.body.len(), EventBody::BYTES_MAX);
+                return Err(LedgerError::Unwritable {
+                    sequence: draft.sequence,
+                    kind,
+                    reason: format!("it has {bytes} bytes, at most {max} are kept"),
+                });
+            }
+            pending.push_back(Pending {
+                sequence: draft.sequence,
+                kind,
+                subject,
+                digest: draft.digest,
+                payload: self
+                    .key
+                    .sign_event(&self.domain, draft.body)
+                    .encode()
+                    .into(),
+            });
+        }
+        Ok(pending)
+    }
+
+    /// How many of `waiting` events are published together.
+    const fn together(&self, waiting: usize) -> usize {
+        if !self.batches || waiting < BATCH_MIN {
+            1
+        } else if waiting > BATCH_MAX {
+            BATCH_MAX
+        } else {
+            waiting
+        }
+    }
+
+    /// Publishes the first `count` events, all of them or none.
+    async fn publish(&self, pending: &VecDeque<Pending>, count: usize, tries: u32) -> Published {
+        let last = &pending[count - 1];
+        let mut headers = HeaderMap::new();
+        if count == 1 {
+            headers.insert(NATS_MESSAGE_ID, last.digest.hex());
+            self.expect_end(&mut headers);
+        } else {
+            // A try that the broker still has half of must not be mixed with this one.
+            let id = format!("{}.{tries}", &last.digest.hex()[..BATCH_NAME_CHARS]);
+            for (place, event) in (1..).zip(pending.range(..count - 1)) {
+                let mut headers = batch_headers(&id, place);
+                if place == 1 {
+                    self.expect_end(&mut headers);
+                }
+                let payload = event.payload.clone();
+                let sent = self.bus.publish_with(&event.subject, headers, payload);
+                if let Err(error) = sent.await {
+                    return Published::NotNow(error.to_string());
+                }
+            }
+            headers = batch_headers(&id, count);
+            headers.insert(NATS_BATCH_COMMIT, NATS_BATCH_COMMIT_FINAL);
+        }
+        let answer = self
+            .bus
+            .request_raw(&last.subject, headers, last.payload.clone(), ACK_WAIT)
+            .await;
+        match answer {
+            Ok(answer) => published(&answer, self.stream_sequence),
+            Err(error @ BusError::Denied { .. }) => Published::Refused(error.to_string()),
+            Err(error) => {
+                let error = self.bus.explain_silence(error, LEDGER_STREAM).await;
+                Published::NotNow(error.to_string())
+            }
+        }
+    }
+
+    /// The broker is to compare the end of the ledger with the one that is known here.
+    fn expect_end(&self, headers: &mut HeaderMap) {
+        let end = self.stream_sequence.to_string();
+        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, end);
+        headers.insert(EXPECTED_FILTER, LEDGER_FILTER);
+    }
+
+    /// Looks at every message behind the known end and takes those events off `own` that are there.
+    /// Foreign messages are passed over.
+    ///
+    /// # Errors
+    /// [`LedgerError::Fenced`] for another event that follows in the chain, [`LedgerError::Broken`]
+    /// for one that does not.
+    async fn look(&mut self, own: &mut VecDeque<Pending>) -> Result<(), LedgerError> {
+        while let Some(stored) = self.stream.next(self.stream_sequence + 1).await? {
+            let found = stored.sequence;
+            match self.judge(&stored) {
+                Judgement::Next { digest, .. } => {
+                    if own.front().is_none_or(|first| first.digest != digest) {
+                        return Err(LedgerError::Fenced {
+                            expected: self.stream_sequence,
+                            found,
+                        });
+                    }
+                    self.extend(found, digest);
+                    own.pop_front();
+                }
+                Judgement::Repeated => self.pass(found, REPEATED),
+                Judgement::Foreign(reason) => self.pass(found, &reason),
+                Judgement::Broken(reason) => {
+                    return Err(LedgerError::Broken {
+                        stream: found,
+                        reason,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn batch_headers(id: &str, place: usize) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(NATS_BATCH_ID, id);
+    headers.insert(NATS_BATCH_SEQUENCE, place.to_string());
+    headers
+}
+
+impl Pending {
+    fn unwritable(&self, reason: String) -> LedgerError {
+        LedgerError::Unwritable {
+            sequence: self.sequence,
+            kind: self.kind,
+            reason,
+        }
+    }
+}
+
+impl Patience {
+    fn new(patience: Duration) -> Self {
+        Self {
+            deadline: Instant::now() + patience,
+            pause: PAUSE.0,
+            told: None,
+            tries: 0,
+        }
+    }
+
+    /// Pauses before the next try, ever longer. False when no time is left for one.
+    async fn wait(&mut self, first: &Pending, reason: &str) -> bool {
+        if Instant::now() + self.pause > self.deadline {
+            return false;
+        }
+        if self.told.is_none_or(|told| told.elapsed() >= TOLD_EVERY) {
+            self.told = Some(Instant::now());
+            let Pending { kind, sequence, .. } = first;
+            let sequence = sequence.get();
+            tracing::warn!(
+                kind,
+                sequence,
+                reason,
+                "the ledger takes no event now; trying again"
+            );
+        }
+        sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(PAUSE.1);
+        true
+    }
+}

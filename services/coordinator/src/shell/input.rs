@@ -1,0 +1,93 @@
+//! Arrivals as the core understands them.
+
+use coordinator_core::{Input, Peer, WorkerRequest};
+use identity::join::verify_join;
+use runtime::Failure;
+use schemas::{Code, Refusal};
+
+use super::Shell;
+use super::tables::Asker;
+use crate::arrival::Arrival;
+
+impl Shell {
+    /// An arrival as the core understands it.
+    pub(super) fn input(&mut self, arrival: Arrival) -> Result<Input, Failure> {
+        Ok(match arrival {
+            Arrival::Worker {
+                peer,
+                request,
+                reply,
+            } => {
+                let reply = self.tables.expect_reply(Asker::Worker, reply);
+                match proven(&self.domain, &peer, &request) {
+                    Ok(()) => Input::Request {
+                        peer,
+                        request,
+                        reply,
+                    },
+                    Err(refusal) => Input::Refused {
+                        peer,
+                        verb: request.verb(),
+                        refusal,
+                        reply,
+                    },
+                }
+            }
+            Arrival::Operator {
+                operator,
+                request,
+                reply,
+            } => Input::Control {
+                operator,
+                request,
+                reply: self.tables.expect_reply(Asker::Operator, reply),
+            },
+            Arrival::Offer {
+                run,
+                unit,
+                stream_sequence,
+                ack,
+            } => Input::Offered {
+                run,
+                unit,
+                delivery: self.tables.deliveries.note(stream_sequence, ack),
+            },
+            Arrival::Screened {
+                screening,
+                run,
+                lease,
+                verdict,
+            } => {
+                let verdict = verdict.map(|(screened, kept)| {
+                    self.tables.kept.insert((run, lease), kept);
+                    screened
+                });
+                Input::Screened { screening, verdict }
+            }
+            Arrival::Input(input) => input,
+            Arrival::Failed(failure) => return Err(failure),
+        })
+    }
+}
+
+/// A worker that joins shows that it holds the audit key it names: else a worker could join with
+/// another's, or with the coordinator's, and that one's events would be taken for its own.
+fn proven(domain: &str, peer: &Peer, request: &WorkerRequest) -> Result<(), Refusal> {
+    let WorkerRequest::Join(join) = request else {
+        return Ok(());
+    };
+    verify_join(
+        domain,
+        &join.audit_key,
+        join.proof.as_slice(),
+        &peer.run,
+        &peer.worker,
+    )
+    .map_err(|error| {
+        let detail = format!(
+            "no proof that {} holds audit key {}: {error}",
+            peer.worker, join.audit_key
+        );
+        Refusal::new(Code::AuditKeyRefused, detail)
+    })
+}

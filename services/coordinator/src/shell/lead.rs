@@ -1,0 +1,92 @@
+//! Taking the lead: the ledger is read to its end, and a first event fences off whoever led before.
+
+use std::time::Duration;
+
+use coordinator_core::{Coordinator, Settings};
+use ledger::State;
+use runtime::{Failure, clock};
+use schemas::{Code, Millis, UnixMillis};
+use tokio::time::Instant;
+
+use super::Shell;
+use crate::mark::StoreMark;
+
+/// How far the ledger's newest event may lie ahead of this machine's clock for a start to wait
+/// until it is past. Clocks of one site differ by less. Beyond it one of the two clocks was wrong,
+/// and nobody can say which: the ledger's time goes on, since it never runs back, and no run stands
+/// still for it.
+const BEHIND_WAIT_MAX: Millis = Millis::from_secs(10);
+
+impl Shell {
+    /// Takes the lead: its first append fences off whoever led before. A predecessor that still
+    /// appends is read on and tried again for `patience`.
+    ///
+    /// # Errors
+    /// The ledger cannot be followed or written, was lost, or the predecessor stays faster.
+    pub(crate) async fn lead(
+        &mut self,
+        settings: &Settings,
+        store_mark: &StoreMark,
+        patience: Duration,
+    ) -> Result<Coordinator, Failure> {
+        let mut deadline = None;
+        let mut state = State::default();
+        loop {
+            let Self { ledger, mark, .. } = &mut *self;
+            let follow = |body| {
+                mark.follow(&body);
+                state.follow(&body)
+            };
+            ledger.catch_up(follow).await?;
+            mark.agree(ledger)?;
+            if ledger.is_empty() {
+                store_mark.allow_beginning().await?;
+            }
+            meet(state.time()).await;
+            let events = self.ledger.len();
+            let mut core = Coordinator::new(settings.clone(), state.clone());
+            let mut effects = Vec::new();
+            core.start(clock::now(), &mut effects);
+            match self.carry_out(&mut effects).await {
+                Ok(_) => {
+                    tracing::info!(events, "ledger verified and replayed");
+                    return Ok(core);
+                }
+                // Once a first event was taken, to be fenced off is final.
+                Err(failure)
+                    if failure.code() == Code::LedgerFenced && self.ledger.len() == events =>
+                {
+                    let now = Instant::now();
+                    if now >= *deadline.get_or_insert(now + patience) {
+                        return Err(failure);
+                    }
+                    tracing::info!(
+                        events,
+                        "another coordinator has appended meanwhile; reading on"
+                    );
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+}
+
+/// Sees to it that this process's time is not before the ledger's newest event: waits, or goes on
+/// from there.
+async fn meet(newest: UnixMillis) {
+    let now = clock::now();
+    let behind = now.until(newest);
+    let (event, machine) = (clock::text(newest), clock::text(now));
+    if behind > BEHIND_WAIT_MAX {
+        clock::continue_from(newest);
+        tracing::warn!(
+            code = %Code::ClockBehind,
+            "the ledger's newest event is of {event}, this machine's clock says {machine}; the run goes on from the ledger's time"
+        );
+    } else if behind > Millis(0) {
+        tracing::info!(
+            "the ledger's newest event is of {event}, this machine's clock says {machine}; waiting until then"
+        );
+        tokio::time::sleep(behind.as_duration()).await;
+    }
+}

@@ -1,0 +1,125 @@
+//! What the shell remembers between a request and its answer, and how it takes leave of those who
+//! wait for one.
+
+use std::collections::BTreeMap;
+
+use coordinator_core::ReplyId;
+use schemas::lease::LeaseRef;
+use schemas::snapshot::MergeInput;
+use schemas::view::RunView;
+use schemas::{Code, Refusal, Round, RunId};
+use tokio::sync::mpsc;
+
+use super::Shell;
+use crate::answer::ReplyTo;
+use crate::arrival::Arrival;
+use crate::executor::Handle;
+use crate::grants::Granted;
+use crate::queue::Deliveries;
+use crate::screen::{KeptChunks, Staged};
+
+/// What the shell remembers between a request and its answer. Losing it costs a repeat, never a
+/// result.
+#[derive(Default)]
+pub(crate) struct Tables {
+    pub(super) replies: BTreeMap<ReplyId, (Asker, ReplyTo)>,
+    replied: u64,
+    pub(super) deliveries: Deliveries,
+    pub(super) granted: Granted,
+    pub(super) executors: BTreeMap<RunId, Handle>,
+    /// What holds each run up, as it was logged last.
+    troubles: BTreeMap<RunId, Code>,
+    pub(super) staged: BTreeMap<(RunId, LeaseRef), Staged>,
+    pub(super) kept: BTreeMap<(RunId, LeaseRef), KeptChunks>,
+}
+
+/// Who waits for an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asker {
+    Worker,
+    Operator,
+}
+
+impl Tables {
+    pub(super) fn expect_reply(&mut self, asker: Asker, to: ReplyTo) -> ReplyId {
+        self.replied += 1;
+        let reply = ReplyId(self.replied);
+        self.replies.insert(reply, (asker, to));
+        reply
+    }
+
+    /// The chunks in memory of a round's inputs; those of its other contributions are dropped.
+    pub(super) fn take_kept(
+        &mut self,
+        run: &RunId,
+        round: Round,
+        inputs: &[MergeInput],
+    ) -> BTreeMap<LeaseRef, KeptChunks> {
+        let take = |input: &MergeInput| {
+            Some((input.lease, self.kept.remove(&(run.clone(), input.lease))?))
+        };
+        let kept = inputs.iter().filter_map(take).collect();
+        self.kept
+            .retain(|(of, lease), _| of != run || lease.unit.round > round);
+        kept
+    }
+
+    /// Logs why a run does not get on, once for each reason.
+    pub(super) fn tell_trouble(&mut self, view: &RunView) {
+        let run = &view.run;
+        let Some(why) = view.halted.as_ref().or(view.trouble.as_ref()) else {
+            if self.troubles.remove(run).is_some() {
+                tracing::info!(%run, "nothing holds the run up any more");
+            }
+            return;
+        };
+        if self.troubles.insert(run.clone(), why.code) != Some(why.code) {
+            let state = if view.halted.is_some() {
+                "halted"
+            } else {
+                "held up"
+            };
+            tracing::warn!(%run, code = %why.code, next = why.code.next_step(), "the run is {state}: {}", why.detail);
+        }
+    }
+
+    pub(super) fn forget(&mut self, run: &RunId) {
+        self.troubles.remove(run);
+        self.executors.remove(run);
+        self.staged.retain(|(of, _), _| of != run);
+        self.kept.retain(|(of, _), _| of != run);
+    }
+}
+
+impl Shell {
+    /// Tells who waits for an answer of this process that it gives none any more: they ask its
+    /// successor at once, where silence would cost them the time for which they wait for an answer.
+    /// Uploads that are being granted are answered by their own task, or not at all.
+    ///
+    /// When another coordinator has taken the lead (`fenced`), operators hear nothing from here:
+    /// the other may have heard the same order and answer it, and `diloctl` takes the first answer
+    /// for the last word. A worker asks again in any case, and what it is told twice has one
+    /// effect.
+    pub(super) async fn decline(&mut self, queue: &mut mpsc::Receiver<Arrival>, fenced: bool) {
+        while let Ok(arrival) = queue.try_recv() {
+            match arrival {
+                Arrival::Worker { reply, .. } => {
+                    _ = self.tables.expect_reply(Asker::Worker, reply);
+                }
+                Arrival::Operator { reply, .. } => {
+                    _ = self.tables.expect_reply(Asker::Operator, reply);
+                }
+                _ => {}
+            }
+        }
+        let refusal = Refusal::new(
+            Code::Draining,
+            "this coordinator ends before it has an answer; ask again",
+        );
+        for (asker, to) in std::mem::take(&mut self.tables.replies).into_values() {
+            if asker == Asker::Worker || !fenced {
+                to.send(&self.bus, Err(refusal.clone())).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Events that are appended together, against a real server: stored whole or not at all, and once.
+
+use async_nats::HeaderMap;
+use async_nats::jetstream;
+use diloco_coordinator::{LedgerError, NewEvent};
+use runtime::StreamReader;
+use schemas::event::EventBody;
+use schemas::subject::{LEDGER_STREAM, ledger_subject};
+
+use crate::ledger::{Scene, append, at, of_demo, reasons, stopped};
+
+/// More than two batches.
+const MANY: u64 = 2100;
+
+/// Events of two subjects that take turns: a batch is fenced over both.
+fn events(name: &str, count: u64) -> Vec<NewEvent> {
+    let event = |number: u64| {
+        let event = stopped(&format!("{name} {number}"));
+        match number % 2 {
+            0 => at(number, event),
+            _ => of_demo(number, event),
+        }
+    };
+    (0..count).map(event).collect()
+}
+
+fn names(name: &str, count: u64) -> Vec<String> {
+    (0..count)
+        .map(|number| format!("{name} {number}"))
+        .collect()
+}
+
+async fn messages(scene: &Scene) -> u64 {
+    let stream = StreamReader::new(scene.server.bus().await, LEDGER_STREAM);
+    stream.span().await.expect("it is there").messages
+}
+
+async fn read(scene: &Scene) -> Vec<EventBody> {
+    scene.open().await.expect("it verifies").1
+}
+
+#[tokio::test]
+async fn what_is_appended_together_is_read_back_in_order_and_goes_on() {
+    let scene = Scene::new().await;
+    let (mut ledger, _) = scene.open().await.expect("an empty ledger");
+    ledger.append(events("a", MANY)).await.expect("appended");
+    append(&mut ledger, 1, stopped("alone"))
+        .await
+        .expect("appended");
+    ledger.append(events("b", 20)).await.expect("appended");
+    ledger.append(events("c", 3)).await.expect("appended");
+    ledger.append([]).await.expect("nothing to do");
+    let mut expected = names("a", MANY);
+    expected.push("alone".to_owned());
+    expected.extend(names("b", 20));
+    expected.extend(names("c", 3));
+    assert_eq!(reasons(&read(&scene).await), expected);
+    assert_eq!(ledger.len(), expected.len() as u64);
+    assert_eq!(ledger.stream_sequence(), ledger.len());
+}
+
+#[tokio::test]
+async fn tl_15_a_batch_that_is_fenced_off_stores_nothing() {
+    let scene = Scene::new().await;
+    let (mut first, _) = scene.open().await.expect("an empty ledger");
+    append(&mut first, 1, stopped("first"))
+        .await
+        .expect("appended");
+    let (mut second, _) = scene.open().await.expect("it verifies");
+    second
+        .append([of_demo(2, stopped("second"))])
+        .await
+        .expect("appended");
+    let refused = first.append(events("late", 20)).await;
+    assert!(
+        matches!(
+            refused,
+            Err(LedgerError::Fenced {
+                expected: 1,
+                found: 2
+            })
+        ),
+        "{refused:?}"
+    );
+    assert_eq!(first.len(), 1, "nothing of its own is in the chain");
+    assert_eq!(messages(&scene).await, 2);
+    // Read on to the end, it may append.
+    let (mut first, _) = scene.open().await.expect("it verifies");
+    first.append(events("again", 20)).await.expect("appended");
+    let refused = second.append(events("late", 20)).await;
+    assert!(
+        matches!(refused, Err(LedgerError::Fenced { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(messages(&scene).await, 22);
+}
+
+/// The answer to a commit can be lost after the batch was stored: the same batch from the same place
+/// stands for that here. A longer one finds its first part, and appends the rest.
+#[tokio::test]
+async fn a_batch_that_landed_without_an_answer_is_not_appended_twice() {
+    let scene = Scene::new().await;
+    let (mut first, _) = scene.open().await.expect("an empty ledger");
+    let (mut second, _) = scene.open().await.expect("an empty ledger");
+    let (mut third, _) = scene.open().await.expect("an empty ledger");
+    first.append(events("same", 20)).await.expect("appended");
+    second
+        .append(events("same", 20))
+        .await
+        .expect("found to be there");
+    assert_eq!(messages(&scene).await, 20);
+    third
+        .append(events("same", 40))
+        .await
+        .expect("the rest is appended");
+    assert_eq!(reasons(&read(&scene).await), names("same", 40));
+}
+
+/// A process that is killed before it commits leaves nothing behind, and holds nobody up.
+#[tokio::test]
+async fn a_batch_without_its_commit_is_not_there() {
+    let scene = Scene::new().await;
+    let (mut ledger, _) = scene.open().await.expect("an empty ledger");
+    append(&mut ledger, 1, stopped("before"))
+        .await
+        .expect("appended");
+    let bus = scene.server.bus().await;
+    let subject = ledger_subject(None, scene.key.public(), "coordinator-stopped");
+    for (place, reason) in [(1, "half"), (2, "a batch")] {
+        let body = scene.successor(&scene.key, reason).await;
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Batch-Id", "never committed");
+        headers.insert("Nats-Batch-Sequence", place.to_string());
+        let payload = scene.sign(&body);
+        bus.publish_with(&subject, headers, payload.into())
+            .await
+            .expect("sent");
+    }
+    bus.round_trip().await.expect("the server has them");
+    assert_eq!(messages(&scene).await, 1);
+    ledger.append(events("after", 20)).await.expect("appended");
+    let mut expected = vec!["before".to_owned()];
+    expected.extend(names("after", 20));
+    assert_eq!(reasons(&read(&scene).await), expected);
+}
+
+#[tokio::test]
+async fn a_batch_outlives_a_server_that_is_killed() {
+    let mut scene = Scene::new().await;
+    let (mut ledger, _) = scene.open().await.expect("an empty ledger");
+    append(&mut ledger, 1, stopped("before"))
+        .await
+        .expect("appended");
+    scene.server.kill();
+    let appending = tokio::spawn(async move { ledger.append(events("batch", 20)).await });
+    scene.server.restart().await;
+    appending
+        .await
+        .expect("no panic")
+        .expect("appended when the server is back");
+    let mut expected = vec!["before".to_owned()];
+    expected.extend(names("batch", 20));
+    assert_eq!(reasons(&read(&scene).await), expected);
+}
+
+/// Somebody's message lies where the batch expected its predecessor.
+#[tokio::test]
+async fn a_batch_goes_past_messages_that_nobody_signed() {
+    let scene = Scene::new().await;
+    let (mut ledger, _) = scene.open().await.expect("an empty ledger");
+    append(&mut ledger, 1, stopped("before"))
+        .await
+        .expect("appended");
+    let foreign = scene.litter().await;
+    ledger.append(events("batch", 20)).await.expect("appended");
+    assert_eq!((ledger.foreign(), ledger.len()), (foreign, 21));
+    assert_eq!(ledger.stream_sequence(), 21 + foreign);
+}
+
+/// A stream that was made before batches were known is written to one event after another.
+#[tokio::test]
+async fn a_stream_that_takes_no_batches_is_written_to_all_the_same() {
+    let scene = Scene::new().await;
+    let jetstream = jetstream::new(scene.server.bus().await.client().clone());
+    let stream = jetstream.get_stream(LEDGER_STREAM).await;
+    let mut config = stream.expect("it is there").cached_info().config.clone();
+    config.allow_atomic_publish = false;
+    jetstream
+        .update_stream(config)
+        .await
+        .expect("this server takes it");
+    let (mut ledger, _) = scene.open().await.expect("an empty ledger");
+    ledger.append(events("a", 20)).await.expect("appended");
+    ledger.append(events("b", 20)).await.expect("appended");
+    let expected: Vec<_> = names("a", 20).into_iter().chain(names("b", 20)).collect();
+    assert_eq!(reasons(&read(&scene).await), expected);
+}

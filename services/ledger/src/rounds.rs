@@ -1,0 +1,290 @@
+//! The fold of a round: opened, sealed, merged; and what is kept of its weights.
+
+use std::collections::BTreeMap;
+
+use schemas::contribution::{Contribution, Fate};
+use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
+use schemas::snapshot::{MergeInput, MergeRecord};
+use schemas::sync::SealedInput;
+use schemas::{Digest, Epoch, ObjectRef, Round, SyncId, UnitIndex, UnixMillis, Weight, WorkerId};
+
+use crate::apply::{ApplyError, out_of_place};
+use crate::state::{
+    Accepted, OpenSync, Phase, ROUNDS_REMEMBERED, RoundRecord, Run, SnapshotRecord, Standing, Unit,
+};
+
+/// Most rounds that are open at once: each keeps its units and what is in.
+const ROUNDS_OPEN_MAX: usize = 64;
+
+impl Run {
+    pub(crate) fn open(&mut self, time: UnixMillis, round: Round) -> Result<(), ApplyError> {
+        let next = round.get() == self.rounds.len() as u64;
+        let planned = round.get() < self.spec.schedule.rounds;
+        if !next || !planned || self.open_rounds().count() >= ROUNDS_OPEN_MAX {
+            return Err(out_of_place("round-opened", format!("round {round}")));
+        }
+        let base = self.rounds_closed();
+        self.rounds.push(RoundRecord {
+            opened_at: time,
+            ..RoundRecord::default()
+        });
+        for fragment in self.spec.fragments() {
+            let open = OpenSync {
+                opened_at: time,
+                inputs: BTreeMap::new(),
+                phase: Phase::Collecting,
+            };
+            self.open.insert(SyncId { round, fragment }, open);
+        }
+        for index in (0..self.spec.schedule.units).map(UnitIndex) {
+            let kind = UnitKind::Train;
+            self.offer(UnitId { round, kind, index }, base);
+        }
+        self.offer_evaluation(base);
+        Ok(())
+    }
+
+    fn offer(&mut self, unit: UnitId, base: Round) {
+        let open = Unit {
+            epoch: Epoch(0),
+            base,
+            standing: Standing::Open,
+            failed_by: None,
+        };
+        self.units.insert(unit, open);
+    }
+
+    /// Offers the evaluation of a version, once, if the settings want it.
+    fn offer_evaluation(&mut self, version: Round) {
+        let unit = evaluation_unit(version);
+        let offered = self.evaluations.contains_key(&version) || self.units.contains_key(&unit);
+        if self.spec.evaluates(version) && !offered {
+            self.offer(unit, version);
+        }
+    }
+
+    /// True while a contribution to the round may count.
+    pub fn collects(&self, round: Round) -> bool {
+        self.syncs(round)
+            .any(|(_, open)| open.phase == Phase::Collecting)
+    }
+
+    fn syncs(&self, round: Round) -> impl Iterator<Item = (&SyncId, &OpenSync)> {
+        self.open
+            .iter()
+            .filter(move |(sync, _)| sync.round == round)
+    }
+
+    /// Takes a contribution: it counts while its round collects, and is late from the seal on.
+    pub(crate) fn accept(
+        &mut self,
+        lease: &LeaseRef,
+        worker: &WorkerId,
+        contribution: &Contribution,
+        statement: Digest,
+    ) -> Result<(), ApplyError> {
+        let unit = lease.unit;
+        if unit.kind != UnitKind::Train {
+            let what = format!("lease {lease}");
+            return Err(out_of_place("contribution-accepted", what));
+        }
+        let counts = self.collects(unit.round);
+        self.held("contribution-accepted", lease, worker)?.standing = Standing::Done;
+        let fate = if counts {
+            self.add_input(lease, worker, contribution);
+            Fate::Merged
+        } else {
+            self.units.remove(&unit);
+            self.tokens.late += self.unit_tokens(&unit);
+            Fate::Late
+        };
+        let accepted = Accepted {
+            epoch: lease.epoch,
+            statement,
+            fate,
+        };
+        self.accepted.insert(unit, accepted);
+        for chunk in &contribution.chunks {
+            self.uploaded += chunk.bytes;
+        }
+        self.count(worker, |member| {
+            member.lease = None;
+            member.accepted += 1;
+        });
+        Ok(())
+    }
+
+    fn add_input(&mut self, lease: &LeaseRef, worker: &WorkerId, contribution: &Contribution) {
+        let unit = lease.unit;
+        let tokens = self.unit_tokens(&unit);
+        let input = MergeInput {
+            lease: *lease,
+            worker: worker.clone(),
+            tokens: contribution.tokens,
+            weight: Weight::of_tokens(contribution.tokens),
+            chunks: contribution.chunks.clone(),
+        };
+        for (sync, open) in &mut self.open {
+            if sync.round == unit.round {
+                open.inputs.insert(unit.index, input.clone());
+            }
+        }
+        let record = self.rounds.get_mut(unit.round.get() as usize);
+        let record = record.expect("a round that collects has a record");
+        record.tokens += tokens;
+        record.loss_sum += contribution.loss * tokens.get() as f64;
+        self.tokens.merged += tokens;
+    }
+
+    /// Names what is merged. From the first part on nothing else counts; the last part completes
+    /// the set, which is then all that had been accepted.
+    pub(crate) fn seal(
+        &mut self,
+        sync: SyncId,
+        inputs: &[SealedInput],
+        rest: u32,
+    ) -> Result<(), ApplyError> {
+        let wrong = |what: &str| out_of_place("round-sealed", format!("{sync}: {what}"));
+        let open = self.open.get_mut(&sync);
+        let open = open.ok_or_else(|| wrong("it is not open"))?;
+        let mut set = match &open.phase {
+            Phase::Collecting => Vec::new(),
+            Phase::Sealing(set) => set.clone(),
+            Phase::Sealed(_) => return Err(wrong("it is sealed")),
+        };
+        for named in inputs {
+            let found = open.inputs.get(&named.unit);
+            let input = found.filter(|input| input.lease.epoch == named.epoch);
+            let input = input.ok_or_else(|| wrong("an input was not accepted"))?;
+            if set
+                .last()
+                .is_some_and(|last| last.lease.unit >= input.lease.unit)
+            {
+                return Err(wrong("its inputs do not ascend"));
+            }
+            set.push(MergeInput {
+                weight: named.weight,
+                ..input.clone()
+            });
+        }
+        if inputs.is_empty() || set.len() as u64 + u64::from(rest) != open.inputs.len() as u64 {
+            return Err(wrong("it does not name what was accepted"));
+        }
+        if rest > 0 {
+            open.phase = Phase::Sealing(set);
+        } else {
+            open.phase = Phase::Sealed(set);
+            self.sealed.push(sync);
+        }
+        self.seals = true;
+        if !self.collects(sync.round) {
+            // Nobody begins what cannot count; holders may end what they hold.
+            self.units.retain(|unit, state| {
+                !is_training(unit, sync.round) || state.standing != Standing::Open
+            });
+        }
+        Ok(())
+    }
+
+    /// Takes the weights that a sealed set came to.
+    pub(crate) fn close(
+        &mut self,
+        time: UnixMillis,
+        sync: SyncId,
+        broadcast: &Weights,
+        norm: f64,
+    ) -> Result<(), ApplyError> {
+        let wrong = || out_of_place("round-closed", sync.to_string());
+        let version = self.version(sync.fragment).next();
+        let inputs = match self.next_merge(sync.fragment) {
+            Some((next, inputs)) if next == sync => Some(inputs.to_vec()),
+            Some(_) => None,
+            None => self.unsealed(sync),
+        };
+        let inputs = inputs.ok_or_else(wrong)?;
+        if broadcast.round != version {
+            return Err(wrong());
+        }
+        self.open.remove(&sync);
+        self.sealed.retain(|sealed| *sealed != sync);
+        self.merges.push(MergeRecord {
+            round: sync.round,
+            fragment: sync.fragment,
+            inputs,
+            broadcast: broadcast.digest(),
+        });
+        let weights = broadcast.clone();
+        self.weights.insert((sync.fragment, version), weights);
+        if self.syncs(sync.round).next().is_none() {
+            self.close_round(time, sync.round, norm);
+        }
+        self.forget_weights();
+        Ok(())
+    }
+
+    /// The set of a round that an earlier release merged without naming it: all that was accepted,
+    /// each by its tokens, when all was in. None in a ledger that has begun to name sets.
+    fn unsealed(&self, sync: SyncId) -> Option<Vec<MergeInput>> {
+        let open = self.open.get(&sync).filter(|_| !self.seals)?;
+        let full = open.inputs.len() as u64 == u64::from(self.spec.schedule.units);
+        full.then(|| open.inputs.values().cloned().collect())
+    }
+
+    /// All fragments of the round are merged.
+    fn close_round(&mut self, time: UnixMillis, round: Round, norm: f64) {
+        let record = self.rounds.get_mut(round.get() as usize);
+        let record = record.expect("a round that was open has a record");
+        record.closed_at = Some(time);
+        record.norm = Some(norm);
+        self.units.retain(|unit, state| {
+            !is_training(unit, round) || matches!(state.standing, Standing::Held { .. })
+        });
+        self.accepted
+            .retain(|unit, _| unit.round.get() + ROUNDS_REMEMBERED > round.get());
+        if self.all_rounds_closed() {
+            self.offer_evaluation(self.rounds_closed());
+        }
+    }
+
+    /// Keeps the newest weights and those that units start from.
+    pub(crate) fn forget_weights(&mut self) {
+        let newest = self.rounds_closed();
+        let Self { weights, units, .. } = self;
+        let read = |version: &Round| units.values().any(|unit| unit.base == *version);
+        weights.retain(|(_, version), _| *version >= newest || read(version));
+    }
+
+    pub(crate) fn saved(
+        &mut self,
+        time: UnixMillis,
+        round: Round,
+        manifest: ObjectRef,
+    ) -> Result<(), ApplyError> {
+        let newer = self.last_snapshot().is_none_or(|last| last.round < round);
+        let newest = self.rounds_closed();
+        if !newer || round > newest {
+            return Err(out_of_place("snapshot-saved", format!("snapshot {round}")));
+        }
+        let held = self.unsaved().filter(|version| *version <= round).count();
+        self.merges.drain(..held);
+        self.snapshots.push(SnapshotRecord {
+            round,
+            manifest,
+            saved_at: time,
+        });
+        Ok(())
+    }
+}
+
+fn is_training(unit: &UnitId, round: Round) -> bool {
+    unit.kind == UnitKind::Train && unit.round == round
+}
+
+/// The unit that evaluates snapshot `round`.
+fn evaluation_unit(round: Round) -> UnitId {
+    UnitId {
+        round,
+        kind: UnitKind::Evaluate,
+        index: UnitIndex(0),
+    }
+}

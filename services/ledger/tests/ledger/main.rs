@@ -1,0 +1,4 @@
+//! The fold by itself, event by event, without a coordinator.
+
+mod kit;
+mod rounds;
