@@ -22,6 +22,7 @@ mod arrival;
 mod check;
 mod config;
 mod context;
+mod doors;
 mod executor;
 mod grants;
 mod guard;

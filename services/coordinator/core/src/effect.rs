@@ -207,6 +207,36 @@ pub enum Effect {
     },
 }
 
+impl Effect {
+    /// Its kind, as logs and numbers name it.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Append { .. } => "append",
+            Self::Reply { .. } => "reply",
+            Self::Lease { .. } => "lease",
+            Self::GrantGet { .. } => "grant_get",
+            Self::GrantPut { .. } => "grant_put",
+            Self::CheckUploads { .. } => "check_uploads",
+            Self::Promote { .. } => "promote",
+            Self::CheckRun { .. } => "check_run",
+            Self::Offer { .. } => "offer",
+            Self::Settle { .. } => "settle",
+            Self::Hold { .. } => "hold",
+            Self::Stage { .. } => "stage",
+            Self::Unstage { .. } => "unstage",
+            Self::Sweep { .. } => "sweep",
+            Self::Screen { .. } => "screen",
+            Self::Merge { .. } => "merge",
+            Self::Save { .. } => "save",
+            Self::Restore { .. } => "restore",
+            Self::Forget { .. } => "forget",
+            Self::Command { .. } => "command",
+            Self::Publish(_) => "publish",
+            Self::Stop { .. } => "stop",
+        }
+    }
+}
+
 /// The answer to a request.
 #[derive(Clone, Debug)]
 #[expect(

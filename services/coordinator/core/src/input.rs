@@ -158,6 +158,29 @@ pub enum Input {
     Tick,
 }
 
+impl Input {
+    /// Its kind, as logs and numbers name it.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Request { .. } => "request",
+            Self::Control { .. } => "control",
+            Self::Heartbeat { .. } => "heartbeat",
+            Self::Denied { .. } => "denied",
+            Self::Refused { .. } => "refused",
+            Self::Offered { .. } => "offered",
+            Self::RunChecked { .. } => "run_checked",
+            Self::UploadsChecked { .. } => "uploads_checked",
+            Self::Promoted { .. } => "promoted",
+            Self::Screened { .. } => "screened",
+            Self::Merged { .. } => "merged",
+            Self::Saved { .. } => "saved",
+            Self::DataLoaded { .. } => "data_loaded",
+            Self::Restored { .. } => "restored",
+            Self::Tick => "tick",
+        }
+    }
+}
+
 /// What a check of a good result found.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Screened {

@@ -7,6 +7,7 @@ use schemas::public::{COMMAND_TYPE, Command, CommandVerb, Status};
 use schemas::snapshot::MergeInput;
 use schemas::subject::{command_subject, status_subject};
 use schemas::{AccountId, Code, Message as _, ObjectRef, Refusal, RunId, SyncId, V, WorkerId};
+use tracing::Instrument as _;
 
 use super::Shell;
 use crate::arrival::Arrival;
@@ -338,9 +339,10 @@ impl Shell {
     /// it.
     fn beside(&self, work: impl Future<Output = Arrival> + Send + 'static) {
         let arrivals = self.arrivals.clone();
-        tokio::spawn(async move {
+        let work = async move {
             let arrival = work.await;
             let _ = arrivals.send(arrival).await;
-        });
+        };
+        tokio::spawn(work.in_current_span());
     }
 }

@@ -21,6 +21,7 @@ mod foreign_text;
 mod hostile_messages;
 mod log_flood;
 mod lost_ledger;
+mod metrics;
 mod no_worker;
 mod one_identity;
 mod own_uploads;
