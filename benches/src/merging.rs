@@ -117,22 +117,22 @@ impl Buffers {
     }
 
     fn copy(&mut self) {
-        let share = self
-            .params
-            .len()
-            .div_ceil(rayon::current_num_threads())
-            .max(1);
-        let (from, to) = (black_box(&self.params), &mut self.copy);
-        rayon::scope(|scope| {
-            for (to, from) in to.chunks_mut(share).zip(from.chunks(share)) {
-                scope.spawn(move |_| to.copy_from_slice(from));
-            }
-        });
+        copy(black_box(&self.params), &mut self.copy);
     }
 }
 
+/// A copy by all threads.
+pub(crate) fn copy(from: &[f32], to: &mut [f32]) {
+    let share = from.len().div_ceil(rayon::current_num_threads()).max(1);
+    rayon::scope(|scope| {
+        for (to, from) in to.chunks_mut(share).zip(from.chunks(share)) {
+            scope.spawn(move |_| to.copy_from_slice(from));
+        }
+    });
+}
+
 /// GB/s (10^9 bytes).
-fn rate(bytes: usize, work: impl FnOnce()) -> f64 {
+pub(crate) fn rate(bytes: usize, work: impl FnOnce()) -> f64 {
     let start = Instant::now();
     work();
     bytes as f64 / start.elapsed().as_secs_f64() / 1e9

@@ -1,4 +1,4 @@
-//! How fast a chunk is merged, screened and encoded, beside memcpy and sha256 on the same machine
+//! How fast a chunk is merged, screened and encoded with each codec, beside memcpy and sha256 on the same machine
 //! in the same run.
 //!
 //! `cargo run --release -p merge --example throughput -- [parameters] [contributions]
@@ -10,7 +10,9 @@ use std::error::Error;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use merge::{Broadcast, ContributionChunk, Momentum, SeededRounding, codec};
+use merge::{
+    Broadcast, ContributionChunk, Momentum, Owed, SeededRounding, codec, encode_with_feedback,
+};
 use schemas::run::{CodecKind, OuterOptimizer, Rounding};
 use sha2::{Digest, Sha256};
 
@@ -107,12 +109,21 @@ impl Bench {
                 beside,
             );
         }
+        for codec in CodecKind::ALL.iter().copied() {
+            self.codec(codec, &mut copy, beside);
+        }
         let first = &self.contributions[0];
-        let took = median(self.repetitions, || {
-            merge::screen(CodecKind::Bf16, black_box(first), elements)
-        });
-        row("screen bf16", took, bf16, beside);
-        for (name, rule) in [
+        let took = median(self.repetitions, || Sha256::digest(black_box(first)));
+        row("sha256 of one contribution, 1 thread", took, bf16, beside);
+        Ok(())
+    }
+
+    /// What a worker and the coordinator do with one contribution in this codec.
+    fn codec(&mut self, kind: CodecKind, decoded: &mut [f32], beside: Option<f64>) {
+        let (name, elements) = (kind.name(), self.params.len());
+        let (fp32, encoded) = (4 * elements, codec::encoded_bytes(kind, elements));
+        let mut out = vec![0; encoded];
+        for (rule_name, rule) in [
             ("nearest", Rounding::Nearest),
             ("stochastic", Rounding::Stochastic),
         ] {
@@ -121,30 +132,49 @@ impl Bench {
                 seed: 1,
                 first_element: 0,
             };
-            let (params, momentum, out) = (&self.params, &self.momentum, &mut self.broadcast);
+            let (params, momentum) = (&self.params, &self.momentum);
             let took = median(self.repetitions, || {
-                codec::encode_difference(
-                    CodecKind::Bf16,
-                    black_box(params),
-                    momentum,
-                    rounding,
-                    out,
-                )
+                codec::encode_difference(kind, black_box(params), momentum, rounding, &mut out)
             });
-            row(
-                &format!("encode difference bf16 {name}"),
-                took,
-                2 * fp32 + bf16,
-                beside,
-            );
+            let name = format!("encode difference {name} {rule_name}");
+            row(&name, took, 2 * fp32 + encoded, beside);
         }
+        let residual = vec![0.0; elements];
+        let owed = Owed {
+            base: &self.params,
+            local: &self.momentum,
+            residual: &residual,
+        };
+        let nearest = SeededRounding::NEAREST;
         let took = median(self.repetitions, || {
-            codec::decode(CodecKind::Bf16, black_box(first), &mut copy)
+            encode_with_feedback(kind, black_box(owed), nearest, &mut out, decoded)
         });
-        row("decode bf16", took, bf16 + fp32, beside);
-        let took = median(self.repetitions, || Sha256::digest(black_box(first)));
-        row("sha256 of one contribution, 1 thread", took, bf16, beside);
-        Ok(())
+        let touched = 4 * fp32 + encoded;
+        row(
+            &format!("encode with feedback {name}"),
+            took,
+            touched,
+            beside,
+        );
+        let took = median(self.repetitions, || {
+            merge::screen(kind, black_box(&out), elements)
+        });
+        row(&format!("screen {name}"), took, encoded, beside);
+        let took = median(self.repetitions, || {
+            codec::decode(kind, black_box(&out), decoded)
+        });
+        row(&format!("decode {name}"), took, encoded + fp32, beside);
+        let chunk = ContributionChunk {
+            weight: 1,
+            codec: kind,
+            bytes: &out,
+        };
+        let average = OuterOptimizer::Average;
+        let took = median(self.repetitions, || {
+            merge::merge_chunk(black_box(&[chunk; 4]), average, decoded, Momentum::Absent)
+        });
+        let touched = 4 * encoded + 2 * fp32;
+        row(&format!("accumulate 4 {name}"), took, touched, beside);
     }
 
     fn merge(&mut self, rule: Option<Rounding>) -> merge::Merged {

@@ -10,6 +10,7 @@
 //! | to | use |
 //! | --- | --- |
 //! | make a contribution: base minus local, rounded | [`codec::encode_difference`] |
+//! | the same, and keep what the codec took | [`encode_with_feedback`] |
 //! | check one before it counts | [`screen()`] |
 //! | merge a chunk and take the outer step | [`merge_chunk`], [`merge_chunk_and_encode`] |
 //! | read the broadcast weights | [`codec::decode`] |
@@ -42,6 +43,7 @@
 
 pub mod blend;
 pub mod codec;
+pub mod feedback;
 pub mod mean;
 pub mod outer;
 pub mod rounding;
@@ -51,6 +53,7 @@ mod vectors;
 
 pub use blend::blend;
 pub use codec::CodecError;
+pub use feedback::{Owed, encode_with_feedback};
 pub use mean::{ContributionChunk, MeanError};
 pub use outer::{Momentum, OuterError};
 pub use rounding::{SeededRounding, broadcast_seed, contribution_seed};

@@ -24,10 +24,12 @@
 //! | `capture` | encoding the difference of a fragment |
 //! | `steps` | inner steps and evaluations |
 //! | `inner` | the file of the inner state: taken up, or put aside |
-//! | `saver` | the lane that writes it |
+//! | `residual` | what the codec took from contributions, for the next one |
+//! | `saver` | the lane that writes both |
 
 mod capture;
 mod inner;
+mod residual;
 mod saver;
 mod session;
 mod steps;
@@ -106,8 +108,10 @@ pub(crate) struct Opening {
     pub(crate) precision: Precision,
     /// The elements of each fragment; together they cover the parameters.
     pub(crate) fragments: Vec<Range<usize>>,
-    /// Where the inner optimizer's state is kept.
+    /// Where the inner optimizer's state is kept, and beside it the residual.
     pub(crate) inner: PathBuf,
+    /// The run's contributions bring back what the codec took from the ones before.
+    pub(crate) error_feedback: bool,
 }
 
 /// Sends jobs to the training thread. Cheap to clone; the thread ends when the last clone is gone,
@@ -292,17 +296,33 @@ impl TrainingThread {
                 // There is room for one; without a receiver nobody wants to know.
                 Err(refusal) => drop(chunks.try_send(Err(refusal))),
             },
-            Job::Save => self.save(),
+            Job::Save => {
+                self.nothing_counted();
+                self.save();
+            }
             Job::Trust => {
                 if let Some(session) = &mut self.session {
                     session.unproven = false;
+                    session.counted();
                 }
                 self.save();
             }
             Job::Doubt(refusal) => {
                 self.drop_if_doubtful(&refusal);
+                self.nothing_counted();
                 self.save();
             }
+        }
+    }
+
+    /// The unit came to nothing: what its contribution would have left is not owed.
+    fn nothing_counted(&mut self) {
+        if let Some(residual) = self
+            .session
+            .as_mut()
+            .and_then(|open| open.residual.as_mut())
+        {
+            residual.lost();
         }
     }
 

@@ -12,6 +12,7 @@ use schemas::{Code, Digest, RunId};
 /// <folder>/lock                                held while the worker lives
 /// <folder>/events.json                         the end of the worker's chain of events
 /// <folder>/<run>-<settings>/inner.safetensors  state of the inner optimizer
+/// <folder>/<run>-<settings>/residual.safetensors  what the codec took from contributions
 /// ```
 #[derive(Clone, Debug)]
 pub(crate) struct StateFolder {

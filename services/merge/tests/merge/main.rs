@@ -7,6 +7,7 @@
 
 mod e3m0;
 mod encodings;
+mod feedback;
 mod golden;
 mod naive;
 mod properties;

@@ -44,9 +44,13 @@ impl Session {
             let range = chunk.range();
             let of_fragment = chunk.fragment == capture.fragment.0;
             let encoded = match (self.global.get(range.clone()), local.get(range.clone())) {
-                (Some(global), Some(local)) if of_fragment => {
-                    encode_chunk(capture, range.start, global, local)
-                }
+                (Some(global), Some(local)) if of_fragment => match &mut self.residual {
+                    None => encode_chunk(capture, range.start, global, local),
+                    Some(residual) => {
+                        let rounding = capture.rounding.skip(range.start);
+                        residual.encode(capture.codec, rounding, range, global, local)
+                    }
+                },
                 _ => Err(Refusal::new(
                     Code::LayoutMismatch,
                     format!("chunk {index} is not of fragment {}", capture.fragment.0),

@@ -5,6 +5,8 @@ use std::path::Path;
 use schemas::{Code, Refusal};
 use trainer::Trainer;
 
+use super::residual;
+
 /// Takes up the saved inner state; returns true when it did. One that does not fit, or cannot be
 /// right, is put aside: training goes on with fresh moments.
 pub(super) fn resume(trainer: &mut dyn Trainer, path: &Path) -> bool {
@@ -25,6 +27,8 @@ pub(super) fn resume(trainer: &mut dyn Trainer, path: &Path) -> bool {
 /// Puts aside a state that led to a refused result.
 pub(super) fn drop_state(path: &Path, refusal: &Refusal) {
     let moved = put_aside(path);
+    // It went into the same contribution.
+    residual::put_aside(path);
     let (code, path) = (Code::InnerStateDropped, path.display());
     tracing::warn!(%code, %path, %refusal, moved, "the inner state is dropped; the next unit begins with fresh moments");
 }

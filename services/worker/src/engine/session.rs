@@ -9,6 +9,7 @@ use schemas::run::CodecKind;
 use schemas::{Code, Digest, Refusal};
 use trainer::{Alpha, Trainer};
 
+use super::residual::Residual;
 use super::{Opening, inner};
 
 /// A part of the parameters that syncs by itself, by its number in the run's layout.
@@ -22,6 +23,8 @@ pub(super) struct Session {
     /// The global weights of all fragments, decoded once: training starts from them and the
     /// contribution is measured against them.
     pub(super) global: Vec<f32>,
+    /// Where the run has error feedback.
+    pub(super) residual: Option<Residual>,
     fragments: Vec<FragmentState>,
     /// Inner steps are being done: parameters change between two of them only.
     stepping: bool,
@@ -59,6 +62,10 @@ impl Session {
             .expect("the trainer holds as many in memory");
         let fragments = fragments(&opening, elements)?;
         let unproven = opening.inner.exists() && inner::resume(trainer.as_mut(), &opening.inner);
+        let layout = trainer.layout();
+        let residual = opening
+            .error_feedback
+            .then(|| Residual::take_up(&opening.inner, layout));
         tracing::info!(
             parameters = elements,
             device = trainer.device(),
@@ -68,6 +75,7 @@ impl Session {
             opening,
             trainer,
             global: vec![0.0; elements],
+            residual,
             fragments,
             stepping: false,
             unproven,
@@ -79,6 +87,16 @@ impl Session {
         self.opening.model == opening.model
             && self.opening.precision == opening.precision
             && self.opening.fragments == opening.fragments
+            && self.opening.error_feedback == opening.error_feedback
+            // A residual belongs to one run.
+            && (self.opening.inner == opening.inner || !opening.error_feedback)
+    }
+
+    /// The contribution on its way counts: what it left is owed from now on.
+    pub(super) fn counted(&mut self) {
+        if let Some(residual) = &mut self.residual {
+            residual.counted();
+        }
     }
 
     pub(super) fn inner_path(&self) -> &Path {

@@ -18,6 +18,7 @@ mod endings;
 mod foreign_bytes;
 mod foreign_messages;
 mod foreign_text;
+mod four_bits;
 mod hostile_messages;
 mod log_flood;
 mod lost_ledger;

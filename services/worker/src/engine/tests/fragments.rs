@@ -84,6 +84,7 @@ impl Streaming {
             precision: Precision::Fp32,
             fragments: vec![0..1, 1..2],
             inner: PathBuf::from("nothing is saved here"),
+            error_feedback: false,
         };
         let mut streaming = Self {
             session: Session::new(opening, Box::new(falling)).expect("it fits"),
@@ -272,6 +273,7 @@ fn fragments_cover_the_parameters_one_after_another() {
             precision: Precision::Fp32,
             fragments: fragments.to_vec(),
             inner: PathBuf::from("nothing is saved here"),
+            error_feedback: false,
         };
         let falling = Falling {
             layout: model.layout(),

@@ -1,6 +1,7 @@
 mod base;
 mod fragments;
 mod inner_state;
+mod residual;
 mod saving;
 mod steps;
 
@@ -35,6 +36,7 @@ fn opening(preset: &str, folder: &std::path::Path) -> Opening {
         precision: Precision::Fp32,
         fragments: Vec::from([all]),
         inner: folder.join("run").join("inner.safetensors"),
+        error_feedback: false,
         model,
     }
 }

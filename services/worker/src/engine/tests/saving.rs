@@ -120,7 +120,7 @@ fn victim() {
         state
             .retake(&layout, u64::from(number))
             .copy(&vec![value; elements], &vec![value; elements]);
-        write(&state, &path).expect("written");
+        write(&state, None, &path).expect("written");
         writeln!(std::io::stdout(), "wrote {number}").expect("somebody reads");
     }
 }

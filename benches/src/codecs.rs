@@ -1,0 +1,123 @@
+//! Every codec of uploads: encode, decode and accumulate, in bytes that the work must read or write
+//! once, beside a copy by all threads in the same turn.
+
+use std::hint::black_box;
+
+use anyhow::Result;
+use merge::{ContributionChunk, Momentum, SeededRounding, codec};
+use schemas::run::{CodecKind, OuterOptimizer};
+
+use crate::Effort;
+use crate::merging::{copy, rate};
+use crate::row::Row;
+
+/// Contributions that are accumulated.
+const CONTRIBUTIONS: usize = 4;
+const FP32_BYTES: usize = 4;
+
+struct Buffers {
+    base: Vec<f32>,
+    local: Vec<f32>,
+    out: Vec<f32>,
+    encoded: Vec<u8>,
+}
+
+/// Rates of one codec, one sample a turn.
+#[derive(Default)]
+struct Rates {
+    encode: Vec<f64>,
+    decode: Vec<f64>,
+    accumulate: Vec<f64>,
+}
+
+/// Codecs and copy in turns, so that all see the same machine.
+pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
+    let (elements, repetitions) = if effort == Effort::Full {
+        (50_000_000, 9)
+    } else {
+        (5_000_000, 3)
+    };
+    let wave = |phase: usize| {
+        (0..elements).map(move |i| ((i * 7919 + phase * 104_729) % 2003) as f32 * 1e-5 - 0.01)
+    };
+    let mut buffers = Buffers {
+        base: wave(0).collect(),
+        local: wave(1).collect(),
+        out: vec![0.0; elements],
+        encoded: Vec::new(),
+    };
+    let mut memcpy = Vec::new();
+    let mut rates: Vec<(CodecKind, Rates)> = CodecKind::ALL
+        .iter()
+        .map(|codec| (*codec, Rates::default()))
+        .collect();
+    for turn in 0..=repetitions {
+        let copied = elements * 2 * FP32_BYTES;
+        let copied = rate(copied, || copy(black_box(&buffers.base), &mut buffers.out));
+        // The first turn touches fresh pages.
+        if turn > 0 {
+            memcpy.push(copied);
+        }
+        for (codec, rates) in &mut rates {
+            let [encode, decode, accumulate] = buffers.turn(*codec)?;
+            if turn > 0 {
+                rates.encode.push(encode);
+                rates.decode.push(decode);
+                rates.accumulate.push(accumulate);
+            }
+        }
+    }
+    let note = format!(
+        "{elements} parameters, {} threads",
+        rayon::current_num_threads()
+    );
+    let mut rows = vec![Row::new("codecs: memcpy, all threads", "GB/s", memcpy).note(&note)];
+    for (codec, rates) in rates {
+        let row = |what: &str, samples| {
+            Row::new(format!("{}: {what}", codec.name()), "GB/s", samples).note(&note)
+        };
+        rows.push(row("encode a difference", rates.encode));
+        rows.push(row("decode", rates.decode));
+        rows.push(row("accumulate 4", rates.accumulate));
+    }
+    Ok(rows)
+}
+
+impl Buffers {
+    /// GB/s of encode, decode and accumulate.
+    fn turn(&mut self, codec: CodecKind) -> Result<[f64; 3]> {
+        let elements = self.base.len();
+        let (fp32, bytes) = (FP32_BYTES * elements, codec::encoded_bytes(codec, elements));
+        self.encoded.resize(bytes, 0);
+        let (base, local, encoded) = (black_box(&self.base), &self.local, &mut self.encoded);
+        let mut done = Ok(());
+        let encode = rate(2 * fp32 + bytes, || {
+            done = codec::encode_difference(codec, base, local, SeededRounding::NEAREST, encoded);
+        });
+        done?;
+        let mut done = Ok(());
+        let decode = rate(bytes + fp32, || {
+            done = codec::decode(codec, black_box(&self.encoded), &mut self.out);
+        });
+        done?;
+        let chunk = ContributionChunk {
+            weight: 1000,
+            codec,
+            bytes: black_box(&self.encoded),
+        };
+        let chunks = [chunk; CONTRIBUTIONS];
+        let mut merged = None;
+        let accumulate = rate(CONTRIBUTIONS * bytes + 2 * fp32, || {
+            let average = OuterOptimizer::Average;
+            merged = Some(merge::merge_chunk(
+                &chunks,
+                average,
+                &mut self.out,
+                Momentum::Absent,
+            ));
+        });
+        let merged = merged.expect("the work was done")?;
+        assert!(merged.is_finite(), "the wave is bounded");
+        Ok([encode, decode, accumulate])
+    }
+}
