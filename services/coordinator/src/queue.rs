@@ -26,7 +26,7 @@ use crate::arrival::Arrival;
 const BATCH: usize = 256;
 /// How long one publish waits for its acknowledgement.
 const ACK_WAIT: Duration = Duration::from_secs(5);
-/// Tries to publish an offer. A unit whose offer is not delivered is granted without it, later.
+/// Tries to publish an offer. A grant waits for none, so one that is not published delays nobody.
 const TRIES_MAX: u32 = 4;
 /// Pause after the pulling was interrupted.
 const PAUSE: Duration = Duration::from_millis(500);

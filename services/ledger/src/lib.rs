@@ -9,17 +9,22 @@
 //! | --- | --- |
 //! | `state` | what is known, and the questions that it answers by itself |
 //! | `apply` | what each event does to it, and which events cannot follow |
-//! | `rounds` | the same for rounds: what is merged, and what of |
+//! | `members`, `leases`, `rounds` | the same by topic |
+//! | `error` | why an event cannot follow |
 //! | `check` | what holds after every event |
 //! | `view` | the state as operators see it |
 
 mod apply;
 mod check;
+mod error;
+mod leases;
+mod members;
 mod rounds;
 mod state;
 mod view;
 
-pub use apply::{ApplyError, ReplayError, RunFold};
+pub use apply::RunFold;
+pub use error::{ApplyError, ReplayError};
 pub use state::{
     Accepted, Fates, Member, OpenSync, Phase, RoundRecord, Run, SnapshotRecord, Standing, State,
     Unit,

@@ -8,7 +8,7 @@ use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::sync::SealedInput;
 use schemas::{Digest, Epoch, ObjectRef, Round, SyncId, UnitIndex, UnixMillis, Weight, WorkerId};
 
-use crate::apply::{ApplyError, out_of_place};
+use crate::error::{ApplyError, out_of_place};
 use crate::state::{
     Accepted, OpenSync, Phase, ROUNDS_REMEMBERED, RoundRecord, Run, SnapshotRecord, Standing, Unit,
 };

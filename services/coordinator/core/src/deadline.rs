@@ -25,7 +25,7 @@ pub(crate) enum Alarm {
     Silence(WorkerId),
     /// A held claim may have waited long enough.
     Claim(WorkerId),
-    /// An offer may have to be kept from being delivered again, or was not delivered at all.
+    /// An offer may have to be kept from being delivered again.
     Offer(UnitId),
     /// Weights may have to be loaded, merged or saved once more.
     Weights,

@@ -84,7 +84,7 @@ pub enum Input {
         /// Where the answer goes.
         reply: ReplyId,
     },
-    /// The queue delivered an offer.
+    /// The queue delivered an offer. Nothing waits for it: the unit was granted, or could be, before.
     Offered {
         /// The run.
         run: RunId,

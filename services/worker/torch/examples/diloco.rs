@@ -1,10 +1,13 @@
-//! DiLoCo in one process, without bus or store: workers as threads, plain averaging of their outer
-//! gradients, the outer optimizer of crate `merge`. To choose settings, and to know what a run over
-//! the bus should come to.
+//! DiLoCo in one process, without bus or store: workers as threads, their contributions encoded,
+//! merged and broadcast as a run does it. To choose settings, and to know what a run over the bus
+//! should come to.
 //!
 //! ```text
 //! cargo run --release -p torch --example diloco -- corpus=~/.cargo/registry/src preset=demo rounds=10 steps=50
 //! ```
+//!
+//! `upload=e3m0 feedback=on` sends contributions in 4 bits, with what the codec took added to the
+//! next one. `benches/codecs.sh` compares codecs over several seeds this way.
 
 #![expect(clippy::print_stdout, reason = "a measurement for a person to read")]
 
@@ -14,10 +17,13 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use data::{HeldOut, ImportOptions, Source, TextTokenizer, TokenShard, UnitSampler, import};
-use merge::Momentum;
+use merge::{
+    Broadcast, ContributionChunk, Momentum, Owed, SeededRounding, codec, encode_with_feedback,
+    merge_chunk_and_encode,
+};
 use model::{ModelConfig, Preset};
 use schemas::data::Shard;
-use schemas::run::{InnerOptimizer, OuterOptimizer, Precision};
+use schemas::run::{CodecKind, InnerOptimizer, OuterOptimizer, Precision};
 use schemas::{Bytes, ObjectRef, Steps};
 use torch::{DeviceChoice, TorchOptions, TorchTrainer};
 use trainer::{Batch, StepSettings, Trainer, inner_rate};
@@ -35,7 +41,13 @@ struct Settings {
     precision: Precision,
     inner: InnerOptimizer,
     outer: OuterOptimizer,
+    upload: CodecKind,
+    feedback: bool,
+    seed: u64,
 }
+
+/// The codec in which the weights travel.
+const DOWNLOAD: CodecKind = CodecKind::Bf16;
 
 fn settings() -> anyhow::Result<Settings> {
     let mut given: BTreeMap<String, String> = BTreeMap::new();
@@ -51,6 +63,22 @@ fn settings() -> anyhow::Result<Settings> {
         "bf16" => Precision::Bf16,
         "fp32" => Precision::Fp32,
         other => bail!("precision is {other}, expected bf16 or fp32"),
+    };
+    let name = text("upload", "bf16");
+    let upload = CodecKind::ALL.iter().find(|codec| codec.name() == name);
+    let upload = *upload.with_context(|| format!("upload is {name}, which is no codec"))?;
+    let feedback = match text("feedback", "off").as_str() {
+        "on" => true,
+        "off" => false,
+        other => bail!("feedback is {other}, expected on or off"),
+    };
+    let outer = match text("rule", "nesterov").as_str() {
+        "average" => OuterOptimizer::Average,
+        "nesterov" => OuterOptimizer::Nesterov {
+            learning_rate: text("outer", "0.7").parse()?,
+            momentum: text("momentum", "0.9").parse()?,
+        },
+        other => bail!("rule is {other}, expected average or nesterov"),
     };
     let home = std::env::var("HOME").unwrap_or_default();
     let settings = Settings {
@@ -74,10 +102,10 @@ fn settings() -> anyhow::Result<Settings> {
             weight_decay: 0.1,
             clip_norm: 1.0,
         },
-        outer: OuterOptimizer::Nesterov {
-            learning_rate: text("outer", "0.7").parse()?,
-            momentum: text("momentum", "0.9").parse()?,
-        },
+        outer,
+        upload,
+        feedback,
+        seed: text("seed", "1").parse()?,
     };
     match given.keys().next() {
         Some(key) => bail!("unknown key {key}"),
@@ -88,6 +116,8 @@ fn settings() -> anyhow::Result<Settings> {
 struct Worker {
     trainer: TorchTrainer,
     sampler: UnitSampler,
+    /// What its contributions were short of; zeros without feedback.
+    residual: Vec<f32>,
 }
 
 impl Worker {
@@ -109,6 +139,23 @@ impl Worker {
             loss += self.trainer.step(&batch, &step)?.loss / settings.steps as f64;
         }
         Ok(loss)
+    }
+
+    /// The contribution of the unit that was just trained from `global`.
+    fn contribution(&mut self, settings: &Settings, global: &[f32]) -> anyhow::Result<Vec<u8>> {
+        let mut out = vec![0; codec::encoded_bytes(settings.upload, global.len())];
+        let mut left = vec![0.0; global.len()];
+        let owed = Owed {
+            base: global,
+            local: self.trainer.parameters()?,
+            residual: &self.residual,
+        };
+        let nearest = SeededRounding::NEAREST;
+        encode_with_feedback(settings.upload, owed, nearest, &mut out, &mut left)?;
+        if settings.feedback {
+            self.residual = left;
+        }
+        Ok(out)
     }
 }
 
@@ -146,7 +193,7 @@ fn main() -> anyhow::Result<()> {
     let ModelConfig::Llama(config) = &preset.config else {
         bail!("{} is not for trainer torch", preset.name)
     };
-    let initial = preset.config.initial(1);
+    let initial = preset.config.initial(settings.seed);
     let mut global = vec![0.0; initial.elements() as usize];
     initial.fill(0, &mut global);
     let options = TorchOptions {
@@ -157,10 +204,15 @@ fn main() -> anyhow::Result<()> {
     let mut workers = Vec::new();
     for index in 0..settings.workers {
         let mut own = manifest.train.iter().skip(index).step_by(settings.workers);
-        let sampler = UnitSampler::new(read(&mut own)?, index as u64, settings.sequence_tokens)?;
+        let sampler = UnitSampler::new(
+            read(&mut own)?,
+            settings.seed << 8 | index as u64,
+            settings.sequence_tokens,
+        )?;
         workers.push(Worker {
             trainer: TorchTrainer::new(config, options)?,
             sampler,
+            residual: vec![0.0; global.len()],
         });
     }
     let held_out = read(&mut manifest.held_out.iter())?;
@@ -178,7 +230,7 @@ fn train(
     held_out: &HeldOut,
     global: &mut Vec<f32>,
 ) -> anyhow::Result<()> {
-    let mut momentum = vec![0.0; global.len()];
+    let (mut params, mut momentum) = (global.clone(), vec![0.0; global.len()]);
     let (mut tokens, mut trained) = (Vec::new(), 0.0);
     held_out.batch(0..held_out.sequences(), &mut tokens);
     let batch = Batch::new(&tokens, held_out.sequences(), settings.sequence_tokens)?;
@@ -196,19 +248,14 @@ fn train(
                 .map(|unit| unit.join().expect("no panic"))
                 .collect::<anyhow::Result<Vec<f64>>>()
         })?;
-        let mut gradient = vec![0.0; global.len()];
-        for worker in &mut workers {
-            let local = worker.trainer.parameters()?;
-            for ((sum, base), local) in gradient.iter_mut().zip(&*global).zip(local) {
-                *sum += (base - local) / settings.workers as f32;
-            }
-        }
-        let state = if round == 0 {
-            Momentum::First(&mut momentum)
-        } else {
-            Momentum::Running(&mut momentum)
-        };
-        merge::outer::step(settings.outer, &gradient, global, state)?;
+        step(
+            settings,
+            &mut workers,
+            round,
+            &mut params,
+            &mut momentum,
+            global,
+        )?;
         trained += round_start.elapsed().as_secs_f64();
         let evaluator = &mut workers[0].trainer;
         evaluator.set_parameters(0, global)?;
@@ -234,4 +281,43 @@ fn train(
     let text = workers[0].trainer.generate(&prompt, 300, 0.7, 1)?;
     println!("pub fn {}", TextTokenizer::Byte.decode(&text)?);
     Ok(())
+}
+
+/// Merges the contributions into the weights, and leaves in `global` what workers get of them.
+fn step(
+    settings: &Settings,
+    workers: &mut [Worker],
+    round: u64,
+    params: &mut [f32],
+    momentum: &mut [f32],
+    global: &mut [f32],
+) -> anyhow::Result<()> {
+    let contributions: Vec<Vec<u8>> = workers
+        .iter_mut()
+        .map(|worker| worker.contribution(settings, global))
+        .collect::<anyhow::Result<_>>()?;
+    let chunks: Vec<ContributionChunk<'_>> = contributions
+        .iter()
+        .map(|bytes| ContributionChunk {
+            weight: 1,
+            codec: settings.upload,
+            bytes,
+        })
+        .collect();
+    let state = match (settings.outer, round) {
+        (OuterOptimizer::Nesterov { .. }, 0) => Momentum::First(momentum),
+        (OuterOptimizer::Nesterov { .. }, _) => Momentum::Running(momentum),
+        (OuterOptimizer::Average | OuterOptimizer::Sgd { .. }, _) => Momentum::Absent,
+    };
+    let mut out = vec![0; codec::encoded_bytes(DOWNLOAD, params.len())];
+    let broadcast = Broadcast {
+        codec: DOWNLOAD,
+        rounding: SeededRounding::NEAREST,
+        out: &mut out,
+    };
+    let merged = merge_chunk_and_encode(&chunks, settings.outer, params, state, broadcast)?;
+    if !merged.is_finite() {
+        bail!("the weights are no numbers after round {round}");
+    }
+    Ok(codec::decode(DOWNLOAD, &out, global)?)
 }

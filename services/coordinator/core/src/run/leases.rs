@@ -81,7 +81,7 @@ impl RunRoom<'_> {
         }
     }
 
-    /// Grants ready units to waiting claims, as far as both go.
+    /// Grants open units to waiting claims, as far as both go.
     pub(crate) fn serve(&mut self, turn: &mut Turn<'_>) {
         while let Some((worker, unit)) = self.next_grant(turn) {
             self.grant(turn, worker, unit);
@@ -98,7 +98,10 @@ impl RunRoom<'_> {
 
     fn grant(&mut self, turn: &mut Turn<'_>, worker: WorkerId, unit: UnitId) {
         let found = self.run.units.get(&unit);
-        let epoch = found.expect("a ready unit is in the state").epoch.next();
+        let epoch = found
+            .expect("a unit that is granted is in the state")
+            .epoch
+            .next();
         let lease = LeaseRef { unit, epoch };
         let granted = LedgerEvent::LeaseGranted {
             lease,
@@ -106,7 +109,6 @@ impl RunRoom<'_> {
         };
         self.append(turn, granted);
         self.live.spend(turn.now, &worker);
-        self.live.ready.remove(&unit);
         self.hold_lease(turn, unit);
         self.send_manifest(turn, &worker, lease);
     }
@@ -259,7 +261,7 @@ impl RunRoom<'_> {
             lease,
         });
         if self.run.units.contains_key(&lease.unit) {
-            self.make_ready(turn, lease.unit);
+            self.serve(turn);
         } else {
             self.settle(turn, &lease.unit);
         }
@@ -350,7 +352,15 @@ fn stood_still(lease: &LeaseRef, life: Millis) -> Refusal {
 /// worker that failed it only if no other waits that could take it.
 fn pair(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<(WorkerId, UnitId)> {
     let granting = live.executor.restored && live.executor.halted.is_none() && live.data.is_some();
-    if !granting || live.ready.is_empty() || live.claims.is_empty() {
+    if !granting || live.claims.is_empty() {
+        return None;
+    }
+    let open = run
+        .units
+        .iter()
+        .filter(|(_, found)| found.standing == Standing::Open);
+    let open: Vec<&UnitId> = open.map(|(unit, _)| unit).collect();
+    if open.is_empty() {
         return None;
     }
     let free = |worker: &WorkerId| {
@@ -370,18 +380,9 @@ fn pair(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<(WorkerId, UnitId)
     let fits = |unit: &UnitId, worker: &WorkerId| {
         unit.kind == UnitKind::Train || may_evaluate(run, live, worker, now)
     };
-    let open = |unit: &UnitId| {
-        run.units
-            .get(unit)
-            .is_some_and(|found| found.standing == Standing::Open)
-    };
     let mut second = None;
     for worker in live.claims.in_order().filter(|worker| free(worker)) {
-        for unit in live
-            .ready
-            .iter()
-            .filter(|unit| open(unit) && fits(unit, worker))
-        {
+        for unit in open.iter().copied().filter(|unit| fits(unit, worker)) {
             if !failed(unit, worker) {
                 return Some((worker.clone(), *unit));
             }

@@ -24,8 +24,6 @@ pub(crate) struct LiveRun {
     pub(crate) executor: Executor,
     pub(crate) claims: Claims,
     pub(crate) offers: BTreeMap<UnitId, Offered>,
-    /// Units that may be granted: open, and delivered or waited for long enough.
-    pub(crate) ready: BTreeSet<UnitId>,
     /// One for each lease that the ledger holds.
     pub(crate) leases: BTreeMap<UnitId, LiveLease>,
     /// Results that are being checked.
@@ -111,13 +109,13 @@ pub(crate) struct Claim {
 }
 
 /// An offer that was asked for.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Offered {
     /// Its newest delivery. An older one is of the same message or of a copy; both are settled when
     /// they come again.
     pub(crate) delivery: Option<DeliveryId>,
-    /// When to look at it again.
-    pub(crate) due_at: UnixMillis,
+    /// When to keep that from being delivered again.
+    pub(crate) hold_at: UnixMillis,
 }
 
 /// A lease that is held.
@@ -234,7 +232,6 @@ impl LiveRun {
             executor: Executor::default(),
             claims: Claims::default(),
             offers: BTreeMap::new(),
-            ready: BTreeSet::new(),
             leases: BTreeMap::new(),
             screenings: BTreeMap::new(),
             failures: BTreeMap::new(),

@@ -8,7 +8,7 @@
 //! | `results` | which results count |
 //! | `rounds`, `closing` | when weights are restored, merged and saved; when a round has what it needs |
 //! | `objects` | who may read and write which objects |
-//! | `offers` | which units are on the queue, and may be granted |
+//! | `offers` | which units are on the queue |
 //! | `failures` | when units that fail halt the run |
 //! | `spare`, `spending` | who may evaluate; what a worker may have written |
 //! | `draw` | which data a unit reads |

@@ -1,9 +1,12 @@
-//! Offers on the queue and the units that may be granted. The queue tells of work; the ledger says
-//! what is open.
+//! Offers on the queue. The queue tells of work to those who cannot see this state; the ledger
+//! says what is open, and nothing waits for a delivery. A delivery that is late, lost or doubled
+//! costs nothing here: the newest is held until its unit is complete, and then settled.
 
-use ledger::Standing;
-use schemas::Millis;
-use schemas::lease::UnitId;
+use std::collections::btree_map::Entry;
+
+use ledger::Run;
+use schemas::lease::{UnitId, UnitKind};
+use schemas::{Millis, Round, UnitIndex};
 
 use crate::deadline::Alarm;
 use crate::effect::Effect;
@@ -15,25 +18,25 @@ use crate::turn::Turn;
 /// How often the delivery of a unit that is not complete is kept from being delivered again: a
 /// third of the consumer's `ack_wait` of 60 s, so that two may get lost.
 const HOLD_EVERY: Millis = Millis::from_secs(20);
-/// How long a unit waits for its offer to be delivered. Then it may be granted without: the queue
-/// may have lost the message, or holds it back for a coordinator that died; that the unit is open
-/// is in the ledger.
-const DELIVERY_WAIT: Millis = Millis::from_secs(2);
 
 impl RunRoom<'_> {
-    /// Puts a unit on offer.
+    /// Puts a unit on the queue, unless it is there.
     pub(crate) fn offer(&mut self, turn: &mut Turn<'_>, unit: UnitId) {
-        let due_at = turn.now.after(DELIVERY_WAIT);
-        let offered = Offered {
-            delivery: None,
-            due_at,
-        };
-        self.live.offers.insert(unit, offered);
-        self.wake(turn, due_at, Alarm::Offer(unit));
-        turn.out.push(Effect::Offer {
-            run: self.run.name().clone(),
-            unit,
-        });
+        if let Entry::Vacant(place) = self.live.offers.entry(unit) {
+            place.insert(Offered::default());
+            turn.out.push(Effect::Offer {
+                run: self.run.name().clone(),
+                unit,
+            });
+        }
+    }
+
+    /// Puts the units on the queue that the merge under way leads to, so that nothing is published
+    /// between its end and the next grant.
+    pub(crate) fn offer_ahead(&mut self, turn: &mut Turn<'_>) {
+        for unit in units_ahead(&self.run) {
+            self.offer(turn, unit);
+        }
     }
 
     /// The queue delivered an offer.
@@ -41,10 +44,9 @@ impl RunRoom<'_> {
         match self.live.offers.get_mut(&unit) {
             Some(offered) => {
                 offered.delivery = Some(delivery);
-                offered.due_at = turn.now.after(HOLD_EVERY);
-                let due_at = offered.due_at;
-                self.wake(turn, due_at, Alarm::Offer(unit));
-                self.make_ready(turn, unit);
+                offered.hold_at = turn.now.after(HOLD_EVERY);
+                let hold_at = offered.hold_at;
+                self.wake(turn, hold_at, Alarm::Offer(unit));
             }
             // Complete, or never ours: either way nobody shall see it again.
             None => turn.out.push(Effect::Settle { delivery }),
@@ -54,34 +56,44 @@ impl RunRoom<'_> {
     pub(crate) fn offer_due(&mut self, turn: &mut Turn<'_>, unit: UnitId) {
         // The timer outlives the offer that it was set for, and may be older than its due time.
         let offered = self.live.offers.get_mut(&unit);
-        if let Some(offered) = offered.filter(|offered| offered.due_at <= turn.now) {
-            match offered.delivery {
-                Some(delivery) => {
-                    offered.due_at = turn.now.after(HOLD_EVERY);
-                    let due_at = offered.due_at;
-                    self.wake(turn, due_at, Alarm::Offer(unit));
-                    turn.out.push(Effect::Hold { delivery });
-                }
-                None => self.make_ready(turn, unit),
-            }
+        if let Some(offered) = offered.filter(|offered| offered.hold_at <= turn.now)
+            && let Some(delivery) = offered.delivery
+        {
+            offered.hold_at = turn.now.after(HOLD_EVERY);
+            let hold_at = offered.hold_at;
+            self.wake(turn, hold_at, Alarm::Offer(unit));
+            turn.out.push(Effect::Hold { delivery });
         }
     }
 
-    /// Lets a unit be granted if it is open, and serves the claims that wait.
-    pub(crate) fn make_ready(&mut self, turn: &mut Turn<'_>, unit: UnitId) {
-        let found = self.run.units.get(&unit);
-        if found.is_some_and(|found| found.standing == Standing::Open) {
-            self.live.ready.insert(unit);
-            self.serve(turn);
-        }
-    }
-
-    /// A unit is complete: its offer goes off the queue.
+    /// A unit is complete, or counts no more: its offer goes off the queue.
     pub(crate) fn settle(&mut self, turn: &mut Turn<'_>, unit: &UnitId) {
-        self.live.ready.remove(unit);
         let offered = self.live.offers.remove(unit);
         if let Some(delivery) = offered.and_then(|offered| offered.delivery) {
             turn.out.push(Effect::Settle { delivery });
         }
     }
+}
+
+/// The units that are open once the next set is merged: those of the next round, and the evaluation
+/// of the weights.
+fn units_ahead(run: &Run) -> Vec<UnitId> {
+    let next = Round(run.rounds.len() as u64);
+    let units = if next.get() < run.spec.schedule.rounds {
+        run.spec.schedule.units
+    } else {
+        0
+    };
+    let train = (0..units).map(|index| UnitId {
+        round: next,
+        kind: UnitKind::Train,
+        index: UnitIndex(index),
+    });
+    let version = run.rounds_closed().next();
+    let evaluate = run.spec.evaluates(version).then_some(UnitId {
+        round: version,
+        kind: UnitKind::Evaluate,
+        index: UnitIndex(0),
+    });
+    train.chain(evaluate).collect()
 }

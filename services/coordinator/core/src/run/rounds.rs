@@ -129,13 +129,13 @@ impl RunRoom<'_> {
 
     fn open_round(&mut self, turn: &mut Turn<'_>, round: Round) {
         self.append(turn, LedgerEvent::RoundOpened { round });
-        self.offer_new(turn, round);
+        self.offer_open(turn);
     }
 
-    /// Offers the units of `round`, which were not on offer before.
-    fn offer_new(&mut self, turn: &mut Turn<'_>, round: Round) {
-        let of_round = incomplete(&self.run).filter(|unit| unit.round == round);
-        let units: Vec<UnitId> = of_round.collect();
+    /// Grants the units that are open now, and offers those that are not on the queue.
+    fn offer_open(&mut self, turn: &mut Turn<'_>) {
+        let units: Vec<UnitId> = incomplete(&self.run).collect();
+        self.serve(turn);
         for unit in units {
             self.offer(turn, unit);
         }
@@ -173,6 +173,7 @@ impl RunRoom<'_> {
             sync,
             inputs,
         });
+        self.offer_ahead(turn);
     }
 
     pub(crate) fn merged(
@@ -208,8 +209,10 @@ impl RunRoom<'_> {
             tokens: tokens.fold(Tokens(0), |sum, tokens| sum + tokens),
         };
         self.append(turn, closed);
-        // Only after the last round: the evaluation of the final weights.
-        self.offer_new(turn, sync.round.next());
+        if self.run.all_rounds_closed() {
+            // What is left is to evaluate the final weights.
+            self.offer_open(turn);
+        }
     }
 
     fn try_later(&mut self, turn: &mut Turn<'_>, refusal: Refusal) {

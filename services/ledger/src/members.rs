@@ -1,0 +1,81 @@
+//! The fold of a roster: who joined, and who is no longer a member.
+
+use schemas::event::{Departure, LedgerEvent};
+use schemas::{RunId, UnixMillis, WorkerId};
+
+use crate::error::{ApplyError, out_of_place};
+use crate::state::{Member, Run};
+
+impl Run {
+    pub(crate) fn join(
+        &mut self,
+        time: UnixMillis,
+        worker: &WorkerId,
+        event: &LedgerEvent,
+    ) -> Result<(), ApplyError> {
+        let before = self.members.get(worker);
+        if before.is_some_and(|before| before.removed) {
+            return Err(out_of_place(
+                "worker-joined",
+                format!("{worker} was removed before"),
+            ));
+        }
+        let member = joined(time, before, event);
+        self.members.insert(worker.clone(), member);
+        Ok(())
+    }
+
+    pub(crate) fn leave(
+        &mut self,
+        time: UnixMillis,
+        name: &RunId,
+        worker: &WorkerId,
+        cause: Departure,
+    ) -> Result<(), ApplyError> {
+        let unknown = || ApplyError::WorkerUnknown {
+            run: name.clone(),
+            worker: worker.clone(),
+        };
+        let member = self.members.get_mut(worker).ok_or_else(unknown)?;
+        member.present = false;
+        member.removed |= cause == Departure::Removed;
+        if cause == Departure::Replaced {
+            member.fenced = member.lease;
+        }
+        member.since = time;
+        Ok(())
+    }
+}
+
+/// The entry of a worker that joins; what it held and did before stays in it.
+fn joined(time: UnixMillis, before: Option<&Member>, event: &LedgerEvent) -> Member {
+    let LedgerEvent::WorkerJoined {
+        account,
+        audit_key,
+        trainers,
+        device,
+        release,
+        posture,
+        session,
+        ..
+    } = event
+    else {
+        unreachable!("{} makes no member", event.kind())
+    };
+    Member {
+        account: account.clone(),
+        audit_key: audit_key.clone(),
+        trainers: trainers.clone(),
+        device: device.clone(),
+        release: release.clone(),
+        posture: posture.clone(),
+        session: *session,
+        fenced: before.and_then(|member| member.fenced),
+        present: true,
+        removed: false,
+        since: time,
+        lease: before.and_then(|member| member.lease),
+        accepted: before.map_or(0, |member| member.accepted),
+        rejected: before.map_or(0, |member| member.rejected),
+    }
+}
