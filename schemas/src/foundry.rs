@@ -102,6 +102,21 @@ pub enum Order {
     Forget,
 }
 
+impl Order {
+    /// Its kind, as logs and numbers name it.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Restore { .. } => "restore",
+            Self::Stage { .. } => "stage",
+            Self::Unstage { .. } => "unstage",
+            Self::Screen { .. } => "screen",
+            Self::Merge { .. } => "merge",
+            Self::Save { .. } => "save",
+            Self::Forget => "forget",
+        }
+    }
+}
+
 /// An answer from the foundry of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -151,6 +166,19 @@ pub enum Answer {
         /// Its manifest.
         outcome: Result<ObjectRef, Refusal>,
     },
+}
+
+impl Answer {
+    /// Its kind, as logs and numbers name it.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::DataLoaded { .. } => "data_loaded",
+            Self::Restored { .. } => "restored",
+            Self::Screened { .. } => "screened",
+            Self::Merged { .. } => "merged",
+            Self::Saved { .. } => "saved",
+        }
+    }
 }
 
 /// What a check of a good result found.

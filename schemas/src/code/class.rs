@@ -37,6 +37,20 @@ impl Class {
         Self::Final,
     ];
 
+    /// Its name as a label of numbers.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Away => "away",
+            Self::Busy => "busy",
+            Self::NotNow => "not_now",
+            Self::LostLease => "lost_lease",
+            Self::NotMember => "not_member",
+            Self::Operator => "operator",
+            Self::Evidence => "evidence",
+            Self::Final => "final",
+        }
+    }
+
     /// What the pages of the codes say about it.
     pub const fn what_programs_do(self) -> &'static str {
         match self {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use identity::Layout;
+use runtime::metrics::MetricsConfig;
 use runtime::service::ServiceConfig;
 use runtime::{AuthConfig, BusConfig, Material, Materials};
 use schemas::UnixMillis;
@@ -26,6 +27,8 @@ pub struct Config {
     pub auth: AuthConfig,
     /// What every service has.
     pub service: ServiceConfig,
+    /// Numbers for a collector.
+    pub metrics: MetricsConfig,
 }
 
 /// The section `recorder`: another account at the same broker.
@@ -55,6 +58,7 @@ impl Default for Config {
             audit: AuditSection::default(),
             auth: AuthConfig::default(),
             service: ServiceConfig::default(),
+            metrics: MetricsConfig::default(),
         }
     }
 }

@@ -10,11 +10,14 @@ use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::response::Response;
 use audit_core::{Candidate, Heard, Linked, Notice, Tail};
 use bytes::Bytes;
+use metrics::{counter, histogram};
+use runtime::metrics::{AUDIT_EVENT_SECONDS, AUDIT_EVENTS, outcome};
 use runtime::{Bus, BusError, Delivery, Failure, Listener, StreamError, StreamReader, clock};
 use schemas::lease::Done;
 use schemas::subject::{EVENTS_FILTER, events_stream, record_filter, record_subject};
 use schemas::{Answer, Asked, Code, Message as _, Refusal, Reply, WorkerId};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -115,6 +118,7 @@ impl Intake {
     }
 
     async fn take(&mut self, delivery: &Delivery) {
+        let since = Instant::now();
         let answer = match self
             .core
             .hear(clock::now(), &delivery.subject, &delivery.payload)
@@ -132,6 +136,12 @@ impl Intake {
             Heard::Refused(refusal) => Reply::Refused(refusal),
             Heard::Candidate(candidate) => self.record(&candidate, &delivery.payload).await,
         };
+        let refused = match &answer {
+            Reply::Ok(_) => None,
+            Reply::Refused(refusal) => Some(refusal.code),
+        };
+        counter!(AUDIT_EVENTS, "outcome" => outcome(refused)).increment(1);
+        histogram!(AUDIT_EVENT_SECONDS).record(since.elapsed());
         if let Reply::Refused(refusal) = &answer
             && !refusal.code.passes()
         {

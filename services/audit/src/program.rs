@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
+use runtime::metrics::MetricsConfig;
 use runtime::service::{self, Flag, ServiceArgs, ServiceConfig};
 use runtime::{Failure, Loaded, Materials, validate};
 use schemas::UnixMillis;
@@ -59,6 +60,10 @@ impl service::Service for Program {
 
     fn section(config: &Config) -> &ServiceConfig {
         &config.service
+    }
+
+    fn metrics(config: &Config) -> Option<&MetricsConfig> {
+        Some(&config.metrics)
     }
 
     fn domain(config: &Config) -> Option<&Path> {

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use audit_core::{Found, Notice, Record, StreamSequence};
 use identity::TrustBundle;
+use metrics::gauge;
+use runtime::metrics::{AUDIT_KEPT, AUDIT_PENDING};
 use runtime::{Bus, Failure, StreamError, clock};
 use schemas::Code;
 use tokio::sync::mpsc;
@@ -90,6 +92,8 @@ impl Service {
                     desk = take(desk, records).await?;
                     tell_all(&mut desk, &notices).await;
                     tracing::debug!(kept = desk.keep().len(), last = desk.keep().last().0, "a batch is kept");
+                    gauge!(AUDIT_KEPT).set(desk.keep().len() as f64);
+                    gauge!(AUDIT_PENDING).set(reader.pending() as f64);
                     let now_level = reader.pending() == 0;
                     if now_level && !level {
                         tracing::info!(last = desk.auditor().last().0, "all that the stream holds is checked and kept");

@@ -7,7 +7,11 @@ use runtime::{Bus, Delivery};
 use schemas::answer::{self, Asked};
 use schemas::lease::Done;
 use schemas::limits::MESSAGE_BYTES_MAX;
+use schemas::subject::Incoming;
 use schemas::{Code, Message, Refusal, Reply};
+use tokio::time::Instant;
+
+use crate::doors;
 
 /// Where an answer goes, and to what. The subject is the asker's choice, so the answer says for
 /// whom it is.
@@ -15,20 +19,31 @@ use schemas::{Code, Message, Refusal, Reply};
 pub(crate) struct ReplyTo {
     subject: Subject,
     asked: Asked,
+    /// What was asked, for the numbers.
+    request: &'static str,
+    since: Instant,
 }
 
 impl ReplyTo {
     /// Where a message wants its answer; none when it wants none, or its subject names no asker.
     pub(crate) fn read(message: &Delivery) -> Option<Self> {
         let subject = Subject::from(message.reply.as_deref()?);
+        let request = match message.subject.parse() {
+            Ok(Incoming::Request { verb, .. }) => verb.token(),
+            Ok(Incoming::Control { verb, .. }) => doors::control_label(verb),
+            _ => "none of ours",
+        };
         Some(Self {
             subject,
             asked: Asked::heard(&message.subject, &message.payload)?,
+            request,
+            since: Instant::now(),
         })
     }
 
     /// Sends the answer. One that does not leave is asked for again.
     pub(crate) async fn send(&self, bus: &Bus, answer: Result<Answer, Refusal>) {
+        doors::answered(self.request, self.since.elapsed(), answer.as_ref().err());
         if let Err(error) = bus
             .publish(&self.subject, encode(&self.asked, answer))
             .await

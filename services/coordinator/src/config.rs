@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use identity::Layout;
+use runtime::metrics::MetricsConfig;
 use runtime::service::ServiceConfig;
 use runtime::{AuthConfig, BusConfig, ConfigBytes, ConfigDuration, Material, Materials};
 use schemas::UnixMillis;
@@ -30,6 +31,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// What every service has.
     pub service: ServiceConfig,
+    /// Numbers for a collector.
+    pub metrics: MetricsConfig,
 }
 
 /// The ledger's own account at the same broker.
@@ -97,6 +100,7 @@ impl Default for Config {
             auth: AuthConfig::default(),
             limits: LimitsConfig::default(),
             service: ServiceConfig::default(),
+            metrics: MetricsConfig::default(),
         }
     }
 }

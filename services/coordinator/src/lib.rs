@@ -21,6 +21,7 @@ mod answer;
 mod arrival;
 mod check;
 mod config;
+mod doors;
 mod foundry;
 mod grants;
 mod guard;

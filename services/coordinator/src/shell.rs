@@ -15,9 +15,12 @@ use identity::ManifestKey;
 use runtime::{Bus, Failure, clock};
 use schemas::{Code, RunId};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::arrival::{ARRIVALS_MAX, Arrival};
+use crate::doors;
 use crate::ledger::{Ledger, NewEvent};
 use crate::mark::LedgerMark;
 use crate::queue::Offers;
@@ -156,7 +159,7 @@ impl Shell {
             *backlog = Some(ahead - share);
             if ahead == share {
                 *backlog = None;
-                core.handle(clock::now(), Input::Tick, effects);
+                handle(core, Input::Tick, effects);
             }
             return Ok(true);
         }
@@ -164,10 +167,10 @@ impl Shell {
             arrival = queue.recv() => {
                 let Some(arrival) = arrival else { return Ok(false) };
                 let input = self.input(arrival)?;
-                core.handle(clock::now(), input, effects);
+                handle(core, input, effects);
                 self.take(core, queue, INPUTS_MAX - 1, effects)?;
             }
-            () = tokio::time::sleep(wait) => core.handle(clock::now(), Input::Tick, effects),
+            () = tokio::time::sleep(wait) => handle(core, Input::Tick, effects),
         }
         Ok(true)
     }
@@ -183,8 +186,9 @@ impl Shell {
         for _ in 0..count {
             let Ok(arrival) = queue.try_recv() else { break };
             let input = self.input(arrival)?;
-            core.handle(clock::now(), input, effects);
+            handle(core, input, effects);
         }
+        doors::waiting(queue.len());
         Ok(())
     }
 
@@ -207,7 +211,9 @@ impl Shell {
             }
         }
         if !events.is_empty() {
+            let since = Instant::now();
             let appended = self.ledger.append(events).await;
+            doors::appended(since.elapsed());
             self.mark.note(&self.ledger);
             appended?;
         }
@@ -215,11 +221,23 @@ impl Shell {
         for effect in others {
             match effect {
                 Effect::Stop { reason } => flow = Flow::Stop(reason),
-                effect => self.perform(effect).await?,
+                effect => {
+                    let (kind, since) = (effect.kind(), Instant::now());
+                    let span = doors::effect_span(&effect);
+                    self.perform(effect).instrument(span).await?;
+                    doors::carried_out(kind, since.elapsed());
+                }
             }
         }
         Ok(flow)
     }
+}
+
+/// Lets the core decide about one input.
+fn handle(core: &mut Coordinator, input: Input, effects: &mut Vec<Effect>) {
+    let (kind, since) = (input.kind(), Instant::now());
+    doors::input_span(&input).in_scope(|| core.handle(clock::now(), input, effects));
+    doors::decided(kind, since.elapsed());
 }
 
 /// Resolves when shutdown can no longer wait for the append in flight. The next reader sees if its

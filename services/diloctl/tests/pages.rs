@@ -23,6 +23,11 @@ fn the_command_line_is_documented() {
 }
 
 #[test]
+fn the_numbers_are_documented_from_their_table() {
+    check("metrics.md", &runtime::metrics::reference());
+}
+
+#[test]
 fn la_11_the_switches_are_documented_from_their_declaration() {
     check("auth.md", &runtime::switches_reference());
 }

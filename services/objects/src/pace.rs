@@ -3,6 +3,7 @@
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
+use backoff::{Backoff, spread};
 use tokio::time::{Instant, sleep};
 
 use crate::transfer::TransferLimits;
@@ -12,9 +13,7 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 
 /// The pauses between attempts of one transfer.
 pub(crate) struct Pace {
-    first: Duration,
-    max: Duration,
-    next: Duration,
+    backoff: Backoff,
     deadline: Instant,
     /// How long the whole may take without progress.
     patience: Duration,
@@ -24,9 +23,7 @@ impl Pace {
     pub(crate) fn new(limits: &TransferLimits, deadline: Instant) -> Self {
         let patience = deadline.saturating_duration_since(Instant::now());
         Self {
-            first: limits.pause_first,
-            max: limits.pause_max,
-            next: limits.pause_first,
+            backoff: Backoff::new((limits.pause_first, limits.pause_max)),
             deadline,
             patience,
         }
@@ -40,7 +37,7 @@ impl Pace {
     /// Progress was made that the next attempt need not make again: time counts anew, and pauses
     /// start small.
     pub(crate) fn restart(&mut self) {
-        self.next = self.first;
+        self.backoff.reset();
         self.deadline = self.deadline.max(Instant::now() + self.patience);
     }
 
@@ -62,10 +59,11 @@ impl Pace {
 
     /// The next pause; `jitter` is between 0 and 1.
     fn step(&mut self, asked: Option<Duration>, jitter: f64) -> Duration {
-        let half = self.next / 2;
-        let pause = asked.map_or(half, |asked| asked.min(RETRY_AFTER_MAX)) + half.mul_f64(jitter);
-        self.next = (self.next * 2).min(self.max);
-        pause
+        let pause = self.backoff.fail();
+        match asked {
+            None => spread(pause, jitter),
+            Some(asked) => asked.min(RETRY_AFTER_MAX) + (pause / 2).mul_f64(jitter),
+        }
     }
 }
 

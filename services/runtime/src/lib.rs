@@ -14,6 +14,7 @@ mod listen;
 pub mod log;
 pub mod materials;
 pub mod memory;
+pub mod metrics;
 mod origin;
 mod probe;
 pub mod quantity;

@@ -55,6 +55,7 @@ pub struct LogError {
 /// of them.
 const CRATES: &[&str] = &[
     "audit_core",
+    "backoff",
     "chain",
     "coordinator_core",
     "data",

@@ -81,7 +81,8 @@ metrics_table! {
     STORE_CONNECTIONS = "diloco_store_connections", Gauge, &[], "store", "Connections that are open.";
     AUDIT_EVENTS = "diloco_audit_events_total", Counter, &["outcome"], "audit", "Events that workers handed in: `done`, or the class of the code of the refusal.";
     AUDIT_EVENT_SECONDS = "diloco_audit_event_seconds", Histogram, &[], "audit", "Time from an event's arrival to its answer, in seconds.";
-    AUDIT_KEPT = "diloco_audit_kept_total", Counter, &[], "audit", "Messages of stream AUDIT that were checked and kept.";
+    AUDIT_KEPT = "diloco_audit_kept_messages", Gauge, &[], "audit", "Messages of stream AUDIT that were checked and lie in the files.";
+    AUDIT_PENDING = "diloco_audit_pending_messages", Gauge, &[], "audit", "Messages of stream AUDIT that wait to be checked.";
 }
 
 /// The section `metrics`.
@@ -205,7 +206,11 @@ pub fn reference() -> String {
             Kind::Gauge => "gauge",
             Kind::Histogram => "histogram",
         };
-        let labels: Vec<String> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
+        let labels: Vec<String> = metric
+            .labels
+            .iter()
+            .map(|label| format!("`{label}`"))
+            .collect();
         page.push_str(&format!(
             "| `{}` | {kind} | {} | {} | {} |\n",
             metric.name,
@@ -229,19 +234,38 @@ mod tests {
                 Kind::Histogram => metric.name.ends_with("_seconds"),
                 Kind::Gauge => true,
             };
-            assert!(fits && metric.name.starts_with("diloco_"), "{}", metric.name);
-            assert!(TABLE[index + 1..].iter().all(|other| other.name != metric.name));
+            assert!(
+                fits && metric.name.starts_with("diloco_"),
+                "{}",
+                metric.name
+            );
+            assert!(
+                TABLE[index + 1..]
+                    .iter()
+                    .all(|other| other.name != metric.name)
+            );
         }
     }
 
     #[test]
     fn only_loopback_addresses_are_taken() {
-        let address = |listen: &str| MetricsConfig { listen: listen.to_owned() }.address();
+        let address = |listen: &str| {
+            MetricsConfig {
+                listen: listen.to_owned(),
+            }
+            .address()
+        };
         assert_eq!(address(""), Ok(None));
         for good in ["127.0.0.1:0", "[::1]:9464"] {
             assert!(matches!(address(good), Ok(Some(_))), "{good}");
         }
-        for bad in ["0.0.0.0:9464", "192.0.2.1:1", "[::]:1", "9464", "localhost:1"] {
+        for bad in [
+            "0.0.0.0:9464",
+            "192.0.2.1:1",
+            "[::]:1",
+            "9464",
+            "localhost:1",
+        ] {
             let refused = address(bad).expect_err("refused");
             assert_eq!(refused.code(), Code::ConfigInvalid, "{bad}");
         }

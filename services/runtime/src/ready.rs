@@ -19,6 +19,9 @@ pub struct Ready {
     /// for.
     #[serde(default)]
     pub addresses: Vec<String>,
+    /// Where it serves its numbers, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<String>,
 }
 
 /// A ready file that is removed when this is dropped.
@@ -34,6 +37,7 @@ impl ReadyFile {
         path: Option<&Path>,
         service: &str,
         addresses: Vec<String>,
+        metrics: Option<String>,
     ) -> io::Result<Self> {
         let Some(path) = path else {
             return Ok(Self(None));
@@ -42,6 +46,7 @@ impl ReadyFile {
             service: service.to_owned(),
             pid: std::process::id(),
             addresses,
+            metrics,
         };
         let text = serde_json::to_vec(&ready).map_err(io::Error::other)?;
         let aside = path.with_extension(format!("part-{}", ready.pid));
@@ -69,7 +74,7 @@ mod tests {
     fn the_file_lives_as_long_as_its_service() {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let path = scratch.path().join("store.ready");
-        let ready = ReadyFile::announce(Some(&path), "store", vec!["127.0.0.1:9000".into()])
+        let ready = ReadyFile::announce(Some(&path), "store", vec!["127.0.0.1:9000".into()], None)
             .expect("a fresh folder");
         let read: Ready =
             serde_json::from_slice(&fs::read(&path).expect("it is there")).expect("it is JSON");

@@ -9,6 +9,7 @@
 //! 5. It drains as long as its own settings say; what still runs then is dropped.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics::{MetricsConfig, Served};
 use crate::ready::ReadyFile;
 use crate::{
     ConfigArgs, Failure, Loaded, LogArgs, Materials, clock, config, exit, expiry, handles, log,
@@ -76,6 +78,11 @@ pub trait Service: Sized {
 
     /// The section `service` of its configuration.
     fn section(config: &Self::Config) -> &ServiceConfig;
+
+    /// The section `metrics` of its configuration; none for a service that listens nowhere.
+    fn metrics(_config: &Self::Config) -> Option<&MetricsConfig> {
+        None
+    }
 
     /// Folder of the trust domain on this machine, if it is configured with one.
     fn domain(_config: &Self::Config) -> Option<&Path> {
@@ -146,7 +153,10 @@ pub fn run<S: Service, C: CommandLine>(line: &C) -> Result<(), Failure> {
     }
     let now = clock::now();
     let domain = S::domain(&loaded.value).map(|folder| Layout::new(folder).server_certificate());
-    let ready_file = S::section(&loaded.value).ready_file.clone();
+    let shown = Shown {
+        ready_file: S::section(&loaded.value).ready_file.clone(),
+        metrics: S::metrics(&loaded.value).map_or(Ok(None), MetricsConfig::address)?,
+    };
     let service = S::check(loaded, now)?;
     if args.config.check_config {
         if let Some(served) = domain {
@@ -159,7 +169,7 @@ pub fn run<S: Service, C: CommandLine>(line: &C) -> Result<(), Failure> {
         Failure::new(Code::Internal, format!("the limit of open files: {error}"))
     })?;
     let runtime = async_runtime(S::THREADS)?;
-    let ended = runtime.block_on(serve(service, &ready_file));
+    let ended = runtime.block_on(serve(service, shown));
     runtime.shutdown_timeout(LAST_WORK);
     ended
 }
@@ -189,19 +199,45 @@ fn async_runtime(threads: Option<usize>) -> Result<tokio::runtime::Runtime, Fail
         .map_err(|error| Failure::new(Code::Internal, format!("no async runtime: {error}")))
 }
 
-async fn serve<S: Service>(service: S, ready_file: &Path) -> Result<(), Failure> {
+/// How others see that the service can be used.
+struct Shown {
+    ready_file: PathBuf,
+    metrics: Option<SocketAddr>,
+}
+
+async fn serve<S: Service>(service: S, shown: Shown) -> Result<(), Failure> {
     expiry::watch(service.materials());
     let stop = shutdown::on_signals().map_err(|error| Failure::new(Code::Internal, error))?;
+    let served = match shown.metrics {
+        Some(address) => Some(Served::start(address).await?),
+        None => None,
+    };
     let running = tokio::select! {
         running = Box::pin(service.start()) => running?,
         () = stop.cancelled() => return Ok(()),
     };
     let addresses = running.addresses();
-    let path = Some(ready_file).filter(|path| !path.as_os_str().is_empty());
-    let ready = ReadyFile::announce(path, S::NAME, addresses.clone()).map_err(|error| {
-        Failure::new(Code::ConfigInvalid, format!("service.ready_file: {error}"))
-    })?;
-    tracing::info!(service = S::NAME, ?addresses, "the service is ready");
+    let metrics = served.as_ref().map(|served| served.address().to_string());
+    if let Some(served) = &served {
+        served.set_ready(true);
+    }
+    let path = Some(shown.ready_file.as_path()).filter(|path| !path.as_os_str().is_empty());
+    let ready = ReadyFile::announce(path, S::NAME, addresses.clone(), metrics.clone()).map_err(
+        |error| Failure::new(Code::ConfigInvalid, format!("service.ready_file: {error}")),
+    )?;
+    tracing::info!(
+        service = S::NAME,
+        ?addresses,
+        metrics,
+        "the service is ready"
+    );
+    let stopping = stop.clone();
+    if let Some(served) = served.clone() {
+        tokio::spawn(async move {
+            stopping.cancelled().await;
+            served.set_ready(false);
+        });
+    }
     let ended = Box::pin(running.run(stop)).await;
     drop(ready);
     tracing::info!(service = S::NAME, "the service has ended");

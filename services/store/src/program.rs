@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
+use runtime::metrics::MetricsConfig;
 use runtime::service::{self, Flag, ServiceArgs, ServiceConfig};
 use runtime::{Failure, Loaded, Materials};
 use schemas::UnixMillis;
@@ -81,6 +82,10 @@ impl service::Service for Program {
 
     fn section(config: &Settings) -> &ServiceConfig {
         &config.service
+    }
+
+    fn metrics(config: &Settings) -> Option<&MetricsConfig> {
+        Some(&config.metrics)
     }
 
     fn check(loaded: Loaded<Settings>, now: UnixMillis) -> Result<Self, Failure> {

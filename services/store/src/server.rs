@@ -7,20 +7,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::{Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use identity::tls::{TlsError, server_config};
+use metrics::{counter, gauge, histogram};
 use objects::BucketName;
+use runtime::metrics::{STORE_CONNECTIONS, STORE_REQUEST_SECONDS, STORE_REQUESTS};
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use schemas::Code;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, timeout};
+use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -216,6 +218,7 @@ impl Store {
                 () = shutdown.cancelled() => break,
                 Some(ended) = connections.join_next_with_id(), if !connections.is_empty() => {
                     peers.closed(ended.map_or_else(|failed| failed.id(), |(task, ())| task));
+                    gauge!(STORE_CONNECTIONS).set(connections.len() as f64);
                     continue;
                 }
                 accepted = self.listener.accept(), if peers.can_take() => accepted,
@@ -242,6 +245,7 @@ impl Store {
             };
             let task = connections.spawn(serve(stream, self.tls.clone(), front, shutdown.clone()));
             peers.opened(task, peer, known);
+            gauge!(STORE_CONNECTIONS).set(connections.len() as f64);
         }
         drop(self.listener);
         let drained = timeout(self.limits.drain, async {
@@ -338,13 +342,30 @@ async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<s3s::Body>, s3s::HttpError> {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let since = Instant::now();
     let response = match gate::refusal(&request, front.limits.object_bytes_max.get()) {
         Some(refusal) => refusal,
         None => admitted(&front, request).await?,
     };
+    count(&method, response.status(), since.elapsed());
     // The path only: a query may hold a signature.
     tracing::debug!(%method, path, status = response.status().as_u16(), "answered");
     Ok(response)
+}
+
+/// Counts an answer. Methods that the store does not know share a label: anybody can make one up.
+fn count(method: &Method, status: StatusCode, took: Duration) {
+    let method = match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::PUT => "PUT",
+        Method::POST => "POST",
+        Method::DELETE => "DELETE",
+        _ => "other",
+    };
+    let status = status.as_str().to_owned();
+    counter!(STORE_REQUESTS, "method" => method, "status" => status).increment(1);
+    histogram!(STORE_REQUEST_SECONDS, "method" => method).record(took);
 }
 
 /// Passes a request on to the protocol layer. Every read of its body is bounded, whoever reads it;

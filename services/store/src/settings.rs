@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use identity::StoreKeys;
+use runtime::metrics::MetricsConfig;
 use runtime::service::ServiceConfig;
 use runtime::{AuthConfig, ConfigBytes, ConfigDuration, Failure, Material, Materials, Origins};
 use schemas::member::Layer;
@@ -26,6 +27,8 @@ pub struct Settings {
     pub auth: AuthConfig,
     /// What every service has.
     pub service: ServiceConfig,
+    /// Numbers for a collector.
+    pub metrics: MetricsConfig,
 }
 
 /// The section `store_server`.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use backoff::Backoff;
 use identity::{AuditKey, Credentials};
 use runtime::Bus;
 use schemas::call::{Call, Verb, request_subject, worker as call};
@@ -150,15 +151,15 @@ async fn until_answered<A, F>(
 where
     F: Future<Output = Result<A, Refusal>>,
 {
-    let mut span = PAUSE.0;
+    let mut backoff = Backoff::new(PAUSE);
     loop {
-        let (pause, asked_at) = (drawn_from(span), Instant::now());
+        let (pause, asked_at) = (drawn_from(backoff.peek()), Instant::now());
         match ask(patience.now()).await {
             Err(refusal) if refusal.code.passes() && Instant::now() + pause < deadline => {
                 patience.failed_after(asked_at.elapsed());
                 tracing::debug!(%refusal, "asked again soon");
                 tokio::time::sleep(pause).await;
-                span = (span * 2).min(PAUSE.1);
+                backoff.fail();
             }
             answer => return answer,
         }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use backoff::{Backoff, spread};
 use chain::End;
 use data_encoding::HEXLOWER;
 use identity::AuditKey;
@@ -242,7 +243,7 @@ impl Publisher {
             return;
         };
         let event = self.chain.key.sign_event(&self.domain, body);
-        let (mut pause, mut patience) = (PAUSE.0, Patience::new(ANSWER_WAIT));
+        let (mut backoff, mut patience) = (Backoff::new(PAUSE), Patience::new(ANSWER_WAIT));
         loop {
             let asked_at = Instant::now();
             let wait = patience.now().as_duration();
@@ -272,8 +273,7 @@ impl Publisher {
             patience.failed_after(asked_at.elapsed());
             // Drawn anew each time: workers that lost the same service do not come back at the same
             // moment.
-            tokio::time::sleep(pause.mul_f64(0.5 + objects::random_fraction() / 2.0)).await;
-            pause = (pause * 2).min(PAUSE.1);
+            tokio::time::sleep(spread(backoff.fail(), objects::random_fraction())).await;
         }
         if let Err(failure) = self.chain.acknowledged() {
             tracing::warn!(code = %failure.code(), %failure, "a recorded event would be sent again");

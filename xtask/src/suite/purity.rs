@@ -48,7 +48,7 @@ const IMPURE: &[&str] = &[
     "walkdir",
 ];
 /// Packages that are as pure as a core and are called otherwise: what cores are built on.
-const PURE: &[&str] = &["chain", "ledger"];
+const PURE: &[&str] = &["backoff", "chain", "ledger"];
 /// The bindings to libtorch, and the one package that may name them.
 const TORCH: (&[&str], &str) = (&["tch", "torch-sys"], "torch");
 

@@ -139,6 +139,30 @@ pub enum Effect {
     },
 }
 
+impl Effect {
+    /// Its kind, as logs and numbers name it.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Append { .. } => "append",
+            Self::Reply { .. } => "reply",
+            Self::Lease { .. } => "lease",
+            Self::GrantGet { .. } => "grant_get",
+            Self::GrantPut { .. } => "grant_put",
+            Self::CheckUploads { .. } => "check_uploads",
+            Self::Promote { .. } => "promote",
+            Self::CheckRun { .. } => "check_run",
+            Self::Offer { .. } => "offer",
+            Self::Settle { .. } => "settle",
+            Self::Hold { .. } => "hold",
+            Self::Sweep { .. } => "sweep",
+            Self::Foundry { order, .. } => order.kind(),
+            Self::Command { .. } => "command",
+            Self::Publish(_) => "publish",
+            Self::Stop { .. } => "stop",
+        }
+    }
+}
+
 /// The answer to a request.
 #[derive(Clone, Debug)]
 #[expect(

@@ -120,3 +120,22 @@ pub enum Input {
     /// Nothing but time passed.
     Tick,
 }
+
+impl Input {
+    /// Its kind, as logs and numbers name it.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Request { .. } => "request",
+            Self::Control { .. } => "control",
+            Self::Heartbeat { .. } => "heartbeat",
+            Self::Denied { .. } => "denied",
+            Self::Refused { .. } => "refused",
+            Self::Offered { .. } => "offered",
+            Self::RunChecked { .. } => "run_checked",
+            Self::UploadsChecked { .. } => "uploads_checked",
+            Self::Promoted { .. } => "promoted",
+            Self::Foundry { answer, .. } => answer.kind(),
+            Self::Tick => "tick",
+        }
+    }
+}

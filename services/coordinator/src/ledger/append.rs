@@ -9,6 +9,7 @@ use async_nats::header::{
     NATS_BATCH_COMMIT, NATS_BATCH_COMMIT_FINAL, NATS_BATCH_ID, NATS_BATCH_SEQUENCE,
     NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_ID,
 };
+use backoff::Backoff;
 use bytes::Bytes;
 use chain::Judgement;
 use runtime::{BusError, StreamError};
@@ -52,7 +53,7 @@ struct Pending {
 /// How long the broker is asked again.
 struct Patience {
     deadline: Instant,
-    pause: Duration,
+    backoff: Backoff,
     told: Option<Instant>,
     tries: u32,
 }
@@ -264,7 +265,7 @@ impl Patience {
     fn new(patience: Duration) -> Self {
         Self {
             deadline: Instant::now() + patience,
-            pause: PAUSE.0,
+            backoff: Backoff::new(PAUSE),
             told: None,
             tries: 0,
         }
@@ -272,7 +273,7 @@ impl Patience {
 
     /// Pauses before the next try, ever longer. False when no time is left for one.
     async fn wait(&mut self, first: &Pending, reason: &str) -> bool {
-        if Instant::now() + self.pause > self.deadline {
+        if Instant::now() + self.backoff.peek() > self.deadline {
             return false;
         }
         if self.told.is_none_or(|told| told.elapsed() >= TOLD_EVERY) {
@@ -286,8 +287,7 @@ impl Patience {
                 "the ledger takes no event now; trying again"
             );
         }
-        sleep(self.pause).await;
-        self.pause = (self.pause * 2).min(PAUSE.1);
+        sleep(self.backoff.fail()).await;
         true
     }
 }

@@ -6,6 +6,7 @@ use schemas::lease::{ClaimOutcome, ClaimReply, MANIFEST_TYPE, Manifest};
 use schemas::public::{COMMAND_TYPE, Command, CommandVerb, Status};
 use schemas::subject::{command_subject, status_subject};
 use schemas::{AccountId, Code, Message as _, ObjectRef, Refusal, RunId, V, WorkerId};
+use tracing::Instrument as _;
 
 use super::Shell;
 use crate::arrival::Arrival;
@@ -189,9 +190,10 @@ impl Shell {
     /// it.
     fn beside(&self, work: impl Future<Output = Arrival> + Send + 'static) {
         let arrivals = self.arrivals.clone();
-        tokio::spawn(async move {
+        let work = async move {
             let arrival = work.await;
             let _ = arrivals.send(arrival).await;
-        });
+        };
+        tokio::spawn(work.in_current_span());
     }
 }

@@ -25,11 +25,7 @@ const IDLE: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves as long as the process lives.
-pub(super) async fn serve(
-    listener: TcpListener,
-    handle: PrometheusHandle,
-    ready: Arc<AtomicBool>,
-) {
+pub(super) async fn serve(listener: TcpListener, handle: PrometheusHandle, ready: Arc<AtomicBool>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let place = Arc::clone(&places)

@@ -1,52 +1,51 @@
 //! Pauses between tries: exponential with a ceiling, and jitter from a seed, so that the same seed
 //! gives the same pauses.
 
+use std::time::Duration;
+
+use backoff::Backoff;
 use schemas::Millis;
 
 /// The pauses of one kind of trouble.
 #[derive(Clone, Debug)]
 pub(crate) struct Pace {
-    first: Millis,
-    max: Millis,
-    tries: u32,
+    backoff: Backoff,
     noise: u64,
 }
 
 impl Pace {
-    pub(crate) const fn new((first, max): (Millis, Millis), seed: u64) -> Self {
+    pub(crate) fn new((first, max): (Millis, Millis), seed: u64) -> Self {
         Self {
-            first,
-            max,
-            tries: 0,
+            backoff: Backoff::new((first.as_duration(), max.as_duration())),
             noise: seed,
         }
     }
 
     /// Failures since the last success.
     pub(crate) const fn tries(&self) -> u32 {
-        self.tries
+        self.backoff.failures()
     }
 
     /// All is well again: pauses start small.
     pub(crate) const fn reset(&mut self) {
-        self.tries = 0;
+        self.backoff.reset();
     }
 
     /// Counts a failure; the pause after it lies between half and the whole of the doubled span.
     pub(crate) fn pause(&mut self) -> Millis {
-        self.pause_up_to(self.max)
+        let span = self.backoff.fail();
+        self.spread(span)
     }
 
     /// As [`Pace::pause`], with a ceiling of its own.
     pub(crate) fn pause_up_to(&mut self, max: Millis) -> Millis {
-        let doublings = self.tries.min(20);
-        self.tries = self.tries.saturating_add(1);
-        let span = self
-            .first
-            .get()
-            .saturating_mul(1 << doublings)
-            .min(max.get())
-            .max(2);
+        let span = self.backoff.fail_up_to(max.as_duration());
+        self.spread(span)
+    }
+
+    /// In whole numbers, so that every machine comes to the same pause.
+    fn spread(&mut self, span: Duration) -> Millis {
+        let span = u64::try_from(span.as_millis()).unwrap_or(u64::MAX).max(2);
         self.noise = self.noise.wrapping_add(0x9e37_79b9_7f4a_7c15);
         Millis(span / 2 + mix(self.noise) % (span - span / 2 + 1))
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use backoff::Backoff;
 use schemas::Millis;
 
 /// What a span may lose because its two ends are cut to milliseconds.
@@ -9,25 +10,17 @@ const ROUNDING: Duration = Duration::from_millis(1);
 
 /// The patience with one question.
 #[derive(Clone, Debug)]
-pub struct Patience {
-    first: Millis,
-    max: Millis,
-    now: Millis,
-}
+pub struct Patience(Backoff);
 
 impl Patience {
     /// The first and the longest wait.
-    pub const fn new((first, max): (Millis, Millis)) -> Self {
-        Self {
-            first,
-            max,
-            now: first,
-        }
+    pub fn new((first, max): (Millis, Millis)) -> Self {
+        Self(Backoff::new((first.as_duration(), max.as_duration())))
     }
 
     /// The longest wait for the answer to the next try.
-    pub const fn now(&self) -> Millis {
-        self.now
+    pub fn now(&self) -> Millis {
+        Millis(u64::try_from(self.0.peek().as_millis()).unwrap_or(u64::MAX))
     }
 
     /// Takes in a try that brought no answer and took this long. Only a try that was waited out
@@ -35,14 +28,14 @@ impl Patience {
     /// refuses, do not show how long an answer takes; if they counted, an answer that is lost after
     /// a long absence would cost the longest wait.
     pub fn failed_after(&mut self, took: Duration) {
-        if took + ROUNDING >= self.now.as_duration() {
-            self.now = Millis(self.now.get().saturating_mul(2)).min(self.max);
+        if took + ROUNDING >= self.0.peek() {
+            self.0.fail();
         }
     }
 
     /// Another question: the wait is short again.
     pub(crate) const fn reset(&mut self) {
-        self.now = self.first;
+        self.0.reset();
     }
 }
 

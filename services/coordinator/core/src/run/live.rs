@@ -2,7 +2,9 @@
 //! end, who was heard. Losing it costs time, never a result.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
+use backoff::Backoff;
 use schemas::event::LeaseEnd;
 use schemas::lease::{LeaseRef, UnitId};
 use schemas::run::RunSpec;
@@ -408,9 +410,13 @@ const PROGRESS_WAIT_MIN: Millis = Millis::from_secs(600);
 /// As long as so many leases, where leases are long.
 const PROGRESS_WAIT_LEASES: u64 = 4;
 
-/// How long to wait after `failures` in a row: 1 s, doubled each time, at most 30 s.
+/// First and longest wait after failures of the executor: each costs a read of the run's weights.
+const RETRY_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// How long to wait after `failures` in a row.
 pub(crate) fn backoff(failures: u32) -> Millis {
-    Millis::from_secs((1_u64 << failures.saturating_sub(1).min(5)).min(30))
+    let pause = Backoff::after(RETRY_PAUSE, failures.saturating_sub(1)).peek();
+    Millis(u64::try_from(pause.as_millis()).expect("the longest pause is seconds"))
 }
 
 #[cfg(test)]

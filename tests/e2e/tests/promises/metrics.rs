@@ -1,0 +1,88 @@
+//! Coordinator, store and audit service say on loopback how they are and what they have done.
+
+use std::net::SocketAddr;
+
+use e2e::Recipe;
+use harness::{Cluster, Options};
+use runtime::ready::Ready;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+/// Status line and text of one page.
+async fn page(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    text
+}
+
+fn address(cluster: &Cluster, name: &str) -> SocketAddr {
+    let file = std::fs::read(cluster.path("ready").join(name)).unwrap();
+    let ready: Ready = serde_json::from_slice(&file).unwrap();
+    ready.metrics.expect("it serves numbers").parse().unwrap()
+}
+
+/// The value behind a line that begins so.
+fn value(text: &str, begins: &str) -> f64 {
+    let line = text.lines().find(|line| line.starts_with(begins));
+    let line = line.unwrap_or_else(|| panic!("{begins} is not in\n{text}"));
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn services_give_their_numbers_on_loopback_and_name_no_worker() {
+    let mut cluster = Cluster::start(Options::default(), 1).await;
+    let run = cluster.run().clone();
+    Recipe::reference(1, 1, 4).create(&cluster).await;
+    cluster.operator().await.until_complete(&run).await;
+    // Its last events were answered, so everything below has been counted.
+    cluster.end_well(&["worker-0"]).await;
+
+    let expected = [
+        (
+            "coordinator",
+            vec![
+                r#"diloco_requests_total{request="join",outcome="done"}"#,
+                r#"diloco_requests_total{request="contribution.submit",outcome="done"}"#,
+                r#"diloco_requests_total{request="run.new",outcome="done"}"#,
+                r#"diloco_request_seconds_count{request="lease.claim"}"#,
+                r#"diloco_effects_total{effect="merge"}"#,
+                r#"diloco_effect_seconds_count{effect="lease"}"#,
+                r#"diloco_decision_seconds_count{input="request"}"#,
+                "diloco_ledger_append_seconds_count",
+            ],
+        ),
+        (
+            "store",
+            vec![
+                r#"diloco_store_requests_total{method="PUT",status="200"}"#,
+                r#"diloco_store_request_seconds_count{method="GET"}"#,
+            ],
+        ),
+        (
+            "audit",
+            vec![
+                r#"diloco_audit_events_total{outcome="done"}"#,
+                "diloco_audit_event_seconds_count",
+            ],
+        ),
+    ];
+    for (name, lines) in expected {
+        let address = address(&cluster, name);
+        assert!(address.ip().is_loopback(), "{address}");
+        let ready = page(address, "/ready").await;
+        assert!(ready.starts_with("HTTP/1.1 200 "), "{name}: {ready}");
+        let text = page(address, "/metrics").await;
+        for line in lines {
+            assert!(value(&text, line) > 0.0, "{name}: {line}");
+        }
+        // Keys of workers and operators begin with U, those of accounts with A: no label is one.
+        let key = |word: &str| word.len() == 56 && word.starts_with(['U', 'A']);
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric());
+        assert_eq!(words.filter(|word| key(word)).count(), 0, "{text}");
+        let missing = page(address, "/").await;
+        assert!(missing.starts_with("HTTP/1.1 404 "), "{missing}");
+    }
+}
