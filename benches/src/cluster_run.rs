@@ -1,22 +1,30 @@
-//! A run of the synthetic trainer on a cluster of this build's programs, and what its processes use
-//! up.
+//! A run on a cluster of this build's programs, and what its processes use up.
 
 use std::fs;
 
 use anyhow::{Context as _, Result};
 use harness::Cluster;
 use model::{ModelConfig, SyntheticConfig};
-use schemas::run::TrainerKind;
 
-/// Bytes of the text that synthetic workers pretend to read: enough for shards on both sides.
+/// Bytes of the text that workers read: enough for shards on both sides.
 const CORPUS_BYTES: usize = 512 << 10;
+
+/// What is trained.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Model {
+    /// So many parameters, and steps that take a time.
+    Synthetic { parameters: u64, step_ms: u64 },
+    /// A preset, which is really trained.
+    Preset(&'static str),
+}
 
 /// What is run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
-    pub(crate) parameters: u64,
-    pub(crate) step_ms: u64,
+    pub(crate) model: Model,
     pub(crate) steps: u64,
+    /// Tokens of a step: one sequence.
+    pub(crate) step_tokens: u64,
     pub(crate) units: u32,
     pub(crate) rounds: u64,
     pub(crate) workers_min: usize,
@@ -32,12 +40,20 @@ pub(crate) async fn start(shape: &Shape) -> Result<Cluster> {
     let mut cluster = Cluster::broker(harness::Options::default()).await;
     cluster.start_store().await;
     cluster.start_coordinator("coordinator").await;
-    let config = ModelConfig::Synthetic(SyntheticConfig {
-        parameters: shape.parameters,
-        step_ms: shape.step_ms,
-    });
-    debug_assert_eq!(config.trainer(), TrainerKind::Synthetic);
-    write(&cluster, "model.json", &config.to_json())?;
+    let (model, trainer) = match shape.model {
+        Model::Preset(name) => (name, None),
+        Model::Synthetic {
+            parameters,
+            step_ms,
+        } => {
+            let config = ModelConfig::Synthetic(SyntheticConfig {
+                parameters,
+                step_ms,
+            });
+            write(&cluster, "model.json", &config.to_json())?;
+            ("model.json", Some("model.trainer=synthetic".to_owned()))
+        }
+    };
     write(&cluster, "corpus.txt", corpus().as_bytes())?;
     cluster
         .diloctl_ok(&[
@@ -55,25 +71,16 @@ pub(crate) async fn start(shape: &Shape) -> Result<Cluster> {
         shape.units.to_string(),
         shape.steps.to_string(),
     );
-    let mut arguments = vec![
-        "run",
-        "new",
-        &run,
-        "--model",
-        "model.json",
-        "--rounds",
-        &rounds,
-    ];
+    let mut arguments = vec!["run", "new", &run, "--model", model, "--rounds", &rounds];
     arguments.extend(["--units", &units, "--steps", &steps]);
     let settings = [
-        "model.trainer=synthetic".to_owned(),
         "schedule.batch_sequences=1".to_owned(),
-        "schedule.sequence_tokens=32".to_owned(),
+        format!("schedule.sequence_tokens={}", shape.step_tokens),
         "schedule.evaluation_every=0".to_owned(),
         format!("schedule.snapshot_every={}", shape.snapshot_every),
         format!("policy.workers_min={}", shape.workers_min),
     ];
-    for setting in &settings {
+    for setting in trainer.iter().chain(&settings) {
         arguments.extend(["--set", setting]);
     }
     cluster.diloctl_ok(&arguments).await;

@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::Effort;
-use crate::cluster_run::{self, Shape};
+use crate::cluster_run::{self, Model, Shape};
 use crate::row::{Reach, Row};
 
 const CLAIMS_PER_SECOND: u64 = 100;
@@ -50,9 +50,12 @@ struct Claimer {
 pub(crate) async fn measure(effort: Effort) -> Result<Vec<Row>> {
     let counted = if effort == Effort::Full { 1500 } else { 100 };
     let shape = Shape {
-        parameters: 1000,
-        step_ms: 0,
+        model: Model::Synthetic {
+            parameters: 1000,
+            step_ms: 0,
+        },
         steps: 1,
+        step_tokens: 32,
         units: UNITS,
         rounds: 1,
         workers_min: 1,

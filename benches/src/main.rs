@@ -5,8 +5,9 @@
 //! | `merging` | the outer step beside memcpy in the same run |
 //! | `codecs` | encode, decode and accumulate of every codec, beside memcpy in the same run |
 //! | `sync` | the time between two units, over the real stack, by stage; processor time and memory with it |
+//! | `rounds` | what a round costs besides its work |
 //! | `timeline` | how the times of a sync are read out of the logs |
-//! | `cluster_run` | a run of the synthetic trainer on processes of this build |
+//! | `cluster_run` | a run on processes of this build |
 //! | `tokens` | training speed, beside PyTorch where there is one |
 //! | `leases` | claims to grants at a fixed rate |
 //! | `appends` | events appended to the ledger, together and alone |
@@ -18,6 +19,7 @@ mod codecs;
 mod leases;
 mod machine;
 mod merging;
+mod rounds;
 mod row;
 mod sync;
 mod table;
@@ -71,19 +73,24 @@ enum Bench {
     Merge,
     Codecs,
     Sync(sync::Size, usize),
+    SyncTrained,
+    Round(usize),
     Tokens,
     Leases,
     Appends,
 }
 
 /// In the order in which they run.
-const BENCHES: [(&str, Bench); 9] = [
+const BENCHES: [(&str, Bench); 12] = [
     ("merge", Bench::Merge),
     ("codecs", Bench::Codecs),
     ("sync-10m-2", Bench::Sync(sync::Size::M10, 2)),
     ("sync-10m-4", Bench::Sync(sync::Size::M10, 4)),
     ("sync-100m-2", Bench::Sync(sync::Size::M100, 2)),
     ("sync-100m-4", Bench::Sync(sync::Size::M100, 4)),
+    ("sync-25m-2-trained", Bench::SyncTrained),
+    ("round-2", Bench::Round(2)),
+    ("round-4", Bench::Round(4)),
     ("tokens", Bench::Tokens),
     ("leases", Bench::Leases),
     ("appends", Bench::Appends),
@@ -157,6 +164,8 @@ fn measure(bench: Bench, effort: Effort, runtime: &tokio::runtime::Runtime) -> R
         Bench::Sync(size, workers) => {
             runtime.block_on(Box::pin(sync::measure(size, workers, effort)))
         }
+        Bench::SyncTrained => runtime.block_on(Box::pin(sync::measure_trained(effort))),
+        Bench::Round(workers) => runtime.block_on(Box::pin(rounds::measure(workers, effort))),
         Bench::Tokens => tokens::measure(effort),
         Bench::Leases => runtime.block_on(Box::pin(leases::measure(effort))),
         Bench::Appends => runtime.block_on(Box::pin(appends::measure(effort))),

@@ -3,7 +3,8 @@
 //! bf16 in both directions.
 //!
 //! Inner steps sleep long enough for a full snapshot to be saved meanwhile, as it would be in
-//! training; its cost shows in the processor time of its own row.
+//! training; its cost shows in the processor time of its own row. One series really trains, which
+//! shows what sleeping hides.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use harness::Cluster;
 use schemas::Digest;
 
 use crate::Effort;
-use crate::cluster_run::{self, Shape, peak_bytes, processor_seconds};
+use crate::cluster_run::{self, Model, Shape, peak_bytes, processor_seconds};
 use crate::row::{Reach, Row};
 use crate::timeline::{Sync, Timeline};
 
@@ -29,7 +30,29 @@ const WINDOW_PARAMETERS: u64 = 1 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Size {
     M10,
+    M25,
     M100,
+}
+
+/// What the inner steps are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trained {
+    /// Sleep, so that both cores are there for the sync and no inner state is worth writing.
+    Synthetic,
+    /// Those of a model, on the CPU: parameters are read from libtorch, and the moments of the unit
+    /// before are written meanwhile.
+    Really,
+}
+
+/// One series of rounds.
+#[derive(Clone, Copy, Debug)]
+struct Series<'a> {
+    size: Size,
+    trained: Trained,
+    workers: usize,
+    effort: Effort,
+    snapshot_every: u64,
+    label: &'a str,
 }
 
 /// What processes used up per round.
@@ -44,6 +67,8 @@ impl Size {
     const fn parameters(self) -> u64 {
         match self {
             Self::M10 => 10_000_000,
+            // Those of the preset.
+            Self::M25 => 25_000_000,
             Self::M100 => 100_000_000,
         }
     }
@@ -51,6 +76,7 @@ impl Size {
     const fn label(self) -> &'static str {
         match self {
             Self::M10 => "10M",
+            Self::M25 => "25M",
             Self::M100 => "100M",
         }
     }
@@ -59,6 +85,7 @@ impl Size {
     const fn training_ms(self) -> u64 {
         match self {
             Self::M10 => 1_000,
+            Self::M25 => 3_000,
             Self::M100 => 8_000,
         }
     }
@@ -68,6 +95,7 @@ impl Size {
         match (self, effort) {
             (_, Effort::Quick) => 2,
             (Self::M10, Effort::Full) => 15,
+            (Self::M25, Effort::Full) => 9,
             (Self::M100, Effort::Full) => 7,
         }
     }
@@ -87,11 +115,23 @@ impl Size {
 /// All rows of one size and number of workers.
 pub(crate) async fn measure(size: Size, workers: usize, effort: Effort) -> Result<Vec<Row>> {
     let label = format!("{} x{workers}", size.label());
-    let (mut rows, costs, ended) = rounds(size, workers, effort, 1, &label).await?;
+    let series = Series {
+        size,
+        trained: Trained::Synthetic,
+        workers,
+        effort,
+        snapshot_every: 1,
+        label: &label,
+    };
+    let (mut rows, costs, ended) = rounds(series).await?;
     rows.extend(costs.rows(&label, "with a full snapshot in each round"));
     if size == Size::M10 && workers == 2 {
         // The peer writes nothing: the same without full snapshots is what compares.
-        let (_, costs, _ended) = rounds(size, workers, effort, 1_000_000, &label).await?;
+        let without = Series {
+            snapshot_every: 1_000_000,
+            ..series
+        };
+        let (_, costs, _ended) = rounds(without).await?;
         let row = |name: &str, value: f64| {
             Row::new(format!("{label}: {name}"), "s/round", vec![value])
                 .note("without full snapshots")
@@ -109,26 +149,76 @@ pub(crate) async fn measure(size: Size, workers: usize, effort: Effort) -> Resul
     Ok(rows)
 }
 
-async fn rounds(
-    size: Size,
-    workers: usize,
-    effort: Effort,
-    snapshot_every: u64,
-    label: &str,
-) -> Result<(Vec<Row>, Costs, Cluster)> {
-    let steps = size.parameters().div_ceil(WINDOW_PARAMETERS);
-    let counted = size.rounds(effort);
-    let last = WARMUP_ROUNDS + counted;
-    let shape = Shape {
-        parameters: size.parameters(),
-        step_ms: size.training_ms() / steps,
-        steps,
-        units: u32::try_from(workers).context("few workers")?,
-        // One more, which the last counted sync leads into.
-        rounds: last + 1,
-        workers_min: workers,
-        snapshot_every,
+/// The same sync after steps that were slept through and after steps that were done.
+pub(crate) async fn measure_trained(effort: Effort) -> Result<Vec<Row>> {
+    let slept = Series {
+        size: Size::M25,
+        trained: Trained::Synthetic,
+        workers: 2,
+        effort,
+        snapshot_every: 1_000_000,
+        label: "25M x2 synthetic",
     };
+    let done = Series {
+        trained: Trained::Really,
+        label: "25M x2 trained",
+        ..slept
+    };
+    let (mut rows, _, slept) = rounds(slept).await?;
+    let (more, _, done) = rounds(done).await?;
+    // The first row of each is the whole sync.
+    let beside = more[0].median() / rows[0].median();
+    rows.extend(more);
+    rows.push(
+        Row::new("sync 25M x2: trained beside synthetic", "x", vec![beside])
+            .reach(Reach::AtMost(1.15))
+            .note("libtorch on the CPU, a thread a worker; moments written beside the steps"),
+    );
+    drop((slept, done));
+    Ok(rows)
+}
+
+impl Series<'_> {
+    fn shape(&self, rounds: u64) -> Result<Shape> {
+        /// Steps of one sequence that take about as long as the synthetic ones.
+        const STEPS: u64 = 6;
+        const STEP_TOKENS: u64 = 64;
+        let (model, steps) = match self.trained {
+            Trained::Synthetic => {
+                let parameters = self.size.parameters();
+                let steps = parameters.div_ceil(WINDOW_PARAMETERS);
+                let step_ms = self.size.training_ms() / steps;
+                let model = Model::Synthetic {
+                    parameters,
+                    step_ms,
+                };
+                (model, steps)
+            }
+            Trained::Really => (Model::Preset("25m"), STEPS),
+        };
+        Ok(Shape {
+            model,
+            steps,
+            step_tokens: STEP_TOKENS,
+            units: u32::try_from(self.workers).context("few workers")?,
+            rounds,
+            workers_min: self.workers,
+            snapshot_every: self.snapshot_every,
+        })
+    }
+}
+
+async fn rounds(series: Series<'_>) -> Result<(Vec<Row>, Costs, Cluster)> {
+    let Series {
+        size,
+        workers,
+        label,
+        ..
+    } = series;
+    let counted = size.rounds(series.effort);
+    let last = WARMUP_ROUNDS + counted;
+    // One more, which the last counted sync leads into.
+    let shape = series.shape(last + 1)?;
     let mut cluster = cluster_run::start(&shape).await?;
     for index in 0..workers {
         cluster.start_worker(&worker(index), &[]).await;
@@ -147,6 +237,7 @@ async fn rounds(
         .until(&run, PATIENCE, |view| view.round.get() > last)
         .await;
     let peak = peak_bytes(pid(&mut cluster, "coordinator")?)?;
+    let worker_peak = peak_bytes(pid(&mut cluster, &worker(0))?)?;
     let mut timeline = Timeline::default();
     timeline.read(&cluster.process("coordinator").log());
     for index in 0..workers {
@@ -174,6 +265,11 @@ async fn rounds(
         memory = memory.reach(Reach::AtMost(1.5));
     }
     rows.push(memory);
+    rows.push(Row::new(
+        format!("{label}: a worker's peak memory"),
+        "GB",
+        vec![worker_peak / 1e9],
+    ));
     for name in cluster.names() {
         cluster.kill9(&name);
     }

@@ -78,6 +78,14 @@ impl Timeline {
             .collect()
     }
 
+    /// Seconds from the merge of each of `rounds` to the next one.
+    pub(crate) fn periods(&self, rounds: std::ops::Range<u64>) -> Vec<f64> {
+        let merged = |round: u64| self.marks.get(&(round, Mark::Merged)).map(|(at, _)| *at);
+        rounds
+            .filter_map(|round| Some(merged(round + 1)? - merged(round)?))
+            .collect()
+    }
+
     fn sync(&self, round: u64, workers: usize) -> Option<Sync> {
         let at = |round: u64, mark: Mark, count: usize| {
             self.marks
@@ -156,5 +164,8 @@ mod tests {
         );
         assert!((sync.total() - 1.0).abs() < 1e-6);
         assert_eq!(timeline.syncs(0..9, 2), []);
+        let next = "2026-01-01T00:00:01.750000Z  INFO x: merged run=demo round=4 inputs=1";
+        timeline.read(next);
+        assert_eq!(timeline.periods(0..9), [0.25]);
     }
 }

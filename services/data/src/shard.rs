@@ -1,6 +1,8 @@
 //! Shards: consecutive tokens as fixed-width little-endian numbers, and the manifest that lists
 //! them.
 
+use std::sync::Arc;
+
 use schemas::data::{DataManifest, token_bytes};
 
 use crate::DataError;
@@ -65,10 +67,10 @@ pub fn parse_manifest(json: &[u8]) -> Result<DataManifest, DataError> {
     Ok(manifest)
 }
 
-/// The tokens of one shard, kept as they are stored.
+/// The tokens of one shard, kept as they are stored. Clones share them.
 #[derive(Clone, Debug)]
 pub struct TokenShard {
-    bytes: Vec<u8>,
+    bytes: Arc<Vec<u8>>,
     width: usize,
 }
 
@@ -86,7 +88,10 @@ impl TokenShard {
                 bytes.len()
             )));
         }
-        let shard = Self { bytes, width };
+        let shard = Self {
+            bytes: Arc::new(bytes),
+            width,
+        };
         match (0..shard.tokens())
             .map(|at| shard.token(at))
             .find(|token| *token >= vocabulary)

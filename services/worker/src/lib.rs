@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | [`service`] | the loop: inputs to the core, effects to the world |
 //! | `asker`, `commands` | the bus |
-//! | `library`, `assets`, `unit` | objects, and a unit's way from fetch to upload |
+//! | `library`, `shelf`, `assets`, `unit` | objects, and a unit's way from fetch to upload |
 //! | `engine` | the training thread, the only place with a trainer and with tensors |
 //! | `verify` | what a signed document must pass before anything it names is touched |
 //! | `time` | the coordinator's time, by which its documents are judged |
@@ -26,6 +26,7 @@ mod meter;
 pub mod program;
 mod sample;
 pub mod service;
+mod shelf;
 mod state;
 mod time;
 mod trainers;

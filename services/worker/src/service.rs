@@ -28,6 +28,7 @@ use crate::engine::Engine;
 use crate::events::{Chain, Events};
 use crate::library::Library;
 use crate::meter::Meter;
+use crate::shelf::Shelf;
 use crate::state::StateFolder;
 use crate::time::CoordinatorTime;
 use crate::unit::{Bench, Unit};
@@ -334,6 +335,7 @@ impl Hands {
         self.bench = Some(Bench {
             asker: self.asker.clone(),
             library: self.library.clone(),
+            shelf: Shelf::default(),
             engine: self.engine.clone(),
             state: self.state.clone(),
             spec: Arc::new(spec),

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use data::{DataError, HeldOut, TokenShard, UnitSampler};
+use data::{HeldOut, UnitSampler};
 use futures::{StreamExt as _, TryStreamExt as _};
 use merge::{SeededRounding, contribution_seed};
 use schemas::call::worker as call;
@@ -24,6 +24,7 @@ use crate::asker::Asker;
 use crate::assets::Assets;
 use crate::engine::{Capture, EncodedChunks, Engine, Evaluating, Fragment, Opening, Training};
 use crate::library::{Library, TRANSFERS_MAX};
+use crate::shelf::Shelf;
 use crate::state::StateFolder;
 
 /// Longest wait for the answer to a hint.
@@ -34,6 +35,7 @@ const STAGE_PATIENCE: Millis = Millis::from_secs(5);
 pub(crate) struct Bench {
     pub(crate) asker: Asker,
     pub(crate) library: Library,
+    pub(crate) shelf: Shelf,
     pub(crate) engine: Engine,
     pub(crate) state: StateFolder,
     pub(crate) spec: Arc<RunSpec>,
@@ -93,27 +95,18 @@ impl Unit {
 
     async fn fetch_text(&self, assets: &Assets, shards: Vec<Shard>) -> Result<Text, Refusal> {
         let objects: Vec<ObjectRef> = shards.iter().map(|shard| shard.object).collect();
-        let bytes = self.bench.library.keep(&objects).await?;
-        let (work, vocabulary) = (self.manifest.work.clone(), assets.data.vocabulary);
+        let Bench { shelf, library, .. } = &self.bench;
+        let shards = shelf.get(library, &objects, assets.data.vocabulary).await?;
         let length = self.bench.spec.schedule.sequence_tokens as usize;
-        // Every token is checked: work for a thread that may take its time.
-        let read = tokio::task::spawn_blocking(move || {
-            let shards = bytes
-                .into_iter()
-                .map(|bytes| TokenShard::decode(bytes.into(), vocabulary));
-            let shards = shards.collect::<Result<Vec<_>, DataError>>()?;
-            Ok(match work {
-                Work::Train { seed, .. } => {
-                    Text::Train(Box::new(UnitSampler::new(shards, seed, length)?))
-                }
-                Work::Evaluate { sequences, .. } => {
-                    Text::Evaluate(HeldOut::new(shards, sequences as usize, length)?)
-                }
-            })
-        });
-        read.await
-            .map_err(|error| Refusal::new(Code::Internal, error.to_string()))?
-            .map_err(|error: DataError| error.into())
+        let text = match self.manifest.work {
+            Work::Train { seed, .. } => {
+                UnitSampler::new(shards, seed, length).map(|text| Text::Train(Box::new(text)))
+            }
+            Work::Evaluate { sequences, .. } => {
+                HeldOut::new(shards, sequences as usize, length).map(Text::Evaluate)
+            }
+        };
+        text.map_err(Refusal::from)
     }
 
     /// A chunk is decoded into its place while the next ones arrive; no more than a few are in

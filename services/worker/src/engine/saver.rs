@@ -1,8 +1,10 @@
 //! The lane that writes inner states to disk while training goes on.
 //!
 //! The training thread copies a state and lays it on the desk; a thread of its own writes it. One
-//! is written at a time. A newer one takes the place of one that still waits, so that a slow disk
-//! costs two copies of the state and no more, and never a pause of training. Each write goes to a
+//! is written at a time, and no more than one a second: a state is worth the steps since the one
+//! before, and each write makes everybody who shares the disk wait for its synchronisation. A newer
+//! one takes the place of one that still waits, so that a slow disk costs two copies of the state
+//! and no more, and never a pause of training. Each write goes to a
 //! file beside the state and replaces it only when it is whole and on disk: a process that is
 //! killed at any moment leaves the last whole state.
 
@@ -10,13 +12,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use schemas::Code;
 use trainer::InnerState;
 
 use super::residual;
 use super::session::Session;
+
+/// Shortest time from the begin of one write to the begin of the next, except at the end.
+const WRITE_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
 /// The lane; seen from the training thread.
 pub(super) struct Saver {
@@ -48,6 +53,21 @@ struct Paper {
 impl Desk {
     fn papers(&self) -> MutexGuard<'_, Papers> {
         self.papers.lock().expect("neither thread panics at it")
+    }
+
+    /// Waits for a state; `None` when none waits and no more will come.
+    fn next(&self) -> Option<Paper> {
+        let nothing = |papers: &mut Papers| papers.waiting.is_none() && !papers.closed;
+        let papers = self.changed.wait_while(self.papers(), nothing);
+        papers.expect("neither thread panics at it").waiting.take()
+    }
+
+    /// Lets time pass, unless the desk is closed.
+    fn rest_until(&self, end: Instant) {
+        let rest = end.saturating_duration_since(Instant::now());
+        let open = |papers: &mut Papers| !papers.closed;
+        let rested = self.changed.wait_timeout_while(self.papers(), rest, open);
+        drop(rested.expect("neither thread panics at it"));
     }
 }
 
@@ -97,26 +117,20 @@ impl Saver {
 
 /// The lane: writes one state after another until no more will come.
 fn write_all(desk: &Desk) {
-    loop {
-        let papers = desk.papers();
-        let papers = desk
-            .changed
-            .wait_while(papers, |papers| papers.waiting.is_none() && !papers.closed);
-        let paper = papers.expect("neither thread panics at it").waiting.take();
-        let Some(Paper {
-            state,
-            residual,
-            path,
-        }) = paper
-        else {
-            // The desk is closed, and nothing lies on it.
-            return;
-        };
+    while let Some(Paper {
+        state,
+        residual,
+        path,
+    }) = desk.next()
+    {
         let begun = Instant::now();
         match write(&state, residual.as_ref(), &path) {
             Ok(()) => tracing::debug!(ms = millis(begun), "inner state saved"),
             Err(error) => not_saved(&error),
         }
+        // Its memory is for others from here on.
+        drop(state);
+        desk.rest_until(begun + WRITE_INTERVAL_MIN);
     }
 }
 
