@@ -1,6 +1,8 @@
 //! The connection to NATS: requests that fail when they are refused instead of when their time is
 //! over, subscriptions that are known to stand, and a log of what becomes of the connection.
 
+mod error;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,11 +14,13 @@ use async_nats::{
 use bytes::Bytes;
 use futures::StreamExt as _;
 use identity::source::connect_options;
-use identity::{BusTls, CertificateRefused, CredentialSource};
+use identity::{BusTls, CredentialSource};
 use schemas::answer::{self, Answer};
-use schemas::{Code, Coded, DecodeError, Message, PublicKey, Refusal, UnixMillis};
+use schemas::{Code, Message, PublicKey, UnixMillis};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+
+pub use error::BusError;
 
 pub use crate::denial::Direction;
 use crate::denial::{Denials, Denied};
@@ -57,141 +61,6 @@ pub struct Subscription {
     subject: String,
     messages: Subscriber,
     denied: Denied,
-}
-
-/// Why something was not said, heard or answered.
-#[derive(Debug, thiserror::Error)]
-pub enum BusError {
-    /// No server answered.
-    #[error("{url}: {reason}")]
-    Unreachable {
-        /// Where.
-        url: String,
-        /// What was seen.
-        reason: String,
-    },
-    /// The certificate that the server shows is not taken.
-    #[error("{url}: {refused}")]
-    Certificate {
-        /// Where.
-        url: String,
-        /// What is wrong with it.
-        refused: CertificateRefused,
-    },
-    /// The server does not take the credential.
-    #[error("{url}: {reason}")]
-    Credential {
-        /// Where.
-        url: String,
-        /// What was seen.
-        reason: String,
-        /// The coded error.
-        code: Code,
-    },
-    /// The subject is not in this role's permissions.
-    #[error("the server refused to {} {subject}", match direction { Direction::Publish => "publish to", Direction::Subscribe => "subscribe to" })]
-    Denied {
-        /// What was tried.
-        direction: Direction,
-        /// Where.
-        subject: String,
-    },
-    /// Nobody hears the subject.
-    #[error("nobody answers {subject}: the coordinator does not run, or serves another domain")]
-    NoResponders {
-        /// Where.
-        subject: String,
-    },
-    /// No answer came in time.
-    #[error("no answer to {subject} within {} ms", after.as_millis())]
-    TimedOut {
-        /// Where.
-        subject: String,
-        /// How long was waited.
-        after: Duration,
-    },
-    /// The server answers, and does not acknowledge what is to be stored.
-    #[error("{0}")]
-    NotStored(String),
-    /// The connection was lost while the answer was waited for. Whether the question arrived is not
-    /// known.
-    #[error("the connection was lost while {subject} was asked")]
-    Lost {
-        /// Where.
-        subject: String,
-    },
-    /// What came is the answer to somebody else, or to another question. Whether this one arrived
-    /// is not known.
-    #[error("an answer to something else came where {subject} was asked")]
-    Foreign {
-        /// Where.
-        subject: String,
-    },
-    /// The answer is a refusal.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// The answer, or what should be sent, is no message of its type.
-    #[error("{subject}: {source}")]
-    Message {
-        /// Where.
-        subject: String,
-        /// What is wrong.
-        source: DecodeError,
-    },
-    /// The client cannot send: it is closing, or the message is too long or has no valid subject.
-    #[error("cannot send to {subject}: {reason}")]
-    Send {
-        /// Where.
-        subject: String,
-        /// Why.
-        reason: String,
-    },
-}
-
-impl BusError {
-    /// The code of the page that says what to do.
-    pub fn code(&self) -> Code {
-        match self {
-            Self::Unreachable { .. } => Code::BusUnreachable,
-            Self::Certificate { refused, .. } => refused.code(),
-            Self::NotStored(_) => Code::StreamNotStored,
-            Self::Credential { code, .. } => *code,
-            Self::Denied { .. } => Code::BusDenied,
-            Self::NoResponders { .. }
-            | Self::TimedOut { .. }
-            | Self::Lost { .. }
-            | Self::Foreign { .. } => Code::NoAnswer,
-            Self::Refused(refusal) => refusal.code,
-            Self::Message { .. } | Self::Send { .. } => Code::MessageInvalid,
-        }
-    }
-
-    /// The same as a refusal.
-    pub fn into_refusal(self) -> Refusal {
-        match self {
-            Self::Refused(refusal) => refusal,
-            error => Refusal::new(error.code(), error.to_string()),
-        }
-    }
-}
-
-impl Coded for BusError {
-    fn code(&self) -> Code {
-        Self::code(self)
-    }
-
-    fn detail(&self) -> String {
-        match self {
-            Self::Refused(refusal) => refusal.detail.clone(),
-            error => error.to_string(),
-        }
-    }
-}
-
-impl From<BusError> for Refusal {
-    fn from(error: BusError) -> Self {
-        error.into_refusal()
-    }
 }
 
 impl Default for BusConfig {

@@ -231,7 +231,7 @@ async fn build(
         outer: settings.outer(),
         upload: settings.upload(),
         download: settings.download(),
-        error_feedback: settings.error_feedback(),
+        error_feedback: settings.transfer.error_feedback,
         policy: settings.policy(),
         seed: settings.seed,
     })

@@ -6,8 +6,8 @@ use clap::Args;
 use model::{ModelConfig, Preset};
 use runtime::{ConfigArgs, ConfigDuration, Failure};
 use schemas::run::{
-    Carries, Closing, Codec, CodecKind, InnerOptimizer, OuterOptimizer, Policy, Precision,
-    Rounding, Schedule, TrainerKind,
+    Closing, Codec, CodecKind, InnerOptimizer, OuterOptimizer, Policy, Precision, Rounding,
+    Schedule, TrainerKind,
 };
 use schemas::{Code, Digest, RunId, Steps};
 use serde::{Deserialize, Serialize};
@@ -87,17 +87,9 @@ pub(crate) struct TransferSettings {
     pub(crate) upload: CodecKind,
     pub(crate) download: CodecKind,
     pub(crate) rounding: Rounding,
-    pub(crate) error_feedback: Feedback,
-}
-
-/// When workers bring back with a contribution what the codec took from the one before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Feedback {
-    /// With codecs that carry contributions only: they take much.
-    Auto,
-    On,
-    Off,
+    /// Workers add to a contribution what the codec took from the one before. Off: small runs with
+    /// 4-bit uploads ended as low without it, and it costs 8 bytes a parameter.
+    pub(crate) error_feedback: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -171,7 +163,7 @@ impl Default for TransferSettings {
             upload: CodecKind::Bf16,
             download: CodecKind::Bf16,
             rounding: Rounding::Nearest,
-            error_feedback: Feedback::Auto,
+            error_feedback: false,
         }
     }
 }
@@ -249,7 +241,7 @@ impl RunSettings {
         model.check_sequence(&self.schedule)?;
         self.inner.validate()?;
         self.outer().validate()?;
-        let feedback = self.error_feedback();
+        let feedback = self.transfer.error_feedback;
         schemas::run::check_transfer(self.upload(), self.download(), feedback)?;
         Ok(self.policy().validate()?)
     }
@@ -301,14 +293,6 @@ impl RunSettings {
         }
     }
 
-    pub(crate) fn error_feedback(&self) -> bool {
-        match self.transfer.error_feedback {
-            Feedback::Auto => self.transfer.upload.carries() == Carries::Contributions,
-            Feedback::On => true,
-            Feedback::Off => false,
-        }
-    }
-
     pub(crate) fn policy(&self) -> Policy {
         let policy = &self.policy;
         let workers_min = if policy.workers_min == 0 {
@@ -345,20 +329,9 @@ mod tests {
             unfit
         );
         let exact = |transfer: &mut TransferSettings| {
-            (transfer.upload, transfer.error_feedback) = (CodecKind::Fp32, Feedback::On);
+            (transfer.upload, transfer.error_feedback) = (CodecKind::Fp32, true);
         };
         assert_eq!(refused(&exact), unfit);
-    }
-
-    #[test]
-    fn error_feedback_comes_with_the_codec_that_takes_much() {
-        let mut settings = RunSettings::default();
-        for (upload, expected) in [(CodecKind::Bf16, false), (CodecKind::E3m0, true)] {
-            settings.transfer.upload = upload;
-            assert_eq!(settings.error_feedback(), expected);
-        }
-        settings.transfer.error_feedback = Feedback::Off;
-        assert!(!settings.error_feedback());
     }
 
     #[test]

@@ -7,8 +7,9 @@
 //! * It belongs to one run under one set of settings, and to its layout: it lies in the run's
 //!   folder beside the inner state, and is saved with it.
 //! * A worker that is killed between the two files begins without a residual: the old one is
-//!   removed before a new inner state is written. So at worst what one contribution was short of
-//!   is lost; it is never sent twice.
+//!   removed before a new inner state is written, and what one contribution was short of is lost.
+//! * A worker that is killed after a result counts and before its inner state is copied has the
+//!   residual of before on its disk, and adds it once more.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

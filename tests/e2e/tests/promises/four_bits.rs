@@ -18,7 +18,8 @@ async fn a_run_with_uploads_of_four_bits_learns_and_is_recomputed_after_a_crash(
     let mut evidence = cluster.evidence().await;
     let recipe = Recipe::reference(ROUNDS, UNITS, 60)
         .set("policy.lease=20s")
-        .set("transfer.upload=e3m0");
+        .set("transfer.upload=e3m0")
+        .set("transfer.error_feedback=true");
     let weights = ["run", "new", "other", "--set", "transfer.download=e3m0"];
     let refused = cluster.diloctl(&weights).await;
     let code = Code::CodecUnfit.to_string();
