@@ -128,8 +128,12 @@ impl Shell {
             };
             if let Flow::Stop(reason) = flow {
                 tracing::info!(reason, "everything is in order; ending");
-                // Who asked meanwhile is told.
-                self.take(core, queue, ARRIVALS_MAX, &mut effects)?;
+                // Each request that came meanwhile is answered; a failure that came changes nothing.
+                while let Ok(arrival) = queue.try_recv() {
+                    if let Ok(input) = self.input(arrival) {
+                        handle(core, input, &mut effects);
+                    }
+                }
                 self.carry_out(&mut effects).await?;
                 break;
             }

@@ -447,12 +447,7 @@ async fn another(
                 let reason = format!("asked for {digest}, granted {}", grant.digest);
                 return Err(ObjectError::GrantInvalid { digest, reason });
             }
-            Ok(Err(refusal))
-                if matches!(
-                    refusal.code,
-                    Code::NoAnswer | Code::Draining | Code::AskedTooMuch
-                ) =>
-            {
+            Ok(Err(refusal)) if refusal.code.passes() => {
                 if !pace.pause(None).await {
                     return Err(ObjectError::Denied(refusal));
                 }

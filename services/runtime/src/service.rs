@@ -239,6 +239,9 @@ async fn serve<S: Service>(service: S, shown: Shown) -> Result<(), Failure> {
         });
     }
     let ended = Box::pin(running.run(stop)).await;
+    if let Some(served) = &served {
+        served.set_ready(false);
+    }
     drop(ready);
     tracing::info!(service = S::NAME, "the service has ended");
     ended

@@ -1,5 +1,6 @@
-//! Which mutants a sample takes: those in files that changed lately, drawn by the commit, so that
-//! every machine draws the same ones for the same commit, and the next commit others.
+//! Which mutants a sample takes: those in files that the last commits changed, drawn by the commit,
+//! so that a second run for one commit draws the same ones, and the next commit others. A checkout
+//! without that history draws from all files.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -35,8 +36,7 @@ pub(super) fn sample(
         )
     };
     let commit = git(&["rev-parse", "HEAD"])?;
-    // A checkout of a single commit has no history to look at.
-    let changed = git(&["diff", "--name-only", COMMITS]).unwrap_or_default();
+    let changed = git(&["diff", "--name-only", COMMITS, "HEAD"]).unwrap_or_default();
     let changed: Vec<PathBuf> = changed.lines().map(PathBuf::from).collect();
     let (recent, others): (Vec<_>, Vec<_>) = mutants
         .into_iter()

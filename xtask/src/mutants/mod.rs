@@ -36,7 +36,7 @@ pub(crate) const GUARDED: &[&str] = &[
 ];
 /// How long the tests of one mutant may take: the slowest package needs a third of it.
 const TIMEOUT_SECONDS: &str = "180";
-/// What a name of a mutant looks like before its description.
+/// The folder in which cargo-mutants leaves its results.
 const OUTPUT: &str = "mutants.out";
 
 /// What can be chosen.
@@ -133,10 +133,13 @@ impl Lab {
 
     /// Runs the tests on each; the remark says how many there were.
     fn judge(&self, mutants: &[Mutant]) -> Result<String> {
-        let mut survived = Vec::new();
+        let (mut survived, mut caught) = (Vec::new(), 0);
         for package in packages(mutants) {
             let names = mutants.iter().filter(|mutant| mutant.package == package);
-            survived.extend(self.test(package, names)?);
+            self.test(package, names)?;
+            survived.extend(self.outcome(package, "missed")?);
+            caught += self.outcome(package, "caught")?.len();
+            caught += self.outcome(package, "timeout")?.len();
         }
         let (known, news): (Vec<_>, Vec<_>) = survived
             .into_iter()
@@ -150,24 +153,23 @@ impl Lab {
             );
         }
         Ok(format!(
-            "{} mutants: every one is caught but {} that the list names",
+            "{} mutants: {caught} caught, {} on the list, the others do not compile",
             mutants.len(),
             known.len()
         ))
     }
 
-    /// Tests mutants of one package; the names of those that no test caught.
-    fn test<'a>(
-        &self,
-        package: &str,
-        mutants: impl Iterator<Item = &'a Mutant>,
-    ) -> Result<Vec<String>> {
+    /// Tests the code of one package as it is, then its mutants.
+    ///
+    /// # Errors
+    /// The tests fail without any mutant, or cargo-mutants cannot work.
+    fn test<'a>(&self, package: &str, mutants: impl Iterator<Item = &'a Mutant>) -> Result<()> {
         let output = self.folder.join(package);
         std::fs::create_dir_all(&output)
             .with_context(|| format!("cannot make {}", output.display()))?;
         let mut command = self.command();
         command
-            .args(["--package", package, "--in-place", "--baseline", "skip"])
+            .args(["--package", package, "--in-place"])
             .args(["--timeout", TIMEOUT_SECONDS, "--no-times", "--output"])
             .arg(&output);
         for mutant in mutants {
@@ -181,9 +183,15 @@ impl Lab {
                 output.display()
             );
         }
-        let missed = std::fs::read_to_string(output.join(OUTPUT).join("missed.txt"))
-            .context("cargo mutants left no result")?;
-        Ok(missed.lines().map(str::to_owned).collect())
+        Ok(())
+    }
+
+    /// The names of a package's mutants that ended like this: `missed`, `caught`, `timeout`.
+    fn outcome(&self, package: &str, end: &str) -> Result<Vec<String>> {
+        let path = self.folder.join(package).join(OUTPUT);
+        let names = std::fs::read_to_string(path.join(format!("{end}.txt")))
+            .with_context(|| format!("cargo mutants left no result in {}", path.display()))?;
+        Ok(names.lines().map(str::to_owned).collect())
     }
 
     fn command(&self) -> Command {

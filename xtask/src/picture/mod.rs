@@ -5,7 +5,7 @@ mod record;
 mod svg;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
@@ -21,6 +21,10 @@ use record::Record;
 const DOMAIN: &str = "target/picture/diloco";
 /// The worker that is killed.
 const VICTIM: &str = "worker-1";
+/// Workers that `up` starts.
+const WORKERS: usize = 2;
+/// Longest wait for a moment in which all workers train: rounds of either pace are shorter.
+const TRAINING_WAIT_MAX: Duration = Duration::from_secs(120);
 /// Rounds that both workers close before one of them is killed.
 const ROUNDS_TOGETHER: u64 = 2;
 /// Rounds that are closed by the time the killed worker is started again.
@@ -35,7 +39,7 @@ const SETTINGS: [&str; 6] = [
     "8",
 ];
 /// A run of seconds: enough to see that every step works.
-const QUICK: [&str; 4] = ["--steps", "4", "--set", "policy.lease=5s"];
+const QUICK: [&str; 4] = ["--steps", "8", "--set", "policy.lease=5s"];
 
 /// What can be chosen.
 #[derive(Debug, Args)]
@@ -92,8 +96,9 @@ fn draw(workspace: &Workspace, nats_server: &Path, pace: Pace) -> Result<String>
     let diloctl = Diloctl::new(workspace, nats_server, profile, DOMAIN);
     diloctl.remove_domain()?;
     let drawn = story(&diloctl, pace);
-    diloctl.down()?;
-    drawn
+    // What went wrong first is the news.
+    let stopped = diloctl.down();
+    drawn.and_then(|picture| stopped.map(|()| picture))
 }
 
 /// The run from its beginning to its end, and its picture.
@@ -108,7 +113,9 @@ fn story(diloctl: &Diloctl, pace: Pace) -> Result<String> {
     diloctl.show(&[&["run", "new", RUN], &SETTINGS[..], quick].concat())?;
     wait(diloctl, ROUNDS_TOGETHER)?;
     half_a_round(diloctl)?;
-    kill(diloctl)?;
+    let pid = pid_of_the_victim(diloctl)?;
+    until_all_train(diloctl)?;
+    kill(pid)?;
     wait(diloctl, ROUNDS_UNTIL_BACK)?;
     diloctl.show(&["up", "--run", RUN])?;
     diloctl.show(&["run", "wait", RUN])?;
@@ -142,15 +149,38 @@ fn half_a_round(diloctl: &Diloctl) -> Result<()> {
     interrupt::check()
 }
 
-fn kill(diloctl: &Diloctl) -> Result<()> {
+fn pid_of_the_victim(diloctl: &Diloctl) -> Result<libc::pid_t> {
     let services = diloctl.ask(&["up", "--run", RUN])?;
-    let pid = services["items"]
-        .as_array()
-        .and_then(|rows| rows.iter().find(|row| row["service"] == VICTIM))
+    let pid = items(&services)
+        .iter()
+        .find(|row| row["service"] == VICTIM)
         .and_then(|row| row["pid"].as_i64())
         .with_context(|| format!("{VICTIM} does not run"))?;
+    libc::pid_t::try_from(pid).context("a process id fits")
+}
+
+/// Waits until both workers hold a training unit: then the one that is killed loses one.
+fn until_all_train(diloctl: &Diloctl) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        interrupt::check()?;
+        let leases = diloctl.ask(&["lease", "ls", RUN])?;
+        let training = items(&leases)
+            .iter()
+            .filter(|row| row["lease"].to_string().contains("train"))
+            .count();
+        if training == WORKERS {
+            return Ok(());
+        }
+        ensure!(
+            begun.elapsed() < TRAINING_WAIT_MAX,
+            "the workers never trained at the same time"
+        );
+    }
+}
+
+fn kill(pid: libc::pid_t) -> Result<()> {
     console::say(format_args!("$ kill -9 {pid}   # {VICTIM}"));
-    let pid = libc::pid_t::try_from(pid).context("a process id fits")?;
     // SAFETY: a signal to a process that `up` started and that was seen alive a moment ago.
     let sent = unsafe { libc::kill(pid, libc::SIGKILL) };
     ensure!(sent == 0, "{VICTIM} could not be killed");

@@ -52,7 +52,7 @@ pub(super) enum End {
 }
 
 impl Lease {
-    /// Position and kind of the unit, without the round: `train-0`.
+    /// True for a unit of training: evaluations name themselves in the same place.
     fn is_training(&self) -> bool {
         self.unit.contains("train")
     }

@@ -101,7 +101,11 @@ impl Ledger {
             // at: never twice.
             let before = (self.stream_sequence, pending.len());
             match self.look(&mut pending).await {
-                Ok(()) if pending.len() < before.1 => continue,
+                // Some of them are stored: the broker takes events, only its answers are lost.
+                Ok(()) if pending.len() < before.1 => {
+                    patience = Patience::new(self.patience);
+                    continue;
+                }
                 // Somebody's message lay in between: now the end is known again.
                 Ok(()) if !waits && self.stream_sequence > before.0 => continue,
                 Ok(()) => {}
@@ -194,7 +198,7 @@ impl Ledger {
             .request_raw(&last.subject, headers, last.payload.clone(), ACK_WAIT)
             .await;
         match answer {
-            Ok(answer) => published(&answer, self.stream_sequence),
+            Ok(answer) => published(&answer, self.stream_sequence, count),
             Err(error @ BusError::Denied { .. }) => Published::Refused(error.to_string()),
             Err(error) => {
                 let error = self.bus.explain_silence(error, LEDGER_STREAM).await;

@@ -29,11 +29,18 @@ pub(super) enum Published {
     Refused(String),
 }
 
-/// Reads the answer to a publish behind position `last` of the stream.
-pub(super) fn published(answer: &[u8], last: u64) -> Published {
+/// Reads the answer to a publish of `count` events behind position `last` of the stream. A broker
+/// that knows no batches stores each message by itself, and others' between them: an answer counts
+/// only where the events can lie one behind another, and one to a batch only if it says so.
+pub(super) fn published(answer: &[u8], last: u64, count: usize) -> Published {
+    let end = last + count as u64;
     match serde_json::from_slice::<Response<PublishAck>>(answer) {
-        Ok(Response::Ok(ack)) if !ack.duplicate && ack.sequence > last => {
-            Published::At(ack.sequence)
+        Ok(Response::Ok(ack))
+            if !ack.duplicate
+                && ack.sequence == end
+                && (count == 1 || ack.batch_size == Some(count as u64)) =>
+        {
+            Published::At(end)
         }
         Ok(Response::Ok(_)) => Published::Elsewhere,
         Ok(Response::Err { error }) => match error.error_code() {
@@ -52,7 +59,7 @@ mod tests {
 
     fn refused(code: u64, err_code: u64) -> Published {
         let answer = serde_json::json!({ "error": { "code": code, "err_code": err_code, "description": "words" } });
-        published(answer.to_string().as_bytes(), 7)
+        published(answer.to_string().as_bytes(), 7, 1)
     }
 
     #[test]
@@ -83,23 +90,33 @@ mod tests {
                 "{published:?}"
             );
         }
-        assert!(matches!(published(b"", 7), Published::NotNow(_)));
+        assert!(matches!(published(b"", 7, 1), Published::NotNow(_)));
     }
 
     #[test]
     fn only_a_new_position_is_an_acknowledgement() {
         assert_eq!(
-            published(br#"{"stream":"LEDGER","seq":8}"#, 7),
+            published(br#"{"stream":"LEDGER","seq":8}"#, 7, 1),
             Published::At(8)
         );
         assert_eq!(
-            published(br#"{"stream":"LEDGER","seq":8,"duplicate":true}"#, 7),
+            published(br#"{"stream":"LEDGER","seq":8,"duplicate":true}"#, 7, 1),
             Published::Elsewhere
         );
         assert_eq!(
-            published(br#"{"stream":"LEDGER","seq":7}"#, 7),
+            published(br#"{"stream":"LEDGER","seq":7}"#, 7, 1),
             Published::Elsewhere
         );
+        assert_eq!(
+            published(br#"{"stream":"LEDGER","seq":9}"#, 7, 1),
+            Published::Elsewhere,
+            "another's event lies between"
+        );
+        let batch = br#"{"stream":"LEDGER","seq":10,"batch":"b","count":3}"#;
+        assert_eq!(published(batch, 7, 3), Published::At(10));
+        assert_eq!(published(batch, 7, 2), Published::Elsewhere);
+        let one = br#"{"stream":"LEDGER","seq":10}"#;
+        assert_eq!(published(one, 7, 3), Published::Elsewhere, "no batch");
         assert_eq!(refused(400, 10071), Published::Elsewhere);
         assert_eq!(refused(400, 10174), Published::NoBatches);
     }

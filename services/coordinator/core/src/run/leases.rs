@@ -262,6 +262,8 @@ impl RunRoom<'_> {
             self.serve(turn);
         } else {
             self.settle(turn, &lease.unit);
+            // It may have been the last thing that the run waited for.
+            self.advance(turn);
         }
     }
 
