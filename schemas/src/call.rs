@@ -1,4 +1,4 @@
-//! What can be asked of the coordinator, declared once: each line of [`calls!`] ties a verb to its
+//! What can be asked of the coordinator, declared once: each line of `calls!` ties a verb to its
 //! request, its reply, its place in the permission table and the text of the reference page, by
 //! type. Subjects, decoding, the enums that the coordinator decides about, the callers' functions
 //! and `docs/bus.md` follow from it.

@@ -82,16 +82,6 @@ pub(crate) fn run_mutants(
     lab.judge(&mutants).map(console::say)
 }
 
-/// A sample for the suite: `count` mutants, drawn from what changed lately.
-///
-/// # Errors
-/// A mutant survives that is not on the list.
-pub(crate) fn sample(workspace: &Workspace, overrides: &Overrides, count: usize) -> Result<String> {
-    let lab = Lab::set_up(workspace, overrides)?;
-    let mutants = chosen::sample(workspace, lab.list(GUARDED)?, count)?;
-    lab.judge(&mutants)
-}
-
 /// The copy of the checkout, and what works on it.
 struct Lab {
     program: PathBuf,

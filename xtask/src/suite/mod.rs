@@ -11,7 +11,7 @@ use clap::Args;
 
 use crate::deps::{self, Overrides};
 use crate::process::{self, Workspace};
-use crate::{console, mutants, pages, picture};
+use crate::{console, pages, picture};
 
 /// Which steps to run.
 #[derive(Args)]
@@ -93,11 +93,6 @@ const STEPS: &[Step] = &[
         name: "picture",
         about: "the README's picture can be drawn: a short run with a killed worker",
         run: picture,
-    },
-    Step {
-        name: "mutants",
-        about: "a few guards taken out, where the code changed lately: a test must fail",
-        run: mutants,
     },
     Step {
         name: "doctest",
@@ -184,14 +179,6 @@ fn picture(bench: &Bench<'_>) -> Result<Outcome> {
     let found = deps::ensure(&bench.workspace.deps(), bench.overrides)?;
     picture::rehearse(bench.workspace, &found.nats_server)?;
     Ok(Outcome::Passed)
-}
-
-/// How many guards are taken out: some minutes.
-const MUTANTS: usize = 8;
-
-fn mutants(bench: &Bench<'_>) -> Result<Outcome> {
-    let remark = mutants::sample(bench.workspace, bench.overrides, MUTANTS)?;
-    Ok(Outcome::PassedWith(remark))
 }
 
 fn fmt(bench: &Bench<'_>) -> Result<Outcome> {

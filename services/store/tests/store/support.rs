@@ -219,6 +219,7 @@ pub(crate) fn quick() -> TransferLimits {
 pub(crate) fn once() -> TransferLimits {
     TransferLimits {
         pause_first: Duration::from_secs(600),
+        pause_max: Duration::from_secs(600),
         ..TransferLimits::default()
     }
 }

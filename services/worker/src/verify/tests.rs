@@ -1,16 +1,12 @@
 mod scene;
 
+use identity::ManifestKey;
 use identity::key::{KeyKind, SigningKey};
-use identity::{AuditKey, ManifestKey};
-use schemas::lease::UnitId;
-use schemas::run::{
-    Closing, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Schedule, TrainerKind,
-};
-use schemas::{Bytes, Epoch, Round, Steps, UnitIndex, V};
+use schemas::{Bytes, Round, Steps, UnitIndex};
 use serde_json::{Value, json};
 
 use super::*;
-use scene::{CHUNKS, NOW, Scene, flipped, leaves, object, spec, unit};
+use scene::{CHUNKS, NOW, Scene, flipped, leaves, object, unit};
 
 #[test]
 fn what_the_coordinator_signs_is_accepted() {
