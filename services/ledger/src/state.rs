@@ -70,7 +70,7 @@ pub struct Run {
     /// in.
     #[serde(serialize_with = "pairs")]
     pub units: BTreeMap<UnitId, Unit>,
-    /// Digests of the statements accepted in the last [`ROUNDS_REMEMBERED`] rounds.
+    /// Digests of the statements accepted in the last `ROUNDS_REMEMBERED` rounds.
     #[serde(serialize_with = "pairs")]
     pub accepted: BTreeMap<UnitId, Accepted>,
     /// Copies of the global weights that are still read, by fragment and version: the newest, and

@@ -103,7 +103,7 @@ fn losses(svg: &mut String, scale: &Scale, record: &Record) {
     let y = scale.y(record.bigram);
     line(svg, (LEFT, y), (WIDTH - RIGHT, y), PALE, "4 4");
     let label = format!("bigram entropy of the text {:.2}", record.bigram);
-    text(svg, WIDTH - RIGHT, y - 5.0, "end", PALE, &label);
+    text(svg, LEFT + 6.0, y - 5.0, "start", PALE, &label);
     for (at, loss, lane) in &record.training {
         let (x, y) = (scale.x(*at), scale.y(*loss));
         let color = color(*lane);

@@ -40,7 +40,7 @@ pub struct Settings {
 
 /// Every decision of the coordinator. Give it inputs one at a time, carry its effects out in order.
 ///
-/// What concerns one run is decided in its room ([`RunRoom`]), which reaches nothing else. Here is
+/// What concerns one run is decided in its room (`RunRoom`), which reaches nothing else. Here is
 /// what concerns all of them.
 #[derive(Debug)]
 pub struct Coordinator {

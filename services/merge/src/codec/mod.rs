@@ -96,7 +96,7 @@ pub enum CodecError {
 }
 
 /// Elements that are encoded together; a slice must start at a multiple of them. Divides
-/// [`TILE_ELEMENTS`].
+/// `TILE_ELEMENTS`.
 pub const fn block_elements(codec: CodecKind) -> usize {
     codec.block_elements() as usize
 }
