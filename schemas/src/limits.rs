@@ -54,8 +54,8 @@ pub const URL_LIFE: Millis = Millis::from_secs(60);
 pub const CLAIM_WAIT_MAX: Millis = Millis::from_secs(5);
 /// How long a requester waits for an answer before it asks again; longer than [`CLAIM_WAIT_MAX`].
 pub const REQUEST_TIMEOUT: Millis = Millis::from_secs(30);
-/// Shortest lease. A fail-over of a replicated stream takes 6 s: whoever wants that to cost no
-/// lease chooses a longer one.
+/// Shortest lease. A fail-over of a replicated stream takes 6 s: an operator who wants that to cost
+/// no lease chooses a longer one.
 pub const LEASE_MIN: Millis = Millis::from_secs(5);
 /// Longest lease: a lost worker's unit is issued again after at most this.
 pub const LEASE_MAX: Millis = Millis::from_secs(24 * 3600);

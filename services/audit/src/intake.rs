@@ -149,7 +149,7 @@ impl Intake {
             self.tally.reason = Some(refusal.clone());
         }
         // The broker puts its own subject in the place of the one that the asker chose, so the
-        // answer says for whom it is.
+        // answer names the asker.
         let reply = delivery
             .reply
             .as_ref()

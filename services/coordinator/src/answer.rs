@@ -13,8 +13,8 @@ use tokio::time::Instant;
 
 use crate::doors;
 
-/// Where an answer goes, and to what. The subject is the asker's choice, so the answer says for
-/// whom it is.
+/// Where an answer goes, and to what. The subject is the asker's choice, so the answer
+/// names the asker.
 #[derive(Clone, Debug)]
 pub(crate) struct ReplyTo {
     subject: Subject,

@@ -154,7 +154,7 @@ pub(crate) fn incoming_key(place: &Quarantine, digest: Digest) -> IncomingKey {
     }
 }
 
-/// A failed operation at the store, for whoever asked.
+/// A failed operation at the store, as the answer to the request that needed it.
 pub(crate) fn refusal(error: &ObjectError) -> Refusal {
     Refusal::new(error.code(), error.to_string())
 }

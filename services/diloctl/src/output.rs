@@ -45,7 +45,7 @@ pub(crate) trait Record: Serialize {
     fn lines(&self) -> Vec<(&'static str, String)>;
 }
 
-/// Prints values. A broken pipe ends printing in silence: whoever reads has seen enough.
+/// Prints values. A broken pipe ends printing in silence: the reader has seen enough.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Printer {
     format: Format,

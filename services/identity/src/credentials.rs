@@ -72,7 +72,7 @@ pub enum CredentialsError {
     /// Token and key do not belong together.
     #[error("credentials hold a token of {token} and a key of {key}")]
     Mismatch {
-        /// Whom the token is about.
+        /// The key that the token names.
         token: PublicKey,
         /// Whose key it is.
         key: PublicKey,

@@ -37,7 +37,7 @@ pub(crate) fn window(
     }
 }
 
-/// Whom a token is about, and from when to when.
+/// The identity that a token names, and the time for which it is good.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
     /// A name: letters, digits, `_` and `-`.

@@ -3,7 +3,7 @@
 //!
 //! Per element this is the rule of [`crate::mean`], then the rule of [`crate::outer`], then
 //! [`crate::codec::encode`] of the new parameter; an element never depends on another. That is the
-//! whole specification: whoever follows it with any loop gets the same bits. Chunks, blocks, tiles
+//! whole specification: any loop that follows it gets the same bits. Chunks, blocks, tiles
 //! and threads only decide which element is computed when.
 
 use rayon::prelude::*;

@@ -177,8 +177,8 @@ pub fn write_tensors(
         .map_err(failed)
 }
 
-/// Removes what writers that were killed left in `folder`, for whoever knows that nobody writes
-/// there. Says how many bytes that were.
+/// Removes what killed writers left in `folder`, and returns how many bytes that were. The caller
+/// must know that nobody writes there.
 ///
 /// # Errors
 /// The folder cannot be read, or a part not removed.

@@ -1,5 +1,5 @@
-//! Which store, and whom to trust on the way to it. There are no system roots: the authority is
-//! always named.
+//! The address of the store, and the authority that its certificate needs. There are no system
+//! roots: the authority is always named.
 
 use std::net::IpAddr;
 
@@ -17,7 +17,7 @@ pub enum Trust {
     PlainLoopback,
 }
 
-/// An S3 store: where it is, as which region it signs, whom to trust.
+/// An S3 store: its address, the region it signs as, the authority of its certificate.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     url: Url,
@@ -83,7 +83,7 @@ impl Endpoint {
         &self.region
     }
 
-    /// Whom to trust.
+    /// The authority that the store's certificate needs.
     pub const fn trust(&self) -> &Trust {
         &self.trust
     }

@@ -77,7 +77,7 @@ pub enum ObjectError {
         /// The bound.
         bytes_max: u64,
     },
-    /// Whoever grants URLs refused another one.
+    /// The coordinator refused another URL.
     #[error("no url: {0}")]
     Denied(#[from] Refusal),
     /// A grant is not usable: no action where one is needed, another method, a malformed URL or

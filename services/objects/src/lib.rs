@@ -1,7 +1,7 @@
 //! The bulk plane: immutable objects in an S3 store, named by the sha256 of their bytes.
 //!
 //! * [`key`]: where an object lies; keys are built and parsed there only.
-//! * [`endpoint`]: which store, and whom to trust on the way to it.
+//! * [`endpoint`]: the address of the store, and the authority that its certificate needs.
 //! * [`presign`]: short URLs for one object and one method, signed by the store's clock.
 //! * [`buckets`]: the coordinator's own access; [`transfer`]: a worker's, through granted URLs
 //!   only.

@@ -83,7 +83,7 @@ enum Stand {
 }
 
 /// Checks everything that a process has to show against what its switches demand, and logs at WARN
-/// each layer that is open, with whom it is open to.
+/// each layer that is open, naming who can use it then.
 ///
 /// # Errors
 /// Everything that is wrong, each with the switch, and the place it was set, that demands what is

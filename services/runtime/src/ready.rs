@@ -60,7 +60,7 @@ impl ReadyFile {
 impl Drop for ReadyFile {
     fn drop(&mut self) {
         if let Some(path) = &self.0 {
-            // It may have been removed by whoever waited for it.
+            // The program that waited for the file may have removed it.
             let _ = fs::remove_file(path);
         }
     }

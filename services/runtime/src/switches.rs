@@ -32,7 +32,7 @@ pub(crate) const DEMO: Switch = Switch {
     effect: "admits sample secrets, on loopback addresses only",
 };
 
-/// The switch of one layer, and whom the layer is open to without it.
+/// The switch of one layer, and who can use the layer without it.
 pub(crate) const fn of(layer: Layer) -> Switch {
     let (key, effect) = match layer {
         Layer::Bus => (
@@ -59,7 +59,7 @@ pub(crate) const fn of(layer: Layer) -> Switch {
     }
 }
 
-/// Whom a layer is open to when it is not required.
+/// Who can use a layer when its authentication is not required.
 pub(crate) const fn open_to(layer: Layer) -> &'static str {
     match layer {
         Layer::Bus => "anyone who reaches the NATS port may read and publish",

@@ -21,8 +21,8 @@ const NO_LENGTH: Refusal = Refusal(
     "a body is announced by its content-length",
 );
 
-/// The refusal of a request, if it has no business here. It ends the connection: whoever is not
-/// admitted holds none.
+/// The refusal of a request, if it has no business here. It ends the connection: a peer
+/// that is not admitted holds none.
 pub(crate) fn refusal<B>(request: &Request<B>, object_bytes_max: u64) -> Option<Response<Body>> {
     let query = request.uri().query().unwrap_or_default();
     let refused = signature(query, request.headers())

@@ -1,6 +1,6 @@
 //! Who holds the connections. What one peer may hold is measured by what is still free, so that
-//! every newcomer finds a place however many are there; and where none is free, whoever has proved
-//! nothing yet goes first.
+//! every newcomer finds a place however many are there; and where none is free, a peer that has
+//! proved nothing yet is cut off first.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};

@@ -289,7 +289,7 @@ impl Root {
         let parent = folder.parent().expect("the root lies above");
         self.make_folder(parent)?;
         if self.durability == Durability::Always {
-            // Noted before it can be seen, so that whoever else uses it knows.
+            // Noted before other threads can see the folder, so that they sync it too.
             self.fresh().insert(folder.to_owned());
         }
         match fs::create_dir(folder) {
@@ -351,8 +351,8 @@ impl Drop for Reservation {
     }
 }
 
-/// Gives a file's memory in the system's cache back. Whoever promotes an upload has read it, and
-/// rarely does again; the next upload is written into memory that is at hand.
+/// Gives a file's memory in the system's cache back. The coordinator has read an upload before it
+/// promotes it, and rarely does again; the next upload is written into memory that is at hand.
 fn forget_pages(file: &File) {
     // SAFETY: the descriptor is open for as long as `file` lives; the call changes no data.
     let advised = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };

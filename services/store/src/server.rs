@@ -368,8 +368,8 @@ fn count(method: &Method, status: StatusCode, took: Duration) {
     histogram!(STORE_REQUEST_SECONDS, "method" => method).record(took);
 }
 
-/// Passes a request on to the protocol layer. Every read of its body is bounded, whoever reads it;
-/// and a peer whose signature turns out to be worth nothing is let go.
+/// Passes a request on to the protocol layer. Every read of its body is bounded,
+/// those of that layer too; and a peer whose signature turns out to be worth nothing is let go.
 async fn admitted(
     front: &Front,
     request: Request<Incoming>,

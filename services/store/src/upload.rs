@@ -166,7 +166,7 @@ fn write(
         }
         Err(error) => return Err(Failure::Io(error)),
     }
-    // Whoever asks for the name from now on finds the object.
+    // A request for the name finds the object from now on.
     drop(upload.claim);
     Ok(digest)
 }

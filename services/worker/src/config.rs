@@ -123,7 +123,7 @@ pub struct Checked {
     pub trust: Arc<TrustBundle>,
     /// The key for events and results.
     pub audit_key: Arc<AuditKey>,
-    /// Whom to trust on the way to the store.
+    /// The authority that the store's certificate needs.
     pub store_trust: Trust,
     /// What it can train with, sorted.
     pub trainers: Vec<TrainerKind>,

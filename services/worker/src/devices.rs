@@ -18,7 +18,7 @@ pub fn devices() -> Result<(), Failure> {
         .iter()
         .map(|kind| format!("{kind:?}").to_lowercase())
         .collect();
-    // Whoever reads may have heard enough.
+    // The reader may have closed the pipe: it has heard enough.
     let _ = writeln!(
         std::io::stdout(),
         "trainers: {}\ndevice: {device}\ncores: {cores}",

@@ -129,7 +129,7 @@ impl World {
         self.after(pause, Happening::StartCoordinator);
     }
 
-    /// An operator ends it in order; whoever supervises it starts it again.
+    /// An operator ends it in order; a service manager starts it again.
     pub(crate) fn shut_down(&mut self) {
         let drain = self.chance.millis(0, 20_000);
         self.ask_as_operator(ControlRequest::Shutdown(Shutdown { v: V, drain }));

@@ -216,7 +216,7 @@ const REQUIREMENTS: &[(&str, &str)] = &[
     ),
     (
         "LA-03",
-        "not required and absent: said at every start, with whom it is open to",
+        "not required and absent: said at every start, naming who can use it then",
     ),
     ("LA-04", "half a credential pair is always an error"),
     ("LA-05", "a malformed credential is an error at start"),

@@ -171,7 +171,7 @@ async fn what_was_tampered_with_is_found() {
     let provisioner = broker.create_streams().await;
     let mut cast = broker.cast().await;
     beginning(&broker, &mut cast).await;
-    // Whoever may delete, deletes: here the run's creation.
+    // The provisioner may delete messages; here it deletes the run's creation.
     let stream = provisioner.get_stream("AUDIT").await.expect("it is there");
     stream
         .delete_message(2)

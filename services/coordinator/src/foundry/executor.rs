@@ -348,7 +348,7 @@ async fn step_all(
     })
 }
 
-/// A task that ends with whoever waits for it.
+/// A task that ends when nothing waits for it any more.
 struct AbortOnDrop<T>(JoinHandle<T>);
 
 impl<T> Drop for AbortOnDrop<T> {

@@ -1,4 +1,4 @@
-//! Taking the lead: the ledger is read to its end, and a first event fences off whoever led before.
+//! Taking the lead: the ledger is read to its end, and a first event fences off the last leader.
 
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ use crate::mark::StoreMark;
 const BEHIND_WAIT_MAX: Millis = Millis::from_secs(10);
 
 impl Shell {
-    /// Takes the lead: its first append fences off whoever led before. A predecessor that still
-    /// appends is read on and tried again for `patience`.
+    /// Takes the lead: the first append fences off the coordinator that led before. While that one
+    /// still appends, this reads on and tries again, for `patience`.
     ///
     /// # Errors
     /// The ledger cannot be followed or written, was lost, or the predecessor stays faster.

@@ -78,7 +78,7 @@ async fn import(
     bar.finish_and_clear();
     let manifest =
         serde_json::to_vec(&made.manifest).map_err(|error| Failure::new(Code::Internal, error))?;
-    // Last: whoever has the manifest finds everything that it names.
+    // Last: once the manifest is there, everything that it names is there.
     let object = objects.put(&[Bytes::from(manifest)], |_| ()).await?[0];
     let imported = Imported::new(object, &made.manifest, account, warnings);
     remember(&context.folder, imported.clone())?;

@@ -1,4 +1,4 @@
-//! A trust domain on disk: what is written, for whom, and what is refused.
+//! A trust domain on disk: the files, the credentials of each role, and what is refused.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

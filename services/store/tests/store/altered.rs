@@ -1,6 +1,6 @@
 //! Bytes that somebody alters on a way without TLS. What an object should be is known from
 //! elsewhere, by its digest: from the grant and the statement on the bus. So a change is refused,
-//! by the store or by whoever reads.
+//! by the store or by the reader.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -120,7 +120,7 @@ async fn fg_09_bytes_altered_on_a_plaintext_way_are_refused_on_every_way() {
     let (object, other) = (ObjectRef::of(&truth), ObjectRef::of(&lie));
     let key = key_of(object);
     let bytes = (truth.to_vec(), lie.to_vec());
-    // Whoever alters the bytes can make the checksum beside them fit.
+    // An attacker who alters the bytes can make the checksum beside them fit.
     let ways = [
         vec![bytes.clone()],
         vec![bytes, (checksum(object), checksum(other))],

@@ -253,7 +253,7 @@ async fn a_file_system_without_hard_links_takes_uploads_and_promotions() {
 
 #[expect(
     clippy::print_stderr,
-    reason = "whoever reads the tests' output shall see that this one did not run"
+    reason = "the tests' output must show that this one did not run"
 )]
 fn skipped(why: &str) {
     eprintln!("SKIPPED: {why}");

@@ -185,7 +185,7 @@ async fn a_full_disk_refuses_before_it_reads() {
         .unwrap_err();
     assert_eq!(full.code(), Code::StoreFull, "{full}");
     assert_eq!(store.uploads(), Vec::<String>::new());
-    // Patience for a day is not for this: whoever waits would learn nothing.
+    // A transfer with patience for a day does not spend it here: a full store is an answer.
     let patient = Transfer::new(&store.trust(), TransferLimits::default()).unwrap();
     let tomorrow = Instant::now() + Duration::from_secs(86_400);
     let full = patient

@@ -159,7 +159,8 @@ async fn an_operators_nonsense_and_oversized_messages_are_refused_and_the_coordi
 
     let scripted = Scripted::connect(&cluster, "worker-0").await;
     scripted.join().await;
-    // The broker cuts whoever exceeds its token's limit; the coordinator never sees it.
+    // The broker cuts a connection that exceeds its token's limit; the coordinator never sees the
+    // message.
     let subject = scripted.subject(Verb::Claim);
     let oversized = vec![0; WORKER_MESSAGE_BYTES_MAX + 1].into();
     let outcome = scripted

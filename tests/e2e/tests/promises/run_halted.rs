@@ -1,4 +1,4 @@
-//! A run whose objects are gone cannot go on, and says so to whoever asks.
+//! A run whose objects are gone cannot go on, and says so in each answer.
 
 use std::path::{Path, PathBuf};
 

@@ -107,7 +107,7 @@ async fn pulled_by_two_at_once(cluster: &Cluster) {
 /// Asks the library that most people read such a folder with, where it is on this machine.
 #[expect(
     clippy::print_stderr,
-    reason = "whoever reads the test's output shall see what was not looked at"
+    reason = "the test's output must show what was not looked at"
 )]
 async fn read_by_transformers(cluster: &Cluster) {
     const SCRIPT: &str = r#"

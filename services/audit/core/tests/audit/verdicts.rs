@@ -218,7 +218,7 @@ fn what_the_coordinators_key_signed_out_of_order_is_evidence() {
         );
         assert!(auditor.faulty_workers().is_empty());
     }
-    // Nor may the coordinator's key speak for a worker: whoever holds it could write the ledger.
+    // Nor may the coordinator's key speak for a worker: its holder could write the ledger instead.
     let mut log = Log::write(&PLAN);
     let mut thief = Member::new(PLAN.seed);
     thief.emitter = log.coordinator.clone();

@@ -385,8 +385,8 @@ fn the_state_can_be_written_as_json_and_a_foreign_ledger_is_refused() {
     assert!(Coordinator::replay(settings(), half).is_err());
 }
 
-/// Whom an event names as its cause; nobody where the coordinator, which signs it, took the step by
-/// itself.
+/// The cause that an event names: a worker or an operator. None where the coordinator, which signs
+/// it, took the step by itself.
 fn cause(event: &LedgerEvent) -> Option<String> {
     match event {
         LedgerEvent::RunCreated { operator, .. }

@@ -301,8 +301,8 @@ fn tl_29_a_denial_that_came_late_is_an_event_too() {
     once(&world, from, 1, Some("blob.get"), Code::ObjectForbidden);
 }
 
-/// Whoever is denied cannot fill the ledger; what is left out is counted where the next one is
-/// told.
+/// Denials cannot fill the ledger: those that are left out are counted in the next one that is
+/// recorded.
 #[test]
 fn tl_29_a_flood_of_denials_is_counted_to_the_last() {
     const FLOOD: u64 = 500;

@@ -414,7 +414,7 @@ fn a_restore_that_diverges_stops_the_run_and_one_that_fails_is_repeated() {
         0,
         "it asks for as long as that lasts"
     );
-    // Whoever looks or watches sees it, and why.
+    // The view and the published status show it, and why.
     let view = world.view();
     let why = view.halted.map(|refusal| refusal.code);
     assert_eq!(
