@@ -110,6 +110,7 @@ impl State {
             evaluations: BTreeMap::new(),
             tokens: Fates::default(),
             uploaded: Bytes(0),
+            any_rule: self.any_rule,
             spec: spec.clone(),
         };
         self.runs.insert(name.clone(), run);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use schemas::contribution::{Contribution, Fate};
 use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
+use schemas::run::Closing;
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::sync::SealedInput;
 use schemas::{Digest, Epoch, ObjectRef, Round, SyncId, UnitIndex, UnixMillis, Weight, WorkerId};
@@ -20,7 +21,12 @@ impl Run {
     pub(crate) fn open(&mut self, time: UnixMillis, round: Round) -> Result<(), ApplyError> {
         let next = round.get() == self.rounds.len() as u64;
         let planned = round.get() < self.spec.schedule.rounds;
-        if !next || !planned || self.open_rounds().count() >= ROUNDS_OPEN_MAX {
+        let most = match self.rule() {
+            // A round that waits for all ends before the next begins.
+            Some(Closing::All) => 1,
+            None => ROUNDS_OPEN_MAX,
+        };
+        if !next || !planned || self.open_rounds().count() >= most {
             return Err(out_of_place("round-opened", format!("round {round}")));
         }
         let base = self.rounds_closed();
@@ -137,7 +143,9 @@ impl Run {
     }
 
     /// Names what is merged. From the first part on nothing else counts; the last part completes
-    /// the set, which is then all that had been accepted.
+    /// the set, which is then all that had been accepted. The run's closing rule says when a round
+    /// may be sealed and what each input weighs, so that nobody who can write the ledger leaves a
+    /// result out unnoticed.
     pub(crate) fn seal(
         &mut self,
         sync: SyncId,
@@ -145,8 +153,12 @@ impl Run {
         rest: u32,
     ) -> Result<(), ApplyError> {
         let wrong = |what: &str| out_of_place("round-sealed", format!("{sync}: {what}"));
+        let (rule, units) = (self.rule(), self.spec.schedule.units);
         let open = self.open.get_mut(&sync);
         let open = open.ok_or_else(|| wrong("it is not open"))?;
+        if rule == Some(Closing::All) && open.inputs.len() as u64 != u64::from(units) {
+            return Err(wrong("its run waits for all units, and not all are in"));
+        }
         let mut set = match &open.phase {
             Phase::Collecting => Vec::new(),
             Phase::Sealing(set) => set.clone(),
@@ -156,6 +168,9 @@ impl Run {
             let found = open.inputs.get(&named.unit);
             let input = found.filter(|input| input.lease.epoch == named.epoch);
             let input = input.ok_or_else(|| wrong("an input was not accepted"))?;
+            if rule == Some(Closing::All) && named.weight != input.weight {
+                return Err(wrong("an input does not weigh its tokens"));
+            }
             if set
                 .last()
                 .is_some_and(|last| last.lease.unit >= input.lease.unit)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemas::contribution::{Evaluation, Fate};
 use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
 use schemas::member::{Posture, Session};
-use schemas::run::{RunSpec, TrainerKind};
+use schemas::run::{Closing, RunSpec, TrainerKind};
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::{
     AccountId, Bytes, Digest, Epoch, Fragment, ObjectRef, PublicKey, Round, RunId, Steps, SyncId,
@@ -31,6 +31,9 @@ pub struct State {
     pub(crate) denied: u64,
     /// Time of the last event.
     pub(crate) time: UnixMillis,
+    /// Runs are not held to their closing rules ([`State::under_any_rule`]).
+    #[serde(skip)]
+    pub(crate) any_rule: bool,
 }
 
 /// A coordinator that took the lead.
@@ -87,6 +90,9 @@ pub struct Run {
     pub tokens: Fates,
     /// Bytes of accepted contributions.
     pub uploaded: Bytes,
+    /// The run is not held to its closing rule.
+    #[serde(skip)]
+    pub(crate) any_rule: bool,
 }
 
 /// One worker of a run, present or past.
@@ -230,6 +236,16 @@ pub struct Fates {
 }
 
 impl State {
+    /// An empty state that holds no run to its closing rule: several rounds may be open, a part of
+    /// what came in may be sealed, with any weights. For tests of the fold, which must be able to do
+    /// what later rules ask for; programs begin with [`State::default`].
+    pub fn under_any_rule() -> Self {
+        Self {
+            any_rule: true,
+            ..Self::default()
+        }
+    }
+
     /// Time of the last event; 0 before the first.
     pub fn time(&self) -> UnixMillis {
         self.time
@@ -247,6 +263,11 @@ impl State {
 }
 
 impl Run {
+    /// The closing rule that the ledger is held to; none under [`State::under_any_rule`].
+    pub(crate) fn rule(&self) -> Option<Closing> {
+        (!self.any_rule).then_some(self.spec.policy.closing)
+    }
+
     /// True when it is over.
     pub fn is_complete(&self) -> bool {
         self.completed_at.is_some()

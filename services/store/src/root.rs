@@ -269,7 +269,8 @@ impl Root {
             }
         };
         // A name that is taken may have been given just before the power failed, or by a request
-        // that is still at it: whose promotion is answered with it relies on it.
+        // that is still at it. The promotion that is answered now relies on that name, so its
+        // folders are synced here too.
         let is_there = put
             .as_ref()
             .err()

@@ -241,7 +241,16 @@ impl Book {
     }
 
     pub(crate) fn of(spec: RunSpec) -> Self {
-        let mut book = Self(State::default());
+        Self::begin(State::default(), spec)
+    }
+
+    /// As [`Book::new`], in a state that holds the run to no closing rule.
+    pub(crate) fn under_any_rule() -> Self {
+        Self::begin(State::under_any_rule(), spec())
+    }
+
+    fn begin(state: State, spec: RunSpec) -> Self {
+        let mut book = Self(state);
         book.note(&created(spec));
         for number in 0..3 {
             book.note(&joined(number));

@@ -19,7 +19,7 @@ fn merges(book: &Book) -> Vec<(u64, Vec<(u32, u64)>)> {
 
 #[test]
 fn several_rounds_are_open_and_are_merged_in_the_order_of_their_seals() {
-    let mut book = Book::new();
+    let mut book = Book::under_any_rule();
     for round in 0..3 {
         book.note(&opened(round));
     }
@@ -66,7 +66,7 @@ fn several_rounds_are_open_and_are_merged_in_the_order_of_their_seals() {
 
 #[test]
 fn what_comes_after_the_seal_is_late_or_abandoned_and_weighs_nothing() {
-    let mut book = Book::new();
+    let mut book = Book::under_any_rule();
     book.note(&opened(0));
     book.note(&opened(1));
     let slow = [lease(0, 1, 1), lease(1, 1, 1)];
@@ -102,7 +102,7 @@ fn what_comes_after_the_seal_is_late_or_abandoned_and_weighs_nothing() {
 
 #[test]
 fn a_unit_that_nobody_holds_is_off_the_offer_when_its_round_is_sealed() {
-    let mut book = Book::new();
+    let mut book = Book::under_any_rule();
     book.note(&opened(0));
     book.contribute(0, 0, 0);
     book.note(&sealed(0, &[(0, 1, 32)], 0));
@@ -111,7 +111,7 @@ fn a_unit_that_nobody_holds_is_off_the_offer_when_its_round_is_sealed() {
 
 #[test]
 fn a_seal_names_all_that_was_accepted_once_and_in_order() {
-    let mut book = Book::new();
+    let mut book = Book::under_any_rule();
     book.refuse(&sealed(0, &[(0, 1, 32)], 0));
     book.note(&opened(0));
     book.refuse(&sealed(0, &[], 0));
@@ -132,7 +132,7 @@ fn a_seal_names_all_that_was_accepted_once_and_in_order() {
 
 #[test]
 fn a_seal_in_parts_takes_nothing_from_its_first_part_on() {
-    let mut book = Book::new();
+    let mut book = Book::under_any_rule();
     book.note(&opened(0));
     book.contribute(0, 0, 0);
     book.contribute(0, 1, 1);
@@ -155,12 +155,35 @@ fn a_ledger_of_before_names_no_sets_and_one_that_names_them_names_all() {
     book.contribute(0, 0, 1);
     book.note(&closed(0, 1));
     assert_eq!(merges(&book), [(0, vec![(0, 32), (1, 32)])]);
-    for round in [1, 2] {
+    let begin = |book: &mut Book, round| {
         book.note(&opened(round));
         book.contribute(round, 0, 0);
         book.contribute(round, 1, 0);
-    }
+    };
+    begin(&mut book, 1);
     book.note(&sealed(1, &[(0, 1, 32), (1, 1, 32)], 0));
     book.note(&closed(1, 2));
+    begin(&mut book, 2);
     book.refuse(&closed(2, 3));
+}
+
+#[test]
+fn a_run_that_waits_for_all_is_sealed_whole_by_its_tokens_and_one_round_at_a_time() {
+    let mut book = Book::new();
+    book.note(&opened(0));
+    book.refuse(&opened(1));
+    book.contribute(0, 0, 0);
+    // The coordinator's key alone leaves nobody out.
+    book.refuse(&sealed(0, &[(0, 1, 32)], 0));
+    book.contribute(0, 1, 1);
+    for weights in [[32, 0], [16, 32], [32, 33]] {
+        book.refuse(&sealed(0, &[(0, 1, weights[0]), (1, 1, weights[1])], 0));
+    }
+    book.refuse(&sealed(0, &[(0, 1, 0)], 1));
+    book.note(&sealed(0, &[(0, 1, 32)], 1));
+    book.refuse(&sealed(0, &[(1, 1, 16)], 0));
+    book.note(&sealed(0, &[(1, 1, 32)], 0));
+    book.refuse(&opened(1));
+    book.note(&closed(0, 1));
+    book.note(&opened(1));
 }
