@@ -62,15 +62,7 @@ async fn what_is_appended_together_is_read_back_in_order_and_goes_on() {
 #[tokio::test]
 async fn tl_15_a_batch_that_is_fenced_off_stores_nothing() {
     let scene = Scene::new().await;
-    let (mut first, _) = scene.open().await.expect("an empty ledger");
-    append(&mut first, 1, stopped("first"))
-        .await
-        .expect("appended");
-    let (mut second, _) = scene.open().await.expect("it verifies");
-    second
-        .append([of_demo(2, stopped("second"))])
-        .await
-        .expect("appended");
+    let (mut first, mut second) = scene.overtaken().await;
     let refused = first.append(events("late", 20)).await;
     assert!(
         matches!(

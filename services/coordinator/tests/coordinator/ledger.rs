@@ -25,6 +25,20 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
+    /// Two coordinators' ledgers: each has written one event, and the first does not know the second's.
+    pub(crate) async fn overtaken(&self) -> (Ledger, Ledger) {
+        let (mut first, _) = self.open().await.expect("an empty ledger");
+        append(&mut first, 1, stopped("first"))
+            .await
+            .expect("appended");
+        let (mut second, _) = self.open().await.expect("it verifies");
+        second
+            .append([of_demo(2, stopped("second"))])
+            .await
+            .expect("appended");
+        (first, second)
+    }
+
     pub(crate) async fn new() -> Self {
         let key = AuditKey::generate();
         let trust = TrustBundle {
@@ -281,15 +295,7 @@ async fn what_was_appended_is_read_back_in_order_and_goes_on() {
 #[tokio::test]
 async fn tl_15_a_second_coordinator_fences_the_first_off() {
     let scene = Scene::new().await;
-    let (mut first, _) = scene.open().await.expect("an empty ledger");
-    append(&mut first, 1, stopped("first"))
-        .await
-        .expect("appended");
-    let (mut second, _) = scene.open().await.expect("it verifies");
-    second
-        .append([of_demo(2, stopped("second"))])
-        .await
-        .expect("appended");
+    let (mut first, _) = scene.overtaken().await;
     // Under another subject, so that only the filter over all of the ledger can notice.
     let refused = append(&mut first, 3, stopped("late")).await;
     assert!(

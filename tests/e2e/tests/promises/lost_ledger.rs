@@ -63,30 +63,8 @@ async fn a_stream_that_is_gone_is_not_created_anew_and_comes_back_from_a_backup(
     fs::rename(&folder, &aside).unwrap();
     is_refused(&machine.up_again("d", "1").await);
     // The broker runs; the advice for a missing stream leads no further.
-    is_refused(
-        &machine
-            .diloctl(&[
-                "--domain",
-                "d",
-                "cluster",
-                "init",
-                "--nats-config",
-                &nats_config(),
-            ])
-            .await,
-    );
-    is_refused(
-        &machine
-            .diloctl(&[
-                "--domain",
-                "d",
-                "cluster",
-                "check",
-                "--nats-config",
-                &nats_config(),
-            ])
-            .await,
-    );
+    is_refused(&cluster(&machine, "init").await);
+    is_refused(&cluster(&machine, "check").await);
     machine.down("d").await;
     assert!(!folder.exists(), "nothing was created in its place");
 
@@ -104,6 +82,14 @@ async fn a_stream_that_is_gone_is_not_created_anew_and_comes_back_from_a_backup(
     machine
         .ok(&["--domain", "d", "audit", "replay", "--summary"])
         .await;
+}
+
+/// `cluster init` or `cluster check` of the domain `d`, by this repository's declarations.
+async fn cluster(machine: &Machine, verb: &str) -> Said {
+    let declarations = nats_config();
+    let domain = ["--domain", "d", "cluster", verb];
+    let arguments = [&domain[..], &["--nats-config", &declarations]].concat();
+    machine.diloctl(&arguments).await
 }
 
 /// Cuts off the last messages of a stream.
@@ -125,18 +111,7 @@ async fn a_ledger_whose_end_was_cut_off_is_not_led_on() {
     let machine = trained().await;
     cut(&machine.path("d"), LEDGER_STREAM);
     is_refused(&machine.up_again("d", "1").await);
-    is_refused(
-        &machine
-            .diloctl(&[
-                "--domain",
-                "d",
-                "cluster",
-                "check",
-                "--nats-config",
-                &nats_config(),
-            ])
-            .await,
-    );
+    is_refused(&cluster(&machine, "check").await);
 }
 
 /// The readers' copy is what everybody's evidence rests on; the audit service's files know more

@@ -5,10 +5,7 @@ use super::*;
 #[tokio::test]
 async fn a_contribution_is_base_minus_local_however_it_is_cut() {
     let scene = Scene::new().await;
-    scene
-        .load(Digest::of(b"base"), 5000)
-        .await
-        .expect("complete");
+    scene.load_base().await;
     assert!(
         scene
             .contribution(7000)
@@ -17,11 +14,7 @@ async fn a_contribution_is_base_minus_local_however_it_is_cut() {
             .all(|value| *value == 0.0),
         "nothing was trained"
     );
-    let trained = scene
-        .engine
-        .train(training(5, CancellationToken::new()))
-        .await
-        .expect("trains");
+    let trained = scene.train(training(5, CancellationToken::new())).await;
     assert_eq!(
         (trained.steps, trained.tokens),
         (Steps(5), Tokens(5 * 4 * u64::from(SEQUENCE)))
@@ -51,85 +44,23 @@ async fn a_contribution_is_base_minus_local_however_it_is_cut() {
 async fn an_incomplete_or_wrong_base_is_no_base() {
     let scene = Scene::new().await;
     let base = Digest::of(b"base");
-    assert!(
-        !scene
-            .engine
-            .expect(ALL, base, Alpha::TAKE_OVER)
-            .await
-            .expect("at hand")
-    );
-    scene
-        .engine
-        .load(ALL, CodecKind::Fp32, 0..2, Bytes::from_static(&[0; 8]))
-        .await
-        .expect("the thread lives");
-    assert_eq!(
-        scene
-            .engine
-            .blend(ALL, base, Alpha::TAKE_OVER)
-            .await
-            .expect_err("two of many")
-            .code,
-        Code::LayoutMismatch
-    );
-    assert!(
-        !scene
-            .engine
-            .expect(ALL, base, Alpha::TAKE_OVER)
-            .await
-            .expect("at hand"),
-        "it is not taken for complete"
-    );
-    scene
-        .engine
-        .load(ALL, CodecKind::Fp32, 0..2, Bytes::from_static(&[0; 7]))
-        .await
-        .expect("the thread lives");
-    assert_eq!(
-        scene
-            .engine
-            .blend(ALL, base, Alpha::TAKE_OVER)
-            .await
-            .expect_err("seven bytes")
-            .code,
-        Code::SizeMismatch
-    );
-    assert!(
-        !scene
-            .engine
-            .expect(ALL, base, Alpha::TAKE_OVER)
-            .await
-            .expect("at hand")
-    );
+    assert!(!scene.has(base).await);
+    scene.load_chunk(0..2, Bytes::from_static(&[0; 8])).await;
+    assert_eq!(scene.blend_refused(base).await, Code::LayoutMismatch);
+    assert!(!scene.has(base).await, "it is not taken for complete");
+    scene.load_chunk(0..2, Bytes::from_static(&[0; 7])).await;
+    assert_eq!(scene.blend_refused(base).await, Code::SizeMismatch);
+    assert!(!scene.has(base).await);
     let outside = usize::MAX - 2..usize::MAX;
-    scene
-        .engine
-        .load(ALL, CodecKind::Fp32, outside, Bytes::from_static(&[0; 8]))
-        .await
-        .expect("the thread lives");
-    assert_eq!(
-        scene
-            .engine
-            .blend(ALL, base, Alpha::TAKE_OVER)
-            .await
-            .expect_err("outside")
-            .code,
-        Code::LayoutMismatch
-    );
+    scene.load_chunk(outside, Bytes::from_static(&[0; 8])).await;
+    assert_eq!(scene.blend_refused(base).await, Code::LayoutMismatch);
 }
 
 #[tokio::test]
 async fn rounding_names_the_place_in_the_whole_vector() {
     let scene = Scene::new().await;
-    scene
-        .load(Digest::of(b"base"), 5000)
-        .await
-        .expect("complete");
-    scene
-        .engine
-        .train(training(1, CancellationToken::new()))
-        .await
-        .expect("trains");
+    scene.load_base().await;
+    scene.train(training(1, CancellationToken::new())).await;
     let encoded = async |size: u64| {
         let rounding = SeededRounding {
             rule: Rounding::Stochastic,

@@ -7,26 +7,14 @@ async fn the_inner_state_survives_a_restart_and_a_damaged_one_is_put_aside() {
     let scene = Scene::new().await;
     let base = Digest::of(b"base");
     scene.load(base, 5000).await.expect("complete");
-    scene
-        .engine
-        .train(training(3, CancellationToken::new()))
-        .await
-        .expect("trains");
+    scene.train(training(3, CancellationToken::new())).await;
     scene.engine.save().await.expect("the thread lives");
     scene.load(base, 5000).await.expect("back to the base");
-    scene
-        .engine
-        .train(training(2, CancellationToken::new()))
-        .await
-        .expect("trains");
+    scene.train(training(2, CancellationToken::new())).await;
     let expected = scene.contribution(5000).await;
     let scene = scene.restarted(|_| {}).await;
     scene.load(base, 4000).await.expect("complete");
-    scene
-        .engine
-        .train(training(2, CancellationToken::new()))
-        .await
-        .expect("trains");
+    scene.train(training(2, CancellationToken::new())).await;
     assert_eq!(
         scene.contribution(5000).await,
         expected,
@@ -55,11 +43,7 @@ async fn resumed_with(preset: &str, change: impl FnOnce(&std::path::Path)) -> Sc
     let scene = Scene::of(preset).await;
     let base = Digest::of(b"base");
     scene.load(base, 5000).await.expect("complete");
-    scene
-        .engine
-        .train(training(3, CancellationToken::new()))
-        .await
-        .expect("trains");
+    scene.train(training(3, CancellationToken::new())).await;
     scene.engine.save().await.expect("the thread lives");
     let scene = scene.restarted(change).await;
     scene.load(base, 5000).await.expect("complete");
@@ -108,40 +92,16 @@ async fn a_unit_that_fails_right_after_a_state_was_taken_up_drops_it() {
         .train(training(1, CancellationToken::new()))
         .await
         .expect("a dead line says nothing about moments");
-    scene
-        .engine
-        .doubt(Refusal::new(Code::NormOutlier, "too large"))
-        .await
-        .expect("the thread lives");
+    scene.doubt().await;
     // What was dropped is not written again either.
     scene.engine.save().await.expect("the thread lives");
-    let error = scene
-        .engine
-        .expect(ALL, Digest::of(b"base"), Alpha::TAKE_OVER)
-        .await
-        .expect_err("the model is gone");
-    assert_eq!(error.code, Code::Internal);
+    scene.model_is_gone().await;
     assert!(!scene.opening.inner.exists() && refused_file(&scene).exists());
-    scene
-        .engine
-        .open(scene.opening.clone())
-        .await
-        .expect("fresh moments");
-    scene
-        .load(Digest::of(b"base"), 5000)
-        .await
-        .expect("complete");
-    scene
-        .engine
-        .train(training(1, CancellationToken::new()))
-        .await
-        .expect("trains");
+    scene.reopen().await;
+    scene.load_base().await;
+    scene.train(training(1, CancellationToken::new())).await;
     // Moments that this process made itself are not what was taken up.
-    scene
-        .engine
-        .doubt(Refusal::new(Code::NormOutlier, "too large"))
-        .await
-        .expect("the thread lives");
+    scene.doubt().await;
     assert!(
         scene
             .engine
@@ -173,15 +133,8 @@ fn norm(values: &[f32]) -> f64 {
 #[cfg(feature = "torch")]
 async fn fresh() -> Vec<f32> {
     let scene = Scene::of("tiny").await;
-    scene
-        .load(Digest::of(b"base"), 5000)
-        .await
-        .expect("complete");
-    scene
-        .engine
-        .train(training(2, CancellationToken::new()))
-        .await
-        .expect("trains");
+    scene.load_base().await;
+    scene.train(training(2, CancellationToken::new())).await;
     scene.contribution(5000).await
 }
 
@@ -212,33 +165,13 @@ async fn a_state_that_led_libtorch_to_a_result_that_is_refused_is_dropped() {
         norm(&spoilt),
         norm(&good)
     );
-    scene
-        .engine
-        .doubt(Refusal::new(Code::NormOutlier, "too large"))
-        .await
-        .expect("the thread lives");
-    let error = scene
-        .engine
-        .expect(ALL, Digest::of(b"base"), Alpha::TAKE_OVER)
-        .await
-        .expect_err("the model is gone");
-    assert_eq!(error.code, Code::Internal);
+    scene.doubt().await;
+    scene.model_is_gone().await;
     assert!(!scene.opening.inner.exists() && refused_file(&scene).exists());
     // The next unit is that of a worker that never had a state.
-    scene
-        .engine
-        .open(scene.opening.clone())
-        .await
-        .expect("fresh moments");
-    scene
-        .load(Digest::of(b"base"), 5000)
-        .await
-        .expect("complete");
-    scene
-        .engine
-        .train(training(2, CancellationToken::new()))
-        .await
-        .expect("trains");
+    scene.reopen().await;
+    scene.load_base().await;
+    scene.train(training(2, CancellationToken::new())).await;
     assert_eq!(scene.contribution(5000).await, good);
 }
 
@@ -253,26 +186,10 @@ async fn a_unit_that_fails_in_libtorch_right_after_a_state_was_taken_up_drops_it
         .expect_err("the loss is no number");
     assert_eq!(error.code, Code::TrainingFailed, "{error}");
     assert!(!scene.opening.inner.exists() && refused_file(&scene).exists());
-    let error = scene
-        .engine
-        .expect(ALL, Digest::of(b"base"), Alpha::TAKE_OVER)
-        .await
-        .expect_err("the model is gone");
-    assert_eq!(error.code, Code::Internal);
-    scene
-        .engine
-        .open(scene.opening.clone())
-        .await
-        .expect("fresh moments");
-    scene
-        .load(Digest::of(b"base"), 5000)
-        .await
-        .expect("complete");
-    scene
-        .engine
-        .train(training(2, CancellationToken::new()))
-        .await
-        .expect("trains");
+    scene.model_is_gone().await;
+    scene.reopen().await;
+    scene.load_base().await;
+    scene.train(training(2, CancellationToken::new())).await;
     assert_eq!(scene.contribution(5000).await, fresh().await);
     // Moments that this process made are not to blame for what fails next.
     scene
@@ -293,17 +210,9 @@ async fn a_unit_that_fails_in_libtorch_right_after_a_state_was_taken_up_drops_it
 #[tokio::test]
 async fn a_state_that_led_to_a_result_that_counts_is_trusted() {
     let scene = resumed(|_| {}).await;
-    scene
-        .engine
-        .train(training(1, CancellationToken::new()))
-        .await
-        .expect("trains");
+    scene.train(training(1, CancellationToken::new())).await;
     scene.engine.trust().await.expect("the thread lives");
-    scene
-        .engine
-        .doubt(Refusal::new(Code::NormOutlier, "too large"))
-        .await
-        .expect("the thread lives");
+    scene.doubt().await;
     assert!(
         scene
             .engine

@@ -132,6 +132,56 @@ impl Scene {
         self.engine.blend(ALL, base, alpha).await
     }
 
+    /// Loads the initial weights under the name that most tests use.
+    async fn load_base(&self) {
+        let loaded = self.load(Digest::of(b"base"), 5000).await;
+        loaded.expect("complete");
+    }
+
+    /// Hands one chunk of fp32 weights to the engine, right or wrong.
+    async fn load_chunk(&self, range: Range<usize>, bytes: Bytes) {
+        let loaded = self.engine.load(ALL, CodecKind::Fp32, range, bytes).await;
+        loaded.expect("the thread lives");
+    }
+
+    /// Expects weights; true when they are there already.
+    async fn has(&self, weights: Digest) -> bool {
+        let expected = self.engine.expect(ALL, weights, Alpha::TAKE_OVER).await;
+        expected.expect("a model is open")
+    }
+
+    /// Why weights that were loaded are not taken over.
+    async fn blend_refused(&self, weights: Digest) -> Code {
+        let blended = self.engine.blend(ALL, weights, Alpha::TAKE_OVER).await;
+        blended.expect_err("they are not whole").code
+    }
+
+    async fn train(&self, training: Training) -> Trained {
+        self.engine.train(training).await.expect("trains")
+    }
+
+    /// A result was refused for its numbers.
+    async fn doubt(&self) {
+        let refusal = Refusal::new(Code::NormOutlier, "too large");
+        self.engine.doubt(refusal).await.expect("the thread lives");
+    }
+
+    /// Opens the model anew after it was dropped.
+    async fn reopen(&self) {
+        let opened = self.engine.open(self.opening.clone()).await;
+        opened.expect("fresh moments");
+    }
+
+    /// Checks that no model is open any more.
+    async fn model_is_gone(&self) {
+        let base = Digest::of(b"base");
+        let expected = self.engine.expect(ALL, base, Alpha::TAKE_OVER).await;
+        assert_eq!(
+            expected.expect_err("the model is gone").code,
+            Code::Internal
+        );
+    }
+
     /// The contribution as the coordinator would read it.
     async fn contribution(&self, size: u64) -> Vec<f32> {
         let chunks = self

@@ -18,10 +18,7 @@ fn part(path: &Path, pid: u32) -> PathBuf {
 #[tokio::test]
 async fn a_state_is_written_while_the_steps_go_on() {
     let scene = Scene::new().await;
-    scene
-        .load(Digest::of(b"base"), 5000)
-        .await
-        .expect("complete");
+    scene.load_base().await;
     let stop = CancellationToken::new();
     let mut progress = scene.progress.clone();
     let observed = async {

@@ -5,10 +5,7 @@ use super::*;
 #[tokio::test]
 async fn a_stopped_unit_ends_early_and_the_thread_goes_on() {
     let scene = Scene::new().await;
-    scene
-        .load(Digest::of(b"base"), 5000)
-        .await
-        .expect("complete");
+    scene.load_base().await;
     let stop = CancellationToken::new();
     stop.cancel();
     let error = scene
@@ -27,10 +24,7 @@ async fn a_stopped_unit_ends_early_and_the_thread_goes_on() {
 #[tokio::test]
 async fn a_held_out_loss_is_the_same_in_any_batches() {
     let scene = Scene::new().await;
-    scene
-        .load(Digest::of(b"base"), 5000)
-        .await
-        .expect("complete");
+    scene.load_base().await;
     let mut losses = Vec::new();
     for batch_sequences in [1, 3, 100] {
         let evaluating = Evaluating {
