@@ -53,7 +53,7 @@ pub struct Crossing {
     pub lane: Lane,
     /// Where it is exported from.
     pub home: Account,
-    /// Whether it is a service (from the tenant, answered) or a stream (to the tenant).
+    /// True when it is a service (from the tenant, answered) or a stream (to the tenant).
     pub service: bool,
 }
 
@@ -118,7 +118,7 @@ pub struct CopyPath {
     pub exported: String,
     /// In the audit account.
     pub local: String,
-    /// Whether it is a service (from the copy to the stream) or a stream (to the copy).
+    /// True when it is a service (from the copy to the stream) or a stream (to the copy).
     pub service: bool,
 }
 

@@ -84,8 +84,8 @@ impl<T> Answer<T> {
         }
     }
 
-    /// Whether it answers this, asked by this one; somebody who is connected as nobody has no name
-    /// to compare.
+    /// True when it answers this, asked by this one; somebody who is connected as nobody has no
+    /// name to compare.
     pub fn is_for(&self, by: Option<&PublicKey>, question: Digest) -> bool {
         self.question == question && by.is_none_or(|by| *by == self.to)
     }

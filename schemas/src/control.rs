@@ -116,7 +116,7 @@ pub struct RunNewReply {
     pub v: V<1>,
     /// The digest of its settings.
     pub spec_digest: crate::Digest,
-    /// Whether this request created it; false when the same run existed.
+    /// True when this request created it; false when the same run existed.
     pub created: bool,
 }
 

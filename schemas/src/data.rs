@@ -123,7 +123,7 @@ impl DataManifest {
 }
 
 impl Shard {
-    /// Whether its bytes are those of so many tokens, and of an object that may be.
+    /// True when its bytes are those of so many tokens, and of an object that may be.
     fn fits(&self, width: u8) -> bool {
         let bytes = self.tokens.get().checked_mul(width.into());
         self.tokens.get() > 0

@@ -86,7 +86,7 @@ impl Role {
         }
     }
 
-    /// Whether it lives in a tenant's account.
+    /// True when it lives in a tenant's account.
     pub const fn is_tenant(self) -> bool {
         matches!(self.account(), Account::Tenant)
     }

@@ -189,8 +189,8 @@ pub struct Policy {
     pub norm_max: f64,
     /// Refused results of one worker before it is removed from the run.
     pub strikes_max: u32,
-    /// When a round is sealed. Left out where it is the first rule there was, so that the digests of
-    /// settings made before there was a choice stay what they are.
+    /// When a round is sealed. Left out where it is the first rule there was, so that the digests
+    /// of settings made before there was a choice stay what they are.
     #[serde(default, skip_serializing_if = "Closing::is_all")]
     pub closing: Closing,
 }
@@ -249,13 +249,13 @@ impl RunSpec {
         })
     }
 
-    /// Whether snapshot `round` is evaluated on held-out text.
+    /// True when snapshot `round` is evaluated on held-out text.
     pub fn evaluates(&self, round: Round) -> bool {
         every(self.schedule.evaluation_every, round)
             || self.schedule.evaluation_every > 0 && self.is_last(round)
     }
 
-    /// Whether a full snapshot of `round` is saved.
+    /// True when a full snapshot of `round` is saved.
     pub fn saves(&self, round: Round) -> bool {
         every(self.schedule.snapshot_every, round) || self.is_last(round)
     }

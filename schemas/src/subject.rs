@@ -96,7 +96,7 @@ impl Lane {
         }
     }
 
-    /// Whether it joins tenants' accounts with another.
+    /// True when it joins tenants' accounts with another.
     pub const fn crosses_accounts(self) -> bool {
         matches!(
             self,

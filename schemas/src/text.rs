@@ -102,7 +102,7 @@ impl fmt::Display for Time {
     }
 }
 
-/// Whether a text can stand in a table, a log and a terminal as it is.
+/// True when a text can stand in a table, a log and a terminal as it is.
 pub fn is_plain(text: &str) -> bool {
     text.chars().all(is_harmless)
 }
@@ -115,7 +115,7 @@ fn write(f: &mut fmt::Formatter<'_>, character: char) -> fmt::Result {
     }
 }
 
-/// Whether a character is seen where it stands, and does nothing else.
+/// True when a character is seen where it stands, and does nothing else.
 const fn is_harmless(character: char) -> bool {
     !matches!(character,
         // Controls, of both sets: escape sequences begin with one of them.

@@ -102,7 +102,7 @@ pub struct WorkerView {
     pub account: AccountId,
     /// The run it joined.
     pub run: RunId,
-    /// Whether it is a member now.
+    /// True when it is a member now.
     pub member: bool,
     /// What it computes on.
     pub device: String,

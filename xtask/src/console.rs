@@ -12,7 +12,7 @@ pub(crate) fn say(text: impl Display) {
     put(format_args!("{text}\n"));
 }
 
-/// Whether somebody watches: then a line of progress is drawn over, else it is printed seldom.
+/// True when somebody watches: then a line of progress is drawn over, else it is printed seldom.
 pub(crate) fn is_watched() -> bool {
     stderr().is_terminal()
 }

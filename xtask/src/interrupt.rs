@@ -35,7 +35,7 @@ pub(crate) fn listen() {
     }
 }
 
-/// Whether a signal came.
+/// True when a signal came.
 pub(crate) fn came() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
 }

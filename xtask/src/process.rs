@@ -57,7 +57,7 @@ impl Workspace {
         command
     }
 
-    /// Whether a person exported LIBTORCH: `.cargo/config.toml` sets it too, to the pinned copy.
+    /// True when a person exported LIBTORCH: `.cargo/config.toml` sets it too, to the pinned copy.
     pub(crate) fn is_libtorch_exported(&self) -> bool {
         let set = std::env::var_os("LIBTORCH").filter(|value| !value.is_empty());
         set.is_some_and(|value| Path::new(&value) != self.deps().join("libtorch"))

@@ -214,7 +214,7 @@ impl Keep {
         self.known.len()
     }
 
-    /// Whether nothing was kept yet.
+    /// True when nothing was kept yet.
     pub fn is_empty(&self) -> bool {
         self.known.is_empty()
     }

@@ -94,7 +94,7 @@ impl Kept {
     }
 }
 
-/// Whether a line that does not parse is one of an older release.
+/// True when a line that does not parse is one of an older release.
 pub(crate) fn is_older(text: &[u8]) -> bool {
     let version = serde_json::from_slice(text)
         .ok()

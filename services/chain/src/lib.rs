@@ -1,6 +1,6 @@
-//! Signed, numbered, hashed events: one writer and one reader for the coordinator's ledger, workers'
-//! accounts of themselves, and those who audit both. No I/O and no private key: a shell stores the
-//! bytes, and crate `identity` signs them.
+//! Signed, numbered, hashed events: one writer and one reader for the coordinator's ledger,
+//! workers' accounts of themselves, and those who audit both. No I/O and no private key: a shell
+//! stores the bytes, and crate `identity` signs them.
 //!
 //! An event is a body, encoded once; its key, its signature over that body, and the body itself are
 //! what is sent and stored. Each body names its position in its emitter's chain and the digest of

@@ -1,6 +1,6 @@
 //! Signatures of events, checked from the raw key in the text form of nkeys. What is signed starts
-//! with a byte that no text has and names purpose and domain, so that no nonce, token or document of
-//! another purpose or domain has the same bytes.
+//! with a byte that no text has and names purpose and domain, so that no nonce, token or document
+//! of another purpose or domain has the same bytes.
 
 use data_encoding::BASE32_NOPAD;
 use ed25519_dalek::{Signature, VerifyingKey};
@@ -15,8 +15,8 @@ const USER_PREFIX: u8 = 20 << 3;
 const KEY_BYTES: usize = 32;
 const SIGNATURE_BYTES: usize = 64;
 
-/// A body with the signature that `key` made over its [`signed_bytes`]: the form in which events are
-/// sent and stored.
+/// A body with the signature that `key` made over its [`signed_bytes`]: the form in which events
+/// are sent and stored.
 pub fn signed(key: &PublicKey, signature: [u8; SIGNATURE_BYTES], body: Vec<u8>) -> SignedEvent {
     SignedEvent {
         v: V,

@@ -1,6 +1,6 @@
-//! The foundry of a run: the one place that holds its weights and the bytes of its contributions. It
-//! takes the orders of [`schemas::foundry`] and answers with what came of them; it decides nothing
-//! about rounds or leases, and losing it costs time, never a result.
+//! The foundry of a run: the one place that holds its weights and the bytes of its contributions.
+//! It takes the orders of [`schemas::foundry`] and answers with what came of them; it decides
+//! nothing about rounds or leases, and losing it costs time, never a result.
 //!
 //! | file | holds |
 //! | --- | --- |

@@ -149,7 +149,7 @@ fn answerable(reply: Option<&str>, prefix: &str, identity: Identity) -> Result<(
     }
 }
 
-/// Whether something can be published there: no wildcards, no empty tokens, nothing that is not
+/// True when something can be published there: no wildcards, no empty tokens, nothing that is not
 /// printed.
 fn is_literal(subject: &str) -> bool {
     subject.split('.').all(|token| {

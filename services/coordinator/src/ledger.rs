@@ -1,7 +1,7 @@
 //! The coordinator's chain in stream `LEDGER`: read and verified from the first event at start,
 //! then appended to, only where the broker still sees the last message that this process knows. A
-//! second coordinator's first event therefore ends this one. A message that nobody signed whose chain
-//! this could be ends nobody: it is passed over.
+//! second coordinator's first event therefore ends this one. A message that nobody signed whose
+//! chain this could be ends nobody: it is passed over.
 
 mod append;
 mod broker;
@@ -174,7 +174,7 @@ impl Ledger {
         self.stream_sequence
     }
 
-    /// Whether the chain has no event yet.
+    /// True when the chain has no event yet.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

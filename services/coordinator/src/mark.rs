@@ -103,7 +103,7 @@ pub struct LedgerMark {
     known: Mark,
     /// What the event after the marked one names as the one before it; none until it was read.
     followed: Option<Option<Digest>>,
-    /// Whether the last write failed: told once.
+    /// True when the last write failed: told once.
     failing: bool,
 }
 

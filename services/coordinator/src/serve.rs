@@ -97,7 +97,7 @@ pub(crate) async fn forward(
     }
 }
 
-/// Whether a message may be an answer, ours or the broker's own, that its asker let the broker
+/// True when a message may be an answer, ours or the broker's own, that its asker let the broker
 /// carry here under a name of its choice: by its form; or because it wants no answer, as no request
 /// does; or because it is no heartbeat where only those are said.
 fn is_nobodys(message: &Delivery, heard: &Result<Heard, Box<Rejected>>) -> bool {

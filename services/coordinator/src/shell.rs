@@ -1,6 +1,6 @@
-//! The decision loop: what waits goes through the core, one input after another; the events that the
-//! core decided on are appended together; then the effects are carried out in order. Whatever takes
-//! time runs beside and comes back as an input. Nothing is decided here.
+//! The decision loop: what waits goes through the core, one input after another; the events that
+//! the core decided on are appended together; then the effects are carried out in order. Whatever
+//! takes time runs beside and comes back as an input. Nothing is decided here.
 
 mod effects;
 mod foundries;
@@ -37,8 +37,8 @@ const STOP_PATIENCE: Duration = Duration::from_secs(10);
 const DECLINE_PATIENCE: Duration = Duration::from_secs(2);
 /// Longest sleep without a deadline: how soon a step of the wall clock is told.
 const IDLE_MAX: Duration = Duration::from_secs(5);
-/// Most inputs that are decided on before their events are appended: as many as may wait. They share
-/// one append, and so its wait for the disk.
+/// Most inputs that are decided on before their events are appended: as many as may wait. They
+/// share one append, and so its wait for the disk.
 const INPUTS_MAX: usize = ARRIVALS_MAX;
 
 /// Everything that the loop works with.
@@ -128,7 +128,8 @@ impl Shell {
             };
             if let Flow::Stop(reason) = flow {
                 tracing::info!(reason, "everything is in order; ending");
-                // Each request that came meanwhile is answered; a failure that came changes nothing.
+                // Each request that came meanwhile is answered; a failure that came changes
+                // nothing.
                 while let Ok(arrival) = queue.try_recv() {
                     if let Ok(input) = self.input(arrival) {
                         handle(core, input, &mut effects);
@@ -141,8 +142,8 @@ impl Shell {
         Ok(())
     }
 
-    /// Brings what has arrived to the core, and the time when a deadline is due: at least one input,
-    /// and no more than may share an append. False when nothing arrives any more.
+    /// Brings what has arrived to the core, and the time when a deadline is due: at least one
+    /// input, and no more than may share an append. False when nothing arrives any more.
     ///
     /// When a deadline is due, what was queued by then is handled first, and what arrives meanwhile
     /// after it: `backlog` counts what is still before it.

@@ -52,7 +52,7 @@ impl FromStr for Pattern {
 }
 
 impl Pattern {
-    /// Whether it names the file or folder at `relative`, a path below the folder that is read.
+    /// True when it names the file or folder at `relative`, a path below the folder that is read.
     pub fn matches(&self, relative: &Path) -> bool {
         if self.whole_path {
             return self.matches_text(&relative.to_string_lossy());

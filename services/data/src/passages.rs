@@ -219,7 +219,7 @@ fn encode(tokenizer: &Tokenizer, text: &str, span: Range<usize>) -> Result<Vec<T
         .collect())
 }
 
-/// Whether all text of the tokens before lies before that of the token: several may stand for one
+/// True when all text of the tokens before lies before that of the token: several may stand for one
 /// character.
 fn is_boundary(tokens: &[Token], at: usize) -> bool {
     tokens[at - 1].end <= tokens[at].start

@@ -56,7 +56,7 @@ impl Printer {
         Self { format }
     }
 
-    /// Whether a person watches: bars and colours make sense.
+    /// True when a person watches: bars and colours make sense.
     pub(crate) fn is_live(self) -> bool {
         self.format == Format::Table
             && io::stderr().is_terminal()

@@ -325,7 +325,7 @@ impl UserClaims {
         }
     }
 
-    /// Whether it carries rights or limits of its own, which a user of a role must not.
+    /// True when it carries rights or limits of its own, which a user of a role must not.
     pub fn has_rights(&self) -> bool {
         let limit = |limit: Option<i64>| limit.unwrap_or(0) != 0;
         let limits = limit(self.subs) || limit(self.data) || limit(self.payload);

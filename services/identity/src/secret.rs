@@ -203,7 +203,7 @@ impl Secret {
         &self.0
     }
 
-    /// Whether both are the same text, in a time that depends on their lengths only.
+    /// True when both are the same text, in a time that depends on their lengths only.
     pub(crate) fn same(&self, other: &Self) -> bool {
         self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
     }

@@ -68,8 +68,8 @@ impl Run {
         Ok(())
     }
 
-    /// Takes a held lease from its holder. Its unit is open again, unless its round takes nothing any
-    /// more.
+    /// Takes a held lease from its holder. Its unit is open again, unless its round takes nothing
+    /// any more.
     fn release(
         &mut self,
         event: &'static str,

@@ -1,9 +1,9 @@
 //! The ledger's meaning: what the events of the coordinator's chain come to.
 //!
-//! [`State`] is the fold of them and [`State::apply`] the only way to change one, live and on replay
-//! alike. No event is written here and nothing is decided: the coordinator decides, and every
-//! reader of the chain (an auditor, a standby, a dashboard) comes to the same state. No I/O, no clock,
-//! no randomness, no unordered map.
+//! [`State`] is the fold of them and [`State::apply`] the only way to change one, live and on
+//! replay alike. No event is written here and nothing is decided: the coordinator decides, and
+//! every reader of the chain (an auditor, a standby, a dashboard) comes to the same state. No I/O,
+//! no clock, no randomness, no unordered map.
 //!
 //! | file | holds |
 //! | --- | --- |

@@ -237,8 +237,8 @@ pub struct Fates {
 
 impl State {
     /// An empty state that holds no run to its closing rule: several rounds may be open, a part of
-    /// what came in may be sealed, with any weights. For tests of the fold, which must be able to do
-    /// what later rules ask for; programs begin with [`State::default`].
+    /// what came in may be sealed, with any weights. For tests of the fold, which must be able to
+    /// do what later rules ask for; programs begin with [`State::default`].
     pub fn under_any_rule() -> Self {
         Self {
             any_rule: true,

@@ -1,5 +1,5 @@
-//! How fast a chunk is merged, screened and encoded with each codec, beside memcpy and sha256 on the same machine
-//! in the same run.
+//! How fast a chunk is merged, screened and encoded with each codec, beside memcpy and sha256 on
+//! the same machine in the same run.
 //!
 //! `cargo run --release -p merge --example throughput -- [parameters] [contributions]
 //! [repetitions]`; defaults are 100 000 000, 4 and 7. GB/s count every byte that the work must read

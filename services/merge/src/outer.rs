@@ -49,7 +49,7 @@ pub enum OuterError {
     },
 }
 
-/// Whether `optimizer` keeps a momentum, one element for each parameter.
+/// True when `optimizer` keeps a momentum, one element for each parameter.
 pub const fn keeps_momentum(optimizer: OuterOptimizer) -> bool {
     match optimizer {
         OuterOptimizer::Average | OuterOptimizer::Sgd { .. } => false,

@@ -50,7 +50,7 @@ pub enum MergeError {
 }
 
 impl Merged {
-    /// Whether every new parameter is a number.
+    /// True when every new parameter is a number.
     pub fn is_finite(self) -> bool {
         self.params_abs_max.is_finite()
     }

@@ -30,7 +30,7 @@ pub struct LlamaConfig {
     pub norm_epsilon: f64,
     /// Base of the rotary frequencies (`rope_theta`).
     pub rope_theta: f64,
-    /// Whether the output matrix is the embedding (`tie_word_embeddings`).
+    /// True when the output matrix is the embedding (`tie_word_embeddings`).
     pub tied: bool,
     /// Longest sequence (`max_position_embeddings`).
     pub positions: u32,

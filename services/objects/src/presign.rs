@@ -80,7 +80,7 @@ impl StoreClock {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Whether the clocks differ by more than [`CLOCK_ALARM`].
+    /// True when the clocks differ by more than [`CLOCK_ALARM`].
     pub fn is_alarming(&self) -> bool {
         Millis(self.offset_ms().unsigned_abs()) > CLOCK_ALARM
     }

@@ -20,7 +20,7 @@ pub struct AuthConfig {
     pub layers: LayerSwitches,
     /// Layers that are open on purpose.
     pub exceptions: Vec<Exception>,
-    /// Whether this is a demonstration on one machine.
+    /// True when this is a demonstration on one machine.
     pub demo: bool,
 }
 

@@ -74,7 +74,7 @@ impl Default for BusConfig {
 }
 
 impl BusConfig {
-    /// Whether every address asks for encryption.
+    /// True when every address asks for encryption.
     pub fn is_encrypted(&self) -> bool {
         self.addresses()
             .all(|url| url.starts_with("tls://") || url.starts_with("wss://"))
@@ -391,7 +391,8 @@ impl Bus {
         })
     }
 
-    /// Whether there is a connection at this moment. What is said without one waits in the client.
+    /// True when there is a connection at this moment. What is said without one waits in the
+    /// client.
     pub fn is_connected(&self) -> bool {
         self.client.connection_state() == State::Connected
     }

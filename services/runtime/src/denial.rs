@@ -74,7 +74,7 @@ impl Denials {
 }
 
 impl Denied {
-    /// Whether a refusal has come that nobody waited for yet.
+    /// True when a refusal has come that nobody waited for yet.
     pub(crate) fn was_heard(&mut self) -> bool {
         self.heard.try_recv().is_ok()
     }

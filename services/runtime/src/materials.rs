@@ -130,7 +130,7 @@ impl Material {
         }
     }
 
-    /// Whether the scheme encrypts.
+    /// True when the scheme encrypts.
     pub(crate) fn is_encrypted(&self, url: &Url) -> bool {
         match self {
             Self::StoreAddress { .. } => url.scheme() == "https",

@@ -119,7 +119,7 @@ pub async fn heard(signal: &mut Option<Signal>) {
     }
 }
 
-/// Whether this process was started with the signal ignored.
+/// True when this process was started with the signal ignored.
 pub fn is_ignored(signal: libc::c_int) -> bool {
     let mut present = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: with no new action `sigaction` only writes the present one into the room given, which

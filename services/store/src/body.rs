@@ -101,7 +101,7 @@ impl<B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin> B
     }
 }
 
-/// Whether a body failed because it came too slowly.
+/// True when a body failed because it came too slowly.
 pub(crate) fn is_late(error: &(dyn Error + 'static)) -> bool {
     let timed_out = |error: &io::Error| error.kind() == io::ErrorKind::TimedOut;
     std::iter::successors(Some(error), |error| (**error).source())

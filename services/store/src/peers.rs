@@ -45,12 +45,12 @@ impl Peers {
         }
     }
 
-    /// Whether one more connection can be taken: a place is free, or can be made free.
+    /// True when one more connection can be taken: a place is free, or can be made free.
     pub(crate) fn can_take(&self) -> bool {
         self.open.len() < self.places || self.open.values().any(|held| !held.admission.is_given())
     }
 
-    /// Whether `peer` may have another connection. At 50 percent one peer alone comes to half of
+    /// True when `peer` may have another connection. At 50 percent one peer alone comes to half of
     /// all places, a second to half of what is left, and so on: what one may hold shrinks with what
     /// is free, and some are always free for the next.
     pub(crate) fn has_room(&mut self, peer: IpAddr) -> bool {

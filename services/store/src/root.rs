@@ -33,7 +33,7 @@ pub(crate) struct Root {
     claimed: Claimed,
     /// Folders that were made and whose own entry may not be durable yet.
     fresh: Mutex<BTreeSet<PathBuf>>,
-    /// Whether the file system gives a file a second name.
+    /// True when the file system gives a file a second name.
     links: bool,
     /// Held while a name is looked at and then given, where the file system cannot do both at once.
     naming: Mutex<()>,
@@ -145,7 +145,7 @@ impl Root {
         Ok(links)
     }
 
-    /// Whether promotions are links; else they are copies.
+    /// True when promotions are links; else they are copies.
     pub(crate) const fn has_links(&self) -> bool {
         self.links
     }

@@ -205,8 +205,8 @@ impl Engine {
             .await
     }
 
-    /// Encodes global weights minus parameters of a fragment, as they are when the job's turn comes.
-    /// The chunks come in order while the next ones are made.
+    /// Encodes global weights minus parameters of a fragment, as they are when the job's turn
+    /// comes. The chunks come in order while the next ones are made.
     pub(crate) async fn capture(&self, capture: Capture) -> Result<EncodedChunks, Refusal> {
         // Room for all: between two steps the thread cannot wait for an upload.
         let (chunks, receiver) = mpsc::channel(capture.chunks.len().max(1));
@@ -389,8 +389,8 @@ impl TrainingThread {
     }
 
     /// Copies the inner state and hands it to the lane that writes it. One that was taken up from a
-    /// file, and has led to no result that counts yet, is not written: the file stays as it is until
-    /// its state is known to be good.
+    /// file, and has led to no result that counts yet, is not written: the file stays as it is
+    /// until its state is known to be good.
     fn save(&mut self) {
         if let Some(session) = self.session.as_mut().filter(|session| !session.unproven) {
             self.saver.keep(session);

@@ -31,7 +31,7 @@ const STORE: &str = "store";
 pub struct Options {
     /// The run that workers get credentials for.
     pub run: RunId,
-    /// Whether there is a second tenant.
+    /// True when there is a second tenant.
     pub second_tenant: bool,
     /// What services log (tracing's filter syntax).
     pub log: String,

@@ -32,7 +32,7 @@ pub(super) struct Component {
     pub(super) required: &'static [(&'static str, Option<&'static str>)],
     /// The file that is made executable.
     pub(super) program: Option<&'static str>,
-    /// Whether building against it takes a C++ compiler.
+    /// True when building against it takes a C++ compiler.
     pub(super) is_linked: bool,
 }
 

@@ -71,7 +71,7 @@ pub(super) fn ensure(
     Ok((place, State::Fetched))
 }
 
-/// Whether the folder was made from the pinned wheels and nothing that is needed has gone since.
+/// True when the folder was made from the pinned wheels and nothing that is needed has gone since.
 fn is_whole(component: &Component, place: &Path) -> bool {
     let is_right = |(name, sha256): &(&str, Option<&str>)| {
         let path = place.join(name);

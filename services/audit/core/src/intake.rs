@@ -172,7 +172,7 @@ impl Rate {
         fits
     }
 
-    /// Whether so much more may be recorded; only what passed every check of its own is counted.
+    /// True when so much more may be recorded; only what passed every check of its own is counted.
     const fn record(&mut self, bytes: u64) -> bool {
         let fits = self.recorded >= 1000 * bytes;
         if fits {

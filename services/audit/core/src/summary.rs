@@ -43,7 +43,7 @@ pub struct Summary {
     pub foreign: u64,
     /// The first of them.
     pub foreign_messages: Vec<ForeignMessage>,
-    /// Whether there is evidence against the ledger or the stream; without it the runs below are
+    /// True when there is evidence against the ledger or the stream; without it the runs below are
     /// proven, whatever single workers did.
     pub evidence: bool,
     /// Findings by their names.
@@ -91,7 +91,7 @@ pub struct EmitterSummary {
     pub name: String,
     /// Events in it.
     pub events: u64,
-    /// Whether none is missing, altered or out of order.
+    /// True when none is missing, altered or out of order.
     pub whole: bool,
 }
 
@@ -112,7 +112,7 @@ pub struct RunSummary {
     pub in_flight: Tokens,
     /// What became of the others.
     pub fates: Vec<(Fate, Tokens)>,
-    /// Whether issued tokens equal the sum of fates and those in flight.
+    /// True when issued tokens equal the sum of fates and those in flight.
     pub adds_up: bool,
     /// The newest held-out loss, nats a token, and the snapshot it is of.
     pub held_out_loss: Option<(Round, f64)>,

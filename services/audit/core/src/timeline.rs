@@ -59,7 +59,7 @@ impl TimelineRow {
         }
     }
 
-    /// Whether it belongs into the timeline of `run`: it concerns that run, or no single one.
+    /// True when it belongs into the timeline of `run`: it concerns that run, or no single one.
     pub fn concerns(&self, run: &RunId) -> bool {
         self.run.as_ref().is_none_or(|own| own == run)
     }

@@ -193,8 +193,8 @@ fn an_end_alone_knows_its_last_event() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Any run of events of one emitter reads back as it was written, in order; and where one bit of
-    /// a message is another, it is no event of the chain.
+    /// Any run of events of one emitter reads back as it was written, in order; and where one bit
+    /// of a message is another, it is no event of the chain.
     #[test]
     fn what_is_written_reads_back_and_nothing_else(
         reasons in prop::collection::vec("[a-z]{0,20}", 1..6),

@@ -112,7 +112,8 @@ pub enum Effect {
         objects: Vec<Digest>,
     },
     /// Give an order to a run's foundry, which holds its weights; what comes of it is
-    /// `Input::Foundry`. The first order to each is to restore the weights, the last to forget them.
+    /// `Input::Foundry`. The first order to each is to restore the weights, the last to forget
+    /// them.
     Foundry {
         /// The run.
         run: RunId,

@@ -79,7 +79,8 @@ pub enum Input {
         /// Where the answer goes.
         reply: ReplyId,
     },
-    /// The queue delivered an offer. Nothing waits for it: the unit was granted, or could be, before.
+    /// The queue delivered an offer. Nothing waits for it: the unit was granted, or could be,
+    /// before.
     Offered {
         /// The run.
         run: RunId,
@@ -109,8 +110,8 @@ pub enum Input {
         /// Why not all of them are.
         outcome: Result<(), Refusal>,
     },
-    /// Something came of an order to a run's foundry ([`crate::Effect::Foundry`]). A data manifest is
-    /// not in the ledger, so it comes again after every start; no lease is granted before.
+    /// Something came of an order to a run's foundry ([`crate::Effect::Foundry`]). A data manifest
+    /// is not in the ledger, so it comes again after every start; no lease is granted before.
     Foundry {
         /// The run.
         run: RunId,

@@ -2,8 +2,8 @@
 //! randomness, no tensor.
 //!
 //! [`Coordinator::handle`] takes the time and an [`Input`] and pushes [`Effect`]s. Whatever changes
-//! durable state is a [`LedgerEvent`](schemas::event::LedgerEvent) that [`ledger::State::apply`] folds
-//! in, live and on replay alike, so a restart is a replay. The async shell around it lives in
+//! durable state is a [`LedgerEvent`](schemas::event::LedgerEvent) that [`ledger::State::apply`]
+//! folds in, live and on replay alike, so a restart is a replay. The async shell around it lives in
 //! `services/coordinator`.
 //!
 //! | file | holds |

@@ -20,8 +20,8 @@ use crate::store::Store;
 #[derive(Debug)]
 pub(super) enum Told {
     Order(Order),
-    /// A result passed its check; these of its chunks are in memory. The answer follows behind this,
-    /// and so does the order to merge it.
+    /// A result passed its check; these of its chunks are in memory. The answer follows behind
+    /// this, and so does the order to merge it.
     Passed {
         lease: LeaseRef,
         kept: KeptChunks,

@@ -43,7 +43,7 @@ pub(crate) struct Step {
     download: Codec,
     /// Of the broadcast, for the whole vector.
     seed: u64,
-    /// Whether it is the run's first.
+    /// True when it is the run's first.
     first: bool,
 }
 
@@ -57,7 +57,7 @@ pub(crate) struct Stepped {
     pub(crate) broadcast: Vec<u8>,
     /// Of the mean contribution.
     pub(crate) sum_of_squares: f64,
-    /// Whether every new parameter is a number.
+    /// True when every new parameter is a number.
     pub(crate) finite: bool,
 }
 
@@ -65,7 +65,8 @@ pub(crate) struct Stepped {
 const LANES: usize = 8;
 
 impl Weights {
-    /// True before the first step of an optimizer that keeps momentum; true at any time for another.
+    /// True before the first step of an optimizer that keeps momentum; true at any time for
+    /// another.
     pub(crate) fn is_first(&self) -> bool {
         self.pieces.iter().all(Piece::is_first)
     }

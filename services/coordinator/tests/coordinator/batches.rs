@@ -87,8 +87,8 @@ async fn tl_15_a_batch_that_is_fenced_off_stores_nothing() {
     assert_eq!(messages(&scene).await, 22);
 }
 
-/// The answer to a commit can be lost after the batch was stored: the same batch from the same place
-/// stands for that here. A longer one finds its first part, and appends the rest.
+/// The answer to a commit can be lost after the batch was stored: the same batch from the same
+/// place stands for that here. A longer one finds its first part, and appends the rest.
 #[tokio::test]
 async fn a_batch_that_landed_without_an_answer_is_not_appended_twice() {
     let scene = Scene::new().await;

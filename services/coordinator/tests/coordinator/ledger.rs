@@ -25,7 +25,8 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    /// Two coordinators' ledgers: each has written one event, and the first does not know the second's.
+    /// Two coordinators' ledgers: each has written one event, and the first does not know the
+    /// second's.
     pub(crate) async fn overtaken(&self) -> (Ledger, Ledger) {
         let (mut first, _) = self.open().await.expect("an empty ledger");
         append(&mut first, 1, stopped("first"))

@@ -123,7 +123,7 @@ async fn pull(
     Ok(pulled)
 }
 
-/// Whether a folder holds a snapshot already. The stamp comes last: where it is, everything is.
+/// True when a folder holds a snapshot already. The stamp comes last: where it is, everything is.
 fn holds(folder: &Path, stamp: &[u8]) -> bool {
     std::fs::read(folder.join(STAMP_FILE)).is_ok_and(|there| there == stamp)
         && folder.join(MODEL_FILE).exists()

@@ -127,7 +127,7 @@ fn trouble(view: &RunView) -> Option<Code> {
     view.trouble.as_ref().map(|why| why.code)
 }
 
-/// Whether a line is worth printing; speeds change all the time.
+/// True when a line is worth printing; speeds change all the time.
 fn differs(shown: &RunView, view: &RunView) -> bool {
     let marks = |view: &RunView| {
         (

@@ -255,7 +255,7 @@ impl Running {
         start_time(self.pid).is_some_and(|started| started == self.started)
     }
 
-    /// Whether the process shows that it can be used.
+    /// True when the process shows that it can be used.
     fn shows_ready(&self, spec: &Spec) -> bool {
         match &spec.ready {
             Ready::File(path) => path.exists(),
@@ -422,7 +422,7 @@ impl Home {
     }
 }
 
-/// Whether nobody listens there.
+/// True when nobody listens there.
 pub(super) fn is_free(address: SocketAddr) -> bool {
     std::net::TcpListener::bind(address).is_ok()
 }

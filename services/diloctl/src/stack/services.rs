@@ -38,7 +38,7 @@ pub(super) fn rank(name: &str) -> usize {
         .unwrap_or(order.len())
 }
 
-/// Whether it ends by itself when the coordinator drains.
+/// True when it ends by itself when the coordinator drains.
 pub(super) fn drains(name: &str) -> bool {
     name == COORDINATOR || name.starts_with(WORKER)
 }

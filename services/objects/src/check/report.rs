@@ -55,9 +55,9 @@ pub enum Rule {
 pub struct Row {
     /// What was tried.
     pub rule: Rule,
-    /// Whether the store may not be used without it.
+    /// True when the store may not be used without it.
     pub required: bool,
-    /// Whether it holds.
+    /// True when it holds.
     pub holds: bool,
     /// What the store answered.
     pub seen: String,
@@ -71,7 +71,7 @@ pub struct Report {
 }
 
 impl Rule {
-    /// Whether a store without it is refused.
+    /// True when a store without it is refused.
     pub const fn is_required(self) -> bool {
         !matches!(
             self,
@@ -85,12 +85,12 @@ impl Rule {
 }
 
 impl Report {
-    /// Whether the store can be used: every required row holds.
+    /// True when the store can be used: every required row holds.
     pub fn is_fit(&self) -> bool {
         self.rows.iter().all(|row| row.holds || !row.required)
     }
 
-    /// Whether a rule was tried and holds.
+    /// True when a rule was tried and holds.
     pub fn holds(&self, rule: Rule) -> bool {
         self.rows.iter().any(|row| row.rule == rule && row.holds)
     }

@@ -146,7 +146,7 @@ impl Parser {
         &mut self.buffer
     }
 
-    /// Whether everything that arrived was read.
+    /// True when everything that arrived was read.
     pub(crate) fn is_empty(&self) -> bool {
         self.buffer.is_empty()
     }

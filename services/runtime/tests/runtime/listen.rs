@@ -57,7 +57,7 @@ impl Scene {
         request_subject(self.cluster.run(), &self.worker, Verb::Claim)
     }
 
-    /// Whether this is what the worker of this scene asks, by the broker's word.
+    /// True when this is what the worker of this scene asks, by the broker's word.
     fn is_ours(&self, heard: &Delivery) -> bool {
         let account = self.cluster.domain().tenant().expect("there is one");
         let (run, worker) = (self.cluster.run().clone(), self.worker.clone());

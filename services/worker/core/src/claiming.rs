@@ -24,7 +24,8 @@ impl Worker {
         }
     }
 
-    /// How long the coordinator may hold a claim open, and how long the worker waits for its answer.
+    /// How long the coordinator may hold a claim open, and how long the worker waits for its
+    /// answer.
     pub(crate) fn claim_spans(&self) -> (Millis, Millis) {
         let lease = self.member().spec.policy.lease;
         let part = Millis(lease.get() / CLAIM_LEASE_PART);
@@ -159,9 +160,9 @@ impl Worker {
         }
     }
 
-    /// Gives back a lease that is not of this time, and asks for the coordinator's time again. Such a
-    /// lease says nothing about trust or the unit, only that one of the clocks is not where it was
-    /// measured, so it is no fault of a unit.
+    /// Gives back a lease that is not of this time, and asks for the coordinator's time again. Such
+    /// a lease says nothing about trust or the unit, only that one of the clocks is not where it
+    /// was measured, so it is no fault of a unit.
     fn out_of_time(
         &mut self,
         now: UnixMillis,

@@ -70,8 +70,8 @@ impl Worker {
         self.claim(now, Millis(0), effects);
     }
 
-    /// Checks that the settings are those of this run, are what their digest says, and are something
-    /// that this worker can do; and that a second join finds the run as it was.
+    /// Checks that the settings are those of this run, are what their digest says, and are
+    /// something that this worker can do; and that a second join finds the run as it was.
     fn check_settings(&self, reply: &JoinReply) -> Result<(), Refusal> {
         let invalid = |detail: String| Err(Refusal::new(Code::SpecInvalid, detail));
         let (spec, digest) = (&reply.spec, reply.spec_digest);
@@ -120,8 +120,8 @@ impl Worker {
         }
     }
 
-    /// Joins again, since the coordinator does not know this worker (any more). Its lease, if it held
-    /// one, is gone with its membership.
+    /// Joins again, since the coordinator does not know this worker (any more). Its lease, if it
+    /// held one, is gone with its membership.
     pub(crate) fn rejoin(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         self.drop_work(&refusal, effects);
         match self.told_to_end() {

@@ -26,7 +26,8 @@ pub struct Settings {
 /// once. The check of a result may take longer: asked again, the coordinator answers all at its
 /// end, and because the waits grow the repeats stay few.
 pub(crate) const PATIENCE: (Millis, Millis) = (Millis::from_secs(2), Millis::from_secs(16));
-/// The longest wait for a claim's answer beyond the time for which the coordinator may hold it open.
+/// The longest wait for a claim's answer beyond the time for which the coordinator may hold it
+/// open.
 pub(crate) const CLAIM_MARGIN: Millis = Millis::from_secs(2);
 /// The coordinator may hold a claim open for this part of a lease, and the worker waits this part
 /// longer. When the answer is lost, the lease that it granted runs on, so half of the lease is left

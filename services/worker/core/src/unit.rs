@@ -210,8 +210,8 @@ impl Worker {
 
     /// A result counts: on to the next unit.
     fn unit_over(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
-        // An evaluation leaves nothing to keep. The claim goes out first; the shell copies the inner
-        // state while it waits.
+        // An evaluation leaves nothing to keep. The claim goes out first; the shell copies the
+        // inner state while it waits.
         let trained = std::mem::take(&mut self.unsaved);
         self.claim(now, Millis(0), effects);
         if trained {

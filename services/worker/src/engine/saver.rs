@@ -1,11 +1,11 @@
 //! The lane that writes inner states to disk while training goes on.
 //!
-//! The training thread copies a state and lays it on the desk; a thread of its own writes it, beside
-//! inner steps and not beside the sync before them, which needs the same disk and processor. One is
-//! written at a time, and no more than one a second: a state is worth the steps since the one
-//! before, and each write makes everybody who shares the disk wait for its synchronisation. A newer
-//! one takes the place of one that still waits, so that a slow disk costs two copies of the state
-//! and no more, and never a pause of training.
+//! The training thread copies a state and lays it on the desk; a thread of its own writes it,
+//! beside inner steps and not beside the sync before them, which needs the same disk and processor.
+//! One is written at a time, and no more than one a second: a state is worth the steps since the
+//! one before, and each write makes everybody who shares the disk wait for its synchronisation. A
+//! newer one takes the place of one that still waits, so that a slow disk costs two copies of the
+//! state and no more, and never a pause of training.
 //!
 //! Each write goes to a file beside the state and replaces it only when it is whole and on disk: a
 //! process that is killed at any moment leaves the last whole state.
@@ -43,8 +43,8 @@ struct Desk {
 #[derive(Default)]
 struct Papers {
     waiting: Option<Paper>,
-    /// The memory of a state that was written, for the next one: fresh memory costs a page fault for
-    /// every 4 KiB, in the middle of a sync.
+    /// The memory of a state that was written, for the next one: fresh memory costs a page fault
+    /// for every 4 KiB, in the middle of a sync.
     spare: Option<InnerState>,
     /// No more will come.
     closed: bool,
@@ -63,8 +63,8 @@ impl Desk {
         self.papers.lock().expect("neither thread panics at it")
     }
 
-    /// Waits for a state that is due, and until `not_before`; neither counts once the desk is closed.
-    /// `None` when no more will come.
+    /// Waits for a state that is due, and until `not_before`; neither counts once the desk is
+    /// closed. `None` when no more will come.
     fn next(&self, not_before: Instant) -> Option<Paper> {
         let mut papers = self.papers();
         loop {

@@ -59,8 +59,8 @@ pub fn init(device: DeviceChoice, threads: usize) -> Result<Library, TrainerErro
     })
 }
 
-/// True when the processor multiplies bf16 itself: AVX512-BF16, which AMX comes with. Without it the
-/// products are emulated and take many times longer than in fp32.
+/// True when the processor multiplies bf16 itself: AVX512-BF16, which AMX comes with. Without it
+/// the products are emulated and take many times longer than in fp32.
 pub fn processor_has_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
     return is_x86_feature_detected!("avx512bf16");

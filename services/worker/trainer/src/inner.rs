@@ -120,8 +120,8 @@ pub fn load_inner(path: &Path, layout: &Layout) -> Result<InnerMoments, TrainerE
 }
 
 impl InnerState {
-    /// Makes this the state of a trainer with `layout` after `steps`; its moments are for the caller
-    /// to fill in. Their memory is that of the state before.
+    /// Makes this the state of a trainer with `layout` after `steps`; its moments are for the
+    /// caller to fill in. Their memory is that of the state before.
     pub fn retake(&mut self, layout: &Layout, steps: u64) -> &mut InnerMoments {
         self.layout = fingerprint(layout);
         self.moments.steps = steps;

@@ -85,7 +85,8 @@ pub trait Trainer: Send {
         self.set_parameters(start, &mixed)
     }
 
-    /// Copies moments and step count of the inner optimizer into `state`, whose memory is used again.
+    /// Copies moments and step count of the inner optimizer into `state`, whose memory is used
+    /// again.
     ///
     /// # Errors
     /// The device failed.

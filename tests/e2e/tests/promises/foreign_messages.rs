@@ -1,5 +1,5 @@
-//! One message stops nobody: a message of any role, with any reply subject, header or length, leaves
-//! the record as it is, and coordinator and audit go on and start again.
+//! One message stops nobody: a message of any role, with any reply subject, header or length,
+//! leaves the record as it is, and coordinator and audit go on and start again.
 
 use std::collections::BTreeMap;
 

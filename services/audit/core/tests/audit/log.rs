@@ -52,9 +52,9 @@ pub(crate) struct Plan {
     pub(crate) workers: u8,
     pub(crate) rounds: u64,
     pub(crate) units: u32,
-    /// Whether workers speak before the ledger says that they joined.
+    /// True when workers speak before the ledger says that they joined.
     pub(crate) early: bool,
-    /// Whether the first lease of each round expires.
+    /// True when the first lease of each round expires.
     pub(crate) expiries: bool,
     /// Distinguishes keys.
     pub(crate) seed: u8,

@@ -12,7 +12,7 @@ prop_compose! {
     }
 }
 
-/// Whether an auditor that trusts `log`'s coordinator has evidence against `records`, or against
+/// True when an auditor that trusts `log`'s coordinator has evidence against `records`, or against
 /// one of their workers, or names a message that belongs to nobody.
 fn is_found(log: &Log, records: &[Record]) -> bool {
     let mut auditor = log.auditor();
@@ -26,7 +26,7 @@ fn is_found(log: &Log, records: &[Record]) -> bool {
         || auditor.summary().foreign > 0
 }
 
-/// Whether a later record of the same emitter shows that something happened to the one at `at`.
+/// True when a later record of the same emitter shows that something happened to the one at `at`.
 fn is_followed(records: &[Record], at: usize) -> bool {
     records[at + 1..]
         .iter()

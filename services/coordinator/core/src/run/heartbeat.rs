@@ -67,8 +67,8 @@ fn is_older(heartbeat: &Heartbeat, before: &Heartbeat) -> bool {
         || heartbeat.tokens < before.tokens
 }
 
-/// Refuses what a worker cannot have done: its speed, what it moved and trained; `moved` is over all
-/// its processes.
+/// Refuses what a worker cannot have done: its speed, what it moved and trained; `moved` is over
+/// all its processes.
 fn check_heartbeat(
     run: &Run,
     heartbeat: &Heartbeat,

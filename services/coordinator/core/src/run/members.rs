@@ -257,8 +257,8 @@ pub(crate) fn check_steps(
     ))
 }
 
-/// A worker keeps the audit key of its first join: a thief of its credentials cannot sign results in
-/// its name.
+/// A worker keeps the audit key of its first join: a thief of its credentials cannot sign results
+/// in its name.
 fn check_key(before: Option<&Member>, peer: &Peer, request: &JoinRequest) -> Result<(), Refusal> {
     match before {
         Some(member) if member.audit_key != request.audit_key => {

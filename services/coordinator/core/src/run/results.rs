@@ -206,8 +206,8 @@ impl RunRoom<'_> {
     }
 
     /// True when this check ends the patience with a result. A store that is away is nobody's
-    /// fault; a check that breaks off, or that finds no object, again and again is the result's, and
-    /// must not hold its unit for ever.
+    /// fault; a check that breaks off, or that finds no object, again and again is the result's,
+    /// and must not hold its unit for ever.
     fn has_failed_enough(&mut self, done: &Screening, code: Code) -> bool {
         let broke_off = is_checked_again_a_few_times(code);
         let held = self.live.lease_mut(&done.lease().unit);

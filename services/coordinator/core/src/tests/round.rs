@@ -152,8 +152,8 @@ fn what_is_merged_is_named_before_and_is_the_same_in_each_try() {
     );
 }
 
-/// The offers of the next round are on the queue when the merge ends: between its end and the grants
-/// there is nothing but the ledger.
+/// The offers of the next round are on the queue when the merge ends: between its end and the
+/// grants there is nothing but the ledger.
 #[test]
 fn nothing_is_published_between_the_last_contribution_and_the_next_grants() {
     let mut world = about_to_merge();

@@ -61,8 +61,8 @@ impl Trainer for Falling {
     }
 }
 
-/// A session with two fragments of one parameter each, which all start at 1, and the global value of
-/// each fragment as an outer step makes it.
+/// A session with two fragments of one parameter each, which all start at 1, and the global value
+/// of each fragment as an outer step makes it.
 struct Streaming {
     session: Session,
     global: [f32; 2],

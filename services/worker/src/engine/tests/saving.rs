@@ -47,8 +47,8 @@ async fn a_state_is_written_while_the_steps_go_on() {
     );
 }
 
-/// Between two units the sync needs the disk; the steps of the next unit, or the end of the process,
-/// are the time to write.
+/// Between two units the sync needs the disk; the steps of the next unit, or the end of the
+/// process, are the time to write.
 #[test]
 fn a_state_that_is_kept_between_two_units_waits_for_steps_or_the_end() {
     let scratch = tempfile::tempdir().expect("a scratch folder");

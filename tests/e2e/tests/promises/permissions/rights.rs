@@ -64,7 +64,7 @@ impl Somebody {
     }
 }
 
-/// Whether the broker lets someone with `pattern` subscribe to `subject`. It looks a `>` up as if
+/// True when the broker lets someone with `pattern` subscribe to `subject`. It looks a `>` up as if
 /// it were a plain token, so `a.*` admits `a.>`, which is wider: it also hears `a.b.c`. That no row
 /// lies so deep is a test below.
 fn admits(pattern: &str, subject: &str) -> bool {
@@ -74,7 +74,8 @@ fn admits(pattern: &str, subject: &str) -> bool {
             .is_some_and(|start| covers(pattern, &format!("{start}.*")))
 }
 
-/// Whether everything that `subject` stands for is covered by `pattern`, as NATS understands both.
+/// True when everything that `subject` stands for is covered by `pattern`, as NATS understands
+/// both.
 fn covers(pattern: &str, subject: &str) -> bool {
     let (mut pattern, mut subject) = (pattern.split('.'), subject.split('.'));
     loop {
