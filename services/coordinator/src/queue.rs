@@ -51,7 +51,8 @@ pub(crate) fn pair() -> (Offers, Offered) {
 }
 
 impl Offers {
-    /// Hands in an offer; never waits. One that is left out costs its unit a later grant.
+    /// Hands in an offer; never waits. An offer that is left out delays no grant: the ledger says
+    /// which units are open.
     pub(crate) fn publish(&self, run: RunId, unit: UnitId) {
         if let Err(error) = self.0.try_send((run, unit)) {
             tracing::warn!(%error, waiting = OFFERS_MAX, "an offer is not published");

@@ -354,7 +354,7 @@ impl Coordinator {
     }
 
     /// Visits the room of a run with something that only an open one waits for: a timer and the
-    /// executor's last answer may come after the end.
+    /// foundry's last answer may come after the end.
     pub(crate) fn tell(
         &mut self,
         name: &RunId,

@@ -59,8 +59,8 @@ struct Patience {
 }
 
 impl Ledger {
-    /// Appends events and returns when all are stored, each exactly once. When a process dies
-    /// meanwhile, the ledger holds a first part of them.
+    /// Appends events and returns when all are stored, each exactly once. After an error, and when
+    /// the process dies meanwhile, the ledger holds a first part of them: none, some or all.
     ///
     /// # Errors
     /// [`LedgerError::Fenced`]: the first that is not in the chain will never be, since others have

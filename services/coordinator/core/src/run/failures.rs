@@ -116,7 +116,7 @@ impl RunRoom<'_> {
     pub(crate) fn judge_failures(&mut self, turn: &mut Turn<'_>) {
         let mut failures = self.live.failures.iter();
         let hopeless = failures.find(|(_, failures)| failures.are_enough(&self.run));
-        let halted = self.live.executor.halted.as_ref();
+        let halted = self.live.foundry.halted.as_ref();
         match (hopeless, halted.map(|refusal| refusal.code)) {
             (Some((unit, failures)), None) => {
                 let (total, workers) = (failures.total, failures.by.len());
@@ -127,7 +127,7 @@ impl RunRoom<'_> {
                 self.halt(turn, &Refusal::new(Code::UnitFails, detail));
             }
             (None, Some(Code::UnitFails)) => {
-                self.live.executor.halted = None;
+                self.live.foundry.halted = None;
                 self.mark_changed(turn);
             }
             // As it was: it goes on, or stays halted for this or for another reason.

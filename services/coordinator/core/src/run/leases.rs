@@ -53,7 +53,7 @@ impl RunRoom<'_> {
         if turn.draining {
             return Err(draining().into());
         }
-        if let Some(halted) = &self.live.executor.halted {
+        if let Some(halted) = &self.live.foundry.halted {
             // Not the asker's fault: it asks again every few seconds for as long as that lasts.
             return Ok(Outcome::NotNow(halted.clone()));
         }
@@ -351,7 +351,7 @@ fn stood_still(lease: &LeaseRef, life: Millis) -> Refusal {
 /// before evaluation, which only who is not needed for the next round may take. A unit goes to a
 /// worker that failed it only if no other waits that could take it.
 fn pair(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<(WorkerId, UnitId)> {
-    let granting = live.executor.restored && live.executor.halted.is_none() && live.data.is_some();
+    let granting = live.foundry.restored && live.foundry.halted.is_none() && live.data.is_some();
     if !granting || live.claims.is_empty() {
         return None;
     }

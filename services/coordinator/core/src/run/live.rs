@@ -23,7 +23,7 @@ pub(crate) struct LiveRun {
     /// Objects that members may read: those that the run's settings and its data manifest name.
     pub(crate) readable: BTreeSet<Digest>,
     pub(crate) data: Option<Data>,
-    pub(crate) executor: Executor,
+    pub(crate) foundry: Foundry,
     pub(crate) claims: Claims,
     pub(crate) offers: BTreeMap<UnitId, Offered>,
     /// One for each lease that the ledger holds.
@@ -63,10 +63,10 @@ pub(crate) struct LiveRun {
     pub(crate) changed: bool,
 }
 
-/// The merge executor's hold on the run's weights. It does one thing to them at a time, except that
-/// a save runs beside.
+/// What the core knows of the run's foundry, which does one thing to the weights at a time, except
+/// that a save runs beside.
 #[derive(Debug, Default)]
-pub(crate) struct Executor {
+pub(crate) struct Foundry {
     /// It holds the weights of the newest round.
     pub(crate) restored: bool,
     /// What it was asked to do to the weights and has not answered.
@@ -87,7 +87,7 @@ pub(crate) struct Executor {
     pub(crate) halted: Option<Refusal>,
 }
 
-/// What the executor does to a run's weights.
+/// What the foundry does to a run's weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Task {
     Restore,
@@ -231,7 +231,7 @@ impl LiveRun {
                 .map(|object: &ObjectRef| object.digest)
                 .collect(),
             data: None,
-            executor: Executor::default(),
+            foundry: Foundry::default(),
             claims: Claims::default(),
             offers: BTreeMap::new(),
             leases: BTreeMap::new(),
@@ -271,7 +271,7 @@ impl LiveRun {
 
 const WATCHED: &str = "every lease that is held is watched";
 
-impl Executor {
+impl Foundry {
     /// The last task went well.
     pub(crate) fn succeeded(&mut self) {
         self.failures = 0;
@@ -410,7 +410,7 @@ const PROGRESS_WAIT_MIN: Millis = Millis::from_secs(600);
 /// As long as so many leases, where leases are long.
 const PROGRESS_WAIT_LEASES: u64 = 4;
 
-/// First and longest wait after failures of the executor: each costs a read of the run's weights.
+/// First and longest wait after failures of the foundry: each costs a read of the run's weights.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// How long to wait after `failures` in a row.

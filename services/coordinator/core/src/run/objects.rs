@@ -138,7 +138,7 @@ impl RunRoom<'_> {
     ) -> Handled {
         check_member(&self.run, peer)?;
         check_count(request.objects.len())?;
-        if let Some(halted) = &self.live.executor.halted {
+        if let Some(halted) = &self.live.foundry.halted {
             return Ok(Outcome::NotNow(halted.clone()));
         }
         let objects = request.objects;

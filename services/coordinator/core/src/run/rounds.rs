@@ -22,7 +22,7 @@ use crate::run::live::{LiveRun, Task, backoff};
 use crate::run::objects::RefusedRead;
 use crate::turn::Turn;
 
-const ASKED: &str = "the set that the executor was asked to merge is the next";
+const ASKED: &str = "the set that the foundry was asked to merge is the next";
 
 /// What a run needs next, besides its workers' results.
 #[derive(Debug, PartialEq)]
@@ -70,7 +70,7 @@ impl RunRoom<'_> {
     }
 
     fn restore(&mut self, turn: &mut Turn<'_>) {
-        self.live.executor.task = Some(Task::Restore);
+        self.live.foundry.task = Some(Task::Restore);
         let snapshot = self.run.last_snapshot();
         let order = Order::Restore {
             spec: Box::new(self.run.spec.clone()),
@@ -100,11 +100,11 @@ impl RunRoom<'_> {
     }
 
     pub(crate) fn restored(&mut self, turn: &mut Turn<'_>, outcome: Result<(), Refusal>) {
-        if self.live.executor.finishes(Task::Restore) {
+        if self.live.foundry.finishes(Task::Restore) {
             match outcome {
                 Ok(()) => {
-                    self.live.executor.restored = true;
-                    self.live.executor.succeeded();
+                    self.live.foundry.restored = true;
+                    self.live.foundry.succeeded();
                 }
                 Err(refusal) if is_final(refusal.code) => self.halt(turn, &refusal),
                 Err(refusal) => self.try_later(turn, refusal),
@@ -116,8 +116,8 @@ impl RunRoom<'_> {
 
     /// The run cannot go on; each request that waits is told why.
     pub(crate) fn halt(&mut self, turn: &mut Turn<'_>, refusal: &Refusal) {
-        self.live.executor.halted = Some(refusal.clone());
-        self.live.executor.trouble = None;
+        self.live.foundry.halted = Some(refusal.clone());
+        self.live.foundry.trouble = None;
         let reads = std::mem::take(&mut self.live.reads)
             .into_values()
             .map(|read| read.reply);
@@ -168,7 +168,7 @@ impl RunRoom<'_> {
     }
 
     fn merge(&mut self, turn: &mut Turn<'_>, sync: SyncId, inputs: Vec<MergeInput>) {
-        self.live.executor.task = Some(Task::Merge(sync));
+        self.live.foundry.task = Some(Task::Merge(sync));
         self.order(turn, Order::Merge { sync, inputs });
         self.offer_ahead(turn);
     }
@@ -179,7 +179,7 @@ impl RunRoom<'_> {
         sync: SyncId,
         outcome: Result<Merged, Refusal>,
     ) {
-        if self.live.executor.finishes(Task::Merge(sync)) {
+        if self.live.foundry.finishes(Task::Merge(sync)) {
             let outcome = outcome.and_then(|merged| {
                 check_weights(&self.run, sync, &merged.broadcast).map(|()| merged)
             });
@@ -194,7 +194,7 @@ impl RunRoom<'_> {
     }
 
     fn close(&mut self, turn: &mut Turn<'_>, sync: SyncId, merged: Merged) {
-        self.live.executor.succeeded();
+        self.live.foundry.succeeded();
         let (_, inputs) = self.run.next_merge(sync.fragment).expect(ASKED);
         let tokens = inputs.iter().map(|input| input.tokens);
         let closed = LedgerEvent::RoundClosed {
@@ -213,16 +213,16 @@ impl RunRoom<'_> {
     }
 
     fn try_later(&mut self, turn: &mut Turn<'_>, refusal: Refusal) {
-        let executor = &mut self.live.executor;
-        executor.failures = executor.failures.saturating_add(1);
-        executor.retry_at = turn.now.after(backoff(executor.failures));
-        executor.trouble = Some(refusal);
-        let retry_at = executor.retry_at;
+        let foundry = &mut self.live.foundry;
+        foundry.failures = foundry.failures.saturating_add(1);
+        foundry.retry_at = turn.now.after(backoff(foundry.failures));
+        foundry.trouble = Some(refusal);
+        let retry_at = foundry.retry_at;
         self.wake(turn, retry_at, Alarm::Weights);
     }
 
     fn save(&mut self, turn: &mut Turn<'_>, round: Round) {
-        self.live.executor.saving = true;
+        self.live.foundry.saving = true;
         let last = self.run.last_snapshot();
         let order = Order::Save {
             round,
@@ -239,11 +239,11 @@ impl RunRoom<'_> {
         outcome: Result<ObjectRef, Refusal>,
     ) {
         // An answer to nothing changes nothing.
-        if std::mem::take(&mut self.live.executor.saving) {
+        if std::mem::take(&mut self.live.foundry.saving) {
             match outcome {
                 Ok(manifest) if is_next_snapshot(&self.run, round) => {
-                    self.live.executor.save_failures = 0;
-                    self.live.executor.save_trouble = None;
+                    self.live.foundry.save_failures = 0;
+                    self.live.foundry.save_trouble = None;
                     self.append(turn, LedgerEvent::SnapshotSaved { round, manifest });
                 }
                 // Of another round: what was asked for is still due.
@@ -255,11 +255,11 @@ impl RunRoom<'_> {
     }
 
     fn save_later(&mut self, turn: &mut Turn<'_>, refusal: Refusal) {
-        let executor = &mut self.live.executor;
-        executor.save_failures = executor.save_failures.saturating_add(1);
-        executor.save_at = turn.now.after(backoff(executor.save_failures));
-        executor.save_trouble = Some(refusal);
-        let save_at = executor.save_at;
+        let foundry = &mut self.live.foundry;
+        foundry.save_failures = foundry.save_failures.saturating_add(1);
+        foundry.save_at = turn.now.after(backoff(foundry.save_failures));
+        foundry.save_trouble = Some(refusal);
+        let save_at = foundry.save_at;
         self.wake(turn, save_at, Alarm::Weights);
     }
 
@@ -283,18 +283,18 @@ fn is_next_snapshot(run: &Run, round: Round) -> bool {
 /// The order matters: a save must be asked for before the next merge changes the weights that it
 /// saves.
 fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Step> {
-    let executor = &live.executor;
-    if executor.halted.is_some() {
+    let foundry = &live.foundry;
+    if foundry.halted.is_some() {
         return None;
     }
     if let Some(seal) = next_seal(run, now) {
         return Some(seal);
     }
-    if executor.task.is_some() {
+    if foundry.task.is_some() {
         return None;
     }
-    if !executor.restored {
-        return (executor.retry_at <= now).then_some(Step::Restore);
+    if !foundry.restored {
+        return (foundry.retry_at <= now).then_some(Step::Restore);
     }
     let closed = run.rounds_closed();
     let started = !run.rounds.is_empty() || run.present() >= run.spec.policy.workers_min;
@@ -302,14 +302,14 @@ fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Step> {
         return Some(Step::Open(closed));
     }
     let due = run.unsaved().any(|version| run.spec.saves(version));
-    if due && !executor.saving && executor.save_at <= now {
+    if due && !foundry.saving && foundry.save_at <= now {
         return Some(Step::Save(closed));
     }
     let mut sealed = run
         .spec
         .fragments()
         .filter_map(|fragment| run.next_merge(fragment));
-    if let Some((sync, inputs)) = sealed.next().filter(|_| executor.retry_at <= now) {
+    if let Some((sync, inputs)) = sealed.next().filter(|_| foundry.retry_at <= now) {
         return Some(Step::Merge(sync, inputs.to_vec()));
     }
     let saved = run

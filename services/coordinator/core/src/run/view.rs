@@ -56,7 +56,7 @@ impl RunRoom<'_> {
 pub(crate) fn open_view(name: &RunId, run: &Run, live: &LiveRun, now: UnixMillis) -> RunView {
     let mut view = run.view(name);
     view.bytes_down = live.traffic.down;
-    if let Some(halted) = &live.executor.halted {
+    if let Some(halted) = &live.foundry.halted {
         (view.phase, view.halted) = (RunPhase::Halted, Some(halted.clone()));
     }
     view.trouble = trouble(run, live, now);
@@ -71,7 +71,7 @@ pub(crate) fn open_view(name: &RunId, run: &Run, live: &LiveRun, now: UnixMillis
 }
 
 /// What holds a run up and passes by itself, or as soon as somebody starts a worker: too few or
-/// none of them, what the executor tries again, a unit that fails.
+/// none of them, what the foundry tries again, a unit that fails.
 fn trouble(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Refusal> {
     let (present, least) = (run.present(), run.spec.policy.workers_min);
     if let Some(deserted) = deserted(run, live, now) {
@@ -81,18 +81,18 @@ fn trouble(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Refusal> {
         let detail = format!("{present} of at least {least} workers are members");
         return Some(Refusal::new(Code::TooFewWorkers, detail));
     }
-    let executor = live
-        .executor
+    let foundry = live
+        .foundry
         .trouble
         .as_ref()
-        .or(live.executor.save_trouble.as_ref())
+        .or(live.foundry.save_trouble.as_ref())
         .cloned();
     let of_a_unit = || {
         live.failures
             .iter()
             .find_map(|(unit, failures)| failures.as_trouble(unit))
     };
-    executor
+    foundry
         .or_else(of_a_unit)
         .or_else(|| nobody_gets_through(run, live))
 }
