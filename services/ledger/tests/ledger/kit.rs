@@ -21,6 +21,9 @@ const BF16: Codec = Codec {
     rounding: Rounding::Nearest,
 };
 
+/// When every event happened.
+pub(crate) const TIME: UnixMillis = UnixMillis(1);
+
 fn object(name: &str) -> ObjectRef {
     ObjectRef::of(name.as_bytes())
 }
@@ -314,7 +317,7 @@ impl Book {
     }
 
     fn try_note(&mut self, run: Option<&RunId>, event: &LedgerEvent) -> Result<(), ApplyError> {
-        self.0.apply(UnixMillis(1), run, event)
+        self.0.apply(TIME, run, event)
     }
 
     pub(crate) fn run(&self) -> &Run {

@@ -4,7 +4,7 @@ use ledger::Fates;
 use schemas::contribution::Fate;
 use schemas::{Fragment, Round, Tokens, Weight};
 
-use crate::kit::{Book, accepted, closed, ended, granted, lease, opened, sealed};
+use crate::kit::{Book, TIME, accepted, closed, ended, granted, lease, opened, sealed};
 
 /// Rounds, units and weights of the merges, in their order.
 fn merges(book: &Book) -> Vec<(u64, Vec<(u32, u64)>)> {
@@ -186,4 +186,17 @@ fn a_run_that_waits_for_all_is_sealed_whole_by_its_tokens_and_one_round_at_a_tim
     book.refuse(&opened(1));
     book.note(&closed(0, 1));
     book.note(&opened(1));
+}
+
+#[test]
+fn a_round_has_the_times_of_its_events() {
+    let mut book = Book::new();
+    book.note(&opened(0));
+    book.contribute(0, 0, 0);
+    book.contribute(0, 1, 1);
+    book.note(&sealed(0, &[(0, 1, 32), (1, 1, 32)], 0));
+    assert_eq!(book.run().rounds[0].opened_at, TIME);
+    assert_eq!(book.run().rounds[0].closed_at, None);
+    book.note(&closed(0, 1));
+    assert_eq!(book.run().rounds[0].closed_at, Some(TIME));
 }
