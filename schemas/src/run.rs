@@ -144,16 +144,16 @@ pub enum OuterOptimizer {
     /// Subtract `learning_rate` times the mean.
     Sgd {
         /// Outer learning rate.
-        #[serde(serialize_with = "as_written")]
+        #[serde(serialize_with = "shortest_decimal")]
         learning_rate: f32,
     },
     /// Nesterov momentum in PyTorch's form (DiLoCo, arXiv 2311.08105, section 3.2).
     Nesterov {
         /// Outer learning rate.
-        #[serde(serialize_with = "as_written")]
+        #[serde(serialize_with = "shortest_decimal")]
         learning_rate: f32,
         /// Outer momentum.
-        #[serde(serialize_with = "as_written")]
+        #[serde(serialize_with = "shortest_decimal")]
         momentum: f32,
     },
 }
@@ -326,7 +326,10 @@ pub fn check_chunk_elements(elements: u64) -> Result<(), Refusal> {
 ///
 /// # Errors
 /// The serializer's own.
-pub fn as_written<S: serde::Serializer>(value: &f32, serializer: S) -> Result<S::Ok, S::Error> {
+pub fn shortest_decimal<S: serde::Serializer>(
+    value: &f32,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     if !serializer.is_human_readable() {
         return serializer.serialize_f32(*value);
     }

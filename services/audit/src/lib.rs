@@ -8,19 +8,19 @@
 //! | --- | --- |
 //! | `reader` | the stream, in order, across reconnects |
 //! | `keep`, `line` | the append-only files |
-//! | `desk` | auditor and files together: a batch in, findings out |
+//! | `recorder` | auditor and files together: a batch in, findings out |
 //! | `intake` | workers' events: heard, checked, recorded, answered |
 //! | `service` | the loop of the program |
 //! | `replay` | a whole replay, and following on |
 //! | `config` | the program's configuration |
 
 pub mod config;
-pub mod desk;
 mod intake;
 pub mod keep;
 mod line;
 pub mod program;
 pub mod reader;
+pub mod recorder;
 pub mod replay;
 pub mod service;
 
@@ -29,8 +29,8 @@ pub use audit_core::{
     Record, RunSummary, StreamSequence, Summary, TimelineRow, Verdict,
 };
 pub use config::Config;
-pub use desk::{Desk, DeskError};
 pub use keep::{Keep, KeepError, Known, Standing};
 pub use reader::{Reader, Span};
+pub use recorder::{Recorder, RecorderError};
 pub use replay::{Replay, ReplayError};
 pub use service::Service;

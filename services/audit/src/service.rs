@@ -14,9 +14,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::desk::{Desk, DeskError};
 use crate::intake::Intake;
 use crate::reader::{Reader, Span};
+use crate::recorder::{Recorder, RecorderError};
 
 /// How often the end of the stream is compared with what was kept.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
@@ -26,7 +26,7 @@ const FINDINGS_LOGGED_MAX: usize = 20;
 /// The service, connected.
 pub struct Service {
     reader: Reader,
-    desk: Desk,
+    recorder: Recorder,
     intake: Intake,
     /// Where the intake learns who may speak.
     notices: mpsc::Sender<Notice>,
@@ -42,27 +42,27 @@ impl Service {
         let trust = TrustBundle::read(&config.audit.trust)
             .map_err(|error| Failure::new(error.code(), format!("audit.trust: {error}")))?;
         let (folder, domain) = (config.audit.folder.clone(), trust.domain.to_string());
-        let desk = blocking(move || Desk::open(&folder, &trust)).await?;
+        let recorder = blocking(move || Recorder::open(&folder, &trust)).await?;
         let connected = Bus::connect("diloco-audit", &config.bus, clock::now()).await;
         let bus = connected?;
         // From the first message on, so that the whole stream is compared with what was kept.
         let reader = Reader::new(&bus, StreamSequence(1));
-        let ends = Ends::ask(&reader, &desk).await?;
+        let ends = Ends::ask(&reader, &recorder).await?;
         let stream = ends.span;
-        let desk = compare(desk, ends).await?;
+        let recorder = compare(recorder, ends).await?;
         let (intake, notices) = Intake::connect(config, &domain).await?;
         tracing::info!(
-            kept = desk.keep().len(),
+            kept = recorder.keep().len(),
             stream = stream.messages,
             last = stream.last.0,
             "auditing"
         );
-        if let Some(found) = desk.auditor().evidence() {
+        if let Some(found) = recorder.auditor().evidence() {
             tracing::warn!(code = %found.code(), "what was kept has evidence of tampering: {found}");
         }
         Ok(Self {
             reader,
-            desk,
+            recorder,
             intake,
             notices,
         })
@@ -76,27 +76,27 @@ impl Service {
     pub async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
         let Self {
             mut reader,
-            mut desk,
+            mut recorder,
             intake,
             notices,
         } = self;
         let mut intake = tokio::spawn(intake.run(stop.clone()));
-        tell_all(&mut desk, &notices).await;
+        tell_all(&mut recorder, &notices).await;
         let mut look = tokio::time::interval(COMPARE_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut level = false;
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
-                records = reader.batch_behind(desk.read()) => {
-                    desk = take(desk, records).await?;
-                    tell_all(&mut desk, &notices).await;
-                    tracing::debug!(kept = desk.keep().len(), last = desk.keep().last().0, "a batch is kept");
-                    gauge!(AUDIT_KEPT).set(desk.keep().len() as f64);
+                records = reader.batch_behind(recorder.read()) => {
+                    recorder = take(recorder, records).await?;
+                    tell_all(&mut recorder, &notices).await;
+                    tracing::debug!(kept = recorder.keep().len(), last = recorder.keep().last().0, "a batch is kept");
+                    gauge!(AUDIT_KEPT).set(recorder.keep().len() as f64);
                     gauge!(AUDIT_PENDING).set(reader.pending() as f64);
                     let now_level = reader.pending() == 0;
                     if now_level && !level {
-                        tracing::info!(last = desk.auditor().last().0, "all that the stream holds is checked and kept");
+                        tracing::info!(last = recorder.auditor().last().0, "all that the stream holds is checked and kept");
                     }
                     level = now_level;
                 }
@@ -104,15 +104,15 @@ impl Service {
                     ended.map_err(|error| Failure::new(Code::Internal, error))??;
                     break;
                 }
-                _ = look.tick() => match Ends::ask(&reader, &desk).await {
-                    Ok(ends) => desk = compare(desk, ends).await?,
+                _ = look.tick() => match Ends::ask(&reader, &recorder).await {
+                    Ok(ends) => recorder = compare(recorder, ends).await?,
                     Err(error) => tracing::warn!(code = %error.code(), %error, "the end of the stream is not known"),
                 }
             }
         }
         tracing::info!(
-            kept = desk.keep().len(),
-            last = desk.auditor().last().0,
+            kept = recorder.keep().len(),
+            last = recorder.auditor().last().0,
             "the audit has ended"
         );
         Ok(())
@@ -127,8 +127,8 @@ struct Ends {
 }
 
 impl Ends {
-    async fn ask(reader: &Reader, desk: &Desk) -> Result<Self, StreamError> {
-        let kept = desk.keep().last();
+    async fn ask(reader: &Reader, recorder: &Recorder) -> Result<Self, StreamError> {
+        let kept = recorder.keep().last();
         let span = match reader.span().await {
             // One that is gone has lost all of it.
             Err(StreamError::Missing(_)) if kept > StreamSequence(0) => Span::EMPTY,
@@ -144,48 +144,48 @@ impl Ends {
 }
 
 /// Tells the intake what the ledger has said since the last time of who may speak.
-async fn tell_all(desk: &mut Desk, notices: &mpsc::Sender<Notice>) {
-    for notice in desk.take_notices() {
+async fn tell_all(recorder: &mut Recorder, notices: &mpsc::Sender<Notice>) {
+    for notice in recorder.take_notices() {
         // An intake that has ended is noticed where its end is waited for.
         let _ = notices.send(notice).await;
     }
 }
 
-async fn take(mut desk: Desk, records: Vec<Record>) -> Result<Desk, Failure> {
-    let (mut desk, findings) = blocking(move || {
-        let findings = desk.take_behind(&records, clock::now())?;
-        Ok::<_, DeskError>((desk, findings))
+async fn take(mut recorder: Recorder, records: Vec<Record>) -> Result<Recorder, Failure> {
+    let (mut recorder, findings) = blocking(move || {
+        let findings = recorder.take_behind(&records, clock::now())?;
+        Ok::<_, RecorderError>((recorder, findings))
     })
     .await?;
     log(&findings);
-    let again = desk.take_again();
+    let again = recorder.take_again();
     if again > 0 {
         tracing::warn!(
             count = again,
             "the broker has stored messages again, byte for byte what was kept of them"
         );
     }
-    Ok(desk)
+    Ok(recorder)
 }
 
-async fn compare(mut desk: Desk, ends: Ends) -> Result<Desk, Failure> {
+async fn compare(mut recorder: Recorder, ends: Ends) -> Result<Recorder, Failure> {
     blocking(move || {
-        desk.compare(ends.span, ends.newest.as_ref(), clock::now())?;
-        Ok::<_, DeskError>(desk)
+        recorder.compare(ends.span, ends.newest.as_ref(), clock::now())?;
+        Ok::<_, RecorderError>(recorder)
     })
     .await
 }
 
 /// Checking and syncing take milliseconds; connections are served meanwhile.
-async fn blocking<T: Send + 'static, E: Into<DeskError> + Send + 'static>(
+async fn blocking<T: Send + 'static, E: Into<RecorderError> + Send + 'static>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, Failure> {
     let done = tokio::task::spawn_blocking(work)
         .await
         .map_err(|error| Failure::new(Code::Internal, error))?;
     done.map_err(|error| {
-        let error: DeskError = error.into();
-        if let DeskError::Contradicted { found, .. } = &error {
+        let error: RecorderError = error.into();
+        if let RecorderError::Contradicted { found, .. } = &error {
             log(std::slice::from_ref(found));
         }
         error.into()

@@ -14,7 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use audit_core::{Finding, Payload, Record, StreamSequence};
-use diloco_audit::{Desk, DeskError, KeepError, Span};
+use diloco_audit::{KeepError, Recorder, RecorderError, Span};
 use identity::{AuditKey, ManifestKey, SigningKey, TrustBundle};
 use proptest::prelude::*;
 use schemas::{Code, Message as _, UnixMillis, V};
@@ -73,28 +73,34 @@ fn newest(folder: &Path) -> PathBuf {
 fn what_was_kept_is_there_again_and_nothing_twice() {
     let (trust, records) = ledger(7);
     let scratch = tempfile::tempdir().expect("a scratch folder");
-    let mut desk = Desk::open(scratch.path(), &trust).expect("the files are whole");
+    let mut recorder = Recorder::open(scratch.path(), &trust).expect("the files are whole");
     assert_eq!(
-        desk.take(&records[..3], NOW).expect("the files are whole"),
-        []
-    );
-    assert!(matches!(
-        Desk::open(scratch.path(), &trust),
-        Err(KeepError::Busy(_))
-    ));
-    drop(desk);
-    let mut desk = Desk::open(scratch.path(), &trust).expect("the files are whole");
-    assert_eq!(
-        (desk.keep().last(), desk.auditor().summary().verified),
-        (StreamSequence(3), 3)
-    );
-    assert_eq!(
-        desk.take(&records[..6], TOMORROW)
+        recorder
+            .take(&records[..3], NOW)
             .expect("the files are whole"),
         []
     );
-    assert_eq!(desk.auditor().summary().verified, 6);
-    drop(desk);
+    assert!(matches!(
+        Recorder::open(scratch.path(), &trust),
+        Err(KeepError::Busy(_))
+    ));
+    drop(recorder);
+    let mut recorder = Recorder::open(scratch.path(), &trust).expect("the files are whole");
+    assert_eq!(
+        (
+            recorder.keep().last(),
+            recorder.auditor().summary().verified
+        ),
+        (StreamSequence(3), 3)
+    );
+    assert_eq!(
+        recorder
+            .take(&records[..6], TOMORROW)
+            .expect("the files are whole"),
+        []
+    );
+    assert_eq!(recorder.auditor().summary().verified, 6);
+    drop(recorder);
     let lines = |path: &Path| {
         fs::read_to_string(path)
             .expect("the folder is ours")
@@ -104,9 +110,9 @@ fn what_was_kept_is_there_again_and_nothing_twice() {
     assert_eq!(lines(&scratch.path().join("20231114.log")), 3);
     assert_eq!(lines(&scratch.path().join("20231115.log")), 3);
     // A clock that goes back does not disturb the order of the files.
-    let mut desk = Desk::open(scratch.path(), &trust).expect("the files are whole");
-    desk.take(&records, NOW).expect("the disk has room");
-    assert_eq!(desk.keep().len(), 7);
+    let mut recorder = Recorder::open(scratch.path(), &trust).expect("the files are whole");
+    recorder.take(&records, NOW).expect("the disk has room");
+    assert_eq!(recorder.keep().len(), 7);
     assert_eq!(lines(&scratch.path().join("20231115.log")), 4);
 }
 
@@ -121,22 +127,22 @@ fn kinds(folder: &Path) -> (usize, usize) {
     (count("record"), count("finding"))
 }
 
-/// A folder in which `records` were kept, and the desk that is opened on it.
-fn kept(trust: &TrustBundle, records: &[Record]) -> (tempfile::TempDir, Desk) {
+/// A folder in which `records` were kept, and the recorder that is opened on it.
+fn kept(trust: &TrustBundle, records: &[Record]) -> (tempfile::TempDir, Recorder) {
     let scratch = tempfile::tempdir().expect("a scratch folder");
-    let mut desk = Desk::open(scratch.path(), trust).expect("the files are whole");
-    assert_eq!(desk.take(records, NOW).expect("the disk has room"), []);
-    drop(desk);
-    let desk = Desk::open(scratch.path(), trust).expect("the files are whole");
-    (scratch, desk)
+    let mut recorder = Recorder::open(scratch.path(), trust).expect("the files are whole");
+    assert_eq!(recorder.take(records, NOW).expect("the disk has room"), []);
+    drop(recorder);
+    let recorder = Recorder::open(scratch.path(), trust).expect("the files are whole");
+    (scratch, recorder)
 }
 
-fn contradiction(result: Result<impl std::fmt::Debug, DeskError>) -> Finding {
+fn contradiction(result: Result<impl std::fmt::Debug, RecorderError>) -> Finding {
     let error = result.expect_err("it is not what was kept");
     assert_eq!(error.code(), Code::RecordContradicted, "{error}");
     match error {
-        DeskError::Contradicted { found, .. } => found.finding,
-        DeskError::Keep(error) => panic!("{error}"),
+        RecorderError::Contradicted { found, .. } => found.finding,
+        RecorderError::Keep(error) => panic!("{error}"),
     }
 }
 
@@ -163,18 +169,23 @@ fn a_changed_stream_contradicts_the_files_and_is_not_recorded() {
         ),
     ];
     for (changed, finding) in cases {
-        let (scratch, mut desk) = kept(&trust, &records[..6]);
-        assert_eq!(contradiction(desk.take(&changed, NOW)), finding);
+        let (scratch, mut recorder) = kept(&trust, &records[..6]);
+        assert_eq!(contradiction(recorder.take(&changed, NOW)), finding);
         assert_eq!(
             kinds(scratch.path()),
             (6, 1),
             "the seventh and eighth are not recorded"
         );
-        drop(desk);
-        let mut desk = Desk::open(scratch.path(), &trust).expect("the files are whole");
-        assert!(desk.auditor().evidence().is_some() == matches!(finding, Finding::Altered { .. }));
+        drop(recorder);
+        let mut recorder = Recorder::open(scratch.path(), &trust).expect("the files are whole");
+        assert!(
+            recorder.auditor().evidence().is_some() == matches!(finding, Finding::Altered { .. })
+        );
         // The stream was restored, and goes on.
-        assert_eq!(desk.take(&records, NOW).expect("it is what was kept"), []);
+        assert_eq!(
+            recorder.take(&records, NOW).expect("it is what was kept"),
+            []
+        );
         assert_eq!(kinds(scratch.path()), (8, 1));
     }
 }
@@ -187,9 +198,10 @@ fn the_two_ends_of_a_stream_tell_in_one_look() {
         first: StreamSequence(first),
         last: StreamSequence(last),
     };
-    let (_scratch, mut desk) = kept(&trust, &records);
+    let (_scratch, mut recorder) = kept(&trust, &records);
     for whole in [span(1, 6), span(1, 9)] {
-        desk.compare(whole, Some(&records[5]), NOW)
+        recorder
+            .compare(whole, Some(&records[5]), NOW)
             .expect("it is what was kept");
     }
     let sixth = StreamSequence(6);
@@ -237,10 +249,10 @@ fn the_two_ends_of_a_stream_tell_in_one_look() {
         ),
     ];
     for (span, newest, finding) in cases {
-        assert_eq!(contradiction(desk.compare(span, newest, NOW)), finding);
+        assert_eq!(contradiction(recorder.compare(span, newest, NOW)), finding);
     }
     let scratch = tempfile::tempdir().expect("a scratch folder");
-    let mut fresh = Desk::open(scratch.path(), &trust).expect("a fresh folder");
+    let mut fresh = Recorder::open(scratch.path(), &trust).expect("a fresh folder");
     fresh
         .compare(Span::EMPTY, None, NOW)
         .expect("nothing was kept");
@@ -250,7 +262,7 @@ fn the_two_ends_of_a_stream_tell_in_one_look() {
 #[test]
 fn what_the_broker_stored_again_byte_for_byte_is_what_was_kept() {
     let (trust, records) = ledger(6);
-    let (scratch, mut desk) = kept(&trust, &records[..5]);
+    let (scratch, mut recorder) = kept(&trust, &records[..5]);
     let again: Vec<Record> = records[3..]
         .iter()
         .cloned()
@@ -265,16 +277,18 @@ fn what_the_broker_stored_again_byte_for_byte_is_what_was_kept() {
         first: StreamSequence(1),
         last: StreamSequence(6),
     };
-    desk.compare(span, Some(&stream[4]), NOW)
+    recorder
+        .compare(span, Some(&stream[4]), NOW)
         .expect("only its time is another");
     assert_eq!(
-        desk.take(&stream, NOW)
+        recorder
+            .take(&stream, NOW)
             .expect("only their times are others"),
         []
     );
-    assert_eq!((desk.take_again(), desk.take_again()), (2, 0));
+    assert_eq!((recorder.take_again(), recorder.take_again()), (2, 0));
     assert_eq!(
-        (kinds(scratch.path()), desk.auditor().evidence()),
+        (kinds(scratch.path()), recorder.auditor().evidence()),
         ((6, 0), None)
     );
 }
@@ -284,14 +298,16 @@ fn what_the_broker_stored_again_byte_for_byte_is_what_was_kept() {
 fn what_comes_behind_something_else_is_not_taken() {
     let (trust, records) = ledger(6);
     let scratch = tempfile::tempdir().expect("a scratch folder");
-    let mut desk = Desk::open(scratch.path(), &trust).expect("a fresh folder");
-    desk.take_behind(&records[..3], NOW)
+    let mut recorder = Recorder::open(scratch.path(), &trust).expect("a fresh folder");
+    recorder
+        .take_behind(&records[..3], NOW)
         .expect("the first of all");
-    desk.take_behind(&records[2..5], NOW)
+    recorder
+        .take_behind(&records[2..5], NOW)
         .expect("behind the third");
-    assert_eq!(desk.read(), StreamSequence(5));
+    assert_eq!(recorder.read(), StreamSequence(5));
     let fifth = StreamSequence(5);
-    let gone = contradiction(desk.take_behind(&records[5..], NOW));
+    let gone = contradiction(recorder.take_behind(&records[5..], NOW));
     assert_eq!(
         gone,
         Finding::Hole {
@@ -303,14 +319,15 @@ fn what_comes_behind_something_else_is_not_taken() {
         payload: Payload::of(b"another ledger"),
         ..records[4].clone()
     };
-    let mut desk = {
-        drop(desk);
-        Desk::open(scratch.path(), &trust).expect("the files are whole")
+    let mut recorder = {
+        drop(recorder);
+        Recorder::open(scratch.path(), &trust).expect("the files are whole")
     };
-    desk.take_behind(&records[..5], NOW)
+    recorder
+        .take_behind(&records[..5], NOW)
         .expect("from the first on");
     assert_eq!(
-        contradiction(desk.take_behind(&[other, records[5].clone()], NOW)),
+        contradiction(recorder.take_behind(&[other, records[5].clone()], NOW)),
         Finding::Altered { sequence: fifth }
     );
     assert_eq!(kinds(scratch.path()), (5, 2), "the sixth is never recorded");
@@ -334,20 +351,20 @@ fn what_is_longest_and_strangest_is_kept_and_read_again() {
     records.push(strange(4, "diloco.ledger.x", &vec![1; 60_000]));
     records.push(strange(5, "", b""));
     let scratch = tempfile::tempdir().expect("a scratch folder");
-    let mut desk = Desk::open(scratch.path(), &trust).expect("the files are whole");
-    desk.take(&records, NOW).expect("the disk has room");
-    drop(desk);
-    let mut desk = Desk::open(scratch.path(), &trust).expect("what was written is read");
+    let mut recorder = Recorder::open(scratch.path(), &trust).expect("the files are whole");
+    recorder.take(&records, NOW).expect("the disk has room");
+    drop(recorder);
+    let mut recorder = Recorder::open(scratch.path(), &trust).expect("what was written is read");
     assert_eq!(
-        desk.take(&records, NOW).expect("the disk has room"),
+        recorder.take(&records, NOW).expect("the disk has room"),
         [],
         "it is what was kept"
     );
     assert_eq!(
-        (desk.keep().len(), desk.auditor().summary().foreign),
+        (recorder.keep().len(), recorder.auditor().summary().foreign),
         (5, 3)
     );
-    assert_eq!(desk.auditor().evidence(), None);
+    assert_eq!(recorder.auditor().evidence(), None);
 }
 
 #[test]
@@ -359,7 +376,7 @@ fn files_of_an_older_release_are_refused_by_name() {
         "{\"line\":\"record\",\"v\":1,\"stream_sequence\":1}\n",
     )
     .expect("the folder is ours");
-    let error = Desk::open(scratch.path(), &trust).expect_err("another form");
+    let error = Recorder::open(scratch.path(), &trust).expect_err("another form");
     assert_eq!(error.code(), Code::AuditFilesOlder);
 }
 
@@ -367,9 +384,9 @@ fn files_of_an_older_release_are_refused_by_name() {
 fn damage_in_the_middle_is_no_crash() {
     let (trust, records) = ledger(6);
     let scratch = tempfile::tempdir().expect("a scratch folder");
-    let mut desk = Desk::open(scratch.path(), &trust).expect("the files are whole");
-    desk.take(&records, NOW).expect("the files are whole");
-    drop(desk);
+    let mut recorder = Recorder::open(scratch.path(), &trust).expect("the files are whole");
+    recorder.take(&records, NOW).expect("the files are whole");
+    drop(recorder);
     let path = newest(scratch.path());
     let text = fs::read_to_string(&path).expect("the folder is ours");
     let line = text.lines().nth(3).expect("six lines were written");
@@ -379,7 +396,8 @@ fn damage_in_the_middle_is_no_crash() {
     ] {
         assert_ne!(damaged, line);
         fs::write(&path, text.replace(line, &damaged)).expect("the folder is ours");
-        let error = Desk::open(scratch.path(), &trust).expect_err("line 4 is not what was written");
+        let error =
+            Recorder::open(scratch.path(), &trust).expect_err("line 4 is not what was written");
         assert!(
             matches!(error, KeepError::Damaged { number: 4, .. }),
             "{error}"
@@ -387,7 +405,7 @@ fn damage_in_the_middle_is_no_crash() {
         assert_eq!(error.code(), Code::AuditFolderInvalid);
     }
     fs::write(&path, &text).expect("the folder is ours");
-    assert!(Desk::open(scratch.path(), &trust).is_ok());
+    assert!(Recorder::open(scratch.path(), &trust).is_ok());
 }
 
 /// A crash leaves a part of a line at the very end; whatever else is no line was left by something
@@ -396,18 +414,21 @@ fn damage_in_the_middle_is_no_crash() {
 fn only_the_end_of_the_newest_file_can_be_torn() {
     let (trust, records) = ledger(6);
     let scratch = tempfile::tempdir().expect("a scratch folder");
-    let mut desk = Desk::open(scratch.path(), &trust).expect("the files are whole");
-    desk.take(&records[..3], NOW).expect("the disk has room");
-    let older = newest(scratch.path());
-    desk.take(&records[3..], TOMORROW)
+    let mut recorder = Recorder::open(scratch.path(), &trust).expect("the files are whole");
+    recorder
+        .take(&records[..3], NOW)
         .expect("the disk has room");
-    drop(desk);
+    let older = newest(scratch.path());
+    recorder
+        .take(&records[3..], TOMORROW)
+        .expect("the disk has room");
+    drop(recorder);
     let newer = newest(scratch.path());
     assert_ne!(older, newer);
     let is_cut_off = |path: &Path, end: &[u8]| {
         let whole = fs::read(path).expect("the folder is ours");
         fs::write(path, [&whole[..], end].concat()).expect("the folder is ours");
-        let opened = Desk::open(scratch.path(), &trust).map(drop);
+        let opened = Recorder::open(scratch.path(), &trust).map(drop);
         let left = fs::metadata(path).expect("the folder is ours").len();
         fs::write(path, &whole).expect("the folder is ours");
         match opened {
@@ -436,7 +457,7 @@ fn only_the_end_of_the_newest_file_can_be_torn() {
     for name in ["notes.log", "2023111.log", "2023111x.log", "20231114.txt"] {
         fs::write(scratch.path().join(name), b"garbage").expect("the folder is ours");
     }
-    Desk::open(scratch.path(), &trust).expect("they are passed over");
+    Recorder::open(scratch.path(), &trust).expect("they are passed over");
 }
 
 proptest! {
@@ -447,18 +468,18 @@ proptest! {
     fn a_file_that_was_cut_anywhere_is_repaired_and_completed(batches in 1usize..4, cut: prop::sample::Index) {
         let (trust, records) = ledger(8);
         let scratch = tempfile::tempdir().expect("a scratch folder");
-        let mut desk = Desk::open(scratch.path(), &trust).expect("the files are whole");
+        let mut recorder = Recorder::open(scratch.path(), &trust).expect("the files are whole");
         for batch in records.chunks(records.len().div_ceil(batches)) {
-            desk.take(batch, NOW).expect("the files are whole");
+            recorder.take(batch, NOW).expect("the files are whole");
         }
-        drop(desk);
+        drop(recorder);
         let path = newest(scratch.path());
         let whole = fs::read(&path).expect("the folder is ours");
         fs::write(&path, &whole[..cut.index(whole.len() + 1)]).expect("the folder is ours");
-        let mut desk = Desk::open(scratch.path(), &trust).expect("the files are whole");
-        prop_assert_eq!(desk.take(&records, NOW).expect("the files are whole"), []);
-        prop_assert_eq!(desk.auditor().summary().verified, 8);
-        drop(desk);
+        let mut recorder = Recorder::open(scratch.path(), &trust).expect("the files are whole");
+        prop_assert_eq!(recorder.take(&records, NOW).expect("the files are whole"), []);
+        prop_assert_eq!(recorder.auditor().summary().verified, 8);
+        drop(recorder);
         prop_assert_eq!(fs::read(&path).expect("the folder is ours"), whole, "the same lines, each once");
     }
 }

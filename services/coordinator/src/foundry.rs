@@ -4,13 +4,13 @@
 //!
 //! | file | holds |
 //! | --- | --- |
-//! | `desk` | takes orders, keeps what was checked until it is merged |
+//! | `dispatcher` | takes orders, keeps what was checked until it is merged |
 //! | `screen` | the check of a result, chunk by chunk |
 //! | `executor` | one thing at a time to the weights: restore, merge; saves beside |
 //! | `context`, `weights`, `restore`, `save` | layout; the outer step on a chunk; weights from and into objects |
 
 mod context;
-mod desk;
+mod dispatcher;
 mod executor;
 mod restore;
 mod save;
@@ -23,40 +23,40 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 pub(crate) use self::context::{RunContext, layout};
-use self::desk::{Desk, Told};
+use self::dispatcher::{Dispatcher, Message};
 pub(crate) use self::screen::MAGNITUDE_MAX;
 use crate::arrival::Arrival;
 use crate::store::Store;
 
-/// Orders that wait for the desk, which never works on one itself.
+/// Orders that wait for the dispatcher, which never works on one itself.
 const ORDERS_MAX: usize = 64;
 
 /// A run's foundry, as the shell sees it. It ends when this is dropped, with everything it holds.
 #[derive(Debug)]
 pub(crate) struct Foundry {
     run: RunId,
-    orders: mpsc::Sender<Told>,
-    desk: JoinHandle<()>,
+    orders: mpsc::Sender<Message>,
+    dispatcher: JoinHandle<()>,
 }
 
 impl Foundry {
     /// Starts the foundry of `run` in the trust domain `domain` (its id as text).
     pub(crate) fn start(run: RunId, domain: &str, store: Store, answers: Answers) -> Self {
         let (orders, told) = mpsc::channel(ORDERS_MAX);
-        let desk = Desk::new(domain.to_owned(), store, answers, orders.clone());
+        let dispatcher = Dispatcher::new(domain.to_owned(), store, answers, orders.clone());
         Self {
             run,
             orders,
-            desk: tokio::spawn(desk.run(told)),
+            dispatcher: tokio::spawn(dispatcher.run(told)),
         }
     }
 
-    /// Gives an order. The desk takes it in a moment; what comes of it is an answer.
+    /// Gives an order. The dispatcher takes it in a moment; what comes of it is an answer.
     ///
     /// # Errors
     /// The foundry has ended, which only a fault in it does.
     pub(crate) async fn order(&self, order: Order) -> Result<(), Refusal> {
-        let sent = self.orders.send(Told::Order(order)).await;
+        let sent = self.orders.send(Message::Order(order)).await;
         sent.map_err(|_| {
             let detail = format!("the foundry of run {} has ended", self.run);
             Refusal::new(Code::Internal, detail)
@@ -66,7 +66,7 @@ impl Foundry {
 
 impl Drop for Foundry {
     fn drop(&mut self) {
-        self.desk.abort();
+        self.dispatcher.abort();
     }
 }
 

@@ -101,7 +101,7 @@ impl Shell {
     ) -> Result<(), Failure> {
         let mut effects = Vec::new();
         let mut backlog = None;
-        let mut steps = clock::Steps::new();
+        let mut steps = clock::StepDetector::new();
         loop {
             if let Some(step) = steps.look() {
                 tracing::warn!(code = %Code::ClockOff, "{step}; leases and the ledger go on by the time from before it, until a restart");

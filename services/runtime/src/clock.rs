@@ -2,7 +2,7 @@
 //!
 //! It reads the wall clock once, when the process starts, and is a monotonic clock from there on. A
 //! step of the wall clock (a wrong answer of a time server, a hand on `date`, a machine that slept)
-//! moves no deadline and enters no record: it is told with [`Steps`], and taken up when the process
+//! moves no deadline and enters no record: it is told with [`StepDetector`], and taken up when the process
 //! is started again. What a time server corrects little by little reaches both clocks alike.
 
 use std::sync::OnceLock;
@@ -54,13 +54,13 @@ pub fn text(at: UnixMillis) -> String {
 
 /// Tells steps of the wall clock, each once.
 #[derive(Debug)]
-pub struct Steps {
+pub struct StepDetector {
     /// How far the wall clock was ahead when it was told last.
     told: i64,
 }
 
-impl Steps {
-    /// Steps from now on.
+impl StepDetector {
+    /// StepDetector from now on.
     pub fn new() -> Self {
         Self {
             told: ahead(now(), wall()),
@@ -87,7 +87,7 @@ impl Steps {
     }
 }
 
-impl Default for Steps {
+impl Default for StepDetector {
     fn default() -> Self {
         Self::new()
     }
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_step_is_told_once_and_so_is_the_way_back() {
-        let mut steps = Steps { told: 0 };
+        let mut steps = StepDetector { told: 0 };
         let now = UnixMillis(1_700_000_000_000);
         let hour = Millis::from_secs(3600);
         assert_eq!(steps.between(now, now.after(Millis(4_999))), None);

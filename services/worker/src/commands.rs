@@ -13,16 +13,16 @@ use worker_core::Input;
 use crate::time::CoordinatorTime;
 use crate::verify::{self, Expected};
 
-/// Whose orders are heard.
+/// Listens for the signed commands to one worker.
 #[derive(Clone, Debug)]
-pub(crate) struct Ears {
+pub(crate) struct CommandListener {
     pub(crate) trust: Arc<TrustBundle>,
     pub(crate) run: RunId,
     pub(crate) worker: WorkerId,
     pub(crate) time: CoordinatorTime,
 }
 
-impl Ears {
+impl CommandListener {
     /// Listens from now on and hands verified commands to the core.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use worker_core::{Effect, Exit, Input, Request, Settings, WorkId, Worker};
 
 use crate::asker::Asker;
-use crate::commands::Ears;
+use crate::commands::CommandListener;
 use crate::config::Checked;
 use crate::ending::Patience;
 use crate::engine::Engine;
@@ -31,7 +31,7 @@ use crate::meter::Meter;
 use crate::shelf::Shelf;
 use crate::state::StateFolder;
 use crate::time::CoordinatorTime;
-use crate::unit::{Bench, Unit};
+use crate::unit::{Unit, UnitTools};
 use crate::verify::{self, Expected};
 
 /// Inputs that wait for the core; each of the few tasks has one at a time.
@@ -46,12 +46,12 @@ pub struct Service {
     core: Worker,
     inputs: mpsc::Receiver<Input>,
     progress: watch::Receiver<(WorkId, Steps)>,
-    hands: Hands,
+    runner: EffectRunner,
     threads: (Thread<()>, JoinHandle<()>),
 }
 
-/// What carries out effects.
-struct Hands {
+/// Carries out the effects that the core decides.
+struct EffectRunner {
     checked: Checked,
     worker: WorkerId,
     bus: Bus,
@@ -64,7 +64,7 @@ struct Hands {
     time: CoordinatorTime,
     inputs: mpsc::Sender<Input>,
     tasks: TaskTracker,
-    bench: Option<Bench>,
+    tools: Option<UnitTools>,
     unit: Option<Unit>,
     waiting: Option<(Refusal, Instant)>,
 }
@@ -102,13 +102,13 @@ impl Service {
         let (sender, inputs) = mpsc::channel(INPUTS_MAX);
         let time = CoordinatorTime::default();
         let (run, trust) = (checked.run.clone(), Arc::clone(&checked.trust));
-        let ears = Ears {
+        let listener = CommandListener {
             trust,
             run,
             worker: worker.clone(),
             time: time.clone(),
         };
-        ears.listen(&bus, sender.clone()).await?;
+        listener.listen(&bus, sender.clone()).await?;
         let (events, publishing) = Events::start(chain, bus.clone(), domain);
         let (told, progress) = watch::channel((WorkId(0), Steps(0)));
         let (engine, training) = Engine::start(config.training.clone(), Arc::clone(&meter), told)
@@ -117,7 +117,7 @@ impl Service {
         })?;
         let core = Worker::new(settings(&checked, worker.clone(), started));
         tracing::info!(%worker, run = %checked.run, device = checked.device, "worker is ready to join");
-        let hands = Hands {
+        let runner = EffectRunner {
             checked,
             worker,
             bus,
@@ -130,7 +130,7 @@ impl Service {
             time,
             inputs: sender,
             tasks: TaskTracker::new(),
-            bench: None,
+            tools: None,
             unit: None,
             waiting: None,
         };
@@ -138,7 +138,7 @@ impl Service {
             core,
             inputs,
             progress,
-            hands,
+            runner,
             threads: (training, publishing),
         })
     }
@@ -151,7 +151,7 @@ impl Service {
         let mut effects = Vec::new();
         let mut told = false;
         let mut input = Input::Tick;
-        let mut steps = clock::Steps::new();
+        let mut steps = clock::StepDetector::new();
         let exit = loop {
             if let Some(step) = steps.look() {
                 tracing::warn!(code = %Code::ClockOff, "{step}; this worker goes on by the time from before it, until a restart");
@@ -159,7 +159,7 @@ impl Service {
             self.core.handle(clock::now(), input, &mut effects);
             let exits = effects
                 .drain(..)
-                .find_map(|effect| self.hands.carry_out(effect));
+                .find_map(|effect| self.runner.carry_out(effect));
             if let Some(exit) = exits {
                 break exit;
             }
@@ -187,18 +187,18 @@ impl Service {
     /// Lets the events and the inner state that were asked for get out, then ends.
     async fn end(self, exit: Exit) -> Result<(), Failure> {
         let Self {
-            hands,
+            runner,
             threads: (training, publishing),
             ..
         } = self;
         // The folder stays locked while the thread may write into it.
-        let (bus, _state) = (hands.bus.clone(), hands.state.clone());
-        if let Some(unit) = &hands.unit {
+        let (bus, _state) = (runner.bus.clone(), runner.state.clone());
+        if let Some(unit) = &runner.unit {
             unit.stop.cancel();
         }
-        hands.tasks.close();
+        runner.tasks.close();
         // The thread and the publisher end when nobody can send them anything any more.
-        drop(hands);
+        drop(runner);
         let delivered = async move { publishing.await.is_ok() && bus.round_trip().await.is_ok() };
         let _ended = Patience::default().wait(training, delivered).await;
         tracing::info!(reason = exit.reason(), "worker ends");
@@ -209,7 +209,7 @@ impl Service {
     }
 }
 
-impl Hands {
+impl EffectRunner {
     /// Starts what an effect asks for; its end comes back as an input.
     fn carry_out(&mut self, effect: Effect) -> Option<Exit> {
         match effect {
@@ -242,13 +242,13 @@ impl Hands {
             }
             Effect::Fetch { work, manifest } => {
                 // A lease is verified only after a join.
-                let bench = self.bench.clone()?;
+                let tools = self.tools.clone()?;
                 tracing::info!(lease = %manifest.lease, "lease verified, fetching");
                 let stop = CancellationToken::new();
                 self.unit = Some(Unit {
                     work,
                     manifest,
-                    bench,
+                    tools,
                     stop,
                     text: Arc::default(),
                 });
@@ -326,13 +326,13 @@ impl Hands {
         tracing::info!(run = %spec.run, settings = %spec_digest, "joined");
         self.waiting = None;
         if self
-            .bench
+            .tools
             .as_ref()
-            .is_some_and(|bench| bench.spec_digest == spec_digest)
+            .is_some_and(|tools| tools.spec_digest == spec_digest)
         {
             return;
         }
-        self.bench = Some(Bench {
+        self.tools = Some(UnitTools {
             asker: self.asker.clone(),
             library: self.library.clone(),
             shelf: Shelf::default(),
@@ -350,7 +350,7 @@ impl Hands {
             refusal,
             lease: None,
         };
-        let Some(bench) = &self.bench else {
+        let Some(tools) = &self.tools else {
             return Err(refused(Refusal::new(
                 Code::NotJoined,
                 "a lease came before the settings",
@@ -363,7 +363,7 @@ impl Hands {
             run,
             now: self.time.now(),
         };
-        let checked = verify::manifest(document, &expected, &bench.spec, bench.spec_digest);
+        let checked = verify::manifest(document, &expected, &tools.spec, tools.spec_digest);
         checked.inspect_err(|error| {
             let refusal = &error.refusal;
             tracing::warn!(code = %refusal.code, detail = refusal.detail, "a lease is refused; nothing of it was executed");

@@ -32,7 +32,7 @@ const STAGE_PATIENCE: Millis = Millis::from_secs(5);
 
 /// What the work of every lease of a run needs.
 #[derive(Clone)]
-pub(crate) struct Bench {
+pub(crate) struct UnitTools {
     pub(crate) asker: Asker,
     pub(crate) library: Library,
     pub(crate) shelf: Shelf,
@@ -50,7 +50,7 @@ pub(crate) struct Bench {
 pub(crate) struct Unit {
     pub(crate) work: WorkId,
     pub(crate) manifest: Arc<Manifest>,
-    pub(crate) bench: Bench,
+    pub(crate) tools: UnitTools,
     pub(crate) stop: CancellationToken,
     /// There from the fetch until the steps begin.
     pub(crate) text: Arc<Mutex<Option<Text>>>,
@@ -65,16 +65,16 @@ pub(crate) enum Text {
 impl Unit {
     /// Data into memory and base weights into the trainer, at the same time.
     pub(crate) async fn fetch(&self) -> Result<(), Refusal> {
-        let Bench {
+        let UnitTools {
             library,
             engine,
             state,
             spec,
             spec_digest,
             ..
-        } = &self.bench;
+        } = &self.tools;
         let assets = self
-            .bench
+            .tools
             .assets
             .get_or_try_init(|| Assets::fetch(library, spec))
             .await?;
@@ -95,9 +95,9 @@ impl Unit {
 
     async fn fetch_text(&self, assets: &Assets, shards: Vec<Shard>) -> Result<Text, Refusal> {
         let objects: Vec<ObjectRef> = shards.iter().map(|shard| shard.object).collect();
-        let Bench { shelf, library, .. } = &self.bench;
+        let UnitTools { shelf, library, .. } = &self.tools;
         let shards = shelf.get(library, &objects, assets.data.vocabulary).await?;
-        let length = self.bench.spec.schedule.sequence_tokens as usize;
+        let length = self.tools.spec.schedule.sequence_tokens as usize;
         let text = match self.manifest.work {
             Work::Train { seed, .. } => {
                 UnitSampler::new(shards, seed, length).map(|text| Text::Train(Box::new(text)))
@@ -112,9 +112,9 @@ impl Unit {
     /// A chunk is decoded into its place while the next ones arrive; no more than a few are in
     /// memory.
     async fn fetch_base(&self, assets: &Assets) -> Result<(), Refusal> {
-        let Bench {
+        let UnitTools {
             library, engine, ..
-        } = &self.bench;
+        } = &self.tools;
         let base: &Weights = &self.manifest.base;
         // The digest over the chunks does not say how they are encoded.
         let name = Digest::of(
@@ -174,7 +174,7 @@ impl Unit {
                 "training was asked for without a training unit's text",
             ));
         };
-        let spec = &self.bench.spec;
+        let spec = &self.tools.spec;
         let training = Training {
             work: self.work,
             stop: self.stop.clone(),
@@ -187,7 +187,7 @@ impl Unit {
             accumulation: spec.schedule.accumulation,
             sequence_tokens: spec.schedule.sequence_tokens,
         };
-        let trained = self.bench.engine.train(training).await?;
+        let trained = self.tools.engine.train(training).await?;
         let (lease, round) = (self.manifest.lease, self.manifest.lease.unit.round.get());
         tracing::info!(%lease, round, train_ms = trained.train_ms, "inner steps done");
         Ok(trained)
@@ -201,7 +201,7 @@ impl Unit {
                 "an evaluation was asked for without held-out text",
             ));
         };
-        let schedule = &self.bench.spec.schedule;
+        let schedule = &self.tools.spec.schedule;
         let evaluating = Evaluating {
             work: self.work,
             stop: self.stop.clone(),
@@ -209,17 +209,17 @@ impl Unit {
             batch_sequences: schedule.batch_sequences / schedule.accumulation.max(1),
             sequence_tokens: schedule.sequence_tokens,
         };
-        self.bench.engine.evaluate(evaluating).await
+        self.tools.engine.evaluate(evaluating).await
     }
 
     /// Encodes, hashes and uploads chunk by chunk, several on their way at once.
     pub(crate) async fn upload(&self) -> Result<Vec<ObjectRef>, Refusal> {
-        let Bench {
+        let UnitTools {
             engine,
             spec,
             assets,
             ..
-        } = &self.bench;
+        } = &self.tools;
         let unit = self.manifest.lease.unit;
         let assets = assets.get().expect("the fetch of this unit got them");
         let rounding = SeededRounding {
@@ -257,10 +257,10 @@ impl Unit {
         let object = tokio::task::spawn_blocking(move || ObjectRef::of(&hashed)).await;
         let object = object.map_err(|error| Refusal::new(Code::Internal, error.to_string()))?;
         let lease = self.manifest.lease;
-        self.bench.library.put(lease, object, bytes).await?;
+        self.tools.library.put(lease, object, bytes).await?;
         let index = u32::try_from(index).expect("a layout has few chunks");
         let (asker, stage) = (
-            self.bench.asker.clone(),
+            self.tools.asker.clone(),
             StageRequest {
                 v: V,
                 lease,
@@ -268,7 +268,7 @@ impl Unit {
                 object,
             },
         );
-        self.bench.hints.spawn(async move {
+        self.tools.hints.spawn(async move {
             let hinted = asker.call::<call::Stage>(&stage, STAGE_PATIENCE).await;
             if let Err(refusal) = hinted {
                 tracing::debug!(%refusal, index, "the hint about a chunk was not taken");

@@ -62,13 +62,13 @@ pub(crate) fn run_mutants(
     overrides: &Overrides,
     options: &MutantOptions,
 ) -> Result<()> {
-    let lab = Lab::set_up(workspace, overrides)?;
+    let run = MutationRun::set_up(workspace, overrides)?;
     let packages: Vec<&str> = if options.package.is_empty() {
         GUARDED.to_vec()
     } else {
         options.package.iter().map(String::as_str).collect()
     };
-    let mut mutants = lab.list(&packages)?;
+    let mut mutants = run.list(&packages)?;
     if let Some(text) = &options.matching {
         mutants.retain(|mutant| mutant.name.contains(text.as_str()));
     }
@@ -79,11 +79,11 @@ pub(crate) fn run_mutants(
         mutants.iter().for_each(|mutant| console::say(&mutant.name));
         return Ok(());
     }
-    lab.judge(&mutants).map(console::say)
+    run.judge(&mutants).map(console::say)
 }
 
 /// The copy of the checkout, and what works on it.
-struct Lab {
+struct MutationRun {
     program: PathBuf,
     tree: PathBuf,
     folder: PathBuf,
@@ -92,7 +92,7 @@ struct Lab {
     survivors: Survivors,
 }
 
-impl Lab {
+impl MutationRun {
     fn set_up(workspace: &Workspace, overrides: &Overrides) -> Result<Self> {
         let found = deps::ensure(&workspace.deps(), overrides)?;
         let program = tools::ensure(workspace, "cargo-mutants", VERSION)?;

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use diloco_audit::{Desk, Found, StreamSequence};
+use diloco_audit::{Found, Recorder, StreamSequence};
 use harness::PATIENCE;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
@@ -76,17 +76,17 @@ async fn kept_across_kills_of_the_service_and_of_the_broker() {
     cast.remark().await;
     program.until(&["a batch is kept", "\"kept\":11"]).await;
     program.kill().await;
-    let desk = Desk::open(
+    let recorder = Recorder::open(
         &broker.domain.layout().folder().join("audit"),
         broker.domain.trust(),
     )
     .expect("whole files");
     assert_eq!(
-        (desk.keep().last(), desk.keep().len()),
+        (recorder.keep().last(), recorder.keep().len()),
         (StreamSequence(11), 11)
     );
-    assert_eq!(desk.auditor().findings(), &[] as &[Found]);
-    assert_eq!(desk.auditor().summary().verified, 11);
+    assert_eq!(recorder.auditor().findings(), &[] as &[Found]);
+    assert_eq!(recorder.auditor().summary().verified, 11);
 }
 
 #[tokio::test(flavor = "multi_thread")]

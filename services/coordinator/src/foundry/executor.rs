@@ -47,7 +47,7 @@ pub(super) enum Work {
     },
 }
 
-/// A running executor, as the desk sees it. It ends when this is dropped.
+/// A running executor, as the dispatcher sees it. It ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Handle {
     work: mpsc::Sender<Work>,

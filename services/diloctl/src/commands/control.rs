@@ -27,7 +27,7 @@ pub(crate) async fn run(context: &Context, command: &Control) -> Result<(), Fail
             drain: drain.millis(),
         })
         .await?;
-    context.printer.record(&Told::from(reply));
+    context.printer.record(&DrainStarted::from(reply));
     Ok(())
 }
 
@@ -53,12 +53,12 @@ fn confirmed(question: &str) -> Result<bool, Failure> {
 }
 
 #[derive(Serialize)]
-struct Told {
+struct DrainStarted {
     leases: u32,
     workers: u32,
 }
 
-impl From<ShutdownReply> for Told {
+impl From<ShutdownReply> for DrainStarted {
     fn from(reply: ShutdownReply) -> Self {
         Self {
             leases: reply.leases,
@@ -67,7 +67,7 @@ impl From<ShutdownReply> for Told {
     }
 }
 
-impl Record for Told {
+impl Record for DrainStarted {
     fn lines(&self) -> Vec<(&'static str, String)> {
         vec![
             (

@@ -67,9 +67,9 @@ pub(crate) struct ModelSettings {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct OuterSettings {
     pub(crate) rule: OuterRule,
-    #[serde(serialize_with = "schemas::run::as_written")]
+    #[serde(serialize_with = "schemas::run::shortest_decimal")]
     pub(crate) learning_rate: f32,
-    #[serde(serialize_with = "schemas::run::as_written")]
+    #[serde(serialize_with = "schemas::run::shortest_decimal")]
     pub(crate) momentum: f32,
 }
 

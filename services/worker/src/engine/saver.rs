@@ -1,6 +1,6 @@
 //! The lane that writes inner states to disk while training goes on.
 //!
-//! The training thread copies a state and lays it on the desk; a thread of its own writes it,
+//! The training thread copies a state and puts it into the mailbox; a thread of its own writes it,
 //! beside inner steps and not beside the sync before them, which needs the same disk and processor.
 //! One is written at a time, and no more than one a second: a state is worth the steps since the
 //! one before, and each write makes everybody who shares the disk wait for its synchronisation. A
@@ -29,20 +29,20 @@ const STEPS_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// The lane; seen from the training thread.
 pub(super) struct Saver {
-    desk: Arc<Desk>,
+    mailbox: Arc<Mailbox>,
     lane: JoinHandle<()>,
 }
 
 /// Where the two threads meet. Neither holds it longer than to lay down or to take a state.
 #[derive(Default)]
-struct Desk {
-    papers: Mutex<Papers>,
+struct Mailbox {
+    slot: Mutex<Slot>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct Papers {
-    waiting: Option<Paper>,
+struct Slot {
+    waiting: Option<PendingSave>,
     /// The memory of a state that was written, for the next one: fresh memory costs a page fault
     /// for every 4 KiB, in the middle of a sync.
     spare: Option<InnerState>,
@@ -51,37 +51,37 @@ struct Papers {
 }
 
 /// A state and where it is written to.
-struct Paper {
+struct PendingSave {
     state: InnerState,
     residual: Option<residual::Saved>,
     path: PathBuf,
     due: Instant,
 }
 
-impl Desk {
-    fn papers(&self) -> MutexGuard<'_, Papers> {
-        self.papers.lock().expect("neither thread panics at it")
+impl Mailbox {
+    fn slot(&self) -> MutexGuard<'_, Slot> {
+        self.slot.lock().expect("neither thread panics at it")
     }
 
-    /// Waits for a state that is due, and until `not_before`; neither counts once the desk is
+    /// Waits for a state that is due, and until `not_before`; neither counts once the mailbox is
     /// closed. `None` when no more will come.
-    fn next(&self, not_before: Instant) -> Option<Paper> {
-        let mut papers = self.papers();
+    fn next(&self, not_before: Instant) -> Option<PendingSave> {
+        let mut slot = self.slot();
         loop {
-            let due = papers.waiting.as_ref().map(|paper| paper.due);
+            let due = slot.waiting.as_ref().map(|pending| pending.due);
             let rest = due.map(|due| {
                 due.max(not_before)
                     .saturating_duration_since(Instant::now())
             });
-            papers = match rest {
-                _ if papers.closed => return papers.waiting.take(),
-                Some(Duration::ZERO) => return papers.waiting.take(),
+            slot = match rest {
+                _ if slot.closed => return slot.waiting.take(),
+                Some(Duration::ZERO) => return slot.waiting.take(),
                 Some(rest) => {
-                    let waited = self.changed.wait_timeout(papers, rest);
+                    let waited = self.changed.wait_timeout(slot, rest);
                     waited.expect("neither thread panics at it").0
                 }
                 None => {
-                    let waited = self.changed.wait(papers);
+                    let waited = self.changed.wait(slot);
                     waited.expect("neither thread panics at it")
                 }
             };
@@ -95,22 +95,22 @@ impl Saver {
     /// # Errors
     /// The system gives no thread.
     pub(super) fn start() -> io::Result<Self> {
-        let desk = Arc::new(Desk::default());
-        let lane_desk = Arc::clone(&desk);
+        let mailbox = Arc::new(Mailbox::default());
+        let lane_mailbox = Arc::clone(&mailbox);
         let lane = std::thread::Builder::new()
             .name("saving".to_owned())
-            .spawn(move || write_all(&lane_desk))?;
-        Ok(Self { desk, lane })
+            .spawn(move || write_all(&lane_mailbox))?;
+        Ok(Self { mailbox, lane })
     }
 
     /// Copies the inner state of a session as it is now, to be written beside its steps.
     pub(super) fn keep(&self, session: &mut Session) {
         let begun = Instant::now();
         // A state that still waits is older than this one: its memory is used again.
-        let mut papers = self.desk.papers();
-        let waiting = papers.waiting.take().map(|paper| paper.state);
-        let mut state = waiting.or_else(|| papers.spare.take()).unwrap_or_default();
-        drop(papers);
+        let mut slot = self.mailbox.slot();
+        let waiting = slot.waiting.take().map(|pending| pending.state);
+        let mut state = waiting.or_else(|| slot.spare.take()).unwrap_or_default();
+        drop(slot);
         if let Err(error) = session.trainer.capture_inner(&mut state) {
             return not_saved(&error);
         }
@@ -128,33 +128,33 @@ impl Saver {
         } else {
             STEPS_WAIT_MAX
         };
-        self.desk.papers().waiting = Some(Paper {
+        self.mailbox.slot().waiting = Some(PendingSave {
             state,
             residual,
             path,
             due: begun + wait,
         });
-        self.desk.changed.notify_one();
+        self.mailbox.changed.notify_one();
         tracing::debug!(ms = millis(begun), "inner state copied");
     }
 
     /// Steps begin: a state that waits is due.
     pub(super) fn steps_begin(&self) {
-        if let Some(paper) = &mut self.desk.papers().waiting {
-            paper.due = Instant::now();
+        if let Some(pending) = &mut self.mailbox.slot().waiting {
+            pending.due = Instant::now();
         }
-        self.desk.changed.notify_one();
+        self.mailbox.changed.notify_one();
     }
 
     #[cfg(test)]
     pub(super) fn has_waiting(&self) -> bool {
-        self.desk.papers().waiting.is_some()
+        self.mailbox.slot().waiting.is_some()
     }
 
     /// Waits until everything that was kept is written.
     pub(super) fn finish(self) {
-        self.desk.papers().closed = true;
-        self.desk.changed.notify_one();
+        self.mailbox.slot().closed = true;
+        self.mailbox.changed.notify_one();
         if self.lane.join().is_err() {
             tracing::error!(code = %Code::Internal, "the thread that writes inner states has panicked");
         }
@@ -162,16 +162,16 @@ impl Saver {
 }
 
 /// The lane: writes one state after another until no more will come.
-fn write_all(desk: &Desk) {
+fn write_all(mailbox: &Mailbox) {
     let mut not_before = Instant::now();
-    while let Some(paper) = desk.next(not_before) {
+    while let Some(pending) = mailbox.next(not_before) {
         let begun = Instant::now();
         not_before = begun + WRITE_INTERVAL_MIN;
-        match write(&paper.state, paper.residual.as_ref(), &paper.path) {
+        match write(&pending.state, pending.residual.as_ref(), &pending.path) {
             Ok(()) => tracing::debug!(ms = millis(begun), "inner state saved"),
             Err(error) => not_saved(&error),
         }
-        desk.papers().spare = Some(paper.state);
+        mailbox.slot().spare = Some(pending.state);
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{Effect, Input, Peer, ReplyId, WorkerRequest};
 
 /// A denial as the ledger tells it.
 #[derive(Debug, PartialEq)]
-struct Told {
+struct Recorded {
     worker: WorkerId,
     code: Code,
     /// None for a result, which is denied as a result and not as a request.
@@ -20,7 +20,7 @@ struct Told {
     suppressed: u64,
 }
 
-fn told(world: &World, from: usize) -> Vec<Told> {
+fn told(world: &World, from: usize) -> Vec<Recorded> {
     let event = |event: &LedgerEvent| match event.clone() {
         LedgerEvent::RequestDenied {
             worker,
@@ -28,13 +28,13 @@ fn told(world: &World, from: usize) -> Vec<Told> {
             code,
             suppressed,
             ..
-        } => Some(Told {
+        } => Some(Recorded {
             worker,
             code,
             verb: Some(verb),
             suppressed,
         }),
-        LedgerEvent::ContributionRejected { worker, code, .. } => Some(Told {
+        LedgerEvent::ContributionRejected { worker, code, .. } => Some(Recorded {
             worker,
             code,
             verb: None,
@@ -180,7 +180,7 @@ fn of_a_member(held: LeaseRef) -> Vec<(&'static str, WorkerRequest, Code)> {
 /// Asserts that worker `number` was denied with `code` and that exactly this stands in the ledger,
 /// once.
 fn once(world: &World, from: usize, number: u32, verb: Option<&str>, code: Code) {
-    let expected = Told {
+    let expected = Recorded {
         worker: worker(number),
         code,
         verb: verb.map(str::to_owned),

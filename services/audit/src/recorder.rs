@@ -14,7 +14,7 @@ use crate::reader::Span;
 
 /// An auditor that remembers.
 #[derive(Debug)]
-pub struct Desk {
+pub struct Recorder {
     auditor: Auditor,
     keep: Keep,
     /// The newest position that was read since the stream is read from its start.
@@ -25,7 +25,7 @@ pub struct Desk {
 
 /// Why nothing more is kept.
 #[derive(Debug, thiserror::Error)]
-pub enum DeskError {
+pub enum RecorderError {
     /// The files cannot be used.
     #[error(transparent)]
     Keep(#[from] KeepError),
@@ -40,7 +40,7 @@ pub enum DeskError {
     },
 }
 
-impl DeskError {
+impl RecorderError {
     /// The code of the page that says what to do.
     pub const fn code(&self) -> Code {
         match self {
@@ -50,9 +50,9 @@ impl DeskError {
     }
 }
 
-schemas::coded!(DeskError);
+schemas::coded!(RecorderError);
 
-impl Desk {
+impl Recorder {
     /// Opens the folder and checks again everything that was kept.
     ///
     /// # Errors
@@ -83,13 +83,13 @@ impl Desk {
     /// cost of one question.
     ///
     /// # Errors
-    /// [`DeskError::Contradicted`]; or the files cannot be written.
+    /// [`RecorderError::Contradicted`]; or the files cannot be written.
     pub fn compare(
         &mut self,
         span: Span,
         newest: Option<&Record>,
         now: UnixMillis,
-    ) -> Result<(), DeskError> {
+    ) -> Result<(), RecorderError> {
         let (Span { first, last, .. }, kept) = (span, self.keep.last());
         let Some(oldest) = self.keep.first() else {
             return Ok(());
@@ -126,12 +126,12 @@ impl Desk {
     /// again: what comes behind it counts only where it is still there.
     ///
     /// # Errors
-    /// As [`Desk::take`].
+    /// As [`Recorder::take`].
     pub fn take_behind(
         &mut self,
         records: &[Record],
         now: UnixMillis,
-    ) -> Result<Vec<Found>, DeskError> {
+    ) -> Result<Vec<Found>, RecorderError> {
         let read = self.read;
         let gone = read > StreamSequence(0)
             && records
@@ -156,12 +156,16 @@ impl Desk {
     }
 
     /// Checks records and keeps those that are new. What is returned is on the disk. When this
-    /// fails the desk must not be used any more: open it again.
+    /// fails the recorder must not be used any more: open it again.
     ///
     /// # Errors
-    /// [`DeskError::Contradicted`]: the stream has something else where something was kept, or nothing. What was found is
+    /// [`RecorderError::Contradicted`]: the stream has something else where something was kept, or nothing. What was found is
     /// in the files, the record is not. Or the files cannot be written.
-    pub fn take(&mut self, records: &[Record], now: UnixMillis) -> Result<Vec<Found>, DeskError> {
+    pub fn take(
+        &mut self,
+        records: &[Record],
+        now: UnixMillis,
+    ) -> Result<Vec<Found>, RecorderError> {
         let mut lines = Vec::new();
         let mut findings = Vec::new();
         for record in records {
@@ -224,11 +228,16 @@ impl Desk {
     }
 
     /// Writes what was found behind `lines`, and gives the end of the work.
-    fn contradicted(&mut self, found: Found, mut lines: Vec<Line>, now: UnixMillis) -> DeskError {
+    fn contradicted(
+        &mut self,
+        found: Found,
+        mut lines: Vec<Line>,
+        now: UnixMillis,
+    ) -> RecorderError {
         self.auditor.note(&found);
         lines.extend(found_lines(std::slice::from_ref(&found), now));
         match self.keep.append(&lines, now) {
-            Ok(()) => DeskError::Contradicted {
+            Ok(()) => RecorderError::Contradicted {
                 folder: self.keep.folder().display().to_string(),
                 found,
             },

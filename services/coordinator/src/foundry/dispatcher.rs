@@ -1,4 +1,4 @@
-//! The desk of a foundry: takes orders one by one and works on none of them itself, so that a check
+//! The dispatcher of a foundry takes orders one by one and works on none of them itself, so that a check
 //! never waits for a merge.
 
 use std::collections::BTreeMap;
@@ -16,9 +16,9 @@ use super::screen::{self, KeptChunks, Source, Staged};
 use crate::guard::answered;
 use crate::store::Store;
 
-/// What the desk is told.
+/// An order from outside, or the end of a check from its own task.
 #[derive(Debug)]
-pub(super) enum Told {
+pub(super) enum Message {
     Order(Order),
     /// A result passed its check; these of its chunks are in memory. The answer follows behind
     /// this, and so does the order to merge it.
@@ -28,13 +28,13 @@ pub(super) enum Told {
     },
 }
 
-/// What it keeps at hand. Losing it costs another fetch of each chunk.
-pub(super) struct Desk {
+/// What a run's foundry keeps in memory. Losing it costs another fetch of each chunk.
+pub(super) struct Dispatcher {
     domain: String,
     store: Store,
     answers: Answers,
     /// To itself, behind the orders that wait.
-    told: mpsc::Sender<Told>,
+    messages: mpsc::Sender<Message>,
     executor: executor::Handle,
     /// Checks ahead of their submit, by lease.
     staged: BTreeMap<LeaseRef, Staged>,
@@ -51,31 +51,31 @@ struct Submitted {
     signature: [u8; 64],
 }
 
-impl Desk {
+impl Dispatcher {
     pub(super) fn new(
         domain: String,
         store: Store,
         answers: Answers,
-        told: mpsc::Sender<Told>,
+        messages: mpsc::Sender<Message>,
     ) -> Self {
         Self {
             domain,
             executor: executor::Handle::start(store.clone(), answers.clone()),
             store,
             answers,
-            told,
+            messages,
             staged: BTreeMap::new(),
             kept: BTreeMap::new(),
         }
     }
 
     /// Takes orders until the run is forgotten.
-    pub(super) async fn run(mut self, mut told: mpsc::Receiver<Told>) {
-        while let Some(told) = told.recv().await {
-            match told {
-                Told::Order(Order::Forget) => return,
-                Told::Order(order) => self.take(order),
-                Told::Passed { lease, kept } => drop(self.kept.insert(lease, kept)),
+    pub(super) async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
+        while let Some(message) = messages.recv().await {
+            match message {
+                Message::Order(Order::Forget) => return,
+                Message::Order(order) => self.take(order),
+                Message::Passed { lease, kept } => drop(self.kept.insert(lease, kept)),
             }
         }
     }
@@ -142,7 +142,7 @@ impl Desk {
                     outcome: Err(refusal),
                 });
             }
-            Order::Forget => unreachable!("the desk ends with this order"),
+            Order::Forget => unreachable!("the dispatcher ends with this order"),
         }
     }
 
@@ -187,7 +187,7 @@ impl Desk {
         let staged = self.staged.remove(&lease).unwrap_or_default();
         let mut context = self.executor.context();
         let (store, domain) = (self.store.clone(), self.domain.clone());
-        let (answers, told) = (self.answers.clone(), self.told.clone());
+        let (answers, messages) = (self.answers.clone(), self.messages.clone());
         tokio::spawn(async move {
             let checked = async {
                 let unknown = || {
@@ -210,9 +210,9 @@ impl Desk {
             };
             let verdict = match answered("check of a result", checked).await {
                 Ok((screened, kept)) => {
-                    // The desk has it before the answer can lead to a merge; when it has ended
+                    // The dispatcher has it before the answer can lead to a merge; when it has ended
                     // nobody merges.
-                    let _ = told.send(Told::Passed { lease, kept }).await;
+                    let _ = messages.send(Message::Passed { lease, kept }).await;
                     Ok(screened)
                 }
                 Err(refusal) => Err(refusal),
