@@ -8,10 +8,10 @@
 # diloco-coordinator, diloco-audit, diloco-worker, nats-server, the example `card` of the crate
 # `torch` and its test program `card` as `card-test`. python3 must have a CUDA build of libtorch
 # 2.11.0. DEVICE, SIZES, PRESET, STEPS, ROUNDS and SET (further flags of `diloctl run new`)
-# change what is measured.
+# change what is measured; LOGS names a file for the processes' logs.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-root=$PWD device=${DEVICE:-cuda:0} steps=${STEPS:-40} rounds=${ROUNDS:-10}
+root=$PWD device=${DEVICE:-cuda:0} steps=${STEPS:-200} rounds=${ROUNDS:-8}
 torch='import os, torch; print(os.path.join(os.path.dirname(torch.__file__), "lib"))'
 export LD_LIBRARY_PATH=${TORCH_LIB:-$(python3 -c "$torch")}
 if [ $# -gt 0 ]; then
@@ -29,10 +29,12 @@ nvidia-smi -L || true
 # shellcheck disable=SC2086
 "$programs/card" "$device" ${SIZES:-110m 1b}
 
+# Units of some seconds, as short as they may be: moments are written while the next unit trains.
 scratch=$(mktemp -d)
 export DILOCO_DOMAIN=$scratch/domain NATS_SERVER_BIN=$programs/nats-server
 diloctl() { "$programs/diloctl" "$@" >"$scratch/last.log" 2>&1 || { cat "$scratch/last.log"; exit 1; }; }
-trap '"$programs/diloctl" down >/dev/null 2>&1 || true; rm -rf "$scratch"' EXIT
+keep() { [ -z "${LOGS:-}" ] || (cd "$scratch" && find . -name '*.log' | tar czf "$LOGS" -T -); }
+trap '"$programs/diloctl" down >/dev/null 2>&1 || true; keep; rm -rf "$scratch"' EXIT
 (find "$root/services" -name '*.rs' -exec cat {} + || true) 2>/dev/null | head -c 1500000 >"$scratch/text" || true
 diloctl auth init --run demo
 diloctl up --run demo --device "$device"
@@ -58,14 +60,16 @@ for log in pathlib.Path(sys.argv[1]).rglob("*.log"):
             key = int(found[1]), mark
             last[key] = max(at, last.get(key, at))
 stages = [("done", 0), ("uploaded", 0), ("screened", 0), ("merged", 0), ("leased", 1), ("loaded", 1)]
+names = ["encode + upload", "screen", "merge + publish", "lease", "download + decode"]
 rows = []
 # The first rounds warm caches, page-locked memory among them.
 for round in range(2, max(round for round, _ in last)):
     times = [last.get((round + later, mark)) for mark, later in stages]
     if None not in times:
         rows.append([b - a for a, b in zip(times, times[1:])])
+        print(f"round {round}: {sum(rows[-1]):.3f} s =", " + ".join(f"{stage:.3f}" for stage in rows[-1]))
 print(f"last inner step to next base, median of {len(rows)} rounds:")
 print(f"  {statistics.median(map(sum, rows)):.3f} s")
-for at, name in enumerate(["encode + upload", "screen", "merge + publish", "lease", "download + decode"]):
+for at, name in enumerate(names):
     print(f"  {statistics.median(row[at] for row in rows):.3f} s {name}")
 END
