@@ -1,9 +1,10 @@
 //! The engine: a session with one model on a thread of its own, which takes jobs between two inner
 //! steps.
 //!
-//! * **The training thread owns all tensors:** the trainer with the local parameters and the
-//!   moments, and the global weights that they started from. Nothing else in the process touches
-//!   one. What leaves the thread is bytes: encoded chunks, and a copy of the inner state.
+//! * **The training thread owns all tensors:** the trainer with the local parameters, the global
+//!   weights that they started from, and the moments, in memory or on a card. Nothing else in the
+//!   process touches one. What leaves the thread is bytes: encoded chunks, and a copy of the inner
+//!   state.
 //! * **Jobs are done in the order in which they come.** While inner steps are done, the thread
 //!   takes between two of them what may happen there: weights that arrive ([`Engine::expect`],
 //!   [`Engine::load`]), [`Engine::capture`], [`Engine::blend`], [`Engine::save`] and
@@ -14,7 +15,8 @@
 //!   Other fragments and the steps go on meanwhile.
 //! * **A capture encodes on this thread**, since only it may read parameters, and at once, since
 //!   the next step would change them. The encoded chunks are in memory until they are uploaded: 2
-//!   bytes a parameter of the fragment in bf16, and the thread never waits for an upload.
+//!   bytes a parameter of the fragment in bf16, page-locked if they come off a card, and the thread
+//!   never waits for an upload.
 //! * **A save copies** the moments on this thread (8 bytes a parameter, kept for the next copy; as
 //!   much again while a write takes longer than a unit) and the lane in [`saver`] writes them
 //!   beside the next steps.

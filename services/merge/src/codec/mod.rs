@@ -1,7 +1,8 @@
 //! Codecs: how a slice of parameters or differences is written as bytes.
 //!
 //! A codec is a file here, a line in [`CodecKind`], which gives its name and sizes, a line in
-//! `of`, and a file of golden bytes under `golden/`.
+//! `of`, and a file of golden bytes under `golden/`. The crate `torch` has it once more as tensor
+//! operations, for weights on a card.
 
 mod bf16;
 mod e3m0;

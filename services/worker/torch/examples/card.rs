@@ -77,6 +77,17 @@ fn measure(size: &str, device: DeviceChoice) -> anyhow::Result<()> {
         trainer.parameters()?;
         Ok(())
     })?;
+    let mut state = InnerState::default();
+    row(
+        "copy the moments",
+        || Ok(trainer.capture_inner(&mut state)?),
+    )?;
+    drop(state);
+    codecs(&mut trainer, elements)
+}
+
+/// Encodes and decodes with every codec.
+fn codecs(trainer: &mut TorchTrainer, elements: usize) -> anyhow::Result<()> {
     let mut chunk = CHUNK_ELEMENTS;
     while elements.div_ceil(chunk) > CHUNKS_MAX {
         chunk *= 2;
@@ -85,12 +96,6 @@ fn measure(size: &str, device: DeviceChoice) -> anyhow::Result<()> {
         .step_by(chunk)
         .map(|start| start..(start + chunk).min(elements))
         .collect();
-    let mut state = InnerState::default();
-    row(
-        "copy the moments",
-        || Ok(trainer.capture_inner(&mut state)?),
-    )?;
-    drop(state);
     let stochastic = SeededRounding {
         rule: Rounding::Stochastic,
         seed: 1,

@@ -38,7 +38,7 @@ pub trait Weights {
     /// it is in this machine's memory, until `take` breaks. `rounding` is that of element 0.
     ///
     /// # Errors
-    /// A piece reaches past the end, or the device failed; pieces before it were handed over.
+    /// A piece reaches past the end (those before it were handed over), or the device failed.
     fn encode(
         &mut self,
         codec: CodecKind,
