@@ -19,10 +19,7 @@ use schemas::lease::{
 };
 use schemas::member::{JoinReply, JoinRequest, Layer, LeaveRequest, OpenLayer, Posture, Session};
 use schemas::public::Status;
-use schemas::run::{
-    Closing, Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision,
-    Rounding, RunSpec, Schedule, TrainerKind,
-};
+use schemas::run::{Codec, CodecKind, InnerOptimizer, Precision, Rounding, RunSpec, TrainerKind};
 use schemas::sync::SealedInput;
 use schemas::telemetry::{Heartbeat, Phase};
 use schemas::view::{RunPhase, RunView};
@@ -87,58 +84,33 @@ fn codec() -> Codec {
     }
 }
 
-/// Valid settings of a run.
+/// Valid settings of a run; what they say is part of the golden messages.
 pub(crate) fn spec() -> RunSpec {
-    RunSpec {
-        v: V,
-        run: run(),
-        model: ModelSpec {
-            trainer: TrainerKind::Torch,
-            config: object(),
-            layout: object(),
-            chunk_elements: 1 << 22,
-            initial: vec![object()],
-            precision: Precision::Bf16,
-        },
-        data: object(),
-        schedule: Schedule {
-            rounds: 10,
-            units: 2,
-            inner_steps: Steps(50),
-            batch_sequences: 8,
-            accumulation: 2,
-            sequence_tokens: 256,
-            evaluation_every: 1,
-            evaluation_sequences: 64,
-            snapshot_every: 1,
-        },
-        inner: InnerOptimizer {
-            learning_rate: 4e-4,
+    kit::run_spec()
+        .trainer(TrainerKind::Torch)
+        .config(object())
+        .layout(object())
+        .chunk_elements(1 << 22)
+        .initial(vec![object()])
+        .precision(Precision::Bf16)
+        .data(object())
+        .rounds(10)
+        .inner_steps(Steps(50))
+        .batch_sequences(8)
+        .accumulation(2)
+        .sequence_tokens(256)
+        .evaluation_every(1)
+        .evaluation_sequences(64)
+        .inner(InnerOptimizer {
             warmup_steps: Steps(100),
             final_ratio: 0.1,
-            beta1: 0.9,
-            beta2: 0.95,
-            epsilon: 1e-8,
-            weight_decay: 0.1,
-            clip_norm: 1.0,
-        },
-        outer: OuterOptimizer::Nesterov {
-            learning_rate: 0.7,
-            momentum: 0.9,
-        },
-        upload: codec(),
-        download: codec(),
-        error_feedback: false,
-        policy: Policy {
-            workers_min: 2,
-            lease: Millis::from_secs(60),
-            silence_max: Millis::from_secs(30),
-            norm_max: 0.0,
-            strikes_max: 3,
-            closing: Closing::default(),
-        },
-        seed: 7,
-    }
+            ..InnerOptimizer::adamw(4e-4)
+        })
+        .workers_min(2)
+        .lease(Millis::from_secs(60))
+        .silence_max(Millis::from_secs(30))
+        .norm_max(0.0)
+        .build()
 }
 
 /// What a worker asked.

@@ -125,8 +125,8 @@ fn check_shards(part: &str, shards: &[Shard], schedule: &Schedule) -> Result<(),
 
 #[cfg(test)]
 mod tests {
-    use schemas::data::{Entropy, Tokenizer};
-    use schemas::{ObjectRef, Steps, V};
+    use schemas::data::Tokenizer;
+    use schemas::{ObjectRef, Steps};
 
     use super::*;
     use crate::Preset;
@@ -154,19 +154,10 @@ mod tests {
     }
 
     fn data(train: &[usize], held_out: &[usize]) -> DataManifest {
-        DataManifest {
-            v: V,
-            source: "a test".to_owned(),
-            tokenizer: Tokenizer::Byte,
-            vocabulary: 256,
-            token_bytes: 1,
-            train: shards(train),
-            held_out: shards(held_out),
-            entropy: Entropy {
-                unigram: 3.0,
-                bigram: 2.0,
-            },
-        }
+        kit::data()
+            .train(shards(train))
+            .held_out(shards(held_out))
+            .build()
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use diloco_coordinator::{Ledger, LedgerError, LedgerMark, NewEvent};
 use identity::join::new_session;
-use identity::{AuditKey, KeyKind, ManifestKey, SigningKey, TrustBundle};
+use identity::{AuditKey, ManifestKey, TrustBundle};
 use runtime::Failure;
 use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent};
 use schemas::member::Posture;
@@ -42,20 +42,7 @@ impl Scene {
 
     pub(crate) async fn new() -> Self {
         let key = AuditKey::generate();
-        let trust = TrustBundle {
-            v: V,
-            domain: SigningKey::generate(KeyKind::Operator).public().clone(),
-            tenants: vec![
-                SigningKey::generate(KeyKind::Account)
-                    .public()
-                    .as_str()
-                    .parse()
-                    .expect("an account's id"),
-            ],
-            manifest_keys: vec![ManifestKey::generate().public().clone()],
-            audit_keys: vec![key.public().clone()],
-            ca: "ca.pem".into(),
-        };
+        let trust = kit::trust(ManifestKey::generate().public(), key.public());
         Self {
             server: Server::start().await,
             key,

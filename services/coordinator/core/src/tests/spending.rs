@@ -144,7 +144,6 @@ fn an_honest_life_of_a_thousand_units_and_of_days_without_work_meets_no_bound() 
         many.schedule.snapshot_every,
     ) = (50, 20, 10);
     let mut world = World::with_run(many);
-    world.long = true;
     world.join(1);
     for unit in 0..1000_u64 {
         // Started anew now and again, and once in a while the first lease comes to nothing.
@@ -167,7 +166,6 @@ fn an_honest_life_of_a_thousand_units_and_of_days_without_work_meets_no_bound() 
     let mut alone = spec("demo");
     alone.policy.workers_min = 2;
     let mut world = World::with_run(alone);
-    world.long = true;
     world.join(1);
     for _ in 0..20_000 {
         let reply = world.claim(1);
