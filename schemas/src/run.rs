@@ -4,9 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::code::{Code, Refusal};
 pub use crate::codec::{Carries, Codec, CodecKind, Rounding};
-use crate::lease::Weights;
 use crate::limits::{LEASE_MAX, LEASE_MIN, SEQUENCE_TOKENS_MAX, UNITS_MAX, WORKERS_MAX};
 use crate::message::{V, message};
+use crate::weights::Weights;
 use crate::{Bytes, Digest, Fragment, Message, Millis, ObjectRef, Round, RunId, Steps, Tokens};
 
 /// Everything that decides a run's result. Workers get it when they join, and every lease names its

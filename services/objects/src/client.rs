@@ -30,8 +30,8 @@ use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
 use crate::endpoint::{EndpointError, Trust};
+use crate::limits::TransferLimits;
 use crate::line::{Counted, Line};
-use crate::transfer::TransferLimits;
 
 /// Longest error document that is read; S3's have a few hundred bytes.
 const ERROR_BYTES_MAX: usize = 8 << 10;

@@ -8,7 +8,6 @@ use ledger::State;
 use schemas::event::{Departure, Event, EventBody, LedgerEvent};
 use schemas::subject::{Incoming, recorded_worker};
 use schemas::{AccountId, Digest, Millis, PublicKey, RunId, Sequence, UnixMillis, WorkerId};
-use serde::{Deserialize, Serialize};
 
 use crate::emitter::{Chain, Link};
 use crate::finding::{Finding, Found};
@@ -16,6 +15,7 @@ use crate::intake::{Enrolment, Notice};
 use crate::record::{Payload, Record, StreamSequence};
 use crate::summary::{EmitterSummary, FaultyWorker, Summary, Tally};
 use crate::timeline::TimelineRow;
+use crate::verdict::Verdict;
 
 /// Most events that wait for their emitter to be enrolled. The broker copies ledger and events side
 /// by side, so a copy that is made anew can bring many events before the joins that enrol their
@@ -25,22 +25,6 @@ pub const HELD_MAX: usize = 16_384;
 /// How far an emitter's clock may lie after the broker's, or go back: machines without NTP drift by
 /// seconds a day.
 const CLOCK_SKEW_MAX: Millis = Millis::from_secs(600);
-
-/// What a record came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    /// Everything about it is right.
-    Verified,
-    /// Byte for byte an event that was verified before. It counts once.
-    Repeated,
-    /// Signed, by a key that the ledger has not enrolled yet.
-    Unenrolled,
-    /// Something is wrong.
-    Rejected,
-    /// In nobody's chain; passed over.
-    Foreign,
-}
 
 /// A record after its checks.
 #[derive(Clone, Debug)]

@@ -13,6 +13,7 @@
 //! | `emitter` | one emitter's chain: what is wrong with it is a finding |
 //! | `finding` | what can be wrong |
 //! | `intake` | checks of workers' events before they are recorded |
+//! | `verdict` | what a record came to |
 //! | `timeline` | an event as a line for people |
 //! | `summary` | what a whole replay came to |
 //!
@@ -27,8 +28,9 @@ mod intake;
 mod record;
 mod summary;
 mod timeline;
+mod verdict;
 
-pub use check::{Auditor, Checked, HELD_MAX, Verdict};
+pub use check::{Auditor, Checked, HELD_MAX};
 pub use finding::{Finding, Found};
 pub use intake::{
     BYTES_BURST, BYTES_PER_SECOND, Candidate, EVENTS_BURST, EVENTS_PER_SECOND, Enrolment, Heard,
@@ -37,3 +39,4 @@ pub use intake::{
 pub use record::{Payload, Record, StreamSequence};
 pub use summary::{EmitterSummary, FaultyWorker, ForeignMessage, RunSummary, Summary};
 pub use timeline::TimelineRow;
+pub use verdict::Verdict;
