@@ -33,6 +33,9 @@ use serde_bytes::{ByteArray, ByteBuf};
 /// An encoded example and a decoder of its type.
 pub(crate) struct Example {
     pub(crate) name: &'static str,
+    /// The type's name in the table of subjects.
+    pub(crate) type_name: &'static str,
+    pub(crate) bytes_max: usize,
     pub(crate) bytes: Vec<u8>,
     pub(crate) decode: fn(&[u8]) -> Result<Vec<u8>, DecodeError>,
 }
@@ -40,9 +43,17 @@ pub(crate) struct Example {
 fn example<T: Message>(message: &T) -> Example {
     Example {
         name: T::NAME,
+        type_name: short(std::any::type_name::<T>()),
+        bytes_max: T::BYTES_MAX,
         bytes: message.encode(),
         decode: |bytes| T::decode(bytes).map(|message| message.encode()),
     }
+}
+
+/// A type's name without the path to it, and without its parameters.
+fn short(path: &'static str) -> &'static str {
+    let plain = path.split('<').next().unwrap_or(path);
+    plain.rsplit("::").next().unwrap_or(plain)
 }
 
 fn key(kind: char) -> String {
