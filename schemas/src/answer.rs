@@ -20,7 +20,7 @@ use crate::{Digest, PublicKey};
 /// signed documents nor JSON begin with it.
 pub const ANSWER_MARK: u8 = 0xc1;
 
-/// Who asked, and what: the digest of the subject, as the asker wrote it, and of the request's
+/// An asker and its question: the digest of the subject, as the asker wrote it, and of the request's
 /// bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asked {

@@ -1,6 +1,6 @@
-//! What the coordinator asks of a run's foundry, and what comes of it. The foundry is the one place
+//! What the coordinator asks of a run's foundry, and what it answers. The foundry is the one place
 //! that holds the run's weights and the bytes of its contributions: it checks them, merges them,
-//! saves and restores what came of it. The coordinator decides and holds no weights.
+//! saves and restores the result. The coordinator decides and holds no weights.
 //!
 //! A foundry takes orders in the order in which they are given. Those that read or check run beside
 //! each other; those that change the weights run one after another.

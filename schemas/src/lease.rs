@@ -42,7 +42,7 @@ pub enum UnitKind {
 pub struct LeaseRef {
     /// The unit.
     pub unit: UnitId,
-    /// Which grant of it.
+    /// Which grant of the unit.
     pub epoch: Epoch,
 }
 

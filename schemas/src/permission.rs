@@ -1,4 +1,4 @@
-//! Who may say and hear what: the roles, and the permission sets that follow from [`TABLE`] and
+//! What each role may say and hear: the permission sets that follow from [`TABLE`] and
 //! from the plumbing of JetStream. User JWTs, role templates and `docs/bus.md` are all made from
 //! here.
 

@@ -180,7 +180,7 @@ impl Closing {
 pub struct Policy {
     /// No lease is granted before this many workers have joined.
     pub workers_min: u32,
-    /// A lease's life without renewal; holders renew after a third of it.
+    /// A lease's life without renewal; holders renew after a third of that.
     pub lease: Millis,
     /// A worker that was not heard for this long is taken for lost and counts no longer as a
     /// member.
