@@ -16,7 +16,7 @@ pub const UNLIMITED: i64 = -1;
 pub trait Claims: Serialize + DeserializeOwned {
     /// Whose token it is.
     const KIND: KeyKind;
-    /// Who signs it.
+    /// The signer.
     const ISSUER: KeyKind;
 
     /// The same claims, if they are a user's: only users' names and tags end up in subjects.

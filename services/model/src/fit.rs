@@ -1,7 +1,7 @@
-//! Whether model, data and settings of a run fit together. Workers rely on all of it, so it is
-//! asked before there is a run: by `diloctl` before it uploads anything, by the coordinator before
-//! it creates the run, and by a worker before it takes memory. One place decides, so that none of
-//! them accepts what another refuses.
+//! Checks that model, data and settings of a run fit together. Workers rely on these checks, so
+//! three programs make them: `diloctl` before it uploads anything, the coordinator before it creates
+//! the run, and a worker before it takes memory. They share this code, so that none accepts what
+//! another refuses.
 
 use std::fmt::Display;
 

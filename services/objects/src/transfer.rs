@@ -45,11 +45,11 @@ const LOOK_FIRST: Duration = Duration::from_millis(20);
 const GRACE: Duration = Duration::from_secs(2);
 /// A longer exchange says little about the store's clock.
 const CLOCK_EXCHANGE_MAX: Duration = Duration::from_secs(5);
-/// So many times an upload hears that the store has no room; room that uploads in progress take
-/// comes back at once, other room when somebody makes it, and the caller can say so.
+/// Give up an upload after this many "no room" answers. Space held by uploads in progress frees up
+/// in moments; anything else needs an operator, so report it instead of retrying.
 const FULL_ANSWERS_MAX: u32 = 4;
 
-/// Who grants another URL when one was refused, has expired, or may have been used.
+/// Grants another URL when one was refused, has expired, or may have been used.
 #[async_trait]
 pub trait Regrant: Send + Sync {
     /// Another grant for `digest`; without an action when the store has the object by now.

@@ -270,7 +270,7 @@ impl Store {
 struct Front {
     service: S3Service,
     limits: StoreLimits,
-    /// Whether any of them was signed and allowed.
+    /// Set once any of them was signed and allowed.
     known: Admission,
 }
 

@@ -30,7 +30,7 @@ pub struct Listener {
     denied: Arc<OnceLock<String>>,
 }
 
-/// The other end: the connection, and what becomes of it.
+/// The other end: the connection and its end.
 struct Keeper {
     dialer: Dialer,
     outlets: Vec<Outlet>,
