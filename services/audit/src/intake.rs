@@ -105,7 +105,7 @@ impl Intake {
                 () = stop.cancelled() => return Ok(()),
                 notice = self.notices.recv() => match notice {
                     Some(notice) => self.core.learn(notice),
-                    // Who reads the ledger has ended, and so does this.
+                    // The reader of the ledger has ended, and so does this.
                     None => return Ok(()),
                 },
                 _ = reports.tick() => self.tally.report(),

@@ -219,8 +219,8 @@ impl Recorder {
         Ok(findings)
     }
 
-    /// Whether the stream no longer has messages before `at` that were kept. Those that were never
-    /// kept are the auditor's to miss.
+    /// The kept messages before `at` that the stream no longer has, as a hole. The auditor reports
+    /// those that were never kept.
     fn lost_before(&mut self, at: StreamSequence) -> Option<Finding> {
         let from = std::mem::replace(&mut self.read, at).next();
         let to = StreamSequence(at.0.saturating_sub(1)).min(self.keep.last());

@@ -130,7 +130,7 @@ impl Ends {
     async fn ask(reader: &Reader, recorder: &Recorder) -> Result<Self, StreamError> {
         let kept = recorder.keep().last();
         let span = match reader.span().await {
-            // One that is gone has lost all of it.
+            // A stream that is gone has lost all of them.
             Err(StreamError::Missing(_)) if kept > StreamSequence(0) => Span::EMPTY,
             span => span?,
         };

@@ -318,7 +318,7 @@ fn what_comes_behind_something_else_is_not_taken() {
     assert_eq!(kinds(scratch.path()), (5, 2), "the sixth is never recorded");
 }
 
-/// Whatever the stream holds, the service starts again on what it kept of it.
+/// Whatever the stream holds, the service starts again on what it kept.
 #[test]
 fn what_is_longest_and_strangest_is_kept_and_read_again() {
     let (trust, mut records) = ledger(2);

@@ -179,7 +179,7 @@ impl Scripted {
                     .await
                 {
                     Ok(_) => return Ok(()),
-                    // Who has joined just now is known in a moment.
+                    // A worker that joined just now is known in a moment.
                     Err(BusError::Refused(refusal)) if refusal.code == Code::EventLater => {}
                     Err(BusError::Refused(refusal)) => return Err(refusal),
                     Err(error) => panic!("{subject}: {error}"),

@@ -28,7 +28,7 @@ pub(crate) struct Tables {
     troubles: BTreeMap<RunId, Code>,
 }
 
-/// Who waits for an answer.
+/// A sender that waits for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asker {
     Worker,

@@ -379,8 +379,8 @@ async fn an_append_outlives_a_server_that_is_killed() {
 }
 
 /// Two processes with the same key that start in the same millisecond sign different first events,
-/// so that the ledger takes one and the other learns of it. The very same event would be taken for
-/// its own by both.
+/// so that the ledger takes one and refuses the other. Each would take the very same event for its
+/// own.
 #[tokio::test]
 async fn two_that_start_in_the_same_moment_do_not_both_lead() {
     let scene = Scene::new().await;
@@ -424,7 +424,7 @@ async fn messages_that_nobody_signed_are_passed_over_wherever_they_lie() {
     );
 }
 
-/// Who may write the stream but has no audit key can only say again what was said.
+/// A process that may write the stream but has no audit key can only repeat old events.
 #[tokio::test]
 async fn a_copied_event_is_passed_over_however_old_it_is() {
     let scene = Scene::new().await;

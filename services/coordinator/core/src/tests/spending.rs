@@ -66,7 +66,7 @@ fn joins_with_two_sessions_in_turn_end_at_a_bound_and_go_on_slowly() {
     // The first join has nobody to replace; it opens the round.
     assert_eq!(events, 2 * FRUITLESS_MAX - 1 + 1);
     let before = world.journal.len();
-    // Who is a member stays one, is heard and answered.
+    // A member stays one, is heard and answered.
     let again = join_as(&mut world, 2);
     assert!(
         matches!(world.answers[&again], Ok(Answer::Join(_))),

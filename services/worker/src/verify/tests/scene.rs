@@ -1,4 +1,4 @@
-//! A manifest with all that it names, and what a worker expects of it.
+//! A manifest with all that it names, and what a worker expects it to say.
 
 use identity::key::{KeyKind, SigningKey};
 use identity::{AuditKey, ManifestKey};
