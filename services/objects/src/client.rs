@@ -60,7 +60,9 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Clone, Debug)]
 pub(crate) struct Client(legacy::Client<Connector, Full<Bytes>>);
 
-/// Makes connections: TCP, and TLS over it where the URL says so.
+/// Makes connections: TCP, and TLS over it where the URL says so. `hyper-rustls` wraps a connector
+/// too, but hands rustls the bare socket: the counted line and the large reads below TLS, and the
+/// refusal of a URL of the other scheme, would each be a connector of their own again.
 #[derive(Clone, Debug)]
 struct Connector {
     tcp: HttpConnector,
@@ -103,8 +105,7 @@ impl Client {
         Ok(Self(client))
     }
 
-    /// Sends a request. Whether the URL may be used at all is the caller's to know, and so is how
-    /// long to wait.
+    /// Sends a request. The caller has checked that the URL may be used, and bounds the wait.
     pub(crate) async fn send(
         &self,
         method: Method,
@@ -115,7 +116,7 @@ impl Client {
         self.start(method, uri, headers, body).0.await
     }
 
-    /// As [`Client::send`], for who wants to see how it goes.
+    /// As [`Client::send`], with a view of the connection for callers that watch its progress.
     pub(crate) fn start(
         &self,
         method: Method,
