@@ -60,9 +60,9 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Clone, Debug)]
 pub(crate) struct Client(legacy::Client<Connector, Full<Bytes>>);
 
-/// Makes connections: TCP, and TLS over it where the URL says so. `hyper-rustls` wraps a connector
-/// too, but hands rustls the bare socket: the counted line and the large reads below TLS, and the
-/// refusal of a URL of the other scheme, would each be a connector of their own again.
+/// Makes connections: TCP, and TLS over it where the URL says so. `hyper-rustls` would replace the
+/// handshake only, and bounds no time for it: the connector below, with its counted line and large
+/// reads, would stay.
 #[derive(Clone, Debug)]
 struct Connector {
     tcp: HttpConnector,
