@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use diloco_worker::config::{Checked, WorkerConfig};
-use identity::{AuditKey, ManifestKey, TrustBundle};
+use identity::{AuditKey, ManifestKey};
 use runtime::config::load_from;
 use runtime::{ConfigArgs, Failure, clock};
 use schemas::Code;
