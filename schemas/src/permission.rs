@@ -270,8 +270,8 @@ mod tests {
         );
     }
 
-    /// Who asks chooses where the broker publishes the answer in the asker's account, and nobody's
-    /// permission is asked: a subject that several heard would multiply each answer.
+    /// The asker chooses the subject of the answer, and the broker checks it against nobody's
+    /// permissions: a subject that several workers hear would multiply each answer.
     #[test]
     fn what_a_worker_hears_only_that_worker_hears() {
         for role in Role::ALL.iter().filter(|role| role.is_tenant()) {

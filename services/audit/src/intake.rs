@@ -40,7 +40,7 @@ pub(crate) struct Intake {
     tally: Tally,
 }
 
-/// What was not recorded since it was last told.
+/// Events that were not recorded since the last report.
 #[derive(Debug, Default)]
 struct Tally {
     over: u64,

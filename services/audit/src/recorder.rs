@@ -264,7 +264,7 @@ impl Recorder {
         std::mem::replace(&mut self.again, 0)
     }
 
-    /// What the ledger has said since this was asked last of who may speak.
+    /// The enrolments and the progress of chains since the last call.
     pub fn take_notices(&mut self) -> Vec<Notice> {
         self.auditor.take_notices()
     }

@@ -143,7 +143,7 @@ impl Ends {
     }
 }
 
-/// Tells the intake what the ledger has said since the last time of who may speak.
+/// Hands the recorder's new notices to the intake.
 async fn tell_all(recorder: &mut Recorder, notices: &mpsc::Sender<Notice>) {
     for notice in recorder.take_notices() {
         // An intake that has ended is noticed where its end is waited for.

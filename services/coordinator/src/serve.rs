@@ -220,7 +220,7 @@ async fn refuse(
     })
 }
 
-/// Who is refused, for the log: a peer by its names, an operator by its key, all else by the lane
+/// The refused sender, for the log: a peer by its names, an operator by its key, all else by the lane
 /// on which it spoke.
 fn sender(subject: &str, peer: Option<&Peer>) -> String {
     match (peer, subject.parse::<Incoming>()) {

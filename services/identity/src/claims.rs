@@ -14,7 +14,7 @@ pub const UNLIMITED: i64 = -1;
 
 /// The claims of one kind of token.
 pub trait Claims: Serialize + DeserializeOwned {
-    /// Whose token it is.
+    /// The subject of the token.
     const KIND: KeyKind;
     /// The signer.
     const ISSUER: KeyKind;

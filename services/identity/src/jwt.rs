@@ -110,7 +110,7 @@ pub enum JwtError {
     /// The issuer may not sign this.
     #[error("token of {subject} is signed by {issuer}, which {reason}")]
     Issuer {
-        /// Whose token.
+        /// The token's subject.
         subject: PublicKey,
         /// Who signed it.
         issuer: PublicKey,
@@ -123,7 +123,7 @@ pub enum JwtError {
     /// Its time is over or has not begun.
     #[error("token of {subject} {}; it is {} now", window(*not_before, *expires, *now), Time(*now))]
     Window {
-        /// Whose token.
+        /// The token's subject.
         subject: PublicKey,
         /// The clock.
         now: UnixMillis,

@@ -78,7 +78,7 @@ pub struct Transfer {
     up: Lanes,
     down: Lanes,
     moved: Moved,
-    /// Where the store's time is kept, for who signs with it.
+    /// Keeps the store's time for the signer of URLs.
     clock: Option<StoreClock>,
 }
 

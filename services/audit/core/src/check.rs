@@ -42,9 +42,9 @@ pub struct Auditor {
     examiner: Examiner,
     chains: BTreeMap<PublicKey, Chain>,
     enrolled: BTreeMap<(RunId, WorkerId), BTreeSet<(AccountId, PublicKey)>>,
-    /// Those that nobody has taken yet.
+    /// Notices that wait for [`Auditor::take_notices`].
     notices: Vec<Notice>,
-    /// How far workers' chains have come since that was taken last.
+    /// Chains of workers that have grown since then, with their next number.
     reached: BTreeMap<PublicKey, Sequence>,
     held: VecDeque<Held>,
     state: State,
@@ -131,13 +131,12 @@ impl Auditor {
         results
     }
 
-    /// What the stream has said since this was asked last of who may speak, and how far those have
-    /// come.
+    /// The enrolments since the last call, and how far the workers' chains have come.
     pub fn take_notices(&mut self) -> Vec<Notice> {
         let reached = std::mem::take(&mut self.reached).into_iter();
         let reached = reached.map(|(key, next)| Notice::Reached { key, next });
-        // First: whose key is known is let speak, and then it must be known how much of its chain
-        // was recorded.
+        // Progress first: once a key is enrolled its events are taken, and by then the intake must
+        // know how much of its chain is recorded.
         reached.chain(std::mem::take(&mut self.notices)).collect()
     }
 
@@ -339,7 +338,7 @@ impl Auditor {
             .is_some_and(|keys| keys.contains(&(event.account.clone(), event.body.emitter.clone())))
     }
 
-    /// Links an event into its emitter's chain and looks at its time; whether it is a repetition.
+    /// Links an event into its emitter's chain and looks at its time; true for a repetition.
     fn link(
         &mut self,
         body: &EventBody,

@@ -76,7 +76,7 @@ pub enum Finding {
         /// What contradicts.
         reason: String,
     },
-    /// What must hold after every event of the ledger does not hold.
+    /// An invariant of the ledger's state does not hold.
     #[error("the ledger contradicts itself: {reason}")]
     Contradiction {
         /// What does not add up.

@@ -42,7 +42,7 @@ pub struct Enrolment {
     pub key: PublicKey,
 }
 
-/// What the readers' copy says of who may speak, and of what they have said.
+/// News from the readers' copy for the intake: enrolments, and how far chains have come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "fields are named after the words of `schemas`")]
 pub enum Notice {

@@ -439,7 +439,7 @@ async fn a_second_coordinator_takes_over_and_the_first_stands_down() {
     assert!(worker.claim().await.is_some());
 }
 
-/// One operator's key, used by a program that has run wild, or by who has stolen it.
+/// One operator's key, used by a program that has run wild, or by a thief.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_that_asks_without_end_is_refused_and_another_is_answered() {
     let scene = Scene::start(1).await;
