@@ -7,12 +7,12 @@ use anyhow::{Context as _, Result};
 use async_nats::jetstream::{self, stream};
 use diloco_coordinator::{Ledger, NewEvent};
 use harness::NatsServer;
-use identity::{AuditKey, KeyKind, ManifestKey, SigningKey, TrustBundle};
+use identity::{AuditKey, ManifestKey};
 use runtime::{Bus, BusConfig, clock};
 use schemas::event::LedgerEvent;
 use schemas::lease::{LeaseRef, UnitId, UnitKind};
 use schemas::subject::{LEDGER_FILTER, LEDGER_STREAM};
-use schemas::{Epoch, Round, RunId, UnitIndex, V, WorkerId};
+use schemas::{Epoch, Round, RunId, UnitIndex, WorkerId};
 
 use crate::Effort;
 use crate::row::{Reach, Row};
@@ -70,15 +70,7 @@ async fn open() -> Result<(NatsServer, Ledger)> {
     let made = jetstream.create_stream(stream).await;
     made.context("the server takes no stream")?;
     let key = AuditKey::generate();
-    let account = SigningKey::generate(KeyKind::Account);
-    let trust = TrustBundle {
-        v: V,
-        domain: SigningKey::generate(KeyKind::Operator).public().clone(),
-        tenants: vec![account.public().as_str().parse()?],
-        manifest_keys: vec![ManifestKey::generate().public().clone()],
-        audit_keys: vec![key.public().clone()],
-        ca: "ca.pem".into(),
-    };
+    let trust = kit::trust(ManifestKey::generate().public(), key.public());
     let mut ledger = Ledger::new(bus, key, trust, PATIENCE);
     ledger.catch_up(|_| Ok::<(), String>(())).await?;
     Ok((server, ledger))

@@ -4,20 +4,11 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
-use harness::Cluster;
-use identity::join::new_session;
-use identity::{AuditKey, TrustBundle, jws};
-use runtime::Bus;
-use schemas::lease::{
-    ClaimOutcome, ClaimReply, ClaimRequest, Done, MANIFEST_TYPE, Manifest, ReleaseRequest,
-};
-use schemas::member::{JoinReply, JoinRequest, Posture, Session};
-use schemas::permission::Role;
-use schemas::run::TrainerKind;
-use schemas::subject::{Verb, request_subject};
-use schemas::{Message, Millis, RunId, V, WorkerId};
-use serde_bytes::ByteArray;
+use anyhow::{Context as _, Result};
+use harness::Scripted;
+use schemas::V;
+use schemas::lease::{Done, ReleaseRequest};
+use schemas::subject::Verb;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -34,18 +25,6 @@ const CLAIMERS: usize = 40;
 const UNITS: u32 = 256;
 /// Claims that are not counted.
 const WARMUP_CLAIMS: usize = 100;
-/// Longest wait for an answer.
-const ANSWER_WAIT: Duration = Duration::from_secs(20);
-
-/// A worker that claims and releases.
-struct Claimer {
-    session: Session,
-    bus: Bus,
-    run: RunId,
-    worker: WorkerId,
-    trust: TrustBundle,
-}
-
 /// The rows of this bench.
 pub(crate) async fn measure(effort: Effort) -> Result<Vec<Row>> {
     let counted = if effort == Effort::Full { 1500 } else { 100 };
@@ -64,7 +43,8 @@ pub(crate) async fn measure(effort: Effort) -> Result<Vec<Row>> {
     let cluster = cluster_run::start(&shape).await?;
     let (idle, mut waiting) = mpsc::channel(CLAIMERS);
     for index in 0..CLAIMERS {
-        let claimer = Claimer::join(&cluster, &format!("claimer-{index}")).await?;
+        let claimer = Scripted::connect(&cluster, &format!("claimer-{index}")).await;
+        claimer.join().await;
         idle.try_send(claimer)
             .ok()
             .context("there is room for all")?;
@@ -78,7 +58,7 @@ pub(crate) async fn measure(effort: Effort) -> Result<Vec<Row>> {
             let claimer = waiting.recv().await.context("claimers come back")?;
             let (idle, times) = (idle.clone(), times.clone());
             tokio::spawn(async move {
-                let taken = claimer.claim(due).await;
+                let taken = claim(&claimer, due).await;
                 // The receiver is gone only when an earlier claim failed.
                 let _ = times.send(taken).await;
                 let _ = idle.send(claimer).await;
@@ -115,62 +95,15 @@ pub(crate) async fn measure(effort: Effort) -> Result<Vec<Row>> {
     ])
 }
 
-impl Claimer {
-    async fn join(cluster: &Cluster, name: &str) -> Result<Self> {
-        let issued = cluster.issue(Role::Worker, name);
-        let bus = cluster.connect(Role::Worker, name).await;
-        let audit_key = AuditKey::read(&issued.audit_key.context("workers sign events")?)?;
-        let worker = issued.public.as_str().parse()?;
-        let session = new_session();
-        let claimer = Self {
-            session,
-            bus,
-            run: cluster.run().clone(),
-            worker,
-            trust: cluster.domain().trust().clone(),
-        };
-        let join = JoinRequest {
-            v: V,
-            session,
-            audit_key: audit_key.public().clone(),
-            proof: ByteArray::new(audit_key.sign_join(
-                claimer.trust.domain.as_str(),
-                &claimer.run,
-                &claimer.worker,
-            )),
-            trainers: vec![TrainerKind::Synthetic],
-            device: "a bench".to_owned(),
-            release: "0".to_owned(),
-            posture: Posture::default(),
-        };
-        let _: JoinReply = claimer.ask(Verb::Join, &join).await?;
-        Ok(claimer)
-    }
-
-    /// Claims, and gives the lease back. The time is from `due` to the verified grant.
-    async fn claim(&self, due: Instant) -> Result<Duration> {
-        let claim = ClaimRequest {
-            v: V,
-            session: self.session,
-            wait: Millis::from_secs(10),
-        };
-        let reply: ClaimReply = self.ask(Verb::Claim, &claim).await?;
-        let ClaimOutcome::Lease(document) = reply.outcome else {
-            bail!("{:?} instead of a lease", reply.outcome)
-        };
-        let manifest: Manifest = jws::verify(&document, MANIFEST_TYPE, &self.trust)?;
-        let taken = due.elapsed();
-        let release = ReleaseRequest {
-            v: V,
-            lease: manifest.lease,
-            reason: "measured".to_owned(),
-        };
-        let _: Done = self.ask(Verb::Release, &release).await?;
-        Ok(taken)
-    }
-
-    async fn ask<Q: Message, A: Message>(&self, verb: Verb, question: &Q) -> Result<A> {
-        let subject = request_subject(&self.run, &self.worker, verb);
-        Ok(self.bus.request(&subject, question, ANSWER_WAIT).await?)
-    }
+/// Claims, and gives the lease back. The time is from `due` to the verified grant.
+async fn claim(worker: &Scripted, due: Instant) -> Result<Duration> {
+    let manifest = worker.claim().await;
+    let taken = due.elapsed();
+    let release = ReleaseRequest {
+        v: V,
+        lease: manifest.lease,
+        reason: "measured".to_owned(),
+    };
+    let _: Done = worker.ask(Verb::Release, &release).await?;
+    Ok(taken)
 }

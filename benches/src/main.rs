@@ -63,7 +63,7 @@ struct Arguments {
 pub(crate) enum Effort {
     /// What is quoted.
     Full,
-    /// Whether it works.
+    /// Few repetitions: they show that the bench works.
     Quick,
 }
 

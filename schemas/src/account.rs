@@ -7,44 +7,8 @@
 //! process between that checks what it stores.
 
 use crate::AccountId;
+pub use crate::role::Account;
 use crate::subject::{AUDIT_STREAM, LEDGER_STREAM, Lane, events_stream};
-
-/// An account, by what it is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Account {
-    /// Coordinators and operators; the queue of offers, and the buckets.
-    Control,
-    /// The ledger. Coordinators write it, and nobody else connects.
-    Ledger,
-    /// What workers say about themselves, one stream for each tenant.
-    Events,
-    /// Readers: a copy of the ledger and of every tenant's events, in one stream.
-    Audit,
-    /// A tenant's workers. It has no JetStream.
-    Tenant,
-}
-
-impl Account {
-    /// All of them.
-    pub const ALL: [Self; 5] = [
-        Self::Control,
-        Self::Ledger,
-        Self::Events,
-        Self::Audit,
-        Self::Tenant,
-    ];
-
-    /// Its name in files and declarations.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Control => "control",
-            Self::Ledger => "ledger",
-            Self::Events => "events",
-            Self::Audit => "audit",
-            Self::Tenant => "tenant",
-        }
-    }
-}
 
 /// A lane that crosses accounts, as its home exports it and tenants import it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

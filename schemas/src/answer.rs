@@ -11,6 +11,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Hasher;
+use crate::limits::ENVELOPE_BYTES_MAX;
 use crate::message::{self, DecodeError, Message, Reply, V};
 use crate::subject::{as_sent, sender_key};
 use crate::{Digest, PublicKey};
@@ -18,10 +19,8 @@ use crate::{Digest, PublicKey};
 /// The first byte of every answer, and of nothing else: MessagePack never uses it, and neither
 /// signed documents nor JSON begin with it.
 pub const ANSWER_MARK: u8 = 0xc1;
-/// What an answer needs beside what it says.
-pub const ENVELOPE_BYTES_MAX: usize = 512;
 
-/// Who asked, and what: the digest of the subject, as the asker wrote it, and of the request's
+/// An asker and its question: the digest of the subject, as the asker wrote it, and of the request's
 /// bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asked {

@@ -13,7 +13,7 @@ use crate::control::{
 use crate::lease::{ClaimReply, ClaimRequest, Done, ReleaseRequest, RenewReply, RenewRequest};
 use crate::member::{JoinReply, JoinRequest, LeaveRequest};
 use crate::message::DecodeError;
-use crate::permission::Role;
+use crate::role::Role;
 use crate::subject::{Kind, Lane, Row};
 use crate::{Message, PublicKey, RunId, WorkerId};
 

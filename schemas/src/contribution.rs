@@ -102,11 +102,11 @@ pub struct Evaluation {
 pub struct SubmitReply {
     /// Version.
     pub v: V<1>,
-    /// What became of it.
+    /// Its fate.
     pub fate: Fate,
 }
 
-/// What became of the tokens of a unit. Tokens issued equal the sum over fates, always.
+/// The fate of a unit's tokens. Tokens issued always equal the sum over fates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fate {

@@ -2,8 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::answer::ENVELOPE_BYTES_MAX;
-use crate::limits::MESSAGE_BYTES_MAX;
+use crate::limits::{ENVELOPE_BYTES_MAX, MESSAGE_BYTES_MAX};
 use crate::message::{V, message};
 use crate::run::RunSpec;
 use crate::view::{LeaseView, RoundView, RunDetail, RunView, SnapshotView, WorkerView};

@@ -73,8 +73,8 @@ pub const fn token_bytes(vocabulary: u32) -> u8 {
 }
 
 impl DataManifest {
-    /// Checks that it agrees with itself and with the limits: every reader of a manifest relies on
-    /// all of it.
+    /// Checks that it agrees with itself and with the limits: readers of a manifest rely on each of
+    /// these checks.
     ///
     /// # Errors
     /// [`Code::DataInvalid`], naming what contradicts what.

@@ -1,5 +1,5 @@
 //! Events: signed, chained per emitter, kept in streams. The coordinator's chain is the ledger: its
-//! state is the fold of it.
+//! state is its fold.
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::{ByteArray, ByteBuf};
@@ -158,7 +158,7 @@ pub enum LedgerEvent {
         inputs: Vec<SealedInput>,
         rest: u32,
     },
-    /// The sealed set is merged: `broadcast` are the weights that came of it. In a ledger of an
+    /// The sealed set is merged: `broadcast` are the resulting weights. In a ledger of an
     /// earlier release no seal comes before, and the set is all that was accepted.
     RoundClosed {
         round: Round,

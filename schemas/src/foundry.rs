@@ -1,6 +1,6 @@
-//! What the coordinator asks of a run's foundry, and what comes of it. The foundry is the one place
+//! What the coordinator asks of a run's foundry, and what it answers. The foundry is the one place
 //! that holds the run's weights and the bytes of its contributions: it checks them, merges them,
-//! saves and restores what came of it. The coordinator decides and holds no weights.
+//! saves and restores the result. The coordinator decides and holds no weights.
 //!
 //! A foundry takes orders in the order in which they are given. Those that read or check run beside
 //! each other; those that change the weights run one after another.
@@ -26,7 +26,7 @@ pub struct ScreeningId(pub u64);
 pub struct FoundryOrder {
     /// Version.
     pub v: V<1>,
-    /// Whose foundry.
+    /// The run of the foundry.
     pub run: RunId,
     /// What to do.
     pub order: Order,
@@ -54,7 +54,7 @@ pub enum Order {
     Stage {
         /// The lease under which it was uploaded.
         lease: LeaseRef,
-        /// Whose.
+        /// The worker that uploaded it.
         worker: WorkerId,
         /// Position of the chunk.
         index: u32,
@@ -72,7 +72,7 @@ pub enum Order {
     Screen {
         /// This check.
         screening: ScreeningId,
-        /// Whose result.
+        /// The worker that submitted it.
         worker: WorkerId,
         /// The key that must have signed it.
         audit_key: PublicKey,
@@ -123,15 +123,15 @@ impl Order {
 pub struct FoundryAnswer {
     /// Version.
     pub v: V<1>,
-    /// Whose foundry.
+    /// The run of the foundry.
     pub run: RunId,
-    /// What came of an order.
+    /// The outcome of an order.
     pub answer: Answer,
 }
 
 message!(FoundryAnswer, "foundry answer", FOUNDRY_BYTES_MAX);
 
-/// What came of an order.
+/// The outcome of an order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Answer {
@@ -149,7 +149,7 @@ pub enum Answer {
     Screened {
         /// Which check.
         screening: ScreeningId,
-        /// What was found when it may count: then its objects lie in `blobs`.
+        /// Ok when it may count: then its objects lie in `blobs`.
         verdict: Result<Screened, Refusal>,
     },
     /// An outer step was made and its weights published.

@@ -1,4 +1,4 @@
-//! Who and what: public keys in nkey text form, and the names of runs. All are safe as one subject
+//! Names: public keys in nkey text form, and the names of runs. All are safe as one subject
 //! token.
 
 use std::fmt;

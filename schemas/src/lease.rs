@@ -3,10 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::Codec;
 use crate::limits::{MESSAGE_BYTES_MAX, WORKER_MESSAGE_BYTES_MAX};
 use crate::member::Session;
 use crate::message::{V, message};
+pub use crate::weights::Weights;
 use crate::{
     Bytes, Digest, Epoch, Millis, ObjectRef, Round, RunId, Steps, UnitIndex, UnixMillis, WorkerId,
 };
@@ -42,7 +42,7 @@ pub enum UnitKind {
 pub struct LeaseRef {
     /// The unit.
     pub unit: UnitId,
-    /// Which grant of it.
+    /// Which grant of the unit.
     pub epoch: Epoch,
 }
 
@@ -112,18 +112,6 @@ pub struct Manifest {
     pub base: Weights,
     /// What to do with them.
     pub work: Work,
-}
-
-/// One copy of the global weights as it travels.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Weights {
-    /// The snapshot's round.
-    pub round: Round,
-    /// How the chunks are encoded.
-    pub codec: Codec,
-    /// One object per chunk of the layout, in order.
-    pub chunks: Vec<ObjectRef>,
 }
 
 /// What a lease asks for.

@@ -27,6 +27,7 @@ pub mod member;
 pub mod message;
 pub mod permission;
 pub mod public;
+pub mod role;
 pub mod run;
 pub mod snapshot;
 pub mod subject;
@@ -35,6 +36,7 @@ pub mod telemetry;
 pub mod text;
 pub mod unit;
 pub mod view;
+pub mod weights;
 
 pub use answer::{Answer, Asked, is_answer};
 pub use code::{Class, Code, Coded, Refusal};

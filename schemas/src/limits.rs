@@ -8,6 +8,8 @@ use crate::{Bytes, Millis};
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Longest message from a worker: matches the payload limit in the scoped worker template.
 pub const WORKER_MESSAGE_BYTES_MAX: usize = 256 << 10;
+/// What an answer needs beside what it says.
+pub const ENVELOPE_BYTES_MAX: usize = 512;
 /// Longest event body: the audit log's entries must stay below the 64 KiB of tlog-tiles, with room
 /// for the signature.
 pub const EVENT_BYTES_MAX: usize = 16 << 10;

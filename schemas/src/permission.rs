@@ -1,96 +1,10 @@
-//! Who may say and hear what: the roles, and the permission sets that follow from [`TABLE`] and
+//! What each role may say and hear: the permission sets that follow from [`TABLE`] and
 //! from the plumbing of JetStream. User JWTs, role templates and `docs/bus.md` are all made from
 //! here.
 
-use crate::account::Account;
 use crate::limits::{MESSAGE_BYTES_MAX, WORKER_MESSAGE_BYTES_MAX};
+pub use crate::role::Role;
 use crate::subject::{Kind, Lane, TABLE};
-
-/// What a credential is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Role {
-    /// Trains. Lives in a tenant's account.
-    Worker,
-    /// Leads runs.
-    Coordinator,
-    /// A coordinator's second connection, on which it writes the ledger.
-    LedgerWriter,
-    /// A person with `diloctl`.
-    Operator,
-    /// Reads events.
-    Auditor,
-    /// The audit service's second connection, on which it hears workers' events and records those
-    /// that are in order.
-    Recorder,
-    /// Creates streams of the control account; like the other provisioners used by
-    /// `diloctl cluster` only.
-    Provisioner,
-    /// Creates the ledger's stream.
-    LedgerProvisioner,
-    /// Creates the streams of tenants' events.
-    EventsProvisioner,
-    /// Creates the stream that readers see.
-    AuditProvisioner,
-}
-
-impl Role {
-    /// All of them.
-    pub const ALL: [Self; 10] = [
-        Self::Worker,
-        Self::Coordinator,
-        Self::LedgerWriter,
-        Self::Operator,
-        Self::Auditor,
-        Self::Recorder,
-        Self::Provisioner,
-        Self::LedgerProvisioner,
-        Self::EventsProvisioner,
-        Self::AuditProvisioner,
-    ];
-
-    /// Its name in credentials, files and documents.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Worker => "worker",
-            Self::Coordinator => "coordinator",
-            Self::LedgerWriter => "ledger-writer",
-            Self::Operator => "operator",
-            Self::Auditor => "auditor",
-            Self::Recorder => "recorder",
-            Self::Provisioner => "provisioner",
-            Self::LedgerProvisioner => "ledger-provisioner",
-            Self::EventsProvisioner => "events-provisioner",
-            Self::AuditProvisioner => "audit-provisioner",
-        }
-    }
-
-    /// Where its credentials belong.
-    pub const fn account(self) -> Account {
-        match self {
-            Self::Worker => Account::Tenant,
-            Self::Coordinator | Self::Operator | Self::Provisioner => Account::Control,
-            Self::LedgerWriter | Self::LedgerProvisioner => Account::Ledger,
-            Self::Recorder | Self::EventsProvisioner => Account::Events,
-            Self::Auditor | Self::AuditProvisioner => Account::Audit,
-        }
-    }
-
-    /// The role that creates the streams of an account; none for tenants', which have none.
-    pub const fn provisioner(account: Account) -> Option<Self> {
-        match account {
-            Account::Control => Some(Self::Provisioner),
-            Account::Ledger => Some(Self::LedgerProvisioner),
-            Account::Events => Some(Self::EventsProvisioner),
-            Account::Audit => Some(Self::AuditProvisioner),
-            Account::Tenant => None,
-        }
-    }
-
-    /// True when it lives in a tenant's account.
-    pub const fn is_tenant(self) -> bool {
-        matches!(self.account(), Account::Tenant)
-    }
-}
 
 /// A subject of the broker's own that a role needs, and why.
 #[derive(Clone, Copy, Debug)]
@@ -356,8 +270,8 @@ mod tests {
         );
     }
 
-    /// Who asks chooses where the broker publishes the answer in the asker's account, and nobody's
-    /// permission is asked: a subject that several heard would multiply each answer.
+    /// The asker chooses the subject of the answer, and the broker checks it against nobody's
+    /// permissions: a subject that several workers hear would multiply each answer.
     #[test]
     fn what_a_worker_hears_only_that_worker_hears() {
         for role in Role::ALL.iter().filter(|role| role.is_tenant()) {

@@ -4,9 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::code::{Code, Refusal};
 pub use crate::codec::{Carries, Codec, CodecKind, Rounding};
-use crate::lease::Weights;
 use crate::limits::{LEASE_MAX, LEASE_MIN, SEQUENCE_TOKENS_MAX, UNITS_MAX, WORKERS_MAX};
 use crate::message::{V, message};
+use crate::weights::Weights;
 use crate::{Bytes, Digest, Fragment, Message, Millis, ObjectRef, Round, RunId, Steps, Tokens};
 
 /// Everything that decides a run's result. Workers get it when they join, and every lease names its
@@ -180,7 +180,7 @@ impl Closing {
 pub struct Policy {
     /// No lease is granted before this many workers have joined.
     pub workers_min: u32,
-    /// A lease's life without renewal; holders renew after a third of it.
+    /// A lease's life without renewal; holders renew after a third of that.
     pub lease: Millis,
     /// A worker that was not heard for this long is taken for lost and counts no longer as a
     /// member.

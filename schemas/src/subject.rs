@@ -11,8 +11,8 @@ use crate::call::message_name;
 use crate::event::SignedEvent;
 use crate::id::CLUSTER;
 use crate::lease::{Done, Offer, UnitId};
-use crate::permission::Role;
 use crate::public::{Command, CommandVerb, Status};
+use crate::role::Role;
 use crate::telemetry::Heartbeat;
 use crate::{AccountId, PublicKey, RunId, WorkerId};
 

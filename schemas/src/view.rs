@@ -62,7 +62,7 @@ pub struct RunView {
     pub leases: u32,
     /// Tokens by what became of them.
     pub tokens: Vec<(Fate, Tokens)>,
-    /// Of all members, by their heartbeats.
+    /// Speed of all members together, by their heartbeats.
     pub tokens_per_second: f64,
     /// Mean over the last closed round's contributions, nats a token.
     pub train_loss: Option<f64>,

@@ -231,7 +231,7 @@ fn dev_conf_starts_with_jetstream_and_tls() {
     assert!(copy.folder.path().join(".diloco/nats").is_dir(), "{log}");
 }
 
-/// Whether a configuration is valid says nothing about who gets in.
+/// A valid configuration may still let anybody in, so this one is tried with clients.
 #[tokio::test]
 async fn a_node_of_prod_conf_serves_clients_with_credentials_and_nobody_else() {
     identity::tls::install_provider();

@@ -1,7 +1,7 @@
 //! Every bound that the rest of the program relies on, from both sides: the last value that may be,
 //! and the first that may not.
 
-use schemas::data::{BYTE_VOCABULARY, DataManifest, Entropy, Shard, Tokenizer};
+use schemas::data::{BYTE_VOCABULARY, DataManifest, Shard};
 use schemas::layout::{Layout, TensorSpec};
 use schemas::lease::Done;
 use schemas::limits::{
@@ -28,33 +28,19 @@ fn shard(tokens: u64, width: u64) -> Shard {
 }
 
 fn manifest() -> DataManifest {
-    DataManifest {
-        v: V,
-        source: "a test".to_owned(),
-        tokenizer: Tokenizer::Byte,
-        vocabulary: BYTE_VOCABULARY,
-        token_bytes: 1,
-        train: vec![shard(100, 1)],
-        held_out: vec![shard(10, 1)],
-        entropy: Entropy {
-            unigram: 1.0,
-            bigram: 0.5,
-        },
-    }
+    kit::data()
+        .train(vec![shard(100, 1)])
+        .held_out(vec![shard(10, 1)])
+        .build()
 }
 
 /// Another tokenizer's, with tokens of so many bytes.
 fn of_vocabulary(vocabulary: u32, width: u8) -> DataManifest {
-    let tokenizer = Tokenizer::HuggingFace(shard(1, 1).object);
     let shards = vec![shard(100, width.into())];
-    DataManifest {
-        tokenizer,
-        vocabulary,
-        token_bytes: width,
-        train: shards.clone(),
-        held_out: shards,
-        ..manifest()
-    }
+    let words = kit::data().words(shard(1, 1).object, vocabulary);
+    let mut manifest = words.train(shards.clone()).held_out(shards).build();
+    manifest.token_bytes = width;
+    manifest
 }
 
 #[test]

@@ -19,10 +19,7 @@ use schemas::lease::{
 };
 use schemas::member::{JoinReply, JoinRequest, Layer, LeaveRequest, OpenLayer, Posture, Session};
 use schemas::public::Status;
-use schemas::run::{
-    Closing, Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision,
-    Rounding, RunSpec, Schedule, TrainerKind,
-};
+use schemas::run::{Codec, CodecKind, InnerOptimizer, Precision, Rounding, RunSpec, TrainerKind};
 use schemas::sync::SealedInput;
 use schemas::telemetry::{Heartbeat, Phase};
 use schemas::view::{RunPhase, RunView};
@@ -36,6 +33,9 @@ use serde_bytes::{ByteArray, ByteBuf};
 /// An encoded example and a decoder of its type.
 pub(crate) struct Example {
     pub(crate) name: &'static str,
+    /// The type's name in the table of subjects.
+    pub(crate) type_name: &'static str,
+    pub(crate) bytes_max: usize,
     pub(crate) bytes: Vec<u8>,
     pub(crate) decode: fn(&[u8]) -> Result<Vec<u8>, DecodeError>,
 }
@@ -43,9 +43,17 @@ pub(crate) struct Example {
 fn example<T: Message>(message: &T) -> Example {
     Example {
         name: T::NAME,
+        type_name: short(std::any::type_name::<T>()),
+        bytes_max: T::BYTES_MAX,
         bytes: message.encode(),
         decode: |bytes| T::decode(bytes).map(|message| message.encode()),
     }
+}
+
+/// A type's name without the path to it, and without its parameters.
+fn short(path: &'static str) -> &'static str {
+    let plain = path.split('<').next().unwrap_or(path);
+    plain.rsplit("::").next().unwrap_or(plain)
 }
 
 fn key(kind: char) -> String {
@@ -87,58 +95,33 @@ fn codec() -> Codec {
     }
 }
 
-/// Valid settings of a run.
+/// Valid settings of a run; what they say is part of the golden messages.
 pub(crate) fn spec() -> RunSpec {
-    RunSpec {
-        v: V,
-        run: run(),
-        model: ModelSpec {
-            trainer: TrainerKind::Torch,
-            config: object(),
-            layout: object(),
-            chunk_elements: 1 << 22,
-            initial: vec![object()],
-            precision: Precision::Bf16,
-        },
-        data: object(),
-        schedule: Schedule {
-            rounds: 10,
-            units: 2,
-            inner_steps: Steps(50),
-            batch_sequences: 8,
-            accumulation: 2,
-            sequence_tokens: 256,
-            evaluation_every: 1,
-            evaluation_sequences: 64,
-            snapshot_every: 1,
-        },
-        inner: InnerOptimizer {
-            learning_rate: 4e-4,
+    kit::run_spec()
+        .trainer(TrainerKind::Torch)
+        .config(object())
+        .layout(object())
+        .chunk_elements(1 << 22)
+        .initial(vec![object()])
+        .precision(Precision::Bf16)
+        .data(object())
+        .rounds(10)
+        .inner_steps(Steps(50))
+        .batch_sequences(8)
+        .accumulation(2)
+        .sequence_tokens(256)
+        .evaluation_every(1)
+        .evaluation_sequences(64)
+        .inner(InnerOptimizer {
             warmup_steps: Steps(100),
             final_ratio: 0.1,
-            beta1: 0.9,
-            beta2: 0.95,
-            epsilon: 1e-8,
-            weight_decay: 0.1,
-            clip_norm: 1.0,
-        },
-        outer: OuterOptimizer::Nesterov {
-            learning_rate: 0.7,
-            momentum: 0.9,
-        },
-        upload: codec(),
-        download: codec(),
-        error_feedback: false,
-        policy: Policy {
-            workers_min: 2,
-            lease: Millis::from_secs(60),
-            silence_max: Millis::from_secs(30),
-            norm_max: 0.0,
-            strikes_max: 3,
-            closing: Closing::default(),
-        },
-        seed: 7,
-    }
+            ..InnerOptimizer::adamw(4e-4)
+        })
+        .workers_min(2)
+        .lease(Millis::from_secs(60))
+        .silence_max(Millis::from_secs(30))
+        .norm_max(0.0)
+        .build()
 }
 
 /// What a worker asked.

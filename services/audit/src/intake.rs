@@ -40,7 +40,7 @@ pub(crate) struct Intake {
     tally: Tally,
 }
 
-/// What was not recorded since it was last told.
+/// Events that were not recorded since the last report.
 #[derive(Debug, Default)]
 struct Tally {
     over: u64,
@@ -105,7 +105,7 @@ impl Intake {
                 () = stop.cancelled() => return Ok(()),
                 notice = self.notices.recv() => match notice {
                     Some(notice) => self.core.learn(notice),
-                    // Who reads the ledger has ended, and so does this.
+                    // The reader of the ledger has ended, and so does this.
                     None => return Ok(()),
                 },
                 _ = reports.tick() => self.tally.report(),

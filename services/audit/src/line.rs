@@ -54,7 +54,7 @@ pub(crate) struct Kept {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Written {
-    /// All of it.
+    /// The whole payload.
     Base64(String),
     /// What is kept of a message that is longer than any event.
     TooLong { bytes: u64, digest: Digest },

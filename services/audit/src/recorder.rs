@@ -228,8 +228,8 @@ impl Recorder {
         Ok(findings)
     }
 
-    /// Whether the stream no longer has messages before `at` that were kept. Those that were never
-    /// kept are the auditor's to miss.
+    /// The kept messages before `at` that the stream no longer has, as a hole. The auditor reports
+    /// those that were never kept.
     fn lost_before(&mut self, at: StreamSequence) -> Option<Finding> {
         let from = std::mem::replace(&mut self.read, at).next();
         let to = StreamSequence(at.0.saturating_sub(1)).min(self.keep.last());
@@ -264,7 +264,7 @@ impl Recorder {
         std::mem::replace(&mut self.again, 0)
     }
 
-    /// What the ledger has said since this was asked last of who may speak.
+    /// The enrolments and the progress of chains since the last call.
     pub fn take_notices(&mut self) -> Vec<Notice> {
         self.auditor.take_notices()
     }

@@ -130,7 +130,7 @@ impl Ends {
     async fn ask(reader: &Reader<Record>, recorder: &Recorder) -> Result<Self, StreamError> {
         let kept = recorder.keep().last();
         let span = match reader.span().await {
-            // One that is gone has lost all of it.
+            // A stream that is gone has lost all of them.
             Err(StreamError::Missing(_)) if kept > StreamSequence(0) => Span::EMPTY,
             span => span?,
         };
@@ -143,7 +143,7 @@ impl Ends {
     }
 }
 
-/// Tells the intake what the ledger has said since the last time of who may speak.
+/// Hands the recorder's new notices to the intake.
 async fn tell_all(recorder: &mut Recorder, notices: &mpsc::Sender<Notice>) {
     for notice in recorder.take_notices() {
         // An intake that has ended is noticed where its end is waited for.

@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 
 use audit_core::{Finding, Payload, Record, StreamSequence};
 use diloco_audit::{KeepError, Recorder, RecorderError, Span};
-use identity::{AuditKey, ManifestKey, SigningKey, TrustBundle};
+use identity::{AuditKey, ManifestKey, TrustBundle};
 use proptest::prelude::*;
-use schemas::{Code, Message as _, UnixMillis, V};
+use schemas::{Code, Message as _, UnixMillis};
 
 use scribe::{Said, Scribe};
 
@@ -27,22 +27,7 @@ const TOMORROW: UnixMillis = UnixMillis(1_700_086_400_000);
 /// A trust bundle, and a ledger of `count` events of its coordinator.
 fn ledger(count: u64) -> (TrustBundle, Vec<Record>) {
     let key = AuditKey::generate();
-    let trust = TrustBundle {
-        v: V,
-        domain: SigningKey::generate(identity::KeyKind::Operator)
-            .public()
-            .clone(),
-        tenants: vec![
-            SigningKey::generate(identity::KeyKind::Account)
-                .public()
-                .as_str()
-                .parse()
-                .expect("an account's id"),
-        ],
-        manifest_keys: vec![ManifestKey::generate().public().clone()],
-        audit_keys: vec![key.public().clone()],
-        ca: PathBuf::new(),
-    };
+    let trust = kit::trust(ManifestKey::generate().public(), key.public());
     let mut scribe = Scribe::new(trust.domain.as_str(), key);
     let records = (1..=count).map(|at| record(scribe.remark(), at)).collect();
     (trust, records)
@@ -333,7 +318,7 @@ fn what_comes_behind_something_else_is_not_taken() {
     assert_eq!(kinds(scratch.path()), (5, 2), "the sixth is never recorded");
 }
 
-/// Whatever the stream holds, the service starts again on what it kept of it.
+/// Whatever the stream holds, the service starts again on what it kept.
 #[test]
 fn what_is_longest_and_strangest_is_kept_and_read_again() {
     let (trust, mut records) = ledger(2);

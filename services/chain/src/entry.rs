@@ -33,7 +33,7 @@ pub enum Fault {
     /// The key signed it in another's name.
     #[error("{signer} signed an event of {emitter}")]
     Emitter {
-        /// Who signed.
+        /// The signer.
         signer: PublicKey,
         /// Whose event it says it is.
         emitter: PublicKey,

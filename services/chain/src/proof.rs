@@ -7,7 +7,7 @@ use schemas::subject::Incoming;
 
 use crate::entry::{Claimed, Entry, Fault};
 
-/// Who may write the ledger of a domain.
+/// The keys that may write the ledger of a domain.
 #[derive(Clone, Debug)]
 pub struct Writers {
     domain: String,

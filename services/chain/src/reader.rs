@@ -42,8 +42,8 @@ impl Reader {
         }
     }
 
-    /// Who may write it: what a message is by itself is looked at with this, before
-    /// [`Reader::place`] and away from it.
+    /// The keys that may write it: enough to check a message by itself, on any thread, before
+    /// [`Reader::place`].
     pub const fn writers(&self) -> &Writers {
         &self.writers
     }

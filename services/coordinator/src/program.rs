@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Config, Service};
 
-/// Leads DiLoCo runs: rounds, leases, merges, and the signed ledger of all of it.
+/// Leads DiLoCo runs: rounds, leases, merges, and the signed ledger of what happened.
 #[derive(Parser)]
 #[command(name = "diloco-coordinator", version)]
 pub struct CommandLine {

@@ -58,7 +58,7 @@ pub(crate) async fn forward(
                 return;
             }
         };
-        // Who has no credit left is not even read.
+        // A request of a sender without credit is not even decoded.
         let broke = overdrawn(&message, &mut allowances).map(Err);
         let heard = broke.unwrap_or_else(|| incoming::read(&message, identity));
         if is_nobodys(&message, &heard) {
@@ -208,8 +208,8 @@ async fn refuse(
     if let Some(reply) = reply.filter(|_| refusal.code != Code::IdentityMismatch) {
         reply.send(bus, Err(refusal.clone())).await;
     }
-    // Who asks too much is recorded as often as it would be logged, so that not even its refusals
-    // fill the loop.
+    // A sender that asks too much is recorded only as often as it is logged, so that its refusals do
+    // not fill the loop.
     let peer = peer.filter(|_| noted || refusal.code != Code::AskedTooMuch);
     peer.map(|peer| {
         Arrival::Input(Input::Denied {
@@ -220,7 +220,7 @@ async fn refuse(
     })
 }
 
-/// Who is refused, for the log: a peer by its names, an operator by its key, all else by the lane
+/// The refused sender, for the log: a peer by its names, an operator by its key, all else by the lane
 /// on which it spoke.
 fn sender(subject: &str, peer: Option<&Peer>) -> String {
     match (peer, subject.parse::<Incoming>()) {

@@ -84,8 +84,8 @@ impl Shell {
         {
             tracing::warn!("the bus takes no more answers; who waits for one asks again later");
         }
-        // What was answered last has left when the server has answered this; without a server there
-        // is nobody to tell.
+        // Once the server answers this round trip, all earlier answers have left. Without a server
+        // there is nobody to tell.
         if let Err(error) = self.bus.round_trip().await {
             tracing::warn!(%error, "the last answers may not have left");
         }

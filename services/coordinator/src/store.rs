@@ -90,7 +90,7 @@ impl Store {
     }
 
     /// Looks at the store's clock now and then, for as long as it is polled: URLs are signed by it,
-    /// and who was refused one for its time asks again and must get a better one.
+    /// and a worker whose URL was refused for its time asks again and must get a better one.
     pub(crate) async fn keep_time(self) {
         loop {
             tokio::time::sleep(TIME_EVERY).await;

@@ -17,7 +17,7 @@ use crate::text::Specials;
 use crate::walk::{Found, Walk};
 use crate::{DataError, Pattern, TextTokenizer};
 
-/// Most text of one corpus: its tokens are held in memory while it is imported, and one file of it.
+/// Most text of one corpus: during the import its tokens and one of its files are held in memory.
 pub const CORPUS_BYTES_MAX: Bytes = Bytes::mebi(1024);
 /// Least text of a corpus: below, neither part of the split says anything.
 pub(crate) const CORPUS_BYTES_MIN: u64 = 4096;

@@ -21,7 +21,7 @@ pub type ExportFile = (&'static str, Vec<u8>);
 pub fn tokenizer_files(json: Option<&[u8]>, positions: u32) -> Result<Vec<ExportFile>, DataError> {
     let tokenizer = match json {
         Some(json) => {
-            // What does not load here was never trained with.
+            // A tokenizer that does not load here was never trained with.
             TextTokenizer::hugging_face(json)?;
             as_trained(
                 serde_json::from_slice(json)

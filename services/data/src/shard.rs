@@ -130,8 +130,8 @@ impl TokenShard {
 
 #[cfg(test)]
 mod tests {
-    use schemas::data::{Entropy, Shard, Tokenizer};
-    use schemas::{ObjectRef, Tokens, V};
+    use schemas::data::{Shard, Tokenizer};
+    use schemas::{ObjectRef, Tokens};
 
     use super::*;
 
@@ -175,19 +175,7 @@ mod tests {
             object: ObjectRef::of(&[0; 10]),
             tokens: Tokens(10),
         };
-        let good = DataManifest {
-            v: V,
-            source: "a test".to_owned(),
-            tokenizer: Tokenizer::Byte,
-            vocabulary: 256,
-            token_bytes: 1,
-            train: vec![shard],
-            held_out: vec![shard],
-            entropy: Entropy {
-                unigram: 3.0,
-                bigram: 2.0,
-            },
-        };
+        let good = kit::data().train(vec![shard]).held_out(vec![shard]).build();
         let parse = |manifest: &DataManifest| {
             parse_manifest(&serde_json::to_vec(manifest).expect("serialises"))
         };

@@ -47,6 +47,9 @@ pub(crate) struct Global {
     /// How long to wait for one answer.
     #[arg(long, global = true, value_name = "TIME", default_value = "30s")]
     pub(crate) timeout: runtime::ConfigDuration,
+    /// Logging; only errors where nothing is asked for.
+    #[command(flatten)]
+    pub(crate) log: runtime::LogArgs,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,19 +1,15 @@
-//! The last words of a command that failed.
+//! The form in which a command says what went wrong.
 
-use std::io::Write as _;
-use std::process::ExitCode;
-
-use runtime::Failure;
+use schemas::Refusal;
 use schemas::text::ShownJson;
 use serde_json::json;
 
 use crate::output::Format;
 
-/// Prints a failure to stderr in the format of the command and gives its status.
-pub(crate) fn report(format: Format, failure: &Failure) -> ExitCode {
-    let refusal = failure.refusal();
+/// A refusal in the format of the command.
+pub(crate) fn render(format: Format, refusal: &Refusal) -> String {
     let code = refusal.code;
-    let text = match format {
+    match format {
         Format::Table => runtime::exit::render(refusal),
         Format::Json | Format::Jsonl => {
             let error = json!({
@@ -25,8 +21,5 @@ pub(crate) fn report(format: Format, failure: &Failure) -> ExitCode {
             });
             ShownJson(&error.to_string()).to_string()
         }
-    };
-    // The status tells a script the same where the terminal has gone.
-    let _gone = writeln!(std::io::stderr().lock(), "{text}");
-    ExitCode::from(failure.exit_status())
+    }
 }

@@ -5,8 +5,6 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use diloctl::{Cli, run};
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    identity::tls::install_provider();
-    run(Cli::parse()).await
+fn main() -> ExitCode {
+    run(Cli::parse())
 }

@@ -119,8 +119,7 @@ impl Printer {
 
     /// Talk: progress and advice, on stderr.
     pub(crate) fn talk(self, text: &str) {
-        // A terminal that has gone is no reason to stop half way: `down` has more to do than to
-        // tell of it.
+        // A closed terminal is no reason to stop half way: `down` must still stop the services.
         let _gone = writeln!(io::stderr().lock(), "{}", ShownLines(text));
     }
 }
@@ -165,7 +164,7 @@ fn line(text: &str) {
     }
 }
 
-/// Whether all that was printed has arrived.
+/// Checks that everything printed so far was written.
 ///
 /// # Errors
 /// Some was not written: a script that keeps the rest must not take it for the whole.

@@ -1,4 +1,4 @@
-//! What was asked for arrives, or the command says that it did not.
+//! Requested output arrives whole, or the command fails and says so.
 
 use std::fs::File;
 use std::process::{Command, Stdio};

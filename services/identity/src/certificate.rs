@@ -95,7 +95,7 @@ impl Facts {
         })
     }
 
-    /// Whether `now` lies outside of its time.
+    /// How `now` lies outside of its time; none when it lies within.
     pub fn outside(&self, now: UnixMillis) -> Option<Outside> {
         if now >= self.ends {
             Some(Outside::Ended(self.ends))
@@ -234,7 +234,7 @@ fn alternative_names(extensions: &[u8]) -> Option<Vec<String>> {
         }
         let mut value = extension.next()?;
         if value.0 != OCTETS {
-            // Whether it is critical stands in between.
+            // The flag `critical` stands in between.
             value = extension.next()?;
         }
         let mut found = Der(Der(value.1).take(SEQUENCE)?);

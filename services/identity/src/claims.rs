@@ -14,9 +14,9 @@ pub const UNLIMITED: i64 = -1;
 
 /// The claims of one kind of token.
 pub trait Claims: Serialize + DeserializeOwned {
-    /// Whose token it is.
+    /// The subject of the token.
     const KIND: KeyKind;
-    /// Who signs it.
+    /// The signer.
     const ISSUER: KeyKind;
 
     /// The same claims, if they are a user's: only users' names and tags end up in subjects.

@@ -24,7 +24,7 @@ const TYPE: &str = "JWT";
 /// The version of the claims that servers since 2.2 read.
 const VERSION: u8 = 2;
 
-/// What a window says to a clock that is outside of it.
+/// Describes a window to a clock that lies outside.
 pub(crate) fn window(
     not_before: Option<UnixMillis>,
     expires: Option<UnixMillis>,
@@ -110,7 +110,7 @@ pub enum JwtError {
     /// The issuer may not sign this.
     #[error("token of {subject} is signed by {issuer}, which {reason}")]
     Issuer {
-        /// Whose token.
+        /// The token's subject.
         subject: PublicKey,
         /// Who signed it.
         issuer: PublicKey,
@@ -123,7 +123,7 @@ pub enum JwtError {
     /// Its time is over or has not begun.
     #[error("token of {subject} {}; it is {} now", window(*not_before, *expires, *now), Time(*now))]
     Window {
-        /// Whose token.
+        /// The token's subject.
         subject: PublicKey,
         /// The clock.
         now: UnixMillis,
@@ -238,7 +238,7 @@ pub fn mint<C: Claims>(
 }
 
 /// Checks a token's form, its signature by the key it names, and that `now` lies in its window.
-/// Whether that key may sign it is for [`verify_chain`].
+/// [`verify_chain`] checks that this key may sign it.
 ///
 /// # Errors
 /// Any of these fails.

@@ -1,4 +1,4 @@
-//! Who is who: keys, NATS tokens, credentials files, signed documents and events, TLS material, and
+//! Identities: keys, NATS tokens, credentials files, signed documents and events, TLS material, and
 //! the trust domain on disk that all of them come from. Nothing here opens a connection; nothing
 //! here can print a secret.
 

@@ -225,8 +225,8 @@ impl Seed {
         self.0.same(&other.0)
     }
 
-    /// Reads a seed file: one line. Whether it is a seed of the wanted kind is found when a key is
-    /// made of it.
+    /// Reads a seed file: one line. The kind of the seed is checked later, when a key is made from
+    /// it.
     ///
     /// # Errors
     /// As [`read_secret`].
@@ -368,7 +368,7 @@ mod tests {
         );
     }
 
-    /// Whether `T` has `==`: the constant of its own impl goes before the trait's, where the bound
+    /// Tells if `T` has `==`: the constant of its own impl goes before the trait's, where the bound
     /// of that impl holds.
     struct Probe<T>(std::marker::PhantomData<T>);
 

@@ -129,7 +129,7 @@ pub fn install_provider() {
     let _ = ring::default_provider().install_default();
 }
 
-/// Whether a certificate for this name can serve anybody: a host name, one with a `*` for its first
+/// Checks that a certificate can be made for this name: a host name, one with a `*` for its first
 /// label, or an address without a port.
 ///
 /// # Errors
@@ -171,7 +171,7 @@ pub fn client_config(authorities: &[u8]) -> Result<ClientConfig, AuthorityError>
     Ok(config)
 }
 
-/// Whether [`client_config`] takes the authorities in this file.
+/// Checks that [`client_config`] takes the authorities in this file.
 ///
 /// # Errors
 /// The file cannot be used, or holds no usable certificate.

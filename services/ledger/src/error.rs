@@ -55,7 +55,7 @@ pub enum ApplyError {
         event: &'static str,
         /// The lease.
         lease: LeaseRef,
-        /// Who should hold it.
+        /// The worker that should hold it.
         worker: WorkerId,
     },
     /// The worker never joined.

@@ -68,8 +68,7 @@ impl Run {
         Ok(())
     }
 
-    /// Takes a held lease from its holder. Its unit is open again, unless its round takes nothing
-    /// any more.
+    /// Takes a held lease from its holder. Its unit is open again, unless its round is sealed.
     fn release(
         &mut self,
         event: &'static str,
@@ -103,7 +102,7 @@ impl Run {
         })
     }
 
-    /// Notes what came of a lease in its holder's entry.
+    /// Books the end of a lease in its holder's entry.
     pub(crate) fn count(&mut self, worker: &WorkerId, change: impl FnOnce(&mut Member)) {
         let member = self.members.get_mut(worker);
         change(member.expect("the holder of a lease has an entry"));

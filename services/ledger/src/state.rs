@@ -137,7 +137,7 @@ pub struct Unit {
     pub base: Round,
     /// Where it stands.
     pub standing: Standing,
-    /// Who held it last without success.
+    /// The worker that held it last without success.
     pub failed_by: Option<WorkerId>,
 }
 
@@ -308,7 +308,7 @@ impl Run {
         fragments.filter_map(move |fragment| self.weights.get(&(fragment, version?)))
     }
 
-    /// Who holds `unit`, and under which epoch; none when it is not held.
+    /// The holder of `unit` and its epoch; none when it is not held.
     pub fn holder(&self, unit: &UnitId) -> Option<(&WorkerId, Epoch)> {
         match self.units.get(unit) {
             Some(Unit {

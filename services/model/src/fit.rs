@@ -1,7 +1,7 @@
-//! Whether model, data and settings of a run fit together. Workers rely on all of it, so it is
-//! asked before there is a run: by `diloctl` before it uploads anything, by the coordinator before
-//! it creates the run, and by a worker before it takes memory. One place decides, so that none of
-//! them accepts what another refuses.
+//! Checks that model, data and settings of a run fit together. Workers rely on these checks, so
+//! three programs make them: `diloctl` before it uploads anything, the coordinator before it creates
+//! the run, and a worker before it takes memory. They share this code, so that none accepts what
+//! another refuses.
 
 use std::fmt::Display;
 
@@ -125,8 +125,8 @@ fn check_shards(part: &str, shards: &[Shard], schedule: &Schedule) -> Result<(),
 
 #[cfg(test)]
 mod tests {
-    use schemas::data::{Entropy, Tokenizer};
-    use schemas::{ObjectRef, Steps, V};
+    use schemas::data::Tokenizer;
+    use schemas::{ObjectRef, Steps};
 
     use super::*;
     use crate::Preset;
@@ -154,19 +154,10 @@ mod tests {
     }
 
     fn data(train: &[usize], held_out: &[usize]) -> DataManifest {
-        DataManifest {
-            v: V,
-            source: "a test".to_owned(),
-            tokenizer: Tokenizer::Byte,
-            vocabulary: 256,
-            token_bytes: 1,
-            train: shards(train),
-            held_out: shards(held_out),
-            entropy: Entropy {
-                unigram: 3.0,
-                bigram: 2.0,
-            },
-        }
+        kit::data()
+            .train(shards(train))
+            .held_out(shards(held_out))
+            .build()
     }
 
     #[test]

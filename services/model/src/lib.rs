@@ -1,6 +1,6 @@
 //! What a model is, without running it: its configuration, the layout of its parameters, its
 //! initial weights, and its tensors in safetensors files. No libtorch, so that diloctl and the
-//! coordinator's tools can use all of it.
+//! coordinator's tools can use the whole crate.
 
 mod config;
 mod export;

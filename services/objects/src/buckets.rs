@@ -24,14 +24,15 @@ use crate::client::{self, Client, Response};
 use crate::endpoint::Endpoint;
 use crate::error::ObjectError;
 use crate::key::{BlobKey, BucketName, IncomingKey};
+use crate::limits::TransferLimits;
 use crate::pace::Pace;
 use crate::presign::{CHECKSUM, Place, Request, StoreClock, checksum};
-use crate::transfer::{Regrant, Stored, Transfer, TransferLimits};
+use crate::transfer::{Regrant, Stored, Transfer};
 
 /// A correction of the clock that explains why a signature was refused: well below a URL's life.
 const CORRECTION_MIN: schemas::Millis = schemas::Millis::from_secs(2);
 
-/// Whether a store keeps the sha256 it checked at upload.
+/// What a store says of the sha256 that it checked at upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recorded {
     /// It does, and it is the expected one.

@@ -22,8 +22,8 @@ use crate::client::{self, Client, Response};
 use crate::endpoint::Endpoint;
 use crate::error::ObjectError;
 use crate::key::{BlobKey, BucketName, IncomingKey};
+use crate::limits::TransferLimits;
 use crate::presign::{CHECKSUM, CONTENT_TYPE, Place, Request, StoreClock, checksum};
-use crate::transfer::TransferLimits;
 
 pub use report::{Report, Row, Rule};
 

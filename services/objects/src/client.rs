@@ -30,8 +30,8 @@ use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
 use crate::endpoint::{EndpointError, Trust};
+use crate::limits::TransferLimits;
 use crate::line::{Counted, Line};
-use crate::transfer::TransferLimits;
 
 /// Longest error document that is read; S3's have a few hundred bytes.
 const ERROR_BYTES_MAX: usize = 8 << 10;
@@ -60,7 +60,9 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Clone, Debug)]
 pub(crate) struct Client(legacy::Client<Connector, Full<Bytes>>);
 
-/// Makes connections: TCP, and TLS over it where the URL says so.
+/// Makes connections: TCP, and TLS over it where the URL says so. `hyper-rustls` would replace the
+/// handshake only, and bounds no time for it: the connector below, with its counted line and large
+/// reads, would stay.
 #[derive(Clone, Debug)]
 struct Connector {
     tcp: HttpConnector,
@@ -103,8 +105,7 @@ impl Client {
         Ok(Self(client))
     }
 
-    /// Sends a request. Whether the URL may be used at all is the caller's to know, and so is how
-    /// long to wait.
+    /// Sends a request. The caller has checked that the URL may be used, and bounds the wait.
     pub(crate) async fn send(
         &self,
         method: Method,
@@ -115,7 +116,7 @@ impl Client {
         self.start(method, uri, headers, body).0.await
     }
 
-    /// As [`Client::send`], for who wants to see how it goes.
+    /// As [`Client::send`], with a view of the connection for callers that watch its progress.
     pub(crate) fn start(
         &self,
         method: Method,

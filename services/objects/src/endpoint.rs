@@ -90,7 +90,7 @@ impl Endpoint {
 }
 
 impl Trust {
-    /// Whether a request to `url` is protected as this trust demands.
+    /// Checks that a request to `url` is protected as this trust demands.
     ///
     /// # Errors
     /// Plaintext where TLS is demanded or beyond loopback, or TLS without an authority.

@@ -140,8 +140,8 @@ impl Lanes {
 }
 
 impl Lane {
-    /// Gives the place back and tells the lanes how the transfer ended. Returns true when they have
-    /// halved their number because of it. When several transfers stall together, the lanes halve
+    /// Gives the place back and tells the lanes how the transfer ended. Returns true when this
+    /// halved their number. When several transfers stall together, the lanes halve
     /// once, and only the first of them gets true.
     pub(crate) fn leave(self, ended: Ended) -> bool {
         let mut state = self.lanes.lock();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use backoff::{Backoff, spread};
 use tokio::time::{Instant, sleep};
 
-use crate::transfer::TransferLimits;
+use crate::limits::TransferLimits;
 
 /// Longest `Retry-After` that is obeyed.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);

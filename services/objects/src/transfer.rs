@@ -30,6 +30,7 @@ use crate::client::{self, Client, Response, Watch};
 use crate::endpoint::Trust;
 use crate::error::ObjectError;
 use crate::lanes::{Lane, Lanes};
+use crate::limits::TransferLimits;
 use crate::line::Line;
 use crate::pace::Pace;
 use crate::presign::StoreClock;
@@ -44,28 +45,11 @@ const LOOK_FIRST: Duration = Duration::from_millis(20);
 const GRACE: Duration = Duration::from_secs(2);
 /// A longer exchange says little about the store's clock.
 const CLOCK_EXCHANGE_MAX: Duration = Duration::from_secs(5);
-/// So many times an upload hears that the store has no room; room that uploads in progress take
-/// comes back at once, other room when somebody makes it, and the caller can say so.
+/// Give up an upload after this many "no room" answers. Space held by uploads in progress frees up
+/// in moments; anything else needs an operator, so report it instead of retrying.
 const FULL_ANSWERS_MAX: u32 = 4;
 
-/// Bounds of a [`Transfer`]; how long a whole transfer may take is the caller's deadline.
-#[derive(Clone, Debug)]
-pub struct TransferLimits {
-    /// Longest silence while bytes are expected, and longest wait for an answer.
-    pub idle: Duration,
-    /// Longest wait for a connection.
-    pub connect: Duration,
-    /// The first pause after a failure; doubled each time.
-    pub pause_first: Duration,
-    /// The longest pause.
-    pub pause_max: Duration,
-    /// Idle connections kept for reuse.
-    pub connections_max: usize,
-    /// Transfers of one direction at the same time, on a good line.
-    pub parallel_max: usize,
-}
-
-/// Who grants another URL when one was refused, has expired, or may have been used.
+/// Grants another URL when one was refused, has expired, or may have been used.
 #[async_trait]
 pub trait Regrant: Send + Sync {
     /// Another grant for `digest`; without an action when the store has the object by now.
@@ -94,7 +78,7 @@ pub struct Transfer {
     up: Lanes,
     down: Lanes,
     moved: Moved,
-    /// Where the store's time is kept, for who signs with it.
+    /// Keeps the store's time for the signer of URLs.
     clock: Option<StoreClock>,
 }
 
@@ -113,19 +97,6 @@ impl Moved {
         self.up
             .load(Ordering::Relaxed)
             .saturating_add(self.down.load(Ordering::Relaxed))
-    }
-}
-
-impl Default for TransferLimits {
-    fn default() -> Self {
-        Self {
-            idle: Duration::from_secs(20),
-            connect: Duration::from_secs(10),
-            pause_first: Duration::from_millis(100),
-            pause_max: Duration::from_secs(5),
-            connections_max: 16,
-            parallel_max: 16,
-        }
     }
 }
 

@@ -213,7 +213,7 @@ fn judge(
             format!("{key} {why}; {switch} ({origin}) demands it"),
         ));
     }
-    // What is there must be right, whether it is demanded or not.
+    // Material that is there must be valid, demanded or not.
     item.check(materials.now)
         .err()
         .or_else(|| plaintext(item, stand, origins))

@@ -169,7 +169,7 @@ impl Bus {
         &self.client
     }
 
-    /// Who is connected; none for a connection as nobody.
+    /// The key that is connected; none for a connection as nobody.
     pub const fn public(&self) -> Option<&PublicKey> {
         self.public.as_ref()
     }

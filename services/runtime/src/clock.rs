@@ -11,8 +11,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use schemas::{Millis, UnixMillis};
 
-/// A difference between this clock and the wall clock at which someone should look: far above what
-/// reading them one after the other makes of it.
+/// A difference between this clock and the wall clock that an operator should look at: far larger
+/// than the error of reading one after the other.
 const STEP_MIN: Millis = Millis::from_secs(5);
 
 /// Where this process's time begins.

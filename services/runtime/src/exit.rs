@@ -116,6 +116,11 @@ pub const fn exit_status(code: Code) -> u8 {
 
 /// Prints the failure and gives the process's exit status: the last thing a `main` does.
 pub fn report(result: Result<(), Failure>) -> ExitCode {
+    report_as(result, render)
+}
+
+/// [`report`], with another form for what went wrong.
+pub fn report_as(result: Result<(), Failure>, render: impl Fn(&Refusal) -> String) -> ExitCode {
     crate::log::flush();
     let Err(failure) = result else {
         return ExitCode::SUCCESS;

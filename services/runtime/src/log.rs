@@ -20,6 +20,8 @@ static HELD: OnceLock<Held> = OnceLock::new();
 
 /// The client of the bus logs each of its events once more, without saying what it means.
 const FILTER: &str = "info,async_nats=warn";
+/// A command says what it has to say on stdout and in its last line; a panic is an error.
+const COMMAND_FILTER: &str = "error";
 
 /// How a process logs.
 #[derive(Args, Clone, Debug, Default)]
@@ -84,14 +86,26 @@ pub fn init(args: &LogArgs) -> Result<(), LogError> {
     init_without(args, &[])
 }
 
+/// [`init`] for a command: it logs errors only, where nothing else is asked for.
+///
+/// # Errors
+/// The filter does not parse.
+pub fn init_command(args: &LogArgs) -> Result<(), LogError> {
+    start(args, COMMAND_FILTER, &[])
+}
+
 /// [`init`], with targets that are never shown.
 ///
 /// # Errors
 /// The filter does not parse.
 pub fn init_without(args: &LogArgs, silent: &[&str]) -> Result<(), LogError> {
+    start(args, FILTER, silent)
+}
+
+fn start(args: &LogArgs, usual: &str, silent: &[&str]) -> Result<(), LogError> {
     let given = args.log.clone().or_else(|| std::env::var("RUST_LOG").ok());
     let given = given.filter(|filter| !filter.trim().is_empty());
-    let given = given.as_deref().unwrap_or(FILTER);
+    let given = given.as_deref().unwrap_or(usual);
     let filter = filter(given, silent)?;
     let held = Held::new();
     let log = tracing_subscriber::registry()

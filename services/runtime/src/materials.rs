@@ -72,7 +72,7 @@ pub enum Material {
     },
 }
 
-/// Whether a host is this machine.
+/// From where a host can be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reach {
     Loopback,
@@ -138,8 +138,8 @@ impl Material {
         }
     }
 
-    /// Whether it is not there at all: not set, or a file that is absent, empty or blank. Says
-    /// which.
+    /// Why it is not there at all: not set, or a file that is absent, empty or blank; none when
+    /// there is something.
     pub(crate) fn missing(&self) -> Option<String> {
         match self {
             Self::BusAddress { .. } | Self::StoreAddress { .. } => {
@@ -163,7 +163,7 @@ impl Material {
         }
     }
 
-    /// Whether what is there is well formed and usable now.
+    /// Checks that what is there is well formed and usable now.
     pub(crate) fn check(&self, now: UnixMillis) -> Result<(), Refusal> {
         let refused = |code: Code, error: &dyn std::fmt::Display| {
             Refusal::new(code, format!("{}: {error}", self.key()))

@@ -153,7 +153,7 @@ impl Served {
         self.address
     }
 
-    /// Says to who asks `/ready` whether the service can be used.
+    /// Sets what `/ready` answers: true when the service can be used.
     pub fn set_ready(&self, ready: bool) {
         self.ready.store(ready, Ordering::Relaxed);
     }

@@ -164,14 +164,37 @@ pub fn run<S: Service, C: CommandLine>(line: &C) -> Result<(), Failure> {
         }
         return exit::print("configuration is valid\n");
     }
-    identity::tls::install_provider();
-    handles::raise().map_err(|error| {
-        Failure::new(Code::Internal, format!("the limit of open files: {error}"))
-    })?;
+    prepare()?;
     let runtime = async_runtime(S::THREADS)?;
     let ended = runtime.block_on(serve(service, shown));
     runtime.shutdown_timeout(LAST_WORK);
     ended
+}
+
+/// The frame of a program that ends by itself, such as a command line: log, panics, TLS, the limit
+/// of open files, the runtime and the last moments are those of a service.
+///
+/// # Errors
+/// What `work` ends with, and whatever keeps it from being begun.
+pub fn command(
+    log: &LogArgs,
+    work: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
+    log::init_command(log).map_err(|error| Failure::new(Code::ConfigInvalid, error))?;
+    prepare()?;
+    let runtime = async_runtime(None)?;
+    let ended = runtime.block_on(work);
+    runtime.shutdown_timeout(LAST_WORK);
+    ended
+}
+
+/// What a process needs before it opens its first connection.
+fn prepare() -> Result<(), Failure> {
+    identity::tls::install_provider();
+    handles::raise().map_err(|error| {
+        Failure::new(Code::Internal, format!("the limit of open files: {error}"))
+    })?;
+    Ok(())
 }
 
 fn load<S: Service, C: CommandLine>(line: &C) -> Result<Loaded<S::Config>, Failure> {

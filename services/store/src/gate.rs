@@ -142,8 +142,8 @@ fn is_version_4(value: &HeaderValue) -> bool {
         && fields.next().is_none()
 }
 
-/// Whether the header about the body says what it hashes to, or that it is not signed; none without
-/// the header. A body in chunks is for clients that this store does not have.
+/// True when the header about the body gives its hash, or says that it is not signed; none without
+/// the header. Signed chunks are refused: no client of this store sends them.
 fn is_whole(headers: &HeaderMap) -> Option<bool> {
     let mut values = headers
         .get_all(CONTENT_SHA256)

@@ -1,4 +1,4 @@
-//! Who holds the connections. What one peer may hold is measured by what is still free, so that
+//! The connections and the peers that hold them. A peer's share follows from what is still free, so that
 //! every newcomer finds a place however many are there; and where none is free, a peer that has
 //! proved nothing yet is cut off first.
 
@@ -27,7 +27,7 @@ pub(crate) struct Peers {
 /// One open connection.
 struct Held {
     site: IpAddr,
-    /// Whether a request of it was signed and allowed.
+    /// Set once a request of it was signed and allowed.
     admission: Admission,
     /// Order of arrival.
     arrival: Instant,

@@ -1,4 +1,4 @@
-//! Who may do what: three access keys, and nothing for anybody else.
+//! The rights of the three access keys; no other key has any.
 //!
 //! | key | may |
 //! | --- | --- |

@@ -124,7 +124,8 @@ impl Root {
         Ok(root)
     }
 
-    /// Whether the file system has hard links; they spare a copy of every promoted upload.
+    /// Tries the file system: true when it has hard links, which spare a copy of every promoted
+    /// upload.
     fn try_ground(&self) -> Result<bool, RootError> {
         let tried = |tried| move |source| RootError::Ground { tried, source };
         let mut file = self.temporary().map_err(tried("make a file"))?;

@@ -50,8 +50,8 @@ const HANDLES_A_CONNECTION: u64 = 3;
 /// A store that can serve fewer connections than one worker opens serves nobody well.
 const CONNECTIONS_MIN: usize = 8;
 /// How long a peer is heard after its connection was ended from here: a socket that is closed while
-/// bytes come in is reset, and a reset takes the answer away from who was still sending its body.
-/// Then it sees a broken line where it was told why.
+/// bytes come in is reset, and a reset discards the answer at a client that still sends its body:
+/// the client then sees a broken line instead of the reason.
 const LINGER: Duration = Duration::from_secs(2);
 /// Bytes read from a socket at a time. rustls alone asks for 4 KiB, which is four calls for each
 /// record of an upload.
@@ -270,7 +270,7 @@ impl Store {
 struct Front {
     service: S3Service,
     limits: StoreLimits,
-    /// Whether any of them was signed and allowed.
+    /// Set once any of them was signed and allowed.
     known: Admission,
 }
 

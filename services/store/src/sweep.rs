@@ -33,7 +33,7 @@ pub(crate) fn sweep(folder: &Path, life: Duration, now: SystemTime) -> io::Resul
     Ok(removed)
 }
 
-/// What somebody else has removed meanwhile is no failure.
+/// A file that is gone meanwhile is no failure.
 fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),

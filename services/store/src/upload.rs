@@ -316,7 +316,7 @@ mod tests {
         assert_eq!(scene.send(|_| {}).await, Ok(Digest::of(BODY)));
     }
 
-    /// Who announces little and sends much fills no disk until it has ended.
+    /// A client that announces little and sends much is stopped before it fills the disk.
     #[tokio::test]
     async fn a_body_that_is_longer_than_announced_is_not_read_to_its_end() {
         const FRAMES: usize = 64;

@@ -27,8 +27,8 @@ pub(crate) struct Asker {
 }
 
 /// First and longest wait for the answer to one try; each that is waited out in vain doubles it.
-/// What was lost is asked for again in seconds, and an answer that takes long, because the store
-/// does, arrives within a later try.
+/// A lost question is asked again within seconds; an answer that takes long, as with a slow store,
+/// arrives within a later try.
 const TRY_PATIENCE: (Millis, Millis) = (Millis::from_secs(2), Millis::from_secs(16));
 /// First and longest span that a pause between tries is drawn from. A try that waits for somebody
 /// who is away fails at once.

@@ -19,7 +19,7 @@ use crate::trainers;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct WorkerConfig {
-    /// Who must prove what.
+    /// Which peers must prove who they are.
     pub auth: AuthConfig,
     /// The bus.
     pub bus: BusConfig,

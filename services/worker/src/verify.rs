@@ -51,7 +51,7 @@ pub(crate) fn manifest(
     let manifest: Manifest =
         jws::verify(document, MANIFEST_TYPE, expected.trust).map_err(|e| unknown(refused(&e)))?;
     if let Err(error) = jws::check_window(manifest.nbf, manifest.exp, expected.now, SKEW) {
-        // What is ours can be given back at once, whatever the clocks say.
+        // A lease of this worker can be given back at once, whatever the clocks say.
         let ours = manifest.aud == *expected.worker && manifest.run == *expected.run;
         return Err(NotVerified {
             refusal: untimely(&manifest, expected.now, &error),

@@ -6,10 +6,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use diloco_worker::config::{Checked, WorkerConfig};
-use identity::{AuditKey, KeyKind, ManifestKey, SigningKey, TrustBundle};
+use identity::{AuditKey, ManifestKey};
 use runtime::config::load_from;
 use runtime::{ConfigArgs, Failure, clock};
-use schemas::{Code, V};
+use schemas::Code;
 
 fn check(set: &[String]) -> Result<Checked, Failure> {
     let args = ConfigArgs {
@@ -135,20 +135,10 @@ fn tl_20_a_worker_takes_no_key_of_the_store() {
 fn tl_12_keys_and_trust_come_from_files_that_only_their_owner_can_change() {
     let scratch = tempfile::tempdir().expect("a scratch folder");
     let path = scratch.path().join("trust.json");
-    let bundle = TrustBundle {
-        v: V,
-        domain: SigningKey::generate(KeyKind::Operator).public().clone(),
-        tenants: vec![
-            SigningKey::generate(KeyKind::Account)
-                .public()
-                .as_str()
-                .parse()
-                .expect("an account's id"),
-        ],
-        manifest_keys: vec![ManifestKey::generate().public().clone()],
-        audit_keys: vec![AuditKey::generate().public().clone()],
-        ca: "ca.pem".into(),
-    };
+    let bundle = kit::trust(
+        ManifestKey::generate().public(),
+        AuditKey::generate().public(),
+    );
     bundle.write(&path).expect("written");
     let set = [
         open(scratch.path()),

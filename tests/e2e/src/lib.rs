@@ -1,16 +1,14 @@
 //! End-to-end tests: one module per promise under `tests/promises/`. Here is what they share: how a
-//! small run is made, a worker that does what a test tells it, the search for secrets, and for
-//! sockets that listen.
+//! small run is made, the search for secrets, and for sockets that listen.
 
 pub mod ears;
 pub mod machine;
 pub mod recipe;
-pub mod scripted;
 pub mod secrets;
 
+pub use harness::scripted::{self, Scripted};
 pub use machine::Machine;
 pub use recipe::Recipe;
-pub use scripted::Scripted;
 
 /// Says that a test did not run, and why.
 #[expect(

@@ -13,6 +13,7 @@ mod line;
 mod operator;
 mod process;
 mod raw;
+pub mod scripted;
 mod server;
 mod tenant;
 
@@ -23,6 +24,7 @@ pub use line::{Line, Quality};
 pub use operator::Operator;
 pub use process::{Output, Process, Signal};
 pub use raw::{Raw, publication};
+pub use scripted::Scripted;
 pub use server::NatsServer;
 pub use tenant::Tenant;
 

@@ -4,13 +4,11 @@ use coordinator_core::{Submission, WorkerRequest};
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::{Evaluation, Statement};
 use schemas::lease::{Manifest, Work};
-use schemas::member::{JoinRequest, Posture, Session};
-use schemas::run::TrainerKind;
+use schemas::member::{JoinRequest, Session};
 use schemas::telemetry::Heartbeat;
 use schemas::{
     Bytes, Code, Digest, Message as _, Millis, ObjectRef, Refusal, Tokens, UnixMillis, V,
 };
-use serde_bytes::ByteArray;
 use worker_core::{
     Effect, Exit, Input, NotVerified, Request, RequestId, Settings, Trained, WorkId, Worker,
 };
@@ -87,14 +85,9 @@ impl World {
             run: run_id(),
             worker: worker_id(worker),
             join: JoinRequest {
-                v: V,
                 session: Session(self.chance.between(0, u64::MAX - 1)),
                 audit_key: audit_key(worker),
-                proof: ByteArray::new([0; 64]),
-                trainers: vec![TrainerKind::Reference],
-                device: "simulated".to_owned(),
-                release: "sim".to_owned(),
-                posture: Posture::default(),
+                ..kit::join_request(0)
             },
             claim_wait: Millis::from_secs(15),
             stop_patience: Millis::from_secs(5),

@@ -34,7 +34,7 @@ pub(crate) const GUARDED: &[&str] = &[
     "objects",
     "worker-core",
 ];
-/// How long the tests of one mutant may take: the slowest package needs a third of it.
+/// How long the tests of one mutant may take: the slowest package needs a third of this.
 const TIMEOUT_SECONDS: &str = "180";
 /// The folder in which cargo-mutants leaves its results.
 const OUTPUT: &str = "mutants.out";

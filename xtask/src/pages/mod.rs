@@ -1,6 +1,7 @@
 //! Documents that are made from the code: written by `cargo xtask docs`, compared by `cargo xtask
 //! docs --check`. To add one, add a [`Generator`] to [`GENERATORS`].
 
+mod asyncapi;
 mod errors;
 mod requirements;
 
@@ -45,6 +46,20 @@ fn bus(_: &Path) -> Pages {
     Pages::from([("docs/bus.md".to_owned(), schemas::permission::reference())])
 }
 
+/// The tests that write pages.
+const WRITTEN_BY_TESTS: &[&[&str]] = &[
+    &["test", "--quiet", "--package", "diloctl", "--test", "pages"],
+    &[
+        "test",
+        "--quiet",
+        "--package",
+        "schemas",
+        "--test",
+        "wire",
+        "asyncapi",
+    ],
+];
+
 /// Writes every page that differs and removes those that are no longer made.
 pub(crate) fn write(workspace: &Workspace) -> Result<()> {
     let differences = differences(workspace.root())?;
@@ -67,16 +82,17 @@ pub(crate) fn write(workspace: &Workspace) -> Result<()> {
     console::say(format_args!("{} pages changed", differences.len()));
     // Pages about crates that are too heavy to build for this program; their tests compare, or
     // write when told to.
-    let mut heavy =
-        workspace.cargo(&["test", "--quiet", "--package", "diloctl", "--test", "pages"]);
-    process::run(heavy.env("DILOCO_WRITE_PAGES", "1"))
+    for test in WRITTEN_BY_TESTS {
+        process::run(workspace.cargo(test).env("DILOCO_WRITE_PAGES", "1"))?;
+    }
+    asyncapi::check(workspace.root())
 }
 
 /// Fails if [`write()`] would change anything.
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     let differences = differences(workspace.root())?;
     if differences.is_empty() {
-        return Ok(());
+        return asyncapi::check(workspace.root());
     }
     let names: Vec<_> = differences.into_keys().collect();
     Err(Refusal::new(Code::PageStale, names.join(", ")).into())

@@ -98,7 +98,7 @@ fn draw(workspace: &Workspace, nats_server: &Path, pace: Pace) -> Result<String>
     let diloctl = Diloctl::new(workspace, nats_server, profile, DOMAIN);
     diloctl.remove_domain()?;
     let drawn = story(&diloctl, pace);
-    // What went wrong first is the news.
+    // Of two failures the first is reported.
     let stopped = diloctl.down();
     drawn.and_then(|picture| stopped.map(|()| picture))
 }

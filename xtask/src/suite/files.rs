@@ -1,4 +1,5 @@
-//! Rules about files that no compiler checks: length, and markers of unfinished work.
+//! Rules about files that no compiler checks: length, markers of unfinished work, and turns of phrase
+//! in comments that readers have to read twice.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,13 @@ const MARKERS: &[&str] = &[
     concat!("HA", "CK"),
 ];
 
+/// Words that a comment in Rust does without: name the actor.
+const UNNAMED: &[&str] = &["whom", "whoever"];
+/// How a comment in Rust does not begin: say what is true, or "Checks that".
+const OPENING: &str = "Whether ";
+/// How a sentence of a comment does not end: name the thing.
+const ENDING: &str = "of it.";
+
 /// The step.
 pub(super) fn check(bench: &Bench<'_>) -> Result<Outcome> {
     let mut paths = Vec::new();
@@ -37,11 +45,11 @@ pub(super) fn check(bench: &Bench<'_>) -> Result<Outcome> {
             .strip_prefix(bench.workspace.root())
             .unwrap_or(path)
             .display();
-        faults.extend(
-            faults_in(&text)
-                .into_iter()
-                .map(|fault| format!("{name}{fault}")),
-        );
+        let mut found = faults_in(&text);
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            found.extend(phrases_in(&text));
+        }
+        faults.extend(found.into_iter().map(|fault| format!("{name}{fault}")));
     }
     if faults.is_empty() {
         return Ok(Outcome::PassedWith(format!("{} files", paths.len())));
@@ -97,6 +105,35 @@ fn faults_in(text: &str) -> Vec<String> {
     faults
 }
 
+/// Turns of phrase in the lines that are comments and nothing else.
+fn phrases_in(text: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let Some(comment) = line.trim_start().strip_prefix("//") else {
+            continue;
+        };
+        let comment = comment.trim_start_matches(['/', '!']).trim_start();
+        let unnamed = comment
+            .split(|c: char| !c.is_ascii_alphabetic())
+            .find(|word| {
+                UNNAMED
+                    .iter()
+                    .any(|unnamed| word.eq_ignore_ascii_case(unnamed))
+            });
+        let ends = comment.ends_with(ENDING) || comment.contains(&format!("{ENDING} "));
+        let phrase = unnamed
+            .or_else(|| comment.starts_with(OPENING).then_some(OPENING.trim_end()))
+            .or_else(|| ends.then_some(ENDING));
+        if let Some(phrase) = phrase {
+            faults.push(format!(
+                ":{}: {phrase:?} in a comment; name the actor or the thing",
+                index + 1
+            ));
+        }
+    }
+    faults
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,6 +144,26 @@ mod tests {
         assert_eq!(faults_in(&line).len(), 1);
         assert!(faults_in(&line)[0].starts_with(":1: "));
         assert!(faults_in(&format!("let {}S = 1;", MARKERS[0])).is_empty());
+    }
+
+    #[test]
+    fn phrases_are_found_in_comments_alone() {
+        for bad in [
+            "/// Whether it is there.",
+            "    // It is told to whom it concerns.",
+            "//! Whoever asks.",
+            "// The end of it. Then more.",
+            "/// All of it.",
+        ] {
+            assert_eq!(phrases_in(bad).len(), 1, "{bad}");
+        }
+        for good in [
+            "let text = \"Whether of it.\";",
+            "/// True when it is there, whether or not it was read.",
+            "// A copy of its bytes.",
+        ] {
+            assert!(phrases_in(good).is_empty(), "{good}");
+        }
     }
 
     #[test]

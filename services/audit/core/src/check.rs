@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use ledger::State;
 use schemas::event::{Departure, Event, EventBody, LedgerEvent};
 use schemas::{AccountId, Digest, Millis, PublicKey, RunId, Sequence, UnixMillis, WorkerId};
-use serde::{Deserialize, Serialize};
 
 use crate::emitter::{Chain, Link};
 use crate::examine::{Account, Examined, Examiner, Held, Says, Told};
@@ -15,6 +14,7 @@ use crate::intake::{Enrolment, Notice};
 use crate::record::{Record, StreamSequence};
 use crate::summary::{EmitterSummary, FaultyWorker, Summary, Tally};
 use crate::timeline::TimelineRow;
+use crate::verdict::Verdict;
 
 /// Most events that wait for their emitter to be enrolled. The broker copies ledger and events side
 /// by side, so a copy that is made anew can bring many events before the joins that enrol their
@@ -24,22 +24,6 @@ pub const HELD_MAX: usize = 16_384;
 /// How far an emitter's clock may lie after the broker's, or go back: machines without NTP drift by
 /// seconds a day.
 const CLOCK_SKEW_MAX: Millis = Millis::from_secs(600);
-
-/// What a record came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    /// Everything about it is right.
-    Verified,
-    /// Byte for byte an event that was verified before. It counts once.
-    Repeated,
-    /// Signed, by a key that the ledger has not enrolled yet.
-    Unenrolled,
-    /// Something is wrong.
-    Rejected,
-    /// In nobody's chain; passed over.
-    Foreign,
-}
 
 /// A record after its checks.
 #[derive(Clone, Debug)]
@@ -58,9 +42,9 @@ pub struct Auditor {
     examiner: Examiner,
     chains: BTreeMap<PublicKey, Chain>,
     enrolled: BTreeMap<(RunId, WorkerId), BTreeSet<(AccountId, PublicKey)>>,
-    /// Those that nobody has taken yet.
+    /// Notices that wait for [`Auditor::take_notices`].
     notices: Vec<Notice>,
-    /// How far workers' chains have come since that was taken last.
+    /// Chains of workers that have grown since then, with their next number.
     reached: BTreeMap<PublicKey, Sequence>,
     held: VecDeque<Held>,
     state: State,
@@ -147,13 +131,12 @@ impl Auditor {
         results
     }
 
-    /// What the stream has said since this was asked last of who may speak, and how far those have
-    /// come.
+    /// The enrolments since the last call, and how far the workers' chains have come.
     pub fn take_notices(&mut self) -> Vec<Notice> {
         let reached = std::mem::take(&mut self.reached).into_iter();
         let reached = reached.map(|(key, next)| Notice::Reached { key, next });
-        // First: whose key is known is let speak, and then it must be known how much of its chain
-        // was recorded.
+        // Progress first: once a key is enrolled its events are taken, and by then the intake must
+        // know how much of its chain is recorded.
         reached.chain(std::mem::take(&mut self.notices)).collect()
     }
 
@@ -355,7 +338,7 @@ impl Auditor {
             .is_some_and(|keys| keys.contains(&(event.account.clone(), event.body.emitter.clone())))
     }
 
-    /// Links an event into its emitter's chain and looks at its time; whether it is a repetition.
+    /// Links an event into its emitter's chain and looks at its time; true for a repetition.
     fn link(
         &mut self,
         body: &EventBody,

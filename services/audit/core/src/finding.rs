@@ -15,7 +15,7 @@ pub enum Finding {
         /// What does not parse or fit.
         reason: String,
     },
-    /// Who signed it may not speak there: a worker in the ledger, or one in another's name or run.
+    /// The signer may not speak there: a worker in the ledger, or one in another's name or run.
     #[error("foreign: {reason}")]
     Foreign {
         /// Who spoke where.
@@ -76,7 +76,7 @@ pub enum Finding {
         /// What contradicts.
         reason: String,
     },
-    /// What must hold after every event of the ledger does not hold.
+    /// An invariant of the ledger's state does not hold.
     #[error("the ledger contradicts itself: {reason}")]
     Contradiction {
         /// What does not add up.
@@ -104,7 +104,7 @@ pub enum Finding {
         /// The position.
         sequence: StreamSequence,
     },
-    /// The stream ends before what was kept of it.
+    /// The stream ends before the last of its kept messages.
     #[error("the stream ends at {last}, but {kept} was kept")]
     Truncated {
         /// Its last position.

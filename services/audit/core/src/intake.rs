@@ -42,7 +42,7 @@ pub struct Enrolment {
     pub key: PublicKey,
 }
 
-/// What the readers' copy says of who may speak, and of what they have said.
+/// News from the readers' copy for the intake: enrolments, and how far chains have come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "fields are named after the words of `schemas`")]
 pub enum Notice {
@@ -54,7 +54,7 @@ pub enum Notice {
     Reached { key: PublicKey, next: Sequence },
 }
 
-/// Who speaks: a tenant's account, a run, a worker.
+/// A sender: a tenant's account, a run, a worker.
 type Speaker = (AccountId, RunId, WorkerId);
 
 /// The end of a worker's recorded chain.
@@ -309,7 +309,8 @@ impl Intake {
 
     fn rate(&mut self, now: UnixMillis, worker: &WorkerId) -> &mut Rate {
         if self.rates.len() >= REMEMBERED_MAX && !self.rates.contains_key(worker) {
-            // Who has sent nothing for a while loses nothing by being forgotten.
+            // A sender that was silent for a while has its whole allowance back: forgetting it changes
+            // nothing.
             self.rates.retain(|_, rate| {
                 rate.refill(now);
                 !rate.is_full()

@@ -15,6 +15,7 @@
 //! | `emitter` | one emitter's chain: what is wrong with it is a finding |
 //! | `finding` | what can be wrong |
 //! | `intake` | checks of workers' events before they are recorded |
+//! | `verdict` | what a record came to |
 //! | `timeline` | an event as a line for people |
 //! | `summary` | what a whole replay came to |
 //!
@@ -30,8 +31,9 @@ mod intake;
 mod record;
 mod summary;
 mod timeline;
+mod verdict;
 
-pub use check::{Auditor, Checked, HELD_MAX, Verdict};
+pub use check::{Auditor, Checked, HELD_MAX};
 pub use examine::{Examined, Examiner};
 pub use finding::{Finding, Found};
 pub use intake::{
@@ -41,3 +43,4 @@ pub use intake::{
 pub use record::{Payload, Record, StreamSequence};
 pub use summary::{EmitterSummary, FaultyWorker, ForeignMessage, RunSummary, Summary};
 pub use timeline::TimelineRow;
+pub use verdict::Verdict;

@@ -44,7 +44,7 @@ pub struct Record {
 /// What a message says. Its headers count for nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Payload {
-    /// Every byte of it.
+    /// Every byte.
     Whole(Vec<u8>),
     /// Longer than any event: what is kept of it says which bytes they were.
     TooLong {

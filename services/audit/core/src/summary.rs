@@ -8,11 +8,11 @@ use schemas::view::RunPhase;
 use schemas::{AccountId, ObjectRef, PublicKey, Round, RunId, Tokens, WorkerId};
 use serde::Serialize;
 
-use crate::check::Verdict;
 use crate::emitter::Chain;
 use crate::finding::Found;
 use crate::record::StreamSequence;
 use crate::timeline::{COORDINATOR, TimelineRow};
+use crate::verdict::Verdict;
 
 /// Most workers whose faults are listed; the broker lets nobody speak without credentials, so there
 /// are as many as were issued. The findings of all are counted.

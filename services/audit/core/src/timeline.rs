@@ -4,8 +4,8 @@ use schemas::event::{Event, EventBody, LedgerEvent, WorkerEvent};
 use schemas::{RunId, UnixMillis, WorkerId};
 use serde::Serialize;
 
-use crate::check::Verdict;
 use crate::record::{Record, StreamSequence};
+use crate::verdict::Verdict;
 
 /// Longest free text in a line.
 const DETAIL_CHARACTERS_MAX: usize = 100;

@@ -25,7 +25,7 @@ pub(crate) struct Broker {
     pub(crate) domain: Domain,
 }
 
-/// Who writes events, connected.
+/// The connected writers of events.
 pub(crate) struct Cast {
     ledger_bus: Bus,
     pub(crate) ledger: Scribe,

@@ -3,13 +3,9 @@
 use chain::End;
 use identity::AuditKey;
 use schemas::event::{Event, LedgerEvent, SignedEvent, WorkerEvent};
-use schemas::member::{Posture, Session};
-use schemas::run::{
-    Closing, Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision,
-    Rounding, RunSpec, Schedule, TrainerKind,
-};
+use schemas::member::{JoinRequest, Posture, Session};
 use schemas::subject::{ledger_subject, record_subject};
-use schemas::{AccountId, Millis, ObjectRef, RunId, Steps, V, WorkerId};
+use schemas::{AccountId, RunId, WorkerId};
 
 /// One emitter's chain, as it is written.
 #[derive(Clone)]
@@ -75,16 +71,11 @@ impl Scribe {
     ) -> Vec<Said> {
         let operator = self.key.public().clone();
         let (release, posture) = ("0.1.0".to_owned(), Posture::default());
-        let joined = LedgerEvent::WorkerJoined {
-            worker: worker.clone(),
-            account: account.clone(),
+        let request = JoinRequest {
             audit_key: audit.public().clone(),
-            trainers: vec![TrainerKind::Reference],
-            device: "cpu".to_owned(),
-            release: release.clone(),
-            posture: posture.clone(),
-            session: Session(1),
+            ..kit::join_request(1)
         };
+        let joined = kit::joined(worker.clone(), account.clone(), request);
         vec![
             self.ledger(
                 None,
@@ -97,7 +88,7 @@ impl Scribe {
             self.ledger(
                 Some(run()),
                 LedgerEvent::RunCreated {
-                    spec: Box::new(spec()),
+                    spec: Box::new(kit::run_spec().build()),
                     operator,
                 },
             ),
@@ -115,55 +106,5 @@ impl Scribe {
         self.end = draft.end();
         let event = self.key.sign_event(&self.domain, draft.body);
         Said { subject, event }
-    }
-}
-
-fn spec() -> RunSpec {
-    let object = || ObjectRef::of(b"object");
-    let codec = Codec {
-        kind: CodecKind::Bf16,
-        rounding: Rounding::Nearest,
-    };
-    RunSpec {
-        v: V,
-        run: run(),
-        model: ModelSpec {
-            trainer: TrainerKind::Reference,
-            config: object(),
-            layout: object(),
-            chunk_elements: 1 << 10,
-            initial: vec![object()],
-            precision: Precision::Fp32,
-        },
-        data: object(),
-        schedule: Schedule {
-            rounds: 1,
-            units: 1,
-            inner_steps: Steps(1),
-            batch_sequences: 1,
-            accumulation: 1,
-            sequence_tokens: 16,
-            evaluation_every: 0,
-            evaluation_sequences: 1,
-            snapshot_every: 1,
-        },
-        inner: InnerOptimizer {
-            final_ratio: 0.1,
-            weight_decay: 0.0,
-            ..InnerOptimizer::adamw(1e-3)
-        },
-        outer: OuterOptimizer::Average,
-        upload: codec,
-        download: codec,
-        error_feedback: false,
-        policy: Policy {
-            workers_min: 1,
-            lease: Millis::from_secs(60),
-            silence_max: Millis::from_secs(60),
-            norm_max: 0.0,
-            strikes_max: 3,
-            closing: Closing::default(),
-        },
-        seed: 1,
     }
 }

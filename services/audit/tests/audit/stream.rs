@@ -152,7 +152,7 @@ async fn a_small_ledger_replays_and_is_followed() {
             ..
         })
     ));
-    // What was not asked for comes when it is followed, read before or not, and then what is new.
+    // Following first brings the records that were not read yet, and then new ones.
     cast.remark().await;
     for (following, count) in [(&mut moment, 4), (&mut whole, 1)] {
         let more = follow(following, count).await;

@@ -54,7 +54,7 @@ pub enum Effect {
     GrantPut {
         /// The request.
         reply: ReplyId,
-        /// Whose quarantine.
+        /// The worker whose quarantine it is.
         place: Quarantine,
         /// The objects.
         objects: Vec<ObjectRef>,
@@ -63,7 +63,7 @@ pub enum Effect {
     CheckUploads {
         /// The request.
         reply: ReplyId,
-        /// Whose quarantine.
+        /// The worker whose quarantine it is.
         place: Quarantine,
         /// The objects.
         objects: Vec<ObjectRef>,
@@ -73,7 +73,7 @@ pub enum Effect {
     Promote {
         /// The request.
         reply: ReplyId,
-        /// Whose quarantine.
+        /// The worker whose quarantine it is.
         place: Quarantine,
         /// The objects that `blobs` does not have.
         objects: Vec<ObjectRef>,
@@ -106,7 +106,7 @@ pub enum Effect {
     /// Delete what was uploaded under a lease that is over: what counts lies in `blobs`, and the
     /// rest counts nowhere. A hint: what is not deleted is forgotten by the store some days later.
     Sweep {
-        /// Whose quarantine.
+        /// The worker whose quarantine it is.
         place: Quarantine,
         /// What may lie there.
         objects: Vec<Digest>,

@@ -19,7 +19,7 @@ pub struct ReplyId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeliveryId(pub u64);
 
-/// Who sent a request, as the broker wrote it: never from the payload.
+/// The sender of a request, as the broker wrote it into the subject; never read from the payload.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Peer {
     /// The tenant's account.

@@ -184,8 +184,8 @@ impl Step {
 /// in the cache when the step itself reads it.
 fn sum_of_squares(parts: &[ContributionChunk<'_>], scratch: &mut [f32]) -> Result<f64, MergeError> {
     scratch.fill(0.0);
-    // What is finite is asked of the parameters; a sum that is not a number is told apart by its
-    // reader.
+    // Finiteness is checked on the parameters, not here; the caller handles a sum that is not a
+    // number.
     let _ = merge_chunk(parts, OuterOptimizer::Average, scratch, Momentum::Absent)?;
     let mut lanes = [0.0_f64; LANES];
     let (groups, rest) = scratch.as_chunks::<LANES>();

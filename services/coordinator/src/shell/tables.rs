@@ -28,7 +28,7 @@ pub(crate) struct Tables {
     troubles: BTreeMap<RunId, Code>,
 }
 
-/// Who waits for an answer.
+/// A sender that waits for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asker {
     Worker,
@@ -69,7 +69,7 @@ impl Tables {
 }
 
 impl Shell {
-    /// Tells who waits for an answer of this process that it gives none any more: they ask its
+    /// Tells the senders that still wait for an answer that this process gives none: they ask its
     /// successor at once, where silence would cost them the time for which they wait for an answer.
     /// Uploads that are being granted are answered by their own task, or not at all.
     ///

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use diloco_coordinator::{Ledger, LedgerError, LedgerMark, NewEvent};
 use identity::join::new_session;
-use identity::{AuditKey, KeyKind, ManifestKey, SigningKey, TrustBundle};
+use identity::{AuditKey, ManifestKey, TrustBundle};
 use runtime::Failure;
 use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent};
 use schemas::member::Posture;
@@ -42,20 +42,7 @@ impl Scene {
 
     pub(crate) async fn new() -> Self {
         let key = AuditKey::generate();
-        let trust = TrustBundle {
-            v: V,
-            domain: SigningKey::generate(KeyKind::Operator).public().clone(),
-            tenants: vec![
-                SigningKey::generate(KeyKind::Account)
-                    .public()
-                    .as_str()
-                    .parse()
-                    .expect("an account's id"),
-            ],
-            manifest_keys: vec![ManifestKey::generate().public().clone()],
-            audit_keys: vec![key.public().clone()],
-            ca: "ca.pem".into(),
-        };
+        let trust = kit::trust(ManifestKey::generate().public(), key.public());
         Self {
             server: Server::start().await,
             key,
@@ -392,8 +379,8 @@ async fn an_append_outlives_a_server_that_is_killed() {
 }
 
 /// Two processes with the same key that start in the same millisecond sign different first events,
-/// so that the ledger takes one and the other learns of it. The very same event would be taken for
-/// its own by both.
+/// so that the ledger takes one and refuses the other. Each would take the very same event for its
+/// own.
 #[tokio::test]
 async fn two_that_start_in_the_same_moment_do_not_both_lead() {
     let scene = Scene::new().await;
@@ -437,7 +424,7 @@ async fn messages_that_nobody_signed_are_passed_over_wherever_they_lie() {
     );
 }
 
-/// Who may write the stream but has no audit key can only say again what was said.
+/// A process that may write the stream but has no audit key can only repeat old events.
 #[tokio::test]
 async fn a_copied_event_is_passed_over_however_old_it_is() {
     let scene = Scene::new().await;

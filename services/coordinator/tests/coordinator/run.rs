@@ -46,7 +46,7 @@ async fn round(
 ) -> Vec<f32> {
     let mut contributions = Vec::new();
     for _ in 0..2 {
-        let manifest = worker.claim(scene).await.expect("the run goes on");
+        let manifest = worker.claim().await.expect("the run goes on");
         assert_eq!(worker.fetch(&manifest.base).await, base);
         contributions.push((
             manifest.lease.unit,
@@ -65,7 +65,7 @@ async fn round(
 async fn rounds_give_the_weights_of_the_rule_and_end_in_a_saved_snapshot() {
     let mut scene = Scene::start(3).await;
     let worker = scene.worker("worker-0").await;
-    let manifest = worker.claim(&scene).await.expect("work");
+    let manifest = worker.claim().await.expect("work");
     let mut base = worker.fetch(&manifest.base).await;
     let release = ReleaseRequest {
         v: V,
@@ -77,7 +77,7 @@ async fn rounds_give_the_weights_of_the_rule_and_end_in_a_saved_snapshot() {
     for _ in 0..3 {
         base = round(&scene, &worker, &mut reference, &base).await;
     }
-    assert!(worker.claim(&scene).await.is_none(), "the run is complete");
+    assert!(worker.claim().await.is_none(), "the run is complete");
     let view = scene.operator.until_complete(scene.cluster.run()).await;
     assert_eq!(view.phase, RunPhase::Complete);
 
@@ -157,14 +157,14 @@ async fn fetch(scene: &Scene, grant: &schemas::blob::Grant) -> Bytes {
 async fn a_killed_coordinator_continues_with_what_was_accepted() {
     let mut scene = Scene::start(2).await;
     let worker = scene.worker("worker-0").await;
-    let first = worker.claim(&scene).await.expect("work");
+    let first = worker.claim().await.expect("work");
     let base = worker.fetch(&first.base).await;
     let mut reference = Reference::new(base.clone());
     let mut contributions = vec![(first.lease.unit, work(&scene, &worker, &first, &base).await)];
     // One unit of round 0 is in the ledger, the other was never begun.
     scene.cluster.kill9("coordinator");
     scene.cluster.restart("coordinator").await;
-    let second = worker.claim(&scene).await.expect("work");
+    let second = worker.claim().await.expect("work");
     assert_ne!(
         second.lease.unit, first.lease.unit,
         "what was accepted is not given out again"
@@ -180,14 +180,14 @@ async fn a_killed_coordinator_continues_with_what_was_accepted() {
         .collect();
     let base = reference.step(&worker.spec, &chunks);
     // In the middle of round 1, with a lease held: its holder hands in to the new process.
-    let held = worker.claim(&scene).await.expect("work");
+    let held = worker.claim().await.expect("work");
     assert_eq!(worker.fetch(&held.base).await, base);
     scene.cluster.kill9("coordinator");
     scene.cluster.restart("coordinator").await;
     let mut contributions = vec![(held.lease.unit, work(&scene, &worker, &held, &base).await)];
-    let other = worker.claim(&scene).await.expect("work");
+    let other = worker.claim().await.expect("work");
     contributions.push((other.lease.unit, work(&scene, &worker, &other, &base).await));
-    assert!(worker.claim(&scene).await.is_none(), "the run is complete");
+    assert!(worker.claim().await.is_none(), "the run is complete");
     contributions.sort_by_key(|(unit, _)| *unit);
     let chunks: Vec<_> = contributions
         .into_iter()
@@ -234,7 +234,7 @@ async fn bad_results_are_refused_alone_and_the_round_goes_on() {
         Err(runtime::BusError::Refused(refusal)) => refusal.code,
         other => panic!("expected a refusal, got {other:?}"),
     };
-    let manifest = worker.claim(&scene).await.expect("work");
+    let manifest = worker.claim().await.expect("work");
     let base = worker.fetch(&manifest.base).await;
     let mut chunks = worker.contribution(&manifest, &base);
     let mut poisoned = chunks[1].to_vec();
@@ -245,10 +245,7 @@ async fn bad_results_are_refused_alone_and_the_round_goes_on() {
         Code::NotFinite
     );
 
-    let manifest = worker
-        .claim(&scene)
-        .await
-        .expect("the unit is issued again");
+    let manifest = worker.claim().await.expect("the unit is issued again");
     let mut chunks = worker.contribution(&manifest, &base);
     // No chunk of the run is this long, so it gets no URL; the lease is untouched.
     let short = ObjectRef::of(&chunks[0].slice(..chunks[0].len() - 2));
@@ -268,41 +265,25 @@ async fn bad_results_are_refused_alone_and_the_round_goes_on() {
         Code::SizeMismatch
     );
 
-    let manifest = worker
-        .claim(&scene)
-        .await
-        .expect("the unit is issued again");
+    let manifest = worker.claim().await.expect("the unit is issued again");
     let stranger = AuditKey::generate();
-    let statement = schemas::contribution::Statement {
-        v: V,
-        run: worker.spec.run.clone(),
-        spec: worker.spec.to_object().1,
-        worker: manifest.aud.clone(),
-        lease: manifest.lease,
-        outcome: schemas::contribution::Outcome::Contribution(
-            schemas::contribution::Contribution {
-                layout: worker.spec.model.layout.digest,
-                codec: scene::CODEC,
-                chunks: worker
-                    .contribution(&manifest, &base)
-                    .iter()
-                    .map(|b| schemas::ObjectRef::of(b))
-                    .collect(),
-                tokens: worker.spec.unit_tokens(),
-                steps: worker.spec.schedule.inner_steps,
-                loss: 1.0,
-                train_ms: 1,
-            },
-        ),
-    };
+    let chunks = worker.contribution(&manifest, &base);
+    let chunks = chunks.iter().map(|b| schemas::ObjectRef::of(b)).collect();
+    let outcome =
+        schemas::contribution::Outcome::Contribution(kit::contribution(&worker.spec, chunks));
+    let statement = kit::statement(&worker.spec, manifest.aud.clone(), manifest.lease, outcome);
     assert_eq!(
-        code(worker.hand_in(statement.encode(), Some(&stranger)).await),
+        code(
+            worker
+                .hand_in_signed_by(&stranger, statement.encode())
+                .await
+        ),
         Code::StatementInvalid
     );
 
     let mut reference = Reference::new(base.clone());
     round(&scene, &worker, &mut reference, &base).await;
-    assert!(worker.claim(&scene).await.is_none(), "the run is complete");
+    assert!(worker.claim().await.is_none(), "the run is complete");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -455,10 +436,10 @@ async fn a_second_coordinator_takes_over_and_the_first_stands_down() {
     assert_eq!(status.code(), Some(4));
     let log = scene.cluster.process("coordinator").log();
     assert!(log.contains("DL0701"), "{log}");
-    assert!(worker.claim(&scene).await.is_some());
+    assert!(worker.claim().await.is_some());
 }
 
-/// One operator's key, used by a program that has run wild, or by who has stolen it.
+/// One operator's key, used by a program that has run wild, or by a thief.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_that_asks_without_end_is_refused_and_another_is_answered() {
     let scene = Scene::start(1).await;

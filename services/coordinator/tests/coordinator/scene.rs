@@ -6,42 +6,28 @@ use std::time::Duration;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::{self, stream};
 use bytes::Bytes;
-use harness::{Cluster, Operator, Options};
-use identity::join::new_session;
-use identity::{AuditKey, jws};
+use harness::{Cluster, Operator, Options, Scripted};
+use identity::AuditKey;
 use merge::SeededRounding;
 use merge::codec::{decode, encode, encode_difference, encoded_bytes};
 use model::{ModelConfig, ReferenceConfig};
 use objects::{Regrant, Transfer, TransferLimits, Trust};
 use runtime::{Bus, BusError};
-use schemas::blob::{GetRequest, Grant, Grants, PutRequest};
-use schemas::contribution::{
-    Contribution, Outcome, StageRequest, Statement, SubmitReply, SubmitRequest,
-};
+use schemas::blob::{Grant, Grants};
+use schemas::contribution::{StageRequest, SubmitReply};
 use schemas::control::{OperatorObjects, RunNew, RunNewReply};
-use schemas::data::{DataManifest, Entropy, Shard, Tokenizer};
+use schemas::data::Shard;
 use schemas::layout::{Chunk, Layout};
-use schemas::lease::{
-    ClaimOutcome, ClaimReply, ClaimRequest, Done, MANIFEST_TYPE, Manifest, Weights,
-};
-use schemas::limits::OBJECT_BYTES_MAX;
-use schemas::member::{JoinReply, JoinRequest, Posture, Session};
+use schemas::lease::{Done, Manifest, Weights};
 use schemas::permission::Role;
-use schemas::run::{
-    Closing, Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision,
-    Rounding, RunSpec, Schedule, TrainerKind,
-};
+use schemas::run::{Codec, InnerOptimizer, RunSpec};
 use schemas::subject::{
-    ControlVerb, LEDGER_FILTER, LEDGER_STREAM, Verb, WORK_CONSUMER, WORK_STREAM, request_subject,
+    ControlVerb, LEDGER_FILTER, LEDGER_STREAM, Verb, WORK_CONSUMER, WORK_STREAM,
 };
-use schemas::{Code, Digest, Message, Millis, ObjectRef, Refusal, Steps, Tokens, V, WorkerId};
-use serde_bytes::{ByteArray, ByteBuf};
+use schemas::{Digest, Message, Millis, ObjectRef, Refusal, Steps, Tokens, V};
 
 pub(crate) const WAIT: Duration = Duration::from_secs(30);
-pub(crate) const CODEC: Codec = Codec {
-    kind: CodecKind::Bf16,
-    rounding: Rounding::Nearest,
-};
+pub(crate) const CODEC: Codec = kit::BF16;
 const CHUNK_ELEMENTS: u64 = 70_000;
 
 pub(crate) struct Scene {
@@ -51,16 +37,11 @@ pub(crate) struct Scene {
     pub(crate) layout: Layout,
 }
 
+/// A scripted worker that can encode and decode the run's weights.
 pub(crate) struct Worker {
-    session: Session,
-    bus: Bus,
-    id: WorkerId,
-    key: AuditKey,
-    transfer: Transfer,
+    pub(crate) scripted: Scripted,
     pub(crate) spec: RunSpec,
     chunks: Vec<Chunk>,
-    layout: Digest,
-    domain: String,
 }
 
 struct NoOther;
@@ -167,13 +148,14 @@ impl Scene {
         train: &[usize],
         held_out: &[usize],
     ) -> ObjectRef {
-        let token_bytes = schemas::data::token_bytes(vocabulary);
-        let tokenizer = match vocabulary {
-            256 => Tokenizer::Byte,
-            _ => Tokenizer::HuggingFace(
-                self.import(vec![Bytes::from_static(b"a tokenizer")]).await[0],
-            ),
+        let data = match vocabulary {
+            256 => kit::data(),
+            _ => {
+                let tokenizer = self.import(vec![Bytes::from_static(b"a tokenizer")]).await[0];
+                kit::data().words(tokenizer, vocabulary)
+            }
         };
+        let token_bytes = schemas::data::token_bytes(vocabulary);
         let mut number = 0;
         let mut part = async |lengths: &[usize]| {
             let mut shards = Vec::new();
@@ -193,21 +175,7 @@ impl Scene {
             shards
         };
         let (train, held_out) = (part(train).await, part(held_out).await);
-        let entropy = Entropy {
-            unigram: 1.0,
-            bigram: 1.0,
-        };
-        let source = "a test".into();
-        let data = DataManifest {
-            v: V,
-            source,
-            tokenizer,
-            vocabulary,
-            token_bytes,
-            train,
-            held_out,
-            entropy,
-        };
+        let data = data.train(train).held_out(held_out).build();
         self.import(vec![serde_json::to_vec(&data).expect("it is JSON").into()])
             .await[0]
     }
@@ -228,96 +196,40 @@ impl Scene {
         let data = self.data(256, &[4096], &[1024]).await;
         let others = vec![self.layout.encode().into(), model().to_json().into()];
         let others = self.import(others).await;
-        let schedule = Schedule {
-            rounds,
-            units: 2,
-            inner_steps: Steps(3),
-            batch_sequences: 2,
-            accumulation: 1,
-            sequence_tokens: 8,
-            evaluation_every: 0,
-            evaluation_sequences: 1,
-            snapshot_every: 1,
-        };
         let inner = InnerOptimizer {
             final_ratio: 0.1,
             weight_decay: 0.0,
             ..InnerOptimizer::adamw(1e-3)
         };
-        let policy = Policy {
-            workers_min: 1,
-            lease: Millis::from_secs(10),
-            silence_max: Millis::from_secs(60),
-            norm_max: 0.0,
-            strikes_max: 100,
-            closing: Closing::default(),
-        };
-        RunSpec {
-            v: V,
-            run: self.cluster.run().clone(),
-            model: ModelSpec {
-                trainer: TrainerKind::Reference,
-                config: others[1],
-                layout: others[0],
-                chunk_elements: CHUNK_ELEMENTS,
-                initial,
-                precision: Precision::Fp32,
-            },
-            data,
-            schedule,
-            inner,
-            outer: OuterOptimizer::Nesterov {
-                learning_rate: 0.7,
-                momentum: 0.9,
-            },
-            upload: CODEC,
-            download: CODEC,
-            error_feedback: false,
-            policy,
-            seed: 11,
-        }
+        kit::run_spec()
+            .run(self.cluster.run().clone())
+            .config(others[1])
+            .layout(others[0])
+            .chunk_elements(CHUNK_ELEMENTS)
+            .initial(initial)
+            .data(data)
+            .rounds(rounds)
+            .inner_steps(Steps(3))
+            .sequence_tokens(8)
+            .evaluation_sequences(1)
+            .inner(inner)
+            .lease(Millis::from_secs(10))
+            .silence_max(Millis::from_secs(60))
+            .norm_max(0.0)
+            .strikes_max(100)
+            .seed(11)
+            .build()
     }
 
     /// Connects a worker and lets it join.
     pub(crate) async fn worker(&self, name: &str) -> Worker {
-        let issued = self.cluster.issue(Role::Worker, name);
-        let bus = self.cluster.connect(Role::Worker, name).await;
-        let key = AuditKey::read(&issued.audit_key.expect("workers sign")).expect("just issued");
-        let id: WorkerId = issued.public.as_str().parse().expect("a user key");
-        let domain = self.cluster.domain().trust().domain.to_string();
-        let session = new_session();
-        let proof = ByteArray::new(key.sign_join(&domain, self.cluster.run(), &id));
-        let join = JoinRequest {
-            v: V,
-            session,
-            audit_key: key.public().clone(),
-            proof,
-            trainers: vec![TrainerKind::Reference],
-            device: "test".into(),
-            release: "test".into(),
-            posture: Posture::default(),
-        };
-        let subject = request_subject(self.cluster.run(), &id, Verb::Join);
-        let joined: JoinReply = loop {
-            match bus.request(&subject, &join, WAIT).await {
-                // A coordinator that another one has replaced declines; as a worker does, it is
-                // asked again.
-                Err(BusError::Refused(refusal)) if refusal.code == Code::Draining => {}
-                answered => break answered.expect("joined"),
-            }
-        };
+        let scripted = Scripted::connect(&self.cluster, name).await;
+        let spec = scripted.join().await;
         let chunks = self.layout.chunks(CHUNK_ELEMENTS).expect("few chunks");
-        let layout = joined.spec.model.layout.digest;
         Worker {
-            session,
-            bus,
-            id,
-            key,
-            transfer: self.transfer.clone(),
-            spec: joined.spec,
+            scripted,
+            spec,
             chunks,
-            layout,
-            domain,
         }
     }
 }
@@ -328,54 +240,16 @@ impl Worker {
         verb: Verb,
         question: &Q,
     ) -> Result<A, BusError> {
-        self.bus
-            .request(
-                &request_subject(&self.spec.run, &self.id, verb),
-                question,
-                WAIT,
-            )
-            .await
+        self.scripted.ask(verb, question).await
     }
 
-    /// Claims until there is a lease, whose manifest is verified; none when the run is complete.
-    pub(crate) async fn claim(&self, scene: &Scene) -> Option<Manifest> {
-        loop {
-            let claim = ClaimRequest {
-                v: V,
-                session: self.session,
-                wait: Millis::from_secs(5),
-            };
-            match self.ask::<_, ClaimReply>(Verb::Claim, &claim).await {
-                Ok(ClaimReply {
-                    outcome: ClaimOutcome::Lease(compact),
-                    ..
-                }) => {
-                    let trust = scene.cluster.domain().trust();
-                    let manifest: Manifest =
-                        jws::verify(&compact, MANIFEST_TYPE, trust).expect("a trusted key signed");
-                    assert_eq!(manifest.aud, self.id);
-                    return Some(manifest);
-                }
-                Ok(ClaimReply {
-                    outcome: ClaimOutcome::Complete,
-                    ..
-                }) => return None,
-                Ok(ClaimReply {
-                    outcome: ClaimOutcome::Nothing,
-                    ..
-                }) => {}
-                Err(error) => panic!("claim: {error}"),
-            }
-        }
+    /// Claims until there is a lease; none when the run is complete.
+    pub(crate) async fn claim(&self) -> Option<Manifest> {
+        self.scripted.claim_or_end().await
     }
 
     /// Downloads and decodes one copy of the weights.
     pub(crate) async fn fetch(&self, weights: &Weights) -> Vec<f32> {
-        let request = GetRequest {
-            v: V,
-            objects: weights.chunks.iter().map(|object| object.digest).collect(),
-        };
-        let grants: Grants = self.ask(Verb::Get, &request).await.expect("granted");
         let mut values = vec![
             0.0;
             self.chunks
@@ -383,13 +257,9 @@ impl Worker {
                 .map(|chunk| chunk.elements as usize)
                 .sum()
         ];
-        for (grant, chunk) in grants.grants.iter().zip(&self.chunks) {
-            let bytes = self
-                .transfer
-                .get(grant, OBJECT_BYTES_MAX, &NoOther, deadline())
-                .await
-                .expect("downloaded");
-            decode(weights.codec.kind, &bytes, &mut values[chunk.range()])
+        let contents = self.scripted.fetch(&weights.chunks).await;
+        for (bytes, chunk) in contents.iter().zip(&self.chunks) {
+            decode(weights.codec.kind, bytes, &mut values[chunk.range()])
                 .expect("of the right length");
         }
         values
@@ -426,67 +296,30 @@ impl Worker {
         chunks: Vec<Bytes>,
     ) -> Result<SubmitReply, BusError> {
         let lease = manifest.lease;
-        let objects: Vec<ObjectRef> = chunks.iter().map(|bytes| ObjectRef::of(bytes)).collect();
-        let request = PutRequest {
-            v: V,
-            lease,
-            objects: objects.clone(),
-        };
-        let grants: Grants = self.ask(Verb::Put, &request).await.expect("granted");
-        for (index, (grant, bytes)) in (0_u32..).zip(grants.grants.iter().zip(chunks)) {
-            self.transfer
-                .put(grant, bytes, &NoOther, deadline())
-                .await
-                .expect("uploaded");
+        let mut objects = Vec::with_capacity(chunks.len());
+        for (index, bytes) in (0_u32..).zip(chunks) {
+            let object = self.scripted.upload(lease, bytes.into()).await;
             let stage = StageRequest {
                 v: V,
                 lease,
                 index,
-                object: objects[index as usize],
+                object,
             };
             let _: Done = self.ask(Verb::Stage, &stage).await.expect("announced");
+            objects.push(object);
         }
-        let contribution = Contribution {
-            layout: self.layout,
-            codec: CODEC,
-            chunks: objects,
-            tokens: self.spec.unit_tokens(),
-            steps: self.spec.schedule.inner_steps,
-            loss: 2.0,
-            train_ms: 5,
-        };
-        let statement = Statement {
-            v: V,
-            run: self.spec.run.clone(),
-            spec: self.spec.to_object().1,
-            worker: self.id.clone(),
-            lease,
-            outcome: Outcome::Contribution(contribution),
-        };
-        let bytes = statement.encode();
-        self.hand_in(bytes, None).await
+        let contribution = kit::contribution(&self.spec, objects);
+        self.scripted.submit(&self.spec, lease, contribution).await
     }
 
-    /// Signs and sends a statement; another key may sign it.
-    pub(crate) async fn hand_in(
+    /// Sends a statement that another key signed.
+    pub(crate) async fn hand_in_signed_by(
         &self,
+        stranger: &AuditKey,
         statement: Vec<u8>,
-        other: Option<&AuditKey>,
     ) -> Result<SubmitReply, BusError> {
-        let signature = ByteArray::new(
-            other
-                .unwrap_or(&self.key)
-                .sign_statement(&self.domain, &statement),
-        );
-        self.ask(
-            Verb::Submit,
-            &SubmitRequest {
-                v: V,
-                statement: ByteBuf::from(statement),
-                signature,
-            },
-        )
-        .await
+        let request = self.scripted.signed_by(stranger, statement);
+        self.ask(Verb::Submit, &request).await
     }
 }
 

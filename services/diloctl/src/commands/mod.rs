@@ -16,7 +16,7 @@ mod watch;
 use std::process::ExitCode;
 
 use clap::CommandFactory as _;
-use runtime::{Failure, shutdown};
+use runtime::{Failure, service, shutdown};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{Cli, Command};
@@ -25,21 +25,25 @@ use crate::exit;
 use crate::output;
 
 /// Runs one command line to its exit status.
-pub async fn run(cli: Cli) -> ExitCode {
+pub fn run(cli: Cli) -> ExitCode {
     let format = cli.global.output;
-    let outcome = match Context::new(&cli.global) {
-        Ok(context) => tokio::select! {
-            // A command that ends well on a signal, such as `audit tail`, is asked first.
-            biased;
-            outcome = dispatch(&context, cli.command) => outcome,
-            signal = stopped() => Err(Failure::new(schemas::Code::Interrupted, format!("stopped by {signal}"))),
-        },
-        Err(failure) => Err(failure),
-    };
-    match outcome.and_then(|()| output::written()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => exit::report(format, &failure),
+    let log = cli.global.log.clone();
+    let ended = service::command(&log, Box::pin(carry_out(cli)));
+    runtime::exit::report_as(ended, |refusal| exit::render(format, refusal))
+}
+
+async fn carry_out(cli: Cli) -> Result<(), Failure> {
+    let context = Context::new(&cli.global)?;
+    tokio::select! {
+        // A command that ends well on a signal, such as `audit tail`, is asked first.
+        biased;
+        outcome = dispatch(&context, cli.command) => outcome?,
+        signal = stopped() => {
+            let detail = format!("stopped by {signal}");
+            return Err(Failure::new(schemas::Code::Interrupted, detail));
+        }
     }
+    output::written()
 }
 
 /// Resolves when this command is told to end: by Ctrl-C, by a service manager, or by the end of its

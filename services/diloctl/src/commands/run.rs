@@ -119,8 +119,8 @@ impl Patience {
         }
     }
 
-    /// What is new about why the run does not get on; fails when nobody has been there for too
-    /// long.
+    /// The reason why the run is held up, when it is a new one. Fails when the run has had no
+    /// worker for too long.
     fn look(&mut self, view: &RunView, now: Instant) -> Result<Option<String>, Failure> {
         let why = view.trouble.as_ref();
         match why.filter(|why| why.code == Code::NoWorkerLeft) {

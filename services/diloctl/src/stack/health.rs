@@ -1,6 +1,6 @@
-//! Whether a broker that lives can be used. After a write that failed, most often since its disk
-//! was full, it goes on answering questions and stores nothing more until it is started again, also
-//! when there is room. What was wrong it says to its log alone.
+//! Finds out if a running broker can be used. After a failed write, most often on a full disk, the
+//! broker goes on answering requests and stores nothing more until it is started again, even when
+//! there is room again. The reason stands only in its log.
 
 use std::ffi::CString;
 use std::fs;
@@ -94,7 +94,7 @@ impl Trouble {
         )
     }
 
-    /// Whether starting the broker again can mend it.
+    /// Checks that starting the broker again can mend it.
     ///
     /// # Errors
     /// Its disk is still full.

@@ -120,8 +120,8 @@ impl Running {
             .filter(Self::lives))
     }
 
-    /// Whether the folder lay elsewhere when the process was started: the paths that it was given
-    /// lead there.
+    /// True when the folder was moved after the process was started: the process was given paths
+    /// to the old place.
     pub(super) fn moved(&self, domain: &Path) -> Result<bool, Failure> {
         Ok(self.home != Home::of(domain)?)
     }

@@ -1,82 +1,27 @@
 //! A run of which the tests write the ledger.
 
+use kit::{BF16, object, sized};
 use ledger::{ApplyError, Run, State};
-use schemas::contribution::{Contribution, Evaluation};
 use schemas::event::{Departure, LeaseEnd, LedgerEvent};
-use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
-use schemas::member::{Posture, Session};
-use schemas::run::{
-    Closing, Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision,
-    Rounding, RunSpec, Schedule, TrainerKind,
-};
+use schemas::lease::LeaseRef;
+use schemas::run::{OuterOptimizer, RunSpec};
 use schemas::sync::SealedInput;
-use schemas::{
-    Bytes, Digest, Epoch, Fragment, Millis, ObjectRef, Round, RunId, Steps, Tokens, UnitIndex,
-    UnixMillis, V, Weight, WorkerId,
-};
+use schemas::{Digest, Epoch, Fragment, Round, RunId, Tokens, UnitIndex, UnixMillis, Weight};
 use serde_bytes::ByteArray;
 
-const BF16: Codec = Codec {
-    kind: CodecKind::Bf16,
-    rounding: Rounding::Nearest,
-};
+pub(crate) use kit::{run_id, worker};
 
 /// When every event happened.
 pub(crate) const TIME: UnixMillis = UnixMillis(1);
 
-fn object(name: &str) -> ObjectRef {
-    ObjectRef::of(name.as_bytes())
-}
-
-/// Three rounds of two units of 4 * 2 * 4 = 32 tokens.
+/// The settings of [`kit::run_spec`] with a third round, weights in one chunk, and an outer step
+/// that keeps no state.
 pub(crate) fn spec() -> RunSpec {
-    RunSpec {
-        v: V,
-        run: run_id(),
-        model: ModelSpec {
-            trainer: TrainerKind::Reference,
-            config: object("config"),
-            layout: object("layout"),
-            chunk_elements: 8,
-            initial: vec![object("initial")],
-            precision: Precision::Fp32,
-        },
-        data: object("data"),
-        schedule: Schedule {
-            rounds: 3,
-            units: 2,
-            inner_steps: Steps(4),
-            batch_sequences: 2,
-            accumulation: 1,
-            sequence_tokens: 4,
-            evaluation_every: 0,
-            evaluation_sequences: 4,
-            snapshot_every: 1,
-        },
-        inner: InnerOptimizer {
-            warmup_steps: Steps(1),
-            final_ratio: 0.1,
-            beta2: 0.99,
-            ..InnerOptimizer::adamw(1e-3)
-        },
-        outer: OuterOptimizer::Average,
-        upload: BF16,
-        download: BF16,
-        policy: Policy {
-            workers_min: 1,
-            lease: Millis::from_secs(30),
-            silence_max: Millis::from_secs(90),
-            norm_max: 10.0,
-            strikes_max: 3,
-            closing: Closing::All,
-        },
-        error_feedback: false,
-        seed: 7,
-    }
-}
-
-pub(crate) fn run_id() -> RunId {
-    "demo".parse().expect("a name")
+    kit::run_spec()
+        .rounds(3)
+        .initial(vec![object("initial")])
+        .outer(OuterOptimizer::Average)
+        .build()
 }
 
 /// The same with one unit a round and an evaluation of each version of the weights.
@@ -87,51 +32,23 @@ pub(crate) fn evaluating() -> RunSpec {
     spec
 }
 
-fn key(kind: char, number: u32) -> String {
-    let letter = char::from(b'A' + number as u8);
-    format!("{kind}{}{letter}", "A".repeat(54))
-}
-
-pub(crate) fn worker(number: u32) -> WorkerId {
-    key('U', number).parse().expect("a key")
-}
-
 pub(crate) fn lease(round: u64, index: u32, epoch: u64) -> LeaseRef {
-    let unit = UnitId {
-        round: Round(round),
-        kind: UnitKind::Train,
-        index: UnitIndex(index),
-    };
-    LeaseRef {
-        unit,
-        epoch: Epoch(epoch),
-    }
+    kit::lease(kit::train(round, index), epoch)
 }
 
 pub(crate) fn evaluation(version: u64, epoch: u64) -> LeaseRef {
-    let mut lease = lease(version, 0, epoch);
-    lease.unit.kind = UnitKind::Evaluate;
-    lease
+    kit::lease(kit::evaluate(version), epoch)
 }
 
 pub(crate) fn created(spec: RunSpec) -> LedgerEvent {
     LedgerEvent::RunCreated {
         spec: Box::new(spec),
-        operator: key('U', 25).parse().expect("a key"),
+        operator: kit::operator(),
     }
 }
 
 pub(crate) fn joined(number: u32) -> LedgerEvent {
-    LedgerEvent::WorkerJoined {
-        worker: worker(number),
-        account: key('A', 1).parse().expect("a key"),
-        audit_key: key('U', 10 + number).parse().expect("a key"),
-        trainers: vec![TrainerKind::Reference],
-        device: "cpu".to_owned(),
-        release: "1".to_owned(),
-        posture: Posture::default(),
-        session: Session(number.into()),
-    }
+    kit::joined(worker(number), kit::account(1), kit::join_request(number))
 }
 
 pub(crate) fn left(number: u32, cause: Departure) -> LedgerEvent {
@@ -146,10 +63,7 @@ pub(crate) fn evaluated(lease: LeaseRef, number: u32) -> LedgerEvent {
     LedgerEvent::EvaluationAccepted {
         lease,
         worker: worker(number),
-        evaluation: Evaluation {
-            loss_sum: 32.0,
-            tokens: Tokens(16),
-        },
+        evaluation: kit::evaluation(),
         statement: Digest::of(lease.to_string().as_bytes()),
         signature: ByteArray::new([0; 64]),
     }
@@ -182,18 +96,7 @@ pub(crate) fn ended(lease: LeaseRef, number: u32) -> LedgerEvent {
 }
 
 pub(crate) fn accepted(lease: LeaseRef, number: u32) -> LedgerEvent {
-    let contribution = Contribution {
-        layout: spec().model.layout.digest,
-        codec: BF16,
-        chunks: vec![ObjectRef {
-            bytes: Bytes(16),
-            ..object(&lease.to_string())
-        }],
-        tokens: Tokens(32),
-        steps: Steps(4),
-        loss: 2.5,
-        train_ms: 10,
-    };
+    let contribution = kit::contribution(&spec(), vec![sized(&lease.to_string(), 16)]);
     LedgerEvent::ContributionAccepted {
         lease,
         worker: worker(number),
@@ -223,11 +126,7 @@ pub(crate) fn closed(round: u64, version: u64) -> LedgerEvent {
     LedgerEvent::RoundClosed {
         round: Round(round),
         fragment: Fragment::FIRST,
-        broadcast: Weights {
-            round: Round(version),
-            codec: BF16,
-            chunks: vec![object(&format!("weights {version}"))],
-        },
+        broadcast: kit::weights(version, BF16, vec![object(&format!("weights {version}"))]),
         norm: 1.0,
         tokens: Tokens(64),
     }

@@ -1,5 +1,5 @@
-//! What others use: a subject that is heard for as long as somebody listens, over as many
-//! connections as that takes.
+//! The public side: a listener hears its subject for as long as it is kept, and connects again as
+//! often as that takes.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -30,7 +30,7 @@ pub struct Listener {
     denied: Arc<OnceLock<String>>,
 }
 
-/// The other end: the connection, and what becomes of it.
+/// The other end: the connection and its end.
 struct Keeper {
     dialer: Dialer,
     outlets: Vec<Outlet>,

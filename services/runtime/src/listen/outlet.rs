@@ -45,7 +45,7 @@ struct Waiting {
     /// What waits of each sender; a sender without anything has no entry.
     senders: BTreeMap<Option<PublicKey>, Share>,
     dropped: u64,
-    /// Who was over its share last.
+    /// The sender that exceeded its share last.
     flooder: Option<PublicKey>,
 }
 
@@ -137,7 +137,7 @@ impl Outlet {
         lock(&self.waiting).dropped
     }
 
-    /// Who was over its share last, since this was asked before.
+    /// Takes the sender that exceeded its share since the last call.
     pub(crate) fn flooder(&self) -> Option<PublicKey> {
         lock(&self.waiting).flooder.take()
     }

@@ -458,7 +458,7 @@ fn fg_09_plaintext_can_be_allowed_for_the_store_alone() {
     }
 }
 
-/// Who has a token but no TLS is not protected: the layer shows as open, and so it is logged at
+/// A token without TLS protects nothing: the layer shows as open, and so it is logged at
 /// every start.
 #[test]
 fn ls_06_credentials_over_plaintext_show_as_an_open_layer() {

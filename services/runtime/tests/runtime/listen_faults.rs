@@ -1,4 +1,4 @@
-//! A server that is none, is not the right one, or falls silent: what a listener makes of it.
+//! A listener meets something that is no server, the wrong server, or a server that falls silent.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -305,7 +305,7 @@ async fn tl_27_a_key_takes_one_upload_at_a_time() {
     assert_eq!(store.unfinished(), Vec::<String>::new());
 }
 
-/// A client that repeats an upload that is done is told before sending a byte of it.
+/// A client that repeats a finished upload is told before it sends a byte.
 #[tokio::test]
 async fn a_key_that_is_filled_is_refused_by_the_head_alone() {
     let store = TestStore::start().await;
@@ -413,7 +413,7 @@ async fn several_peers_together_cannot_take_every_connection() {
         .unwrap();
 }
 
-/// Who asked for something and got it keeps the connection when strangers come in numbers.
+/// A client that was served keeps its connection when strangers come in numbers.
 #[tokio::test]
 async fn strangers_make_room_before_those_who_are_known() {
     let store = TestStore::with(StoreLimits {

@@ -109,7 +109,7 @@ impl Worker {
         self.advance(now, effects);
     }
 
-    /// True for a report on other work than the present, or on another step of it.
+    /// True for a report on other work than the present, or on another step of this work.
     fn is_overtaken(&self, report: &Input) -> bool {
         let (work, right): (_, fn(&Step) -> bool) = match report {
             Input::Verified { work, .. } => {

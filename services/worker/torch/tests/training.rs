@@ -320,7 +320,7 @@ fn a_state_that_cannot_be_is_refused_by_its_values_and_changes_nothing() {
         parameters(&mut trained) == values,
         "the parameters are as they were"
     );
-    // So are the moments: the next steps are those of a trainer that was never offered any of it.
+    // So are the moments: the next steps are those of a trainer that was never offered that state.
     train(&mut trained, 2);
     let mut untouched = trainer(true, Precision::Fp32);
     train(&mut untouched, 5);

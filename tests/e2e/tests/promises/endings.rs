@@ -14,7 +14,7 @@ use schemas::view::RunPhase;
 use schemas::{Code, Millis, UnixMillis};
 
 const DAY_MS: u64 = 24 * 3_600_000;
-/// Who connects with which credentials.
+/// The processes, each with its credentials.
 const CREDENTIALS: [(&str, Role, &str); 4] = [
     ("worker-0", Role::Worker, "worker-0"),
     ("audit", Role::Auditor, "auditor"),

@@ -432,7 +432,7 @@ async fn ls_05_a_worker_gets_only_what_its_lease_and_its_run_give_it() {
         .await
         .unwrap();
     assert_eq!(done, Done::default());
-    // Its unit goes to who waits for one.
+    // Its unit goes to a worker that waits for one.
     assert_eq!(other.claim().await.lease.unit, lease.unit);
 }
 

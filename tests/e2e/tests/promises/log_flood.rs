@@ -12,7 +12,7 @@ const FORGED: u64 = 1000;
 async fn a_thousand_forged_commands_are_a_few_lines_in_a_workers_log_and_their_number() {
     let mut cluster = Cluster::broker(Options::default()).await;
     cluster.start_worker("worker-0", &[]).await;
-    // Who took the coordinator's credentials for the bus has no key that workers trust.
+    // A thief of the coordinator's credentials for the bus has no key that workers trust.
     let thief = cluster
         .connect(Role::Coordinator, Role::Coordinator.name())
         .await;

@@ -1,6 +1,5 @@
-//! A contribution is made of what its worker uploaded under its lease: what others uploaded, what
-//! the run gave out, and what lies there from another lease counts for nothing, whatever the store
-//! has of it.
+//! A contribution is made of what its worker uploaded under its lease. What others uploaded, what
+//! the run gave out, and what another lease left in the store counts for nothing.
 
 use std::path::PathBuf;
 

@@ -421,8 +421,8 @@ fn a_worker_that_was_removed_says_nothing_any_more() {
     candidate(intake.hear(NOW, &subject(&other, "stopped"), &others));
 }
 
-/// The stream of the tenant is the one place where a chain is recorded, and the readers' copy is
-/// made of it.
+/// The stream of the tenant is the one place where a chain is recorded; the readers' copy is made
+/// from that stream.
 #[test]
 fn a_chain_of_which_the_copy_shows_more_than_its_stream_has_was_lost() {
     let (mut intake, mut member) = scene();

@@ -3,19 +3,15 @@
 use audit_core::{Auditor, Checked, Payload, Record, StreamSequence};
 use data_encoding::BASE32_NOPAD;
 use ed25519_dalek::{Signer as _, SigningKey};
-use schemas::contribution::Contribution;
 use schemas::event::{Event, EventBody, LeaseEnd, LedgerEvent, SignedEvent, WorkerEvent};
-use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
-use schemas::member::{Posture, Session};
-use schemas::run::{
-    Closing, Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision,
-    Rounding, RunSpec, Schedule, TrainerKind,
-};
+use schemas::lease::Weights;
+use schemas::member::{JoinRequest, Posture, Session};
+use schemas::run::RunSpec;
 use schemas::subject::{ledger_subject, record_subject};
 use schemas::sync::SealedInput;
 use schemas::{
-    AccountId, Digest, Epoch, Fragment, Message as _, Millis, ObjectRef, PublicKey, Round, RunId,
-    Sequence, Steps, UnitIndex, UnixMillis, V, Weight, WorkerId,
+    AccountId, Digest, Fragment, Message as _, ObjectRef, PublicKey, Round, RunId, Sequence, Steps,
+    UnitIndex, UnixMillis, V, Weight, WorkerId,
 };
 use serde_bytes::{ByteArray, ByteBuf};
 
@@ -162,16 +158,11 @@ impl Member {
     }
 
     pub(crate) fn joined(&self) -> LedgerEvent {
-        LedgerEvent::WorkerJoined {
-            worker: self.worker.clone(),
-            account: self.account.clone(),
+        let request = JoinRequest {
             audit_key: self.emitter.public.clone(),
-            trainers: vec![TrainerKind::Reference],
-            device: "cpu".to_owned(),
-            release: "0.1.0".to_owned(),
-            posture: Posture::default(),
-            session: Session(1),
-        }
+            ..kit::join_request(1)
+        };
+        kit::joined(self.worker.clone(), self.account.clone(), request)
     }
 }
 
@@ -271,15 +262,7 @@ impl Log {
         for index in (0..plan.units).map(UnitIndex) {
             let at = index.get() as usize % members.len();
             let member = &mut members[at];
-            let unit = UnitId {
-                round,
-                kind: UnitKind::Train,
-                index,
-            };
-            let mut lease = LeaseRef {
-                unit,
-                epoch: Epoch(1),
-            };
+            let mut lease = kit::lease(kit::train(round.get(), index.get()), 1);
             let worker = member.worker.clone();
             self.ledger(
                 Some(run()),
@@ -311,7 +294,10 @@ impl Log {
             }
             let statement = Digest::of(lease.to_string().as_bytes());
             self.worker(member, WorkerEvent::Submitted { lease, statement });
-            let (contribution, signature) = (Box::new(contribution(spec)), ByteArray::new([0; 64]));
+            let (contribution, signature) = (
+                Box::new(kit::contribution(spec, vec![object()])),
+                ByteArray::new([0; 64]),
+            );
             let accepted = LedgerEvent::ContributionAccepted {
                 lease,
                 worker,
@@ -403,63 +389,13 @@ fn object() -> ObjectRef {
     ObjectRef::of(b"object")
 }
 
-fn contribution(spec: &RunSpec) -> Contribution {
-    Contribution {
-        layout: object().digest,
-        codec: spec.upload,
-        chunks: vec![object()],
-        tokens: spec.unit_tokens(),
-        steps: spec.schedule.inner_steps,
-        loss: 2.5,
-        train_ms: 10,
-    }
-}
-
 fn spec(plan: &Plan) -> RunSpec {
-    let codec = Codec {
-        kind: CodecKind::Bf16,
-        rounding: Rounding::Nearest,
-    };
-    RunSpec {
-        v: V,
-        run: run(),
-        model: ModelSpec {
-            trainer: TrainerKind::Reference,
-            config: object(),
-            layout: object(),
-            chunk_elements: 1 << 10,
-            initial: vec![object()],
-            precision: Precision::Fp32,
-        },
-        data: object(),
-        schedule: Schedule {
-            rounds: plan.rounds,
-            units: plan.units,
-            inner_steps: Steps(5),
-            batch_sequences: 2,
-            accumulation: 1,
-            sequence_tokens: 16,
-            evaluation_every: 0,
-            evaluation_sequences: 1,
-            snapshot_every: 1,
-        },
-        inner: InnerOptimizer {
-            final_ratio: 0.1,
-            weight_decay: 0.0,
-            ..InnerOptimizer::adamw(1e-3)
-        },
-        outer: OuterOptimizer::Average,
-        upload: codec,
-        download: codec,
-        error_feedback: false,
-        policy: Policy {
-            workers_min: 1,
-            lease: Millis::from_secs(60),
-            silence_max: Millis::from_secs(60),
-            norm_max: 0.0,
-            strikes_max: 3,
-            closing: Closing::default(),
-        },
-        seed: 1,
-    }
+    kit::run_spec()
+        .rounds(plan.rounds)
+        .units(plan.units)
+        .inner_steps(Steps(5))
+        .sequence_tokens(16)
+        .chunk_elements(1 << 10)
+        .initial(vec![object()])
+        .build()
 }

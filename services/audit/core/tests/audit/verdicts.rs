@@ -404,7 +404,7 @@ fn the_ledger_says_who_may_speak_and_who_was_removed() {
     log.records[before..]
         .iter()
         .for_each(|record| drop(auditor.observe(record)));
-    // Who leaves may come again, with the same key; who was removed may not.
+    // A worker that left may come again with the same key; a removed one may not.
     assert_eq!(
         auditor.take_notices(),
         [Notice::Removed { run: run(), worker }]

@@ -136,9 +136,9 @@ impl RunRoom<'_> {
     }
 }
 
-/// What keeps every present worker from a result, when it is nothing that speaks against a unit: a
-/// store that is full or away passes, so it halts nothing, but a run that stands for hours says
-/// why. One failure each way is nothing to look at.
+/// The last failure, when every present worker keeps failing for a reason that is not the unit's: a
+/// full or absent store halts no run, since it passes, but the run shows why it stands. A single
+/// failure of each worker is not shown.
 pub(crate) fn nobody_gets_through(run: &Run, live: &LiveRun) -> Option<Refusal> {
     let present = run
         .members

@@ -1,4 +1,4 @@
-//! Who works for the run: joining, leaving, being heard, being removed.
+//! The workers of the run: joining, leaving, being heard, being removed.
 
 use ledger::{Member, Run};
 use schemas::event::{Departure, LeaseEnd, LedgerEvent};

@@ -217,7 +217,7 @@ pub(crate) fn check_objects(objects: &[ObjectRef]) -> Result<(), Refusal> {
     }
 }
 
-/// What is uploaded under a lease are chunks of a contribution, and nothing of another length.
+/// Checks that the objects to upload have the lengths of a contribution's chunks.
 fn check_uploads(run: &Run, request: &PutRequest) -> Result<(), Refusal> {
     if request.lease.unit.kind == UnitKind::Evaluate {
         let detail = format!(

@@ -337,7 +337,7 @@ fn a_run_has_so_many_workers_and_no_more() {
         asked(filled(WORKERS_MAX, 1), join(2)),
         Some(Code::NotJoined)
     );
-    // Who is a member stays one, and who left may come back; only newcomers find the roster full.
+    // Members stay, and workers that left may come back; only newcomers find the roster full.
     assert_eq!(asked(filled(WORKERS_MAX, 1), join(1)), None);
     assert_eq!(asked(filled(1, 4 * WORKERS_MAX - 2), join(3)), None);
     assert_eq!(

@@ -325,7 +325,6 @@ fn uploads_beside_a_result_that_counts_stay_unused() {
     let mut several = spec("demo");
     (several.schedule.rounds, several.schedule.units) = (50, 20);
     let mut world = World::with_run(several);
-    world.long = true;
     world.join(1);
     let mut surplus = 0;
     for number in 0..1000 {

@@ -110,7 +110,6 @@ fn uploads_are_promoted_once_the_ledger_holds_the_order_and_only_what_is_new() {
 #[test]
 fn an_operator_that_orders_without_end_is_stopped_and_the_others_are_not() {
     let mut world = World::new();
-    world.long = true;
     for _ in 0..ORDERS_MAX {
         let reply = commit(&mut world, &["a"]);
         carry_out(&mut world, reply);

@@ -183,7 +183,6 @@ fn a_seal_that_is_longer_than_an_event_is_completed_by_the_next_coordinator() {
     let mut large = spec("demo");
     large.schedule.units = SEALED_MAX as u32 + 1;
     let mut world = World::with_run(large);
-    world.long = true;
     world.join(1);
     for _ in 0..=SEALED_MAX {
         let held = world.lease(1);

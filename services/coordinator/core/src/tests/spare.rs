@@ -1,4 +1,4 @@
-//! Who evaluates, and that nobody who trains waits for it.
+//! Which workers evaluate, and that no worker that trains waits for an evaluation.
 
 use std::collections::BTreeMap;
 

@@ -66,7 +66,7 @@ fn joins_with_two_sessions_in_turn_end_at_a_bound_and_go_on_slowly() {
     // The first join has nobody to replace; it opens the round.
     assert_eq!(events, 2 * FRUITLESS_MAX - 1 + 1);
     let before = world.journal.len();
-    // Who is a member stays one, is heard and answered.
+    // A member stays one, is heard and answered.
     let again = join_as(&mut world, 2);
     assert!(
         matches!(world.answers[&again], Ok(Answer::Join(_))),
@@ -144,7 +144,6 @@ fn an_honest_life_of_a_thousand_units_and_of_days_without_work_meets_no_bound() 
         many.schedule.snapshot_every,
     ) = (50, 20, 10);
     let mut world = World::with_run(many);
-    world.long = true;
     world.join(1);
     for unit in 0..1000_u64 {
         // Started anew now and again, and once in a while the first lease comes to nothing.
@@ -167,7 +166,6 @@ fn an_honest_life_of_a_thousand_units_and_of_days_without_work_meets_no_bound() 
     let mut alone = spec("demo");
     alone.policy.workers_min = 2;
     let mut world = World::with_run(alone);
-    world.long = true;
     world.join(1);
     for _ in 0..20_000 {
         let reply = world.claim(1);

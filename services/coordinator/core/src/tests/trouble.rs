@@ -99,7 +99,7 @@ fn a_unit_that_one_worker_has_not_failed_goes_on_and_ends_up_there() {
         Some(Code::TrainingFailed),
         "but it is shown"
     );
-    // Who did not fail it gets it, although another asked first.
+    // A worker that has not failed the unit gets it, although another asked first.
     let held = world.lease(1);
     let (first, third) = (world.claim(2), world.claim(3));
     give_back(&mut world, 1, held, &failure());
@@ -143,7 +143,7 @@ fn what_keeps_everybody_from_a_result_is_shown_and_halts_nothing() {
             }
         }
     }
-    // Who has not tried yet may get through.
+    // A worker that has not tried it yet may succeed.
     world.join(3);
     assert_eq!(world.view().trouble, None);
     leave(&mut world, 3);

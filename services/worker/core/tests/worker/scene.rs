@@ -3,18 +3,11 @@
 use schemas::contribution::{Fate, SubmitReply};
 use schemas::event::WorkerEvent;
 use schemas::lease::{
-    ClaimOutcome, ClaimReply, LeaseRef, Manifest, RenewReply, UnitId, UnitKind, Weights, Work,
+    ClaimOutcome, ClaimReply, LeaseRef, Manifest, RenewReply, UnitId, UnitKind, Work,
 };
-use schemas::member::{JoinReply, JoinRequest, Posture, Session};
-use schemas::run::{
-    Closing, Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision,
-    Rounding, RunSpec, Schedule, TrainerKind,
-};
-use schemas::{
-    Code, Epoch, Millis, ObjectRef, Refusal, Round, Steps, Tokens, UnitIndex, UnixMillis, V,
-    WorkerId,
-};
-use serde_bytes::ByteArray;
+use schemas::member::{JoinReply, JoinRequest, Session};
+use schemas::run::RunSpec;
+use schemas::{Code, Millis, ObjectRef, Refusal, Steps, Tokens, UnixMillis, V, WorkerId};
 use worker_core::{Answer, Effect, Input, Request, RequestId, Settings, Trained, WorkId, Worker};
 
 pub(crate) const LEASE: Millis = Millis(30_000);
@@ -22,73 +15,23 @@ pub(crate) const LEASE: Millis = Millis(30_000);
 pub(crate) const AHEAD: u64 = 7_000;
 
 pub(crate) fn worker_id() -> WorkerId {
-    format!("U{}", "B".repeat(55))
-        .parse()
-        .expect("the form of a user key")
+    kit::worker(7)
 }
 
 pub(crate) fn spec() -> RunSpec {
-    let object = ObjectRef::of(b"an object");
-    let codec = Codec {
-        kind: CodecKind::Bf16,
-        rounding: Rounding::Nearest,
-    };
-    RunSpec {
-        v: V,
-        run: "demo".parse().expect("a run name"),
-        model: ModelSpec {
-            trainer: TrainerKind::Reference,
-            config: object,
-            layout: object,
-            chunk_elements: 16,
-            initial: vec![object],
-            precision: Precision::Fp32,
-        },
-        data: object,
-        schedule: Schedule {
-            rounds: 2,
-            units: 2,
-            inner_steps: Steps(4),
-            batch_sequences: 2,
-            accumulation: 1,
-            sequence_tokens: 8,
-            evaluation_every: 1,
-            evaluation_sequences: 4,
-            snapshot_every: 1,
-        },
-        inner: InnerOptimizer {
-            warmup_steps: Steps(1),
-            final_ratio: 0.1,
-            ..InnerOptimizer::adamw(1e-3)
-        },
-        outer: OuterOptimizer::Average,
-        upload: codec,
-        download: codec,
-        error_feedback: false,
-        policy: Policy {
-            workers_min: 1,
-            lease: LEASE,
-            silence_max: Millis(60_000),
-            norm_max: 0.0,
-            strikes_max: 3,
-            closing: Closing::default(),
-        },
-        seed: 1,
-    }
+    kit::run_spec()
+        .chunk_elements(16)
+        .initial(vec![kit::object("initial")])
+        .sequence_tokens(8)
+        .evaluation_every(1)
+        .lease(LEASE)
+        .build()
 }
 
 pub(crate) fn settings() -> Settings {
     let join = JoinRequest {
-        v: V,
         session: Session(7),
-        proof: ByteArray::new([0; 64]),
-        audit_key: format!("U{}", "C".repeat(55))
-            .parse()
-            .expect("the form of a user key"),
-        trainers: vec![TrainerKind::Reference],
-        device: "cpu x1".to_owned(),
-        release: "test".to_owned(),
-        posture: Posture::default(),
+        ..kit::join_request(7)
     };
     Settings {
         run: spec().run,
@@ -116,14 +59,11 @@ fn join_reply_under(now: UnixMillis, spec: RunSpec) -> JoinReply {
 }
 
 pub(crate) fn lease(index: u32, kind: UnitKind, epoch: u64) -> LeaseRef {
-    LeaseRef {
-        unit: UnitId {
-            round: Round(0),
-            kind,
-            index: UnitIndex(index),
-        },
-        epoch: Epoch(epoch),
-    }
+    let unit = UnitId {
+        kind,
+        ..kit::train(0, index)
+    };
+    kit::lease(unit, epoch)
 }
 
 /// A manifest as the shell hands it in after all checks.
@@ -154,11 +94,7 @@ pub(crate) fn manifest(lease: LeaseRef, granted_at: UnixMillis) -> Manifest {
         spec: spec().to_object().1,
         lease,
         expires_at: UnixMillis(granted + LEASE.get()),
-        base: Weights {
-            round: Round(0),
-            codec: spec().download,
-            chunks: vec![object],
-        },
+        base: kit::weights(0, spec().download, vec![object]),
         work,
     }
 }

@@ -1,11 +1,8 @@
-//! A manifest with all that it names, and what a worker expects of it.
+//! A manifest with all that it names, and what a worker expects it to say.
 
 use identity::key::{KeyKind, SigningKey};
 use identity::{AuditKey, ManifestKey};
 use schemas::lease::UnitId;
-use schemas::run::{
-    Closing, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision, Schedule, TrainerKind,
-};
 use schemas::{Bytes, Epoch, Round, Steps, UnitIndex, V};
 use serde_json::{Value, json};
 
@@ -29,52 +26,18 @@ pub(super) fn object(bytes: u64) -> ObjectRef {
 }
 
 pub(super) fn spec() -> RunSpec {
-    let bf16 = Codec {
-        kind: CodecKind::Bf16,
-        rounding: Rounding::Nearest,
-    };
-    RunSpec {
-        v: V,
-        run: "demo".parse().expect("a run name"),
-        model: ModelSpec {
-            trainer: TrainerKind::Reference,
-            config: object(1),
-            layout: object(2),
-            chunk_elements: 100,
-            initial: vec![object(400), object(400), object(40)],
-            precision: Precision::Fp32,
-        },
-        data: object(3),
-        schedule: Schedule {
-            rounds: 4,
-            units: 2,
-            inner_steps: Steps(10),
-            batch_sequences: 2,
-            accumulation: 1,
-            sequence_tokens: 8,
-            evaluation_every: 1,
-            evaluation_sequences: 16,
-            snapshot_every: 1,
-        },
-        inner: InnerOptimizer {
-            warmup_steps: Steps(1),
-            final_ratio: 0.1,
-            ..InnerOptimizer::adamw(1e-3)
-        },
-        outer: OuterOptimizer::Average,
-        upload: bf16,
-        download: bf16,
-        error_feedback: false,
-        policy: Policy {
-            workers_min: 1,
-            lease: Millis(30_000),
-            silence_max: Millis(60_000),
-            norm_max: 0.0,
-            strikes_max: 3,
-            closing: Closing::default(),
-        },
-        seed: 1,
-    }
+    kit::run_spec()
+        .config(object(1))
+        .layout(object(2))
+        .chunk_elements(100)
+        .initial(vec![object(400), object(400), object(40)])
+        .data(object(3))
+        .rounds(4)
+        .inner_steps(Steps(10))
+        .sequence_tokens(8)
+        .evaluation_every(1)
+        .evaluation_sequences(16)
+        .build()
 }
 
 pub(super) fn unit(kind: UnitKind, round: u64) -> UnitId {
@@ -88,20 +51,7 @@ pub(super) fn unit(kind: UnitKind, round: u64) -> UnitId {
 impl Scene {
     pub(super) fn new() -> Self {
         let key = ManifestKey::generate();
-        let trust = TrustBundle {
-            v: V,
-            domain: SigningKey::generate(KeyKind::Operator).public().clone(),
-            tenants: vec![
-                SigningKey::generate(KeyKind::Account)
-                    .public()
-                    .as_str()
-                    .parse()
-                    .expect("an account's id"),
-            ],
-            manifest_keys: vec![key.public().clone()],
-            audit_keys: vec![AuditKey::generate().public().clone()],
-            ca: "ca.pem".into(),
-        };
+        let trust = kit::trust(key.public(), AuditKey::generate().public());
         let worker = SigningKey::generate(KeyKind::User)
             .public()
             .as_str()

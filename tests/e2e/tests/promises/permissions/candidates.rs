@@ -121,7 +121,7 @@ pub(crate) fn fill(row: &Row, key: &PublicKey, run: &str) -> String {
         "{run}" => run,
         "{worker}" | "{operator}" | "{emitter}" => key.as_str(),
         "{kind}" => "joined",
-        // Who may name a tenant's account may name any.
+        // A role that may name one tenant's account may name any.
         "{account}" => "account",
         "{verb}" => "drain",
         "{round}" => "0",

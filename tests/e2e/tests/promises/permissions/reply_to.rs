@@ -54,7 +54,7 @@ impl Asker {
     }
 }
 
-/// Who writes streams by right.
+/// The roles that write streams by right.
 fn writes_by_right(role: Role) -> bool {
     role.name().ends_with("provisioner")
         || matches!(role.name(), "coordinator" | "ledger-writer" | "recorder")

@@ -1,4 +1,4 @@
-//! Who should be allowed what, read from the rows of `schemas` and from nothing that makes the
+//! What each role should be allowed, read from the rows of `schemas` and from nothing that makes the
 //! tokens.
 
 use schemas::PublicKey;
@@ -38,7 +38,7 @@ impl Somebody {
             .filter(|row| row.subscribers.contains(&self.role))
             .map(|row| match self.role.is_tenant() {
                 true => self.own(row),
-                // Who serves a lane hears all of it.
+                // The server of a lane hears the whole lane.
                 false => format!("{}.>", row.lane.prefix()),
             });
         rows.chain([format!("_INBOX.{}.>", self.key)])

@@ -5,26 +5,28 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chain::End;
-use harness::{Cluster, PATIENCE};
 use identity::join::new_session;
 use identity::{AuditKey, jws};
 use objects::{Regrant, Transfer, TransferLimits, Trust};
 use runtime::{Bus, BusError};
-use schemas::blob::{Grant, Grants, PutRequest};
+use schemas::blob::{GetRequest, Grant, Grants, PutRequest};
 use schemas::contribution::{Contribution, Outcome, Statement, SubmitReply, SubmitRequest};
 use schemas::event::{Event, WorkerEvent};
 use schemas::lease::{
     ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, MANIFEST_TYPE, Manifest,
 };
-use schemas::member::{JoinReply, JoinRequest, Posture, Session};
+use schemas::limits::OBJECT_BYTES_MAX;
+use schemas::member::{JoinReply, JoinRequest, Session};
 use schemas::permission::Role;
 use schemas::run::{RunSpec, TrainerKind};
 use schemas::subject::{Verb, request_subject, worker_event_subject};
 use schemas::{Code, Digest, Message, Millis, ObjectRef, Refusal, RunId, V, WorkerId};
 use serde_bytes::{ByteArray, ByteBuf};
 
+use crate::{Cluster, PATIENCE};
+
 /// How long an answer may take.
-const ANSWER_WAIT: Duration = Duration::from_secs(25);
+const ANSWER_WAIT: Duration = Duration::from_secs(30);
 /// Longer than any test.
 const LIFETIME: Millis = Millis::from_secs(3600);
 
@@ -122,16 +124,22 @@ impl Scripted {
         refused_raw(&self.bus, &self.subject(verb), payload).await
     }
 
-    /// Joins.
+    /// Joins. As a worker does, it asks again where a coordinator that another one has replaced
+    /// declines.
     ///
     /// # Panics
     /// It is refused.
     pub async fn join(&self) -> RunSpec {
-        let reply: JoinReply = self
-            .ask(Verb::Join, &self.join_request())
-            .await
-            .unwrap_or_else(|error| panic!("{error}"));
-        reply.spec
+        loop {
+            match self
+                .ask::<_, JoinReply>(Verb::Join, &self.join_request())
+                .await
+            {
+                Ok(reply) => return reply.spec,
+                Err(BusError::Refused(refusal)) if refusal.code == Code::Draining => {}
+                Err(error) => panic!("join: {error}"),
+            }
+        }
     }
 
     /// Emits the next event of its chain and waits until it is recorded.
@@ -171,7 +179,7 @@ impl Scripted {
                     .await
                 {
                     Ok(_) => return Ok(()),
-                    // Who has joined just now is known in a moment.
+                    // A worker that joined just now is known in a moment.
                     Err(BusError::Refused(refusal)) if refusal.code == Code::EventLater => {}
                     Err(BusError::Refused(refusal)) => return Err(refusal),
                     Err(error) => panic!("{subject}: {error}"),
@@ -198,7 +206,6 @@ impl Scripted {
     /// What it joins with.
     pub fn join_request(&self) -> JoinRequest {
         JoinRequest {
-            v: V,
             session: self.session,
             audit_key: self.audit_key.public().clone(),
             proof: ByteArray::new(self.audit_key.sign_join(
@@ -206,10 +213,10 @@ impl Scripted {
                 &self.run,
                 &self.worker,
             )),
-            trainers: vec![TrainerKind::Reference],
+            trainers: vec![TrainerKind::Reference, TrainerKind::Synthetic],
             device: "a script".to_owned(),
             release: "0".to_owned(),
-            posture: Posture::default(),
+            ..kit::join_request(0)
         }
     }
 
@@ -232,6 +239,14 @@ impl Scripted {
     /// # Panics
     /// It is refused, or the run is over.
     pub async fn claim(&self) -> Manifest {
+        self.claim_or_end().await.expect("the run is not complete")
+    }
+
+    /// Claims until there is work, whose manifest is verified; none when the run is complete.
+    ///
+    /// # Panics
+    /// It is refused.
+    pub async fn claim_or_end(&self) -> Option<Manifest> {
         loop {
             let request = self.claim_request(Millis::from_secs(10));
             let reply: ClaimReply = self
@@ -240,12 +255,13 @@ impl Scripted {
                 .unwrap_or_else(|error| panic!("claim: {error}"));
             match reply.outcome {
                 ClaimOutcome::Lease(document) => {
-                    let manifest = jws::verify(&document, MANIFEST_TYPE, &self.trust);
-                    return manifest
+                    let manifest: Manifest = jws::verify(&document, MANIFEST_TYPE, &self.trust)
                         .unwrap_or_else(|error| panic!("the lease's manifest: {error}"));
+                    assert_eq!(manifest.aud, self.worker);
+                    return Some(manifest);
                 }
                 ClaimOutcome::Nothing => {}
-                ClaimOutcome::Complete => panic!("the run is complete"),
+                ClaimOutcome::Complete => return None,
             }
         }
     }
@@ -294,17 +310,32 @@ impl Scripted {
         object
     }
 
+    /// Downloads objects.
+    ///
+    /// # Panics
+    /// It is refused.
+    pub async fn fetch(&self, objects: &[ObjectRef]) -> Vec<Bytes> {
+        let request = GetRequest {
+            v: V,
+            objects: objects.iter().map(|object| object.digest).collect(),
+        };
+        let granted = self.ask(Verb::Get, &request).await;
+        let Grants { grants, .. } = granted.unwrap_or_else(|error| panic!("{error}"));
+        let mut contents = Vec::with_capacity(grants.len());
+        for grant in &grants {
+            let deadline = tokio::time::Instant::now() + PATIENCE;
+            let read = self
+                .transfer
+                .get(grant, OBJECT_BYTES_MAX, &Once, deadline)
+                .await;
+            contents.push(read.unwrap_or_else(|error| panic!("{}: {error}", grant.digest)));
+        }
+        contents
+    }
+
     /// A contribution of this unit that fits the run, made of these chunks.
     pub fn contribution(spec: &RunSpec, chunks: Vec<ObjectRef>) -> Contribution {
-        Contribution {
-            layout: spec.model.layout.digest,
-            codec: spec.upload,
-            chunks,
-            tokens: spec.unit_tokens(),
-            steps: spec.schedule.inner_steps,
-            loss: 1.0,
-            train_ms: 1,
-        }
+        kit::contribution(spec, chunks)
     }
 
     /// Hands in a result.
@@ -317,24 +348,19 @@ impl Scripted {
         lease: LeaseRef,
         contribution: Contribution,
     ) -> Result<SubmitReply, BusError> {
-        let (_, digest) = spec.to_object();
-        let statement = Statement {
-            v: V,
-            run: self.run.clone(),
-            spec: digest,
-            worker: self.worker.clone(),
-            lease,
-            outcome: Outcome::Contribution(contribution),
-        };
+        let outcome = Outcome::Contribution(contribution);
+        let statement = kit::statement(spec, self.worker.clone(), lease, outcome);
         self.ask(Verb::Submit, &self.signed(&statement)).await
     }
 
     /// A statement with its signature.
     pub fn signed(&self, statement: &Statement) -> SubmitRequest {
-        let statement = statement.encode();
-        let signature = self
-            .audit_key
-            .sign_statement(self.trust.domain.as_str(), &statement);
+        self.signed_by(&self.audit_key, statement.encode())
+    }
+
+    /// Any bytes as a statement, with the signature of any key.
+    pub fn signed_by(&self, key: &AuditKey, statement: Vec<u8>) -> SubmitRequest {
+        let signature = key.sign_statement(self.trust.domain.as_str(), &statement);
         SubmitRequest {
             v: V,
             statement: ByteBuf::from(statement),

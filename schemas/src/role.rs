@@ -1,0 +1,124 @@
+//! The accounts of a domain and the roles in them: each credential is issued for one role.
+
+/// An account, by what it is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Account {
+    /// Coordinators and operators; the queue of offers, and the buckets.
+    Control,
+    /// The ledger. Coordinators write it, and nobody else connects.
+    Ledger,
+    /// What workers say about themselves, one stream for each tenant.
+    Events,
+    /// Readers: a copy of the ledger and of every tenant's events, in one stream.
+    Audit,
+    /// A tenant's workers. It has no JetStream.
+    Tenant,
+}
+
+impl Account {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Control,
+        Self::Ledger,
+        Self::Events,
+        Self::Audit,
+        Self::Tenant,
+    ];
+
+    /// Its name in files and declarations.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Control => "control",
+            Self::Ledger => "ledger",
+            Self::Events => "events",
+            Self::Audit => "audit",
+            Self::Tenant => "tenant",
+        }
+    }
+}
+
+/// What a credential is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Trains. Lives in a tenant's account.
+    Worker,
+    /// Leads runs.
+    Coordinator,
+    /// A coordinator's second connection, on which it writes the ledger.
+    LedgerWriter,
+    /// A person with `diloctl`.
+    Operator,
+    /// Reads events.
+    Auditor,
+    /// The audit service's second connection, on which it hears workers' events and records those
+    /// that are in order.
+    Recorder,
+    /// Creates streams of the control account; like the other provisioners used by
+    /// `diloctl cluster` only.
+    Provisioner,
+    /// Creates the ledger's stream.
+    LedgerProvisioner,
+    /// Creates the streams of tenants' events.
+    EventsProvisioner,
+    /// Creates the stream that readers see.
+    AuditProvisioner,
+}
+
+impl Role {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Worker,
+        Self::Coordinator,
+        Self::LedgerWriter,
+        Self::Operator,
+        Self::Auditor,
+        Self::Recorder,
+        Self::Provisioner,
+        Self::LedgerProvisioner,
+        Self::EventsProvisioner,
+        Self::AuditProvisioner,
+    ];
+
+    /// Its name in credentials, files and documents.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Worker => "worker",
+            Self::Coordinator => "coordinator",
+            Self::LedgerWriter => "ledger-writer",
+            Self::Operator => "operator",
+            Self::Auditor => "auditor",
+            Self::Recorder => "recorder",
+            Self::Provisioner => "provisioner",
+            Self::LedgerProvisioner => "ledger-provisioner",
+            Self::EventsProvisioner => "events-provisioner",
+            Self::AuditProvisioner => "audit-provisioner",
+        }
+    }
+
+    /// Where its credentials belong.
+    pub const fn account(self) -> Account {
+        match self {
+            Self::Worker => Account::Tenant,
+            Self::Coordinator | Self::Operator | Self::Provisioner => Account::Control,
+            Self::LedgerWriter | Self::LedgerProvisioner => Account::Ledger,
+            Self::Recorder | Self::EventsProvisioner => Account::Events,
+            Self::Auditor | Self::AuditProvisioner => Account::Audit,
+        }
+    }
+
+    /// The role that creates the streams of an account; none for tenants', which have none.
+    pub const fn provisioner(account: Account) -> Option<Self> {
+        match account {
+            Account::Control => Some(Self::Provisioner),
+            Account::Ledger => Some(Self::LedgerProvisioner),
+            Account::Events => Some(Self::EventsProvisioner),
+            Account::Audit => Some(Self::AuditProvisioner),
+            Account::Tenant => None,
+        }
+    }
+
+    /// True when it lives in a tenant's account.
+    pub const fn is_tenant(self) -> bool {
+        matches!(self.account(), Account::Tenant)
+    }
+}

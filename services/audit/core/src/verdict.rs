@@ -1,0 +1,19 @@
+//! What the checks of one record came to.
+
+use serde::{Deserialize, Serialize};
+
+/// What a record came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Everything about it is right.
+    Verified,
+    /// Byte for byte an event that was verified before. It counts once.
+    Repeated,
+    /// Signed, by a key that the ledger has not enrolled yet.
+    Unenrolled,
+    /// Something is wrong.
+    Rejected,
+    /// In nobody's chain; passed over.
+    Foreign,
+}

@@ -1,0 +1,18 @@
+//! Domains of which the test holds the keys.
+
+use identity::TrustBundle;
+use identity::key::{KeyKind, SigningKey};
+use schemas::{PublicKey, V};
+
+/// A new domain with one tenant, in which these keys sign manifests and events.
+pub fn trust(manifest_key: &PublicKey, audit_key: &PublicKey) -> TrustBundle {
+    let account = SigningKey::generate(KeyKind::Account);
+    TrustBundle {
+        v: V,
+        domain: SigningKey::generate(KeyKind::Operator).public().clone(),
+        tenants: vec![account.public().as_str().parse().expect("an account's id")],
+        manifest_keys: vec![manifest_key.clone()],
+        audit_keys: vec![audit_key.clone()],
+        ca: "ca.pem".into(),
+    }
+}

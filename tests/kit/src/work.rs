@@ -1,0 +1,74 @@
+//! Units, their leases and their results.
+
+use schemas::contribution::{Contribution, Evaluation, Outcome, Statement};
+use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
+use schemas::run::{Codec, RunSpec};
+use schemas::{Epoch, ObjectRef, Round, Tokens, UnitIndex, V, WorkerId};
+
+/// A training unit.
+pub const fn train(round: u64, index: u32) -> UnitId {
+    UnitId {
+        round: Round(round),
+        kind: UnitKind::Train,
+        index: UnitIndex(index),
+    }
+}
+
+/// The evaluation of a version of the weights.
+pub const fn evaluate(version: u64) -> UnitId {
+    UnitId {
+        round: Round(version),
+        kind: UnitKind::Evaluate,
+        index: UnitIndex(0),
+    }
+}
+
+/// A lease of a unit.
+pub const fn lease(unit: UnitId, epoch: u64) -> LeaseRef {
+    LeaseRef {
+        unit,
+        epoch: Epoch(epoch),
+    }
+}
+
+/// What a unit of this run comes to, made of these chunks.
+pub fn contribution(spec: &RunSpec, chunks: Vec<ObjectRef>) -> Contribution {
+    Contribution {
+        layout: spec.model.layout.digest,
+        codec: spec.upload,
+        chunks,
+        tokens: spec.unit_tokens(),
+        steps: spec.schedule.inner_steps,
+        loss: 2.5,
+        train_ms: 10,
+    }
+}
+
+/// A loss of 2 a token.
+pub const fn evaluation() -> Evaluation {
+    Evaluation {
+        loss_sum: 32.0,
+        tokens: Tokens(16),
+    }
+}
+
+/// What a worker states about its unit.
+pub fn statement(spec: &RunSpec, worker: WorkerId, lease: LeaseRef, outcome: Outcome) -> Statement {
+    Statement {
+        v: V,
+        run: spec.run.clone(),
+        spec: spec.to_object().1,
+        worker,
+        lease,
+        outcome,
+    }
+}
+
+/// A version of the weights.
+pub const fn weights(version: u64, codec: Codec, chunks: Vec<ObjectRef>) -> Weights {
+    Weights {
+        round: Round(version),
+        codec,
+        chunks,
+    }
+}
