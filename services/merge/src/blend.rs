@@ -1,5 +1,4 @@
-//! Mixing local and fresh global weights. Streaming fragments, which need it at every fragment's
-//! sync, come with a later issue; the convention is fixed here.
+//! Mixing local and fresh global weights: how much of its own steps a worker keeps at a sync.
 
 /// `local = alpha * local + (1 - alpha) * global`, per element, each operation rounded to `f32`.
 ///

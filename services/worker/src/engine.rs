@@ -1,10 +1,9 @@
 //! The engine: a session with one model on a thread of its own, which takes jobs between two inner
 //! steps.
 //!
-//! * **The training thread owns all tensors:** the trainer with the local parameters, the global
-//!   weights that they started from, and the moments, in memory or on a card. Nothing else in the
-//!   process touches one. What leaves the thread is bytes: encoded chunks, and a copy of the inner
-//!   state.
+//! * **The training thread owns the trainer,** and the trainer owns all tensors that change: the
+//!   local parameters, the global weights that they started from, and the moments, in memory or on
+//!   a card. Only copies leave the thread: encoded chunks, and the inner state.
 //! * **Jobs are done in the order in which they come.** While inner steps are done, the thread
 //!   takes between two of them what may happen there: weights that arrive ([`Engine::expect`],
 //!   [`Engine::load`]), [`Engine::capture`], [`Engine::blend`], [`Engine::save`] and

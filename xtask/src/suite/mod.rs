@@ -141,13 +141,17 @@ pub(crate) fn run(
         if let Err(error) = &result {
             console::failure(error);
             failed.push(step.name);
-            // A step that was interrupted is the last one, however many may fail.
-            if !selection.keep_going || interrupt::came() {
+            if !selection.keep_going {
                 break;
             }
         }
+        // A signal ends the whole suite, whether the step noticed it or not.
+        if interrupt::came() {
+            break;
+        }
     }
     console::say(format_args!("\n{}", lines.join("\n")));
+    interrupt::check()?;
     if failed.is_empty() {
         Ok(())
     } else {

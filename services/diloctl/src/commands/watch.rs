@@ -4,12 +4,12 @@
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use runtime::{Failure, Subscription};
+use runtime::{Failure, Subscription, clock};
 use schemas::public::Status;
 use schemas::subject::status_subject;
 use schemas::text::Shown;
 use schemas::view::{RunPhase, RunView};
-use schemas::{Code, Message as _, RunId};
+use schemas::{Code, Message as _, Millis, RunId, UnixMillis};
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
@@ -25,30 +25,16 @@ const ABSENCE_MAX: Duration = Duration::from_secs(120);
 /// Between two questions to somebody who is away.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How long a run must be held up before it is said: at the start of every run the second worker
-/// joins a moment after the first.
-const TROUBLE_LASTS: Duration = Duration::from_secs(3);
+/// For so long after a run was made it is not said that the run is held up: the second worker joins
+/// a moment after the first.
+const START_GRACE: Millis = Millis::from_secs(3);
 
-/// Leaves a trouble out of a run's views until it has lasted.
-#[derive(Default)]
-struct Settling {
-    since: Option<(Code, Instant)>,
-}
-
-impl Settling {
-    fn settle(&mut self, mut view: RunView, now: Instant) -> RunView {
-        self.since = trouble(&view).map(|code| match self.since {
-            Some((before, since)) if before == code => (code, since),
-            _ => (code, now),
-        });
-        if self
-            .since
-            .is_some_and(|(_, since)| now - since < TROUBLE_LASTS)
-        {
-            view.trouble = None;
-        }
-        view
+/// The view to show: without the trouble of a run's first moments.
+fn settled(mut view: RunView, now: UnixMillis) -> RunView {
+    if now < view.created_at.after(START_GRACE) {
+        view.trouble = None;
     }
+    view
 }
 
 /// The statuses of one run.
@@ -117,8 +103,7 @@ pub(crate) async fn until(
 /// Shows a run until it is complete or halted: one bar on a terminal, a line per change elsewhere.
 pub(crate) async fn watch(context: &Context, run: &RunId) -> Result<(), Failure> {
     let mut statuses = Statuses::open(context, run).await?;
-    let mut settling = Settling::default();
-    let mut view = settling.settle(statuses.next().await?, Instant::now());
+    let mut view = settled(statuses.next().await?, clock::now());
     let (bar, width) = rounds_bar(context.printer, &view);
     let mut table = Growing::default();
     let mut shown: Option<RunView> = None;
@@ -146,7 +131,7 @@ pub(crate) async fn watch(context: &Context, run: &RunId) -> Result<(), Failure>
             }
             return not_halted(&view);
         }
-        view = settling.settle(statuses.next().await?, Instant::now());
+        view = settled(statuses.next().await?, clock::now());
     }
 }
 
@@ -350,22 +335,12 @@ mod tests {
     }
 
     #[test]
-    fn a_trouble_of_a_moment_is_not_shown_and_one_that_lasts_is() {
-        let (mut settling, begun) = (Settling::default(), Instant::now());
-        let mut shown = |seconds: u64, code: Option<Code>| {
-            let mut view = view(RunPhase::Waiting);
-            view.trouble = code.map(|code| Refusal::new(code, "a reason"));
-            trouble(&settling.settle(view, begun + Duration::from_secs(seconds)))
-        };
-        let (few, none) = (Some(Code::TooFewWorkers), Some(Code::NoWorkerLeft));
-        assert_eq!(shown(0, few), None);
-        assert_eq!(shown(2, few), None);
-        assert_eq!(shown(3, few), few);
-        // Another one has to last as well, and so has the first when it comes again.
-        assert_eq!(shown(4, none), None);
-        assert_eq!(shown(7, none), none);
-        assert_eq!(shown(8, None), None);
-        assert_eq!(shown(9, few), None);
+    fn a_run_is_held_up_once_its_first_seconds_are_over() {
+        let shown = |at: u64| trouble(&settled(view(RunPhase::Waiting), UnixMillis(at)));
+        assert_eq!(shown(0), None);
+        assert_eq!(shown(2_999), None);
+        assert_eq!(shown(3_000), Some(Code::TooFewWorkers));
+        assert_eq!(shown(3_600_000), Some(Code::TooFewWorkers));
     }
 
     #[test]

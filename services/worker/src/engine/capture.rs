@@ -53,9 +53,14 @@ impl Session {
                 format!("chunk {index} is not of fragment {}", capture.fragment.0),
             ))
         });
-        if let Some(refusal) = failed
-            && !capture.stop.is_cancelled()
-        {
+        let Some(refusal) = failed else {
+            return;
+        };
+        if capture.stop.is_cancelled() {
+            // The unit is over, and a device that failed will fail the next one as well.
+            let (code, detail) = (refusal.code, &refusal.detail);
+            tracing::warn!(%code, %detail, "a stopped unit's contribution could not be encoded");
+        } else {
             // There is room for one; without a receiver nobody wants to know.
             drop(chunks.try_send(Err(refusal)));
         }

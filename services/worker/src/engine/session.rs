@@ -56,6 +56,9 @@ impl Session {
         let elements = usize::try_from(trainer.layout().elements())
             .expect("the trainer holds as many in memory");
         let fragments = fragments(&opening, elements)?;
+        // Their memory is taken now: a model that has no room for them is refused before a chunk of
+        // them is downloaded.
+        trainer.weights()?;
         let unproven = opening.inner.exists() && inner::resume(trainer.as_mut(), &opening.inner);
         let layout = trainer.layout();
         let residual = opening

@@ -1,5 +1,6 @@
 //! Global and local weights that lie on a device. The difference is made and encoded there, and
-//! only the encoding crosses the bus; global weights are decoded there.
+//! the encoding crosses the bus; global weights are decoded there. For error feedback, which is done
+//! on the processor, both vectors are read piece by piece instead.
 
 use std::ops::{ControlFlow, Range};
 
@@ -14,7 +15,7 @@ use crate::codec;
 use crate::error::TorchError;
 use crate::lane::Lane;
 
-/// What weights on a device need besides the parameters.
+/// The global weights on a device.
 #[derive(Debug)]
 pub(crate) struct CardGlobal {
     tensor: Tensor,

@@ -110,6 +110,12 @@ impl Flat {
         lane.read(&self.tensor, values)
     }
 
+    /// Makes all values zero again.
+    pub(crate) fn clear(&mut self) -> Result<(), TorchError> {
+        let _ = self.tensor.f_zero_()?;
+        Ok(())
+    }
+
     /// The tensor, for operations on the device.
     pub(crate) fn tensor(&self) -> &Tensor {
         &self.tensor
@@ -126,7 +132,8 @@ impl Flat {
             (Kind::Float, self.elements)
         );
         // SAFETY: `elements` contiguous fp32 values that live as long as the tensor; the views are
-        // written to only by calls that borrow the trainer, and this crate has no threads.
+        // written to only by calls that borrow the trainer, and this crate's threads only copy from
+        // and to slices that such a call was given.
         unsafe { slice::from_raw_parts_mut(self.tensor.data_ptr().cast(), self.elements) }
     }
 }

@@ -44,9 +44,12 @@ impl Lane {
     /// A tensor of bytes on the device. The copy is on its way when this returns.
     pub(crate) fn send(&self, bytes: &[u8]) -> Result<Tensor, TorchError> {
         let buffer = self.handle.buffer(bytes.len())?;
-        // SAFETY: as many bytes as the buffer was made for; nobody else has it yet.
-        let place = unsafe { slice::from_raw_parts_mut(buffer.data_ptr().cast(), bytes.len()) };
-        copy(bytes, place);
+        // A buffer of no bytes has no address.
+        if !bytes.is_empty() {
+            // SAFETY: as many bytes as the buffer was made for; nobody else has it yet.
+            let place = unsafe { slice::from_raw_parts_mut(buffer.data_ptr().cast(), bytes.len()) };
+            copy(bytes, place);
+        }
         if self.device == Device::Cpu {
             return Ok(buffer);
         }

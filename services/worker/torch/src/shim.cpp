@@ -107,7 +107,7 @@ int diloco_torch_autocast(int cuda, int on) {
   });
 }
 
-// The lane of a CUDA device by its number, of the CPU for -1.
+// Opens the lane of a CUDA device by its number; -1 means the CPU.
 int diloco_torch_lane_open(int cuda, Lane **lane) {
   return guarded([&] {
     if (cuda < 0) {
@@ -129,7 +129,7 @@ int diloco_torch_lane_buffer(Lane *lane, int64_t bytes, at::Tensor **buffer) {
   });
 }
 
-// Begins to copy a contiguous tensor into memory of the same kind, as soon as what computes it is done.
+// Waits on the device for the kernels that compute a contiguous tensor, then copies it into this machine's memory.
 int diloco_torch_fetch(Lane *lane, at::Tensor *source, Transfer **transfer) {
   return guarded([&] {
     at::NoGradGuard no_grad;

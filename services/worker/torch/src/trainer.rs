@@ -368,8 +368,17 @@ impl Trainer for TorchTrainer {
         } = load_inner(path, &self.layout)?;
         let _no_grad = tch::no_grad_guard();
         let lane = self.place.lane();
-        self.first.write(lane, 0, &first)?;
-        self.second.write(lane, 0, &second)?;
+        let written = self
+            .first
+            .write(lane, 0, &first)
+            .and_then(|()| self.second.write(lane, 0, &second));
+        if let Err(error) = written {
+            // One moment from the file beside a zero second one would make huge updates.
+            self.first.clear()?;
+            self.second.clear()?;
+            self.steps = 0;
+            return Err(error);
+        }
         self.steps = steps;
         Ok(())
     }

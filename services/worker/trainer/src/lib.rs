@@ -66,8 +66,8 @@ pub trait Trainer: Send {
     /// The batch does not fit the model, the device failed, or the loss is not finite.
     fn evaluate(&mut self, batch: &Batch<'_>) -> Result<EvaluationReport, TrainerError>;
 
-    /// The weights that sync: global ones, and the parameters as the local ones. The optimizer's
-    /// moments stay as they are, whatever happens to them.
+    /// The weights that sync: global ones, and the parameters as the local ones. No change of them
+    /// touches the optimizer's moments.
     ///
     /// # Errors
     /// The device has no room for the global weights.
