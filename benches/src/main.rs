@@ -11,11 +11,13 @@
 //! | `tokens` | training speed, beside PyTorch where there is one |
 //! | `leases` | claims to grants at a fixed rate |
 //! | `appends` | events appended to the ledger, together and alone |
+//! | `history` | a ledger read and folded at a start, and its copy replayed by an auditor |
 //! | `row`, `table`, `machine` | results, how they are shown and kept, and where they were measured |
 
 mod appends;
 mod cluster_run;
 mod codecs;
+mod history;
 mod leases;
 mod machine;
 mod merging;
@@ -78,10 +80,11 @@ enum Bench {
     Tokens,
     Leases,
     Appends,
+    History,
 }
 
 /// In the order in which they run.
-const BENCHES: [(&str, Bench); 12] = [
+const BENCHES: [(&str, Bench); 13] = [
     ("merge", Bench::Merge),
     ("codecs", Bench::Codecs),
     ("sync-10m-2", Bench::Sync(sync::Size::M10, 2)),
@@ -94,6 +97,7 @@ const BENCHES: [(&str, Bench); 12] = [
     ("tokens", Bench::Tokens),
     ("leases", Bench::Leases),
     ("appends", Bench::Appends),
+    ("history", Bench::History),
 ];
 
 fn main() -> ExitCode {
@@ -169,5 +173,6 @@ fn measure(bench: Bench, effort: Effort, runtime: &tokio::runtime::Runtime) -> R
         Bench::Tokens => tokens::measure(effort),
         Bench::Leases => runtime.block_on(Box::pin(leases::measure(effort))),
         Bench::Appends => runtime.block_on(Box::pin(appends::measure(effort))),
+        Bench::History => runtime.block_on(Box::pin(history::measure(effort))),
     }
 }

@@ -6,7 +6,7 @@ use schemas::event::{Event, EventBody, SignedEvent};
 use schemas::subject::Incoming;
 use schemas::{DecodeError, Digest, Message as _, PublicKey};
 
-use crate::signature::is_signed_event;
+use crate::signature::Signatures;
 
 /// Has the form of a signed event; nothing that it says was checked.
 #[derive(Clone, Debug)]
@@ -85,14 +85,14 @@ impl Claimed {
     ///
     /// # Errors
     /// The first check that fails.
-    pub fn open(self, domain: &str) -> Result<Entry, Fault> {
+    pub fn open(self, signatures: &Signatures) -> Result<Entry, Fault> {
         let SignedEvent {
             key,
             signature,
             body,
             ..
         } = &self.0;
-        if !is_signed_event(domain, key.as_str(), &**signature, body) {
+        if !signatures.hold(key, &**signature, body) {
             return Err(Fault::Signature(key.clone()));
         }
         let signer = key.clone();

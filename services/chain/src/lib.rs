@@ -27,4 +27,4 @@ pub use entry::{Claimed, Entry, Fault, Misplaced};
 pub use history::{History, REMEMBERED};
 pub use proof::{Proof, Writers};
 pub use reader::{Judgement, Reader};
-pub use signature::{is_signed_event, signed, signed_bytes};
+pub use signature::{Signatures, is_signed_event, signed, signed_bytes};

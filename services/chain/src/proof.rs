@@ -6,11 +6,12 @@ use schemas::PublicKey;
 use schemas::subject::Incoming;
 
 use crate::entry::{Claimed, Entry, Fault};
+use crate::signature::Signatures;
 
 /// The keys that may write the ledger of a domain.
 #[derive(Clone, Debug)]
 pub struct Writers {
-    domain: String,
+    signatures: Signatures,
     keys: Vec<PublicKey>,
 }
 
@@ -29,7 +30,7 @@ impl Writers {
     /// These keys may write the ledger of `domain` (its id as text).
     pub fn new(domain: &str, keys: Vec<PublicKey>) -> Self {
         Self {
-            domain: domain.to_owned(),
+            signatures: Signatures::new(domain, &keys),
             keys,
         }
     }
@@ -47,7 +48,7 @@ impl Writers {
         if !self.keys.contains(claimed.key()) {
             return foreign(&"its key is not an audit key of the trust bundle");
         }
-        let entry = match claimed.open(&self.domain) {
+        let entry = match claimed.open(&self.signatures) {
             Ok(entry) => entry,
             Err(Fault::Undecodable(error)) => return Proof::Broken(error.to_string()),
             Err(fault) => return foreign(&fault),

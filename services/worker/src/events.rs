@@ -288,7 +288,7 @@ const fn is_final(code: Code) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use chain::Claimed;
+    use chain::{Claimed, Signatures};
     use schemas::Message as _;
     use schemas::event::EventBody;
 
@@ -432,7 +432,7 @@ mod tests {
         let sent = key.sign_event("domain", bytes).encode();
         let entry = Claimed::read(&sent)
             .expect("it reads back")
-            .open("domain")
+            .open(&Signatures::new("domain", []))
             .expect("it verifies");
         assert_eq!(entry.body, body);
     }

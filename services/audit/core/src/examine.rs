@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use chain::{Claimed, Fault, Misplaced};
+use chain::{Claimed, Fault, Misplaced, Signatures};
 use schemas::event::EventBody;
 use schemas::subject::{Incoming, recorded_worker};
 use schemas::{AccountId, Digest, PublicKey, RunId, UnixMillis, WorkerId};
@@ -16,7 +16,7 @@ use crate::timeline::TimelineRow;
 /// Examines records of one trust domain.
 #[derive(Clone, Debug)]
 pub struct Examiner {
-    domain: String,
+    signatures: Signatures,
     coordinators: BTreeSet<PublicKey>,
 }
 
@@ -76,9 +76,10 @@ pub(crate) enum Account {
 impl Examiner {
     /// Of the trust domain `domain` (its id as text), whose ledger these audit keys may write.
     pub fn new(domain: &str, coordinators: impl IntoIterator<Item = PublicKey>) -> Self {
+        let coordinators: BTreeSet<PublicKey> = coordinators.into_iter().collect();
         Self {
-            domain: domain.to_owned(),
-            coordinators: coordinators.into_iter().collect(),
+            signatures: Signatures::new(domain, &coordinators),
+            coordinators,
         }
     }
 
@@ -111,15 +112,17 @@ impl Examiner {
                 reason: format!("{} is not trusted to write the ledger", claimed.key()),
             });
         }
-        let entry = claimed.open(&self.domain).map_err(|fault| match fault {
-            Fault::Signature(key) => Finding::BadSignature {
-                key: key.as_str().chars().take(64).collect(),
-            },
-            Fault::Undecodable(error) if coordinator => Finding::Undecodable {
-                reason: error.to_string(),
-            },
-            fault => malformed(fault.to_string()),
-        })?;
+        let entry = claimed
+            .open(&self.signatures)
+            .map_err(|fault| match fault {
+                Fault::Signature(key) => Finding::BadSignature {
+                    key: key.as_str().chars().take(64).collect(),
+                },
+                Fault::Undecodable(error) if coordinator => Finding::Undecodable {
+                    reason: error.to_string(),
+                },
+                fault => malformed(fault.to_string()),
+            })?;
         entry
             .stands_under(&incoming)
             .map_err(|misplaced| match misplaced {

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use chain::{Claimed, End, Entry, Stand};
+use chain::{Claimed, End, Entry, Signatures, Stand};
 use schemas::limits::SIGNED_EVENT_BYTES_MAX;
 use schemas::subject::{Incoming, events_stream};
 use schemas::{
@@ -113,7 +113,7 @@ pub enum Linked {
 /// Everything that is known of workers' events before they are recorded.
 #[derive(Debug)]
 pub struct Intake {
-    domain: String,
+    signatures: Signatures,
     /// No key at all is that of a worker that was removed.
     enrolled: BTreeMap<Speaker, BTreeSet<PublicKey>>,
     rates: BTreeMap<WorkerId, Rate>,
@@ -193,7 +193,7 @@ impl Intake {
     pub fn new(domain: &str) -> Self {
         let (enrolled, rates, tails) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         Self {
-            domain: domain.to_owned(),
+            signatures: Signatures::new(domain, []),
             enrolled,
             rates,
             tails,
@@ -341,7 +341,7 @@ impl Intake {
         let claimed = Claimed::read(payload).map_err(|error| refused(error.to_string()))?;
         self.allowed(speaker, claimed.key())?;
         let entry = claimed
-            .open(&self.domain)
+            .open(&self.signatures)
             .map_err(|fault| refused(fault.to_string()))?;
         entry
             .stands_under(named)

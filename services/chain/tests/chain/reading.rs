@@ -1,6 +1,6 @@
 //! One chain, written and followed.
 
-use chain::{Claimed, End, Judgement, Misplaced, Reader, Stand};
+use chain::{Claimed, End, Judgement, Misplaced, Reader, Signatures, Stand};
 use identity::AuditKey;
 use proptest::prelude::*;
 use schemas::event::{Event, LedgerEvent, WorkerEvent};
@@ -122,7 +122,9 @@ fn a_signed_body_that_is_no_event_breaks_the_chain() {
 fn every_name_in_a_subject_must_stand_in_the_body() {
     let (key, other) = (AuditKey::generate(), AuditKey::generate());
     let stored = write(&key, &mut End::default(), Some(&run()), stopped("a"));
-    let entry = Claimed::read(&stored.1).expect("it reads").open(DOMAIN);
+    let entry = Claimed::read(&stored.1)
+        .expect("it reads")
+        .open(&Signatures::new(DOMAIN, []));
     let entry = entry.expect("it verifies");
     let subject = |text: String| text.parse().expect("a subject");
     let (another, kind) = ("another".parse().expect("a name"), "coordinator-stopped");

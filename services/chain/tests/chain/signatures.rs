@@ -1,6 +1,6 @@
 //! Signatures that `identity` makes are those that this crate checks.
 
-use chain::is_signed_event;
+use chain::{Signatures, is_signed_event};
 use identity::AuditKey;
 use proptest::prelude::*;
 
@@ -26,6 +26,11 @@ proptest! {
             flips.is_empty()
         );
         prop_assert!(!is_signed_event("another", key.public().as_str(), signature, body));
+        // The same, whether its key was decoded before or is decoded now.
+        for often in [vec![], vec![key.public().clone()]] {
+            let signatures = Signatures::new(&domain, &often);
+            prop_assert_eq!(signatures.hold(key.public(), signature, body), flips.is_empty());
+        }
         let other = AuditKey::generate();
         prop_assert!(!is_signed_event(&domain, other.public().as_str(), signature, body));
     }

@@ -16,7 +16,7 @@ use schemas::{Code, Digest, Message as _, Sequence, UnixMillis, V};
 
 use crate::server::Server;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) struct Scene {
     pub(crate) server: Server,
@@ -50,13 +50,22 @@ impl Scene {
         }
     }
 
-    pub(crate) async fn open(&self) -> Result<(Ledger, Vec<EventBody>), LedgerError> {
-        let mut ledger = Ledger::new(
+    pub(crate) fn domain(&self) -> &str {
+        self.trust.domain.as_str()
+    }
+
+    /// A ledger of which nothing was read.
+    pub(crate) async fn unread(&self) -> Ledger {
+        Ledger::new(
             self.server.bus().await,
             self.key.clone(),
             self.trust.clone(),
             PATIENCE,
-        );
+        )
+    }
+
+    pub(crate) async fn open(&self) -> Result<(Ledger, Vec<EventBody>), LedgerError> {
+        let mut ledger = self.unread().await;
         let events = read_on(&mut ledger).await?;
         Ok((ledger, events))
     }
@@ -70,6 +79,11 @@ impl Scene {
             signed.encode(),
         )
         .await;
+    }
+
+    /// Puts an event of the coordinator into the stream past the ledger.
+    pub(crate) async fn put_signed(&self, body: &EventBody) {
+        self.forge(&self.key, body, |_| {}).await;
     }
 
     /// An event as it is stored.

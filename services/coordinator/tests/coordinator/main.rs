@@ -2,6 +2,7 @@
 
 mod batches;
 mod ledger;
+mod reading;
 mod run;
 mod scene;
 mod server;

@@ -64,6 +64,53 @@ async fn ls_11_a_refused_request_fails_at_once_and_by_name() {
 }
 
 #[tokio::test]
+async fn many_questions_are_answered_in_their_order_or_refused_at_once() {
+    let cluster = Cluster::bare(Options::default()).await;
+    let worker = cluster.connect(Role::Worker, "worker-0").await;
+    let questions = || (0..300).map(|number| format!("{{\"seq\":{number}}}").into());
+    let subject = "$JS.API.STREAM.MSG.GET.LEDGER";
+    let started = Instant::now();
+    let refused = worker.request_many(subject, questions(), WAIT).await;
+    assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
+    assert_eq!(refused.expect_err("no right to it").code(), Code::BusDenied);
+    let operator = cluster.connect(Role::Operator, "operator").await;
+    let public = operator.public().expect("connected with credentials");
+    let unheard = control_subject(public, ControlVerb::Shutdown);
+    let unanswered = operator.request_many(&unheard, questions(), WAIT).await;
+    assert_eq!(
+        unanswered.expect_err("no coordinator").code(),
+        Code::NoAnswer
+    );
+    assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
+
+    // A peer that answers backwards.
+    let config = cluster.bus_config(&cluster.domain().layout().credentials("coordinator"));
+    let heard =
+        Listener::connect("coordinator", &config, &["diloco.control.>"], clock::now()).await;
+    let mut heard = heard.expect("it may").remove(0);
+    let coordinator = cluster.connect(Role::Coordinator, "coordinator").await;
+    let answering = async {
+        let mut asked = Vec::new();
+        while asked.len() < 300 {
+            asked.push(heard.next().await.expect("it is connected"));
+        }
+        for question in asked.into_iter().rev() {
+            let reply = question.reply.expect("somebody asks");
+            coordinator
+                .publish(&reply, question.payload)
+                .await
+                .expect("sent");
+        }
+    };
+    let asking = operator.request_many(&unheard, questions(), WAIT);
+    let (answers, ()) = tokio::join!(asking, answering);
+    assert_eq!(
+        answers.expect("all are answered"),
+        questions().collect::<Vec<bytes::Bytes>>()
+    );
+}
+
+#[tokio::test]
 async fn a_refused_subscription_is_an_error_and_a_granted_one_stands() {
     let cluster = Cluster::bare(Options::default()).await;
     let worker = cluster.connect(Role::Worker, "worker-0").await;

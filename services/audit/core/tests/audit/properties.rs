@@ -1,6 +1,6 @@
 //! Whatever is done to a log that verifies is found; and no bytes make the auditor panic.
 
-use audit_core::{Payload, Record, StreamSequence, Verdict};
+use audit_core::{Checked, Examined, Payload, Record, StreamSequence, Verdict};
 use proptest::prelude::*;
 use schemas::UnixMillis;
 
@@ -151,6 +151,33 @@ proptest! {
         event.signature = signed(&elsewhere.records[0]).signature;
         put(&mut records[at], &event);
         prop_assert!(is_found(&log, &records));
+    }
+
+    #[test]
+    fn records_that_many_threads_examine_come_to_the_same(
+        plan in plans(), at: prop::sample::Index, other: prop::sample::Index, place: prop::sample::Index, threads in 1usize..5,
+    ) {
+        let mut log = Log::write(&plan);
+        let count = log.records.len();
+        // One is torn, one is lost, and one comes twice.
+        flip_payload(&mut log.records[at.index(count)], place, 3);
+        log.records.remove(other.index(count));
+        log.records.push(log.records[0].clone());
+        let mut slow = log.auditor();
+        let one_by_one: Vec<Checked> = log.records.iter().flat_map(|record| slow.observe(record)).collect();
+        let mut fast = log.auditor();
+        let examiner = fast.examiner().clone();
+        let examine = |part: &[Record]| part.iter().map(|record| examiner.examine(record)).collect::<Vec<_>>();
+        let examined: Vec<Examined> = std::thread::scope(|scope| {
+            let parts = log.records.chunks(count.div_ceil(threads));
+            let parts: Vec<_> = parts.map(|part| scope.spawn(move || examine(part))).collect();
+            parts.into_iter().flat_map(|part| part.join().expect("no thread panics")).collect()
+        });
+        let together: Vec<Checked> = examined.into_iter().flat_map(|examined| fast.place(examined)).collect();
+        prop_assert_eq!(format!("{one_by_one:?}"), format!("{together:?}"));
+        prop_assert_eq!(slow.findings(), fast.findings());
+        prop_assert_eq!(slow.summary(), fast.summary());
+        prop_assert_eq!(slow.state(), fast.state());
     }
 
     #[test]

@@ -1,0 +1,276 @@
+//! Reading what was written: a coordinator's start reads its ledger, an auditor replays its copy.
+//! Both read a real stream from its first message, check every signature and fold the events.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use async_nats::jetstream::{self, stream};
+use diloco_audit::Replay;
+use diloco_coordinator::{Ledger, NewEvent};
+use harness::NatsServer;
+use identity::{AuditKey, KeyKind, ManifestKey, SigningKey, TrustBundle};
+use ledger::State;
+use runtime::{Bus, BusConfig, StreamReader, clock};
+use schemas::event::{LeaseEnd, LedgerEvent};
+use schemas::lease::{LeaseRef, UnitId, UnitKind};
+use schemas::member::{Posture, Session};
+use schemas::run::{
+    Closing, Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision,
+    Rounding, RunSpec, Schedule, TrainerKind,
+};
+use schemas::subject::{AUDIT_STREAM, LEDGER_FILTER, LEDGER_STREAM};
+use schemas::{Epoch, Millis, ObjectRef, Round, RunId, Steps, UnitIndex, V, WorkerId};
+
+use crate::Effort;
+use crate::cluster_run::processor_seconds;
+use crate::row::{Reach, Row};
+
+/// The longest wait for a broker that does not answer, and for the copy of the ledger.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often it is looked whether the copy is whole.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Events that are appended together.
+const TOGETHER: usize = 1000;
+
+/// A ledger in a real stream, and its copy.
+struct Scene {
+    _server: NatsServer,
+    bus: Bus,
+    key: AuditKey,
+    trust: TrustBundle,
+}
+
+/// The rows of this bench.
+pub(crate) async fn measure(effort: Effort) -> Result<Vec<Row>> {
+    let (count, samples) = match effort {
+        Effort::Full => (15_000, 7),
+        Effort::Quick => (1500, 1),
+    };
+    let scene = Scene::open().await?;
+    scene.write(count).await?;
+    let (mut starts, mut replays, mut cores) = (vec![], vec![], vec![]);
+    for _ in 0..samples {
+        starts.push(scene.start(count).await?);
+        let (seconds, core_seconds) = scene.replay(count).await?;
+        replays.push(count as f64 / seconds);
+        cores.push(count as f64 / core_seconds);
+    }
+    let note = "read by single questions, every signature checked, folded";
+    Ok(vec![
+        Row::new(
+            format!("start with a ledger of {count} events"),
+            "s",
+            starts,
+        )
+        .reach(Reach::AtMost(0.4))
+        .note(note),
+        Row::new("audit replay, events a second", "1/s", replays)
+            .reach(Reach::AtLeast(40_000.0))
+            .note(note),
+        Row::new(
+            "audit replay, events a second of the auditor's processor time",
+            "1/s",
+            cores,
+        )
+        .note("the broker's own time is not in it"),
+    ])
+}
+
+impl Scene {
+    async fn open() -> Result<Self> {
+        let scratch = tempfile::tempdir().context("no scratch folder")?;
+        let config = "jetstream { store_dir: \"data\", sync_interval: always }\n";
+        let server = NatsServer::start(scratch, config).await;
+        let config = BusConfig {
+            url: format!("nats://{}", server.address()),
+            ..BusConfig::default()
+        };
+        let bus = Bus::connect("bench", &config, clock::now()).await?;
+        let jetstream = jetstream::new(bus.client().clone());
+        let ledger = stream::Config {
+            name: LEDGER_STREAM.into(),
+            subjects: vec![LEDGER_FILTER.into()],
+            allow_atomic_publish: true,
+            ..stream::Config::default()
+        };
+        let source = stream::Source {
+            name: LEDGER_STREAM.into(),
+            ..stream::Source::default()
+        };
+        let copy = stream::Config {
+            name: AUDIT_STREAM.into(),
+            sources: Some(vec![source]),
+            ..stream::Config::default()
+        };
+        for config in [ledger, copy] {
+            let made = jetstream.create_stream(config).await;
+            made.context("the server takes no stream")?;
+        }
+        let key = AuditKey::generate();
+        let account = SigningKey::generate(KeyKind::Account);
+        let trust = TrustBundle {
+            v: V,
+            domain: SigningKey::generate(KeyKind::Operator).public().clone(),
+            tenants: vec![account.public().as_str().parse()?],
+            manifest_keys: vec![ManifestKey::generate().public().clone()],
+            audit_keys: vec![key.public().clone()],
+            ca: "ca.pem".into(),
+        };
+        Ok(Self {
+            _server: server,
+            bus,
+            key,
+            trust,
+        })
+    }
+
+    fn ledger(&self) -> Ledger {
+        let (key, trust) = (self.key.clone(), self.trust.clone());
+        Ledger::new(self.bus.clone(), key, trust, PATIENCE)
+    }
+
+    /// Appends so many events that follow, and waits for their copies.
+    async fn write(&self, count: usize) -> Result<()> {
+        let mut ledger = self.ledger();
+        ledger.catch_up(|_| Ok::<(), String>(())).await?;
+        let events: Vec<NewEvent> = self.events().take(count).collect();
+        for together in events.chunks(TOGETHER) {
+            ledger.append(together.to_vec()).await?;
+        }
+        let copy = StreamReader::new(self.bus.clone(), AUDIT_STREAM);
+        let copied = async {
+            while copy.span().await?.last < count as u64 {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            anyhow::Ok(())
+        };
+        tokio::time::timeout(PATIENCE, copied)
+            .await
+            .context("the ledger is not copied")?
+    }
+
+    /// A run of one worker that takes a unit and gives it back, for ever.
+    fn events(&self) -> impl Iterator<Item = NewEvent> {
+        let worker: WorkerId = format!("U{}", "A".repeat(55)).parse().expect("a key");
+        let started = LedgerEvent::CoordinatorStarted {
+            release: "0".to_owned(),
+            posture: Posture::default(),
+            session: Session(1),
+        };
+        let created = LedgerEvent::RunCreated {
+            spec: Box::new(spec()),
+            operator: self.key.public().clone(),
+        };
+        let joined = LedgerEvent::WorkerJoined {
+            worker: worker.clone(),
+            account: self.trust.tenants[0].clone(),
+            audit_key: self.key.public().clone(),
+            trainers: vec![TrainerKind::Synthetic],
+            device: "a bench".to_owned(),
+            release: "0".to_owned(),
+            posture: Posture::default(),
+            session: Session(1),
+        };
+        let opened = LedgerEvent::RoundOpened { round: Round(0) };
+        let leases = (1..).flat_map(move |epoch| {
+            let lease = LeaseRef {
+                unit: UnitId {
+                    round: Round(0),
+                    kind: UnitKind::Train,
+                    index: UnitIndex(0),
+                },
+                epoch: Epoch(epoch),
+            };
+            let granted = LedgerEvent::LeaseGranted {
+                lease,
+                worker: worker.clone(),
+            };
+            let ended = LedgerEvent::LeaseEnded {
+                lease,
+                worker: worker.clone(),
+                cause: LeaseEnd::Released,
+                tokens: spec().unit_tokens(),
+            };
+            [granted, ended]
+        });
+        let time = clock::now();
+        let of_nobody = std::iter::once((None, started));
+        let of_run = [created, joined, opened].into_iter().chain(leases);
+        of_nobody
+            .chain(of_run.map(|event| (Some(run()), event)))
+            .map(move |(run, event)| NewEvent { time, run, event })
+    }
+
+    /// Seconds from an open connection to the state after the last event.
+    async fn start(&self, count: usize) -> Result<f64> {
+        let (mut ledger, mut state) = (self.ledger(), State::default());
+        let started = Instant::now();
+        ledger.catch_up(|body| state.follow(&body)).await?;
+        let seconds = started.elapsed().as_secs_f64();
+        anyhow::ensure!(ledger.len() == count as u64, "{} events", ledger.len());
+        Ok(seconds)
+    }
+
+    /// Seconds of a replay, and of this process's processor time in it.
+    async fn replay(&self, count: usize) -> Result<(f64, f64)> {
+        let used = processor_seconds(std::process::id())?;
+        let started = Instant::now();
+        let mut replay = Replay::open(&self.bus, &self.trust).await?;
+        replay.run(PATIENCE, &mut |_| {}).await?;
+        let seconds = started.elapsed().as_secs_f64();
+        let used = processor_seconds(std::process::id())? - used;
+        let verified = replay.auditor().summary().verified;
+        anyhow::ensure!(verified == count as u64, "{verified} events verified");
+        Ok((seconds, used))
+    }
+}
+
+fn run() -> RunId {
+    "bench".parse().expect("a name")
+}
+
+fn spec() -> RunSpec {
+    let object = |name: &str| ObjectRef::of(name.as_bytes());
+    let codec = Codec {
+        kind: CodecKind::Bf16,
+        rounding: Rounding::Nearest,
+    };
+    RunSpec {
+        v: V,
+        run: run(),
+        model: ModelSpec {
+            trainer: TrainerKind::Synthetic,
+            config: object("config"),
+            layout: object("layout"),
+            chunk_elements: 8,
+            initial: vec![object("initial")],
+            precision: Precision::Fp32,
+        },
+        data: object("data"),
+        schedule: Schedule {
+            rounds: 1,
+            units: 1,
+            inner_steps: Steps(4),
+            batch_sequences: 2,
+            accumulation: 1,
+            sequence_tokens: 4,
+            evaluation_every: 0,
+            evaluation_sequences: 4,
+            snapshot_every: 1,
+        },
+        inner: InnerOptimizer::adamw(1e-3),
+        outer: OuterOptimizer::Average,
+        upload: codec,
+        download: codec,
+        policy: Policy {
+            workers_min: 1,
+            lease: Millis::from_secs(30),
+            silence_max: Millis::from_secs(90),
+            norm_max: 10.0,
+            strikes_max: 3,
+            closing: Closing::All,
+        },
+        error_feedback: false,
+        seed: 7,
+    }
+}

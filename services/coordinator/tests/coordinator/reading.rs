@@ -1,0 +1,192 @@
+//! A long ledger is read ahead and checked on all cores, and comes to what it comes to message by
+//! message.
+
+use std::fmt::Debug;
+
+use chain::{Judgement, Reader};
+use diloco_coordinator::{Ledger, LedgerError};
+use runtime::StreamReader;
+use schemas::event::EventBody;
+use schemas::subject::LEDGER_STREAM;
+use schemas::{Digest, Sequence, V};
+
+use crate::ledger::{Scene, append, at, of_demo, reasons, stopped};
+
+/// More than what is read ahead, so that no reader has all of it at any time.
+const LONG: u64 = 2600;
+/// In the middle of a batch of questions.
+const MIDDLE: u64 = 700;
+
+async fn write(ledger: &mut Ledger, name: &str, count: u64) {
+    let events = (0..count).map(|number| {
+        let event = stopped(&format!("{name} {number}"));
+        match number % 3 {
+            0 => at(number, event),
+            _ => of_demo(number, event),
+        }
+    });
+    ledger.append(events).await.expect("appended");
+}
+
+fn names(name: &str, count: u64) -> Vec<String> {
+    (0..count)
+        .map(|number| format!("{name} {number}"))
+        .collect()
+}
+
+/// What a read came to.
+#[derive(Debug, PartialEq)]
+struct Read {
+    bodies: Vec<EventBody>,
+    foreign: u64,
+    /// Where the first event lies that was signed and does not follow, and why it does not.
+    broken: Option<(u64, String)>,
+}
+
+/// Reads as a coordinator does at its start.
+async fn read(scene: &Scene) -> Read {
+    let mut ledger = scene.unread().await;
+    let mut bodies = Vec::new();
+    let follow = |body| {
+        bodies.push(body);
+        Ok::<(), String>(())
+    };
+    let broken = match ledger.catch_up(follow).await {
+        Ok(()) => None,
+        Err(LedgerError::Broken { stream, reason }) => Some((stream, reason)),
+        Err(error) => panic!("{error}"),
+    };
+    let foreign = ledger.foreign();
+    Read {
+        bodies,
+        foreign,
+        broken,
+    }
+}
+
+/// Reads one message after another, each judged before the next is asked for.
+async fn read_slowly(scene: &Scene) -> Read {
+    let stream = StreamReader::new(scene.server.bus().await, LEDGER_STREAM);
+    let mut chain = Reader::new(scene.domain(), vec![scene.key.public().clone()]);
+    let (mut bodies, mut foreign, mut at) = (Vec::new(), 0, 0);
+    let mut broken = None;
+    while let Some(stored) = stream.next(at + 1).await.expect("the server answers") {
+        at = stored.sequence;
+        match chain.judge(&stored.subject, &stored.payload) {
+            Judgement::Next { body, digest } => {
+                chain.extend(digest);
+                bodies.push(*body);
+            }
+            Judgement::Repeated | Judgement::Foreign(_) => foreign += 1,
+            Judgement::Broken(reason) => {
+                broken = Some((at, reason));
+                break;
+            }
+        }
+    }
+    Read {
+        bodies,
+        foreign,
+        broken,
+    }
+}
+
+fn assert_same<T: Debug + PartialEq>(fast: &T, slow: &T) {
+    assert!(fast == slow, "read ahead: {fast:#?}\none by one: {slow:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_signed_in_the_middle_of_a_long_ledger_is_passed_over_there() {
+    let scene = Scene::new().await;
+    let (mut ledger, _) = scene.open().await.expect("an empty ledger");
+    write(&mut ledger, "a", MIDDLE).await;
+    let strange = scene.litter().await;
+    // It has to read past them before it can append.
+    write(&mut ledger, "b", MIDDLE).await;
+    let fast = read(&scene).await;
+    assert_same(&fast, &read_slowly(&scene).await);
+    assert_eq!((fast.broken, fast.foreign), (None, strange));
+    let mut expected = names("a", MIDDLE);
+    expected.extend(names("b", MIDDLE));
+    assert_eq!(reasons(&fast.bodies), expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signed_event_that_does_not_follow_ends_reading_at_its_place() {
+    let scene = Scene::new().await;
+    let (mut ledger, _) = scene.open().await.expect("an empty ledger");
+    write(&mut ledger, "a", MIDDLE).await;
+    let next = scene.successor(&scene.key, "a fork").await;
+    let fork = EventBody {
+        previous: Some(Digest::of(b"another past")),
+        ..next.clone()
+    };
+    scene.put_signed(&fork).await;
+    // What stands behind it is in order, and must not be followed.
+    let mut body = next;
+    for _ in 0..40 {
+        scene.put_signed(&body).await;
+        body = EventBody {
+            v: V,
+            sequence: Sequence(body.sequence.get() + 1),
+            previous: Some(Digest::of(&schemas::Message::encode(&body))),
+            ..body
+        };
+    }
+    let fast = read(&scene).await;
+    assert_same(&fast, &read_slowly(&scene).await);
+    assert_eq!(fast.bodies.len() as u64, MIDDLE);
+    assert_eq!(fast.broken.map(|(stream, _)| stream), Some(MIDDLE + 1));
+}
+
+/// The server is killed when the first events have been followed: what was read ahead of that is
+/// followed too or read again, and no event twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_that_is_torn_off_goes_on_where_it_was() {
+    let mut scene = Scene::new().await;
+    let (mut ledger, _) = scene.open().await.expect("an empty ledger");
+    write(&mut ledger, "a", LONG).await;
+    let mut ledger = scene.unread().await;
+    let mut bodies: Vec<EventBody> = Vec::new();
+    let follow = |body| {
+        bodies.push(body);
+        if bodies.len() == 1 {
+            scene.server.kill();
+        }
+        Ok::<(), String>(())
+    };
+    let torn = ledger.catch_up(follow).await;
+    assert!(matches!(torn, Err(LedgerError::Unreadable(_))), "{torn:?}");
+    assert!((bodies.len() as u64) < LONG, "all of it was read ahead");
+    scene.server.restart().await;
+    let mut ledger = reconnected(&scene, ledger, &mut bodies).await;
+    assert_eq!(reasons(&bodies), names("a", LONG));
+    append(&mut ledger, LONG, stopped("behind it"))
+        .await
+        .expect("appended");
+}
+
+/// Reads on once the client has its connection again.
+async fn reconnected(scene: &Scene, mut ledger: Ledger, bodies: &mut Vec<EventBody>) -> Ledger {
+    scene
+        .server
+        .bus()
+        .await
+        .round_trip()
+        .await
+        .expect("it is back");
+    let deadline = tokio::time::Instant::now() + crate::ledger::PATIENCE;
+    loop {
+        let follow = |body| {
+            bodies.push(body);
+            Ok::<(), String>(())
+        };
+        match ledger.catch_up(follow).await {
+            Ok(()) => return ledger,
+            Err(LedgerError::Unreadable(error)) => {
+                assert!(tokio::time::Instant::now() < deadline, "{error}");
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
