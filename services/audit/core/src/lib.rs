@@ -28,7 +28,7 @@ mod record;
 mod summary;
 mod timeline;
 
-pub use check::{Auditor, Checked, HELD_MAX, Verdict};
+pub use check::{Auditor, CLOCK_SKEW_MAX, Checked, HELD_MAX, Verdict};
 pub use finding::{Finding, Found};
 pub use intake::{
     BYTES_BURST, BYTES_PER_SECOND, Candidate, EVENTS_BURST, EVENTS_PER_SECOND, Enrolment, Heard,
