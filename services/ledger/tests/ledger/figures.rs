@@ -298,6 +298,18 @@ fn a_reader_is_told_what_the_rounds_came_to() {
 }
 
 #[test]
+fn a_round_lists_what_is_done_in_it_and_in_no_other() {
+    let mut book = Book::under_any_rule();
+    book.note(&opened(0));
+    book.note(&opened(1));
+    book.contribute(0, 0, 0);
+    book.contribute(1, 1, 1);
+    let views = book.run().round_views();
+    assert_eq!(views[0].done, [lease(0, 0, 1).unit]);
+    assert_eq!(views[1].done, [lease(1, 1, 1).unit]);
+}
+
+#[test]
 fn a_round_without_a_contribution_has_no_loss() {
     let mut book = Book::new();
     book.note(&opened(0));
