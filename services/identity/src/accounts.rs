@@ -245,6 +245,7 @@ const fn kind(service: bool) -> SharedKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::claims::Claims as _;
     use crate::key::{KeyKind, SigningKey};
 
     fn account() -> AccountId {
@@ -418,7 +419,7 @@ mod tests {
         for (account, claims) in all(&accounts) {
             let expected = match account {
                 Account::Ledger | Account::Events => SERVICES_CONNECTIONS_MAX,
-                Account::Tenant => TENANT_CONNECTIONS_MAX,
+                Account::Tenant => TENANTS_CONNECTIONS / 2,
                 _ => UNLIMITED,
             };
             assert_eq!(claims.limits.conn, expected, "{account:?}");
@@ -436,7 +437,7 @@ mod tests {
     #[test]
     fn a_way_back_is_kept_as_long_as_the_answer_of_its_lane_may_take() {
         assert_eq!(nanoseconds(Duration::from_secs(2)), 2_000_000_000);
-        for crossing in CROSSINGS {
+        for crossing in &CROSSINGS {
             let most = match crossing.lane {
                 Lane::Telemetry => HEARTBEAT_ANSWER_MAX,
                 Lane::Event => EVENT_ANSWER_MAX,
@@ -447,5 +448,37 @@ mod tests {
             assert_eq!(export.response_threshold, expected, "{}", export.name);
             assert_eq!(export.response_type.is_some(), crossing.service);
         }
+    }
+
+    /// The token in which an account stands is what keeps it from speaking as another: it must be
+    /// in the text that the broker reads.
+    #[test]
+    fn the_place_of_the_account_stands_in_what_the_broker_reads() {
+        let accounts = accounts();
+        let mut positions = Vec::new();
+        for (account, claims) in all(&accounts) {
+            assert!(claims.as_user().is_none(), "{account:?} is no user");
+            for export in &claims.exports {
+                let text = serde_json::to_value(export).expect("it is data");
+                let written = text.get("account_token_position").cloned();
+                let expected = (export.account_token_position > 0)
+                    .then(|| serde_json::Value::from(ACCOUNT_TOKEN_POSITION));
+                assert_eq!(written, expected, "{}", export.name);
+                positions.push(expected.is_some());
+            }
+        }
+        assert!(positions.contains(&true) && positions.contains(&false));
+    }
+
+    #[test]
+    fn an_account_with_streams_may_keep_them_on_disk_and_in_memory() {
+        let limits = AccountLimits::with_jetstream();
+        let bounds = [
+            limits.mem_storage,
+            limits.disk_storage,
+            limits.streams,
+            limits.consumer,
+        ];
+        assert_eq!(bounds, [UNLIMITED; 4]);
     }
 }
