@@ -49,7 +49,7 @@ enum Job {
     },
     /// Set everything up, train, verify
     Demo(demo::DemoOptions),
-    /// Take guards out of the code one at a time and see whether a test fails (all of them: hours)
+    /// Take guards out of the code one at a time and see whether a test fails
     Mutants(mutants::MutantOptions),
     /// Draw the README's picture from a run in which a worker is killed and comes back
     Picture(picture::PictureOptions),

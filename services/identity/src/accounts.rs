@@ -245,6 +245,7 @@ const fn kind(service: bool) -> SharedKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::claims::Claims as _;
     use crate::key::{KeyKind, SigningKey};
 
     fn account() -> AccountId {
@@ -375,5 +376,109 @@ mod tests {
                 .all(|export| !export.subject.starts_with("diloco.")),
             "{offered:?}"
         );
+    }
+
+    /// An account offers what others take from it, and nothing else of a copy.
+    #[test]
+    fn a_copy_is_offered_by_the_account_where_it_is_at_home() {
+        let accounts = accounts();
+        let claims = all(&accounts);
+        let copies = Copied::all(&accounts.tenants);
+        for (account, claims) in &claims {
+            let own = copies.iter().filter(|copied| copied.home == *account);
+            let own: Vec<Export> = own.flat_map(copy_exports).collect();
+            let of_copies = claims
+                .exports
+                .iter()
+                .filter(|export| export.account_token_position == 0);
+            assert_eq!(of_copies.cloned().collect::<Vec<_>>(), own, "{account:?}");
+        }
+        let offers = |home: &AccountId, subject: &str| {
+            claims.iter().any(|(account, claims)| {
+                accounts.one(*account) == Some(home)
+                    && claims
+                        .exports
+                        .iter()
+                        .any(|export| export.subject == subject)
+            })
+        };
+        let auditor = claims
+            .iter()
+            .find(|(account, _)| *account == Account::Audit);
+        let (_, auditor) = auditor.expect("it is one of all");
+        assert!(!auditor.imports.is_empty());
+        for import in &auditor.imports {
+            assert!(offers(&import.account, &import.subject), "{import:?}");
+        }
+    }
+
+    /// An account that only services connect to is bounded; those of people and auditors are not.
+    #[test]
+    fn accounts_of_services_have_few_connections_and_tenants_share_theirs() {
+        let accounts = accounts();
+        for (account, claims) in all(&accounts) {
+            let expected = match account {
+                Account::Ledger | Account::Events => SERVICES_CONNECTIONS_MAX,
+                Account::Tenant => TENANTS_CONNECTIONS / 2,
+                _ => UNLIMITED,
+            };
+            assert_eq!(claims.limits.conn, expected, "{account:?}");
+        }
+        let shares = [0, 1, 100].map(tenant_connections);
+        let of_a_hundred = TENANTS_CONNECTIONS / 100;
+        assert_eq!(
+            shares,
+            [TENANT_CONNECTIONS_MAX, TENANT_CONNECTIONS_MAX, of_a_hundred]
+        );
+    }
+
+    /// The broker keeps a way back for every request that a tenant sends: no longer than an answer
+    /// can take.
+    #[test]
+    fn a_way_back_is_kept_as_long_as_the_answer_of_its_lane_may_take() {
+        assert_eq!(nanoseconds(Duration::from_secs(2)), 2_000_000_000);
+        for crossing in &CROSSINGS {
+            let most = match crossing.lane {
+                Lane::Telemetry => HEARTBEAT_ANSWER_MAX,
+                Lane::Event => EVENT_ANSWER_MAX,
+                _ => REQUEST_ANSWER_MAX,
+            };
+            let export = export(crossing);
+            let expected = crossing.service.then(|| nanoseconds(most));
+            assert_eq!(export.response_threshold, expected, "{}", export.name);
+            assert_eq!(export.response_type.is_some(), crossing.service);
+        }
+    }
+
+    /// The token in which an account stands is what keeps it from speaking as another: it must be
+    /// in the text that the broker reads.
+    #[test]
+    fn the_place_of_the_account_stands_in_what_the_broker_reads() {
+        let accounts = accounts();
+        let mut positions = Vec::new();
+        for (account, claims) in all(&accounts) {
+            assert!(claims.as_user().is_none(), "{account:?} is no user");
+            for export in &claims.exports {
+                let text = serde_json::to_value(export).expect("it is data");
+                let written = text.get("account_token_position").cloned();
+                let expected = (export.account_token_position > 0)
+                    .then(|| serde_json::Value::from(ACCOUNT_TOKEN_POSITION));
+                assert_eq!(written, expected, "{}", export.name);
+                positions.push(expected.is_some());
+            }
+        }
+        assert!(positions.contains(&true) && positions.contains(&false));
+    }
+
+    #[test]
+    fn an_account_with_streams_may_keep_them_on_disk_and_in_memory() {
+        let limits = AccountLimits::with_jetstream();
+        let bounds = [
+            limits.mem_storage,
+            limits.disk_storage,
+            limits.streams,
+            limits.consumer,
+        ];
+        assert_eq!(bounds, [UNLIMITED; 4]);
     }
 }

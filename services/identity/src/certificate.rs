@@ -344,6 +344,7 @@ mod tests {
             (UnixMillis(NOW.get() - 3_600_000), days(LEAF_DAYS))
         );
         assert_eq!(facts.outside(NOW), None);
+        assert_eq!(facts.outside(facts.begins), None, "from then on it holds");
         assert_eq!(facts.outside(facts.ends), Some(Outside::Ended(facts.ends)));
         assert_eq!(
             facts.outside(UnixMillis(0)),
@@ -396,6 +397,10 @@ mod tests {
         assert_eq!(
             at(UTC_TIME, "491231235959Z").as_deref(),
             Some("2049-12-31T23:59:59Z")
+        );
+        assert_eq!(
+            at(UTC_TIME, "750102030405Z").as_deref(),
+            Some("1975-01-02T03:04:05Z")
         );
         assert_ne!(
             at(UTC_TIME, "500101000000Z").as_deref(),

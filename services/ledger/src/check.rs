@@ -92,3 +92,38 @@ impl Run {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use schemas::event::LedgerEvent;
+    use schemas::run::RunSpec;
+    use schemas::{Message as _, Tokens, UnixMillis};
+
+    use super::*;
+
+    /// Settings as they lie in the store.
+    fn spec() -> RunSpec {
+        let hex = include_str!("../../../schemas/golden/RunSpec.v1.hex").trim();
+        let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).expect("it is hex");
+        let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+        RunSpec::decode(&bytes).expect("it reads")
+    }
+
+    #[test]
+    fn a_state_is_as_sound_as_each_of_its_runs() {
+        let (mut state, spec) = (State::default(), spec());
+        let name = spec.run.clone();
+        let created = LedgerEvent::RunCreated {
+            spec: Box::new(spec),
+            operator: format!("U{}", "A".repeat(55)).parse().expect("a key"),
+        };
+        let applied = state.apply(UnixMillis(1), Some(&name), &created);
+        applied.expect("it is the first");
+        state.check().expect("nothing happened yet");
+        for run in state.runs.values_mut() {
+            run.tokens.issued = Tokens(1);
+        }
+        let fault = state.check().expect_err("tokens from nowhere");
+        assert!(fault.starts_with(&format!("run {name}: ")), "{fault}");
+    }
+}

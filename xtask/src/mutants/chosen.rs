@@ -2,25 +2,18 @@
 //! so that a second run for one commit draws the same ones, and the next commit others. A checkout
 //! without that history draws from all files.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Result;
 use schemas::Digest;
 
-use super::file_of;
+use super::listed::Mutant;
 use crate::process::{self, Workspace};
 
 /// How many commits back a change is recent.
 const COMMITS: &str = "HEAD~20";
-
-/// A change of the code that a test should notice.
-#[derive(Clone, Debug)]
-pub(crate) struct Mutant {
-    /// File, line, column and what is done, as cargo-mutants writes it.
-    pub(super) name: String,
-    pub(super) package: String,
-}
 
 /// Draws `count` mutants from files that changed lately; from all when none of those did.
 pub(super) fn sample(
@@ -28,21 +21,42 @@ pub(super) fn sample(
     mutants: Vec<Mutant>,
     count: usize,
 ) -> Result<Vec<Mutant>> {
-    let git = |arguments: &[&str]| {
-        process::capture(
-            Command::new("git")
-                .current_dir(workspace.root())
-                .args(arguments),
-        )
-    };
-    let commit = git(&["rev-parse", "HEAD"])?;
-    let changed = git(&["diff", "--name-only", COMMITS, "HEAD"]).unwrap_or_default();
-    let changed: Vec<PathBuf> = changed.lines().map(PathBuf::from).collect();
+    let changed = changed(workspace).unwrap_or_default();
     let (recent, others): (Vec<_>, Vec<_>) = mutants
         .into_iter()
-        .partition(|mutant| changed.iter().any(|file| file == file_of(&mutant.name)));
-    let mut drawn = if recent.is_empty() { others } else { recent };
-    drawn.sort_by_cached_key(|mutant| Digest::of(format!("{commit}{}", mutant.name).as_bytes()));
-    drawn.truncate(count);
-    Ok(drawn)
+        .partition(|mutant| changed.contains(&mutant.file));
+    draw(
+        workspace,
+        if recent.is_empty() { others } else { recent },
+        count,
+    )
+}
+
+/// Draws `count` of them: others for each commit, the same ones for the same commit.
+pub(super) fn draw(
+    workspace: &Workspace,
+    mut mutants: Vec<Mutant>,
+    count: usize,
+) -> Result<Vec<Mutant>> {
+    let commit = git(workspace, &["rev-parse", "HEAD"])?;
+    mutants.sort_by_cached_key(|mutant| Digest::of(format!("{commit}{}", mutant.name).as_bytes()));
+    mutants.truncate(count);
+    Ok(mutants)
+}
+
+/// Files that the last commits changed, and those that are not committed yet.
+///
+/// # Errors
+/// The checkout has no such history.
+pub(super) fn changed(workspace: &Workspace) -> Result<BTreeSet<PathBuf>> {
+    let changed = git(workspace, &["diff", "--name-only", COMMITS])?;
+    Ok(changed.lines().map(PathBuf::from).collect())
+}
+
+fn git(workspace: &Workspace, arguments: &[&str]) -> Result<String> {
+    process::capture(
+        Command::new("git")
+            .current_dir(workspace.root())
+            .args(arguments),
+    )
 }

@@ -1,43 +1,68 @@
-//! `cargo xtask mutants`: takes guards out of the code one at a time (`cargo-mutants`) and looks
-//! whether a test fails. What no test misses is listed in `docs/survivors.md` with the reason why
-//! it may be missed; anything else that survives is an error.
+//! `cargo xtask mutants`: takes guards out of the code one at a time and looks whether a test
+//! fails. What no test misses is listed in `docs/survivors.md` with the reason why it may be
+//! missed; anything else that survives is an error.
 //!
-//! The mutants are made in a copy of the checkout under `target/mutants`, which stays where it is,
-//! so that a later run compiles only what changed.
+//! cargo-mutants says which changes there are. They are woven into one build, each behind a switch
+//! (`weave`), so that a mutant costs a run of the tests that reach it, and no compilation. The few
+//! that cannot be switched, in constants above all, are built one by one by cargo-mutants itself.
+//! All of it is done in copies of the checkout under `target/mutants`.
 
+mod apart;
+mod build;
 mod chosen;
+mod find;
+mod judge;
+mod listed;
 mod survivors;
 mod tree;
+mod weave;
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
 use crate::deps::{self, Overrides};
-use crate::process::{self, Workspace};
+use crate::process::Workspace;
 use crate::{console, tools};
-use chosen::Mutant;
+use build::{Loom, Out};
+use judge::{End, Judge};
+use listed::Mutant;
 use survivors::Survivors;
 
 const VERSION: &str = "27.1.0";
-/// Packages whose every line is a decision, a guard or a check.
-pub(crate) const GUARDED: &[&str] = &[
-    "audit-core",
-    "chain",
-    "coordinator-core",
-    "diloco-store",
-    "identity",
-    "ledger",
-    "merge",
-    "objects",
-    "worker-core",
+/// Below `target/mutants`: the names of the mutants that survived the last run.
+const SURVIVED: &str = "survived.txt";
+/// How many mutants `cargo xtask test` tries: their tests take a few seconds, the build a minute.
+const SAMPLE: usize = 40;
+/// A package whose every line is a decision, a guard or a check.
+struct Guarded {
+    package: &'static str,
+    /// The part of its files that is meant.
+    files: &'static str,
+}
+
+/// All of them, in the order in which they are tried.
+const GUARDED: &[Guarded] = &[
+    guarded("chain", "services/chain/src"),
+    guarded("ledger", "services/ledger/src"),
+    guarded("merge", "services/merge/src"),
+    guarded("identity", "services/identity/src"),
+    guarded("worker-core", "services/worker/core/src"),
+    guarded("diloco-worker", "services/worker/src/verify.rs"),
+    guarded("audit-core", "services/audit/core/src"),
+    guarded("objects", "services/objects/src"),
+    guarded("coordinator-core", "services/coordinator/core/src"),
+    guarded("diloco-store", "services/store/src"),
 ];
-/// How long the tests of one mutant may take: the slowest package needs a third of this.
-const TIMEOUT_SECONDS: &str = "180";
-/// The folder in which cargo-mutants leaves its results.
-const OUTPUT: &str = "mutants.out";
+
+const fn guarded(package: &'static str, files: &'static str) -> Guarded {
+    Guarded { package, files }
+}
 
 /// What can be chosen.
 #[derive(Debug, Args)]
@@ -51,6 +76,12 @@ pub(crate) struct MutantOptions {
     /// Only so many, drawn from files that changed lately
     #[arg(long, value_name = "COUNT")]
     sample: Option<usize>,
+    /// Only those that survived the last time
+    #[arg(long)]
+    again: bool,
+    /// Leave out the mutants that have to be built one by one
+    #[arg(long)]
+    switched: bool,
     /// Print their names and run no test
     #[arg(long)]
     list: bool,
@@ -63,135 +94,261 @@ pub(crate) fn run_mutants(
     options: &MutantOptions,
 ) -> Result<()> {
     let run = MutationRun::set_up(workspace, overrides)?;
+    let all: Vec<&str> = GUARDED.iter().map(|guarded| guarded.package).collect();
     let packages: Vec<&str> = if options.package.is_empty() {
-        GUARDED.to_vec()
+        all
     } else {
         options.package.iter().map(String::as_str).collect()
     };
-    let mut mutants = run.list(&packages)?;
+    let listed = run.list(&packages)?;
+    let mut chosen = listed.clone();
     if let Some(text) = &options.matching {
-        mutants.retain(|mutant| mutant.name.contains(text.as_str()));
+        chosen.retain(|mutant| mutant.name.contains(text.as_str()));
     }
     if let Some(count) = options.sample {
-        mutants = chosen::sample(workspace, mutants, count)?;
+        chosen = chosen::sample(workspace, chosen, count)?;
     }
     if options.list {
-        mutants.iter().for_each(|mutant| console::say(&mutant.name));
+        chosen.iter().for_each(|mutant| console::say(&mutant.name));
         return Ok(());
     }
-    run.judge(&mutants).map(console::say)
+    let is_whole = chosen.len() == listed.len() && !options.switched;
+    if options.again {
+        let before = run.survived_before()?;
+        chosen.retain(|mutant| before.contains(&mutant.name));
+    }
+    let ends = run.judge(&listed, &chosen, options.switched)?;
+    run.report(&chosen, &ends, is_whole).map(console::say)
 }
 
-/// The copy of the checkout, and what works on it.
-struct MutationRun {
+/// What `cargo xtask test` does: some mutants of files that changed lately, in packages of which all
+/// mutants were tried. What it did, in words.
+///
+/// # Errors
+/// One of them survives.
+pub(crate) fn try_sample(workspace: &Workspace, overrides: &Overrides) -> Result<String> {
+    let survivors = Survivors::read(workspace.root())?;
+    let Ok(changed) = chosen::changed(workspace) else {
+        return Ok("no history to choose from".to_owned());
+    };
+    let complete = GUARDED.iter().filter(|guarded| {
+        survivors.is_complete(guarded.package)
+            && changed.iter().any(|file| file.starts_with(guarded.files))
+    });
+    let packages: Vec<&str> = complete.map(|guarded| guarded.package).collect();
+    let nothing = "no guard changed lately".to_owned();
+    if packages.is_empty() {
+        return Ok(nothing);
+    }
+    let run = MutationRun::set_up(workspace, overrides)?;
+    let mut listed = run.list(&packages)?;
+    listed.retain(|mutant| changed.contains(&mutant.file));
+    let drawn = chosen::draw(workspace, listed.clone(), SAMPLE)?;
+    if drawn.is_empty() {
+        return Ok(nothing);
+    }
+    let ends = run.judge(&listed, &drawn, true)?;
+    run.report(&drawn, &ends, false)
+}
+
+fn is_meant(mutant: &Mutant) -> bool {
+    GUARDED
+        .iter()
+        .find(|guarded| guarded.package == mutant.package)
+        .is_none_or(|guarded| mutant.file.starts_with(guarded.files))
+}
+
+/// How each mutant ended, by its number.
+type Ends = BTreeMap<u32, Ended>;
+
+/// The end of a mutant: also without any test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    Tested(End),
+    /// It does not compile.
+    Unbuildable,
+    /// It would have to be built by itself, and that was not asked for.
+    NotTried,
+}
+
+/// Where the work is done, and what does it.
+struct MutationRun<'a> {
+    workspace: &'a Workspace,
     program: PathBuf,
-    tree: PathBuf,
     folder: PathBuf,
     nats_server: PathBuf,
-    cargo: PathBuf,
     survivors: Survivors,
 }
 
-impl MutationRun {
-    fn set_up(workspace: &Workspace, overrides: &Overrides) -> Result<Self> {
+impl<'a> MutationRun<'a> {
+    fn set_up(workspace: &'a Workspace, overrides: &Overrides) -> Result<Self> {
         let found = deps::ensure(&workspace.deps(), overrides)?;
-        let program = tools::ensure(workspace, "cargo-mutants", VERSION)?;
-        let folder = workspace.root().join("target/mutants");
-        let tree = folder.join("tree");
-        tree::update(workspace, &tree)?;
         Ok(Self {
-            program,
-            tree,
-            folder,
+            workspace,
+            program: tools::ensure(workspace, "cargo-mutants", VERSION)?,
+            folder: workspace.root().join("target/mutants"),
             nats_server: found.nats_server,
-            cargo: workspace.cargo(&[]).get_program().into(),
             survivors: Survivors::read(workspace.root())?,
         })
     }
 
+    /// All mutants of these packages that are meant.
     fn list(&self, packages: &[&str]) -> Result<Vec<Mutant>> {
-        let mut mutants = Vec::new();
-        for package in packages {
-            let listed = process::capture(self.command().args(["--list", "--package", package]))?;
-            mutants.extend(listed.lines().map(|name| Mutant {
-                name: name.to_owned(),
-                package: (*package).to_owned(),
-            }));
-        }
-        Ok(mutants)
+        let root = self.workspace.root();
+        let mut listed = listed::list(&mut self.cargo_mutants(root), packages)?;
+        listed.retain(is_meant);
+        listed.sort_by_key(|mutant| {
+            let is_its = |guarded: &Guarded| guarded.package == mutant.package;
+            GUARDED.iter().position(is_its)
+        });
+        listed::without_constants(root, listed)
     }
 
-    /// Runs the tests on each; the remark says how many there were.
-    fn judge(&self, mutants: &[Mutant]) -> Result<String> {
-        let (mut survived, mut caught) = (Vec::new(), 0);
-        for package in packages(mutants) {
-            let names = mutants.iter().filter(|mutant| mutant.package == package);
-            self.test(package, names)?;
-            survived.extend(self.outcome(package, "missed")?);
-            caught += self.outcome(package, "caught")?.len();
-            caught += self.outcome(package, "timeout")?.len();
+    /// The names of those that survived the last time.
+    fn survived_before(&self) -> Result<Vec<String>> {
+        let path = self.folder.join(SURVIVED);
+        let names = fs::read_to_string(&path)
+            .with_context(|| format!("cannot read {}: there was no run", path.display()))?;
+        Ok(names.lines().map(str::to_owned).collect())
+    }
+
+    /// Builds all that are `listed`, so that a choice among them compiles nothing anew, and runs
+    /// the tests on the chosen.
+    fn judge(&self, listed: &[Mutant], chosen: &[Mutant], only_switched: bool) -> Result<Ends> {
+        console::say(format_args!("weaving {} mutants", listed.len()));
+        let begun = Instant::now();
+        let since = || console::span(begun.elapsed());
+        let tree = self.folder.join("woven");
+        let cargo = |arguments: &[&str]| self.cargo(&tree, arguments);
+        let packages = packages(listed);
+        let loom = Loom {
+            root: self.workspace.root(),
+            tree: &tree,
+            mutants: listed,
+            cargo: &cargo,
+            memory: &self.folder.join("out"),
+            packages: &packages,
+        };
+        tree::update(self.workspace, &tree, &loom.files())?;
+        let mut built = loom.build()?;
+        console::say(format_args!("  built after {}", since()));
+        let asked = self::packages(chosen);
+        built
+            .programs
+            .retain(|program| asked.contains(&&*program.package));
+        let judge = Judge::learn(built.programs, &self.nats_server, &self.folder)?;
+        console::say(format_args!("  tests learnt after {}", since()));
+        let mut ends = Ends::new();
+        for package in packages {
+            let own = chosen.iter().filter(|mutant| mutant.package == package);
+            let (apart, switched): (Vec<&Mutant>, Vec<&Mutant>) = own
+                .filter(|mutant| built.out.get(&mutant.number) != Some(&Out::Unbuildable))
+                .partition(|mutant| built.out.contains_key(&mutant.number));
+            for mutant in switched {
+                let end = judge.judge(mutant.number, package)?;
+                if end != End::Caught && !self.survivors.contains(&mutant.name) {
+                    console::say(format_args!("  {}: {}", end.word(), mutant.name));
+                }
+                ends.insert(mutant.number, Ended::Tested(end));
+            }
+            if only_switched {
+                ends.extend(apart.iter().map(|mutant| (mutant.number, Ended::NotTried)));
+            } else {
+                self.judge_apart(package, &apart, &mut ends)?;
+            }
+            console::say(format_args!("  {package} judged after {}", since()));
         }
-        let (known, news): (Vec<_>, Vec<_>) = survived
-            .into_iter()
-            .partition(|name| self.survivors.contains(name));
+        self.remember(chosen, &ends)?;
+        ends.extend(built.out.keys().filter_map(|number| {
+            (built.out[number] == Out::Unbuildable).then_some((*number, Ended::Unbuildable))
+        }));
+        Ok(ends)
+    }
+
+    fn remember(&self, chosen: &[Mutant], ends: &Ends) -> Result<()> {
+        let survived = chosen.iter().filter(|mutant| {
+            let end = ends.get(&mutant.number);
+            matches!(end, Some(Ended::Tested(End::Survived | End::Unreached)))
+        });
+        let names: Vec<&str> = survived.map(|mutant| &*mutant.name).collect();
+        let path = self.folder.join(SURVIVED);
+        fs::write(&path, names.join("\n"))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// The result in a line; what survived and is not listed is an error.
+    fn report(&self, mutants: &[Mutant], ends: &Ends, is_whole: bool) -> Result<String> {
+        let mut news = Vec::new();
+        let mut known = Vec::new();
+        let mut counts = [0; 4];
+        for mutant in mutants {
+            match ends[&mutant.number] {
+                Ended::Tested(End::Caught) => counts[0] += 1,
+                Ended::Tested(End::TimedOut) => counts[1] += 1,
+                Ended::Unbuildable => counts[2] += 1,
+                Ended::NotTried => counts[3] += 1,
+                Ended::Tested(_) if self.survivors.contains(&mutant.name) => {
+                    known.push(&*mutant.name)
+                }
+                Ended::Tested(_) => news.push(&*mutant.name),
+            }
+        }
+        let said = format!(
+            "{} mutants: {} caught, {} ran for ever, {} on the list, {} do not compile, {} not tried",
+            mutants.len(),
+            counts[0],
+            counts[1],
+            known.len(),
+            counts[2],
+            counts[3]
+        );
+        let mut faults = Vec::new();
         if !news.is_empty() {
-            bail!(
+            faults.push(format!(
                 "no test fails when the code is changed like this:\n       {}\n       write the \
                  test, or say in {} why there is none",
                 news.join("\n       "),
                 survivors::FILE
-            );
+            ));
         }
-        Ok(format!(
-            "{} mutants: {caught} caught, {} on the list, the others do not compile",
-            mutants.len(),
-            known.len()
-        ))
+        if is_whole {
+            let files: Vec<&Path> = mutants.iter().map(|mutant| &*mutant.file).collect();
+            let gone = self.survivors.others(&files, &known);
+            if !gone.is_empty() {
+                faults.push(format!(
+                    "{} lists what no longer survives:\n       {}",
+                    survivors::FILE,
+                    gone.join("\n       ")
+                ));
+            }
+        }
+        if faults.is_empty() {
+            return Ok(said);
+        }
+        bail!("{said}\n       {}", faults.join("\n       "))
     }
 
-    /// Tests the code of one package as it is, then its mutants.
-    ///
-    /// # Errors
-    /// The tests fail without any mutant, or cargo-mutants cannot work.
-    fn test<'a>(&self, package: &str, mutants: impl Iterator<Item = &'a Mutant>) -> Result<()> {
-        let output = self.folder.join(package);
-        std::fs::create_dir_all(&output)
-            .with_context(|| format!("cannot make {}", output.display()))?;
-        let mut command = self.command();
+    /// cargo in one of the copies of the checkout.
+    fn cargo(&self, tree: &Path, arguments: &[&str]) -> Command {
+        let mut command = self.workspace.cargo(arguments);
         command
-            .args(["--package", package, "--in-place"])
-            .args(["--timeout", TIMEOUT_SECONDS, "--no-times", "--output"])
-            .arg(&output);
-        for mutant in mutants {
-            command.args(["--re", &format!("^{}$", escaped(&mutant.name))]);
+            .current_dir(tree)
+            .env("CARGO_TARGET_DIR", self.folder.join("build"));
+        if arguments.contains(&"diloco-worker") {
+            // Its verification needs no libtorch.
+            command.arg("--no-default-features");
         }
-        let status = command.status().context("cannot start cargo-mutants")?;
-        // 2: some were missed; 3: some took too long, which a test would notice as well.
-        if !matches!(status.code(), Some(0 | 2 | 3)) {
-            bail!(
-                "cargo mutants ended with {status}; its logs are in {}",
-                output.display()
-            );
-        }
-        Ok(())
+        command
     }
 
-    /// The names of a package's mutants that ended like this: `missed`, `caught`, `timeout`.
-    fn outcome(&self, package: &str, end: &str) -> Result<Vec<String>> {
-        let path = self.folder.join(package).join(OUTPUT);
-        let names = std::fs::read_to_string(path.join(format!("{end}.txt")))
-            .with_context(|| format!("cargo mutants left no result in {}", path.display()))?;
-        Ok(names.lines().map(str::to_owned).collect())
-    }
-
-    fn command(&self) -> Command {
+    fn cargo_mutants(&self, tree: &Path) -> Command {
         let mut command = Command::new(&self.program);
         command
             .arg("mutants")
             .arg("--dir")
-            .arg(&self.tree)
+            .arg(tree)
             .stdin(Stdio::null())
-            .env("CARGO", &self.cargo)
+            .env("CARGO", self.workspace.cargo(&[]).get_program())
             .env("CARGO_TARGET_DIR", self.folder.join("build"))
             .env("NATS_SERVER_BIN", &self.nats_server);
         command
@@ -199,25 +356,11 @@ impl MutationRun {
 }
 
 fn packages(mutants: &[Mutant]) -> Vec<&str> {
-    let mut packages: Vec<&str> = mutants.iter().map(|mutant| &*mutant.package).collect();
-    packages.sort_unstable();
-    packages.dedup();
-    packages
-}
-
-/// A name as a regular expression that matches nothing else.
-fn escaped(name: &str) -> String {
-    let mut pattern = String::new();
-    for character in name.chars() {
-        if r"\.+*?()|[]{}^$#&-~".contains(character) {
-            pattern.push('\\');
+    let mut packages: Vec<&str> = Vec::new();
+    for mutant in mutants {
+        if !packages.contains(&&*mutant.package) {
+            packages.push(&mutant.package);
         }
-        pattern.push(character);
     }
-    pattern
-}
-
-/// Path of a mutant's file, below the top folder.
-fn file_of(name: &str) -> &Path {
-    Path::new(name.split(':').next().unwrap_or(name))
+    packages
 }

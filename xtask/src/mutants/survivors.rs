@@ -4,12 +4,16 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
-/// The list: rows of a table, `| mutant | reason |`.
+/// The list: rows of a table, `| mutant | reason |`, and before it the packages of which all mutants
+/// were tried, `| package | … |`.
 pub(super) const FILE: &str = "docs/survivors.md";
 
 /// Names without line and column, which change with every edit above them.
 #[derive(Debug)]
-pub(super) struct Survivors(Vec<String>);
+pub(super) struct Survivors {
+    names: Vec<String>,
+    tables: Vec<String>,
+}
 
 impl Survivors {
     /// Reads the list of the checkout at `root`.
@@ -35,13 +39,37 @@ impl Survivors {
             );
             names.push(name.replace("\\|", "|"));
         }
-        Ok(Self(names))
+        let rows = text.lines().filter_map(|line| line.strip_prefix("| "));
+        let first = rows.filter_map(|row| row.split(" |").next());
+        Ok(Self {
+            names,
+            tables: first.map(str::to_owned).collect(),
+        })
     }
 
     /// Finds a mutant by the name that cargo-mutants gives it.
     pub(super) fn contains(&self, name: &str) -> bool {
         let wanted = without_position(name);
-        self.0.contains(&wanted)
+        self.names.contains(&wanted)
+    }
+
+    /// True when the list says that all mutants of a package were tried.
+    pub(super) fn is_complete(&self, package: &str) -> bool {
+        self.tables.iter().any(|first| first == package)
+    }
+
+    /// Rows about one of these files that are none of the `known` mutants.
+    pub(super) fn others(&self, files: &[&Path], known: &[&str]) -> Vec<&str> {
+        let known: Vec<String> = known.iter().map(|name| without_position(name)).collect();
+        let is_there = |row: &&String| {
+            let file = row.split(": ").next().unwrap_or_default();
+            files.contains(&Path::new(file)) && !known.contains(*row)
+        };
+        self.names
+            .iter()
+            .filter(is_there)
+            .map(String::as_str)
+            .collect()
     }
 }
 
@@ -69,6 +97,23 @@ mod tests {
         assert!(list.contains("a/b.rs:900:1: replace || with && in g"));
         assert!(!list.contains("a/c.rs:12:5: replace < with <= in f"));
         assert!(!list.contains("a/b.rs:12:5: replace < with == in f"));
+    }
+
+    #[test]
+    fn a_row_of_a_mutant_that_is_caught_is_reported() {
+        let list = Survivors::parse(LIST).expect("it parses");
+        let known = ["a/b.rs:12:5: replace < with <= in f"];
+        let gone = ["a/b.rs: replace || with && in g"];
+        assert_eq!(list.others(&[Path::new("a/b.rs")], &known), gone);
+        assert!(list.others(&[Path::new("a/c.rs")], &[]).is_empty());
+    }
+
+    #[test]
+    fn a_package_is_complete_when_it_has_a_row() {
+        let text = "| package | mutants |\n| --- | --- |\n| chain | 82 |\n";
+        let list = Survivors::parse(text).expect("it parses");
+        assert!(list.is_complete("chain"));
+        assert!(!list.is_complete("ledger"));
     }
 
     #[test]

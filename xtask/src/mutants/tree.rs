@@ -11,8 +11,9 @@ use anyhow::{Context as _, Result};
 use crate::process::{self, Workspace};
 
 /// Makes `tree` equal to the checkout: tracked files, and new ones that git does not ignore. A file
-/// that is equal already keeps its time, so that cargo compiles only what changed.
-pub(super) fn update(workspace: &Workspace, tree: &Path) -> Result<()> {
+/// that is equal already keeps its time, so that cargo compiles only what changed. The caller
+/// writes what is `woven`.
+pub(super) fn update(workspace: &Workspace, tree: &Path, woven: &BTreeSet<PathBuf>) -> Result<()> {
     let listed = process::capture(Command::new("git").current_dir(workspace.root()).args([
         "ls-files",
         "--cached",
@@ -27,7 +28,7 @@ pub(super) fn update(workspace: &Workspace, tree: &Path) -> Result<()> {
         .collect();
     fs::create_dir_all(tree).with_context(|| format!("cannot make {}", tree.display()))?;
     remove_others(tree, tree, &wanted)?;
-    for path in &wanted {
+    for path in wanted.difference(woven) {
         copy(&workspace.root().join(path), &tree.join(path))?;
     }
     Ok(())

@@ -11,7 +11,7 @@ use clap::Args;
 
 use crate::deps::{self, Overrides};
 use crate::process::{self, Workspace};
-use crate::{console, interrupt, pages, picture};
+use crate::{console, interrupt, mutants, pages, picture};
 
 /// Which steps to run.
 #[derive(Args)]
@@ -19,6 +19,9 @@ pub(crate) struct Selection {
     /// Run this step only; may be given several times
     #[arg(long, value_name = "STEP", value_parser = clap::builder::PossibleValuesParser::new(STEPS.iter().map(|step| step.name)))]
     only: Vec<String>,
+    /// Leave this step out; may be given several times
+    #[arg(long, value_name = "STEP", value_parser = clap::builder::PossibleValuesParser::new(STEPS.iter().map(|step| step.name)))]
+    skip: Vec<String>,
     /// Run the remaining steps after one has failed
     #[arg(long)]
     keep_going: bool,
@@ -100,6 +103,11 @@ const STEPS: &[Step] = &[
         run: doctest,
     },
     Step {
+        name: "mutants",
+        about: "guards that changed lately have tests: a sample of mutants",
+        run: mutants,
+    },
+    Step {
         name: "doc",
         about: "cargo doc, broken links are errors",
         run: doc,
@@ -117,8 +125,9 @@ pub(crate) fn run(
     overrides: &Overrides,
     selection: &Selection,
 ) -> Result<()> {
+    let named = |names: &[String], step: &Step| names.iter().any(|name| name == step.name);
     let chosen = STEPS.iter().filter(|step| {
-        selection.only.is_empty() || selection.only.iter().any(|name| name == step.name)
+        (selection.only.is_empty() || named(&selection.only, step)) && !named(&selection.skip, step)
     });
     if selection.list {
         chosen.for_each(|step| console::say(format_args!("{:<8} {}", step.name, step.about)));
@@ -184,6 +193,11 @@ fn picture(bench: &Bench<'_>) -> Result<Outcome> {
     let found = deps::ensure(&bench.workspace.deps(), bench.overrides)?;
     picture::rehearse(bench.workspace, &found.nats_server)?;
     Ok(Outcome::Passed)
+}
+
+fn mutants(bench: &Bench<'_>) -> Result<Outcome> {
+    let remark = mutants::try_sample(bench.workspace, bench.overrides)?;
+    Ok(Outcome::PassedWith(remark))
 }
 
 fn fmt(bench: &Bench<'_>) -> Result<Outcome> {

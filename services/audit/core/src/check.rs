@@ -23,7 +23,7 @@ use crate::verdict::Verdict;
 pub const HELD_MAX: usize = 16_384;
 /// How far an emitter's clock may lie after the broker's, or go back: machines without NTP drift by
 /// seconds a day.
-const CLOCK_SKEW_MAX: Millis = Millis::from_secs(600);
+pub const CLOCK_SKEW_MAX: Millis = Millis::from_secs(600);
 
 /// A record after its checks.
 #[derive(Clone, Debug)]

@@ -33,7 +33,7 @@ mod summary;
 mod timeline;
 mod verdict;
 
-pub use check::{Auditor, Checked, HELD_MAX};
+pub use check::{Auditor, CLOCK_SKEW_MAX, Checked, HELD_MAX};
 pub use examine::{Examined, Examiner};
 pub use finding::{Finding, Found};
 pub use intake::{

@@ -67,7 +67,12 @@ fn a_strict_reader_tells_the_next_a_copy_a_stranger_and_a_fork_apart() {
         ledger_subject(Some(&run()), key.public(), "coordinator-stopped"),
         own.1.clone(),
     );
-    assert!(matches!(judge(&reader, &moved), Judgement::Foreign(_)));
+    match judge(&reader, &moved) {
+        Judgement::Foreign(reason) => {
+            assert!(reason.contains("the run in the subject"), "{reason}")
+        }
+        other => panic!("{other:?}"),
+    }
     let other_domain = Reader::new("another", vec![key.public().clone()]);
     assert!(matches!(
         judge(&other_domain, &stored[0]),

@@ -247,6 +247,16 @@ fn configuration_that_is_made_with_the_domain_names_its_final_place() {
     assert!(text("jetstream.conf").contains(&format!("store_dir: \"{}/nats\"", real.display())));
     assert!(text("tls.conf").contains(&format!("\"{}/tls/server.pem\"", real.display())));
     assert!(layout.broker_config().is_file());
+    // The file for one node has its name below a domain's folder, the others keep theirs.
+    let include = layout.broker_config().with_file_name("include");
+    assert!(include.join("limits.conf").is_file());
+    let listens = || {
+        let place = layout.broker_generated().join("listen.conf");
+        fs::read_to_string(place).unwrap_or_default()
+    };
+    assert!(!listens().contains("127.0.0.9:4299"));
+    domain.write_listen("127.0.0.9:4299").expect("it is ours");
+    assert!(listens().ends_with("listen: \"127.0.0.9:4299\"\n"));
     let missing = BrokerFiles::read(scratch.path()).expect_err("no such files");
     assert!(missing.to_string().contains("--nats-config"), "{missing}");
 }

@@ -140,6 +140,29 @@ fn two_steps(
     }
 }
 
+/// Contributions of one codec are taken in fours, and the first four begin the mean: random codecs
+/// seldom meet like that.
+#[test]
+fn fours_of_one_codec_give_what_one_after_another_gives() {
+    let (elements, outer) = (700, OuterOptimizer::Average);
+    for &codec in CodecKind::ALL {
+        for count in [3, 4, 5, 7, 8, 9] {
+            let each = (0..count).map(|seed| {
+                let values = naive::numbers(seed, elements);
+                let bytes = naive::encode(codec, &values, SeededRounding::NEAREST);
+                (seed + 1, codec, bytes)
+            });
+            let given: Vec<Given> = each.collect();
+            let (mut params, mut buffer) = (naive::numbers(99, elements), vec![f32::NAN; elements]);
+            naive::merge(&given, outer, &mut params, &mut buffer, true);
+            naive::merge(&given, outer, &mut params, &mut buffer, false);
+            let down = (CodecKind::Fp32, SeededRounding::NEAREST);
+            let found = two_steps(&given, elements, outer, down, elements, 1);
+            assert!(found.params == bits(&params), "{count} of {codec:?}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 

@@ -1,12 +1,12 @@
 //! What the auditor says of whole logs, and of each single thing that can be wrong.
 
-use audit_core::{Finding, HELD_MAX, Notice, StreamSequence, Verdict};
-use schemas::event::{Departure, Event, LedgerEvent, WorkerEvent};
+use audit_core::{CLOCK_SKEW_MAX, Finding, HELD_MAX, Notice, StreamSequence, Verdict};
+use schemas::event::{Departure, Event, EventBody, LedgerEvent, SignedEvent, WorkerEvent};
 use schemas::view::RunPhase;
-use schemas::{Code, Round, Sequence, UnixMillis};
+use schemas::{Code, Message as _, Round, Sequence, UnixMillis};
 
 use crate::foreign::SPOILS;
-use crate::log::{DOMAIN, Emitter, Log, Member, PLAN, Plan, audit, renumber, run};
+use crate::log::{DOMAIN, Emitter, Log, Member, PLAN, Plan, audit, renumber, run, signed};
 
 fn findings(log: &Log) -> Vec<Finding> {
     let mut auditor = log.auditor();
@@ -104,13 +104,13 @@ fn early_events_wait_for_their_enrolment() {
         .records
         .iter()
         .map(|record| {
-            auditor
-                .observe(record)
-                .iter()
-                .map(|checked| checked.verdict)
-                .collect()
+            let results = auditor.observe(record);
+            // The timeline says the same as the result.
+            assert!(results.iter().all(|one| one.row.verdict == one.verdict));
+            results.iter().map(|checked| checked.verdict).collect()
         })
         .collect();
+    assert_eq!(auditor.last(), StreamSequence(log.records.len() as u64));
     assert_eq!(verdicts[2], [Verdict::Unenrolled]);
     assert_eq!(
         verdicts[3],
@@ -321,8 +321,70 @@ fn a_wrong_clock_is_no_evidence() {
     let late = log.records.len() - 1;
     log.records[late].stored_at = UnixMillis(log.records[late].stored_at.get() - 3_600_000);
     let found = findings(&log);
-    assert!(matches!(&found[..], [Finding::Clock { .. }]), "{found:?}");
+    let against = log.records[late].stored_at;
+    assert!(
+        matches!(&found[..], [Finding::Clock { against: named, .. }] if *named == against),
+        "{found:?}"
+    );
     assert!(!found[0].is_evidence());
+}
+
+#[test]
+fn a_clock_is_wrong_when_it_is_further_off_than_clocks_may_be() {
+    let skew = CLOCK_SKEW_MAX.get();
+    for (behind, is_found) in [(skew, false), (skew + 1, true)] {
+        let mut log = Log::write(&PLAN);
+        let end = signed(log.records.last().expect("a run has events"));
+        let end = EventBody::decode(&end.body).expect("an event").time;
+        let event = LedgerEvent::CoordinatorStopped {
+            reason: "x".to_owned(),
+        };
+        let subject = schemas::subject::ledger_subject(None, &log.coordinator.public, event.kind());
+        let time = end.get() - behind;
+        let said = log
+            .coordinator
+            .speak(DOMAIN, time, None, Event::Ledger(event));
+        log.push(subject, &said);
+        let expected = is_found.then_some(Finding::Clock {
+            time: UnixMillis(time),
+            against: end,
+        });
+        assert_eq!(findings(&log), Vec::from_iter(expected), "{behind} ms");
+    }
+}
+
+/// A worker's key signs what it likes: nothing of it is held against the ledger.
+#[test]
+fn what_a_worker_signs_that_no_worker_can_say_is_foreign_and_no_evidence() {
+    let nonsense = |log: &Log, member: &mut Member| {
+        let said = member.emitter.sign(&log.domain, b"nonsense".to_vec());
+        (said, "stopped")
+    };
+    let ledger_event = |log: &Log, member: &mut Member| {
+        let event = Event::Ledger(LedgerEvent::RunCompleted);
+        let said = member
+            .emitter
+            .speak(&log.domain, 1_700_000_000_000, Some(run()), event);
+        (said, "run-completed")
+    };
+    type Say = fn(&Log, &mut Member) -> (SignedEvent, &'static str);
+    for (say, expected) in [(nonsense as Say, "malformed"), (ledger_event, "foreign")] {
+        let mut log = Log::write(&PLAN);
+        let mut member = Member::new(PLAN.seed + 1);
+        let (said, kind) = say(&log, &mut member);
+        let subject =
+            schemas::subject::record_subject(&member.account, &run(), &member.worker, kind);
+        log.push(subject, &said);
+        let mut auditor = log.auditor();
+        let last = StreamSequence(log.records.len() as u64);
+        audit(&mut auditor, &log.records, last);
+        assert_eq!(
+            auditor.summary().findings.get(expected),
+            Some(&1),
+            "{expected}"
+        );
+        assert_eq!(auditor.evidence(), None, "{expected}");
+    }
 }
 
 #[test]

@@ -1,0 +1,320 @@
+//! Runs the tests of a woven build: once as the code is, to learn which test reaches which mutant,
+//! then the tests that reach a mutant with that mutant on.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
+
+use super::build::Program;
+use crate::process;
+
+/// Between two looks at a program of tests.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// How much longer than without a mutant the tests may take: the machine may be busy.
+const TIMES_SLOWER: u32 = 20;
+/// How long they may take in any case.
+const TIME_LEAST: Duration = Duration::from_secs(15);
+/// How many of the slower tests are run one by one.
+const SINGLY: usize = 3;
+/// How long a test may take without any mutant.
+const TIME_UNCHANGED: Duration = Duration::from_secs(300);
+/// What a mutant that allocates for ever may take, in KiB of address space.
+const MEMORY_KIB: &str = "12000000";
+/// Tests that take no longer together are run first, in one process: most mutants end there. The
+/// next ones follow one by one, the others together.
+const QUICK: Duration = Duration::from_millis(150);
+
+/// How a mutant ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum End {
+    /// A test failed.
+    Caught,
+    /// The tests did not end.
+    TimedOut,
+    /// All tests passed.
+    Survived,
+    /// No test runs that code.
+    Unreached,
+}
+
+impl End {
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Caught => "caught",
+            Self::TimedOut => "ran for ever",
+            Self::Survived => "survived",
+            Self::Unreached => "no test runs it",
+        }
+    }
+}
+
+struct Test {
+    program: usize,
+    name: String,
+    time: Duration,
+}
+
+/// What a run without mutants says of a test.
+struct Learnt {
+    name: String,
+    millis: u64,
+    reached: Vec<u32>,
+}
+
+/// What was learnt, by the stamp of a program.
+type Memory = BTreeMap<String, Vec<Learnt>>;
+
+/// Tells a program from what it is after another build.
+fn stamp(program: &Path) -> Result<String> {
+    let found =
+        fs::metadata(program).with_context(|| format!("cannot look at {}", program.display()))?;
+    let changed = found.modified()?.duration_since(UNIX_EPOCH)?;
+    Ok(format!(
+        "{} {} {}",
+        program.display(),
+        found.len(),
+        changed.as_nanos()
+    ))
+}
+
+/// What an earlier run learnt; nothing when there was none.
+fn read_memory(path: &Path) -> Memory {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let read: Value = serde_json::from_str(&text).unwrap_or_default();
+    let test = |value: &Value| {
+        let reached = value["reached"].as_array()?;
+        Some(Learnt {
+            name: value["name"].as_str()?.to_owned(),
+            millis: value["millis"].as_u64()?,
+            reached: reached
+                .iter()
+                .filter_map(|number| u32::try_from(number.as_u64()?).ok())
+                .collect(),
+        })
+    };
+    let programs = read.as_object().into_iter().flatten();
+    programs
+        .map(|(stamp, tests)| {
+            let tests = tests.as_array().into_iter().flatten();
+            (stamp.clone(), tests.filter_map(test).collect())
+        })
+        .collect()
+}
+
+fn write_memory(path: &Path, memory: &Memory) -> Result<()> {
+    let test =
+        |test: &Learnt| json!({"name": test.name, "millis": test.millis, "reached": test.reached});
+    let programs = memory.iter().map(|(stamp, tests)| {
+        let tests: Vec<Value> = tests.iter().map(test).collect();
+        (stamp.clone(), Value::Array(tests))
+    });
+    let text = Value::Object(programs.collect()).to_string();
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The programs, and which of their tests reach what.
+pub(super) struct Judge {
+    programs: Vec<Program>,
+    tests: Vec<Test>,
+    /// Tests by mutant, the quickest first.
+    reaching: BTreeMap<u32, Vec<usize>>,
+    nats_server: PathBuf,
+    scratch: PathBuf,
+}
+
+impl Judge {
+    /// Runs every test by itself.
+    ///
+    /// # Errors
+    /// A test fails without a mutant.
+    pub(super) fn learn(programs: Vec<Program>, nats_server: &Path, folder: &Path) -> Result<Self> {
+        let mut judge = Self {
+            programs,
+            tests: Vec::new(),
+            reaching: BTreeMap::new(),
+            nats_server: nats_server.to_owned(),
+            scratch: folder.join("scratch"),
+        };
+        let memory = folder.join("learnt");
+        let mut known = read_memory(&memory);
+        for program in 0..judge.programs.len() {
+            let stamp = stamp(&judge.programs[program].path)?;
+            if !known.contains_key(&stamp) {
+                let mut learnt = Vec::new();
+                for name in judge.names(program)? {
+                    learnt.push(judge.try_test(program, name, &folder.join("reached"))?);
+                }
+                known.insert(stamp.clone(), learnt);
+                write_memory(&memory, &known)?;
+            }
+            for test in &known[&stamp] {
+                for number in &test.reached {
+                    let reaching = judge.reaching.entry(*number).or_default();
+                    reaching.push(judge.tests.len());
+                }
+                judge.tests.push(Test {
+                    program,
+                    name: test.name.clone(),
+                    time: Duration::from_millis(test.millis),
+                });
+            }
+        }
+        for tests in judge.reaching.values_mut() {
+            tests.sort_by_key(|test| judge.tests[*test].time);
+        }
+        Ok(judge)
+    }
+
+    fn names(&self, program: usize) -> Result<Vec<String>> {
+        let path = &self.programs[program].path;
+        let listed = process::capture(Command::new(path).args(["--list", "--format", "terse"]))?;
+        let names = listed
+            .lines()
+            .filter_map(|line| line.strip_suffix(": test"));
+        Ok(names.map(str::to_owned).collect())
+    }
+
+    fn try_test(&self, program: usize, name: String, reached: &Path) -> Result<Learnt> {
+        let mut command = self.command(program, std::slice::from_ref(&name))?;
+        command.env("MUTANTS_REACHED", reached);
+        // Once more when it fails: a busy machine is no fault of the code.
+        for _ in 0..2 {
+            let _ = fs::remove_file(reached);
+            let begun = Instant::now();
+            let status = ended(command.spawn()?, TIME_UNCHANGED)?;
+            if status.is_some_and(|status| status.success()) {
+                let numbers = fs::read_to_string(reached).unwrap_or_default();
+                let mut numbers: Vec<u32> = numbers
+                    .lines()
+                    .filter_map(|line| line.parse().ok())
+                    .collect();
+                numbers.sort_unstable();
+                numbers.dedup();
+                return Ok(Learnt {
+                    name,
+                    millis: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+                    reached: numbers,
+                });
+            }
+        }
+        bail!(
+            "{}: {name} fails without any mutant",
+            self.programs[program].package
+        )
+    }
+
+    /// Runs the tests of the mutant's package that reach it.
+    pub(super) fn judge(&self, number: u32, package: &str) -> Result<End> {
+        let own = |test: &&usize| self.programs[self.tests[**test].program].package == package;
+        let reaching = self.reaching.get(&number);
+        let tests: Vec<usize> = reaching
+            .into_iter()
+            .flatten()
+            .filter(own)
+            .copied()
+            .collect();
+        if tests.is_empty() {
+            return Ok(End::Unreached);
+        }
+        let mut sum = Duration::ZERO;
+        let (quick, slow): (Vec<usize>, Vec<usize>) = tests.iter().partition(|test| {
+            sum += self.tests[**test].time;
+            sum <= QUICK
+        });
+        let (next, rest) = slow.split_at(slow.len().min(SINGLY));
+        let batches = [&quick[..]].into_iter().chain(next.chunks(1)).chain([rest]);
+        for batch in batches {
+            let end = self.run(number, batch)?;
+            if end != End::Survived {
+                return Ok(end);
+            }
+        }
+        Ok(End::Survived)
+    }
+
+    fn run(&self, number: u32, tests: &[usize]) -> Result<End> {
+        let mut by_program: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+        let mut time = Duration::ZERO;
+        for test in tests {
+            let test = &self.tests[*test];
+            time += test.time;
+            by_program
+                .entry(test.program)
+                .or_default()
+                .push(test.name.clone());
+        }
+        for (program, names) in by_program {
+            let mut command = self.command(program, &names)?;
+            command.env("MUTANT_ON", number.to_string());
+            match ended(command.spawn()?, TIME_LEAST + time * TIMES_SLOWER)? {
+                None => return Ok(End::TimedOut),
+                Some(status) if !status.success() => return Ok(End::Caught),
+                Some(_) => {}
+            }
+        }
+        Ok(End::Survived)
+    }
+
+    fn command(&self, program: usize, names: &[String]) -> Result<Command> {
+        let program = &self.programs[program];
+        if self.scratch.exists() {
+            let _ = fs::remove_dir_all(&self.scratch);
+        }
+        fs::create_dir_all(&self.scratch)
+            .with_context(|| format!("cannot make {}", self.scratch.display()))?;
+        let mut command = Command::new("sh");
+        command
+            .arg("-c")
+            .arg(format!(
+                "ulimit -v {MEMORY_KIB}; ulimit -c 0; exec \"$0\" \"$@\""
+            ))
+            .arg(&program.path)
+            .arg("--exact")
+            .args(names)
+            .current_dir(&program.folder)
+            .env("CARGO_MANIFEST_DIR", &program.folder)
+            .env("NATS_SERVER_BIN", &self.nats_server)
+            .env("TMPDIR", &self.scratch)
+            .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1")
+            .env("PROPTEST_MAX_SHRINK_ITERS", "0")
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        Ok(command)
+    }
+}
+
+/// Waits for the end of a program; `None`: it was ended with all that it started.
+fn ended(mut child: Child, most: Duration) -> Result<Option<ExitStatus>> {
+    let begun = Instant::now();
+    let mut pause = LOOK_EVERY;
+    loop {
+        if let Some(status) = child.try_wait().context("cannot wait for tests")? {
+            end_group(&child);
+            return Ok(Some(status));
+        }
+        if begun.elapsed() > most {
+            end_group(&child);
+            child.wait().context("cannot wait for tests")?;
+            return Ok(None);
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(LOOK_EVERY * 16);
+    }
+}
+
+/// Ends what a program of tests left behind: processes that a failed test did not stop.
+fn end_group(child: &Child) {
+    if let Ok(group) = i32::try_from(child.id()) {
+        // SAFETY: it sends a signal and touches no memory; the group is the one that the program
+        // was started in.
+        unsafe { libc::kill(-group, libc::SIGKILL) };
+    }
+}
