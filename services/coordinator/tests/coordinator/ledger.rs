@@ -8,7 +8,7 @@ use async_nats::HeaderMap;
 use diloco_coordinator::{Ledger, LedgerError, LedgerMark, NewEvent};
 use identity::join::new_session;
 use identity::{AuditKey, KeyKind, ManifestKey, SigningKey, TrustBundle};
-use runtime::Failure;
+use runtime::{Bus, Failure};
 use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent};
 use schemas::member::Posture;
 use schemas::subject::{LEDGER_STREAM, ledger_subject};
@@ -64,12 +64,12 @@ impl Scene {
     }
 
     pub(crate) async fn open(&self) -> Result<(Ledger, Vec<EventBody>), LedgerError> {
-        let mut ledger = Ledger::new(
-            self.server.bus().await,
-            self.key.clone(),
-            self.trust.clone(),
-            PATIENCE,
-        );
+        self.open_at(self.server.bus().await).await
+    }
+
+    pub(crate) async fn open_at(&self, bus: Bus) -> Result<(Ledger, Vec<EventBody>), LedgerError> {
+        let (key, trust) = (self.key.clone(), self.trust.clone());
+        let mut ledger = Ledger::new(bus, key, trust, PATIENCE);
         let events = read_on(&mut ledger).await?;
         Ok((ledger, events))
     }
