@@ -1,6 +1,8 @@
 //! The coordinator's process: the real core, a shell that carries its effects out, and its sudden
 //! end.
 
+use std::collections::VecDeque;
+
 use coordinator_core::{
     Answer, ControlRequest, Coordinator, Effect, Input, Merged, Peer, ReplyId, Screened,
     ScreeningId, Settings, WorkerRequest,
@@ -26,6 +28,10 @@ use crate::queue::Try;
 use crate::store::Model;
 use crate::world::{Delivered, Happening, Route, World};
 
+/// So many times as often as between two other effects a process dies before an append: that is
+/// what it waits for longest.
+const DISK_CRASHES: u64 = 10;
+
 /// Where the coordinator runs.
 #[derive(Debug, Default)]
 pub(crate) struct Site {
@@ -35,7 +41,11 @@ pub(crate) struct Site {
     /// The ledger's fold, from the events alone.
     shadow: State,
     replies: u64,
+    /// What arrived while the disk was busy.
+    waiting: Vec<Input>,
     pub(crate) crashes: u64,
+    pub(crate) shared_appends: u64,
+    pub(crate) torn: u64,
 }
 
 #[derive(Debug)]
@@ -119,6 +129,7 @@ impl World {
     pub(crate) fn crash_coordinator(&mut self) {
         if self.site.process.take().is_some() {
             self.site.crashes += 1;
+            self.site.waiting.clear();
             self.restart_coordinator();
         }
     }
@@ -194,24 +205,73 @@ impl World {
         }
     }
 
+    /// An input arrives. It may find the disk busy: then it waits, and is decided on together with
+    /// all that waits by then. A deadline waits for nothing.
     pub(crate) fn tell_coordinator(&mut self, input: Input) {
+        if self.site.process.is_none() {
+            return;
+        }
+        let ticks = matches!(input, Input::Tick);
+        self.site.waiting.push(input);
+        if ticks || (self.site.waiting.len() == 1 && !self.chance.hits(self.plan.disk)) {
+            self.decide();
+        } else if self.site.waiting.len() == 1 {
+            let generation = self.site.generation;
+            let span = self.chance.millis(1, 2_000);
+            self.after(span, Happening::Decide { generation });
+        }
+    }
+
+    /// Decides on all that waits, and carries out what comes of it.
+    pub(crate) fn decide(&mut self) {
         let now = self.now;
         let Some(process) = &mut self.site.process else {
             return;
         };
-        let (mut effects, ticked) = (Vec::new(), matches!(input, Input::Tick));
-        process.core.handle(now, input, &mut effects);
+        let (mut effects, mut ticked, mut fruitful) = (Vec::new(), false, 0);
+        for input in std::mem::take(&mut self.site.waiting) {
+            ticked = matches!(input, Input::Tick);
+            let before = effects.len();
+            process.core.handle(now, input, &mut effects);
+            let mut new = effects[before..].iter();
+            fruitful += u64::from(new.any(|effect| matches!(effect, Effect::Append { .. })));
+        }
         let next = process.core.next_deadline();
         assert!(
             !ticked || next.is_none_or(|next| next > now),
             "a deadline at {next:?} is not later than {now}"
         );
+        self.site.shared_appends += u64::from(fruitful > 1);
         self.perform(effects);
     }
 
-    /// Carries effects out in order; the process may die before any of them.
+    /// Appends the events among effects, in batches that are stored whole or not at all, and then
+    /// carries out the others in order. The process may die before any batch and any effect.
     fn perform(&mut self, effects: Vec<Effect>) {
-        for effect in effects {
+        let append = |effect: &Effect| matches!(effect, Effect::Append { .. });
+        let (mut events, others): (VecDeque<Effect>, VecDeque<Effect>) =
+            effects.into_iter().partition(append);
+        let decided = events.len();
+        while !events.is_empty() {
+            if self.chance.hits(DISK_CRASHES * self.faults.crash) {
+                self.site.torn += u64::from(events.len() < decided);
+                return self.crash_coordinator();
+            }
+            let batch = self.chance.between(1, events.len() as u64) as usize;
+            let mut part = false;
+            for event in events.drain(..batch) {
+                part = is_part(&event);
+                self.carry_out(event);
+                if part && self.dies_in_seal {
+                    break;
+                }
+            }
+            if part && std::mem::take(&mut self.dies_in_seal) {
+                self.site.torn += 1;
+                return self.crash_coordinator();
+            }
+        }
+        for effect in others {
             if self.chance.hits(self.faults.crash) {
                 return self.crash_coordinator();
             }
@@ -305,7 +365,10 @@ impl World {
                     statement: Box::new(statement.expect("it was decoded when it was submitted")),
                 });
             }
-            Order::Merge { sync, inputs } => self.begin(Job::Merge { sync, inputs }),
+            Order::Merge { sync, base, inputs } => {
+                assert_eq!(base, sync.round, "rounds are merged in their order");
+                self.begin(Job::Merge { sync, inputs });
+            }
             Order::Save { round, parent, .. } => {
                 let process = self.site.process.as_ref();
                 let weights = process.and_then(|process| process.weights);
@@ -550,6 +613,11 @@ impl World {
             .extend(result.chunks.iter().map(|chunk| chunk.digest));
         Ok(Screened { norm: 1.0 })
     }
+}
+
+/// True for a part of a seal that others follow.
+fn is_part(effect: &Effect) -> bool {
+    matches!(effect, Effect::Append { event, .. } if matches!(**event, LedgerEvent::RoundSealed { rest: 1.., .. }))
 }
 
 fn peer(worker: usize) -> Peer {

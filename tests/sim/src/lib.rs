@@ -25,4 +25,4 @@ mod worker;
 mod world;
 
 pub use monitor::Counts;
-pub use world::{Report, simulate, simulate_lost_grants};
+pub use world::{Report, simulate, simulate_long_seal, simulate_lost_grants};
