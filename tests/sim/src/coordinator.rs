@@ -4,26 +4,19 @@
 use std::collections::VecDeque;
 
 use coordinator_core::{
-    Answer, ControlRequest, Coordinator, Effect, Input, Merged, Peer, ReplyId, Screened,
-    ScreeningId, Settings, WorkerRequest,
+    Answer, ControlRequest, Coordinator, Effect, Input, Peer, ReplyId, Settings, WorkerRequest,
 };
 use ledger::State;
-use schemas::contribution::Statement;
 use schemas::control::{RunNew, Shutdown};
 use schemas::event::{Event, EventBody, LedgerEvent};
-use schemas::foundry::{self, Order};
 use schemas::lease::{ClaimOutcome, ClaimReply, UnitId};
 use schemas::member::{Posture, Session};
 use schemas::public::CommandVerb;
-use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::telemetry::Heartbeat;
 use schemas::view::RunPhase;
-use schemas::{
-    Code, Digest, Message as _, Millis, ObjectRef, PublicKey, Refusal, Round, RunId, Sequence,
-    SyncId, UnixMillis, V, WorkerId,
-};
+use schemas::{Millis, Refusal, RunId, Sequence, UnixMillis, V, WorkerId};
 
-use crate::plan::{account, audit_key, operator, run_id, worker_id};
+use crate::plan::{account, operator, run_id, worker_id};
 use crate::queue::Try;
 use crate::store::Model;
 use crate::world::{Delivered, Happening, Route, World};
@@ -35,7 +28,7 @@ const DISK_CRASHES: u64 = 10;
 /// Where the coordinator runs.
 #[derive(Debug, Default)]
 pub(crate) struct Site {
-    process: Option<Process>,
+    pub(crate) process: Option<Process>,
     /// How many began; an answer to an earlier one is void.
     generation: u64,
     /// The ledger's fold, from the events alone.
@@ -49,35 +42,10 @@ pub(crate) struct Site {
 }
 
 #[derive(Debug)]
-struct Process {
+pub(crate) struct Process {
     core: Coordinator,
     /// The weights that its merge executor holds.
-    weights: Option<Model>,
-}
-
-/// What the executor and the screen were asked to do; each takes a while.
-#[derive(Debug)]
-pub(crate) enum Job {
-    Restore {
-        snapshot: Option<ObjectRef>,
-        merges: Vec<MergeRecord>,
-    },
-    Merge {
-        sync: SyncId,
-        inputs: Vec<MergeInput>,
-    },
-    /// The weights were shared when the save was asked for.
-    Save {
-        round: Round,
-        weights: Model,
-        parent: Option<Digest>,
-    },
-    Screen {
-        screening: ScreeningId,
-        worker: WorkerId,
-        audit_key: PublicKey,
-        statement: Box<Statement>,
-    },
+    pub(crate) weights: Option<Model>,
 }
 
 impl Site {
@@ -347,50 +315,6 @@ impl World {
         }
     }
 
-    /// Takes an order to the run's foundry.
-    fn order(&mut self, order: Order) {
-        match order {
-            Order::Screen {
-                screening,
-                worker,
-                audit_key,
-                statement,
-                ..
-            } => {
-                let statement = Statement::decode(&statement);
-                self.begin(Job::Screen {
-                    screening,
-                    worker,
-                    audit_key,
-                    statement: Box::new(statement.expect("it was decoded when it was submitted")),
-                });
-            }
-            Order::Merge { sync, base, inputs } => {
-                assert_eq!(base, sync.round, "rounds are merged in their order");
-                self.begin(Job::Merge { sync, inputs });
-            }
-            Order::Save { round, parent, .. } => {
-                let process = self.site.process.as_ref();
-                let weights = process.and_then(|process| process.weights);
-                let weights = weights.expect("a save is asked for when the weights are there");
-                assert_eq!(
-                    weights.round, round,
-                    "a save of other weights than the executor holds"
-                );
-                self.begin(Job::Save {
-                    round,
-                    weights,
-                    parent,
-                });
-            }
-            Order::Restore {
-                snapshot, merges, ..
-            } => self.begin(Job::Restore { snapshot, merges }),
-            // Hints, and memory that a process frees.
-            Order::Stage { .. } | Order::Unstage { .. } | Order::Forget => {}
-        }
-    }
-
     fn append(&mut self, time: UnixMillis, run: Option<RunId>, event: LedgerEvent) {
         self.monitor.note(&event, &self.store);
         let folded = self.site.shadow.apply(time, run.as_ref(), &event);
@@ -467,151 +391,6 @@ impl World {
                 input: Box::new(input),
             },
         );
-    }
-
-    fn begin(&mut self, job: Job) {
-        let generation = self.site.generation;
-        let span = self.chance.millis(5, 3_000);
-        self.after(span, Happening::Executor { generation, job });
-    }
-
-    pub(crate) fn finish_job(&mut self, job: Job) {
-        let failed = self
-            .chance
-            .hits(self.faults.store)
-            .then(|| Refusal::new(Code::StoreUnreachable, "simulated"));
-        let answer = match job {
-            Job::Restore { snapshot, merges } => {
-                let outcome = failed.map_or_else(|| self.restore(snapshot, &merges), Err);
-                if outcome.is_ok() {
-                    let data = Box::new(self.plan.data.clone());
-                    self.tell_of_foundry(foundry::Answer::DataLoaded { data });
-                }
-                foundry::Answer::Restored { outcome }
-            }
-            Job::Merge { sync, inputs } => {
-                let outcome = failed.map_or_else(|| Ok(self.merge(sync.round, &inputs)), Err);
-                foundry::Answer::Merged { sync, outcome }
-            }
-            Job::Save {
-                round,
-                weights,
-                parent,
-            } => {
-                let outcome = failed.map_or_else(|| Ok(self.store.save(weights, parent)), Err);
-                foundry::Answer::Saved { round, outcome }
-            }
-            Job::Screen {
-                screening,
-                worker,
-                audit_key,
-                statement,
-            } => {
-                let verdict =
-                    failed.map_or_else(|| self.screen(&worker, &audit_key, &statement), Err);
-                foundry::Answer::Screened { screening, verdict }
-            }
-        };
-        self.tell_of_foundry(answer);
-    }
-
-    fn tell_of_foundry(&mut self, answer: foundry::Answer) {
-        self.tell_coordinator(Input::Foundry {
-            run: run_id(),
-            answer,
-        });
-    }
-
-    fn restore(
-        &mut self,
-        snapshot: Option<ObjectRef>,
-        merges: &[MergeRecord],
-    ) -> Result<(), Refusal> {
-        let mut model = match snapshot {
-            Some(manifest) => self
-                .store
-                .snapshot(&manifest)
-                .expect("a snapshot that the ledger names stands"),
-            None => Model::initial(&self.plan.spec),
-        };
-        for merge in merges {
-            assert_eq!(merge.round, model.round, "merges follow on the snapshot");
-            model = model.step(&merge.inputs);
-            let again = model.broadcast(&self.plan.spec).digest();
-            assert_eq!(
-                again, merge.broadcast,
-                "the merge of round {} gives other weights again",
-                merge.round
-            );
-        }
-        if let Some(process) = &mut self.site.process {
-            process.weights = Some(model);
-        }
-        Ok(())
-    }
-
-    fn merge(&mut self, round: Round, inputs: &[MergeInput]) -> Merged {
-        self.monitor.merge(round, inputs);
-        assert!(
-            inputs
-                .windows(2)
-                .all(|pair| pair[0].lease.unit < pair[1].lease.unit),
-            "inputs ascend by unit"
-        );
-        let process = self
-            .site
-            .process
-            .as_mut()
-            .expect("a job of a process that lives");
-        let weights = process
-            .weights
-            .expect("a merge is asked for when the weights are there");
-        assert_eq!(
-            weights.round, round,
-            "a merge into other weights than the executor holds"
-        );
-        let next = weights.step(inputs);
-        process.weights = Some(next);
-        let broadcast = next.broadcast(&self.plan.spec);
-        self.store
-            .blobs
-            .extend(broadcast.chunks.iter().map(|chunk| chunk.digest));
-        Merged {
-            broadcast,
-            norm: 1.0,
-        }
-    }
-
-    fn screen(
-        &mut self,
-        worker: &WorkerId,
-        key: &PublicKey,
-        statement: &Statement,
-    ) -> Result<Screened, Refusal> {
-        let signer = (0..self.plan.workers).find(|number| worker_id(*number) == *worker);
-        let signer = signer.expect("only workers of this run are screened");
-        assert_eq!(
-            *key,
-            audit_key(signer),
-            "the key must be the one that the worker joined with"
-        );
-        let schemas::contribution::Outcome::Contribution(result) = &statement.outcome else {
-            return Ok(Screened { norm: 0.0 });
-        };
-        for chunk in &result.chunks {
-            if !self.store.incoming.contains(&chunk.digest)
-                && !self.store.blobs.contains(&chunk.digest)
-            {
-                return Err(Refusal::new(Code::ObjectMissing, "simulated"));
-            }
-            if self.store.poisoned.contains(&chunk.digest) {
-                return Err(Refusal::new(Code::NotFinite, "simulated"));
-            }
-        }
-        self.store
-            .blobs
-            .extend(result.chunks.iter().map(|chunk| chunk.digest));
-        Ok(Screened { norm: 1.0 })
     }
 }
 

@@ -88,7 +88,7 @@ pub(crate) enum Happening {
     /// The executor is done; what it did depends on the process.
     Executor {
         generation: u64,
-        job: crate::coordinator::Job,
+        job: crate::foundry::Job,
     },
     /// A worker has waited long enough for URLs.
     GiveUp {
