@@ -155,6 +155,7 @@ codes! {
     FolderBusy = 621 Operator, "folder in use", "Another `diloctl snapshot pull` writes into this folder.", "Wait until it has ended and repeat, or name another folder.";
     EncodingInvalid = 622 Final, "not an encoding", "A chunk of a contribution holds a block that no encoder writes: the codec has one encoding for each contribution, and this is another.", "It was refused and counts nowhere. Run the same release; suspect the worker if it repeats.";
     CodecUnfit = 623 Operator, "codec not for this", "A run's settings name a codec for something that it cannot carry: a 4-bit codec for the weights, or error feedback for a codec that loses nothing.", "Choose `bf16` or `fp32` for `transfer.download`, and switch `transfer.error_feedback` on with `e3m0` or `bf16` uploads only.";
+    NumbersUnserved = 670 Operator, "numbers not served", "The address of `metrics.listen` is taken, or is none of this machine: the service works without `/metrics` and `/ready`.", "Find what listens there, or choose another port for `metrics.listen`, then start the service again.";
 
     // 07: ledger and audit.
     LedgerFenced = 701 Away, "another coordinator leads", "The stream holds an event this coordinator did not write; it stood down before anything else left it.", "Nothing if a new coordinator was started; otherwise stop one of the two.";

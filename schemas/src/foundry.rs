@@ -11,6 +11,7 @@ use serde_bytes::{ByteArray, ByteBuf};
 use crate::data::DataManifest;
 use crate::lease::{LeaseRef, Weights};
 use crate::limits::FOUNDRY_BYTES_MAX;
+use crate::member::Session;
 use crate::message::{V, message};
 use crate::run::RunSpec;
 use crate::snapshot::{MergeInput, MergeRecord};
@@ -25,9 +26,11 @@ pub struct ScreeningId(pub u64);
 #[serde(deny_unknown_fields)]
 pub struct FoundryOrder {
     /// Version.
-    pub v: V<1>,
+    pub v: V<2>,
     /// The run of the foundry.
     pub run: RunId,
+    /// Which life of the coordinator asks. Its numbers of checks begin anew in each.
+    pub session: Session,
     /// What to do.
     pub order: Order,
 }
@@ -85,6 +88,8 @@ pub enum Order {
     Merge {
         /// The round that it closes, and the fragment that it steps.
         sync: SyncId,
+        /// The version of the fragment's weights that the step starts from; it gives the next.
+        base: Round,
         /// The sealed set, ascending by unit: the order of the sum.
         inputs: Vec<MergeInput>,
     },
@@ -122,9 +127,11 @@ impl Order {
 #[serde(deny_unknown_fields)]
 pub struct FoundryAnswer {
     /// Version.
-    pub v: V<1>,
+    pub v: V<2>,
     /// The run of the foundry.
     pub run: RunId,
+    /// Which life of the coordinator asked: another drops it.
+    pub session: Session,
     /// The outcome of an order.
     pub answer: Answer,
 }

@@ -416,6 +416,7 @@ pub(crate) fn all() -> Vec<Example> {
         example(&FoundryOrder {
             v: V,
             run: run(),
+            session: Session(7),
             order: foundry::Order::Screen {
                 screening: ScreeningId(7),
                 worker: worker(),
@@ -427,6 +428,7 @@ pub(crate) fn all() -> Vec<Example> {
         example(&FoundryAnswer {
             v: V,
             run: run(),
+            session: Session(7),
             answer: foundry::Answer::Merged {
                 sync: SyncId {
                     round: Round(3),

@@ -8,6 +8,7 @@ use schemas::lease::UnitId;
 use schemas::{PublicKey, RunId};
 
 use crate::answer::ReplyTo;
+use crate::foundry::FoundryNumber;
 
 /// Arrivals that wait for the loop. Beyond it the bus keeps them, and drops what it cannot keep.
 pub(crate) const ARRIVALS_MAX: usize = 1024;
@@ -35,6 +36,7 @@ pub(crate) enum Arrival {
     /// Something came of an order to a run's foundry.
     Foundry {
         run: RunId,
+        foundry: FoundryNumber,
         answer: Answer,
     },
     Input(Input),

@@ -31,10 +31,16 @@ use crate::store::Store;
 /// Orders that wait for the dispatcher, which never works on one itself.
 const ORDERS_MAX: usize = 64;
 
+/// One foundry of this process, in the order in which they were started: an answer of one that is
+/// gone is not taken for that of the one that took its place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct FoundryNumber(pub(crate) u64);
+
 /// A run's foundry, as the shell sees it. It ends when this is dropped, with everything it holds.
 #[derive(Debug)]
 pub(crate) struct Foundry {
     run: RunId,
+    number: FoundryNumber,
     orders: mpsc::Sender<Message>,
     dispatcher: JoinHandle<()>,
 }
@@ -42,13 +48,32 @@ pub(crate) struct Foundry {
 impl Foundry {
     /// Starts the foundry of `run` in the trust domain `domain` (its id as text).
     pub(crate) fn start(run: RunId, domain: &str, store: Store, answers: Answers) -> Self {
+        let number = answers.foundry;
         let (orders, told) = mpsc::channel(ORDERS_MAX);
         let dispatcher = Dispatcher::new(domain.to_owned(), store, answers, orders.clone());
         Self {
             run,
+            number,
             orders,
             dispatcher: tokio::spawn(dispatcher.run(told)),
         }
+    }
+
+    /// One that does nothing.
+    #[cfg(test)]
+    pub(crate) fn idle(run: RunId, number: FoundryNumber) -> Self {
+        let (orders, _) = mpsc::channel(1);
+        Self {
+            run,
+            number,
+            orders,
+            dispatcher: tokio::spawn(async {}),
+        }
+    }
+
+    /// Which it is.
+    pub(crate) const fn number(&self) -> FoundryNumber {
+        self.number
     }
 
     /// Gives an order. The dispatcher takes it in a moment; what comes of it is an answer.
@@ -74,12 +99,21 @@ impl Drop for Foundry {
 #[derive(Clone, Debug)]
 pub(crate) struct Answers {
     run: RunId,
+    foundry: FoundryNumber,
     arrivals: mpsc::Sender<Arrival>,
 }
 
 impl Answers {
-    pub(crate) const fn new(run: RunId, arrivals: mpsc::Sender<Arrival>) -> Self {
-        Self { run, arrivals }
+    pub(crate) const fn new(
+        run: RunId,
+        foundry: FoundryNumber,
+        arrivals: mpsc::Sender<Arrival>,
+    ) -> Self {
+        Self {
+            run,
+            foundry,
+            arrivals,
+        }
     }
 
     /// Whose foundry answers.
@@ -89,8 +123,12 @@ impl Answers {
 
     /// Gives an answer. When the shell has ended nobody needs it.
     pub(crate) async fn give(&self, answer: Answer) {
-        let run = self.run.clone();
-        let _ = self.arrivals.send(Arrival::Foundry { run, answer }).await;
+        let arrival = Arrival::Foundry {
+            run: self.run.clone(),
+            foundry: self.foundry,
+            answer,
+        };
+        let _ = self.arrivals.send(arrival).await;
     }
 
     /// Gives an answer from a place that must not wait.

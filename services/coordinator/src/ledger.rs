@@ -5,6 +5,7 @@
 
 mod append;
 mod broker;
+mod grouping;
 
 use std::time::Duration;
 
@@ -14,6 +15,8 @@ use runtime::{Bus, StreamError, StreamReader};
 use schemas::event::{EventBody, LedgerEvent};
 use schemas::subject::LEDGER_STREAM;
 use schemas::{Code, Digest, RunId, Sequence, UnixMillis};
+
+use self::grouping::Grouping;
 
 /// What is logged of a copy.
 const REPEATED: &str = "an event that the ledger has already";
@@ -34,8 +37,8 @@ pub struct Ledger {
     stream_sequence: u64,
     /// Messages that were passed over.
     foreign: u64,
-    /// False once the broker said that this stream takes no batches.
-    batches: bool,
+    /// How many events share a publish.
+    grouping: Grouping,
     patience: Duration,
 }
 
@@ -114,7 +117,7 @@ impl Ledger {
             chain: Reader::new(trust.domain.as_str(), trust.audit_keys),
             stream_sequence: 0,
             foreign: 0,
-            batches: true,
+            grouping: Grouping::default(),
             patience,
         }
     }

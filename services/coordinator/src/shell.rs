@@ -100,7 +100,6 @@ impl Shell {
         shutdown: CancellationToken,
     ) -> Result<(), Failure> {
         let mut effects = Vec::new();
-        let mut backlog = None;
         let mut steps = clock::StepDetector::new();
         loop {
             if let Some(step) = steps.look() {
@@ -114,7 +113,7 @@ impl Shell {
                     tracing::info!("stopping; leases run on until they expire");
                     break;
                 }
-                gathered = self.gather(core, queue, &mut backlog, &mut effects) => gathered?,
+                gathered = self.gather(core, queue, &mut effects) => gathered?,
             };
             if !gathered {
                 break;
@@ -131,7 +130,7 @@ impl Shell {
                 // Each request that came meanwhile is answered; a failure that came changes
                 // nothing.
                 while let Ok(arrival) = queue.try_recv() {
-                    if let Ok(input) = self.input(arrival) {
+                    if let Ok(Some(input)) = self.input(arrival) {
                         handle(core, input, &mut effects);
                     }
                 }
@@ -146,33 +145,26 @@ impl Shell {
     /// input, and no more than may share an append. False when nothing arrives any more.
     ///
     /// When a deadline is due, what was queued by then is handled first, and what arrives meanwhile
-    /// after it: `backlog` counts what is still before it.
+    /// after it.
     async fn gather(
         &mut self,
         core: &mut Coordinator,
         queue: &mut mpsc::Receiver<Arrival>,
-        backlog: &mut Option<usize>,
         effects: &mut Vec<Effect>,
     ) -> Result<bool, Failure> {
         let wait = core.next_deadline().map_or(IDLE_MAX, |at| {
             clock::now().until(at).as_duration().min(IDLE_MAX)
         });
         if wait.is_zero() {
-            let ahead = *backlog.get_or_insert(queue.len());
-            let share = ahead.min(INPUTS_MAX);
-            self.take(core, queue, share, effects)?;
-            *backlog = Some(ahead - share);
-            if ahead == share {
-                *backlog = None;
-                handle(core, Input::Tick, effects);
-            }
+            // No more than may wait, so all of it shares this append.
+            self.take(core, queue, queue.len(), effects)?;
+            handle(core, Input::Tick, effects);
             return Ok(true);
         }
         tokio::select! {
             arrival = queue.recv() => {
                 let Some(arrival) = arrival else { return Ok(false) };
-                let input = self.input(arrival)?;
-                handle(core, input, effects);
+                self.bring(core, arrival, effects)?;
                 self.take(core, queue, INPUTS_MAX - 1, effects)?;
             }
             () = tokio::time::sleep(wait) => handle(core, Input::Tick, effects),
@@ -190,10 +182,22 @@ impl Shell {
     ) -> Result<(), Failure> {
         for _ in 0..count {
             let Ok(arrival) = queue.try_recv() else { break };
-            let input = self.input(arrival)?;
-            handle(core, input, effects);
+            self.bring(core, arrival, effects)?;
         }
         doors::waiting(queue.len());
+        Ok(())
+    }
+
+    /// Brings one arrival to the core.
+    fn bring(
+        &mut self,
+        core: &mut Coordinator,
+        arrival: Arrival,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Failure> {
+        if let Some(input) = self.input(arrival)? {
+            handle(core, input, effects);
+        }
         Ok(())
     }
 

@@ -1,13 +1,17 @@
 //! What must hold after every event, whatever the events were.
 
-use schemas::Round;
+use schemas::contribution::Fate;
+use schemas::lease::{UnitId, UnitKind};
+use schemas::snapshot::MergeInput;
+use schemas::{Fragment, Round, SyncId};
 
-use crate::state::{OpenSync, Phase, Run, State};
+use crate::rounds::{is_training, weigh_nothing};
+use crate::state::{OpenSync, Run, Standing, State, Unit};
 
 impl State {
     /// Checks what must hold after every event: tokens issued equal the sum of their fates and
-    /// those in flight, members and units agree on who holds what, rounds and their
-    /// sealed sets are where they belong.
+    /// those in flight; members and units agree on who holds what; rounds, their units, inputs and
+    /// sealed sets are where they belong; weights, merges and snapshots agree on the versions.
     ///
     /// # Errors
     /// What does not hold, with names and values.
@@ -52,6 +56,15 @@ impl Run {
             ));
         }
         self.check_rounds()?;
+        for (sync, open) in &self.open {
+            self.check_inputs(*sync, open)?;
+        }
+        for (unit, found) in &self.units {
+            self.check_unit(unit, found)?;
+        }
+        for fragment in self.spec.fragments() {
+            self.check_versions(fragment)?;
+        }
         let merged: u64 = self.rounds.iter().map(|round| round.tokens.get()).sum();
         if merged != fates.merged.get() {
             return Err(format!(
@@ -82,7 +95,7 @@ impl Run {
                 self.spec.schedule.rounds
             ));
         }
-        let is_sealed = |open: &OpenSync| matches!(open.phase, Phase::Sealed(_));
+        let is_sealed = |open: &OpenSync| matches!(open, OpenSync::Sealed(_));
         let sealed = self.open.iter().filter(|(_, open)| is_sealed(open));
         let mut waiting = self.sealed.clone();
         waiting.sort_unstable();
@@ -90,6 +103,89 @@ impl Run {
             return Err(format!("{waiting:?} wait for a merge, others are sealed"));
         }
         Ok(())
+    }
+
+    /// What is merged are accepted results of this round, each once, and some of them weigh.
+    fn check_inputs(&self, sync: SyncId, open: &OpenSync) -> Result<(), String> {
+        let counts = |input: &&MergeInput| {
+            let unit = input.lease.unit;
+            let done = self.units.get(&unit).is_some_and(|found| {
+                found.standing == Standing::Done && found.epoch == input.lease.epoch
+            });
+            let accepted = self.accepted.get(&unit);
+            let agrees = accepted.is_none_or(|accepted| {
+                accepted.fate == Fate::Merged && accepted.epoch == input.lease.epoch
+            });
+            is_training(&unit, sync.round)
+                && done
+                && agrees
+                && self.members.contains_key(&input.worker)
+        };
+        if let Some(wrong) = open.inputs().find(|input| !counts(input)) {
+            return Err(format!("{} is in {sync} and does not count", wrong.lease));
+        }
+        let ascend = |set: &[MergeInput]| set.is_sorted_by(|a, b| a.lease.unit < b.lease.unit);
+        match open {
+            OpenSync::Sealing { set, .. } if !ascend(set) => {
+                Err(format!("what is named of {sync} does not ascend"))
+            }
+            OpenSync::Sealed(set) if !ascend(set) || weigh_nothing(set) => Err(format!(
+                "the set of {sync} does not ascend, or weighs nothing"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// A unit is one of an open round, in whose inputs it is once it is done, or one that a late
+    /// holder has; and who begins it finds the weights that it starts from.
+    fn check_unit(&self, unit: &UnitId, found: &Unit) -> Result<(), String> {
+        let of_round = || {
+            self.open
+                .iter()
+                .filter(|(sync, _)| sync.round == unit.round)
+        };
+        let right = match (unit.kind, &found.standing) {
+            (UnitKind::Train, Standing::Open) => of_round().any(|(_, open)| open.collects()),
+            (UnitKind::Train, Standing::Held { .. }) => unit.round.get() < self.rounds.len() as u64,
+            (UnitKind::Train, Standing::Done) => of_round().any(|(_, open)| open.holds(unit.index)),
+            (UnitKind::Evaluate, Standing::Done) => false,
+            (UnitKind::Evaluate, _) => !self.evaluations.contains_key(&unit.round),
+        };
+        if !right || unit.index.get() >= self.spec.schedule.units {
+            return Err(format!("unit {unit} has no place: {:?}", found.standing));
+        }
+        let begins = found.standing != Standing::Done;
+        let mut fragments = self.spec.fragments();
+        let absent = fragments.find(|of| begins && !self.weights.contains_key(&(*of, found.base)));
+        match absent {
+            Some(fragment) => Err(format!(
+                "unit {unit} starts from version {} of fragment {fragment}, which is not kept",
+                found.base
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// The merges of a fragment lead from the newest full snapshot to the newest weights.
+    fn check_versions(&self, fragment: Fragment) -> Result<(), String> {
+        let (version, saved) = (self.version(fragment), self.saved_version());
+        let mut merges = self
+            .merges
+            .iter()
+            .filter(|merge| merge.fragment == fragment);
+        let count = merges.clone().count() as u64;
+        let newest = self.weights.get(&(fragment, version));
+        let last = merges.next_back().map(|merge| merge.broadcast);
+        let agrees = newest.is_some_and(|newest| {
+            newest.round == version && last.is_none_or(|last| last == newest.digest())
+        });
+        if saved.get() + count == version.get() && agrees {
+            return Ok(());
+        }
+        Err(format!(
+            "fragment {fragment} is at version {version}: {count} merges since snapshot {saved}, \
+             newest weights {newest:?}"
+        ))
     }
 }
 

@@ -11,7 +11,7 @@ use schemas::{Digest, Epoch, ObjectRef, Round, SyncId, UnitIndex, UnixMillis, We
 
 use crate::error::{ApplyError, out_of_place};
 use crate::state::{
-    Accepted, OpenSync, Phase, ROUNDS_REMEMBERED, RoundRecord, Run, SnapshotRecord, Standing, Unit,
+    Accepted, OpenSync, ROUNDS_REMEMBERED, RoundRecord, Run, SnapshotRecord, Standing, Unit,
 };
 
 /// Most rounds that are open at once: each keeps its units and what is in.
@@ -35,11 +35,7 @@ impl Run {
             ..RoundRecord::default()
         });
         for fragment in self.spec.fragments() {
-            let open = OpenSync {
-                opened_at: time,
-                inputs: BTreeMap::new(),
-                phase: Phase::Collecting,
-            };
+            let open = OpenSync::Collecting(BTreeMap::new());
             self.open.insert(SyncId { round, fragment }, open);
         }
         for index in (0..self.spec.schedule.units).map(UnitIndex) {
@@ -71,8 +67,7 @@ impl Run {
 
     /// True while a contribution to the round may count.
     pub fn collects(&self, round: Round) -> bool {
-        self.syncs(round)
-            .any(|(_, open)| open.phase == Phase::Collecting)
+        self.syncs(round).any(|(_, open)| open.collects())
     }
 
     fn syncs(&self, round: Round) -> impl Iterator<Item = (&SyncId, &OpenSync)> {
@@ -131,8 +126,10 @@ impl Run {
             chunks: contribution.chunks.clone(),
         };
         for (sync, open) in &mut self.open {
-            if sync.round == unit.round {
-                open.inputs.insert(unit.index, input.clone());
+            if let OpenSync::Collecting(inputs) = open
+                && sync.round == unit.round
+            {
+                inputs.insert(unit.index, input.clone());
             }
         }
         let record = self.rounds.get_mut(unit.round.get() as usize);
@@ -154,43 +151,43 @@ impl Run {
     ) -> Result<(), ApplyError> {
         let wrong = |what: &str| out_of_place("round-sealed", format!("{sync}: {what}"));
         let (rule, units) = (self.rule(), self.spec.schedule.units);
-        let open = self.open.get_mut(&sync);
-        let open = open.ok_or_else(|| wrong("it is not open"))?;
-        if rule == Some(Closing::All) && open.inputs.len() as u64 != u64::from(units) {
+        let (mut set, mut unnamed) = match self.open.get(&sync) {
+            Some(OpenSync::Collecting(inputs)) => (Vec::new(), inputs.clone()),
+            Some(OpenSync::Sealing { set, rest }) => (set.clone(), rest.clone()),
+            Some(OpenSync::Sealed(_)) => return Err(wrong("it is sealed")),
+            None => return Err(wrong("it is not open")),
+        };
+        if rule == Some(Closing::All) && (set.len() + unnamed.len()) as u64 != u64::from(units) {
             return Err(wrong("its run waits for all units, and not all are in"));
         }
-        let mut set = match &open.phase {
-            Phase::Collecting => Vec::new(),
-            Phase::Sealing(set) => set.clone(),
-            Phase::Sealed(_) => return Err(wrong("it is sealed")),
-        };
         for named in inputs {
-            let found = open.inputs.get(&named.unit);
+            let found = unnamed.remove(&named.unit);
             let input = found.filter(|input| input.lease.epoch == named.epoch);
             let input = input.ok_or_else(|| wrong("an input was not accepted"))?;
             if rule == Some(Closing::All) && named.weight != input.weight {
                 return Err(wrong("an input does not weigh its tokens"));
             }
-            if set
-                .last()
-                .is_some_and(|last| last.lease.unit >= input.lease.unit)
-            {
+            let ascends = |last: &MergeInput| last.lease.unit < input.lease.unit;
+            if !set.last().is_none_or(ascends) {
                 return Err(wrong("its inputs do not ascend"));
             }
             set.push(MergeInput {
                 weight: named.weight,
-                ..input.clone()
+                ..input
             });
         }
-        if inputs.is_empty() || set.len() as u64 + u64::from(rest) != open.inputs.len() as u64 {
+        if inputs.is_empty() || unnamed.len() as u64 != u64::from(rest) {
             return Err(wrong("it does not name what was accepted"));
         }
-        if rest > 0 {
-            open.phase = Phase::Sealing(set);
+        let sealed = if rest > 0 {
+            OpenSync::Sealing { set, rest: unnamed }
+        } else if weigh_nothing(&set) {
+            return Err(wrong("its inputs weigh nothing"));
         } else {
-            open.phase = Phase::Sealed(set);
             self.sealed.push(sync);
-        }
+            OpenSync::Sealed(set)
+        };
+        self.open.insert(sync, sealed);
         self.seals = true;
         if !self.collects(sync.round) {
             // Nobody begins what cannot count; holders may end what they hold.
@@ -241,8 +238,8 @@ impl Run {
     /// each by its tokens, when all was in. None in a ledger that has begun to name sets.
     fn unsealed(&self, sync: SyncId) -> Option<Vec<MergeInput>> {
         let open = self.open.get(&sync).filter(|_| !self.seals)?;
-        let full = open.inputs.len() as u64 == u64::from(self.spec.schedule.units);
-        full.then(|| open.inputs.values().cloned().collect())
+        let full = open.inputs().count() as u64 == u64::from(self.spec.schedule.units);
+        full.then(|| open.inputs().cloned().collect())
     }
 
     /// All fragments of the round are merged.
@@ -280,8 +277,15 @@ impl Run {
         if !newer || round > newest {
             return Err(out_of_place("snapshot-saved", format!("snapshot {round}")));
         }
-        let held = self.unsaved().filter(|version| *version <= round).count();
-        self.merges.drain(..held);
+        for fragment in self.spec.fragments() {
+            // A full snapshot holds as many merges of each fragment.
+            let mut held = round.get() - self.saved_version().get();
+            self.merges.retain(|merge| {
+                let goes = merge.fragment == fragment && held > 0;
+                held -= u64::from(goes);
+                !goes
+            });
+        }
         self.snapshots.push(SnapshotRecord {
             round,
             manifest,
@@ -291,7 +295,12 @@ impl Run {
     }
 }
 
-fn is_training(unit: &UnitId, round: Round) -> bool {
+/// True for a set that has no mean.
+pub(crate) fn weigh_nothing(set: &[MergeInput]) -> bool {
+    set.iter().all(|input| input.weight == Weight(0))
+}
+
+pub(crate) fn is_training(unit: &UnitId, round: Round) -> bool {
     unit.kind == UnitKind::Train && unit.round == round
 }
 

@@ -158,27 +158,62 @@ pub enum Standing {
     Done,
 }
 
-/// One fragment of an open round.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct OpenSync {
-    /// When its round was opened.
-    pub opened_at: UnixMillis,
-    /// Contributions that are in, each with the tokens that it was trained on as its weight.
-    pub inputs: BTreeMap<UnitIndex, MergeInput>,
-    /// How far it is.
-    pub phase: Phase,
-}
-
-/// How far an open synchronisation is.
+/// One fragment of an open round. Each input has the tokens that it was trained on as its weight,
+/// until a seal gives it another.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// Contributions count.
-    Collecting,
-    /// The first part of its set is named, and no contribution counts any more.
-    Sealing(Vec<MergeInput>),
+pub enum OpenSync {
+    /// Contributions count; these are in.
+    Collecting(#[serde(serialize_with = "pairs")] BTreeMap<UnitIndex, MergeInput>),
+    /// A first part of the set is named, and no contribution counts any more.
+    Sealing {
+        /// What is named, with the weights that the seal gives.
+        set: Vec<MergeInput>,
+        /// What was accepted and is not named yet.
+        #[serde(serialize_with = "pairs")]
+        rest: BTreeMap<UnitIndex, MergeInput>,
+    },
     /// This set is merged, each input with the weight that the seal gave it.
     Sealed(Vec<MergeInput>),
+}
+
+impl OpenSync {
+    /// What was accepted.
+    pub fn inputs(&self) -> impl Iterator<Item = &MergeInput> {
+        let (set, rest) = match self {
+            Self::Collecting(inputs) => (&[][..], Some(inputs)),
+            Self::Sealing { set, rest } => (&set[..], Some(rest)),
+            Self::Sealed(set) => (&set[..], None),
+        };
+        set.iter()
+            .chain(rest.into_iter().flat_map(BTreeMap::values))
+    }
+
+    /// True when a contribution of this unit was accepted.
+    pub(crate) fn holds(&self, unit: UnitIndex) -> bool {
+        let (set, rest) = match self {
+            Self::Collecting(inputs) => (&[][..], Some(inputs)),
+            Self::Sealing { set, rest } => (&set[..], Some(rest)),
+            Self::Sealed(set) => (&set[..], None),
+        };
+        rest.is_some_and(|rest| rest.contains_key(&unit))
+            || set
+                .binary_search_by_key(&unit, |input| input.lease.unit.index)
+                .is_ok()
+    }
+
+    /// What a seal can still name, ascending by unit; none when all is named.
+    pub fn unnamed(&self) -> Option<impl Iterator<Item = &MergeInput>> {
+        match self {
+            Self::Collecting(rest) | Self::Sealing { rest, .. } => Some(rest.values()),
+            Self::Sealed(_) => None,
+        }
+    }
+
+    /// True while a contribution may count.
+    pub const fn collects(&self) -> bool {
+        matches!(self, Self::Collecting(_))
+    }
 }
 
 /// A result that came to something.
@@ -295,9 +330,9 @@ impl Run {
     pub fn next_merge(&self, fragment: Fragment) -> Option<(SyncId, &[MergeInput])> {
         let mut sealed = self.sealed.iter();
         let sync = *sealed.find(|sync| sync.fragment == fragment)?;
-        match &self.open.get(&sync)?.phase {
-            Phase::Sealed(inputs) => Some((sync, inputs)),
-            Phase::Collecting | Phase::Sealing(_) => None,
+        match self.open.get(&sync)? {
+            OpenSync::Sealed(inputs) => Some((sync, inputs)),
+            OpenSync::Collecting(_) | OpenSync::Sealing { .. } => None,
         }
     }
 
@@ -372,10 +407,15 @@ impl Run {
         self.rounds_closed().get() >= self.spec.schedule.rounds
     }
 
-    /// The versions of the weights that the merges since the newest full snapshot gave.
+    /// The versions of the weights, whole in all fragments, that no full snapshot holds.
     pub fn unsaved(&self) -> impl Iterator<Item = Round> + use<> {
-        let newest = self.rounds_closed().get();
-        (newest - self.merges.len() as u64..newest).map(|before| Round(before + 1))
+        let (saved, newest) = (self.saved_version().get(), self.rounds_closed().get());
+        (saved..newest).map(|before| Round(before + 1))
+    }
+
+    /// The version of the newest full snapshot; 0, that of the initial weights, before the first.
+    pub(crate) fn saved_version(&self) -> Round {
+        self.last_snapshot().map_or(Round(0), |last| last.round)
     }
 
     /// The newest full snapshot.

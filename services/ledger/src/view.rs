@@ -27,7 +27,7 @@ impl Run {
                 .open
                 .values()
                 .next()
-                .map_or(0, |open| open.inputs.len()) as u32,
+                .map_or(0, |open| open.inputs().count()) as u32,
             units: self.spec.schedule.units,
             workers: self.present(),
             workers_min: self.spec.policy.workers_min,

@@ -66,7 +66,7 @@ impl Failure {
         &self.refusals[0]
     }
 
-    /// The exit status of a service that ends with this failure.
+    /// The exit status of a command that ends with this failure.
     pub fn exit_status(&self) -> u8 {
         exit_status(self.code())
     }
@@ -114,13 +114,44 @@ pub const fn exit_status(code: Code) -> u8 {
     }
 }
 
-/// Prints the failure and gives the process's exit status: the last thing a `main` does.
-pub fn report(result: Result<(), Failure>) -> ExitCode {
-    report_as(result, render)
+/// The exit status of a service: what its operator must mend before it can run is
+/// [`EXIT_USAGE`] whatever the status of the code elsewhere, so that a service manager does not
+/// start it again every few seconds.
+pub fn service_status(code: Code) -> u8 {
+    let status = exit_status(code);
+    let waits = matches!(status, EXIT_FAILED | EXIT_NOT_FOUND)
+        && matches!(code.class(), Class::Operator)
+        && !MENDED_BESIDE.contains(&code);
+    if waits { EXIT_USAGE } else { status }
 }
 
-/// [`report`], with another form for what went wrong.
-pub fn report_as(result: Result<(), Failure>, render: impl Fn(&Refusal) -> String) -> ExitCode {
+/// What an operator mends at the broker, or by making room on a disk, while a service manager
+/// starts the service again and again: it goes on by itself when that is done.
+const MENDED_BESIDE: [Code; 6] = [
+    Code::StreamMissing,
+    Code::StreamDrift,
+    Code::AuditFolderInvalid,
+    Code::LedgerMarkInvalid,
+    Code::WorkerChainInvalid,
+    Code::OutputUnwritten,
+];
+
+/// Prints a command's failure in the form that `render` gives and returns its exit status: the
+/// last thing its `main` does.
+pub fn report(result: Result<(), Failure>, render: impl Fn(&Refusal) -> String) -> ExitCode {
+    end(result, render, exit_status)
+}
+
+/// Prints a service's failure and returns its exit status: the last thing its `main` does.
+pub fn report_service(result: Result<(), Failure>) -> ExitCode {
+    end(result, render, service_status)
+}
+
+fn end(
+    result: Result<(), Failure>,
+    render: impl Fn(&Refusal) -> String,
+    status: fn(Code) -> u8,
+) -> ExitCode {
     crate::log::flush();
     let Err(failure) = result else {
         return ExitCode::SUCCESS;
@@ -129,7 +160,7 @@ pub fn report_as(result: Result<(), Failure>, render: impl Fn(&Refusal) -> Strin
         // A terminal that has gone must not turn the exit status into that of a panic.
         let _gone = writeln!(std::io::stderr().lock(), "{}", render(refusal));
     }
-    ExitCode::from(failure.exit_status())
+    ExitCode::from(status(failure.code()))
 }
 
 /// Parses the command line of a service. `--help` and `--version` end well, bad usage with
@@ -229,24 +260,35 @@ mod tests {
         }
     }
 
-    /// The service manager starts nothing again that cannot get better by itself.
+    /// The service manager starts again what can get better without its operator, and nothing
+    /// else.
     #[test]
-    fn what_passes_is_started_again_by_the_service_manager() {
-        let unit = include_str!("../../../deploy/systemd/diloco-coordinator.service");
-        let line = unit
-            .lines()
-            .find_map(|line| line.strip_prefix("RestartPreventExitStatus="))
-            .expect("the unit names them");
-        let prevented: Vec<u8> = line
-            .split(' ')
-            .map(|status| status.parse().expect("a status"))
-            .collect();
-        for code in Code::ALL.iter().filter(|code| code.passes()) {
-            let status = exit_status(*code);
-            assert!(
-                *code == Code::LedgerFenced || !prevented.contains(&status),
-                "{code}"
-            );
+    fn what_passes_is_started_again_by_the_service_manager_and_what_an_operator_mends_is_not() {
+        for unit in [
+            include_str!("../../../deploy/systemd/diloco-audit.service"),
+            include_str!("../../../deploy/systemd/diloco-coordinator.service"),
+            include_str!("../../../deploy/systemd/diloco-store.service"),
+            include_str!("../../../deploy/systemd/diloco-worker@.service"),
+        ] {
+            let line = unit
+                .lines()
+                .find_map(|line| line.strip_prefix("RestartPreventExitStatus="))
+                .expect("the unit names them");
+            let prevented: Vec<u8> = line
+                .split(' ')
+                .map(|status| status.parse().expect("a status"))
+                .collect();
+            for code in Code::ALL {
+                let prevents = prevented.contains(&service_status(*code));
+                if code.passes() {
+                    assert!(*code == Code::LedgerFenced || !prevents, "{code}");
+                } else if matches!(code.class(), Class::Operator) {
+                    let beside = MENDED_BESIDE.contains(code)
+                        // The operator of the broker may mend these.
+                        || exit_status(*code) == EXIT_DENIED;
+                    assert_ne!(prevents, beside, "{code}");
+                }
+            }
         }
     }
 }

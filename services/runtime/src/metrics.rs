@@ -130,14 +130,11 @@ impl Served {
     /// Begins to count and to serve. To be called once, inside the runtime.
     ///
     /// # Errors
-    /// The address is taken.
+    /// [`Code::NumbersUnserved`]: the address is taken, or is none of this machine.
     pub async fn start(address: SocketAddr) -> Result<Self, Failure> {
         let taken = |error: std::io::Error| {
-            let code = match error.kind() {
-                std::io::ErrorKind::AddrInUse => Code::PortTaken,
-                _ => Code::ConfigInvalid,
-            };
-            Failure::new(code, format!("metrics.listen {address}: {error}"))
+            let detail = format!("metrics.listen {address}: {error}");
+            Failure::new(Code::NumbersUnserved, detail)
         };
         let listener = TcpListener::bind(address).await.map_err(taken)?;
         let address = listener.local_addr().map_err(taken)?;

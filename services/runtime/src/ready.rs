@@ -29,6 +29,23 @@ pub struct Ready {
 pub struct ReadyFile(Option<PathBuf>);
 
 impl ReadyFile {
+    /// Finds out if the file can be written, before the service begins: makes one beside it and
+    /// removes that.
+    ///
+    /// # Errors
+    /// The folder does not take the file, or `path` is a folder.
+    pub fn check(path: Option<&Path>) -> io::Result<()> {
+        let Some(path) = path else {
+            return Ok(());
+        };
+        if path.is_dir() {
+            return Err(io::Error::from(io::ErrorKind::IsADirectory));
+        }
+        let aside = aside(path);
+        fs::File::create(&aside)?;
+        fs::remove_file(&aside)
+    }
+
     /// Writes the file under its final name in one step; with no path nothing is written.
     ///
     /// # Errors
@@ -49,12 +66,17 @@ impl ReadyFile {
             metrics,
         };
         let text = serde_json::to_vec(&ready).map_err(io::Error::other)?;
-        let aside = path.with_extension(format!("part-{}", ready.pid));
+        let aside = aside(path);
         let mut file = fs::File::create(&aside)?;
         file.write_all(&text)?;
         fs::rename(&aside, path)?;
         Ok(Self(Some(path.to_owned())))
     }
+}
+
+/// Where the file is written before it gets its name.
+fn aside(path: &Path) -> PathBuf {
+    path.with_extension(format!("part-{}", std::process::id()))
 }
 
 impl Drop for ReadyFile {
@@ -82,7 +104,20 @@ mod tests {
             (read.service.as_str(), read.pid),
             ("store", std::process::id())
         );
+        ReadyFile::check(Some(&path)).expect("it may be there from before");
         drop(ready);
         assert_eq!(fs::read_dir(scratch.path()).expect("it exists").count(), 0);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_found_out_before() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        assert!(ReadyFile::check(None).is_ok());
+        let absent = scratch.path().join("absent/store.ready");
+        for path in [absent.as_path(), scratch.path()] {
+            let error = ReadyFile::check(Some(path)).expect_err("it is refused");
+            let announced = ReadyFile::announce(Some(path), "store", Vec::new(), None);
+            assert!(announced.is_err(), "{}: {error}", path.display());
+        }
     }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser};
 use identity::Layout;
-use schemas::{Code, UnixMillis};
+use schemas::{Code, Refusal, UnixMillis};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -133,7 +133,7 @@ pub trait CommandLine: Parser {
 /// A whole process of a service without subcommands: what its `main` calls.
 pub fn main<S: Service, C: CommandLine>() -> ExitCode {
     match exit::parse::<C>() {
-        Ok(line) => exit::report(run::<S, C>(&line)),
+        Ok(line) => exit::report_service(run::<S, C>(&line)),
         Err(status) => status,
     }
 }
@@ -158,6 +158,7 @@ pub fn run<S: Service, C: CommandLine>(line: &C) -> Result<(), Failure> {
         metrics: S::metrics(&loaded.value).map_or(Ok(None), MetricsConfig::address)?,
     };
     let service = S::check(loaded, now)?;
+    ReadyFile::check(shown.ready_file()).map_err(unready)?;
     if args.config.check_config {
         if let Some(served) = domain {
             expiry::check_served("domain", &served, now)?;
@@ -228,13 +229,32 @@ struct Shown {
     metrics: Option<SocketAddr>,
 }
 
+impl Shown {
+    fn ready_file(&self) -> Option<&Path> {
+        Some(self.ready_file.as_path()).filter(|path| !path.as_os_str().is_empty())
+    }
+
+    /// Serves the numbers. They are a side door: a service whose door is taken works without it.
+    async fn serve(&self) -> Option<Served> {
+        match Served::start(self.metrics?).await {
+            Ok(served) => Some(served),
+            Err(failure) => {
+                let Refusal { code, detail, .. } = failure.refusal();
+                tracing::warn!(%code, next = code.next_step(), "no numbers are served: {detail}");
+                None
+            }
+        }
+    }
+}
+
+fn unready(error: std::io::Error) -> Failure {
+    Failure::new(Code::ConfigInvalid, format!("service.ready_file: {error}"))
+}
+
 async fn serve<S: Service>(service: S, shown: Shown) -> Result<(), Failure> {
     expiry::watch(service.materials());
     let stop = shutdown::on_signals().map_err(|error| Failure::new(Code::Internal, error))?;
-    let served = match shown.metrics {
-        Some(address) => Some(Served::start(address).await?),
-        None => None,
-    };
+    let served = shown.serve().await;
     let running = tokio::select! {
         running = Box::pin(service.start()) => running?,
         () = stop.cancelled() => return Ok(()),
@@ -244,10 +264,9 @@ async fn serve<S: Service>(service: S, shown: Shown) -> Result<(), Failure> {
     if let Some(served) = &served {
         served.set_ready(true);
     }
-    let path = Some(shown.ready_file.as_path()).filter(|path| !path.as_os_str().is_empty());
-    let ready = ReadyFile::announce(path, S::NAME, addresses.clone(), metrics.clone()).map_err(
-        |error| Failure::new(Code::ConfigInvalid, format!("service.ready_file: {error}")),
-    )?;
+    let path = shown.ready_file();
+    let ready = ReadyFile::announce(path, S::NAME, addresses.clone(), metrics.clone());
+    let ready = ready.map_err(unready)?;
     tracing::info!(
         service = S::NAME,
         ?addresses,

@@ -9,7 +9,7 @@ use runtime::exit;
 fn main() -> ExitCode {
     launch::restart_with_settings();
     match exit::parse::<CommandLine>() {
-        Ok(line) => exit::report(program::run(&line)),
+        Ok(line) => exit::report_service(program::run(&line)),
         Err(status) => status,
     }
 }

@@ -35,6 +35,8 @@ pub struct Options {
     pub second_tenant: bool,
     /// What services log (tracing's filter syntax).
     pub log: String,
+    /// Where each service that counts serves its numbers.
+    pub metrics: String,
 }
 
 /// A domain, a broker, and the processes that were started. All of it ends when this is dropped.
@@ -57,6 +59,7 @@ impl Default for Options {
             run: "demo".parse().expect("a name"),
             second_tenant: false,
             log: "info".to_owned(),
+            metrics: "127.0.0.1:0".to_owned(),
         }
     }
 }

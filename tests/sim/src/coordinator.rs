@@ -1,73 +1,51 @@
 //! The coordinator's process: the real core, a shell that carries its effects out, and its sudden
 //! end.
 
+use std::collections::VecDeque;
+
 use coordinator_core::{
-    Answer, ControlRequest, Coordinator, Effect, Input, Merged, Peer, ReplyId, Screened,
-    ScreeningId, Settings, WorkerRequest,
+    Answer, ControlRequest, Coordinator, Effect, Input, Peer, ReplyId, Settings, WorkerRequest,
 };
 use ledger::State;
-use schemas::contribution::Statement;
 use schemas::control::{RunNew, Shutdown};
 use schemas::event::{Event, EventBody, LedgerEvent};
-use schemas::foundry::{self, Order};
 use schemas::lease::{ClaimOutcome, ClaimReply, UnitId};
 use schemas::member::{Posture, Session};
 use schemas::public::CommandVerb;
-use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::telemetry::Heartbeat;
 use schemas::view::RunPhase;
-use schemas::{
-    Code, Digest, Message as _, Millis, ObjectRef, PublicKey, Refusal, Round, RunId, Sequence,
-    SyncId, UnixMillis, V, WorkerId,
-};
+use schemas::{Millis, Refusal, RunId, Sequence, UnixMillis, V, WorkerId};
 
-use crate::plan::{account, audit_key, operator, run_id, worker_id};
+use crate::plan::{account, operator, run_id, worker_id};
 use crate::queue::Try;
 use crate::store::Model;
 use crate::world::{Delivered, Happening, Route, World};
 
+/// So many times as often as between two other effects a process dies before an append: that is
+/// what it waits for longest.
+const DISK_CRASHES: u64 = 10;
+
 /// Where the coordinator runs.
 #[derive(Debug, Default)]
 pub(crate) struct Site {
-    process: Option<Process>,
+    pub(crate) process: Option<Process>,
     /// How many began; an answer to an earlier one is void.
     generation: u64,
     /// The ledger's fold, from the events alone.
     shadow: State,
     replies: u64,
+    /// What arrived while the disk was busy.
+    waiting: Vec<Input>,
     pub(crate) crashes: u64,
+    pub(crate) shared_appends: u64,
+    pub(crate) torn: u64,
 }
 
 #[derive(Debug)]
-struct Process {
+pub(crate) struct Process {
     core: Coordinator,
     /// The weights that its merge executor holds.
-    weights: Option<Model>,
-}
-
-/// What the executor and the screen were asked to do; each takes a while.
-#[derive(Debug)]
-pub(crate) enum Job {
-    Restore {
-        snapshot: Option<ObjectRef>,
-        merges: Vec<MergeRecord>,
-    },
-    Merge {
-        sync: SyncId,
-        inputs: Vec<MergeInput>,
-    },
-    /// The weights were shared when the save was asked for.
-    Save {
-        round: Round,
-        weights: Model,
-        parent: Option<Digest>,
-    },
-    Screen {
-        screening: ScreeningId,
-        worker: WorkerId,
-        audit_key: PublicKey,
-        statement: Box<Statement>,
-    },
+    pub(crate) weights: Option<Model>,
 }
 
 impl Site {
@@ -119,6 +97,7 @@ impl World {
     pub(crate) fn crash_coordinator(&mut self) {
         if self.site.process.take().is_some() {
             self.site.crashes += 1;
+            self.site.waiting.clear();
             self.restart_coordinator();
         }
     }
@@ -194,24 +173,73 @@ impl World {
         }
     }
 
+    /// An input arrives. It may find the disk busy: then it waits, and is decided on together with
+    /// all that waits by then. A deadline waits for nothing.
     pub(crate) fn tell_coordinator(&mut self, input: Input) {
+        if self.site.process.is_none() {
+            return;
+        }
+        let ticks = matches!(input, Input::Tick);
+        self.site.waiting.push(input);
+        if ticks || (self.site.waiting.len() == 1 && !self.chance.hits(self.plan.disk)) {
+            self.decide();
+        } else if self.site.waiting.len() == 1 {
+            let generation = self.site.generation;
+            let span = self.chance.millis(1, 2_000);
+            self.after(span, Happening::Decide { generation });
+        }
+    }
+
+    /// Decides on all that waits, and carries out what comes of it.
+    pub(crate) fn decide(&mut self) {
         let now = self.now;
         let Some(process) = &mut self.site.process else {
             return;
         };
-        let (mut effects, ticked) = (Vec::new(), matches!(input, Input::Tick));
-        process.core.handle(now, input, &mut effects);
+        let (mut effects, mut ticked, mut fruitful) = (Vec::new(), false, 0);
+        for input in std::mem::take(&mut self.site.waiting) {
+            ticked = matches!(input, Input::Tick);
+            let before = effects.len();
+            process.core.handle(now, input, &mut effects);
+            let mut new = effects[before..].iter();
+            fruitful += u64::from(new.any(|effect| matches!(effect, Effect::Append { .. })));
+        }
         let next = process.core.next_deadline();
         assert!(
             !ticked || next.is_none_or(|next| next > now),
             "a deadline at {next:?} is not later than {now}"
         );
+        self.site.shared_appends += u64::from(fruitful > 1);
         self.perform(effects);
     }
 
-    /// Carries effects out in order; the process may die before any of them.
+    /// Appends the events among effects, in batches that are stored whole or not at all, and then
+    /// carries out the others in order. The process may die before any batch and any effect.
     fn perform(&mut self, effects: Vec<Effect>) {
-        for effect in effects {
+        let append = |effect: &Effect| matches!(effect, Effect::Append { .. });
+        let (mut events, others): (VecDeque<Effect>, VecDeque<Effect>) =
+            effects.into_iter().partition(append);
+        let decided = events.len();
+        while !events.is_empty() {
+            if self.chance.hits(DISK_CRASHES * self.faults.crash) {
+                self.site.torn += u64::from(events.len() < decided);
+                return self.crash_coordinator();
+            }
+            let batch = self.chance.between(1, events.len() as u64) as usize;
+            let mut part = false;
+            for event in events.drain(..batch) {
+                part = is_part(&event);
+                self.carry_out(event);
+                if part && self.dies_in_seal {
+                    break;
+                }
+            }
+            if part && std::mem::take(&mut self.dies_in_seal) {
+                self.site.torn += 1;
+                return self.crash_coordinator();
+            }
+        }
+        for effect in others {
             if self.chance.hits(self.faults.crash) {
                 return self.crash_coordinator();
             }
@@ -284,47 +312,6 @@ impl World {
             Effect::CheckUploads { .. } | Effect::Promote { .. } => {
                 panic!("nobody uploads as an operator here")
             }
-        }
-    }
-
-    /// Takes an order to the run's foundry.
-    fn order(&mut self, order: Order) {
-        match order {
-            Order::Screen {
-                screening,
-                worker,
-                audit_key,
-                statement,
-                ..
-            } => {
-                let statement = Statement::decode(&statement);
-                self.begin(Job::Screen {
-                    screening,
-                    worker,
-                    audit_key,
-                    statement: Box::new(statement.expect("it was decoded when it was submitted")),
-                });
-            }
-            Order::Merge { sync, inputs } => self.begin(Job::Merge { sync, inputs }),
-            Order::Save { round, parent, .. } => {
-                let process = self.site.process.as_ref();
-                let weights = process.and_then(|process| process.weights);
-                let weights = weights.expect("a save is asked for when the weights are there");
-                assert_eq!(
-                    weights.round, round,
-                    "a save of other weights than the executor holds"
-                );
-                self.begin(Job::Save {
-                    round,
-                    weights,
-                    parent,
-                });
-            }
-            Order::Restore {
-                snapshot, merges, ..
-            } => self.begin(Job::Restore { snapshot, merges }),
-            // Hints, and memory that a process frees.
-            Order::Stage { .. } | Order::Unstage { .. } | Order::Forget => {}
         }
     }
 
@@ -405,151 +392,11 @@ impl World {
             },
         );
     }
+}
 
-    fn begin(&mut self, job: Job) {
-        let generation = self.site.generation;
-        let span = self.chance.millis(5, 3_000);
-        self.after(span, Happening::Executor { generation, job });
-    }
-
-    pub(crate) fn finish_job(&mut self, job: Job) {
-        let failed = self
-            .chance
-            .hits(self.faults.store)
-            .then(|| Refusal::new(Code::StoreUnreachable, "simulated"));
-        let answer = match job {
-            Job::Restore { snapshot, merges } => {
-                let outcome = failed.map_or_else(|| self.restore(snapshot, &merges), Err);
-                if outcome.is_ok() {
-                    let data = Box::new(self.plan.data.clone());
-                    self.tell_of_foundry(foundry::Answer::DataLoaded { data });
-                }
-                foundry::Answer::Restored { outcome }
-            }
-            Job::Merge { sync, inputs } => {
-                let outcome = failed.map_or_else(|| Ok(self.merge(sync.round, &inputs)), Err);
-                foundry::Answer::Merged { sync, outcome }
-            }
-            Job::Save {
-                round,
-                weights,
-                parent,
-            } => {
-                let outcome = failed.map_or_else(|| Ok(self.store.save(weights, parent)), Err);
-                foundry::Answer::Saved { round, outcome }
-            }
-            Job::Screen {
-                screening,
-                worker,
-                audit_key,
-                statement,
-            } => {
-                let verdict =
-                    failed.map_or_else(|| self.screen(&worker, &audit_key, &statement), Err);
-                foundry::Answer::Screened { screening, verdict }
-            }
-        };
-        self.tell_of_foundry(answer);
-    }
-
-    fn tell_of_foundry(&mut self, answer: foundry::Answer) {
-        self.tell_coordinator(Input::Foundry {
-            run: run_id(),
-            answer,
-        });
-    }
-
-    fn restore(
-        &mut self,
-        snapshot: Option<ObjectRef>,
-        merges: &[MergeRecord],
-    ) -> Result<(), Refusal> {
-        let mut model = match snapshot {
-            Some(manifest) => self
-                .store
-                .snapshot(&manifest)
-                .expect("a snapshot that the ledger names stands"),
-            None => Model::initial(&self.plan.spec),
-        };
-        for merge in merges {
-            assert_eq!(merge.round, model.round, "merges follow on the snapshot");
-            model = model.step(&merge.inputs);
-            let again = model.broadcast(&self.plan.spec).digest();
-            assert_eq!(
-                again, merge.broadcast,
-                "the merge of round {} gives other weights again",
-                merge.round
-            );
-        }
-        if let Some(process) = &mut self.site.process {
-            process.weights = Some(model);
-        }
-        Ok(())
-    }
-
-    fn merge(&mut self, round: Round, inputs: &[MergeInput]) -> Merged {
-        self.monitor.merge(round, inputs);
-        assert!(
-            inputs
-                .windows(2)
-                .all(|pair| pair[0].lease.unit < pair[1].lease.unit),
-            "inputs ascend by unit"
-        );
-        let process = self
-            .site
-            .process
-            .as_mut()
-            .expect("a job of a process that lives");
-        let weights = process
-            .weights
-            .expect("a merge is asked for when the weights are there");
-        assert_eq!(
-            weights.round, round,
-            "a merge into other weights than the executor holds"
-        );
-        let next = weights.step(inputs);
-        process.weights = Some(next);
-        let broadcast = next.broadcast(&self.plan.spec);
-        self.store
-            .blobs
-            .extend(broadcast.chunks.iter().map(|chunk| chunk.digest));
-        Merged {
-            broadcast,
-            norm: 1.0,
-        }
-    }
-
-    fn screen(
-        &mut self,
-        worker: &WorkerId,
-        key: &PublicKey,
-        statement: &Statement,
-    ) -> Result<Screened, Refusal> {
-        let signer = (0..self.plan.workers).find(|number| worker_id(*number) == *worker);
-        let signer = signer.expect("only workers of this run are screened");
-        assert_eq!(
-            *key,
-            audit_key(signer),
-            "the key must be the one that the worker joined with"
-        );
-        let schemas::contribution::Outcome::Contribution(result) = &statement.outcome else {
-            return Ok(Screened { norm: 0.0 });
-        };
-        for chunk in &result.chunks {
-            if !self.store.incoming.contains(&chunk.digest)
-                && !self.store.blobs.contains(&chunk.digest)
-            {
-                return Err(Refusal::new(Code::ObjectMissing, "simulated"));
-            }
-            if self.store.poisoned.contains(&chunk.digest) {
-                return Err(Refusal::new(Code::NotFinite, "simulated"));
-            }
-        }
-        self.store
-            .blobs
-            .extend(result.chunks.iter().map(|chunk| chunk.digest));
-        Ok(Screened { norm: 1.0 })
-    }
+/// True for a part of a seal that others follow.
+fn is_part(effect: &Effect) -> bool {
+    matches!(effect, Effect::Append { event, .. } if matches!(**event, LedgerEvent::RoundSealed { rest: 1.., .. }))
 }
 
 fn peer(worker: usize) -> Peer {

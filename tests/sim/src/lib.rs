@@ -8,6 +8,7 @@
 //! | `plan` | the run, the number of workers and the faults of a seed |
 //! | `world` | time, the bus, and what happens next |
 //! | `coordinator`, `worker` | the shells around the two cores, with their processes' crashes |
+//! | `foundry` | what the coordinator asks of the weights, each after a while |
 //! | `queue` | the JetStream work queue with its redeliveries and its sins |
 //! | `store` | objects by digest, and the merge as a reference model on digests |
 //! | `monitor` | what must hold after every event, read from the ledger without the core's own fold |
@@ -17,6 +18,7 @@
 
 mod chance;
 mod coordinator;
+mod foundry;
 mod monitor;
 mod plan;
 mod queue;
@@ -25,4 +27,4 @@ mod worker;
 mod world;
 
 pub use monitor::Counts;
-pub use world::{Report, simulate, simulate_lost_grants};
+pub use world::{Report, simulate, simulate_long_seal, simulate_lost_grants};

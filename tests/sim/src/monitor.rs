@@ -39,6 +39,8 @@ pub struct Counts {
     pub saved: u64,
     /// Refused requests that were recorded.
     pub denied: u64,
+    /// Parts of seals that others followed.
+    pub parts: u64,
 }
 
 /// The books.
@@ -50,6 +52,8 @@ pub(crate) struct Monitor {
     counted: BTreeSet<UnitId>,
     /// Contributions of the open round, by unit.
     inputs: BTreeMap<UnitId, MergeInput>,
+    /// What the parts of a seal named so far.
+    named: Vec<SealedInput>,
     /// What the ledger says is merged, in its order; none before the seal.
     sealed: Option<Vec<MergeInput>>,
     members: BTreeSet<WorkerId>,
@@ -71,6 +75,7 @@ impl Monitor {
             epochs: BTreeMap::new(),
             counted: BTreeSet::new(),
             inputs: BTreeMap::new(),
+            named: Vec::new(),
             sealed: None,
             members: BTreeSet::new(),
             open: None,
@@ -152,6 +157,7 @@ impl Monitor {
                     chunks,
                 };
                 assert_eq!(self.sealed, None, "{lease} counts after the seal");
+                assert_eq!(self.named, [], "{lease} counts after the seal has begun");
                 self.inputs.insert(lease.unit, input);
             }
             LedgerEvent::EvaluationAccepted { lease, worker, .. } => {
@@ -255,14 +261,21 @@ impl Monitor {
         assert!(self.counted.insert(lease.unit), "{lease} counts twice");
     }
 
-    /// Rounds of a simulation are short enough for one event.
+    /// A round of many units is sealed in parts.
     fn seal(&mut self, round: Round, inputs: &[SealedInput], rest: u32) {
-        assert_eq!(
-            (self.open, rest),
-            (Some(round), 0),
-            "what is sealed is open"
-        );
+        assert_eq!(self.open, Some(round), "what is sealed is open");
         assert_eq!(self.sealed, None, "round {round} is sealed once");
+        self.named.extend(inputs);
+        assert_eq!(
+            self.named.len() + rest as usize,
+            self.spec.schedule.units as usize,
+            "each part of the seal of round {round} says how many inputs are left"
+        );
+        if rest > 0 {
+            self.counts.parts += 1;
+            return;
+        }
+        let inputs = std::mem::take(&mut self.named);
         // The map is ordered by unit, whatever the order of arrival was.
         let accepted: Vec<MergeInput> = std::mem::take(&mut self.inputs).into_values().collect();
         let named = accepted.iter().map(|input| SealedInput {

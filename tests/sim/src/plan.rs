@@ -21,6 +21,8 @@ pub(crate) struct Plan {
     pub(crate) faults: Faults,
     /// Faults end after this.
     pub(crate) faults_last: Millis,
+    /// How often an input finds the coordinator waiting for its disk, in a thousand.
+    pub(crate) disk: u64,
 }
 
 /// How often things go wrong, in a thousand.
@@ -82,6 +84,7 @@ impl Plan {
             workers,
             faults,
             faults_last: chance.millis(20_000, 180_000),
+            disk: chance.between(0, 800),
         }
     }
 }

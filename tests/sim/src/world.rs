@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use coordinator_core::{ReplyId, WorkerRequest};
 use schemas::event::EventBody;
 use schemas::lease::{LeaseRef, Manifest};
-use schemas::limits::LEASE_MIN;
+use schemas::limits::{LEASE_MIN, SEALED_MAX};
 use schemas::telemetry::Heartbeat;
 use schemas::{Digest, Hasher, Message as _, Millis, ObjectRef, Refusal, UnixMillis};
 
@@ -24,6 +24,9 @@ const QUIET_MAX: Millis = Millis::from_secs(3600);
 /// More steps than any run takes: a loop that gets nowhere ends here.
 const STEPS_MAX: u64 = 500_000;
 
+/// Workers of a long round.
+const MANY_WORKERS: usize = 12;
+
 /// What a simulation came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
@@ -31,6 +34,10 @@ pub struct Report {
     pub counts: Counts,
     /// Coordinators that died, some of them between two effects.
     pub coordinator_crashes: u64,
+    /// Appends of events that several inputs led to.
+    pub shared_appends: u64,
+    /// Coordinators that died when some of what they had decided together was in the ledger.
+    pub torn: u64,
     /// Workers that died.
     pub worker_crashes: u64,
     /// Messages that were lost.
@@ -68,6 +75,10 @@ pub(crate) enum Happening {
         generation: u64,
         input: Box<coordinator_core::Input>,
     },
+    /// The coordinator's disk is done; void when another process has begun.
+    Decide {
+        generation: u64,
+    },
     /// Something inside a worker's process; void when another has begun.
     Worker {
         worker: usize,
@@ -77,7 +88,7 @@ pub(crate) enum Happening {
     /// The executor is done; what it did depends on the process.
     Executor {
         generation: u64,
-        job: crate::coordinator::Job,
+        job: crate::foundry::Job,
     },
     /// A worker has waited long enough for URLs.
     GiveUp {
@@ -144,6 +155,8 @@ pub(crate) struct World {
     pub(crate) documents: Vec<Manifest>,
     /// Leases whose first answer was lost, where all of them are.
     pub(crate) swallowed: Option<BTreeSet<LeaseRef>>,
+    /// The next coordinator that has written a first part of a seal dies before the second.
+    pub(crate) dies_in_seal: bool,
     pub(crate) lost: u64,
     pub(crate) worker_crashes: u64,
     steps: u64,
@@ -162,6 +175,27 @@ pub fn simulate_lost_grants(seed: u64) -> Report {
     let mut world = World::of(chance, plan);
     world.swallowed = Some(BTreeSet::new());
     world.play();
+    world.report()
+}
+
+/// Plays one seed in a world without faults but one, with a round of so many units that its seal
+/// takes two events: the coordinator dies between them.
+///
+/// # Panics
+/// As [`simulate`].
+pub fn simulate_long_seal(seed: u64) -> Report {
+    let mut chance = Chance::new(seed);
+    let mut plan = Plan::new(&mut chance);
+    plan.faults = Faults::default();
+    plan.workers = MANY_WORKERS;
+    plan.spec.policy.workers_min = 1;
+    plan.spec.schedule.units = SEALED_MAX as u32 + 1;
+    plan.spec.schedule.rounds = 1;
+    plan.spec.schedule.evaluation_every = 0;
+    let mut world = World::of(chance, plan);
+    world.dies_in_seal = true;
+    world.play();
+    assert!(!world.dies_in_seal, "no coordinator died in a seal");
     world.report()
 }
 
@@ -197,6 +231,7 @@ impl World {
             routes: BTreeMap::new(),
             documents: Vec::new(),
             swallowed: None,
+            dies_in_seal: false,
             lost: 0,
             worker_crashes: 0,
             steps: 0,
@@ -272,6 +307,11 @@ impl World {
             Happening::Coordinator { generation, input } => {
                 if generation == self.site.generation() {
                     self.tell_coordinator(*input);
+                }
+            }
+            Happening::Decide { generation } => {
+                if generation == self.site.generation() {
+                    self.decide();
                 }
             }
             Happening::Worker {
@@ -363,6 +403,8 @@ impl World {
         Report {
             counts: self.monitor.counts,
             coordinator_crashes: self.site.crashes,
+            shared_appends: self.site.shared_appends,
+            torn: self.site.torn,
             worker_crashes: self.worker_crashes,
             lost: self.lost,
             span: START.until(self.now),

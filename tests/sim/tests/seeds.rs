@@ -1,7 +1,7 @@
 //! Plays seeds. `SIM_SEED=7 cargo test -p sim` plays one; `SIM_SEEDS=5000` plays that many from 0
 //! on.
 
-use sim::{Counts, Report, simulate, simulate_lost_grants};
+use sim::{Counts, Report, simulate, simulate_long_seal, simulate_lost_grants};
 
 /// Seeds of a usual test run.
 const SEEDS: u64 = 200;
@@ -34,14 +34,19 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
     }
     let mut sum = Counts::default();
     let (mut coordinators, mut workers, mut lost) = (0, 0, 0);
+    let (mut shared, mut torn) = (0, 0);
     for seed in 0..variable("SIM_SEEDS").unwrap_or(SEEDS) {
         let Report {
             counts,
             coordinator_crashes,
             worker_crashes,
             lost: messages,
+            shared_appends,
+            torn: in_between,
             ..
         } = play(seed);
+        shared += shared_appends;
+        torn += in_between;
         coordinators += coordinator_crashes;
         workers += worker_crashes;
         lost += messages;
@@ -65,9 +70,21 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
     ];
     assert!(seen.iter().all(|count| *count >= 20), "{sum:?}");
     assert!(
+        shared >= 300 && torn >= 10,
+        "{shared} appends were shared, {torn} were torn"
+    );
+    assert!(
         coordinators >= 100 && workers >= 100 && lost >= 1000,
         "{coordinators}, {workers} crashes, {lost} lost"
     );
+}
+
+/// A round of more units than one event names is sealed in parts. A coordinator that dies between
+/// two of them leaves a seal that the next one completes, with the same set.
+#[test]
+fn a_seal_that_is_torn_between_its_parts_is_completed() {
+    let Report { counts, torn, .. } = simulate_long_seal(5);
+    assert_eq!((counts.parts, torn, counts.accepted), (1, 1, 513));
 }
 
 /// However short leases are, a grant whose answer is lost is asked for again while its lease runs,

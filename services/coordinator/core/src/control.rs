@@ -174,7 +174,7 @@ impl Coordinator {
         let mut rooms = self.live.values();
         let mut runs = self.state.runs();
         !self.commits.is_empty()
-            || rooms.any(|live| live.foundry.task.is_some() || live.foundry.saving)
+            || rooms.any(|live| live.foundry.task.is_some() || live.foundry.saving.is_some())
             || runs.any(|(_, run)| run.leases().next().is_some())
     }
 

@@ -294,7 +294,9 @@ impl Coordinator {
     /// Takes what came of an order to a run's foundry.
     fn foundry_answered(&mut self, run: &RunId, answer: foundry::Answer) {
         match answer {
-            foundry::Answer::Screened { screening, verdict } => self.screened(screening, verdict),
+            foundry::Answer::Screened { screening, verdict } => {
+                self.screened(run, screening, verdict)
+            }
             foundry::Answer::Merged { sync, outcome } => {
                 self.tell(run, |room, turn| room.merged(turn, sync, outcome));
             }
@@ -315,10 +317,15 @@ impl Coordinator {
         }
     }
 
-    fn screened(&mut self, screening: ScreeningId, verdict: Result<Screened, Refusal>) {
-        // A verdict on a check that is over, or never began, changes nothing.
-        if let Some(run) = self.screenings.end(screening) {
-            self.tell(&run, |room, turn| room.screened(turn, screening, verdict));
+    fn screened(
+        &mut self,
+        run: &RunId,
+        screening: ScreeningId,
+        verdict: Result<Screened, Refusal>,
+    ) {
+        // An answer to what was not asked changes nothing.
+        if self.screenings.end(run, screening) {
+            self.tell(run, |room, turn| room.screened(turn, screening, verdict));
         }
     }
 

@@ -1,5 +1,6 @@
 //! What a join needs whatever its run: a form, a posture, and an audit key of its own.
 
+use ledger::Run;
 use schemas::limits::TEXT_BYTES_MAX;
 use schemas::member::{JoinRequest, Layer, Posture};
 use schemas::text::is_plain;
@@ -7,6 +8,7 @@ use schemas::{Code, Refusal};
 
 use crate::coordinator::{Coordinator, draining};
 use crate::input::Peer;
+use crate::run::members::check_entry;
 
 /// Longest description of a device or release; both are shown in tables and repeated in every view.
 const LABEL_BYTES_MAX: usize = 128;
@@ -20,27 +22,36 @@ impl Coordinator {
         }
         check_form(request)?;
         check_posture(&request.posture, &self.settings.posture)?;
-        self.check_key_is_free(peer, request)
+        if request.audit_key == self.settings.audit_key {
+            let detail = format!("{} signs the ledger", request.audit_key);
+            return Err(Refusal::new(Code::AuditKeyRefused, detail));
+        }
+        match self.state.run(&peer.run) {
+            Some(run) if !run.is_complete() => {
+                check_entry(run, peer, request)?;
+                self.check_key_is_free(run, peer, request)
+            }
+            // What it is told is the same for whatever it asks.
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// An audit key stands for one emitter: two that sign with it would fork its chain, and what
-    /// the one says would be shown as said by the other.
-    fn check_key_is_free(&self, peer: &Peer, request: &JoinRequest) -> Result<(), Refusal> {
-        let key = &request.audit_key;
-        if *key == self.settings.audit_key {
-            return Err(Refusal::new(
-                Code::AuditKeyRefused,
-                format!("{key} signs the ledger"),
-            ));
+    /// the one says would be shown as said by the other. This looks at every member of every run,
+    /// and so comes last, and only for a worker that is new to its run: the key of one that is not
+    /// was looked at then, and does not change.
+    fn check_key_is_free(
+        &self,
+        run: &Run,
+        peer: &Peer,
+        request: &JoinRequest,
+    ) -> Result<(), Refusal> {
+        if run.members.contains_key(&peer.worker) {
+            return Ok(());
         }
-        let known = self
-            .state
-            .run(&peer.run)
-            .is_some_and(|run| run.members.contains_key(&peer.worker));
+        let key = &request.audit_key;
         let mut members = self.state.runs().flat_map(|(_, run)| &run.members);
-        match members
-            .find(|(worker, member)| !known && member.audit_key == *key && **worker != peer.worker)
-        {
+        match members.find(|(worker, member)| member.audit_key == *key && **worker != peer.worker) {
             Some((worker, _)) => Err(Refusal::new(
                 Code::AuditKeyRefused,
                 format!("{key} is the audit key of {worker}"),

@@ -86,8 +86,13 @@ impl Screenings {
         screening
     }
 
-    /// The run of a check that ends now.
-    pub(crate) fn end(&mut self, screening: ScreeningId) -> Option<RunId> {
-        self.running.remove(&screening)
+    /// Ends a check of a result of `run`. False for one that is over, never began, or is of another
+    /// run: a foundry answers for its own run only.
+    pub(crate) fn end(&mut self, run: &RunId, screening: ScreeningId) -> bool {
+        let asked = self.running.get(&screening) == Some(run);
+        if asked {
+            self.running.remove(&screening);
+        }
+        asked
     }
 }

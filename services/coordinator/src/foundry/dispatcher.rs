@@ -119,9 +119,14 @@ impl Dispatcher {
                 statement: statement.into_vec(),
                 signature: signature.into_array(),
             }),
-            Order::Merge { sync, inputs } => {
+            Order::Merge { sync, base, inputs } => {
                 let kept = self.take_kept(sync.round, &inputs);
-                let work = Work::Merge { sync, inputs, kept };
+                let work = Work::Merge {
+                    sync,
+                    base,
+                    inputs,
+                    kept,
+                };
                 self.hand(work, |refusal| Answer::Merged {
                     sync,
                     outcome: Err(refusal),

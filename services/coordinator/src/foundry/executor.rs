@@ -37,6 +37,7 @@ pub(super) enum Work {
     },
     Merge {
         sync: SyncId,
+        base: Round,
         inputs: Vec<MergeInput>,
         kept: BTreeMap<LeaseRef, KeptChunks>,
     },
@@ -137,8 +138,13 @@ impl Executor {
                     snapshot,
                     merges,
                 } => self.restore(*spec, snapshot, merges).await,
-                Work::Merge { sync, inputs, kept } => {
-                    let outcome = answered("merge", self.merge(sync, inputs, kept)).await;
+                Work::Merge {
+                    sync,
+                    base,
+                    inputs,
+                    kept,
+                } => {
+                    let outcome = answered("merge", self.merge(sync, base, inputs, kept)).await;
                     if let Err(refusal) = &outcome {
                         tracing::warn!(run = %self.answers.run(), %sync, %refusal, "not merged");
                     }
@@ -186,6 +192,7 @@ impl Executor {
     async fn merge(
         &mut self,
         sync: SyncId,
+        base: Round,
         inputs: Vec<MergeInput>,
         kept: BTreeMap<LeaseRef, KeptChunks>,
     ) -> Result<Merged, Refusal> {
@@ -209,11 +216,13 @@ impl Executor {
                 .await?
             }
         };
-        if weights.round != round {
+        // A restore takes merges up in the order of their rounds: one out of order could not be
+        // recomputed.
+        if weights.round != base || base != round {
             let held = weights.round;
             self.weights = Some(weights);
             return Err(internal(format!(
-                "merge of round {round}, but the weights are of round {held}"
+                "merge of {sync} into version {base}, but the weights are of version {held}"
             )));
         }
         let started = std::time::Instant::now();
@@ -408,12 +417,13 @@ mod tests {
 
     use super::*;
     use crate::arrival::Arrival;
+    use crate::foundry::FoundryNumber;
 
     #[tokio::test]
     async fn a_save_that_panics_is_told_as_one_that_failed() {
         let (arrivals, mut heard) = mpsc::channel(1);
         let run: RunId = "demo".parse().expect("a name");
-        let answers = Answers::new(run, arrivals);
+        let answers = Answers::new(run, FoundryNumber(1), arrivals);
         let broken = "an empty list is not saved";
         let save = async move {
             if broken.is_empty() {

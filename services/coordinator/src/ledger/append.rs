@@ -7,11 +7,12 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use async_nats::header::{
     NATS_BATCH_COMMIT, NATS_BATCH_COMMIT_FINAL, NATS_BATCH_ID, NATS_BATCH_SEQUENCE,
-    NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_ID,
+    NATS_EXPECTED_LAST_MESSAGE_ID, NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_ID,
 };
 use backoff::Backoff;
 use bytes::Bytes;
 use chain::Judgement;
+use futures::future::join_all;
 use runtime::{BusError, StreamError};
 use schemas::event::{Event, EventBody};
 use schemas::subject::{LEDGER_FILTER, LEDGER_STREAM, ledger_subject};
@@ -31,13 +32,8 @@ const ACK_WAIT: Duration = Duration::from_secs(8);
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// How often the log says that the ledger takes no event now; a full disk lasts for minutes.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
-/// Fewest events that are stored as a batch. The broker makes a store of its own for each batch,
-/// which takes some 5 ms, and an event alone 0.7 ms.
-const BATCH_MIN: usize = 8;
-/// Most events of a batch: the broker refuses longer ones.
-const BATCH_MAX: usize = 1000;
-/// Characters of a batch's id that say which batch it is; an id has 64 at most, and the number of
-/// the try follows.
+/// Characters of a batch's id that say which batch it is; an id has 64 at most, and a dot and the
+/// number of the try follow, which no process brings to 15 digits.
 const BATCH_NAME_CHARS: usize = 48;
 
 /// An event on its way.
@@ -55,7 +51,6 @@ struct Patience {
     deadline: Instant,
     backoff: Backoff,
     told: Option<Instant>,
-    tries: u32,
 }
 
 impl Ledger {
@@ -72,22 +67,30 @@ impl Ledger {
     ) -> Result<(), LedgerError> {
         let mut pending = self.write(events)?;
         let mut patience = Patience::new(self.patience);
-        while let Some(first) = pending.front() {
-            patience.tries += 1;
-            let count = self.together(pending.len());
+        while !pending.is_empty() {
+            let count = self.grouping.share(pending.len());
+            let waiting = pending.len();
+            let published = match count {
+                1 => self.publish_in_line(&mut pending).await,
+                _ => self.publish_batch(&mut pending, count).await,
+            };
+            if pending.len() < waiting {
+                patience = Patience::new(self.patience);
+                continue;
+            }
+            let first = &pending[0];
             let mut waits = true;
-            let mut reason = match self.publish(&pending, count, patience.tries).await {
-                Published::At(last) => {
-                    let at = last + 1 - count as u64;
-                    for (at, stored) in (at..).zip(pending.drain(..count)) {
-                        self.extend(at, stored.digest);
+            let mut reason = match published {
+                Published::At(_) => unreachable!("what is stored is no longer pending"),
+                Published::NoBatches => {
+                    if self.grouping.takes_none() {
+                        tracing::warn!(code = %Code::StreamDrift, next = Code::StreamDrift.next_step(), "stream {LEDGER_STREAM} takes no batches; events are appended one after another");
                     }
-                    patience = Patience::new(self.patience);
                     continue;
                 }
-                Published::NoBatches => {
-                    tracing::warn!(code = %Code::StreamDrift, next = Code::StreamDrift.next_step(), "stream {LEDGER_STREAM} takes no batches; events are appended one after another");
-                    self.batches = false;
+                // One of them is refused: in smaller parts the others get in, and it is named.
+                Published::Refused(_) if count > 1 => {
+                    self.grouping.failed(count);
                     continue;
                 }
                 Published::Refused(reason) => return Err(first.unwritable(reason)),
@@ -108,7 +111,7 @@ impl Ledger {
                 }
                 // Somebody's message lay in between: now the end is known again.
                 Ok(()) if !waits && self.stream_sequence > before.0 => continue,
-                Ok(()) => {}
+                Ok(()) => self.grouping.failed(count),
                 Err(LedgerError::Unreadable(error @ StreamError::Unreadable { .. })) => {
                     reason = error.to_string();
                 }
@@ -158,60 +161,81 @@ impl Ledger {
         Ok(pending)
     }
 
-    /// How many of `waiting` events are published together.
-    const fn together(&self, waiting: usize) -> usize {
-        if !self.batches || waiting < BATCH_MIN {
-            1
-        } else if waiting > BATCH_MAX {
-            BATCH_MAX
-        } else {
-            waiting
+    /// Publishes the first `count` events, all of them or none, and takes them off `pending` when
+    /// they are stored.
+    async fn publish_batch(&mut self, pending: &mut VecDeque<Pending>, count: usize) -> Published {
+        let last = &pending[count - 1];
+        // A try that the broker still has half of must not be mixed with this one.
+        let number = self.grouping.number();
+        let id = format!("{}.{number}", &last.digest.hex()[..BATCH_NAME_CHARS]);
+        for (place, event) in (1..).zip(pending.range(..count - 1)) {
+            let mut headers = batch_headers(&id, place);
+            if place == 1 {
+                expect_end(&mut headers, self.stream_sequence);
+            }
+            let payload = event.payload.clone();
+            let sent = self.bus.publish_with(&event.subject, headers, payload);
+            if let Err(error) = sent.await {
+                return Published::NotNow(error.to_string());
+            }
         }
+        let mut headers = batch_headers(&id, count);
+        headers.insert(NATS_BATCH_COMMIT, NATS_BATCH_COMMIT_FINAL);
+        let published = self.ask(last, headers, self.stream_sequence, count).await;
+        if let Published::At(_) = published {
+            self.grouping.stored(count);
+            for stored in pending.drain(..count) {
+                self.extend(self.stream_sequence + 1, stored.digest);
+            }
+        }
+        published
     }
 
-    /// Publishes the first `count` events, all of them or none.
-    async fn publish(&self, pending: &VecDeque<Pending>, count: usize, tries: u32) -> Published {
-        let last = &pending[count - 1];
-        let mut headers = HeaderMap::new();
-        if count == 1 {
-            headers.insert(NATS_MESSAGE_ID, last.digest.hex());
-            self.expect_end(&mut headers);
-        } else {
-            // A try that the broker still has half of must not be mixed with this one.
-            let id = format!("{}.{tries}", &last.digest.hex()[..BATCH_NAME_CHARS]);
-            for (place, event) in (1..).zip(pending.range(..count - 1)) {
-                let mut headers = batch_headers(&id, place);
-                if place == 1 {
-                    self.expect_end(&mut headers);
-                }
-                let payload = event.payload.clone();
-                let sent = self.bus.publish_with(&event.subject, headers, payload);
-                if let Err(error) = sent.await {
-                    return Published::NotNow(error.to_string());
-                }
+    /// Publishes the first events one by one, without waiting for the answer to one before the
+    /// next, and takes off `pending` what is stored. Gives what came of the first that is not.
+    async fn publish_in_line(&mut self, pending: &mut VecDeque<Pending>) -> Published {
+        let line = self.grouping.line(pending.len());
+        let (known, ledger) = (self.stream_sequence, &*self);
+        let asked = pending.range(..line).enumerate().map(|(place, event)| {
+            let end = known + place as u64;
+            let mut headers = HeaderMap::new();
+            headers.insert(NATS_MESSAGE_ID, event.digest.hex());
+            expect_end(&mut headers, end);
+            if let Some(before) = place.checked_sub(1) {
+                // Where another's message took the place of the one before, the position alone
+                // would fit.
+                let before = pending[before].digest.hex();
+                headers.insert(NATS_EXPECTED_LAST_MESSAGE_ID, before);
             }
-            headers = batch_headers(&id, count);
-            headers.insert(NATS_BATCH_COMMIT, NATS_BATCH_COMMIT_FINAL);
+            ledger.ask(event, headers, end, 1)
+        });
+        for published in join_all(asked).await {
+            let Published::At(at) = published else {
+                return published;
+            };
+            self.grouping.stored(1);
+            let stored = pending.pop_front();
+            self.extend(at, stored.expect("each answer is to one of them").digest);
         }
+        Published::At(self.stream_sequence)
+    }
+
+    /// Publishes `event`, which completes `count` events behind position `end`, and waits for the
+    /// answer.
+    async fn ask(&self, event: &Pending, headers: HeaderMap, end: u64, count: usize) -> Published {
+        let payload = event.payload.clone();
         let answer = self
             .bus
-            .request_raw(&last.subject, headers, last.payload.clone(), ACK_WAIT)
+            .request_raw(&event.subject, headers, payload, ACK_WAIT)
             .await;
         match answer {
-            Ok(answer) => published(&answer, self.stream_sequence, count),
+            Ok(answer) => published(&answer, end, count),
             Err(error @ BusError::Denied { .. }) => Published::Refused(error.to_string()),
             Err(error) => {
                 let error = self.bus.explain_silence(error, LEDGER_STREAM).await;
                 Published::NotNow(error.to_string())
             }
         }
-    }
-
-    /// The broker is to compare the end of the ledger with the one that is known here.
-    fn expect_end(&self, headers: &mut HeaderMap) {
-        let end = self.stream_sequence.to_string();
-        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, end);
-        headers.insert(EXPECTED_FILTER, LEDGER_FILTER);
     }
 
     /// Looks at every message behind the known end and takes those events off `own` that are there.
@@ -248,6 +272,12 @@ impl Ledger {
     }
 }
 
+/// The broker is to compare the end of the ledger with `end`.
+fn expect_end(headers: &mut HeaderMap, end: u64) {
+    headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, end.to_string());
+    headers.insert(EXPECTED_FILTER, LEDGER_FILTER);
+}
+
 fn batch_headers(id: &str, place: usize) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(NATS_BATCH_ID, id);
@@ -271,7 +301,6 @@ impl Patience {
             deadline: Instant::now() + patience,
             backoff: Backoff::new(PAUSE),
             told: None,
-            tries: 0,
         }
     }
 

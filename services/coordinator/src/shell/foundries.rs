@@ -16,7 +16,8 @@ impl Shell {
             return Ok(());
         }
         if matches!(order, Order::Restore { .. }) && !self.tables.foundries.contains_key(&run) {
-            let answers = Answers::new(run.clone(), self.arrivals.clone());
+            let number = self.tables.next_foundry();
+            let answers = Answers::new(run.clone(), number, self.arrivals.clone());
             let foundry = Foundry::start(run.clone(), &self.domain, self.store.clone(), answers);
             self.tables.foundries.insert(run.clone(), foundry);
         }

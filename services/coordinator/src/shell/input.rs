@@ -10,9 +10,9 @@ use super::tables::Asker;
 use crate::arrival::Arrival;
 
 impl Shell {
-    /// An arrival as the core understands it.
-    pub(super) fn input(&mut self, arrival: Arrival) -> Result<Input, Failure> {
-        Ok(match arrival {
+    /// An arrival as the core understands it; none for the answer of a foundry that is gone.
+    pub(super) fn input(&mut self, arrival: Arrival) -> Result<Option<Input>, Failure> {
+        Ok(Some(match arrival {
             Arrival::Worker {
                 peer,
                 request,
@@ -52,10 +52,20 @@ impl Shell {
                 unit,
                 delivery: self.tables.deliveries.note(stream_sequence, ack),
             },
-            Arrival::Foundry { run, answer } => Input::Foundry { run, answer },
+            Arrival::Foundry {
+                run,
+                foundry,
+                answer,
+            } => {
+                if !self.tables.works_for(&run, foundry) {
+                    tracing::debug!(%run, answer = answer.kind(), "the answer of a foundry that is gone is dropped");
+                    return Ok(None);
+                }
+                Input::Foundry { run, answer }
+            }
             Arrival::Input(input) => input,
             Arrival::Failed(failure) => return Err(failure),
-        })
+        }))
     }
 }
 

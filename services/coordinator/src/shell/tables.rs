@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::Shell;
 use crate::answer::ReplyTo;
 use crate::arrival::Arrival;
-use crate::foundry::Foundry;
+use crate::foundry::{Foundry, FoundryNumber};
 use crate::grants::Granted;
 use crate::queue::Deliveries;
 
@@ -24,6 +24,8 @@ pub(crate) struct Tables {
     pub(super) deliveries: Deliveries,
     pub(super) granted: Granted,
     pub(super) foundries: BTreeMap<RunId, Foundry>,
+    /// Foundries that were started.
+    founded: u64,
     /// What holds each run up, as it was logged last.
     troubles: BTreeMap<RunId, Code>,
 }
@@ -62,6 +64,17 @@ impl Tables {
         }
     }
 
+    pub(super) fn next_foundry(&mut self) -> FoundryNumber {
+        self.founded += 1;
+        FoundryNumber(self.founded)
+    }
+
+    /// True for the foundry that works for `run` now.
+    pub(super) fn works_for(&self, run: &RunId, foundry: FoundryNumber) -> bool {
+        let present = self.foundries.get(run);
+        present.is_some_and(|present| present.number() == foundry)
+    }
+
     pub(super) fn forget(&mut self, run: &RunId) {
         self.troubles.remove(run);
         self.foundries.remove(run);
@@ -98,5 +111,28 @@ impl Shell {
                 to.send(&self.bus, Err(refusal.clone())).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_the_present_foundry_of_a_run_is_heard() {
+        let run: RunId = "demo".parse().expect("a name");
+        let mut tables = Tables::default();
+        let (old, new) = (tables.next_foundry(), tables.next_foundry());
+        assert!(!tables.works_for(&run, old), "there is none yet");
+        for (number, heard) in [(old, [true, false]), (new, [false, true])] {
+            let foundry = Foundry::idle(run.clone(), number);
+            tables.foundries.insert(run.clone(), foundry);
+            assert_eq!(
+                [old, new].map(|number| tables.works_for(&run, number)),
+                heard
+            );
+        }
+        tables.forget(&run);
+        assert!(!tables.works_for(&run, new), "it was told to end");
     }
 }

@@ -2,7 +2,9 @@
 
 use async_nats::HeaderMap;
 use async_nats::jetstream;
+use async_nats::jetstream::stream::Config;
 use diloco_coordinator::{LedgerError, NewEvent};
+use harness::{Line, Quality};
 use runtime::StreamReader;
 use schemas::event::EventBody;
 use schemas::subject::{LEDGER_STREAM, ledger_subject};
@@ -11,6 +13,8 @@ use crate::ledger::{Scene, append, at, of_demo, reasons, stopped};
 
 /// More than two batches.
 const MANY: u64 = 2100;
+/// Events of the longest batch.
+const BATCH: u64 = 1000;
 
 /// Events of two subjects that take turns: a batch is fenced over both.
 fn events(name: &str, count: u64) -> Vec<NewEvent> {
@@ -33,6 +37,16 @@ fn names(name: &str, count: u64) -> Vec<String> {
 async fn messages(scene: &Scene) -> u64 {
     let stream = StreamReader::new(scene.server.bus().await, LEDGER_STREAM);
     stream.span().await.expect("it is there").messages
+}
+
+/// Changes the settings of the stream.
+async fn set(scene: &Scene, change: impl FnOnce(&mut Config)) {
+    let jetstream = jetstream::new(scene.server.bus().await.client().clone());
+    let stream = jetstream.get_stream(LEDGER_STREAM).await;
+    let mut config = stream.expect("it is there").cached_info().config.clone();
+    change(&mut config);
+    let updated = jetstream.update_stream(config).await;
+    updated.expect("this server takes it");
 }
 
 async fn read(scene: &Scene) -> Vec<EventBody> {
@@ -173,17 +187,101 @@ async fn a_batch_goes_past_messages_that_nobody_signed() {
 #[tokio::test]
 async fn a_stream_that_takes_no_batches_is_written_to_all_the_same() {
     let scene = Scene::new().await;
-    let jetstream = jetstream::new(scene.server.bus().await.client().clone());
-    let stream = jetstream.get_stream(LEDGER_STREAM).await;
-    let mut config = stream.expect("it is there").cached_info().config.clone();
-    config.allow_atomic_publish = false;
-    jetstream
-        .update_stream(config)
-        .await
-        .expect("this server takes it");
+    set(&scene, |config| config.allow_atomic_publish = false).await;
     let (mut ledger, _) = scene.open().await.expect("an empty ledger");
     ledger.append(events("a", 20)).await.expect("appended");
     ledger.append(events("b", 20)).await.expect("appended");
     let expected: Vec<_> = names("a", 20).into_iter().chain(names("b", 20)).collect();
     assert_eq!(reasons(&read(&scene).await), expected);
+}
+
+/// The line to the first coordinator goes dead while its second batch is on its way; another leads
+/// meanwhile. Of the first coordinator's events the ledger keeps the first batch.
+#[tokio::test]
+async fn tl_15_the_second_of_several_batches_is_fenced_off_and_the_first_stays() {
+    let scene = Scene::new().await;
+    let line = Line::start(scene.server.address(), Quality::Good);
+    let bus = scene.server.bus_at(line.address()).await;
+    let (mut first, _) = scene.open_at(bus).await.expect("an empty ledger");
+    append(&mut first, 1, stopped("alone"))
+        .await
+        .expect("appended");
+    let before = line.bytes_up();
+    let batch = first.append(events("sized", BATCH));
+    batch.await.expect("appended");
+    let of_a_batch = line.bytes_up() - before;
+    // Slow enough that the rest of a batch takes a second.
+    line.set(Quality::Slow {
+        up: of_a_batch,
+        down: of_a_batch,
+    });
+    let half = line.bytes_up() + of_a_batch + of_a_batch / 2;
+    let appending = tokio::spawn(async move {
+        let ended = first.append(events("late", MANY)).await;
+        (first, ended)
+    });
+    line.until_up(half, std::future::pending::<()>()).await;
+    line.set(Quality::Dead);
+    assert_eq!(messages(&scene).await, 1 + 2 * BATCH);
+    let (mut second, _) = scene.open().await.expect("it verifies");
+    append(&mut second, MANY, stopped("another"))
+        .await
+        .expect("appended");
+    line.set(Quality::Good);
+    let (first, ended) = appending.await.expect("no panic");
+    let place = 1 + 2 * BATCH;
+    assert!(
+        matches!(ended, Err(LedgerError::Fenced { expected, found }) if (expected, found) == (place, place + 1)),
+        "{ended:?}"
+    );
+    assert_eq!(first.len(), place, "its first batch is in the chain");
+    let mut expected = vec!["alone".to_owned()];
+    expected.extend(names("sized", BATCH));
+    expected.extend(names("late", BATCH));
+    expected.push("another".to_owned());
+    assert_eq!(reasons(&read(&scene).await), expected);
+}
+
+/// A few events are published one by one without waiting for each answer. Where another's event
+/// lies in the place of the first, the position that the second expects is right, and it is
+/// refused all the same.
+#[tokio::test]
+async fn tl_15_a_few_events_that_are_fenced_off_store_nothing() {
+    let scene = Scene::new().await;
+    let (mut first, _) = scene.overtaken().await;
+    let refused = first.append(events("late", 5)).await;
+    assert!(
+        matches!(
+            refused,
+            Err(LedgerError::Fenced {
+                expected: 1,
+                found: 2
+            })
+        ),
+        "{refused:?}"
+    );
+    assert_eq!(messages(&scene).await, 2);
+    let (mut first, _) = scene.open().await.expect("it verifies");
+    first.append(events("again", 5)).await.expect("appended");
+    let foreign = scene.litter().await;
+    first.append(events("more", 5)).await.expect("appended");
+    assert_eq!((first.len(), first.foreign()), (12, foreign));
+    assert_eq!(messages(&scene).await, 12 + foreign);
+}
+
+/// An event that the broker never takes is named, and what was decided before it is stored.
+#[tokio::test]
+async fn a_batch_with_an_event_that_is_refused_for_good_is_stored_up_to_it() {
+    let scene = Scene::new().await;
+    set(&scene, |config| config.max_message_size = 2000).await;
+    let (mut ledger, _) = scene.open().await.expect("an empty ledger");
+    let mut together = events("a", 40);
+    together[25] = at(25, stopped(&"long ".repeat(600)));
+    let refused = ledger.append(together).await;
+    assert!(
+        matches!(&refused, Err(LedgerError::Unwritable { sequence, .. }) if sequence.get() == 25),
+        "{refused:?}"
+    );
+    assert_eq!(ledger.len(), 25);
+    assert_eq!(reasons(&read(&scene).await), names("a", 25));
 }

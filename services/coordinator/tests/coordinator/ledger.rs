@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use diloco_coordinator::{Ledger, LedgerError, LedgerMark, NewEvent};
 use identity::join::new_session;
-use identity::{AuditKey, ManifestKey, TrustBundle};
-use runtime::Failure;
+use identity::{AuditKey, KeyKind, ManifestKey, SigningKey, TrustBundle};
+use runtime::{Bus, Failure};
 use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent};
 use schemas::member::Posture;
 use schemas::subject::{LEDGER_STREAM, ledger_subject};
@@ -56,16 +56,19 @@ impl Scene {
 
     /// A ledger of which nothing was read.
     pub(crate) async fn unread(&self) -> Ledger {
-        Ledger::new(
-            self.server.bus().await,
-            self.key.clone(),
-            self.trust.clone(),
-            PATIENCE,
-        )
+        self.unread_at(self.server.bus().await)
+    }
+
+    fn unread_at(&self, bus: Bus) -> Ledger {
+        Ledger::new(bus, self.key.clone(), self.trust.clone(), PATIENCE)
     }
 
     pub(crate) async fn open(&self) -> Result<(Ledger, Vec<EventBody>), LedgerError> {
-        let mut ledger = self.unread().await;
+        self.open_at(self.server.bus().await).await
+    }
+
+    pub(crate) async fn open_at(&self, bus: Bus) -> Result<(Ledger, Vec<EventBody>), LedgerError> {
+        let mut ledger = self.unread_at(bus);
         let events = read_on(&mut ledger).await?;
         Ok((ledger, events))
     }

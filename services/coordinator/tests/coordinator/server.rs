@@ -1,5 +1,6 @@
 //! A real nats-server without accounts: what is tested here is the ledger, not who may write it.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use async_nats::jetstream::{self, stream};
@@ -44,9 +45,19 @@ impl Server {
         self.process.restart().await;
     }
 
+    pub(crate) fn address(&self) -> SocketAddr {
+        let address = self.process.address();
+        address.parse().expect("an address")
+    }
+
     pub(crate) async fn bus(&self) -> Bus {
+        self.bus_at(self.address()).await
+    }
+
+    /// A connection by way of `address`, which leads to this server.
+    pub(crate) async fn bus_at(&self, address: SocketAddr) -> Bus {
         let config = BusConfig {
-            url: format!("nats://{}", self.process.address()),
+            url: format!("nats://{address}"),
             ..BusConfig::default()
         };
         Bus::connect("test", &config, clock::now())

@@ -29,7 +29,7 @@ pub fn run(cli: Cli) -> ExitCode {
     let format = cli.global.output;
     let log = cli.global.log.clone();
     let ended = service::command(&log, Box::pin(carry_out(cli)));
-    runtime::exit::report_as(ended, |refusal| exit::render(format, refusal))
+    runtime::exit::report(ended, |refusal| exit::render(format, refusal))
 }
 
 async fn carry_out(cli: Cli) -> Result<(), Failure> {

@@ -2,10 +2,14 @@
 //! stays as it was. A coordinator appends no such event; in a ledger it means a defect, another
 //! release, or somebody's hand.
 
-use ledger::{ApplyError, RoundRecord, Run};
+use std::collections::BTreeMap;
+
+use ledger::{ApplyError, OpenSync, RoundRecord, Run, Standing, Unit};
+use schemas::contribution::Fate;
 use schemas::event::{Departure, LedgerEvent};
 use schemas::lease::LeaseRef;
-use schemas::{RunId, Tokens, UnixMillis};
+use schemas::snapshot::MergeInput;
+use schemas::{Epoch, Fragment, Round, RunId, Tokens, UnitIndex, UnixMillis, Weight};
 
 use crate::kit::{
     Book, accepted, closed, created, ended, evaluated, evaluating, evaluation, granted, joined,
@@ -166,10 +170,17 @@ fn a_run_is_named_known_created_once_and_valid() {
 fn a_run_that_contradicts_itself_is_found_out() {
     let mut book = Book::new();
     book.note(&opened(0));
-    let held = lease(0, 0, 1);
+    book.contribute(0, 0, 0);
+    book.contribute(0, 1, 1);
+    book.note(&sealed(0, &[(0, 1, 32), (1, 1, 32)], 0));
+    let whole = book.clone();
+    book.note(&closed(0, 1));
+    book.note(&opened(1));
+    let held = lease(1, 0, 1);
+    book.contribute(1, 1, 1);
     book.note(&granted(held, 0));
     type Change = fn(&mut Run, LeaseRef);
-    let changes: [(&str, Change); 8] = [
+    let changes: [(&str, Change); 18] = [
         ("tokens from nowhere", |run, _| {
             run.tokens.issued += Tokens(1)
         }),
@@ -187,6 +198,48 @@ fn a_run_that_contradicts_itself_is_found_out() {
         ("a set that waits and is not sealed", |run, _| {
             run.sealed.extend(run.open.keys())
         }),
+        ("an input of a unit that is not done", |run, held| {
+            input(run).lease = held;
+        }),
+        ("an input of another epoch", |run, _| {
+            input(run).lease.epoch = Epoch(2);
+        }),
+        ("an input that was late", |run, _| {
+            let accepted = run.accepted.get_mut(&lease(1, 1, 1).unit);
+            accepted.expect("it counts").fate = Fate::Late;
+        }),
+        ("a result that counts and is in no input", |run, _| {
+            collected(run).clear();
+        }),
+        ("an open unit of a round that is over", |run, held| {
+            let unit = run.units.remove(&lease(1, 1, 1).unit);
+            let mut unit = unit.expect("it is done");
+            collected(run).clear();
+            unit.standing = Standing::Open;
+            run.units.insert(lease(0, 1, 1).unit, unit);
+            assert_eq!(run.holder(&held.unit), Some((&worker(0), held.epoch)));
+        }),
+        ("a unit beyond those of a round", |run, _| {
+            let unit = run.units[&lease(1, 1, 1).unit].clone();
+            let unit = Unit {
+                standing: Standing::Open,
+                ..unit
+            };
+            run.units.insert(lease(1, 2, 1).unit, unit);
+        }),
+        ("a unit that starts from what is not kept", |run, held| {
+            let unit = run.units.get_mut(&held.unit);
+            unit.expect("it is held").base = Round(0);
+        }),
+        ("a merge that is not kept", |run, _| run.merges.clear()),
+        ("weights that no merge gave", |run, _| {
+            run.merges[0].broadcast = run.spec_digest;
+        }),
+        ("newest weights that are not kept", |run, _| {
+            let weights = run.weights.pop_last();
+            let (_, weights) = weights.expect("the newest are kept");
+            run.weights.insert((Fragment::FIRST, Round(7)), weights);
+        }),
         ("merged tokens from nowhere", |run, _| {
             run.rounds[0].tokens += Tokens(1)
         }),
@@ -199,4 +252,31 @@ fn a_run_that_contradicts_itself_is_found_out() {
         change(&mut run, held);
         assert!(run.check().is_err(), "{what}");
     }
+    let mut run = whole.run().clone();
+    let sync = run.sealed[0];
+    let inputs: Vec<MergeInput> = run.open[&sync].inputs().cloned().collect();
+    let weightless = inputs.iter().cloned().map(|input| MergeInput {
+        weight: Weight(0),
+        ..input
+    });
+    let descending = inputs.iter().rev().cloned().collect();
+    let twice = vec![inputs[0].clone(); 2];
+    for wrong in [weightless.collect(), descending, twice, vec![]] {
+        run.open.insert(sync, OpenSync::Sealed(wrong));
+        assert!(run.check().is_err(), "{:?}", run.open);
+    }
+}
+
+/// The contributions of the round that is open.
+fn collected(run: &mut Run) -> &mut BTreeMap<UnitIndex, MergeInput> {
+    match run.open.values_mut().next() {
+        Some(OpenSync::Collecting(inputs)) => inputs,
+        other => panic!("{other:?} does not collect"),
+    }
+}
+
+/// The only contribution of the round that is open.
+fn input(run: &mut Run) -> &mut MergeInput {
+    let input = collected(run).values_mut().next();
+    input.expect("one is in")
 }

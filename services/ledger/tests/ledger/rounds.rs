@@ -4,7 +4,7 @@ use ledger::Fates;
 use schemas::contribution::Fate;
 use schemas::{Fragment, Round, Tokens, Weight};
 
-use crate::kit::{Book, TIME, accepted, closed, ended, granted, lease, opened, sealed};
+use crate::kit::{Book, TIME, accepted, closed, ended, granted, lease, opened, saved, sealed};
 
 /// Rounds, units and weights of the merges, in their order.
 fn merges(book: &Book) -> Vec<(u64, Vec<(u32, u64)>)> {
@@ -138,12 +138,51 @@ fn a_seal_in_parts_takes_nothing_from_its_first_part_on() {
     book.contribute(0, 1, 1);
     book.refuse(&sealed(0, &[(0, 1, 32)], 2));
     book.note(&sealed(0, &[(0, 1, 32)], 1));
+    let open = book.run().open.values().next();
+    assert!(open.is_some_and(|open| !open.collects() && open.inputs().count() == 2));
     book.refuse(&closed(0, 1));
     book.refuse(&sealed(0, &[(0, 1, 32)], 0));
     book.note(&sealed(0, &[(1, 1, 16)], 0));
     book.note(&closed(0, 1));
     assert_eq!(merges(&book), [(0, vec![(0, 32), (1, 16)])]);
     assert_eq!(book.run().merges[0].inputs[1].weight, Weight(16));
+}
+
+/// A set of inputs that all weigh nothing has no mean.
+#[test]
+fn a_set_that_weighs_nothing_is_refused() {
+    let mut book = Book::under_any_rule();
+    book.note(&opened(0));
+    book.contribute(0, 0, 0);
+    book.contribute(0, 1, 1);
+    book.refuse(&sealed(0, &[(0, 1, 0), (1, 1, 0)], 0));
+    book.fits(&sealed(0, &[(0, 1, 0), (1, 1, 1)], 0));
+    book.note(&sealed(0, &[(0, 1, 0)], 1));
+    book.refuse(&sealed(0, &[(1, 1, 0)], 0));
+    book.note(&sealed(0, &[(1, 1, 1)], 0));
+}
+
+/// Rounds may be merged in another order than they were opened in: what is saved is counted in
+/// versions, whatever the rounds are called.
+#[test]
+fn versions_are_counted_by_merges_and_not_by_rounds() {
+    let mut book = Book::under_any_rule();
+    for round in [0, 1] {
+        book.note(&opened(round));
+        book.contribute(round, 0, 0);
+        book.contribute(round, 1, 1);
+    }
+    let both = [(0, 1, 32), (1, 1, 32)];
+    book.note(&sealed(1, &both, 0));
+    book.note(&closed(1, 1));
+    assert!(book.run().unsaved().eq([Round(1)]));
+    book.note(&sealed(0, &both, 0));
+    book.note(&closed(0, 2));
+    assert!(book.run().unsaved().eq([Round(1), Round(2)]));
+    book.note(&saved(1));
+    assert!(book.run().unsaved().eq([Round(2)]));
+    let left: Vec<Round> = book.run().merges.iter().map(|merge| merge.round).collect();
+    assert_eq!(left, [Round(0)], "the merge of round 1 came first");
 }
 
 #[test]

@@ -31,6 +31,28 @@ fn value(text: &str, begins: &str) -> f64 {
     line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
+/// Numbers are a side door. A service whose door is taken says so, and works.
+#[tokio::test]
+async fn services_whose_metrics_port_is_taken_work_without_numbers() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let options = Options {
+        metrics: taken.local_addr().unwrap().to_string(),
+        ..Options::default()
+    };
+    let mut cluster = Cluster::start(options, 1).await;
+    let run = cluster.run().clone();
+    Recipe::reference(1, 1, 4).create(&cluster).await;
+    cluster.operator().await.until_complete(&run).await;
+    for name in ["coordinator", "store", "audit"] {
+        let file = std::fs::read(cluster.path("ready").join(name)).unwrap();
+        let ready: Ready = serde_json::from_slice(&file).unwrap();
+        assert_eq!(ready.metrics, None, "{name}");
+        let log = cluster.process(name).log();
+        let said = log.lines().filter(|line| line.contains("DL0670")).count();
+        assert_eq!(said, 1, "{name} says it once:\n{log}");
+    }
+}
+
 #[tokio::test]
 async fn services_give_their_numbers_on_loopback_and_name_no_worker() {
     let mut cluster = Cluster::start(Options::default(), 1).await;

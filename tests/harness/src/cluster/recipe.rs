@@ -48,7 +48,7 @@ impl Cluster {
             ("store_server.tls_cert", shown(&layout.server_certificate())),
             ("store_server.tls_key", shown(&layout.server_key())),
             ("store_server.free_bytes_min", "0".to_owned()),
-            ("metrics.listen", "127.0.0.1:0".to_owned()),
+            ("metrics.listen", self.options.metrics.clone()),
             ("service.ready_file", shown(&self.ready_file(STORE))),
         ];
         self.recipe(STORE, "diloco-store", &settings, Vec::new())
@@ -60,7 +60,7 @@ impl Cluster {
             ("bus.url", self.bus_url.clone()),
             ("store.url", self.store_url()),
             ("limits.heartbeat", "1s".to_owned()),
-            ("metrics.listen", "127.0.0.1:0".to_owned()),
+            ("metrics.listen", self.options.metrics.clone()),
         ];
         self.recipe(name, "diloco-coordinator", &settings, self.ready_flag(name))
     }
@@ -69,7 +69,7 @@ impl Cluster {
         let settings = [
             ("domain", shown(self.domain.layout().folder())),
             ("bus.url", self.bus_url.clone()),
-            ("metrics.listen", "127.0.0.1:0".to_owned()),
+            ("metrics.listen", self.options.metrics.clone()),
         ];
         self.recipe("audit", "diloco-audit", &settings, self.ready_flag("audit"))
     }

@@ -1,7 +1,6 @@
 //! When a round has what it needs.
 
-use ledger::{OpenSync, Phase};
-use schemas::UnixMillis;
+use ledger::OpenSync;
 use schemas::run::Closing;
 use schemas::snapshot::MergeInput;
 use schemas::sync::SealedInput;
@@ -9,20 +8,11 @@ use schemas::sync::SealedInput;
 /// The inputs of a set that is sealed now, ascending by unit; none while its round still waits.
 /// `units` is how many training units the round has. A seal that a coordinator began before it died
 /// is completed, by what the rule says of the inputs that are left.
-pub(super) fn due(
-    closing: Closing,
-    units: u32,
-    open: &OpenSync,
-    _now: UnixMillis,
-) -> Option<Vec<SealedInput>> {
-    let named = match &open.phase {
-        Phase::Collecting => 0,
-        Phase::Sealing(named) => named.len(),
-        Phase::Sealed(_) => return None,
-    };
+pub(super) fn due(closing: Closing, units: u32, open: &OpenSync) -> Option<Vec<SealedInput>> {
+    let unnamed = open.unnamed()?;
     match closing {
-        Closing::All => (open.inputs.len() as u64 == u64::from(units))
-            .then(|| open.inputs.values().skip(named).map(by_tokens).collect()),
+        Closing::All => (open.inputs().count() as u64 == u64::from(units))
+            .then(|| unnamed.map(by_tokens).collect()),
     }
 }
 

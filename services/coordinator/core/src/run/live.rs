@@ -9,7 +9,9 @@ use schemas::event::LeaseEnd;
 use schemas::lease::{LeaseRef, UnitId};
 use schemas::run::RunSpec;
 use schemas::telemetry::Heartbeat;
-use schemas::{Bytes, Digest, Millis, ObjectRef, Refusal, Steps, SyncId, UnixMillis, WorkerId};
+use schemas::{
+    Bytes, Digest, Millis, ObjectRef, Refusal, Round, Steps, SyncId, UnixMillis, WorkerId,
+};
 
 use crate::input::{DeliveryId, ReplyId, ScreeningId};
 use crate::run::draw::Data;
@@ -71,8 +73,8 @@ pub(crate) struct Foundry {
     pub(crate) restored: bool,
     /// What it was asked to do to the weights and has not answered.
     pub(crate) task: Option<Task>,
-    /// It was asked to save and has not answered.
-    pub(crate) saving: bool,
+    /// The round whose weights it was asked to save and has not answered for.
+    pub(crate) saving: Option<Round>,
     /// Failures in a row; decides how long to wait before the next try.
     pub(crate) failures: u32,
     pub(crate) save_failures: u32,

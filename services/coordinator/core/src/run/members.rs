@@ -28,14 +28,6 @@ impl RunRoom<'_> {
         request: JoinRequest,
     ) -> Handled {
         let run = &self.run;
-        let wanted = run.spec.model.trainer;
-        if !request.trainers.contains(&wanted) {
-            let detail = format!("the run needs {wanted:?}");
-            return Err(Refusal::new(Code::TrainerMissing, detail).into());
-        }
-        let before = run.members.get(&peer.worker);
-        check_place(run, before, peer)?;
-        check_key(before, peer, &request)?;
         let before = run.member(&peer.worker);
         let renewed = before.is_some_and(|member| is_renewed(member, &request));
         let replaced = before.is_some_and(|member| member.session != request.session);
@@ -149,6 +141,19 @@ impl RunRoom<'_> {
             }
         }
     }
+}
+
+/// Refuses a join for what its run alone can say: another trainer, no place, another key than
+/// before.
+pub(crate) fn check_entry(run: &Run, peer: &Peer, request: &JoinRequest) -> Result<(), Refusal> {
+    let wanted = run.spec.model.trainer;
+    if !request.trainers.contains(&wanted) {
+        let detail = format!("the run needs {wanted:?}");
+        return Err(Refusal::new(Code::TrainerMissing, detail));
+    }
+    let before = run.members.get(&peer.worker);
+    check_place(run, before, peer)?;
+    check_key(before, peer, request)
 }
 
 /// Refuses an asker that is no member of the run under the account it joined from.

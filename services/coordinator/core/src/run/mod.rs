@@ -23,7 +23,7 @@ mod failures;
 mod heartbeat;
 mod leases;
 pub(crate) mod live;
-mod members;
+pub(crate) mod members;
 pub(crate) mod objects;
 mod offers;
 pub(crate) mod results;

@@ -41,6 +41,11 @@ impl RunRoom<'_> {
 
     /// The queue delivered an offer.
     pub(crate) fn offered(&mut self, turn: &mut Turn<'_>, unit: UnitId, delivery: DeliveryId) {
+        // One of the coordinator before this one, for a merge that it did not finish: it stays on
+        // the queue, where this one's own would be a repeat.
+        if is_ahead(&self.run, &unit) {
+            self.live.offers.entry(unit).or_default();
+        }
         match self.live.offers.get_mut(&unit) {
             Some(offered) => {
                 offered.delivery = Some(delivery);
@@ -73,6 +78,11 @@ impl RunRoom<'_> {
             turn.out.push(Effect::Settle { delivery });
         }
     }
+}
+
+/// True for a unit that will be open once the oldest open round is merged.
+fn is_ahead(run: &Run, unit: &UnitId) -> bool {
+    !run.open.is_empty() && units_ahead(run).contains(unit)
 }
 
 /// The units that are open once the next set is merged: those of the next round, and the evaluation

@@ -169,7 +169,8 @@ impl RunRoom<'_> {
 
     fn merge(&mut self, turn: &mut Turn<'_>, sync: SyncId, inputs: Vec<MergeInput>) {
         self.live.foundry.task = Some(Task::Merge(sync));
-        self.order(turn, Order::Merge { sync, inputs });
+        let base = self.run.version(sync.fragment);
+        self.order(turn, Order::Merge { sync, base, inputs });
         self.offer_ahead(turn);
     }
 
@@ -222,7 +223,7 @@ impl RunRoom<'_> {
     }
 
     fn save(&mut self, turn: &mut Turn<'_>, round: Round) {
-        self.live.foundry.saving = true;
+        self.live.foundry.saving = Some(round);
         let last = self.run.last_snapshot();
         let order = Order::Save {
             round,
@@ -238,16 +239,15 @@ impl RunRoom<'_> {
         round: Round,
         outcome: Result<ObjectRef, Refusal>,
     ) {
-        // An answer to nothing changes nothing.
-        if std::mem::take(&mut self.live.foundry.saving) {
+        // An answer to what was not asked changes nothing.
+        if self.live.foundry.saving == Some(round) {
+            self.live.foundry.saving = None;
             match outcome {
-                Ok(manifest) if is_next_snapshot(&self.run, round) => {
+                Ok(manifest) => {
                     self.live.foundry.save_failures = 0;
                     self.live.foundry.save_trouble = None;
                     self.append(turn, LedgerEvent::SnapshotSaved { round, manifest });
                 }
-                // Of another round: what was asked for is still due.
-                Ok(_) => {}
                 Err(refusal) => self.save_later(turn, refusal),
             }
             self.advance(turn);
@@ -274,12 +274,6 @@ impl RunRoom<'_> {
     }
 }
 
-/// True for a snapshot that may stand: newer than the last, and of a round that is closed.
-fn is_next_snapshot(run: &Run, round: Round) -> bool {
-    let newer = run.last_snapshot().is_none_or(|last| last.round < round);
-    newer && round <= run.rounds_closed()
-}
-
 /// The order matters: a save must be asked for before the next merge changes the weights that it
 /// saves.
 fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Step> {
@@ -287,7 +281,7 @@ fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Step> {
     if foundry.halted.is_some() {
         return None;
     }
-    if let Some(seal) = next_seal(run, now) {
+    if let Some(seal) = next_seal(run) {
         return Some(seal);
     }
     if foundry.task.is_some() {
@@ -302,7 +296,7 @@ fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Step> {
         return Some(Step::Open(closed));
     }
     let due = run.unsaved().any(|version| run.spec.saves(version));
-    if due && !foundry.saving && foundry.save_at <= now {
+    if due && foundry.saving.is_none() && foundry.save_at <= now {
         return Some(Step::Save(closed));
     }
     let mut sealed = run
@@ -319,10 +313,10 @@ fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Step> {
 }
 
 /// The first open round, fragment by fragment, that has what it needs.
-fn next_seal(run: &Run, now: UnixMillis) -> Option<Step> {
+fn next_seal(run: &Run) -> Option<Step> {
     let (closing, units) = (run.spec.policy.closing, run.spec.schedule.units);
     let mut open = run.open.iter();
-    open.find_map(|(sync, open)| Some(Step::Seal(*sync, due(closing, units, open, now)?)))
+    open.find_map(|(sync, open)| Some(Step::Seal(*sync, due(closing, units, open)?)))
 }
 
 /// Units without a result.

@@ -14,7 +14,8 @@ use schemas::{Code, Millis, Refusal, Round, Tokens, UnixMillis, V};
 
 use crate::fixture::*;
 use crate::{
-    Answer, ControlRequest, Coordinator, Effect, Input, Merged, Peer, ReplyId, WorkerRequest,
+    Answer, ControlRequest, Coordinator, Effect, Input, Merged, Peer, ReplyId, Screened,
+    WorkerRequest,
 };
 
 fn join_with(world: &mut World, asker: Peer, request: JoinRequest) -> ReplyId {
@@ -421,14 +422,13 @@ fn weights_that_do_not_fit_close_no_round() {
     }
 }
 
-/// So is the round of a save: one that is not closed yet, or no newer than the last, is no snapshot
-/// of the run.
+/// So is the round of a save: an answer for one that was not asked for is no snapshot of the run,
+/// and the one that was asked for is still due.
 #[test]
 fn a_save_of_another_round_is_passed_over() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     let saves = |world: &mut World, round: u64| {
-        world.take_pending(|effect| matches!(effect, order!(Save)));
         let before = world.journal.len();
         world.foundry(foundry::Answer::Saved {
             round: Round(round),
@@ -439,8 +439,10 @@ fn a_save_of_another_round_is_passed_over() {
     fill_round(&mut world);
     let merge = world.take_pending(|effect| matches!(effect, order!(Merge)));
     world.answer_one(merge);
+    world.take_pending(|effect| matches!(effect, order!(Save)));
     assert!(!saves(&mut world, 9));
     assert!(saves(&mut world, 1));
+    assert!(!saves(&mut world, 1), "it was answered");
     while let Some(at) = world
         .pending
         .iter()
@@ -452,9 +454,42 @@ fn a_save_of_another_round_is_passed_over() {
     fill_round(&mut world);
     let merge = world.take_pending(|effect| matches!(effect, order!(Merge)));
     world.answer_one(merge);
+    world.take_pending(|effect| matches!(effect, order!(Save)));
     assert!(!saves(&mut world, 1));
     assert!(!saves(&mut world, 0));
     assert!(saves(&mut world, 2));
+}
+
+/// A check is ended by the foundry of its run and by no other.
+#[test]
+fn a_verdict_on_a_check_of_another_run_is_passed_over() {
+    let mut world = World::with_run(spec("demo"));
+    let mut other = spec("other");
+    other.seed = 9;
+    let new = schemas::control::RunNew { v: V, spec: other };
+    world.control(crate::ControlRequest::RunNew(Box::new(new)));
+    world.answer_pending();
+    world.join(1);
+    let held = world.lease(1);
+    let reply = world.submit(1, held);
+    let screen = world.take_pending(|effect| matches!(effect, order!(Screen)));
+    let Effect::Foundry {
+        order: Order::Screen { screening, .. },
+        ..
+    } = &screen
+    else {
+        unreachable!("it was picked")
+    };
+    world.input(Input::Foundry {
+        run: "other".parse().unwrap(),
+        answer: foundry::Answer::Screened {
+            screening: *screening,
+            verdict: Ok(Screened { norm: 1.0 }),
+        },
+    });
+    assert!(!world.answers.contains_key(&reply));
+    world.answer_one(screen);
+    assert!(matches!(world.answers[&reply], Ok(Answer::Submit(_))));
 }
 
 /// Worker 1 does both units of the round.

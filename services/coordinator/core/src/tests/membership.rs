@@ -392,6 +392,34 @@ fn an_audit_key_is_one_workers_and_no_coordinators() {
     assert!(matches!(world.answers[&reply], Ok(Answer::Join(_))));
 }
 
+/// Whose key it is is asked of every member of every run, and so only once the run would take the
+/// worker.
+#[test]
+fn what_a_run_says_of_a_join_comes_before_the_look_at_all_members() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let taken = schemas::member::JoinRequest {
+        audit_key: join_request(1).audit_key,
+        ..join_request(2)
+    };
+    let nowhere = Peer {
+        run: "nowhere".parse().unwrap(),
+        ..peer(2)
+    };
+    let other = schemas::member::JoinRequest {
+        trainers: vec![],
+        ..taken.clone()
+    };
+    for (asker, request, code) in [
+        (nowhere, taken.clone(), Code::RunUnknown),
+        (peer(2), other, Code::TrainerMissing),
+        (peer(2), taken, Code::AuditKeyRefused),
+    ] {
+        let reply = world.ask(asker, WorkerRequest::Join(request));
+        assert_eq!(world.refusal(reply), code);
+    }
+}
+
 #[test]
 fn a_join_without_proof_is_refused_and_recorded() {
     let mut world = World::with_run(spec("demo"));

@@ -1,13 +1,13 @@
 use schemas::contribution::Fate;
 use schemas::event::LedgerEvent;
 use schemas::foundry::{self, Order};
-use schemas::lease::{ClaimOutcome, ClaimReply};
+use schemas::lease::{ClaimOutcome, ClaimReply, UnitId};
 use schemas::limits::SEALED_MAX;
 use schemas::view::RunPhase;
 use schemas::{Code, Millis, Refusal, Round, Tokens};
 
 use crate::fixture::*;
-use crate::{Answer, Effect, Merged};
+use crate::{Answer, DeliveryId, Effect, Input, Merged};
 
 /// Lets worker 1 do every unit that it can get, until the run is complete.
 fn work_to_the_end(world: &mut World) {
@@ -77,16 +77,18 @@ fn inputs_are_merged_in_order_of_their_units() {
     let screen = world.take_pending(|effect| matches!(effect, order!(Screen)));
     world.answer_one(screen);
     let Effect::Foundry {
-        order: Order::Merge {
-            inputs,
-            sync: merging,
-        },
+        order:
+            Order::Merge {
+                inputs,
+                base,
+                sync: merging,
+            },
         ..
     } = world.take_pending(|effect| matches!(effect, order!(Merge)))
     else {
         panic!("a full round is merged");
     };
-    assert_eq!(merging, sync(0));
+    assert_eq!((merging, base), (sync(0), Round(0)));
     assert_eq!(
         inputs.iter().map(|input| input.lease).collect::<Vec<_>>(),
         [first, second]
@@ -132,7 +134,7 @@ fn what_is_merged_is_named_before_and_is_the_same_in_each_try() {
     let merged = |world: &mut World| {
         let effect = world.take_pending(|effect| matches!(effect, order!(Merge)));
         let Effect::Foundry {
-            order: Order::Merge { inputs, sync },
+            order: Order::Merge { inputs, sync, .. },
             ..
         } = effect
         else {
@@ -175,6 +177,44 @@ fn nothing_is_published_between_the_last_contribution_and_the_next_grants() {
     );
     assert_eq!(world.manifests[&claim].lease.unit, train(1, 0));
     assert_eq!(offered(&world), before.1, "none is offered twice");
+}
+
+/// The queue holds a unit once. What the coordinator before this one published there for a merge
+/// that it did not finish is kept, or this one's own offer would be refused as a repeat and the
+/// first then taken off.
+#[test]
+fn an_offer_ahead_of_a_merge_outlives_a_restart() {
+    let mut world = about_to_merge();
+    world.restart();
+    let from = world.seen.len();
+    let known = |unit| Input::Offered {
+        run: run_id(),
+        unit,
+        delivery: DeliveryId(70 + u64::from(unit.index.get())),
+    };
+    world.input(known(train(1, 0)));
+    // A round further on nothing is led to yet.
+    world.input(known(train(2, 1)));
+    let settled: Vec<DeliveryId> = world.seen[from..]
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Settle { delivery } => Some(*delivery),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(settled, [DeliveryId(71)]);
+    world.answer_pending_but(|effect| {
+        matches!(effect, order!(Merge)) || matches!(effect, Effect::Offer { .. })
+    });
+    let offers: Vec<UnitId> = world
+        .pending
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Offer { unit, .. } => Some(*unit),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(offers, [train(1, 1)], "the other is on the queue");
 }
 
 /// 513 units are sealed by two events, and a coordinator that died between them by the second.

@@ -1,0 +1,228 @@
+//! The foundry of the run: what the executor and the screen were asked to do, on a model of the
+//! weights.
+
+use coordinator_core::{Input, Merged, Screened, ScreeningId};
+use schemas::contribution::Statement;
+use schemas::foundry::{self, Order};
+use schemas::snapshot::{MergeInput, MergeRecord};
+use schemas::{Code, Digest, Message as _, ObjectRef, PublicKey, Refusal, Round, SyncId, WorkerId};
+
+use crate::plan::{audit_key, run_id, worker_id};
+use crate::store::Model;
+use crate::world::{Happening, World};
+
+/// What the executor and the screen were asked to do; each takes a while.
+#[derive(Debug)]
+pub(crate) enum Job {
+    Restore {
+        snapshot: Option<ObjectRef>,
+        merges: Vec<MergeRecord>,
+    },
+    Merge {
+        sync: SyncId,
+        inputs: Vec<MergeInput>,
+    },
+    /// The weights were shared when the save was asked for.
+    Save {
+        round: Round,
+        weights: Model,
+        parent: Option<Digest>,
+    },
+    Screen {
+        screening: ScreeningId,
+        worker: WorkerId,
+        audit_key: PublicKey,
+        statement: Box<Statement>,
+    },
+}
+
+impl World {
+    /// Takes an order to the run's foundry.
+    pub(crate) fn order(&mut self, order: Order) {
+        match order {
+            Order::Screen {
+                screening,
+                worker,
+                audit_key,
+                statement,
+                ..
+            } => {
+                let statement = Statement::decode(&statement);
+                self.begin(Job::Screen {
+                    screening,
+                    worker,
+                    audit_key,
+                    statement: Box::new(statement.expect("it was decoded when it was submitted")),
+                });
+            }
+            Order::Merge { sync, base, inputs } => {
+                assert_eq!(base, sync.round, "rounds are merged in their order");
+                self.begin(Job::Merge { sync, inputs });
+            }
+            Order::Save { round, parent, .. } => {
+                let process = self.site.process.as_ref();
+                let weights = process.and_then(|process| process.weights);
+                let weights = weights.expect("a save is asked for when the weights are there");
+                assert_eq!(
+                    weights.round, round,
+                    "a save of other weights than the executor holds"
+                );
+                self.begin(Job::Save {
+                    round,
+                    weights,
+                    parent,
+                });
+            }
+            Order::Restore {
+                snapshot, merges, ..
+            } => self.begin(Job::Restore { snapshot, merges }),
+            // Hints, and memory that a process frees.
+            Order::Stage { .. } | Order::Unstage { .. } | Order::Forget => {}
+        }
+    }
+
+    fn begin(&mut self, job: Job) {
+        let generation = self.site.generation();
+        let span = self.chance.millis(5, 3_000);
+        self.after(span, Happening::Executor { generation, job });
+    }
+
+    pub(crate) fn finish_job(&mut self, job: Job) {
+        let failed = self
+            .chance
+            .hits(self.faults.store)
+            .then(|| Refusal::new(Code::StoreUnreachable, "simulated"));
+        let answer = match job {
+            Job::Restore { snapshot, merges } => {
+                let outcome = failed.map_or_else(|| self.restore(snapshot, &merges), Err);
+                if outcome.is_ok() {
+                    let data = Box::new(self.plan.data.clone());
+                    self.tell_of_foundry(foundry::Answer::DataLoaded { data });
+                }
+                foundry::Answer::Restored { outcome }
+            }
+            Job::Merge { sync, inputs } => {
+                let outcome = failed.map_or_else(|| Ok(self.merge(sync.round, &inputs)), Err);
+                foundry::Answer::Merged { sync, outcome }
+            }
+            Job::Save {
+                round,
+                weights,
+                parent,
+            } => {
+                let outcome = failed.map_or_else(|| Ok(self.store.save(weights, parent)), Err);
+                foundry::Answer::Saved { round, outcome }
+            }
+            Job::Screen {
+                screening,
+                worker,
+                audit_key,
+                statement,
+            } => {
+                let verdict =
+                    failed.map_or_else(|| self.screen(&worker, &audit_key, &statement), Err);
+                foundry::Answer::Screened { screening, verdict }
+            }
+        };
+        self.tell_of_foundry(answer);
+    }
+
+    fn tell_of_foundry(&mut self, answer: foundry::Answer) {
+        self.tell_coordinator(Input::Foundry {
+            run: run_id(),
+            answer,
+        });
+    }
+
+    fn restore(
+        &mut self,
+        snapshot: Option<ObjectRef>,
+        merges: &[MergeRecord],
+    ) -> Result<(), Refusal> {
+        let mut model = match snapshot {
+            Some(manifest) => self
+                .store
+                .snapshot(&manifest)
+                .expect("a snapshot that the ledger names stands"),
+            None => Model::initial(&self.plan.spec),
+        };
+        for merge in merges {
+            assert_eq!(merge.round, model.round, "merges follow on the snapshot");
+            model = model.step(&merge.inputs);
+            let again = model.broadcast(&self.plan.spec).digest();
+            assert_eq!(
+                again, merge.broadcast,
+                "the merge of round {} gives other weights again",
+                merge.round
+            );
+        }
+        if let Some(process) = &mut self.site.process {
+            process.weights = Some(model);
+        }
+        Ok(())
+    }
+
+    fn merge(&mut self, round: Round, inputs: &[MergeInput]) -> Merged {
+        self.monitor.merge(round, inputs);
+        assert!(
+            inputs
+                .windows(2)
+                .all(|pair| pair[0].lease.unit < pair[1].lease.unit),
+            "inputs ascend by unit"
+        );
+        let process = self
+            .site
+            .process
+            .as_mut()
+            .expect("a job of a process that lives");
+        let weights = process
+            .weights
+            .expect("a merge is asked for when the weights are there");
+        assert_eq!(
+            weights.round, round,
+            "a merge into other weights than the executor holds"
+        );
+        let next = weights.step(inputs);
+        process.weights = Some(next);
+        let broadcast = next.broadcast(&self.plan.spec);
+        self.store
+            .blobs
+            .extend(broadcast.chunks.iter().map(|chunk| chunk.digest));
+        Merged {
+            broadcast,
+            norm: 1.0,
+        }
+    }
+
+    fn screen(
+        &mut self,
+        worker: &WorkerId,
+        key: &PublicKey,
+        statement: &Statement,
+    ) -> Result<Screened, Refusal> {
+        let signer = (0..self.plan.workers).find(|number| worker_id(*number) == *worker);
+        let signer = signer.expect("only workers of this run are screened");
+        assert_eq!(
+            *key,
+            audit_key(signer),
+            "the key must be the one that the worker joined with"
+        );
+        let schemas::contribution::Outcome::Contribution(result) = &statement.outcome else {
+            return Ok(Screened { norm: 0.0 });
+        };
+        for chunk in &result.chunks {
+            if !self.store.incoming.contains(&chunk.digest)
+                && !self.store.blobs.contains(&chunk.digest)
+            {
+                return Err(Refusal::new(Code::ObjectMissing, "simulated"));
+            }
+            if self.store.poisoned.contains(&chunk.digest) {
+                return Err(Refusal::new(Code::NotFinite, "simulated"));
+            }
+        }
+        self.store
+            .blobs
+            .extend(result.chunks.iter().map(|chunk| chunk.digest));
+        Ok(Screened { norm: 1.0 })
+    }
+}
