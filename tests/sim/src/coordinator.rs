@@ -21,6 +21,7 @@ use schemas::{
     SyncId, UnixMillis, V, WorkerId,
 };
 
+use crate::checkpoint::CHECKPOINT_EVERY;
 use crate::plan::{account, audit_key, operator, run_id, worker_id};
 use crate::queue::Try;
 use crate::store::Model;
@@ -68,6 +69,9 @@ pub(crate) enum Job {
         audit_key: PublicKey,
         statement: Box<Statement>,
     },
+    Checkpoint {
+        bytes: Vec<u8>,
+    },
 }
 
 impl Site {
@@ -88,6 +92,7 @@ fn settings() -> Settings {
         posture: Posture::default(),
         heartbeat: Millis::from_secs(3),
         session: Session(1),
+        checkpoint_every: CHECKPOINT_EVERY,
     }
 }
 
@@ -97,8 +102,7 @@ impl World {
             return;
         }
         self.site.generation += 1;
-        let core =
-            Coordinator::replay(settings(), &self.journal).expect("the ledger can be replayed");
+        let core = self.resume(settings());
         assert!(
             *core.state() == self.site.shadow,
             "a replay gives another state than the events one by one"
@@ -281,6 +285,11 @@ impl World {
                 self.crash_coordinator();
             }
             Effect::Sweep { .. } | Effect::Publish(_) => {}
+            Effect::WriteCheckpoint { state } => {
+                let bytes = state.to_checkpoint();
+                self.begin(Job::Checkpoint { bytes });
+            }
+            Effect::DiscardCheckpoint { object } => _ = self.store.checkpoints.remove(&object),
             Effect::CheckUploads { .. } | Effect::Promote { .. } => {
                 panic!("nobody uploads as an operator here")
             }
@@ -418,6 +427,7 @@ impl World {
             .hits(self.faults.store)
             .then(|| Refusal::new(Code::StoreUnreachable, "simulated"));
         let answer = match job {
+            Job::Checkpoint { bytes } => return self.checkpoint_written(bytes, failed),
             Job::Restore { snapshot, merges } => {
                 let outcome = failed.map_or_else(|| self.restore(snapshot, &merges), Err);
                 if outcome.is_ok() {

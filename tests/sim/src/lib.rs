@@ -8,6 +8,7 @@
 //! | `plan` | the run, the number of workers and the faults of a seed |
 //! | `world` | time, the bus, and what happens next |
 //! | `coordinator`, `worker` | the shells around the two cores, with their processes' crashes |
+//! | `checkpoint` | the ledger's state as an object, and starts from it |
 //! | `queue` | the JetStream work queue with its redeliveries and its sins |
 //! | `store` | objects by digest, and the merge as a reference model on digests |
 //! | `monitor` | what must hold after every event, read from the ledger without the core's own fold |
@@ -16,6 +17,7 @@
 //! panics when something does not hold; print the seed before calling it.
 
 mod chance;
+mod checkpoint;
 mod coordinator;
 mod monitor;
 mod plan;

@@ -33,18 +33,20 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
         return;
     }
     let mut sum = Counts::default();
-    let (mut coordinators, mut workers, mut lost) = (0, 0, 0);
+    let (mut coordinators, mut resumptions, mut workers, mut lost) = (0, 0, 0, 0);
     for seed in 0..variable("SIM_SEEDS").unwrap_or(SEEDS) {
         let Report {
             counts,
             coordinator_crashes,
             worker_crashes,
             lost: messages,
+            resumed,
             ..
         } = play(seed);
         coordinators += coordinator_crashes;
         workers += worker_crashes;
         lost += messages;
+        resumptions += resumed;
         sum.expired += counts.expired;
         sum.released += counts.released;
         sum.orphaned += counts.orphaned;
@@ -65,8 +67,8 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
     ];
     assert!(seen.iter().all(|count| *count >= 20), "{sum:?}");
     assert!(
-        coordinators >= 100 && workers >= 100 && lost >= 1000,
-        "{coordinators}, {workers} crashes, {lost} lost"
+        coordinators >= 100 && resumptions >= 100 && workers >= 100 && lost >= 1000,
+        "{coordinators}, {workers} crashes, {resumptions} starts with a checkpoint, {lost} lost"
     );
 }
 

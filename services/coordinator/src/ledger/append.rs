@@ -80,7 +80,7 @@ impl Ledger {
                 Published::At(last) => {
                     let at = last + 1 - count as u64;
                     for (at, stored) in (at..).zip(pending.drain(..count)) {
-                        self.extend(at, stored.digest);
+                        self.extend(at, stored.digest, stored.kind);
                     }
                     patience = Patience::new(self.patience);
                     continue;
@@ -225,16 +225,24 @@ impl Ledger {
             let found = stored.sequence;
             match self.judge(&stored) {
                 Judgement::Next { digest, .. } => {
-                    if own.front().is_none_or(|first| first.digest != digest) {
+                    let Some(stored) = own.pop_front_if(|first| first.digest == digest) else {
                         return Err(LedgerError::Fenced {
                             expected: self.stream_sequence,
                             found,
                         });
-                    }
-                    self.extend(found, digest);
-                    own.pop_front();
+                    };
+                    self.extend(found, digest, stored.kind);
                 }
                 Judgement::Repeated => self.pass(found, REPEATED),
+                Judgement::Before { sequence, digest } => {
+                    if !self.is_copy(sequence, digest).await? {
+                        return Err(LedgerError::Broken {
+                            stream: found,
+                            reason: format!("event {sequence} is another one"),
+                        });
+                    }
+                    self.pass(found, REPEATED);
+                }
                 Judgement::Foreign(reason) => self.pass(found, &reason),
                 Judgement::Broken(reason) => {
                     return Err(LedgerError::Broken {
