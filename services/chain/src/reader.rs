@@ -1,18 +1,16 @@
 //! One chain, followed strictly: what a process must know that goes on from it.
 
 use schemas::event::EventBody;
-use schemas::subject::Incoming;
 use schemas::{Digest, PublicKey, Sequence};
 
 use crate::end::{End, Stand};
-use crate::entry::{Claimed, Entry, Fault};
 use crate::history::History;
+use crate::proof::{Proof, Writers};
 
 /// The ledger as far as it was read, and who may write it.
 #[derive(Clone, Debug)]
 pub struct Reader {
-    domain: String,
-    writers: Vec<PublicKey>,
+    writers: Writers,
     history: History,
 }
 
@@ -47,10 +45,15 @@ impl Reader {
     /// write it.
     pub fn new(domain: &str, writers: Vec<PublicKey>) -> Self {
         Self {
-            domain: domain.to_owned(),
-            writers,
+            writers: Writers::new(domain, writers),
             history: History::default(),
         }
+    }
+
+    /// Who may write it: what a message is by itself is looked at with this, before
+    /// [`Reader::place`] and away from it.
+    pub const fn writers(&self) -> &Writers {
+        &self.writers
     }
 
     /// Where the chain ends.
@@ -64,35 +67,17 @@ impl Reader {
         self.history = History::behind(end);
     }
 
-    /// Looks at a message by itself, wherever in the chain it may be: the event, when it was
-    /// signed by somebody who may write here, and stands under its own subject.
-    ///
-    /// # Errors
-    /// [`Judgement::Foreign`] or [`Judgement::Broken`], with the reason.
-    pub fn open(&self, subject: &str, payload: &[u8]) -> Result<Entry, Judgement> {
-        let foreign = |reason: &dyn std::fmt::Display| Judgement::Foreign(reason.to_string());
-        let Ok(named @ Incoming::Ledger { .. }) = subject.parse() else {
-            return Err(foreign(&"its subject is none of the ledger's"));
-        };
-        let claimed = Claimed::read(payload).map_err(|error| foreign(&error))?;
-        if !self.writers.contains(claimed.key()) {
-            return Err(foreign(&"its key is not an audit key of the trust bundle"));
-        }
-        let entry = claimed.open(&self.domain).map_err(|fault| match fault {
-            Fault::Undecodable(error) => Judgement::Broken(error.to_string()),
-            fault => foreign(&fault),
-        })?;
-        match entry.stands_under(&named) {
-            Ok(()) => Ok(entry),
-            Err(misplaced) => Err(foreign(&misplaced)),
-        }
-    }
-
     /// Looks at a message; nothing is added.
     pub fn judge(&self, subject: &str, payload: &[u8]) -> Judgement {
-        let entry = match self.open(subject, payload) {
-            Ok(entry) => entry,
-            Err(judgement) => return judgement,
+        self.place(self.writers.prove(subject, payload))
+    }
+
+    /// Looks at the place of a message that [`Reader::writers`] has looked at; nothing is added.
+    pub fn place(&self, proof: Proof) -> Judgement {
+        let entry = match proof {
+            Proof::Event(entry) => *entry,
+            Proof::Foreign(reason) => return Judgement::Foreign(reason),
+            Proof::Broken(reason) => return Judgement::Broken(reason),
         };
         let position = entry.body.sequence;
         match self.history.stand(&entry.body, entry.digest) {

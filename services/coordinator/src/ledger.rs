@@ -1,7 +1,7 @@
 //! The coordinator's chain in stream `LEDGER`: read and verified at start, from the newest
-//! checkpoint on or from the first event, then appended to, only where the broker still sees the last message that this process knows. A
-//! second coordinator's first event therefore ends this one. A message that nobody signed whose
-//! chain this could be ends nobody: it is passed over.
+//! checkpoint on or from the first event, then appended to, only where the broker still sees the
+//! last message that this process knows. A second coordinator's first event therefore ends this
+//! one. A message that nobody signed whose chain this could be ends nobody: it is passed over.
 
 mod append;
 mod broker;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use chain::{Judgement, Reader};
 use identity::{AuditKey, TrustBundle};
-use runtime::{Bus, StoredMessage, StreamError, StreamReader};
+use runtime::{Bus, StreamError, StreamReader};
 use schemas::event::{EventBody, LedgerEvent};
 use schemas::subject::LEDGER_STREAM;
 use schemas::{Code, Digest, RunId, Sequence, UnixMillis};
@@ -19,8 +19,6 @@ use schemas::{Code, Digest, RunId, Sequence, UnixMillis};
 pub use self::checkpoint::Named;
 pub(crate) use self::checkpoint::Place;
 
-/// Messages that are read before they are looked at: a few MB at the most.
-const READ_AT_ONCE: u64 = 512;
 /// What is logged of a copy.
 const REPEATED: &str = "an event that the ledger has already";
 /// Most foreign messages that are named in the log one by one; all are counted.
@@ -132,7 +130,8 @@ impl Ledger {
     }
 
     /// Reads and verifies what was appended since this process last read or appended, and hands
-    /// each body to `follow`, oldest first; none is kept. Afterwards this process may append.
+    /// each body to `follow`, oldest first; none is kept. Signatures are checked on all cores, ahead
+    /// of the chain. Afterwards this process may append.
     ///
     /// # Errors
     /// [`LedgerError::Broken`] names the first event that was signed and does not follow, or that
@@ -143,13 +142,16 @@ impl Ledger {
     ) -> Result<(), LedgerError> {
         let span = self.stream.span().await?;
         let before = self.foreign;
-        let mut from = (self.stream_sequence + 1).max(span.first);
-        while from <= span.last {
-            let to = span.last.min(from + READ_AT_ONCE - 1);
-            for stored in self.stream.range(from, to).await? {
-                let at = stored.sequence;
+        let from = (self.stream_sequence + 1).max(span.first);
+        let writers = self.chain.writers().clone();
+        let mut messages = self.stream.ahead(from, span.last, move |stored| {
+            let proof = writers.prove(&stored.subject, &stored.payload);
+            (stored.sequence, proof)
+        });
+        while let Some(batch) = messages.next().await {
+            for (at, proof) in batch?.found {
                 let broken = |reason| LedgerError::Broken { stream: at, reason };
-                match self.judge(&stored) {
+                match self.chain.place(proof) {
                     Judgement::Next { body, digest } => {
                         self.extend(at, digest, body.event.kind());
                         follow(*body).map_err(|error| broken(error.to_string()))?;
@@ -165,7 +167,6 @@ impl Ledger {
                     Judgement::Broken(reason) => return Err(broken(reason)),
                 }
             }
-            from = to + 1;
         }
         let foreign = self.foreign - before;
         if foreign > FOREIGN_NAMED_MAX {
@@ -198,10 +199,6 @@ impl Ledger {
     /// Messages of the stream that are in no chain, as far as it was read.
     pub const fn foreign(&self) -> u64 {
         self.foreign
-    }
-
-    fn judge(&self, stored: &StoredMessage) -> Judgement {
-        self.chain.judge(&stored.subject, &stored.payload)
     }
 
     /// Adds the next event, which lies at position `stream`.

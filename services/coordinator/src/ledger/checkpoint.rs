@@ -1,14 +1,17 @@
 //! Where a start begins: the newest checkpoint that the ledger names, and the events from before
 //! it, which are not read unless one of them is asked for.
 
-use chain::{End, Judgement};
+use chain::{End, Proof};
 use runtime::{StoredMessage, StreamSpan};
 use schemas::checkpoint::Checkpoint;
 use schemas::event::{Event, LedgerEvent};
 use schemas::subject::CHECKPOINT_FILTER;
 use schemas::{Digest, Sequence};
 
-use super::{Ledger, LedgerError, READ_AT_ONCE};
+use super::{Ledger, LedgerError};
+
+/// Messages that are read before they are looked at: a few MB at the most.
+const READ_AT_ONCE: u64 = 512;
 
 /// An event of the chain, and where it lies.
 #[derive(Clone, Copy, Debug)]
@@ -166,10 +169,10 @@ impl Ledger {
     }
 
     fn open(&self, stored: &StoredMessage) -> Result<chain::Entry, String> {
-        let opened = self.chain.open(&stored.subject, &stored.payload);
-        opened.map_err(|judgement| match judgement {
-            Judgement::Foreign(reason) | Judgement::Broken(reason) => reason,
-            other => unreachable!("a message by itself is not judged as {other:?}"),
-        })
+        let writers = self.chain.writers();
+        match writers.prove(&stored.subject, &stored.payload) {
+            Proof::Event(entry) => Ok(*entry),
+            Proof::Foreign(reason) | Proof::Broken(reason) => Err(reason),
+        }
     }
 }
