@@ -11,6 +11,7 @@
 //! | `tokens` | training speed, beside PyTorch where there is one |
 //! | `leases` | claims to grants at a fixed rate |
 //! | `appends` | events appended to the ledger, together and alone |
+//! | `starts` | a coordinator's start with a long ledger |
 //! | `row`, `table`, `machine` | results, how they are shown and kept, and where they were measured |
 
 mod appends;
@@ -21,6 +22,7 @@ mod machine;
 mod merging;
 mod rounds;
 mod row;
+mod starts;
 mod sync;
 mod table;
 mod timeline;
@@ -78,10 +80,11 @@ enum Bench {
     Tokens,
     Leases,
     Appends,
+    Starts,
 }
 
 /// In the order in which they run.
-const BENCHES: [(&str, Bench); 12] = [
+const BENCHES: [(&str, Bench); 13] = [
     ("merge", Bench::Merge),
     ("codecs", Bench::Codecs),
     ("sync-10m-2", Bench::Sync(sync::Size::M10, 2)),
@@ -94,6 +97,7 @@ const BENCHES: [(&str, Bench); 12] = [
     ("tokens", Bench::Tokens),
     ("leases", Bench::Leases),
     ("appends", Bench::Appends),
+    ("starts", Bench::Starts),
 ];
 
 fn main() -> ExitCode {
@@ -169,5 +173,6 @@ fn measure(bench: Bench, effort: Effort, runtime: &tokio::runtime::Runtime) -> R
         Bench::Tokens => tokens::measure(effort),
         Bench::Leases => runtime.block_on(Box::pin(leases::measure(effort))),
         Bench::Appends => runtime.block_on(Box::pin(appends::measure(effort))),
+        Bench::Starts => runtime.block_on(Box::pin(starts::measure(effort))),
     }
 }
