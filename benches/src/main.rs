@@ -12,6 +12,7 @@
 //! | `leases` | claims to grants at a fixed rate |
 //! | `appends` | events appended to the ledger, together and alone |
 //! | `history` | a ledger read and folded at a start, and its copy replayed by an auditor |
+//! | `starts` | a coordinator's start with a long ledger |
 //! | `row`, `table`, `machine` | results, how they are shown and kept, and where they were measured |
 
 mod appends;
@@ -23,6 +24,7 @@ mod machine;
 mod merging;
 mod rounds;
 mod row;
+mod starts;
 mod sync;
 mod table;
 mod timeline;
@@ -81,10 +83,11 @@ enum Bench {
     Leases,
     Appends,
     History,
+    Starts,
 }
 
 /// In the order in which they run.
-const BENCHES: [(&str, Bench); 13] = [
+const BENCHES: [(&str, Bench); 15] = [
     ("merge", Bench::Merge),
     ("codecs", Bench::Codecs),
     ("sync-10m-2", Bench::Sync(sync::Size::M10, 2)),
@@ -98,6 +101,7 @@ const BENCHES: [(&str, Bench); 13] = [
     ("leases", Bench::Leases),
     ("appends", Bench::Appends),
     ("history", Bench::History),
+    ("starts", Bench::Starts),
 ];
 
 fn main() -> ExitCode {
@@ -174,5 +178,6 @@ fn measure(bench: Bench, effort: Effort, runtime: &tokio::runtime::Runtime) -> R
         Bench::Leases => runtime.block_on(Box::pin(leases::measure(effort))),
         Bench::Appends => runtime.block_on(Box::pin(appends::measure(effort))),
         Bench::History => runtime.block_on(Box::pin(history::measure(effort))),
+        Bench::Starts => runtime.block_on(Box::pin(starts::measure(effort))),
     }
 }

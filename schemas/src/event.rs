@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_bytes::{ByteArray, ByteBuf};
 
+use crate::checkpoint::Checkpoint;
 use crate::code::Code;
 use crate::contribution::{Contribution, Evaluation};
 use crate::lease::{LeaseRef, Weights};
@@ -182,6 +183,11 @@ pub enum LedgerEvent {
         code: Code,
         suppressed: u64,
     },
+    /// The state as it is after this event is written out as a checkpoint. The event marks it, so
+    /// that every reader of the chain knows which state is meant.
+    CheckpointTaken,
+    /// The state of the last `CheckpointTaken` lies in the store, and was found there.
+    CheckpointSaved { checkpoint: Checkpoint },
 }
 
 /// Why a worker is no longer a member.
@@ -269,6 +275,8 @@ impl LedgerEvent {
             Self::SnapshotSaved { .. } => "snapshot-saved",
             Self::ControlReceived { .. } => "control-received",
             Self::RequestDenied { .. } => "request-denied",
+            Self::CheckpointTaken => "checkpoint-taken",
+            Self::CheckpointSaved { .. } => "checkpoint-saved",
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod account;
 pub mod answer;
 pub mod blob;
 pub mod call;
+pub mod checkpoint;
 pub mod code;
 pub mod codec;
 pub mod contribution;

@@ -32,6 +32,8 @@ pub const WORK_STREAM: &str = "WORK";
 pub const WORK_CONSUMER: &str = "lease";
 /// Every ledger event of a coordinator lies under this subject: the fence for appends.
 pub const LEDGER_FILTER: &str = "diloco.ledger.>";
+/// Events that say that a checkpoint of the ledger was saved; the newest is where a start begins.
+pub const CHECKPOINT_FILTER: &str = "diloco.ledger.cluster.*.checkpoint-saved";
 
 /// How a lane behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use schemas::blob::{GetRequest, Grant, Grants, HttpAction, Method, PutRequest};
+use schemas::checkpoint::Checkpoint;
 use schemas::contribution::{
     Contribution, Evaluation, Fate, Outcome, StageRequest, Statement, SubmitReply, SubmitRequest,
 };
@@ -461,6 +462,22 @@ pub(crate) fn all() -> Vec<Example> {
         Example {
             name: "event of a seal",
             ..example(&event(Event::Ledger(sealed(3))))
+        },
+        Example {
+            name: "event of a checkpoint",
+            ..example(&event(Event::Ledger(LedgerEvent::CheckpointSaved {
+                checkpoint: Checkpoint {
+                    covers: Sequence(u64::MAX),
+                    head: Digest::of(b"head"),
+                    stream_sequence: u64::MAX,
+                    format: u16::MAX,
+                    object: object(),
+                },
+            })))
+        },
+        Example {
+            name: "event that takes a checkpoint",
+            ..example(&event(Event::Ledger(LedgerEvent::CheckpointTaken)))
         },
         Example {
             name: "statement of an evaluation",

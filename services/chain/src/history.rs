@@ -15,7 +15,10 @@ pub const REMEMBERED: u64 = 1024;
 #[derive(Clone, Debug, Default)]
 pub struct History {
     end: End,
-    /// The first bytes of every digest, by position, as far as the chain has no gap. A process that
+    /// The position of the first event that is known: 0, unless the chain is followed from a later
+    /// one on.
+    base: u64,
+    /// The first bytes of every digest, by position from `base` on, as far as the chain has no gap. A process that
     /// may write to the stream can copy an event of any age, and a copy is no fault of its emitter;
     /// an event with other bytes at a position that is taken is a fork. Eight bytes an event are a
     /// few MB for a long run.
@@ -25,14 +28,25 @@ pub struct History {
 }
 
 impl History {
+    /// A chain that is followed from `end` on. Of the events before, only the last is known.
+    pub fn behind(end: End) -> Self {
+        Self {
+            end,
+            base: end.next.get(),
+            ..Self::default()
+        }
+    }
+
     /// Where it ends.
     pub const fn end(&self) -> End {
         self.end
     }
 
     /// How an event, whose body has `digest`, stands to the chain. Nothing is added.
+    /// [`Stand::Passed`] is an event from before the chain was followed.
     pub fn stand(&self, body: &EventBody, digest: Digest) -> Stand {
         match self.end.stand(body.sequence, body.previous, digest) {
+            Stand::Passed { next } if body.sequence.get() < self.base => Stand::Passed { next },
             Stand::Taken | Stand::Passed { .. } => self.look_back(body.sequence, digest),
             stand => stand,
         }
@@ -44,7 +58,7 @@ impl History {
         if sequence >= self.end.next {
             self.end = End::after(sequence, digest);
         }
-        if sequence.get() == self.marks.len() as u64 && self.behind_gap.is_empty() {
+        if sequence.get() == self.base + self.marks.len() as u64 && self.behind_gap.is_empty() {
             self.marks.push(mark(digest));
             return;
         }
@@ -59,14 +73,15 @@ impl History {
 
     /// An event at a position that the chain has passed.
     fn look_back(&self, sequence: Sequence, digest: Digest) -> Stand {
-        let place = usize::try_from(sequence.get()).ok();
+        let place = sequence.get().checked_sub(self.base);
+        let place = place.and_then(|place| usize::try_from(place).ok());
         let marked = place.and_then(|place| self.marks.get(place));
         let same = marked.map(|known| *known == mark(digest));
         let behind_gap = || Some(*self.behind_gap.get(&sequence)? == digest);
         match same.or_else(behind_gap) {
             Some(true) => Stand::Repeated,
             Some(false) => Stand::Taken,
-            None if sequence.get() >= self.oldest() => Stand::Late,
+            None if sequence.get() >= self.oldest().max(self.base) => Stand::Late,
             None => Stand::Taken,
         }
     }

@@ -1,7 +1,7 @@
 //! One chain, followed strictly: what a process must know that goes on from it.
 
 use schemas::event::EventBody;
-use schemas::{Digest, PublicKey};
+use schemas::{Digest, PublicKey, Sequence};
 
 use crate::end::{End, Stand};
 use crate::history::History;
@@ -26,6 +26,14 @@ pub enum Judgement {
     },
     /// An event that is in the chain already, byte for byte.
     Repeated,
+    /// An event from before the place where this reader began ([`Reader::continue_from`]): a copy,
+    /// or another event in its place. Who has the event that was there can tell.
+    Before {
+        /// Its position.
+        sequence: Sequence,
+        /// The digest of its body.
+        digest: Digest,
+    },
     /// In no chain: nobody signed it who may write here. The reason, in words.
     Foreign(String),
     /// Signed by somebody who may write here, and it does not follow. The reason, in words.
@@ -53,6 +61,12 @@ impl Reader {
         self.history.end()
     }
 
+    /// Begins behind the event at `end`, which is known to be in the chain, as if nothing had been
+    /// read before. What came before it is not read.
+    pub fn continue_from(&mut self, end: End) {
+        self.history = History::behind(end);
+    }
+
     /// Looks at a message; nothing is added.
     pub fn judge(&self, subject: &str, payload: &[u8]) -> Judgement {
         self.place(self.writers.prove(subject, payload))
@@ -72,6 +86,10 @@ impl Reader {
                 digest: entry.digest,
             },
             Stand::Repeated => Judgement::Repeated,
+            Stand::Passed { .. } => Judgement::Before {
+                sequence: position,
+                digest: entry.digest,
+            },
             stand => Judgement::Broken(format!("at position {position} of the chain: {stand}")),
         }
     }

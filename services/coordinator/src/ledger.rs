@@ -1,10 +1,11 @@
-//! The coordinator's chain in stream `LEDGER`: read and verified from the first event at start,
-//! then appended to, only where the broker still sees the last message that this process knows. A
-//! second coordinator's first event therefore ends this one. A message that nobody signed whose
-//! chain this could be ends nobody: it is passed over.
+//! The coordinator's chain in stream `LEDGER`: read and verified at start, from the newest
+//! checkpoint on or from the first event, then appended to, only where the broker still sees the
+//! last message that this process knows. A second coordinator's first event therefore ends this
+//! one. A message that nobody signed whose chain this could be ends nobody: it is passed over.
 
 mod append;
 mod broker;
+mod checkpoint;
 mod grouping;
 
 use std::time::Duration;
@@ -16,6 +17,8 @@ use schemas::event::{EventBody, LedgerEvent};
 use schemas::subject::LEDGER_STREAM;
 use schemas::{Code, Digest, RunId, Sequence, UnixMillis};
 
+pub use self::checkpoint::Named;
+pub(crate) use self::checkpoint::Place;
 use self::grouping::Grouping;
 
 /// What is logged of a copy.
@@ -35,6 +38,10 @@ pub struct Ledger {
     /// Position in the stream of the last message that was looked at, in the chain or not; 0 for
     /// none. It is what the next append expects to be the last.
     stream_sequence: u64,
+    /// The event behind which this process began to read; none when that was the first.
+    base: Option<Place>,
+    /// The event that took the last checkpoint.
+    taken: Option<Place>,
     /// Messages that were passed over.
     foreign: u64,
     /// How many events share a publish.
@@ -116,6 +123,8 @@ impl Ledger {
             domain: trust.domain.to_string(),
             chain: Reader::new(trust.domain.as_str(), trust.audit_keys),
             stream_sequence: 0,
+            base: None,
+            taken: None,
             foreign: 0,
             grouping: Grouping::default(),
             patience,
@@ -146,10 +155,16 @@ impl Ledger {
                 let broken = |reason| LedgerError::Broken { stream: at, reason };
                 match self.chain.place(proof) {
                     Judgement::Next { body, digest } => {
-                        self.extend(at, digest);
+                        self.extend(at, digest, body.event.kind());
                         follow(*body).map_err(|error| broken(error.to_string()))?;
                     }
                     Judgement::Repeated => self.pass(at, REPEATED),
+                    Judgement::Before { sequence, digest } => {
+                        if !self.is_copy(sequence, digest).await? {
+                            return Err(broken(format!("event {sequence} is another one")));
+                        }
+                        self.pass(at, REPEATED);
+                    }
                     Judgement::Foreign(reason) => self.pass(at, &reason),
                     Judgement::Broken(reason) => return Err(broken(reason)),
                 }
@@ -189,7 +204,14 @@ impl Ledger {
     }
 
     /// Adds the next event, which lies at position `stream`.
-    fn extend(&mut self, stream: u64, digest: Digest) {
+    fn extend(&mut self, stream: u64, digest: Digest, kind: &str) {
+        if kind == LedgerEvent::CheckpointTaken.kind() {
+            self.taken = Some(Place {
+                sequence: self.chain.end().next,
+                digest,
+                stream_sequence: stream,
+            });
+        }
         self.stream_sequence = stream;
         self.chain.extend(digest);
     }

@@ -14,12 +14,14 @@
 //! | `queue` | offers: publish, pull, settle, hold |
 //! | `store`, `grants` | the store, and URLs to it for others |
 //! | `check` | a new run's objects |
+//! | `checkpoint` | the ledger's state as an object: written now and then, read at a start |
 //! | `foundry` | a run's weights and the bytes of its results: check, merge, save, restore |
 
 mod allowance;
 mod answer;
 mod arrival;
 mod check;
+mod checkpoint;
 mod config;
 mod doors;
 mod foundry;
@@ -37,6 +39,6 @@ mod store;
 mod sweep;
 
 pub use config::{Config, KeysConfig, LimitsConfig, StoreConfig};
-pub use ledger::{Ledger, LedgerError, NewEvent};
+pub use ledger::{Ledger, LedgerError, Named, NewEvent};
 pub use mark::LedgerMark;
 pub use service::Service;

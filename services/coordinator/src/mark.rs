@@ -13,7 +13,7 @@ use identity::{Mark, MarkFile};
 use objects::{BlobKey, BucketName, Buckets};
 use runtime::Failure;
 use schemas::event::EventBody;
-use schemas::{Code, Digest, PublicKey, V};
+use schemas::{Code, Digest, PublicKey, Sequence, V};
 
 use crate::ledger::Ledger;
 
@@ -127,6 +127,16 @@ impl LedgerMark {
         if body.sequence.get() == self.known.events {
             self.followed = Some(body.previous);
         }
+    }
+
+    /// The position of the event at the mark; none before the first.
+    pub fn event(&self) -> Option<Sequence> {
+        self.known.events.checked_sub(1).map(Sequence)
+    }
+
+    /// Says which event the ledger holds at the mark, for a ledger that is not read from there on.
+    pub fn found(&mut self, digest: Digest) {
+        self.followed = Some(Some(digest));
     }
 
     /// Compares the mark with a ledger that was read to its end, and notes that end.

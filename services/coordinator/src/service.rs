@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use coordinator_core::{Coordinator, Settings};
+use coordinator_core::{CHECKPOINT_EVERY, Coordinator, Settings};
 use identity::join::new_session;
 use identity::{AuditKey, ManifestKey, TrustBundle};
 use runtime::{Bus, Failure, clock};
@@ -71,6 +71,7 @@ impl Service {
             posture,
             heartbeat: config.limits.heartbeat.millis(),
             session: new_session(),
+            checkpoint_every: CHECKPOINT_EVERY,
         };
         let (sender, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let tables = Tables::default();

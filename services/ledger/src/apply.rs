@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
+use std::sync::Arc;
 
 use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::run::RunSpec;
@@ -56,22 +57,35 @@ impl State {
             LedgerEvent::RunCreated { spec, operator } => {
                 self.create_run(time, run, spec, operator)?
             }
+            LedgerEvent::CheckpointTaken => self.forget_results(time),
+            LedgerEvent::CheckpointSaved { checkpoint } => self.save_checkpoint(checkpoint)?,
             _ => {
                 let name = run.ok_or(ApplyError::RunMissing(event.kind()))?;
                 let run = self.fold_run(name);
                 let mut run = run.ok_or_else(|| ApplyError::RunUnknown(name.clone()))?;
-                run.apply(time, event)?;
+                return run.apply(time, event);
             }
         }
         self.time = time;
+        self.events += 1;
+        if matches!(event, LedgerEvent::CheckpointTaken) {
+            self.take_checkpoint();
+        }
         Ok(())
     }
 
     /// One run, to be read and to be continued.
     pub fn fold_run<'a>(&'a mut self, name: &'a RunId) -> Option<RunFold<'a>> {
-        let Self { runs, time, .. } = self;
-        let run = runs.get_mut(name)?;
-        Some(RunFold { name, run, time })
+        let Self {
+            runs, time, events, ..
+        } = self;
+        let run = Arc::make_mut(runs.get_mut(name)?);
+        Some(RunFold {
+            name,
+            run,
+            time,
+            events,
+        })
     }
 
     fn create_run(
@@ -113,7 +127,7 @@ impl State {
             any_rule: self.any_rule,
             spec: spec.clone(),
         };
-        self.runs.insert(name.clone(), run);
+        self.runs.insert(name.clone(), Arc::new(run));
         Ok(())
     }
 }
@@ -126,6 +140,8 @@ pub struct RunFold<'a> {
     run: &'a mut Run,
     /// Time of the state's last event.
     time: &'a mut UnixMillis,
+    /// Events of the state so far.
+    events: &'a mut u64,
 }
 
 impl<'a> RunFold<'a> {
@@ -142,6 +158,7 @@ impl<'a> RunFold<'a> {
     pub fn apply(&mut self, time: UnixMillis, event: &LedgerEvent) -> Result<(), ApplyError> {
         self.run.apply(time, self.name, event)?;
         *self.time = time;
+        *self.events += 1;
         Ok(())
     }
 }
@@ -211,7 +228,9 @@ impl Run {
             | LedgerEvent::CoordinatorStopped { .. }
             | LedgerEvent::RunCreated { .. }
             | LedgerEvent::ControlReceived { .. }
-            | LedgerEvent::RequestDenied { .. } => Err(out_of_place(
+            | LedgerEvent::RequestDenied { .. }
+            | LedgerEvent::CheckpointTaken
+            | LedgerEvent::CheckpointSaved { .. } => Err(out_of_place(
                 event.kind(),
                 "an event of the whole coordinator".to_owned(),
             )),

@@ -10,13 +10,17 @@
 //! | `state` | what is known, and the questions that it answers by itself |
 //! | `apply` | what each event does to it, and which events cannot follow |
 //! | `members`, `leases`, `rounds` | the same by topic |
+//! | `checkpoint` | states that are kept as objects, and what a state knows of them |
+//! | `form` | the bytes of such an object |
 //! | `error` | why an event cannot follow |
 //! | `check` | what holds after every event |
 //! | `view` | the state as operators see it |
 
 mod apply;
 mod check;
+mod checkpoint;
 mod error;
+mod form;
 mod leases;
 mod members;
 mod rounds;
@@ -24,7 +28,9 @@ mod state;
 mod view;
 
 pub use apply::RunFold;
+pub use checkpoint::CHECKPOINTS_KEPT;
 pub use error::{ApplyError, ReplayError};
+pub use form::{CheckpointError, FORMAT};
 pub use state::{
     Accepted, Fates, Member, OpenSync, RoundRecord, Run, SnapshotRecord, Standing, State, Unit,
 };

@@ -1,7 +1,9 @@
 //! The durable state: the fold of the ledger, and nothing that the ledger does not hold.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use schemas::checkpoint::Checkpoint;
 use schemas::contribution::{Evaluation, Fate};
 use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
 use schemas::member::{Posture, Session};
@@ -25,12 +27,21 @@ pub struct State {
     pub(crate) leading: bool,
     /// The release and posture of the last that took it.
     pub(crate) leader: Option<Leader>,
-    /// Every run, also those that are over.
-    pub(crate) runs: BTreeMap<RunId, Run>,
+    /// Every run, also those that are over. A state that was put aside shares them until an event
+    /// changes them.
+    #[serde(serialize_with = "shared")]
+    pub(crate) runs: BTreeMap<RunId, Arc<Run>>,
     /// Requests that were refused, counting those too many to record one by one.
     pub(crate) denied: u64,
     /// Time of the last event.
     pub(crate) time: UnixMillis,
+    /// Events folded so far.
+    pub(crate) events: u64,
+    /// The newest checkpoints that were saved, oldest first.
+    pub(crate) saved: Vec<Checkpoint>,
+    /// The state of the last checkpoint that was taken, until that one is saved.
+    #[serde(skip)]
+    pub(crate) taken: Option<Arc<State>>,
     /// Runs are not held to their closing rules ([`State::under_any_rule`]).
     #[serde(skip)]
     pub(crate) any_rule: bool,
@@ -288,12 +299,12 @@ impl State {
 
     /// Every run, by name.
     pub fn runs(&self) -> impl Iterator<Item = (&RunId, &Run)> {
-        self.runs.iter()
+        self.runs.iter().map(|(name, run)| (name, &**run))
     }
 
     /// One run.
     pub fn run(&self, run: &RunId) -> Option<&Run> {
-        self.runs.get(run)
+        self.runs.get(run).map(|run| &**run)
     }
 }
 
@@ -451,4 +462,12 @@ fn pairs<K: Serialize, V: Serialize, S: Serializer>(
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(map)
+}
+
+/// The runs as they are, shared or not.
+fn shared<S: Serializer>(
+    runs: &BTreeMap<RunId, Arc<Run>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(runs.iter().map(|(name, run)| (name, &**run)))
 }

@@ -16,6 +16,8 @@ use schemas::telemetry::Heartbeat;
 use schemas::view::RunPhase;
 use schemas::{Millis, Refusal, RunId, Sequence, UnixMillis, V, WorkerId};
 
+use crate::checkpoint::CHECKPOINT_EVERY;
+use crate::foundry::Job;
 use crate::plan::{account, operator, run_id, worker_id};
 use crate::queue::Try;
 use crate::store::Model;
@@ -66,6 +68,7 @@ fn settings() -> Settings {
         posture: Posture::default(),
         heartbeat: Millis::from_secs(3),
         session: Session(1),
+        checkpoint_every: CHECKPOINT_EVERY,
     }
 }
 
@@ -75,8 +78,7 @@ impl World {
             return;
         }
         self.site.generation += 1;
-        let core =
-            Coordinator::replay(settings(), &self.journal).expect("the ledger can be replayed");
+        let core = self.resume(settings());
         assert!(
             *core.state() == self.site.shadow,
             "a replay gives another state than the events one by one"
@@ -309,6 +311,11 @@ impl World {
                 self.crash_coordinator();
             }
             Effect::Sweep { .. } | Effect::Publish(_) => {}
+            Effect::WriteCheckpoint { state } => {
+                let bytes = state.to_checkpoint();
+                self.begin(Job::Checkpoint { bytes });
+            }
+            Effect::DiscardCheckpoint { object } => _ = self.store.checkpoints.remove(&object),
             Effect::CheckUploads { .. } | Effect::Promote { .. } => {
                 panic!("nobody uploads as an operator here")
             }

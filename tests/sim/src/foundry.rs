@@ -34,6 +34,9 @@ pub(crate) enum Job {
         audit_key: PublicKey,
         statement: Box<Statement>,
     },
+    Checkpoint {
+        bytes: Vec<u8>,
+    },
 }
 
 impl World {
@@ -81,7 +84,7 @@ impl World {
         }
     }
 
-    fn begin(&mut self, job: Job) {
+    pub(crate) fn begin(&mut self, job: Job) {
         let generation = self.site.generation();
         let span = self.chance.millis(5, 3_000);
         self.after(span, Happening::Executor { generation, job });
@@ -93,6 +96,7 @@ impl World {
             .hits(self.faults.store)
             .then(|| Refusal::new(Code::StoreUnreachable, "simulated"));
         let answer = match job {
+            Job::Checkpoint { bytes } => return self.checkpoint_written(bytes, failed),
             Job::Restore { snapshot, merges } => {
                 let outcome = failed.map_or_else(|| self.restore(snapshot, &merges), Err);
                 if outcome.is_ok() {

@@ -9,6 +9,7 @@
 //! | `world` | time, the bus, and what happens next |
 //! | `coordinator`, `worker` | the shells around the two cores, with their processes' crashes |
 //! | `foundry` | what the coordinator asks of the weights, each after a while |
+//! | `checkpoint` | the ledger's state as an object, and starts from it |
 //! | `queue` | the JetStream work queue with its redeliveries and its sins |
 //! | `store` | objects by digest, and the merge as a reference model on digests |
 //! | `monitor` | what must hold after every event, read from the ledger without the core's own fold |
@@ -17,6 +18,7 @@
 //! panics when something does not hold; print the seed before calling it.
 
 mod chance;
+mod checkpoint;
 mod coordinator;
 mod foundry;
 mod monitor;

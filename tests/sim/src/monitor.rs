@@ -200,7 +200,9 @@ impl Monitor {
             LedgerEvent::RequestDenied { .. } => self.counts.denied += 1,
             LedgerEvent::CoordinatorStopped { .. }
             | LedgerEvent::RunCreated { .. }
-            | LedgerEvent::ControlReceived { .. } => {}
+            | LedgerEvent::ControlReceived { .. }
+            | LedgerEvent::CheckpointTaken
+            | LedgerEvent::CheckpointSaved { .. } => {}
         }
         let flying = self.held.keys().map(|unit| self.tokens(unit)).sum::<u64>();
         assert_eq!(

@@ -19,6 +19,8 @@ pub(crate) struct Store {
     pub(crate) incoming: BTreeSet<Digest>,
     /// Chunks that hold a NaN. Only screening knows.
     pub(crate) poisoned: BTreeSet<Digest>,
+    /// Checkpoints of the ledger.
+    pub(crate) checkpoints: BTreeMap<Digest, Vec<u8>>,
     /// Full snapshots by their manifest.
     snapshots: BTreeMap<Digest, Model>,
 }

@@ -42,6 +42,8 @@ pub struct Report {
     pub worker_crashes: u64,
     /// Messages that were lost.
     pub lost: u64,
+    /// Coordinators that began with a checkpoint of the ledger.
+    pub resumed: u64,
     /// Simulated time from start to end.
     pub span: Millis,
     /// The digest of all events: two simulations of one seed give the same.
@@ -150,6 +152,8 @@ pub(crate) struct World {
     pub(crate) store: Store,
     pub(crate) monitor: Monitor,
     pub(crate) journal: Vec<EventBody>,
+    /// Starts of the coordinator with a checkpoint.
+    pub(crate) resumed: u64,
     pub(crate) routes: BTreeMap<ReplyId, Route>,
     /// Signed manifests: a document is a position in this list.
     pub(crate) documents: Vec<Manifest>,
@@ -228,6 +232,7 @@ impl World {
             store: Store::new(&plan.spec, &plan.data),
             monitor: Monitor::new(&plan.spec),
             journal: Vec::new(),
+            resumed: 0,
             routes: BTreeMap::new(),
             documents: Vec::new(),
             swallowed: None,
@@ -407,6 +412,7 @@ impl World {
             torn: self.site.torn,
             worker_crashes: self.worker_crashes,
             lost: self.lost,
+            resumed: self.resumed,
             span: START.until(self.now),
             ledger: hasher.finish(),
         }

@@ -33,7 +33,7 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
         return;
     }
     let mut sum = Counts::default();
-    let (mut coordinators, mut workers, mut lost) = (0, 0, 0);
+    let (mut coordinators, mut resumptions, mut workers, mut lost) = (0, 0, 0, 0);
     let (mut shared, mut torn) = (0, 0);
     for seed in 0..variable("SIM_SEEDS").unwrap_or(SEEDS) {
         let Report {
@@ -43,6 +43,7 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
             lost: messages,
             shared_appends,
             torn: in_between,
+            resumed,
             ..
         } = play(seed);
         shared += shared_appends;
@@ -50,6 +51,7 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
         coordinators += coordinator_crashes;
         workers += worker_crashes;
         lost += messages;
+        resumptions += resumed;
         sum.expired += counts.expired;
         sum.released += counts.released;
         sum.orphaned += counts.orphaned;
@@ -74,8 +76,8 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
         "{shared} appends were shared, {torn} were torn"
     );
     assert!(
-        coordinators >= 100 && workers >= 100 && lost >= 1000,
-        "{coordinators}, {workers} crashes, {lost} lost"
+        coordinators >= 100 && resumptions >= 100 && workers >= 100 && lost >= 1000,
+        "{coordinators}, {workers} crashes, {resumptions} starts with a checkpoint, {lost} lost"
     );
 }
 

@@ -4,8 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ledger::State;
+use schemas::checkpoint::Checkpoint;
 use schemas::event::{Departure, Event, EventBody, LedgerEvent};
-use schemas::{AccountId, Digest, Millis, PublicKey, RunId, Sequence, UnixMillis, WorkerId};
+use schemas::{
+    AccountId, Digest, Millis, ObjectRef, PublicKey, RunId, Sequence, UnixMillis, WorkerId,
+};
 
 use crate::emitter::{Chain, Link};
 use crate::examine::{Account, Examined, Examiner, Held, Says, Told};
@@ -48,6 +51,10 @@ pub struct Auditor {
     reached: BTreeMap<PublicKey, Sequence>,
     held: VecDeque<Held>,
     state: State,
+    /// The event that took the last checkpoint, with the digest of its body.
+    taken: Option<(Sequence, Digest)>,
+    /// False once an event did not follow: the state is then not what the coordinator's was.
+    follows: bool,
     last: StreamSequence,
     tally: Tally,
 }
@@ -64,6 +71,8 @@ impl Auditor {
             reached: BTreeMap::new(),
             held: VecDeque::new(),
             state: State::default(),
+            taken: None,
+            follows: true,
             last: StreamSequence(0),
             tally: Tally::default(),
         }
@@ -215,18 +224,49 @@ impl Auditor {
         let Event::Ledger(event) = &body.event else {
             unreachable!("the subject of a ledger was checked")
         };
+        if let LedgerEvent::CheckpointSaved { checkpoint } = event {
+            findings.extend(self.false_checkpoint(checkpoint));
+        }
         match self.state.apply(body.time, body.run.as_ref(), event) {
             Ok(()) => {
+                if matches!(event, LedgerEvent::CheckpointTaken) {
+                    self.taken = Some((body.sequence, digest));
+                }
                 self.notice(body.run.as_ref(), event);
                 if matches!(event, LedgerEvent::RoundClosed { .. }) {
                     findings.extend(self.contradiction());
                 }
             }
-            Err(error) => findings.push(Finding::OutOfPlace {
-                reason: error.to_string(),
-            }),
+            Err(error) => {
+                self.follows = false;
+                findings.push(Finding::OutOfPlace {
+                    reason: error.to_string(),
+                });
+            }
         }
         self.settle(Verdict::Verified, &Account::Ledger, findings, row)
+    }
+
+    /// Compares a checkpoint that the ledger names with the state that the events before it come
+    /// to. Nothing is said of a form that this release does not write, which no start with it uses,
+    /// nor behind an event that did not follow, which is a finding by itself.
+    fn false_checkpoint(&self, checkpoint: &Checkpoint) -> Option<Finding> {
+        let state = self.state.taken().filter(|_| self.follows)?;
+        let (covers, head) = self.taken?;
+        if checkpoint.format != u16::from(ledger::FORMAT) || checkpoint.covers != covers {
+            return None;
+        }
+        let text = |head: Digest, object: ObjectRef| {
+            format!("{} of {} bytes behind {head}", object.digest, object.bytes)
+        };
+        let object = ObjectRef::of(&state.to_checkpoint());
+        let named = text(checkpoint.head, checkpoint.object);
+        let recomputed = text(head, object);
+        (named != recomputed).then_some(Finding::FalseCheckpoint {
+            covers,
+            named,
+            recomputed,
+        })
     }
 
     /// Notes who may speak from now on, and who may not.

@@ -112,6 +112,18 @@ pub enum Finding {
         /// The last position that was kept.
         kept: StreamSequence,
     },
+    /// The ledger names a checkpoint that is not the state which its events come to.
+    #[error(
+        "the checkpoint that covers event {covers} is {named}; the events up to there come to {recomputed}"
+    )]
+    FalseCheckpoint {
+        /// The event that took it.
+        covers: Sequence,
+        /// What the ledger names: the object, behind the event that took it.
+        named: String,
+        /// The same, recomputed.
+        recomputed: String,
+    },
     /// The emitter's time lies far after the broker's, or far before its own last event. A clock,
     /// not a forgery.
     #[error("the emitter's time {time} is far from {against}")]
@@ -162,6 +174,7 @@ impl Finding {
             Self::Rewound { .. } => "rewound",
             Self::Altered { .. } => "altered",
             Self::Truncated { .. } => "truncated",
+            Self::FalseCheckpoint { .. } => "false-checkpoint",
             Self::Clock { .. } => "clock",
         }
     }
@@ -192,7 +205,9 @@ impl Found {
         if self.finding.is_foreign() {
             return Code::ForeignMessage;
         }
-        if self.is_of_the_record() {
+        if matches!(self.finding, Finding::FalseCheckpoint { .. }) {
+            Code::CheckpointFalse
+        } else if self.is_of_the_record() {
             Code::LedgerBroken
         } else {
             Code::AuditRejected

@@ -1,5 +1,6 @@
 //! An event as a line for people: when, which run, who, what, about what.
 
+use schemas::checkpoint::Checkpoint;
 use schemas::event::{Event, EventBody, LedgerEvent, WorkerEvent};
 use schemas::{RunId, UnixMillis, WorkerId};
 use serde::Serialize;
@@ -224,6 +225,11 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
             worker.short().to_owned(),
             format!("{code} to {verb}, {suppressed} more not recorded"),
         ),
+        LedgerEvent::CheckpointTaken => (none(), none()),
+        LedgerEvent::CheckpointSaved { checkpoint } => {
+            let Checkpoint { covers, object, .. } = checkpoint;
+            (none(), format!("of event {covers}, {}", object.digest))
+        }
     }
 }
 

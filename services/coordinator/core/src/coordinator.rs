@@ -12,6 +12,7 @@ use schemas::member::{Posture, Session};
 use schemas::subject::Verb;
 use schemas::{Code, Millis, PublicKey, Refusal, RunId, UnixMillis};
 
+use crate::checkpoint::Checkpoints;
 use crate::control::{Check, Drain};
 use crate::deadline::{Timer, Timers};
 use crate::denial::Denials;
@@ -36,6 +37,8 @@ pub struct Settings {
     /// in the same millisecond would else begin with the same event, and the ledger would take each
     /// for the other.
     pub session: Session,
+    /// Events between two checkpoints of the ledger.
+    pub checkpoint_every: u64,
 }
 
 /// Every decision of the coordinator. Give it inputs one at a time, carry its effects out in order.
@@ -64,6 +67,7 @@ pub struct Coordinator {
     pub(crate) denials: Denials,
     pub(crate) drain: Option<Drain>,
     pub(crate) stopped: bool,
+    pub(crate) checkpoints: Checkpoints,
 }
 
 impl Coordinator {
@@ -85,6 +89,7 @@ impl Coordinator {
             denials: Denials::default(),
             drain: None,
             stopped: false,
+            checkpoints: Checkpoints::default(),
         }
     }
 
@@ -132,6 +137,8 @@ impl Coordinator {
             self.take_up(run);
         }
         self.fire_due();
+        self.take_up_checkpoints();
+        self.checkpoint_if_due();
         effects.append(&mut self.out);
     }
 
@@ -146,6 +153,7 @@ impl Coordinator {
             // a renewal that waited while the process was busy still counts.
             self.dispatch(input);
             self.end_drain();
+            self.checkpoint_if_due();
         }
         effects.append(&mut self.out);
     }
@@ -211,6 +219,7 @@ impl Coordinator {
                 }
             }
             Input::Foundry { run, answer } => self.foundry_answered(&run, answer),
+            Input::CheckpointWritten { outcome } => self.checkpoint_written(outcome),
             Input::Tick => self.fire_due(),
         }
     }

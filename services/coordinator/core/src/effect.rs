@@ -2,6 +2,9 @@
 //! [`Effect::Append`] before it is in the stream. So nothing leaves the coordinator that the ledger
 //! does not hold.
 
+use std::sync::Arc;
+
+use ledger::State;
 use schemas::blob::Grants;
 use schemas::contribution::SubmitReply;
 use schemas::control::{RunNewReply, ShutdownReply, ViewReply};
@@ -133,6 +136,17 @@ pub enum Effect {
     },
     /// Publish the read-only view of a run.
     Publish(Box<Status>),
+    /// Write the bytes of the checkpoint that was taken last to the store, beside everything else;
+    /// answer with `Input::CheckpointWritten`.
+    WriteCheckpoint {
+        /// The state as it was after the event that took it.
+        state: Arc<State>,
+    },
+    /// Delete the object of a checkpoint that no start uses any more.
+    DiscardCheckpoint {
+        /// The object.
+        object: Digest,
+    },
     /// Everything is in order: end the process.
     Stop {
         /// Why.
@@ -159,6 +173,8 @@ impl Effect {
             Self::Foundry { order, .. } => order.kind(),
             Self::Command { .. } => "command",
             Self::Publish(_) => "publish",
+            Self::WriteCheckpoint { .. } => "write_checkpoint",
+            Self::DiscardCheckpoint { .. } => "discard_checkpoint",
             Self::Stop { .. } => "stop",
         }
     }

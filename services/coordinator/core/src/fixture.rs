@@ -71,6 +71,7 @@ pub(crate) fn settings() -> Settings {
         posture: Posture::default(),
         heartbeat: Millis::from_secs(5),
         session: Session(99),
+        checkpoint_every: u64::MAX,
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the world tells the coordinator. The shell decodes messages and checks their form;
 //! everything that depends on state is decided in the core.
 
+use schemas::checkpoint::Checkpoint;
 use schemas::foundry::Answer;
 use schemas::lease::UnitId;
 use schemas::subject::Verb;
@@ -118,6 +119,11 @@ pub enum Input {
         /// What.
         answer: Answer,
     },
+    /// The bytes of a checkpoint are in the store ([`crate::Effect::WriteCheckpoint`]).
+    CheckpointWritten {
+        /// Where they are, or why they are not.
+        outcome: Result<Checkpoint, Refusal>,
+    },
     /// Nothing but time passed.
     Tick,
 }
@@ -136,6 +142,7 @@ impl Input {
             Self::UploadsChecked { .. } => "uploads_checked",
             Self::Promoted { .. } => "promoted",
             Self::Foundry { answer, .. } => answer.kind(),
+            Self::CheckpointWritten { .. } => "checkpoint_written",
             Self::Tick => "tick",
         }
     }

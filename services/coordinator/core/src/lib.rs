@@ -14,10 +14,12 @@
 //! | `turn` | what a room may touch besides itself, and how a request ends |
 //! | `control`, `operator`, `order` | what operators change, upload, and may have written |
 //! | `join` | what a join needs whatever its run |
+//! | `checkpoint` | when the ledger's state is kept as an object |
 //! | `denial` | which refusals are recorded |
 //! | `view` | what operators ask to see |
 //! | `deadline` | when to be called again |
 
+mod checkpoint;
 mod control;
 mod coordinator;
 mod deadline;
@@ -36,6 +38,7 @@ mod view;
 #[cfg(test)]
 mod tests;
 
+pub use checkpoint::CHECKPOINT_EVERY;
 pub use coordinator::{Coordinator, Settings};
 pub use effect::{Answer, Effect, Quarantine};
 pub use input::{

@@ -2,6 +2,7 @@
 //! check the state's invariants, that a replay of the ledger gives the same state, and that no
 //! request is answered twice (`fixture::World`).
 
+mod checkpoint;
 mod control;
 mod denial;
 mod guards;

@@ -185,7 +185,7 @@ impl Ledger {
         if let Published::At(_) = published {
             self.grouping.stored(count);
             for stored in pending.drain(..count) {
-                self.extend(self.stream_sequence + 1, stored.digest);
+                self.extend(self.stream_sequence + 1, stored.digest, stored.kind);
             }
         }
         published
@@ -215,7 +215,8 @@ impl Ledger {
             };
             self.grouping.stored(1);
             let stored = pending.pop_front();
-            self.extend(at, stored.expect("each answer is to one of them").digest);
+            let stored = stored.expect("each answer is to one of them");
+            self.extend(at, stored.digest, stored.kind);
         }
         Published::At(self.stream_sequence)
     }
@@ -249,16 +250,24 @@ impl Ledger {
             let found = stored.sequence;
             match self.chain.judge(&stored.subject, &stored.payload) {
                 Judgement::Next { digest, .. } => {
-                    if own.front().is_none_or(|first| first.digest != digest) {
+                    let Some(stored) = own.pop_front_if(|first| first.digest == digest) else {
                         return Err(LedgerError::Fenced {
                             expected: self.stream_sequence,
                             found,
                         });
-                    }
-                    self.extend(found, digest);
-                    own.pop_front();
+                    };
+                    self.extend(found, digest, stored.kind);
                 }
                 Judgement::Repeated => self.pass(found, REPEATED),
+                Judgement::Before { sequence, digest } => {
+                    if !self.is_copy(sequence, digest).await? {
+                        return Err(LedgerError::Broken {
+                            stream: found,
+                            reason: format!("event {sequence} is another one"),
+                        });
+                    }
+                    self.pass(found, REPEATED);
+                }
                 Judgement::Foreign(reason) => self.pass(found, &reason),
                 Judgement::Broken(reason) => {
                     return Err(LedgerError::Broken {

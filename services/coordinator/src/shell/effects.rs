@@ -1,6 +1,9 @@
 //! Effects, carried out in their order. What takes time runs beside the loop.
 
+use std::sync::Arc;
+
 use coordinator_core::{Answer, Effect, Input, Quarantine, ReplyId};
+use ledger::State;
 use runtime::{Failure, clock};
 use schemas::lease::{ClaimOutcome, ClaimReply, MANIFEST_TYPE, Manifest};
 use schemas::public::{COMMAND_TYPE, Command, CommandVerb, Status};
@@ -11,6 +14,7 @@ use tracing::Instrument as _;
 use super::Shell;
 use crate::arrival::Arrival;
 use crate::check;
+use crate::checkpoint;
 use crate::grants;
 use crate::guard::answered;
 use crate::queue;
@@ -81,6 +85,11 @@ impl Shell {
                 verb,
             } => self.command(&account, run, worker, verb).await,
             Effect::Publish(status) => self.publish(&status).await,
+            Effect::WriteCheckpoint { state } => self.write_checkpoint(state),
+            Effect::DiscardCheckpoint { object } => {
+                let store = self.store.clone();
+                tokio::spawn(async move { checkpoint::discard(&store, object).await });
+            }
         }
         Ok(())
     }
@@ -184,6 +193,20 @@ impl Shell {
         if let Err(error) = self.bus.publish(&subject, status.encode().into()).await {
             tracing::debug!(%error, "status not published");
         }
+    }
+
+    fn write_checkpoint(&self, state: Arc<State>) {
+        let taken = self.ledger.taken();
+        let taken = taken.expect("the event that takes a checkpoint is appended before its effect");
+        let store = self.store.clone();
+        self.beside(async move {
+            let written = checkpoint::write(&store, state, taken);
+            let outcome = answered("checkpoint of the ledger", written).await;
+            if let Err(refusal) = &outcome {
+                checkpoint::tell_unsaved(refusal);
+            }
+            Arrival::Input(Input::CheckpointWritten { outcome })
+        });
     }
 
     /// Runs beside the loop; what comes of it is an arrival. When the loop has ended nobody needs

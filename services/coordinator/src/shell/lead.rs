@@ -5,10 +5,13 @@ use std::time::Duration;
 use coordinator_core::{Coordinator, Settings};
 use ledger::State;
 use runtime::{Failure, clock};
+use schemas::event::EventBody;
 use schemas::{Code, Millis, UnixMillis};
 use tokio::time::Instant;
 
 use super::Shell;
+use crate::checkpoint::{self, tell_unusable};
+use crate::ledger::LedgerError;
 use crate::mark::StoreMark;
 
 /// How far the ledger's newest event may lie ahead of this machine's clock for a start to wait
@@ -30,15 +33,11 @@ impl Shell {
         patience: Duration,
     ) -> Result<Coordinator, Failure> {
         let mut deadline = None;
-        let mut state = State::default();
+        let mut state = checkpoint::begin(&mut self.ledger, &self.store).await?;
         loop {
-            let Self { ledger, mark, .. } = &mut *self;
-            let follow = |body| {
-                mark.follow(&body);
-                state.follow(&body)
-            };
-            ledger.catch_up(follow).await?;
-            mark.agree(ledger)?;
+            self.read_on(&mut state).await?;
+            self.mark.agree(&self.ledger)?;
+            let Self { ledger, .. } = &mut *self;
             if ledger.is_empty() {
                 store_mark.allow_beginning().await?;
             }
@@ -49,7 +48,11 @@ impl Shell {
             core.start(clock::now(), &mut effects);
             match self.carry_out(&mut effects).await {
                 Ok(_) => {
-                    tracing::info!(events, "ledger verified and replayed");
+                    tracing::info!(
+                        events,
+                        read = self.ledger.known(),
+                        "ledger verified and replayed"
+                    );
                     return Ok(core);
                 }
                 // Once a first event was taken, to be fenced off is final.
@@ -67,6 +70,33 @@ impl Shell {
                 }
                 Err(failure) => return Err(failure),
             }
+        }
+    }
+}
+
+impl Shell {
+    /// Folds in what the ledger holds behind the place where this process stands. When that does
+    /// not follow on a checkpoint, it is read once more from the first event.
+    async fn read_on(&mut self, state: &mut State) -> Result<(), Failure> {
+        let Self { ledger, mark, .. } = &mut *self;
+        if let Some(marked) = mark.event()
+            && let Some(digest) = ledger.digest_before(marked).await?
+        {
+            mark.found(digest);
+        }
+        let mut follow = |state: &mut State, body: EventBody| {
+            mark.follow(&body);
+            state.follow(&body)
+        };
+        let read = ledger.catch_up(|body| follow(state, body)).await;
+        match read {
+            Err(LedgerError::Broken { stream, reason }) if ledger.has_base() => {
+                tell_unusable(&format!("message {stream} does not follow on it: {reason}"));
+                *state = State::default();
+                ledger.begin_anew();
+                Ok(ledger.catch_up(|body| follow(state, body)).await?)
+            }
+            read => Ok(read?),
         }
     }
 }

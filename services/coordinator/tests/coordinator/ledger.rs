@@ -73,8 +73,19 @@ impl Scene {
         Ok((ledger, events))
     }
 
+    /// The ledger before anything was read.
+    pub(crate) async fn unread(&self) -> Ledger {
+        let (key, trust) = (self.key.clone(), self.trust.clone());
+        Ledger::new(self.server.bus().await, key, trust, PATIENCE)
+    }
+
     /// Puts an event into the stream past the ledger.
-    async fn forge(&self, key: &AuditKey, body: &EventBody, tamper: impl FnOnce(&mut SignedEvent)) {
+    pub(crate) async fn forge(
+        &self,
+        key: &AuditKey,
+        body: &EventBody,
+        tamper: impl FnOnce(&mut SignedEvent),
+    ) {
         let mut signed = key.sign_event(self.trust.domain.as_str(), body.encode());
         tamper(&mut signed);
         self.put(
@@ -147,7 +158,7 @@ impl Scene {
     }
 }
 
-async fn read_on(ledger: &mut Ledger) -> Result<Vec<EventBody>, LedgerError> {
+pub(crate) async fn read_on(ledger: &mut Ledger) -> Result<Vec<EventBody>, LedgerError> {
     let mut events = Vec::new();
     let follow = |body| {
         events.push(body);

@@ -1,6 +1,7 @@
 //! The coordinator with a real broker: its ledger alone, and the whole of it as a process.
 
 mod batches;
+mod checkpoints;
 mod ledger;
 mod reading;
 mod run;

@@ -294,7 +294,12 @@ fn a_reader_is_told_what_the_rounds_came_to() {
     assert_eq!(run.version(Fragment::FIRST), Round(1));
     assert_eq!(run.uploaded, Bytes(3 * 16));
     let open = run.open.values().next().expect("round 1 is open");
-    assert_eq!(open.inputs.keys().collect::<Vec<_>>(), [&UnitIndex(1)]);
+    assert_eq!(
+        open.inputs()
+            .map(|input| input.lease.unit.index)
+            .collect::<Vec<_>>(),
+        [UnitIndex(1)]
+    );
 }
 
 #[test]

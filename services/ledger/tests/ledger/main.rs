@@ -1,5 +1,6 @@
 //! The fold by itself, event by event, without a coordinator.
 
+mod checkpoints;
 mod figures;
 mod kit;
 mod places;

@@ -405,7 +405,9 @@ fn cause(event: &LedgerEvent) -> Option<String> {
         | LedgerEvent::RoundOpened { .. }
         | LedgerEvent::RoundSealed { .. }
         | LedgerEvent::RoundClosed { .. }
-        | LedgerEvent::SnapshotSaved { .. } => None,
+        | LedgerEvent::SnapshotSaved { .. }
+        | LedgerEvent::CheckpointTaken
+        | LedgerEvent::CheckpointSaved { .. } => None,
     }
 }
 

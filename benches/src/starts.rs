@@ -1,0 +1,308 @@
+//! A coordinator's start with a ledger of many events: from all of them, as a domain of an earlier
+//! release starts, and from a checkpoint. The processes are real, and so is the ledger: runs of
+//! many rounds, one after another, as a deployment of some age has them.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use diloco_coordinator::{Ledger, Named, NewEvent};
+use harness::{Cluster, Options};
+use identity::AuditKey;
+use runtime::clock;
+use schemas::contribution::Contribution;
+use schemas::event::LedgerEvent;
+use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
+use schemas::member::{Posture, Session};
+use schemas::permission::Role;
+use schemas::run::{
+    Closing, Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision,
+    Rounding, RunSpec, Schedule, TrainerKind,
+};
+use schemas::sync::SealedInput;
+use schemas::{
+    AccountId, Bytes, Digest, Epoch, Fragment, Millis, ObjectRef, PublicKey, Round, RunId,
+    Sequence, Steps, UnitIndex, V, Weight, WorkerId,
+};
+use serde_bytes::ByteArray;
+
+use crate::Effort;
+use crate::row::{Reach, Row};
+
+/// Rounds of each run, and units of each round.
+const ROUNDS: u64 = 100;
+const UNITS: u32 = 16;
+/// Chunks of each contribution and of the weights: a model of some 16 M parameters.
+const CHUNKS: usize = 4;
+/// The longest wait for a broker that does not answer, and for a checkpoint.
+const PATIENCE: Duration = Duration::from_secs(60);
+const CODEC: Codec = Codec {
+    kind: CodecKind::Bf16,
+    rounding: Rounding::Nearest,
+};
+
+/// The rows of this bench.
+pub(crate) async fn measure(effort: Effort) -> Result<Vec<Row>> {
+    let sizes: &[(u64, f64)] = match effort {
+        Effort::Full => &[(15_000, 0.4), (1_000_000, 3.0)],
+        Effort::Quick => &[(10_000, 0.4)],
+    };
+    let repeats = match effort {
+        Effort::Full => 5,
+        Effort::Quick => 2,
+    };
+    let mut rows = Vec::new();
+    for (events, reach) in sizes {
+        let mut scene = Scene::with(*events).await?;
+        let whole = scene.start("all").await?;
+        let checkpoint = scene.checkpoint().await?;
+        scene.stop("all").await;
+        let mut resumed = Vec::with_capacity(repeats);
+        for number in 0..repeats {
+            let name = format!("resumed-{number}");
+            resumed.push(scene.start(&name).await?);
+            scene.stop(&name).await;
+        }
+        let size = checkpoint / 1024;
+        rows.push(
+            Row::new(format!("start with {events} events"), "s", resumed)
+                .reach(Reach::AtMost(*reach))
+                .note(format!(
+                    "process to ready, from a checkpoint of {size} KiB and the events behind it"
+                )),
+        );
+        rows.push(
+            Row::new(
+                format!("the same without a checkpoint, {events}"),
+                "s",
+                vec![whole],
+            )
+            .note("every event read, verified and folded"),
+        );
+    }
+    Ok(rows)
+}
+
+/// A domain with a ledger.
+struct Scene {
+    cluster: Cluster,
+}
+
+impl Scene {
+    /// With so many events, and those that end the last run.
+    async fn with(events: u64) -> Result<Self> {
+        let mut cluster = Cluster::broker(Options::default()).await;
+        cluster.start_store().await;
+        let scene = Self { cluster };
+        let mut ledger = scene.ledger().await?;
+        ledger.catch_up(|_| Ok::<(), String>(())).await?;
+        let mut runs = 0..;
+        while ledger.len() < events {
+            let run = runs.next().context("there is a number for each run")?;
+            let all: Vec<NewEvent> = run_events(run).collect();
+            ledger.append(all).await?;
+        }
+        Ok(scene)
+    }
+
+    /// The domain's ledger, for a process that holds the coordinator's keys.
+    async fn ledger(&self) -> Result<Ledger> {
+        let domain = self.cluster.domain();
+        let key = AuditKey::read(&domain.layout().coordinator_audit_key())?;
+        let bus = self.cluster.connect(Role::LedgerWriter, "filler").await;
+        Ok(Ledger::new(bus, key, domain.trust().clone(), PATIENCE))
+    }
+
+    /// Starts a coordinator: seconds until it leads and hears.
+    async fn start(&mut self, name: &str) -> Result<f64> {
+        let started = Instant::now();
+        self.cluster.start_coordinator(name).await;
+        Ok(started.elapsed().as_secs_f64())
+    }
+
+    async fn stop(&mut self, name: &str) {
+        self.cluster.kill9(name);
+    }
+
+    /// Waits for the first checkpoint; its bytes.
+    async fn checkpoint(&self) -> Result<u64> {
+        let ledger = self.ledger().await?;
+        let since = Instant::now();
+        while since.elapsed() < PATIENCE {
+            match ledger.newest_checkpoint().await? {
+                Named::Checkpoint(checkpoint) => {
+                    ensure!(checkpoint.covers > Sequence(0), "it covers nothing");
+                    return Ok(checkpoint.object.bytes.get());
+                }
+                Named::Unfit(reason) => bail!("the checkpoint is not used: {reason}"),
+                Named::None => tokio::task::yield_now().await,
+            }
+        }
+        bail!("no checkpoint was saved")
+    }
+}
+
+/// Everything that the ledger says of one run.
+fn run_events(number: u64) -> impl Iterator<Item = NewEvent> {
+    let run: RunId = format!("run-{number}").parse().expect("a name");
+    let spec = spec(&run);
+    let mut first = vec![LedgerEvent::RunCreated {
+        spec: Box::new(spec),
+        operator: key('U', 1).parse().expect("a key"),
+    }];
+    first.extend((0..UNITS).map(joined));
+    let rounds = (0..ROUNDS).flat_map(move |round| round_events(number, round));
+    let events = first.into_iter().chain(rounds);
+    let events = events.chain([LedgerEvent::RunCompleted]);
+    events.map(move |event| NewEvent {
+        time: clock::now(),
+        run: Some(run.clone()),
+        event,
+    })
+}
+
+fn round_events(run: u64, round: u64) -> Vec<LedgerEvent> {
+    let lease = |unit: u32| LeaseRef {
+        unit: UnitId {
+            round: Round(round),
+            kind: UnitKind::Train,
+            index: UnitIndex(unit),
+        },
+        epoch: Epoch(1),
+    };
+    let mut events = vec![LedgerEvent::RoundOpened {
+        round: Round(round),
+    }];
+    events.extend((0..UNITS).map(|unit| LedgerEvent::LeaseGranted {
+        lease: lease(unit),
+        worker: worker(unit),
+    }));
+    events.extend((0..UNITS).map(|unit| LedgerEvent::ContributionAccepted {
+        lease: lease(unit),
+        worker: worker(unit),
+        contribution: Box::new(contribution(run, round, unit)),
+        norm: 1.5,
+        statement: Digest::of(format!("{run} {round} {unit}").as_bytes()),
+        signature: ByteArray::new([7; 64]),
+    }));
+    let input = |unit: u32| SealedInput {
+        unit: UnitIndex(unit),
+        epoch: Epoch(1),
+        weight: Weight(unit_tokens()),
+    };
+    events.push(LedgerEvent::RoundSealed {
+        round: Round(round),
+        fragment: Fragment::FIRST,
+        inputs: (0..UNITS).map(input).collect(),
+        rest: 0,
+    });
+    events.push(LedgerEvent::RoundClosed {
+        round: Round(round),
+        fragment: Fragment::FIRST,
+        broadcast: Weights {
+            round: Round(round + 1),
+            codec: CODEC,
+            chunks: chunks(&format!("weights {run} {round}")),
+        },
+        norm: 1.0,
+        tokens: schemas::Tokens(unit_tokens() * u64::from(UNITS)),
+    });
+    events.push(LedgerEvent::SnapshotSaved {
+        round: Round(round + 1),
+        manifest: ObjectRef::of(format!("snapshot {run} {round}").as_bytes()),
+    });
+    events
+}
+
+fn key(kind: char, number: u32) -> String {
+    let letter = char::from(b'A' + (number % 26) as u8);
+    format!("{kind}{}{letter}", "A".repeat(54))
+}
+
+fn worker(number: u32) -> WorkerId {
+    key('U', number).parse().expect("a key")
+}
+
+fn joined(number: u32) -> LedgerEvent {
+    let account: AccountId = key('A', 1).parse().expect("a key");
+    let audit_key: PublicKey = key('U', number).parse().expect("a key");
+    LedgerEvent::WorkerJoined {
+        worker: worker(number),
+        account,
+        audit_key,
+        trainers: vec![TrainerKind::Reference],
+        device: "a card of some kind".to_owned(),
+        release: "0.1.0".to_owned(),
+        posture: Posture::default(),
+        session: Session(number.into()),
+    }
+}
+
+fn chunks(name: &str) -> Vec<ObjectRef> {
+    let chunk = |chunk: usize| ObjectRef {
+        digest: Digest::of(format!("{name} {chunk}").as_bytes()),
+        bytes: Bytes(8 << 20),
+    };
+    (0..CHUNKS).map(chunk).collect()
+}
+
+fn contribution(run: u64, round: u64, unit: u32) -> Contribution {
+    Contribution {
+        layout: Digest::of(b"layout"),
+        codec: CODEC,
+        chunks: chunks(&format!("contribution {run} {round} {unit}")),
+        tokens: schemas::Tokens(unit_tokens()),
+        steps: Steps(100),
+        loss: 2.5,
+        train_ms: 60_000,
+    }
+}
+
+/// Tokens of a unit: inner steps, sequences of a batch, tokens of a sequence.
+const fn unit_tokens() -> u64 {
+    100 * 8 * 256
+}
+
+fn spec(run: &RunId) -> RunSpec {
+    let object = |name: &str| ObjectRef::of(name.as_bytes());
+    RunSpec {
+        v: V,
+        run: run.clone(),
+        model: ModelSpec {
+            trainer: TrainerKind::Reference,
+            config: object("config"),
+            layout: object("layout"),
+            chunk_elements: 4 << 20,
+            initial: chunks("initial"),
+            precision: Precision::Fp32,
+        },
+        data: object("data"),
+        schedule: Schedule {
+            rounds: ROUNDS,
+            units: UNITS,
+            inner_steps: Steps(100),
+            batch_sequences: 8,
+            accumulation: 1,
+            sequence_tokens: 256,
+            evaluation_every: 0,
+            evaluation_sequences: 8,
+            snapshot_every: 1,
+        },
+        inner: InnerOptimizer {
+            final_ratio: 0.1,
+            ..InnerOptimizer::adamw(1e-3)
+        },
+        outer: OuterOptimizer::Average,
+        upload: CODEC,
+        download: CODEC,
+        policy: Policy {
+            workers_min: 1,
+            lease: Millis::from_secs(30),
+            silence_max: Millis::from_secs(90),
+            norm_max: 0.0,
+            strikes_max: 3,
+            closing: Closing::All,
+        },
+        error_feedback: false,
+        seed: 7,
+    }
+}

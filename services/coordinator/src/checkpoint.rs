@@ -1,0 +1,125 @@
+//! Checkpoints of the ledger as objects: written beside the loop, and read at a start. One that
+//! cannot be used costs time, never a start: the ledger holds everything.
+
+use std::sync::Arc;
+
+use ledger::{FORMAT, State};
+use runtime::Failure;
+use schemas::checkpoint::{CHECKPOINT_BYTES_MAX, Checkpoint};
+use schemas::{Bytes, Code, Digest, Refusal};
+
+use crate::ledger::{Ledger, Named, Place};
+use crate::store::{Store, refusal};
+
+/// Writes the bytes of a checkpoint, and looks whether the store has them. `taken` is the event
+/// that took it.
+pub(crate) async fn write(
+    store: &Store,
+    state: Arc<State>,
+    taken: Place,
+) -> Result<Checkpoint, Refusal> {
+    let unsaved = |reason: String| Refusal::new(Code::CheckpointUnsaved, reason);
+    let bytes = tokio::task::spawn_blocking(move || state.to_checkpoint()).await;
+    let bytes = bytes.map_err(|error| unsaved(error.to_string()))?;
+    let length = Bytes(bytes.len() as u64);
+    if length > CHECKPOINT_BYTES_MAX {
+        return Err(unsaved(format!(
+            "the state takes {length} bytes, a checkpoint at most {CHECKPOINT_BYTES_MAX}"
+        )));
+    }
+    let _permit = store.transfer().await;
+    let object = store.publish(bytes.into()).await?;
+    let found = store.buckets.exists(object.digest).await;
+    if found.map_err(|error| refusal(&error))? != Some(length) {
+        return Err(unsaved(format!("{} is not in the store", object.digest)));
+    }
+    Ok(Checkpoint {
+        covers: taken.sequence,
+        head: taken.digest,
+        stream_sequence: taken.stream_sequence,
+        format: FORMAT.into(),
+        object,
+    })
+}
+
+/// Tells why a checkpoint is not there.
+pub(crate) fn tell_unsaved(refusal: &Refusal) {
+    let (code, reason) = (Code::CheckpointUnsaved, refusal);
+    tracing::warn!(%code, next = code.next_step(), %reason, "a checkpoint of the ledger was not saved");
+}
+
+/// Deletes the object of an outdated checkpoint. What cannot be deleted is tried again at the next
+/// start.
+pub(crate) async fn discard(store: &Store, object: Digest) {
+    if let Err(error) = store.buckets.delete(object).await {
+        tracing::warn!(code = %error.code(), %error, "the object of an outdated checkpoint was not deleted");
+    }
+}
+
+/// The state of the newest checkpoint, from which the ledger is then read on. Without one, or when
+/// it cannot be used, the empty state: then the ledger is read from its first event.
+///
+/// # Errors
+/// The stream cannot be read.
+pub(crate) async fn begin(ledger: &mut Ledger, store: &Store) -> Result<State, Failure> {
+    let loaded = match ledger.newest_checkpoint().await? {
+        Named::None => return Ok(State::default()),
+        Named::Unfit(reason) => Err(reason),
+        Named::Checkpoint(checkpoint) => load(store, &checkpoint)
+            .await
+            .map(|state| (checkpoint, state)),
+    };
+    match loaded {
+        Ok((checkpoint, state)) => {
+            tracing::info!(
+                events = state.events(),
+                object = %checkpoint.object.digest,
+                "the ledger is read from its newest checkpoint on"
+            );
+            ledger.continue_from(&checkpoint);
+            Ok(state)
+        }
+        Err(reason) => {
+            tell_unusable(&reason);
+            Ok(State::default())
+        }
+    }
+}
+
+/// Tells why a checkpoint is not used.
+pub(crate) fn tell_unusable(reason: &str) {
+    let code = Code::CheckpointUnusable;
+    tracing::warn!(%code, next = code.next_step(), reason, "the newest checkpoint of the ledger is not used; all events are read");
+}
+
+async fn load(store: &Store, checkpoint: &Checkpoint) -> Result<State, String> {
+    let Checkpoint {
+        covers,
+        format,
+        object,
+        ..
+    } = checkpoint;
+    if *format != u16::from(FORMAT) {
+        return Err(format!(
+            "it has form {format}, this release reads form {FORMAT}"
+        ));
+    }
+    if object.bytes > CHECKPOINT_BYTES_MAX {
+        return Err(format!(
+            "it says that it has {} bytes, at most {CHECKPOINT_BYTES_MAX} are read",
+            object.bytes
+        ));
+    }
+    let bytes = store.fetch(*object).await;
+    let bytes = bytes.map_err(|refusal| refusal.to_string())?;
+    let decoded = tokio::task::spawn_blocking(move || State::from_checkpoint(&bytes)).await;
+    let decoded = decoded.map_err(|error| error.to_string())?;
+    let state = decoded.map_err(|error| error.to_string())?;
+    if state.events() != covers.get() + 1 {
+        return Err(format!(
+            "it holds the state of {} events, and says that it covers event {covers}",
+            state.events()
+        ));
+    }
+    Ok(state)
+}

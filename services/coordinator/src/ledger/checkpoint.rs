@@ -1,0 +1,178 @@
+//! Where a start begins: the newest checkpoint that the ledger names, and the events from before
+//! it, which are not read unless one of them is asked for.
+
+use chain::{End, Proof};
+use runtime::{StoredMessage, StreamSpan};
+use schemas::checkpoint::Checkpoint;
+use schemas::event::{Event, LedgerEvent};
+use schemas::subject::CHECKPOINT_FILTER;
+use schemas::{Digest, Sequence};
+
+use super::{Ledger, LedgerError};
+
+/// Messages that are read before they are looked at: a few MB at the most.
+const READ_AT_ONCE: u64 = 512;
+
+/// An event of the chain, and where it lies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) sequence: Sequence,
+    pub(crate) digest: Digest,
+    pub(crate) stream_sequence: u64,
+}
+
+/// What the ledger says of its newest checkpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Named {
+    /// No checkpoint was saved yet.
+    None,
+    /// This one was saved. It lies in the chain where it says.
+    Checkpoint(Checkpoint),
+    /// What it says does not fit the stream. The reason, in words.
+    Unfit(String),
+}
+
+impl Ledger {
+    /// Looks for the newest checkpoint that was saved. It counts when a coordinator signed it, the
+    /// stream lacks no message, and the event that took it lies where it says.
+    ///
+    /// # Errors
+    /// The stream cannot be read.
+    pub async fn newest_checkpoint(&self) -> Result<Named, LedgerError> {
+        let Some(stored) = self.stream.last_under(CHECKPOINT_FILTER).await? else {
+            return Ok(Named::None);
+        };
+        let unfit = |reason: String| Ok(Named::Unfit(reason));
+        let StreamSpan {
+            messages,
+            first,
+            last,
+        } = self.stream.span().await?;
+        if first != 1 || messages != last {
+            return unfit(format!(
+                "the stream begins at {first}, ends at {last} and has {messages} messages"
+            ));
+        }
+        let at = stored.sequence;
+        let (event, sequence) = match self.open(&stored) {
+            Ok(entry) => (entry.body.event, entry.body.sequence),
+            Err(reason) => return unfit(format!("message {at}: {reason}")),
+        };
+        let Event::Ledger(LedgerEvent::CheckpointSaved { checkpoint }) = event else {
+            return unfit(format!("message {at} names no checkpoint"));
+        };
+        let place = checkpoint.stream_sequence;
+        if checkpoint.covers >= sequence || place >= at {
+            return unfit(format!("event {sequence} covers what comes after it"));
+        }
+        let taken = match self.stream.message(place).await? {
+            Some(stored) => self.open(&stored),
+            None => Err("it is not there".to_owned()),
+        };
+        let fits = taken.map(|entry| {
+            let takes = matches!(
+                entry.body.event,
+                Event::Ledger(LedgerEvent::CheckpointTaken)
+            );
+            takes && (entry.body.sequence, entry.digest) == (checkpoint.covers, checkpoint.head)
+        });
+        match fits {
+            Ok(true) => Ok(Named::Checkpoint(checkpoint)),
+            Ok(false) => unfit(format!("message {place} is another one")),
+            Err(reason) => unfit(format!("message {place}: {reason}")),
+        }
+    }
+
+    /// Goes on behind the event that took a checkpoint, as if all events up to it had been read.
+    pub fn continue_from(&mut self, checkpoint: &Checkpoint) {
+        let Checkpoint {
+            covers,
+            head,
+            stream_sequence,
+            ..
+        } = *checkpoint;
+        let end = End::after(covers, head);
+        self.chain.continue_from(end);
+        self.stream_sequence = stream_sequence;
+        self.base = Some(Place {
+            sequence: covers,
+            digest: head,
+            stream_sequence,
+        });
+        self.taken = self.base;
+    }
+
+    /// Forgets what was read: the next [`Ledger::catch_up`] begins with the first event.
+    pub fn begin_anew(&mut self) {
+        self.chain.continue_from(End::default());
+        self.stream_sequence = 0;
+        self.foreign = 0;
+        self.base = None;
+        self.taken = None;
+    }
+
+    /// The digest of an event from before the place where this process began to read; none where
+    /// the stream has none at that position, or nothing was left out.
+    ///
+    /// # Errors
+    /// The stream cannot be read.
+    pub async fn digest_before(&self, sequence: Sequence) -> Result<Option<Digest>, LedgerError> {
+        let Some(base) = self.base.filter(|base| sequence <= base.sequence) else {
+            return Ok(None);
+        };
+        if sequence == base.sequence {
+            return Ok(Some(base.digest));
+        }
+        // Each event has a message, and so has everything foreign: so many lie before it at least,
+        // and so many behind it.
+        let mut from = sequence.get() + 1;
+        let behind = base.sequence.get() - sequence.get();
+        let last = base.stream_sequence.saturating_sub(behind);
+        while from <= last {
+            let to = last.min(from + READ_AT_ONCE - 1);
+            for stored in self.stream.range(from, to).await? {
+                let entry = self.open(&stored).ok();
+                // What comes behind the first is a copy, or what a chain that was read to here
+                // does not take.
+                if let Some(entry) = entry.filter(|entry| entry.body.sequence == sequence) {
+                    return Ok(Some(entry.digest));
+                }
+            }
+            from = to + 1;
+        }
+        Ok(None)
+    }
+
+    /// True when this process began to read behind a checkpoint.
+    pub(crate) const fn has_base(&self) -> bool {
+        self.base.is_some()
+    }
+
+    /// Events that this process has read or written.
+    pub(crate) fn known(&self) -> u64 {
+        let before = self.base.map_or(0, |base| base.sequence.get() + 1);
+        self.len() - before
+    }
+
+    /// The event that took the last checkpoint.
+    pub(crate) const fn taken(&self) -> Option<Place> {
+        self.taken
+    }
+
+    /// True when the event at `sequence` is the one that lies there, byte for byte.
+    pub(super) async fn is_copy(
+        &self,
+        sequence: Sequence,
+        digest: Digest,
+    ) -> Result<bool, LedgerError> {
+        Ok(self.digest_before(sequence).await? == Some(digest))
+    }
+
+    fn open(&self, stored: &StoredMessage) -> Result<chain::Entry, String> {
+        let writers = self.chain.writers();
+        match writers.prove(&stored.subject, &stored.payload) {
+            Proof::Event(entry) => Ok(*entry),
+            Proof::Foreign(reason) | Proof::Broken(reason) => Err(reason),
+        }
+    }
+}
