@@ -23,6 +23,7 @@ mod lanes;
 mod line;
 mod pace;
 pub mod presign;
+mod refusal;
 mod sink;
 mod stall;
 pub mod transfer;
