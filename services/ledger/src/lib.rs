@@ -26,6 +26,6 @@ mod view;
 pub use apply::RunFold;
 pub use error::{ApplyError, ReplayError};
 pub use state::{
-    Accepted, Fates, Member, OpenSync, Phase, RoundRecord, Run, SnapshotRecord, Standing, State,
-    Unit,
+    Accepted, Fates, Member, OpenSync, Phase, RefusedResult, RoundRecord, Run, SnapshotRecord,
+    Standing, State, Unit,
 };

@@ -8,8 +8,8 @@ use schemas::member::{Posture, Session};
 use schemas::run::{Closing, RunSpec, TrainerKind};
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::{
-    AccountId, Bytes, Digest, Epoch, Fragment, ObjectRef, PublicKey, Round, RunId, Steps, SyncId,
-    Tokens, UnitIndex, UnixMillis, WorkerId,
+    AccountId, Bytes, Code, Digest, Epoch, Fragment, ObjectRef, PublicKey, Round, RunId, Steps,
+    SyncId, Tokens, UnitIndex, UnixMillis, WorkerId,
 };
 use serde::{Serialize, Serializer};
 
@@ -126,6 +126,19 @@ pub struct Member {
     pub accepted: u64,
     /// Results refused: strikes.
     pub rejected: u64,
+    /// The last result of it that was refused: when it is handed in again, it is refused again.
+    pub refused: Option<RefusedResult>,
+}
+
+/// A result that was refused.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RefusedResult {
+    /// Its lease, which ended with it: no other result of it was heard.
+    pub lease: LeaseRef,
+    /// Why.
+    pub code: Code,
+    /// In words.
+    pub detail: String,
 }
 
 /// A unit that is on offer, held, or done in a round that is still open.
