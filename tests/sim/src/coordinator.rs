@@ -280,7 +280,7 @@ impl World {
                 // The operator does what the reason says.
                 self.crash_coordinator();
             }
-            Effect::Sweep { .. } | Effect::Publish(_) => {}
+            Effect::Sweep { .. } | Effect::Publish(_) | Effect::Heard { .. } => {}
             Effect::CheckUploads { .. } | Effect::Promote { .. } => {
                 panic!("nobody uploads as an operator here")
             }

@@ -6,7 +6,7 @@ use schemas::contribution::{Evaluation, Statement};
 use schemas::lease::{Manifest, Work};
 use schemas::member::{JoinRequest, Posture, Session};
 use schemas::run::TrainerKind;
-use schemas::telemetry::Heartbeat;
+use schemas::telemetry::{Heartbeat, WorkerNumbers};
 use schemas::{
     Bytes, Code, Digest, Message as _, Millis, ObjectRef, Refusal, Tokens, UnixMillis, V,
 };
@@ -176,6 +176,7 @@ impl World {
                     loss: None,
                     bytes_up: Bytes(0),
                     bytes_down: Bytes(0),
+                    numbers: WorkerNumbers::default(),
                 };
                 for span in self.transits(worker) {
                     self.after(
@@ -201,9 +202,7 @@ impl World {
             // The core ignores what comes of work that it stopped.
             Effect::Stop { .. }
             | Effect::Joined(_)
-            | Effect::SaveInner
-            | Effect::TrustInner
-            | Effect::DoubtInner(_)
+            | Effect::KeepInner { .. }
             | Effect::Emit(_)
             | Effect::Waiting { .. } => {}
         }

@@ -11,6 +11,7 @@ use schemas::lease::{ClaimReply, Done, LeaseRef, Manifest, RenewReply, UnitId};
 use schemas::member::JoinReply;
 use schemas::public::{CommandVerb, Status};
 use schemas::run::RunSpec;
+use schemas::telemetry::Heartbeat;
 use schemas::{AccountId, Digest, ObjectRef, PublicKey, Refusal, RunId, UnixMillis, WorkerId};
 
 use crate::input::{DeliveryId, ReplyId};
@@ -133,6 +134,15 @@ pub enum Effect {
     },
     /// Publish the read-only view of a run.
     Publish(Box<Status>),
+    /// Show what a member says of itself: it can be true, and it is the newest.
+    Heard {
+        /// The run.
+        run: RunId,
+        /// The worker.
+        worker: WorkerId,
+        /// What it says.
+        heartbeat: Box<Heartbeat>,
+    },
     /// Everything is in order: end the process.
     Stop {
         /// Why.
@@ -159,6 +169,7 @@ impl Effect {
             Self::Foundry { order, .. } => order.kind(),
             Self::Command { .. } => "command",
             Self::Publish(_) => "publish",
+            Self::Heard { .. } => "heard",
             Self::Stop { .. } => "stop",
         }
     }

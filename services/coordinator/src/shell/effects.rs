@@ -81,6 +81,11 @@ impl Shell {
                 verb,
             } => self.command(&account, run, worker, verb).await,
             Effect::Publish(status) => self.publish(&status).await,
+            Effect::Heard {
+                run,
+                worker,
+                heartbeat,
+            } => self.workers.heard(run, worker, *heartbeat),
         }
         Ok(())
     }
