@@ -69,6 +69,14 @@ impl Worker {
         }
     }
 
+    /// As [`Worker::give_up`], wherever the worker stands.
+    pub(crate) fn broken(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
+        match &mut self.stage {
+            Stage::Leaving(exit) => *exit = Exit::Failed(refusal),
+            _ => self.give_up(now, refusal, effects),
+        }
+    }
+
     pub(crate) fn run_over(
         &mut self,
         now: UnixMillis,
@@ -88,7 +96,7 @@ impl Worker {
 
     /// Says goodbye, then ends.
     pub(crate) fn leave(&mut self, now: UnixMillis, exit: Exit, effects: &mut Vec<Effect>) {
-        self.save(effects);
+        self.keep_unanswered(&exit.refusal(), effects);
         let deadline = Some(now.after(self.settings.stop_patience));
         let deadline = self
             .ending
@@ -113,7 +121,7 @@ impl Worker {
         if let Some(work) = self.work() {
             effects.push(Effect::Stop { work });
         }
-        self.save(effects);
+        self.keep_unanswered(&exit.refusal(), effects);
         self.stage = Stage::Ended;
         self.asked = None;
         effects.push(Effect::Exit(exit));

@@ -8,6 +8,7 @@ use schemas::run::CodecKind;
 use schemas::{Code, Refusal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use worker_core::WorkId;
 
 use super::Fragment;
 use super::session::Session;
@@ -15,6 +16,7 @@ use super::session::Session;
 /// A fragment's difference to encode.
 #[derive(Clone, Debug)]
 pub(crate) struct Capture {
+    pub(crate) work: WorkId,
     pub(crate) fragment: Fragment,
     pub(crate) stop: CancellationToken,
     pub(crate) codec: CodecKind,
