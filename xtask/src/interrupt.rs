@@ -1,5 +1,5 @@
-//! Ctrl-C during the demo, or the end of its terminal: remembered, so that everything is stopped in
-//! order before this program ends.
+//! Ctrl-C while services of a run are up, or the end of the terminal: remembered, so that
+//! everything is stopped in order before this program ends.
 
 use std::process::{Child, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};

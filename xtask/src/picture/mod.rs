@@ -80,6 +80,8 @@ pub(crate) fn run_picture(
 /// # Errors
 /// A step of the run failed, or the record does not show what the picture is about.
 pub(crate) fn rehearse(workspace: &Workspace, nats_server: &Path) -> Result<()> {
+    // Ctrl-C stops the services of the run before this program ends.
+    interrupt::listen();
     let picture = draw(workspace, nats_server, Pace::Quick)?;
     write(&workspace.root().join("target/picture/quick.svg"), &picture)
 }

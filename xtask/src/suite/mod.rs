@@ -11,7 +11,7 @@ use clap::Args;
 
 use crate::deps::{self, Overrides};
 use crate::process::{self, Workspace};
-use crate::{console, pages, picture};
+use crate::{console, interrupt, pages, picture};
 
 /// Which steps to run.
 #[derive(Args)]
@@ -141,7 +141,8 @@ pub(crate) fn run(
         if let Err(error) = &result {
             console::failure(error);
             failed.push(step.name);
-            if !selection.keep_going {
+            // A step that was interrupted is the last one, however many may fail.
+            if !selection.keep_going || interrupt::came() {
                 break;
             }
         }

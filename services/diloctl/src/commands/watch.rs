@@ -25,6 +25,32 @@ const ABSENCE_MAX: Duration = Duration::from_secs(120);
 /// Between two questions to somebody who is away.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// How long a run must be held up before it is said: at the start of every run the second worker
+/// joins a moment after the first.
+const TROUBLE_LASTS: Duration = Duration::from_secs(3);
+
+/// Leaves a trouble out of a run's views until it has lasted.
+#[derive(Default)]
+struct Settling {
+    since: Option<(Code, Instant)>,
+}
+
+impl Settling {
+    fn settle(&mut self, mut view: RunView, now: Instant) -> RunView {
+        self.since = trouble(&view).map(|code| match self.since {
+            Some((before, since)) if before == code => (code, since),
+            _ => (code, now),
+        });
+        if self
+            .since
+            .is_some_and(|(_, since)| now - since < TROUBLE_LASTS)
+        {
+            view.trouble = None;
+        }
+        view
+    }
+}
+
 /// The statuses of one run.
 struct Statuses {
     operator: Operator,
@@ -91,7 +117,8 @@ pub(crate) async fn until(
 /// Shows a run until it is complete or halted: one bar on a terminal, a line per change elsewhere.
 pub(crate) async fn watch(context: &Context, run: &RunId) -> Result<(), Failure> {
     let mut statuses = Statuses::open(context, run).await?;
-    let mut view = statuses.next().await?;
+    let mut settling = Settling::default();
+    let mut view = settling.settle(statuses.next().await?, Instant::now());
     let (bar, width) = rounds_bar(context.printer, &view);
     let mut table = Growing::default();
     let mut shown: Option<RunView> = None;
@@ -119,7 +146,7 @@ pub(crate) async fn watch(context: &Context, run: &RunId) -> Result<(), Failure>
             }
             return not_halted(&view);
         }
-        view = statuses.next().await?;
+        view = settling.settle(statuses.next().await?, Instant::now());
     }
 }
 
@@ -320,6 +347,25 @@ mod tests {
             whole.contains(" held-out 12.346 @122 ") && whole.ends_with("117 leases"),
             "{whole}"
         );
+    }
+
+    #[test]
+    fn a_trouble_of_a_moment_is_not_shown_and_one_that_lasts_is() {
+        let (mut settling, begun) = (Settling::default(), Instant::now());
+        let mut shown = |seconds: u64, code: Option<Code>| {
+            let mut view = view(RunPhase::Waiting);
+            view.trouble = code.map(|code| Refusal::new(code, "a reason"));
+            trouble(&settling.settle(view, begun + Duration::from_secs(seconds)))
+        };
+        let (few, none) = (Some(Code::TooFewWorkers), Some(Code::NoWorkerLeft));
+        assert_eq!(shown(0, few), None);
+        assert_eq!(shown(2, few), None);
+        assert_eq!(shown(3, few), few);
+        // Another one has to last as well, and so has the first when it comes again.
+        assert_eq!(shown(4, none), None);
+        assert_eq!(shown(7, none), none);
+        assert_eq!(shown(8, None), None);
+        assert_eq!(shown(9, few), None);
     }
 
     #[test]
