@@ -69,10 +69,17 @@ impl Worker {
         }
     }
 
-    /// As [`Worker::give_up`], wherever the worker stands.
+    /// As [`Worker::give_up`], wherever the worker stands, and in the time of a stop.
     pub(crate) fn broken(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
+        let exit = Exit::Failed(refusal.clone());
+        let deadline = self.ending.as_ref().and_then(|ending| ending.deadline);
+        let deadline = deadline.or(Some(now.after(self.settings.stop_patience)));
+        self.ending = Some(Ending {
+            exit: exit.clone(),
+            deadline,
+        });
         match &mut self.stage {
-            Stage::Leaving(exit) => *exit = Exit::Failed(refusal),
+            Stage::Leaving(leaving) => *leaving = exit,
             _ => self.give_up(now, refusal, effects),
         }
     }

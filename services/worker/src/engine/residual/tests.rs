@@ -59,11 +59,6 @@ fn wave(elements: usize) -> Vec<f32> {
         .collect()
 }
 
-fn short_of(local: &[f32], sent: &[f32]) -> Vec<f32> {
-    let short = local.iter().zip(sent).map(|(local, sent)| -local - sent);
-    short.collect()
-}
-
 /// A residual after one result that counts, and what was sent of the next contribution.
 fn owing() -> (Residual, Vec<f32>, Vec<f32>) {
     let local = wave(1024);
@@ -167,9 +162,10 @@ proptest! {
                 _ => (ResultEnd::Unknown, true),
             };
             if end == ResultEnd::Counted {
-                for at in 0..ELEMENTS {
-                    differences[at] -= f64::from(local[at]);
-                    merged[at] += f64::from(sent[at]);
+                let sums = differences.iter_mut().zip(&mut merged);
+                for ((difference, merged), (local, sent)) in sums.zip(local.iter().zip(&sent)) {
+                    *difference -= f64::from(*local);
+                    *merged += f64::from(*sent);
                 }
             }
             residual.ended(WorkId(number), &end);
@@ -178,9 +174,10 @@ proptest! {
                 differences.fill(0.0);
                 merged.fill(0.0);
             }
-            for at in 0..ELEMENTS {
-                let whole = merged[at] + f64::from(residual.owed[at]);
-                prop_assert!((whole - differences[at]).abs() < 1e-5, "{whole} and {}", differences[at]);
+            let wholes = merged.iter().zip(&residual.owed);
+            for ((merged, owed), difference) in wholes.zip(&differences) {
+                let whole = merged + f64::from(*owed);
+                prop_assert!((whole - difference).abs() < 1e-5, "{whole} and {difference}");
             }
         }
     }
