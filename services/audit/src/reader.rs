@@ -1,16 +1,15 @@
 //! Stream `AUDIT` in order, by position: what fails is asked again, so that restarts of the broker
-//! and lost connections leave neither gaps nor repetitions.
+//! and lost connections leave neither gaps nor repetitions. Each record is looked at on all cores,
+//! ahead of who takes them in order.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use audit_core::{Payload, Record, StreamSequence};
-use runtime::{Bus, StoredMessage, StreamError, StreamReader};
+use runtime::{Ahead, Bus, StoredMessage, StreamError, StreamReader};
 use schemas::UnixMillis;
 use schemas::subject::AUDIT_STREAM;
 
-/// Most records that are handed out at a time: one write to the files, well under a second of
-/// checking.
-pub const BATCH_MAX: u64 = 256;
 /// Pause before reading is tried again: the broker needs seconds to come back.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How often it is asked whether the stream has more: often enough for somebody who watches, and
@@ -37,21 +36,34 @@ impl Span {
     };
 }
 
-/// Reads the stream.
-pub struct Reader {
+/// Reads the stream, and makes a `T` of each record, ahead and on all cores.
+pub struct Reader<T> {
     stream: StreamReader,
+    look: Arc<dyn Fn(Record) -> T + Send + Sync>,
     next: StreamSequence,
     /// The stream's last position, as it was seen last.
     end: StreamSequence,
+    /// What is being read, and up to where.
+    ahead: Option<(StreamSequence, Ahead<T>)>,
+    /// A batch that was read and not handed out yet.
+    ready: Vec<T>,
 }
 
-impl Reader {
+impl<T: Send + 'static> Reader<T> {
     /// A reader from position `next` on, 1 being the first. Nothing is asked of the broker yet.
-    pub fn new(bus: &Bus, next: StreamSequence) -> Self {
+    /// `look` sees the records in no order.
+    pub fn new(
+        bus: &Bus,
+        next: StreamSequence,
+        look: impl Fn(Record) -> T + Send + Sync + 'static,
+    ) -> Self {
         Self {
             stream: StreamReader::new(bus.clone(), AUDIT_STREAM),
+            look: Arc::new(look),
             next,
             end: StreamSequence(0),
+            ahead: None,
+            ready: Vec::new(),
         }
     }
 
@@ -80,13 +92,13 @@ impl Reader {
     /// The next records, at least one: those that are there, without waiting for more. It waits as
     /// long as there is none, and tries again when reading fails. May be dropped while it waits;
     /// nothing is lost.
-    pub async fn batch(&mut self) -> Vec<Record> {
+    pub async fn batch(&mut self) -> Vec<T> {
         self.batch_behind(StreamSequence(0)).await
     }
 
     /// The same, and before them the record at position `last`, if it is still there: what a stream
     /// says counts behind what it said before. 0 is before the first.
-    pub async fn batch_behind(&mut self, last: StreamSequence) -> Vec<Record> {
+    pub async fn batch_behind(&mut self, last: StreamSequence) -> Vec<T> {
         loop {
             if let Some(records) = self.read(last, self.end).await {
                 return records;
@@ -101,19 +113,23 @@ impl Reader {
 
     /// The next records up to position `end`, at least one; none when everything up to there was
     /// read. It tries again when reading fails. May be dropped while it waits; nothing is lost.
-    pub async fn batch_to(&mut self, end: StreamSequence) -> Option<Vec<Record>> {
+    pub async fn batch_to(&mut self, end: StreamSequence) -> Option<Vec<T>> {
         self.read(StreamSequence(0), end).await
     }
 
-    async fn read(&mut self, last: StreamSequence, end: StreamSequence) -> Option<Vec<Record>> {
-        while self.next <= end {
-            let to = StreamSequence(end.0.min(self.next.0.saturating_add(BATCH_MAX - 1)));
-            match self.positions(last, to).await {
-                Ok(records) => {
-                    self.next = to.next();
-                    if records.iter().any(|record| record.stream_sequence > last) {
-                        return Some(records);
-                    }
+    async fn read(&mut self, last: StreamSequence, end: StreamSequence) -> Option<Vec<T>> {
+        while self.fill(end).await {
+            // Asked last: where the stream is replaced in between, the new one has to show it.
+            let before = if last > StreamSequence(0) {
+                self.record(last).await
+            } else {
+                Ok(None)
+            };
+            match before {
+                Ok(before) => {
+                    let mut records: Vec<T> = before.map(&*self.look).into_iter().collect();
+                    records.append(&mut self.ready);
+                    return Some(records);
                 }
                 Err(error) => wait(&error).await,
             }
@@ -121,23 +137,37 @@ impl Reader {
         None
     }
 
-    /// The record at `last` and those from the next position to `to`, as far as they are there.
-    async fn positions(
-        &self,
-        last: StreamSequence,
-        to: StreamSequence,
-    ) -> Result<Vec<Record>, StreamError> {
-        let messages = self.stream.range(self.next.0, to.0).await?;
-        // Asked last: where the stream is replaced in between, the new one has to show it.
-        let before = if last > StreamSequence(0) {
-            self.record(last).await?
-        } else {
-            None
-        };
-        Ok(before
-            .into_iter()
-            .chain(messages.iter().map(record))
-            .collect())
+    /// Sees to it that a batch is there to be handed out. False when everything up to `end` was
+    /// read.
+    async fn fill(&mut self, end: StreamSequence) -> bool {
+        while self.ready.is_empty() {
+            if self.next > end {
+                return false;
+            }
+            let ahead = match &mut self.ahead {
+                Some((to, ahead)) if *to == end => ahead,
+                ahead => {
+                    let look = Arc::clone(&self.look);
+                    let from = self.next.0;
+                    let begun = self
+                        .stream
+                        .ahead(from, end.0, move |message| look(record(&message)));
+                    &mut ahead.insert((end, begun)).1
+                }
+            };
+            match ahead.next().await {
+                Some(Ok(batch)) => {
+                    self.next = StreamSequence(batch.to).next();
+                    self.ready = batch.found;
+                }
+                Some(Err(error)) => {
+                    self.ahead = None;
+                    wait(&error).await;
+                }
+                None => unreachable!("the last batch reaches the end"),
+            }
+        }
+        true
     }
 
     /// How many positions the stream had after the newest record that was handed out, when that was

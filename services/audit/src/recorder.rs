@@ -5,12 +5,17 @@ use std::path::Path;
 
 use audit_core::{Auditor, Checked, Finding, Found, Notice, Record, StreamSequence};
 use identity::TrustBundle;
+use rayon::prelude::*;
 use schemas::subject::AUDIT_STREAM;
 use schemas::{Code, UnixMillis, V};
 
 use crate::keep::{Keep, KeepError, Past, Standing};
 use crate::line::{Kept, Line};
 use crate::reader::Span;
+
+/// Lines of the files that are examined together when they are opened: enough for all cores, and a
+/// few MB.
+const RECALLED_AT_ONCE: usize = 1024;
 
 /// An auditor that remembers.
 #[derive(Debug)]
@@ -59,16 +64,14 @@ impl Recorder {
     /// As for [`Keep`].
     pub fn open(folder: &Path, trust: &TrustBundle) -> Result<Self, KeepError> {
         let mut auditor = Auditor::new(trust.domain.as_str(), trust.audit_keys.iter().cloned());
-        let keep = Keep::open(folder, &mut |past| match past {
-            Past::Record(record) => {
-                auditor.observe(&record);
+        let mut waiting = Vec::with_capacity(RECALLED_AT_ONCE);
+        let keep = Keep::open(folder, &mut |past| {
+            waiting.push(past);
+            if waiting.len() == RECALLED_AT_ONCE {
+                recall(&mut auditor, &mut waiting);
             }
-            // The auditor finds everything else again by itself.
-            Past::Found(found) => match found.finding {
-                Finding::Truncated { .. } | Finding::Altered { .. } => auditor.note(&found),
-                _ => {}
-            },
         })?;
+        recall(&mut auditor, &mut waiting);
         Ok(Self {
             auditor,
             keep,
@@ -166,9 +169,15 @@ impl Recorder {
         records: &[Record],
         now: UnixMillis,
     ) -> Result<Vec<Found>, RecorderError> {
+        let (keep, examiner) = (&self.keep, self.auditor.examiner());
+        let examine = |record: &Record| {
+            let new = keep.standing(record).is_none();
+            new.then(|| (record.digest(), examiner.examine(record)))
+        };
+        let examined: Vec<_> = records.par_iter().map(examine).collect();
         let mut lines = Vec::new();
         let mut findings = Vec::new();
-        for record in records {
+        for (record, examined) in records.iter().zip(examined) {
             let at = record.stream_sequence;
             let standing = self.keep.standing(record);
             let other = self.lost_before(at).or_else(|| match standing {
@@ -194,9 +203,9 @@ impl Recorder {
             if standing.is_some() {
                 continue;
             }
-            let digest = record.digest();
+            let (digest, examined) = examined.expect("what is not kept now was not kept before");
             self.keep.know(record, digest);
-            let mut results = self.auditor.observe(record).into_iter();
+            let mut results = self.auditor.place(examined).into_iter();
             let own = results.next().expect("every record has a result");
             lines.push(Line::Record(Kept::new(record, digest, own.verdict)));
             findings.extend(own.findings);
@@ -268,6 +277,28 @@ impl Recorder {
     /// What was kept so far.
     pub fn keep(&self) -> &Keep {
         &self.keep
+    }
+}
+
+/// Gives the auditor again what was kept. It finds everything by itself, but for what only a
+/// comparison has shown.
+fn recall(auditor: &mut Auditor, past: &mut Vec<Past>) {
+    let examiner = auditor.examiner();
+    let examine = |past: &Past| match past {
+        Past::Record(record) => Some(examiner.examine(record)),
+        Past::Found(_) => None,
+    };
+    let examined: Vec<_> = past.par_iter().map(examine).collect();
+    for (past, examined) in past.drain(..).zip(examined) {
+        match past {
+            Past::Record(_) => {
+                auditor.place(examined.expect("each record was examined"));
+            }
+            Past::Found(found) => match found.finding {
+                Finding::Truncated { .. } | Finding::Altered { .. } => auditor.note(&found),
+                _ => {}
+            },
+        }
     }
 }
 

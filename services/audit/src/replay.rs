@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use audit_core::{Auditor, Checked, Finding, Found, Record, StreamSequence};
+use audit_core::{Auditor, Checked, Examined, Finding, Found, Record, StreamSequence};
 use identity::TrustBundle;
 use runtime::{Bus, Failure, StreamError};
 use schemas::Code;
@@ -49,7 +49,7 @@ impl From<ReplayError> for Failure {
 
 /// A replay, from the stream's first message.
 pub struct Replay {
-    reader: Reader,
+    reader: Reader<(Record, Examined)>,
     auditor: Auditor,
     span: Span,
     /// What the audit service kept of the stream, where its files are at hand.
@@ -64,9 +64,13 @@ impl Replay {
     /// # Errors
     /// There is no stream, or the broker does not answer.
     pub async fn open(bus: &Bus, trust: &TrustBundle) -> Result<Self, ReplayError> {
-        let reader = Reader::new(bus, StreamSequence(1));
-        let span = reader.span().await?;
         let auditor = Auditor::new(trust.domain.as_str(), trust.audit_keys.iter().cloned());
+        let examiner = auditor.examiner().clone();
+        let reader = Reader::new(bus, StreamSequence(1), move |record| {
+            let examined = examiner.examine(&record);
+            (record, examined)
+        });
+        let span = reader.span().await?;
         let (kept, compared) = (BTreeMap::new(), StreamSequence(0));
         Ok(Self {
             reader,
@@ -149,10 +153,10 @@ impl Replay {
             let Some(batch) = batch.map_err(stalled)? else {
                 return Ok(());
             };
-            for record in &batch {
-                self.compare(record);
+            for (record, examined) in batch {
+                self.compare(&record);
                 self.auditor
-                    .observe(record)
+                    .place(examined)
                     .into_iter()
                     .for_each(&mut *each);
             }
@@ -196,8 +200,8 @@ impl Replay {
     pub async fn follow(&mut self) -> Vec<Checked> {
         let batch = self.reader.batch().await;
         batch
-            .iter()
-            .flat_map(|record| self.auditor.observe(record))
+            .into_iter()
+            .flat_map(|(_, examined)| self.auditor.place(examined))
             .collect()
     }
 

@@ -25,7 +25,7 @@ const FINDINGS_LOGGED_MAX: usize = 20;
 
 /// The service, connected.
 pub struct Service {
-    reader: Reader,
+    reader: Reader<Record>,
     recorder: Recorder,
     intake: Intake,
     /// Where the intake learns who may speak.
@@ -46,7 +46,7 @@ impl Service {
         let connected = Bus::connect("diloco-audit", &config.bus, clock::now()).await;
         let bus = connected?;
         // From the first message on, so that the whole stream is compared with what was kept.
-        let reader = Reader::new(&bus, StreamSequence(1));
+        let reader = Reader::new(&bus, StreamSequence(1), |record| record);
         let ends = Ends::ask(&reader, &recorder).await?;
         let stream = ends.span;
         let recorder = compare(recorder, ends).await?;
@@ -127,7 +127,7 @@ struct Ends {
 }
 
 impl Ends {
-    async fn ask(reader: &Reader, recorder: &Recorder) -> Result<Self, StreamError> {
+    async fn ask(reader: &Reader<Record>, recorder: &Recorder) -> Result<Self, StreamError> {
         let kept = recorder.keep().last();
         let span = match reader.span().await {
             // One that is gone has lost all of it.

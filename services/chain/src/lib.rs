@@ -12,16 +12,19 @@
 //! | `end` | where a chain ends: writing the next event, and how an event stands to it |
 //! | `history` | everything that a chain has had so far: copies, forks and gaps told apart |
 //! | `entry` | a stored message, opened: its signature checked, its body decoded |
+//! | `proof` | what a message of the ledger is by itself, for many cores |
 //! | `reader` | one chain, followed strictly: the ledger as coordinators read it |
 
 mod end;
 mod entry;
 mod history;
+mod proof;
 mod reader;
 mod signature;
 
 pub use end::{Draft, End, Stand};
 pub use entry::{Claimed, Entry, Fault, Misplaced};
 pub use history::{History, REMEMBERED};
+pub use proof::{Proof, Writers};
 pub use reader::{Judgement, Reader};
 pub use signature::{is_signed_event, signed, signed_bytes};

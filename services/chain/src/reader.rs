@@ -1,18 +1,16 @@
 //! One chain, followed strictly: what a process must know that goes on from it.
 
 use schemas::event::EventBody;
-use schemas::subject::Incoming;
 use schemas::{Digest, PublicKey};
 
 use crate::end::{End, Stand};
-use crate::entry::{Claimed, Fault};
 use crate::history::History;
+use crate::proof::{Proof, Writers};
 
 /// The ledger as far as it was read, and who may write it.
 #[derive(Clone, Debug)]
 pub struct Reader {
-    domain: String,
-    writers: Vec<PublicKey>,
+    writers: Writers,
     history: History,
 }
 
@@ -39,10 +37,15 @@ impl Reader {
     /// write it.
     pub fn new(domain: &str, writers: Vec<PublicKey>) -> Self {
         Self {
-            domain: domain.to_owned(),
-            writers,
+            writers: Writers::new(domain, writers),
             history: History::default(),
         }
+    }
+
+    /// Who may write it: what a message is by itself is looked at with this, before
+    /// [`Reader::place`] and away from it.
+    pub const fn writers(&self) -> &Writers {
+        &self.writers
     }
 
     /// Where the chain ends.
@@ -52,25 +55,16 @@ impl Reader {
 
     /// Looks at a message; nothing is added.
     pub fn judge(&self, subject: &str, payload: &[u8]) -> Judgement {
-        let foreign = |reason: &dyn std::fmt::Display| Judgement::Foreign(reason.to_string());
-        let Ok(named @ Incoming::Ledger { .. }) = subject.parse() else {
-            return foreign(&"its subject is none of the ledger's");
+        self.place(self.writers.prove(subject, payload))
+    }
+
+    /// Looks at the place of a message that [`Reader::writers`] has looked at; nothing is added.
+    pub fn place(&self, proof: Proof) -> Judgement {
+        let entry = match proof {
+            Proof::Event(entry) => *entry,
+            Proof::Foreign(reason) => return Judgement::Foreign(reason),
+            Proof::Broken(reason) => return Judgement::Broken(reason),
         };
-        let claimed = match Claimed::read(payload) {
-            Ok(claimed) => claimed,
-            Err(error) => return foreign(&error),
-        };
-        if !self.writers.contains(claimed.key()) {
-            return foreign(&"its key is not an audit key of the trust bundle");
-        }
-        let entry = match claimed.open(&self.domain) {
-            Ok(entry) => entry,
-            Err(Fault::Undecodable(error)) => return Judgement::Broken(error.to_string()),
-            Err(fault) => return foreign(&fault),
-        };
-        if let Err(misplaced) = entry.stands_under(&named) {
-            return foreign(&misplaced);
-        }
         let position = entry.body.sequence;
         match self.history.stand(&entry.body, entry.digest) {
             Stand::Next => Judgement::Next {

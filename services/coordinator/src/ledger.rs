@@ -10,13 +10,11 @@ use std::time::Duration;
 
 use chain::{Judgement, Reader};
 use identity::{AuditKey, TrustBundle};
-use runtime::{Bus, StoredMessage, StreamError, StreamReader};
+use runtime::{Bus, StreamError, StreamReader};
 use schemas::event::{EventBody, LedgerEvent};
 use schemas::subject::LEDGER_STREAM;
 use schemas::{Code, Digest, RunId, Sequence, UnixMillis};
 
-/// Messages that are read before they are looked at: a few MB at the most.
-const READ_AT_ONCE: u64 = 512;
 /// What is logged of a copy.
 const REPEATED: &str = "an event that the ledger has already";
 /// Most foreign messages that are named in the log one by one; all are counted.
@@ -122,7 +120,8 @@ impl Ledger {
     }
 
     /// Reads and verifies what was appended since this process last read or appended, and hands
-    /// each body to `follow`, oldest first; none is kept. Afterwards this process may append.
+    /// each body to `follow`, oldest first; none is kept. Signatures are checked on all cores, ahead
+    /// of the chain. Afterwards this process may append.
     ///
     /// # Errors
     /// [`LedgerError::Broken`] names the first event that was signed and does not follow, or that
@@ -133,13 +132,16 @@ impl Ledger {
     ) -> Result<(), LedgerError> {
         let span = self.stream.span().await?;
         let before = self.foreign;
-        let mut from = (self.stream_sequence + 1).max(span.first);
-        while from <= span.last {
-            let to = span.last.min(from + READ_AT_ONCE - 1);
-            for stored in self.stream.range(from, to).await? {
-                let at = stored.sequence;
+        let from = (self.stream_sequence + 1).max(span.first);
+        let writers = self.chain.writers().clone();
+        let mut messages = self.stream.ahead(from, span.last, move |stored| {
+            let proof = writers.prove(&stored.subject, &stored.payload);
+            (stored.sequence, proof)
+        });
+        while let Some(batch) = messages.next().await {
+            for (at, proof) in batch?.found {
                 let broken = |reason| LedgerError::Broken { stream: at, reason };
-                match self.judge(&stored) {
+                match self.chain.place(proof) {
                     Judgement::Next { body, digest } => {
                         self.extend(at, digest);
                         follow(*body).map_err(|error| broken(error.to_string()))?;
@@ -149,7 +151,6 @@ impl Ledger {
                     Judgement::Broken(reason) => return Err(broken(reason)),
                 }
             }
-            from = to + 1;
         }
         let foreign = self.foreign - before;
         if foreign > FOREIGN_NAMED_MAX {
@@ -182,10 +183,6 @@ impl Ledger {
     /// Messages of the stream that are in no chain, as far as it was read.
     pub const fn foreign(&self) -> u64 {
         self.foreign
-    }
-
-    fn judge(&self, stored: &StoredMessage) -> Judgement {
-        self.chain.judge(&stored.subject, &stored.payload)
     }
 
     /// Adds the next event, which lies at position `stream`.

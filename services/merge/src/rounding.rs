@@ -103,9 +103,10 @@ pub(crate) fn narrow_stochastic(value: f32, noise: u16) -> u16 {
     (((bits >> 16) & 0x8000) | rounded) as u16
 }
 
-/// The key of a seed's noise.
+/// The key of a seed's noise: element `i` of the run's whole vector uses bits `16 * (i % 4)` and up
+/// of output `i / 4 + 1` of SplitMix64 started at the key.
 #[inline(always)]
-pub(crate) fn noise_key(seed: u64) -> u64 {
+pub fn noise_key(seed: u64) -> u64 {
     mix(seed)
 }
 

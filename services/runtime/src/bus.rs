@@ -2,6 +2,7 @@
 //! over, subscriptions that are known to stand, and a log of what becomes of the connection.
 
 mod error;
+mod many;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -33,5 +33,5 @@ pub use listen::{Delivery, Listener};
 pub use log::LogArgs;
 pub use materials::{Material, Materials};
 pub use quantity::{ConfigBytes, ConfigDuration};
-pub use stream::{ApiError, StoredMessage, StreamError, StreamReader, StreamSpan};
+pub use stream::{Ahead, ApiError, Batch, StoredMessage, StreamError, StreamReader, StreamSpan};
 pub use switches::switches_reference;

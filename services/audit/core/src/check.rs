@@ -3,17 +3,16 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use chain::{Claimed, Fault, Misplaced};
 use ledger::State;
 use schemas::event::{Departure, Event, EventBody, LedgerEvent};
-use schemas::subject::{Incoming, recorded_worker};
 use schemas::{AccountId, Digest, Millis, PublicKey, RunId, Sequence, UnixMillis, WorkerId};
 use serde::{Deserialize, Serialize};
 
 use crate::emitter::{Chain, Link};
+use crate::examine::{Account, Examined, Examiner, Held, Says, Told};
 use crate::finding::{Finding, Found};
 use crate::intake::{Enrolment, Notice};
-use crate::record::{Payload, Record, StreamSequence};
+use crate::record::{Record, StreamSequence};
 use crate::summary::{EmitterSummary, FaultyWorker, Summary, Tally};
 use crate::timeline::TimelineRow;
 
@@ -56,8 +55,7 @@ pub struct Checked {
 /// Checks records one by one. Give it the stream from its first message on.
 #[derive(Debug)]
 pub struct Auditor {
-    domain: String,
-    coordinators: BTreeSet<PublicKey>,
+    examiner: Examiner,
     chains: BTreeMap<PublicKey, Chain>,
     enrolled: BTreeMap<(RunId, WorkerId), BTreeSet<(AccountId, PublicKey)>>,
     /// Those that nobody has taken yet.
@@ -70,32 +68,12 @@ pub struct Auditor {
     tally: Tally,
 }
 
-/// Whose account a record is.
-#[derive(Clone, Debug)]
-enum Account {
-    Ledger,
-    Worker(RunId, WorkerId),
-}
-
-/// A signed event of a worker, in its parts.
-#[derive(Debug)]
-struct Held {
-    stored_at: UnixMillis,
-    account: AccountId,
-    run: RunId,
-    worker: WorkerId,
-    body: EventBody,
-    digest: Digest,
-    row: TimelineRow,
-}
-
 impl Auditor {
     /// An auditor of the trust domain `domain` (its id as text) that takes ledger events from these
     /// audit keys only.
     pub fn new(domain: &str, coordinators: impl IntoIterator<Item = PublicKey>) -> Self {
         Self {
-            domain: domain.to_owned(),
-            coordinators: coordinators.into_iter().collect(),
+            examiner: Examiner::new(domain, coordinators),
             chains: BTreeMap::new(),
             enrolled: BTreeMap::new(),
             notices: Vec::new(),
@@ -107,53 +85,42 @@ impl Auditor {
         }
     }
 
-    /// Checks the next record. The first result is about it; others are about earlier records that
-    /// waited for the worker that this one enrols, or that wait no longer.
+    /// Examines records for this auditor, elsewhere: on other threads, ahead of the order.
+    pub const fn examiner(&self) -> &Examiner {
+        &self.examiner
+    }
+
+    /// Checks the next record: examines it, and gives it its place.
     pub fn observe(&mut self, record: &Record) -> Vec<Checked> {
-        let mut findings = self.position(record.stream_sequence);
+        let examined = self.examiner.examine(record);
+        self.place(examined)
+    }
+
+    /// Takes the next record, which [`Auditor::examiner`] has examined. The first result is about
+    /// it; others are about earlier records that waited for the worker that this one enrols, or
+    /// that wait no longer.
+    pub fn place(&mut self, examined: Examined) -> Vec<Checked> {
+        let mut findings = self.position(examined.at);
         let mut results = Vec::new();
-        match self.authentic(record) {
-            Ok((Incoming::Ledger { .. }, body, digest)) => {
-                let enrols = matches!(body.event, Event::Ledger(LedgerEvent::WorkerJoined { .. }));
-                results.push(self.ledger(record, body, digest, findings));
+        match examined.says {
+            Says::Ledger(told) => {
+                let enrols = matches!(
+                    told.body.event,
+                    Event::Ledger(LedgerEvent::WorkerJoined { .. })
+                );
+                results.push(self.ledger(*told, findings));
                 if enrols {
                     self.release(&mut results);
                 }
             }
-            Ok((
-                Incoming::Recorded {
-                    account,
-                    run,
-                    worker,
-                    ..
-                },
-                body,
-                digest,
-            )) => {
-                let row = TimelineRow::of_worker(record, &worker, &body);
-                let event = Held {
-                    stored_at: record.stored_at,
-                    account,
-                    run,
-                    worker,
-                    body,
-                    digest,
-                    row,
-                };
-                self.worker(event, findings, &mut results);
-            }
-            Ok((_, _, _)) => {
-                unreachable!("authentic events have the subject of a ledger or of a worker")
-            }
-            Err(finding) => {
+            Says::Worker(event) => self.worker(*event, findings, &mut results),
+            Says::Nothing {
+                finding,
+                account,
+                row,
+            } => {
                 findings.push(finding);
-                let account = blamed(record, &findings);
-                results.push(self.settle(
-                    Verdict::Rejected,
-                    &account,
-                    findings,
-                    TimelineRow::of_record(record),
-                ));
+                results.push(self.settle(Verdict::Rejected, &account, findings, *row));
             }
         }
         results
@@ -252,57 +219,14 @@ impl Auditor {
         }
     }
 
-    /// Checks what a record says of itself: who signed it may be in a chain under this subject, and
-    /// the signature is right. Gives the body and the digest by which the next event of its emitter
-    /// names it.
-    fn authentic(&self, record: &Record) -> Result<(Incoming, EventBody, Digest), Finding> {
-        let malformed = |reason: String| Finding::Malformed { reason };
-        let incoming: Incoming = record
-            .subject
-            .parse()
-            .map_err(|error| malformed(format!("{error}")))?;
-        let Payload::Whole(payload) = &record.payload else {
-            return Err(malformed("longer than any event".to_owned()));
-        };
-        let claimed = Claimed::read(payload).map_err(|error| malformed(error.to_string()))?;
-        let coordinator = self.coordinators.contains(claimed.key());
-        if matches!(incoming, Incoming::Ledger { .. }) && !coordinator {
-            return Err(Finding::Foreign {
-                reason: format!("{} is not trusted to write the ledger", claimed.key()),
-            });
-        }
-        let entry = claimed.open(&self.domain).map_err(|fault| match fault {
-            Fault::Signature(key) => Finding::BadSignature {
-                key: key.as_str().chars().take(64).collect(),
-            },
-            Fault::Undecodable(error) if coordinator => Finding::Undecodable {
-                reason: error.to_string(),
-            },
-            fault => malformed(fault.to_string()),
-        })?;
-        entry
-            .stands_under(&incoming)
-            .map_err(|misplaced| match misplaced {
-                Misplaced::Family { .. } => Finding::Foreign {
-                    reason: misplaced.to_string(),
-                },
-                _ => malformed(misplaced.to_string()),
-            })?;
-        if coordinator && matches!(incoming, Incoming::Recorded { .. }) {
-            return Err(Finding::Usurped);
-        }
-        Ok((incoming, entry.body, entry.digest))
-    }
-
-    fn ledger(
-        &mut self,
-        record: &Record,
-        body: EventBody,
-        digest: Digest,
-        mut findings: Vec<Finding>,
-    ) -> Checked {
-        let row = TimelineRow::of_ledger(record, &body);
-        if self.link(&body, digest, record.stored_at, &mut findings) {
+    fn ledger(&mut self, told: Told, mut findings: Vec<Finding>) -> Checked {
+        let Told {
+            stored_at,
+            body,
+            digest,
+            row,
+        } = told;
+        if self.link(&body, digest, stored_at, &mut findings) {
             return self.settle(Verdict::Repeated, &Account::Ledger, findings, row);
         }
         let Event::Ledger(event) = &body.event else {
@@ -521,24 +445,5 @@ impl Auditor {
                 }
             })
             .collect()
-    }
-}
-
-impl Held {
-    fn account(&self) -> Account {
-        Account::Worker(self.run.clone(), self.worker.clone())
-    }
-}
-
-/// Whose account a record is that is not even authentic. Under a worker's name only events that
-/// were checked are recorded; everything else in the stream is the ledger's. A worker cannot make
-/// the coordinator's signature.
-fn blamed(record: &Record, findings: &[Finding]) -> Account {
-    let stolen = findings
-        .iter()
-        .any(|finding| matches!(finding, Finding::Usurped | Finding::Undecodable { .. }));
-    match recorded_worker(&record.subject) {
-        Some((_, run, worker)) if !stolen => Account::Worker(run, worker),
-        _ => Account::Ledger,
     }
 }

@@ -4,12 +4,14 @@
 //!
 //! [`Auditor::observe`] takes the messages of stream `AUDIT` one by one, as [`Record`]s, and gives
 //! a [`Checked`] for each. What is wrong with a record is a [`Finding`]; one bad record never stops
-//! the others from being checked.
+//! the others from being checked. The longest part of it, the signature, is [`Examiner::examine`],
+//! which may run for many records side by side; [`Auditor::place`] takes what it comes to in order.
 //!
 //! | file | holds |
 //! | --- | --- |
 //! | `record` | one message of the stream |
-//! | `check` | the auditor: all checks in their order, and the fold of the ledger |
+//! | `examine` | a record by itself: who signed it, what it says, where it stands |
+//! | `check` | the auditor: examined records in their order, and the fold of the ledger |
 //! | `emitter` | one emitter's chain: what is wrong with it is a finding |
 //! | `finding` | what can be wrong |
 //! | `intake` | checks of workers' events before they are recorded |
@@ -22,6 +24,7 @@
 
 mod check;
 mod emitter;
+mod examine;
 mod finding;
 mod intake;
 mod record;
@@ -29,6 +32,7 @@ mod summary;
 mod timeline;
 
 pub use check::{Auditor, Checked, HELD_MAX, Verdict};
+pub use examine::{Examined, Examiner};
 pub use finding::{Finding, Found};
 pub use intake::{
     BYTES_BURST, BYTES_PER_SECOND, Candidate, EVENTS_BURST, EVENTS_PER_SECOND, Enrolment, Heard,

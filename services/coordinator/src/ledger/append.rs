@@ -223,7 +223,7 @@ impl Ledger {
     async fn look(&mut self, own: &mut VecDeque<Pending>) -> Result<(), LedgerError> {
         while let Some(stored) = self.stream.next(self.stream_sequence + 1).await? {
             let found = stored.sequence;
-            match self.judge(&stored) {
+            match self.chain.judge(&stored.subject, &stored.payload) {
                 Judgement::Next { digest, .. } => {
                     if own.front().is_none_or(|first| first.digest != digest) {
                         return Err(LedgerError::Fenced {

@@ -1,16 +1,19 @@
 //! What a fragment contributes: global weights minus parameters, encoded chunk by chunk.
 
+use std::ops::ControlFlow;
+
 use bytes::Bytes;
 use merge::SeededRounding;
-use merge::codec::{encode_difference, encoded_bytes};
 use schemas::layout::Chunk;
 use schemas::run::CodecKind;
 use schemas::{Code, Refusal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use trainer::Trainer;
 use worker_core::WorkId;
 
 use super::Fragment;
+use super::residual::Residual;
 use super::session::Session;
 
 /// A fragment's difference to encode.
@@ -34,53 +37,78 @@ impl Session {
     /// Encodes a fragment from the parameters as they are now. It ends early when the unit is
     /// stopped, when nobody receives any more, and after a chunk that cannot be made.
     pub(super) fn capture(&mut self, capture: &Capture, chunks: &Sender) {
-        let local = match self.trainer.parameters() {
-            Ok(local) => local,
-            // There is room for one; without a receiver nobody wants to know.
-            Err(error) => return drop(chunks.try_send(Err(error.into()))),
+        let outside = capture
+            .chunks
+            .iter()
+            .position(|(_, chunk)| chunk.fragment != capture.fragment.0);
+        let whole = &capture.chunks[..outside.unwrap_or(capture.chunks.len())];
+        let encoded = match &mut self.residual {
+            None => encode(self.trainer.as_mut(), capture, whole, chunks),
+            Some(residual) => {
+                encode_with_residual(self.trainer.as_mut(), residual, capture, whole, chunks)
+            }
         };
-        for (index, chunk) in &capture.chunks {
-            if capture.stop.is_cancelled() {
-                return;
-            }
-            let range = chunk.range();
-            let of_fragment = chunk.fragment == capture.fragment.0;
-            let encoded = match (self.global.get(range.clone()), local.get(range.clone())) {
-                (Some(global), Some(local)) if of_fragment => match &mut self.residual {
-                    None => encode_chunk(capture, range.start, global, local),
-                    Some(residual) => {
-                        let rounding = capture.rounding.skip(range.start);
-                        residual.encode(capture.codec, rounding, range, global, local)
-                    }
-                },
-                _ => Err(Refusal::new(
-                    Code::LayoutMismatch,
-                    format!("chunk {index} is not of fragment {}", capture.fragment.0),
-                )),
-            };
-            let failed = encoded.is_err();
-            let sent = chunks.try_send(encoded.map(|bytes| (*index, bytes)));
-            if sent.is_err() || failed {
-                return;
-            }
+        let failed = encoded.err().or_else(|| {
+            let (index, _) = capture.chunks.get(outside?)?;
+            Some(Refusal::new(
+                Code::LayoutMismatch,
+                format!("chunk {index} is not of fragment {}", capture.fragment.0),
+            ))
+        });
+        if let Some(refusal) = failed
+            && !capture.stop.is_cancelled()
+        {
+            // There is room for one; without a receiver nobody wants to know.
+            drop(chunks.try_send(Err(refusal)));
         }
     }
 }
 
-fn encode_chunk(
+/// Encodes chunks where the weights are.
+fn encode(
+    trainer: &mut dyn Trainer,
     capture: &Capture,
-    start: usize,
-    global: &[f32],
-    local: &[f32],
-) -> Result<Bytes, Refusal> {
-    let mut out = vec![0; encoded_bytes(capture.codec, global.len())];
-    encode_difference(
-        capture.codec,
-        global,
-        local,
-        capture.rounding.skip(start),
-        &mut out,
-    )
-    .map_err(|error| Refusal::new(Code::Internal, error.to_string()))?;
-    Ok(out.into())
+    chunks: &[(usize, Chunk)],
+    sender: &Sender,
+) -> Result<(), Refusal> {
+    if capture.stop.is_cancelled() {
+        return Ok(());
+    }
+    let pieces: Vec<_> = chunks.iter().map(|(_, chunk)| chunk.range()).collect();
+    let mut indexes = chunks.iter().map(|(index, _)| *index);
+    let mut take = |bytes| {
+        let index = indexes.next().expect("one piece for each chunk");
+        let sent = sender.try_send(Ok((index, bytes)));
+        if sent.is_err() || capture.stop.is_cancelled() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    };
+    let mut weights = trainer.weights()?;
+    Ok(weights.encode(capture.codec, capture.rounding, &pieces, &mut take)?)
+}
+
+/// Encodes chunks on the processor, where the residual is.
+fn encode_with_residual(
+    trainer: &mut dyn Trainer,
+    residual: &mut Residual,
+    capture: &Capture,
+    chunks: &[(usize, Chunk)],
+    sender: &Sender,
+) -> Result<(), Refusal> {
+    let mut weights = trainer.weights()?;
+    for (index, chunk) in chunks {
+        if capture.stop.is_cancelled() {
+            return Ok(());
+        }
+        let range = chunk.range();
+        let (global, local) = weights.read(range.clone())?;
+        let rounding = capture.rounding.skip(range.start);
+        let bytes = residual.encode(capture.codec, rounding, range, global, local)?;
+        if sender.try_send(Ok((*index, bytes))).is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
 }

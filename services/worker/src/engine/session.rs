@@ -1,10 +1,8 @@
-//! A model at hand: its trainer, and for each fragment the global weights that training started
-//! from.
+//! A model at hand: its trainer, which holds the weights, and for each fragment whose they are.
 
 use std::ops::Range;
 use std::path::Path;
 
-use merge::codec::decode;
 use schemas::run::CodecKind;
 use schemas::{Code, Digest, Refusal};
 use trainer::{Alpha, Trainer};
@@ -21,9 +19,6 @@ pub(crate) struct Fragment(pub(crate) u32);
 pub(super) struct Session {
     opening: Opening,
     pub(super) trainer: Box<dyn Trainer>,
-    /// The global weights of all fragments, decoded once: training starts from them and the
-    /// contribution is measured against them.
-    pub(super) global: Vec<f32>,
     /// Where the run has error feedback.
     pub(super) residual: Option<Residual>,
     fragments: Vec<FragmentState>,
@@ -80,7 +75,6 @@ impl Session {
         Ok(Self {
             opening,
             trainer,
-            global: vec![0.0; elements],
             residual,
             fragments,
             stepping: false,
@@ -153,29 +147,24 @@ impl Session {
             return;
         };
         let within = state.range.start <= range.start && range.end <= state.range.end;
-        let writing = state.writing;
-        let start = range.start;
-        let place = self.global.get_mut(range).filter(|_| within);
-        let loaded = place
-            .ok_or_else(|| {
-                Refusal::new(
-                    Code::LayoutMismatch,
-                    "a chunk lies outside the fragment's parameters",
-                )
-            })
-            .and_then(|place| {
-                decode(codec, bytes, place)
-                    .map_err(|error| Refusal::new(Code::SizeMismatch, error.to_string()))?;
-                if writing == Writing::AsTheyCome {
-                    self.trainer.set_parameters(start, place)?;
-                }
-                Ok(place.len())
-            });
+        let take_over = state.writing == Writing::AsTheyCome;
+        let elements = range.len();
+        let loaded = if within {
+            let weights = self.trainer.weights();
+            let loaded =
+                weights.and_then(|mut weights| weights.load(codec, range, bytes, take_over));
+            loaded.map_err(Refusal::from)
+        } else {
+            Err(Refusal::new(
+                Code::LayoutMismatch,
+                "a chunk lies outside the fragment's parameters",
+            ))
+        };
         let state = self
             .fragment(fragment)
             .expect("it was there a moment before");
         match loaded {
-            Ok(elements) => state.loaded += elements,
+            Ok(()) => state.loaded += elements,
             Err(refusal) => state.fault = Some(refusal),
         }
     }
@@ -197,8 +186,7 @@ impl Session {
             return Err(Refusal::new(Code::LayoutMismatch, detail));
         }
         if state.writing == Writing::ByTheBlend {
-            let values = &self.global[range.clone()];
-            self.trainer.blend(range.start, values, alpha)?;
+            self.trainer.weights()?.blend(range, alpha)?;
         }
         let state = self.fragment(fragment)?;
         state.weights = Some(weights);

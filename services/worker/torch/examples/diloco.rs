@@ -38,6 +38,7 @@ struct Settings {
     sequences: usize,
     sequence_tokens: usize,
     evaluation_sequences: usize,
+    device: DeviceChoice,
     precision: Precision,
     inner: InnerOptimizer,
     outer: OuterOptimizer,
@@ -91,6 +92,7 @@ fn settings() -> anyhow::Result<Settings> {
         sequences: text("sequences", "8").parse()?,
         sequence_tokens: text("tokens", "256").parse()?,
         evaluation_sequences: text("evaluation", "128").parse()?,
+        device: text("device", "cpu").parse().map_err(anyhow::Error::msg)?,
         precision,
         inner: InnerOptimizer {
             learning_rate: text("rate", "2e-3").parse()?,
@@ -197,7 +199,7 @@ fn main() -> anyhow::Result<()> {
     let mut global = vec![0.0; initial.elements() as usize];
     initial.fill(0, &mut global);
     let options = TorchOptions {
-        device: DeviceChoice::Cpu,
+        device: settings.device,
         precision: settings.precision,
         threads: 1,
     };

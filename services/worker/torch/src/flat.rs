@@ -1,5 +1,5 @@
 //! A flat fp32 vector on a device, and views of it as tensors. On the CPU it is also a Rust slice,
-//! without a copy.
+//! without a copy; elsewhere its values come and go by the device's lane.
 
 use std::slice;
 
@@ -7,6 +7,7 @@ use tch::{Device, Kind, Tensor};
 use trainer::TrainerError;
 
 use crate::error::TorchError;
+use crate::lane::Lane;
 
 /// A flat vector; the tensors that [`Flat::views`] made alias it.
 ///
@@ -56,7 +57,12 @@ impl Flat {
     }
 
     /// Overwrites a part.
-    pub(crate) fn write(&mut self, start: usize, values: &[f32]) -> Result<(), TrainerError> {
+    pub(crate) fn write(
+        &mut self,
+        lane: Option<&Lane>,
+        start: usize,
+        values: &[f32],
+    ) -> Result<(), TrainerError> {
         let end = start
             .checked_add(values.len())
             .filter(|end| *end <= self.elements);
@@ -68,51 +74,49 @@ impl Flat {
             );
             return Err(TrainerError::Input(reason));
         };
-        if self.tensor.device() == Device::Cpu {
-            self.slice_mut()[start..end].copy_from_slice(values);
-            return Ok(());
+        match lane {
+            None => self.slice_mut()[start..end].copy_from_slice(values),
+            Some(lane) => lane.write(&self.tensor, start, values)?,
         }
-        let copy = || -> Result<(), TorchError> {
-            let mut part = self.tensor.f_narrow(0, start as i64, values.len() as i64)?;
-            Ok(part.f_copy_(&Tensor::f_from_slice(values)?)?)
-        };
-        Ok(copy()?)
+        Ok(())
     }
 
     /// All values: in place on the CPU, else a copy.
-    pub(crate) fn read(&mut self) -> Result<&[f32], TorchError> {
-        if self.tensor.device() == Device::Cpu {
+    pub(crate) fn read(&mut self, lane: Option<&Lane>) -> Result<&[f32], TorchError> {
+        if lane.is_none() {
             return Ok(self.slice_mut());
         }
         let mut host = std::mem::take(&mut self.host);
-        let copied = self.copy_to(&mut host);
+        let copied = self.copy_to(lane, &mut host);
         self.host = host;
         copied.map(|()| &*self.host)
     }
 
     /// Copies all values to this machine's memory.
-    pub(crate) fn copy_to(&mut self, values: &mut Vec<f32>) -> Result<(), TorchError> {
-        if self.tensor.device() == Device::Cpu {
+    pub(crate) fn copy_to(
+        &mut self,
+        lane: Option<&Lane>,
+        values: &mut Vec<f32>,
+    ) -> Result<(), TorchError> {
+        let Some(lane) = lane else {
             values.clear();
             values.extend_from_slice(self.slice_mut());
             return Ok(());
+        };
+        if values.len() != self.elements {
+            // Fresh zeros cost nothing before they are written, by all cores.
+            *values = vec![0.0; self.elements];
         }
-        values.resize(self.elements, 0.0);
-        // SAFETY: the tensor shows the `elements` values of `values` and is gone before they can be
-        // used otherwise. libtorch waits for a copy into ordinary memory.
-        let mut host = unsafe {
-            Tensor::f_from_blob(
-                values.as_mut_ptr().cast::<u8>().cast_const(),
-                &[self.elements as i64],
-                &[1],
-                Kind::Float,
-                Device::Cpu,
-            )
-        }?;
-        Ok(host.f_copy_(&self.tensor)?)
+        lane.read(&self.tensor, values)
     }
 
-    fn slice_mut(&mut self) -> &mut [f32] {
+    /// The tensor, for operations on the device.
+    pub(crate) fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+
+    /// All values, of a vector on the CPU.
+    pub(crate) fn slice_mut(&mut self) -> &mut [f32] {
         assert!(
             self.tensor.device() == Device::Cpu && self.tensor.is_contiguous(),
             "a vector in this memory"

@@ -14,9 +14,12 @@
 //! }
 //! ```
 
+mod card;
+mod codec;
 mod decoder;
 mod error;
 mod flat;
+mod lane;
 #[cfg(feature = "mkl-amd")]
 mod mkl;
 mod runtime;

@@ -1,12 +1,17 @@
-// The few ATen calls that tch does not bind: lists of tensors changed in place, autocast by device, version and
-// configuration. Every function returns 0, or 1 with a message for this thread in diloco_torch_error().
+// The few ATen calls that tch does not bind: lists of tensors changed in place, autocast by device, page-locked memory,
+// copies on a stream of their own, version and configuration. Every function returns 0, or 1 with a message for this thread in diloco_torch_error().
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <ATen/autocast_mode.h>
+#include <c10/core/Event.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/version.h>
 
 #include <cstring>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -37,6 +42,18 @@ std::vector<at::Tensor> list(at::Tensor *const *tensors, size_t count) {
 }
 
 at::DeviceType device_type(int cuda) { return cuda ? at::kCUDA : at::kCPU; }
+
+// A stream beside the one that computes. The CPU has none: a copy there is done when the call returns.
+struct Lane {
+  at::Device device;
+  std::optional<c10::Stream> stream;
+};
+
+// A copy that is on its way to this machine's memory.
+struct Transfer {
+  at::Tensor host;
+  std::optional<c10::Event> done;
+};
 
 }  // namespace
 
@@ -89,6 +106,64 @@ int diloco_torch_autocast(int cuda, int on) {
     }
   });
 }
+
+// The lane of a CUDA device by its number, of the CPU for -1.
+int diloco_torch_lane_open(int cuda, Lane **lane) {
+  return guarded([&] {
+    if (cuda < 0) {
+      *lane = new Lane{at::Device(at::kCPU), std::nullopt};
+      return;
+    }
+    at::Device device(at::kCUDA, static_cast<c10::DeviceIndex>(cuda));
+    *lane = new Lane{device, c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device)};
+  });
+}
+
+void diloco_torch_lane_close(Lane *lane) { delete lane; }
+
+// Memory of this machine, for bytes that go to the lane's device: page-locked if that is not the CPU.
+int diloco_torch_lane_buffer(Lane *lane, int64_t bytes, at::Tensor **buffer) {
+  return guarded([&] {
+    auto options = at::TensorOptions(at::kByte).pinned_memory(lane->stream.has_value());
+    *buffer = new at::Tensor(at::empty({bytes}, options));
+  });
+}
+
+// Begins to copy a contiguous tensor into memory of the same kind, as soon as what computes it is done.
+int diloco_torch_fetch(Lane *lane, at::Tensor *source, Transfer **transfer) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    auto options = at::TensorOptions(source->scalar_type()).pinned_memory(lane->stream.has_value());
+    auto begun = std::make_unique<Transfer>();
+    begun->host = at::empty(source->sizes(), options);
+    if (lane->stream) {
+      c10::impl::VirtualGuardImpl device(lane->device.type());
+      c10::Event ready(lane->device.type());
+      ready.record(device.getStream(lane->device));
+      ready.block(*lane->stream);
+      c10::StreamGuard beside(*lane->stream);
+      begun->host.copy_(*source, /*non_blocking=*/true);
+      // Its memory is not given to another tensor before this stream is done with it.
+      source->record_stream(*lane->stream);
+      begun->done.emplace(lane->device.type());
+      begun->done->record(*lane->stream);
+    } else {
+      begun->host.copy_(*source);
+    }
+    *transfer = begun.release();
+  });
+}
+
+// Waits for the copy.
+int diloco_torch_transfer_wait(Transfer *transfer, at::Tensor **host) {
+  return guarded([&] {
+    if (transfer->done) transfer->done->synchronize();
+    *host = new at::Tensor(transfer->host);
+  });
+}
+
+// Its memory stays locked until a copy that is not waited for has ended.
+void diloco_torch_transfer_drop(Transfer *transfer) { delete transfer; }
 
 int diloco_torch_threads(int threads) {
   return guarded([&] { at::set_num_threads(threads); });

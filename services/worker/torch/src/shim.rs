@@ -1,12 +1,25 @@
-//! Safe wrappers around `shim.cpp`. The only `unsafe` besides the views of `flat.rs` and the
-//! loading of CUDA.
+//! Safe wrappers around `shim.cpp`. The only `unsafe` besides the views of `flat.rs` and `lane.rs`
+//! and the loading of CUDA.
 
 use std::ffi::{CStr, c_char, c_double, c_int};
+use std::ptr::{self, NonNull};
 
 use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
 use crate::error::TorchError;
+
+/// A lane as the shim has it.
+#[repr(C)]
+struct Lane {
+    _private: [u8; 0],
+}
+
+/// A transfer as the shim has it.
+#[repr(C)]
+struct Transfer {
+    _private: [u8; 0],
+}
 
 unsafe extern "C" {
     fn diloco_torch_error() -> *const c_char;
@@ -31,6 +44,17 @@ unsafe extern "C" {
     ) -> c_int;
     fn diloco_torch_zero(tensors: *const *const C_tensor, count: usize) -> c_int;
     fn diloco_torch_autocast(cuda: c_int, on: c_int) -> c_int;
+    fn diloco_torch_lane_open(cuda: c_int, lane: *mut *mut Lane) -> c_int;
+    fn diloco_torch_lane_close(lane: *mut Lane);
+    fn diloco_torch_lane_buffer(lane: *const Lane, bytes: i64, buffer: *mut *mut C_tensor)
+    -> c_int;
+    fn diloco_torch_fetch(
+        lane: *const Lane,
+        source: *const C_tensor,
+        transfer: *mut *mut Transfer,
+    ) -> c_int;
+    fn diloco_torch_transfer_wait(transfer: *mut Transfer, host: *mut *mut C_tensor) -> c_int;
+    fn diloco_torch_transfer_drop(transfer: *mut Transfer);
     fn diloco_torch_threads(threads: c_int) -> c_int;
     fn diloco_torch_interop_threads(threads: c_int) -> c_int;
     fn diloco_torch_config() -> *mut c_char;
@@ -127,6 +151,77 @@ impl Drop for Autocast {
     fn drop(&mut self) {
         // SAFETY: plain numbers. Switching off a mode that is on does not fail.
         let _ = unsafe { diloco_torch_autocast(self.cuda, 0) };
+    }
+}
+
+/// A lane of the shim, which this closes.
+#[derive(Debug)]
+pub(crate) struct LaneHandle(NonNull<Lane>);
+
+// SAFETY: a device and a stream by their numbers; libtorch takes calls for them from any thread.
+unsafe impl Send for LaneHandle {}
+
+impl LaneHandle {
+    pub(crate) fn open(device: Device) -> Result<Self, TorchError> {
+        let cuda = match device {
+            Device::Cuda(index) => c_int::try_from(index).unwrap_or(c_int::MAX),
+            _ => -1,
+        };
+        let mut lane = ptr::null_mut();
+        // SAFETY: a place for the result.
+        check(unsafe { diloco_torch_lane_open(cuda, &raw mut lane) })?;
+        Ok(Self(NonNull::new(lane).expect("the call succeeded")))
+    }
+
+    /// Memory of this machine that the device can read at the speed of the bus; its content is
+    /// whatever was there.
+    pub(crate) fn buffer(&self, bytes: usize) -> Result<Tensor, TorchError> {
+        let bytes = i64::try_from(bytes).map_err(|_| TorchError::new("too many bytes"))?;
+        let mut buffer = ptr::null_mut();
+        // SAFETY: a lane that is open, and a place for the result.
+        check(unsafe { diloco_torch_lane_buffer(self.0.as_ptr(), bytes, &raw mut buffer) })?;
+        // SAFETY: a new tensor that nobody else holds.
+        Ok(unsafe { Tensor::from_ptr(buffer) })
+    }
+
+    /// Begins to copy a contiguous tensor into this machine's memory.
+    pub(crate) fn fetch(&self, source: &Tensor) -> Result<TransferHandle, TorchError> {
+        assert!(source.is_contiguous(), "only whole memory is copied");
+        let mut transfer = ptr::null_mut();
+        // SAFETY: a lane that is open, a live tensor whose memory the callee keeps for as long as
+        // it is read, and a place for the result.
+        check(unsafe { diloco_torch_fetch(self.0.as_ptr(), source.as_ptr(), &raw mut transfer) })?;
+        let transfer = NonNull::new(transfer).expect("the call succeeded");
+        Ok(TransferHandle(transfer))
+    }
+}
+
+impl Drop for LaneHandle {
+    fn drop(&mut self) {
+        // SAFETY: made by `open` and closed once.
+        unsafe { diloco_torch_lane_close(self.0.as_ptr()) }
+    }
+}
+
+/// A copy on its way.
+#[derive(Debug)]
+pub(crate) struct TransferHandle(NonNull<Transfer>);
+
+impl TransferHandle {
+    /// Waits for its end; the copy.
+    pub(crate) fn wait(self) -> Result<Tensor, TorchError> {
+        let mut host = ptr::null_mut();
+        // SAFETY: a transfer that was begun, and a place for the result.
+        check(unsafe { diloco_torch_transfer_wait(self.0.as_ptr(), &raw mut host) })?;
+        // SAFETY: a new handle, which is ours.
+        Ok(unsafe { Tensor::from_ptr(host) })
+    }
+}
+
+impl Drop for TransferHandle {
+    fn drop(&mut self) {
+        // SAFETY: made by `fetch` and dropped once.
+        unsafe { diloco_torch_transfer_drop(self.0.as_ptr()) }
     }
 }
 

@@ -8,13 +8,15 @@ use schemas::layout::Layout;
 use schemas::run::Precision;
 use tch::{Device, Kind, Reduction, Tensor};
 use trainer::{
-    Batch, EvaluationReport, InnerMoments, InnerState, Sampler, StepReport, StepSettings, Trainer,
-    TrainerError, load_inner,
+    Batch, EvaluationReport, HostWeights, InnerMoments, InnerState, Sampler, StepReport,
+    StepSettings, Trainer, TrainerError, Weights, load_inner,
 };
 
+use crate::card::{CardGlobal, CardWeights};
 use crate::decoder::{Decoder, shapes};
 use crate::error::TorchError;
 use crate::flat::Flat;
+use crate::lane::Lane;
 use crate::runtime::{DeviceChoice, init, processor_has_bf16, use_threads};
 use crate::shim::{self, AdamW, Autocast};
 
@@ -55,11 +57,43 @@ pub struct TorchTrainer {
     decoder: Decoder,
     /// What the decoder's weights are views of.
     parameters: Flat,
+    place: Place,
     steps: u64,
     first: Flat,
     second: Flat,
     first_views: Vec<Tensor>,
     second_views: Vec<Tensor>,
+}
+
+/// Where all vectors lie, with the global weights, which take memory once they are asked for.
+#[derive(Debug)]
+enum Place {
+    /// In this machine's memory.
+    Host { global: Vec<f32> },
+    /// On a device.
+    Card {
+        lane: Lane,
+        global: Option<CardGlobal>,
+    },
+}
+
+impl Place {
+    fn new(device: Device) -> Result<Self, TorchError> {
+        Ok(match device {
+            Device::Cpu => Self::Host { global: Vec::new() },
+            _ => Self::Card {
+                lane: Lane::open(device)?,
+                global: None,
+            },
+        })
+    }
+
+    fn lane(&self) -> Option<&Lane> {
+        match self {
+            Self::Host { .. } => None,
+            Self::Card { lane, .. } => Some(lane),
+        }
+    }
 }
 
 impl Arithmetic {
@@ -101,6 +135,7 @@ impl TorchTrainer {
             layout,
             decoder,
             parameters,
+            place: Place::new(device)?,
             steps: 0,
             first,
             second,
@@ -254,11 +289,34 @@ impl Trainer for TorchTrainer {
 
     fn set_parameters(&mut self, start: usize, values: &[f32]) -> Result<(), TrainerError> {
         let _no_grad = tch::no_grad_guard();
-        self.parameters.write(start, values)
+        self.parameters.write(self.place.lane(), start, values)
     }
 
     fn parameters(&mut self) -> Result<&[f32], TrainerError> {
-        Ok(self.parameters.read()?)
+        Ok(self.parameters.read(self.place.lane())?)
+    }
+
+    fn weights(&mut self) -> Result<Box<dyn Weights + '_>, TrainerError> {
+        let parameters = &mut self.parameters;
+        Ok(match &mut self.place {
+            Place::Host { global } => {
+                let local = parameters.slice_mut();
+                global.resize(local.len(), 0.0);
+                Box::new(HostWeights::new(global, local))
+            }
+            Place::Card { lane, global } => {
+                let local = parameters.tensor();
+                let global = match global {
+                    Some(global) => global,
+                    None => global.insert(CardGlobal::zeros(local)?),
+                };
+                Box::new(CardWeights {
+                    global,
+                    local,
+                    lane,
+                })
+            }
+        })
     }
 
     fn step(
@@ -296,8 +354,9 @@ impl Trainer for TorchTrainer {
 
     fn capture_inner(&mut self, state: &mut InnerState) -> Result<(), TrainerError> {
         let moments = state.retake(&self.layout, self.steps);
-        self.first.copy_to(&mut moments.first)?;
-        self.second.copy_to(&mut moments.second)?;
+        let lane = self.place.lane();
+        self.first.copy_to(lane, &mut moments.first)?;
+        self.second.copy_to(lane, &mut moments.second)?;
         Ok(())
     }
 
@@ -308,8 +367,9 @@ impl Trainer for TorchTrainer {
             second,
         } = load_inner(path, &self.layout)?;
         let _no_grad = tch::no_grad_guard();
-        self.first.write(0, &first)?;
-        self.second.write(0, &second)?;
+        let lane = self.place.lane();
+        self.first.write(lane, 0, &first)?;
+        self.second.write(lane, 0, &second)?;
         self.steps = steps;
         Ok(())
     }

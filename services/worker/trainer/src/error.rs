@@ -9,6 +9,9 @@ pub enum TrainerError {
     /// An argument does not fit the model.
     #[error("{0}")]
     Input(String),
+    /// A chunk is not the encoding of its elements.
+    #[error(transparent)]
+    Codec(#[from] merge::CodecError),
     /// Training has gone astray.
     #[error("{what} is {value} at inner step {step}; the step was not taken")]
     NotFinite {
@@ -41,6 +44,7 @@ impl TrainerError {
     pub const fn code(&self) -> Code {
         match self {
             Self::Input(_) | Self::NotFinite { .. } | Self::Device(_) => Code::TrainingFailed,
+            Self::Codec(_) => Code::SizeMismatch,
             Self::DeviceMissing(_) => Code::DeviceMissing,
             Self::LibraryMissing(_) => Code::TorchMissing,
             Self::State(_) => Code::WorkerStateInvalid,

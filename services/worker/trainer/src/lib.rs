@@ -10,6 +10,7 @@ mod rate;
 mod reference;
 mod sampling;
 mod synthetic;
+mod weights;
 
 use std::path::Path;
 
@@ -25,6 +26,7 @@ pub use rate::inner_rate;
 pub use reference::ReferenceTrainer;
 pub use sampling::Sampler;
 pub use synthetic::SyntheticTrainer;
+pub use weights::{HostWeights, Weights, check_range};
 
 /// A model with its inner optimizer, on one device. All parameters are one flat fp32 vector in the
 /// order of the layout.
@@ -64,26 +66,12 @@ pub trait Trainer: Send {
     /// The batch does not fit the model, the device failed, or the loss is not finite.
     fn evaluate(&mut self, batch: &Batch<'_>) -> Result<EvaluationReport, TrainerError>;
 
-    /// Mixes `values` into the parameters from element `start` on; see [`Alpha`]. The optimizer's
-    /// moments stay.
+    /// The weights that sync: global ones, and the parameters as the local ones. The optimizer's
+    /// moments stay as they are, whatever happens to them.
     ///
     /// # Errors
-    /// As [`Trainer::set_parameters`].
-    fn blend(&mut self, start: usize, values: &[f32], alpha: Alpha) -> Result<(), TrainerError> {
-        if alpha == Alpha::TAKE_OVER {
-            return self.set_parameters(start, values);
-        }
-        let all = self.parameters()?;
-        let outside = || TrainerError::Input(format!("{} values from {start} on", values.len()));
-        let end = start.checked_add(values.len()).ok_or_else(outside)?;
-        let local = all.get(start..end).ok_or_else(outside)?;
-        let mixed: Vec<f32> = local
-            .iter()
-            .zip(values)
-            .map(|(local, global)| alpha.mix(*local, *global))
-            .collect();
-        self.set_parameters(start, &mixed)
-    }
+    /// The device has no room for the global weights.
+    fn weights(&mut self) -> Result<Box<dyn Weights + '_>, TrainerError>;
 
     /// Copies moments and step count of the inner optimizer into `state`, whose memory is used
     /// again.
@@ -141,8 +129,9 @@ impl Alpha {
         (0.0..=1.0).contains(&share).then_some(Self(share))
     }
 
-    fn mix(self, local: f32, global: f32) -> f32 {
-        self.0 * local + (1.0 - self.0) * global
+    /// The share of the local weights.
+    pub const fn share(self) -> f32 {
+        self.0
     }
 }
 

@@ -12,7 +12,10 @@ use schemas::layout::Layout;
 use crate::inner::{InnerMoments, InnerState, load_inner};
 use crate::sampling::Sampler;
 use crate::synthetic::copy_into;
-use crate::{Batch, EvaluationReport, StepReport, StepSettings, Trainer, TrainerError, adamw};
+use crate::{
+    Batch, EvaluationReport, HostWeights, StepReport, StepSettings, Trainer, TrainerError, Weights,
+    adamw,
+};
 
 /// Embeddings of the last tokens, softsign hidden layer, softmax.
 #[derive(Debug)]
@@ -21,6 +24,7 @@ pub struct ReferenceTrainer {
     layout: Layout,
     places: Places,
     parameters: Vec<f32>,
+    global: Vec<f32>,
     gradient: Vec<f32>,
     moments: InnerMoments,
     scratch: Scratch,
@@ -89,12 +93,13 @@ impl ReferenceTrainer {
             second: zeros(count),
         };
         drop(spans);
-        let (parameters, gradient) = (zeros(count), zeros(count));
+        let (parameters, global, gradient) = (zeros(count), zeros(count), zeros(count));
         Self {
             config: config.clone(),
             layout,
             places,
             parameters,
+            global,
             gradient,
             moments,
             scratch,
@@ -242,6 +247,13 @@ impl Trainer for ReferenceTrainer {
 
     fn parameters(&mut self) -> Result<&[f32], TrainerError> {
         Ok(&self.parameters)
+    }
+
+    fn weights(&mut self) -> Result<Box<dyn Weights + '_>, TrainerError> {
+        Ok(Box::new(HostWeights::new(
+            &mut self.global,
+            &mut self.parameters,
+        )))
     }
 
     fn step(

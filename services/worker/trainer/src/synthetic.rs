@@ -11,7 +11,9 @@ use schemas::layout::Layout;
 
 use crate::inner::{InnerMoments, InnerState, load_inner};
 use crate::sampling::Sampler;
-use crate::{Batch, EvaluationReport, StepReport, StepSettings, Trainer, TrainerError};
+use crate::{
+    Batch, EvaluationReport, HostWeights, StepReport, StepSettings, Trainer, TrainerError, Weights,
+};
 
 /// Parameters that one step moves: 4 MiB, so that a step of 0 ms stays cheap at any size.
 const WINDOW_ELEMENTS: usize = 1 << 20;
@@ -25,6 +27,7 @@ pub struct SyntheticTrainer {
     layout: Layout,
     step_time: Duration,
     parameters: Vec<f32>,
+    global: Vec<f32>,
     steps: u64,
 }
 
@@ -36,6 +39,7 @@ impl SyntheticTrainer {
         Self {
             layout,
             step_time: Duration::from_millis(config.step_ms),
+            global: vec![0.0; parameters.len()],
             parameters,
             steps: 0,
         }
@@ -64,6 +68,13 @@ impl Trainer for SyntheticTrainer {
 
     fn parameters(&mut self) -> Result<&[f32], TrainerError> {
         Ok(&self.parameters)
+    }
+
+    fn weights(&mut self) -> Result<Box<dyn Weights + '_>, TrainerError> {
+        Ok(Box::new(HostWeights::new(
+            &mut self.global,
+            &mut self.parameters,
+        )))
     }
 
     fn step(

@@ -6,7 +6,8 @@ use model::SyntheticConfig;
 use schemas::layout::{Chunk, Layout};
 use schemas::run::InnerOptimizer;
 use trainer::{
-    Batch, EvaluationReport, InnerState, StepReport, StepSettings, Trainer, TrainerError,
+    Batch, EvaluationReport, HostWeights, InnerState, StepReport, StepSettings, Trainer,
+    TrainerError, Weights,
 };
 
 use super::*;
@@ -15,6 +16,7 @@ use super::*;
 struct Falling {
     layout: Layout,
     parameters: Vec<f32>,
+    global: Vec<f32>,
 }
 
 impl Trainer for Falling {
@@ -29,6 +31,13 @@ impl Trainer for Falling {
 
     fn parameters(&mut self) -> Result<&[f32], TrainerError> {
         Ok(&self.parameters)
+    }
+
+    fn weights(&mut self) -> Result<Box<dyn Weights + '_>, TrainerError> {
+        Ok(Box::new(HostWeights::new(
+            &mut self.global,
+            &mut self.parameters,
+        )))
     }
 
     fn step(&mut self, _: &Batch<'_>, _: &StepSettings<'_>) -> Result<StepReport, TrainerError> {
@@ -78,6 +87,7 @@ impl Streaming {
         let falling = Falling {
             layout: model.layout(),
             parameters: vec![0.0; 2],
+            global: vec![0.0; 2],
         };
         let opening = Opening {
             model,
@@ -281,6 +291,7 @@ fn fragments_cover_the_parameters_one_after_another() {
         let falling = Falling {
             layout: model.layout(),
             parameters: vec![0.0; 2],
+            global: vec![0.0; 2],
         };
         let refused = Session::new(opening, Box::new(falling)).err();
         let code = refused.map(|refusal| refusal.code);

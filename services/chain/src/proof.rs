@@ -1,0 +1,60 @@
+//! What a message is by itself, before its place in a chain is looked at. Nothing of it depends on
+//! other messages, so that many are looked at side by side, on all cores, and only their places one
+//! after another.
+
+use schemas::PublicKey;
+use schemas::subject::Incoming;
+
+use crate::entry::{Claimed, Entry, Fault};
+
+/// Who may write the ledger of a domain.
+#[derive(Clone, Debug)]
+pub struct Writers {
+    domain: String,
+    keys: Vec<PublicKey>,
+}
+
+/// What a message in the ledger's stream is by itself.
+#[derive(Debug)]
+pub enum Proof {
+    /// An event that somebody signed who may write here.
+    Event(Box<Entry>),
+    /// In no chain: nobody signed it who may write here. The reason, in words.
+    Foreign(String),
+    /// Signed by somebody who may write here, and no event. The reason, in words.
+    Broken(String),
+}
+
+impl Writers {
+    /// These keys may write the ledger of `domain` (its id as text).
+    pub fn new(domain: &str, keys: Vec<PublicKey>) -> Self {
+        Self {
+            domain: domain.to_owned(),
+            keys,
+        }
+    }
+
+    /// Looks at a message: its subject, its signature, its body.
+    pub fn prove(&self, subject: &str, payload: &[u8]) -> Proof {
+        let foreign = |reason: &dyn std::fmt::Display| Proof::Foreign(reason.to_string());
+        let Ok(named @ Incoming::Ledger { .. }) = subject.parse() else {
+            return foreign(&"its subject is none of the ledger's");
+        };
+        let claimed = match Claimed::read(payload) {
+            Ok(claimed) => claimed,
+            Err(error) => return foreign(&error),
+        };
+        if !self.keys.contains(claimed.key()) {
+            return foreign(&"its key is not an audit key of the trust bundle");
+        }
+        let entry = match claimed.open(&self.domain) {
+            Ok(entry) => entry,
+            Err(Fault::Undecodable(error)) => return Proof::Broken(error.to_string()),
+            Err(fault) => return foreign(&fault),
+        };
+        match entry.stands_under(&named) {
+            Ok(()) => Proof::Event(Box::new(entry)),
+            Err(misplaced) => foreign(&misplaced),
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! The code of the card on tensors of the CPU, where it computes the same.
+
+#[path = "comparison.rs"]
+mod comparison;
+
+use comparison::{ELEMENTS_MIN, compare};
+use tch::Device;
+
+use super::*;
+
+struct OnTheCpu {
+    global: CardGlobal,
+    local: Tensor,
+    lane: Lane,
+}
+
+impl OnTheCpu {
+    fn new(elements: usize) -> Self {
+        let local = Tensor::zeros([elements as i64], (Kind::Float, Device::Cpu));
+        Self {
+            global: CardGlobal::zeros(&local).expect("room for it"),
+            lane: Lane::open(Device::Cpu).expect("a processor"),
+            local,
+        }
+    }
+
+    fn weights(&mut self) -> CardWeights<'_> {
+        CardWeights {
+            global: &mut self.global,
+            local: &self.local,
+            lane: &self.lane,
+        }
+    }
+}
+
+#[test]
+fn weights_as_tensors_are_bit_for_bit_those_in_memory() {
+    for elements in [ELEMENTS_MIN, ELEMENTS_MIN + 77] {
+        compare(&mut OnTheCpu::new(elements).weights(), elements);
+    }
+}
+
+/// What is handed over of pieces of one element each, when `enough` of them are enough.
+fn handed_over(pieces: &[Range<usize>], enough: usize) -> (Vec<Bytes>, Result<(), TrainerError>) {
+    let mut cpu = OnTheCpu::new(10);
+    let values: Vec<u8> = (0..10_u8)
+        .flat_map(|at| f32::from(at).to_le_bytes())
+        .collect();
+    let mut weights = cpu.weights();
+    let fp32 = CodecKind::Fp32;
+    weights.load(fp32, 0..10, &values, false).expect("fits");
+    let mut taken = Vec::new();
+    let mut take = |bytes| {
+        taken.push(bytes);
+        if taken.len() < enough {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    };
+    let ended = weights.encode(fp32, SeededRounding::NEAREST, pieces, &mut take);
+    (taken, ended)
+}
+
+#[test]
+fn pieces_come_in_order_until_somebody_has_enough() {
+    let pieces: Vec<_> = (0..10).map(|at| at..at + 1).collect();
+    let expected: Vec<Bytes> = (0..10_u8)
+        .map(|at| Bytes::copy_from_slice(&f32::from(at).to_le_bytes()))
+        .collect();
+    for enough in [1, 2, 3, 4, 9, 10, 99] {
+        let (taken, ended) = handed_over(&pieces, enough);
+        ended.expect("nothing went wrong");
+        assert_eq!(taken, expected[..enough.min(10)], "{enough}");
+    }
+}
+
+#[test]
+fn a_piece_past_the_end_is_an_error_after_the_pieces_before_it() {
+    let (taken, ended) = handed_over(&[3..4, 9..11, 5..6], 99);
+    assert_eq!(taken, [&3.0_f32.to_le_bytes()[..]]);
+    assert!(matches!(ended, Err(TrainerError::Input(_))));
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let mut cpu = OnTheCpu::new(10);
+    let mut weights = cpu.weights();
+    let wrong = weights.load(CodecKind::Bf16, 0..10, &[0; 19], true);
+    let error = wrong.expect_err("one byte is missing");
+    assert_eq!(error.code(), schemas::Code::SizeMismatch);
+    assert!(weights.read(5..11).is_err());
+    assert!(weights.blend(5..11, Alpha::TAKE_OVER).is_err());
+}
