@@ -126,14 +126,14 @@ pub struct Member {
     pub accepted: u64,
     /// Results refused: strikes.
     pub rejected: u64,
-    /// The last result of it that was refused: when it is handed in again, it is refused again.
+    /// Its last result that was refused: when it is handed in again, it is refused again.
     pub refused: Option<RefusedResult>,
 }
 
 /// A result that was refused.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RefusedResult {
-    /// Its lease, which ended with it: no other result of it was heard.
+    /// Its lease, which ended by the refusal: no other result under it was heard.
     pub lease: LeaseRef,
     /// Why.
     pub code: Code,

@@ -3,8 +3,8 @@
 //! 200 while the service can be used and 503 before.
 //!
 //! [`TABLE`] declares every number once. Labels have few values, and a free text is never one: they
-//! are ours, except for runs and workers' keys, whose forms the protocol checks, and of which no more
-//! than a fixed number are shown.
+//! are ours, except for runs and workers' keys, whose forms the protocol checks, and of which no
+//! more than a fixed number are shown.
 
 mod http;
 mod samples;

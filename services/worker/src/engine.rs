@@ -6,8 +6,9 @@
 //!   one. What leaves the thread is bytes: encoded chunks, and a copy of the inner state.
 //! * **Jobs are done in the order in which they come.** While inner steps are done, the thread
 //!   takes between two of them what may happen there: weights that arrive ([`Engine::expect`],
-//!   [`Engine::load`]), [`Engine::capture`], [`Engine::blend`] and [`Engine::keep`]. The first job that needs the steps to be over waits, and with it all that
-//!   come after it. A unit's stop flag ends its steps at the next such moment.
+//!   [`Engine::load`]), [`Engine::capture`], [`Engine::blend`] and [`Engine::keep`]. The first job
+//!   that needs the steps to be over waits, and with it all that come after it. A unit's stop flag
+//!   ends its steps at the next such moment.
 //! * **Everything that syncs is keyed by its fragment.** A sync of a fragment goes: capture, which
 //!   encodes the difference; then, when its new weights come, expect, load chunk by chunk, blend.
 //!   Other fragments and the steps go on meanwhile.

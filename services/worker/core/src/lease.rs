@@ -61,8 +61,8 @@ impl Worker {
             Ok(_) => self.present().renew_again(now),
             Err(refusal) => match verdict(refusal.code) {
                 Verdict::Replaced => self.replaced(refusal, effects),
-                // The answer to the submit says what became of the result, and whether the worker
-                // is a member: it is on its way, or asked for again, until the lease runs out.
+                // The answer to the submit says what became of the result and of the membership.
+                // It is on its way, or asked for again, until the lease runs out.
                 Verdict::LeaseLost | Verdict::Rejoin | Verdict::RunOver if self.is_handed_in() => {
                     let held = self.present();
                     held.renewed_no_more();
