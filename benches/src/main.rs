@@ -87,7 +87,7 @@ enum Bench {
 }
 
 /// In the order in which they run.
-const BENCHES: [(&str, Bench); 15] = [
+const BENCHES: [(&str, Bench); 14] = [
     ("merge", Bench::Merge),
     ("codecs", Bench::Codecs),
     ("sync-10m-2", Bench::Sync(sync::Size::M10, 2)),

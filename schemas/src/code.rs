@@ -99,7 +99,7 @@ codes! {
     StoreUnreachable = 301 Away, "store unreachable", "No S3 store answered at the address.", "Start `diloco-store` or correct the endpoint and CA file.";
     ObjectMissing = 302 Final, "object missing", "The store does not have an object that a digest names.", "If it should exist, look for its deletion in the store's log; a contribution can be uploaded again.";
     ObjectMismatch = 303 Final, "object has other bytes", "The bytes of an object do not have the digest or the length that names it.", "The object was refused; fetch again, and suspect the machine or the path if it repeats.";
-    UrlRefused = 304 Busy, "url refused", "The store refused a presigned URL: expired, altered, or used for something else.", "Ask for a new URL; if all fail, compare the clocks of store and coordinator.";
+    UrlRefused = 304 Busy, "url refused", "The store refused a presigned URL for a reason that passes: it has expired, or its time has not come.", "Nothing: another URL is asked for. If all are refused, compare the clocks of store and coordinator.";
     StoreFull = 305 Busy, "store full", "The store has no room for an object.", "Free space on the store's disk, or give it a larger one, then repeat.";
     StoreBusy = 306 Operator, "store root in use", "Another process holds the lock on the store's folder.", "Stop the other process; two on one folder would delete each other's files.";
     ObjectTooLarge = 308 Final, "object too large", "An object exceeds the largest that is accepted.", "Lower `chunk_elements` of the run, or split the data.";
@@ -130,7 +130,7 @@ codes! {
     NotFinite = 503 Final, "not finite", "A contribution, the initial weights of a new run, or the weights after an outer step hold NaN or infinity.", "A contribution is refused alone and its unit issued again: inspect the worker. Initial weights have to be made again. Weights after an outer step halt the run; its last full snapshot stands: start another run with a lower learning rate.";
     NormOutlier = 504 Final, "norm out of bounds", "A contribution's norm is too large compared with the run's bound.", "Inspect the worker; the bound is `norm_max` of the run.";
     AlreadyCounted = 505 LostLease, "already counted", "The unit has an accepted contribution already.", "Nothing; the contribution counts once.";
-    StatementInvalid = 506 NotMember, "statement refused", "A result's signed statement does not verify or does not fit its lease.", "Rejoin with the worker's present audit key.";
+    StatementInvalid = 506 Final, "statement refused", "A result's signed statement does not verify or does not fit its lease.", "Point `worker.audit_key` at the key with which the worker joined, and run the same release; suspect the worker if it repeats.";
     TokensMismatch = 507 Final, "wrong token count", "A result claims another number of tokens or steps than its unit has.", "Run the same release; suspect the worker if it repeats.";
 
     NumberImpossible = 508 Final, "number that cannot be", "A worker states a loss, a speed or a count that its unit, its data and the time since it joined do not allow.", "It was refused and counts nowhere. Run the same release; suspect the worker if it repeats.";
@@ -159,6 +159,9 @@ codes! {
     CheckpointFalse = 651 Evidence, "checkpoint of another state", "The ledger names a checkpoint that is not the state which its events come to: a coordinator that starts from it would go on from something that never happened.", "Keep the stream and the object as they are. Delete the object from bucket `blobs`, so that the next start reads all events, and find out who held the coordinator's key.";
     CheckpointUnsaved = 652 Busy, "checkpoint not saved", "A checkpoint of the ledger could not be written to the store.", "Nothing is lost: the next start reads more events. Look at the store, if it repeats.";
     NumbersUnserved = 670 Operator, "numbers not served", "The address of `metrics.listen` is taken, or is none of this machine: the service works without `/metrics` and `/ready`.", "Find what listens there, or choose another port for `metrics.listen`, then start the service again.";
+
+    UrlInvalid = 660 Final, "url refused for good", "The store refused a presigned URL, and the next one too, for what no later URL changes: a wrong signature, a key it does not know, an object or a method that its signer may not use. Or a grant was no URL for this store at all.", "Compare the store's keys with the coordinator's (`diloctl auth show`), and `store.endpoint` with the address that workers reach; something on the path may alter requests. A run that halted over it goes on when the coordinator is restarted.";
+    TrainingThreadLost = 661 Final, "training thread lost", "The thread of a worker that trains has panicked. The worker gives its unit back and ends: no other unit could be trained either.", "Look at the log line with `panic` before it and report it. Start the worker again: what it saved last is taken up.";
 
     // 07: ledger and audit.
     LedgerFenced = 701 Away, "another coordinator leads", "The stream holds an event this coordinator did not write; it stood down before anything else left it.", "Nothing if a new coordinator was started; otherwise stop one of the two.";

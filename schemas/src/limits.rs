@@ -73,6 +73,11 @@ pub const SPEED_MAX: f64 = 1e9;
 /// Most bytes a second, in one direction, that a worker is believed to have moved since it joined:
 /// a line of 100 Gbit/s. So no sum over workers comes near the end of its type within years.
 pub const TRAFFIC_MAX: Bytes = Bytes(12_500_000_000);
+/// Most failed attempts at transfers a second that a worker is believed to have made since it
+/// joined: sixteen run side by side in each direction, with a pause after each.
+pub const TRANSFER_FAILURES_PER_SECOND_MAX: u64 = 1000;
+/// Most memory of a device that a worker states: a thousand times what one has.
+pub const DEVICE_MEMORY_MAX: Bytes = Bytes(1 << 50);
 /// Longest time that the inner steps of a unit are said to have taken: credentials do not last
 /// longer.
 pub const TRAIN_MAX: Millis = Millis::from_secs(366 * 24 * 3600);

@@ -7,14 +7,14 @@ use crate::lease::LeaseRef;
 use crate::limits::WORKER_MESSAGE_BYTES_MAX;
 use crate::member::Session;
 use crate::message::{V, message};
-use crate::{Bytes, Steps, Tokens};
+use crate::{Bytes, Millis, Steps, Tokens};
 
 /// `heartbeat`: what the worker is doing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Heartbeat {
     /// Version.
-    pub v: V<2>,
+    pub v: V<3>,
     /// Which life of the worker speaks: what it counts begins with its process.
     pub session: Session,
     /// Where it stands.
@@ -33,6 +33,39 @@ pub struct Heartbeat {
     pub bytes_up: Bytes,
     /// Downloaded since the process started.
     pub bytes_down: Bytes,
+    /// What else it counts.
+    pub numbers: WorkerNumbers,
+}
+
+/// What a worker's process counts beside its tokens and bytes, for collectors of numbers. Every
+/// number but the memory only grows while the process lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkerNumbers {
+    /// Time in which data and weights of units were fetched.
+    pub fetch: Millis,
+    /// Time of inner steps.
+    pub train: Millis,
+    /// Time in which contributions were encoded.
+    pub encode: Millis,
+    /// Time in which contributions were uploaded; the encoding of later chunks runs beside.
+    pub upload: Millis,
+    /// Attempts at a transfer that failed; most of them were made again.
+    pub transfer_failures: u64,
+    /// Memory of the device that is in use, where the trainer can tell.
+    pub device_memory: Option<Bytes>,
+}
+
+impl WorkerNumbers {
+    /// The time in each lane, by the lane's name.
+    pub const fn lanes(&self) -> [(&'static str, Millis); 4] {
+        [
+            ("fetch", self.fetch),
+            ("train", self.train),
+            ("encode", self.encode),
+            ("upload", self.upload),
+        ]
+    }
 }
 
 /// Where a worker stands.

@@ -22,7 +22,7 @@ use schemas::member::{JoinReply, JoinRequest, Layer, LeaveRequest, OpenLayer, Po
 use schemas::public::Status;
 use schemas::run::{Codec, CodecKind, InnerOptimizer, Precision, Rounding, RunSpec, TrainerKind};
 use schemas::sync::SealedInput;
-use schemas::telemetry::{Heartbeat, Phase};
+use schemas::telemetry::{Heartbeat, Phase, WorkerNumbers};
 use schemas::view::{RunPhase, RunView};
 use schemas::{
     Answer, Asked, Bytes, Code, DecodeError, Digest, Epoch, Fragment, Message, Millis, ObjectRef,
@@ -371,6 +371,14 @@ pub(crate) fn all() -> Vec<Example> {
             loss: Some(3.0),
             bytes_up: Bytes(1),
             bytes_down: Bytes(2),
+            numbers: WorkerNumbers {
+                fetch: Millis(3),
+                train: Millis(4),
+                encode: Millis(5),
+                upload: Millis(6),
+                transfer_failures: 7,
+                device_memory: Some(Bytes(8)),
+            },
         }),
         example(&RunNew { v: V, spec: spec() }),
         example(&RunNewReply {

@@ -37,6 +37,7 @@ mod service;
 mod shell;
 mod store;
 mod sweep;
+mod workers;
 
 pub use config::{Config, KeysConfig, LimitsConfig, StoreConfig};
 pub use ledger::{Ledger, LedgerError, Named, NewEvent};

@@ -267,7 +267,7 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use schemas::lease::ClaimRequest;
-    use schemas::telemetry::{Heartbeat, Phase};
+    use schemas::telemetry::{Heartbeat, Phase, WorkerNumbers};
     use schemas::{Bytes, Message as _, Millis, Steps, Tokens, V};
 
     use schemas::member::Session;
@@ -305,6 +305,7 @@ mod tests {
             loss: None,
             bytes_up: Bytes(0),
             bytes_down: Bytes(0),
+            numbers: WorkerNumbers::default(),
         };
         let (claim, heartbeat) = (
             ClaimRequest {

@@ -22,6 +22,7 @@ use crate::serve;
 use crate::shell::{Shell, Tables};
 use crate::store::Store;
 use crate::sweep;
+use crate::workers::Workers;
 
 /// A coordinator that leads.
 pub struct Service {
@@ -88,6 +89,7 @@ impl Service {
             sweeper,
             offers,
             tables,
+            workers: Workers::shown(),
         };
         let core = shell.lead(&settings, &store_mark, patience).await?;
         store_mark.put().await;

@@ -26,6 +26,7 @@ use crate::mark::LedgerMark;
 use crate::queue::Offers;
 use crate::store::Store;
 use crate::sweep::Sweeper;
+use crate::workers::Workers;
 
 pub(crate) use self::tables::Tables;
 
@@ -53,6 +54,7 @@ pub(crate) struct Shell {
     pub(crate) sweeper: Sweeper,
     pub(crate) offers: Offers,
     pub(crate) tables: Tables,
+    pub(crate) workers: Workers,
 }
 
 /// What comes after a step of the loop.

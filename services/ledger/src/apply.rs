@@ -9,7 +9,7 @@ use schemas::run::RunSpec;
 use schemas::{Bytes, Fragment, PublicKey, Round, RunId, SyncId, UnixMillis};
 
 use crate::error::{ApplyError, ReplayError, out_of_place};
-use crate::state::{Fates, Leader, Run, State};
+use crate::state::{Fates, Leader, RefusedResult, Run, State};
 
 impl State {
     /// Folds the next event of the coordinator's chain in.
@@ -193,9 +193,17 @@ impl Run {
             LedgerEvent::ContributionRejected {
                 lease,
                 worker,
+                code,
+                detail,
                 tokens,
-                ..
-            } => self.reject(lease, worker, *tokens),
+            } => {
+                let refused = RefusedResult {
+                    lease: *lease,
+                    code: *code,
+                    detail: detail.clone(),
+                };
+                self.reject(worker, refused, *tokens)
+            }
             LedgerEvent::ContributionAccepted {
                 lease,
                 worker,

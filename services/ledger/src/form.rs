@@ -18,14 +18,14 @@ use schemas::member::{Posture, Session};
 use schemas::run::{RunSpec, TrainerKind};
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::{
-    AccountId, Bytes, Digest, Epoch, Fragment, ObjectRef, PublicKey, Round, RunId, SyncId, Tokens,
-    UnitIndex, UnixMillis, V, WorkerId,
+    AccountId, Bytes, Code, Digest, Epoch, Fragment, ObjectRef, PublicKey, Round, RunId, SyncId,
+    Tokens, UnitIndex, UnixMillis, V, WorkerId,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::state::{
-    Accepted, Fates, Leader, Member, OpenSync, RoundRecord, Run, SnapshotRecord, Standing, State,
-    Unit,
+    Accepted, Fates, Leader, Member, OpenSync, RefusedResult, RoundRecord, Run, SnapshotRecord,
+    Standing, State, Unit,
 };
 
 /// The number of this form.
@@ -140,6 +140,8 @@ struct MemberForm<'a> {
     lease: Option<LeaseRef>,
     accepted: u64,
     rejected: u64,
+    /// Its lease, code and detail.
+    refused: Option<(LeaseRef, Code, Cow<'a, str>)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -381,7 +383,9 @@ impl<'a> MemberForm<'a> {
             lease,
             accepted,
             rejected,
+            refused,
         } = member;
+        let refused = refused.as_ref();
         Self {
             account: Cow::Borrowed(account),
             audit_key: Cow::Borrowed(audit_key),
@@ -397,6 +401,13 @@ impl<'a> MemberForm<'a> {
             lease: *lease,
             accepted: *accepted,
             rejected: *rejected,
+            refused: refused.map(
+                |RefusedResult {
+                     lease,
+                     code,
+                     detail,
+                 }| (*lease, *code, Cow::Borrowed(&**detail)),
+            ),
         }
     }
 
@@ -416,6 +427,11 @@ impl<'a> MemberForm<'a> {
             lease: self.lease,
             accepted: self.accepted,
             rejected: self.rejected,
+            refused: self.refused.map(|(lease, code, detail)| RefusedResult {
+                lease,
+                code,
+                detail: detail.into_owned(),
+            }),
         }
     }
 }

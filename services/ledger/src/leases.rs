@@ -5,7 +5,7 @@ use schemas::lease::{LeaseRef, UnitKind};
 use schemas::{Digest, RunId, Tokens, UnixMillis, WorkerId};
 
 use crate::error::{ApplyError, out_of_place};
-use crate::state::{Accepted, Member, Run, Standing, Unit};
+use crate::state::{Accepted, Member, RefusedResult, Run, Standing, Unit};
 
 impl Run {
     pub(crate) fn grant(
@@ -58,13 +58,16 @@ impl Run {
     /// Refuses a result: its tokens are rejected.
     pub(crate) fn reject(
         &mut self,
-        lease: &LeaseRef,
         worker: &WorkerId,
+        refused: RefusedResult,
         tokens: Tokens,
     ) -> Result<(), ApplyError> {
-        self.release("contribution-rejected", lease, worker)?;
+        self.release("contribution-rejected", &refused.lease, worker)?;
         self.tokens.rejected += tokens;
-        self.count(worker, |member| member.rejected += 1);
+        self.count(worker, |member| {
+            member.rejected += 1;
+            member.refused = Some(refused);
+        });
         Ok(())
     }
 

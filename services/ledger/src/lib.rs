@@ -32,5 +32,6 @@ pub use checkpoint::CHECKPOINTS_KEPT;
 pub use error::{ApplyError, ReplayError};
 pub use form::{CheckpointError, FORMAT};
 pub use state::{
-    Accepted, Fates, Member, OpenSync, RoundRecord, Run, SnapshotRecord, Standing, State, Unit,
+    Accepted, Fates, Member, OpenSync, RefusedResult, RoundRecord, Run, SnapshotRecord, Standing,
+    State, Unit,
 };

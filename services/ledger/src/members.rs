@@ -77,5 +77,6 @@ fn joined(time: UnixMillis, before: Option<&Member>, event: &LedgerEvent) -> Mem
         lease: before.and_then(|member| member.lease),
         accepted: before.map_or(0, |member| member.accepted),
         rejected: before.map_or(0, |member| member.rejected),
+        refused: before.and_then(|member| member.refused.clone()),
     }
 }

@@ -10,8 +10,8 @@ use schemas::member::{Posture, Session};
 use schemas::run::{Closing, RunSpec, TrainerKind};
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::{
-    AccountId, Bytes, Digest, Epoch, Fragment, ObjectRef, PublicKey, Round, RunId, Steps, SyncId,
-    Tokens, UnitIndex, UnixMillis, WorkerId,
+    AccountId, Bytes, Code, Digest, Epoch, Fragment, ObjectRef, PublicKey, Round, RunId, Steps,
+    SyncId, Tokens, UnitIndex, UnixMillis, WorkerId,
 };
 use serde::{Serialize, Serializer};
 
@@ -137,6 +137,19 @@ pub struct Member {
     pub accepted: u64,
     /// Results refused: strikes.
     pub rejected: u64,
+    /// Its last result that was refused: when it is handed in again, it is refused again.
+    pub refused: Option<RefusedResult>,
+}
+
+/// A result that was refused.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RefusedResult {
+    /// Its lease, which ended by the refusal: no other result under it was heard.
+    pub lease: LeaseRef,
+    /// Why.
+    pub code: Code,
+    /// In words.
+    pub detail: String,
 }
 
 /// A unit that is on offer, held, or done in a round that is still open.

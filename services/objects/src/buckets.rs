@@ -175,6 +175,7 @@ impl Buckets {
                 during,
                 status: 200,
                 code: answer.code,
+                for_good: answer.for_good,
             });
         }
         if answer.checksum != checksum(object.digest) {
@@ -450,8 +451,8 @@ impl Buckets {
 
     async fn refused(&self, during: &str, response: Response) -> ObjectError {
         let status = response.status().as_u16();
-        let code = client::s3_code(response, self.limits.idle).await;
-        match (status, code.as_str()) {
+        let answer = client::s3_answer(response, self.limits.idle).await;
+        match (status, answer.code.as_str()) {
             (404, _) => ObjectError::Missing {
                 what: during.to_owned(),
             },
@@ -461,7 +462,8 @@ impl Buckets {
             _ => ObjectError::Refused {
                 during: during.to_owned(),
                 status,
-                code,
+                for_good: answer.for_good,
+                code: answer.code,
             },
         }
     }

@@ -32,6 +32,7 @@ use tower_service::Service;
 use crate::endpoint::{EndpointError, Trust};
 use crate::limits::TransferLimits;
 use crate::line::{Counted, Line};
+use crate::refusal::is_for_good;
 
 /// Longest error document that is read; S3's have a few hundred bytes.
 const ERROR_BYTES_MAX: usize = 8 << 10;
@@ -288,18 +289,14 @@ pub(crate) fn describe(error: &dyn std::error::Error) -> String {
 pub(crate) struct S3Answer {
     /// `<Code>`: it is an error.
     pub(crate) code: String,
+    /// What the error says about a URL holds for the next one too.
+    pub(crate) for_good: bool,
     /// `<ChecksumSHA256>`: base64, of the object that a copy made.
     pub(crate) checksum: String,
 }
 
-/// The `<Code>` of an S3 error document; empty when there is none. Consumes the body, so the
-/// connection is reusable.
-pub(crate) async fn s3_code(response: Response, idle: Duration) -> String {
-    s3_answer(response, idle).await.code
-}
-
-/// As [`s3_code`], with all that is read from a document. What has not come after a silence of
-/// `idle` is not waited for.
+/// What an S3 document says. Consumes the body, so the connection is reusable. What has not come
+/// after a silence of `idle` is not waited for.
 pub(crate) async fn s3_answer(mut response: Response, idle: Duration) -> S3Answer {
     let mut text = Vec::new();
     while let Ok(Ok(Some(piece))) = timeout(idle, piece(&mut response)).await {
@@ -313,14 +310,19 @@ pub(crate) async fn s3_answer(mut response: Response, idle: Duration) -> S3Answe
         let (_, rest) = text.split_once(&format!("<{name}>"))?;
         rest.split_once('<').map(|(content, _)| content)
     };
-    let code = element("Code")
+    let code: String = element("Code")
         .unwrap_or("")
         .chars()
         .filter(char::is_ascii_alphanumeric)
         .take(64)
         .collect();
+    let for_good = is_for_good(&code, element("Message").unwrap_or_default());
     let checksum = element("ChecksumSHA256").unwrap_or("").trim().to_owned();
-    S3Answer { code, checksum }
+    S3Answer {
+        code,
+        for_good,
+        checksum,
+    }
 }
 
 /// `Retry-After` in whole seconds; the form with a date is rare and ignored.

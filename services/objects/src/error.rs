@@ -52,7 +52,7 @@ pub enum ObjectError {
         reason: String,
     },
     /// The store refused the request, and another URL did not help or cannot be had.
-    #[error("{during}: the store refused with {status} {code}")]
+    #[error("{during}: the store refused with {status} {code}{}", if *for_good { ", for good" } else { "" })]
     Refused {
         /// Which operation.
         during: String,
@@ -60,6 +60,8 @@ pub enum ObjectError {
         status: u16,
         /// The S3 error code, or empty.
         code: String,
+        /// The next URL is refused too.
+        for_good: bool,
     },
     /// The store has no room.
     #[error("{during}: the store has no room")]
@@ -118,7 +120,10 @@ impl ObjectError {
             Self::Certificate { code, .. } => *code,
             Self::Missing { .. } => Code::ObjectMissing,
             Self::Mismatch { .. } => Code::ObjectMismatch,
-            Self::Refused { .. } | Self::GrantInvalid { .. } => Code::UrlRefused,
+            Self::Refused {
+                for_good: false, ..
+            } => Code::UrlRefused,
+            Self::Refused { for_good: true, .. } | Self::GrantInvalid { .. } => Code::UrlInvalid,
             Self::Full { .. } => Code::StoreFull,
             Self::TooLarge { .. } => Code::ObjectTooLarge,
             Self::Denied(refusal) => refusal.code,

@@ -24,6 +24,7 @@ mod limits;
 mod line;
 mod pace;
 pub mod presign;
+mod refusal;
 mod sink;
 mod stall;
 pub mod transfer;

@@ -48,6 +48,9 @@ const CLOCK_EXCHANGE_MAX: Duration = Duration::from_secs(5);
 /// Give up an upload after this many "no room" answers. Space held by uploads in progress frees up
 /// in moments; anything else needs an operator, so report it instead of retrying.
 const FULL_ANSWERS_MAX: u32 = 4;
+/// Give up after this many refusals for good: the first may be due to a URL that was damaged on its
+/// way, and one that another grant replaces.
+const REFUSED_FOR_GOOD_MAX: u32 = 2;
 
 /// Grants another URL when one was refused, has expired, or may have been used.
 #[async_trait]
@@ -90,6 +93,8 @@ pub struct Moved {
     pub up: Arc<AtomicU64>,
     /// From it.
     pub down: Arc<AtomicU64>,
+    /// Attempts that failed; most of them are made again.
+    pub failures: Arc<AtomicU64>,
 }
 
 impl Moved {
@@ -157,7 +162,7 @@ impl Transfer {
         };
         let mut pace = Pace::new(&self.limits, deadline);
         let mut sent_blind = false;
-        let mut full_answers = 0;
+        let (mut full_answers, mut refused_for_good) = (0, 0);
         loop {
             let (lane, is_stale) = self.lane(&self.up, &mut pace).await;
             if is_stale {
@@ -186,9 +191,12 @@ impl Transfer {
                     (true, reason, None)
                 }
             };
-            reason.log(digest, "upload", is_news);
+            self.failed(&reason, digest, "upload", is_news);
             full_answers += u32::from(reason.is_full());
-            if full_answers == FULL_ANSWERS_MAX || !pace.pause(wait).await {
+            refused_for_good += u32::from(reason.for_good);
+            let hopeless =
+                full_answers == FULL_ANSWERS_MAX || refused_for_good == REFUSED_FOR_GOOD_MAX;
+            if hopeless || !pace.pause(wait).await {
                 return Err(reason.gave_up(digest, "upload", sent_blind));
             }
             if ask {
@@ -343,6 +351,12 @@ impl Transfer {
         }
     }
 
+    /// An attempt failed.
+    fn failed(&self, reason: &Reason, digest: Digest, verb: &str, is_news: bool) {
+        self.moved.failures.fetch_add(1, Ordering::Relaxed);
+        reason.log(digest, verb, is_news);
+    }
+
     fn read_clock(&self, response: &Response, sent: schemas::UnixMillis, begun: Instant) {
         let date = response
             .headers()
@@ -358,12 +372,14 @@ impl Transfer {
     async fn refused(&self, digest: Digest, response: Response) -> Failure {
         let status = response.status();
         let wait = client::retry_after(response.headers());
-        let code = client::s3_code(response, self.limits.idle).await;
+        let client::S3Answer { code, for_good, .. } =
+            client::s3_answer(response, self.limits.idle).await;
         let answer = Some((status.as_u16(), code.clone()));
         let reason = Reason {
             text: format!("{status} {code}"),
             status: answer,
             stalled: false,
+            for_good,
         };
         match status {
             StatusCode::BAD_REQUEST
@@ -387,6 +403,7 @@ impl Transfer {
                 during: format!("transfer of {digest}"),
                 status: status.as_u16(),
                 code,
+                for_good: true,
             }),
         }
     }

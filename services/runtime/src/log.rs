@@ -6,8 +6,11 @@ use std::sync::OnceLock;
 
 use clap::{Args, ValueEnum};
 use schemas::text::Shown;
+use tracing::Metadata;
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -78,6 +81,19 @@ const CRATES: &[&str] = &[
     "worker_core",
 ];
 
+/// The loudest level of other software that was looked at, by its crate. The lines of all else are
+/// shown from `info` on: below it libraries print requests, headers and URLs whole, and a presigned
+/// URL is a secret.
+///
+/// The client of the bus prints its credentials at `trace` when it connects, and every message that
+/// it reads, grants with their URLs among them.
+const OTHERS: &[(&str, LevelFilter)] = &[
+    ("async_nats", LevelFilter::DEBUG),
+    // Names the server of a pooled connection, and no path.
+    ("hyper_util", LevelFilter::TRACE),
+    ("rustls", LevelFilter::DEBUG),
+];
+
 /// Starts logging and sends panics there. To be called once; a second call changes nothing.
 ///
 /// # Errors
@@ -106,10 +122,12 @@ fn start(args: &LogArgs, usual: &str, silent: &[&str]) -> Result<(), LogError> {
     let given = args.log.clone().or_else(|| std::env::var("RUST_LOG").ok());
     let given = given.filter(|filter| !filter.trim().is_empty());
     let given = given.as_deref().unwrap_or(usual);
-    let filter = filter(given, silent)?;
+    let filter = filter(given)?;
     let held = Held::new();
+    let silent: Vec<String> = silent.iter().map(|target| (*target).to_owned()).collect();
     let log = tracing_subscriber::registry()
         .with(filter)
+        .with(filter_fn(move |of| is_shown(of, &silent)))
         .with(HeldBack(held.clone()));
     // A line that cannot be written is lost, no more: the subscriber's own way to complain would
     // panic where the terminal has gone, in the middle of an orderly end.
@@ -138,8 +156,20 @@ fn start(args: &LogArgs, usual: &str, silent: &[&str]) -> Result<(), LogError> {
     Ok(())
 }
 
+/// False for what is never logged, whatever the filter asks for: a target that the process keeps
+/// silent, and a line of other software of which nobody knows that it holds no secret.
+fn is_shown(of: &Metadata<'_>, silent: &[String]) -> bool {
+    let (name, _) = of.target().split_once("::").unwrap_or((of.target(), ""));
+    if silent.iter().any(|target| target == name) {
+        return false;
+    }
+    let loudest = OTHERS.iter().find(|(other, _)| *other == name);
+    CRATES.contains(&name)
+        || *of.level() <= loudest.map_or(LevelFilter::INFO, |(_, loudest)| *loudest)
+}
+
 /// Parses a filter after `diloco` was replaced by the names of all crates.
-fn filter(given: &str, silent: &[&str]) -> Result<EnvFilter, LogError> {
+fn filter(given: &str) -> Result<EnvFilter, LogError> {
     let mut parts: Vec<String> = Vec::new();
     for part in given.split(',') {
         let rest = part.trim().strip_prefix("diloco");
@@ -148,7 +178,6 @@ fn filter(given: &str, silent: &[&str]) -> Result<EnvFilter, LogError> {
             None => parts.push(part.to_owned()),
         }
     }
-    parts.extend(silent.iter().map(|target| format!("{target}=off")));
     EnvFilter::builder()
         .parse(parts.join(","))
         .map_err(|source| LogError {
@@ -241,15 +270,58 @@ mod tests {
 
     #[test]
     fn one_prefix_means_every_crate_of_the_workspace() {
-        let all = filter("warn,diloco=debug", &["s3s"])
-            .expect("it parses")
-            .to_string();
+        let all = filter("warn,diloco=debug").expect("it parses").to_string();
         for target in CRATES {
             assert!(all.contains(&format!("{target}=debug")), "{target}: {all}");
         }
-        assert!(all.contains("s3s=off") && all.contains("warn"), "{all}");
-        let one = filter("diloco_audit=trace,other=info", &[]).expect("it parses");
+        assert!(all.contains("warn"), "{all}");
+        let one = filter("diloco_audit=trace,other=info").expect("it parses");
         assert!(!one.to_string().contains("merge"), "{one}");
+    }
+
+    /// What is written at these targets under a filter, with the text of each its own target.
+    fn shown(given: &str) -> String {
+        let paper = Paper::default();
+        let to = paper.clone();
+        let lines = tracing_subscriber::fmt::layer()
+            .with_ansi(false)
+            .with_writer(move || to.clone());
+        let silent = ["s3s".to_owned()];
+        let log = tracing_subscriber::registry()
+            .with(filter(given).expect("it parses"))
+            .with(filter_fn(move |of| is_shown(of, &silent)))
+            .with(lines);
+        tracing::subscriber::with_default(log, || {
+            tracing::trace!(target: "objects::transfer", "ours");
+            tracing::trace!(target: "async_nats::connection", "credentials");
+            tracing::debug!(target: "async_nats", "reconnects");
+            tracing::debug!(target: "h2::codec", "headers");
+            tracing::trace!(target: "hyper_util::client::legacy::pool", "pool");
+            tracing::info!(target: "h2", "harmless");
+            tracing::error!(target: "s3s::service", "request");
+            tracing::debug!(target: "objects_of_others", "url");
+        });
+        let written = paper.0.lock().expect("no writer panics").clone();
+        String::from_utf8(written).expect("text")
+    }
+
+    #[test]
+    fn no_filter_shows_what_other_software_prints_of_requests_and_credentials() {
+        let loudest = "trace,async_nats::connection=trace,h2=trace,h2::codec=trace,s3s=trace,\
+                       s3s::service=trace,objects_of_others=trace";
+        for given in ["trace", loudest] {
+            let written = shown(given);
+            for text in ["ours", "reconnects", "pool", "harmless"] {
+                assert!(written.contains(text), "{text}: {written}");
+            }
+            for text in ["credentials", "headers", "request", ": url"] {
+                assert!(!written.contains(text), "{text}: {written}");
+            }
+        }
+        assert!(
+            !shown("info").contains("reconnects"),
+            "the filter counts too"
+        );
     }
 
     /// A crate that is missing here would be silent when all were asked for.

@@ -2,10 +2,12 @@
 //! then served on loopback. `/metrics` gives them in the text form of Prometheus, `/ready` answers
 //! 200 while the service can be used and 503 before.
 //!
-//! [`TABLE`] declares every number once. Labels have few values, all of which are ours: a text that
-//! a worker or an operator chose is never one.
+//! [`TABLE`] declares every number once. Labels have few values, and a free text is never one: they
+//! are ours, except for runs and workers' keys, whose forms the protocol checks, and of which no
+//! more than a fixed number are shown.
 
 mod http;
+mod samples;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,6 +20,8 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
 use crate::Failure;
+
+pub use samples::{Samples, also};
 
 /// Upper bounds of the buckets of every histogram, in seconds: from a message in memory to a merge
 /// of a large model.
@@ -76,6 +80,15 @@ metrics_table! {
     DECISION_SECONDS = "diloco_decision_seconds", Histogram, &["input"], "coordinator", "Time that the core took to decide about one input, in seconds.";
     APPEND_SECONDS = "diloco_ledger_append_seconds", Histogram, &[], "coordinator", "Time until the broker acknowledged an append to the ledger, in seconds.";
     ARRIVALS_WAITING = "diloco_arrivals_waiting", Gauge, &[], "coordinator", "Messages and results that wait for the decision loop.";
+    WORKER_TOKENS = "diloco_worker_tokens_total", Counter, &["run", "worker"], "coordinator", "Tokens that a worker's process has trained on, by its last heartbeat, as all numbers of workers.";
+    WORKER_SPEED = "diloco_worker_tokens_per_second", Gauge, &["run", "worker"], "coordinator", "A worker's recent speed.";
+    WORKER_LOSS = "diloco_worker_loss", Gauge, &["run", "worker"], "coordinator", "The loss of a worker's last inner step, in nats a token.";
+    WORKER_STEPS = "diloco_worker_steps", Gauge, &["run", "worker"], "coordinator", "Inner steps done on the lease that a worker holds.";
+    WORKER_BYTES = "diloco_worker_bytes_total", Counter, &["run", "worker", "way"], "coordinator", "Bytes of objects that a worker's process has moved, `up` and `down`.";
+    WORKER_LANE_SECONDS = "diloco_worker_lane_seconds_total", Counter, &["run", "worker", "lane"], "coordinator", "Time that a worker's process has spent, in seconds, by lane: `fetch`, `train`, `encode`, `upload`. Lanes may run beside each other.";
+    WORKER_TRANSFER_FAILURES = "diloco_worker_transfer_failures_total", Counter, &["run", "worker"], "coordinator", "Attempts at a transfer that failed in a worker's process; most of them were made again.";
+    WORKER_DEVICE_MEMORY = "diloco_worker_device_memory_bytes", Gauge, &["run", "worker"], "coordinator", "Memory of a worker's device that is in use; absent where its trainer cannot tell.";
+    WORKERS_NOT_SHOWN = "diloco_workers_not_shown", Gauge, &[], "coordinator", "Workers whose numbers are left out, since 512 others are shown already; at most as many again are counted.";
     STORE_REQUESTS = "diloco_store_requests_total", Counter, &["method", "status"], "store", "Requests that were answered, by HTTP method and status.";
     STORE_REQUEST_SECONDS = "diloco_store_request_seconds", Histogram, &["method"], "store", "Time from a request's head to the head of its answer, in seconds.";
     STORE_CONNECTIONS = "diloco_store_connections", Gauge, &[], "store", "Connections that are open.";
@@ -194,7 +207,8 @@ pub fn reference() -> String {
          Coordinator, store and audit service count when `metrics.listen` names a loopback address (`--set\n\
          metrics.listen=127.0.0.1:9464`, or `DILOCO_METRICS__LISTEN`); the systemd units of `deploy/` set one. There\n\
          `/metrics` gives the numbers below in the text form of Prometheus, and `/ready` answers 200 while the service can\n\
-         be used, else 503. Workers listen nowhere: what they do comes with their heartbeats, and `diloctl watch` shows it.\n\n\
+         be used, else 503. Workers listen nowhere: their numbers come with their heartbeats, and the coordinator gives those of\n\
+         the workers that it heard within a minute; `diloctl watch` shows what they come to.\n\n\
          | name | kind | labels | service | what it says |\n| --- | --- | --- | --- | --- |\n",
     );
     for metric in TABLE {

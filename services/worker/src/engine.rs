@@ -6,9 +6,9 @@
 //!   a card. Only copies leave the thread: encoded chunks, and the inner state.
 //! * **Jobs are done in the order in which they come.** While inner steps are done, the thread
 //!   takes between two of them what may happen there: weights that arrive ([`Engine::expect`],
-//!   [`Engine::load`]), [`Engine::capture`], [`Engine::blend`], [`Engine::save`] and
-//!   [`Engine::trust`]. The first job that needs the steps to be over waits, and with it all that
-//!   come after it. A unit's stop flag ends its steps at the next such moment.
+//!   [`Engine::load`]), [`Engine::capture`], [`Engine::blend`] and [`Engine::keep`]. The first job
+//!   that needs the steps to be over waits, and with it all that come after it. A unit's stop flag
+//!   ends its steps at the next such moment.
 //! * **Everything that syncs is keyed by its fragment.** A sync of a fragment goes: capture, which
 //!   encodes the difference; then, when its new weights come, expect, load chunk by chunk, blend.
 //!   Other fragments and the steps go on meanwhile.
@@ -47,11 +47,12 @@ use schemas::contribution::Evaluation;
 use schemas::run::{CodecKind, Precision};
 use schemas::{Code, Digest, Refusal, Steps};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
 use trainer::Alpha;
-use worker_core::{Trained, WorkId};
+use worker_core::{ResultEnd, Trained, WorkId};
 
 use crate::config::TrainingSection;
-use crate::meter::Meter;
+use crate::meter::{Lane, Meter};
 use crate::trainers;
 
 pub(crate) use capture::{Capture, EncodedChunks};
@@ -79,24 +80,24 @@ enum Job {
     Train(Box<Training>, Answer<Trained>),
     Evaluate(Box<Evaluating>, Answer<Evaluation>),
     Capture(Capture, capture::Sender),
-    Save,
-    Trust,
-    Doubt(Refusal),
+    Keep(WorkId, ResultEnd),
+    #[cfg(test)]
+    Panic,
 }
 
 type Answer<T> = oneshot::Sender<Result<T, Refusal>>;
 
 impl Job {
     /// True for a job that may be done between two steps of a unit.
-    const fn fits_between_steps(&self) -> bool {
+    fn fits_between_steps(&self) -> bool {
         match self {
-            Self::Expect(..)
-            | Self::Load { .. }
-            | Self::Blend(..)
-            | Self::Capture(..)
-            | Self::Save
-            | Self::Trust => true,
-            Self::Open(..) | Self::Train(..) | Self::Evaluate(..) | Self::Doubt(_) => false,
+            Self::Expect(..) | Self::Load { .. } | Self::Blend(..) | Self::Capture(..) => true,
+            // It may drop the model.
+            Self::Keep(_, ResultEnd::Refused(_)) => false,
+            Self::Keep(..) => true,
+            #[cfg(test)]
+            Self::Panic => true,
+            Self::Open(..) | Self::Train(..) | Self::Evaluate(..) => false,
         }
     }
 }
@@ -112,6 +113,8 @@ pub(crate) struct Opening {
     pub(crate) fragments: Vec<Range<usize>>,
     /// Where the inner optimizer's state is kept, and beside it the residual.
     pub(crate) inner: PathBuf,
+    /// Whose the state is: the trust domain, the run, and the digest of its settings.
+    pub(crate) owner: String,
     /// The run's contributions bring back what the codec took from the ones before.
     pub(crate) error_feedback: bool,
 }
@@ -130,9 +133,11 @@ impl Engine {
         section: TrainingSection,
         meter: Arc<Meter>,
         progress: watch::Sender<(WorkId, Steps)>,
-    ) -> std::io::Result<(Self, JoinHandle<()>)> {
+    ) -> std::io::Result<(Self, RunningThread)> {
         let (jobs, queue) = mpsc::channel(JOBS_MAX);
+        let ended = CancellationToken::new();
         let thread = TrainingThread {
+            _alive: ended.clone().drop_guard(),
             section,
             meter,
             progress,
@@ -144,7 +149,7 @@ impl Engine {
         let thread = std::thread::Builder::new()
             .name("training".to_owned())
             .spawn(move || thread.work())?;
-        Ok((Self(jobs), thread))
+        Ok((Self(jobs), RunningThread { thread, ended }))
     }
 
     /// Makes the trainer of a model, or keeps it when it is the one at hand.
@@ -215,20 +220,11 @@ impl Engine {
         Ok(receiver)
     }
 
-    /// Keeps the inner optimizer's state as it is when the job's turn comes.
-    pub(crate) async fn save(&self) -> Result<(), Refusal> {
-        self.send(Job::Save).await
-    }
-
-    /// The same after a result that counts: a state that was taken up from a file is good.
-    pub(crate) async fn trust(&self) -> Result<(), Refusal> {
-        self.send(Job::Trust).await
-    }
-
-    /// The same after a result that was refused: if it stems from a state that was just taken up
-    /// from a file, that is dropped instead.
-    pub(crate) async fn doubt(&self, refusal: Refusal) -> Result<(), Refusal> {
-        self.send(Job::Doubt(refusal)).await
+    /// Keeps the inner optimizer's state as it is when the job's turn comes, after a training unit
+    /// that ended so. A result that counts proves a state that was taken up from a file; one that
+    /// is refused for its numbers drops it instead.
+    pub(crate) async fn keep(&self, work: WorkId, end: ResultEnd) -> Result<(), Refusal> {
+        self.send(Job::Keep(work, end)).await
     }
 
     async fn ask<T>(&self, job: impl FnOnce(Answer<T>) -> Job) -> Result<T, Refusal> {
@@ -242,8 +238,18 @@ impl Engine {
     }
 }
 
+/// The training thread, seen from outside.
+pub(crate) struct RunningThread {
+    pub(crate) thread: JoinHandle<()>,
+    /// Cancelled when the thread ends. Before all engines are gone it ends by a panic only.
+    pub(crate) ended: CancellationToken,
+}
+
 /// What the thread has on its table.
 struct TrainingThread {
+    /// The first to be dropped when the thread panics: the process hears of it before the last
+    /// state is written.
+    _alive: DropGuard,
     section: TrainingSection,
     meter: Arc<Meter>,
     progress: watch::Sender<(WorkId, Steps)>,
@@ -293,45 +299,39 @@ impl TrainingThread {
                 drop(answer.send(trained));
             }
             Job::Evaluate(evaluating, answer) => drop(answer.send(self.evaluate(&evaluating))),
-            Job::Capture(capture, chunks) => match self.at_hand() {
-                Ok(session) => session.capture(&capture, &chunks),
-                // There is room for one; without a receiver nobody wants to know.
-                Err(refusal) => drop(chunks.try_send(Err(refusal))),
-            },
-            Job::Save => {
-                self.nothing_counted();
-                self.save();
+            Job::Capture(capture, chunks) => {
+                if let Err(refusal) = self.capture(&capture, &chunks) {
+                    // There is room for one; without a receiver nobody wants to know.
+                    drop(chunks.try_send(Err(refusal)));
+                }
             }
-            Job::Trust => {
+            Job::Keep(work, end) => {
+                if let ResultEnd::Refused(refusal) = &end {
+                    self.drop_if_doubtful(refusal);
+                }
                 if let Some(session) = &mut self.session {
-                    session.unproven = false;
-                    session.counted();
+                    session.unit_ended(work, &end);
                 }
                 self.save();
             }
-            Job::Doubt(refusal) => {
-                self.drop_if_doubtful(&refusal);
-                self.nothing_counted();
-                self.save();
-            }
+            #[cfg(test)]
+            Job::Panic => panic!("asked for by a test"),
         }
     }
 
-    /// The unit came to nothing: what its contribution would have left is not owed.
-    fn nothing_counted(&mut self) {
-        if let Some(residual) = self
-            .session
-            .as_mut()
-            .and_then(|open| open.residual.as_mut())
-        {
-            residual.lost();
+    /// Encodes a fragment, after what must not be sent a second time has left the disk.
+    fn capture(&mut self, capture: &Capture, chunks: &capture::Sender) -> Result<(), Refusal> {
+        let session = self.session.as_mut().ok_or_else(nothing_open)?;
+        if session.begin_contribution(capture.work) {
+            self.saver.withdraw(session.inner_path())?;
         }
+        let _timed = self.meter.timed(Lane::Encode);
+        session.capture(capture, chunks);
+        Ok(())
     }
 
     fn at_hand(&mut self) -> Result<&mut Session, Refusal> {
-        self.session
-            .as_mut()
-            .ok_or_else(|| Refusal::new(Code::Internal, "no model was opened for this job"))
+        self.session.as_mut().ok_or_else(nothing_open)
     }
 
     fn open(&mut self, opening: Opening) -> Result<(), Refusal> {
@@ -409,8 +409,14 @@ impl TrainingThread {
     }
 }
 
-fn ended() -> Refusal {
-    Refusal::new(Code::Internal, "the training thread has ended")
+fn nothing_open() -> Refusal {
+    Refusal::new(Code::Internal, "no model was opened for this job")
+}
+
+/// Why no job is done any more.
+pub(crate) fn ended() -> Refusal {
+    let detail = "the thread that trains has panicked; its log line says where";
+    Refusal::new(Code::TrainingThreadLost, detail)
 }
 
 #[cfg(test)]

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use objects::Moved;
 use schemas::limits::{LOSS_MAX, SPEED_MAX};
-use schemas::telemetry::Heartbeat;
-use schemas::{Bytes, Tokens, V};
+use schemas::telemetry::{Heartbeat, WorkerNumbers};
+use schemas::{Bytes, Millis, Tokens, V};
 use worker_core::Pulse;
 
 /// Counters that the parts of the process share.
@@ -21,6 +21,32 @@ pub(crate) struct Meter {
     tokens_per_second: AtomicU64,
     /// Bits of an `f64`; 0 before the first step.
     loss: AtomicU64,
+    /// Counted by the transfers.
+    transfer_failures: Arc<AtomicU64>,
+    /// Microseconds in each lane.
+    lanes: [AtomicU64; 4],
+}
+
+/// What a worker's time goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lane {
+    Fetch,
+    Train,
+    Encode,
+    Upload,
+}
+
+/// Counts the time until it is dropped, also where what is measured is broken off.
+pub(crate) struct Timed<'a> {
+    meter: &'a Meter,
+    lane: Lane,
+    begun: Instant,
+}
+
+impl Drop for Timed<'_> {
+    fn drop(&mut self) {
+        self.meter.spent(self.lane, self.begun.elapsed());
+    }
 }
 
 /// The weight of the newest step in the shown speed.
@@ -32,6 +58,7 @@ impl Meter {
         Self {
             bytes_up: moved.up,
             bytes_down: moved.down,
+            transfer_failures: moved.failures,
             ..Self::default()
         }
     }
@@ -45,9 +72,24 @@ impl Meter {
         )
     }
 
+    /// Counts time in a lane from now on.
+    pub(crate) fn timed(&self, lane: Lane) -> Timed<'_> {
+        Timed {
+            meter: self,
+            lane,
+            begun: Instant::now(),
+        }
+    }
+
+    fn spent(&self, lane: Lane, took: Duration) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.lanes[lane as usize].fetch_add(took, Ordering::Relaxed);
+    }
+
     /// Counts an inner step. Called by the training thread alone.
     pub(crate) fn stepped(&self, tokens: Tokens, loss: f64, took: Duration) {
         self.tokens.fetch_add(tokens.get(), Ordering::Relaxed);
+        self.spent(Lane::Train, took);
         self.loss.store(loss.to_bits(), Ordering::Relaxed);
         let speed = tokens.get() as f64 / took.as_secs_f64().max(1e-6);
         let before = f64::from_bits(self.tokens_per_second.load(Ordering::Relaxed));
@@ -63,6 +105,7 @@ impl Meter {
     /// A heartbeat from what the core knows and what is counted here.
     pub(crate) fn heartbeat(&self, pulse: Pulse) -> Heartbeat {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let lane = |lane: Lane| Millis(read(&self.lanes[lane as usize]) / 1000);
         let loss = f64::from_bits(read(&self.loss));
         Heartbeat {
             v: V,
@@ -76,6 +119,15 @@ impl Meter {
             loss: (loss != 0.0 && (0.0..=LOSS_MAX).contains(&loss)).then_some(loss),
             bytes_up: Bytes(read(&self.bytes_up)),
             bytes_down: Bytes(read(&self.bytes_down)),
+            numbers: WorkerNumbers {
+                fetch: lane(Lane::Fetch),
+                train: lane(Lane::Train),
+                encode: lane(Lane::Encode),
+                upload: lane(Lane::Upload),
+                transfer_failures: read(&self.transfer_failures),
+                // No trainer tells.
+                device_memory: None,
+            },
         }
     }
 }

@@ -2,7 +2,6 @@
 //! for. No decision about the run is made here.
 
 use std::sync::Arc;
-use std::thread::JoinHandle as Thread;
 use std::time::{Duration, Instant};
 
 use identity::join::new_session;
@@ -24,7 +23,7 @@ use crate::asker::Asker;
 use crate::commands::CommandListener;
 use crate::config::Checked;
 use crate::ending::Patience;
-use crate::engine::Engine;
+use crate::engine::{self, Engine, RunningThread};
 use crate::events::{Chain, Events};
 use crate::library::Library;
 use crate::meter::Meter;
@@ -47,7 +46,7 @@ pub struct Service {
     inputs: mpsc::Receiver<Input>,
     progress: watch::Receiver<(WorkId, Steps)>,
     runner: EffectRunner,
-    threads: (Thread<()>, JoinHandle<()>),
+    threads: (RunningThread, JoinHandle<()>),
 }
 
 /// Carries out the effects that the core decides.
@@ -149,7 +148,7 @@ impl Service {
     /// Why it cannot go on.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), Failure> {
         let mut effects = Vec::new();
-        let mut told = false;
+        let (mut told, mut broken) = (false, false);
         let mut input = Input::Tick;
         let mut steps = clock::StepDetector::new();
         let exit = loop {
@@ -172,6 +171,10 @@ impl Service {
                 () = shutdown.cancelled(), if !told => {
                     told = true;
                     Input::Command(CommandVerb::Stop)
+                }
+                () = self.threads.0.ended.cancelled(), if !broken => {
+                    broken = true;
+                    Input::Broken(engine::ended())
                 }
                 Some(input) = self.inputs.recv() => input,
                 Ok(()) = self.progress.changed() => {
@@ -200,7 +203,7 @@ impl Service {
         // The thread and the publisher end when nobody can send them anything any more.
         drop(runner);
         let delivered = async move { publishing.await.is_ok() && bus.round_trip().await.is_ok() };
-        let _ended = Patience::default().wait(training, delivered).await;
+        let _ended = Patience::default().wait(training.thread, delivered).await;
         tracing::info!(reason = exit.reason(), "worker ends");
         match exit {
             Exit::Complete | Exit::Drained | Exit::Stopped => Ok(()),
@@ -288,17 +291,10 @@ impl EffectRunner {
                     unit.stop.cancel();
                 }
             }
-            Effect::SaveInner => {
+            Effect::KeepInner { work, end } => {
                 let engine = self.engine.clone();
-                self.tasks.spawn(async move { engine.save().await });
-            }
-            Effect::TrustInner => {
-                let engine = self.engine.clone();
-                self.tasks.spawn(async move { engine.trust().await });
-            }
-            Effect::DoubtInner(refusal) => {
-                let engine = self.engine.clone();
-                self.tasks.spawn(async move { engine.doubt(refusal).await });
+                self.tasks
+                    .spawn(async move { engine.keep(work, end).await });
             }
             Effect::Emit(event) => self.events.emit(event),
             // Old heartbeats are of no use to anyone: none is kept for the time when there is a
@@ -337,7 +333,9 @@ impl EffectRunner {
             library: self.library.clone(),
             shelf: Shelf::default(),
             engine: self.engine.clone(),
+            meter: Arc::clone(&self.meter),
             state: self.state.clone(),
+            domain: self.checked.trust.domain.as_str().into(),
             spec: Arc::new(spec),
             spec_digest,
             assets: Arc::new(OnceCell::new()),

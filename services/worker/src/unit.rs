@@ -24,6 +24,7 @@ use crate::asker::Asker;
 use crate::assets::Assets;
 use crate::engine::{Capture, EncodedChunks, Engine, Evaluating, Fragment, Opening, Training};
 use crate::library::{Library, TRANSFERS_MAX};
+use crate::meter::{Lane, Meter};
 use crate::shelf::Shelf;
 use crate::state::StateFolder;
 
@@ -37,7 +38,10 @@ pub(crate) struct UnitTools {
     pub(crate) library: Library,
     pub(crate) shelf: Shelf,
     pub(crate) engine: Engine,
+    pub(crate) meter: Arc<Meter>,
     pub(crate) state: StateFolder,
+    /// The trust domain that the run is of.
+    pub(crate) domain: Arc<str>,
     pub(crate) spec: Arc<RunSpec>,
     pub(crate) spec_digest: Digest,
     pub(crate) assets: Arc<OnceCell<Assets>>,
@@ -65,10 +69,12 @@ pub(crate) enum Text {
 impl Unit {
     /// Data into memory and base weights into the trainer, at the same time.
     pub(crate) async fn fetch(&self) -> Result<(), Refusal> {
+        let _timed = self.tools.meter.timed(Lane::Fetch);
         let UnitTools {
             library,
             engine,
             state,
+            domain,
             spec,
             spec_digest,
             ..
@@ -84,6 +90,7 @@ impl Unit {
             precision: spec.model.precision,
             fragments: assets.fragments(),
             inner: state.inner(&spec.run, *spec_digest),
+            owner: format!("{domain}/{}/{spec_digest}", spec.run),
             error_feedback: spec.error_feedback,
         };
         engine.open(opening).await?;
@@ -232,6 +239,7 @@ impl Unit {
             let of_fragment = |(_, chunk): &(usize, Chunk)| chunk.fragment == fragment.0;
             let chunks = assets.chunks.iter().copied().enumerate();
             let capture = Capture {
+                work: self.work,
                 fragment,
                 stop: self.stop.clone(),
                 codec: spec.upload.kind,
@@ -241,6 +249,7 @@ impl Unit {
             encoded.push(engine.capture(capture).await?);
         }
         let count = assets.chunks.len();
+        let _timed = self.tools.meter.timed(Lane::Upload);
         let objects = upload_all(encoded, |index, bytes| self.upload_chunk(index, bytes)).await?;
         if objects.len() != count {
             return Err(Refusal::new(

@@ -310,7 +310,7 @@ impl World {
                 // The operator does what the reason says.
                 self.crash_coordinator();
             }
-            Effect::Sweep { .. } | Effect::Publish(_) => {}
+            Effect::Sweep { .. } | Effect::Publish(_) | Effect::Heard { .. } => {}
             Effect::WriteCheckpoint { state } => {
                 let bytes = state.to_checkpoint();
                 self.begin(Job::Checkpoint { bytes });

@@ -5,7 +5,7 @@ use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::{Evaluation, Statement};
 use schemas::lease::{Manifest, Work};
 use schemas::member::{JoinRequest, Session};
-use schemas::telemetry::Heartbeat;
+use schemas::telemetry::{Heartbeat, WorkerNumbers};
 use schemas::{
     Bytes, Code, Digest, Message as _, Millis, ObjectRef, Refusal, Tokens, UnixMillis, V,
 };
@@ -169,6 +169,7 @@ impl World {
                     loss: None,
                     bytes_up: Bytes(0),
                     bytes_down: Bytes(0),
+                    numbers: WorkerNumbers::default(),
                 };
                 for span in self.transits(worker) {
                     self.after(
@@ -194,9 +195,7 @@ impl World {
             // The core ignores what comes of work that it stopped.
             Effect::Stop { .. }
             | Effect::Joined(_)
-            | Effect::SaveInner
-            | Effect::TrustInner
-            | Effect::DoubtInner(_)
+            | Effect::KeepInner { .. }
             | Effect::Emit(_)
             | Effect::Waiting { .. } => {}
         }

@@ -14,6 +14,7 @@ use schemas::lease::{ClaimReply, Done, LeaseRef, Manifest, RenewReply, UnitId};
 use schemas::member::JoinReply;
 use schemas::public::{CommandVerb, Status};
 use schemas::run::RunSpec;
+use schemas::telemetry::Heartbeat;
 use schemas::{AccountId, Digest, ObjectRef, PublicKey, Refusal, RunId, UnixMillis, WorkerId};
 
 use crate::input::{DeliveryId, ReplyId};
@@ -147,6 +148,15 @@ pub enum Effect {
         /// The object.
         object: Digest,
     },
+    /// Show what a member says of itself: it can be true, and it is the newest.
+    Heard {
+        /// The run.
+        run: RunId,
+        /// The worker.
+        worker: WorkerId,
+        /// What it says.
+        heartbeat: Box<Heartbeat>,
+    },
     /// Everything is in order: end the process.
     Stop {
         /// Why.
@@ -175,6 +185,7 @@ impl Effect {
             Self::Publish(_) => "publish",
             Self::WriteCheckpoint { .. } => "write_checkpoint",
             Self::DiscardCheckpoint { .. } => "discard_checkpoint",
+            Self::Heard { .. } => "heard",
             Self::Stop { .. } => "stop",
         }
     }

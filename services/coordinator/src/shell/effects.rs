@@ -90,6 +90,11 @@ impl Shell {
                 let store = self.store.clone();
                 tokio::spawn(async move { checkpoint::discard(&store, object).await });
             }
+            Effect::Heard {
+                run,
+                worker,
+                heartbeat,
+            } => self.workers.heard(run, worker, *heartbeat),
         }
         Ok(())
     }

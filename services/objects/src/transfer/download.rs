@@ -10,7 +10,7 @@ use schemas::blob::{Grant, HttpAction, Method};
 use tokio::time::{Instant, timeout};
 
 use super::ending::{Failure, Reason, Teller, ended};
-use super::{Expected, GRACE, Regrant, Transfer, another};
+use super::{Expected, GRACE, REFUSED_FOR_GOOD_MAX, Regrant, Transfer, another};
 use crate::client;
 use crate::error::ObjectError;
 use crate::pace::Pace;
@@ -48,6 +48,7 @@ impl Transfer {
         };
         let mut action = grant.action.clone().ok_or_else(missing)?;
         let mut pace = Pace::new(&self.limits, deadline);
+        let mut refused_for_good = 0;
         loop {
             let (lane, is_stale) = self.lane(&self.down, &mut pace).await;
             if is_stale {
@@ -72,8 +73,9 @@ impl Transfer {
                 Failure::Busy(reason, wait) => (false, reason, wait),
                 Failure::Broken(reason) => (false, reason, None),
             };
-            reason.log(digest, "download", is_news);
-            if !pace.pause(wait).await {
+            self.failed(&reason, digest, "download", is_news);
+            refused_for_good += u32::from(reason.for_good);
+            if refused_for_good == REFUSED_FOR_GOOD_MAX || !pace.pause(wait).await {
                 return Err(reason.gave_up(digest, "download", false));
             }
             if ask {

@@ -31,6 +31,8 @@ pub(super) struct Reason {
     pub(super) status: Option<(u16, String)>,
     /// The line stood still.
     pub(super) stalled: bool,
+    /// The next URL is refused too.
+    pub(super) for_good: bool,
 }
 
 impl Reason {
@@ -39,6 +41,7 @@ impl Reason {
             text: text.into(),
             status: None,
             stalled: false,
+            for_good: false,
         })
     }
 
@@ -55,6 +58,7 @@ impl Reason {
             text,
             status: None,
             stalled: true,
+            for_good: false,
         })
     }
 
@@ -93,6 +97,7 @@ impl Reason {
                 during,
                 status,
                 code,
+                for_good: self.for_good,
             },
             None => ObjectError::Unreachable {
                 during,

@@ -17,6 +17,8 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use super::samples;
+
 /// Connections at a time: a collector, a person, and some that were left open.
 const CONNECTIONS_MAX: usize = 8;
 /// How long a connection may take for one request, or stand idle.
@@ -68,7 +70,7 @@ fn page(
     ready: &AtomicBool,
 ) -> Response<Full<Bytes>> {
     let (status, text) = match (request.method(), request.uri().path()) {
-        (&Method::GET, "/metrics") => (StatusCode::OK, handle.render()),
+        (&Method::GET, "/metrics") => (StatusCode::OK, handle.render() + &samples::page()),
         (&Method::GET, "/ready") if ready.load(Ordering::Relaxed) => {
             (StatusCode::OK, "ready\n".to_owned())
         }

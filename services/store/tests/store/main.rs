@@ -9,6 +9,7 @@ mod conformance;
 mod connections;
 mod hostile;
 mod misbehaving;
+mod refusals;
 mod rights;
 mod slow;
 mod support;

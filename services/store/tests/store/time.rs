@@ -110,6 +110,7 @@ async fn a_refusal_that_time_does_not_explain_is_final() {
         .exists(ObjectRef::of(b"x").digest)
         .await
         .unwrap_err();
+    // An answer to `HEAD` has no document that tells why.
     assert_eq!(refused.code(), Code::UrlRefused);
     // Nor is one that stays when the time is right.
     let stub = Stub::start(vec![expired(), expired()]).await;

@@ -6,7 +6,9 @@ use schemas::event::WorkerEvent;
 use schemas::lease::{ClaimRequest, LeaseRef, Manifest, ReleaseRequest, RenewRequest};
 use schemas::member::{JoinReply, JoinRequest, LeaveRequest, Session};
 use schemas::telemetry::Phase;
-use schemas::{Millis, Refusal, Steps};
+use schemas::{Code, Millis, Refusal, Steps};
+
+use crate::result::ResultEnd;
 
 /// One request; its answer comes back as [`Input::Replied`](crate::Input::Replied) with the same
 /// number.
@@ -71,13 +73,15 @@ pub enum Effect {
         /// The work.
         work: WorkId,
     },
-    /// Keep the trainer's inner state as it is now. It is written to disk beside what comes next.
-    SaveInner,
-    /// The same after a result that counts, which shows that the state is good.
-    TrustInner,
-    /// The same after a result that was refused. The trainer's inner state may be why: one that was
-    /// taken up from a file, and led to no result that counts, is dropped instead.
-    DoubtInner(Refusal),
+    /// Keep the trainer's inner state as it is after a training unit. It is written to disk beside
+    /// what comes next. A result that counts shows that the state is good; one that is refused for
+    /// its numbers casts doubt on a state that was taken up from a file, which is dropped instead.
+    KeepInner {
+        /// The work that ended.
+        work: WorkId,
+        /// What became of its contribution.
+        end: ResultEnd,
+    },
     /// Sign an event, chain it, publish it until it is in the stream.
     Emit(WorkerEvent),
     /// Send a heartbeat; the shell adds what it counts itself.
@@ -134,6 +138,16 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// The same as the reason for which a unit came to nothing.
+    pub(crate) fn refusal(&self) -> Refusal {
+        match self {
+            Self::Failed(refusal) => refusal.clone(),
+            Self::Complete | Self::Drained | Self::Stopped => {
+                Refusal::new(Code::Interrupted, self.reason())
+            }
+        }
+    }
+
     /// The reason in words, for the coordinator and the audit log.
     pub fn reason(&self) -> String {
         match self {

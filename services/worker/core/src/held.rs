@@ -87,6 +87,12 @@ impl Held {
         self.renew_at = sent_at.after(Millis(remaining.get() / 3));
     }
 
+    /// The coordinator does not renew the lease any more.
+    pub(crate) const fn renewed_no_more(&mut self) {
+        self.renewal = None;
+        self.renew_at = self.ends_at;
+    }
+
     /// No answer, or one that says to wait: soon again.
     pub(crate) fn renew_again(&mut self, now: UnixMillis) {
         self.renewal = None;

@@ -64,6 +64,8 @@ pub enum Input {
     Command(CommandVerb),
     /// A command that did not verify; it was ignored.
     CommandRefused(Refusal),
+    /// This process has lost a part of itself and cannot work any more.
+    Broken(Refusal),
     /// Nothing but time passed.
     Tick,
 }

@@ -61,6 +61,14 @@ impl Worker {
             Ok(_) => self.present().renew_again(now),
             Err(refusal) => match verdict(refusal.code) {
                 Verdict::Replaced => self.replaced(refusal, effects),
+                // The answer to the submit says what became of the result and of the membership.
+                // It is on its way, or asked for again, until the lease runs out.
+                Verdict::LeaseLost | Verdict::Rejoin | Verdict::RunOver if self.is_handed_in() => {
+                    let held = self.present();
+                    held.renewed_no_more();
+                    let pause = now.until(held.ends_at);
+                    effects.push(Effect::Waiting { refusal, pause });
+                }
                 Verdict::LeaseLost => self.lose(now, refusal, effects),
                 Verdict::Rejoin => self.rejoin(now, refusal, effects),
                 Verdict::RunOver => self.run_over(now, refusal, effects),
@@ -145,7 +153,7 @@ impl Worker {
             code: refusal.code,
             detail: refusal.detail.clone(),
         }));
-        self.save(effects);
+        self.keep_unanswered(refusal, effects);
         Some(lease)
     }
 

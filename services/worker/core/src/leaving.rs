@@ -69,6 +69,21 @@ impl Worker {
         }
     }
 
+    /// As [`Worker::give_up`], wherever the worker stands, and in the time of a stop.
+    pub(crate) fn broken(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
+        let exit = Exit::Failed(refusal.clone());
+        let deadline = self.ending.as_ref().and_then(|ending| ending.deadline);
+        let deadline = deadline.or(Some(now.after(self.settings.stop_patience)));
+        self.ending = Some(Ending {
+            exit: exit.clone(),
+            deadline,
+        });
+        match &mut self.stage {
+            Stage::Leaving(leaving) => *leaving = exit,
+            _ => self.give_up(now, refusal, effects),
+        }
+    }
+
     pub(crate) fn run_over(
         &mut self,
         now: UnixMillis,
@@ -88,7 +103,7 @@ impl Worker {
 
     /// Says goodbye, then ends.
     pub(crate) fn leave(&mut self, now: UnixMillis, exit: Exit, effects: &mut Vec<Effect>) {
-        self.save(effects);
+        self.keep_unanswered(&exit.refusal(), effects);
         let deadline = Some(now.after(self.settings.stop_patience));
         let deadline = self
             .ending
@@ -113,7 +128,7 @@ impl Worker {
         if let Some(work) = self.work() {
             effects.push(Effect::Stop { work });
         }
-        self.save(effects);
+        self.keep_unanswered(&exit.refusal(), effects);
         self.stage = Stage::Ended;
         self.asked = None;
         effects.push(Effect::Exit(exit));

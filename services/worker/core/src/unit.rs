@@ -9,6 +9,7 @@ use schemas::{Code, Digest, Message as _, Millis, ObjectRef, Refusal, Steps, Uni
 use crate::effect::{Effect, Exit, WorkId};
 use crate::held::Step;
 use crate::input::{Answer, Trained};
+use crate::result::ResultEnd;
 use crate::verdict::{Verdict, verdict};
 use crate::worker::Worker;
 
@@ -27,7 +28,7 @@ impl Worker {
         held.step = Step::Training;
         match held.manifest.work {
             Work::Train { .. } => {
-                self.unsaved = true;
+                self.unsaved = Some(work);
                 effects.push(Effect::Train { work });
             }
             Work::Evaluate { .. } => effects.push(Effect::Evaluate { work }),
@@ -165,25 +166,26 @@ impl Worker {
                 self.unit_over(now, effects);
             }
             Fate::Late | Fate::Abandoned => {
-                self.lose(
-                    now,
-                    Refusal::new(Code::LeaseLost, "the result came too late to count"),
-                    effects,
-                );
+                let refusal = Refusal::new(Code::LeaseLost, "the result came too late to count");
+                self.keep(ResultEnd::Refused(refusal.clone()), effects);
+                self.lose(now, refusal, effects);
             }
             Fate::Rejected => {
                 let refusal =
                     Refusal::new(Code::StatementInvalid, "the result was rejected earlier");
+                self.keep(ResultEnd::Refused(refusal.clone()), effects);
                 self.result_refused(now, refusal, effects);
             }
         }
     }
 
     fn submit_refused(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
-        if refusal.code == Code::AlreadyCounted {
-            return self.lose(now, refusal, effects);
+        let verdict = verdict(refusal.code);
+        if verdict != Verdict::Wait {
+            let submits = self.pace.tries() + 1;
+            self.keep(ResultEnd::by_refusal(&refusal, submits), effects);
         }
-        match verdict(refusal.code) {
+        match verdict {
             Verdict::Wait => self.ask_again(now, refusal, effects),
             Verdict::Replaced => self.replaced(refusal, effects),
             Verdict::LeaseLost => self.lose(now, refusal, effects),
@@ -196,10 +198,7 @@ impl Worker {
 
     /// The coordinator refused the result and took the lease back, so there is nothing to release.
     fn result_refused(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
-        // In place of the save that goes with every end of a unit.
-        self.unsaved = false;
         self.drop_held(&refusal, effects);
-        effects.push(Effect::DoubtInner(refusal.clone()));
         let (pause, hopeless) = self.fault(refusal.code);
         if hopeless {
             return self.leave(now, Exit::Failed(refusal), effects);
@@ -212,10 +211,11 @@ impl Worker {
     fn unit_over(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
         // An evaluation leaves nothing to keep. The claim goes out first; the shell copies the
         // inner state while it waits.
-        let trained = std::mem::take(&mut self.unsaved);
+        let trained = self.unsaved.take();
         self.claim(now, Millis(0), effects);
-        if trained {
-            effects.push(Effect::TrustInner);
+        if let Some(work) = trained {
+            let end = ResultEnd::Counted;
+            effects.push(Effect::KeepInner { work, end });
         }
         self.beat_now(now);
     }

@@ -45,8 +45,8 @@ pub struct Worker {
     /// another.
     pub(crate) untimely: Pace,
     pub(crate) ending: Option<Ending>,
-    /// The trainer's inner state is newer than the file.
-    pub(crate) unsaved: bool,
+    /// The training unit after which the trainer's inner state is still to be kept.
+    pub(crate) unsaved: Option<WorkId>,
     pub(crate) heartbeat_at: UnixMillis,
     refused: RefusedCommands,
     numbers: u64,
@@ -78,7 +78,7 @@ impl Worker {
             rejoins: Pace::new(REJOIN_PAUSE, seed.rotate_left(16)),
             untimely: Pace::new(REJOIN_PAUSE, seed.rotate_left(48)),
             ending: None,
-            unsaved: false,
+            unsaved: None,
             heartbeat_at: UnixMillis(0),
             refused: RefusedCommands::default(),
             numbers: 0,
@@ -104,6 +104,7 @@ impl Worker {
             Input::Command(CommandVerb::Drain) => self.drain(now, effects),
             Input::Command(CommandVerb::Stop) => self.stop(now, effects),
             Input::CommandRefused(refusal) => self.command_refused(now, refusal, effects),
+            Input::Broken(refusal) => self.broken(now, refusal, effects),
             Input::Tick => {}
         }
         self.advance(now, effects);
@@ -120,7 +121,11 @@ impl Worker {
             | Input::Trained { work, .. }
             | Input::Evaluated { work, .. } => (work, |step| *step == Step::Training),
             Input::Uploaded { work, .. } => (work, |step| matches!(step, Step::Uploading(_))),
-            Input::Replied { .. } | Input::Command(_) | Input::CommandRefused(_) | Input::Tick => {
+            Input::Replied { .. }
+            | Input::Command(_)
+            | Input::CommandRefused(_)
+            | Input::Broken(_)
+            | Input::Tick => {
                 return false;
             }
         };
@@ -371,12 +376,6 @@ impl Worker {
             code: refusal.code,
             detail,
         }));
-    }
-
-    pub(crate) fn save(&mut self, effects: &mut Vec<Effect>) {
-        if std::mem::take(&mut self.unsaved) {
-            effects.push(Effect::SaveInner);
-        }
     }
 
     /// The present work, if there is any.

@@ -10,6 +10,7 @@ use schemas::{Code, Refusal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use trainer::Trainer;
+use worker_core::WorkId;
 
 use super::Fragment;
 use super::residual::Residual;
@@ -18,6 +19,7 @@ use super::session::Session;
 /// A fragment's difference to encode.
 #[derive(Clone, Debug)]
 pub(crate) struct Capture {
+    pub(crate) work: WorkId,
     pub(crate) fragment: Fragment,
     pub(crate) stop: CancellationToken,
     pub(crate) codec: CodecKind,

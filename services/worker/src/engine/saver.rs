@@ -7,6 +7,9 @@
 //! newer one takes the place of one that still waits, so that a slow disk costs two copies of the
 //! state and no more, and never a pause of training.
 //!
+//! A residual of error feedback is written after the state of its moment, and not at all when a
+//! contribution went out with it meanwhile ([`Saver::withdraw`]).
+//!
 //! Each write goes to a file beside the state and replaces it only when it is whole and on disk: a
 //! process that is killed at any moment leaves the last whole state.
 
@@ -16,7 +19,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use schemas::Code;
+use schemas::{Code, Refusal};
 use trainer::InnerState;
 
 use super::residual;
@@ -27,10 +30,12 @@ const WRITE_INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// A state that is kept between two units waits this long at most for the steps of the next one.
 const STEPS_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// The lane; seen from the training thread.
+/// The lane; seen from the training thread. When it is dropped, what was kept is written first,
+/// however the training thread ends.
 pub(super) struct Saver {
     mailbox: Arc<Mailbox>,
-    lane: JoinHandle<()>,
+    /// There until the end.
+    lane: Option<JoinHandle<()>>,
 }
 
 /// Where the two threads meet. Neither holds it longer than to lay down or to take a state.
@@ -38,6 +43,8 @@ pub(super) struct Saver {
 struct Mailbox {
     slot: Mutex<Slot>,
     changed: Condvar,
+    /// How often a residual was withdrawn. Held while one is put in its place or removed.
+    withdrawals: Mutex<u64>,
 }
 
 #[derive(Default)]
@@ -51,16 +58,41 @@ struct Slot {
 }
 
 /// A state and where it is written to.
-struct PendingSave {
-    state: InnerState,
+pub(super) struct PendingSave {
+    pub(super) state: InnerState,
     residual: Option<residual::Saved>,
+    /// By how many withdrawals the residual is not older.
+    withdrawals: u64,
     path: PathBuf,
     due: Instant,
+}
+
+impl PendingSave {
+    /// A state that is due, with a residual that is not withdrawn.
+    pub(super) fn new(
+        state: InnerState,
+        residual: Option<residual::Saved>,
+        withdrawals: u64,
+        path: PathBuf,
+    ) -> Self {
+        Self {
+            state,
+            residual,
+            withdrawals,
+            path,
+            due: Instant::now(),
+        }
+    }
 }
 
 impl Mailbox {
     fn slot(&self) -> MutexGuard<'_, Slot> {
         self.slot.lock().expect("neither thread panics at it")
+    }
+
+    fn withdrawals(&self) -> MutexGuard<'_, u64> {
+        let count = self.withdrawals.lock();
+        count.expect("neither thread panics at it")
     }
 
     /// Waits for a state that is due, and until `not_before`; neither counts once the mailbox is
@@ -100,7 +132,10 @@ impl Saver {
         let lane = std::thread::Builder::new()
             .name("saving".to_owned())
             .spawn(move || write_all(&lane_mailbox))?;
-        Ok(Self { mailbox, lane })
+        Ok(Self {
+            mailbox,
+            lane: Some(lane),
+        })
     }
 
     /// Copies the inner state of a session as it is now, to be written beside its steps.
@@ -114,28 +149,37 @@ impl Saver {
         if let Err(error) = session.trainer.capture_inner(&mut state) {
             return not_saved(&error);
         }
+        if self.lane.as_ref().is_none_or(JoinHandle::is_finished) {
+            not_saved(&"the thread that writes has ended");
+        }
         let path = session.inner_path().to_owned();
         let residual = session.residual.as_ref().map(residual::Residual::saved);
-        // The one on disk may have been sent with the result that this state follows. It goes now,
-        // not when the lane gets to it: a process that is killed in between must not send it again.
-        if residual.is_some()
-            && let Err(error) = residual::remove(&path)
-        {
-            not_saved(&error);
-        }
+        let withdrawals = *self.mailbox.withdrawals();
         let wait = if session.is_stepping() {
             Duration::ZERO
         } else {
             STEPS_WAIT_MAX
         };
-        self.mailbox.slot().waiting = Some(PendingSave {
-            state,
-            residual,
-            path,
-            due: begun + wait,
-        });
+        let pending = PendingSave::new(state, residual, withdrawals, path);
+        let due = begun + wait;
+        self.mailbox.slot().waiting = Some(PendingSave { due, ..pending });
         self.mailbox.changed.notify_one();
         tracing::debug!(ms = millis(begun), "inner state copied");
+    }
+
+    /// Removes the residual that is kept beside an inner state, since a contribution with it is
+    /// about to go out. One that was copied before and still waits is not written any more.
+    ///
+    /// # Errors
+    /// It cannot be removed: then nothing may go out, or a worker that is killed would send it
+    /// again.
+    pub(super) fn withdraw(&self, inner: &Path) -> Result<(), Refusal> {
+        let mut withdrawals = self.mailbox.withdrawals();
+        *withdrawals += 1;
+        residual::remove(inner).map_err(|error| {
+            let detail = format!("the residual beside {} stays: {error}", inner.display());
+            Refusal::new(Code::WorkerStateInvalid, detail)
+        })
     }
 
     /// Steps begin: a state that waits is due.
@@ -151,11 +195,20 @@ impl Saver {
         self.mailbox.slot().waiting.is_some()
     }
 
-    /// Waits until everything that was kept is written.
+    /// Ends the lane as soon as everything that was kept is written.
     pub(super) fn finish(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Saver {
+    /// Also where the training thread ends by a panic or before its time: the state that was kept
+    /// last was whole when it was copied.
+    fn drop(&mut self) {
         self.mailbox.slot().closed = true;
         self.mailbox.changed.notify_one();
-        if self.lane.join().is_err() {
+        let lane = self.lane.take();
+        if lane.is_some_and(|lane| lane.join().is_err()) {
             tracing::error!(code = %Code::Internal, "the thread that writes inner states has panicked");
         }
     }
@@ -167,7 +220,7 @@ fn write_all(mailbox: &Mailbox) {
     while let Some(pending) = mailbox.next(not_before) {
         let begun = Instant::now();
         not_before = begun + WRITE_INTERVAL_MIN;
-        match write(&pending.state, pending.residual.as_ref(), &pending.path) {
+        match write(&pending, &mailbox.withdrawals) {
             Ok(()) => tracing::debug!(ms = millis(begun), "inner state saved"),
             Err(error) => not_saved(&error),
         }
@@ -175,21 +228,33 @@ fn write_all(mailbox: &Mailbox) {
     }
 }
 
-/// Writes a state and the residual that belongs to it. The residual is of the same moment: the one
-/// of before is gone before the new state is there.
-pub(super) fn write(
-    state: &InnerState,
-    residual: Option<&residual::Saved>,
-    path: &Path,
-) -> Result<(), String> {
+/// Writes a state, and after it the residual of the same moment, which names it: whenever the
+/// process is killed, a residual of another moment is known by its name. The bytes of the residual
+/// are on disk before the training thread can be made to wait.
+pub(super) fn write(pending: &PendingSave, withdrawals: &Mutex<u64>) -> Result<(), String> {
+    let PendingSave {
+        state,
+        residual,
+        path,
+        ..
+    } = pending;
     if let Some(folder) = path.parent() {
         identity::secret::create_private_subfolder(folder).map_err(|error| error.to_string())?;
     }
-    if residual.is_some() {
-        residual::remove(path)?;
+    let name = format!("{:016x}", identity::join::new_session().0);
+    state
+        .write_named(path, &name)
+        .map_err(|error| error.to_string())?;
+    let Some(residual) = residual else {
+        return Ok(());
+    };
+    residual.write(path, &name)?;
+    let withdrawn = withdrawals.lock().expect("neither thread panics at it");
+    match *withdrawn == pending.withdrawals {
+        true => residual.put_in_place(path),
+        // A contribution went out with it meanwhile.
+        false => Ok(()),
     }
-    state.write(path).map_err(|error| error.to_string())?;
-    residual.map_or(Ok(()), |residual| residual.write(path))
 }
 
 fn not_saved(error: &dyn std::fmt::Display) {

@@ -6,8 +6,9 @@ use std::path::Path;
 use schemas::run::CodecKind;
 use schemas::{Code, Digest, Refusal};
 use trainer::{Alpha, Trainer};
+use worker_core::{ResultEnd, WorkId};
 
-use super::residual::Residual;
+use super::residual::{self, Marks, Residual};
 use super::{Opening, inner};
 
 /// A part of the parameters that syncs by itself, by its number in the run's layout.
@@ -61,9 +62,14 @@ impl Session {
         trainer.weights()?;
         let unproven = opening.inner.exists() && inner::resume(trainer.as_mut(), &opening.inner);
         let layout = trainer.layout();
-        let residual = opening
-            .error_feedback
-            .then(|| Residual::take_up(&opening.inner, layout));
+        let residual = opening.error_feedback.then(|| {
+            if !unproven {
+                // It is of moments that are not here.
+                residual::put_aside(&opening.inner);
+            }
+            let marks = Marks::new(&opening.owner, layout);
+            Residual::take_up(&opening.inner, elements, marks)
+        });
         tracing::info!(
             parameters = elements,
             device = trainer.device(),
@@ -86,14 +92,24 @@ impl Session {
             && self.opening.fragments == opening.fragments
             && self.opening.error_feedback == opening.error_feedback
             // A residual belongs to one run.
-            && (self.opening.inner == opening.inner || !opening.error_feedback)
+            && (self.opening.owner == opening.owner || !opening.error_feedback)
     }
 
-    /// The contribution on its way counts: what it left is owed from now on.
-    pub(super) fn counted(&mut self) {
-        if let Some(residual) = &mut self.residual {
-            residual.counted();
+    /// A training unit has ended.
+    pub(super) fn unit_ended(&mut self, work: WorkId, end: &ResultEnd) {
+        if *end == ResultEnd::Counted {
+            self.unproven = false;
         }
+        if let Some(residual) = &mut self.residual {
+            residual.ended(work, end);
+        }
+    }
+
+    /// Begins the contribution of a unit. Returns true when the residual goes into it and has to
+    /// leave the disk first.
+    pub(super) fn begin_contribution(&mut self, work: WorkId) -> bool {
+        let residual = self.residual.as_mut();
+        residual.is_some_and(|residual| residual.begin(work))
     }
 
     pub(super) fn inner_path(&self) -> &Path {

@@ -39,6 +39,8 @@ const FIRST_PER_ROOT_MAX: f32 = 1e4;
 const FIRST_ALWAYS_FINE: f32 = 1e-15;
 const FIRST: &str = "first_moment";
 const SECOND: &str = "second_moment";
+/// The key of the name that a state may have.
+const NAME: &str = "name";
 
 /// Writes the state atomically; the slices are in the order of the layout.
 ///
@@ -51,7 +53,7 @@ pub fn save_inner(
     first: &[f32],
     second: &[f32],
 ) -> Result<(), TrainerError> {
-    write(path, &fingerprint(layout), steps, (first, second))
+    write(path, &fingerprint(layout), steps, (first, second), None)
 }
 
 fn write(
@@ -59,16 +61,20 @@ fn write(
     layout: &str,
     steps: u64,
     (first, second): (&[f32], &[f32]),
+    name: Option<&str>,
 ) -> Result<(), TrainerError> {
     let shape = [first.len() as u64];
-    let metadata = BTreeMap::from(
-        [
-            ("kind", FORMAT.to_owned()),
-            ("layout", layout.to_owned()),
-            ("steps", steps.to_string()),
-        ]
-        .map(|(key, value)| (key.to_owned(), value)),
-    );
+    let metadata = [
+        Some(("kind", FORMAT.to_owned())),
+        Some(("layout", layout.to_owned())),
+        Some(("steps", steps.to_string())),
+        name.map(|name| (NAME, name.to_owned())),
+    ];
+    let metadata: BTreeMap<String, String> = metadata
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect();
     let tensors = [(FIRST, first), (SECOND, second)];
     let tensors = tensors.map(|(name, values)| NamedTensor {
         name,
@@ -138,8 +144,29 @@ impl InnerState {
             first,
             second,
         } = &self.moments;
-        write(path, &self.layout, *steps, (first, second))
+        write(path, &self.layout, *steps, (first, second), None)
     }
+
+    /// The same under a name, by which another file can say that it belongs to this very state.
+    ///
+    /// # Errors
+    /// As [`InnerState::write`].
+    pub fn write_named(&self, path: &Path, name: &str) -> Result<(), TrainerError> {
+        let InnerMoments {
+            steps,
+            first,
+            second,
+        } = &self.moments;
+        write(path, &self.layout, *steps, (first, second), Some(name))
+    }
+}
+
+/// The name under which the state in a file was written, if it has one.
+///
+/// # Errors
+/// [`TrainerError::State`]: the file cannot be read.
+pub fn inner_name(path: &Path) -> Result<Option<String>, TrainerError> {
+    Ok(TensorFile::open(path)?.metadata(NAME).map(str::to_owned))
 }
 
 impl InnerMoments {

@@ -21,7 +21,7 @@ use schemas::run::InnerOptimizer;
 
 pub use batch::Batch;
 pub use error::TrainerError;
-pub use inner::{InnerMoments, InnerState, load_inner, save_inner};
+pub use inner::{InnerMoments, InnerState, inner_name, load_inner, save_inner};
 pub use rate::inner_rate;
 pub use reference::ReferenceTrainer;
 pub use sampling::Sampler;

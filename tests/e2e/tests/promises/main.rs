@@ -22,6 +22,7 @@ mod four_bits;
 mod hostile_messages;
 mod log_flood;
 mod lost_ledger;
+mod loud_log;
 mod metrics;
 mod no_worker;
 mod one_identity;

@@ -54,7 +54,7 @@ async fn services_whose_metrics_port_is_taken_work_without_numbers() {
 }
 
 #[tokio::test]
-async fn services_give_their_numbers_on_loopback_and_name_no_worker() {
+async fn services_give_their_numbers_on_loopback_and_those_of_workers() {
     let mut cluster = Cluster::start(Options::default(), 1).await;
     let run = cluster.run().clone();
     Recipe::reference(1, 1, 4).create(&cluster).await;
@@ -62,6 +62,9 @@ async fn services_give_their_numbers_on_loopback_and_name_no_worker() {
     // Its last events were answered, so everything below has been counted.
     cluster.end_well(&["worker-0"]).await;
 
+    let of_worker = format!("{{run=\"{run}\",worker=\"");
+    let tokens = format!("diloco_worker_tokens_total{of_worker}");
+    let trained = format!("diloco_worker_tokens_per_second{of_worker}");
     let expected = [
         (
             "coordinator",
@@ -74,6 +77,8 @@ async fn services_give_their_numbers_on_loopback_and_name_no_worker() {
                 r#"diloco_effect_seconds_count{effect="lease"}"#,
                 r#"diloco_decision_seconds_count{input="request"}"#,
                 "diloco_ledger_append_seconds_count",
+                &tokens,
+                &trained,
             ],
         ),
         (
@@ -100,9 +105,13 @@ async fn services_give_their_numbers_on_loopback_and_name_no_worker() {
         for line in lines {
             assert!(value(&text, line) > 0.0, "{name}: {line}");
         }
-        // Keys of workers and operators begin with U, those of accounts with A: no label is one.
+        // Keys of workers and operators begin with U, those of accounts with A: no label is one,
+        // but in the numbers that are of one worker.
         let key = |word: &str| word.len() == 56 && word.starts_with(['U', 'A']);
-        let words = text.split(|c: char| !c.is_ascii_alphanumeric());
+        let others = text
+            .lines()
+            .filter(|line| !line.starts_with("diloco_worker_"));
+        let words = others.flat_map(|line| line.split(|c: char| !c.is_ascii_alphanumeric()));
         assert_eq!(words.filter(|word| key(word)).count(), 0, "{text}");
         let missing = page(address, "/").await;
         assert!(missing.starts_with("HTTP/1.1 404 "), "{missing}");

@@ -1,10 +1,14 @@
 //! What members say of themselves every few seconds. It is shown, and decides nothing.
 
 use ledger::Run;
-use schemas::limits::{SPEED_MAX, TRAFFIC_MAX};
-use schemas::telemetry::Heartbeat;
+use schemas::limits::{
+    DEVICE_MEMORY_MAX, SPEED_MAX, TRAFFIC_MAX, TRANSFER_FAILURES_PER_SECOND_MAX,
+};
+use schemas::public::CommandVerb;
+use schemas::telemetry::{Heartbeat, Phase, WorkerNumbers};
 use schemas::{Bytes, Code, Millis, Refusal, UnixMillis};
 
+use crate::effect::Effect;
 use crate::input::Peer;
 use crate::run::RunRoom;
 use crate::run::live::Traffic;
@@ -52,6 +56,20 @@ impl RunRoom<'_> {
         let moved = self.live.moved.get(&peer.worker).copied();
         let moved = moved.unwrap_or_default().plus(step);
         check_heartbeat(&self.run, &heartbeat, moved, turn.now)?;
+        turn.out.push(Effect::Heard {
+            run: self.run.name().clone(),
+            worker: peer.worker.clone(),
+            heartbeat: Box::new(heartbeat.clone()),
+        });
+        if turn.draining && heartbeat.phase != Phase::Leaving {
+            // The command may have been lost; who has heard it goes on as it does.
+            turn.out.push(Effect::Command {
+                account: peer.account.clone(),
+                run: self.run.name().clone(),
+                worker: peer.worker.clone(),
+                verb: CommandVerb::Drain,
+            });
+        }
         presence.heartbeat = Some(heartbeat);
         self.live.moved.insert(peer.worker.clone(), moved);
         self.live.traffic = self.live.traffic.plus(step);
@@ -65,6 +83,13 @@ fn is_older(heartbeat: &Heartbeat, before: &Heartbeat) -> bool {
     heartbeat.bytes_up < before.bytes_up
         || heartbeat.bytes_down < before.bytes_down
         || heartbeat.tokens < before.tokens
+        || heartbeat.numbers.transfer_failures < before.numbers.transfer_failures
+        || heartbeat
+            .numbers
+            .lanes()
+            .iter()
+            .zip(before.numbers.lanes())
+            .any(|(now, before)| now.1 < before.1)
 }
 
 /// Refuses what a worker cannot have done: its speed, what it moved and trained; `moved` is over
@@ -95,6 +120,7 @@ fn check_heartbeat(
             ));
         }
     }
+    check_numbers(&heartbeat.numbers, seconds)?;
     if heartbeat.tokens.get() as f64 > SPEED_MAX * seconds as f64 {
         return impossible(format!(
             "{} tokens in at most {seconds} s",
@@ -102,4 +128,26 @@ fn check_heartbeat(
         ));
     }
     Ok(())
+}
+
+/// Refuses times, failures and memory that a process cannot have had in so many seconds.
+fn check_numbers(numbers: &WorkerNumbers, seconds: u64) -> Result<(), Refusal> {
+    let impossible = |detail: String| Err(Refusal::new(Code::NumberImpossible, detail));
+    for (lane, spent) in numbers.lanes() {
+        if spent > Millis::from_secs(seconds) {
+            return impossible(format!("{spent} ms to {lane} in at most {seconds} s"));
+        }
+    }
+    let failures = numbers.transfer_failures;
+    if failures > TRANSFER_FAILURES_PER_SECOND_MAX.saturating_mul(seconds) {
+        return impossible(format!(
+            "{failures} failed transfers in at most {seconds} s"
+        ));
+    }
+    match numbers.device_memory {
+        Some(memory) if memory > DEVICE_MEMORY_MAX => impossible(format!(
+            "{memory} bytes of a device are in use, at most {DEVICE_MEMORY_MAX} are believed"
+        )),
+        _ => Ok(()),
+    }
 }

@@ -40,9 +40,6 @@ pub(crate) struct LiveRun {
     pub(crate) failed_in_a_row: u32,
     /// The last lease of a worker that ended because it stood still: it is told so when it asks.
     pub(crate) stalled: BTreeMap<WorkerId, LeaseRef>,
-    /// The last result of a worker that was refused: the lease, the statement, and why. The same
-    /// one is answered the same again.
-    pub(crate) refused: BTreeMap<WorkerId, (LeaseRef, Digest, Refusal)>,
     pub(crate) spans: Spans,
     /// Evaluations come before training, since too many wait.
     pub(crate) catching_up: bool,
@@ -242,7 +239,6 @@ impl LiveRun {
             last_failures: BTreeMap::new(),
             failed_in_a_row: 0,
             stalled: BTreeMap::new(),
-            refused: BTreeMap::new(),
             spans: Spans::default(),
             catching_up: false,
             presence: BTreeMap::new(),

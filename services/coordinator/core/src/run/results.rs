@@ -58,17 +58,19 @@ impl RunRoom<'_> {
         submission: Submission,
         reply: ReplyId,
     ) -> Handled {
-        let audit_key = check_member(&self.run, peer)?.audit_key.clone();
+        let member = check_member(&self.run, peer)?;
+        let audit_key = member.audit_key.clone();
         let lease = submission.statement.lease;
         let statement = Digest::of(&submission.bytes);
         if let Some(counted) = counted_before(&self.run, &lease, statement) {
             return counted;
         }
-        if let Some((of, stated, refusal)) = self.live.refused.get(&peer.worker)
-            && (*of, *stated) == (lease, statement)
+        if let Some(refused) = &member.refused
+            && refused.lease == lease
         {
             // The answer to the first one was lost.
-            return Ok(Outcome::NotNow(refusal.clone()));
+            let detail = refused.detail.clone();
+            return Ok(Outcome::NotNow(Refusal::new(refused.code, detail)));
         }
         check_holder(&self.run, peer, &lease)?;
         if let Some(running) = self.live.lease(&lease.unit).screening {
@@ -81,7 +83,7 @@ impl RunRoom<'_> {
             check_statement(self.run.name(), &self.run, &peer.worker, stated, tokens)
         {
             // The event of the rejection says it, as for a result that the check refuses later.
-            self.reject(turn, (lease, statement), &peer.worker, &refusal);
+            self.reject(turn, lease, &peer.worker, &refusal);
             return Ok(Outcome::NotNow(refusal));
         }
         let screening = turn.screenings.begin(self.run.name());
@@ -162,8 +164,7 @@ impl RunRoom<'_> {
                 self.check_failed(turn, &done, &refusal);
             }
             Err(refusal) => {
-                let result = (done.lease(), done.statement);
-                self.reject(turn, result, &done.worker, &refusal);
+                self.reject(turn, done.lease(), &done.worker, &refusal);
                 turn.answer_all(&done, &refusal);
             }
         }
@@ -235,12 +236,10 @@ impl RunRoom<'_> {
     fn reject(
         &mut self,
         turn: &mut Turn<'_>,
-        (lease, statement): (LeaseRef, Digest),
+        lease: LeaseRef,
         worker: &WorkerId,
         refusal: &Refusal,
     ) {
-        let refused = (lease, statement, refusal.clone());
-        self.live.refused.insert(worker.clone(), refused);
         let rejected = LedgerEvent::ContributionRejected {
             lease,
             worker: worker.clone(),
@@ -304,9 +303,10 @@ fn named_chunks(outcome: &Stated) -> BTreeSet<Digest> {
 }
 
 /// True when the check is made again instead of the result being refused: the store is away or
-/// full, or the check broke off. An object that is missing can be uploaded again.
+/// full, it refuses the coordinator itself, or the check broke off. An object that is missing can
+/// be uploaded again.
 fn is_checked_again(code: Code) -> bool {
-    code.passes() || is_checked_again_a_few_times(code)
+    code.passes() || code == Code::UrlInvalid || is_checked_again_a_few_times(code)
 }
 
 /// True when the result itself can be the cause, so that the patience with it ends.

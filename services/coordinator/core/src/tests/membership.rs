@@ -3,8 +3,9 @@ use schemas::contribution::StageRequest;
 use schemas::event::{Departure, LedgerEvent};
 use schemas::lease::{ReleaseRequest, RenewRequest};
 use schemas::member::{Layer, OpenLayer, Session};
+use schemas::public::CommandVerb;
 use schemas::run::TrainerKind;
-use schemas::telemetry::{Heartbeat, Phase};
+use schemas::telemetry::{Heartbeat, Phase, WorkerNumbers};
 use schemas::view::RunPhase;
 use schemas::{Bytes, Code, Millis, Steps, Tokens, V};
 
@@ -23,6 +24,7 @@ fn heartbeat() -> Heartbeat {
         loss: None,
         bytes_up: Bytes(1),
         bytes_down: Bytes(2),
+        numbers: WorkerNumbers::default(),
     }
 }
 
@@ -459,6 +461,8 @@ fn what_a_worker_says_of_itself_is_within_what_can_be() {
         ..heartbeat()
     };
     assert!(!say(&mut world, good.clone()));
+    let heard = |effect: &Effect| matches!(effect, Effect::Heard { worker, heartbeat, .. } if *worker == peer(1).worker && **heartbeat == good);
+    assert!(world.seen.iter().any(heard), "it is shown");
     let shown = world.view();
     // Uploads are counted by the ledger, which has accepted none.
     assert_eq!(
@@ -467,7 +471,7 @@ fn what_a_worker_says_of_itself_is_within_what_can_be() {
     );
     assert!((shown.tokens_per_second - 2.5).abs() < 1e-9);
     type Change = fn(&mut Heartbeat);
-    let changes: [(&str, Change); 10] = [
+    let changes: [(&str, Change); 13] = [
         ("more bytes than there are", |one| {
             one.bytes_up = Bytes(u64::MAX)
         }),
@@ -488,11 +492,23 @@ fn what_a_worker_says_of_itself_is_within_what_can_be() {
         ("a negative loss", |one| one.loss = Some(-1e6)),
         ("a loss that is no number", |one| one.loss = Some(f64::NAN)),
         ("a loss beyond all", |one| one.loss = Some(1e5)),
+        ("an hour of steps in ten seconds", |one| {
+            one.numbers.train = Millis::from_secs(3600)
+        }),
+        ("more failures than attempts", |one| {
+            one.numbers.transfer_failures = u64::MAX
+        }),
+        ("more memory than there is", |one| {
+            one.numbers.device_memory = Some(Bytes(u64::MAX))
+        }),
     ];
     for (what, change) in changes {
         let mut one = good.clone();
         change(&mut one);
+        world.seen.clear();
         assert!(say(&mut world, one), "{what}");
+        let heard = |effect: &Effect| matches!(effect, Effect::Heard { .. });
+        assert!(!world.seen.iter().any(heard), "{what}: it is not shown");
     }
     // An older one that was overtaken, and one of a process that was replaced, are no news and no
     // fault.
@@ -518,6 +534,37 @@ fn what_a_worker_says_of_itself_is_within_what_can_be() {
         "nothing of it was believed"
     );
     assert!((now.tokens_per_second - 2.5).abs() < 1e-9);
+}
+
+/// The command is sent once to each member; one that did not hear it would go on with the next
+/// coordinator.
+#[test]
+fn a_member_that_says_it_works_on_is_told_again_to_drain() {
+    let mut world = World::with_run(spec("demo"));
+    for number in 1..=2 {
+        world.join(number);
+    }
+    world.lease(1);
+    world.shut_down(Millis::from_secs(60));
+    let told = |world: &World| {
+        let drain = |effect: &&Effect| matches!(effect, Effect::Command { worker, verb: CommandVerb::Drain, .. } if *worker == peer(1).worker);
+        world.seen.iter().filter(drain).count()
+    };
+    assert_eq!(told(&world), 1);
+    let says = |world: &mut World, phase: Phase| {
+        let heartbeat = Heartbeat {
+            phase,
+            ..heartbeat()
+        };
+        world.input(Input::Heartbeat {
+            peer: peer(1),
+            heartbeat,
+        });
+    };
+    says(&mut world, Phase::Training);
+    assert_eq!(told(&world), 2);
+    says(&mut world, Phase::Leaving);
+    assert_eq!(told(&world), 2, "it has heard");
 }
 
 /// Beginning anew again and again does not help either: the sum is over all processes of a worker.

@@ -109,4 +109,8 @@ fn a_refused_result_that_is_handed_in_again_is_refused_with_the_same_words_and_o
         world.count(|event| matches!(event, LedgerEvent::RequestDenied { .. })),
         0
     );
+    // The ledger knows it too: a coordinator that was started again gives the same answer.
+    world.restart();
+    let again = world.submit(1, held);
+    assert!(refused(&world, again), "not that the lease is over");
 }

@@ -1,12 +1,12 @@
 //! How a worker ends, and with what.
 
-use crate::scene::{Scene, claims, exits, fate, joins, lease, refused, trained};
+use crate::scene::{Scene, claims, ends, exits, fate, joins, keeps, lease, refused, trained};
 use schemas::contribution::Fate;
 use schemas::event::WorkerEvent;
 use schemas::lease::{ClaimOutcome, ClaimReply, Done, UnitKind};
 use schemas::public::CommandVerb;
 use schemas::{Code, Millis, ObjectRef, Refusal, V};
-use worker_core::{Answer, Effect, Exit, Input, Request};
+use worker_core::{Answer, Effect, Exit, Input, Request, ResultEnd};
 
 #[test]
 fn ls_11_refusals_that_only_a_person_can_mend_end_the_process_with_their_code() {
@@ -72,11 +72,55 @@ fn who_was_replaced_ends_at_once_and_without_a_word() {
             "{what}"
         );
         assert_eq!(
-            scene.has(|effect| matches!(effect, Effect::SaveInner)),
-            trained,
+            ends(&scene).len(),
+            usize::from(trained),
             "{what}: moments are kept"
         );
     }
+}
+
+/// A part of the process is lost: no further unit is tried, and the lease goes back at once.
+#[test]
+fn a_broken_process_ends_with_the_code_from_wherever_it_stands() {
+    let code = Code::TrainingThreadLost;
+    let broken = || Input::Broken(Refusal::new(code, "played by the test"));
+    let fails =
+        |effect: &Effect| matches!(effect, Effect::Exit(Exit::Failed(why)) if why.code == code);
+    for (what, mut scene, holds) in [
+        ("joining", Scene::new(), false),
+        ("claiming", Scene::joined(), false),
+        ("training", Scene::training().0, true),
+        ("submitting", Scene::submitting().0, true),
+    ] {
+        scene.give(broken());
+        let released = scene
+            .sent()
+            .any(|(_, request)| matches!(request, Request::Release(_)));
+        assert_eq!(released, holds, "{what}");
+        scene.until(fails);
+    }
+    // Also when it was about to end well.
+    let mut scene = Scene::joined();
+    scene.give(Input::Command(CommandVerb::Drain));
+    scene.give(broken());
+    scene.until(exits);
+    assert!(scene.has(fails), "{:?}", scene.effects);
+}
+
+/// A command that was lost is sent again; it may arrive twice, or after a harder one.
+#[test]
+fn a_drain_that_is_said_again_changes_nothing() {
+    let (mut scene, work, _) = Scene::training();
+    for _ in 0..3 {
+        scene.give(Input::Command(CommandVerb::Drain));
+        assert!(scene.effects.is_empty(), "the unit goes on");
+    }
+    scene.give(Input::Command(CommandVerb::Stop));
+    assert!(scene.has(|effect| matches!(effect, Effect::Stop { work: of } if *of == work)));
+    scene.give(Input::Command(CommandVerb::Drain));
+    assert!(scene.effects.is_empty());
+    scene.until(exits);
+    assert!(scene.has(|effect| matches!(effect, Effect::Exit(Exit::Stopped))));
 }
 
 #[test]
@@ -127,7 +171,7 @@ fn drain_finishes_the_unit_and_leaves() {
     });
     scene.answer(fate(Fate::Merged));
     assert!(scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Submitted { .. }))));
-    assert!(scene.has(|effect| matches!(effect, Effect::TrustInner)) && !scene.has(claims));
+    assert!(scene.has(keeps(&ResultEnd::Counted)) && !scene.has(claims));
     assert!(matches!(scene.request().1, Request::Leave(_)));
     scene.answer(Ok(Answer::Done(Done::default())));
     assert!(scene.has(|effect| matches!(effect, Effect::Exit(Exit::Drained))));
@@ -146,7 +190,7 @@ fn stop_gives_the_lease_back_saves_and_leaves() {
     assert!(
         scene.has(|effect| matches!(effect, Effect::Stop { work: stopped } if *stopped == work))
     );
-    assert!(scene.has(|effect| matches!(effect, Effect::SaveInner)));
+    assert!(matches!(ends(&scene)[..], [ResultEnd::Refused(_)]));
     assert!(matches!(scene.request().1, Request::Release(release) if release.lease == held));
     scene.answer(Ok(Answer::Done(Done::default())));
     assert!(scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Stopped { .. }))));

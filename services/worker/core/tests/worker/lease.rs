@@ -4,7 +4,7 @@ use schemas::lease::{Done, UnitKind};
 use schemas::{Code, Millis, Refusal, Steps, V};
 use worker_core::{Answer, Effect, Input, Request};
 
-use crate::scene::{LEASE, Scene, claims, dropped, lease, refused, trained};
+use crate::scene::{LEASE, Scene, claims, dropped, ends, lease, refused, trained};
 
 #[test]
 fn a_lease_is_renewed_after_a_third_of_it() {
@@ -73,7 +73,7 @@ fn a_lease_that_nobody_renews_ends_here_before_it_ends_there() {
     assert!(
         scene.has(|effect| matches!(effect, Effect::Stop { work: stopped } if *stopped == work))
     );
-    assert!(scene.has(|effect| matches!(effect, Effect::SaveInner)) && scene.has(claims));
+    assert!(ends(&scene).len() == 1 && scene.has(claims));
     scene.give(Input::Trained {
         work,
         outcome: Ok(trained()),
@@ -105,7 +105,7 @@ fn ls_04_losing_the_lease_stops_the_work_and_keeps_the_inner_state() {
         assert!(
             scene.has(|effect| matches!(effect, Effect::Stop { .. })) && scene.has(dropped(code))
         );
-        assert!(scene.has(|effect| matches!(effect, Effect::SaveInner)) && scene.has(claims));
+        assert!(ends(&scene).len() == 1 && scene.has(claims));
         assert!(!scene.has(|effect| matches!(
             effect,
             Effect::Send {
@@ -122,6 +122,8 @@ fn ls_04_losing_the_lease_stops_the_work_and_keeps_the_inner_state() {
 fn a_machine_that_fails_every_unit_ends_and_a_full_store_is_waited_for() {
     for (code, ends) in [
         (Code::TrainingFailed, true),
+        (Code::UrlInvalid, true),
+        (Code::UrlRefused, false),
         (Code::StoreFull, false),
         (Code::StoreUnreachable, false),
     ] {

@@ -6,6 +6,7 @@ mod guards;
 mod joining;
 mod lease;
 mod properties;
+mod result;
 mod scene;
 mod silence;
 mod unit;

@@ -10,7 +10,7 @@ use schemas::event::WorkerEvent;
 use schemas::lease::{ClaimOutcome, ClaimReply, Done, LeaseRef, RenewReply, UnitKind};
 use schemas::public::CommandVerb;
 use schemas::{Code, Millis, ObjectRef, Refusal, Steps, Tokens, UnixMillis, V};
-use worker_core::{Answer, Effect, Input, NotVerified, Request, RequestId, WorkId};
+use worker_core::{Answer, Effect, Input, NotVerified, Request, RequestId, ResultEnd, WorkId};
 
 /// What the world does next. Numbers pick among what is outstanding, modulo its count.
 #[derive(Clone, Debug)]
@@ -45,6 +45,11 @@ fn moves() -> impl Strategy<Value = Move> {
     ]
 }
 
+/// True for an answer to a submit that names this fate.
+fn is_a_fate(input: &Input, wanted: Fate) -> bool {
+    matches!(input, Input::Replied { outcome: Ok(Answer::Submit(SubmitReply { fate, .. })), .. } if *fate == wanted)
+}
+
 /// Plays the moves and checks every effect.
 struct Play {
     scene: Scene,
@@ -58,6 +63,10 @@ struct Play {
     lost: Vec<LeaseRef>,
     exited: bool,
     epoch: u64,
+    /// Units that were trained and whose end is not known.
+    unkept: Vec<WorkId>,
+    /// True when the last input was an answer to a submit which says that the result counts.
+    counts: bool,
 }
 
 impl Play {
@@ -72,6 +81,8 @@ impl Play {
             lost: Vec::new(),
             exited: false,
             epoch: 0,
+            unkept: Vec::new(),
+            counts: false,
         };
         play.look();
         play
@@ -79,6 +90,7 @@ impl Play {
 
     fn give(&mut self, input: Input) {
         let was_over = self.exited;
+        self.counts = is_a_fate(&input, Fate::Merged);
         self.scene.give(input);
         assert!(
             !was_over || self.scene.effects.is_empty(),
@@ -146,9 +158,26 @@ impl Play {
                     assert!(!self.exited, "it ends once");
                     self.exited = true;
                 }
+                Effect::KeepInner { work, end } => {
+                    let at = self.unkept.iter().position(|unkept| unkept == work);
+                    self.unkept.remove(at.expect("each trained unit ends once"));
+                    assert_eq!(*end == ResultEnd::Counted, self.counts, "{end:?}");
+                }
                 _ => {}
             }
         }
+        self.trained_units_end();
+    }
+
+    /// Checks that no unit is left behind without an end.
+    fn trained_units_end(&mut self) {
+        for effect in &self.scene.effects {
+            if let Effect::Train { work } = effect {
+                self.unkept.push(*work);
+            }
+        }
+        let idle = self.exited || self.present.is_none();
+        assert!(!idle || self.unkept.is_empty(), "{:?}", self.unkept);
     }
 
     fn good_answer(&mut self, request: &Request, kind: u8) -> Answer {

@@ -8,7 +8,9 @@ use schemas::lease::{
 use schemas::member::{JoinReply, JoinRequest, Session};
 use schemas::run::RunSpec;
 use schemas::{Code, Millis, ObjectRef, Refusal, Steps, Tokens, UnixMillis, V, WorkerId};
-use worker_core::{Answer, Effect, Input, Request, RequestId, Settings, Trained, WorkId, Worker};
+use worker_core::{
+    Answer, Effect, Input, Request, RequestId, ResultEnd, Settings, Trained, WorkId, Worker,
+};
 
 pub(crate) const LEASE: Millis = Millis(30_000);
 /// How far the coordinator's clock is ahead of the worker's.
@@ -286,6 +288,30 @@ pub(crate) fn submits(effect: &Effect) -> bool {
             ..
         }
     )
+}
+
+pub(crate) fn renews(effect: &Effect) -> bool {
+    matches!(
+        effect,
+        Effect::Send {
+            request: Request::Renew(_),
+            ..
+        }
+    )
+}
+
+/// The ends of training units that the last input brought.
+pub(crate) fn ends(scene: &Scene) -> Vec<&ResultEnd> {
+    let end = |effect| match effect {
+        &Effect::KeepInner { ref end, .. } => Some(end),
+        _ => None,
+    };
+    scene.effects.iter().filter_map(end).collect()
+}
+
+/// True for the order to keep the inner state after this end.
+pub(crate) fn keeps(wanted: &ResultEnd) -> impl Fn(&Effect) -> bool {
+    move |effect| matches!(effect, Effect::KeepInner { end, .. } if end == wanted)
 }
 
 pub(crate) fn exits(effect: &Effect) -> bool {

@@ -5,7 +5,7 @@ use schemas::event::WorkerEvent;
 use schemas::{Code, Message as _, Millis, ObjectRef, Steps};
 use worker_core::{Effect, Input, Request};
 
-use crate::scene::{LEASE, Scene, claims, fate, joins, pause, refused, submits, trained};
+use crate::scene::{LEASE, Scene, claims, fate, joins, pause, refused, renews, submits, trained};
 
 /// FG-20: time-outs are retried, the same request again.
 #[test]
@@ -43,20 +43,9 @@ fn fg_19_an_absence_within_the_lease_costs_no_local_step() {
             Effect::Upload { .. }
             | Effect::Heartbeat(_)
             | Effect::Waiting { .. }
-            | Effect::SaveInner
-            | Effect::TrustInner
-            | Effect::DoubtInner(_) => false,
+            | Effect::KeepInner { .. } => false,
             _ => true,
         }
-    }
-    fn renews(effect: &Effect) -> bool {
-        matches!(
-            effect,
-            Effect::Send {
-                request: Request::Renew(_),
-                ..
-            }
-        )
     }
     for away in [Code::NoAnswer, Code::BusUnreachable, Code::Draining] {
         let (mut scene, work, held) = Scene::training();

@@ -4,9 +4,9 @@ use schemas::contribution::{Evaluation, Fate, Outcome, Statement};
 use schemas::event::WorkerEvent;
 use schemas::lease::UnitKind;
 use schemas::{Code, Message as _, ObjectRef, Tokens};
-use worker_core::{Effect, Input, Request};
+use worker_core::{Effect, Input, Request, ResultEnd};
 
-use crate::scene::{Scene, claims, fate, lease, refused, submits, trained};
+use crate::scene::{Scene, claims, ends, fate, keeps, lease, refused, submits, trained};
 
 #[test]
 fn a_unit_goes_from_claim_to_an_accepted_result_to_the_next_claim() {
@@ -46,7 +46,7 @@ fn a_unit_goes_from_claim_to_an_accepted_result_to_the_next_claim() {
     );
     scene.answer(fate(Fate::Merged));
     assert!(scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Submitted { .. }))));
-    assert!(scene.has(claims) && scene.has(|effect| matches!(effect, Effect::TrustInner)));
+    assert!(scene.has(claims) && scene.has(keeps(&ResultEnd::Counted)));
 }
 
 #[test]
@@ -67,8 +67,7 @@ fn an_evaluation_needs_no_upload_and_touches_no_inner_state() {
     });
     assert!(scene.has(submits));
     scene.answer(fate(Fate::Merged));
-    let keeps = |effect: &Effect| matches!(effect, Effect::SaveInner | Effect::TrustInner);
-    assert!(scene.has(claims) && !scene.has(keeps));
+    assert!(scene.has(claims) && ends(&scene).is_empty());
 }
 
 /// LS-03, LS-04: nothing is taken for done before its reply says so.
@@ -91,28 +90,4 @@ fn ls_03_ls_04_success_is_told_only_after_the_reply() {
     }
     scene.answer(fate(Fate::Merged));
     assert!(scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Submitted { .. }))));
-}
-
-#[test]
-fn a_result_that_is_refused_casts_doubt_on_the_inner_state_and_one_that_came_late_does_not() {
-    let doubts = |scene: &Scene| scene.has(|effect| matches!(effect, Effect::DoubtInner(_)));
-    for (answer, expected) in [
-        (refused(Code::NotFinite), true),
-        (refused(Code::NormOutlier), true),
-        (fate(Fate::Late), false),
-        (refused(Code::AlreadyCounted), false),
-        (fate(Fate::Merged), false),
-    ] {
-        let (mut scene, ..) = Scene::submitting();
-        scene.answer(answer.clone());
-        assert_eq!(doubts(&scene), expected, "{answer:?}");
-        // One order for the state: a save beside a doubt would write what the doubt drops.
-        let orders = scene.effects.iter().filter(|effect| {
-            matches!(
-                effect,
-                Effect::SaveInner | Effect::TrustInner | Effect::DoubtInner(_)
-            )
-        });
-        assert_eq!(orders.count(), 1, "{answer:?}: {:?}", scene.effects);
-    }
 }

@@ -74,6 +74,7 @@ async fn rounding_names_the_place_in_the_whole_vector() {
             .chunks(size)
             .expect("few chunks");
         let capture = Capture {
+            work: WorkId(1),
             fragment: ALL,
             stop: CancellationToken::new(),
             codec: CodecKind::Bf16,

@@ -94,6 +94,7 @@ impl Streaming {
             precision: Precision::Fp32,
             fragments: vec![0..1, 1..2],
             inner: PathBuf::from("nothing is saved here"),
+            owner: String::new(),
             error_feedback: false,
         };
         let mut streaming = Self {
@@ -129,6 +130,7 @@ impl Streaming {
             elements: 1,
         };
         let capture = Capture {
+            work: WorkId(1),
             fragment: Fragment(fragment),
             stop: CancellationToken::new(),
             codec: CodecKind::Fp32,
@@ -283,6 +285,7 @@ fn fragments_cover_the_parameters_one_after_another() {
             precision: Precision::Fp32,
             fragments: fragments.to_vec(),
             inner: PathBuf::from("nothing is saved here"),
+            owner: String::new(),
             error_feedback: false,
         };
         let falling = Falling {

@@ -8,7 +8,7 @@ async fn the_inner_state_survives_a_restart_and_a_damaged_one_is_put_aside() {
     let base = Digest::of(b"base");
     scene.load(base, 5000).await.expect("complete");
     scene.train(training(3, CancellationToken::new())).await;
-    scene.engine.save().await.expect("the thread lives");
+    scene.keep(1, ResultEnd::Unknown).await;
     scene.load(base, 5000).await.expect("back to the base");
     scene.train(training(2, CancellationToken::new())).await;
     let expected = scene.contribution(5000).await;
@@ -44,7 +44,7 @@ async fn resumed_with(preset: &str, change: impl FnOnce(&std::path::Path)) -> Sc
     let base = Digest::of(b"base");
     scene.load(base, 5000).await.expect("complete");
     scene.train(training(3, CancellationToken::new())).await;
-    scene.engine.save().await.expect("the thread lives");
+    scene.keep(1, ResultEnd::Unknown).await;
     let scene = scene.restarted(change).await;
     scene.load(base, 5000).await.expect("complete");
     scene
@@ -82,11 +82,8 @@ async fn a_state_whose_values_cannot_be_is_put_aside_and_training_goes_on() {
 #[tokio::test]
 async fn a_unit_that_fails_right_after_a_state_was_taken_up_drops_it() {
     let scene = resumed(|_| {}).await;
-    scene
-        .engine
-        .doubt(Refusal::new(Code::StoreUnreachable, "the line"))
-        .await
-        .expect("the thread lives");
+    let of_the_line = Refusal::new(Code::StoreUnreachable, "the line");
+    scene.keep(1, ResultEnd::Refused(of_the_line)).await;
     scene
         .engine
         .train(training(1, CancellationToken::new()))
@@ -94,7 +91,7 @@ async fn a_unit_that_fails_right_after_a_state_was_taken_up_drops_it() {
         .expect("a dead line says nothing about moments");
     scene.doubt().await;
     // What was dropped is not written again either.
-    scene.engine.save().await.expect("the thread lives");
+    scene.keep(1, ResultEnd::Unknown).await;
     scene.model_is_gone().await;
     assert!(!scene.opening.inner.exists() && refused_file(&scene).exists());
     scene.reopen().await;
@@ -211,7 +208,7 @@ async fn a_unit_that_fails_in_libtorch_right_after_a_state_was_taken_up_drops_it
 async fn a_state_that_led_to_a_result_that_counts_is_trusted() {
     let scene = resumed(|_| {}).await;
     scene.train(training(1, CancellationToken::new())).await;
-    scene.engine.trust().await.expect("the thread lives");
+    scene.keep(1, ResultEnd::Counted).await;
     scene.doubt().await;
     assert!(
         scene

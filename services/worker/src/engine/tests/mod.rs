@@ -36,6 +36,7 @@ fn opening(preset: &str, folder: &std::path::Path) -> Opening {
         precision: Precision::Fp32,
         fragments: Vec::from([all]),
         inner: folder.join("run").join("inner.safetensors"),
+        owner: "domain/run/settings".to_owned(),
         error_feedback: false,
         model,
     }
@@ -44,9 +45,9 @@ fn opening(preset: &str, folder: &std::path::Path) -> Opening {
 fn start() -> (Engine, JoinHandle<()>, watch::Receiver<(WorkId, Steps)>) {
     let (told, progress) = watch::channel((WorkId(0), Steps(0)));
     let meter = Arc::new(Meter::default());
-    let (engine, thread) =
+    let (engine, running) =
         Engine::start(TrainingSection::default(), meter, told).expect("a thread");
-    (engine, thread, progress)
+    (engine, running.thread, progress)
 }
 
 fn shard() -> TokenShard {
@@ -163,7 +164,13 @@ impl Scene {
     /// A result was refused for its numbers.
     async fn doubt(&self) {
         let refusal = Refusal::new(Code::NormOutlier, "too large");
-        self.engine.doubt(refusal).await.expect("the thread lives");
+        self.keep(1, ResultEnd::Refused(refusal)).await;
+    }
+
+    /// A unit has ended.
+    async fn keep(&self, work: u64, end: ResultEnd) {
+        let kept = self.engine.keep(WorkId(work), end).await;
+        kept.expect("the thread lives");
     }
 
     /// Opens the model anew after it was dropped.
@@ -191,6 +198,7 @@ impl Scene {
             .chunks(size)
             .expect("few chunks");
         let capture = Capture {
+            work: WorkId(1),
             fragment: ALL,
             stop: CancellationToken::new(),
             codec: CodecKind::Fp32,

@@ -3,12 +3,14 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 
 use model::SyntheticConfig;
 use trainer::{InnerState, load_inner};
 
-use super::saver::write;
 use super::*;
+use crate::engine::residual::{Marks, Residual};
+use crate::engine::saver::{PendingSave, write};
 
 /// The part of a state in `path` while `pid` writes it.
 fn part(path: &Path, pid: u32) -> PathBuf {
@@ -23,7 +25,7 @@ async fn a_state_is_written_while_the_steps_go_on() {
     let mut progress = scene.progress.clone();
     let observed = async {
         progress.changed().await.expect("the thread lives");
-        scene.engine.save().await.expect("the thread lives");
+        scene.keep(1, ResultEnd::Unknown).await;
         // The file shows up while steps are still reported.
         let mut after = 0;
         while !scene.opening.inner.exists() {
@@ -61,6 +63,29 @@ fn a_state_that_is_kept_between_two_units_waits_for_steps_or_the_end() {
     assert!(saver.has_waiting() && !path.exists());
     saver.finish();
     assert!(path.exists(), "the end waits for the write");
+}
+
+/// The process hears of it at once, and the state that was kept last is not lost with the thread.
+#[tokio::test]
+async fn a_training_thread_that_panics_is_told_of_and_its_last_state_is_written() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let opening = opening("reference", scratch.path());
+    let path = opening.inner.clone();
+    let (told, _progress) = watch::channel((WorkId(0), Steps(0)));
+    let meter = Arc::new(Meter::default());
+    let started = Engine::start(TrainingSection::default(), meter, told);
+    let (engine, running) = started.expect("a thread");
+    engine.open(opening.clone()).await.expect("a small model");
+    let kept = engine.keep(WorkId(1), ResultEnd::Unknown).await;
+    kept.expect("the thread lives");
+    assert!(!running.ended.is_cancelled());
+    engine.send(Job::Panic).await.expect("the thread lives");
+    running.ended.cancelled().await;
+    let joined = tokio::task::spawn_blocking(move || running.thread.join()).await;
+    assert!(joined.expect("it joins").is_err(), "it panicked");
+    load_inner(&path, &opening.model.layout()).expect("whole");
+    let lost = engine.open(opening).await.expect_err("nobody is there");
+    assert_eq!(lost.code, Code::TrainingThreadLost);
 }
 
 /// A write that does not get on, since its file is a pipe that nobody reads.
@@ -127,16 +152,24 @@ fn victim() {
     let Some(path) = std::env::var_os(VICTIM).map(PathBuf::from) else {
         return;
     };
-    let (layout, mut state) = (victim_layout(), InnerState::default());
+    let layout = victim_layout();
     let elements = usize::try_from(VICTIM_ELEMENTS).expect("a few");
+    let mut state = InnerState::default();
     for number in 1_u16.. {
-        let value = f32::from(number);
+        let values = vec![f32::from(number); elements];
         state
             .retake(&layout, u64::from(number))
-            .copy(&vec![value; elements], &vec![value; elements]);
-        write(&state, None, &path).expect("written");
+            .copy(&values, &values);
+        let residual = Residual::new(values, victim_marks()).saved();
+        let pending = PendingSave::new(state, Some(residual), 0, path.clone());
+        write(&pending, &Mutex::new(0)).expect("written");
+        state = pending.state;
         writeln!(std::io::stdout(), "wrote {number}").expect("somebody reads");
     }
+}
+
+fn victim_marks() -> Marks {
+    Marks::new("a test", &victim_layout())
 }
 
 fn start_victim(path: &Path) -> Child {
@@ -149,22 +182,42 @@ fn start_victim(path: &Path) -> Child {
         .expect("starts")
 }
 
-/// The process is killed after so much of a write; the last part is the time of the
-/// synchronisation and the rename.
+/// When the process is killed in a write.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    /// After so many quarters of the state; the last is the time of its synchronisation and rename.
+    Quarter(u64),
+    /// While the residual is written that belongs to the state.
+    Residual,
+}
+
+impl Moment {
+    fn has_come(self, path: &Path, pid: u32) -> bool {
+        let of_residual = path.with_file_name(format!(".residual.next.{pid}.part"));
+        match self {
+            Self::Quarter(quarter) => {
+                let written = std::fs::metadata(part(path, pid)).map_or(0, |part| part.len());
+                written > quarter * VICTIM_BYTES / 4
+            }
+            Self::Residual => of_residual.exists(),
+        }
+    }
+}
+
+/// The last whole state is there, and either its own residual or none.
 #[test]
 fn whenever_the_process_is_killed_the_last_whole_state_is_there() {
-    for quarter in 0..=4 {
+    let quarters = (0..=4).map(Moment::Quarter);
+    for moment in quarters.chain([Moment::Residual]) {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let path = scratch.path().join("run").join("inner.safetensors");
         let mut victim = start_victim(&path);
-        let part = part(&path, victim.id());
         let told = BufReader::new(victim.stdout.take().expect("piped")).lines();
         let mut numbers = told
             .map(|line| line.expect("text"))
             .filter_map(|line| line.strip_prefix("wrote ")?.parse::<u64>().ok());
         let before = numbers.next().expect("it writes");
-        let written = || std::fs::metadata(&part).map_or(0, |part| part.len());
-        while written() <= quarter * VICTIM_BYTES / 4 {
+        while !moment.has_come(&path, victim.id()) {
             std::thread::yield_now();
         }
         victim.kill().expect("it lived");
@@ -174,14 +227,19 @@ fn whenever_the_process_is_killed_the_last_whole_state_is_there() {
         // The last one may have been renamed and not told of.
         assert!(
             (last..=last + 1).contains(&saved.steps),
-            "{} after {last} at quarter {quarter}",
+            "{} after {last} at {moment:?}",
             saved.steps
         );
         let value = saved.steps as f32;
         let mut values = saved.first.iter().chain(&saved.second);
         assert!(values.all(|found| *found == value), "one state, not two");
+        let elements = saved.first.len();
+        let residual = Residual::take_up(&path, elements, victim_marks());
+        let owed = residual.owed()[0];
+        assert!(owed == 0.0 || owed == value, "{owed} beside {value}");
+        assert!(residual.owed().iter().all(|found| *found == owed));
         model::remove_parts(&path.with_file_name("")).expect("the folder is there");
-        assert!(!part.exists());
+        assert!(!part(&path, victim.id()).exists());
     }
 }
 

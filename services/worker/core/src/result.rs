@@ -1,0 +1,80 @@
+//! What becomes of a result, as far as its worker can know.
+//!
+//! Error feedback rests on it: what the codec took from a contribution may be owed after it counts,
+//! and only then. So nothing but the answer to the submit itself says how a result ended. A renewal
+//! that is refused, a lease that runs out, a command to stop say only that the worker goes no
+//! further with it: the coordinator may have counted it a moment before.
+//!
+//! | what happens | [`ResultEnd`] |
+//! | --- | --- |
+//! | the submit is answered: it counts | counted |
+//! | the submit is answered: it came too late, it is refused, another result counts | refused |
+//! | the first submit finds no lease or no membership | refused: nothing was sent before |
+//! | a later one finds no lease or no membership | unknown: an earlier one may have counted, and the coordinator remembers results for some rounds only |
+//! | the unit ends before a submit was sent | refused: it was never handed in |
+//! | the lease runs out, the worker stops or ends, before the submit is answered | unknown |
+//! | the answer cannot be read | unknown |
+
+use schemas::{Class, Code, Refusal};
+
+use crate::effect::Effect;
+use crate::held::Step;
+use crate::worker::Worker;
+
+/// What became of the contribution of a training unit, as far as its worker can know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ResultEnd {
+    /// The coordinator answered that it counts.
+    Counted,
+    /// It does not count and never will: it was refused, or was never handed in.
+    Refused(Refusal),
+    /// It was handed in, and no answer says what became of it.
+    Unknown,
+}
+
+impl ResultEnd {
+    /// What a refusal says about a result that has been handed in `submits` times.
+    pub(crate) fn by_refusal(refusal: &Refusal, submits: u32) -> Self {
+        let of_the_result = match refusal.code {
+            Code::AlreadyCounted => true,
+            // The asker itself says so of an answer that it cannot read.
+            Code::MessageInvalid | Code::AnswerForeign => false,
+            code => matches!(code.class(), Class::Final),
+        };
+        let at_the_door = matches!(
+            refusal.code.class(),
+            Class::LostLease | Class::NotMember | Class::NotNow
+        );
+        if of_the_result || (at_the_door && submits <= 1) {
+            Self::Refused(refusal.clone())
+        } else {
+            Self::Unknown
+        }
+    }
+}
+
+impl Worker {
+    /// Has the state of the trainer kept after a training unit, once for each unit: the first end
+    /// that is known is its end.
+    pub(crate) fn keep(&mut self, end: ResultEnd, effects: &mut Vec<Effect>) {
+        if let Some(work) = self.unsaved.take() {
+            effects.push(Effect::KeepInner { work, end });
+        }
+    }
+
+    /// The same at an end of the unit that is no answer to its submit.
+    pub(crate) fn keep_unanswered(&mut self, refusal: &Refusal, effects: &mut Vec<Effect>) {
+        let end = if self.is_handed_in() {
+            ResultEnd::Unknown
+        } else {
+            ResultEnd::Refused(refusal.clone())
+        };
+        self.keep(end, effects);
+    }
+
+    /// True while a result waits for its answer.
+    pub(crate) fn is_handed_in(&self) -> bool {
+        self.held()
+            .is_some_and(|held| matches!(held.step, Step::Submitting(_)))
+    }
+}
