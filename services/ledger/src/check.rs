@@ -191,6 +191,8 @@ impl Run {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use schemas::event::LedgerEvent;
     use schemas::run::RunSpec;
     use schemas::{Message as _, Tokens, UnixMillis};
@@ -217,7 +219,7 @@ mod tests {
         applied.expect("it is the first");
         state.check().expect("nothing happened yet");
         for run in state.runs.values_mut() {
-            run.tokens.issued = Tokens(1);
+            Arc::make_mut(run).tokens.issued = Tokens(1);
         }
         let fault = state.check().expect_err("tokens from nowhere");
         assert!(fault.starts_with(&format!("run {name}: ")), "{fault}");

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use diloco_coordinator::{Ledger, LedgerError, LedgerMark, NewEvent};
 use identity::join::new_session;
-use identity::{AuditKey, KeyKind, ManifestKey, SigningKey, TrustBundle};
+use identity::{AuditKey, ManifestKey, TrustBundle};
 use runtime::{Bus, Failure};
 use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent};
 use schemas::member::Posture;
@@ -71,12 +71,6 @@ impl Scene {
         let mut ledger = self.unread_at(bus);
         let events = read_on(&mut ledger).await?;
         Ok((ledger, events))
-    }
-
-    /// The ledger before anything was read.
-    pub(crate) async fn unread(&self) -> Ledger {
-        let (key, trust) = (self.key.clone(), self.trust.clone());
-        Ledger::new(self.server.bus().await, key, trust, PATIENCE)
     }
 
     /// Puts an event into the stream past the ledger.

@@ -78,6 +78,7 @@ async fn read_slowly(scene: &Scene) -> Read {
                 bodies.push(*body);
             }
             Judgement::Repeated | Judgement::Foreign(_) => foreign += 1,
+            Judgement::Before { .. } => unreachable!("this reader began with the first event"),
             Judgement::Broken(reason) => {
                 broken = Some((at, reason));
                 break;
