@@ -52,10 +52,6 @@ pub struct Report {
 
 /// Something that will happen.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a few hundred of them wait at a time"
-)]
 pub(crate) enum Happening {
     /// A worker's request reaches the coordinator.
     Request {

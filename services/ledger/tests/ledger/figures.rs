@@ -61,7 +61,7 @@ fn events_of_the_whole_coordinator_change_what_they_say_and_no_run() {
     let (before, after) = note(
         5,
         LedgerEvent::ControlReceived {
-            operator: operator.clone(),
+            operator,
             verb: verb.clone(),
         },
     );

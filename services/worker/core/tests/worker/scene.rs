@@ -302,11 +302,12 @@ pub(crate) fn renews(effect: &Effect) -> bool {
 
 /// The ends of training units that the last input brought.
 pub(crate) fn ends(scene: &Scene) -> Vec<&ResultEnd> {
-    let end = |effect| match effect {
-        &Effect::KeepInner { ref end, .. } => Some(end),
+    let effects = scene.effects.iter();
+    let ends = effects.filter_map(|effect| match effect {
+        Effect::KeepInner { end, .. } => Some(end),
         _ => None,
-    };
-    scene.effects.iter().filter_map(end).collect()
+    });
+    ends.collect()
 }
 
 /// True for the order to keep the inner state after this end.
