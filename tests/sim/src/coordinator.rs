@@ -192,7 +192,7 @@ impl World {
         }
     }
 
-    /// Decides on all that waits, and carries out what comes of it.
+    /// Lets the core decide on all inputs that wait, and carries out its effects.
     pub(crate) fn decide(&mut self) {
         let now = self.now;
         let Some(process) = &mut self.site.process else {

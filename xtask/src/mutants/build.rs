@@ -45,7 +45,7 @@ pub(super) struct Program {
     pub(super) path: PathBuf,
 }
 
-/// What came of it.
+/// The result of the build.
 pub(super) struct Built {
     pub(super) programs: Vec<Program>,
     pub(super) out: BTreeMap<u32, Out>,

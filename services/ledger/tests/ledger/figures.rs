@@ -1,4 +1,4 @@
-//! What the fold counts and remembers, and what readers are told of it.
+//! What the fold counts and remembers, and what readers see.
 
 use ledger::{ReplayError, Run, State};
 use schemas::contribution::Fate;

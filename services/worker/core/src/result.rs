@@ -28,7 +28,7 @@ pub enum ResultEnd {
     Counted,
     /// It does not count and never will: it was refused, or was never handed in.
     Refused(Refusal),
-    /// It was handed in, and no answer says what became of it.
+    /// It was handed in, and no answer says how it ended.
     Unknown,
 }
 
