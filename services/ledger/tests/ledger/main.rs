@@ -1,6 +1,7 @@
 //! The fold by itself, event by event, without a coordinator.
 
 mod checkpoints;
+mod contradictions;
 mod figures;
 mod kit;
 mod places;
