@@ -1,3 +1,4 @@
+mod bounds;
 mod scene;
 
 use identity::ManifestKey;
