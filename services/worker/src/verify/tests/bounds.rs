@@ -123,12 +123,42 @@ fn no_object_is_larger_than_one_can_be() {
 }
 
 #[test]
-fn a_window_that_is_none_says_that_it_is_over() {
+fn a_window_says_by_how_much_it_is_over_or_has_not_begun() {
     let scene = Scene::new();
-    let detail = checked(&scene, UnitKind::Train, |claims| {
-        claims.nbf = NOW.get() / 1000;
-        claims.exp = claims.nbf;
-    });
-    let detail = detail.expect_err("it never was");
-    assert!(detail.contains("0 s in the past"), "{detail}");
+    let now = NOW.get() / 1000;
+    for (nbf, exp, says) in [
+        (now + 3600, now + 3700, "3600 s in the future"),
+        (now - 120, now - 90, "90 s in the past"),
+        // It begins now, and is over all the same.
+        (now, now, "0 s in the past"),
+        (now, now - 10, "10 s in the past"),
+    ] {
+        let detail = checked(&scene, UnitKind::Train, |claims| {
+            (claims.nbf, claims.exp) = (nbf, exp);
+        });
+        let detail = detail.expect_err("not now");
+        assert!(detail.contains(&format!("of a time {says},")), "{detail}");
+    }
+}
+
+/// The initial weights are those of round 0 alone, and as they were made.
+#[test]
+fn initial_weights_are_no_weights_of_a_later_round() {
+    let scene = Scene::new();
+    let base = |round: u64, codec: Codec| {
+        checked(&scene, UnitKind::Train, |claims| {
+            claims.lease.unit.round = Round(round);
+            claims.base = Weights {
+                round: Round(round),
+                codec,
+                chunks: scene.spec.model.initial.clone(),
+            };
+        })
+    };
+    let fp32 = scene.claims(unit(UnitKind::Train, 0)).base.codec;
+    assert_eq!(base(0, fp32), Ok(()));
+    let refused = base(0, scene.spec.download).expect_err("another codec");
+    assert_eq!(refused, "the weights of round 0 are not the initial ones");
+    let refused = base(1, fp32).expect_err("of another round");
+    assert!(refused.starts_with("codec "), "{refused}");
 }
