@@ -4,5 +4,6 @@ mod checkpoints;
 mod contradictions;
 mod figures;
 mod kit;
+mod naming;
 mod places;
 mod rounds;

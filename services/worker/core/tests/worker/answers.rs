@@ -1,13 +1,16 @@
 //! What single answers of the coordinator mean, and what follows from them.
 
+use std::collections::BTreeSet;
+
 use schemas::contribution::Fate;
 use schemas::event::WorkerEvent;
-use schemas::lease::RenewReply;
+use schemas::lease::{RenewReply, UnitKind};
 use schemas::{Code, Millis, Refusal, UnixMillis, V};
 use worker_core::{Answer, Effect, Exit, Input, Request};
 
 use crate::scene::{
-    AHEAD, LEASE, Scene, claims, exits, fate, joins, pause, refused, renews, submits,
+    AHEAD, LEASE, Scene, claims, exits, fate, join_reply, joins, lease, pause, refused, renews,
+    submits,
 };
 
 /// How long the answer to the renewal that was just asked for is waited for.
@@ -91,6 +94,29 @@ fn a_renewal_is_waited_for_a_sixth_of_the_lease_within_bounds() {
         scene.until(renews);
         assert_eq!(renewal_patience(&scene), Some(Millis(patience)));
     }
+}
+
+/// Workers that lose their coordinator at the same moment come back at different ones.
+#[test]
+fn workers_of_different_seeds_renew_at_different_times() {
+    let pauses = |seed: u64| {
+        let mut scene = Scene::seeded(seed);
+        scene.answer(Ok(Answer::Join(Box::new(join_reply(scene.now)))));
+        let work = scene.grant(lease(0, UnitKind::Train, 1));
+        let outcome = Ok(());
+        scene.give(Input::Fetched { work, outcome });
+        let mut pauses = Vec::new();
+        for _ in 0..6 {
+            scene.until(renews);
+            scene.answer(refused(Code::NoAnswer));
+            pauses.push(pause(&scene));
+        }
+        pauses
+    };
+    let seeds = (0..8).chain((1..8).map(|high| high << 60));
+    let different: BTreeSet<Vec<u64>> = seeds.map(pauses).collect();
+    assert_eq!(different.len(), 15);
+    assert_eq!(pauses(5), pauses(5));
 }
 
 /// The way of a message is no news of a clock.
