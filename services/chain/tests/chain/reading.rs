@@ -196,8 +196,8 @@ fn an_event_of_a_worker_stands_under_both_of_its_subjects() {
         subject.parse().expect("a subject")
     };
     let kind = "stopped";
-    let subjects: [&dyn Fn(&RunId, &str) -> Incoming; 2] = [&published, &recorded];
-    for subject in subjects {
+    type Named<'a> = &'a dyn Fn(&RunId, &str) -> Incoming;
+    for subject in [&published as Named<'_>, &recorded] {
         assert_eq!(entry.stands_under(&subject(&run, kind)), Ok(()));
         let moved = entry.stands_under(&subject(&other, kind));
         assert_eq!(moved, Err(Misplaced::Run));
