@@ -27,7 +27,7 @@ pub enum Chunks {
     Listed(Listed),
 }
 
-/// A list of chunks, and what whoever does not read it must know of it.
+/// A list of chunks by reference, with the numbers that are checked before anybody reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Listed {

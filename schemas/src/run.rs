@@ -254,7 +254,7 @@ impl RunSpec {
     }
 
     /// Checks that chunks in this codec are named as the run names its chunks, and are as many. The
-    /// length of each is for whoever reads the list.
+    /// length of each is checked where the list is read.
     ///
     /// # Errors
     /// [`Code::SizeMismatch`] or [`Code::ListMismatch`].

@@ -371,6 +371,28 @@ mod tests {
         assert!(made < 4 + 2 * TRANSFERS_MAX, "{made} chunks were encoded");
     }
 
+    #[test]
+    fn chunks_of_other_lengths_than_the_layout_gives_are_not_fetched() {
+        let chunk = |start, elements| Chunk {
+            fragment: 0,
+            start,
+            elements,
+        };
+        let layout = [chunk(0, 8), chunk(8, 5)];
+        let object = |bytes| ObjectRef {
+            digest: Digest::of(b"chunk"),
+            bytes: schemas::Bytes(bytes),
+        };
+        let check = |lengths: [u64; 2]| {
+            let found = check_lengths(&layout, CodecKind::Bf16, &lengths.map(object));
+            found.map_err(|refusal| refusal.code)
+        };
+        assert_eq!(check([16, 10]), Ok(()));
+        // The sum is the same.
+        assert_eq!(check([10, 16]), Err(Code::ManifestInvalid));
+        assert_eq!(check([16, 20]), Err(Code::ManifestInvalid));
+    }
+
     #[tokio::test]
     async fn uploads_keep_their_order() {
         let (chunks, encoded) = mpsc::channel(20);
