@@ -243,7 +243,7 @@ fn spec() -> RunSpec {
             config: object("config"),
             layout: object("layout"),
             chunk_elements: 8,
-            initial: vec![object("initial")],
+            initial: vec![object("initial")].into(),
             precision: Precision::Fp32,
         },
         data: object("data"),

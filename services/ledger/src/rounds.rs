@@ -105,9 +105,7 @@ impl Run {
             fate,
         };
         self.accepted.insert(unit, accepted);
-        for chunk in &contribution.chunks {
-            self.uploaded += chunk.bytes;
-        }
+        self.uploaded += contribution.chunks.total();
         self.count(worker, |member| {
             member.lease = None;
             member.accepted += 1;

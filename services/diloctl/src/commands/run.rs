@@ -12,7 +12,7 @@ use schemas::control::{Query, RunNew, View};
 use schemas::layout::Chunk;
 use schemas::run::{CodecKind, ModelSpec, RunSpec};
 use schemas::view::{RunDetail, RunPhase, RunView};
-use schemas::{Code, Digest, ObjectRef, RunId, V};
+use schemas::{Chunks, Code, Digest, ObjectRef, RunId, V};
 use serde::Serialize;
 
 use crate::cli::Run;
@@ -212,6 +212,10 @@ async fn build(
     for group in chunks.chunks(CHUNKS_IN_MEMORY) {
         let bodies: Vec<Bytes> = group.iter().map(|chunk| encoded(&weights, chunk)).collect();
         initial.extend(objects.put(&bodies, |bytes| bar.inc(bytes)).await?);
+    }
+    let (initial, list) = Chunks::of_new_run(initial);
+    if let Some(list) = list {
+        objects.put(&[Bytes::from(list)], |_| ()).await?;
     }
     bar.finish_and_clear();
     Ok(RunSpec {
