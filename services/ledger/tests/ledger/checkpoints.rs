@@ -113,7 +113,7 @@ fn the_bytes_of_a_state_are_those_of_its_form() {
         (FORMAT, Digest::of(&bytes).hex().as_str()),
         (
             1,
-            "9ffa8a76f01eb48294528a18ffd8ce259b1911fc997d65926c80f4d2a310124e"
+            "9b32f9fb6c3f81b59db74709581a538e30326805e94553659b86bb7755f6a914"
         ),
         "{} bytes",
         bytes.len()

@@ -328,7 +328,7 @@ async fn few_open_files_bound_the_connections_and_too_few_end_with_a_code() {
         .unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(
-        output.status.code() == Some(1) && text.contains("DL0314"),
+        output.status.code() == Some(64) && text.contains("DL0314"),
         "{:?} {text}",
         output.status
     );

@@ -227,11 +227,13 @@ async fn fg_16_a_bad_contribution_is_refused_alone_and_fg_17_a_repeated_one_coun
             |one| one.train_ms = u64::MAX,
         ),
     ];
-    let mut before: Option<LeaseRef> = None;
+    let mut refused: Vec<LeaseRef> = Vec::new();
     for (what, expected, last, change) in broken {
         let lease = scripted.claim().await.lease;
         assert!(
-            before.is_none_or(|before| before.unit == lease.unit && before.epoch < lease.epoch),
+            refused
+                .last()
+                .is_none_or(|before| before.unit == lease.unit && before.epoch < lease.epoch),
             "{what}: {lease}"
         );
         let bytes = chunk(&spec, 0.001, last);
@@ -249,15 +251,20 @@ async fn fg_16_a_bad_contribution_is_refused_alone_and_fg_17_a_repeated_one_coun
             expected,
             "{what}"
         );
-        before = Some(lease);
+        refused.push(lease);
     }
     // What was refused left nothing behind: the round is open, and a late holder of an earlier
-    // epoch is fenced off.
+    // epoch is fenced off. Under the lease that was refused last, anything is refused again.
     let lease = scripted.claim().await.lease;
     let object = scripted.upload(lease, chunk(&spec, 0.001, 0.0)).await;
     let good = Scripted::contribution(&spec, vec![object]);
-    let late = scripted.submit(&spec, before.unwrap(), good.clone()).await;
+    let [.., late, last] = refused[..] else {
+        panic!("too few were refused");
+    };
+    let late = scripted.submit(&spec, late, good.clone()).await;
     assert_eq!(refusal(late), Code::LeaseLost);
+    let again = scripted.submit(&spec, last, good.clone()).await;
+    assert_eq!(refusal(again), Code::NumberImpossible);
 
     for _ in 0..3 {
         let reply: SubmitReply = scripted
