@@ -33,6 +33,16 @@ pub(crate) fn lines(lines: &[(&str, String)]) -> String {
 pub(crate) struct Growing(Vec<usize>);
 
 impl Growing {
+    /// The rest of a table that [`render`] began with these rows.
+    pub(crate) fn measured(titles: &[&str], rows: &[Vec<String>]) -> Self {
+        let width = |(at, title): (usize, &&str)| {
+            let cells = rows.iter().map(|cells| Shown(&cells[at]).to_string());
+            let longest = cells.map(|cell| cell.chars().count()).max();
+            title.len().max(longest.unwrap_or(0))
+        };
+        Self(titles.iter().enumerate().map(width).collect())
+    }
+
     /// The next line; the first with the titles above it.
     pub(crate) fn row(&mut self, titles: &[&str], usual: &[usize], cells: &[String]) -> String {
         let cells: Vec<String> = cells.iter().map(|cell| Shown(cell).to_string()).collect();

@@ -87,7 +87,7 @@ metrics_table! {
     WORKER_BYTES = "diloco_worker_bytes_total", Counter, &["run", "worker", "way"], "coordinator", "Bytes of objects that a worker's process has moved, `up` and `down`.";
     WORKER_LANE_SECONDS = "diloco_worker_lane_seconds_total", Counter, &["run", "worker", "lane"], "coordinator", "Time that a worker's process has spent, in seconds, by lane: `fetch`, `train`, `encode`, `upload`. Lanes may run beside each other.";
     WORKER_TRANSFER_FAILURES = "diloco_worker_transfer_failures_total", Counter, &["run", "worker"], "coordinator", "Attempts at a transfer that failed in a worker's process; most of them were made again.";
-    WORKER_DEVICE_MEMORY = "diloco_worker_device_memory_bytes", Gauge, &["run", "worker"], "coordinator", "Memory of a worker's device that is in use; absent where its trainer cannot tell.";
+    WORKER_DEVICE_MEMORY = "diloco_worker_device_memory_bytes", Gauge, &["run", "worker"], "coordinator", "Memory of a worker's CUDA device that its trainer holds; absent where it computes on the processor.";
     WORKERS_NOT_SHOWN = "diloco_workers_not_shown", Gauge, &[], "coordinator", "Workers whose numbers are left out, since 512 others are shown already; at most as many again are counted.";
     STORE_REQUESTS = "diloco_store_requests_total", Counter, &["method", "status"], "store", "Requests that were answered, by HTTP method and status.";
     STORE_REQUEST_SECONDS = "diloco_store_request_seconds", Histogram, &["method"], "store", "Time from a request's head to the head of its answer, in seconds.";
