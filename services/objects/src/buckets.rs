@@ -32,7 +32,7 @@ use crate::transfer::{Regrant, Stored, Transfer};
 /// A correction of the clock that explains why a signature was refused: well below a URL's life.
 const CORRECTION_MIN: schemas::Millis = schemas::Millis::from_secs(2);
 
-/// What a store says of the sha256 that it checked at upload.
+/// A store's record of the sha256 that it checked at upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recorded {
     /// It does, and it is the expected one.
@@ -44,9 +44,9 @@ pub enum Recorded {
 /// A verified object as a listing shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listed {
-    /// What its key names.
+    /// The object that its key names.
     pub object: ObjectRef,
-    /// When it was stored, by the store's clock.
+    /// The time at which it was stored, by the store's clock.
     pub stored_at: UnixMillis,
 }
 
@@ -62,7 +62,7 @@ pub struct Buckets {
     patience: Duration,
 }
 
-/// What a HEAD said.
+/// The answer to a HEAD.
 struct Head {
     bytes: Option<u64>,
     checksum: Option<String>,
@@ -488,7 +488,7 @@ struct OwnGrants<'a> {
     buckets: &'a Buckets,
     place: &'a Place,
     key: String,
-    /// What is uploaded; none for a read.
+    /// The object to upload; none for a read.
     put: Option<ObjectRef>,
 }
 

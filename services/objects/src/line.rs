@@ -12,8 +12,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// What a connection has moved, for the transfer that waits for it. Clones look at the same
-/// connection.
+/// Counts of bytes that a connection has moved, for the transfer that waits for it. Clones look at
+/// the same connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Line(Arc<Counts>);
 
@@ -21,7 +21,7 @@ pub(crate) struct Line(Arc<Counts>);
 struct Counts {
     read: AtomicU64,
     written: AtomicU64,
-    /// What had moved when the last request was over.
+    /// Bytes moved when the last request was over.
     settled: AtomicU64,
     /// None once the connection is closed: its number may then name another.
     socket: Mutex<Option<RawFd>>,

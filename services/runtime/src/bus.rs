@@ -30,7 +30,7 @@ use crate::probe::{self, Vigil};
 /// Longest wait for the server to show that a subscription stands.
 const ROUND_TRIP_MAX: Duration = Duration::from_secs(5);
 
-/// How long a refusal that has arrived may take through the client's own task.
+/// Time that a refusal which has arrived may take through the client's own task.
 const REFUSAL_GRACE: Duration = Duration::from_millis(100);
 
 /// The section `bus` of every configuration.
@@ -81,7 +81,7 @@ impl BusConfig {
             .all(|url| url.starts_with("tls://") || url.starts_with("wss://"))
     }
 
-    /// How to connect to them.
+    /// TLS settings for connections to the servers.
     pub(crate) fn tls(&self) -> Result<BusTls, BusError> {
         if !self.is_encrypted() {
             return Ok(BusTls::Off);
@@ -432,7 +432,7 @@ struct JetStreamError {
     description: String,
 }
 
-/// Why there is no connection.
+/// The reason why a connection failed, as an error.
 async fn why_not(config: &BusConfig, error: &ConnectError) -> BusError {
     let (url, reason) = (config.url.clone(), causes(error));
     match error.kind() {

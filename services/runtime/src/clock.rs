@@ -15,7 +15,7 @@ use schemas::{Millis, UnixMillis};
 /// than the error of reading one after the other.
 const STEP_MIN: Millis = Millis::from_secs(5);
 
-/// Where this process's time begins.
+/// The origin of this process's time.
 struct Anchor {
     /// Unix milliseconds at `started`.
     at: AtomicU64,
@@ -55,7 +55,7 @@ pub fn text(at: UnixMillis) -> String {
 /// Tells steps of the wall clock, each once.
 #[derive(Debug)]
 pub struct StepDetector {
-    /// How far the wall clock was ahead when it was told last.
+    /// Milliseconds by which the wall clock was ahead at the last step that was told.
     told: i64,
 }
 

@@ -21,7 +21,7 @@ const BYTES_MAX: usize = 32 << 20;
 /// each of at most 256 chunks a few times, a fraction of its 4,096 places; and it takes sixteen
 /// keys that flood together to fill them all.
 const SHARES: usize = 16;
-/// What a message costs beside its own bytes.
+/// Memory of a message beside its own bytes.
 const OVERHEAD_BYTES: usize = 128;
 
 /// The end where messages come in.
@@ -38,11 +38,12 @@ pub(crate) struct Inlet {
     waiting: Arc<Mutex<Waiting>>,
 }
 
-/// What waits. Subjects without a place for a sender's key are those of one sender.
+/// Messages that wait, in all and by sender. Subjects without a place for a sender's key are those
+/// of one sender.
 #[derive(Debug, Default)]
 struct Waiting {
     all: Share,
-    /// What waits of each sender; a sender without anything has no entry.
+    /// The share of each sender; a sender without messages has no entry.
     senders: BTreeMap<Option<PublicKey>, Share>,
     dropped: u64,
     /// The sender that exceeded its share last.

@@ -17,7 +17,7 @@ const TARGET: &str = "runtime::throttle";
 /// Most of these lines at a time; how many causes were left out is said too.
 const LINES_MAX: usize = 16;
 
-/// What was held back. Clones share it: one tells it, the layer adds to it.
+/// The lines held back. Clones share them: the layer adds to them, and one clone sums them up.
 #[derive(Clone, Debug)]
 pub(crate) struct Held {
     throttle: Arc<Mutex<Throttle>>,
@@ -172,7 +172,7 @@ mod tests {
         }
     }
 
-    /// What `say` logs, with the sums at its end.
+    /// The log of `say`, with the sums at its end.
     fn logged(say: impl FnOnce()) -> String {
         let (page, held) = (Page::default(), Held::new());
         let layer = tracing_subscriber::fmt::layer()
