@@ -30,7 +30,7 @@ pub struct AccessKey {
     secret: Secret,
 }
 
-/// Why a store's keys cannot be used.
+/// Reasons why a store's keys cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreKeysError {
     /// The file.
@@ -40,11 +40,11 @@ pub enum StoreKeysError {
     /// a secret.
     #[error("{} is no file of store keys (line {line}, column {column})", path.display())]
     Malformed {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Where the parser stopped.
+        /// The line at which the parser stopped.
         line: usize,
-        /// Where the parser stopped.
+        /// The column at which the parser stopped.
         column: usize,
     },
     /// A part of a pair is empty.

@@ -21,9 +21,9 @@ use crate::gate::query_value;
 
 /// S3's own bound on a presigned URL's life.
 const EXPIRES_SECONDS_MAX: u32 = 7 * 24 * 3600;
-/// What the signature of an upload by the put key must cover.
+/// Headers that the signature of an upload by the put key must cover.
 const UPLOAD_HEADERS: [&str; 3] = ["content-length", "if-none-match", "x-amz-checksum-sha256"];
-/// What the admin key may ask for; all else is not implemented here.
+/// Operations that the admin key may ask for; no other is implemented.
 const OPERATIONS: [&str; 8] = [
     "CopyObject",
     "DeleteObject",

@@ -28,7 +28,7 @@ use crate::output::Row;
 use crate::stack::health::Trouble;
 use declaration::{Consumer, read_all};
 
-/// How long the server may take for one change; a stream with copies needs an election.
+/// Time that the server may take for one change; a stream with copies needs an election.
 const CHANGE_MAX: Duration = Duration::from_secs(20);
 
 pub(crate) async fn run(context: &Context, command: &Cluster) -> Result<(), Failure> {
@@ -242,8 +242,9 @@ async fn settle(
     }
 }
 
-/// What a live stream is to become, when it can be had without altering what the stream holds or
-/// refuses: it learns to take batches, which streams of earlier releases do not.
+/// The live configuration with the one addition that a live stream can be given without altering
+/// what it holds or refuses: it learns to take batches, which streams of earlier releases do not.
+/// None when nothing is to be added.
 fn widened(wanted: &stream::Config, live: &stream::Config) -> Option<stream::Config> {
     (wanted.allow_atomic_publish && !live.allow_atomic_publish).then(|| stream::Config {
         allow_atomic_publish: true,
@@ -385,7 +386,7 @@ fn differences(wanted: &stream::Config, live: &stream::Config) -> String {
     )
 }
 
-/// What a stream copies and by which way, in order of names: `LEDGER by source.LEDGER to
+/// The copies that a stream makes and their way, in order of names: `LEDGER by source.LEDGER to
 /// copy.LEDGER`.
 fn copies(config: &stream::Config) -> String {
     let way = |source: &stream::Source| match &source.external {
@@ -408,7 +409,7 @@ fn list(fields: impl Iterator<Item = (&'static str, String, String)>) -> String 
         .join("; ")
 }
 
-/// How a live thing stands to its declaration.
+/// A live stream or bucket compared with its declaration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Stand {

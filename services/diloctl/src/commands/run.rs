@@ -101,12 +101,12 @@ pub(crate) async fn run(context: &Context, command: Run) -> Result<(), Failure> 
     }
 }
 
-/// How long a wait puts up with what it sees.
+/// Time that a wait has gone on without workers, and its limit.
 struct Patience {
     nobody_for: Duration,
     /// Since when nobody is there.
     nobody_since: Option<Instant>,
-    /// What holds the run up, as it was told last.
+    /// The trouble that was told last.
     told: Option<Code>,
 }
 

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use crate::support::{TestStore, buckets, key_of, nobody, noise, now, soon};
 
-/// What is replaced, and by what; of the same length.
+/// The bytes to replace, and their replacement of the same length.
 type Swap = (Vec<u8>, Vec<u8>);
 
 /// A proxy that takes in whole requests and answers and passes them on with everything swapped.
