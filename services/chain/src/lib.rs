@@ -9,6 +9,7 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `signature` | which bytes are signed, and the check of a signature |
+//! | `tabled` | the same check for a key that signs many, twice as fast |
 //! | `end` | where a chain ends: writing the next event, and how an event stands to it |
 //! | `history` | everything that a chain has had so far: copies, forks and gaps told apart |
 //! | `entry` | a stored message, opened: its signature checked, its body decoded |
@@ -21,6 +22,7 @@ mod history;
 mod proof;
 mod reader;
 mod signature;
+mod tabled;
 
 pub use end::{Draft, End, Stand};
 pub use entry::{Claimed, Entry, Fault, Misplaced};

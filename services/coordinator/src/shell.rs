@@ -203,12 +203,15 @@ impl Shell {
         Ok(())
     }
 
-    /// Appends the events among the effects, all together, and then carries out the others in their
-    /// order: none leaves before the ledger holds what it rests on.
+    /// Gives the orders among the effects to the foundries, appends the events, all together, and
+    /// then carries out the others in their order: none leaves before the ledger holds what it
+    /// rests on. A foundry works while the disk does: all that it makes are objects, which mean
+    /// nothing until a later event names them.
     async fn carry_out(&mut self, effects: &mut Vec<Effect>) -> Result<Flow, Failure> {
         let (mut events, mut others) = (Vec::new(), Vec::with_capacity(effects.len()));
         for effect in effects.drain(..) {
             match effect {
+                Effect::Foundry { .. } => self.perform_timed(effect).await?,
                 Effect::Append { time, run, event } => {
                     tracing::debug!(
                         kind = event.kind(),
@@ -232,15 +235,19 @@ impl Shell {
         for effect in others {
             match effect {
                 Effect::Stop { reason } => flow = Flow::Stop(reason),
-                effect => {
-                    let (kind, since) = (effect.kind(), Instant::now());
-                    let span = doors::effect_span(&effect);
-                    self.perform(effect).instrument(span).await?;
-                    doors::carried_out(kind, since.elapsed());
-                }
+                effect => self.perform_timed(effect).await?,
             }
         }
         Ok(flow)
+    }
+
+    /// Carries out one effect, in a span and with its time in the metrics.
+    async fn perform_timed(&mut self, effect: Effect) -> Result<(), Failure> {
+        let (kind, since) = (effect.kind(), Instant::now());
+        let span = doors::effect_span(&effect);
+        self.perform(effect).instrument(span).await?;
+        doors::carried_out(kind, since.elapsed());
+        Ok(())
     }
 }
 
