@@ -9,7 +9,7 @@ use model::{ModelConfig, SyntheticConfig};
 /// Bytes of the text that workers read: enough for shards on both sides.
 const CORPUS_BYTES: usize = 512 << 10;
 
-/// What is trained.
+/// The model that is trained.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Model {
     /// So many parameters, and steps that take a time.
@@ -18,7 +18,7 @@ pub(crate) enum Model {
     Preset(&'static str),
 }
 
-/// What is run.
+/// The size of a run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     pub(crate) model: Model,
