@@ -187,7 +187,7 @@ impl Buckets {
     /// A verified object's bytes, hashed here.
     ///
     /// # Errors
-    /// Why there are no verified bytes.
+    /// The object was not read, or its bytes do not hash to its digest.
     pub async fn get(&self, digest: Digest) -> Result<Bytes, ObjectError> {
         self.read(
             &self.blobs,
@@ -201,7 +201,7 @@ impl Buckets {
     /// An upload's bytes, to be screened before promotion; hashed here.
     ///
     /// # Errors
-    /// Why there are no verified bytes.
+    /// The object was not read, or its bytes do not hash to its digest.
     pub async fn get_incoming(
         &self,
         key: &IncomingKey,

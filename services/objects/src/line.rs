@@ -34,8 +34,7 @@ pub(crate) struct Counted {
 }
 
 impl Line {
-    /// Bytes that came, and bytes that the peer's machine has taken. It only grows, but for what is
-    /// underway.
+    /// Bytes read, and bytes written that the peer's machine has acknowledged.
     pub(crate) fn moved(&self) -> u64 {
         let Counts {
             read,
@@ -52,13 +51,14 @@ impl Line {
         read.saturating_add(written.saturating_sub(underway))
     }
 
-    /// The part of it that belongs to the present request: a connection serves one after the other.
+    /// Bytes of the present request. A connection serves one request after the other, and earlier
+    /// ones do not count.
     pub(crate) fn moved_since_settled(&self) -> u64 {
         self.moved()
             .saturating_sub(self.0.settled.load(Ordering::Relaxed))
     }
 
-    /// A request is over.
+    /// Ends a request: what has moved so far belongs to it and those before.
     pub(crate) fn settle(&self) {
         self.0.settled.store(self.moved(), Ordering::Relaxed);
     }

@@ -101,7 +101,7 @@ pub trait Service: Sized {
     /// Connects or binds. Dropped in the middle when a signal comes.
     ///
     /// # Errors
-    /// Why the service cannot be used.
+    /// The reason why the service cannot be used.
     fn start(self) -> impl Future<Output = Result<Self::Running, Failure>>;
 }
 
@@ -115,7 +115,7 @@ pub trait Running {
     /// Serves until `stop`, then drains; or until it cannot go on.
     ///
     /// # Errors
-    /// Why it cannot go on.
+    /// The reason why it cannot go on.
     fn run(self, stop: CancellationToken) -> impl Future<Output = Result<(), Failure>>;
 }
 

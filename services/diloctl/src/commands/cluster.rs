@@ -36,7 +36,7 @@ pub(crate) async fn run(context: &Context, command: &Cluster) -> Result<(), Fail
         Cluster::Init(declarations) => (declarations, true),
         Cluster::Check(declarations) => (declarations, false),
     };
-    // Found missing by two at a time, a stream would be created twice.
+    // Two commands at a time could both find a stream missing and create it twice.
     let _lock = create
         .then(|| {
             context
@@ -65,8 +65,7 @@ pub(crate) async fn run(context: &Context, command: &Cluster) -> Result<(), Fail
     }
 }
 
-/// Tells what ends soon of what lies in the domain's folder: certificates, and the credentials that
-/// were issued.
+/// Prints which certificates and issued credentials in the domain's folder end soon.
 pub(crate) fn say_what_ends(context: &Context) -> Result<(), Failure> {
     let domain = context.domain()?;
     let (layout, now) = (domain.layout(), clock::now());
@@ -111,8 +110,8 @@ pub(crate) fn say_what_ends(context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Tells which streams are not as declared. They are left as they are: somebody may
-/// have altered one on purpose.
+/// Prints which streams differ from their declaration. They are left as they are: somebody may have
+/// altered one on purpose.
 pub(crate) fn say_what_differs(context: &Context, rows: &[Compared]) {
     let differing: Vec<_> = rows
         .iter()
@@ -149,8 +148,8 @@ pub(crate) async fn compare(
     }
     let tenants = context.domain()?.trust().tenants.clone();
     let mut connected: BTreeMap<Account, jetstream::Context> = BTreeMap::new();
-    // The copy is looked at first: where what it copies is missing, it is a witness that there was
-    // something.
+    // The readers' copy comes first: when a stream that it copies is missing, the copy shows that
+    // the stream existed.
     let readers = provision(context, Account::Audit).await?;
     let copy = match readers.get_stream(AUDIT_STREAM).await {
         Ok(copy) => Copy::read(&copy, &tenants).await?,
