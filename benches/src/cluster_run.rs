@@ -35,7 +35,7 @@ pub(crate) struct Shape {
 /// Everything but workers: broker, store and coordinator, with a run that waits for its workers.
 ///
 /// # Errors
-/// A file cannot be written. What fails in a process panics with its log.
+/// A file cannot be written. A failure of a process panics with its log.
 pub(crate) async fn start(shape: &Shape) -> Result<Cluster> {
     let mut cluster = Cluster::broker(harness::Options::default()).await;
     cluster.start_store().await;

@@ -6,8 +6,8 @@ use schemas::{Digest, UnixMillis, V};
 use serde::{Deserialize, Serialize};
 
 /// Longest line, with its end: the longest event in base64 (23 KiB), the longest subject that the
-/// broker takes (4 KiB) with every character escaped, and names. What writes lines and what reads
-/// them has this bound from here.
+/// broker takes (4 KiB) with every character escaped, and names. Writer and reader of lines share
+/// this bound.
 pub(crate) const LINE_BYTES_MAX: usize = 64 << 10;
 
 /// The content of a line.

@@ -158,12 +158,12 @@ impl Recorder {
         self.take(records, now)
     }
 
-    /// Checks records and keeps those that are new. What is returned is on the disk. When this
-    /// fails the recorder must not be used any more: open it again.
+    /// Checks records and keeps those that are new. The findings that it returns are on the disk.
+    /// When this fails the recorder must not be used any more: open it again.
     ///
     /// # Errors
-    /// [`RecorderError::Contradicted`]: the stream has something else where something was kept, or nothing. What was found is
-    /// in the files, the record is not. Or the files cannot be written.
+    /// [`RecorderError::Contradicted`]: the stream has something else where something was kept, or
+    /// nothing. The finding is in the files, the record is not. Or the files cannot be written.
     pub fn take(
         &mut self,
         records: &[Record],

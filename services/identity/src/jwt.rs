@@ -369,7 +369,8 @@ pub(crate) fn verify_signature<C: Claims>(token: &str) -> Result<Jwt<C>, JwtErro
     })
 }
 
-/// Which role's key signed the user, if any, after checking that it may have.
+/// Checks that the signer of a user may sign it; gives the role whose key signed, if it was a
+/// role's.
 fn check_user(
     user: &Jwt<UserClaims>,
     account: &Jwt<AccountClaims>,

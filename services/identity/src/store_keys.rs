@@ -36,8 +36,7 @@ pub enum StoreKeysError {
     /// The file.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Not JSON of this form. What the parser met is told by position only, since its text could be
-    /// a secret.
+    /// Not JSON of this form. Only the position is told, since the text there could be a secret.
     #[error("{} is no file of store keys (line {line}, column {column})", path.display())]
     Malformed {
         /// The file.

@@ -227,7 +227,7 @@ pub fn lifetimes(path: &Path) -> Result<Vec<Facts>, TlsError> {
         .collect()
 }
 
-/// The usual verifier. What it refuses, it refuses with words for people.
+/// The usual verifier. Its refusals are words for people.
 #[derive(Debug)]
 struct Explaining(Arc<WebPkiServerVerifier>);
 

@@ -302,8 +302,7 @@ impl Buckets {
         }
     }
 
-    /// All verified objects, in order of digest. What lies in the bucket under other keys is passed
-    /// over.
+    /// All verified objects, in order of digest. Other keys in the bucket are passed over.
     pub fn list(&self) -> BoxStream<'static, Result<Listed, ObjectError>> {
         let entries = self
             .blobs_listing

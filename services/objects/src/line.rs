@@ -1,6 +1,6 @@
-//! A TCP connection that tells how many bytes have really moved over it. What was written lies in
-//! the kernel's buffer at first, megabytes of it, and on a slow line it leaves from there over
-//! minutes: only what the peer's machine has acknowledged has moved.
+//! A TCP connection that tells how many bytes have really moved over it. Written bytes lie in the
+//! kernel's buffer at first, megabytes of them, and on a slow line they leave it over minutes: only
+//! bytes that the peer's machine has acknowledged have moved.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, RawFd};

@@ -258,7 +258,7 @@ impl Bus {
         self.send(subject, request, wait).await
     }
 
-    /// What the silence after something that `stream` was to store means. A server whose store has
+    /// The meaning of a time-out of something that `stream` was to store. A server whose store has
     /// failed, most often since its disk was full, goes on answering everything else, and says what
     /// is wrong to its log alone.
     pub async fn explain_silence(&self, error: BusError, stream: &str) -> BusError {
@@ -322,7 +322,7 @@ impl Bus {
             })
     }
 
-    /// Hears a subject. When this returns, the server has the subscription, so what is published
+    /// Hears a subject. When this returns, the server has the subscription, so everything published
     /// from now on arrives.
     ///
     /// # Errors
@@ -392,7 +392,7 @@ impl Bus {
         })
     }
 
-    /// True when there is a connection at this moment. What is said without one waits in the
+    /// True when there is a connection at this moment. Without one, what is published waits in the
     /// client.
     pub fn is_connected(&self) -> bool {
         self.client.connection_state() == State::Connected

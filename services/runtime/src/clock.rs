@@ -2,8 +2,8 @@
 //!
 //! It reads the wall clock once, when the process starts, and is a monotonic clock from there on. A
 //! step of the wall clock (a wrong answer of a time server, a hand on `date`, a machine that slept)
-//! moves no deadline and enters no record: it is told with [`StepDetector`], and taken up when the process
-//! is started again. What a time server corrects little by little reaches both clocks alike.
+//! moves no deadline and enters no record: it is told with [`StepDetector`], and taken up when the
+//! process is started again. Small corrections of a time server reach both clocks alike.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};

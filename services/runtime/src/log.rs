@@ -1,5 +1,5 @@
 //! Logs go to stderr: for people by default, with colours on a terminal; as JSON lines for
-//! machines. What repeats is held back and counted, see [`crate::throttle`].
+//! machines. Repeated lines are held back and counted, see [`crate::throttle`].
 
 use std::io::IsTerminal as _;
 use std::sync::OnceLock;

@@ -1,5 +1,5 @@
-//! The materials of a process: addresses, credentials, keys, certificates. Which of them a process
-//! has depends on its role; how each is checked does not.
+//! The materials of a process: addresses, credentials, keys, certificates. The role of a process
+//! decides which of them it has; each is checked in the same way everywhere.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};

@@ -28,8 +28,8 @@ pub const CAUSES_MAX: usize = 256;
 pub const OTHERS: &str = "others";
 /// Most bytes of a line that are kept to show the newest one.
 pub(crate) const NEWEST_BYTES_MAX: usize = 512;
-/// Fields whose values tell causes apart. What differs with each unit, object or try is none of
-/// them.
+/// Fields whose values tell causes apart. Fields that differ with each unit, object or try are not
+/// among them.
 pub const CAUSE_FIELDS: &[&str] = &[
     "code", "cause", "sender", "layer", "finding", "place", "kind", "peer", "run", "signal",
 ];

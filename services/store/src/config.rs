@@ -57,7 +57,7 @@ pub struct StoreLimits {
     /// Connections served at a time; others wait in the kernel's queue.
     pub connections_max: usize,
     /// The share of them that one peer may hold when it is alone, in percent; more are closed as
-    /// they come. Where others hold some, its share is of what they leave.
+    /// they come. When other peers hold places, its share is taken of the rest.
     pub connections_peer_percent: u8,
     /// Longest silence of a peer in the middle of a request, and longest wait for the next one.
     pub idle: Duration,

@@ -41,8 +41,8 @@ pub(crate) struct Rights {
     keys: StoreKeys,
 }
 
-/// Travels with a request: whether its signature and the rights of its key were found good. What a
-/// request is given, its connection has from then on.
+/// Travels with a request: whether its signature and the rights of its key were found good. A
+/// connection keeps what one of its requests was given.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Admission {
     given: Arc<AtomicBool>,

@@ -265,7 +265,7 @@ impl Store {
     }
 }
 
-/// What the requests of one connection are answered with.
+/// The service that answers the requests of one connection, with its limits.
 #[derive(Clone)]
 struct Front {
     service: S3Service,

@@ -1,5 +1,5 @@
-//! A poor line to a server: little bandwidth for all connections together, or none at all. What
-//! passes is not looked at.
+//! A poor line to a server: little bandwidth for all connections together, or none at all. The
+//! bytes that pass are not looked at.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,6 +1,7 @@
-//! `cluster`: the streams of the bus, as the files in nats-config declare them. What is
-//! missing is created; what differs is reported and left alone, since changing a stream can throw
-//! events away. One change is made, which throws nothing away: a stream learns to take batches.
+//! `cluster`: the streams of the bus, as the files in nats-config declare them. A stream that is
+//! missing is created; one that differs is reported and left alone, since changing a stream can
+//! throw events away. One change is made, which throws nothing away: a stream learns to take
+//! batches.
 
 mod declaration;
 

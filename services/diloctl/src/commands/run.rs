@@ -23,7 +23,7 @@ use crate::objects::OperatorObjectsClient;
 use crate::output::{Record, Row};
 use crate::table::{bytes, count, or_dash, time};
 
-/// What `run wait` waits for.
+/// The event that `run wait` waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     Complete,

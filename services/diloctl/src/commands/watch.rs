@@ -205,7 +205,7 @@ const BAR: usize = 20;
 /// The width of a terminal that does not tell its own.
 const WIDTH_USUAL: usize = 80;
 
-/// One line of a run that is followed. What may be long comes last.
+/// One line of a run that is followed. The field that may be long comes last.
 #[derive(Serialize)]
 #[serde(transparent)]
 struct Change<'a>(&'a RunView);

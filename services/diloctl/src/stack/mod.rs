@@ -141,7 +141,8 @@ struct Ports {
 
 impl Ports {
     /// Those that were asked for, or those of the last time: two domains of one machine keep theirs
-    /// apart. What is not running must find its port free, before anything is written or started.
+    /// apart. The port of a service that does not run must be free; this is checked before anything
+    /// is written or started.
     fn choose(context: &Context, options: &Up) -> Result<Self, Failure> {
         let last = Endpoints::read(&context.folder)?;
         let ports = Self {

@@ -118,8 +118,8 @@ impl Dialer {
         }
     }
 
-    /// Tries every server once, in order. What arrives before the last subscription stands is
-    /// handed to `heard`.
+    /// Tries every server once, in order. Messages that arrive before the last subscription stands
+    /// are handed to `heard`.
     ///
     /// # Errors
     /// Why the last of them was of no use, or that it takes the credentials but not a subscription.

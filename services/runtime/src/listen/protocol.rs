@@ -153,7 +153,7 @@ impl Parser {
     /// The next word; none until more bytes have come.
     ///
     /// # Errors
-    /// The bytes are not those of a NATS server. What follows cannot be understood.
+    /// The bytes are not those of a NATS server. The bytes that follow cannot be understood.
     pub(crate) fn next(&mut self) -> Result<Option<Word>, ProtocolError> {
         loop {
             let word = match &mut self.state {

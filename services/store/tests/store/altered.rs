@@ -1,6 +1,6 @@
-//! Bytes that somebody alters on a way without TLS. What an object should be is known from
-//! elsewhere, by its digest: from the grant and the statement on the bus. So a change is refused,
-//! by the store or by the reader.
+//! Bytes that somebody alters on a way without TLS. The reader knows an object's digest from
+//! elsewhere: from the grant and the statement on the bus. So a change is refused, by the store or
+//! by the reader.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
