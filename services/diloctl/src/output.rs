@@ -27,7 +27,7 @@ pub(crate) enum Format {
 /// Version of the JSON documents, their field `v`.
 pub(crate) const JSON_VERSION: u8 = 1;
 
-/// What one row of a table looks like.
+/// One row of a table.
 pub(crate) trait Row: Serialize {
     /// Column titles.
     const TITLES: &'static [&'static str];
@@ -39,7 +39,7 @@ pub(crate) trait Row: Serialize {
     fn cells(&self) -> Vec<String>;
 }
 
-/// What a single thing looks like: lines of a name and a value.
+/// A single thing as lines of a name and a value.
 pub(crate) trait Record: Serialize {
     /// The lines.
     fn lines(&self) -> Vec<(&'static str, String)>;

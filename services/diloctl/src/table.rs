@@ -141,8 +141,7 @@ mod tests {
         assert_eq!(time(schemas::UnixMillis(0)), "1970-01-01T00:00:00Z");
     }
 
-    /// What a worker calls its device, as an attack: a screen that is cleared, a row that is
-    /// forged.
+    /// A device name that is an attack: it clears the screen and forges a row.
     const HOSTILE: &str = "cpu\u{1b}[2J\u{1b}[H\nUFORGED  yes  \u{202e}training\u{9b}1m";
 
     #[test]

@@ -31,14 +31,14 @@ const SECONDS: &[f64] = &[
 /// Time between two cleanings of what histograms hold between two scrapes.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
-/// How a number is to be read.
+/// The type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Only grows while the process lives.
     Counter,
     /// The present value.
     Gauge,
-    /// How many took how long.
+    /// Counts of durations, by duration.
     Histogram,
 }
 
@@ -47,13 +47,13 @@ pub enum Kind {
 pub struct Metric {
     /// Its name, with the unit.
     pub name: &'static str,
-    /// How it is to be read.
+    /// Its type.
     pub kind: Kind,
     /// Its labels.
     pub labels: &'static [&'static str],
     /// The services that have it.
     pub services: &'static str,
-    /// What it says.
+    /// Its description.
     pub help: &'static str,
 }
 
@@ -107,7 +107,7 @@ pub struct MetricsConfig {
 }
 
 impl MetricsConfig {
-    /// Where to listen, if anywhere.
+    /// The address to listen on; none when no numbers are served.
     ///
     /// # Errors
     /// It is no address, or one that other machines reach.
