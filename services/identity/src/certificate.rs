@@ -356,6 +356,21 @@ mod tests {
         assert_eq!(facts.names, ["diloco private authority"]);
     }
 
+    /// Clients of other crates show the error of a verifier in its debugging form.
+    #[test]
+    fn a_refusal_says_the_same_in_both_forms() {
+        let refused = CertificateRefused {
+            names: "store.example".to_owned(),
+            why: Why::Stranger,
+        };
+        let said = "the certificate that the server shows, issued to store.example, is signed by \
+                    no authority that is trusted here";
+        assert_eq!(
+            (refused.to_string(), format!("{refused:?}")),
+            (said.to_owned(), said.to_owned())
+        );
+    }
+
     #[test]
     fn of_very_many_names_the_first_are_shown() {
         let (authority, _) = Authority::generate(NOW).expect("the generator works");

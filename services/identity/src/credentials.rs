@@ -326,6 +326,17 @@ mod tests {
             (again.jwt(), again.public()),
             (credentials.jwt(), key.public())
         );
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let path = scratch.path().join("w1.creds");
+        credentials.write(&path).expect("the folder takes files");
+        let read = Credentials::read(&path).expect("just written");
+        let error = read
+            .check(UnixMillis(NOW.get() + 60_000))
+            .expect_err("it is over");
+        assert!(
+            error.to_string().contains(&*path.display().to_string()),
+            "{error} says which file"
+        );
         let noted = text.replacen(
             "\n\n",
             "\n\n************* IMPORTANT *************\nKeep this secret.\n\n",

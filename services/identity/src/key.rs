@@ -285,6 +285,60 @@ mod tests {
         }
     }
 
+    /// The text of these bytes, with their checksum: CRC-16/XMODEM, the lower byte first.
+    fn encoded(bytes: &[u8]) -> String {
+        let mut sum = 0u16;
+        for byte in bytes {
+            sum ^= u16::from(*byte) << 8;
+            for _ in 0..8 {
+                let top = sum & 0x8000 != 0;
+                sum = (sum << 1) ^ if top { 0x1021 } else { 0 };
+            }
+        }
+        let whole = [bytes, &sum.to_le_bytes()].concat();
+        data_encoding::BASE32_NOPAD.encode(&whole)
+    }
+
+    #[test]
+    fn a_second_text_of_the_same_key_is_refused() {
+        let key = SigningKey::generate(KeyKind::User);
+        let seed = key.seed();
+        let whole = data_encoding::BASE32_NOPAD
+            .decode(seed.expose().as_bytes())
+            .expect("nkeys wrote it");
+        let bytes = &whole[..whole.len() - 2];
+        assert_eq!(encoded(bytes), seed.expose(), "this is how seeds are made");
+        for bits in 1..8 {
+            let mut other = bytes.to_vec();
+            other[1] |= bits;
+            let text = encoded(&other);
+            let (prefix, raw) = nkeys::decode_seed(&text).expect("nkeys takes it");
+            assert!(prefix == KeyKind::User.prefix() && raw == key.key.to_bytes());
+            assert!(matches!(
+                SigningKey::from_seed(KeyKind::User, &Seed::new(text)),
+                Err(KeyError::Seed { .. })
+            ));
+        }
+    }
+
+    #[test]
+    fn the_refusal_of_a_seed_says_how_one_begins() {
+        for (kind, letters) in [
+            (KeyKind::Operator, "SO"),
+            (KeyKind::Account, "SA"),
+            (KeyKind::User, "SU"),
+        ] {
+            let text = SigningKey::generate(kind).seed();
+            assert!(text.expose().starts_with(letters));
+            let error = SigningKey::from_seed(kind, &Seed::new(String::new()));
+            let error = error.expect_err("no seed").to_string();
+            assert!(
+                error.ends_with(&format!("starts with {letters}")),
+                "{error}"
+            );
+        }
+    }
+
     #[test]
     fn public_keys_have_checksum_and_kind() {
         let text = SigningKey::generate(KeyKind::User).public().to_string();

@@ -151,3 +151,29 @@ impl Layout {
         names.iter().map(|name| self.folder.join(name)).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Operators back these up, mount them and name them in unit files: a path is not renamed
+    /// unnoticed.
+    #[test]
+    fn every_part_of_a_domain_has_its_place() {
+        let layout = Layout::new(Path::new("d"));
+        for (path, place) in [
+            (layout.server_certificate(), "d/tls/server.pem"),
+            (layout.server_key(), "d/tls/server.key"),
+            (layout.store_keys(), "d/store/keys.json"),
+            (layout.broker_folder(), "d/broker"),
+            (layout.broker_config(), "d/broker/nats.conf"),
+            (layout.broker_generated(), "d/broker/generated"),
+            (layout.broker_data(), "d/nats"),
+            (layout.ledger_mark(), "d/ledger.mark"),
+            (layout.audit_files(), "d/audit"),
+            (layout.lock(), "d/lock"),
+        ] {
+            assert_eq!(path, Path::new(place));
+        }
+    }
+}

@@ -129,6 +129,8 @@ mod tests {
             "{text}"
         );
         drop(first);
+        let left = std::fs::read(Layout::new(&folder).lock()).expect("the file stays");
+        assert!(left.is_empty(), "a note goes with its holder");
         DomainLock::take(&folder, "diloctl down").expect("it was given back");
     }
 }

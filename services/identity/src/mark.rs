@@ -289,6 +289,37 @@ mod tests {
     }
 
     #[test]
+    fn places_are_lines_of_fixed_length() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let (path, domain) = (scratch.path().join("ledger.mark"), domain());
+        let (file, _) = MarkFile::open(&path, &domain).expect("a fresh folder");
+        for events in [0, 7, 12_345_678_901] {
+            file.write(&mark(&domain, events)).expect("it is open");
+            let bytes = std::fs::read(&path).expect("it is ours");
+            assert_eq!(bytes.len(), PLACES as usize * PLACE_BYTES);
+            for place in bytes.chunks(PLACE_BYTES) {
+                assert_eq!(
+                    place.iter().position(|byte| *byte == b'\n'),
+                    Some(PLACE_BYTES - 1)
+                );
+            }
+        }
+    }
+
+    /// Only a file that is not there is none: a ledger's loss must not hide behind a bad disk.
+    #[test]
+    fn what_the_system_refuses_to_read_is_neither_absent_nor_damaged() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let domain = domain();
+        let file = scratch.path().join("file");
+        std::fs::write(&file, b"x").expect("it is ours");
+        for path in [file.join("below-a-file"), scratch.path().to_owned()] {
+            let read = Mark::read(&path, &domain);
+            assert!(matches!(read, Err(MarkError::Io { .. })), "{read:?}");
+        }
+    }
+
+    #[test]
     fn a_mark_of_another_domain_is_refused() {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let path = scratch.path().join("ledger.mark");

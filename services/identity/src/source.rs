@@ -199,6 +199,16 @@ pub fn reconnect_delay(attempts: usize) -> Duration {
 mod tests {
     use super::*;
 
+    /// A token beside a signature of a nonce opens a connection: neither is printed.
+    #[test]
+    fn a_proof_prints_nothing_of_what_it_holds() {
+        let proof = Proof {
+            jwt: "a.token.of".to_owned(),
+            signature: vec![7; 3],
+        };
+        assert_eq!(format!("{proof:?} {proof:#?}"), "Proof(..) Proof(..)");
+    }
+
     #[test]
     fn pauses_have_a_floor_and_a_ceiling() {
         let millis: Vec<_> = [0, 1, 2, 3, 6, 7, 8, usize::MAX]
