@@ -201,7 +201,7 @@ fn round_events(run: u64, round: u64) -> Vec<LedgerEvent> {
         broadcast: Weights {
             round: Round(round + 1),
             codec: CODEC,
-            chunks: chunks(&format!("weights {run} {round}")),
+            chunks: chunks(&format!("weights {run} {round}")).into(),
         },
         norm: 1.0,
         tokens: schemas::Tokens(unit_tokens() * u64::from(UNITS)),
@@ -249,7 +249,7 @@ fn contribution(run: u64, round: u64, unit: u32) -> Contribution {
     Contribution {
         layout: Digest::of(b"layout"),
         codec: CODEC,
-        chunks: chunks(&format!("contribution {run} {round} {unit}")),
+        chunks: chunks(&format!("contribution {run} {round} {unit}")).into(),
         tokens: schemas::Tokens(unit_tokens()),
         steps: Steps(100),
         loss: 2.5,
@@ -272,7 +272,7 @@ fn spec(run: &RunId) -> RunSpec {
             config: object("config"),
             layout: object("layout"),
             chunk_elements: 4 << 20,
-            initial: chunks("initial"),
+            initial: chunks("initial").into(),
             precision: Precision::Fp32,
         },
         data: object("data"),

@@ -7,7 +7,7 @@ use crate::codec::Codec;
 use crate::lease::LeaseRef;
 use crate::limits::WORKER_MESSAGE_BYTES_MAX;
 use crate::message::{DecodeError, Message as _, V, message};
-use crate::{Digest, ObjectRef, RunId, Steps, Tokens, WorkerId};
+use crate::{Chunks, Digest, ObjectRef, RunId, Steps, Tokens, WorkerId};
 
 /// `contribution.stage`: chunk `index` of my contribution is uploaded; read and screen it while I
 /// make the next.
@@ -74,8 +74,8 @@ pub struct Contribution {
     pub layout: Digest,
     /// How the chunks are encoded.
     pub codec: Codec,
-    /// One object per chunk of the layout, in order.
-    pub chunks: Vec<ObjectRef>,
+    /// The chunks of the layout, in order.
+    pub chunks: Chunks,
     /// Tokens trained on; the weight in the mean.
     pub tokens: Tokens,
     /// Inner steps done.

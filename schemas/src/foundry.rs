@@ -15,7 +15,7 @@ use crate::member::Session;
 use crate::message::{V, message};
 use crate::run::RunSpec;
 use crate::snapshot::{MergeInput, MergeRecord};
-use crate::{Digest, ObjectRef, PublicKey, Refusal, Round, RunId, SyncId, WorkerId};
+use crate::{Digest, Listed, ObjectRef, PublicKey, Refusal, Round, RunId, SyncId, WorkerId};
 
 /// One check of a submitted result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -26,7 +26,7 @@ pub struct ScreeningId(pub u64);
 #[serde(deny_unknown_fields)]
 pub struct FoundryOrder {
     /// Version.
-    pub v: V<2>,
+    pub v: V<3>,
     /// The run of the foundry.
     pub run: RunId,
     /// Which life of the coordinator asks. Its numbers of checks begin anew in each.
@@ -103,6 +103,11 @@ pub enum Order {
         /// The merges since that snapshot.
         merges: Vec<MergeRecord>,
     },
+    /// Read a list of chunks; answer with [`Answer::ListRead`].
+    ReadList {
+        /// The list.
+        listed: Listed,
+    },
     /// End: the run is complete. No answer follows.
     Forget,
 }
@@ -117,6 +122,7 @@ impl Order {
             Self::Screen { .. } => "screen",
             Self::Merge { .. } => "merge",
             Self::Save { .. } => "save",
+            Self::ReadList { .. } => "read_list",
             Self::Forget => "forget",
         }
     }
@@ -127,7 +133,7 @@ impl Order {
 #[serde(deny_unknown_fields)]
 pub struct FoundryAnswer {
     /// Version.
-    pub v: V<2>,
+    pub v: V<3>,
     /// The run of the foundry.
     pub run: RunId,
     /// Which life of the coordinator asked: another drops it.
@@ -173,6 +179,13 @@ pub enum Answer {
         /// Its manifest.
         outcome: Result<ObjectRef, Refusal>,
     },
+    /// A list of chunks was read.
+    ListRead {
+        /// The list's digest.
+        list: Digest,
+        /// The chunks in it.
+        outcome: Result<Vec<Digest>, Refusal>,
+    },
 }
 
 impl Answer {
@@ -184,16 +197,19 @@ impl Answer {
             Self::Screened { .. } => "screened",
             Self::Merged { .. } => "merged",
             Self::Saved { .. } => "saved",
+            Self::ListRead { .. } => "list_read",
         }
     }
 }
 
 /// What a check of a good result found.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Screened {
     /// Euclidean norm of the contribution, over all its elements as decoded; 0 for an evaluation.
     pub norm: f64,
+    /// The chunks in its list; none where it names its chunks itself.
+    pub listed: Vec<Digest>,
 }
 
 /// What an outer step gave.

@@ -12,6 +12,7 @@ pub mod answer;
 pub mod blob;
 pub mod call;
 pub mod checkpoint;
+pub mod chunks;
 pub mod code;
 pub mod codec;
 pub mod contribution;
@@ -40,6 +41,7 @@ pub mod view;
 pub mod weights;
 
 pub use answer::{Answer, Asked, is_answer};
+pub use chunks::{Chunks, Listed};
 pub use code::{Class, Code, Coded, Refusal};
 pub use digest::{Digest, Hasher, ObjectRef};
 pub use id::{AccountId, IdError, PublicKey, RunId, WorkerId};

@@ -29,8 +29,12 @@ pub const TEXT_BYTES_MAX: usize = 1024;
 /// Largest object, and so the largest single PUT (`object-store`: S3 has no whole-object sha256 for
 /// multipart).
 pub const OBJECT_BYTES_MAX: Bytes = Bytes::mebi(256);
-/// Most chunks of one copy of the weights: events name them all and stay below [`EVENT_BYTES_MAX`].
-pub const CHUNKS_MAX: usize = 256;
+/// Most chunks of one copy of the weights. Their list has less than 1 MiB, and with chunks of 16
+/// MiB the model a quarter of a TiB.
+pub const CHUNKS_MAX: usize = 16_384;
+/// Most chunks that are named where they are used, without a list: events name them all and stay
+/// below [`EVENT_BYTES_MAX`].
+pub const NAMED_CHUNKS_MAX: usize = 256;
 /// Most objects in one request for URLs.
 pub const GRANTS_MAX: usize = 256;
 /// Most tensors in a layout.

@@ -4,10 +4,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::code::{Code, Refusal};
 pub use crate::codec::{Carries, Codec, CodecKind, Rounding};
-use crate::limits::{LEASE_MAX, LEASE_MIN, SEQUENCE_TOKENS_MAX, UNITS_MAX, WORKERS_MAX};
+use crate::limits::{
+    LEASE_MAX, LEASE_MIN, NAMED_CHUNKS_MAX, SEQUENCE_TOKENS_MAX, UNITS_MAX, WORKERS_MAX,
+};
 use crate::message::{V, message};
 use crate::weights::Weights;
-use crate::{Bytes, Digest, Fragment, Message, Millis, ObjectRef, Round, RunId, Steps, Tokens};
+use crate::{
+    Bytes, Chunks, Digest, Fragment, Listed, Message, Millis, ObjectRef, Round, RunId, Steps,
+    Tokens,
+};
 
 /// Everything that decides a run's result. Workers get it when they join, and every lease names its
 /// digest; a worker with other settings is refused, never silently different.
@@ -56,8 +61,9 @@ pub struct ModelSpec {
     pub layout: ObjectRef,
     /// Elements a chunk; the last of a fragment may be smaller.
     pub chunk_elements: u64,
-    /// The initial weights, fp32 little endian, one object per chunk.
-    pub initial: Vec<ObjectRef>,
+    /// The initial weights, fp32 little endian. If they are listed, so is everything else in the
+    /// run that is made of chunks.
+    pub initial: Chunks,
     /// Arithmetic of the inner steps.
     pub precision: Precision,
 }
@@ -239,14 +245,72 @@ impl RunSpec {
         }
     }
 
-    /// True if an uploaded chunk of a contribution may have this length: what the upload codec
+    /// Names chunks as this run does, and gives the list to store if there is one.
+    pub fn name_chunks(&self, chunks: Vec<ObjectRef>) -> (Chunks, Option<Vec<u8>>) {
+        match self.model.initial {
+            Chunks::Named(_) => (Chunks::Named(chunks), None),
+            Chunks::Listed(_) => Chunks::listing(&chunks),
+        }
+    }
+
+    /// Checks that chunks in this codec are named as the run names its chunks, and are as many. The
+    /// length of each is checked where the list is read.
+    ///
+    /// # Errors
+    /// [`Code::SizeMismatch`] or [`Code::ListMismatch`].
+    pub fn check_chunks(&self, chunks: &Chunks, codec: CodecKind) -> Result<(), Refusal> {
+        let (got, expected) = (chunks.count(), self.model.initial.count());
+        let form = |chunks: &Chunks| match chunks {
+            Chunks::Named(_) => "named",
+            Chunks::Listed(_) => "listed",
+        };
+        let (got_form, expected_form) = (form(chunks), form(&self.model.initial));
+        if (got, got_form) != (expected, expected_form) {
+            let detail =
+                format!("{got} chunks are {got_form}, the run has {expected} {expected_form}");
+            return Err(Refusal::new(Code::SizeMismatch, detail));
+        }
+        let Some(listed) = chunks.listed() else {
+            return Ok(());
+        };
+        listed.check()?;
+        let most = codec
+            .encoded_bytes(self.chunk_elements())
+            .saturating_mul(expected as u64);
+        if listed.total.get() > most {
+            let detail = format!("{got} chunks of {} bytes, at most {most}", listed.total);
+            return Err(Refusal::new(Code::ListMismatch, detail));
+        }
+        Ok(())
+    }
+
+    /// Objects that one contribution is made of: its chunks, and their list.
+    pub fn uploads(&self) -> usize {
+        self.model.initial.count() + usize::from(self.model.initial.listed().is_some())
+    }
+
+    /// True if an uploaded object of a contribution may have this length: what the upload codec
     /// makes of one of the initial weights' chunks. Their lengths were compared with the layout
-    /// when the run was created.
+    /// when the run was created. Where they are listed, the length of the list is one, and any up
+    /// to that of the largest chunk: the check of the result reads the list and is exact.
     pub fn is_upload_length(&self, bytes: Bytes) -> bool {
-        self.model.initial.iter().any(|chunk| {
-            let elements = CodecKind::Fp32.elements_in(chunk.bytes.get());
-            self.upload.kind.encoded_bytes(elements) == bytes.get()
-        })
+        let encoded = |elements| self.upload.kind.encoded_bytes(elements);
+        match &self.model.initial {
+            Chunks::Named(chunks) => chunks.iter().any(|chunk| {
+                let elements = CodecKind::Fp32.elements_in(chunk.bytes.get());
+                encoded(elements) == bytes.get()
+            }),
+            Chunks::Listed(listed) => {
+                bytes == Listed::length(listed.chunks as usize)
+                    || (1..=encoded(self.chunk_elements())).contains(&bytes.get())
+            }
+        }
+    }
+
+    /// Most elements of a chunk: no more than the model has.
+    fn chunk_elements(&self) -> u64 {
+        let all = CodecKind::Fp32.elements_in(self.model.initial.total().get());
+        self.model.chunk_elements.min(all)
     }
 
     /// True when snapshot `round` is evaluated on held-out text.
@@ -271,16 +335,28 @@ impl RunSpec {
     pub fn validate(&self) -> Result<(), Refusal> {
         self.schedule.validate()?;
         check_chunk_elements(self.model.chunk_elements)?;
-        whole(
-            "model.initial (chunks)",
-            self.model.initial.len() as u64,
-            1,
-            crate::limits::CHUNKS_MAX as u64,
-        )?;
+        self.model.validate_initial()?;
         self.inner.validate()?;
         self.outer.validate()?;
         check_transfer(self.upload, self.download, self.error_feedback)?;
         self.policy.validate()
+    }
+}
+
+impl ModelSpec {
+    fn validate_initial(&self) -> Result<(), Refusal> {
+        match &self.initial {
+            Chunks::Named(chunks) => whole(
+                "model.initial (chunks)",
+                chunks.len() as u64,
+                1,
+                NAMED_CHUNKS_MAX as u64,
+            ),
+            Chunks::Listed(listed) => listed.check().map_err(|refusal| {
+                let detail = format!("model.initial: {}", refusal.detail);
+                Refusal::new(Code::SpecInvalid, detail)
+            }),
+        }
     }
 }
 

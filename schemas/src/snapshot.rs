@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::lease::{LeaseRef, Weights};
 use crate::message::V;
-use crate::{Digest, Fragment, ObjectRef, Round, RunId, Tokens, Weight, WorkerId};
+use crate::{Chunks, Digest, Fragment, ObjectRef, Round, RunId, Tokens, Weight, WorkerId};
 
 /// A vector of outer state that is kept beside the parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -22,7 +22,7 @@ pub enum Slot {
 #[serde(try_from = "StoredManifest")]
 pub struct SnapshotManifest {
     /// Version.
-    pub v: V<2>,
+    pub v: V<3>,
     /// The run.
     pub run: RunId,
     /// The digest of its settings.
@@ -35,11 +35,11 @@ pub struct SnapshotManifest {
     pub layout: ObjectRef,
     /// The data set it was trained on, which names the tokenizer.
     pub data: ObjectRef,
-    /// fp32 weights, one object per chunk.
-    pub weights: Vec<ObjectRef>,
-    /// Outer state by slot, fp32, one object per chunk. A slot that the optimizer does not use, or
-    /// not before its first step, is not there.
-    pub slots: BTreeMap<Slot, Vec<ObjectRef>>,
+    /// fp32 weights.
+    pub weights: Chunks,
+    /// Outer state by slot, fp32. A slot that the optimizer does not use, or not before its first
+    /// step, is not there.
+    pub slots: BTreeMap<Slot, Chunks>,
     /// The copy that workers received.
     pub broadcast: Weights,
     /// The full snapshot before it; none for the first.
@@ -49,7 +49,8 @@ pub struct SnapshotManifest {
     pub merges: Vec<MergeRecord>,
 }
 
-/// A manifest of any version that is read. Version 1 knew one vector of outer state.
+/// A manifest of any version that is read. Version 1 knew one vector of outer state, and before
+/// version 3 all chunks were named.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StoredManifest {
@@ -60,9 +61,9 @@ struct StoredManifest {
     config: ObjectRef,
     layout: ObjectRef,
     data: ObjectRef,
-    weights: Vec<ObjectRef>,
+    weights: Chunks,
     momentum: Option<Vec<ObjectRef>>,
-    slots: Option<BTreeMap<Slot, Vec<ObjectRef>>>,
+    slots: Option<BTreeMap<Slot, Chunks>>,
     broadcast: Weights,
     parent: Option<Digest>,
     merges: Vec<MergeRecord>,
@@ -74,14 +75,16 @@ impl TryFrom<StoredManifest> for SnapshotManifest {
     fn try_from(stored: StoredManifest) -> Result<Self, String> {
         let slots = match (stored.v, stored.momentum, stored.slots) {
             (1, Some(momentum), None) if momentum.is_empty() => BTreeMap::new(),
-            (1, Some(momentum), None) => BTreeMap::from([(Slot::Momentum, momentum)]),
-            (2, None, Some(slots)) => slots,
-            (1 | 2, ..) => return Err(format!("outer state is not as in version {}", stored.v)),
+            (1, Some(momentum), None) => {
+                BTreeMap::from([(Slot::Momentum, Chunks::Named(momentum))])
+            }
+            (2 | 3, None, Some(slots)) => slots,
+            (1..=3, ..) => return Err(format!("outer state is not as in version {}", stored.v)),
             (other, ..) => {
-                return Err(format!("unknown version {other}, this build reads 1 and 2"));
+                return Err(format!("unknown version {other}, this build reads 1 to 3"));
             }
         };
-        Ok(Self {
+        let manifest = Self {
             v: V,
             run: stored.run,
             spec: stored.spec,
@@ -94,7 +97,22 @@ impl TryFrom<StoredManifest> for SnapshotManifest {
             broadcast: stored.broadcast,
             parent: stored.parent,
             merges: stored.merges,
-        })
+        };
+        if stored.v < 3 && manifest.chunks().any(|chunks| chunks.listed().is_some()) {
+            return Err(format!("version {} knew no lists of chunks", stored.v));
+        }
+        Ok(manifest)
+    }
+}
+
+impl SnapshotManifest {
+    /// Everything in it that is made of chunks.
+    fn chunks(&self) -> impl Iterator<Item = &Chunks> {
+        let inputs = self.merges.iter().flat_map(|merge| &merge.inputs);
+        [&self.weights, &self.broadcast.chunks]
+            .into_iter()
+            .chain(self.slots.values())
+            .chain(inputs.map(|input| &input.chunks))
     }
 }
 
@@ -126,7 +144,7 @@ pub struct MergeInput {
     /// How much it counts in the mean.
     pub weight: Weight,
     /// Its chunks.
-    pub chunks: Vec<ObjectRef>,
+    pub chunks: Chunks,
 }
 
 /// A merge input as it is stored. The weight is written where it is not that of the tokens, so that
@@ -139,7 +157,7 @@ struct StoredInput {
     tokens: Tokens,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     weight: Option<Weight>,
-    chunks: Vec<ObjectRef>,
+    chunks: Chunks,
 }
 
 impl From<StoredInput> for MergeInput {
@@ -180,17 +198,6 @@ impl From<MergeInput> for StoredInput {
     }
 }
 
-impl Weights {
-    /// One digest for all chunks: the sha256 over the chunks' digests, in order.
-    pub fn digest(&self) -> Digest {
-        let mut hasher = crate::Hasher::default();
-        for chunk in &self.chunks {
-            hasher.update(chunk.digest.as_bytes());
-        }
-        hasher.finish()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,16 +227,34 @@ mod tests {
         let one = ObjectRef::of(b"one");
         let text = serde_json::to_string(&one).expect("an object is JSON");
         let with = read(first(&text).as_bytes()).expect("it reads");
-        assert_eq!(with.slots, BTreeMap::from([(Slot::Momentum, vec![one])]));
+        let momentum = Chunks::Named(vec![one]);
+        assert_eq!(with.slots, BTreeMap::from([(Slot::Momentum, momentum)]));
         let without = read(first("").as_bytes()).expect("it reads");
         assert_eq!((without.slots.len(), without.round), (0, Round(3)));
         // What is written is of this version, and reads back.
         let json = serde_json::to_vec(&with).expect("a manifest is JSON");
-        assert!(json.starts_with(br#"{"v":2,"#));
+        assert!(json.starts_with(br#"{"v":3,"#));
         assert_eq!(read(&json).expect("it reads"), with);
-        let later = String::from_utf8(json).expect("text").replacen("2", "3", 1);
+        let text = String::from_utf8(json).expect("text");
+        // Version 2 named its chunks in the same form.
+        let second = text.replacen("3", "2", 1);
+        assert_eq!(read(second.as_bytes()).expect("it reads"), with);
+        let later = text.replacen("3", "4", 1);
         let error = read(later.as_bytes()).expect_err("a later one");
-        assert!(error.to_string().contains("unknown version 3"), "{error}");
+        assert!(error.to_string().contains("unknown version 4"), "{error}");
+    }
+
+    #[test]
+    fn lists_of_chunks_are_of_the_newest_version_only() {
+        let one = ObjectRef::of(b"one");
+        let text = serde_json::to_string(&one).expect("an object is JSON");
+        let mut manifest = read(first(&text).as_bytes()).expect("it reads");
+        (manifest.broadcast.chunks, _) = Chunks::listing(&[one]);
+        let json = serde_json::to_string(&manifest).expect("a manifest is JSON");
+        assert_eq!(read(json.as_bytes()).expect("it reads"), manifest);
+        let second = json.replacen("3", "2", 1);
+        let error = read(second.as_bytes()).expect_err("a list in an older one");
+        assert!(error.to_string().contains("knew no lists"), "{error}");
     }
 
     #[test]
@@ -247,7 +272,7 @@ mod tests {
             worker: format!("U{}", "A".repeat(55)).parse().unwrap(),
             tokens: Tokens(32),
             weight: Weight(weight),
-            chunks: Vec::new(),
+            chunks: Chunks::Named(Vec::new()),
         };
         for (weight, stored) in [(32, false), (8, true), (0, true)] {
             let bytes = rmp_serde::to_vec_named(&input(weight)).unwrap();

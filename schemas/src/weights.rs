@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Codec;
-use crate::{ObjectRef, Round};
+use crate::{Chunks, Digest, Round};
 
 /// One copy of the global weights as it travels.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,6 +13,13 @@ pub struct Weights {
     pub round: Round,
     /// How the chunks are encoded.
     pub codec: Codec,
-    /// One object per chunk of the layout, in order.
-    pub chunks: Vec<ObjectRef>,
+    /// The chunks of the layout, in order.
+    pub chunks: Chunks,
+}
+
+impl Weights {
+    /// One digest for all chunks ([`Chunks::digest`]).
+    pub fn digest(&self) -> Digest {
+        self.chunks.digest()
+    }
 }

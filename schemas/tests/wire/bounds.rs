@@ -203,7 +203,8 @@ fn whole_numbers() -> Vec<(&'static str, u64, u64, Set<u64>)> {
             spec.model.chunk_elements = value
         }),
         ("model.initial", 1, 256, |spec, value| {
-            spec.model.initial = vec![spec.data; usize::try_from(value).expect("few")];
+            let chunks = vec![spec.data; usize::try_from(value).expect("few")];
+            spec.model.initial = chunks.into();
         }),
         (
             "policy.workers_min",
@@ -333,7 +334,7 @@ fn a_run_says_which_rounds_are_evaluated_and_saved_and_which_lengths_its_chunks_
         "evaluations can be left out altogether"
     );
     spec.upload.kind = CodecKind::Bf16;
-    spec.model.initial = vec![shard(400, 1).object, shard(40, 1).object];
+    spec.model.initial = vec![shard(400, 1).object, shard(40, 1).object].into();
     let lengths: Vec<u64> = (0..=500)
         .filter(|length| spec.is_upload_length(Bytes(*length)))
         .collect();
@@ -343,7 +344,7 @@ fn a_run_says_which_rounds_are_evaluated_and_saved_and_which_lengths_its_chunks_
         "two bytes for four of each initial chunk"
     );
     spec.upload.kind = CodecKind::E3m0;
-    spec.model.initial = vec![shard(4 * 256, 1).object, shard(4 * 257, 1).object];
+    spec.model.initial = vec![shard(4 * 256, 1).object, shard(4 * 257, 1).object].into();
     let lengths: Vec<u64> = (0..=500)
         .filter(|length| spec.is_upload_length(Bytes(*length)))
         .collect();

@@ -25,9 +25,9 @@ use schemas::sync::SealedInput;
 use schemas::telemetry::{Heartbeat, Phase, WorkerNumbers};
 use schemas::view::{RunPhase, RunView};
 use schemas::{
-    Answer, Asked, Bytes, Code, DecodeError, Digest, Epoch, Fragment, Message, Millis, ObjectRef,
-    PublicKey, Refusal, Reply, Round, RunId, Sequence, Steps, SyncId, Tokens, UnitIndex,
-    UnixMillis, V, Weight, WorkerId,
+    Answer, Asked, Bytes, Chunks, Code, DecodeError, Digest, Epoch, Fragment, Listed, Message,
+    Millis, ObjectRef, PublicKey, Refusal, Reply, Round, RunId, Sequence, Steps, SyncId, Tokens,
+    UnitIndex, UnixMillis, V, Weight, WorkerId,
 };
 use serde_bytes::{ByteArray, ByteBuf};
 
@@ -146,7 +146,7 @@ fn contribution() -> Contribution {
     Contribution {
         layout: object().digest,
         codec: codec(),
-        chunks: vec![object()],
+        chunks: vec![object()].into(),
         tokens: Tokens(102_400),
         steps: Steps(50),
         loss: 2.5,
@@ -203,7 +203,7 @@ pub(crate) fn event(event: Event) -> EventBody {
     }
 }
 
-/// A closed round with as many chunks as are allowed.
+/// A closed round with as many chunks as are named.
 pub(crate) fn largest_event() -> EventBody {
     let object = ObjectRef {
         digest: Digest::of(b"x"),
@@ -212,7 +212,7 @@ pub(crate) fn largest_event() -> EventBody {
     let broadcast = Weights {
         round: Round(u64::MAX),
         codec: codec(),
-        chunks: vec![object; schemas::limits::CHUNKS_MAX],
+        chunks: vec![object; schemas::limits::NAMED_CHUNKS_MAX].into(),
     };
     event(Event::Ledger(LedgerEvent::RoundClosed {
         round: Round(u64::MAX),
@@ -447,7 +447,7 @@ pub(crate) fn all() -> Vec<Example> {
                     broadcast: Weights {
                         round: Round(4),
                         codec: codec(),
-                        chunks: vec![object()],
+                        chunks: vec![object()].into(),
                     },
                     norm: 0.5,
                 }),
@@ -466,6 +466,53 @@ pub(crate) fn all() -> Vec<Example> {
             ..example(&event(Event::Worker(WorkerEvent::Started {
                 lease: lease(),
             })))
+        },
+        Example {
+            name: "event of listed chunks",
+            ..example(&event(Event::Ledger(LedgerEvent::RoundClosed {
+                round: Round(3),
+                fragment: Fragment::FIRST,
+                broadcast: Weights {
+                    round: Round(4),
+                    codec: codec(),
+                    chunks: Chunks::Listed(Listed::of(&[object(), object()]).0),
+                },
+                norm: 1.5,
+                tokens: Tokens(9),
+            })))
+        },
+        Example {
+            name: "statement of listed chunks",
+            ..example(&Statement {
+                outcome: Outcome::Contribution(Contribution {
+                    chunks: Chunks::Listed(Listed::of(&[object(), object()]).0),
+                    ..contribution()
+                }),
+                ..statement()
+            })
+        },
+        Example {
+            name: "foundry order to read a list",
+            ..example(&FoundryOrder {
+                v: V,
+                run: run(),
+                session: Session(7),
+                order: foundry::Order::ReadList {
+                    listed: Listed::of(&[object(), object()]).0,
+                },
+            })
+        },
+        Example {
+            name: "foundry answer of a list",
+            ..example(&FoundryAnswer {
+                v: V,
+                run: run(),
+                session: Session(7),
+                answer: foundry::Answer::ListRead {
+                    list: object().digest,
+                    outcome: Ok(vec![object().digest]),
+                },
+            })
         },
         Example {
             name: "event of a seal",

@@ -7,10 +7,10 @@ use coordinator_core::{ControlRequest, Peer, WorkerRequest};
 use schemas::PublicKey;
 use tokio::time::Instant;
 
-/// What a sender has at first and at most: several rounds of a run with the most chunks.
+/// What a sender has at first and at most: several rounds of a run with 256 chunks.
 const CREDIT_MAX: f64 = 8192.0;
-/// What comes back in a second: ten rounds of a small run, or half a round of one with the most
-/// chunks.
+/// What comes back in a second: ten rounds of a small run, or half a round of one with 256 chunks.
+/// A worker of a run with more has large rounds, and asks again by itself.
 const CREDIT_A_SECOND: f64 = 512.0;
 /// What a request costs that leads to an event: it is written to a disk before anything else is
 /// decided.

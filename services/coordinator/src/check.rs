@@ -28,7 +28,8 @@ pub(crate) async fn run(store: &Store, spec: RunSpec) -> Result<(), Refusal> {
     let context = RunContext::new(&layout, spec)?;
     let spec = &context.spec;
     let mut objects = Vec::new();
-    for (index, object) in spec.model.initial.iter().enumerate() {
+    let initial = store.chunks(&spec.model.initial).await?;
+    for (index, object) in initial.iter().enumerate() {
         let expected = encoded_bytes(CodecKind::Fp32, context.elements(index)) as u64;
         if object.bytes.get() != expected || expected > OBJECT_BYTES_MAX.get() {
             let detail = format!(
@@ -69,16 +70,17 @@ pub(crate) async fn run(store: &Store, spec: RunSpec) -> Result<(), Refusal> {
         .buffer_unordered(LOOKS_MAX)
         .try_collect::<()>()
         .await?;
-    initial(store, &context).await
+    initial_weights(store, &context, &initial).await
 }
 
 /// Reads all initial weights. One that is no number makes all weights none after the first steps,
 /// and a run that every worker fails is no run.
-async fn initial(store: &Store, context: &RunContext) -> Result<(), Refusal> {
-    let checks = context
-        .spec
-        .model
-        .initial
+async fn initial_weights(
+    store: &Store,
+    context: &RunContext,
+    initial: &[ObjectRef],
+) -> Result<(), Refusal> {
+    let checks = initial
         .iter()
         .enumerate()
         .map(|(index, object)| async move {

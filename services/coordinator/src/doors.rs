@@ -73,7 +73,10 @@ pub(crate) fn input_span(input: &Input) -> Span {
                 Answer::Saved { round, .. } => {
                     span.record("round", field::display(round));
                 }
-                Answer::DataLoaded { .. } | Answer::Restored { .. } | Answer::Screened { .. } => {}
+                Answer::DataLoaded { .. }
+                | Answer::Restored { .. }
+                | Answer::Screened { .. }
+                | Answer::ListRead { .. } => {}
             }
         }
         _ => {}
@@ -105,7 +108,10 @@ pub(crate) fn effect_span(effect: &Effect) -> Span {
                 Order::Save { round, .. } => {
                     span.record("round", field::display(round));
                 }
-                Order::Restore { .. } | Order::Screen { .. } | Order::Forget => {}
+                Order::Restore { .. }
+                | Order::Screen { .. }
+                | Order::ReadList { .. }
+                | Order::Forget => {}
             }
         }
         _ => {}

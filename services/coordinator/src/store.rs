@@ -10,7 +10,8 @@ use objects::{
     Buckets, Endpoint, IncomingKey, ObjectError, Signer, StoreClock, TransferLimits, Trust,
 };
 use runtime::Failure;
-use schemas::{Code, Digest, ObjectRef, Refusal};
+use schemas::run::RunSpec;
+use schemas::{Chunks, Code, Digest, ObjectRef, Refusal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::config::Config;
@@ -133,6 +134,27 @@ impl Store {
             object.bytes
         );
         Err(Refusal::new(Code::ObjectMismatch, detail))
+    }
+
+    /// Chunks one by one: as they are named, or as the list in `blobs` that is named has them.
+    pub(crate) async fn chunks(&self, chunks: &Chunks) -> Result<Vec<ObjectRef>, Refusal> {
+        match chunks {
+            Chunks::Named(chunks) => Ok(chunks.clone()),
+            Chunks::Listed(listed) => listed.read(&self.fetch(listed.list).await?),
+        }
+    }
+
+    /// Names chunks as the run does, and stores their list if there is one.
+    pub(crate) async fn name_chunks(
+        &self,
+        spec: &RunSpec,
+        chunks: Vec<ObjectRef>,
+    ) -> Result<Chunks, Refusal> {
+        let (named, list) = spec.name_chunks(chunks);
+        if let Some(list) = list {
+            self.publish(list.into()).await?;
+        }
+        Ok(named)
     }
 
     /// Stores bytes in `blobs`.

@@ -11,7 +11,7 @@ use runtime::Failure;
 use schemas::blob::{GetRequest, Grant, Grants};
 use schemas::call::control as call;
 use schemas::control::OperatorObjects;
-use schemas::{Code, Digest, ObjectRef, Refusal, V};
+use schemas::{Chunks, Code, Digest, ObjectRef, Refusal, V};
 use tokio::time::Instant;
 
 use crate::context::{Context, Operator};
@@ -89,8 +89,8 @@ impl OperatorObjectsClient {
         Ok(references)
     }
 
-    /// Publishes uploads. Who had too much written waits for its allowance: a large import goes on
-    /// slowly rather than not at all.
+    /// Publishes uploads. An operator that had too much written waits for its allowance: a large
+    /// import goes on slowly rather than not at all.
     async fn commit(&self, request: &OperatorObjects) -> Result<(), Failure> {
         let deadline = Instant::now() + TRANSFER_MAX;
         loop {
@@ -116,6 +116,17 @@ impl OperatorObjectsClient {
             .get(&grant, object.bytes, &regrant, deadline)
             .await
             .map_err(Failure::from)
+    }
+
+    /// Chunks one by one: as they are named, or as the list that is named has them.
+    pub(crate) async fn chunks(&self, chunks: &Chunks) -> Result<Vec<ObjectRef>, Failure> {
+        match chunks {
+            Chunks::Named(chunks) => Ok(chunks.clone()),
+            Chunks::Listed(listed) => {
+                let read = listed.read(&self.get(listed.list).await?);
+                read.map_err(|refusal| Failure::new(refusal.code, refusal.detail))
+            }
+        }
     }
 
     /// Downloads objects in order, a few ahead; `take` gets each one.

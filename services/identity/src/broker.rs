@@ -68,8 +68,8 @@ impl BrokerFiles {
 }
 
 impl Domain {
-    /// Writes the broker's whole configuration below the domain's folder, for the owner alone.
-    /// Where it listens is left as it is: [`Domain::write_listen`].
+    /// Writes the broker's whole configuration below the domain's folder, for the owner alone. Its
+    /// listening addresses stay as they are, see [`Domain::write_listen`].
     ///
     /// # Errors
     /// As [`Domain::server_config`]; or a file cannot be written.

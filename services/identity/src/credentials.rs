@@ -23,16 +23,16 @@ const SEED: Block = Block {
     end: "------END USER NKEY SEED------",
 };
 
-/// What a process needs to connect: a token and its key.
+/// Credentials to connect with: a token and its key.
 pub struct Credentials {
     jwt: String,
     token: Jwt<UserClaims>,
     key: ConnectionKey,
-    /// Where they were read.
+    /// The file that they were read from.
     file: Option<PathBuf>,
 }
 
-/// Why credentials cannot be used.
+/// Reasons why credentials cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialsError {
     /// The file.
@@ -44,9 +44,9 @@ pub enum CredentialsError {
     /// One of the two is absent.
     #[error("credentials hold {present} but no {absent}")]
     Half {
-        /// What is there.
+        /// The part that is there.
         present: &'static str,
-        /// What is not.
+        /// The part that is missing.
         absent: &'static str,
     },
     /// The token.
@@ -74,7 +74,7 @@ pub enum CredentialsError {
     Mismatch {
         /// The key that the token names.
         token: PublicKey,
-        /// Whose key it is.
+        /// The public half of the key that is held.
         key: PublicKey,
     },
 }
@@ -213,12 +213,12 @@ impl Credentials {
         Ok(write_private(path, text.as_bytes())?)
     }
 
-    /// What the token says.
+    /// The token.
     pub fn token(&self) -> &Jwt<UserClaims> {
         &self.token
     }
 
-    /// Who connects with them.
+    /// The public key of the user who connects with them.
     pub fn public(&self) -> &PublicKey {
         self.key.public()
     }

@@ -27,7 +27,7 @@ struct Header {
     typ: String,
 }
 
-/// Why a document is refused. Nothing of it was used.
+/// Reasons to refuse a document. Nothing from a refused one was used.
 #[derive(Debug, thiserror::Error)]
 pub enum JwsError {
     /// Longer than any honest one.
@@ -42,9 +42,9 @@ pub enum JwsError {
     /// It is of another type, made for another purpose.
     #[error("signed document has type {found:?}, expected {expected:?}")]
     Type {
-        /// What it says.
+        /// The value in the document.
         found: String,
-        /// What the reader wants.
+        /// The value that the reader wants.
         expected: String,
     },
     /// Its key is not in the trust bundle.

@@ -14,7 +14,7 @@ use crate::secret::{FileError, Seed, random};
 /// Bytes of a signature.
 pub const SIGNATURE_BYTES: usize = 64;
 
-/// What a key stands for; the first letter of its text form.
+/// The kind of a key's holder; the first letter of its text form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyKind {
@@ -34,7 +34,7 @@ pub struct SigningKey {
     public: PublicKey,
 }
 
-/// Why a key or a signature is refused.
+/// Reasons to refuse a key or a signature.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// Not the text form of a private key of this kind. The text is not repeated.
@@ -48,7 +48,7 @@ pub enum KeyError {
     Public {
         /// The wanted kind.
         kind: KeyKind,
-        /// What was given.
+        /// The given text.
         text: String,
     },
     /// The signature was not made by this key over these bytes.
@@ -190,7 +190,7 @@ impl SigningKey {
         Self::from_seed(kind, &Seed::read(path)?)
     }
 
-    /// What the key stands for.
+    /// The kind of its holder.
     pub fn kind(&self) -> KeyKind {
         self.kind
     }

@@ -1,5 +1,5 @@
-//! How far a ledger is known to have come, in a small file beside the keys that sign it. The ledger
-//! is the truth; the mark is how its loss is noticed, since an empty ledger looks like a new one.
+//! The last known position of a ledger, in a small file beside the keys that sign it. The ledger is
+//! the truth; the mark shows when it was lost, since an empty ledger looks like a new one.
 //!
 //! The file has two places of fixed length that are written in turn, so that a write that a power
 //! cut tears leaves the other one. It is not synced: a mark that is a little old still shows a
@@ -26,7 +26,7 @@ const PLACES: u64 = 2;
 pub struct Mark {
     /// Version.
     pub v: V<1>,
-    /// Whose ledger.
+    /// The domain whose ledger it marks.
     pub domain: PublicKey,
     /// Events in the chain.
     pub events: u64,
@@ -43,13 +43,13 @@ pub struct MarkFile {
     file: File,
 }
 
-/// Why the mark cannot be used.
+/// Reasons why the mark cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum MarkError {
     /// The file.
     #[error("{}: {source}", path.display())]
     Io {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// The system's answer.
         source: io::Error,
@@ -63,11 +63,11 @@ pub enum MarkError {
     /// Written for another domain.
     #[error("{} is the mark of domain {found}, expected {expected}", path.display())]
     Foreign {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Whose ledger it marks.
+        /// The domain whose ledger it marks.
         found: PublicKey,
-        /// Whose ledger it should mark.
+        /// The domain whose ledger it should mark.
         expected: PublicKey,
     },
 }

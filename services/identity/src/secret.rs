@@ -26,13 +26,13 @@ pub(crate) struct Secret(Zeroizing<String>);
 #[derive(Clone)]
 pub struct Seed(Secret);
 
-/// Why a file with secrets, or one that trust rests on, cannot be used.
+/// Reasons why a file with secrets, or one that trust rests on, cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// It is not there, or the system refuses it.
     #[error("cannot read {}: {source}", path.display())]
     Read {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// The system's answer.
         source: io::Error,
@@ -40,7 +40,7 @@ pub enum FileError {
     /// It, or its folder, could not be made.
     #[error("cannot write {}: {source}", path.display())]
     Write {
-        /// Which file or folder.
+        /// The file or folder.
         path: PathBuf,
         /// The system's answer.
         source: io::Error,
@@ -48,7 +48,7 @@ pub enum FileError {
     /// Others than its owner may read a secret.
     #[error("{} has mode {mode:04o}, others can read it; replace the secret, then chmod 600", path.display())]
     Exposed {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
@@ -56,7 +56,7 @@ pub enum FileError {
     /// Others than its owner may change a file that trust rests on.
     #[error("{} has mode {mode:04o}, others can change it; check its content, then chmod go-w", path.display())]
     Writable {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
@@ -64,7 +64,7 @@ pub enum FileError {
     /// A folder, a socket, or far too long.
     #[error("{} is not a regular file of at most {FILE_BYTES_MAX} bytes", path.display())]
     Shape {
-        /// Which file.
+        /// The file.
         path: PathBuf,
     },
 }
@@ -438,7 +438,7 @@ mod tests {
         const HAS_EQUALITY: bool = true;
     }
 
-    /// Where there is no `==`, nobody can write it by mistake.
+    /// Checks that secrets have no `==`, so that nobody can use one by mistake.
     #[test]
     fn ls_08_secrets_have_no_equality_but_one_in_constant_time() {
         use crate::{

@@ -9,7 +9,7 @@ use schemas::data::{DataManifest, Shard};
 use schemas::layout::{Chunk, Layout};
 use schemas::lease::Work;
 use schemas::run::{CodecKind, RunSpec};
-use schemas::{Code, Message as _, ObjectRef, Refusal};
+use schemas::{Chunks, Code, Message as _, ObjectRef, Refusal};
 
 use crate::engine::Fragment;
 use crate::library::Library;
@@ -108,7 +108,14 @@ fn check_layout(
     let sizes = chunks
         .iter()
         .map(|chunk| CodecKind::Fp32.encoded_bytes(chunk.elements));
-    if sizes.ne(spec.model.initial.iter().map(|object| object.bytes.get())) {
+    let cut = match &spec.model.initial {
+        Chunks::Named(initial) => sizes.eq(initial.iter().map(|object| object.bytes.get())),
+        // The length of each is compared when the list is read.
+        Chunks::Listed(listed) => {
+            chunks.len() == listed.chunks as usize && sizes.sum::<u64>() == listed.total.get()
+        }
+    };
+    if !cut {
         return Err(mismatch(
             "the initial weights are not cut as the layout is".to_owned(),
         ));

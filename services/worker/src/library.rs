@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{Stream, StreamExt as _, stream};
+use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use objects::{Cache, ObjectError, Regrant, Transfer};
 use schemas::blob::{GetRequest, Grant, Grants, PutRequest};
 use schemas::call::worker as call;
 use schemas::lease::LeaseRef;
 use schemas::limits::GRANTS_MAX;
-use schemas::{Code, Digest, Millis, ObjectRef, Refusal, V};
+use schemas::{Chunks, Code, Digest, Millis, ObjectRef, Refusal, V};
 use tokio::task::JoinError;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -53,32 +53,47 @@ impl Library {
     }
 
     /// Downloads objects that are needed once, several at a time, in their order. Each item is
-    /// verified.
-    ///
-    /// # Errors
-    /// No grants; and in the stream, why an object could not be had.
-    pub(crate) async fn stream(
+    /// verified, or says why the object could not be had. URLs are asked for when their turn comes
+    /// near: those of a large model would expire before they are used.
+    pub(crate) fn stream(
         &self,
         wanted: &[ObjectRef],
-    ) -> Result<impl Stream<Item = Result<(usize, Bytes), Refusal>>, Refusal> {
-        let grants = grants_to_read(&self.asker, wanted).await?;
-        let pairs: Vec<(usize, ObjectRef, Grant)> = wanted
-            .iter()
-            .zip(grants)
+    ) -> impl Stream<Item = Result<(usize, Bytes), Refusal>> + use<> {
+        let batches: Vec<Vec<ObjectRef>> = wanted.chunks(GRANTS_MAX).map(<[_]>::to_vec).collect();
+        let (library, asker) = (self.clone(), self.asker.clone());
+        let granted = stream::iter(batches).then(move |batch| {
+            let asker = asker.clone();
+            async move {
+                let grants = grants_to_read(&asker, &batch).await?;
+                let pairs: Vec<(ObjectRef, Grant)> = batch.into_iter().zip(grants).collect();
+                Ok::<_, Refusal>(stream::iter(pairs).map(Ok::<_, Refusal>))
+            }
+        });
+        granted
+            .try_flatten()
             .enumerate()
-            .map(|(index, (object, grant))| (index, *object, grant))
-            .collect();
-        let library = self.clone();
-        Ok(stream::iter(pairs)
-            .map(move |(index, object, grant)| {
-                let library = library.clone();
+            .map(move |(index, granted)| {
                 // A task of its own: several cores hash and decrypt. It ends with the stream.
-                let task = AbortOnDropHandle::new(tokio::spawn(async move {
-                    library.download(object, grant).await
-                }));
-                async move { Ok((index, task.await.map_err(broken)??)) }
+                let task = granted.map(|(object, grant)| {
+                    let library = library.clone();
+                    AbortOnDropHandle::new(tokio::spawn(async move {
+                        library.download(object, grant).await
+                    }))
+                });
+                async move { Ok((index, task?.await.map_err(broken)??)) }
             })
-            .buffered(TRANSFERS_MAX))
+            .buffered(TRANSFERS_MAX)
+    }
+
+    /// Chunks one by one: as they are named, or as the list that is named has them.
+    ///
+    /// # Errors
+    /// The list cannot be had, or is none of these chunks.
+    pub(crate) async fn chunks(&self, chunks: &Chunks) -> Result<Vec<ObjectRef>, Refusal> {
+        match chunks {
+            Chunks::Named(chunks) => Ok(chunks.clone()),
+            Chunks::Listed(listed) => listed.read(&self.keep(&[listed.list]).await?[0]),
+        }
     }
 
     /// Objects that are needed again and again, from the cache where they are in it; in the order
@@ -96,7 +111,7 @@ impl Library {
             .collect();
         let missing: Vec<ObjectRef> = absent.iter().map(|index| wanted[*index]).collect();
         if !missing.is_empty() {
-            let mut arriving = std::pin::pin!(self.stream(&missing).await?);
+            let mut arriving = std::pin::pin!(self.stream(&missing));
             while let Some(item) = arriving.next().await {
                 let (position, bytes) = item?;
                 self.remember(missing[position].digest, bytes.clone()).await;
@@ -210,17 +225,13 @@ impl Regrant for ToWrite<'_> {
 }
 
 async fn grants_to_read(asker: &Asker, wanted: &[ObjectRef]) -> Result<Vec<Grant>, Refusal> {
-    let mut grants = Vec::with_capacity(wanted.len());
-    for batch in wanted.chunks(GRANTS_MAX) {
-        let digests: Vec<Digest> = batch.iter().map(|object| object.digest).collect();
-        let request = GetRequest {
-            v: V,
-            objects: digests.clone(),
-        };
-        let reply = asker.call_until::<call::Get>(&request, deadline()).await?;
-        grants.extend(checked(reply, &digests)?);
-    }
-    Ok(grants)
+    let digests: Vec<Digest> = wanted.iter().map(|object| object.digest).collect();
+    let request = GetRequest {
+        v: V,
+        objects: digests.clone(),
+    };
+    let reply = asker.call_until::<call::Get>(&request, deadline()).await?;
+    checked(reply, &digests)
 }
 
 /// One grant for each object, in their order, as the protocol has it.

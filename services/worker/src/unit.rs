@@ -12,8 +12,9 @@ use schemas::contribution::{Evaluation, StageRequest};
 use schemas::data::Shard;
 use schemas::layout::Chunk;
 use schemas::lease::{Manifest, Weights, Work};
-use schemas::run::RunSpec;
-use schemas::{Code, Digest, Millis, ObjectRef, Refusal, V};
+use schemas::limits::OBJECT_BYTES_MAX;
+use schemas::run::{CodecKind, RunSpec};
+use schemas::{Chunks, Code, Digest, Millis, ObjectRef, Refusal, V};
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -138,15 +139,17 @@ impl Unit {
                 missing.push(fragment);
             }
         }
-        let wanted: Vec<(&Chunk, ObjectRef)> = assets
-            .chunks
-            .iter()
-            .zip(base.chunks.iter().copied())
-            .filter(|(chunk, _)| missing.contains(&Fragment(chunk.fragment)))
-            .collect();
-        let objects: Vec<ObjectRef> = wanted.iter().map(|(_, object)| *object).collect();
-        if !objects.is_empty() {
-            let mut arriving = std::pin::pin!(library.stream(&objects).await?);
+        if !missing.is_empty() {
+            let chunks = library.chunks(&base.chunks).await?;
+            check_lengths(&assets.chunks, base.codec.kind, &chunks)?;
+            let wanted: Vec<(&Chunk, ObjectRef)> = assets
+                .chunks
+                .iter()
+                .zip(chunks)
+                .filter(|(chunk, _)| missing.contains(&Fragment(chunk.fragment)))
+                .collect();
+            let objects: Vec<ObjectRef> = wanted.iter().map(|(_, object)| *object).collect();
+            let mut arriving = std::pin::pin!(library.stream(&objects));
             while let Some(item) = arriving.next().await {
                 let (position, bytes) = item?;
                 let (chunk, _) = wanted[position];
@@ -219,8 +222,9 @@ impl Unit {
         self.tools.engine.evaluate(evaluating).await
     }
 
-    /// Encodes, hashes and uploads chunk by chunk, several on their way at once.
-    pub(crate) async fn upload(&self) -> Result<Vec<ObjectRef>, Refusal> {
+    /// Encodes, hashes and uploads chunk by chunk, several on their way at once; then their list, if
+    /// the run has lists.
+    pub(crate) async fn upload(&self) -> Result<Chunks, Refusal> {
         let UnitTools {
             engine,
             spec,
@@ -257,8 +261,14 @@ impl Unit {
                 format!("{} of {count} chunks were encoded", objects.len()),
             ));
         }
+        let (chunks, list) = spec.name_chunks(objects);
+        if let Some(list) = list {
+            let object = ObjectRef::of(&list);
+            let lease = self.manifest.lease;
+            self.tools.library.put(lease, object, list.into()).await?;
+        }
         tracing::info!(lease = %self.manifest.lease, round = unit.round.get(), "contribution uploaded");
-        Ok(objects)
+        Ok(chunks)
     }
 
     async fn upload_chunk(&self, index: usize, bytes: Bytes) -> Result<ObjectRef, Refusal> {
@@ -289,6 +299,20 @@ impl Unit {
     fn take_text(&self) -> Option<Text> {
         self.text.lock().expect("no holder panics").take()
     }
+}
+
+/// Compares the weights' chunks with the layout, before any of them is fetched.
+fn check_lengths(layout: &[Chunk], codec: CodecKind, chunks: &[ObjectRef]) -> Result<(), Refusal> {
+    for (index, (chunk, object)) in layout.iter().zip(chunks).enumerate() {
+        let expected = codec.encoded_bytes(chunk.elements);
+        if object.bytes.get() != expected || object.bytes > OBJECT_BYTES_MAX {
+            let bytes = object.bytes;
+            let detail =
+                format!("chunk {index} has {bytes} bytes, layout and codec give {expected}");
+            return Err(Refusal::new(Code::ManifestInvalid, detail));
+        }
+    }
+    Ok(())
 }
 
 /// Uploads chunks as they are made, several on their way at once. The first that fails ends the
@@ -345,6 +369,28 @@ mod tests {
         );
         let made = encoding.await.expect("it ends by itself");
         assert!(made < 4 + 2 * TRANSFERS_MAX, "{made} chunks were encoded");
+    }
+
+    #[test]
+    fn chunks_of_other_lengths_than_the_layout_gives_are_not_fetched() {
+        let chunk = |start, elements| Chunk {
+            fragment: 0,
+            start,
+            elements,
+        };
+        let layout = [chunk(0, 8), chunk(8, 5)];
+        let object = |bytes| ObjectRef {
+            digest: Digest::of(b"chunk"),
+            bytes: schemas::Bytes(bytes),
+        };
+        let check = |lengths: [u64; 2]| {
+            let found = check_lengths(&layout, CodecKind::Bf16, &lengths.map(object));
+            found.map_err(|refusal| refusal.code)
+        };
+        assert_eq!(check([16, 10]), Ok(()));
+        // The sum is the same.
+        assert_eq!(check([10, 16]), Err(Code::ManifestInvalid));
+        assert_eq!(check([16, 20]), Err(Code::ManifestInvalid));
     }
 
     #[tokio::test]

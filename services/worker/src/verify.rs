@@ -9,7 +9,7 @@ use schemas::lease::{LeaseRef, MANIFEST_TYPE, Manifest, UnitKind, Weights, Work}
 use schemas::limits::{LEASE_MAX, OBJECT_BYTES_MAX, UNIT_SHARDS_MAX};
 use schemas::public::{COMMAND_TYPE, Command, CommandVerb};
 use schemas::run::{Codec, CodecKind, Rounding, RunSpec};
-use schemas::{Code, Digest, Millis, ObjectRef, Refusal, RunId, UnixMillis, WorkerId};
+use schemas::{Chunks, Code, Digest, Millis, ObjectRef, Refusal, RunId, UnixMillis, WorkerId};
 use worker_core::NotVerified;
 
 /// How far the coordinator's time may be from what this worker takes it for, and how far this
@@ -236,18 +236,17 @@ fn check_base(base: &Weights, lease: LeaseRef, spec: &RunSpec) -> Result<(), Ref
             base.codec, spec.download
         )));
     }
-    if base.chunks.len() != initial.len() {
-        return Err(invalid(format!(
-            "{} chunks, the layout has {}",
-            base.chunks.len(),
-            initial.len()
-        )));
-    }
+    spec.check_chunks(&base.chunks, base.codec.kind)
+        .map_err(|refusal| invalid(refusal.detail))?;
+    // The chunks in a list are compared with the layout when it is read.
+    let (Chunks::Named(chunks), Chunks::Named(initial)) = (&base.chunks, initial) else {
+        return Ok(());
+    };
     let expected_bytes = |initial: &ObjectRef| {
         let elements = CodecKind::Fp32.elements_in(initial.bytes.get());
         base.codec.kind.encoded_bytes(elements)
     };
-    let pairs = base.chunks.iter().zip(initial).enumerate();
+    let pairs = chunks.iter().zip(initial).enumerate();
     for (index, (chunk, initial)) in pairs {
         let expected = expected_bytes(initial);
         if chunk.bytes.get() != expected || chunk.bytes > OBJECT_BYTES_MAX {

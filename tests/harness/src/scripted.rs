@@ -15,17 +15,17 @@ use schemas::event::{Event, WorkerEvent};
 use schemas::lease::{
     ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, MANIFEST_TYPE, Manifest,
 };
-use schemas::limits::OBJECT_BYTES_MAX;
+use schemas::limits::{GRANTS_MAX, OBJECT_BYTES_MAX};
 use schemas::member::{JoinReply, JoinRequest, Session};
 use schemas::permission::Role;
 use schemas::run::{RunSpec, TrainerKind};
 use schemas::subject::{Verb, request_subject, worker_event_subject};
-use schemas::{Code, Digest, Message, Millis, ObjectRef, Refusal, RunId, V, WorkerId};
+use schemas::{Chunks, Code, Digest, Message, Millis, ObjectRef, Refusal, RunId, V, WorkerId};
 use serde_bytes::{ByteArray, ByteBuf};
 
 use crate::{Cluster, PATIENCE};
 
-/// How long an answer may take.
+/// Time that an answer may take.
 const ANSWER_WAIT: Duration = Duration::from_secs(30);
 /// Longer than any test.
 const LIFETIME: Millis = Millis::from_secs(3600);
@@ -203,7 +203,7 @@ impl Scripted {
         *self.chain() = End::default();
     }
 
-    /// What it joins with.
+    /// The request with which it joins.
     pub fn join_request(&self) -> JoinRequest {
         JoinRequest {
             session: self.session,
@@ -220,7 +220,7 @@ impl Scripted {
         }
     }
 
-    /// What it claims with.
+    /// The request with which it claims.
     pub const fn claim_request(&self, wait: Millis) -> ClaimRequest {
         ClaimRequest {
             v: V,
@@ -315,6 +315,45 @@ impl Scripted {
     /// # Panics
     /// It is refused.
     pub async fn fetch(&self, objects: &[ObjectRef]) -> Vec<Bytes> {
+        let mut contents = Vec::with_capacity(objects.len());
+        for batch in objects.chunks(GRANTS_MAX) {
+            contents.extend(self.fetch_batch(batch).await);
+        }
+        contents
+    }
+
+    /// The chunks one by one: as they are named, or as their list has them.
+    ///
+    /// # Panics
+    /// As [`Scripted::fetch`], or it is no list.
+    pub async fn chunks(&self, chunks: &Chunks) -> Vec<ObjectRef> {
+        match chunks {
+            Chunks::Named(chunks) => chunks.clone(),
+            Chunks::Listed(listed) => {
+                let read = listed.read(&self.fetch(&[listed.list]).await[0]);
+                read.unwrap_or_else(|refusal| panic!("{refusal}"))
+            }
+        }
+    }
+
+    /// Uploads the list of a contribution's chunks, if the run has lists, and names them.
+    ///
+    /// # Panics
+    /// It is refused.
+    pub async fn name_chunks(
+        &self,
+        spec: &RunSpec,
+        lease: LeaseRef,
+        chunks: Vec<ObjectRef>,
+    ) -> Chunks {
+        let (named, list) = spec.name_chunks(chunks);
+        if let Some(list) = list {
+            self.upload(lease, list).await;
+        }
+        named
+    }
+
+    async fn fetch_batch(&self, objects: &[ObjectRef]) -> Vec<Bytes> {
         let request = GetRequest {
             v: V,
             objects: objects.iter().map(|object| object.digest).collect(),
@@ -334,7 +373,7 @@ impl Scripted {
     }
 
     /// A contribution of this unit that fits the run, made of these chunks.
-    pub fn contribution(spec: &RunSpec, chunks: Vec<ObjectRef>) -> Contribution {
+    pub fn contribution(spec: &RunSpec, chunks: impl Into<Chunks>) -> Contribution {
         kit::contribution(spec, chunks)
     }
 

@@ -4,7 +4,7 @@ use schemas::run::{
     Closing, Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision,
     Rounding, RunSpec, Schedule, TrainerKind,
 };
-use schemas::{Millis, ObjectRef, RunId, Steps, V};
+use schemas::{Chunks, Millis, ObjectRef, RunId, Steps, V};
 
 use crate::name::{object, run_id, sized};
 
@@ -35,7 +35,7 @@ pub fn run_spec() -> RunSpecBuilder {
             config: object("config"),
             layout: object("layout"),
             chunk_elements: 8,
-            initial: vec![sized("initial 0", 4 * 8), sized("initial 1", 4 * 5)],
+            initial: vec![sized("initial 0", 4 * 8), sized("initial 1", 4 * 5)].into(),
             precision: Precision::Fp32,
         },
         data: object("data"),
@@ -89,13 +89,20 @@ macro_rules! setters {
     };
 }
 
+impl RunSpecBuilder {
+    /// Sets `model.initial`.
+    pub fn initial(mut self, initial: impl Into<Chunks>) -> Self {
+        self.0.model.initial = initial.into();
+        self
+    }
+}
+
 setters! {
     run: RunId => run;
     trainer: TrainerKind => model.trainer;
     config: ObjectRef => model.config;
     layout: ObjectRef => model.layout;
     chunk_elements: u64 => model.chunk_elements;
-    initial: Vec<ObjectRef> => model.initial;
     precision: Precision => model.precision;
     data: ObjectRef => data;
     rounds: u64 => schedule.rounds;

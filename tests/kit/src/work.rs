@@ -3,7 +3,7 @@
 use schemas::contribution::{Contribution, Evaluation, Outcome, Statement};
 use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
 use schemas::run::{Codec, RunSpec};
-use schemas::{Epoch, ObjectRef, Round, Tokens, UnitIndex, V, WorkerId};
+use schemas::{Chunks, Epoch, Round, Tokens, UnitIndex, V, WorkerId};
 
 /// A training unit.
 pub const fn train(round: u64, index: u32) -> UnitId {
@@ -32,11 +32,11 @@ pub const fn lease(unit: UnitId, epoch: u64) -> LeaseRef {
 }
 
 /// What a unit of this run comes to, made of these chunks.
-pub fn contribution(spec: &RunSpec, chunks: Vec<ObjectRef>) -> Contribution {
+pub fn contribution(spec: &RunSpec, chunks: impl Into<Chunks>) -> Contribution {
     Contribution {
         layout: spec.model.layout.digest,
         codec: spec.upload,
-        chunks,
+        chunks: chunks.into(),
         tokens: spec.unit_tokens(),
         steps: spec.schedule.inner_steps,
         loss: 2.5,
@@ -65,10 +65,10 @@ pub fn statement(spec: &RunSpec, worker: WorkerId, lease: LeaseRef, outcome: Out
 }
 
 /// A version of the weights.
-pub const fn weights(version: u64, codec: Codec, chunks: Vec<ObjectRef>) -> Weights {
+pub fn weights(version: u64, codec: Codec, chunks: impl Into<Chunks>) -> Weights {
     Weights {
         round: Round(version),
         codec,
-        chunks,
+        chunks: chunks.into(),
     }
 }

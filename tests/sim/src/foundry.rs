@@ -5,7 +5,10 @@ use coordinator_core::{Input, Merged, Screened, ScreeningId};
 use schemas::contribution::Statement;
 use schemas::foundry::{self, Order};
 use schemas::snapshot::{MergeInput, MergeRecord};
-use schemas::{Code, Digest, Message as _, ObjectRef, PublicKey, Refusal, Round, SyncId, WorkerId};
+use schemas::{
+    Chunks, Code, Digest, Listed, Message as _, ObjectRef, PublicKey, Refusal, Round, SyncId,
+    WorkerId,
+};
 
 use crate::plan::{audit_key, run_id, worker_id};
 use crate::store::Model;
@@ -33,6 +36,9 @@ pub(crate) enum Job {
         worker: WorkerId,
         audit_key: PublicKey,
         statement: Box<Statement>,
+    },
+    ReadList {
+        listed: Listed,
     },
     Checkpoint {
         bytes: Vec<u8>,
@@ -79,6 +85,7 @@ impl World {
             Order::Restore {
                 snapshot, merges, ..
             } => self.begin(Job::Restore { snapshot, merges }),
+            Order::ReadList { listed } => self.begin(Job::ReadList { listed }),
             // Hints, and memory that a process frees.
             Order::Stage { .. } | Order::Unstage { .. } | Order::Forget => {}
         }
@@ -97,6 +104,14 @@ impl World {
             .then(|| Refusal::new(Code::StoreUnreachable, "simulated"));
         let answer = match job {
             Job::Checkpoint { bytes } => return self.checkpoint_written(bytes, failed),
+            Job::ReadList { listed } => {
+                let list = listed.list.digest;
+                assert!(self.store.blobs.contains(&list), "a list that is not there");
+                let chunks = Chunks::Listed(listed);
+                let chunks = self.store.chunks(&chunks).iter().map(|chunk| chunk.digest);
+                let outcome = failed.map_or_else(|| Ok(chunks.collect()), Err);
+                foundry::Answer::ListRead { list, outcome }
+            }
             Job::Restore { snapshot, merges } => {
                 let outcome = failed.map_or_else(|| self.restore(snapshot, &merges), Err);
                 if outcome.is_ok() {
@@ -189,9 +204,8 @@ impl World {
         let next = weights.step(inputs);
         process.weights = Some(next);
         let broadcast = next.broadcast(&self.plan.spec);
-        self.store
-            .blobs
-            .extend(broadcast.chunks.iter().map(|chunk| chunk.digest));
+        self.store.note(next.chunks(&self.plan.spec));
+        self.store.publish(&broadcast.chunks);
         Merged {
             broadcast,
             norm: 1.0,
@@ -212,9 +226,13 @@ impl World {
             "the key must be the one that the worker joined with"
         );
         let schemas::contribution::Outcome::Contribution(result) = &statement.outcome else {
-            return Ok(Screened { norm: 0.0 });
+            return Ok(Screened {
+                norm: 0.0,
+                listed: Vec::new(),
+            });
         };
-        for chunk in &result.chunks {
+        let chunks = self.store.chunks(&result.chunks);
+        for chunk in chunks.iter().chain(result.chunks.objects()) {
             if !self.store.incoming.contains(&chunk.digest)
                 && !self.store.blobs.contains(&chunk.digest)
             {
@@ -224,9 +242,11 @@ impl World {
                 return Err(Refusal::new(Code::NotFinite, "simulated"));
             }
         }
-        self.store
-            .blobs
-            .extend(result.chunks.iter().map(|chunk| chunk.digest));
-        Ok(Screened { norm: 1.0 })
+        let listed = match result.chunks {
+            Chunks::Named(_) => Vec::new(),
+            Chunks::Listed(_) => chunks.iter().map(|chunk| chunk.digest).collect(),
+        };
+        self.store.publish(&result.chunks);
+        Ok(Screened { norm: 1.0, listed })
     }
 }

@@ -138,7 +138,8 @@ impl Monitor {
                 self.counts.accepted += 1;
                 self.end(*lease, worker, contribution.tokens.get());
                 self.count(*lease);
-                for chunk in &contribution.chunks {
+                let chunks = store.chunks(&contribution.chunks);
+                for chunk in chunks.iter().chain(contribution.chunks.objects()) {
                     assert!(
                         store.blobs.contains(&chunk.digest),
                         "{lease}: a chunk that counts is not in the store"

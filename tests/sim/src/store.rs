@@ -8,7 +8,7 @@ use schemas::data::DataManifest;
 use schemas::lease::Weights;
 use schemas::run::RunSpec;
 use schemas::snapshot::MergeInput;
-use schemas::{Bytes, Digest, Hasher, ObjectRef, Round};
+use schemas::{Bytes, Chunks, Digest, Hasher, Listed, ObjectRef, Round};
 
 /// Everything at the store. It survives every crash.
 #[derive(Debug, Default)]
@@ -19,6 +19,8 @@ pub(crate) struct Store {
     pub(crate) incoming: BTreeSet<Digest>,
     /// Chunks that hold a NaN. Only screening knows.
     pub(crate) poisoned: BTreeSet<Digest>,
+    /// What lists hold, of all that were ever made.
+    lists: BTreeMap<Digest, Vec<ObjectRef>>,
     /// Checkpoints of the ledger.
     pub(crate) checkpoints: BTreeMap<Digest, Vec<u8>>,
     /// Full snapshots by their manifest.
@@ -43,12 +45,35 @@ impl Store {
         let named = [model.config, model.layout, spec.data];
         let all = named
             .into_iter()
-            .chain(model.initial.iter().copied())
+            .chain(model.initial.objects().iter().copied())
             .chain(shards);
         Self {
             blobs: all.map(|object| object.digest).collect(),
             ..Self::default()
         }
+    }
+
+    /// Notes what a list of these chunks holds.
+    pub(crate) fn note(&mut self, chunks: Vec<ObjectRef>) {
+        self.lists.insert(Listed::of(&chunks).0.list.digest, chunks);
+    }
+
+    /// Chunks one by one, of lists that were made.
+    pub(crate) fn chunks<'a>(&'a self, chunks: &'a Chunks) -> &'a [ObjectRef] {
+        match chunks {
+            Chunks::Named(chunks) => chunks,
+            Chunks::Listed(listed) => &self.lists[&listed.list.digest],
+        }
+    }
+
+    /// Puts these, and their list, where they can be read.
+    pub(crate) fn publish(&mut self, chunks: &Chunks) {
+        let listed = self.chunks(chunks).iter();
+        let all: Vec<Digest> = listed
+            .chain(chunks.objects())
+            .map(|object| object.digest)
+            .collect();
+        self.blobs.extend(all);
     }
 
     pub(crate) fn save(&mut self, model: Model, parent: Option<Digest>) -> ObjectRef {
@@ -65,26 +90,23 @@ impl Store {
 
 impl Model {
     pub(crate) fn initial(spec: &RunSpec) -> Self {
-        let chunks = spec.model.initial.iter().map(|chunk| chunk.digest);
         Self {
             round: Round(0),
-            weights: digest_of(chunks),
+            weights: spec.model.initial.digest(),
         }
     }
 
     /// One outer step.
     pub(crate) fn step(&self, inputs: &[MergeInput]) -> Self {
-        let chunks = inputs
-            .iter()
-            .flat_map(|input| input.chunks.iter().map(|chunk| chunk.digest));
+        let chunks = inputs.iter().map(|input| input.chunks.digest());
         Self {
             round: self.round.next(),
             weights: digest_of([self.weights].into_iter().chain(chunks)),
         }
     }
 
-    /// The copy that workers get.
-    pub(crate) fn broadcast(&self, spec: &RunSpec) -> Weights {
+    /// The chunks of the copy that workers get.
+    pub(crate) fn chunks(&self, spec: &RunSpec) -> Vec<ObjectRef> {
         let chunk = |n: usize| {
             let text = format!("weights {} {} {n}", self.round, self.weights);
             ObjectRef {
@@ -92,11 +114,15 @@ impl Model {
                 bytes: Bytes(16),
             }
         };
-        let chunks = (0..spec.model.initial.len()).map(chunk).collect();
+        (0..spec.model.initial.count()).map(chunk).collect()
+    }
+
+    /// The copy that workers get.
+    pub(crate) fn broadcast(&self, spec: &RunSpec) -> Weights {
         Weights {
             round: self.round,
             codec: spec.download,
-            chunks,
+            chunks: spec.name_chunks(self.chunks(spec)).0,
         }
     }
 }

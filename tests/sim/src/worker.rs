@@ -4,6 +4,7 @@ use coordinator_core::{Submission, WorkerRequest};
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::{Evaluation, Statement};
 use schemas::lease::{Manifest, Work};
+use schemas::limits::GRANTS_MAX;
 use schemas::member::{JoinRequest, Session};
 use schemas::telemetry::{Heartbeat, WorkerNumbers};
 use schemas::{
@@ -285,12 +286,15 @@ impl World {
 
     fn fetch(&mut self, worker: usize, work: WorkId, manifest: &Manifest) {
         let (Work::Train { shards, .. } | Work::Evaluate { shards, .. }) = &manifest.work;
-        let objects = manifest
-            .base
-            .chunks
+        let base = &manifest.base.chunks;
+        // One request stands for all.
+        let objects = base
+            .objects()
             .iter()
             .chain(shards)
+            .chain(self.store.chunks(base))
             .map(|object| object.digest)
+            .take(GRANTS_MAX)
             .collect();
         let request = WorkerRequest::Get(GetRequest { v: V, objects });
         self.ask_for_urls(worker, Purpose::Fetch(work), &request);
@@ -339,7 +343,7 @@ impl World {
             return;
         };
         let salt = self.chance.between(0, u64::MAX - 1);
-        let chunks = self.plan.spec.model.initial.len();
+        let chunks = self.plan.spec.model.initial.count();
         // Eight elements in bf16.
         let named = |n: usize| ObjectRef {
             bytes: Bytes(16),
@@ -349,12 +353,16 @@ impl World {
         if self.chance.hits(self.faults.poison) {
             self.store.poisoned.insert(objects[0].digest);
         }
+        self.store.note(objects.clone());
+        let (chunks, _) = self.plan.spec.name_chunks(objects.clone());
+        let list = chunks.listed().map(|listed| listed.list);
         let request = WorkerRequest::Put(PutRequest {
             v: V,
             lease: manifest.lease,
-            objects: objects.clone(),
+            // One request stands for all.
+            objects: list.into_iter().chain(objects).take(GRANTS_MAX).collect(),
         });
-        self.ask_for_urls(worker, Purpose::Upload(work, objects), &request);
+        self.ask_for_urls(worker, Purpose::Upload(work, chunks), &request);
     }
 
     pub(crate) fn answer_arrives(&mut self, route: Route, answer: Delivered) {
@@ -405,8 +413,9 @@ impl World {
                     },
                 );
             }
-            (Purpose::Upload(work, objects), Delivered::Granted) => {
-                let digests: Vec<Digest> = objects.iter().map(|object| object.digest).collect();
+            (Purpose::Upload(work, chunks), Delivered::Granted) => {
+                let all = self.store.chunks(&chunks).iter().chain(chunks.objects());
+                let digests: Vec<Digest> = all.map(|object| object.digest).collect();
                 self.store.incoming.extend(digests);
                 let span = self.chance.millis(10, 2_000);
                 self.inform_worker(
@@ -414,7 +423,7 @@ impl World {
                     span,
                     Input::Uploaded {
                         work,
-                        outcome: Ok(objects),
+                        outcome: Ok(chunks),
                     },
                 );
             }

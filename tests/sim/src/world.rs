@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use coordinator_core::{ReplyId, WorkerRequest};
 use schemas::event::EventBody;
 use schemas::lease::{LeaseRef, Manifest};
-use schemas::limits::{LEASE_MIN, SEALED_MAX};
+use schemas::limits::{LEASE_MIN, NAMED_CHUNKS_MAX, SEALED_MAX};
 use schemas::telemetry::Heartbeat;
-use schemas::{Digest, Hasher, Message as _, Millis, ObjectRef, Refusal, UnixMillis};
+use schemas::{
+    Chunks, Digest, Hasher, Listed, Message as _, Millis, ObjectRef, Refusal, UnixMillis,
+};
 
 use crate::chance::Chance;
 use crate::coordinator::Site;
@@ -121,7 +123,7 @@ pub(crate) enum Purpose {
     /// URLs to read what its work needs.
     Fetch(worker_core::WorkId),
     /// URLs to upload its contribution.
-    Upload(worker_core::WorkId, Vec<ObjectRef>),
+    Upload(worker_core::WorkId, Chunks),
 }
 
 /// An answer on the bus.
@@ -196,6 +198,25 @@ pub fn simulate_long_seal(seed: u64) -> Report {
     world.dies_in_seal = true;
     world.play();
     assert!(!world.dies_in_seal, "no coordinator died in a seal");
+    world.report()
+}
+
+/// Plays one seed with a model of more chunks than an event could name, so that they are listed.
+///
+/// # Panics
+/// As [`simulate`].
+pub fn simulate_lists(seed: u64) -> Report {
+    let mut chance = Chance::new(seed);
+    let mut plan = Plan::new(&mut chance);
+    // Eight elements in fp32.
+    let chunk = |n: usize| kit::sized(&format!("initial {n}"), 32);
+    let chunks: Vec<ObjectRef> = (0..=NAMED_CHUNKS_MAX).map(chunk).collect();
+    let initial = Chunks::Listed(Listed::of(&chunks).0);
+    plan.spec.model.initial = initial.clone();
+    let mut world = World::of(chance, plan);
+    world.store.note(chunks);
+    world.store.publish(&initial);
+    world.play();
     world.report()
 }
 

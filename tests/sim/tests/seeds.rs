@@ -1,7 +1,7 @@
 //! Plays seeds. `SIM_SEED=7 cargo test -p sim` plays one; `SIM_SEEDS=5000` plays that many from 0
 //! on.
 
-use sim::{Counts, Report, simulate, simulate_long_seal, simulate_lost_grants};
+use sim::{Counts, Report, simulate, simulate_lists, simulate_long_seal, simulate_lost_grants};
 
 /// Seeds of a usual test run.
 const SEEDS: u64 = 200;
@@ -87,6 +87,22 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
 fn a_seal_that_is_torn_between_its_parts_is_completed() {
     let Report { counts, torn, .. } = simulate_long_seal(5);
     assert_eq!((counts.parts, torn, counts.accepted), (1, 1, 513));
+}
+
+/// A model of more chunks than an event names is trained like any other, whatever breaks: its
+/// chunks are listed, and members read what the lists hold.
+#[test]
+fn a_run_whose_chunks_are_listed_ends_and_nothing_breaks_on_the_way() {
+    let (mut accepted, mut crashes) = (0, 0);
+    for seed in 0..40 {
+        let report = simulate_lists(seed);
+        accepted += report.counts.accepted;
+        crashes += report.coordinator_crashes;
+    }
+    assert!(
+        accepted >= 120 && crashes >= 20,
+        "{accepted} contributions, {crashes} crashes"
+    );
 }
 
 /// However short leases are, a grant whose answer is lost is asked for again while its lease runs,

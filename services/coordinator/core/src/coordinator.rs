@@ -19,6 +19,7 @@ use crate::denial::Denials;
 use crate::effect::{Answer, Effect};
 use crate::input::{ControlRequest, Input, Peer, ReplyId, Screened, ScreeningId, WorkerRequest};
 use crate::run::live::{Fading, LiveRun, Traffic};
+use crate::run::objects::RefusedRead;
 use crate::run::{RunRoom, closed};
 use crate::turn::{Denied, Handled, Outcome, Screenings, Turn};
 
@@ -318,11 +319,19 @@ impl Coordinator {
             foundry::Answer::DataLoaded { data } => {
                 let data = Arc::from(data);
                 let refused = self.enter(run, |room, turn| room.data_loaded(turn, data));
-                for read in refused.into_iter().flatten() {
-                    let denied = Err(read.refusal.into());
-                    self.conclude(&read.peer, Verb::Get, read.reply, denied);
-                }
+                self.refuse_reads(refused);
             }
+            foundry::Answer::ListRead { list, outcome } => {
+                let refused = self.enter(run, |room, turn| room.list_read(turn, list, outcome));
+                self.refuse_reads(refused);
+            }
+        }
+    }
+
+    fn refuse_reads(&mut self, refused: Option<Vec<RefusedRead>>) {
+        for read in refused.into_iter().flatten() {
+            let denied = Err(read.refusal.into());
+            self.conclude(&read.peer, Verb::Get, read.reply, denied);
         }
     }
 

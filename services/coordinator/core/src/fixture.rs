@@ -8,9 +8,9 @@ use schemas::event::LedgerEvent;
 use schemas::lease::{ClaimRequest, LeaseRef, UnitKind};
 use schemas::member::{LeaveRequest, Posture, Session};
 use schemas::run::RunSpec;
-use schemas::{Fragment, Message, Millis, ObjectRef, Round, SyncId, UnixMillis, V};
+use schemas::{Chunks, Fragment, Listed, Message, Millis, ObjectRef, Round, SyncId, UnixMillis, V};
 
-use crate::{Merged, Peer, Settings, Submission};
+use crate::{Merged, Peer, Screened, Settings, Submission};
 
 pub(crate) use kit::{
     account, evaluate, join_request, lease, object, public_key, run_id, session, sized, train,
@@ -106,12 +106,15 @@ pub(crate) fn sync(round: u64) -> SyncId {
 /// A result as worker `number` would state it; `salt` makes it another one.
 pub(crate) fn submission(spec: &RunSpec, number: u32, lease: LeaseRef, salt: u32) -> Submission {
     let chunks = || {
-        (0..spec.model.initial.len())
-            .map(|n| object(&format!("{number} {lease} {salt} {n}")))
-            .collect()
+        (0..spec.model.initial.count())
+            .map(|n| chunk(spec, &format!("{number} {lease} {salt} {n}")))
+            .collect::<Vec<_>>()
     };
     let outcome = match lease.unit.kind {
-        UnitKind::Train => Outcome::Contribution(kit::contribution(spec, chunks())),
+        UnitKind::Train => {
+            let (chunks, _) = spec.name_chunks(chunks());
+            Outcome::Contribution(kit::contribution(spec, chunks))
+        }
         UnitKind::Evaluate => Outcome::Evaluation(kit::evaluation()),
     };
     stated(kit::statement(spec, worker(number), lease, outcome))
@@ -127,11 +130,47 @@ pub(crate) fn stated(statement: Statement) -> Submission {
 
 pub(crate) fn merged(spec: &RunSpec, round: Round) -> Merged {
     let next = round.next();
-    let chunks = (0..spec.model.initial.len())
-        .map(|n| object(&format!("weights {next} {n}")))
+    let chunks = (0..spec.model.initial.count())
+        .map(|n| chunk(spec, &format!("weights {next} {n}")))
         .collect();
     Merged {
-        broadcast: kit::weights(next.get(), spec.download, chunks),
+        broadcast: kit::weights(next.get(), spec.download, spec.name_chunks(chunks).0),
         norm: 1.0,
+    }
+}
+
+/// A chunk of a run. The numbers of a list must be those that chunks come to.
+fn chunk(spec: &RunSpec, name: &str) -> ObjectRef {
+    match spec.model.initial {
+        Chunks::Named(_) => object(name),
+        Chunks::Listed(_) => upload(name),
+    }
+}
+
+/// The settings of [`spec`] with chunks that are listed.
+pub(crate) fn listed_spec(run: &str) -> RunSpec {
+    let mut spec = spec(run);
+    let Chunks::Named(initial) = &spec.model.initial else {
+        panic!("settings without lists")
+    };
+    spec.model.initial = Chunks::Listed(Listed::of(initial).0);
+    spec
+}
+
+/// The chunks in the list of a version of the weights of [`listed_spec`].
+pub(crate) fn weights_chunks(version: u64) -> Vec<ObjectRef> {
+    match version {
+        0 => vec![sized("initial 0", 4 * 8), sized("initial 1", 4 * 5)],
+        _ => ["0", "1"]
+            .map(|n| upload(&format!("weights {version} {n}")))
+            .to_vec(),
+    }
+}
+
+/// What the check of a result found that names its chunks.
+pub(crate) fn screened(norm: f64) -> Screened {
+    Screened {
+        norm,
+        listed: Vec::new(),
     }
 }

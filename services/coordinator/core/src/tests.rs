@@ -7,6 +7,7 @@ mod control;
 mod denial;
 mod guards;
 mod lease;
+mod lists;
 mod membership;
 mod object;
 mod order;

@@ -25,7 +25,7 @@ impl RunContext {
     pub(crate) fn new(layout: &Layout, spec: RunSpec) -> Result<Self, Refusal> {
         let chunks = layout.chunks(spec.model.chunk_elements);
         let chunks = chunks.map_err(|error| Refusal::new(Code::SpecInvalid, error.to_string()))?;
-        let (expected, got) = (chunks.len(), spec.model.initial.len());
+        let (expected, got) = (chunks.len(), spec.model.initial.count());
         if expected != got {
             let detail = format!(
                 "model.initial has {got} chunks, layout and model.chunk_elements give {expected}"

@@ -7,7 +7,7 @@ use schemas::contribution::Statement;
 use schemas::foundry::{Answer, Order, ScreeningId};
 use schemas::lease::LeaseRef;
 use schemas::snapshot::MergeInput;
-use schemas::{Code, Message as _, ObjectRef, PublicKey, Refusal, Round, WorkerId};
+use schemas::{Chunks, Code, Listed, Message as _, ObjectRef, PublicKey, Refusal, Round, WorkerId};
 use tokio::sync::mpsc;
 
 use super::Answers;
@@ -147,8 +147,23 @@ impl Dispatcher {
                     outcome: Err(refusal),
                 });
             }
+            Order::ReadList { listed } => self.read_list(listed),
             Order::Forget => unreachable!("the dispatcher ends with this order"),
         }
+    }
+
+    /// Reads a list beside everything else.
+    fn read_list(&self, listed: Listed) {
+        let (store, answers) = (self.store.clone(), self.answers.clone());
+        tokio::spawn(async move {
+            let list = listed.list.digest;
+            let read = async {
+                let chunks = store.chunks(&Chunks::Listed(listed)).await?;
+                Ok(chunks.into_iter().map(|chunk| chunk.digest).collect())
+            };
+            let outcome = answered("read of a list", read).await;
+            answers.give(Answer::ListRead { list, outcome }).await;
+        });
     }
 
     /// Hands work on the weights to the executor, or says why that cannot be.

@@ -20,7 +20,7 @@ use super::context::RunContext;
 use super::restore;
 use super::save::{self, Snapshot};
 use super::screen::KeptChunks;
-use super::weights::{Part, Step, Stepped, Weights};
+use super::weights::{Input, Part, Step, Stepped, Weights};
 use crate::guard::answered;
 use crate::store::Store;
 
@@ -305,6 +305,7 @@ async fn step_all(
     let count = context.chunks.len();
     let mut uploads = Vec::with_capacity(count);
     let mut sum_of_squares = 0.0;
+    let inputs = &Input::all(store, inputs).await?;
     let mut next = gather(store, inputs, &mut kept, 0)?;
     for index in 0..count {
         let parts = joined(&mut next).await??;
@@ -347,7 +348,7 @@ async fn step_all(
     let broadcast = Published {
         round: round.next(),
         codec: context.spec.download,
-        chunks,
+        chunks: store.name_chunks(&context.spec, chunks).await?,
     };
     weights.round = round.next();
     weights.broadcast = broadcast.clone();
@@ -375,7 +376,7 @@ async fn joined<T>(task: &mut AbortOnDrop<T>) -> Result<T, Refusal> {
 /// Brings chunk `index` of every input together: from memory, or from the store.
 fn gather(
     store: &Store,
-    inputs: &[MergeInput],
+    inputs: &[Input],
     kept: &mut BTreeMap<LeaseRef, KeptChunks>,
     index: usize,
 ) -> Result<AbortOnDrop<Result<Vec<Part>, Refusal>>, Refusal> {
@@ -392,7 +393,7 @@ fn gather(
             .get_mut(&input.lease)
             .and_then(|chunks| chunks.get_mut(index))
             .and_then(Option::take);
-        sources.push((input.weight.get(), object, held));
+        sources.push((input.weight, object, held));
     }
     let store = store.clone();
     Ok(AbortOnDrop(tokio::spawn(async move {

@@ -7,17 +7,17 @@ use std::sync::Arc;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use schemas::lease::Weights as Published;
 use schemas::run::CodecKind;
-use schemas::snapshot::{MergeInput, MergeRecord, Slot, SnapshotManifest};
+use schemas::snapshot::{MergeRecord, Slot, SnapshotManifest};
 use schemas::{Code, ObjectRef, Refusal, Round};
 
 use super::context::RunContext;
-use super::weights::{Part, Piece, Step, Weights};
+use super::weights::{Input, Part, Piece, Step, Weights};
 use crate::store::Store;
 
 /// Chunks that are recomputed at a time.
 const CHUNKS_AT_A_TIME: usize = 2;
-/// Largest manifest of a snapshot: it lists at most 256 chunks a few times, and merges since the
-/// one before.
+/// Largest manifest of a snapshot: it names at most 256 chunks a few times, or their lists, and
+/// merges since the one before.
 const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 
 /// Where a restore begins.
@@ -49,7 +49,8 @@ pub(crate) async fn weights(
 ) -> Result<Weights, Refusal> {
     let base = base(store, context, snapshot).await?;
     check_order(&base, merges)?;
-    let chunks = (0..context.chunks.len()).map(|index| chunk(store, context, &base, merges, index));
+    let steps = steps(store, merges).await?;
+    let chunks = (0..context.chunks.len()).map(|index| chunk(store, context, &base, &steps, index));
     let chunks: Vec<Restored> = stream::iter(chunks)
         .buffered(CHUNKS_AT_A_TIME)
         .try_collect()
@@ -60,7 +61,8 @@ pub(crate) async fn weights(
         broadcast = Published {
             round: merge.round.next(),
             codec: context.spec.download,
-            chunks,
+            // A list lies in the store since the ledger named it.
+            chunks: context.spec.name_chunks(chunks).0,
         };
         let (got, expected) = (broadcast.digest(), merge.broadcast);
         if got != expected {
@@ -86,7 +88,7 @@ async fn base(
     let spec = &context.spec;
     let Some(object) = snapshot else {
         let broadcast = spec.initial_weights();
-        let params = broadcast.chunks.clone();
+        let params = store.chunks(&broadcast.chunks).await?;
         return Ok(Base {
             round: Round(0),
             params,
@@ -111,7 +113,7 @@ async fn base(
         serde_json::from_slice(&bytes).map_err(|error| invalid(&error))?;
     let count = context.chunks.len();
     let vectors = || manifest.slots.values().chain([&manifest.weights]);
-    if manifest.spec != context.spec_digest || vectors().any(|chunks| chunks.len() != count) {
+    if manifest.spec != context.spec_digest || vectors().any(|chunks| chunks.count() != count) {
         return Err(invalid(&"it is of other settings than the run's"));
     }
     let SnapshotManifest {
@@ -121,12 +123,33 @@ async fn base(
         broadcast,
         ..
     } = manifest;
+    let mut outer = BTreeMap::new();
+    for (slot, chunks) in &slots {
+        outer.insert(*slot, store.chunks(chunks).await?);
+    }
     Ok(Base {
         round,
-        params: weights,
-        slots,
+        params: store.chunks(&weights).await?,
+        slots: outer,
         broadcast,
     })
+}
+
+/// A merge to do again: its round, and its inputs one by one.
+struct Again {
+    round: Round,
+    inputs: Vec<Input>,
+}
+
+async fn steps(store: &Store, merges: &[MergeRecord]) -> Result<Vec<Again>, Refusal> {
+    let mut steps = Vec::with_capacity(merges.len());
+    for MergeRecord { round, inputs, .. } in merges {
+        steps.push(Again {
+            round: *round,
+            inputs: Input::all(store, inputs).await?,
+        });
+    }
+    Ok(steps)
 }
 
 fn check_order(base: &Base, merges: &[MergeRecord]) -> Result<(), Refusal> {
@@ -149,7 +172,7 @@ async fn chunk(
     store: &Store,
     context: &Arc<RunContext>,
     base: &Base,
-    merges: &[MergeRecord],
+    merges: &[Again],
     index: usize,
 ) -> Result<Restored, Refusal> {
     let elements = context.elements(index);
@@ -185,7 +208,7 @@ async fn chunk(
     Ok(Restored { piece, broadcasts })
 }
 
-async fn parts(store: &Store, inputs: &[MergeInput], index: usize) -> Result<Vec<Part>, Refusal> {
+async fn parts(store: &Store, inputs: &[Input], index: usize) -> Result<Vec<Part>, Refusal> {
     let mut parts = Vec::with_capacity(inputs.len());
     for input in inputs {
         let object = input.chunks.get(index).copied();
@@ -196,7 +219,7 @@ async fn parts(store: &Store, inputs: &[MergeInput], index: usize) -> Result<Vec
             )
         };
         parts.push((
-            input.weight.get(),
+            input.weight,
             store.fetch(object.ok_or_else(missing)?).await?,
         ));
     }

@@ -1,13 +1,14 @@
-//! Full snapshots, off the critical path: fp32 chunks, then the manifest that names them.
+//! Full snapshots, off the critical path: fp32 chunks, their lists, then the manifest that names
+//! them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use merge::SeededRounding;
-use schemas::run::CodecKind;
+use schemas::run::{CodecKind, RunSpec};
 use schemas::snapshot::{MergeRecord, Slot, SnapshotManifest};
-use schemas::{Code, Digest, ObjectRef, Refusal, V};
+use schemas::{Chunks, Code, Digest, ObjectRef, Refusal, V};
 
 use super::context::RunContext;
 use super::weights::Weights;
@@ -44,10 +45,10 @@ pub(crate) async fn save(store: &Store, snapshot: Snapshot) -> Result<ObjectRef,
             outer.entry(slot).or_default().push(values);
         }
     }
-    let weights = chunks(store, params).await?;
+    let weights = chunks(store, spec, params).await?;
     let mut slots = BTreeMap::new();
     for (slot, values) in outer {
-        slots.insert(slot, chunks(store, values).await?);
+        slots.insert(slot, chunks(store, spec, values).await?);
     }
     let manifest = SnapshotManifest {
         v: V,
@@ -70,7 +71,11 @@ pub(crate) async fn save(store: &Store, snapshot: Snapshot) -> Result<ObjectRef,
     Ok(object)
 }
 
-async fn chunks(store: &Store, chunks: Vec<Arc<Vec<f32>>>) -> Result<Vec<ObjectRef>, Refusal> {
+async fn chunks(
+    store: &Store,
+    spec: &RunSpec,
+    chunks: Vec<Arc<Vec<f32>>>,
+) -> Result<Chunks, Refusal> {
     let mut objects = Vec::with_capacity(chunks.len());
     for chunk in chunks {
         // One at a time: a save has until the next one, and memory for its copies is short.
@@ -80,7 +85,7 @@ async fn chunks(store: &Store, chunks: Vec<Arc<Vec<f32>>>) -> Result<Vec<ObjectR
             encoded.map_err(|error| Refusal::new(Code::Internal, format!("save: {error}")))?;
         objects.push(store.publish(encoded).await?);
     }
-    Ok(objects)
+    store.name_chunks(spec, objects).await
 }
 
 fn encode(values: &[f32]) -> Bytes {

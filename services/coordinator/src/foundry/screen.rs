@@ -1,5 +1,6 @@
-//! The check of results: the statement's signature, then each chunk's length, hash and numbers,
-//! then the norm of the whole, then the promotion of all. A chunk that is announced ahead of its
+//! The check of results: the statement's signature, the list of chunks where there is one, then
+//! each chunk's length, hash and numbers, then the norm of the whole, then the promotion of all. A
+//! chunk that is announced ahead of its
 //! submit is checked while its worker makes the next one; nothing reaches `blobs` but what a good
 //! result names.
 
@@ -14,7 +15,7 @@ use objects::{IncomingKey, ObjectError};
 use schemas::contribution::{Outcome, Statement};
 use schemas::foundry::Screened;
 use schemas::lease::LeaseRef;
-use schemas::{Code, ObjectRef, PublicKey, Refusal, RunId, WorkerId};
+use schemas::{Chunks, Code, Digest, Listed, ObjectRef, PublicKey, Refusal, RunId, WorkerId};
 use tokio::task::JoinHandle;
 
 use super::context::RunContext;
@@ -117,7 +118,11 @@ pub(crate) async fn check(
         .map_err(|error| Refusal::new(Code::StatementInvalid, error.to_string()))?;
     let contribution = match &statement.outcome {
         Outcome::Evaluation(_) => {
-            return Ok((Screened { norm: 0.0 }, Vec::new()));
+            let found = Screened {
+                norm: 0.0,
+                listed: Vec::new(),
+            };
+            return Ok((found, Vec::new()));
         }
         Outcome::Contribution(contribution) => contribution,
     };
@@ -127,8 +132,9 @@ pub(crate) async fn check(
         lease: statement.lease,
         worker: worker.clone(),
     };
+    let chunks = chunks(store, &source, &contribution.chunks).await?;
     let checks: Vec<Ahead> = (0_u32..)
-        .zip(&contribution.chunks)
+        .zip(&chunks)
         .map(|(index, object)| {
             match staged
                 .remove(&index)
@@ -162,11 +168,48 @@ pub(crate) async fn check(
         uploads.push((chunk.key, chunk.object));
     }
     let norm = check_norm(whole.norm(), context.spec.policy.norm_max)?;
+    let mut listed = Vec::new();
+    if let Some(Listed { list, .. }) = contribution.chunks.listed() {
+        uploads.push((source.key(list.digest), list));
+        listed.extend(chunks.iter().map(|chunk| chunk.digest));
+    }
     promote(store, &source.lease, uploads).await?;
     let (lease, in_memory) = (source.lease, kept.iter().flatten().count());
     let (run, round, chunks) = (&source.run, lease.unit.round.get(), kept.len());
     tracing::info!(%run, round, %lease, chunks, in_memory, "contribution screened");
-    Ok((Screened { norm }, kept))
+    Ok((Screened { norm, listed }, kept))
+}
+
+impl Source {
+    /// Where an upload under the lease lies.
+    fn key(&self, digest: Digest) -> IncomingKey {
+        let place = Quarantine::Worker {
+            run: self.run.clone(),
+            lease: self.lease,
+            worker: self.worker.clone(),
+        };
+        incoming_key(&place, digest)
+    }
+}
+
+/// The chunks of a contribution one by one. A list is read from the quarantine of its lease, like
+/// the chunks themselves.
+async fn chunks(
+    store: &Store,
+    source: &Source,
+    chunks: &Chunks,
+) -> Result<Vec<ObjectRef>, Refusal> {
+    let listed = match chunks {
+        Chunks::Named(chunks) => return Ok(chunks.clone()),
+        Chunks::Listed(listed) => listed,
+    };
+    let _permit = store.transfer().await;
+    let list = listed.list;
+    let key = source.key(list.digest);
+    let bytes = store.buckets.get_incoming(&key, list).await;
+    let bytes =
+        bytes.map_err(|error| missing(&source.lease, &"the list of chunks", list, &error))?;
+    listed.read(&bytes)
 }
 
 /// Reads a chunk from the quarantine of its lease and looks at its numbers. What `blobs` holds
@@ -193,19 +236,16 @@ async fn check_chunk(
         );
         return Err(Refusal::new(Code::SizeMismatch, detail));
     }
-    let Source { run, lease, worker } = source;
-    let place = Quarantine::Worker {
-        run: run.clone(),
-        lease: *lease,
-        worker: worker.clone(),
-    };
-    let key = incoming_key(&place, object.digest);
+    let key = source.key(object.digest);
     let permit = store.transfer().await;
     let bytes = store
         .buckets
         .get_incoming(&key, object)
         .await
-        .map_err(|error| missing(lease, index, object, &error))?;
+        .map_err(|error| {
+            let name = format_args!("chunk {index}");
+            missing(&source.lease, &name, object, &error)
+        })?;
     let screening = bytes.clone();
     let statistics =
         tokio::task::spawn_blocking(move || merge::screen(codec, &screening, elements)).await;
@@ -229,7 +269,7 @@ async fn check_chunk(
     })
 }
 
-/// Moves the chunks of a good result to `blobs`. From there they count once the ledger says so.
+/// Moves the chunks of a good result and their list to `blobs`. From there they count once the ledger says so.
 async fn promote(
     store: &Store,
     lease: &LeaseRef,
@@ -240,7 +280,8 @@ async fn promote(
         .enumerate()
         .map(|(index, (key, object))| async move {
             let promoted = store.buckets.promote(&key, object).await;
-            promoted.map_err(|error| missing(lease, index, object, &error))
+            let name = format_args!("object {index}");
+            promoted.map_err(|error| missing(lease, &name, object, &error))
         });
     let promotions: Vec<_> = promotions.collect();
     stream::iter(promotions)
@@ -251,11 +292,16 @@ async fn promote(
 
 /// What is not in the quarantine of the lease was not uploaded under it, whatever else the store
 /// has of this digest.
-fn missing(lease: &LeaseRef, index: usize, object: ObjectRef, error: &ObjectError) -> Refusal {
+fn missing(
+    lease: &LeaseRef,
+    what: &dyn std::fmt::Display,
+    object: ObjectRef,
+    error: &ObjectError,
+) -> Refusal {
     match error {
         ObjectError::Missing { .. } => {
             let detail = format!(
-                "chunk {index}, {}, was not uploaded under lease {lease}",
+                "{what}, {}, was not uploaded under lease {lease}",
                 object.digest
             );
             Refusal::new(Code::UploadMissing, detail)

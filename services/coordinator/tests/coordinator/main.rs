@@ -3,6 +3,7 @@
 mod batches;
 mod checkpoints;
 mod ledger;
+mod lists;
 mod reading;
 mod run;
 mod scene;

@@ -19,22 +19,26 @@ use schemas::control::{OperatorObjects, RunNew, RunNewReply};
 use schemas::data::Shard;
 use schemas::layout::{Chunk, Layout};
 use schemas::lease::{Done, Manifest, Weights};
+use schemas::limits::NAMED_CHUNKS_MAX;
 use schemas::permission::Role;
 use schemas::run::{Codec, InnerOptimizer, RunSpec};
 use schemas::subject::{
     ControlVerb, LEDGER_FILTER, LEDGER_STREAM, Verb, WORK_CONSUMER, WORK_STREAM,
 };
-use schemas::{Digest, Message, Millis, ObjectRef, Refusal, Steps, Tokens, V};
+use schemas::{Chunks, Digest, Message, Millis, ObjectRef, Refusal, Steps, Tokens, V};
 
 pub(crate) const WAIT: Duration = Duration::from_secs(30);
 pub(crate) const CODEC: Codec = kit::BF16;
 const CHUNK_ELEMENTS: u64 = 70_000;
+/// Elements of a chunk where they are listed: more chunks than an event names.
+const LISTED_CHUNK_ELEMENTS: u64 = 600;
 
 pub(crate) struct Scene {
     pub(crate) cluster: Cluster,
     pub(crate) operator: Operator,
     pub(crate) transfer: Transfer,
     pub(crate) layout: Layout,
+    chunk_elements: u64,
 }
 
 /// A scripted worker that can encode and decode the run's weights.
@@ -43,6 +47,9 @@ pub(crate) struct Worker {
     pub(crate) spec: RunSpec,
     chunks: Vec<Chunk>,
 }
+
+/// Objects of one order of an operator.
+const IMPORTS_AT_A_TIME: usize = 128;
 
 struct NoOther;
 
@@ -75,6 +82,18 @@ fn deadline() -> tokio::time::Instant {
 impl Scene {
     /// Everything up, and a run of `rounds` rounds of two units.
     pub(crate) async fn start(rounds: u64) -> Self {
+        Self::of_chunks(rounds, CHUNK_ELEMENTS).await
+    }
+
+    /// The same with more chunks than are named: they are listed.
+    pub(crate) async fn start_listed(rounds: u64) -> Self {
+        let scene = Self::of_chunks(rounds, LISTED_CHUNK_ELEMENTS).await;
+        let chunks = scene.layout.chunks(LISTED_CHUNK_ELEMENTS);
+        assert!(chunks.expect("few chunks").len() > NAMED_CHUNKS_MAX);
+        scene
+    }
+
+    async fn of_chunks(rounds: u64, chunk_elements: u64) -> Self {
         let mut cluster = Cluster::bare(Options::default()).await;
         let ledger = cluster
             .connect(Role::LedgerProvisioner, Role::LedgerProvisioner.name())
@@ -100,6 +119,7 @@ impl Scene {
             operator,
             transfer,
             layout,
+            chunk_elements,
         };
         scene.new_run(rounds).await;
         scene
@@ -117,6 +137,14 @@ impl Scene {
 
     /// Uploads and commits objects as an operator does.
     pub(crate) async fn import(&self, contents: Vec<Bytes>) -> Vec<ObjectRef> {
+        let mut objects = Vec::with_capacity(contents.len());
+        for batch in contents.chunks(IMPORTS_AT_A_TIME) {
+            objects.extend(self.import_batch(batch.to_vec()).await);
+        }
+        objects
+    }
+
+    async fn import_batch(&self, contents: Vec<Bytes>) -> Vec<ObjectRef> {
         let objects: Vec<ObjectRef> = contents.iter().map(|bytes| ObjectRef::of(bytes)).collect();
         let request = OperatorObjects {
             v: V,
@@ -185,7 +213,7 @@ impl Scene {
         let values: Vec<f32> = (0..elements)
             .map(|i| ((i * 31 % 1009) as f32 / 1009.0 - 0.5) * 0.1)
             .collect();
-        let chunks = self.layout.chunks(CHUNK_ELEMENTS).expect("few chunks");
+        let chunks = self.layout.chunks(self.chunk_elements).expect("few chunks");
         let piece = |chunk: &Chunk| {
             values[chunk.range()]
                 .iter()
@@ -193,6 +221,10 @@ impl Scene {
                 .collect()
         };
         let initial = self.import(chunks.iter().map(piece).collect()).await;
+        let (initial, list) = Chunks::of_new_run(initial);
+        if let Some(list) = list {
+            self.import(vec![list.into()]).await;
+        }
         let data = self.data(256, &[4096], &[1024]).await;
         let others = vec![self.layout.encode().into(), model().to_json().into()];
         let others = self.import(others).await;
@@ -205,7 +237,7 @@ impl Scene {
             .run(self.cluster.run().clone())
             .config(others[1])
             .layout(others[0])
-            .chunk_elements(CHUNK_ELEMENTS)
+            .chunk_elements(self.chunk_elements)
             .initial(initial)
             .data(data)
             .rounds(rounds)
@@ -225,7 +257,7 @@ impl Scene {
     pub(crate) async fn worker(&self, name: &str) -> Worker {
         let scripted = Scripted::connect(&self.cluster, name).await;
         let spec = scripted.join().await;
-        let chunks = self.layout.chunks(CHUNK_ELEMENTS).expect("few chunks");
+        let chunks = self.layout.chunks(self.chunk_elements).expect("few chunks");
         Worker {
             scripted,
             spec,
@@ -257,7 +289,8 @@ impl Worker {
                 .map(|chunk| chunk.elements as usize)
                 .sum()
         ];
-        let contents = self.scripted.fetch(&weights.chunks).await;
+        let chunks = self.scripted.chunks(&weights.chunks).await;
+        let contents = self.scripted.fetch(&chunks).await;
         for (bytes, chunk) in contents.iter().zip(&self.chunks) {
             decode(weights.codec.kind, bytes, &mut values[chunk.range()])
                 .expect("of the right length");
@@ -296,6 +329,26 @@ impl Worker {
         chunks: Vec<Bytes>,
     ) -> Result<SubmitReply, BusError> {
         let lease = manifest.lease;
+        let objects = self.upload(manifest, chunks).await;
+        let chunks = self.scripted.name_chunks(&self.spec, lease, objects).await;
+        self.submit_named(manifest, chunks).await
+    }
+
+    /// Hands in a result of these chunks, wherever they are.
+    pub(crate) async fn submit_named(
+        &self,
+        manifest: &Manifest,
+        chunks: Chunks,
+    ) -> Result<SubmitReply, BusError> {
+        let contribution = kit::contribution(&self.spec, chunks);
+        self.scripted
+            .submit(&self.spec, manifest.lease, contribution)
+            .await
+    }
+
+    /// Uploads chunks and announces each.
+    pub(crate) async fn upload(&self, manifest: &Manifest, chunks: Vec<Bytes>) -> Vec<ObjectRef> {
+        let lease = manifest.lease;
         let mut objects = Vec::with_capacity(chunks.len());
         for (index, bytes) in (0_u32..).zip(chunks) {
             let object = self.scripted.upload(lease, bytes.into()).await;
@@ -308,8 +361,7 @@ impl Worker {
             let _: Done = self.ask(Verb::Stage, &stage).await.expect("announced");
             objects.push(object);
         }
-        let contribution = kit::contribution(&self.spec, objects);
-        self.scripted.submit(&self.spec, lease, contribution).await
+        objects
     }
 
     /// Sends a statement that another key signed.

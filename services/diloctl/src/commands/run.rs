@@ -12,7 +12,7 @@ use schemas::control::{Query, RunNew, View};
 use schemas::layout::Chunk;
 use schemas::run::{CodecKind, ModelSpec, RunSpec};
 use schemas::view::{RunDetail, RunPhase, RunView};
-use schemas::{Code, Digest, ObjectRef, RunId, V};
+use schemas::{Chunks, Code, Digest, ObjectRef, RunId, V};
 use serde::Serialize;
 
 use crate::cli::Run;
@@ -23,7 +23,7 @@ use crate::objects::OperatorObjectsClient;
 use crate::output::{Record, Row};
 use crate::table::{bytes, count, or_dash, time};
 
-/// What `run wait` waits for.
+/// The event that `run wait` waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     Complete,
@@ -101,12 +101,12 @@ pub(crate) async fn run(context: &Context, command: Run) -> Result<(), Failure> 
     }
 }
 
-/// How long a wait puts up with what it sees.
+/// Time that a wait has gone on without workers, and its limit.
 struct Patience {
     nobody_for: Duration,
     /// Since when nobody is there.
     nobody_since: Option<Instant>,
-    /// What holds the run up, as it was told last.
+    /// The trouble that was told last.
     told: Option<Code>,
 }
 
@@ -212,6 +212,10 @@ async fn build(
     for group in chunks.chunks(CHUNKS_IN_MEMORY) {
         let bodies: Vec<Bytes> = group.iter().map(|chunk| encoded(&weights, chunk)).collect();
         initial.extend(objects.put(&bodies, |bytes| bar.inc(bytes)).await?);
+    }
+    let (initial, list) = Chunks::of_new_run(initial);
+    if let Some(list) = list {
+        objects.put(&[Bytes::from(list)], |_| ()).await?;
     }
     bar.finish_and_clear();
     Ok(RunSpec {

@@ -154,8 +154,9 @@ async fn weights(
     let mut at = 0;
     let bytes = CodecKind::Fp32.encoded_bytes(layout.elements());
     let bar = watch::bytes_bar(context.printer, "weights", bytes);
+    let chunks = objects.chunks(&manifest.weights).await?;
     objects
-        .get_all(&manifest.weights, |index, bytes| {
+        .get_all(&chunks, |index, bytes| {
             let here = bytes.len() / 4;
             let misfit = || {
                 Failure::new(

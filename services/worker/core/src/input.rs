@@ -4,7 +4,7 @@ use schemas::contribution::{Evaluation, SubmitReply};
 use schemas::lease::{ClaimReply, Done, LeaseRef, Manifest, RenewReply};
 use schemas::member::JoinReply;
 use schemas::public::CommandVerb;
-use schemas::{ObjectRef, Refusal, Steps, Tokens};
+use schemas::{Chunks, Refusal, Steps, Tokens};
 
 use crate::effect::{RequestId, WorkId};
 
@@ -57,8 +57,8 @@ pub enum Input {
     Uploaded {
         /// The work.
         work: WorkId,
-        /// One object per chunk, in the layout's order.
-        outcome: Result<Vec<ObjectRef>, Refusal>,
+        /// Its chunks, as the run names them.
+        outcome: Result<Chunks, Refusal>,
     },
     /// A command of the coordinator, verified; or a signal to this process.
     Command(CommandVerb),

@@ -4,7 +4,7 @@ use schemas::contribution::{Contribution, Evaluation, Fate, Outcome, Statement, 
 use schemas::event::WorkerEvent;
 use schemas::lease::Work;
 use schemas::limits::LOSS_MAX;
-use schemas::{Code, Digest, Message as _, Millis, ObjectRef, Refusal, Steps, UnixMillis, V};
+use schemas::{Chunks, Code, Digest, Message as _, Millis, Refusal, Steps, UnixMillis, V};
 
 use crate::effect::{Effect, Exit, WorkId};
 use crate::held::Step;
@@ -89,7 +89,7 @@ impl Worker {
     pub(crate) fn uploaded(
         &mut self,
         now: UnixMillis,
-        outcome: Result<Vec<ObjectRef>, Refusal>,
+        outcome: Result<Chunks, Refusal>,
         effects: &mut Vec<Effect>,
     ) {
         let chunks = match outcome {

@@ -3,7 +3,7 @@ mod scene;
 
 use identity::ManifestKey;
 use identity::key::{KeyKind, SigningKey};
-use schemas::{Bytes, Round, Steps, UnitIndex};
+use schemas::{Bytes, Listed, Round, Steps, UnitIndex};
 use serde_json::{Value, json};
 
 use super::*;
@@ -249,11 +249,47 @@ fn tl_13_either_of_two_trusted_keys_may_sign_until_it_leaves_the_bundle() {
     assert!(scene.check(&old).is_err() && scene.check(&new).is_ok());
 }
 
+fn named(claims: &mut Manifest) -> &mut Vec<ObjectRef> {
+    match &mut claims.base.chunks {
+        Chunks::Named(chunks) => chunks,
+        Chunks::Listed(_) => panic!("the run names its chunks"),
+    }
+}
+
+#[test]
+fn a_list_of_weights_has_the_numbers_of_the_run() {
+    let mut scene = Scene::new();
+    let Chunks::Named(chunks) = scene.spec.model.initial.clone() else {
+        panic!("they are named")
+    };
+    scene.spec.model.initial = Chunks::Listed(Listed::of(&chunks).0);
+    let sound = Listed::of(&[object(200), object(200), object(20)]).0;
+    let refused = |listed: Listed| {
+        let mut claims = scene.claims(unit(UnitKind::Train, 1));
+        claims.base.chunks = Chunks::Listed(listed);
+        scene
+            .check_claims(&serde_json::to_value(&claims).expect("JSON"))
+            .is_err()
+    };
+    assert!(!refused(sound));
+    for (chunks, total) in [(2, 420), (4, 420), (3, 2), (3, 601)] {
+        assert!(refused(Listed {
+            chunks,
+            total: Bytes(total),
+            ..sound
+        }));
+    }
+    let mut named = scene.claims(unit(UnitKind::Train, 1));
+    named.base.chunks = vec![object(200), object(200), object(20)].into();
+    let named = serde_json::to_value(&named).expect("JSON");
+    assert!(scene.check_claims(&named).is_err(), "the run lists them");
+}
+
 #[test]
 fn the_initial_weights_are_those_of_the_settings() {
     let scene = Scene::new();
     let mut claims = scene.claims(unit(UnitKind::Train, 0));
-    claims.base.chunks[0].digest = Digest::of(b"others");
+    named(&mut claims)[0].digest = Digest::of(b"others");
     assert!(
         scene
             .check_claims(&serde_json::to_value(&claims).expect("JSON"))
@@ -278,12 +314,15 @@ fn work_is_within_the_run() {
         claims.lease.unit.round = Round(4);
         claims.base.round = Round(4);
     }));
-    assert!(refused(&|claims| claims
-        .base
-        .chunks
-        .truncate(CHUNKS as usize - 1)));
-    assert!(refused(&|claims| claims.base.chunks.push(object(20))));
-    assert!(refused(&|claims| claims.base.chunks[2].bytes = Bytes(22)));
+    assert!(refused(
+        &|claims| named(claims).truncate(CHUNKS as usize - 1)
+    ));
+    assert!(refused(&|claims| named(claims).push(object(20))));
+    assert!(refused(&|claims| named(claims)[2].bytes = Bytes(22)));
+    // The run names its chunks, so nobody lists them.
+    assert!(refused(&|claims| {
+        claims.base.chunks = Chunks::Listed(Listed::of(named(claims)).0);
+    }));
     let work = |shards, steps, steps_before| {
         move |claims: &mut Manifest| {
             claims.work = Work::Train {

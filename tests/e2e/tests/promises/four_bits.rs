@@ -69,7 +69,12 @@ async fn a_run_with_uploads_of_four_bits_learns_and_is_recomputed_after_a_crash(
     assert_eq!(contributions.len() as u64, ROUNDS * u64::from(UNITS));
     for contribution in contributions {
         assert_eq!(contribution.codec.kind, CodecKind::E3m0);
-        for (chunk, initial) in contribution.chunks.iter().zip(&spec.model.initial) {
+        for (chunk, initial) in contribution
+            .chunks
+            .objects()
+            .iter()
+            .zip(spec.model.initial.objects())
+        {
             let values = initial.bytes.get() / 4;
             assert_eq!(chunk.bytes.get(), values.div_ceil(256) * 132);
         }

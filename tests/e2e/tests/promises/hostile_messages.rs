@@ -54,7 +54,7 @@ fn with_next_version(message: &impl Message) -> Vec<u8> {
 
 /// One chunk of this many values, all `value` but the last.
 fn chunk(spec: &RunSpec, value: f32, last: f32) -> Vec<u8> {
-    let count = (spec.model.initial[0].bytes.get() / 4) as usize;
+    let count = (spec.model.initial.objects()[0].bytes.get() / 4) as usize;
     let values = std::iter::repeat_n(value, count - 1).chain([last]);
     values.flat_map(f32::to_le_bytes).collect()
 }
@@ -206,10 +206,12 @@ async fn fg_16_a_bad_contribution_is_refused_alone_and_fg_17_a_repeated_one_coun
             one.layout = Digest::of(b"another")
         }),
         ("no chunks", Code::SizeMismatch, 0.0, |one| {
-            one.chunks.clear()
+            one.chunks = Vec::new().into()
         }),
         ("another length", Code::SizeMismatch, 0.0, |one| {
-            one.chunks[0].bytes.0 -= 4
+            let mut chunks = one.chunks.objects().to_vec();
+            chunks[0].bytes.0 -= 4;
+            one.chunks = chunks.into();
         }),
         ("more tokens", Code::TokensMismatch, 0.0, |one| {
             one.tokens = Tokens(one.tokens.0 + 1)

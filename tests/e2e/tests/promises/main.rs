@@ -23,6 +23,7 @@ mod hostile_messages;
 mod log_flood;
 mod lost_ledger;
 mod loud_log;
+mod many_chunks;
 mod metrics;
 mod no_worker;
 mod one_identity;

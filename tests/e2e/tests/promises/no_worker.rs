@@ -31,7 +31,7 @@ async fn a_unit_that_fails_with_every_worker_halts_the_run_with_their_reason() {
     let named = [spec.data, spec.model.config, spec.model.layout];
     let kept: Vec<String> = named
         .iter()
-        .chain(&spec.model.initial)
+        .chain(spec.model.initial.objects())
         .map(|object| object.digest.hex())
         .collect();
     remove_others(&cluster.path("store").join("blobs"), &kept);

@@ -53,7 +53,7 @@ fn refusal<T: std::fmt::Debug>(outcome: Result<T, BusError>) -> Code {
 fn chunk(spec: &RunSpec, value: f32) -> Vec<u8> {
     value
         .to_le_bytes()
-        .repeat((spec.model.initial[0].bytes.get() / 4) as usize)
+        .repeat((spec.model.initial.objects()[0].bytes.get() / 4) as usize)
 }
 
 /// Where the store keeps a verified object.
@@ -86,7 +86,7 @@ async fn what_others_uploaded_is_nobodys_contribution() {
     let theirs = victim.join().await;
     let spec = thief.join().await;
     assert_eq!(
-        spec.model.initial.len(),
+        spec.model.initial.count(),
         1,
         "one chunk, so that a contribution is one object"
     );
@@ -102,7 +102,7 @@ async fn what_others_uploaded_is_nobodys_contribution() {
     // Both are in `blobs`, and of the right length: another run's contribution, and the weights
     // that this run starts from.
     let lease = thief.claim().await.lease;
-    for named in [stolen, spec.model.initial[0]] {
+    for named in [stolen, spec.model.initial.objects()[0]] {
         assert_eq!(
             refusal(submit(&thief, &spec, lease, named).await),
             Code::UploadMissing,
@@ -325,7 +325,7 @@ async fn numbers_and_keys_that_cannot_be_are_refused_by_name() {
         run: "broken".parse().unwrap(),
         ..spec
     };
-    broken.model.initial = vec![object];
+    broken.model.initial = vec![object].into();
     let created: Result<RunNewReply, _> = operator
         .ask(ControlVerb::RunNew, &RunNew { v: V, spec: broken })
         .await;

@@ -31,7 +31,7 @@ async fn a_run_that_cannot_be_restored_is_shown_as_halted_and_waiting_for_it_fai
         .expect("it was created")
         .spec;
     cluster.kill9("coordinator");
-    let initial = spec.model.initial[0].digest.hex();
+    let initial = spec.model.initial.objects()[0].digest.hex();
     let file = find(&cluster.path("store").join("blobs"), &initial)
         .expect("the store holds the initial weights");
     std::fs::remove_file(file).expect("the test owns the folder");

@@ -58,15 +58,11 @@ async fn a_unit_is_finished_under_one_lease_over_a_slow_line_and_no_chunk_is_sen
     cluster.start_worker("worker-0", &[]).await;
     let contribution = accepted(&cluster, &mut evidence).await;
     let sent = line.bytes_up() - before;
-    let bytes: u64 = contribution
-        .chunks
-        .iter()
-        .map(|chunk| chunk.bytes.get())
-        .sum();
+    let bytes = contribution.chunks.total().get();
     assert!(
-        contribution.chunks.len() == 8 && bytes > 700_000,
+        contribution.chunks.count() == 8 && bytes > 700_000,
         "{bytes} bytes in {}",
-        contribution.chunks.len()
+        contribution.chunks.count()
     );
     // Requests, handshakes and TLS take some too; one more chunk would be an eighth.
     assert!(

@@ -54,7 +54,7 @@ async fn training_lease(worker: &Scripted) -> LeaseRef {
 
 /// Hands in a result of `loss` nats a token that changes nothing in the weights.
 async fn submit(worker: &Scripted, spec: &RunSpec, lease: LeaseRef, loss: f64) {
-    let zeros = vec![0; spec.model.initial[0].bytes.get() as usize];
+    let zeros = vec![0; spec.model.initial.objects()[0].bytes.get() as usize];
     let object = worker.upload(lease, zeros).await;
     let contribution = Contribution {
         loss,
@@ -172,7 +172,7 @@ async fn fg_14_status_workers_work_map_speeds_losses_and_history_are_shown() {
         (1, 2, 2, 1)
     );
     // Uploads by the ledger: the one contribution that was accepted, whatever heartbeats say.
-    let uploaded = spec.model.initial[0].bytes;
+    let uploaded = spec.model.initial.objects()[0].bytes;
     assert_eq!(
         (run.tokens_per_second, run.bytes_up, run.bytes_down),
         (200.0, uploaded, Bytes(14 << 20))

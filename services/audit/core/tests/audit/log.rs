@@ -328,7 +328,7 @@ impl Log {
         let broadcast = Weights {
             round: round.next(),
             codec: spec.download,
-            chunks: vec![object()],
+            chunks: vec![object()].into(),
         };
         let tokens = spec.unit_tokens();
         self.ledger(

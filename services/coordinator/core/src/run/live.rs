@@ -16,6 +16,7 @@ use schemas::{
 use crate::input::{DeliveryId, ReplyId, ScreeningId};
 use crate::run::draw::Data;
 use crate::run::failures::Failures;
+use crate::run::lists::Lists;
 use crate::run::results::Screening;
 use crate::run::spare::Spans;
 
@@ -25,6 +26,7 @@ pub(crate) struct LiveRun {
     /// Objects that members may read: those that the run's settings and its data manifest name.
     pub(crate) readable: BTreeSet<Digest>,
     pub(crate) data: Option<Data>,
+    pub(crate) lists: Lists,
     pub(crate) foundry: Foundry,
     pub(crate) claims: Claims,
     pub(crate) offers: BTreeMap<UnitId, Offered>,
@@ -54,7 +56,7 @@ pub(crate) struct LiveRun {
     /// leases. It outlives the membership, or leaving would wipe it out; the roster bounds whose
     /// there are.
     pub(crate) fruitless: BTreeMap<WorkerId, Fading>,
-    /// Requests for objects that wait for the data manifest.
+    /// Requests for objects that wait for the data manifest, or for a list of chunks.
     pub(crate) reads: BTreeMap<WorkerId, Read>,
     /// When the status was published last.
     pub(crate) published_at: UnixMillis,
@@ -226,10 +228,11 @@ impl LiveRun {
         Self {
             readable: named
                 .iter()
-                .chain(&model.initial)
+                .chain(model.initial.objects())
                 .map(|object: &ObjectRef| object.digest)
                 .collect(),
             data: None,
+            lists: Lists::default(),
             foundry: Foundry::default(),
             claims: Claims::default(),
             offers: BTreeMap::new(),

@@ -7,7 +7,7 @@
 //! | `leases` | who gets which unit, and until when |
 //! | `results` | which results count |
 //! | `rounds`, `closing` | when weights are restored, merged and saved; when a round has what it needs |
-//! | `objects` | who may read and write which objects |
+//! | `objects`, `lists` | who may read and write which objects; the chunks that lists hold |
 //! | `offers` | which units are on the queue |
 //! | `failures` | when units that fail halt the run |
 //! | `spare`, `spending` | who may evaluate; what a worker may have written |
@@ -22,6 +22,7 @@ mod draw;
 mod failures;
 mod heartbeat;
 mod leases;
+mod lists;
 pub(crate) mod live;
 pub(crate) mod members;
 pub(crate) mod objects;

@@ -6,8 +6,8 @@ use ledger::Run;
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::StageRequest;
 use schemas::foundry::Order;
-use schemas::lease::{Done, UnitKind};
-use schemas::limits::{CHUNKS_MAX, GRANTS_MAX, OBJECT_BYTES_MAX};
+use schemas::lease::{Done, UnitKind, Weights};
+use schemas::limits::{GRANTS_MAX, NAMED_CHUNKS_MAX, OBJECT_BYTES_MAX};
 use schemas::{Bytes, Code, Digest, ObjectRef, Refusal, V};
 
 use crate::effect::{Answer, Effect, Quarantine};
@@ -18,19 +18,19 @@ use crate::run::live::{LiveRun, Read};
 use crate::run::members::check_member;
 use crate::turn::{Handled, Outcome, Turn};
 
-/// Most different objects that may be uploaded under one lease, for each chunk of the run: a worker
-/// that begins a unit anew may come to other bytes, but not often. An upload that is asked for
-/// again is the same object.
+/// Most different objects that may be uploaded under one lease, for each that a contribution is made
+/// of: a worker that begins a unit anew may come to other bytes, but not often. An upload that is
+/// asked for again is the same object.
 const UPLOADS_A_CHUNK_MAX: usize = 4;
-/// Most uploads of a worker, for each chunk of the run, that are in no result which counts, however
-/// often it takes a lease and gives it back. Those of one contribution are forgotten in every lease
+/// Most uploads of a worker, for each object that a contribution is made of, that are in no result
+/// which counts, however often it takes a lease and gives it back. Those of one contribution are forgotten in every lease
 /// time: a worker that loses a lease by being slow took at least that long.
 const UNUSED_A_CHUNK_MAX: usize = 4;
-/// Most chunks read ahead under one lease: every chunk again and again while a bad line makes a
-/// worker repeat.
-const LEASE_STAGED_MAX: usize = 16 * CHUNKS_MAX;
+/// Most times that every chunk is read ahead under one lease, while a bad line makes a worker
+/// repeat.
+const STAGED_A_CHUNK_MAX: usize = 16;
 
-/// A read that waited for the data manifest and is refused.
+/// A read that waited for the data manifest or for a list, and is refused.
 #[derive(Debug)]
 pub(crate) struct RefusedRead {
     pub(crate) peer: Peer,
@@ -76,7 +76,7 @@ impl RunRoom<'_> {
         request: &PutRequest,
         asked: BTreeSet<Digest>,
     ) -> Result<(), Refusal> {
-        let chunks = self.run.spec.model.initial.len();
+        let chunks = self.run.spec.uploads();
         let held = &self.live.lease(&request.lease.unit).uploads;
         let new = asked.difference(held).count();
         let (different, different_max) = (held.len() + new, UPLOADS_A_CHUNK_MAX * chunks);
@@ -110,14 +110,16 @@ impl RunRoom<'_> {
     ) -> Handled {
         check_holder(&self.run, peer, &request.lease)?;
         check_objects(&[request.object])?;
-        let chunks = self.run.spec.model.initial.len();
+        let chunks = self.run.spec.model.initial.count();
         if request.index as usize >= chunks {
             let detail = format!("chunk {} of {chunks}", request.index);
             return Err(Refusal::new(Code::LayoutMismatch, detail).into());
         }
         let held = self.live.lease_mut(&request.lease.unit);
         held.staged = held.staged.saturating_add(1);
-        if held.staged <= LEASE_STAGED_MAX && !held.is_checked() {
+        // A run of few chunks repeats them as often as one of many.
+        let staged_max = STAGED_A_CHUNK_MAX * chunks.max(NAMED_CHUNKS_MAX);
+        if held.staged <= staged_max && !held.is_checked() {
             let order = Order::Stage {
                 lease: request.lease,
                 worker: peer.worker.clone(),
@@ -144,26 +146,37 @@ impl RunRoom<'_> {
         let objects = request.objects;
         match forbidden(&self.run, self.live, &objects) {
             None => turn.out.push(Effect::GrantGet { reply, objects }),
-            // After a restart the data manifest may not be here yet, and the object may be one of
-            // its shards.
-            Some(_) if self.live.data.is_none() => {
+            Some(_) if self.may_learn() => {
                 let read = Read { reply, objects };
                 if let Some(older) = self.live.reads.insert(peer.worker.clone(), read) {
                     let refusal = Refusal::new(Code::NoAnswer, "a newer request took its place");
                     turn.reply(older.reply, Err(refusal));
                 }
+                self.read_lists(turn);
             }
             Some(digest) => return Err(object_forbidden(digest).into()),
         }
         Ok(Outcome::Later)
     }
 
-    /// Answers requests that waited for the data manifest, and gives back those to refuse.
+    /// True when an object that members may not read, by what is known here, may be one that they
+    /// may: after a restart the data manifest is not here yet, and names shards; a list of chunks
+    /// that was not read yet holds chunks of the weights.
+    fn may_learn(&self) -> bool {
+        self.live.data.is_none() || self.live.lists.unread(&self.run).next().is_some()
+    }
+
+    /// Answers requests that waited for the data manifest or for a list, as far as they can be
+    /// answered now, and gives back those to refuse.
     pub(crate) fn answer_reads(&mut self, turn: &mut Turn<'_>) -> Vec<RefusedRead> {
         let mut refused = Vec::new();
         for (worker, Read { reply, objects }) in std::mem::take(&mut self.live.reads) {
             match forbidden(&self.run, self.live, &objects) {
                 None => turn.out.push(Effect::GrantGet { reply, objects }),
+                Some(_) if self.may_learn() => {
+                    let read = Read { reply, objects };
+                    self.live.reads.insert(worker, read);
+                }
                 Some(digest) => {
                     let member = self.run.member(&worker);
                     let member = member.expect("the reads of a worker that leaves are answered");
@@ -179,6 +192,9 @@ impl RunRoom<'_> {
                     });
                 }
             }
+        }
+        if !self.live.reads.is_empty() {
+            self.read_lists(turn);
         }
         refused
     }
@@ -245,9 +261,11 @@ fn check_uploads(run: &Run, request: &PutRequest) -> Result<(), Refusal> {
 /// The first object that a member may not read.
 fn forbidden(run: &Run, live: &LiveRun, objects: &[Digest]) -> Option<Digest> {
     let is_weight = |digest: &Digest| {
-        run.weights
-            .values()
-            .any(|weights| weights.chunks.iter().any(|chunk| chunk.digest == *digest))
+        run.weights.values().any(|Weights { chunks, .. }| {
+            let listed = chunks.listed();
+            chunks.objects().iter().any(|chunk| chunk.digest == *digest)
+                || listed.is_some_and(|listed| live.lists.holds(&listed.list.digest, digest))
+        })
     };
     objects
         .iter()

@@ -155,8 +155,9 @@ impl RunRoom<'_> {
         let done = done.expect("a check that runs is in the room of its run");
         self.live.lease_mut(&done.lease().unit).screening = None;
         let norm_max = self.run.spec.policy.norm_max;
-        match verdict.and_then(|found| check_norm(found.norm, norm_max)) {
-            Ok(norm) => self.accept(turn, done, norm),
+        let found = verdict.and_then(|found| Ok((check_norm(found.norm, norm_max)?, found.listed)));
+        match found {
+            Ok((norm, listed)) => self.accept(turn, done, norm, listed),
             Err(refusal)
                 if is_checked_again(refusal.code)
                     && !self.has_failed_enough(&done, refusal.code) =>
@@ -170,7 +171,7 @@ impl RunRoom<'_> {
         }
     }
 
-    fn accept(&mut self, turn: &mut Turn<'_>, done: Screening, norm: f64) {
+    fn accept(&mut self, turn: &mut Turn<'_>, done: Screening, norm: f64, listed: Vec<Digest>) {
         let lease = done.lease();
         let Screening {
             worker,
@@ -178,7 +179,8 @@ impl RunRoom<'_> {
             statement,
             replies,
         } = done;
-        let named = named_chunks(&submission.statement.outcome);
+        let mut named = named_objects(&submission.statement.outcome);
+        named.extend(listed);
         self.note_result(turn.now, &lease.unit);
         let event = accepted(worker.clone(), submission, statement, norm);
         self.append(turn, event);
@@ -290,11 +292,12 @@ fn accepted(worker: WorkerId, submission: Submission, statement: Digest, norm: f
     }
 }
 
-/// The chunks that a result names, each once.
-fn named_chunks(outcome: &Stated) -> BTreeSet<Digest> {
+/// The objects that a result names, each once: its chunks, or their list.
+fn named_objects(outcome: &Stated) -> BTreeSet<Digest> {
     match outcome {
         Stated::Contribution(contribution) => contribution
             .chunks
+            .objects()
             .iter()
             .map(|chunk| chunk.digest)
             .collect(),
@@ -407,14 +410,14 @@ fn check_contribution(run: &Run, contribution: &Contribution) -> Result<(), Refu
             format!("{got_steps} steps and {got_tokens} tokens, the unit has {steps} and {tokens}");
         return Err(Refusal::new(Code::TokensMismatch, detail));
     }
-    let (chunks, expected) = (contribution.chunks.len(), spec.model.initial.len());
-    if contribution.codec != spec.upload || chunks != expected {
+    if contribution.codec != spec.upload {
         let detail = format!(
-            "{chunks} chunks as {:?}, expected {expected} as {:?}",
+            "chunks as {:?}, expected as {:?}",
             contribution.codec, spec.upload
         );
         return Err(Refusal::new(Code::SizeMismatch, detail));
     }
+    spec.check_chunks(&contribution.chunks, spec.upload.kind)?;
     if Millis(contribution.train_ms) > TRAIN_MAX {
         let detail = format!(
             "the inner steps took {} ms, at most {TRAIN_MAX} are believed",

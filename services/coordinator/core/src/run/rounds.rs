@@ -336,16 +336,22 @@ fn is_final(code: Code) -> bool {
 
 /// Refuses weights that the next round cannot start from.
 fn check_weights(run: &Run, sync: SyncId, weights: &Weights) -> Result<(), Refusal> {
-    let expected = run.spec.model.initial.len();
+    let form = run
+        .spec
+        .check_chunks(&weights.chunks, run.spec.download.kind);
     if weights.round == run.version(sync.fragment).next()
         && weights.codec == run.spec.download
-        && weights.chunks.len() == expected
+        && form.is_ok()
     {
         return Ok(());
     }
-    let (got, codec) = (weights.chunks.len(), weights.codec);
+    let (got, codec) = (weights.chunks.count(), weights.codec);
+    let form = form.map_or_else(
+        |refusal| refusal.detail,
+        |()| "as many as there are".to_owned(),
+    );
     let detail = format!(
-        "merge of {sync} gave {got} chunks as {codec:?} for round {}",
+        "merge of {sync} gave {got} chunks ({form}) as {codec:?} for round {}",
         weights.round
     );
     Err(Refusal::new(Code::Internal, detail))

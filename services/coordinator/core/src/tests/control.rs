@@ -3,7 +3,7 @@ use schemas::control::{
     OperatorObjects, Query, RunNew, RunNewReply, ShutdownReply, View, ViewRequest,
 };
 use schemas::event::{Event, LedgerEvent};
-use schemas::limits::{CHUNKS_MAX, EVENT_BYTES_MAX};
+use schemas::limits::{EVENT_BYTES_MAX, NAMED_CHUNKS_MAX};
 use schemas::public::CommandVerb;
 use schemas::{Bytes, Code, Message, Millis, ObjectRef, Refusal, RunId, V};
 
@@ -69,7 +69,7 @@ fn the_largest_settings_fit_into_an_event() {
         digest: object("chunk").digest,
         bytes: Bytes(1 << 28),
     };
-    large.model.initial = vec![chunk; CHUNKS_MAX];
+    large.model.initial = vec![chunk; NAMED_CHUNKS_MAX].into();
     new_run(&mut world, large);
     world.answer_pending();
     let longest = world.journal.iter().map(|body| body.encode().len()).max();

@@ -393,7 +393,7 @@ fn weights_that_do_not_fit_close_no_round() {
     type Change = fn(&mut Weights);
     let changes: [Change; 3] = [
         |weights| weights.round = Round(5),
-        |weights| weights.chunks.clear(),
+        |weights| weights.chunks = Vec::new().into(),
         |weights| weights.codec.kind = schemas::run::CodecKind::Fp32,
     ];
     for change in changes {
@@ -484,7 +484,7 @@ fn a_verdict_on_a_check_of_another_run_is_passed_over() {
         run: "other".parse().unwrap(),
         answer: foundry::Answer::Screened {
             screening: *screening,
-            verdict: Ok(Screened { norm: 1.0 }),
+            verdict: Ok(screened(1.0)),
         },
     });
     assert!(!world.answers.contains_key(&reply));

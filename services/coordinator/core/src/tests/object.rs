@@ -374,6 +374,7 @@ fn named(world: &World, lease: LeaseRef) -> Vec<ObjectRef> {
     match submission(&world.run().spec, 1, lease, 0).statement.outcome {
         Outcome::Contribution(contribution) => contribution
             .chunks
+            .objects()
             .iter()
             .map(|chunk| ObjectRef {
                 bytes: Bytes(16),
@@ -456,6 +457,7 @@ fn uploads_go_when_their_lease_is_over() {
     };
     let named: std::collections::BTreeSet<_> = contribution
         .chunks
+        .objects()
         .iter()
         .map(|chunk| chunk.digest)
         .collect();

@@ -270,7 +270,7 @@ fn the_ledger_names_the_statement_that_was_sent() {
     };
     world.foundry(foundry::Answer::Screened {
         screening,
-        verdict: Ok(Screened { norm: 1.0 }),
+        verdict: Ok(screened(1.0)),
     });
     let right = schemas::Digest::of(&statement);
     assert_eq!(

@@ -262,7 +262,8 @@ fn a_merge_that_fails_is_tried_again_and_is_seen() {
             // Weights that the next round cannot start from are a failure too.
             0 => {
                 let mut short = merged(&spec("demo"), Round(0));
-                short.broadcast.chunks.pop();
+                let one = short.broadcast.chunks.objects()[..1].to_vec();
+                short.broadcast.chunks = one.into();
                 Ok(short)
             }
             _ => Err(Refusal::new(Code::StoreUnreachable, "test")),

@@ -5,7 +5,7 @@ use schemas::lease::UnitKind;
 use schemas::{Code, Millis, Refusal, Steps, Tokens, V};
 
 use crate::fixture::*;
-use crate::{Answer, Effect, ReplyId, Screened, ScreeningId, WorkerRequest};
+use crate::{Answer, Effect, ReplyId, ScreeningId, WorkerRequest};
 
 fn is_merged(world: &World, reply: ReplyId) -> bool {
     let merged = SubmitReply {
@@ -26,9 +26,8 @@ fn screening(world: &mut World) -> ScreeningId {
 }
 
 fn verdict(world: &mut World, screening: ScreeningId, verdict: Result<f64, Code>) {
-    let found = |norm| Screened { norm };
     let verdict = verdict
-        .map(found)
+        .map(screened)
         .map_err(|code| Refusal::new(code, "test"));
     world.foundry(foundry::Answer::Screened { screening, verdict });
 }
@@ -112,8 +111,14 @@ fn fg_16_a_bad_result_is_refused_alone_and_its_unit_is_open_again() {
         (|result| result.loss = -1e-9, Code::NumberImpossible),
         (|result| result.loss = 1.1e4, Code::NumberImpossible),
         (|result| result.train_ms = u64::MAX, Code::NumberImpossible),
-        (|result| result.chunks.truncate(1), Code::SizeMismatch),
-        (|result| result.chunks.clear(), Code::SizeMismatch),
+        (
+            |result| result.chunks = vec![object("one")].into(),
+            Code::SizeMismatch,
+        ),
+        (
+            |result| result.chunks = Vec::new().into(),
+            Code::SizeMismatch,
+        ),
         (
             |result| result.codec.kind = schemas::run::CodecKind::Fp32,
             Code::SizeMismatch,

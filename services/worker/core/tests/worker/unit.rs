@@ -3,7 +3,7 @@
 use schemas::contribution::{Evaluation, Fate, Outcome, Statement};
 use schemas::event::WorkerEvent;
 use schemas::lease::UnitKind;
-use schemas::{Code, Message as _, ObjectRef, Tokens};
+use schemas::{Chunks, Code, Message as _, ObjectRef, Tokens};
 use worker_core::{Effect, Input, Request, ResultEnd};
 
 use crate::scene::{Scene, claims, ends, fate, keeps, lease, refused, submits, trained};
@@ -28,7 +28,7 @@ fn a_unit_goes_from_claim_to_an_accepted_result_to_the_next_claim() {
         outcome: Ok(trained()),
     });
     assert!(scene.has(|effect| matches!(effect, Effect::Upload { .. })));
-    let chunks = vec![ObjectRef::of(b"chunk")];
+    let chunks = Chunks::Named(vec![ObjectRef::of(b"chunk")]);
     scene.give(Input::Uploaded {
         work,
         outcome: Ok(chunks.clone()),

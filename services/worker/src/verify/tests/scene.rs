@@ -84,7 +84,7 @@ impl Scene {
             _ => Weights {
                 round,
                 codec: self.spec.download,
-                chunks,
+                chunks: chunks.into(),
             },
         };
         let work = match unit.kind {
