@@ -9,7 +9,7 @@ use model::{ModelConfig, SyntheticConfig};
 /// Bytes of the text that workers read: enough for shards on both sides.
 const CORPUS_BYTES: usize = 512 << 10;
 
-/// What is trained.
+/// The model that is trained.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Model {
     /// So many parameters, and steps that take a time.
@@ -18,7 +18,7 @@ pub(crate) enum Model {
     Preset(&'static str),
 }
 
-/// What is run.
+/// The size of a run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     pub(crate) model: Model,
@@ -35,7 +35,7 @@ pub(crate) struct Shape {
 /// Everything but workers: broker, store and coordinator, with a run that waits for its workers.
 ///
 /// # Errors
-/// A file cannot be written. What fails in a process panics with its log.
+/// A file cannot be written. A failure of a process panics with its log.
 pub(crate) async fn start(shape: &Shape) -> Result<Cluster> {
     let mut cluster = Cluster::broker(harness::Options::default()).await;
     cluster.start_store().await;

@@ -27,7 +27,7 @@ use crate::row::{Reach, Row};
 
 /// The longest wait for a broker that does not answer, and for the copy of the ledger.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How often it is looked whether the copy is whole.
+/// Time between two looks at the copy until it is whole.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Events that are appended together.
 const TOGETHER: usize = 1000;

@@ -1,4 +1,4 @@
-//! Where the numbers were measured.
+//! The machine on which the numbers were measured.
 
 use std::fs;
 

@@ -62,10 +62,10 @@ struct Arguments {
     tokens_here: bool,
 }
 
-/// How much is measured.
+/// The amount of measuring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Effort {
-    /// What is quoted.
+    /// Enough for numbers that are quoted.
     Full,
     /// Few repetitions: they show that the bench works.
     Quick,

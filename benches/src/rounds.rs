@@ -1,5 +1,5 @@
-//! What a round costs besides its work: rounds of one step of 64 tokens of the smallest model, over
-//! the real broker, store, coordinator and workers.
+//! The cost of a round besides its work: rounds of one step of 64 tokens of the smallest model,
+//! over the real broker, store, coordinator and workers.
 
 use std::time::Duration;
 

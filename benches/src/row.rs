@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What a value must be to be good enough.
+/// The bound that makes a value good enough.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Reach {
@@ -20,7 +20,7 @@ pub(crate) struct Row {
     /// Sorted; never empty.
     samples: Vec<f64>,
     pub(crate) reach: Option<Reach>,
-    /// What a reader must know beside the number.
+    /// The facts that a reader must know beside the number.
     pub(crate) note: String,
 }
 
@@ -78,7 +78,7 @@ impl Row {
         (self.samples[0], self.samples[self.samples.len() - 1])
     }
 
-    /// How many there are.
+    /// The number of samples.
     pub(crate) const fn count(&self) -> usize {
         self.samples.len()
     }

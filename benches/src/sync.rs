@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(540);
 /// not change.
 const WINDOW_PARAMETERS: u64 = 1 << 20;
 
-/// How many parameters.
+/// The number of parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Size {
     M10,
@@ -34,7 +34,7 @@ pub(crate) enum Size {
     M100,
 }
 
-/// What the inner steps are.
+/// The inner steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trained {
     /// Sleep, so that both cores are there for the sync and no inner state is worth writing.
@@ -55,7 +55,7 @@ struct Series<'a> {
     label: &'a str,
 }
 
-/// What processes used up per round.
+/// Processor seconds of each process per round.
 struct Costs {
     coordinator: f64,
     store: f64,
@@ -298,9 +298,9 @@ fn stages(syncs: &[Sync], label: &str, reach: Option<f64>, why: &str) -> Vec<Row
     ]
 }
 
-/// What of a sync is sha256 alone, with every core at it: each upload is hashed by its worker, the
-/// store and the coordinator, the broadcast by the coordinator, the store and each worker. The peer
-/// hashes nothing.
+/// The part of a sync that is sha256 alone, with every core at work: each upload is hashed by its
+/// worker, the store and the coordinator, the broadcast by the coordinator, the store and each
+/// worker. The peer hashes nothing.
 fn hashing(size: Size, workers: usize, label: &str) -> Row {
     const SAMPLE_BYTES: usize = 32 << 20;
     const BF16_BYTES: u64 = 2;
@@ -367,7 +367,7 @@ impl Costs {
     }
 }
 
-/// What has been used so far.
+/// Processor seconds used so far.
 fn used(cluster: &mut Cluster, workers: usize) -> Result<Costs> {
     let mut seconds = |name: &str| processor_seconds(pid(cluster, name)?);
     let (coordinator, store, broker) = (

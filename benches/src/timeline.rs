@@ -22,8 +22,8 @@ pub(crate) enum Mark {
     Loaded,
 }
 
-/// What is looked for in a line, and what it marks. A merge belongs to the round that it closes, a
-/// load to the round that it opens.
+/// The texts that are looked for in a line, each with its mark. A merge belongs to the round that
+/// it closes, a load to the round that it opens.
 const MESSAGES: [(&str, Mark); 6] = [
     (" inner steps done ", Mark::StepsDone),
     (" contribution uploaded ", Mark::Uploaded),

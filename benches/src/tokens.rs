@@ -32,7 +32,7 @@ const OPTIMIZER: InnerOptimizer = InnerOptimizer::adamw(1e-3);
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 struct Speed {
     fp32: f64,
-    /// Where the processor has instructions for it.
+    /// The speed in bf16; none where the processor has no instructions for it.
     bf16: Option<f64>,
 }
 

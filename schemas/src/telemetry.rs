@@ -52,7 +52,7 @@ pub struct WorkerNumbers {
     pub upload: Millis,
     /// Attempts at a transfer that failed; most of them were made again.
     pub transfer_failures: u64,
-    /// Memory of the device that is in use, where the trainer can tell.
+    /// Memory of the CUDA device that the trainer holds, where it computes on one.
     pub device_memory: Option<Bytes>,
 }
 

@@ -6,7 +6,7 @@ use anyhow::Result;
 use crate::deps::{self, Overrides};
 use crate::process::{self, Workspace};
 
-/// What the benches start as processes of their own.
+/// Programs that the benches start as processes of their own.
 const PROGRAMS: [&str; 4] = [
     "diloco-coordinator",
     "diloco-store",

@@ -1,5 +1,5 @@
-//! What a person reads: everything goes to stderr, so that stdout stays what the started programs
-//! print.
+//! Messages for a person. They go to stderr, so that stdout has only the output of the started
+//! programs.
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write, stderr};

@@ -11,8 +11,7 @@ use serde_json::Value;
 use crate::process::{self, Workspace};
 use crate::{console, interrupt};
 
-/// How often a step is repeated when a service died under it: each is made so that repeating it is
-/// safe.
+/// Tries of a step whose service died under it: each step is made so that repeating it is safe.
 const ATTEMPTS: u32 = 5;
 /// Between two looks at services and run.
 const LOOK_EVERY: Duration = Duration::from_secs(2);

@@ -11,7 +11,7 @@ use schemas::{Code, Refusal};
 /// Between two looks at a child and at the signal.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// How long a child may take to end after the signal.
+/// Time that a child may take to end after the signal.
 const END_PATIENCE: Duration = Duration::from_secs(20);
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);

@@ -31,7 +31,7 @@ impl Workspace {
         &self.root
     }
 
-    /// Where downloads lie.
+    /// The folder of downloads.
     pub(crate) fn deps(&self) -> PathBuf {
         self.root.join(".deps")
     }

@@ -63,7 +63,7 @@ impl Copy {
         self.folder.path().join(name).to_str().unwrap().to_owned()
     }
 
-    /// What `diloctl auth init` leaves; port -1 lets the system choose.
+    /// Generates the files of `diloctl auth init`; port -1 lets the system choose.
     fn generate(&self) -> Domain {
         let now = clock::now();
         let domain = Domain::init(
@@ -136,14 +136,14 @@ impl Copy {
 /// A node that runs until this is dropped.
 struct Node {
     process: Child,
-    /// What it said until it was ready.
+    /// Its output until it was ready.
     log: Vec<String>,
     /// Kept open: a server that cannot write its log ends.
     _output: BufReader<ChildStderr>,
 }
 
 impl Node {
-    /// Where it listens, by what its log says before the address.
+    /// The address that it listens on, found by the text before it in the log.
     fn address(&self, said: &str) -> &str {
         let found = self
             .log
@@ -165,7 +165,7 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)
 }
 
-/// What the server's monitoring answers.
+/// The answer of the server's monitoring.
 fn monitored(address: &str, path: &str) -> Value {
     let mut stream = TcpStream::connect(address).unwrap();
     write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
@@ -376,7 +376,7 @@ fn declarations_name_what_schemas_names() {
     assert_eq!(work["consumers"][0]["filter"], work["subjects"][0]);
 }
 
-/// What a declared stream or bucket reserves with so many tenants.
+/// The bytes that a declared stream or bucket reserves with so many tenants.
 fn reserved(name: &str, tenants: u64) -> u64 {
     let declared = declaration(name);
     let number = |field: &str| {

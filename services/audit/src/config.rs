@@ -23,9 +23,9 @@ pub struct Config {
     pub recorder: RecorderSection,
     /// This service.
     pub audit: AuditSection,
-    /// What is demanded.
+    /// The authentication that is demanded.
     pub auth: AuthConfig,
-    /// What every service has.
+    /// The settings that every service has.
     pub service: ServiceConfig,
     /// Numbers for a collector.
     pub metrics: MetricsConfig,
@@ -90,7 +90,7 @@ impl Config {
         }
     }
 
-    /// What the service has to show.
+    /// The service's materials.
     pub fn materials(&self, now: UnixMillis) -> Materials {
         let items = vec![
             Material::BusAddress {

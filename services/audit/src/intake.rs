@@ -22,9 +22,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 
-/// How long the broker may take for one question; a stream that waits for a new leader takes 6 s.
+/// Time that the broker may take for one question; a stream that waits for a new leader takes 6 s.
 const ASK_MAX: Duration = Duration::from_secs(8);
-/// How often what was dropped is logged: once for a flood, not once for a message.
+/// Time between two log lines about dropped messages: one for a flood, not one for each message.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 /// Notices that wait; joins come singly, and at start all at once, which may wait.
 const NOTICES_MAX: usize = 256;

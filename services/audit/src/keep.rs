@@ -1,6 +1,6 @@
-//! What the audit service saw, in append-only files: `<YYYYMMDD>.log` in one folder, JSON lines,
-//! one writer. A batch is on the disk before the next is read, so a crash at any moment loses
-//! nothing that was acted on.
+//! Append-only files of everything the audit service saw: `<YYYYMMDD>.log` in one folder, JSON
+//! lines, one writer. A batch is on the disk before the next is read, so a crash at any moment
+//! loses nothing that was acted on.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -12,7 +12,7 @@ use schemas::{Code, Digest, UnixMillis};
 
 use crate::line::{LINE_BYTES_MAX, Line, is_older};
 
-/// Why the files cannot be used.
+/// Reasons why the files cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeepError {
     /// Another process has the folder.
@@ -23,7 +23,7 @@ pub enum KeepError {
     Io {
         /// Which.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// An older release wrote the files.
@@ -35,7 +35,7 @@ pub enum KeepError {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// Which line, from 1.
+        /// The line, from 1.
         number: u64,
     },
 }
@@ -64,13 +64,13 @@ pub struct Keep {
     _lock: File,
 }
 
-/// What was kept before, in the order in which it was written.
+/// An entry of the files, in the order in which they were written.
 pub(crate) enum Past {
     Record(Record),
     Found(Found),
 }
 
-/// How a record stands to what was kept at its position.
+/// A record compared with the one that was kept at its position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// It is what was kept.
@@ -82,12 +82,12 @@ pub enum Standing {
     Altered,
 }
 
-/// What is remembered of a record that was kept.
+/// The facts that are remembered of a kept record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Known {
     /// [`Record::digest`].
     pub digest: Digest,
-    /// When the stream took it.
+    /// The time at which the stream stored it.
     pub stored_at: UnixMillis,
 }
 
@@ -209,7 +209,7 @@ impl Keep {
             .map_or(StreamSequence(0), |(last, _)| *last)
     }
 
-    /// How many positions were kept.
+    /// The number of positions that were kept.
     pub fn len(&self) -> usize {
         self.known.len()
     }
@@ -229,7 +229,7 @@ impl Keep {
         &self.folder
     }
 
-    /// How a record stands to what was kept; none where nothing was.
+    /// Compares a record with the kept one; none where nothing was kept.
     pub(crate) fn standing(&self, record: &Record) -> Option<Standing> {
         self.known
             .get(&record.stream_sequence)

@@ -6,11 +6,11 @@ use schemas::{Digest, UnixMillis, V};
 use serde::{Deserialize, Serialize};
 
 /// Longest line, with its end: the longest event in base64 (23 KiB), the longest subject that the
-/// broker takes (4 KiB) with every character escaped, and names. What writes lines and what reads
-/// them has this bound from here.
+/// broker takes (4 KiB) with every character escaped, and names. Writer and reader of lines share
+/// this bound.
 pub(crate) const LINE_BYTES_MAX: usize = 64 << 10;
 
-/// What a line says.
+/// The content of a line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "line")]
 pub(crate) enum Line {
@@ -22,7 +22,7 @@ pub(crate) enum Line {
         v: V<2>,
         /// The record.
         stream_sequence: StreamSequence,
-        /// What it came to.
+        /// Its verdict.
         verdict: Verdict,
     },
     /// Something was found.
@@ -56,7 +56,7 @@ pub(crate) struct Kept {
 enum Written {
     /// The whole payload.
     Base64(String),
-    /// What is kept of a message that is longer than any event.
+    /// A message that is longer than any event: its length and digest are kept.
     TooLong { bytes: u64, digest: Digest },
 }
 

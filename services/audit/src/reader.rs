@@ -12,11 +12,11 @@ use schemas::subject::AUDIT_STREAM;
 
 /// Pause before reading is tried again: the broker needs seconds to come back.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// How often it is asked whether the stream has more: often enough for somebody who watches, and
-/// little for the broker.
+/// Time between two looks for more of the stream: short enough for somebody who watches, and little
+/// work for the broker.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// Where the stream starts and ends.
+/// The first and the last position of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     /// Messages in it.
@@ -43,7 +43,7 @@ pub struct Reader<T> {
     next: StreamSequence,
     /// The stream's last position, as it was seen last.
     end: StreamSequence,
-    /// What is being read, and up to where.
+    /// The batch that is being read, and the position up to which.
     ahead: Option<(StreamSequence, Ahead<T>)>,
     /// A batch that was read and not handed out yet.
     ready: Vec<T>,
@@ -67,7 +67,7 @@ impl<T: Send + 'static> Reader<T> {
         }
     }
 
-    /// Where the stream starts and ends now.
+    /// The first and the last position of the stream now.
     ///
     /// # Errors
     /// There is no such stream, the broker does not answer, or this credential may not ask.
@@ -170,8 +170,7 @@ impl<T: Send + 'static> Reader<T> {
         true
     }
 
-    /// How many positions the stream had after the newest record that was handed out, when that was
-    /// seen.
+    /// Positions of the stream after the newest record that was handed out, at the last look.
     pub const fn pending(&self) -> u64 {
         (self.end.0 + 1).saturating_sub(self.next.0)
     }

@@ -28,7 +28,7 @@ pub struct Recorder {
     again: u64,
 }
 
-/// Why nothing more is kept.
+/// Reasons to keep nothing more.
 #[derive(Debug, thiserror::Error)]
 pub enum RecorderError {
     /// The files cannot be used.
@@ -38,9 +38,9 @@ pub enum RecorderError {
     /// evidence of either.
     #[error("stream {AUDIT_STREAM} contradicts the files in {folder} {found}")]
     Contradicted {
-        /// Where the files lie.
+        /// The folder of the files.
         folder: String,
-        /// What is other.
+        /// The difference.
         found: Found,
     },
 }
@@ -158,12 +158,12 @@ impl Recorder {
         self.take(records, now)
     }
 
-    /// Checks records and keeps those that are new. What is returned is on the disk. When this
-    /// fails the recorder must not be used any more: open it again.
+    /// Checks records and keeps those that are new. The findings that it returns are on the disk.
+    /// When this fails the recorder must not be used any more: open it again.
     ///
     /// # Errors
-    /// [`RecorderError::Contradicted`]: the stream has something else where something was kept, or nothing. What was found is
-    /// in the files, the record is not. Or the files cannot be written.
+    /// [`RecorderError::Contradicted`]: the stream has something else where something was kept, or
+    /// nothing. The finding is in the files, the record is not. Or the files cannot be written.
     pub fn take(
         &mut self,
         records: &[Record],
@@ -259,7 +259,7 @@ impl Recorder {
         self.read
     }
 
-    /// How many messages the broker has stored again, as they had been, since this was asked last.
+    /// Messages that the broker has stored again, unchanged, since the last call.
     pub const fn take_again(&mut self) -> u64 {
         std::mem::replace(&mut self.again, 0)
     }
@@ -269,12 +269,12 @@ impl Recorder {
         self.auditor.take_notices()
     }
 
-    /// What was checked so far.
+    /// The checks so far.
     pub fn auditor(&self) -> &Auditor {
         &self.auditor
     }
 
-    /// What was kept so far.
+    /// The records kept so far.
     pub fn keep(&self) -> &Keep {
         &self.keep
     }

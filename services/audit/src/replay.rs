@@ -12,7 +12,7 @@ use schemas::Code;
 use crate::keep::{Known, Standing};
 use crate::reader::{Reader, Span};
 
-/// Why a replay came to no verdict.
+/// Reasons why a replay came to no verdict.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
     /// The stream cannot be read.
@@ -36,7 +36,7 @@ pub enum ReplayError {
         at: StreamSequence,
         /// The last that was wanted.
         end: StreamSequence,
-        /// How long was waited.
+        /// The time waited.
         waited: Duration,
     },
 }
@@ -52,7 +52,7 @@ pub struct Replay {
     reader: Reader<(Record, Examined)>,
     auditor: Auditor,
     span: Span,
-    /// What the audit service kept of the stream, where its files are at hand.
+    /// The records that the audit service kept of the stream; empty when its files are not at hand.
     kept: BTreeMap<StreamSequence, Known>,
     /// The newest position that was compared with what was kept.
     compared: StreamSequence,
@@ -89,7 +89,7 @@ impl Replay {
         Self { kept, ..self }
     }
 
-    /// Where the stream started and ended when it was opened.
+    /// The first and the last position of the stream when it was opened.
     pub const fn span(&self) -> Span {
         self.span
     }
@@ -205,7 +205,7 @@ impl Replay {
             .collect()
     }
 
-    /// What was checked so far.
+    /// The checks so far.
     pub fn auditor(&self) -> &Auditor {
         &self.auditor
     }

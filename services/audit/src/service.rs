@@ -18,7 +18,7 @@ use crate::intake::Intake;
 use crate::reader::{Reader, Span};
 use crate::recorder::{Recorder, RecorderError};
 
-/// How often the end of the stream is compared with what was kept.
+/// Time between two comparisons of the stream's end with the kept records.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
 /// Most findings of one batch that are logged one by one; the files have all of them.
 const FINDINGS_LOGGED_MAX: usize = 20;
@@ -28,7 +28,7 @@ pub struct Service {
     reader: Reader<Record>,
     recorder: Recorder,
     intake: Intake,
-    /// Where the intake learns who may speak.
+    /// The channel on which the intake learns who may speak.
     notices: mpsc::Sender<Notice>,
 }
 
@@ -119,10 +119,10 @@ impl Service {
     }
 }
 
-/// What the stream shows of itself in two questions.
+/// The two ends of the stream, seen by two questions.
 struct Ends {
     span: Span,
-    /// What lies at the newest position that was kept.
+    /// The record at the newest position that was kept.
     newest: Option<Record>,
 }
 

@@ -131,7 +131,8 @@ fn contradiction(result: Result<impl std::fmt::Debug, RecorderError>) -> Finding
     }
 }
 
-/// What comes behind the contradiction is not recorded, what was found is, and it is remembered.
+/// Checks that records behind the contradiction are not kept, that the finding is, and that it is
+/// remembered.
 #[test]
 fn a_changed_stream_contradicts_the_files_and_is_not_recorded() {
     let (trust, records) = ledger(8);

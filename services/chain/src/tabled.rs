@@ -114,6 +114,13 @@ mod tests {
     }
 
     #[test]
+    fn a_key_prints_itself_and_not_its_multiples() {
+        let (key, _) = sign(1, b"", (&EIGHT_TORSION[0], &EIGHT_TORSION[0]));
+        let tabled = TabledKey::new(key).expect("it is a point");
+        assert_eq!(format!("{tabled:?}"), format!("TabledKey({key:?})"));
+    }
+
+    #[test]
     fn good_signatures_hold_and_no_altered_one_does() {
         let none = &EIGHT_TORSION[0];
         for number in 0..40 {

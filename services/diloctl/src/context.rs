@@ -1,4 +1,4 @@
-//! What commands work with: the trust domain on disk, connections, and requests to the coordinator.
+//! The tools of commands: the trust domain on disk, connections, and requests to the coordinator.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::output::Printer;
 use crate::stack::health::Trouble;
 use crate::switches;
 
-/// Where broker and store are; `up` writes it, every command reads it.
+/// The addresses of broker and store; `up` writes them, every command reads them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Endpoints {

@@ -59,7 +59,8 @@ pub(crate) struct Staged {
     _lock: File,
 }
 
-/// Where files wait for the others, in the folder itself: a rename does not leave a file system.
+/// The folder in which files wait for the others. It lies in the target folder itself, since a
+/// rename does not leave a file system.
 const STAGE: &str = ".pull";
 const LOCK: &str = ".pull.lock";
 
@@ -98,7 +99,7 @@ impl Staged {
         })
     }
 
-    /// Where to write a file of that name; it will be put in place with the others.
+    /// The path to write a file of that name to; it is put in place together with the others.
     pub(crate) fn place(&mut self, name: &'static str) -> PathBuf {
         self.names.push(name);
         self.stage.join(name)

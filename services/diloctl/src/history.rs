@@ -1,4 +1,4 @@
-//! What is known of the streams apart from themselves: the coordinator's mark, the files of the
+//! Knowledge about the streams that lies outside of them: the coordinator's mark, the files of the
 //! audit service, and the readers' copy. A stream that is missing, or ends before what is known,
 //! was lost: it is not created anew.
 
@@ -29,7 +29,7 @@ pub(crate) struct Live {
 /// and more.
 const SOURCE: &str = "Nats-Stream-Source";
 
-/// What the readers' copy shows.
+/// The positions that the readers' copy has reached.
 #[derive(Debug, Default)]
 pub(crate) struct Copy {
     /// Position of the newest message that it ever took.

@@ -8,6 +8,7 @@ mod context;
 mod exit;
 mod files;
 mod history;
+mod listing;
 mod objects;
 mod output;
 mod reference;

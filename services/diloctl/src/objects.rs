@@ -89,8 +89,8 @@ impl OperatorObjectsClient {
         Ok(references)
     }
 
-    /// Publishes uploads. Who had too much written waits for its allowance: a large import goes on
-    /// slowly rather than not at all.
+    /// Publishes uploads. An operator that had too much written waits for its allowance: a large
+    /// import goes on slowly rather than not at all.
     async fn commit(&self, request: &OperatorObjects) -> Result<(), Failure> {
         let deadline = Instant::now() + TRANSFER_MAX;
         loop {

@@ -8,8 +8,8 @@ use runtime::Failure;
 use schemas::Refusal;
 use schemas::text::{ShownJson, ShownLines, ShownText};
 use serde::Serialize;
-use serde_json::json;
 
+use crate::listing::Listing;
 use crate::table::Growing;
 
 /// How data is printed.
@@ -25,9 +25,9 @@ pub(crate) enum Format {
 }
 
 /// Version of the JSON documents, their field `v`.
-const JSON_VERSION: u8 = 1;
+pub(crate) const JSON_VERSION: u8 = 1;
 
-/// What one row of a table looks like.
+/// One row of a table.
 pub(crate) trait Row: Serialize {
     /// Column titles.
     const TITLES: &'static [&'static str];
@@ -39,7 +39,7 @@ pub(crate) trait Row: Serialize {
     fn cells(&self) -> Vec<String>;
 }
 
-/// What a single thing looks like: lines of a name and a value.
+/// A single thing as lines of a name and a value.
 pub(crate) trait Record: Serialize {
     /// The lines.
     fn lines(&self) -> Vec<(&'static str, String)>;
@@ -76,20 +76,22 @@ impl Printer {
         (asked == 0 && size.ws_col > 0).then(|| usize::from(size.ws_col))
     }
 
+    /// The form of what is printed.
+    pub(crate) const fn format(self) -> Format {
+        self.format
+    }
+
     /// A list.
     pub(crate) fn rows<T: Row>(self, rows: &[T]) {
         match self.format {
             Format::Table if rows.is_empty() => self.talk("nothing to show"),
-            Format::Table => line(&crate::table::render(
-                T::TITLES,
-                rows.iter().map(Row::cells),
-            )),
-            Format::Json => json_line(&Items {
-                items: rows,
-                v: JSON_VERSION,
-            }),
-            Format::Jsonl => rows.iter().for_each(|row| json_line(&versioned(row))),
+            format => print(&list(format, rows)),
         }
+    }
+
+    /// A list whose rows come one by one, and are not kept.
+    pub(crate) fn listing<T: Row>(self) -> Listing<T> {
+        Listing::new(self)
     }
 
     /// A single thing.
@@ -113,7 +115,9 @@ impl Printer {
     pub(crate) fn text(self, text: &str) {
         match self.format {
             Format::Table => line(&ShownText(text.trim_end_matches('\n')).to_string()),
-            Format::Json | Format::Jsonl => json_line(&json!({ "v": JSON_VERSION, "text": text })),
+            Format::Json | Format::Jsonl => {
+                json_line(&serde_json::json!({ "v": JSON_VERSION, "text": text }))
+            }
         }
     }
 
@@ -126,7 +130,7 @@ impl Printer {
 
 /// A value with the version beside its own fields.
 #[derive(Serialize)]
-struct Versioned<'a, T> {
+pub(crate) struct Versioned<'a, T> {
     #[serde(flatten)]
     value: &'a T,
     v: u8,
@@ -138,7 +142,26 @@ struct Items<'a, T> {
     v: u8,
 }
 
-const fn versioned<T: Serialize>(value: &T) -> Versioned<'_, T> {
+/// The text of a whole list.
+pub(crate) fn list<T: Row>(format: Format, rows: &[T]) -> String {
+    let line = |text: String| format!("{text}\n");
+    match format {
+        Format::Table => line(crate::table::render(T::TITLES, rows.iter().map(Row::cells))),
+        Format::Json => {
+            let items = Items {
+                items: rows,
+                v: JSON_VERSION,
+            };
+            line(ShownJson(&json(&items)).to_string())
+        }
+        Format::Jsonl => {
+            let rows = rows.iter().map(|row| json(&versioned(row)));
+            rows.map(|row| line(ShownJson(&row).to_string())).collect()
+        }
+    }
+}
+
+pub(crate) const fn versioned<T: Serialize>(value: &T) -> Versioned<'_, T> {
     Versioned {
         value,
         v: JSON_VERSION,
@@ -148,9 +171,11 @@ const fn versioned<T: Serialize>(value: &T) -> Versioned<'_, T> {
 /// Data for machines may be read on a terminal as well, so what a terminal obeys is written as an
 /// escape of JSON.
 fn json_line<T: Serialize>(value: &T) {
-    let text =
-        serde_json::to_string(value).expect("views serialise: no map with other keys than text");
-    line(&ShownJson(&text).to_string());
+    line(&ShownJson(&json(value)).to_string());
+}
+
+pub(crate) fn json<T: Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("views serialise: no map with other keys than text")
 }
 
 /// The first write that failed, told when the command is over: it may have more to do than to
@@ -158,8 +183,12 @@ fn json_line<T: Serialize>(value: &T) {
 static UNWRITTEN: OnceLock<Refusal> = OnceLock::new();
 
 fn line(text: &str) {
-    // `print` lets a closed pipe pass: that is the reader's decision, not an error of ours.
-    if let Err(failure) = runtime::exit::print(&format!("{text}\n")) {
+    print(&format!("{text}\n"));
+}
+
+pub(crate) fn print(text: &str) {
+    // A closed pipe passes: that is the reader's decision, not an error of ours.
+    if let Err(failure) = runtime::exit::print(text) {
         let _first = UNWRITTEN.set(failure.refusal().clone());
     }
 }

@@ -12,7 +12,7 @@ use schemas::member::Layer;
 use schemas::{Code, Refusal};
 use serde::{Deserialize, Serialize};
 
-/// What is read from the environment: `DILOCO_AUTH__EXCEPTIONS` and its siblings.
+/// Switches from the environment: `DILOCO_AUTH__EXCEPTIONS` and its siblings.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Switches {

@@ -33,6 +33,16 @@ pub(crate) fn lines(lines: &[(&str, String)]) -> String {
 pub(crate) struct Growing(Vec<usize>);
 
 impl Growing {
+    /// The rest of a table that [`render`] began with these rows.
+    pub(crate) fn measured(titles: &[&str], rows: &[Vec<String>]) -> Self {
+        let width = |(at, title): (usize, &&str)| {
+            let cells = rows.iter().map(|cells| Shown(&cells[at]).to_string());
+            let longest = cells.map(|cell| cell.chars().count()).max();
+            title.len().max(longest.unwrap_or(0))
+        };
+        Self(titles.iter().enumerate().map(width).collect())
+    }
+
     /// The next line; the first with the titles above it.
     pub(crate) fn row(&mut self, titles: &[&str], usual: &[usize], cells: &[String]) -> String {
         let cells: Vec<String> = cells.iter().map(|cell| Shown(cell).to_string()).collect();
@@ -131,8 +141,7 @@ mod tests {
         assert_eq!(time(schemas::UnixMillis(0)), "1970-01-01T00:00:00Z");
     }
 
-    /// What a worker calls its device, as an attack: a screen that is cleared, a row that is
-    /// forged.
+    /// A device name that is an attack: it clears the screen and forges a row.
     const HOSTILE: &str = "cpu\u{1b}[2J\u{1b}[H\nUFORGED  yes  \u{202e}training\u{9b}1m";
 
     #[test]

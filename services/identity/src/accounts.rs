@@ -18,10 +18,10 @@ use crate::claims::{
 /// Most connections of one tenant: its workers, and some that are reconnecting while their old one
 /// lingers.
 const TENANT_CONNECTIONS_MAX: i64 = WORKERS_MAX as i64 + 64;
-/// What tenants share: the broker's `max_connections` less those of the services, operators and
-/// auditors.
+/// Connections that all tenants share: the broker's `max_connections` less those of the services,
+/// operators and auditors.
 const TENANTS_CONNECTIONS: i64 = 5000 - 512;
-/// How long the way back for an answer is kept. Nobody answers a heartbeat.
+/// Time that the broker keeps the way back for an answer. Nobody answers a heartbeat.
 const HEARTBEAT_ANSWER_MAX: Duration = Duration::from_secs(1);
 /// The same for an event: longer than a worker waits for it.
 const EVENT_ANSWER_MAX: Duration = Duration::from_secs(15);
@@ -34,7 +34,7 @@ const SERVICES_CONNECTIONS_MAX: i64 = 32;
 /// The only way in: plain NATS connections, no WebSocket and no leaf nodes.
 const CONNECTION_TYPE: &str = "STANDARD";
 
-/// Which account is which in a domain.
+/// The accounts of a domain, by purpose.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Accounts {
     /// Of the server itself.
@@ -47,7 +47,7 @@ pub struct Accounts {
     pub events: AccountId,
     /// Of those who read events.
     pub audit: AccountId,
-    /// Whose workers' events have a stream.
+    /// The tenants; each has a stream for its workers' events.
     pub tenants: Vec<AccountId>,
 }
 

@@ -68,8 +68,8 @@ impl BrokerFiles {
 }
 
 impl Domain {
-    /// Writes the broker's whole configuration below the domain's folder, for the owner alone.
-    /// Where it listens is left as it is: [`Domain::write_listen`].
+    /// Writes the broker's whole configuration below the domain's folder, for the owner alone. Its
+    /// listening addresses stay as they are, see [`Domain::write_listen`].
     ///
     /// # Errors
     /// As [`Domain::server_config`]; or a file cannot be written.
@@ -101,5 +101,32 @@ impl Domain {
             &self.layout().broker_generated().join("listen.conf"),
             text.as_bytes(),
         )?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_main_file_must_be_there_whatever_else_is() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let folder = scratch.path();
+        fs::create_dir(folder.join("include")).expect("it is ours");
+        for file in ["include/limits.conf", "cluster.conf", "notes.txt"] {
+            fs::write(folder.join(file), file).expect("it is ours");
+        }
+        let error = BrokerFiles::read(folder).expect_err("no broker starts from these");
+        assert!(
+            matches!(&error, DomainError::Template { path, .. } if *path == folder.join(SINGLE.0)),
+            "{error}"
+        );
+        fs::write(folder.join(SINGLE.0), "main").expect("it is ours");
+        let files = BrokerFiles::read(folder).expect("it is there").files;
+        let names: Vec<&Path> = files.iter().map(|(path, _)| &**path).collect();
+        assert_eq!(
+            names,
+            ["cluster.conf", SINGLE.1, "include/limits.conf"].map(Path::new)
+        );
     }
 }

@@ -1,6 +1,5 @@
-//! What a certificate says of itself: the names it is for, and from when to when. For people, and
-//! for the checks before anything is connected; whether a certificate is to be trusted is for
-//! rustls.
+//! The facts in a certificate: the names that it is for, and from when to when. They are for people
+//! and for checks before a connection; rustls decides if a certificate is trusted.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -38,7 +37,7 @@ pub struct Facts {
     pub ends: UnixMillis,
 }
 
-/// What keeps a certificate from being used at a time.
+/// Reasons why a certificate cannot be used at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outside {
     /// Its time is over.
@@ -47,7 +46,7 @@ pub enum Outside {
     NotBegun(UnixMillis),
 }
 
-/// Why the certificate that a server shows is not taken.
+/// The reason to refuse a server's certificate.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the certificate that the server shows, issued to {names}, {why}")]
 pub struct CertificateRefused {
@@ -95,7 +94,7 @@ impl Facts {
         })
     }
 
-    /// How `now` lies outside of its time; none when it lies within.
+    /// The side on which `now` lies outside of its time; none when it lies within.
     pub fn outside(&self, now: UnixMillis) -> Option<Outside> {
         if now >= self.ends {
             Some(Outside::Ended(self.ends))
@@ -355,6 +354,21 @@ mod tests {
             .expect("a certificate");
         let facts = Facts::of(&authority).expect("a certificate");
         assert_eq!(facts.names, ["diloco private authority"]);
+    }
+
+    /// Clients of other crates show the error of a verifier in its debugging form.
+    #[test]
+    fn a_refusal_says_the_same_in_both_forms() {
+        let refused = CertificateRefused {
+            names: "store.example".to_owned(),
+            why: Why::Stranger,
+        };
+        let said = "the certificate that the server shows, issued to store.example, is signed by \
+                    no authority that is trusted here";
+        assert_eq!(
+            (refused.to_string(), format!("{refused:?}")),
+            (said.to_owned(), said.to_owned())
+        );
     }
 
     #[test]

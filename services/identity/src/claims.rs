@@ -1,5 +1,5 @@
-//! What NATS tokens say: the `nats` part of operator, account and user JWTs, version 2. Only what
-//! this project mints is modelled; other fields are ignored when a token is read.
+//! The content of NATS tokens: the `nats` part of operator, account and user JWTs, version 2. Only
+//! what this project mints is modelled; other fields are ignored when a token is read.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ pub trait Claims: Serialize + DeserializeOwned {
     }
 }
 
-/// What an operator's token says.
+/// The content of an operator's token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperatorClaims {
     /// The keys that sign accounts.
@@ -38,13 +38,13 @@ pub struct OperatorClaims {
     pub system_account: AccountId,
 }
 
-/// What an account's token says.
+/// The content of an account's token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccountClaims {
-    /// What it takes from other accounts.
+    /// Imports from other accounts.
     #[serde(default)]
     pub imports: Vec<Import>,
-    /// What it offers to other accounts.
+    /// Exports to other accounts.
     #[serde(default)]
     pub exports: Vec<Export>,
     /// Its bounds.
@@ -78,7 +78,7 @@ pub struct AccountLimits {
     pub consumer: i64,
 }
 
-/// What joins accounts.
+/// The kind of an import or export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SharedKind {
@@ -98,15 +98,15 @@ pub struct Export {
     /// Stream or service.
     #[serde(rename = "type")]
     pub kind: SharedKind,
-    /// Which token (from 1) of the subject is the importer's account, so that no account can speak
-    /// as another; 0 for none.
+    /// The token of the subject (from 1) that is the importer's account, so that no account can
+    /// speak as another; 0 for none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub account_token_position: u32,
     /// `Singleton` for services that answer once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub response_type: Option<String>,
-    /// How long the broker keeps the way back for an answer, in nanoseconds; two minutes where it
-    /// is not said. It keeps some 800 bytes for each message that asks for an answer and gets none.
+    /// Nanoseconds that the broker keeps the way back for an answer; two minutes when absent. It
+    /// keeps some 800 bytes for each message that asks for an answer and gets none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub response_threshold: Option<u64>,
 }
@@ -154,7 +154,8 @@ pub struct Scope {
     pub key: PublicKey,
     /// The role's name.
     pub role: String,
-    /// What its users may do; `{{subject()}}` and `{{tag(run)}}` stand for the user's key and tags.
+    /// The rights of its users; `{{subject()}}` and `{{tag(run)}}` stand for the user's key and
+    /// tags.
     pub template: UserRights,
 }
 
@@ -166,7 +167,7 @@ pub enum ScopeKind {
     User,
 }
 
-/// What a user may do.
+/// The rights of a user.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserRights {
     /// Subjects it may publish to.
@@ -196,7 +197,7 @@ pub struct Subjects {
     pub deny: Vec<String>,
 }
 
-/// What a user's token says. Users of a role carry no rights of their own.
+/// The content of a user's token. Users of a role carry no rights of their own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserClaims {
     /// The account, where a signing key and not the account itself signed.
@@ -279,7 +280,7 @@ impl AccountLimits {
 }
 
 impl Default for AccountLimits {
-    /// What an absent field means: nothing is allowed.
+    /// The meaning of an absent field: nothing is allowed.
     fn default() -> Self {
         Self {
             subs: 0,

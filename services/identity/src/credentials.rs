@@ -23,16 +23,16 @@ const SEED: Block = Block {
     end: "------END USER NKEY SEED------",
 };
 
-/// What a process needs to connect: a token and its key.
+/// Credentials to connect with: a token and its key.
 pub struct Credentials {
     jwt: String,
     token: Jwt<UserClaims>,
     key: ConnectionKey,
-    /// Where they were read.
+    /// The file that they were read from.
     file: Option<PathBuf>,
 }
 
-/// Why credentials cannot be used.
+/// Reasons why credentials cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialsError {
     /// The file.
@@ -44,9 +44,9 @@ pub enum CredentialsError {
     /// One of the two is absent.
     #[error("credentials hold {present} but no {absent}")]
     Half {
-        /// What is there.
+        /// The part that is there.
         present: &'static str,
-        /// What is not.
+        /// The part that is missing.
         absent: &'static str,
     },
     /// The token.
@@ -74,7 +74,7 @@ pub enum CredentialsError {
     Mismatch {
         /// The key that the token names.
         token: PublicKey,
-        /// Whose key it is.
+        /// The public half of the key that is held.
         key: PublicKey,
     },
 }
@@ -213,12 +213,12 @@ impl Credentials {
         Ok(write_private(path, text.as_bytes())?)
     }
 
-    /// What the token says.
+    /// The token.
     pub fn token(&self) -> &Jwt<UserClaims> {
         &self.token
     }
 
-    /// Who connects with them.
+    /// The public key of the user who connects with them.
     pub fn public(&self) -> &PublicKey {
         self.key.public()
     }
@@ -325,6 +325,17 @@ mod tests {
         assert_eq!(
             (again.jwt(), again.public()),
             (credentials.jwt(), key.public())
+        );
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let path = scratch.path().join("w1.creds");
+        credentials.write(&path).expect("the folder takes files");
+        let read = Credentials::read(&path).expect("just written");
+        let error = read
+            .check(UnixMillis(NOW.get() + 60_000))
+            .expect_err("it is over");
+        assert!(
+            error.to_string().contains(&*path.display().to_string()),
+            "{error} says which file"
         );
         let noted = text.replacen(
             "\n\n",

@@ -33,27 +33,28 @@ pub const LIFETIME_MAX: Millis = Millis::from_secs(366 * 24 * 3600);
 pub struct Domain {
     pub(crate) layout: Layout,
     pub(crate) trust: TrustBundle,
-    /// Where it will lie when it is complete: what names its own paths names these.
+    /// The folder in which it will lie when it is complete; files that name their own paths name
+    /// paths in it.
     pub(crate) home: PathBuf,
 }
 
-/// What a new domain is made with.
+/// The options of a new domain.
 #[derive(Clone, Debug, Default)]
 pub struct InitOptions {
     /// Host names and addresses of broker and store, besides this machine's own.
     pub server_names: Vec<String>,
 }
 
-/// What was issued, and where it lies.
+/// Issued credentials and their files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issued {
     /// The credentials file.
     pub credentials: PathBuf,
     /// The seed file of the key that signs this process's events, for roles that emit some.
     pub audit_key: Option<PathBuf>,
-    /// Who connects with the credentials.
+    /// The public key of the user who connects with the credentials.
     pub public: PublicKey,
-    /// When they end.
+    /// Their end.
     pub expires: UnixMillis,
 }
 
@@ -66,7 +67,7 @@ pub struct ServerConfig {
     pub tls: String,
 }
 
-/// Why a domain cannot be made, opened or issued from.
+/// Reasons why a domain cannot be made, opened or issued from.
 #[derive(Debug, thiserror::Error)]
 pub enum DomainError {
     /// There is one.
@@ -96,7 +97,7 @@ pub enum DomainError {
     /// The committed part of the broker's configuration is not where it was looked for.
     #[error("{}: {source}; run this from the repository's root, or name the folder with --nats-config", path.display())]
     Template {
-        /// Which file or folder.
+        /// The file or folder.
         path: PathBuf,
         /// The system's answer.
         source: io::Error,
@@ -325,7 +326,7 @@ impl Domain {
         &self.trust
     }
 
-    /// Where everything lies.
+    /// The paths of its files.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }

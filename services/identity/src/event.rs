@@ -1,5 +1,5 @@
-//! Signatures over events and statements. What is signed starts with a byte that no text has and
-//! names purpose and domain, so that no nonce, token or document of another purpose or domain has
+//! Signatures over events and statements. The signed bytes start with a byte that no text has, and
+//! name purpose and domain, so that no nonce, token or document of another purpose or domain has
 //! the same bytes. Crate `chain` says which bytes are signed for an event, and checks them.
 
 use schemas::PublicKey;

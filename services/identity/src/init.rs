@@ -27,8 +27,8 @@ impl Domain {
 
     /// Makes a new domain in `folder` and lets `fill` put credentials and configuration into it.
     /// Everything that can be known is checked first. Then all of it is made aside and moved in,
-    /// the trust bundle last: without the bundle the folder is no domain. What an `init` that broke
-    /// off has left is removed: nobody can have used it. The caller holds the [`crate::DomainLock`]
+    /// the trust bundle last: without the bundle the folder is no domain. Removes what an `init`
+    /// that broke off has left: nobody can have used it. The caller holds the [`crate::DomainLock`]
     /// where others may run at the same time.
     ///
     /// # Errors

@@ -1,5 +1,5 @@
-//! What a worker shows when it joins: which life of it asks, and that it holds the secret of the
-//! audit key it names.
+//! The proof with which a worker joins: it names the worker's life that asks, and shows that the
+//! worker holds the secret of the audit key that it names.
 
 use schemas::member::Session;
 use schemas::{PublicKey, RunId, WorkerId};

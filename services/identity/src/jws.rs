@@ -27,7 +27,7 @@ struct Header {
     typ: String,
 }
 
-/// Why a document is refused. Nothing of it was used.
+/// Reasons to refuse a document. Nothing from a refused one was used.
 #[derive(Debug, thiserror::Error)]
 pub enum JwsError {
     /// Longer than any honest one.
@@ -42,9 +42,9 @@ pub enum JwsError {
     /// It is of another type, made for another purpose.
     #[error("signed document has type {found:?}, expected {expected:?}")]
     Type {
-        /// What it says.
+        /// The value in the document.
         found: String,
-        /// What the reader wants.
+        /// The value that the reader wants.
         expected: String,
     },
     /// Its key is not in the trust bundle.
@@ -229,6 +229,24 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_document_is_made_and_read() {
+        let key = ManifestKey::generate();
+        let trust = trust(&[&key]);
+        // Base64 has no text of every length: three types in turn reach each.
+        let made = ["t", "ty", "typ"].iter().find_map(|typ| {
+            let sign = |bytes: usize| key.sign_document(typ, &json!("x".repeat(bytes)));
+            let empty = sign(0).expect("small claims").len();
+            let room = (COMPACT_BYTES_MAX - empty) / 4 * 3;
+            let fits = |bytes: usize| sign(bytes).ok().map(|compact| (*typ, compact));
+            (room..room + 4)
+                .filter_map(fits)
+                .find(|(_, compact)| compact.len() == COMPACT_BYTES_MAX)
+        });
+        let (typ, compact) = made.expect("one of the types gives exactly this length");
+        assert!(verify::<Value>(&compact, typ, &trust).is_ok());
+    }
+
+    #[test]
     fn tl_13_both_keys_of_a_rotation_verify() {
         let (old, new) = (ManifestKey::generate(), ManifestKey::generate());
         let trust = trust(&[&old, &new]);
@@ -357,6 +375,10 @@ mod tests {
         assert!(
             check_window(20, 10, UnixMillis(15_000), Millis(60_000)).is_err(),
             "never a window that ends first"
+        );
+        assert!(
+            check_window(10, 10, UnixMillis(10_000), Millis(1_000)).is_err(),
+            "never one that ends as it begins, however clocks differ"
         );
         assert!(check_window(0, u64::MAX, UnixMillis(1), Millis(u64::MAX)).is_ok());
     }

@@ -59,13 +59,13 @@ pub struct Jwt<C> {
     pub subject: PublicKey,
     /// The key that signed it.
     pub issuer: PublicKey,
-    /// When it was issued.
+    /// The time of issue.
     pub issued: UnixMillis,
     /// Not valid before.
     pub not_before: Option<UnixMillis>,
     /// Not valid from here on.
     pub expires: Option<UnixMillis>,
-    /// What it says.
+    /// The content.
     pub claims: C,
 }
 
@@ -80,7 +80,7 @@ pub struct Chain {
     pub role: Option<String>,
 }
 
-/// Why a token is not minted, or is refused.
+/// Reasons why a token is not minted, or is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum JwtError {
     /// Longer than a server takes.
@@ -96,7 +96,7 @@ pub enum JwtError {
     Malformed {
         /// The expected kind.
         kind: KeyKind,
-        /// What is wrong.
+        /// The fault.
         reason: String,
     },
     /// A name or tag with characters that would become wildcards in a role's template.
@@ -104,7 +104,7 @@ pub enum JwtError {
         "{text:?} cannot be a name or tag; use 1 to {LABEL_BYTES_MAX} of A-Z, a-z, 0-9, _ and - (tags: key:value)"
     )]
     Label {
-        /// What was given, shortened.
+        /// The given text, shortened.
         text: String,
     },
     /// The issuer may not sign this.
@@ -112,9 +112,9 @@ pub enum JwtError {
     Issuer {
         /// The token's subject.
         subject: PublicKey,
-        /// Who signed it.
+        /// The key that signed it.
         issuer: PublicKey,
-        /// What is wrong with that.
+        /// The reason why this key may not sign it.
         reason: &'static str,
     },
     /// A key or the signature.
@@ -369,7 +369,8 @@ pub(crate) fn verify_signature<C: Claims>(token: &str) -> Result<Jwt<C>, JwtErro
     })
 }
 
-/// Which role's key signed the user, if any, after checking that it may have.
+/// Checks that the signer of a user may sign it; gives the role whose key signed, if it was a
+/// role's.
 fn check_user(
     user: &Jwt<UserClaims>,
     account: &Jwt<AccountClaims>,

@@ -14,7 +14,7 @@ use crate::secret::{FileError, Seed, random};
 /// Bytes of a signature.
 pub const SIGNATURE_BYTES: usize = 64;
 
-/// What a key stands for; the first letter of its text form.
+/// The kind of a key's holder; the first letter of its text form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyKind {
@@ -34,7 +34,7 @@ pub struct SigningKey {
     public: PublicKey,
 }
 
-/// Why a key or a signature is refused.
+/// Reasons to refuse a key or a signature.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// Not the text form of a private key of this kind. The text is not repeated.
@@ -48,7 +48,7 @@ pub enum KeyError {
     Public {
         /// The wanted kind.
         kind: KeyKind,
-        /// What was given.
+        /// The given text.
         text: String,
     },
     /// The signature was not made by this key over these bytes.
@@ -190,7 +190,7 @@ impl SigningKey {
         Self::from_seed(kind, &Seed::read(path)?)
     }
 
-    /// What the key stands for.
+    /// The kind of its holder.
     pub fn kind(&self) -> KeyKind {
         self.kind
     }
@@ -282,6 +282,60 @@ mod tests {
         }
         for text in ["", "SU", "SUé", &"S".repeat(58)] {
             assert!(SigningKey::from_seed(KeyKind::User, &Seed::new(text.to_owned())).is_err());
+        }
+    }
+
+    /// The text of these bytes, with their checksum: CRC-16/XMODEM, the lower byte first.
+    fn encoded(bytes: &[u8]) -> String {
+        let mut sum = 0u16;
+        for byte in bytes {
+            sum ^= u16::from(*byte) << 8;
+            for _ in 0..8 {
+                let top = sum & 0x8000 != 0;
+                sum = (sum << 1) ^ if top { 0x1021 } else { 0 };
+            }
+        }
+        let whole = [bytes, &sum.to_le_bytes()].concat();
+        data_encoding::BASE32_NOPAD.encode(&whole)
+    }
+
+    #[test]
+    fn a_second_text_of_the_same_key_is_refused() {
+        let key = SigningKey::generate(KeyKind::User);
+        let seed = key.seed();
+        let whole = data_encoding::BASE32_NOPAD
+            .decode(seed.expose().as_bytes())
+            .expect("nkeys wrote it");
+        let bytes = &whole[..whole.len() - 2];
+        assert_eq!(encoded(bytes), seed.expose(), "this is how seeds are made");
+        for bits in 1..8 {
+            let mut other = bytes.to_vec();
+            other[1] |= bits;
+            let text = encoded(&other);
+            let (prefix, raw) = nkeys::decode_seed(&text).expect("nkeys takes it");
+            assert!(prefix == KeyKind::User.prefix() && raw == key.key.to_bytes());
+            assert!(matches!(
+                SigningKey::from_seed(KeyKind::User, &Seed::new(text)),
+                Err(KeyError::Seed { .. })
+            ));
+        }
+    }
+
+    #[test]
+    fn the_refusal_of_a_seed_says_how_one_begins() {
+        for (kind, letters) in [
+            (KeyKind::Operator, "SO"),
+            (KeyKind::Account, "SA"),
+            (KeyKind::User, "SU"),
+        ] {
+            let text = SigningKey::generate(kind).seed();
+            assert!(text.expose().starts_with(letters));
+            let error = SigningKey::from_seed(kind, &Seed::new(String::new()));
+            let error = error.expect_err("no seed").to_string();
+            assert!(
+                error.ends_with(&format!("starts with {letters}")),
+                "{error}"
+            );
         }
     }
 

@@ -1,4 +1,4 @@
-//! Where the files of a trust domain lie.
+//! The paths of a trust domain's files.
 
 use std::path::{Path, PathBuf};
 
@@ -78,7 +78,7 @@ impl Layout {
         self.folder.join("broker")
     }
 
-    /// What a single broker of this domain is started with.
+    /// The configuration that a single broker of this domain is started with.
     pub fn broker_config(&self) -> PathBuf {
         self.broker_folder().join("nats.conf")
     }
@@ -88,12 +88,12 @@ impl Layout {
         self.broker_folder().join("generated")
     }
 
-    /// Where the broker keeps its streams.
+    /// The folder of the broker's streams.
     pub fn broker_data(&self) -> PathBuf {
         self.folder.join("nats")
     }
 
-    /// How far the ledger is known to have come.
+    /// The file of the mark, which holds the last known position of the ledger.
     pub fn ledger_mark(&self) -> PathBuf {
         self.folder.join("ledger.mark")
     }
@@ -108,8 +108,9 @@ impl Layout {
         self.folder.join("lock")
     }
 
-    /// Where a domain is made before it is moved in. It is there until the whole domain is, so what
-    /// lies beside it without a trust bundle was left by an `init` that broke off.
+    /// The folder in which a domain is made before it is moved into place. It is there until the
+    /// whole domain is, so files beside it without a trust bundle were left by an `init` that broke
+    /// off.
     pub(crate) fn staging(&self) -> PathBuf {
         self.folder.join(".init")
     }
@@ -135,7 +136,7 @@ impl Layout {
         PathBuf::from("tls/ca.pem")
     }
 
-    /// What a domain consists of, in the order in which it may appear: the trust bundle last.
+    /// The parts of a domain, in the order in which they may appear: the trust bundle last.
     pub(crate) fn entries(&self) -> Vec<PathBuf> {
         let names = [
             "keys",
@@ -148,5 +149,31 @@ impl Layout {
             "trust.json",
         ];
         names.iter().map(|name| self.folder.join(name)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Operators back these up, mount them and name them in unit files: a path is not renamed
+    /// unnoticed.
+    #[test]
+    fn every_part_of_a_domain_has_its_place() {
+        let layout = Layout::new(Path::new("d"));
+        for (path, place) in [
+            (layout.server_certificate(), "d/tls/server.pem"),
+            (layout.server_key(), "d/tls/server.key"),
+            (layout.store_keys(), "d/store/keys.json"),
+            (layout.broker_folder(), "d/broker"),
+            (layout.broker_config(), "d/broker/nats.conf"),
+            (layout.broker_generated(), "d/broker/generated"),
+            (layout.broker_data(), "d/nats"),
+            (layout.ledger_mark(), "d/ledger.mark"),
+            (layout.audit_files(), "d/audit"),
+            (layout.lock(), "d/lock"),
+        ] {
+            assert_eq!(path, Path::new(place));
+        }
     }
 }

@@ -13,7 +13,7 @@ use crate::secret::{FileError, create_private_folder};
 
 /// Longest note of a holder that is read back.
 const NOTE_BYTES_MAX: usize = 256;
-/// How often, and at which distance, a note that is not written yet is looked for.
+/// Most looks for a note that is not written yet, each after a pause.
 const NOTE_LOOKS_MAX: u32 = 20;
 const NOTE_PAUSE: Duration = Duration::from_millis(10);
 
@@ -23,7 +23,7 @@ pub struct DomainLock {
     file: File,
 }
 
-/// Why the lock cannot be had.
+/// Reasons why the lock cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Somebody has it.
@@ -31,7 +31,7 @@ pub enum LockError {
     Busy {
         /// The domain's folder.
         folder: PathBuf,
-        /// What the holder says of itself: command and process.
+        /// The holder's note: command and process.
         holder: String,
     },
     /// A file or folder.
@@ -98,7 +98,7 @@ impl Drop for DomainLock {
     }
 }
 
-/// What the holder says of itself. One that has only just got the lock says it in a moment.
+/// The holder's note about itself. A holder that has only just got the lock writes it in a moment.
 fn holder(file: &File) -> String {
     for _ in 0..NOTE_LOOKS_MAX {
         let mut note = [0; NOTE_BYTES_MAX];
@@ -129,6 +129,8 @@ mod tests {
             "{text}"
         );
         drop(first);
+        let left = std::fs::read(Layout::new(&folder).lock()).expect("the file stays");
+        assert!(left.is_empty(), "a note goes with its holder");
         DomainLock::take(&folder, "diloctl down").expect("it was given back");
     }
 }

@@ -1,5 +1,5 @@
-//! How far a ledger is known to have come, in a small file beside the keys that sign it. The ledger
-//! is the truth; the mark is how its loss is noticed, since an empty ledger looks like a new one.
+//! The last known position of a ledger, in a small file beside the keys that sign it. The ledger is
+//! the truth; the mark shows when it was lost, since an empty ledger looks like a new one.
 //!
 //! The file has two places of fixed length that are written in turn, so that a write that a power
 //! cut tears leaves the other one. It is not synced: a mark that is a little old still shows a
@@ -26,7 +26,7 @@ const PLACES: u64 = 2;
 pub struct Mark {
     /// Version.
     pub v: V<1>,
-    /// Whose ledger.
+    /// The domain whose ledger it marks.
     pub domain: PublicKey,
     /// Events in the chain.
     pub events: u64,
@@ -43,13 +43,13 @@ pub struct MarkFile {
     file: File,
 }
 
-/// Why the mark cannot be used.
+/// Reasons why the mark cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum MarkError {
     /// The file.
     #[error("{}: {source}", path.display())]
     Io {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// The system's answer.
         source: io::Error,
@@ -63,11 +63,11 @@ pub enum MarkError {
     /// Written for another domain.
     #[error("{} is the mark of domain {found}, expected {expected}", path.display())]
     Foreign {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Whose ledger it marks.
+        /// The domain whose ledger it marks.
         found: PublicKey,
-        /// Whose ledger it should mark.
+        /// The domain whose ledger it should mark.
         expected: PublicKey,
     },
 }
@@ -286,6 +286,37 @@ mod tests {
             MarkFile::open(&path, &domain),
             Err(MarkError::Damaged(_))
         ));
+    }
+
+    #[test]
+    fn places_are_lines_of_fixed_length() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let (path, domain) = (scratch.path().join("ledger.mark"), domain());
+        let (file, _) = MarkFile::open(&path, &domain).expect("a fresh folder");
+        for events in [0, 7, 12_345_678_901] {
+            file.write(&mark(&domain, events)).expect("it is open");
+            let bytes = std::fs::read(&path).expect("it is ours");
+            assert_eq!(bytes.len(), PLACES as usize * PLACE_BYTES);
+            for place in bytes.chunks(PLACE_BYTES) {
+                assert_eq!(
+                    place.iter().position(|byte| *byte == b'\n'),
+                    Some(PLACE_BYTES - 1)
+                );
+            }
+        }
+    }
+
+    /// Only a file that is not there is none: a ledger's loss must not hide behind a bad disk.
+    #[test]
+    fn what_the_system_refuses_to_read_is_neither_absent_nor_damaged() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let domain = domain();
+        let file = scratch.path().join("file");
+        std::fs::write(&file, b"x").expect("it is ours");
+        for path in [file.join("below-a-file"), scratch.path().to_owned()] {
+            let read = Mark::read(&path, &domain);
+            assert!(matches!(read, Err(MarkError::Io { .. })), "{read:?}");
+        }
     }
 
     #[test]

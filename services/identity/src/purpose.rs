@@ -114,6 +114,7 @@ mod tests {
         let nonce = b"aB3-_xYz0123456";
         let signature = key.sign_nonce(nonce).expect("what servers send");
         assert!(verify_strict(key.public(), nonce, &signature).is_ok());
+        assert!(key.sign_nonce(&[b'a'; NONCE_BYTES_MAX]).is_ok());
         let long = [b'a'; NONCE_BYTES_MAX + 1];
         for bad in [
             &b""[..],
@@ -148,6 +149,13 @@ mod tests {
             assert!(!printed.contains(seed.expose()));
             assert!(!printed.contains(&seed.expose()[4..20]));
         }
-        assert!(printed.contains(connection.public().as_str()));
+        for public in [
+            connection.public(),
+            audit.public(),
+            manifest.public(),
+            signing.public(),
+        ] {
+            assert!(printed.contains(public.as_str()), "{public} in {printed}");
+        }
     }
 }

@@ -26,13 +26,13 @@ pub(crate) struct Secret(Zeroizing<String>);
 #[derive(Clone)]
 pub struct Seed(Secret);
 
-/// Why a file with secrets, or one that trust rests on, cannot be used.
+/// Reasons why a file with secrets, or one that trust rests on, cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// It is not there, or the system refuses it.
     #[error("cannot read {}: {source}", path.display())]
     Read {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// The system's answer.
         source: io::Error,
@@ -40,7 +40,7 @@ pub enum FileError {
     /// It, or its folder, could not be made.
     #[error("cannot write {}: {source}", path.display())]
     Write {
-        /// Which file or folder.
+        /// The file or folder.
         path: PathBuf,
         /// The system's answer.
         source: io::Error,
@@ -48,7 +48,7 @@ pub enum FileError {
     /// Others than its owner may read a secret.
     #[error("{} has mode {mode:04o}, others can read it; replace the secret, then chmod 600", path.display())]
     Exposed {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
@@ -56,7 +56,7 @@ pub enum FileError {
     /// Others than its owner may change a file that trust rests on.
     #[error("{} has mode {mode:04o}, others can change it; check its content, then chmod go-w", path.display())]
     Writable {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
@@ -64,7 +64,7 @@ pub enum FileError {
     /// A folder, a socket, or far too long.
     #[error("{} is not a regular file of at most {FILE_BYTES_MAX} bytes", path.display())]
     Shape {
-        /// Which file.
+        /// The file.
         path: PathBuf,
     },
 }
@@ -120,11 +120,7 @@ pub fn read_anchor(path: &Path) -> Result<String, FileError> {
 /// # Errors
 /// The folder or the file cannot be written.
 pub fn write_private(path: &Path, content: &[u8]) -> Result<(), FileError> {
-    let folder = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    create_private_folder(folder)?;
+    create_private_folder(folder_of(path))?;
     replace_private(path, content)
 }
 
@@ -136,10 +132,7 @@ pub fn write_private(path: &Path, content: &[u8]) -> Result<(), FileError> {
 /// # Errors
 /// The folder is gone, or it or the file cannot be written.
 pub fn replace_private(path: &Path, content: &[u8]) -> Result<(), FileError> {
-    let folder = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(path);
     let failed = |source| FileError::Write {
         path: path.to_owned(),
         source,
@@ -154,6 +147,14 @@ pub fn replace_private(path: &Path, content: &[u8]) -> Result<(), FileError> {
     File::open(folder)
         .and_then(|folder| folder.sync_all())
         .map_err(failed)
+}
+
+/// The folder that a file lies in; a bare name lies in the current one.
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
 }
 
 /// Makes a folder, and those above it, that only the owner may enter. One that exists is left as it
@@ -279,16 +280,15 @@ fn read(
         return Err(shape());
     }
     check(metadata.permissions().mode() & 0o7777)?;
+    read_bounded(file).map_err(failed)?.ok_or_else(shape)
+}
+
+/// Reads a text to its end; `None` when it is longer than the length that was looked at before.
+fn read_bounded(file: impl io::Read) -> io::Result<Option<Zeroizing<String>>> {
     // Room for all of it at once, so that no copy is left behind by a growing buffer.
     let mut text = Zeroizing::new(String::with_capacity(FILE_BYTES_MAX as usize + 1));
-    file.take(FILE_BYTES_MAX + 1)
-        .read_to_string(&mut text)
-        .map_err(failed)?;
-    if text.len() as u64 > FILE_BYTES_MAX {
-        Err(shape())
-    } else {
-        Ok(text)
-    }
+    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    Ok((text.len() as u64 <= FILE_BYTES_MAX).then_some(text))
 }
 
 #[cfg(test)]
@@ -357,6 +357,62 @@ mod tests {
         write_private(&giant, &vec![b'x'; FILE_BYTES_MAX as usize + 1])
             .expect("a fresh folder takes files");
         assert!(matches!(read_secret(&giant), Err(FileError::Shape { .. })));
+        // Refused for its length, before a byte of it is read.
+        write_private(&giant, &vec![0xff; FILE_BYTES_MAX as usize + 1])
+            .expect("the folder takes files");
+        assert!(matches!(read_secret(&giant), Err(FileError::Shape { .. })));
+    }
+
+    #[test]
+    fn the_longest_file_is_read_whole_and_one_that_grows_while_it_is_read_is_not() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let path = scratch.path().join("longest");
+        let longest = "x".repeat(FILE_BYTES_MAX as usize);
+        write_private(&path, longest.as_bytes()).expect("a fresh folder takes files");
+        assert!(*read_secret(&path).expect("it may be so long") == longest);
+        let read = read_bounded(longest.as_bytes()).expect("it is text");
+        let text = read.expect("it may be so long");
+        assert_eq!(
+            text.capacity(),
+            FILE_BYTES_MAX as usize + 1,
+            "the buffer did not grow, and has room for the byte that is one too many"
+        );
+        let grown = format!("{longest}x");
+        let read = read_bounded(grown.as_bytes()).expect("it is text");
+        assert!(read.is_none());
+    }
+
+    #[test]
+    fn a_bare_name_lies_in_the_current_folder() {
+        for (path, folder) in [
+            ("seed.nk", "."),
+            ("keys/seed.nk", "keys"),
+            ("/keys/seed.nk", "/keys"),
+            ("/seed.nk", "/"),
+        ] {
+            assert_eq!(folder_of(Path::new(path)), Path::new(folder), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_private_subfolder_is_made_only_in_a_folder_that_is_there() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let path = scratch.path().join("state");
+        for _ in 0..2 {
+            create_private_subfolder(&path).expect("made, or there already");
+            assert_eq!(mode(&path), 0o700);
+        }
+        let moved = scratch.path().join("moved/state");
+        assert!(matches!(
+            create_private_subfolder(&moved),
+            Err(FileError::Write { path, .. }) if path == moved
+        ));
+        let file = scratch.path().join("file");
+        write_private(&file, b"x").expect("the folder takes files");
+        assert!(matches!(
+            create_private_subfolder(&file),
+            Err(FileError::Write { path, .. }) if path == file
+        ));
     }
 
     #[test]
@@ -382,7 +438,7 @@ mod tests {
         const HAS_EQUALITY: bool = true;
     }
 
-    /// Where there is no `==`, nobody can write it by mistake.
+    /// Checks that secrets have no `==`, so that nobody can use one by mistake.
     #[test]
     fn ls_08_secrets_have_no_equality_but_one_in_constant_time() {
         use crate::{

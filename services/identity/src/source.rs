@@ -1,5 +1,5 @@
-//! Where a process takes its credentials from, again at every reconnect: a token that was renewed
-//! on disk is used without a restart.
+//! The source of a process's credentials. It reads them again at every reconnect, so that a token
+//! that was renewed on disk is used without a restart.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::key::KeyError;
 pub const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(100);
 /// Longest pause before a reconnect.
 pub const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(4);
-/// How often an idle connection is probed.
+/// Time between two probes of an idle connection.
 pub const PING_INTERVAL: Duration = Duration::from_secs(20);
 /// Messages of one subscription that may wait for this process; more are dropped. With the largest
 /// message this bounds its memory.
@@ -31,7 +31,7 @@ pub struct CredentialSource {
     public: PublicKey,
 }
 
-/// How a connection to the bus is protected.
+/// The protection of a connection to the bus.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BusTls {
     /// TLS, with servers of this certificate authority only.
@@ -43,7 +43,7 @@ pub enum BusTls {
     Off,
 }
 
-/// What a client shows to a server that sent it a nonce.
+/// The client's proof to a server that sent a nonce.
 #[derive(Clone)]
 pub struct Proof {
     /// The token.
@@ -52,7 +52,7 @@ pub struct Proof {
     pub signature: Vec<u8>,
 }
 
-/// Why a server's nonce is not answered.
+/// Reasons not to answer a server's nonce.
 #[derive(Debug, thiserror::Error)]
 pub enum ProofError {
     /// The file cannot be used as it is now.
@@ -68,7 +68,7 @@ pub enum ProofError {
         /// The key of this process.
         expected: PublicKey,
     },
-    /// What the server sent is no nonce.
+    /// The server sent something else than a nonce.
     #[error(transparent)]
     Nonce(#[from] KeyError),
 }
@@ -107,7 +107,7 @@ impl CredentialSource {
         })
     }
 
-    /// Who connects with them.
+    /// The public key of the user who connects with them.
     pub fn public(&self) -> &PublicKey {
         &self.public
     }
@@ -198,6 +198,16 @@ pub fn reconnect_delay(attempts: usize) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A token beside a signature of a nonce opens a connection: neither is printed.
+    #[test]
+    fn a_proof_prints_nothing_of_what_it_holds() {
+        let proof = Proof {
+            jwt: "a.token.of".to_owned(),
+            signature: vec![7; 3],
+        };
+        assert_eq!(format!("{proof:?} {proof:#?}"), "Proof(..) Proof(..)");
+    }
 
     #[test]
     fn pauses_have_a_floor_and_a_ceiling() {

@@ -30,21 +30,20 @@ pub struct AccessKey {
     secret: Secret,
 }
 
-/// Why a store's keys cannot be used.
+/// Reasons why a store's keys cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreKeysError {
     /// The file.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Not JSON of this form. What the parser met is told by position only, since its text could be
-    /// a secret.
+    /// Not JSON of this form. Only the position is told, since the text there could be a secret.
     #[error("{} is no file of store keys (line {line}, column {column})", path.display())]
     Malformed {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Where the parser stopped.
+        /// The line at which the parser stopped.
         line: usize,
-        /// Where the parser stopped.
+        /// The column at which the parser stopped.
         column: usize,
     },
     /// A part of a pair is empty.

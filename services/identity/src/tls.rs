@@ -30,13 +30,13 @@ pub const AUTHORITY_DAYS: i64 = 3652;
 /// Life of a server's certificate. Sessions outlive it; only new handshakes fail.
 pub const LEAF_DAYS: i64 = 30;
 
-/// How far back a certificate's life starts, for machines whose clock is slow.
+/// Time before its issue from which a certificate is valid, for machines whose clock is slow.
 const CLOCK_SKEW: Duration = Duration::hours(1);
 /// The authority's name. It does not vary, so that the authority can be made again from its key
 /// alone.
 const AUTHORITY_NAME: &str = "diloco private authority";
 const ALWAYS: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
-/// What the bulk plane speaks.
+/// The protocol of the bulk plane.
 const ALPN: &[u8] = b"http/1.1";
 
 /// A private certificate authority.
@@ -50,7 +50,7 @@ pub struct Certified {
     pub key: Zeroizing<String>,
 }
 
-/// Why TLS material cannot be made or used.
+/// Reasons why TLS material cannot be made or used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file.
@@ -59,17 +59,17 @@ pub enum TlsError {
     /// A file without the PEM blocks it should have.
     #[error("{} holds no {what}", path.display())]
     Missing {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What should be there.
+        /// The expected content.
         what: &'static str,
     },
     /// Certificate and key do not fit, or are of a kind that is not spoken.
     #[error("{} cannot be used: {source}", path.display())]
     Unusable {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What rustls says.
+        /// The error of rustls.
         source: rustls::Error,
     },
     /// Not a name under which a server can be reached.
@@ -78,11 +78,11 @@ pub enum TlsError {
     /// A certificate whose time is over, or has not begun.
     #[error("{} holds a certificate of {names} that {outside}; it is {} now", path.display(), Time(*now))]
     Outside {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// The names it is for.
         names: String,
-        /// Which of the two.
+        /// The side on which the time lies.
         outside: Outside,
         /// The clock.
         now: UnixMillis,
@@ -92,7 +92,7 @@ pub enum TlsError {
     Making(#[from] rcgen::Error),
 }
 
-/// Why a client cannot trust an authority.
+/// Reasons why a client cannot trust an authority.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
     /// The PEM text has no certificate, or a broken one.
@@ -211,7 +211,7 @@ pub fn check_lifetime(path: &Path, now: UnixMillis) -> Result<(), TlsError> {
     })
 }
 
-/// What the certificates in a file say of themselves.
+/// The facts of the certificates in a file.
 ///
 /// # Errors
 /// The file cannot be used, or holds something else.
@@ -227,7 +227,7 @@ pub fn lifetimes(path: &Path) -> Result<Vec<Facts>, TlsError> {
         .collect()
 }
 
-/// The usual verifier. What it refuses, it refuses with words for people.
+/// The usual verifier. Its refusals are words for people.
 #[derive(Debug)]
 struct Explaining(Arc<WebPkiServerVerifier>);
 

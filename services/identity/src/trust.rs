@@ -36,7 +36,7 @@ pub struct TrustBundle {
     pub ca: PathBuf,
 }
 
-/// Why a trust bundle cannot be used.
+/// Reasons why a trust bundle cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
     /// The file.
@@ -45,9 +45,9 @@ pub enum TrustError {
     /// Not JSON of this form.
     #[error("{} is no trust bundle: {source}", path.display())]
     Malformed {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What the parser met.
+        /// The parser's error.
         source: serde_json::Error,
     },
     /// From before the ledger had an account of its own.
@@ -66,9 +66,9 @@ pub enum TrustError {
     /// A list is empty or too long.
     #[error("trust bundle has {count} {list}, expected 1 to {KEYS_MAX}")]
     Count {
-        /// Which list.
+        /// The list.
         list: &'static str,
-        /// How many it has.
+        /// Its length.
         count: usize,
     },
 }

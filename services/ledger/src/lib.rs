@@ -10,6 +10,7 @@
 //! | `state` | what is known, and the questions that it answers by itself |
 //! | `apply` | what each event does to it, and which events cannot follow |
 //! | `members`, `leases`, `rounds` | the same by topic |
+//! | `rule` | what a ledger holds a run to under its closing rule |
 //! | `checkpoint` | states that are kept as objects, and what a state knows of them |
 //! | `form` | the bytes of such an object |
 //! | `error` | why an event cannot follow |
@@ -24,6 +25,7 @@ mod form;
 mod leases;
 mod members;
 mod rounds;
+mod rule;
 mod state;
 mod view;
 

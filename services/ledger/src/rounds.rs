@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use schemas::contribution::{Contribution, Fate};
 use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
-use schemas::run::Closing;
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::sync::SealedInput;
 use schemas::{Digest, Epoch, ObjectRef, Round, SyncId, UnitIndex, UnixMillis, Weight, WorkerId};
@@ -14,19 +13,11 @@ use crate::state::{
     Accepted, OpenSync, ROUNDS_REMEMBERED, RoundRecord, Run, SnapshotRecord, Standing, Unit,
 };
 
-/// Most rounds that are open at once: each keeps its units and what is in.
-const ROUNDS_OPEN_MAX: usize = 64;
-
 impl Run {
     pub(crate) fn open(&mut self, time: UnixMillis, round: Round) -> Result<(), ApplyError> {
         let next = round.get() == self.rounds.len() as u64;
         let planned = round.get() < self.spec.schedule.rounds;
-        let most = match self.rule() {
-            // A round that waits for all ends before the next begins.
-            Some(Closing::All) => 1,
-            None => ROUNDS_OPEN_MAX,
-        };
-        if !next || !planned || self.open_rounds().count() >= most {
+        if !next || !planned || self.open_rounds().count() >= self.rule().open_max {
             return Err(out_of_place("round-opened", format!("round {round}")));
         }
         let base = self.rounds_closed();
@@ -138,9 +129,8 @@ impl Run {
     }
 
     /// Names what is merged. From the first part on nothing else counts; the last part completes
-    /// the set, which is then all that had been accepted. The run's closing rule says when a round
-    /// may be sealed and what each input weighs, so that nobody who can write the ledger leaves a
-    /// result out unnoticed.
+    /// the set, which is then all that had been accepted. The run's closing rule ([`Rule`](crate::rule::Rule)) says
+    /// when a round may be sealed and what each input weighs.
     pub(crate) fn seal(
         &mut self,
         sync: SyncId,
@@ -148,21 +138,21 @@ impl Run {
         rest: u32,
     ) -> Result<(), ApplyError> {
         let wrong = |what: &str| out_of_place("round-sealed", format!("{sync}: {what}"));
-        let (rule, units) = (self.rule(), self.spec.schedule.units);
+        let rule = self.rule();
         let (mut set, mut unnamed) = match self.open.get(&sync) {
             Some(OpenSync::Collecting(inputs)) => (Vec::new(), inputs.clone()),
             Some(OpenSync::Sealing { set, rest }) => (set.clone(), rest.clone()),
             Some(OpenSync::Sealed(_)) => return Err(wrong("it is sealed")),
             None => return Err(wrong("it is not open")),
         };
-        if rule == Some(Closing::All) && (set.len() + unnamed.len()) as u64 != u64::from(units) {
-            return Err(wrong("its run waits for all units, and not all are in"));
+        if ((set.len() + unnamed.len()) as u64) < u64::from(rule.inputs_min) {
+            return Err(wrong("its run waits for more units than are in"));
         }
         for named in inputs {
             let found = unnamed.remove(&named.unit);
             let input = found.filter(|input| input.lease.epoch == named.epoch);
             let input = input.ok_or_else(|| wrong("an input was not accepted"))?;
-            if rule == Some(Closing::All) && named.weight != input.weight {
+            if rule.by_tokens && named.weight != input.weight {
                 return Err(wrong("an input does not weigh its tokens"));
             }
             let ascends = |last: &MergeInput| last.lease.unit < input.lease.unit;

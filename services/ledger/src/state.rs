@@ -7,7 +7,7 @@ use schemas::checkpoint::Checkpoint;
 use schemas::contribution::{Evaluation, Fate};
 use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
 use schemas::member::{Posture, Session};
-use schemas::run::{Closing, RunSpec, TrainerKind};
+use schemas::run::{RunSpec, TrainerKind};
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::{
     AccountId, Bytes, Code, Digest, Epoch, Fragment, ObjectRef, PublicKey, Round, RunId, Steps,
@@ -322,11 +322,6 @@ impl State {
 }
 
 impl Run {
-    /// The closing rule that the ledger is held to; none under [`State::under_any_rule`].
-    pub(crate) fn rule(&self) -> Option<Closing> {
-        (!self.any_rule).then_some(self.spec.policy.closing)
-    }
-
     /// True when it is over.
     pub fn is_complete(&self) -> bool {
         self.completed_at.is_some()

@@ -32,7 +32,7 @@ use crate::transfer::{Regrant, Stored, Transfer};
 /// A correction of the clock that explains why a signature was refused: well below a URL's life.
 const CORRECTION_MIN: schemas::Millis = schemas::Millis::from_secs(2);
 
-/// What a store says of the sha256 that it checked at upload.
+/// A store's record of the sha256 that it checked at upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recorded {
     /// It does, and it is the expected one.
@@ -44,9 +44,9 @@ pub enum Recorded {
 /// A verified object as a listing shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listed {
-    /// What its key names.
+    /// The object that its key names.
     pub object: ObjectRef,
-    /// When it was stored, by the store's clock.
+    /// The time at which it was stored, by the store's clock.
     pub stored_at: UnixMillis,
 }
 
@@ -62,7 +62,7 @@ pub struct Buckets {
     patience: Duration,
 }
 
-/// What a HEAD said.
+/// The answer to a HEAD.
 struct Head {
     bytes: Option<u64>,
     checksum: Option<String>,
@@ -187,7 +187,7 @@ impl Buckets {
     /// A verified object's bytes, hashed here.
     ///
     /// # Errors
-    /// Why there are no verified bytes.
+    /// The object was not read, or its bytes do not hash to its digest.
     pub async fn get(&self, digest: Digest) -> Result<Bytes, ObjectError> {
         self.read(
             &self.blobs,
@@ -201,7 +201,7 @@ impl Buckets {
     /// An upload's bytes, to be screened before promotion; hashed here.
     ///
     /// # Errors
-    /// Why there are no verified bytes.
+    /// The object was not read, or its bytes do not hash to its digest.
     pub async fn get_incoming(
         &self,
         key: &IncomingKey,
@@ -302,8 +302,7 @@ impl Buckets {
         }
     }
 
-    /// All verified objects, in order of digest. What lies in the bucket under other keys is passed
-    /// over.
+    /// All verified objects, in order of digest. Other keys in the bucket are passed over.
     pub fn list(&self) -> BoxStream<'static, Result<Listed, ObjectError>> {
         let entries = self
             .blobs_listing
@@ -488,7 +487,7 @@ struct OwnGrants<'a> {
     buckets: &'a Buckets,
     place: &'a Place,
     key: String,
-    /// What is uploaded; none for a read.
+    /// The object to upload; none for a read.
     put: Option<ObjectRef>,
 }
 

@@ -31,13 +31,13 @@ const LOOK_SHARE: u64 = 16;
 pub struct Cache {
     objects: PathBuf,
     bytes_max: u64,
-    /// What the folder held at the last look.
+    /// Bytes in the folder at the last look.
     seen: AtomicU64,
-    /// What this process added since.
+    /// Bytes that this process added since.
     added: AtomicU64,
 }
 
-/// Why the cache cannot be used.
+/// An I/O error of the cache.
 #[derive(Debug, thiserror::Error)]
 #[error("object cache {}: {source}", path.display())]
 pub struct CacheError {

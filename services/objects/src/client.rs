@@ -285,18 +285,18 @@ pub(crate) fn describe(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// What an S3 document says; a field is empty when the document does not have it.
+/// The fields read from an S3 document; a field is empty when the document does not have it.
 pub(crate) struct S3Answer {
     /// `<Code>`: it is an error.
     pub(crate) code: String,
-    /// What the error says about a URL holds for the next one too.
+    /// True when the error says something about a URL that holds for the next one too.
     pub(crate) for_good: bool,
     /// `<ChecksumSHA256>`: base64, of the object that a copy made.
     pub(crate) checksum: String,
 }
 
-/// What an S3 document says. Consumes the body, so the connection is reusable. What has not come
-/// after a silence of `idle` is not waited for.
+/// Reads an S3 document. Consumes the body, so that the connection is reusable, and gives up after
+/// a silence of `idle`.
 pub(crate) async fn s3_answer(mut response: Response, idle: Duration) -> S3Answer {
     let mut text = Vec::new();
     while let Ok(Ok(Some(piece))) = timeout(idle, piece(&mut response)).await {

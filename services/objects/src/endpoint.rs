@@ -7,7 +7,7 @@ use identity::tls::{AuthorityError, client_config};
 use rustls::ClientConfig;
 use url::{Host, Url};
 
-/// How the connection to a store is protected.
+/// The protection of the connection to a store.
 #[derive(Clone)]
 pub enum Trust {
     /// TLS, with the PEM certificates of the authorities that may have signed the store's
@@ -25,7 +25,7 @@ pub struct Endpoint {
     trust: Trust,
 }
 
-/// Why an endpoint is refused.
+/// Reasons to refuse an endpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
     /// The text is not a URL with a host and nothing after it.

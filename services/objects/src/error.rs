@@ -1,5 +1,5 @@
-//! What goes wrong between this process and a store. No message holds a URL's query, so none holds
-//! a signature.
+//! Errors between this process and a store. No message holds a URL's query, so none holds a
+//! signature.
 
 use identity::CertificateRefused;
 use schemas::{Code, Digest, Refusal};
@@ -7,13 +7,13 @@ use schemas::{Code, Digest, Refusal};
 use crate::endpoint::EndpointError;
 use crate::key::KeyError;
 
-/// Why an object was not read or stored.
+/// Reasons why an object was not read or stored.
 #[derive(Debug, thiserror::Error)]
 pub enum ObjectError {
     /// No answer, or the connection broke, and the time allowed has passed.
     #[error("{during}: the store did not answer in time: {reason}")]
     Unreachable {
-        /// Which operation.
+        /// The operation.
         during: String,
         /// The last thing that was seen.
         reason: String,
@@ -21,9 +21,9 @@ pub enum ObjectError {
     /// The store showed a certificate that is not taken. Asking again changes nothing.
     #[error("{during}: {reason}")]
     Certificate {
-        /// Which operation.
+        /// The operation.
         during: String,
-        /// Which certificate, and what is wrong with it.
+        /// The certificate and its fault.
         reason: String,
         /// The coded error.
         code: Code,
@@ -32,7 +32,7 @@ pub enum ObjectError {
     /// the coordinator.
     #[error("upload of {digest} may or may not have happened, ask the coordinator: {reason}")]
     Uncertain {
-        /// Which object.
+        /// The object.
         digest: Digest,
         /// The last thing that was seen.
         reason: String,
@@ -48,13 +48,13 @@ pub enum ObjectError {
     Mismatch {
         /// The digest asked for.
         digest: Digest,
-        /// What differs.
+        /// The difference.
         reason: String,
     },
     /// The store refused the request, and another URL did not help or cannot be had.
     #[error("{during}: the store refused with {status} {code}{}", if *for_good { ", for good" } else { "" })]
     Refused {
-        /// Which operation.
+        /// The operation.
         during: String,
         /// HTTP status.
         status: u16,
@@ -66,15 +66,15 @@ pub enum ObjectError {
     /// The store has no room.
     #[error("{during}: the store has no room")]
     Full {
-        /// Which operation.
+        /// The operation.
         during: String,
     },
     /// Larger than the caller or the design accepts.
     #[error("{digest} has {bytes} bytes, at most {bytes_max} are accepted")]
     TooLarge {
-        /// Which object.
+        /// The object.
         digest: Digest,
-        /// What was announced.
+        /// The announced length.
         bytes: u64,
         /// The bound.
         bytes_max: u64,
@@ -86,9 +86,9 @@ pub enum ObjectError {
     /// header.
     #[error("the grant for {digest} is not usable: {reason}")]
     GrantInvalid {
-        /// Which object.
+        /// The object.
         digest: Digest,
-        /// What is wrong with it.
+        /// Its fault.
         reason: String,
     },
     /// The object's key.

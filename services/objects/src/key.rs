@@ -50,7 +50,7 @@ enum Owner {
     Operator(PublicKey),
 }
 
-/// Why a text is not a key.
+/// Reasons why a text is not a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// Not of the form that this bucket uses.
@@ -58,7 +58,7 @@ pub enum KeyError {
     Form {
         /// The bucket.
         bucket: BucketName,
-        /// What was given, shortened.
+        /// The given text, shortened.
         text: String,
     },
     /// Not one of the two buckets.
@@ -117,8 +117,8 @@ impl FromStr for BlobKey {
 }
 
 impl IncomingKey {
-    /// Where `worker` uploads an object under `lease`: what lies there was uploaded under this
-    /// lease and by nobody else.
+    /// The key under which `worker` uploads an object under `lease`. An object under it was
+    /// uploaded under this lease and by nobody else.
     pub fn worker(run: &RunId, lease: LeaseRef, worker: &WorkerId, digest: Digest) -> Self {
         Self {
             owner: Owner::Worker {
@@ -130,7 +130,7 @@ impl IncomingKey {
         }
     }
 
-    /// Where an operator uploads an object of an import.
+    /// The key under which an operator uploads an object of an import.
     pub fn operator(operator: &PublicKey, digest: Digest) -> Self {
         Self {
             owner: Owner::Operator(operator.clone()),
@@ -138,7 +138,7 @@ impl IncomingKey {
         }
     }
 
-    /// What its bytes must hash to.
+    /// The digest that its bytes must hash to.
     pub const fn digest(&self) -> Digest {
         self.digest
     }

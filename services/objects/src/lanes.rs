@@ -1,14 +1,13 @@
-//! How many transfers run side by side. Many fill a good line; on a poor one they starve each other
-//! until all of them time out, and then all start again. So there are fewer after a time-out, and
-//! one more after each that went well.
+//! The number of transfers that run side by side. Many fill a good line; on a poor one they starve
+//! each other until all of them time out, and then all start again. So there are fewer after a
+//! time-out, and one more after each that went well.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
-/// How many there are at first: a good line has more at once, a poor one is not flooded before it
-/// is known.
+/// Transfers at first: a good line soon has more, and a poor one is not flooded before it is known.
 const FIRST: usize = 4;
 /// A transfer that took less says nothing against one more, however small it was.
 const QUICK: Duration = Duration::from_secs(2);
@@ -18,7 +17,7 @@ const GOOD_BYTES_PER_SECOND: u64 = 64 << 10;
 const POOR_BYTES_PER_SECOND: u64 = 16 << 10;
 const LONG: Duration = Duration::from_secs(10);
 
-/// How one transfer ended, as far as its line is concerned.
+/// The end of one transfer, as far as it tells about the line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
     /// It moved so many bytes in this time.

@@ -1,6 +1,6 @@
-//! A TCP connection that tells how many bytes have really moved over it. What was written lies in
-//! the kernel's buffer at first, megabytes of it, and on a slow line it leaves from there over
-//! minutes: only what the peer's machine has acknowledged has moved.
+//! A TCP connection that tells how many bytes have really moved over it. Written bytes lie in the
+//! kernel's buffer at first, megabytes of them, and on a slow line they leave it over minutes: only
+//! bytes that the peer's machine has acknowledged have moved.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, RawFd};
@@ -12,8 +12,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// What a connection has moved, for the transfer that waits for it. Clones look at the same
-/// connection.
+/// Counts of bytes that a connection has moved, for the transfer that waits for it. Clones look at
+/// the same connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Line(Arc<Counts>);
 
@@ -21,7 +21,7 @@ pub(crate) struct Line(Arc<Counts>);
 struct Counts {
     read: AtomicU64,
     written: AtomicU64,
-    /// What had moved when the last request was over.
+    /// Bytes moved when the last request was over.
     settled: AtomicU64,
     /// None once the connection is closed: its number may then name another.
     socket: Mutex<Option<RawFd>>,
@@ -34,8 +34,7 @@ pub(crate) struct Counted {
 }
 
 impl Line {
-    /// Bytes that came, and bytes that the peer's machine has taken. It only grows, but for what is
-    /// underway.
+    /// Bytes read, and bytes written that the peer's machine has acknowledged.
     pub(crate) fn moved(&self) -> u64 {
         let Counts {
             read,
@@ -52,13 +51,14 @@ impl Line {
         read.saturating_add(written.saturating_sub(underway))
     }
 
-    /// The part of it that belongs to the present request: a connection serves one after the other.
+    /// Bytes of the present request. A connection serves one request after the other, and earlier
+    /// ones do not count.
     pub(crate) fn moved_since_settled(&self) -> u64 {
         self.moved()
             .saturating_sub(self.0.settled.load(Ordering::Relaxed))
     }
 
-    /// A request is over.
+    /// Ends a request: what has moved so far belongs to it and those before.
     pub(crate) fn settle(&self) {
         self.0.settled.store(self.moved(), Ordering::Relaxed);
     }

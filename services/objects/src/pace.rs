@@ -15,7 +15,7 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 pub(crate) struct Pace {
     backoff: Backoff,
     deadline: Instant,
-    /// How long the whole may take without progress.
+    /// Time that the transfer may take without progress.
     patience: Duration,
 }
 

@@ -47,7 +47,7 @@ pub(crate) struct Place {
     key: AccessKey,
 }
 
-/// What a signature covers beside bucket and date.
+/// The parts of a request that its signature covers, beside bucket and date.
 pub(crate) struct Request<'a> {
     pub(crate) method: rusty_s3::Method,
     pub(crate) key: &'a str,

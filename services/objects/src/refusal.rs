@@ -1,6 +1,6 @@
-//! What a store's refusal of a URL says about the next one. Stores agree on codes for a wrong
-//! signature or key. They share one code between a URL that has expired and an object that its
-//! signer may not touch; there the message tells them apart.
+//! Conclusions from a store's refusal of one URL about the next one. Stores agree on codes for a
+//! wrong signature or key. They share one code between a URL that has expired and an object that
+//! its signer may not touch; there the message tells them apart.
 
 /// Codes that no other URL of the same signer changes.
 const FOR_GOOD: [&str; 7] = [

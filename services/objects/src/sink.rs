@@ -1,4 +1,4 @@
-//! Where downloaded bytes go while they are hashed.
+//! Destinations of downloaded bytes, which are hashed on the way.
 
 use bytes::Bytes;
 use schemas::{Digest, Hasher};
@@ -8,7 +8,7 @@ use crate::error::ObjectError;
 pub(crate) struct Sink {
     digest: Digest,
     bytes_max: u64,
-    /// What the first answer announced.
+    /// The length that the first answer announced.
     total: Option<u64>,
     buffer: Vec<u8>,
     hasher: Hasher,

@@ -1,5 +1,5 @@
-//! When an attempt to move an object is given up. Time counts from the last byte that moved,
-//! however long the whole takes.
+//! The rule by which an attempt to move an object is given up. Time counts from the last byte that
+//! moved, however long the whole takes.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ pub(crate) const BYTES_PER_SECOND_MIN: u64 = 1 << 10;
 /// So many windows, each as long as the longest silence, are looked at together: a slow line has
 /// pauses.
 const CRAWL_WINDOWS: u32 = 3;
-/// What boxes between us and the store may hold after they have acknowledged it; on a slow line it
-/// takes its time.
+/// Bytes that boxes between us and the store may hold after they have acknowledged them; a slow
+/// line takes its time to move them.
 const UNDERWAY_BYTES_MAX: u64 = 256 << 10;
 /// Longest time that is allowed for it.
 const UNDERWAY_MAX: Duration = Duration::from_secs(60);
@@ -21,7 +21,7 @@ const SLOW_AFTER: Duration = Duration::from_secs(10);
 const SLOW_REST_MIN: Duration = Duration::from_secs(20);
 const SLOW_BYTES_PER_SECOND: u64 = 32 << 10;
 
-/// How an attempt is going.
+/// The state of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Going {
     Well,
@@ -33,7 +33,7 @@ pub(crate) enum Going {
     Crawling,
 }
 
-/// What is to be told of a slow transfer.
+/// The numbers to log about a slow transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Slow {
     pub(crate) bytes_per_second: u64,
@@ -45,7 +45,7 @@ pub(crate) struct Slow {
 #[derive(Debug)]
 pub(crate) struct Progress {
     idle: Duration,
-    /// What is to move.
+    /// Bytes to move.
     bytes: u64,
     moved: u64,
     last: Duration,
@@ -95,7 +95,7 @@ impl Progress {
         Going::Well
     }
 
-    /// How long ago the last byte moved.
+    /// Time since the last byte moved.
     pub(crate) fn silence(&self, now: Duration) -> Duration {
         now.saturating_sub(self.last)
     }
@@ -107,7 +107,7 @@ impl Progress {
         self.moved.saturating_mul(1000) / ms
     }
 
-    /// How long what was acknowledged on the way may still travel, once all is.
+    /// Time that acknowledged bytes may still travel once all of them are acknowledged.
     fn underway(&self, rate: u64) -> Duration {
         if self.moved < self.bytes || self.bytes == 0 {
             return Duration::ZERO;

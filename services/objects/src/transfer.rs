@@ -37,8 +37,8 @@ use crate::presign::StoreClock;
 use crate::stall::{Going, Progress};
 use ending::{Failure, Reason, Teller, ended};
 
-/// How often a transfer under way is looked at; the first time at once, for the many that are over
-/// by then.
+/// Time between two looks at a transfer under way. The first look is at once, for the many that are
+/// over by then.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOK_FIRST: Duration = Duration::from_millis(20);
 /// After the deadline an attempt goes on only while it has not been silent for this long.
@@ -63,7 +63,7 @@ pub trait Regrant: Send + Sync {
     async fn regrant(&self, digest: Digest) -> Result<Grant, Refusal>;
 }
 
-/// How an upload ended well.
+/// The good end of an upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stored {
     /// These bytes were sent and accepted.
@@ -135,7 +135,7 @@ impl Transfer {
         }
     }
 
-    /// What has moved so far.
+    /// The bytes moved so far.
     pub fn moved(&self) -> Moved {
         self.moved.clone()
     }

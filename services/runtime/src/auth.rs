@@ -74,7 +74,7 @@ impl LayerSwitches {
     }
 }
 
-/// What decides about a layer.
+/// The state of a layer's authentication.
 enum Stand {
     /// Required, by this switch.
     Required(&'static str),
@@ -116,7 +116,7 @@ pub fn validate(
     Ok(posture)
 }
 
-/// What decides about `layer`. An exception opens it; else its own switch or the umbrella requires
+/// The state of `layer`. An exception opens it; otherwise its own switch or the umbrella requires
 /// it.
 fn stand(config: &AuthConfig, layer: Layer, origins: &Origins) -> Stand {
     if let Some(exception) = config
@@ -196,7 +196,7 @@ fn contradictions(config: &AuthConfig, origins: &Origins) -> Vec<Refusal> {
         .collect()
 }
 
-/// What is wrong with one thing.
+/// Refusal of one material; none when it satisfies the switches.
 fn judge(
     item: &Material,
     stand: &Stand,

@@ -30,7 +30,7 @@ use crate::probe::{self, Vigil};
 /// Longest wait for the server to show that a subscription stands.
 const ROUND_TRIP_MAX: Duration = Duration::from_secs(5);
 
-/// How long a refusal that has arrived may take through the client's own task.
+/// Time that a refusal which has arrived may take through the client's own task.
 const REFUSAL_GRACE: Duration = Duration::from_millis(100);
 
 /// The section `bus` of every configuration.
@@ -81,7 +81,7 @@ impl BusConfig {
             .all(|url| url.starts_with("tls://") || url.starts_with("wss://"))
     }
 
-    /// How to connect to them.
+    /// TLS settings for connections to the servers.
     pub(crate) fn tls(&self) -> Result<BusTls, BusError> {
         if !self.is_encrypted() {
             return Ok(BusTls::Off);
@@ -258,7 +258,7 @@ impl Bus {
         self.send(subject, request, wait).await
     }
 
-    /// What the silence after something that `stream` was to store means. A server whose store has
+    /// The meaning of a time-out of something that `stream` was to store. A server whose store has
     /// failed, most often since its disk was full, goes on answering everything else, and says what
     /// is wrong to its log alone.
     pub async fn explain_silence(&self, error: BusError, stream: &str) -> BusError {
@@ -322,7 +322,7 @@ impl Bus {
             })
     }
 
-    /// Hears a subject. When this returns, the server has the subscription, so what is published
+    /// Hears a subject. When this returns, the server has the subscription, so everything published
     /// from now on arrives.
     ///
     /// # Errors
@@ -392,7 +392,7 @@ impl Bus {
         })
     }
 
-    /// True when there is a connection at this moment. What is said without one waits in the
+    /// True when there is a connection at this moment. Without one, what is published waits in the
     /// client.
     pub fn is_connected(&self) -> bool {
         self.client.connection_state() == State::Connected
@@ -432,7 +432,7 @@ struct JetStreamError {
     description: String,
 }
 
-/// Why there is no connection.
+/// The reason why a connection failed, as an error.
 async fn why_not(config: &BusConfig, error: &ConnectError) -> BusError {
     let (url, reason) = (config.url.clone(), causes(error));
     match error.kind() {

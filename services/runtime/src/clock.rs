@@ -2,8 +2,8 @@
 //!
 //! It reads the wall clock once, when the process starts, and is a monotonic clock from there on. A
 //! step of the wall clock (a wrong answer of a time server, a hand on `date`, a machine that slept)
-//! moves no deadline and enters no record: it is told with [`StepDetector`], and taken up when the process
-//! is started again. What a time server corrects little by little reaches both clocks alike.
+//! moves no deadline and enters no record: it is told with [`StepDetector`], and taken up when the
+//! process is started again. Small corrections of a time server reach both clocks alike.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ use schemas::{Millis, UnixMillis};
 /// than the error of reading one after the other.
 const STEP_MIN: Millis = Millis::from_secs(5);
 
-/// Where this process's time begins.
+/// The origin of this process's time.
 struct Anchor {
     /// Unix milliseconds at `started`.
     at: AtomicU64,
@@ -55,7 +55,7 @@ pub fn text(at: UnixMillis) -> String {
 /// Tells steps of the wall clock, each once.
 #[derive(Debug)]
 pub struct StepDetector {
-    /// How far the wall clock was ahead when it was told last.
+    /// Milliseconds by which the wall clock was ahead at the last step that was told.
     told: i64,
 }
 

@@ -47,7 +47,7 @@ pub struct ConfigArgs {
 pub struct Loaded<T> {
     /// The configuration.
     pub value: T,
-    /// Where each key was set.
+    /// The origin of each key: the layer that set it.
     pub origins: Origins,
 }
 

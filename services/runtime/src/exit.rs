@@ -1,5 +1,5 @@
-//! How a process ends badly: one coded error on stderr with the next step, and an exit status that
-//! scripts can branch on.
+//! The end of a process that failed: one coded error on stderr with the next step, and an exit
+//! status that scripts can branch on.
 
 use std::fmt::Display;
 use std::io::Write as _;
@@ -30,7 +30,7 @@ pub const EXIT_NO_VERDICT: u8 = 11;
 /// Exit status when the ledger is whole and events of workers are not.
 pub const EXIT_WORKERS_EVENTS: u8 = 12;
 
-/// What `diloctl --help` says about them.
+/// The text of `diloctl --help` about exit statuses.
 pub const EXIT_HELP: &str = "\
 Exit status: 0 done; 1 failed; 2 wrong usage; 3 not found; 4 conflict; 5 bus or store unreachable; 6 not allowed; \
 7 timed out; 10 evidence of tampering; 11 no verdict; 12 the ledger is whole, events of workers are not; \
@@ -125,8 +125,9 @@ pub fn service_status(code: Code) -> u8 {
     if waits { EXIT_USAGE } else { status }
 }
 
-/// What an operator mends at the broker, or by making room on a disk, while a service manager
-/// starts the service again and again: it goes on by itself when that is done.
+/// Codes whose cause an operator mends outside of the service, at the broker or by making room on a
+/// disk. The service manager may start the service again and again meanwhile: it works as soon as
+/// the cause is mended.
 const MENDED_BESIDE: [Code; 6] = [
     Code::StreamMissing,
     Code::StreamDrift,

@@ -1,5 +1,5 @@
-//! What ends soon is told a week before, at every start and once a day: a certificate that ends
-//! stops everything at once, and nobody looks at its date by himself.
+//! Notices of certificates and credentials that end soon, a week before, at every start and once a
+//! day: a certificate that ends stops everything at once, and nobody looks at its date unasked.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::clock;
 use crate::exit::Failure;
 use crate::materials::Materials;
 
-/// How long before its end something is told: a week has a working day in it everywhere.
+/// Time before an end from which on it is announced: every week contains a working day.
 pub const NOTICE: Millis = Millis::from_secs(7 * 24 * 3600);
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_secs(24 * 3600);
@@ -27,7 +27,7 @@ pub struct Ending {
 }
 
 impl Ending {
-    /// What is to be said about it, if anything is.
+    /// A notice when it ends soon or has ended; none before.
     pub fn notice(&self, now: UnixMillis) -> Option<Refusal> {
         let Self { what, at } = self;
         if now.after(NOTICE) < *at {
@@ -58,8 +58,7 @@ pub fn warn(materials: &Materials, now: UnixMillis) {
     notices(materials, now).iter().for_each(log);
 }
 
-/// What is to be said at this time. The files are read each time: what was renewed is not told any
-/// more.
+/// Notices that are due now. The files are read each time, so a renewed one is announced no more.
 fn notices(materials: &Materials, now: UnixMillis) -> Vec<Refusal> {
     materials
         .endings()

@@ -1,5 +1,5 @@
-//! How many files and sockets this process may hold open. Systems set the usual limit low, for
-//! programs of long ago, and let each process raise its own.
+//! The limit on open files and sockets of this process. Systems set it low, for old programs, and
+//! let each process raise its own.
 
 use std::io;
 

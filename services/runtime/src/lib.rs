@@ -1,6 +1,6 @@
-//! What every process shares: configuration in layers, the one check of `require_auth`, logging,
-//! shutdown, the clock, the connections to the bus, what the allocator keeps, and how a process
-//! ends.
+//! The parts that every process shares: configuration in layers, the one check of `require_auth`,
+//! logging, shutdown, the clock, the connections to the bus, the allocator's settings, and the end
+//! of a process.
 
 pub mod auth;
 pub mod bus;

@@ -1,5 +1,5 @@
 //! Logs go to stderr: for people by default, with colours on a terminal; as JSON lines for
-//! machines. What repeats is held back and counted, see [`crate::throttle`].
+//! machines. Repeated lines are held back and counted, see [`crate::throttle`].
 
 use std::io::IsTerminal as _;
 use std::sync::OnceLock;
@@ -18,7 +18,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::throttle::{Held, HeldBack};
 
-/// What the log of this process holds back: there is one log.
+/// Lines that the throttle holds back. One for the process, since it has one log.
 static HELD: OnceLock<Held> = OnceLock::new();
 
 /// The client of the bus logs each of its events once more, without saying what it means.
@@ -26,7 +26,7 @@ const FILTER: &str = "info,async_nats=warn";
 /// A command says what it has to say on stdout and in its last line; a panic is an error.
 const COMMAND_FILTER: &str = "error";
 
-/// How a process logs.
+/// Switches of logging.
 #[derive(Args, Clone, Debug, Default)]
 pub struct LogArgs {
     /// Form of the log on stderr.
@@ -279,7 +279,8 @@ mod tests {
         assert!(!one.to_string().contains("merge"), "{one}");
     }
 
-    /// What is written at these targets under a filter, with the text of each its own target.
+    /// Output of one line at each of several targets under a filter; the text of a line tells its
+    /// target.
     fn shown(given: &str) -> String {
         let paper = Paper::default();
         let to = paper.clone();

@@ -1,5 +1,5 @@
-//! What a process has to show: addresses, credentials, keys, certificates. Which of them a process
-//! has depends on its role; how each is checked does not.
+//! The materials of a process: addresses, credentials, keys, certificates. The role of a process
+//! decides which of them it has; each is checked in the same way everywhere.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -80,8 +80,8 @@ pub(crate) enum Reach {
 }
 
 impl Materials {
-    /// What of all of it ends, and when; what cannot be read is told about elsewhere, and what is
-    /// named twice once.
+    /// Ends of all certificates and credentials, each file once. A file that cannot be read is
+    /// reported elsewhere.
     pub fn endings(&self) -> Vec<Ending> {
         let mut endings: Vec<Ending> = self.items.iter().flat_map(Material::endings).collect();
         endings.sort_by(|a, b| (a.at, &a.what).cmp(&(b.at, &b.what)));
@@ -138,8 +138,8 @@ impl Material {
         }
     }
 
-    /// Why it is not there at all: not set, or a file that is absent, empty or blank; none when
-    /// there is something.
+    /// The reason why the material is absent: not set, or a file that is missing, empty or blank;
+    /// none when it is there.
     pub(crate) fn missing(&self) -> Option<String> {
         match self {
             Self::BusAddress { .. } | Self::StoreAddress { .. } => {
@@ -213,7 +213,7 @@ impl Material {
         }
     }
 
-    /// What of it ends, and when.
+    /// Ends of its certificates or credentials.
     fn endings(&self) -> Vec<Ending> {
         match self {
             Self::Authority { path, .. }
@@ -281,7 +281,7 @@ pub(crate) fn parse(text: &str) -> Result<(Url, Reach), String> {
     ))
 }
 
-/// Why a file counts as not given.
+/// The reason why a file counts as not given; none when it counts as given.
 fn absent(path: &Path) -> Option<String> {
     let shown = path.to_str().unwrap_or("?");
     if shown.trim().is_empty() {

@@ -1,4 +1,4 @@
-//! How this process's allocator treats what is freed.
+//! Settings of this process's allocator for memory that is freed.
 
 /// Keeps freed memory for the next buffers instead of giving it back to the system. Transfers and
 /// merges free and ask for buffers of megabytes all the time, and each fresh one costs a page fault

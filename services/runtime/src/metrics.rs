@@ -31,14 +31,14 @@ const SECONDS: &[f64] = &[
 /// Time between two cleanings of what histograms hold between two scrapes.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
-/// How a number is to be read.
+/// The type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Only grows while the process lives.
     Counter,
     /// The present value.
     Gauge,
-    /// How many took how long.
+    /// Counts of durations, by duration.
     Histogram,
 }
 
@@ -47,13 +47,13 @@ pub enum Kind {
 pub struct Metric {
     /// Its name, with the unit.
     pub name: &'static str,
-    /// How it is to be read.
+    /// Its type.
     pub kind: Kind,
     /// Its labels.
     pub labels: &'static [&'static str],
     /// The services that have it.
     pub services: &'static str,
-    /// What it says.
+    /// Its description.
     pub help: &'static str,
 }
 
@@ -87,7 +87,7 @@ metrics_table! {
     WORKER_BYTES = "diloco_worker_bytes_total", Counter, &["run", "worker", "way"], "coordinator", "Bytes of objects that a worker's process has moved, `up` and `down`.";
     WORKER_LANE_SECONDS = "diloco_worker_lane_seconds_total", Counter, &["run", "worker", "lane"], "coordinator", "Time that a worker's process has spent, in seconds, by lane: `fetch`, `train`, `encode`, `upload`. Lanes may run beside each other.";
     WORKER_TRANSFER_FAILURES = "diloco_worker_transfer_failures_total", Counter, &["run", "worker"], "coordinator", "Attempts at a transfer that failed in a worker's process; most of them were made again.";
-    WORKER_DEVICE_MEMORY = "diloco_worker_device_memory_bytes", Gauge, &["run", "worker"], "coordinator", "Memory of a worker's device that is in use; absent where its trainer cannot tell.";
+    WORKER_DEVICE_MEMORY = "diloco_worker_device_memory_bytes", Gauge, &["run", "worker"], "coordinator", "Memory of a worker's CUDA device that its trainer holds; absent where it computes on the processor.";
     WORKERS_NOT_SHOWN = "diloco_workers_not_shown", Gauge, &[], "coordinator", "Workers whose numbers are left out, since 512 others are shown already; at most as many again are counted.";
     STORE_REQUESTS = "diloco_store_requests_total", Counter, &["method", "status"], "store", "Requests that were answered, by HTTP method and status.";
     STORE_REQUEST_SECONDS = "diloco_store_request_seconds", Histogram, &["method"], "store", "Time from a request's head to the head of its answer, in seconds.";
@@ -107,7 +107,7 @@ pub struct MetricsConfig {
 }
 
 impl MetricsConfig {
-    /// Where to listen, if anywhere.
+    /// The address to listen on; none when no numbers are served.
     ///
     /// # Errors
     /// It is no address, or one that other machines reach.

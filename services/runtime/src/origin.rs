@@ -1,10 +1,10 @@
-//! Where each configuration value was set, so that an error can say it.
+//! The origins of configuration values, so that an error can name the place to change.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-/// Where a value was set.
+/// The layer that set a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
     Default,
@@ -13,7 +13,7 @@ pub(crate) enum Origin {
     Flag(String),
 }
 
-/// Where every key was set; keys that no layer names have their default.
+/// The origin of every key; keys that no layer names have their default.
 #[derive(Clone, Debug, Default)]
 pub struct Origins(BTreeMap<String, Origin>);
 
@@ -33,7 +33,7 @@ impl Origins {
         self.0.insert(key.to_owned(), origin);
     }
 
-    /// Where `key` (such as `bus.url`) was set, in words. A key inside a value that was set as a
+    /// The origin of `key` (such as `bus.url`), in words. A key inside a value that was set as a
     /// whole, such as an entry of a list, has the origin of that value.
     pub fn of(&self, key: &str) -> String {
         let mut whole = key;

@@ -1,6 +1,6 @@
-//! Why a connection to the bus does not come to be, or does not come back. The client tries again
-//! and again and says only that it has none; here are the reasons that do not pass by themselves,
-//! each with the file or the server it is about.
+//! The reasons why a connection to the bus fails, or does not come back. The client tries again and
+//! again and says only that it has none; reported here are reasons that do not pass by themselves,
+//! each with the file or the server that it concerns.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,11 +22,11 @@ use crate::{clock, materials};
 const LOOK_MAX: Duration = Duration::from_secs(3);
 /// Longest greeting of a server that is read; the usual ones have some hundred bytes.
 const GREETING_BYTES_MAX: u64 = 32 << 10;
-/// How long a connection may be away before its reason is looked for: most come back at once.
+/// Time without a connection before its reason is looked for: most come back at once.
 const LOOK_AFTER: Duration = Duration::from_secs(2);
 /// Between two looks while it stays away.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
-/// Where the bus listens when its address names no port.
+/// The port of the bus when its address names none.
 const PORT: u16 = 4222;
 
 /// The certificate that one of the servers shows and that is refused, with that server's address.
@@ -70,7 +70,7 @@ async fn shown_by(address: &str, tls: Arc<ClientConfig>) -> Option<CertificateRe
     CertificateRefused::of(&error).cloned()
 }
 
-/// What is wrong with the credentials file now, in words; nothing when it can be used.
+/// The fault of the credentials file now; none when the file can be used.
 fn credential(path: &Path, now: UnixMillis) -> Option<identity::credentials::CredentialsError> {
     if path.as_os_str().is_empty() {
         return None;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// What a ready file says (JSON).
+/// The content of a ready file (JSON).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ready {
@@ -15,11 +15,11 @@ pub struct Ready {
     pub service: String,
     /// Its process.
     pub pid: u32,
-    /// Where it listens, if it does: the port is the one that the system chose when 0 was asked
+    /// Addresses that it listens on; the port is the one that the system chose when 0 was asked
     /// for.
     #[serde(default)]
     pub addresses: Vec<String>,
-    /// Where it serves its numbers, if it does.
+    /// The address of its metrics; none when it serves none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<String>,
 }
@@ -74,7 +74,7 @@ impl ReadyFile {
     }
 }
 
-/// Where the file is written before it gets its name.
+/// The name under which the file is written before it gets its own.
 fn aside(path: &Path) -> PathBuf {
     path.with_extension(format!("part-{}", std::process::id()))
 }

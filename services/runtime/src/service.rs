@@ -28,14 +28,14 @@ use crate::{
     memory, shutdown,
 };
 
-/// How long blocking work may take after the service has ended: a write of a file that was begun,
-/// no more.
+/// Time that blocking work may take after the service has ended: enough for a file whose writing
+/// has begun.
 const LAST_WORK: Duration = Duration::from_secs(2);
 
 /// One flag that sets a configuration key: key, flag, value.
 pub type Flag = (&'static str, &'static str, String);
 
-/// What every service can be told on its command line.
+/// Command line arguments that every service has.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ServiceArgs {
     /// Configuration.
@@ -67,7 +67,7 @@ pub trait Service: Sized {
     const SILENT: &'static [&'static str] = &[];
     /// Its configuration.
     type Config: Serialize + DeserializeOwned + Default;
-    /// What it is once it is connected or bound.
+    /// The service once it is connected or bound.
     type Running: Running;
 
     /// The configuration with every path that was not set.
@@ -95,19 +95,19 @@ pub trait Service: Sized {
     /// Everything that is wrong, coded.
     fn check(loaded: Loaded<Self::Config>, now: UnixMillis) -> Result<Self, Failure>;
 
-    /// What it has to show: whose end is told of while it runs.
+    /// Its materials; those that end soon are announced while it runs.
     fn materials(&self) -> Materials;
 
     /// Connects or binds. Dropped in the middle when a signal comes.
     ///
     /// # Errors
-    /// Why the service cannot be used.
+    /// The reason why the service cannot be used.
     fn start(self) -> impl Future<Output = Result<Self::Running, Failure>>;
 }
 
 /// A service that can be used.
 pub trait Running {
-    /// Where it listens.
+    /// Addresses that it listens on.
     fn addresses(&self) -> Vec<String> {
         Vec::new()
     }
@@ -115,13 +115,13 @@ pub trait Running {
     /// Serves until `stop`, then drains; or until it cannot go on.
     ///
     /// # Errors
-    /// Why it cannot go on.
+    /// The reason why it cannot go on.
     fn run(self, stop: CancellationToken) -> impl Future<Output = Result<(), Failure>>;
 }
 
 /// The command line of a service.
 pub trait CommandLine: Parser {
-    /// What all services have.
+    /// The arguments that all services have.
     fn service(&self) -> &ServiceArgs;
 
     /// Its own flags that are given, with the keys they set.
@@ -189,7 +189,7 @@ pub fn command(
     ended
 }
 
-/// What a process needs before it opens its first connection.
+/// Prepares the process before its first connection.
 fn prepare() -> Result<(), Failure> {
     identity::tls::install_provider();
     handles::raise().map_err(|error| {
@@ -223,7 +223,7 @@ fn async_runtime(threads: Option<usize>) -> Result<tokio::runtime::Runtime, Fail
         .map_err(|error| Failure::new(Code::Internal, format!("no async runtime: {error}")))
 }
 
-/// How others see that the service can be used.
+/// Signs for others that the service can be used: the ready file and the metrics.
 struct Shown {
     ready_file: PathBuf,
     metrics: Option<SocketAddr>,

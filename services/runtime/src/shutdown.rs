@@ -17,7 +17,7 @@ enum Asked {
     Hangup,
 }
 
-/// What a signal leads to.
+/// The effect of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     /// Stop in order.
@@ -28,7 +28,7 @@ enum Next {
     EndNow,
 }
 
-/// What was asked so far.
+/// The signals that came so far.
 #[derive(Debug, Default)]
 struct Stopping {
     begun: bool,

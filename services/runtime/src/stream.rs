@@ -23,7 +23,7 @@ pub use ahead::{Ahead, Batch};
 
 use crate::bus::{Bus, BusError};
 
-/// How long the broker may take for one answer; a stream that waits for a new leader takes 6 s.
+/// Time that the broker may take for one answer; a stream that waits for a new leader takes 6 s.
 const ANSWER_MAX: Duration = Duration::from_secs(8);
 /// Most questions that are asked at a time: with this many the broker is busy and not the line to
 /// it. Their answers are some 300 KB, and 22 MB where each message is as long as a stream takes it.
@@ -38,7 +38,7 @@ pub struct StreamReader {
     stream: String,
 }
 
-/// Where a stream starts and ends.
+/// The first and the last position of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub struct StreamSpan {
     /// Messages in it.
@@ -60,11 +60,11 @@ pub struct StoredMessage {
     pub subject: String,
     /// Its payload.
     pub payload: Bytes,
-    /// When the stream took it, by the broker's clock: RFC 3339.
+    /// The time at which the stream stored it, by the broker's clock: RFC 3339.
     pub time: String,
 }
 
-/// Why a stream cannot be read.
+/// Reasons why a stream cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StreamError {
     /// The broker says that there is none.
@@ -141,7 +141,7 @@ impl StreamReader {
         }
     }
 
-    /// Where it starts and ends now.
+    /// The first and the last position now.
     ///
     /// # Errors
     /// There is no such stream, this credential may not read it, or the broker cannot say.
@@ -200,7 +200,7 @@ impl StreamReader {
         Ok(messages)
     }
 
-    /// What the broker answers to the questions for the messages from one position to another.
+    /// The broker's answers to one question for each position of a range.
     async fn answers(&self, from: u64, to: u64) -> Result<Vec<Bytes>, StreamError> {
         let questions = (from..=to).map(|sequence| format!("{{\"seq\":{sequence}}}").into());
         let subject = self.get_subject();

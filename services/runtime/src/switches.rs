@@ -59,7 +59,7 @@ pub(crate) const fn of(layer: Layer) -> Switch {
     }
 }
 
-/// Who can use a layer when its authentication is not required.
+/// Words for the parties that can use a layer when its authentication is not required.
 pub(crate) const fn open_to(layer: Layer) -> &'static str {
     match layer {
         Layer::Bus => "anyone who reaches the NATS port may read and publish",

@@ -15,8 +15,8 @@ pub(crate) use layer::{Held, HeldBack};
 
 /// Lines of one cause that are logged in full: enough to see what it is about and that it repeats.
 pub const FULL_MAX: u32 = 3;
-/// When what was held back of a cause is told first; doubled each time, since what goes on is no
-/// news.
+/// Time until the held-back lines of a cause are summed up for the first time. It doubles each
+/// time, since a cause that goes on is no news.
 pub const INTERVAL_FIRST: Duration = Duration::from_secs(10);
 /// The longest such interval. A cause that was quiet for as long begins anew.
 pub const INTERVAL_MAX: Duration = Duration::from_secs(600);
@@ -28,13 +28,13 @@ pub const CAUSES_MAX: usize = 256;
 pub const OTHERS: &str = "others";
 /// Most bytes of a line that are kept to show the newest one.
 pub(crate) const NEWEST_BYTES_MAX: usize = 512;
-/// Fields whose values tell causes apart. What differs with each unit, object or try is none of
-/// them.
+/// Fields whose values tell causes apart. Fields that differ with each unit, object or try are not
+/// among them.
 pub const CAUSE_FIELDS: &[&str] = &[
     "code", "cause", "sender", "layer", "finding", "place", "kind", "peer", "run", "signal",
 ];
 
-/// What was logged and held back lately, by the line in the source and by cause.
+/// Recent lines, logged and held back, by their line in the source and by cause.
 #[derive(Debug, Default)]
 pub struct Throttle {
     sites: BTreeMap<&'static str, BTreeMap<String, Lately>>,
@@ -43,11 +43,11 @@ pub struct Throttle {
 /// Lines of one cause that were not logged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Many {
-    /// Which line in the source.
+    /// Their line in the source.
     pub site: &'static str,
-    /// Which cause.
+    /// Their cause.
     pub cause: String,
-    /// How many.
+    /// Their number.
     pub count: u64,
     /// In which time.
     pub within: Duration,
@@ -60,7 +60,7 @@ struct Lately {
     full: u32,
     count: u64,
     newest: String,
-    /// When the counting began.
+    /// The begin of the count.
     since: Duration,
     interval: Duration,
     last: Duration,
@@ -104,8 +104,7 @@ impl Throttle {
         false
     }
 
-    /// What is to be told of the causes whose interval has ended. Those that were quiet for long
-    /// are forgotten.
+    /// Sums of the causes whose interval has ended. Forgets causes that were quiet for long.
     pub fn due(&mut self, now: Duration) -> Vec<Many> {
         let mut told = Vec::new();
         for (site, causes) in &mut self.sites {

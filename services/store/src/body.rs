@@ -118,7 +118,7 @@ mod tests {
 
     use super::*;
 
-    /// What a channel brings.
+    /// The pieces that a channel brings, as a body.
     struct Pieces(mpsc::Receiver<Bytes>);
 
     impl Body for Pieces {

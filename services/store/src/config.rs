@@ -1,4 +1,4 @@
-//! What a store needs to know, as valid values.
+//! The configuration of a store, as valid values.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -20,13 +20,13 @@ pub struct StoreConfig {
     pub keys: StoreKeys,
     /// The certificate.
     pub tls: Tls,
-    /// What an answered upload survives.
+    /// The crash that an answered upload survives.
     pub durability: Durability,
     /// Bounds.
     pub limits: StoreLimits,
 }
 
-/// How connections are protected.
+/// The protection of connections.
 #[derive(Clone, Debug)]
 pub enum Tls {
     /// TLS 1.3, with a certificate chain and its private key, both PEM.
@@ -40,7 +40,7 @@ pub enum Tls {
     PlainLoopback,
 }
 
-/// What an upload survives once it was answered.
+/// The crash that an upload survives once it was answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Durability {
@@ -57,7 +57,7 @@ pub struct StoreLimits {
     /// Connections served at a time; others wait in the kernel's queue.
     pub connections_max: usize,
     /// The share of them that one peer may hold when it is alone, in percent; more are closed as
-    /// they come. Where others hold some, its share is of what they leave.
+    /// they come. When other peers hold places, its share is taken of the rest.
     pub connections_peer_percent: u8,
     /// Longest silence of a peer in the middle of a request, and longest wait for the next one.
     pub idle: Duration,
@@ -69,7 +69,7 @@ pub struct StoreLimits {
     pub incoming_life: Duration,
     /// Time between sweeps.
     pub sweep_every: Duration,
-    /// How long requests in progress may take to end at shutdown.
+    /// Time that requests in progress may take to end at shutdown.
     pub drain: Duration,
 }
 

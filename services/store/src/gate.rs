@@ -1,7 +1,8 @@
-//! What may reach the protocol layer: the shapes of request that this store serves, signed, with a
-//! body of known and bounded length. All else is refused by its head alone: the protocol layer
-//! reads some bodies before it looks at a signature, and compares some signatures (version 2,
-//! forms, chunks signed one by one) in a time that tells of them.
+//! The gate before the protocol layer. It lets through the shapes of request that this store
+//! serves: signed, with a body of known and bounded length. It refuses all else by the head alone,
+//! since the protocol layer reads some bodies before it looks at a signature, and compares some
+//! signatures (version 2, forms, chunks signed one by one) in a time that tells something about
+//! them.
 
 use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
@@ -236,7 +237,8 @@ mod tests {
         assert_eq!(status("GET", "/blobs/x?X-Amz-Signature=1", &[]), None);
     }
 
-    /// What `s3s` would compare with `==` does not reach it, however it is written.
+    /// Checks that no signature which `s3s` would compare with `==` reaches it, however it is
+    /// written.
     #[test]
     fn ls_08_only_signatures_that_are_compared_in_constant_time_are_looked_at() {
         let (v4, ours) = ("X-Amz-Signature=1", authorization("s3"));

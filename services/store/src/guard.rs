@@ -21,7 +21,7 @@ pub(crate) struct Guarded {
     /// Running while the peer is behind.
     behind: Option<Pin<Box<Sleep>>>,
     written: u64,
-    /// What the peer's machine had taken when the window began.
+    /// Bytes that the peer's machine had taken when the window began.
     taken: u64,
 }
 

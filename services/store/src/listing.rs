@@ -14,7 +14,7 @@ pub(crate) struct Found {
     pub(crate) modified: SystemTime,
 }
 
-/// What is listed.
+/// The request for one page of a listing.
 pub(crate) struct Page<'a> {
     pub(crate) prefix: &'a str,
     /// Keys up to and with this one are passed over.

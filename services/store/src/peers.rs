@@ -19,7 +19,7 @@ pub(crate) struct Peers {
     open: BTreeMap<Id, Held>,
     /// Places in all.
     places: usize,
-    /// What one peer may end with when it is alone, in percent of all.
+    /// Most places that one peer may end with when it is alone, in percent of all.
     percent: usize,
     warned: Option<Instant>,
 }
@@ -107,8 +107,8 @@ impl Peers {
     }
 }
 
-/// What counts as one peer: an IPv4 address, or the network of 64 bits that an IPv6 host chooses
-/// its addresses from.
+/// The unit that counts as one peer: an IPv4 address, or the network of 64 bits that an IPv6 host
+/// chooses its addresses from.
 fn site(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),

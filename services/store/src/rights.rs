@@ -21,9 +21,9 @@ use crate::gate::query_value;
 
 /// S3's own bound on a presigned URL's life.
 const EXPIRES_SECONDS_MAX: u32 = 7 * 24 * 3600;
-/// What the signature of an upload by the put key must cover.
+/// Headers that the signature of an upload by the put key must cover.
 const UPLOAD_HEADERS: [&str; 3] = ["content-length", "if-none-match", "x-amz-checksum-sha256"];
-/// What the admin key may ask for; all else is not implemented here.
+/// Operations that the admin key may ask for; no other is implemented.
 const OPERATIONS: [&str; 8] = [
     "CopyObject",
     "DeleteObject",
@@ -41,8 +41,8 @@ pub(crate) struct Rights {
     keys: StoreKeys,
 }
 
-/// Travels with a request: whether its signature and the rights of its key were found good. What a
-/// request is given, its connection has from then on.
+/// Travels with a request: whether its signature and the rights of its key were found good. A
+/// connection keeps what one of its requests was given.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Admission {
     given: Arc<AtomicBool>,

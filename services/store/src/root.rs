@@ -43,7 +43,7 @@ pub(crate) struct Root {
     _lock: File,
 }
 
-/// Why a root cannot be opened.
+/// Reasons why a root cannot be opened.
 #[derive(Debug)]
 pub(crate) enum RootError {
     Busy,
@@ -71,7 +71,7 @@ pub(crate) struct Claim {
 
 type Claimed = Arc<Mutex<BTreeSet<PathBuf>>>;
 
-/// How a file gets its name.
+/// The way a file gets its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Publish {
     /// Fails when the name is taken.
@@ -470,7 +470,7 @@ mod tests {
         }
     }
 
-    /// Where a promotion is a copy, it takes as much room as an upload.
+    /// Checks a file system on which a promotion is a copy: it takes as much room as an upload.
     #[test]
     fn a_copy_is_refused_where_there_is_no_room_for_it() {
         let folder = tempfile::tempdir().unwrap();

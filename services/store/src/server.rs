@@ -49,9 +49,9 @@ const HANDLES_OWN: u64 = 24;
 const HANDLES_A_CONNECTION: u64 = 3;
 /// A store that can serve fewer connections than one worker opens serves nobody well.
 const CONNECTIONS_MIN: usize = 8;
-/// How long a peer is heard after its connection was ended from here: a socket that is closed while
-/// bytes come in is reset, and a reset discards the answer at a client that still sends its body:
-/// the client then sees a broken line instead of the reason.
+/// Time that a peer is still heard after the store ended its connection. A socket that is closed
+/// while bytes come in is reset, and the reset discards the answer at a client that still sends its
+/// body: the client then sees a broken line instead of the reason.
 const LINGER: Duration = Duration::from_secs(2);
 /// Bytes read from a socket at a time. rustls alone asks for 4 KiB, which is four calls for each
 /// record of an upload.
@@ -67,7 +67,7 @@ pub struct Store {
     limits: StoreLimits,
 }
 
-/// Why a store does not start or ended early.
+/// Reasons why a store does not start, or ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Another process serves the root.
@@ -89,7 +89,7 @@ pub enum StoreError {
     Ground {
         /// The folder.
         root: PathBuf,
-        /// What was tried.
+        /// The operation that was tried.
         tried: &'static str,
         /// The system's answer.
         source: io::Error,
@@ -99,7 +99,7 @@ pub enum StoreError {
         "the process may hold {handles} files and sockets open, which is too few; {HANDLES_OWN} and {HANDLES_A_CONNECTION} a connection are needed"
     )]
     Handles {
-        /// How many it may.
+        /// The number of files and sockets that it may open.
         handles: u64,
     },
     /// The certificate or its key is not usable.
@@ -265,7 +265,7 @@ impl Store {
     }
 }
 
-/// What the requests of one connection are answered with.
+/// The service that answers the requests of one connection, with its limits.
 #[derive(Clone)]
 struct Front {
     service: S3Service,

@@ -23,9 +23,10 @@ const CERTIFICATE: [&str; 2] = ["store_server.tls_cert", "store_server.tls_key"]
 pub struct Settings {
     /// The server.
     pub store_server: ServerSettings,
-    /// What must be protected. An exception for the layer `bulk` allows plain http on loopback.
+    /// The authentication that is demanded. An exception for the layer `bulk` allows plain http on
+    /// loopback.
     pub auth: AuthConfig,
-    /// What every service has.
+    /// The settings that every service has.
     pub service: ServiceConfig,
     /// Numbers for a collector.
     pub metrics: MetricsConfig,
@@ -35,7 +36,7 @@ pub struct Settings {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServerSettings {
-    /// Where to listen; port 0 takes any.
+    /// The address to listen on; port 0 takes any.
     pub listen: SocketAddr,
     /// The folder of the objects.
     pub root: PathBuf,
@@ -61,7 +62,7 @@ pub struct ServerSettings {
     pub incoming_life: ConfigDuration,
     /// Time between two looks for such uploads.
     pub sweep_every: ConfigDuration,
-    /// How long requests in progress may take to end at shutdown.
+    /// Time that requests in progress may take to end at shutdown.
     pub drain: ConfigDuration,
 }
 
@@ -113,7 +114,7 @@ impl Settings {
         })
     }
 
-    /// What the store has to show.
+    /// The store's materials.
     pub fn materials(&self, now: UnixMillis) -> Materials {
         let server = &self.store_server;
         let items = vec![

@@ -21,7 +21,7 @@ const BATCH_BYTES: usize = 512 << 10;
 /// Batches on their way; with [`BATCH_BYTES`] this bounds the memory of one upload.
 const BATCHES_MAX: usize = 4;
 
-/// What a body must be, and where it goes.
+/// The demands on a body, and its destination.
 pub(crate) struct Upload {
     pub(crate) place: Place,
     pub(crate) bytes: u64,
@@ -40,7 +40,7 @@ enum Piece {
     End,
 }
 
-/// Why a complete body was not stored.
+/// Reasons why a complete body was not stored.
 enum Failure {
     Io(io::Error),
     Refused(S3Error),

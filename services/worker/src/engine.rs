@@ -14,8 +14,7 @@
 //!   Other fragments and the steps go on meanwhile.
 //! * **A capture encodes on this thread**, since only it may read parameters, and at once, since
 //!   the next step would change them. The encoded chunks are in memory until they are uploaded: 2
-//!   bytes a parameter of the fragment in bf16, page-locked if they come off a card, and the thread
-//!   never waits for an upload.
+//!   bytes a parameter of the fragment in bf16, and the thread never waits for an upload.
 //! * **A save copies** the moments on this thread (8 bytes a parameter, kept for the next copy; as
 //!   much again while a write takes longer than a unit) and the lane in [`saver`] writes them
 //!   beside the next steps.

@@ -25,6 +25,8 @@ pub(crate) struct Meter {
     transfer_failures: Arc<AtomicU64>,
     /// Microseconds in each lane.
     lanes: [AtomicU64; 4],
+    /// Bytes of the device; 0 where the trainer does not tell.
+    device_memory: AtomicU64,
 }
 
 /// What a worker's time goes to.
@@ -102,6 +104,12 @@ impl Meter {
             .store(shown.to_bits(), Ordering::Relaxed);
     }
 
+    /// Notes the memory of the device that the trainer holds. Called by the training thread alone.
+    pub(crate) fn holds(&self, device_memory: Option<Bytes>) {
+        let bytes = device_memory.map_or(0, Bytes::get);
+        self.device_memory.store(bytes, Ordering::Relaxed);
+    }
+
     /// A heartbeat from what the core knows and what is counted here.
     pub(crate) fn heartbeat(&self, pulse: Pulse) -> Heartbeat {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -125,9 +133,35 @@ impl Meter {
                 encode: lane(Lane::Encode),
                 upload: lane(Lane::Upload),
                 transfer_failures: read(&self.transfer_failures),
-                // No trainer tells.
-                device_memory: None,
+                device_memory: Some(Bytes(read(&self.device_memory)))
+                    .filter(|bytes| *bytes != Bytes(0)),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::member::Session;
+    use schemas::telemetry::Phase;
+    use schemas::{Steps, V};
+
+    use super::*;
+
+    #[test]
+    fn the_memory_of_a_device_is_told_while_a_trainer_tells_it() {
+        let meter = Meter::default();
+        let pulse = || Pulse {
+            session: Session(1),
+            phase: Phase::Training,
+            lease: None,
+            steps_done: Steps(0),
+        };
+        let told = || meter.heartbeat(pulse()).numbers.device_memory;
+        assert_eq!((meter.heartbeat(pulse()).v, told()), (V, None));
+        meter.holds(Some(Bytes(7 << 30)));
+        assert_eq!(told(), Some(Bytes(7 << 30)));
+        meter.holds(None);
+        assert_eq!(told(), None);
     }
 }

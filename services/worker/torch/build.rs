@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=src/shim.cpp");
+    println!("cargo::rerun-if-changed=src/watch.cpp");
     let library = env::var_os("DEP_TCH_LIBTORCH_LIB")
         .map(PathBuf::from)
         .expect("torch-sys names its library folder");
@@ -25,6 +26,7 @@ fn main() {
         .include(&headers)
         .include(headers.join("torch/csrc/api/include"))
         .file("src/shim.cpp")
+        .file("src/watch.cpp")
         .compile("diloco_torch_shim");
     let rpath = rpath(&library);
     println!("cargo::rustc-link-arg=-Wl,-rpath,{rpath}");

@@ -26,16 +26,16 @@ const LIFETIME: Millis = Millis::from_secs(24 * 3600);
 /// The store's name among a cluster's processes.
 const STORE: &str = "store";
 
-/// What a cluster is made with.
+/// The options of a cluster.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The run that workers get credentials for.
     pub run: RunId,
     /// True when there is a second tenant.
     pub second_tenant: bool,
-    /// What services log (tracing's filter syntax).
+    /// The log filter of services (tracing's syntax).
     pub log: String,
-    /// Where each service that counts serves its numbers.
+    /// The address at which each service serves its numbers.
     pub metrics: String,
 }
 
@@ -47,7 +47,8 @@ pub struct Cluster {
     tenants: Vec<Tenant>,
     bus_url: String,
     processes: BTreeMap<String, Process>,
-    /// Where services reach the store, when that is not where it listens.
+    /// The address at which services reach the store, when it differs from the one that it listens
+    /// on.
     store_address: Option<SocketAddr>,
     // Last, so that nothing runs in the folder when it is removed.
     scratch: TempDir,
@@ -226,7 +227,7 @@ impl Cluster {
         }
     }
 
-    /// How connections to the broker are protected.
+    /// The protection of connections to the broker.
     pub fn tls(&self) -> BusTls {
         BusTls::Required {
             ca: self.domain.layout().ca(),

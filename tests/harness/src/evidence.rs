@@ -10,7 +10,7 @@ use schemas::subject::AUDIT_STREAM;
 
 use crate::PATIENCE;
 
-/// How often it is asked whether the stream has more.
+/// Time between two looks for more of the stream.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// A message of the stream.
@@ -22,7 +22,7 @@ pub struct Recorded {
     pub subject: String,
     /// Everything that was stored besides.
     pub raw: Vec<u8>,
-    /// What it says.
+    /// Its body.
     pub body: EventBody,
 }
 
@@ -100,7 +100,7 @@ impl Evidence {
         self.seen
     }
 
-    /// How many messages the stream has.
+    /// The number of messages in the stream.
     ///
     /// # Panics
     /// It does not say.
@@ -185,7 +185,7 @@ impl Evidence {
 }
 
 impl Recorded {
-    /// What it says, if it is of the ledger.
+    /// The ledger's event; none when a worker emitted it.
     pub fn ledger(&self) -> Option<&LedgerEvent> {
         match &self.body.event {
             Event::Ledger(event) => Some(event),

@@ -33,7 +33,7 @@ use std::time::Duration;
 /// Longer than any single step takes on a busy machine; a step that is not done by then is broken.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often a file or a process is looked at while it is waited for.
+/// Time between two looks at a file or a process that is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Looks until `seen` gives a value; none when `within` is over first.

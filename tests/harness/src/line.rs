@@ -1,5 +1,5 @@
-//! A poor line to a server: little bandwidth for all connections together, or none at all. What
-//! passes is not looked at.
+//! A poor line to a server: little bandwidth for all connections together, or none at all. The
+//! bytes that pass are not looked at.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +18,7 @@ const PIECE_BYTES: usize = 4096;
 /// Connections that may wait to be accepted.
 const WAITING_MAX: u32 = 64;
 
-/// How good the line is.
+/// The quality of the line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quality {
     /// As good as the machine.
@@ -119,7 +119,7 @@ impl Line {
         }
     }
 
-    /// Where it begins.
+    /// The address of its near end.
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
@@ -169,7 +169,7 @@ impl Bucket {
         Self(Mutex::new(Instant::now()))
     }
 
-    /// When so many bytes have passed at this rate; at once without one.
+    /// The moment at which so many bytes have passed at this rate; now, without a rate.
     fn reserve(&self, bytes: usize, rate: u64) -> Instant {
         let now = Instant::now();
         if rate == 0 {

@@ -11,7 +11,7 @@ use schemas::{Message, PublicKey, RunId, V};
 
 use crate::PATIENCE;
 
-/// How long one answer may take while everything runs.
+/// Time that one answer may take while everything runs.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
 /// After this long without news a run is looked at: what happened while the broker was away was not
 /// heard.

@@ -15,7 +15,7 @@ const TAIL_LINES: usize = 40;
 /// Characters of each: refusals name long subjects.
 const TAIL_LINE_CHARACTERS: usize = 400;
 
-/// How to start a process, and where it says that it can be used.
+/// The start of a process, and the sign that it can be used.
 #[derive(Clone, Debug)]
 pub(crate) struct Recipe {
     pub(crate) name: String,
@@ -27,7 +27,7 @@ pub(crate) struct Recipe {
     pub(crate) ready: Ready,
 }
 
-/// Where a process says that it can be used.
+/// The sign that a process can be used.
 #[derive(Clone, Debug)]
 pub(crate) enum Ready {
     /// A ready file of `runtime`.
@@ -56,14 +56,14 @@ pub enum Signal {
     Hangup = libc::SIGHUP,
 }
 
-/// What a finished program said.
+/// The output of a finished program.
 #[derive(Debug)]
 pub struct Output {
-    /// How it ended.
+    /// Its exit status.
     pub status: ExitStatus,
-    /// What it printed.
+    /// Its stdout.
     pub stdout: String,
-    /// What it logged.
+    /// Its stderr: the log.
     pub stderr: String,
 }
 
@@ -91,7 +91,7 @@ impl Process {
         &self.recipe.name
     }
 
-    /// Where it listens, as its ready file says.
+    /// The addresses in its ready file.
     pub fn addresses(&self) -> &[String] {
         &self.addresses
     }
@@ -131,7 +131,7 @@ impl Process {
         self.child.as_ref().and_then(Child::id)
     }
 
-    /// How it ended; none while it runs.
+    /// Its exit status; none while it runs.
     ///
     /// # Panics
     /// It was never started.

@@ -25,7 +25,7 @@ use serde_bytes::{ByteArray, ByteBuf};
 
 use crate::{Cluster, PATIENCE};
 
-/// How long an answer may take.
+/// Time that an answer may take.
 const ANSWER_WAIT: Duration = Duration::from_secs(30);
 /// Longer than any test.
 const LIFETIME: Millis = Millis::from_secs(3600);
@@ -203,7 +203,7 @@ impl Scripted {
         *self.chain() = End::default();
     }
 
-    /// What it joins with.
+    /// The request with which it joins.
     pub fn join_request(&self) -> JoinRequest {
         JoinRequest {
             session: self.session,
@@ -220,7 +220,7 @@ impl Scripted {
         }
     }
 
-    /// What it claims with.
+    /// The request with which it claims.
     pub const fn claim_request(&self, wait: Millis) -> ClaimRequest {
         ClaimRequest {
             v: V,

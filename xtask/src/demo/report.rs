@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::console;
 use crate::diloctl::Diloctl;
 
-/// What to try next.
+/// Commands to try next.
 const NEXT: [&str; 3] = [
     "  target/demo/diloctl up                       # start everything again, then",
     "  target/demo/diloctl audit replay --run demo  # every event, verified",

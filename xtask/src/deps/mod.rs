@@ -1,5 +1,5 @@
-//! What the project needs and does not build: nats-server and libtorch, pinned by hash, under
-//! `.deps/`.
+//! The dependencies that the project does not build: nats-server and libtorch, pinned by hash,
+//! under `.deps/`.
 
 mod component;
 mod given;
@@ -16,7 +16,7 @@ use crate::console;
 use component::{LIBTORCH, NATS_SERVER};
 use install::State;
 
-/// Where the two lie, and how they came there.
+/// The paths of the two, and the way in which they came there.
 pub(crate) struct Found {
     /// The server's program.
     pub(crate) nats_server: PathBuf,

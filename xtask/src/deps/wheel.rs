@@ -14,9 +14,9 @@ use super::component::{Component, Wheel};
 use crate::console;
 use crate::process;
 
-/// How often progress is shown on a terminal, and how often elsewhere.
+/// Time between two reports of progress: on a terminal, and elsewhere.
 const PROGRESS_EVERY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
-/// How often the download is looked at.
+/// Time between two looks at the download.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Copies members of a zip file: arguments are the file, the folder to fill, and `member=name`

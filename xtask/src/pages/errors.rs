@@ -6,7 +6,7 @@ use super::Pages;
 
 const NOTE: &str = "Generated from `schemas/src/code.rs` by `cargo xtask docs`.";
 
-/// What the hundreds of a code's number stand for.
+/// The area of codes for each hundred of their numbers.
 const AREAS: &[(u16, &str)] = &[
     (1, "Configuration, credentials, posture"),
     (2, "The bus"),

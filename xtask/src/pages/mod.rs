@@ -98,7 +98,7 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     Err(Refusal::new(Code::PageStale, names.join(", ")).into())
 }
 
-/// What must be written (text) or removed (none) so that the pages below `root` are those that the
+/// The pages to write (text) or to remove (none) so that those below `root` are the ones that the
 /// code makes.
 fn differences(root: &Path) -> Result<BTreeMap<String, Option<String>>> {
     let mut differences = BTreeMap::new();

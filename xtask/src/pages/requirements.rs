@@ -10,7 +10,7 @@ use super::Pages;
 /// Folders that hold tests.
 const PLACES: &[&str] = &["schemas", "services", "tests", "xtask"];
 
-/// Where each family of requirements comes from.
+/// The source of each family of requirements.
 const FAMILIES: &[(&str, &str)] = &[
     (
         "FG",

@@ -49,7 +49,7 @@ pub(crate) struct PictureOptions {
     into: PathBuf,
 }
 
-/// How long a picture's run takes, and who runs it.
+/// The time that a picture's run takes, and its workers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Pace {
     /// Some minutes, by the programs that the demo builds.

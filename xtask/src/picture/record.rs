@@ -1,4 +1,5 @@
-//! What the picture shows, read from the output of `diloctl`: nothing is remembered from the run.
+//! The content of the picture, read from the output of `diloctl`: nothing is remembered from the
+//! run.
 
 use std::collections::BTreeMap;
 
@@ -14,11 +15,11 @@ pub(super) struct Record {
     pub(super) held_out: Vec<(f64, f64)>,
     /// Mean training loss of each accepted contribution, nats a token, with its worker's lane.
     pub(super) training: Vec<(f64, f64, usize)>,
-    /// When each round was opened.
+    /// The opening of each round.
     pub(super) rounds: Vec<f64>,
     /// One for each worker; the one that lost a lease comes last.
     pub(super) lanes: Vec<Lane>,
-    /// When the run was complete.
+    /// The end of the run.
     pub(super) end: f64,
     /// Entropy of the training text when each byte is guessed from the one before it.
     pub(super) bigram: f64,
@@ -27,7 +28,7 @@ pub(super) struct Record {
 /// One worker.
 #[derive(Debug, Default)]
 pub(super) struct Lane {
-    /// When it joined: twice or more when it came back.
+    /// The times at which it joined: two or more when it came back.
     pub(super) joined: Vec<f64>,
     /// The leases it held, in order.
     pub(super) leases: Vec<Lease>,
@@ -42,7 +43,7 @@ pub(super) struct Lease {
     pub(super) end: End,
 }
 
-/// What a lease came to.
+/// The end of a lease.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum End {
     /// A result counts.

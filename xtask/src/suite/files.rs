@@ -10,11 +10,11 @@ use super::{Bench, Outcome};
 
 /// A longer file says in its first lines why, with the words "600 lines".
 const LINES_MAX: usize = 600;
-/// Where that sentence must stand.
+/// Lines from a file's top within which that sentence must stand.
 const REASON_WITHIN_LINES: usize = 12;
 /// Folders that hold nothing of ours.
 const SKIPPED: &[&str] = &["target", ".git", ".deps", ".diloco", "generated"];
-/// What is read.
+/// File name extensions that are checked.
 const EXTENSIONS: &[&str] = &[
     "rs", "toml", "md", "conf", "sh", "py", "yml", "yaml", "cpp", "h",
 ];
@@ -28,9 +28,9 @@ const MARKERS: &[&str] = &[
 
 /// Words that a comment in Rust does without: name the actor.
 const UNNAMED: &[&str] = &["whom", "whoever"];
-/// How a comment in Rust does not begin: say what is true, or "Checks that".
+/// An opening that no comment in Rust may have: say what is true, or "Checks that".
 const OPENING: &str = "Whether ";
-/// How a sentence of a comment does not end: name the thing.
+/// An ending that no sentence of a comment may have: name the thing.
 const ENDING: &str = "of it.";
 
 /// The step.

@@ -13,7 +13,7 @@ use crate::deps::{self, Overrides};
 use crate::process::{self, Workspace};
 use crate::{console, interrupt, mutants, pages, picture};
 
-/// Which steps to run.
+/// The steps to run.
 #[derive(Args)]
 pub(crate) struct Selection {
     /// Run this step only; may be given several times
@@ -30,13 +30,13 @@ pub(crate) struct Selection {
     list: bool,
 }
 
-/// What a step works with.
+/// The tools of a step.
 struct Bench<'a> {
     workspace: &'a Workspace,
     overrides: &'a Overrides,
 }
 
-/// How a step ended, if it did not fail.
+/// The end of a step that did not fail.
 enum Outcome {
     Passed,
     /// With a remark for the summary.

@@ -16,7 +16,7 @@ use schemas::{Message as _, WorkerId};
 
 use crate::scribe::{Said, Scribe, run};
 
-/// How often it is asked whether the copy has more.
+/// Time between two looks for more of the copy.
 const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(20);
 
 pub(crate) struct Broker {

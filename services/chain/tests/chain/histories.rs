@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use chain::{History, REMEMBERED, Stand};
+use chain::{End, History, REMEMBERED, Stand};
 use proptest::prelude::*;
 use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::{Digest, Sequence, UnixMillis, V};
@@ -90,4 +90,39 @@ fn behind_a_gap_only_what_is_near_is_remembered() {
     // Too far back to tell a copy from another event: the reader says the worse of the two.
     assert_eq!(stand(newest - REMEMBERED), Stand::Taken);
     assert_eq!(stand(3), Stand::Taken);
+}
+
+/// Events that were there before the chain was followed are not known: nobody calls one a copy, or
+/// another event in its place, who has not read it.
+#[test]
+fn a_chain_that_is_followed_from_an_end_on_says_nothing_of_what_came_before() {
+    let digest = |at: u64| Digest::of(&at.to_be_bytes());
+    let next = Sequence(5);
+    let end = End {
+        next,
+        previous: Some(digest(4)),
+    };
+    let mut history = History::behind(end);
+    assert_eq!(history.end(), end);
+    let stand = |history: &History, at: u64, digest: Digest| {
+        let previous = history.end().previous;
+        history.stand(&body(at, previous), digest)
+    };
+    assert_eq!(stand(&history, 4, digest(4)), Stand::Repeated);
+    assert_eq!(stand(&history, 4, digest(9)), Stand::Taken);
+    assert_eq!(stand(&history, 3, digest(3)), Stand::Passed { next });
+    assert_eq!(stand(&history, 5, digest(5)), Stand::Next);
+    let newest = 5 + 2 * REMEMBERED;
+    for at in 5..=newest {
+        history.add(Sequence(at), digest(at));
+    }
+    let next = Sequence(newest + 1);
+    for at in [3, 4] {
+        assert_eq!(stand(&history, at, digest(at)), Stand::Passed { next });
+    }
+    // From there on every event is known, however old.
+    for at in [5, 6, newest] {
+        assert_eq!(stand(&history, at, digest(at)), Stand::Repeated, "{at}");
+        assert_eq!(stand(&history, at, digest(3)), Stand::Taken, "{at}");
+    }
 }

@@ -4,8 +4,8 @@ use chain::{Claimed, End, Judgement, Misplaced, Reader, Signatures, Stand};
 use identity::AuditKey;
 use proptest::prelude::*;
 use schemas::event::{Event, LedgerEvent, WorkerEvent};
-use schemas::subject::{ledger_subject, record_subject};
-use schemas::{Digest, Message as _, RunId, Sequence, UnixMillis};
+use schemas::subject::{Incoming, ledger_subject, record_subject};
+use schemas::{AccountId, Digest, Message as _, RunId, Sequence, UnixMillis, WorkerId};
 
 const DOMAIN: &str = "the domain";
 
@@ -165,6 +165,72 @@ fn every_name_in_a_subject_must_stand_in_the_body() {
     ] {
         assert_eq!(entry.stands_under(&subject(under)), Err(misplaced));
     }
+}
+
+/// What workers sign stands under the subject they publish to, and under the one at which it is
+/// recorded.
+#[test]
+fn an_event_of_a_worker_stands_under_both_of_its_subjects() {
+    let (key, run, other) = (
+        AuditKey::generate(),
+        run(),
+        "another".parse().expect("a name"),
+    );
+    let account: AccountId = format!("A{}", "A".repeat(55)).parse().expect("a key");
+    let worker: WorkerId = format!("U{}", "A".repeat(55)).parse().expect("a key");
+    let event = Event::Worker(WorkerEvent::Stopped {
+        reason: "x".to_owned(),
+    });
+    let draft = End::default().write(key.public(), UnixMillis(1), Some(&run), event);
+    let entry = Claimed::read(&key.sign_event(DOMAIN, draft.body).encode())
+        .and_then(Claimed::unchecked)
+        .expect("it was just written");
+    let published = |run: &RunId, kind: &str| Incoming::WorkerEvent {
+        account: account.clone(),
+        run: run.clone(),
+        worker: worker.clone(),
+        kind: kind.to_owned(),
+    };
+    let recorded = |run: &RunId, kind: &str| {
+        let subject = record_subject(&account, run, &worker, kind);
+        subject.parse().expect("a subject")
+    };
+    let kind = "stopped";
+    let subjects: [&dyn Fn(&RunId, &str) -> Incoming; 2] = [&published, &recorded];
+    for subject in subjects {
+        assert_eq!(entry.stands_under(&subject(&run, kind)), Ok(()));
+        let moved = entry.stands_under(&subject(&other, kind));
+        assert_eq!(moved, Err(Misplaced::Run));
+        let moved = entry.stands_under(&subject(&run, "joined"));
+        assert!(matches!(moved, Err(Misplaced::Kind { .. })), "{moved:?}");
+    }
+}
+
+/// A reader that goes on from a checkpoint has not read the events before it.
+#[test]
+fn a_reader_that_begins_behind_an_event_takes_the_next_and_passes_those_before() {
+    let key = AuditKey::generate();
+    let (mut end, mut ends) = (End::default(), Vec::new());
+    let stored: Vec<Stored> = ["a", "b", "c", "d"]
+        .map(|reason| {
+            let stored = write(&key, &mut end, None, stopped(reason));
+            ends.push(end);
+            stored
+        })
+        .into();
+    let mut reader = Reader::new(DOMAIN, vec![key.public().clone()]);
+    follow(&mut reader, &stored[..1]);
+    reader.continue_from(ends[2]);
+    assert_eq!(reader.end(), ends[2]);
+    for (at, message) in stored[..2].iter().enumerate() {
+        match judge(&reader, message) {
+            Judgement::Before { sequence, .. } => assert_eq!(sequence, Sequence(at as u64)),
+            other => panic!("{at}: {other:?}"),
+        }
+    }
+    assert!(matches!(judge(&reader, &stored[2]), Judgement::Repeated));
+    follow(&mut reader, &stored[3..]);
+    assert_eq!(reader.end(), end);
 }
 
 /// What a reader knows that has only the end: the copy of the last event, and nothing older.

@@ -1,6 +1,7 @@
 //! What operators change: new runs, and the end of this coordinator.
 
 use ledger::Run;
+use schemas::call::ControlVerb;
 use schemas::control::{RunNewReply, Shutdown, ShutdownReply};
 use schemas::event::LedgerEvent;
 use schemas::limits::{EVENT_BYTES_MAX, LEASE_MAX, RUNS_MAX};
@@ -139,7 +140,7 @@ impl Coordinator {
             if !begins {
                 self.check_orders(&operator)?;
             }
-            self.record_order(operator.clone(), "shutdown");
+            self.record_order(operator.clone(), ControlVerb::Shutdown);
             self.drain = Some(Drain { until, operator });
             self.timers.set(until, Timer::Drain);
         }

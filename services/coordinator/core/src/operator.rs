@@ -1,6 +1,7 @@
 //! What operators upload and read: data sets, initial weights, and every object of a run.
 
 use schemas::blob::GetRequest;
+use schemas::call::ControlVerb;
 use schemas::control::OperatorObjects;
 use schemas::lease::Done;
 use schemas::{Code, ObjectRef, PublicKey, Refusal, V};
@@ -73,7 +74,7 @@ impl Coordinator {
         if let Some(operator) = self.commits.get(&reply).cloned() {
             match verdict.and_then(|objects| self.check_orders(&operator).map(|()| objects)) {
                 Ok(objects) if !objects.is_empty() => {
-                    self.record_order(operator.clone(), "blob.commit");
+                    self.record_order(operator.clone(), ControlVerb::BlobCommit);
                     self.out.push(Effect::Promote {
                         reply,
                         place: Quarantine::Operator { operator },

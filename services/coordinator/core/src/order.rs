@@ -2,6 +2,7 @@
 //! end of a coordinator, and not with the ledger's room: it is kept for good, and a ledger that is
 //! full ends every run.
 
+use schemas::call::ControlVerb;
 use schemas::event::LedgerEvent;
 use schemas::{Code, Millis, PublicKey, Refusal};
 
@@ -37,13 +38,13 @@ impl Coordinator {
 
     /// Writes an operator's order, before it is carried out. One that will change nothing is not
     /// written.
-    pub(crate) fn record_order(&mut self, operator: PublicKey, verb: &str) {
+    pub(crate) fn record_order(&mut self, operator: PublicKey, verb: ControlVerb) {
         self.spend_order(&operator);
         self.append(
             None,
             LedgerEvent::ControlReceived {
                 operator,
-                verb: verb.to_owned(),
+                verb: verb.token().to_owned(),
             },
         );
     }

@@ -1,5 +1,7 @@
 //! `audit`: the record of what happened, checked from the stream alone.
 
+mod in_order;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use diloco_audit::keep::kept;
@@ -15,6 +17,7 @@ use crate::cli::Audit;
 use crate::context::Context;
 use crate::output::{Record, Row};
 use crate::table::{Growing, or_dash, time};
+use in_order::InOrder;
 
 /// How many earlier events `tail` starts with.
 const TAIL_ROWS: usize = 10;
@@ -44,14 +47,14 @@ async fn open(context: &Context) -> Result<Replay, Failure> {
 /// The timeline, or its summary.
 async fn replay(context: &Context, run: Option<&RunId>, summary_only: bool) -> Result<(), Failure> {
     let mut replay = open(context).await?;
-    // An event that waited for its worker to join comes twice; the second result counts.
-    let mut rows = BTreeMap::new();
-    let mut keep = |checked: Checked| {
+    let (mut order, mut listing) = (InOrder::new(), context.printer.listing());
+    let mut show = |row: &TimelineRow| listing.row(row);
+    let mut take = |checked: Checked| {
         if !summary_only && run.is_none_or(|run| checked.row.concerns(run)) {
-            rows.insert(checked.row.stream_sequence, checked.row);
+            order.add(checked.row, &mut show);
         }
     };
-    replay.run(context.timeout, &mut keep).await?;
+    replay.run(context.timeout, &mut take).await?;
     let mut summary = replay.auditor().summary();
     summary
         .runs
@@ -62,8 +65,8 @@ async fn replay(context: &Context, run: Option<&RunId>, summary_only: bool) -> R
     if summary_only {
         context.printer.record(&summary);
     } else {
-        let rows: Vec<TimelineRow> = rows.into_values().collect();
-        context.printer.rows(&rows);
+        order.end(&mut show);
+        listing.end();
         context.printer.talk(&verdict(&summary));
     }
     judge(&replay, run)

@@ -160,7 +160,7 @@ fn fill(
     Ok(made)
 }
 
-/// Why a new domain was not made, with its code.
+/// The failure to make a new domain, with its code.
 struct Unfilled(Failure);
 
 impl From<DomainError> for Unfilled {

@@ -1,6 +1,7 @@
-//! `cluster`: the streams of the bus, as the files in nats-config declare them. What is
-//! missing is created; what differs is reported and left alone, since changing a stream can throw
-//! events away. One change is made, which throws nothing away: a stream learns to take batches.
+//! `cluster`: the streams of the bus, as the files in nats-config declare them. A stream that is
+//! missing is created; one that differs is reported and left alone, since changing a stream can
+//! throw events away. One change is made, which throws nothing away: a stream learns to take
+//! batches.
 
 mod declaration;
 
@@ -28,7 +29,7 @@ use crate::output::Row;
 use crate::stack::health::Trouble;
 use declaration::{Consumer, read_all};
 
-/// How long the server may take for one change; a stream with copies needs an election.
+/// Time that the server may take for one change; a stream with copies needs an election.
 const CHANGE_MAX: Duration = Duration::from_secs(20);
 
 pub(crate) async fn run(context: &Context, command: &Cluster) -> Result<(), Failure> {
@@ -36,7 +37,7 @@ pub(crate) async fn run(context: &Context, command: &Cluster) -> Result<(), Fail
         Cluster::Init(declarations) => (declarations, true),
         Cluster::Check(declarations) => (declarations, false),
     };
-    // Found missing by two at a time, a stream would be created twice.
+    // Two commands at a time could both find a stream missing and create it twice.
     let _lock = create
         .then(|| {
             context
@@ -65,8 +66,7 @@ pub(crate) async fn run(context: &Context, command: &Cluster) -> Result<(), Fail
     }
 }
 
-/// Tells what ends soon of what lies in the domain's folder: certificates, and the credentials that
-/// were issued.
+/// Prints which certificates and issued credentials in the domain's folder end soon.
 pub(crate) fn say_what_ends(context: &Context) -> Result<(), Failure> {
     let domain = context.domain()?;
     let (layout, now) = (domain.layout(), clock::now());
@@ -111,8 +111,8 @@ pub(crate) fn say_what_ends(context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Tells which streams are not as declared. They are left as they are: somebody may
-/// have altered one on purpose.
+/// Prints which streams differ from their declaration. They are left as they are: somebody may have
+/// altered one on purpose.
 pub(crate) fn say_what_differs(context: &Context, rows: &[Compared]) {
     let differing: Vec<_> = rows
         .iter()
@@ -149,8 +149,8 @@ pub(crate) async fn compare(
     }
     let tenants = context.domain()?.trust().tenants.clone();
     let mut connected: BTreeMap<Account, jetstream::Context> = BTreeMap::new();
-    // The copy is looked at first: where what it copies is missing, it is a witness that there was
-    // something.
+    // The readers' copy comes first: when a stream that it copies is missing, the copy shows that
+    // the stream existed.
     let readers = provision(context, Account::Audit).await?;
     let copy = match readers.get_stream(AUDIT_STREAM).await {
         Ok(copy) => Copy::read(&copy, &tenants).await?,
@@ -242,8 +242,9 @@ async fn settle(
     }
 }
 
-/// What a live stream is to become, when it can be had without altering what the stream holds or
-/// refuses: it learns to take batches, which streams of earlier releases do not.
+/// The live configuration with the one addition that a live stream can be given without altering
+/// what it holds or refuses: it learns to take batches, which streams of earlier releases do not.
+/// None when nothing is to be added.
 fn widened(wanted: &stream::Config, live: &stream::Config) -> Option<stream::Config> {
     (wanted.allow_atomic_publish && !live.allow_atomic_publish).then(|| stream::Config {
         allow_atomic_publish: true,
@@ -385,7 +386,7 @@ fn differences(wanted: &stream::Config, live: &stream::Config) -> String {
     )
 }
 
-/// What a stream copies and by which way, in order of names: `LEDGER by source.LEDGER to
+/// The copies that a stream makes and their way, in order of names: `LEDGER by source.LEDGER to
 /// copy.LEDGER`.
 fn copies(config: &stream::Config) -> String {
     let way = |source: &stream::Source| match &source.external {
@@ -408,7 +409,7 @@ fn list(fields: impl Iterator<Item = (&'static str, String, String)>) -> String 
         .join("; ")
 }
 
-/// How a live thing stands to its declaration.
+/// A live stream or bucket compared with its declaration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Stand {

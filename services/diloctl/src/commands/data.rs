@@ -90,7 +90,7 @@ async fn import(
     Ok(())
 }
 
-/// Where cargo keeps the sources of crates: text that every machine with Rust has.
+/// The folder of cargo's sources of crates: text that every machine with Rust has.
 fn registry() -> Result<PathBuf, Failure> {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
@@ -120,8 +120,7 @@ pub(crate) fn resolve(context: &Context, wanted: Option<Digest>) -> Result<Objec
     })
 }
 
-/// What can be said of a run without asking anybody: whether its settings go with the data set that
-/// it would take.
+/// Checks without asking anybody that a run's settings fit the data set that it would take.
 pub(crate) fn check_known(
     context: &Context,
     wanted: Option<Digest>,

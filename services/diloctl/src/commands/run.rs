@@ -23,7 +23,7 @@ use crate::objects::OperatorObjectsClient;
 use crate::output::{Record, Row};
 use crate::table::{bytes, count, or_dash, time};
 
-/// What `run wait` waits for.
+/// The event that `run wait` waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     Complete,
@@ -101,12 +101,12 @@ pub(crate) async fn run(context: &Context, command: Run) -> Result<(), Failure> 
     }
 }
 
-/// How long a wait puts up with what it sees.
+/// Time that a wait has gone on without workers, and its limit.
 struct Patience {
     nobody_for: Duration,
     /// Since when nobody is there.
     nobody_since: Option<Instant>,
-    /// What holds the run up, as it was told last.
+    /// The trouble that was told last.
     told: Option<Code>,
 }
 

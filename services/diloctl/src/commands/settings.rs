@@ -181,7 +181,7 @@ impl Default for PolicySettings {
     }
 }
 
-/// What is to be done with the settings.
+/// The use of the settings that was asked for.
 pub(crate) enum Asked {
     /// Create a run.
     Run(RunSettings),

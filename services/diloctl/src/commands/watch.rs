@@ -20,7 +20,7 @@ use crate::table::{Growing, bytes, count, or_dash};
 
 /// Longest silence before the run is asked for: statuses are lossy.
 const SILENCE_MAX: Duration = Duration::from_secs(7);
-/// How long a broker or coordinator that is started again may be away.
+/// Time that a broker or coordinator which is started again may be away.
 const ABSENCE_MAX: Duration = Duration::from_secs(120);
 /// Between two questions to somebody who is away.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -198,14 +198,14 @@ fn held_out(view: &RunView, digits: usize) -> String {
 
 /// Between two parts of the line beside the bar.
 const SEPARATOR: &str = " · ";
-/// What stands before them: the time, the bar and the gaps.
+/// Columns before the message: the time, the bar and the gaps.
 const BEFORE_MESSAGE: usize = 8 + 1 + BAR + 1;
 /// Characters of the bar.
 const BAR: usize = 20;
-/// Where the terminal does not say how wide it is.
+/// The width of a terminal that does not tell its own.
 const WIDTH_USUAL: usize = 80;
 
-/// One line of a run that is followed. What may be long comes last.
+/// One line of a run that is followed. The field that may be long comes last.
 #[derive(Serialize)]
 #[serde(transparent)]
 struct Change<'a>(&'a RunView);

@@ -15,19 +15,19 @@ use super::process::Running;
 use super::services::BROKER;
 use crate::table::bytes;
 
-/// How much of a log's end is read. A broker in trouble repeats itself with every write.
+/// Bytes read from the end of a log. A broker in trouble repeats itself with every write.
 const TAIL_BYTES: u64 = 1 << 20;
 /// Room without which starting the broker again mends nothing: two of the blocks that it writes its
 /// streams in.
 const ROOM_BYTES_MIN: u64 = 16 << 20;
-/// What the broker's log says when its store has failed for good.
+/// Texts in the broker's log that say its store has failed for good.
 const SIGNS: [&str; 3] = [
     "critical write error",
     "no space left on device",
     "JetStream out of resources",
 ];
 
-/// What keeps the broker from storing anything.
+/// The reason why the broker stores nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Trouble {
     /// The broker's own words.

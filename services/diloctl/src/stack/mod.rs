@@ -25,11 +25,11 @@ use crate::context::{BUS_PORT, Context, Endpoints, STORE_PORT};
 use crate::output::Row;
 use process::{Readiness, Running, Spec};
 
-/// How long the coordinator may take for an answer at the end of `up`. One that leads takes
+/// Time that the coordinator may take for an answer at the end of `up`. One that leads takes
 /// milliseconds, and seconds while an event waits for a slow disk.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
-/// Where a broker of one machine listens.
+/// The listening address of a broker of one machine.
 pub(crate) fn listen_address(port: u16) -> String {
     format!("127.0.0.1:{port}")
 }
@@ -132,7 +132,7 @@ fn prepare_broker(domain: &Domain, options: &Up, port: u16) -> Result<(), Failur
     written().map_err(Failure::from)
 }
 
-/// Where broker and store of this machine listen.
+/// The ports of broker and store of this machine.
 #[derive(Clone, Copy, Debug)]
 struct Ports {
     bus: u16,
@@ -141,7 +141,8 @@ struct Ports {
 
 impl Ports {
     /// Those that were asked for, or those of the last time: two domains of one machine keep theirs
-    /// apart. What is not running must find its port free, before anything is written or started.
+    /// apart. The port of a service that does not run must be free; this is checked before anything
+    /// is written or started.
     fn choose(context: &Context, options: &Up) -> Result<Self, Failure> {
         let last = Endpoints::read(&context.folder)?;
         let ports = Self {
@@ -283,7 +284,7 @@ async fn drain(context: &Context, options: &Down, running: &[Running]) {
     }
 }
 
-/// What became of one service.
+/// The outcome for one service.
 #[derive(Debug, Serialize)]
 struct Outcome {
     service: String,

@@ -16,15 +16,15 @@ use schemas::Code;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-/// How long a service may take until it can be used; a worker loads libtorch first.
+/// Time that a service may take until it can be used; a worker loads libtorch first.
 const READY_MAX: Duration = Duration::from_secs(60);
 /// Between two looks at a process or port: there is nothing to wait on across processes that are
 /// not our children.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// How much of a log is shown when its process died.
+/// Bytes of a log that are shown when its process died.
 const TAIL_BYTES: u64 = 2048;
 
-/// How to start a service.
+/// The program and arguments of a service.
 #[derive(Clone, Debug)]
 pub(super) struct Spec {
     pub(super) name: String,
@@ -35,7 +35,7 @@ pub(super) struct Spec {
     pub(super) ready: Ready,
 }
 
-/// How a service shows that it can be used.
+/// The sign that a service can be used.
 #[derive(Clone, Debug)]
 pub(super) enum Ready {
     /// It writes this file.
@@ -54,11 +54,10 @@ pub(super) struct Running {
     pub(super) name: String,
     /// 0 in a note that was written before its process was started.
     pub(super) pid: u32,
-    /// When it started, in clock ticks since boot: a process number alone may have been given to
-    /// another.
+    /// Its start, in clock ticks since boot: a process number alone may have been given to another.
     started: u64,
     pub(super) log: PathBuf,
-    /// Where the domain lay when it was started.
+    /// The place of the domain's folder when it was started.
     home: Home,
     /// Program and arguments: finds a process whose start was not noted to its end.
     line: Vec<String>,
@@ -79,13 +78,13 @@ struct Home {
 #[derive(Debug)]
 pub(super) struct Started {
     pub(super) running: Running,
-    /// How it ended, once it has.
+    /// Its exit status, once it has ended.
     ended: Arc<OnceLock<ExitStatus>>,
-    /// Where its part of the log begins: earlier lives have written there too.
+    /// The begin of its part of the log: earlier lives have written there too.
     log_from: u64,
 }
 
-/// What became of a process that was started.
+/// The outcome for a process that was started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Readiness {
     /// It can be used.
@@ -373,7 +372,7 @@ impl Started {
     }
 }
 
-/// Where a process that `up` starts writes what it has to say.
+/// The log file of a process that `up` starts.
 pub(super) fn log_file(domain: &Path, name: &str) -> PathBuf {
     domain.join("logs").join(format!("{name}.log"))
 }
@@ -439,7 +438,7 @@ fn unusable(path: &Path, error: &dyn std::fmt::Display) -> Failure {
     Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display()))
 }
 
-/// When a process started (proc(5), field 22 of stat); none when there is no such process, or only
+/// The start of a process (proc(5), field 22 of stat); none when there is no such process, or only
 /// its remains.
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

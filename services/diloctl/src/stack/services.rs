@@ -23,7 +23,7 @@ pub(super) const STORE: &str = "store";
 pub(super) const COORDINATOR: &str = "coordinator";
 const AUDIT: &str = "audit";
 const WORKER: &str = "worker-";
-/// How long a process may take to end after it was told, beyond the drain time.
+/// Time beyond the drain time that a process may take to end after it was told.
 const STOP_MAX: Duration = Duration::from_secs(10);
 /// The same for a worker: it takes 8 seconds for its goodbye and up to a minute to save its inner
 /// state.
@@ -43,7 +43,7 @@ pub(super) fn drains(name: &str) -> bool {
     name == COORDINATOR || name.starts_with(WORKER)
 }
 
-/// How long it may take to end after it was told.
+/// Time that it may take to end after it was told.
 pub(super) fn stop_max(name: &str) -> Duration {
     if name.starts_with(WORKER) {
         WORKER_STOP_MAX
@@ -57,7 +57,7 @@ pub(crate) fn worker_name(index: u32) -> String {
     format!("{WORKER}{index}")
 }
 
-/// What differs from one machine to the next.
+/// The choices that differ from one machine to the next.
 #[derive(Clone, Debug)]
 pub(crate) struct Choices {
     pub(crate) endpoints: Endpoints,

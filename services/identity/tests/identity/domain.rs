@@ -7,6 +7,7 @@ use std::path::Path;
 use identity::claims::{AccountClaims, OperatorClaims};
 use identity::domain::{DomainError, LIFETIME_DEFAULT, LIFETIME_MAX};
 use identity::jwt::{verify, verify_chain};
+use identity::secret::FileError;
 use identity::tls::server_config;
 use identity::{AuditKey, BrokerFiles, Credentials, Domain, InitOptions, ManifestKey, StoreKeys};
 use schemas::permission::Role;
@@ -230,6 +231,28 @@ fn an_init_whose_filling_fails_leaves_no_part() {
 /// The broker's configuration names the place where the domain will lie, not the one where it is
 /// made.
 #[test]
+fn an_init_whose_parts_cannot_be_moved_in_makes_no_domain() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let folder = scratch.path().join(".diloco");
+    let options = InitOptions::default();
+    let made = Domain::init_with(&folder, &options, NOW, |_| {
+        // A folder that is not empty gives way to no other.
+        fs::create_dir(folder.join("keys"))
+            .and_then(|()| fs::write(folder.join("keys/of-another"), b"x"))
+            .map_err(|source| DomainError::Template {
+                path: folder.clone(),
+                source,
+            })
+    });
+    let error = made.expect_err("the keys are not in their place");
+    assert!(
+        matches!(&error, DomainError::File(FileError::Write { path, .. }) if path.ends_with("keys")),
+        "{error}"
+    );
+    assert!(!folder.join("trust.json").exists() && Domain::open(&folder).is_err());
+}
+
+#[test]
 fn configuration_that_is_made_with_the_domain_names_its_final_place() {
     let scratch = tempfile::tempdir().expect("a scratch folder");
     let committed =
@@ -414,6 +437,11 @@ fn names_runs_and_lifetimes_are_checked_before_anything_is_written() {
     domain
         .issue(Role::Worker, "w1", Some(&run), day, NOW)
         .expect("a fresh name");
+    for (name, lifetime) in [("brief", Millis::from_secs(1)), ("long", LIFETIME_MAX)] {
+        domain
+            .issue(Role::Worker, name, Some(&run), lifetime, NOW)
+            .expect("the shortest and the longest are lifetimes");
+    }
     let other: RunId = "other".parse().expect("a name");
     for (role, run) in [(Role::Worker, Some(&other)), (Role::Auditor, None)] {
         assert_eq!(

@@ -92,6 +92,7 @@ fn shake_hands(
 fn certificates_serve_this_machine_and_the_named_hosts_only() {
     install_provider();
     install_provider();
+    assert!(rustls::crypto::CryptoProvider::get_default().is_some());
     let scratch = tempfile::tempdir().expect("a scratch folder");
     let (authority, ca) = Authority::generate(now()).expect("randomness");
     let ca = put(scratch.path(), "ca.pem", &ca.certificate);

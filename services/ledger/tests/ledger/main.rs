@@ -1,7 +1,9 @@
 //! The fold by itself, event by event, without a coordinator.
 
 mod checkpoints;
+mod contradictions;
 mod figures;
 mod kit;
+mod naming;
 mod places;
 mod rounds;

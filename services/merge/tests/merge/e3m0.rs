@@ -161,6 +161,47 @@ fn an_encoding_that_no_encoder_writes_is_refused() {
     assert_eq!(refused.code(), Code::EncodingInvalid);
 }
 
+/// The first block is whole, and good at the edge of what is; the second is changed by hand.
+#[test]
+fn a_fault_is_found_in_either_half_of_a_byte_and_in_its_own_block() {
+    let least = 2_f32.powi(-100);
+    for first in [least, 0.0, 1.0] {
+        let mut values = vec![first; 256];
+        values.extend((0..256).map(|place| if place < 128 { 1.0 } else { 2.0 }));
+        let good = encode(&values);
+        let screened = |change: &dyn Fn(&mut [u8])| {
+            let mut bytes = good.clone();
+            change(&mut bytes[BLOCK_BYTES..]);
+            match merge::screen(KIND, &bytes, 512) {
+                Ok(_) => Ok(()),
+                Err(ScreenError::NotCanonical { index, why }) => Err((index, why)),
+                Err(error) => panic!("{error}"),
+            }
+        };
+        assert_eq!(
+            screened(&|_| ()),
+            Ok(()),
+            "the largest lie in the upper halves"
+        );
+        // A code of 8 in the lower half, and in the upper one.
+        for codes in [0x78, 0x87] {
+            assert_eq!(
+                screened(&|block| block[4 + 100] = codes),
+                Err((256, "it has a negative zero"))
+            );
+        }
+        for codes in [0x01, 0x10, 0x11] {
+            assert_eq!(
+                screened(&|block| {
+                    block[..4].fill(0);
+                    block[4..].fill(codes);
+                }),
+                Err((256, "it has codes and no scale"))
+            );
+        }
+    }
+}
+
 #[test]
 fn noise_is_right_on_average() {
     let (value, count) = (0.6_f32, 1 << 16);

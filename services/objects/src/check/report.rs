@@ -1,10 +1,10 @@
-//! What is tried of a store, and what it answered.
+//! The rows of a store's check: rules, and the store's answers.
 
 use std::fmt;
 
 use serde::Serialize;
 
-/// What a row is about.
+/// The rule that a row is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rule {
@@ -53,13 +53,13 @@ pub enum Rule {
 /// One fact about the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Row {
-    /// What was tried.
+    /// The rule that was tried.
     pub rule: Rule,
     /// True when the store may not be used without it.
     pub required: bool,
     /// True when it holds.
     pub holds: bool,
-    /// What the store answered.
+    /// The store's answer.
     pub seen: String,
 }
 

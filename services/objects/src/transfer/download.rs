@@ -21,7 +21,7 @@ impl Transfer {
     /// Downloads and verifies an object of at most `bytes_max` bytes into memory.
     ///
     /// # Errors
-    /// Why there are no verified bytes.
+    /// The object was not read, or its bytes do not hash to its digest.
     pub async fn get(
         &self,
         grant: &Grant,

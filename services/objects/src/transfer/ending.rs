@@ -1,4 +1,4 @@
-//! How one request of a transfer ended, and what is said about it.
+//! The end of one request of a transfer, and the log lines about it.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use crate::error::ObjectError;
 use crate::lanes::Ended;
 use crate::stall::{BYTES_PER_SECOND_MIN, Slow};
 
-/// How often one transfer says that it is slow.
+/// Time between two log lines that say one transfer is slow.
 const SLOW_TOLD_EVERY: Duration = Duration::from_secs(30);
 
-/// How one request ended when it did not succeed.
+/// The end of one request that did not succeed.
 pub(super) enum Failure {
     /// The URL is no good (any more): ask for another.
     Url(Reason),
@@ -143,7 +143,7 @@ impl Teller {
     }
 }
 
-/// What an attempt says about the line.
+/// The end of an attempt, as far as it tells about the line.
 pub(super) fn ended<T>(outcome: &Result<T, Failure>, bytes: u64, took: Duration) -> Ended {
     match outcome {
         Ok(_) => Ended::Well { bytes, took },

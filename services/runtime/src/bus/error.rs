@@ -1,4 +1,4 @@
-//! Why the bus did not do what was asked.
+//! Errors of the bus.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use schemas::{Code, Coded, DecodeError, Refusal};
 
 use super::Direction;
 
-/// Why something was not said, heard or answered.
+/// Reasons why a message was not published, received or answered.
 #[derive(Debug, thiserror::Error)]
 pub enum BusError {
     /// No server answered.
@@ -15,7 +15,7 @@ pub enum BusError {
     Unreachable {
         /// Where.
         url: String,
-        /// What was seen.
+        /// The observed fault.
         reason: String,
     },
     /// The certificate that the server shows is not taken.
@@ -23,7 +23,7 @@ pub enum BusError {
     Certificate {
         /// Where.
         url: String,
-        /// What is wrong with it.
+        /// The fault of the certificate.
         refused: CertificateRefused,
     },
     /// The server does not take the credential.
@@ -31,7 +31,7 @@ pub enum BusError {
     Credential {
         /// Where.
         url: String,
-        /// What was seen.
+        /// The observed fault.
         reason: String,
         /// The coded error.
         code: Code,
@@ -39,7 +39,7 @@ pub enum BusError {
     /// The subject is not in this role's permissions.
     #[error("the server refused to {} {subject}", match direction { Direction::Publish => "publish to", Direction::Subscribe => "subscribe to" })]
     Denied {
-        /// What was tried.
+        /// The operation that was tried.
         direction: Direction,
         /// Where.
         subject: String,
@@ -55,7 +55,7 @@ pub enum BusError {
     TimedOut {
         /// Where.
         subject: String,
-        /// How long was waited.
+        /// The time waited.
         after: Duration,
     },
     /// The server answers, and does not acknowledge what is to be stored.
@@ -68,8 +68,8 @@ pub enum BusError {
         /// Where.
         subject: String,
     },
-    /// What came is the answer to somebody else, or to another question. Whether this one arrived
-    /// is not known.
+    /// The answer that came is for another asker or another question. Nobody knows if this question
+    /// arrived.
     #[error("an answer to something else came where {subject} was asked")]
     Foreign {
         /// Where.
@@ -83,7 +83,7 @@ pub enum BusError {
     Message {
         /// Where.
         subject: String,
-        /// What is wrong.
+        /// The fault of the bytes.
         source: DecodeError,
     },
     /// The client cannot send: it is closing, or the message is too long or has no valid subject.

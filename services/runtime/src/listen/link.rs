@@ -29,7 +29,7 @@ const WRITE_MAX: Duration = Duration::from_secs(10);
 const READ_BYTES: usize = 64 << 10;
 const PORT: u16 = 4222;
 
-/// How to connect, again and again.
+/// Servers, credentials and subscriptions of a listener: all that each new connection needs.
 #[derive(Debug)]
 pub(crate) struct Dialer {
     pub(crate) name: String,
@@ -54,7 +54,7 @@ pub(crate) struct Link {
     parser: Parser,
 }
 
-/// Why a connection is no more.
+/// Reasons why a connection was lost.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Lost {
     #[error("the server closed it")]
@@ -118,8 +118,8 @@ impl Dialer {
         }
     }
 
-    /// Tries every server once, in order. What arrives before the last subscription stands is
-    /// handed to `heard`.
+    /// Tries every server once, in order. Messages that arrive before the last subscription stands
+    /// are handed to `heard`.
     ///
     /// # Errors
     /// Why the last of them was of no use, or that it takes the credentials but not a subscription.
@@ -343,7 +343,7 @@ async fn word(
     }
 }
 
-/// What the server's refusal is as an error.
+/// A server's refusal as an error.
 fn refused(address: &str, text: String) -> BusError {
     if let Some((Direction::Subscribe, subject)) = denial::parse(&text) {
         return BusError::Denied {

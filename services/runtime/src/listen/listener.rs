@@ -17,7 +17,7 @@ use crate::denial;
 
 /// Pings that may be unanswered; one more, and the server is gone.
 const PINGS_MAX: u32 = 2;
-/// How often what was dropped is logged.
+/// Time between two log lines about dropped messages.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 /// One of the subjects that a process hears over a connection of its own, on which nothing that a
@@ -40,7 +40,7 @@ struct Keeper {
     reported: u64,
 }
 
-/// Why a connection is left.
+/// Reasons to leave a connection.
 enum End {
     /// It is lost; there may be another.
     Lost(Lost),
@@ -111,7 +111,7 @@ impl Listener {
         Ok(filters.into_iter().zip(inlets).map(listener).collect())
     }
 
-    /// What it listens on.
+    /// The subject filter that it listens on.
     pub fn filter(&self) -> &str {
         &self.filter
     }

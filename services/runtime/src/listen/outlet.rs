@@ -17,11 +17,11 @@ use super::protocol::Delivery;
 const MESSAGES_MAX: usize = 65_536;
 /// Bytes of one subject that may wait, with what each message costs beside its own.
 const BYTES_MAX: usize = 32 << 20;
-/// One sender may take one part in this many of both. A worker in the middle of a round asks for
-/// each of at most 256 chunks a few times, a fraction of its 4,096 places; and it takes sixteen
-/// keys that flood together to fill them all.
+/// The share of one sender is this fraction of both bounds: 4,096 messages. A worker in the middle
+/// of a round asks a few times for each of at most 256 chunks, far fewer than its share. Only
+/// sixteen keys that flood together fill all places.
 const SHARES: usize = 16;
-/// What a message costs beside its own bytes.
+/// Memory of a message beside its own bytes.
 const OVERHEAD_BYTES: usize = 128;
 
 /// The end where messages come in.
@@ -38,11 +38,12 @@ pub(crate) struct Inlet {
     waiting: Arc<Mutex<Waiting>>,
 }
 
-/// What waits. Subjects without a place for a sender's key are those of one sender.
+/// Messages that wait, in all and by sender. Subjects without a place for a sender's key are those
+/// of one sender.
 #[derive(Debug, Default)]
 struct Waiting {
     all: Share,
-    /// What waits of each sender; a sender without anything has no entry.
+    /// The share of each sender; a sender without messages has no entry.
     senders: BTreeMap<Option<PublicKey>, Share>,
     dropped: u64,
     /// The sender that exceeded its share last.
@@ -56,7 +57,7 @@ struct Share {
 }
 
 impl Share {
-    /// With one more message, if that is within a part of the bounds.
+    /// The share with one more message; none when that exceeds this part of the bounds.
     fn with(self, bytes: usize, part: usize) -> Option<Self> {
         let more = Self {
             messages: self.messages + 1,
@@ -117,7 +118,7 @@ pub(crate) fn pair() -> (Outlet, Inlet) {
 }
 
 impl Outlet {
-    /// Hands a message on, or drops and counts it when too many wait, in all or of its sender.
+    /// Hands a message on. Drops and counts it when too many messages wait, in all or of its sender.
     pub(crate) fn put(&self, delivery: Delivery) {
         let (from, bytes) = (sender_key(&delivery.subject), cost(&delivery));
         let fits = lock(&self.waiting).admit(from.as_ref(), bytes);

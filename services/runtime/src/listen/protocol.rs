@@ -20,20 +20,19 @@ const END: &[u8] = b"\r\n";
 /// A message as a listener gets it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
-    /// Where it was sent. Bytes that are no UTF-8 are replaced by U+FFFD, which no subject of ours
-    /// holds.
+    /// The subject. Bytes that are no UTF-8 are replaced by U+FFFD, which no subject of ours holds.
     pub subject: String,
-    /// Where an answer is expected; none as well when it is no text, since nothing can be sent
+    /// The subject for an answer; none as well when it is no UTF-8, since nothing can be sent
     /// there.
     pub reply: Option<String>,
-    /// What was sent.
+    /// The bytes that were sent.
     pub payload: Bytes,
 }
 
-/// What the broker says.
+/// A line of the broker.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Word {
-    /// Who it is, and what it demands.
+    /// The broker's name and demands.
     Info(Info),
     /// A message for a subscription.
     Message {
@@ -63,7 +62,7 @@ pub(crate) struct Info {
     pub(crate) ending: bool,
 }
 
-/// What a client says about itself.
+/// The client's introduction.
 #[derive(Serialize)]
 pub(crate) struct Connect<'a> {
     pub(crate) name: &'a str,
@@ -75,7 +74,7 @@ pub(crate) struct Connect<'a> {
     pub(crate) sig: Option<&'a str>,
 }
 
-/// What every listener says about itself.
+/// The part of the introduction that is the same for every listener.
 #[derive(Serialize)]
 struct Fixed<'a> {
     #[serde(flatten)]
@@ -141,7 +140,7 @@ impl Default for State {
 }
 
 impl Parser {
-    /// Where the next bytes go, at the end.
+    /// The buffer to append the next bytes to.
     pub(crate) fn buffer(&mut self) -> &mut BytesMut {
         &mut self.buffer
     }
@@ -154,7 +153,7 @@ impl Parser {
     /// The next word; none until more bytes have come.
     ///
     /// # Errors
-    /// The bytes are not those of a NATS server. What follows cannot be understood.
+    /// The bytes are not those of a NATS server. The bytes that follow cannot be understood.
     pub(crate) fn next(&mut self) -> Result<Option<Word>, ProtocolError> {
         loop {
             let word = match &mut self.state {
@@ -208,7 +207,7 @@ impl Parser {
         Ok(Some(line))
     }
 
-    /// What a line says; none when it announces a payload.
+    /// The meaning of a line; none when it announces a payload.
     fn word(&mut self, line: &[u8]) -> Result<Option<Word>, ProtocolError> {
         let (word, rest) = match line.iter().position(|byte| matches!(byte, b' ' | b'\t')) {
             Some(place) => (&line[..place], &line[place + 1..]),
@@ -281,8 +280,8 @@ impl Parser {
     }
 }
 
-/// What follows `MSG subject subscription [reply] length`. The length is the last word and decides
-/// where the next message begins; whatever the others are, it is followed.
+/// Parses `subject subscription [reply] length` after `MSG`. The length is the last word and
+/// decides where the next message begins, so it is obeyed whatever the other words are.
 fn announced(rest: &[u8]) -> Result<State, ProtocolError> {
     let mut words = rest
         .split(|byte| matches!(byte, b' ' | b'\t'))

@@ -21,7 +21,7 @@ use super::samples;
 
 /// Connections at a time: a collector, a person, and some that were left open.
 const CONNECTIONS_MAX: usize = 8;
-/// How long a connection may take for one request, or stand idle.
+/// Time that a connection may take for one request, or stand idle.
 const IDLE: Duration = Duration::from_secs(10);
 /// Pause after a connection that could not be accepted: the system has no handle to spare.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 
 use super::{Kind, TABLE};
 
-/// Who adds numbers to the page.
+/// The sources of numbers on the page.
 static SOURCES: Mutex<Vec<Source>> = Mutex::new(Vec::new());
 
 type Source = Box<dyn Fn(&mut Samples) + Send>;
@@ -22,7 +22,7 @@ pub fn also(source: impl Fn(&mut Samples) + Send + 'static) {
     sources.push(Box::new(source));
 }
 
-/// What all sources tell now.
+/// The numbers of all sources now.
 pub(super) fn page() -> String {
     let mut samples = Samples::default();
     for source in SOURCES.lock().expect("no source panics").iter() {

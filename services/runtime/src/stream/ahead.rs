@@ -33,12 +33,12 @@ pub struct Ahead<T> {
     to: u64,
 }
 
-/// What lies between two positions of a stream.
+/// The messages between two positions of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch<T> {
     /// The last position that was looked at, whether a message is there or not.
     pub to: u64,
-    /// What was made of each message that is there.
+    /// The result of `look` for each message that is there.
     pub found: Vec<T>,
 }
 

@@ -12,19 +12,19 @@ use tracing_subscriber::layer::Context;
 
 use super::{CAUSE_FIELDS, INTERVAL_FIRST, Many, NEWEST_BYTES_MAX, Throttle};
 
-/// The target of the lines that say how much was held back; they are not throttled themselves.
+/// The target of the lines that sum up what was held back; they are not throttled themselves.
 const TARGET: &str = "runtime::throttle";
-/// Most of these lines at a time; how many causes were left out is said too.
+/// Most of these lines at a time; one more counts the causes that were left out.
 const LINES_MAX: usize = 16;
 
-/// What was held back. Clones share it: one tells it, the layer adds to it.
+/// The lines held back. Clones share them: the layer adds to them, and one clone sums them up.
 #[derive(Clone, Debug)]
 pub(crate) struct Held {
     throttle: Arc<Mutex<Throttle>>,
     started: Instant,
 }
 
-/// The layer.
+/// The layer that counts events and holds them back.
 pub(crate) struct HeldBack(pub(crate) Held);
 
 impl Held {
@@ -37,8 +37,8 @@ impl Held {
 
     /// Logs the sums that are due, for as long as the process lives.
     pub(crate) fn tell_for_ever(self) {
-        // Not a task: what is logged before the async runtime starts, or while it stands still, is
-        // told too.
+        // A thread and not a task: lines are summed up also before the async runtime starts and
+        // while it stands still.
         let telling = move || {
             loop {
                 std::thread::sleep(INTERVAL_FIRST);
@@ -102,7 +102,8 @@ impl<S: Subscriber> Layer<S> for HeldBack {
     }
 }
 
-/// Progress is told line by line, except where it names what keeps it.
+/// True for warnings, errors, and information that names a code or a cause. Other information, such
+/// as progress, is logged line by line.
 fn is_throttled(metadata: &tracing::Metadata<'_>) -> bool {
     let fields = metadata.fields();
     *metadata.level() <= Level::WARN
@@ -172,7 +173,7 @@ mod tests {
         }
     }
 
-    /// What `say` logs, with the sums at its end.
+    /// The log of `say`, with the sums at its end.
     fn logged(say: impl FnOnce()) -> String {
         let (page, held) = (Page::default(), Held::new());
         let layer = tracing_subscriber::fmt::layer()

@@ -11,7 +11,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-/// What a server says that demands nothing.
+/// The greeting of a server that demands nothing.
 const GREETING: &str = "INFO {}\r\n";
 
 /// A server of one connection, played by the test.
@@ -92,7 +92,7 @@ async fn connect(config: &BusConfig) -> Result<Vec<Listener>, BusError> {
     Listener::connect("test", config, &["a.>"], clock::now()).await
 }
 
-/// How a connection ends that is greeted with this.
+/// The error of a connection that is greeted with this.
 async fn refused(scheme: &str, greeting: &str) -> BusError {
     let server = Server::start().await;
     let config = server.config(scheme);
@@ -180,7 +180,7 @@ async fn a_refusal_is_told_by_its_kind() {
     }
 }
 
-/// What a server may say besides: questions, messages for nobody, its own end.
+/// A server's other messages: questions, messages for nobody, its own end.
 #[tokio::test]
 async fn a_connection_answers_questions_passes_over_what_is_for_nobody_and_ends_with_the_right() {
     let server = Server::start().await;

@@ -1,4 +1,4 @@
-//! What every service does at its start: demands of credentials, and the bus.
+//! The start of every service: demands for credentials, and the bus.
 
 mod auth;
 mod bus;

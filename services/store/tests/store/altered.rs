@@ -1,6 +1,6 @@
-//! Bytes that somebody alters on a way without TLS. What an object should be is known from
-//! elsewhere, by its digest: from the grant and the statement on the bus. So a change is refused,
-//! by the store or by the reader.
+//! Bytes that somebody alters on a way without TLS. The reader knows an object's digest from
+//! elsewhere: from the grant and the statement on the bus. So a change is refused, by the store or
+//! by the reader.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use crate::support::{TestStore, buckets, key_of, nobody, noise, now, soon};
 
-/// What is replaced, and by what; of the same length.
+/// The bytes to replace, and their replacement of the same length.
 type Swap = (Vec<u8>, Vec<u8>);
 
 /// A proxy that takes in whole requests and answers and passes them on with everything swapped.

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use crate::connections::tls;
 use crate::support::{certificates, key_of, nobody, noise, now, quick, soon};
 
-/// What a program said until it listened.
+/// The output of a program until it listened.
 struct Log {
     said: Vec<String>,
     /// Kept open: a program whose stderr is gone cannot say its last words.

@@ -1,4 +1,4 @@
-//! What reaches the port: garbage, strangers, other protocols.
+//! Connections to the port that are no requests: garbage, strangers, other protocols.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -125,7 +125,7 @@ fn checksum(body: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(ObjectRef::of(body).digest.as_bytes())
 }
 
-/// What lies in a store: an upload, a verified object, a named file; each as a path.
+/// Things in a store, each as a path: an upload, a verified object, a named file.
 struct Things {
     upload: String,
     blob: String,

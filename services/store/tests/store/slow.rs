@@ -245,7 +245,7 @@ async fn the_store_waits_for_slow_peers_in_both_directions() {
     assert_eq!(stored, Stored::Now);
 }
 
-/// What was logged.
+/// The log.
 #[derive(Clone, Default)]
 struct Said(Arc<Mutex<Vec<u8>>>);
 

@@ -301,7 +301,7 @@ pub(crate) fn nobody() -> Grants<impl Fn(Digest) -> Option<Grant> + Send + Sync>
     Grants::new(|_| None)
 }
 
-/// What a [`Proxy`] does to a connection.
+/// The fault that a [`Proxy`] causes in a connection.
 #[derive(Clone, Copy)]
 pub(crate) enum Cut {
     /// Passes this many bytes from the store, then closes.

@@ -9,10 +9,10 @@ use schemas::{Code, ObjectRef};
 
 use crate::support::{Stub, answer, noise, now, quick};
 
-/// How far ahead the store is.
+/// Seconds by which the store's clock is ahead.
 const AHEAD_SECONDS: i64 = 1000;
 
-/// What a store whose clock is ahead says to a request that was signed with ours.
+/// The answer of a store whose clock is ahead to a request that was signed by ours.
 fn expired() -> Vec<u8> {
     let body = b"<Error><Code>AccessDenied</Code><Message>expired</Message></Error>";
     answer("403 Forbidden", &date(), body)

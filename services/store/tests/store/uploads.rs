@@ -1,4 +1,4 @@
-//! What is stored, what is refused, and what remains.
+//! Uploads: stored, refused, and what remains of them.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

@@ -60,6 +60,8 @@ const fn mix(mut z: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -73,6 +75,29 @@ mod tests {
         assert_eq!(pace.tries(), 40);
         pace.reset();
         assert!(pace.pause().get() <= 100);
+    }
+
+    /// All of a span is used, both ends too: what is left out is where others meet.
+    #[test]
+    fn pauses_reach_both_ends_of_their_span() {
+        let mut pace = Pace::new((Millis(6), Millis(6)), 1);
+        let pauses: BTreeSet<u64> = (0..64).map(|_| pace.pause().get()).collect();
+        assert_eq!(pauses, BTreeSet::from([3, 4, 5, 6]));
+    }
+
+    /// The first numbers of the generator for the seed 1234567, as its authors' program prints
+    /// them.
+    #[test]
+    fn the_noise_is_that_of_split_mix_64() {
+        let mut pace = Pace::new((Millis(2), Millis(2)), 1_234_567);
+        for number in [
+            6_457_827_717_110_365_317,
+            3_203_168_211_198_807_973,
+            9_817_491_932_198_370_423,
+        ] {
+            pace.pause();
+            assert_eq!(mix(pace.noise), number);
+        }
     }
 
     #[test]

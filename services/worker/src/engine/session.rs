@@ -5,7 +5,7 @@ use std::path::Path;
 
 use schemas::run::CodecKind;
 use schemas::{Code, Digest, Refusal};
-use trainer::{Alpha, Trainer};
+use trainer::{Alpha, Arrival, Trainer};
 use worker_core::{ResultEnd, WorkId};
 
 use super::residual::{self, Marks, Residual};
@@ -150,12 +150,14 @@ impl Session {
             return;
         };
         let within = state.range.start <= range.start && range.end <= state.range.end;
-        let take_over = state.writing == Writing::AsTheyCome;
+        let arrival = match state.writing {
+            Writing::AsTheyCome => Arrival::TakesOver,
+            Writing::ByTheBlend => Arrival::Waits,
+        };
         let elements = range.len();
         let loaded = if within {
             let weights = self.trainer.weights();
-            let loaded =
-                weights.and_then(|mut weights| weights.load(codec, range, bytes, take_over));
+            let loaded = weights.and_then(|mut weights| weights.load(codec, range, bytes, arrival));
             loaded.map_err(Refusal::from)
         } else {
             Err(Refusal::new(
@@ -188,13 +190,29 @@ impl Session {
             let detail = format!("{} of {elements} parameters were loaded", state.loaded);
             return Err(Refusal::new(Code::LayoutMismatch, detail));
         }
-        if state.writing == Writing::ByTheBlend {
-            self.trainer.weights()?.blend(range, alpha)?;
-        }
+        let by_the_blend = state.writing == Writing::ByTheBlend;
+        self.take_in(by_the_blend.then_some((range, alpha)))
+            .map_err(|refusal| {
+                let detail = format!(
+                    "the weights of fragment {} did not get into the parameters: {}",
+                    fragment.0, refusal.detail
+                );
+                Refusal::new(refusal.code, detail)
+            })?;
         let state = self.fragment(fragment)?;
         state.weights = Some(weights);
         state.writing = Writing::ByTheBlend;
         Ok(())
+    }
+
+    /// Mixes weights in, where they are to be mixed, and waits for the device: what fails there is
+    /// the weights' fault, and no step's, which would put the inner state in doubt.
+    fn take_in(&mut self, blend: Option<(Range<usize>, Alpha)>) -> Result<(), Refusal> {
+        let mut weights = self.trainer.weights()?;
+        if let Some((range, alpha)) = blend {
+            weights.blend(range, alpha)?;
+        }
+        Ok(weights.settle()?)
     }
 
     /// Begins inner steps, unless weights that they would start from are not whole.

@@ -93,6 +93,7 @@ impl Stepping {
         self.tokens += report.tokens.get();
         self.done += 1;
         meter.stepped(report.tokens, report.loss, started.elapsed());
+        meter.holds(session.trainer.device_memory());
         progress.send_replace((training.work, Steps(self.done)));
         Ok(None)
     }

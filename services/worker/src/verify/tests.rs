@@ -1,3 +1,4 @@
+mod bounds;
 mod scene;
 
 use identity::ManifestKey;
@@ -218,7 +219,7 @@ fn a_lease_of_another_time_says_by_how_much_and_is_given_back_only_when_it_is_ou
             (Code::ClockOff, ours)
         );
         assert!(
-            refused.refusal.detail.contains(says),
+            refused.refusal.detail.contains(&format!("a time {says}")),
             "{}",
             refused.refusal.detail
         );

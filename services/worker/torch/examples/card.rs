@@ -18,7 +18,7 @@ use model::{LlamaConfig, ModelConfig, Preset};
 use schemas::limits::CHUNKS_MAX;
 use schemas::run::{CodecKind, Precision, Rounding};
 use torch::{DeviceChoice, TorchOptions, TorchTrainer};
-use trainer::{InnerState, Trainer};
+use trainer::{Arrival, InnerState, Trainer};
 
 /// Elements of a chunk, unless that makes too many of them.
 const CHUNK_ELEMENTS: usize = 1 << 20;
@@ -109,11 +109,9 @@ fn codecs(trainer: &mut TorchTrainer, elements: usize) -> anyhow::Result<()> {
         row(&format!("decode {}", codec.name()), || {
             let mut weights = trainer.weights()?;
             for (piece, bytes) in pieces.iter().zip(&bytes) {
-                weights.load(codec, piece.clone(), bytes, false)?;
+                weights.load(codec, piece.clone(), bytes, Arrival::Waits)?;
             }
-            // What was begun is done when something of it is here.
-            weights.read(elements - 1..elements)?;
-            Ok(())
+            Ok(weights.settle()?)
         })?;
         for (name, rounding) in [("", SeededRounding::NEAREST), (", stochastic", stochastic)] {
             row(&format!("encode {}{name}", codec.name()), || {

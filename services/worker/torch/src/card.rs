@@ -1,6 +1,9 @@
 //! Global and local weights that lie on a device. The difference is made and encoded there, and
 //! the encoding crosses the bus; global weights are decoded there. For error feedback, which is done
 //! on the processor, both vectors are read piece by piece instead.
+//!
+//! A call returns when the device was asked to do its work, except where bytes come off the device;
+//! [`Weights::settle`] waits for the rest.
 
 use std::ops::{ControlFlow, Range};
 
@@ -9,7 +12,7 @@ use merge::SeededRounding;
 use merge::codec::{CodecError, encoded_bytes};
 use schemas::run::CodecKind;
 use tch::{Kind, Tensor};
-use trainer::{Alpha, TrainerError, Weights, check_range};
+use trainer::{Alpha, Arrival, TrainerError, Weights, check_range};
 
 use crate::codec;
 use crate::error::TorchError;
@@ -19,6 +22,8 @@ use crate::lane::Lane;
 #[derive(Debug)]
 pub(crate) struct CardGlobal {
     tensor: Tensor,
+    /// Elements that are encoded or decoded at once.
+    block_elements: usize,
     /// Pieces that were read to this machine's memory last.
     host: [Vec<f32>; 2],
 }
@@ -27,7 +32,7 @@ pub(crate) struct CardGlobal {
 pub(crate) struct CardWeights<'a> {
     pub(crate) global: &'a mut CardGlobal,
     pub(crate) local: &'a Tensor,
-    pub(crate) lane: &'a Lane,
+    pub(crate) lane: &'a mut Lane,
 }
 
 impl CardGlobal {
@@ -36,6 +41,7 @@ impl CardGlobal {
         let tensor = Tensor::f_zeros([local.size1()?], (Kind::Float, local.device()))?;
         Ok(Self {
             tensor,
+            block_elements: codec::BLOCK_ELEMENTS,
             host: [Vec::new(), Vec::new()],
         })
     }
@@ -46,17 +52,53 @@ impl CardWeights<'_> {
         check_range(range, self.local.numel())?;
         Ok((part(&self.global.tensor, range)?, part(self.local, range)?))
     }
+}
 
-    /// The encoding of a piece that is within, on the device.
+impl CardGlobal {
+    /// The encoding of global minus local weights of a piece that is within, on the device.
     fn encoded(
         &self,
+        local: &Tensor,
         codec: CodecKind,
         rounding: SeededRounding,
         piece: &Range<usize>,
     ) -> Result<Tensor, TorchError> {
-        let difference = part(&self.global.tensor, piece)?.f_sub(&part(self.local, piece)?)?;
-        codec::encode(codec, &difference, rounding.skip(piece.start))
+        let bytes = encoded_bytes(codec, piece.len());
+        let encoded = Tensor::f_empty([bytes as i64], (Kind::Uint8, local.device()))?;
+        for block in self.blocks(piece) {
+            let difference = part(&self.tensor, &block)?.f_sub(&part(local, &block)?)?;
+            let place = part(&encoded, &encoding_of(codec, piece, &block))?;
+            codec::encode(codec, difference, rounding.skip(block.start), &place)?;
+        }
+        Ok(encoded)
     }
+
+    /// Decodes a piece that is within.
+    fn decode(
+        &self,
+        codec: CodecKind,
+        bytes: &Tensor,
+        piece: &Range<usize>,
+    ) -> Result<(), TorchError> {
+        for block in self.blocks(piece) {
+            let encoded = part(bytes, &encoding_of(codec, piece, &block))?;
+            codec::decode(codec, &encoded, &part(&self.tensor, &block)?)?;
+        }
+        Ok(())
+    }
+
+    /// A range in the steps in which it is worked on.
+    fn blocks(&self, range: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (end, step) = (range.end, self.block_elements);
+        let starts = range.clone().step_by(step);
+        starts.map(move |start| start..end.min(start + step))
+    }
+}
+
+/// Where in the encoding of a piece the bytes of one of its blocks lie.
+fn encoding_of(codec: CodecKind, piece: &Range<usize>, block: &Range<usize>) -> Range<usize> {
+    let bytes = |element: usize| encoded_bytes(codec, element - piece.start);
+    bytes(block.start)..bytes(block.end)
 }
 
 impl Weights for CardWeights<'_> {
@@ -65,9 +107,9 @@ impl Weights for CardWeights<'_> {
         codec: CodecKind,
         range: Range<usize>,
         bytes: &[u8],
-        take_over: bool,
+        arrival: Arrival,
     ) -> Result<(), TrainerError> {
-        let (mut global, mut local) = self.within(&range)?;
+        let (global, mut local) = self.within(&range)?;
         let expected_bytes = encoded_bytes(codec, range.len());
         if bytes.len() != expected_bytes {
             return Err(TrainerError::Codec(CodecError::WrongLength {
@@ -78,10 +120,10 @@ impl Weights for CardWeights<'_> {
         }
         let _no_grad = tch::no_grad_guard();
         let mut write = || -> Result<(), TorchError> {
-            let values = codec::decode(codec, &self.lane.send(bytes)?, range.len())?;
-            global.f_copy_(&values)?;
-            if take_over {
-                local.f_copy_(&values)?;
+            let bytes = self.lane.send(bytes)?;
+            self.global.decode(codec, &bytes, &range)?;
+            if arrival == Arrival::TakesOver {
+                local.f_copy_(&global)?;
             }
             Ok(())
         };
@@ -108,11 +150,15 @@ impl Weights for CardWeights<'_> {
             .map(|piece| check_range(piece, elements))
             .position(|checked| checked.is_err());
         let whole = &pieces[..outside.unwrap_or(pieces.len())];
+        let Self {
+            global,
+            local,
+            lane,
+        } = self;
         let sources = whole
             .iter()
-            .map(|piece| self.encoded(codec, rounding, piece));
-        self.lane
-            .fetch(sources, &mut |fetched| take(Bytes::from_owner(fetched)))?;
+            .map(|piece| global.encoded(local, codec, rounding, piece));
+        lane.fetch(sources, take)?;
         outside.map_or(Ok(()), |at| check_range(&pieces[at], elements))
     }
 
@@ -124,6 +170,10 @@ impl Weights for CardWeights<'_> {
         }
         let [global, local] = &self.global.host;
         Ok((global, local))
+    }
+
+    fn settle(&mut self) -> Result<(), TrainerError> {
+        Ok(self.lane.settle()?)
     }
 }
 

@@ -1,5 +1,7 @@
 //! libtorch's errors, cut to their first line: the rest is a C++ backtrace of several KiB.
 
+use std::fmt;
+
 use tch::TchError;
 use trainer::TrainerError;
 
@@ -19,6 +21,12 @@ impl TorchError {
     }
 }
 
+impl fmt::Display for TorchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "libtorch: {}", self.0)
+    }
+}
+
 impl From<TchError> for TorchError {
     fn from(error: TchError) -> Self {
         let text = error.to_string();
@@ -28,6 +36,6 @@ impl From<TchError> for TorchError {
 
 impl From<TorchError> for TrainerError {
     fn from(error: TorchError) -> Self {
-        Self::Device(format!("libtorch: {}", error.0))
+        Self::Device(error.to_string())
     }
 }

@@ -59,7 +59,7 @@ impl Flat {
     /// Overwrites a part.
     pub(crate) fn write(
         &mut self,
-        lane: Option<&Lane>,
+        lane: Option<&mut Lane>,
         start: usize,
         values: &[f32],
     ) -> Result<(), TrainerError> {
@@ -82,7 +82,7 @@ impl Flat {
     }
 
     /// All values: in place on the CPU, else a copy.
-    pub(crate) fn read(&mut self, lane: Option<&Lane>) -> Result<&[f32], TorchError> {
+    pub(crate) fn read(&mut self, lane: Option<&mut Lane>) -> Result<&[f32], TorchError> {
         if lane.is_none() {
             return Ok(self.slice_mut());
         }
@@ -95,7 +95,7 @@ impl Flat {
     /// Copies all values to this machine's memory.
     pub(crate) fn copy_to(
         &mut self,
-        lane: Option<&Lane>,
+        lane: Option<&mut Lane>,
         values: &mut Vec<f32>,
     ) -> Result<(), TorchError> {
         let Some(lane) = lane else {

@@ -1,25 +1,30 @@
-//! Copies between a device and this machine's memory, through page-locked memory, which the bus
-//! reads and writes at its full speed. What comes off a device comes on a stream of its own, beside
-//! what the device computes meanwhile.
+//! Copies between a device and this machine's memory, through a few slots of page-locked memory,
+//! which the bus reads and writes at its full speed. What goes in and out are ordinary bytes: the
+//! processor copies them from and to a slot while the bus is at another one. What comes off a
+//! device comes on a stream of its own, beside what the device computes meanwhile.
 //!
 //! On the CPU the same calls copy at once, so that what is built on them is tested without a card.
+//!
+//! A device that has failed fails for the rest of the process, and libtorch cannot take its
+//! page-locked memory back. The slots of its lane stay locked then; nothing else is lost.
 
 use std::collections::VecDeque;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::slice;
 
+use bytes::Bytes;
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::TorchError;
-use crate::shim::{LaneHandle, TransferHandle};
+use crate::shim::LaneHandle;
 
-/// Copies off the device that are under way together: one on the bus, one whose source is being
-/// computed, one that is being taken.
+/// Copies that are under way together, each in a slot: one on the bus, one whose source is being
+/// computed, one that the processor is at.
 const UNDER_WAY_MAX: usize = 3;
-/// Elements of one copy of a longer vector, 16 MiB: the bus is at its full speed from 1 MiB on, and
-/// the locked memory of a few copies stays small beside any model.
-const PIECE_ELEMENTS: usize = 4 << 20;
+/// Bytes of a slot: the bus is at its full speed from 1 MiB on, and the slots of a lane, 48 MiB in
+/// all, are small beside any model.
+const SLOT_BYTES: usize = 16 << 20;
 /// Bytes that one thread copies between two places of this machine's memory.
 const COPY_BYTES: usize = 1 << 20;
 
@@ -28,113 +33,177 @@ const COPY_BYTES: usize = 1 << 20;
 pub(crate) struct Lane {
     device: Device,
     handle: LaneHandle,
+    slot_bytes: usize,
+    /// The slot that was used least recently.
+    next: usize,
 }
 
-/// Bytes that came off a device.
-#[derive(Debug)]
-pub(crate) struct Fetched(Tensor);
+/// A stretch of a tensor on the device, not longer than a slot.
+struct Piece {
+    bytes: Tensor,
+    /// Bytes of the whole tensor.
+    of: usize,
+}
 
 impl Lane {
     /// The lane of a device.
     pub(crate) fn open(device: Device) -> Result<Self, TorchError> {
-        let handle = LaneHandle::open(device)?;
-        Ok(Self { device, handle })
+        Self::with_slots(device, SLOT_BYTES)
     }
 
-    /// A tensor of bytes on the device. The copy is on its way when this returns.
-    pub(crate) fn send(&self, bytes: &[u8]) -> Result<Tensor, TorchError> {
-        let buffer = self.handle.buffer(bytes.len())?;
-        // A buffer of no bytes has no address.
-        if !bytes.is_empty() {
-            // SAFETY: as many bytes as the buffer was made for; nobody else has it yet.
-            let place = unsafe { slice::from_raw_parts_mut(buffer.data_ptr().cast(), bytes.len()) };
-            copy(bytes, place);
-        }
-        if self.device == Device::Cpu {
-            return Ok(buffer);
-        }
-        // The buffer's memory is not used again before the copy has ended: libtorch notes who reads
-        // page-locked memory of its own.
-        Ok(buffer.f_to_dtype_layout((Kind::Uint8, self.device), true, false)?)
+    /// The lane of a device, with slots of so many bytes.
+    pub(crate) fn with_slots(device: Device, slot_bytes: usize) -> Result<Self, TorchError> {
+        Ok(Self {
+            device,
+            handle: LaneHandle::open(device, UNDER_WAY_MAX, slot_bytes)?,
+            slot_bytes,
+            next: 0,
+        })
+    }
+
+    /// A tensor of bytes on the device. The last copy is on its way when this returns.
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<Tensor, TorchError> {
+        let place = Tensor::f_empty([bytes.len() as i64], (Kind::Uint8, self.device))?;
+        self.fill(&place, bytes)?;
+        Ok(place)
     }
 
     /// Overwrites a vector on the device from element `start` on.
     pub(crate) fn write(
-        &self,
+        &mut self,
         vector: &Tensor,
         start: usize,
         values: &[f32],
     ) -> Result<(), TorchError> {
-        let mut start = start as i64;
-        for piece in values.chunks(PIECE_ELEMENTS) {
-            let sent = self.send(bytes_of(piece))?.f_view_dtype(Kind::Float)?;
-            let count = piece.len() as i64;
-            vector.f_narrow(0, start, count)?.f_copy_(&sent)?;
-            start += count;
+        let place = vector.f_narrow(0, start as i64, values.len() as i64)?;
+        self.fill(&place.f_view_dtype(Kind::Uint8)?, bytes_of(values))
+    }
+
+    /// Overwrites a contiguous tensor of bytes on the device, of which there are as many.
+    fn fill(&mut self, place: &Tensor, bytes: &[u8]) -> Result<(), TorchError> {
+        for range in stretches(bytes.len(), self.slot_bytes) {
+            let slot = self.take_slot();
+            let memory = self.handle.take(slot)?;
+            copy(&bytes[range.clone()], &mut memory[..range.len()]);
+            self.handle.send(slot, &narrow(place, &range)?)?;
         }
         Ok(())
     }
 
     /// Copies a vector on the device to `values`, which are as many.
-    pub(crate) fn read(&self, vector: &Tensor, values: &mut [f32]) -> Result<(), TorchError> {
-        let count = values.len();
-        let sources = (0..count).step_by(PIECE_ELEMENTS).map(|start| {
-            let length = PIECE_ELEMENTS.min(count - start);
-            Ok(vector.f_narrow(0, start as i64, length as i64)?)
-        });
-        let mut places = values.chunks_mut(PIECE_ELEMENTS);
-        self.fetch(sources, &mut |fetched| {
-            let place = places.next().expect("a place for each piece");
-            copy(fetched.as_ref(), bytes_of_mut(place));
+    pub(crate) fn read(&mut self, vector: &Tensor, values: &mut [f32]) -> Result<(), TorchError> {
+        let (places, mut filled) = (bytes_of_mut(values), 0);
+        let source = std::iter::once(Ok(vector.shallow_clone()));
+        self.fetch_pieces(source, &mut |bytes, _| {
+            copy(bytes, &mut places[filled..][..bytes.len()]);
+            filled += bytes.len();
             ControlFlow::Continue(())
+        })?;
+        assert_eq!(filled, places.len(), "as many values as the vector has");
+        Ok(())
+    }
+
+    /// Fetches one contiguous tensor after another and hands over the bytes of each, in order,
+    /// while the next ones are computed and copied, until `take` breaks. After an error nothing is
+    /// handed over any more.
+    pub(crate) fn fetch(
+        &mut self,
+        sources: impl Iterator<Item = Result<Tensor, TorchError>>,
+        take: &mut dyn FnMut(Bytes) -> ControlFlow<()>,
+    ) -> Result<(), TorchError> {
+        let (mut whole, mut filled) = (Vec::new(), 0);
+        self.fetch_pieces(sources, &mut |bytes, of| {
+            if filled == 0 {
+                // Fresh zeros cost nothing before they are written, by all cores.
+                whole = vec![0; of];
+            }
+            copy(bytes, &mut whole[filled..][..bytes.len()]);
+            filled += bytes.len();
+            if filled < of {
+                return ControlFlow::Continue(());
+            }
+            filled = 0;
+            take(std::mem::take(&mut whole).into())
         })
     }
 
-    /// Fetches one contiguous tensor after another and hands each over, in order, while the next
-    /// ones are computed and copied, until `take` breaks. After an error nothing is handed over any
-    /// more.
-    pub(crate) fn fetch(
-        &self,
-        mut sources: impl Iterator<Item = Result<Tensor, TorchError>>,
-        take: &mut dyn FnMut(Fetched) -> ControlFlow<()>,
+    /// Fetches one contiguous tensor after another, cut into pieces that fit a slot. `take` is
+    /// given the bytes of each piece, in order, and the length of the tensor that it is of.
+    fn fetch_pieces(
+        &mut self,
+        sources: impl Iterator<Item = Result<Tensor, TorchError>>,
+        take: &mut dyn FnMut(&[u8], usize) -> ControlFlow<()>,
     ) -> Result<(), TorchError> {
-        let mut under_way: VecDeque<TransferHandle> = VecDeque::new();
+        let slot_bytes = self.slot_bytes;
+        let mut pieces = sources.flat_map(|source| cut(source, slot_bytes));
+        let mut under_way: VecDeque<(usize, Piece)> = VecDeque::new();
         loop {
-            let source = if under_way.len() < UNDER_WAY_MAX {
-                sources.next()
+            let piece = if under_way.len() < UNDER_WAY_MAX {
+                pieces.next()
             } else {
                 None
             };
-            match source {
-                Some(source) => under_way.push_back(self.handle.fetch(&source?)?),
+            match piece {
+                Some(piece) => {
+                    let (piece, slot) = (piece?, self.take_slot());
+                    self.handle.take(slot)?;
+                    self.handle.fetch(slot, &piece.bytes)?;
+                    under_way.push_back((slot, piece));
+                }
                 None => {
-                    let Some(first) = under_way.pop_front() else {
+                    let Some((slot, Piece { bytes, of })) = under_way.pop_front() else {
                         return Ok(());
                     };
-                    if take(Fetched(first.wait()?)).is_break() {
+                    let memory = self.handle.take(slot)?;
+                    if take(&memory[..bytes.numel()], of).is_break() {
                         return Ok(());
                     }
                 }
             }
         }
     }
+
+    /// Waits until the device has done what it was asked to compute, and reports an error that no
+    /// call has reported yet.
+    pub(crate) fn settle(&mut self) -> Result<(), TorchError> {
+        self.handle.settle()
+    }
+
+    fn take_slot(&mut self) -> usize {
+        let slot = self.next;
+        self.next = (slot + 1) % UNDER_WAY_MAX;
+        slot
+    }
 }
 
-impl AsRef<[u8]> for Fetched {
-    fn as_ref(&self) -> &[u8] {
-        let Self(tensor) = self;
-        let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
-        if bytes == 0 {
-            return &[];
-        }
-        assert!(
-            tensor.device() == Device::Cpu && tensor.is_contiguous(),
-            "it was fetched to this memory"
-        );
-        // SAFETY: the bytes of a contiguous tensor, which live as long as it; nobody writes them
-        // once the copy is waited for.
-        unsafe { slice::from_raw_parts(tensor.data_ptr().cast(), bytes) }
+/// The pieces of a contiguous tensor: at least one, so that one without elements is copied too.
+fn cut(source: Result<Tensor, TorchError>, slot_bytes: usize) -> Vec<Result<Piece, TorchError>> {
+    let bytes = source.and_then(|source| Ok(source.f_view([-1])?.f_view_dtype(Kind::Uint8)?));
+    let bytes = match bytes {
+        Ok(bytes) => bytes,
+        Err(error) => return vec![Err(error)],
+    };
+    let of = bytes.numel();
+    if of <= slot_bytes {
+        return vec![Ok(Piece { bytes, of })];
     }
+    stretches(of, slot_bytes)
+        .map(|range| {
+            let bytes = narrow(&bytes, &range)?;
+            Ok(Piece { bytes, of })
+        })
+        .collect()
+}
+
+/// `count` bytes as stretches of at most `longest`.
+fn stretches(count: usize, longest: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..count)
+        .step_by(longest)
+        .map(move |start| start..count.min(start + longest))
+}
+
+fn narrow(bytes: &Tensor, range: &Range<usize>) -> Result<Tensor, TorchError> {
+    Ok(bytes.f_narrow(0, range.start as i64, range.len() as i64)?)
 }
 
 /// Copies on all cores: one alone is slower than the bus.
@@ -152,4 +221,95 @@ fn bytes_of(values: &[f32]) -> &[u8] {
 fn bytes_of_mut(values: &mut [f32]) -> &mut [u8] {
     // SAFETY: the same memory; any four bytes are an fp32.
     unsafe { slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Small, and no multiple of anything that is copied here.
+    const SLOT: usize = 12;
+
+    fn lane() -> Lane {
+        Lane::with_slots(Device::Cpu, SLOT).expect("a processor")
+    }
+
+    fn numbers(count: usize) -> Vec<f32> {
+        (0..count).map(|at| at as f32 + 0.5).collect()
+    }
+
+    /// Lengths around one slot, all slots, and more than all slots.
+    const LENGTHS: [usize; 10] = [0, 1, 2, 3, 4, 8, 9, 10, 11, 40];
+
+    #[test]
+    fn vectors_of_any_number_of_pieces_come_back_as_they_went() {
+        let mut lane = lane();
+        for count in LENGTHS {
+            let vector = Tensor::zeros([count as i64 + 5], (Kind::Float, Device::Cpu));
+            lane.write(&vector, 2, &numbers(count)).expect("written");
+            let mut back = vec![9.0; count + 5];
+            lane.read(&vector, &mut back).expect("read");
+            let expected = [vec![0.0; 2], numbers(count), vec![0.0; 3]].concat();
+            assert_eq!(back, expected, "{count}");
+        }
+    }
+
+    #[test]
+    fn bytes_of_any_number_of_pieces_arrive_in_order() {
+        let mut lane = lane();
+        for count in LENGTHS {
+            let bytes: Vec<u8> = (0..count as u8).map(|at| at ^ 0x5a).collect();
+            let sent = lane.send(&bytes).expect("sent");
+            let other = lane.send(&[7; 2 * SLOT + 1]).expect("sent");
+            let sources = [&sent, &other, &sent].map(|tensor| Ok(tensor.shallow_clone()));
+            let mut taken = Vec::new();
+            let fetched = lane.fetch(sources.into_iter(), &mut |bytes| {
+                taken.push(bytes);
+                ControlFlow::Continue(())
+            });
+            fetched.expect("fetched");
+            assert_eq!(taken, [&bytes[..], &[7; 2 * SLOT + 1], &bytes], "{count}");
+        }
+    }
+
+    #[test]
+    fn what_is_handed_over_stays_when_its_slot_is_used_again() {
+        let mut lane = lane();
+        let tensor = |value: i64| Ok(Tensor::full([30], value, (Kind::Uint8, Device::Cpu)));
+        let mut taken = Vec::new();
+        lane.fetch((0..9).map(tensor), &mut |bytes| {
+            taken.push(bytes);
+            ControlFlow::Continue(())
+        })
+        .expect("fetched");
+        let _sent = lane.send(&[99; 3 * SLOT]).expect("sent");
+        for (value, bytes) in taken.iter().enumerate() {
+            assert_eq!(bytes[..], [value as u8; 30]);
+        }
+    }
+
+    #[test]
+    fn a_source_that_fails_ends_what_comes_after_it_in_the_middle_of_a_tensor_too() {
+        let mut lane = lane();
+        let tensor = || Ok(Tensor::full([30], 1, (Kind::Uint8, Device::Cpu)));
+        let sources = [
+            tensor(),
+            tensor(),
+            Err(TorchError::new("no memory")),
+            tensor(),
+        ];
+        let mut taken = 0;
+        let error = lane
+            .fetch(sources.into_iter(), &mut |_| {
+                taken += 1;
+                ControlFlow::Continue(())
+            })
+            .expect_err("a source failed");
+        assert_eq!(error.to_string(), "libtorch: no memory");
+        assert!(taken < 2, "the copies on their way are not waited for");
+        let mut back = [0.0; 9];
+        let vector = Tensor::from_slice(&numbers(9));
+        lane.read(&vector, &mut back).expect("the lane goes on");
+        assert_eq!(back[..], numbers(9));
+    }
 }

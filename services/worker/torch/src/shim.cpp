@@ -1,16 +1,16 @@
-// The few ATen calls that tch does not bind: lists of tensors changed in place, autocast by device, page-locked memory,
-// copies on a stream of their own, version and configuration. Every function returns 0, or 1 with a message for this thread in diloco_torch_error().
+// The few ATen calls that tch does not bind: lists of tensors changed in place, autocast by device, copies through
+// page-locked memory, the memory that a device holds, version and configuration. Every function returns 0, or 1 with a message for this thread in diloco_torch_error().
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <ATen/autocast_mode.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/Event.h>
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/version.h>
 
 #include <cstring>
-#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -43,16 +43,28 @@ std::vector<at::Tensor> list(at::Tensor *const *tensors, size_t count) {
 
 at::DeviceType device_type(int cuda) { return cuda ? at::kCUDA : at::kCPU; }
 
-// A stream beside the one that computes. The CPU has none: a copy there is done when the call returns.
+// A stretch of this machine's memory that copies go through, page-locked unless the device is the CPU.
+struct Slot {
+  at::Tensor memory;  // undefined before its first use
+  at::Tensor source;  // what the copy on its way reads; its memory is given to nobody else before the copy has ended
+  std::optional<c10::Event> done;
+
+  // Waits for the copy that used it last.
+  void wait() {
+    if (done) done->synchronize();
+    source = at::Tensor();
+  }
+};
+
+// Slots, and a stream beside the one that computes. The CPU has none: a copy there is done when the call returns.
 struct Lane {
   at::Device device;
   std::optional<c10::Stream> stream;
-};
+  int64_t slot_bytes;
+  std::vector<Slot> slots;
 
-// A copy that is on its way to this machine's memory.
-struct Transfer {
-  at::Tensor host;
-  std::optional<c10::Event> done;
+  // The stream that computes.
+  c10::Stream computing() const { return c10::impl::VirtualGuardImpl(device.type()).getStream(device); }
 };
 
 }  // namespace
@@ -108,62 +120,92 @@ int diloco_torch_autocast(int cuda, int on) {
 }
 
 // Opens the lane of a CUDA device by its number; -1 means the CPU.
-int diloco_torch_lane_open(int cuda, Lane **lane) {
+int diloco_torch_lane_open(int cuda, size_t slots, int64_t slot_bytes, Lane **lane) {
   return guarded([&] {
-    if (cuda < 0) {
-      *lane = new Lane{at::Device(at::kCPU), std::nullopt};
-      return;
+    at::Device device(at::kCPU);
+    std::optional<c10::Stream> stream;
+    if (cuda >= 0) {
+      device = at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(cuda));
+      stream = c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device);
     }
-    at::Device device(at::kCUDA, static_cast<c10::DeviceIndex>(cuda));
-    *lane = new Lane{device, c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device)};
+    *lane = new Lane{device, stream, slot_bytes, std::vector<Slot>(slots)};
   });
 }
 
-void diloco_torch_lane_close(Lane *lane) { delete lane; }
+// Closes a lane once its device has done everything. Where libtorch takes back page-locked memory that a stream has used,
+// it records an event, and throws if that fails: in a destructor, which ends the process by std::terminate. On a device
+// that has failed it always fails. So the memory of such a lane is left where it is, and the result is 1.
+int diloco_torch_lane_close(Lane *lane) {
+  int failed = guarded([&] {
+    if (lane->stream) c10::impl::VirtualGuardImpl(lane->device.type()).synchronizeDevice(lane->device.index());
+  });
+  if (!failed) delete lane;
+  return failed;
+}
 
-// Memory of this machine, for bytes that go to the lane's device: page-locked if that is not the CPU.
-int diloco_torch_lane_buffer(Lane *lane, int64_t bytes, at::Tensor **buffer) {
+// Waits for the copy that used a slot last; the slot's memory.
+int diloco_torch_slot_take(Lane *lane, size_t at, void **memory) {
   return guarded([&] {
-    auto options = at::TensorOptions(at::kByte).pinned_memory(lane->stream.has_value());
-    *buffer = new at::Tensor(at::empty({bytes}, options));
+    Slot &slot = lane->slots.at(at);
+    slot.wait();
+    if (!slot.memory.defined()) {
+      auto options = at::TensorOptions(at::kByte).pinned_memory(lane->stream.has_value());
+      slot.memory = at::zeros({lane->slot_bytes}, options);
+    }
+    *memory = slot.memory.mutable_data_ptr();
   });
 }
 
-// Waits on the device for the kernels that compute a contiguous tensor, then copies it into this machine's memory.
-int diloco_torch_fetch(Lane *lane, at::Tensor *source, Transfer **transfer) {
+// Begins to copy the first bytes of a slot that was taken to the device: as many as the tensor of bytes has.
+int diloco_torch_slot_send(Lane *lane, size_t at, at::Tensor *place) {
   return guarded([&] {
     at::NoGradGuard no_grad;
-    auto options = at::TensorOptions(source->scalar_type()).pinned_memory(lane->stream.has_value());
-    auto begun = std::make_unique<Transfer>();
-    begun->host = at::empty(source->sizes(), options);
+    Slot &slot = lane->slots.at(at);
+    place->copy_(slot.memory.narrow(0, 0, place->numel()), /*non_blocking=*/true);
     if (lane->stream) {
-      c10::impl::VirtualGuardImpl device(lane->device.type());
-      c10::Event ready(lane->device.type());
-      ready.record(device.getStream(lane->device));
-      ready.block(*lane->stream);
-      c10::StreamGuard beside(*lane->stream);
-      begun->host.copy_(*source, /*non_blocking=*/true);
-      // Its memory is not given to another tensor before this stream is done with it.
-      source->record_stream(*lane->stream);
-      begun->done.emplace(lane->device.type());
-      begun->done->record(*lane->stream);
-    } else {
-      begun->host.copy_(*source);
+      if (!slot.done) slot.done.emplace(lane->device.type());
+      slot.done->record(lane->computing());
     }
-    *transfer = begun.release();
   });
 }
 
-// Waits for the copy.
-int diloco_torch_transfer_wait(Transfer *transfer, at::Tensor **host) {
+// Waits on the device for the kernels that compute a contiguous tensor of bytes, then copies it to a slot that was taken.
+int diloco_torch_slot_fetch(Lane *lane, size_t at, at::Tensor *source) {
   return guarded([&] {
-    if (transfer->done) transfer->done->synchronize();
-    *host = new at::Tensor(transfer->host);
+    at::NoGradGuard no_grad;
+    Slot &slot = lane->slots.at(at);
+    auto place = slot.memory.narrow(0, 0, source->numel());
+    if (!lane->stream) {
+      place.copy_(*source);
+      return;
+    }
+    c10::Event ready(lane->device.type());
+    ready.record(lane->computing());
+    ready.block(*lane->stream);
+    c10::StreamGuard beside(*lane->stream);
+    // Held here, not noted with libtorch (record_stream): that would record an event as well where the memory is freed.
+    slot.source = *source;
+    place.copy_(*source, /*non_blocking=*/true);
+    if (!slot.done) slot.done.emplace(lane->device.type());
+    slot.done->record(*lane->stream);
   });
 }
 
-// Its memory stays locked until a copy that is not waited for has ended.
-void diloco_torch_transfer_drop(Transfer *transfer) { delete transfer; }
+// Waits until the device has done what it was asked to compute.
+int diloco_torch_lane_settle(Lane *lane) {
+  return guarded([&] {
+    if (lane->stream) lane->computing().synchronize();
+  });
+}
+
+// Bytes of a CUDA device that libtorch's allocator holds.
+int diloco_torch_device_memory(int cuda, int64_t *bytes) {
+  return guarded([&] {
+    auto stats = at::getDeviceAllocator(at::kCUDA)->getDeviceStats(static_cast<c10::DeviceIndex>(cuda));
+    auto aggregate = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    *bytes = stats.reserved_bytes[aggregate].current;
+  });
+}
 
 int diloco_torch_threads(int threads) {
   return guarded([&] { at::set_num_threads(threads); });

@@ -1,10 +1,11 @@
 //! Safe wrappers around `shim.cpp`. The only `unsafe` besides the views of `flat.rs` and `lane.rs`
 //! and the loading of CUDA.
 
-use std::ffi::{CStr, c_char, c_double, c_int};
+use std::ffi::{CStr, c_char, c_double, c_int, c_void};
 use std::ptr::{self, NonNull};
+use std::slice;
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
 use crate::error::TorchError;
@@ -12,12 +13,6 @@ use crate::error::TorchError;
 /// A lane as the shim has it.
 #[repr(C)]
 struct Lane {
-    _private: [u8; 0],
-}
-
-/// A transfer as the shim has it.
-#[repr(C)]
-struct Transfer {
     _private: [u8; 0],
 }
 
@@ -44,17 +39,18 @@ unsafe extern "C" {
     ) -> c_int;
     fn diloco_torch_zero(tensors: *const *const C_tensor, count: usize) -> c_int;
     fn diloco_torch_autocast(cuda: c_int, on: c_int) -> c_int;
-    fn diloco_torch_lane_open(cuda: c_int, lane: *mut *mut Lane) -> c_int;
-    fn diloco_torch_lane_close(lane: *mut Lane);
-    fn diloco_torch_lane_buffer(lane: *const Lane, bytes: i64, buffer: *mut *mut C_tensor)
-    -> c_int;
-    fn diloco_torch_fetch(
-        lane: *const Lane,
-        source: *const C_tensor,
-        transfer: *mut *mut Transfer,
+    fn diloco_torch_lane_open(
+        cuda: c_int,
+        slots: usize,
+        slot_bytes: i64,
+        lane: *mut *mut Lane,
     ) -> c_int;
-    fn diloco_torch_transfer_wait(transfer: *mut Transfer, host: *mut *mut C_tensor) -> c_int;
-    fn diloco_torch_transfer_drop(transfer: *mut Transfer);
+    fn diloco_torch_lane_close(lane: *mut Lane) -> c_int;
+    fn diloco_torch_slot_take(lane: *mut Lane, at: usize, memory: *mut *mut c_void) -> c_int;
+    fn diloco_torch_slot_send(lane: *mut Lane, at: usize, place: *const C_tensor) -> c_int;
+    fn diloco_torch_slot_fetch(lane: *mut Lane, at: usize, source: *const C_tensor) -> c_int;
+    fn diloco_torch_lane_settle(lane: *mut Lane) -> c_int;
+    fn diloco_torch_device_memory(cuda: c_int, bytes: *mut i64) -> c_int;
     fn diloco_torch_threads(threads: c_int) -> c_int;
     fn diloco_torch_interop_threads(threads: c_int) -> c_int;
     fn diloco_torch_config() -> *mut c_char;
@@ -154,75 +150,104 @@ impl Drop for Autocast {
     }
 }
 
-/// A lane of the shim, which this closes.
+/// A lane of the shim, with its slots. The copies of a slot follow each other; each begins after
+/// the slot was taken.
 #[derive(Debug)]
-pub(crate) struct LaneHandle(NonNull<Lane>);
+pub(crate) struct LaneHandle {
+    lane: NonNull<Lane>,
+    slots: usize,
+    slot_bytes: usize,
+}
 
-// SAFETY: a device and a stream by their numbers; libtorch takes calls for them from any thread.
+// SAFETY: a device, a stream and memory, none of them bound to a thread.
 unsafe impl Send for LaneHandle {}
 
 impl LaneHandle {
-    pub(crate) fn open(device: Device) -> Result<Self, TorchError> {
+    pub(crate) fn open(
+        device: Device,
+        slots: usize,
+        slot_bytes: usize,
+    ) -> Result<Self, TorchError> {
         let cuda = match device {
             Device::Cuda(index) => c_int::try_from(index).unwrap_or(c_int::MAX),
             _ => -1,
         };
+        let bytes = i64::try_from(slot_bytes).map_err(|_| TorchError::new("too many bytes"))?;
         let mut lane = ptr::null_mut();
-        // SAFETY: a place for the result.
-        check(unsafe { diloco_torch_lane_open(cuda, &raw mut lane) })?;
-        Ok(Self(NonNull::new(lane).expect("the call succeeded")))
+        // SAFETY: plain numbers, and a place for the result.
+        check(unsafe { diloco_torch_lane_open(cuda, slots, bytes, &raw mut lane) })?;
+        Ok(Self {
+            lane: NonNull::new(lane).expect("the call succeeded"),
+            slots,
+            slot_bytes,
+        })
     }
 
-    /// Memory of this machine that the device can read at the speed of the bus; its content is
-    /// whatever was there.
-    pub(crate) fn buffer(&self, bytes: usize) -> Result<Tensor, TorchError> {
-        let bytes = i64::try_from(bytes).map_err(|_| TorchError::new("too many bytes"))?;
-        let mut buffer = ptr::null_mut();
+    /// The memory of a slot, after the copy that used it last has ended.
+    pub(crate) fn take(&mut self, at: usize) -> Result<&mut [u8], TorchError> {
+        assert!(at < self.slots, "a slot that there is");
+        let mut memory = ptr::null_mut();
         // SAFETY: a lane that is open, and a place for the result.
-        check(unsafe { diloco_torch_lane_buffer(self.0.as_ptr(), bytes, &raw mut buffer) })?;
-        // SAFETY: a new tensor that nobody else holds.
-        Ok(unsafe { Tensor::from_ptr(buffer) })
+        check(unsafe { diloco_torch_slot_take(self.lane.as_ptr(), at, &raw mut memory) })?;
+        // SAFETY: initialised memory of `slot_bytes` that lives as long as the lane. No copy is on
+        // its way to or from it, and the next one needs this handle, which is borrowed.
+        Ok(unsafe { slice::from_raw_parts_mut(memory.cast(), self.slot_bytes) })
     }
 
-    /// Begins to copy a contiguous tensor into this machine's memory.
-    pub(crate) fn fetch(&self, source: &Tensor) -> Result<TransferHandle, TorchError> {
-        assert!(source.is_contiguous(), "only whole memory is copied");
-        let mut transfer = ptr::null_mut();
-        // SAFETY: a lane that is open, a live tensor whose memory the callee keeps for as long as
-        // it is read, and a place for the result.
-        check(unsafe { diloco_torch_fetch(self.0.as_ptr(), source.as_ptr(), &raw mut transfer) })?;
-        let transfer = NonNull::new(transfer).expect("the call succeeded");
-        Ok(TransferHandle(transfer))
+    /// Begins to copy from a slot that was taken to a contiguous tensor of bytes, as many as it
+    /// has.
+    pub(crate) fn send(&mut self, at: usize, place: &Tensor) -> Result<(), TorchError> {
+        self.check_copy(at, place);
+        // SAFETY: a slot of this lane that holds as many bytes, and a live tensor.
+        check(unsafe { diloco_torch_slot_send(self.lane.as_ptr(), at, place.as_ptr()) })
+    }
+
+    /// Begins to copy a contiguous tensor of bytes to a slot that was taken.
+    pub(crate) fn fetch(&mut self, at: usize, source: &Tensor) -> Result<(), TorchError> {
+        self.check_copy(at, source);
+        // SAFETY: a slot of this lane with room for as many bytes, and a live tensor, whose memory
+        // the callee keeps for as long as it is read.
+        check(unsafe { diloco_torch_slot_fetch(self.lane.as_ptr(), at, source.as_ptr()) })
+    }
+
+    /// Waits until the device has done what it was asked to compute.
+    pub(crate) fn settle(&mut self) -> Result<(), TorchError> {
+        // SAFETY: a lane that is open.
+        check(unsafe { diloco_torch_lane_settle(self.lane.as_ptr()) })
+    }
+
+    fn check_copy(&self, at: usize, tensor: &Tensor) {
+        assert!(
+            at < self.slots && tensor.numel() <= self.slot_bytes,
+            "a copy that fits its slot"
+        );
+        assert!(
+            tensor.kind() == Kind::Uint8 && tensor.is_contiguous(),
+            "only whole memory is copied"
+        );
     }
 }
 
 impl Drop for LaneHandle {
     fn drop(&mut self) {
         // SAFETY: made by `open` and closed once.
-        unsafe { diloco_torch_lane_close(self.0.as_ptr()) }
+        let closed = check(unsafe { diloco_torch_lane_close(self.lane.as_ptr()) });
+        if let Err(error) = closed {
+            tracing::warn!(%error, "the device has failed; its page-locked memory is not taken back");
+        }
     }
 }
 
-/// A copy on its way.
-#[derive(Debug)]
-pub(crate) struct TransferHandle(NonNull<Transfer>);
-
-impl TransferHandle {
-    /// Waits for its end; the copy.
-    pub(crate) fn wait(self) -> Result<Tensor, TorchError> {
-        let mut host = ptr::null_mut();
-        // SAFETY: a transfer that was begun, and a place for the result.
-        check(unsafe { diloco_torch_transfer_wait(self.0.as_ptr(), &raw mut host) })?;
-        // SAFETY: a new handle, which is ours.
-        Ok(unsafe { Tensor::from_ptr(host) })
-    }
-}
-
-impl Drop for TransferHandle {
-    fn drop(&mut self) {
-        // SAFETY: made by `fetch` and dropped once.
-        unsafe { diloco_torch_transfer_drop(self.0.as_ptr()) }
-    }
+/// Bytes of a CUDA device that libtorch holds for tensors, those between two uses among them.
+pub(crate) fn device_memory(device: Device) -> Result<u64, TorchError> {
+    let Device::Cuda(index) = device else {
+        return Err(TorchError::new("only CUDA devices count their memory"));
+    };
+    let index = c_int::try_from(index).unwrap_or(c_int::MAX);
+    let mut bytes = 0;
+    // SAFETY: a plain number, and a place for the result.
+    check(unsafe { diloco_torch_device_memory(index, &raw mut bytes) })?;
+    Ok(u64::try_from(bytes).unwrap_or(0))
 }
 
 /// Threads of this thread's parallel regions.
@@ -272,4 +297,20 @@ fn check(result: c_int) -> Result<(), TorchError> {
     // SAFETY: a C string that belongs to this thread and is not written before it is copied here.
     let text = unsafe { CStr::from_ptr(diloco_torch_error()) };
     Err(TorchError::new(&text.to_string_lossy()))
+}
+
+/// The most bytes of tensors that `work` holds at one time on this thread, more than were held
+/// before.
+#[cfg(test)]
+pub(crate) fn most_memory(work: impl FnOnce()) -> usize {
+    unsafe extern "C" {
+        fn diloco_torch_watch_begin();
+        fn diloco_torch_watch_end() -> i64;
+    }
+    // SAFETY: no arguments; the pair is closed below.
+    unsafe { diloco_torch_watch_begin() };
+    work();
+    // SAFETY: it was begun on this thread.
+    let most = unsafe { diloco_torch_watch_end() };
+    usize::try_from(most).expect("a peak is not below the begin")
 }

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use model::{LlamaConfig, ModelConfig};
-use schemas::Tokens;
 use schemas::layout::Layout;
 use schemas::run::Precision;
+use schemas::{Bytes, Tokens};
 use tch::{Device, Kind, Reduction, Tensor};
 use trainer::{
     Batch, EvaluationReport, HostWeights, InnerMoments, InnerState, Sampler, StepReport,
@@ -88,7 +88,7 @@ impl Place {
         })
     }
 
-    fn lane(&self) -> Option<&Lane> {
+    fn lane(&mut self) -> Option<&mut Lane> {
         match self {
             Self::Host { .. } => None,
             Self::Card { lane, .. } => Some(lane),
@@ -354,8 +354,9 @@ impl Trainer for TorchTrainer {
 
     fn capture_inner(&mut self, state: &mut InnerState) -> Result<(), TrainerError> {
         let moments = state.retake(&self.layout, self.steps);
-        let lane = self.place.lane();
-        self.first.copy_to(lane, &mut moments.first)?;
+        let mut lane = self.place.lane();
+        self.first
+            .copy_to(lane.as_deref_mut(), &mut moments.first)?;
         self.second.copy_to(lane, &mut moments.second)?;
         Ok(())
     }
@@ -367,10 +368,10 @@ impl Trainer for TorchTrainer {
             second,
         } = load_inner(path, &self.layout)?;
         let _no_grad = tch::no_grad_guard();
-        let lane = self.place.lane();
+        let mut lane = self.place.lane();
         let written = self
             .first
-            .write(lane, 0, &first)
+            .write(lane.as_deref_mut(), 0, &first)
             .and_then(|()| self.second.write(lane, 0, &second));
         if let Err(error) = written {
             // One moment from the file beside a zero second one would make huge updates.
@@ -405,6 +406,11 @@ impl Trainer for TorchTrainer {
             drawn.push(token);
         }
         Ok(drawn)
+    }
+
+    fn device_memory(&self) -> Option<Bytes> {
+        let bytes = shim::device_memory(self.device);
+        bytes.ok().map(Bytes)
     }
 
     fn device(&self) -> String {

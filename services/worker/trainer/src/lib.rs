@@ -15,9 +15,9 @@ mod weights;
 use std::path::Path;
 
 use model::ModelConfig;
-use schemas::Tokens;
 use schemas::layout::Layout;
 use schemas::run::InnerOptimizer;
+use schemas::{Bytes, Tokens};
 
 pub use batch::Batch;
 pub use error::TrainerError;
@@ -26,7 +26,7 @@ pub use rate::inner_rate;
 pub use reference::ReferenceTrainer;
 pub use sampling::Sampler;
 pub use synthetic::SyntheticTrainer;
-pub use weights::{HostWeights, Weights, check_range};
+pub use weights::{Arrival, HostWeights, Weights, check_range};
 
 /// A model with its inner optimizer, on one device. All parameters are one flat fp32 vector in the
 /// order of the layout.
@@ -109,6 +109,11 @@ pub trait Trainer: Send {
         temperature: f64,
         seed: u64,
     ) -> Result<Vec<u32>, TrainerError>;
+
+    /// Bytes of the device that the trainer holds; `None` where it computes on the processor.
+    fn device_memory(&self) -> Option<Bytes> {
+        None
+    }
 
     /// Where it computes and how, for people: `cpu, 1 thread, bf16`.
     fn device(&self) -> String;

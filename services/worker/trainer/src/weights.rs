@@ -11,12 +11,21 @@ use schemas::run::CodecKind;
 
 use crate::{Alpha, TrainerError};
 
+/// What becomes of global weights that arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// They replace the global weights alone: a blend mixes them into the local ones later.
+    Waits,
+    /// They replace the local weights too.
+    TakesOver,
+}
+
 /// Global and local weights; both are flat vectors in the order of the layout. New global weights
 /// are zeros.
 ///
 /// Ranges start at a multiple of the codec's block.
 pub trait Weights {
-    /// Decodes global weights into their place. With `take_over` they replace the local ones too.
+    /// Decodes global weights into their place.
     ///
     /// # Errors
     /// The range reaches past the end, `bytes` are not its encoding's length, or the device failed.
@@ -25,7 +34,7 @@ pub trait Weights {
         codec: CodecKind,
         range: Range<usize>,
         bytes: &[u8],
-        take_over: bool,
+        arrival: Arrival,
     ) -> Result<(), TrainerError>;
 
     /// Mixes the global weights of a range into the local ones.
@@ -52,6 +61,13 @@ pub trait Weights {
     /// # Errors
     /// The range reaches past the end, or the device failed.
     fn read(&mut self, range: Range<usize>) -> Result<(&[f32], &[f32]), TrainerError>;
+
+    /// Waits until everything that was loaded and blended is in its place: a device works on it
+    /// while the calls return.
+    ///
+    /// # Errors
+    /// The device failed at it.
+    fn settle(&mut self) -> Result<(), TrainerError>;
 }
 
 /// Weights in this machine's memory.
@@ -102,11 +118,11 @@ impl Weights for HostWeights<'_> {
         codec: CodecKind,
         range: Range<usize>,
         bytes: &[u8],
-        take_over: bool,
+        arrival: Arrival,
     ) -> Result<(), TrainerError> {
         let (global, local) = self.within(range)?;
         decode(codec, bytes, global)?;
-        if take_over {
+        if arrival == Arrival::TakesOver {
             local.copy_from_slice(global);
         }
         Ok(())
@@ -140,6 +156,10 @@ impl Weights for HostWeights<'_> {
         let (global, local) = self.within(range)?;
         Ok((global, local))
     }
+
+    fn settle(&mut self) -> Result<(), TrainerError> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -159,8 +179,12 @@ mod tests {
         let mut weights = HostWeights::new(&mut global, &mut local);
         let fp32 = CodecKind::Fp32;
         let bytes = encoded(&[1.0, 2.0]);
-        weights.load(fp32, 0..2, &bytes, true).expect("fits");
-        weights.load(fp32, 2..4, &bytes, false).expect("fits");
+        weights
+            .load(fp32, 0..2, &bytes, Arrival::TakesOver)
+            .expect("fits");
+        weights
+            .load(fp32, 2..4, &bytes, Arrival::Waits)
+            .expect("fits");
         assert_eq!(
             weights.read(0..4).expect("within"),
             (&[1.0, 2.0, 1.0, 2.0][..], &[1.0, 2.0, 9.0, 9.0][..])
@@ -195,7 +219,7 @@ mod tests {
     fn what_does_not_fit_is_refused() {
         let (mut global, mut local) = ([0.0; 2], [0.0; 2]);
         let mut weights = HostWeights::new(&mut global, &mut local);
-        let wrong = weights.load(CodecKind::Fp32, 0..2, &[0; 7], true);
+        let wrong = weights.load(CodecKind::Fp32, 0..2, &[0; 7], Arrival::TakesOver);
         let error = wrong.expect_err("one byte is missing");
         assert_eq!(error.code(), schemas::Code::SizeMismatch);
         assert!(weights.read(1..3).is_err() && weights.read(3..3).is_err());

@@ -5,4 +5,5 @@ mod foreign;
 mod intake;
 mod log;
 mod properties;
+mod told;
 mod verdicts;

@@ -238,6 +238,10 @@ fn what_the_coordinators_key_signed_out_of_order_is_evidence() {
         auditor.evidence().map(|found| found.finding.clone()),
         Some(Finding::Usurped)
     );
+    assert!(
+        auditor.faulty_workers().is_empty(),
+        "the worker did not make that signature"
+    );
 }
 
 #[test]

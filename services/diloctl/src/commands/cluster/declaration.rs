@@ -98,7 +98,7 @@ impl Declaration {
         self.account
     }
 
-    /// What it declares: one stream, or one for each tenant.
+    /// The declared streams: one, or one for each tenant.
     pub(super) fn streams(&self, tenants: &[AccountId], replicas: usize) -> Vec<stream::Config> {
         match self.per_tenant {
             true => tenants

@@ -151,7 +151,7 @@ async fn a_process_that_began_its_log_anew_and_died_shows_it() {
     assert!(failure.to_string().contains("no luck"), "{failure}");
 }
 
-/// What an earlier life has said is not taken for the reason of this one's end.
+/// Checks that the log of an earlier life is not taken for the reason of this one's end.
 #[tokio::test]
 async fn a_service_of_ours_that_dies_early_is_told_by_its_own_code() {
     let scratch = tempfile::tempdir().expect("a scratch folder");

@@ -1,5 +1,6 @@
 //! The worker's machine, played against by hand and at random.
 
+mod answers;
 mod claiming;
 mod ends;
 mod guards;

@@ -119,8 +119,13 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn new() -> Self {
+        Self::seeded(settings().seed)
+    }
+
+    /// A worker with another seed.
+    pub(crate) fn seeded(seed: u64) -> Self {
         let mut scene = Self {
-            worker: Worker::new(settings()),
+            worker: Worker::new(Settings { seed, ..settings() }),
             now: UnixMillis(1_000_000),
             effects: Vec::new(),
         };

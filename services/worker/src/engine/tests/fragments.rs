@@ -1,12 +1,14 @@
 //! Fragments that sync at their own steps while the others train on.
 
+use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use model::SyntheticConfig;
 use schemas::layout::{Chunk, Layout};
 use schemas::run::InnerOptimizer;
 use trainer::{
-    Batch, EvaluationReport, HostWeights, InnerState, StepReport, StepSettings, Trainer,
+    Arrival, Batch, EvaluationReport, HostWeights, InnerState, StepReport, StepSettings, Trainer,
     TrainerError, Weights,
 };
 
@@ -17,6 +19,56 @@ struct Falling {
     layout: Layout,
     parameters: Vec<f32>,
     global: Vec<f32>,
+    device: Arc<Device>,
+}
+
+/// A device that may fail at what it is asked after the call has returned, as a card does.
+#[derive(Default)]
+struct Device {
+    fails: AtomicBool,
+}
+
+/// Weights whose device may fail.
+struct OnADevice<'a> {
+    weights: HostWeights<'a>,
+    device: &'a Device,
+}
+
+impl Weights for OnADevice<'_> {
+    fn load(
+        &mut self,
+        codec: CodecKind,
+        range: Range<usize>,
+        bytes: &[u8],
+        arrival: Arrival,
+    ) -> Result<(), TrainerError> {
+        self.weights.load(codec, range, bytes, arrival)
+    }
+
+    fn blend(&mut self, range: Range<usize>, alpha: Alpha) -> Result<(), TrainerError> {
+        self.weights.blend(range, alpha)
+    }
+
+    fn encode(
+        &mut self,
+        codec: CodecKind,
+        rounding: SeededRounding,
+        pieces: &[Range<usize>],
+        take: &mut dyn FnMut(Bytes) -> ControlFlow<()>,
+    ) -> Result<(), TrainerError> {
+        self.weights.encode(codec, rounding, pieces, take)
+    }
+
+    fn read(&mut self, range: Range<usize>) -> Result<(&[f32], &[f32]), TrainerError> {
+        self.weights.read(range)
+    }
+
+    fn settle(&mut self) -> Result<(), TrainerError> {
+        match self.device.fails.load(Ordering::Relaxed) {
+            true => Err(TrainerError::Device("played by the test".to_owned())),
+            false => self.weights.settle(),
+        }
+    }
 }
 
 impl Trainer for Falling {
@@ -34,10 +86,10 @@ impl Trainer for Falling {
     }
 
     fn weights(&mut self) -> Result<Box<dyn Weights + '_>, TrainerError> {
-        Ok(Box::new(HostWeights::new(
-            &mut self.global,
-            &mut self.parameters,
-        )))
+        Ok(Box::new(OnADevice {
+            weights: HostWeights::new(&mut self.global, &mut self.parameters),
+            device: &self.device,
+        }))
     }
 
     fn step(&mut self, _: &Batch<'_>, _: &StepSettings<'_>) -> Result<StepReport, TrainerError> {
@@ -74,6 +126,7 @@ impl Trainer for Falling {
 /// of each fragment as an outer step makes it.
 struct Streaming {
     session: Session,
+    device: Arc<Device>,
     global: [f32; 2],
     versions: u64,
 }
@@ -84,10 +137,12 @@ impl Streaming {
             parameters: 2,
             step_ms: 0,
         });
+        let device = Arc::new(Device::default());
         let falling = Falling {
             layout: model.layout(),
             parameters: vec![0.0; 2],
             global: vec![0.0; 2],
+            device: Arc::clone(&device),
         };
         let opening = Opening {
             model,
@@ -99,6 +154,7 @@ impl Streaming {
         };
         let mut streaming = Self {
             session: Session::new(opening, Box::new(falling)).expect("it fits"),
+            device,
             global: [1.0; 2],
             versions: 0,
         };
@@ -273,6 +329,27 @@ fn a_chunk_of_another_fragment_is_refused_both_ways() {
 }
 
 #[test]
+fn a_device_that_fails_at_new_weights_fails_their_blend_and_no_step() {
+    for alpha in [Alpha::TAKE_OVER, Alpha::new(0.5).expect("a share")] {
+        let mut streaming = Streaming::new();
+        streaming.session.end_steps();
+        let (fragment, weights, alpha) = streaming.arrive(1, alpha);
+        streaming.device.fails.store(true, Ordering::Relaxed);
+        let refused = streaming.session.blend(fragment, weights, alpha);
+        let refusal = refused.expect_err("the device fails");
+        assert!(
+            refusal.detail.contains("fragment 1") && refusal.detail.contains("played by the test"),
+            "{refusal}"
+        );
+        assert!(streaming.session.begin_steps().is_err(), "no whole weights");
+        streaming.device.fails.store(false, Ordering::Relaxed);
+        let arrived = streaming.arrive(1, alpha);
+        streaming.blend(arrived);
+        streaming.session.begin_steps().expect("all are whole");
+    }
+}
+
+#[test]
 fn fragments_cover_the_parameters_one_after_another() {
     let model = ModelConfig::Synthetic(SyntheticConfig {
         parameters: 2,
@@ -292,6 +369,7 @@ fn fragments_cover_the_parameters_one_after_another() {
             layout: model.layout(),
             parameters: vec![0.0; 2],
             global: vec![0.0; 2],
+            device: Arc::default(),
         };
         let refused = Session::new(opening, Box::new(falling)).err();
         let code = refused.map(|refusal| refusal.code);

@@ -6,7 +6,7 @@ use std::ops::{ControlFlow, Range};
 use bytes::Bytes;
 use merge::SeededRounding;
 use schemas::run::{CodecKind, Rounding};
-use trainer::{Alpha, HostWeights, Weights};
+use trainer::{Alpha, Arrival, HostWeights, Weights};
 
 /// Fewest weights that can be compared.
 pub(crate) const ELEMENTS_MIN: usize = 256 * 40;
@@ -34,10 +34,13 @@ pub(crate) fn compare(card: &mut dyn Weights, elements: usize) {
             }
             assert_eq!(encoded, expected, "{codec:?} {rounding:?}");
             for (at, (piece, bytes)) in pieces(elements).iter().zip(&expected).enumerate() {
-                let take_over = at == 1;
-                let loaded = card.load(codec, piece.clone(), bytes, take_over);
+                let arrival = match at {
+                    1 => Arrival::TakesOver,
+                    _ => Arrival::Waits,
+                };
+                let loaded = card.load(codec, piece.clone(), bytes, arrival);
                 loaded.expect("it fits");
-                let loaded = host.load(codec, piece.clone(), bytes, take_over);
+                let loaded = host.load(codec, piece.clone(), bytes, arrival);
                 loaded.expect("it fits");
             }
             same(card, host, elements, "an encoding loaded");
@@ -49,6 +52,7 @@ pub(crate) fn compare(card: &mut dyn Weights, elements: usize) {
         let alpha = Alpha::new(share).expect("a share");
         let range = 100..elements - 3;
         card.blend(range.clone(), alpha).expect("within");
+        card.settle().expect("the device is well");
         host.blend(range, alpha).expect("within");
         same(card, host, elements, "blended");
     }
@@ -86,12 +90,12 @@ fn start(weights: &mut dyn Weights, elements: usize) {
     global[512..768].copy_from_slice(&local[512..768]);
     local[768..1024].fill(0.0);
     global[768..1024].fill(1e-38);
-    for (values, take_over) in [(local, true), (global, false)] {
+    for (values, arrival) in [(local, Arrival::TakesOver), (global, Arrival::Waits)] {
         let bytes: Vec<u8> = values
             .iter()
             .flat_map(|value| value.to_le_bytes())
             .collect();
-        let loaded = weights.load(CodecKind::Fp32, 0..elements, &bytes, take_over);
+        let loaded = weights.load(CodecKind::Fp32, 0..elements, &bytes, arrival);
         loaded.expect("it fits");
     }
 }

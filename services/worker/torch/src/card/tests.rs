@@ -16,10 +16,22 @@ struct OnTheCpu {
 
 impl OnTheCpu {
     fn new(elements: usize) -> Self {
+        Self::with(
+            elements,
+            Lane::open(Device::Cpu).expect("a processor"),
+            codec::BLOCK_ELEMENTS,
+        )
+    }
+
+    fn with(elements: usize, lane: Lane, block_elements: usize) -> Self {
         let local = Tensor::zeros([elements as i64], (Kind::Float, Device::Cpu));
+        let global = CardGlobal::zeros(&local).expect("room for it");
         Self {
-            global: CardGlobal::zeros(&local).expect("room for it"),
-            lane: Lane::open(Device::Cpu).expect("a processor"),
+            global: CardGlobal {
+                block_elements,
+                ..global
+            },
+            lane,
             local,
         }
     }
@@ -28,7 +40,7 @@ impl OnTheCpu {
         CardWeights {
             global: &mut self.global,
             local: &self.local,
-            lane: &self.lane,
+            lane: &mut self.lane,
         }
     }
 }
@@ -40,6 +52,25 @@ fn weights_as_tensors_are_bit_for_bit_those_in_memory() {
     }
 }
 
+#[test]
+fn weights_that_cross_in_many_pieces_and_are_worked_on_in_many_blocks_are_the_same() {
+    // Slots that end within an element, a block and a word of noise; blocks of one E3M0 block.
+    for (slot_bytes, block_elements) in [(1021, 256), (4099, 512), (1 << 20, 1024)] {
+        let elements = ELEMENTS_MIN + 77;
+        let lane = Lane::with_slots(Device::Cpu, slot_bytes).expect("a processor");
+        let mut cpu = OnTheCpu::with(elements, lane, block_elements);
+        compare(&mut cpu.weights(), elements);
+    }
+}
+
+#[test]
+fn blocks_of_work_are_whole_for_every_codec() {
+    for kind in CodecKind::ALL.iter().copied() {
+        let block = merge::codec::block_elements(kind);
+        assert!(codec::BLOCK_ELEMENTS.is_multiple_of(block), "{kind:?}");
+    }
+}
+
 /// What is handed over of pieces of one element each, when `enough` of them are enough.
 fn handed_over(pieces: &[Range<usize>], enough: usize) -> (Vec<Bytes>, Result<(), TrainerError>) {
     let mut cpu = OnTheCpu::new(10);
@@ -48,7 +79,9 @@ fn handed_over(pieces: &[Range<usize>], enough: usize) -> (Vec<Bytes>, Result<()
         .collect();
     let mut weights = cpu.weights();
     let fp32 = CodecKind::Fp32;
-    weights.load(fp32, 0..10, &values, false).expect("fits");
+    weights
+        .load(fp32, 0..10, &values, Arrival::Waits)
+        .expect("fits");
     let mut taken = Vec::new();
     let mut take = |bytes| {
         taken.push(bytes);
@@ -86,7 +119,7 @@ fn a_piece_past_the_end_is_an_error_after_the_pieces_before_it() {
 fn what_does_not_fit_is_refused() {
     let mut cpu = OnTheCpu::new(10);
     let mut weights = cpu.weights();
-    let wrong = weights.load(CodecKind::Bf16, 0..10, &[0; 19], true);
+    let wrong = weights.load(CodecKind::Bf16, 0..10, &[0; 19], Arrival::TakesOver);
     let error = wrong.expect_err("one byte is missing");
     assert_eq!(error.code(), schemas::Code::SizeMismatch);
     assert!(weights.read(5..11).is_err());
