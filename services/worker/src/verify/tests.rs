@@ -249,8 +249,8 @@ fn tl_13_either_of_two_trusted_keys_may_sign_until_it_leaves_the_bundle() {
     assert!(scene.check(&old).is_err() && scene.check(&new).is_ok());
 }
 
-fn named(claims: &mut Manifest) -> &mut Vec<ObjectRef> {
-    match &mut claims.base.chunks {
+fn named(chunks: &mut Chunks) -> &mut Vec<ObjectRef> {
+    match chunks {
         Chunks::Named(chunks) => chunks,
         Chunks::Listed(_) => panic!("the run names its chunks"),
     }
@@ -289,7 +289,7 @@ fn a_list_of_weights_has_the_numbers_of_the_run() {
 fn the_initial_weights_are_those_of_the_settings() {
     let scene = Scene::new();
     let mut claims = scene.claims(unit(UnitKind::Train, 0));
-    named(&mut claims)[0].digest = Digest::of(b"others");
+    named(&mut claims.base.chunks)[0].digest = Digest::of(b"others");
     assert!(
         scene
             .check_claims(&serde_json::to_value(&claims).expect("JSON"))
@@ -315,13 +315,17 @@ fn work_is_within_the_run() {
         claims.base.round = Round(4);
     }));
     assert!(refused(
-        &|claims| named(claims).truncate(CHUNKS as usize - 1)
+        &|claims| named(&mut claims.base.chunks).truncate(CHUNKS as usize - 1)
     ));
-    assert!(refused(&|claims| named(claims).push(object(20))));
-    assert!(refused(&|claims| named(claims)[2].bytes = Bytes(22)));
+    assert!(refused(
+        &|claims| named(&mut claims.base.chunks).push(object(20))
+    ));
+    assert!(refused(
+        &|claims| named(&mut claims.base.chunks)[2].bytes = Bytes(22)
+    ));
     // The run names its chunks, so nobody lists them.
     assert!(refused(&|claims| {
-        claims.base.chunks = Chunks::Listed(Listed::of(named(claims)).0);
+        claims.base.chunks = Chunks::Listed(Listed::of(named(&mut claims.base.chunks)).0);
     }));
     let work = |shards, steps, steps_before| {
         move |claims: &mut Manifest| {

@@ -4,6 +4,7 @@ use schemas::limits::{LEASE_MAX, OBJECT_BYTES_MAX};
 use schemas::{Bytes, Round, UnitIndex};
 
 use super::super::*;
+use super::named;
 use super::scene::{NOW, Scene, object, unit};
 
 /// What is said of a manifest after a change to it.
@@ -112,9 +113,9 @@ fn no_object_is_larger_than_one_can_be() {
     // A layout whose chunks are larger: the settings agree with it, and it cannot be fetched.
     let chunk = |bytes: u64| {
         let mut scene = Scene::new();
-        scene.spec.model.initial[0].bytes = Bytes(2 * bytes);
+        named(&mut scene.spec.model.initial)[0].bytes = Bytes(2 * bytes);
         checked(&scene, UnitKind::Train, |claims| {
-            claims.base.chunks[0].bytes = Bytes(bytes);
+            named(&mut claims.base.chunks)[0].bytes = Bytes(bytes);
         })
     };
     assert_eq!(chunk(most), Ok(()));
