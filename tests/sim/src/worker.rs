@@ -246,7 +246,7 @@ impl World {
                 span,
                 Happening::Request {
                     route: route.clone(),
-                    request: request.clone(),
+                    request: Box::new(request.clone()),
                 },
             );
         }

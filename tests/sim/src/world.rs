@@ -58,7 +58,7 @@ pub(crate) enum Happening {
     /// A worker's request reaches the coordinator.
     Request {
         route: Route,
-        request: WorkerRequest,
+        request: Box<WorkerRequest>,
     },
     /// A worker's heartbeat reaches the coordinator.
     Heartbeat {
@@ -323,7 +323,7 @@ impl World {
 
     fn happen(&mut self, happening: Happening) {
         match happening {
-            Happening::Request { route, request } => self.request_arrives(route, request),
+            Happening::Request { route, request } => self.request_arrives(route, *request),
             Happening::Heartbeat { worker, heartbeat } => self.heartbeat_arrives(worker, heartbeat),
             Happening::Answer { route, answer } => self.answer_arrives(route, answer),
             Happening::Coordinator { generation, input } => {

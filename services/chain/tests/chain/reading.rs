@@ -196,12 +196,15 @@ fn an_event_of_a_worker_stands_under_both_of_its_subjects() {
         subject.parse().expect("a subject")
     };
     let kind = "stopped";
-    type Named<'a> = &'a dyn Fn(&RunId, &str) -> Incoming;
-    for subject in [&published as Named<'_>, &recorded] {
-        assert_eq!(entry.stands_under(&subject(&run, kind)), Ok(()));
-        let moved = entry.stands_under(&subject(&other, kind));
-        assert_eq!(moved, Err(Misplaced::Run));
-        let moved = entry.stands_under(&subject(&run, "joined"));
+    let both = |run: &RunId, kind: &str| [published(run, kind), recorded(run, kind)];
+    for right in both(&run, kind) {
+        assert_eq!(entry.stands_under(&right), Ok(()));
+    }
+    for moved in both(&other, kind) {
+        assert_eq!(entry.stands_under(&moved), Err(Misplaced::Run));
+    }
+    for moved in both(&run, "joined") {
+        let moved = entry.stands_under(&moved);
         assert!(matches!(moved, Err(Misplaced::Kind { .. })), "{moved:?}");
     }
 }

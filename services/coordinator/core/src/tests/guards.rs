@@ -14,8 +14,7 @@ use schemas::{Code, Millis, Refusal, Round, Tokens, UnixMillis, V};
 
 use crate::fixture::*;
 use crate::{
-    Answer, ControlRequest, Coordinator, Effect, Input, Merged, Peer, ReplyId, Screened,
-    WorkerRequest,
+    Answer, ControlRequest, Coordinator, Effect, Input, Merged, Peer, ReplyId, WorkerRequest,
 };
 
 fn join_with(world: &mut World, asker: Peer, request: JoinRequest) -> ReplyId {

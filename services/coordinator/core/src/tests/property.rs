@@ -10,7 +10,7 @@ use schemas::lease::{LeaseRef, ReleaseRequest, RenewRequest, UnitId};
 use schemas::{Bytes, Code, Millis, Refusal, Steps, V};
 
 use crate::fixture::*;
-use crate::{DeliveryId, Effect, Input, Screened, WorkerRequest};
+use crate::{DeliveryId, Effect, Input, WorkerRequest};
 
 /// One thing that may happen. Numbers choose among what there is.
 #[derive(Clone, Debug)]

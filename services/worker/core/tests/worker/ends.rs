@@ -167,7 +167,7 @@ fn drain_finishes_the_unit_and_leaves() {
     });
     scene.give(Input::Uploaded {
         work,
-        outcome: Ok(vec![ObjectRef::of(b"chunk")]),
+        outcome: Ok(vec![ObjectRef::of(b"chunk")].into()),
     });
     scene.answer(fate(Fate::Merged));
     assert!(scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Submitted { .. }))));

@@ -109,7 +109,7 @@ fn what_is_said_of_other_work_or_of_another_step_changes_nothing() {
         },
         Input::Uploaded {
             work,
-            outcome: Ok(chunk()),
+            outcome: Ok(chunk().into()),
         },
         Input::Uploaded {
             work: NO_WORK,
@@ -258,7 +258,7 @@ fn refuse_result(scene: &mut Scene, epoch: u64) {
     });
     scene.give(Input::Uploaded {
         work,
-        outcome: Ok(vec![ObjectRef::of(b"chunk")]),
+        outcome: Ok(vec![ObjectRef::of(b"chunk")].into()),
     });
     scene.answer(refused(Code::NormOutlier));
     assert!(scene.has(dropped(Code::NormOutlier)));

@@ -263,7 +263,7 @@ impl Play {
             }
             Effect::Upload { .. } => {
                 let outcome = if well {
-                    Ok(vec![ObjectRef::of(b"chunk")])
+                    Ok(vec![ObjectRef::of(b"chunk")].into())
                 } else {
                     Err(refusal())
                 };

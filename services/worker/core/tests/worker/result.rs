@@ -195,7 +195,7 @@ fn the_end_names_the_work_that_it_is_of() {
         });
         scene.give(Input::Uploaded {
             work,
-            outcome: Ok(vec![ObjectRef::of(b"chunk")]),
+            outcome: Ok(vec![ObjectRef::of(b"chunk")].into()),
         });
         let fate = Fate::Merged;
         scene.answer(Ok(Answer::Submit(SubmitReply { v: V, fate })));

@@ -178,7 +178,7 @@ impl Scene {
         });
         scene.give(Input::Uploaded {
             work,
-            outcome: Ok(vec![ObjectRef::of(b"chunk")]),
+            outcome: Ok(vec![ObjectRef::of(b"chunk")].into()),
         });
         (scene, work, held)
     }

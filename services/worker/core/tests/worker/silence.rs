@@ -92,7 +92,7 @@ fn fg_19_an_absence_within_the_lease_costs_no_local_step() {
         );
         scene.give(Input::Uploaded {
             work,
-            outcome: Ok(vec![ObjectRef::of(b"chunk")]),
+            outcome: Ok(vec![ObjectRef::of(b"chunk")].into()),
         });
         // Away again, with the result in hand.
         let (_, Request::Submit(stated)) = scene.request() else {
