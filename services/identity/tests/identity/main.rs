@@ -4,4 +4,5 @@
 mod bus;
 mod domain;
 mod jwt;
+mod jwt_bounds;
 mod tls;
