@@ -8,18 +8,14 @@ use async_nats::jetstream::{self, stream};
 use diloco_audit::Replay;
 use diloco_coordinator::{Ledger, NewEvent};
 use harness::NatsServer;
-use identity::{AuditKey, KeyKind, ManifestKey, SigningKey, TrustBundle};
+use identity::{AuditKey, ManifestKey, TrustBundle};
 use ledger::State;
 use runtime::{Bus, BusConfig, StreamReader, clock};
+use schemas::Round;
 use schemas::event::{LeaseEnd, LedgerEvent};
-use schemas::lease::{LeaseRef, UnitId, UnitKind};
-use schemas::member::{Posture, Session};
-use schemas::run::{
-    Closing, Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision,
-    Rounding, RunSpec, Schedule, TrainerKind,
-};
+use schemas::member::Posture;
+use schemas::run::{RunSpec, TrainerKind};
 use schemas::subject::{AUDIT_STREAM, LEDGER_FILTER, LEDGER_STREAM};
-use schemas::{Epoch, Millis, ObjectRef, Round, RunId, Steps, UnitIndex, V, WorkerId};
 
 use crate::Effort;
 use crate::cluster_run::processor_seconds;
@@ -107,15 +103,7 @@ impl Scene {
             made.context("the server takes no stream")?;
         }
         let key = AuditKey::generate();
-        let account = SigningKey::generate(KeyKind::Account);
-        let trust = TrustBundle {
-            v: V,
-            domain: SigningKey::generate(KeyKind::Operator).public().clone(),
-            tenants: vec![account.public().as_str().parse()?],
-            manifest_keys: vec![ManifestKey::generate().public().clone()],
-            audit_keys: vec![key.public().clone()],
-            ca: "ca.pem".into(),
-        };
+        let trust = kit::trust(ManifestKey::generate().public(), key.public());
         Ok(Self {
             _server: server,
             bus,
@@ -151,36 +139,20 @@ impl Scene {
 
     /// A run of one worker that takes a unit and gives it back, for ever.
     fn events(&self) -> impl Iterator<Item = NewEvent> {
-        let worker: WorkerId = format!("U{}", "A".repeat(55)).parse().expect("a key");
+        let (worker, account) = (kit::worker(0), self.trust.tenants[0].clone());
         let started = LedgerEvent::CoordinatorStarted {
             release: "0".to_owned(),
             posture: Posture::default(),
-            session: Session(1),
+            session: kit::session(1),
         };
         let created = LedgerEvent::RunCreated {
             spec: Box::new(spec()),
-            operator: self.key.public().clone(),
+            operator: kit::operator(),
         };
-        let joined = LedgerEvent::WorkerJoined {
-            worker: worker.clone(),
-            account: self.trust.tenants[0].clone(),
-            audit_key: self.key.public().clone(),
-            trainers: vec![TrainerKind::Synthetic],
-            device: "a bench".to_owned(),
-            release: "0".to_owned(),
-            posture: Posture::default(),
-            session: Session(1),
-        };
+        let joined = kit::joined(worker.clone(), account, kit::join_request(0));
         let opened = LedgerEvent::RoundOpened { round: Round(0) };
         let leases = (1..).flat_map(move |epoch| {
-            let lease = LeaseRef {
-                unit: UnitId {
-                    round: Round(0),
-                    kind: UnitKind::Train,
-                    index: UnitIndex(0),
-                },
-                epoch: Epoch(epoch),
-            };
+            let lease = kit::lease(kit::train(0, 0), epoch);
             let granted = LedgerEvent::LeaseGranted {
                 lease,
                 worker: worker.clone(),
@@ -197,7 +169,7 @@ impl Scene {
         let of_nobody = std::iter::once((None, started));
         let of_run = [created, joined, opened].into_iter().chain(leases);
         of_nobody
-            .chain(of_run.map(|event| (Some(run()), event)))
+            .chain(of_run.map(|event| (Some(kit::run_id()), event)))
             .map(move |(run, event)| NewEvent { time, run, event })
     }
 
@@ -225,52 +197,7 @@ impl Scene {
     }
 }
 
-fn run() -> RunId {
-    "bench".parse().expect("a name")
-}
-
 fn spec() -> RunSpec {
-    let object = |name: &str| ObjectRef::of(name.as_bytes());
-    let codec = Codec {
-        kind: CodecKind::Bf16,
-        rounding: Rounding::Nearest,
-    };
-    RunSpec {
-        v: V,
-        run: run(),
-        model: ModelSpec {
-            trainer: TrainerKind::Synthetic,
-            config: object("config"),
-            layout: object("layout"),
-            chunk_elements: 8,
-            initial: vec![object("initial")].into(),
-            precision: Precision::Fp32,
-        },
-        data: object("data"),
-        schedule: Schedule {
-            rounds: 1,
-            units: 1,
-            inner_steps: Steps(4),
-            batch_sequences: 2,
-            accumulation: 1,
-            sequence_tokens: 4,
-            evaluation_every: 0,
-            evaluation_sequences: 4,
-            snapshot_every: 1,
-        },
-        inner: InnerOptimizer::adamw(1e-3),
-        outer: OuterOptimizer::Average,
-        upload: codec,
-        download: codec,
-        policy: Policy {
-            workers_min: 1,
-            lease: Millis::from_secs(30),
-            silence_max: Millis::from_secs(90),
-            norm_max: 10.0,
-            strikes_max: 3,
-            closing: Closing::All,
-        },
-        error_feedback: false,
-        seed: 7,
-    }
+    let spec = kit::run_spec().rounds(1).units(1);
+    spec.trainer(TrainerKind::Synthetic).build()
 }

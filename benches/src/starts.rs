@@ -9,19 +9,12 @@ use diloco_coordinator::{Ledger, Named, NewEvent};
 use harness::{Cluster, Options};
 use identity::AuditKey;
 use runtime::clock;
-use schemas::contribution::Contribution;
 use schemas::event::LedgerEvent;
-use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
-use schemas::member::{Posture, Session};
 use schemas::permission::Role;
-use schemas::run::{
-    Closing, Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision,
-    Rounding, RunSpec, Schedule, TrainerKind,
-};
+use schemas::run::RunSpec;
 use schemas::sync::SealedInput;
 use schemas::{
-    AccountId, Bytes, Digest, Epoch, Fragment, Millis, ObjectRef, PublicKey, Round, RunId,
-    Sequence, Steps, UnitIndex, V, Weight, WorkerId,
+    Digest, Epoch, Fragment, ObjectRef, Round, RunId, Sequence, Tokens, UnitIndex, Weight,
 };
 use serde_bytes::ByteArray;
 
@@ -35,11 +28,6 @@ const UNITS: u32 = 16;
 const CHUNKS: usize = 4;
 /// The longest wait for a broker that does not answer, and for a checkpoint.
 const PATIENCE: Duration = Duration::from_secs(60);
-const CODEC: Codec = Codec {
-    kind: CodecKind::Bf16,
-    rounding: Rounding::Nearest,
-};
-
 /// The rows of this bench.
 pub(crate) async fn measure(effort: Effort) -> Result<Vec<Row>> {
     let sizes: &[(u64, f64)] = match effort {
@@ -146,11 +134,17 @@ fn run_events(number: u64) -> impl Iterator<Item = NewEvent> {
     let run: RunId = format!("run-{number}").parse().expect("a name");
     let spec = spec(&run);
     let mut first = vec![LedgerEvent::RunCreated {
-        spec: Box::new(spec),
-        operator: key('U', 1).parse().expect("a key"),
+        spec: Box::new(spec.clone()),
+        operator: kit::operator(),
     }];
-    first.extend((0..UNITS).map(joined));
-    let rounds = (0..ROUNDS).flat_map(move |round| round_events(number, round));
+    first.extend((0..UNITS).map(|number| {
+        kit::joined(
+            kit::worker(number),
+            kit::account(1),
+            kit::join_request(number),
+        )
+    }));
+    let rounds = (0..ROUNDS).flat_map(move |round| round_events(&spec, round));
     let events = first.into_iter().chain(rounds);
     let events = events.chain([LedgerEvent::RunCompleted]);
     events.map(move |event| NewEvent {
@@ -160,34 +154,31 @@ fn run_events(number: u64) -> impl Iterator<Item = NewEvent> {
     })
 }
 
-fn round_events(run: u64, round: u64) -> Vec<LedgerEvent> {
-    let lease = |unit: u32| LeaseRef {
-        unit: UnitId {
-            round: Round(round),
-            kind: UnitKind::Train,
-            index: UnitIndex(unit),
-        },
-        epoch: Epoch(1),
-    };
+fn round_events(spec: &RunSpec, round: u64) -> Vec<LedgerEvent> {
+    let run = &spec.run;
+    let lease = |unit: u32| kit::lease(kit::train(round, unit), 1);
     let mut events = vec![LedgerEvent::RoundOpened {
         round: Round(round),
     }];
     events.extend((0..UNITS).map(|unit| LedgerEvent::LeaseGranted {
         lease: lease(unit),
-        worker: worker(unit),
+        worker: kit::worker(unit),
     }));
-    events.extend((0..UNITS).map(|unit| LedgerEvent::ContributionAccepted {
-        lease: lease(unit),
-        worker: worker(unit),
-        contribution: Box::new(contribution(run, round, unit)),
-        norm: 1.5,
-        statement: Digest::of(format!("{run} {round} {unit}").as_bytes()),
-        signature: ByteArray::new([7; 64]),
+    events.extend((0..UNITS).map(|unit| {
+        let name = format!("{run} {round} {unit}");
+        LedgerEvent::ContributionAccepted {
+            lease: lease(unit),
+            worker: kit::worker(unit),
+            contribution: Box::new(kit::contribution(spec, chunks(&name))),
+            norm: 1.5,
+            statement: Digest::of(name.as_bytes()),
+            signature: ByteArray::new([7; 64]),
+        }
     }));
     let input = |unit: u32| SealedInput {
         unit: UnitIndex(unit),
         epoch: Epoch(1),
-        weight: Weight(unit_tokens()),
+        weight: Weight(spec.unit_tokens().get()),
     };
     events.push(LedgerEvent::RoundSealed {
         round: Round(round),
@@ -195,114 +186,28 @@ fn round_events(run: u64, round: u64) -> Vec<LedgerEvent> {
         inputs: (0..UNITS).map(input).collect(),
         rest: 0,
     });
+    let weights = chunks(&format!("weights {run} {round}"));
     events.push(LedgerEvent::RoundClosed {
         round: Round(round),
         fragment: Fragment::FIRST,
-        broadcast: Weights {
-            round: Round(round + 1),
-            codec: CODEC,
-            chunks: chunks(&format!("weights {run} {round}")).into(),
-        },
+        broadcast: kit::weights(round + 1, spec.download, weights),
         norm: 1.0,
-        tokens: schemas::Tokens(unit_tokens() * u64::from(UNITS)),
+        tokens: Tokens(spec.unit_tokens().get() * u64::from(UNITS)),
     });
     events.push(LedgerEvent::SnapshotSaved {
         round: Round(round + 1),
-        manifest: ObjectRef::of(format!("snapshot {run} {round}").as_bytes()),
+        manifest: kit::object(&format!("snapshot {run} {round}")),
     });
     events
 }
 
-fn key(kind: char, number: u32) -> String {
-    let letter = char::from(b'A' + (number % 26) as u8);
-    format!("{kind}{}{letter}", "A".repeat(54))
-}
-
-fn worker(number: u32) -> WorkerId {
-    key('U', number).parse().expect("a key")
-}
-
-fn joined(number: u32) -> LedgerEvent {
-    let account: AccountId = key('A', 1).parse().expect("a key");
-    let audit_key: PublicKey = key('U', number).parse().expect("a key");
-    LedgerEvent::WorkerJoined {
-        worker: worker(number),
-        account,
-        audit_key,
-        trainers: vec![TrainerKind::Reference],
-        device: "a card of some kind".to_owned(),
-        release: "0.1.0".to_owned(),
-        posture: Posture::default(),
-        session: Session(number.into()),
-    }
-}
-
 fn chunks(name: &str) -> Vec<ObjectRef> {
-    let chunk = |chunk: usize| ObjectRef {
-        digest: Digest::of(format!("{name} {chunk}").as_bytes()),
-        bytes: Bytes(8 << 20),
-    };
+    let chunk = |chunk: usize| kit::sized(&format!("{name} {chunk}"), 8 << 20);
     (0..CHUNKS).map(chunk).collect()
 }
 
-fn contribution(run: u64, round: u64, unit: u32) -> Contribution {
-    Contribution {
-        layout: Digest::of(b"layout"),
-        codec: CODEC,
-        chunks: chunks(&format!("contribution {run} {round} {unit}")).into(),
-        tokens: schemas::Tokens(unit_tokens()),
-        steps: Steps(100),
-        loss: 2.5,
-        train_ms: 60_000,
-    }
-}
-
-/// Tokens of a unit: inner steps, sequences of a batch, tokens of a sequence.
-const fn unit_tokens() -> u64 {
-    100 * 8 * 256
-}
-
 fn spec(run: &RunId) -> RunSpec {
-    let object = |name: &str| ObjectRef::of(name.as_bytes());
-    RunSpec {
-        v: V,
-        run: run.clone(),
-        model: ModelSpec {
-            trainer: TrainerKind::Reference,
-            config: object("config"),
-            layout: object("layout"),
-            chunk_elements: 4 << 20,
-            initial: chunks("initial").into(),
-            precision: Precision::Fp32,
-        },
-        data: object("data"),
-        schedule: Schedule {
-            rounds: ROUNDS,
-            units: UNITS,
-            inner_steps: Steps(100),
-            batch_sequences: 8,
-            accumulation: 1,
-            sequence_tokens: 256,
-            evaluation_every: 0,
-            evaluation_sequences: 8,
-            snapshot_every: 1,
-        },
-        inner: InnerOptimizer {
-            final_ratio: 0.1,
-            ..InnerOptimizer::adamw(1e-3)
-        },
-        outer: OuterOptimizer::Average,
-        upload: CODEC,
-        download: CODEC,
-        policy: Policy {
-            workers_min: 1,
-            lease: Millis::from_secs(30),
-            silence_max: Millis::from_secs(90),
-            norm_max: 0.0,
-            strikes_max: 3,
-            closing: Closing::All,
-        },
-        error_feedback: false,
-        seed: 7,
-    }
+    let spec = kit::run_spec().run(run.clone()).rounds(ROUNDS).units(UNITS);
+    let spec = spec.chunk_elements(4 << 20).initial(chunks("initial"));
+    spec.build()
 }

@@ -12,8 +12,8 @@ use crate::store::{Store, incoming_key, refusal};
 
 /// Objects of one request that are looked at at a time.
 const LOOKS_MAX: usize = 16;
-/// Uploads that are remembered as granted; above that all are forgotten, which costs a look at the
-/// store each.
+/// Uploads that are remembered as granted; above that all are forgotten, and an upload whose answer
+/// was lost may be sent once more.
 const REMEMBERED_MAX: usize = 16_384;
 
 /// Uploads that were granted before: a worker that asks for one again may have lost the answer to

@@ -203,15 +203,15 @@ impl Shell {
         Ok(())
     }
 
-    /// Gives the orders among the effects to the foundries, appends the events, all together, and
-    /// then carries out the others in their order: none leaves before the ledger holds what it
-    /// rests on. A foundry works while the disk does: all that it makes are objects, which mean
-    /// nothing until a later event names them.
+    /// Starts the merges among the effects, appends the events, all together, and then carries out
+    /// the others in their order: none leaves before the ledger holds what it rests on. A merge may
+    /// run while the disk writes the seal: it makes an object that means nothing until a later event
+    /// names it.
     async fn carry_out(&mut self, effects: &mut Vec<Effect>) -> Result<Flow, Failure> {
         let (mut events, mut others) = (Vec::new(), Vec::with_capacity(effects.len()));
         for effect in effects.drain(..) {
             match effect {
-                Effect::Foundry { .. } => self.perform_timed(effect).await?,
+                merge if merge.is_merge() => self.perform_timed(merge).await?,
                 Effect::Append { time, run, event } => {
                     tracing::debug!(
                         kind = event.kind(),

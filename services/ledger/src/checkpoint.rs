@@ -12,7 +12,8 @@ use schemas::{Digest, Millis, Sequence, UnixMillis};
 use crate::error::{ApplyError, out_of_place};
 use crate::state::State;
 
-/// Checkpoints that a start can use. The second is there for a store that has lost the first.
+/// Checkpoints whose objects are kept. A start uses the newest; the one before serves a start that
+/// had read its name when the newest was saved.
 pub const CHECKPOINTS_KEPT: usize = 2;
 /// Checkpoints that a state names: those that are kept, and the one before them, so that a
 /// coordinator that died before it deleted that object does so at its next start.

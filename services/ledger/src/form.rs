@@ -1,6 +1,7 @@
 //! The bytes of a checkpoint: a state in a form of its own, so that a change of the state's types
-//! cannot change the bytes unnoticed. Each type is taken apart field by field, and a field that is
-//! added does not compile until it is written here.
+//! cannot change the bytes unnoticed. Each type of this crate is taken apart field by field, and a
+//! field that is added does not compile until it is written here. Types of messages keep their wire
+//! form, which golden files hold.
 //!
 //! The same state gives the same bytes on every machine: maps are ordered, numbers have one form,
 //! nothing is compressed (another release of a compressor would give other bytes). Whenever the

@@ -215,20 +215,20 @@ impl World {
         self.perform(effects);
     }
 
-    /// Gives the orders among effects to the foundry, appends the events, in batches that are
-    /// stored whole or not at all, and then carries out the others in order. The process may die
-    /// before any batch and any effect.
+    /// Starts the merges among effects, appends the events, in batches that are stored whole or not
+    /// at all, and then carries out the others in order. The process may die before any batch and
+    /// any effect.
     fn perform(&mut self, effects: Vec<Effect>) {
-        let order = |effect: &Effect| matches!(effect, Effect::Foundry { .. });
         let append = |effect: &Effect| matches!(effect, Effect::Append { .. });
-        let (orders, effects): (Vec<Effect>, Vec<Effect>) = effects.into_iter().partition(order);
+        let (merges, effects): (Vec<Effect>, Vec<Effect>) =
+            effects.into_iter().partition(Effect::is_merge);
         let (mut events, others): (VecDeque<Effect>, VecDeque<Effect>) =
             effects.into_iter().partition(append);
-        for order in orders {
+        for merge in merges {
             if self.chance.hits(self.faults.crash) {
                 return self.crash_coordinator();
             }
-            self.carry_out(order);
+            self.carry_out(merge);
         }
         let decided = events.len();
         while !events.is_empty() {

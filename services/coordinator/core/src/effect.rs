@@ -1,6 +1,6 @@
-//! What the coordinator asks of the world, in order: an effect is carried out only when every
+//! The coordinator's orders to the world, in their order: an effect is carried out only when every
 //! [`Effect::Append`] before it is in the stream. So nothing leaves the coordinator that the ledger
-//! does not hold.
+//! does not hold. Only a merge may begin earlier ([`Effect::is_merge`]).
 
 use std::sync::Arc;
 
@@ -22,8 +22,8 @@ use crate::input::{DeliveryId, ReplyId};
 /// Something to do.
 #[derive(Clone, Debug)]
 pub enum Effect {
-    /// Append an event to the ledger. When that fails nothing after it is done, and this
-    /// coordinator with its state is given up.
+    /// Append an event to the ledger. When that fails nothing after it is done but a merge, whose
+    /// outcome nobody hears, and this coordinator with its state is given up.
     Append {
         /// When, as the core's state holds it: the event's body carries exactly this time, or a
         /// replay would differ.
@@ -165,6 +165,18 @@ pub enum Effect {
 }
 
 impl Effect {
+    /// True for an order to merge. It may begin before the events before it are in the stream: it
+    /// makes an object that nobody is told of until the next event names it.
+    pub const fn is_merge(&self) -> bool {
+        matches!(
+            self,
+            Self::Foundry {
+                order: Order::Merge { .. },
+                ..
+            }
+        )
+    }
+
     /// Its kind, as logs and numbers name it.
     pub const fn kind(&self) -> &'static str {
         match self {

@@ -57,7 +57,7 @@ impl Turn<'_> {
     }
 
     /// Writes an event of a run: it is in the run at once, and in the ledger before any effect that
-    /// follows.
+    /// follows but a merge.
     pub(crate) fn append(&mut self, run: &mut RunFold<'_>, event: LedgerEvent) {
         let applied = run.apply(self.now, &event);
         applied.expect("the core appends only what follows from its state");

@@ -1,8 +1,7 @@
 //! The check of results: the statement's signature, the list of chunks where there is one, then
 //! each chunk's length, hash and numbers, then the norm of the whole, then the promotion of all. A
-//! chunk that is announced ahead of its
-//! submit is checked while its worker makes the next one; nothing reaches `blobs` but what a good
-//! result names.
+//! chunk that is announced ahead of its submit is checked while its worker makes the next one;
+//! nothing reaches `blobs` but what a good result names.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,6 +28,10 @@ pub(crate) const MAGNITUDE_MAX: f32 = 1e6;
 /// Promotions of one contribution at a time: each is a copy at the store, without its bytes passing
 /// here.
 const PROMOTIONS_MAX: usize = 16;
+
+/// Chunks of one result that wait for a transfer at a time: results of other workers and runs have
+/// their turn between them.
+const CHECKS_MAX: usize = 16;
 
 /// A chunk that may be merged.
 #[derive(Debug)]
@@ -133,27 +136,17 @@ pub(crate) async fn check(
         worker: worker.clone(),
     };
     let chunks = chunks(store, &source, &contribution.chunks).await?;
-    let checks: Vec<Ahead> = (0_u32..)
-        .zip(&chunks)
-        .map(|(index, object)| {
-            match staged
-                .remove(&index)
-                .filter(|ahead| ahead.object == *object)
-            {
-                Some(ahead) => ahead,
-                None => {
-                    let mut one = Staged::new();
-                    stage(&mut one, store, context, source.clone(), index, *object);
-                    one.remove(&index).expect("it was just started")
-                }
-            }
-        })
-        .collect();
+    let checks = (0_u32..).zip(chunks.clone()).map(|(index, object)| {
+        stage(&mut staged, store, context, source.clone(), index, object);
+        let mut ahead = staged.remove(&index).expect("it was just started");
+        async move { (index, (&mut ahead.check).await) }
+    });
+    let mut checks = stream::iter(checks).buffered(CHECKS_MAX);
     let mut whole = ChunkStatistics::default();
-    let mut kept = KeptChunks::with_capacity(checks.len());
-    let mut uploads = Vec::with_capacity(checks.len());
-    for (index, mut ahead) in checks.into_iter().enumerate() {
-        let chunk = match (&mut ahead.check).await {
+    let mut kept = KeptChunks::with_capacity(chunks.len());
+    let mut uploads = Vec::with_capacity(chunks.len());
+    while let Some((index, checked)) = checks.next().await {
+        let chunk = match checked {
             Ok(Ok(chunk)) => chunk,
             Ok(Err(refusal)) => return Err(refusal),
             Err(error) => {
@@ -167,6 +160,7 @@ pub(crate) async fn check(
         kept.push(chunk.kept);
         uploads.push((chunk.key, chunk.object));
     }
+    drop(checks);
     let norm = check_norm(whole.norm(), context.spec.policy.norm_max)?;
     let mut listed = Vec::new();
     if let Some(Listed { list, .. }) = contribution.chunks.listed() {
@@ -269,7 +263,8 @@ async fn check_chunk(
     })
 }
 
-/// Moves the chunks of a good result and their list to `blobs`. From there they count once the ledger says so.
+/// Moves the chunks of a good result and their list to `blobs`. From there they count once the
+/// ledger says so.
 async fn promote(
     store: &Store,
     lease: &LeaseRef,

@@ -111,6 +111,11 @@ impl Ledger {
         self.taken = None;
     }
 
+    /// True when reading began with a checkpoint that covers this event.
+    pub fn begins_behind(&self, sequence: Sequence) -> bool {
+        self.base.is_some_and(|base| sequence <= base.sequence)
+    }
+
     /// The digest of an event from before the place where this process began to read; none where
     /// the stream has none at that position, or nothing was left out.
     ///

@@ -79,10 +79,15 @@ impl Shell {
     /// not follow on a checkpoint, it is read once more from the first event.
     async fn read_on(&mut self, state: &mut State) -> Result<(), Failure> {
         let Self { ledger, mark, .. } = &mut *self;
-        if let Some(marked) = mark.event()
-            && let Some(digest) = ledger.digest_before(marked).await?
-        {
-            mark.found(digest);
+        if let Some(marked) = mark.event().filter(|marked| ledger.begins_behind(*marked)) {
+            match ledger.digest_before(marked).await? {
+                Some(digest) => mark.found(digest),
+                None => {
+                    tell_unusable(&format!("event {marked} is not before it"));
+                    *state = State::default();
+                    ledger.begin_anew();
+                }
+            }
         }
         let mut follow = |state: &mut State, body: EventBody| {
             mark.follow(&body);

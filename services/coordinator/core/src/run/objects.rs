@@ -23,11 +23,12 @@ use crate::turn::{Handled, Outcome, Turn};
 /// asked for again is the same object.
 const UPLOADS_A_CHUNK_MAX: usize = 4;
 /// Most uploads of a worker, for each object that a contribution is made of, that are in no result
-/// which counts, however often it takes a lease and gives it back. Those of one contribution are forgotten in every lease
-/// time: a worker that loses a lease by being slow took at least that long.
+/// which counts, however often it takes a lease and gives it back. Those of one contribution are
+/// forgotten in every lease time: a worker that loses a lease by being slow took at least that long.
 const UNUSED_A_CHUNK_MAX: usize = 4;
-/// Most times that every chunk is read ahead under one lease, while a bad line makes a worker
-/// repeat.
+/// Most chunks that are read ahead under one lease, while a bad line makes a worker repeat: each of
+/// a contribution of [`NAMED_CHUNKS_MAX`] so many times, and each of a larger one twice, since every
+/// hint costs the read of a chunk.
 const STAGED_A_CHUNK_MAX: usize = 16;
 
 /// A read that waited for the data manifest or for a list, and is refused.
@@ -117,8 +118,7 @@ impl RunRoom<'_> {
         }
         let held = self.live.lease_mut(&request.lease.unit);
         held.staged = held.staged.saturating_add(1);
-        // A run of few chunks repeats them as often as one of many.
-        let staged_max = STAGED_A_CHUNK_MAX * chunks.max(NAMED_CHUNKS_MAX);
+        let staged_max = (STAGED_A_CHUNK_MAX * NAMED_CHUNKS_MAX).max(2 * chunks);
         if held.staged <= staged_max && !held.is_checked() {
             let order = Order::Stage {
                 lease: request.lease,
