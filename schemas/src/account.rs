@@ -15,7 +15,7 @@ use crate::subject::{AUDIT_STREAM, LEDGER_STREAM, Lane, events_stream};
 pub struct Crossing {
     /// The lane.
     pub lane: Lane,
-    /// Where it is exported from.
+    /// The account that exports it.
     pub home: Account,
     /// True when it is a service (from the tenant, answered) or a stream (to the tenant).
     pub service: bool,
@@ -49,12 +49,12 @@ pub const CROSSINGS: [Crossing; 4] = [
 ];
 
 impl Crossing {
-    /// What the exporter offers: `diloco.request.*.>`.
+    /// The subject that the exporter offers: `diloco.request.*.>`.
     pub fn exported(&self) -> String {
         format!("{}.*.>", self.lane.prefix())
     }
 
-    /// What the tenant imports: `diloco.request.<account>.>`.
+    /// The subject that the tenant imports: `diloco.request.<account>.>`.
     pub fn imported(&self, account: &str) -> String {
         format!("{}.{account}.>", self.lane.prefix())
     }
@@ -69,7 +69,7 @@ impl Crossing {
 /// subjects below are said by the broker on behalf of the copying stream, and no role may use them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Copied {
-    /// Where it lies.
+    /// The account in which it lies.
     pub home: Account,
     /// Its name.
     pub stream: String,
@@ -102,7 +102,8 @@ impl Copied {
             .collect()
     }
 
-    /// What stands in the audit account for `$JS.API` of the account where the stream lies.
+    /// The subject that stands in the audit account for `$JS.API` of the account where the stream
+    /// lies.
     pub fn api(&self) -> String {
         format!("source.{}", self.stream)
     }

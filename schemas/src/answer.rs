@@ -26,7 +26,7 @@ pub const ANSWER_MARK: u8 = 0xc1;
 pub struct Asked {
     /// The asker's key.
     pub by: PublicKey,
-    /// What it asked.
+    /// Digest of its question.
     pub question: Digest,
 }
 
@@ -36,11 +36,11 @@ pub struct Asked {
 pub struct Answer<T> {
     /// Version.
     pub v: V<1>,
-    /// Who asked.
+    /// The asker's key.
     pub to: PublicKey,
-    /// What was asked.
+    /// Digest of the question.
     pub question: Digest,
-    /// What is answered.
+    /// The answer itself.
     pub reply: Reply<T>,
 }
 

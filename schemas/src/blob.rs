@@ -42,11 +42,11 @@ pub struct Grants {
     pub grants: Vec<Grant>,
 }
 
-/// What to do about one object.
+/// An instruction for one object: the request to send, or nothing to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Grant {
-    /// Which one.
+    /// The object.
     pub digest: Digest,
     /// The request to send; none when an upload is not needed because the store has the object.
     pub action: Option<HttpAction>,
@@ -59,7 +59,7 @@ pub struct Grant {
 pub struct HttpAction {
     /// PUT or GET.
     pub method: Method,
-    /// Where.
+    /// The URL.
     pub href: String,
     /// Headers to send exactly so; the signature covers them.
     pub headers: BTreeMap<String, String>,

@@ -11,7 +11,7 @@ use crate::code::{Code, Refusal};
 use crate::limits::{CHUNKS_MAX, NAMED_CHUNKS_MAX};
 use crate::{Bytes, Digest, Hasher, ObjectRef};
 
-/// What a list begins with: what it is, and its version.
+/// The first bytes of a list: its type and its version.
 const HEADER: &[u8] = b"diloco-chunks/1\n";
 /// Bytes of an entry: a length of 8 bytes, little endian, and a digest.
 const ENTRY_BYTES: usize = 8 + 32;
@@ -33,7 +33,7 @@ pub enum Chunks {
 pub struct Listed {
     /// The object that lists them.
     pub list: ObjectRef,
-    /// How many it lists.
+    /// The number of chunks in it.
     pub chunks: u32,
     /// The sum of their lengths.
     pub total: Bytes,

@@ -3,17 +3,17 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How values travel.
+/// The encoding of values on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Codec {
     /// The number format.
     pub kind: CodecKind,
-    /// How values are rounded to it.
+    /// The rule by which values are rounded to it.
     pub rounding: Rounding,
 }
 
-/// How values are rounded to a narrower format.
+/// The rule by which values are rounded to a narrower format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rounding {
@@ -23,7 +23,7 @@ pub enum Rounding {
     Stochastic,
 }
 
-/// What a codec is for.
+/// The purpose of a codec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carries {
     /// Weights and contributions.
@@ -69,7 +69,7 @@ macro_rules! codecs {
                 }
             }
 
-            /// What may travel in it.
+            /// The values that may travel in it.
             pub const fn carries(self) -> Carries {
                 match self {
                     $(Self::$kind => Carries::$carries,)+

@@ -38,7 +38,7 @@ pub struct SubmitRequest {
     pub signature: ByteArray<64>,
 }
 
-/// What a worker states about a unit.
+/// A worker's signed claims about a unit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Statement {
@@ -72,7 +72,7 @@ pub enum Outcome {
 pub struct Contribution {
     /// The fingerprint of the layout it was made with.
     pub layout: Digest,
-    /// How the chunks are encoded.
+    /// The encoding of the chunks.
     pub codec: Codec,
     /// The chunks of the layout, in order.
     pub chunks: Chunks,
@@ -120,11 +120,11 @@ pub enum Fate {
     Abandoned,
 }
 
-/// A `contribution.submit` that was read to its end. Its signature is not checked: for that one
-/// needs the key that the worker joined with.
+/// A `contribution.submit`, decoded in full. Its signature is not checked yet: the check needs the
+/// key that the worker joined with.
 #[derive(Clone, Debug)]
 pub struct Submission {
-    /// What it states.
+    /// The statement, decoded.
     pub statement: Statement,
     /// The statement's bytes as they were signed.
     pub bytes: Vec<u8>,

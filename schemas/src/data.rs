@@ -14,9 +14,9 @@ use crate::{ObjectRef, Tokens};
 pub struct DataManifest {
     /// Version.
     pub v: V<1>,
-    /// What it was made of, for people.
+    /// The text that it was made of, for people.
     pub source: String,
-    /// How text became tokens.
+    /// The tokenizer that made the tokens.
     pub tokenizer: Tokenizer,
     /// Token ids are below this.
     pub vocabulary: u32,
@@ -30,7 +30,7 @@ pub struct DataManifest {
     pub entropy: Entropy,
 }
 
-/// How text became tokens.
+/// A way to make tokens of text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tokenizer {
@@ -46,7 +46,7 @@ pub enum Tokenizer {
 pub struct Shard {
     /// The object.
     pub object: ObjectRef,
-    /// How many tokens it holds.
+    /// The number of tokens in it.
     pub tokens: Tokens,
 }
 

@@ -27,7 +27,7 @@ pub struct ObjectRef {
     pub bytes: Bytes,
 }
 
-/// Why a text is not a [`Digest`].
+/// The error for a text that is not a [`Digest`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a digest: expected sha256: and 64 lower-case hex digits, got {0:?}")]
 pub struct DigestError(String);

@@ -52,13 +52,13 @@ pub struct EventBody {
     pub time: UnixMillis,
     /// The run it concerns; none for the cluster as a whole.
     pub run: Option<RunId>,
-    /// What happened.
+    /// The event itself.
     pub event: Event,
 }
 
 message!(EventBody, "event", EVENT_BYTES_MAX);
 
-/// What happened, by kind of emitter.
+/// An event, by kind of emitter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
@@ -81,8 +81,8 @@ pub enum LedgerEvent {
     CoordinatorStarted {
         release: String,
         posture: Posture,
-        /// Which process took it, drawn at random: two that begin in the same moment sign different
-        /// events. A ledger of an earlier release names none.
+        /// The process that took it, named by a random number: two that begin in the same moment
+        /// sign different events. A ledger of an earlier release names none.
         #[serde(default)]
         session: Session,
     },
@@ -104,7 +104,7 @@ pub enum LedgerEvent {
         device: String,
         release: String,
         posture: Posture,
-        /// Which life of the worker joined; a ledger of an earlier release names none.
+        /// The life of the worker that joined; a ledger of an earlier release names none.
         #[serde(default)]
         session: Session,
     },
@@ -190,7 +190,7 @@ pub enum LedgerEvent {
     CheckpointSaved { checkpoint: Checkpoint },
 }
 
-/// Why a worker is no longer a member.
+/// The reason why a worker is no longer a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Departure {
@@ -204,7 +204,7 @@ pub enum Departure {
     Replaced,
 }
 
-/// Why a lease ended without a result.
+/// The reason why a lease ended without a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LeaseEnd {

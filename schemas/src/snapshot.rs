@@ -141,7 +141,7 @@ pub struct MergeInput {
     pub worker: WorkerId,
     /// Tokens that it was trained on.
     pub tokens: Tokens,
-    /// How much it counts in the mean.
+    /// Its weight in the mean.
     pub weight: Weight,
     /// Its chunks.
     pub chunks: Chunks,

@@ -24,7 +24,7 @@ pub use incoming::{Incoming, SubjectError, as_sent, recorded_worker, sender_key}
 pub const AUDIT_STREAM: &str = "AUDIT";
 /// Stream of the ledger account: the coordinator's chain.
 pub const LEDGER_STREAM: &str = "LEDGER";
-/// What the streams of the events account begin with; the tenant's account follows.
+/// First part of the names of the streams in the events account; the tenant's account follows.
 pub const EVENTS_STREAM_PREFIX: &str = "EVENTS_";
 /// Work-queue stream that holds offers.
 pub const WORK_STREAM: &str = "WORK";
@@ -35,7 +35,7 @@ pub const LEDGER_FILTER: &str = "diloco.ledger.>";
 /// Events that say that a checkpoint of the ledger was saved; the newest is where a start begins.
 pub const CHECKPOINT_FILTER: &str = "diloco.ledger.cluster.*.checkpoint-saved";
 
-/// How a lane behaves.
+/// The way in which a lane delivers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Request and reply.
@@ -49,7 +49,7 @@ pub enum Kind {
 /// A family of subjects with a common prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lane {
-    /// What a worker asks.
+    /// Questions of workers.
     Request,
     /// A worker's signed events, as it hands them in.
     Event,
@@ -61,7 +61,7 @@ pub enum Lane {
     Telemetry,
     /// Signed orders to workers.
     Command,
-    /// What an operator asks.
+    /// Questions of operators.
     Control,
     /// Offers.
     Work,
@@ -112,19 +112,19 @@ impl Lane {
 pub struct Row {
     /// Its lane.
     pub lane: Lane,
-    /// What follows the lane's prefix in the sender's form; `{…}` are variable tokens.
+    /// The pattern after the lane's prefix in the sender's form; `{…}` are variable tokens.
     pub pattern: &'static str,
-    /// How it behaves.
+    /// The way in which it delivers.
     pub kind: Kind,
     /// The type that is sent.
     pub message: &'static str,
     /// The type of the answer, if it has one.
     pub reply: Option<&'static str>,
-    /// Who may publish.
+    /// The roles that may publish.
     pub publishers: &'static [Role],
-    /// Who may subscribe; streams are read through JetStream instead.
+    /// The roles that may subscribe; streams are read through JetStream instead.
     pub subscribers: &'static [Role],
-    /// What for.
+    /// The purpose.
     pub purpose: &'static str,
 }
 
@@ -153,7 +153,7 @@ const fn joined(parts: [&[Row]; 4]) -> [Row; TABLE_LENGTH] {
     rows
 }
 
-/// What is no question to the coordinator; the order is that of the reference page.
+/// Rows that are no questions to the coordinator; the order is that of the reference page.
 const OTHERS_BETWEEN: &[Row] = &[
     Row {
         lane: Lane::Event,

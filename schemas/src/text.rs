@@ -10,8 +10,8 @@ use crate::UnixMillis;
 /// Longest text on one line, in characters; more is cut. Above every bound that a text has on the
 /// bus.
 const SHOWN_CHARACTERS_MAX: usize = 2048;
-/// What a further line of a text of several lines begins with, so that none of them can pass for a
-/// line of ours.
+/// The beginning of each further line of a text of several lines, so that none of them can pass for
+/// a line of ours.
 const CONTINUED: &str = "\n  | ";
 
 /// A text on one line: what would not be seen, or would be obeyed, is written as `\u{1b}`.
