@@ -196,7 +196,7 @@ mod tests {
         assert!(initial_chunk(0, &[0; 8], 3).is_err(), "another length");
     }
 
-    /// What the core lets a worker upload is what the check of a result expects.
+    /// The length that the core lets a worker upload is the one that the check of a result expects.
     #[test]
     fn the_words_for_codecs_and_the_codecs_agree_on_lengths() {
         for codec in CodecKind::ALL.iter().copied() {

@@ -1,5 +1,5 @@
-//! What is seen of a running coordinator: a span around each input and each effect, with the run,
-//! the round, the unit and the lease that it is about, and the numbers of
+//! Traces and numbers of a running coordinator: a span around each input and each effect, with the
+//! run, the round, the unit and the lease that it is about, and the numbers of
 //! [`runtime::metrics::TABLE`].
 
 use std::time::Duration;

@@ -71,7 +71,7 @@ impl Foundry {
         }
     }
 
-    /// Which it is.
+    /// Its number.
     pub(crate) const fn number(&self) -> FoundryNumber {
         self.number
     }
@@ -95,7 +95,7 @@ impl Drop for Foundry {
     }
 }
 
-/// Where a foundry's answers go.
+/// The way back for a foundry's answers.
 #[derive(Clone, Debug)]
 pub(crate) struct Answers {
     run: RunId,
@@ -116,7 +116,7 @@ impl Answers {
         }
     }
 
-    /// Whose foundry answers.
+    /// The run whose foundry answers.
     pub(crate) const fn run(&self) -> &RunId {
         &self.run
     }

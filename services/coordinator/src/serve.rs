@@ -237,7 +237,7 @@ fn sender(subject: &str, peer: Option<&Peer>) -> String {
     }
 }
 
-/// What was refused lately, by sender; the log holds its lines back by the same rule, by sender and
+/// The recent refusals, by sender; the log holds its lines back by the same rule, by sender and
 /// code.
 struct Refusals {
     throttle: Throttle,

@@ -30,13 +30,13 @@ use crate::workers::Workers;
 
 pub(crate) use self::tables::Tables;
 
-/// How long an event may still take when the process is told to stop: less than service managers
-/// wait.
+/// The time that an event may still take when the process is told to stop: less than service
+/// managers wait.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
-/// How long the last answers may take to leave: they are short, and only a bus that is gone takes
-/// none.
+/// The time that the last answers may take to leave: they are short, and only a bus that is gone
+/// takes none.
 const DECLINE_PATIENCE: Duration = Duration::from_secs(2);
-/// Longest sleep without a deadline: how soon a step of the wall clock is told.
+/// Longest sleep without a deadline: it bounds the time until a step of the wall clock is told.
 const IDLE_MAX: Duration = Duration::from_secs(5);
 /// Most inputs that are decided on before their events are appended: as many as may wait. They
 /// share one append, and so its wait for the disk.
@@ -57,7 +57,7 @@ pub(crate) struct Shell {
     pub(crate) workers: Workers,
 }
 
-/// What comes after a step of the loop.
+/// The way on after a step of the loop.
 enum Flow {
     On,
     /// The core is done.

@@ -22,7 +22,7 @@ const SHOWN_MAX: usize = 512;
 /// seconds.
 const SHOWN_FOR: Duration = Duration::from_secs(60);
 
-/// What workers said last. Clones share it.
+/// The newest heartbeat of each worker. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Workers(Arc<Mutex<Table>>);
 

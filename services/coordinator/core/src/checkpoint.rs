@@ -19,7 +19,7 @@ use crate::effect::Effect;
 /// deployment has some MB, so it is a small part of what the events since the last one took.
 pub const CHECKPOINT_EVERY: u64 = 8192;
 
-/// What this process does about checkpoints.
+/// The state of this process's work on checkpoints.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Checkpoints {
     /// The bytes of one are being written.

@@ -28,7 +28,7 @@ const SENDERS_MAX: usize = 4096;
 /// Longest verb that is recorded; the longest of ours has 20.
 const VERB_BYTES_MAX: usize = 64;
 
-/// How many are recorded.
+/// The rate at which denials are recorded.
 #[derive(Clone, Copy, Debug)]
 struct Rate {
     at_once: u64,
@@ -68,7 +68,7 @@ impl Bucket {
     }
 }
 
-/// What may be recorded now.
+/// The budgets for recording denials.
 #[derive(Debug)]
 pub(crate) struct Denials {
     all: Bucket,

@@ -1,6 +1,6 @@
-//! What the coordinator asks of the world, in order: an effect is carried out only when every
-//! [`Effect::Append`] before it is in the stream. So nothing leaves the coordinator that the ledger
-//! does not hold.
+//! Effects: requests of the coordinator to the world, in order. An effect is carried out only when
+//! every [`Effect::Append`] before it is in the stream. So nothing leaves the coordinator that the
+//! ledger does not hold.
 
 use std::sync::Arc;
 
@@ -25,8 +25,8 @@ pub enum Effect {
     /// Append an event to the ledger. When that fails nothing after it is done, and this
     /// coordinator with its state is given up.
     Append {
-        /// When, as the core's state holds it: the event's body carries exactly this time, or a
-        /// replay would differ.
+        /// The time of the event, as the core's state holds it: the event's body carries exactly
+        /// this time, or a replay would differ.
         time: UnixMillis,
         /// The run it concerns.
         run: Option<RunId>,
@@ -35,9 +35,9 @@ pub enum Effect {
     },
     /// Answer a request.
     Reply {
-        /// Which.
+        /// The request.
         reply: ReplyId,
-        /// With what.
+        /// The answer, or the refusal.
         answer: Result<Answer, Refusal>,
     },
     /// Sign a lease's manifest and answer a claim with it.
@@ -112,7 +112,7 @@ pub enum Effect {
     Sweep {
         /// The worker whose quarantine it is.
         place: Quarantine,
-        /// What may lie there.
+        /// The objects that may lie there.
         objects: Vec<Digest>,
     },
     /// Give an order to a run's foundry, which holds its weights; what comes of it is
@@ -154,12 +154,12 @@ pub enum Effect {
         run: RunId,
         /// The worker.
         worker: WorkerId,
-        /// What it says.
+        /// The heartbeat.
         heartbeat: Box<Heartbeat>,
     },
     /// Everything is in order: end the process.
     Stop {
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }

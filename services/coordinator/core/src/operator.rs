@@ -1,4 +1,4 @@
-//! What operators upload and read: data sets, initial weights, and every object of a run.
+//! Objects that operators upload and read: data sets, initial weights, and every object of a run.
 
 use schemas::blob::GetRequest;
 use schemas::call::ControlVerb;

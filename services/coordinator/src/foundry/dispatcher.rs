@@ -28,7 +28,7 @@ pub(super) enum Message {
     },
 }
 
-/// What a run's foundry keeps in memory. Losing it costs another fetch of each chunk.
+/// The memory of a run's foundry. Losing it costs another fetch of each chunk.
 pub(super) struct Dispatcher {
     domain: String,
     store: Store,

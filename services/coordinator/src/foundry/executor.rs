@@ -27,7 +27,7 @@ use crate::store::Store;
 /// Work that waits for an executor: the core asks for one thing at a time, and a save beside.
 const WORK_MAX: usize = 8;
 
-/// What is to be done to the weights.
+/// A task on the weights.
 #[derive(Debug)]
 pub(super) enum Work {
     Restore {

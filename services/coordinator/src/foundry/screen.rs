@@ -33,7 +33,7 @@ const PROMOTIONS_MAX: usize = 16;
 /// A chunk that may be merged.
 #[derive(Debug)]
 pub(crate) struct Chunk {
-    /// Where it lies in quarantine.
+    /// Its place in quarantine.
     key: IncomingKey,
     object: ObjectRef,
     statistics: ChunkStatistics,
@@ -60,7 +60,7 @@ impl Drop for Ahead {
     }
 }
 
-/// Whose chunk is checked, and under which lease it was uploaded.
+/// The worker whose chunk is checked, and the lease under which it was uploaded.
 #[derive(Clone, Debug)]
 pub(crate) struct Source {
     pub(crate) run: RunId,
@@ -181,7 +181,7 @@ pub(crate) async fn check(
 }
 
 impl Source {
-    /// Where an upload under the lease lies.
+    /// The place of an upload under the lease.
     fn key(&self, digest: Digest) -> IncomingKey {
         let place = Quarantine::Worker {
             run: self.run.clone(),
@@ -290,8 +290,8 @@ async fn promote(
         .await
 }
 
-/// What is not in the quarantine of the lease was not uploaded under it, whatever else the store
-/// has of this digest.
+/// The refusal for an object that is not in the quarantine of the lease: it was not uploaded under
+/// it, whatever else the store has of this digest.
 fn missing(
     lease: &LeaseRef,
     what: &dyn std::fmt::Display,

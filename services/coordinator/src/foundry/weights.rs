@@ -37,7 +37,7 @@ pub(crate) struct Piece {
     pub(crate) slots: BTreeMap<Slot, Arc<Vec<f32>>>,
 }
 
-/// What a step does to every chunk.
+/// The arithmetic that a step applies to every chunk.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Step {
     optimizer: OuterOptimizer,
@@ -75,7 +75,7 @@ impl Input {
     }
 }
 
-/// What a step on one chunk gave.
+/// The outcome of a step on one chunk.
 #[derive(Debug)]
 pub(crate) struct Stepped {
     /// The new parameters as they are published.

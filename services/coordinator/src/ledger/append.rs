@@ -25,12 +25,13 @@ use super::{Ledger, LedgerError, NewEvent, REPEATED};
 /// Header that widens an expected sequence from one subject to a filter; the broker then compares
 /// with the last message of any ledger event.
 const EXPECTED_FILTER: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
-/// How long one publish waits for its acknowledgement: above the fail-over of a replicated stream
-/// (6 s).
+/// The time for which one publish waits for its acknowledgement: above the fail-over of a
+/// replicated stream (6 s).
 const ACK_WAIT: Duration = Duration::from_secs(8);
 /// First and longest pause between two tries.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-/// How often the log says that the ledger takes no event now; a full disk lasts for minutes.
+/// The time after which the log says again that the ledger takes no event now; a full disk lasts
+/// for minutes.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 /// Characters of a batch's id that say which batch it is; an id has 64 at most, and a dot and the
 /// number of the try follow, which no process brings to 15 digits.
@@ -46,7 +47,7 @@ struct Pending {
     payload: Bytes,
 }
 
-/// How long the broker is asked again.
+/// The time for which the broker is asked again.
 struct Patience {
     deadline: Instant,
     backoff: Backoff,

@@ -1,5 +1,5 @@
-//! Where a start begins: the newest checkpoint that the ledger names, and the events from before
-//! it, which are not read unless one of them is asked for.
+//! The point at which a start begins: the newest checkpoint that the ledger names, and the events
+//! from before it, which are not read unless one of them is asked for.
 
 use chain::{End, Proof};
 use runtime::{StoredMessage, StreamSpan};
@@ -21,7 +21,7 @@ pub(crate) struct Place {
     pub(crate) stream_sequence: u64,
 }
 
-/// What the ledger says of its newest checkpoint.
+/// The ledger's word on its newest checkpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Named {
     /// No checkpoint was saved yet.

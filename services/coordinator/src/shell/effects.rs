@@ -20,7 +20,8 @@ use crate::guard::answered;
 use crate::queue;
 use crate::store::incoming_key;
 
-/// How long a command may be obeyed after it was signed: covers clocks that differ, not more.
+/// The time for which a command may be obeyed after it was signed: it covers clocks that differ,
+/// not more.
 const COMMAND_LIFE_SECONDS: u64 = 120;
 
 impl Shell {

@@ -14,10 +14,10 @@ use crate::checkpoint::{self, tell_unusable};
 use crate::ledger::LedgerError;
 use crate::mark::StoreMark;
 
-/// How far the ledger's newest event may lie ahead of this machine's clock for a start to wait
-/// until it is past. Clocks of one site differ by less. Beyond it one of the two clocks was wrong,
-/// and nobody can say which: the ledger's time goes on, since it never runs back, and no run stands
-/// still for it.
+/// The longest time by which the ledger's newest event may lie ahead of this machine's clock for a
+/// start to wait until it is past. Clocks of one site differ by less. Beyond it one of the two
+/// clocks was wrong, and nobody can say which: the ledger's time goes on, since it never runs back,
+/// and no run stands still for it.
 const BEHIND_WAIT_MAX: Millis = Millis::from_secs(10);
 
 impl Shell {

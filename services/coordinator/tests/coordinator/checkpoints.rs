@@ -235,7 +235,7 @@ fn file(folder: &Path, name: &str) -> Option<PathBuf> {
     })
 }
 
-/// What the coordinator's last life logged.
+/// The log of the coordinator's last life.
 async fn restarted(scene: &mut scene::Scene) -> String {
     let before = scene.cluster.process("coordinator").log().len();
     scene.cluster.kill9("coordinator");

@@ -34,12 +34,13 @@ fn names(name: &str, count: u64) -> Vec<String> {
         .collect()
 }
 
-/// What a read came to.
+/// The outcome of a read.
 #[derive(Debug, PartialEq)]
 struct Read {
     bodies: Vec<EventBody>,
     foreign: u64,
-    /// Where the first event lies that was signed and does not follow, and why it does not.
+    /// The position of the first event that was signed and does not follow, and the reason why it
+    /// does not.
     broken: Option<(u64, String)>,
 }
 

@@ -60,7 +60,7 @@ impl Regrant for NoOther {
     }
 }
 
-/// What the run trains; nobody here does.
+/// The model that the run names; no test here trains it.
 fn model() -> ModelConfig {
     model_of(300)
 }

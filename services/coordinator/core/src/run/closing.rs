@@ -1,4 +1,4 @@
-//! When a round has what it needs.
+//! The condition under which a round is complete.
 
 use ledger::OpenSync;
 use schemas::run::Closing;

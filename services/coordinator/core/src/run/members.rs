@@ -223,7 +223,7 @@ pub(crate) fn check_session(member: &Member, session: Session) -> Result<(), Ref
     }
 }
 
-/// What an older process is told.
+/// The refusal for an older process of a worker.
 pub(crate) fn replaced(member: &Member) -> Refusal {
     let Member {
         device,

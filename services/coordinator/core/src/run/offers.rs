@@ -15,8 +15,8 @@ use crate::run::RunRoom;
 use crate::run::live::Offered;
 use crate::turn::Turn;
 
-/// How often the delivery of a unit that is not complete is kept from being delivered again: a
-/// third of the consumer's `ack_wait` of 60 s, so that two may get lost.
+/// The time after which the delivery of a unit that is not complete is held back once more: a third
+/// of the consumer's `ack_wait` of 60 s, so that two such messages may get lost.
 const HOLD_EVERY: Millis = Millis::from_secs(20);
 
 impl RunRoom<'_> {

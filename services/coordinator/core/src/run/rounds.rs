@@ -24,7 +24,7 @@ use crate::turn::Turn;
 
 const ASKED: &str = "the set that the foundry was asked to merge is the next";
 
-/// What a run needs next, besides its workers' results.
+/// The next step that a run needs, besides its workers' results.
 #[derive(Debug, PartialEq)]
 enum Step {
     Restore,

@@ -1,4 +1,4 @@
-//! What operators may have written to the ledger.
+//! Tests of the bound on events that operators cause in the ledger.
 
 use schemas::control::{OperatorObjects, RunNew};
 use schemas::event::LedgerEvent;
