@@ -19,7 +19,7 @@ use crate::trainers;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct WorkerConfig {
-    /// Which peers must prove who they are.
+    /// The peers that must prove their identity.
     pub auth: AuthConfig,
     /// The bus.
     pub bus: BusConfig,
@@ -29,9 +29,9 @@ pub struct WorkerConfig {
     pub store: StoreSection,
     /// Objects that are kept on disk.
     pub cache: CacheSection,
-    /// How it trains.
+    /// Settings of the training.
     pub training: TrainingSection,
-    /// What every service has.
+    /// Settings that every service has.
     pub service: ServiceConfig,
 }
 
@@ -115,7 +115,7 @@ impl Default for TrainingSection {
 pub struct Checked {
     /// The values.
     pub config: WorkerConfig,
-    /// How openly this process runs.
+    /// The layers of protection that this process relaxed.
     pub posture: Posture,
     /// The run.
     pub run: RunId,
@@ -125,11 +125,11 @@ pub struct Checked {
     pub audit_key: Arc<AuditKey>,
     /// The authority that the store's certificate needs.
     pub store_trust: Trust,
-    /// What it can train with, sorted.
+    /// The trainers that it can use, sorted.
     pub trainers: Vec<TrainerKind>,
-    /// What it computes on, for people.
+    /// The device that it computes on, for people.
     pub device: String,
-    /// What it has to show, some of which ends.
+    /// The credentials and certificates that it shows, some of which end.
     pub materials: Materials,
 }
 

@@ -179,7 +179,7 @@ impl Chain {
     }
 }
 
-/// Where events are handed in.
+/// The entrance for events.
 #[derive(Clone, Debug)]
 pub(crate) struct Events(mpsc::Sender<WorkerEvent>);
 

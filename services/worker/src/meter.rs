@@ -1,4 +1,4 @@
-//! What a worker counts while it lives, for its heartbeats.
+//! Counts of a worker over its life, for its heartbeats.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,7 +29,7 @@ pub(crate) struct Meter {
     device_memory: AtomicU64,
 }
 
-/// What a worker's time goes to.
+/// A use of a worker's time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lane {
     Fetch,

@@ -35,7 +35,7 @@ use crate::verify::{self, Expected};
 
 /// Inputs that wait for the core; each of the few tasks has one at a time.
 const INPUTS_MAX: usize = 64;
-/// How long an orderly end may take before the process ends without the coordinator's answers.
+/// The time that an orderly end may take before the process ends without the coordinator's answers.
 pub(crate) const STOP_PATIENCE: Millis = Millis::from_secs(8);
 /// The same reason for waiting is logged again after this.
 const WAITING_SHOWN: Duration = Duration::from_secs(30);

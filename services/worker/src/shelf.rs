@@ -52,7 +52,7 @@ impl Shelf {
     }
 }
 
-/// What is wanted and not among `shards`, each once.
+/// Objects that are wanted and not among `shards`, each once.
 fn missing(shards: &BTreeMap<Digest, TokenShard>, wanted: &[ObjectRef]) -> Vec<ObjectRef> {
     let missing: BTreeMap<Digest, ObjectRef> = wanted
         .iter()

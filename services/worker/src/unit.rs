@@ -32,7 +32,7 @@ use crate::state::StateFolder;
 /// Longest wait for the answer to a hint.
 const STAGE_PATIENCE: Millis = Millis::from_secs(5);
 
-/// What the work of every lease of a run needs.
+/// Tools that the work of every lease of a run needs.
 #[derive(Clone)]
 pub(crate) struct UnitTools {
     pub(crate) asker: Asker,

@@ -12,14 +12,15 @@ use schemas::run::{Codec, CodecKind, Rounding, RunSpec};
 use schemas::{Chunks, Code, Digest, Millis, ObjectRef, Refusal, RunId, UnixMillis, WorkerId};
 use worker_core::NotVerified;
 
-/// How far the coordinator's time may be from what this worker takes it for, and how far this
-/// machine's clock from the coordinator's before somebody should look.
+/// The tolerance for windows of signed documents: the coordinator's time may differ by this much
+/// from this worker's idea of it. A clock of this machine that differs by more is reported, so that
+/// somebody looks at it.
 pub(crate) const SKEW: Millis = Millis::from_secs(60);
 /// Longest window of a document, beyond a lease: what is signed for longer could be kept and shown
 /// again.
 const WINDOW_EXTRA_SECONDS: u64 = 3600;
 
-/// What a document must agree with.
+/// The facts that a document must agree with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Expected<'a> {
     /// The keys that may sign.

@@ -11,7 +11,7 @@ use crate::stage::Stage;
 use crate::verdict::{Verdict, verdict};
 use crate::worker::Worker;
 
-/// What the answer to a join said.
+/// The facts from the answer to a join.
 #[derive(Clone, Debug)]
 pub(crate) struct Membership {
     pub(crate) spec: RunSpec,

@@ -29,11 +29,11 @@ pub struct Worker {
     pub(crate) membership: Option<Membership>,
     /// The stage's request that waits for its answer.
     pub(crate) asked: Option<Asked>,
-    /// When the stage's request is sent (again).
+    /// The time at which the stage's request is sent (again).
     pub(crate) ask_at: UnixMillis,
     /// Requests that failed, one after another.
     pub(crate) pace: Pace,
-    /// How long to wait for the answer to the stage's request.
+    /// The time to wait for the answer to the stage's request.
     pub(crate) patience: Patience,
     /// Units that this machine failed, one after another.
     pub(crate) faults: Pace,
@@ -403,7 +403,7 @@ impl Worker {
         }
     }
 
-    /// What the join gave, for what happens only after one.
+    /// The answer to the join, for code that runs only after one.
     pub(crate) fn member(&self) -> &Membership {
         self.membership
             .as_ref()

@@ -41,11 +41,11 @@ use worker_core::{ResultEnd, WorkId};
 
 pub(super) use file::{Marks, Saved, put_aside, remove};
 
-/// What contributions were short of, one value for each parameter.
+/// The part of the contributions that the codec took, one value for each parameter.
 pub(super) struct Residual {
-    /// As of the last result that counts.
+    /// The part that is owed, as of the last result that counts.
     owed: Vec<f32>,
-    /// What the contribution that is on its way will have left when it counts.
+    /// The part that the contribution on its way will leave when it counts.
     left: Vec<f32>,
     on_its_way: Option<Contribution>,
     marks: Marks,

@@ -38,12 +38,14 @@ pub(super) struct Saver {
     lane: Option<JoinHandle<()>>,
 }
 
-/// Where the two threads meet. Neither holds it longer than to lay down or to take a state.
+/// The meeting place of the two threads. Neither holds it longer than it takes to put a state in or
+/// to take one out.
 #[derive(Default)]
 struct Mailbox {
     slot: Mutex<Slot>,
     changed: Condvar,
-    /// How often a residual was withdrawn. Held while one is put in its place or removed.
+    /// The number of times that a residual was withdrawn. Held while one is put in its place or
+    /// removed.
     withdrawals: Mutex<u64>,
 }
 

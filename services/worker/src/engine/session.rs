@@ -19,7 +19,7 @@ pub(crate) struct Fragment(pub(crate) u32);
 pub(super) struct Session {
     opening: Opening,
     pub(super) trainer: Box<dyn Trainer>,
-    /// Where the run has error feedback.
+    /// The residual; there when the run has error feedback.
     pub(super) residual: Option<Residual>,
     fragments: Vec<FragmentState>,
     /// Inner steps are being done: parameters change between two of them only.
@@ -32,16 +32,16 @@ pub(super) struct Session {
 /// The weights of one fragment.
 struct FragmentState {
     range: Range<usize>,
-    /// Whose the global weights are, once complete.
+    /// The digest of the global weights, once they are complete.
     weights: Option<Digest>,
     /// Elements that were loaded since weights were last expected.
     loaded: usize,
     fault: Option<Refusal>,
-    /// How the parameters stand to the weights that arrive.
+    /// The way in which weights that arrive reach the parameters.
     writing: Writing,
 }
 
-/// When weights that arrive are written to the parameters.
+/// The time at which weights that arrive are written to the parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Writing {
     /// Chunk by chunk, while the next one is on its way: they replace all parameters of the

@@ -118,7 +118,7 @@ fn settings() -> anyhow::Result<Settings> {
 struct Worker {
     trainer: TorchTrainer,
     sampler: UnitSampler,
-    /// What its contributions were short of; zeros without feedback.
+    /// The part of its contributions that the codec took; zeros without feedback.
     residual: Vec<f32>,
 }
 

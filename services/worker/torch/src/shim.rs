@@ -66,7 +66,7 @@ pub(crate) struct AdamW {
     pub(crate) beta2: f64,
     pub(crate) decay: f64,
     pub(crate) epsilon: f64,
-    /// What gradients are divided by first.
+    /// The divisor that is applied to gradients first.
     pub(crate) gradient_scale: f64,
 }
 
@@ -264,7 +264,7 @@ pub(crate) fn limit_interop_threads() {
     let _ = unsafe { diloco_torch_interop_threads(1) };
 }
 
-/// How the loaded library was built.
+/// The build configuration of the loaded library.
 pub(crate) fn config() -> String {
     // SAFETY: the callee returns a C string from `malloc`, which is ours to free.
     unsafe {

@@ -252,7 +252,7 @@ fn resumes_bit_for_bit() {
     assert_eq!(error.code(), Code::WorkerStateInvalid);
 }
 
-/// What was done to a state, by name.
+/// A change to a state, with its name.
 type Poison<'a> = (&'a str, &'a dyn Fn(&mut InnerMoments));
 
 /// Each was written by the trainer itself, so its form is right; then some of its numbers were made

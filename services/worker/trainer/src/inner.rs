@@ -178,7 +178,7 @@ impl InnerMoments {
         }
     }
 
-    /// What about these values cannot be, if anything.
+    /// Refuses values that cannot be, and names the first of them.
     fn check(&self) -> Result<(), String> {
         if self.steps > STEPS_MAX {
             return Err(format!("{} steps are more than any run has", self.steps));

@@ -1,5 +1,5 @@
-//! Whatever is answered, in whatever order: one lease at a time, no result under a lost lease, and
-//! always a way on.
+//! Properties that hold whatever the answers are and whatever their order: one lease at a time, no
+//! result under a lost lease, and always a way on.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use schemas::public::CommandVerb;
 use schemas::{Code, Millis, ObjectRef, Refusal, Steps, Tokens, UnixMillis, V};
 use worker_core::{Answer, Effect, Input, NotVerified, Request, RequestId, ResultEnd, WorkId};
 
-/// What the world does next. Numbers pick among what is outstanding, modulo its count.
+/// The world's next move. Numbers pick among the open requests or works, modulo their count.
 #[derive(Clone, Debug)]
 enum Move {
     /// Answer a request as it should be answered.
@@ -55,7 +55,7 @@ struct Play {
     scene: Scene,
     /// Requests that have not been answered; some never will be.
     open: Vec<(RequestId, Request)>,
-    /// What the shell does for each work, as far as it was not stopped.
+    /// The work that the shell is doing, as far as it was not stopped.
     running: BTreeMap<WorkId, Effect>,
     /// All works there ever were, with their leases where verified.
     works: Vec<(WorkId, Option<LeaseRef>)>,

@@ -13,7 +13,7 @@ use worker_core::{
 };
 
 pub(crate) const LEASE: Millis = Millis(30_000);
-/// How far the coordinator's clock is ahead of the worker's.
+/// The time by which the coordinator's clock is ahead of the worker's, in milliseconds.
 pub(crate) const AHEAD: u64 = 7_000;
 
 pub(crate) fn worker_id() -> WorkerId {

@@ -17,7 +17,7 @@ const TENSOR: &str = "residual";
 /// The key of the name of the inner state that a residual belongs to.
 const INNER: &str = "inner";
 
-/// Whose a residual is.
+/// Marks of the owner of a residual.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::engine) struct Marks {
     /// The trust domain, the run, and the digest of its settings.

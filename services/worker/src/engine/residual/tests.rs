@@ -1,4 +1,4 @@
-//! What each end does to the residual, in memory and on disk.
+//! Tests of the effect of each end on the residual, in memory and on disk.
 
 use std::path::Path;
 
@@ -28,7 +28,7 @@ fn fresh(elements: usize) -> Residual {
     Residual::new(vec![0.0; elements], Marks::new(OWNER, &layout()))
 }
 
-/// What arrives of a contribution of `local` from zero, in pieces of `size`.
+/// The values that arrive of a contribution of `local` from zero, in pieces of `size`.
 fn send_in(
     residual: &mut Residual,
     work: u64,

@@ -151,7 +151,7 @@ impl Scene {
         expected.expect("a model is open")
     }
 
-    /// Why weights that were loaded are not taken over.
+    /// The code with which a blend of loaded weights is refused.
     async fn blend_refused(&self, weights: Digest) -> Code {
         let blended = self.engine.blend(ALL, weights, Alpha::TAKE_OVER).await;
         blended.expect_err("they are not whole").code

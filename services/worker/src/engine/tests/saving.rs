@@ -182,7 +182,7 @@ fn start_victim(path: &Path) -> Child {
         .expect("starts")
 }
 
-/// When the process is killed in a write.
+/// The moment in a write at which the process is killed.
 #[derive(Clone, Copy, Debug)]
 enum Moment {
     /// After so many quarters of the state; the last is the time of its synchronisation and rename.

@@ -137,7 +137,7 @@ impl Scene {
         )
     }
 
-    /// What a coordinator gone astray would sign.
+    /// Checks claims signed by a coordinator that may have gone astray.
     pub(super) fn check_claims(&self, claims: &Value) -> Result<Manifest, NotVerified> {
         self.check(
             &self
