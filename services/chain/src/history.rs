@@ -7,8 +7,8 @@ use schemas::{Digest, Sequence};
 
 use crate::end::{End, Stand};
 
-/// How far back behind a gap events are told from each other: an event that comes after its
-/// successors from one whose position is taken.
+/// The number of newest events behind a gap whose digests are kept. They tell an event that comes
+/// after its successors from one whose position is taken.
 pub const REMEMBERED: u64 = 1024;
 
 /// A chain as far as it was read.
@@ -37,12 +37,12 @@ impl History {
         }
     }
 
-    /// Where it ends.
+    /// The end of the chain.
     pub const fn end(&self) -> End {
         self.end
     }
 
-    /// How an event, whose body has `digest`, stands to the chain. Nothing is added.
+    /// The relation to the chain of an event whose body has `digest`. Nothing is added.
     /// [`Stand::Passed`] is an event from before the chain was followed.
     pub fn stand(&self, body: &EventBody, digest: Digest) -> Stand {
         match self.end.stand(body.sequence, body.previous, digest) {

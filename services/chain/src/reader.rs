@@ -14,7 +14,7 @@ pub struct Reader {
     history: History,
 }
 
-/// What a message in the ledger's stream is.
+/// The judgement on a message in the ledger's stream.
 #[derive(Debug)]
 pub enum Judgement {
     /// The next event.
@@ -56,7 +56,7 @@ impl Reader {
         &self.writers
     }
 
-    /// Where the chain ends.
+    /// The end of the chain.
     pub const fn end(&self) -> End {
         self.history.end()
     }

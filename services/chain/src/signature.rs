@@ -34,7 +34,7 @@ pub fn signed(key: &PublicKey, signature: [u8; SIGNATURE_BYTES], body: Vec<u8>) 
 /// as fast.
 #[derive(Clone, Debug)]
 pub struct Signatures {
-    /// What is signed before a body.
+    /// The bytes that are signed before a body.
     prefix: Vec<u8>,
     tabled: BTreeMap<PublicKey, TabledKey>,
 }
@@ -76,8 +76,8 @@ fn verifying_key(public: &str) -> Option<VerifyingKey> {
     VerifyingKey::from_bytes(&user_key(public)?).ok()
 }
 
-/// What is signed for an event's `body` in `domain` (the domain's id as text): `0xFF`, purpose,
-/// `0x00`, sha256 of the domain's id, body.
+/// The bytes that are signed for an event's `body` in `domain` (the domain's id as text): `0xFF`,
+/// purpose, `0x00`, sha256 of the domain's id, body.
 pub fn signed_bytes(domain: &str, body: &[u8]) -> Vec<u8> {
     let domain = Digest::of(domain.as_bytes());
     [&[0xFF], PURPOSE, &[0x00], domain.as_bytes(), body].concat()

@@ -68,7 +68,7 @@ mod tests {
 
     use super::*;
 
-    /// What the library says of a key that it may not take at all.
+    /// The library's verdict on a key that it may refuse altogether.
     fn strict(key: [u8; 32], signature: &[u8; 64], message: &[u8]) -> bool {
         let signature = Signature::from_bytes(signature);
         VerifyingKey::from_bytes(&key)

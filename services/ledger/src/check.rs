@@ -1,4 +1,4 @@
-//! What must hold after every event, whatever the events were.
+//! Invariants that hold after every event, whatever the events were.
 
 use schemas::contribution::Fate;
 use schemas::lease::{UnitId, UnitKind};
@@ -105,7 +105,8 @@ impl Run {
         Ok(())
     }
 
-    /// What is merged are accepted results of this round, each once, and some of them weigh.
+    /// Checks that the inputs of a merge are accepted results of this round, each once, and that
+    /// some of them weigh.
     fn check_inputs(&self, sync: SyncId, open: &OpenSync) -> Result<(), String> {
         let counts = |input: &&MergeInput| {
             let unit = input.lease.unit;

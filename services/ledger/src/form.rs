@@ -33,7 +33,7 @@ pub const FORMAT: u8 = 1;
 /// Deepest nesting: state, runs, run, open syncs, open sync, inputs, input, chunks, chunk, and room.
 const DEPTH_MAX: usize = 32;
 
-/// Why bytes are not a checkpoint.
+/// The reason why bytes are not a checkpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// Longer than any checkpoint; nothing was parsed.
@@ -45,7 +45,7 @@ pub enum CheckpointError {
     /// A state, and then more bytes.
     #[error("{0} bytes follow the state")]
     Trailing(usize),
-    /// What must hold in every state does not hold.
+    /// An invariant of the state does not hold.
     #[error("the state contradicts itself: {0}")]
     Contradiction(String),
 }

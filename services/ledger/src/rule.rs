@@ -1,4 +1,4 @@
-//! What a ledger holds a run to under its closing rule, one arm a rule.
+//! The bounds that a ledger keeps a run to under its closing rule, one arm a rule.
 
 use schemas::run::Closing;
 

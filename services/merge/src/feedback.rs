@@ -24,7 +24,7 @@ pub struct Owed<'a> {
     pub base: &'a [f32],
     /// The weights that it ended with.
     pub local: &'a [f32],
-    /// What the contributions before were short of.
+    /// The part of earlier contributions that the codec took and that is still owed.
     pub residual: &'a [f32],
 }
 

@@ -21,7 +21,7 @@ pub(crate) enum Width {
 }
 
 impl Vectors {
-    /// What every processor of the target has.
+    /// The instructions that every processor of the target has.
     pub(crate) const BASELINE: Self = Self(Width::Baseline);
 
     /// The widest set of this processor. Cheap: detection is cached by the standard library.

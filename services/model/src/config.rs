@@ -36,9 +36,9 @@ pub enum ModelError {
     Field {
         /// The field of `config.json`.
         field: &'static str,
-        /// What it says.
+        /// Its value.
         value: String,
-        /// What would be accepted.
+        /// The values that would be accepted.
         wanted: String,
     },
 }

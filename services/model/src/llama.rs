@@ -73,7 +73,7 @@ pub(crate) struct LlamaFile {
     mlp_bias: bool,
 }
 
-/// How transformers 5 writes the rotary settings.
+/// The form in which transformers 5 writes the rotary settings.
 #[derive(Serialize, Deserialize)]
 struct RopeParameters {
     #[serde(default = "default_rope")]
@@ -83,7 +83,7 @@ struct RopeParameters {
 
 const MODEL_TYPE: &str = "llama";
 const ARCHITECTURE: &str = "LlamaForCausalLM";
-/// What transformers takes where `rope_theta` is absent.
+/// The value that transformers takes where `rope_theta` is absent.
 const ROPE_THETA: f64 = 10_000.0;
 
 fn silu() -> String {

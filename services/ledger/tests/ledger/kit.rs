@@ -11,7 +11,7 @@ use serde_bytes::ByteArray;
 
 pub(crate) use kit::{run_id, worker};
 
-/// When every event happened.
+/// The time of every event.
 pub(crate) const TIME: UnixMillis = UnixMillis(1);
 
 /// The settings of [`kit::run_spec`] with a third round, weights in one chunk, and an outer step
@@ -185,7 +185,7 @@ impl Book {
         assert!(expected, "{event:?}: {error}");
     }
 
-    /// Why an event does not follow.
+    /// The reason why an event does not follow.
     pub(crate) fn error(&mut self, run: Option<&RunId>, event: &LedgerEvent) -> ApplyError {
         let before = self.0.clone();
         let error = self.try_note(run, event).expect_err("it does not follow");
