@@ -16,10 +16,10 @@ pub struct Machine {
     store_port: String,
 }
 
-/// What a command said.
+/// The outcome of a command.
 #[derive(Debug)]
 pub struct Said {
-    /// How it ended.
+    /// Its exit status.
     pub status: ExitStatus,
     /// Both of its streams.
     pub text: String,
@@ -210,7 +210,7 @@ impl Drop for Machine {
                 .arg(&folder)
                 .args(["down", "--drain", "0s"])
                 .current_dir(self.scratch.path());
-            // What a failed test has left may be past stopping in order.
+            // A failed test may have left processes that no longer stop in order.
             let _stopped = down.output();
         }
     }

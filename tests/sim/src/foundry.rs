@@ -14,7 +14,7 @@ use crate::plan::{audit_key, run_id, worker_id};
 use crate::store::Model;
 use crate::world::{Happening, World};
 
-/// What the executor and the screen were asked to do; each takes a while.
+/// A job for the executor or the screen; each takes a while.
 #[derive(Debug)]
 pub(crate) enum Job {
     Restore {

@@ -26,7 +26,7 @@ struct Message {
     next_at: UnixMillis,
 }
 
-/// What became of a try to deliver.
+/// The outcome of a try to deliver.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Try {
     /// The message was settled.

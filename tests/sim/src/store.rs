@@ -19,7 +19,7 @@ pub(crate) struct Store {
     pub(crate) incoming: BTreeSet<Digest>,
     /// Chunks that hold a NaN. Only screening knows.
     pub(crate) poisoned: BTreeSet<Digest>,
-    /// What lists hold, of all that were ever made.
+    /// The contents of all lists that were ever made.
     lists: BTreeMap<Digest, Vec<ObjectRef>>,
     /// Checkpoints of the ledger.
     pub(crate) checkpoints: BTreeMap<Digest, Vec<u8>>,

@@ -28,7 +28,7 @@ const NOT_EXHAUSTIVE: &str = "E0004";
 /// The root files of a crate, below its `src`.
 const ROOTS: &[&str] = &["lib.rs", "main.rs"];
 
-/// Why a mutant is not in the woven build.
+/// The reason why a mutant is not in the woven build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Out {
     /// It does not compile, so nobody can ship it.
@@ -59,7 +59,7 @@ pub(super) struct Loom<'a> {
     pub(super) mutants: &'a [Mutant],
     pub(super) cargo: &'a dyn Fn(&[&str]) -> Command,
     pub(super) packages: &'a [&'a str],
-    /// Where it is kept from run to run which mutants are not in the build.
+    /// The file that keeps, from run to run, the mutants that are not in the build.
     pub(super) memory: &'a Path,
 }
 
@@ -107,7 +107,7 @@ impl Loom<'_> {
         bail!("the woven build does not compile after {ROUNDS_MAX} rounds")
     }
 
-    /// What is not in the build by an earlier run over the same code.
+    /// The mutants that are not in the build, by an earlier run over the same code.
     fn remembered(&self) -> Result<BTreeMap<u32, Out>> {
         let kept = fs::read_to_string(self.memory).unwrap_or_default();
         let kept: BTreeSet<&str> = kept.lines().collect();

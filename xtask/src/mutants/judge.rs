@@ -16,21 +16,21 @@ use crate::process;
 
 /// Between two looks at a program of tests.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
-/// How much longer than without a mutant the tests may take: the machine may be busy.
+/// The factor by which the tests may take longer than without a mutant: the machine may be busy.
 const TIMES_SLOWER: u32 = 20;
-/// How long they may take in any case.
+/// The time that they may take in any case.
 const TIME_LEAST: Duration = Duration::from_secs(15);
-/// How many of the slower tests are run one by one.
+/// The number of slower tests that are run one by one.
 const SINGLY: usize = 3;
-/// How long a test may take without any mutant.
+/// The time that a test may take without any mutant.
 const TIME_UNCHANGED: Duration = Duration::from_secs(300);
-/// What a mutant that allocates for ever may take, in KiB of address space.
+/// The memory that a mutant may take when it allocates for ever, in KiB of address space.
 const MEMORY_KIB: &str = "12000000";
 /// Tests that take no longer together are run first, in one process: most mutants end there. The
 /// next ones follow one by one, the others together.
 const QUICK: Duration = Duration::from_millis(150);
 
-/// How a mutant ended.
+/// The end of a mutant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum End {
     /// A test failed.
@@ -60,14 +60,14 @@ struct Test {
     time: Duration,
 }
 
-/// What a run without mutants says of a test.
+/// The facts about a test from a run without mutants.
 struct Learnt {
     name: String,
     millis: u64,
     reached: Vec<u32>,
 }
 
-/// What was learnt, by the stamp of a program.
+/// The facts that were learnt, by the stamp of a program.
 type Memory = BTreeMap<String, Vec<Learnt>>;
 
 /// Tells a program from what it is after another build.
@@ -83,7 +83,7 @@ fn stamp(program: &Path) -> Result<String> {
     ))
 }
 
-/// What an earlier run learnt; nothing when there was none.
+/// The facts that an earlier run learnt; none when there was none.
 fn read_memory(path: &Path) -> Memory {
     let text = fs::read_to_string(path).unwrap_or_default();
     let read: Value = serde_json::from_str(&text).unwrap_or_default();

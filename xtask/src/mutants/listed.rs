@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::find::{self, Lines, Places};
 use crate::process;
 
-/// What is done to the code.
+/// The kind of a change to the code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Genre {
     /// A function returns a value at once.
@@ -35,13 +35,13 @@ pub(crate) struct Mutant {
     pub(super) file: PathBuf,
     pub(super) genre: Genre,
     pub(super) replacement: String,
-    /// Where the code that is replaced begins: a line from 1, a column in characters from 0.
+    /// The place where the replaced code begins: a line from 1, a column in characters from 0.
     pub(super) from: (usize, usize),
-    /// Where it ends.
+    /// The place where it ends.
     pub(super) to: (usize, usize),
     /// It returns `impl Trait`: another type cannot be returned beside the one that is there.
     pub(super) returns_opaque: bool,
-    /// Its place in the list, from 1: what the switch in a woven build knows it by.
+    /// Its place in the list, from 1: the switch in a woven build knows the mutant by this number.
     pub(super) number: u32,
 }
 

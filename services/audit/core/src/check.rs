@@ -24,14 +24,14 @@ use crate::verdict::Verdict;
 /// workers. Strangers do not fill this: what they say is not recorded. An event has some hundred
 /// bytes, and 16 KiB at most.
 pub const HELD_MAX: usize = 16_384;
-/// How far an emitter's clock may lie after the broker's, or go back: machines without NTP drift by
-/// seconds a day.
+/// The time by which an emitter's clock may lie after the broker's, or go back: machines without
+/// NTP drift by seconds a day.
 pub const CLOCK_SKEW_MAX: Millis = Millis::from_secs(600);
 
 /// A record after its checks.
 #[derive(Clone, Debug)]
 pub struct Checked {
-    /// What it came to.
+    /// The verdict.
     pub verdict: Verdict,
     /// Everything that is wrong or strange.
     pub findings: Vec<Found>,
@@ -119,8 +119,9 @@ impl Auditor {
         results
     }
 
-    /// What is still open at the end of the stream, whose last position is `last`: events whose
-    /// emitter never joined, and messages that the stream counts and does not give.
+    /// Reports everything that is still open at the end of the stream, whose last position is
+    /// `last`: events whose emitter never joined, and messages that the stream counts and does not
+    /// give.
     pub fn conclude(&mut self, last: StreamSequence) -> Vec<Checked> {
         let mut results: Vec<Checked> = Vec::new();
         while let Some(held) = self.held.pop_front() {
@@ -182,7 +183,7 @@ impl Auditor {
         self.tally.faulty_workers()
     }
 
-    /// What it all came to so far.
+    /// The summary of everything so far.
     pub fn summary(&self) -> Summary {
         let emitters = EmitterSummary::all(&self.chains, &self.enrolled);
         Summary::new(

@@ -62,7 +62,7 @@ type Speaker = (AccountId, RunId, WorkerId);
 pub struct Tail {
     /// Its position in the tenant's stream.
     pub stream: u64,
-    /// Whose chain.
+    /// The emitter of the chain.
     pub emitter: PublicKey,
     /// Its position in the chain.
     pub sequence: Sequence,
@@ -79,12 +79,12 @@ pub struct Candidate {
     pub run: RunId,
     /// The worker.
     pub worker: WorkerId,
-    /// What happened, as one token.
+    /// The event's kind, as one token.
     pub kind: String,
     event: Entry,
 }
 
-/// What came of a message so far.
+/// The outcome of a message so far.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Heard {
     /// An answer of our own that somebody had sent here. Nobody is to blame that we know of.
@@ -99,7 +99,7 @@ pub enum Heard {
     Candidate(Box<Candidate>),
 }
 
-/// How an event stands to its chain.
+/// The relation of an event to its chain.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Linked {
     /// It follows: to be recorded.
@@ -118,11 +118,11 @@ pub struct Intake {
     enrolled: BTreeMap<Speaker, BTreeSet<PublicKey>>,
     rates: BTreeMap<WorkerId, Rate>,
     tails: BTreeMap<Speaker, Option<Tail>>,
-    /// How far the copy shows each chain.
+    /// The position up to which the copy shows each chain.
     reached: BTreeMap<PublicKey, Sequence>,
 }
 
-/// What a worker may still send now.
+/// The events and bytes that a worker may still send now.
 #[derive(Clone, Copy, Debug)]
 struct Rate {
     /// In thousandths, so that milliseconds count.
@@ -378,7 +378,7 @@ impl Candidate {
         (self.account.clone(), self.run.clone(), self.worker.clone())
     }
 
-    /// How it stands to the recorded end of its chain.
+    /// Its relation to the recorded end of its chain.
     pub fn link(&self, tail: Option<&Tail>) -> Linked {
         // Another key is another chain, and begins at its beginning.
         let tail = tail.filter(|tail| tail.emitter == self.event.body.emitter);

@@ -1,4 +1,4 @@
-//! What a whole replay came to.
+//! The outcome of a whole replay.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -65,18 +65,18 @@ pub struct Summary {
 pub struct ForeignMessage {
     /// Its position in the stream.
     pub stream_sequence: StreamSequence,
-    /// Why it is in no chain, in words.
+    /// The reason why it is in no chain, in words.
     pub reason: String,
 }
 
-/// What is wrong with the account of one worker.
+/// Faults in the account of one worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FaultyWorker {
     /// The run under which it spoke, by the subject.
     pub run: RunId,
     /// The worker, by the subject.
     pub worker: WorkerId,
-    /// How many things are wrong.
+    /// The number of faults.
     pub faults: u64,
     /// The first of them, in words.
     pub first: String,
@@ -100,7 +100,7 @@ pub struct EmitterSummary {
 pub struct RunSummary {
     /// Its name.
     pub run: RunId,
-    /// Where it stands.
+    /// The phase that it is in.
     pub phase: RunPhase,
     /// Rounds that are closed.
     pub rounds_closed: Round,
@@ -110,7 +110,7 @@ pub struct RunSummary {
     pub issued: Tokens,
     /// Tokens of leases held now.
     pub in_flight: Tokens,
-    /// What became of the others.
+    /// The fates of the others.
     pub fates: Vec<(Fate, Tokens)>,
     /// True when issued tokens equal the sum of fates and those in flight.
     pub adds_up: bool,

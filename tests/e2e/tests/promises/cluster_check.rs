@@ -105,7 +105,7 @@ async fn a_ledger_that_takes_no_batches_learns_to_and_nothing_else_changes() {
     cluster.diloctl_ok(&["cluster", "check"]).await;
 }
 
-/// What the broker counts of a message besides subject, headers and payload.
+/// The bytes that the broker counts for a message besides subject, headers and payload.
 const OVERHEAD_BYTES: usize = 34;
 
 async fn info(cluster: &Cluster, role: Role, name: &str) -> stream::Info {

@@ -56,7 +56,7 @@ fn chunk(spec: &RunSpec, value: f32) -> Vec<u8> {
         .repeat((spec.model.initial.objects()[0].bytes.get() / 4) as usize)
 }
 
-/// Where the store keeps a verified object.
+/// The path at which the store keeps a verified object.
 fn blob(cluster: &Cluster, digest: Digest) -> PathBuf {
     let hex = digest.hex();
     cluster

@@ -42,7 +42,7 @@ pub(crate) struct Log {
     pub(crate) records: Vec<Record>,
 }
 
-/// What a generated log looks like.
+/// The shape of a generated log.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) workers: u8,

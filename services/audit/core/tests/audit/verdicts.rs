@@ -1,4 +1,4 @@
-//! What the auditor says of whole logs, and of each single thing that can be wrong.
+//! Tests of the auditor's verdicts on whole logs, and on each single fault.
 
 use audit_core::{CLOCK_SKEW_MAX, Finding, HELD_MAX, Notice, StreamSequence, Verdict};
 use schemas::event::{Departure, Event, EventBody, LedgerEvent, SignedEvent, WorkerEvent};

@@ -1,5 +1,5 @@
-//! What is tried: every row of the table in every form, with one's own names and with everybody
-//! else's, and the broker's own subjects.
+//! The subjects that are tried: every row of the table in every form, with one's own names and with
+//! everybody else's, and the broker's own subjects.
 
 use std::collections::BTreeSet;
 

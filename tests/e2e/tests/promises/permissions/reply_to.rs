@@ -135,8 +135,8 @@ fn places(
     places
 }
 
-/// What is asked: mostly nothing, which is answered as well; a consumer is asked to deliver to the
-/// place itself.
+/// The payload of a request: mostly empty, which is answered as well. A request to create a
+/// consumer asks it to deliver to the place itself.
 fn payload(subject: &str, place: &str) -> Vec<u8> {
     let named = subject
         .strip_prefix("$JS.API.CONSUMER.CREATE.")

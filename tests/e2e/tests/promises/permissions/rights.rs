@@ -1,5 +1,5 @@
-//! What each role should be allowed, read from the rows of `schemas` and from nothing that makes the
-//! tokens.
+//! The rights that each role should have, read from the rows of `schemas` and from nothing that
+//! makes the tokens.
 
 use schemas::PublicKey;
 use schemas::permission::{LEDGER_WRITER_DENIED, PLUMBING, Role};
