@@ -1,6 +1,7 @@
 //! Effects: requests of the coordinator to the world, in order. An effect is carried out only when
 //! every [`Effect::Append`] before it is in the stream. So nothing leaves the coordinator that the
-//! ledger does not hold.
+//! ledger does not hold. Orders to a foundry may go out earlier, since its objects mean nothing
+//! until a later event names them.
 
 use std::sync::Arc;
 
