@@ -1,5 +1,5 @@
-//! The accounts of a domain: what lies in each, what crosses from one to the other, and what the
-//! broker itself copies.
+//! The accounts of a domain: the streams in each, the messages that cross from one to the other,
+//! and the copies that the broker itself makes.
 //!
 //! The broker publishes an answer where the asker says, with the answerer's rights, and follows a
 //! subject that is an import into the exporter's account. So the ledger lies where nobody but its
@@ -108,7 +108,7 @@ impl Copied {
         format!("source.{}", self.stream)
     }
 
-    /// Under which subject the broker delivers what it copies.
+    /// The subject under which the broker delivers its copies.
     pub fn delivery(&self) -> String {
         format!("copy.{}", self.stream)
     }

@@ -17,7 +17,7 @@ const HEADER: &[u8] = b"diloco-chunks/1\n";
 const ENTRY_BYTES: usize = 8 + 32;
 
 /// The chunks of a contribution, of weights or of outer state, in the layout's order. Named chunks
-/// are an array on the wire, a list is a map: what was written before there were lists reads as it
+/// are an array on the wire, a list is a map: messages from before there were lists read as they
 /// did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Chunks {
@@ -137,7 +137,7 @@ impl Listed {
         Bytes((HEADER.len() + chunks * ENTRY_BYTES) as u64)
     }
 
-    /// Checks what can be known without the list: its numbers agree with each other.
+    /// Checks the facts that are known without the list: its numbers agree with each other.
     ///
     /// # Errors
     /// [`Code::ListMismatch`].

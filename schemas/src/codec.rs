@@ -34,7 +34,7 @@ pub enum Carries {
 }
 
 /// Declares the codecs, one a line: its number, its name on the wire, the elements of a block in
-/// the bytes of its encoding, and what it carries.
+/// the bytes of its encoding, and the values that it carries.
 macro_rules! codecs {
     ($($(#[doc = $doc:literal])+ $kind:ident = $number:literal, $name:literal: $elements:literal in $bytes:literal, $carries:ident;)+) => {
         /// A number format on the wire, little endian.

@@ -1,4 +1,5 @@
-//! Results: a signed statement about what a unit came to, with the objects it uploaded.
+//! Results: a worker's signed statement about the outcome of a unit, with the objects that were
+//! uploaded for it.
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::{ByteArray, ByteBuf};

@@ -77,7 +77,7 @@ impl DataManifest {
     /// these checks.
     ///
     /// # Errors
-    /// [`Code::DataInvalid`], naming what contradicts what.
+    /// [`Code::DataInvalid`], naming both sides of the contradiction.
     pub fn validate(&self) -> Result<(), Refusal> {
         let invalid = |reason: String| {
             Err(Refusal::new(

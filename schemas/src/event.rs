@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// An event as it is sent and stored. Key and signature stand beside the body in one payload and
-/// not in headers: who reads what strangers send asks for no headers, since a header can be
+/// not in headers: a reader of strangers' messages asks for no headers, since a header can be
 /// anything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -150,9 +150,10 @@ pub enum LedgerEvent {
         statement: Digest,
         signature: ByteArray<64>,
     },
-    /// These contributions are merged, and no others: what comes to the round later is late. A set
-    /// of more than [`SEALED_MAX`](crate::limits::SEALED_MAX) is named by several events in a row,
-    /// ascending by unit; `rest` counts what the following ones name, and 0 completes the seal.
+    /// These contributions are merged, and no others: contributions that come to the round later
+    /// are late. A set of more than [`SEALED_MAX`](crate::limits::SEALED_MAX) is named by several
+    /// events in a row, ascending by unit; `rest` counts the contributions that the following ones
+    /// name, and 0 completes the seal.
     RoundSealed {
         round: Round,
         fragment: Fragment,
@@ -171,8 +172,8 @@ pub enum LedgerEvent {
     },
     /// A full snapshot of the weights that round `round` starts from stands.
     SnapshotSaved { round: Round, manifest: ObjectRef },
-    /// An operator ordered something that changes state, and may; what it asks in vain, or again,
-    /// is not recorded.
+    /// An operator gave an order that changes state, and that it may give. Orders that are refused
+    /// or repeated are not recorded.
     ControlReceived { operator: PublicKey, verb: String },
     /// Somebody was refused. A few of each sender are recorded at once, then one now and again;
     /// `suppressed` counts the others, of anybody, since the last.

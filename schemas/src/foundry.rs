@@ -64,14 +64,14 @@ pub enum Order {
         /// The uploaded object.
         object: ObjectRef,
     },
-    /// Forget what was staged or kept for a lease that ended.
+    /// Forget everything that was staged or kept for a lease that ended.
     Unstage {
         /// The lease.
         lease: LeaseRef,
     },
     /// Check a result: signature, objects at the store, layout, sizes, finite, norm; promote its
-    /// objects; answer with [`Answer::Screened`]. The coordinator has checked what the statement
-    /// says about lease, tokens and steps.
+    /// objects; answer with [`Answer::Screened`]. The coordinator has checked the statement's
+    /// lease, tokens and steps.
     Screen {
         /// This check.
         screening: ScreeningId,

@@ -54,7 +54,7 @@ const KEY_CHARACTERS: usize = 56;
 
 /// Stands in subjects where an event concerns no single run.
 pub const CLUSTER: &str = "cluster";
-/// Stands in the keys of what operators upload, where workers have their run.
+/// A token in the keys of operators' uploads; keys of workers' uploads have the run in that place.
 pub const OPERATOR: &str = "operator";
 /// Names that no run may have.
 const RESERVED: [&str; 2] = [CLUSTER, OPERATOR];

@@ -16,8 +16,8 @@ pub const EVENT_BYTES_MAX: usize = 16 << 10;
 /// Longest signed event: a body, and room for its key, its signature and their names.
 pub const SIGNED_EVENT_BYTES_MAX: usize = EVENT_BYTES_MAX + 512;
 /// Longest order to a foundry, and longest answer: a restore names all merges since the last full
-/// snapshot, with every chunk of every contribution, and a data manifest lists its shards. Longer
-/// than what the bus carries: between processes such a one travels as an object.
+/// snapshot, with every chunk of every contribution, and a data manifest lists its shards. It is
+/// longer than a message on the bus may be: between processes such an order travels as an object.
 pub const FOUNDRY_BYTES_MAX: usize = 64 << 20;
 /// Most inputs that one event seals: three numbers of at most 9 bytes each, and one that says so,
 /// stay well below [`EVENT_BYTES_MAX`] together.

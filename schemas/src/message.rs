@@ -110,7 +110,7 @@ pub(crate) fn encode<M: Message>(message: &M, mut before: Vec<u8>) -> Vec<u8> {
     before
 }
 
-/// The bound on what is parsed.
+/// Refuses bytes that are longer than the type allows, before they are parsed.
 pub(crate) fn check_length<M: Message>(bytes: &[u8]) -> Result<(), DecodeError> {
     match bytes.len() <= M::BYTES_MAX {
         true => Ok(()),

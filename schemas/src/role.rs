@@ -1,6 +1,6 @@
 //! The accounts of a domain and the roles in them: each credential is issued for one role.
 
-/// An account, by what it is for.
+/// An account, by its purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Account {
     /// Coordinators and operators; the queue of offers, and the buckets.

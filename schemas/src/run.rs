@@ -37,8 +37,8 @@ pub struct RunSpec {
     pub upload: Codec,
     /// The encoding of global weights.
     pub download: Codec,
-    /// A worker adds to a contribution what the codec took from its last one that counted. Left
-    /// out of the message when false, so that settings of before keep their digest.
+    /// A worker adds to a contribution the part that the codec took from its last one that counted.
+    /// Left out of the message when false, so that older settings keep their digest.
     #[serde(default, skip_serializing_if = "is_false")]
     pub error_feedback: bool,
     /// Rules for workers and leases.
@@ -195,8 +195,8 @@ pub struct Policy {
     pub norm_max: f64,
     /// Refused results of one worker before it is removed from the run.
     pub strikes_max: u32,
-    /// The rule by which a round is sealed. Left out where it is the first rule there was, so that
-    /// the digests of settings made before there was a choice stay what they are.
+    /// The rule by which a round is sealed. Left out of the message when it is the oldest rule, so
+    /// that settings from before there was a choice keep their digest.
     #[serde(default, skip_serializing_if = "Closing::is_all")]
     pub closing: Closing,
 }
@@ -289,10 +289,10 @@ impl RunSpec {
         self.model.initial.count() + usize::from(self.model.initial.listed().is_some())
     }
 
-    /// True if an uploaded object of a contribution may have this length: what the upload codec
-    /// makes of one of the initial weights' chunks. Their lengths were compared with the layout
-    /// when the run was created. Where they are listed, the length of the list is one, and any up
-    /// to that of the largest chunk: the check of the result reads the list and is exact.
+    /// True if an uploaded object of a contribution may have this length: the length of the upload
+    /// codec's encoding of one of the initial weights' chunks. Their lengths were compared with the
+    /// layout when the run was created. Where they are listed, the length of the list is one, and
+    /// any up to that of the largest chunk: the check of the result reads the list and is exact.
     pub fn is_upload_length(&self, bytes: Bytes) -> bool {
         let encoded = |elements| self.upload.kind.encoded_bytes(elements);
         match &self.model.initial {
@@ -368,7 +368,7 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-/// Checks that the codecs of a run can carry what they are for.
+/// Checks that the codecs of a run can carry the values that they are used for.
 ///
 /// # Errors
 /// [`Code::CodecUnfit`].
@@ -398,7 +398,7 @@ pub fn check_chunk_elements(elements: u64) -> Result<(), Refusal> {
 
 /// Writes a number for people as the shortest decimal that reads back as the same, in 64 bits:
 /// texts that hold every number in 64 bits, such as TOML and trees of JSON, would make
-/// 0.699999988079071 of 0.7. On the wire it is what it is.
+/// 0.699999988079071 of 0.7. On the wire the number is not changed.
 ///
 /// # Errors
 /// The serializer's own.

@@ -116,7 +116,7 @@ impl SnapshotManifest {
     }
 }
 
-/// One outer step: what was merged, in the order in which it was added.
+/// One outer step: the inputs of its merge, in the order in which they were added.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MergeRecord {

@@ -2,8 +2,8 @@
 //! and parsed here only.
 //!
 //! Workers live in their tenant's account and never name it. The broker puts the account into the
-//! third token of what crosses into another account, so a subject has two forms: the sender's, and
-//! the one that [`Incoming`] parses.
+//! third token of each subject that crosses into another account, so a subject has two forms: the
+//! sender's, and the one that [`Incoming`] parses.
 
 mod incoming;
 
@@ -235,7 +235,8 @@ pub fn worker_event_subject(run: &RunId, worker: &WorkerId, kind: &str) -> Strin
     format!("{}.{run}.{worker}.{kind}", Lane::Event.prefix())
 }
 
-/// `diloco.record.<account>.<run>.<worker>.<kind>`, as who checked the event publishes it.
+/// `diloco.record.<account>.<run>.<worker>.<kind>`, as the service that checked the event publishes
+/// it.
 pub fn record_subject(account: &AccountId, run: &RunId, worker: &WorkerId, kind: &str) -> String {
     format!("{}.{account}.{run}.{worker}.{kind}", Lane::Record.prefix())
 }
@@ -268,8 +269,8 @@ pub fn heartbeat_subject(run: &RunId, worker: &WorkerId) -> String {
 }
 
 /// `diloco.command.<account>.<run>.<worker>.<verb>`, as the coordinator publishes it. There is no
-/// subject for all workers: who asks chooses where the broker publishes the answer, and one answer
-/// would reach them all.
+/// subject for all workers: an asker chooses the subject of its answer, and one answer would reach
+/// them all.
 pub fn command_subject(
     account: &AccountId,
     run: &RunId,

@@ -9,7 +9,7 @@ use crate::member::Session;
 use crate::message::{V, message};
 use crate::{Bytes, Millis, Steps, Tokens};
 
-/// `heartbeat`: what the worker is doing.
+/// `heartbeat`: a worker's report of its present work.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Heartbeat {

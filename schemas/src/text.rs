@@ -14,7 +14,8 @@ const SHOWN_CHARACTERS_MAX: usize = 2048;
 /// a line of ours.
 const CONTINUED: &str = "\n  | ";
 
-/// A text on one line: what would not be seen, or would be obeyed, is written as `\u{1b}`.
+/// A text on one line: a character that would be invisible, or that a terminal would obey, is
+/// written in the form `\u{1b}`.
 #[derive(Clone, Copy, Debug)]
 pub struct Shown<'a>(pub &'a str);
 
@@ -23,13 +24,14 @@ pub struct Shown<'a>(pub &'a str);
 #[derive(Clone, Copy, Debug)]
 pub struct ShownLines<'a>(pub &'a str);
 
-/// A text of lines that is itself what was asked for, such as what a model wrote: line ends and
+/// A text of several lines that the user asked for, such as the output of a model: line ends and
 /// tabs stay, nothing else that a terminal obeys.
 #[derive(Clone, Copy, Debug)]
 pub struct ShownText<'a>(pub &'a str);
 
-/// A JSON document on one line that a terminal shows as it is: what [`Shown`] would write otherwise
-/// becomes `\u001b`. It can only stand in texts, where that means the same.
+/// A JSON document on one line that a terminal shows as it is: characters that [`Shown`] escapes
+/// are written in the form `\u001b`. They can occur only in JSON strings, where that means the
+/// same.
 #[derive(Clone, Copy, Debug)]
 pub struct ShownJson<'a>(pub &'a str);
 

@@ -59,7 +59,7 @@ pub struct RunView {
     pub workers_min: u32,
     /// Leases held.
     pub leases: u32,
-    /// Tokens by what became of them.
+    /// Tokens by their fate.
     pub tokens: Vec<(Fate, Tokens)>,
     /// Speed of all members together, by their heartbeats.
     pub tokens_per_second: f64,

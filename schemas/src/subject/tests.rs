@@ -1,4 +1,4 @@
-//! Subjects: what is built parses back, and strange ones are refused.
+//! Tests of subjects: a subject that was built parses back, and strange ones are refused.
 
 use std::borrow::Cow;
 

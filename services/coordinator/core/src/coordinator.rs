@@ -45,8 +45,8 @@ pub struct Settings {
 
 /// Every decision of the coordinator. Give it inputs one at a time, carry its effects out in order.
 ///
-/// What concerns one run is decided in its room (`RunRoom`), which reaches nothing else. Here is
-/// what concerns all of them.
+/// Matters of one run are decided in its room (`RunRoom`), which reaches nothing else. Matters of
+/// all runs are decided here.
 #[derive(Debug)]
 pub struct Coordinator {
     pub(crate) settings: Settings,
@@ -252,7 +252,7 @@ impl Coordinator {
         }
     }
 
-    /// Replies to a worker's request and records what is to be recorded.
+    /// Replies to a worker's request, and records the request where the ledger needs it.
     fn conclude(&mut self, peer: &Peer, verb: Verb, reply: ReplyId, handled: Handled) {
         match handled {
             Ok(Outcome::Now(answer)) => self.reply(reply, Ok(answer)),
@@ -302,7 +302,7 @@ impl Coordinator {
         }
     }
 
-    /// Takes what came of an order to a run's foundry.
+    /// Takes the answer to an order to a run's foundry.
     fn foundry_answered(&mut self, run: &RunId, answer: foundry::Answer) {
         match answer {
             foundry::Answer::Screened { screening, verdict } => {

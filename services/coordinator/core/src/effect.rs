@@ -108,15 +108,15 @@ pub enum Effect {
         /// The delivery.
         delivery: DeliveryId,
     },
-    /// Delete what was uploaded under a lease that is over: what counts lies in `blobs`, and the
-    /// rest counts nowhere. A hint: what is not deleted is forgotten by the store some days later.
+    /// Delete the uploads under a lease that is over: those that count lie in `blobs`, and the rest
+    /// counts nowhere. A hint: the store forgets uploads that are not deleted some days later.
     Sweep {
         /// The worker whose quarantine it is.
         place: Quarantine,
         /// The objects that may lie there.
         objects: Vec<Digest>,
     },
-    /// Give an order to a run's foundry, which holds its weights; what comes of it is
+    /// Give an order to a run's foundry, which holds its weights; the answer comes as
     /// `Input::Foundry`. The first order to each is to restore the weights, the last to forget
     /// them.
     Foundry {
@@ -149,7 +149,7 @@ pub enum Effect {
         /// The object.
         object: Digest,
     },
-    /// Show what a member says of itself: it can be true, and it is the newest.
+    /// Show a member's report about itself: it is plausible, and it is the newest.
     Heard {
         /// The run.
         run: RunId,
@@ -213,7 +213,8 @@ pub enum Answer {
 /// Under which prefix of the bucket `incoming` objects are uploaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Quarantine {
-    /// A worker's, under one lease: what lies there was uploaded by it and under this lease.
+    /// The quarantine of a worker under one lease: all objects in it were uploaded by that worker
+    /// under that lease.
     Worker {
         /// The run.
         run: RunId,

@@ -16,8 +16,8 @@ pub(crate) const ORDERS_MAX: usize = 16_384;
 /// The time after which one of them is forgotten: some 40 MB a day at worst, so one operator needs
 /// weeks to fill a ledger of 2 GiB.
 const ORDER_EVERY: Millis = Millis::from_secs(1);
-/// Operators whose orders are counted; above that those who have none left to forget make room,
-/// which changes nothing for them.
+/// Operators whose orders are counted; above that, operators with no orders left to forget make
+/// room, which changes nothing for them.
 const OPERATORS_MAX: usize = 1024;
 
 impl Coordinator {

@@ -252,8 +252,8 @@ impl RunRoom<'_> {
         self.free_unit(turn, lease, worker);
     }
 
-    /// Drops what was kept for a lease that ended without a result, and lets its unit be granted
-    /// again, unless its round takes nothing any more.
+    /// Drops everything that was kept for a lease that ended without a result, and lets its unit be
+    /// granted again, unless its round takes nothing any more.
     pub(crate) fn free_unit(&mut self, turn: &mut Turn<'_>, lease: LeaseRef, worker: WorkerId) {
         let held = self.live.end_lease(&lease.unit);
         self.sweep(turn, lease, worker, held.uploads);
@@ -267,7 +267,7 @@ impl RunRoom<'_> {
         }
     }
 
-    /// Deletes what was uploaded under a lease that is over: it is of no use any more.
+    /// Deletes the uploads under a lease that is over: it is of no use any more.
     pub(crate) fn sweep(
         &self,
         turn: &mut Turn<'_>,

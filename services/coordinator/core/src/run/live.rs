@@ -183,7 +183,7 @@ impl Traffic {
 #[derive(Debug, Default)]
 pub(crate) struct Fading {
     count: usize,
-    /// Since when what is left was not forgotten.
+    /// The time from which on the rest was not forgotten yet.
     since: UnixMillis,
 }
 
@@ -264,7 +264,7 @@ impl LiveRun {
         self.leases.get_mut(unit).expect(WATCHED)
     }
 
-    /// Takes what was kept for a lease that is over.
+    /// Takes everything that was kept for a lease that is over.
     pub(crate) fn end_lease(&mut self, unit: &UnitId) -> LiveLease {
         self.leases.remove(unit).expect(WATCHED)
     }
@@ -279,7 +279,7 @@ impl Foundry {
         self.trouble = None;
     }
 
-    /// True when the answer is to what was asked; an answer to nothing changes nothing.
+    /// True when the answer belongs to the question; an answer to nothing changes nothing.
     pub(crate) fn finishes(&mut self, task: Task) -> bool {
         let asked = self.task == Some(task);
         if asked {
@@ -310,8 +310,8 @@ impl LiveLease {
         self.screening.is_some()
     }
 
-    /// Takes over what a renewal says. Steps beyond those of the unit are no progress; a count of
-    /// bytes that begins again is that of another process.
+    /// Takes over the numbers of a renewal. Steps beyond those of the unit are no progress; a count
+    /// of bytes that begins again is that of another process.
     pub(crate) fn renewed(&mut self, now: UnixMillis, steps_done: Steps, bytes_moved: Bytes) {
         if steps_done > self.steps_done || bytes_moved > self.bytes_moved {
             self.progress_at = now;

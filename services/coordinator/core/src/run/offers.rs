@@ -1,4 +1,4 @@
-//! Offers on the queue. The queue tells of work to those who cannot see this state; the ledger
+//! Offers on the queue. The queue announces work to clients that cannot see this state; the ledger
 //! says what is open, and nothing waits for a delivery. A delivery that is late, lost or doubled
 //! costs nothing here: the newest is held until its unit is complete, and then settled.
 

@@ -18,8 +18,8 @@ const STATUS_EVERY_MIN: Millis = Millis(500);
 /// An open run is published at least this often, so that a new watcher sees it soon.
 const STATUS_EVERY_MAX: Millis = Millis::from_secs(5);
 
-/// Members that were not heard for this long are no help to anybody who waits, long before they
-/// count as lost: they say something every few seconds.
+/// Members that were not heard for this long are no help to those that wait, long before they count
+/// as lost: they say something every few seconds.
 const UNHEARD_MAX: Millis = Millis::from_secs(30);
 
 impl RunRoom<'_> {

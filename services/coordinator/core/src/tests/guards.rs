@@ -1,5 +1,5 @@
-//! Guards that no other test would miss: bounds on how many there are, and what must not be done
-//! while something else is under way.
+//! Guards that no other test would miss: bounds on how many there are, and actions that must not
+//! happen while something else is under way.
 
 use ledger::State;
 use schemas::contribution::{Evaluation, Outcome, StageRequest};

@@ -208,8 +208,7 @@ fn too_many_refused_results_end_a_membership_for_good() {
     assert_eq!(world.run().tokens.rejected, Tokens(3 * 32));
 }
 
-/// A stranger, and somebody who has a member's name but another account, ask for everything there
-/// is.
+/// A stranger, and a peer with a member's name but another account, ask for everything there is.
 #[test]
 fn ls_01_a_refused_request_changes_nothing() {
     let mut world = World::with_run(spec("demo"));
