@@ -15,7 +15,8 @@ use crate::store::{Store, refusal};
 
 /// Objects that are looked at at a time.
 const LOOKS_MAX: usize = 32;
-/// Chunks of initial weights that are read at a time: what is in memory of a model of any size.
+/// Chunks of initial weights that are read at a time: the most that is in memory of a model of any
+/// size.
 const CHUNKS_AT_A_TIME: usize = 2;
 /// Largest `config.json`; Hugging Face's have a few KiB.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;

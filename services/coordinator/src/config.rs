@@ -76,8 +76,8 @@ pub struct KeysConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitsConfig {
-    /// Memory for contributions that were screened and wait for their merge; what does not fit is
-    /// fetched again.
+    /// Memory for contributions that were screened and wait for their merge; contributions that do
+    /// not fit are fetched again.
     pub contributions_memory: ConfigBytes,
     /// Chunks that are fetched or stored at a time. Each holds its bytes in memory.
     pub transfers: u32,

@@ -84,7 +84,7 @@ pub(crate) fn input_span(input: &Input) -> Span {
     span
 }
 
-/// The span of what an effect does in the loop, and of the work that it starts beside it.
+/// The span of an effect: of its work in the loop, and of the work that it starts beside it.
 pub(crate) fn effect_span(effect: &Effect) -> Span {
     let span = span_of("effect", effect.kind());
     match effect {

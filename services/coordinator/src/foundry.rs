@@ -1,6 +1,6 @@
 //! The foundry of a run: the one place that holds its weights and the bytes of its contributions.
-//! It takes the orders of [`schemas::foundry`] and answers with what came of them; it decides
-//! nothing about rounds or leases, and losing it costs time, never a result.
+//! It takes the orders of [`schemas::foundry`] and answers with their outcomes; it decides nothing
+//! about rounds or leases, and losing it costs time, never a result.
 //!
 //! | file | holds |
 //! | --- | --- |
@@ -76,7 +76,7 @@ impl Foundry {
         self.number
     }
 
-    /// Gives an order. The dispatcher takes it in a moment; what comes of it is an answer.
+    /// Gives an order. The dispatcher takes it in a moment; the outcome is an answer.
     ///
     /// # Errors
     /// The foundry has ended, which only a fault in it does.

@@ -1,4 +1,4 @@
-//! URLs for others, and the promotion of what operators upload.
+//! URLs for others, and the promotion of operators' uploads.
 
 use std::collections::BTreeSet;
 
@@ -58,7 +58,7 @@ pub(crate) fn get(store: &Store, objects: &[Digest]) -> Answer {
     Answer::Grants(Grants { v: V, grants })
 }
 
-/// URLs to upload. What the store has needs none.
+/// URLs to upload. An object that the store has needs none.
 pub(crate) async fn put(
     store: &Store,
     place: &Quarantine,

@@ -38,15 +38,15 @@ pub(crate) struct Rejected {
 /// The source of a sender's identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Identity {
-    /// Workers come from accounts of their own, which the broker names, and it tells what crosses
-    /// by where answers go.
+    /// Workers come from accounts of their own, which the broker names; a message that crosses
+    /// accounts is recognised by its reply subject.
     ByBroker,
     /// The bus was opened on purpose; subjects are all there is.
     BySubject,
 }
 
-/// Longest subject for an answer: several times what clients make, and far below the broker's
-/// longest line.
+/// Longest subject for an answer: several times as long as clients make them, and far below the
+/// broker's longest line.
 const REPLY_BYTES_MAX: usize = 512;
 
 /// Reads one message.

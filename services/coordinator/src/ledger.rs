@@ -36,7 +36,7 @@ pub struct Ledger {
     domain: String,
     chain: Reader,
     /// Position in the stream of the last message that was looked at, in the chain or not; 0 for
-    /// none. It is what the next append expects to be the last.
+    /// none. The next append expects it to be the last.
     stream_sequence: u64,
     /// The event behind which this process began to read; none when that was the first.
     base: Option<Place>,
@@ -74,7 +74,7 @@ pub enum LedgerError {
         /// Stream sequence of the event of somebody else that follows in the chain.
         found: u64,
     },
-    /// An event was signed by who may write the ledger, and does not follow.
+    /// An event was signed by a key that may write the ledger, and does not follow.
     #[error("event {stream} of stream {LEDGER_STREAM}: {reason}")]
     Broken {
         /// Its sequence in the stream.

@@ -35,8 +35,8 @@ pub(crate) struct StoreMark {
 }
 
 impl StoreMark {
-    /// Looks whether the store has it. To be called before the ledger is read: who finds it then
-    /// must find a first event.
+    /// Looks whether the store has it. To be called before the ledger is read: a coordinator that
+    /// finds the mark must find a first event.
     ///
     /// # Errors
     /// The store does not answer. A coordinator that cannot ask it does not lead: it could not work
@@ -97,7 +97,7 @@ fn mark_bytes(domain: &PublicKey) -> Bytes {
     format!("The trust domain {domain} has a ledger.\n").into()
 }
 
-/// The mark, and what the ledger shows in its place.
+/// The mark, and the event that the ledger has in its place.
 #[derive(Debug)]
 pub struct LedgerMark {
     file: MarkFile,

@@ -143,11 +143,11 @@ impl Shell {
         Ok(())
     }
 
-    /// Brings what has arrived to the core, and the time when a deadline is due: at least one
-    /// input, and no more than may share an append. False when nothing arrives any more.
+    /// Hands arrivals to the core, and the time when a deadline is due: at least one input, and no
+    /// more than may share an append. False when nothing arrives any more.
     ///
-    /// When a deadline is due, what was queued by then is handled first, and what arrives meanwhile
-    /// after it.
+    /// When a deadline is due, the core first handles what was already queued, then the deadline,
+    /// and then what arrived meanwhile.
     async fn gather(
         &mut self,
         core: &mut Coordinator,
@@ -174,7 +174,7 @@ impl Shell {
         Ok(true)
     }
 
-    /// Brings what waits to the core, at most `count` inputs.
+    /// Hands waiting arrivals to the core, at most `count` inputs.
     fn take(
         &mut self,
         core: &mut Coordinator,
@@ -204,9 +204,9 @@ impl Shell {
     }
 
     /// Gives the orders among the effects to the foundries, appends the events, all together, and
-    /// then carries out the others in their order: none leaves before the ledger holds what it
-    /// rests on. A foundry works while the disk does: all that it makes are objects, which mean
-    /// nothing until a later event names them.
+    /// then carries out the others in their order: none leaves before the ledger holds the events
+    /// that it rests on. A foundry works while the disk does: all that it makes are objects, which
+    /// mean nothing until a later event names them.
     async fn carry_out(&mut self, effects: &mut Vec<Effect>) -> Result<Flow, Failure> {
         let (mut events, mut others) = (Vec::new(), Vec::with_capacity(effects.len()));
         for effect in effects.drain(..) {

@@ -13,7 +13,7 @@ const SWEEPS_MAX: usize = 64;
 /// Deletions at a time: a few, since others wait for the store.
 const DELETIONS_MAX: usize = 4;
 
-/// Takes what is to be deleted. Cheap to clone.
+/// Takes objects that are to be deleted. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Sweeper(mpsc::Sender<Vec<IncomingKey>>);
 

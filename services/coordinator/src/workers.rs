@@ -1,4 +1,5 @@
-//! The numbers of workers for a collector: what each said last of itself, as the core let it pass.
+//! The numbers of workers for a collector: the last report of each about itself, as the core let it
+//! pass.
 //!
 //! How many there are is bounded: no more than [`SHOWN_MAX`] workers at a time, and none that has
 //! been silent for [`SHOWN_FOR`]. The labels are the run and the worker's key, whose forms the

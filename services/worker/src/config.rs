@@ -1,4 +1,4 @@
-//! The worker's configuration, and what it becomes once it is checked.
+//! The worker's configuration, before and after it is checked.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -45,8 +45,8 @@ pub struct WorkerSection {
     pub audit_key: PathBuf,
     /// Trust bundle: the keys that leases and commands may be signed with.
     pub trust: PathBuf,
-    /// Folder for what must survive a restart: optimizer state and the end of the chain of events.
-    /// One worker each.
+    /// Folder for state that must survive a restart: optimizer state and the end of the chain of
+    /// events. One worker each.
     pub state: PathBuf,
 }
 

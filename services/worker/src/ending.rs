@@ -1,4 +1,4 @@
-//! The end of the process: what is waited for after the core has ended, and for how long.
+//! The end of the process: the waits after the core has ended, and their bounds.
 
 use std::thread::JoinHandle;
 use std::time::Duration;

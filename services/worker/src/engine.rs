@@ -114,7 +114,7 @@ pub(crate) struct Opening {
     pub(crate) inner: PathBuf,
     /// The owner of the state: the trust domain, the run, and the digest of its settings.
     pub(crate) owner: String,
-    /// The run's contributions bring back what the codec took from the ones before.
+    /// The run's contributions bring back the part that the codec took from the ones before.
     pub(crate) error_feedback: bool,
 }
 
@@ -169,8 +169,7 @@ impl Engine {
             .await
     }
 
-    /// Decodes a chunk of global weights into its place. [`Engine::blend`] reports what is wrong
-    /// with it.
+    /// Decodes a chunk of global weights into its place. [`Engine::blend`] reports its faults.
     pub(crate) async fn load(
         &self,
         fragment: Fragment,
@@ -318,7 +317,7 @@ impl TrainingThread {
         }
     }
 
-    /// Encodes a fragment, after what must not be sent a second time has left the disk.
+    /// Encodes a fragment, after the residual has left the disk: it must not be sent a second time.
     fn capture(&mut self, capture: &Capture, chunks: &capture::Sender) -> Result<(), Refusal> {
         let session = self.session.as_mut().ok_or_else(nothing_open)?;
         if session.begin_contribution(capture.work) {

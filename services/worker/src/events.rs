@@ -184,8 +184,9 @@ impl Chain {
 pub(crate) struct Events(mpsc::Sender<WorkerEvent>);
 
 impl Events {
-    /// Starts the task that publishes. When the last clone is gone it delivers what waits and ends.
-    /// A process that does not wait for that end loses the events behind the one on its way.
+    /// Starts the task that publishes. When the last clone is gone it delivers the waiting events
+    /// and ends. A process that does not wait for that end loses the events behind the one on its
+    /// way.
     pub(crate) fn start(chain: Chain, bus: Bus, domain: &str) -> (Self, JoinHandle<()>) {
         let (sender, queue) = mpsc::channel(EVENTS_MAX);
         let publisher = Publisher {

@@ -1,5 +1,5 @@
-//! The worker as a process: feeds its core with messages and time, and carries out what it asks
-//! for. No decision about the run is made here.
+//! The worker as a process: feeds its core with messages and time, and carries out its effects. No
+//! decision about the run is made here.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -213,7 +213,7 @@ impl Service {
 }
 
 impl EffectRunner {
-    /// Starts what an effect asks for; its end comes back as an input.
+    /// Starts the work of an effect; its end comes back as an input.
     fn carry_out(&mut self, effect: Effect) -> Option<Exit> {
         match effect {
             Effect::Send {

@@ -16,8 +16,8 @@ use worker_core::NotVerified;
 /// from this worker's idea of it. A clock of this machine that differs by more is reported, so that
 /// somebody looks at it.
 pub(crate) const SKEW: Millis = Millis::from_secs(60);
-/// Longest window of a document, beyond a lease: what is signed for longer could be kept and shown
-/// again.
+/// Longest window of a document, beyond a lease: a document that is signed for longer could be kept
+/// and shown again.
 const WINDOW_EXTRA_SECONDS: u64 = 3600;
 
 /// The facts that a document must agree with.
@@ -151,8 +151,8 @@ fn check_binding(manifest: &Manifest, spec_digest: Digest) -> Result<(), Refusal
     Ok(())
 }
 
-/// The work must be what the settings make of the unit: another number of steps would be counted as
-/// if it were theirs.
+/// The work must be the one that the settings give the unit: another number of steps would be
+/// counted as if it were theirs.
 fn check_work(manifest: &Manifest, spec: &RunSpec) -> Result<(), Refusal> {
     let unit = manifest.lease.unit;
     let (rounds, units) = (spec.schedule.rounds, spec.schedule.units);

@@ -130,7 +130,8 @@ fn tl_20_a_worker_takes_no_key_of_the_store() {
     }
 }
 
-/// The umbrella is off here: what decides which leases are followed is pinned under any switches.
+/// The umbrella `require_auth` is off here: the files that decide which leases are followed are
+/// checked under any switches.
 #[test]
 fn tl_12_keys_and_trust_come_from_files_that_only_their_owner_can_change() {
     let scratch = tempfile::tempdir().expect("a scratch folder");

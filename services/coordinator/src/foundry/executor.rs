@@ -56,7 +56,7 @@ pub(crate) struct Handle {
     task: JoinHandle<()>,
 }
 
-/// From which snapshot the weights came, and what was done to them since.
+/// The snapshot that the weights came from, and the merges since.
 #[derive(Debug, Default)]
 struct History {
     snapshot: Option<ObjectRef>,
@@ -276,7 +276,7 @@ impl Executor {
     }
 }
 
-/// Saves, and says what came of it whatever happens: without an answer no later round would be
+/// Saves, and reports the outcome whatever happens: without an answer no later round would be
 /// saved.
 async fn tell_saved(
     answers: &Answers,

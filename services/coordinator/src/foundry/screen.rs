@@ -1,8 +1,7 @@
 //! The check of results: the statement's signature, the list of chunks where there is one, then
 //! each chunk's length, hash and numbers, then the norm of the whole, then the promotion of all. A
-//! chunk that is announced ahead of its
-//! submit is checked while its worker makes the next one; nothing reaches `blobs` but what a good
-//! result names.
+//! chunk that is announced ahead of its submit is checked while its worker makes the next one; only
+//! objects that a good result names reach `blobs`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -212,8 +211,8 @@ async fn chunks(
     listed.read(&bytes)
 }
 
-/// Reads a chunk from the quarantine of its lease and looks at its numbers. What `blobs` holds
-/// under the same digest is of no account: it may be the base weights, or another worker's.
+/// Reads a chunk from the quarantine of its lease and looks at its numbers. An object with the same
+/// digest in `blobs` does not count: it may be the base weights, or another worker's.
 async fn check_chunk(
     store: &Store,
     context: &RunContext,

@@ -33,7 +33,7 @@ pub(crate) struct Weights {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Piece {
     pub(crate) params: Arc<Vec<f32>>,
-    /// Each as long as the parameters. What the optimizer keeps is there after the first step.
+    /// Each as long as the parameters. The optimizer's state exists after the first step.
     pub(crate) slots: BTreeMap<Slot, Arc<Vec<f32>>>,
 }
 

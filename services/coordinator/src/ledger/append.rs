@@ -60,8 +60,8 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError::Fenced`]: the first that is not in the chain will never be, since others have
-    /// appended. After any other error it is for the next reader to see what is there. Who leads
-    /// must stand down either way.
+    /// appended. After any other error the next reader finds out how many. The coordinator that
+    /// leads must stand down either way.
     pub async fn append(
         &mut self,
         events: impl IntoIterator<Item = NewEvent>,
@@ -193,7 +193,8 @@ impl Ledger {
     }
 
     /// Publishes the first events one by one, without waiting for the answer to one before the
-    /// next, and takes off `pending` what is stored. Gives what came of the first that is not.
+    /// next, and takes the stored ones off `pending`. Returns the outcome of the first that is not
+    /// stored.
     async fn publish_in_line(&mut self, pending: &mut VecDeque<Pending>) -> Published {
         let line = self.grouping.line(pending.len());
         let (known, ledger) = (self.stream_sequence, &*self);

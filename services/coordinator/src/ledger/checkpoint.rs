@@ -28,7 +28,7 @@ pub enum Named {
     None,
     /// This one was saved. It lies in the chain where it says.
     Checkpoint(Checkpoint),
-    /// What it says does not fit the stream. The reason, in words.
+    /// It does not fit the stream. The reason, in words.
     Unfit(String),
 }
 
@@ -102,7 +102,8 @@ impl Ledger {
         self.taken = self.base;
     }
 
-    /// Forgets what was read: the next [`Ledger::catch_up`] begins with the first event.
+    /// Forgets the events that were read: the next [`Ledger::catch_up`] begins with the first
+    /// event.
     pub fn begin_anew(&mut self) {
         self.chain.continue_from(End::default());
         self.stream_sequence = 0;

@@ -1,4 +1,4 @@
-//! Effects, carried out in their order. What takes time runs beside the loop.
+//! Effects, carried out in their order. Effects that take time run beside the loop.
 
 use std::sync::Arc;
 
@@ -215,8 +215,7 @@ impl Shell {
         });
     }
 
-    /// Runs beside the loop; what comes of it is an arrival. When the loop has ended nobody needs
-    /// it.
+    /// Runs beside the loop; the outcome is an arrival. When the loop has ended nobody needs it.
     fn beside(&self, work: impl Future<Output = Arrival> + Send + 'static) {
         let arrivals = self.arrivals.clone();
         let work = async move {

@@ -75,8 +75,8 @@ impl Shell {
 }
 
 impl Shell {
-    /// Folds in what the ledger holds behind the place where this process stands. When that does
-    /// not follow on a checkpoint, it is read once more from the first event.
+    /// Folds in the events of the ledger behind the last one that this process knows. When that
+    /// does not follow on a checkpoint, it is read once more from the first event.
     async fn read_on(&mut self, state: &mut State) -> Result<(), Failure> {
         let Self { ledger, mark, .. } = &mut *self;
         if let Some(marked) = mark.event()

@@ -88,7 +88,7 @@ impl Shell {
     ///
     /// When another coordinator has taken the lead (`fenced`), operators hear nothing from here:
     /// the other may have heard the same order and answer it, and `diloctl` takes the first answer
-    /// for the last word. A worker asks again in any case, and what it is told twice has one
+    /// for the last word. A worker asks again in any case, and an answer that it gets twice has one
     /// effect.
     pub(super) async fn decline(&mut self, queue: &mut mpsc::Receiver<Arrival>, fenced: bool) {
         while let Ok(arrival) = queue.try_recv() {

@@ -39,8 +39,8 @@ async fn name(ledger: &mut Ledger, checkpoint: &Checkpoint) {
     named.expect("appended");
 }
 
-/// A ledger of three events, a checkpoint, and two events behind it. Between the first two events
-/// lies what is in no chain.
+/// A ledger of three events, a checkpoint, and two events behind it. A message that is in no chain
+/// lies between the first two events.
 async fn with_checkpoint() -> (Scene, Checkpoint) {
     let scene = Scene::new().await;
     let (mut ledger, _) = scene.open().await.expect("an empty ledger");

@@ -1,4 +1,4 @@
-//! A long ledger is read ahead and checked on all cores, and comes to what it comes to message by
+//! A long ledger is read ahead and checked on all cores, with the same outcome as message by
 //! message.
 
 use std::fmt::Debug;
@@ -12,7 +12,7 @@ use schemas::{Digest, Sequence, V};
 
 use crate::ledger::{Scene, append, at, of_demo, reasons, stopped};
 
-/// More than what is read ahead, so that no reader has all of it at any time.
+/// More than is read ahead, so that no reader has all of it at any time.
 const LONG: u64 = 2600;
 /// In the middle of a batch of questions.
 const MIDDLE: u64 = 700;

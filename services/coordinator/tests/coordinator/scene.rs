@@ -1,5 +1,5 @@
 //! A domain, a broker, a store and a coordinator, all real; an operator and workers that speak to
-//! them by hand, so that they can also say what no honest program would.
+//! them by hand, so that they can also send messages that no honest program sends.
 
 use std::time::Duration;
 

@@ -46,7 +46,7 @@ pub enum Effect {
         /// The compact JWS.
         document: String,
     },
-    /// Get what the work needs: data, and base weights straight into the trainer.
+    /// Get the objects that the work needs: data, and base weights straight into the trainer.
     Fetch {
         /// The work.
         work: WorkId,
@@ -73,9 +73,10 @@ pub enum Effect {
         /// The work.
         work: WorkId,
     },
-    /// Keep the trainer's inner state as it is after a training unit. It is written to disk beside
-    /// what comes next. A result that counts shows that the state is good; one that is refused for
-    /// its numbers casts doubt on a state that was taken up from a file, which is dropped instead.
+    /// Keep the trainer's inner state as it is after a training unit. It is written to disk while
+    /// the worker goes on. A result that counts shows that the state is good; one that is refused
+    /// for its numbers casts doubt on a state that was taken up from a file, which is dropped
+    /// instead.
     KeepInner {
         /// The work that ended.
         work: WorkId,
@@ -84,7 +85,7 @@ pub enum Effect {
     },
     /// Sign an event, chain it, publish it until it is in the stream.
     Emit(WorkerEvent),
-    /// Send a heartbeat; the shell adds what it counts itself.
+    /// Send a heartbeat; the shell adds its own counts.
     Heartbeat(Pulse),
     /// Something keeps this worker waiting: show it.
     Waiting {

@@ -77,7 +77,7 @@ mod tests {
         assert!(pace.pause().get() <= 100);
     }
 
-    /// All of a span is used, both ends too: what is left out is where others meet.
+    /// All of a span is used, both ends too: the other workers meet in the part that is left out.
     #[test]
     fn pauses_reach_both_ends_of_their_span() {
         let mut pace = Pace::new((Millis(6), Millis(6)), 1);

@@ -1,9 +1,9 @@
 //! The end of a result, as far as its worker can know it.
 //!
-//! Error feedback rests on it: what the codec took from a contribution may be owed after it counts,
-//! and only then. So nothing but the answer to the submit itself says how a result ended. A renewal
-//! that is refused, a lease that runs out, a command to stop say only that the worker goes no
-//! further with it: the coordinator may have counted it a moment before.
+//! Error feedback rests on it: the part that the codec took from a contribution may be owed only
+//! after the contribution counts. So nothing but the answer to the submit itself says how a result
+//! ended. A renewal that is refused, a lease that runs out, a command to stop say only that the
+//! worker goes no further with it: the coordinator may have counted it a moment before.
 //!
 //! | what happens | [`ResultEnd`] |
 //! | --- | --- |

@@ -30,8 +30,8 @@ const WRITE_INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// A state that is kept between two units waits this long at most for the steps of the next one.
 const STEPS_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// The lane; seen from the training thread. When it is dropped, what was kept is written first,
-/// however the training thread ends.
+/// The lane; seen from the training thread. When it is dropped, the state that was kept is written
+/// first, however the training thread ends.
 pub(super) struct Saver {
     mailbox: Arc<Mailbox>,
     /// There until the end.

@@ -1,4 +1,5 @@
-//! A model at hand: its trainer, which holds the weights, and for each fragment whose they are.
+//! A model at hand: its trainer, which holds the weights, and the digest of the weights of each
+//! fragment.
 
 use std::ops::Range;
 use std::path::Path;
@@ -205,8 +206,8 @@ impl Session {
         Ok(())
     }
 
-    /// Mixes weights in, where they are to be mixed, and waits for the device: what fails there is
-    /// the weights' fault, and no step's, which would put the inner state in doubt.
+    /// Mixes weights in, where they are to be mixed, and waits for the device: a failure there is
+    /// the weights' fault, and not that of a step, which would put the inner state in doubt.
     fn take_in(&mut self, blend: Option<(Range<usize>, Alpha)>) -> Result<(), Refusal> {
         let mut weights = self.trainer.weights()?;
         if let Some((range, alpha)) = blend {

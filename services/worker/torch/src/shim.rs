@@ -210,7 +210,7 @@ impl LaneHandle {
         check(unsafe { diloco_torch_slot_fetch(self.lane.as_ptr(), at, source.as_ptr()) })
     }
 
-    /// Waits until the device has done what it was asked to compute.
+    /// Waits until the device has finished its computations.
     pub(crate) fn settle(&mut self) -> Result<(), TorchError> {
         // SAFETY: a lane that is open.
         check(unsafe { diloco_torch_lane_settle(self.lane.as_ptr()) })

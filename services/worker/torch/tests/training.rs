@@ -1,4 +1,4 @@
-//! The trainer as its users see it: it learns, repeats, resumes, and refuses what is wrong.
+//! The trainer as its users see it: it learns, repeats, resumes, and refuses bad input.
 
 use std::path::Path;
 

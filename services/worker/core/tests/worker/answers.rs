@@ -25,7 +25,7 @@ fn renewal_patience(scene: &Scene) -> Option<Millis> {
     })
 }
 
-/// The coordinator's answer to a renewal, with what is left of the lease.
+/// The coordinator's answer to a renewal, with the time that is left of the lease.
 fn renewed(scene: &Scene, remaining: Millis, ahead: u64) -> Answer {
     let expires_at = UnixMillis(scene.now.get() + ahead + remaining.get());
     Answer::Renew(RenewReply {

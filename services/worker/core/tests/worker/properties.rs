@@ -100,7 +100,7 @@ impl Play {
         self.look();
     }
 
-    /// Takes in what the worker asked for, and checks it.
+    /// Takes in the worker's effects, and checks them.
     fn look(&mut self) {
         for effect in self.scene.effects.clone() {
             match &effect {

@@ -1,4 +1,4 @@
-//! The inner state over restarts, and what happens to one that is no good.
+//! Tests of the inner state over restarts, and of the treatment of a bad one.
 
 use super::*;
 

@@ -99,8 +99,8 @@ impl Scene {
         }
     }
 
-    /// The same folder with another life of the worker, and what `change` does to the saved state
-    /// between the two.
+    /// The same folder with another life of the worker, after `change` to the saved state between
+    /// the two.
     async fn restarted(self, change: impl FnOnce(&std::path::Path)) -> Self {
         drop(self.engine);
         self.thread

@@ -1,5 +1,5 @@
-//! The residual through the engine: what each end does to it, and that no end of the process sends
-//! it twice.
+//! Tests of the residual through the engine: the effect of each end on it, and that no end of the
+//! process sends it twice.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! A manifest with all that it names, and what a worker expects it to say.
+//! A manifest with all that it names, and the facts that a worker expects in it.
 
 use identity::key::{KeyKind, SigningKey};
 use identity::{AuditKey, ManifestKey};
