@@ -1,4 +1,4 @@
-//! The end of a chain: what the next event must say of the events before it.
+//! The end of a chain: the facts that the next event must state about the events before it.
 
 use std::fmt;
 

@@ -53,7 +53,8 @@ impl History {
     }
 
     /// Adds an event. The chain goes on from it whatever it said of the events before it, so that
-    /// one fault of an emitter is one finding; a strict reader adds what is [`Stand::Next`] alone.
+    /// one fault of an emitter is one finding; a strict reader adds only events that are
+    /// [`Stand::Next`].
     pub fn add(&mut self, sequence: Sequence, digest: Digest) {
         if sequence >= self.end.next {
             self.end = End::after(sequence, digest);

@@ -18,11 +18,11 @@ pub struct Writers {
 /// The nature of a message in the ledger's stream, by itself.
 #[derive(Debug)]
 pub enum Proof {
-    /// An event that somebody signed who may write here.
+    /// An event that is signed by a key that may write here.
     Event(Box<Entry>),
-    /// In no chain: nobody signed it who may write here. The reason, in words.
+    /// In no chain: no key that may write here has signed it. The reason, in words.
     Foreign(String),
-    /// Signed by somebody who may write here, and no event. The reason, in words.
+    /// Signed by a key that may write here, and no event. The reason, in words.
     Broken(String),
 }
 

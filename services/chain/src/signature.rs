@@ -1,6 +1,6 @@
-//! Signatures of events, checked from the raw key in the text form of nkeys. What is signed starts
-//! with a byte that no text has and names purpose and domain, so that no nonce, token or document
-//! of another purpose or domain has the same bytes.
+//! Signatures of events, checked from the raw key in the text form of nkeys. The signed bytes start
+//! with a byte that no text has and name purpose and domain, so that no nonce, token or document of
+//! another purpose or domain has the same bytes.
 
 use std::collections::BTreeMap;
 

@@ -138,7 +138,8 @@ mod tests {
         }
     }
 
-    /// A key that is off by a point of small order signs what holds for some messages only.
+    /// A key that is off by a point of small order makes signatures that hold for some messages
+    /// only.
     #[test]
     fn points_of_mixed_order_are_judged_as_the_library_judges_them() {
         let (mut held, mut refused) = (0, 0);

@@ -1,6 +1,6 @@
 //! Uploads that are of no use any more are deleted from quarantine, beside everything else. Nothing
-//! depends on it: what is left, because the store was away or this process ended, the store forgets
-//! some days later.
+//! depends on it: if the store is away or this process ends, uploads are left, and the store
+//! forgets them some days later.
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use objects::IncomingKey;

@@ -21,7 +21,7 @@ use crate::{DataError, Pattern, TextTokenizer};
 pub const CORPUS_BYTES_MAX: Bytes = Bytes::mebi(1024);
 /// Least text of a corpus: below, neither part of the split says anything.
 pub(crate) const CORPUS_BYTES_MIN: u64 = 4096;
-/// Longer texts are cut, so that no single one decides what the split looks like.
+/// Longer texts are cut, so that no single one decides the split.
 const DOCUMENT_BYTES_MAX: u64 = 256 << 10;
 /// From this number of texts on, whole texts are split between training and held-out.
 const DOCUMENTS_FEW: usize = 50;
@@ -60,7 +60,7 @@ pub struct Account {
     pub distinct_bytes: Bytes,
     /// Files that were passed over, by reason.
     pub passed_over: Vec<PassedOver>,
-    /// The file in which the budget was used up; what comes after it was not looked at.
+    /// The file in which the budget was used up; the files after it were not looked at.
     pub limit_reached_in: Option<String>,
     /// The number of times that a special token is spelt in the text, where it is encoded as text.
     pub specials_spelt: u64,

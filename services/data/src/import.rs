@@ -169,8 +169,8 @@ impl Imported {
 }
 
 /// Cuts the documents' tokens into shards of equal length, give or take a token, and appends these
-/// to `objects`. As many as bring the length nearest to what is wanted: a rest that is shorter than
-/// half a shard is spread over its neighbours.
+/// to `objects`. There are as many as bring the length nearest to the wanted one: a rest that is
+/// shorter than half a shard is spread over its neighbours.
 fn shards(
     documents: &[Document],
     tokens: &[u8],

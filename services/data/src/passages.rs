@@ -27,7 +27,7 @@ const BEGINNINGS: usize = 8;
 /// The sizes of windows.
 #[derive(Clone, Copy, Debug)]
 struct Windows {
-    /// Text that is encoded at a time, besides what it shares with its neighbours.
+    /// Text that is encoded at a time, besides the text that it shares with its neighbours.
     bytes: usize,
     /// Text that a window shares with the next one, on each side of the place where they are
     /// joined.

@@ -53,7 +53,7 @@ pub struct PassedOver {
     pub detail: Option<String>,
 }
 
-/// Collects what is passed over.
+/// Collects the files that are passed over.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tally(BTreeMap<Reason, PassedOver>);
 
@@ -71,7 +71,7 @@ impl Tally {
             .count += 1;
     }
 
-    /// All of it, what weighs most first.
+    /// All of them, in the order of their reasons.
     pub(crate) fn finish(self) -> Vec<PassedOver> {
         self.0.into_values().collect()
     }

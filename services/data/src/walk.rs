@@ -30,7 +30,7 @@ pub(crate) enum Found {
 pub(crate) struct Walk<'a> {
     source: &'a Source,
     exclude: &'a [Pattern],
-    /// The folder that is read, without links: what a link may not leave.
+    /// The folder that is read, without links: links may not leave it.
     real_root: PathBuf,
     /// Devices and numbers of the folders that were entered.
     entered: BTreeSet<(u64, u64)>,
@@ -190,7 +190,7 @@ mod tests {
         fs::write(path, name).expect("written");
     }
 
-    /// Paths below the folder, and what was passed over.
+    /// Paths below the folder, and the files that were passed over.
     fn walk(source: &Source, exclude: &[&str]) -> (Vec<String>, Vec<(String, Reason)>) {
         let exclude: Vec<Pattern> = exclude
             .iter()

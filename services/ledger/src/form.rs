@@ -4,8 +4,8 @@
 //!
 //! The same state gives the same bytes on every machine: maps are ordered, numbers have one form,
 //! nothing is compressed (another release of a compressor would give other bytes). Whenever the
-//! bytes of a state change, or what an event does to a state, [`FORMAT`] becomes the next number:
-//! an auditor that folds the chain would else call a good checkpoint false.
+//! bytes of a state change, or the effect of an event on a state, [`FORMAT`] becomes the next
+//! number: an auditor that folds the chain would else call a good checkpoint false.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

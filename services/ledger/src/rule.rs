@@ -4,7 +4,7 @@ use schemas::run::Closing;
 
 use crate::state::Run;
 
-/// Most rounds that are open at once: each keeps its units and what is in.
+/// Most rounds that are open at once: each keeps its units and the results that are in.
 const ROUNDS_OPEN_MAX: usize = 64;
 
 /// The bounds of a closing rule, so that nobody who can write the ledger leaves a result out

@@ -20,7 +20,7 @@ use serde::{Serialize, Serializer};
 /// least.
 pub(crate) const ROUNDS_REMEMBERED: u64 = 16;
 
-/// The coordinator's durable state: what [`State::apply`] made of the ledger so far.
+/// The coordinator's durable state: the result of [`State::apply`] on the events so far.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct State {
     /// A coordinator took the lead and did not give it up in order.
@@ -295,9 +295,9 @@ pub struct Fates {
 }
 
 impl State {
-    /// An empty state that holds no run to its closing rule: several rounds may be open, a part of
-    /// what came in may be sealed, with any weights. For tests of the fold, which must be able to
-    /// do what later rules ask for; programs begin with [`State::default`].
+    /// An empty state that holds no run to its closing rule: several rounds may be open, and a part
+    /// of the accepted inputs may be sealed, with any weights. For tests of the fold, which must be
+    /// able to do what later rules ask for; programs begin with [`State::default`].
     pub fn under_any_rule() -> Self {
         Self {
             any_rule: true,

@@ -1,4 +1,4 @@
-//! The screen: what an encoded chunk must be before it counts, in one pass and without a decoded
+//! The screen: the checks of an encoded chunk before it counts, in one pass and without a decoded
 //! copy.
 
 use rayon::prelude::*;

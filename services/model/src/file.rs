@@ -177,8 +177,8 @@ pub fn write_tensors(
         .map_err(failed)
 }
 
-/// Removes what killed writers left in `folder`, and returns how many bytes that were. The caller
-/// must know that nobody writes there.
+/// Removes the files that killed writers left in `folder`, and returns their bytes. The caller must
+/// know that nobody writes there.
 ///
 /// # Errors
 /// The folder cannot be read, or a part not removed.

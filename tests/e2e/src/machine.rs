@@ -8,7 +8,8 @@ use std::process::{ExitStatus, Stdio};
 use harness::{PATIENCE, nats_server, program};
 use tokio::process::Command;
 
-/// A scratch folder, and what `up` started from there. All of it ends when this is dropped.
+/// A scratch folder, and the processes that `up` started from there. All of it ends when this is
+/// dropped.
 #[derive(Debug)]
 pub struct Machine {
     scratch: tempfile::TempDir,
@@ -186,7 +187,7 @@ impl Machine {
             .await;
     }
 
-    /// Stops what runs in a domain.
+    /// Stops the processes of a domain.
     ///
     /// # Panics
     /// It fails.

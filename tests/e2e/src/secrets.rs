@@ -1,4 +1,4 @@
-//! The search for secrets in what processes leave behind.
+//! The search for secrets in the output and files of processes.
 
 use std::fs;
 use std::path::{Path, PathBuf};

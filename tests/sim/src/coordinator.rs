@@ -23,8 +23,8 @@ use crate::queue::Try;
 use crate::store::Model;
 use crate::world::{Delivered, Happening, Route, World};
 
-/// So many times as often as between two other effects a process dies before an append: that is
-/// what it waits for longest.
+/// The factor by which a process dies more often before an append than between two other effects:
+/// its longest wait is for the disk.
 const DISK_CRASHES: u64 = 10;
 
 /// The machine that the coordinator runs on.

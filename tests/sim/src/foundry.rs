@@ -1,5 +1,4 @@
-//! The foundry of the run: what the executor and the screen were asked to do, on a model of the
-//! weights.
+//! The foundry of the run: the jobs of the executor and the screen, on a model of the weights.
 
 use coordinator_core::{Input, Merged, Screened, ScreeningId};
 use schemas::contribution::Statement;

@@ -102,7 +102,7 @@ pub(crate) fn worker_id(worker: usize) -> WorkerId {
     kit::worker(number(worker))
 }
 
-/// The key that signs what a worker states.
+/// The key that signs a worker's statements.
 pub(crate) fn audit_key(worker: usize) -> PublicKey {
     kit::audit_key(number(worker))
 }

@@ -1,6 +1,6 @@
 //! The object store, and the merge as a reference model: weights are a digest, and an outer step
-//! gives the digest of the weights before it and of what was merged, in order. Any other set, order
-//! or base gives other weights.
+//! gives the digest of the weights before it and of the merged inputs, in order. Any other set,
+//! order or base gives other weights.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -53,7 +53,7 @@ impl Store {
         }
     }
 
-    /// Notes what a list of these chunks holds.
+    /// Notes the contents of a list of these chunks.
     pub(crate) fn note(&mut self, chunks: Vec<ObjectRef>) {
         self.lists.insert(Listed::of(&chunks).0.list.digest, chunks);
     }

@@ -1,4 +1,4 @@
-//! Time, the bus, and what happens next.
+//! Time, the bus, and the choice of the next event.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -38,7 +38,8 @@ pub struct Report {
     pub coordinator_crashes: u64,
     /// Appends of events that several inputs led to.
     pub shared_appends: u64,
-    /// Coordinators that died when some of what they had decided together was in the ledger.
+    /// Coordinators that died when only a part of the events that they had decided together was in
+    /// the ledger.
     pub torn: u64,
     /// Workers that died.
     pub worker_crashes: u64,
@@ -120,7 +121,7 @@ pub(crate) struct Route {
 pub(crate) enum Purpose {
     /// A request of its core.
     Core(worker_core::RequestId),
-    /// URLs to read what its work needs.
+    /// URLs to read the objects that its work needs.
     Fetch(worker_core::WorkId),
     /// URLs to upload its contribution.
     Upload(worker_core::WorkId, Chunks),

@@ -1,5 +1,5 @@
-//! The woven build: all mutants of some packages compiled at once. What does not compile is taken
-//! out and the rest compiled again, until all of it does.
+//! The woven build: all mutants of some packages compiled at once. Mutants that do not compile are
+//! taken out and the rest is compiled again, until all of it does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -184,7 +184,7 @@ impl Loom<'_> {
         Ok(written)
     }
 
-    /// Builds the tests, as far as they compile. What cargo said, line by line.
+    /// Builds the tests, as far as they compile. The output of cargo, line by line.
     fn compile(&self) -> Result<Vec<Value>> {
         let mut arguments = vec!["build", "--tests", "--keep-going"];
         arguments.extend(["--message-format=json", "--quiet"]);

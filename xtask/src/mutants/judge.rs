@@ -70,7 +70,7 @@ struct Learnt {
 /// The facts that were learnt, by the stamp of a program.
 type Memory = BTreeMap<String, Vec<Learnt>>;
 
-/// Tells a program from what it is after another build.
+/// Tells a program from its successor of another build.
 fn stamp(program: &Path) -> Result<String> {
     let found =
         fs::metadata(program).with_context(|| format!("cannot look at {}", program.display()))?;
@@ -118,7 +118,7 @@ fn write_memory(path: &Path, memory: &Memory) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// The programs, and which of their tests reach what.
+/// The programs, and the mutants that each of their tests reaches.
 pub(super) struct Judge {
     programs: Vec<Program>,
     tests: Vec<Test>,
@@ -310,7 +310,8 @@ fn ended(mut child: Child, most: Duration) -> Result<Option<ExitStatus>> {
     }
 }
 
-/// Ends what a program of tests left behind: processes that a failed test did not stop.
+/// Ends the processes that a program of tests left behind: processes that a failed test did not
+/// stop.
 fn end_group(child: &Child) {
     if let Ok(group) = i32::try_from(child.id()) {
         // SAFETY: it sends a signal and touches no memory; the group is the one that the program

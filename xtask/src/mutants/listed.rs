@@ -29,7 +29,7 @@ pub(super) enum Genre {
 /// A change of the code that a test should notice.
 #[derive(Clone, Debug)]
 pub(crate) struct Mutant {
-    /// File, line, column and what is done, as cargo-mutants writes it.
+    /// File, line, column and the change, as cargo-mutants writes them.
     pub(super) name: String,
     pub(super) package: String,
     pub(super) file: PathBuf,
@@ -57,8 +57,8 @@ pub(super) fn list(cargo_mutants: &mut Command, packages: &[&str]) -> Result<Vec
     read(&process::capture(cargo_mutants)?)
 }
 
-/// Drops the mutants in constants: a test of `64 * 1024` would only repeat it, and what a limit does
-/// is tested where it is compared.
+/// Drops the mutants in constants: a test of `64 * 1024` would only repeat it, and the effect of a
+/// limit is tested where it is compared.
 ///
 /// # Errors
 /// A file cannot be read, or is not Rust.

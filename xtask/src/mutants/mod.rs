@@ -1,6 +1,6 @@
 //! `cargo xtask mutants`: takes guards out of the code one at a time and looks whether a test
-//! fails. What no test misses is listed in `docs/survivors.md` with the reason why it may be
-//! missed; anything else that survives is an error.
+//! fails. Changes that no test notices are listed in `docs/survivors.md`, with the reason why they
+//! may survive; anything else that survives is an error.
 //!
 //! cargo-mutants says which changes there are. They are woven into one build, each behind a switch
 //! (`weave`), so that a mutant costs a run of the tests that reach it, and no compilation. The few
@@ -277,7 +277,7 @@ impl<'a> MutationRun<'a> {
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// The result in a line; what survived and is not listed is an error.
+    /// The result in a line; a mutant that survived and is not listed is an error.
     fn report(&self, mutants: &[Mutant], ends: &Ends, is_whole: bool) -> Result<String> {
         let mut news = Vec::new();
         let mut known = Vec::new();

@@ -150,7 +150,8 @@ impl Auditor {
         reached.chain(std::mem::take(&mut self.notices)).collect()
     }
 
-    /// Adds a finding that was made elsewhere, such as in a comparison with what was kept.
+    /// Adds a finding that was made elsewhere, such as in a comparison with the files that were
+    /// kept.
     pub fn note(&mut self, found: &Found) {
         self.tally.find(found);
     }
@@ -171,8 +172,8 @@ impl Auditor {
     }
 
     /// The first finding that is evidence against the ledger or the stream: what the record says of
-    /// the runs is not proven. What is wrong with the accounts of single workers stands in
-    /// [`Auditor::faulty_workers`].
+    /// the runs is not proven. [`Auditor::faulty_workers`] has the faults in the accounts of single
+    /// workers.
     pub fn evidence(&self) -> Option<&Found> {
         self.tally.first_evidence()
     }
@@ -270,7 +271,7 @@ impl Auditor {
         })
     }
 
-    /// Notes who may speak from now on, and who may not.
+    /// Notes the workers that may speak from now on, and those that may not.
     fn notice(&mut self, run: Option<&RunId>, event: &LedgerEvent) {
         match (event, run.cloned()) {
             (
@@ -415,7 +416,7 @@ impl Auditor {
             .map(|reason| Finding::Contradiction { reason })
     }
 
-    /// Books a result. What is found overrules the verdict, evidence before all.
+    /// Books a result. Findings overrule the verdict, evidence before all.
     fn settle(
         &mut self,
         verdict: Verdict,

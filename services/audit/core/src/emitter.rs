@@ -1,4 +1,4 @@
-//! One emitter's chain as the auditor books it: what is wrong with it is a finding, and it goes on.
+//! One emitter's chain as the auditor books it: a fault in it is a finding, and it goes on.
 
 use chain::{History, Stand};
 use schemas::event::EventBody;

@@ -94,7 +94,7 @@ impl Examiner {
         Examined { at, says }
     }
 
-    /// Checks what a record says of itself: who signed it may be in a chain under this subject, and
+    /// Checks what a record says of itself: its signer may be in a chain under this subject, and
     /// the signature is right.
     fn says(&self, record: &Record) -> Result<Says, Finding> {
         let malformed = |reason: String| Finding::Malformed { reason };

@@ -70,7 +70,7 @@ pub enum Finding {
         /// Its position in the chain.
         sequence: Sequence,
     },
-    /// The event is in the ledger and cannot follow on what the ledger says.
+    /// The event is in the ledger and cannot follow on the events before it.
     #[error("does not follow on the ledger: {reason}")]
     OutOfPlace {
         /// The contradiction.
@@ -142,8 +142,8 @@ impl Finding {
         !matches!(self, Self::Clock { .. }) && !self.is_foreign()
     }
 
-    /// True when the message is in nobody's chain, since nobody signed it who could be in one
-    /// there. It is passed over: chains show by themselves when something is missing, and one
+    /// True when the message is in nobody's chain, since no key that could be in one there has
+    /// signed it. It is passed over: chains show by themselves when something is missing, and one
     /// message must not put a whole record in doubt.
     pub const fn is_foreign(&self) -> bool {
         matches!(

@@ -1,6 +1,6 @@
-//! Checks of workers' events before they are recorded, in the order of what they cost: length,
-//! rate, form, key, signature, and at last the chain, whose end somebody has to fetch. What is
-//! refused here never reaches a stream.
+//! Checks of workers' events before they are recorded, in the order of their costs: length, rate,
+//! form, key, signature, and at last the chain, whose end somebody has to fetch. Events that are
+//! refused here never reach a stream.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,8 +28,8 @@ pub const RECORDED_PER_SECOND: u64 = 512;
 /// of the 512 MiB that a tenant's stream holds. Filling that alone takes a worker eleven days then,
 /// not four hours.
 pub const RECORDED_BURST: u64 = 16 << 20;
-/// Most workers whose rates and chains are remembered; who is forgotten begins with a full burst,
-/// and the end of its chain is fetched again. As many as a run may have, twice.
+/// Most workers whose rates and chains are remembered; a worker that is forgotten begins with a
+/// full burst, and the end of its chain is fetched again. As many as a run may have, twice.
 const REMEMBERED_MAX: usize = 8192;
 
 /// A worker's audit key, as the ledger names it.
@@ -89,7 +89,8 @@ pub struct Candidate {
 pub enum Heard {
     /// An answer of our own that somebody had sent here. Nobody is to blame that we know of.
     Answer,
-    /// Over the rate of its worker: no answer, since that would cost what the rate shall save.
+    /// Over the rate of its worker: no answer, since an answer would cost the work that the rate is
+    /// to save.
     Over(WorkerId),
     /// Not from a worker at all.
     Nobody,
@@ -172,7 +173,8 @@ impl Rate {
         fits
     }
 
-    /// True when so much more may be recorded; only what passed every check of its own is counted.
+    /// True when so much more may be recorded; only events that passed every check by themselves
+    /// are counted.
     const fn record(&mut self, bytes: u64) -> bool {
         let fits = self.recorded >= 1000 * bytes;
         if fits {
@@ -201,7 +203,7 @@ impl Intake {
         }
     }
 
-    /// Takes in what the copy says.
+    /// Takes in a notice from the copy.
     pub fn learn(&mut self, notice: Notice) {
         match notice {
             Notice::Enrolled(enrolment) => self.enrol(enrolment),
@@ -277,9 +279,9 @@ impl Intake {
         self.tails.get(&candidate.speaker())
     }
 
-    /// A refusal, when the stream of the tenant ends before what the copy has shown of the
-    /// speaker's chain: the stream was lost, or put back from a backup. To record more would leave
-    /// a gap, or a second chain behind the first.
+    /// A refusal, when the tenant's stream ends before a position of the speaker's chain that the
+    /// copy has shown: the stream was lost, or put back from a backup. To record more would leave a
+    /// gap, or a second chain behind the first.
     pub fn lost(&self, candidate: &Candidate, tail: Option<&Tail>) -> Option<Refusal> {
         let emitter = &candidate.event.body.emitter;
         let next = tail
@@ -324,7 +326,7 @@ impl Intake {
             .or_insert_with(|| Rate::full(now))
     }
 
-    /// Checks what a message of `speaker` under the subject `named` says of itself.
+    /// Checks a message of `speaker` under the subject `named` by itself.
     fn authentic(
         &self,
         speaker: &Speaker,
@@ -409,7 +411,8 @@ impl Candidate {
 }
 
 impl Tail {
-    /// Reads a recorded event. None for what is not one; then the chain's end is not known.
+    /// Reads a recorded event. None for a message that is not one; then the chain's end is not
+    /// known.
     pub fn read(stream: u64, payload: &[u8]) -> Option<Self> {
         let entry = Claimed::read(payload).ok()?.unchecked().ok()?;
         Some(Self::of(stream, entry))

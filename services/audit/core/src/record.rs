@@ -46,7 +46,7 @@ pub struct Record {
 pub enum Payload {
     /// Every byte.
     Whole(Vec<u8>),
-    /// Longer than any event: what is kept of it says which bytes they were.
+    /// Longer than any event: its length and digest are kept, and say which bytes they were.
     TooLong {
         /// The number of its bytes.
         bytes: u64,

@@ -17,7 +17,7 @@ use crate::verdict::Verdict;
 /// Most workers whose faults are listed; the broker lets nobody speak without credentials, so there
 /// are as many as were issued. The findings of all are counted.
 const FAULTY_WORKERS_MAX: usize = 4096;
-/// Most foreign messages that are listed: one is enough to look for who put it there. All are
+/// Most foreign messages that are listed: one is enough to begin the search for its sender. All are
 /// counted.
 const FOREIGN_LISTED_MAX: usize = 100;
 /// Most findings that are kept; a stream that is wrong throughout has as many as messages. All are
@@ -54,7 +54,7 @@ pub struct Summary {
     pub kinds: BTreeMap<String, u64>,
     /// Workers whose own events do not verify.
     pub faulty_workers: Vec<FaultyWorker>,
-    /// Everyone who has a chain.
+    /// Every emitter of a chain.
     pub emitters: Vec<EmitterSummary>,
     /// Every run in the ledger.
     pub runs: Vec<RunSummary>,
@@ -158,7 +158,7 @@ impl Tally {
         }
     }
 
-    /// Holds what was found against the worker in whose account it stands.
+    /// Counts a finding against the worker in whose account it stands.
     pub(crate) fn blame(&mut self, run: &RunId, worker: &WorkerId, found: &Found) {
         if found.is_evidence() || !found.finding.is_evidence() {
             return;

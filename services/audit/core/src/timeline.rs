@@ -84,7 +84,7 @@ impl TimelineRow {
     }
 }
 
-/// About what an event of the ledger is, and more.
+/// The `about` and `detail` of an event of the ledger.
 fn of_ledger(event: &LedgerEvent) -> (String, String) {
     let none = String::new;
     match event {
@@ -233,7 +233,7 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
     }
 }
 
-/// About what a worker's event is, and more.
+/// The `about` and `detail` of a worker's event.
 fn of_worker(event: &WorkerEvent) -> (String, String) {
     match event {
         WorkerEvent::Joined { release, device } => {

@@ -167,8 +167,7 @@ impl Book {
         self.0.check().expect("the state's invariants hold");
     }
 
-    /// An event that would follow, so that what is refused elsewhere is refused for its place, not
-    /// for its form.
+    /// An event that would follow, so that a refusal elsewhere is for its place, not for its form.
     pub(crate) fn fits(&self, event: &LedgerEvent) {
         self.clone().note(event);
     }

@@ -161,7 +161,7 @@ fn an_encoding_that_no_encoder_writes_is_refused() {
     assert_eq!(refused.code(), Code::EncodingInvalid);
 }
 
-/// The first block is whole, and good at the edge of what is; the second is changed by hand.
+/// The first block is whole, and just within the bounds; the second is changed by hand.
 #[test]
 fn a_fault_is_found_in_either_half_of_a_byte_and_in_its_own_block() {
     let least = 2_f32.powi(-100);

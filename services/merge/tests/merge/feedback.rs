@@ -1,4 +1,4 @@
-//! Error feedback against the plain loops, and what it is for: nothing is lost for good.
+//! Error feedback against the plain loops, and its purpose: nothing is lost for good.
 
 use merge::{CodecError, Owed, SeededRounding, codec, encode_with_feedback};
 use proptest::prelude::*;

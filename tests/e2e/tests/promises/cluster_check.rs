@@ -1,5 +1,5 @@
-//! `diloctl cluster check` compares the live streams with their declarations, and `init` makes what
-//! is missing.
+//! `diloctl cluster check` compares the live streams with their declarations, and `init` makes
+//! those that are missing.
 
 use async_nats::jetstream::{self, message::StreamMessage, stream};
 use e2e::Recipe;

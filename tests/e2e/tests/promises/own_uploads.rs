@@ -1,5 +1,5 @@
-//! A contribution is made of what its worker uploaded under its lease. What others uploaded, what
-//! the run gave out, and what another lease left in the store counts for nothing.
+//! A contribution is made of objects that its worker uploaded under its lease. Uploads of others,
+//! objects that the run gave out, and objects of another lease in the store count for nothing.
 
 use std::path::PathBuf;
 

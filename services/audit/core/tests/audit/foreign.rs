@@ -90,7 +90,7 @@ fn foreign_messages_are_counted_and_put_nothing_in_doubt() {
     }
 }
 
-/// The coordinator signed it, and what it says is not what the subject or the key says.
+/// The coordinator signed it, and its content contradicts the subject or the key.
 #[test]
 fn what_a_trusted_key_signed_for_another_place_is_no_event_of_its_chain() {
     let log = Log::write(&PLAN);

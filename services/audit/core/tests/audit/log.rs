@@ -18,7 +18,7 @@ use serde_bytes::{ByteArray, ByteBuf};
 pub(crate) const DOMAIN: &str = "a domain";
 const START: u64 = 1_700_000_000_000;
 
-/// Someone who signs events.
+/// An emitter that signs events.
 #[derive(Clone)]
 pub(crate) struct Emitter {
     key: SigningKey,
@@ -56,7 +56,7 @@ pub(crate) struct Plan {
     pub(crate) seed: u8,
 }
 
-/// A small run: what most tests audit.
+/// A small run: most tests audit this one.
 pub(crate) const PLAN: Plan = Plan {
     workers: 2,
     rounds: 2,

@@ -163,8 +163,8 @@ fn copies(accounts: &[AccountId]) -> impl Iterator<Item = String> {
         .map(|subject| subject.replace('>', "probe"))
 }
 
-/// Subjects of the broker's own, with what can be done to streams, buckets, leases, accounts and
-/// servers through them.
+/// Subjects of the broker's own, for all operations on streams, buckets, leases, accounts and
+/// servers.
 pub(crate) fn of_the_broker(accounts: &[AccountId]) -> BTreeSet<String> {
     let mut subjects: BTreeSet<String> = BTreeSet::new();
     for stream in &streams(accounts) {

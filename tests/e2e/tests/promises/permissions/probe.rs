@@ -1,4 +1,4 @@
-//! A connection that notices what the broker refuses it.
+//! A connection that notices the broker's refusals.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -5,7 +5,7 @@ use schemas::PublicKey;
 use schemas::permission::{LEDGER_WRITER_DENIED, PLUMBING, Role};
 use schemas::subject::{Row, TABLE};
 
-/// Somebody who connects.
+/// A client that connects.
 #[derive(Clone, Debug)]
 pub(crate) struct Somebody {
     pub(crate) role: Role,
