@@ -59,7 +59,7 @@ impl Crossing {
         format!("{}.{account}.>", self.lane.prefix())
     }
 
-    /// Under which subject the tenant sees it: `diloco.request.>`.
+    /// The subject under which the tenant sees it: `diloco.request.>`.
     pub fn local(&self) -> String {
         format!("{}.>", self.lane.prefix())
     }
@@ -78,9 +78,9 @@ pub struct Copied {
 /// One subject that a copy needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CopyPath {
-    /// In the account where the stream lies.
+    /// The subject in the account where the stream lies.
     pub exported: String,
-    /// In the audit account.
+    /// The subject in the audit account.
     pub local: String,
     /// True when it is a service (from the copy to the stream) or a stream (to the copy).
     pub service: bool,

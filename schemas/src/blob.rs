@@ -18,7 +18,7 @@ pub struct PutRequest {
     pub v: V<1>,
     /// The lease they are for.
     pub lease: LeaseRef,
-    /// At most `GRANTS_MAX` objects.
+    /// The objects, at most `GRANTS_MAX`.
     pub objects: Vec<ObjectRef>,
 }
 
@@ -28,7 +28,7 @@ pub struct PutRequest {
 pub struct GetRequest {
     /// Version.
     pub v: V<1>,
-    /// At most `GRANTS_MAX` digests.
+    /// The objects, at most `GRANTS_MAX`.
     pub objects: Vec<Digest>,
 }
 
@@ -63,7 +63,7 @@ pub struct HttpAction {
     pub href: String,
     /// Headers to send exactly so; the signature covers them.
     pub headers: BTreeMap<String, String>,
-    /// By the store's clock; checked when the request starts.
+    /// The end of the URL's validity, by the store's clock; it is checked when the request starts.
     pub expires_at: UnixMillis,
 }
 

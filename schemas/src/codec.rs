@@ -17,7 +17,7 @@ pub struct Codec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rounding {
-    /// To nearest; the codec says which of two equally near values it takes.
+    /// Rounding to the nearest value; the codec says which of two equally near values it takes.
     Nearest,
     /// Up or down with probability by distance, from the run's seed and the element's index.
     Stochastic,

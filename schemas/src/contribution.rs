@@ -35,7 +35,7 @@ pub struct SubmitRequest {
     pub v: V<1>,
     /// The encoding of a [`Statement`]; signed as it is, never encoded again.
     pub statement: ByteBuf,
-    /// By the worker's audit key, over the statement under its own domain prefix.
+    /// A signature by the worker's audit key, over the statement under its own domain prefix.
     pub signature: ByteArray<64>,
 }
 
@@ -61,9 +61,9 @@ pub struct Statement {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// Of a training unit.
+    /// The result of a training unit.
     Contribution(Contribution),
-    /// Of an evaluation unit.
+    /// The result of an evaluation unit.
     Evaluation(Evaluation),
 }
 

@@ -81,7 +81,7 @@ pub enum View {
 pub struct OperatorObjects {
     /// Version.
     pub v: V<1>,
-    /// At most `GRANTS_MAX` objects.
+    /// The objects, at most `GRANTS_MAX`.
     pub objects: Vec<ObjectRef>,
 }
 

@@ -54,9 +54,9 @@ pub struct Shard {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entropy {
-    /// Of single tokens.
+    /// The entropy of single tokens.
     pub unigram: f64,
-    /// Of a token given the one before it.
+    /// The entropy of a token given the one before it.
     pub bigram: f64,
 }
 

@@ -62,9 +62,9 @@ message!(EventBody, "event", EVENT_BYTES_MAX);
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
-    /// From the coordinator: a change of its state.
+    /// An event of the coordinator: a change of its state.
     Ledger(LedgerEvent),
-    /// From a worker: its own account of its life.
+    /// An event of a worker: its own account of its life.
     Worker(WorkerEvent),
 }
 

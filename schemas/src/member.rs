@@ -35,8 +35,8 @@ pub struct JoinRequest {
     pub session: Session,
     /// The key that signs the worker's events and statements; not its connection key.
     pub audit_key: PublicKey,
-    /// By the audit key, over the run and the worker's name under a prefix of their own: the asker
-    /// holds its secret.
+    /// A signature by the audit key, over the run and the worker's name under a prefix of their
+    /// own. It shows that the asker holds the key's secret.
     pub proof: ByteArray<64>,
     /// Trainers it has.
     pub trainers: Vec<TrainerKind>,

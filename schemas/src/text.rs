@@ -134,7 +134,7 @@ const fn is_harmless(character: char) -> bool {
 /// Year, month and day of a day since 1970, in the Gregorian calendar, counted in years that begin
 /// in March: leap days are then the last of their year.
 const fn civil(days: u64) -> (u64, u64, u64) {
-    /// From 0000-03-01 to 1970-01-01.
+    /// Days from 0000-03-01 to 1970-01-01.
     const TO_1970: u64 = 719_468;
     const DAYS_OF_400_YEARS: u64 = 146_097;
     let days = days + TO_1970;

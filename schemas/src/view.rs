@@ -83,7 +83,7 @@ pub struct RunView {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunDetail {
-    /// At a glance.
+    /// The run at a glance.
     pub view: RunView,
     /// Its settings.
     pub spec: RunSpec,

@@ -1,4 +1,4 @@
-//! Everything that a chain has had so far, in a few bytes an event.
+//! The whole of a chain so far, in a few bytes an event.
 
 use std::collections::BTreeMap;
 

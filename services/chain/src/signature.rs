@@ -40,7 +40,8 @@ pub struct Signatures {
 }
 
 impl Signatures {
-    /// Of `domain` (its id as text), most of them by the keys `often`.
+    /// The checker for the domain `domain` (its id as text), most of whose signatures are by the
+    /// keys `often`.
     pub fn new<'a>(domain: &str, often: impl IntoIterator<Item = &'a PublicKey>) -> Self {
         let table = |key: &PublicKey| Some((key.clone(), TabledKey::new(user_key(key.as_str())?)?));
         Self {

@@ -11,7 +11,7 @@ use schemas::member::Layer;
 use schemas::permission::Role;
 use serde::{Deserialize, Serialize};
 
-/// Everything that can be set.
+/// All settings of the coordinator.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {

@@ -31,7 +31,7 @@ pub(crate) fn answered(request: &'static str, took: Duration, refused: Option<&R
     histogram!(REQUEST_SECONDS, "request" => request).record(took);
 }
 
-/// So many arrivals wait for the loop.
+/// Shows the number of arrivals that wait for the loop.
 pub(crate) fn waiting(arrivals: usize) {
     gauge!(ARRIVALS_WAITING).set(arrivals as f64);
 }

@@ -22,7 +22,7 @@ const REMEMBERED_MAX: usize = 16_384;
 pub(crate) struct Granted(BTreeSet<IncomingKey>);
 
 impl Granted {
-    /// For each object whether its upload was granted before; from now on it was.
+    /// Says for each object if its upload was granted before, and notes that it is granted now.
     pub(crate) fn mark(&mut self, place: &Quarantine, objects: &[ObjectRef]) -> Vec<Upload> {
         if self.0.len() + objects.len() > REMEMBERED_MAX {
             self.0.clear();

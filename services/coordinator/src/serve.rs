@@ -1,5 +1,5 @@
-//! From the bus to the decision loop: each message is read, and refused at once when its form or
-//! sender is wrong.
+//! The way from the bus to the decision loop: each message is read, and refused at once when its
+//! form or sender is wrong.
 
 use coordinator_core::{Input, Peer};
 use runtime::throttle::{INTERVAL_FIRST, Throttle};

@@ -42,7 +42,7 @@ const IDLE_MAX: Duration = Duration::from_secs(5);
 /// share one append, and so its wait for the disk.
 const INPUTS_MAX: usize = ARRIVALS_MAX;
 
-/// Everything that the loop works with.
+/// The loop's tools and its state.
 pub(crate) struct Shell {
     pub(crate) bus: Bus,
     pub(crate) store: Store,

@@ -23,7 +23,7 @@ pub const CORPUS_BYTES_MAX: Bytes = Bytes::mebi(1024);
 pub(crate) const CORPUS_BYTES_MIN: u64 = 4096;
 /// Longer texts are cut, so that no single one decides the split.
 const DOCUMENT_BYTES_MAX: u64 = 256 << 10;
-/// From this number of texts on, whole texts are split between training and held-out.
+/// The number of texts from which on whole texts are split between training and held-out.
 const DOCUMENTS_FEW: usize = 50;
 /// Longest beginning of a file that is no text of its own: the mark of UTF-8.
 const MARK: &[u8] = b"\xef\xbb\xbf";
@@ -277,7 +277,8 @@ fn joined(text: Vec<Document>) -> Vec<Document> {
         .collect()
 }
 
-/// At most `room` bytes of a file's text, and whether there are more; or why it is none.
+/// Reads at most `room` bytes of a file's text, and says if there are more; or gives the reason why
+/// the file is no text.
 fn read(path: &Path, room: u64) -> Result<(String, bool), (Reason, Option<String>)> {
     let unreadable = |error: io::Error| (Reason::Unreadable, Some(error.to_string()));
     let mut bytes = Vec::new();

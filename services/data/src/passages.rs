@@ -266,7 +266,7 @@ mod tests {
         context: 512,
     };
 
-    /// Everything that is handed out, and how often the text was cut.
+    /// Collects everything that is handed out, and the number of cuts.
     fn all(tokenizer: &TextTokenizer, text: &str) -> (Vec<(String, Vec<u32>)>, u64) {
         let mut handed = Vec::new();
         let mut emit = |piece: &str, ids: &[u32]| handed.push((piece.to_owned(), ids.to_vec()));

@@ -78,7 +78,7 @@ impl Tally {
 }
 
 impl Reason {
-    /// In words, after a number.
+    /// The reason in words, to stand after a number.
     pub const fn words(self) -> &'static str {
         match self {
             Self::Nul => "not text (a NUL byte)",

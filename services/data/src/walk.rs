@@ -142,7 +142,8 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Among Rust sources only these are told of: everything else there was not asked for.
+    /// Reports a file that is passed over. Among Rust sources, files of other kinds are reported
+    /// for a few reasons only, since nobody asked for them.
     fn told(&self, path: &Path, reason: Reason, detail: Option<String>) -> Option<Found> {
         let relevant = match reason {
             Reason::Unreadable | Reason::TooDeep | Reason::Excluded => true,

@@ -243,7 +243,7 @@ impl OpenSync {
 /// A result that came to something.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Accepted {
-    /// Of its lease.
+    /// The epoch of its lease.
     pub epoch: Epoch,
     /// The digest of the signed statement.
     pub statement: Digest,
@@ -262,7 +262,7 @@ pub struct RoundRecord {
     pub tokens: Tokens,
     /// Loss times tokens over its accepted contributions.
     pub loss_sum: f64,
-    /// Of the merged contribution.
+    /// The norm of the merged contribution.
     pub norm: Option<f64>,
 }
 
@@ -281,16 +281,16 @@ pub struct SnapshotRecord {
 /// now are in flight.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Fates {
-    /// Issued with leases.
+    /// Tokens that were issued with leases.
     pub issued: Tokens,
-    /// In a contribution that counts.
+    /// Tokens in a contribution that counts.
     pub merged: Tokens,
-    /// In a result that came after its round was sealed. None as long as a round waits for all its
-    /// units.
+    /// Tokens in a result that came after its round was sealed. None as long as a round waits for
+    /// all its units.
     pub late: Tokens,
-    /// In a result that was refused.
+    /// Tokens in a result that was refused.
     pub rejected: Tokens,
-    /// Of leases that ended without a result.
+    /// Tokens of leases that ended without a result.
     pub abandoned: Tokens,
 }
 

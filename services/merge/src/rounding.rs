@@ -1,4 +1,5 @@
-//! From `f32` to bf16 and back, one element at a time, and the noise of stochastic rounding.
+//! Conversion from `f32` to bf16 and back, one element at a time, and the noise of stochastic
+//! rounding.
 //!
 //! bf16 is the upper half of an `f32`: the same sign and exponent, 7 of the 23 fraction bits.
 //! Widening is exact. Narrowing is integer arithmetic on the bits, so neither the floating-point
@@ -23,7 +24,7 @@ pub struct SeededRounding {
 }
 
 impl SeededRounding {
-    /// To nearest, ties to even.
+    /// Rounding to the nearest value, ties to even.
     pub const NEAREST: Self = Self {
         rule: Rounding::Nearest,
         seed: 0,

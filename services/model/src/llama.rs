@@ -353,7 +353,7 @@ mod tests {
 
     use super::*;
 
-    /// As transformers writes it, with keys that this program does not know.
+    /// A file as transformers writes it, with keys that this program does not know.
     const FILE: &str = r#"{
         "architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 1,
         "hidden_act": "silu", "hidden_size": 64, "initializer_range": 0.02, "intermediate_size": 176,

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::trainers;
 
-/// Everything that can be set.
+/// All settings of the worker.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct WorkerConfig {

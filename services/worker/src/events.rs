@@ -40,7 +40,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 struct ChainEnd {
     v: V<1>,
     emitter: PublicKey,
-    /// Of the next event.
+    /// The position of the next event.
     sequence: Sequence,
     /// Digest of the last event's body.
     previous: Option<Digest>,

@@ -174,7 +174,7 @@ impl Library {
         Ok(bytes)
     }
 
-    /// From the cache; trouble with it costs a download, nothing else.
+    /// The object from the cache; trouble with it costs a download, nothing else.
     async fn cached(&self, digest: Digest) -> Option<Bytes> {
         let cache = Arc::clone(&self.cache);
         let got = tokio::task::spawn_blocking(move || cache.get(digest))

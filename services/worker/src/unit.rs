@@ -57,7 +57,7 @@ pub(crate) struct Unit {
     pub(crate) manifest: Arc<Manifest>,
     pub(crate) tools: UnitTools,
     pub(crate) stop: CancellationToken,
-    /// There from the fetch until the steps begin.
+    /// The text that the unit reads; there from the fetch until the steps begin.
     pub(crate) text: Arc<Mutex<Option<Text>>>,
 }
 

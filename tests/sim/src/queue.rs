@@ -33,7 +33,7 @@ pub(crate) enum Try {
     Gone,
     /// Not yet: look again then.
     Later(UnixMillis),
-    /// Here it is.
+    /// The message was delivered.
     Delivered(UnitId, DeliveryId),
 }
 

@@ -10,7 +10,7 @@ use schemas::run::RunSpec;
 use schemas::snapshot::MergeInput;
 use schemas::{Bytes, Chunks, Digest, Hasher, Listed, ObjectRef, Round};
 
-/// Everything at the store. It survives every crash.
+/// The contents of the store. They survive every crash.
 #[derive(Debug, Default)]
 pub(crate) struct Store {
     /// Readable objects.

@@ -136,7 +136,7 @@ pub(crate) enum Delivered {
     Granted,
 }
 
-/// Everything there is.
+/// The whole simulated world.
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) chance: Chance,

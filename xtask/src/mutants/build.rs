@@ -15,7 +15,7 @@ use super::listed::{Genre, Mutant};
 use super::weave::{self, Woven};
 use crate::console;
 
-/// More rounds mean that an error is attributed to the wrong mutant again and again.
+/// Most rounds; more of them mean that an error is attributed to the wrong mutant again and again.
 const ROUNDS_MAX: usize = 30;
 /// Errors that need not be the mutant's own fault: the switch cannot be asked while the compiler
 /// works, and borrows of the alternatives may get into each other's way.
@@ -284,7 +284,7 @@ fn line_around(text: &str, span: &Range<usize>) -> Range<usize> {
     start..end.map_or(text.len(), |at| span.end + at)
 }
 
-/// From a place to the end of its function.
+/// The range from a place to the end of its function.
 fn body_after(text: &str, span: &Range<usize>) -> Range<usize> {
     let rest = &text[span.end..];
     let end = ["\n}\n", "\n    }\n"]

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::build::Program;
 use crate::process;
 
-/// Between two looks at a program of tests.
+/// The time between two looks at a program of tests.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// The factor by which the tests may take longer than without a mutant: the machine may be busy.
 const TIMES_SLOWER: u32 = 20;

@@ -35,7 +35,7 @@ use listed::Mutant;
 use survivors::Survivors;
 
 const VERSION: &str = "27.1.0";
-/// Below `target/mutants`: the names of the mutants that survived the last run.
+/// A file below `target/mutants`: the names of the mutants that survived the last run.
 const SURVIVED: &str = "survived.txt";
 /// The number of mutants that `cargo xtask test` tries: their tests take a few seconds, the build a
 /// minute.

@@ -74,7 +74,8 @@ pub(crate) enum Account {
 }
 
 impl Examiner {
-    /// Of the trust domain `domain` (its id as text), whose ledger these audit keys may write.
+    /// The examiner for the trust domain `domain` (its id as text), whose ledger these audit keys
+    /// may write.
     pub fn new(domain: &str, coordinators: impl IntoIterator<Item = PublicKey>) -> Self {
         let coordinators: BTreeSet<PublicKey> = coordinators.into_iter().collect();
         Self {

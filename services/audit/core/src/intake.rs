@@ -87,16 +87,16 @@ pub struct Candidate {
 /// The outcome of a message so far.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Heard {
-    /// An answer of our own that somebody had sent here. Nobody is to blame that we know of.
+    /// An answer of our own that somebody had sent here. No known sender is to blame.
     Answer,
-    /// Over the rate of its worker: no answer, since an answer would cost the work that the rate is
-    /// to save.
+    /// The message is over the rate of its worker: no answer, since an answer would cost the work
+    /// that the rate is to save.
     Over(WorkerId),
     /// Not from a worker at all.
     Nobody,
-    /// To be answered so.
+    /// The refusal to answer with.
     Refused(Refusal),
-    /// To be held against the end of its chain.
+    /// A candidate, to be held against the end of its chain.
     Candidate(Box<Candidate>),
 }
 
@@ -111,11 +111,11 @@ pub enum Linked {
     Refused(Refusal),
 }
 
-/// Everything that is known of workers' events before they are recorded.
+/// The facts about workers' events that are known before they are recorded.
 #[derive(Debug)]
 pub struct Intake {
     signatures: Signatures,
-    /// No key at all is that of a worker that was removed.
+    /// The keys of each worker that joined; none for a worker that was removed.
     enrolled: BTreeMap<Speaker, BTreeSet<PublicKey>>,
     rates: BTreeMap<WorkerId, Rate>,
     tails: BTreeMap<Speaker, Option<Tail>>,
@@ -126,9 +126,9 @@ pub struct Intake {
 /// The events and bytes that a worker may still send now.
 #[derive(Clone, Copy, Debug)]
 struct Rate {
-    /// In thousandths, so that milliseconds count.
+    /// Events, in thousandths, so that milliseconds count.
     events: u64,
-    /// In thousandths.
+    /// Bytes, in thousandths.
     bytes: u64,
     /// Bytes that may be recorded, in thousandths.
     recorded: u64,
@@ -191,7 +191,7 @@ impl Rate {
 }
 
 impl Intake {
-    /// For the trust domain `domain` (its id as text); nobody is enrolled yet.
+    /// The intake for the trust domain `domain` (its id as text); nobody is enrolled yet.
     pub fn new(domain: &str) -> Self {
         let (enrolled, rates, tails) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         Self {

@@ -14,6 +14,6 @@ pub enum Verdict {
     Unenrolled,
     /// Something is wrong.
     Rejected,
-    /// In nobody's chain; passed over.
+    /// The message is in nobody's chain; it is passed over.
     Foreign,
 }

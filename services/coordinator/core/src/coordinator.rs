@@ -282,7 +282,7 @@ impl Coordinator {
         }
     }
 
-    /// After the end nothing changes any more, and each request is told so.
+    /// Answers an input after the end: nothing changes any more, and each request is told so.
     fn decline(&mut self, input: Input) {
         if let Input::Request { reply, .. }
         | Input::Control { reply, .. }

@@ -210,7 +210,7 @@ pub enum Answer {
     Shutdown(ShutdownReply),
 }
 
-/// Under which prefix of the bucket `incoming` objects are uploaded.
+/// The prefix of the bucket `incoming` under which objects are uploaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Quarantine {
     /// The quarantine of a worker under one lease: all objects in it were uploaded by that worker

@@ -30,12 +30,11 @@ pub(crate) struct Turn<'a> {
 /// The way in which a request ends for now.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    /// With this answer.
+    /// An answer now.
     Now(Answer),
-    /// With an answer that comes later: the handler keeps the reply, or an effect gives it.
+    /// An answer that comes later: the handler keeps the reply, or an effect gives it.
     Later,
-    /// With a refusal that is not recorded: the asker is not at fault, or the ledger holds it
-    /// already.
+    /// A refusal that is not recorded: the asker is not at fault, or the ledger holds it already.
     NotNow(Refusal),
 }
 

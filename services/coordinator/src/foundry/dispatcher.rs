@@ -33,7 +33,7 @@ pub(super) struct Dispatcher {
     domain: String,
     store: Store,
     answers: Answers,
-    /// To itself, behind the orders that wait.
+    /// A way to send messages to itself, behind the orders that wait.
     messages: mpsc::Sender<Message>,
     executor: executor::Handle,
     /// Checks ahead of their submit, by lease.

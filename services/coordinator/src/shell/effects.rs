@@ -25,7 +25,7 @@ use crate::store::incoming_key;
 const COMMAND_LIFE_SECONDS: u64 = 120;
 
 impl Shell {
-    /// Everything but appends and the end.
+    /// Carries out an effect that is neither an append nor the end.
     pub(super) async fn perform(&mut self, effect: Effect) -> Result<(), Failure> {
         match effect {
             Effect::Append { .. } | Effect::Stop { .. } => {

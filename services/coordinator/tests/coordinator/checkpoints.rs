@@ -17,7 +17,7 @@ use crate::ledger::{Scene, append, at, read_on, reasons, stopped};
 use crate::scene;
 
 const PATIENCE: Duration = Duration::from_secs(20);
-/// As many as a coordinator lets come before it takes a checkpoint.
+/// The number of events that a coordinator lets come before it takes a checkpoint.
 const EVERY: usize = coordinator_core::CHECKPOINT_EVERY as usize;
 
 /// The event that takes a checkpoint, appended; and what names it.

@@ -12,9 +12,9 @@ use schemas::{Digest, Sequence, V};
 
 use crate::ledger::{Scene, append, at, of_demo, reasons, stopped};
 
-/// More than is read ahead, so that no reader has all of it at any time.
+/// A length of more events than are read ahead, so that no reader has all of it at any time.
 const LONG: u64 = 2600;
-/// In the middle of a batch of questions.
+/// A position in the middle of a batch of questions.
 const MIDDLE: u64 = 700;
 
 async fn write(ledger: &mut Ledger, name: &str, count: u64) {

@@ -80,7 +80,7 @@ fn deadline() -> tokio::time::Instant {
 }
 
 impl Scene {
-    /// Everything up, and a run of `rounds` rounds of two units.
+    /// Starts everything, and a run of `rounds` rounds of two units.
     pub(crate) async fn start(rounds: u64) -> Self {
         Self::of_chunks(rounds, CHUNK_ELEMENTS).await
     }

@@ -137,7 +137,7 @@ pub(crate) fn closed(round: u64, version: u64) -> LedgerEvent {
 pub(crate) struct Book(State);
 
 impl Book {
-    /// With a run and three workers in it.
+    /// A book with a run and three workers in it.
     pub(crate) fn new() -> Self {
         Self::of(spec())
     }
@@ -146,7 +146,7 @@ impl Book {
         Self::begin(State::default(), spec)
     }
 
-    /// As [`Book::new`], in a state that holds the run to no closing rule.
+    /// Does the same as [`Book::new`], in a state that holds the run to no closing rule.
     pub(crate) fn under_any_rule() -> Self {
         Self::begin(State::under_any_rule(), spec())
     }

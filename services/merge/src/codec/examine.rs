@@ -7,7 +7,7 @@ pub(super) const LANES: usize = 16;
 /// The facts that a codec finds about a block.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Examined {
-    /// In the order of additions that [`crate::screen()`] fixes.
+    /// The sum, in the order of additions that [`crate::screen()`] fixes.
     pub(crate) sum_of_squares: f64,
     /// Largest magnitude as bits: of numbers in their own order, above them infinity, above it
     /// NaN.

@@ -37,13 +37,13 @@ impl Pace {
         self.spread(span)
     }
 
-    /// As [`Pace::pause`], with a ceiling of its own.
+    /// Does the same as [`Pace::pause`], with a ceiling of its own.
     pub(crate) fn pause_up_to(&mut self, max: Millis) -> Millis {
         let span = self.backoff.fail_up_to(max.as_duration());
         self.spread(span)
     }
 
-    /// In whole numbers, so that every machine comes to the same pause.
+    /// Draws a pause from a span, in whole numbers, so that every machine gets the same pause.
     fn spread(&mut self, span: Duration) -> Millis {
         let span = u64::try_from(span.as_millis()).unwrap_or(u64::MAX).max(2);
         self.noise = self.noise.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -59,7 +59,7 @@ struct Contribution {
 }
 
 impl Residual {
-    /// With `owed` from before.
+    /// A residual that begins with `owed` from before.
     pub(super) fn new(owed: Vec<f32>, marks: Marks) -> Self {
         Self {
             left: vec![0.0; owed.len()],

@@ -34,7 +34,7 @@ const STEPS_WAIT_MAX: Duration = Duration::from_secs(5);
 /// first, however the training thread ends.
 pub(super) struct Saver {
     mailbox: Arc<Mailbox>,
-    /// There until the end.
+    /// The lane's thread; there until the end.
     lane: Option<JoinHandle<()>>,
 }
 
@@ -63,7 +63,7 @@ struct Slot {
 pub(super) struct PendingSave {
     pub(super) state: InnerState,
     residual: Option<residual::Saved>,
-    /// By how many withdrawals the residual is not older.
+    /// The number of withdrawals when the residual was made: a later withdrawal makes it void.
     withdrawals: u64,
     path: PathBuf,
     due: Instant,
@@ -204,8 +204,8 @@ impl Saver {
 }
 
 impl Drop for Saver {
-    /// Also where the training thread ends by a panic or before its time: the state that was kept
-    /// last was whole when it was copied.
+    /// Ends the lane after the last write, also when the training thread ends by a panic or before
+    /// its time: the state that was kept last was whole when it was copied.
     fn drop(&mut self) {
         self.mailbox.slot().closed = true;
         self.mailbox.changed.notify_one();

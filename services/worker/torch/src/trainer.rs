@@ -68,9 +68,9 @@ pub struct TorchTrainer {
 /// The place of all vectors, with the global weights, which take memory once they are asked for.
 #[derive(Debug)]
 enum Place {
-    /// In this machine's memory.
+    /// The vectors lie in this machine's memory.
     Host { global: Vec<f32> },
-    /// On a device.
+    /// The vectors lie on a device.
     Card {
         lane: Lane,
         global: Option<CardGlobal>,
@@ -205,8 +205,9 @@ impl TorchTrainer {
             .collect()
     }
 
-    /// Before a step, not after it: whatever a step that failed left at the weights is never added
-    /// to, and nothing that could fail as well stands between a failure and its report.
+    /// Clears the gradients before a step, not after it. So nothing is ever added to the gradients
+    /// that a failed step left, and no operation that could fail as well stands between a failure
+    /// and its report.
     fn clear_gradients(&self) -> Result<(), TorchError> {
         let gradients = self.gradients();
         // Before the first backward pass there is none, which libtorch would refuse to set to zero.
@@ -217,7 +218,8 @@ impl TorchTrainer {
         }
     }
 
-    /// Backward passes over all micro-batches; the mean loss and the summed gradients' norm.
+    /// Does the backward passes over all micro-batches; returns the mean loss and the summed
+    /// gradients' norm.
     fn accumulate(
         &mut self,
         batch: &Batch<'_>,

@@ -118,7 +118,7 @@ async fn info(cluster: &Cluster, role: Role, name: &str) -> stream::Info {
         .clone()
 }
 
-/// As the broker stores it.
+/// The length of a message as the broker stores it.
 fn length(message: &StreamMessage) -> usize {
     let headers: usize = message
         .headers

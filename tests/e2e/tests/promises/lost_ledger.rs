@@ -403,7 +403,7 @@ async fn a_ledger_that_is_shorter_than_its_copy_is_told() {
     }
 }
 
-/// As the code says to begin anew on purpose, also where the store is the same.
+/// Begins a ledger anew on purpose, as the page of the code says, also where the store is the same.
 #[tokio::test]
 async fn another_domain_begins_its_ledger_in_a_store_that_was_used() {
     let machine = trained().await;

@@ -371,7 +371,7 @@ pub(crate) fn put(record: &mut Record, event: &SignedEvent) {
     record.payload = Payload::of(&event.encode());
 }
 
-/// Everything an auditor says of records that end at `last`.
+/// All results of an auditor for records that end at `last`.
 pub(crate) fn audit(
     auditor: &mut Auditor,
     records: &[Record],

@@ -203,7 +203,7 @@ impl Fading {
         self.count
     }
 
-    /// There are more.
+    /// Adds to the count.
     pub(crate) fn add(&mut self, more: usize) {
         self.count = self.count.saturating_add(more);
     }
@@ -408,7 +408,7 @@ pub(crate) fn progress_wait(life: Millis) -> Millis {
 
 /// See [`progress_wait`].
 const PROGRESS_WAIT_MIN: Millis = Millis::from_secs(600);
-/// As long as so many leases, where leases are long.
+/// The same bound in lease times, for long leases.
 const PROGRESS_WAIT_LEASES: u64 = 4;
 
 /// First and longest wait after failures of the foundry: each costs a read of the run's weights.

@@ -107,7 +107,7 @@ fn ledger(world: &World) -> impl Iterator<Item = (UnixMillis, &LedgerEvent)> {
     })
 }
 
-/// For each round, how long after its opening the last of its units got a holder.
+/// The time from the opening of each round until the last of its units got a holder.
 fn delays(world: &World) -> BTreeMap<Round, Millis> {
     let mut opened = BTreeMap::new();
     let mut delays = BTreeMap::new();

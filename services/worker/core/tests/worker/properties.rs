@@ -346,8 +346,8 @@ impl Play {
         }
     }
 
-    /// From here on the world is kind: every request is answered, every step done. Then the worker
-    /// claims or ends.
+    /// Lets the world be kind from here on: every request is answered, every step done. Then the
+    /// worker claims or ends.
     fn settle(&mut self) {
         for round in 0..400 {
             if self.exited
