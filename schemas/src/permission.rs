@@ -1,4 +1,4 @@
-//! The subjects that each role may publish and subscribe: the permission sets that follow from
+//! The subjects to which each role may publish and subscribe: the permission sets that follow from
 //! [`TABLE`] and from the plumbing of JetStream. User JWTs, role templates and `docs/bus.md` are
 //! all made from here.
 
@@ -11,7 +11,7 @@ use crate::subject::{Kind, Lane, TABLE};
 pub struct Plumbing {
     /// The role.
     pub role: Role,
-    /// The subject that it may publish.
+    /// The subject to which it may publish.
     pub subject: &'static str,
     /// The reason.
     pub purpose: &'static str,

@@ -12,9 +12,9 @@ use schemas::run::{Codec, CodecKind, Rounding, RunSpec};
 use schemas::{Chunks, Code, Digest, Millis, ObjectRef, Refusal, RunId, UnixMillis, WorkerId};
 use worker_core::NotVerified;
 
-/// The tolerance for windows of signed documents: the coordinator's time may differ by this much
-/// from this worker's idea of it. A clock of this machine that differs by more is reported, so that
-/// somebody looks at it.
+/// The tolerance for windows of signed documents: this worker's measurement of the coordinator's
+/// time may be wrong by this much. A clock of this machine that differs by more is reported, so
+/// that somebody looks at it.
 pub(crate) const SKEW: Millis = Millis::from_secs(60);
 /// Longest window of a document, beyond a lease: a document that is signed for longer could be kept
 /// and shown again.

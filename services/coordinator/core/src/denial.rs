@@ -1,6 +1,6 @@
 //! Refusals in the ledger: of each sender a few at once and then one now and again, and the same of
-//! all together, so that a sender that is refused can neither fill the ledger nor use up the
-//! others' share of it.
+//! all together, so that a sender that is refused can neither fill the ledger nor use up the share
+//! of the others.
 
 use std::collections::BTreeMap;
 

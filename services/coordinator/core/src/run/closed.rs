@@ -1,5 +1,5 @@
 //! Answers of a run that is over: it says that it is, and still answers questions that were asked
-//! before the asker heard of it.
+//! before the asker heard of the end.
 
 use ledger::RunFold;
 use schemas::event::Departure;
